@@ -1,0 +1,23 @@
+//! Compiles `proto/` with protox, so that no `protoc` is needed, and writes the descriptors that
+//! reflection serves.
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::{env, fs};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed=proto");
+    let mut compiler = protox::Compiler::new(["proto"])?;
+    compiler
+        .include_imports(true)
+        .include_source_info(true)
+        .open_file("tokenway/v1/inference.proto")?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(
+        out.join("tokenway_descriptors.bin"),
+        compiler.encode_file_descriptor_set(),
+    )?;
+    // tonic-build's prost half has been called tonic-prost-build since tonic 0.14.
+    tonic_prost_build::configure().compile_fds(compiler.file_descriptor_set())?;
+    Ok(())
+}

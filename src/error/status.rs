@@ -1,0 +1,103 @@
+//! Errors as gRPC statuses with `google.rpc` details, and back with nothing lost.
+
+use std::collections::HashMap;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use super::{Error, ErrorKind};
+
+/// The domain of our `ErrorInfo`.
+const DOMAIN: &str = "tokenway";
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        let row = error.kind.row();
+        let mut details = ErrorDetails::with_error_info(row.code, DOMAIN, HashMap::new());
+        if let Some(param) = &error.param {
+            details.add_bad_request_violation(param, &error.message);
+        }
+        if let Some(delay) = error.retry_after {
+            details.set_retry_info(Some(delay));
+        }
+        Self::with_error_details(row.grpc.unwrap_or(Code::Internal), error.message, details)
+    }
+}
+
+impl From<&Status> for Error {
+    /// Our own statuses come back as they were. A foreign one is known by its gRPC code alone.
+    fn from(status: &Status) -> Self {
+        let details = status.get_error_details();
+        let ours = details
+            .error_info()
+            .filter(|info| info.domain == DOMAIN)
+            .and_then(|info| ErrorKind::from_code(&info.reason));
+        let kind = ours.unwrap_or_else(|| kind_of_foreign(status.code()));
+        let message = if kind == ErrorKind::Internal {
+            Self::internal().message
+        } else {
+            status.message().to_owned()
+        };
+        Self {
+            kind,
+            message,
+            param: details
+                .bad_request()
+                .and_then(|bad| bad.field_violations.first())
+                .map(|violation| violation.field.clone()),
+            retry_after: details.retry_info().and_then(|info| info.retry_delay),
+        }
+    }
+}
+
+fn kind_of_foreign(code: Code) -> ErrorKind {
+    match code {
+        Code::InvalidArgument => ErrorKind::InvalidValue,
+        Code::Unauthenticated => ErrorKind::InvalidApiKey,
+        Code::PermissionDenied => ErrorKind::InsufficientScope,
+        Code::NotFound => ErrorKind::ModelNotFound,
+        Code::Unimplemented => ErrorKind::NotFound,
+        Code::OutOfRange => ErrorKind::RequestTooLarge,
+        Code::ResourceExhausted => ErrorKind::RateLimited,
+        Code::Cancelled => ErrorKind::Cancelled,
+        Code::Aborted => ErrorKind::UpstreamError,
+        Code::Unavailable => ErrorKind::NoWorker,
+        Code::DeadlineExceeded => ErrorKind::DeadlineExceeded,
+        Code::Ok
+        | Code::Unknown
+        | Code::AlreadyExists
+        | Code::FailedPrecondition
+        | Code::Internal
+        | Code::DataLoss => ErrorKind::Internal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn every_error_survives_the_way_through_a_status() {
+        for kind in ErrorKind::ALL
+            .into_iter()
+            .filter(|kind| kind.row().grpc.is_some())
+        {
+            let mut error = Error::new(kind, Error::internal().message).with_param("stop");
+            error.retry_after = Some(Duration::from_millis(1_500));
+            let status = Status::from(error.clone());
+            assert_eq!(Some(status.code()), kind.row().grpc);
+            assert_eq!(Error::from(&status), error);
+        }
+    }
+
+    #[test]
+    fn a_foreign_status_is_known_by_its_code_and_leaks_no_internals() {
+        let error = Error::from(&Status::unknown("stack trace"));
+        assert_eq!(error.kind, ErrorKind::Internal);
+        assert!(!error.message.contains("stack trace"));
+        let error = Error::from(&Status::unavailable("connection refused"));
+        assert_eq!(error.kind, ErrorKind::NoWorker);
+    }
+}

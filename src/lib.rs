@@ -1,0 +1,10 @@
+//! Tokenway streams the tokens of large language models through two doors: gRPC, and OpenAI's HTTP.
+//!
+//! The modules stand in the order of a token's path, and each names only modules below it (besides
+//! `error` and `telemetry`). `docs/architecture.md` walks the path once.
+
+pub mod error;
+pub mod proto;
+pub mod request;
+pub mod runner;
+pub mod telemetry;

@@ -1,0 +1,222 @@
+//! What an operator sees: the metrics, their names and their labels. Labels come from closed sets; no
+//! prompt, completion or key is in any of them.
+//!
+//! The recorder belongs to a server and is not global, so that two servers in one process count
+//! apart.
+
+use std::sync::Arc;
+
+use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder, SharedString, Unit};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+use crate::error::{Error, ErrorKind};
+
+const REQUESTS: &str = "tokenway_requests_total";
+const REFUSALS: &str = "tokenway_refusals_total";
+const STREAMS: &str = "tokenway_streams_in_flight";
+const CONNECTIONS: &str = "tokenway_connections_open";
+const SEQUENCES: &str = "tokenway_sequences_running";
+const QUEUE_DEPTH: &str = "tokenway_queue_depth";
+const TOKENS: &str = "tokenway_tokens_total";
+const TOKENS_WASTED: &str = "tokenway_tokens_wasted_total";
+const CANCELLATIONS: &str = "tokenway_cancellations_total";
+const WORKERS_READY: &str = "tokenway_workers_ready";
+const WORKERS_LOST: &str = "tokenway_workers_lost_total";
+
+const METADATA: Metadata<'static> = Metadata::new("tokenway", Level::INFO, Some("tokenway"));
+
+/// The metrics of one server. Clones count into the same ones.
+#[derive(Clone)]
+pub struct Telemetry {
+    recorder: Arc<PrometheusRecorder>,
+    handle: PrometheusHandle,
+    /// Sequences that hold a slot of a device.
+    pub sequences_running: Gauge,
+    /// Requests of which no choice has begun.
+    pub queue_depth: Gauge,
+    /// Tokens that devices made.
+    pub tokens: Counter,
+    /// Tokens that devices made and nobody waited for any more.
+    pub tokens_wasted: Counter,
+    /// Requests whose client went away before their end.
+    pub cancellations: Counter,
+    /// Workers whose model is loaded.
+    pub workers_ready: Gauge,
+    /// Workers that crashed.
+    pub workers_lost: Counter,
+}
+
+/// Where a request entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Door {
+    /// gRPC.
+    Grpc,
+    /// OpenAI's HTTP.
+    Http,
+}
+
+impl Door {
+    /// The door as a metric's label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Grpc => "grpc",
+            Self::Http => "http",
+        }
+    }
+}
+
+impl Telemetry {
+    /// Metrics that all begin at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        describe(&recorder);
+        let counter = |name| recorder.register_counter(&Key::from_static_name(name), &METADATA);
+        let gauge = |name| recorder.register_gauge(&Key::from_static_name(name), &METADATA);
+        let telemetry = Self {
+            sequences_running: gauge(SEQUENCES),
+            queue_depth: gauge(QUEUE_DEPTH),
+            tokens: counter(TOKENS),
+            tokens_wasted: counter(TOKENS_WASTED),
+            cancellations: counter(CANCELLATIONS),
+            workers_ready: gauge(WORKERS_READY),
+            workers_lost: counter(WORKERS_LOST),
+            recorder: Arc::new(recorder),
+            handle,
+        };
+        for door in [Door::Grpc, Door::Http] {
+            telemetry.streams(door).set(0.0);
+            telemetry.connections(door).set(0.0);
+        }
+        telemetry.sequences_running.set(0.0);
+        telemetry.queue_depth.set(0.0);
+        telemetry.workers_ready.set(0.0);
+        telemetry
+    }
+
+    /// Everything, in Prometheus's text format.
+    #[must_use]
+    pub fn render(&self) -> String {
+        self.handle.render()
+    }
+
+    /// A stream that is counted as in flight until the guard is dropped.
+    #[must_use]
+    pub fn stream_opened(&self, door: Door) -> InFlight {
+        InFlight::new(self.streams(door))
+    }
+
+    /// A connection that is counted as open until the guard is dropped.
+    #[must_use]
+    pub fn connection_opened(&self, door: Door) -> InFlight {
+        InFlight::new(self.connections(door))
+    }
+
+    /// Counts a request that has ended, once, at the door where it entered.
+    pub fn request_ended(&self, door: Door, outcome: Result<(), &Error>) {
+        let outcome = outcome.map_or_else(|error| error.kind.row().code, |()| "ok");
+        self.labelled_counter(REQUESTS, &[("door", door.label()), ("outcome", outcome)])
+            .increment(1);
+    }
+
+    /// Counts a request that was refused before anything was sent.
+    pub fn refused(&self, door: Door, kind: ErrorKind) {
+        self.labelled_counter(
+            REFUSALS,
+            &[("door", door.label()), ("reason", kind.row().code)],
+        )
+        .increment(1);
+    }
+
+    fn streams(&self, door: Door) -> Gauge {
+        self.labelled_gauge(STREAMS, &[("door", door.label())])
+    }
+
+    fn connections(&self, door: Door) -> Gauge {
+        self.labelled_gauge(CONNECTIONS, &[("door", door.label())])
+    }
+
+    fn labelled_counter(
+        &self,
+        name: &'static str,
+        labels: &[(&'static str, &'static str)],
+    ) -> Counter {
+        self.recorder
+            .register_counter(&key(name, labels), &METADATA)
+    }
+
+    fn labelled_gauge(&self, name: &'static str, labels: &[(&'static str, &'static str)]) -> Gauge {
+        self.recorder.register_gauge(&key(name, labels), &METADATA)
+    }
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Counts one thing for as long as it lives.
+pub struct InFlight {
+    gauge: Gauge,
+}
+
+impl InFlight {
+    /// Counts one more on a gauge.
+    #[must_use]
+    pub fn new(gauge: Gauge) -> Self {
+        gauge.increment(1.0);
+        Self { gauge }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.gauge.decrement(1.0);
+    }
+}
+
+fn key(name: &'static str, labels: &[(&'static str, &'static str)]) -> Key {
+    let labels: Vec<Label> = labels
+        .iter()
+        .map(|(name, value)| Label::from_static_parts(name, value))
+        .collect();
+    Key::from_parts(name, labels)
+}
+
+fn describe(recorder: &PrometheusRecorder) {
+    let counter = |name: &'static str, text: &'static str| {
+        recorder.describe_counter(name.into(), Some(Unit::Count), SharedString::from(text));
+    };
+    let gauge = |name: &'static str, text: &'static str| {
+        recorder.describe_gauge(name.into(), Some(Unit::Count), SharedString::from(text));
+    };
+    counter(
+        REQUESTS,
+        "Requests that have ended, by the door they entered and how they ended.",
+    );
+    counter(
+        REFUSALS,
+        "Requests refused before anything was sent, by door and reason.",
+    );
+    gauge(
+        STREAMS,
+        "Requests that were admitted and have not ended, by door.",
+    );
+    gauge(CONNECTIONS, "Open client connections, by door.");
+    gauge(SEQUENCES, "Sequences that hold a slot of a device.");
+    gauge(QUEUE_DEPTH, "Requests that wait for their first slot.");
+    counter(TOKENS, "Tokens that devices made.");
+    counter(
+        TOKENS_WASTED,
+        "Tokens that devices made and nobody waited for any more.",
+    );
+    counter(
+        CANCELLATIONS,
+        "Requests whose client went away before their end.",
+    );
+    gauge(WORKERS_READY, "Workers whose model is loaded.");
+    counter(WORKERS_LOST, "Workers that crashed.");
+}
