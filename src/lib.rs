@@ -6,5 +6,6 @@
 pub mod error;
 pub mod proto;
 pub mod request;
+pub mod worker;
 pub mod runner;
 pub mod telemetry;

@@ -12,6 +12,8 @@ use smallvec::SmallVec;
 
 use crate::request::{Caller, ChatMessage, Sampling, TokenId};
 
+pub mod llm_test;
+
 /// The raw bytes of a token: not always whole characters. Up to 16 bytes need no allocation.
 pub type TokenBytes = SmallVec<[u8; 16]>;
 

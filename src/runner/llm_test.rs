@@ -1,0 +1,369 @@
+//! The reference system's test runner: `token_0 … token_{n-1}`, exactly `max_tokens` of them, at an
+//! exact cadence. Its output does not depend on the prompt or on how to sample.
+//!
+//! Each sequence keeps absolute deadlines of its own: after a delay it catches up and is late by what
+//! it was late, never shifted. What a test needs of a bad device (slow to begin, silent, failing,
+//! panicking) is asked for by [`TestRunnerOptions`].
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{
+    LoadError, Loaded, Loader, Model, ModelError, ModelFacts, Next, Resumption, Room, Runner,
+    Sequence, Slot, Step, StepError, Token, TokenBytes, monotonic_ns,
+};
+use crate::request::{ChatMessage, TokenId};
+
+/// The context of every sequence, in tokens.
+pub const CONTEXT_LENGTH: u32 = 1_048_576;
+
+/// The longest prompt, in bytes: what the doors let through anyway.
+const MAX_PROMPT_BYTES: usize = 4 * 1024 * 1024;
+
+/// How many tokens a sequence may emit in one step when there is no cadence to keep.
+const BURST: usize = 32;
+
+/// How the test runner behaves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TestRunnerOptions {
+    /// The time between two tokens of a sequence; zero is as fast as the reader takes them.
+    pub interval: Duration,
+    /// What the first token waits for besides its interval, as a long prefill would.
+    pub first_token_delay: Duration,
+    /// The index of the token before which every sequence falls silent for ever.
+    pub silent_at: Option<u32>,
+    /// The index of the token in whose place every sequence fails.
+    pub fail_at: Option<u32>,
+    /// The index of the token in whose place the device panics.
+    pub panic_at: Option<u32>,
+}
+
+impl Default for TestRunnerOptions {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_millis(20),
+            first_token_delay: Duration::ZERO,
+            silent_at: None,
+            fail_at: None,
+            panic_at: None,
+        }
+    }
+}
+
+/// Makes test runners.
+pub struct TestRunnerLoader {
+    options: TestRunnerOptions,
+}
+
+impl TestRunnerLoader {
+    /// A loader of test runners that behave so.
+    #[must_use]
+    pub fn new(options: TestRunnerOptions) -> Self {
+        Self { options }
+    }
+}
+
+impl Loader for TestRunnerLoader {
+    fn load(&self, slots: usize, _progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
+        Ok(Loaded {
+            model: Arc::new(TestModel::new()),
+            runner: Box::new(TestRunner::new(self.options.clone(), slots)),
+        })
+    }
+
+    fn name(&self) -> &'static str {
+        "llm_test"
+    }
+}
+
+/// The test runner's model: its token `i` is the text `token_i`.
+struct TestModel {
+    facts: ModelFacts,
+}
+
+impl TestModel {
+    fn new() -> Self {
+        Self {
+            facts: ModelFacts {
+                name: "llm_test".to_owned(),
+                context_length: CONTEXT_LENGTH,
+                max_prompt_bytes: MAX_PROMPT_BYTES,
+                resumption: Resumption::Exact,
+            },
+        }
+    }
+}
+
+impl Model for TestModel {
+    fn facts(&self) -> &ModelFacts {
+        &self.facts
+    }
+
+    /// One token for each word, and at least one.
+    fn tokenize(&self, text: &str) -> Result<Vec<TokenId>, ModelError> {
+        let words = text.split_whitespace().count().max(1);
+        let words = TokenId::try_from(words)
+            .map_err(|_| ModelError::Invalid("the prompt has too many words".to_owned()))?;
+        Ok((0..words).collect())
+    }
+
+    fn token_bytes(&self, id: TokenId) -> Option<TokenBytes> {
+        Some(text_of(id))
+    }
+
+    fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, ModelError> {
+        let lines: Vec<_> =
+            messages.iter().map(|message| format!("{}: {}", message.role, message.content)).collect();
+        Ok(lines.join("\n"))
+    }
+}
+
+/// Emits each sequence's tokens at their deadlines.
+struct TestRunner {
+    options: TestRunnerOptions,
+    interval_ns: u64,
+    sequences: Vec<Option<TestSequence>>,
+    /// The next deadline of each sequence that has one. An entry whose sequence has been released is
+    /// dropped when it comes up.
+    deadlines: BinaryHeap<Reverse<(u64, Slot, u64)>>,
+    /// Sequences whose deadline has come while they had no room.
+    waiting: Vec<Slot>,
+    admitted: u64,
+}
+
+struct TestSequence {
+    /// Tells this sequence from an earlier one in the same slot.
+    number: u64,
+    next_index: u32,
+    due_ns: u64,
+    stamps: bool,
+}
+
+impl TestRunner {
+    fn new(options: TestRunnerOptions, slots: usize) -> Self {
+        Self {
+            interval_ns: nanoseconds(options.interval),
+            options,
+            sequences: (0..slots).map(|_| None).collect(),
+            deadlines: BinaryHeap::new(),
+            waiting: Vec::new(),
+            admitted: 0,
+        }
+    }
+
+    /// Moves what has room again from `waiting` back among the deadlines.
+    fn resume_waiting(&mut self, room: &dyn Room) {
+        let (sequences, deadlines) = (&self.sequences, &mut self.deadlines);
+        self.waiting.retain(|&slot| {
+            let Some(sequence) = &sequences[slot.0] else { return false };
+            let has_room = room.room(slot) > 0;
+            if has_room {
+                deadlines.push(Reverse((sequence.due_ns, slot, sequence.number)));
+            }
+            !has_room
+        });
+    }
+
+    /// The next deadline whose sequence still runs.
+    fn next_deadline(&mut self) -> Option<(u64, Slot)> {
+        while let Some(&Reverse((due_ns, slot, number))) = self.deadlines.peek() {
+            if self.sequences[slot.0].as_ref().is_some_and(|sequence| sequence.number == number) {
+                return Some((due_ns, slot));
+            }
+            self.deadlines.pop();
+        }
+        None
+    }
+
+    /// Emits one token of a sequence, or what the options ask for in its place.
+    fn emit(&mut self, slot: Slot, step: &mut Step<'_>) {
+        let Some(sequence) = &mut self.sequences[slot.0] else { return };
+        let index = sequence.next_index;
+        if self.options.panic_at == Some(index) {
+            panic!("token {index} was asked to be a panic");
+        }
+        if self.options.fail_at == Some(index) {
+            let message = format!("token {index} was asked to be a failure");
+            return step.fail(slot, ModelError::Failed(message));
+        }
+        let emitted_ns = if sequence.stamps { monotonic_ns() } else { 0 };
+        let due_ns = if self.interval_ns == 0 { emitted_ns } else { sequence.due_ns };
+        sequence.next_index += 1;
+        sequence.due_ns += self.interval_ns;
+        step.emit(slot, Token { id: index, bytes: text_of(index), due_ns, emitted_ns });
+    }
+
+    /// Puts a sequence back among the deadlines, unless it is to be silent from now on.
+    fn schedule(&mut self, slot: Slot) {
+        let Some(sequence) = &self.sequences[slot.0] else { return };
+        if self.options.silent_at != Some(sequence.next_index) {
+            self.deadlines.push(Reverse((sequence.due_ns, slot, sequence.number)));
+        }
+    }
+
+    /// How many tokens a sequence with this much room emits in one step.
+    fn burst(&self, slot: Slot, room: usize) -> usize {
+        if self.interval_ns > 0 {
+            return room.min(1);
+        }
+        let Some(sequence) = &self.sequences[slot.0] else { return 0 };
+        let left = self.options.silent_at.map_or(BURST, |silent_at| {
+            usize::try_from(silent_at.saturating_sub(sequence.next_index)).unwrap_or(BURST)
+        });
+        room.min(BURST).min(left)
+    }
+}
+
+impl Runner for TestRunner {
+    fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
+        self.admitted += 1;
+        let first_token =
+            self.interval_ns.saturating_add(nanoseconds(self.options.first_token_delay));
+        self.sequences[slot.0] = Some(TestSequence {
+            number: self.admitted,
+            next_index: u32::try_from(sequence.delivered.len()).unwrap_or(u32::MAX),
+            due_ns: monotonic_ns().saturating_add(first_token),
+            stamps: sequence.stamps,
+        });
+        self.schedule(slot);
+        Ok(())
+    }
+
+    fn release(&mut self, slot: Slot) {
+        self.sequences[slot.0] = None;
+    }
+
+    fn next(&mut self, room: &dyn Room) -> Next {
+        self.resume_waiting(room);
+        self.next_deadline().map_or(Next::Idle, |(due_ns, _)| Next::At(due_ns))
+    }
+
+    fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError> {
+        let now_ns = monotonic_ns();
+        let mut emitted = Vec::new();
+        while let Some((due_ns, slot)) = self.next_deadline()
+            && due_ns <= now_ns
+        {
+            self.deadlines.pop();
+            match self.burst(slot, step.room(slot)) {
+                0 => self.waiting.push(slot),
+                burst => {
+                    for _ in 0..burst {
+                        self.emit(slot, step);
+                    }
+                    emitted.push(slot);
+                }
+            }
+        }
+        // Only now, so that a sequence that is behind its deadlines does not starve the others.
+        for slot in emitted {
+            self.schedule(slot);
+        }
+        Ok(())
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn text_of(id: TokenId) -> TokenBytes {
+    let mut bytes = TokenBytes::new();
+    bytes.extend_from_slice(b"token_");
+    let mut digits = itoa::Buffer::new();
+    bytes.extend_from_slice(digits.format(id).as_bytes());
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::{Caller, Sampling};
+    use crate::runner::Emission;
+
+    struct AlwaysRoom(usize);
+
+    impl Room for AlwaysRoom {
+        fn room(&self, _slot: Slot) -> usize {
+            self.0
+        }
+    }
+
+    fn sequence(max_tokens: u32) -> Sequence {
+        Sequence {
+            prompt: Arc::new([0]),
+            delivered: Vec::new(),
+            choice: 0,
+            seed: 0,
+            max_tokens,
+            sampling: Sampling::default(),
+            stamps: true,
+            caller: Caller::default(),
+        }
+    }
+
+    fn runner(interval: Duration) -> TestRunner {
+        TestRunner::new(TestRunnerOptions { interval, ..TestRunnerOptions::default() }, 2)
+    }
+
+    fn step(runner: &mut TestRunner, room: usize) -> Vec<Emission> {
+        let mut emissions = Vec::new();
+        runner.step(&mut Step::new(&AlwaysRoom(room), &mut emissions)).unwrap();
+        emissions
+    }
+
+    #[test]
+    fn the_prompt_has_as_many_tokens_as_words_and_at_least_one() {
+        let model = TestModel::new();
+        assert_eq!(model.tokenize("The capital of France is").unwrap().len(), 5);
+        assert_eq!(model.tokenize("").unwrap().len(), 1);
+    }
+
+    #[test]
+    fn deadlines_are_absolute_from_admission() {
+        let mut runner = runner(Duration::from_secs(1));
+        let before = monotonic_ns();
+        runner.admit(Slot(0), sequence(3)).unwrap();
+        let Next::At(first) = runner.next(&AlwaysRoom(1)) else { panic!("no deadline") };
+        assert!(first >= before + 1_000_000_000);
+        assert!(step(&mut runner, 1).is_empty(), "nothing is due yet");
+        runner.sequences[0].as_mut().unwrap().due_ns = 5;
+        runner.deadlines = BinaryHeap::from([Reverse((5, Slot(0), 1))]);
+        let emissions = step(&mut runner, 1);
+        assert!(
+            matches!(&emissions[..], [Emission::Token(Slot(0), token)] if token.due_ns == 5),
+            "{emissions:?}"
+        );
+        assert_eq!(runner.next(&AlwaysRoom(1)), Next::At(1_000_000_005));
+    }
+
+    #[test]
+    fn a_sequence_without_room_is_passed_over_and_loses_nothing() {
+        let mut runner = runner(Duration::ZERO);
+        runner.admit(Slot(0), sequence(100)).unwrap();
+        assert!(step(&mut runner, 0).is_empty());
+        assert_eq!(runner.next(&AlwaysRoom(0)), Next::Idle);
+        assert!(matches!(runner.next(&AlwaysRoom(2)), Next::At(_)));
+        let emissions = step(&mut runner, 2);
+        let texts: Vec<_> = emissions
+            .iter()
+            .map(|emission| match emission {
+                Emission::Token(_, token) => String::from_utf8(token.bytes.to_vec()).unwrap(),
+                Emission::EndOfSequence(..) | Emission::Failed(..) => panic!("{emission:?}"),
+            })
+            .collect();
+        assert_eq!(texts, ["token_0", "token_1"]);
+    }
+
+    #[test]
+    fn a_released_slot_emits_nothing_of_its_old_sequence() {
+        let mut runner = runner(Duration::ZERO);
+        runner.admit(Slot(0), sequence(100)).unwrap();
+        runner.release(Slot(0));
+        assert_eq!(runner.next(&AlwaysRoom(1)), Next::Idle);
+        runner.admit(Slot(0), sequence(100)).unwrap();
+        assert_eq!(step(&mut runner, 1).len(), 1);
+    }
+}

@@ -1,0 +1,239 @@
+//! The way of one sequence's tokens, from the worker straight to the stream of its request: a bounded
+//! channel whose free places are the sequence's credit.
+//!
+//! The end of a sequence has a place of its own, so that a reader that has stopped reading is still
+//! told how it ended.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+
+use metrics::Counter;
+use tokio::sync::Notify;
+use tokio::sync::mpsc::{self, error::TrySendError};
+
+use super::Wake;
+use crate::request::FinishReason;
+use crate::runner::{ModelError, Token};
+
+/// What a stream receives of one of its sequences, in this order.
+#[derive(Debug)]
+pub enum Output {
+    /// A worker has taken the sequence.
+    Accepted,
+    /// The next token.
+    Token(Token),
+    /// The end, with the last token where it was known to be the last when it was made.
+    Finished(Option<Token>, FinishReason),
+    /// The end, with no success.
+    Failed(Failure),
+}
+
+/// Why a worker gave up a sequence. A worker that crashes says nothing: its lanes just close.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The model refused it or failed on it.
+    Model(ModelError),
+    /// Its reader made no progress for too long.
+    SlowReader,
+    /// Its deadline passed.
+    DeadlineExceeded,
+}
+
+/// A lane on which the sequence can run `credit` tokens ahead of its reader.
+///
+/// `queue` is notified when the reader goes away before a worker has the sequence; `wasted` counts
+/// the tokens that nobody read.
+///
+/// # Panics
+/// When `credit` is 0.
+#[must_use]
+pub fn lane(credit: usize, queue: Arc<Notify>, wasted: Counter) -> (LaneSender, LaneReceiver) {
+    assert!(credit > 0, "a lane without credit could never move");
+    let (tokens, receiver) = mpsc::channel(credit + 1);
+    let end = tokens.clone().try_reserve_owned().expect("a new channel has room for its end");
+    let shared =
+        Arc::new(Shared { stalled: AtomicBool::new(false), worker: OnceLock::new(), queue });
+    let sender = LaneSender { tokens, end, shared: Arc::clone(&shared) };
+    (sender, LaneReceiver { receiver, shared, wasted })
+}
+
+struct Shared {
+    /// Whether the worker passes the sequence over until there is room again.
+    stalled: AtomicBool,
+    /// The worker that has the sequence.
+    worker: OnceLock<Wake>,
+    queue: Arc<Notify>,
+}
+
+/// The worker's end.
+pub struct LaneSender {
+    tokens: mpsc::Sender<Output>,
+    end: mpsc::OwnedPermit<Output>,
+    shared: Arc<Shared>,
+}
+
+/// What became of a token that was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// Its reader will have it.
+    Delivered,
+    /// The reader is gone.
+    Closed,
+    /// There was no room for it.
+    NoRoom,
+}
+
+impl LaneSender {
+    /// Whether the reader is gone.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.tokens.is_closed()
+    }
+
+    /// How many more tokens the reader has room for. At 0, the worker is woken when that changes.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        let room = self.tokens.capacity();
+        if room > 0 {
+            return room;
+        }
+        // The flag first and the second look after it: a reader that made room in between has either
+        // seen the flag, or is seen here.
+        self.shared.stalled.store(true, Ordering::SeqCst);
+        self.tokens.capacity()
+    }
+
+    /// Says that a worker has the sequence now.
+    pub fn accept(&self) -> Sent {
+        self.send(Output::Accepted)
+    }
+
+    /// Sends the next token.
+    pub fn token(&self, token: Token) -> Sent {
+        self.send(Output::Token(token))
+    }
+
+    /// Ends the lane well.
+    pub fn finish(self, token: Option<Token>, reason: FinishReason) {
+        self.end.send(Output::Finished(token, reason));
+    }
+
+    /// Ends the lane with a failure.
+    pub fn fail(self, failure: Failure) {
+        self.end.send(Output::Failed(failure));
+    }
+
+    /// Notes which worker is to be woken from now on.
+    pub(super) fn placed(&self, worker: Wake) {
+        // A lane is placed once; were it placed twice, the first worker would have dropped it.
+        let _ = self.shared.worker.set(worker);
+    }
+
+    fn send(&self, output: Output) -> Sent {
+        match self.tokens.try_send(output) {
+            Ok(()) => Sent::Delivered,
+            Err(TrySendError::Closed(_)) => Sent::Closed,
+            Err(TrySendError::Full(_)) => Sent::NoRoom,
+        }
+    }
+}
+
+/// The stream's end. Dropping it cancels the sequence at once, wherever it is.
+pub struct LaneReceiver {
+    receiver: mpsc::Receiver<Output>,
+    shared: Arc<Shared>,
+    wasted: Counter,
+}
+
+impl LaneReceiver {
+    /// Receives what is there, up to `limit` outputs, or waits. Ready with 0 when the lane has
+    /// closed.
+    pub fn poll_recv_many(
+        &mut self,
+        cx: &mut Context<'_>,
+        outputs: &mut Vec<Output>,
+        limit: usize,
+    ) -> Poll<usize> {
+        let received = self.receiver.poll_recv_many(cx, outputs, limit);
+        if received.is_ready() {
+            self.give_credit();
+        }
+        received
+    }
+
+    fn give_credit(&self) {
+        if self.shared.stalled.swap(false, Ordering::SeqCst)
+            && let Some(worker) = self.shared.worker.get()
+        {
+            worker.attend();
+        }
+    }
+}
+
+impl Drop for LaneReceiver {
+    fn drop(&mut self) {
+        self.receiver.close();
+        while let Ok(output) = self.receiver.try_recv() {
+            if matches!(output, Output::Token(_) | Output::Finished(Some(_), _)) {
+                self.wasted.increment(1);
+            }
+        }
+        match self.shared.worker.get() {
+            Some(worker) => worker.attend(),
+            None => self.shared.queue.notify_one(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use smallvec::SmallVec;
+
+    use super::*;
+
+    fn token(id: u32) -> Token {
+        Token { id, bytes: SmallVec::new(), due_ns: 0, emitted_ns: 0 }
+    }
+
+    fn new_lane(credit: usize) -> (LaneSender, LaneReceiver) {
+        lane(credit, Arc::new(Notify::new()), Counter::noop())
+    }
+
+    async fn receive(lane: &mut LaneReceiver) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        poll_fn(|cx| lane.poll_recv_many(cx, &mut outputs, 16)).await;
+        outputs
+    }
+
+    #[tokio::test]
+    async fn a_full_lane_still_has_a_place_for_its_end() {
+        let (sender, mut receiver) = new_lane(2);
+        assert_eq!(sender.token(token(0)), Sent::Delivered);
+        assert_eq!(sender.token(token(1)), Sent::Delivered);
+        assert_eq!(sender.room(), 0);
+        assert_eq!(sender.token(token(2)), Sent::NoRoom);
+        sender.fail(Failure::SlowReader);
+        let outputs = receive(&mut receiver).await;
+        assert_eq!(outputs.len(), 3);
+        assert!(matches!(outputs[2], Output::Failed(Failure::SlowReader)));
+    }
+
+    #[tokio::test]
+    async fn a_lane_that_is_dropped_without_an_end_closes() {
+        let (sender, mut receiver) = new_lane(2);
+        drop(sender);
+        assert!(receive(&mut receiver).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_goes_away_unplaced_notifies_the_queue() {
+        let queue = Arc::new(Notify::new());
+        let (sender, receiver) = lane(2, Arc::clone(&queue), Counter::noop());
+        drop(receiver);
+        queue.notified().await;
+        assert!(sender.is_closed());
+    }
+}

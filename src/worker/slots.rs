@@ -1,0 +1,196 @@
+//! The sequences that a worker runs, slot by slot: who has room, who has gone, who took too long.
+//!
+//! It touches no device: the step loop tells it what the device made.
+
+use std::cell::Cell;
+
+use super::lane::{Failure, LaneSender, Sent};
+use super::Assignment;
+use crate::request::FinishReason;
+use crate::runner::{Room, Slot, Token, monotonic_ns};
+
+/// All slots of one worker.
+pub(super) struct Slots {
+    running: Vec<Option<Running>>,
+    free: Vec<Slot>,
+    slow_reader_ns: u64,
+    /// The earliest deadline of any sequence, or later: a sequence that ended may have had it.
+    next_deadline_ns: u64,
+    /// Whether a lane has been found full since the last look.
+    any_stalled: Cell<bool>,
+}
+
+struct Running {
+    lane: LaneSender,
+    made: u32,
+    max_tokens: u32,
+    stamps: bool,
+    deadline_ns: u64,
+    /// When the lane was first found full; 0 while it has room.
+    stalled_ns: Cell<u64>,
+}
+
+/// A slot that has become free, and what its sequence had asked for.
+pub(super) struct Freed {
+    pub(super) slot: Slot,
+    pub(super) max_tokens: u32,
+}
+
+impl Slots {
+    pub(super) fn new(count: usize, slow_reader_ns: u64) -> Self {
+        Self {
+            running: (0..count).map(|_| None).collect(),
+            free: (0..count).rev().map(Slot).collect(),
+            slow_reader_ns,
+            next_deadline_ns: u64::MAX,
+            any_stalled: Cell::new(false),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.free.len() == self.running.len()
+    }
+
+    /// How many sequences there are, as a gauge counts.
+    pub(super) fn count(&self) -> f64 {
+        let count = self.running.len() - self.free.len();
+        u32::try_from(count).map_or(f64::from(u32::MAX), f64::from)
+    }
+
+    /// The slot that the next sequence will take.
+    pub(super) fn next_free(&self) -> Option<Slot> {
+        self.free.last().copied()
+    }
+
+    /// Puts a sequence into the next free slot.
+    pub(super) fn occupy(&mut self, slot: Slot, assignment: Assignment, deadline_ns: u64) {
+        debug_assert_eq!(self.next_free(), Some(slot));
+        self.free.pop();
+        self.next_deadline_ns = self.next_deadline_ns.min(deadline_ns);
+        self.running[slot.0] = Some(Running {
+            lane: assignment.lane,
+            made: u32::try_from(assignment.sequence.delivered.len()).unwrap_or(u32::MAX),
+            max_tokens: assignment.sequence.max_tokens,
+            stamps: assignment.sequence.stamps,
+            deadline_ns,
+            stalled_ns: Cell::new(0),
+        });
+    }
+
+    /// Sends a token to its reader. `Some` when the slot became free by it.
+    pub(super) fn token(&mut self, slot: Slot, mut token: Token) -> Option<Freed> {
+        let running = self.running.get_mut(slot.0)?.as_mut()?;
+        running.made += 1;
+        if running.stamps && token.emitted_ns == 0 {
+            token.emitted_ns = monotonic_ns();
+        }
+        if running.made >= running.max_tokens {
+            return self.finish(slot, Some(token), FinishReason::Length);
+        }
+        match running.lane.token(token) {
+            Sent::Delivered => None,
+            Sent::Closed => self.vacate(slot).map(|(_, freed)| freed),
+            Sent::NoRoom => {
+                tracing::error!(slot = slot.0, "the runner emitted a token without room for it");
+                let error = "the runner emitted a token without room for it".to_owned();
+                self.fail(slot, Failure::Model(crate::runner::ModelError::Failed(error)))
+            }
+        }
+    }
+
+    /// Ends a sequence well.
+    pub(super) fn finish(
+        &mut self,
+        slot: Slot,
+        token: Option<Token>,
+        reason: FinishReason,
+    ) -> Option<Freed> {
+        let (running, freed) = self.vacate(slot)?;
+        running.lane.finish(token, reason);
+        Some(freed)
+    }
+
+    /// Ends a sequence with a failure.
+    pub(super) fn fail(&mut self, slot: Slot, failure: Failure) -> Option<Freed> {
+        let (running, freed) = self.vacate(slot)?;
+        running.lane.fail(failure);
+        Some(freed)
+    }
+
+    /// Whether a look at every slot is due by the clock: a deadline, or a reader's patience, may have
+    /// run out.
+    pub(super) fn look_due(&self, now_ns: u64) -> bool {
+        now_ns >= self.next_look_ns()
+    }
+
+    /// When the next look by the clock is due.
+    pub(super) fn next_look_ns(&self) -> u64 {
+        if !self.any_stalled.get() {
+            return self.next_deadline_ns;
+        }
+        let stalled = self.running.iter().flatten().map(|running| running.stalled_ns.get());
+        let first = stalled.filter(|since| *since > 0).min();
+        let patience_ends = first.map_or(u64::MAX, |since| since.saturating_add(self.slow_reader_ns));
+        self.next_deadline_ns.min(patience_ends)
+    }
+
+    /// Looks at every slot and ends what nobody waits for: the reader went away, stopped reading, or
+    /// its deadline passed.
+    pub(super) fn look(&mut self, now_ns: u64) -> Vec<Freed> {
+        let mut freed = Vec::new();
+        self.next_deadline_ns = u64::MAX;
+        self.any_stalled.set(false);
+        for index in 0..self.running.len() {
+            let Some(running) = &self.running[index] else { continue };
+            let slot = Slot(index);
+            if running.lane.is_closed() {
+                freed.extend(self.vacate(slot).map(|(_, freed)| freed));
+            } else if now_ns >= running.deadline_ns {
+                freed.extend(self.fail(slot, Failure::DeadlineExceeded));
+            } else if running.has_stalled_for(self.slow_reader_ns, now_ns) {
+                freed.extend(self.fail(slot, Failure::SlowReader));
+            } else {
+                self.next_deadline_ns = self.next_deadline_ns.min(running.deadline_ns);
+                self.any_stalled.set(self.any_stalled.get() || running.stalled_ns.get() > 0);
+            }
+        }
+        freed
+    }
+
+    fn vacate(&mut self, slot: Slot) -> Option<(Running, Freed)> {
+        let running = self.running.get_mut(slot.0)?.take()?;
+        self.free.push(slot);
+        let max_tokens = running.max_tokens;
+        Some((running, Freed { slot, max_tokens }))
+    }
+}
+
+impl Running {
+    /// Whether the lane has been full for at least `limit_ns`; forgets a stall that is over.
+    fn has_stalled_for(&self, limit_ns: u64, now_ns: u64) -> bool {
+        let since = self.stalled_ns.get();
+        if since == 0 {
+            return false;
+        }
+        if self.lane.room() > 0 {
+            self.stalled_ns.set(0);
+            return false;
+        }
+        now_ns.saturating_sub(since) >= limit_ns
+    }
+}
+
+impl Room for Slots {
+    fn room(&self, slot: Slot) -> usize {
+        let Some(Some(running)) = self.running.get(slot.0) else { return 0 };
+        let room = running.lane.room();
+        if room == 0 && running.stalled_ns.get() == 0 {
+            running.stalled_ns.set(monotonic_ns());
+            self.any_stalled.set(true);
+        } else if room > 0 {
+            running.stalled_ns.set(0);
+        }
+        room
+    }
+}
+
