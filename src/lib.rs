@@ -6,6 +6,8 @@
 pub mod error;
 pub mod proto;
 pub mod request;
+pub mod text;
+pub mod scheduler;
 pub mod worker;
 pub mod runner;
 pub mod telemetry;

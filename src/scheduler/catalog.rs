@@ -1,0 +1,177 @@
+//! The models of an engine, and what a request must fulfil to be run by one of them.
+
+use std::sync::{Arc, OnceLock};
+
+use crate::error::{Error, ErrorKind};
+use crate::request::{Input, TokenId};
+use crate::runner::{Model, ModelError};
+
+/// Prompts up to this many bytes are tokenized where they are: it takes less time than handing them
+/// to another thread.
+const TOKENIZE_INLINE: usize = 4 * 1024;
+
+/// The models that an engine serves. Clones share them.
+#[derive(Clone)]
+pub struct Catalog(Arc<[CatalogEntry]>);
+
+/// One model of the catalog.
+pub struct CatalogEntry {
+    /// The name that requests give.
+    pub name: Arc<str>,
+    /// The kind of runner.
+    pub runner: &'static str,
+    /// When the engine began to serve it, in seconds since the Unix epoch.
+    pub created: i64,
+    /// Known once a worker has loaded it.
+    model: OnceLock<Arc<dyn Model>>,
+}
+
+impl CatalogEntry {
+    /// A model that is not loaded yet.
+    #[must_use]
+    pub fn new(name: &str, runner: &'static str, created: i64) -> Self {
+        Self { name: name.into(), runner, created, model: OnceLock::new() }
+    }
+
+    /// The model itself.
+    ///
+    /// # Errors
+    /// While it is loading.
+    pub fn model(&self) -> Result<&Arc<dyn Model>, Error> {
+        self.model
+            .get()
+            .ok_or_else(|| Error::new(ErrorKind::NotReady, "The model is still loading."))
+    }
+
+    /// Notes that a worker has loaded the model. What the first worker says is what the model is.
+    pub(super) fn loaded(&self, model: Arc<dyn Model>) {
+        let _ = self.model.set(model);
+    }
+
+    /// Turns text into token ids, on another thread where that takes long.
+    ///
+    /// # Errors
+    /// When the text is too long, or the model refuses it.
+    pub async fn tokenize(&self, text: &str) -> Result<Vec<TokenId>, Error> {
+        let model = self.model()?;
+        let limit = model.facts().max_prompt_bytes;
+        if text.len() > limit {
+            return Err(context_exceeded(format!(
+                "The prompt has {} bytes; this model takes at most {limit}.",
+                text.len()
+            )));
+        }
+        let tokens = if text.len() <= TOKENIZE_INLINE {
+            model.tokenize(text)
+        } else {
+            let (model, text) = (Arc::clone(model), text.to_owned());
+            tokio::task::spawn_blocking(move || model.tokenize(&text))
+                .await
+                .map_err(|_| Error::internal())?
+        };
+        tokens.map_err(prompt_error)
+    }
+
+    /// The prompt's token ids: at least one, all in the vocabulary, with room for `max_tokens`.
+    pub(super) async fn prompt(
+        &self,
+        input: &Input,
+        max_tokens: u32,
+    ) -> Result<Arc<[TokenId]>, Error> {
+        let model = self.model()?;
+        let tokens = match input {
+            Input::Text(text) => self.tokenize(text).await?,
+            Input::Chat(messages) => {
+                let text = model.render_chat(messages).map_err(prompt_error)?;
+                self.tokenize(&text).await?
+            }
+            Input::TokenIds(ids) => {
+                self.check_vocabulary(ids, "prompt")?;
+                ids.clone()
+            }
+        };
+        if tokens.is_empty() {
+            return Err(Error::invalid_value("prompt", "The prompt is empty."));
+        }
+        let context = u64::from(model.facts().context_length);
+        let prompt_tokens = u64::try_from(tokens.len()).unwrap_or(u64::MAX);
+        if prompt_tokens.saturating_add(u64::from(max_tokens)) > context {
+            return Err(context_exceeded(format!(
+                "This model's context is {context} tokens; the prompt has {prompt_tokens} and \
+                 max_tokens asks for {max_tokens} more."
+            )));
+        }
+        Ok(tokens.into())
+    }
+
+    /// Whether all ids are in the model's vocabulary.
+    ///
+    /// # Errors
+    /// Names the first id that is not.
+    pub fn check_vocabulary(&self, ids: &[TokenId], param: &str) -> Result<(), Error> {
+        let model = self.model()?;
+        match ids.iter().find(|id| model.token_bytes(**id).is_none()) {
+            None => Ok(()),
+            Some(id) => Err(Error::invalid_value(
+                param,
+                format!("Token id {id} is not in this model's vocabulary."),
+            )),
+        }
+    }
+}
+
+impl Catalog {
+    /// A catalog of these models, in this order.
+    #[must_use]
+    pub fn new(entries: Vec<CatalogEntry>) -> Self {
+        Self(entries.into())
+    }
+
+    /// All models.
+    #[must_use]
+    pub fn entries(&self) -> &[CatalogEntry] {
+        &self.0
+    }
+
+    /// The model of this name, or the only one where no name is given; with its place in the catalog.
+    ///
+    /// # Errors
+    /// When there is no such model, or several and no name.
+    pub fn find(&self, name: Option<&str>) -> Result<(usize, &CatalogEntry), Error> {
+        match name {
+            Some(name) => {
+                self.0.iter().enumerate().find(|(_, entry)| &*entry.name == name).ok_or_else(|| {
+                    let message =
+                        format!("There is no model '{name}'. This server has: {}.", self.names());
+                    Error::new(ErrorKind::ModelNotFound, message).with_param("model")
+                })
+            }
+            None => match &self.0[..] {
+                [only] => Ok((0, only)),
+                [] | [_, _, ..] => {
+                    let message = format!("A model must be named. There are: {}.", self.names());
+                    Err(Error::new(ErrorKind::MissingParameter, message).with_param("model"))
+                }
+            },
+        }
+    }
+
+    fn names(&self) -> String {
+        let names: Vec<&str> = self.0.iter().map(|entry| &*entry.name).collect();
+        names.join(", ")
+    }
+}
+
+fn prompt_error(error: ModelError) -> Error {
+    match error {
+        ModelError::Invalid(message) => Error::invalid_value("prompt", message),
+        ModelError::Failed(message) => {
+            tracing::error!(%message, "the model failed on a prompt");
+            Error::internal()
+        }
+    }
+}
+
+fn context_exceeded(message: String) -> Error {
+    Error::new(ErrorKind::ContextLengthExceeded, message).with_param("prompt")
+}

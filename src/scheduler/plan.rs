@@ -1,0 +1,324 @@
+//! The scheduler's decisions: who waits, in which order, and which worker takes the next sequence.
+//!
+//! A plain synchronous struct: no I/O, no clock. `J` is what waits for a slot.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::worker::{Life, WorkerId};
+
+/// Lower priority numbers go first; within one, whoever came first.
+type Order = (i32, u64);
+
+/// Who waits and who could take them.
+pub(super) struct Plan<J> {
+    /// For each model, the requests that still have choices without a slot.
+    queues: Vec<BTreeMap<Order, Waiting<J>>>,
+    workers: Vec<WorkerState>,
+    queue_depth: usize,
+    arrivals: u64,
+}
+
+struct Waiting<J> {
+    choices: VecDeque<J>,
+    /// Whether a choice has a slot already: then the request is no longer counted as queued.
+    begun: bool,
+}
+
+struct WorkerState {
+    model: usize,
+    slots: usize,
+    /// `None` while the worker has no model.
+    life: Option<Life>,
+    used: usize,
+    /// The tokens that its sequences have asked for.
+    outstanding: u64,
+}
+
+/// Something to be run by a worker.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Placement<J> {
+    pub(super) worker: WorkerId,
+    pub(super) life: Life,
+    pub(super) job: J,
+}
+
+/// What the plan must know of a job.
+pub(super) trait Job {
+    /// The most tokens it asks for.
+    fn max_tokens(&self) -> u32;
+
+    /// Whether somebody still waits for it.
+    fn is_wanted(&self) -> bool;
+}
+
+/// Whether a request got its place.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Admission {
+    /// It runs, or waits in the queue.
+    Admitted,
+    /// The queue is full.
+    QueueFull,
+    /// No worker of its model is up.
+    NoWorker,
+}
+
+impl<J: Job> Plan<J> {
+    /// Workers are given as their model and their number of slots.
+    pub(super) fn new(models: usize, workers: &[(usize, usize)], queue_depth: usize) -> Self {
+        let workers = workers.iter().map(|&(model, slots)| WorkerState {
+            model,
+            slots,
+            life: None,
+            used: 0,
+            outstanding: 0,
+        });
+        Self {
+            queues: (0..models).map(|_| BTreeMap::new()).collect(),
+            workers: workers.collect(),
+            queue_depth,
+            arrivals: 0,
+        }
+    }
+
+    /// Takes a request, and says what is to be started now.
+    pub(super) fn admit(
+        &mut self,
+        model: usize,
+        priority: i32,
+        choices: Vec<J>,
+    ) -> (Admission, Vec<Placement<J>>) {
+        if !self.workers.iter().any(|worker| worker.model == model && worker.life.is_some()) {
+            return (Admission::NoWorker, Vec::new());
+        }
+        let order = (priority, self.arrivals);
+        self.arrivals += 1;
+        let waiting = Waiting { choices: choices.into(), begun: false };
+        self.queues[model].insert(order, waiting);
+        let placements = self.place(model);
+        let still_waits = self.queues[model].get(&order).is_some_and(|waiting| !waiting.begun);
+        if still_waits && self.queued() > self.queue_depth {
+            self.queues[model].remove(&order);
+            return (Admission::QueueFull, placements);
+        }
+        (Admission::Admitted, placements)
+    }
+
+    /// A worker has loaded its model and has all its slots free.
+    pub(super) fn ready(&mut self, worker: WorkerId, life: Life) -> Vec<Placement<J>> {
+        let state = &mut self.workers[worker.0];
+        state.life = Some(life);
+        state.used = 0;
+        state.outstanding = 0;
+        let model = state.model;
+        self.place(model)
+    }
+
+    /// A worker has gone, with everything on it.
+    pub(super) fn lost(&mut self, worker: WorkerId) {
+        self.workers[worker.0].life = None;
+    }
+
+    /// A worker's slot is free again.
+    pub(super) fn released(
+        &mut self,
+        worker: WorkerId,
+        life: Life,
+        max_tokens: u32,
+    ) -> Vec<Placement<J>> {
+        let state = &mut self.workers[worker.0];
+        if state.life != Some(life) {
+            return Vec::new();
+        }
+        state.used = state.used.saturating_sub(1);
+        state.outstanding = state.outstanding.saturating_sub(u64::from(max_tokens));
+        let model = state.model;
+        self.place(model)
+    }
+
+    /// Drops what nobody waits for any more.
+    pub(super) fn sweep(&mut self) {
+        for queue in &mut self.queues {
+            queue.retain(|_, waiting| {
+                waiting.choices.retain(Job::is_wanted);
+                !waiting.choices.is_empty()
+            });
+        }
+    }
+
+    /// How many requests wait for their first slot.
+    pub(super) fn queued(&self) -> usize {
+        let waiting = self.queues.iter().flat_map(BTreeMap::values);
+        waiting.filter(|waiting| !waiting.begun).count()
+    }
+
+
+    /// Gives free slots to those who wait, in their order.
+    fn place(&mut self, model: usize) -> Vec<Placement<J>> {
+        let mut placements = Vec::new();
+        while let Some(mut first) = self.queues[model].first_entry() {
+            let Some(job) = first.get_mut().choices.pop_front() else {
+                first.remove();
+                continue;
+            };
+            if !job.is_wanted() {
+                continue;
+            }
+            let Some((worker, life)) = least_loaded(&self.workers, model) else {
+                first.get_mut().choices.push_front(job);
+                break;
+            };
+            first.get_mut().begun = true;
+            if first.get().choices.is_empty() {
+                first.remove();
+            }
+            let state = &mut self.workers[worker.0];
+            state.used += 1;
+            state.outstanding += u64::from(job.max_tokens());
+            placements.push(Placement { worker, life, job });
+        }
+        placements
+    }
+}
+
+/// The worker with a free slot that has the fewest tokens before it.
+fn least_loaded(workers: &[WorkerState], model: usize) -> Option<(WorkerId, Life)> {
+    let candidates = workers.iter().enumerate().filter_map(|(index, worker)| {
+        let free = worker.model == model && worker.used < worker.slots;
+        worker.life.filter(|_| free).map(|life| (worker.outstanding, index, life))
+    });
+    candidates
+        .min_by_key(|(outstanding, index, _)| (*outstanding, *index))
+        .map(|(_, index, life)| (WorkerId(index), life))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::rc::Rc;
+
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    struct Named(&'static str, u32, Rc<Cell<bool>>);
+
+    impl Job for Named {
+        fn max_tokens(&self) -> u32 {
+            self.1
+        }
+
+        fn is_wanted(&self) -> bool {
+            self.2.get()
+        }
+    }
+
+    fn job(name: &'static str) -> Named {
+        Named(name, 16, Rc::new(Cell::new(true)))
+    }
+
+    fn names(placements: &[Placement<Named>]) -> Vec<(&'static str, usize)> {
+        placements.iter().map(|placement| (placement.job.0, placement.worker.0)).collect()
+    }
+
+    /// One model on workers with these numbers of slots, all of them ready.
+    fn plan(slots: &[usize], queue_depth: usize) -> Plan<Named> {
+        let workers: Vec<_> = slots.iter().map(|slots| (0, *slots)).collect();
+        let mut plan = Plan::new(1, &workers, queue_depth);
+        for worker in 0..slots.len() {
+            assert!(plan.ready(WorkerId(worker), Life(1)).is_empty());
+        }
+        plan
+    }
+
+    fn admit(plan: &mut Plan<Named>, priority: i32, name: &'static str) -> Admission {
+        plan.admit(0, priority, vec![job(name)]).0
+    }
+
+    fn release(plan: &mut Plan<Named>, worker: usize) -> Vec<(&'static str, usize)> {
+        names(&plan.released(WorkerId(worker), Life(1), 16))
+    }
+
+    #[test]
+    fn a_free_slot_is_given_at_once() {
+        let (admission, placements) = plan(&[1], 0).admit(0, 0, vec![job("a")]);
+        assert_eq!((admission, names(&placements)), (Admission::Admitted, vec![("a", 0)]));
+    }
+
+    #[test]
+    fn a_full_queue_refuses_and_keeps_those_who_wait() {
+        let mut plan = plan(&[1], 1);
+        assert_eq!(admit(&mut plan, 0, "runs"), Admission::Admitted);
+        assert_eq!(admit(&mut plan, 0, "waits"), Admission::Admitted);
+        assert_eq!(admit(&mut plan, 0, "refused"), Admission::QueueFull);
+        assert_eq!(plan.queued(), 1);
+        assert_eq!(release(&mut plan, 0), [("waits", 0)]);
+    }
+
+    #[test]
+    fn the_lower_priority_number_goes_first_and_then_the_earlier_arrival() {
+        let mut plan = plan(&[1], 8);
+        admit(&mut plan, 0, "runs");
+        admit(&mut plan, 5, "last");
+        admit(&mut plan, 0, "second");
+        admit(&mut plan, -1, "first");
+        admit(&mut plan, 0, "third");
+        let order: Vec<_> = (0..4).map(|_| release(&mut plan, 0)[0].0).collect();
+        assert_eq!(order, ["first", "second", "third", "last"]);
+    }
+
+    #[test]
+    fn the_worker_with_the_fewest_tokens_before_it_takes_the_next() {
+        let mut plan = plan(&[2, 2], 8);
+        let long = Named("long", 1_000, Rc::new(Cell::new(true)));
+        assert_eq!(names(&plan.admit(0, 0, vec![long]).1), [("long", 0)]);
+        let (_, placements) = plan.admit(0, 0, vec![job("b"), job("c"), job("d")]);
+        assert_eq!(names(&placements), [("b", 1), ("c", 1), ("d", 0)]);
+    }
+
+    #[test]
+    fn more_choices_than_slots_run_in_turn() {
+        let mut plan = plan(&[2], 0);
+        let choices = vec![job("a"), job("b"), job("c")];
+        let (admission, placements) = plan.admit(0, 0, choices);
+        assert_eq!(admission, Admission::Admitted);
+        assert_eq!(names(&placements), [("a", 0), ("b", 0)]);
+        assert_eq!(plan.queued(), 0, "a request that has begun is not queued");
+        assert_eq!(release(&mut plan, 0), [("c", 0)]);
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_never_placed() {
+        let mut plan = plan(&[1], 8);
+        admit(&mut plan, 0, "runs");
+        let gone = job("gone");
+        plan.admit(0, 0, vec![gone.clone()]);
+        admit(&mut plan, 0, "next");
+        gone.2.set(false);
+        assert_eq!(release(&mut plan, 0), [("next", 0)]);
+        let gone = job("gone");
+        plan.admit(0, 0, vec![gone.clone()]);
+        gone.2.set(false);
+        plan.sweep();
+        assert_eq!(plan.queued(), 0);
+    }
+
+    #[test]
+    fn models_do_not_wait_for_each_other() {
+        let mut plan = Plan::new(2, &[(0, 1), (1, 1)], 8);
+        plan.ready(WorkerId(0), Life(1));
+        plan.ready(WorkerId(1), Life(1));
+        plan.admit(0, 0, vec![job("runs")]);
+        plan.admit(0, 0, vec![job("waits")]);
+        assert_eq!(names(&plan.admit(1, 0, vec![job("other")]).1), [("other", 1)]);
+    }
+
+    #[test]
+    fn a_lost_worker_takes_nothing_until_it_is_ready_again() {
+        let mut plan = plan(&[1], 8);
+        admit(&mut plan, 0, "runs");
+        admit(&mut plan, 0, "waits");
+        plan.lost(WorkerId(0));
+        assert_eq!(admit(&mut plan, 0, "refused"), Admission::NoWorker);
+        assert!(release(&mut plan, 0).is_empty(), "the slot belongs to an earlier life");
+        assert_eq!(names(&plan.ready(WorkerId(0), Life(2))), [("waits", 0)]);
+    }
+}

@@ -1,0 +1,167 @@
+//! The task that owns the plan: it hears of new requests, of workers, and of those who went away.
+
+use std::sync::Arc;
+
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
+
+use super::plan::{Admission, Job, Placement, Plan};
+use super::{Catalog, Parts, Submission};
+use crate::error::{Error, ErrorKind};
+use crate::telemetry::Telemetry;
+use crate::worker::{Assignment, WorkerEvent, WorkerHandle};
+
+/// How able an engine's workers are.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Readiness {
+    /// No worker has loaded its model yet; the fraction is of the one that is furthest.
+    Loading(f32),
+    /// At least one worker of every model is up.
+    Ready,
+    /// A model has no worker up; they are being restarted.
+    NoWorker,
+    /// A model could not be loaded, for this reason.
+    Failed(String),
+}
+
+/// Runs until every handle is gone.
+pub(super) async fn run(
+    parts: Parts,
+    mut submissions: mpsc::Receiver<Submission>,
+    abandoned: Arc<Notify>,
+    readiness: watch::Sender<Readiness>,
+) {
+    let mut events = parts.events;
+    let workers: Vec<_> =
+        parts.workers.iter().map(|(_, model, slots)| (*model, *slots)).collect();
+    let mut task = Task {
+        plan: Plan::new(parts.catalog.entries().len(), &workers, parts.queue_depth),
+        models: workers.iter().map(|(model, _)| *model).collect(),
+        up: vec![false; workers.len()],
+        handles: parts.workers.into_iter().map(|(handle, _, _)| handle).collect(),
+        catalog: parts.catalog,
+        telemetry: parts.telemetry,
+        readiness,
+    };
+    loop {
+        tokio::select! {
+            submission = submissions.recv() => match submission {
+                Some(submission) => task.submit(submission),
+                None => break,
+            },
+            Some(event) = events.recv() => task.hear(event),
+            () = abandoned.notified() => task.plan.sweep(),
+        }
+        task.count();
+    }
+}
+
+struct Task {
+    plan: Plan<Assignment>,
+    handles: Vec<WorkerHandle>,
+    /// Each worker's model.
+    models: Vec<usize>,
+    /// Which workers are up.
+    up: Vec<bool>,
+    catalog: Catalog,
+    telemetry: Telemetry,
+    readiness: watch::Sender<Readiness>,
+}
+
+impl Job for Assignment {
+    fn max_tokens(&self) -> u32 {
+        self.sequence.max_tokens
+    }
+
+    fn is_wanted(&self) -> bool {
+        !self.lane.is_closed() && Instant::now() < self.deadline
+    }
+}
+
+impl Task {
+    fn submit(&mut self, submission: Submission) {
+        let Submission { model, priority, choices, admitted } = submission;
+        let (admission, placements) = self.plan.admit(model, priority, choices);
+        let answer = match admission {
+            Admission::Admitted => Ok(()),
+            Admission::QueueFull => {
+                Err(Error::new(ErrorKind::QueueFull, "The queue is full. Try again later."))
+            }
+            Admission::NoWorker => Err(Error::new(
+                ErrorKind::NoWorker,
+                "No worker of this model is up. They are being restarted.",
+            )),
+        };
+        // Whoever asked may have gone; then its lanes are closed and nothing is run for it.
+        let _ = admitted.send(answer);
+        self.start(placements);
+    }
+
+    fn hear(&mut self, event: WorkerEvent) {
+        match event {
+            WorkerEvent::Loading(_, fraction) => {
+                self.readiness.send_if_modified(|readiness| match readiness {
+                    Readiness::Loading(known) if *known < fraction => {
+                        *known = fraction;
+                        true
+                    }
+                    Readiness::Loading(_)
+                    | Readiness::Ready
+                    | Readiness::NoWorker
+                    | Readiness::Failed(_) => false,
+                });
+            }
+            WorkerEvent::Ready(worker, life, model) => {
+                self.catalog.entries()[self.models[worker.0]].loaded(model);
+                self.up[worker.0] = true;
+                let placements = self.plan.ready(worker, life);
+                self.start(placements);
+                self.tell_readiness(Readiness::Loading(0.0));
+            }
+            WorkerEvent::Released(worker, life, max_tokens) => {
+                let placements = self.plan.released(worker, life, max_tokens);
+                self.start(placements);
+            }
+            WorkerEvent::Lost(worker, reason) => {
+                tracing::error!(worker = worker.0, %reason, "a worker crashed; it is restarted");
+                self.down(worker.0, Readiness::NoWorker);
+            }
+            WorkerEvent::LoadFailed(worker, reason) => {
+                tracing::error!(worker = worker.0, %reason, "a worker could not load its model");
+                self.down(worker.0, Readiness::Failed(reason));
+            }
+        }
+    }
+
+    fn down(&mut self, worker: usize, otherwise: Readiness) {
+        self.up[worker] = false;
+        self.plan.lost(crate::worker::WorkerId(worker));
+        self.tell_readiness(otherwise);
+    }
+
+    /// Ready when every model has a worker that is up.
+    fn tell_readiness(&self, otherwise: Readiness) {
+        let mut models = 0..self.catalog.entries().len();
+        let is_up = |model| (0..self.up.len()).any(|at| self.models[at] == model && self.up[at]);
+        let readiness = if models.all(is_up) { Readiness::Ready } else { otherwise };
+        self.readiness.send_if_modified(|known| {
+            let changed = *known != readiness;
+            *known = readiness;
+            changed
+        });
+    }
+
+    fn start(&self, placements: Vec<Placement<Assignment>>) {
+        for Placement { worker, life, job } in placements {
+            if self.handles[worker.0].submit(life, job).is_err() {
+                // Its lane closes with it, so its stream learns that it was lost.
+                tracing::error!(worker = worker.0, "a worker took no more work than its slots");
+            }
+        }
+    }
+
+    fn count(&self) {
+        let queued = u32::try_from(self.plan.queued()).unwrap_or(u32::MAX);
+        self.telemetry.queue_depth.set(f64::from(queued));
+    }
+}

@@ -1,0 +1,263 @@
+//! A request's completion as a stream of events: its choices' lanes merged, their tokens as text, one
+//! terminal event.
+//!
+//! Dropping it cancels whatever is left of it, wherever that is: its lanes tell the queue or the
+//! workers.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_core::Stream;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::{ChoiceText, TextToken, Watch};
+use crate::error::{Error, ErrorKind};
+use crate::request::FinishReason;
+use crate::runner::ModelError;
+use crate::scheduler::Admitted;
+use crate::telemetry::Telemetry;
+use crate::worker::lane::{Failure, LaneReceiver, Output};
+
+/// How many outputs of a lane are taken at once, and so the most tokens of one event.
+const BATCH: usize = 256;
+
+/// What a client is told of its completion, in this order: one start, tokens, one summary.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CompletionEvent {
+    /// A worker has taken the first choice.
+    Started,
+    /// Tokens of one choice that were ready together.
+    Tokens {
+        /// Which choice.
+        choice: u32,
+        /// The index of the first of them within the choice.
+        first_index: u32,
+        /// The tokens; empty where the choice ends without one.
+        tokens: Vec<TextToken>,
+        /// Set when the choice ends here.
+        finish: Option<FinishReason>,
+    },
+    /// Everything has ended well.
+    Summary(Summary),
+}
+
+/// What a completion took.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// Tokens of all choices, shown or not.
+    pub completion_tokens: u32,
+    /// From arrival until a worker took the first choice.
+    pub queue: Duration,
+    /// From arrival until the first token.
+    pub first_token: Duration,
+    /// From arrival until the last choice ended.
+    pub total: Duration,
+}
+
+/// The stream of one request's events. It ends after the summary or after the first error.
+pub struct Completion {
+    choices: Vec<Choice>,
+    /// Where the next look at the choices begins, so that none starves another.
+    cursor: usize,
+    /// Events that are ready and have not been taken.
+    ready: VecDeque<CompletionEvent>,
+    outputs: Vec<Output>,
+    arrived: Instant,
+    deadline: Pin<Box<Sleep>>,
+    started: Option<Instant>,
+    first_token: Option<Instant>,
+    prompt_tokens: u32,
+    completion_tokens: u32,
+    /// Why the request failed, until that is told.
+    failed: Option<Error>,
+    ended: bool,
+    telemetry: Telemetry,
+}
+
+struct Choice {
+    number: u32,
+    /// Gone when the choice has ended.
+    lane: Option<LaneReceiver>,
+    text: ChoiceText,
+    next_index: u32,
+}
+
+impl Completion {
+    /// The completion of a request that was admitted.
+    #[must_use]
+    pub fn new(admitted: Admitted, stop: &[String], telemetry: Telemetry) -> Self {
+        let choices = (0..).zip(admitted.lanes).map(|(number, lane)| Choice {
+            number,
+            lane: Some(lane),
+            text: ChoiceText::new(stop.to_vec()),
+            next_index: 0,
+        });
+        Self {
+            choices: choices.collect(),
+            cursor: 0,
+            ready: VecDeque::new(),
+            outputs: Vec::new(),
+            arrived: admitted.arrived,
+            deadline: Box::pin(sleep_until(admitted.deadline)),
+            started: None,
+            first_token: None,
+            prompt_tokens: admitted.prompt_tokens,
+            completion_tokens: 0,
+            failed: None,
+            ended: false,
+            telemetry,
+        }
+    }
+
+    /// Looks at every open choice once. Ready when an event is, or an error.
+    fn poll_choices(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let count = self.choices.len();
+        for step in 0..count {
+            let index = (self.cursor + step) % count;
+            // A batch may hold nothing to show (its tokens are held back), so look on until there is
+            // something, or nothing more.
+            while let Some(lane) = &mut self.choices[index].lane {
+                match lane.poll_recv_many(cx, &mut self.outputs, BATCH) {
+                    Poll::Pending => break,
+                    Poll::Ready(0) => {
+                        let message = "The device that served this request was lost.";
+                        self.failed = Some(Error::new(ErrorKind::WorkerLost, message));
+                        return Poll::Ready(());
+                    }
+                    Poll::Ready(_) => self.take_outputs(index),
+                }
+                if self.failed.is_some() || !self.ready.is_empty() {
+                    self.cursor = (index + 1) % count;
+                    return Poll::Ready(());
+                }
+            }
+        }
+        if self.choices.iter().all(|choice| choice.lane.is_none()) {
+            let summary = self.summary();
+            self.ready.push_back(CompletionEvent::Summary(summary));
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    }
+
+    /// Turns a batch of one choice's outputs into at most one event of tokens, and the start if this
+    /// is it. What came before a failure is told before it.
+    fn take_outputs(&mut self, index: usize) {
+        let choice = &mut self.choices[index];
+        let mut tokens = Vec::with_capacity(self.outputs.len());
+        let mut finish = None;
+        for output in self.outputs.drain(..) {
+            match output {
+                Output::Accepted => {
+                    if self.started.is_none() {
+                        self.started = Some(Instant::now());
+                        self.ready.push_back(CompletionEvent::Started);
+                    }
+                }
+                Output::Token(token) => {
+                    self.completion_tokens += 1;
+                    if choice.text.push(token, &mut tokens) == Watch::Matched {
+                        finish = Some(FinishReason::Stop);
+                        break;
+                    }
+                }
+                Output::Finished(token, reason) => {
+                    self.completion_tokens += u32::from(token.is_some());
+                    finish = Some(choice.text.finish(token, reason, &mut tokens));
+                }
+                Output::Failed(failure) => self.failed = Some(error_of(failure)),
+            }
+        }
+        if finish.is_some() {
+            // Dropping the lane ends the work on the device, where it has not ended already.
+            choice.lane = None;
+        }
+        if !tokens.is_empty() || finish.is_some() {
+            self.first_token.get_or_insert_with(Instant::now);
+            let count = u32::try_from(tokens.len()).expect("a batch is small");
+            let first_index = choice.next_index;
+            choice.next_index += count;
+            let choice = choice.number;
+            self.ready.push_back(CompletionEvent::Tokens { choice, first_index, tokens, finish });
+        }
+    }
+
+    fn summary(&self) -> Summary {
+        let since_arrival = |at: Option<Instant>| {
+            at.unwrap_or_else(Instant::now).saturating_duration_since(self.arrived)
+        };
+        Summary {
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens: self.completion_tokens,
+            queue: since_arrival(self.started),
+            first_token: since_arrival(self.first_token),
+            total: since_arrival(None),
+        }
+    }
+
+    fn end(&mut self) {
+        self.ended = true;
+        for choice in &mut self.choices {
+            choice.lane = None;
+        }
+    }
+}
+
+impl Stream for Completion {
+    type Item = Result<CompletionEvent, Error>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        if this.ready.is_empty() {
+            // What the device made before the deadline is told before the deadline is.
+            if this.failed.is_none() && this.poll_choices(cx).is_pending() {
+                ready!(this.deadline.as_mut().poll(cx));
+                this.failed = Some(deadline_exceeded());
+            }
+        }
+        let Some(event) = this.ready.pop_front() else {
+            this.end();
+            return Poll::Ready(this.failed.take().map(Err));
+        };
+        if matches!(event, CompletionEvent::Summary(_)) {
+            this.end();
+        }
+        Poll::Ready(Some(Ok(event)))
+    }
+}
+
+impl Drop for Completion {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.telemetry.cancellations.increment(1);
+        }
+    }
+}
+
+fn deadline_exceeded() -> Error {
+    Error::new(ErrorKind::DeadlineExceeded, "The request's deadline passed.")
+}
+
+fn error_of(failure: Failure) -> Error {
+    match failure {
+        Failure::Model(ModelError::Invalid(message)) => {
+            Error::new(ErrorKind::InvalidValue, message)
+        }
+        Failure::Model(ModelError::Failed(message)) => {
+            tracing::error!(%message, "the model failed on a sequence");
+            Error::new(ErrorKind::Internal, "The model failed on this request.")
+        }
+        Failure::SlowReader => Error::new(
+            ErrorKind::SlowReader,
+            "The stream was not read for too long, and was given up.",
+        ),
+        Failure::DeadlineExceeded => deadline_exceeded(),
+    }
+}

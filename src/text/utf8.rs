@@ -1,0 +1,87 @@
+//! Bytes to characters, across tokens: a character whose bytes are spread over several tokens comes
+//! out with the token that completes it.
+
+/// The bytes of a character that is not complete yet.
+#[derive(Debug, Default)]
+pub(super) struct Utf8Assembler {
+    /// At most three bytes: a character has at most four.
+    pending: Vec<u8>,
+}
+
+impl Utf8Assembler {
+    /// Takes a token's bytes and returns the characters that are complete by now. What can never
+    /// become a character is U+FFFD.
+    pub(super) fn push(&mut self, bytes: &[u8]) -> String {
+        if self.pending.is_empty()
+            && let Ok(text) = std::str::from_utf8(bytes)
+        {
+            return text.to_owned();
+        }
+        self.pending.extend_from_slice(bytes);
+        let mut text = String::with_capacity(self.pending.len());
+        let mut rest = &self.pending[..];
+        let unfinished = loop {
+            match std::str::from_utf8(rest) {
+                Ok(valid) => {
+                    text.push_str(valid);
+                    break 0;
+                }
+                Err(error) => {
+                    let (valid, after) = rest.split_at(error.valid_up_to());
+                    text.push_str(std::str::from_utf8(valid).expect("checked up to here"));
+                    let Some(broken) = error.error_len() else { break after.len() };
+                    text.push(char::REPLACEMENT_CHARACTER);
+                    rest = &after[broken..];
+                }
+            }
+        };
+        self.pending.drain(..self.pending.len() - unfinished);
+        text
+    }
+
+    /// The end: an unfinished character will never be finished.
+    pub(super) fn finish(&mut self) -> Option<char> {
+        let unfinished = !self.pending.is_empty();
+        self.pending.clear();
+        unfinished.then_some(char::REPLACEMENT_CHARACTER)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(tokens: &[&[u8]]) -> Vec<String> {
+        let mut assembler = Utf8Assembler::default();
+        let mut texts: Vec<_> = tokens.iter().map(|token| assembler.push(token)).collect();
+        texts.extend(assembler.finish().map(String::from));
+        texts
+    }
+
+    #[test]
+    fn a_character_rides_on_the_token_that_completes_it() {
+        let smile = "😀".as_bytes();
+        assert_eq!(texts(&[&smile[..1], &smile[1..3], &smile[3..]]), ["", "", "😀"]);
+        assert_eq!(texts(&[b"a\xc3", b"\xa9b"]), ["a", "éb"]);
+    }
+
+    #[test]
+    fn bytes_that_are_no_character_are_replaced_and_what_follows_is_kept() {
+        assert_eq!(texts(&[b"a\xffb"]), ["a\u{fffd}b"]);
+        assert_eq!(texts(&[b"\xe2\x82", b"x"]), ["", "\u{fffd}x"]);
+    }
+
+    #[test]
+    fn a_character_that_never_ends_is_replaced_at_the_end() {
+        assert_eq!(texts(&[b"a\xf0\x9f"]), ["a", "\u{fffd}"]);
+    }
+
+    #[test]
+    fn every_split_of_a_text_gives_the_text() {
+        let text = "aé€😀z";
+        for at in 0..=text.len() {
+            let (left, right) = text.as_bytes().split_at(at);
+            assert_eq!(texts(&[left, right]).concat(), text);
+        }
+    }
+}
