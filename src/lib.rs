@@ -4,10 +4,11 @@
 //! `error` and `telemetry`). `docs/architecture.md` walks the path once.
 
 pub mod error;
+pub mod grpc;
 pub mod proto;
 pub mod request;
-pub mod text;
-pub mod scheduler;
-pub mod worker;
 pub mod runner;
+pub mod scheduler;
 pub mod telemetry;
+pub mod text;
+pub mod worker;

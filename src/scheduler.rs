@@ -92,7 +92,10 @@ impl Scheduler {
             draining: CancellationToken::new(),
             tokens_wasted: parts.telemetry.tokens_wasted.clone(),
         };
-        (scheduler, task::run(parts, receiver, abandoned, readiness_sender))
+        (
+            scheduler,
+            task::run(parts, receiver, abandoned, readiness_sender),
+        )
     }
 
     /// The models.
@@ -125,7 +128,10 @@ impl Scheduler {
     /// The reason why it is refused.
     pub async fn submit(&self, request: &CompletionRequest) -> Result<Admitted, Error> {
         if self.is_draining() {
-            return Err(Error::new(ErrorKind::Draining, "The server is shutting down."));
+            return Err(Error::new(
+                ErrorKind::Draining,
+                "The server is shutting down.",
+            ));
         }
         let (model, entry) = self.catalog.find(request.model.as_deref())?;
         let prompt = entry.prompt(&request.input, request.max_tokens).await?;
@@ -136,8 +142,16 @@ impl Scheduler {
         let prompt_tokens = u32::try_from(prompt.len()).expect("it fits into the context");
         let (choices, lanes) = self.choices(request, &prompt);
         let (admitted, answer) = oneshot::channel();
-        let submission = Submission { model, priority: request.priority, choices, admitted };
-        self.submissions.send(submission).await.map_err(|_| Error::internal())?;
+        let submission = Submission {
+            model,
+            priority: request.priority,
+            choices,
+            admitted,
+        };
+        self.submissions
+            .send(submission)
+            .await
+            .map_err(|_| Error::internal())?;
         answer.await.map_err(|_| Error::internal())??;
         Ok(Admitted {
             model: Arc::clone(&entry.name),
@@ -158,8 +172,11 @@ impl Scheduler {
         let credit = CREDIT.min(max_tokens.saturating_add(1));
         (0..request.choices)
             .map(|choice| {
-                let (sender, receiver) =
-                    lane(credit, Arc::clone(&self.abandoned), self.tokens_wasted.clone());
+                let (sender, receiver) = lane(
+                    credit,
+                    Arc::clone(&self.abandoned),
+                    self.tokens_wasted.clone(),
+                );
                 let sequence = Sequence {
                     prompt: Arc::clone(prompt),
                     delivered: Vec::new(),
@@ -171,7 +188,14 @@ impl Scheduler {
                     caller: request.caller.clone(),
                 };
                 let deadline = request.deadline;
-                (Assignment { sequence, lane: sender, deadline }, receiver)
+                (
+                    Assignment {
+                        sequence,
+                        lane: sender,
+                        deadline,
+                    },
+                    receiver,
+                )
             })
             .unzip()
     }

@@ -32,13 +32,18 @@ struct ChoiceText {
 
 impl ChoiceText {
     fn new(stops: Vec<String>) -> Self {
-        Self { utf8: Utf8Assembler::default(), stop: StopMatcher::new(stops) }
+        Self {
+            utf8: Utf8Assembler::default(),
+            stop: StopMatcher::new(stops),
+        }
     }
 
     /// Takes the next token; appends to `ready` the tokens whose lines may go out now.
     fn push(&mut self, token: Token, ready: &mut Vec<TextToken>) -> Watch {
         let text = self.utf8.push(&token.bytes);
-        self.stop.push(token, text, |token, text| ready.push(with_text(&token, text)))
+        self.stop.push(token, text, |token, text| {
+            ready.push(with_text(&token, text))
+        })
     }
 
     /// Ends the choice; appends to `ready` what was held, and the end-of-sequence token if there is
@@ -54,15 +59,17 @@ impl ChoiceText {
             (Some(token), FinishReason::Length) => {
                 let mut text = self.utf8.push(&token.bytes);
                 text.extend(self.utf8.finish());
-                let watch =
-                    self.stop.push(token, text, |token, text| ready.push(with_text(&token, text)));
+                let watch = self.stop.push(token, text, |token, text| {
+                    ready.push(with_text(&token, text))
+                });
                 if watch == Watch::Matched {
                     return FinishReason::Stop;
                 }
             }
             (token, FinishReason::Stop | FinishReason::Length) => end_of_sequence = token,
         }
-        self.stop.finish(|token, text| ready.push(with_text(&token, text)));
+        self.stop
+            .finish(|token, text| ready.push(with_text(&token, text)));
         if let Some(token) = end_of_sequence {
             // What the model left unfinished before it ended is shown as such on the last line.
             let unfinished = self.utf8.finish().map(String::from).unwrap_or_default();
@@ -73,5 +80,10 @@ impl ChoiceText {
 }
 
 fn with_text(token: &Token, text: String) -> TextToken {
-    TextToken { id: token.id, text, due_ns: token.due_ns, emitted_ns: token.emitted_ns }
+    TextToken {
+        id: token.id,
+        text,
+        due_ns: token.due_ns,
+        emitted_ns: token.emitted_ns,
+    }
 }

@@ -66,11 +66,12 @@ impl WorkerHandle {
     /// Gives the assignment back when the worker is gone, or has more than it has slots for.
     pub fn submit(&self, life: Life, assignment: Assignment) -> Result<(), Box<Assignment>> {
         assignment.lane.placed(self.wake.clone());
-        self.commands.try_send((life, assignment)).map_err(|error| match error {
-            TrySendError::Full((_, assignment)) | TrySendError::Disconnected((_, assignment)) => {
-                Box::new(assignment)
-            }
-        })?;
+        self.commands
+            .try_send((life, assignment))
+            .map_err(|error| match error {
+                TrySendError::Full((_, assignment))
+                | TrySendError::Disconnected((_, assignment)) => Box::new(assignment),
+            })?;
         self.wake.attend();
         Ok(())
     }

@@ -114,8 +114,10 @@ impl Model for TestModel {
     }
 
     fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, ModelError> {
-        let lines: Vec<_> =
-            messages.iter().map(|message| format!("{}: {}", message.role, message.content)).collect();
+        let lines: Vec<_> = messages
+            .iter()
+            .map(|message| format!("{}: {}", message.role, message.content))
+            .collect();
         Ok(lines.join("\n"))
     }
 }
@@ -157,7 +159,9 @@ impl TestRunner {
     fn resume_waiting(&mut self, room: &dyn Room) {
         let (sequences, deadlines) = (&self.sequences, &mut self.deadlines);
         self.waiting.retain(|&slot| {
-            let Some(sequence) = &sequences[slot.0] else { return false };
+            let Some(sequence) = &sequences[slot.0] else {
+                return false;
+            };
             let has_room = room.room(slot) > 0;
             if has_room {
                 deadlines.push(Reverse((sequence.due_ns, slot, sequence.number)));
@@ -169,7 +173,10 @@ impl TestRunner {
     /// The next deadline whose sequence still runs.
     fn next_deadline(&mut self) -> Option<(u64, Slot)> {
         while let Some(&Reverse((due_ns, slot, number))) = self.deadlines.peek() {
-            if self.sequences[slot.0].as_ref().is_some_and(|sequence| sequence.number == number) {
+            if self.sequences[slot.0]
+                .as_ref()
+                .is_some_and(|sequence| sequence.number == number)
+            {
                 return Some((due_ns, slot));
             }
             self.deadlines.pop();
@@ -179,7 +186,9 @@ impl TestRunner {
 
     /// Emits one token of a sequence, or what the options ask for in its place.
     fn emit(&mut self, slot: Slot, step: &mut Step<'_>) {
-        let Some(sequence) = &mut self.sequences[slot.0] else { return };
+        let Some(sequence) = &mut self.sequences[slot.0] else {
+            return;
+        };
         let index = sequence.next_index;
         if self.options.panic_at == Some(index) {
             panic!("token {index} was asked to be a panic");
@@ -189,17 +198,32 @@ impl TestRunner {
             return step.fail(slot, ModelError::Failed(message));
         }
         let emitted_ns = if sequence.stamps { monotonic_ns() } else { 0 };
-        let due_ns = if self.interval_ns == 0 { emitted_ns } else { sequence.due_ns };
+        let due_ns = if self.interval_ns == 0 {
+            emitted_ns
+        } else {
+            sequence.due_ns
+        };
         sequence.next_index += 1;
         sequence.due_ns += self.interval_ns;
-        step.emit(slot, Token { id: index, bytes: text_of(index), due_ns, emitted_ns });
+        step.emit(
+            slot,
+            Token {
+                id: index,
+                bytes: text_of(index),
+                due_ns,
+                emitted_ns,
+            },
+        );
     }
 
     /// Puts a sequence back among the deadlines, unless it is to be silent from now on.
     fn schedule(&mut self, slot: Slot) {
-        let Some(sequence) = &self.sequences[slot.0] else { return };
+        let Some(sequence) = &self.sequences[slot.0] else {
+            return;
+        };
         if self.options.silent_at != Some(sequence.next_index) {
-            self.deadlines.push(Reverse((sequence.due_ns, slot, sequence.number)));
+            self.deadlines
+                .push(Reverse((sequence.due_ns, slot, sequence.number)));
         }
     }
 
@@ -208,7 +232,9 @@ impl TestRunner {
         if self.interval_ns > 0 {
             return room.min(1);
         }
-        let Some(sequence) = &self.sequences[slot.0] else { return 0 };
+        let Some(sequence) = &self.sequences[slot.0] else {
+            return 0;
+        };
         let left = self.options.silent_at.map_or(BURST, |silent_at| {
             usize::try_from(silent_at.saturating_sub(sequence.next_index)).unwrap_or(BURST)
         });
@@ -219,8 +245,9 @@ impl TestRunner {
 impl Runner for TestRunner {
     fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
         self.admitted += 1;
-        let first_token =
-            self.interval_ns.saturating_add(nanoseconds(self.options.first_token_delay));
+        let first_token = self
+            .interval_ns
+            .saturating_add(nanoseconds(self.options.first_token_delay));
         self.sequences[slot.0] = Some(TestSequence {
             number: self.admitted,
             next_index: u32::try_from(sequence.delivered.len()).unwrap_or(u32::MAX),
@@ -237,7 +264,8 @@ impl Runner for TestRunner {
 
     fn next(&mut self, room: &dyn Room) -> Next {
         self.resume_waiting(room);
-        self.next_deadline().map_or(Next::Idle, |(due_ns, _)| Next::At(due_ns))
+        self.next_deadline()
+            .map_or(Next::Idle, |(due_ns, _)| Next::At(due_ns))
     }
 
     fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError> {
@@ -305,12 +333,20 @@ mod tests {
     }
 
     fn runner(interval: Duration) -> TestRunner {
-        TestRunner::new(TestRunnerOptions { interval, ..TestRunnerOptions::default() }, 2)
+        TestRunner::new(
+            TestRunnerOptions {
+                interval,
+                ..TestRunnerOptions::default()
+            },
+            2,
+        )
     }
 
     fn step(runner: &mut TestRunner, room: usize) -> Vec<Emission> {
         let mut emissions = Vec::new();
-        runner.step(&mut Step::new(&AlwaysRoom(room), &mut emissions)).unwrap();
+        runner
+            .step(&mut Step::new(&AlwaysRoom(room), &mut emissions))
+            .unwrap();
         emissions
     }
 
@@ -326,7 +362,9 @@ mod tests {
         let mut runner = runner(Duration::from_secs(1));
         let before = monotonic_ns();
         runner.admit(Slot(0), sequence(3)).unwrap();
-        let Next::At(first) = runner.next(&AlwaysRoom(1)) else { panic!("no deadline") };
+        let Next::At(first) = runner.next(&AlwaysRoom(1)) else {
+            panic!("no deadline")
+        };
         assert!(first >= before + 1_000_000_000);
         assert!(step(&mut runner, 1).is_empty(), "nothing is due yet");
         runner.sequences[0].as_mut().unwrap().due_ns = 5;

@@ -30,7 +30,12 @@ impl CatalogEntry {
     /// A model that is not loaded yet.
     #[must_use]
     pub fn new(name: &str, runner: &'static str, created: i64) -> Self {
-        Self { name: name.into(), runner, created, model: OnceLock::new() }
+        Self {
+            name: name.into(),
+            runner,
+            created,
+            model: OnceLock::new(),
+        }
     }
 
     /// The model itself.
@@ -139,13 +144,18 @@ impl Catalog {
     /// When there is no such model, or several and no name.
     pub fn find(&self, name: Option<&str>) -> Result<(usize, &CatalogEntry), Error> {
         match name {
-            Some(name) => {
-                self.0.iter().enumerate().find(|(_, entry)| &*entry.name == name).ok_or_else(|| {
-                    let message =
-                        format!("There is no model '{name}'. This server has: {}.", self.names());
+            Some(name) => self
+                .0
+                .iter()
+                .enumerate()
+                .find(|(_, entry)| &*entry.name == name)
+                .ok_or_else(|| {
+                    let message = format!(
+                        "There is no model '{name}'. This server has: {}.",
+                        self.names()
+                    );
                     Error::new(ErrorKind::ModelNotFound, message).with_param("model")
-                })
-            }
+                }),
             None => match &self.0[..] {
                 [only] => Ok((0, only)),
                 [] | [_, _, ..] => {

@@ -87,15 +87,24 @@ impl<J: Job> Plan<J> {
         priority: i32,
         choices: Vec<J>,
     ) -> (Admission, Vec<Placement<J>>) {
-        if !self.workers.iter().any(|worker| worker.model == model && worker.life.is_some()) {
+        if !self
+            .workers
+            .iter()
+            .any(|worker| worker.model == model && worker.life.is_some())
+        {
             return (Admission::NoWorker, Vec::new());
         }
         let order = (priority, self.arrivals);
         self.arrivals += 1;
-        let waiting = Waiting { choices: choices.into(), begun: false };
+        let waiting = Waiting {
+            choices: choices.into(),
+            begun: false,
+        };
         self.queues[model].insert(order, waiting);
         let placements = self.place(model);
-        let still_waits = self.queues[model].get(&order).is_some_and(|waiting| !waiting.begun);
+        let still_waits = self.queues[model]
+            .get(&order)
+            .is_some_and(|waiting| !waiting.begun);
         if still_waits && self.queued() > self.queue_depth {
             self.queues[model].remove(&order);
             return (Admission::QueueFull, placements);
@@ -151,7 +160,6 @@ impl<J: Job> Plan<J> {
         waiting.filter(|waiting| !waiting.begun).count()
     }
 
-
     /// Gives free slots to those who wait, in their order.
     fn place(&mut self, model: usize) -> Vec<Placement<J>> {
         let mut placements = Vec::new();
@@ -184,7 +192,10 @@ impl<J: Job> Plan<J> {
 fn least_loaded(workers: &[WorkerState], model: usize) -> Option<(WorkerId, Life)> {
     let candidates = workers.iter().enumerate().filter_map(|(index, worker)| {
         let free = worker.model == model && worker.used < worker.slots;
-        worker.life.filter(|_| free).map(|life| (worker.outstanding, index, life))
+        worker
+            .life
+            .filter(|_| free)
+            .map(|life| (worker.outstanding, index, life))
     });
     candidates
         .min_by_key(|(outstanding, index, _)| (*outstanding, *index))
@@ -216,7 +227,10 @@ mod tests {
     }
 
     fn names(placements: &[Placement<Named>]) -> Vec<(&'static str, usize)> {
-        placements.iter().map(|placement| (placement.job.0, placement.worker.0)).collect()
+        placements
+            .iter()
+            .map(|placement| (placement.job.0, placement.worker.0))
+            .collect()
     }
 
     /// One model on workers with these numbers of slots, all of them ready.
@@ -240,7 +254,10 @@ mod tests {
     #[test]
     fn a_free_slot_is_given_at_once() {
         let (admission, placements) = plan(&[1], 0).admit(0, 0, vec![job("a")]);
-        assert_eq!((admission, names(&placements)), (Admission::Admitted, vec![("a", 0)]));
+        assert_eq!(
+            (admission, names(&placements)),
+            (Admission::Admitted, vec![("a", 0)])
+        );
     }
 
     #[test]
@@ -308,7 +325,10 @@ mod tests {
         plan.ready(WorkerId(1), Life(1));
         plan.admit(0, 0, vec![job("runs")]);
         plan.admit(0, 0, vec![job("waits")]);
-        assert_eq!(names(&plan.admit(1, 0, vec![job("other")]).1), [("other", 1)]);
+        assert_eq!(
+            names(&plan.admit(1, 0, vec![job("other")]).1),
+            [("other", 1)]
+        );
     }
 
     #[test]
@@ -318,7 +338,10 @@ mod tests {
         admit(&mut plan, 0, "waits");
         plan.lost(WorkerId(0));
         assert_eq!(admit(&mut plan, 0, "refused"), Admission::NoWorker);
-        assert!(release(&mut plan, 0).is_empty(), "the slot belongs to an earlier life");
+        assert!(
+            release(&mut plan, 0).is_empty(),
+            "the slot belongs to an earlier life"
+        );
         assert_eq!(names(&plan.ready(WorkerId(0), Life(2))), [("waits", 0)]);
     }
 }

@@ -32,13 +32,20 @@ pub(super) async fn run(
     readiness: watch::Sender<Readiness>,
 ) {
     let mut events = parts.events;
-    let workers: Vec<_> =
-        parts.workers.iter().map(|(_, model, slots)| (*model, *slots)).collect();
+    let workers: Vec<_> = parts
+        .workers
+        .iter()
+        .map(|(_, model, slots)| (*model, *slots))
+        .collect();
     let mut task = Task {
         plan: Plan::new(parts.catalog.entries().len(), &workers, parts.queue_depth),
         models: workers.iter().map(|(model, _)| *model).collect(),
         up: vec![false; workers.len()],
-        handles: parts.workers.into_iter().map(|(handle, _, _)| handle).collect(),
+        handles: parts
+            .workers
+            .into_iter()
+            .map(|(handle, _, _)| handle)
+            .collect(),
         catalog: parts.catalog,
         telemetry: parts.telemetry,
         readiness,
@@ -80,13 +87,19 @@ impl Job for Assignment {
 
 impl Task {
     fn submit(&mut self, submission: Submission) {
-        let Submission { model, priority, choices, admitted } = submission;
+        let Submission {
+            model,
+            priority,
+            choices,
+            admitted,
+        } = submission;
         let (admission, placements) = self.plan.admit(model, priority, choices);
         let answer = match admission {
             Admission::Admitted => Ok(()),
-            Admission::QueueFull => {
-                Err(Error::new(ErrorKind::QueueFull, "The queue is full. Try again later."))
-            }
+            Admission::QueueFull => Err(Error::new(
+                ErrorKind::QueueFull,
+                "The queue is full. Try again later.",
+            )),
             Admission::NoWorker => Err(Error::new(
                 ErrorKind::NoWorker,
                 "No worker of this model is up. They are being restarted.",
@@ -100,16 +113,17 @@ impl Task {
     fn hear(&mut self, event: WorkerEvent) {
         match event {
             WorkerEvent::Loading(_, fraction) => {
-                self.readiness.send_if_modified(|readiness| match readiness {
-                    Readiness::Loading(known) if *known < fraction => {
-                        *known = fraction;
-                        true
-                    }
-                    Readiness::Loading(_)
-                    | Readiness::Ready
-                    | Readiness::NoWorker
-                    | Readiness::Failed(_) => false,
-                });
+                self.readiness
+                    .send_if_modified(|readiness| match readiness {
+                        Readiness::Loading(known) if *known < fraction => {
+                            *known = fraction;
+                            true
+                        }
+                        Readiness::Loading(_)
+                        | Readiness::Ready
+                        | Readiness::NoWorker
+                        | Readiness::Failed(_) => false,
+                    });
             }
             WorkerEvent::Ready(worker, life, model) => {
                 self.catalog.entries()[self.models[worker.0]].loaded(model);
@@ -143,7 +157,11 @@ impl Task {
     fn tell_readiness(&self, otherwise: Readiness) {
         let mut models = 0..self.catalog.entries().len();
         let is_up = |model| (0..self.up.len()).any(|at| self.models[at] == model && self.up[at]);
-        let readiness = if models.all(is_up) { Readiness::Ready } else { otherwise };
+        let readiness = if models.all(is_up) {
+            Readiness::Ready
+        } else {
+            otherwise
+        };
         self.readiness.send_if_modified(|known| {
             let changed = *known != readiness;
             *known = readiness;
@@ -155,7 +173,10 @@ impl Task {
         for Placement { worker, life, job } in placements {
             if self.handles[worker.0].submit(life, job).is_err() {
                 // Its lane closes with it, so its stream learns that it was lost.
-                tracing::error!(worker = worker.0, "a worker took no more work than its slots");
+                tracing::error!(
+                    worker = worker.0,
+                    "a worker took no more work than its slots"
+                );
             }
         }
     }

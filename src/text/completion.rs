@@ -182,13 +182,19 @@ impl Completion {
             let first_index = choice.next_index;
             choice.next_index += count;
             let choice = choice.number;
-            self.ready.push_back(CompletionEvent::Tokens { choice, first_index, tokens, finish });
+            self.ready.push_back(CompletionEvent::Tokens {
+                choice,
+                first_index,
+                tokens,
+                finish,
+            });
         }
     }
 
     fn summary(&self) -> Summary {
         let since_arrival = |at: Option<Instant>| {
-            at.unwrap_or_else(Instant::now).saturating_duration_since(self.arrived)
+            at.unwrap_or_else(Instant::now)
+                .saturating_duration_since(self.arrived)
         };
         Summary {
             prompt_tokens: self.prompt_tokens,
@@ -242,7 +248,10 @@ impl Drop for Completion {
 }
 
 fn deadline_exceeded() -> Error {
-    Error::new(ErrorKind::DeadlineExceeded, "The request's deadline passed.")
+    Error::new(
+        ErrorKind::DeadlineExceeded,
+        "The request's deadline passed.",
+    )
 }
 
 fn error_of(failure: Failure) -> Error {

@@ -26,7 +26,11 @@ pub(super) enum Watch {
 impl<T> StopMatcher<T> {
     /// A matcher for these strings, none of which is empty.
     pub(super) fn new(stops: Vec<String>) -> Self {
-        Self { stops, held: VecDeque::new(), tail: String::new() }
+        Self {
+            stops,
+            held: VecDeque::new(),
+            tail: String::new(),
+        }
     }
 
     /// Takes the next token and hands to `release` each token that is decided, with its text. After a
@@ -43,7 +47,11 @@ impl<T> StopMatcher<T> {
         }
         self.tail.push_str(&text);
         self.held.push_back((token, self.tail.len()));
-        let first_match = self.stops.iter().filter_map(|stop| self.tail.find(stop.as_str())).min();
+        let first_match = self
+            .stops
+            .iter()
+            .filter_map(|stop| self.tail.find(stop.as_str()))
+            .min();
         if let Some(start) = first_match {
             self.tail.truncate(start);
             self.release_begun_before(start, release);
@@ -64,8 +72,11 @@ impl<T> StopMatcher<T> {
         let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
         let from = self.tail.len().saturating_sub(longest.saturating_sub(1));
         let starts = (from..self.tail.len()).filter(|at| self.tail.is_char_boundary(*at));
-        let mut begun =
-            starts.filter(|at| self.stops.iter().any(|stop| stop.starts_with(&self.tail[*at..])));
+        let mut begun = starts.filter(|at| {
+            self.stops
+                .iter()
+                .any(|stop| stop.starts_with(&self.tail[*at..]))
+        });
         begun.next().unwrap_or(self.tail.len())
     }
 
@@ -105,8 +116,9 @@ mod tests {
         let mut steps = Vec::new();
         for (index, text) in tokens.iter().enumerate() {
             let mut released = Vec::new();
-            let watch =
-                matcher.push(index, (*text).to_owned(), |token, text| released.push((token, text)));
+            let watch = matcher.push(index, (*text).to_owned(), |token, text| {
+                released.push((token, text))
+            });
             steps.push(released);
             if watch == Watch::Matched {
                 return (steps, true);
@@ -119,7 +131,11 @@ mod tests {
     }
 
     fn text(steps: &[Vec<(usize, String)>]) -> String {
-        steps.iter().flatten().map(|(_, text)| text.as_str()).collect()
+        steps
+            .iter()
+            .flatten()
+            .map(|(_, text)| text.as_str())
+            .collect()
     }
 
     fn released(token: usize, text: &str) -> (usize, String) {
@@ -129,7 +145,10 @@ mod tests {
     #[test]
     fn without_stop_strings_nothing_is_held() {
         let (steps, matched) = run(&[], &["a", "b"]);
-        assert_eq!(steps, [vec![released(0, "a")], vec![released(1, "b")], vec![]]);
+        assert_eq!(
+            steps,
+            [vec![released(0, "a")], vec![released(1, "b")], vec![]]
+        );
         assert!(!matched);
     }
 
@@ -157,7 +176,10 @@ mod tests {
     #[test]
     fn what_is_held_at_the_end_is_released() {
         let (steps, matched) = run(&["END"], &["a", "EN"]);
-        assert_eq!(steps, [vec![released(0, "a")], vec![], vec![released(1, "EN")]]);
+        assert_eq!(
+            steps,
+            [vec![released(0, "a")], vec![], vec![released(1, "EN")]]
+        );
         assert!(!matched);
     }
 

@@ -29,7 +29,9 @@ impl Utf8Assembler {
                 Err(error) => {
                     let (valid, after) = rest.split_at(error.valid_up_to());
                     text.push_str(std::str::from_utf8(valid).expect("checked up to here"));
-                    let Some(broken) = error.error_len() else { break after.len() };
+                    let Some(broken) = error.error_len() else {
+                        break after.len();
+                    };
                     text.push(char::REPLACEMENT_CHARACTER);
                     rest = &after[broken..];
                 }
@@ -61,7 +63,10 @@ mod tests {
     #[test]
     fn a_character_rides_on_the_token_that_completes_it() {
         let smile = "😀".as_bytes();
-        assert_eq!(texts(&[&smile[..1], &smile[1..3], &smile[3..]]), ["", "", "😀"]);
+        assert_eq!(
+            texts(&[&smile[..1], &smile[1..3], &smile[3..]]),
+            ["", "", "😀"]
+        );
         assert_eq!(texts(&[b"a\xc3", b"\xa9b"]), ["a", "éb"]);
     }
 

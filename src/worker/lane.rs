@@ -51,11 +51,28 @@ pub enum Failure {
 pub fn lane(credit: usize, queue: Arc<Notify>, wasted: Counter) -> (LaneSender, LaneReceiver) {
     assert!(credit > 0, "a lane without credit could never move");
     let (tokens, receiver) = mpsc::channel(credit + 1);
-    let end = tokens.clone().try_reserve_owned().expect("a new channel has room for its end");
-    let shared =
-        Arc::new(Shared { stalled: AtomicBool::new(false), worker: OnceLock::new(), queue });
-    let sender = LaneSender { tokens, end, shared: Arc::clone(&shared) };
-    (sender, LaneReceiver { receiver, shared, wasted })
+    let end = tokens
+        .clone()
+        .try_reserve_owned()
+        .expect("a new channel has room for its end");
+    let shared = Arc::new(Shared {
+        stalled: AtomicBool::new(false),
+        worker: OnceLock::new(),
+        queue,
+    });
+    let sender = LaneSender {
+        tokens,
+        end,
+        shared: Arc::clone(&shared),
+    };
+    (
+        sender,
+        LaneReceiver {
+            receiver,
+            shared,
+            wasted,
+        },
+    )
 }
 
 struct Shared {
@@ -195,7 +212,12 @@ mod tests {
     use super::*;
 
     fn token(id: u32) -> Token {
-        Token { id, bytes: SmallVec::new(), due_ns: 0, emitted_ns: 0 }
+        Token {
+            id,
+            bytes: SmallVec::new(),
+            due_ns: 0,
+            emitted_ns: 0,
+        }
     }
 
     fn new_lane(credit: usize) -> (LaneSender, LaneReceiver) {

@@ -4,8 +4,8 @@
 
 use std::cell::Cell;
 
-use super::lane::{Failure, LaneSender, Sent};
 use super::Assignment;
+use super::lane::{Failure, LaneSender, Sent};
 use crate::request::FinishReason;
 use crate::runner::{Room, Slot, Token, monotonic_ns};
 
@@ -91,9 +91,15 @@ impl Slots {
             Sent::Delivered => None,
             Sent::Closed => self.vacate(slot).map(|(_, freed)| freed),
             Sent::NoRoom => {
-                tracing::error!(slot = slot.0, "the runner emitted a token without room for it");
+                tracing::error!(
+                    slot = slot.0,
+                    "the runner emitted a token without room for it"
+                );
                 let error = "the runner emitted a token without room for it".to_owned();
-                self.fail(slot, Failure::Model(crate::runner::ModelError::Failed(error)))
+                self.fail(
+                    slot,
+                    Failure::Model(crate::runner::ModelError::Failed(error)),
+                )
             }
         }
     }
@@ -128,9 +134,14 @@ impl Slots {
         if !self.any_stalled.get() {
             return self.next_deadline_ns;
         }
-        let stalled = self.running.iter().flatten().map(|running| running.stalled_ns.get());
+        let stalled = self
+            .running
+            .iter()
+            .flatten()
+            .map(|running| running.stalled_ns.get());
         let first = stalled.filter(|since| *since > 0).min();
-        let patience_ends = first.map_or(u64::MAX, |since| since.saturating_add(self.slow_reader_ns));
+        let patience_ends =
+            first.map_or(u64::MAX, |since| since.saturating_add(self.slow_reader_ns));
         self.next_deadline_ns.min(patience_ends)
     }
 
@@ -141,7 +152,9 @@ impl Slots {
         self.next_deadline_ns = u64::MAX;
         self.any_stalled.set(false);
         for index in 0..self.running.len() {
-            let Some(running) = &self.running[index] else { continue };
+            let Some(running) = &self.running[index] else {
+                continue;
+            };
             let slot = Slot(index);
             if running.lane.is_closed() {
                 freed.extend(self.vacate(slot).map(|(_, freed)| freed));
@@ -151,7 +164,8 @@ impl Slots {
                 freed.extend(self.fail(slot, Failure::SlowReader));
             } else {
                 self.next_deadline_ns = self.next_deadline_ns.min(running.deadline_ns);
-                self.any_stalled.set(self.any_stalled.get() || running.stalled_ns.get() > 0);
+                self.any_stalled
+                    .set(self.any_stalled.get() || running.stalled_ns.get() > 0);
             }
         }
         freed
@@ -182,7 +196,9 @@ impl Running {
 
 impl Room for Slots {
     fn room(&self, slot: Slot) -> usize {
-        let Some(Some(running)) = self.running.get(slot.0) else { return 0 };
+        let Some(Some(running)) = self.running.get(slot.0) else {
+            return 0;
+        };
         let room = running.lane.room();
         if room == 0 && running.stalled_ns.get() == 0 {
             running.stalled_ns.set(monotonic_ns());
@@ -193,4 +209,3 @@ impl Room for Slots {
         room
     }
 }
-

@@ -16,9 +16,7 @@ use super::lane::{Failure, Sent};
 use super::slots::{Freed, Slots};
 use super::{Assignment, Flags, Life, Wake, WorkerEvent, WorkerHandle, WorkerId};
 use crate::request::FinishReason;
-use crate::runner::{
-    Emission, Loaded, Loader, Next, Runner, Step, StepError, monotonic_ns,
-};
+use crate::runner::{Emission, Loaded, Loader, Next, Runner, Step, StepError, monotonic_ns};
 use crate::telemetry::{InFlight, Telemetry};
 
 /// How long before a deadline the thread stops sleeping and spins. The kernel wakes a thread some
@@ -56,10 +54,20 @@ pub fn spawn(spawn: Spawn) -> std::io::Result<(WorkerHandle, JoinHandle<()>)> {
     // The scheduler never has more sequences under way than there are slots.
     let (commands, receiver) = sync_channel(spawn.slots + 1);
     let flags = Arc::new(Flags::default());
-    let worker = Worker { spawn, commands: receiver, flags: Arc::clone(&flags), life: Life(0) };
+    let worker = Worker {
+        spawn,
+        commands: receiver,
+        flags: Arc::clone(&flags),
+        life: Life(0),
+    };
     let name = format!("worker-{}", worker.spawn.id.0);
-    let thread = std::thread::Builder::new().name(name).spawn(move || worker.run())?;
-    let wake = Wake { flags, thread: thread.thread().clone() };
+    let thread = std::thread::Builder::new()
+        .name(name)
+        .spawn(move || worker.run())?;
+    let wake = Wake {
+        flags,
+        thread: thread.thread().clone(),
+    };
     Ok((WorkerHandle { commands, wake }, thread))
 }
 
@@ -113,7 +121,10 @@ impl Worker {
         let id = self.spawn.id;
         let progress = |fraction: f32| {
             // Progress is for the eye: where nobody keeps up, the next one says more.
-            let _ = self.spawn.events.try_send(WorkerEvent::Loading(id, fraction));
+            let _ = self
+                .spawn
+                .events
+                .try_send(WorkerEvent::Loading(id, fraction));
         };
         let Loaded { model, runner } = match self.spawn.loader.load(self.spawn.slots, &progress) {
             Ok(loaded) => loaded,
@@ -255,7 +266,8 @@ impl Device<'_> {
     }
 
     fn step(&mut self) -> Result<(), StepError> {
-        self.runner.step(&mut Step::new(&self.slots, &mut self.emissions))?;
+        self.runner
+            .step(&mut Step::new(&self.slots, &mut self.emissions))?;
         let mut emissions = std::mem::take(&mut self.emissions);
         let mut tokens = 0;
         for emission in emissions.drain(..) {
@@ -298,7 +310,11 @@ impl Device<'_> {
 impl Drop for Device<'_> {
     fn drop(&mut self) {
         let left = self.slots.count();
-        self.worker.spawn.telemetry.sequences_running.decrement(left);
+        self.worker
+            .spawn
+            .telemetry
+            .sequences_running
+            .decrement(left);
     }
 }
 
@@ -307,5 +323,8 @@ fn message_of(panic: &(dyn std::any::Any + Send)) -> String {
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("the runner panicked: {}", text.unwrap_or("without a message"))
+    format!(
+        "the runner panicked: {}",
+        text.unwrap_or("without a message")
+    )
 }

@@ -1,0 +1,169 @@
+//! The gRPC service: requests in, events out. It must not know HTTP, nor how tokens are made.
+
+use std::time::Duration;
+
+use tonic::{Request, Response, Status};
+
+use crate::error::Error;
+use crate::proto::v1;
+use crate::proto::v1::inference_server::{Inference, InferenceServer};
+use crate::scheduler::{CatalogEntry, Scheduler};
+use crate::telemetry::{Door, Telemetry};
+use crate::text::completion::Completion;
+
+mod convert;
+mod metadata;
+mod stream;
+
+pub use stream::EventStream;
+
+/// The largest message, in bytes, in either direction.
+const MESSAGE_LIMIT: usize = 4 * 1024 * 1024;
+
+/// An engine's models as the service `tokenway.v1.Inference`.
+#[derive(Clone)]
+pub struct Service {
+    scheduler: Scheduler,
+    telemetry: Telemetry,
+    /// The door at which requests enter, or `None` where another door has counted them already.
+    door: Option<Door>,
+    default_timeout: Duration,
+}
+
+impl Service {
+    /// The service as a door of its own: it counts its requests.
+    #[must_use]
+    pub fn door(scheduler: Scheduler, telemetry: Telemetry, default_timeout: Duration) -> Self {
+        Self {
+            scheduler,
+            telemetry,
+            door: Some(Door::Grpc),
+            default_timeout,
+        }
+    }
+
+    /// The same service behind another door of this process, which counts.
+    #[must_use]
+    pub fn behind_another_door(&self) -> Self {
+        Self {
+            door: None,
+            ..self.clone()
+        }
+    }
+
+    /// The service with its limits, ready to be called in process or over a socket.
+    #[must_use]
+    pub fn into_server(self) -> InferenceServer<Self> {
+        InferenceServer::new(self)
+            .max_decoding_message_size(MESSAGE_LIMIT)
+            .max_encoding_message_size(MESSAGE_LIMIT)
+    }
+
+    /// Admits a request and begins its stream. Everything that is refused is refused here.
+    async fn begin(&self, request: Request<v1::CompletionRequest>) -> Result<EventStream, Error> {
+        let (id, timeout) = metadata::read(request.metadata())?;
+        let timeout = timeout.unwrap_or(self.default_timeout);
+        let request = convert::completion_request(request.into_inner(), id, timeout)?;
+        let admitted = self.scheduler.submit(&request).await?;
+        let started = v1::Started {
+            request_id: request.id.0.to_string(),
+            model: admitted.model.to_string(),
+            prompt_tokens: admitted.prompt_tokens,
+            seed: request.seed.cast_signed(),
+        };
+        let completion = Completion::new(admitted, &request.stop, self.telemetry.clone());
+        let counted = self
+            .door
+            .map(|door| stream::Counted::new(self.telemetry.clone(), door));
+        Ok(EventStream::new(
+            completion,
+            started,
+            request.stamps,
+            counted,
+        ))
+    }
+
+    fn refuse(&self, error: Error) -> Status {
+        if let Some(door) = self.door {
+            self.telemetry.request_ended(door, Err(&error));
+            self.telemetry.refused(door, error.kind);
+        }
+        error.into()
+    }
+}
+
+#[tonic::async_trait]
+impl Inference for Service {
+    type CompleteStream = EventStream;
+
+    async fn complete(
+        &self,
+        request: Request<v1::CompletionRequest>,
+    ) -> Result<Response<EventStream>, Status> {
+        let stream = self
+            .begin(request)
+            .await
+            .map_err(|error| self.refuse(error))?;
+        let id = stream.request_id().to_owned();
+        let mut response = Response::new(stream);
+        metadata::echo_request_id(response.metadata_mut(), &id);
+        Ok(response)
+    }
+
+    async fn list_models(
+        &self,
+        _request: Request<v1::ListModelsRequest>,
+    ) -> Result<Response<v1::ListModelsResponse>, Status> {
+        // A model that is still loading has no facts to tell yet.
+        let entries = self.scheduler.catalog().entries().iter();
+        let models = entries.filter_map(|entry| model(entry).ok()).collect();
+        Ok(Response::new(v1::ListModelsResponse { models }))
+    }
+
+    async fn get_model(
+        &self,
+        request: Request<v1::GetModelRequest>,
+    ) -> Result<Response<v1::GetModelResponse>, Status> {
+        let name = request.into_inner().model;
+        let (_, entry) = self.scheduler.catalog().find(Some(&name))?;
+        Ok(Response::new(v1::GetModelResponse {
+            model: Some(model(entry)?),
+        }))
+    }
+
+    async fn tokenize(
+        &self,
+        request: Request<v1::TokenizeRequest>,
+    ) -> Result<Response<v1::TokenizeResponse>, Status> {
+        let v1::TokenizeRequest { model, text } = request.into_inner();
+        let (_, entry) = self.scheduler.catalog().find(convert::model_name(&model))?;
+        let token_ids = entry.tokenize(&text).await?;
+        Ok(Response::new(v1::TokenizeResponse { token_ids }))
+    }
+
+    async fn detokenize(
+        &self,
+        request: Request<v1::DetokenizeRequest>,
+    ) -> Result<Response<v1::DetokenizeResponse>, Status> {
+        let v1::DetokenizeRequest { model, token_ids } = request.into_inner();
+        let (_, entry) = self.scheduler.catalog().find(convert::model_name(&model))?;
+        entry.check_vocabulary(&token_ids, "token_ids")?;
+        let model = entry.model()?;
+        let bytes: Vec<u8> = token_ids
+            .iter()
+            .filter_map(|id| model.token_bytes(*id))
+            .flatten()
+            .collect();
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        Ok(Response::new(v1::DetokenizeResponse { text }))
+    }
+}
+
+fn model(entry: &CatalogEntry) -> Result<v1::Model, Error> {
+    Ok(v1::Model {
+        name: entry.name.to_string(),
+        runner: entry.runner.to_owned(),
+        context_length: entry.model()?.facts().context_length,
+        created: entry.created,
+    })
+}

@@ -1,0 +1,103 @@
+//! What a request's metadata says: who it is, and how long its client waits.
+
+use std::time::Duration;
+
+use tonic::metadata::{MetadataMap, MetadataValue};
+
+use crate::error::Error;
+use crate::request::RequestId;
+
+const REQUEST_ID: &str = "x-request-id";
+const TIMEOUT: &str = "grpc-timeout";
+
+/// The longest request id that is taken over from a client, in bytes.
+const REQUEST_ID_LIMIT: usize = 128;
+
+/// The request's id, made where the client sent none, and its time-out.
+pub(super) fn read(metadata: &MetadataMap) -> Result<(RequestId, Option<Duration>), Error> {
+    Ok((request_id(metadata)?, timeout(metadata)?))
+}
+
+/// Tells the client the id of its request.
+pub(super) fn echo_request_id(metadata: &mut MetadataMap, id: &str) {
+    if let Ok(value) = MetadataValue::try_from(id) {
+        metadata.insert(REQUEST_ID, value);
+    }
+}
+
+fn request_id(metadata: &MetadataMap) -> Result<RequestId, Error> {
+    let Some(value) = metadata.get(REQUEST_ID) else {
+        return Ok(RequestId::random());
+    };
+    match value.to_str() {
+        Ok(id) if !id.is_empty() && id.len() <= REQUEST_ID_LIMIT => Ok(RequestId(id.into())),
+        Ok(_) | Err(_) => Err(Error::invalid_value(
+            REQUEST_ID,
+            format!("x-request-id must have 1 to {REQUEST_ID_LIMIT} visible ASCII characters."),
+        )),
+    }
+}
+
+/// gRPC's time-out: up to eight digits and a unit.
+fn timeout(metadata: &MetadataMap) -> Result<Option<Duration>, Error> {
+    let Some(value) = metadata.get(TIMEOUT) else {
+        return Ok(None);
+    };
+    let parsed = value.to_str().ok().and_then(parse_timeout);
+    parsed.map(Some).ok_or_else(|| {
+        Error::invalid_value(
+            TIMEOUT,
+            "grpc-timeout must be up to 8 digits and one of H M S m u n.",
+        )
+    })
+}
+
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(count * 3_600)),
+        "M" => Some(Duration::from_secs(count * 60)),
+        "S" => Some(Duration::from_secs(count)),
+        "m" => Some(Duration::from_millis(count)),
+        "u" => Some(Duration::from_micros(count)),
+        "n" => Some(Duration::from_nanos(count)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_unit_of_a_timeout_is_read() {
+        let seconds = |text| parse_timeout(text).map(|timeout| timeout.as_secs_f64());
+        assert_eq!(seconds("2H"), Some(7_200.0));
+        assert_eq!(seconds("2M"), Some(120.0));
+        assert_eq!(seconds("2S"), Some(2.0));
+        assert_eq!(seconds("2m"), Some(0.002));
+        assert_eq!(seconds("2u"), Some(0.000_002));
+        assert_eq!(seconds("2n"), Some(0.000_000_002));
+    }
+
+    #[test]
+    fn what_is_no_timeout_is_refused() {
+        for text in [
+            "",
+            "S",
+            "1",
+            "1s",
+            "-1S",
+            "+1S",
+            "1.5S",
+            "123456789S",
+            "1Sé",
+        ] {
+            assert_eq!(parse_timeout(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! A completion's events as proto messages, counted once at the door where the request entered.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_core::Stream;
+use tonic::Status;
+
+use crate::error::{Error, ErrorKind};
+use crate::proto::v1;
+use crate::proto::v1::completion_event::Event;
+use crate::request::FinishReason;
+use crate::telemetry::{Door, InFlight, Telemetry};
+use crate::text::TextToken;
+use crate::text::completion::{Completion, CompletionEvent, Summary};
+
+/// The response stream of `Complete`.
+pub struct EventStream {
+    completion: Completion,
+    started: v1::Started,
+    stamps: bool,
+    counted: Option<Counted>,
+}
+
+impl EventStream {
+    pub(super) fn new(
+        completion: Completion,
+        started: v1::Started,
+        stamps: bool,
+        counted: Option<Counted>,
+    ) -> Self {
+        Self {
+            completion,
+            started,
+            stamps,
+            counted,
+        }
+    }
+
+    pub(super) fn request_id(&self) -> &str {
+        &self.started.request_id
+    }
+
+    fn message(&self, event: CompletionEvent) -> v1::CompletionEvent {
+        let event = match event {
+            CompletionEvent::Started => Event::Started(self.started.clone()),
+            CompletionEvent::Tokens {
+                choice,
+                first_index,
+                tokens,
+                finish,
+            } => {
+                let tokens = tokens.into_iter().map(|token| self.token(token)).collect();
+                let finish_reason = finish_reason(finish).into();
+                Event::Tokens(v1::Tokens {
+                    choice,
+                    first_index,
+                    tokens,
+                    finish_reason,
+                })
+            }
+            CompletionEvent::Summary(summary) => Event::Summary(summary_message(&summary)),
+        };
+        v1::CompletionEvent { event: Some(event) }
+    }
+
+    fn token(&self, token: TextToken) -> v1::Token {
+        let stamp = |ns: u64| Some(ns).filter(|ns| self.stamps && *ns > 0);
+        let (due_ns, emitted_ns) = (stamp(token.due_ns), stamp(token.emitted_ns));
+        v1::Token {
+            id: token.id,
+            text: token.text,
+            due_ns,
+            emitted_ns,
+        }
+    }
+}
+
+impl Stream for EventStream {
+    type Item = Result<v1::CompletionEvent, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        let Some(event) = ready!(Pin::new(&mut this.completion).poll_next(cx)) else {
+            return Poll::Ready(None);
+        };
+        if let Some(counted) = &mut this.counted {
+            counted.see(&event);
+        }
+        Poll::Ready(Some(match event {
+            Ok(event) => Ok(this.message(event)),
+            Err(error) => Err(error.into()),
+        }))
+    }
+}
+
+fn finish_reason(reason: Option<FinishReason>) -> v1::FinishReason {
+    match reason {
+        None => v1::FinishReason::Unspecified,
+        Some(FinishReason::Stop) => v1::FinishReason::Stop,
+        Some(FinishReason::Length) => v1::FinishReason::Length,
+    }
+}
+
+fn summary_message(summary: &Summary) -> v1::Summary {
+    let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    v1::Summary {
+        usage: Some(v1::Usage {
+            prompt_tokens: summary.prompt_tokens,
+            completion_tokens: summary.completion_tokens,
+        }),
+        timings: Some(v1::Timings {
+            queue_ns: nanoseconds(summary.queue),
+            first_token_ns: nanoseconds(summary.first_token),
+            total_ns: nanoseconds(summary.total),
+        }),
+    }
+}
+
+/// Counts one request: in flight while it lives, and its end once. One that is dropped before its end
+/// was cancelled by its client.
+pub(super) struct Counted {
+    telemetry: Telemetry,
+    door: Door,
+    ended: bool,
+    _in_flight: InFlight,
+}
+
+impl Counted {
+    pub(super) fn new(telemetry: Telemetry, door: Door) -> Self {
+        let in_flight = telemetry.stream_opened(door);
+        Self {
+            telemetry,
+            door,
+            ended: false,
+            _in_flight: in_flight,
+        }
+    }
+
+    fn see(&mut self, event: &Result<CompletionEvent, Error>) {
+        let outcome = match event {
+            Ok(CompletionEvent::Summary(_)) => Ok(()),
+            Err(error) => Err(error),
+            Ok(CompletionEvent::Started | CompletionEvent::Tokens { .. }) => return,
+        };
+        self.ended = true;
+        self.telemetry.request_ended(self.door, outcome);
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if !self.ended {
+            let error = Error::new(ErrorKind::Cancelled, "The client went away.");
+            self.telemetry.request_ended(self.door, Err(&error));
+        }
+    }
+}
