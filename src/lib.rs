@@ -4,6 +4,7 @@
 //! `error` and `telemetry`). `docs/architecture.md` walks the path once.
 
 pub mod error;
+pub mod server;
 pub mod grpc;
 pub mod proto;
 pub mod request;

@@ -52,6 +52,7 @@ pub struct Scheduler {
     abandoned: Arc<Notify>,
     readiness: watch::Receiver<Readiness>,
     draining: CancellationToken,
+    stopping: CancellationToken,
     tokens_wasted: Counter,
 }
 
@@ -79,7 +80,7 @@ struct Submission {
 }
 
 impl Scheduler {
-    /// A scheduler, and the task that decides for it. The task ends when every handle is gone.
+    /// A scheduler, and the task that decides for it. The task ends once it is stopped.
     pub fn new(parts: Parts) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (submissions, receiver) = mpsc::channel(MAILBOX);
         let abandoned = Arc::new(Notify::new());
@@ -90,12 +91,13 @@ impl Scheduler {
             abandoned: Arc::clone(&abandoned),
             readiness,
             draining: CancellationToken::new(),
+            stopping: CancellationToken::new(),
             tokens_wasted: parts.telemetry.tokens_wasted.clone(),
         };
-        (
-            scheduler,
-            task::run(parts, receiver, abandoned, readiness_sender),
-        )
+        let stopping = scheduler.stopping.clone();
+        let signals = task::Signals { abandoned, stopping };
+        let task = task::run(parts, receiver, signals, readiness_sender);
+        (scheduler, task)
     }
 
     /// The models.
@@ -113,6 +115,12 @@ impl Scheduler {
     /// Refuses every new request from now on.
     pub fn drain(&self) {
         self.draining.cancel();
+    }
+
+    /// Ends every request that still waits or runs with a terminal error, and every worker.
+    pub fn stop(&self) {
+        self.drain();
+        self.stopping.cancel();
     }
 
     /// Whether new requests are refused because the server is shutting down.

@@ -154,6 +154,13 @@ impl<J: Job> Plan<J> {
         }
     }
 
+    /// Takes out everything that waits.
+    pub(super) fn clear(&mut self) -> Vec<J> {
+        let queues = self.queues.iter_mut();
+        let waiting = queues.flat_map(|queue| std::mem::take(queue).into_values());
+        waiting.flat_map(|waiting| waiting.choices).collect()
+    }
+
     /// How many requests wait for their first slot.
     pub(super) fn queued(&self) -> usize {
         let waiting = self.queues.iter().flat_map(BTreeMap::values);

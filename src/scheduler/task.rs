@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::plan::{Admission, Job, Placement, Plan};
 use super::{Catalog, Parts, Submission};
 use crate::error::{Error, ErrorKind};
 use crate::telemetry::Telemetry;
+use crate::worker::lane::Failure;
 use crate::worker::{Assignment, WorkerEvent, WorkerHandle};
 
 /// How able an engine's workers are.
@@ -24,11 +26,19 @@ pub enum Readiness {
     Failed(String),
 }
 
-/// Runs until every handle is gone.
+/// What the task is told without a message.
+pub(super) struct Signals {
+    /// Somebody who waited has gone.
+    pub(super) abandoned: Arc<Notify>,
+    /// Everything is to end.
+    pub(super) stopping: CancellationToken,
+}
+
+/// Runs until it is stopped, or every handle is gone.
 pub(super) async fn run(
     parts: Parts,
     mut submissions: mpsc::Receiver<Submission>,
-    abandoned: Arc<Notify>,
+    signals: Signals,
     readiness: watch::Sender<Readiness>,
 ) {
     let mut events = parts.events;
@@ -57,10 +67,14 @@ pub(super) async fn run(
                 None => break,
             },
             Some(event) = events.recv() => task.hear(event),
-            () = abandoned.notified() => task.plan.sweep(),
+            () = signals.abandoned.notified() => task.plan.sweep(),
+            () = signals.stopping.cancelled() => break,
         }
         task.count();
     }
+    task.stop();
+    // The workers tell of what they give up until they end, and wait for whoever listens.
+    while events.recv().await.is_some() {}
 }
 
 struct Task {
@@ -179,6 +193,17 @@ impl Task {
                 );
             }
         }
+    }
+
+    /// Ends what waits and what runs.
+    fn stop(&mut self) {
+        for waiting in self.plan.clear() {
+            waiting.lane.fail(Failure::Draining);
+        }
+        for worker in &self.handles {
+            worker.stop();
+        }
+        self.count();
     }
 
     fn count(&self) {

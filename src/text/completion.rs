@@ -268,5 +268,9 @@ fn error_of(failure: Failure) -> Error {
             "The stream was not read for too long, and was given up.",
         ),
         Failure::DeadlineExceeded => deadline_exceeded(),
+        Failure::Draining => Error::new(
+            ErrorKind::Draining,
+            "The server is shutting down and could not wait for this request to end.",
+        ),
     }
 }

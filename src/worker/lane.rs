@@ -38,6 +38,8 @@ pub enum Failure {
     SlowReader,
     /// Its deadline passed.
     DeadlineExceeded,
+    /// The server is shutting down and waited long enough.
+    Draining,
 }
 
 /// A lane on which the sequence can run `credit` tokens ahead of its reader.

@@ -171,6 +171,11 @@ impl Slots {
         freed
     }
 
+    /// Ends everything with the same failure.
+    pub(super) fn fail_all(&mut self, failure: &Failure) -> Vec<Freed> {
+        (0..self.running.len()).filter_map(|at| self.fail(Slot(at), failure.clone())).collect()
+    }
+
     fn vacate(&mut self, slot: Slot) -> Option<(Running, Freed)> {
         let running = self.running.get_mut(slot.0)?.take()?;
         self.free.push(slot);

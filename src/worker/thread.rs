@@ -192,6 +192,9 @@ impl Device<'_> {
                     self.release(&freed);
                 }
                 self.admit_new();
+                if self.worker.flags.stopping.load(Ordering::SeqCst) {
+                    self.give_up();
+                }
                 if self.is_done() {
                     return Ok(());
                 }
@@ -209,6 +212,13 @@ impl Device<'_> {
         let flags = &self.worker.flags;
         flags.stopping.load(Ordering::SeqCst)
             || (flags.draining.load(Ordering::SeqCst) && self.slots.is_empty())
+    }
+
+    /// Tells everyone who still waits that the server does not.
+    fn give_up(&mut self) {
+        for freed in self.slots.fail_all(&Failure::Draining) {
+            self.release(&freed);
+        }
     }
 
     /// Sleeps until shortly before `until_ns` and spins the rest; attention ends either.

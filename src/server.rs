@@ -1,0 +1,3 @@
+//! Builds the parts, serves, and drains.
+mod engine;
+pub use engine::{EngineParts, ModelParts};
