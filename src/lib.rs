@@ -5,6 +5,7 @@
 
 pub mod error;
 pub mod server;
+pub mod listen;
 pub mod grpc;
 pub mod proto;
 pub mod request;

@@ -1,0 +1,136 @@
+//! The sockets of both doors: accepting, limits, time-outs and the orderly end of connections.
+//!
+//! One loop serves HTTP/1.1 and HTTP/2, so both doors have the same limits and the same end. It must
+//! not know what the requests are about.
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::Service;
+use tower_http::timeout::TimeoutBody;
+
+use crate::telemetry::{Door, Telemetry};
+
+mod address;
+mod connection;
+mod io;
+
+pub use address::{Address, InvalidAddress, Listener};
+pub use io::Flush;
+
+/// What a request's body is: its frames must keep coming.
+pub type RequestBody = TimeoutBody<Incoming>;
+
+/// Which protocols a door speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/2 only.
+    Grpc,
+    /// HTTP/1.1, and HTTP/2 with prior knowledge.
+    Http,
+}
+
+/// What a door puts up with from a connection.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// How long the headers of a request may take, and the first of them on a new connection.
+    /// Default 10 s.
+    pub header_timeout: Duration,
+    /// How long a request's body may make no progress. Default 30 s.
+    pub body_timeout: Duration,
+    /// How long a connection may have no request. Default 300 s.
+    pub idle_timeout: Duration,
+    /// How long a socket may accept nothing of what is written to it. Default 30 s: well over the
+    /// time after which a stream that is not read is given up, so that its last record can be read
+    /// by a client that comes back.
+    pub write_timeout: Duration,
+    /// The most bytes of a request's headers. Default 64 KiB.
+    pub max_header_bytes: u32,
+    /// The most headers of an HTTP/1.1 request. Default 100.
+    pub max_headers: usize,
+    /// The most requests at once on one HTTP/2 connection. Default 10,000.
+    pub max_concurrent_streams: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            header_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(300),
+            write_timeout: Duration::from_secs(30),
+            max_header_bytes: 64 * 1024,
+            max_headers: 100,
+            max_concurrent_streams: 10_000,
+        }
+    }
+}
+
+/// How a door is told to end.
+#[derive(Clone, Debug, Default)]
+pub struct Shutdown {
+    /// Close the listener, let running requests end, take no further ones.
+    pub stop: CancellationToken,
+    /// Drop every connection that is left.
+    pub abort: CancellationToken,
+}
+
+/// How a door is served.
+#[derive(Clone)]
+pub struct DoorSettings {
+    /// Which door this is, for the metrics.
+    pub door: Door,
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// What it puts up with.
+    pub limits: Limits,
+    /// Where it counts its connections.
+    pub telemetry: Telemetry,
+}
+
+/// Serves a door until it is told to stop, and every connection has closed.
+pub async fn serve<S, B>(listener: Listener, service: S, settings: DoorSettings, shutdown: Shutdown)
+where
+    S: Service<Request<RequestBody>, Response = Response<B>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let connections = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shutdown.stop.cancelled() => break,
+        };
+        match accepted {
+            Ok(stream) => {
+                let counted = settings.telemetry.connection_opened(settings.door);
+                let connection =
+                    connection::run(stream, service.clone(), settings.clone(), shutdown.clone());
+                connections.spawn(async move {
+                    connection.await;
+                    drop(counted);
+                });
+            }
+            Err(error) => {
+                // Out of descriptors, or the client has gone again: neither ends the door. Without a
+                // pause the first would spin.
+                tracing::warn!(%error, "a connection could not be accepted");
+                sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+}

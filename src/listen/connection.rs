@@ -1,0 +1,209 @@
+//! One connection from its first byte to its end: HTTP/1.1 or HTTP/2, within the door's limits.
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use tokio::time::{Instant, sleep_until};
+use tower::{Service, ServiceExt};
+use tower_http::timeout::TimeoutBody;
+
+use super::io::{Flush, Stream, WatchedStream};
+use super::{DoorSettings, Limits, Protocol, RequestBody, Shutdown};
+
+/// The most bytes that are held for one HTTP/1.1 connection or one HTTP/2 stream whose peer does not
+/// read.
+const WRITE_BUFFER: usize = 64 * 1024;
+
+/// HTTP/2's windows for what clients send: one prompt, not a stream of tokens.
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+
+/// How often an HTTP/2 peer is asked whether it is still there, and how long it may take to answer.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
+/// Serves a connection until it closes, or is told to.
+pub(super) async fn run<S, B>(stream: Stream, service: S, door: DoorSettings, shutdown: Shutdown)
+where
+    S: Service<Request<RequestBody>, Response = Response<B>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let limits = &door.limits;
+    let (stream, flushes) = WatchedStream::new(stream, limits.write_timeout);
+    let activity = Arc::new(Activity::new());
+    let body_timeout = limits.body_timeout;
+    let service = {
+        let activity = Arc::clone(&activity);
+        service_fn(move |mut request: Request<Incoming>| {
+            let busy = activity.busy();
+            let flush = Flush::new(Arc::clone(&flushes), request.version());
+            request.extensions_mut().insert(flush);
+            let request = request.map(|body| TimeoutBody::new(body_timeout, body));
+            let answer = service.clone().oneshot(request);
+            async move { Ok::<_, Infallible>(answer.await?.map(|body| BusyBody::new(body, busy))) }
+        })
+    };
+    let builder = builder(door.protocol, limits);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut is_stopping = false;
+    loop {
+        let idle_until = activity.idle_until(limits);
+        tokio::select! {
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "a connection broke");
+                }
+                return;
+            }
+            () = shutdown.stop.cancelled(), if !is_stopping => {
+                if activity.is_unused() {
+                    return;
+                }
+                is_stopping = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            () = shutdown.abort.cancelled() => return,
+            () = sleep_until(idle_until) => {
+                if activity.is_idle(limits) {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn builder(protocol: Protocol, limits: &Limits) -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_timeout)
+        .max_headers(limits.max_headers)
+        .max_buf_size(WRITE_BUFFER.max(usize::try_from(limits.max_header_bytes).unwrap_or(0)));
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(limits.max_concurrent_streams)
+        .max_header_list_size(limits.max_header_bytes)
+        .max_send_buf_size(WRITE_BUFFER)
+        .keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE);
+    match protocol {
+        Protocol::Grpc => builder.http2_only(),
+        Protocol::Http => builder,
+    }
+}
+
+/// Whether a connection has something to do.
+struct Activity {
+    requests: AtomicUsize,
+    had_a_request: AtomicBool,
+    idle_since: Mutex<Instant>,
+}
+
+impl Activity {
+    fn new() -> Self {
+        Self {
+            requests: AtomicUsize::new(0),
+            had_a_request: AtomicBool::new(false),
+            idle_since: Mutex::new(Instant::now()),
+        }
+    }
+
+    fn busy(self: &Arc<Self>) -> Busy {
+        self.requests.fetch_add(1, Ordering::SeqCst);
+        self.had_a_request.store(true, Ordering::SeqCst);
+        Busy(Arc::clone(self))
+    }
+
+    /// Whether the connection has never had a request.
+    fn is_unused(&self) -> bool {
+        !self.had_a_request.load(Ordering::SeqCst)
+    }
+
+    /// How long the connection may be idle as things stand: its first request must come soon.
+    fn limit(&self, limits: &Limits) -> Duration {
+        if self.is_unused() { limits.header_timeout } else { limits.idle_timeout }
+    }
+
+    /// When the connection is to be looked at again: a busy one later, an idle one when it has been
+    /// idle for too long.
+    fn idle_until(&self, limits: &Limits) -> Instant {
+        let is_busy = self.requests.load(Ordering::SeqCst) > 0;
+        let since = if is_busy { Instant::now() } else { self.idle_since() };
+        since + self.limit(limits)
+    }
+
+    fn is_idle(&self, limits: &Limits) -> bool {
+        let is_busy = self.requests.load(Ordering::SeqCst) > 0;
+        !is_busy && self.idle_since() + self.limit(limits) <= Instant::now()
+    }
+
+    fn idle_since(&self) -> Instant {
+        *self.idle_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps its connection busy.
+struct Busy(Arc<Activity>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        *self.0.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.0.requests.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// A response's body, which keeps its connection busy until it has ended.
+    struct BusyBody<B> {
+        #[pin]
+        body: B,
+        busy: Busy,
+    }
+}
+
+impl<B> BusyBody<B> {
+    fn new(body: B, busy: Busy) -> Self {
+        Self { body, busy }
+    }
+}
+
+impl<B: http_body::Body> http_body::Body for BusyBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        self.project().body.poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
