@@ -72,9 +72,7 @@ impl Service {
             seed: request.seed.cast_signed(),
         };
         let completion = Completion::new(admitted, &request.stop, self.telemetry.clone());
-        let counted = self
-            .door
-            .map(|door| stream::Counted::new(self.telemetry.clone(), door));
+        let counted = self.door.map(|door| self.telemetry.request_admitted(door));
         Ok(EventStream::new(
             completion,
             started,
@@ -85,8 +83,7 @@ impl Service {
 
     fn refuse(&self, error: Error) -> Status {
         if let Some(door) = self.door {
-            self.telemetry.request_ended(door, Err(&error));
-            self.telemetry.refused(door, error.kind);
+            self.telemetry.request_refused(door, &error);
         }
         error.into()
     }

@@ -6,6 +6,7 @@
 pub mod error;
 pub mod server;
 pub mod listen;
+pub mod cluster;
 pub mod grpc;
 pub mod proto;
 pub mod request;

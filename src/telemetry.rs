@@ -102,10 +102,18 @@ impl Telemetry {
         self.handle.render()
     }
 
-    /// A stream that is counted as in flight until the guard is dropped.
+    /// A request that is in flight from now on.
     #[must_use]
-    pub fn stream_opened(&self, door: Door) -> InFlight {
-        InFlight::new(self.streams(door))
+    pub fn request_admitted(&self, door: Door) -> CountedRequest {
+        let in_flight = InFlight::new(self.streams(door));
+        CountedRequest { telemetry: self.clone(), door, ended: false, _in_flight: in_flight }
+    }
+
+    /// Counts a request that was refused before anything was sent.
+    pub fn request_refused(&self, door: Door, error: &Error) {
+        self.request_ended(door, Err(error));
+        self.labelled_counter(REFUSALS, &[("door", door.label()), ("reason", error.kind.row().code)])
+            .increment(1);
     }
 
     /// A connection that is counted as open until the guard is dropped.
@@ -114,20 +122,10 @@ impl Telemetry {
         InFlight::new(self.connections(door))
     }
 
-    /// Counts a request that has ended, once, at the door where it entered.
-    pub fn request_ended(&self, door: Door, outcome: Result<(), &Error>) {
+    fn request_ended(&self, door: Door, outcome: Result<(), &Error>) {
         let outcome = outcome.map_or_else(|error| error.kind.row().code, |()| "ok");
         self.labelled_counter(REQUESTS, &[("door", door.label()), ("outcome", outcome)])
             .increment(1);
-    }
-
-    /// Counts a request that was refused before anything was sent.
-    pub fn refused(&self, door: Door, kind: ErrorKind) {
-        self.labelled_counter(
-            REFUSALS,
-            &[("door", door.label()), ("reason", kind.row().code)],
-        )
-        .increment(1);
     }
 
     fn streams(&self, door: Door) -> Gauge {
@@ -155,6 +153,31 @@ impl Telemetry {
 impl Default for Telemetry {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// One request at the door where it entered: in flight while it lives, and its end counted once. One
+/// that is dropped before its end was cancelled by its client.
+pub struct CountedRequest {
+    telemetry: Telemetry,
+    door: Door,
+    ended: bool,
+    _in_flight: InFlight,
+}
+
+impl CountedRequest {
+    /// Counts how the request ended; only the first end counts.
+    pub fn ended(&mut self, outcome: Result<(), &Error>) {
+        if !self.ended {
+            self.ended = true;
+            self.telemetry.request_ended(self.door, outcome);
+        }
+    }
+}
+
+impl Drop for CountedRequest {
+    fn drop(&mut self) {
+        self.ended(Err(&Error::new(ErrorKind::Cancelled, "The client went away.")));
     }
 }
 

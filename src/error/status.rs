@@ -33,10 +33,11 @@ impl From<&Status> for Error {
             .filter(|info| info.domain == DOMAIN)
             .and_then(|info| ErrorKind::from_code(&info.reason));
         let kind = ours.unwrap_or_else(|| kind_of_foreign(status.code()));
-        let message = if kind == ErrorKind::Internal {
-            Self::internal().message
-        } else {
+        let message = if ours.is_some() || kind.row().http.is_client_error() {
             status.message().to_owned()
+        } else {
+            // A foreign message may tell of addresses and the like, which are not the client's.
+            message_of_foreign(kind).to_owned()
         };
         Self {
             kind,
@@ -69,6 +70,14 @@ fn kind_of_foreign(code: Code) -> ErrorKind {
         | Code::FailedPrecondition
         | Code::Internal
         | Code::DataLoss => ErrorKind::Internal,
+    }
+}
+
+fn message_of_foreign(kind: ErrorKind) -> &'static str {
+    if kind == ErrorKind::NoWorker {
+        "No engine can be reached."
+    } else {
+        "The server failed to process the request."
     }
 }
 

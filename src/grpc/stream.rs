@@ -1,4 +1,4 @@
-//! A completion's events as proto messages, counted once at the door where the request entered.
+//! A completion's events as proto messages, counted at the door where the request entered.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -7,11 +7,10 @@ use std::time::Duration;
 use futures_core::Stream;
 use tonic::Status;
 
-use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
 use crate::request::FinishReason;
-use crate::telemetry::{Door, InFlight, Telemetry};
+use crate::telemetry::CountedRequest;
 use crate::text::TextToken;
 use crate::text::completion::{Completion, CompletionEvent, Summary};
 
@@ -20,7 +19,7 @@ pub struct EventStream {
     completion: Completion,
     started: v1::Started,
     stamps: bool,
-    counted: Option<Counted>,
+    counted: Option<CountedRequest>,
 }
 
 impl EventStream {
@@ -28,7 +27,7 @@ impl EventStream {
         completion: Completion,
         started: v1::Started,
         stamps: bool,
-        counted: Option<Counted>,
+        counted: Option<CountedRequest>,
     ) -> Self {
         Self {
             completion,
@@ -86,7 +85,11 @@ impl Stream for EventStream {
             return Poll::Ready(None);
         };
         if let Some(counted) = &mut this.counted {
-            counted.see(&event);
+            match &event {
+                Ok(CompletionEvent::Summary(_)) => counted.ended(Ok(())),
+                Err(error) => counted.ended(Err(error)),
+                Ok(CompletionEvent::Started | CompletionEvent::Tokens { .. }) => {}
+            }
         }
         Poll::Ready(Some(match event {
             Ok(event) => Ok(this.message(event)),
@@ -115,45 +118,5 @@ fn summary_message(summary: &Summary) -> v1::Summary {
             first_token_ns: nanoseconds(summary.first_token),
             total_ns: nanoseconds(summary.total),
         }),
-    }
-}
-
-/// Counts one request: in flight while it lives, and its end once. One that is dropped before its end
-/// was cancelled by its client.
-pub(super) struct Counted {
-    telemetry: Telemetry,
-    door: Door,
-    ended: bool,
-    _in_flight: InFlight,
-}
-
-impl Counted {
-    pub(super) fn new(telemetry: Telemetry, door: Door) -> Self {
-        let in_flight = telemetry.stream_opened(door);
-        Self {
-            telemetry,
-            door,
-            ended: false,
-            _in_flight: in_flight,
-        }
-    }
-
-    fn see(&mut self, event: &Result<CompletionEvent, Error>) {
-        let outcome = match event {
-            Ok(CompletionEvent::Summary(_)) => Ok(()),
-            Err(error) => Err(error),
-            Ok(CompletionEvent::Started | CompletionEvent::Tokens { .. }) => return,
-        };
-        self.ended = true;
-        self.telemetry.request_ended(self.door, outcome);
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        if !self.ended {
-            let error = Error::new(ErrorKind::Cancelled, "The client went away.");
-            self.telemetry.request_ended(self.door, Err(&error));
-        }
     }
 }

@@ -1,0 +1,203 @@
+//! Which engines exist, and which of them takes the next request: the one of this process, or a list
+//! of others.
+//!
+//! Membership only says where to ask. That an engine has failed is noticed by the stream itself.
+
+use std::error::Error as StdError;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use http::{Request as HttpRequest, Response as HttpResponse};
+use tokio_util::task::TaskTracker;
+use tonic::body::Body;
+use tonic::metadata::MetadataValue;
+use tonic::{Request, Status};
+use tower::util::BoxCloneSyncService;
+
+use crate::error::{Error, ErrorKind};
+use crate::proto::v1;
+use crate::proto::v1::inference_client::InferenceClient;
+use crate::request::RequestId;
+
+mod events;
+mod remote;
+
+pub use events::Events;
+
+/// A way to call an engine: its service in this process, or a connection to another.
+pub type EngineChannel = BoxCloneSyncService<
+    HttpRequest<Body>,
+    HttpResponse<Body>,
+    Box<dyn StdError + Send + Sync + 'static>,
+>;
+
+/// The engines. Clones share them.
+#[derive(Clone)]
+pub struct Cluster {
+    engines: Arc<[Engine]>,
+    /// Whether they are elsewhere: then a stream is read on into a buffer of its own, so that one
+    /// that nobody reads takes nothing from the others of its connection.
+    remote: bool,
+    tasks: TaskTracker,
+}
+
+struct Engine {
+    channels: Vec<EngineChannel>,
+    next_channel: AtomicUsize,
+    in_flight: Arc<AtomicUsize>,
+    health: remote::Health,
+}
+
+impl Cluster {
+    /// The engine of this process, called without a socket.
+    #[must_use]
+    pub fn local(channel: EngineChannel) -> Self {
+        let engine = Engine::new(vec![channel], remote::Health::always());
+        Self { engines: [engine].into(), remote: false, tasks: TaskTracker::new() }
+    }
+
+    /// Engines elsewhere, each `http://host:port` or `unix:/path`. They may come up later.
+    ///
+    /// # Errors
+    /// Names the address that is none.
+    pub fn remote(addresses: &[String], tasks: &TaskTracker) -> Result<Self, String> {
+        let connect = |address: &String| {
+            let (channels, health) = remote::connect(address, tasks)?;
+            Ok(Engine::new(channels, health))
+        };
+        let engines: Result<Vec<_>, String> = addresses.iter().map(connect).collect();
+        Ok(Self { engines: engines?.into(), remote: true, tasks: tasks.clone() })
+    }
+
+    /// Whether any engine takes requests, as far as is known.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.engines.iter().any(|engine| engine.health.is_up())
+    }
+
+    /// Starts a completion: it has been admitted by an engine. An engine that cannot take it now is
+    /// passed over for the next.
+    ///
+    /// # Errors
+    /// What the last engine said that was asked.
+    pub async fn complete(
+        &self,
+        message: &v1::CompletionRequest,
+        id: &RequestId,
+        timeout: std::time::Duration,
+    ) -> Result<Events, Error> {
+        let mut refusal = no_engine();
+        for engine in self.by_load() {
+            let lease = engine.lease();
+            let mut request = Request::new(message.clone());
+            request.set_timeout(timeout);
+            if let Ok(id) = MetadataValue::try_from(&*id.0) {
+                request.metadata_mut().insert("x-request-id", id);
+            }
+            match engine.client().complete(request).await {
+                Ok(response) if self.remote => {
+                    let events = remote::read_on(response.into_inner(), lease, &self.tasks);
+                    return Ok(Events::buffered(events));
+                }
+                Ok(response) => return Ok(Events::direct(response.into_inner(), lease)),
+                Err(status) => refusal = Error::from(&status),
+            }
+            if !another_may_take(refusal.kind) {
+                break;
+            }
+        }
+        Err(refusal)
+    }
+
+    /// The models of the first engine that answers.
+    ///
+    /// # Errors
+    /// What the last engine said that was asked.
+    pub async fn list_models(&self) -> Result<Vec<v1::Model>, Error> {
+        let mut refusal = no_engine();
+        for engine in self.by_load() {
+            match engine.client().list_models(v1::ListModelsRequest {}).await {
+                Ok(response) => return Ok(response.into_inner().models),
+                Err(status) => refusal = Error::from(&status),
+            }
+        }
+        Err(refusal)
+    }
+
+    /// One model.
+    ///
+    /// # Errors
+    /// When no engine has it, or none answers.
+    pub async fn get_model(&self, model: &str) -> Result<v1::Model, Error> {
+        let mut refusal = no_engine();
+        for engine in self.by_load() {
+            let request = v1::GetModelRequest { model: model.to_owned() };
+            let answer = engine.client().get_model(request).await;
+            match answer.map(|response| response.into_inner().model) {
+                Ok(Some(model)) => return Ok(model),
+                Ok(None) => refusal = Error::internal(),
+                Err(status) => refusal = Error::from(&status),
+            }
+        }
+        Err(refusal)
+    }
+
+    /// The engines that are up, the least busy first; where none is known to be up, all of them.
+    fn by_load(&self) -> Vec<&Engine> {
+        let mut engines: Vec<_> =
+            self.engines.iter().filter(|engine| engine.health.is_up()).collect();
+        if engines.is_empty() {
+            engines = self.engines.iter().collect();
+        }
+        engines.sort_by_key(|engine| engine.in_flight.load(Ordering::Relaxed));
+        engines
+    }
+}
+
+impl Engine {
+    fn new(channels: Vec<EngineChannel>, health: remote::Health) -> Self {
+        Self {
+            channels,
+            next_channel: AtomicUsize::new(0),
+            in_flight: Arc::new(AtomicUsize::new(0)),
+            health,
+        }
+    }
+
+    fn client(&self) -> InferenceClient<EngineChannel> {
+        let turn = self.next_channel.fetch_add(1, Ordering::Relaxed);
+        InferenceClient::new(self.channels[turn % self.channels.len()].clone())
+    }
+
+    fn lease(&self) -> Lease {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        Lease { in_flight: Arc::clone(&self.in_flight) }
+    }
+}
+
+/// Counts a stream towards its engine's load.
+pub(crate) struct Lease {
+    in_flight: Arc<AtomicUsize>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Whether another engine may take what this one refused.
+fn another_may_take(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::NoWorker
+            | ErrorKind::NotReady
+            | ErrorKind::Draining
+            | ErrorKind::QueueFull
+            | ErrorKind::Internal
+    )
+}
+
+fn no_engine() -> Error {
+    Error::from(&Status::unavailable("no engine"))
+}

@@ -1,0 +1,101 @@
+//! One completion's events from an engine, checked: nothing is missing, and the end is the end.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tonic::{Status, Streaming};
+
+use super::Lease;
+use crate::error::{Error, ErrorKind};
+use crate::proto::v1;
+use crate::proto::v1::completion_event::Event;
+
+/// The events of one completion. It ends after the summary, or after one error.
+pub struct Events {
+    source: Source,
+    /// For each choice, the index that its next token must have.
+    next_indices: Vec<u32>,
+    ended: bool,
+}
+
+enum Source {
+    Direct(Box<Streaming<v1::CompletionEvent>>, #[expect(dead_code, reason = "its drop counts")] Lease),
+    Buffered(mpsc::Receiver<Result<v1::CompletionEvent, Status>>),
+}
+
+impl Events {
+    pub(super) fn direct(stream: Streaming<v1::CompletionEvent>, lease: Lease) -> Self {
+        Self::new(Source::Direct(Box::new(stream), lease))
+    }
+
+    pub(super) fn buffered(events: mpsc::Receiver<Result<v1::CompletionEvent, Status>>) -> Self {
+        Self::new(Source::Buffered(events))
+    }
+
+    fn new(source: Source) -> Self {
+        Self { source, next_indices: Vec::new(), ended: false }
+    }
+
+    /// Whether the tokens follow on from those before them.
+    fn follows(&mut self, tokens: &v1::Tokens) -> bool {
+        let Ok(choice) = usize::try_from(tokens.choice) else { return false };
+        if self.next_indices.len() <= choice {
+            self.next_indices.resize(choice + 1, 0);
+        }
+        let next = &mut self.next_indices[choice];
+        let follows = tokens.first_index == *next;
+        *next += u32::try_from(tokens.tokens.len()).unwrap_or(u32::MAX);
+        follows
+    }
+
+    fn check(&mut self, event: v1::CompletionEvent) -> Result<Event, Error> {
+        match event.event {
+            Some(Event::Tokens(tokens)) if !self.follows(&tokens) => {
+                Err(upstream_error("Tokens of the engine's stream are missing."))
+            }
+            Some(event) => {
+                self.ended = matches!(event, Event::Summary(_));
+                Ok(event)
+            }
+            None => Err(upstream_error("The engine sent an event that this gateway does not know.")),
+        }
+    }
+}
+
+impl Stream for Events {
+    type Item = Result<Event, Error>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        let next = match &mut this.source {
+            Source::Direct(stream, _) => ready!(Pin::new(&mut **stream).poll_next(cx)),
+            Source::Buffered(events) => ready!(events.poll_recv(cx)),
+        };
+        let event = match next {
+            Some(Ok(event)) => this.check(event),
+            Some(Err(status)) => Err(in_stream_error(&status)),
+            None => Err(upstream_error("The engine's stream was cut off.")),
+        };
+        this.ended |= event.is_err();
+        Poll::Ready(Some(event))
+    }
+}
+
+/// What ends a stream in the middle. Whatever an engine did not say itself, such as a connection that
+/// broke, is the engine's failure; its gRPC code is no guide (a killed peer shows as `Unknown`).
+fn in_stream_error(status: &Status) -> Error {
+    let error = Error::from(status);
+    if status.details().is_empty() && error.kind != ErrorKind::DeadlineExceeded {
+        return upstream_error("The connection to the engine broke.");
+    }
+    error
+}
+
+fn upstream_error(message: &str) -> Error {
+    Error::new(ErrorKind::UpstreamError, message)
+}

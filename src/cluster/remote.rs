@@ -1,0 +1,117 @@
+//! Engines elsewhere: connections to them, whether they are up, and reading their streams.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+use tokio_util::task::TaskTracker;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Status, Streaming};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tower::ServiceExt;
+
+use super::{EngineChannel, Lease};
+use crate::proto::v1;
+
+/// How many connections go to each engine: one would have all streams wait for one socket.
+const CHANNELS: usize = 2;
+
+/// How many events of a stream are read ahead of its reader.
+const READ_AHEAD: usize = 64;
+
+/// h2 counts unread small frames, such as tokens, against its connection and kills it when half the
+/// connection's window is spent. A large window makes that budget larger than what can lie unread;
+/// small ones for the streams keep that little.
+const CONNECTION_WINDOW: u32 = 1 << 30;
+const STREAM_WINDOW: u32 = 64 * 1024;
+
+/// A peer that has hung is noticed within a second.
+const KEEP_ALIVE: Duration = Duration::from_millis(500);
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long to wait before an engine that is down is asked again.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// What is known of an engine's health.
+#[derive(Clone)]
+pub(super) struct Health(Arc<AtomicBool>);
+
+impl Health {
+    /// The health of the engine of this process, which says itself what it cannot do.
+    pub(super) fn always() -> Self {
+        Self(Arc::new(AtomicBool::new(true)))
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Connects to an engine, now or as soon as it is there, and watches its health.
+pub(super) fn connect(
+    address: &str,
+    tasks: &TaskTracker,
+) -> Result<(Vec<EngineChannel>, Health), String> {
+    let endpoint = Endpoint::from_shared(address.to_owned())
+        .map_err(|error| format!("'{address}' is no engine's address: {error}"))?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_while_idle(true);
+    let channel = || -> EngineChannel {
+        EngineChannel::new(endpoint.connect_lazy().map_err(Into::into))
+    };
+    let health = Health(Arc::new(AtomicBool::new(false)));
+    tasks.spawn(watch(endpoint.connect_lazy(), health.clone()));
+    Ok(((0..CHANNELS).map(|_| channel()).collect(), health))
+}
+
+/// Keeps `health` true to what the engine says of itself, for as long as anyone else looks at it.
+async fn watch(channel: Channel, health: Health) {
+    let mut client = HealthClient::new(channel);
+    while Arc::strong_count(&health.0) > 1 {
+        if let Ok(response) = client.watch(HealthCheckRequest::default()).await {
+            let mut answers = response.into_inner();
+            while let Ok(Some(answer)) = answers.message().await {
+                health.0.store(answer.status() == ServingStatus::Serving, Ordering::Relaxed);
+                if Arc::strong_count(&health.0) == 1 {
+                    return;
+                }
+            }
+        }
+        health.0.store(false, Ordering::Relaxed);
+        sleep(RETRY).await;
+    }
+}
+
+/// Reads a stream on into a bounded buffer, and stops only while that is full. It ends at once when
+/// nobody reads the buffer any more, and with it the RPC.
+pub(super) fn read_on(
+    mut stream: Streaming<v1::CompletionEvent>,
+    lease: Lease,
+    tasks: &TaskTracker,
+) -> mpsc::Receiver<Result<v1::CompletionEvent, Status>> {
+    let (sender, receiver) = mpsc::channel(READ_AHEAD);
+    tasks.spawn(async move {
+        let _lease = lease;
+        loop {
+            let event = tokio::select! {
+                event = stream.message() => event.transpose(),
+                () = sender.closed() => return,
+            };
+            let Some(event) = event else { return };
+            if sender.send(event).await.is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
