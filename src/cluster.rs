@@ -3,11 +3,11 @@
 //!
 //! Membership only says where to ask. That an engine has failed is noticed by the stream itself.
 
-use std::error::Error as StdError;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::{Request as HttpRequest, Response as HttpResponse};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tonic::metadata::MetadataValue;
@@ -25,11 +25,7 @@ mod remote;
 pub use events::Events;
 
 /// A way to call an engine: its service in this process, or a connection to another.
-pub type EngineChannel = BoxCloneSyncService<
-    HttpRequest<Body>,
-    HttpResponse<Body>,
-    Box<dyn StdError + Send + Sync + 'static>,
->;
+pub type EngineChannel = BoxCloneSyncService<HttpRequest<Body>, HttpResponse<Body>, Status>;
 
 /// The engines. Clones share them.
 #[derive(Clone)]
@@ -53,20 +49,33 @@ impl Cluster {
     #[must_use]
     pub fn local(channel: EngineChannel) -> Self {
         let engine = Engine::new(vec![channel], remote::Health::always());
-        Self { engines: [engine].into(), remote: false, tasks: TaskTracker::new() }
+        Self {
+            engines: [engine].into(),
+            remote: false,
+            tasks: TaskTracker::new(),
+        }
     }
 
-    /// Engines elsewhere, each `http://host:port` or `unix:/path`. They may come up later.
+    /// Engines elsewhere, each `http://host:port` or `unix:/path`. They may come up later. `tasks` watches
+    /// them until `stop`.
     ///
     /// # Errors
     /// Names the address that is none.
-    pub fn remote(addresses: &[String], tasks: &TaskTracker) -> Result<Self, String> {
+    pub fn remote(
+        addresses: &[String],
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<Self, String> {
         let connect = |address: &String| {
-            let (channels, health) = remote::connect(address, tasks)?;
+            let (channels, health) = remote::connect(address, tasks, stop)?;
             Ok(Engine::new(channels, health))
         };
         let engines: Result<Vec<_>, String> = addresses.iter().map(connect).collect();
-        Ok(Self { engines: engines?.into(), remote: true, tasks: tasks.clone() })
+        Ok(Self {
+            engines: engines?.into(),
+            remote: true,
+            tasks: tasks.clone(),
+        })
     }
 
     /// Whether any engine takes requests, as far as is known.
@@ -131,7 +140,9 @@ impl Cluster {
     pub async fn get_model(&self, model: &str) -> Result<v1::Model, Error> {
         let mut refusal = no_engine();
         for engine in self.by_load() {
-            let request = v1::GetModelRequest { model: model.to_owned() };
+            let request = v1::GetModelRequest {
+                model: model.to_owned(),
+            };
             let answer = engine.client().get_model(request).await;
             match answer.map(|response| response.into_inner().model) {
                 Ok(Some(model)) => return Ok(model),
@@ -144,8 +155,11 @@ impl Cluster {
 
     /// The engines that are up, the least busy first; where none is known to be up, all of them.
     fn by_load(&self) -> Vec<&Engine> {
-        let mut engines: Vec<_> =
-            self.engines.iter().filter(|engine| engine.health.is_up()).collect();
+        let mut engines: Vec<_> = self
+            .engines
+            .iter()
+            .filter(|engine| engine.health.is_up())
+            .collect();
         if engines.is_empty() {
             engines = self.engines.iter().collect();
         }
@@ -171,7 +185,9 @@ impl Engine {
 
     fn lease(&self) -> Lease {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        Lease { in_flight: Arc::clone(&self.in_flight) }
+        Lease {
+            in_flight: Arc::clone(&self.in_flight),
+        }
     }
 }
 

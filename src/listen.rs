@@ -73,6 +73,20 @@ impl Default for Limits {
     }
 }
 
+/// What answers a door's requests.
+pub trait DoorService<B>:
+    Service<Request<RequestBody>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static
+{
+}
+
+impl<S, B> DoorService<B> for S where
+    S: Service<Request<RequestBody>, Response = Response<B>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static
+{
+}
+
 /// How a door is told to end.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
@@ -98,10 +112,7 @@ pub struct DoorSettings {
 /// Serves a door until it is told to stop, and every connection has closed.
 pub async fn serve<S, B>(listener: Listener, service: S, settings: DoorSettings, shutdown: Shutdown)
 where
-    S: Service<Request<RequestBody>, Response = Response<B>, Error = Infallible>
-        + Clone
-        + Send
-        + 'static,
+    S: DoorService<B>,
     S::Future: Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,

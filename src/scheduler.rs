@@ -95,7 +95,10 @@ impl Scheduler {
             tokens_wasted: parts.telemetry.tokens_wasted.clone(),
         };
         let stopping = scheduler.stopping.clone();
-        let signals = task::Signals { abandoned, stopping };
+        let signals = task::Signals {
+            abandoned,
+            stopping,
+        };
         let task = task::run(parts, receiver, signals, readiness_sender);
         (scheduler, task)
     }

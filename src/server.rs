@@ -1,3 +1,313 @@
 //! Builds the parts, serves, and drains.
+//!
+//! A server is an engine behind one or two doors, or the HTTP door alone in front of engines
+//! elsewhere. It must not read settings: `config` gives it [`ServerParts`].
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+
+use crate::cluster::{Cluster, EngineChannel};
+use crate::gateway::{self, Gateway, StreamFormat};
+use crate::grpc;
+use crate::listen::{
+    self, Address, DoorService, DoorSettings, Limits, Listener, Protocol, Shutdown,
+};
+use crate::telemetry::{Door, Telemetry};
+
 mod engine;
+mod health;
+
+use engine::Engine;
 pub use engine::{EngineParts, ModelParts};
+use health::Ready;
+
+/// How long the last answers may take to reach their clients once everything has ended.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// How long a device may take to return from its last step.
+const LAST_STEP: Duration = Duration::from_secs(2);
+
+/// What a server is made of.
+#[derive(Clone)]
+pub struct ServerParts {
+    /// Where tokens come from.
+    pub source: Source,
+    /// The HTTP door, if there is one.
+    pub http: Option<HttpDoor>,
+    /// Where the gRPC door listens, if there is one. It needs an engine of this process.
+    pub grpc: Option<Address>,
+    /// What both doors put up with.
+    pub limits: Limits,
+    /// How long a request may take where its client does not say.
+    pub request_timeout: Duration,
+    /// How the server ends.
+    pub drain: Drain,
+}
+
+/// Where a server's tokens come from.
+#[derive(Clone)]
+pub enum Source {
+    /// An engine in this process.
+    Engine(EngineParts),
+    /// Engines elsewhere, by their addresses.
+    Remote(Vec<String>),
+}
+
+/// The HTTP door.
+#[derive(Clone)]
+pub struct HttpDoor {
+    /// Where it listens.
+    pub listen: Address,
+    /// The form of a stream whose client has no preference.
+    pub stream_format: StreamFormat,
+}
+
+/// How a server ends.
+#[derive(Clone, Copy, Debug)]
+pub struct Drain {
+    /// How long it goes on answering 'not ready' before it closes its listeners, so that load
+    /// balancers notice.
+    pub grace: Duration,
+    /// How long running streams may take to end.
+    pub timeout: Duration,
+}
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: Address,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A worker's thread cannot be started.
+    #[error("cannot start a worker's thread: {0}")]
+    Thread(io::Error),
+    /// An engine's address is none.
+    #[error("{0}")]
+    Engine(String),
+    /// A model cannot be loaded.
+    #[error("cannot load the model: {0}")]
+    Model(String),
+}
+
+/// A server that runs. It ends by [`Server::drain`]; one that is dropped goes on with nobody to end
+/// it.
+pub struct Server {
+    http_address: Option<Address>,
+    grpc_address: Option<Address>,
+    telemetry: Telemetry,
+    engine: Option<Engine>,
+    readiness: Ready,
+    doors: TaskTracker,
+    shutdown: Shutdown,
+    tasks: TaskTracker,
+    drain: Drain,
+}
+
+impl Server {
+    /// Binds the doors and starts the workers. Models load in the background: until they have, the
+    /// doors answer 'not ready'.
+    ///
+    /// # Errors
+    /// What keeps the server from starting. Nothing is left running then.
+    pub async fn start(parts: ServerParts) -> Result<Self, StartError> {
+        let http_listen = parts.http.as_ref().map(|door| &door.listen);
+        let (http, grpc) = (bind(http_listen).await?, bind(parts.grpc.as_ref()).await?);
+        let (telemetry, tasks) = (Telemetry::new(), TaskTracker::new());
+        let backend = Backend::start(&parts, &telemetry, &tasks)?;
+        let mut server = Self {
+            http_address: None,
+            grpc_address: None,
+            telemetry,
+            engine: backend.engine,
+            readiness: backend.readiness,
+            doors: TaskTracker::new(),
+            shutdown: Shutdown::default(),
+            tasks,
+            drain: parts.drain,
+        };
+        if let (Some(listener), Some(service)) = (grpc, backend.service) {
+            server.grpc_address = Some(listener.address().clone());
+            let routes = health::routes(service, server.readiness.clone(), &server.tasks).await;
+            server.open(listener, Door::Grpc, Protocol::Grpc, &parts.limits, routes);
+        }
+        if let (Some(listener), Some(door)) = (http, parts.http) {
+            server.http_address = Some(listener.address().clone());
+            let ready = server.readiness.clone();
+            let router = gateway::router(Gateway {
+                cluster: backend.cluster,
+                telemetry: server.telemetry.clone(),
+                ready: Arc::new(move || ready.check()),
+                stream_format: door.stream_format,
+                request_timeout: parts.request_timeout,
+            });
+            server.open(listener, Door::Http, Protocol::Http, &parts.limits, router);
+        }
+        Ok(server)
+    }
+
+    /// Where the HTTP door really listens.
+    #[must_use]
+    pub fn http_address(&self) -> Option<&Address> {
+        self.http_address.as_ref()
+    }
+
+    /// Where the gRPC door really listens.
+    #[must_use]
+    pub fn grpc_address(&self) -> Option<&Address> {
+        self.grpc_address.as_ref()
+    }
+
+    /// What the server counts.
+    #[must_use]
+    pub fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
+    }
+
+    /// Waits until every model is loaded, telling `progress` how far that is, from 0 to 1. Without an
+    /// engine there is nothing to wait for.
+    ///
+    /// # Errors
+    /// When a model cannot be loaded.
+    pub async fn ready(&self, progress: impl FnMut(f32)) -> Result<(), StartError> {
+        let Some(engine) = &self.engine else {
+            return Ok(());
+        };
+        health::wait_for_models(engine.scheduler.readiness(), progress)
+            .await
+            .map_err(StartError::Model)
+    }
+
+    /// Ends the server: new work is refused for the grace time, then the listeners close, running
+    /// streams may end until the time-out, and what is left then is ended with an error.
+    pub async fn drain(self) {
+        self.readiness.set_draining();
+        if let Some(engine) = &self.engine {
+            engine.scheduler.drain();
+        }
+        sleep(self.drain.grace).await;
+        self.shutdown.stop.cancel();
+        self.doors.close();
+        if timeout(self.drain.timeout, self.doors.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!("streams were still running at the end of the drain; they are ended");
+        }
+        if let Some(engine) = &self.engine {
+            engine.scheduler.stop();
+        }
+        // What has been told of the end is still on its way to the clients.
+        let _ = timeout(LAST_WORDS, self.doors.wait()).await;
+        self.shutdown.abort.cancel();
+        self.doors.wait().await;
+        self.readiness.set_stopped();
+        if let Some(engine) = self.engine {
+            engine.join(LAST_STEP).await;
+        }
+        self.tasks.close();
+        let _ = timeout(LAST_STEP, self.tasks.wait()).await;
+    }
+
+    fn open<S, B>(
+        &self,
+        listener: Listener,
+        door: Door,
+        protocol: Protocol,
+        limits: &Limits,
+        service: S,
+    ) where
+        S: DoorService<B>,
+        S::Future: Send + 'static,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let telemetry = self.telemetry.clone();
+        let settings = DoorSettings {
+            door,
+            protocol,
+            limits: limits.clone(),
+            telemetry,
+        };
+        self.doors.spawn(listen::serve(
+            listener,
+            service,
+            settings,
+            self.shutdown.clone(),
+        ));
+    }
+}
+
+async fn bind(address: Option<&Address>) -> Result<Option<Listener>, StartError> {
+    let Some(address) = address else {
+        return Ok(None);
+    };
+    let listener = Listener::bind(address).await;
+    listener.map(Some).map_err(|source| StartError::Listen {
+        address: address.clone(),
+        source,
+    })
+}
+
+/// Where the doors' requests go.
+struct Backend {
+    engine: Option<Engine>,
+    /// The engine's own door.
+    service: Option<grpc::Service>,
+    cluster: Cluster,
+    readiness: Ready,
+}
+
+impl Backend {
+    fn start(
+        parts: &ServerParts,
+        telemetry: &Telemetry,
+        tasks: &TaskTracker,
+    ) -> Result<Self, StartError> {
+        match &parts.source {
+            Source::Engine(engine) => {
+                let engine = Engine::start(engine, telemetry, tasks).map_err(StartError::Thread)?;
+                let scheduler = engine.scheduler.clone();
+                let readiness = Ready::of_engine(scheduler.readiness());
+                let service =
+                    grpc::Service::door(scheduler, telemetry.clone(), parts.request_timeout);
+                let in_process = service.behind_another_door().into_server();
+                let in_process = ServiceExt::<http::Request<tonic::body::Body>>::map_err(
+                    in_process,
+                    |never: Infallible| match never {},
+                );
+                let cluster = Cluster::local(EngineChannel::new(in_process));
+                Ok(Self {
+                    engine: Some(engine),
+                    service: Some(service),
+                    cluster,
+                    readiness,
+                })
+            }
+            Source::Remote(addresses) => {
+                let stop = CancellationToken::new();
+                let cluster =
+                    Cluster::remote(addresses, tasks, &stop).map_err(StartError::Engine)?;
+                let readiness = Ready::of_cluster(cluster.clone(), stop);
+                Ok(Self {
+                    engine: None,
+                    service: None,
+                    cluster,
+                    readiness,
+                })
+            }
+        }
+    }
+}

@@ -106,14 +106,27 @@ impl Telemetry {
     #[must_use]
     pub fn request_admitted(&self, door: Door) -> CountedRequest {
         let in_flight = InFlight::new(self.streams(door));
-        CountedRequest { telemetry: self.clone(), door, ended: false, _in_flight: in_flight }
+        CountedRequest {
+            telemetry: self.clone(),
+            door,
+            ended: false,
+            _in_flight: in_flight,
+        }
     }
 
-    /// Counts a request that was refused before anything was sent.
+    /// Counts a request that is refused without ever having been in flight.
     pub fn request_refused(&self, door: Door, error: &Error) {
         self.request_ended(door, Err(error));
-        self.labelled_counter(REFUSALS, &[("door", door.label()), ("reason", error.kind.row().code)])
-            .increment(1);
+        self.refused(door, error);
+    }
+
+    /// Counts why a request was refused before anything was sent.
+    pub fn refused(&self, door: Door, error: &Error) {
+        self.labelled_counter(
+            REFUSALS,
+            &[("door", door.label()), ("reason", error.kind.row().code)],
+        )
+        .increment(1);
     }
 
     /// A connection that is counted as open until the guard is dropped.
@@ -177,7 +190,10 @@ impl CountedRequest {
 
 impl Drop for CountedRequest {
     fn drop(&mut self) {
-        self.ended(Err(&Error::new(ErrorKind::Cancelled, "The client went away.")));
+        self.ended(Err(&Error::new(
+            ErrorKind::Cancelled,
+            "The client went away.",
+        )));
     }
 }
 

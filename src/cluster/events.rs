@@ -21,7 +21,10 @@ pub struct Events {
 }
 
 enum Source {
-    Direct(Box<Streaming<v1::CompletionEvent>>, #[expect(dead_code, reason = "its drop counts")] Lease),
+    Direct(
+        Box<Streaming<v1::CompletionEvent>>,
+        #[expect(dead_code, reason = "its drop counts")] Lease,
+    ),
     Buffered(mpsc::Receiver<Result<v1::CompletionEvent, Status>>),
 }
 
@@ -35,12 +38,18 @@ impl Events {
     }
 
     fn new(source: Source) -> Self {
-        Self { source, next_indices: Vec::new(), ended: false }
+        Self {
+            source,
+            next_indices: Vec::new(),
+            ended: false,
+        }
     }
 
     /// Whether the tokens follow on from those before them.
     fn follows(&mut self, tokens: &v1::Tokens) -> bool {
-        let Ok(choice) = usize::try_from(tokens.choice) else { return false };
+        let Ok(choice) = usize::try_from(tokens.choice) else {
+            return false;
+        };
         if self.next_indices.len() <= choice {
             self.next_indices.resize(choice + 1, 0);
         }
@@ -59,7 +68,9 @@ impl Events {
                 self.ended = matches!(event, Event::Summary(_));
                 Ok(event)
             }
-            None => Err(upstream_error("The engine sent an event that this gateway does not know.")),
+            None => Err(upstream_error(
+                "The engine sent an event that this gateway does not know.",
+            )),
         }
     }
 }

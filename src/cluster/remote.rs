@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
@@ -56,6 +57,7 @@ impl Health {
 pub(super) fn connect(
     address: &str,
     tasks: &TaskTracker,
+    stop: &CancellationToken,
 ) -> Result<(Vec<EngineChannel>, Health), String> {
     let endpoint = Endpoint::from_shared(address.to_owned())
         .map_err(|error| format!("'{address}' is no engine's address: {error}"))?
@@ -67,24 +69,28 @@ pub(super) fn connect(
         .keep_alive_timeout(KEEP_ALIVE)
         .keep_alive_while_idle(true);
     let channel = || -> EngineChannel {
-        EngineChannel::new(endpoint.connect_lazy().map_err(Into::into))
+        EngineChannel::new(
+            endpoint
+                .connect_lazy()
+                .map_err(|error| Status::from_error(error.into())),
+        )
     };
     let health = Health(Arc::new(AtomicBool::new(false)));
-    tasks.spawn(watch(endpoint.connect_lazy(), health.clone()));
+    let watch = watch(endpoint.connect_lazy(), health.clone());
+    tasks.spawn(stop.clone().run_until_cancelled_owned(watch));
     Ok(((0..CHANNELS).map(|_| channel()).collect(), health))
 }
 
-/// Keeps `health` true to what the engine says of itself, for as long as anyone else looks at it.
+/// Keeps `health` true to what the engine says of itself, for ever.
 async fn watch(channel: Channel, health: Health) {
     let mut client = HealthClient::new(channel);
-    while Arc::strong_count(&health.0) > 1 {
+    loop {
         if let Ok(response) = client.watch(HealthCheckRequest::default()).await {
             let mut answers = response.into_inner();
             while let Ok(Some(answer)) = answers.message().await {
-                health.0.store(answer.status() == ServingStatus::Serving, Ordering::Relaxed);
-                if Arc::strong_count(&health.0) == 1 {
-                    return;
-                }
+                health
+                    .0
+                    .store(answer.status() == ServingStatus::Serving, Ordering::Relaxed);
             }
         }
         health.0.store(false, Ordering::Relaxed);

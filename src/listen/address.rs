@@ -39,7 +39,9 @@ impl Address {
                 let host = address.rsplit_once(':').map_or("", |(host, _)| host);
                 let host = host.trim_start_matches('[').trim_end_matches(']');
                 host == "localhost"
-                    || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
+                    || host
+                        .parse()
+                        .is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
             }
         }
     }
@@ -52,7 +54,10 @@ impl FromStr for Address {
         let invalid = || InvalidAddress(text.to_owned());
         if let Some(path) = text.strip_prefix("unix:") {
             let path = Path::new(path);
-            return path.is_absolute().then(|| Self::Unix(path.into())).ok_or_else(invalid);
+            return path
+                .is_absolute()
+                .then(|| Self::Unix(path.into()))
+                .ok_or_else(invalid);
         }
         let (host, port) = text.rsplit_once(':').ok_or_else(invalid)?;
         if host.is_empty() || host.contains('/') || port.parse::<u16>().is_err() {
@@ -92,11 +97,17 @@ impl Listener {
             Address::Tcp(address) => {
                 let socket = bind_tcp(address).await?;
                 let address = Address::Tcp(socket.local_addr()?.to_string());
-                Ok(Self { socket: BoundSocket::Tcp(socket), address })
+                Ok(Self {
+                    socket: BoundSocket::Tcp(socket),
+                    address,
+                })
             }
             Address::Unix(path) => {
                 let socket = BoundSocket::Unix(bind_unix(path).await?);
-                Ok(Self { socket, address: address.clone() })
+                Ok(Self {
+                    socket,
+                    address: address.clone(),
+                })
             }
         }
     }
@@ -133,7 +144,11 @@ async fn bind_tcp(address: &str) -> io::Result<TcpListener> {
     let resolved = lookup_host(address).await?.next().ok_or_else(|| {
         io::Error::new(io::ErrorKind::AddrNotAvailable, "the host has no address")
     })?;
-    let socket = Socket::new(Domain::for_address(resolved), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(resolved),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&resolved.into())?;
@@ -163,15 +178,32 @@ mod tests {
         let tcp = |text: &str| Address::Tcp(text.to_owned());
         assert_eq!("127.0.0.1:0".parse(), Ok(tcp("127.0.0.1:0")));
         assert_eq!("[::1]:80".parse(), Ok(tcp("[::1]:80")));
-        assert_eq!("unix:/run/t.sock".parse(), Ok(Address::Unix("/run/t.sock".into())));
-        for text in ["", "8000", ":8000", "host:port", "host:99999", "unix:t.sock", "http://a:1"] {
+        assert_eq!(
+            "unix:/run/t.sock".parse(),
+            Ok(Address::Unix("/run/t.sock".into()))
+        );
+        for text in [
+            "",
+            "8000",
+            ":8000",
+            "host:port",
+            "host:99999",
+            "unix:t.sock",
+            "http://a:1",
+        ] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
     }
 
     #[test]
     fn only_this_machine_reaches_a_loopback_address() {
-        for text in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1", "unix:/a"] {
+        for text in [
+            "127.0.0.1:1",
+            "127.9.9.9:1",
+            "[::1]:1",
+            "localhost:1",
+            "unix:/a",
+        ] {
             assert!(text.parse::<Address>().unwrap().is_loopback(), "{text}");
         }
         for text in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "example.org:1"] {

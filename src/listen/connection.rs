@@ -10,18 +10,18 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::Request;
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::time::{Instant, sleep_until};
-use tower::{Service, ServiceExt};
+use tower::ServiceExt;
 use tower_http::timeout::TimeoutBody;
 
 use super::io::{Flush, Stream, WatchedStream};
-use super::{DoorSettings, Limits, Protocol, RequestBody, Shutdown};
+use super::{DoorService, DoorSettings, Limits, Protocol, Shutdown};
 
 /// The most bytes that are held for one HTTP/1.1 connection or one HTTP/2 stream whose peer does not
 /// read.
@@ -37,10 +37,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// Serves a connection until it closes, or is told to.
 pub(super) async fn run<S, B>(stream: Stream, service: S, door: DoorSettings, shutdown: Shutdown)
 where
-    S: Service<Request<RequestBody>, Response = Response<B>, Error = Infallible>
-        + Clone
-        + Send
-        + 'static,
+    S: DoorService<B>,
     S::Future: Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -142,14 +139,22 @@ impl Activity {
 
     /// How long the connection may be idle as things stand: its first request must come soon.
     fn limit(&self, limits: &Limits) -> Duration {
-        if self.is_unused() { limits.header_timeout } else { limits.idle_timeout }
+        if self.is_unused() {
+            limits.header_timeout
+        } else {
+            limits.idle_timeout
+        }
     }
 
     /// When the connection is to be looked at again: a busy one later, an idle one when it has been
     /// idle for too long.
     fn idle_until(&self, limits: &Limits) -> Instant {
         let is_busy = self.requests.load(Ordering::SeqCst) > 0;
-        let since = if is_busy { Instant::now() } else { self.idle_since() };
+        let since = if is_busy {
+            Instant::now()
+        } else {
+            self.idle_since()
+        };
         since + self.limit(limits)
     }
 
@@ -159,7 +164,10 @@ impl Activity {
     }
 
     fn idle_since(&self) -> Instant {
-        *self.idle_since.lock().unwrap_or_else(PoisonError::into_inner)
+        *self
+            .idle_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -168,7 +176,11 @@ struct Busy(Arc<Activity>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        *self.0.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self
+            .0
+            .idle_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Instant::now();
         self.0.requests.fetch_sub(1, Ordering::SeqCst);
     }
 }

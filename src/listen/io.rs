@@ -55,7 +55,11 @@ impl Flush {
     /// Waits until all that was given to the connection before this call has left, at most so long:
     /// a peer that does not read could keep it for ever.
     pub async fn next(&self, at_most: Duration) {
-        let flushes = if self.version == http::Version::HTTP_2 { 2 } else { 1 };
+        let flushes = if self.version == http::Version::HTTP_2 {
+            2
+        } else {
+            1
+        };
         let enough = self.flushes.count.load(Ordering::SeqCst) + flushes;
         let left = async {
             loop {
@@ -74,7 +78,15 @@ impl Flush {
 impl WatchedStream {
     pub(super) fn new(stream: Stream, write_timeout: Duration) -> (Self, Arc<Flushes>) {
         let flushes = Arc::new(Flushes::default());
-        (Self { stream, write_timeout, stalled: None, flushes: Arc::clone(&flushes) }, flushes)
+        (
+            Self {
+                stream,
+                write_timeout,
+                stalled: None,
+                flushes: Arc::clone(&flushes),
+            },
+            flushes,
+        )
     }
 
     /// Passes on what a write came to, or that it has come to nothing for too long.

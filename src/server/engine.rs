@@ -97,7 +97,9 @@ impl Engine {
 }
 
 fn catalog(models: &[ModelParts]) -> Catalog {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since_epoch = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     let created = i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX);
     let entry = |model: &ModelParts| CatalogEntry::new(&model.name, model.loader.name(), created);
     Catalog::new(models.iter().map(entry).collect())

@@ -173,7 +173,9 @@ impl Slots {
 
     /// Ends everything with the same failure.
     pub(super) fn fail_all(&mut self, failure: &Failure) -> Vec<Freed> {
-        (0..self.running.len()).filter_map(|at| self.fail(Slot(at), failure.clone())).collect()
+        (0..self.running.len())
+            .filter_map(|at| self.fail(Slot(at), failure.clone()))
+            .collect()
     }
 
     fn vacate(&mut self, slot: Slot) -> Option<(Running, Freed)> {

@@ -1,0 +1,134 @@
+//! The HTTP door: OpenAI's completions in, lines out. It turns bodies into the engine's messages and
+//! the engine's events into lines; it must not know schedulers, workers or runners.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{Method, Uri};
+use axum::middleware;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use serde_json::{Value, json};
+
+use crate::cluster::Cluster;
+use crate::error::{Error, ErrorKind};
+use crate::proto::v1;
+use crate::telemetry::Telemetry;
+
+mod accept;
+mod body;
+mod completions;
+mod fields;
+mod lines;
+mod refusal;
+mod request_id;
+mod stream;
+mod unary;
+
+pub use accept::StreamFormat;
+use refusal::Refusal;
+
+/// The largest body, in bytes.
+const BODY_LIMIT: usize = 4 * 1024 * 1024;
+
+/// What the HTTP door needs.
+#[derive(Clone)]
+pub struct Gateway {
+    /// Where the tokens come from.
+    pub cluster: Cluster,
+    /// What is counted into, and shown at `/metrics`.
+    pub telemetry: Telemetry,
+    /// Whether requests are taken, and why not.
+    pub ready: Arc<dyn Fn() -> Result<(), Error> + Send + Sync>,
+    /// The form of a completion's stream whose client has no preference.
+    pub stream_format: StreamFormat,
+    /// How long a request may take where its client does not say.
+    pub request_timeout: Duration,
+}
+
+/// The door's routes.
+pub fn router(gateway: Gateway) -> Router {
+    Router::new()
+        .route("/v1/completions", post(completions::complete))
+        .route("/v1/models", get(list_models))
+        .route("/v1/models/{*id}", get(get_model))
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/health", get(health))
+        .route("/metrics", get(metrics))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(DefaultBodyLimit::disable())
+        .layer(tower_http::catch_panic::CatchPanicLayer::custom(
+            refusal::panicked,
+        ))
+        .layer(middleware::from_fn(request_id::carry))
+        .with_state(gateway)
+}
+
+async fn list_models(State(gateway): State<Gateway>) -> Result<Response, Refusal> {
+    let models = gateway.cluster.list_models().await?;
+    let data: Vec<_> = models.iter().map(model_object).collect();
+    Ok(json_response(&json!({"object": "list", "data": data})))
+}
+
+async fn get_model(
+    State(gateway): State<Gateway>,
+    Path(id): Path<String>,
+) -> Result<Response, Refusal> {
+    let model = gateway.cluster.get_model(&id).await?;
+    Ok(json_response(&model_object(&model)))
+}
+
+fn model_object(model: &v1::Model) -> Value {
+    json!({
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "tokenway",
+        "max_model_len": model.context_length,
+    })
+}
+
+async fn livez() -> Response {
+    json_response(&json!({"status": "alive"}))
+}
+
+async fn readyz(State(gateway): State<Gateway>) -> Result<Response, Refusal> {
+    (gateway.ready)()?;
+    Ok(json_response(&json!({"status": "ready"})))
+}
+
+async fn health(State(gateway): State<Gateway>) -> Result<Response, Refusal> {
+    (gateway.ready)()?;
+    Ok(json_response(&json!({"status": "healthy"})))
+}
+
+async fn metrics(State(gateway): State<Gateway>) -> Response {
+    let text = gateway.telemetry.render();
+    (
+        [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+        text,
+    )
+        .into_response()
+}
+
+async fn not_found(uri: Uri) -> Refusal {
+    Error::new(
+        ErrorKind::NotFound,
+        format!("There is nothing at {}.", uri.path()),
+    )
+    .into()
+}
+
+async fn method_not_allowed(method: Method, uri: Uri) -> Refusal {
+    let message = format!("{} does not answer {method}.", uri.path());
+    Error::new(ErrorKind::MethodNotAllowed, message).into()
+}
+
+fn json_response(value: &Value) -> Response {
+    ([(CONTENT_TYPE, "application/json")], value.to_string()).into_response()
+}

@@ -1,0 +1,153 @@
+//! The RPCs of one HTTP request, merged: its prompts' choices are numbered through.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_stream::Stream;
+
+use super::deadline_exceeded;
+use crate::cluster::Events;
+use crate::error::Error;
+use crate::proto::v1;
+use crate::proto::v1::completion_event::Event;
+
+/// The streams of a request's prompts.
+pub(in crate::gateway) struct Merged {
+    prompts: Vec<Events>,
+    /// Which prompts have not ended.
+    open: Vec<bool>,
+    /// Where the next look begins, so that no prompt starves another.
+    cursor: usize,
+    choices_per_prompt: u32,
+    usage: v1::Usage,
+}
+
+/// One step of the merged streams.
+#[derive(Debug)]
+pub(in crate::gateway) enum MergedEvent {
+    /// A prompt has begun.
+    Started(v1::Started),
+    /// Tokens, their choice numbered through all prompts.
+    Tokens(v1::Tokens),
+    /// Every prompt has ended well.
+    Ended(v1::Usage),
+}
+
+impl Merged {
+    pub(super) fn new(choices_per_prompt: u32) -> Self {
+        Self {
+            prompts: Vec::new(),
+            open: Vec::new(),
+            cursor: 0,
+            choices_per_prompt,
+            usage: v1::Usage::default(),
+        }
+    }
+
+    pub(super) fn push(&mut self, events: Events) {
+        self.prompts.push(events);
+        self.open.push(true);
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<MergedEvent, Error>> {
+        let count = self.prompts.len();
+        for step in 0..count {
+            let at = (self.cursor + step) % count;
+            while self.open[at]
+                && let Poll::Ready(event) = Pin::new(&mut self.prompts[at]).poll_next(cx)
+            {
+                let Some(event) = event.transpose()? else {
+                    self.open[at] = false;
+                    break;
+                };
+                if let Some(event) = self.take(at, event) {
+                    self.cursor = (at + 1) % count;
+                    return Poll::Ready(Ok(event));
+                }
+            }
+        }
+        if self.open.iter().any(|open| *open) {
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(MergedEvent::Ended(self.usage)))
+    }
+
+    fn take(&mut self, prompt: usize, event: Event) -> Option<MergedEvent> {
+        match event {
+            Event::Started(started) => Some(MergedEvent::Started(started)),
+            Event::Tokens(mut tokens) => {
+                let prompt = u32::try_from(prompt).expect("there are at most 128 prompts");
+                tokens.choice += prompt * self.choices_per_prompt;
+                Some(MergedEvent::Tokens(tokens))
+            }
+            Event::Summary(summary) => {
+                let usage = summary.usage.unwrap_or_default();
+                self.usage.prompt_tokens += usage.prompt_tokens;
+                self.usage.completion_tokens += usage.completion_tokens;
+                None
+            }
+        }
+    }
+}
+
+/// A request of which a worker has begun.
+pub(in crate::gateway) struct Opened {
+    merged: Merged,
+    model: String,
+    deadline: Pin<Box<Sleep>>,
+}
+
+impl Opened {
+    /// Waits for the first prompt to begin, in whatever order the engines take them.
+    ///
+    /// # Errors
+    /// The first refusal of any prompt.
+    pub(super) async fn wait_for_start(
+        mut merged: Merged,
+        deadline: Instant,
+    ) -> Result<Self, Error> {
+        let model = match poll_fn(|cx| merged.poll(cx)).await? {
+            MergedEvent::Started(started) => started.model,
+            MergedEvent::Tokens(_) | MergedEvent::Ended(_) => {
+                tracing::error!("an engine's stream did not begin with its start");
+                return Err(Error::internal());
+            }
+        };
+        Ok(Self {
+            merged,
+            model,
+            deadline: Box::pin(sleep_until(deadline)),
+        })
+    }
+
+    pub(super) fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// How many choices the answer has.
+    pub(in crate::gateway) fn choices(&self) -> usize {
+        let per_prompt = usize::try_from(self.merged.choices_per_prompt).unwrap_or(1);
+        self.merged.prompts.len() * per_prompt
+    }
+
+    /// The next tokens, or the end.
+    pub(in crate::gateway) fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<MergedEvent, Error>> {
+        if let Poll::Ready(event) = self.merged.poll(cx) {
+            return Poll::Ready(event);
+        }
+        self.deadline
+            .as_mut()
+            .poll(cx)
+            .map(|()| Err(deadline_exceeded()))
+    }
+
+    /// The next tokens, or the end.
+    pub(in crate::gateway) async fn next(&mut self) -> Result<MergedEvent, Error> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+}

@@ -1,0 +1,357 @@
+//! A stream's lines: one JSON object for each token, written by hand around the parts that are the
+//! same in all of them, because this runs for every token.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use serde_json::{Value, json};
+
+use super::accept::StreamFormat;
+use super::body::StreamOptions;
+use super::refusal::error_object;
+use crate::error::Error;
+use crate::proto::v1;
+
+/// What one line takes besides its text, about.
+const LINE_OVERHEAD: usize = 224;
+
+/// Writes the lines of one response.
+pub(super) struct Lines {
+    format: StreamFormat,
+    options: StreamOptions,
+    /// Everything up to the choice's index.
+    prefix: Bytes,
+    /// Everything after the finish reason and the token's ids.
+    suffix: &'static str,
+    head: Head,
+}
+
+/// What every object of a response has in common.
+#[derive(Clone)]
+pub(super) struct Head {
+    /// The response's id, `cmpl-…`.
+    pub(super) id: String,
+    /// When it was made, in seconds since the Unix epoch.
+    pub(super) created: u64,
+    /// The model.
+    pub(super) model: String,
+}
+
+/// A choice's tokens to be written.
+pub(super) struct ChoiceTokens<'a> {
+    /// The choice's index among all of the response.
+    pub(super) index: u32,
+    /// Its tokens.
+    pub(super) tokens: &'a [v1::Token],
+    /// Why it ends, if it ends here.
+    pub(super) finish_reason: Option<&'static str>,
+}
+
+/// OpenAI's name of a finish reason.
+pub(super) fn finish_reason(reason: v1::FinishReason) -> Option<&'static str> {
+    match reason {
+        v1::FinishReason::Unspecified => None,
+        v1::FinishReason::Stop => Some("stop"),
+        v1::FinishReason::Length => Some("length"),
+    }
+}
+
+/// OpenAI's usage object.
+pub(super) fn usage_object(usage: &v1::Usage) -> Value {
+    let (prompt, completion) = (usage.prompt_tokens, usage.completion_tokens);
+    json!({
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": u64::from(prompt) + u64::from(completion),
+    })
+}
+
+impl Lines {
+    pub(super) fn new(format: StreamFormat, options: StreamOptions, head: Head) -> Self {
+        let mut prefix = BytesMut::new();
+        prefix.put_slice(b"{\"id\":");
+        put_json_string(&mut prefix, &head.id);
+        prefix.put_slice(b",\"object\":\"text_completion\",\"created\":");
+        put_number(&mut prefix, head.created);
+        prefix.put_slice(b",\"model\":");
+        put_json_string(&mut prefix, &head.model);
+        prefix.put_slice(b",\"choices\":[{\"index\":");
+        let suffix = if options.include_usage {
+            ",\"usage\":null}"
+        } else {
+            "}"
+        };
+        Self {
+            format,
+            options,
+            prefix: prefix.freeze(),
+            suffix,
+            head,
+        }
+    }
+
+    /// One line for each token; one without text where the choice ends with no token.
+    pub(super) fn tokens(&self, out: &mut BytesMut, choice: &ChoiceTokens<'_>) {
+        let Some((last, others)) = choice.tokens.split_last() else {
+            let no_token = v1::Token::default();
+            if choice.finish_reason.is_some() {
+                self.line(out, choice.index, &no_token, choice.finish_reason, false);
+            }
+            return;
+        };
+        out.reserve(choice.tokens.len() * (self.prefix.len() + LINE_OVERHEAD));
+        for token in others {
+            self.line(out, choice.index, token, None, true);
+        }
+        self.line(out, choice.index, last, choice.finish_reason, true);
+    }
+
+    /// The last object of a stream that shows its usage.
+    pub(super) fn usage(&self, out: &mut BytesMut, usage: &v1::Usage) {
+        if self.options.include_usage {
+            let object = json!({
+                "id": self.head.id,
+                "object": "text_completion",
+                "created": self.head.created,
+                "model": self.head.model,
+                "choices": [],
+                "usage": usage_object(usage),
+            });
+            self.object(out, &object);
+        }
+    }
+
+    /// The end of a stream that succeeded.
+    pub(super) fn done(&self, out: &mut BytesMut) {
+        if self.format == StreamFormat::Sse {
+            out.put_slice(b"data: [DONE]\n\n");
+        }
+    }
+
+    /// The end of a stream that failed.
+    pub(super) fn error(&self, out: &mut BytesMut, error: &Error, tokens_delivered: u64) {
+        let mut object = error_object(error);
+        object["error"]["tokens_delivered"] = json!(tokens_delivered);
+        object["error"]["retryable"] = json!(error.kind.is_retryable());
+        self.object(out, &object);
+    }
+
+    /// What keeps a silent stream alive, where the form has such a thing.
+    pub(super) fn keep_alive(&self) -> Option<Bytes> {
+        match self.format {
+            StreamFormat::Sse => Some(Bytes::from_static(b": keep-alive\n\n")),
+            StreamFormat::Ndjson => None,
+        }
+    }
+
+    fn line(
+        &self,
+        out: &mut BytesMut,
+        index: u32,
+        token: &v1::Token,
+        finish_reason: Option<&str>,
+        is_token: bool,
+    ) {
+        self.begin(out);
+        out.put_slice(&self.prefix);
+        put_number(out, index);
+        out.put_slice(b",\"text\":");
+        put_json_string(out, &token.text);
+        out.put_slice(b",\"logprobs\":null,\"finish_reason\":");
+        match finish_reason {
+            None => out.put_slice(b"null"),
+            Some(reason) => put_json_string(out, reason),
+        }
+        if self.options.return_token_ids {
+            out.put_slice(b",\"token_ids\":[");
+            if is_token {
+                put_number(out, token.id);
+            }
+            out.put_slice(b"]");
+        }
+        out.put_slice(b"}]");
+        if self.options.include_stamps && is_token {
+            self.stamp(out, token);
+        }
+        out.put_slice(self.suffix.as_bytes());
+        self.end(out);
+    }
+
+    fn stamp(&self, out: &mut BytesMut, token: &v1::Token) {
+        out.put_slice(b",\"stamp\":{\"due_ns\":");
+        put_optional(out, token.due_ns);
+        out.put_slice(b",\"emitted_ns\":");
+        put_optional(out, token.emitted_ns);
+        out.put_slice(b"}");
+    }
+
+    fn object(&self, out: &mut BytesMut, object: &Value) {
+        self.begin(out);
+        out.put_slice(object.to_string().as_bytes());
+        self.end(out);
+    }
+
+    fn begin(&self, out: &mut BytesMut) {
+        if self.format == StreamFormat::Sse {
+            out.put_slice(b"data: ");
+        }
+    }
+
+    fn end(&self, out: &mut BytesMut) {
+        out.put_slice(match self.format {
+            StreamFormat::Ndjson => b"\n",
+            StreamFormat::Sse => b"\n\n",
+        });
+    }
+}
+
+fn put_number(out: &mut BytesMut, number: impl itoa::Integer) {
+    out.put_slice(itoa::Buffer::new().format(number).as_bytes());
+}
+
+fn put_optional(out: &mut BytesMut, number: Option<u64>) {
+    match number {
+        None => out.put_slice(b"null"),
+        Some(number) => put_number(out, number),
+    }
+}
+
+/// A JSON string. Most tokens need no escape, and are copied at once.
+fn put_json_string(out: &mut BytesMut, text: &str) {
+    out.put_u8(b'"');
+    let mut rest = text.as_bytes();
+    while let Some(at) = rest.iter().position(|byte| needs_escape(*byte)) {
+        out.put_slice(&rest[..at]);
+        put_escape(out, rest[at]);
+        rest = &rest[at + 1..];
+    }
+    out.put_slice(rest);
+    out.put_u8(b'"');
+}
+
+fn needs_escape(byte: u8) -> bool {
+    byte < 0x20 || byte == b'"' || byte == b'\\'
+}
+
+fn put_escape(out: &mut BytesMut, byte: u8) {
+    match byte {
+        b'"' => out.put_slice(b"\\\""),
+        b'\\' => out.put_slice(b"\\\\"),
+        b'\n' => out.put_slice(b"\\n"),
+        b'\r' => out.put_slice(b"\\r"),
+        b'\t' => out.put_slice(b"\\t"),
+        other => {
+            let digits = b"0123456789abcdef";
+            out.put_slice(b"\\u00");
+            out.put_u8(digits[usize::from(other >> 4)]);
+            out.put_u8(digits[usize::from(other & 0xf)]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(format: StreamFormat, options: StreamOptions) -> Lines {
+        let head = Head {
+            id: "cmpl-1".to_owned(),
+            created: 7,
+            model: "m\"1".to_owned(),
+        };
+        Lines::new(format, options, head)
+    }
+
+    fn token(text: &str) -> v1::Token {
+        v1::Token {
+            id: 9,
+            text: text.to_owned(),
+            due_ns: Some(1),
+            emitted_ns: Some(2),
+        }
+    }
+
+    fn written(write: impl FnOnce(&mut BytesMut)) -> String {
+        let mut out = BytesMut::new();
+        write(&mut out);
+        String::from_utf8(out.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_token_is_one_line_of_openais_object() {
+        let lines = lines(StreamFormat::Ndjson, StreamOptions::default());
+        let tokens = [token("a"), token("b")];
+        let text = written(|out| {
+            let choice = ChoiceTokens {
+                index: 3,
+                tokens: &tokens,
+                finish_reason: Some("length"),
+            };
+            lines.tokens(out, &choice);
+        });
+        assert_eq!(
+            text,
+            "{\"id\":\"cmpl-1\",\"object\":\"text_completion\",\"created\":7,\"model\":\"m\\\"1\",\
+             \"choices\":[{\"index\":3,\"text\":\"a\",\"logprobs\":null,\"finish_reason\":null}]}\n\
+             {\"id\":\"cmpl-1\",\"object\":\"text_completion\",\"created\":7,\"model\":\"m\\\"1\",\
+             \"choices\":[{\"index\":3,\"text\":\"b\",\"logprobs\":null,\
+             \"finish_reason\":\"length\"}]}\n"
+        );
+    }
+
+    #[test]
+    fn every_line_is_the_json_that_it_should_be() {
+        let options = StreamOptions {
+            include_usage: true,
+            include_stamps: true,
+            return_token_ids: true,
+        };
+        let nasty: String = (0..0x30_u8)
+            .map(char::from)
+            .chain("\"\\é😀\u{7f}".chars())
+            .collect();
+        let text = written(|out| {
+            let tokens = [token(&nasty)];
+            let choice = ChoiceTokens {
+                index: 0,
+                tokens: &tokens,
+                finish_reason: None,
+            };
+            lines(StreamFormat::Ndjson, options).tokens(out, &choice);
+        });
+        let line: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(line["choices"][0]["text"], nasty);
+        assert_eq!(line["choices"][0]["token_ids"], json!([9]));
+        assert_eq!(line["stamp"], json!({"due_ns": 1, "emitted_ns": 2}));
+        assert_eq!(line["usage"], Value::Null);
+        assert_eq!(text.matches('\n').count(), 1);
+    }
+
+    #[test]
+    fn an_end_without_a_token_has_a_line_of_its_own() {
+        let text = written(|out| {
+            let choice = ChoiceTokens {
+                index: 0,
+                tokens: &[],
+                finish_reason: Some("stop"),
+            };
+            lines(StreamFormat::Sse, StreamOptions::default()).tokens(out, &choice);
+        });
+        let line: Value =
+            serde_json::from_str(text.strip_prefix("data: ").unwrap().trim_end()).unwrap();
+        assert_eq!(line["choices"][0]["text"], "");
+        assert_eq!(line["choices"][0]["finish_reason"], "stop");
+        assert!(text.ends_with("\n\n"));
+    }
+
+    #[test]
+    fn only_server_sent_events_have_a_done_and_a_keep_alive() {
+        let sse = lines(StreamFormat::Sse, StreamOptions::default());
+        let ndjson = lines(StreamFormat::Ndjson, StreamOptions::default());
+        assert_eq!(written(|out| sse.done(out)), "data: [DONE]\n\n");
+        assert_eq!(written(|out| ndjson.done(out)), "");
+        assert!(
+            sse.keep_alive()
+                .is_some_and(|comment| comment.starts_with(b":"))
+        );
+        assert_eq!(ndjson.keep_alive(), None);
+    }
+}

@@ -1,0 +1,39 @@
+//! Every answer names its request: by the client's own `x-request-id`, or by one made here.
+
+use axum::extract::Request;
+use axum::http::{HeaderName, HeaderValue};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::refusal::Refusal;
+use crate::error::Error;
+use crate::request::RequestId;
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The longest id that is taken over from a client, in bytes.
+const LIMIT: usize = 128;
+
+/// Gives the request its id, and the answer the same.
+pub(super) async fn carry(mut request: Request, next: Next) -> Response {
+    let (id, problem) = match request.headers().get(&X_REQUEST_ID) {
+        None => (RequestId::random(), None),
+        Some(value) => match value.to_str() {
+            Ok(id) if !id.is_empty() && id.len() <= LIMIT => (RequestId(id.into()), None),
+            Ok(_) | Err(_) => (RequestId::random(), Some(invalid())),
+        },
+    };
+    let value = HeaderValue::from_str(&id.0).expect("it was a header, or is hexadecimal");
+    request.extensions_mut().insert(id);
+    let mut response = match problem {
+        None => next.run(request).await,
+        Some(error) => Refusal::from(error).into_response(),
+    };
+    response.headers_mut().insert(X_REQUEST_ID, value);
+    response
+}
+
+fn invalid() -> Error {
+    let message = format!("x-request-id must have 1 to {LIMIT} visible ASCII characters.");
+    Error::invalid_value("x-request-id", message)
+}

@@ -1,0 +1,191 @@
+//! A streamed completion: the response's body, as it is made.
+//!
+//! Tokens that are ready together share a frame; a lone token never waits. An error after the first
+//! byte is told by a record of its own, and once that has left for the socket the body ends with an
+//! error, so that a client which ignores the record still sees a broken stream.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, VARY};
+use axum::http::{HeaderValue, Response};
+use bytes::{Bytes, BytesMut};
+use http_body::Frame;
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::accept::StreamFormat;
+use super::completions::{MergedEvent, Opened};
+use super::lines::{ChoiceTokens, Lines, finish_reason};
+use crate::error::Error;
+use crate::listen::Flush;
+use crate::proto::v1;
+use crate::telemetry::CountedRequest;
+
+/// A frame is ended once it is so large: what is more waits for the next.
+const FRAME: usize = 64 * 1024;
+
+/// How often a silent stream of server-sent events says that it is alive.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// How long the last record of a failed stream may take to leave.
+const LAST_RECORD: Duration = Duration::from_secs(1);
+
+/// The body of a streamed completion.
+pub(super) struct TokenBody {
+    opened: Option<Opened>,
+    lines: Lines,
+    flush: Option<Flush>,
+    keep_alive: Option<Pin<Box<Sleep>>>,
+    tokens_delivered: u64,
+    ending: Ending,
+    counted: CountedRequest,
+}
+
+/// How far the end has come.
+enum Ending {
+    /// There is more.
+    Open,
+    /// All has been said.
+    Whole,
+    /// The error's record was handed over; it is on its way to the socket.
+    Failing(Pin<Box<dyn Future<Output = ()> + Send>>),
+    /// The record has left.
+    Broken,
+}
+
+/// Why a body ends without its end. hyper closes or resets the stream for it.
+#[derive(Debug, thiserror::Error)]
+#[error("the completion failed; its last record says why")]
+pub(super) struct UncleanEnd;
+
+impl TokenBody {
+    pub(super) fn new(
+        opened: Opened,
+        lines: Lines,
+        flush: Option<Flush>,
+        counted: CountedRequest,
+    ) -> Self {
+        let keep_alive = lines.keep_alive().map(|_| Box::pin(sleep(KEEP_ALIVE)));
+        Self {
+            opened: Some(opened),
+            lines,
+            flush,
+            keep_alive,
+            tokens_delivered: 0,
+            ending: Ending::Open,
+            counted,
+        }
+    }
+
+    pub(super) fn into_response(self, format: StreamFormat) -> Response<Body> {
+        let content_type = match format {
+            StreamFormat::Ndjson => "application/x-ndjson",
+            StreamFormat::Sse => "text/event-stream; charset=utf-8",
+        };
+        let mut response = Response::new(Body::new(self));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        headers.insert(
+            CACHE_CONTROL,
+            HeaderValue::from_static("no-cache, no-transform"),
+        );
+        headers.insert(VARY, HeaderValue::from_static("accept"));
+        headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+        response
+    }
+
+    /// Writes what is ready now. Pending when nothing is.
+    fn poll_lines(&mut self, cx: &mut Context<'_>) -> Poll<BytesMut> {
+        let mut out = BytesMut::new();
+        while out.len() < FRAME {
+            let Some(opened) = &mut self.opened else {
+                break;
+            };
+            match opened.poll_next(cx) {
+                Poll::Pending if out.is_empty() => return Poll::Pending,
+                Poll::Pending => break,
+                Poll::Ready(Ok(MergedEvent::Started(_))) => {}
+                Poll::Ready(Ok(MergedEvent::Tokens(tokens))) => self.write(&mut out, &tokens),
+                Poll::Ready(Ok(MergedEvent::Ended(usage))) => self.end(&mut out, &usage),
+                Poll::Ready(Err(error)) => self.fail(&mut out, &error),
+            }
+        }
+        Poll::Ready(out)
+    }
+
+    fn write(&mut self, out: &mut BytesMut, tokens: &v1::Tokens) {
+        let choice = ChoiceTokens {
+            index: tokens.choice,
+            tokens: &tokens.tokens,
+            finish_reason: finish_reason(tokens.finish_reason()),
+        };
+        self.lines.tokens(out, &choice);
+        self.tokens_delivered += u64::try_from(tokens.tokens.len()).unwrap_or(0);
+    }
+
+    fn end(&mut self, out: &mut BytesMut, usage: &v1::Usage) {
+        self.lines.usage(out, usage);
+        self.lines.done(out);
+        self.counted.ended(Ok(()));
+        self.opened = None;
+        self.ending = Ending::Whole;
+    }
+
+    fn fail(&mut self, out: &mut BytesMut, error: &Error) {
+        self.lines.error(out, error, self.tokens_delivered);
+        self.counted.ended(Err(error));
+        self.opened = None;
+        let flush = self.flush.take();
+        self.ending = Ending::Failing(Box::pin(async move {
+            // Asked only when the record has been handed over: on the next poll.
+            if let Some(flush) = flush {
+                flush.next(LAST_RECORD).await;
+            }
+        }));
+    }
+
+    /// A comment when the stream has been silent for long.
+    fn poll_keep_alive(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
+        let (Some(timer), Some(comment)) = (&mut self.keep_alive, self.lines.keep_alive()) else {
+            return Poll::Pending;
+        };
+        ready!(timer.as_mut().poll(cx));
+        timer.as_mut().reset(Instant::now() + KEEP_ALIVE);
+        Poll::Ready(comment)
+    }
+}
+
+impl http_body::Body for TokenBody {
+    type Data = Bytes;
+    type Error = UncleanEnd;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, UncleanEnd>>> {
+        let this = self.get_mut();
+        match &mut this.ending {
+            Ending::Open => {}
+            Ending::Whole => return Poll::Ready(None),
+            Ending::Failing(flushed) => {
+                ready!(flushed.as_mut().poll(cx));
+                this.ending = Ending::Broken;
+                return Poll::Ready(Some(Err(UncleanEnd)));
+            }
+            Ending::Broken => return Poll::Ready(None),
+        }
+        match this.poll_lines(cx) {
+            Poll::Ready(lines) => {
+                if let Some(timer) = &mut this.keep_alive {
+                    timer.as_mut().reset(Instant::now() + KEEP_ALIVE);
+                }
+                Poll::Ready(Some(Ok(Frame::data(lines.freeze()))))
+            }
+            Poll::Pending => this
+                .poll_keep_alive(cx)
+                .map(|comment| Some(Ok(Frame::data(comment)))),
+        }
+    }
+}

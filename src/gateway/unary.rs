@@ -1,0 +1,60 @@
+//! A completion that is not streamed: one JSON body.
+
+use serde_json::{Value, json};
+
+use super::completions::{MergedEvent, Opened};
+use super::lines::{Head, finish_reason, usage_object};
+use crate::error::Error;
+
+/// Collects the whole completion.
+///
+/// # Errors
+/// What ended it before it was whole: then nothing of it is sent.
+pub(super) async fn collect(mut opened: Opened, head: Head) -> Result<Value, Error> {
+    let mut choices = vec![Choice::default(); opened.choices()];
+    let usage = loop {
+        match opened.next().await? {
+            MergedEvent::Started(_) => {}
+            MergedEvent::Tokens(tokens) => {
+                let choice = usize::try_from(tokens.choice).ok();
+                let choice = choice
+                    .and_then(|at| choices.get_mut(at))
+                    .ok_or_else(unknown_choice)?;
+                choice.finish = finish_reason(tokens.finish_reason()).or(choice.finish);
+                choice
+                    .text
+                    .extend(tokens.tokens.iter().map(|token| token.text.as_str()));
+            }
+            MergedEvent::Ended(usage) => break usage,
+        }
+    };
+    let choices: Vec<Value> = choices.iter().enumerate().map(choice_object).collect();
+    Ok(json!({
+        "id": head.id,
+        "object": "text_completion",
+        "created": head.created,
+        "model": head.model,
+        "choices": choices,
+        "usage": usage_object(&usage),
+    }))
+}
+
+#[derive(Clone, Default)]
+struct Choice {
+    text: String,
+    finish: Option<&'static str>,
+}
+
+fn choice_object((index, choice): (usize, &Choice)) -> Value {
+    json!({
+        "index": index,
+        "text": choice.text,
+        "logprobs": null,
+        "finish_reason": choice.finish,
+    })
+}
+
+fn unknown_choice() -> Error {
+    tracing::error!("an engine sent tokens of a choice that was not asked for");
+    Error::internal()
+}

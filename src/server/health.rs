@@ -1,0 +1,149 @@
+//! Whether the server takes requests, and how both doors tell it.
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
+use tonic_health::ServingStatus;
+
+use crate::cluster::Cluster;
+use crate::error::{Error, ErrorKind};
+use crate::grpc;
+use crate::proto::DESCRIPTORS;
+use crate::scheduler::Readiness;
+
+/// The names under which health is asked for: the whole server, and its service.
+const SERVICES: [&str; 2] = ["", "tokenway.v1.Inference"];
+
+/// Whether requests are taken. Clones know the same.
+#[derive(Clone)]
+pub(super) struct Ready {
+    backend: Backend,
+    draining: CancellationToken,
+    stopped: CancellationToken,
+}
+
+#[derive(Clone)]
+enum Backend {
+    Engine(watch::Receiver<Readiness>),
+    Cluster(Cluster),
+}
+
+impl Ready {
+    pub(super) fn of_engine(readiness: watch::Receiver<Readiness>) -> Self {
+        Self {
+            backend: Backend::Engine(readiness),
+            draining: CancellationToken::new(),
+            stopped: CancellationToken::new(),
+        }
+    }
+
+    /// `stopped` is cancelled when nobody asks any more.
+    pub(super) fn of_cluster(cluster: Cluster, stopped: CancellationToken) -> Self {
+        Self {
+            backend: Backend::Cluster(cluster),
+            draining: CancellationToken::new(),
+            stopped,
+        }
+    }
+
+    /// Whether a request that came now would be taken.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        if self.draining.is_cancelled() {
+            return Err(Error::new(
+                ErrorKind::Draining,
+                "The server is shutting down.",
+            ));
+        }
+        match &self.backend {
+            Backend::Cluster(cluster) if cluster.is_up() => Ok(()),
+            Backend::Cluster(_) => Err(Error::new(ErrorKind::NoWorker, "No engine is up.")),
+            Backend::Engine(readiness) => match &*readiness.borrow() {
+                Readiness::Ready => Ok(()),
+                Readiness::Loading(_) => Err(Error::new(
+                    ErrorKind::NotReady,
+                    "The model is still loading.",
+                )),
+                Readiness::Failed(_) => Err(Error::new(
+                    ErrorKind::NotReady,
+                    "The model cannot be loaded.",
+                )),
+                Readiness::NoWorker => Err(Error::new(
+                    ErrorKind::NoWorker,
+                    "No worker is up. They are restarted.",
+                )),
+            },
+        }
+    }
+
+    pub(super) fn set_draining(&self) {
+        self.draining.cancel();
+    }
+
+    pub(super) fn set_stopped(&self) {
+        self.stopped.cancel();
+    }
+}
+
+/// The gRPC door's services: inference, health and reflection.
+pub(super) async fn routes(service: grpc::Service, ready: Ready, tasks: &TaskTracker) -> Routes {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    tell(&reporter, &ready).await;
+    let stopped = ready.stopped.clone();
+    tasks.spawn(stopped.run_until_cancelled_owned(follow(reporter, ready)));
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let invariant = "the descriptors were compiled with the crate";
+    Routes::new(service.into_server())
+        .add_service(health)
+        .add_service(reflection().build_v1().expect(invariant))
+        .add_service(reflection().build_v1alpha().expect(invariant))
+        .prepare()
+}
+
+/// Tells the health service of every change.
+async fn follow(reporter: tonic_health::server::HealthReporter, mut ready: Ready) {
+    let draining = ready.draining.clone();
+    let mut is_draining = false;
+    while !is_draining {
+        let Backend::Engine(readiness) = &mut ready.backend else {
+            return;
+        };
+        tokio::select! {
+            changed = readiness.changed() => if changed.is_err() { return },
+            () = draining.cancelled() => is_draining = true,
+        }
+        tell(&reporter, &ready).await;
+    }
+}
+
+async fn tell(reporter: &tonic_health::server::HealthReporter, ready: &Ready) {
+    let status = match ready.check() {
+        Ok(()) => ServingStatus::Serving,
+        Err(_) => ServingStatus::NotServing,
+    };
+    for service in SERVICES {
+        reporter.set_service_status(service, status).await;
+    }
+}
+
+/// Waits until all models are loaded.
+pub(super) async fn wait_for_models(
+    mut readiness: watch::Receiver<Readiness>,
+    mut progress: impl FnMut(f32),
+) -> Result<(), String> {
+    loop {
+        match &*readiness.borrow_and_update() {
+            Readiness::Ready => return Ok(()),
+            Readiness::Failed(reason) => return Err(reason.clone()),
+            Readiness::Loading(fraction) => progress(*fraction),
+            Readiness::NoWorker => {}
+        }
+        if readiness.changed().await.is_err() {
+            return Err("the scheduler has ended".to_owned());
+        }
+    }
+}
