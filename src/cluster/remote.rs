@@ -75,7 +75,8 @@ pub(super) fn connect(
                 .map_err(|error| Status::from_error(error.into())),
         )
     };
-    let health = Health(Arc::new(AtomicBool::new(false)));
+    // Until the first answer it is worth asking.
+    let health = Health(Arc::new(AtomicBool::new(true)));
     let watch = watch(endpoint.connect_lazy(), health.clone());
     tasks.spawn(stop.clone().run_until_cancelled_owned(watch));
     Ok(((0..CHANNELS).map(|_| channel()).collect(), health))

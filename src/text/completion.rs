@@ -86,6 +86,22 @@ struct Choice {
     next_index: u32,
 }
 
+impl Choice {
+    /// An event of these tokens, if there is anything to tell.
+    fn event(
+        &mut self,
+        tokens: Vec<TextToken>,
+        finish: Option<FinishReason>,
+    ) -> Option<CompletionEvent> {
+        if tokens.is_empty() && finish.is_none() {
+            return None;
+        }
+        let first_index = self.next_index;
+        self.next_index += u32::try_from(tokens.len()).expect("a batch is small");
+        Some(CompletionEvent::Tokens { choice: self.number, first_index, tokens, finish })
+    }
+}
+
 impl Completion {
     /// The completion of a request that was admitted.
     #[must_use]
@@ -144,13 +160,14 @@ impl Completion {
         Poll::Pending
     }
 
-    /// Turns a batch of one choice's outputs into at most one event of tokens, and the start if this
-    /// is it. What came before a failure is told before it.
+    /// Turns a batch of one choice's outputs into events: the start if this is it, the tokens that are
+    /// ready, and the end. What came before a failure is told before it.
     fn take_outputs(&mut self, index: usize) {
         let choice = &mut self.choices[index];
         let mut tokens = Vec::with_capacity(self.outputs.len());
-        let mut finish = None;
+        let mut end = None;
         for output in self.outputs.drain(..) {
+            let decided = tokens.len();
             match output {
                 Output::Accepted => {
                     if self.started.is_none() {
@@ -161,34 +178,33 @@ impl Completion {
                 Output::Token(token) => {
                     self.completion_tokens += 1;
                     if choice.text.push(token, &mut tokens) == Watch::Matched {
-                        finish = Some(FinishReason::Stop);
+                        end = Some((decided, FinishReason::Stop));
                         break;
                     }
                 }
                 Output::Finished(token, reason) => {
                     self.completion_tokens += u32::from(token.is_some());
-                    finish = Some(choice.text.finish(token, reason, &mut tokens));
+                    end = Some((decided, choice.text.finish(token, reason, &mut tokens)));
                 }
                 Output::Failed(failure) => self.failed = Some(error_of(failure)),
             }
         }
-        if finish.is_some() {
-            // Dropping the lane ends the work on the device, where it has not ended already.
-            choice.lane = None;
-        }
-        if !tokens.is_empty() || finish.is_some() {
+        if !tokens.is_empty() || end.is_some() {
             self.first_token.get_or_insert_with(Instant::now);
-            let count = u32::try_from(tokens.len()).expect("a batch is small");
-            let first_index = choice.next_index;
-            choice.next_index += count;
-            let choice = choice.number;
-            self.ready.push_back(CompletionEvent::Tokens {
-                choice,
-                first_index,
-                tokens,
-                finish,
-            });
         }
+        let Some((decided, reason)) = end else {
+            self.ready.extend(choice.event(tokens, None));
+            return;
+        };
+        // Dropping the lane ends the work on the device, where it has not ended already.
+        choice.lane = None;
+        // The reason goes with the last token only where both were decided by the same token, so that
+        // the lines do not depend on what happened to be ready together.
+        if tokens.len() == decided {
+            self.ready.extend(choice.event(tokens, None));
+            tokens = Vec::new();
+        }
+        self.ready.extend(choice.event(tokens, Some(reason)));
     }
 
     fn summary(&self) -> Summary {

@@ -1,0 +1,252 @@
+//! A raw HTTP/1.1 client: it shows exactly what came over the socket, and how it ended.
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::TestServer;
+
+/// A request to be sent.
+pub struct Request {
+    method: &'static str,
+    path: String,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+}
+
+/// An answer, whose body is read as it comes.
+pub struct Response {
+    pub status: u16,
+    headers: Vec<(String, String)>,
+    stream: TcpStream,
+    /// What was received and not decoded.
+    raw: Vec<u8>,
+    /// What was decoded and not taken.
+    decoded: Vec<u8>,
+    /// The body's length as announced; `None` where it is chunked.
+    remaining: Option<usize>,
+    end: Option<End>,
+}
+
+/// How a body ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// As HTTP says that it must.
+    Clean,
+    /// The connection closed before.
+    Unclean,
+}
+
+/// A body that was read to its end.
+#[derive(Debug)]
+pub struct Body {
+    pub text: String,
+    pub end: End,
+}
+
+/// A completion request with this body.
+pub fn completion(body: &Value) -> Request {
+    post("/v1/completions", body.to_string())
+}
+
+pub fn post(path: &str, body: impl Into<Vec<u8>>) -> Request {
+    let headers = vec![("content-type".to_owned(), "application/json".to_owned())];
+    Request { method: "POST", path: path.to_owned(), headers, body: body.into() }
+}
+
+pub fn get(path: &str) -> Request {
+    Request { method: "GET", path: path.to_owned(), headers: Vec::new(), body: Vec::new() }
+}
+
+impl Request {
+    pub fn method(mut self, method: &'static str) -> Self {
+        self.method = method;
+        self
+    }
+
+    /// Sets a header, in the place of any of that name.
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.retain(|(known, _)| known != name);
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub fn without_header(mut self, name: &str) -> Self {
+        self.headers.retain(|(known, _)| known != name);
+        self
+    }
+
+    pub fn accept(self, accept: &str) -> Self {
+        self.header("accept", accept)
+    }
+
+    /// The request's bytes.
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut head = format!("{} {} HTTP/1.1\r\nhost: test\r\n", self.method, self.path);
+        if self.method == "POST" && !self.headers.iter().any(|(name, _)| name == "content-length") {
+            head.push_str(&format!("content-length: {}\r\n", self.body.len()));
+        }
+        for (name, value) in &self.headers {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        [head.as_bytes(), b"\r\n", &self.body].concat()
+    }
+
+    /// Sends the request on a connection of its own, and reads the answer's head.
+    pub async fn send(self, server: &TestServer) -> Response {
+        let mut stream =
+            TcpStream::connect(server.http_address()).await.expect("the HTTP door answers");
+        stream.write_all(&self.bytes()).await.expect("the request is taken");
+        Response::read_head(stream).await
+    }
+
+    /// Sends the request and reads the answer to its end.
+    pub async fn fetch(self, server: &TestServer) -> (Response, Body) {
+        let mut response = self.send(server).await;
+        let body = response.rest().await;
+        (response, body)
+    }
+}
+
+impl Response {
+    /// Reads an answer's head from a connection.
+    pub async fn read_head(mut stream: TcpStream) -> Self {
+        let mut raw = Vec::new();
+        let head_end = loop {
+            if let Some(at) = find(&raw, b"\r\n\r\n") {
+                break at;
+            }
+            let read = stream.read_buf(&mut raw).await.expect("the answer can be read");
+            assert!(read > 0, "no answer: {}", String::from_utf8_lossy(&raw));
+        };
+        let head = String::from_utf8(raw[..head_end].to_vec()).expect("a head is ASCII");
+        raw.drain(..head_end + 4);
+        let mut lines = head.split("\r\n");
+        let status = lines.next().and_then(|line| line.split(' ').nth(1)).expect("a status line");
+        let headers: Vec<_> = lines
+            .filter_map(|line| line.split_once(": "))
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+            .collect();
+        let length = headers.iter().find(|(name, _)| name == "content-length");
+        let remaining = length.map(|(_, length)| length.parse().expect("a length"));
+        Self {
+            status: status.parse().expect("a status"),
+            headers,
+            stream,
+            raw,
+            decoded: Vec::new(),
+            remaining,
+            end: None,
+        }
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The next line, without its end; `None` at the body's end.
+    pub async fn line(&mut self) -> Option<String> {
+        loop {
+            if let Some(at) = self.decoded.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.decoded.drain(..=at).collect();
+                return Some(String::from_utf8(line[..at].to_vec()).expect("a line is UTF-8"));
+            }
+            if self.end.is_some() {
+                return None;
+            }
+            self.receive().await;
+        }
+    }
+
+    /// The next line as JSON.
+    pub async fn json_line(&mut self) -> Option<Value> {
+        let line = self.line().await?;
+        Some(serde_json::from_str(&line).expect("a line is JSON"))
+    }
+
+    /// Everything that is left.
+    pub async fn rest(&mut self) -> Body {
+        while self.end.is_none() {
+            self.receive().await;
+        }
+        let text = String::from_utf8(std::mem::take(&mut self.decoded)).expect("a body is UTF-8");
+        Body { text, end: self.end.expect("it has ended") }
+    }
+
+    async fn receive(&mut self) {
+        self.decode();
+        if self.end.is_some() {
+            return;
+        }
+        match self.stream.read_buf(&mut self.raw).await {
+            Ok(0) | Err(_) => self.end = Some(End::Unclean),
+            Ok(_) => self.decode(),
+        }
+    }
+
+    fn decode(&mut self) {
+        if let Some(remaining) = &mut self.remaining {
+            let taken = self.raw.len().min(*remaining);
+            self.decoded.extend(self.raw.drain(..taken));
+            *remaining -= taken;
+            if *remaining == 0 {
+                self.end = Some(End::Clean);
+            }
+            return;
+        }
+        while let Some(line_end) = find(&self.raw, b"\r\n") {
+            let size = std::str::from_utf8(&self.raw[..line_end]).expect("a chunk's size");
+            let size = usize::from_str_radix(size, 16).expect("a chunk's size");
+            let chunk = line_end + 2..line_end + 2 + size;
+            if self.raw.len() < chunk.end + 2 {
+                return;
+            }
+            self.decoded.extend_from_slice(&self.raw[chunk.clone()]);
+            self.raw.drain(..chunk.end + 2);
+            if size == 0 {
+                self.end = Some(End::Clean);
+                return;
+            }
+        }
+    }
+}
+
+impl Body {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).expect("the body is JSON")
+    }
+
+    /// The NDJSON lines.
+    pub fn lines(&self) -> Vec<Value> {
+        self.text
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("a line is JSON"))
+            .collect()
+    }
+
+    /// The data of the server-sent events, as text.
+    pub fn events(&self) -> Vec<&str> {
+        self.text
+            .split_terminator("\n\n")
+            .filter_map(|event| event.strip_prefix("data: "))
+            .collect()
+    }
+
+    /// The error object's code and param.
+    pub fn error(&self) -> (String, Option<String>) {
+        let error = &self.json()["error"];
+        let text = |name: &str| error[name].as_str().map(str::to_owned);
+        (text("code").expect("an error has a code"), text("param"))
+    }
+}
+
+/// The texts of a choice's lines.
+pub fn texts(lines: &[Value], choice: u64) -> Vec<String> {
+    let of_choice =
+        lines.iter().filter_map(|line| line["choices"].get(0)).filter(|c| c["index"] == choice);
+    of_choice.map(|c| c["text"].as_str().expect("a text").to_owned()).collect()
+}
+
+fn find(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
+    bytes.windows(pattern.len()).position(|window| window == pattern)
+}

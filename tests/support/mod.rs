@@ -1,0 +1,181 @@
+//! What the tests share: a server on free ports, and clients of both doors.
+
+#![allow(dead_code, reason = "each test file is a crate of its own and uses a part of this")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokenway::gateway::StreamFormat;
+use tokenway::listen::{Address, Limits};
+use tokenway::proto::v1::inference_client::InferenceClient;
+use tokenway::runner::Loader;
+use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
+use tokenway::server::{Drain, EngineParts, HttpDoor, ModelParts, Server, ServerParts, Source};
+use tokenway::telemetry::Telemetry;
+use tonic::transport::Channel;
+
+pub mod grpc;
+pub mod http;
+
+/// A server that runs until the test ends.
+pub struct TestServer {
+    server: Server,
+}
+
+/// What is to be served, and how.
+#[derive(Clone)]
+pub struct Setup {
+    pub parts: ServerParts,
+}
+
+/// The test runner as fast as its reader.
+pub fn full_speed() -> TestRunnerOptions {
+    every(Duration::ZERO)
+}
+
+/// The test runner at a cadence.
+pub fn every(interval: Duration) -> TestRunnerOptions {
+    TestRunnerOptions { interval, ..TestRunnerOptions::default() }
+}
+
+/// The test runner, silent from this token on.
+pub fn silent_at(index: u32) -> TestRunnerOptions {
+    TestRunnerOptions { silent_at: Some(index), ..full_speed() }
+}
+
+impl Setup {
+    /// The test runner behind both doors.
+    pub fn test_runner(options: TestRunnerOptions) -> Self {
+        Self::runner("llm_test", Arc::new(TestRunnerLoader::new(options)), 1024)
+    }
+
+    /// Any runner behind both doors.
+    pub fn runner(name: &str, loader: Arc<dyn Loader>, slots: usize) -> Self {
+        let loopback = || Address::Tcp("127.0.0.1:0".to_owned());
+        let model = ModelParts { name: name.to_owned(), loader, workers: 1, slots };
+        let engine = EngineParts {
+            models: vec![model],
+            queue_depth: 1024,
+            slow_reader_timeout: Duration::from_secs(10),
+        };
+        Self {
+            parts: ServerParts {
+                source: Source::Engine(engine),
+                http: Some(HttpDoor { listen: loopback(), stream_format: StreamFormat::Ndjson }),
+                grpc: Some(loopback()),
+                limits: Limits::default(),
+                request_timeout: Duration::from_secs(60),
+                drain: Drain { grace: Duration::ZERO, timeout: Duration::from_secs(10) },
+            },
+        }
+    }
+
+    /// A gateway in front of other servers' gRPC doors.
+    pub fn gateway(engines: &[&TestServer]) -> Self {
+        let addresses = engines.iter().map(|engine| engine.grpc_url()).collect();
+        let mut setup = Self::test_runner(full_speed());
+        setup.parts.source = Source::Remote(addresses);
+        setup.parts.grpc = None;
+        setup
+    }
+
+    pub fn engine(&mut self) -> &mut EngineParts {
+        match &mut self.parts.source {
+            Source::Engine(engine) => engine,
+            Source::Remote(_) => panic!("this server has no engine"),
+        }
+    }
+
+    pub fn slots(mut self, slots: usize) -> Self {
+        self.engine().models[0].slots = slots;
+        self
+    }
+
+    pub fn queue_depth(mut self, queue_depth: usize) -> Self {
+        self.engine().queue_depth = queue_depth;
+        self
+    }
+
+    pub fn slow_reader_timeout(mut self, timeout: Duration) -> Self {
+        self.engine().slow_reader_timeout = timeout;
+        self
+    }
+
+    pub fn limits(mut self, change: impl FnOnce(&mut Limits)) -> Self {
+        change(&mut self.parts.limits);
+        self
+    }
+
+    pub fn drain(mut self, grace: Duration, timeout: Duration) -> Self {
+        self.parts.drain = Drain { grace, timeout };
+        self
+    }
+
+    /// Starts the server and waits until its model is loaded.
+    pub async fn start(self) -> TestServer {
+        let server = self.start_loading().await;
+        server.server.ready(|_| ()).await.expect("the model loads");
+        server
+    }
+
+    /// Starts the server without waiting.
+    pub async fn start_loading(self) -> TestServer {
+        TestServer { server: Server::start(self.parts).await.expect("the server starts") }
+    }
+}
+
+impl TestServer {
+    pub fn http_address(&self) -> String {
+        self.server.http_address().expect("it has an HTTP door").to_string()
+    }
+
+    pub fn http_url(&self) -> String {
+        format!("http://{}", self.http_address())
+    }
+
+    pub fn grpc_url(&self) -> String {
+        format!("http://{}", self.server.grpc_address().expect("it has a gRPC door"))
+    }
+
+    pub async fn grpc(&self) -> InferenceClient<Channel> {
+        InferenceClient::connect(self.grpc_url()).await.expect("the gRPC door answers")
+    }
+
+    pub fn telemetry(&self) -> &Telemetry {
+        self.server.telemetry()
+    }
+
+    /// Ends the server; what it counted is left.
+    pub async fn drain(self) -> Counts {
+        let telemetry = self.server.telemetry().clone();
+        self.server.drain().await;
+        Counts(telemetry.render())
+    }
+}
+
+/// A server's metrics at one moment.
+#[derive(Debug)]
+pub struct Counts(pub String);
+
+impl Counts {
+    /// A metric by its name with its labels, as they are written; 0 where it was never counted.
+    pub fn get(&self, metric: &str) -> f64 {
+        let value = self.0.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '));
+        value.map_or(0.0, |value| value.parse().expect("a metric is a number"))
+    }
+
+    /// Every gauge of running work must be back at zero when a server has ended.
+    pub fn assert_nothing_is_left(&self) {
+        for gauge in [
+            "tokenway_streams_in_flight{door=\"grpc\"}",
+            "tokenway_streams_in_flight{door=\"http\"}",
+            "tokenway_connections_open{door=\"grpc\"}",
+            "tokenway_connections_open{door=\"http\"}",
+            "tokenway_sequences_running",
+            "tokenway_queue_depth",
+            "tokenway_workers_ready",
+        ] {
+            assert_eq!(self.get(gauge), 0.0, "{gauge}\n{}", self.0);
+        }
+    }
+}
