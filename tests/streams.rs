@@ -19,7 +19,10 @@ async fn ndjson_is_one_line_for_each_token() {
     let request = completion(&json!({"prompt": "a b c", "max_tokens": 2048, "stream": true}));
     let (response, body) = request.header("x-request-id", "mine").fetch(&server).await;
     assert_eq!(response.status, 200);
-    assert_eq!(response.header("content-type"), Some("application/x-ndjson"));
+    assert_eq!(
+        response.header("content-type"),
+        Some("application/x-ndjson")
+    );
     assert_eq!(response.header("vary"), Some("accept"));
     assert_eq!(response.header("x-request-id"), Some("mine"));
     assert_eq!(body.end, End::Clean);
@@ -43,14 +46,22 @@ async fn server_sent_events_are_one_event_for_each_token_and_then_done() {
     let body = json!({
         "prompt": "a b c", "max_tokens": 2048, "stream": true, "stream_options": options,
     });
-    let (response, body) = completion(&body).accept("text/event-stream").fetch(&server).await;
-    assert_eq!(response.header("content-type"), Some("text/event-stream; charset=utf-8"));
+    let (response, body) = completion(&body)
+        .accept("text/event-stream")
+        .fetch(&server)
+        .await;
+    assert_eq!(
+        response.header("content-type"),
+        Some("text/event-stream; charset=utf-8")
+    );
     assert_eq!(body.end, End::Clean);
     let events = body.events();
     assert_eq!(events.len(), 2048 + 2);
     assert_eq!(events[2049], "[DONE]");
-    let objects: Vec<Value> =
-        events[..2049].iter().map(|event| serde_json::from_str(event).unwrap()).collect();
+    let objects: Vec<Value> = events[..2049]
+        .iter()
+        .map(|event| serde_json::from_str(event).unwrap())
+        .collect();
     assert_eq!(texts(&objects, 0), tokens(2048));
     assert_eq!(objects[2048]["choices"], json!([]));
     let usage = json!({"prompt_tokens": 3, "completion_tokens": 2048, "total_tokens": 2051});
@@ -61,7 +72,10 @@ async fn server_sent_events_are_one_event_for_each_token_and_then_done() {
 async fn without_a_stream_the_answer_is_one_body() {
     let server = Setup::test_runner(full_speed()).start().await;
     let body = json!({"prompt": "a b c", "max_tokens": 3, "n": 2});
-    let (response, body) = completion(&body).accept("text/event-stream").fetch(&server).await;
+    let (response, body) = completion(&body)
+        .accept("text/event-stream")
+        .fetch(&server)
+        .await;
     assert_eq!(response.header("content-type"), Some("application/json"));
     let body = body.json();
     let choice = |index: u32| {
@@ -89,12 +103,19 @@ async fn grpc_has_a_start_each_token_once_and_a_summary() {
     assert_eq!((started.model.as_str()), "llm_test");
     let usage = completion.usage();
     assert_eq!((usage.prompt_tokens, usage.completion_tokens), (3, 2048));
-    assert!(completion.choices[0].tokens.iter().all(|token| token.emitted_ns.is_some()));
+    assert!(
+        completion.choices[0]
+            .tokens
+            .iter()
+            .all(|token| token.emitted_ns.is_some())
+    );
 }
 
 #[tokio::test]
 async fn two_hundred_streams_at_once_lose_nothing_on_either_door() {
-    let server = Setup::test_runner(every(Duration::from_millis(1))).start().await;
+    let server = Setup::test_runner(every(Duration::from_millis(1)))
+        .start()
+        .await;
     let client = server.grpc().await;
     let over_http = (0..100).map(|_| async {
         let body = json!({"prompt": "a", "max_tokens": 200, "stream": true});
@@ -105,9 +126,17 @@ async fn two_hundred_streams_at_once_lose_nothing_on_either_door() {
     let over_grpc = (0..100).map(|_| {
         let mut client = client.clone();
         async move {
-            let stream = client.complete(grpc::request("a", 200)).await.unwrap().into_inner();
+            let stream = client
+                .complete(grpc::request("a", 200))
+                .await
+                .unwrap()
+                .into_inner();
             let completion = grpc::collect(stream).await;
-            completion.texts(0).into_iter().map(str::to_owned).collect::<Vec<_>>()
+            completion
+                .texts(0)
+                .into_iter()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
         }
     });
     let (over_http, over_grpc) = tokio::join!(
@@ -154,7 +183,13 @@ async fn the_same_request_has_the_same_tokens_through_every_lane() {
     let mut request = grpc::request("a", 40);
     request.n = Some(2);
     request.stop = vec!["token_37".to_owned()];
-    let stream = engine.grpc().await.complete(request).await.unwrap().into_inner();
+    let stream = engine
+        .grpc()
+        .await
+        .complete(request)
+        .await
+        .unwrap()
+        .into_inner();
     let completion = grpc::collect(stream).await;
     for choice in 0..2 {
         assert_eq!(completion.texts(choice), expected);

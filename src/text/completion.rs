@@ -98,7 +98,12 @@ impl Choice {
         }
         let first_index = self.next_index;
         self.next_index += u32::try_from(tokens.len()).expect("a batch is small");
-        Some(CompletionEvent::Tokens { choice: self.number, first_index, tokens, finish })
+        Some(CompletionEvent::Tokens {
+            choice: self.number,
+            first_index,
+            tokens,
+            finish,
+        })
     }
 }
 

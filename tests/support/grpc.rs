@@ -36,7 +36,10 @@ pub async fn collect(mut stream: Streaming<v1::CompletionEvent>) -> Completion {
     loop {
         match stream.message().await {
             Ok(Some(event)) => {
-                assert!(completion.summary.is_none(), "something follows the summary: {event:?}");
+                assert!(
+                    completion.summary.is_none(),
+                    "something follows the summary: {event:?}"
+                );
                 completion.take(event);
             }
             Ok(None) => return completion,
@@ -52,7 +55,10 @@ impl Completion {
     pub fn take(&mut self, event: v1::CompletionEvent) {
         match event.event.expect("an event is one of them") {
             Event::Started(started) => {
-                assert!(self.started.is_none() && self.choices.is_empty(), "a start is first");
+                assert!(
+                    self.started.is_none() && self.choices.is_empty(),
+                    "a start is first"
+                );
                 self.started = Some(started);
             }
             Event::Tokens(tokens) => {
@@ -62,8 +68,16 @@ impl Completion {
                 }
                 let finish = tokens.finish_reason();
                 let choice = &mut self.choices[at];
-                assert_eq!(usize::try_from(tokens.first_index), Ok(choice.tokens.len()), "a gap");
-                assert_eq!(choice.finish, v1::FinishReason::Unspecified, "tokens after the end");
+                assert_eq!(
+                    usize::try_from(tokens.first_index),
+                    Ok(choice.tokens.len()),
+                    "a gap"
+                );
+                assert_eq!(
+                    choice.finish,
+                    v1::FinishReason::Unspecified,
+                    "tokens after the end"
+                );
                 choice.tokens.extend(tokens.tokens);
                 choice.finish = finish;
             }
@@ -72,10 +86,17 @@ impl Completion {
     }
 
     pub fn texts(&self, choice: usize) -> Vec<&str> {
-        self.choices[choice].tokens.iter().map(|token| token.text.as_str()).collect()
+        self.choices[choice]
+            .tokens
+            .iter()
+            .map(|token| token.text.as_str())
+            .collect()
     }
 
     pub fn usage(&self) -> v1::Usage {
-        self.summary.as_ref().and_then(|summary| summary.usage).expect("a summary with its usage")
+        self.summary
+            .as_ref()
+            .and_then(|summary| summary.usage)
+            .expect("a summary with its usage")
     }
 }

@@ -51,11 +51,21 @@ pub fn completion(body: &Value) -> Request {
 
 pub fn post(path: &str, body: impl Into<Vec<u8>>) -> Request {
     let headers = vec![("content-type".to_owned(), "application/json".to_owned())];
-    Request { method: "POST", path: path.to_owned(), headers, body: body.into() }
+    Request {
+        method: "POST",
+        path: path.to_owned(),
+        headers,
+        body: body.into(),
+    }
 }
 
 pub fn get(path: &str) -> Request {
-    Request { method: "GET", path: path.to_owned(), headers: Vec::new(), body: Vec::new() }
+    Request {
+        method: "GET",
+        path: path.to_owned(),
+        headers: Vec::new(),
+        body: Vec::new(),
+    }
 }
 
 impl Request {
@@ -83,7 +93,12 @@ impl Request {
     /// The request's bytes.
     pub fn bytes(&self) -> Vec<u8> {
         let mut head = format!("{} {} HTTP/1.1\r\nhost: test\r\n", self.method, self.path);
-        if self.method == "POST" && !self.headers.iter().any(|(name, _)| name == "content-length") {
+        if self.method == "POST"
+            && !self
+                .headers
+                .iter()
+                .any(|(name, _)| name == "content-length")
+        {
             head.push_str(&format!("content-length: {}\r\n", self.body.len()));
         }
         for (name, value) in &self.headers {
@@ -94,9 +109,13 @@ impl Request {
 
     /// Sends the request on a connection of its own, and reads the answer's head.
     pub async fn send(self, server: &TestServer) -> Response {
-        let mut stream =
-            TcpStream::connect(server.http_address()).await.expect("the HTTP door answers");
-        stream.write_all(&self.bytes()).await.expect("the request is taken");
+        let mut stream = TcpStream::connect(server.http_address())
+            .await
+            .expect("the HTTP door answers");
+        stream
+            .write_all(&self.bytes())
+            .await
+            .expect("the request is taken");
         Response::read_head(stream).await
     }
 
@@ -116,13 +135,19 @@ impl Response {
             if let Some(at) = find(&raw, b"\r\n\r\n") {
                 break at;
             }
-            let read = stream.read_buf(&mut raw).await.expect("the answer can be read");
+            let read = stream
+                .read_buf(&mut raw)
+                .await
+                .expect("the answer can be read");
             assert!(read > 0, "no answer: {}", String::from_utf8_lossy(&raw));
         };
         let head = String::from_utf8(raw[..head_end].to_vec()).expect("a head is ASCII");
         raw.drain(..head_end + 4);
         let mut lines = head.split("\r\n");
-        let status = lines.next().and_then(|line| line.split(' ').nth(1)).expect("a status line");
+        let status = lines
+            .next()
+            .and_then(|line| line.split(' ').nth(1))
+            .expect("a status line");
         let headers: Vec<_> = lines
             .filter_map(|line| line.split_once(": "))
             .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
@@ -141,7 +166,10 @@ impl Response {
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(known, _)| known == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// The next line, without its end; `None` at the body's end.
@@ -170,7 +198,10 @@ impl Response {
             self.receive().await;
         }
         let text = String::from_utf8(std::mem::take(&mut self.decoded)).expect("a body is UTF-8");
-        Body { text, end: self.end.expect("it has ended") }
+        Body {
+            text,
+            end: self.end.expect("it has ended"),
+        }
     }
 
     async fn receive(&mut self) {
@@ -242,11 +273,17 @@ impl Body {
 
 /// The texts of a choice's lines.
 pub fn texts(lines: &[Value], choice: u64) -> Vec<String> {
-    let of_choice =
-        lines.iter().filter_map(|line| line["choices"].get(0)).filter(|c| c["index"] == choice);
-    of_choice.map(|c| c["text"].as_str().expect("a text").to_owned()).collect()
+    let of_choice = lines
+        .iter()
+        .filter_map(|line| line["choices"].get(0))
+        .filter(|c| c["index"] == choice);
+    of_choice
+        .map(|c| c["text"].as_str().expect("a text").to_owned())
+        .collect()
 }
 
 fn find(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
-    bytes.windows(pattern.len()).position(|window| window == pattern)
+    bytes
+        .windows(pattern.len())
+        .position(|window| window == pattern)
 }

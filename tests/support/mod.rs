@@ -1,6 +1,9 @@
 //! What the tests share: a server on free ports, and clients of both doors.
 
-#![allow(dead_code, reason = "each test file is a crate of its own and uses a part of this")]
+#![allow(
+    dead_code,
+    reason = "each test file is a crate of its own and uses a part of this"
+)]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,12 +38,18 @@ pub fn full_speed() -> TestRunnerOptions {
 
 /// The test runner at a cadence.
 pub fn every(interval: Duration) -> TestRunnerOptions {
-    TestRunnerOptions { interval, ..TestRunnerOptions::default() }
+    TestRunnerOptions {
+        interval,
+        ..TestRunnerOptions::default()
+    }
 }
 
 /// The test runner, silent from this token on.
 pub fn silent_at(index: u32) -> TestRunnerOptions {
-    TestRunnerOptions { silent_at: Some(index), ..full_speed() }
+    TestRunnerOptions {
+        silent_at: Some(index),
+        ..full_speed()
+    }
 }
 
 impl Setup {
@@ -52,7 +61,12 @@ impl Setup {
     /// Any runner behind both doors.
     pub fn runner(name: &str, loader: Arc<dyn Loader>, slots: usize) -> Self {
         let loopback = || Address::Tcp("127.0.0.1:0".to_owned());
-        let model = ModelParts { name: name.to_owned(), loader, workers: 1, slots };
+        let model = ModelParts {
+            name: name.to_owned(),
+            loader,
+            workers: 1,
+            slots,
+        };
         let engine = EngineParts {
             models: vec![model],
             queue_depth: 1024,
@@ -61,11 +75,17 @@ impl Setup {
         Self {
             parts: ServerParts {
                 source: Source::Engine(engine),
-                http: Some(HttpDoor { listen: loopback(), stream_format: StreamFormat::Ndjson }),
+                http: Some(HttpDoor {
+                    listen: loopback(),
+                    stream_format: StreamFormat::Ndjson,
+                }),
                 grpc: Some(loopback()),
                 limits: Limits::default(),
                 request_timeout: Duration::from_secs(60),
-                drain: Drain { grace: Duration::ZERO, timeout: Duration::from_secs(10) },
+                drain: Drain {
+                    grace: Duration::ZERO,
+                    timeout: Duration::from_secs(10),
+                },
             },
         }
     }
@@ -120,13 +140,18 @@ impl Setup {
 
     /// Starts the server without waiting.
     pub async fn start_loading(self) -> TestServer {
-        TestServer { server: Server::start(self.parts).await.expect("the server starts") }
+        TestServer {
+            server: Server::start(self.parts).await.expect("the server starts"),
+        }
     }
 }
 
 impl TestServer {
     pub fn http_address(&self) -> String {
-        self.server.http_address().expect("it has an HTTP door").to_string()
+        self.server
+            .http_address()
+            .expect("it has an HTTP door")
+            .to_string()
     }
 
     pub fn http_url(&self) -> String {
@@ -134,11 +159,16 @@ impl TestServer {
     }
 
     pub fn grpc_url(&self) -> String {
-        format!("http://{}", self.server.grpc_address().expect("it has a gRPC door"))
+        format!(
+            "http://{}",
+            self.server.grpc_address().expect("it has a gRPC door")
+        )
     }
 
     pub async fn grpc(&self) -> InferenceClient<Channel> {
-        InferenceClient::connect(self.grpc_url()).await.expect("the gRPC door answers")
+        InferenceClient::connect(self.grpc_url())
+            .await
+            .expect("the gRPC door answers")
     }
 
     pub fn telemetry(&self) -> &Telemetry {
@@ -160,7 +190,10 @@ pub struct Counts(pub String);
 impl Counts {
     /// A metric by its name with its labels, as they are written; 0 where it was never counted.
     pub fn get(&self, metric: &str) -> f64 {
-        let value = self.0.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '));
+        let value = self
+            .0
+            .lines()
+            .find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '));
         value.map_or(0.0, |value| value.parse().expect("a metric is a number"))
     }
 

@@ -1,0 +1,152 @@
+//! A client that goes away frees its slot at once, wherever its request is.
+//!
+//! Each server has one slot, which the next request needs: that it gets its tokens shows that the
+//! slot is free.
+
+mod support;
+
+use std::time::Duration;
+
+use serde_json::json;
+use support::http::{Response, completion};
+use support::{Setup, TestServer, every, grpc, silent_at};
+use tokenway::proto::v1;
+use tokenway::runner::llm_test::TestRunnerOptions;
+use tonic::Streaming;
+
+async fn http_stream(server: &TestServer, max_tokens: u32) -> Response {
+    let body = json!({"prompt": "a", "max_tokens": max_tokens, "stream": true});
+    completion(&body).send(server).await
+}
+
+async fn grpc_stream(server: &TestServer, max_tokens: u32) -> Streaming<v1::CompletionEvent> {
+    let request = grpc::request("a", max_tokens);
+    server
+        .grpc()
+        .await
+        .complete(request)
+        .await
+        .unwrap()
+        .into_inner()
+}
+
+/// The next request runs from its first to its last token.
+async fn assert_the_slot_is_free(server: &TestServer, tokens: u32) {
+    let completion = grpc::collect(grpc_stream(server, tokens).await).await;
+    assert_eq!(completion.usage().completion_tokens, tokens);
+}
+
+async fn assert_one_was_cancelled(server: TestServer, door: &str) {
+    let counts = server.drain().await;
+    counts.assert_nothing_is_left();
+    let cancelled = format!("tokenway_requests_total{{door=\"{door}\",outcome=\"cancelled\"}}");
+    assert_eq!(counts.get(&cancelled), 1.0, "{}", counts.0);
+    assert_eq!(counts.get("tokenway_cancellations_total"), 1.0);
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_in_mid_stream_frees_its_slot() {
+    for door in ["http", "grpc"] {
+        let runner = every(Duration::from_millis(1));
+        let server = Setup::test_runner(runner).slots(1).start().await;
+        if door == "http" {
+            let mut stream = http_stream(&server, 100_000).await;
+            assert!(stream.line().await.is_some());
+        } else {
+            let mut stream = grpc_stream(&server, 100_000).await;
+            assert!(stream.message().await.unwrap().is_some());
+        }
+        assert_the_slot_is_free(&server, 3).await;
+        assert_one_was_cancelled(server, door).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_in_silence_between_tokens_frees_its_slot() {
+    for door in ["http", "grpc"] {
+        let server = Setup::test_runner(silent_at(2)).slots(1).start().await;
+        if door == "http" {
+            let mut stream = http_stream(&server, 10).await;
+            assert!(stream.line().await.is_some());
+            assert!(stream.line().await.is_some());
+        } else {
+            let mut stream = grpc_stream(&server, 10).await;
+            let mut completion = grpc::Completion::default();
+            while completion.choices.is_empty() || completion.choices[0].tokens.len() < 2 {
+                completion.take(stream.message().await.unwrap().expect("two tokens"));
+            }
+        }
+        assert_the_slot_is_free(&server, 2).await;
+        assert_one_was_cancelled(server, door).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_in_prefill_frees_its_slot() {
+    // The first token is an hour away; the next request asks for none but what its deadline leaves.
+    let options = TestRunnerOptions {
+        first_token_delay: Duration::from_secs(3_600),
+        ..support::full_speed()
+    };
+    let server = Setup::test_runner(options).slots(1).start().await;
+    let mut stream = grpc_stream(&server, 10).await;
+    let event = stream.message().await.unwrap().expect("a start");
+    assert!(matches!(
+        event.event,
+        Some(v1::completion_event::Event::Started(_))
+    ));
+    drop(stream);
+    let mut next = grpc_stream(&server, 10).await;
+    let event = next.message().await.unwrap().expect("a start");
+    assert!(matches!(
+        event.event,
+        Some(v1::completion_event::Event::Started(_))
+    ));
+    drop(next);
+    let counts = server.drain().await;
+    counts.assert_nothing_is_left();
+    assert_eq!(counts.get("tokenway_cancellations_total"), 2.0);
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_in_the_queue_never_reaches_the_device() {
+    let server = Setup::test_runner(silent_at(1)).slots(1).start().await;
+    let mut running = grpc_stream(&server, 2).await;
+    assert!(running.message().await.unwrap().is_some());
+    // Its headers say that it is in the queue.
+    let queued = grpc_stream(&server, 1).await;
+    drop(queued);
+    let behind = grpc_stream(&server, 1).await;
+    drop(running);
+    let completion = grpc::collect(behind).await;
+    assert_eq!(completion.usage().completion_tokens, 1);
+    let counts = server.drain().await;
+    counts.assert_nothing_is_left();
+    assert_eq!(
+        counts.get("tokenway_tokens_total"),
+        2.0,
+        "of the first and the last request only"
+    );
+}
+
+#[tokio::test]
+async fn a_stop_string_ends_the_work_on_the_device() {
+    let server = Setup::test_runner(every(Duration::from_millis(1)))
+        .slots(1)
+        .start()
+        .await;
+    let mut request = grpc::request("a", 1_000_000);
+    request.stop = vec!["token_2".to_owned()];
+    let stream = server
+        .grpc()
+        .await
+        .complete(request)
+        .await
+        .unwrap()
+        .into_inner();
+    let completion = grpc::collect(stream).await;
+    assert_eq!(completion.texts(0), ["token_0", "token_1"]);
+    assert_eq!(completion.usage().completion_tokens, 3);
+    assert_the_slot_is_free(&server, 3).await;
+    server.drain().await.assert_nothing_is_left();
+}

@@ -1,0 +1,279 @@
+//! Full queues, deadlines and slow readers: what is refused, what is ended, and that nothing else
+//! suffers.
+
+mod support;
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use support::http::{End, completion, texts};
+use support::{Setup, TestServer, every, full_speed, grpc, silent_at};
+use tokenway::error::{Error, ErrorKind};
+use tokenway::proto::v1;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tonic::{Code, Request, Status, Streaming};
+
+async fn grpc_stream(server: &TestServer, max_tokens: u32) -> Streaming<v1::CompletionEvent> {
+    let request = grpc::request("a", max_tokens);
+    server
+        .grpc()
+        .await
+        .complete(request)
+        .await
+        .unwrap()
+        .into_inner()
+}
+
+/// A stream that holds the server's only slot.
+async fn hold_the_slot(server: &TestServer) -> Streaming<v1::CompletionEvent> {
+    let mut stream = grpc_stream(server, 100).await;
+    assert!(stream.message().await.unwrap().is_some());
+    stream
+}
+
+fn kind(status: &Status) -> ErrorKind {
+    Error::from(status).kind
+}
+
+#[tokio::test]
+async fn a_full_queue_answers_429_or_resource_exhausted_and_says_when_to_retry() {
+    let server = Setup::test_runner(silent_at(1))
+        .slots(1)
+        .queue_depth(1)
+        .start()
+        .await;
+    let running = hold_the_slot(&server).await;
+    let queued = grpc_stream(&server, 1).await;
+    let status = server
+        .grpc()
+        .await
+        .complete(grpc::request("a", 1))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (status.code(), kind(&status)),
+        (Code::ResourceExhausted, ErrorKind::QueueFull)
+    );
+    assert!(Error::from(&status).retry_after.is_some());
+    let (response, body) = completion(&json!({"prompt": "a", "stream": true}))
+        .fetch(&server)
+        .await;
+    assert_eq!(
+        (response.status, body.error().0.as_str()),
+        (429, "queue_full")
+    );
+    assert_eq!(response.header("retry-after"), Some("1"));
+    assert_eq!(response.header("retry-after-ms"), Some("1000"));
+    // Those who were there first are not disturbed.
+    drop(running);
+    assert_eq!(grpc::collect(queued).await.usage().completion_tokens, 1);
+    server.drain().await.assert_nothing_is_left();
+}
+
+#[tokio::test]
+async fn a_deadline_that_passes_in_the_queue_is_told_and_the_device_never_sees_it() {
+    let server = Setup::test_runner(silent_at(1)).slots(1).start().await;
+    let running = hold_the_slot(&server).await;
+    let mut request = Request::new(grpc::request("a", 1));
+    request
+        .metadata_mut()
+        .insert("grpc-timeout", "50m".parse().unwrap());
+    let stream = server
+        .grpc()
+        .await
+        .complete(request)
+        .await
+        .unwrap()
+        .into_inner();
+    let over_grpc = grpc::collect(stream).await;
+    assert!(over_grpc.started.is_none());
+    assert_eq!(
+        over_grpc.error.expect("an error").code(),
+        Code::DeadlineExceeded
+    );
+    let request = completion(&json!({"prompt": "a", "stream": true}));
+    let (response, body) = request
+        .header("x-request-timeout", "0.05")
+        .fetch(&server)
+        .await;
+    assert_eq!(
+        (response.status, body.error().0.as_str()),
+        (504, "deadline_exceeded")
+    );
+    drop(running);
+    let counts = server.drain().await;
+    counts.assert_nothing_is_left();
+    assert_eq!(
+        counts.get("tokenway_tokens_total"),
+        1.0,
+        "of the request that ran"
+    );
+}
+
+#[tokio::test]
+async fn a_deadline_that_passes_in_mid_stream_ends_it_with_an_error_on_both_doors() {
+    let server = Setup::test_runner(silent_at(3)).slots(1).start().await;
+    let mut request = Request::new(grpc::request("a", 10));
+    request
+        .metadata_mut()
+        .insert("grpc-timeout", "100m".parse().unwrap());
+    let stream = server
+        .grpc()
+        .await
+        .complete(request)
+        .await
+        .unwrap()
+        .into_inner();
+    let over_grpc = grpc::collect(stream).await;
+    assert_eq!(over_grpc.texts(0).len(), 3);
+    assert_eq!(
+        kind(&over_grpc.error.expect("an error")),
+        ErrorKind::DeadlineExceeded
+    );
+    assert!(over_grpc.summary.is_none());
+
+    let request = completion(&json!({"prompt": "a", "max_tokens": 10, "stream": true}));
+    let (response, body) = request
+        .header("x-request-timeout", "0.1")
+        .fetch(&server)
+        .await;
+    assert_eq!((response.status, body.end), (200, End::Unclean));
+    assert_is_failed_stream(&body.lines(), 3, "deadline_exceeded");
+    server.drain().await.assert_nothing_is_left();
+}
+
+/// So many tokens with no reason to finish, and then one error record, last.
+fn assert_is_failed_stream(lines: &[Value], tokens: usize, code: &str) {
+    let (last, lines) = lines.split_last().expect("an error record");
+    assert_eq!(texts(lines, 0).len(), tokens);
+    assert!(
+        lines
+            .iter()
+            .all(|line| line["choices"][0]["finish_reason"].is_null())
+    );
+    assert_eq!(last["error"]["code"], code);
+    assert_eq!(last["error"]["tokens_delivered"], tokens);
+}
+
+#[tokio::test]
+async fn a_deadline_that_has_passed_is_refused() {
+    let server = Setup::test_runner(full_speed()).start().await;
+    let request = completion(&json!({"prompt": "a"})).header("x-request-timeout", "0.000000001");
+    let (response, body) = request.fetch(&server).await;
+    assert_eq!(
+        (response.status, body.error().0.as_str()),
+        (504, "deadline_exceeded")
+    );
+    let request = completion(&json!({"prompt": "a"})).header("x-request-timeout", "-1");
+    let (response, body) = request.fetch(&server).await;
+    assert_eq!(response.status, 400);
+    assert_eq!(
+        body.error(),
+        (
+            "invalid_value".to_owned(),
+            Some("x-request-timeout".to_owned())
+        )
+    );
+}
+
+#[tokio::test]
+async fn a_grpc_reader_that_stops_is_given_up_alone() {
+    let setup = Setup::test_runner(full_speed()).slots(2);
+    let server = setup
+        .slow_reader_timeout(Duration::from_millis(200))
+        .start()
+        .await;
+    let mut stalled = hold_the_slot_for_long(&server).await;
+    // The other slot serves on; this takes longer than the patience with the reader that stopped.
+    let other = grpc::collect(grpc_stream(&server, 1_000_000).await).await;
+    assert_eq!(other.usage().completion_tokens, 1_000_000);
+    // Whoever comes back has everything up to the point where it was given up, and then the reason.
+    let error = loop {
+        match stalled.message().await {
+            Ok(event) => assert!(event.is_some(), "a stream without its end"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(
+        (error.code(), kind(&error)),
+        (Code::Aborted, ErrorKind::SlowReader)
+    );
+    server.drain().await.assert_nothing_is_left();
+}
+
+async fn hold_the_slot_for_long(server: &TestServer) -> Streaming<v1::CompletionEvent> {
+    let mut stream = grpc_stream(server, 1_048_000).await;
+    assert!(stream.message().await.unwrap().is_some());
+    stream
+}
+
+#[tokio::test]
+async fn an_http_reader_that_stops_is_given_up_and_told_when_it_comes_back() {
+    let setup = Setup::test_runner(full_speed()).slots(1);
+    let server = setup
+        .slow_reader_timeout(Duration::from_millis(100))
+        .start()
+        .await;
+    let body = json!({"prompt": "a", "max_tokens": 1_048_000, "stream": true});
+    let mut stalled = completion(&body).send(&server).await;
+    // The only slot is free again once the reader has been given up.
+    let next = grpc::collect(grpc_stream(&server, 5).await).await;
+    assert_eq!(next.usage().completion_tokens, 5);
+    let rest = stalled.rest().await;
+    assert_eq!(rest.end, End::Unclean);
+    let lines = rest.lines();
+    let delivered = lines.len() - 1;
+    assert_is_failed_stream(&lines, delivered, "slow_reader");
+    server.drain().await.assert_nothing_is_left();
+}
+
+#[tokio::test]
+async fn a_reader_that_is_slow_but_steady_loses_nothing() {
+    let setup = Setup::test_runner(full_speed()).slots(1);
+    let server = setup
+        .slow_reader_timeout(Duration::from_secs(2))
+        .start()
+        .await;
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4_096).unwrap();
+    let mut stream = socket
+        .connect(server.http_address().parse().unwrap())
+        .await
+        .expect("the door answers");
+    let body = json!({"prompt": "a", "max_tokens": 20_000, "stream": true});
+    let request = completion(&body).header("connection", "close");
+    stream.write_all(&request.bytes()).await.unwrap();
+    let (mut received, mut piece) = (Vec::new(), vec![0; 16 * 1024]);
+    loop {
+        let read = stream.read(&mut piece).await.unwrap();
+        if read == 0 {
+            break;
+        }
+        received.extend_from_slice(&piece[..read]);
+        tokio::task::yield_now().await;
+    }
+    let text = String::from_utf8(received).unwrap();
+    assert!(
+        text.contains("\"text\":\"token_19999\",\"logprobs\":null,\"finish_reason\":\"length\"")
+    );
+    assert_eq!(text.matches("\"text\":\"token_").count(), 20_000);
+    server.drain().await.assert_nothing_is_left();
+}
+
+#[tokio::test]
+async fn too_many_tokens_for_the_context_is_a_400_on_both_doors() {
+    let server = Setup::test_runner(every(Duration::from_millis(1)))
+        .start()
+        .await;
+    let body = json!({"prompt": "a", "max_tokens": 1_000_000_000});
+    let (response, body) = completion(&body).fetch(&server).await;
+    assert_eq!(
+        (response.status, body.error().0.as_str()),
+        (400, "context_length_exceeded")
+    );
+    assert_eq!(response.header("x-should-retry"), Some("false"));
+    let request = grpc::request("a", 1_000_000_000);
+    let status = server.grpc().await.complete(request).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_eq!(kind(&status), ErrorKind::ContextLengthExceeded);
+}
