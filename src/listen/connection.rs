@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep_until};
 use tower::ServiceExt;
 use tower_http::timeout::TimeoutBody;
 
-use super::io::{Flush, Stream, WatchedStream};
+use super::io::{Flush, Flushes, Stream, WatchedStream};
 use super::{DoorService, DoorSettings, Limits, Protocol, Shutdown};
 
 /// The most bytes that are held for one HTTP/1.1 connection or one HTTP/2 stream whose peer does not
@@ -34,7 +34,7 @@ const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// How often an HTTP/2 peer is asked whether it is still there, and how long it may take to answer.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
-/// Serves a connection until it closes, or is told to.
+/// Serves a connection until it closes, or is told to, and lets its peer read the last answer.
 pub(super) async fn run<S, B>(stream: Stream, service: S, door: DoorSettings, shutdown: Shutdown)
 where
     S: DoorService<B>,
@@ -42,8 +42,28 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
+    let (stream, flushes, returned) = WatchedStream::new(stream, door.limits.write_timeout);
+    serve(stream, flushes, service, &door, &shutdown).await;
+    if let Ok(stream) = returned.await {
+        // Lingered to the end or not, the socket closes now.
+        let _ = shutdown.abort.run_until_cancelled(stream.linger()).await;
+    }
+}
+
+/// Serves a connection until it closes, or is told to.
+async fn serve<S, B>(
+    stream: WatchedStream,
+    flushes: Arc<Flushes>,
+    service: S,
+    door: &DoorSettings,
+    shutdown: &Shutdown,
+) where
+    S: DoorService<B>,
+    S::Future: Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
     let limits = &door.limits;
-    let (stream, flushes) = WatchedStream::new(stream, limits.write_timeout);
     let activity = Arc::new(Activity::new());
     let body_timeout = limits.body_timeout;
     let service = {

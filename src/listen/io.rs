@@ -8,10 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, Sleep, sleep, timeout};
+
+/// How long a peer may go on sending what nobody reads any more.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// A connection of either kind of listener.
 pub(super) enum Stream {
@@ -19,9 +22,35 @@ pub(super) enum Stream {
     Unix(UnixStream),
 }
 
+impl Stream {
+    /// Ends what is written, then reads and drops what the peer still sends, for a moment. A socket
+    /// that is closed with bytes unread resets its connection, and the peer may lose the answer that
+    /// it has not read yet: that its body is too large, for one.
+    pub(super) async fn linger(mut self) {
+        let read = async {
+            let mut sink = tokio::io::sink();
+            match &mut self {
+                Self::Tcp(stream) => {
+                    stream.shutdown().await?;
+                    tokio::io::copy(stream, &mut sink).await
+                }
+                Self::Unix(stream) => {
+                    stream.shutdown().await?;
+                    tokio::io::copy(stream, &mut sink).await
+                }
+            }
+        };
+        // However it ends, nobody is left to tell.
+        let _ = timeout(LINGER, read).await;
+    }
+}
+
 /// A socket that watches its writes.
 pub(super) struct WatchedStream {
-    stream: Stream,
+    /// Taken out only when this is dropped.
+    stream: Option<Stream>,
+    /// Where the socket goes when the connection is done with it.
+    done: Option<oneshot::Sender<Stream>>,
     write_timeout: Duration,
     /// Set while the peer takes nothing of what is to be written.
     stalled: Option<Pin<Box<Sleep>>>,
@@ -76,17 +105,28 @@ impl Flush {
 }
 
 impl WatchedStream {
-    pub(super) fn new(stream: Stream, write_timeout: Duration) -> (Self, Arc<Flushes>) {
+    /// The socket comes back on the receiver when it is no longer used.
+    pub(super) fn new(
+        stream: Stream,
+        write_timeout: Duration,
+    ) -> (Self, Arc<Flushes>, oneshot::Receiver<Stream>) {
         let flushes = Arc::new(Flushes::default());
+        let (done, returned) = oneshot::channel();
         (
             Self {
-                stream,
+                stream: Some(stream),
+                done: Some(done),
                 write_timeout,
                 stalled: None,
                 flushes: Arc::clone(&flushes),
             },
             flushes,
+            returned,
         )
+    }
+
+    fn stream(&mut self) -> &mut Stream {
+        self.stream.as_mut().expect("it is taken out only by drop")
     }
 
     /// Passes on what a write came to, or that it has come to nothing for too long.
@@ -109,13 +149,22 @@ impl WatchedStream {
     }
 }
 
+impl Drop for WatchedStream {
+    fn drop(&mut self) {
+        if let (Some(stream), Some(done)) = (self.stream.take(), self.done.take()) {
+            // Where nobody waits for the socket, it closes here.
+            let _ = done.send(stream);
+        }
+    }
+}
+
 impl AsyncRead for WatchedStream {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().stream {
+        match self.get_mut().stream() {
             Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
             Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
@@ -129,7 +178,7 @@ impl AsyncWrite for WatchedStream {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let written = match &mut this.stream {
+        let written = match this.stream() {
             Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Stream::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
         };
@@ -142,7 +191,7 @@ impl AsyncWrite for WatchedStream {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let written = match &mut this.stream {
+        let written = match this.stream() {
             Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
             Stream::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
         };
@@ -155,7 +204,7 @@ impl AsyncWrite for WatchedStream {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(match &mut this.stream {
+        ready!(match this.stream() {
             Stream::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Stream::Unix(stream) => Pin::new(stream).poll_flush(cx),
         })?;
@@ -165,7 +214,7 @@ impl AsyncWrite for WatchedStream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().stream {
+        match self.get_mut().stream() {
             Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
