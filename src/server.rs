@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -20,6 +21,7 @@ use crate::grpc;
 use crate::listen::{
     self, Address, DoorService, DoorSettings, Limits, Listener, Protocol, Shutdown,
 };
+use crate::scheduler::Readiness;
 use crate::telemetry::{Door, Telemetry};
 
 mod engine;
@@ -174,6 +176,14 @@ impl Server {
     #[must_use]
     pub fn telemetry(&self) -> &Telemetry {
         &self.telemetry
+    }
+
+    /// How able the engine's workers are, as it changes; `None` without an engine.
+    #[must_use]
+    pub fn readiness(&self) -> Option<watch::Receiver<Readiness>> {
+        self.engine
+            .as_ref()
+            .map(|engine| engine.scheduler.readiness())
     }
 
     /// Waits until every model is loaded, telling `progress` how far that is, from 0 to 1. Without an

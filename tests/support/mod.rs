@@ -13,6 +13,7 @@ use tokenway::listen::{Address, Limits};
 use tokenway::proto::v1::inference_client::InferenceClient;
 use tokenway::runner::Loader;
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
+use tokenway::scheduler::Readiness;
 use tokenway::server::{Drain, EngineParts, HttpDoor, ModelParts, Server, ServerParts, Source};
 use tokenway::telemetry::Telemetry;
 use tonic::transport::Channel;
@@ -173,6 +174,29 @@ impl TestServer {
 
     pub fn telemetry(&self) -> &Telemetry {
         self.server.telemetry()
+    }
+
+    /// Waits until the model is loaded.
+    pub async fn loaded(&self) {
+        self.server.ready(|_| ()).await.expect("the model loads");
+    }
+
+    /// Waits until the model cannot be loaded.
+    pub async fn failed(&self) {
+        let mut readiness = self.server.readiness().expect("it has an engine");
+        let failed = |readiness: &Readiness| matches!(readiness, Readiness::Failed(_));
+        readiness.wait_for(failed).await.expect("the engine runs");
+    }
+
+    /// Waits until a worker that was lost is back.
+    pub async fn restarted(&self) {
+        let mut readiness = self.server.readiness().expect("it has an engine");
+        let ready = |readiness: &Readiness| *readiness == Readiness::Ready;
+        readiness
+            .wait_for(|readiness| !ready(readiness))
+            .await
+            .expect("the engine runs");
+        readiness.wait_for(ready).await.expect("the engine runs");
     }
 
     /// Ends the server; what it counted is left.
