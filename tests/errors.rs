@@ -17,7 +17,9 @@ use tokenway::runner::{LoadError, Loaded, Loader};
 use tonic::Code;
 
 /// An HTTP refusal: its status, its code and its field.
-async fn refusal(server: &TestServer, request: Request) -> (u16, String, Option<String>) {
+type Refusal = (u16, String, Option<String>);
+
+async fn refusal(server: &TestServer, request: Request) -> Refusal {
     let (response, body) = request.fetch(server).await;
     assert_eq!(response.header("content-type"), Some("application/json"));
     assert!(response.header("x-request-id").is_some());
@@ -25,7 +27,7 @@ async fn refusal(server: &TestServer, request: Request) -> (u16, String, Option<
     (response.status, code, param)
 }
 
-fn refused(status: u16, code: &str, param: Option<&str>) -> (u16, String, Option<String>) {
+fn refused(status: u16, code: &str, param: Option<&str>) -> Refusal {
     (status, code.to_owned(), param.map(str::to_owned))
 }
 
@@ -44,7 +46,7 @@ async fn grpc_error(server: &TestServer, request: v1::CompletionRequest) -> (Cod
 async fn bad_bodies_are_refused_with_their_field() {
     let server = Setup::test_runner(full_speed()).start().await;
     let deep = "[".repeat(100_000);
-    let cases: Vec<(Vec<u8>, (u16, String, Option<String>))> = vec![
+    let cases: Vec<(Vec<u8>, Refusal)> = vec![
         (b"{".to_vec(), refused(400, "invalid_json", None)),
         (
             b"{\"prompt\":\"\xff\"}".to_vec(),
