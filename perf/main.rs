@@ -1,2 +1,39 @@
-#![allow(missing_docs)]
-fn main() {}
+//! `tokenway-perf` measures what a server adds to the tokens that pass through it. It reads the
+//! command line and hands over; each subcommand is a module of its own.
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod arguments;
+mod client;
+mod metrics;
+mod order;
+mod percentiles;
+mod server;
+mod stamps;
+mod streaming;
+
+/// Measures what a Tokenway server, or another of its kind, adds to the tokens of a stream.
+#[derive(Parser)]
+#[command(name = "tokenway-perf", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Streaming(streaming::Options),
+    #[command(hide = true)]
+    ServeTestRunner(server::Options),
+}
+
+fn main() -> ExitCode {
+    let (mut out, mut err) = (io::stdout().lock(), io::stderr());
+    match Cli::parse().command {
+        Command::Streaming(options) => streaming::run(&options, &mut out, &mut err),
+        Command::ServeTestRunner(options) => server::run(&options, &mut out, &mut err),
+    }
+}
