@@ -109,7 +109,12 @@ impl Request {
 
     /// Sends the request on a connection of its own, and reads the answer's head.
     pub async fn send(self, server: &TestServer) -> Response {
-        let mut stream = TcpStream::connect(server.http_address())
+        self.send_to(&server.http_address()).await
+    }
+
+    /// Sends the request to a server that is not the test's own.
+    pub async fn send_to(self, address: &str) -> Response {
+        let mut stream = TcpStream::connect(address)
             .await
             .expect("the HTTP door answers");
         stream

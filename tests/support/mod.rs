@@ -12,15 +12,17 @@ use std::time::Duration;
 use tokenway::gateway::StreamFormat;
 use tokenway::listen::{Address, Limits};
 use tokenway::proto::v1::inference_client::InferenceClient;
-use tokenway::runner::Loader;
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
+use tokenway::runner::{LoadError, Loaded, Loader};
 use tokenway::scheduler::Readiness;
 use tokenway::server::{Drain, EngineParts, HttpDoor, ModelParts, Server, ServerParts, Source};
 use tokenway::telemetry::Telemetry;
 use tonic::transport::Channel;
 
+pub mod cut_short;
 pub mod grpc;
 pub mod http;
+pub mod program;
 
 /// A server that runs until the test ends.
 pub struct TestServer {
@@ -58,6 +60,11 @@ impl Setup {
     /// The test runner behind both doors.
     pub fn test_runner(options: TestRunnerOptions) -> Self {
         Self::runner("llm_test", Arc::new(TestRunnerLoader::new(options)), 1024)
+    }
+
+    /// A model that cannot be loaded.
+    pub fn unloadable() -> Self {
+        Self::runner("llm_test", Arc::new(Unloadable), 1)
     }
 
     /// Any runner behind both doors.
@@ -160,11 +167,15 @@ impl TestServer {
         format!("http://{}", self.http_address())
     }
 
+    pub fn grpc_address(&self) -> String {
+        self.server
+            .grpc_address()
+            .expect("it has a gRPC door")
+            .to_string()
+    }
+
     pub fn grpc_url(&self) -> String {
-        format!(
-            "http://{}",
-            self.server.grpc_address().expect("it has a gRPC door")
-        )
+        format!("http://{}", self.grpc_address())
     }
 
     pub async fn grpc(&self) -> InferenceClient<Channel> {
@@ -205,6 +216,18 @@ impl TestServer {
         let telemetry = self.server.telemetry().clone();
         self.server.drain().await;
         Counts(telemetry.render())
+    }
+}
+
+struct Unloadable;
+
+impl Loader for Unloadable {
+    fn load(&self, _slots: usize, _progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
+        Err(LoadError("its file is missing".to_owned()))
+    }
+
+    fn name(&self) -> &'static str {
+        "unloadable"
     }
 }
 

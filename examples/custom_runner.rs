@@ -1,0 +1,238 @@
+//! A runner of one's own behind both doors: `echo` gives the prompt back, one character after the
+//! other, at its own pace.
+//!
+//! It shows all that a runner needs: a [`Loader`] that loads it on its worker's thread, a [`Model`]
+//! that every thread may ask, and a [`Runner`] that does what the device does. Everything else
+//! (queue, slots, back-pressure, cancellation, stop strings, both protocols) is Tokenway's.
+//!
+//! ```console
+//! cargo run --example custom_runner
+//! ```
+//!
+//! It serves until Ctrl-C. Meanwhile, in another terminal:
+//!
+//! ```console
+//! curl -N http://127.0.0.1:8000/v1/completions -H 'content-type: application/json' \
+//!   -d '{"prompt": "The capital of France is", "max_tokens": 64, "stream": true}'
+//! ```
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "an example tells its user what it sees"
+)]
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use tokenway::gateway::StreamFormat;
+use tokenway::listen::{Address, Limits};
+use tokenway::request::{ChatMessage, TokenId};
+use tokenway::runner::{
+    LoadError, Loaded, Loader, Model, ModelError, ModelFacts, Next, Resumption, Room, Runner,
+    Sequence, Slot, Step, StepError, Token, TokenBytes, monotonic_ns,
+};
+use tokenway::server::{Drain, EngineParts, HttpDoor, ModelParts, Server, ServerParts, Source};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The token that ends a sequence: the control character 'end of transmission'.
+const END_OF_SEQUENCE: TokenId = 4;
+
+/// Serves the echo runner on both doors.
+#[derive(Parser)]
+struct Args {
+    /// Where the HTTP door listens.
+    #[arg(long, default_value = "127.0.0.1:8000")]
+    http: Address,
+    /// Where the gRPC door listens.
+    #[arg(long, default_value = "127.0.0.1:50051")]
+    grpc: Address,
+    /// The time between two tokens of a sequence, in milliseconds.
+    #[arg(long, default_value_t = 20)]
+    interval_ms: u64,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match serve(Args::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(args: Args) -> Result<(), Box<dyn Error>> {
+    // From here on Ctrl-C is ours to answer.
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let server = Server::start(parts(args)).await?;
+    server.ready(|_| ()).await?;
+    if let (Some(http), Some(grpc)) = (server.http_address(), server.grpc_address()) {
+        println!("echo answers at http://{http} and, over gRPC, at http://{grpc}");
+    }
+    interrupt.recv().await;
+    server.drain().await;
+    Ok(())
+}
+
+/// One model on one worker, behind both doors.
+fn parts(args: Args) -> ServerParts {
+    let model = ModelParts {
+        name: "echo".to_owned(),
+        loader: Arc::new(EchoLoader {
+            interval: Duration::from_millis(args.interval_ms),
+        }),
+        workers: 1,
+        slots: 8,
+    };
+    ServerParts {
+        source: Source::Engine(EngineParts {
+            models: vec![model],
+            queue_depth: 1024,
+            slow_reader_timeout: Duration::from_secs(10),
+        }),
+        http: Some(HttpDoor {
+            listen: args.http,
+            stream_format: StreamFormat::Ndjson,
+        }),
+        grpc: Some(args.grpc),
+        limits: Limits::default(),
+        request_timeout: Duration::from_secs(600),
+        drain: Drain {
+            grace: Duration::ZERO,
+            timeout: Duration::from_secs(10),
+        },
+    }
+}
+
+/// Makes the runner on its worker's thread: at the start, and again after a crash.
+struct EchoLoader {
+    interval: Duration,
+}
+
+impl Loader for EchoLoader {
+    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
+        progress(1.0);
+        let interval_ns = u64::try_from(self.interval.as_nanos())
+            .map_err(|_| LoadError("the interval is longer than 584 years".to_owned()))?;
+        Ok(Loaded {
+            model: Arc::new(EchoModel {
+                facts: ModelFacts {
+                    name: "echo".to_owned(),
+                    context_length: 4096,
+                    max_prompt_bytes: 16 * 1024,
+                    // The same prompt always has the same tokens.
+                    resumption: Resumption::Exact,
+                },
+            }),
+            runner: Box::new(EchoRunner {
+                interval_ns,
+                sequences: (0..slots).map(|_| None).collect(),
+            }),
+        })
+    }
+
+    fn name(&self) -> &'static str {
+        "echo"
+    }
+}
+
+/// A model whose tokens are characters: a vocabulary must be fixed, and that of Unicode is. A
+/// token's id is its character's number.
+struct EchoModel {
+    facts: ModelFacts,
+}
+
+impl Model for EchoModel {
+    fn facts(&self) -> &ModelFacts {
+        &self.facts
+    }
+
+    fn tokenize(&self, text: &str) -> Result<Vec<TokenId>, ModelError> {
+        Ok(text.chars().map(TokenId::from).collect())
+    }
+
+    fn token_bytes(&self, id: TokenId) -> Option<TokenBytes> {
+        bytes_of(id)
+    }
+
+    fn render_chat(&self, _messages: &[ChatMessage]) -> Result<String, ModelError> {
+        let message = "echo has no chat template; send it a prompt.";
+        Err(ModelError::Invalid(message.to_owned()))
+    }
+}
+
+/// The device: one place for each slot.
+struct EchoRunner {
+    interval_ns: u64,
+    sequences: Vec<Option<Echo>>,
+}
+
+/// A sequence in its slot.
+struct Echo {
+    prompt: Arc<[TokenId]>,
+    /// The index of its next token.
+    next: usize,
+    /// When that is due. Deadlines are absolute: after a delay the sequence catches up.
+    due_ns: u64,
+}
+
+impl Runner for EchoRunner {
+    fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
+        self.sequences[slot.0] = Some(Echo {
+            prompt: sequence.prompt,
+            // What a client already has from before a crash is not made again.
+            next: sequence.delivered.len(),
+            due_ns: monotonic_ns().saturating_add(self.interval_ns),
+        });
+        Ok(())
+    }
+
+    fn release(&mut self, slot: Slot) {
+        self.sequences[slot.0] = None;
+    }
+
+    fn next(&mut self, room: &dyn Room) -> Next {
+        let running = (0..).map(Slot).zip(&self.sequences);
+        let with_room = running.filter(|(slot, _)| room.room(*slot) > 0);
+        let due = with_room.filter_map(|(_, echo)| Some(echo.as_ref()?.due_ns));
+        due.min().map_or(Next::Idle, Next::At)
+    }
+
+    fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError> {
+        let now_ns = monotonic_ns();
+        for (slot, echo) in (0..).map(Slot).zip(&mut self.sequences) {
+            let Some(echo) = echo else { continue };
+            if echo.due_ns > now_ns || step.room(slot) == 0 {
+                continue;
+            }
+            match echo.prompt.get(echo.next) {
+                Some(id) => step.emit(slot, token(*id, echo.due_ns)),
+                None => step.end(slot, token(END_OF_SEQUENCE, echo.due_ns)),
+            }
+            echo.next += 1;
+            echo.due_ns = echo.due_ns.saturating_add(self.interval_ns);
+        }
+        Ok(())
+    }
+}
+
+fn token(id: TokenId, due_ns: u64) -> Token {
+    Token {
+        id,
+        bytes: bytes_of(id).unwrap_or_default(),
+        due_ns,
+        // The worker stamps it.
+        emitted_ns: 0,
+    }
+}
+
+fn bytes_of(id: TokenId) -> Option<TokenBytes> {
+    let character = char::from_u32(id)?;
+    Some(TokenBytes::from_slice(
+        character.encode_utf8(&mut [0; 4]).as_bytes(),
+    ))
+}

@@ -1,0 +1,73 @@
+"""Uses Tokenway through OpenAI's own Python library: a completion as a stream, then one as a whole.
+
+With a server on its default addresses (`tokenway serve`):
+
+    pip install -r examples/requirements.txt
+    python examples/python_openai_client.py "The capital of France is" --max-tokens 32
+
+It ends with exit code 1 where the server cannot be reached or refuses, or a stream fails.
+"""
+
+import argparse
+import sys
+
+from openai import APIConnectionError, APIError, OpenAI
+
+
+def stream(client: OpenAI, model: str, prompt: str, max_tokens: int) -> None:
+    """Prints each token as it comes. A stream that fails raises an `APIError`."""
+    finish_reason = usage = None
+    chunks = client.completions.create(
+        model=model,
+        prompt=prompt,
+        max_tokens=max_tokens,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    for chunk in chunks:
+        for choice in chunk.choices:
+            print(choice.text, end="", flush=True)
+            finish_reason = choice.finish_reason or finish_reason
+        usage = chunk.usage or usage
+    # The usage is last. Tokenway never ends a stream that failed as if it were whole, but what stands
+    # between it and this client might, and the library would not notice.
+    if usage is None:
+        raise RuntimeError("the stream ended without its usage: it was cut short")
+    print(f"\nfinish reason: {finish_reason}")
+    print(
+        f"usage: {usage.prompt_tokens} prompt tokens, {usage.completion_tokens} completion tokens"
+    )
+
+
+def whole(client: OpenAI, model: str, prompt: str, max_tokens: int) -> None:
+    """Prints the completion when all of it is there."""
+    completion = client.completions.create(model=model, prompt=prompt, max_tokens=max_tokens)
+    print(f"as a whole: {completion.choices[0].text}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Completes a prompt with OpenAI's library.")
+    parser.add_argument("prompt", help="what to complete")
+    parser.add_argument("--max-tokens", type=int, default=32, help="the most tokens to generate")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server's HTTP door")
+    args = parser.parse_args()
+    # The library insists on a key; a server without keys ignores it.
+    with OpenAI(base_url=f"{args.url}/v1", api_key="unused") as client:
+        try:
+            model = client.models.list().data[0].id
+            stream(client, model, args.prompt, args.max_tokens)
+            whole(client, model, args.prompt, args.max_tokens)
+        except APIConnectionError as error:
+            print(f"error: the connection to {args.url} failed: {error.__cause__}", file=sys.stderr)
+            return 1
+        except APIError as error:
+            print(f"error: {error.message} ({error.code})", file=sys.stderr)
+            return 1
+        except RuntimeError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Makes .venv, the Python that runs the Python examples and the tests with third-party clients. It
+# installs again only when what is required has changed.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+requirements=(examples/requirements.txt tests/clients/requirements.txt)
+stamp=.venv/requirements.sha256
+wanted=$(cat "${requirements[@]}" | sha256sum)
+
+if [[ -x .venv/bin/python && -f $stamp && $(<"$stamp") == "$wanted" ]]; then
+    exit 0
+fi
+
+# Debian's python3 comes without ensurepip, which venv needs.
+can_make_venv() {
+    python3 -c 'import ensurepip, venv' 2>/dev/null
+}
+
+if ! can_make_venv; then
+    if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+        apt-get update -qq
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+            python3 python3-venv
+    fi
+    if ! can_make_venv; then
+        echo "scripts/venv.sh: python3 with its venv module is needed." \
+            "On Debian or Ubuntu: sudo apt-get install python3 python3-venv" >&2
+        exit 1
+    fi
+fi
+
+# The stamp goes first: an installation that is broken off is begun again.
+rm -f "$stamp"
+python3 -m venv --clear .venv
+install=(.venv/bin/python -m pip install --quiet --disable-pip-version-check)
+for file in "${requirements[@]}"; do
+    install+=(--requirement "$file")
+done
+"${install[@]}"
+echo "$wanted" >"$stamp"

@@ -1,0 +1,346 @@
+//! Every example does what its header says, and tells of every failure with exit code 1.
+
+mod support;
+
+use std::time::Duration;
+
+use serde_json::json;
+use support::http::{End, post, texts};
+use support::program::{Program, Running, example, header_arguments, python};
+use support::{Setup, TestServer, cut_short, full_speed, grpc};
+use tokenway::proto::v1;
+use tokenway::proto::v1::inference_client::InferenceClient;
+use tokenway::runner::llm_test::TestRunnerOptions;
+use tokio::net::TcpSocket;
+
+/// The first tokens of the test runner, as they are printed.
+fn tokens(count: usize) -> String {
+    (0..count).map(|index| format!("token_{index}")).collect()
+}
+
+async fn server() -> TestServer {
+    Setup::test_runner(full_speed()).start().await
+}
+
+/// A server whose every stream fails in the place of token 3.
+async fn failing_server() -> TestServer {
+    let options = TestRunnerOptions {
+        fail_at: Some(3),
+        ..full_speed()
+    };
+    Setup::test_runner(options).start().await
+}
+
+/// An address that is taken, and on which nobody listens.
+fn nobody() -> (TcpSocket, String) {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    let any_port = "127.0.0.1:0".parse().expect("an address");
+    socket.bind(any_port).expect("a free port");
+    let address = socket.local_addr().expect("it is bound").to_string();
+    (socket, address)
+}
+
+/// A Rust example with the arguments of its header.
+fn rust(name: &str) -> Program {
+    let command = format!("cargo run --example {name} -- ");
+    example(name).args(header_arguments(&format!("examples/{name}.rs"), &command))
+}
+
+/// A Python example with the arguments of its header.
+fn script(name: &str) -> Program {
+    let source = format!("examples/{name}.py");
+    let arguments = header_arguments(&source, &format!("python {source} "));
+    python(&source).args(arguments)
+}
+
+#[tokio::test]
+async fn http_stream_prints_every_token_and_the_finish_reason() {
+    let server = server().await;
+    let example = rust("http_stream").arg("--url").arg(server.http_url());
+    let printed = example.run().await.success();
+    assert_eq!(printed, tokens(32) + "\nfinish reason: length\n");
+}
+
+#[tokio::test]
+async fn http_stream_reports_an_error_record_after_the_tokens_before_it() {
+    let server = failing_server().await;
+    let example = rust("http_stream").arg("--url").arg(server.http_url());
+    let outcome = example.run().await;
+    assert_eq!(outcome.stdout, tokens(3));
+    assert!(outcome.failure().contains("(internal_error)"));
+}
+
+#[tokio::test]
+async fn http_stream_reports_a_stream_without_an_end() {
+    let example = rust("http_stream")
+        .arg("--url")
+        .arg(cut_short::http().await);
+    let outcome = example.run().await;
+    assert_eq!(outcome.stdout, tokens(1));
+    assert!(outcome.failure().contains("it was cut short"));
+}
+
+#[tokio::test]
+async fn http_stream_reports_a_refusal() {
+    let server = server().await;
+    let example = example("http_stream").args(["a prompt", "--max-tokens=2000000", "--url"]);
+    let refused = example.arg(server.http_url()).run().await.failure();
+    assert!(refused.contains("400 Bad Request"), "{refused}");
+    assert!(refused.contains("(context_length_exceeded)"), "{refused}");
+}
+
+#[tokio::test]
+async fn http_stream_says_where_nobody_answers() {
+    let (_socket, address) = nobody();
+    let url = format!("http://{address}");
+    let failure = rust("http_stream")
+        .arg("--url")
+        .arg(&url)
+        .run()
+        .await
+        .failure();
+    assert!(
+        failure.contains(&format!("no answer from {url}")),
+        "{failure}"
+    );
+    assert!(failure.contains("Connection refused"), "{failure}");
+}
+
+#[tokio::test]
+async fn grpc_stream_prints_every_token_and_then_usage_and_timings() {
+    let server = server().await;
+    let example = rust("grpc_stream").arg("--url").arg(server.grpc_url());
+    let printed = example.run().await.success();
+    let lines: Vec<_> = printed.lines().collect();
+    let expected = [
+        &*tokens(32),
+        "finish reason: length",
+        "usage: 5 prompt tokens, 32 completion tokens",
+    ];
+    assert_eq!(lines[..3], expected);
+    assert!(lines[3].starts_with("timings: "), "{printed}");
+    assert_eq!(lines.len(), 4);
+}
+
+#[tokio::test]
+async fn grpc_stream_reports_an_error_after_the_tokens_before_it() {
+    let server = failing_server().await;
+    let example = rust("grpc_stream").arg("--url").arg(server.grpc_url());
+    let outcome = example.run().await;
+    assert_eq!(outcome.stdout, tokens(3));
+    assert!(outcome.failure().contains("(internal_error)"));
+}
+
+#[tokio::test]
+async fn grpc_stream_reports_a_stream_without_a_summary() {
+    let url = format!("http://{}", cut_short::grpc().await);
+    let outcome = rust("grpc_stream").arg("--url").arg(url).run().await;
+    assert_eq!(outcome.stdout, tokens(1));
+    assert!(outcome.failure().contains("it was cut short"));
+}
+
+#[tokio::test]
+async fn grpc_stream_holds_the_server_to_its_deadline() {
+    let mut setup = Setup::test_runner(support::silent_at(3));
+    setup.parts.request_timeout = Duration::from_secs(3_600);
+    let server = setup.start().await;
+    let example = rust("grpc_stream").arg("--url").arg(server.grpc_url());
+    let outcome = example.arg("--timeout=1").run().await;
+    assert_eq!(outcome.stdout, tokens(3));
+    assert!(outcome.failure().contains("(deadline_exceeded)"));
+}
+
+#[tokio::test]
+async fn grpc_stream_says_where_nobody_answers() {
+    let (_socket, address) = nobody();
+    let url = format!("http://{address}");
+    let failure = rust("grpc_stream")
+        .arg("--url")
+        .arg(&url)
+        .run()
+        .await
+        .failure();
+    assert!(
+        failure.contains(&format!("no answer from {url}")),
+        "{failure}"
+    );
+    assert!(failure.contains("Connection refused"), "{failure}");
+}
+
+/// Starts the custom runner on free ports: the example, and the addresses of its doors.
+async fn echo() -> (Running, String, String) {
+    let free = "127.0.0.1:0";
+    let program = example("custom_runner").args(["--http", free, "--grpc", free]);
+    let mut running = program.args(["--interval-ms", "1"]).start();
+    let line = running.line().await;
+    let urls: Vec<_> = line
+        .split_whitespace()
+        .filter_map(|word| word.strip_prefix("http://"))
+        .map(|address| address.trim_end_matches(',').to_owned())
+        .collect();
+    let [http, grpc] = urls.try_into().expect("two addresses");
+    (running, http, grpc)
+}
+
+/// What the curl command in the custom runner's header sends.
+fn curl_body() -> String {
+    let arguments = header_arguments("examples/custom_runner.rs", "curl ");
+    let data = arguments.iter().position(|argument| argument == "-d");
+    arguments[data.expect("it sends data") + 1].clone()
+}
+
+#[tokio::test]
+async fn custom_runner_gives_the_prompt_back_over_http_until_it_is_interrupted() {
+    let (running, http, _) = echo().await;
+    let request = post("/v1/completions", curl_body()).accept("*/*");
+    let mut response = request.send_to(&http).await;
+    assert_eq!(response.status, 200);
+    let body = response.rest().await;
+    assert_eq!(body.end, End::Clean);
+    let lines = body.lines();
+    let mut expected: Vec<_> = "The capital of France is"
+        .chars()
+        .map(String::from)
+        .collect();
+    expected.push(String::new());
+    assert_eq!(texts(&lines, 0), expected);
+    let last = lines.last().expect("a line");
+    assert_eq!(last["choices"][0]["finish_reason"], "stop");
+    assert_eq!(last["model"], "echo");
+    // The server would wait a moment for a client that might still be reading.
+    drop(response);
+    assert_eq!(running.interrupt().await, Some(0));
+}
+
+#[tokio::test]
+async fn custom_runner_gives_the_prompt_back_over_grpc_until_it_is_interrupted() {
+    let (running, _, grpc) = echo().await;
+    let mut client = InferenceClient::connect(format!("http://{grpc}"))
+        .await
+        .expect("the gRPC door answers");
+    let mut request = grpc::request("Grüße, 東京", 64);
+    request.n = Some(2);
+    let stream = client.complete(request).await.expect("it is admitted");
+    let completion = grpc::collect(stream.into_inner()).await;
+    for choice in 0..2 {
+        assert_eq!(completion.texts(choice).concat(), "Grüße, 東京");
+        assert_eq!(completion.choices[choice].finish, v1::FinishReason::Stop);
+    }
+    let usage = completion.usage();
+    assert_eq!((usage.prompt_tokens, usage.completion_tokens), (9, 2 * 10));
+    assert_eq!(running.interrupt().await, Some(0));
+}
+
+#[tokio::test]
+async fn custom_runner_ends_a_request_at_max_tokens() {
+    let (_running, http, _) = echo().await;
+    let body = json!({"prompt": "The capital", "max_tokens": 3});
+    let mut response = post("/v1/completions", body.to_string())
+        .send_to(&http)
+        .await;
+    let answer = response.rest().await.json();
+    assert_eq!(answer["choices"][0]["text"], "The");
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+}
+
+#[tokio::test]
+async fn custom_runner_says_which_address_is_taken() {
+    let (_running, http, _) = echo().await;
+    let second = example("custom_runner").args(["--http", &http, "--grpc", "127.0.0.1:0"]);
+    let failure = second.run().await.failure();
+    assert!(
+        failure.contains(&format!("cannot listen on {http}")),
+        "{failure}"
+    );
+}
+
+#[tokio::test]
+async fn the_python_grpc_client_prints_every_token_and_then_usage_and_timings() {
+    let server = server().await;
+    let example = script("python_grpc_client").arg("--address");
+    let printed = example.arg(server.grpc_address()).run().await.success();
+    let lines: Vec<_> = printed.lines().collect();
+    let expected = [&*tokens(32), "usage: 5 prompt tokens, 32 completion tokens"];
+    assert_eq!(lines[..2], expected);
+    assert!(lines[2].starts_with("timings: "), "{printed}");
+    assert_eq!(lines.len(), 3);
+}
+
+#[tokio::test]
+async fn the_python_grpc_client_reports_an_error_by_its_reason() {
+    let server = failing_server().await;
+    let example = script("python_grpc_client").arg("--address");
+    let outcome = example.arg(server.grpc_address()).run().await;
+    assert_eq!(outcome.stdout, tokens(3));
+    assert!(outcome.failure().contains("(internal_error)"));
+}
+
+#[tokio::test]
+async fn the_python_grpc_client_reports_a_stream_without_a_summary() {
+    let example = script("python_grpc_client").arg("--address");
+    let outcome = example.arg(cut_short::grpc().await).run().await;
+    assert_eq!(outcome.stdout, tokens(1));
+    assert!(outcome.failure().contains("it was cut short"));
+}
+
+#[tokio::test]
+async fn the_python_grpc_client_asks_nothing_of_a_server_that_is_not_serving() {
+    let server = Setup::unloadable().start_loading().await;
+    server.failed().await;
+    let example = script("python_grpc_client").arg("--address");
+    let failure = example.arg(server.grpc_address()).run().await.failure();
+    assert_eq!(failure, "error: the server is NOT_SERVING\n");
+}
+
+#[tokio::test]
+async fn the_python_grpc_client_says_where_nobody_answers() {
+    let (_socket, address) = nobody();
+    let example = script("python_grpc_client").arg("--address").arg(&address);
+    let failure = example.run().await.failure();
+    assert!(failure.contains(&address), "{failure}");
+    assert!(failure.contains("(UNAVAILABLE)"), "{failure}");
+}
+
+#[tokio::test]
+async fn the_python_openai_client_prints_a_stream_and_the_same_as_a_whole() {
+    let server = server().await;
+    let example = script("python_openai_client").arg("--url");
+    let printed = example.arg(server.http_url()).run().await.success();
+    let tokens = tokens(32);
+    let expected = [
+        &*tokens,
+        "finish reason: length",
+        "usage: 5 prompt tokens, 32 completion tokens",
+        &format!("as a whole: {tokens}"),
+    ];
+    assert_eq!(printed.lines().collect::<Vec<_>>(), expected);
+}
+
+#[tokio::test]
+async fn the_python_openai_client_reports_a_stream_that_fails() {
+    let server = failing_server().await;
+    let example = script("python_openai_client").arg("--url");
+    let outcome = example.arg(server.http_url()).run().await;
+    assert_eq!(outcome.stdout, tokens(3));
+    assert!(outcome.failure().contains("(internal_error)"));
+}
+
+#[tokio::test]
+async fn the_python_openai_client_reports_a_stream_without_an_end() {
+    let example = script("python_openai_client").arg("--url");
+    let outcome = example.arg(cut_short::http().await).run().await;
+    assert_eq!(outcome.stdout, tokens(1));
+    assert!(outcome.failure().contains("it was cut short"));
+}
+
+#[tokio::test]
+async fn the_python_openai_client_says_that_nobody_answers() {
+    let (_socket, address) = nobody();
+    let url = format!("http://{address}");
+    let example = script("python_openai_client").arg("--url").arg(&url);
+    let failure = example.run().await.failure();
+    assert!(
+        failure.contains(&format!("the connection to {url} failed")),
+        "{failure}"
+    );
+}

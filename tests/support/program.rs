@@ -1,0 +1,162 @@
+//! Other programs: the examples, and clients in Python. They end with the test that runs them.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+
+/// A program to be run.
+pub struct Program(Command);
+
+/// What a program did until its end.
+#[derive(Debug)]
+pub struct Outcome {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// A program that runs until it is interrupted, or the test ends.
+pub struct Running {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+/// An example of this crate, as `cargo run --example NAME` would run it.
+pub fn example(name: &str) -> Program {
+    let binaries = Path::new(env!("CARGO_BIN_EXE_tokenway"))
+        .parent()
+        .expect("a binary lies in a folder");
+    let binary = binaries.join("examples").join(name);
+    assert!(
+        binary.is_file(),
+        "{} is missing: `cargo build --examples` makes it, and so does testing everything",
+        binary.display()
+    );
+    Program::new(&binary)
+}
+
+/// A Python script, by its path within the project, with what the examples and tests need installed.
+pub fn python(script: &str) -> Program {
+    let interpreter = std::env::var_os("TOKENWAY_TEST_PYTHON")
+        .map_or_else(|| project(".venv/bin/python"), PathBuf::from);
+    assert!(
+        interpreter.exists(),
+        "there is no {}: `make venv` makes it, or TOKENWAY_TEST_PYTHON names another",
+        interpreter.display()
+    );
+    let mut program = Program::new(&interpreter);
+    // The tests' scripts use the example's client.
+    program.0.env("PYTHONPATH", project("examples"));
+    program.0.env("PYTHONDONTWRITEBYTECODE", "1");
+    // A proxy of the machine's is not to see what stays on the machine.
+    program
+        .0
+        .env("NO_PROXY", "127.0.0.1")
+        .env("no_proxy", "127.0.0.1");
+    program.arg(project(script))
+}
+
+/// The arguments that the header of an example gives it: what stands behind `command`, with quotes and
+/// a backslash at a line's end as a shell reads them.
+pub fn header_arguments(source: &str, command: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(project(source)).expect("an example can be read");
+    let text = text.replace("\\\n//!", "");
+    let line = text.lines().find_map(|line| line.split_once(command));
+    let (_, arguments) = line.unwrap_or_else(|| panic!("'{command}' is not in {source}'s header"));
+    words(arguments)
+}
+
+impl Program {
+    fn new(binary: &Path) -> Self {
+        let mut command = Command::new(binary);
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        Self(command)
+    }
+
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.0.arg(arg);
+        self
+    }
+
+    pub fn args(self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        args.into_iter().fold(self, Self::arg)
+    }
+
+    /// Runs it to its end.
+    pub async fn run(mut self) -> Outcome {
+        let output = self.0.output().await.expect("the program can be run");
+        let text = |bytes| String::from_utf8(bytes).expect("a program prints UTF-8");
+        Outcome {
+            code: output.status.code(),
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        }
+    }
+
+    /// Starts it; what it prints is read line by line.
+    pub fn start(mut self) -> Running {
+        let mut child = self
+            .0
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the program can be run");
+        let stdout = child.stdout.take().expect("it is piped");
+        Running {
+            child,
+            lines: BufReader::new(stdout).lines(),
+        }
+    }
+}
+
+impl Outcome {
+    /// What it printed, where it ended well.
+    pub fn success(self) -> String {
+        assert_eq!(self.code, Some(0), "{}{}", self.stdout, self.stderr);
+        self.stdout
+    }
+
+    /// What it said of its failure, where it failed in an orderly way.
+    pub fn failure(self) -> String {
+        assert_eq!(self.code, Some(1), "{}{}", self.stdout, self.stderr);
+        self.stderr
+    }
+}
+
+impl Running {
+    /// The next line that it prints.
+    pub async fn line(&mut self) -> String {
+        let line = self.lines.next_line().await;
+        line.expect("it prints UTF-8").expect("it prints a line")
+    }
+
+    /// Sends what Ctrl-C sends; its exit code is left.
+    pub async fn interrupt(mut self) -> Option<i32> {
+        let id = self.child.id().expect("it runs");
+        let id = i32::try_from(id).ok().and_then(Pid::from_raw);
+        kill_process(id.expect("a process has an id"), Signal::INT).expect("it runs");
+        self.child.wait().await.expect("it ends").code()
+    }
+}
+
+fn project(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn words(line: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut quote = None;
+    for character in line.trim().chars() {
+        match quote {
+            Some(open) if open == character => quote = None,
+            None if matches!(character, '"' | '\'') => quote = Some(character),
+            None if character == ' ' => words.push(String::new()),
+            Some(_) | None => words.last_mut().expect("never empty").push(character),
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
