@@ -1,0 +1,167 @@
+"""What Python's grpcio makes of the gRPC door. It knows the door by reflection only, as the example
+does, whose `Service` this uses. `tests/clients.rs` starts the servers."""
+
+from typing import Any
+
+import grpc
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+from grpc_status import rpc_status
+from python_grpc_client import Service
+
+from cases import run, tokens
+
+PROMPT = "The capital of France is"
+
+
+def complete(channel: grpc.Channel, timeout: float | None = None, **fields: Any) -> Any:
+    """Starts a completion: its events, which are also its call."""
+    inference = Service(channel, "tokenway.v1.Inference")
+    return inference.method("Complete")(inference.request("Complete", **fields), timeout=timeout)
+
+
+def token_texts(events: Any) -> list[str]:
+    """The texts of all tokens; their indices are checked."""
+    texts: list[str] = []
+    for event in events:
+        if event.HasField("tokens"):
+            assert event.tokens.first_index == len(texts), event
+            texts += [token.text for token in event.tokens.tokens]
+    return texts
+
+
+def details(error: grpc.RpcError) -> dict[str, Any]:
+    """The details of an error, by their types' names."""
+    status = rpc_status.from_call(error)
+    assert status is not None, error
+    found = {}
+    for detail in status.details:
+        for kind in [ErrorInfo, BadRequest, RetryInfo]:
+            message = kind()
+            if detail.Unpack(message):
+                found[kind.__name__] = message
+    return found
+
+
+def reflection_lists_the_services(address: str) -> None:
+    with grpc.insecure_channel(address) as channel:
+        services = set(ProtoReflectionDescriptorDatabase(channel).get_services())
+    expected = {"tokenway.v1.Inference", "grpc.health.v1.Health"}
+    assert expected <= services, services
+
+
+def health_says_serving(address: str) -> None:
+    with grpc.insecure_channel(address) as channel:
+        health = Service(channel, "grpc.health.v1.Health")
+        for service in ["", "tokenway.v1.Inference"]:
+            answer = health.method("Check")(health.request("Check", service=service))
+            values = answer.DESCRIPTOR.fields_by_name["status"].enum_type.values_by_name
+            assert answer.status == values["SERVING"].number, answer
+
+
+def health_says_not_serving(address: str) -> None:
+    with grpc.insecure_channel(address) as channel:
+        health = Service(channel, "grpc.health.v1.Health")
+        answer = health.method("Check")(health.request("Check", service="tokenway.v1.Inference"))
+        values = answer.DESCRIPTOR.fields_by_name["status"].enum_type.values_by_name
+        assert answer.status == values["NOT_SERVING"].number, answer
+
+
+def a_stream_is_a_start_every_token_in_order_and_a_summary(address: str) -> None:
+    with grpc.insecure_channel(address) as channel:
+        started, *events, summary = complete(channel, prompt=PROMPT, max_tokens=256)
+    assert started.started.model == "llm_test", started
+    assert started.started.prompt_tokens == 5, started
+    assert token_texts(events) == tokens(256)
+    reasons = type(events[-1].tokens).DESCRIPTOR.fields_by_name["finish_reason"].enum_type
+    assert events[-1].tokens.finish_reason == reasons.values_by_name["FINISH_REASON_LENGTH"].number
+    usage = summary.summary.usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (5, 256), summary
+
+
+def a_cancelled_stream_leaves_its_slot_to_the_next(address: str) -> None:
+    with grpc.insecure_channel(address) as channel:
+        events = complete(channel, prompt=PROMPT, max_tokens=100_000)
+        while not next(events).HasField("tokens"):
+            pass
+        events.cancel()
+        assert token_texts(complete(channel, prompt=PROMPT, max_tokens=3)) == tokens(3)
+
+
+def a_deadline_that_passes_ends_the_stream_and_frees_its_slot(address: str) -> None:
+    with grpc.insecure_channel(address) as channel:
+        events = complete(channel, timeout=0.3, prompt=PROMPT, max_tokens=10)
+        received = []
+        try:
+            received.extend(events)
+        except grpc.RpcError as error:
+            assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED, error
+        else:
+            raise AssertionError("the stream ended before its deadline")
+        assert token_texts(complete(channel, prompt=PROMPT, max_tokens=3)) == tokens(3)
+
+
+def a_refusal_names_its_reason_and_its_field(address: str) -> None:
+    refused: list[tuple[dict[str, Any], grpc.StatusCode, str, str]] = [
+        ({"max_tokens": 0}, grpc.StatusCode.INVALID_ARGUMENT, "invalid_value", "max_tokens"),
+        ({"model": "other"}, grpc.StatusCode.NOT_FOUND, "model_not_found", "model"),
+    ]
+    for fields, code, reason, field in refused:
+        with grpc.insecure_channel(address) as channel:
+            try:
+                list(complete(channel, prompt=PROMPT, **fields))
+            except grpc.RpcError as error:
+                assert error.code() == code, error
+                found = details(error)
+                assert found["ErrorInfo"].reason == reason, found
+                assert found["ErrorInfo"].domain == "tokenway", found
+                [violation] = found["BadRequest"].field_violations
+                assert violation.field == field, found
+            else:
+                raise AssertionError(f"{fields} is not refused")
+
+
+def a_full_queue_says_when_to_retry(address: str) -> None:
+    with grpc.insecure_channel(address) as channel:
+        try:
+            list(complete(channel, prompt=PROMPT))
+        except grpc.RpcError as error:
+            assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED, error
+            found = details(error)
+            assert found["ErrorInfo"].reason == "queue_full", found
+            assert found["RetryInfo"].retry_delay.ToMilliseconds() == 1000, found
+        else:
+            raise AssertionError("the queue is not full")
+
+
+def a_stream_that_fails_raises_after_the_tokens_before_it(address: str) -> None:
+    received = []
+    with grpc.insecure_channel(address) as channel:
+        try:
+            for event in complete(channel, prompt=PROMPT, max_tokens=256):
+                received.append(event)
+        except grpc.RpcError as error:
+            assert error.code() == grpc.StatusCode.INTERNAL, error
+            assert details(error)["ErrorInfo"].reason == "internal_error", error
+        else:
+            raise AssertionError("the stream ended as if it were whole")
+    assert token_texts(received) == tokens(10)
+    assert not any(event.HasField("summary") for event in received)
+
+
+if __name__ == "__main__":
+    raise SystemExit(
+        run(
+            reflection_lists_the_services,
+            health_says_serving,
+            health_says_not_serving,
+            a_stream_is_a_start_every_token_in_order_and_a_summary,
+            a_cancelled_stream_leaves_its_slot_to_the_next,
+            a_deadline_that_passes_ends_the_stream_and_frees_its_slot,
+            a_refusal_names_its_reason_and_its_field,
+            a_full_queue_says_when_to_retry,
+            a_stream_that_fails_raises_after_the_tokens_before_it,
+        )
+    )
