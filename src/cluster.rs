@@ -202,6 +202,14 @@ impl Drop for Lease {
     }
 }
 
+/// Whether this is an address that an engine can have.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_address(address: &str) -> Result<(), String> {
+    remote::endpoint(address).map(|_| ())
+}
+
 /// Whether another engine may take what this one refused.
 fn another_may_take(kind: ErrorKind) -> bool {
     matches!(

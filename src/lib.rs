@@ -3,16 +3,32 @@
 //! The modules stand in the order of a token's path, and each names only modules below it (besides
 //! `error` and `telemetry`). `docs/architecture.md` walks the path once.
 
-pub mod cluster;
-pub mod error;
-pub mod gateway;
-pub mod grpc;
-pub mod listen;
-pub mod proto;
-pub mod request;
-pub mod runner;
-pub mod scheduler;
+pub mod config;
+
+pub mod client;
+
 pub mod server;
-pub mod telemetry;
+
+pub mod listen;
+
+pub mod gateway;
+
+pub mod cluster;
+
+pub mod grpc;
+
 pub mod text;
+
+pub mod scheduler;
+
 pub mod worker;
+
+pub mod runner;
+
+pub mod request;
+
+pub mod error;
+
+pub mod telemetry;
+
+pub mod proto;

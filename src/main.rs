@@ -1,2 +1,59 @@
-#![allow(missing_docs)]
-fn main() {}
+//! `tokenway`: parses, builds, serves.
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use tokenway::client::{self, ClientOptions};
+use tokenway::config::{self, ConfigError, Task};
+use tokenway::server::{ServerParts, run};
+use tracing_subscriber::EnvFilter;
+
+/// What a shell is told of settings that cannot be used.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let task = match config::read(std::env::args_os()) {
+        Ok(task) => task,
+        Err(ConfigError::CommandLine(error)) => error.exit(),
+        Err(error) => return failed(&error, USAGE),
+    };
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error, 1),
+    };
+    match task {
+        Task::Serve(parts) => runtime.block_on(serve(*parts)),
+        Task::Complete(options) => runtime.block_on(complete(&options)),
+    }
+}
+
+async fn serve(parts: ServerParts) -> ExitCode {
+    log_to_stderr();
+    match run::until_signalled(parts, &mut io::stdout()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error, 1),
+    }
+}
+
+async fn complete(options: &ClientOptions) -> ExitCode {
+    match client::complete(options, &mut io::stdout().lock()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error, 1),
+    }
+}
+
+/// `TOKENWAY_LOG` chooses what is logged, in the form of `tracing`'s filters.
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("TOKENWAY_LOG");
+    tracing_subscriber::fmt()
+        .with_env_filter(filter.unwrap_or_else(|_| EnvFilter::new("info")))
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
+}
+
+fn failed(error: &dyn std::error::Error, code: u8) -> ExitCode {
+    // Nobody is left to tell where not even this can be written.
+    let _ = writeln!(io::stderr(), "tokenway: {error}");
+    ExitCode::from(code)
+}

@@ -26,6 +26,7 @@ use crate::telemetry::{Door, Telemetry};
 
 mod engine;
 mod health;
+pub mod run;
 
 use engine::Engine;
 pub use engine::{EngineParts, ModelParts};

@@ -26,7 +26,7 @@ async fn grpc_stream(server: &TestServer, max_tokens: u32) -> Streaming<v1::Comp
         .await
         .complete(request)
         .await
-        .unwrap()
+        .expect("the request is admitted")
         .into_inner()
 }
 

@@ -20,14 +20,20 @@ async fn grpc_stream(server: &TestServer, max_tokens: u32) -> Streaming<v1::Comp
         .await
         .complete(request)
         .await
-        .unwrap()
+        .expect("the request is admitted")
         .into_inner()
 }
 
 /// A stream that holds the server's only slot.
 async fn hold_the_slot(server: &TestServer) -> Streaming<v1::CompletionEvent> {
     let mut stream = grpc_stream(server, 100).await;
-    assert!(stream.message().await.unwrap().is_some());
+    assert!(
+        stream
+            .message()
+            .await
+            .expect("the stream goes on")
+            .is_some()
+    );
     stream
 }
 
@@ -203,7 +209,13 @@ async fn a_grpc_reader_that_stops_is_given_up_alone() {
 
 async fn hold_the_slot_for_long(server: &TestServer) -> Streaming<v1::CompletionEvent> {
     let mut stream = grpc_stream(server, 1_048_000).await;
-    assert!(stream.message().await.unwrap().is_some());
+    assert!(
+        stream
+            .message()
+            .await
+            .expect("the stream goes on")
+            .is_some()
+    );
     stream
 }
 

@@ -13,10 +13,6 @@ use program::{outcome, run, run_at_full_speed, streaming};
 mod doors;
 mod faults;
 mod program;
-#[allow(
-    unreachable_pub,
-    reason = "it is for many test files, and each uses a part of it"
-)]
 #[path = "../../tests/support/mod.rs"]
 mod support;
 

@@ -59,15 +59,7 @@ pub(super) fn connect(
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<(Vec<EngineChannel>, Health), String> {
-    let endpoint = Endpoint::from_shared(address.to_owned())
-        .map_err(|error| format!("'{address}' is no engine's address: {error}"))?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
-        .keep_alive_while_idle(true);
+    let endpoint = endpoint(address)?;
     let channel = || -> EngineChannel {
         EngineChannel::new(
             endpoint
@@ -80,6 +72,27 @@ pub(super) fn connect(
     let watch = watch(endpoint.connect_lazy(), health.clone());
     tasks.spawn(stop.clone().run_until_cancelled_owned(watch));
     Ok(((0..CHANNELS).map(|_| channel()).collect(), health))
+}
+
+/// How an engine is reached.
+pub(super) fn endpoint(address: &str) -> Result<Endpoint, String> {
+    let is_known = ["http://", "unix:/"]
+        .iter()
+        .any(|form| address.starts_with(form));
+    let endpoint = Endpoint::from_shared(address.to_owned())
+        .ok()
+        .filter(|_| is_known);
+    let endpoint = endpoint.ok_or_else(|| {
+        format!("'{address}' is no engine's address; it must be http://host:port or unix:/path")
+    })?;
+    Ok(endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_while_idle(true))
 }
 
 /// Keeps `health` true to what the engine says of itself, for ever.

@@ -1,0 +1,325 @@
+//! The command line, the environment and the settings file: the one place that reads them.
+//!
+//! A flag goes before its environment variable, that before the file's key, and that before the
+//! default. Whatever is invalid is an error before anything binds. It must not start anything: it
+//! makes [`ServerParts`].
+
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use serde::Deserialize;
+
+use crate::client::ClientOptions;
+use crate::gateway::StreamFormat;
+use crate::listen::{Address, Limits};
+use crate::server::{Drain, HttpDoor, ServerParts, Source};
+
+mod engine;
+mod file;
+mod values;
+
+use engine::EngineSettings;
+use values::{EngineAddress, Seconds};
+
+/// Streams the tokens of a large language model over gRPC and over OpenAI's HTTP.
+#[derive(Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: Serve,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve both doors over an engine in this process (the default command)
+    Serve(Box<Serve>),
+    /// Serve an engine's gRPC door alone
+    Engine(Box<EngineCommand>),
+    /// Serve the HTTP door alone, in front of engines elsewhere
+    Gateway(Box<GatewayCommand>),
+    /// Stream a completion from a running server to this terminal
+    Complete(ClientOptions),
+}
+
+#[derive(Args)]
+struct Serve {
+    #[command(flatten)]
+    file: file::FileOption,
+    #[command(flatten)]
+    engine: EngineSettings,
+    #[command(flatten)]
+    http: HttpSettings,
+    #[command(flatten)]
+    grpc: GrpcSettings,
+    #[command(flatten)]
+    server: ServerSettings,
+}
+
+#[derive(Args)]
+struct EngineCommand {
+    #[command(flatten)]
+    file: file::FileOption,
+    #[command(flatten)]
+    engine: EngineSettings,
+    #[command(flatten)]
+    grpc: GrpcSettings,
+    #[command(flatten)]
+    server: ServerSettings,
+}
+
+#[derive(Args)]
+struct GatewayCommand {
+    #[command(flatten)]
+    file: file::FileOption,
+    #[command(flatten)]
+    gateway: GatewaySettings,
+    #[command(flatten)]
+    http: HttpSettings,
+    #[command(flatten)]
+    server: ServerSettings,
+}
+
+#[derive(Args, Clone, Default, Deserialize)]
+#[serde(default)]
+struct GatewaySettings {
+    /// An engine's gRPC address, `http://host:port` or `unix:/path`; several by commas or by
+    /// repeating the flag
+    #[arg(
+        long,
+        env = "TOKENWAY_ENGINE",
+        value_delimiter = ',',
+        value_name = "ADDRESS"
+    )]
+    engine: Option<Vec<EngineAddress>>,
+}
+
+#[derive(Args, Clone, Default, Deserialize)]
+#[serde(default)]
+struct HttpSettings {
+    /// Where the HTTP door listens: `host:port` (port 0 takes a free one) or `unix:/path`
+    /// [default: 127.0.0.1:8000]
+    #[arg(long, env = "TOKENWAY_HTTP_LISTEN", value_name = "ADDRESS")]
+    http_listen: Option<Address>,
+    /// The form of a completion's stream whose client accepts anything: `ndjson` or `sse`
+    /// [default: ndjson]
+    #[arg(long, env = "TOKENWAY_STREAM_FORMAT", value_name = "FORMAT")]
+    stream_format: Option<StreamFormat>,
+}
+
+#[derive(Args, Clone, Default, Deserialize)]
+#[serde(default)]
+struct GrpcSettings {
+    /// Where the gRPC door listens: `host:port` (port 0 takes a free one) or `unix:/path`
+    /// [default: 127.0.0.1:50051]
+    #[arg(long, env = "TOKENWAY_GRPC_LISTEN", value_name = "ADDRESS")]
+    grpc_listen: Option<Address>,
+}
+
+#[derive(Args, Clone, Copy, Default, Deserialize)]
+#[serde(default)]
+struct ServerSettings {
+    /// How long a request may take where its client does not say, in seconds [default: 600]
+    #[arg(
+        long,
+        env = "TOKENWAY_REQUEST_TIMEOUT",
+        value_name = "SECONDS",
+        allow_negative_numbers = true
+    )]
+    request_timeout: Option<Seconds>,
+    /// How long a server that ends goes on answering 'draining' before it closes its listeners, in
+    /// seconds: longer than a load balancer takes to notice [default: 1]
+    #[arg(
+        long,
+        env = "TOKENWAY_DRAIN_GRACE",
+        value_name = "SECONDS",
+        allow_negative_numbers = true
+    )]
+    drain_grace: Option<Seconds>,
+    /// How long running streams may take to end after that, in seconds [default: 30]
+    #[arg(
+        long,
+        env = "TOKENWAY_DRAIN_TIMEOUT",
+        value_name = "SECONDS",
+        allow_negative_numbers = true
+    )]
+    drain_timeout: Option<Seconds>,
+    /// Listen on addresses that other machines reach, although nobody has to show a key
+    #[arg(long, env = "TOKENWAY_INSECURE", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true")]
+    insecure: Option<bool>,
+}
+
+/// What the command line asks for.
+pub enum Task {
+    /// Serve.
+    Serve(Box<ServerParts>),
+    /// Ask a running server.
+    Complete(ClientOptions),
+}
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The command line or the environment. It is clap's, and `--help` is one of them.
+    #[error(transparent)]
+    CommandLine(#[from] clap::Error),
+    /// The settings file.
+    #[error("the settings file {path}: {problem}")]
+    File {
+        /// Which file.
+        path: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A setting that is valid by itself but not with the others.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// Reads the command line, the environment and the settings file.
+///
+/// # Errors
+/// The first setting that is at fault, by its name.
+pub fn read(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Task, ConfigError> {
+    let matches = CommandLine::command().try_get_matches_from(arguments)?;
+    let CommandLine { command, serve } = CommandLine::from_arg_matches(&matches)?;
+    let parts = match command.unwrap_or(Command::Serve(Box::new(serve))) {
+        Command::Complete(options) => return Ok(Task::Complete(options)),
+        Command::Serve(serve) => serve.parts()?,
+        Command::Engine(engine) => engine.parts()?,
+        Command::Gateway(gateway) => gateway.parts()?,
+    };
+    Ok(Task::Serve(Box::new(parts)))
+}
+
+impl Serve {
+    fn parts(self) -> Result<ServerParts, ConfigError> {
+        let file = self.file.read()?;
+        let engine = self.engine.or(file.settings()?).parts()?;
+        let http = self.http.or(file.settings()?);
+        let grpc = self.grpc.or(file.settings()?);
+        let server = self.server.or(file.settings()?);
+        server.parts(Source::Engine(engine), Some(http), Some(grpc))
+    }
+}
+
+impl EngineCommand {
+    fn parts(self) -> Result<ServerParts, ConfigError> {
+        let file = self.file.read()?;
+        let engine = self.engine.or(file.settings()?).parts()?;
+        let grpc = self.grpc.or(file.settings()?);
+        let server = self.server.or(file.settings()?);
+        server.parts(Source::Engine(engine), None, Some(grpc))
+    }
+}
+
+impl GatewayCommand {
+    fn parts(self) -> Result<ServerParts, ConfigError> {
+        let file = self.file.read()?;
+        let gateway: GatewaySettings = file.settings()?;
+        let engines = self.gateway.engine.or(gateway.engine).unwrap_or_default();
+        if engines.is_empty() {
+            let message = "a gateway needs at least one --engine http://host:port or unix:/path";
+            return Err(ConfigError::Invalid(message.to_owned()));
+        }
+        let engines = engines.into_iter().map(String::from).collect();
+        let http = self.http.or(file.settings()?);
+        let server = self.server.or(file.settings()?);
+        server.parts(Source::Remote(engines), Some(http), None)
+    }
+}
+
+impl HttpSettings {
+    fn or(self, file: Self) -> Self {
+        Self {
+            http_listen: self.http_listen.or(file.http_listen),
+            stream_format: self.stream_format.or(file.stream_format),
+        }
+    }
+
+    fn door(self) -> HttpDoor {
+        HttpDoor {
+            listen: self.http_listen.unwrap_or_else(|| loopback(8_000)),
+            stream_format: self.stream_format.unwrap_or(StreamFormat::Ndjson),
+        }
+    }
+}
+
+impl GrpcSettings {
+    fn or(self, file: Self) -> Self {
+        Self {
+            grpc_listen: self.grpc_listen.or(file.grpc_listen),
+        }
+    }
+
+    fn listen(self) -> Address {
+        self.grpc_listen.unwrap_or_else(|| loopback(50_051))
+    }
+}
+
+impl ServerSettings {
+    fn or(self, file: Self) -> Self {
+        Self {
+            request_timeout: self.request_timeout.or(file.request_timeout),
+            drain_grace: self.drain_grace.or(file.drain_grace),
+            drain_timeout: self.drain_timeout.or(file.drain_timeout),
+            insecure: self.insecure.or(file.insecure),
+        }
+    }
+
+    fn parts(
+        self,
+        source: Source,
+        http: Option<HttpSettings>,
+        grpc: Option<GrpcSettings>,
+    ) -> Result<ServerParts, ConfigError> {
+        let (http, grpc) = (http.map(HttpSettings::door), grpc.map(GrpcSettings::listen));
+        if !self.insecure.unwrap_or(false) {
+            let http = http.iter().map(|door| ("http-listen", &door.listen));
+            http.chain(grpc.iter().map(|listen| ("grpc-listen", listen)))
+                .try_for_each(|(setting, address)| refuse_reachable(setting, address))?;
+        }
+        Ok(ServerParts {
+            source,
+            http,
+            grpc,
+            limits: Limits::default(),
+            request_timeout: seconds(self.request_timeout, 600),
+            drain: Drain {
+                grace: seconds(self.drain_grace, 1),
+                timeout: seconds(self.drain_timeout, 30),
+            },
+        })
+    }
+}
+
+/// Whoever reaches the address may use the model, as long as there are no keys.
+fn refuse_reachable(setting: &str, address: &Address) -> Result<(), ConfigError> {
+    if address.is_loopback() {
+        return Ok(());
+    }
+    Err(ConfigError::Invalid(format!(
+        "--{setting} {address} can be reached from other machines, and nobody has to show a key. Use \
+         a loopback address or unix:/path, or say --insecure if that is meant."
+    )))
+}
+
+fn loopback(port: u16) -> Address {
+    Address::Tcp(format!("127.0.0.1:{port}"))
+}
+
+fn seconds(setting: Option<Seconds>, default: u64) -> Duration {
+    setting.map_or(Duration::from_secs(default), Duration::from)
+}
+
+#[cfg(feature = "llama-cpp")]
+/// How many threads a model may compute on: one core is left for the doors.
+fn default_threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    cores.saturating_sub(1).max(1)
+}
+
+#[cfg(test)]
+mod tests;

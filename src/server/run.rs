@@ -1,0 +1,164 @@
+//! A server as a program runs it: it says where it listens, shows how far its models are loaded, and
+//! drains when it is told to end.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::{Server, ServerParts, Source, StartError};
+
+/// How finely the progress of loading is shown.
+const PROGRESS_STEPS: f32 = 1_000.0;
+
+/// Why a server did not run to an orderly end.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// It did not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The system gives no signals, or takes no output.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// It was told to end a second time, before it had drained.
+    #[error("stopped before the drain was over; what was running was cut off")]
+    StoppedAtOnce,
+}
+
+/// Serves until SIGTERM or Ctrl-C, then drains; a second signal ends it at once. `out` is told where
+/// the server listens and when it is ready.
+///
+/// # Errors
+/// When it cannot start, or is not left to drain.
+pub async fn until_signalled(parts: ServerParts, out: &mut impl Write) -> Result<(), RunError> {
+    let mut signals = Signals::new()?;
+    let (drain, models) = (parts.drain, models(&parts.source));
+    let server = Server::start(parts).await?;
+    announce(&server, out)?;
+    let loaded = tokio::select! {
+        loaded = ready(&server) => Some(loaded),
+        () = signals.next() => None,
+    };
+    match loaded {
+        Some(Ok(())) => {
+            writeln!(out, "ready    {models}")?;
+            out.flush()?;
+            signals.next().await;
+        }
+        Some(Err(error)) => {
+            end(server, &mut signals).await?;
+            return Err(error.into());
+        }
+        // Told to end before it could begin.
+        None => {}
+    }
+    let seconds = drain.grace.as_secs_f64();
+    writeln!(
+        out,
+        "draining new work is refused; the listeners close in {seconds} s"
+    )?;
+    out.flush()?;
+    end(server, &mut signals).await
+}
+
+async fn end(server: Server, signals: &mut Signals) -> Result<(), RunError> {
+    tokio::select! {
+        () = server.drain() => Ok(()),
+        () = signals.next() => Err(RunError::StoppedAtOnce),
+    }
+}
+
+fn models(source: &Source) -> String {
+    match source {
+        Source::Remote(engines) => format!("in front of {}", engines.join(", ")),
+        Source::Engine(engine) => {
+            let model = |model: &super::ModelParts| {
+                let (runner, workers) = (model.loader.name(), model.workers);
+                let (name, slots) = (&model.name, model.slots);
+                format!("{name} ({runner}; workers: {workers}, slots: {slots})")
+            };
+            engine
+                .models
+                .iter()
+                .map(model)
+                .collect::<Vec<_>>()
+                .join(", ")
+        }
+    }
+}
+
+/// One line for each open address.
+fn announce(server: &Server, out: &mut impl Write) -> io::Result<()> {
+    if let Some(address) = server.http_address() {
+        writeln!(
+            out,
+            "HTTP     {}  /v1/completions /v1/models /health /metrics",
+            url(address)
+        )?;
+    }
+    if let Some(address) = server.grpc_address() {
+        writeln!(
+            out,
+            "gRPC     {}  tokenway.v1.Inference, health, reflection",
+            url(address)
+        )?;
+    }
+    out.flush()
+}
+
+fn url(address: &crate::listen::Address) -> String {
+    match address {
+        crate::listen::Address::Tcp(address) => format!("http://{address}"),
+        crate::listen::Address::Unix(_) => address.to_string(),
+    }
+}
+
+/// Waits for the models, with a bar where somebody looks.
+async fn ready(server: &Server) -> Result<(), StartError> {
+    let bar = ProgressBar::new(1_000);
+    let target = if io::stderr().is_terminal() {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    };
+    bar.set_draw_target(target);
+    let style = ProgressStyle::with_template("loading  {bar:40} {percent}% {elapsed}");
+    bar.set_style(style.expect("the template is valid"));
+    bar.enable_steady_tick(Duration::from_millis(100));
+    let loaded = server
+        .ready(|fraction| bar.set_position(position(fraction)))
+        .await;
+    bar.finish_and_clear();
+    loaded
+}
+
+fn position(fraction: f32) -> u64 {
+    // Progress is for the eye: a whole number of thousandths between 0 and 1,000.
+    (0..=1_000_u16)
+        .rev()
+        .find(|step| f32::from(*step) <= fraction * PROGRESS_STEPS)
+        .map_or(0, u64::from)
+}
+
+/// What tells a program to end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
