@@ -39,6 +39,13 @@ pub fn example(name: &str) -> Program {
     Program::new(&binary)
 }
 
+/// `tokenway` itself. No setting of the machine's environment reaches it.
+pub fn tokenway() -> Program {
+    let mut program = Program::new(Path::new(env!("CARGO_BIN_EXE_tokenway")));
+    program.0.env_clear();
+    program
+}
+
 /// A Python script, by its path within the project, with what the examples and tests need installed.
 pub fn python(script: &str) -> Program {
     let interpreter = std::env::var_os("TOKENWAY_TEST_PYTHON")
@@ -84,6 +91,11 @@ impl Program {
 
     pub fn args(self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
         args.into_iter().fold(self, Self::arg)
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.0.env(name, value);
+        self
     }
 
     /// Runs it to its end.
@@ -133,12 +145,22 @@ impl Running {
         line.expect("it prints UTF-8").expect("it prints a line")
     }
 
-    /// Sends what Ctrl-C sends; its exit code is left.
-    pub async fn interrupt(mut self) -> Option<i32> {
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
         let id = self.child.id().expect("it runs");
         let id = i32::try_from(id).ok().and_then(Pid::from_raw);
-        kill_process(id.expect("a process has an id"), Signal::INT).expect("it runs");
+        kill_process(id.expect("a process has an id"), signal).expect("it runs");
+    }
+
+    /// Waits for its end; its exit code is left.
+    pub async fn end(mut self) -> Option<i32> {
         self.child.wait().await.expect("it ends").code()
+    }
+
+    /// Sends what Ctrl-C sends, and waits for its end; its exit code is left.
+    pub async fn interrupt(self) -> Option<i32> {
+        self.signal(Signal::INT);
+        self.end().await
     }
 }
 

@@ -1,0 +1,22 @@
+.PHONY: help run test build venv model check
+
+help: ## What can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+run: ## Fetch a real model, build, and serve it on both doors
+	@scripts/run.sh $(ARGS)
+
+test: ## Install what the tests need, and run all of them
+	@scripts/test.sh $(ARGS)
+
+build: ## Build the server and the performance test
+	@bash -c 'set -euo pipefail; source scripts/llama.sh; cargo build --release "$${FEATURES[@]}"'
+
+venv: ## The Python of the examples and of the tests with third-party clients
+	@scripts/venv.sh
+
+model: ## Fetch the real model into the user's cache
+	@scripts/model.sh
+
+check: ## All that CI checks
+	@.ci/run

@@ -1,0 +1,190 @@
+//! `tokenway` as it is run from a shell: what it prints, where it listens, how it ends.
+
+mod support;
+
+use rustix::process::Signal;
+use serde_json::json;
+use support::http::{End, completion, get};
+use support::program::{Program, Running, tokenway};
+use support::{Setup, full_speed, silent_at};
+
+const FREE: &str = "127.0.0.1:0";
+
+/// A server with these arguments, and the addresses that it says it listens on, in its order.
+async fn started(program: Program, doors: usize) -> (Running, Vec<String>) {
+    let mut running = program.start();
+    let mut addresses = Vec::new();
+    for _ in 0..doors {
+        let line = running.line().await;
+        let address = line.split_whitespace().nth(1).expect("an address");
+        addresses.push(address.to_owned());
+    }
+    assert!(running.line().await.starts_with("ready "));
+    (running, addresses)
+}
+
+fn serve() -> Program {
+    let doors = ["serve", "--http-listen", FREE, "--grpc-listen", FREE];
+    tokenway().args(doors).args(["--drain-grace", "0"])
+}
+
+fn host(url: &str) -> &str {
+    url.strip_prefix("http://").expect("a TCP address")
+}
+
+async fn complete(arguments: &[&str]) -> String {
+    let program = tokenway().args(["complete", "one two"]).args(arguments);
+    program.run().await.success()
+}
+
+#[tokio::test]
+async fn serve_says_where_it_listens_and_complete_streams_from_both_doors() {
+    let program = serve().env("TEST_RUNNER_FREQUENCY_MS", "0");
+    let (running, addresses) = started(program, 2).await;
+    let [http, grpc] = &addresses[..] else {
+        panic!("two doors")
+    };
+    let expected = "token_0token_1token_2\n";
+    let three = ["--max-tokens", "3", "--server"];
+    assert_eq!(complete(&[&three[..], &[http]].concat()).await, expected);
+    assert_eq!(
+        complete(&[&three[..], &[grpc, "--grpc"]].concat()).await,
+        expected
+    );
+    assert_eq!(running.interrupt().await, Some(0));
+}
+
+#[tokio::test]
+async fn serve_is_the_default_command() {
+    let program = tokenway().args(["--http-listen", FREE, "--grpc-listen", FREE]);
+    let (running, addresses) = started(program, 2).await;
+    let mut health = get("/health").send_to(host(&addresses[0])).await;
+    assert_eq!(health.rest().await.json(), json!({"status": "healthy"}));
+    drop(health);
+    assert_eq!(running.interrupt().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_gateway_passes_on_what_an_engine_behind_a_unix_socket_makes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = format!("unix:{}", folder.path().join("engine.sock").display());
+    let engine = tokenway().args(["engine", "--grpc-listen", &socket, "--drain-grace", "0"]);
+    let (engine, addresses) = started(engine.env("TEST_RUNNER_FREQUENCY_MS", "0"), 1).await;
+    assert_eq!(addresses, [socket.as_str()]);
+    let door = format!("unix:{}", folder.path().join("http.sock").display());
+    let gateway = tokenway().args(["gateway", "--engine", &socket, "--http-listen", &door]);
+    let (gateway, _) = started(gateway.args(["--drain-grace", "0"]), 1).await;
+    let printed = complete(&["--max-tokens", "2", "--server", &door]).await;
+    assert_eq!(printed, "token_0token_1\n");
+    let printed = complete(&["--max-tokens", "2", "--grpc", "--server", &socket]).await;
+    assert_eq!(printed, "token_0token_1\n");
+    assert_eq!(gateway.interrupt().await, Some(0));
+    assert_eq!(engine.interrupt().await, Some(0));
+}
+
+#[tokio::test]
+async fn sigterm_lets_a_running_stream_end_and_closes_the_door_to_others() {
+    let program = serve().env("TEST_RUNNER_FREQUENCY_MS", "5");
+    let (mut running, addresses) = started(program, 2).await;
+    let body = json!({"prompt": "a", "max_tokens": 50, "stream": true});
+    let mut stream = completion(&body).send_to(host(&addresses[0])).await;
+    assert!(stream.line().await.is_some());
+    running.signal(Signal::TERM);
+    assert!(running.line().await.starts_with("draining "));
+    let rest = stream.rest().await;
+    assert_eq!((rest.end, rest.lines().len()), (End::Clean, 49));
+    drop(stream);
+    assert_eq!(running.end().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_the_server_at_once() {
+    let program = serve().args(["--drain-timeout", "3600", "--test-runner-silent-at", "1"]);
+    let program = program.env("TEST_RUNNER_FREQUENCY_MS", "0");
+    let (mut running, addresses) = started(program, 2).await;
+    let body = json!({"prompt": "a", "stream": true});
+    let mut stream = completion(&body).send_to(host(&addresses[0])).await;
+    assert!(stream.line().await.is_some());
+    running.signal(Signal::TERM);
+    assert!(running.line().await.starts_with("draining "));
+    assert_eq!(running.interrupt().await, Some(1));
+    assert_eq!(stream.rest().await.end, End::Unclean);
+}
+
+#[tokio::test]
+async fn what_cannot_be_served_is_said_with_an_exit_code() {
+    for (arguments, code, said) in [
+        (&["serve", "--slots", "0"][..], 2, "--slots"),
+        (&["serve", "--http-listen", "0.0.0.0:0"], 2, "--insecure"),
+        (
+            &["serve", "--http-listen", "host.invalid:1", "--insecure"],
+            1,
+            "host.invalid:1",
+        ),
+        (&["gateway"], 2, "--engine"),
+        (&["complete"], 2, "PROMPT"),
+    ] {
+        let outcome = tokenway().args(arguments).run().await;
+        assert_eq!(outcome.code, Some(code), "{outcome:?}");
+        assert!(outcome.stderr.contains(said), "{outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_taken_address_is_named() {
+    let server = Setup::test_runner(full_speed()).start().await;
+    let taken = server.http_address();
+    let outcome = tokenway()
+        .args(["serve", "--http-listen", &taken])
+        .run()
+        .await;
+    assert!(outcome.failure().contains(&taken));
+}
+
+#[tokio::test]
+async fn complete_tells_of_every_failure_with_exit_code_1() {
+    let server = Setup::test_runner(silent_at(2)).start().await;
+    let (http, grpc) = (server.http_url(), server.grpc_url());
+    for (arguments, said) in [
+        (
+            &["--server", &http, "--model", "nobody"][..],
+            "model_not_found",
+        ),
+        (
+            &["--server", &grpc, "--grpc", "--model", "nobody"],
+            "model_not_found",
+        ),
+        (&["--server", "ftp://a"], "ftp://a"),
+        (&["--server", "unix:/nowhere.sock"], "/nowhere.sock"),
+        (
+            &["--server", "unix:/nowhere.sock", "--grpc"],
+            "/nowhere.sock",
+        ),
+    ] {
+        let program = tokenway().args(["complete", "a"]).args(arguments);
+        let failure = program.run().await.failure();
+        assert!(failure.contains(said), "{failure}");
+    }
+}
+
+#[tokio::test]
+async fn complete_shows_what_came_before_a_failure_and_then_the_failure() {
+    for door in [&["--http"][..], &["--grpc"]] {
+        let options = tokenway::runner::llm_test::TestRunnerOptions {
+            fail_at: Some(2),
+            ..full_speed()
+        };
+        let server = Setup::test_runner(options).start().await;
+        let url = if door == ["--grpc"] {
+            server.grpc_url()
+        } else {
+            server.http_url()
+        };
+        let program = tokenway()
+            .args(["complete", "a", "--server", &url])
+            .args(door);
+        let outcome = program.run().await;
+        assert_eq!(outcome.stdout, "token_0token_1");
+        assert!(outcome.failure().contains("internal_error"));
+    }
+}
