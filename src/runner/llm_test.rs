@@ -69,7 +69,7 @@ impl Loader for TestRunnerLoader {
     fn load(&self, slots: usize, _progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
         Ok(Loaded {
             model: Arc::new(TestModel::new()),
-            runner: Box::new(TestRunner::new(self.options.clone(), slots)),
+            runner: Box::new(LlmTestRunner::new(self.options.clone(), slots)),
         })
     }
 
@@ -123,7 +123,7 @@ impl Model for TestModel {
 }
 
 /// Emits each sequence's tokens at their deadlines.
-struct TestRunner {
+struct LlmTestRunner {
     options: TestRunnerOptions,
     interval_ns: u64,
     sequences: Vec<Option<TestSequence>>,
@@ -143,7 +143,7 @@ struct TestSequence {
     stamps: bool,
 }
 
-impl TestRunner {
+impl LlmTestRunner {
     fn new(options: TestRunnerOptions, slots: usize) -> Self {
         Self {
             interval_ns: nanoseconds(options.interval),
@@ -242,7 +242,7 @@ impl TestRunner {
     }
 }
 
-impl Runner for TestRunner {
+impl Runner for LlmTestRunner {
     fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
         self.admitted += 1;
         let first_token = self
@@ -332,8 +332,8 @@ mod tests {
         }
     }
 
-    fn runner(interval: Duration) -> TestRunner {
-        TestRunner::new(
+    fn runner(interval: Duration) -> LlmTestRunner {
+        LlmTestRunner::new(
             TestRunnerOptions {
                 interval,
                 ..TestRunnerOptions::default()
@@ -342,7 +342,7 @@ mod tests {
         )
     }
 
-    fn step(runner: &mut TestRunner, room: usize) -> Vec<Emission> {
+    fn step(runner: &mut LlmTestRunner, room: usize) -> Vec<Emission> {
         let mut emissions = Vec::new();
         runner
             .step(&mut Step::new(&AlwaysRoom(room), &mut emissions))

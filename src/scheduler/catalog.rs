@@ -41,11 +41,11 @@ impl CatalogEntry {
     /// The model itself.
     ///
     /// # Errors
-    /// While it is loading.
+    /// While it is loading, or when it cannot be loaded.
     pub fn model(&self) -> Result<&Arc<dyn Model>, Error> {
         self.model
             .get()
-            .ok_or_else(|| Error::new(ErrorKind::NotReady, "The model is still loading."))
+            .ok_or_else(|| Error::new(ErrorKind::NotReady, "The model is not loaded."))
     }
 
     /// Notes that a worker has loaded the model. What the first worker says is what the model is.

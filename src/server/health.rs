@@ -62,7 +62,7 @@ impl Ready {
                 Readiness::Ready => Ok(()),
                 Readiness::Loading(_) => Err(Error::new(
                     ErrorKind::NotReady,
-                    "The model is still loading.",
+                    "The model is not loaded yet.",
                 )),
                 Readiness::Failed(_) => Err(Error::new(
                     ErrorKind::NotReady,
