@@ -23,6 +23,7 @@ mod body;
 mod completions;
 mod fields;
 mod lines;
+mod opened;
 mod refusal;
 mod request_id;
 mod stream;

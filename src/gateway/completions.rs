@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use super::accept::negotiate;
 use super::body::CompletionBody;
 use super::lines::{Head, Lines};
+use super::opened::{Merged, Opened, deadline_exceeded};
 use super::refusal::Refusal;
 use super::stream::TokenBody;
 use super::unary;
@@ -22,11 +23,6 @@ use crate::error::{Error, ErrorKind};
 use crate::listen::Flush;
 use crate::request::RequestId;
 use crate::telemetry::Door;
-
-mod opened;
-
-use opened::Merged;
-pub(super) use opened::{MergedEvent, Opened};
 
 /// How long the engine may take to tell of a deadline that has passed before the gateway does.
 const DEADLINE_GRACE: Duration = Duration::from_secs(1);
@@ -95,13 +91,6 @@ async fn open(
     };
     let opened = timeout_at(deadline + DEADLINE_GRACE, opening).await;
     opened.unwrap_or_else(|_| Err(deadline_exceeded()))
-}
-
-pub(super) fn deadline_exceeded() -> Error {
-    Error::new(
-        ErrorKind::DeadlineExceeded,
-        "The request's deadline passed.",
-    )
 }
 
 fn head(id: &RequestId, opened: &Opened) -> Head {

@@ -16,8 +16,8 @@ use http_body::Frame;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::accept::StreamFormat;
-use super::completions::{MergedEvent, Opened};
 use super::lines::{ChoiceTokens, Lines, finish_reason};
+use super::opened::{MergedEvent, Opened};
 use crate::error::Error;
 use crate::listen::Flush;
 use crate::proto::v1;

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::completions::{MergedEvent, Opened};
 use super::lines::{Head, finish_reason, usage_object};
+use super::opened::{MergedEvent, Opened};
 use crate::error::Error;
 
 /// Collects the whole completion.

@@ -7,14 +7,13 @@ use std::task::{Context, Poll};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_stream::Stream;
 
-use super::deadline_exceeded;
 use crate::cluster::Events;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
 
 /// The streams of a request's prompts.
-pub(in crate::gateway) struct Merged {
+pub(super) struct Merged {
     prompts: Vec<Events>,
     /// Which prompts have not ended.
     open: Vec<bool>,
@@ -26,7 +25,7 @@ pub(in crate::gateway) struct Merged {
 
 /// One step of the merged streams.
 #[derive(Debug)]
-pub(in crate::gateway) enum MergedEvent {
+pub(super) enum MergedEvent {
     /// A prompt has begun.
     Started(v1::Started),
     /// Tokens, their choice numbered through all prompts.
@@ -93,7 +92,7 @@ impl Merged {
 }
 
 /// A request of which a worker has begun.
-pub(in crate::gateway) struct Opened {
+pub(super) struct Opened {
     merged: Merged,
     model: String,
     deadline: Pin<Box<Sleep>>,
@@ -127,16 +126,13 @@ impl Opened {
     }
 
     /// How many choices the answer has.
-    pub(in crate::gateway) fn choices(&self) -> usize {
+    pub(super) fn choices(&self) -> usize {
         let per_prompt = usize::try_from(self.merged.choices_per_prompt).unwrap_or(1);
         self.merged.prompts.len() * per_prompt
     }
 
     /// The next tokens, or the end.
-    pub(in crate::gateway) fn poll_next(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<MergedEvent, Error>> {
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<MergedEvent, Error>> {
         if let Poll::Ready(event) = self.merged.poll(cx) {
             return Poll::Ready(event);
         }
@@ -147,7 +143,14 @@ impl Opened {
     }
 
     /// The next tokens, or the end.
-    pub(in crate::gateway) async fn next(&mut self) -> Result<MergedEvent, Error> {
+    pub(super) async fn next(&mut self) -> Result<MergedEvent, Error> {
         poll_fn(|cx| self.poll_next(cx)).await
     }
+}
+
+pub(super) fn deadline_exceeded() -> Error {
+    Error::new(
+        ErrorKind::DeadlineExceeded,
+        "The request's deadline passed.",
+    )
 }
