@@ -74,7 +74,9 @@ impl ChatTemplate {
             .get_template(NAME)
             .and_then(|template| template.render(context));
         rendered.map_err(|error| {
-            let reason = error.detail().map_or_else(|| error.to_string(), str::to_owned);
+            let reason = error
+                .detail()
+                .map_or_else(|| error.to_string(), str::to_owned);
             ModelError::Invalid(format!(
                 "The model's chat template refused the messages: {reason}"
             ))
@@ -111,7 +113,10 @@ mod tests {
         );
         assert_eq!(
             chatml.render(&[message("user", "<b>Hi</b> \"é\" {{ 1 }}")]),
-            Ok("<|im_start|>user\n<b>Hi</b> \"é\" {{ 1 }}<|im_end|>\n<|im_start|>assistant\n".into())
+            Ok(
+                "<|im_start|>user\n<b>Hi</b> \"é\" {{ 1 }}<|im_end|>\n<|im_start|>assistant\n"
+                    .into()
+            )
         );
     }
 

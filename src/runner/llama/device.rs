@@ -118,7 +118,11 @@ impl LlamaRunner {
             }
         }
         let sequences = &self.sequences;
-        let number = |part: &Part| sequences[part.slot.0].as_ref().map(|running| running.number);
+        let number = |part: &Part| {
+            sequences[part.slot.0]
+                .as_ref()
+                .map(|running| running.number)
+        };
         self.parts.sort_unstable_by_key(number);
         let mut left = PREFILL_ROWS;
         for part in &mut self.parts {
@@ -202,7 +206,9 @@ impl Runner for LlamaRunner {
     fn next(&mut self, room: &dyn Room) -> Next {
         let mut sequences = self.sequences.iter().enumerate();
         let any = sequences.any(|(index, running)| {
-            let pending = running.as_ref().is_some_and(|running| running.pending() > 0);
+            let pending = running
+                .as_ref()
+                .is_some_and(|running| running.pending() > 0);
             pending && room.room(Slot(index)) > 0
         });
         if any { Next::Now } else { Next::Idle }

@@ -41,6 +41,7 @@ impl GgufModel {
         llama: LlamaModel,
         name: String,
         context_length: u32,
+        resumption: Resumption,
     ) -> Result<Self, LoadError> {
         refuse_what_cannot_complete(&llama)?;
         let vocab = llama.vocab();
@@ -69,7 +70,7 @@ impl GgufModel {
             name: llama.meta_val_str("general.name").unwrap_or(name),
             context_length,
             max_prompt_bytes: max_prompt_bytes(context_length, longest),
-            resumption: Resumption::Contiguous,
+            resumption,
         };
         Ok(Self {
             llama,
@@ -90,19 +91,13 @@ impl GgufModel {
         Some((&piece.bytes, piece.ends))
     }
 
-    /// The ids of a text, its first being the model's beginning token where it has one. A text that
-    /// begins with that token already, as a rendered chat may, gets no second one.
     fn token_ids(&self, text: &str) -> Result<Vec<TokenId>, ModelError> {
         let tokens = self.llama.vocab().tokenize(text.as_bytes(), false, true);
-        let mut ids = Vec::with_capacity(tokens.len() + 1);
-        ids.extend(self.bos);
-        for token in tokens {
-            ids.push(TokenId::try_from(token.0).map_err(|_| cannot_tokenize())?);
-        }
-        if self.bos.is_some() && ids.get(1) == self.bos.as_ref() {
-            ids.remove(0);
-        }
-        Ok(ids)
+        let ids = tokens.iter().map(|token| TokenId::try_from(token.0));
+        let ids = ids
+            .collect::<Result<_, _>>()
+            .map_err(|_| cannot_tokenize())?;
+        Ok(begun(ids, self.bos))
     }
 }
 
@@ -135,6 +130,17 @@ impl Model for GgufModel {
             Err(reason) => Err(ModelError::Invalid(reason.clone())),
         }
     }
+}
+
+/// The ids with the model's beginning token first, where it has one. A text that begins with that
+/// token already, as a rendered chat may, gets no second one.
+fn begun(mut ids: Vec<TokenId>, bos: Option<TokenId>) -> Vec<TokenId> {
+    if let Some(bos) = bos
+        && ids.first() != Some(&bos)
+    {
+        ids.insert(0, bos);
+    }
+    ids
 }
 
 /// How much stack it takes to tokenize a text. Some tokenizers split words by `std::regex`, which
@@ -185,4 +191,23 @@ fn chat_template(llama: &LlamaModel, bos: String, eos: String) -> Result<ChatTem
         tracing::warn!(%error, "the model's chat template cannot be used");
         "This model's chat template cannot be used.".to_owned()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prompt_begins_once() {
+        assert_eq!(begun(vec![5, 6], None), [5, 6]);
+        assert_eq!(begun(vec![5, 6], Some(1)), [1, 5, 6]);
+        assert_eq!(begun(vec![1, 5, 6], Some(1)), [1, 5, 6]);
+        assert_eq!(begun(vec![], Some(1)), [1]);
+    }
+
+    #[test]
+    fn no_prompt_that_fits_is_refused_for_its_bytes() {
+        assert_eq!(max_prompt_bytes(2048, 162), 331_776);
+        assert_eq!(max_prompt_bytes(131_072, 512), MAX_PROMPT_BYTES);
+    }
 }

@@ -68,7 +68,10 @@ fn greedy_takes_the_largest_and_the_lowest_id_of_equals() {
 
 #[test]
 fn draws_follow_the_distribution() {
-    assert_near(&frequencies(&logits(&FOUR), &hot()), &[0.1, 0.5, 0.25, 0.15]);
+    assert_near(
+        &frequencies(&logits(&FOUR), &hot()),
+        &[0.1, 0.5, 0.25, 0.15],
+    );
 }
 
 #[test]
@@ -92,7 +95,10 @@ fn top_k_keeps_the_likeliest() {
     assert_near(&frequencies(&[1.0, 1.0, 0.0], &equals), &[1.0, 0.0, 0.0]);
     let more_than_there_are = Sampling { top_k: 9, ..hot() };
     let expected = [0.1, 0.5, 0.25, 0.15];
-    assert_near(&frequencies(&logits(&FOUR), &more_than_there_are), &expected);
+    assert_near(
+        &frequencies(&logits(&FOUR), &more_than_there_are),
+        &expected,
+    );
 }
 
 #[test]
@@ -140,7 +146,11 @@ fn the_repetition_penalty_counts_prompt_and_completion_once() {
     };
     let row = [3.0, 2.0, -1.0];
     let of = |prompt: &[TokenId], completion: &[TokenId]| {
-        choose(&row, &sampling, &History::new(&sampling, prompt, completion))
+        choose(
+            &row,
+            &sampling,
+            &History::new(&sampling, prompt, completion),
+        )
     };
     assert_eq!(of(&[], &[]), 0);
     assert_eq!(of(&[0, 0], &[]), 1, "1.5 is below 2");
@@ -148,7 +158,11 @@ fn the_repetition_penalty_counts_prompt_and_completion_once() {
     assert_eq!(of(&[0], &[1]), 0, "1.5 is above 1");
     let negative = [-1.5, -1.0];
     let history = History::new(&sampling, &[1], &[]);
-    assert_eq!(choose(&negative, &sampling, &history), 0, "-2 is below -1.5");
+    assert_eq!(
+        choose(&negative, &sampling, &history),
+        0,
+        "-2 is below -1.5"
+    );
 }
 
 #[test]
