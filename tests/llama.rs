@@ -319,10 +319,10 @@ async fn what_the_model_cannot_take_is_refused_and_the_server_goes_on() {
         let expected = (code.to_owned(), Some("prompt".to_owned()));
         assert_eq!(body.error(), expected, "{shown}");
         let mut request = grpc::request("", max_tokens);
-        request.input = Some(match prompt {
-            Value::String(prompt) => Input::Prompt(prompt),
-            ids => Input::PromptTokenIds(v1::TokenIds {
-                ids: serde_json::from_value(ids).unwrap(),
+        request.input = Some(match prompt.as_str() {
+            Some(prompt) => Input::Prompt(prompt.to_owned()),
+            None => Input::PromptTokenIds(v1::TokenIds {
+                ids: serde_json::from_value(prompt).unwrap(),
             }),
         });
         let refused = server.grpc().await.complete(request).await.unwrap_err();
