@@ -1,7 +1,7 @@
 //! A real model on llama.cpp: any GGUF file that it can load, on the CPU. It knows files, sequences
 //! and tokens; it must not know requests, streams, queues or protocols.
 //!
-//! A loaded model is two halves: [`model`] is shared by every thread, [`device`] stays on its worker's.
+//! A loaded model is two halves: `model` is shared by every thread, `device` stays on its worker's.
 //! A sequence resumes exactly on one thread with the kind of weights that the tests run, and
 //! contiguously otherwise.
 //! llama.cpp's own log lines go to `tracing`, under the target `llama-cpp-2`.
