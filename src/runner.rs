@@ -12,6 +12,8 @@ use smallvec::SmallVec;
 
 use crate::request::{Caller, ChatMessage, Sampling, TokenId};
 
+#[cfg(feature = "llama-cpp")]
+pub mod llama;
 pub mod llm_test;
 
 /// The raw bytes of a token: not always whole characters. Up to 16 bytes need no allocation.

@@ -171,9 +171,7 @@ impl EngineSettings {
         let name = self.model_name.or(file_name).unwrap_or_default();
         let loader = LlamaLoader::new(LlamaOptions {
             model_path,
-            threads: self
-                .threads
-                .map_or_else(super::default_threads, usize::from),
+            threads: self.threads.map_or_else(super::default_threads, count),
             context_length: self.context_length.map(NonZeroU32::get),
         });
         Ok((name, Arc::new(loader), 8))

@@ -15,7 +15,9 @@ use tokenway::proto::v1::inference_client::InferenceClient;
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::runner::{LoadError, Loaded, Loader};
 use tokenway::scheduler::Readiness;
-use tokenway::server::{Drain, EngineParts, HttpDoor, ModelParts, Server, ServerParts, Source};
+use tokenway::server::{
+    Drain, EngineParts, HttpDoor, ModelParts, Server, ServerParts, Source, StartError,
+};
 use tokenway::telemetry::Telemetry;
 use tonic::transport::Channel;
 
@@ -143,7 +145,7 @@ impl Setup {
     /// Starts the server and waits until its model is loaded.
     pub async fn start(self) -> TestServer {
         let server = self.start_loading().await;
-        server.server.ready(|_| ()).await.expect("the model loads");
+        server.ready().await.expect("the model loads");
         server
     }
 
@@ -156,6 +158,11 @@ impl Setup {
 }
 
 impl TestServer {
+    /// Waits until the model is loaded, or says why it cannot be.
+    pub async fn ready(&self) -> Result<(), StartError> {
+        self.server.ready(|_| ()).await
+    }
+
     pub fn http_address(&self) -> String {
         self.server
             .http_address()

@@ -1,0 +1,280 @@
+//! What only the device's inside shows: the bits of its logits, the rows of its batches, and how it
+//! recovers.
+
+use std::path::PathBuf;
+
+use super::*;
+use crate::request::{Caller, Sampling};
+use crate::runner::llama::{LlamaLoader, LlamaOptions, backend, load_file};
+use crate::runner::{Emission, Resumption};
+
+/// Room for all slots but one.
+struct RoomExcept(Option<Slot>);
+
+impl Room for RoomExcept {
+    fn room(&self, slot: Slot) -> usize {
+        usize::from(self.0 != Some(slot))
+    }
+}
+
+fn loader(threads: usize) -> LlamaLoader {
+    let model_path = std::env::var_os("TOKENWAY_TEST_MODEL").map_or_else(
+        || {
+            let home = std::env::var_os("HOME").expect("HOME is set");
+            PathBuf::from(home).join(".cache/tokenway/SmolLM2-135M-Instruct.Q4_1.gguf")
+        },
+        PathBuf::from,
+    );
+    let there = model_path.exists();
+    assert!(there, "there is no model: `make model` fetches it");
+    LlamaLoader::new(LlamaOptions {
+        model_path,
+        threads,
+        context_length: None,
+    })
+}
+
+fn runner(slots: usize) -> LlamaRunner {
+    let loaded = loader(1).load_parts(slots, &|_| ());
+    loaded.expect("the model loads").1
+}
+
+/// The beginning of an endless text.
+fn text(tokens: usize) -> Vec<TokenId> {
+    // Ids of ordinary words; what they say does not matter.
+    (0..tokens)
+        .map(|index| TokenId::try_from(1000 + index * 37 % 8000).unwrap())
+        .collect()
+}
+
+fn greedy(prompt: &[TokenId], max_tokens: u32) -> Sequence {
+    Sequence {
+        prompt: prompt.into(),
+        delivered: Vec::new(),
+        choice: 0,
+        seed: 0,
+        max_tokens,
+        sampling: Sampling {
+            temperature: 0.0,
+            ..Sampling::default()
+        },
+        stamps: false,
+        caller: Caller::default(),
+    }
+}
+
+/// A token with the bits of the logits that it was chosen from.
+#[derive(PartialEq)]
+struct Output {
+    slot: Slot,
+    id: TokenId,
+    bits: Vec<u32>,
+}
+
+/// Steps once, without room for `stalled`.
+fn step(runner: &mut LlamaRunner, stalled: Option<Slot>) -> Vec<Output> {
+    let mut emissions = Vec::new();
+    let room = RoomExcept(stalled);
+    runner.step(&mut Step::new(&room, &mut emissions)).unwrap();
+    let rows = runner.parts.iter().filter_map(|part| part.output);
+    let outputs = rows.zip(emissions).map(|(row, emission)| {
+        let (Emission::Token(slot, token) | Emission::EndOfSequence(slot, token)) = emission else {
+            panic!("{emission:?}");
+        };
+        let bits = runner.context.with_dependent(|_, context| {
+            let logits = context.get_logits_ith(row).iter();
+            logits.map(|logit| logit.to_bits()).collect()
+        });
+        let id = token.id;
+        Output { slot, id, bits }
+    });
+    outputs.collect()
+}
+
+/// Steps until the slot's sequence has this many outputs.
+fn run(runner: &mut LlamaRunner, slot: Slot, count: usize) -> Vec<Output> {
+    let mut made = Vec::new();
+    while made.len() < count {
+        let outputs = step(runner, None);
+        made.extend(outputs.into_iter().filter(|output| output.slot == slot));
+    }
+    made
+}
+
+fn ids(outputs: &[Output]) -> Vec<TokenId> {
+    outputs.iter().map(|output| output.id).collect()
+}
+
+fn assert_same_bits(outputs: &[Output], expected: &[Output]) {
+    assert_eq!(ids(outputs), ids(expected));
+    let same = outputs.iter().zip(expected).all(|(a, b)| a.bits == b.bits);
+    assert!(
+        same,
+        "the tokens are the same, the bits of their logits are not"
+    );
+}
+
+/// What [`Resumption::Exact`] stands on. The prompt is long enough for several chunks, and the cells
+/// pass the 512 from which llama.cpp may divide a lone sequence's attention.
+#[test]
+fn logits_have_the_same_bits_alone_in_a_batch_and_after_a_resumption() {
+    let mut runner = runner(4);
+    assert_eq!(runner.model.facts().resumption, Resumption::Exact);
+    let sequence = greedy(&text(500), 30);
+    runner.admit(Slot(0), sequence.clone()).unwrap();
+    let alone = run(&mut runner, Slot(0), 30);
+    runner.release(Slot(0));
+
+    let mut resumed = sequence.clone();
+    resumed.delivered = ids(&alone[..13]);
+    runner.admit(Slot(0), resumed.clone()).unwrap();
+    assert_same_bits(&run(&mut runner, Slot(0), 17), &alone[13..]);
+    runner.release(Slot(0));
+
+    runner.admit(Slot(1), greedy(&text(20), 400)).unwrap();
+    run(&mut runner, Slot(1), 1);
+    runner.admit(Slot(2), sequence).unwrap();
+    runner.admit(Slot(3), greedy(&text(90), 400)).unwrap();
+    let in_batch = run(&mut runner, Slot(2), 30);
+    let in_batch: Vec<_> = in_batch.into_iter().collect();
+    assert_same_bits(&in_batch, &alone);
+    runner.release(Slot(2));
+
+    runner.admit(Slot(2), resumed).unwrap();
+    assert_same_bits(&run(&mut runner, Slot(2), 17), &alone[13..]);
+}
+
+#[test]
+fn on_several_threads_a_resumption_is_contiguous() {
+    let (model, _) = loader(2).load_parts(1, &|_| ()).expect("the model loads");
+    assert_eq!(model.facts().resumption, Resumption::Contiguous);
+}
+
+#[test]
+fn a_resumption_samples_as_the_undisturbed_run_with_its_penalties() {
+    let mut runner = runner(1);
+    let mut sequence = greedy(&text(8), 24);
+    sequence.seed = 3;
+    sequence.sampling = Sampling {
+        frequency_penalty: 1.5,
+        repetition_penalty: 1.2,
+        top_p: 0.9,
+        ..Sampling::default()
+    };
+    runner.admit(Slot(0), sequence.clone()).unwrap();
+    let undisturbed = ids(&run(&mut runner, Slot(0), 24));
+    runner.release(Slot(0));
+    sequence.delivered = undisturbed[..11].to_vec();
+    runner.admit(Slot(0), sequence).unwrap();
+    assert_eq!(ids(&run(&mut runner, Slot(0), 13)), undisturbed[11..]);
+}
+
+#[test]
+fn prompts_share_the_rows_of_a_step_and_delay_no_running_sequence() {
+    let mut runner = runner(3);
+    runner.admit(Slot(2), greedy(&text(5), 100)).unwrap();
+    run(&mut runner, Slot(2), 1);
+    runner.admit(Slot(1), greedy(&text(100), 1)).unwrap();
+    runner.admit(Slot(0), greedy(&text(50), 1)).unwrap();
+    // The prompt in slot 1 came first: 63 rows, then its last 37, with 26 of the other's 50.
+    for (rows, finished) in [(63, vec![]), (63, vec![Slot(1)]), (24, vec![Slot(0)])] {
+        let outputs = step(&mut runner, None);
+        assert_eq!(runner.batch.n_tokens(), rows + 1);
+        let mut slots: Vec<_> = outputs.iter().map(|output| output.slot).collect();
+        assert_eq!(slots.pop(), Some(Slot(2)), "it has a token in every step");
+        assert_eq!(slots, finished);
+    }
+    step(&mut runner, None);
+    assert_eq!(runner.batch.n_tokens(), 1, "who has max_tokens has no row");
+}
+
+#[test]
+fn a_sequence_without_room_has_no_row_and_loses_nothing() {
+    let mut runner = runner(2);
+    let sequence = greedy(&text(30), 8);
+    runner.admit(Slot(0), sequence.clone()).unwrap();
+    let undisturbed = ids(&run(&mut runner, Slot(0), 8));
+    runner.release(Slot(0));
+
+    assert_eq!(
+        runner.next(&RoomExcept(None)),
+        Next::Idle,
+        "there is no sequence"
+    );
+    runner.admit(Slot(1), sequence).unwrap();
+    let mut made = ids(&run(&mut runner, Slot(1), 3));
+    let full = RoomExcept(Some(Slot(1)));
+    assert_eq!(runner.next(&full), Next::Idle);
+    assert!(step(&mut runner, Some(Slot(1))).is_empty());
+    runner.admit(Slot(0), greedy(&text(5), 8)).unwrap();
+    assert_eq!(runner.next(&full), Next::Now);
+    assert_eq!(step(&mut runner, Some(Slot(1))).len(), 1);
+    assert_eq!(runner.batch.n_tokens(), 5);
+    made.extend(ids(&run(&mut runner, Slot(1), 5)));
+    assert_eq!(made, undisturbed);
+    runner.release(Slot(0));
+    assert_eq!(
+        runner.next(&RoomExcept(None)),
+        Next::Idle,
+        "it has max_tokens"
+    );
+}
+
+#[test]
+fn what_would_abort_the_process_is_refused() {
+    let mut runner = runner(1);
+    let refused = |runner: &mut LlamaRunner, slot, sequence| {
+        runner.admit(Slot(slot), sequence).unwrap_err().to_string()
+    };
+    let resumed = |delivered| Sequence {
+        delivered,
+        ..greedy(&[1], 2)
+    };
+    for (sequence, reason) in [
+        (greedy(&[], 4), "empty"),
+        (
+            greedy(&[1, 49_152], 4),
+            "49152 is not in this model's vocabulary",
+        ),
+        (resumed(vec![u32::MAX]), "not in this model's vocabulary"),
+        (resumed(vec![1, 2]), "delivered"),
+        (greedy(&text(2000), 49), "context is 2048"),
+        (greedy(&[1], u32::MAX), "context is 2048"),
+    ] {
+        let error = refused(&mut runner, 0, sequence);
+        assert!(error.contains(reason), "{error}");
+    }
+    assert!(refused(&mut runner, 1, greedy(&[1], 4)).contains("no slot 1"));
+    runner.admit(Slot(0), greedy(&text(3), 4)).unwrap();
+    assert!(refused(&mut runner, 0, greedy(&[1], 4)).contains("not free"));
+    runner.release(Slot(7));
+    assert_eq!(run(&mut runner, Slot(0), 4).len(), 4);
+}
+
+#[test]
+fn a_device_without_cells_fails_those_sequences_and_goes_on() {
+    // A model that believes in more cells than the context has, which no loader makes.
+    let loader = loader(1);
+    let backend = backend().unwrap();
+    let llama = load_file(backend, &loader.options.model_path, &|_| ()).unwrap();
+    let model = GgufModel::new(llama, String::new(), 2048, Resumption::No).unwrap();
+    let params = loader.context_params(2, 256).unwrap();
+    let context = Context::try_new(Arc::new(model), |model| {
+        model.llama().new_context(backend, params)
+    });
+    let mut runner = LlamaRunner::new(context.unwrap(), 2);
+
+    runner.admit(Slot(0), greedy(&text(300), 4)).unwrap();
+    let mut emissions = Vec::new();
+    while emissions.is_empty() {
+        let room = RoomExcept(None);
+        runner.step(&mut Step::new(&room, &mut emissions)).unwrap();
+    }
+    let error = ModelError::Failed("the device has no cell left".to_owned());
+    assert_eq!(emissions, [Emission::Failed(Slot(0), error)]);
+    runner.release(Slot(0));
+    for slot in [Slot(0), Slot(1)] {
+        runner.admit(slot, greedy(&text(200), 4)).unwrap();
+        assert_eq!(run(&mut runner, slot, 4).len(), 4);
+    }
+}

@@ -1,0 +1,213 @@
+//! What every thread may ask of a GGUF model: its facts, its tokenizer, its chat template. It must
+//! not know the device's context.
+
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::token::LlamaToken;
+
+use super::chat::ChatTemplate;
+use crate::request::{ChatMessage, TokenId};
+use crate::runner::{LoadError, Model, ModelError, ModelFacts, Resumption, TokenBytes};
+
+/// The longest prompt that is tokenized, whatever the context: the doors let no more through.
+const MAX_PROMPT_BYTES: usize = 4 * 1024 * 1024;
+
+/// Texts longer than this are tokenized on a thread of their own, see [`stack_for`].
+const SMALL_TEXT: usize = 1024;
+
+/// A model file in memory.
+pub(super) struct GgufModel {
+    llama: LlamaModel,
+    facts: ModelFacts,
+    vocabulary: Vec<Piece>,
+    /// The token that begins every prompt, where the model has one.
+    bos: Option<TokenId>,
+    /// Or why the model cannot chat.
+    chat: Result<ChatTemplate, String>,
+}
+
+/// One token of the vocabulary.
+struct Piece {
+    bytes: TokenBytes,
+    /// Whether the model ends its output by it.
+    ends: bool,
+}
+
+impl GgufModel {
+    /// Reads out what is asked for again and again.
+    ///
+    /// # Errors
+    /// When the model is none that completes text.
+    pub(super) fn new(
+        llama: LlamaModel,
+        name: String,
+        context_length: u32,
+        resumption: Resumption,
+    ) -> Result<Self, LoadError> {
+        refuse_what_cannot_complete(&llama)?;
+        let vocab = llama.vocab();
+        let mut longest = 1;
+        let vocabulary: Vec<Piece> = vocab
+            .tokens()
+            .map(|token| {
+                let spelled = vocab.token_to_piece(token, true, None);
+                longest = longest.max(spelled.len());
+                Piece {
+                    bytes: TokenBytes::from_slice(&vocab.token_to_piece(token, false, None)),
+                    ends: vocab.is_eog(token),
+                }
+            })
+            .collect();
+        let special = |token: LlamaToken| TokenId::try_from(token.0).ok();
+        let bos = special(vocab.bos()).filter(|_| vocab.should_add_bos());
+        let spelling = |token: LlamaToken| {
+            // llama.cpp has no spelling of a token that the model does not have.
+            let bytes = special(token).map(|_| vocab.token_to_piece(token, true, None));
+            String::from_utf8(bytes.unwrap_or_default()).unwrap_or_default()
+        };
+        let (bos_token, eos_token) = (spelling(vocab.bos()), spelling(vocab.eos()));
+        let chat = chat_template(&llama, bos_token, eos_token);
+        let facts = ModelFacts {
+            name: llama.meta_val_str("general.name").unwrap_or(name),
+            context_length,
+            max_prompt_bytes: max_prompt_bytes(context_length, longest),
+            resumption,
+        };
+        Ok(Self {
+            llama,
+            facts,
+            vocabulary,
+            bos,
+            chat,
+        })
+    }
+
+    pub(super) fn llama(&self) -> &LlamaModel {
+        &self.llama
+    }
+
+    /// The bytes of a token, and whether the model ends its output by it.
+    pub(super) fn piece(&self, id: TokenId) -> Option<(&TokenBytes, bool)> {
+        let piece = self.vocabulary.get(usize::try_from(id).ok()?)?;
+        Some((&piece.bytes, piece.ends))
+    }
+
+    fn token_ids(&self, text: &str) -> Result<Vec<TokenId>, ModelError> {
+        let tokens = self.llama.vocab().tokenize(text.as_bytes(), false, true);
+        let ids = tokens.iter().map(|token| TokenId::try_from(token.0));
+        let ids = ids
+            .collect::<Result<_, _>>()
+            .map_err(|_| cannot_tokenize())?;
+        Ok(begun(ids, self.bos))
+    }
+}
+
+impl Model for GgufModel {
+    fn facts(&self) -> &ModelFacts {
+        &self.facts
+    }
+
+    fn tokenize(&self, text: &str) -> Result<Vec<TokenId>, ModelError> {
+        if text.len() <= SMALL_TEXT {
+            return self.token_ids(text);
+        }
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new()
+                .name("tokenize".to_owned())
+                .stack_size(stack_for(text))
+                .spawn_scoped(scope, || self.token_ids(text));
+            let joined = thread.map_err(|_| cannot_tokenize())?.join();
+            joined.unwrap_or_else(|_| Err(cannot_tokenize()))
+        })
+    }
+
+    fn token_bytes(&self, id: TokenId) -> Option<TokenBytes> {
+        self.piece(id).map(|(bytes, _)| bytes.clone())
+    }
+
+    fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, ModelError> {
+        match &self.chat {
+            Ok(chat) => chat.render(messages),
+            Err(reason) => Err(ModelError::Invalid(reason.clone())),
+        }
+    }
+}
+
+/// The ids with the model's beginning token first, where it has one. A text that begins with that
+/// token already, as a rendered chat may, gets no second one.
+fn begun(mut ids: Vec<TokenId>, bos: Option<TokenId>) -> Vec<TokenId> {
+    if let Some(bos) = bos
+        && ids.first() != Some(&bos)
+    {
+        ids.insert(0, bos);
+    }
+    ids
+}
+
+/// How much stack it takes to tokenize a text. Some tokenizers split words by `std::regex`, which
+/// recurses for each character of a word: 20,000 letters in a row overflowed 2 MiB of stack at 325
+/// bytes for each. This has three times as much; what is not used is never mapped.
+fn stack_for(text: &str) -> usize {
+    MAX_PROMPT_BYTES / 4 + text.len() * 1024
+}
+
+/// No prompt that fits the context is longer than this: the longest token, all over the context.
+fn max_prompt_bytes(context_length: u32, longest_token: usize) -> usize {
+    let context_length = usize::try_from(context_length).unwrap_or(usize::MAX);
+    context_length
+        .saturating_mul(longest_token)
+        .min(MAX_PROMPT_BYTES)
+}
+
+fn cannot_tokenize() -> ModelError {
+    ModelError::Failed("the text could not be tokenized".to_owned())
+}
+
+/// llama.cpp loads models without a tokenizer, embedding models and encoders too, and aborts the
+/// process when they are asked for a completion.
+fn refuse_what_cannot_complete(llama: &LlamaModel) -> Result<(), LoadError> {
+    let meta = |key: &str| llama.meta_val_str(key).ok();
+    let architecture = meta("general.architecture").unwrap_or_default();
+    let reason = if meta("tokenizer.ggml.model").is_none_or(|it| it == "no_vocab" || it == "none") {
+        "has no tokenizer"
+    } else if meta(&format!("{architecture}.attention.causal")).as_deref() == Some("false") {
+        "does not complete text: its attention is not causal"
+    } else if llama.decode_start_token().0 >= 0 {
+        "does not complete text: it is an encoder with a decoder"
+    } else {
+        return Ok(());
+    };
+    Err(LoadError(format!("it {reason}")))
+}
+
+fn chat_template(llama: &LlamaModel, bos: String, eos: String) -> Result<ChatTemplate, String> {
+    let Ok(source) = llama.chat_template(None) else {
+        return Err("This model has no chat template.".to_owned());
+    };
+    let compiled = source
+        .to_string()
+        .map_err(|error| error.to_string())
+        .and_then(|source| ChatTemplate::new(source, bos, eos));
+    compiled.map_err(|error| {
+        tracing::warn!(%error, "the model's chat template cannot be used");
+        "This model's chat template cannot be used.".to_owned()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prompt_begins_once() {
+        assert_eq!(begun(vec![5, 6], None), [5, 6]);
+        assert_eq!(begun(vec![5, 6], Some(1)), [1, 5, 6]);
+        assert_eq!(begun(vec![1, 5, 6], Some(1)), [1, 5, 6]);
+        assert_eq!(begun(vec![], Some(1)), [1]);
+    }
+
+    #[test]
+    fn no_prompt_that_fits_is_refused_for_its_bytes() {
+        assert_eq!(max_prompt_bytes(2048, 162), 331_776);
+        assert_eq!(max_prompt_bytes(131_072, 512), MAX_PROMPT_BYTES);
+    }
+}

@@ -1,0 +1,252 @@
+//! Sampling from distributions whose answer is known.
+
+use super::*;
+
+/// Logits of these probabilities.
+fn logits(probabilities: &[f32]) -> Vec<f32> {
+    probabilities.iter().map(|p| p.ln()).collect()
+}
+
+fn hot() -> Sampling {
+    Sampling::default()
+}
+
+fn greedy() -> Sampling {
+    Sampling {
+        temperature: 0.0,
+        ..hot()
+    }
+}
+
+fn choose(logits: &[f32], sampling: &Sampling, history: &History) -> TokenId {
+    let draw = Draw {
+        seed: 0,
+        choice: 0,
+        position: 0,
+    };
+    let chosen = Sampler::default().sample(logits, sampling, history, draw);
+    chosen.expect("the logits are a distribution")
+}
+
+/// How often each token is drawn, as fractions of 20,000 positions.
+fn frequencies(logits: &[f32], sampling: &Sampling) -> Vec<f64> {
+    let history = History::new(sampling, &[], &[]);
+    let mut sampler = Sampler::default();
+    let mut counts = vec![0_u32; logits.len()];
+    for position in 0..20_000 {
+        let draw = Draw {
+            seed: 42,
+            choice: 0,
+            position,
+        };
+        let id = sampler.sample(logits, sampling, &history, draw).unwrap();
+        counts[usize::try_from(id).unwrap()] += 1;
+    }
+    let fraction = |count: u32| f64::from(count) / 20_000.0;
+    counts.into_iter().map(fraction).collect()
+}
+
+/// Five standard deviations of a fraction of 20,000 draws are at most 0.018.
+fn assert_near(frequencies: &[f64], expected: &[f64]) {
+    assert_eq!(frequencies.len(), expected.len());
+    for (frequency, expected) in frequencies.iter().zip(expected) {
+        if *expected == 0.0 {
+            assert_eq!(*frequency, 0.0, "{frequencies:?}");
+        }
+        assert!((frequency - expected).abs() < 0.018, "{frequencies:?}");
+    }
+}
+
+const FOUR: [f32; 4] = [0.1, 0.5, 0.25, 0.15];
+
+#[test]
+fn greedy_takes_the_largest_and_the_lowest_id_of_equals() {
+    let none = History::new(&greedy(), &[], &[]);
+    assert_eq!(choose(&[0.0, 3.0, -1.0, 3.0], &greedy(), &none), 1);
+    assert_eq!(choose(&[f32::NEG_INFINITY, -7.0], &greedy(), &none), 1);
+}
+
+#[test]
+fn draws_follow_the_distribution() {
+    assert_near(
+        &frequencies(&logits(&FOUR), &hot()),
+        &[0.1, 0.5, 0.25, 0.15],
+    );
+}
+
+#[test]
+fn temperature_flattens_the_distribution() {
+    let warm = Sampling {
+        temperature: 2.0,
+        ..hot()
+    };
+    let roots: Vec<f64> = FOUR.iter().map(|p| f64::from(*p).sqrt()).collect();
+    let sum: f64 = roots.iter().sum();
+    let expected: Vec<f64> = roots.iter().map(|root| root / sum).collect();
+    assert_near(&frequencies(&logits(&FOUR), &warm), &expected);
+}
+
+#[test]
+fn top_k_keeps_the_likeliest() {
+    let two = Sampling { top_k: 2, ..hot() };
+    let expected = [0.0, 2.0 / 3.0, 1.0 / 3.0, 0.0];
+    assert_near(&frequencies(&logits(&FOUR), &two), &expected);
+    let equals = Sampling { top_k: 1, ..hot() };
+    assert_near(&frequencies(&[1.0, 1.0, 0.0], &equals), &[1.0, 0.0, 0.0]);
+    let more_than_there_are = Sampling { top_k: 9, ..hot() };
+    let expected = [0.1, 0.5, 0.25, 0.15];
+    assert_near(
+        &frequencies(&logits(&FOUR), &more_than_there_are),
+        &expected,
+    );
+}
+
+#[test]
+fn top_p_keeps_the_fewest_that_reach_it() {
+    let nucleus = |top_p| Sampling { top_p, ..hot() };
+    let two_thirds = [0.0, 2.0 / 3.0, 1.0 / 3.0, 0.0];
+    assert_near(&frequencies(&logits(&FOUR), &nucleus(0.7)), &two_thirds);
+    let one = [0.0, 1.0, 0.0, 0.0];
+    assert_near(&frequencies(&logits(&FOUR), &nucleus(0.49)), &one);
+    assert_near(&frequencies(&logits(&FOUR), &nucleus(0.000_01)), &one);
+    let three = [0.0, 0.5 / 0.9, 0.25 / 0.9, 0.15 / 0.9];
+    assert_near(&frequencies(&logits(&FOUR), &nucleus(0.89)), &three);
+}
+
+#[test]
+fn top_p_is_of_what_top_k_has_kept() {
+    let both = Sampling {
+        top_k: 2,
+        top_p: 0.6,
+        ..hot()
+    };
+    assert_near(&frequencies(&logits(&FOUR), &both), &[0.0, 1.0, 0.0, 0.0]);
+}
+
+#[test]
+fn min_p_is_relative_to_the_likeliest() {
+    let half = Sampling {
+        min_p: 0.4,
+        ..hot()
+    };
+    let expected = [0.0, 2.0 / 3.0, 1.0 / 3.0, 0.0];
+    assert_near(&frequencies(&logits(&FOUR), &half), &expected);
+    let all = Sampling {
+        min_p: 1.0,
+        ..hot()
+    };
+    assert_near(&frequencies(&logits(&FOUR), &all), &[0.0, 1.0, 0.0, 0.0]);
+}
+
+#[test]
+fn the_repetition_penalty_counts_prompt_and_completion_once() {
+    let sampling = Sampling {
+        repetition_penalty: 2.0,
+        ..greedy()
+    };
+    let row = [3.0, 2.0, -1.0];
+    let of = |prompt: &[TokenId], completion: &[TokenId]| {
+        choose(
+            &row,
+            &sampling,
+            &History::new(&sampling, prompt, completion),
+        )
+    };
+    assert_eq!(of(&[], &[]), 0);
+    assert_eq!(of(&[0, 0], &[]), 1, "1.5 is below 2");
+    assert_eq!(of(&[], &[0, 0]), 1);
+    assert_eq!(of(&[0], &[1]), 0, "1.5 is above 1");
+    let negative = [-1.5, -1.0];
+    let history = History::new(&sampling, &[1], &[]);
+    assert_eq!(
+        choose(&negative, &sampling, &history),
+        0,
+        "-2 is below -1.5"
+    );
+}
+
+#[test]
+fn presence_and_frequency_count_the_completion_only() {
+    let presence = Sampling {
+        presence_penalty: 1.5,
+        ..greedy()
+    };
+    let frequency = Sampling {
+        frequency_penalty: 0.6,
+        ..greedy()
+    };
+    let row = [3.0, 2.0];
+    let of = |sampling: &Sampling, completion: &[TokenId]| {
+        let history = History::new(sampling, &[0, 0, 0], completion);
+        choose(&row, sampling, &history)
+    };
+    assert_eq!(of(&presence, &[]), 0);
+    assert_eq!(of(&presence, &[0]), 1);
+    assert_eq!(of(&presence, &[1, 1, 1]), 0);
+    assert_eq!(of(&frequency, &[0]), 0, "2.4 is above 2");
+    assert_eq!(of(&frequency, &[0, 0]), 1, "1.8 is below 2");
+}
+
+#[test]
+fn a_history_grows_with_the_completion() {
+    let sampling = Sampling {
+        presence_penalty: 2.0,
+        ..greedy()
+    };
+    let mut history = History::new(&sampling, &[], &[]);
+    assert_eq!(choose(&[3.0, 2.0], &sampling, &history), 0);
+    history.push(0);
+    assert_eq!(choose(&[3.0, 2.0], &sampling, &history), 1);
+}
+
+#[test]
+fn a_penalty_near_zero_is_no_fault_of_the_model() {
+    let sampling = Sampling {
+        repetition_penalty: f32::MIN_POSITIVE,
+        ..hot()
+    };
+    let history = History::new(&sampling, &[1], &[]);
+    assert_eq!(choose(&[3.0, 2.0], &sampling, &history), 1);
+}
+
+#[test]
+fn what_is_no_distribution_is_an_error() {
+    let rows: [&[f32]; 5] = [
+        &[1.0, f32::NAN],
+        &[f32::NAN, 1.0],
+        &[1.0, f32::INFINITY],
+        &[f32::NEG_INFINITY; 2],
+        &[],
+    ];
+    for row in rows {
+        for sampling in [greedy(), hot()] {
+            let history = History::new(&sampling, &[], &[]);
+            let draw = Draw {
+                seed: 1,
+                choice: 0,
+                position: 0,
+            };
+            let chosen = Sampler::default().sample(row, &sampling, &history, draw);
+            assert_eq!(chosen, Err(BadLogits), "{row:?}");
+        }
+    }
+}
+
+#[test]
+fn a_draw_depends_on_each_part_of_its_key() {
+    let draw = |seed, choice, position| {
+        let draw = Draw {
+            seed,
+            choice,
+            position,
+        };
+        draw.uniform()
+    };
+    let base = draw(7, 1, 3);
+    assert_eq!(base, draw(7, 1, 3));
+    for other in [draw(8, 1, 3), draw(7, 2, 3), draw(7, 1, 4), draw(7, 3, 1)] {
+        assert_ne!(base, other);
+    }
+    // Clients rely on a seed from one release to the next.
+    assert_eq!(base, 0.621_529_640_770_632_6);
+}
