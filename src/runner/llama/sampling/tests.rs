@@ -206,7 +206,7 @@ fn a_penalty_near_zero_is_no_fault_of_the_model() {
         ..hot()
     };
     let history = History::new(&sampling, &[1], &[]);
-    assert_eq!(choose(&[3.0, 2.0], &sampling, &history), 1);
+    assert_eq!(choose(&[9.0, 8.0], &sampling, &history), 1);
 }
 
 #[test]
