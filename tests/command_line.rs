@@ -188,3 +188,39 @@ async fn complete_shows_what_came_before_a_failure_and_then_the_failure() {
         assert!(outcome.failure().contains("internal_error"));
     }
 }
+
+#[tokio::test]
+async fn no_prompt_completion_or_user_is_in_any_log_or_metric() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = folder.path().join("log");
+    let program = serve().args(["--test-runner-fail-at", "3"]).log_to(&log);
+    let program = program.env("TOKENWAY_LOG", "debug,tokenway=trace");
+    let (running, addresses) = started(program.env("TEST_RUNNER_FREQUENCY_MS", "0"), 2).await;
+    let [http, grpc] = &addresses[..] else {
+        panic!("two doors")
+    };
+    // One that ends well, one that fails, one that is refused for what it says.
+    for body in [
+        json!({"prompt": "canary", "user": "canary", "max_tokens": 2}),
+        json!({"prompt": "canary", "user": "canary", "max_tokens": 9, "stream": true}),
+        json!({"prompt": ["canary", 1]}),
+    ] {
+        let mut response = completion(&body).send_to(host(http)).await;
+        response.rest().await;
+    }
+    let arguments = ["complete", "canary", "--grpc", "--server", grpc];
+    let failed = tokenway().args(arguments).run().await;
+    assert_eq!(failed.stdout, "token_0token_1token_2");
+    let mut metrics = get("/metrics").send_to(host(http)).await;
+    let metrics = metrics.rest().await.text;
+    assert_eq!(running.interrupt().await, Some(0));
+    let log = std::fs::read_to_string(log).expect("a log");
+    assert!(
+        log.contains("the model failed on a sequence"),
+        "it logs: {log}"
+    );
+    for secret in ["canary", "token_0", "token_1"] {
+        assert!(!log.contains(secret), "{log}");
+        assert!(!metrics.contains(secret), "{metrics}");
+    }
+}

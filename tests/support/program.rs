@@ -98,6 +98,13 @@ impl Program {
         self
     }
 
+    /// Writes its standard error to a file.
+    pub fn log_to(mut self, path: &Path) -> Self {
+        let file = std::fs::File::create(path).expect("the file can be made");
+        self.0.stderr(file);
+        self
+    }
+
     /// Runs it to its end.
     pub async fn run(mut self) -> Outcome {
         let output = self.0.output().await.expect("the program can be run");
