@@ -1,5 +1,7 @@
 //! `tokenway`: parses, builds, serves.
 
+use std::env::VarError;
+use std::error::Error;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
@@ -10,6 +12,11 @@ use tracing_subscriber::EnvFilter;
 
 /// What a shell is told of settings that cannot be used.
 const USAGE: u8 = 2;
+
+const LOG_VARIABLE: &str = "TOKENWAY_LOG";
+
+/// What is logged where the variable does not say: llama.cpp is talkative while it loads.
+const DEFAULT_LOG: &str = "info,llama-cpp-2=warn";
 
 fn main() -> ExitCode {
     let task = match config::read(std::env::args_os()) {
@@ -28,7 +35,9 @@ fn main() -> ExitCode {
 }
 
 async fn serve(parts: ServerParts) -> ExitCode {
-    log_to_stderr();
+    if let Err(error) = log_to_stderr() {
+        return failed(&*error, USAGE);
+    }
     match run::until_signalled(parts, &mut io::stdout()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error, 1),
@@ -43,16 +52,23 @@ async fn complete(options: &ClientOptions) -> ExitCode {
 }
 
 /// `TOKENWAY_LOG` chooses what is logged, in the form of `tracing`'s filters.
-fn log_to_stderr() {
-    let filter = EnvFilter::try_from_env("TOKENWAY_LOG");
+fn log_to_stderr() -> Result<(), Box<dyn Error>> {
+    let filter = match std::env::var(LOG_VARIABLE) {
+        Ok(filter) => filter
+            .parse::<EnvFilter>()
+            .map_err(|error| format!("{LOG_VARIABLE}: {error}"))?,
+        Err(VarError::NotPresent) => EnvFilter::new(DEFAULT_LOG),
+        Err(error) => return Err(format!("{LOG_VARIABLE}: {error}").into()),
+    };
     tracing_subscriber::fmt()
-        .with_env_filter(filter.unwrap_or_else(|_| EnvFilter::new("info")))
+        .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .init();
+    Ok(())
 }
 
-fn failed(error: &dyn std::error::Error, code: u8) -> ExitCode {
+fn failed(error: &dyn Error, code: u8) -> ExitCode {
     // Nobody is left to tell where not even this can be written.
     let _ = writeln!(io::stderr(), "tokenway: {error}");
     ExitCode::from(code)

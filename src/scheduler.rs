@@ -1,6 +1,6 @@
 //! Who runs, where and when: admission, a bounded queue, placement on workers' free slots.
 //!
-//! One task owns the decisions, which are a plain struct ([`plan`]); this handle talks to it. Tokens
+//! One task owns the decisions, which are a plain struct (`plan`); this handle talks to it. Tokens
 //! never pass through here. It must not know protocols.
 
 use std::sync::Arc;

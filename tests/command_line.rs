@@ -131,6 +131,13 @@ async fn what_cannot_be_served_is_said_with_an_exit_code() {
 }
 
 #[tokio::test]
+async fn a_log_filter_that_is_none_is_refused() {
+    let outcome = serve().env("TOKENWAY_LOG", "tokenway=loud").run().await;
+    assert_eq!(outcome.code, Some(2), "{outcome:?}");
+    assert!(outcome.stderr.contains("TOKENWAY_LOG"), "{outcome:?}");
+}
+
+#[tokio::test]
 async fn a_taken_address_is_named() {
     let server = Setup::test_runner(full_speed()).start().await;
     let taken = server.http_address();
