@@ -289,3 +289,36 @@ async fn too_many_tokens_for_the_context_is_a_400_on_both_doors() {
     assert_eq!(status.code(), Code::InvalidArgument);
     assert_eq!(kind(&status), ErrorKind::ContextLengthExceeded);
 }
+
+/// Which of two requests that wait for the only slot is served first, by how many had ended when the
+/// other had its first event.
+#[tokio::test]
+async fn the_lower_priority_number_goes_first_whatever_the_door() {
+    let server = Setup::test_runner(silent_at(1)).slots(1).start().await;
+    let running = hold_the_slot(&server).await;
+    let mut later = grpc::request("a", 1);
+    later.priority = Some(5);
+    let mut later = server
+        .grpc()
+        .await
+        .complete(later)
+        .await
+        .unwrap()
+        .into_inner();
+    let mut first = grpc::request("a", 100);
+    first.priority = Some(-5);
+    let mut first = server
+        .grpc()
+        .await
+        .complete(first)
+        .await
+        .unwrap()
+        .into_inner();
+    drop(running);
+    // The first to be served falls silent and keeps the slot, so the other has nothing to tell.
+    tokio::select! {
+        biased;
+        event = later.message() => panic!("it was served before its turn: {event:?}"),
+        event = first.message() => assert!(event.unwrap().is_some()),
+    }
+}

@@ -110,3 +110,70 @@ fn in_stream_error(status: &Status) -> Error {
 fn upstream_error(message: &str) -> Error {
     Error::new(ErrorKind::UpstreamError, message)
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio_stream::StreamExt;
+
+    use super::*;
+
+    fn tokens(choice: u32, first_index: u32, count: usize) -> v1::CompletionEvent {
+        let tokens = vec![v1::Token::default(); count];
+        v1::CompletionEvent {
+            event: Some(Event::Tokens(v1::Tokens {
+                choice,
+                first_index,
+                tokens,
+                ..v1::Tokens::default()
+            })),
+        }
+    }
+
+    /// What a gateway makes of these events of an engine, whose stream then ends.
+    async fn checked(
+        engine: Vec<Result<v1::CompletionEvent, Status>>,
+    ) -> Vec<Result<Event, ErrorKind>> {
+        let (sender, receiver) = mpsc::channel(engine.len().max(1));
+        for event in engine {
+            sender.try_send(event).unwrap();
+        }
+        drop(sender);
+        Events::buffered(receiver)
+            .map(|event| event.map_err(|error| error.kind))
+            .collect()
+            .await
+    }
+
+    #[tokio::test]
+    async fn a_gap_or_a_repetition_in_a_choices_indices_is_an_error_and_nothing_follows_it() {
+        for wrong in [1, 3] {
+            let engine = vec![
+                Ok(tokens(0, 0, 2)),
+                Ok(tokens(1, 0, 1)),
+                Ok(tokens(0, wrong, 1)),
+                Ok(tokens(0, 2, 1)),
+            ];
+            let events = checked(engine).await;
+            assert_eq!(events.len(), 3, "{events:?}");
+            assert_eq!(events[2], Err(ErrorKind::UpstreamError));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_without_a_summary_was_cut_off() {
+        let events = checked(vec![Ok(tokens(0, 0, 1))]).await;
+        assert_eq!(events.last(), Some(&Err(ErrorKind::UpstreamError)));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_breaks_is_the_engines_failure_whatever_its_code() {
+        for status in [
+            Status::unknown("h2"),
+            Status::unavailable("h2"),
+            Status::cancelled("h2"),
+        ] {
+            let events = checked(vec![Err(status)]).await;
+            assert_eq!(events, [Err(ErrorKind::UpstreamError)]);
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! What a door puts up with from a connection: slow headers, slow bodies, nothing at all, and a peer
+//! that takes nothing.
+
+mod support;
+
+use std::time::Duration;
+
+use serde_json::json;
+use support::http::{completion, get};
+use support::{Setup, TestServer, full_speed};
+use tokenway::listen::Limits;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+
+/// Far above the limits that these tests set, and far below the defaults.
+const SOON: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_millis(200);
+
+async fn server(change: impl FnOnce(&mut Limits)) -> TestServer {
+    Setup::test_runner(full_speed())
+        .limits(change)
+        .start()
+        .await
+}
+
+/// Sends these bytes, and reads what comes until the server closes.
+async fn closed_soon(server: &TestServer, bytes: &[u8]) -> String {
+    let connected = TcpStream::connect(server.http_address()).await;
+    let mut stream = connected.expect("the door answers");
+    stream.write_all(bytes).await.expect("the bytes are taken");
+    let mut answer = Vec::new();
+    let closed = timeout(SOON, stream.read_to_end(&mut answer)).await;
+    closed
+        .expect("the server closes")
+        .expect("the answer can be read");
+    String::from_utf8(answer).expect("an answer is UTF-8")
+}
+
+#[tokio::test]
+async fn headers_that_do_not_come_close_the_connection() {
+    let server = server(|limits| limits.header_timeout = LIMIT).await;
+    closed_soon(&server, b"POST /v1/completions HTTP/1.1\r\nhost: te").await;
+    closed_soon(&server, b"").await;
+}
+
+#[tokio::test]
+async fn a_body_that_makes_no_progress_closes_the_connection() {
+    let server = server(|limits| limits.body_timeout = LIMIT).await;
+    let mut request = completion(&json!({"prompt": "a"})).bytes();
+    request.pop();
+    let answer = closed_soon(&server, &request).await;
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_http2_connection_without_requests_is_closed_when_it_has_been_idle_too_long() {
+    let server = server(|limits| limits.header_timeout = LIMIT).await;
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let mut stream = TcpStream::connect(server.http_address()).await.unwrap();
+    stream.write_all(preface).await.unwrap();
+    let closed = timeout(SOON, stream.read_to_end(&mut Vec::new())).await;
+    closed.expect("the server closes").unwrap();
+}
+
+#[tokio::test]
+async fn a_peer_that_takes_nothing_loses_its_connection() {
+    let server = server(|limits| limits.write_timeout = LIMIT).await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4_096).unwrap();
+    let address = server.http_address().parse().unwrap();
+    let mut stalled = socket.connect(address).await.unwrap();
+    let body = json!({"prompt": "a", "max_tokens": 1_000_000, "stream": true});
+    stalled.write_all(&completion(&body).bytes()).await.unwrap();
+    // The drain's time-out is longer than this test may take: it ends because the connection does.
+    timeout(SOON, server.drain())
+        .await
+        .expect("nobody is left to wait for")
+        .assert_nothing_is_left();
+    drop(stalled);
+}
+
+#[tokio::test]
+async fn too_many_headers_are_a_431() {
+    let server = server(|limits| limits.max_headers = 10).await;
+    let request = (0..11).fold(get("/livez"), |request, number| {
+        request.header(&format!("x-{number}"), "a")
+    });
+    assert_eq!(request.send(&server).await.status, 431);
+}

@@ -1,0 +1,191 @@
+//! What the worker makes of a runner that is not the test runner: one that ends by itself, does not
+//! stamp, fails as a whole, or breaks its promise about room.
+
+mod support;
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use support::http::completion;
+use support::{Setup, TestServer, grpc};
+use tokenway::error::{Error, ErrorKind};
+use tokenway::proto::v1;
+use tokenway::request::{ChatMessage, TokenId};
+use tokenway::runner::{
+    LoadError, Loaded, Loader, Model, ModelError, ModelFacts, Next, Resumption, Room, Runner,
+    Sequence, Slot, Step, StepError, Token, TokenBytes,
+};
+
+/// What the device does in its first step with a sequence.
+#[derive(Clone, Copy)]
+enum Does {
+    /// One token, then its end of sequence.
+    EndItself,
+    /// It fails as a whole.
+    Fail,
+    /// More tokens than any lane has room for.
+    IgnoreRoom,
+    /// Two tokens without any stamp.
+    NotStamp,
+}
+
+struct Device {
+    does: Does,
+    running: Option<Slot>,
+}
+
+struct Facts(ModelFacts);
+
+fn token(id: TokenId) -> Token {
+    Token {
+        id,
+        bytes: TokenBytes::from_slice(b"x"),
+        due_ns: 0,
+        emitted_ns: 0,
+    }
+}
+
+impl Runner for Device {
+    fn admit(&mut self, slot: Slot, _sequence: Sequence) -> Result<(), ModelError> {
+        self.running = Some(slot);
+        Ok(())
+    }
+
+    fn release(&mut self, _slot: Slot) {
+        self.running = None;
+    }
+
+    fn next(&mut self, _room: &dyn Room) -> Next {
+        self.running.map_or(Next::Idle, |_| Next::Now)
+    }
+
+    fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError> {
+        let Some(slot) = self.running else {
+            return Ok(());
+        };
+        match self.does {
+            Does::EndItself => {
+                step.emit(slot, token(0));
+                step.end(slot, token(1));
+            }
+            Does::Fail => return Err(StepError("the device is gone".to_owned())),
+            Does::IgnoreRoom => (0..10_000).for_each(|id| step.emit(slot, token(id))),
+            Does::NotStamp => (0..2).for_each(|id| step.emit(slot, token(id))),
+        }
+        Ok(())
+    }
+}
+
+impl Model for Facts {
+    fn facts(&self) -> &ModelFacts {
+        &self.0
+    }
+
+    fn tokenize(&self, _text: &str) -> Result<Vec<TokenId>, ModelError> {
+        Ok(vec![0])
+    }
+
+    fn token_bytes(&self, id: TokenId) -> Option<TokenBytes> {
+        (id < 10).then(TokenBytes::new)
+    }
+
+    fn render_chat(&self, _messages: &[ChatMessage]) -> Result<String, ModelError> {
+        Err(ModelError::Invalid("there is no template".to_owned()))
+    }
+}
+
+impl Loader for Does {
+    fn load(&self, _slots: usize, _progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
+        let facts = ModelFacts {
+            name: "scripted".to_owned(),
+            context_length: 100_000,
+            max_prompt_bytes: 8,
+            resumption: Resumption::No,
+        };
+        Ok(Loaded {
+            model: Arc::new(Facts(facts)),
+            runner: Box::new(Device {
+                does: *self,
+                running: None,
+            }),
+        })
+    }
+
+    fn name(&self) -> &'static str {
+        "scripted"
+    }
+}
+
+async fn server(does: Does) -> TestServer {
+    Setup::runner("scripted", Arc::new(does), 1).start().await
+}
+
+async fn complete(server: &TestServer, request: v1::CompletionRequest) -> grpc::Completion {
+    let stream = server.grpc().await.complete(request).await;
+    let stream = stream.expect("the request is admitted");
+    grpc::collect(stream.into_inner()).await
+}
+
+fn kind(completion: &grpc::Completion) -> ErrorKind {
+    Error::from(completion.error.as_ref().expect("an error")).kind
+}
+
+#[tokio::test]
+async fn an_end_of_sequence_has_a_last_line_without_text_and_counts_in_the_usage() {
+    let server = server(Does::EndItself).await;
+    let options = json!({"include_usage": true});
+    let body = json!({"prompt": "a", "max_tokens": 9, "stream": true, "stream_options": options});
+    let (_, body) = completion(&body).fetch(&server).await;
+    let lines = body.lines();
+    let shown = |line: &Value| {
+        let choice = &line["choices"][0];
+        (choice["text"].clone(), choice["finish_reason"].clone())
+    };
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    assert_eq!(shown(&lines[0]), (json!("x"), Value::Null));
+    assert_eq!(shown(&lines[1]), (json!(""), json!("stop")));
+    assert_eq!(lines[2]["usage"]["completion_tokens"], 2);
+}
+
+#[tokio::test]
+async fn a_device_that_fails_loses_its_sequences() {
+    let server = server(Does::Fail).await;
+    let completion = complete(&server, grpc::request("a", 9)).await;
+    assert_eq!(kind(&completion), ErrorKind::WorkerLost);
+}
+
+#[tokio::test]
+async fn a_runner_that_ignores_room_fails_the_sequence_and_never_loses_a_token_of_it() {
+    let server = server(Does::IgnoreRoom).await;
+    let completion = complete(&server, grpc::request("a", 10_000)).await;
+    assert_eq!(kind(&completion), ErrorKind::Internal);
+}
+
+#[tokio::test]
+async fn the_worker_stamps_what_its_runner_does_not() {
+    let server = server(Does::NotStamp).await;
+    let mut request = grpc::request("a", 2);
+    request.include_stamps = true;
+    let completion = complete(&server, request).await;
+    let mut tokens = completion.choices[0].tokens.iter();
+    assert!(tokens.all(|token| token.emitted_ns.is_some() && token.due_ns.is_none()));
+}
+
+#[tokio::test]
+async fn a_prompt_that_the_model_cannot_take_is_refused() {
+    let server = server(Does::EndItself).await;
+    let mut client = server.grpc().await;
+    let too_long = client.complete(grpc::request("123456789", 1)).await;
+    let kind = |status: &tonic::Status| Error::from(status).kind;
+    assert_eq!(
+        kind(&too_long.unwrap_err()),
+        ErrorKind::ContextLengthExceeded
+    );
+    let ids = v1::TokenIds { ids: vec![1, 10] };
+    let unknown = v1::CompletionRequest {
+        input: Some(v1::completion_request::Input::PromptTokenIds(ids)),
+        ..grpc::request("a", 1)
+    };
+    let unknown = client.complete(unknown).await;
+    assert_eq!(kind(&unknown.unwrap_err()), ErrorKind::InvalidValue);
+}
