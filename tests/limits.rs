@@ -290,8 +290,6 @@ async fn too_many_tokens_for_the_context_is_a_400_on_both_doors() {
     assert_eq!(kind(&status), ErrorKind::ContextLengthExceeded);
 }
 
-/// Which of two requests that wait for the only slot is served first, by how many had ended when the
-/// other had its first event.
 #[tokio::test]
 async fn the_lower_priority_number_goes_first_whatever_the_door() {
     let server = Setup::test_runner(silent_at(1)).slots(1).start().await;
