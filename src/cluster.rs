@@ -109,7 +109,7 @@ impl Cluster {
                     return Ok(Events::buffered(events));
                 }
                 Ok(response) => return Ok(Events::direct(response.into_inner(), lease)),
-                Err(status) => refusal = Error::from(&status),
+                Err(status) => refusal = events::refusal(&status),
             }
             if !another_may_take(refusal.kind) {
                 break;
@@ -127,7 +127,7 @@ impl Cluster {
         for engine in self.by_load() {
             match engine.client().list_models(v1::ListModelsRequest {}).await {
                 Ok(response) => return Ok(response.into_inner().models),
-                Err(status) => refusal = Error::from(&status),
+                Err(status) => refusal = events::refusal(&status),
             }
         }
         Err(refusal)
@@ -147,7 +147,7 @@ impl Cluster {
             match answer.map(|response| response.into_inner().model) {
                 Ok(Some(model)) => return Ok(model),
                 Ok(None) => refusal = Error::internal(),
-                Err(status) => refusal = Error::from(&status),
+                Err(status) => refusal = events::refusal(&status),
             }
         }
         Err(refusal)
@@ -218,6 +218,7 @@ fn another_may_take(kind: ErrorKind) -> bool {
             | ErrorKind::NotReady
             | ErrorKind::Draining
             | ErrorKind::QueueFull
+            | ErrorKind::UpstreamError
             | ErrorKind::Internal
     )
 }

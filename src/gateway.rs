@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{Method, Uri};
@@ -12,6 +13,7 @@ use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
 use crate::error::{Error, ErrorKind};
@@ -46,6 +48,8 @@ pub struct Gateway {
     pub ready: Arc<dyn Fn() -> Result<(), Error> + Send + Sync>,
     /// The form of a completion's stream whose client has no preference.
     pub stream_format: StreamFormat,
+    /// Cancelled when the server waits no longer for running requests.
+    pub stopping: CancellationToken,
     /// How long a request may take where its client does not say.
     pub request_timeout: Duration,
 }
@@ -78,8 +82,14 @@ async fn list_models(State(gateway): State<Gateway>) -> Result<Response, Refusal
 
 async fn get_model(
     State(gateway): State<Gateway>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Refusal> {
+    let Ok(Path(id)) = id else {
+        let message = "A model's name is UTF-8.";
+        return Err(Error::new(ErrorKind::ModelNotFound, message)
+            .with_param("model")
+            .into());
+    };
     let model = gateway.cluster.get_model(&id).await?;
     Ok(json_response(&model_object(&model)))
 }

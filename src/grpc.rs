@@ -7,6 +7,7 @@ use tonic::{Request, Response, Status};
 use crate::error::Error;
 use crate::proto::v1;
 use crate::proto::v1::inference_server::{Inference, InferenceServer};
+use crate::request::RequestId;
 use crate::scheduler::{CatalogEntry, Scheduler};
 use crate::telemetry::{Door, Telemetry};
 use crate::text::completion::Completion;
@@ -60,8 +61,12 @@ impl Service {
     }
 
     /// Admits a request and begins its stream. Everything that is refused is refused here.
-    async fn begin(&self, request: Request<v1::CompletionRequest>) -> Result<EventStream, Error> {
-        let (id, timeout) = metadata::read(request.metadata())?;
+    async fn begin(
+        &self,
+        request: Request<v1::CompletionRequest>,
+        id: Result<RequestId, Error>,
+    ) -> Result<EventStream, Error> {
+        let (id, timeout) = (id?, metadata::timeout(request.metadata())?);
         let timeout = timeout.unwrap_or(self.default_timeout);
         let request = convert::completion_request(request.into_inner(), id, timeout)?;
         let admitted = self.scheduler.submit(&request).await?;
@@ -97,14 +102,20 @@ impl Inference for Service {
         &self,
         request: Request<v1::CompletionRequest>,
     ) -> Result<Response<EventStream>, Status> {
-        let stream = self
-            .begin(request)
-            .await
-            .map_err(|error| self.refuse(error))?;
-        let id = stream.request_id().to_owned();
-        let mut response = Response::new(stream);
-        metadata::echo_request_id(response.metadata_mut(), &id);
-        Ok(response)
+        let id = metadata::request_id(request.metadata());
+        let echoed = id.clone().unwrap_or_else(|_| RequestId::random());
+        match self.begin(request, id).await {
+            Ok(stream) => {
+                let mut response = Response::new(stream);
+                metadata::echo_request_id(response.metadata_mut(), &echoed);
+                Ok(response)
+            }
+            Err(error) => {
+                let mut status = self.refuse(error);
+                metadata::echo_request_id(status.metadata_mut(), &echoed);
+                Err(status)
+            }
+        }
     }
 
     async fn list_models(

@@ -2,6 +2,7 @@
 //! their messages into these types, and a value that exists is valid.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -13,6 +14,18 @@ pub const MAX_CHOICES: u32 = 128;
 
 /// The most stop strings of one request.
 pub const MAX_STOP_STRINGS: usize = 16;
+
+/// The longest stop string, in bytes: as much text as it may be is held back before it is decided.
+pub const MAX_STOP_BYTES: usize = 1_024;
+
+/// The longest name of a model, in bytes: errors repeat it, and travel in headers.
+pub const MAX_MODEL_NAME_BYTES: usize = 256;
+
+/// The longest name of a user, in bytes.
+pub const MAX_USER_BYTES: usize = 512;
+
+/// Ten years stand for 'no deadline': longer times overflow the clocks that they are added to.
+pub const LONGEST_TIMEOUT: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
 
 /// What `max_tokens` is when the client does not say.
 pub const DEFAULT_MAX_TOKENS: u32 = 16;

@@ -115,6 +115,8 @@ pub struct Server {
     readiness: Ready,
     doors: TaskTracker,
     shutdown: Shutdown,
+    /// What still runs then is ended with an error.
+    stopping: CancellationToken,
     tasks: TaskTracker,
     drain: Drain,
 }
@@ -138,12 +140,14 @@ impl Server {
             readiness: backend.readiness,
             doors: TaskTracker::new(),
             shutdown: Shutdown::default(),
+            stopping: CancellationToken::new(),
             tasks,
             drain: parts.drain,
         };
         if let (Some(listener), Some(service)) = (grpc, backend.service) {
             server.grpc_address = Some(listener.address().clone());
-            let routes = health::routes(service, server.readiness.clone(), &server.tasks).await;
+            let (ready, closing) = (server.readiness.clone(), server.shutdown.stop.clone());
+            let routes = health::routes(service, ready, &server.tasks, closing).await;
             server.open(listener, Door::Grpc, Protocol::Grpc, &parts.limits, routes);
         }
         if let (Some(listener), Some(door)) = (http, parts.http) {
@@ -153,6 +157,7 @@ impl Server {
                 cluster: backend.cluster,
                 telemetry: server.telemetry.clone(),
                 ready: Arc::new(move || ready.check()),
+                stopping: server.stopping.clone(),
                 stream_format: door.stream_format,
                 request_timeout: parts.request_timeout,
             });
@@ -217,6 +222,7 @@ impl Server {
         {
             tracing::warn!("streams were still running at the end of the drain; they are ended");
         }
+        self.stopping.cancel();
         if let Some(engine) = &self.engine {
             engine.scheduler.stop();
         }

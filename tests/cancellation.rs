@@ -82,6 +82,25 @@ async fn a_client_that_goes_away_in_silence_between_tokens_frees_its_slot() {
 }
 
 #[tokio::test]
+async fn a_client_that_goes_away_with_bytes_behind_its_request_frees_its_slot() {
+    let server = Setup::test_runner(silent_at(2)).slots(1).start().await;
+    let body = json!({"prompt": "a", "max_tokens": 10, "stream": true});
+    let mut bytes = completion(&body).bytes();
+    bytes.extend_from_slice(b"GET /livez HTTP/1.1\r\nhost: test\r\n\r\n");
+    let connected = tokio::net::TcpStream::connect(server.http_address()).await;
+    let mut stream = connected.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut stream, &bytes)
+        .await
+        .unwrap();
+    let mut response = Response::read_head(stream).await;
+    assert!(response.line().await.is_some());
+    assert!(response.line().await.is_some());
+    drop(response);
+    assert_the_slot_is_free(&server, 2).await;
+    assert_one_was_cancelled(server, "http").await;
+}
+
+#[tokio::test]
 async fn a_client_that_goes_away_in_prefill_frees_its_slot() {
     // The first token is an hour away; the next request asks for none but what its deadline leaves.
     let options = TestRunnerOptions {

@@ -54,6 +54,16 @@ async fn a_body_that_makes_no_progress_closes_the_connection() {
 }
 
 #[tokio::test]
+async fn a_body_that_takes_longer_than_its_deadline_is_a_504() {
+    let server = server(|_| ()).await;
+    let request = completion(&json!({"prompt": "a"})).header("x-request-timeout", "0.1");
+    let mut bytes = request.bytes();
+    bytes.pop();
+    let answer = closed_soon(&server, &bytes).await;
+    assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
+}
+
+#[tokio::test]
 async fn an_http2_connection_without_requests_is_closed_when_it_has_been_idle_too_long() {
     let server = server(|limits| limits.header_timeout = LIMIT).await;
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";

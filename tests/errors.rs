@@ -106,7 +106,22 @@ async fn bad_bodies_are_refused_with_their_field() {
         (
             json!({"prompt": "a", "max_tokens": 2_000_000}),
             "context_length_exceeded",
+            "max_tokens",
+        ),
+        (
+            json!({"prompt": "a b", "max_tokens": 1_048_575}),
+            "context_length_exceeded",
             "prompt",
+        ),
+        (
+            json!({"prompt": "a", "stop": "x".repeat(1_025)}),
+            "invalid_value",
+            "stop",
+        ),
+        (
+            json!({"prompt": "a", "model": "m".repeat(20_000)}),
+            "invalid_value",
+            "model",
         ),
     ] {
         let expected = refused(400, code, Some(param));
@@ -150,7 +165,17 @@ async fn bad_messages_are_refused_with_their_field() {
         (
             invalid(|r| r.max_tokens = Some(2_000_000)),
             ErrorKind::ContextLengthExceeded,
-            "prompt",
+            "max_tokens",
+        ),
+        (
+            invalid(|r| r.model = "m".repeat(20_000)),
+            ErrorKind::InvalidValue,
+            "model",
+        ),
+        (
+            invalid(|r| r.stop = vec!["x".repeat(1_025)]),
+            ErrorKind::InvalidValue,
+            "stop",
         ),
     ] {
         let (code, error) = grpc_error(&server, request).await;
@@ -180,6 +205,10 @@ async fn paths_methods_types_and_sizes_are_refused_with_the_error_object() {
         ),
         (
             get("/v1/models/nobody"),
+            refused(404, "model_not_found", Some("model")),
+        ),
+        (
+            get("/v1/models/%ff"),
             refused(404, "model_not_found", Some("model")),
         ),
         (get("/v1/nothing"), refused(404, "not_found", None)),

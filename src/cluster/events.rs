@@ -3,9 +3,9 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::Stream;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use super::Lease;
 use crate::error::{Error, ErrorKind};
@@ -20,12 +20,18 @@ pub struct Events {
     ended: bool,
 }
 
+/// An event that was read ahead of its reader, with its share of what may be.
+pub(super) struct ReadAhead {
+    pub(super) event: Result<v1::CompletionEvent, Status>,
+    pub(super) _share: OwnedSemaphorePermit,
+}
+
 enum Source {
     Direct(
         Box<Streaming<v1::CompletionEvent>>,
         #[expect(dead_code, reason = "its drop counts")] Lease,
     ),
-    Buffered(mpsc::Receiver<Result<v1::CompletionEvent, Status>>),
+    Buffered(mpsc::Receiver<ReadAhead>),
 }
 
 impl Events {
@@ -33,7 +39,7 @@ impl Events {
         Self::new(Source::Direct(Box::new(stream), lease))
     }
 
-    pub(super) fn buffered(events: mpsc::Receiver<Result<v1::CompletionEvent, Status>>) -> Self {
+    pub(super) fn buffered(events: mpsc::Receiver<ReadAhead>) -> Self {
         Self::new(Source::Buffered(events))
     }
 
@@ -85,7 +91,7 @@ impl Stream for Events {
         }
         let next = match &mut this.source {
             Source::Direct(stream, _) => ready!(Pin::new(&mut **stream).poll_next(cx)),
-            Source::Buffered(events) => ready!(events.poll_recv(cx)),
+            Source::Buffered(events) => ready!(events.poll_recv(cx)).map(|read| read.event),
         };
         let event = match next {
             Some(Ok(event)) => this.check(event),
@@ -94,6 +100,40 @@ impl Stream for Events {
         };
         this.ended |= event.is_err();
         Poll::Ready(Some(event))
+    }
+}
+
+/// What an engine's refusal means, or that of the connection to it: nobody there, no answer in time, or
+/// a break.
+pub(super) fn refusal(status: &Status) -> Error {
+    let error = Error::from(status);
+    let is_foreign = status.details().is_empty();
+    match status.code() {
+        // tonic's channel gives up at the request's deadline with this.
+        Code::Cancelled if is_foreign => Error::new(
+            ErrorKind::DeadlineExceeded,
+            "The request's deadline passed, and the engine had not answered.",
+        ),
+        Code::Unknown | Code::Internal | Code::DataLoss if is_foreign => {
+            upstream_error("The connection to the engine broke.")
+        }
+        Code::Ok
+        | Code::Cancelled
+        | Code::Unknown
+        | Code::InvalidArgument
+        | Code::DeadlineExceeded
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::ResourceExhausted
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::OutOfRange
+        | Code::Unimplemented
+        | Code::Internal
+        | Code::Unavailable
+        | Code::DataLoss
+        | Code::Unauthenticated => error,
     }
 }
 
@@ -113,6 +153,9 @@ fn upstream_error(message: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::Semaphore;
     use tokio_stream::StreamExt;
 
     use super::*;
@@ -134,8 +177,14 @@ mod tests {
         engine: Vec<Result<v1::CompletionEvent, Status>>,
     ) -> Vec<Result<Event, ErrorKind>> {
         let (sender, receiver) = mpsc::channel(engine.len().max(1));
+        let shares = Arc::new(Semaphore::new(engine.len()));
         for event in engine {
-            sender.try_send(event).unwrap();
+            let share = Arc::clone(&shares).try_acquire_owned().unwrap();
+            let read = ReadAhead {
+                event,
+                _share: share,
+            };
+            sender.try_send(read).ok().unwrap();
         }
         drop(sender);
         Events::buffered(receiver)

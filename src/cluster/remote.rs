@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -15,14 +15,17 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tower::ServiceExt;
 
+use super::events::ReadAhead;
 use super::{EngineChannel, Lease};
 use crate::proto::v1;
+use crate::proto::v1::completion_event::Event;
 
 /// How many connections go to each engine: one would have all streams wait for one socket.
 const CHANNELS: usize = 2;
 
-/// How many events of a stream are read ahead of its reader.
-const READ_AHEAD: usize = 64;
+/// How many events of a stream are read ahead of its reader, and how many tokens they hold together.
+const READ_AHEAD_EVENTS: usize = 64;
+const READ_AHEAD_TOKENS: u32 = 256;
 
 /// h2 counts unread small frames, such as tokens, against its connection and kills it when half the
 /// connection's window is spent. A large window makes that budget larger than what can lie unread;
@@ -118,8 +121,11 @@ pub(super) fn read_on(
     mut stream: Streaming<v1::CompletionEvent>,
     lease: Lease,
     tasks: &TaskTracker,
-) -> mpsc::Receiver<Result<v1::CompletionEvent, Status>> {
-    let (sender, receiver) = mpsc::channel(READ_AHEAD);
+) -> mpsc::Receiver<ReadAhead> {
+    let (sender, receiver) = mpsc::channel(READ_AHEAD_EVENTS);
+    let shares = Arc::new(Semaphore::new(
+        usize::try_from(READ_AHEAD_TOKENS).unwrap_or(Semaphore::MAX_PERMITS),
+    ));
     tasks.spawn(async move {
         let _lease = lease;
         loop {
@@ -128,10 +134,30 @@ pub(super) fn read_on(
                 () = sender.closed() => return,
             };
             let Some(event) = event else { return };
-            if sender.send(event).await.is_err() {
+            let share = tokio::select! {
+                share = Arc::clone(&shares).acquire_many_owned(tokens_of(&event)) => share,
+                () = sender.closed() => return,
+            };
+            let share = share.expect("the semaphore is never closed");
+            let read = ReadAhead {
+                event,
+                _share: share,
+            };
+            if sender.send(read).await.is_err() {
                 return;
             }
         }
     });
     receiver
+}
+
+/// An event's share of the tokens that may be read ahead: no event's is larger than all of it.
+fn tokens_of(event: &Result<v1::CompletionEvent, Status>) -> u32 {
+    match event.as_ref().map(|event| &event.event) {
+        Ok(Some(Event::Tokens(tokens))) => {
+            let count = u32::try_from(tokens.tokens.len()).unwrap_or(READ_AHEAD_TOKENS);
+            count.clamp(1, READ_AHEAD_TOKENS)
+        }
+        Ok(_) | Err(_) => 1,
+    }
 }

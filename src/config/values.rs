@@ -8,6 +8,7 @@ use serde::Deserialize;
 use crate::cluster;
 use crate::gateway::StreamFormat;
 use crate::listen::Address;
+use crate::request::LONGEST_TIMEOUT;
 
 /// A span of time, written in seconds with fractions.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
@@ -19,8 +20,10 @@ impl TryFrom<f64> for Seconds {
 
     fn try_from(seconds: f64) -> Result<Self, String> {
         Duration::try_from_secs_f64(seconds)
+            .ok()
+            .filter(|time| *time <= LONGEST_TIMEOUT)
             .map(Self)
-            .map_err(|_| format!("{seconds} is no number of seconds from 0 on"))
+            .ok_or_else(|| format!("{seconds} is no number of seconds from 0 to ten years"))
     }
 }
 

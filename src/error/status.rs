@@ -46,7 +46,10 @@ impl From<&Status> for Error {
                 .bad_request()
                 .and_then(|bad| bad.field_violations.first())
                 .map(|violation| violation.field.clone()),
-            retry_after: details.retry_info().and_then(|info| info.retry_delay),
+            retry_after: details
+                .retry_info()
+                .and_then(|info| info.retry_delay)
+                .or(kind.row().retry_after),
         }
     }
 }

@@ -6,7 +6,9 @@ use super::fields::Fields;
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 use crate::proto::v1::completion_request::Input;
-use crate::request::MAX_CHOICES;
+use crate::request::{
+    MAX_CHOICES, MAX_MODEL_NAME_BYTES, MAX_STOP_BYTES, MAX_STOP_STRINGS, MAX_USER_BYTES,
+};
 
 /// A request for completions.
 #[derive(Debug)]
@@ -62,6 +64,7 @@ impl CompletionBody {
         fields.finish()?;
         let choices_per_prompt = n.unwrap_or(1);
         check_choices(prompts.len(), choices_per_prompt)?;
+        check_sizes(&message)?;
         let with_prompt = |input| v1::CompletionRequest {
             input: Some(input),
             ..message.clone()
@@ -186,10 +189,27 @@ fn wrong_prompt(value: &Value) -> Error {
     Error::new(ErrorKind::InvalidType, message).with_param("prompt")
 }
 
+/// What each prompt's message has a copy of must be small. Whether it is right, the engine says.
+fn check_sizes(message: &v1::CompletionRequest) -> Result<(), Error> {
+    let stop: usize = message.stop.iter().map(String::len).sum();
+    for (param, size, limit) in [
+        ("model", message.model.len(), MAX_MODEL_NAME_BYTES),
+        ("stop", stop, MAX_STOP_STRINGS * MAX_STOP_BYTES),
+        ("user", message.user.len(), MAX_USER_BYTES),
+    ] {
+        if size > limit {
+            let text = format!("{param} must be at most {limit} bytes.");
+            return Err(Error::invalid_value(param, text));
+        }
+    }
+    Ok(())
+}
+
 fn check_choices(prompts: usize, choices_per_prompt: u32) -> Result<(), Error> {
+    // An n of 0 is for the engine to refuse; it must not let any number of prompts through.
     let choices = u32::try_from(prompts)
         .ok()
-        .and_then(|n| n.checked_mul(choices_per_prompt));
+        .and_then(|n| n.checked_mul(choices_per_prompt.max(1)));
     if choices.is_some_and(|choices| choices <= MAX_CHOICES) {
         return Ok(());
     }
@@ -232,7 +252,7 @@ mod tests {
         let body = json!({
             "prompt": "a", "best_of": 1, "echo": false, "logit_bias": null, "logprobs": null,
             "suffix": null, "max_tokens": null, "n": null, "stop": null, "stream": null,
-            "stream_options": null, "seed": null, "user": null, "model": null, "unknown": null,
+            "stream_options": {"include_usage": null}, "seed": null, "user": null, "model": null, "unknown": null,
             "min_tokens": 0, "ignore_eos": false, "stop_token_ids": [],
         });
         let body = parse(&body).unwrap();
@@ -306,6 +326,12 @@ mod tests {
             refusal(&json!({"prompt": ["a", "b"], "n": 65})),
             invalid("n")
         );
+        let many = vec!["a"; 129];
+        assert_eq!(refusal(&json!({"prompt": many, "n": 0})), invalid("n"));
+        let long = "m".repeat(100_000);
+        for name in ["model", "stop", "user"] {
+            assert_eq!(refusal(&json!({"prompt": "a", name: long})), invalid(name));
+        }
         let body = json!({"prompt": "a", "stream_options": {"include_usage": true}});
         assert_eq!(refusal(&body), invalid("stream_options"));
         let missing = ("missing_parameter", Some("prompt".to_owned()));

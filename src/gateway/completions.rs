@@ -4,7 +4,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::extract::{Extension, Request, State};
 use axum::http::HeaderMap;
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::HeaderValue;
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, VARY};
 use axum::response::Response;
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -13,15 +14,14 @@ use tokio::time::{Instant, timeout_at};
 use super::accept::negotiate;
 use super::body::CompletionBody;
 use super::lines::{Head, Lines};
-use super::opened::{Merged, Opened, deadline_exceeded};
+use super::opened::{Merged, Opened, deadline_exceeded, stopped};
 use super::refusal::Refusal;
 use super::stream::TokenBody;
 use super::unary;
 use super::{BODY_LIMIT, Gateway};
-use crate::cluster::Cluster;
 use crate::error::{Error, ErrorKind};
 use crate::listen::Flush;
-use crate::request::RequestId;
+use crate::request::{LONGEST_TIMEOUT, RequestId};
 use crate::telemetry::Door;
 
 /// How long the engine may take to tell of a deadline that has passed before the gateway does.
@@ -39,14 +39,18 @@ pub(super) async fn complete(
     let answer = async {
         let timeout = request_timeout(request.headers())?.unwrap_or(gateway.request_timeout);
         let accept = request.headers().clone();
-        let body = read_body(request).await?;
+        let body = timeout_at(arrived + timeout, read_body(request)).await;
+        let body = body.map_err(|_| deadline_exceeded())??;
         let body = CompletionBody::parse(&body)?;
         let format = body
             .stream
             .map(|options| Ok::<_, Error>((negotiate(&accept, gateway.stream_format)?, options)))
             .transpose()?;
         (gateway.ready)()?;
-        let opened = open(&gateway.cluster, &body, &id, arrived + timeout).await?;
+        let opened = tokio::select! {
+            opened = open(&gateway, &body, &id, arrived + timeout) => opened?,
+            () = gateway.stopping.cancelled() => return Err(stopped()),
+        };
         Ok((opened, format))
     };
     let (opened, format) = match answer.await {
@@ -66,7 +70,10 @@ pub(super) async fn complete(
         None => {
             let answer = unary::collect(opened, head).await;
             counted.ended(answer.as_ref().map(|_| ()));
-            Ok(super::json_response(&answer?))
+            let mut response = super::json_response(&answer?);
+            let headers = response.headers_mut();
+            headers.insert(VARY, HeaderValue::from_static("accept"));
+            Ok(response)
         }
     }
 }
@@ -76,7 +83,7 @@ pub(super) async fn complete(
 ///
 /// The RPCs are opened one after the other, so that the first prompt is first in the queue.
 async fn open(
-    cluster: &Cluster,
+    gateway: &Gateway,
     body: &CompletionBody,
     id: &RequestId,
     deadline: Instant,
@@ -85,9 +92,10 @@ async fn open(
         let mut merged = Merged::new(body.choices_per_prompt);
         for message in &body.messages {
             let left = deadline.saturating_duration_since(Instant::now());
-            merged.push(cluster.complete(message, id, left).await?);
+            merged.push(gateway.cluster.complete(message, id, left).await?);
         }
-        Opened::wait_for_start(merged, deadline + DEADLINE_GRACE).await
+        let stopping = gateway.stopping.clone();
+        Opened::wait_for_start(merged, deadline + DEADLINE_GRACE, stopping).await
     };
     let opened = timeout_at(deadline + DEADLINE_GRACE, opening).await;
     opened.unwrap_or_else(|_| Err(deadline_exceeded()))
@@ -117,7 +125,7 @@ fn request_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
     seconds
         .filter(|seconds| *seconds > 0.0)
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .map(Some)
+        .map(|timeout| Some(timeout.min(LONGEST_TIMEOUT)))
         .ok_or_else(|| {
             Error::invalid_value(
                 NAME,

@@ -47,9 +47,9 @@ impl Fields {
         }
     }
 
-    /// Whether nothing is left.
+    /// Whether nothing is left but nulls, which ask for nothing.
     pub(super) fn is_empty(&self) -> bool {
-        self.fields.is_empty()
+        self.fields.values().all(Value::is_null)
     }
 
     /// A field's value; `None` where it is missing or null.
@@ -90,9 +90,12 @@ impl Fields {
     pub(super) fn number(&mut self, name: &str) -> Result<Option<f32>, Error> {
         match self.take(name) {
             None => Ok(None),
-            Some(value @ Value::Number(_)) => serde_json::from_value(value)
-                .map(Some)
-                .map_err(|_| Error::invalid_value(name, format!("{name} is out of range."))),
+            Some(value @ Value::Number(_)) => {
+                serde_json::from_value(value).map(Some).map_err(|_| {
+                    let name = self.full_name(name);
+                    Error::invalid_value(&name, format!("{name} is out of range."))
+                })
+            }
             Some(other) => Err(self.wrong_type(name, "a number", &other)),
         }
     }

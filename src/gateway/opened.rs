@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_stream::Stream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::cluster::Events;
 use crate::error::{Error, ErrorKind};
@@ -96,6 +97,8 @@ pub(super) struct Opened {
     merged: Merged,
     model: String,
     deadline: Pin<Box<Sleep>>,
+    /// The server waits no longer for this request.
+    stopping: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl Opened {
@@ -106,6 +109,7 @@ impl Opened {
     pub(super) async fn wait_for_start(
         mut merged: Merged,
         deadline: Instant,
+        stopping: CancellationToken,
     ) -> Result<Self, Error> {
         let model = match poll_fn(|cx| merged.poll(cx)).await? {
             MergedEvent::Started(started) => started.model,
@@ -118,6 +122,7 @@ impl Opened {
             merged,
             model,
             deadline: Box::pin(sleep_until(deadline)),
+            stopping: Box::pin(stopping.cancelled_owned()),
         })
     }
 
@@ -136,6 +141,9 @@ impl Opened {
         if let Poll::Ready(event) = self.merged.poll(cx) {
             return Poll::Ready(event);
         }
+        if self.stopping.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(stopped()));
+        }
         self.deadline
             .as_mut()
             .poll(cx)
@@ -152,5 +160,13 @@ pub(super) fn deadline_exceeded() -> Error {
     Error::new(
         ErrorKind::DeadlineExceeded,
         "The request's deadline passed.",
+    )
+}
+
+/// What is told where the server ends before the request does.
+pub(super) fn stopped() -> Error {
+    Error::new(
+        ErrorKind::Draining,
+        "The server is shutting down and could not wait for this request to end.",
     )
 }

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, VARY, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, Response};
 use axum::response::IntoResponse;
 use serde_json::{Value, json};
@@ -40,6 +40,9 @@ impl IntoResponse for Refusal {
         }
         if !error.kind.is_retryable() {
             headers.insert("x-should-retry", HeaderValue::from_static("false"));
+        }
+        if error.kind == ErrorKind::NotAcceptable {
+            headers.insert(VARY, HeaderValue::from_static("accept"));
         }
         if error.kind == ErrorKind::InvalidApiKey {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

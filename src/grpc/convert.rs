@@ -8,12 +8,9 @@ use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 use crate::proto::v1::completion_request::Input as ProtoInput;
 use crate::request::{
-    Caller, ChatMessage, CompletionRequest, DEFAULT_MAX_TOKENS, Input, MAX_CHOICES,
-    MAX_STOP_STRINGS, RequestId, Sampling,
+    Caller, ChatMessage, CompletionRequest, DEFAULT_MAX_TOKENS, Input, LONGEST_TIMEOUT,
+    MAX_CHOICES, MAX_STOP_BYTES, MAX_STOP_STRINGS, MAX_USER_BYTES, RequestId, Sampling,
 };
-
-/// The longest name of a user, in bytes.
-const USER_LIMIT: usize = 512;
 
 /// The model's name, or `None` where the field is empty.
 pub(super) fn model_name(model: &str) -> Option<&str> {
@@ -40,12 +37,15 @@ pub(super) fn completion_request(
     )?;
     check(
         "stop",
-        !message.stop.iter().any(String::is_empty),
-        "strings that are not empty",
+        message
+            .stop
+            .iter()
+            .all(|stop| (1..=MAX_STOP_BYTES).contains(&stop.len())),
+        "strings of 1 to 1024 bytes",
     )?;
     check(
         "user",
-        message.user.len() <= USER_LIMIT,
+        message.user.len() <= MAX_USER_BYTES,
         "at most 512 bytes",
     )?;
     Ok(CompletionRequest {
@@ -65,14 +65,8 @@ pub(super) fn completion_request(
                 .map(Into::into),
         ),
         arrived,
-        deadline: deadline(arrived, timeout),
+        deadline: arrived + timeout.min(LONGEST_TIMEOUT),
     })
-}
-
-/// Ten years stand for 'no deadline' where the sum would overflow.
-fn deadline(arrived: Instant, timeout: Duration) -> Instant {
-    const TEN_YEARS: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
-    arrived + timeout.min(TEN_YEARS)
 }
 
 fn input(input: Option<ProtoInput>) -> Result<Input, Error> {

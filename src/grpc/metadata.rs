@@ -13,19 +13,15 @@ const TIMEOUT: &str = "grpc-timeout";
 /// The longest request id that is taken over from a client, in bytes.
 const REQUEST_ID_LIMIT: usize = 128;
 
-/// The request's id, made where the client sent none, and its time-out.
-pub(super) fn read(metadata: &MetadataMap) -> Result<(RequestId, Option<Duration>), Error> {
-    Ok((request_id(metadata)?, timeout(metadata)?))
-}
-
 /// Tells the client the id of its request.
-pub(super) fn echo_request_id(metadata: &mut MetadataMap, id: &str) {
-    if let Ok(value) = MetadataValue::try_from(id) {
+pub(super) fn echo_request_id(metadata: &mut MetadataMap, id: &RequestId) {
+    if let Ok(value) = MetadataValue::try_from(&*id.0) {
         metadata.insert(REQUEST_ID, value);
     }
 }
 
-fn request_id(metadata: &MetadataMap) -> Result<RequestId, Error> {
+/// The request's id, made where the client sent none.
+pub(super) fn request_id(metadata: &MetadataMap) -> Result<RequestId, Error> {
     let Some(value) = metadata.get(REQUEST_ID) else {
         return Ok(RequestId::random());
     };
@@ -39,7 +35,7 @@ fn request_id(metadata: &MetadataMap) -> Result<RequestId, Error> {
 }
 
 /// gRPC's time-out: up to eight digits and a unit.
-fn timeout(metadata: &MetadataMap) -> Result<Option<Duration>, Error> {
+pub(super) fn timeout(metadata: &MetadataMap) -> Result<Option<Duration>, Error> {
     let Some(value) = metadata.get(TIMEOUT) else {
         return Ok(None);
     };

@@ -37,10 +37,6 @@ impl EventStream {
         }
     }
 
-    pub(super) fn request_id(&self) -> &str {
-        &self.started.request_id
-    }
-
     fn message(&self, event: CompletionEvent) -> v1::CompletionEvent {
         let event = match event {
             CompletionEvent::Started => Event::Started(self.started.clone()),

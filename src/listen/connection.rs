@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep_until};
 use tower::ServiceExt;
 use tower_http::timeout::TimeoutBody;
 
-use super::io::{Flush, Flushes, Stream, WatchedStream};
+use super::io::{Flush, Stream, WatchedStream};
 use super::{DoorService, DoorSettings, Limits, Protocol, Shutdown};
 
 /// The most bytes that are held for one HTTP/1.1 connection or one HTTP/2 stream whose peer does not
@@ -42,28 +42,22 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    let (stream, flushes, returned) = WatchedStream::new(stream, door.limits.write_timeout);
-    serve(stream, flushes, service, &door, &shutdown).await;
-    if let Ok(stream) = returned.await {
-        // Lingered to the end or not, the socket closes now.
-        let _ = shutdown.abort.run_until_cancelled(stream.linger()).await;
-    }
+    let stream = Arc::new(stream);
+    serve(&stream, service, &door, &shutdown).await;
+    // Lingered to the end or not, the socket closes now.
+    let _ = shutdown.abort.run_until_cancelled(stream.linger()).await;
 }
 
 /// Serves a connection until it closes, or is told to.
-async fn serve<S, B>(
-    stream: WatchedStream,
-    flushes: Arc<Flushes>,
-    service: S,
-    door: &DoorSettings,
-    shutdown: &Shutdown,
-) where
+async fn serve<S, B>(stream: &Arc<Stream>, service: S, door: &DoorSettings, shutdown: &Shutdown)
+where
     S: DoorService<B>,
     S::Future: Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     let limits = &door.limits;
+    let (watched, flushes) = WatchedStream::new(Arc::clone(stream), limits.write_timeout);
     let activity = Arc::new(Activity::new());
     let body_timeout = limits.body_timeout;
     let service = {
@@ -78,7 +72,7 @@ async fn serve<S, B>(
         })
     };
     let builder = builder(door.protocol, limits);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(watched), service));
     let mut is_stopping = false;
     loop {
         let idle_until = activity.idle_until(limits);
@@ -97,6 +91,11 @@ async fn serve<S, B>(
                 connection.as_mut().graceful_shutdown();
             }
             () = shutdown.abort.cancelled() => return,
+            () = stream.closed(), if activity.is_busy() => {
+                if activity.is_busy() {
+                    return;
+                }
+            }
             () = sleep_until(idle_until) => {
                 if activity.is_idle(limits) {
                     return;
@@ -152,6 +151,11 @@ impl Activity {
         Busy(Arc::clone(self))
     }
 
+    /// Whether a request is being answered.
+    fn is_busy(&self) -> bool {
+        self.requests.load(Ordering::SeqCst) > 0
+    }
+
     /// Whether the connection has never had a request.
     fn is_unused(&self) -> bool {
         !self.had_a_request.load(Ordering::SeqCst)
@@ -169,8 +173,7 @@ impl Activity {
     /// When the connection is to be looked at again: a busy one later, an idle one when it has been
     /// idle for too long.
     fn idle_until(&self, limits: &Limits) -> Instant {
-        let is_busy = self.requests.load(Ordering::SeqCst) > 0;
-        let since = if is_busy {
+        let since = if self.is_busy() {
             Instant::now()
         } else {
             self.idle_since()
@@ -179,8 +182,7 @@ impl Activity {
     }
 
     fn is_idle(&self, limits: &Limits) -> bool {
-        let is_busy = self.requests.load(Ordering::SeqCst) > 0;
-        !is_busy && self.idle_since() + self.limit(limits) <= Instant::now()
+        !self.is_busy() && self.idle_since() + self.limit(limits) <= Instant::now()
     }
 
     fn idle_since(&self) -> Instant {

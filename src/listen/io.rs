@@ -1,16 +1,19 @@
 //! A connection's socket: it times out when its peer takes nothing, and tells when what was written
 //! has left.
 
+use std::future::poll_fn;
 use std::io;
+use std::net::Shutdown;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 /// How long a peer may go on sending what nobody reads any more.
@@ -23,34 +26,97 @@ pub(super) enum Stream {
 }
 
 impl Stream {
+    /// Waits until the peer has ended what it sends, whether or not all of it has been read. hyper
+    /// looks for that only while it has nothing unread, so a peer that pipelines bytes behind its
+    /// request and goes away would not be missed.
+    pub(super) async fn closed(&self) {
+        // In tokio this interest is told of the end of what is read, and not of the bytes before it.
+        let ready = match self {
+            Self::Tcp(stream) => stream.ready(Interest::PRIORITY).await,
+            Self::Unix(stream) => stream.ready(Interest::PRIORITY).await,
+        };
+        if ready.is_ok_and(|ready| !ready.is_read_closed()) {
+            std::future::pending().await
+        }
+    }
+
     /// Ends what is written, then reads and drops what the peer still sends, for a moment. A socket
     /// that is closed with bytes unread resets its connection, and the peer may lose the answer that
     /// it has not read yet: that its body is too large, for one.
-    pub(super) async fn linger(mut self) {
+    pub(super) async fn linger(&self) {
+        if self.shutdown().is_err() {
+            return;
+        }
         let read = async {
-            let mut sink = tokio::io::sink();
-            match &mut self {
-                Self::Tcp(stream) => {
-                    stream.shutdown().await?;
-                    tokio::io::copy(stream, &mut sink).await
-                }
-                Self::Unix(stream) => {
-                    stream.shutdown().await?;
-                    tokio::io::copy(stream, &mut sink).await
+            let mut sink = [0; 4_096];
+            loop {
+                match poll_fn(|cx| self.poll_read(cx, &mut sink)).await {
+                    Ok(0) | Err(_) => return,
+                    Ok(_) => {}
                 }
             }
         };
         // However it ends, nobody is left to tell.
         let _ = timeout(LINGER, read).await;
     }
+
+    fn shutdown(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => SockRef::from(stream).shutdown(Shutdown::Write),
+            Self::Unix(stream) => SockRef::from(stream).shutdown(Shutdown::Write),
+        }
+    }
+
+    fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let read = match self {
+                Self::Tcp(stream) => {
+                    ready!(stream.poll_read_ready(cx))?;
+                    stream.try_read(buffer)
+                }
+                Self::Unix(stream) => {
+                    ready!(stream.poll_read_ready(cx))?;
+                    stream.try_read(buffer)
+                }
+            };
+            if !would_block(&read) {
+                return Poll::Ready(read);
+            }
+        }
+    }
+
+    fn poll_write(
+        &self,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let written = match self {
+                Self::Tcp(stream) => {
+                    ready!(stream.poll_write_ready(cx))?;
+                    stream.try_write_vectored(slices)
+                }
+                Self::Unix(stream) => {
+                    ready!(stream.poll_write_ready(cx))?;
+                    stream.try_write_vectored(slices)
+                }
+            };
+            if !would_block(&written) {
+                return Poll::Ready(written);
+            }
+        }
+    }
+}
+
+/// Whether the socket only seemed ready: then it is to be asked again.
+fn would_block(result: &io::Result<usize>) -> bool {
+    matches!(result, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// A socket that watches its writes.
 pub(super) struct WatchedStream {
-    /// Taken out only when this is dropped.
-    stream: Option<Stream>,
-    /// Where the socket goes when the connection is done with it.
-    done: Option<oneshot::Sender<Stream>>,
+    /// Shared with whoever watches for its end.
+    stream: Arc<Stream>,
     write_timeout: Duration,
     /// Set while the peer takes nothing of what is to be written.
     stalled: Option<Pin<Box<Sleep>>>,
@@ -105,28 +171,15 @@ impl Flush {
 }
 
 impl WatchedStream {
-    /// The socket comes back on the receiver when it is no longer used.
-    pub(super) fn new(
-        stream: Stream,
-        write_timeout: Duration,
-    ) -> (Self, Arc<Flushes>, oneshot::Receiver<Stream>) {
+    pub(super) fn new(stream: Arc<Stream>, write_timeout: Duration) -> (Self, Arc<Flushes>) {
         let flushes = Arc::new(Flushes::default());
-        let (done, returned) = oneshot::channel();
-        (
-            Self {
-                stream: Some(stream),
-                done: Some(done),
-                write_timeout,
-                stalled: None,
-                flushes: Arc::clone(&flushes),
-            },
-            flushes,
-            returned,
-        )
-    }
-
-    fn stream(&mut self) -> &mut Stream {
-        self.stream.as_mut().expect("it is taken out only by drop")
+        let watched = Self {
+            stream,
+            write_timeout,
+            stalled: None,
+            flushes: Arc::clone(&flushes),
+        };
+        (watched, flushes)
     }
 
     /// Passes on what a write came to, or that it has come to nothing for too long.
@@ -149,25 +202,15 @@ impl WatchedStream {
     }
 }
 
-impl Drop for WatchedStream {
-    fn drop(&mut self) {
-        if let (Some(stream), Some(done)) = (self.stream.take(), self.done.take()) {
-            // Where nobody waits for the socket, it closes here.
-            let _ = done.send(stream);
-        }
-    }
-}
-
 impl AsyncRead for WatchedStream {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut().stream() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
-        }
+        let read = ready!(self.stream.poll_read(cx, buffer.initialize_unfilled()))?;
+        buffer.advance(read);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -177,12 +220,7 @@ impl AsyncWrite for WatchedStream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = match this.stream() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Stream::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
-        };
-        this.watch(cx, written)
+        self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -191,10 +229,7 @@ impl AsyncWrite for WatchedStream {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let written = match this.stream() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-            Stream::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-        };
+        let written = this.stream.poll_write(cx, slices);
         this.watch(cx, written)
     }
 
@@ -202,21 +237,14 @@ impl AsyncWrite for WatchedStream {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        ready!(match this.stream() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Stream::Unix(stream) => Pin::new(stream).poll_flush(cx),
-        })?;
-        this.flushes.count.fetch_add(1, Ordering::SeqCst);
-        this.flushes.changed.notify_waiters();
+    /// A socket holds nothing back: all that hyper has written has left by now.
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.flushes.count.fetch_add(1, Ordering::SeqCst);
+        self.flushes.changed.notify_waiters();
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut().stream() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.stream.shutdown())
     }
 }

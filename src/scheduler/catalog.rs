@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, ErrorKind};
-use crate::request::{Input, TokenId};
+use crate::request::{Input, MAX_MODEL_NAME_BYTES, TokenId};
 use crate::runner::{Model, ModelError};
 
 /// Prompts up to this many bytes are tokenized where they are: it takes less time than handing them
@@ -101,10 +101,16 @@ impl CatalogEntry {
         let context = u64::from(model.facts().context_length);
         let prompt_tokens = u64::try_from(tokens.len()).unwrap_or(u64::MAX);
         if prompt_tokens.saturating_add(u64::from(max_tokens)) > context {
-            return Err(context_exceeded(format!(
+            let error = context_exceeded(format!(
                 "This model's context is {context} tokens; the prompt has {prompt_tokens} and \
                  max_tokens asks for {max_tokens} more."
-            )));
+            ));
+            let param = if u64::from(max_tokens) >= context {
+                "max_tokens"
+            } else {
+                "prompt"
+            };
+            return Err(error.with_param(param));
         }
         Ok(tokens.into())
     }
@@ -144,6 +150,10 @@ impl Catalog {
     /// When there is no such model, or several and no name.
     pub fn find(&self, name: Option<&str>) -> Result<(usize, &CatalogEntry), Error> {
         match name {
+            Some(name) if name.len() > MAX_MODEL_NAME_BYTES => {
+                let message = format!("model must be at most {MAX_MODEL_NAME_BYTES} bytes.");
+                Err(Error::invalid_value("model", message))
+            }
             Some(name) => self
                 .0
                 .iter()

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::plan::{Admission, Job, Placement, Plan};
@@ -95,7 +94,8 @@ impl Job for Assignment {
     }
 
     fn is_wanted(&self) -> bool {
-        !self.lane.is_closed() && Instant::now() < self.deadline
+        // One past its deadline is placed all the same: its worker says so, and never steps it.
+        !self.lane.is_closed()
     }
 }
 
@@ -209,5 +209,42 @@ impl Task {
     fn count(&self) {
         let queued = u32::try_from(self.plan.queued()).unwrap_or(u32::MAX);
         self.telemetry.queue_depth.set(f64::from(queued));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use metrics::Counter;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::request::{Caller, Sampling};
+    use crate::runner::Sequence;
+    use crate::worker::lane::lane;
+
+    #[tokio::test]
+    async fn a_job_past_its_deadline_is_wanted_until_its_reader_goes() {
+        let (sender, receiver) = lane(1, Arc::new(Notify::new()), Counter::noop());
+        let sequence = Sequence {
+            prompt: [0].into(),
+            delivered: Vec::new(),
+            choice: 0,
+            seed: 0,
+            max_tokens: 1,
+            sampling: Sampling::default(),
+            stamps: false,
+            caller: Caller::default(),
+        };
+        let job = Assignment {
+            sequence,
+            lane: sender,
+            deadline: Instant::now() - Duration::from_secs(1),
+        };
+        // Its worker tells it why it is not run. Dropped here, it would be taken for lost.
+        assert!(job.is_wanted());
+        drop(receiver);
+        assert!(!job.is_wanted());
     }
 }

@@ -5,6 +5,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 
 use crate::cluster::Cluster;
 use crate::error::{Error, ErrorKind};
@@ -86,11 +87,19 @@ impl Ready {
 }
 
 /// The gRPC door's services: inference, health and reflection.
-pub(super) async fn routes(service: grpc::Service, ready: Ready, tasks: &TaskTracker) -> Routes {
+///
+/// Once `closing` is cancelled, whoever watches the health is let go: an open stream would hold up
+/// the drain.
+pub(super) async fn routes(
+    service: grpc::Service,
+    ready: Ready,
+    tasks: &TaskTracker,
+    closing: CancellationToken,
+) -> Routes {
     let (reporter, health) = tonic_health::server::health_reporter();
     tell(&reporter, &ready).await;
     let stopped = ready.stopped.clone();
-    tasks.spawn(stopped.run_until_cancelled_owned(follow(reporter, ready)));
+    tasks.spawn(stopped.run_until_cancelled_owned(follow(reporter, ready, closing)));
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -105,7 +114,7 @@ pub(super) async fn routes(service: grpc::Service, ready: Ready, tasks: &TaskTra
 }
 
 /// Tells the health service of every change.
-async fn follow(reporter: tonic_health::server::HealthReporter, mut ready: Ready) {
+async fn follow(mut reporter: HealthReporter, mut ready: Ready, closing: CancellationToken) {
     let draining = ready.draining.clone();
     let mut is_draining = false;
     while !is_draining {
@@ -118,9 +127,13 @@ async fn follow(reporter: tonic_health::server::HealthReporter, mut ready: Ready
         }
         tell(&reporter, &ready).await;
     }
+    closing.cancelled().await;
+    for service in SERVICES {
+        reporter.clear_service_status(service).await;
+    }
 }
 
-async fn tell(reporter: &tonic_health::server::HealthReporter, ready: &Ready) {
+async fn tell(reporter: &HealthReporter, ready: &Ready) {
     let status = match ready.check() {
         Ok(()) => ServingStatus::Serving,
         Err(_) => ServingStatus::NotServing,

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
@@ -154,9 +154,20 @@ impl Running {
 
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
+        kill_process(self.id(), signal).expect("it runs");
+    }
+
+    /// Stops it where it is, as a debugger would; it has stopped when this returns.
+    pub fn stop(&self) {
+        self.signal(Signal::STOP);
+        let stopped = waitpid(Some(self.id()), WaitOptions::UNTRACED).expect("it is a child");
+        assert!(stopped.is_some_and(|(_, status)| status.stopped()));
+    }
+
+    fn id(&self) -> Pid {
         let id = self.child.id().expect("it runs");
         let id = i32::try_from(id).ok().and_then(Pid::from_raw);
-        kill_process(id.expect("a process has an id"), signal).expect("it runs");
+        id.expect("a process has an id")
     }
 
     /// Waits for its end; its exit code is left.

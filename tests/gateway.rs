@@ -1,0 +1,115 @@
+//! A gateway in front of engines elsewhere: what it tells of engines that are gone, hung or ending.
+
+mod support;
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use support::http::{End, Request, completion, get};
+use support::program::{Running, tokenway};
+use support::{Setup, TestServer, full_speed, silent_at};
+
+fn stream() -> Request {
+    completion(&json!({"prompt": "a", "max_tokens": 5, "stream": true}))
+}
+
+/// An engine in a process of its own, silent from token 2 on, and its address.
+async fn engine_process() -> (Running, String) {
+    let free = "127.0.0.1:0";
+    let engine = tokenway().args(["engine", "--grpc-listen", free]);
+    let engine = engine.args(["--test-runner-silent-at", "2"]);
+    let mut running = engine.env("TEST_RUNNER_FREQUENCY_MS", "0").start();
+    let line = running.line().await;
+    let address = line.split_whitespace().nth(1).expect("an address");
+    assert!(running.line().await.starts_with("ready "));
+    (running, address.to_owned())
+}
+
+async fn gateway(engines: &[&str]) -> TestServer {
+    let mut setup = Setup::gateway(&[]);
+    let engines = engines.iter().map(ToString::to_string).collect();
+    setup.parts.source = tokenway::server::Source::Remote(engines);
+    setup.start().await
+}
+
+/// An HTTP refusal: its status and its code.
+async fn refusal(gateway: &TestServer, request: Request) -> (u16, String) {
+    let (response, body) = request.fetch(gateway).await;
+    (response.status, body.error().0)
+}
+
+#[tokio::test]
+async fn an_engine_that_is_killed_breaks_its_streams_with_an_error() {
+    let (engine, address) = engine_process().await;
+    let gateway = gateway(&[&address]).await;
+    let mut response = stream().send(&gateway).await;
+    assert!(response.line().await.is_some());
+    assert!(response.line().await.is_some());
+    engine.signal(Signal::KILL);
+    let record: Value = response.json_line().await.expect("a record");
+    assert_eq!(record["error"]["code"], "upstream_error");
+    assert_eq!(record["error"]["tokens_delivered"], 2);
+    assert_eq!(record["error"]["retryable"], true);
+    assert_eq!(response.rest().await.end, End::Unclean);
+    engine.end().await;
+    // Whether the connection breaks under the request or cannot be made: it is worth another try.
+    let (status, code) = refusal(&gateway, stream()).await;
+    let known = [(502, "upstream_error"), (503, "no_worker")];
+    assert!(known.contains(&(status, code.as_str())), "{status} {code}");
+    let (models, _) = get("/v1/models").fetch(&gateway).await;
+    assert!(models.header("retry-after").is_some() || models.status == 502);
+    gateway.drain().await.assert_nothing_is_left();
+}
+
+#[tokio::test]
+async fn an_engine_that_is_gone_is_passed_over_for_one_that_is_there() {
+    let (gone, address) = engine_process().await;
+    let there = Setup::test_runner(full_speed()).start().await;
+    let gateway = gateway(&[&address, &there.grpc_url()]).await;
+    gone.signal(Signal::KILL);
+    gone.end().await;
+    for _ in 0..10 {
+        let (response, body) = stream().fetch(&gateway).await;
+        assert_eq!((response.status, body.lines().len()), (200, 5));
+        assert_eq!(body.end, End::Clean);
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_hangs_is_a_504_at_the_deadline() {
+    let (engine, address) = engine_process().await;
+    let gateway = gateway(&[&address]).await;
+    engine.stop();
+    let request = stream().header("x-request-timeout", "0.2");
+    let expected = (504, "deadline_exceeded".to_owned());
+    assert_eq!(refusal(&gateway, request).await, expected);
+    engine.signal(Signal::KILL);
+    engine.end().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_ends_tells_its_streams_so() {
+    let engine = Setup::test_runner(silent_at(2)).start().await;
+    let abandoned = Duration::from_millis(1);
+    let gateway = Setup::gateway(&[&engine]).drain(Duration::ZERO, abandoned);
+    let gateway = gateway.start().await;
+    let mut response = stream().send(&gateway).await;
+    assert!(response.line().await.is_some());
+    assert!(response.line().await.is_some());
+    gateway.drain().await.assert_nothing_is_left();
+    let record: Value = response.json_line().await.expect("a record");
+    assert_eq!(record["error"]["code"], "draining");
+    assert_eq!(record["error"]["tokens_delivered"], 2);
+    assert_eq!(response.rest().await.end, End::Unclean);
+}
+
+#[tokio::test]
+async fn a_gateway_that_watches_an_engine_does_not_hold_up_its_end() {
+    let long = Duration::from_secs(3_600);
+    let engine = Setup::test_runner(full_speed()).drain(Duration::ZERO, long);
+    let engine = engine.start().await;
+    let gateway = Setup::gateway(&[&engine]).start().await;
+    assert_eq!(stream().fetch(&gateway).await.1.end, End::Clean);
+    engine.drain().await.assert_nothing_is_left();
+}
