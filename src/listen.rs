@@ -40,12 +40,12 @@ pub enum Protocol {
 /// What a door puts up with from a connection.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// How long the headers of a request may take, and the first of them on a new connection.
-    /// Default 10 s.
+    /// How long the headers of a request may take, and the first of them on a new connection. It is
+    /// also how long an HTTP/1.1 connection may wait for its next request. Default 10 s.
     pub header_timeout: Duration,
     /// How long a request's body may make no progress. Default 30 s.
     pub body_timeout: Duration,
-    /// How long a connection may have no request. Default 300 s.
+    /// How long an HTTP/2 connection may have no request. Default 300 s.
     pub idle_timeout: Duration,
     /// How long a socket may accept nothing of what is written to it. Default 30 s: well over the
     /// time after which a stream that is not read is given up, so that its last record can be read

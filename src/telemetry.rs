@@ -242,7 +242,7 @@ fn describe(recorder: &PrometheusRecorder) {
     );
     gauge(
         STREAMS,
-        "Requests that were admitted and have not ended, by door.",
+        "Requests that have not ended, by door: HTTP's from their arrival, gRPC's from their admission.",
     );
     gauge(CONNECTIONS, "Open client connections, by door.");
     gauge(SEQUENCES, "Sequences that hold a slot of a device.");
