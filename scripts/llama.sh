@@ -5,11 +5,15 @@ FEATURES=()
 
 # Whether bindgen would find a libclang, by the places where it looks.
 has_libclang() {
-    [[ -n ${LIBCLANG_PATH:-} ]] || ldconfig -p 2>/dev/null | grep -q 'libclang[-.]' ||
-        compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null
+    [[ -n ${LIBCLANG_PATH:-} ]] && return 0
+    local found
+    found=$(ldconfig -p 2>/dev/null; compgen -G '/usr/lib/llvm-*/lib/libclang*.so*') || true
+    # libclang-cpp is another library, which bindgen cannot use.
+    [[ $(grep 'libclang[-.]' <<<"$found" | grep -v -- '-cpp\.') ]]
 }
 
 has_llama_tools() {
+    command -v c++ >/dev/null || return 1
     [[ -n ${CMAKE:-} ]] || command -v cmake >/dev/null || return 1
     has_libclang
 }
