@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::error::Error;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,11 +17,13 @@ use tokio_util::task::TaskTracker;
 use tower::Service;
 use tower_http::timeout::TimeoutBody;
 
+use self::connection::Connection;
 use crate::telemetry::{Door, Telemetry};
 
 mod address;
 mod connection;
 mod io;
+mod stalled;
 
 pub use address::{Address, InvalidAddress, Listener};
 pub use io::Flush;
@@ -47,9 +50,9 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// How long an HTTP/2 connection may have no request. Default 300 s.
     pub idle_timeout: Duration,
-    /// How long a socket may accept nothing of what is written to it. Default 30 s: well over the
-    /// time after which a stream that is not read is given up, so that its last record can be read
-    /// by a client that comes back.
+    /// How long a peer may take nothing: a socket accept nothing of what is written to it, or an
+    /// HTTP/2 stream have no room for more. Default 30 s: well over the time after which a sequence
+    /// that is not read is given up, so that its last record can be read by a client that comes back.
     pub write_timeout: Duration,
     /// The most bytes of a request's headers. Default 64 KiB.
     pub max_header_bytes: u32,
@@ -117,7 +120,7 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    let connections = TaskTracker::new();
+    let tasks = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -126,9 +129,14 @@ where
         match accepted {
             Ok(stream) => {
                 let counted = settings.telemetry.connection_opened(settings.door);
-                let connection =
-                    connection::run(stream, service.clone(), settings.clone(), shutdown.clone());
-                connections.spawn(async move {
+                let connection = Connection {
+                    stream: Arc::new(stream),
+                    door: settings.clone(),
+                    shutdown: shutdown.clone(),
+                    streams: tasks.clone(),
+                };
+                let connection = connection.run(service.clone());
+                tasks.spawn(async move {
                     connection.await;
                     drop(counted);
                 });
@@ -142,6 +150,6 @@ where
         }
     }
     drop(listener);
-    connections.close();
-    connections.wait().await;
+    tasks.close();
+    tasks.wait().await;
 }

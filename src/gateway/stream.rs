@@ -49,7 +49,9 @@ enum Ending {
     Open,
     /// All has been said.
     Whole,
-    /// The error's record was handed over; it is on its way to the socket.
+    /// The error's record was handed over, all but this last byte.
+    LastByte(Bytes),
+    /// All of the record was handed over; it is on its way to the socket.
     Failing(Pin<Box<dyn Future<Output = ()> + Send>>),
     /// The record has left.
     Broken,
@@ -137,13 +139,21 @@ impl TokenBody {
         self.lines.error(out, error, self.tokens_delivered);
         self.counted.ended(Err(error));
         self.opened = None;
+        // On HTTP/2 hyper takes a frame as soon as the peer's window has room for a byte of it, and
+        // then asks for the next. With a frame of one byte that byte is the record's last.
+        let last = out.split_off(out.len() - 1);
+        self.ending = Ending::LastByte(last.freeze());
+    }
+
+    /// Waits until the record has left for the socket.
+    fn flushed(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         let flush = self.flush.take();
-        self.ending = Ending::Failing(Box::pin(async move {
-            // Asked only when the record has been handed over: on the next poll.
+        Box::pin(async move {
+            // Asked only when the last byte has been taken: on the next poll.
             if let Some(flush) = flush {
                 flush.next(LAST_RECORD).await;
             }
-        }));
+        })
     }
 
     /// A comment when the stream has been silent for long.
@@ -169,6 +179,11 @@ impl http_body::Body for TokenBody {
         match &mut this.ending {
             Ending::Open => {}
             Ending::Whole => return Poll::Ready(None),
+            Ending::LastByte(last) => {
+                let last = std::mem::take(last);
+                this.ending = Ending::Failing(this.flushed());
+                return Poll::Ready(Some(Ok(Frame::data(last))));
+            }
             Ending::Failing(flushed) => {
                 ready!(flushed.as_mut().poll(cx));
                 this.ending = Ending::Broken;

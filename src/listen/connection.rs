@@ -14,13 +14,15 @@ use http::Request;
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::time::{Instant, sleep_until};
+use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 use tower_http::timeout::TimeoutBody;
 
 use super::io::{Flush, Stream, WatchedStream};
+use super::stalled::{StreamExecutor, waits_for_its_peer};
 use super::{DoorService, DoorSettings, Limits, Protocol, Shutdown};
 
 /// The most bytes that are held for one HTTP/1.1 connection or one HTTP/2 stream whose peer does not
@@ -34,98 +36,116 @@ const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// How often an HTTP/2 peer is asked whether it is still there, and how long it may take to answer.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
-/// Serves a connection until it closes, or is told to, and lets its peer read the last answer.
-pub(super) async fn run<S, B>(stream: Stream, service: S, door: DoorSettings, shutdown: Shutdown)
-where
-    S: DoorService<B>,
-    S::Future: Send + 'static,
-    B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
-{
-    let stream = Arc::new(stream);
-    serve(&stream, service, &door, &shutdown).await;
-    // Lingered to the end or not, the socket closes now.
-    let _ = shutdown.abort.run_until_cancelled(stream.linger()).await;
+/// A connection that was accepted.
+pub(super) struct Connection {
+    pub(super) stream: Arc<Stream>,
+    pub(super) door: DoorSettings,
+    pub(super) shutdown: Shutdown,
+    /// Where the tasks of its HTTP/2 streams are.
+    pub(super) streams: TaskTracker,
 }
 
-/// Serves a connection until it closes, or is told to.
-async fn serve<S, B>(stream: &Arc<Stream>, service: S, door: &DoorSettings, shutdown: &Shutdown)
-where
-    S: DoorService<B>,
-    S::Future: Send + 'static,
-    B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
-{
-    let limits = &door.limits;
-    let (watched, flushes) = WatchedStream::new(Arc::clone(stream), limits.write_timeout);
-    let activity = Arc::new(Activity::new());
-    let body_timeout = limits.body_timeout;
-    let service = {
-        let activity = Arc::clone(&activity);
-        service_fn(move |mut request: Request<Incoming>| {
-            let busy = activity.busy();
-            let flush = Flush::new(Arc::clone(&flushes), request.version());
-            request.extensions_mut().insert(flush);
-            let request = request.map(|body| TimeoutBody::new(body_timeout, body));
-            let answer = service.clone().oneshot(request);
-            async move { Ok::<_, Infallible>(answer.await?.map(|body| BusyBody::new(body, busy))) }
-        })
-    };
-    let builder = builder(door.protocol, limits);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(watched), service));
-    let mut is_stopping = false;
-    loop {
-        let idle_until = activity.idle_until(limits);
-        tokio::select! {
-            ended = connection.as_mut() => {
-                if let Err(error) = ended {
-                    tracing::debug!(%error, "a connection broke");
+impl Connection {
+    /// Serves it until it closes, or is told to, and lets its peer read the last answer.
+    pub(super) async fn run<S, B>(self, service: S)
+    where
+        S: DoorService<B>,
+        S::Future: Send + 'static,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        self.serve(service).await;
+        // Lingered to the end or not, the socket closes now.
+        let abort = &self.shutdown.abort;
+        let _ = abort.run_until_cancelled(self.stream.linger()).await;
+    }
+
+    /// Serves it until it closes, or is told to.
+    async fn serve<S, B>(&self, service: S)
+    where
+        S: DoorService<B>,
+        S::Future: Send + 'static,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let limits = &self.door.limits;
+        let (watched, flushes) = WatchedStream::new(Arc::clone(&self.stream), limits.write_timeout);
+        let activity = Arc::new(Activity::new());
+        let body_timeout = limits.body_timeout;
+        let service = {
+            let activity = Arc::clone(&activity);
+            service_fn(move |mut request: Request<Incoming>| {
+                let busy = activity.busy();
+                let flush = Flush::new(Arc::clone(&flushes), request.version());
+                request.extensions_mut().insert(flush);
+                let request = request.map(|body| TimeoutBody::new(body_timeout, body));
+                let answer = service.clone().oneshot(request);
+                async move {
+                    let answer = answer.await?;
+                    Ok::<_, Infallible>(answer.map(|body| BusyBody::new(body, busy)))
                 }
-                return;
-            }
-            () = shutdown.stop.cancelled(), if !is_stopping => {
-                if activity.is_unused() {
+            })
+        };
+        let builder = self.builder();
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(watched), service));
+        let mut is_stopping = false;
+        loop {
+            let idle_until = activity.idle_until(limits);
+            tokio::select! {
+                ended = connection.as_mut() => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "a connection broke");
+                    }
                     return;
                 }
-                is_stopping = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            () = shutdown.abort.cancelled() => return,
-            () = stream.closed(), if activity.is_busy() => {
-                if activity.is_busy() {
-                    return;
+                () = self.shutdown.stop.cancelled(), if !is_stopping => {
+                    if activity.is_unused() {
+                        return;
+                    }
+                    is_stopping = true;
+                    connection.as_mut().graceful_shutdown();
                 }
-            }
-            () = sleep_until(idle_until) => {
-                if activity.is_idle(limits) {
-                    return;
+                () = self.shutdown.abort.cancelled() => return,
+                () = self.stream.closed(), if activity.is_busy() => {
+                    if activity.is_busy() {
+                        return;
+                    }
+                }
+                () = sleep_until(idle_until) => {
+                    if activity.is_idle(limits) {
+                        return;
+                    }
                 }
             }
         }
     }
-}
 
-fn builder(protocol: Protocol, limits: &Limits) -> Builder<TokioExecutor> {
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_timeout)
-        .max_headers(limits.max_headers)
-        .max_buf_size(WRITE_BUFFER.max(usize::try_from(limits.max_header_bytes).unwrap_or(0)));
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(limits.max_concurrent_streams)
-        .max_header_list_size(limits.max_header_bytes)
-        .max_send_buf_size(WRITE_BUFFER)
-        .keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE);
-    match protocol {
-        Protocol::Grpc => builder.http2_only(),
-        Protocol::Http => builder,
+    fn builder(&self) -> Builder<StreamExecutor> {
+        let limits = &self.door.limits;
+        let mut builder = Builder::new(StreamExecutor {
+            tasks: self.streams.clone(),
+            write_timeout: limits.write_timeout,
+        });
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.header_timeout)
+            .max_headers(limits.max_headers)
+            .max_buf_size(WRITE_BUFFER.max(usize::try_from(limits.max_header_bytes).unwrap_or(0)));
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_concurrent_streams(limits.max_concurrent_streams)
+            .max_header_list_size(limits.max_header_bytes)
+            .max_send_buf_size(WRITE_BUFFER)
+            .keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE);
+        match self.door.protocol {
+            Protocol::Grpc => builder.http2_only(),
+            Protocol::Http => builder,
+        }
     }
 }
 
@@ -208,7 +228,8 @@ impl Drop for Busy {
 }
 
 pin_project_lite::pin_project! {
-    /// A response's body, which keeps its connection busy until it has ended.
+    /// A response's body: it keeps its connection busy until it has ended, and says whether it waits
+    /// to be read.
     struct BusyBody<B> {
         #[pin]
         body: B,
@@ -218,6 +239,7 @@ pin_project_lite::pin_project! {
 
 impl<B> BusyBody<B> {
     fn new(body: B, busy: Busy) -> Self {
+        waits_for_its_peer(true);
         Self { body, busy }
     }
 }
@@ -230,7 +252,9 @@ impl<B: http_body::Body> http_body::Body for BusyBody<B> {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        self.project().body.poll_frame(cx)
+        let frame = self.project().body.poll_frame(cx);
+        waits_for_its_peer(frame.is_ready());
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

@@ -135,7 +135,7 @@ pub(super) struct Flushes {
 /// hyper flushes a connection only after it has written all that it holds. So whatever a body gave it
 /// is on its way once a flush has *begun* after that: on HTTP/1.1, where body and socket are driven
 /// by one task, that is the next flush. On HTTP/2 a flush may be under way at that moment, on another
-/// thread, so it is the one after the next.
+/// thread, so it is the one after the next; and only what the peer's window has room for is flushed.
 #[derive(Clone)]
 pub struct Flush {
     flushes: Arc<Flushes>,

@@ -24,6 +24,7 @@ use tonic::transport::Channel;
 pub mod cut_short;
 pub mod grpc;
 pub mod http;
+pub mod http2;
 pub mod program;
 
 /// A server that runs until the test ends.

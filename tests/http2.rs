@@ -1,0 +1,59 @@
+//! HTTP/2 streams whose peers give them little room, or none.
+
+mod support;
+
+use std::time::Duration;
+
+use h2::Reason;
+use serde_json::{Value, json};
+use support::http2::{Connection, read, reset};
+use support::{Setup, full_speed, grpc};
+use tokenway::runner::llm_test::TestRunnerOptions;
+
+#[tokio::test]
+async fn the_record_of_a_failed_stream_is_whole_however_small_the_window() {
+    let options = TestRunnerOptions {
+        fail_at: Some(2),
+        ..full_speed()
+    };
+    let server = Setup::test_runner(options).start().await;
+    let body = json!({"prompt": "a", "max_tokens": 5, "stream": true});
+    for window in [1, 3, 100, 65_535] {
+        let connection = Connection::open(&server.http_address(), window).await;
+        let failed = read(connection.completion(&body).await).await;
+        assert_eq!(failed.reset, Some(Reason::INTERNAL_ERROR));
+        let text = String::from_utf8(failed.bytes).unwrap();
+        assert!(text.ends_with('\n'), "window {window}: {text}");
+        let record: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        assert_eq!(record["error"]["tokens_delivered"], 2);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_nobody_reads_is_reset_alone() {
+    let patience = Duration::from_millis(100);
+    let server = Setup::test_runner(full_speed())
+        .slow_reader_timeout(patience)
+        .limits(|limits| limits.write_timeout = 2 * patience)
+        .start()
+        .await;
+    let (window, tokens) = (1_000, 10_000);
+    let endless = json!({"prompt": "a", "max_tokens": 1_000_000, "stream": true});
+    let body = json!({"prompt": "a", "max_tokens": tokens, "stream": true});
+    let http = Connection::open(&server.http_address(), window).await;
+    let (stalled, steady) = (
+        http.completion(&endless).await,
+        http.completion(&body).await,
+    );
+    let (reason, steady) = tokio::join!(reset(stalled), read(steady));
+    assert_eq!((reason, steady.reset), (Reason::CANCEL, None));
+    let lines = String::from_utf8(steady.bytes).unwrap();
+    assert_eq!(lines.lines().count(), tokens);
+
+    let door = Connection::open(&server.grpc_address(), window).await;
+    let stalled = door.grpc_completion(&grpc::request("a", 1_000_000)).await;
+    let steady = door.grpc_completion(&grpc::request("a", 10_000)).await;
+    let (reason, steady) = tokio::join!(reset(stalled), read(steady));
+    assert_eq!((reason, steady.reset), (Reason::CANCEL, None));
+    server.drain().await.assert_nothing_is_left();
+}
