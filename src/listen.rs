@@ -50,6 +50,9 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// How long an HTTP/2 connection may have no request. Default 300 s.
     pub idle_timeout: Duration,
+    /// How often an HTTP/2 peer is asked whether it is still there, and how long it may take to say so.
+    /// Default 20 s.
+    pub keep_alive: Duration,
     /// How long a peer may take nothing: a socket accept nothing of what is written to it, or an
     /// HTTP/2 stream have no room for more. Default 30 s: well over the time after which a sequence
     /// that is not read is given up, so that its last record can be read by a client that comes back.
@@ -68,6 +71,7 @@ impl Default for Limits {
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(300),
+            keep_alive: Duration::from_secs(20),
             write_timeout: Duration::from_secs(30),
             max_header_bytes: 64 * 1024,
             max_headers: 100,

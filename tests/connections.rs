@@ -64,13 +64,50 @@ async fn a_body_that_takes_longer_than_its_deadline_is_a_504() {
 }
 
 #[tokio::test]
-async fn an_http2_connection_without_requests_is_closed_when_it_has_been_idle_too_long() {
+async fn the_headers_of_a_later_request_must_come_as_soon_as_those_of_the_first() {
     let server = server(|limits| limits.header_timeout = LIMIT).await;
-    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let whole_and_half = b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\nGET /livez HTTP/1.1\r\nho";
+    let answers = closed_soon(&server, whole_and_half).await;
+    assert_eq!(answers.matches("HTTP/1.1 200").count(), 1, "{answers}");
+}
+
+/// What an HTTP/2 client says first.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// Says it, and then nothing, until the server closes.
+async fn silent_http2_peer_is_closed_soon(server: &TestServer) {
     let mut stream = TcpStream::connect(server.http_address()).await.unwrap();
-    stream.write_all(preface).await.unwrap();
+    stream.write_all(PREFACE).await.unwrap();
     let closed = timeout(SOON, stream.read_to_end(&mut Vec::new())).await;
     closed.expect("the server closes").unwrap();
+}
+
+#[tokio::test]
+async fn an_http2_connection_without_requests_is_closed_when_it_has_been_idle_too_long() {
+    let server = server(|limits| limits.header_timeout = LIMIT).await;
+    silent_http2_peer_is_closed_soon(&server).await;
+}
+
+#[tokio::test]
+async fn an_http2_peer_that_does_not_answer_pings_loses_its_connection() {
+    let server = server(|limits| limits.keep_alive = LIMIT).await;
+    silent_http2_peer_is_closed_soon(&server).await;
+}
+
+#[tokio::test]
+async fn a_drain_does_not_wait_for_a_request_that_has_not_come() {
+    let server = server(|_| ()).await;
+    let mut half = TcpStream::connect(server.http_address()).await.unwrap();
+    half.write_all(b"POST /v1/completions HTTP/1.1\r\nho")
+        .await
+        .unwrap();
+    // An answer on a later connection shows that the first was accepted.
+    assert_eq!(get("/livez").send(&server).await.status, 200);
+    timeout(SOON, server.drain())
+        .await
+        .expect("nobody is waited for")
+        .assert_nothing_is_left();
+    drop(half);
 }
 
 #[tokio::test]

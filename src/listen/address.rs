@@ -223,4 +223,27 @@ mod tests {
         drop(listener);
         assert!(!path.exists());
     }
+
+    #[tokio::test]
+    async fn only_its_owner_reaches_a_unix_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("door.sock");
+        let listener = Listener::bind(&Address::Unix(path.clone())).await.unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        drop(listener);
+    }
+
+    #[tokio::test]
+    async fn a_small_packet_does_not_wait_for_the_next() {
+        let any = Address::Tcp("127.0.0.1:0".to_owned());
+        let listener = Listener::bind(&any).await.unwrap();
+        let connecting = tokio::net::TcpStream::connect(listener.address().to_string());
+        let (accepted, connected) = tokio::join!(listener.accept(), connecting);
+        let Ok(Stream::Tcp(accepted)) = accepted else {
+            panic!("a TCP connection")
+        };
+        assert!(accepted.nodelay().unwrap());
+        drop(connected);
+    }
 }

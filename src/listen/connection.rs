@@ -33,9 +33,6 @@ const WRITE_BUFFER: usize = 64 * 1024;
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 
-/// How often an HTTP/2 peer is asked whether it is still there, and how long it may take to answer.
-const KEEP_ALIVE: Duration = Duration::from_secs(20);
-
 /// A connection that was accepted.
 pub(super) struct Connection {
     pub(super) stream: Arc<Stream>,
@@ -140,8 +137,8 @@ impl Connection {
             .max_concurrent_streams(limits.max_concurrent_streams)
             .max_header_list_size(limits.max_header_bytes)
             .max_send_buf_size(WRITE_BUFFER)
-            .keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_timeout(KEEP_ALIVE);
+            .keep_alive_interval(limits.keep_alive)
+            .keep_alive_timeout(limits.keep_alive);
         match self.door.protocol {
             Protocol::Grpc => builder.http2_only(),
             Protocol::Http => builder,
