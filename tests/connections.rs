@@ -76,10 +76,14 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 /// Says it, and then nothing, until the server closes.
 async fn silent_http2_peer_is_closed_soon(server: &TestServer) {
-    let mut stream = TcpStream::connect(server.http_address()).await.unwrap();
-    stream.write_all(PREFACE).await.unwrap();
+    let connected = TcpStream::connect(server.http_address()).await;
+    let mut stream = connected.expect("the door answers");
+    let written = stream.write_all(PREFACE).await;
+    written.expect("the bytes are taken");
     let closed = timeout(SOON, stream.read_to_end(&mut Vec::new())).await;
-    closed.expect("the server closes").unwrap();
+    closed
+        .expect("the server closes")
+        .expect("what it says can be read");
 }
 
 #[tokio::test]

@@ -1,9 +1,12 @@
 //! Completions over the gRPC door, collected.
 
+use tokenway::error::Error;
 use tokenway::proto::v1;
 use tokenway::proto::v1::completion_event::Event;
 use tokenway::proto::v1::completion_request::Input;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
+
+use super::TestServer;
 
 /// A completion that was read to its end.
 #[derive(Debug, Default)]
@@ -28,6 +31,13 @@ pub fn request(prompt: &str, max_tokens: u32) -> v1::CompletionRequest {
         max_tokens: Some(max_tokens),
         ..v1::CompletionRequest::default()
     }
+}
+
+/// What the gRPC door says to a request that it refuses.
+pub async fn grpc_error(server: &TestServer, request: v1::CompletionRequest) -> (Code, Error) {
+    let answer = server.grpc().await.complete(request).await;
+    let status = answer.expect_err("a refusal");
+    (status.code(), Error::from(&status))
 }
 
 /// Reads a stream to its end, checking the indices.

@@ -292,3 +292,19 @@ fn find(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
         .windows(pattern.len())
         .position(|window| window == pattern)
 }
+
+/// An HTTP refusal: its status, its code and its field.
+pub type Refusal = (u16, String, Option<String>);
+
+/// What a server says to a request that it refuses.
+pub async fn refusal(server: &TestServer, request: Request) -> Refusal {
+    let (response, body) = request.fetch(server).await;
+    assert_eq!(response.header("content-type"), Some("application/json"));
+    assert!(response.header("x-request-id").is_some());
+    let (code, param) = body.error();
+    (response.status, code, param)
+}
+
+pub fn refused(status: u16, code: &str, param: Option<&str>) -> Refusal {
+    (status, code.to_owned(), param.map(str::to_owned))
+}

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokenway::gateway::StreamFormat;
 use tokenway::listen::{Address, Limits};
+use tokenway::proto::v1;
 use tokenway::proto::v1::inference_client::InferenceClient;
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::runner::{LoadError, Loaded, Loader};
@@ -20,6 +21,7 @@ use tokenway::server::{
 };
 use tokenway::telemetry::Telemetry;
 use tonic::transport::Channel;
+use tonic::{IntoRequest, Streaming};
 
 pub mod cut_short;
 pub mod grpc;
@@ -190,6 +192,15 @@ impl TestServer {
         InferenceClient::connect(self.grpc_url())
             .await
             .expect("the gRPC door answers")
+    }
+
+    /// Asks the gRPC door for a completion, and waits until it is admitted.
+    pub async fn stream(
+        &self,
+        request: impl IntoRequest<v1::CompletionRequest>,
+    ) -> Streaming<v1::CompletionEvent> {
+        let answer = self.grpc().await.complete(request).await;
+        answer.expect("the request is admitted").into_inner()
     }
 
     pub fn telemetry(&self) -> &Telemetry {

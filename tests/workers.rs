@@ -1,0 +1,138 @@
+//! What clients are told while a worker loads its model, when it crashes, and when the model fails.
+
+mod support;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+
+use serde_json::json;
+use support::grpc::grpc_error;
+use support::http::{End, completion, get, refusal, refused};
+use support::{Setup, full_speed, grpc};
+use tokenway::error::{Error, ErrorKind};
+use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
+use tokenway::runner::{LoadError, Loaded, Loader};
+use tonic::Code;
+
+/// A loader that waits for a word before each load; no word is a failure.
+struct Waiting {
+    loader: TestRunnerLoader,
+    word: Mutex<mpsc::Receiver<()>>,
+    loads: AtomicUsize,
+}
+
+impl Loader for Waiting {
+    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
+        self.loads.fetch_add(1, Ordering::SeqCst);
+        let word = self.word.lock().expect("no load panics").recv();
+        word.map_err(|_| LoadError("there is no device any more".to_owned()))?;
+        self.loader.load(slots, progress)
+    }
+
+    fn name(&self) -> &'static str {
+        "llm_test"
+    }
+}
+
+fn waiting(options: TestRunnerOptions) -> (Setup, mpsc::Sender<()>) {
+    let (word, receiver) = mpsc::channel();
+    let loader = Waiting {
+        loader: TestRunnerLoader::new(options),
+        word: Mutex::new(receiver),
+        loads: AtomicUsize::new(0),
+    };
+    (Setup::runner("llm_test", Arc::new(loader), 4), word)
+}
+
+#[tokio::test]
+async fn a_server_that_loads_says_not_ready_and_when_to_retry() {
+    let (setup, word) = waiting(full_speed());
+    let server = setup.start_loading().await;
+    let not_ready = refused(503, "not_ready", None);
+    for request in [
+        completion(&json!({"prompt": "a"})),
+        get("/readyz"),
+        get("/health"),
+    ] {
+        assert_eq!(refusal(&server, request).await, not_ready);
+    }
+    assert_eq!(get("/livez").fetch(&server).await.0.status, 200);
+    let (code, error) = grpc_error(&server, grpc::request("a", 5)).await;
+    assert_eq!((code, error.kind), (Code::Unavailable, ErrorKind::NotReady));
+    assert!(error.retry_after.is_some());
+    word.send(()).unwrap();
+    server.loaded().await;
+    let (_, body) = get("/health").fetch(&server).await;
+    assert_eq!(body.json(), json!({"status": "healthy"}));
+    drop(word);
+}
+
+#[tokio::test]
+async fn a_worker_that_crashes_loses_its_streams_with_an_error_and_is_then_missing() {
+    let panic_at = |index| TestRunnerOptions {
+        panic_at: Some(index),
+        ..full_speed()
+    };
+    let (setup, word) = waiting(panic_at(2));
+    word.send(()).unwrap();
+    let server = setup.start().await;
+    drop(word);
+    let body = json!({"prompt": "a", "max_tokens": 5, "stream": true});
+    let (response, body) = completion(&body).fetch(&server).await;
+    assert_eq!((response.status, body.end), (200, End::Unclean));
+    let record = body.lines().pop().expect("a record");
+    assert_eq!(record["error"]["code"], "worker_lost");
+    assert_eq!(record["error"]["retryable"], true);
+    // It cannot load its model again, so from here on there is none.
+    server.failed().await;
+    let (code, error) = grpc_error(&server, grpc::request("a", 5)).await;
+    assert_eq!((code, error.kind), (Code::Unavailable, ErrorKind::NoWorker));
+    assert_eq!(get("/readyz").fetch(&server).await.0.status, 503);
+    let counts = server.drain().await;
+    counts.assert_nothing_is_left();
+    assert_eq!(counts.get("tokenway_workers_lost_total"), 1.0);
+}
+
+#[tokio::test]
+async fn a_worker_that_crashed_loads_its_model_again_and_serves_on() {
+    let options = TestRunnerOptions {
+        panic_at: Some(2),
+        ..full_speed()
+    };
+    let (setup, word) = waiting(options);
+    word.send(()).unwrap();
+    word.send(()).unwrap();
+    let server = setup.start().await;
+    let lost = grpc::collect(server.stream(grpc::request("a", 5)).await).await;
+    assert_eq!(
+        Error::from(&lost.error.expect("an error")).kind,
+        ErrorKind::WorkerLost
+    );
+    server.restarted().await;
+    let after = grpc::collect(server.stream(grpc::request("a", 2)).await).await;
+    assert_eq!(after.usage().completion_tokens, 2);
+    server.drain().await.assert_nothing_is_left();
+}
+
+#[tokio::test]
+async fn a_model_that_fails_on_one_request_fails_that_request_alone() {
+    let options = TestRunnerOptions {
+        fail_at: Some(3),
+        ..full_speed()
+    };
+    let server = Setup::test_runner(options).start().await;
+    let unary = completion(&json!({"prompt": "a", "max_tokens": 5}));
+    assert_eq!(
+        refusal(&server, unary).await,
+        refused(500, "internal_error", None)
+    );
+    let failed = grpc::collect(server.stream(grpc::request("a", 5)).await).await;
+    assert_eq!(
+        failed.texts(0).len(),
+        3,
+        "what came before the failure is told"
+    );
+    assert_eq!(failed.error.expect("an error").code(), Code::Internal);
+    let after = grpc::collect(server.stream(grpc::request("a", 3)).await).await;
+    assert_eq!(after.usage().completion_tokens, 3);
+}
