@@ -58,6 +58,16 @@ pub enum ClientError {
         /// What the system says.
         problem: String,
     },
+    /// Somebody answers, but not what the other door would.
+    #[error("{address} is no {asked} door; {advice}")]
+    WrongDoor {
+        /// Where.
+        address: String,
+        /// Which door was asked for.
+        asked: &'static str,
+        /// How the other one is asked.
+        advice: &'static str,
+    },
     /// The server refused the request, or its stream failed.
     #[error("the server says {code}: {message}")]
     Server {

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use futures_util::future::select_all;
 use http::{Request as HttpRequest, Response as HttpResponse};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -82,6 +83,13 @@ impl Cluster {
     #[must_use]
     pub fn is_up(&self) -> bool {
         self.engines.iter().any(|engine| engine.health.is_up())
+    }
+
+    /// Waits until an engine has said that it takes requests.
+    pub async fn up(&self) {
+        let engines = self.engines.iter();
+        let up = engines.map(|engine| Box::pin(engine.health.clone().up()));
+        select_all(up).await;
     }
 
     /// Starts a completion: it has been admitted by an engine. An engine that cannot take it now is

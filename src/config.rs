@@ -17,6 +17,7 @@ use crate::server::{Drain, HttpDoor, ServerParts, Source};
 mod engine;
 mod file;
 mod values;
+mod variable;
 
 use engine::EngineSettings;
 use values::{EngineAddress, Seconds};
@@ -85,7 +86,7 @@ struct GatewayCommand {
 #[serde(default)]
 struct GatewaySettings {
     /// An engine's gRPC address, `http://host:port` or `unix:/path`; several by commas or by
-    /// repeating the flag
+    /// repeating the flag. At least one is required
     #[arg(
         long,
         env = "TOKENWAY_ENGINE",
@@ -145,7 +146,8 @@ struct ServerSettings {
         allow_negative_numbers = true
     )]
     drain_timeout: Option<Seconds>,
-    /// Listen on addresses that other machines reach, although nobody has to show a key
+    /// Serve addresses that other machines reach without any authentication: whoever reaches one may
+    /// use the model
     #[arg(long, env = "TOKENWAY_INSECURE", num_args = 0..=1, require_equals = true,
         default_missing_value = "true")]
     insecure: Option<bool>,
@@ -183,7 +185,10 @@ pub enum ConfigError {
 /// # Errors
 /// The first setting that is at fault, by its name.
 pub fn read(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Task, ConfigError> {
-    let matches = CommandLine::command().try_get_matches_from(arguments)?;
+    let arguments: Vec<_> = arguments.into_iter().collect();
+    let matches = CommandLine::command()
+        .try_get_matches_from(&arguments)
+        .map_err(|error| variable::named(error, &arguments))?;
     let CommandLine { command, serve } = CommandLine::from_arg_matches(&matches)?;
     let parts = match command.unwrap_or(Command::Serve(Box::new(serve))) {
         Command::Complete(options) => return Ok(Task::Complete(options)),

@@ -87,8 +87,10 @@ pub struct Drain {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An address cannot be listened on.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address}: {source}; --{setting} chooses another address")]
     Listen {
+        /// What chooses it.
+        setting: &'static str,
         /// The address.
         address: Address,
         /// What the system says.
@@ -129,7 +131,8 @@ impl Server {
     /// What keeps the server from starting. Nothing is left running then.
     pub async fn start(parts: ServerParts) -> Result<Self, StartError> {
         let http_listen = parts.http.as_ref().map(|door| &door.listen);
-        let (http, grpc) = (bind(http_listen).await?, bind(parts.grpc.as_ref()).await?);
+        let http = bind("http-listen", http_listen).await?;
+        let grpc = bind("grpc-listen", parts.grpc.as_ref()).await?;
         let (telemetry, tasks) = (Telemetry::new(), TaskTracker::new());
         let backend = Backend::start(&parts, &telemetry, &tasks)?;
         let mut server = Self {
@@ -193,12 +196,13 @@ impl Server {
     }
 
     /// Waits until every model is loaded, telling `progress` how far that is, from 0 to 1. Without an
-    /// engine there is nothing to wait for.
+    /// engine of its own it waits until one of those elsewhere takes requests.
     ///
     /// # Errors
     /// When a model cannot be loaded.
     pub async fn ready(&self, progress: impl FnMut(f32)) -> Result<(), StartError> {
         let Some(engine) = &self.engine else {
+            self.readiness.up().await;
             return Ok(());
         };
         health::wait_for_models(engine.scheduler.readiness(), progress)
@@ -267,12 +271,16 @@ impl Server {
     }
 }
 
-async fn bind(address: Option<&Address>) -> Result<Option<Listener>, StartError> {
+async fn bind(
+    setting: &'static str,
+    address: Option<&Address>,
+) -> Result<Option<Listener>, StartError> {
     let Some(address) = address else {
         return Ok(None);
     };
     let listener = Listener::bind(address).await;
     listener.map(Some).map_err(|source| StartError::Listen {
+        setting,
         address: address.clone(),
         source,
     })

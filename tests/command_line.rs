@@ -73,11 +73,38 @@ async fn a_gateway_passes_on_what_an_engine_behind_a_unix_socket_makes() {
     assert_eq!(addresses, [socket.as_str()]);
     let door = format!("unix:{}", folder.path().join("http.sock").display());
     let gateway = tokenway().args(["gateway", "--engine", &socket, "--http-listen", &door]);
-    let (gateway, _) = started(gateway.args(["--drain-grace", "0"]), 1).await;
+    let mut gateway = gateway.args(["--drain-grace", "0"]).start();
+    assert!(gateway.line().await.starts_with("HTTP "));
+    assert!(gateway.line().await.starts_with("waiting "));
+    assert_eq!(
+        gateway.line().await,
+        format!("ready    in front of {socket}")
+    );
     let printed = complete(&["--max-tokens", "2", "--server", &door]).await;
     assert_eq!(printed, "token_0token_1\n");
     let printed = complete(&["--max-tokens", "2", "--grpc", "--server", &socket]).await;
     assert_eq!(printed, "token_0token_1\n");
+    assert_eq!(gateway.interrupt().await, Some(0));
+    assert_eq!(engine.interrupt().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_gateway_says_what_it_waits_for_and_is_ready_once_that_is_there() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = format!("unix:{}", folder.path().join("engine.sock").display());
+    let gateway = tokenway().args(["gateway", "--engine", &socket, "--http-listen", FREE]);
+    let mut gateway = gateway.args(["--drain-grace", "0"]).start();
+    assert!(gateway.line().await.starts_with("HTTP "));
+    assert_eq!(
+        gateway.line().await,
+        format!("waiting  for an engine: {socket}")
+    );
+    let engine = tokenway().args(["engine", "--grpc-listen", &socket, "--drain-grace", "0"]);
+    let (engine, _) = started(engine, 1).await;
+    assert_eq!(
+        gateway.line().await,
+        format!("ready    in front of {socket}")
+    );
     assert_eq!(gateway.interrupt().await, Some(0));
     assert_eq!(engine.interrupt().await, Some(0));
 }
@@ -131,6 +158,22 @@ async fn what_cannot_be_served_is_said_with_an_exit_code() {
 }
 
 #[tokio::test]
+async fn a_variable_that_is_at_fault_is_named() {
+    for (variable, value) in [("MODEL_RUNNER", "magic"), ("TOKENWAY_SLOTS", "0")] {
+        let outcome = tokenway().args(["serve"]).env(variable, value).run().await;
+        assert_eq!(outcome.code, Some(2), "{outcome:?}");
+        assert!(outcome.stderr.contains(variable), "{outcome:?}");
+    }
+    let flag = ["serve", "--runner", "magic"];
+    let outcome = tokenway()
+        .args(flag)
+        .env("MODEL_RUNNER", "llm_test")
+        .run()
+        .await;
+    assert!(!outcome.stderr.contains("MODEL_RUNNER"), "{outcome:?}");
+}
+
+#[tokio::test]
 async fn a_log_filter_that_is_none_is_refused() {
     let outcome = serve().env("TOKENWAY_LOG", "tokenway=loud").run().await;
     assert_eq!(outcome.code, Some(2), "{outcome:?}");
@@ -138,14 +181,18 @@ async fn a_log_filter_that_is_none_is_refused() {
 }
 
 #[tokio::test]
-async fn a_taken_address_is_named() {
+async fn a_taken_address_is_named_with_the_setting_that_chooses_another() {
     let server = Setup::test_runner(full_speed()).start().await;
     let taken = server.http_address();
     let outcome = tokenway()
         .args(["serve", "--http-listen", &taken])
         .run()
         .await;
-    assert!(outcome.failure().contains(&taken));
+    let failure = outcome.failure();
+    assert!(
+        failure.contains(&taken) && failure.contains("--http-listen"),
+        "{failure}"
+    );
 }
 
 #[tokio::test]
@@ -161,6 +208,8 @@ async fn complete_tells_of_every_failure_with_exit_code_1() {
             &["--server", &grpc, "--grpc", "--model", "nobody"],
             "model_not_found",
         ),
+        (&["--server", &grpc], "say --grpc"),
+        (&["--server", &http, "--grpc"], "leave out --grpc"),
         (&["--server", "ftp://a"], "ftp://a"),
         (&["--server", "unix:/nowhere.sock"], "/nowhere.sock"),
         (

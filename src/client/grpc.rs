@@ -2,6 +2,8 @@
 
 use std::io::Write;
 
+use http::header::CONTENT_TYPE;
+use tonic::metadata::MetadataMap;
 use tonic::transport::Endpoint;
 
 use super::{CONNECT_TIMEOUT, ClientError, ClientOptions, show};
@@ -23,7 +25,7 @@ pub(super) async fn complete(
         .connect()
         .await
         .map_err(|error| ClientError::Connect {
-            address,
+            address: address.clone(),
             problem: deepest(&error),
         })?;
     let request = v1::CompletionRequest {
@@ -36,7 +38,15 @@ pub(super) async fn complete(
         ..v1::CompletionRequest::default()
     };
     let response = InferenceClient::new(channel).complete(request).await;
-    let mut events = response.map_err(|status| refused(&status))?.into_inner();
+    let response = response.map_err(|status| refused(&status))?;
+    if !is_grpc(response.metadata()) {
+        return Err(ClientError::WrongDoor {
+            address,
+            asked: "gRPC",
+            advice: "if it is the HTTP door, leave out --grpc",
+        });
+    }
+    let mut events = response.into_inner();
     while let Some(event) = events.message().await.map_err(|status| refused(&status))? {
         match event.event {
             Some(Event::Tokens(tokens)) => {
@@ -50,6 +60,12 @@ pub(super) async fn complete(
     Err(ClientError::CutShort(
         "the stream ended without its summary".to_owned(),
     ))
+}
+
+/// Whether an answer is gRPC at all: tonic looks no further than HTTP/2.
+fn is_grpc(headers: &MetadataMap) -> bool {
+    let content_type = headers.get(CONTENT_TYPE.as_str());
+    content_type.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 fn refused(status: &tonic::Status) -> ClientError {

@@ -1,8 +1,10 @@
 //! A completion over the HTTP door, as NDJSON.
 
 use std::io::Write;
+use std::pin::pin;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::Request;
 use http::header::{ACCEPT, CONTENT_TYPE, HOST};
 use http_body_util::{BodyExt, Full};
@@ -16,11 +18,13 @@ use tokio::time::timeout;
 
 use super::{CONNECT_TIMEOUT, ClientError, ClientOptions, show};
 
+const DEFAULT_ADDRESS: &str = "http://127.0.0.1:8000";
+
 pub(super) async fn complete(
     options: &ClientOptions,
     out: &mut dyn Write,
 ) -> Result<(), ClientError> {
-    let address = options.address("http://127.0.0.1:8000");
+    let address = options.address(DEFAULT_ADDRESS);
     if let Some(path) = address.strip_prefix("unix:") {
         let stream = connected(&address, UnixStream::connect(path)).await?;
         return over(stream, "localhost", options, out).await;
@@ -73,24 +77,45 @@ where
         .header(ACCEPT, "application/x-ndjson")
         .body(Full::new(Bytes::from(body(options).to_string())))
         .map_err(|_| ClientError::Address(host.to_owned()))?;
-    let exchange = async {
-        let response = sender.send_request(request).await.map_err(broken)?;
-        let is_stream = response.status().is_success();
-        let body = response.into_body();
-        if is_stream {
-            show_lines(body, out).await
+    // The connection moves while the exchange is waited for, and both end here.
+    let mut connection = pin!(connection.fuse());
+    let mut answer = pin!(sender.send_request(request));
+    let answer = tokio::select! {
+        biased;
+        ended = &mut connection => match ended {
+            Ok(()) => answer.await,
+            Err(error) => Err(error),
+        },
+        answer = &mut answer => answer,
+    };
+    let response = answer.map_err(|error| {
+        if error.is_incomplete_message() {
+            broken(error)
         } else {
-            Err(refusal(body).await)
+            wrong_door(options)
+        }
+    })?;
+    let shown = async {
+        if response.status().is_success() {
+            show_lines(response.into_body(), out).await
+        } else {
+            Err(refusal(response.into_body()).await)
         }
     };
-    tokio::pin!(exchange);
-    // The connection moves while the exchange is waited for, and both end here.
+    let mut shown = pin!(shown);
     tokio::select! {
-        result = &mut exchange => result,
-        ended = connection => {
-            ended.map_err(broken)?;
-            exchange.await
-        }
+        result = &mut shown => result,
+        // What was received before that is shown, and then how it ended.
+        _ = connection => shown.await,
+    }
+}
+
+/// What is told where the answer is none of HTTP/1.1.
+fn wrong_door(options: &ClientOptions) -> ClientError {
+    ClientError::WrongDoor {
+        address: options.address(DEFAULT_ADDRESS),
+        asked: "HTTP",
+        advice: "if it is the gRPC door, say --grpc",
     }
 }
 

@@ -1,10 +1,9 @@
 //! Engines elsewhere: connections to them, whether they are up, and reading their streams.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -41,18 +40,33 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long to wait before an engine that is down is asked again.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// What is known of an engine's health.
+/// What is known of an engine's health, as it changes.
 #[derive(Clone)]
-pub(super) struct Health(Arc<AtomicBool>);
+pub(super) struct Health(watch::Receiver<State>);
+
+/// Whether an engine takes requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// It has not answered yet: it is worth asking.
+    Unknown,
+    Up,
+    Down,
+}
 
 impl Health {
     /// The health of the engine of this process, which says itself what it cannot do.
     pub(super) fn always() -> Self {
-        Self(Arc::new(AtomicBool::new(true)))
+        Self(watch::channel(State::Up).1)
     }
 
     pub(super) fn is_up(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        *self.0.borrow() != State::Down
+    }
+
+    /// Waits until the engine has said that it takes requests.
+    pub(super) async fn up(mut self) {
+        // Nobody watches any more once the server ends: then there is nothing to wait for either.
+        let _ = self.0.wait_for(|state| *state == State::Up).await;
     }
 }
 
@@ -70,11 +84,11 @@ pub(super) fn connect(
                 .map_err(|error| Status::from_error(error.into())),
         )
     };
-    // Until the first answer it is worth asking.
-    let health = Health(Arc::new(AtomicBool::new(true)));
-    let watch = watch(endpoint.connect_lazy(), health.clone());
-    tasks.spawn(stop.clone().run_until_cancelled_owned(watch));
-    Ok(((0..CHANNELS).map(|_| channel()).collect(), health))
+    let (state, health) = watch::channel(State::Unknown);
+    let follow = follow(endpoint.connect_lazy(), state);
+    tasks.spawn(stop.clone().run_until_cancelled_owned(follow));
+    let channels = (0..CHANNELS).map(|_| channel()).collect();
+    Ok((channels, Health(health)))
 }
 
 /// How an engine is reached.
@@ -99,18 +113,21 @@ pub(super) fn endpoint(address: &str) -> Result<Endpoint, String> {
 }
 
 /// Keeps `health` true to what the engine says of itself, for ever.
-async fn watch(channel: Channel, health: Health) {
+async fn follow(channel: Channel, health: watch::Sender<State>) {
     let mut client = HealthClient::new(channel);
     loop {
         if let Ok(response) = client.watch(HealthCheckRequest::default()).await {
             let mut answers = response.into_inner();
             while let Ok(Some(answer)) = answers.message().await {
-                health
-                    .0
-                    .store(answer.status() == ServingStatus::Serving, Ordering::Relaxed);
+                health.send_replace(match answer.status() {
+                    ServingStatus::Serving => State::Up,
+                    ServingStatus::Unknown
+                    | ServingStatus::NotServing
+                    | ServingStatus::ServiceUnknown => State::Down,
+                });
             }
         }
-        health.0.store(false, Ordering::Relaxed);
+        health.send_replace(State::Down);
         sleep(RETRY).await;
     }
 }

@@ -1,6 +1,5 @@
 //! The settings of an engine: which model, on how many workers, and how the test runner behaves.
 
-use std::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
-use super::values::{Milliseconds, Seconds};
+use super::values::{Count, Milliseconds, Seconds};
 use super::{ConfigError, seconds};
 use crate::runner::Loader;
 use crate::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
@@ -41,16 +40,16 @@ pub(super) struct EngineSettings {
     /// The most tokens of one sequence, prompt and completion together (llama) [default: what the
     /// model was trained on, at most 2048]
     #[arg(long, env = "TOKENWAY_CONTEXT_LENGTH", value_name = "TOKENS")]
-    context_length: Option<NonZeroU32>,
+    context_length: Option<Count>,
     /// How many threads the model computes on (llama) [default: one less than there are cores]
     #[arg(long, env = "TOKENWAY_THREADS", value_name = "N")]
-    threads: Option<NonZeroU16>,
+    threads: Option<Count>,
     /// How many workers load the model, each on a thread of its own [default: 1]
     #[arg(long, env = "TOKENWAY_WORKERS", value_name = "N")]
-    workers: Option<NonZeroU16>,
+    workers: Option<Count>,
     /// How many sequences each worker runs at once [default: 1024 for llm_test, 8 for llama]
     #[arg(long, env = "TOKENWAY_SLOTS", value_name = "N")]
-    slots: Option<NonZeroU16>,
+    slots: Option<Count>,
     /// How many requests may wait for a slot; the next is refused [default: 1024]
     #[arg(long, env = "TOKENWAY_QUEUE_DEPTH", value_name = "N")]
     queue_depth: Option<u32>,
@@ -130,8 +129,8 @@ impl EngineSettings {
         let model = ModelParts {
             name,
             loader,
-            workers: workers.map_or(1, count),
-            slots: slots.map_or(default_slots, count),
+            workers: workers.map_or(1, usize::from),
+            slots: slots.map_or(default_slots, usize::from),
         };
         Ok(EngineParts {
             models: vec![model],
@@ -154,7 +153,7 @@ impl EngineSettings {
 
     #[cfg(feature = "llama-cpp")]
     fn real_model(self) -> Result<(String, Arc<dyn Loader>, usize), ConfigError> {
-        use crate::runner::llama::{LlamaLoader, LlamaOptions};
+        use crate::runner::llama::{self, LlamaLoader, LlamaOptions};
 
         let only_test = [(
             "test-runner-…",
@@ -165,22 +164,30 @@ impl EngineSettings {
             let message = "the runner llama needs --model-path FILE.gguf; `make model` fetches one";
             return Err(ConfigError::Invalid(message.to_owned()));
         };
+        llama::check_file(&model_path).map_err(|problem| {
+            let path = model_path.display();
+            ConfigError::Invalid(format!(
+                "--model-path {path}: {problem}; `make model` fetches one"
+            ))
+        })?;
         let file_name = model_path
             .file_stem()
             .map(|name| name.to_string_lossy().into_owned());
         let name = self.model_name.or(file_name).unwrap_or_default();
         let loader = LlamaLoader::new(LlamaOptions {
             model_path,
-            threads: self.threads.map_or_else(super::default_threads, count),
-            context_length: self.context_length.map(NonZeroU32::get),
+            threads: self
+                .threads
+                .map_or_else(super::default_threads, usize::from),
+            context_length: self.context_length.map(u32::from),
         });
         Ok((name, Arc::new(loader), 8))
     }
 
     #[cfg(not(feature = "llama-cpp"))]
     fn real_model(self) -> Result<(String, Arc<dyn Loader>, usize), ConfigError> {
-        let message = "this build has no runner llama: build it with `--features llama-cpp` (`make \
-                       build` does), or use --runner llm_test";
+        let message = "this build has no runner llama. `make build` builds one that has it; --runner \
+                       llm_test serves the test runner";
         Err(ConfigError::Invalid(message.to_owned()))
     }
 }
@@ -214,10 +221,6 @@ impl TestRunnerSettings {
             panic_at: self.test_runner_panic_at,
         }
     }
-}
-
-fn count(number: NonZeroU16) -> usize {
-    usize::from(number.get())
 }
 
 /// Refuses settings that the chosen runner would not read: whoever gave them meant another.

@@ -42,7 +42,14 @@ impl FileOption {
         let keys: Table = text.parse().map_err(|error| problem(format!("{error}")))?;
         let known = known_keys();
         if let Some(unknown) = keys.keys().find(|key| !known.contains(key)) {
-            return Err(problem(format!("the key '{unknown}' is unknown")));
+            let flag = unknown.replace('-', "_");
+            let advice = if known.contains(&flag) {
+                format!("it is written {flag}")
+            } else {
+                "`tokenway serve --help` lists the flags, whose names the keys have, with _ for -"
+                    .to_owned()
+            };
+            return Err(problem(format!("the key '{unknown}' is unknown; {advice}")));
         }
         Ok(SettingsFile {
             path: path_text,

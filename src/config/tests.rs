@@ -103,6 +103,7 @@ fn one_file_serves_every_command() {
 fn what_is_wrong_in_a_file_is_named() {
     for (text, named) in [
         ("slotz = 3", "slotz"),
+        ("queue-depth = 3", "queue_depth"),
         ("slots = \"many\"", "slots"),
         ("slots = 0", "slots"),
         ("workers = 0", "workers"),
@@ -150,6 +151,18 @@ fn what_is_wrong_on_the_command_line_is_named() {
     ] {
         let refusal = refusal(arguments);
         assert!(refusal.contains(named), "{arguments:?}: {refusal}");
+    }
+}
+
+#[cfg(feature = "llama-cpp")]
+#[test]
+fn a_model_file_that_is_missing_or_none_is_refused_before_anything_binds() {
+    let (_folder, path) = settings_file("this is no model");
+    for (path, problem) in [("/nowhere.gguf", "No such file"), (&path, "not a GGUF")] {
+        let refusal = refusal(&["serve", "--model-path", path]);
+        for said in [path, problem, "--model-path", "make model"] {
+            assert!(refusal.contains(said), "{refusal}");
+        }
     }
 }
 

@@ -10,6 +10,47 @@ use crate::gateway::StreamFormat;
 use crate::listen::Address;
 use crate::request::LONGEST_TIMEOUT;
 
+/// More workers, slots, threads or tokens of context than any machine has.
+const MAX_COUNT: u32 = 16_777_216;
+
+/// How many of something there are, of which there must be one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "i64")]
+pub(super) struct Count(u32);
+
+impl TryFrom<i64> for Count {
+    type Error = String;
+
+    fn try_from(count: i64) -> Result<Self, String> {
+        u32::try_from(count)
+            .ok()
+            .filter(|count| (1..=MAX_COUNT).contains(count))
+            .map(Self)
+            .ok_or_else(|| format!("it must be a whole number from 1 to {MAX_COUNT}"))
+    }
+}
+
+impl FromStr for Count {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // What is no number is out of range like 0.
+        Self::try_from(text.parse().unwrap_or(0))
+    }
+}
+
+impl From<Count> for u32 {
+    fn from(count: Count) -> Self {
+        count.0
+    }
+}
+
+impl From<Count> for usize {
+    fn from(count: Count) -> Self {
+        Self::try_from(count.0).expect("16 million fit into it")
+    }
+}
+
 /// A span of time, written in seconds with fractions.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(try_from = "f64")]

@@ -74,7 +74,7 @@ impl LlamaLoader {
         progress: &dyn Fn(f32),
     ) -> Result<(Arc<GgufModel>, LlamaRunner), LoadError> {
         let path = &self.options.model_path;
-        check_magic(path)?;
+        check_file(path)?;
         let backend = backend()?;
         let llama = load_file(backend, path, progress)?;
         let context_length = self.context_length(&llama)?;
@@ -187,7 +187,10 @@ fn backend() -> Result<&'static LlamaBackend, LoadError> {
 }
 
 /// Says what is wrong with a file before llama.cpp, which says only that something is.
-fn check_magic(path: &Path) -> Result<(), LoadError> {
+///
+/// # Errors
+/// When it cannot be read, or is no GGUF file.
+pub fn check_file(path: &Path) -> Result<(), LoadError> {
     let mut magic = [0; MAGIC.len()];
     let read = File::open(path).and_then(|mut file| file.read(&mut magic));
     match read {

@@ -77,6 +77,14 @@ impl Ready {
         }
     }
 
+    /// Waits until one of the engines elsewhere takes requests.
+    pub(super) async fn up(&self) {
+        match &self.backend {
+            Backend::Cluster(cluster) => cluster.up().await,
+            Backend::Engine(_) => {}
+        }
+    }
+
     pub(super) fn set_draining(&self) {
         self.draining.cancel();
     }

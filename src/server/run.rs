@@ -6,8 +6,13 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
 
 use super::{Server, ServerParts, Source, StartError};
+
+/// Within so long the same signal is the same order: who stops a process and its group, as `timeout`
+/// does, tells it twice.
+const ONE_SIGNAL: Duration = Duration::from_millis(500);
 
 /// How finely the progress of loading is shown.
 const PROGRESS_STEPS: f32 = 1_000.0;
@@ -33,16 +38,20 @@ pub enum RunError {
 /// When it cannot start, or is not left to drain.
 pub async fn until_signalled(parts: ServerParts, out: &mut impl Write) -> Result<(), RunError> {
     let mut signals = Signals::new()?;
-    let (drain, models) = (parts.drain, models(&parts.source));
+    let (drain, source) = (parts.drain, parts.source.clone());
     let server = Server::start(parts).await?;
     announce(&server, out)?;
+    if let Source::Remote(engines) = &source {
+        writeln!(out, "waiting  for an engine: {}", engines.join(", "))?;
+        out.flush()?;
+    }
     let loaded = tokio::select! {
         loaded = ready(&server) => Some(loaded),
         () = signals.next() => None,
     };
     match loaded {
         Some(Ok(())) => {
-            writeln!(out, "ready    {models}")?;
+            writeln!(out, "ready    {}", models(&source))?;
             out.flush()?;
             signals.next().await;
         }
@@ -145,6 +154,26 @@ fn position(fraction: f32) -> u64 {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    last: Last,
+}
+
+/// The last signal that came.
+#[derive(Default)]
+struct Last(Option<(SignalKind, Instant)>);
+
+impl Last {
+    /// Notes a signal; true where it is not the one before, told twice.
+    fn is_new(&mut self, kind: SignalKind) -> bool {
+        let now = Instant::now();
+        if self
+            .0
+            .is_some_and(|(last, at)| last == kind && now - at < ONE_SIGNAL)
+        {
+            return false;
+        }
+        self.0 = Some((kind, now));
+        true
+    }
 }
 
 impl Signals {
@@ -152,13 +181,36 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            last: Last::default(),
         })
     }
 
     async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+        loop {
+            let kind = tokio::select! {
+                _ = self.terminate.recv() => SignalKind::terminate(),
+                _ = self.interrupt.recv() => SignalKind::interrupt(),
+            };
+            if self.last.is_new(kind) {
+                return;
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_signal_that_is_told_twice_counts_once() {
+        let (terminate, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
+        let mut last = Last::default();
+        assert!(last.is_new(terminate));
+        tokio::time::advance(Duration::from_millis(499)).await;
+        assert!(!last.is_new(terminate));
+        assert!(last.is_new(interrupt), "another signal is another order");
+        tokio::time::advance(Duration::from_millis(500)).await;
+        assert!(last.is_new(interrupt), "this is said again");
     }
 }
