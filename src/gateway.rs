@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{Method, Uri};
-use axum::middleware;
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
@@ -36,6 +36,9 @@ use refusal::Refusal;
 
 /// The largest body, in bytes.
 const BODY_LIMIT: usize = 4 * 1024 * 1024;
+
+/// The most headers of a request.
+const HEADERS_LIMIT: usize = 100;
 
 /// What the HTTP door needs.
 #[derive(Clone)]
@@ -70,8 +73,18 @@ pub fn router(gateway: Gateway) -> Router {
         .layer(tower_http::catch_panic::CatchPanicLayer::custom(
             refusal::panicked,
         ))
+        .layer(middleware::from_fn(limit_headers))
         .layer(middleware::from_fn(request_id::carry))
         .with_state(gateway)
+}
+
+/// HTTP/1.1 has its limit in the listener; HTTP/2 has none for how many they are.
+async fn limit_headers(request: Request, next: Next) -> Result<Response, Refusal> {
+    if request.headers().len() > HEADERS_LIMIT {
+        let message = format!("A request may have at most {HEADERS_LIMIT} headers.");
+        return Err(Error::new(ErrorKind::HeadersTooLarge, message).into());
+    }
+    Ok(next.run(request).await)
 }
 
 async fn list_models(State(gateway): State<Gateway>) -> Result<Response, Refusal> {

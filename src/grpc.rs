@@ -155,14 +155,7 @@ impl Inference for Service {
     ) -> Result<Response<v1::DetokenizeResponse>, Status> {
         let v1::DetokenizeRequest { model, token_ids } = request.into_inner();
         let (_, entry) = self.scheduler.catalog().find(convert::model_name(&model))?;
-        entry.check_vocabulary(&token_ids, "token_ids")?;
-        let model = entry.model()?;
-        let bytes: Vec<u8> = token_ids
-            .iter()
-            .filter_map(|id| model.token_bytes(*id))
-            .flatten()
-            .collect();
-        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let text = entry.detokenize(token_ids, "token_ids").await?;
         Ok(Response::new(v1::DetokenizeResponse { text }))
     }
 }

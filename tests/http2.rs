@@ -57,3 +57,16 @@ async fn a_stream_that_nobody_reads_is_reset_alone() {
     assert_eq!((reason, steady.reset), (Reason::CANCEL, None));
     server.drain().await.assert_nothing_is_left();
 }
+
+#[tokio::test]
+async fn too_many_headers_are_a_431() {
+    let server = Setup::test_runner(full_speed()).start().await;
+    let connection = Connection::open(&server.http_address(), 65_535).await;
+    for (headers, status) in [(100, 200), (101, 431)] {
+        let named = (0..headers).map(|number| format!("x-{number}"));
+        let request = named.fold(connection.get("/livez"), |request, name| {
+            request.header(name, "a")
+        });
+        assert_eq!(connection.status(request.body(()).unwrap()).await, status);
+    }
+}

@@ -10,6 +10,9 @@ use crate::runner::{Model, ModelError};
 /// to another thread.
 const TOKENIZE_INLINE: usize = 4 * 1024;
 
+/// As many ids are about as many bytes of text.
+const DETOKENIZE_INLINE: usize = 1024;
+
 /// The models that an engine serves. Clones share them.
 #[derive(Clone)]
 pub struct Catalog(Arc<[CatalogEntry]>);
@@ -91,6 +94,8 @@ impl CatalogEntry {
                 self.tokenize(&text).await?
             }
             Input::TokenIds(ids) => {
+                // First what is cheap: the vocabulary is asked for every id.
+                check_context(&**model, ids.len(), max_tokens)?;
                 self.check_vocabulary(ids, "prompt")?;
                 ids.clone()
             }
@@ -98,35 +103,33 @@ impl CatalogEntry {
         if tokens.is_empty() {
             return Err(Error::invalid_value("prompt", "The prompt is empty."));
         }
-        let context = u64::from(model.facts().context_length);
-        let prompt_tokens = u64::try_from(tokens.len()).unwrap_or(u64::MAX);
-        if prompt_tokens.saturating_add(u64::from(max_tokens)) > context {
-            let error = context_exceeded(format!(
-                "This model's context is {context} tokens; the prompt has {prompt_tokens} and \
-                 max_tokens asks for {max_tokens} more."
-            ));
-            let param = if u64::from(max_tokens) >= context {
-                "max_tokens"
-            } else {
-                "prompt"
-            };
-            return Err(error.with_param(param));
-        }
+        check_context(&**model, tokens.len(), max_tokens)?;
         Ok(tokens.into())
     }
 
-    /// Whether all ids are in the model's vocabulary.
+    /// Turns token ids into text, on another thread where that takes long. Bytes that are no UTF-8
+    /// become replacement characters.
     ///
     /// # Errors
-    /// Names the first id that is not.
-    pub fn check_vocabulary(&self, ids: &[TokenId], param: &str) -> Result<(), Error> {
+    /// Names the first id that is not in the model's vocabulary.
+    pub async fn detokenize(&self, ids: Vec<TokenId>, param: &str) -> Result<String, Error> {
+        let model = Arc::clone(self.model()?);
+        let text = if ids.len() <= DETOKENIZE_INLINE {
+            text_of(&*model, &ids)
+        } else {
+            tokio::task::spawn_blocking(move || text_of(&*model, &ids))
+                .await
+                .map_err(|_| Error::internal())?
+        };
+        text.map_err(|id| not_in_vocabulary(id, param))
+    }
+
+    /// Whether all ids are in the model's vocabulary.
+    fn check_vocabulary(&self, ids: &[TokenId], param: &str) -> Result<(), Error> {
         let model = self.model()?;
         match ids.iter().find(|id| model.token_bytes(**id).is_none()) {
             None => Ok(()),
-            Some(id) => Err(Error::invalid_value(
-                param,
-                format!("Token id {id} is not in this model's vocabulary."),
-            )),
+            Some(id) => Err(not_in_vocabulary(*id, param)),
         }
     }
 }
@@ -180,6 +183,41 @@ impl Catalog {
         let names: Vec<&str> = self.0.iter().map(|entry| &*entry.name).collect();
         names.join(", ")
     }
+}
+
+/// Whether a prompt of so many tokens leaves room for `max_tokens` more.
+fn check_context(model: &dyn Model, prompt_tokens: usize, max_tokens: u32) -> Result<(), Error> {
+    let context = u64::from(model.facts().context_length);
+    let prompt_tokens = u64::try_from(prompt_tokens).unwrap_or(u64::MAX);
+    if prompt_tokens.saturating_add(u64::from(max_tokens)) <= context {
+        return Ok(());
+    }
+    let error = context_exceeded(format!(
+        "This model's context is {context} tokens; the prompt has {prompt_tokens} and max_tokens \
+         asks for {max_tokens} more."
+    ));
+    let param = if u64::from(max_tokens) >= context {
+        "max_tokens"
+    } else {
+        "prompt"
+    };
+    Err(error.with_param(param))
+}
+
+/// The text of these ids, or the first that the model does not have.
+fn text_of(model: &dyn Model, ids: &[TokenId]) -> Result<String, TokenId> {
+    let mut bytes = Vec::new();
+    for id in ids {
+        bytes.extend(model.token_bytes(*id).ok_or(*id)?);
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn not_in_vocabulary(id: TokenId, param: &str) -> Error {
+    Error::invalid_value(
+        param,
+        format!("Token id {id} is not in this model's vocabulary."),
+    )
 }
 
 fn prompt_error(error: ModelError) -> Error {

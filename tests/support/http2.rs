@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::{Reason, RecvStream};
-use http::Request;
+use http::request::Builder;
+use http::{Request, StatusCode};
 use prost::Message;
 use serde_json::Value;
 use tokenway::proto::v1;
@@ -47,6 +48,19 @@ impl Connection {
         let framed = [&[0][..], &length.to_be_bytes(), &message].concat();
         let path = "/tokenway.v1.Inference/Complete";
         self.post(path, "application/grpc", framed.into()).await
+    }
+
+    /// The status of the answer to a request without a body.
+    pub async fn status(&self, request: Request<()>) -> StatusCode {
+        let requests = self.requests.clone().ready().await;
+        let sent = requests.expect("it is open").send_request(request, true);
+        let (answer, _) = sent.expect("the request is sent");
+        answer.await.expect("an answer").status()
+    }
+
+    /// A request for this path, to be filled.
+    pub fn get(&self, path: &str) -> Builder {
+        Request::get(format!("http://{}{path}", self.address))
     }
 
     async fn post(&self, path: &str, content_type: &str, body: Bytes) -> RecvStream {
