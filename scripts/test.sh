@@ -4,10 +4,13 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-scripts/venv.sh
 source scripts/llama.sh
+scripts/venv.sh
 if ((${#FEATURES[@]})); then
-    TOKENWAY_TEST_MODEL=$(scripts/model.sh)
+    TOKENWAY_TEST_MODEL=$(scripts/model.sh) || {
+        echo "The tests of the real model cannot run. \`cargo test\` runs all the others." >&2
+        exit 1
+    }
     export TOKENWAY_TEST_MODEL
 fi
 if cargo nextest --version >/dev/null 2>&1; then
