@@ -113,12 +113,15 @@ impl LaneSender {
     /// How many more tokens the reader has room for. At 0, the worker is woken when that changes.
     #[must_use]
     pub fn room(&self) -> usize {
-        let room = self.tokens.capacity();
-        if room > 0 {
-            return room;
+        match self.tokens.capacity() {
+            0 => self.stall(),
+            room => room,
         }
-        // The flag first and the second look after it: a reader that made room in between has either
-        // seen the flag, or is seen here.
+    }
+
+    /// Asks to be woken, and then looks again: a reader that has made room in between has either seen
+    /// the flag, or is seen here.
+    fn stall(&self) -> usize {
         self.shared.stalled.store(true, Ordering::SeqCst);
         self.tokens.capacity()
     }
@@ -212,6 +215,7 @@ mod tests {
     use smallvec::SmallVec;
 
     use super::*;
+    use crate::telemetry::Telemetry;
 
     fn token(id: u32) -> Token {
         Token {
@@ -243,6 +247,33 @@ mod tests {
         let outputs = receive(&mut receiver).await;
         assert_eq!(outputs.len(), 3);
         assert!(matches!(outputs[2], Output::Failed(Failure::SlowReader)));
+    }
+
+    #[tokio::test]
+    async fn room_that_a_reader_made_just_before_the_worker_asked_for_it_is_seen() {
+        let (sender, mut receiver) = new_lane(2);
+        assert_eq!(sender.token(token(0)), Sent::Delivered);
+        assert_eq!(sender.token(token(1)), Sent::Delivered);
+        // The worker has found no room and has not said so yet: nobody will wake it for this.
+        assert_eq!(receive(&mut receiver).await.len(), 2);
+        assert_eq!(sender.stall(), 2);
+    }
+
+    #[test]
+    fn the_tokens_that_nobody_read_are_counted_as_wasted() {
+        let telemetry = Telemetry::new();
+        let wasted = telemetry.tokens_wasted.clone();
+        let (sender, receiver) = lane(3, Arc::new(Notify::new()), wasted);
+        assert_eq!(sender.accept(), Sent::Delivered);
+        assert_eq!(sender.token(token(0)), Sent::Delivered);
+        assert_eq!(sender.token(token(1)), Sent::Delivered);
+        sender.finish(Some(token(2)), FinishReason::Length);
+        drop(receiver);
+        let counts = telemetry.render();
+        assert!(
+            counts.contains("tokenway_tokens_wasted_total 3"),
+            "{counts}"
+        );
     }
 
     #[tokio::test]

@@ -216,3 +216,78 @@ impl Room for Slots {
         room
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use metrics::Counter;
+    use tokio::sync::Notify;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::request::{Caller, Sampling};
+    use crate::runner::{Sequence, TokenBytes};
+    use crate::worker::lane::{LaneReceiver, lane};
+
+    const PATIENCE_NS: u64 = 1_000_000_000;
+    const NO_DEADLINE: u64 = u64::MAX;
+    /// Long after every patience, and before no deadline.
+    const FAR: u64 = u64::MAX - 1;
+
+    fn token() -> Token {
+        Token {
+            id: 0,
+            bytes: TokenBytes::new(),
+            due_ns: 0,
+            emitted_ns: 0,
+        }
+    }
+
+    /// One slot, taken by a sequence that has no room for a second token.
+    fn full() -> (Slots, LaneReceiver) {
+        let mut slots = Slots::new(1, PATIENCE_NS);
+        let (lane, receiver) = lane(1, Arc::new(Notify::new()), Counter::noop());
+        let sequence = Sequence {
+            prompt: [0].into(),
+            delivered: Vec::new(),
+            choice: 0,
+            seed: 0,
+            max_tokens: 100,
+            sampling: Sampling::default(),
+            stamps: false,
+            caller: Caller::default(),
+        };
+        let assignment = Assignment {
+            sequence,
+            lane,
+            deadline: Instant::now(),
+        };
+        slots.occupy(Slot(0), assignment, NO_DEADLINE);
+        assert!(slots.token(Slot(0), token()).is_none());
+        assert_eq!(slots.room(Slot(0)), 0);
+        (slots, receiver)
+    }
+
+    async fn read(lane: &mut LaneReceiver) {
+        let mut outputs = Vec::new();
+        std::future::poll_fn(|cx| lane.poll_recv_many(cx, &mut outputs, 16)).await;
+    }
+
+    #[test]
+    fn a_reader_that_stands_still_is_given_up_when_patience_ends() {
+        let (mut slots, _reader) = full();
+        let due = slots.next_look_ns();
+        assert!(slots.look(due - 1).is_empty());
+        assert_eq!(slots.next_look_ns(), due);
+        assert_eq!(slots.look(due).len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_has_made_progress_has_all_its_patience_again() {
+        let (mut slots, mut reader) = full();
+        read(&mut reader).await;
+        assert!(slots.look(FAR).is_empty());
+        assert!(!slots.look_due(FAR), "nobody stands still any more");
+    }
+}

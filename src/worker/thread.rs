@@ -19,6 +19,9 @@ use crate::request::FinishReason;
 use crate::runner::{Emission, Loaded, Loader, Next, Runner, Step, StepError, monotonic_ns};
 use crate::telemetry::{InFlight, Telemetry};
 
+#[cfg(test)]
+mod tests;
+
 /// How long before a deadline the thread stops sleeping and spins. The kernel wakes a thread some
 /// tens of microseconds late; a spin is on time.
 const SPIN_NS: u64 = 50_000;
@@ -109,10 +112,10 @@ impl Worker {
                     WorkerEvent::Lost(self.spawn.id, reason)
                 }
             };
-            if !self.tell(event) || !self.wait(back_off) {
+            if !self.tell(event) || !wait_out(back_off, || self.is_ending()) {
                 return;
             }
-            back_off = (back_off * 2).min(BACK_OFF_LIMIT);
+            back_off = next_back_off(back_off);
         }
     }
 
@@ -151,21 +154,6 @@ impl Worker {
     fn tell(&self, event: WorkerEvent) -> bool {
         // The scheduler takes events without ever waiting for a worker, so this wait is short.
         self.spawn.events.blocking_send(event).is_ok()
-    }
-
-    /// Waits out a back-off. False when the worker is to end instead.
-    fn wait(&self, back_off: Duration) -> bool {
-        let until = Instant::now() + back_off;
-        loop {
-            if self.is_ending() {
-                return false;
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return true;
-            }
-            std::thread::park_timeout(left);
-        }
     }
 
     fn is_ending(&self) -> bool {
@@ -326,6 +314,25 @@ impl Drop for Device<'_> {
             .sequences_running
             .decrement(left);
     }
+}
+
+/// Waits out a back-off. False when the worker is to end instead, of which an unpark tells.
+fn wait_out(back_off: Duration, is_ending: impl Fn() -> bool) -> bool {
+    let until = Instant::now() + back_off;
+    loop {
+        if is_ending() {
+            return false;
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return true;
+        }
+        std::thread::park_timeout(left);
+    }
+}
+
+fn next_back_off(back_off: Duration) -> Duration {
+    (back_off * 2).min(BACK_OFF_LIMIT)
 }
 
 fn message_of(panic: &(dyn std::any::Any + Send)) -> String {

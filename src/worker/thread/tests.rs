@@ -1,0 +1,185 @@
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::sync::mpsc as std_mpsc;
+
+use metrics::Counter;
+use tokio::sync::Notify;
+
+use super::*;
+use crate::request::{Caller, ChatMessage, Sampling, TokenId};
+use crate::runner::{
+    LoadError, Model, ModelError, ModelFacts, Resumption, Room, Sequence, Slot, TokenBytes,
+};
+use crate::worker::lane::{LaneReceiver, Output, lane};
+
+/// A device that says what it was given, and does nothing with it.
+struct Witness(mpsc::Sender<Sequence>);
+
+struct NoModel(ModelFacts);
+
+impl Loader for Witness {
+    fn load(&self, _slots: usize, _progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
+        let facts = ModelFacts {
+            name: "witness".to_owned(),
+            context_length: 100,
+            max_prompt_bytes: 100,
+            resumption: Resumption::No,
+        };
+        Ok(Loaded {
+            model: Arc::new(NoModel(facts)),
+            runner: Box::new(Self(self.0.clone())),
+        })
+    }
+
+    fn name(&self) -> &'static str {
+        "witness"
+    }
+}
+
+impl Runner for Witness {
+    fn admit(&mut self, _slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
+        self.0.blocking_send(sequence).expect("the test listens");
+        Ok(())
+    }
+
+    fn release(&mut self, _slot: Slot) {}
+
+    fn next(&mut self, _room: &dyn Room) -> Next {
+        Next::Idle
+    }
+
+    fn step(&mut self, _step: &mut Step<'_>) -> Result<(), StepError> {
+        Ok(())
+    }
+}
+
+impl Model for NoModel {
+    fn facts(&self) -> &ModelFacts {
+        &self.0
+    }
+
+    fn tokenize(&self, _text: &str) -> Result<Vec<TokenId>, ModelError> {
+        Ok(Vec::new())
+    }
+
+    fn token_bytes(&self, _id: TokenId) -> Option<TokenBytes> {
+        None
+    }
+
+    fn render_chat(&self, _messages: &[ChatMessage]) -> Result<String, ModelError> {
+        Ok(String::new())
+    }
+}
+
+/// A worker with one slot, once it is ready.
+struct Started {
+    handle: WorkerHandle,
+    life: Life,
+    events: mpsc::Receiver<WorkerEvent>,
+    admitted: mpsc::Receiver<Sequence>,
+}
+
+async fn start() -> Started {
+    let (seen, admitted) = mpsc::channel(16);
+    let (sender, mut events) = mpsc::channel(16);
+    let (handle, _thread) = spawn(settings(Witness(seen), sender)).expect("a thread");
+    let Some(WorkerEvent::Ready(_, life, _)) = events.recv().await else {
+        panic!("the worker is not ready");
+    };
+    Started {
+        handle,
+        life,
+        events,
+        admitted,
+    }
+}
+
+fn settings(loader: impl Loader + 'static, events: mpsc::Sender<WorkerEvent>) -> Spawn {
+    Spawn {
+        id: WorkerId(0),
+        loader: Arc::new(loader),
+        slots: 1,
+        slow_reader_timeout: Duration::from_secs(10),
+        events,
+        telemetry: Telemetry::new(),
+    }
+}
+
+fn assignment(deadline: Instant) -> (Assignment, LaneReceiver) {
+    let (lane, receiver) = lane(1, Arc::new(Notify::new()), Counter::noop());
+    let sequence = Sequence {
+        prompt: [0].into(),
+        delivered: Vec::new(),
+        choice: 0,
+        seed: 0,
+        max_tokens: 7,
+        sampling: Sampling::default(),
+        stamps: false,
+        caller: Caller::default(),
+    };
+    let assignment = Assignment {
+        sequence,
+        lane,
+        deadline,
+    };
+    (assignment, receiver)
+}
+
+impl Started {
+    /// Hands the worker a sequence that it must not run, and waits until its slot is free again.
+    async fn pass_over(mut self, assignment: Assignment) {
+        let taken = self.handle.submit(self.life, assignment);
+        assert!(taken.is_ok(), "a slot is free");
+        tokio::select! {
+            biased;
+            Some(sequence) = self.admitted.recv() => panic!("the device has seen it: {sequence:?}"),
+            released = self.events.recv() => {
+                assert!(matches!(released, Some(WorkerEvent::Released(_, _, 7))));
+            }
+        }
+        self.handle.stop();
+    }
+}
+
+#[tokio::test]
+async fn what_has_expired_is_told_so_and_the_device_never_sees_it() {
+    let (expired, mut lane) = assignment(Instant::now());
+    start().await.pass_over(expired).await;
+    let mut outputs = Vec::new();
+    poll_fn(|cx| lane.poll_recv_many(cx, &mut outputs, 16)).await;
+    assert!(
+        matches!(&outputs[..], [Output::Failed(Failure::DeadlineExceeded)]),
+        "{outputs:?}"
+    );
+}
+
+#[tokio::test]
+async fn what_nobody_waits_for_is_never_given_to_the_device() {
+    let (abandoned, lane) = assignment(Instant::now() + Duration::from_secs(3_600));
+    drop(lane);
+    start().await.pass_over(abandoned).await;
+}
+
+#[test]
+fn each_crash_doubles_the_wait_before_the_next_life_up_to_a_limit() {
+    let waits = std::iter::successors(Some(BACK_OFF), |wait| Some(next_back_off(*wait)));
+    let waits: Vec<_> = waits.take(9).map(|wait| wait.as_millis()).collect();
+    let doubled = [100, 200, 400, 800, 1_600, 3_200, 6_400, 10_000, 10_000];
+    assert_eq!(waits, doubled);
+}
+
+#[test]
+fn a_worker_that_is_stopped_between_two_lives_does_not_wait_for_the_next() {
+    let (sender, outcome) = std_mpsc::channel();
+    std::thread::spawn(move || {
+        let stopped = Cell::new(false);
+        // It is stopped just after its first look, and so before it sleeps.
+        let is_ending = || {
+            std::thread::current().unpark();
+            stopped.replace(true)
+        };
+        let goes_on = wait_out(Duration::from_secs(3_600), is_ending);
+        sender.send(goes_on).expect("the test listens");
+    });
+    assert_eq!(outcome.recv_timeout(Duration::from_secs(10)), Ok(false));
+}
