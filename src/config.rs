@@ -39,6 +39,7 @@ enum Command {
     /// Serve an engine's gRPC door alone
     Engine(Box<EngineCommand>),
     /// Serve the HTTP door alone, in front of engines elsewhere
+    #[command(override_usage = "tokenway gateway --engine <ADDRESS> [OPTIONS]")]
     Gateway(Box<GatewayCommand>),
     /// Stream a completion from a running server to this terminal
     Complete(ClientOptions),
@@ -85,8 +86,8 @@ struct GatewayCommand {
 #[derive(Args, Clone, Default, Deserialize)]
 #[serde(default)]
 struct GatewaySettings {
-    /// An engine's gRPC address, `http://host:port` or `unix:/path`; several by commas or by
-    /// repeating the flag. At least one is required
+    /// Required, here or in the settings file: an engine's gRPC address, `http://host:port` or
+    /// `unix:/path`; several by commas or by repeating the flag
     #[arg(
         long,
         env = "TOKENWAY_ENGINE",
@@ -146,8 +147,8 @@ struct ServerSettings {
         allow_negative_numbers = true
     )]
     drain_timeout: Option<Seconds>,
-    /// Serve addresses that other machines reach without any authentication: whoever reaches one may
-    /// use the model
+    /// Listen also on addresses that other machines reach: serves without any authentication, so
+    /// whoever reaches them may use the model
     #[arg(long, env = "TOKENWAY_INSECURE", num_args = 0..=1, require_equals = true,
         default_missing_value = "true")]
     insecure: Option<bool>,
@@ -188,7 +189,7 @@ pub fn read(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<T
     let arguments: Vec<_> = arguments.into_iter().collect();
     let matches = CommandLine::command()
         .try_get_matches_from(&arguments)
-        .map_err(|error| variable::named(error, &arguments))?;
+        .map_err(|error| variable::name_in(error, &arguments))?;
     let CommandLine { command, serve } = CommandLine::from_arg_matches(&matches)?;
     let parts = match command.unwrap_or(Command::Serve(Box::new(serve))) {
         Command::Complete(options) => return Ok(Task::Complete(options)),

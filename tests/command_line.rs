@@ -158,19 +158,66 @@ async fn what_cannot_be_served_is_said_with_an_exit_code() {
 }
 
 #[tokio::test]
-async fn a_variable_that_is_at_fault_is_named() {
-    for (variable, value) in [("MODEL_RUNNER", "magic"), ("TOKENWAY_SLOTS", "0")] {
-        let outcome = tokenway().args(["serve"]).env(variable, value).run().await;
-        assert_eq!(outcome.code, Some(2), "{outcome:?}");
-        assert!(outcome.stderr.contains(variable), "{outcome:?}");
+async fn the_help_says_what_a_gateway_needs_and_what_insecure_means() {
+    let help = tokenway().args(["gateway", "--help"]).run().await.success();
+    for said in [
+        "Usage: tokenway gateway --engine <ADDRESS> [OPTIONS]",
+        "Required, here or in the settings file",
+        "serves without any authentication",
+    ] {
+        assert!(help.contains(said), "{help}");
     }
-    let flag = ["serve", "--runner", "magic"];
-    let outcome = tokenway()
-        .args(flag)
-        .env("MODEL_RUNNER", "llm_test")
-        .run()
-        .await;
-    assert!(!outcome.stderr.contains("MODEL_RUNNER"), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn an_invalid_value_is_named_as_it_was_given() {
+    let foo = || tokenway().env("MODEL_RUNNER", "foo");
+    for (program, named) in [
+        (
+            foo(),
+            "'MODEL_RUNNER'\n  [possible values: llm_test, llama]",
+        ),
+        (foo().arg("engine"), "'MODEL_RUNNER'"),
+        (foo().args(["--runner", "bar"]), "'--runner <RUNNER>'"),
+        (foo().arg("--runner=bar"), "'--runner <RUNNER>'"),
+        (
+            tokenway().env("TOKENWAY_ENGINE", "a:1").arg("gateway"),
+            "'TOKENWAY_ENGINE'",
+        ),
+    ] {
+        let outcome = program.run().await;
+        assert_eq!(outcome.code, Some(2), "{outcome:?}");
+        assert!(outcome.stderr.contains(named), "{outcome:?}");
+    }
+}
+
+#[cfg(feature = "llama-cpp")]
+#[tokio::test]
+async fn a_model_that_cannot_be_run_is_refused_before_anything_listens() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = folder.path().join("text.gguf").display().to_string();
+    std::fs::write(&text, "not a model").expect("a file");
+    let gguf = folder.path().join("model.gguf").display().to_string();
+    std::fs::write(&gguf, "GGUF").expect("a file");
+    for (arguments, said) in [
+        (
+            &["--model-path", "/nowhere.gguf"][..],
+            "--model-path /nowhere.gguf: the model file cannot be read",
+        ),
+        (
+            &["--model-path", &text],
+            "text.gguf: this is not a GGUF model file; `make model` fetches one",
+        ),
+        (&["--model-path", &gguf, "--slots", "257"], "--slots"),
+    ] {
+        let outcome = serve().args(arguments).run().await;
+        assert_eq!(
+            (outcome.code, &*outcome.stdout),
+            (Some(2), ""),
+            "{outcome:?}"
+        );
+        assert!(outcome.stderr.contains(said), "{outcome:?}");
+    }
 }
 
 #[tokio::test]
@@ -180,19 +227,26 @@ async fn a_log_filter_that_is_none_is_refused() {
     assert!(outcome.stderr.contains("TOKENWAY_LOG"), "{outcome:?}");
 }
 
+/// A server on free ports, but for this setting.
+fn serve_with(setting: &str, value: &str) -> Program {
+    let doors = ["--http-listen", "--grpc-listen"];
+    let free = doors.into_iter().filter(|door| *door != setting);
+    let program = free.fold(tokenway().arg("serve"), |program, door| {
+        program.args([door, FREE])
+    });
+    program.args([setting, value])
+}
+
 #[tokio::test]
 async fn a_taken_address_is_named_with_the_setting_that_chooses_another() {
     let server = Setup::test_runner(full_speed()).start().await;
     let taken = server.http_address();
-    let outcome = tokenway()
-        .args(["serve", "--http-listen", &taken])
-        .run()
-        .await;
-    let failure = outcome.failure();
-    assert!(
-        failure.contains(&taken) && failure.contains("--http-listen"),
-        "{failure}"
-    );
+    for setting in ["--http-listen", "--grpc-listen"] {
+        let failure = serve_with(setting, &taken).run().await.failure();
+        assert!(failure.contains(&taken), "{failure}");
+        let said = format!("{setting} chooses another");
+        assert!(failure.contains(&said), "{failure}");
+    }
 }
 
 #[tokio::test]

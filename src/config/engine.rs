@@ -15,7 +15,7 @@ use crate::server::{EngineParts, ModelParts};
 
 /// Which runner serves the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(try_from = "String")]
 pub(super) enum RunnerKind {
     /// The reference's test runner: `token_0`, `token_1`, … at an exact cadence.
     #[value(name = "llm_test")]
@@ -23,6 +23,14 @@ pub(super) enum RunnerKind {
     /// A GGUF model on llama.cpp.
     #[value(name = "llama")]
     Llama,
+}
+
+impl TryFrom<String> for RunnerKind {
+    type Error = &'static str;
+
+    fn try_from(name: String) -> Result<Self, Self::Error> {
+        Self::from_str(&name, false).map_err(|_| "it must be llm_test or llama")
+    }
 }
 
 #[derive(Args, Clone, Default, Deserialize)]
@@ -40,16 +48,16 @@ pub(super) struct EngineSettings {
     /// The most tokens of one sequence, prompt and completion together (llama) [default: what the
     /// model was trained on, at most 2048]
     #[arg(long, env = "TOKENWAY_CONTEXT_LENGTH", value_name = "TOKENS")]
-    context_length: Option<Count>,
+    context_length: Option<Count<u32>>,
     /// How many threads the model computes on (llama) [default: one less than there are cores]
     #[arg(long, env = "TOKENWAY_THREADS", value_name = "N")]
-    threads: Option<Count>,
+    threads: Option<Count<u16>>,
     /// How many workers load the model, each on a thread of its own [default: 1]
     #[arg(long, env = "TOKENWAY_WORKERS", value_name = "N")]
-    workers: Option<Count>,
+    workers: Option<Count<u16>>,
     /// How many sequences each worker runs at once [default: 1024 for llm_test, 8 for llama]
     #[arg(long, env = "TOKENWAY_SLOTS", value_name = "N")]
-    slots: Option<Count>,
+    slots: Option<Count<u16>>,
     /// How many requests may wait for a slot; the next is refused [default: 1024]
     #[arg(long, env = "TOKENWAY_QUEUE_DEPTH", value_name = "N")]
     queue_depth: Option<u32>,
@@ -129,8 +137,8 @@ impl EngineSettings {
         let model = ModelParts {
             name,
             loader,
-            workers: workers.map_or(1, usize::from),
-            slots: slots.map_or(default_slots, usize::from),
+            workers: workers.map_or(1, count),
+            slots: slots.map_or(default_slots, count),
         };
         Ok(EngineParts {
             models: vec![model],
@@ -153,7 +161,7 @@ impl EngineSettings {
 
     #[cfg(feature = "llama-cpp")]
     fn real_model(self) -> Result<(String, Arc<dyn Loader>, usize), ConfigError> {
-        use crate::runner::llama::{self, LlamaLoader, LlamaOptions};
+        use crate::runner::llama::{LlamaLoader, LlamaOptions, MAX_SLOTS, check_file};
 
         let only_test = [(
             "test-runner-…",
@@ -164,30 +172,31 @@ impl EngineSettings {
             let message = "the runner llama needs --model-path FILE.gguf; `make model` fetches one";
             return Err(ConfigError::Invalid(message.to_owned()));
         };
-        llama::check_file(&model_path).map_err(|problem| {
+        check_file(&model_path).map_err(|error| {
             let path = model_path.display();
             ConfigError::Invalid(format!(
-                "--model-path {path}: {problem}; `make model` fetches one"
+                "--model-path {path}: {error}; `make model` fetches one"
             ))
         })?;
+        if self.slots.is_some_and(|slots| count(slots) > MAX_SLOTS) {
+            let message = format!("--slots: llama.cpp runs at most {MAX_SLOTS} sequences at once");
+            return Err(ConfigError::Invalid(message));
+        }
         let file_name = model_path
             .file_stem()
             .map(|name| name.to_string_lossy().into_owned());
         let name = self.model_name.or(file_name).unwrap_or_default();
         let loader = LlamaLoader::new(LlamaOptions {
             model_path,
-            threads: self
-                .threads
-                .map_or_else(super::default_threads, usize::from),
-            context_length: self.context_length.map(u32::from),
+            threads: self.threads.map_or_else(super::default_threads, count),
+            context_length: self.context_length.map(Count::get),
         });
         Ok((name, Arc::new(loader), 8))
     }
 
     #[cfg(not(feature = "llama-cpp"))]
     fn real_model(self) -> Result<(String, Arc<dyn Loader>, usize), ConfigError> {
-        let message = "this build has no runner llama. `make build` builds one that has it; --runner \
-                       llm_test serves the test runner";
+        let message = "this build has no runner llama: `make build` makes one that has it";
         Err(ConfigError::Invalid(message.to_owned()))
     }
 }
@@ -221,6 +230,10 @@ impl TestRunnerSettings {
             panic_at: self.test_runner_panic_at,
         }
     }
+}
+
+fn count(number: Count<u16>) -> usize {
+    usize::from(number.get())
 }
 
 /// Refuses settings that the chosen runner would not read: whoever gave them meant another.

@@ -102,17 +102,34 @@ fn one_file_serves_every_command() {
 #[test]
 fn what_is_wrong_in_a_file_is_named() {
     for (text, named) in [
-        ("slotz = 3", "slotz"),
-        ("queue-depth = 3", "queue_depth"),
-        ("slots = \"many\"", "slots"),
-        ("slots = 0", "slots"),
-        ("workers = 0", "workers"),
+        ("slotz = 3", "'slotz' is unknown; the keys are "),
+        ("slotz = 3", "request_timeout, runner, slots, "),
+        (
+            "slots = \"many\"",
+            "slots: invalid type: string \"many\", expected a whole number",
+        ),
+        (
+            "test_runner_frequency_ms = true",
+            "test_runner_frequency_ms: invalid type: boolean `true`, expected a number",
+        ),
+        (
+            "engine = \"http://a:1\"",
+            "engine: invalid type: string \"http://a:1\", expected a list",
+        ),
+        ("runner = \"magic\"", "runner: it must be llm_test or llama"),
+        ("slots = 0", "slots: it must be at least 1"),
+        ("workers = 65536", "workers: 65536 is too many"),
         ("drain_grace = -1", "drain_grace"),
         ("http_listen = \"nowhere\"", "http_listen"),
         ("slots = ", "slots"),
     ] {
         let (_folder, path) = settings_file(text);
-        let refusal = refusal(&["serve", "--config", &path]);
+        let command = if text.starts_with("engine") {
+            "gateway"
+        } else {
+            "serve"
+        };
+        let refusal = refusal(&[command, "--config", &path]);
         assert!(
             refusal.contains(named) && refusal.contains(&path),
             "{refusal}"
@@ -124,8 +141,22 @@ fn what_is_wrong_in_a_file_is_named() {
 #[test]
 fn what_is_wrong_on_the_command_line_is_named() {
     for (arguments, named) in [
-        (&["serve", "--slots", "0"][..], "--slots"),
-        (&["serve", "--workers", "0"], "--workers"),
+        (
+            &["serve", "--slots", "0"][..],
+            "'--slots <N>': it must be at least 1",
+        ),
+        (
+            &["serve", "--workers", "0"],
+            "'--workers <N>': it must be at least 1",
+        ),
+        (
+            &["serve", "--threads", "0"],
+            "'--threads <N>': it must be at least 1",
+        ),
+        (
+            &["serve", "--context-length", "0"],
+            "'--context-length <TOKENS>': it must be at least 1",
+        ),
         (&["serve", "--drain-grace", "-1"], "--drain-grace"),
         (&["serve", "--request-timeout", "soon"], "--request-timeout"),
         (&["serve", "--http-listen", "8000"], "--http-listen"),
@@ -151,18 +182,6 @@ fn what_is_wrong_on_the_command_line_is_named() {
     ] {
         let refusal = refusal(arguments);
         assert!(refusal.contains(named), "{arguments:?}: {refusal}");
-    }
-}
-
-#[cfg(feature = "llama-cpp")]
-#[test]
-fn a_model_file_that_is_missing_or_none_is_refused_before_anything_binds() {
-    let (_folder, path) = settings_file("this is no model");
-    for (path, problem) in [("/nowhere.gguf", "No such file"), (&path, "not a GGUF")] {
-        let refusal = refusal(&["serve", "--model-path", path]);
-        for said in [path, problem, "--model-path", "make model"] {
-            assert!(refusal.contains(said), "{refusal}");
-        }
     }
 }
 

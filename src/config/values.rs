@@ -10,44 +10,37 @@ use crate::gateway::StreamFormat;
 use crate::listen::Address;
 use crate::request::LONGEST_TIMEOUT;
 
-/// More workers, slots, threads or tokens of context than any machine has.
-const MAX_COUNT: u32 = 16_777_216;
-
-/// How many of something there are, of which there must be one.
+/// A number of things, at least one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "i64")]
-pub(super) struct Count(u32);
+#[serde(try_from = "i64", bound = "N: TryFrom<i64>")]
+pub(super) struct Count<N>(N);
 
-impl TryFrom<i64> for Count {
-    type Error = String;
-
-    fn try_from(count: i64) -> Result<Self, String> {
-        u32::try_from(count)
-            .ok()
-            .filter(|count| (1..=MAX_COUNT).contains(count))
-            .map(Self)
-            .ok_or_else(|| format!("it must be a whole number from 1 to {MAX_COUNT}"))
+impl<N> Count<N> {
+    pub(super) fn get(self) -> N {
+        self.0
     }
 }
 
-impl FromStr for Count {
+impl<N: TryFrom<i64>> TryFrom<i64> for Count<N> {
+    type Error = String;
+
+    fn try_from(number: i64) -> Result<Self, String> {
+        if number < 1 {
+            return Err("it must be at least 1".to_owned());
+        }
+        let fits = N::try_from(number).map(Self);
+        fits.map_err(|_| format!("{number} is too many"))
+    }
+}
+
+impl<N: TryFrom<i64>> FromStr for Count<N> {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        // What is no number is out of range like 0.
-        Self::try_from(text.parse().unwrap_or(0))
-    }
-}
-
-impl From<Count> for u32 {
-    fn from(count: Count) -> Self {
-        count.0
-    }
-}
-
-impl From<Count> for usize {
-    fn from(count: Count) -> Self {
-        Self::try_from(count.0).expect("16 million fit into it")
+        let number: i64 = text
+            .parse()
+            .map_err(|_| "it must be a whole number".to_owned())?;
+        Self::try_from(number)
     }
 }
 

@@ -1,42 +1,37 @@
-//! Errors of environment variables: clap speaks of the flag, also where nobody gave it.
+//! Tells an invalid value by the name under which it was given: clap names the flag, also where the
+//! value is its environment variable's.
 
 use std::ffi::OsString;
+use std::iter::once;
 
+use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue};
-use clap::{Arg, Command, CommandFactory};
 
 use super::CommandLine;
 
-/// The error, with the variable's name where a variable is at fault.
-pub(super) fn named(mut error: clap::Error, arguments: &[OsString]) -> clap::Error {
-    if let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg)
-        && let Some(flag) = flag.split([' ', '[', '=']).next()
-        && !arguments.iter().any(|argument| is_for(argument, flag))
-        && let Some(variable) = variable_of(flag)
-    {
-        let tip = format!("the value is that of the environment variable {variable}");
-        error.insert(
-            ContextKind::Suggested,
-            ContextValue::StyledStrs(vec![tip.into()]),
-        );
+/// Names the environment variable where `error` is about a flag that is not among the arguments.
+pub(super) fn name_in(mut error: clap::Error, arguments: &[OsString]) -> clap::Error {
+    let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else {
+        return error;
+    };
+    // It is the flag as the help shows it, with the name of its value.
+    let flag = argument.split([' ', '=', '[']).next().unwrap_or_default();
+    let is_given = arguments.iter().any(|given| {
+        let rest = given.to_str().and_then(|given| given.strip_prefix(flag));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+    });
+    if !is_given && let Some(variable) = variable_of(flag) {
+        error.insert(ContextKind::InvalidArg, ContextValue::String(variable));
     }
     error
 }
 
-/// Whether an argument is this flag, alone or with its value.
-fn is_for(argument: &OsString, flag: &str) -> bool {
-    let text = argument.to_string_lossy();
-    text.strip_prefix(flag)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
-}
-
 fn variable_of(flag: &str) -> Option<String> {
-    let is_flag = |argument: &&Arg| argument.get_long() == flag.strip_prefix("--");
     let command = CommandLine::command();
-    let commands = std::iter::once(&command).chain(command.get_subcommands());
-    let variable = commands
-        .flat_map(Command::get_arguments)
-        .find(is_flag)?
-        .get_env()?;
-    Some(variable.to_string_lossy().into_owned())
+    let name = flag.strip_prefix("--")?;
+    let mut arguments = once(&command)
+        .chain(command.get_subcommands())
+        .flat_map(clap::Command::get_arguments);
+    let argument = arguments.find(|argument| argument.get_long() == Some(name))?;
+    Some(argument.get_env()?.to_string_lossy().into_owned())
 }
