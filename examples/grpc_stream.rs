@@ -57,7 +57,7 @@ async fn main() -> ExitCode {
 async fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     let mut client = InferenceClient::connect(args.url.clone())
         .await
-        .map_err(|error| format!("no answer from {}: {}", args.url, with_causes(&error)))?;
+        .map_err(|error| no_answer(&args.url, &error))?;
     let mut request = Request::new(CompletionRequest {
         input: Some(Input::Prompt(args.prompt.clone())),
         max_tokens: Some(args.max_tokens),
@@ -129,6 +129,11 @@ fn name(reason: FinishReason) -> &'static str {
 fn told(status: &Status) -> Box<dyn Error> {
     let error = tokenway::error::Error::from(status);
     format!("{} ({})", error.message, error.kind.row().code).into()
+}
+
+fn no_answer(url: &str, error: &dyn Error) -> String {
+    let causes = with_causes(error);
+    format!("no answer from {url}: {causes}\nThe server must run: `make run` starts it.")
 }
 
 /// An error and what caused it, in one line.

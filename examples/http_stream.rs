@@ -105,7 +105,7 @@ async fn send(args: &Args) -> Result<Response<Incoming>, Box<dyn Error>> {
     let response = client
         .request(request)
         .await
-        .map_err(|error| format!("no answer from {}: {}", args.url, with_causes(&error)))?;
+        .map_err(|error| no_answer(&args.url, &error))?;
     Ok(response)
 }
 
@@ -135,6 +135,11 @@ async fn print_stream(mut body: Incoming) -> Result<String, Box<dyn Error>> {
         io::stdout().flush()?;
     }
     finish_reason.ok_or_else(|| "the stream ended without a finish reason: it was cut short".into())
+}
+
+fn no_answer(url: &str, error: &dyn Error) -> String {
+    let causes = with_causes(error);
+    format!("no answer from {url}: {causes}\nThe server must run: `make run` starts it.")
 }
 
 /// An error and what caused it, in one line.

@@ -112,6 +112,8 @@ def main() -> int:
             stream(channel, args.prompt, args.max_tokens)
         except grpc.RpcError as error:
             print(f"error: {error.details()} ({reason(error)})", file=sys.stderr)
+            if reason(error) == "UNAVAILABLE":
+                print("The server must run: `make run` starts it.", file=sys.stderr)
             return 1
         except RuntimeError as error:
             print(f"error: {error}", file=sys.stderr)

@@ -59,6 +59,7 @@ def main() -> int:
             whole(client, model, args.prompt, args.max_tokens)
         except APIConnectionError as error:
             print(f"error: the connection to {args.url} failed: {error.__cause__}", file=sys.stderr)
+            print("The server must run: `make run` starts it.", file=sys.stderr)
             return 1
         except APIError as error:
             print(f"error: {error.message} ({error.code})", file=sys.stderr)

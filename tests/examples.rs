@@ -104,6 +104,7 @@ async fn http_stream_says_where_nobody_answers() {
         "{failure}"
     );
     assert!(failure.contains("Connection refused"), "{failure}");
+    assert!(failure.contains("`make run`"), "{failure}");
 }
 
 #[tokio::test]
@@ -165,6 +166,7 @@ async fn grpc_stream_says_where_nobody_answers() {
         "{failure}"
     );
     assert!(failure.contains("Connection refused"), "{failure}");
+    assert!(failure.contains("`make run`"), "{failure}");
 }
 
 /// Starts the custom runner on free ports: the example, and the addresses of its doors.
@@ -299,6 +301,7 @@ async fn the_python_grpc_client_says_where_nobody_answers() {
     let failure = example.run().await.failure();
     assert!(failure.contains(&address), "{failure}");
     assert!(failure.contains("(UNAVAILABLE)"), "{failure}");
+    assert!(failure.contains("`make run`"), "{failure}");
 }
 
 #[tokio::test]
@@ -343,4 +346,5 @@ async fn the_python_openai_client_says_that_nobody_answers() {
         failure.contains(&format!("the connection to {url} failed")),
         "{failure}"
     );
+    assert!(failure.contains("`make run`"), "{failure}");
 }
