@@ -15,7 +15,7 @@ mod timed;
 
 pub(crate) use grpc::GrpcStreamingClient;
 pub(crate) use http::HttpStreamingClient;
-use timed::{ReadClock, TimedStream};
+pub(crate) use timed::{ReadClock, TimedStream};
 
 use crate::arguments::ServerUrl;
 use crate::metrics::{Stamp, TokenSample};

@@ -8,9 +8,15 @@ use clap::{Parser, Subcommand};
 
 mod arguments;
 mod client;
+mod device;
+
+mod load;
 mod metrics;
 mod order;
+mod overhead;
 mod percentiles;
+mod process;
+mod serve;
 mod server;
 mod stamps;
 mod streaming;
@@ -26,14 +32,16 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Streaming(streaming::Options),
+    Overhead(overhead::Options),
     #[command(hide = true)]
-    ServeTestRunner(server::Options),
+    Serve(serve::Options),
 }
 
 fn main() -> ExitCode {
     let (mut out, mut err) = (io::stdout().lock(), io::stderr());
     match Cli::parse().command {
         Command::Streaming(options) => streaming::run(&options, &mut out, &mut err),
-        Command::ServeTestRunner(options) => server::run(&options, &mut out, &mut err),
+        Command::Overhead(options) => overhead::run(&options, &mut out, &mut err),
+        Command::Serve(options) => serve::run(&options, &mut out, &mut err),
     }
 }

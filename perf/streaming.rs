@@ -12,9 +12,13 @@ use clap::{Args, ValueEnum};
 
 use crate::arguments::{ServerUrl, duration_ms, grpc_address, number};
 use crate::client::{GrpcStreamingClient, HttpStreamingClient, LlmStreamingClient, StreamRequest};
-use crate::server::{OwnServer, ServerError};
+use crate::serve::Role;
+use crate::server::{OwnServer, ServerError, Start};
 
 mod door;
+
+/// How many streams the test's own server runs at a time.
+const SLOTS: usize = 64;
 
 /// Stream one completion through each door and compare the intervals of its tokens with those of the
 /// test runner.
@@ -141,10 +145,23 @@ async fn measure(
         }
         return measure_doors(doors, &plan, out).await;
     }
-    let server = OwnServer::start(plan.interval).await?;
+    let start = Start {
+        role: Role::Product,
+        interval: plan.interval,
+        slots: SLOTS,
+        grpc_listen: None,
+        engine: None,
+    };
+    let server = OwnServer::start(&start).await?;
     let doors = Doors {
-        http: (options.door != DoorChoice::Grpc).then(|| server.http().clone()),
-        grpc: (options.door != DoorChoice::Http).then(|| server.grpc().clone()),
+        http: match options.door {
+            DoorChoice::Grpc => None,
+            DoorChoice::Http | DoorChoice::Both => Some(server.http()?),
+        },
+        grpc: match options.door {
+            DoorChoice::Http => None,
+            DoorChoice::Grpc | DoorChoice::Both => Some(server.grpc()?),
+        },
     };
     writeln!(out, "Measuring a server of this test's own.")?;
     out.flush()?;

@@ -16,24 +16,24 @@ use tokio::net::TcpStream;
 /// A client that takes a token may read on before it asks, never the other way round: the time is
 /// that of the read which brought the token, or a later one.
 #[derive(Clone, Debug, Default)]
-pub(super) struct ReadClock(Arc<AtomicU64>);
+pub(crate) struct ReadClock(Arc<AtomicU64>);
 
 impl ReadClock {
     /// The time right after the last read that brought anything, in nanoseconds of CLOCK_MONOTONIC.
-    pub(super) fn last_read_ns(&self) -> u64 {
+    pub(crate) fn last_read_ns(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
 /// A socket whose reads are timed.
 #[derive(Debug)]
-pub(super) struct TimedStream {
+pub(crate) struct TimedStream {
     socket: TcpStream,
     clock: ReadClock,
 }
 
 impl TimedStream {
-    pub(super) fn new(socket: TcpStream, clock: ReadClock) -> Self {
+    pub(crate) fn new(socket: TcpStream, clock: ReadClock) -> Self {
         Self { socket, clock }
     }
 }

@@ -1,0 +1,81 @@
+//! The device behind the floors: the product's own worker over the test runner, with nothing between
+//! it and whoever reads a sequence.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics::Counter;
+use tokenway::request::{Caller, Sampling};
+use tokenway::runner::Sequence;
+use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
+use tokenway::telemetry::Telemetry;
+use tokenway::worker::lane::{LaneReceiver, lane};
+use tokenway::worker::thread::{Spawn, spawn};
+use tokenway::worker::{Assignment, Life, WorkerEvent, WorkerHandle, WorkerId};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+
+/// How far a sequence may run ahead of its reader, as in the product.
+const CREDIT: usize = 256;
+
+const EVENTS: usize = 1024;
+
+/// Longer than any run.
+const DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A worker of the test runner's. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Device {
+    worker: WorkerHandle,
+    life: Life,
+}
+
+impl Device {
+    /// Starts the worker, and waits until it is ready.
+    pub(crate) async fn start(interval: Duration, slots: usize) -> io::Result<Self> {
+        let (sender, mut events) = mpsc::channel(EVENTS);
+        let options = TestRunnerOptions {
+            interval,
+            ..TestRunnerOptions::default()
+        };
+        let (worker, _thread) = spawn(Spawn {
+            id: WorkerId(0),
+            loader: Arc::new(TestRunnerLoader::new(options)),
+            slots,
+            slow_reader_timeout: DEADLINE,
+            events: sender,
+            telemetry: Telemetry::new(),
+        })?;
+        while let Some(event) = events.recv().await {
+            if let WorkerEvent::Ready(_, life, _) = event {
+                // A worker waits for whoever takes its events; here nobody wants them.
+                tokio::spawn(async move { while events.recv().await.is_some() {} });
+                return Ok(Self { worker, life });
+            }
+        }
+        Err(io::Error::other("the worker ended before it was ready"))
+    }
+
+    /// Gives the worker a sequence. Where it has no slot for it the lane just closes.
+    pub(crate) fn open(&self, max_tokens: u32, stamps: bool) -> LaneReceiver {
+        let (sender, receiver) = lane(CREDIT, Arc::new(Notify::new()), Counter::noop());
+        let assignment = Assignment {
+            sequence: Sequence {
+                prompt: [0].into(),
+                delivered: Vec::new(),
+                choice: 0,
+                seed: 0,
+                max_tokens,
+                sampling: Sampling::default(),
+                stamps,
+                caller: Caller::default(),
+            },
+            lane: sender,
+            deadline: Instant::now() + DEADLINE,
+        };
+        // What the worker does not take is dropped, and its lane closes.
+        drop(self.worker.submit(self.life, assignment));
+        receiver
+    }
+}

@@ -1,0 +1,159 @@
+//! What a load saw: how much came, how fast, and how late.
+
+use hdrhistogram::Histogram;
+use tokenway::runner::monotonic_ns;
+
+/// Times to three digits, up to a minute.
+const HIGHEST_NS: u64 = 60_000_000_000;
+const DIGITS: u8 = 3;
+
+/// How many faults are told; the others are only counted.
+const TOLD_FAULTS: usize = 5;
+
+/// What a load saw.
+#[derive(Debug)]
+pub(crate) struct Figures {
+    pub(crate) tokens: u64,
+    pub(crate) requests: u64,
+    pub(crate) reads: u64,
+    pub(crate) bytes: u64,
+    /// From the first request to the last token, in nanoseconds.
+    pub(crate) elapsed_ns: u64,
+    pub(crate) times: Times,
+    pub(crate) fault_count: u64,
+    /// The first of them.
+    pub(crate) faults: Vec<String>,
+    last_token_ns: u64,
+}
+
+/// How late tokens were, in nanoseconds.
+#[derive(Clone, Debug)]
+pub(crate) struct Times {
+    /// From the device's emission to the read that brought the token.
+    pub(crate) one_way: Histogram<u64>,
+    /// From the time at which the token was due to the read that brought it.
+    pub(crate) lateness: Histogram<u64>,
+    /// From the time at which it was due to its emission: the device's own fault.
+    pub(crate) runner: Histogram<u64>,
+    /// From the request to the read that brought the first token.
+    pub(crate) ttft: Histogram<u64>,
+    /// Between the reads that brought two tokens of a stream.
+    pub(crate) gaps: Histogram<u64>,
+}
+
+/// When a token was due and emitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    pub(super) due_ns: u64,
+    pub(super) emitted_ns: u64,
+}
+
+impl Times {
+    fn new() -> Self {
+        let histogram =
+            || Histogram::new_with_bounds(1, HIGHEST_NS, DIGITS).expect("the bounds are valid");
+        Self {
+            one_way: histogram(),
+            lateness: histogram(),
+            runner: histogram(),
+            ttft: histogram(),
+            gaps: histogram(),
+        }
+    }
+
+    /// Adds the times of another round.
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (mine, theirs) in [
+            (&mut self.one_way, &other.one_way),
+            (&mut self.lateness, &other.lateness),
+            (&mut self.runner, &other.runner),
+            (&mut self.ttft, &other.ttft),
+            (&mut self.gaps, &other.gaps),
+        ] {
+            mine.add(theirs).expect("they have the same bounds");
+        }
+    }
+}
+
+impl Figures {
+    pub(super) fn new() -> Self {
+        Self {
+            tokens: 0,
+            requests: 0,
+            reads: 0,
+            bytes: 0,
+            elapsed_ns: 0,
+            times: Times::new(),
+            fault_count: 0,
+            faults: Vec::new(),
+            last_token_ns: 0,
+        }
+    }
+
+    pub(super) fn read(&mut self, bytes: usize) {
+        self.reads += 1;
+        self.bytes += u64::try_from(bytes).unwrap_or(0);
+    }
+
+    /// Takes a token's times.
+    pub(super) fn stamped(&mut self, stamp: Stamp, received_ns: u64) {
+        let Stamp { due_ns, emitted_ns } = stamp;
+        let times = &mut self.times;
+        times
+            .one_way
+            .saturating_record(received_ns.saturating_sub(emitted_ns));
+        times
+            .lateness
+            .saturating_record(received_ns.saturating_sub(due_ns));
+        times
+            .runner
+            .saturating_record(emitted_ns.saturating_sub(due_ns));
+    }
+
+    pub(super) fn fault(&mut self, fault: String) {
+        self.fault_count += 1;
+        if self.faults.len() < TOLD_FAULTS {
+            self.faults.push(fault);
+        }
+    }
+
+    pub(super) fn ended(&mut self, began_ns: u64) {
+        self.elapsed_ns = self.last_token_ns.saturating_sub(began_ns);
+    }
+}
+
+/// What one request has seen so far: its tokens must be 0, 1, 2 …
+pub(super) struct Progress {
+    requested_ns: u64,
+    last_ns: u64,
+    pub(super) next_index: u32,
+}
+
+impl Progress {
+    /// A request that is sent now.
+    pub(super) fn begin() -> Self {
+        Self {
+            requested_ns: monotonic_ns(),
+            last_ns: 0,
+            next_index: 0,
+        }
+    }
+
+    /// Takes the next token, which a read brought at that time.
+    pub(super) fn token(&mut self, figures: &mut Figures, received_ns: u64, stamp: Option<Stamp>) {
+        if self.next_index == 0 {
+            let ttft = received_ns.saturating_sub(self.requested_ns);
+            figures.times.ttft.saturating_record(ttft);
+        } else if stamp.is_some() {
+            let gap = received_ns.saturating_sub(self.last_ns);
+            figures.times.gaps.saturating_record(gap);
+        }
+        if let Some(stamp) = stamp {
+            figures.stamped(stamp, received_ns);
+        }
+        self.last_ns = received_ns;
+        self.next_index += 1;
+        figures.tokens += 1;
+        figures.last_token_ns = figures.last_token_ns.max(received_ns);
+    }
+}

@@ -1,0 +1,164 @@
+//! The lines of a body, cut anywhere by its pieces: NDJSON or server-sent events, of which only what a
+//! measurement needs is looked at.
+
+use memchr::{memchr, memmem};
+
+use super::Fault;
+use super::figures::{Figures, Progress, Stamp};
+
+const TEXT: &[u8] = b"\"text\":\"token_";
+
+/// The lines of one answer.
+#[derive(Default)]
+pub(super) struct Lines {
+    /// The beginning of a line whose end has not come.
+    unfinished: Vec<u8>,
+    /// Where the text was in the line before: it is there again.
+    text_at: usize,
+    has_finished: bool,
+}
+
+impl Lines {
+    /// Whether the last token has come.
+    pub(super) fn has_finished(&self) -> bool {
+        self.has_finished && self.unfinished.is_empty()
+    }
+
+    /// Takes the next piece.
+    pub(super) fn read(
+        &mut self,
+        mut piece: &[u8],
+        received_ns: u64,
+        progress: &mut Progress,
+        figures: &mut Figures,
+    ) -> Result<(), Fault> {
+        while let Some(end) = memchr(b'\n', piece) {
+            if self.unfinished.is_empty() {
+                self.line(&piece[..end], received_ns, progress, figures)?;
+            } else {
+                let mut line = std::mem::take(&mut self.unfinished);
+                line.extend_from_slice(&piece[..end]);
+                self.line(&line, received_ns, progress, figures)?;
+            }
+            piece = &piece[end + 1..];
+        }
+        self.unfinished.extend_from_slice(piece);
+        Ok(())
+    }
+
+    fn line(
+        &mut self,
+        line: &[u8],
+        received_ns: u64,
+        progress: &mut Progress,
+        figures: &mut Figures,
+    ) -> Result<(), Fault> {
+        let after_text = match self.after_text(line) {
+            Some(at) => at,
+            // A blank line ends an event, and these end a stream of them.
+            None if line.is_empty() || line == b"data: [DONE]" || line.starts_with(b":") => {
+                return Ok(());
+            }
+            None => {
+                return Err(Fault::Malformed(String::from_utf8_lossy(line).into_owned()));
+            }
+        };
+        let (index, rest) = number(&line[after_text..]);
+        if index != Some(u64::from(progress.next_index)) || rest.first() != Some(&b'"') {
+            let found = String::from_utf8_lossy(line).into_owned();
+            let expected = progress.next_index;
+            return Err(Fault::Order { expected, found });
+        }
+        self.has_finished = memmem::find(rest, b"\"finish_reason\":null").is_none();
+        progress.token(figures, received_ns, stamp(rest));
+        Ok(())
+    }
+
+    fn after_text(&mut self, line: &[u8]) -> Option<usize> {
+        let is_there = |at: usize| line.get(at..at + TEXT.len()) == Some(TEXT);
+        if !is_there(self.text_at) {
+            self.text_at = memmem::find(line, TEXT)?;
+        }
+        Some(self.text_at + TEXT.len())
+    }
+}
+
+/// The stamp of a line, if it has one.
+fn stamp(rest: &[u8]) -> Option<Stamp> {
+    let after = |rest: &[u8], name: &[u8]| memmem::find(rest, name).map(|at| at + name.len());
+    let rest = rest.get(after(rest, b"\"due_ns\":")?..)?;
+    let (due_ns, rest) = number(rest);
+    let (emitted_ns, _) = number(rest.get(after(rest, b"\"emitted_ns\":")?..)?);
+    Some(Stamp {
+        due_ns: due_ns?,
+        emitted_ns: emitted_ns?,
+    })
+}
+
+/// The number at the beginning, and what follows it.
+fn number(text: &[u8]) -> (Option<u64>, &[u8]) {
+    let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let (digits, rest) = text.split_at(digits);
+    let value = digits.iter().try_fold(0_u64, |value, digit| {
+        value.checked_mul(10)?.checked_add(u64::from(digit - b'0'))
+    });
+    (value.filter(|_| !digits.is_empty()), rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pieces: &[&str]) -> (Result<(), Fault>, Figures, Lines) {
+        let (mut lines, mut progress, mut figures) =
+            (Lines::default(), Progress::begin(), Figures::new());
+        for (received_ns, piece) in (1_000..).zip(pieces) {
+            let read = lines.read(piece.as_bytes(), received_ns, &mut progress, &mut figures);
+            if read.is_err() {
+                return (read, figures, lines);
+            }
+        }
+        (Ok(()), figures, lines)
+    }
+
+    fn line(index: u32, reason: &str) -> String {
+        format!(
+            "{{\"choices\":[{{\"text\":\"token_{index}\",\"finish_reason\":{reason}}}],\
+             \"stamp\":{{\"due_ns\":100,\"emitted_ns\":400}}}}\n"
+        )
+    }
+
+    #[test]
+    fn tokens_are_counted_and_timed_wherever_the_pieces_are_cut() {
+        let both = line(0, "null") + &line(1, "\"length\"");
+        for cut in 1..both.len() {
+            let (ended, figures, lines) = read(&[&both[..cut], &both[cut..]]);
+            ended.unwrap();
+            assert_eq!(figures.tokens, 2);
+            assert!(lines.has_finished());
+            assert_eq!(figures.times.runner.max(), 300);
+        }
+    }
+
+    #[test]
+    fn server_sent_events_have_lines_that_are_no_tokens() {
+        let events = format!(
+            "data: {}\n: alive\n\ndata: [DONE]\n\n",
+            line(0, "\"length\"")
+        );
+        let (ended, figures, lines) = read(&[&events]);
+        ended.unwrap();
+        assert_eq!((figures.tokens, lines.has_finished()), (1, true));
+    }
+
+    #[test]
+    fn a_token_that_is_lost_repeated_or_none_is_a_fault() {
+        for wrong in [
+            line(0, "null") + &line(2, "null"),
+            line(0, "null") + &line(0, "null"),
+            "{\"error\":{\"message\":\"no\"}}\n".to_owned(),
+        ] {
+            assert!(read(&[&wrong]).0.is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! A run as JSON: everything that was measured, so that others can judge it again.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use super::machine::Machine;
+use super::results::{Cell, Results, Round};
+use super::targets::Target;
+
+/// The form of the file; another number is another form.
+const FORMAT: u32 = 1;
+
+#[derive(Serialize)]
+struct Run<'a> {
+    format: u32,
+    machine: &'a Machine,
+    targets: &'a [Target],
+    cells: Vec<CellObject<'a>>,
+}
+
+/// One lane under one load.
+#[derive(Serialize)]
+struct CellObject<'a> {
+    load: String,
+    lane: String,
+    floor: Option<String>,
+    rounds: &'a [Round],
+    /// All rounds together: for each time, in nanoseconds, how often it occurred.
+    histograms: Histograms,
+}
+
+#[derive(Serialize)]
+struct Histograms {
+    one_way: Vec<(u64, u64)>,
+    schedule_lateness: Vec<(u64, u64)>,
+    runner_lateness: Vec<(u64, u64)>,
+    ttft: Vec<(u64, u64)>,
+    inter_token: Vec<(u64, u64)>,
+}
+
+/// Writes the run to a file.
+pub(super) fn write(
+    path: &Path,
+    machine: &Machine,
+    targets: &[Target],
+    results: &Results,
+) -> io::Result<()> {
+    let cells = results.cells().map(|(scenario, lane, cell)| CellObject {
+        load: scenario.title(),
+        lane: lane.name(),
+        floor: lane.floor().map(super::lane::Lane::name),
+        rounds: &cell.rounds,
+        histograms: histograms(cell),
+    });
+    let run = Run {
+        format: FORMAT,
+        machine,
+        targets,
+        cells: cells.collect(),
+    };
+    let mut file = BufWriter::new(File::create(path)?);
+    serde_json::to_writer(&mut file, &run)?;
+    file.write_all(b"\n")?;
+    file.flush()
+}
+
+fn histograms(cell: &Cell) -> Histograms {
+    let pairs = |histogram: &Histogram<u64>| {
+        let recorded = histogram.iter_recorded();
+        recorded
+            .map(|value| (value.value_iterated_to(), value.count_at_value()))
+            .collect()
+    };
+    let times = &cell.times;
+    Histograms {
+        one_way: pairs(&times.one_way),
+        schedule_lateness: pairs(&times.lateness),
+        runner_lateness: pairs(&times.runner),
+        ttft: pairs(&times.ttft),
+        inter_token: pairs(&times.gaps),
+    }
+}

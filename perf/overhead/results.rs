@@ -1,0 +1,117 @@
+//! What all rounds of a run came to, cell by cell: one lane under one load.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::lane::Lane;
+use super::scenario::Scenario;
+use super::statistics::{Spread, count};
+use crate::load::{Figures, Times};
+
+/// One run.
+#[derive(Debug, Default)]
+pub(crate) struct Results {
+    cells: BTreeMap<(Scenario, Lane), Cell>,
+}
+
+/// One lane under one load.
+#[derive(Debug)]
+pub(crate) struct Cell {
+    /// In the order in which they were measured.
+    pub(crate) rounds: Vec<Round>,
+    /// The times of all rounds.
+    pub(crate) times: Times,
+}
+
+/// What one round came to.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Round {
+    pub(crate) tokens: u64,
+    pub(crate) tokens_per_second: f64,
+    pub(crate) requests_per_second: f64,
+    pub(crate) tokens_per_read: f64,
+    pub(crate) bytes_per_token: f64,
+    /// Processor time of the server's processes for each token; `None` without a server.
+    pub(crate) cpu_us_per_token: Option<f64>,
+    /// Resident memory of the server's processes after the round.
+    pub(crate) rss_bytes: Option<u64>,
+    pub(crate) one_way_p50_us: f64,
+    pub(crate) one_way_p99_us: f64,
+    pub(crate) ttft_p50_us: f64,
+}
+
+impl Round {
+    pub(super) fn of(figures: &Figures, cpu: Option<Duration>, rss_bytes: Option<u64>) -> Self {
+        let tokens = count(figures.tokens);
+        let seconds = count(figures.elapsed_ns) / 1e9;
+        let us = |ns: u64| count(ns) / 1e3;
+        Self {
+            tokens: figures.tokens,
+            tokens_per_second: tokens / seconds,
+            requests_per_second: count(figures.requests) / seconds,
+            tokens_per_read: tokens / count(figures.reads),
+            bytes_per_token: count(figures.bytes) / tokens,
+            cpu_us_per_token: cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / tokens),
+            rss_bytes,
+            one_way_p50_us: us(figures.times.one_way.value_at_quantile(0.5)),
+            one_way_p99_us: us(figures.times.one_way.value_at_quantile(0.99)),
+            ttft_p50_us: us(figures.times.ttft.value_at_quantile(0.5)),
+        }
+    }
+}
+
+impl Results {
+    pub(super) fn add(&mut self, scenario: Scenario, lane: Lane, round: Round, times: &Times) {
+        match self.cells.entry((scenario, lane)) {
+            std::collections::btree_map::Entry::Occupied(mut cell) => {
+                let cell = cell.get_mut();
+                cell.times.add(times);
+                cell.rounds.push(round);
+            }
+            std::collections::btree_map::Entry::Vacant(cell) => {
+                cell.insert(Cell {
+                    rounds: vec![round],
+                    times: times.clone(),
+                });
+            }
+        }
+    }
+
+    /// All cells, load by load.
+    pub(crate) fn cells(&self) -> impl Iterator<Item = (Scenario, Lane, &Cell)> {
+        self.cells
+            .iter()
+            .map(|((scenario, lane), cell)| (*scenario, *lane, cell))
+    }
+
+    pub(super) fn cell(&self, scenario: Scenario, lane: Lane) -> Option<&Cell> {
+        self.cells.get(&(scenario, lane))
+    }
+
+    /// What a value of one lane is to that of another, round by round: both were measured one after the
+    /// other, so what disturbs the machine for longer disturbs both.
+    pub(super) fn compare(
+        &self,
+        scenario: Scenario,
+        (lane, floor): (Lane, Lane),
+        value: impl Fn(&Round) -> Option<f64>,
+        compare: impl Fn(f64, f64) -> f64,
+    ) -> Option<Spread> {
+        let (lane, floor) = (self.cell(scenario, lane)?, self.cell(scenario, floor)?);
+        let rounds = lane.rounds.iter().zip(&floor.rounds);
+        let compared: Option<Vec<_>> = rounds
+            .map(|(lane, floor)| Some(compare(value(lane)?, value(floor)?)))
+            .collect();
+        Spread::of(compared?)
+    }
+}
+
+impl Cell {
+    /// A value over the rounds.
+    pub(crate) fn spread(&self, value: impl Fn(&Round) -> Option<f64>) -> Option<Spread> {
+        let values: Option<Vec<_>> = self.rounds.iter().map(value).collect();
+        Spread::of(values?)
+    }
+}

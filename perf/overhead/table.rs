@@ -1,0 +1,87 @@
+//! A run on a terminal: one table for each load, and the targets.
+
+use std::io::{self, Write};
+
+use super::results::{Cell, Results, Round};
+use super::scenario::Scenario;
+use super::targets::{Bound, Target};
+
+/// Writes the tables of all loads.
+pub(super) fn write_results(results: &Results, out: &mut dyn Write) -> io::Result<()> {
+    let mut last = None;
+    for (scenario, lane, cell) in results.cells() {
+        if last != Some(scenario) {
+            writeln!(out, "\n{}", scenario.title())?;
+            writeln!(out, "{}", head(scenario))?;
+            last = Some(scenario);
+        }
+        writeln!(out, "  {:<30}{}", lane.title(), row(scenario, cell))?;
+    }
+    Ok(())
+}
+
+/// Writes the targets, one on each line.
+pub(super) fn write_targets(targets: &[Target], out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "\nTargets (median of the rounds, lowest to highest)")?;
+    for target in targets {
+        let verdict = if target.pass { "pass" } else { "FAIL" };
+        let (spread, unit) = (target.spread, target.unit);
+        let bound = match target.bound {
+            Bound::AtLeast => "≥",
+            Bound::AtMost => "≤",
+        };
+        writeln!(
+            out,
+            "  {verdict}  {:<54}{:>8.2} {unit:<2} ({:.2} to {:.2}), {bound} {:.2}",
+            target.target, spread.median, spread.lowest, spread.highest, target.limit
+        )?;
+    }
+    Ok(())
+}
+
+fn head(scenario: Scenario) -> String {
+    let columns: &[&str] = match scenario {
+        Scenario::Full(_) => &["tokens/s", "CPU µs/token", "tokens/read", "bytes/token"],
+        Scenario::Paced(_) => &["p50 µs", "p99 µs", "p99.9 µs", "CPU µs/token"],
+        Scenario::Short => &["requests/s", "TTFT p50 µs", "CPU µs/token"],
+    };
+    let columns: String = columns.iter().map(|name| format!("{name:>15}")).collect();
+    format!("  {:<30}{columns}", "lane")
+}
+
+fn row(scenario: Scenario, cell: &Cell) -> String {
+    let median = |value: fn(&Round) -> Option<f64>| cell.spread(value).map(|spread| spread.median);
+    let cpu = median(|round| round.cpu_us_per_token);
+    match scenario {
+        Scenario::Full(_) => [
+            number(median(|round| Some(round.tokens_per_second)), 0),
+            number(cpu, 2),
+            number(median(|round| Some(round.tokens_per_read)), 1),
+            number(median(|round| Some(round.bytes_per_token)), 0),
+        ]
+        .concat(),
+        Scenario::Paced(_) => {
+            let worst = cell.times.one_way.value_at_quantile(0.999);
+            [
+                number(median(|round| Some(round.one_way_p50_us)), 1),
+                number(median(|round| Some(round.one_way_p99_us)), 1),
+                number(Some(super::statistics::count(worst) / 1e3), 1),
+                number(cpu, 1),
+            ]
+            .concat()
+        }
+        Scenario::Short => [
+            number(median(|round| Some(round.requests_per_second)), 0),
+            number(median(|round| Some(round.ttft_p50_us)), 1),
+            number(cpu, 2),
+        ]
+        .concat(),
+    }
+}
+
+fn number(value: Option<f64>, decimals: usize) -> String {
+    value.map_or_else(
+        || format!("{:>15}", "–"),
+        |value| format!("{value:>15.decimals$}"),
+    )
+}

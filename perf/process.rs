@@ -1,0 +1,70 @@
+//! What a process has used, as Linux counts it.
+
+use std::fs;
+use std::io;
+use std::time::Duration;
+
+/// What a process has used.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Usage {
+    /// The processor time of all its threads, in nanoseconds as the scheduler counts them.
+    pub(crate) cpu: Duration,
+    /// Its resident memory.
+    pub(crate) rss_bytes: u64,
+}
+
+impl Usage {
+    /// What the process has used up to now.
+    ///
+    /// # Errors
+    /// When there is no such process.
+    pub(crate) fn of(id: u32) -> io::Result<Self> {
+        let mut cpu = Duration::ZERO;
+        for thread in fs::read_dir(format!("/proc/{id}/task"))? {
+            // A thread may end while it is looked at.
+            if let Ok(counts) = fs::read_to_string(thread?.path().join("schedstat")) {
+                cpu += run_time(&counts).unwrap_or_default();
+            }
+        }
+        let status = fs::read_to_string(format!("/proc/{id}/status"))?;
+        let rss_bytes = resident(&status)
+            .ok_or_else(|| io::Error::other("the process's status has no VmRSS"))?;
+        Ok(Self { cpu, rss_bytes })
+    }
+}
+
+/// The first number of `schedstat`: the time on a processor, in nanoseconds.
+fn run_time(schedstat: &str) -> Option<Duration> {
+    let nanoseconds = schedstat.split_whitespace().next()?;
+    nanoseconds.parse().ok().map(Duration::from_nanos)
+}
+
+/// The line `VmRSS:  1234 kB`, in bytes.
+fn resident(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_counts_are_read_as_linux_writes_them() {
+        assert_eq!(run_time("1500 20 3\n"), Some(Duration::from_nanos(1_500)));
+        assert_eq!(resident("Name:\tx\nVmRSS:\t  12 kB\n"), Some(12 * 1024));
+        assert_eq!((run_time(""), resident("")), (None, None));
+    }
+
+    #[test]
+    fn a_process_that_runs_has_used_time_and_memory() {
+        let usage = Usage::of(std::process::id()).unwrap();
+        assert!(
+            usage.cpu > Duration::ZERO && usage.rss_bytes > 0,
+            "{usage:?}"
+        );
+    }
+}

@@ -1,0 +1,212 @@
+//! The floors: a raw socket, axum and tonic with a handler and nothing else over the device. Each
+//! sends what the product sends, in as many pieces.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response as HttpResponse};
+use axum::routing::post;
+use axum::serve::ListenerExt;
+use futures_core::Stream;
+use futures_util::StreamExt;
+use tokenway::proto::v1;
+use tokenway::proto::v1::completion_event::Event;
+use tokenway::proto::v1::inference_server::{Inference, InferenceServer};
+use tokenway::worker::lane::{LaneReceiver, Output};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status};
+
+use super::lines::{Asked, LineStream};
+use crate::device::Device;
+
+/// How many outputs are taken at once, as in the product.
+const BATCH: usize = 256;
+
+/// Lines over a socket: one line of JSON asks, the lines answer, and the connection goes on.
+pub(super) async fn serve_tcp(listener: TcpListener, device: Device) -> io::Result<()> {
+    loop {
+        let (socket, _) = listener.accept().await?;
+        socket.set_nodelay(true)?;
+        // A client that goes away is its own affair.
+        tokio::spawn(answer_lines(socket, device.clone()));
+    }
+}
+
+async fn answer_lines(mut socket: TcpStream, device: Device) -> io::Result<()> {
+    let (read, mut write) = socket.split();
+    let mut requests = BufReader::new(read).lines();
+    while let Some(request) = requests.next_line().await? {
+        let asked: Asked = serde_json::from_str(&request)?;
+        let stamps = asked.stream_options.include_stamps;
+        let mut lines = LineStream::new(device.open(asked.max_tokens, stamps), stamps);
+        while let Some(Ok(lines)) = lines.next().await {
+            write.write_all(&lines).await?;
+        }
+    }
+    Ok(())
+}
+
+/// axum with one handler, whose body is the lines.
+pub(super) async fn serve_axum(listener: TcpListener, device: Device) -> io::Result<()> {
+    let router = Router::new()
+        .route("/v1/completions", post(stream_lines))
+        .with_state(device);
+    let listener = listener.tap_io(|socket| {
+        // A socket that cannot be told so is only slower, and the report shows it.
+        let _ = socket.set_nodelay(true);
+    });
+    axum::serve(listener, router).await
+}
+
+async fn stream_lines(State(device): State<Device>, body: Bytes) -> HttpResponse {
+    let Ok(asked) = serde_json::from_slice::<Asked>(&body) else {
+        return StatusCode::BAD_REQUEST.into_response();
+    };
+    let stamps = asked.stream_options.include_stamps;
+    let lines = LineStream::new(device.open(asked.max_tokens, stamps), stamps);
+    let content_type = [(CONTENT_TYPE, "application/x-ndjson")];
+    (content_type, Body::from_stream(lines)).into_response()
+}
+
+/// tonic with one handler, whose stream is the events.
+pub(super) async fn serve_tonic(listener: TcpListener, device: Device) -> io::Result<()> {
+    tonic::transport::Server::builder()
+        .add_service(InferenceServer::new(BareTonic(device)))
+        .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)))
+        .await
+        .map_err(io::Error::other)
+}
+
+struct BareTonic(Device);
+
+/// The events of one sequence; what is ready together is one message.
+struct EventStream {
+    lane: Option<LaneReceiver>,
+    outputs: Vec<Output>,
+    next_index: u32,
+    stamps: bool,
+    has_started: bool,
+    has_finished: bool,
+}
+
+#[tonic::async_trait]
+impl Inference for BareTonic {
+    type CompleteStream = EventStream;
+
+    async fn complete(
+        &self,
+        request: Request<v1::CompletionRequest>,
+    ) -> Result<Response<EventStream>, Status> {
+        let request = request.into_inner();
+        let stamps = request.include_stamps;
+        Ok(Response::new(EventStream {
+            lane: Some(self.0.open(request.max_tokens(), stamps)),
+            outputs: Vec::new(),
+            next_index: 0,
+            stamps,
+            has_started: false,
+            has_finished: false,
+        }))
+    }
+
+    async fn list_models(
+        &self,
+        _request: Request<v1::ListModelsRequest>,
+    ) -> Result<Response<v1::ListModelsResponse>, Status> {
+        Err(Status::unimplemented("a floor only streams"))
+    }
+
+    async fn get_model(
+        &self,
+        _request: Request<v1::GetModelRequest>,
+    ) -> Result<Response<v1::GetModelResponse>, Status> {
+        Err(Status::unimplemented("a floor only streams"))
+    }
+
+    async fn tokenize(
+        &self,
+        _request: Request<v1::TokenizeRequest>,
+    ) -> Result<Response<v1::TokenizeResponse>, Status> {
+        Err(Status::unimplemented("a floor only streams"))
+    }
+
+    async fn detokenize(
+        &self,
+        _request: Request<v1::DetokenizeRequest>,
+    ) -> Result<Response<v1::DetokenizeResponse>, Status> {
+        Err(Status::unimplemented("a floor only streams"))
+    }
+}
+
+impl EventStream {
+    /// The event of what was taken.
+    fn event(&mut self) -> Event {
+        let mut tokens = Vec::with_capacity(self.outputs.len());
+        for output in self.outputs.drain(..) {
+            match output {
+                Output::Accepted => return Event::Started(v1::Started::default()),
+                Output::Token(token) => tokens.push(message(&token, self.stamps)),
+                Output::Finished(token, _) => {
+                    tokens.extend(token.map(|token| message(&token, self.stamps)));
+                    self.has_finished = true;
+                }
+                Output::Failed(_) => self.lane = None,
+            }
+        }
+        let first_index = self.next_index;
+        self.next_index += u32::try_from(tokens.len()).expect("a batch is small");
+        let finish_reason = if self.has_finished {
+            v1::FinishReason::Length
+        } else {
+            v1::FinishReason::Unspecified
+        };
+        Event::Tokens(v1::Tokens {
+            choice: 0,
+            first_index,
+            tokens,
+            finish_reason: finish_reason.into(),
+        })
+    }
+}
+
+impl Stream for EventStream {
+    type Item = Result<v1::CompletionEvent, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        let Some(lane) = &mut this.lane else {
+            return Poll::Ready(None);
+        };
+        let event = if this.has_finished {
+            this.lane = None;
+            Event::Summary(v1::Summary::default())
+        } else {
+            // The start is an event of its own.
+            let limit = if this.has_started { BATCH } else { 1 };
+            if ready!(lane.poll_recv_many(cx, &mut this.outputs, limit)) == 0 {
+                return Poll::Ready(None);
+            }
+            this.has_started = true;
+            this.event()
+        };
+        Poll::Ready(Some(Ok(v1::CompletionEvent { event: Some(event) })))
+    }
+}
+
+fn message(token: &tokenway::runner::Token, stamps: bool) -> v1::Token {
+    let stamp = |ns: u64| stamps.then_some(ns);
+    v1::Token {
+        id: token.id,
+        text: String::from_utf8_lossy(&token.bytes).into_owned(),
+        due_ns: stamp(token.due_ns),
+        emitted_ns: stamp(token.emitted_ns),
+    }
+}
