@@ -20,6 +20,8 @@ use crate::worker::{Assignment, WorkerEvent, WorkerHandle};
 mod catalog;
 mod plan;
 mod task;
+#[cfg(test)]
+mod tests;
 
 pub use catalog::{Catalog, CatalogEntry};
 pub use task::Readiness;

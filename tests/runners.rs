@@ -10,11 +10,12 @@ use support::http::completion;
 use support::{Setup, TestServer, grpc};
 use tokenway::error::{Error, ErrorKind};
 use tokenway::proto::v1;
-use tokenway::request::{ChatMessage, TokenId};
+use tokenway::request::{Caller, ChatMessage, TokenId};
 use tokenway::runner::{
     LoadError, Loaded, Loader, Model, ModelError, ModelFacts, Next, Resumption, Room, Runner,
     Sequence, Slot, Step, StepError, Token, TokenBytes,
 };
+use tokio::sync::mpsc;
 
 /// What the device does in its first step with a sequence.
 #[derive(Clone, Copy)]
@@ -32,6 +33,14 @@ enum Does {
 struct Device {
     does: Does,
     running: Option<Slot>,
+}
+
+/// A device that ends itself, and says on whose behalf it was asked.
+struct Asked(mpsc::Sender<Caller>);
+
+struct AskedDevice {
+    callers: mpsc::Sender<Caller>,
+    device: Device,
 }
 
 struct Facts(ModelFacts);
@@ -73,6 +82,47 @@ impl Runner for Device {
             Does::NotStamp => (0..2).for_each(|id| step.emit(slot, token(id))),
         }
         Ok(())
+    }
+}
+
+impl Loader for Asked {
+    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
+        let Loaded { model, .. } = Does::EndItself.load(slots, progress)?;
+        let device = Device {
+            does: Does::EndItself,
+            running: None,
+        };
+        let callers = self.0.clone();
+        Ok(Loaded {
+            model,
+            runner: Box::new(AskedDevice { callers, device }),
+        })
+    }
+
+    fn name(&self) -> &'static str {
+        "scripted"
+    }
+}
+
+impl Runner for AskedDevice {
+    fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
+        let caller = sequence.caller.clone();
+        self.callers
+            .blocking_send(caller)
+            .expect("the test listens");
+        self.device.admit(slot, sequence)
+    }
+
+    fn release(&mut self, slot: Slot) {
+        self.device.release(slot);
+    }
+
+    fn next(&mut self, room: &dyn Room) -> Next {
+        self.device.next(room)
+    }
+
+    fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError> {
+        self.device.step(step)
     }
 }
 
@@ -188,4 +238,21 @@ async fn a_prompt_that_the_model_cannot_take_is_refused() {
     };
     let unknown = client.complete(unknown).await;
     assert_eq!(kind(&unknown.unwrap_err()), ErrorKind::InvalidValue);
+}
+
+#[tokio::test]
+async fn the_device_is_told_on_whose_behalf_it_works_whatever_the_door() {
+    let (asked, mut callers) = mpsc::channel(2);
+    let server = Setup::runner("scripted", Arc::new(Asked(asked)), 1)
+        .start()
+        .await;
+    let over_grpc = v1::CompletionRequest {
+        user: "ada".to_owned(),
+        ..grpc::request("a", 9)
+    };
+    complete(&server, over_grpc).await;
+    assert_eq!(callers.recv().await, Some(Caller(Some("ada".into()))));
+    let over_http = completion(&json!({"prompt": "a", "user": "grace"}));
+    assert_eq!(over_http.fetch(&server).await.0.status, 200);
+    assert_eq!(callers.recv().await, Some(Caller(Some("grace".into()))));
 }

@@ -102,10 +102,8 @@ impl<J: Job> Plan<J> {
         };
         self.queues[model].insert(order, waiting);
         let placements = self.place(model);
-        let still_waits = self.queues[model]
-            .get(&order)
-            .is_some_and(|waiting| !waiting.begun);
-        if still_waits && self.queued() > self.queue_depth {
+        // The queue was not over its depth before, so it is this request that is one too many.
+        if self.queued() > self.queue_depth {
             self.queues[model].remove(&order);
             return (Admission::QueueFull, placements);
         }

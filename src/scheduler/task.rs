@@ -61,13 +61,15 @@ pub(super) async fn run(
     };
     loop {
         tokio::select! {
+            // A place that was given up before a request came is there for it.
+            biased;
+            () = signals.stopping.cancelled() => break,
+            () = signals.abandoned.notified() => task.plan.sweep(),
+            Some(event) = events.recv() => task.hear(event),
             submission = submissions.recv() => match submission {
                 Some(submission) => task.submit(submission),
                 None => break,
             },
-            Some(event) = events.recv() => task.hear(event),
-            () = signals.abandoned.notified() => task.plan.sweep(),
-            () = signals.stopping.cancelled() => break,
         }
         task.count();
     }

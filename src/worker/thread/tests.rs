@@ -1,3 +1,5 @@
+//! What a worker gives to its device, and what it does between two lives.
+
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::sync::mpsc as std_mpsc;

@@ -1,0 +1,87 @@
+//! Who waits in a real queue before a real worker, and what becomes of those who leave it or outlast it.
+
+use std::future::poll_fn;
+use std::time::Duration;
+
+use super::*;
+use crate::request::{Caller, Input, RequestId, Sampling};
+use crate::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
+use crate::worker::WorkerId;
+use crate::worker::lane::{Failure, Output};
+use crate::worker::thread::{Spawn, spawn};
+
+/// A scheduler before one slot, whose sequence never ends, and a queue with two places.
+async fn scheduler() -> Scheduler {
+    let telemetry = Telemetry::new();
+    let (sender, events) = mpsc::channel(16);
+    let options = TestRunnerOptions {
+        silent_at: Some(0),
+        ..TestRunnerOptions::default()
+    };
+    let (worker, _thread) = spawn(Spawn {
+        id: WorkerId(0),
+        loader: Arc::new(TestRunnerLoader::new(options)),
+        slots: 1,
+        slow_reader_timeout: Duration::from_secs(10),
+        events: sender,
+        telemetry: telemetry.clone(),
+    })
+    .expect("a thread");
+    let (scheduler, task) = Scheduler::new(Parts {
+        catalog: Catalog::new(vec![CatalogEntry::new("m", "llm_test", 0)]),
+        workers: vec![(worker, 0, 1)],
+        events,
+        queue_depth: 2,
+        telemetry,
+    });
+    tokio::spawn(task);
+    let mut readiness = scheduler.readiness();
+    let ready = |readiness: &Readiness| *readiness == Readiness::Ready;
+    readiness.wait_for(ready).await.expect("the task runs");
+    scheduler
+}
+
+async fn submit(scheduler: &Scheduler) -> Result<Admitted, ErrorKind> {
+    let request = CompletionRequest {
+        id: RequestId::random(),
+        model: None,
+        input: Input::Text("a".to_owned()),
+        max_tokens: 1,
+        choices: 1,
+        sampling: Sampling::default(),
+        stop: Vec::new(),
+        seed: 0,
+        priority: 0,
+        stamps: false,
+        caller: Caller::default(),
+        arrived: Instant::now(),
+        deadline: Instant::now() + Duration::from_secs(3_600),
+    };
+    scheduler.submit(&request).await.map_err(|error| error.kind)
+}
+
+#[tokio::test]
+async fn whoever_leaves_the_queue_makes_room_for_the_next() {
+    let scheduler = scheduler().await;
+    let _running = submit(&scheduler).await.expect("a slot is free");
+    let _first = submit(&scheduler).await.expect("the queue has a place");
+    let second = submit(&scheduler).await.expect("the queue has another");
+    assert_eq!(submit(&scheduler).await.err(), Some(ErrorKind::QueueFull));
+    drop(second);
+    assert!(submit(&scheduler).await.is_ok());
+    scheduler.stop();
+}
+
+#[tokio::test]
+async fn whoever_still_waits_at_the_end_is_told_of_it() {
+    let scheduler = scheduler().await;
+    let _running = submit(&scheduler).await.expect("a slot is free");
+    let mut queued = submit(&scheduler).await.expect("the queue has a place");
+    scheduler.stop();
+    let mut outputs = Vec::new();
+    poll_fn(|cx| queued.lanes[0].poll_recv_many(cx, &mut outputs, 16)).await;
+    assert!(
+        matches!(&outputs[..], [Output::Failed(Failure::Draining)]),
+        "{outputs:?}"
+    );
+}
