@@ -76,7 +76,7 @@ impl Service {
             prompt_tokens: admitted.prompt_tokens,
             seed: request.seed.cast_signed(),
         };
-        let completion = Completion::new(admitted, &request.stop, self.telemetry.clone());
+        let completion = Completion::new(admitted, &request.stop);
         let counted = self.door.map(|door| self.telemetry.request_admitted(door));
         Ok(EventStream::new(
             completion,

@@ -39,7 +39,7 @@ pub struct Telemetry {
     /// Tokens that devices made and nobody waited for any more.
     pub tokens_wasted: Counter,
     /// Requests whose client went away before their end.
-    pub cancellations: Counter,
+    cancellations: Counter,
     /// Workers whose model is loaded.
     pub workers_ready: Gauge,
     /// Workers that crashed.
@@ -190,6 +190,9 @@ impl CountedRequest {
 
 impl Drop for CountedRequest {
     fn drop(&mut self) {
+        if !self.ended {
+            self.telemetry.cancellations.increment(1);
+        }
         self.ended(Err(&Error::new(
             ErrorKind::Cancelled,
             "The client went away.",

@@ -87,3 +87,65 @@ fn with_text(token: &Token, text: String) -> TextToken {
         emitted_ns: token.emitted_ns,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runner::TokenBytes;
+
+    fn token(bytes: &[u8]) -> Token {
+        Token {
+            id: 0,
+            bytes: TokenBytes::from_slice(bytes),
+            due_ns: 0,
+            emitted_ns: 0,
+        }
+    }
+
+    /// What is shown of a choice whose tokens end with this one, and why it ended.
+    fn ended(
+        stops: &[&str],
+        tokens: &[&[u8]],
+        last: &[u8],
+        reason: FinishReason,
+    ) -> (Vec<String>, FinishReason) {
+        let mut choice = ChoiceText::new(stops.iter().map(ToString::to_string).collect());
+        let mut ready = Vec::new();
+        for bytes in tokens {
+            assert_eq!(choice.push(token(bytes), &mut ready), Watch::Open);
+        }
+        let reason = choice.finish(Some(token(last)), reason, &mut ready);
+        let texts = ready.into_iter().map(|token| token.text).collect();
+        (texts, reason)
+    }
+
+    #[test]
+    fn a_character_that_max_tokens_cuts_off_is_replaced_on_the_last_line() {
+        let (texts, _) = ended(&[], &[b"a"], b"b\xf0\x9f", FinishReason::Length);
+        assert_eq!(texts, ["a", "b\u{fffd}"]);
+    }
+
+    #[test]
+    fn a_character_that_the_model_leaves_unfinished_is_replaced_on_the_last_line() {
+        let (texts, _) = ended(&[], &[b"a\xf0\x9f"], b"</s>", FinishReason::Stop);
+        assert_eq!(texts, ["a", "\u{fffd}"]);
+    }
+
+    #[test]
+    fn a_stop_string_that_the_last_token_completes_is_why_the_choice_ends() {
+        let (texts, reason) = ended(&["END"], &[b"a", b"bE"], b"ND.", FinishReason::Length);
+        assert_eq!(
+            (texts.concat(), reason),
+            ("ab".to_owned(), FinishReason::Stop)
+        );
+    }
+
+    #[test]
+    fn the_end_of_sequence_is_shown_behind_what_was_held() {
+        let (texts, reason) = ended(&["END"], &[b"a", b"E"], b"ND", FinishReason::Stop);
+        assert_eq!(
+            (&texts[..], reason),
+            (&["a", "E", ""].map(str::to_owned)[..], FinishReason::Stop)
+        );
+    }
+}

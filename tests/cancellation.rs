@@ -169,3 +169,29 @@ async fn a_stop_string_ends_the_work_on_the_device() {
     assert_the_slot_is_free(&server, 3).await;
     server.drain().await.assert_nothing_is_left();
 }
+
+#[tokio::test]
+async fn a_list_of_prompts_whose_client_goes_away_is_one_cancellation() {
+    let server = Setup::test_runner(silent_at(1)).slots(2).start().await;
+    let body = json!({"prompt": ["a", "b"], "max_tokens": 10, "stream": true});
+    let mut stream = completion(&body).send(&server).await;
+    assert!(stream.line().await.is_some());
+    drop(stream);
+    assert_the_slot_is_free(&server, 1).await;
+    assert_one_was_cancelled(server, "http").await;
+}
+
+#[tokio::test]
+async fn what_the_gateway_gives_up_of_a_refused_list_of_prompts_is_no_cancellation() {
+    let server = Setup::test_runner(silent_at(1)).slots(1).queue_depth(0);
+    let server = server.start().await;
+    let body = json!({"prompt": ["a", "b"], "max_tokens": 10, "stream": true});
+    let (response, body) = completion(&body).fetch(&server).await;
+    assert_eq!(
+        (response.status, body.error().0.as_str()),
+        (429, "queue_full")
+    );
+    let counts = server.drain().await;
+    counts.assert_nothing_is_left();
+    assert_eq!(counts.get("tokenway_cancellations_total"), 0.0);
+}

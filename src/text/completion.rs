@@ -17,7 +17,6 @@ use crate::error::{Error, ErrorKind};
 use crate::request::FinishReason;
 use crate::runner::ModelError;
 use crate::scheduler::Admitted;
-use crate::telemetry::Telemetry;
 use crate::worker::lane::{Failure, LaneReceiver, Output};
 
 /// How many outputs of a lane are taken at once, and so the most tokens of one event.
@@ -75,7 +74,6 @@ pub struct Completion {
     /// Why the request failed, until that is told.
     failed: Option<Error>,
     ended: bool,
-    telemetry: Telemetry,
 }
 
 struct Choice {
@@ -110,7 +108,7 @@ impl Choice {
 impl Completion {
     /// The completion of a request that was admitted.
     #[must_use]
-    pub fn new(admitted: Admitted, stop: &[String], telemetry: Telemetry) -> Self {
+    pub fn new(admitted: Admitted, stop: &[String]) -> Self {
         let choices = (0..).zip(admitted.lanes).map(|(number, lane)| Choice {
             number,
             lane: Some(lane),
@@ -130,7 +128,6 @@ impl Completion {
             completion_tokens: 0,
             failed: None,
             ended: false,
-            telemetry,
         }
     }
 
@@ -260,14 +257,6 @@ impl Stream for Completion {
     }
 }
 
-impl Drop for Completion {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.telemetry.cancellations.increment(1);
-        }
-    }
-}
-
 fn deadline_exceeded() -> Error {
     Error::new(
         ErrorKind::DeadlineExceeded,
@@ -293,5 +282,64 @@ fn error_of(failure: Failure) -> Error {
             ErrorKind::Draining,
             "The server is shutting down and could not wait for this request to end.",
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use metrics::Counter;
+    use tokio::sync::Notify;
+    use tokio_stream::StreamExt;
+
+    use super::*;
+    use crate::runner::{Token, TokenBytes};
+    use crate::worker::lane::{LaneSender, Sent, lane};
+
+    fn send(lane: &LaneSender, text: &str) {
+        let token = Token {
+            id: 0,
+            bytes: TokenBytes::from_slice(text.as_bytes()),
+            due_ns: 0,
+            emitted_ns: 0,
+        };
+        assert_eq!(lane.token(token), Sent::Delivered);
+    }
+
+    /// A completion of so many choices, and the workers' ends of their lanes.
+    fn completion(choices: usize) -> (Completion, Vec<LaneSender>) {
+        let lanes = (0..choices).map(|_| lane(16, Arc::new(Notify::new()), Counter::noop()));
+        let (senders, lanes) = lanes.unzip();
+        let now = Instant::now();
+        let admitted = Admitted {
+            model: "m".into(),
+            prompt_tokens: 1,
+            lanes,
+            arrived: now,
+            deadline: now + Duration::from_secs(3_600),
+        };
+        (Completion::new(admitted, &[]), senders)
+    }
+
+    async fn next_choice(completion: &mut Completion) -> u32 {
+        match completion.next().await {
+            Some(Ok(CompletionEvent::Tokens { choice, .. })) => choice,
+            other => panic!("no tokens: {other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_choice_that_always_has_tokens_does_not_keep_another_waiting() {
+        let (mut completion, lanes) = completion(3);
+        for lane in &lanes {
+            send(lane, "a");
+        }
+        let mut order = Vec::new();
+        for _ in 0..4 {
+            order.push(next_choice(&mut completion).await);
+            send(&lanes[0], "more");
+        }
+        assert_eq!(order, [0, 1, 2, 0]);
     }
 }
