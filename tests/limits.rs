@@ -148,6 +148,28 @@ async fn a_deadline_that_passes_in_mid_stream_ends_it_with_an_error_on_both_door
     server.drain().await.assert_nothing_is_left();
 }
 
+#[tokio::test]
+async fn a_stream_that_fails_is_counted_by_its_error_at_the_door_where_it_entered() {
+    let server = Setup::test_runner(silent_at(1)).slots(1).start().await;
+    let mut over_grpc = Request::new(grpc::request("a", 10));
+    over_grpc.set_timeout(Duration::from_millis(100));
+    let stream = server.grpc().await.complete(over_grpc).await;
+    let over_grpc = grpc::collect(stream.unwrap().into_inner()).await;
+    assert!(over_grpc.error.is_some());
+    let over_http = completion(&json!({"prompt": "a", "max_tokens": 10, "stream": true}));
+    let over_http = over_http.header("x-request-timeout", "0.1");
+    assert_eq!(over_http.fetch(&server).await.1.end, End::Unclean);
+    let counts = server.drain().await;
+    for door in ["grpc", "http"] {
+        let ended = |outcome: &str| {
+            let labels = format!("{{door=\"{door}\",outcome=\"{outcome}\"}}");
+            counts.get(&format!("tokenway_requests_total{labels}"))
+        };
+        assert_eq!((ended("deadline_exceeded"), ended("cancelled")), (1.0, 0.0));
+    }
+    assert_eq!(counts.get("tokenway_cancellations_total"), 0.0);
+}
+
 /// So many tokens with no reason to finish, and then one error record, last.
 fn assert_is_failed_stream(lines: &[Value], tokens: usize, code: &str) {
     let (last, lines) = lines.split_last().expect("an error record");

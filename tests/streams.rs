@@ -112,6 +112,25 @@ async fn grpc_has_a_start_each_token_once_and_a_summary() {
 }
 
 #[tokio::test]
+async fn grpc_stamps_only_what_it_is_asked_to() {
+    let server = Setup::test_runner(every(Duration::from_millis(1)));
+    let server = server.start().await;
+    let mut client = server.grpc().await;
+    for include_stamps in [false, true] {
+        let request = v1::CompletionRequest {
+            include_stamps,
+            ..grpc::request("a", 2)
+        };
+        let stream = client.complete(request).await.unwrap().into_inner();
+        let completion = grpc::collect(stream).await;
+        for token in &completion.choices[0].tokens {
+            let stamped = (token.due_ns.is_some(), token.emitted_ns.is_some());
+            assert_eq!(stamped, (include_stamps, include_stamps));
+        }
+    }
+}
+
+#[tokio::test]
 async fn two_hundred_streams_at_once_lose_nothing_on_either_door() {
     let server = Setup::test_runner(every(Duration::from_millis(1)))
         .start()

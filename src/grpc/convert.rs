@@ -230,6 +230,16 @@ mod tests {
     }
 
     #[test]
+    fn a_timeout_that_no_clock_can_hold_is_ten_years() {
+        let message = v1::CompletionRequest {
+            input: Some(ProtoInput::Prompt("hello".to_owned())),
+            ..v1::CompletionRequest::default()
+        };
+        let request = completion_request(message, RequestId::random(), Duration::MAX).unwrap();
+        assert_eq!(request.deadline - request.arrived, LONGEST_TIMEOUT);
+    }
+
+    #[test]
     fn a_seed_is_kept_and_a_missing_one_is_drawn() {
         assert_eq!(
             convert(|m| m.seed = Some(-7)).unwrap().seed.cast_signed(),
