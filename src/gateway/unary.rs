@@ -16,10 +16,8 @@ pub(super) async fn collect(mut opened: Opened, head: Head) -> Result<Value, Err
         match opened.next().await? {
             MergedEvent::Started(_) => {}
             MergedEvent::Tokens(tokens) => {
-                let choice = usize::try_from(tokens.choice).ok();
-                let choice = choice
-                    .and_then(|at| choices.get_mut(at))
-                    .ok_or_else(unknown_choice)?;
+                let at = usize::try_from(tokens.choice).expect("at most 128");
+                let choice = &mut choices[at];
                 choice.finish = finish_reason(tokens.finish_reason()).or(choice.finish);
                 choice
                     .text
@@ -52,9 +50,4 @@ fn choice_object((index, choice): (usize, &Choice)) -> Value {
         "logprobs": null,
         "finish_reason": choice.finish,
     })
-}
-
-fn unknown_choice() -> Error {
-    tracing::error!("an engine sent tokens of a choice that was not asked for");
-    Error::internal()
 }

@@ -1,0 +1,98 @@
+//! An engine that does what a test says, called in process.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status};
+use tower::ServiceExt;
+
+use super::EngineChannel;
+use crate::proto::v1;
+use crate::proto::v1::completion_event::Event;
+use crate::proto::v1::inference_server::{Inference, InferenceServer};
+
+/// A stream of events.
+pub(crate) type Script = Pin<Box<dyn Stream<Item = Result<v1::CompletionEvent, Status>> + Send>>;
+
+type Answer = dyn Fn(&v1::CompletionRequest) -> Result<Script, Status> + Send + Sync;
+
+/// An engine that answers each request for a completion so, and nothing else.
+pub(crate) fn engine(
+    answer: impl Fn(&v1::CompletionRequest) -> Result<Script, Status> + Send + Sync + 'static,
+) -> EngineChannel {
+    let service = InferenceServer::new(Scripted(Box::new(answer)));
+    let service =
+        ServiceExt::<http::Request<tonic::body::Body>>::map_err(service, |never: Infallible| {
+            match never {}
+        });
+    EngineChannel::new(service)
+}
+
+/// The event with which a completion begins.
+pub(crate) fn started(model: &str) -> Result<v1::CompletionEvent, Status> {
+    let started = v1::Started {
+        model: model.to_owned(),
+        ..v1::Started::default()
+    };
+    Ok(event(Event::Started(started)))
+}
+
+/// The first choice's token of this index.
+pub(crate) fn token(index: u32, text: &str) -> Result<v1::CompletionEvent, Status> {
+    let token = v1::Token {
+        text: text.to_owned(),
+        ..v1::Token::default()
+    };
+    Ok(event(Event::Tokens(v1::Tokens {
+        first_index: index,
+        tokens: vec![token],
+        ..v1::Tokens::default()
+    })))
+}
+
+fn event(event: Event) -> v1::CompletionEvent {
+    v1::CompletionEvent { event: Some(event) }
+}
+
+struct Scripted(Box<Answer>);
+
+#[tonic::async_trait]
+impl Inference for Scripted {
+    type CompleteStream = Script;
+
+    async fn complete(
+        &self,
+        request: Request<v1::CompletionRequest>,
+    ) -> Result<Response<Script>, Status> {
+        (self.0)(request.get_ref()).map(Response::new)
+    }
+
+    async fn list_models(
+        &self,
+        _request: Request<v1::ListModelsRequest>,
+    ) -> Result<Response<v1::ListModelsResponse>, Status> {
+        Err(Status::unimplemented("it only streams"))
+    }
+
+    async fn get_model(
+        &self,
+        _request: Request<v1::GetModelRequest>,
+    ) -> Result<Response<v1::GetModelResponse>, Status> {
+        Err(Status::unimplemented("it only streams"))
+    }
+
+    async fn tokenize(
+        &self,
+        _request: Request<v1::TokenizeRequest>,
+    ) -> Result<Response<v1::TokenizeResponse>, Status> {
+        Err(Status::unimplemented("it only streams"))
+    }
+
+    async fn detokenize(
+        &self,
+        _request: Request<v1::DetokenizeRequest>,
+    ) -> Result<Response<v1::DetokenizeResponse>, Status> {
+        Err(Status::unimplemented("it only streams"))
+    }
+}

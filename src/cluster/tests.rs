@@ -1,0 +1,142 @@
+//! Which engine takes a request, and how far its stream is read for nobody. The clock is paused: it
+//! moves on only when nothing else can.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::*;
+use crate::proto::v1::completion_event::Event;
+use scripted::{Script, engine, started, token};
+
+const LONG: Duration = Duration::from_secs(3_600);
+
+/// Engines elsewhere that answer like this.
+fn cluster(engines: Vec<EngineChannel>) -> Cluster {
+    let elsewhere = |channel| Engine::new(vec![channel], remote::Health::always());
+    Cluster {
+        engines: engines.into_iter().map(elsewhere).collect(),
+        remote: true,
+        tasks: TaskTracker::new(),
+    }
+}
+
+async fn complete(cluster: &Cluster) -> Result<Events, Error> {
+    let request = v1::CompletionRequest::default();
+    cluster.complete(&request, &RequestId::random(), LONG).await
+}
+
+/// An engine that begins every completion and says nothing more.
+fn silent(name: &'static str) -> EngineChannel {
+    engine(move |_| {
+        let begun = tokio_stream::once(started(name));
+        Ok(Box::pin(begun.chain(tokio_stream::pending())))
+    })
+}
+
+fn refusing(kind: ErrorKind) -> EngineChannel {
+    engine(move |_| Err(Error::new(kind, "no").into()))
+}
+
+async fn taken_by(events: &mut Events) -> String {
+    match events.next().await {
+        Some(Ok(Event::Started(started))) => started.model,
+        other => panic!("no start: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn the_engine_with_the_fewest_streams_takes_the_next() {
+    let cluster = cluster(vec![silent("a"), silent("b")]);
+    let mut first = complete(&cluster).await.unwrap();
+    assert_eq!(taken_by(&mut first).await, "a");
+    let mut second = complete(&cluster).await.unwrap();
+    assert_eq!(taken_by(&mut second).await, "b");
+}
+
+#[tokio::test]
+async fn an_engine_that_cannot_take_a_request_is_passed_over() {
+    use ErrorKind::{Draining, ModelNotFound, NoWorker, NotReady, QueueFull};
+    for kind in [Draining, ModelNotFound, NoWorker, NotReady, QueueFull] {
+        let cluster = cluster(vec![refusing(kind), silent("b")]);
+        let mut events = complete(&cluster).await.unwrap();
+        assert_eq!(taken_by(&mut events).await, "b");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_is_at_fault_is_asked_of_one_engine_only() {
+    let cluster = cluster(vec![refusing(ErrorKind::InvalidValue), silent("b")]);
+    let refusal = complete(&cluster).await.err().map(|error| error.kind);
+    assert_eq!(refusal, Some(ErrorKind::InvalidValue));
+}
+
+#[tokio::test]
+async fn a_model_is_not_found_only_where_no_engine_may_have_it() {
+    let (full, unknown) = (ErrorKind::QueueFull, ErrorKind::ModelNotFound);
+    for (engines, told) in [
+        ([unknown, full], full),
+        ([full, unknown], full),
+        ([unknown, unknown], unknown),
+    ] {
+        let cluster = cluster(engines.map(refusing).to_vec());
+        let refusal = complete(&cluster).await.err().map(|error| error.kind);
+        assert_eq!(refusal, Some(told), "{engines:?}");
+    }
+}
+
+/// An engine that sends what the test sends.
+fn fed(
+    capacity: usize,
+) -> (
+    mpsc::Sender<Result<v1::CompletionEvent, Status>>,
+    EngineChannel,
+) {
+    let (sender, receiver) = mpsc::channel(capacity);
+    let receiver = std::sync::Mutex::new(Some(receiver));
+    let engine = engine(move |_| {
+        let receiver = receiver.lock().expect("nothing panics").take();
+        let events = ReceiverStream::new(receiver.expect("one request"));
+        Ok(Box::pin(events) as Script)
+    });
+    (sender, engine)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_nobody_reads_is_read_on_but_not_for_ever() {
+    let (sender, engine) = fed(1);
+    let _unread = complete(&cluster(vec![engine])).await.unwrap();
+    let mut taken = 0;
+    while taken < 1_000
+        && let Ok(sent) = timeout(LONG, sender.send(token(taken, "a"))).await
+    {
+        sent.expect("the stream is open");
+        taken += 1;
+    }
+    assert!((64..100).contains(&taken), "{taken} events");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_whose_reader_is_gone_ends_in_the_silence_between_two_events() {
+    let (sender, engine) = fed(1);
+    let events = complete(&cluster(vec![engine])).await.unwrap();
+    drop(events);
+    let noticed = timeout(LONG, sender.closed()).await;
+    assert!(noticed.is_ok(), "nobody has told the engine");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_whose_reader_is_gone_ends_when_all_is_read_that_may_be() {
+    let (sender, engine) = fed(1);
+    let events = complete(&cluster(vec![engine])).await.unwrap();
+    let mut index = 0;
+    while timeout(LONG, sender.send(token(index, "a"))).await.is_ok() {
+        index += 1;
+    }
+    drop(events);
+    let noticed = timeout(LONG, sender.closed()).await;
+    assert!(noticed.is_ok(), "nobody has told the engine");
+}
