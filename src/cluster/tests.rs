@@ -100,7 +100,8 @@ fn fed(
     let engine = engine(move |_| {
         let receiver = receiver.lock().expect("nothing panics").take();
         let events = ReceiverStream::new(receiver.expect("one request"));
-        Ok(Box::pin(events) as Script)
+        let script: Script = Box::pin(events);
+        Ok(script)
     });
     (sender, engine)
 }
