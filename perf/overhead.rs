@@ -12,7 +12,10 @@ use std::time::Duration;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+mod baseline;
+mod charts;
 mod fleet;
+mod html;
 mod json;
 mod lane;
 mod machine;
@@ -22,6 +25,7 @@ mod statistics;
 mod table;
 mod targets;
 
+use baseline::{Baseline, BaselineError};
 use fleet::Fleet;
 use lane::Lane;
 use machine::Machine;
@@ -52,9 +56,16 @@ pub(crate) struct Options {
     /// Write all that was measured to this file, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write a page with pictures to this file, as HTML that needs nothing from elsewhere
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Exit with 1 where a target is not reached
     #[arg(long)]
     check: bool,
+    /// Exit with 1 where a ratio is worse than in this older run, written with --json, by more than the
+    /// rounds of either lie apart
+    #[arg(long, value_name = "FILE")]
+    baseline: Option<PathBuf>,
 }
 
 /// Why nothing could be measured.
@@ -64,6 +75,8 @@ enum RunError {
     Server(#[from] ServerError),
     #[error(transparent)]
     Io(#[from] io::Error),
+    #[error(transparent)]
+    Baseline(#[from] BaselineError),
 }
 
 /// What is measured.
@@ -95,22 +108,35 @@ pub(crate) fn run(options: &Options, out: &mut dyn Write, err: &mut dyn Write) -
 
 /// True when all is as it should be.
 async fn measure_and_report(options: &Options, out: &mut dyn Write) -> Result<bool, RunError> {
+    // Before anything is measured: a file that is none is told at once.
+    let baseline = options
+        .baseline
+        .as_deref()
+        .map(Baseline::read)
+        .transpose()?;
     let plan = Plan::of(options);
     let mut machine = Machine::now();
     let (results, faults) = plan.measure().await?;
     machine.ended();
-    table::write_results(&results, out)?;
+    writeln!(out, "{}", table::text(&results))?;
     let targets = targets::judge(&results);
     table::write_targets(&targets, out)?;
     if let Some(path) = &options.json {
         json::write(path, &machine, &targets, &results)?;
+    }
+    if let Some(path) = &options.html {
+        html::write(path, &machine, &targets, &results)?;
+    }
+    let worse = baseline.map_or_else(Vec::new, |baseline| baseline.worse(&targets));
+    for line in &worse {
+        writeln!(out, "WORSE {line}")?;
     }
     for fault in &faults {
         writeln!(out, "FAULT {fault}")?;
     }
     out.flush()?;
     let missed = targets.iter().any(|target| !target.pass);
-    Ok(faults.is_empty() && !(options.check && missed))
+    Ok(faults.is_empty() && worse.is_empty() && !(options.check && missed))
 }
 
 impl Plan {

@@ -30,6 +30,22 @@ impl Scenario {
         }
     }
 
+    /// How many streams run at full speed, if that is it.
+    pub(super) fn full_streams(self) -> Option<u32> {
+        match self {
+            Self::Full(streams) => Some(streams),
+            Self::Paced(_) | Self::Short => None,
+        }
+    }
+
+    /// How many paced streams run, if that is it.
+    pub(super) fn paced_streams(self) -> Option<u32> {
+        match self {
+            Self::Paced(streams) => Some(streams),
+            Self::Full(_) | Self::Short => None,
+        }
+    }
+
     /// The time between two tokens that the device keeps.
     pub(super) fn interval(self) -> Duration {
         match self {

@@ -1,9 +1,9 @@
 //! Medians over rounds, with their spread.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A value over the rounds of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 pub(crate) struct Spread {
     /// The middle one; between the two middle ones where their number is even.
     pub(crate) median: f64,
@@ -30,6 +30,11 @@ impl Spread {
             lowest,
             highest,
         })
+    }
+
+    /// How far the rounds lie apart.
+    pub(super) fn width(self) -> f64 {
+        self.highest - self.lowest
     }
 }
 

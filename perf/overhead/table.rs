@@ -6,18 +6,17 @@ use super::results::{Cell, Results, Round};
 use super::scenario::Scenario;
 use super::targets::{Bound, Target};
 
-/// Writes the tables of all loads.
-pub(super) fn write_results(results: &Results, out: &mut dyn Write) -> io::Result<()> {
-    let mut last = None;
+/// The tables of all loads.
+pub(super) fn text(results: &Results) -> String {
+    let (mut lines, mut last) = (Vec::new(), None);
     for (scenario, lane, cell) in results.cells() {
         if last != Some(scenario) {
-            writeln!(out, "\n{}", scenario.title())?;
-            writeln!(out, "{}", head(scenario))?;
+            lines.extend([String::new(), scenario.title(), head(scenario)]);
             last = Some(scenario);
         }
-        writeln!(out, "  {:<30}{}", lane.title(), row(scenario, cell))?;
+        lines.push(format!("  {:<30}{}", lane.title(), row(scenario, cell)));
     }
-    Ok(())
+    lines.join("\n")
 }
 
 /// Writes the targets, one on each line.
