@@ -25,10 +25,13 @@ mod body;
 mod completions;
 mod fields;
 mod lines;
+mod object;
 mod opened;
 mod refusal;
 mod request_id;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod unary;
 
 pub use accept::StreamFormat;

@@ -51,6 +51,11 @@ pub(crate) fn token(index: u32, text: &str) -> Result<v1::CompletionEvent, Statu
     })))
 }
 
+/// The event with which a completion ends.
+pub(crate) fn summary() -> Result<v1::CompletionEvent, Status> {
+    Ok(event(Event::Summary(v1::Summary::default())))
+}
+
 fn event(event: Event) -> v1::CompletionEvent {
     v1::CompletionEvent { event: Some(event) }
 }

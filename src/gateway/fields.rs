@@ -4,6 +4,7 @@
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use super::object;
 use crate::error::{Error, ErrorKind};
 
 /// The fields that have not been taken yet.
@@ -17,19 +18,10 @@ impl Fields {
     /// The fields of a body.
     ///
     /// # Errors
-    /// When the body is no JSON, or no object.
+    /// When the body is no JSON or no object, or names a field twice.
     pub(super) fn parse(body: &[u8]) -> Result<Self, Error> {
-        let value: Value = serde_json::from_slice(body).map_err(|error| {
-            Error::new(
-                ErrorKind::InvalidJson,
-                format!("The body is not valid JSON: {error}."),
-            )
-        })?;
-        if let Value::Object(fields) = value {
-            return Ok(Self { fields, path: "" });
-        }
-        let message = format!("The body must be an object, not {}.", kind_of(&value));
-        Err(Error::new(ErrorKind::InvalidType, message))
+        let fields = object::parse(body)?;
+        Ok(Self { fields, path: "" })
     }
 
     /// The fields of an object within this one; empty where it is missing or null.

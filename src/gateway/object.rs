@@ -1,0 +1,170 @@
+//! A body as a JSON object in which no key comes twice: whichever of the two counted, the client could
+//! not know.
+
+use std::fmt;
+
+use serde::Deserializer;
+use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor, value};
+use serde_json::{Map, Value};
+
+use super::fields::kind_of;
+use crate::error::{Error, ErrorKind};
+
+/// The object within whose keys none may come twice either.
+const NESTED: &str = "stream_options";
+
+/// Reads a body.
+///
+/// # Errors
+/// When it is no JSON or no object, or names a field twice.
+pub(super) fn parse(body: &[u8]) -> Result<Map<String, Value>, Error> {
+    let mut repeated = None;
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let keys = UniqueKeys {
+        path: "",
+        repeated: &mut repeated,
+    };
+    let value = keys
+        .deserialize(&mut deserializer)
+        .and_then(|value| deserializer.end().map(|()| value));
+    match (value, repeated) {
+        (_, Some(name)) => {
+            let message = format!("The field '{name}' is there twice.");
+            Err(Error::invalid_value(&name, message))
+        }
+        (Ok(Value::Object(fields)), None) => Ok(fields),
+        (Ok(value), None) => {
+            let message = format!("The body must be an object, not {}.", kind_of(&value));
+            Err(Error::new(ErrorKind::InvalidType, message))
+        }
+        (Err(error), None) => {
+            let message = format!("The body is not valid JSON: {error}.");
+            Err(Error::new(ErrorKind::InvalidJson, message))
+        }
+    }
+}
+
+/// Reads a value; where it is an object with a key that comes twice, notes its full name and fails.
+struct UniqueKeys<'a> {
+    path: &'static str,
+    repeated: &'a mut Option<String>,
+}
+
+impl<'de> DeserializeSeed<'de> for UniqueKeys<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for UniqueKeys<'_> {
+    type Value = Value;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("JSON")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let mut fields = Map::new();
+        while let Some(name) = entries.next_key::<String>()? {
+            if fields.contains_key(&name) {
+                *self.repeated = Some(format!("{}{name}", self.path));
+                return Err(A::Error::custom("a field is there twice"));
+            }
+            let value = if self.path.is_empty() && name == NESTED {
+                entries.next_value_seed(UniqueKeys {
+                    path: "stream_options.",
+                    repeated: self.repeated,
+                })?
+            } else {
+                entries.next_value()?
+            };
+            fields.insert(name, value);
+        }
+        Ok(Value::Object(fields))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<Value, A::Error> {
+        serde::Deserialize::deserialize(value::SeqAccessDeserializer::new(items))
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_field_that_is_there_twice_is_refused_by_its_name() {
+        for (body, name) in [
+            (r#"{"n": 1, "prompt": "a", "n": 2}"#, "n"),
+            (r#"{"n": null, "\u006e": 1}"#, "n"),
+            (
+                r#"{"stream_options": {"include_usage": true, "include_usage": false}}"#,
+                "stream_options.include_usage",
+            ),
+            (
+                r#"{"stream_options": {}, "stream_options": {}}"#,
+                "stream_options",
+            ),
+        ] {
+            let error = parse(body.as_bytes()).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::InvalidValue, "{body}");
+            assert_eq!(error.param.as_deref(), Some(name));
+        }
+    }
+
+    #[test]
+    fn every_kind_of_value_is_read_as_it_is() {
+        let body = json!({
+            "a": [1, "b", {"c": null}], "d": -1, "e": 1.5, "f": u64::MAX, "g": {"a": true},
+            "stream_options": {"h": [false], "i": {"j": {}}},
+        });
+        let fields = parse(body.to_string().as_bytes()).unwrap();
+        assert_eq!(Value::Object(fields), body);
+        for odd in [
+            json!(null),
+            json!(true),
+            json!(-1),
+            json!(1.5),
+            json!("a"),
+            json!([1]),
+        ] {
+            let error = parse(odd.to_string().as_bytes()).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::InvalidType);
+            assert!(error.message.contains(kind_of(&odd)), "{}", error.message);
+        }
+    }
+
+    #[test]
+    fn what_follows_the_object_is_no_json() {
+        let error = parse(b"{} {}").unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidJson);
+    }
+}

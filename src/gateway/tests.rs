@@ -1,0 +1,131 @@
+//! The HTTP door before an engine that does what a test says. The clock is paused: it moves on only
+//! when nothing else can.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
+use http_body_util::BodyExt;
+use tokio::time::{Instant, timeout};
+use tokio_stream::StreamExt;
+use tower::ServiceExt;
+
+use super::*;
+use crate::cluster::scripted::{Script, engine, started, summary, token};
+
+/// The door's answer to these prompts, each of which the engine completes so.
+async fn stream(
+    prompts: &Value,
+    accept: &str,
+    script: impl Fn() -> Script + Send + Sync + 'static,
+) -> Response {
+    let router = router(Gateway {
+        cluster: Cluster::local(engine(move |_| Ok(script()))),
+        telemetry: Telemetry::new(),
+        ready: Arc::new(|| Ok(())),
+        stream_format: StreamFormat::Ndjson,
+        stopping: CancellationToken::new(),
+        request_timeout: Duration::from_secs(60),
+    });
+    let body = json!({"prompt": prompts, "stream": true}).to_string();
+    let request = Request::post("/v1/completions")
+        .header("content-type", "application/json")
+        .header("accept", accept)
+        .body(Body::from(body))
+        .expect("a request");
+    match router.oneshot(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    }
+}
+
+/// A completion of so many tokens that are ready at once.
+fn whole(tokens: u32, text: &'static str) -> Script {
+    let tokens = (0..tokens).map(move |index| token(index, text));
+    let events = std::iter::once(started("m")).chain(tokens);
+    Box::pin(tokio_stream::iter(events.chain([summary()])))
+}
+
+/// A completion that begins, has so many tokens, and then says nothing.
+fn silent(events: u32) -> Script {
+    let tokens = (0..events).map(|index| token(index, "a"));
+    let events = tokio_stream::iter(std::iter::once(started("m")).chain(tokens));
+    Box::pin(events.chain(tokio_stream::pending()))
+}
+
+async fn next_frame(body: &mut Body) -> Option<String> {
+    let frame = timeout(Duration::from_secs(3_600), body.frame()).await;
+    let data = frame
+        .expect("a frame within an hour")?
+        .ok()?
+        .into_data()
+        .ok()?;
+    Some(String::from_utf8(data.to_vec()).expect("lines are UTF-8"))
+}
+
+#[tokio::test]
+async fn tokens_that_are_ready_together_share_frames_that_are_not_much_larger_than_64_kib() {
+    let response = stream(&json!("a"), "*/*", || whole(3_000, "some text")).await;
+    let mut body = response.into_body();
+    let (mut frames, mut lines) = (0, 0);
+    while let Some(frame) = next_frame(&mut body).await {
+        assert!(frame.len() < 66 * 1024, "{} bytes", frame.len());
+        frames += 1;
+        lines += frame.lines().count();
+    }
+    assert_eq!(lines, 3_000);
+    assert!(frames < 20, "{frames} frames");
+}
+
+#[tokio::test]
+async fn a_prompt_that_always_has_tokens_does_not_keep_the_next_prompt_waiting() {
+    let response = stream(&json!(["a", "b", "c"]), "*/*", || whole(100, "x")).await;
+    let mut body = response.into_body();
+    let frame = next_frame(&mut body).await.expect("lines");
+    let lines = frame.lines().map(serde_json::from_str::<Value>);
+    let first: Vec<_> = lines
+        .take(6)
+        .map(|line| line.expect("JSON")["choices"][0]["index"].clone())
+        .collect();
+    assert_eq!(first.len(), 6);
+    for choice in 0..3 {
+        assert!(first.contains(&json!(choice)), "{first:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_stream_of_server_sent_events_says_that_it_is_alive() {
+    let began = Instant::now();
+    let response = stream(&json!("a"), "text/event-stream", || silent(1)).await;
+    let mut body = response.into_body();
+    let first = next_frame(&mut body).await.expect("a token");
+    assert!(first.starts_with("data: "), "{first}");
+    for times in 1..=3 {
+        let comment = next_frame(&mut body).await.expect("a comment");
+        assert!(comment.starts_with(':'), "{comment}");
+        assert_eq!(began.elapsed().as_secs(), 15 * times);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_lets_the_deadline_pass_is_given_up_by_the_gateway() {
+    let began = Instant::now();
+    let response = stream(&json!("a"), "*/*", || silent(1)).await;
+    let mut body = response.into_body();
+    next_frame(&mut body).await.expect("a token");
+    let record = next_frame(&mut body).await.expect("a record");
+    assert!(record.contains("\"deadline_exceeded\""), "{record}");
+    // The record's last byte is a frame of its own.
+    assert_eq!(next_frame(&mut body).await.as_deref(), Some("\n"));
+    assert!(body.frame().await.expect("an end").is_err());
+    assert_eq!(began.elapsed().as_secs(), 61);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_does_not_begin_before_the_deadline_is_a_504() {
+    let nothing = || -> Script { Box::pin(tokio_stream::pending()) };
+    let began = Instant::now();
+    let response = stream(&json!("a"), "*/*", nothing).await;
+    assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
+    assert_eq!(began.elapsed().as_secs(), 61);
+}
