@@ -12,27 +12,15 @@ use support::http::{Response, completion};
 use support::{Setup, TestServer, every, grpc, silent_at};
 use tokenway::proto::v1;
 use tokenway::runner::llm_test::TestRunnerOptions;
-use tonic::Streaming;
 
 async fn http_stream(server: &TestServer, max_tokens: u32) -> Response {
     let body = json!({"prompt": "a", "max_tokens": max_tokens, "stream": true});
     completion(&body).send(server).await
 }
 
-async fn grpc_stream(server: &TestServer, max_tokens: u32) -> Streaming<v1::CompletionEvent> {
-    let request = grpc::request("a", max_tokens);
-    server
-        .grpc()
-        .await
-        .complete(request)
-        .await
-        .expect("the request is admitted")
-        .into_inner()
-}
-
 /// The next request runs from its first to its last token.
 async fn assert_the_slot_is_free(server: &TestServer, tokens: u32) {
-    let completion = grpc::collect(grpc_stream(server, tokens).await).await;
+    let completion = grpc::collect(server.stream(grpc::request("a", tokens)).await).await;
     assert_eq!(completion.usage().completion_tokens, tokens);
 }
 
@@ -53,7 +41,7 @@ async fn a_client_that_goes_away_in_mid_stream_frees_its_slot() {
             let mut stream = http_stream(&server, 100_000).await;
             assert!(stream.line().await.is_some());
         } else {
-            let mut stream = grpc_stream(&server, 100_000).await;
+            let mut stream = server.stream(grpc::request("a", 100_000)).await;
             assert!(stream.message().await.unwrap().is_some());
         }
         assert_the_slot_is_free(&server, 3).await;
@@ -70,7 +58,7 @@ async fn a_client_that_goes_away_in_silence_between_tokens_frees_its_slot() {
             assert!(stream.line().await.is_some());
             assert!(stream.line().await.is_some());
         } else {
-            let mut stream = grpc_stream(&server, 10).await;
+            let mut stream = server.stream(grpc::request("a", 10)).await;
             let mut completion = grpc::Completion::default();
             while completion.choices.is_empty() || completion.choices[0].tokens.len() < 2 {
                 completion.take(stream.message().await.unwrap().expect("two tokens"));
@@ -108,14 +96,14 @@ async fn a_client_that_goes_away_in_prefill_frees_its_slot() {
         ..support::full_speed()
     };
     let server = Setup::test_runner(options).slots(1).start().await;
-    let mut stream = grpc_stream(&server, 10).await;
+    let mut stream = server.stream(grpc::request("a", 10)).await;
     let event = stream.message().await.unwrap().expect("a start");
     assert!(matches!(
         event.event,
         Some(v1::completion_event::Event::Started(_))
     ));
     drop(stream);
-    let mut next = grpc_stream(&server, 10).await;
+    let mut next = server.stream(grpc::request("a", 10)).await;
     let event = next.message().await.unwrap().expect("a start");
     assert!(matches!(
         event.event,
@@ -130,12 +118,12 @@ async fn a_client_that_goes_away_in_prefill_frees_its_slot() {
 #[tokio::test]
 async fn a_client_that_goes_away_in_the_queue_never_reaches_the_device() {
     let server = Setup::test_runner(silent_at(1)).slots(1).start().await;
-    let mut running = grpc_stream(&server, 2).await;
+    let mut running = server.stream(grpc::request("a", 2)).await;
     assert!(running.message().await.unwrap().is_some());
     // Its headers say that it is in the queue.
-    let queued = grpc_stream(&server, 1).await;
+    let queued = server.stream(grpc::request("a", 1)).await;
     drop(queued);
-    let behind = grpc_stream(&server, 1).await;
+    let behind = server.stream(grpc::request("a", 1)).await;
     drop(running);
     let completion = grpc::collect(behind).await;
     assert_eq!(completion.usage().completion_tokens, 1);
@@ -156,13 +144,7 @@ async fn a_stop_string_ends_the_work_on_the_device() {
         .await;
     let mut request = grpc::request("a", 1_000_000);
     request.stop = vec!["token_2".to_owned()];
-    let stream = server
-        .grpc()
-        .await
-        .complete(request)
-        .await
-        .unwrap()
-        .into_inner();
+    let stream = server.stream(request).await;
     let completion = grpc::collect(stream).await;
     assert_eq!(completion.texts(0), ["token_0", "token_1"]);
     assert_eq!(completion.usage().completion_tokens, 3);

@@ -13,20 +13,9 @@ use tokenway::proto::v1;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::{Code, Request, Status, Streaming};
 
-async fn grpc_stream(server: &TestServer, max_tokens: u32) -> Streaming<v1::CompletionEvent> {
-    let request = grpc::request("a", max_tokens);
-    server
-        .grpc()
-        .await
-        .complete(request)
-        .await
-        .expect("the request is admitted")
-        .into_inner()
-}
-
 /// A stream that holds the server's only slot.
 async fn hold_the_slot(server: &TestServer) -> Streaming<v1::CompletionEvent> {
-    let mut stream = grpc_stream(server, 100).await;
+    let mut stream = server.stream(grpc::request("a", 100)).await;
     assert!(
         stream
             .message()
@@ -49,7 +38,7 @@ async fn a_full_queue_answers_429_or_resource_exhausted_and_says_when_to_retry()
         .start()
         .await;
     let running = hold_the_slot(&server).await;
-    let queued = grpc_stream(&server, 1).await;
+    let queued = server.stream(grpc::request("a", 1)).await;
     let status = server
         .grpc()
         .await
@@ -84,13 +73,7 @@ async fn a_deadline_that_passes_in_the_queue_is_told_and_the_device_never_sees_i
     request
         .metadata_mut()
         .insert("grpc-timeout", "50m".parse().unwrap());
-    let stream = server
-        .grpc()
-        .await
-        .complete(request)
-        .await
-        .unwrap()
-        .into_inner();
+    let stream = server.stream(request).await;
     let over_grpc = grpc::collect(stream).await;
     assert!(over_grpc.started.is_none());
     assert_eq!(
@@ -123,13 +106,7 @@ async fn a_deadline_that_passes_in_mid_stream_ends_it_with_an_error_on_both_door
     request
         .metadata_mut()
         .insert("grpc-timeout", "100m".parse().unwrap());
-    let stream = server
-        .grpc()
-        .await
-        .complete(request)
-        .await
-        .unwrap()
-        .into_inner();
+    let stream = server.stream(request).await;
     let over_grpc = grpc::collect(stream).await;
     assert_eq!(over_grpc.texts(0).len(), 3);
     assert_eq!(
@@ -217,7 +194,7 @@ async fn a_grpc_reader_that_stops_is_given_up_alone() {
         .await;
     let mut stalled = hold_the_slot_for_long(&server).await;
     // The other slot serves on; this takes longer than the patience with the reader that stopped.
-    let other = grpc::collect(grpc_stream(&server, 1_000_000).await).await;
+    let other = grpc::collect(server.stream(grpc::request("a", 1_000_000)).await).await;
     assert_eq!(other.usage().completion_tokens, 1_000_000);
     // Whoever comes back has everything up to the point where it was given up, and then the reason.
     let error = loop {
@@ -234,7 +211,7 @@ async fn a_grpc_reader_that_stops_is_given_up_alone() {
 }
 
 async fn hold_the_slot_for_long(server: &TestServer) -> Streaming<v1::CompletionEvent> {
-    let mut stream = grpc_stream(server, 1_048_000).await;
+    let mut stream = server.stream(grpc::request("a", 1_048_000)).await;
     assert!(
         stream
             .message()
@@ -255,7 +232,7 @@ async fn an_http_reader_that_stops_is_given_up_and_told_when_it_comes_back() {
     let body = json!({"prompt": "a", "max_tokens": 1_048_000, "stream": true});
     let mut stalled = completion(&body).send(&server).await;
     // The only slot is free again once the reader has been given up.
-    let next = grpc::collect(grpc_stream(&server, 5).await).await;
+    let next = grpc::collect(server.stream(grpc::request("a", 5)).await).await;
     assert_eq!(next.usage().completion_tokens, 5);
     let rest = stalled.rest().await;
     assert_eq!(rest.end, End::Unclean);
@@ -322,22 +299,10 @@ async fn the_lower_priority_number_goes_first_whatever_the_door() {
     let running = hold_the_slot(&server).await;
     let mut later = grpc::request("a", 1);
     later.priority = Some(5);
-    let mut later = server
-        .grpc()
-        .await
-        .complete(later)
-        .await
-        .unwrap()
-        .into_inner();
+    let mut later = server.stream(later).await;
     let mut first = grpc::request("a", 100);
     first.priority = Some(-5);
-    let mut first = server
-        .grpc()
-        .await
-        .complete(first)
-        .await
-        .unwrap()
-        .into_inner();
+    let mut first = server.stream(first).await;
     drop(running);
     // The first to be served falls silent and keeps the slot, so the other has nothing to tell.
     tokio::select! {

@@ -202,13 +202,7 @@ async fn the_same_request_has_the_same_tokens_through_every_lane() {
     let mut request = grpc::request("a", 40);
     request.n = Some(2);
     request.stop = vec!["token_37".to_owned()];
-    let stream = engine
-        .grpc()
-        .await
-        .complete(request)
-        .await
-        .unwrap()
-        .into_inner();
+    let stream = engine.stream(request).await;
     let completion = grpc::collect(stream).await;
     for choice in 0..2 {
         assert_eq!(completion.texts(choice), expected);
