@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_stop_string_that_the_last_token_completes_is_why_the_choice_ends() {
-        let (texts, reason) = ended(&["END"], &[b"a", b"bE"], b"ND.", FinishReason::Length);
+        let (texts, reason) = ended(&["STOP"], &[b"a", b"bS"], b"TOP.", FinishReason::Length);
         assert_eq!(
             (texts.concat(), reason),
             ("ab".to_owned(), FinishReason::Stop)
@@ -142,10 +142,10 @@ mod tests {
 
     #[test]
     fn the_end_of_sequence_is_shown_behind_what_was_held() {
-        let (texts, reason) = ended(&["END"], &[b"a", b"E"], b"ND", FinishReason::Stop);
+        let (texts, reason) = ended(&["STOP"], &[b"a", b"S"], b"TOP", FinishReason::Stop);
         assert_eq!(
             (&texts[..], reason),
-            (&["a", "E", ""].map(str::to_owned)[..], FinishReason::Stop)
+            (&["a", "S", ""].map(str::to_owned)[..], FinishReason::Stop)
         );
     }
 }
