@@ -95,6 +95,8 @@ pub(super) fn over_streams(
             }),
         }
     }
+    // A single number of streams makes no curve.
+    curves.retain(|curve| curve.points.len() > 1);
     draw_curves(&curves, "streams (logarithmic)", name, Axis::Logarithmic)
 }
 
@@ -112,12 +114,15 @@ pub(super) fn bars(
     let highest = bars.iter().map(|(_, spread)| spread.highest);
     let highest = highest.fold(0.0, f64::max) * 1.1;
     let titles: Vec<_> = bars.iter().map(|(lane, _)| lane.title()).collect();
+    let Some(last) = bars.len().checked_sub(1) else {
+        return Ok(String::new());
+    };
     draw(|area| {
         let mut chart = ChartBuilder::on(area)
             .margin(10)
             .x_label_area_size(50)
             .y_label_area_size(190)
-            .build_cartesian_2d(0.0..highest, (0..titles.len()).into_segmented())?;
+            .build_cartesian_2d(0.0..highest, (0..last).into_segmented())?;
         chart
             .configure_mesh()
             .disable_y_mesh()
