@@ -10,8 +10,11 @@ use super::refusal::error_object;
 use crate::error::Error;
 use crate::proto::v1;
 
-/// What one line takes besides its text, about.
-const LINE_OVERHEAD: usize = 224;
+/// What one line takes besides its prefix, about: a short text, and what stands around it.
+const LINE: usize = 96;
+
+/// What a line's stamp takes.
+const STAMP: usize = 80;
 
 /// Writes the lines of one response.
 pub(super) struct Lines {
@@ -97,7 +100,12 @@ impl Lines {
             }
             return;
         };
-        out.reserve(choice.tokens.len() * (self.prefix.len() + LINE_OVERHEAD));
+        let stamp = if self.options.include_stamps {
+            STAMP
+        } else {
+            0
+        };
+        out.reserve(choice.tokens.len() * (self.prefix.len() + LINE + stamp));
         for token in others {
             self.line(out, choice.index, token, None, true);
         }

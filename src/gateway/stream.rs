@@ -36,6 +36,8 @@ const LAST_RECORD: Duration = Duration::from_secs(1);
 pub(super) struct TokenBody {
     opened: Option<Opened>,
     lines: Lines,
+    /// Where the lines are written. Once a frame has left for the socket its memory is used again.
+    buffer: BytesMut,
     flush: Option<Flush>,
     keep_alive: Option<Pin<Box<Sleep>>>,
     tokens_delivered: u64,
@@ -73,6 +75,7 @@ impl TokenBody {
         Self {
             opened: Some(opened),
             lines,
+            buffer: BytesMut::new(),
             flush,
             keep_alive,
             tokens_delivered: 0,
@@ -99,49 +102,49 @@ impl TokenBody {
     }
 
     /// Writes what is ready now. Pending when nothing is.
-    fn poll_lines(&mut self, cx: &mut Context<'_>) -> Poll<BytesMut> {
-        let mut out = BytesMut::new();
-        while out.len() < FRAME {
+    fn poll_lines(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
+        while self.buffer.len() < FRAME {
             let Some(opened) = &mut self.opened else {
                 break;
             };
             match opened.poll_next(cx) {
-                Poll::Pending if out.is_empty() => return Poll::Pending,
+                Poll::Pending if self.buffer.is_empty() => return Poll::Pending,
                 Poll::Pending => break,
                 Poll::Ready(Ok(MergedEvent::Started(_))) => {}
-                Poll::Ready(Ok(MergedEvent::Tokens(tokens))) => self.write(&mut out, &tokens),
-                Poll::Ready(Ok(MergedEvent::Ended(usage))) => self.end(&mut out, &usage),
-                Poll::Ready(Err(error)) => self.fail(&mut out, &error),
+                Poll::Ready(Ok(MergedEvent::Tokens(tokens))) => self.write(&tokens),
+                Poll::Ready(Ok(MergedEvent::Ended(usage))) => self.end(&usage),
+                Poll::Ready(Err(error)) => self.fail(&error),
             }
         }
-        Poll::Ready(out)
+        Poll::Ready(self.buffer.split().freeze())
     }
 
-    fn write(&mut self, out: &mut BytesMut, tokens: &v1::Tokens) {
+    fn write(&mut self, tokens: &v1::Tokens) {
         let choice = ChoiceTokens {
             index: tokens.choice,
             tokens: &tokens.tokens,
             finish_reason: finish_reason(tokens.finish_reason()),
         };
-        self.lines.tokens(out, &choice);
+        self.lines.tokens(&mut self.buffer, &choice);
         self.tokens_delivered += u64::try_from(tokens.tokens.len()).unwrap_or(0);
     }
 
-    fn end(&mut self, out: &mut BytesMut, usage: &v1::Usage) {
-        self.lines.usage(out, usage);
-        self.lines.done(out);
+    fn end(&mut self, usage: &v1::Usage) {
+        self.lines.usage(&mut self.buffer, usage);
+        self.lines.done(&mut self.buffer);
         self.counted.ended(Ok(()));
         self.opened = None;
         self.ending = Ending::Whole;
     }
 
-    fn fail(&mut self, out: &mut BytesMut, error: &Error) {
-        self.lines.error(out, error, self.tokens_delivered);
+    fn fail(&mut self, error: &Error) {
+        let buffer = &mut self.buffer;
+        self.lines.error(buffer, error, self.tokens_delivered);
         self.counted.ended(Err(error));
         self.opened = None;
         // On HTTP/2 hyper takes a frame as soon as the peer's window has room for a byte of it, and
         // then asks for the next. With a frame of one byte that byte is the record's last.
-        let last = out.split_off(out.len() - 1);
+        let last = buffer.split_off(buffer.len() - 1);
         self.ending = Ending::LastByte(last.freeze());
     }
 
@@ -196,7 +199,7 @@ impl http_body::Body for TokenBody {
                 if let Some(timer) = &mut this.keep_alive {
                     timer.as_mut().reset(Instant::now() + KEEP_ALIVE);
                 }
-                Poll::Ready(Some(Ok(Frame::data(lines.freeze()))))
+                Poll::Ready(Some(Ok(Frame::data(lines))))
             }
             Poll::Pending => this
                 .poll_keep_alive(cx)
