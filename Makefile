@@ -1,4 +1,4 @@
-.PHONY: help run test build venv model check
+.PHONY: help run test build perf venv model check
 
 help: ## What can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -11,6 +11,9 @@ test: ## Install what the tests need, and run all of them
 
 build: ## Build the server and the performance test
 	@bash -c 'set -euo pipefail; source scripts/llama.sh; cargo build --release "$${FEATURES[@]}"'
+
+perf: ## Measure what each door adds to a token: target/overhead.html
+	@scripts/perf.sh $(ARGS)
 
 venv: ## The Python of the examples and of the tests with third-party clients
 	@scripts/venv.sh
