@@ -3,10 +3,11 @@
 //!
 //! Membership only says where to ask. That an engine has failed is noticed by the stream itself.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use futures_util::future::select_all;
+use futures_util::future::{join_all, select_all};
 use http::{Request as HttpRequest, Response as HttpResponse};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -136,19 +137,29 @@ impl Cluster {
         Err(refusal.unwrap_or_else(no_engine))
     }
 
-    /// The models of the first engine that answers.
+    /// The models of all engines that answer, each name once.
     ///
     /// # Errors
-    /// What the last engine said that was asked.
+    /// What the last engine said, when none answers.
     pub async fn list_models(&self) -> Result<Vec<v1::Model>, Error> {
-        let mut refusal = no_engine();
-        for engine in self.by_load() {
-            match engine.client().list_models(v1::ListModelsRequest {}).await {
-                Ok(response) => return Ok(response.into_inner().models),
-                Err(status) => refusal = events::refusal(&status),
+        let asked = self.by_load().into_iter().map(|engine| async move {
+            let answer = engine.client().list_models(v1::ListModelsRequest {}).await;
+            answer.map(|response| response.into_inner().models)
+        });
+        let (mut models, mut refusal) = (BTreeMap::new(), Some(no_engine()));
+        for answer in join_all(asked).await {
+            match answer {
+                Ok(listed) => {
+                    models.extend(listed.into_iter().map(|model| (model.name.clone(), model)));
+                    refusal = None;
+                }
+                Err(status) => refusal = refusal.map(|_| events::refusal(&status)),
             }
         }
-        Err(refusal)
+        match refusal {
+            None => Ok(models.into_values().collect()),
+            Some(refusal) => Err(refusal),
+        }
     }
 
     /// One model.

@@ -42,6 +42,27 @@ async fn refusal(gateway: &TestServer, request: Request) -> (u16, String) {
 }
 
 #[tokio::test]
+async fn the_models_of_all_engines_are_listed_and_each_is_found() {
+    let engine = |name: &str| {
+        let mut setup = Setup::test_runner(full_speed());
+        setup.engine().models[0].name = name.to_owned();
+        setup.start()
+    };
+    let (first, second) = tokio::join!(engine("first"), engine("second"));
+    let gateway = Setup::gateway(&[&second, &first]).start().await;
+    let (_, body) = get("/v1/models").fetch(&gateway).await;
+    let body = body.json();
+    let listed = body["data"].as_array().expect("a list").iter();
+    let names: Vec<_> = listed.map(|model| model["id"].clone()).collect();
+    assert_eq!(names, ["first", "second"]);
+    for name in ["first", "second"] {
+        let request = completion(&json!({"model": name, "prompt": "a", "max_tokens": 1}));
+        let (_, body) = request.fetch(&gateway).await;
+        assert_eq!(body.json()["model"], name);
+    }
+}
+
+#[tokio::test]
 async fn an_engine_that_is_killed_breaks_its_streams_with_an_error() {
     let (engine, address) = engine_process().await;
     let gateway = gateway(&[&address]).await;
