@@ -287,12 +287,17 @@ impl ServerSettings {
             http.chain(grpc.iter().map(|listen| ("grpc-listen", listen)))
                 .try_for_each(|(setting, address)| refuse_reachable(setting, address))?;
         }
+        let request_timeout = seconds(self.request_timeout, 600);
+        if request_timeout.is_zero() {
+            let message = "--request-timeout must be above 0: no request could be answered in time";
+            return Err(ConfigError::Invalid(message.to_owned()));
+        }
         Ok(ServerParts {
             source,
             http,
             grpc,
             limits: Limits::default(),
-            request_timeout: seconds(self.request_timeout, 600),
+            request_timeout,
             drain: Drain {
                 grace: seconds(self.drain_grace, 1),
                 timeout: seconds(self.drain_timeout, 30),

@@ -98,7 +98,7 @@ pub struct ChatMessage {
 pub struct Sampling {
     /// 0 (greedy) to 2.
     pub temperature: f32,
-    /// Above 0, up to 1.
+    /// 0 (only the likeliest) to 1.
     pub top_p: f32,
     /// How many of the likeliest to keep; 0 keeps all.
     pub top_k: u32,

@@ -9,6 +9,7 @@ use serde_json::json;
 use support::http::{completion, get};
 use support::{Setup, TestServer, full_speed};
 use tokenway::listen::Limits;
+use tokenway::runner::llm_test::TestRunnerOptions;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
@@ -129,6 +130,31 @@ async fn a_peer_that_takes_nothing_loses_its_connection() {
         .expect("nobody is left to wait for")
         .assert_nothing_is_left();
     drop(stalled);
+}
+
+#[tokio::test]
+async fn a_failed_stream_over_http_1_0_ends_with_its_record_and_a_reset() {
+    let options = TestRunnerOptions {
+        fail_at: Some(2),
+        ..full_speed()
+    };
+    let server = Setup::test_runner(options).start().await;
+    let body = json!({"prompt": "a", "max_tokens": 5, "stream": true});
+    let request = String::from_utf8(completion(&body).bytes()).unwrap();
+    let request = request.replace("HTTP/1.1", "HTTP/1.0");
+    let mut stream = TcpStream::connect(server.http_address()).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let ended = stream.read_to_end(&mut answer).await;
+    assert_eq!(
+        ended.unwrap_err().kind(),
+        std::io::ErrorKind::ConnectionReset
+    );
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(
+        answer.ends_with("\"tokens_delivered\":2,\"type\":\"server_error\"}}\n"),
+        "{answer}"
+    );
 }
 
 #[tokio::test]

@@ -96,9 +96,13 @@ pub(super) fn endpoint(address: &str) -> Result<Endpoint, String> {
     let is_known = ["http://", "unix:/"]
         .iter()
         .any(|form| address.starts_with(form));
+    // The service has a path of its own, and a path before it would be passed over.
+    let has_path = address
+        .strip_prefix("http://")
+        .is_some_and(|rest| rest.trim_end_matches('/').contains('/'));
     let endpoint = Endpoint::from_shared(address.to_owned())
         .ok()
-        .filter(|_| is_known);
+        .filter(|_| is_known && !has_path);
     let endpoint = endpoint.ok_or_else(|| {
         format!("'{address}' is no engine's address; it must be http://host:port or unix:/path")
     })?;

@@ -128,6 +128,10 @@ impl EngineSettings {
         } else {
             RunnerKind::LlmTest
         });
+        if self.model_name.as_deref() == Some("") {
+            let message = "--model-name must not be empty: requests name the model by it";
+            return Err(ConfigError::Invalid(message.to_owned()));
+        }
         let (workers, slots) = (self.workers, self.slots);
         let (queue_depth, slow_reader) = (self.queue_depth, self.slow_reader_timeout);
         let (name, loader, default_slots) = match runner {

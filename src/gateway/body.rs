@@ -145,7 +145,16 @@ fn prompts(fields: &mut Fields) -> Result<Vec<Input>, Error> {
                 "prompt must not be an empty list.",
             )),
             Some(Value::Number(_)) => Ok(vec![token_ids(items)?]),
-            Some(_) => items.into_iter().map(one_of_many).collect(),
+            Some(first) => {
+                let kind = std::mem::discriminant(first);
+                let odd = items
+                    .iter()
+                    .find(|item| std::mem::discriminant(*item) != kind);
+                match odd {
+                    None => items.into_iter().map(one_of_many).collect(),
+                    Some(odd) => Err(wrong_prompt(odd)),
+                }
+            }
         },
         Some(other) => Err(wrong_prompt(&other)),
     }
@@ -288,6 +297,7 @@ mod tests {
             ("prompt", json!(1)),
             ("prompt", json!(["a", 1])),
             ("prompt", json!([1, "a"])),
+            ("prompt", json!(["a", [1]])),
             ("prompt", json!([1.5])),
             ("prompt", json!([-1])),
             ("max_tokens", json!("16")),
@@ -322,6 +332,10 @@ mod tests {
             refusal(&json!({"prompt": "a", "max_tokens": -1})),
             invalid("max_tokens")
         );
+        let body = json!({"prompt": "a", "max_tokens": 1e23});
+        assert_eq!(refusal(&body), invalid("max_tokens"));
+        let body = json!({"prompt": "a", "temperature": 1e39});
+        assert_eq!(refusal(&body), invalid("temperature"));
         assert_eq!(
             refusal(&json!({"prompt": ["a", "b"], "n": 65})),
             invalid("n")
@@ -338,6 +352,17 @@ mod tests {
         assert_eq!(refusal(&json!({"prompt": null})), missing);
         let unknown = ("unknown_parameter", Some("temprature".to_owned()));
         assert_eq!(refusal(&json!({"prompt": "a", "temprature": 1})), unknown);
+    }
+
+    #[test]
+    fn a_number_is_not_rounded_onto_the_bound_of_a_range() {
+        let taken = |temperature: f64| {
+            let body = json!({"prompt": "a", "temperature": temperature}).to_string();
+            let body = CompletionBody::parse(body.as_bytes()).unwrap();
+            body.messages[0].temperature()
+        };
+        assert_eq!((taken(2.0), taken(0.0), taken(0.7)), (2.0, 0.0, 0.7));
+        assert!(taken(2.000_000_1) > 2.0 && taken(-1e-50) < 0.0);
     }
 
     #[test]

@@ -75,6 +75,14 @@ impl Fields {
                     .map(Some)
                     .map_err(|_| Error::invalid_value(&self.full_name(name), out_of_range))
             }
+            // Beyond what any integer type holds JSON's numbers are floats.
+            Some(Value::Number(number)) if number.as_f64().is_some_and(is_huge) => {
+                let name = self.full_name(name);
+                Err(Error::invalid_value(
+                    &name,
+                    format!("{name} is out of range."),
+                ))
+            }
             Some(other) => Err(self.wrong_type(name, "an integer", &other)),
         }
     }
@@ -82,12 +90,16 @@ impl Fields {
     pub(super) fn number(&mut self, name: &str) -> Result<Option<f32>, Error> {
         match self.take(name) {
             None => Ok(None),
-            Some(value @ Value::Number(_)) => {
-                serde_json::from_value(value).map(Some).map_err(|_| {
+            Some(Value::Number(number)) => match number.as_f64().map(narrowed) {
+                Some(number) if number.is_finite() => Ok(Some(number)),
+                Some(_) | None => {
                     let name = self.full_name(name);
-                    Error::invalid_value(&name, format!("{name} is out of range."))
-                })
-            }
+                    Err(Error::invalid_value(
+                        &name,
+                        format!("{name} is out of range."),
+                    ))
+                }
+            },
             Some(other) => Err(self.wrong_type(name, "a number", &other)),
         }
     }
@@ -130,6 +142,29 @@ impl Fields {
 
     fn full_name(&self, name: &str) -> String {
         format!("{}{name}", self.path)
+    }
+}
+
+/// Whether a number is larger than every integer type's.
+fn is_huge(number: f64) -> bool {
+    number.abs() >= 9.2e18
+}
+
+/// The number as the engine takes it. The bounds of ranges are whole numbers, so rounding must not land
+/// on one from outside.
+#[expect(
+    clippy::as_conversions,
+    reason = "there is no other way to round a float"
+)]
+fn narrowed(number: f64) -> f32 {
+    let narrow = number as f32;
+    let wide = f64::from(narrow);
+    if narrow.fract() != 0.0 || wide == number {
+        narrow
+    } else if wide < number {
+        narrow.next_up()
+    } else {
+        narrow.next_down()
     }
 }
 

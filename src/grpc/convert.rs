@@ -117,11 +117,7 @@ fn sampling(message: &v1::CompletionRequest) -> Result<Sampling, Error> {
         in_range(sampling.temperature, 0.0, 2.0),
         "from 0 to 2",
     )?;
-    check(
-        "top_p",
-        above_zero(sampling.top_p, 1.0),
-        "above 0 and at most 1",
-    )?;
+    check("top_p", in_range(sampling.top_p, 0.0, 1.0), "from 0 to 1")?;
     check("min_p", in_range(sampling.min_p, 0.0, 1.0), "from 0 to 1")?;
     check(
         "presence_penalty",
@@ -203,7 +199,7 @@ mod tests {
             ("n", |m| m.n = Some(129)),
             ("temperature", |m| m.temperature = Some(f32::NAN)),
             ("temperature", |m| m.temperature = Some(2.1)),
-            ("top_p", |m| m.top_p = Some(0.0)),
+            ("top_p", |m| m.top_p = Some(1.5)),
             ("top_k", |m| m.top_k = Some(-2)),
             ("min_p", |m| m.min_p = Some(-0.1)),
             ("presence_penalty", |m| {

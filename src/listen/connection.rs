@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Request;
+use http::{Request, Version};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -51,14 +51,17 @@ impl Connection {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
-        self.serve(service).await;
+        if self.serve(service).await == End::Abortive {
+            self.stream.close_with_reset();
+            return;
+        }
         // Lingered to the end or not, the socket closes now.
         let abort = &self.shutdown.abort;
         let _ = abort.run_until_cancelled(self.stream.linger()).await;
     }
 
     /// Serves it until it closes, or is told to.
-    async fn serve<S, B>(&self, service: S)
+    async fn serve<S, B>(&self, service: S) -> End
     where
         S: DoorService<B>,
         S::Future: Send + 'static,
@@ -69,9 +72,11 @@ impl Connection {
         let (watched, flushes) = WatchedStream::new(Arc::clone(&self.stream), limits.write_timeout);
         let activity = Arc::new(Activity::new());
         let body_timeout = limits.body_timeout;
+        let is_http_10 = Arc::new(AtomicBool::new(false));
         let service = {
-            let activity = Arc::clone(&activity);
+            let (activity, is_http_10) = (Arc::clone(&activity), Arc::clone(&is_http_10));
             service_fn(move |mut request: Request<Incoming>| {
+                is_http_10.store(request.version() == Version::HTTP_10, Ordering::Relaxed);
                 let busy = activity.busy();
                 let flush = Flush::new(Arc::clone(&flushes), request.version());
                 request.extensions_mut().insert(flush);
@@ -90,27 +95,33 @@ impl Connection {
             let idle_until = activity.idle_until(limits);
             tokio::select! {
                 ended = connection.as_mut() => {
-                    if let Err(error) = ended {
-                        tracing::debug!(%error, "a connection broke");
-                    }
-                    return;
+                    let Err(error) = ended else {
+                        return End::Orderly;
+                    };
+                    tracing::debug!(%error, "a connection broke");
+                    // HTTP/1.0 has no chunks: closed in an orderly way, a broken body would look whole.
+                    return if is_http_10.load(Ordering::Relaxed) {
+                        End::Abortive
+                    } else {
+                        End::Orderly
+                    };
                 }
                 () = self.shutdown.stop.cancelled(), if !is_stopping => {
                     if activity.is_unused() {
-                        return;
+                        return End::Orderly;
                     }
                     is_stopping = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                () = self.shutdown.abort.cancelled() => return,
+                () = self.shutdown.abort.cancelled() => return End::Orderly,
                 () = self.stream.closed(), if activity.is_busy() => {
                     if activity.is_busy() {
-                        return;
+                        return End::Orderly;
                     }
                 }
                 () = sleep_until(idle_until) => {
                     if activity.is_idle(limits) {
-                        return;
+                        return End::Orderly;
                     }
                 }
             }
@@ -144,6 +155,15 @@ impl Connection {
             Protocol::Http => builder,
         }
     }
+}
+
+/// How a connection's socket is to be closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// With an end of what is written.
+    Orderly,
+    /// With a reset, which nobody takes for an end.
+    Abortive,
 }
 
 /// Whether a connection has something to do.

@@ -60,6 +60,19 @@ impl Stream {
         let _ = timeout(LINGER, read).await;
     }
 
+    /// Has the socket reset its connection when it closes. What has left before still arrives; what the
+    /// peer had no room for is lost with the connection.
+    pub(super) fn close_with_reset(&self) {
+        match self {
+            Self::Tcp(stream) => {
+                // A socket that cannot be told so closes in the usual way.
+                let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+            }
+            // Such a socket has no reset, and HTTP/1.0 no way but this.
+            Self::Unix(_) => {}
+        }
+    }
+
     fn shutdown(&self) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => SockRef::from(stream).shutdown(Shutdown::Write),
