@@ -10,12 +10,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use hyper::body::Incoming;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
-use tower_http::timeout::TimeoutBody;
 
 use self::connection::Connection;
 use crate::telemetry::{Door, Telemetry};
@@ -24,12 +22,11 @@ mod address;
 mod connection;
 mod io;
 mod stalled;
+mod upload;
 
 pub use address::{Address, InvalidAddress, Listener};
 pub use io::Flush;
-
-/// What a request's body is: its frames must keep coming.
-pub type RequestBody = TimeoutBody<Incoming>;
+pub use upload::RequestBody;
 
 /// Which protocols a door speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -57,7 +57,11 @@ async fn bad_bodies_are_refused_with_their_field() {
             "invalid_value",
             "temperature",
         ),
-        (json!({"prompt": "a", "top_p": 1.5}), "invalid_value", "top_p"),
+        (
+            json!({"prompt": "a", "top_p": 1.5}),
+            "invalid_value",
+            "top_p",
+        ),
         (json!({"prompt": "a", "n": 0}), "invalid_value", "n"),
         (json!({"prompt": "a", "n": 129}), "invalid_value", "n"),
         (json!({"prompt": "a", "stop": ""}), "invalid_value", "stop"),

@@ -70,3 +70,11 @@ async fn too_many_headers_are_a_431() {
         assert_eq!(connection.status(request.body(()).unwrap()).await, status);
     }
 }
+
+#[tokio::test]
+async fn an_answer_before_the_body_was_read_does_not_reset_the_upload() {
+    let server = Setup::test_runner(full_speed()).start().await;
+    let connection = Connection::open(&server.http_address(), 65_535).await;
+    let (status, is_taken) = connection.upload_to_nowhere(500_000).await;
+    assert_eq!((status.as_u16(), is_taken), (404, true));
+}

@@ -23,6 +23,7 @@ use tower_http::timeout::TimeoutBody;
 
 use super::io::{Flush, Stream, WatchedStream};
 use super::stalled::{StreamExecutor, waits_for_its_peer};
+use super::upload::RequestBody;
 use super::{DoorService, DoorSettings, Limits, Protocol, Shutdown};
 
 /// The most bytes that are held for one HTTP/1.1 connection or one HTTP/2 stream whose peer does not
@@ -74,13 +75,16 @@ impl Connection {
         let body_timeout = limits.body_timeout;
         let is_http_10 = Arc::new(AtomicBool::new(false));
         let service = {
+            let streams = self.streams.clone();
             let (activity, is_http_10) = (Arc::clone(&activity), Arc::clone(&is_http_10));
             service_fn(move |mut request: Request<Incoming>| {
                 is_http_10.store(request.version() == Version::HTTP_10, Ordering::Relaxed);
                 let busy = activity.busy();
                 let flush = Flush::new(Arc::clone(&flushes), request.version());
                 request.extensions_mut().insert(flush);
-                let request = request.map(|body| TimeoutBody::new(body_timeout, body));
+                let rest = (request.version() == Version::HTTP_2).then(|| streams.clone());
+                let request = request
+                    .map(|body| RequestBody::new(TimeoutBody::new(body_timeout, body), rest));
                 let answer = service.clone().oneshot(request);
                 async move {
                     let answer = answer.await?;

@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 /// How long a peer may go on sending what nobody reads any more.
-const LINGER: Duration = Duration::from_secs(1);
+pub(super) const LINGER: Duration = Duration::from_secs(1);
 
 /// A connection of either kind of listener.
 pub(super) enum Stream {

@@ -63,6 +63,30 @@ impl Connection {
         Request::get(format!("http://{}{path}", self.address))
     }
 
+    /// Sends a body of this size to where there is nothing. The status of the answer, and whether all of
+    /// the body was taken.
+    pub async fn upload_to_nowhere(&self, mut size: usize) -> (StatusCode, bool) {
+        let request = Request::post(format!("http://{}/nowhere", self.address));
+        let request = request.body(()).expect("a whole request");
+        let requests = self.requests.clone().ready().await;
+        let sent = requests.expect("it is open").send_request(request, false);
+        let (answer, mut upload) = sent.expect("the request is sent");
+        let answer = answer.await.expect("an answer").status();
+        while size > 0 {
+            upload.reserve_capacity(size);
+            let room = std::future::poll_fn(|cx| upload.poll_capacity(cx)).await;
+            let Some(Ok(room)) = room else {
+                return (answer, false);
+            };
+            let piece = Bytes::from(vec![b' '; room]);
+            size -= room;
+            if upload.send_data(piece, size == 0).is_err() {
+                return (answer, false);
+            }
+        }
+        (answer, true)
+    }
+
     async fn post(&self, path: &str, content_type: &str, body: Bytes) -> RecvStream {
         let request = Request::post(format!("http://{}{path}", self.address))
             .header("content-type", content_type)
