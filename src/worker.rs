@@ -38,6 +38,31 @@ pub struct Assignment {
     pub deadline: Instant,
 }
 
+#[cfg(test)]
+impl Assignment {
+    /// A sequence of so many tokens whose reader has room for one, and that reader.
+    fn for_test(max_tokens: u32, deadline: Instant) -> (Self, lane::LaneReceiver) {
+        let queue = Arc::new(tokio::sync::Notify::new());
+        let (sender, receiver) = lane::lane(1, queue, metrics::Counter::noop());
+        let sequence = Sequence {
+            prompt: [0].into(),
+            delivered: Vec::new(),
+            choice: 0,
+            seed: 0,
+            max_tokens,
+            sampling: crate::request::Sampling::default(),
+            stamps: false,
+            caller: crate::request::Caller::default(),
+        };
+        let assignment = Self {
+            sequence,
+            lane: sender,
+            deadline,
+        };
+        (assignment, receiver)
+    }
+}
+
 /// What a worker tells the scheduler. Tokens do not come this way.
 pub enum WorkerEvent {
     /// How far the model is loaded, from 0 to 1.

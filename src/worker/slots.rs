@@ -219,16 +219,11 @@ impl Room for Slots {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use metrics::Counter;
-    use tokio::sync::Notify;
     use tokio::time::Instant;
 
     use super::*;
-    use crate::request::{Caller, Sampling};
-    use crate::runner::{Sequence, TokenBytes};
-    use crate::worker::lane::{LaneReceiver, lane};
+    use crate::runner::TokenBytes;
+    use crate::worker::lane::LaneReceiver;
 
     const PATIENCE_NS: u64 = 1_000_000_000;
     const NO_DEADLINE: u64 = u64::MAX;
@@ -247,22 +242,7 @@ mod tests {
     /// One slot, taken by a sequence that has no room for a second token.
     fn full() -> (Slots, LaneReceiver) {
         let mut slots = Slots::new(1, PATIENCE_NS);
-        let (lane, receiver) = lane(1, Arc::new(Notify::new()), Counter::noop());
-        let sequence = Sequence {
-            prompt: [0].into(),
-            delivered: Vec::new(),
-            choice: 0,
-            seed: 0,
-            max_tokens: 100,
-            sampling: Sampling::default(),
-            stamps: false,
-            caller: Caller::default(),
-        };
-        let assignment = Assignment {
-            sequence,
-            lane,
-            deadline: Instant::now(),
-        };
+        let (assignment, receiver) = Assignment::for_test(100, Instant::now());
         slots.occupy(Slot(0), assignment, NO_DEADLINE);
         assert!(slots.token(Slot(0), token()).is_none());
         assert_eq!(slots.room(Slot(0)), 0);

@@ -4,15 +4,15 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::sync::mpsc as std_mpsc;
 
-use metrics::Counter;
-use tokio::sync::Notify;
-
 use super::*;
-use crate::request::{Caller, ChatMessage, Sampling, TokenId};
+use crate::request::{ChatMessage, TokenId};
 use crate::runner::{
     LoadError, Model, ModelError, ModelFacts, Resumption, Room, Sequence, Slot, TokenBytes,
 };
-use crate::worker::lane::{LaneReceiver, Output, lane};
+use crate::worker::lane::Output;
+
+/// What each sequence asks for.
+const MAX_TOKENS: u32 = 7;
 
 /// A device that says what it was given, and does nothing with it.
 struct Witness(mpsc::Sender<Sequence>);
@@ -107,26 +107,6 @@ fn settings(loader: impl Loader + 'static, events: mpsc::Sender<WorkerEvent>) ->
     }
 }
 
-fn assignment(deadline: Instant) -> (Assignment, LaneReceiver) {
-    let (lane, receiver) = lane(1, Arc::new(Notify::new()), Counter::noop());
-    let sequence = Sequence {
-        prompt: [0].into(),
-        delivered: Vec::new(),
-        choice: 0,
-        seed: 0,
-        max_tokens: 7,
-        sampling: Sampling::default(),
-        stamps: false,
-        caller: Caller::default(),
-    };
-    let assignment = Assignment {
-        sequence,
-        lane,
-        deadline,
-    };
-    (assignment, receiver)
-}
-
 impl Started {
     /// Hands the worker a sequence that it must not run, and waits until its slot is free again.
     async fn pass_over(mut self, assignment: Assignment) {
@@ -136,7 +116,7 @@ impl Started {
             biased;
             Some(sequence) = self.admitted.recv() => panic!("the device has seen it: {sequence:?}"),
             released = self.events.recv() => {
-                assert!(matches!(released, Some(WorkerEvent::Released(_, _, 7))));
+                assert!(matches!(released, Some(WorkerEvent::Released(_, _, MAX_TOKENS))));
             }
         }
         self.handle.stop();
@@ -145,7 +125,7 @@ impl Started {
 
 #[tokio::test]
 async fn what_has_expired_is_told_so_and_the_device_never_sees_it() {
-    let (expired, mut lane) = assignment(Instant::now());
+    let (expired, mut lane) = Assignment::for_test(MAX_TOKENS, Instant::now());
     start().await.pass_over(expired).await;
     let mut outputs = Vec::new();
     poll_fn(|cx| lane.poll_recv_many(cx, &mut outputs, 16)).await;
@@ -157,7 +137,8 @@ async fn what_has_expired_is_told_so_and_the_device_never_sees_it() {
 
 #[tokio::test]
 async fn what_nobody_waits_for_is_never_given_to_the_device() {
-    let (abandoned, lane) = assignment(Instant::now() + Duration::from_secs(3_600));
+    let (abandoned, lane) =
+        Assignment::for_test(MAX_TOKENS, Instant::now() + Duration::from_secs(3_600));
     drop(lane);
     start().await.pass_over(abandoned).await;
 }
