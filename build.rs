@@ -18,6 +18,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         compiler.encode_file_descriptor_set(),
     )?;
     // tonic-build's prost half has been called tonic-prost-build since tonic 0.14.
-    tonic_prost_build::configure().compile_fds(compiler.file_descriptor_set())?;
+    tonic_prost_build::configure()
+        .extern_path(".tokenway.v1.Tokens", "crate::proto::v1::Tokens")
+        .compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }

@@ -85,7 +85,7 @@ async fn print_stream(mut stream: Streaming<CompletionEvent>) -> Result<Summary,
                 if tokens.first_index != next_index {
                     return Err(format!("token {next_index} is missing").into());
                 }
-                for token in &tokens.tokens {
+                for token in tokens.tokens.iter() {
                     print!("{}", token.text);
                     next_index += 1;
                 }

@@ -25,6 +25,8 @@ pub mod worker;
 
 pub mod runner;
 
+pub mod tokens;
+
 pub mod request;
 
 pub mod error;

@@ -1,8 +1,9 @@
 //! Bytes to text, for each request on the engine's side: characters across tokens, stop strings,
 //! finish reasons, usage. It must not know protocols; workers know nothing of it.
 
-use crate::request::{FinishReason, TokenId};
+use crate::request::FinishReason;
 use crate::runner::Token;
+use crate::tokens::{Stamp, TextToken, TokenBatch};
 
 pub mod completion;
 mod stop;
@@ -11,23 +12,12 @@ mod utf8;
 use stop::{StopMatcher, Watch};
 use utf8::Utf8Assembler;
 
-/// A token with the text that its line shows.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TextToken {
-    /// Its id.
-    pub id: TokenId,
-    /// Its text: empty while a character is unfinished, and for the end of sequence.
-    pub text: String,
-    /// When it was due, in nanoseconds of CLOCK_MONOTONIC, or 0.
-    pub due_ns: u64,
-    /// When it was emitted, in nanoseconds of CLOCK_MONOTONIC, or 0.
-    pub emitted_ns: u64,
-}
-
 /// Turns the tokens of one choice into text.
 struct ChoiceText {
     utf8: Utf8Assembler,
     stop: StopMatcher<Token>,
+    /// The text of the token that is looked at.
+    text: String,
 }
 
 impl ChoiceText {
@@ -35,15 +25,15 @@ impl ChoiceText {
         Self {
             utf8: Utf8Assembler::default(),
             stop: StopMatcher::new(stops),
+            text: String::new(),
         }
     }
 
     /// Takes the next token; appends to `ready` the tokens whose lines may go out now.
-    fn push(&mut self, token: Token, ready: &mut Vec<TextToken>) -> Watch {
-        let text = self.utf8.push(&token.bytes);
-        self.stop.push(token, text, |token, text| {
-            ready.push(with_text(&token, text))
-        })
+    fn push(&mut self, token: Token, ready: &mut TokenBatch) -> Watch {
+        self.text.clear();
+        self.utf8.push(&token.bytes, &mut self.text);
+        self.watch(token, ready)
     }
 
     /// Ends the choice; appends to `ready` what was held, and the end-of-sequence token if there is
@@ -52,17 +42,15 @@ impl ChoiceText {
         &mut self,
         token: Option<Token>,
         reason: FinishReason,
-        ready: &mut Vec<TextToken>,
+        ready: &mut TokenBatch,
     ) -> FinishReason {
+        self.text.clear();
         let mut end_of_sequence = None;
         match (token, reason) {
             (Some(token), FinishReason::Length) => {
-                let mut text = self.utf8.push(&token.bytes);
-                text.extend(self.utf8.finish());
-                let watch = self.stop.push(token, text, |token, text| {
-                    ready.push(with_text(&token, text))
-                });
-                if watch == Watch::Matched {
+                self.utf8.push(&token.bytes, &mut self.text);
+                self.utf8.finish(&mut self.text);
+                if self.watch(token, ready) == Watch::Matched {
                     return FinishReason::Stop;
                 }
             }
@@ -72,19 +60,28 @@ impl ChoiceText {
             .finish(|token, text| ready.push(with_text(&token, text)));
         if let Some(token) = end_of_sequence {
             // What the model left unfinished before it ended is shown as such on the last line.
-            let unfinished = self.utf8.finish().map(String::from).unwrap_or_default();
-            ready.push(with_text(&token, unfinished));
+            self.utf8.finish(&mut self.text);
+            ready.push(with_text(&token, &self.text));
         }
         reason
     }
+
+    /// Has the token's text looked at for stop strings.
+    fn watch(&mut self, token: Token, ready: &mut TokenBatch) -> Watch {
+        self.stop.push(token, &self.text, |token, text| {
+            ready.push(with_text(&token, text));
+        })
+    }
 }
 
-fn with_text(token: &Token, text: String) -> TextToken {
+fn with_text<'a>(token: &Token, text: &'a str) -> TextToken<'a> {
     TextToken {
         id: token.id,
         text,
-        due_ns: token.due_ns,
-        emitted_ns: token.emitted_ns,
+        stamp: Stamp {
+            due_ns: token.due_ns,
+            emitted_ns: token.emitted_ns,
+        },
     }
 }
 
@@ -110,12 +107,12 @@ mod tests {
         reason: FinishReason,
     ) -> (Vec<String>, FinishReason) {
         let mut choice = ChoiceText::new(stops.iter().map(ToString::to_string).collect());
-        let mut ready = Vec::new();
+        let mut ready = TokenBatch::default();
         for bytes in tokens {
             assert_eq!(choice.push(token(bytes), &mut ready), Watch::Open);
         }
         let reason = choice.finish(Some(token(last)), reason, &mut ready);
-        let texts = ready.into_iter().map(|token| token.text).collect();
+        let texts = ready.iter().map(|token| token.text.to_owned()).collect();
         (texts, reason)
     }
 

@@ -7,8 +7,9 @@ use hyper_util::rt::TokioIo;
 use tokenway::proto::v1::completion_event::Event;
 use tokenway::proto::v1::completion_request::Input;
 use tokenway::proto::v1::inference_client::InferenceClient;
-use tokenway::proto::v1::{CompletionEvent, CompletionRequest, Token, Tokens};
+use tokenway::proto::v1::{CompletionEvent, CompletionRequest, Tokens};
 use tokenway::runner::monotonic_ns;
+use tokenway::tokens::TextToken;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 use tower::service_fn;
@@ -102,9 +103,9 @@ async fn read(
 
 fn take(tokens: &Tokens, received_ns: u64, received: &mut Received) -> Result<(), StreamError> {
     for (token, index) in tokens.tokens.iter().zip(tokens.first_index..) {
-        let index_of_text = received.token(&token.text, received_ns, stamp_of(token))?;
+        let index_of_text = received.token(token.text, received_ns, stamp_of(token))?;
         if index_of_text != index {
-            let text = &token.text;
+            let text = token.text;
             return Err(received.malformed(format!("{text} under the index {index}")));
         }
     }
@@ -120,10 +121,12 @@ fn failure(status: &Status, received: &Received) -> StreamError {
     }
 }
 
-fn stamp_of(token: &Token) -> Option<Stamp> {
+fn stamp_of(token: TextToken<'_>) -> Option<Stamp> {
+    let tokenway::tokens::Stamp { due_ns, emitted_ns } = token.stamp;
+    let known = |ns: u64| Some(ns).filter(|ns| *ns > 0);
     Some(Stamp {
-        due_ns: token.due_ns,
-        emitted_ns: token.emitted_ns?,
+        due_ns: known(due_ns),
+        emitted_ns: known(emitted_ns)?,
     })
 }
 
@@ -134,6 +137,7 @@ fn status_text(status: &Status) -> String {
 #[cfg(test)]
 mod tests {
     use indicatif::ProgressBar;
+    use tokenway::proto::v1::Token;
 
     use super::*;
 
@@ -145,7 +149,7 @@ mod tests {
         };
         let tokens = Tokens {
             first_index: 4,
-            tokens: vec![token(4), token(6)],
+            tokens: [token(4), token(6)].into_iter().collect(),
             ..Tokens::default()
         };
         let mut received = Received::of(10, ProgressBar::hidden());

@@ -18,6 +18,8 @@ use futures_util::StreamExt;
 use tokenway::proto::v1;
 use tokenway::proto::v1::completion_event::Event;
 use tokenway::proto::v1::inference_server::{Inference, InferenceServer};
+use tokenway::runner::Token;
+use tokenway::tokens::{Stamp, TextToken, TokenBatch};
 use tokenway::worker::lane::{LaneReceiver, Output};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -29,6 +31,9 @@ use crate::device::Device;
 
 /// How many outputs are taken at once, as in the product.
 const BATCH: usize = 256;
+
+/// What the text of a token takes, about, in bytes.
+const TEXT: usize = 8;
 
 /// Lines over a socket: one line of JSON asks, the lines answer, and the connection goes on.
 pub(super) async fn serve_tcp(listener: TcpListener, device: Device) -> io::Result<()> {
@@ -149,13 +154,16 @@ impl Inference for BareTonic {
 impl EventStream {
     /// The event of what was taken.
     fn event(&mut self) -> Event {
-        let mut tokens = Vec::with_capacity(self.outputs.len());
+        let mut tokens = TokenBatch::default();
+        tokens.reserve(self.outputs.len(), self.outputs.len() * TEXT);
         for output in self.outputs.drain(..) {
             match output {
                 Output::Accepted => return Event::Started(v1::Started::default()),
-                Output::Token(token) => tokens.push(message(&token, self.stamps)),
+                Output::Token(token) => push(&mut tokens, &token, self.stamps),
                 Output::Finished(token, _) => {
-                    tokens.extend(token.map(|token| message(&token, self.stamps)));
+                    if let Some(token) = token {
+                        push(&mut tokens, &token, self.stamps);
+                    }
                     self.has_finished = true;
                 }
                 Output::Failed(_) => self.lane = None,
@@ -201,12 +209,18 @@ impl Stream for EventStream {
     }
 }
 
-fn message(token: &tokenway::runner::Token, stamps: bool) -> v1::Token {
-    let stamp = |ns: u64| stamps.then_some(ns);
-    v1::Token {
+fn push(tokens: &mut TokenBatch, token: &Token, stamps: bool) {
+    let stamp = if stamps {
+        Stamp {
+            due_ns: token.due_ns,
+            emitted_ns: token.emitted_ns,
+        }
+    } else {
+        Stamp::default()
+    };
+    tokens.push(TextToken {
         id: token.id,
-        text: String::from_utf8_lossy(&token.bytes).into_owned(),
-        due_ns: stamp(token.due_ns),
-        emitted_ns: stamp(token.emitted_ns),
-    }
+        text: &String::from_utf8_lossy(&token.bytes),
+        stamp,
+    });
 }

@@ -50,8 +50,7 @@ pub(super) async fn complete(
     while let Some(event) = events.message().await.map_err(|status| refused(&status))? {
         match event.event {
             Some(Event::Tokens(tokens)) => {
-                let text: String = tokens.tokens.into_iter().map(|token| token.text).collect();
-                show(out, &text)?;
+                show(out, tokens.tokens.text())?;
             }
             Some(Event::Summary(_)) => return Ok(()),
             Some(Event::Started(_)) | None => {}

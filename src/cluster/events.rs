@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     fn tokens(choice: u32, first_index: u32, count: usize) -> v1::CompletionEvent {
-        let tokens = vec![v1::Token::default(); count];
+        let tokens = std::iter::repeat_n(v1::Token::default(), count).collect();
         v1::CompletionEvent {
             event: Some(Event::Tokens(v1::Tokens {
                 choice,

@@ -46,7 +46,7 @@ pub(crate) fn token(index: u32, text: &str) -> Result<v1::CompletionEvent, Statu
     };
     Ok(event(Event::Tokens(v1::Tokens {
         first_index: index,
-        tokens: vec![token],
+        tokens: [token].into_iter().collect(),
         ..v1::Tokens::default()
     })))
 }

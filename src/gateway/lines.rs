@@ -9,6 +9,7 @@ use super::body::StreamOptions;
 use super::refusal::error_object;
 use crate::error::Error;
 use crate::proto::v1;
+use crate::tokens::{Stamp, TextToken, TokenBatch};
 
 /// What one line takes besides its prefix, about: a short text, and what stands around it.
 const LINE: usize = 96;
@@ -43,7 +44,7 @@ pub(super) struct ChoiceTokens<'a> {
     /// The choice's index among all of the response.
     pub(super) index: u32,
     /// Its tokens.
-    pub(super) tokens: &'a [v1::Token],
+    pub(super) tokens: &'a TokenBatch,
     /// Why it ends, if it ends here.
     pub(super) finish_reason: Option<&'static str>,
 }
@@ -93,10 +94,9 @@ impl Lines {
 
     /// One line for each token; one without text where the choice ends with no token.
     pub(super) fn tokens(&self, out: &mut BytesMut, choice: &ChoiceTokens<'_>) {
-        let Some((last, others)) = choice.tokens.split_last() else {
-            let no_token = v1::Token::default();
+        let Some(last) = choice.tokens.len().checked_sub(1) else {
             if choice.finish_reason.is_some() {
-                self.line(out, choice.index, &no_token, choice.finish_reason, false);
+                self.line(out, choice.index, None, choice.finish_reason);
             }
             return;
         };
@@ -106,10 +106,10 @@ impl Lines {
             0
         };
         out.reserve(choice.tokens.len() * (self.prefix.len() + LINE + stamp));
-        for token in others {
-            self.line(out, choice.index, token, None, true);
+        for (at, token) in choice.tokens.iter().enumerate() {
+            let finish_reason = choice.finish_reason.filter(|_| at == last);
+            self.line(out, choice.index, Some(&token), finish_reason);
         }
-        self.line(out, choice.index, last, choice.finish_reason, true);
     }
 
     /// The last object of a stream that shows its usage.
@@ -154,15 +154,14 @@ impl Lines {
         &self,
         out: &mut BytesMut,
         index: u32,
-        token: &v1::Token,
+        token: Option<&TextToken<'_>>,
         finish_reason: Option<&str>,
-        is_token: bool,
     ) {
         self.begin(out);
         out.put_slice(&self.prefix);
         put_number(out, index);
         out.put_slice(b",\"text\":");
-        put_json_string(out, &token.text);
+        put_json_string(out, token.map_or("", |token| token.text));
         out.put_slice(b",\"logprobs\":null,\"finish_reason\":");
         match finish_reason {
             None => out.put_slice(b"null"),
@@ -170,25 +169,19 @@ impl Lines {
         }
         if self.options.return_token_ids {
             out.put_slice(b",\"token_ids\":[");
-            if is_token {
+            if let Some(token) = token {
                 put_number(out, token.id);
             }
             out.put_slice(b"]");
         }
         out.put_slice(b"}]");
-        if self.options.include_stamps && is_token {
-            self.stamp(out, token);
+        if self.options.include_stamps
+            && let Some(token) = token
+        {
+            put_stamp(out, token.stamp);
         }
         out.put_slice(self.suffix.as_bytes());
         self.end(out);
-    }
-
-    fn stamp(&self, out: &mut BytesMut, token: &v1::Token) {
-        out.put_slice(b",\"stamp\":{\"due_ns\":");
-        put_optional(out, token.due_ns);
-        out.put_slice(b",\"emitted_ns\":");
-        put_optional(out, token.emitted_ns);
-        out.put_slice(b"}");
     }
 
     fn object(&self, out: &mut BytesMut, object: &Value) {
@@ -215,10 +208,19 @@ fn put_number(out: &mut BytesMut, number: impl itoa::Integer) {
     out.put_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
-fn put_optional(out: &mut BytesMut, number: Option<u64>) {
-    match number {
-        None => out.put_slice(b"null"),
-        Some(number) => put_number(out, number),
+fn put_stamp(out: &mut BytesMut, stamp: Stamp) {
+    out.put_slice(b",\"stamp\":{\"due_ns\":");
+    put_time(out, stamp.due_ns);
+    out.put_slice(b",\"emitted_ns\":");
+    put_time(out, stamp.emitted_ns);
+    out.put_slice(b"}");
+}
+
+/// A time that may be unknown.
+fn put_time(out: &mut BytesMut, time_ns: u64) {
+    match time_ns {
+        0 => out.put_slice(b"null"),
+        time_ns => put_number(out, time_ns),
     }
 }
 
@@ -268,13 +270,16 @@ mod tests {
         Lines::new(format, options, head)
     }
 
-    fn token(text: &str) -> v1::Token {
-        v1::Token {
-            id: 9,
-            text: text.to_owned(),
-            due_ns: Some(1),
-            emitted_ns: Some(2),
+    fn tokens(texts: &[&str]) -> TokenBatch {
+        let stamp = Stamp {
+            due_ns: 1,
+            emitted_ns: 2,
+        };
+        let mut batch = TokenBatch::default();
+        for text in texts {
+            batch.push(TextToken { id: 9, text, stamp });
         }
+        batch
     }
 
     fn written(write: impl FnOnce(&mut BytesMut)) -> String {
@@ -286,7 +291,7 @@ mod tests {
     #[test]
     fn a_token_is_one_line_of_openais_object() {
         let lines = lines(StreamFormat::Ndjson, StreamOptions::default());
-        let tokens = [token("a"), token("b")];
+        let tokens = tokens(&["a", "b"]);
         let text = written(|out| {
             let choice = ChoiceTokens {
                 index: 3,
@@ -317,7 +322,7 @@ mod tests {
             .chain("\"\\é😀\u{7f}".chars())
             .collect();
         let text = written(|out| {
-            let tokens = [token(&nasty)];
+            let tokens = tokens(&[&nasty]);
             let choice = ChoiceTokens {
                 index: 0,
                 tokens: &tokens,
@@ -338,7 +343,7 @@ mod tests {
         let text = written(|out| {
             let choice = ChoiceTokens {
                 index: 0,
-                tokens: &[],
+                tokens: &TokenBatch::default(),
                 finish_reason: Some("stop"),
             };
             lines(StreamFormat::Sse, StreamOptions::default()).tokens(out, &choice);

@@ -19,9 +19,7 @@ pub(super) async fn collect(mut opened: Opened, head: Head) -> Result<Value, Err
                 let at = usize::try_from(tokens.choice).expect("at most 128");
                 let choice = &mut choices[at];
                 choice.finish = finish_reason(tokens.finish_reason()).or(choice.finish);
-                choice
-                    .text
-                    .extend(tokens.tokens.iter().map(|token| token.text.as_str()));
+                choice.text.push_str(tokens.tokens.text());
             }
             MergedEvent::Ended(usage) => break usage,
         }

@@ -11,7 +11,6 @@ use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
 use crate::request::FinishReason;
 use crate::telemetry::CountedRequest;
-use crate::text::TextToken;
 use crate::text::completion::{Completion, CompletionEvent, Summary};
 
 /// The response stream of `Complete`.
@@ -43,10 +42,12 @@ impl EventStream {
             CompletionEvent::Tokens {
                 choice,
                 first_index,
-                tokens,
+                mut tokens,
                 finish,
             } => {
-                let tokens = tokens.into_iter().map(|token| self.token(token)).collect();
+                if !self.stamps {
+                    tokens.forget_stamps();
+                }
                 let finish_reason = finish_reason(finish).into();
                 Event::Tokens(v1::Tokens {
                     choice,
@@ -58,17 +59,6 @@ impl EventStream {
             CompletionEvent::Summary(summary) => Event::Summary(summary_message(&summary)),
         };
         v1::CompletionEvent { event: Some(event) }
-    }
-
-    fn token(&self, token: TextToken) -> v1::Token {
-        let stamp = |ns: u64| Some(ns).filter(|ns| self.stamps && *ns > 0);
-        let (due_ns, emitted_ns) = (stamp(token.due_ns), stamp(token.emitted_ns));
-        v1::Token {
-            id: token.id,
-            text: token.text,
-            due_ns,
-            emitted_ns,
-        }
     }
 }
 

@@ -12,15 +12,19 @@ use std::time::Duration;
 use futures_core::Stream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{ChoiceText, TextToken, Watch};
+use super::{ChoiceText, Watch};
 use crate::error::{Error, ErrorKind};
 use crate::request::FinishReason;
 use crate::runner::ModelError;
 use crate::scheduler::Admitted;
+use crate::tokens::TokenBatch;
 use crate::worker::lane::{Failure, LaneReceiver, Output};
 
 /// How many outputs of a lane are taken at once, and so the most tokens of one event.
 const BATCH: usize = 256;
+
+/// What the text of a token takes, about, in bytes.
+const TEXT: usize = 8;
 
 /// What a client is told of its completion, in this order: one start, tokens, one summary.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,7 +38,7 @@ pub enum CompletionEvent {
         /// The index of the first of them within the choice.
         first_index: u32,
         /// The tokens; empty where the choice ends without one.
-        tokens: Vec<TextToken>,
+        tokens: TokenBatch,
         /// Set when the choice ends here.
         finish: Option<FinishReason>,
     },
@@ -88,7 +92,7 @@ impl Choice {
     /// An event of these tokens, if there is anything to tell.
     fn event(
         &mut self,
-        tokens: Vec<TextToken>,
+        tokens: TokenBatch,
         finish: Option<FinishReason>,
     ) -> Option<CompletionEvent> {
         if tokens.is_empty() && finish.is_none() {
@@ -166,7 +170,8 @@ impl Completion {
     /// ready, and the end. What came before a failure is told before it.
     fn take_outputs(&mut self, index: usize) {
         let choice = &mut self.choices[index];
-        let mut tokens = Vec::with_capacity(self.outputs.len());
+        let mut tokens = TokenBatch::default();
+        tokens.reserve(self.outputs.len(), self.outputs.len() * TEXT);
         let mut end = None;
         for output in self.outputs.drain(..) {
             let decided = tokens.len();
@@ -204,7 +209,7 @@ impl Completion {
         // the lines do not depend on what happened to be ready together.
         if tokens.len() == decided {
             self.ready.extend(choice.event(tokens, None));
-            tokens = Vec::new();
+            tokens = TokenBatch::default();
         }
         self.ready.extend(choice.event(tokens, Some(reason)));
     }

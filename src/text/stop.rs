@@ -35,17 +35,12 @@ impl<T> StopMatcher<T> {
 
     /// Takes the next token and hands to `release` each token that is decided, with its text. After a
     /// match these are the tokens that begin before it, the last cut where it begins.
-    pub(super) fn push(
-        &mut self,
-        token: T,
-        text: String,
-        mut release: impl FnMut(T, String),
-    ) -> Watch {
+    pub(super) fn push(&mut self, token: T, text: &str, mut release: impl FnMut(T, &str)) -> Watch {
         if self.stops.is_empty() {
             release(token, text);
             return Watch::Open;
         }
-        self.tail.push_str(&text);
+        self.tail.push_str(text);
         self.held.push_back((token, self.tail.len()));
         let first_match = self
             .stops
@@ -63,7 +58,7 @@ impl<T> StopMatcher<T> {
     }
 
     /// Hands out everything that is held: nothing follows that could complete a match.
-    pub(super) fn finish(&mut self, release: impl FnMut(T, String)) {
+    pub(super) fn finish(&mut self, release: impl FnMut(T, &str)) {
         self.release_ended_by(self.tail.len(), release);
     }
 
@@ -80,10 +75,10 @@ impl<T> StopMatcher<T> {
         begun.next().unwrap_or(self.tail.len())
     }
 
-    fn release_ended_by(&mut self, end: usize, mut release: impl FnMut(T, String)) {
+    fn release_ended_by(&mut self, end: usize, mut release: impl FnMut(T, &str)) {
         let mut start = 0;
         while let Some((token, token_end)) = self.held.pop_front_if(|(_, at)| *at <= end) {
-            release(token, self.tail[start..token_end].to_owned());
+            release(token, &self.tail[start..token_end]);
             start = token_end;
         }
         self.tail.drain(..start);
@@ -93,13 +88,13 @@ impl<T> StopMatcher<T> {
     }
 
     /// After a match: the tokens that begin before it. `tail` is cut where it begins.
-    fn release_begun_before(&mut self, cut: usize, mut release: impl FnMut(T, String)) {
+    fn release_begun_before(&mut self, cut: usize, mut release: impl FnMut(T, &str)) {
         let mut start = 0;
         for (token, end) in self.held.drain(..) {
             if start >= cut {
                 break;
             }
-            release(token, self.tail[start..end.min(cut)].to_owned());
+            release(token, &self.tail[start..end.min(cut)]);
             start = end;
         }
         self.tail.clear();
@@ -116,8 +111,8 @@ mod tests {
         let mut steps = Vec::new();
         for (index, text) in tokens.iter().enumerate() {
             let mut released = Vec::new();
-            let watch = matcher.push(index, (*text).to_owned(), |token, text| {
-                released.push((token, text))
+            let watch = matcher.push(index, text, |token, text| {
+                released.push((token, text.to_owned()));
             });
             steps.push(released);
             if watch == Watch::Matched {
@@ -125,7 +120,7 @@ mod tests {
             }
         }
         let mut released = Vec::new();
-        matcher.finish(|token, text| released.push((token, text)));
+        matcher.finish(|token, text| released.push((token, text.to_owned())));
         steps.push(released);
         (steps, false)
     }

@@ -9,16 +9,15 @@ pub(super) struct Utf8Assembler {
 }
 
 impl Utf8Assembler {
-    /// Takes a token's bytes and returns the characters that are complete by now. What can never
+    /// Takes a token's bytes and appends the characters that are complete by now. What can never
     /// become a character is U+FFFD.
-    pub(super) fn push(&mut self, bytes: &[u8]) -> String {
+    pub(super) fn push(&mut self, bytes: &[u8], text: &mut String) {
         if self.pending.is_empty()
-            && let Ok(text) = std::str::from_utf8(bytes)
+            && let Ok(whole) = std::str::from_utf8(bytes)
         {
-            return text.to_owned();
+            return text.push_str(whole);
         }
         self.pending.extend_from_slice(bytes);
-        let mut text = String::with_capacity(self.pending.len());
         let mut rest = &self.pending[..];
         let unfinished = loop {
             match std::str::from_utf8(rest) {
@@ -38,14 +37,14 @@ impl Utf8Assembler {
             }
         };
         self.pending.drain(..self.pending.len() - unfinished);
-        text
     }
 
-    /// The end: an unfinished character will never be finished.
-    pub(super) fn finish(&mut self) -> Option<char> {
-        let unfinished = !self.pending.is_empty();
+    /// The end: an unfinished character will never be finished, and is replaced.
+    pub(super) fn finish(&mut self, text: &mut String) {
+        if !self.pending.is_empty() {
+            text.push(char::REPLACEMENT_CHARACTER);
+        }
         self.pending.clear();
-        unfinished.then_some(char::REPLACEMENT_CHARACTER)
     }
 }
 
@@ -55,8 +54,17 @@ mod tests {
 
     fn texts(tokens: &[&[u8]]) -> Vec<String> {
         let mut assembler = Utf8Assembler::default();
-        let mut texts: Vec<_> = tokens.iter().map(|token| assembler.push(token)).collect();
-        texts.extend(assembler.finish().map(String::from));
+        let text = |write: &mut dyn FnMut(&mut String)| {
+            let mut text = String::new();
+            write(&mut text);
+            text
+        };
+        let tokens = tokens.iter();
+        let mut texts: Vec<_> = tokens
+            .map(|token| text(&mut |out| assembler.push(token, out)))
+            .collect();
+        let last = text(&mut |out| assembler.finish(out));
+        texts.extend(Some(last).filter(|last| !last.is_empty()));
         texts
     }
 

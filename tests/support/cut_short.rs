@@ -91,7 +91,7 @@ impl Inference for OneToken {
             ..v1::Token::default()
         };
         let tokens = v1::Tokens {
-            tokens: vec![token],
+            tokens: [token].into_iter().collect(),
             ..v1::Tokens::default()
         };
         let event = v1::CompletionEvent {

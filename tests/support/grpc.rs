@@ -88,7 +88,9 @@ impl Completion {
                     v1::FinishReason::Unspecified,
                     "tokens after the end"
                 );
-                choice.tokens.extend(tokens.tokens);
+                choice
+                    .tokens
+                    .extend(tokens.tokens.iter().map(v1::Token::from));
                 choice.finish = finish;
             }
             Event::Summary(summary) => self.summary = Some(summary),

@@ -132,7 +132,7 @@ impl Inference for Script {
             };
             Event::Tokens(v1::Tokens {
                 first_index: index,
-                tokens: vec![token],
+                tokens: [token].into_iter().collect(),
                 ..v1::Tokens::default()
             })
         });

@@ -1,0 +1,354 @@
+//! The message `Tokens`, by hand: on the wire it is what `inference.proto` says, and in memory all of
+//! its tokens share two allocations, where the generated code makes one for the text of each. It is
+//! most of what a stream sends, so most of what encoding and decoding cost.
+
+use bytes::{Buf, BufMut};
+use prost::DecodeError;
+use prost::encoding::{
+    DecodeContext, WireType, check_wire_type, decode_key, decode_varint, encode_key, encode_varint,
+    encoded_len_varint, int32, key_len, merge_loop, skip_field, string, uint32, uint64,
+};
+
+use super::v1;
+use crate::tokens::{Stamp, TextToken, TokenBatch};
+
+/// Tokens of one choice that were ready together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tokens {
+    /// Which choice, from 0.
+    pub choice: u32,
+    /// The index of the first token within its choice, from 0. A gap is an error.
+    pub first_index: u32,
+    /// The tokens. Empty only where a choice ends with no token of its own.
+    pub tokens: TokenBatch,
+    /// Set in the message whose last token ends the choice.
+    pub finish_reason: i32,
+}
+
+/// The numbers of the fields of `Tokens`.
+mod field {
+    pub(super) const CHOICE: u32 = 1;
+    pub(super) const FIRST_INDEX: u32 = 2;
+    pub(super) const TOKENS: u32 = 3;
+    pub(super) const FINISH_REASON: u32 = 4;
+}
+
+/// The numbers of the fields of `Token`.
+mod token_field {
+    pub(super) const ID: u32 = 1;
+    pub(super) const TEXT: u32 = 2;
+    pub(super) const DUE_NS: u32 = 3;
+    pub(super) const EMITTED_NS: u32 = 4;
+}
+
+/// What the shortest token takes of a message, about: so a message has room for no more than its
+/// length by this.
+const SHORT_TOKEN: usize = 8;
+
+impl Tokens {
+    /// Why the choice ends here, if it does.
+    #[must_use]
+    pub fn finish_reason(&self) -> v1::FinishReason {
+        v1::FinishReason::try_from(self.finish_reason).unwrap_or_default()
+    }
+}
+
+impl prost::Message for Tokens {
+    fn encode_raw(&self, buf: &mut impl BufMut) {
+        put_uint32(field::CHOICE, self.choice, buf);
+        put_uint32(field::FIRST_INDEX, self.first_index, buf);
+        for token in self.tokens.iter() {
+            encode_key(field::TOKENS, WireType::LengthDelimited, buf);
+            encode_varint(length(token_len(&token)), buf);
+            put_token(&token, buf);
+        }
+        if self.finish_reason != 0 {
+            int32::encode(field::FINISH_REASON, &self.finish_reason, buf);
+        }
+    }
+
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire_type: WireType,
+        buf: &mut impl Buf,
+        ctx: DecodeContext,
+    ) -> Result<(), DecodeError> {
+        match tag {
+            field::CHOICE => uint32::merge(wire_type, &mut self.choice, buf, ctx),
+            field::FIRST_INDEX => uint32::merge(wire_type, &mut self.first_index, buf, ctx),
+            field::TOKENS => {
+                check_wire_type(WireType::LengthDelimited, wire_type)?;
+                if self.tokens.is_empty() {
+                    // All of the rest may be tokens, and most of it is.
+                    let rest = buf.remaining();
+                    self.tokens.reserve(rest / SHORT_TOKEN / 2, rest / 2);
+                }
+                merge_token(&mut self.tokens, buf, ctx)
+            }
+            field::FINISH_REASON => int32::merge(wire_type, &mut self.finish_reason, buf, ctx),
+            _ => skip_field(wire_type, tag, buf, ctx),
+        }
+    }
+
+    fn encoded_len(&self) -> usize {
+        let tokens: usize = self
+            .tokens
+            .iter()
+            .map(|token| {
+                let len = token_len(&token);
+                key_len(field::TOKENS) + encoded_len_varint(length(len)) + len
+            })
+            .sum();
+        let finish_reason = match self.finish_reason {
+            0 => 0,
+            reason => int32::encoded_len(field::FINISH_REASON, &reason),
+        };
+        uint32_len(field::CHOICE, self.choice)
+            + uint32_len(field::FIRST_INDEX, self.first_index)
+            + tokens
+            + finish_reason
+    }
+
+    fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+fn put_token(token: &TextToken<'_>, buf: &mut impl BufMut) {
+    put_uint32(token_field::ID, token.id, buf);
+    if !token.text.is_empty() {
+        encode_key(token_field::TEXT, WireType::LengthDelimited, buf);
+        encode_varint(length(token.text.len()), buf);
+        buf.put_slice(token.text.as_bytes());
+    }
+    for (tag, time) in times(token.stamp) {
+        if time != 0 {
+            uint64::encode(tag, &time, buf);
+        }
+    }
+}
+
+fn token_len(token: &TextToken<'_>) -> usize {
+    let text = match token.text.len() {
+        0 => 0,
+        len => key_len(token_field::TEXT) + encoded_len_varint(length(len)) + len,
+    };
+    let times = times(token.stamp).map(|(tag, time)| match time {
+        0 => 0,
+        time => uint64::encoded_len(tag, &time),
+    });
+    uint32_len(token_field::ID, token.id) + text + times.iter().sum::<usize>()
+}
+
+fn times(stamp: Stamp) -> [(u32, u64); 2] {
+    [
+        (token_field::DUE_NS, stamp.due_ns),
+        (token_field::EMITTED_NS, stamp.emitted_ns),
+    ]
+}
+
+/// Reads one token, whose text goes straight behind those before it.
+fn merge_token(
+    batch: &mut TokenBatch,
+    buf: &mut impl Buf,
+    ctx: DecodeContext,
+) -> Result<(), DecodeError> {
+    let (mut id, mut stamp) = (0, Stamp::default());
+    merge_loop(batch, buf, ctx, |batch, buf, ctx| {
+        let (tag, wire_type) = decode_key(buf)?;
+        match tag {
+            token_field::ID => uint32::merge(wire_type, &mut id, buf, ctx),
+            token_field::TEXT => merge_text(wire_type, batch, buf, ctx),
+            token_field::DUE_NS => uint64::merge(wire_type, &mut stamp.due_ns, buf, ctx),
+            token_field::EMITTED_NS => uint64::merge(wire_type, &mut stamp.emitted_ns, buf, ctx),
+            _ => skip_field(wire_type, tag, buf, ctx),
+        }
+    })?;
+    batch.end_token(id, stamp);
+    Ok(())
+}
+
+fn merge_text(
+    wire_type: WireType,
+    batch: &mut TokenBatch,
+    buf: &mut impl Buf,
+    ctx: DecodeContext,
+) -> Result<(), DecodeError> {
+    let mut ahead = buf.chunk();
+    if wire_type == WireType::LengthDelimited
+        && let Some(text) = next_text(&mut ahead)
+    {
+        batch.set_text(text);
+        let read = buf.chunk().len() - ahead.len();
+        buf.advance(read);
+        return Ok(());
+    }
+    // It is no text, or in two pieces: prost knows what to say.
+    let mut text = String::new();
+    string::merge(wire_type, &mut text, buf, ctx)?;
+    batch.set_text(&text);
+    Ok(())
+}
+
+/// The text that stands next in these bytes with its length before it.
+fn next_text<'a>(bytes: &mut &'a [u8]) -> Option<&'a str> {
+    let len = usize::try_from(decode_varint(bytes).ok()?).ok()?;
+    let (text, rest) = bytes.split_at_checked(len)?;
+    *bytes = rest;
+    std::str::from_utf8(text).ok()
+}
+
+fn put_uint32(tag: u32, value: u32, buf: &mut impl BufMut) {
+    if value != 0 {
+        uint32::encode(tag, &value, buf);
+    }
+}
+
+fn uint32_len(tag: u32, value: u32) -> usize {
+    match value {
+        0 => 0,
+        value => uint32::encoded_len(tag, &value),
+    }
+}
+
+fn length(len: usize) -> u64 {
+    u64::try_from(len).expect("a length has at most 64 bits")
+}
+
+impl From<&v1::Token> for Stamp {
+    fn from(token: &v1::Token) -> Self {
+        Self {
+            due_ns: token.due_ns(),
+            emitted_ns: token.emitted_ns(),
+        }
+    }
+}
+
+impl From<TextToken<'_>> for v1::Token {
+    fn from(token: TextToken<'_>) -> Self {
+        let [due_ns, emitted_ns] = [token.stamp.due_ns, token.stamp.emitted_ns];
+        Self {
+            id: token.id,
+            text: token.text.to_owned(),
+            due_ns: Some(due_ns).filter(|ns| *ns > 0),
+            emitted_ns: Some(emitted_ns).filter(|ns| *ns > 0),
+        }
+    }
+}
+
+impl FromIterator<v1::Token> for TokenBatch {
+    fn from_iter<T: IntoIterator<Item = v1::Token>>(tokens: T) -> Self {
+        let mut batch = Self::default();
+        for token in tokens {
+            let stamp = Stamp::from(&token);
+            batch.push(TextToken {
+                id: token.id,
+                text: &token.text,
+                stamp,
+            });
+        }
+        batch
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+
+    /// The message as prost would have it.
+    #[derive(Clone, PartialEq, Message)]
+    struct Generated {
+        #[prost(uint32, tag = "1")]
+        choice: u32,
+        #[prost(uint32, tag = "2")]
+        first_index: u32,
+        #[prost(message, repeated, tag = "3")]
+        tokens: Vec<v1::Token>,
+        #[prost(enumeration = "v1::FinishReason", tag = "4")]
+        finish_reason: i32,
+    }
+
+    fn token(id: u32, text: &str, emitted_ns: Option<u64>) -> v1::Token {
+        v1::Token {
+            id,
+            text: text.to_owned(),
+            due_ns: emitted_ns.map(|ns| ns / 2),
+            emitted_ns,
+        }
+    }
+
+    fn messages() -> Vec<Generated> {
+        let long = "long ".repeat(100);
+        let tokens = vec![
+            token(0, "", None),
+            token(300, "é\n\0", Some(u64::MAX)),
+            token(u32::MAX, &long, None),
+            token(1, "x", Some(300)),
+        ];
+        let empty = Generated::default();
+        let full = Generated {
+            choice: 127,
+            first_index: 1 << 20,
+            tokens: tokens.clone(),
+            finish_reason: 2,
+        };
+        let unknown_reason = Generated {
+            tokens,
+            finish_reason: -1,
+            ..empty.clone()
+        };
+        vec![empty, full, unknown_reason]
+    }
+
+    fn by_hand(message: &Generated) -> Tokens {
+        Tokens {
+            choice: message.choice,
+            first_index: message.first_index,
+            tokens: message.tokens.iter().cloned().collect(),
+            finish_reason: message.finish_reason,
+        }
+    }
+
+    #[test]
+    fn it_is_on_the_wire_what_the_proto_says() {
+        for message in messages() {
+            let bytes = message.encode_to_vec();
+            let by_hand = by_hand(&message);
+            assert_eq!(by_hand.encode_to_vec(), bytes);
+            assert_eq!(by_hand.encoded_len(), bytes.len());
+            assert_eq!(Tokens::decode(&bytes[..]).unwrap(), by_hand);
+        }
+    }
+
+    #[test]
+    fn a_message_in_two_pieces_is_read_the_same_wherever_it_is_cut() {
+        let message = &messages()[1];
+        let bytes = message.encode_to_vec();
+        for at in 0..bytes.len() {
+            let (one, other) = bytes.split_at(at);
+            let read = Tokens::decode(one.chain(other)).unwrap();
+            assert_eq!(read, by_hand(message));
+        }
+    }
+
+    #[test]
+    fn what_prost_would_refuse_is_refused() {
+        let bytes = messages()[1].encode_to_vec();
+        for at in 0..bytes.len() {
+            // Cut off, and with each byte changed: a length that is none, text that is no UTF-8.
+            let mut changed = bytes.clone();
+            changed[at] ^= 0x80;
+            for broken in [&bytes[..at], &changed] {
+                let (generated, read) = (Generated::decode(broken), Tokens::decode(broken));
+                match (generated, read) {
+                    (Ok(generated), Ok(read)) => assert_eq!(read, by_hand(&generated)),
+                    (Err(generated), Err(_)) => drop(generated),
+                    (generated, read) => panic!("{at}: {generated:?} {read:?}"),
+                }
+            }
+        }
+    }
+}

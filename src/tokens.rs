@@ -1,0 +1,136 @@
+//! Tokens as a client is shown them: many of one choice at once, their texts in one piece of memory.
+//!
+//! Every token passes through here on its way from text to the doors, so a token costs no allocation
+//! of its own.
+
+use crate::request::TokenId;
+
+/// Tokens of one choice, one after the other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenBatch {
+    /// The texts of all tokens, with nothing between them.
+    text: String,
+    tokens: Vec<Entry>,
+}
+
+/// A token of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TextToken<'a> {
+    /// Its id.
+    pub id: TokenId,
+    /// Its text: empty while a character is unfinished, and for the end of sequence.
+    pub text: &'a str,
+    /// When it was due and emitted.
+    pub stamp: Stamp,
+}
+
+/// A token's times, in nanoseconds of CLOCK_MONOTONIC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stamp {
+    /// When the token was due; 0 where its device keeps no schedule, or nobody asked.
+    pub due_ns: u64,
+    /// When it was emitted; 0 where nobody asked.
+    pub emitted_ns: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    id: TokenId,
+    /// Where the token's text ends; it begins where the one before ends.
+    end: usize,
+    stamp: Stamp,
+}
+
+impl TokenBatch {
+    /// Makes room for so many more tokens, and so many more bytes of text.
+    pub fn reserve(&mut self, tokens: usize, text: usize) {
+        self.text.reserve(text);
+        self.tokens.reserve(tokens);
+    }
+
+    /// Appends a token.
+    pub fn push(&mut self, token: TextToken<'_>) {
+        self.set_text(token.text);
+        self.end_token(token.id, token.stamp);
+    }
+
+    /// Says what the text of the next token is, for who reads a token piece by piece.
+    pub(crate) fn set_text(&mut self, text: &str) {
+        let begin = self.tokens.last().map_or(0, |last| last.end);
+        self.text.truncate(begin);
+        self.text.push_str(text);
+    }
+
+    /// Appends a token with the text that was set since the one before, or none.
+    pub(crate) fn end_token(&mut self, id: TokenId, stamp: Stamp) {
+        self.tokens.push(Entry {
+            id,
+            end: self.text.len(),
+            stamp,
+        });
+    }
+
+    /// How many tokens there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// The texts of all tokens, one after the other.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The tokens, in order.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = TextToken<'_>> + ExactSizeIterator {
+        (0..self.tokens.len()).map(|at| {
+            let token = self.tokens[at];
+            let begin = at
+                .checked_sub(1)
+                .map_or(0, |before| self.tokens[before].end);
+            TextToken {
+                id: token.id,
+                text: &self.text[begin..token.end],
+                stamp: token.stamp,
+            }
+        })
+    }
+
+    /// Forgets when the tokens were due and emitted.
+    pub fn forget_stamps(&mut self) {
+        for token in &mut self.tokens {
+            token.stamp = Stamp::default();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_gives_back_the_tokens_that_it_took() {
+        let stamp = Stamp {
+            due_ns: 1,
+            emitted_ns: 2,
+        };
+        let token = |id, text| TextToken { id, text, stamp };
+        let tokens = [token(7, "é"), token(8, ""), token(9, "token")];
+        let mut batch = TokenBatch::default();
+        for token in tokens {
+            batch.push(token);
+        }
+        assert!(batch.iter().eq(tokens));
+        assert!(batch.iter().rev().eq(tokens.into_iter().rev()));
+        assert_eq!((batch.len(), batch.text()), (3, "étoken"));
+        batch.forget_stamps();
+        assert!(batch.iter().all(|token| token.stamp == Stamp::default()));
+    }
+}
