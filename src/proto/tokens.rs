@@ -84,7 +84,7 @@ impl prost::Message for Tokens {
                     let rest = buf.remaining();
                     self.tokens.reserve(rest / SHORT_TOKEN / 2, rest / 2);
                 }
-                merge_token(&mut self.tokens, buf, ctx)
+                merge_token(&mut self.tokens, buf, &ctx)
             }
             field::FINISH_REASON => int32::merge(wire_type, &mut self.finish_reason, buf, ctx),
             _ => skip_field(wire_type, tag, buf, ctx),
@@ -152,10 +152,26 @@ fn times(stamp: Stamp) -> [(u32, u64); 2] {
 fn merge_token(
     batch: &mut TokenBatch,
     buf: &mut impl Buf,
-    ctx: DecodeContext,
+    ctx: &DecodeContext,
+) -> Result<(), DecodeError> {
+    // Reading from a slice is several times as fast as from a buffer of pieces.
+    let mut ahead = buf.chunk();
+    if merge_token_from(batch, &mut ahead, ctx).is_ok() {
+        let read = buf.chunk().len() - ahead.len();
+        buf.advance(read);
+        return Ok(());
+    }
+    // It is in two pieces, or broken. A text that was set is set again.
+    merge_token_from(batch, buf, ctx)
+}
+
+fn merge_token_from(
+    batch: &mut TokenBatch,
+    buf: &mut impl Buf,
+    ctx: &DecodeContext,
 ) -> Result<(), DecodeError> {
     let (mut id, mut stamp) = (0, Stamp::default());
-    merge_loop(batch, buf, ctx, |batch, buf, ctx| {
+    merge_loop(batch, buf, ctx.clone(), |batch, buf, ctx| {
         let (tag, wire_type) = decode_key(buf)?;
         match tag {
             token_field::ID => uint32::merge(wire_type, &mut id, buf, ctx),
