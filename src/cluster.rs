@@ -20,6 +20,7 @@ use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 use crate::proto::v1::inference_client::InferenceClient;
 use crate::request::RequestId;
+use crate::telemetry::Lane;
 
 mod events;
 mod remote;
@@ -98,7 +99,7 @@ impl Cluster {
     }
 
     /// Starts a completion: it has been admitted by an engine. An engine that cannot take it now is
-    /// passed over for the next.
+    /// passed over for the next. `lane` says how its tokens will leave this process.
     ///
     /// # Errors
     /// What the last engine said that was asked; an engine without the model speaks for itself only.
@@ -107,6 +108,7 @@ impl Cluster {
         message: &v1::CompletionRequest,
         id: &RequestId,
         timeout: std::time::Duration,
+        lane: Lane,
     ) -> Result<Events, Error> {
         let choices = message.n.unwrap_or(1);
         let mut refusal = None;
@@ -114,6 +116,8 @@ impl Cluster {
             let lease = engine.lease();
             let mut request = Request::new(message.clone());
             request.set_timeout(timeout);
+            // It reaches an engine of this process; another process takes this door for its client.
+            request.extensions_mut().insert(lane);
             if let Ok(id) = MetadataValue::try_from(&*id.0) {
                 request.metadata_mut().insert("x-request-id", id);
             }

@@ -32,6 +32,7 @@ mod request_id;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod timings;
 mod unary;
 
 pub use accept::StreamFormat;

@@ -5,17 +5,19 @@ use std::time::Duration;
 use tonic::{Request, Response, Status};
 
 use crate::error::Error;
+use crate::listen::{DoorClock, Flush};
 use crate::proto::v1;
 use crate::proto::v1::inference_server::{Inference, InferenceServer};
 use crate::request::RequestId;
 use crate::scheduler::{CatalogEntry, Scheduler};
-use crate::telemetry::{Door, Telemetry};
+use crate::telemetry::{Door, Lane, Stage, Telemetry};
 use crate::text::completion::Completion;
 
 mod convert;
 mod metadata;
 mod stream;
 
+use stream::Entered;
 pub use stream::EventStream;
 
 /// The largest message, in bytes, in either direction.
@@ -68,6 +70,9 @@ impl Service {
     ) -> Result<EventStream, Error> {
         let (id, timeout) = (id?, metadata::timeout(request.metadata())?);
         let timeout = timeout.unwrap_or(self.default_timeout);
+        // Behind another door of this process that door says how its tokens leave.
+        let lane = request.extensions().get().copied().unwrap_or(Lane::Grpc);
+        let flush = request.extensions().get::<Flush>().cloned();
         let request = convert::completion_request(request.into_inner(), id, timeout)?;
         let admitted = self.scheduler.submit(&request).await?;
         let started = v1::Started {
@@ -76,13 +81,17 @@ impl Service {
             prompt_tokens: admitted.prompt_tokens,
             seed: request.seed.cast_signed(),
         };
-        let completion = Completion::new(admitted, &request.stop);
-        let counted = self.door.map(|door| self.telemetry.request_admitted(door));
+        let engine = self.telemetry.stage_times(lane, Stage::Engine);
+        let completion = Completion::new(admitted, &request.stop, engine);
+        let entered = self.door.map(|door| Entered {
+            counted: self.telemetry.request_admitted(door),
+            clock: DoorClock::new(&self.telemetry, lane, flush),
+        });
         Ok(EventStream::new(
             completion,
             started,
             request.stamps,
-            counted,
+            entered,
         ))
     }
 

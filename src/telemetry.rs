@@ -9,7 +9,12 @@ use std::sync::Arc;
 use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder, SharedString, Unit};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
+use self::latency::TokenLatency;
 use crate::error::{Error, ErrorKind};
+
+mod latency;
+
+pub use latency::{Lane, Stage, StageSummary, StageTimes};
 
 const REQUESTS: &str = "tokenway_requests_total";
 const REFUSALS: &str = "tokenway_refusals_total";
@@ -44,6 +49,7 @@ pub struct Telemetry {
     pub workers_ready: Gauge,
     /// Workers that crashed.
     pub workers_lost: Counter,
+    token_latency: Arc<TokenLatency>,
 }
 
 /// Where a request entered.
@@ -83,6 +89,7 @@ impl Telemetry {
             cancellations: counter(CANCELLATIONS),
             workers_ready: gauge(WORKERS_READY),
             workers_lost: counter(WORKERS_LOST),
+            token_latency: Arc::default(),
             recorder: Arc::new(recorder),
             handle,
         };
@@ -99,7 +106,17 @@ impl Telemetry {
     /// Everything, in Prometheus's text format.
     #[must_use]
     pub fn render(&self) -> String {
-        self.handle.render()
+        let mut text = self.handle.render();
+        self.token_latency
+            .write(&mut text)
+            .expect("a string takes all that is written");
+        text
+    }
+
+    /// One request's times of a stage, which count into the lane's.
+    #[must_use]
+    pub fn stage_times(&self, lane: Lane, stage: Stage) -> StageTimes {
+        self.token_latency.times(lane, stage)
     }
 
     /// A request that is in flight from now on.

@@ -26,7 +26,9 @@ fn cluster(engines: Vec<EngineChannel>) -> Cluster {
 
 async fn complete(cluster: &Cluster) -> Result<Events, Error> {
     let request = v1::CompletionRequest::default();
-    cluster.complete(&request, &RequestId::random(), LONG).await
+    cluster
+        .complete(&request, &RequestId::random(), LONG, Lane::Grpc)
+        .await
 }
 
 /// An engine that begins every completion and says nothing more.

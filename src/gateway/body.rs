@@ -28,6 +28,8 @@ pub(super) struct StreamOptions {
     pub(super) include_usage: bool,
     /// Each token's deadline and emission.
     pub(super) include_stamps: bool,
+    /// What the request took, in the last object.
+    pub(super) include_timings: bool,
     /// Each token's id.
     pub(super) return_token_ids: bool,
 }
@@ -100,11 +102,11 @@ fn stream(fields: &mut Fields) -> Result<Option<StreamOptions>, Error> {
     let known = StreamOptions {
         include_usage: options.bool("include_usage")?.unwrap_or(false),
         include_stamps: options.bool("include_stamps")?.unwrap_or(false),
+        include_timings: options.bool("include_timings")?.unwrap_or(false),
         return_token_ids: options.bool("return_token_ids")?.unwrap_or(false),
     };
     options.refuse("include_obfuscation", &[json!(false)])?;
     options.refuse("continuous_usage_stats", &[json!(false)])?;
-    options.refuse("include_timings", &[json!(false)])?;
     options.finish()?;
     Ok(is_stream.then_some(known))
 }
@@ -286,8 +288,8 @@ mod tests {
             assert_eq!(refusal(&json!({"prompt": "a", name: value})), expected);
         }
         let body =
-            json!({"prompt": "a", "stream": true, "stream_options": {"include_timings": true}});
-        let expected = Some("stream_options.include_timings".to_owned());
+            json!({"prompt": "a", "stream": true, "stream_options": {"include_obfuscation": true}});
+        let expected = Some("stream_options.include_obfuscation".to_owned());
         assert_eq!(refusal(&body), ("unsupported_parameter", expected));
     }
 

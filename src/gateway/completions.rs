@@ -11,18 +11,18 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::time::{Instant, timeout_at};
 
-use super::accept::negotiate;
+use super::accept::{StreamFormat, negotiate};
 use super::body::CompletionBody;
 use super::lines::{Head, Lines};
 use super::opened::{Merged, Opened, deadline_exceeded, stopped};
 use super::refusal::Refusal;
-use super::stream::TokenBody;
+use super::stream::{Leaving, TokenBody};
 use super::unary;
 use super::{BODY_LIMIT, Gateway};
 use crate::error::{Error, ErrorKind};
-use crate::listen::Flush;
+use crate::listen::{DoorClock, Flush};
 use crate::request::{LONGEST_TIMEOUT, RequestId};
-use crate::telemetry::Door;
+use crate::telemetry::{Door, Lane};
 
 /// How long the engine may take to tell of a deadline that has passed before the gateway does.
 const DEADLINE_GRACE: Duration = Duration::from_secs(1);
@@ -47,13 +47,18 @@ pub(super) async fn complete(
             .map(|options| Ok::<_, Error>((negotiate(&accept, gateway.stream_format)?, options)))
             .transpose()?;
         (gateway.ready)()?;
+        let lane = match format {
+            Some((StreamFormat::Ndjson, _)) => Lane::HttpNdjson,
+            Some((StreamFormat::Sse, _)) => Lane::HttpSse,
+            None => Lane::HttpUnary,
+        };
         let opened = tokio::select! {
-            opened = open(&gateway, &body, &id, arrived + timeout) => opened?,
+            opened = open(&gateway, &body, &id, (arrived + timeout, lane)) => opened?,
             () = gateway.stopping.cancelled() => return Err(stopped()),
         };
-        Ok((opened, format))
+        Ok((opened, format, lane))
     };
-    let (opened, format) = match answer.await {
+    let (opened, format, lane) = match answer.await {
         Ok(opened) => opened,
         Err(error) => {
             counted.ended(Err(&error));
@@ -65,7 +70,9 @@ pub(super) async fn complete(
     match format {
         Some((format, options)) => {
             let lines = Lines::new(format, options, head);
-            Ok(TokenBody::new(opened, lines, flush, counted).into_response(format))
+            let clock = DoorClock::new(&gateway.telemetry, lane, flush.clone());
+            let leaving = Leaving { flush, clock };
+            Ok(TokenBody::new(opened, lines, leaving, counted).into_response(format))
         }
         None => {
             let answer = unary::collect(opened, head).await;
@@ -86,13 +93,13 @@ async fn open(
     gateway: &Gateway,
     body: &CompletionBody,
     id: &RequestId,
-    deadline: Instant,
+    (deadline, lane): (Instant, Lane),
 ) -> Result<Opened, Error> {
     let opening = async {
         let mut merged = Merged::new(body.choices_per_prompt);
         for message in &body.messages {
             let left = deadline.saturating_duration_since(Instant::now());
-            merged.push(gateway.cluster.complete(message, id, left).await?);
+            merged.push(gateway.cluster.complete(message, id, left, lane).await?);
         }
         let stopping = gateway.stopping.clone();
         Opened::wait_for_start(merged, deadline + DEADLINE_GRACE, stopping).await

@@ -112,19 +112,36 @@ impl Lines {
         }
     }
 
-    /// The last object of a stream that shows its usage.
-    pub(super) fn usage(&self, out: &mut BytesMut, usage: &v1::Usage) {
-        if self.options.include_usage {
-            let object = json!({
-                "id": self.head.id,
-                "object": "text_completion",
-                "created": self.head.created,
-                "model": self.head.model,
-                "choices": [],
-                "usage": usage_object(usage),
-            });
-            self.object(out, &object);
+    /// The last object of a stream that shows what it used or what it took. `timings` are asked for
+    /// only where they are shown.
+    pub(super) fn last(
+        &self,
+        out: &mut BytesMut,
+        usage: &v1::Usage,
+        timings: impl FnOnce() -> Value,
+    ) {
+        let StreamOptions {
+            include_usage,
+            include_timings,
+            ..
+        } = self.options;
+        if !include_usage && !include_timings {
+            return;
         }
+        let mut object = json!({
+            "id": self.head.id,
+            "object": "text_completion",
+            "created": self.head.created,
+            "model": self.head.model,
+            "choices": [],
+        });
+        if include_usage {
+            object["usage"] = usage_object(usage);
+        }
+        if include_timings {
+            object["timings"] = timings();
+        }
+        self.object(out, &object);
     }
 
     /// The end of a stream that succeeded.
@@ -315,6 +332,7 @@ mod tests {
         let options = StreamOptions {
             include_usage: true,
             include_stamps: true,
+            include_timings: true,
             return_token_ids: true,
         };
         let nasty: String = (0..0x30_u8)

@@ -8,6 +8,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_stream::Stream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use super::timings;
 use crate::cluster::Events;
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
@@ -22,6 +23,7 @@ pub(super) struct Merged {
     cursor: usize,
     choices_per_prompt: u32,
     usage: v1::Usage,
+    timings: Option<v1::Timings>,
 }
 
 /// One step of the merged streams.
@@ -31,8 +33,8 @@ pub(super) enum MergedEvent {
     Started(v1::Started),
     /// Tokens, their choice numbered through all prompts.
     Tokens(v1::Tokens),
-    /// Every prompt has ended well.
-    Ended(v1::Usage),
+    /// Every prompt has ended well: what they used, and what they took.
+    Ended(v1::Usage, v1::Timings),
 }
 
 impl Merged {
@@ -43,6 +45,7 @@ impl Merged {
             cursor: 0,
             choices_per_prompt,
             usage: v1::Usage::default(),
+            timings: None,
         }
     }
 
@@ -71,7 +74,8 @@ impl Merged {
         if self.open.iter().any(|open| *open) {
             return Poll::Pending;
         }
-        Poll::Ready(Ok(MergedEvent::Ended(self.usage)))
+        let timings = self.timings.unwrap_or_default();
+        Poll::Ready(Ok(MergedEvent::Ended(self.usage, timings)))
     }
 
     fn take(&mut self, prompt: usize, event: Event) -> Option<MergedEvent> {
@@ -86,6 +90,8 @@ impl Merged {
                 let usage = summary.usage.unwrap_or_default();
                 self.usage.prompt_tokens += usage.prompt_tokens;
                 self.usage.completion_tokens += usage.completion_tokens;
+                let taken = summary.timings.unwrap_or_default();
+                self.timings = Some(timings::merge(self.timings, taken));
                 None
             }
         }
@@ -113,7 +119,7 @@ impl Opened {
     ) -> Result<Self, Error> {
         let model = match poll_fn(|cx| merged.poll(cx)).await? {
             MergedEvent::Started(started) => started.model,
-            MergedEvent::Tokens(_) | MergedEvent::Ended(_) => {
+            MergedEvent::Tokens(_) | MergedEvent::Ended(..) => {
                 tracing::error!("an engine's stream did not begin with its start");
                 return Err(Error::internal());
             }

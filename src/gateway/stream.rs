@@ -18,8 +18,9 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::accept::StreamFormat;
 use super::lines::{ChoiceTokens, Lines, finish_reason};
 use super::opened::{MergedEvent, Opened};
+use super::timings;
 use crate::error::Error;
-use crate::listen::Flush;
+use crate::listen::{DoorClock, Flush, Turn};
 use crate::proto::v1;
 use crate::telemetry::CountedRequest;
 
@@ -39,10 +40,18 @@ pub(super) struct TokenBody {
     /// Where the lines are written. Once a frame has left for the socket its memory is used again.
     buffer: BytesMut,
     flush: Option<Flush>,
+    clock: DoorClock,
     keep_alive: Option<Pin<Box<Sleep>>>,
     tokens_delivered: u64,
     ending: Ending,
     counted: CountedRequest,
+}
+
+/// What watches a response leave.
+pub(super) struct Leaving {
+    /// Its connection; `None` where nothing was listening.
+    pub(super) flush: Option<Flush>,
+    pub(super) clock: DoorClock,
 }
 
 /// How far the end has come.
@@ -68,7 +77,7 @@ impl TokenBody {
     pub(super) fn new(
         opened: Opened,
         lines: Lines,
-        flush: Option<Flush>,
+        left: Leaving,
         counted: CountedRequest,
     ) -> Self {
         let keep_alive = lines.keep_alive().map(|_| Box::pin(sleep(KEEP_ALIVE)));
@@ -76,7 +85,8 @@ impl TokenBody {
             opened: Some(opened),
             lines,
             buffer: BytesMut::new(),
-            flush,
+            flush: left.flush,
+            clock: left.clock,
             keep_alive,
             tokens_delivered: 0,
             ending: Ending::Open,
@@ -103,6 +113,7 @@ impl TokenBody {
 
     /// Writes what is ready now. Pending when nothing is.
     fn poll_lines(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
+        let turn = Turn::begin();
         while self.buffer.len() < FRAME {
             let Some(opened) = &mut self.opened else {
                 break;
@@ -111,26 +122,30 @@ impl TokenBody {
                 Poll::Pending if self.buffer.is_empty() => return Poll::Pending,
                 Poll::Pending => break,
                 Poll::Ready(Ok(MergedEvent::Started(_))) => {}
-                Poll::Ready(Ok(MergedEvent::Tokens(tokens))) => self.write(&tokens),
-                Poll::Ready(Ok(MergedEvent::Ended(usage))) => self.end(&usage),
+                Poll::Ready(Ok(MergedEvent::Tokens(tokens))) => self.write(&tokens, turn),
+                Poll::Ready(Ok(MergedEvent::Ended(usage, timings))) => self.end(&usage, &timings),
                 Poll::Ready(Err(error)) => self.fail(&error),
             }
         }
         Poll::Ready(self.buffer.split().freeze())
     }
 
-    fn write(&mut self, tokens: &v1::Tokens) {
+    fn write(&mut self, tokens: &v1::Tokens, turn: Turn) {
         let choice = ChoiceTokens {
             index: tokens.choice,
             tokens: &tokens.tokens,
             finish_reason: finish_reason(tokens.finish_reason()),
         };
         self.lines.tokens(&mut self.buffer, &choice);
-        self.tokens_delivered += u64::try_from(tokens.tokens.len()).unwrap_or(0);
+        let count = u64::try_from(tokens.tokens.len()).unwrap_or(0);
+        self.tokens_delivered += count;
+        self.clock.written(turn, count);
     }
 
-    fn end(&mut self, usage: &v1::Usage) {
-        self.lines.usage(&mut self.buffer, usage);
+    fn end(&mut self, usage: &v1::Usage, timings: &v1::Timings) {
+        let stages = self.clock.summaries();
+        let timings = || timings::object(timings, stages);
+        self.lines.last(&mut self.buffer, usage, timings);
         self.lines.done(&mut self.buffer);
         self.counted.ended(Ok(()));
         self.opened = None;

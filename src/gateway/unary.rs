@@ -21,7 +21,7 @@ pub(super) async fn collect(mut opened: Opened, head: Head) -> Result<Value, Err
                 choice.finish = finish_reason(tokens.finish_reason()).or(choice.finish);
                 choice.text.push_str(tokens.tokens.text());
             }
-            MergedEvent::Ended(usage) => break usage,
+            MergedEvent::Ended(usage, _) => break usage,
         }
     };
     let choices: Vec<Value> = choices.iter().enumerate().map(choice_object).collect();

@@ -7,10 +7,11 @@ use std::time::Duration;
 use futures_core::Stream;
 use tonic::Status;
 
+use crate::listen::{DoorClock, Turn};
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
 use crate::request::FinishReason;
-use crate::telemetry::CountedRequest;
+use crate::telemetry::{CountedRequest, StageSummary};
 use crate::text::completion::{Completion, CompletionEvent, Summary};
 
 /// The response stream of `Complete`.
@@ -18,7 +19,13 @@ pub struct EventStream {
     completion: Completion,
     started: v1::Started,
     stamps: bool,
-    counted: Option<CountedRequest>,
+    entered: Option<Entered>,
+}
+
+/// What is kept of a request by the door where it entered.
+pub(super) struct Entered {
+    pub(super) counted: CountedRequest,
+    pub(super) clock: DoorClock,
 }
 
 impl EventStream {
@@ -26,13 +33,13 @@ impl EventStream {
         completion: Completion,
         started: v1::Started,
         stamps: bool,
-        counted: Option<CountedRequest>,
+        entered: Option<Entered>,
     ) -> Self {
         Self {
             completion,
             started,
             stamps,
-            counted,
+            entered,
         }
     }
 
@@ -56,7 +63,10 @@ impl EventStream {
                     finish_reason,
                 })
             }
-            CompletionEvent::Summary(summary) => Event::Summary(summary_message(&summary)),
+            CompletionEvent::Summary(summary) => {
+                let clock = self.entered.as_ref().map(|entered| &entered.clock);
+                Event::Summary(summary_message(&summary, clock))
+            }
         };
         v1::CompletionEvent { event: Some(event) }
     }
@@ -67,20 +77,27 @@ impl Stream for EventStream {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
+        let turn = Turn::begin();
         let Some(event) = ready!(Pin::new(&mut this.completion).poll_next(cx)) else {
             return Poll::Ready(None);
         };
-        if let Some(counted) = &mut this.counted {
+        if let Some(Entered { counted, .. }) = &mut this.entered {
             match &event {
                 Ok(CompletionEvent::Summary(_)) => counted.ended(Ok(())),
                 Err(error) => counted.ended(Err(error)),
                 Ok(CompletionEvent::Started | CompletionEvent::Tokens { .. }) => {}
             }
         }
-        Poll::Ready(Some(match event {
-            Ok(event) => Ok(this.message(event)),
-            Err(error) => Err(error.into()),
-        }))
+        let message = match event {
+            Ok(event) => this.message(event),
+            Err(error) => return Poll::Ready(Some(Err(error.into()))),
+        };
+        if let Some(Entered { clock, .. }) = &this.entered
+            && let Some(Event::Tokens(tokens)) = &message.event
+        {
+            clock.written(turn, u64::try_from(tokens.tokens.len()).unwrap_or(0));
+        }
+        Poll::Ready(Some(Ok(message)))
     }
 }
 
@@ -92,7 +109,8 @@ fn finish_reason(reason: Option<FinishReason>) -> v1::FinishReason {
     }
 }
 
-fn summary_message(summary: &Summary) -> v1::Summary {
+fn summary_message(summary: &Summary, clock: Option<&DoorClock>) -> v1::Summary {
+    let (door, socket) = clock.map(DoorClock::summaries).unzip();
     let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     v1::Summary {
         usage: Some(v1::Usage {
@@ -103,6 +121,24 @@ fn summary_message(summary: &Summary) -> v1::Summary {
             queue_ns: nanoseconds(summary.queue),
             first_token_ns: nanoseconds(summary.first_token),
             total_ns: nanoseconds(summary.total),
+            engine: Some(summary.engine.into()),
+            door: door.map(Into::into),
+            socket: socket.map(Into::into),
         }),
+    }
+}
+
+impl From<StageSummary> for v1::StageTiming {
+    fn from(summary: StageSummary) -> Self {
+        let StageSummary {
+            tokens,
+            mean_ns,
+            longest_ns,
+        } = summary;
+        Self {
+            tokens,
+            mean_ns,
+            longest_ns,
+        }
     }
 }

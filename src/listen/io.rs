@@ -5,8 +5,8 @@ use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -15,6 +15,9 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep, timeout};
+
+use crate::runner::monotonic_ns;
+use crate::telemetry::StageTimes;
 
 /// How long a peer may go on sending what nobody reads any more.
 pub(super) const LINGER: Duration = Duration::from_secs(1);
@@ -141,6 +144,40 @@ pub(super) struct WatchedStream {
 pub(super) struct Flushes {
     count: AtomicU64,
     changed: Notify,
+    /// Tokens whose time in the socket's stage ends with the next flush.
+    leaving: Mutex<Vec<Leaving>>,
+    is_anything_leaving: AtomicBool,
+}
+
+/// Tokens that were written, and wait for the flush.
+struct Leaving {
+    times: Arc<StageTimes>,
+    tokens: u64,
+    since_ns: u64,
+}
+
+/// How many writes are timed one by one until a flush. A connection whose peer does not read may have
+/// more: the tokens of those are not timed.
+const LEAVING: usize = 256;
+
+impl Flushes {
+    /// Everything that was written has left.
+    pub(super) fn flushed(&self) {
+        self.count.fetch_add(1, Ordering::SeqCst);
+        self.changed.notify_waiters();
+        if self.is_anything_leaving.swap(false, Ordering::SeqCst) {
+            let now_ns = monotonic_ns();
+            for left in self.leaving().drain(..) {
+                left.times
+                    .record(left.tokens, now_ns.saturating_sub(left.since_ns));
+            }
+        }
+    }
+
+    /// Held for a push or for a drain, and by one task at a time but on HTTP/2.
+    fn leaving(&self) -> MutexGuard<'_, Vec<Leaving>> {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Lets a response wait until what it has said has left for the socket.
@@ -158,6 +195,23 @@ pub struct Flush {
 impl Flush {
     pub(super) fn new(flushes: Arc<Flushes>, version: http::Version) -> Self {
         Self { flushes, version }
+    }
+
+    /// Counts so many tokens as long in the socket's stage as they take from `since_ns` to the next
+    /// flush.
+    pub(super) fn time(&self, times: &Arc<StageTimes>, tokens: u64, since_ns: u64) {
+        let mut leaving = self.flushes.leaving();
+        if leaving.len() < LEAVING {
+            leaving.push(Leaving {
+                times: Arc::clone(times),
+                tokens,
+                since_ns,
+            });
+        }
+        drop(leaving);
+        self.flushes
+            .is_anything_leaving
+            .store(true, Ordering::SeqCst);
     }
 
     /// Waits until all that was given to the connection before this call has left, at most so long:
@@ -252,8 +306,7 @@ impl AsyncWrite for WatchedStream {
 
     /// A socket holds nothing back: all that hyper has written has left by now.
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.flushes.count.fetch_add(1, Ordering::SeqCst);
-        self.flushes.changed.notify_waiters();
+        self.flushes.flushed();
         Poll::Ready(Ok(()))
     }
 

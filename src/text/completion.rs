@@ -15,8 +15,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::{ChoiceText, Watch};
 use crate::error::{Error, ErrorKind};
 use crate::request::FinishReason;
-use crate::runner::ModelError;
+use crate::runner::{ModelError, monotonic_ns};
 use crate::scheduler::Admitted;
+use crate::telemetry::{StageSummary, StageTimes};
 use crate::tokens::TokenBatch;
 use crate::worker::lane::{Failure, LaneReceiver, Output};
 
@@ -59,6 +60,8 @@ pub struct Summary {
     pub first_token: Duration,
     /// From arrival until the last choice ended.
     pub total: Duration,
+    /// From each token's emission until this stream took it.
+    pub engine: StageSummary,
 }
 
 /// The stream of one request's events. It ends after the summary or after the first error.
@@ -78,6 +81,7 @@ pub struct Completion {
     /// Why the request failed, until that is told.
     failed: Option<Error>,
     ended: bool,
+    times: StageTimes,
 }
 
 struct Choice {
@@ -110,9 +114,9 @@ impl Choice {
 }
 
 impl Completion {
-    /// The completion of a request that was admitted.
+    /// The completion of a request that was admitted. `times` are those of the engine's stage.
     #[must_use]
-    pub fn new(admitted: Admitted, stop: &[String]) -> Self {
+    pub fn new(admitted: Admitted, stop: &[String], times: StageTimes) -> Self {
         let choices = (0..).zip(admitted.lanes).map(|(number, lane)| Choice {
             number,
             lane: Some(lane),
@@ -132,6 +136,7 @@ impl Completion {
             completion_tokens: 0,
             failed: None,
             ended: false,
+            times,
         }
     }
 
@@ -169,6 +174,7 @@ impl Completion {
     /// Turns a batch of one choice's outputs into events: the start if this is it, the tokens that are
     /// ready, and the end. What came before a failure is told before it.
     fn take_outputs(&mut self, index: usize) {
+        time_taken(&self.outputs, &self.times);
         let choice = &mut self.choices[index];
         let mut tokens = TokenBatch::default();
         tokens.reserve(self.outputs.len(), self.outputs.len() * TEXT);
@@ -225,6 +231,7 @@ impl Completion {
             queue: since_arrival(self.started),
             first_token: since_arrival(self.first_token),
             total: since_arrival(None),
+            engine: self.times.summary(),
         }
     }
 
@@ -259,6 +266,27 @@ impl Stream for Completion {
             this.end();
         }
         Poll::Ready(Some(Ok(event)))
+    }
+}
+
+/// Counts how long the tokens among these outputs have been on their way. Those of one step were
+/// emitted together, and are counted at once.
+fn time_taken(outputs: &[Output], times: &StageTimes) {
+    let emitted = outputs.iter().filter_map(|output| match output {
+        Output::Token(token) | Output::Finished(Some(token), _) => Some(token.emitted_ns),
+        Output::Accepted | Output::Finished(None, _) | Output::Failed(_) => None,
+    });
+    let mut emitted = emitted.peekable();
+    if emitted.peek().is_none() {
+        return;
+    }
+    let now_ns = monotonic_ns();
+    while let Some(emitted_ns) = emitted.next() {
+        let mut tokens = 1;
+        while emitted.next_if_eq(&emitted_ns).is_some() {
+            tokens += 1;
+        }
+        times.record(tokens, now_ns.saturating_sub(emitted_ns));
     }
 }
 
@@ -300,6 +328,7 @@ mod tests {
 
     use super::*;
     use crate::runner::{Token, TokenBytes};
+    use crate::telemetry::{Lane, Stage, Telemetry};
     use crate::worker::lane::{LaneSender, Sent, lane};
 
     fn send(lane: &LaneSender, text: &str) {
@@ -324,7 +353,8 @@ mod tests {
             arrived: now,
             deadline: now + Duration::from_secs(3_600),
         };
-        (Completion::new(admitted, &[]), senders)
+        let times = Telemetry::new().stage_times(Lane::Grpc, Stage::Engine);
+        (Completion::new(admitted, &[], times), senders)
     }
 
     async fn next_choice(completion: &mut Completion) -> u32 {
@@ -346,5 +376,26 @@ mod tests {
             send(&lanes[0], "more");
         }
         assert_eq!(order, [0, 1, 2, 0]);
+    }
+    #[tokio::test]
+    async fn the_engines_stage_is_from_a_tokens_emission_until_it_is_taken() {
+        let (mut completion, lanes) = completion(1);
+        for seconds_ago in [3, 3, 1] {
+            let token = Token {
+                id: 0,
+                bytes: TokenBytes::from_slice(b"a"),
+                due_ns: 0,
+                emitted_ns: monotonic_ns() - seconds_ago * 1_000_000_000,
+            };
+            assert_eq!(lanes[0].token(token), Sent::Delivered);
+        }
+        next_choice(&mut completion).await;
+        let StageSummary {
+            tokens,
+            mean_ns,
+            longest_ns,
+        } = completion.times.summary();
+        let seconds = |ns: u64| Duration::from_nanos(ns).as_secs();
+        assert_eq!((tokens, seconds(mean_ns), seconds(longest_ns)), (3, 2, 3));
     }
 }

@@ -24,7 +24,6 @@ struct Running {
     lane: LaneSender,
     made: u32,
     max_tokens: u32,
-    stamps: bool,
     deadline_ns: u64,
     /// When the lane was first found full; 0 while it has room.
     stalled_ns: Cell<u64>,
@@ -71,19 +70,15 @@ impl Slots {
             lane: assignment.lane,
             made: u32::try_from(assignment.sequence.delivered.len()).unwrap_or(u32::MAX),
             max_tokens: assignment.sequence.max_tokens,
-            stamps: assignment.sequence.stamps,
             deadline_ns,
             stalled_ns: Cell::new(0),
         });
     }
 
     /// Sends a token to its reader. `Some` when the slot became free by it.
-    pub(super) fn token(&mut self, slot: Slot, mut token: Token) -> Option<Freed> {
+    pub(super) fn token(&mut self, slot: Slot, token: Token) -> Option<Freed> {
         let running = self.running.get_mut(slot.0)?.as_mut()?;
         running.made += 1;
-        if running.stamps && token.emitted_ns == 0 {
-            token.emitted_ns = monotonic_ns();
-        }
         if running.made >= running.max_tokens {
             return self.finish(slot, Some(token), FinishReason::Length);
         }

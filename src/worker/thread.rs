@@ -16,7 +16,7 @@ use super::lane::{Failure, Sent};
 use super::slots::{Freed, Slots};
 use super::{Assignment, Flags, Life, Wake, WorkerEvent, WorkerHandle, WorkerId};
 use crate::request::FinishReason;
-use crate::runner::{Emission, Loaded, Loader, Next, Runner, Step, StepError, monotonic_ns};
+use crate::runner::{Emission, Loaded, Loader, Next, Runner, Step, StepError, Token, monotonic_ns};
 use crate::telemetry::{InFlight, Telemetry};
 
 #[cfg(test)]
@@ -268,14 +268,17 @@ impl Device<'_> {
             .step(&mut Step::new(&self.slots, &mut self.emissions))?;
         let mut emissions = std::mem::take(&mut self.emissions);
         let mut tokens = 0;
+        // Once for all of a step: a token's way is timed from here where its runner does not say.
+        let now_ns = monotonic_ns();
         for emission in emissions.drain(..) {
             let freed = match emission {
                 Emission::Token(slot, token) => {
                     tokens += 1;
-                    self.slots.token(slot, token)
+                    self.slots.token(slot, stamped(token, now_ns))
                 }
                 Emission::EndOfSequence(slot, token) => {
                     tokens += 1;
+                    let token = stamped(token, now_ns);
                     self.slots.finish(slot, Some(token), FinishReason::Stop)
                 }
                 Emission::Failed(slot, error) => self.slots.fail(slot, Failure::Model(error)),
@@ -329,6 +332,13 @@ fn wait_out(back_off: Duration, is_ending: impl Fn() -> bool) -> bool {
         }
         std::thread::park_timeout(left);
     }
+}
+
+fn stamped(mut token: Token, now_ns: u64) -> Token {
+    if token.emitted_ns == 0 {
+        token.emitted_ns = now_ns;
+    }
+    token
 }
 
 fn next_back_off(back_off: Duration) -> Duration {

@@ -1,0 +1,88 @@
+//! What a request took, as `stream_options.include_timings` shows it.
+
+use serde_json::{Value, json};
+
+use crate::proto::v1;
+use crate::telemetry::StageSummary;
+
+/// Adds what another prompt of the same request took: the request is as early as its first prompt, and
+/// as long as its longest.
+pub(super) fn merge(timings: Option<v1::Timings>, other: v1::Timings) -> v1::Timings {
+    let Some(timings) = timings else { return other };
+    v1::Timings {
+        queue_ns: timings.queue_ns.min(other.queue_ns),
+        first_token_ns: timings.first_token_ns.min(other.first_token_ns),
+        total_ns: timings.total_ns.max(other.total_ns),
+        engine: merge_stages(timings.engine, other.engine),
+        door: None,
+        socket: None,
+    }
+}
+
+fn merge_stages(
+    one: Option<v1::StageTiming>,
+    other: Option<v1::StageTiming>,
+) -> Option<v1::StageTiming> {
+    let (Some(one), Some(other)) = (one, other) else {
+        return one.or(other);
+    };
+    let tokens = one.tokens.saturating_add(other.tokens);
+    let sum = |stage: v1::StageTiming| u128::from(stage.mean_ns) * u128::from(stage.tokens);
+    let mean = (sum(one) + sum(other)) / u128::from(tokens.max(1));
+    Some(v1::StageTiming {
+        tokens,
+        mean_ns: u64::try_from(mean).unwrap_or(u64::MAX),
+        longest_ns: one.longest_ns.max(other.longest_ns),
+    })
+}
+
+/// The object `timings`. Its times are from the request's arrival at the engine; the stages are those
+/// of its tokens.
+pub(super) fn object(timings: &v1::Timings, (door, socket): (StageSummary, StageSummary)) -> Value {
+    let engine = timings.engine.unwrap_or_default();
+    json!({
+        "queue_ns": timings.queue_ns,
+        "prefill_ns": timings.first_token_ns.saturating_sub(timings.queue_ns),
+        "first_token_ns": timings.first_token_ns,
+        "total_ns": timings.total_ns,
+        "stages": {
+            "engine": stage(engine),
+            "door": stage(door.into()),
+            "socket": stage(socket.into()),
+        },
+    })
+}
+
+fn stage(timing: v1::StageTiming) -> Value {
+    json!({
+        "tokens": timing.tokens,
+        "mean_ns": timing.mean_ns,
+        "longest_ns": timing.longest_ns,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_of_one_request_begin_with_the_first_and_end_with_the_last() {
+        let timings = |queue_ns, first_token_ns, total_ns, (tokens, mean_ns, longest_ns)| {
+            let engine = v1::StageTiming {
+                tokens,
+                mean_ns,
+                longest_ns,
+            };
+            v1::Timings {
+                queue_ns,
+                first_token_ns,
+                total_ns,
+                engine: Some(engine),
+                ..v1::Timings::default()
+            }
+        };
+        let one = timings(5, 10, 20, (3, 10, 12));
+        let both = merge(Some(merge(None, one)), timings(2, 12, 15, (1, 50, 50)));
+        assert_eq!(both, timings(2, 10, 20, (4, 20, 50)));
+    }
+}

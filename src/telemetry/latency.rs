@@ -1,0 +1,270 @@
+//! How long tokens take from their device to the socket, stage by stage: what the overhead harness
+//! shows from outside, a running server shows of itself.
+//!
+//! The histograms have fixed buckets, so that recording is a search among twenty bounds and three
+//! additions, and what is recorded takes no memory however seldom it is asked for.
+
+use std::fmt::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The metric's name.
+const NAME: &str = "tokenway_token_stage_seconds";
+
+const HELP: &str = "How long each token took in each stage from its device to the socket: engine \
+    (from its emission until its request's stream took it), door (until its line or message was \
+    written), socket (until the connection was flushed).";
+
+/// The buckets' upper bounds, in nanoseconds, and as Prometheus writes them, in seconds.
+const BOUNDS: [(u64, &str); 20] = [
+    (1_000, "0.000001"),
+    (2_000, "0.000002"),
+    (5_000, "0.000005"),
+    (10_000, "0.00001"),
+    (20_000, "0.00002"),
+    (50_000, "0.00005"),
+    (100_000, "0.0001"),
+    (200_000, "0.0002"),
+    (500_000, "0.0005"),
+    (1_000_000, "0.001"),
+    (2_000_000, "0.002"),
+    (5_000_000, "0.005"),
+    (10_000_000, "0.01"),
+    (20_000_000, "0.02"),
+    (50_000_000, "0.05"),
+    (100_000_000, "0.1"),
+    (200_000_000, "0.2"),
+    (500_000_000, "0.5"),
+    (1_000_000_000, "1"),
+    (10_000_000_000, "10"),
+];
+
+/// The way by which a token leaves the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// The gRPC door.
+    Grpc,
+    /// The HTTP door, as NDJSON.
+    HttpNdjson,
+    /// The HTTP door, as server-sent events.
+    HttpSse,
+    /// The HTTP door, as one body. It has the engine's stage only: its tokens leave together.
+    HttpUnary,
+}
+
+/// A part of a token's way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// From its emission by the device until its request's stream took it.
+    Engine,
+    /// From when its door turned to it until its line or message was written.
+    Door,
+    /// From then until the connection was flushed to its socket.
+    Socket,
+}
+
+impl Lane {
+    const ALL: [Self; 4] = [Self::Grpc, Self::HttpNdjson, Self::HttpSse, Self::HttpUnary];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Grpc => "grpc",
+            Self::HttpNdjson => "http_ndjson",
+            Self::HttpSse => "http_sse",
+            Self::HttpUnary => "http_unary",
+        }
+    }
+
+    fn histograms(self, latency: &TokenLatency) -> &StageHistograms {
+        match self {
+            Self::Grpc => &latency.grpc,
+            Self::HttpNdjson => &latency.http_ndjson,
+            Self::HttpSse => &latency.http_sse,
+            Self::HttpUnary => &latency.http_unary,
+        }
+    }
+}
+
+impl Stage {
+    const ALL: [Self; 3] = [Self::Engine, Self::Door, Self::Socket];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Engine => "engine",
+            Self::Door => "door",
+            Self::Socket => "socket",
+        }
+    }
+}
+
+/// The histograms of all lanes.
+#[derive(Default)]
+pub(super) struct TokenLatency {
+    grpc: StageHistograms,
+    http_ndjson: StageHistograms,
+    http_sse: StageHistograms,
+    http_unary: StageHistograms,
+}
+
+#[derive(Default)]
+struct StageHistograms {
+    engine: Arc<Histogram>,
+    door: Arc<Histogram>,
+    socket: Arc<Histogram>,
+}
+
+impl StageHistograms {
+    fn of(&self, stage: Stage) -> &Arc<Histogram> {
+        match stage {
+            Stage::Engine => &self.engine,
+            Stage::Door => &self.door,
+            Stage::Socket => &self.socket,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Histogram {
+    /// The last has no bound.
+    buckets: [AtomicU64; BOUNDS.len() + 1],
+    sum_ns: AtomicU64,
+}
+
+impl Histogram {
+    fn record(&self, tokens: u64, ns: u64) {
+        let bucket = BOUNDS.partition_point(|(bound, _)| *bound < ns);
+        self.buckets[bucket].fetch_add(tokens, Ordering::Relaxed);
+        let sum = ns.saturating_mul(tokens);
+        self.sum_ns.fetch_add(sum, Ordering::Relaxed);
+    }
+
+    /// Writes it in Prometheus's text format.
+    fn write(&self, labels: &str, out: &mut String) -> fmt::Result {
+        let bounds = BOUNDS.iter().map(|(_, seconds)| *seconds);
+        let mut count = 0;
+        for (bucket, bound) in self.buckets.iter().zip(bounds.chain(["+Inf"])) {
+            count += bucket.load(Ordering::Relaxed);
+            writeln!(out, "{NAME}_bucket{{{labels},le=\"{bound}\"}} {count}")?;
+        }
+        let sum_ns = self.sum_ns.load(Ordering::Relaxed);
+        let (seconds, rest) = (sum_ns / 1_000_000_000, sum_ns % 1_000_000_000);
+        writeln!(out, "{NAME}_sum{{{labels}}} {seconds}.{rest:09}")?;
+        writeln!(out, "{NAME}_count{{{labels}}} {count}")
+    }
+}
+
+impl TokenLatency {
+    /// One request's times of a stage, which are counted into the lane's.
+    pub(super) fn times(&self, lane: Lane, stage: Stage) -> StageTimes {
+        StageTimes {
+            histogram: Arc::clone(lane.histograms(self).of(stage)),
+            tokens: AtomicU64::new(0),
+            sum_ns: AtomicU64::new(0),
+            longest_ns: AtomicU64::new(0),
+        }
+    }
+
+    /// Appends all of it in Prometheus's text format.
+    pub(super) fn write(&self, out: &mut String) -> fmt::Result {
+        writeln!(out, "# HELP {NAME} {HELP}\n# TYPE {NAME} histogram")?;
+        for lane in Lane::ALL {
+            for stage in Stage::ALL {
+                let (lane_label, stage_label) = (lane.label(), stage.label());
+                let labels = format!("lane=\"{lane_label}\",stage=\"{stage_label}\"");
+                lane.histograms(self).of(stage).write(&labels, out)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How long one request's tokens took in one stage.
+pub struct StageTimes {
+    histogram: Arc<Histogram>,
+    tokens: AtomicU64,
+    sum_ns: AtomicU64,
+    longest_ns: AtomicU64,
+}
+
+/// What the tokens of a request took in a stage, in nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StageSummary {
+    /// How many tokens have passed it.
+    pub tokens: u64,
+    /// On the mean of these tokens.
+    pub mean_ns: u64,
+    /// The longest.
+    pub longest_ns: u64,
+}
+
+impl StageTimes {
+    /// Counts so many tokens that took so long, each.
+    pub fn record(&self, tokens: u64, ns: u64) {
+        self.histogram.record(tokens, ns);
+        self.tokens.fetch_add(tokens, Ordering::Relaxed);
+        self.sum_ns
+            .fetch_add(ns.saturating_mul(tokens), Ordering::Relaxed);
+        self.longest_ns.fetch_max(ns, Ordering::Relaxed);
+    }
+
+    /// What has been counted so far.
+    #[must_use]
+    pub fn summary(&self) -> StageSummary {
+        let tokens = self.tokens.load(Ordering::Relaxed);
+        StageSummary {
+            tokens,
+            mean_ns: self.sum_ns.load(Ordering::Relaxed) / tokens.max(1),
+            longest_ns: self.longest_ns.load(Ordering::Relaxed),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_counted_up_to_their_bound_and_summed() {
+        let latency = TokenLatency::default();
+        let times = latency.times(Lane::HttpSse, Stage::Door);
+        times.record(2, 1_000);
+        times.record(1, 1_001);
+        times.record(1, u64::MAX / 2);
+        let mut text = String::new();
+        latency.write(&mut text).unwrap();
+        for line in [
+            "_bucket{lane=\"http_sse\",stage=\"door\",le=\"0.000001\"} 2",
+            "_bucket{lane=\"http_sse\",stage=\"door\",le=\"0.000002\"} 3",
+            "_bucket{lane=\"http_sse\",stage=\"door\",le=\"10\"} 3",
+            "_bucket{lane=\"http_sse\",stage=\"door\",le=\"+Inf\"} 4",
+            "_count{lane=\"http_sse\",stage=\"door\"} 4",
+            "_count{lane=\"http_sse\",stage=\"socket\"} 0",
+        ] {
+            assert!(text.contains(&format!("{NAME}{line}\n")), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_requests_own_times_are_its_mean_and_its_longest() {
+        let latency = TokenLatency::default();
+        let (mine, _other) = (
+            latency.times(Lane::Grpc, Stage::Engine),
+            latency
+                .times(Lane::Grpc, Stage::Engine)
+                .record(5, 1_000_000),
+        );
+        assert_eq!(mine.summary(), StageSummary::default());
+        mine.record(3, 1_500_000_000);
+        mine.record(1, 500_000_000);
+        let expected = StageSummary {
+            tokens: 4,
+            mean_ns: 1_250_000_000,
+            longest_ns: 1_500_000_000,
+        };
+        assert_eq!(mine.summary(), expected);
+        let mut text = String::new();
+        latency.write(&mut text).unwrap();
+        let sum = format!("{NAME}_sum{{lane=\"grpc\",stage=\"engine\"}} 5.005000000\n");
+        assert!(text.contains(&sum), "{text}");
+    }
+}

@@ -1,0 +1,107 @@
+//! What a running server shows of the time that its tokens take.
+
+mod support;
+
+use serde_json::{Value, json};
+use support::grpc;
+use support::http::completion;
+use support::{Counts, Setup, TestServer, full_speed};
+
+/// The objects of a stream of so many tokens, asked for with these options.
+async fn objects(server: &TestServer, tokens: u32, options: &Value) -> Vec<Value> {
+    let body = json!({
+        "prompt": ["a", "b"], "max_tokens": tokens, "stream": true, "stream_options": options,
+    });
+    let (_, body) = completion(&body).fetch(server).await;
+    body.lines()
+}
+
+/// How many tokens are counted in a stage of a lane.
+fn counted(counts: &Counts, lane: &str, stage: &str) -> f64 {
+    let labels = format!("lane=\"{lane}\",stage=\"{stage}\"");
+    counts.get(&format!("tokenway_token_stage_seconds_count{{{labels}}}"))
+}
+
+#[tokio::test]
+async fn each_token_is_counted_once_in_each_stage_of_the_lane_by_which_it_left() {
+    let server = Setup::test_runner(full_speed()).start().await;
+    let ask = |tokens: u32, stream: bool| {
+        completion(&json!({"prompt": "a", "max_tokens": tokens, "stream": stream}))
+    };
+    ask(1_000, true).fetch(&server).await;
+    let events = ask(2_000, true).header("accept", "text/event-stream");
+    events.fetch(&server).await;
+    ask(3_000, false).fetch(&server).await;
+    grpc::collect(server.stream(grpc::request("a", 4_000)).await).await;
+    let metrics = server.drain().await;
+    for (lane, tokens) in [
+        ("http_ndjson", 1_000.0),
+        ("http_sse", 2_000.0),
+        ("grpc", 4_000.0),
+    ] {
+        for stage in ["engine", "door", "socket"] {
+            assert_eq!(counted(&metrics, lane, stage), tokens, "{lane} {stage}");
+        }
+    }
+    assert_eq!(counted(&metrics, "http_unary", "engine"), 3_000.0);
+    assert_eq!(counted(&metrics, "http_unary", "door"), 0.0);
+}
+
+#[tokio::test]
+async fn a_gateway_counts_its_stages_and_its_engine_the_others() {
+    let engine = Setup::test_runner(full_speed()).start().await;
+    let gateway = Setup::gateway(&[&engine]).start().await;
+    objects(&gateway, 100, &json!({})).await;
+    let (gateway, engine) = (gateway.drain().await, engine.drain().await);
+    assert_eq!(counted(&gateway, "http_ndjson", "engine"), 0.0);
+    assert_eq!(counted(&gateway, "http_ndjson", "door"), 200.0);
+    assert_eq!(counted(&engine, "grpc", "engine"), 200.0);
+}
+
+#[tokio::test]
+async fn the_last_object_has_the_times_where_they_are_asked_for() {
+    let engine = Setup::test_runner(full_speed()).start().await;
+    let gateway = Setup::gateway(&[&engine]).start().await;
+    for server in [&engine, &gateway] {
+        let options = json!({"include_timings": true, "include_usage": true});
+        let objects = objects(server, 3, &options).await;
+        let (last, tokens) = objects.split_last().expect("objects");
+        assert!(tokens.iter().all(|token| token.get("timings").is_none()));
+        assert_eq!(last["choices"], json!([]));
+        assert_eq!(last["usage"]["completion_tokens"], 6);
+        let time = |name: &str| last["timings"][name].as_u64().expect("nanoseconds");
+        assert!(time("queue_ns") <= time("first_token_ns"), "{last}");
+        assert!(time("first_token_ns") <= time("total_ns"), "{last}");
+        let prefill = time("first_token_ns") - time("queue_ns");
+        assert_eq!(time("prefill_ns"), prefill);
+        for stage in ["engine", "door"] {
+            let stage = &last["timings"]["stages"][stage];
+            assert_eq!(stage["tokens"], 6, "{last}");
+            let time = |name: &str| stage[name].as_u64().expect("nanoseconds");
+            assert!(time("mean_ns") <= time("longest_ns"));
+        }
+        assert!(last["timings"]["stages"]["socket"]["tokens"].is_u64());
+    }
+}
+
+#[tokio::test]
+async fn times_that_are_not_asked_for_are_not_shown() {
+    let server = Setup::test_runner(full_speed()).start().await;
+    let with_usage = objects(&server, 3, &json!({"include_usage": true})).await;
+    assert!(with_usage[6].get("timings").is_none());
+    let with_times = objects(&server, 3, &json!({"include_timings": true})).await;
+    assert!(with_times[6].get("usage").is_none());
+    assert_eq!(objects(&server, 3, &json!({})).await.len(), 6);
+}
+
+#[tokio::test]
+async fn a_summary_over_grpc_has_the_times_of_all_stages() {
+    let server = Setup::test_runner(full_speed()).start().await;
+    let completion = grpc::collect(server.stream(grpc::request("a", 300)).await).await;
+    let timings = completion.summary.and_then(|summary| summary.timings);
+    let timings = timings.expect("timings");
+    for stage in [timings.engine, timings.door] {
+        assert_eq!(stage.expect("a stage").tokens, 300);
+    }
+    assert!(timings.socket.is_some());
+}
