@@ -1,26 +1,24 @@
 //! The load: many streams at once through one door, with a client that does nothing but read, check
 //! and time. It is one thread, and no part of the server's process.
 //!
-//! The load is open loop: a paced stream's tokens come when the device makes them, whatever the client
-//! does, and each is judged by its own stamps, so that a stall counts against all that it delayed.
+//! The load is open loop: streams begin when they are due and a paced stream's tokens come when the
+//! device makes them, whatever the client does. Each is judged by when it was due, so that a stall counts
+//! against all that it delayed.
 
-use std::cell::RefCell;
-use std::rc::Rc;
 use std::time::Duration;
 
-use tokenway::runner::monotonic_ns;
-use tokio::task::{JoinSet, LocalSet};
-use tokio::time::sleep;
-
+mod arrivals;
 mod channel;
 mod figures;
 mod grpc;
 mod http;
 mod lines;
 mod message;
+mod session;
 
 pub(crate) use figures::{Figures, Times};
 pub(crate) use http::Form;
+pub(crate) use session::{Session, Sockets};
 
 use crate::arguments::ServerUrl;
 use crate::device::Device;
@@ -28,7 +26,8 @@ use crate::device::Device;
 /// What is asked of a door.
 #[derive(Clone, Debug)]
 pub(crate) struct Load {
-    /// How many streams run at once.
+    /// How many streams run at once, or come one after the other where their beginnings are spread over
+    /// longer than they last.
     pub(crate) streams: u32,
     /// How many requests each of them makes, one after the other.
     pub(crate) requests: u32,
@@ -36,16 +35,13 @@ pub(crate) struct Load {
     pub(crate) tokens: u32,
     /// Whether tokens carry their stamps, and their times are taken.
     pub(crate) timed: bool,
-    /// Over how long the streams' beginnings are spread.
+    /// Over how long the streams' beginnings are spread, evenly.
     pub(crate) spread: Duration,
 }
 
-/// Where a stream notes what it sees.
-type Notes = Rc<RefCell<Figures>>;
-
 /// Why a stream is no good.
 #[derive(Debug, thiserror::Error)]
-enum Fault {
+pub(crate) enum Fault {
     #[error("{0}")]
     Io(#[from] std::io::Error),
     #[error("{0}")]
@@ -69,60 +65,4 @@ pub(crate) enum Target {
     Http(ServerUrl, Form),
     /// A server's gRPC door, or its floor.
     Grpc(ServerUrl),
-}
-
-/// Puts the load on a target, and says what came of it.
-pub(crate) async fn run(target: &Target, load: &Load) -> Figures {
-    let tasks = LocalSet::new();
-    let ran = tasks.run_until(streams(target, load)).await;
-    ran.unwrap_or_else(|fault| {
-        let mut figures = Figures::new();
-        figures.fault(fault.to_string());
-        figures
-    })
-}
-
-/// Runs the streams as tasks of this thread.
-async fn streams(target: &Target, load: &Load) -> Result<Figures, Fault> {
-    let notes: Notes = Rc::new(RefCell::new(Figures::new()));
-    let connections = match target {
-        Target::Grpc(url) => grpc::connect(url, load.streams).await?,
-        Target::Device(_) | Target::Http(..) => Vec::new(),
-    };
-    let mut tasks = JoinSet::new();
-    let began_ns = monotonic_ns();
-    for stream in 0..load.streams {
-        let (notes, load, target) = (Rc::clone(&notes), load.clone(), target.clone());
-        let connection = grpc::of_stream(&connections, stream);
-        tasks.spawn_local(async move {
-            sleep(load.spread * stream / load.streams).await;
-            let ended = match (&target, connection) {
-                (Target::Grpc(url), Some(connection)) => {
-                    grpc::stream(url, connection, &load, &notes).await
-                }
-                (Target::Http(url, form), _) => http::stream(url, *form, &load, &notes).await,
-                (Target::Device(device), _) => channel::stream(device, &load, &notes).await,
-                (Target::Grpc(_), None) => Err(Fault::CutOff(0)),
-            };
-            if let Err(fault) = ended {
-                notes.borrow_mut().fault(fault.to_string());
-            }
-        });
-    }
-    // A stream that panics is a bug of this program's, and its panic is told.
-    while tasks.join_next().await.is_some() {}
-    let mut figures = notes.replace(Figures::new());
-    figures.ended(began_ns);
-    Ok(figures)
-}
-
-/// The body of a request over HTTP, and over a bare socket.
-fn body(load: &Load) -> String {
-    let options = if load.timed {
-        r#","stream_options":{"include_stamps":true}"#
-    } else {
-        ""
-    };
-    let tokens = load.tokens;
-    format!(r#"{{"prompt":"Count the tokens.","max_tokens":{tokens},"stream":true{options}}}"#)
 }

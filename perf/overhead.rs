@@ -32,7 +32,7 @@ use machine::Machine;
 use results::{Results, Round};
 use scenario::{PACED, Scenario, Size};
 
-use crate::load;
+use crate::load::Session;
 use crate::server::ServerError;
 
 /// Measure what each door adds to a token, against bare axum, bare tonic and others in the same run.
@@ -158,7 +158,7 @@ impl Plan {
         // At full speed a single stream says little: there is nothing to share a write with.
         let full = streams.iter().filter(|n| !options.quick || **n > 1);
         scenarios.extend(full.map(|n| Scenario::Full(*n)));
-        scenarios.push(Scenario::Short);
+        scenarios.extend([Scenario::Short, Scenario::OpenLoop]);
         Self {
             lanes,
             scenarios,
@@ -207,8 +207,12 @@ impl Plan {
         lane: Lane,
         results: &mut Results,
     ) -> Result<Vec<String>, RunError> {
+        let session = match Session::open(fleet.target(lane), scenario.sockets()).await {
+            Ok(session) => session,
+            Err(fault) => return Ok(vec![fault.to_string()]),
+        };
         let before = fleet.usage(lane)?;
-        let figures = load::run(fleet.target(lane), &scenario.load(self.size)).await;
+        let figures = session.run(&scenario.load(self.size)).await;
         let after = fleet.usage(lane)?;
         let cpu = before
             .zip(after)

@@ -5,44 +5,45 @@ use std::future::poll_fn;
 use tokenway::runner::{Token, monotonic_ns};
 use tokenway::worker::lane::Output;
 
+use super::Fault;
 use super::figures::{Progress, Stamp};
-use super::{Fault, Load, Notes};
+use super::session::Asked;
 use crate::device::Device;
 
 /// How many outputs are taken at once, as in the product.
 const BATCH: usize = 256;
 
-/// Makes the stream's requests, one after the other.
-pub(super) async fn stream(device: &Device, load: &Load, notes: &Notes) -> Result<(), Fault> {
-    for _ in 0..load.requests {
-        let mut progress = Progress::begin();
-        let mut lane = device.open(load.tokens, load.timed);
-        let mut outputs = Vec::new();
-        while progress.next_index < load.tokens {
-            if poll_fn(|cx| lane.poll_recv_many(cx, &mut outputs, BATCH)).await == 0 {
-                return Err(Fault::CutOff(progress.next_index));
-            }
-            let received_ns = monotonic_ns();
-            let mut figures = notes.borrow_mut();
-            figures.read(0);
-            for output in outputs.drain(..) {
-                let (Output::Token(token) | Output::Finished(Some(token), _)) = output else {
-                    continue;
-                };
-                if token.id != progress.next_index {
-                    let (expected, found) = (progress.next_index, format!("token_{}", token.id));
-                    return Err(Fault::Order { expected, found });
-                }
-                progress.token(&mut figures, received_ns, stamp(&token, load));
-            }
+/// Makes a request.
+pub(super) async fn request(
+    device: &Device,
+    asked: &Asked,
+    mut progress: Progress,
+) -> Result<(), Fault> {
+    let mut lane = device.open(asked.tokens, asked.timed);
+    let mut outputs = Vec::new();
+    while progress.next_index < asked.tokens {
+        if poll_fn(|cx| lane.poll_recv_many(cx, &mut outputs, BATCH)).await == 0 {
+            return Err(Fault::CutOff(progress.next_index));
         }
-        notes.borrow_mut().requests += 1;
+        let received_ns = monotonic_ns();
+        let mut figures = asked.notes.borrow_mut();
+        figures.read(0);
+        for output in outputs.drain(..) {
+            let (Output::Token(token) | Output::Finished(Some(token), _)) = output else {
+                continue;
+            };
+            if token.id != progress.next_index {
+                let (expected, found) = (progress.next_index, format!("token_{}", token.id));
+                return Err(Fault::Order { expected, found });
+            }
+            progress.token(&mut figures, received_ns, stamp(&token, asked));
+        }
     }
     Ok(())
 }
 
-fn stamp(token: &Token, load: &Load) -> Option<Stamp> {
-    load.timed.then_some(Stamp {
+fn stamp(token: &Token, asked: &Asked) -> Option<Stamp> {
+    asked.timed.then_some(Stamp {
         due_ns: token.due_ns,
         emitted_ns: token.emitted_ns,
     })

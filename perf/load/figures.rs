@@ -35,7 +35,10 @@ pub(crate) struct Times {
     pub(crate) lateness: Histogram<u64>,
     /// From the time at which it was due to its emission: the device's own fault.
     pub(crate) runner: Histogram<u64>,
-    /// From the request to the read that brought the first token.
+    /// From the time at which a stream was due to begin to that at which the load began it: the load's
+    /// own fault.
+    pub(crate) sender: Histogram<u64>,
+    /// From the time at which a request was due to the read that brought its first token.
     pub(crate) ttft: Histogram<u64>,
     /// Between the reads that brought two tokens of a stream.
     pub(crate) gaps: Histogram<u64>,
@@ -56,6 +59,7 @@ impl Times {
             one_way: histogram(),
             lateness: histogram(),
             runner: histogram(),
+            sender: histogram(),
             ttft: histogram(),
             gaps: histogram(),
         }
@@ -67,6 +71,7 @@ impl Times {
             (&mut self.one_way, &other.one_way),
             (&mut self.lateness, &other.lateness),
             (&mut self.runner, &other.runner),
+            (&mut self.sender, &other.sender),
             (&mut self.ttft, &other.ttft),
             (&mut self.gaps, &other.gaps),
         ] {
@@ -88,6 +93,12 @@ impl Figures {
             faults: Vec::new(),
             last_token_ns: 0,
         }
+    }
+
+    /// A stream begins now that was due then.
+    pub(super) fn sent(&mut self, due_ns: u64) {
+        let late = monotonic_ns().saturating_sub(due_ns);
+        self.times.sender.saturating_record(late);
     }
 
     pub(super) fn read(&mut self, bytes: usize) {
@@ -124,16 +135,16 @@ impl Figures {
 
 /// What one request has seen so far: its tokens must be 0, 1, 2 …
 pub(super) struct Progress {
-    requested_ns: u64,
+    due_ns: u64,
     last_ns: u64,
     pub(super) next_index: u32,
 }
 
 impl Progress {
-    /// A request that is sent now.
-    pub(super) fn begin() -> Self {
+    /// A request that is due at that time.
+    pub(super) fn begin(due_ns: u64) -> Self {
         Self {
-            requested_ns: monotonic_ns(),
+            due_ns,
             last_ns: 0,
             next_index: 0,
         }
@@ -142,7 +153,7 @@ impl Progress {
     /// Takes the next token, which a read brought at that time.
     pub(super) fn token(&mut self, figures: &mut Figures, received_ns: u64, stamp: Option<Stamp>) {
         if self.next_index == 0 {
-            let ttft = received_ns.saturating_sub(self.requested_ns);
+            let ttft = received_ns.saturating_sub(self.due_ns);
             figures.times.ttft.saturating_record(ttft);
         } else if stamp.is_some() {
             let gap = received_ns.saturating_sub(self.last_ns);

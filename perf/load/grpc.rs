@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
-use http::Request;
+use http::{Request, Uri};
 use prost::Message;
 use tokenway::proto::v1;
 use tokenway::proto::v1::completion_request::Input;
@@ -13,12 +13,10 @@ use tokio::time::timeout;
 
 use super::figures::Progress;
 use super::message::Messages;
-use super::{Fault, Load, Notes};
+use super::session::Asked;
+use super::{Fault, Load};
 use crate::arguments::ServerUrl;
 use crate::client::{ReadClock, TimedStream};
-
-/// How many streams share a connection.
-const STREAMS: u32 = 64;
 
 /// Windows that never hold up a reader who reads.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -31,12 +29,16 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 pub(super) struct Connection {
     requests: SendRequest<Bytes>,
     clock: ReadClock,
+    method: Uri,
 }
 
-/// As many connections as so many streams need.
-pub(super) async fn connect(url: &ServerUrl, streams: u32) -> Result<Vec<Connection>, Fault> {
-    let mut connections = Vec::new();
-    for _ in 0..streams.div_ceil(STREAMS) {
+impl Connection {
+    /// Opens a connection, which a task of this thread drives from now on.
+    pub(super) async fn open(url: &ServerUrl) -> Result<Self, Fault> {
+        let method = format!("{url}/tokenway.v1.Inference/Complete");
+        let method = method
+            .parse()
+            .map_err(|_| Fault::Malformed(method.clone()))?;
         let socket = TcpStream::connect(&url.authority).await?;
         socket.set_nodelay(true)?;
         let clock = ReadClock::default();
@@ -48,44 +50,32 @@ pub(super) async fn connect(url: &ServerUrl, streams: u32) -> Result<Vec<Connect
         let opened = timeout(HANDSHAKE, builder.handshake(socket)).await;
         let (requests, connection) =
             opened.map_err(|_| Fault::Refused("nothing to a connection".to_owned()))??;
-        // It ends with the load, whose streams tell what went wrong with it.
+        // It ends with the session, whose streams tell what went wrong with it.
         tokio::task::spawn_local(connection);
-        connections.push(Connection { requests, clock });
+        Ok(Self {
+            requests,
+            clock,
+            method,
+        })
     }
-    Ok(connections)
-}
 
-/// The connection of this stream.
-pub(super) fn of_stream(connections: &[Connection], stream: u32) -> Option<Connection> {
-    let at = usize::try_from(stream / STREAMS).ok()?;
-    connections.get(at).cloned()
-}
-
-/// Makes the stream's requests, one after the other.
-pub(super) async fn stream(
-    url: &ServerUrl,
-    connection: Connection,
-    load: &Load,
-    notes: &Notes,
-) -> Result<(), Fault> {
-    let message = message(load);
-    for _ in 0..load.requests {
-        let request = Request::post(format!("{url}/tokenway.v1.Inference/Complete"))
+    /// Makes a request.
+    pub(super) async fn request(&self, asked: &Asked, mut progress: Progress) -> Result<(), Fault> {
+        let request = Request::post(self.method.clone())
             .header("content-type", "application/grpc")
             .header("te", "trailers")
             .body(())
             .map_err(|error| Fault::Malformed(error.to_string()))?;
-        let mut progress = Progress::begin();
-        let mut requests = connection.requests.clone().ready().await?;
+        let mut requests = self.requests.clone().ready().await?;
         let (answer, mut upload) = requests.send_request(request, false)?;
-        upload.send_data(message.clone(), true)?;
+        upload.send_data(asked.message.clone(), true)?;
         let mut body = answer.await?.into_body();
         let mut messages = Messages::default();
         while let Some(piece) = body.data().await {
             let piece = piece?;
             body.flow_control().release_capacity(piece.len())?;
-            let received_ns = connection.clock.last_read_ns();
-            let mut figures = notes.borrow_mut();
+            let received_ns = self.clock.last_read_ns();
+            let mut figures = asked.notes.borrow_mut();
             figures.read(piece.len());
             messages.read(&piece, received_ns, &mut progress, &mut figures)?;
         }
@@ -95,16 +85,15 @@ pub(super) async fn stream(
         }) {
             return Err(Fault::Refused(format!("gRPC status {status}")));
         }
-        if !messages.has_finished() || progress.next_index != load.tokens {
+        if !messages.has_finished() || progress.next_index != asked.tokens {
             return Err(Fault::CutOff(progress.next_index));
         }
-        notes.borrow_mut().requests += 1;
+        Ok(())
     }
-    Ok(())
 }
 
 /// The request as a message with its head.
-fn message(load: &Load) -> Bytes {
+pub(super) fn message(load: &Load) -> Bytes {
     let request = v1::CompletionRequest {
         input: Some(Input::Prompt("Count the tokens.".to_owned())),
         max_tokens: Some(load.tokens),

@@ -1,12 +1,19 @@
 //! A stream over HTTP/1.1, or over a bare socket: the least of a client that can check what it reads.
 
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Poll, ready};
+
+use bytes::Bytes;
 use tokenway::runner::monotonic_ns;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::figures::{Figures, Progress};
 use super::lines::Lines;
-use super::{Fault, Load, Notes, body};
+use super::session::Asked;
+use super::{Fault, Load};
 use crate::arguments::ServerUrl;
 
 /// What is asked for over HTTP, or over a bare socket.
@@ -20,53 +27,81 @@ pub(crate) enum Form {
     Sse,
 }
 
-const READ: usize = 64 * 1024;
-
-/// Makes the stream's requests, one after the other on one connection.
-pub(super) async fn stream(
-    url: &ServerUrl,
+/// A connection that is kept alive.
+pub(super) struct Connection {
+    socket: TcpStream,
     form: Form,
-    load: &Load,
-    notes: &Notes,
-) -> Result<(), Fault> {
-    let mut socket = TcpStream::connect(&url.authority).await?;
-    socket.set_nodelay(true)?;
-    let request = request(url, form, &body(load));
-    let mut buffer = vec![0; READ];
-    for _ in 0..load.requests {
-        let mut progress = Progress::begin();
-        let mut answer = Answer::new(form);
-        socket.write_all(&request).await?;
+}
+
+impl Connection {
+    pub(super) async fn open(url: &ServerUrl, form: Form) -> io::Result<Self> {
+        let socket = TcpStream::connect(&url.authority).await?;
+        socket.set_nodelay(true)?;
+        Ok(Self { socket, form })
+    }
+
+    /// Makes a request.
+    pub(super) async fn request(
+        &mut self,
+        asked: &Asked,
+        mut progress: Progress,
+    ) -> Result<(), Fault> {
+        let mut answer = Answer::new(self.form);
+        self.socket.write_all(&asked.message).await?;
         while !answer.has_ended() {
-            let read = socket.read(&mut buffer).await?;
+            let read = self.read(asked).await?;
             let received_ns = monotonic_ns();
             if read == 0 {
                 return Err(Fault::CutOff(progress.next_index));
             }
-            let mut figures = notes.borrow_mut();
+            let mut figures = asked.notes.borrow_mut();
             figures.read(read);
-            answer.read(&buffer[..read], received_ns, &mut progress, &mut figures)?;
+            let piece = &asked.buffer.borrow()[..read];
+            answer.read(piece, received_ns, &mut progress, &mut figures)?;
         }
-        if progress.next_index != load.tokens {
+        if progress.next_index != asked.tokens {
             return Err(Fault::CutOff(progress.next_index));
         }
-        notes.borrow_mut().requests += 1;
+        Ok(())
     }
-    Ok(())
+
+    /// Reads into the buffer that all streams share.
+    async fn read(&mut self, asked: &Asked) -> io::Result<usize> {
+        let socket = &mut self.socket;
+        poll_fn(|cx| {
+            let mut buffer = asked.buffer.borrow_mut();
+            let mut buffer = ReadBuf::new(&mut buffer);
+            ready!(Pin::new(&mut *socket).poll_read(cx, &mut buffer))?;
+            Poll::Ready(Ok(buffer.filled().len()))
+        })
+        .await
+    }
 }
 
-fn request(url: &ServerUrl, form: Form, body: &str) -> Vec<u8> {
+/// The request, as it is written to a connection.
+pub(super) fn message(url: &ServerUrl, form: Form, load: &Load) -> Bytes {
+    let body = body(load);
     let accept = match form {
         Form::Sse => "text/event-stream",
         Form::Ndjson => "application/x-ndjson",
-        Form::Raw => return format!("{body}\n").into_bytes(),
+        Form::Raw => return format!("{body}\n").into(),
     };
     let (path, host, length) = (url.path("/v1/completions"), &url.authority, body.len());
     format!(
         "POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n\
          accept: {accept}\r\ncontent-length: {length}\r\n\r\n{body}"
     )
-    .into_bytes()
+    .into()
+}
+
+fn body(load: &Load) -> String {
+    let options = if load.timed {
+        r#","stream_options":{"include_stamps":true}"#
+    } else {
+        ""
+    };
+    let tokens = load.tokens;
+    format!(r#"{{"prompt":"Count the tokens.","max_tokens":{tokens},"stream":true{options}}}"#)
 }
 
 /// An answer as it comes.
@@ -217,8 +252,11 @@ mod tests {
     #[test]
     fn an_answer_is_read_wherever_its_pieces_and_its_chunks_are_cut() {
         for cut in 1..ANSWER.len() {
-            let (mut answer, mut progress, mut figures) =
-                (Answer::new(Form::Ndjson), Progress::begin(), Figures::new());
+            let (mut answer, mut progress, mut figures) = (
+                Answer::new(Form::Ndjson),
+                Progress::begin(0),
+                Figures::new(),
+            );
             for piece in [&ANSWER[..cut], &ANSWER[cut..]] {
                 answer
                     .read(piece.as_bytes(), 1, &mut progress, &mut figures)
@@ -232,8 +270,11 @@ mod tests {
     #[test]
     fn a_refusal_is_told_by_its_status() {
         let refusal = b"HTTP/1.1 429 Too Many Requests\r\n\r\n";
-        let (mut answer, mut progress, mut figures) =
-            (Answer::new(Form::Ndjson), Progress::begin(), Figures::new());
+        let (mut answer, mut progress, mut figures) = (
+            Answer::new(Form::Ndjson),
+            Progress::begin(0),
+            Figures::new(),
+        );
         let fault = answer.read(refusal, 1, &mut progress, &mut figures);
         assert!(fault.unwrap_err().to_string().contains("429"));
     }

@@ -111,7 +111,7 @@ mod tests {
 
     fn read(pieces: &[&str]) -> (Result<(), Fault>, Figures, Lines) {
         let (mut lines, mut progress, mut figures) =
-            (Lines::default(), Progress::begin(), Figures::new());
+            (Lines::default(), Progress::begin(0), Figures::new());
         for (received_ns, piece) in (1_000..).zip(pieces) {
             let read = lines.read(piece.as_bytes(), received_ns, &mut progress, &mut figures);
             if read.is_err() {

@@ -217,7 +217,7 @@ mod tests {
 
     fn read(pieces: &[&[u8]]) -> (Result<(), Fault>, Figures, Messages) {
         let (mut messages, mut progress, mut figures) =
-            (Messages::default(), Progress::begin(), Figures::new());
+            (Messages::default(), Progress::begin(0), Figures::new());
         for piece in pieces {
             let read = messages.read(piece, 1_000, &mut progress, &mut figures);
             if read.is_err() {

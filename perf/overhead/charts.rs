@@ -1,11 +1,13 @@
 //! The pictures of a run, as SVG.
 
+use hdrhistogram::Histogram;
 use plotters::prelude::*;
 
 use super::lane::Lane;
 use super::results::{Cell, Results, Round};
 use super::scenario::Scenario;
 use super::statistics::count;
+use crate::load::Times;
 
 /// Width and height, in pixels.
 const SIZE: (u32, u32) = (860, 420);
@@ -31,19 +33,36 @@ struct Curve {
 
 /// What share of a lane's tokens came within which time.
 pub(super) fn latency(results: &Results, scenario: Scenario) -> Drawn {
+    let names = (
+        "one-way latency, µs (logarithmic)",
+        "tokens that came within it, %",
+    );
+    within(results, scenario, names, |times| &times.one_way)
+}
+
+/// What share of a lane's requests had their first token within which time.
+pub(super) fn ttft(results: &Results, scenario: Scenario) -> Drawn {
+    let names = (
+        "time to the first token, µs (logarithmic)",
+        "requests that had it within that, %",
+    );
+    within(results, scenario, names, |times| &times.ttft)
+}
+
+fn within(
+    results: &Results,
+    scenario: Scenario,
+    (x_name, y_name): (&str, &str),
+    histogram: fn(&Times) -> &Histogram<u64>,
+) -> Drawn {
     let curves = curves_of(results, scenario, |cell| {
-        let times = &cell.times.one_way;
+        let times = histogram(&cell.times);
         QUANTILES
             .iter()
             .map(|percent| (us(times.value_at_quantile(percent / 100.0)), *percent))
             .collect()
     });
-    draw_curves(
-        &curves,
-        "one-way latency, µs (logarithmic)",
-        "tokens that came within it, %",
-        Axis::Logarithmic,
-    )
+    draw_curves(&curves, x_name, y_name, Axis::Logarithmic)
 }
 
 /// What each door adds to its floor's latency, quantile by quantile.

@@ -38,7 +38,11 @@ const DEFINITIONS: &str = "
 that brought it, both on the machine's monotonic clock</td></tr>
 <tr><th>Full speed</th><td>the device makes tokens as fast as they are read; a client of one thread reads,
 checks every index and does nothing else</td></tr>
-<tr><th>TTFT</th><td>time to first token: from the request to the read that brought its first token</td></tr>
+<tr><th>TTFT</th><td>time to first token: from the time at which a request was due to the read that brought
+its first token. Requests are due one each millisecond, however long those before take, so that a wait is
+never hidden by asking later</td></tr>
+<tr><th>Sent late</th><td>from the time at which a request was due to that at which the client began it: the
+client's own fault, and part of TTFT</td></tr>
 <tr><th>CPU per token</th><td>processor time of all the server's threads, the device's too, over the tokens
 of the round</td></tr>
 <tr><th>Median, lowest, highest</th><td>of the rounds; a ratio or a difference is taken within each
@@ -85,6 +89,9 @@ fn page(
         round.cpu_us_per_token
     })?;
     figure(&mut body, &cpu, "Shorter is better.");
+    body.push_str("<h2>Time to the first token: 1,000 short requests a second</h2>");
+    let ttft = charts::ttft(results, Scenario::OpenLoop)?;
+    figure(&mut body, &ttft, "Left is better.");
     body.push_str("<h2>The knee: more streams</h2>");
     let name = "million tokens per second";
     let knee = charts::over_streams(results, name, Scenario::full_streams, |round| {

@@ -38,6 +38,7 @@ struct Histograms {
     one_way: Vec<(u64, u64)>,
     schedule_lateness: Vec<(u64, u64)>,
     runner_lateness: Vec<(u64, u64)>,
+    sender_lateness: Vec<(u64, u64)>,
     ttft: Vec<(u64, u64)>,
     inter_token: Vec<(u64, u64)>,
 }
@@ -80,6 +81,7 @@ fn histograms(cell: &Cell) -> Histograms {
         one_way: pairs(&times.one_way),
         schedule_lateness: pairs(&times.lateness),
         runner_lateness: pairs(&times.runner),
+        sender_lateness: pairs(&times.sender),
         ttft: pairs(&times.ttft),
         inter_token: pairs(&times.gaps),
     }

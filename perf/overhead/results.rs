@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::lane::Lane;
@@ -40,13 +41,19 @@ pub(crate) struct Round {
     pub(crate) one_way_p50_us: f64,
     pub(crate) one_way_p99_us: f64,
     pub(crate) ttft_p50_us: f64,
+    pub(crate) ttft_p99_us: f64,
+    /// How late the load itself began its streams.
+    pub(crate) sender_p50_us: f64,
 }
 
 impl Round {
     pub(super) fn of(figures: &Figures, cpu: Option<Duration>, rss_bytes: Option<u64>) -> Self {
         let tokens = count(figures.tokens);
         let seconds = count(figures.elapsed_ns) / 1e9;
-        let us = |ns: u64| count(ns) / 1e3;
+        let us = |histogram: &Histogram<u64>, quantile: f64| {
+            count(histogram.value_at_quantile(quantile)) / 1e3
+        };
+        let times = &figures.times;
         Self {
             tokens: figures.tokens,
             tokens_per_second: tokens / seconds,
@@ -55,9 +62,11 @@ impl Round {
             bytes_per_token: count(figures.bytes) / tokens,
             cpu_us_per_token: cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / tokens),
             rss_bytes,
-            one_way_p50_us: us(figures.times.one_way.value_at_quantile(0.5)),
-            one_way_p99_us: us(figures.times.one_way.value_at_quantile(0.99)),
-            ttft_p50_us: us(figures.times.ttft.value_at_quantile(0.5)),
+            one_way_p50_us: us(&times.one_way, 0.5),
+            one_way_p99_us: us(&times.one_way, 0.99),
+            ttft_p50_us: us(&times.ttft, 0.5),
+            ttft_p99_us: us(&times.ttft, 0.99),
+            sender_p50_us: us(&times.sender, 0.5),
         }
     }
 }

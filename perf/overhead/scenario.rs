@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::load::Load;
+use crate::load::{Load, Sockets};
 
 /// The cadence of paced streams: 50 tokens a second.
 pub(super) const PACED: Duration = Duration::from_millis(20);
@@ -14,9 +14,19 @@ pub(crate) enum Scenario {
     Full(u32),
     /// So many streams of 50 tokens a second, their beginnings spread over one interval.
     Paced(u32),
-    /// Requests of 16 tokens, 32 at a time, as fast as they are answered.
+    /// Requests of 16 tokens, 32 at a time, as fast as they are answered. How long one takes says only
+    /// how many are answered in a second.
     Short,
+    /// Requests of 16 tokens, 1,000 a second, whether those before are answered or not: far less than
+    /// any lane can answer, so that what one takes is its own time.
+    OpenLoop,
 }
+
+/// Tokens of a short request.
+const SHORT: u32 = 16;
+
+/// How many short requests run at a time; and how many connections wait for those that come open loop.
+const SHORT_STREAMS: u32 = 32;
 
 impl Scenario {
     /// What reports call it.
@@ -27,6 +37,7 @@ impl Scenario {
             Self::Paced(1) => "1 stream × 50 tokens/s".to_owned(),
             Self::Paced(streams) => format!("{streams} streams × 50 tokens/s"),
             Self::Short => "requests of 16 tokens, 32 at a time".to_owned(),
+            Self::OpenLoop => "requests of 16 tokens, 1,000 a second".to_owned(),
         }
     }
 
@@ -34,7 +45,7 @@ impl Scenario {
     pub(super) fn full_streams(self) -> Option<u32> {
         match self {
             Self::Full(streams) => Some(streams),
-            Self::Paced(_) | Self::Short => None,
+            Self::Paced(_) | Self::Short | Self::OpenLoop => None,
         }
     }
 
@@ -42,14 +53,14 @@ impl Scenario {
     pub(super) fn paced_streams(self) -> Option<u32> {
         match self {
             Self::Paced(streams) => Some(streams),
-            Self::Full(_) | Self::Short => None,
+            Self::Full(_) | Self::Short | Self::OpenLoop => None,
         }
     }
 
     /// The time between two tokens that the device keeps.
     pub(super) fn interval(self) -> Duration {
         match self {
-            Self::Full(_) | Self::Short => Duration::ZERO,
+            Self::Full(_) | Self::Short | Self::OpenLoop => Duration::ZERO,
             Self::Paced(_) => PACED,
         }
     }
@@ -72,13 +83,28 @@ impl Scenario {
                 spread: PACED,
             },
             Self::Short => Load {
-                streams: 32,
-                requests: size.short_requests / 32,
-                tokens: 16,
+                streams: SHORT_STREAMS,
+                requests: size.short_requests / SHORT_STREAMS,
+                tokens: SHORT,
                 timed: false,
                 spread: Duration::ZERO,
             },
+            Self::OpenLoop => Load {
+                streams: size.open_loop_requests,
+                requests: 1,
+                tokens: SHORT,
+                timed: false,
+                spread: Duration::from_millis(size.open_loop_requests.into()),
+            },
         }
+    }
+
+    /// What is open before anything is asked.
+    pub(super) fn sockets(self) -> Sockets {
+        Sockets::of(match self {
+            Self::Full(streams) | Self::Paced(streams) => streams,
+            Self::Short | Self::OpenLoop => SHORT_STREAMS,
+        })
     }
 }
 
@@ -89,8 +115,10 @@ pub(super) struct Size {
     pub(super) full_tokens: u32,
     /// Tokens of each paced stream.
     pub(super) paced_tokens: u32,
-    /// Short requests.
+    /// Short requests, as fast as they are answered.
     pub(super) short_requests: u32,
+    /// Short requests, one each millisecond.
+    pub(super) open_loop_requests: u32,
 }
 
 impl Size {
@@ -98,10 +126,12 @@ impl Size {
         full_tokens: 1_000_000,
         paced_tokens: 50,
         short_requests: 3_200,
+        open_loop_requests: 300,
     };
     pub(super) const WHOLE: Self = Self {
         full_tokens: 4_000_000,
         paced_tokens: 250,
         short_requests: 16_000,
+        open_loop_requests: 1_500,
     };
 }

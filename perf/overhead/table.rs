@@ -42,7 +42,13 @@ fn head(scenario: Scenario) -> String {
     let columns: &[&str] = match scenario {
         Scenario::Full(_) => &["tokens/s", "CPU µs/token", "tokens/read", "bytes/token"],
         Scenario::Paced(_) => &["p50 µs", "p99 µs", "p99.9 µs", "CPU µs/token"],
-        Scenario::Short => &["requests/s", "TTFT p50 µs", "CPU µs/token"],
+        Scenario::Short => &["requests/s", "CPU µs/token"],
+        Scenario::OpenLoop => &[
+            "TTFT p50 µs",
+            "TTFT p99 µs",
+            "sent late p50",
+            "CPU µs/token",
+        ],
     };
     let columns: String = columns.iter().map(|name| format!("{name:>15}")).collect();
     format!("  {:<30}{columns}", "lane")
@@ -71,7 +77,13 @@ fn row(scenario: Scenario, cell: &Cell) -> String {
         }
         Scenario::Short => [
             number(median(|round| Some(round.requests_per_second)), 0),
+            number(cpu, 2),
+        ]
+        .concat(),
+        Scenario::OpenLoop => [
             number(median(|round| Some(round.ttft_p50_us)), 1),
+            number(median(|round| Some(round.ttft_p99_us)), 1),
+            number(median(|round| Some(round.sender_p50_us)), 1),
             number(cpu, 2),
         ]
         .concat(),

@@ -169,8 +169,8 @@ const WANTED: [Wanted; 14] = {
             (AtLeast, 0.5),
         ),
         wanted(
-            "HTTP: added to TTFT at p50",
-            Scenario::Short,
+            "HTTP: added to TTFT at p50, 1,000 requests/s",
+            Scenario::OpenLoop,
             http,
             AddedTtft,
             (AtMost, 150.0),
@@ -183,8 +183,8 @@ const WANTED: [Wanted; 14] = {
             (AtLeast, 0.5),
         ),
         wanted(
-            "gRPC: added to TTFT at p50",
-            Scenario::Short,
+            "gRPC: added to TTFT at p50, 1,000 requests/s",
+            Scenario::OpenLoop,
             grpc,
             AddedTtft,
             (AtMost, 150.0),

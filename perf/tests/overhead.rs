@@ -43,7 +43,8 @@ fn every_lane_is_measured_under_every_load_and_no_token_is_lost() {
     for load in [
         "2 streams × 50 tokens/s",
         "2 streams, full speed",
-        "requests of 16 tokens",
+        "requests of 16 tokens, 32 at a time",
+        "requests of 16 tokens, 1,000 a second",
     ] {
         assert!(out.contains(load), "{out}");
         for lane in lanes.split(',') {
