@@ -1,7 +1,7 @@
 //! The servers of all lanes, each in a process of its own, started before anything is measured and
 //! idle while it is not their turn.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::time::Duration;
 
@@ -27,7 +27,10 @@ pub(super) struct Fleet {
 
 impl Fleet {
     /// Starts what these lanes need.
-    pub(super) async fn start(lanes: &[Lane], interval: Duration) -> Result<Self, ServerError> {
+    pub(super) async fn start(
+        lanes: &BTreeSet<Lane>,
+        interval: Duration,
+    ) -> Result<Self, ServerError> {
         let mut fleet = Self {
             targets: HashMap::new(),
             processes: Vec::new(),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::lane::Lane;
 use crate::load::{Load, Sockets};
 
 /// The cadence of paced streams: 50 tokens a second.
@@ -78,7 +79,11 @@ impl Scenario {
             Self::Paced(streams) => Load {
                 streams,
                 requests: 1,
-                tokens: size.paced_tokens,
+                tokens: if streams == 1 {
+                    size.single_tokens
+                } else {
+                    size.paced_tokens
+                },
                 timed: true,
                 spread: PACED,
             },
@@ -99,6 +104,38 @@ impl Scenario {
         }
     }
 
+    /// What is asked before anything is counted: the same, for a moment.
+    pub(super) fn warm_up(self, size: Size) -> Load {
+        let load = self.load(size);
+        match self {
+            Self::Full(_) => Load {
+                tokens: load.tokens.div_ceil(20),
+                ..load
+            },
+            Self::Paced(_) => Load { tokens: 3, ..load },
+            Self::Short => Load {
+                requests: load.requests.div_ceil(20),
+                ..load
+            },
+            Self::OpenLoop => Load {
+                streams: load.streams.div_ceil(10),
+                spread: load.spread / 10,
+                ..load
+            },
+        }
+    }
+
+    /// The lanes that its targets need.
+    pub(super) fn quick_lanes(self) -> &'static [Lane] {
+        use Lane::{BareAxum, BareTonic, Grpc, Mpsc, Ndjson, TwoTcp};
+        match self {
+            Self::Paced(1) => &[BareAxum, Ndjson],
+            Self::Paced(_) => &[Mpsc, BareTonic, BareAxum, Grpc, Ndjson, TwoTcp],
+            Self::Full(_) => &[BareTonic, BareAxum, Grpc, Ndjson, TwoTcp],
+            Self::Short | Self::OpenLoop => &[BareTonic, BareAxum, Grpc, Ndjson],
+        }
+    }
+
     /// What is open before anything is asked.
     pub(super) fn sockets(self) -> Sockets {
         Sockets::of(match self {
@@ -113,8 +150,10 @@ impl Scenario {
 pub(super) struct Size {
     /// Tokens of all streams at full speed.
     pub(super) full_tokens: u32,
-    /// Tokens of each paced stream.
+    /// Tokens of each of several paced streams: enough for a 99th percentile.
     pub(super) paced_tokens: u32,
+    /// Tokens of a single paced stream, of which the median is looked at.
+    pub(super) single_tokens: u32,
     /// Short requests, as fast as they are answered.
     pub(super) short_requests: u32,
     /// Short requests, one each millisecond.
@@ -122,16 +161,20 @@ pub(super) struct Size {
 }
 
 impl Size {
+    /// Five rounds in under a minute on two cores: half of it for 64 paced streams.
     pub(super) const QUICK: Self = Self {
-        full_tokens: 1_000_000,
-        paced_tokens: 50,
-        short_requests: 3_200,
+        full_tokens: 1_200_000,
+        paced_tokens: 45,
+        single_tokens: 20,
+        short_requests: 4_000,
         open_loop_requests: 300,
     };
+    /// Five rounds of all lanes in under ten minutes.
     pub(super) const WHOLE: Self = Self {
         full_tokens: 4_000_000,
-        paced_tokens: 250,
+        paced_tokens: 100,
+        single_tokens: 100,
         short_requests: 16_000,
-        open_loop_requests: 1_500,
+        open_loop_requests: 1_000,
     };
 }

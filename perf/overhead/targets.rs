@@ -219,6 +219,15 @@ impl Value {
     }
 }
 
+/// Which lanes must have been measured under which loads for every target to be judged.
+#[cfg(test)]
+pub(super) fn needed() -> impl Iterator<Item = (Scenario, Lane)> {
+    let compared = WANTED.iter();
+    let compared =
+        compared.flat_map(|wanted| [wanted.lane, wanted.floor].map(|lane| (wanted.scenario, lane)));
+    compared.chain([Lane::TwoTcp, Lane::BareAxum, Lane::Mpsc].map(|lane| (PACED, lane)))
+}
+
 /// Judges the targets that the run has measured.
 pub(super) fn judge(results: &Results) -> Vec<Target> {
     let compared = WANTED.iter().filter_map(|wanted| {
