@@ -18,6 +18,7 @@ mod json;
 mod lane;
 mod machine;
 mod plan;
+mod report;
 mod results;
 mod rounds;
 mod scenario;
@@ -29,6 +30,7 @@ use baseline::{Baseline, BaselineError};
 use lane::Lane;
 use machine::Machine;
 use plan::Plan;
+use report::Report;
 
 use crate::server::ServerError;
 
@@ -107,23 +109,19 @@ async fn measure_and_report(options: &Options, out: &mut dyn Write) -> Result<bo
     let mut machine = Machine::now();
     let (results, faults) = rounds::measure(&plan).await?;
     machine.ended();
-    writeln!(out, "{}", table::text(&results))?;
-    let targets = targets::judge(&results);
-    table::write_targets(&targets, out)?;
+    let report = Report::of(machine, results, faults);
+    table::write(&report, out)?;
     if let Some(path) = &options.json {
-        json::write(path, &machine, &targets, &results)?;
+        json::write(path, &report)?;
     }
     if let Some(path) = &options.html {
-        html::write(path, &machine, &targets, &results)?;
+        html::write(path, &report)?;
     }
-    let worse = baseline.map_or_else(Vec::new, |baseline| baseline.worse(&targets));
+    let worse = baseline.map_or_else(Vec::new, |baseline| baseline.worse(&report.targets));
     for line in &worse {
         writeln!(out, "WORSE {line}")?;
     }
-    for fault in &faults {
-        writeln!(out, "FAULT {fault}")?;
-    }
     out.flush()?;
-    let missed = targets.iter().any(|target| !target.pass);
-    Ok(faults.is_empty() && worse.is_empty() && !(options.check && missed))
+    let missed = options.check && report.has_missed();
+    Ok(report.faults.is_empty() && worse.is_empty() && !missed)
 }

@@ -5,8 +5,9 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::charts;
+use super::charts::{self, ChartError};
 use super::machine::Machine;
+use super::report::Report;
 use super::results::Results;
 use super::scenario::Scenario;
 use super::table;
@@ -50,61 +51,21 @@ round</td></tr>
 </table>";
 
 /// Writes the page.
-pub(super) fn write(
-    path: &Path,
-    machine: &Machine,
-    targets: &[Target],
-    results: &Results,
-) -> io::Result<()> {
-    let page = page(machine, targets, results).map_err(io::Error::other)?;
+pub(super) fn write(path: &Path, report: &Report) -> io::Result<()> {
+    let page = page(report).map_err(io::Error::other)?;
     fs::write(path, page)
 }
 
-fn page(
-    machine: &Machine,
-    targets: &[Target],
-    results: &Results,
-) -> Result<String, charts::ChartError> {
+fn page(report: &Report) -> Result<String, ChartError> {
     let mut body = String::new();
     body.push_str("<h1>What Tokenway adds to a token</h1>");
     body.push_str(INTRODUCTION);
-    body.push_str(&stamp(machine));
-    body.push_str(&targets_table(targets));
-    let (paced, full) = (Scenario::Paced(64), Scenario::Full(64));
-    body.push_str("<h2>Latency: 64 streams of 50 tokens a second</h2>");
-    let caption = "Left is better. A lane that lies on its floor adds nothing.";
-    figure(&mut body, &charts::latency(results, paced)?, caption);
-    let caption = "What each door adds to the floor beneath it, quantile by quantile.";
-    figure(&mut body, &charts::added(results, paced)?, caption);
-    let cpu = charts::bars(results, paced, "CPU per token, µs", |round| {
-        round.cpu_us_per_token
-    })?;
-    figure(&mut body, &cpu, "Shorter is better.");
-    body.push_str("<h2>Throughput: 64 streams at full speed</h2>");
-    let tokens = charts::bars(results, full, "million tokens per second", |round| {
-        Some(round.tokens_per_second / 1e6)
-    })?;
-    figure(&mut body, &tokens, "Longer is better.");
-    let cpu = charts::bars(results, full, "CPU per token, µs", |round| {
-        round.cpu_us_per_token
-    })?;
-    figure(&mut body, &cpu, "Shorter is better.");
-    body.push_str("<h2>Time to the first token: 1,000 short requests a second</h2>");
-    let ttft = charts::ttft(results, Scenario::OpenLoop)?;
-    figure(&mut body, &ttft, "Left is better.");
-    body.push_str("<h2>The knee: more streams</h2>");
-    let name = "million tokens per second";
-    let knee = charts::over_streams(results, name, Scenario::full_streams, |round| {
-        Some(round.tokens_per_second / 1e6)
-    })?;
-    figure(&mut body, &knee, "At full speed.");
-    let name = "one-way latency at p99, µs";
-    let knee = charts::over_streams(results, name, Scenario::paced_streams, |round| {
-        Some(round.one_way_p99_us)
-    })?;
-    figure(&mut body, &knee, "At 50 tokens a second for each stream.");
+    body.push_str(&stamp(&report.machine));
+    body.push_str(&faults(&report.faults));
+    body.push_str(&targets_table(&report.targets));
+    pictures(&mut body, &report.results)?;
     body.push_str("<h2>All figures</h2><pre>");
-    body.push_str(&escaped(&table::text(results)));
+    body.push_str(&escaped(&table::text(&report.results)));
     body.push_str("</pre>");
     body.push_str(DEFINITIONS);
     Ok(format!(
@@ -113,6 +74,51 @@ fn page(
          <title>What Tokenway adds to a token</title><style>{STYLE}</style></head>\
          <body>{body}</body></html>\n"
     ))
+}
+
+fn pictures(body: &mut String, results: &Results) -> Result<(), ChartError> {
+    let (paced, full) = (Scenario::Paced(64), Scenario::Full(64));
+    body.push_str("<h2>Latency: 64 streams of 50 tokens a second</h2>");
+    let caption = "Left is better. A lane that lies on its floor adds nothing.";
+    figure(body, &charts::latency(results, paced)?, caption);
+    let caption = "What each door adds to the floor beneath it, quantile by quantile.";
+    figure(body, &charts::added(results, paced)?, caption);
+    let cpu = charts::bars(results, paced, "CPU per token, µs", |round| {
+        round.cpu_us_per_token
+    })?;
+    figure(body, &cpu, "Shorter is better.");
+    body.push_str("<h2>Throughput: 64 streams at full speed</h2>");
+    let tokens = charts::bars(results, full, "million tokens per second", |round| {
+        Some(round.tokens_per_second / 1e6)
+    })?;
+    figure(body, &tokens, "Longer is better.");
+    let cpu = charts::bars(results, full, "CPU per token, µs", |round| {
+        round.cpu_us_per_token
+    })?;
+    figure(body, &cpu, "Shorter is better.");
+    body.push_str("<h2>Time to the first token: 1,000 short requests a second</h2>");
+    let ttft = charts::ttft(results, Scenario::OpenLoop)?;
+    figure(body, &ttft, "Left is better.");
+    body.push_str("<h2>The knee: more streams</h2>");
+    let name = "million tokens per second";
+    let knee = charts::over_streams(results, name, Scenario::full_streams, |round| {
+        Some(round.tokens_per_second / 1e6)
+    })?;
+    figure(body, &knee, "At full speed.");
+    let name = "one-way latency at p99, µs";
+    let knee = charts::over_streams(results, name, Scenario::paced_streams, |round| {
+        Some(round.one_way_p99_us)
+    })?;
+    figure(body, &knee, "At 50 tokens a second for each stream.");
+    Ok(())
+}
+
+fn faults(faults: &[String]) -> String {
+    if faults.is_empty() {
+        return String::new();
+    }
+    let faults = escaped(&faults.join("\n"));
+    format!("<h2 class=\"fail\">What went wrong</h2><pre>{faults}</pre>")
 }
 
 fn stamp(machine: &Machine) -> String {

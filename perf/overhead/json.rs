@@ -8,7 +8,8 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::machine::Machine;
-use super::results::{Cell, Results, Round};
+use super::report::Report;
+use super::results::{Cell, Round};
 use super::targets::Target;
 
 /// The form of the file; another number is another form.
@@ -19,6 +20,7 @@ struct Run<'a> {
     format: u32,
     machine: &'a Machine,
     targets: &'a [Target],
+    faults: &'a [String],
     cells: Vec<CellObject<'a>>,
 }
 
@@ -44,23 +46,22 @@ struct Histograms {
 }
 
 /// Writes the run to a file.
-pub(super) fn write(
-    path: &Path,
-    machine: &Machine,
-    targets: &[Target],
-    results: &Results,
-) -> io::Result<()> {
-    let cells = results.cells().map(|(scenario, lane, cell)| CellObject {
-        load: scenario.title(),
-        lane: lane.name(),
-        floor: lane.floor().map(super::lane::Lane::name),
-        rounds: &cell.rounds,
-        histograms: histograms(cell),
-    });
+pub(super) fn write(path: &Path, report: &Report) -> io::Result<()> {
+    let cells = report
+        .results
+        .cells()
+        .map(|(scenario, lane, cell)| CellObject {
+            load: scenario.title(),
+            lane: lane.name(),
+            floor: lane.floor().map(super::lane::Lane::name),
+            rounds: &cell.rounds,
+            histograms: histograms(cell),
+        });
     let run = Run {
         format: FORMAT,
-        machine,
-        targets,
+        machine: &report.machine,
+        targets: &report.targets,
+        faults: &report.faults,
         cells: cells.collect(),
     };
     let mut file = BufWriter::new(File::create(path)?);

@@ -2,9 +2,20 @@
 
 use std::io::{self, Write};
 
+use super::report::Report;
 use super::results::{Cell, Results, Round};
 use super::scenario::Scenario;
 use super::targets::{Bound, Target};
+
+/// Writes the tables, the targets, and what went wrong.
+pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "{}", text(&report.results))?;
+    write_targets(&report.targets, out)?;
+    for fault in &report.faults {
+        writeln!(out, "FAULT {fault}")?;
+    }
+    Ok(())
+}
 
 /// The tables of all loads.
 pub(super) fn text(results: &Results) -> String {
@@ -20,7 +31,7 @@ pub(super) fn text(results: &Results) -> String {
 }
 
 /// Writes the targets, one on each line.
-pub(super) fn write_targets(targets: &[Target], out: &mut dyn Write) -> io::Result<()> {
+fn write_targets(targets: &[Target], out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "\nTargets (median of the rounds, lowest to highest)")?;
     for target in targets {
         let verdict = if target.pass { "pass" } else { "FAIL" };
