@@ -23,6 +23,9 @@ use crate::device::Device;
 mod bare;
 mod lines;
 
+/// How many requests may wait for a slot, as in the product by default.
+const QUEUE_DEPTH: usize = 1_024;
+
 /// What is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
 pub(crate) enum Role {
@@ -57,6 +60,10 @@ pub(crate) struct Options {
     /// The gateway's engine.
     #[arg(long)]
     engine: Option<String>,
+    /// How long the product waits for a peer that does nothing, in milliseconds: for headers, and for a
+    /// slow reader. For bodies and for sockets that take nothing it waits three times as long.
+    #[arg(long, value_name = "MS", default_value = "10000", value_parser = duration_ms)]
+    patience_ms: Duration,
 }
 
 /// Why nothing is served.
@@ -147,7 +154,12 @@ fn parts(options: &Options) -> ServerParts {
         source: source(options),
         http: has_http.then_some(http),
         grpc: has_grpc.then(|| options.grpc_listen.clone()),
-        limits: Limits::default(),
+        limits: Limits {
+            header_timeout: options.patience_ms,
+            body_timeout: options.patience_ms * 3,
+            write_timeout: options.patience_ms * 3,
+            ..Limits::default()
+        },
         // A run may be long, and ends by itself.
         request_timeout: Duration::from_secs(24 * 60 * 60),
         drain: Drain {
@@ -173,7 +185,7 @@ fn source(options: &Options) -> Source {
     };
     Source::Engine(EngineParts {
         models: vec![model],
-        queue_depth: options.slots,
-        slow_reader_timeout: Duration::from_secs(10),
+        queue_depth: QUEUE_DEPTH,
+        slow_reader_timeout: options.patience_ms,
     })
 }
