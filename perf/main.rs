@@ -18,6 +18,7 @@ mod percentiles;
 mod process;
 mod serve;
 mod server;
+mod soak;
 mod stamps;
 mod streaming;
 
@@ -33,6 +34,7 @@ struct Cli {
 enum Command {
     Streaming(streaming::Options),
     Overhead(overhead::Options),
+    Soak(soak::Options),
     #[command(hide = true)]
     Serve(serve::Options),
 }
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Streaming(options) => streaming::run(&options, &mut out, &mut err),
         Command::Overhead(options) => overhead::run(&options, &mut out, &mut err),
+        Command::Soak(options) => soak::run(&options, &mut out, &mut err),
         Command::Serve(options) => serve::run(&options, &mut out, &mut err),
     }
 }

@@ -26,11 +26,43 @@ impl Usage {
                 cpu += run_time(&counts).unwrap_or_default();
             }
         }
-        let status = fs::read_to_string(format!("/proc/{id}/status"))?;
-        let rss_bytes = resident(&status)
-            .ok_or_else(|| io::Error::other("the process's status has no VmRSS"))?;
+        let rss_bytes = rss_bytes(id)?;
         Ok(Self { cpu, rss_bytes })
     }
+}
+
+/// What a process holds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Holdings {
+    /// Its resident memory.
+    pub(crate) rss_bytes: u64,
+    /// Its open files, sockets and what else has a descriptor.
+    pub(crate) descriptors: u64,
+    /// Its threads.
+    pub(crate) threads: u64,
+}
+
+impl Holdings {
+    /// What the process holds now.
+    ///
+    /// # Errors
+    /// When there is no such process, or it is not this user's.
+    pub(crate) fn of(id: u32) -> io::Result<Self> {
+        let count = |folder| -> io::Result<u64> {
+            let entries = fs::read_dir(format!("/proc/{id}/{folder}"))?.count();
+            Ok(u64::try_from(entries).unwrap_or(u64::MAX))
+        };
+        Ok(Self {
+            rss_bytes: rss_bytes(id)?,
+            descriptors: count("fd")?,
+            threads: count("task")?,
+        })
+    }
+}
+
+fn rss_bytes(id: u32) -> io::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{id}/status"))?;
+    resident(&status).ok_or_else(|| io::Error::other("the process's status has no VmRSS"))
 }
 
 /// The first number of `schedstat`: the time on a processor, in nanoseconds.
@@ -66,5 +98,17 @@ mod tests {
             usage.cpu > Duration::ZERO && usage.rss_bytes > 0,
             "{usage:?}"
         );
+    }
+
+    #[test]
+    fn files_that_are_open_are_held() {
+        let before = Holdings::of(std::process::id()).unwrap();
+        let open = || fs::File::open("/proc/self/status").unwrap();
+        let files: Vec<_> = std::iter::repeat_with(open).take(50).collect();
+        let after = Holdings::of(std::process::id()).unwrap();
+        // Other tests of this process may have closed some of theirs.
+        assert!(after.descriptors > before.descriptors + 25, "{after:?}");
+        assert!(after.threads > 0 && after.rss_bytes > 0, "{after:?}");
+        drop(files);
     }
 }

@@ -53,6 +53,22 @@ impl OwnServer {
     /// # Errors
     /// When it does not start.
     pub(crate) async fn start(start: &Start) -> Result<Self, ServerError> {
+        Self::start_with(start, &[]).await
+    }
+
+    /// Starts a product that waits so long for a peer that does nothing.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub(crate) async fn start_with_patience(
+        start: &Start,
+        patience: Duration,
+    ) -> Result<Self, ServerError> {
+        let patience_ms = (patience.as_secs_f64() * 1e3).to_string();
+        Self::start_with(start, &["--patience-ms", &patience_ms]).await
+    }
+
+    async fn start_with(start: &Start, arguments: &[&str]) -> Result<Self, ServerError> {
         let role = clap::ValueEnum::to_possible_value(&start.role);
         let role = role.expect("every role has a name");
         let mut command = Command::new(std::env::current_exe()?);
@@ -61,7 +77,8 @@ impl OwnServer {
             .arg("--interval-ms")
             .arg((start.interval.as_secs_f64() * 1e3).to_string())
             .arg("--slots")
-            .arg(start.slots.to_string());
+            .arg(start.slots.to_string())
+            .args(arguments);
         for (flag, value) in [
             ("--grpc-listen", &start.grpc_listen),
             ("--engine", &start.engine),
@@ -97,9 +114,13 @@ impl OwnServer {
 
     /// What the process has used so far.
     pub(crate) fn usage(&self) -> io::Result<Usage> {
+        Usage::of(self.id()?)
+    }
+
+    /// The process.
+    pub(crate) fn id(&self) -> io::Result<u32> {
         let id = self.child.id();
-        let id = id.ok_or_else(|| io::Error::other("the server's process has ended"))?;
-        Usage::of(id)
+        id.ok_or_else(|| io::Error::other("the server's process has ended"))
     }
 
     /// Ends the process, and waits until it has ended.

@@ -1,0 +1,104 @@
+//! A run as one HTML page that needs nothing from elsewhere.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::charts::{self, ChartError, Curve};
+use super::outcome::Outcome;
+use super::sample::Sample;
+use super::table;
+
+const STYLE: &str = "
+  body { font: 16px/1.5 system-ui, sans-serif; max-width: 900px; margin: 2rem auto; padding: 0 1rem;
+         color: #1d2530; background: #fff }
+  h1 { font-size: 1.8rem } h2 { margin-top: 2.5rem } figure { margin: 1rem 0 }
+  figure svg { width: 100%; height: auto } figcaption { color: #556; font-size: .9rem }
+  .pass { color: #067a3f; font-weight: 600 } .fail { color: #b3261e; font-weight: 600 }
+  pre { background: #f5f6f8; padding: 1rem; overflow-x: auto; font-size: .8rem }";
+
+const INTRODUCTION: &str = "
+<p>A server was put under a mixed load for a while: whole streams on both doors, every token of them
+checked; streams that were left in the middle; readers that stood still; requests that were none. Below is
+what its process held over time under that load. When all clients had left it had to hold what it held
+before, and no more.</p>";
+
+/// Writes the page.
+pub(super) fn write(path: &Path, outcome: &Outcome) -> io::Result<()> {
+    let page = page(outcome).map_err(io::Error::other)?;
+    fs::write(path, page)
+}
+
+fn page(outcome: &Outcome) -> Result<String, ChartError> {
+    let mut body = format!("<h1>A server under load for a while</h1>{INTRODUCTION}");
+    for line in outcome.verdict() {
+        let class = if outcome.is_good() { "pass" } else { "fail" };
+        // Writing to a string never fails.
+        let _ = write!(body, "<p class=\"{class}\">{}</p>", escaped(&line));
+    }
+    let steady = &outcome.steady;
+    let curve = |name, value: fn(&Sample) -> u64| Curve {
+        name,
+        points: steady
+            .iter()
+            .map(|sample| (sample.seconds, number(value(sample))))
+            .collect(),
+    };
+    let memory = [curve("RSS", |sample| sample.rss_bytes / (1024 * 1024))];
+    let caption = "Resident memory. It may rise while an allocator learns how much is needed, and then \
+                   must stay.";
+    figure(&mut body, &charts::over_time(&memory, "MiB")?, caption);
+    let held = [
+        curve("descriptors", |sample| sample.descriptors),
+        curve("connections", |sample| sample.connections),
+        curve("threads", |sample| sample.threads),
+    ];
+    let caption = "Descriptors, the connections among them, and threads.";
+    figure(&mut body, &charts::over_time(&held, "how many")?, caption);
+    let requests = [
+        curve("requests in flight", |sample| sample.in_flight),
+        curve("slots taken", |sample| sample.sequences),
+        curve("queued", |sample| sample.queued),
+    ];
+    let caption =
+        "Requests in flight, those of them that have a slot of the device, and those that wait.";
+    figure(
+        &mut body,
+        &charts::over_time(&requests, "how many")?,
+        caption,
+    );
+    let totals = escaped(&table::totals(&outcome.tally));
+    let (head, rows) = (
+        table::head(),
+        [&outcome.before, &outcome.after].map(table::row),
+    );
+    let rows = escaped(&rows.join("\n"));
+    let _ = write!(
+        body,
+        "<h2>What clients did</h2><pre>{totals}</pre>\
+         <h2>Without clients: before the load, and after it</h2><pre>{head}\n{rows}</pre>"
+    );
+    Ok(format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width\">\
+         <title>A server under load for a while</title><style>{STYLE}</style></head>\
+         <body>{body}</body></html>\n"
+    ))
+}
+
+fn figure(body: &mut String, svg: &str, caption: &str) {
+    let _ = write!(
+        body,
+        "<figure>{svg}<figcaption>{caption}</figcaption></figure>"
+    );
+}
+
+/// A count on a chart's axis.
+fn number(count: u64) -> f64 {
+    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;")
+}
