@@ -153,8 +153,8 @@ impl Tokens {
                 if tokens.first_index != self.next_index {
                     return Err(self.out_of_order(&format!("index {}", tokens.first_index)));
                 }
-                for token in &tokens.tokens {
-                    self.token(&token.text)?;
+                for token in tokens.tokens.iter() {
+                    self.token(token.text)?;
                 }
                 if tokens.finish_reason() != v1::FinishReason::Unspecified {
                     self.stage = Stage::Finished;
