@@ -31,6 +31,12 @@ impl ChoiceText {
 
     /// Takes the next token; appends to `ready` the tokens whose lines may go out now.
     fn push(&mut self, token: Token, ready: &mut TokenBatch) -> Watch {
+        if self.stop.is_idle() {
+            ready.push_written(token.id, stamp(&token), |text| {
+                self.utf8.push(&token.bytes, text);
+            });
+            return Watch::Open;
+        }
         self.text.clear();
         self.utf8.push(&token.bytes, &mut self.text);
         self.watch(token, ready)
@@ -78,10 +84,14 @@ fn with_text<'a>(token: &Token, text: &'a str) -> TextToken<'a> {
     TextToken {
         id: token.id,
         text,
-        stamp: Stamp {
-            due_ns: token.due_ns,
-            emitted_ns: token.emitted_ns,
-        },
+        stamp: stamp(token),
+    }
+}
+
+fn stamp(token: &Token) -> Stamp {
+    Stamp {
+        due_ns: token.due_ns,
+        emitted_ns: token.emitted_ns,
     }
 }
 

@@ -54,6 +54,17 @@ impl TokenBatch {
         self.end_token(token.id, token.stamp);
     }
 
+    /// Appends a token whose text is written by `write`, which must only append.
+    pub(crate) fn push_written(
+        &mut self,
+        id: TokenId,
+        stamp: Stamp,
+        write: impl FnOnce(&mut String),
+    ) {
+        write(&mut self.text);
+        self.end_token(id, stamp);
+    }
+
     /// Says what the text of the next token is, for who reads a token piece by piece.
     pub(crate) fn set_text(&mut self, text: &str) {
         let begin = self.tokens.last().map_or(0, |last| last.end);

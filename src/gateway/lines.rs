@@ -23,7 +23,10 @@ pub(super) struct Lines {
     options: StreamOptions,
     /// Everything up to the choice's index.
     prefix: Bytes,
-    /// Everything after the finish reason and the token's ids.
+    /// Everything after the text of a token with which nothing ends; `None` where each token has an
+    /// end of its own, with its id or its times.
+    tail: Option<Bytes>,
+    /// Everything after the finish reason and the token's ids and times.
     suffix: &'static str,
     head: Head,
 }
@@ -83,13 +86,20 @@ impl Lines {
         } else {
             "}"
         };
-        Self {
+        let mut lines = Self {
             format,
             options,
             prefix: prefix.freeze(),
+            tail: None,
             suffix,
             head,
+        };
+        if !options.return_token_ids && !options.include_stamps {
+            let mut tail = BytesMut::new();
+            lines.put_tail(&mut tail, None, None);
+            lines.tail = Some(tail.freeze());
         }
+        lines
     }
 
     /// One line for each token; one without text where the choice ends with no token.
@@ -179,6 +189,19 @@ impl Lines {
         put_number(out, index);
         out.put_slice(b",\"text\":");
         put_json_string(out, token.map_or("", |token| token.text));
+        match &self.tail {
+            Some(tail) if finish_reason.is_none() => out.put_slice(tail),
+            Some(_) | None => self.put_tail(out, token, finish_reason),
+        }
+    }
+
+    /// Everything after the text.
+    fn put_tail(
+        &self,
+        out: &mut BytesMut,
+        token: Option<&TextToken<'_>>,
+        finish_reason: Option<&str>,
+    ) {
         out.put_slice(b",\"logprobs\":null,\"finish_reason\":");
         match finish_reason {
             None => out.put_slice(b"null"),

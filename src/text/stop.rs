@@ -33,6 +33,11 @@ impl<T> StopMatcher<T> {
         }
     }
 
+    /// Whether there is nothing to watch for: every token is decided at once.
+    pub(super) fn is_idle(&self) -> bool {
+        self.stops.is_empty()
+    }
+
     /// Takes the next token and hands to `release` each token that is decided, with its text. After a
     /// match these are the tokens that begin before it, the last cut where it begins.
     pub(super) fn push(&mut self, token: T, text: &str, mut release: impl FnMut(T, &str)) -> Watch {
