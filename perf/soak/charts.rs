@@ -55,7 +55,8 @@ pub(super) fn over_time(curves: &[Curve], y_name: &str) -> Result<String, ChartE
             .background_style(WHITE.mix(0.8))
             .border_style(BLACK.mix(0.3))
             .label_font((FONT, 14))
-            .position(SeriesLabelPosition::LowerRight)
+            // There are no looks in the warm-up, so nothing is behind them here.
+            .position(SeriesLabelPosition::UpperLeft)
             .draw()?;
         Ok(())
     })

@@ -38,28 +38,28 @@ fn page(outcome: &Outcome) -> Result<String, ChartError> {
         let _ = write!(body, "<p class=\"{class}\">{}</p>", escaped(&line));
     }
     let steady = &outcome.steady;
-    let curve = |name, value: fn(&Sample) -> u64| Curve {
+    let curve = |name, unit, value: fn(&Sample) -> u64| Curve {
         name,
         points: steady
             .iter()
-            .map(|sample| (sample.seconds, number(value(sample))))
+            .map(|sample| (sample.seconds, number(value(sample)) / unit))
             .collect(),
     };
-    let memory = [curve("RSS", |sample| sample.rss_bytes / (1024 * 1024))];
+    let memory = [curve("RSS", 1024.0, |sample| sample.rss_bytes / 1024)];
     let caption = "Resident memory. It may rise while an allocator learns how much is needed, and then \
                    must stay.";
     figure(&mut body, &charts::over_time(&memory, "MiB")?, caption);
     let held = [
-        curve("descriptors", |sample| sample.descriptors),
-        curve("connections", |sample| sample.connections),
-        curve("threads", |sample| sample.threads),
+        curve("descriptors", 1.0, |sample| sample.descriptors),
+        curve("connections", 1.0, |sample| sample.connections),
+        curve("threads", 1.0, |sample| sample.threads),
     ];
     let caption = "Descriptors, the connections among them, and threads.";
     figure(&mut body, &charts::over_time(&held, "how many")?, caption);
     let requests = [
-        curve("requests in flight", |sample| sample.in_flight),
-        curve("slots taken", |sample| sample.sequences),
-        curve("queued", |sample| sample.queued),
+        curve("requests in flight", 1.0, |sample| sample.in_flight),
+        curve("slots taken", 1.0, |sample| sample.sequences),
+        curve("queued", 1.0, |sample| sample.queued),
     ];
     let caption =
         "Requests in flight, those of them that have a slot of the device, and those that wait.";

@@ -73,8 +73,15 @@ fn a_short_run_does_everything_and_finds_no_fault_and_no_leak() {
 
 #[test]
 fn a_server_that_is_none_is_an_error_and_no_leak() {
-    let doors = ["--http", "http://127.0.0.1:9", "--grpc", "127.0.0.1:9"];
-    let output = soak(&[&doors[..], &["--pid", "4194304", "--minutes", "0.01"]].concat());
+    let doors = [
+        "--http",
+        "http://127.0.0.1:9",
+        "--grpc",
+        "127.0.0.1:9",
+        "--minutes",
+        "0.01",
+    ];
+    let output = soak(&[&doors[..], &["--pid", "4194304"]].concat());
     assert_eq!(output.status.code(), Some(1));
     let err = text(&output.stderr);
     assert!(err.starts_with("error: the server's process"), "{err}");
