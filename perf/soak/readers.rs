@@ -158,27 +158,27 @@ pub(super) async fn stand_still(
     };
     let url = door(doors, form);
     let mut connection = Connection::open(url, protocol, Room::Narrow).await?;
+    // A server's patience begins when its buffers are full, which is soon: their client may still read
+    // what is in them.
+    let (asked, patience) = (Instant::now(), doors.patience);
     let mut stream = Stream::open(&mut connection, url, form, ENDLESS).await?;
     stream.read_until(random.random_range(1..=20)).await?;
-    let (stopped, patience) = (Instant::now(), doors.patience);
     // Up to and beyond the time at which a server closes a connection that takes nothing.
     sleep(patience.mul_f64(random.random_range(0.5..5.0))).await;
     if random.random_bool(0.3) {
         return Ok("left");
     }
-    let stood = stopped.elapsed();
     let Ok(ended) = timeout(patience * 2, stream.read_to_end()).await else {
         return Ok("came back in time");
     };
-    let early = |what: &str| Fault::answer("more patience", format!("{what} after {stood:?}"));
+    let took = asked.elapsed();
+    let early = |what: &str| Fault::answer("more patience", format!("{what} after {took:?}"));
     match ended? {
-        Ended::Failed(ErrorKind::SlowReader) if stopped.elapsed() < patience => {
-            Err(early("slow_reader"))
-        }
+        Ended::Failed(ErrorKind::SlowReader) if took < patience => Err(early("slow_reader")),
         Ended::Failed(ErrorKind::SlowReader) => Ok("slow_reader"),
         Ended::Failed(kind) => Err(Fault::answer("slow_reader", kind.row().code)),
         // A connection that takes nothing is closed then, and a record cannot be told any more.
-        Ended::CutOff(fault) if stood < patience * 3 => Err(early(&fault.to_string())),
+        Ended::CutOff(fault) if took < patience * 3 => Err(early(&fault.to_string())),
         Ended::CutOff(_) => Ok("cut off"),
         Ended::Whole if stream.count() == ENDLESS => Ok("whole"),
         Ended::Whole => Err(Fault::CutOff(stream.count())),
