@@ -260,6 +260,7 @@ impl Runner for LlmTestRunner {
 
     fn release(&mut self, slot: Slot) {
         self.sequences[slot.0] = None;
+        self.waiting.retain(|waiting| *waiting != slot);
     }
 
     fn next(&mut self, room: &dyn Room) -> Next {
@@ -403,5 +404,20 @@ mod tests {
         assert_eq!(runner.next(&AlwaysRoom(1)), Next::Idle);
         runner.admit(Slot(0), sequence(100)).unwrap();
         assert_eq!(step(&mut runner, 1).len(), 1);
+    }
+
+    #[test]
+    fn a_sequence_does_not_inherit_the_wait_of_the_one_before_it_in_its_slot() {
+        let mut runner = runner(Duration::ZERO);
+        runner.admit(Slot(0), sequence(100)).unwrap();
+        assert!(step(&mut runner, 0).is_empty(), "it waits for room");
+        runner.release(Slot(0));
+        runner.admit(Slot(0), sequence(100)).unwrap();
+        assert!(matches!(runner.next(&AlwaysRoom(3)), Next::At(_)));
+        assert_eq!(
+            step(&mut runner, 3).len(),
+            3,
+            "no more than it has room for"
+        );
     }
 }
