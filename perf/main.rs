@@ -12,6 +12,7 @@ mod device;
 
 mod load;
 mod metrics;
+mod open_files;
 mod order;
 mod overhead;
 mod percentiles;

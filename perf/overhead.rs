@@ -21,6 +21,7 @@ mod plan;
 mod report;
 mod results;
 mod rounds;
+mod scale;
 mod scenario;
 mod statistics;
 mod table;
@@ -29,9 +30,10 @@ mod targets;
 use baseline::{Baseline, BaselineError};
 use lane::Lane;
 use machine::Machine;
-use plan::Plan;
+use plan::{Kind, Plan};
 use report::Report;
 
+use crate::open_files::OpenFilesError;
 use crate::server::ServerError;
 
 /// Measure what each door adds to a token, against bare axum, bare tonic and others in the same run.
@@ -52,6 +54,9 @@ pub(crate) struct Options {
     /// Which lanes, by commas [default: all, or with --quick those that each load's targets need]
     #[arg(long, value_name = "LANE", value_delimiter = ',')]
     lanes: Option<Vec<Lane>>,
+    /// Which kinds of load, by commas [default: all, or with --quick all but scale]
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    loads: Option<Vec<Kind>>,
     /// Write all that was measured to this file, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -74,6 +79,8 @@ enum RunError {
     Server(#[from] ServerError),
     #[error(transparent)]
     Io(#[from] io::Error),
+    #[error(transparent)]
+    OpenFiles(#[from] OpenFilesError),
     #[error(transparent)]
     Baseline(#[from] BaselineError),
 }

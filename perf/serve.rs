@@ -23,9 +23,6 @@ use crate::device::Device;
 mod bare;
 mod lines;
 
-/// How many requests may wait for a slot, as in the product by default.
-const QUEUE_DEPTH: usize = 1_024;
-
 /// What is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
 pub(crate) enum Role {
@@ -54,6 +51,9 @@ pub(crate) struct Options {
     /// How many streams run at a time.
     #[arg(long)]
     slots: usize,
+    /// How many requests may wait for a slot.
+    #[arg(long)]
+    queue: usize,
     /// Where the gRPC door listens.
     #[arg(long, default_value = "127.0.0.1:0")]
     grpc_listen: Address,
@@ -185,7 +185,7 @@ fn source(options: &Options) -> Source {
     };
     Source::Engine(EngineParts {
         models: vec![model],
-        queue_depth: QUEUE_DEPTH,
+        queue_depth: options.queue,
         slow_reader_timeout: options.patience_ms,
     })
 }

@@ -23,6 +23,8 @@ pub(crate) struct Start {
     pub(crate) interval: Duration,
     /// How many streams it runs at a time.
     pub(crate) slots: usize,
+    /// How many requests may wait for a slot.
+    pub(crate) queue: usize,
     /// Where its gRPC door listens; `None` is any free port.
     pub(crate) grpc_listen: Option<String>,
     /// The gateway's engine.
@@ -78,6 +80,8 @@ impl OwnServer {
             .arg((start.interval.as_secs_f64() * 1e3).to_string())
             .arg("--slots")
             .arg(start.slots.to_string())
+            .arg("--queue")
+            .arg(start.queue.to_string())
             .args(arguments);
         for (flag, value) in [
             ("--grpc-listen", &start.grpc_listen),

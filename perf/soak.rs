@@ -148,6 +148,9 @@ impl Fault {
     }
 }
 
+/// How many requests may wait for a slot, as in the product by default.
+const QUEUE: usize = 1_024;
+
 /// Why nothing could be soaked.
 #[derive(Debug, thiserror::Error)]
 enum RunError {
@@ -231,6 +234,7 @@ async fn own_server(options: &Options, patience: Duration) -> Result<OwnServer, 
         interval: options.interval_ms,
         // A few less than there are clients: some of them must wait.
         slots: usize::from(options.clients) * 3 / 4 + 1,
+        queue: QUEUE,
         grpc_listen: None,
         engine: None,
     };

@@ -149,6 +149,7 @@ async fn measure(
         role: Role::Product,
         interval: plan.interval,
         slots: SLOTS,
+        queue: SLOTS,
         grpc_listen: None,
         engine: None,
     };

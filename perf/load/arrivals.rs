@@ -65,18 +65,11 @@ impl Arrivals {
 
     /// Setting the timer also forgets what it told before.
     fn set(&self, due_ns: u64) -> io::Result<()> {
-        let due = Duration::from_nanos(due_ns);
-        let seconds = i64::try_from(due.as_secs()).map_err(io::Error::other)?;
-        let zero = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
+        let due = Timespec::try_from(Duration::from_nanos(due_ns)).map_err(io::Error::other)?;
+        let never = Timespec::default();
         let once = Itimerspec {
-            it_interval: zero,
-            it_value: Timespec {
-                tv_sec: seconds,
-                tv_nsec: due.subsec_nanos().into(),
-            },
+            it_interval: never,
+            it_value: due,
         };
         timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &once)?;
         Ok(())

@@ -1,6 +1,9 @@
 //! What a load saw: how much came, how fast, and how late.
 
+use std::time::Duration;
+
 use hdrhistogram::Histogram;
+use rustix::time::{ClockId, clock_gettime};
 use tokenway::runner::monotonic_ns;
 
 /// Times to three digits, up to a minute.
@@ -17,12 +20,21 @@ pub(crate) struct Figures {
     pub(crate) requests: u64,
     pub(crate) reads: u64,
     pub(crate) bytes: u64,
-    /// From the first request to the last token, in nanoseconds.
+    /// How many requests have had their first token.
+    pub(crate) begun: u64,
+    /// How many gRPC requests have had the head of their answer, which they have while they wait for a
+    /// slot.
+    pub(crate) answered: u64,
+    /// From the beginning to the last token, in nanoseconds.
     pub(crate) elapsed_ns: u64,
+    /// The share of one processor that the load itself took. Near 1 it may be what holds up the tokens.
+    pub(crate) load_share: f64,
     pub(crate) times: Times,
-    pub(crate) fault_count: u64,
+    pub(crate) fault_count: u32,
     /// The first of them.
     pub(crate) faults: Vec<String>,
+    began_ns: u64,
+    began_cpu: Duration,
     last_token_ns: u64,
 }
 
@@ -52,7 +64,7 @@ pub(super) struct Stamp {
 }
 
 impl Times {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let histogram =
             || Histogram::new_with_bounds(1, HIGHEST_NS, DIGITS).expect("the bounds are valid");
         Self {
@@ -81,16 +93,22 @@ impl Times {
 }
 
 impl Figures {
+    /// Nothing so far, from now on.
     pub(super) fn new() -> Self {
         Self {
             tokens: 0,
             requests: 0,
             reads: 0,
             bytes: 0,
+            begun: 0,
+            answered: 0,
             elapsed_ns: 0,
+            load_share: 0.0,
             times: Times::new(),
             fault_count: 0,
             faults: Vec::new(),
+            began_ns: monotonic_ns(),
+            began_cpu: thread_cpu(),
             last_token_ns: 0,
         }
     }
@@ -121,16 +139,33 @@ impl Figures {
             .saturating_record(emitted_ns.saturating_sub(due_ns));
     }
 
-    pub(super) fn fault(&mut self, fault: String) {
+    pub(crate) fn fault(&mut self, fault: String) {
         self.fault_count += 1;
         if self.faults.len() < TOLD_FAULTS {
             self.faults.push(fault);
         }
     }
 
-    pub(super) fn ended(&mut self, began_ns: u64) {
-        self.elapsed_ns = self.last_token_ns.saturating_sub(began_ns);
+    /// Adds what went wrong in another part of a run.
+    pub(crate) fn add_faults(&mut self, other: &Self) {
+        self.fault_count += other.fault_count;
+        let room = TOLD_FAULTS.saturating_sub(self.faults.len());
+        self.faults.extend(other.faults.iter().take(room).cloned());
     }
+
+    /// It ends now.
+    pub(super) fn end(&mut self) {
+        self.elapsed_ns = self.last_token_ns.saturating_sub(self.began_ns);
+        let wall = Duration::from_nanos(monotonic_ns().saturating_sub(self.began_ns));
+        let cpu = thread_cpu().saturating_sub(self.began_cpu);
+        self.load_share = cpu.div_duration_f64(wall);
+    }
+}
+
+/// The processor time of the load, which is this thread.
+fn thread_cpu() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(time).expect("no thread has run for less than no time")
 }
 
 /// What one request has seen so far: its tokens must be 0, 1, 2 …
@@ -155,6 +190,7 @@ impl Progress {
         if self.next_index == 0 {
             let ttft = received_ns.saturating_sub(self.due_ns);
             figures.times.ttft.saturating_record(ttft);
+            figures.begun += 1;
         } else if stamp.is_some() {
             let gap = received_ns.saturating_sub(self.last_ns);
             figures.times.gaps.saturating_record(gap);

@@ -70,6 +70,7 @@ impl Connection {
         let (answer, mut upload) = requests.send_request(request, false)?;
         upload.send_data(asked.message.clone(), true)?;
         let mut body = answer.await?.into_body();
+        asked.notes.borrow_mut().answered += 1;
         let mut messages = Messages::default();
         while let Some(piece) = body.data().await {
             let piece = piece?;

@@ -86,13 +86,19 @@ impl Session {
 
     /// Puts a load on the target, and says what came of it.
     pub(crate) async fn run(&self, load: &Load) -> Figures {
-        let began_ns = monotonic_ns();
+        self.notes.replace(Figures::new());
         let ran = self.tasks.run_until(self.streams(load)).await;
-        let mut figures = self.notes.replace(Figures::new());
+        let mut figures = self.take();
         if let Err(fault) = ran {
             figures.fault(fault.to_string());
         }
-        figures.ended(began_ns);
+        figures
+    }
+
+    /// What a running load has seen so far, of which it says nothing any more at its end.
+    pub(crate) fn take(&self) -> Figures {
+        let mut figures = self.notes.replace(Figures::new());
+        figures.end();
         figures
     }
 

@@ -4,7 +4,7 @@ use hdrhistogram::Histogram;
 use plotters::prelude::*;
 
 use super::lane::Lane;
-use super::results::{Cell, Results, Round};
+use super::results::{Cell, Place, Results, Round};
 use super::scenario::Scenario;
 use super::statistics::count;
 use crate::load::Times;
@@ -69,7 +69,7 @@ fn within(
 pub(super) fn added(results: &Results, scenario: Scenario) -> Drawn {
     let cells = results.cells().filter(|(of, ..)| *of == scenario);
     let curves = cells.filter_map(|(_, lane, cell)| {
-        let floor = &results.cell(scenario, lane.floor()?)?.times.one_way;
+        let floor = &results.cell(Place(scenario, lane.floor()?))?.times.one_way;
         let times = &cell.times.one_way;
         // Beyond the 99th percentile a quiet machine's own stalls are larger than any server's.
         let quantiles = QUANTILES.iter().filter(|percent| **percent <= 99.0);

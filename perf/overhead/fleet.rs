@@ -13,28 +13,44 @@ use crate::process::Usage;
 use crate::serve::Role;
 use crate::server::{OwnServer, ServerError, Start};
 
-/// How many streams a server runs at a time.
-const SLOTS: usize = 1024;
+/// Of which kind the servers are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Setup {
+    /// The time between two tokens of a stream.
+    pub(super) interval: Duration,
+    /// How many streams each runs at a time.
+    pub(super) slots: usize,
+    /// How many requests may wait for a slot.
+    pub(super) queue: usize,
+}
 
-/// The servers of one cadence.
+impl Setup {
+    /// Servers on which no stream waits for a slot.
+    pub(super) fn of_interval(interval: Duration) -> Self {
+        Self {
+            interval,
+            slots: 1024,
+            queue: 1024,
+        }
+    }
+}
+
+/// Servers of one kind.
 pub(super) struct Fleet {
     targets: HashMap<Lane, (Target, Vec<usize>)>,
     processes: Vec<OwnServer>,
-    interval: Duration,
+    setup: Setup,
     /// Where the engines' Unix sockets are.
     folder: tempfile::TempDir,
 }
 
 impl Fleet {
     /// Starts what these lanes need.
-    pub(super) async fn start(
-        lanes: &BTreeSet<Lane>,
-        interval: Duration,
-    ) -> Result<Self, ServerError> {
+    pub(super) async fn start(lanes: &BTreeSet<Lane>, setup: Setup) -> Result<Self, ServerError> {
         let mut fleet = Self {
             targets: HashMap::new(),
             processes: Vec::new(),
-            interval,
+            setup,
             folder: tempfile::tempdir()?,
         };
         for lane in lanes {
@@ -72,7 +88,7 @@ impl Fleet {
 
     async fn add(&mut self, lane: Lane) -> Result<(), ServerError> {
         let Some(role) = lane.role() else {
-            let device = Device::start(self.interval, SLOTS).await?;
+            let device = Device::start(self.setup.interval, self.setup.slots).await?;
             self.targets
                 .insert(lane, (Target::Device(device), Vec::new()));
             return Ok(());
@@ -129,8 +145,9 @@ impl Fleet {
     ) -> Result<usize, ServerError> {
         let start = Start {
             role,
-            interval: self.interval,
-            slots: SLOTS,
+            interval: self.setup.interval,
+            slots: self.setup.slots,
+            queue: self.setup.queue,
             grpc_listen,
             engine,
         };

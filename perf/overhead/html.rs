@@ -8,10 +8,11 @@ use std::path::Path;
 use super::charts::{self, ChartError};
 use super::machine::Machine;
 use super::report::Report;
-use super::results::Results;
-use super::scenario::Scenario;
+use super::results::{Results, Round};
+use super::scale::Scale;
+use super::scenario::{Scenario, Size};
 use super::table;
-use super::targets::{Bound, Target};
+use super::targets::Target;
 
 const STYLE: &str = "
   body { font: 16px/1.5 system-ui, sans-serif; max-width: 900px; margin: 2rem auto; padding: 0 1rem;
@@ -46,6 +47,10 @@ never hidden by asking later</td></tr>
 client's own fault, and part of TTFT</td></tr>
 <tr><th>CPU per token</th><td>processor time of all the server's threads, the device's too, over the tokens
 of the round</td></tr>
+<tr><th>Load CPU</th><td>the share of one processor that the client took, which is one thread: near 100% it
+may be what holds up the tokens</td></tr>
+<tr><th>Memory per stream</th><td>what the server's resident memory had grown by while all the streams were
+open, their connections included, over their number; for queued requests, over their connections'</td></tr>
 <tr><th>Median, lowest, highest</th><td>of the rounds; a ratio or a difference is taken within each
 round</td></tr>
 </table>";
@@ -78,39 +83,93 @@ fn page(report: &Report) -> Result<String, ChartError> {
 
 fn pictures(body: &mut String, results: &Results) -> Result<(), ChartError> {
     let (paced, full) = (Scenario::Paced(64), Scenario::Full(64));
-    body.push_str("<h2>Latency: 64 streams of 50 tokens a second</h2>");
-    let caption = "Left is better. A lane that lies on its floor adds nothing.";
-    figure(body, &charts::latency(results, paced)?, caption);
-    let caption = "What each door adds to the floor beneath it, quantile by quantile.";
-    figure(body, &charts::added(results, paced)?, caption);
-    let cpu = charts::bars(results, paced, "CPU per token, µs", |round| {
-        round.cpu_us_per_token
-    })?;
-    figure(body, &cpu, "Shorter is better.");
-    body.push_str("<h2>Throughput: 64 streams at full speed</h2>");
-    let tokens = charts::bars(results, full, "million tokens per second", |round| {
-        Some(round.tokens_per_second / 1e6)
-    })?;
-    figure(body, &tokens, "Longer is better.");
-    let cpu = charts::bars(results, full, "CPU per token, µs", |round| {
-        round.cpu_us_per_token
-    })?;
-    figure(body, &cpu, "Shorter is better.");
-    body.push_str("<h2>Time to the first token: 1,000 short requests a second</h2>");
-    let ttft = charts::ttft(results, Scenario::OpenLoop)?;
-    figure(body, &ttft, "Left is better.");
-    body.push_str("<h2>The knee: more streams</h2>");
+    let cpu = |scenario| {
+        charts::bars(results, scenario, "CPU per token, µs", |round| {
+            round.cpu_us_per_token
+        })
+    };
+    let shorter = "Shorter is better.";
+    let title = "Latency: 64 streams of 50 tokens a second";
+    let latency = [
+        (
+            charts::latency(results, paced)?,
+            "Left is better. A lane that lies on its floor adds nothing.",
+        ),
+        (
+            charts::added(results, paced)?,
+            "What each door adds to the floor beneath it, quantile by quantile.",
+        ),
+        (cpu(paced)?, shorter),
+    ];
+    section(body, title, &latency);
     let name = "million tokens per second";
-    let knee = charts::over_streams(results, name, Scenario::full_streams, |round| {
-        Some(round.tokens_per_second / 1e6)
-    })?;
-    figure(body, &knee, "At full speed.");
-    let name = "one-way latency at p99, µs";
-    let knee = charts::over_streams(results, name, Scenario::paced_streams, |round| {
-        Some(round.one_way_p99_us)
-    })?;
-    figure(body, &knee, "At 50 tokens a second for each stream.");
+    let tokens = |round: &Round| Some(round.tokens_per_second / 1e6);
+    let throughput = [
+        (
+            charts::bars(results, full, name, tokens)?,
+            "Longer is better.",
+        ),
+        (cpu(full)?, shorter),
+    ];
+    section(body, "Throughput: 64 streams at full speed", &throughput);
+    let title = "Time to the first token: 1,000 short requests a second";
+    let ttft = charts::ttft(results, Scenario::OpenLoop)?;
+    section(body, title, &[(ttft, "Left is better.")]);
+    let knee = [
+        (
+            charts::over_streams(results, name, Scenario::full_streams, tokens)?,
+            "At full speed.",
+        ),
+        (
+            charts::over_streams(
+                results,
+                "one-way latency at p99, µs",
+                Scenario::paced_streams,
+                |round| Some(round.one_way_p99_us),
+            )?,
+            "At 50 tokens a second for each stream, and at 20 where there are thousands.",
+        ),
+    ];
+    section(body, "The knee: more streams", &knee);
+    scale(body, results)
+}
+
+fn scale(body: &mut String, results: &Results) -> Result<(), ChartError> {
+    let [many, _, slow, queued] = Scale::all(Size::WHOLE.crowd).map(Scenario::Scale);
+    let memory = |scenario| {
+        charts::bars(results, scenario, "memory, KiB", |round| {
+            Some(round.rss_per_stream? / 1024.0)
+        })
+    };
+    let captions =
+        [many, slow, queued].map(|scenario| format!("For each of {}.", scenario.title()));
+    let [of_many, of_slow, of_queued] = &captions;
+    let title = "Thousands of streams";
+    let figures = [
+        (charts::latency(results, many)?, "Left is better."),
+        (memory(many)?, of_many),
+        (memory(slow)?, of_slow),
+        (memory(queued)?, of_queued),
+    ];
+    section(body, title, &figures);
     Ok(())
+}
+
+/// A title and figures, of which those that the run did not measure are left out.
+fn section(body: &mut String, title: &str, figures: &[(String, &str)]) {
+    let drawn: Vec<_> = figures.iter().filter(|(svg, _)| !svg.is_empty()).collect();
+    if drawn.is_empty() {
+        return;
+    }
+    // Writing to a string cannot fail.
+    let _ = write!(body, "<h2>{}</h2>", escaped(title));
+    for (svg, caption) in drawn {
+        let caption = escaped(caption);
+        let _ = write!(
+            body,
+            "<figure>{svg}<figcaption>{caption}</figcaption></figure>"
+        );
+    }
 }
 
 fn faults(faults: &[String]) -> String {
@@ -147,10 +206,7 @@ fn targets_table(targets: &[Target]) -> String {
         } else {
             ("fail", "FAIL")
         };
-        let bound = match target.bound {
-            Bound::AtLeast => "≥",
-            Bound::AtMost => "≤",
-        };
+        let bound = target.bound.sign();
         let (spread, unit, limit) = (target.spread, target.unit, target.limit);
         // Writing to a string cannot fail.
         let _ = write!(
@@ -168,18 +224,6 @@ fn targets_table(targets: &[Target]) -> String {
         "<h2>Targets</h2><table><tr><th>What</th><th>Median</th><th>Rounds</th><th>Limit</th>\
          <th></th></tr>{rows}</table>"
     )
-}
-
-fn figure(body: &mut String, svg: &str, caption: &str) {
-    if svg.is_empty() {
-        return;
-    }
-    let caption = escaped(caption);
-    // Writing to a string cannot fail.
-    let _ = write!(
-        body,
-        "<figure>{svg}<figcaption>{caption}</figcaption></figure>"
-    );
 }
 
 fn escaped(text: &str) -> String {

@@ -4,13 +4,28 @@ use clap::ValueEnum;
 
 use super::Options;
 use super::lane::Lane;
+use super::scale::Scale;
 use super::scenario::{Scenario, Size};
+
+/// Loads of a kind, by which they are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kind {
+    /// Streams of 50 tokens a second.
+    Paced,
+    /// Streams as fast as they are read.
+    Full,
+    /// Short requests, as fast as they are answered.
+    Short,
+    /// Short requests, 1,000 a second.
+    OpenLoop,
+    /// Thousands of streams, and of requests that wait.
+    Scale,
+}
 
 /// What a run measures.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) loads: Vec<Planned>,
-    pub(super) rounds: u32,
     pub(super) size: Size,
 }
 
@@ -19,52 +34,103 @@ pub(super) struct Plan {
 pub(super) struct Planned {
     pub(super) scenario: Scenario,
     pub(super) lanes: Vec<Lane>,
+    pub(super) rounds: u32,
 }
 
 const ROUNDS: u32 = 5;
 
+/// A turn with thousands of streams takes a quarter of a minute, and its limits are wide.
+const SCALE_ROUNDS: u32 = 3;
+
+/// Files that a process has open besides the sockets of its streams.
+const OTHER_FILES: u32 = 256;
+
 impl Plan {
     pub(super) fn of(options: &Options) -> Self {
-        let lanes = |scenario: Scenario| match &options.lanes {
-            Some(lanes) => lanes.clone(),
-            None if options.quick => scenario.quick_lanes().to_vec(),
-            None => Lane::value_variants().to_vec(),
+        let size = if options.quick {
+            Size::QUICK
+        } else {
+            Size::WHOLE
         };
-        let loads = scenarios(options).into_iter().map(|scenario| Planned {
-            scenario,
-            lanes: lanes(scenario),
-        });
+        let rounds = options.rounds.unwrap_or(ROUNDS);
+        let loads = scenarios(options, size)
+            .into_iter()
+            .map(|scenario| Planned {
+                scenario,
+                lanes: lanes(options, scenario),
+                rounds: match scenario.interval() {
+                    Some(_) => rounds,
+                    None => rounds.min(SCALE_ROUNDS),
+                },
+            });
         Self {
             loads: loads.collect(),
-            rounds: options.rounds.unwrap_or(ROUNDS),
-            size: if options.quick {
-                Size::QUICK
-            } else {
-                Size::WHOLE
-            },
+            size,
         }
+    }
+
+    /// How many rounds there are.
+    pub(super) fn rounds(&self) -> u32 {
+        self.loads.iter().map(|load| load.rounds).max().unwrap_or(0)
     }
 
     /// How many turns there are in all rounds.
     pub(super) fn turns(&self) -> u64 {
-        let turns: usize = self.loads.iter().map(|load| load.lanes.len()).sum();
-        u64::try_from(turns).unwrap_or(0) * u64::from(self.rounds)
+        let turns = self.loads.iter().map(|load| {
+            let lanes = u64::try_from(load.lanes.len()).unwrap_or(0);
+            lanes * u64::from(load.rounds)
+        });
+        turns.sum()
+    }
+
+    /// How many files a process of this run may have open at once.
+    pub(super) fn open_files(&self) -> u32 {
+        let sockets = self
+            .loads
+            .iter()
+            .map(|load| load.scenario.sockets().streams);
+        sockets.max().unwrap_or(0) + OTHER_FILES
     }
 }
 
-fn scenarios(options: &Options) -> Vec<Scenario> {
+fn lanes(options: &Options, scenario: Scenario) -> Vec<Lane> {
+    match (&options.lanes, scenario) {
+        (Some(lanes), Scenario::Scale(Scale::Queued(_))) => {
+            // Only here can a client see that its request waits.
+            let lanes = lanes.iter().copied();
+            lanes.filter(|lane| *lane == Lane::Grpc).collect()
+        }
+        (Some(lanes), _) => lanes.clone(),
+        (None, Scenario::Scale(scale)) => scale.lanes().to_vec(),
+        (None, _) if options.quick => scenario.quick_lanes().to_vec(),
+        (None, _) => Lane::value_variants().to_vec(),
+    }
+}
+
+fn scenarios(options: &Options, size: Size) -> Vec<Scenario> {
     let default: &[u32] = if options.quick {
         &[1, 64]
     } else {
         &[1, 64, 512]
     };
-    let streams = options.streams.as_deref().unwrap_or(default);
-    let paced = streams.iter().map(|n| Scenario::Paced(*n));
-    // At full speed a single stream says little: there is nothing to share a write with.
-    let full = streams.iter().filter(|n| !options.quick || **n > 1);
-    let full = full.map(|n| Scenario::Full(*n));
-    let short = [Scenario::Short, Scenario::OpenLoop];
-    paced.chain(full).chain(short).collect()
+    let streams = options.streams.as_deref().unwrap_or(default).iter();
+    let kinds = options.loads.clone().unwrap_or_else(|| {
+        let all = Kind::value_variants().iter().copied();
+        all.filter(|kind| *kind != Kind::Scale || !options.quick)
+            .collect()
+    });
+    let of_kind = |kind: Kind| match kind {
+        Kind::Paced => streams.clone().map(|n| Scenario::Paced(*n)).collect(),
+        Kind::Full => {
+            // At full speed a single stream says little: there is nothing to share a write with.
+            let streams = streams.clone().filter(|n| !options.quick || **n > 1);
+            streams.map(|n| Scenario::Full(*n)).collect()
+        }
+        Kind::Short => vec![Scenario::Short],
+        Kind::OpenLoop => vec![Scenario::OpenLoop],
+        Kind::Scale => Scale::all(size.crowd).map(Scenario::Scale).to_vec(),
+    };
+    kinds.into_iter().flat_map(of_kind).collect()
 }
 
 impl Planned {
@@ -94,6 +160,7 @@ mod tests {
 
     use clap::Parser;
 
+    use super::super::results::Place;
     use super::super::targets;
     use super::*;
 
@@ -115,6 +182,7 @@ mod tests {
             let load = Planned {
                 scenario: Scenario::Short,
                 lanes: all[..lanes].to_vec(),
+                rounds: 1,
             };
             let rounds = if lanes % 2 == 0 { lanes } else { 2 * lanes };
             let mut followed: HashMap<_, usize> = HashMap::new();
@@ -137,7 +205,7 @@ mod tests {
         let measured: BTreeSet<_> = plan
             .loads
             .iter()
-            .flat_map(|load| load.lanes.iter().map(|lane| (load.scenario, *lane)))
+            .flat_map(|load| load.lanes.iter().map(|lane| Place(load.scenario, *lane)))
             .collect();
         assert_eq!(measured, targets::needed().collect());
     }

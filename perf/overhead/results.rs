@@ -9,12 +9,25 @@ use serde::Serialize;
 use super::lane::Lane;
 use super::scenario::Scenario;
 use super::statistics::{Spread, count};
-use crate::load::{Figures, Times};
+use crate::load::{Fault, Figures, Times};
 
 /// One run.
 #[derive(Debug, Default)]
 pub(crate) struct Results {
-    cells: BTreeMap<(Scenario, Lane), Cell>,
+    cells: BTreeMap<Place, Cell>,
+}
+
+/// A lane under a load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Place(pub(crate) Scenario, pub(crate) Lane);
+
+/// What came of one lane's turn.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    /// `None` where there was nothing to measure.
+    pub(crate) measured: Option<(Round, Times)>,
+    /// What went wrong with its streams.
+    pub(crate) faults: Vec<String>,
 }
 
 /// One lane under one load.
@@ -28,6 +41,7 @@ pub(crate) struct Cell {
 
 /// What one round came to.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(Default))]
 pub(crate) struct Round {
     pub(crate) tokens: u64,
     pub(crate) tokens_per_second: f64,
@@ -44,6 +58,12 @@ pub(crate) struct Round {
     pub(crate) ttft_p99_us: f64,
     /// How late the load itself began its streams.
     pub(crate) sender_p50_us: f64,
+    /// The share of one processor that the load took, which is one thread.
+    pub(crate) load_share: f64,
+    /// What the servers' memory grew by for each stream, in bytes; `None` where that was not looked at.
+    pub(crate) rss_per_stream: Option<f64>,
+    /// How many streams were no good.
+    pub(crate) faults: u32,
 }
 
 impl Round {
@@ -67,13 +87,26 @@ impl Round {
             ttft_p50_us: us(&times.ttft, 0.5),
             ttft_p99_us: us(&times.ttft, 0.99),
             sender_p50_us: us(&times.sender, 0.5),
+            load_share: figures.load_share,
+            rss_per_stream: None,
+            faults: figures.fault_count,
+        }
+    }
+}
+
+impl Outcome {
+    /// A turn of which nothing came.
+    pub(super) fn of_fault(fault: &Fault) -> Self {
+        Self {
+            measured: None,
+            faults: vec![fault.to_string()],
         }
     }
 }
 
 impl Results {
-    pub(super) fn add(&mut self, scenario: Scenario, lane: Lane, round: Round, times: &Times) {
-        match self.cells.entry((scenario, lane)) {
+    pub(super) fn add(&mut self, place: Place, round: Round, times: &Times) {
+        match self.cells.entry(place) {
             std::collections::btree_map::Entry::Occupied(mut cell) => {
                 let cell = cell.get_mut();
                 cell.times.add(times);
@@ -92,26 +125,25 @@ impl Results {
     pub(crate) fn cells(&self) -> impl Iterator<Item = (Scenario, Lane, &Cell)> {
         self.cells
             .iter()
-            .map(|((scenario, lane), cell)| (*scenario, *lane, cell))
+            .map(|(Place(scenario, lane), cell)| (*scenario, *lane, cell))
     }
 
-    pub(super) fn cell(&self, scenario: Scenario, lane: Lane) -> Option<&Cell> {
-        self.cells.get(&(scenario, lane))
+    pub(super) fn cell(&self, place: Place) -> Option<&Cell> {
+        self.cells.get(&place)
     }
 
-    /// What a value of one lane is to that of another, round by round: both were measured one after the
-    /// other, so what disturbs the machine for longer disturbs both.
+    /// What a value is to that of another place, round by round: both were measured soon after each other,
+    /// so what disturbs the machine for longer disturbs both.
     pub(super) fn compare(
         &self,
-        scenario: Scenario,
-        (lane, floor): (Lane, Lane),
+        (place, beside): (Place, Place),
         value: impl Fn(&Round) -> Option<f64>,
         compare: impl Fn(f64, f64) -> f64,
     ) -> Option<Spread> {
-        let (lane, floor) = (self.cell(scenario, lane)?, self.cell(scenario, floor)?);
-        let rounds = lane.rounds.iter().zip(&floor.rounds);
+        let rounds = self.cell(place)?.rounds.iter();
+        let rounds = rounds.zip(&self.cell(beside)?.rounds);
         let compared: Option<Vec<_>> = rounds
-            .map(|(lane, floor)| Some(compare(value(lane)?, value(floor)?)))
+            .map(|(mine, its)| Some(compare(value(mine)?, value(its)?)))
             .collect();
         Spread::of(compared?)
     }

@@ -7,67 +7,65 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::RunError;
-use super::fleet::Fleet;
+use super::fleet::{Fleet, Setup};
 use super::lane::Lane;
 use super::plan::Plan;
-use super::results::{Results, Round};
-use super::scenario::{PACED, Scenario};
+use super::results::{Outcome, Place, Results, Round};
+use super::scale;
+use super::scenario::{PACED, Scenario, Size};
 use crate::load::Session;
+use crate::open_files;
+
+/// As fast as tokens are read.
+const FULL: Duration = Duration::ZERO;
 
 /// Runs all rounds. What went wrong with a stream is told beside the results.
 pub(super) async fn measure(plan: &Plan) -> Result<(Results, Vec<String>), RunError> {
-    let paced = Fleet::start(&lanes(plan, PACED), PACED).await?;
-    let full = Fleet::start(&lanes(plan, Duration::ZERO), Duration::ZERO).await?;
-    let mut rounds = Rounds {
-        plan,
-        results: Results::default(),
-        faults: Vec::new(),
+    open_files::allow(plan.open_files())?;
+    let fleets = Fleets {
+        paced: Fleet::start(&lanes(plan, PACED), Setup::of_interval(PACED)).await?,
+        full: Fleet::start(&lanes(plan, FULL), Setup::of_interval(FULL)).await?,
     };
+    let (mut results, mut faults) = (Results::default(), Vec::new());
     let progress = progress(plan.turns());
-    for round in 0..plan.rounds {
-        for load in &plan.loads {
-            let scenario = load.scenario;
-            let fleet = if scenario.interval() == PACED {
-                &paced
-            } else {
-                &full
-            };
+    for round in 0..plan.rounds() {
+        for load in plan.loads.iter().filter(|load| round < load.rounds) {
             for lane in load.order(round) {
-                let place = format!("{}, {}", scenario.title(), lane.title());
+                let place = format!("{}, {}", load.scenario.title(), lane.title());
                 progress.set_message(place.clone());
-                let faults = rounds.turn(fleet, scenario, lane).await?;
-                let faults = faults.iter();
-                rounds
-                    .faults
-                    .extend(faults.map(|fault| format!("{place}, round {round}: {fault}")));
+                let outcome = fleets.turn(load.scenario, lane, plan.size).await?;
+                if let Some((round, times)) = outcome.measured {
+                    results.add(Place(load.scenario, lane), round, &times);
+                }
+                let told = outcome.faults.iter();
+                faults.extend(told.map(|fault| format!("{place}, round {round}: {fault}")));
                 progress.inc(1);
             }
         }
     }
     progress.finish_and_clear();
-    paced.stop().await?;
-    full.stop().await?;
-    Ok((rounds.results, rounds.faults))
+    fleets.paced.stop().await?;
+    fleets.full.stop().await?;
+    Ok((results, faults))
 }
 
-struct Rounds<'a> {
-    plan: &'a Plan,
-    results: Results,
-    faults: Vec<String>,
+/// The servers that take turns.
+struct Fleets {
+    paced: Fleet,
+    full: Fleet,
 }
 
-impl Rounds<'_> {
-    /// One lane's turn under one load; what went wrong with its streams.
-    async fn turn(
-        &mut self,
-        fleet: &Fleet,
-        scenario: Scenario,
-        lane: Lane,
-    ) -> Result<Vec<String>, RunError> {
-        let size = self.plan.size;
+impl Fleets {
+    /// One lane's turn under one load.
+    async fn turn(&self, scenario: Scenario, lane: Lane, size: Size) -> Result<Outcome, RunError> {
+        let fleet = match scenario {
+            Scenario::Scale(scale) => return scale::turn(scale, lane, size).await,
+            Scenario::Paced(_) => &self.paced,
+            Scenario::Full(_) | Scenario::Short | Scenario::OpenLoop => &self.full,
+        };
         let session = match Session::open(fleet.target(lane), scenario.sockets()).await {
             Ok(session) => session,
-            Err(fault) => return Ok(vec![fault.to_string()]),
+            Err(fault) => return Ok(Outcome::of_fault(&fault)),
         };
         let mut faults = session.run(&scenario.warm_up(size)).await.faults;
         let before = fleet.usage(lane)?;
@@ -77,9 +75,11 @@ impl Rounds<'_> {
             .zip(after)
             .map(|(before, after)| after.cpu - before.cpu);
         let round = Round::of(&figures, cpu, after.map(|after| after.rss_bytes));
-        self.results.add(scenario, lane, round, &figures.times);
         faults.extend(figures.faults);
-        Ok(faults)
+        Ok(Outcome {
+            measured: Some((round, figures.times)),
+            faults,
+        })
     }
 }
 
@@ -87,7 +87,7 @@ impl Rounds<'_> {
 fn lanes(plan: &Plan, interval: Duration) -> BTreeSet<Lane> {
     let loads = plan.loads.iter();
     loads
-        .filter(|load| load.scenario.interval() == interval)
+        .filter(|load| load.scenario.interval() == Some(interval))
         .flat_map(|load| load.lanes.iter().copied())
         .collect()
 }

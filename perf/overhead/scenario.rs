@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::lane::Lane;
+use super::scale::Scale;
 use crate::load::{Load, Sockets};
 
 /// The cadence of paced streams: 50 tokens a second.
@@ -21,6 +22,8 @@ pub(crate) enum Scenario {
     /// Requests of 16 tokens, 1,000 a second, whether those before are answered or not: far less than
     /// any lane can answer, so that what one takes is its own time.
     OpenLoop,
+    /// Thousands of streams at once.
+    Scale(Scale),
 }
 
 /// Tokens of a short request.
@@ -39,6 +42,7 @@ impl Scenario {
             Self::Paced(streams) => format!("{streams} streams × 50 tokens/s"),
             Self::Short => "requests of 16 tokens, 32 at a time".to_owned(),
             Self::OpenLoop => "requests of 16 tokens, 1,000 a second".to_owned(),
+            Self::Scale(scale) => scale.title(),
         }
     }
 
@@ -46,23 +50,25 @@ impl Scenario {
     pub(super) fn full_streams(self) -> Option<u32> {
         match self {
             Self::Full(streams) => Some(streams),
-            Self::Paced(_) | Self::Short | Self::OpenLoop => None,
+            Self::Paced(_) | Self::Short | Self::OpenLoop | Self::Scale(_) => None,
         }
     }
 
     /// How many paced streams run, if that is it.
     pub(super) fn paced_streams(self) -> Option<u32> {
         match self {
-            Self::Paced(streams) => Some(streams),
-            Self::Full(_) | Self::Short | Self::OpenLoop => None,
+            Self::Paced(streams) | Self::Scale(Scale::Many(streams)) => Some(streams),
+            Self::Full(_) | Self::Short | Self::OpenLoop | Self::Scale(_) => None,
         }
     }
 
-    /// The time between two tokens that the device keeps.
-    pub(super) fn interval(self) -> Duration {
+    /// The time between two tokens that the servers keep which take turns under this load; `None` where
+    /// each turn has servers of its own.
+    pub(super) fn interval(self) -> Option<Duration> {
         match self {
-            Self::Full(_) | Self::Short | Self::OpenLoop => Duration::ZERO,
-            Self::Paced(_) => PACED,
+            Self::Full(_) | Self::Short | Self::OpenLoop => Some(Duration::ZERO),
+            Self::Paced(_) => Some(PACED),
+            Self::Scale(_) => None,
         }
     }
 
@@ -101,6 +107,7 @@ impl Scenario {
                 timed: false,
                 spread: Duration::from_millis(size.open_loop_requests.into()),
             },
+            Self::Scale(scale) => scale.load(size),
         }
     }
 
@@ -122,6 +129,7 @@ impl Scenario {
                 spread: load.spread / 10,
                 ..load
             },
+            Self::Scale(scale) => scale.warm_up(),
         }
     }
 
@@ -133,15 +141,17 @@ impl Scenario {
             Self::Paced(_) => &[Mpsc, BareTonic, BareAxum, Grpc, Ndjson, TwoTcp],
             Self::Full(_) => &[BareTonic, BareAxum, Grpc, Ndjson, TwoTcp],
             Self::Short | Self::OpenLoop => &[BareTonic, BareAxum, Grpc, Ndjson],
+            Self::Scale(scale) => scale.lanes(),
         }
     }
 
     /// What is open before anything is asked.
     pub(super) fn sockets(self) -> Sockets {
-        Sockets::of(match self {
-            Self::Full(streams) | Self::Paced(streams) => streams,
-            Self::Short | Self::OpenLoop => SHORT_STREAMS,
-        })
+        match self {
+            Self::Full(streams) | Self::Paced(streams) => Sockets::of(streams),
+            Self::Short | Self::OpenLoop => Sockets::of(SHORT_STREAMS),
+            Self::Scale(scale) => scale.sockets(),
+        }
     }
 }
 
@@ -158,23 +168,32 @@ pub(super) struct Size {
     pub(super) short_requests: u32,
     /// Short requests, one each millisecond.
     pub(super) open_loop_requests: u32,
+    /// How many streams of 20 tokens a second are many.
+    pub(super) crowd: u32,
+    /// How long many streams are looked at.
+    pub(super) window: Duration,
 }
 
 impl Size {
-    /// Five rounds in under a minute on two cores: half of it for 64 paced streams.
+    /// Five rounds in under a minute on two cores: half of it for 64 paced streams. Few streams are many
+    /// here, for whoever only tries whether they can be measured.
     pub(super) const QUICK: Self = Self {
         full_tokens: 1_200_000,
         paced_tokens: 45,
         single_tokens: 20,
         short_requests: 4_000,
         open_loop_requests: 300,
+        crowd: 50,
+        window: Duration::from_millis(500),
     };
-    /// Five rounds of all lanes in under ten minutes.
+    /// Five rounds of all lanes, and three with thousands of streams, in under a quarter of an hour.
     pub(super) const WHOLE: Self = Self {
         full_tokens: 4_000_000,
-        paced_tokens: 100,
-        single_tokens: 100,
+        paced_tokens: 80,
+        single_tokens: 80,
         short_requests: 16_000,
         open_loop_requests: 1_000,
+        crowd: 5_000,
+        window: Duration::from_secs(10),
     };
 }

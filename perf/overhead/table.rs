@@ -4,8 +4,9 @@ use std::io::{self, Write};
 
 use super::report::Report;
 use super::results::{Cell, Results, Round};
+use super::scale::Scale;
 use super::scenario::Scenario;
-use super::targets::{Bound, Target};
+use super::targets::Target;
 
 /// Writes the tables, the targets, and what went wrong.
 pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
@@ -36,13 +37,10 @@ fn write_targets(targets: &[Target], out: &mut dyn Write) -> io::Result<()> {
     for target in targets {
         let verdict = if target.pass { "pass" } else { "FAIL" };
         let (spread, unit) = (target.spread, target.unit);
-        let bound = match target.bound {
-            Bound::AtLeast => "≥",
-            Bound::AtMost => "≤",
-        };
+        let bound = target.bound.sign();
         writeln!(
             out,
-            "  {verdict}  {:<54}{:>8.2} {unit:<2} ({:.2} to {:.2}), {bound} {:.2}",
+            "  {verdict}  {:<54}{:>8.2} {unit:<3} ({:.2} to {:.2}), {bound} {:.2}",
             target.target, spread.median, spread.lowest, spread.highest, target.limit
         )?;
     }
@@ -51,7 +49,13 @@ fn write_targets(targets: &[Target], out: &mut dyn Write) -> io::Result<()> {
 
 fn head(scenario: Scenario) -> String {
     let columns: &[&str] = match scenario {
-        Scenario::Full(_) => &["tokens/s", "CPU µs/token", "tokens/read", "bytes/token"],
+        Scenario::Full(_) => &[
+            "tokens/s",
+            "CPU µs/token",
+            "tokens/read",
+            "bytes/token",
+            "load CPU %",
+        ],
         Scenario::Paced(_) => &["p50 µs", "p99 µs", "p99.9 µs", "CPU µs/token"],
         Scenario::Short => &["requests/s", "CPU µs/token"],
         Scenario::OpenLoop => &[
@@ -59,6 +63,14 @@ fn head(scenario: Scenario) -> String {
             "TTFT p99 µs",
             "sent late p50",
             "CPU µs/token",
+        ],
+        Scenario::Scale(Scale::Queued(_)) => &["KiB/request", "load CPU %"],
+        Scenario::Scale(_) => &[
+            "p50 µs",
+            "p99 µs",
+            "CPU µs/token",
+            "KiB/stream",
+            "load CPU %",
         ],
     };
     let columns: String = columns.iter().map(|name| format!("{name:>15}")).collect();
@@ -68,12 +80,15 @@ fn head(scenario: Scenario) -> String {
 fn row(scenario: Scenario, cell: &Cell) -> String {
     let median = |value: fn(&Round) -> Option<f64>| cell.spread(value).map(|spread| spread.median);
     let cpu = median(|round| round.cpu_us_per_token);
+    let load = || number(median(|round| Some(round.load_share * 100.0)), 0);
+    let memory = || number(median(|round| Some(round.rss_per_stream? / 1024.0)), 1);
     match scenario {
         Scenario::Full(_) => [
             number(median(|round| Some(round.tokens_per_second)), 0),
             number(cpu, 2),
             number(median(|round| Some(round.tokens_per_read)), 1),
             number(median(|round| Some(round.bytes_per_token)), 0),
+            load(),
         ]
         .concat(),
         Scenario::Paced(_) => {
@@ -96,6 +111,15 @@ fn row(scenario: Scenario, cell: &Cell) -> String {
             number(median(|round| Some(round.ttft_p99_us)), 1),
             number(median(|round| Some(round.sender_p50_us)), 1),
             number(cpu, 2),
+        ]
+        .concat(),
+        Scenario::Scale(Scale::Queued(_)) => [memory(), load()].concat(),
+        Scenario::Scale(_) => [
+            number(median(|round| Some(round.one_way_p50_us)), 1),
+            number(median(|round| Some(round.one_way_p99_us)), 1),
+            number(cpu, 1),
+            memory(),
+            load(),
         ]
         .concat(),
     }

@@ -3,9 +3,14 @@
 use serde::Serialize;
 
 use super::lane::Lane;
-use super::results::{Results, Round};
-use super::scenario::Scenario;
+use super::results::{Place, Results};
 use super::statistics::Spread;
+
+mod wanted;
+
+#[cfg(test)]
+pub(super) use wanted::needed;
+use wanted::{PACED, wanted};
 
 /// One target and what came of it.
 #[derive(Debug, Serialize)]
@@ -33,245 +38,165 @@ pub(crate) enum Bound {
     AtMost,
 }
 
-/// A target before it is looked at.
-struct Wanted {
-    what: &'static str,
-    scenario: Scenario,
-    lane: Lane,
-    floor: Lane,
-    value: Value,
-    bound: Bound,
-    limit: f64,
-}
-
-/// What is compared with the floor, and how.
-#[derive(Clone, Copy)]
-enum Value {
-    /// Tokens a second, as a share of the floor's.
-    Throughput,
-    /// Requests a second, as a share of the floor's.
-    Requests,
-    /// Processor time for each token, as a multiple of the floor's.
-    Cpu,
-    /// What is added to the floor's one-way latency at the median.
-    AddedP50,
-    /// What is added to the floor's one-way latency at the 99th percentile.
-    AddedP99,
-    /// What is added to the floor's time to the first token at the median.
-    AddedTtft,
-}
-
-const FULL: Scenario = Scenario::Full(64);
-const PACED: Scenario = Scenario::Paced(64);
-
-/// The targets of every run; which of them it can judge depends on its lanes.
-const WANTED: [Wanted; 14] = {
-    use Bound::{AtLeast, AtMost};
-    use Lane::{BareAxum, BareTonic, Grpc, Ndjson, TwoTcp};
-    use Value::{AddedP50, AddedP99, AddedTtft, Cpu, Requests, Throughput};
-    const fn wanted(
-        what: &'static str,
-        scenario: Scenario,
-        (lane, floor): (Lane, Lane),
-        value: Value,
-        (bound, limit): (Bound, f64),
-    ) -> Wanted {
-        Wanted {
-            what,
-            scenario,
-            lane,
-            floor,
-            value,
-            bound,
-            limit,
-        }
-    }
-    let http = (Ndjson, BareAxum);
-    let grpc = (Grpc, BareTonic);
-    let two = (TwoTcp, BareAxum);
-    let one = Scenario::Paced(1);
-    [
-        wanted(
-            "HTTP: tokens/s of bare axum",
-            FULL,
-            http,
-            Throughput,
-            (AtLeast, 0.65),
-        ),
-        wanted(
-            "gRPC: tokens/s of bare tonic",
-            FULL,
-            grpc,
-            Throughput,
-            (AtLeast, 0.85),
-        ),
-        wanted(
-            "gateway | engine: tokens/s of bare axum",
-            FULL,
-            two,
-            Throughput,
-            (AtLeast, 0.55),
-        ),
-        wanted(
-            "HTTP: added at p50, 64 streams",
-            PACED,
-            http,
-            AddedP50,
-            (AtMost, 15.0),
-        ),
-        wanted(
-            "HTTP: added at p99, 64 streams",
-            PACED,
-            http,
-            AddedP99,
-            (AtMost, 60.0),
-        ),
-        wanted(
-            "gRPC: added at p50, 64 streams",
-            PACED,
-            grpc,
-            AddedP50,
-            (AtMost, 10.0),
-        ),
-        wanted(
-            "gRPC: added at p99, 64 streams",
-            PACED,
-            grpc,
-            AddedP99,
-            (AtMost, 40.0),
-        ),
-        wanted(
-            "HTTP: added at p50, 1 stream",
-            one,
-            http,
-            AddedP50,
-            (AtMost, 25.0),
-        ),
-        wanted(
-            "HTTP: CPU per token of bare axum, paced",
-            PACED,
-            http,
-            Cpu,
-            (AtMost, 1.25),
-        ),
-        wanted(
-            "HTTP: CPU per token of bare axum, full speed",
-            FULL,
-            http,
-            Cpu,
-            (AtMost, 1.8),
-        ),
-        wanted(
-            "HTTP: requests/s of bare axum",
-            Scenario::Short,
-            http,
-            Requests,
-            (AtLeast, 0.5),
-        ),
-        wanted(
-            "HTTP: added to TTFT at p50, 1,000 requests/s",
-            Scenario::OpenLoop,
-            http,
-            AddedTtft,
-            (AtMost, 150.0),
-        ),
-        wanted(
-            "gRPC: requests/s of bare tonic",
-            Scenario::Short,
-            grpc,
-            Requests,
-            (AtLeast, 0.5),
-        ),
-        wanted(
-            "gRPC: added to TTFT at p50, 1,000 requests/s",
-            Scenario::OpenLoop,
-            grpc,
-            AddedTtft,
-            (AtMost, 150.0),
-        ),
-    ]
-};
-
-impl Value {
-    fn of(self, round: &Round) -> Option<f64> {
+impl Bound {
+    /// The sign between a value and its limit.
+    pub(super) fn sign(self) -> &'static str {
         match self {
-            Self::Throughput => Some(round.tokens_per_second),
-            Self::Requests => Some(round.requests_per_second),
-            Self::Cpu => round.cpu_us_per_token,
-            Self::AddedP50 => Some(round.one_way_p50_us),
-            Self::AddedP99 => Some(round.one_way_p99_us),
-            Self::AddedTtft => Some(round.ttft_p50_us),
+            Self::AtLeast => "≥",
+            Self::AtMost => "≤",
         }
     }
 
-    fn compare(self, value: f64, floor: f64) -> f64 {
+    fn holds(self, value: f64, limit: f64) -> bool {
         match self {
-            Self::Throughput | Self::Requests | Self::Cpu => value / floor,
-            Self::AddedP50 | Self::AddedP99 | Self::AddedTtft => value - floor,
+            Self::AtLeast => value >= limit,
+            Self::AtMost => value <= limit,
         }
     }
-
-    fn unit(self) -> &'static str {
-        match self {
-            Self::Throughput | Self::Requests | Self::Cpu => "×",
-            Self::AddedP50 | Self::AddedP99 | Self::AddedTtft => "µs",
-        }
-    }
-}
-
-/// Which lanes must have been measured under which loads for every target to be judged.
-#[cfg(test)]
-pub(super) fn needed() -> impl Iterator<Item = (Scenario, Lane)> {
-    let compared = WANTED.iter();
-    let compared =
-        compared.flat_map(|wanted| [wanted.lane, wanted.floor].map(|lane| (wanted.scenario, lane)));
-    compared.chain([Lane::TwoTcp, Lane::BareAxum, Lane::Mpsc].map(|lane| (PACED, lane)))
 }
 
 /// Judges the targets that the run has measured.
 pub(super) fn judge(results: &Results) -> Vec<Target> {
-    let compared = WANTED.iter().filter_map(|wanted| {
+    let judged = wanted().into_iter().filter_map(|wanted| {
         let value = wanted.value;
-        let spread = results.compare(
-            wanted.scenario,
-            (wanted.lane, wanted.floor),
-            |round| value.of(round),
-            |lane, floor| value.compare(lane, floor),
-        )?;
+        let spread = match wanted.beside {
+            None => results.cell(wanted.place)?.spread(|round| value.of(round)),
+            Some(beside) => results.compare(
+                (wanted.place, beside),
+                |round| value.of(round),
+                |mine, its| value.compare(mine, its),
+            ),
+        };
         let limit = (wanted.bound, wanted.limit);
-        Some(judged(wanted.what, spread, limit, value.unit()))
+        Some(judged(wanted.what, spread?, limit, value.unit()))
     });
-    compared.chain(in_wake_ups(results)).collect()
+    judged.chain(in_wake_ups(results)).collect()
 }
 
 /// What a second process adds at the median, measured by what waking a thread costs on this machine in
 /// this run: a token takes two more wake-ups on its way.
 fn in_wake_ups(results: &Results) -> Option<Target> {
-    let two = results.cell(PACED, Lane::TwoTcp)?.rounds.iter();
-    let floor = results.cell(PACED, Lane::BareAxum)?.rounds.iter();
-    let wake_up = results.cell(PACED, Lane::Mpsc)?.rounds.iter();
-    let rounds = two.zip(floor).zip(wake_up);
-    let values = rounds.map(|((two, floor), wake_up)| {
+    let rounds = |lane| Some(results.cell(Place(PACED, lane))?.rounds.iter());
+    let (two, floor, wake_up) = (
+        rounds(Lane::TwoTcp)?,
+        rounds(Lane::BareAxum)?,
+        rounds(Lane::Mpsc)?,
+    );
+    let values = two.zip(floor).zip(wake_up).map(|((two, floor), wake_up)| {
         (two.one_way_p50_us - floor.one_way_p50_us) / wake_up.one_way_p50_us
     });
-    let what = "gateway | engine: added at p50, in channel wake-ups";
+    let what = "gateway | engine: added at p50, in channel wake-ups".to_owned();
     let limit = (Bound::AtMost, 2.0);
     Some(judged(what, Spread::of(values.collect())?, limit, "×"))
 }
 
-fn judged(what: &str, spread: Spread, (bound, limit): (Bound, f64), unit: &'static str) -> Target {
+fn judged(
+    target: String,
+    spread: Spread,
+    (bound, limit): (Bound, f64),
+    unit: &'static str,
+) -> Target {
     let value = spread.median;
-    let pass = match bound {
-        Bound::AtLeast => value >= limit,
-        Bound::AtMost => value <= limit,
-    };
     Target {
-        target: what.to_owned(),
+        target,
         value,
         spread,
         limit,
         bound,
         unit,
-        pass,
+        pass: bound.holds(value, limit),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::results::Round;
+    use super::super::scale::Scale;
+    use super::super::scenario::{Scenario, Size};
+    use super::*;
+    use crate::load::Times;
+
+    /// The targets of a run with these rounds.
+    fn judged<const N: usize>(rounds: [(Scenario, Lane, Round); N]) -> Vec<(String, f64, bool)> {
+        let mut results = Results::default();
+        for (scenario, lane, round) in rounds {
+            results.add(Place(scenario, lane), round, &Times::new());
+        }
+        let targets = judge(&results).into_iter();
+        targets
+            .map(|target| (target.target, target.value, target.pass))
+            .collect()
+    }
+
+    #[test]
+    fn a_ratio_and_a_difference_are_taken_within_each_round_and_their_median_is_judged() {
+        let short = |requests_per_second| Round {
+            requests_per_second,
+            ..Round::default()
+        };
+        let floors =
+            [10.0, 20.0, 40.0].map(|value| (Scenario::Short, Lane::BareAxum, short(value)));
+        let [a, b, c] = floors;
+        let lanes = [9.0, 8.0, 8.0].map(|value| (Scenario::Short, Lane::Ndjson, short(value)));
+        let [d, e, f] = lanes;
+        let what = "HTTP: requests/s of bare axum".to_owned();
+        assert_eq!(judged([a, b, c, d, e, f]), [(what, 0.4, false)]);
+        let ttft = |ttft_p50_us| Round {
+            ttft_p50_us,
+            ..Round::default()
+        };
+        let loaded = Scenario::OpenLoop;
+        let what = "gRPC: added to TTFT at p50, 1,000 requests/s".to_owned();
+        assert_eq!(
+            judged([
+                (loaded, Lane::BareTonic, ttft(100.0)),
+                (loaded, Lane::Grpc, ttft(250.0)),
+            ]),
+            [(what, 150.0, true)]
+        );
+    }
+
+    #[test]
+    fn thousands_of_streams_are_judged_by_themselves_and_by_the_few_with_as_many_tokens() {
+        let [many, few, slow, queued] = Scale::all(Size::WHOLE.crowd).map(Scenario::Scale);
+        let round = Round {
+            one_way_p99_us: 50_100.0,
+            cpu_us_per_token: Some(11.0),
+            rss_per_stream: Some(40.0 * 1024.0),
+            ..Round::default()
+        };
+        let fewer = Round {
+            cpu_us_per_token: Some(10.5),
+            faults: 1,
+            ..round.clone()
+        };
+        let verdicts = judged([
+            (many, Lane::Grpc, round.clone()),
+            (few, Lane::Grpc, fewer.clone()),
+            (slow, Lane::Grpc, fewer),
+            (queued, Lane::Grpc, round),
+        ]);
+        let failed: Vec<_> = verdicts
+            .iter()
+            .filter(|(_, _, pass)| !pass)
+            .map(|(what, value, _)| (what.as_str(), *value))
+            .collect();
+        assert_eq!(
+            failed,
+            [
+                ("gRPC: p99, 5000 streams × 20 tokens/s", 50.1),
+                ("gRPC: faults, 10000 streams × 1 token in 2 s", 1.0),
+                ("gRPC: memory for each of 4000 queued requests", 40.0),
+            ]
+        );
+        assert_eq!(verdicts.len(), 7);
+    }
+
+    #[test]
+    fn what_was_not_measured_is_not_judged() {
+        let alone = (Scenario::Short, Lane::Ndjson, Round::default());
+        assert_eq!(judged([alone]), []);
+        let [small, ..] = Scale::all(Size::QUICK.crowd).map(Scenario::Scale);
+        assert_eq!(judged([(small, Lane::Ndjson, Round::default())]), []);
     }
 }

@@ -95,6 +95,37 @@ fn the_targets_are_listed_with_value_limit_and_verdict() {
 }
 
 #[test]
+fn streams_that_are_many_are_open_all_at_once_and_their_memory_is_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let json = folder.path().join("run.json");
+    let output = overhead("grpc", &["--loads", "scale", "--json", path(&json)]);
+    let out = text(&output.stdout);
+    assert!(output.status.success(), "{out}{}", text(&output.stderr));
+    let run: Value =
+        serde_json::from_str(&fs::read_to_string(&json).expect("a file")).expect("JSON");
+    let measured: Vec<_> = run["cells"]
+        .as_array()
+        .expect("cells")
+        .iter()
+        .map(|cell| {
+            let round = &cell["rounds"][0];
+            assert!(round["rss_per_stream"].is_number(), "{round}");
+            assert_eq!(round["faults"], 0);
+            cell["load"].as_str().expect("a load")
+        })
+        .collect();
+    let expected = [
+        "50 streams × 20 tokens/s",
+        "5 streams × 200 tokens/s",
+        "100 streams × 1 token in 2 s",
+        "40 queued requests",
+    ];
+    assert_eq!(measured, expected);
+    // What is to hold of thousands is not judged by dozens.
+    assert_eq!(run["targets"].as_array().map(Vec::len), Some(0));
+}
+
+#[test]
 fn what_is_no_older_run_is_said_before_anything_is_measured() {
     let output = overhead("bare-axum", &["--baseline", "/nowhere.json"]);
     assert!(!output.status.success());
