@@ -114,7 +114,8 @@ impl TokenBody {
     /// Writes what is ready now. Pending when nothing is.
     fn poll_lines(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
         let turn = Turn::begin();
-        while self.buffer.len() < FRAME {
+        let mut is_lone = false;
+        while self.buffer.len() < FRAME && !is_lone {
             let Some(opened) = &mut self.opened else {
                 break;
             };
@@ -122,7 +123,12 @@ impl TokenBody {
                 Poll::Pending if self.buffer.is_empty() => return Poll::Pending,
                 Poll::Pending => break,
                 Poll::Ready(Ok(MergedEvent::Started(_))) => {}
-                Poll::Ready(Ok(MergedEvent::Tokens(tokens))) => self.write(&tokens, turn),
+                Poll::Ready(Ok(MergedEvent::Tokens(tokens))) => {
+                    // Nothing else can be ready with the only token of the only choice, and a look for
+                    // more would keep it waiting.
+                    is_lone = tokens.tokens.len() == 1 && opened.choices() == 1;
+                    self.write(&tokens, turn);
+                }
                 Poll::Ready(Ok(MergedEvent::Ended(usage, timings))) => self.end(&usage, &timings),
                 Poll::Ready(Err(error)) => self.fail(&error),
             }

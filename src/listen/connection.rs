@@ -98,6 +98,8 @@ impl Connection {
         loop {
             let idle_until = activity.idle_until(limits);
             tokio::select! {
+                // What there is to write is written before anything else is looked at.
+                biased;
                 ended = connection.as_mut() => {
                     let Err(error) = ended else {
                         return End::Orderly;
