@@ -20,6 +20,8 @@ pub(crate) struct Figures {
     pub(crate) requests: u64,
     pub(crate) reads: u64,
     pub(crate) bytes: u64,
+    /// Bytes of the lines or messages of tokens alone, without heads and frames.
+    pub(crate) token_bytes: u64,
     /// How many requests have had their first token.
     pub(crate) begun: u64,
     /// How many gRPC requests have had the head of their answer, which they have while they wait for a
@@ -100,6 +102,7 @@ impl Figures {
             requests: 0,
             reads: 0,
             bytes: 0,
+            token_bytes: 0,
             begun: 0,
             answered: 0,
             elapsed_ns: 0,
@@ -122,6 +125,11 @@ impl Figures {
     pub(super) fn read(&mut self, bytes: usize) {
         self.reads += 1;
         self.bytes += u64::try_from(bytes).unwrap_or(0);
+    }
+
+    /// A token took so many bytes.
+    pub(super) fn token_bytes(&mut self, bytes: usize) {
+        self.token_bytes += u64::try_from(bytes).unwrap_or(0);
     }
 
     /// Takes a token's times.

@@ -70,6 +70,7 @@ impl Lines {
             return Err(Fault::Order { expected, found });
         }
         self.has_finished = memmem::find(rest, b"\"finish_reason\":null").is_none();
+        figures.token_bytes(line.len());
         progress.token(figures, received_ns, stamp(rest));
         Ok(())
     }
@@ -135,6 +136,8 @@ mod tests {
             let (ended, figures, lines) = read(&[&both[..cut], &both[cut..]]);
             ended.unwrap();
             assert_eq!(figures.tokens, 2);
+            // A line's end is none of its bytes.
+            assert_eq!(figures.token_bytes, u64::try_from(both.len()).unwrap() - 2);
             assert!(lines.has_finished());
             assert_eq!(figures.times.runner.max(), 300);
         }

@@ -111,6 +111,7 @@ fn take(
                 if first_index != first_expected {
                     return Some(Err(wrong(progress, &first_index.to_string())));
                 }
+                figures.token_bytes(token.len());
                 let (text, stamp) = fields(token)?;
                 if !is_token(text, progress.next_index) {
                     return Some(Err(wrong(progress, &String::from_utf8_lossy(text))));
@@ -240,6 +241,8 @@ mod tests {
             let (ended, figures, messages) = read(&[&bytes[..cut], &bytes[cut..]]);
             ended.unwrap();
             assert_eq!(figures.tokens, 3);
+            // The text takes 9 bytes, the times 2 and 3, and an id 2, but for 0, which is not written.
+            assert_eq!(figures.token_bytes, 3 * (9 + 2 + 3) + 2 * 2);
             assert!(messages.has_finished());
             assert_eq!(figures.times.runner.max(), 300);
         }

@@ -12,12 +12,13 @@ pub(super) struct Report {
     pub(super) results: Results,
     /// Those of the targets that the run can judge.
     pub(super) targets: Vec<Target>,
-    /// What went wrong with a stream.
+    /// What went wrong with a stream, and what must not be compared.
     pub(super) faults: Vec<String>,
 }
 
 impl Report {
-    pub(super) fn of(machine: Machine, results: Results, faults: Vec<String>) -> Self {
+    pub(super) fn of(machine: Machine, results: Results, mut faults: Vec<String>) -> Self {
+        faults.extend(results.unlike_floors());
         Self {
             machine,
             targets: targets::judge(&results),

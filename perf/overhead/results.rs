@@ -17,6 +17,10 @@ pub(crate) struct Results {
     cells: BTreeMap<Place, Cell>,
 }
 
+/// By how much tokens of the same form may differ: an id and a time of creation are of one length everywhere,
+/// but a stamp may have got a digit more between two turns.
+const SAME_BYTES: f64 = 0.5;
+
 /// A lane under a load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Place(pub(crate) Scenario, pub(crate) Lane);
@@ -48,6 +52,8 @@ pub(crate) struct Round {
     pub(crate) requests_per_second: f64,
     pub(crate) tokens_per_read: f64,
     pub(crate) bytes_per_token: f64,
+    /// Without heads and frames: the line or the message of a token alone.
+    pub(crate) line_bytes_per_token: f64,
     /// Processor time of the server's processes for each token; `None` without a server.
     pub(crate) cpu_us_per_token: Option<f64>,
     /// Resident memory of the server's processes after the round.
@@ -80,6 +86,7 @@ impl Round {
             requests_per_second: count(figures.requests) / seconds,
             tokens_per_read: tokens / count(figures.reads),
             bytes_per_token: count(figures.bytes) / tokens,
+            line_bytes_per_token: count(figures.token_bytes) / tokens,
             cpu_us_per_token: cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / tokens),
             rss_bytes,
             one_way_p50_us: us(&times.one_way, 0.5),
@@ -132,6 +139,28 @@ impl Results {
         self.cells.get(&place)
     }
 
+    /// Which lanes write other lines or messages than their floors, and so cannot be compared with them.
+    pub(super) fn unlike_floors(&self) -> Vec<String> {
+        let differing = self.cells().filter_map(|(scenario, lane, cell)| {
+            let floor = lane
+                .floor()
+                .filter(|floor| floor.speaks() == lane.speaks())?;
+            let its = self.cell(Place(scenario, floor))?;
+            let bytes = |cell: &Cell| {
+                Some(
+                    cell.spread(|round| Some(round.line_bytes_per_token))?
+                        .median,
+                )
+            };
+            let (mine, its) = (bytes(cell)?, bytes(its)?);
+            ((mine - its).abs() > SAME_BYTES).then(|| {
+                let (title, lane, floor) = (scenario.title(), lane.title(), floor.title());
+                format!("{title}: a token is {mine:.1} bytes on {lane} and {its:.1} on {floor}")
+            })
+        });
+        differing.collect()
+    }
+
     /// What a value is to that of another place, round by round: both were measured soon after each other,
     /// so what disturbs the machine for longer disturbs both.
     pub(super) fn compare(
@@ -154,5 +183,32 @@ impl Cell {
     pub(crate) fn spread(&self, value: impl Fn(&Round) -> Option<f64>) -> Option<Spread> {
         let values: Option<Vec<_>> = self.rounds.iter().map(value).collect();
         Spread::of(values?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lane_whose_lines_are_not_its_floors_is_told_and_one_of_another_form_is_not() {
+        let unlike = |lane: Lane, bytes: f64| {
+            let mut results = Results::default();
+            for (lane, line_bytes_per_token) in [(Lane::BareAxum, 190.0), (lane, bytes)] {
+                let round = Round {
+                    line_bytes_per_token,
+                    ..Round::default()
+                };
+                results.add(Place(Scenario::Short, lane), round, &Times::new());
+            }
+            results.unlike_floors()
+        };
+        assert_eq!(unlike(Lane::Ndjson, 190.4), Vec::<String>::new());
+        assert_eq!(unlike(Lane::Sse, 196.0), Vec::<String>::new());
+        let told = unlike(Lane::Ndjson, 189.0);
+        assert!(
+            told.concat().contains("189.0 bytes on HTTP NDJSON"),
+            "{told:?}"
+        );
     }
 }

@@ -108,3 +108,89 @@ fn line(out: &mut BytesMut, token: &Token, finish_reason: &str, stamps: bool) {
     }
     out.put_slice(b"}\n");
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use clap::Parser;
+    use tokenway::server::Server;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::super::{Options, bare, parts};
+    use crate::device::Device;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    /// The body of an answer, whole: in HTTP/1.0 it has no chunks.
+    async fn body(address: &str, stamps: bool) -> String {
+        let body = format!(
+            "{{\"prompt\":\"a\",\"max_tokens\":12,\"stream\":true,\
+             \"stream_options\":{{\"include_stamps\":{stamps}}}}}"
+        );
+        let request = format!(
+            "POST /v1/completions HTTP/1.0\r\ncontent-type: application/json\r\n\
+             accept: application/x-ndjson\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        socket.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await.unwrap();
+        let (_, body) = answer.split_once("\r\n\r\n").expect(&answer);
+        body.to_owned()
+    }
+
+    /// The lines with the digits of what is each answer's own gone, but not their number.
+    fn masked(body: &str) -> String {
+        let own = ["\"id\":\"cmpl-", "\"created\":", "_ns\":"];
+        let mut rest = body;
+        let mut masked = String::new();
+        while let Some((at, label)) = own
+            .iter()
+            .filter_map(|label| Some((rest.find(label)?, label)))
+            .min()
+        {
+            let (before, after) = rest.split_at(at + label.len());
+            let digits = after.chars().take_while(char::is_ascii_hexdigit).count();
+            masked.push_str(before);
+            masked.push_str(&"x".repeat(digits));
+            rest = &after[digits..];
+        }
+        masked + rest
+    }
+
+    #[tokio::test]
+    async fn the_floor_writes_the_products_lines_byte_for_byte() {
+        let line = [
+            "serve",
+            "product",
+            "--interval-ms",
+            "0",
+            "--slots",
+            "1",
+            "--queue",
+            "1",
+        ];
+        let product = Server::start(parts(&Line::parse_from(line).options))
+            .await
+            .unwrap();
+        product.ready(|_| ()).await.unwrap();
+        let product_address = product.http_address().unwrap().to_string();
+        let device = Device::start(Duration::ZERO, 1).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let floor_address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(bare::serve_axum(listener, device));
+        for stamps in [false, true] {
+            let lines = masked(&body(&product_address, stamps).await);
+            assert_eq!(lines.lines().count(), 12, "{lines}");
+            assert_eq!(masked(&body(&floor_address, stamps).await), lines);
+        }
+        product.drain().await;
+    }
+}
