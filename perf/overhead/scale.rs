@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::fleet::Setup;
 use super::lane::Lane;
-use super::scenario::Size;
+use super::scenario::{LONGEST, Size};
 use crate::load::{Load, Sockets};
 
 mod turn;
@@ -34,8 +34,8 @@ const BEGINNINGS: Duration = Duration::from_micros(400);
 /// How long streams run, once all have begun, before anything is measured; and how long they go on after it.
 const SETTLE: Duration = Duration::from_millis(300);
 
-/// More than a stream makes in any run.
-const ENDLESS: u32 = 1_000_000;
+/// More tokens than a stream makes in any run.
+const ENDLESS: u32 = LONGEST;
 
 impl Scale {
     /// What is measured with so many streams of 20 tokens a second.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokenway::runner::llm_test::CONTEXT_LENGTH;
+
 use super::lane::Lane;
 use super::scale::Scale;
 use crate::load::{Load, Sockets};
@@ -25,6 +27,9 @@ pub(crate) enum Scenario {
     /// Thousands of streams at once.
     Scale(Scale),
 }
+
+/// Tokens of the longest request: with its prompt it fits into the device's context.
+pub(super) const LONGEST: u32 = CONTEXT_LENGTH / 16 * 15;
 
 /// Tokens of a short request.
 const SHORT: u32 = 16;
@@ -78,7 +83,7 @@ impl Scenario {
             Self::Full(streams) => Load {
                 streams,
                 requests: 1,
-                tokens: size.full_tokens / streams,
+                tokens: (size.full_tokens / streams).min(LONGEST),
                 timed: false,
                 spread: Duration::ZERO,
             },
@@ -196,4 +201,25 @@ impl Size {
         crowd: 5_000,
         window: Duration::from_secs(10),
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_request_fits_into_the_devices_context() {
+        for size in [Size::QUICK, Size::WHOLE] {
+            let scale = Scale::all(size.crowd).map(Scenario::Scale);
+            let streams = [1, 64, 512];
+            let all = [Scenario::Short, Scenario::OpenLoop]
+                .into_iter()
+                .chain(scale);
+            let all = all.chain(streams.map(Scenario::Full));
+            for scenario in all.chain(streams.map(Scenario::Paced)) {
+                let asked = scenario.load(size).tokens;
+                assert!((1..=LONGEST).contains(&asked), "{scenario:?}: {asked}");
+            }
+        }
+    }
 }
