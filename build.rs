@@ -19,6 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     )?;
     // tonic-build's prost half has been called tonic-prost-build since tonic 0.14.
     tonic_prost_build::configure()
+        .codec_path("crate::proto::codec::SmallBufferCodec")
         .extern_path(".tokenway.v1.Tokens", "crate::proto::v1::Tokens")
         .compile_fds(compiler.file_descriptor_set())?;
     Ok(())

@@ -1,5 +1,6 @@
 //! The messages and services of `proto/`: generated, but for the one that carries tokens.
 
+mod codec;
 mod tokens;
 
 /// The public contract: `tokenway.v1`.

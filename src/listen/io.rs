@@ -51,7 +51,8 @@ impl Stream {
             return;
         }
         let read = async {
-            let mut sink = [0; 4_096];
+            // Not in the future itself: every connection's task would be as much larger, several times over.
+            let mut sink = vec![0; 4_096];
             loop {
                 match poll_fn(|cx| self.poll_read(cx, &mut sink)).await {
                     Ok(0) | Err(_) => return,
