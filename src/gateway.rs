@@ -24,7 +24,7 @@ mod accept;
 mod body;
 mod completions;
 mod fields;
-mod lines;
+pub mod lines;
 mod object;
 mod opened;
 mod refusal;
@@ -36,6 +36,7 @@ mod timings;
 mod unary;
 
 pub use accept::StreamFormat;
+pub use body::StreamOptions;
 use refusal::Refusal;
 
 /// The largest body, in bytes.

@@ -18,7 +18,7 @@ use crate::worker::lane::{LaneReceiver, lane};
 use crate::worker::{Assignment, WorkerEvent, WorkerHandle};
 
 mod catalog;
-mod plan;
+pub mod plan;
 mod task;
 #[cfg(test)]
 mod tests;

@@ -6,8 +6,8 @@ use crate::runner::Token;
 use crate::tokens::{Stamp, TextToken, TokenBatch};
 
 pub mod completion;
-mod stop;
-mod utf8;
+pub mod stop;
+pub mod utf8;
 
 use stop::{StopMatcher, Watch};
 use utf8::Utf8Assembler;

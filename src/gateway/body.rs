@@ -23,15 +23,15 @@ pub(super) struct CompletionBody {
 
 /// What a stream holds besides the text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct StreamOptions {
+pub struct StreamOptions {
     /// A last object with the usage.
-    pub(super) include_usage: bool,
+    pub include_usage: bool,
     /// Each token's deadline and emission.
-    pub(super) include_stamps: bool,
+    pub include_stamps: bool,
     /// What the request took, in the last object.
-    pub(super) include_timings: bool,
+    pub include_timings: bool,
     /// Each token's id.
-    pub(super) return_token_ids: bool,
+    pub return_token_ids: bool,
 }
 
 impl CompletionBody {

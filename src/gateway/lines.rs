@@ -18,7 +18,7 @@ const LINE: usize = 96;
 const STAMP: usize = 80;
 
 /// Writes the lines of one response.
-pub(super) struct Lines {
+pub struct Lines {
     format: StreamFormat,
     options: StreamOptions,
     /// Everything up to the choice's index.
@@ -33,23 +33,23 @@ pub(super) struct Lines {
 
 /// What every object of a response has in common.
 #[derive(Clone)]
-pub(super) struct Head {
+pub struct Head {
     /// The response's id, `cmpl-…`.
-    pub(super) id: String,
+    pub id: String,
     /// When it was made, in seconds since the Unix epoch.
-    pub(super) created: u64,
+    pub created: u64,
     /// The model.
-    pub(super) model: String,
+    pub model: String,
 }
 
 /// A choice's tokens to be written.
-pub(super) struct ChoiceTokens<'a> {
+pub struct ChoiceTokens<'a> {
     /// The choice's index among all of the response.
-    pub(super) index: u32,
+    pub index: u32,
     /// Its tokens.
-    pub(super) tokens: &'a TokenBatch,
+    pub tokens: &'a TokenBatch,
     /// Why it ends, if it ends here.
-    pub(super) finish_reason: Option<&'static str>,
+    pub finish_reason: Option<&'static str>,
 }
 
 /// OpenAI's name of a finish reason.
@@ -72,7 +72,9 @@ pub(super) fn usage_object(usage: &v1::Usage) -> Value {
 }
 
 impl Lines {
-    pub(super) fn new(format: StreamFormat, options: StreamOptions, head: Head) -> Self {
+    /// The lines of a stream of this form, with what is asked for besides the text.
+    #[must_use]
+    pub fn new(format: StreamFormat, options: StreamOptions, head: Head) -> Self {
         let mut prefix = BytesMut::new();
         prefix.put_slice(b"{\"id\":");
         put_json_string(&mut prefix, &head.id);
@@ -103,7 +105,7 @@ impl Lines {
     }
 
     /// One line for each token; one without text where the choice ends with no token.
-    pub(super) fn tokens(&self, out: &mut BytesMut, choice: &ChoiceTokens<'_>) {
+    pub fn tokens(&self, out: &mut BytesMut, choice: &ChoiceTokens<'_>) {
         let Some(last) = choice.tokens.len().checked_sub(1) else {
             if choice.finish_reason.is_some() {
                 self.line(out, choice.index, None, choice.finish_reason);

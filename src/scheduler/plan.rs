@@ -10,7 +10,7 @@ use crate::worker::{Life, WorkerId};
 type Order = (i32, u64);
 
 /// Who waits and who could take them.
-pub(super) struct Plan<J> {
+pub struct Plan<J> {
     /// For each model, the requests that still have choices without a slot.
     queues: Vec<BTreeMap<Order, Waiting<J>>>,
     workers: Vec<WorkerState>,
@@ -36,14 +36,17 @@ struct WorkerState {
 
 /// Something to be run by a worker.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Placement<J> {
-    pub(super) worker: WorkerId,
-    pub(super) life: Life,
-    pub(super) job: J,
+pub struct Placement<J> {
+    /// Who runs it.
+    pub worker: WorkerId,
+    /// The worker's life that it is meant for.
+    pub life: Life,
+    /// What is run.
+    pub job: J,
 }
 
 /// What the plan must know of a job.
-pub(super) trait Job {
+pub trait Job {
     /// The most tokens it asks for.
     fn max_tokens(&self) -> u32;
 
@@ -53,7 +56,7 @@ pub(super) trait Job {
 
 /// Whether a request got its place.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Admission {
+pub enum Admission {
     /// It runs, or waits in the queue.
     Admitted,
     /// The queue is full.
@@ -64,7 +67,8 @@ pub(super) enum Admission {
 
 impl<J: Job> Plan<J> {
     /// Workers are given as their model and their number of slots.
-    pub(super) fn new(models: usize, workers: &[(usize, usize)], queue_depth: usize) -> Self {
+    #[must_use]
+    pub fn new(models: usize, workers: &[(usize, usize)], queue_depth: usize) -> Self {
         let workers = workers.iter().map(|&(model, slots)| WorkerState {
             model,
             slots,
@@ -81,7 +85,7 @@ impl<J: Job> Plan<J> {
     }
 
     /// Takes a request, and says what is to be started now.
-    pub(super) fn admit(
+    pub fn admit(
         &mut self,
         model: usize,
         priority: i32,
@@ -111,7 +115,7 @@ impl<J: Job> Plan<J> {
     }
 
     /// A worker has loaded its model and has all its slots free.
-    pub(super) fn ready(&mut self, worker: WorkerId, life: Life) -> Vec<Placement<J>> {
+    pub fn ready(&mut self, worker: WorkerId, life: Life) -> Vec<Placement<J>> {
         let state = &mut self.workers[worker.0];
         state.life = Some(life);
         state.used = 0;
@@ -126,12 +130,7 @@ impl<J: Job> Plan<J> {
     }
 
     /// A worker's slot is free again.
-    pub(super) fn released(
-        &mut self,
-        worker: WorkerId,
-        life: Life,
-        max_tokens: u32,
-    ) -> Vec<Placement<J>> {
+    pub fn released(&mut self, worker: WorkerId, life: Life, max_tokens: u32) -> Vec<Placement<J>> {
         let state = &mut self.workers[worker.0];
         if state.life != Some(life) {
             return Vec::new();
@@ -143,7 +142,7 @@ impl<J: Job> Plan<J> {
     }
 
     /// Drops what nobody waits for any more.
-    pub(super) fn sweep(&mut self) {
+    pub fn sweep(&mut self) {
         for queue in &mut self.queues {
             queue.retain(|_, waiting| {
                 waiting.choices.retain(Job::is_wanted);

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 /// Watches one choice's text for any of its stop strings. Tokens pass through as `T`s with their
 /// text.
 #[derive(Debug)]
-pub(super) struct StopMatcher<T> {
+pub struct StopMatcher<T> {
     stops: Vec<String>,
     /// The tokens that may belong to a match, in order, each with where its text ends in `tail`.
     held: VecDeque<(T, usize)>,
@@ -16,7 +16,7 @@ pub(super) struct StopMatcher<T> {
 
 /// What came of a token.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Watch {
+pub enum Watch {
     /// No stop string has matched.
     Open,
     /// One has; what follows is not part of the completion.
@@ -25,7 +25,8 @@ pub(super) enum Watch {
 
 impl<T> StopMatcher<T> {
     /// A matcher for these strings, none of which is empty.
-    pub(super) fn new(stops: Vec<String>) -> Self {
+    #[must_use]
+    pub fn new(stops: Vec<String>) -> Self {
         Self {
             stops,
             held: VecDeque::new(),
@@ -40,7 +41,7 @@ impl<T> StopMatcher<T> {
 
     /// Takes the next token and hands to `release` each token that is decided, with its text. After a
     /// match these are the tokens that begin before it, the last cut where it begins.
-    pub(super) fn push(&mut self, token: T, text: &str, mut release: impl FnMut(T, &str)) -> Watch {
+    pub fn push(&mut self, token: T, text: &str, mut release: impl FnMut(T, &str)) -> Watch {
         if self.stops.is_empty() {
             release(token, text);
             return Watch::Open;
@@ -63,7 +64,7 @@ impl<T> StopMatcher<T> {
     }
 
     /// Hands out everything that is held: nothing follows that could complete a match.
-    pub(super) fn finish(&mut self, release: impl FnMut(T, &str)) {
+    pub fn finish(&mut self, release: impl FnMut(T, &str)) {
         self.release_ended_by(self.tail.len(), release);
     }
 

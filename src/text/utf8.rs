@@ -3,7 +3,7 @@
 
 /// The bytes of a character that is not complete yet.
 #[derive(Debug, Default)]
-pub(super) struct Utf8Assembler {
+pub struct Utf8Assembler {
     /// At most three bytes: a character has at most four.
     pending: Vec<u8>,
 }
@@ -11,7 +11,7 @@ pub(super) struct Utf8Assembler {
 impl Utf8Assembler {
     /// Takes a token's bytes and appends the characters that are complete by now. What can never
     /// become a character is U+FFFD.
-    pub(super) fn push(&mut self, bytes: &[u8], text: &mut String) {
+    pub fn push(&mut self, bytes: &[u8], text: &mut String) {
         if self.pending.is_empty()
             && let Ok(whole) = std::str::from_utf8(bytes)
         {
@@ -40,7 +40,7 @@ impl Utf8Assembler {
     }
 
     /// The end: an unfinished character will never be finished, and is replaced.
-    pub(super) fn finish(&mut self, text: &mut String) {
+    pub fn finish(&mut self, text: &mut String) {
         if !self.pending.is_empty() {
             text.push(char::REPLACEMENT_CHARACTER);
         }

@@ -1,0 +1,135 @@
+//! What the scheduler's decisions cost a request, which all requests of an engine make in turn: who
+//! is admitted, and who takes the slot that another has left.
+
+use std::hint::black_box;
+use std::iter::repeat_with;
+
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, Throughput};
+use tokenway::scheduler::plan::{Admission, Job, Placement, Plan};
+use tokenway::worker::{Life, WorkerId};
+
+/// How many requests may wait, and do where the queue is full.
+const QUEUE_DEPTH: usize = 1_024;
+
+/// How many slots each worker has.
+const SLOTS: usize = 8;
+
+/// The only life of every worker.
+const LIFE: Life = Life(1);
+
+/// What every request asks for.
+const MAX_TOKENS: u32 = 256;
+
+/// A choice that somebody waits for.
+struct Choice;
+
+impl Job for Choice {
+    fn max_tokens(&self) -> u32 {
+        MAX_TOKENS
+    }
+
+    fn is_wanted(&self) -> bool {
+        true
+    }
+}
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    let mut group = criterion.benchmark_group("scheduler");
+    group.throughput(Throughput::Elements(1));
+    free_slots(&mut group);
+    full_queue(&mut group);
+    group.finish();
+    criterion.final_summary();
+}
+
+/// One request after the other, each on a slot that is free.
+fn free_slots(group: &mut BenchmarkGroup<'_, WallTime>) {
+    for workers in [1, 8, 256] {
+        let mut plan = plan(workers);
+        group.bench_function(
+            format!("admit and release, workers: {workers}"),
+            |bencher| {
+                bencher.iter(|| {
+                    let (admission, placements) = plan.admit(0, black_box(0), vec![Choice]);
+                    assert_eq!(admission, Admission::Admitted);
+                    release(&mut plan, &placements);
+                });
+            },
+        );
+    }
+}
+
+/// All slots are taken, and as many wait as may.
+fn full_queue(group: &mut BenchmarkGroup<'_, WallTime>) {
+    let same = || 0;
+    let mut turn = 0;
+    let different = || {
+        turn = (turn + 1) % 7;
+        turn - 3
+    };
+    bench_turns(group, "release and admit, full queue", same);
+    bench_turns(
+        group,
+        "release and admit, full queue of 7 priorities",
+        different,
+    );
+    group.bench_function("refuse, full queue", |bencher| {
+        let mut plan = full(8, repeat_with(same));
+        bencher.iter(|| {
+            let (admission, _) = plan.admit(0, black_box(0), vec![Choice]);
+            assert_eq!(admission, Admission::QueueFull);
+        });
+    });
+    group.bench_function("sweep, full queue", |bencher| {
+        let mut plan = full(8, repeat_with(same));
+        bencher.iter(|| plan.sweep());
+    });
+}
+
+/// A slot becomes free, the first of the queue takes it, and another request takes a place at the
+/// end.
+fn bench_turns(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    name: &str,
+    mut priority: impl FnMut() -> i32,
+) {
+    group.bench_function(name, |bencher| {
+        let mut plan = full(8, repeat_with(&mut priority));
+        let mut worker = (0..8).cycle().map(WorkerId);
+        bencher.iter(|| {
+            let worker = worker.next().expect("it is endless");
+            assert_eq!(plan.released(worker, LIFE, MAX_TOKENS).len(), 1);
+            let (admission, placements) = plan.admit(0, priority(), vec![Choice]);
+            assert_eq!(admission, Admission::Admitted);
+            black_box(placements);
+        });
+    });
+}
+
+fn release(plan: &mut Plan<Choice>, placements: &[Placement<Choice>]) {
+    for placement in placements {
+        let next = plan.released(placement.worker, placement.life, MAX_TOKENS);
+        black_box(next);
+    }
+}
+
+/// One model on so many workers, all of them ready.
+fn plan(workers: usize) -> Plan<Choice> {
+    let mut plan = Plan::new(1, &vec![(0, SLOTS); workers], QUEUE_DEPTH);
+    for worker in 0..workers {
+        plan.ready(WorkerId(worker), LIFE);
+    }
+    plan
+}
+
+/// The same with every slot and every place in the queue taken.
+fn full(workers: usize, priorities: impl Iterator<Item = i32>) -> Plan<Choice> {
+    let mut plan = plan(workers);
+    for priority in priorities.take(workers * SLOTS + QUEUE_DEPTH) {
+        let (admission, _) = plan.admit(0, priority, vec![Choice]);
+        assert_eq!(admission, Admission::Admitted);
+    }
+    plan
+}

@@ -1,0 +1,74 @@
+//! What looking for stop strings costs a token: a completion of 256 tokens, none of which completes
+//! a match.
+
+use std::hint::black_box;
+
+use criterion::{Criterion, Throughput};
+use tokenway::request::{MAX_STOP_BYTES, MAX_STOP_STRINGS};
+use tokenway::text::stop::{StopMatcher, Watch};
+
+/// How many tokens the completion has.
+const TOKENS: u32 = 256;
+
+/// Stop strings of chat templates and of code, none of which begins with a letter.
+const USUAL: [&str; 4] = ["<|im_end|>", "</s>", "\n\n", "```"];
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    stop_strings(&mut criterion);
+    criterion.final_summary();
+}
+
+fn stop_strings(criterion: &mut Criterion) {
+    let words: Vec<_> = (0..TOKENS).map(|at| format!("token_{at}")).collect();
+    // Every third token ends a beginning that the two before have made.
+    let beginnings = ["<|", "im_", "start"].map(str::to_owned);
+    let beginnings: Vec<_> = beginnings.into_iter().cycle().take(words.len()).collect();
+    // All of the text is one beginning, and is held until the end.
+    let repeated = vec!["aaaa".to_owned(); words.len()];
+    let usual = || USUAL.map(str::to_owned).to_vec();
+    let cases = [
+        ("none", Vec::new(), &words),
+        ("4 that never match", usual(), &words),
+        ("4 that keep beginning", usual(), &beginnings),
+        ("16 of 64 bytes that never match", long(64, "#"), &words),
+        (
+            "16 of the longest that never match",
+            long(MAX_STOP_BYTES, "#"),
+            &words,
+        ),
+        (
+            "16 of the longest that keep beginning",
+            long(MAX_STOP_BYTES, "a"),
+            &repeated,
+        ),
+    ];
+    let mut group = criterion.benchmark_group("stop strings");
+    group.throughput(Throughput::Elements(u64::from(TOKENS)));
+    for (name, stops, texts) in cases {
+        let mut matcher = StopMatcher::new(stops);
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| complete(&mut matcher, black_box(texts)));
+        });
+    }
+    group.finish();
+}
+
+/// Has the whole completion looked at, its end included.
+fn complete(matcher: &mut StopMatcher<usize>, texts: &[String]) {
+    let release = |token: usize, text: &str| {
+        black_box((token, text));
+    };
+    for (at, text) in texts.iter().enumerate() {
+        assert_eq!(matcher.push(at, text, release), Watch::Open);
+    }
+    matcher.finish(release);
+}
+
+/// As many stop strings as a request may have, all of this letter and of this length but for their
+/// different ends.
+fn long(bytes: usize, letter: &str) -> Vec<String> {
+    let ends = (0..MAX_STOP_STRINGS).map(|end| format!(" end {end:02}"));
+    ends.map(|end| letter.repeat(bytes - end.len()) + &end)
+        .collect()
+}

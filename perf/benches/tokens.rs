@@ -1,0 +1,96 @@
+//! What a token costs the RPC: encoding and decoding the message `Tokens` with 256 of them, by hand
+//! and as prost's derived code does it.
+
+use std::hint::black_box;
+
+use bytes::{Bytes, BytesMut};
+use criterion::{Criterion, Throughput};
+use prost::Message;
+use tokenway::proto::v1;
+
+/// The most tokens of one message.
+const TOKENS: u32 = 256;
+
+/// The message as prost would have it.
+#[derive(Clone, PartialEq, Message)]
+struct Derived {
+    #[prost(uint32, tag = "1")]
+    choice: u32,
+    #[prost(uint32, tag = "2")]
+    first_index: u32,
+    #[prost(message, repeated, tag = "3")]
+    tokens: Vec<v1::Token>,
+    #[prost(enumeration = "v1::FinishReason", tag = "4")]
+    finish_reason: i32,
+}
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    tokens(&mut criterion, "tokens", false);
+    tokens(&mut criterion, "tokens with stamps", true);
+    criterion.final_summary();
+}
+
+fn tokens(criterion: &mut Criterion, name: &str, stamps: bool) {
+    let derived = message(stamps);
+    let by_hand = v1::Tokens {
+        choice: derived.choice,
+        first_index: derived.first_index,
+        tokens: derived.tokens.iter().cloned().collect(),
+        finish_reason: derived.finish_reason,
+    };
+    let bytes = Bytes::from(derived.encode_to_vec());
+    assert_eq!(
+        by_hand.encode_to_vec(),
+        bytes,
+        "they are the same on the wire"
+    );
+
+    let mut group = criterion.benchmark_group(name);
+    group.throughput(Throughput::Elements(u64::from(TOKENS)));
+    let mut out = BytesMut::new();
+    group.bench_function("encode by hand", |bencher| {
+        bencher.iter(|| encode(&by_hand, &mut out));
+    });
+    group.bench_function("encode as derived", |bencher| {
+        bencher.iter(|| encode(&derived, &mut out));
+    });
+    group.bench_function("decode by hand", |bencher| {
+        bencher.iter(|| decode::<v1::Tokens>(&bytes));
+    });
+    group.bench_function("decode as derived", |bencher| {
+        bencher.iter(|| decode::<Derived>(&bytes));
+    });
+    group.finish();
+}
+
+/// Into memory that is used again, as tonic's encoder does.
+fn encode(message: &impl Message, out: &mut BytesMut) {
+    out.clear();
+    let room = black_box(message).encode(out);
+    room.expect("a buffer grows with what is put in");
+    black_box(out);
+}
+
+/// From one piece of memory. The message is dropped, which is part of what it costs.
+fn decode<M: Message + Default>(bytes: &Bytes) {
+    let message = M::decode(black_box(bytes.clone()));
+    black_box(message.expect("it was encoded here"));
+}
+
+fn message(stamps: bool) -> Derived {
+    // The clock of a machine that has been up for an hour.
+    let due_ns = stamps.then_some(3_600_000_000_000);
+    let tokens = (0..TOKENS).map(|id| v1::Token {
+        id,
+        text: format!("token_{id}"),
+        due_ns,
+        emitted_ns: due_ns,
+    });
+    Derived {
+        choice: 0,
+        first_index: TOKENS,
+        tokens: tokens.collect(),
+        finish_reason: 0,
+    }
+}
