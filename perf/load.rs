@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+mod answer;
 mod arrivals;
 mod channel;
 mod figures;

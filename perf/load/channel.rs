@@ -17,7 +17,7 @@ const BATCH: usize = 256;
 pub(super) async fn request(
     device: &Device,
     asked: &Asked,
-    mut progress: Progress,
+    progress: &mut Progress,
 ) -> Result<(), Fault> {
     let mut lane = device.open(asked.tokens, asked.timed);
     let mut outputs = Vec::new();

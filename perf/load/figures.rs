@@ -32,6 +32,8 @@ pub(crate) struct Figures {
     /// The share of one processor that the load itself took. Near 1 it may be what holds up the tokens.
     pub(crate) load_share: f64,
     pub(crate) times: Times,
+    /// Tokens whose stamps are of another machine's clock, from which no times were taken.
+    pub(crate) foreign_stamps: u64,
     pub(crate) fault_count: u32,
     /// The first of them.
     pub(crate) faults: Vec<String>,
@@ -40,7 +42,7 @@ pub(crate) struct Figures {
     last_token_ns: u64,
 }
 
-/// How late tokens were, in nanoseconds.
+/// How late tokens were, and how far apart, in nanoseconds.
 #[derive(Clone, Debug)]
 pub(crate) struct Times {
     /// From the device's emission to the read that brought the token.
@@ -56,6 +58,8 @@ pub(crate) struct Times {
     pub(crate) ttft: Histogram<u64>,
     /// Between the reads that brought two tokens of a stream.
     pub(crate) gaps: Histogram<u64>,
+    /// For each request, from its first token to its last, over one less than their number.
+    pub(crate) tpot: Histogram<u64>,
 }
 
 /// When a token was due and emitted.
@@ -76,6 +80,7 @@ impl Times {
             sender: histogram(),
             ttft: histogram(),
             gaps: histogram(),
+            tpot: histogram(),
         }
     }
 
@@ -88,6 +93,7 @@ impl Times {
             (&mut self.sender, &other.sender),
             (&mut self.ttft, &other.ttft),
             (&mut self.gaps, &other.gaps),
+            (&mut self.tpot, &other.tpot),
         ] {
             mine.add(theirs).expect("they have the same bounds");
         }
@@ -108,6 +114,7 @@ impl Figures {
             elapsed_ns: 0,
             load_share: 0.0,
             times: Times::new(),
+            foreign_stamps: 0,
             fault_count: 0,
             faults: Vec::new(),
             began_ns: monotonic_ns(),
@@ -133,7 +140,7 @@ impl Figures {
     }
 
     /// Takes a token's times.
-    pub(super) fn stamped(&mut self, stamp: Stamp, received_ns: u64) {
+    fn stamped(&mut self, stamp: Stamp, received_ns: u64) {
         let Stamp { due_ns, emitted_ns } = stamp;
         let times = &mut self.times;
         times
@@ -145,6 +152,16 @@ impl Figures {
         times
             .runner
             .saturating_record(emitted_ns.saturating_sub(due_ns));
+    }
+
+    /// Takes a request all of whose tokens have come.
+    pub(super) fn finished(&mut self, progress: &Progress) {
+        self.requests += 1;
+        let intervals = u64::from(progress.next_index.saturating_sub(1));
+        let streaming_ns = progress.last_ns.saturating_sub(progress.first_ns);
+        if let Some(tpot) = streaming_ns.checked_div(intervals) {
+            self.times.tpot.saturating_record(tpot);
+        }
     }
 
     pub(crate) fn fault(&mut self, fault: String) {
@@ -159,6 +176,14 @@ impl Figures {
         self.fault_count += other.fault_count;
         let room = TOLD_FAULTS.saturating_sub(self.faults.len());
         self.faults.extend(other.faults.iter().take(room).cloned());
+    }
+
+    /// Where tokens are expected to be stamped by this machine, stamps of another are a fault.
+    pub(super) fn fault_foreign_stamps(&mut self) {
+        if self.foreign_stamps > 0 {
+            let count = self.foreign_stamps;
+            self.fault(format!("{count} stamps are not of this machine's clock"));
+        }
     }
 
     /// It ends now.
@@ -176,9 +201,10 @@ fn thread_cpu() -> Duration {
     Duration::try_from(time).expect("no thread has run for less than no time")
 }
 
-/// What one request has seen so far: its tokens must be 0, 1, 2 …
+/// What one request has seen so far.
 pub(super) struct Progress {
     due_ns: u64,
+    first_ns: u64,
     last_ns: u64,
     pub(super) next_index: u32,
 }
@@ -188,6 +214,7 @@ impl Progress {
     pub(super) fn begin(due_ns: u64) -> Self {
         Self {
             due_ns,
+            first_ns: 0,
             last_ns: 0,
             next_index: 0,
         }
@@ -199,16 +226,122 @@ impl Progress {
             let ttft = received_ns.saturating_sub(self.due_ns);
             figures.times.ttft.saturating_record(ttft);
             figures.begun += 1;
+            self.first_ns = received_ns;
         } else if stamp.is_some() {
             let gap = received_ns.saturating_sub(self.last_ns);
             figures.times.gaps.saturating_record(gap);
         }
         if let Some(stamp) = stamp {
-            figures.stamped(stamp, received_ns);
+            // On one clock a token is emitted between when its request was due and its arrival.
+            if (self.due_ns..=received_ns).contains(&stamp.emitted_ns) {
+                figures.stamped(stamp, received_ns);
+            } else {
+                figures.foreign_stamps += 1;
+            }
         }
         self.last_ns = received_ns;
         self.next_index += 1;
         figures.tokens += 1;
         figures.last_token_ns = figures.last_token_ns.max(received_ns);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const US: u64 = 1_000;
+
+    /// Whether a value of a histogram is this one, to three digits.
+    fn assert_near(value: u64, expected: u64) {
+        assert!(
+            value.abs_diff(expected) * 1_000 <= expected,
+            "{value} {expected}"
+        );
+    }
+
+    #[test]
+    fn the_quantiles_of_a_known_series_are_those_of_the_nearest_rank() {
+        let mut times = Times::new();
+        // Not in order: a stride that has no divisor in common with the number of values.
+        for place in 0..10_000 {
+            let value = (place * 7_919 % 10_000 + 1) * US;
+            times.one_way.saturating_record(value);
+        }
+        for (quantile, expected) in [
+            (0.5, 5_000 * US),
+            (0.9, 9_000 * US),
+            (0.99, 9_900 * US),
+            (0.999, 9_990 * US),
+            (1.0, 10_000 * US),
+        ] {
+            assert_near(times.one_way.value_at_quantile(quantile), expected);
+        }
+        assert_near(times.one_way.min(), US);
+        assert_eq!(times.one_way.len(), 10_000);
+    }
+
+    #[test]
+    fn a_time_beyond_a_minute_counts_as_a_minute() {
+        let mut times = Times::new();
+        times.gaps.saturating_record(u64::MAX);
+        assert!(times.gaps.max() >= HIGHEST_NS);
+        assert_eq!(times.gaps.len(), 1);
+    }
+
+    #[test]
+    fn rounds_are_added_time_by_time() {
+        let (mut sum, mut other) = (Times::new(), Times::new());
+        sum.tpot.saturating_record(US);
+        other.tpot.saturating_record(3 * US);
+        other.ttft.saturating_record(2 * US);
+        sum.add(&other);
+        assert_eq!((sum.tpot.len(), sum.ttft.len(), sum.gaps.len()), (2, 1, 0));
+        assert_near(sum.tpot.max(), 3 * US);
+    }
+
+    #[test]
+    fn a_single_token_has_no_time_per_further_token() {
+        let (mut figures, mut progress) = (Figures::new(), Progress::begin(0));
+        progress.token(&mut figures, 5, None);
+        figures.finished(&progress);
+        assert_eq!((figures.requests, figures.times.tpot.len()), (1, 0));
+    }
+
+    #[test]
+    fn every_token_that_a_stall_delayed_is_late_by_its_own_due_time() {
+        let (mut figures, mut progress) = (Figures::new(), Progress::begin(0));
+        for due_ns in (100..=1_000).step_by(100) {
+            let emitted_ns = 1_000;
+            progress.token(&mut figures, 1_050, Some(Stamp { due_ns, emitted_ns }));
+        }
+        let Times {
+            lateness,
+            runner,
+            one_way,
+            ..
+        } = &figures.times;
+        assert_eq!(lateness.count_between(450, 1_000), 6);
+        assert_eq!((lateness.min(), lateness.max()), (50, 950));
+        assert_eq!((runner.max(), one_way.min(), one_way.max()), (900, 50, 50));
+    }
+
+    #[test]
+    fn stamps_of_another_machines_clock_are_no_times() {
+        for emitted_ns in [9, 51] {
+            let (mut figures, mut progress) = (Figures::new(), Progress::begin(10));
+            progress.token(
+                &mut figures,
+                50,
+                Some(Stamp {
+                    due_ns: 9,
+                    emitted_ns,
+                }),
+            );
+            assert_eq!(
+                (figures.foreign_stamps, figures.times.one_way.len()),
+                (1, 0)
+            );
+        }
     }
 }

@@ -60,7 +60,11 @@ impl Connection {
     }
 
     /// Makes a request.
-    pub(super) async fn request(&self, asked: &Asked, mut progress: Progress) -> Result<(), Fault> {
+    pub(super) async fn request(
+        &self,
+        asked: &Asked,
+        progress: &mut Progress,
+    ) -> Result<(), Fault> {
         let request = Request::post(self.method.clone())
             .header("content-type", "application/grpc")
             .header("te", "trailers")
@@ -78,7 +82,7 @@ impl Connection {
             let received_ns = self.clock.last_read_ns();
             let mut figures = asked.notes.borrow_mut();
             figures.read(piece.len());
-            messages.read(&piece, received_ns, &mut progress, &mut figures)?;
+            messages.read(&piece, received_ns, progress, &mut figures)?;
         }
         if let Some(status) = body.trailers().await?.and_then(|trailers| {
             let status = trailers.get("grpc-status")?;

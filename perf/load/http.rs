@@ -10,6 +10,7 @@ use tokenway::runner::monotonic_ns;
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::answer::Answer;
 use super::figures::{Figures, Progress};
 use super::lines::Lines;
 use super::session::Asked;
@@ -44,20 +45,21 @@ impl Connection {
     pub(super) async fn request(
         &mut self,
         asked: &Asked,
-        mut progress: Progress,
+        progress: &mut Progress,
     ) -> Result<(), Fault> {
-        let mut answer = Answer::new(self.form);
+        let (mut framed, mut has_ended) = (Framed::new(self.form), false);
         self.socket.write_all(&asked.message).await?;
-        while !answer.has_ended() {
+        while !has_ended {
             let read = self.read(asked).await?;
             let received_ns = monotonic_ns();
             if read == 0 {
+                framed.closed()?;
                 return Err(Fault::CutOff(progress.next_index));
             }
             let mut figures = asked.notes.borrow_mut();
             figures.read(read);
             let piece = &asked.buffer.borrow()[..read];
-            answer.read(piece, received_ns, &mut progress, &mut figures)?;
+            has_ended = framed.read(piece, received_ns, progress, &mut figures)?;
         }
         if progress.next_index != asked.tokens {
             return Err(Fault::CutOff(progress.next_index));
@@ -104,137 +106,46 @@ fn body(load: &Load) -> String {
     format!(r#"{{"prompt":"Count the tokens.","max_tokens":{tokens},"stream":true{options}}}"#)
 }
 
-/// An answer as it comes.
-struct Answer {
-    framing: Framing,
+/// The lines of an answer: framed by HTTP, or bare.
+struct Framed {
+    answer: Option<Answer>,
     lines: Lines,
-    /// What was read of a head or of a chunk's size that is not whole yet.
-    unread: Vec<u8>,
 }
 
-/// What comes next of an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Framing {
-    /// There is none: lines to the last token.
-    None,
-    Head,
-    ChunkSize,
-    /// So many bytes of a chunk, and then its line's end.
-    Chunk(usize),
-    ChunkEnd,
-    /// The empty line after the last chunk.
-    LastEnd,
-    Ended,
-}
-
-impl Answer {
+impl Framed {
     fn new(form: Form) -> Self {
-        let framing = match form {
-            Form::Raw => Framing::None,
-            Form::Ndjson | Form::Sse => Framing::Head,
+        let answer = match form {
+            Form::Raw => None,
+            Form::Ndjson | Form::Sse => Some(Answer::new()),
         };
         Self {
-            framing,
+            answer,
             lines: Lines::default(),
-            unread: Vec::new(),
         }
     }
 
-    fn has_ended(&self) -> bool {
-        match self.framing {
-            Framing::None => self.lines.has_finished(),
-            Framing::Ended => true,
-            Framing::Head
-            | Framing::ChunkSize
-            | Framing::Chunk(_)
-            | Framing::ChunkEnd
-            | Framing::LastEnd => false,
-        }
+    /// Takes the end of the connection, which is never an end that was asked for.
+    fn closed(&mut self) -> Result<(), Fault> {
+        self.answer.as_mut().map_or(Ok(()), Answer::closed)
     }
 
+    /// Takes the next piece; true when it was the last.
     fn read(
         &mut self,
-        mut piece: &[u8],
+        piece: &[u8],
         received_ns: u64,
         progress: &mut Progress,
         figures: &mut Figures,
-    ) -> Result<(), Fault> {
-        while !piece.is_empty() {
-            match self.framing {
-                Framing::None => {
-                    return self.lines.read(piece, received_ns, progress, figures);
-                }
-                Framing::Chunk(left) => {
-                    let (data, rest) = piece.split_at(left.min(piece.len()));
-                    self.lines.read(data, received_ns, progress, figures)?;
-                    piece = rest;
-                    self.framing = match left - data.len() {
-                        0 => Framing::ChunkEnd,
-                        left => Framing::Chunk(left),
-                    };
-                }
-                Framing::Head => piece = self.until(piece, b"\r\n\r\n", Self::head)?,
-                Framing::ChunkSize => piece = self.until(piece, b"\r\n", Self::chunk_size)?,
-                Framing::ChunkEnd => piece = self.until(piece, b"\r\n", Self::chunk_end)?,
-                Framing::LastEnd => piece = self.until(piece, b"\r\n", Self::last_end)?,
-                Framing::Ended => {
-                    let what = String::from_utf8_lossy(piece).into_owned();
-                    return Err(Fault::Malformed(what));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Collects up to an end, and hands over what came before it; returns what came after.
-    fn until<'a>(
-        &mut self,
-        piece: &'a [u8],
-        end: &[u8],
-        take: fn(&[u8]) -> Result<Framing, Fault>,
-    ) -> Result<&'a [u8], Fault> {
-        let before = self.unread.len();
-        self.unread.extend_from_slice(piece);
-        let Some(at) = memchr::memmem::find(&self.unread, end) else {
-            return Ok(&[]);
+    ) -> Result<bool, Fault> {
+        let lines = &mut self.lines;
+        let Some(answer) = &mut self.answer else {
+            lines.read(piece, received_ns, progress, figures)?;
+            return Ok(lines.has_finished());
         };
-        self.framing = take(&self.unread[..at])?;
-        self.unread.clear();
-        Ok(&piece[at + end.len() - before..])
-    }
-
-    fn head(head: &[u8]) -> Result<Framing, Fault> {
-        let head = String::from_utf8_lossy(head).to_ascii_lowercase();
-        let status = head.split("\r\n").next().unwrap_or_default().to_owned();
-        if !status.starts_with("http/1.1 200") {
-            return Err(Fault::Refused(status));
-        }
-        if !head.contains("transfer-encoding: chunked") {
-            return Err(Fault::Malformed("a body that is not chunked".to_owned()));
-        }
-        Ok(Framing::ChunkSize)
-    }
-
-    fn chunk_size(line: &[u8]) -> Result<Framing, Fault> {
-        let text = std::str::from_utf8(line).unwrap_or_default();
-        let digits = text.split(';').next().unwrap_or_default().trim();
-        match usize::from_str_radix(digits, 16) {
-            Ok(0) => Ok(Framing::LastEnd),
-            Ok(size) => Ok(Framing::Chunk(size)),
-            Err(_) => Err(Fault::Malformed(format!("the chunk size {text:?}"))),
-        }
-    }
-
-    fn chunk_end(line: &[u8]) -> Result<Framing, Fault> {
-        if line.is_empty() {
-            Ok(Framing::ChunkSize)
-        } else {
-            Err(Fault::Malformed("a chunk without its end".to_owned()))
-        }
-    }
-
-    fn last_end(_trailer: &[u8]) -> Result<Framing, Fault> {
-        Ok(Framing::Ended)
+        answer.read(piece, |data| {
+            lines.read(data, received_ns, progress, figures)
+        })?;
+        Ok(answer.has_ended())
     }
 }
 
@@ -252,30 +163,19 @@ mod tests {
     #[test]
     fn an_answer_is_read_wherever_its_pieces_and_its_chunks_are_cut() {
         for cut in 1..ANSWER.len() {
-            let (mut answer, mut progress, mut figures) = (
-                Answer::new(Form::Ndjson),
+            let (mut framed, mut progress, mut figures) = (
+                Framed::new(Form::Ndjson),
                 Progress::begin(0),
                 Figures::new(),
             );
+            let mut has_ended = false;
             for piece in [&ANSWER[..cut], &ANSWER[cut..]] {
-                answer
+                has_ended = framed
                     .read(piece.as_bytes(), 1, &mut progress, &mut figures)
                     .unwrap_or_else(|fault| panic!("cut at {cut}: {fault}"));
             }
-            assert!(answer.has_ended(), "cut at {cut}");
+            assert!(has_ended, "cut at {cut}");
             assert_eq!(figures.tokens, 2);
         }
-    }
-
-    #[test]
-    fn a_refusal_is_told_by_its_status() {
-        let refusal = b"HTTP/1.1 429 Too Many Requests\r\n\r\n";
-        let (mut answer, mut progress, mut figures) = (
-            Answer::new(Form::Ndjson),
-            Progress::begin(0),
-            Figures::new(),
-        );
-        let fault = answer.read(refusal, 1, &mut progress, &mut figures);
-        assert!(fault.unwrap_err().to_string().contains("429"));
     }
 }

@@ -99,6 +99,7 @@ impl Session {
     pub(crate) fn take(&self) -> Figures {
         let mut figures = self.notes.replace(Figures::new());
         figures.end();
+        figures.fault_foreign_stamps();
         figures
     }
 
@@ -139,8 +140,8 @@ impl Pool {
         };
         let mut progress = Progress::begin(due_ns);
         for _ in 0..requests {
-            connection.request(asked, progress).await?;
-            asked.notes.borrow_mut().requests += 1;
+            connection.request(asked, &mut progress).await?;
+            asked.notes.borrow_mut().finished(&progress);
             progress = Progress::begin(monotonic_ns());
         }
         self.idle.borrow_mut().push_back(connection);
@@ -160,7 +161,7 @@ impl Target {
 }
 
 impl Connection {
-    async fn request(&mut self, asked: &Asked, progress: Progress) -> Result<(), Fault> {
+    async fn request(&mut self, asked: &Asked, progress: &mut Progress) -> Result<(), Fault> {
         match self {
             Self::Device(device) => channel::request(device, asked, progress).await,
             Self::Http(connection) => connection.request(asked, progress).await,

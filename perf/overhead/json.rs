@@ -43,6 +43,7 @@ struct Histograms {
     sender_lateness: Vec<(u64, u64)>,
     ttft: Vec<(u64, u64)>,
     inter_token: Vec<(u64, u64)>,
+    time_per_output_token: Vec<(u64, u64)>,
 }
 
 /// Writes the run to a file.
@@ -85,5 +86,6 @@ fn histograms(cell: &Cell) -> Histograms {
         sender_lateness: pairs(&times.sender),
         ttft: pairs(&times.ttft),
         inter_token: pairs(&times.gaps),
+        time_per_output_token: pairs(&times.tpot),
     }
 }
