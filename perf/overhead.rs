@@ -12,18 +12,20 @@ use clap::Args;
 
 mod baseline;
 mod charts;
+pub(crate) mod drawing;
 mod fleet;
 mod html;
-mod json;
+pub(crate) mod json;
 mod lane;
-mod machine;
+pub(crate) mod machine;
+pub(crate) mod page;
 mod plan;
 mod report;
 mod results;
 mod rounds;
 mod scale;
 mod scenario;
-mod statistics;
+pub(crate) mod statistics;
 mod table;
 mod targets;
 

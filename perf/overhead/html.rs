@@ -5,25 +5,15 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::charts::{self, ChartError};
-use super::machine::Machine;
+use super::charts;
+use super::drawing::ChartError;
+use super::page::{escaped, figure, stamp, whole};
 use super::report::Report;
 use super::results::{Results, Round};
 use super::scale::Scale;
 use super::scenario::{Scenario, Size};
 use super::table;
 use super::targets::Target;
-
-const STYLE: &str = "
-  body { font: 16px/1.5 system-ui, sans-serif; max-width: 900px; margin: 2rem auto; padding: 0 1rem;
-         color: #1d2530; background: #fff }
-  h1 { font-size: 1.8rem } h2 { margin-top: 2.5rem } figure { margin: 1rem 0 }
-  figure svg { width: 100%; height: auto } figcaption, .note { color: #556; font-size: .9rem }
-  table { border-collapse: collapse; width: 100%; font-size: .9rem }
-  th, td { padding: .3rem .6rem; border-bottom: 1px solid #dde; text-align: left }
-  td.number { text-align: right; font-variant-numeric: tabular-nums }
-  .pass { color: #067a3f; font-weight: 600 } .fail { color: #b3261e; font-weight: 600 }
-  pre { background: #f5f6f8; padding: 1rem; overflow-x: auto; font-size: .8rem }";
 
 const INTRODUCTION: &str = "
 <p>A language model makes one token at a time. Tokenway carries each from the device that makes it to a
@@ -63,7 +53,6 @@ pub(super) fn write(path: &Path, report: &Report) -> io::Result<()> {
 
 fn page(report: &Report) -> Result<String, ChartError> {
     let mut body = String::new();
-    body.push_str("<h1>What Tokenway adds to a token</h1>");
     body.push_str(INTRODUCTION);
     body.push_str(&stamp(&report.machine));
     body.push_str(&faults(&report.faults));
@@ -73,12 +62,7 @@ fn page(report: &Report) -> Result<String, ChartError> {
     body.push_str(&escaped(&table::text(&report.results)));
     body.push_str("</pre>");
     body.push_str(DEFINITIONS);
-    Ok(format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width\">\
-         <title>What Tokenway adds to a token</title><style>{STYLE}</style></head>\
-         <body>{body}</body></html>\n"
-    ))
+    Ok(whole("What Tokenway adds to a token", &body))
 }
 
 fn pictures(body: &mut String, results: &Results) -> Result<(), ChartError> {
@@ -164,11 +148,7 @@ fn section(body: &mut String, title: &str, figures: &[(String, &str)]) {
     // Writing to a string cannot fail.
     let _ = write!(body, "<h2>{}</h2>", escaped(title));
     for (svg, caption) in drawn {
-        let caption = escaped(caption);
-        let _ = write!(
-            body,
-            "<figure>{svg}<figcaption>{caption}</figcaption></figure>"
-        );
+        figure(body, svg, caption);
     }
 }
 
@@ -178,24 +158,6 @@ fn faults(faults: &[String]) -> String {
     }
     let faults = escaped(&faults.join("\n"));
     format!("<h2 class=\"fail\">What went wrong</h2><pre>{faults}</pre>")
-}
-
-fn stamp(machine: &Machine) -> String {
-    let Machine {
-        commit,
-        cores,
-        processor,
-        kernel,
-        load_before,
-        load_after,
-        build,
-        ..
-    } = machine;
-    let text = format!(
-        "Commit {commit} ({build} build), {cores} cores of {processor}, Linux {kernel}; load average \
-         {load_before} before and {load_after} after."
-    );
-    format!("<p class=\"note\">{}</p>", escaped(&text))
 }
 
 fn targets_table(targets: &[Target]) -> String {
@@ -224,10 +186,4 @@ fn targets_table(targets: &[Target]) -> String {
         "<h2>Targets</h2><table><tr><th>What</th><th>Median</th><th>Rounds</th><th>Limit</th>\
          <th></th></tr>{rows}</table>"
     )
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
 }

@@ -9,8 +9,9 @@ use serde::Serialize;
 
 use super::machine::Machine;
 use super::report::Report;
-use super::results::{Cell, Round};
+use super::results::Round;
 use super::targets::Target;
+use crate::load::Times;
 
 /// The form of the file; another number is another form.
 const FORMAT: u32 = 1;
@@ -35,8 +36,9 @@ struct CellObject<'a> {
     histograms: Histograms,
 }
 
+/// For each time, in nanoseconds, how often it occurred.
 #[derive(Serialize)]
-struct Histograms {
+pub(crate) struct Histograms {
     one_way: Vec<(u64, u64)>,
     schedule_lateness: Vec<(u64, u64)>,
     runner_lateness: Vec<(u64, u64)>,
@@ -56,7 +58,7 @@ pub(super) fn write(path: &Path, report: &Report) -> io::Result<()> {
             lane: lane.name(),
             floor: lane.floor().map(super::lane::Lane::name),
             rounds: &cell.rounds,
-            histograms: histograms(cell),
+            histograms: Histograms::of(&cell.times),
         });
     let run = Run {
         format: FORMAT,
@@ -65,27 +67,34 @@ pub(super) fn write(path: &Path, report: &Report) -> io::Result<()> {
         faults: &report.faults,
         cells: cells.collect(),
     };
-    let mut file = BufWriter::new(File::create(path)?);
-    serde_json::to_writer(&mut file, &run)?;
-    file.write_all(b"\n")?;
-    file.flush()
+    write_to(path, &run)
 }
 
-fn histograms(cell: &Cell) -> Histograms {
-    let pairs = |histogram: &Histogram<u64>| {
-        let recorded = histogram.iter_recorded();
-        recorded
-            .map(|value| (value.value_iterated_to(), value.count_at_value()))
-            .collect()
-    };
-    let times = &cell.times;
-    Histograms {
-        one_way: pairs(&times.one_way),
-        schedule_lateness: pairs(&times.lateness),
-        runner_lateness: pairs(&times.runner),
-        sender_lateness: pairs(&times.sender),
-        ttft: pairs(&times.ttft),
-        inter_token: pairs(&times.gaps),
-        time_per_output_token: pairs(&times.tpot),
+impl Histograms {
+    /// All values of these times.
+    pub(crate) fn of(times: &Times) -> Self {
+        let pairs = |histogram: &Histogram<u64>| {
+            let recorded = histogram.iter_recorded();
+            recorded
+                .map(|value| (value.value_iterated_to(), value.count_at_value()))
+                .collect()
+        };
+        Self {
+            one_way: pairs(&times.one_way),
+            schedule_lateness: pairs(&times.lateness),
+            runner_lateness: pairs(&times.runner),
+            sender_lateness: pairs(&times.sender),
+            ttft: pairs(&times.ttft),
+            inter_token: pairs(&times.gaps),
+            time_per_output_token: pairs(&times.tpot),
+        }
     }
+}
+
+/// Writes an object to a file.
+pub(crate) fn write_to(path: &Path, object: &impl Serialize) -> io::Result<()> {
+    let mut file = BufWriter::new(File::create(path)?);
+    serde_json::to_writer(&mut file, object)?;
+    file.write_all(b"\n")?;
+    file.flush()
 }

@@ -26,7 +26,7 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// The stamp of a run that begins now.
-    pub(super) fn now() -> Self {
+    pub(crate) fn now() -> Self {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
         Self {
             commit: commit(),
@@ -44,7 +44,8 @@ impl Machine {
         }
     }
 
-    pub(super) fn ended(&mut self) {
+    /// The run has ended now.
+    pub(crate) fn ended(&mut self) {
         self.load_after = load();
     }
 }

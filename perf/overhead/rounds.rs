@@ -27,7 +27,7 @@ pub(super) async fn measure(plan: &Plan) -> Result<(Results, Vec<String>), RunEr
         full: Fleet::start(&lanes(plan, FULL), Setup::of_interval(FULL)).await?,
     };
     let (mut results, mut faults) = (Results::default(), Vec::new());
-    let progress = progress(plan.turns());
+    let progress = progress_of(plan.turns());
     for round in 0..plan.rounds() {
         for load in plan.loads.iter().filter(|load| round < load.rounds) {
             for lane in load.order(round) {
@@ -92,7 +92,8 @@ fn lanes(plan: &Plan, interval: Duration) -> BTreeSet<Lane> {
         .collect()
 }
 
-fn progress(turns: u64) -> ProgressBar {
+/// A bar on standard error for so many turns; nothing where that is no terminal.
+pub(crate) fn progress_of(turns: u64) -> ProgressBar {
     let target = if io::stderr().is_terminal() {
         ProgressDrawTarget::stderr()
     } else {

@@ -13,7 +13,7 @@ pub(crate) struct Spread {
 
 impl Spread {
     /// The spread of these values; `None` of nothing, or where one is no number.
-    pub(super) fn of(mut values: Vec<f64>) -> Option<Self> {
+    pub(crate) fn of(mut values: Vec<f64>) -> Option<Self> {
         if values.iter().any(|value| !value.is_finite()) {
             return None;
         }

@@ -1,22 +1,17 @@
 //! What a server held over time, as SVG.
 
-use plotters::coord::Shift;
 use plotters::prelude::*;
+
+use crate::overhead::drawing::{Drawn, FONT, draw};
 
 /// Width and height, in pixels.
 const SIZE: (u32, u32) = (860, 300);
-const FONT: &str = "sans-serif";
 
 const COLORS: [RGBColor; 3] = [
     RGBColor(20, 90, 200),
     RGBColor(215, 95, 0),
     RGBColor(0, 130, 90),
 ];
-
-/// Why a picture could not be drawn. It is a bug of this program's.
-#[derive(Debug, thiserror::Error)]
-#[error("a chart could not be drawn: {0}")]
-pub(super) struct ChartError(String);
 
 /// A line of a chart: its name, and its values over the seconds of the run.
 pub(super) struct Curve {
@@ -25,11 +20,11 @@ pub(super) struct Curve {
 }
 
 /// Values over time, from zero.
-pub(super) fn over_time(curves: &[Curve], y_name: &str) -> Result<String, ChartError> {
+pub(super) fn over_time(curves: &[Curve], y_name: &str) -> Drawn {
     let points = || curves.iter().flat_map(|curve| &curve.points);
     let right = points().map(|(x, _)| *x).fold(0.1, f64::max);
     let high = points().map(|(_, y)| *y).fold(1.0, f64::max) * 1.05;
-    draw(|area| {
+    draw(SIZE, |area| {
         let mut chart = ChartBuilder::on(area)
             .margin(10)
             .x_label_area_size(45)
@@ -60,22 +55,4 @@ pub(super) fn over_time(curves: &[Curve], y_name: &str) -> Result<String, ChartE
             .draw()?;
         Ok(())
     })
-}
-
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-
-/// Draws on a white sheet.
-fn draw(
-    paint: impl FnOnce(&Area<'_>) -> Result<(), Box<dyn std::error::Error>>,
-) -> Result<String, ChartError> {
-    let mut svg = String::new();
-    let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-    let painted = area
-        .fill(&WHITE)
-        .map_err(Into::into)
-        .and_then(|()| paint(&area))
-        .and_then(|()| Ok(area.present()?));
-    painted.map_err(|error| ChartError(error.to_string()))?;
-    drop(area);
-    Ok(svg)
 }

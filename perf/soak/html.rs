@@ -5,18 +5,12 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::charts::{self, ChartError, Curve};
+use super::charts::{self, Curve};
 use super::outcome::Outcome;
 use super::sample::Sample;
 use super::table;
-
-const STYLE: &str = "
-  body { font: 16px/1.5 system-ui, sans-serif; max-width: 900px; margin: 2rem auto; padding: 0 1rem;
-         color: #1d2530; background: #fff }
-  h1 { font-size: 1.8rem } h2 { margin-top: 2.5rem } figure { margin: 1rem 0 }
-  figure svg { width: 100%; height: auto } figcaption { color: #556; font-size: .9rem }
-  .pass { color: #067a3f; font-weight: 600 } .fail { color: #b3261e; font-weight: 600 }
-  pre { background: #f5f6f8; padding: 1rem; overflow-x: auto; font-size: .8rem }";
+use crate::overhead::drawing::ChartError;
+use crate::overhead::page::{escaped, figure, whole};
 
 const INTRODUCTION: &str = "
 <p>A server was put under a mixed load for a while: whole streams on both doors, every token of them
@@ -31,7 +25,7 @@ pub(super) fn write(path: &Path, outcome: &Outcome) -> io::Result<()> {
 }
 
 fn page(outcome: &Outcome) -> Result<String, ChartError> {
-    let mut body = format!("<h1>A server under load for a while</h1>{INTRODUCTION}");
+    let mut body = INTRODUCTION.to_owned();
     for line in outcome.verdict() {
         let class = if outcome.is_good() { "pass" } else { "fail" };
         // Writing to a string never fails.
@@ -79,26 +73,10 @@ fn page(outcome: &Outcome) -> Result<String, ChartError> {
         "<h2>What clients did</h2><pre>{totals}</pre>\
          <h2>Without clients: before the load, and after it</h2><pre>{head}\n{rows}</pre>"
     );
-    Ok(format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width\">\
-         <title>A server under load for a while</title><style>{STYLE}</style></head>\
-         <body>{body}</body></html>\n"
-    ))
-}
-
-fn figure(body: &mut String, svg: &str, caption: &str) {
-    let _ = write!(
-        body,
-        "<figure>{svg}<figcaption>{caption}</figcaption></figure>"
-    );
+    Ok(whole("A server under load for a while", &body))
 }
 
 /// A count on a chart's axis.
 fn number(count: u64) -> f64 {
     f64::from(u32::try_from(count).unwrap_or(u32::MAX))
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;")
 }

@@ -1,8 +1,7 @@
 //! A run as JSON: every look at the server, and what its clients did.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io;
 use std::path::Path;
 
 use serde::Serialize;
@@ -10,6 +9,7 @@ use serde::Serialize;
 use super::kind::Kind;
 use super::outcome::Outcome;
 use super::sample::Sample;
+use crate::overhead::json::write_to;
 
 /// The form of the file; another number is another form.
 const FORMAT: u32 = 1;
@@ -54,8 +54,5 @@ pub(super) fn write(path: &Path, outcome: &Outcome) -> io::Result<()> {
         steady: &outcome.steady,
         after: &outcome.after,
     };
-    let mut file = BufWriter::new(File::create(path)?);
-    serde_json::to_writer(&mut file, &run)?;
-    file.write_all(b"\n")?;
-    file.flush()
+    write_to(path, &run)
 }
