@@ -10,19 +10,23 @@ use std::time::Duration;
 mod answer;
 mod arrivals;
 mod channel;
+mod counted;
 mod figures;
 mod grpc;
 mod http;
 mod lines;
 mod message;
 mod session;
+mod taker;
 
-pub(crate) use figures::{Figures, Times};
+pub(crate) use figures::{Figures, Progress, Stamp, Times};
 pub(crate) use http::Form;
-pub(crate) use session::{Session, Sockets};
+pub(crate) use session::{Session, Sockets, Terms};
+pub(crate) use taker::{Came, Taker};
 
 use crate::arguments::ServerUrl;
 use crate::device::Device;
+use crate::order::OrderFault;
 
 /// What is asked of a door.
 #[derive(Clone, Debug)]
@@ -51,8 +55,18 @@ pub(crate) enum Fault {
     Refused(String),
     #[error("token_{expected} was due, and {found} came")]
     Order { expected: u32, found: String },
+    #[error("{0}")]
+    Tokens(#[from] OrderFault),
     #[error("the stream ended after {0} tokens without its end")]
     CutOff(u32),
+    #[error("the stream ended after {after} tokens without {missing}")]
+    NoEnd { after: u32, missing: &'static str },
+    #[error("the stream ended with an error after {after} tokens: {message}")]
+    Error { after: u32, message: String },
+    #[error("more than the {0} tokens came that were asked for")]
+    TooMany(u32),
+    #[error("the stream hangs: {after} tokens came within {seconds} s")]
+    Hangs { after: u32, seconds: u64 },
     #[error("the stream has what belongs to none: {0}")]
     Malformed(String),
 }

@@ -8,8 +8,8 @@ use clap::{Parser, Subcommand};
 
 mod arguments;
 mod client;
+mod compare;
 mod device;
-
 mod load;
 mod metrics;
 mod open_files;
@@ -35,6 +35,7 @@ struct Cli {
 enum Command {
     Streaming(streaming::Options),
     Overhead(overhead::Options),
+    Compare(compare::Options),
     Soak(soak::Options),
     #[command(hide = true)]
     Serve(serve::Options),
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Streaming(options) => streaming::run(&options, &mut out, &mut err),
         Command::Overhead(options) => overhead::run(&options, &mut out, &mut err),
+        Command::Compare(options) => compare::run(&options, &mut out, &mut err),
         Command::Soak(options) => soak::run(&options, &mut out, &mut err),
         Command::Serve(options) => serve::run(&options, &mut out, &mut err),
     }

@@ -34,9 +34,13 @@ pub(crate) enum OrderFault {
 /// The index of the test runner's token with this text.
 pub(crate) fn index_of(text: &str) -> Option<u32> {
     let digits = text.strip_prefix("token_")?;
-    let index = digits.parse().ok()?;
     // `+7` and `07` are numbers to `parse`, and no texts of the test runner's.
-    (format!("{index}") == digits).then_some(index)
+    let is_written_so = match digits.as_bytes() {
+        [b'0'] => true,
+        [b'1'..=b'9', rest @ ..] => rest.iter().all(u8::is_ascii_digit),
+        _ => false,
+    };
+    is_written_so.then(|| digits.parse().ok()).flatten()
 }
 
 /// Checks that the tokens are 0, 1, 2 … and as many as expected.

@@ -34,6 +34,7 @@ use lane::Lane;
 use machine::Machine;
 use plan::{Kind, Plan};
 use report::Report;
+pub(crate) use rounds::progress_of;
 
 use crate::open_files::OpenFilesError;
 use crate::server::ServerError;

@@ -16,6 +16,7 @@ pub(crate) struct Answer {
     unread: Vec<u8>,
     /// The status line of a refusal, and the beginning of its body.
     refusal: Option<(String, Vec<u8>)>,
+    closes: bool,
 }
 
 /// What comes next of an answer.
@@ -42,12 +43,18 @@ impl Answer {
             framing: Framing::Head,
             unread: Vec::new(),
             refusal: None,
+            closes: false,
         }
     }
 
     /// Whether its last byte has come.
     pub(crate) fn has_ended(&self) -> bool {
         self.framing == Framing::Ended
+    }
+
+    /// Whether the server takes another request on the connection after this answer.
+    pub(crate) fn keeps_connection(&self) -> bool {
+        !self.closes
     }
 
     /// Takes the next piece, and hands over what it has of the body.
@@ -165,6 +172,7 @@ impl Answer {
         if code.starts_with('1') {
             return Ok(Framing::Head);
         }
+        self.closes = !status.starts_with("HTTP/1.1 ");
         if code != "200" {
             self.refusal = Some((status.to_owned(), Vec::new()));
         }
@@ -181,6 +189,7 @@ impl Answer {
                 {
                     return Err(malformed("a body in an unknown coding", head));
                 }
+                "connection" => self.closes |= value.split(',').any(|of| of.trim() == "close"),
                 _ => {}
             }
         }
@@ -188,7 +197,10 @@ impl Answer {
             _ if code == "204" || code == "304" => Ok(Framing::Ended),
             _ if is_chunked => Ok(Framing::ChunkSize),
             Some(length) => number(&length, 10).map(of_length),
-            None => Ok(Framing::UntilClose),
+            None => {
+                self.closes = true;
+                Ok(Framing::UntilClose)
+            }
         }
     }
 
@@ -297,6 +309,22 @@ mod tests {
         ] {
             let (_, answer) = read(&[&format!("HTTP/1.1 200 OK\r\n{rest}")]).unwrap();
             assert!(!answer.has_ended(), "{rest}");
+        }
+    }
+
+    #[test]
+    fn a_connection_is_kept_unless_the_answer_says_otherwise() {
+        for (head, is_kept) in [
+            ("HTTP/1.1 200 OK\r\ncontent-length: 0", true),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nConnection: TE, Close",
+                false,
+            ),
+            ("HTTP/1.1 200 OK", false),
+            ("HTTP/1.0 200 OK\r\ncontent-length: 0", false),
+        ] {
+            let (_, answer) = read(&[&format!("{head}\r\n\r\n")]).unwrap();
+            assert_eq!(answer.keeps_connection(), is_kept, "{head}");
         }
     }
 

@@ -6,8 +6,9 @@ use tokenway::runner::{Token, monotonic_ns};
 use tokenway::worker::lane::Output;
 
 use super::Fault;
-use super::figures::{Progress, Stamp};
+use super::figures::Stamp;
 use super::session::Asked;
+use super::taker::{Came, Taker};
 use crate::device::Device;
 
 /// How many outputs are taken at once, as in the product.
@@ -17,13 +18,13 @@ const BATCH: usize = 256;
 pub(super) async fn request(
     device: &Device,
     asked: &Asked,
-    progress: &mut Progress,
+    taker: &mut impl Taker,
 ) -> Result<(), Fault> {
     let mut lane = device.open(asked.tokens, asked.timed);
     let mut outputs = Vec::new();
-    while progress.next_index < asked.tokens {
+    while taker.count() < asked.tokens {
         if poll_fn(|cx| lane.poll_recv_many(cx, &mut outputs, BATCH)).await == 0 {
-            return Err(Fault::CutOff(progress.next_index));
+            return Err(Fault::CutOff(taker.count()));
         }
         let received_ns = monotonic_ns();
         let mut figures = asked.notes.borrow_mut();
@@ -32,11 +33,13 @@ pub(super) async fn request(
             let (Output::Token(token) | Output::Finished(Some(token), _)) = output else {
                 continue;
             };
-            if token.id != progress.next_index {
-                let (expected, found) = (progress.next_index, format!("token_{}", token.id));
-                return Err(Fault::Order { expected, found });
-            }
-            progress.token(&mut figures, received_ns, stamp(&token, asked));
+            let came = Came {
+                index: token.id.into(),
+                text: None,
+                received_ns,
+                stamp: stamp(&token, asked),
+            };
+            taker.take(&came, &mut figures)?;
         }
     }
     Ok(())
@@ -44,7 +47,7 @@ pub(super) async fn request(
 
 fn stamp(token: &Token, asked: &Asked) -> Option<Stamp> {
     asked.timed.then_some(Stamp {
-        due_ns: token.due_ns,
+        due_ns: Some(token.due_ns),
         emitted_ns: token.emitted_ns,
     })
 }

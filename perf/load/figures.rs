@@ -6,11 +6,13 @@ use hdrhistogram::Histogram;
 use rustix::time::{ClockId, clock_gettime};
 use tokenway::runner::monotonic_ns;
 
+use super::Fault;
+
 /// Times to three digits, up to a minute.
 const HIGHEST_NS: u64 = 60_000_000_000;
 const DIGITS: u8 = 3;
 
-/// How many faults are told; the others are only counted.
+/// How many different faults are told; the others are only counted.
 const TOLD_FAULTS: usize = 5;
 
 /// What a load saw.
@@ -35,7 +37,7 @@ pub(crate) struct Figures {
     /// Tokens whose stamps are of another machine's clock, from which no times were taken.
     pub(crate) foreign_stamps: u64,
     pub(crate) fault_count: u32,
-    /// The first of them.
+    /// The first of them that differ.
     pub(crate) faults: Vec<String>,
     began_ns: u64,
     began_cpu: Duration,
@@ -64,9 +66,10 @@ pub(crate) struct Times {
 
 /// When a token was due and emitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stamp {
-    pub(super) due_ns: u64,
-    pub(super) emitted_ns: u64,
+pub(crate) struct Stamp {
+    /// Where the device keeps a schedule.
+    pub(crate) due_ns: Option<u64>,
+    pub(crate) emitted_ns: u64,
 }
 
 impl Times {
@@ -123,6 +126,13 @@ impl Figures {
         }
     }
 
+    /// What a load saw that could not begin.
+    pub(crate) fn of_fault(fault: &Fault) -> Self {
+        let mut figures = Self::new();
+        figures.fault(fault.to_string());
+        figures
+    }
+
     /// A stream begins now that was due then.
     pub(super) fn sent(&mut self, due_ns: u64) {
         let late = monotonic_ns().saturating_sub(due_ns);
@@ -146,16 +156,18 @@ impl Figures {
         times
             .one_way
             .saturating_record(received_ns.saturating_sub(emitted_ns));
-        times
-            .lateness
-            .saturating_record(received_ns.saturating_sub(due_ns));
-        times
-            .runner
-            .saturating_record(emitted_ns.saturating_sub(due_ns));
+        if let Some(due_ns) = due_ns {
+            times
+                .lateness
+                .saturating_record(received_ns.saturating_sub(due_ns));
+            times
+                .runner
+                .saturating_record(emitted_ns.saturating_sub(due_ns));
+        }
     }
 
     /// Takes a request all of whose tokens have come.
-    pub(super) fn finished(&mut self, progress: &Progress) {
+    pub(crate) fn finished(&mut self, progress: &Progress) {
         self.requests += 1;
         let intervals = u64::from(progress.next_index.saturating_sub(1));
         let streaming_ns = progress.last_ns.saturating_sub(progress.first_ns);
@@ -166,16 +178,21 @@ impl Figures {
 
     pub(crate) fn fault(&mut self, fault: String) {
         self.fault_count += 1;
-        if self.faults.len() < TOLD_FAULTS {
-            self.faults.push(fault);
-        }
+        self.tell(fault);
     }
 
     /// Adds what went wrong in another part of a run.
     pub(crate) fn add_faults(&mut self, other: &Self) {
         self.fault_count += other.fault_count;
-        let room = TOLD_FAULTS.saturating_sub(self.faults.len());
-        self.faults.extend(other.faults.iter().take(room).cloned());
+        for fault in &other.faults {
+            self.tell(fault.clone());
+        }
+    }
+
+    fn tell(&mut self, fault: String) {
+        if self.faults.len() < TOLD_FAULTS && !self.faults.contains(&fault) {
+            self.faults.push(fault);
+        }
     }
 
     /// Where tokens are expected to be stamped by this machine, stamps of another are a fault.
@@ -202,32 +219,42 @@ fn thread_cpu() -> Duration {
 }
 
 /// What one request has seen so far.
-pub(super) struct Progress {
+pub(crate) struct Progress {
     due_ns: u64,
     first_ns: u64,
     last_ns: u64,
-    pub(super) next_index: u32,
+    times_every_gap: bool,
+    pub(crate) next_index: u32,
 }
 
 impl Progress {
     /// A request that is due at that time.
-    pub(super) fn begin(due_ns: u64) -> Self {
+    pub(crate) fn begin(due_ns: u64) -> Self {
         Self {
             due_ns,
             first_ns: 0,
             last_ns: 0,
+            times_every_gap: false,
             next_index: 0,
         }
     }
 
+    /// Takes the gaps also between tokens that have no stamps.
+    pub(crate) fn timing_every_gap(self) -> Self {
+        Self {
+            times_every_gap: true,
+            ..self
+        }
+    }
+
     /// Takes the next token, which a read brought at that time.
-    pub(super) fn token(&mut self, figures: &mut Figures, received_ns: u64, stamp: Option<Stamp>) {
+    pub(crate) fn token(&mut self, figures: &mut Figures, received_ns: u64, stamp: Option<Stamp>) {
         if self.next_index == 0 {
             let ttft = received_ns.saturating_sub(self.due_ns);
             figures.times.ttft.saturating_record(ttft);
             figures.begun += 1;
             self.first_ns = received_ns;
-        } else if stamp.is_some() {
+        } else if self.times_every_gap || stamp.is_some() {
             let gap = received_ns.saturating_sub(self.last_ns);
             figures.times.gaps.saturating_record(gap);
         }
@@ -301,6 +328,26 @@ mod tests {
     }
 
     #[test]
+    fn the_times_of_a_request_are_as_they_are_defined() {
+        let mut figures = Figures::new();
+        let began_ns = figures.began_ns;
+        let mut progress = Progress::begin(began_ns).timing_every_gap();
+        for after_ns in [500, 600, 900, 1_100] {
+            progress.token(&mut figures, began_ns + after_ns, None);
+        }
+        figures.finished(&progress);
+        figures.end();
+        let times = &figures.times;
+        assert_eq!((times.ttft.max(), times.tpot.max()), (500, 200));
+        assert_eq!(
+            (times.gaps.min(), times.gaps.max(), times.gaps.len()),
+            (100, 300, 3)
+        );
+        assert_eq!((figures.elapsed_ns, figures.requests), (1_100, 1));
+        assert_eq!(times.one_way.len(), 0);
+    }
+
+    #[test]
     fn a_single_token_has_no_time_per_further_token() {
         let (mut figures, mut progress) = (Figures::new(), Progress::begin(0));
         progress.token(&mut figures, 5, None);
@@ -312,7 +359,7 @@ mod tests {
     fn every_token_that_a_stall_delayed_is_late_by_its_own_due_time() {
         let (mut figures, mut progress) = (Figures::new(), Progress::begin(0));
         for due_ns in (100..=1_000).step_by(100) {
-            let emitted_ns = 1_000;
+            let (due_ns, emitted_ns) = (Some(due_ns), 1_000);
             progress.token(&mut figures, 1_050, Some(Stamp { due_ns, emitted_ns }));
         }
         let Times {
@@ -334,7 +381,7 @@ mod tests {
                 &mut figures,
                 50,
                 Some(Stamp {
-                    due_ns: 9,
+                    due_ns: None,
                     emitted_ns,
                 }),
             );

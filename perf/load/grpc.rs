@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
-use http::{Request, Uri};
+use http::{HeaderMap, Request, Uri};
 use prost::Message;
 use tokenway::proto::v1;
 use tokenway::proto::v1::completion_request::Input;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::figures::Progress;
 use super::message::Messages;
 use super::session::Asked;
+use super::taker::Taker;
 use super::{Fault, Load};
 use crate::arguments::ServerUrl;
 use crate::client::{ReadClock, TimedStream};
@@ -60,11 +60,7 @@ impl Connection {
     }
 
     /// Makes a request.
-    pub(super) async fn request(
-        &self,
-        asked: &Asked,
-        progress: &mut Progress,
-    ) -> Result<(), Fault> {
+    pub(super) async fn request(&self, asked: &Asked, taker: &mut impl Taker) -> Result<(), Fault> {
         let request = Request::post(self.method.clone())
             .header("content-type", "application/grpc")
             .header("te", "trailers")
@@ -73,7 +69,9 @@ impl Connection {
         let mut requests = self.requests.clone().ready().await?;
         let (answer, mut upload) = requests.send_request(request, false)?;
         upload.send_data(asked.message.clone(), true)?;
-        let mut body = answer.await?.into_body();
+        let answer = answer.await?;
+        refused(answer.headers())?;
+        let mut body = answer.into_body();
         asked.notes.borrow_mut().answered += 1;
         let mut messages = Messages::default();
         while let Some(piece) = body.data().await {
@@ -82,24 +80,38 @@ impl Connection {
             let received_ns = self.clock.last_read_ns();
             let mut figures = asked.notes.borrow_mut();
             figures.read(piece.len());
-            messages.read(&piece, received_ns, progress, &mut figures)?;
+            messages.read(&piece, received_ns, taker, &mut figures)?;
         }
-        if let Some(status) = body.trailers().await?.and_then(|trailers| {
-            let status = trailers.get("grpc-status")?;
-            (status != "0").then(|| String::from_utf8_lossy(status.as_bytes()).into_owned())
-        }) {
-            return Err(Fault::Refused(format!("gRPC status {status}")));
+        if let Some(trailers) = body.trailers().await? {
+            refused(&trailers)?;
         }
-        if !messages.has_finished() || progress.next_index != asked.tokens {
-            return Err(Fault::CutOff(progress.next_index));
+        if messages.has_finished() {
+            Ok(())
+        } else {
+            Err(Fault::CutOff(taker.count()))
         }
-        Ok(())
     }
 }
 
-/// The request as a message with its head.
-pub(super) fn message(load: &Load) -> Bytes {
+/// What a status says that is not OK. A refusal has it in its headers, a stream after its end.
+fn refused(headers: &HeaderMap) -> Result<(), Fault> {
+    let text = |name| {
+        let value = headers.get(name)?;
+        Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
+    };
+    match text("grpc-status").as_deref() {
+        None | Some("0") => Ok(()),
+        Some(status) => {
+            let message = text("grpc-message").unwrap_or_default();
+            Err(Fault::Refused(format!("gRPC status {status}: {message}")))
+        }
+    }
+}
+
+/// The request as a message with its head. Without a model the server chooses.
+pub(super) fn message(load: &Load, model: Option<&str>) -> Bytes {
     let request = v1::CompletionRequest {
+        model: model.unwrap_or_default().to_owned(),
         input: Some(Input::Prompt("Count the tokens.".to_owned())),
         max_tokens: Some(load.tokens),
         include_stamps: load.timed,

@@ -11,9 +11,9 @@ use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::answer::Answer;
-use super::figures::{Figures, Progress};
-use super::lines::Lines;
+use super::figures::Figures;
 use super::session::Asked;
+use super::taker::Taker;
 use super::{Fault, Load};
 use crate::arguments::ServerUrl;
 
@@ -28,43 +28,53 @@ pub(crate) enum Form {
     Sse,
 }
 
-/// A connection that is kept alive.
+/// A connection that is kept alive where its server keeps it.
 pub(super) struct Connection {
     socket: TcpStream,
     form: Form,
+    is_idle: bool,
 }
 
 impl Connection {
     pub(super) async fn open(url: &ServerUrl, form: Form) -> io::Result<Self> {
         let socket = TcpStream::connect(&url.authority).await?;
         socket.set_nodelay(true)?;
-        Ok(Self { socket, form })
+        Ok(Self {
+            socket,
+            form,
+            is_idle: true,
+        })
+    }
+
+    /// Whether another request can be made: the one before had its answer, and the server did not say that
+    /// it would close.
+    pub(super) fn is_idle(&self) -> bool {
+        self.is_idle
     }
 
     /// Makes a request.
     pub(super) async fn request(
         &mut self,
         asked: &Asked,
-        progress: &mut Progress,
+        taker: &mut impl Taker,
     ) -> Result<(), Fault> {
-        let (mut framed, mut has_ended) = (Framed::new(self.form), false);
+        self.is_idle = false;
+        let mut frame = Frame::of(self.form);
         self.socket.write_all(&asked.message).await?;
-        while !has_ended {
+        while !frame.has_ended(taker) {
             let read = self.read(asked).await?;
             let received_ns = monotonic_ns();
             if read == 0 {
-                framed.closed()?;
-                return Err(Fault::CutOff(progress.next_index));
+                frame.closed(taker)?;
+                break;
             }
             let mut figures = asked.notes.borrow_mut();
             figures.read(read);
             let piece = &asked.buffer.borrow()[..read];
-            has_ended = framed.read(piece, received_ns, progress, &mut figures)?;
+            frame.read(piece, received_ns, taker, &mut figures)?;
         }
-        if progress.next_index != asked.tokens {
-            return Err(Fault::CutOff(progress.next_index));
-        }
-        Ok(())
+        self.is_idle = frame.keeps_connection();
+        taker.body_ended()
     }
 
     /// Reads into the buffer that all streams share.
@@ -80,9 +90,9 @@ impl Connection {
     }
 }
 
-/// The request, as it is written to a connection.
-pub(super) fn message(url: &ServerUrl, form: Form, load: &Load) -> Bytes {
-    let body = body(load);
+/// The request, as it is written to a connection. Without a model the server chooses.
+pub(super) fn message(url: &ServerUrl, form: Form, load: &Load, model: Option<&str>) -> Bytes {
+    let body = body(load, model);
     let accept = match form {
         Form::Sse => "text/event-stream",
         Form::Ndjson => "application/x-ndjson",
@@ -96,61 +106,80 @@ pub(super) fn message(url: &ServerUrl, form: Form, load: &Load) -> Bytes {
     .into()
 }
 
-fn body(load: &Load) -> String {
+fn body(load: &Load, model: Option<&str>) -> String {
     let options = if load.timed {
         r#","stream_options":{"include_stamps":true}"#
     } else {
         ""
     };
+    let model = model.map_or_else(String::new, |model| {
+        format!(r#""model":{},"#, serde_json::Value::from(model))
+    });
     let tokens = load.tokens;
-    format!(r#"{{"prompt":"Count the tokens.","max_tokens":{tokens},"stream":true{options}}}"#)
+    format!(
+        r#"{{{model}"prompt":"Count the tokens.","max_tokens":{tokens},"stream":true{options}}}"#
+    )
 }
 
-/// The lines of an answer: framed by HTTP, or bare.
-struct Framed {
-    answer: Option<Answer>,
-    lines: Lines,
+/// What is around an answer's body.
+enum Frame {
+    Http(Answer),
+    /// Nothing: lines to the last token.
+    Bare,
 }
 
-impl Framed {
-    fn new(form: Form) -> Self {
-        let answer = match form {
-            Form::Raw => None,
-            Form::Ndjson | Form::Sse => Some(Answer::new()),
-        };
-        Self {
-            answer,
-            lines: Lines::default(),
+impl Frame {
+    fn of(form: Form) -> Self {
+        match form {
+            Form::Raw => Self::Bare,
+            Form::Ndjson | Form::Sse => Self::Http(Answer::new()),
         }
     }
 
-    /// Takes the end of the connection, which is never an end that was asked for.
-    fn closed(&mut self) -> Result<(), Fault> {
-        self.answer.as_mut().map_or(Ok(()), Answer::closed)
+    fn has_ended(&self, taker: &impl Taker) -> bool {
+        match self {
+            Self::Http(answer) => answer.has_ended(),
+            Self::Bare => taker.has_last(),
+        }
     }
 
-    /// Takes the next piece; true when it was the last.
+    fn keeps_connection(&self) -> bool {
+        match self {
+            Self::Http(answer) => answer.keeps_connection(),
+            Self::Bare => true,
+        }
+    }
+
+    /// Takes the next piece.
     fn read(
         &mut self,
         piece: &[u8],
         received_ns: u64,
-        progress: &mut Progress,
+        taker: &mut impl Taker,
         figures: &mut Figures,
-    ) -> Result<bool, Fault> {
-        let lines = &mut self.lines;
-        let Some(answer) = &mut self.answer else {
-            lines.read(piece, received_ns, progress, figures)?;
-            return Ok(lines.has_finished());
-        };
-        answer.read(piece, |data| {
-            lines.read(data, received_ns, progress, figures)
-        })?;
-        Ok(answer.has_ended())
+    ) -> Result<(), Fault> {
+        match self {
+            Self::Http(answer) => answer.read(piece, |data| taker.body(data, received_ns, figures)),
+            Self::Bare => taker.body(piece, received_ns, figures),
+        }
+    }
+
+    /// Takes the end of the connection, which is the end of some answers.
+    fn closed(&mut self, taker: &impl Taker) -> Result<(), Fault> {
+        if let Self::Http(answer) = self {
+            answer.closed()?;
+        }
+        if self.has_ended(taker) {
+            Ok(())
+        } else {
+            Err(Fault::CutOff(taker.count()))
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::counted::Counted;
     use super::*;
 
     const ANSWER: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\
@@ -163,18 +192,17 @@ mod tests {
     #[test]
     fn an_answer_is_read_wherever_its_pieces_and_its_chunks_are_cut() {
         for cut in 1..ANSWER.len() {
-            let (mut framed, mut progress, mut figures) = (
-                Framed::new(Form::Ndjson),
-                Progress::begin(0),
+            let (mut frame, mut counted, mut figures) = (
+                Frame::of(Form::Ndjson),
+                Counted::begin(0, 2),
                 Figures::new(),
             );
-            let mut has_ended = false;
             for piece in [&ANSWER[..cut], &ANSWER[cut..]] {
-                has_ended = framed
-                    .read(piece.as_bytes(), 1, &mut progress, &mut figures)
+                frame
+                    .read(piece.as_bytes(), 1, &mut counted, &mut figures)
                     .unwrap_or_else(|fault| panic!("cut at {cut}: {fault}"));
             }
-            assert!(has_ended, "cut at {cut}");
+            assert!(frame.has_ended(&counted), "cut at {cut}");
             assert_eq!(figures.tokens, 2);
         }
     }

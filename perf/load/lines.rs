@@ -91,7 +91,7 @@ fn stamp(rest: &[u8]) -> Option<Stamp> {
     let (due_ns, rest) = number(rest);
     let (emitted_ns, _) = number(rest.get(after(rest, b"\"emitted_ns\":")?..)?);
     Some(Stamp {
-        due_ns: due_ns?,
+        due_ns: Some(due_ns?),
         emitted_ns: emitted_ns?,
     })
 }

@@ -2,7 +2,8 @@
 //! looked at: a message is five bytes of head and a `CompletionEvent`.
 
 use super::Fault;
-use super::figures::{Figures, Progress, Stamp};
+use super::figures::{Figures, Stamp};
+use super::taker::{Came, Taker};
 
 /// The fields' numbers of `proto/tokenway/v1/inference.proto`.
 mod field {
@@ -36,17 +37,17 @@ impl Messages {
         &mut self,
         piece: &[u8],
         received_ns: u64,
-        progress: &mut Progress,
+        taker: &mut impl Taker,
         figures: &mut Figures,
     ) -> Result<(), Fault> {
         if self.unfinished.is_empty() {
-            let left = self.whole(piece, received_ns, progress, figures)?;
+            let left = self.whole(piece, received_ns, taker, figures)?;
             self.unfinished.extend_from_slice(left);
             return Ok(());
         }
         let mut all = std::mem::take(&mut self.unfinished);
         all.extend_from_slice(piece);
-        let left = self.whole(&all, received_ns, progress, figures)?;
+        let left = self.whole(&all, received_ns, taker, figures)?;
         self.unfinished.extend_from_slice(left);
         Ok(())
     }
@@ -56,7 +57,7 @@ impl Messages {
         &mut self,
         mut bytes: &'a [u8],
         received_ns: u64,
-        progress: &mut Progress,
+        taker: &mut impl Taker,
         figures: &mut Figures,
     ) -> Result<&'a [u8], Fault> {
         while let Some((head, rest)) = bytes.split_at_checked(HEAD) {
@@ -65,7 +66,7 @@ impl Messages {
             let Some((message, rest)) = rest.split_at_checked(length) else {
                 break;
             };
-            self.event(message, received_ns, progress, figures)
+            self.event(message, received_ns, taker, figures)
                 .ok_or_else(|| Fault::Malformed("a message that is no event".to_owned()))??;
             bytes = rest;
         }
@@ -76,13 +77,13 @@ impl Messages {
         &mut self,
         mut message: &[u8],
         received_ns: u64,
-        progress: &mut Progress,
+        taker: &mut impl Taker,
         figures: &mut Figures,
     ) -> Option<Result<(), Fault>> {
         while !message.is_empty() {
             match next(&mut message)? {
                 (field::TOKENS, Value::Bytes(tokens)) => {
-                    if let Err(fault) = take(tokens, received_ns, progress, figures)? {
+                    if let Err(fault) = take(tokens, received_ns, taker, figures)? {
                         return Some(Err(fault));
                     }
                 }
@@ -98,37 +99,32 @@ impl Messages {
 fn take(
     mut tokens: &[u8],
     received_ns: u64,
-    progress: &mut Progress,
+    taker: &mut impl Taker,
     figures: &mut Figures,
 ) -> Option<Result<(), Fault>> {
     // A number that is 0 is not written.
-    let mut first_index = 0;
-    let first_expected = u64::from(progress.next_index);
+    let mut index = 0;
     while !tokens.is_empty() {
         match next(&mut tokens)? {
-            (field::TOKENS_FIRST_INDEX, Value::Number(index)) => first_index = index,
+            (field::TOKENS_FIRST_INDEX, Value::Number(first_index)) => index = first_index,
             (field::TOKENS_TOKENS, Value::Bytes(token)) => {
-                if first_index != first_expected {
-                    return Some(Err(wrong(progress, &first_index.to_string())));
-                }
                 figures.token_bytes(token.len());
                 let (text, stamp) = fields(token)?;
-                if !is_token(text, progress.next_index) {
-                    return Some(Err(wrong(progress, &String::from_utf8_lossy(text))));
+                let token = Came {
+                    index,
+                    text: Some(text),
+                    received_ns,
+                    stamp,
+                };
+                if let Err(fault) = taker.take(&token, figures) {
+                    return Some(Err(fault));
                 }
-                progress.token(figures, received_ns, stamp);
+                index += 1;
             }
             _ => {}
         }
     }
     Some(Ok(()))
-}
-
-fn wrong(progress: &Progress, found: &str) -> Fault {
-    Fault::Order {
-        expected: progress.next_index,
-        found: found.to_owned(),
-    }
 }
 
 fn fields(mut token: &[u8]) -> Option<(&[u8], Option<Stamp>)> {
@@ -141,16 +137,8 @@ fn fields(mut token: &[u8]) -> Option<(&[u8], Option<Stamp>)> {
             _ => {}
         }
     }
-    let stamp = due_ns
-        .zip(emitted_ns)
-        .map(|(due_ns, emitted_ns)| Stamp { due_ns, emitted_ns });
+    let stamp = emitted_ns.map(|emitted_ns| Stamp { due_ns, emitted_ns });
     Some((text, stamp))
-}
-
-/// Whether this is the text of the test runner's token with this index.
-fn is_token(text: &[u8], index: u32) -> bool {
-    text.strip_prefix(b"token_")
-        .is_some_and(|digits| digits == itoa::Buffer::new().format(index).as_bytes())
 }
 
 /// A field's value, of the two kinds that events have.
@@ -194,6 +182,7 @@ mod tests {
     use tokenway::proto::v1;
     use tokenway::proto::v1::completion_event::Event;
 
+    use super::super::counted::Counted;
     use super::*;
 
     fn framed(event: Event) -> Vec<u8> {
@@ -217,10 +206,10 @@ mod tests {
     }
 
     fn read(pieces: &[&[u8]]) -> (Result<(), Fault>, Figures, Messages) {
-        let (mut messages, mut progress, mut figures) =
-            (Messages::default(), Progress::begin(0), Figures::new());
+        let (mut messages, mut counted, mut figures) =
+            (Messages::default(), Counted::begin(0, 3), Figures::new());
         for piece in pieces {
-            let read = messages.read(piece, 1_000, &mut progress, &mut figures);
+            let read = messages.read(piece, 1_000, &mut counted, &mut figures);
             if read.is_err() {
                 return (read, figures, messages);
             }
