@@ -18,6 +18,8 @@ mod lines;
 mod message;
 mod session;
 mod taker;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use figures::{Figures, Progress, Stamp, Times};
 pub(crate) use http::Form;

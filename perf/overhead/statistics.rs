@@ -61,6 +61,14 @@ mod tests {
         };
         assert_eq!(of(&[9.0, 1.0, 3.0]), Some(odd));
         assert_eq!(of(&[9.0, 1.0, 2.0, 4.0]), Some(odd));
+        let one = of(&[7.0]).unwrap();
+        assert_eq!(
+            (one.median, one.lowest, one.highest, one.width()),
+            (7.0, 7.0, 7.0, 0.0)
+        );
+        assert_eq!(of(&[-1.0, -3.0]).map(Spread::width), Some(2.0));
+        let known: Vec<_> = (1..=1_001).rev().map(f64::from).collect();
+        assert_eq!(of(&known).unwrap().median, 501.0);
         assert_eq!(of(&[]), None);
         assert_eq!(of(&[1.0, f64::NAN]), None);
     }

@@ -1,5 +1,10 @@
 //! Doors that answer what they are told to.
 
+#![allow(
+    dead_code,
+    reason = "each test file is a crate of its own and uses a part of this"
+)]
+
 use std::net::SocketAddr;
 use std::pin::Pin;
 
