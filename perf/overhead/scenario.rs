@@ -142,7 +142,7 @@ impl Scenario {
     pub(super) fn quick_lanes(self) -> &'static [Lane] {
         use Lane::{BareAxum, BareTonic, Grpc, Mpsc, Ndjson, TwoTcp};
         match self {
-            Self::Paced(1) => &[BareAxum, Ndjson],
+            Self::Paced(1) => &[Mpsc, BareAxum, Ndjson],
             Self::Paced(_) => &[Mpsc, BareTonic, BareAxum, Grpc, Ndjson, TwoTcp],
             Self::Full(_) => &[BareTonic, BareAxum, Grpc, Ndjson, TwoTcp],
             Self::Short | Self::OpenLoop => &[BareTonic, BareAxum, Grpc, Ndjson],

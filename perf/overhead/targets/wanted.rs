@@ -42,6 +42,7 @@ pub(super) enum Value {
 }
 
 pub(super) const PACED: Scenario = Scenario::Paced(64);
+pub(super) const ONE: Scenario = Scenario::Paced(1);
 const FULL: Scenario = Scenario::Full(64);
 
 /// A lane and its floor.
@@ -57,7 +58,7 @@ const GROWTH: f64 = 1.1;
 
 /// The targets of every run; which of them it can judge depends on what it measures.
 pub(super) fn wanted() -> Vec<Wanted> {
-    use Scenario::{OpenLoop, Paced, Short};
+    use Scenario::{OpenLoop, Short};
     use Value::{AddedP50, AddedP99, AddedTtft, Cpu, Requests, Throughput};
     let paced_cpu = "HTTP: CPU per token of bare axum, paced";
     let full_cpu = "HTTP: CPU per token of bare axum, full speed";
@@ -72,7 +73,7 @@ pub(super) fn wanted() -> Vec<Wanted> {
         of("HTTP: added at p99, 64 streams", PACED, HTTP, AddedP99).at_most(60.0),
         of("gRPC: added at p50, 64 streams", PACED, GRPC, AddedP50).at_most(10.0),
         of("gRPC: added at p99, 64 streams", PACED, GRPC, AddedP99).at_most(40.0),
-        of("HTTP: added at p50, 1 stream", Paced(1), HTTP, AddedP50).at_most(25.0),
+        of("HTTP: added at p50, 1 stream", ONE, HTTP, AddedP50).at_most(25.0),
         of(paced_cpu, PACED, HTTP, Cpu).at_most(1.25),
         of(full_cpu, FULL, HTTP, Cpu).at_most(1.8),
         of("HTTP: requests/s of bare axum", Short, HTTP, Requests).at_least(0.5),
@@ -196,7 +197,11 @@ pub(crate) fn needed() -> impl Iterator<Item = Place> {
         .into_iter()
         .flat_map(|wanted| [Some(wanted.place), wanted.beside])
         .flatten();
-    let in_wake_ups = [Lane::TwoTcp, Lane::BareAxum, Lane::Mpsc].map(|lane| Place(PACED, lane));
+    let in_wake_ups = [
+        Place(PACED, Lane::TwoTcp),
+        Place(PACED, Lane::BareAxum),
+        Place(ONE, Lane::Mpsc),
+    ];
     let places = places.filter(|Place(scenario, _)| !matches!(scenario, Scenario::Scale(_)));
     places.chain(in_wake_ups)
 }
