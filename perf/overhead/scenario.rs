@@ -143,7 +143,7 @@ impl Scenario {
         use Lane::{BareAxum, BareTonic, Grpc, Mpsc, Ndjson, TwoTcp};
         match self {
             Self::Paced(1) => &[Mpsc, BareAxum, Ndjson],
-            Self::Paced(_) => &[Mpsc, BareTonic, BareAxum, Grpc, Ndjson, TwoTcp],
+            Self::Paced(_) => &[BareTonic, BareAxum, Grpc, Ndjson, TwoTcp],
             Self::Full(_) => &[BareTonic, BareAxum, Grpc, Ndjson, TwoTcp],
             Self::Short | Self::OpenLoop => &[BareTonic, BareAxum, Grpc, Ndjson],
             Self::Scale(scale) => scale.lanes(),

@@ -114,8 +114,7 @@ impl TokenBody {
     /// Writes what is ready now. Pending when nothing is.
     fn poll_lines(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
         let turn = Turn::begin();
-        let mut is_lone = false;
-        while self.buffer.len() < FRAME && !is_lone {
+        while self.buffer.len() < FRAME {
             let Some(opened) = &mut self.opened else {
                 break;
             };
@@ -123,12 +122,7 @@ impl TokenBody {
                 Poll::Pending if self.buffer.is_empty() => return Poll::Pending,
                 Poll::Pending => break,
                 Poll::Ready(Ok(MergedEvent::Started(_))) => {}
-                Poll::Ready(Ok(MergedEvent::Tokens(tokens))) => {
-                    // Nothing else can be ready with the only token of the only choice, and a look for
-                    // more would keep it waiting.
-                    is_lone = tokens.tokens.len() == 1 && opened.choices() == 1;
-                    self.write(&tokens, turn);
-                }
+                Poll::Ready(Ok(MergedEvent::Tokens(tokens))) => self.write(&tokens, turn),
                 Poll::Ready(Ok(MergedEvent::Ended(usage, timings))) => self.end(&usage, &timings),
                 Poll::Ready(Err(error)) => self.fail(&error),
             }
