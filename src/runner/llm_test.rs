@@ -139,6 +139,7 @@ struct TestSequence {
     /// Tells this sequence from an earlier one in the same slot.
     number: u64,
     next_index: u32,
+    max_tokens: u32,
     due_ns: u64,
     stamps: bool,
 }
@@ -235,10 +236,11 @@ impl LlmTestRunner {
         let Some(sequence) = &self.sequences[slot.0] else {
             return 0;
         };
-        let left = self.options.silent_at.map_or(BURST, |silent_at| {
-            usize::try_from(silent_at.saturating_sub(sequence.next_index)).unwrap_or(BURST)
-        });
-        room.min(BURST).min(left)
+        let until = |index: u32| {
+            usize::try_from(index.saturating_sub(sequence.next_index)).unwrap_or(BURST)
+        };
+        let left = self.options.silent_at.map_or(BURST, until);
+        room.min(BURST).min(left).min(until(sequence.max_tokens))
     }
 }
 
@@ -251,6 +253,7 @@ impl Runner for LlmTestRunner {
         self.sequences[slot.0] = Some(TestSequence {
             number: self.admitted,
             next_index: u32::try_from(sequence.delivered.len()).unwrap_or(u32::MAX),
+            max_tokens: sequence.max_tokens,
             due_ns: monotonic_ns().saturating_add(first_token),
             stamps: sequence.stamps,
         });
@@ -419,5 +422,12 @@ mod tests {
             3,
             "no more than it has room for"
         );
+    }
+
+    #[test]
+    fn a_burst_ends_with_the_sequence() {
+        let mut runner = runner(Duration::ZERO);
+        runner.admit(Slot(0), sequence(2)).unwrap();
+        assert_eq!(step(&mut runner, 10).len(), 2);
     }
 }
