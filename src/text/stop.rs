@@ -51,6 +51,8 @@ impl<T> StopMatcher<T> {
         let first_match = self
             .stops
             .iter()
+            // Setting a search up costs as much as the stop string is long, also where it cannot fit.
+            .filter(|stop| stop.len() <= self.tail.len())
             .filter_map(|stop| self.tail.find(stop.as_str()))
             .min();
         if let Some(start) = first_match {
