@@ -259,6 +259,11 @@ impl Loader for Unloadable {
 pub struct Counts(pub String);
 
 impl Counts {
+    /// What a server has counted so far.
+    pub fn now(server: &TestServer) -> Self {
+        Self(server.telemetry().render())
+    }
+
     /// A metric by its name with its labels, as they are written; 0 where it was never counted.
     pub fn get(&self, metric: &str) -> f64 {
         let value = self
