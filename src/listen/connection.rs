@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::error::Error;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -93,7 +93,8 @@ impl Connection {
             })
         };
         let builder = self.builder();
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(watched), service));
+        let mut connection =
+            made_apart(|| builder.serve_connection(TokioIo::new(watched), service));
         let mut is_stopping = false;
         loop {
             let idle_until = activity.idle_until(limits);
@@ -161,6 +162,13 @@ impl Connection {
             Protocol::Http => builder,
         }
     }
+}
+
+/// Makes a future on a stack of its own. Where it is large and made by the function that polls it, every
+/// poll reserves the room that only its making needs: two pages of stack, touched at every token.
+#[inline(never)]
+fn made_apart<F>(make: impl FnOnce() -> F) -> Pin<Box<F>> {
+    Box::pin(make())
 }
 
 /// How a connection's socket is to be closed.

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::BufMut;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -52,8 +53,9 @@ impl Stream {
         }
         let read = async {
             // Not in the future itself: every connection's task would be as much larger, several times over.
-            let mut sink = vec![0; 4_096];
+            let mut sink = Vec::with_capacity(4_096);
             loop {
+                sink.clear();
                 match poll_fn(|cx| self.poll_read(cx, &mut sink)).await {
                     Ok(0) | Err(_) => return,
                     Ok(_) => {}
@@ -84,16 +86,18 @@ impl Stream {
         }
     }
 
-    fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+    /// Reads into what is free of the buffer, which need not be initialized: hyper looks for something to
+    /// read at every token, and to clear its buffer each time took longer than to write the token.
+    fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut impl BufMut) -> Poll<io::Result<usize>> {
         loop {
             let read = match self {
                 Self::Tcp(stream) => {
                     ready!(stream.poll_read_ready(cx))?;
-                    stream.try_read(buffer)
+                    stream.try_read_buf(buffer)
                 }
                 Self::Unix(stream) => {
                     ready!(stream.poll_read_ready(cx))?;
-                    stream.try_read(buffer)
+                    stream.try_read_buf(buffer)
                 }
             };
             if !would_block(&read) {
@@ -276,9 +280,7 @@ impl AsyncRead for WatchedStream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let read = ready!(self.stream.poll_read(cx, buffer.initialize_unfilled()))?;
-        buffer.advance(read);
-        Poll::Ready(Ok(()))
+        self.stream.poll_read(cx, buffer).map_ok(|_| ())
     }
 }
 
