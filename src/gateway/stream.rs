@@ -1,6 +1,7 @@
 //! A streamed completion: the response's body, as it is made.
 //!
-//! Tokens that are ready together share a frame; a lone token never waits. An error after the first
+//! Tokens that are ready together share a frame; a lone token never waits, not even for a look at whether
+//! there is another. An error after the first
 //! byte is told by a record of its own, and once that has left for the socket the body ends with an
 //! error, so that a client which ignores the record still sees a broken stream.
 
@@ -42,6 +43,8 @@ pub(super) struct TokenBody {
     flush: Option<Flush>,
     clock: DoorClock,
     keep_alive: Option<Pin<Box<Sleep>>>,
+    /// Whether there was nothing to write when the connection last asked.
+    has_waited: bool,
     tokens_delivered: u64,
     ending: Ending,
     counted: CountedRequest,
@@ -88,6 +91,7 @@ impl TokenBody {
             flush: left.flush,
             clock: left.clock,
             keep_alive,
+            has_waited: false,
             tokens_delivered: 0,
             ending: Ending::Open,
             counted,
@@ -114,15 +118,24 @@ impl TokenBody {
     /// Writes what is ready now. Pending when nothing is.
     fn poll_lines(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
         let turn = Turn::begin();
-        while self.buffer.len() < FRAME {
+        // hyper asks again before it flushes. What it gets then is gathered: it did not wait for it.
+        let has_waited = std::mem::take(&mut self.has_waited);
+        let mut is_lone = false;
+        while self.buffer.len() < FRAME && !is_lone {
             let Some(opened) = &mut self.opened else {
                 break;
             };
             match opened.poll_next(cx) {
-                Poll::Pending if self.buffer.is_empty() => return Poll::Pending,
+                Poll::Pending if self.buffer.is_empty() => {
+                    self.has_waited = true;
+                    return Poll::Pending;
+                }
                 Poll::Pending => break,
                 Poll::Ready(Ok(MergedEvent::Started(_))) => {}
-                Poll::Ready(Ok(MergedEvent::Tokens(tokens))) => self.write(&tokens, turn),
+                Poll::Ready(Ok(MergedEvent::Tokens(tokens))) => {
+                    is_lone = has_waited && tokens.tokens.len() == 1 && opened.choices() == 1;
+                    self.write(&tokens, turn);
+                }
                 Poll::Ready(Ok(MergedEvent::Ended(usage, timings))) => self.end(&usage, &timings),
                 Poll::Ready(Err(error)) => self.fail(&error),
             }
