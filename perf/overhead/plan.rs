@@ -39,6 +39,10 @@ pub(super) struct Planned {
 
 const ROUNDS: u32 = 5;
 
+/// What a single stream's tokens take is mostly how long a processor takes to wake up, and changes from
+/// second to second by more than a door adds: so its turns are short, and each lane has so many times more.
+const SINGLE: u32 = 3;
+
 /// A turn with thousands of streams takes a quarter of a minute, and its limits are wide.
 const SCALE_ROUNDS: u32 = 3;
 
@@ -58,9 +62,13 @@ impl Plan {
             .map(|scenario| Planned {
                 scenario,
                 lanes: lanes(options, scenario),
-                rounds: match scenario.interval() {
-                    Some(_) => rounds,
-                    None => rounds.min(SCALE_ROUNDS),
+                rounds: match scenario {
+                    Scenario::Paced(1) => rounds * SINGLE,
+                    Scenario::Scale(_) => rounds.min(SCALE_ROUNDS),
+                    Scenario::Paced(_)
+                    | Scenario::Full(_)
+                    | Scenario::Short
+                    | Scenario::OpenLoop => rounds,
                 },
             });
         Self {

@@ -167,7 +167,7 @@ pub(super) struct Size {
     pub(super) full_tokens: u32,
     /// Tokens of each of several paced streams: enough for a 99th percentile.
     pub(super) paced_tokens: u32,
-    /// Tokens of a single paced stream, of which the median is looked at.
+    /// Tokens of a single paced stream, of which the median is looked at, in turns that are as short.
     pub(super) single_tokens: u32,
     /// Short requests, as fast as they are answered.
     pub(super) short_requests: u32,
@@ -185,7 +185,7 @@ impl Size {
     pub(super) const QUICK: Self = Self {
         full_tokens: 1_200_000,
         paced_tokens: 45,
-        single_tokens: 20,
+        single_tokens: 15,
         short_requests: 4_000,
         open_loop_requests: 300,
         crowd: 50,
@@ -195,7 +195,7 @@ impl Size {
     pub(super) const WHOLE: Self = Self {
         full_tokens: 4_000_000,
         paced_tokens: 80,
-        single_tokens: 80,
+        single_tokens: 30,
         short_requests: 16_000,
         open_loop_requests: 1_000,
         crowd: 5_000,

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::lane::Lane;
-use super::results::{Place, Results};
+use super::results::{Place, Results, Round};
 use super::statistics::Spread;
 
 mod wanted;
@@ -77,18 +77,18 @@ pub(super) fn judge(results: &Results) -> Vec<Target> {
 /// this run: a token takes two more wake-ups on its way. A wake-up is what the channel takes with one
 /// stream, whose reader sleeps before each token; with 64 of them it is mostly awake.
 fn in_wake_ups(results: &Results) -> Option<Target> {
-    let rounds = |scenario, lane| Some(results.cell(Place(scenario, lane))?.rounds.iter());
-    let (two, floor, wake_up) = (
-        rounds(PACED, Lane::TwoTcp)?,
-        rounds(PACED, Lane::BareAxum)?,
-        rounds(ONE, Lane::Mpsc)?,
+    let one_way = |round: &Round| Some(round.one_way_p50_us);
+    let wake_up = results
+        .cell(Place(ONE, Lane::Mpsc))?
+        .spread(one_way)?
+        .median;
+    let added = results.compare(
+        (Place(PACED, Lane::TwoTcp), Place(PACED, Lane::BareAxum)),
+        one_way,
+        |two, floor| (two - floor) / wake_up,
     );
-    let values = two.zip(floor).zip(wake_up).map(|((two, floor), wake_up)| {
-        (two.one_way_p50_us - floor.one_way_p50_us) / wake_up.one_way_p50_us
-    });
     let what = "gateway | engine: added at p50, in channel wake-ups".to_owned();
-    let limit = (Bound::AtMost, 2.0);
-    Some(judged(what, Spread::of(values.collect())?, limit, "×"))
+    Some(judged(what, added?, (Bound::AtMost, 2.0), "×"))
 }
 
 fn judged(
@@ -111,7 +111,6 @@ fn judged(
 
 #[cfg(test)]
 mod tests {
-    use super::super::results::Round;
     use super::super::scale::Scale;
     use super::super::scenario::{Scenario, Size};
     use super::*;
