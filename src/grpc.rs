@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 
+use crate::delivery::{DoorClock, Flush};
 use crate::error::Error;
-use crate::listen::{DoorClock, Flush};
 use crate::proto::v1;
 use crate::proto::v1::inference_server::{Inference, InferenceServer};
 use crate::request::RequestId;

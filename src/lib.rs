@@ -17,6 +17,8 @@ pub mod cluster;
 
 pub mod grpc;
 
+pub mod delivery;
+
 pub mod text;
 
 pub mod scheduler;

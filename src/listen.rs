@@ -19,15 +19,12 @@ use self::connection::Connection;
 use crate::telemetry::{Door, Telemetry};
 
 mod address;
-mod clock;
 mod connection;
 mod io;
 mod stalled;
 mod upload;
 
 pub use address::{Address, InvalidAddress, Listener};
-pub use clock::{DoorClock, Turn};
-pub use io::Flush;
 pub use upload::RequestBody;
 
 /// Which protocols a door speaks.

@@ -19,8 +19,8 @@ use super::refusal::Refusal;
 use super::stream::{Leaving, TokenBody};
 use super::unary;
 use super::{BODY_LIMIT, Gateway};
+use crate::delivery::{DoorClock, Flush};
 use crate::error::{Error, ErrorKind};
-use crate::listen::{DoorClock, Flush};
 use crate::request::{LONGEST_TIMEOUT, RequestId};
 use crate::telemetry::{Door, Lane};
 

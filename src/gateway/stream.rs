@@ -20,8 +20,8 @@ use super::accept::StreamFormat;
 use super::lines::{ChoiceTokens, Lines, finish_reason};
 use super::opened::{MergedEvent, Opened};
 use super::timings;
+use crate::delivery::{DoorClock, Flush, Turn};
 use crate::error::Error;
-use crate::listen::{DoorClock, Flush, Turn};
 use crate::proto::v1;
 use crate::telemetry::CountedRequest;
 

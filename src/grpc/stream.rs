@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_core::Stream;
 use tonic::Status;
 
-use crate::listen::{DoorClock, Turn};
+use crate::delivery::{DoorClock, Turn};
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
 use crate::request::FinishReason;

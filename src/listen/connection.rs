@@ -21,10 +21,11 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 use tower_http::timeout::TimeoutBody;
 
-use super::io::{Flush, Stream, WatchedStream};
+use super::io::{Stream, WatchedStream};
 use super::stalled::{StreamExecutor, waits_for_its_peer};
 use super::upload::RequestBody;
 use super::{DoorService, DoorSettings, Limits, Protocol, Shutdown};
+use crate::delivery::Flush;
 
 /// The most bytes that are held for one HTTP/1.1 connection or one HTTP/2 stream whose peer does not
 /// read.

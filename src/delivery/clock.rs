@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::io::Flush;
+use super::Flush;
 use crate::runner::monotonic_ns;
 use crate::telemetry::{Lane, Stage, StageSummary, StageTimes, Telemetry};
 
@@ -59,7 +59,7 @@ impl DoorClock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::listen::io::Flushes;
+    use crate::delivery::Flushes;
 
     const SECOND_NS: u64 = 1_000_000_000;
 
