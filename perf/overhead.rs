@@ -28,6 +28,7 @@ mod scenario;
 pub(crate) mod statistics;
 mod table;
 mod targets;
+mod timing;
 
 use baseline::{Baseline, BaselineError};
 use lane::Lane;

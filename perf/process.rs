@@ -4,11 +4,16 @@ use std::fs;
 use std::io;
 use std::time::Duration;
 
+/// How the name of a device's thread begins.
+const DEVICE: &str = "worker-";
+
 /// What a process has used.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Usage {
-    /// The processor time of all its threads, in nanoseconds as the scheduler counts them.
+    /// The processor time of all its threads, as the scheduler counts it to the nanosecond.
     pub(crate) cpu: Duration,
+    /// That of its devices' threads alone.
+    pub(crate) device_cpu: Duration,
     /// Its resident memory.
     pub(crate) rss_bytes: u64,
 }
@@ -19,15 +24,23 @@ impl Usage {
     /// # Errors
     /// When there is no such process.
     pub(crate) fn of(id: u32) -> io::Result<Self> {
-        let mut cpu = Duration::ZERO;
+        let (mut cpu, mut device_cpu) = (Duration::ZERO, Duration::ZERO);
         for thread in fs::read_dir(format!("/proc/{id}/task"))? {
+            let read = |file| fs::read_to_string(thread.as_ref().ok()?.path().join(file)).ok();
             // A thread may end while it is looked at.
-            if let Ok(counts) = fs::read_to_string(thread?.path().join("schedstat")) {
-                cpu += run_time(&counts).unwrap_or_default();
+            if let Some((name, counts)) = read("comm").zip(read("schedstat")) {
+                let run_time = run_time(&counts).unwrap_or_default();
+                cpu += run_time;
+                if name.starts_with(DEVICE) {
+                    device_cpu += run_time;
+                }
             }
         }
-        let rss_bytes = rss_bytes(id)?;
-        Ok(Self { cpu, rss_bytes })
+        Ok(Self {
+            cpu,
+            device_cpu,
+            rss_bytes: rss_bytes(id)?,
+        })
     }
 }
 
@@ -82,6 +95,8 @@ fn resident(status: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     #[test]
@@ -97,6 +112,24 @@ mod tests {
         assert!(
             usage.cpu > Duration::ZERO && usage.rss_bytes > 0,
             "{usage:?}"
+        );
+    }
+
+    #[test]
+    fn what_a_device_has_used_is_known_apart() {
+        let busy = || {
+            let end = Instant::now() + Duration::from_millis(20);
+            while Instant::now() < end {}
+            Usage::of(std::process::id()).unwrap()
+        };
+        let others = busy();
+        let named = std::thread::Builder::new().name("worker-0".to_owned());
+        let usage = named.spawn(busy).unwrap().join().unwrap();
+        let used = usage.device_cpu.saturating_sub(others.device_cpu);
+        assert!(used > Duration::from_millis(1), "{usage:?}");
+        assert!(
+            others.cpu - others.device_cpu > Duration::from_millis(1),
+            "{others:?}"
         );
     }
 

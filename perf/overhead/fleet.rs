@@ -74,6 +74,7 @@ impl Fleet {
             .collect();
         Ok(usages?.into_iter().reduce(|sum, usage| Usage {
             cpu: sum.cpu + usage.cpu,
+            device_cpu: sum.device_cpu + usage.device_cpu,
             rss_bytes: sum.rss_bytes + usage.rss_bytes,
         }))
     }

@@ -35,8 +35,10 @@ its first token. Requests are due one each millisecond, however long those befor
 never hidden by asking later</td></tr>
 <tr><th>Sent late</th><td>from the time at which a request was due to that at which the client began it: the
 client's own fault, and part of TTFT</td></tr>
-<tr><th>CPU per token</th><td>processor time of all the server's threads, the device's too, over the tokens
-of the round</td></tr>
+<tr><th>CPU per token</th><td>processor time of all the server's threads over the tokens of the round; where
+the device keeps a cadence, without its thread, which then spins before each token</td></tr>
+<tr><th>Timing of stages</th><td>what a running server does to know for each token how long it took in the
+engine, at the door and to the socket: the same calls, timed apart in every round</td></tr>
 <tr><th>Load CPU</th><td>the share of one processor that the client took, which is one thread: near 100% it
 may be what holds up the tokens</td></tr>
 <tr><th>Memory per stream</th><td>what the server's resident memory had grown by while all the streams were

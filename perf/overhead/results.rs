@@ -9,12 +9,15 @@ use serde::Serialize;
 use super::lane::Lane;
 use super::scenario::Scenario;
 use super::statistics::{Spread, count};
+use super::timing::TimingCost;
 use crate::load::{Fault, Figures, Times};
 
 /// One run.
 #[derive(Debug, Default)]
 pub(crate) struct Results {
     cells: BTreeMap<Place, Cell>,
+    /// What it took in each round to time the stages of tokens.
+    timing: Vec<TimingCost>,
 }
 
 /// By how much tokens of the same form may differ: an id and a time of creation are of one length everywhere,
@@ -126,6 +129,24 @@ impl Results {
                 });
             }
         }
+    }
+
+    /// Adds what it took in a round to time the stages of tokens.
+    pub(super) fn add_timing(&mut self, cost: TimingCost) {
+        self.timing.push(cost);
+    }
+
+    /// What it takes to time a token's stages, as a share of all that it costs at this place, in percent.
+    pub(super) fn timing_share(
+        &self,
+        place: Place,
+        of: impl Fn(TimingCost) -> f64,
+    ) -> Option<Spread> {
+        let rounds = self.timing.iter().zip(&self.cell(place)?.rounds);
+        let shares: Option<Vec<_>> = rounds
+            .map(|(cost, round)| Some(of(*cost) / (round.cpu_us_per_token? * 1e3) * 100.0))
+            .collect();
+        Spread::of(shares?)
     }
 
     /// All cells, load by load.

@@ -13,6 +13,7 @@ use super::plan::Plan;
 use super::results::{Outcome, Place, Results, Round};
 use super::scale;
 use super::scenario::{PACED, Scenario, Size};
+use super::timing::TimingCost;
 use crate::load::Session;
 use crate::open_files;
 
@@ -29,6 +30,7 @@ pub(super) async fn measure(plan: &Plan) -> Result<(Results, Vec<String>), RunEr
     let (mut results, mut faults) = (Results::default(), Vec::new());
     let progress = progress_of(plan.turns());
     for round in 0..plan.rounds() {
+        results.add_timing(TimingCost::now());
         for load in plan.loads.iter().filter(|load| round < load.rounds) {
             for lane in load.order(round) {
                 let place = format!("{}, {}", load.scenario.title(), lane.title());
@@ -73,7 +75,7 @@ impl Fleets {
         let after = fleet.usage(lane)?;
         let cpu = before
             .zip(after)
-            .map(|(before, after)| after.cpu - before.cpu);
+            .map(|(before, after)| scenario.cpu(before, after));
         let round = Round::of(&figures, cpu, after.map(|after| after.rss_bytes));
         faults.extend(figures.faults);
         Ok(Outcome {

@@ -7,6 +7,7 @@ use tokenway::runner::llm_test::CONTEXT_LENGTH;
 use super::lane::Lane;
 use super::scale::Scale;
 use crate::load::{Load, Sockets};
+use crate::process::Usage;
 
 /// The cadence of paced streams: 50 tokens a second.
 pub(super) const PACED: Duration = Duration::from_millis(20);
@@ -74,6 +75,19 @@ impl Scenario {
             Self::Full(_) | Self::Short | Self::OpenLoop => Some(Duration::ZERO),
             Self::Paced(_) => Some(PACED),
             Self::Scale(_) => None,
+        }
+    }
+
+    /// The processor time between two looks that counts under this load. A device that keeps a cadence spins
+    /// before each token, the floors' as much as the product's, and what that takes says nothing of a
+    /// door: so there its thread does not count.
+    pub(super) fn cpu(self, before: Usage, after: Usage) -> Duration {
+        let all = after.cpu - before.cpu;
+        match self {
+            Self::Paced(_) | Self::Scale(_) => {
+                all.saturating_sub(after.device_cpu - before.device_cpu)
+            }
+            Self::Full(_) | Self::Short | Self::OpenLoop => all,
         }
     }
 

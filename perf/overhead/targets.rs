@@ -10,7 +10,7 @@ mod wanted;
 
 #[cfg(test)]
 pub(super) use wanted::needed;
-use wanted::{ONE, PACED, wanted};
+use wanted::{FULL, ONE, PACED, wanted};
 
 /// One target and what came of it.
 #[derive(Debug, Serialize)]
@@ -25,7 +25,7 @@ pub(crate) struct Target {
     pub(crate) limit: f64,
     /// Which of the two.
     pub(crate) bound: Bound,
-    /// `×` is a ratio.
+    /// `×` is a ratio, `%` a share.
     pub(crate) unit: &'static str,
     pub(crate) pass: bool,
 }
@@ -70,7 +70,10 @@ pub(super) fn judge(results: &Results) -> Vec<Target> {
         let limit = (wanted.bound, wanted.limit);
         Some(judged(wanted.what, spread?, limit, value.unit()))
     });
-    judged.chain(in_wake_ups(results)).collect()
+    judged
+        .chain(in_wake_ups(results))
+        .chain(timing(results))
+        .collect()
 }
 
 /// What a second process adds at the median, measured by what waking a thread costs on this machine in
@@ -89,6 +92,17 @@ fn in_wake_ups(results: &Results) -> Option<Target> {
     );
     let what = "gateway | engine: added at p50, in channel wake-ups".to_owned();
     Some(judged(what, added?, (Bound::AtMost, 2.0), "×"))
+}
+
+/// What it takes to time the stages of tokens, of all that they cost.
+fn timing(results: &Results) -> impl Iterator<Item = Target> {
+    let paced = results.timing_share(Place(PACED, Lane::Ndjson), |cost| cost.lone_ns);
+    let full = results.timing_share(Place(FULL, Lane::Ndjson), |cost| cost.batched_ns);
+    let shares = [("paced", paced), ("full speed", full)].into_iter();
+    shares.filter_map(|(load, share)| {
+        let what = format!("HTTP: timing of stages, of CPU per token, {load}");
+        Some(judged(what, share?, (Bound::AtMost, 2.0), "%"))
+    })
 }
 
 fn judged(
@@ -113,6 +127,7 @@ fn judged(
 mod tests {
     use super::super::scale::Scale;
     use super::super::scenario::{Scenario, Size};
+    use super::super::timing::TimingCost;
     use super::*;
     use crate::load::Times;
 
@@ -190,6 +205,27 @@ mod tests {
             ]
         );
         assert_eq!(verdicts.len(), 7);
+    }
+
+    #[test]
+    fn the_timing_of_stages_is_judged_by_its_share_of_what_a_token_costs() {
+        let mut results = Results::default();
+        results.add_timing(TimingCost {
+            lone_ns: 250.0,
+            batched_ns: 5.0,
+        });
+        for (scenario, cpu) in [(Scenario::Paced(64), 25.0), (Scenario::Full(64), 0.2)] {
+            let round = Round {
+                cpu_us_per_token: Some(cpu),
+                ..Round::default()
+            };
+            results.add(Place(scenario, Lane::Ndjson), round, &Times::new());
+        }
+        let shares: Vec<_> = judge(&results)
+            .iter()
+            .map(|target| (target.value, target.unit, target.pass))
+            .collect();
+        assert_eq!(shares, [(1.0, "%", true), (2.5, "%", false)]);
     }
 
     #[test]

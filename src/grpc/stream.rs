@@ -77,7 +77,7 @@ impl Stream for EventStream {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        let turn = Turn::begin();
+        let turn = this.entered.is_some().then(Turn::begin);
         let Some(event) = ready!(Pin::new(&mut this.completion).poll_next(cx)) else {
             return Poll::Ready(None);
         };
@@ -93,6 +93,7 @@ impl Stream for EventStream {
             Err(error) => return Poll::Ready(Some(Err(error.into()))),
         };
         if let Some(Entered { clock, .. }) = &this.entered
+            && let Some(turn) = turn
             && let Some(Event::Tokens(tokens)) = &message.event
         {
             clock.written(turn, u64::try_from(tokens.tokens.len()).unwrap_or(0));

@@ -5,6 +5,7 @@
 //! additions, and what is recorded takes no memory however seldom it is asked for.
 
 use std::fmt::{self, Write};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -130,12 +131,26 @@ struct Histogram {
     sum_ns: AtomicU64,
 }
 
+/// The bucket of a time.
+fn bucket(ns: u64) -> usize {
+    BOUNDS.partition_point(|(bound, _)| *bound < ns)
+}
+
+/// The times of a bucket.
+fn times_of(bucket: usize) -> RangeInclusive<u64> {
+    let bound = |bucket: usize| BOUNDS.get(bucket).map(|(bound, _)| *bound);
+    let first = bucket
+        .checked_sub(1)
+        .and_then(bound)
+        .map_or(0, |bound| bound + 1);
+    first..=bound(bucket).unwrap_or(u64::MAX)
+}
+
 impl Histogram {
-    fn record(&self, tokens: u64, ns: u64) {
-        let bucket = BOUNDS.partition_point(|(bound, _)| *bound < ns);
+    /// Counts so many tokens that took `sum_ns` together, and each a time of this bucket.
+    fn add(&self, bucket: usize, tokens: u64, sum_ns: u64) {
         self.buckets[bucket].fetch_add(tokens, Ordering::Relaxed);
-        let sum = ns.saturating_mul(tokens);
-        self.sum_ns.fetch_add(sum, Ordering::Relaxed);
+        self.sum_ns.fetch_add(sum_ns, Ordering::Relaxed);
     }
 
     /// Writes it in Prometheus's text format.
@@ -200,11 +215,35 @@ pub struct StageSummary {
 impl StageTimes {
     /// Counts so many tokens that took so long, each.
     pub fn record(&self, tokens: u64, ns: u64) {
-        self.histogram.record(tokens, ns);
+        let sum_ns = ns.saturating_mul(tokens);
+        self.histogram.add(bucket(ns), tokens, sum_ns);
+        self.add(tokens, sum_ns, ns);
+    }
+
+    /// Counts a token for each of these times. Those of one bucket that follow each other, as the times of
+    /// what was read at once do, are counted together.
+    pub fn record_each(&self, times_ns: impl IntoIterator<Item = u64>) {
+        let (mut tokens, mut sum_ns, mut longest_ns) = (0, 0_u64, 0);
+        let mut of_bucket = Run::default();
+        for ns in times_ns {
+            if !of_bucket.times.contains(&ns) {
+                of_bucket.end(&self.histogram);
+                of_bucket = Run::of(bucket(ns));
+            }
+            of_bucket.tokens += 1;
+            of_bucket.sum_ns = of_bucket.sum_ns.saturating_add(ns);
+            tokens += 1;
+            sum_ns = sum_ns.saturating_add(ns);
+            longest_ns = longest_ns.max(ns);
+        }
+        of_bucket.end(&self.histogram);
+        self.add(tokens, sum_ns, longest_ns);
+    }
+
+    fn add(&self, tokens: u64, sum_ns: u64, longest_ns: u64) {
         self.tokens.fetch_add(tokens, Ordering::Relaxed);
-        self.sum_ns
-            .fetch_add(ns.saturating_mul(tokens), Ordering::Relaxed);
-        self.longest_ns.fetch_max(ns, Ordering::Relaxed);
+        self.sum_ns.fetch_add(sum_ns, Ordering::Relaxed);
+        self.longest_ns.fetch_max(longest_ns, Ordering::Relaxed);
     }
 
     /// What has been counted so far.
@@ -215,6 +254,37 @@ impl StageTimes {
             tokens,
             mean_ns: self.sum_ns.load(Ordering::Relaxed) / tokens.max(1),
             longest_ns: self.longest_ns.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Tokens one after the other whose times are of one bucket.
+struct Run {
+    bucket: usize,
+    times: RangeInclusive<u64>,
+    tokens: u64,
+    sum_ns: u64,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Self::of(0)
+    }
+}
+
+impl Run {
+    fn of(bucket: usize) -> Self {
+        Self {
+            bucket,
+            times: times_of(bucket),
+            tokens: 0,
+            sum_ns: 0,
+        }
+    }
+
+    fn end(&self, histogram: &Histogram) {
+        if self.tokens > 0 {
+            histogram.add(self.bucket, self.tokens, self.sum_ns);
         }
     }
 }
@@ -242,6 +312,28 @@ mod tests {
         ] {
             assert!(text.contains(&format!("{NAME}{line}\n")), "{line}\n{text}");
         }
+    }
+
+    #[test]
+    fn times_that_are_counted_together_are_in_the_buckets_of_those_counted_alone() {
+        let bounds = BOUNDS.iter().map(|(bound, _)| *bound);
+        let around = bounds.flat_map(|bound| [bound - 1, bound, bound, bound + 1]);
+        let mut times_ns: Vec<_> = around.chain([0, 0, 3_000, 1_000_000]).collect();
+        times_ns.extend(times_ns.clone().iter().rev());
+        let (together, alone) = (TokenLatency::default(), TokenLatency::default());
+        let each = alone.times(Lane::Grpc, Stage::Engine);
+        for ns in &times_ns {
+            each.record(1, *ns);
+        }
+        let all = together.times(Lane::Grpc, Stage::Engine);
+        all.record_each(times_ns);
+        assert_eq!(all.summary(), each.summary());
+        let text = |latency: &TokenLatency| {
+            let mut text = String::new();
+            latency.write(&mut text).unwrap();
+            text
+        };
+        assert_eq!(text(&together), text(&alone));
     }
 
     #[test]

@@ -269,24 +269,17 @@ impl Stream for Completion {
     }
 }
 
-/// Counts how long the tokens among these outputs have been on their way. Those of one step were
-/// emitted together, and are counted at once.
-fn time_taken(outputs: &[Output], times: &StageTimes) {
+/// Counts how long the tokens among these outputs have been on their way. It is public so that what it takes
+/// can be measured.
+pub fn time_taken(outputs: &[Output], times: &StageTimes) {
     let emitted = outputs.iter().filter_map(|output| match output {
         Output::Token(token) | Output::Finished(Some(token), _) => Some(token.emitted_ns),
         Output::Accepted | Output::Finished(None, _) | Output::Failed(_) => None,
     });
     let mut emitted = emitted.peekable();
-    if emitted.peek().is_none() {
-        return;
-    }
-    let now_ns = monotonic_ns();
-    while let Some(emitted_ns) = emitted.next() {
-        let mut tokens = 1;
-        while emitted.next_if_eq(&emitted_ns).is_some() {
-            tokens += 1;
-        }
-        times.record(tokens, now_ns.saturating_sub(emitted_ns));
+    if emitted.peek().is_some() {
+        let now_ns = monotonic_ns();
+        times.record_each(emitted.map(|emitted_ns| now_ns.saturating_sub(emitted_ns)));
     }
 }
 

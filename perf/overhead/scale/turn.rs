@@ -12,7 +12,7 @@ use crate::overhead::RunError;
 use crate::overhead::fleet::Fleet;
 use crate::overhead::lane::Lane;
 use crate::overhead::results::{Outcome, Round};
-use crate::overhead::scenario::Size;
+use crate::overhead::scenario::{Scenario, Size};
 use crate::overhead::statistics::count;
 use crate::process::Usage;
 
@@ -131,7 +131,10 @@ impl Turn<'_> {
     }
 
     fn round(&self, seen: &Seen, before: Option<Usage>) -> Round {
-        let cpu = seen.usage.map(|(first, second)| second.cpu - first.cpu);
+        let scenario = Scenario::Scale(self.scale);
+        let cpu = seen
+            .usage
+            .map(|(first, second)| scenario.cpu(first, second));
         let rss_bytes = seen.usage.map(|(_, second)| second.rss_bytes);
         let streams = match self.scale {
             Scale::Many(streams)

@@ -43,7 +43,7 @@ pub(super) enum Value {
 
 pub(super) const PACED: Scenario = Scenario::Paced(64);
 pub(super) const ONE: Scenario = Scenario::Paced(1);
-const FULL: Scenario = Scenario::Full(64);
+pub(super) const FULL: Scenario = Scenario::Full(64);
 
 /// A lane and its floor.
 type Pair = (Lane, Lane);
