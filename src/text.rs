@@ -1,6 +1,8 @@
 //! Bytes to text, for each request on the engine's side: characters across tokens, stop strings,
 //! finish reasons, usage. It must not know protocols; workers know nothing of it.
 
+use std::sync::Arc;
+
 use crate::request::FinishReason;
 use crate::runner::Token;
 use crate::tokens::{Stamp, TextToken, TokenBatch};
@@ -9,7 +11,7 @@ pub mod completion;
 pub mod stop;
 pub mod utf8;
 
-use stop::{StopMatcher, Watch};
+use stop::{StopMatcher, StopStrings, Watch};
 use utf8::Utf8Assembler;
 
 /// Turns the tokens of one choice into text.
@@ -21,7 +23,7 @@ struct ChoiceText {
 }
 
 impl ChoiceText {
-    fn new(stops: Vec<String>) -> Self {
+    fn new(stops: Arc<StopStrings>) -> Self {
         Self {
             utf8: Utf8Assembler::default(),
             stop: StopMatcher::new(stops),
@@ -116,7 +118,8 @@ mod tests {
         last: &[u8],
         reason: FinishReason,
     ) -> (Vec<String>, FinishReason) {
-        let mut choice = ChoiceText::new(stops.iter().map(ToString::to_string).collect());
+        let stops: Vec<_> = stops.iter().map(ToString::to_string).collect();
+        let mut choice = ChoiceText::new(Arc::new(StopStrings::new(&stops)));
         let mut ready = TokenBatch::default();
         for bytes in tokens {
             assert_eq!(choice.push(token(bytes), &mut ready), Watch::Open);

@@ -2,10 +2,11 @@
 //! a match.
 
 use std::hint::black_box;
+use std::sync::Arc;
 
 use criterion::{Criterion, Throughput};
 use tokenway::request::{MAX_STOP_BYTES, MAX_STOP_STRINGS};
-use tokenway::text::stop::{StopMatcher, Watch};
+use tokenway::text::stop::{StopMatcher, StopStrings, Watch};
 
 /// How many tokens the completion has.
 const TOKENS: u32 = 256;
@@ -46,7 +47,7 @@ fn stop_strings(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("stop strings");
     group.throughput(Throughput::Elements(u64::from(TOKENS)));
     for (name, stops, texts) in cases {
-        let mut matcher = StopMatcher::new(stops);
+        let mut matcher = StopMatcher::new(Arc::new(StopStrings::new(&stops)));
         group.bench_function(name, |bencher| {
             bencher.iter(|| complete(&mut matcher, black_box(texts)));
         });

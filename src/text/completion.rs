@@ -6,12 +6,14 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_core::Stream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::stop::StopStrings;
 use super::{ChoiceText, Watch};
 use crate::error::{Error, ErrorKind};
 use crate::request::FinishReason;
@@ -117,10 +119,11 @@ impl Completion {
     /// The completion of a request that was admitted. `times` are those of the engine's stage.
     #[must_use]
     pub fn new(admitted: Admitted, stop: &[String], times: StageTimes) -> Self {
+        let stop = Arc::new(StopStrings::new(stop));
         let choices = (0..).zip(admitted.lanes).map(|(number, lane)| Choice {
             number,
             lane: Some(lane),
-            text: ChoiceText::new(stop.to_vec()),
+            text: ChoiceText::new(Arc::clone(&stop)),
             next_index: 0,
         });
         Self {
@@ -313,8 +316,6 @@ fn error_of(failure: Failure) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use metrics::Counter;
     use tokio::sync::Notify;
     use tokio_stream::StreamExt;

@@ -1,13 +1,32 @@
 //! Stop strings: a token that may begin a match is held until that is decided, so that a match never
 //! leaks.
+//!
+//! Each string is looked for as Knuth, Morris and Pratt (1977) do it: what is known of the text so far is how
+//! much of the string it ends with, so a byte costs the same however long the strings are, and however often
+//! they begin.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// The stop strings of a request, ready to be looked for.
+#[derive(Debug, Default)]
+pub struct StopStrings(Vec<StopString>);
+
+#[derive(Debug)]
+struct StopString {
+    bytes: Vec<u8>,
+    /// For each beginning of the string, by its last byte: how much of the string it ends with, itself left
+    /// out.
+    borders: Vec<usize>,
+}
 
 /// Watches one choice's text for any of its stop strings. Tokens pass through as `T`s with their
 /// text.
 #[derive(Debug)]
 pub struct StopMatcher<T> {
-    stops: Vec<String>,
+    stops: Arc<StopStrings>,
+    /// For each stop string, how much of it the text ends with.
+    begun: Vec<usize>,
     /// The tokens that may belong to a match, in order, each with where its text ends in `tail`.
     held: VecDeque<(T, usize)>,
     /// The text of the held tokens.
@@ -23,11 +42,55 @@ pub enum Watch {
     Matched,
 }
 
-impl<T> StopMatcher<T> {
-    /// A matcher for these strings, none of which is empty.
+impl StopStrings {
+    /// These strings, none of which is empty.
     #[must_use]
-    pub fn new(stops: Vec<String>) -> Self {
+    pub fn new(stops: &[String]) -> Self {
+        Self(stops.iter().map(|stop| StopString::new(stop)).collect())
+    }
+}
+
+impl StopString {
+    fn new(stop: &str) -> Self {
+        let mut string = Self {
+            bytes: stop.into(),
+            borders: vec![0],
+        };
+        for at in 1..stop.len() {
+            let border = string.advance(string.borders[at - 1], string.bytes[at]);
+            string.borders.push(border);
+        }
+        string
+    }
+
+    /// How much of the string a text ends with that ended with so much of it, but not all, and goes on with
+    /// this byte.
+    fn advance(&self, mut begun: usize, byte: u8) -> usize {
+        while begun > 0 && self.bytes[begun] != byte {
+            begun = self.borders[begun - 1];
+        }
+        begun + usize::from(self.bytes[begun] == byte)
+    }
+
+    /// Takes text that ended with `begun` of the string on by more. Gives where in `more` the first match
+    /// ends, if there is one.
+    fn follow(&self, begun: &mut usize, more: &str) -> Option<usize> {
+        for (at, byte) in more.bytes().enumerate() {
+            *begun = self.advance(*begun, byte);
+            if *begun == self.bytes.len() {
+                return Some(at + 1);
+            }
+        }
+        None
+    }
+}
+
+impl<T> StopMatcher<T> {
+    /// A matcher for these strings.
+    #[must_use]
+    pub fn new(stops: Arc<StopStrings>) -> Self {
         Self {
+            begun: vec![0; stops.0.len()],
             stops,
             held: VecDeque::new(),
             tail: String::new(),
@@ -36,51 +99,38 @@ impl<T> StopMatcher<T> {
 
     /// Whether there is nothing to watch for: every token is decided at once.
     pub(super) fn is_idle(&self) -> bool {
-        self.stops.is_empty()
+        self.begun.is_empty()
     }
 
     /// Takes the next token and hands to `release` each token that is decided, with its text. After a
     /// match these are the tokens that begin before it, the last cut where it begins.
     pub fn push(&mut self, token: T, text: &str, mut release: impl FnMut(T, &str)) -> Watch {
-        if self.stops.is_empty() {
+        if self.is_idle() {
             release(token, text);
             return Watch::Open;
         }
+        let looked_at = self.tail.len();
         self.tail.push_str(text);
         self.held.push_back((token, self.tail.len()));
-        let first_match = self
-            .stops
-            .iter()
-            // Setting a search up costs as much as the stop string is long, also where it cannot fit.
-            .filter(|stop| stop.len() <= self.tail.len())
-            .filter_map(|stop| self.tail.find(stop.as_str()))
-            .min();
-        if let Some(start) = first_match {
+        let stops = self.stops.0.iter().zip(&mut self.begun);
+        let matches = stops.filter_map(|(stop, begun)| {
+            let end = looked_at + stop.follow(begun, text)?;
+            Some(end - stop.bytes.len())
+        });
+        if let Some(start) = matches.min() {
             self.tail.truncate(start);
             self.release_begun_before(start, release);
             return Watch::Matched;
         }
-        let held_from = self.possible_match_start();
-        self.release_ended_by(held_from, release);
+        let longest_begun = self.begun.iter().max().copied().unwrap_or(0);
+        self.release_ended_by(self.tail.len() - longest_begun, release);
         Watch::Open
     }
 
     /// Hands out everything that is held: nothing follows that could complete a match.
     pub fn finish(&mut self, release: impl FnMut(T, &str)) {
         self.release_ended_by(self.tail.len(), release);
-    }
-
-    /// Where the earliest beginning of a stop string stands that reaches the end of the tail.
-    fn possible_match_start(&self) -> usize {
-        let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
-        let from = self.tail.len().saturating_sub(longest.saturating_sub(1));
-        let starts = (from..self.tail.len()).filter(|at| self.tail.is_char_boundary(*at));
-        let mut begun = starts.filter(|at| {
-            self.stops
-                .iter()
-                .any(|stop| stop.starts_with(&self.tail[*at..]))
-        });
-        begun.next().unwrap_or(self.tail.len())
+        self.begun.fill(0);
     }
 
     fn release_ended_by(&mut self, end: usize, mut release: impl FnMut(T, &str)) {
@@ -115,7 +165,8 @@ mod tests {
 
     /// Feeds tokens and returns, for each, what was released by it; then what the end released.
     fn run(stops: &[&str], tokens: &[&str]) -> (Vec<Vec<(usize, String)>>, bool) {
-        let mut matcher = StopMatcher::new(stops.iter().map(ToString::to_string).collect());
+        let stops: Vec<_> = stops.iter().map(ToString::to_string).collect();
+        let mut matcher = StopMatcher::new(Arc::new(StopStrings::new(&stops)));
         let mut steps = Vec::new();
         for (index, text) in tokens.iter().enumerate() {
             let mut released = Vec::new();
@@ -205,5 +256,34 @@ mod tests {
         let (steps, _) = run(&["END"], &["E", "", "x"]);
         let all = vec![released(0, "E"), released(1, ""), released(2, "x")];
         assert_eq!(steps, [vec![], vec![], all, vec![]]);
+    }
+
+    #[test]
+    fn whatever_the_text_a_match_is_found_as_soon_as_it_is_whole_and_nothing_else_is_held() {
+        let stops = ["aab", "abaab", "bb", "ba"];
+        for pair in [[0, 1], [1, 2], [0, 3], [3, 1]] {
+            let stops = pair.map(|at| stops[at]);
+            for bits in 0..1_u32 << 10 {
+                let text: String = (0..10)
+                    .map(|at| if bits >> at & 1 == 0 { 'a' } else { 'b' })
+                    .collect();
+                let tokens: Vec<_> = text.split("").filter(|token| !token.is_empty()).collect();
+                let (steps, matched) = run(&stops, &tokens);
+                let mut shown = String::new();
+                for (at, step) in steps.iter().take(tokens.len()).enumerate() {
+                    shown.extend(step.iter().map(|(_, text)| text.as_str()));
+                    let so_far = &text[..=at];
+                    let found = stops.iter().filter_map(|stop| so_far.find(stop)).min();
+                    let may_begin =
+                        |from: &usize| stops.iter().any(|stop| stop.starts_with(&so_far[*from..]));
+                    let expected = found
+                        .or_else(|| (0..=at).find(may_begin))
+                        .unwrap_or(so_far.len());
+                    assert_eq!(shown, so_far[..expected], "{stops:?} in {so_far}");
+                }
+                let is_there = stops.iter().any(|stop| text.contains(stop));
+                assert_eq!(matched, is_there, "{stops:?} in {text}");
+            }
+        }
     }
 }
