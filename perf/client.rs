@@ -18,8 +18,9 @@ pub(crate) use http::HttpStreamingClient;
 pub(crate) use timed::{ReadClock, TimedStream};
 
 use crate::arguments::ServerUrl;
-use crate::metrics::{Stamp, TokenSample};
+use crate::metrics::TokenSample;
 use crate::order::index_of;
+use crate::stamp::Stamp;
 
 /// What is asked to be completed. The test runner's output does not depend on it.
 const PROMPT: &str = "Count the tokens.";

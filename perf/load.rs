@@ -21,7 +21,7 @@ mod taker;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use figures::{Figures, Progress, Stamp, Times};
+pub(crate) use figures::{Figures, Progress, Times};
 pub(crate) use http::Form;
 pub(crate) use session::{Session, Sockets, Terms};
 pub(crate) use taker::{Came, Taker};

@@ -20,6 +20,7 @@ mod process;
 mod serve;
 mod server;
 mod soak;
+mod stamp;
 mod stamps;
 mod streaming;
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::percentiles::{milliseconds, signed_difference};
+use crate::stamp::Stamp;
 
 /// One token, as the client received it.
 #[derive(Clone, Copy, Debug)]
@@ -14,15 +15,6 @@ pub(crate) struct TokenSample {
     pub(crate) received_ns: u64,
     /// What its device says of when it was emitted.
     pub(crate) stamp: Option<Stamp>,
-}
-
-/// When a token left its device, in nanoseconds of the server's CLOCK_MONOTONIC.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Stamp {
-    /// When it was to be emitted, from devices that keep a schedule.
-    pub(crate) due_ns: Option<u64>,
-    /// When it was emitted.
-    pub(crate) emitted_ns: u64,
 }
 
 /// The figures of the reference system's performance test, by its names and its definitions.

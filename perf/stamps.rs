@@ -1,7 +1,8 @@
 //! What each token of a stream really cost, from the stamps of its device. It knows nothing of doors.
 
-use crate::metrics::{Stamp, TokenSample};
+use crate::metrics::TokenSample;
 use crate::percentiles::Percentiles;
+use crate::stamp::Stamp;
 
 /// What the stamps of a stream tell.
 #[derive(Debug)]

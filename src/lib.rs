@@ -29,6 +29,8 @@ pub mod runner;
 
 pub mod tokens;
 
+pub mod seldom;
+
 pub mod request;
 
 pub mod error;

@@ -71,7 +71,12 @@ async fn a_client_that_goes_away_in_silence_between_tokens_frees_its_slot() {
 
 #[tokio::test]
 async fn a_client_that_goes_away_with_bytes_behind_its_request_frees_its_slot() {
-    let server = Setup::test_runner(silent_at(2)).slots(1).start().await;
+    // Nothing else makes the door look at its connections.
+    let setup = Setup::test_runner(silent_at(2)).limits(|limits| {
+        limits.header_timeout = Duration::from_secs(3_600);
+        limits.idle_timeout = Duration::from_secs(3_600);
+    });
+    let server = setup.slots(1).start().await;
     let body = json!({"prompt": "a", "max_tokens": 10, "stream": true});
     let mut bytes = completion(&body).bytes();
     bytes.extend_from_slice(b"GET /livez HTTP/1.1\r\nhost: test\r\n\r\n");

@@ -19,7 +19,7 @@ use super::{
     with_causes,
 };
 use crate::arguments::ServerUrl;
-use crate::metrics::Stamp;
+use crate::stamp::Stamp;
 
 /// A client of the gRPC door.
 pub(crate) struct GrpcStreamingClient {

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use serde::Deserialize;
 
 use super::{Received, StreamError};
-use crate::metrics::Stamp;
+use crate::stamp::StampObject;
 
 /// The lines of a body, which are cut anywhere by its frames.
 #[derive(Default)]
@@ -95,21 +95,6 @@ struct Choice<'a> {
     text: Cow<'a, str>,
     #[serde(borrow)]
     finish_reason: Option<Cow<'a, str>>,
-}
-
-#[derive(Deserialize)]
-struct StampObject {
-    due_ns: Option<u64>,
-    emitted_ns: Option<u64>,
-}
-
-impl StampObject {
-    fn into_stamp(self) -> Option<Stamp> {
-        Some(Stamp {
-            due_ns: self.due_ns,
-            emitted_ns: self.emitted_ns?,
-        })
-    }
 }
 
 #[derive(Deserialize)]

@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::load::{Fault, Stamp};
+use crate::load::Fault;
+use crate::stamp::{Stamp, StampObject};
 
 /// What a record means.
 #[derive(Debug, PartialEq, Eq)]
@@ -111,21 +112,6 @@ struct Choice<'a> {
     #[serde(borrow)]
     text: Cow<'a, str>,
     finish_reason: Option<Value>,
-}
-
-#[derive(Deserialize)]
-struct StampObject {
-    due_ns: Option<u64>,
-    emitted_ns: Option<u64>,
-}
-
-impl StampObject {
-    fn into_stamp(self) -> Option<Stamp> {
-        Some(Stamp {
-            due_ns: self.due_ns,
-            emitted_ns: self.emitted_ns?,
-        })
-    }
 }
 
 fn error_text(error: &Value) -> String {

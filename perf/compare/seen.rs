@@ -6,8 +6,9 @@ use std::ops::ControlFlow;
 use super::completion::{Completion, Meaning};
 use super::records::{Record, Records};
 use super::{Asked, Check};
-use crate::load::{Came, Fault, Figures, Progress, Stamp, Taker};
+use crate::load::{Came, Fault, Figures, Progress, Taker};
 use crate::order::{self, OrderFault};
+use crate::stamp::Stamp;
 
 /// One request's stream, as it comes.
 pub(super) struct Seen {

@@ -6,10 +6,10 @@ use tokenway::runner::{Token, monotonic_ns};
 use tokenway::worker::lane::Output;
 
 use super::Fault;
-use super::figures::Stamp;
 use super::session::Asked;
 use super::taker::{Came, Taker};
 use crate::device::Device;
+use crate::stamp::Stamp;
 
 /// How many outputs are taken at once, as in the product.
 const BATCH: usize = 256;

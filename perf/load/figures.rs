@@ -7,6 +7,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tokenway::runner::monotonic_ns;
 
 use super::Fault;
+use crate::stamp::Stamp;
 
 /// Times to three digits, up to a minute.
 const HIGHEST_NS: u64 = 60_000_000_000;
@@ -62,14 +63,6 @@ pub(crate) struct Times {
     pub(crate) gaps: Histogram<u64>,
     /// For each request, from its first token to its last, over one less than their number.
     pub(crate) tpot: Histogram<u64>,
-}
-
-/// When a token was due and emitted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Stamp {
-    /// Where the device keeps a schedule.
-    pub(crate) due_ns: Option<u64>,
-    pub(crate) emitted_ns: u64,
 }
 
 impl Times {

@@ -4,7 +4,8 @@
 use memchr::{memchr, memmem};
 
 use super::Fault;
-use super::figures::{Figures, Progress, Stamp};
+use super::figures::{Figures, Progress};
+use crate::stamp::Stamp;
 
 const TEXT: &[u8] = b"\"text\":\"token_";
 

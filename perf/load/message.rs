@@ -2,8 +2,9 @@
 //! looked at: a message is five bytes of head and a `CompletionEvent`.
 
 use super::Fault;
-use super::figures::{Figures, Stamp};
+use super::figures::Figures;
 use super::taker::{Came, Taker};
+use crate::stamp::Stamp;
 
 /// The fields' numbers of `proto/tokenway/v1/inference.proto`.
 mod field {

@@ -4,7 +4,8 @@
 use std::ops::ControlFlow;
 
 use super::Fault;
-use super::figures::{Figures, Stamp};
+use super::figures::Figures;
+use crate::stamp::Stamp;
 
 /// A token as it came from a device, or over gRPC.
 pub(crate) struct Came<'a> {

@@ -52,8 +52,12 @@ pub(super) async fn complete(
             Some((StreamFormat::Sse, _)) => Lane::HttpSse,
             None => Lane::HttpUnary,
         };
+        let opening = Opening {
+            deadline: arrived + timeout,
+            lane,
+        };
         let opened = tokio::select! {
-            opened = open(&gateway, &body, &id, (arrived + timeout, lane)) => opened?,
+            opened = opening.open(&gateway, &body, &id) => opened?,
             () = gateway.stopping.cancelled() => return Err(stopped()),
         };
         Ok((opened, format, lane))
@@ -85,27 +89,37 @@ pub(super) async fn complete(
     }
 }
 
-/// Opens an RPC for each prompt, and waits until a worker has taken one of them: from then on there
-/// is something to stream, and until then a refusal has a status of its own.
-///
-/// The RPCs are opened one after the other, so that the first prompt is first in the queue.
-async fn open(
-    gateway: &Gateway,
-    body: &CompletionBody,
-    id: &RequestId,
-    (deadline, lane): (Instant, Lane),
-) -> Result<Opened, Error> {
-    let opening = async {
-        let mut merged = Merged::new(body.choices_per_prompt);
-        for message in &body.messages {
-            let left = deadline.saturating_duration_since(Instant::now());
-            merged.push(gateway.cluster.complete(message, id, left, lane).await?);
-        }
-        let stopping = gateway.stopping.clone();
-        Opened::wait_for_start(merged, deadline + DEADLINE_GRACE, stopping).await
-    };
-    let opened = timeout_at(deadline + DEADLINE_GRACE, opening).await;
-    opened.unwrap_or_else(|_| Err(deadline_exceeded()))
+/// How a request's RPCs are opened.
+struct Opening {
+    deadline: Instant,
+    /// How its tokens will leave.
+    lane: Lane,
+}
+
+impl Opening {
+    /// Opens an RPC for each prompt, and waits until a worker has taken one of them: from then on there
+    /// is something to stream, and until then a refusal has a status of its own.
+    ///
+    /// The RPCs are opened one after the other, so that the first prompt is first in the queue.
+    async fn open(
+        self,
+        gateway: &Gateway,
+        body: &CompletionBody,
+        id: &RequestId,
+    ) -> Result<Opened, Error> {
+        let Self { deadline, lane } = self;
+        let opening = async {
+            let mut merged = Merged::new(body.choices_per_prompt);
+            for message in &body.messages {
+                let left = deadline.saturating_duration_since(Instant::now());
+                merged.push(gateway.cluster.complete(message, id, left, lane).await?);
+            }
+            let stopping = gateway.stopping.clone();
+            Opened::wait_for_start(merged, deadline + DEADLINE_GRACE, stopping).await
+        };
+        let opened = timeout_at(deadline + DEADLINE_GRACE, opening).await;
+        opened.unwrap_or_else(|_| Err(deadline_exceeded()))
+    }
 }
 
 fn head(id: &RequestId, opened: &Opened) -> Head {

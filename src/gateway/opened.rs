@@ -4,15 +4,16 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tokio_stream::Stream;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 
 use super::timings;
 use crate::cluster::Events;
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
+use crate::seldom::Seldom;
 
 /// The streams of a request's prompts.
 pub(super) struct Merged {
@@ -102,9 +103,8 @@ impl Merged {
 pub(super) struct Opened {
     merged: Merged,
     model: String,
-    deadline: Pin<Box<Sleep>>,
-    /// The server waits no longer for this request.
-    stopping: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Why the server waits no longer for this request.
+    given_up: Seldom<Pin<Box<dyn Future<Output = Error> + Send>>>,
 }
 
 impl Opened {
@@ -127,8 +127,7 @@ impl Opened {
         Ok(Self {
             merged,
             model,
-            deadline: Box::pin(sleep_until(deadline)),
-            stopping: Box::pin(stopping.cancelled_owned()),
+            given_up: Seldom::new(Box::pin(given_up(deadline, stopping))),
         })
     }
 
@@ -147,18 +146,21 @@ impl Opened {
         if let Poll::Ready(event) = self.merged.poll(cx) {
             return Poll::Ready(event);
         }
-        if self.stopping.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(stopped()));
-        }
-        self.deadline
-            .as_mut()
-            .poll(cx)
-            .map(|()| Err(deadline_exceeded()))
+        self.given_up.poll(cx).map(Err)
     }
 
     /// The next tokens, or the end.
     pub(super) async fn next(&mut self) -> Result<MergedEvent, Error> {
         poll_fn(|cx| self.poll_next(cx)).await
+    }
+}
+
+/// Waits until the server is told to stop, or the deadline has passed.
+async fn given_up(deadline: Instant, stopping: CancellationToken) -> Error {
+    tokio::select! {
+        biased;
+        () = stopping.cancelled() => stopped(),
+        () = sleep_until(deadline) => deadline_exceeded(),
     }
 }
 

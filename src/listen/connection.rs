@@ -26,6 +26,7 @@ use super::stalled::{StreamExecutor, waits_for_its_peer};
 use super::upload::RequestBody;
 use super::{DoorService, DoorSettings, Limits, Protocol, Shutdown};
 use crate::delivery::Flush;
+use crate::seldom::Seldom;
 
 /// The most bytes that are held for one HTTP/1.1 connection or one HTTP/2 stream whose peer does not
 /// read.
@@ -96,10 +97,10 @@ impl Connection {
         let builder = self.builder();
         let mut connection =
             made_apart(|| builder.serve_connection(TokioIo::new(watched), service));
-        let mut is_stopping = false;
+        let mut watch = Watch::default();
         loop {
-            let idle_until = activity.idle_until(limits);
-            tokio::select! {
+            let mut seldom = Seldom::new(self.happens(&activity, watch));
+            let happened = tokio::select! {
                 // What there is to write is written before anything else is looked at.
                 biased;
                 ended = connection.as_mut() => {
@@ -114,25 +115,32 @@ impl Connection {
                         End::Orderly
                     };
                 }
-                () = self.shutdown.stop.cancelled(), if !is_stopping => {
-                    if activity.is_unused() {
-                        return End::Orderly;
-                    }
-                    is_stopping = true;
+                happened = seldom.ready() => happened,
+            };
+            match happened {
+                Happened::Stop if activity.is_unused() => return End::Orderly,
+                Happened::Stop => {
+                    watch.is_stopping = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                () = self.shutdown.abort.cancelled() => return End::Orderly,
-                () = self.stream.closed(), if activity.is_busy() => {
-                    if activity.is_busy() {
-                        return End::Orderly;
-                    }
-                }
-                () = sleep_until(idle_until) => {
-                    if activity.is_idle(limits) {
-                        return End::Orderly;
-                    }
-                }
+                Happened::Abort => return End::Orderly,
+                Happened::PeerClosed if activity.is_busy() => return End::Orderly,
+                // hyper sees it as well, where nothing is being answered.
+                Happened::PeerClosed => watch.has_closed = true,
+                Happened::LongSince if activity.is_idle(limits) => return End::Orderly,
+                Happened::LongSince => {}
             }
+        }
+    }
+
+    /// Waits for what else may end a connection.
+    async fn happens(&self, activity: &Activity, watch: Watch) -> Happened {
+        let shutdown = &self.shutdown;
+        tokio::select! {
+            () = shutdown.stop.cancelled(), if !watch.is_stopping => Happened::Stop,
+            () = shutdown.abort.cancelled() => Happened::Abort,
+            () = self.stream.closed(), if !watch.has_closed => Happened::PeerClosed,
+            () = sleep_until(activity.idle_until(&self.door.limits)) => Happened::LongSince,
         }
     }
 
@@ -170,6 +178,26 @@ impl Connection {
 #[inline(never)]
 fn made_apart<F>(make: impl FnOnce() -> F) -> Pin<Box<F>> {
     Box::pin(make())
+}
+
+/// What may end a connection besides its protocol.
+#[derive(Debug)]
+enum Happened {
+    /// The door is to take no further requests.
+    Stop,
+    /// The door is not to wait for what is left.
+    Abort,
+    /// The peer has ended what it sends.
+    PeerClosed,
+    /// It is time to look whether the connection is idle.
+    LongSince,
+}
+
+/// What need not be waited for any more.
+#[derive(Clone, Copy, Debug, Default)]
+struct Watch {
+    is_stopping: bool,
+    has_closed: bool,
 }
 
 /// How a connection's socket is to be closed.

@@ -8,7 +8,7 @@ use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
 /// What an RPC's buffers hold at first, in bytes. tonic's 8 KiB, one for either direction on either
 /// side, would be most of what a stream of lone tokens takes; they grow with the messages.
-const BUFFER: usize = 512;
+const BUFFER: usize = 256;
 
 /// Messages that are ready together are handed on once they are so many bytes. It is tonic's own.
 const YIELD: usize = 32 * 1024;

@@ -19,6 +19,7 @@ use crate::error::{Error, ErrorKind};
 use crate::request::FinishReason;
 use crate::runner::{ModelError, monotonic_ns};
 use crate::scheduler::Admitted;
+use crate::seldom::Seldom;
 use crate::telemetry::{StageSummary, StageTimes};
 use crate::tokens::TokenBatch;
 use crate::worker::lane::{Failure, LaneReceiver, Output};
@@ -75,7 +76,7 @@ pub struct Completion {
     ready: VecDeque<CompletionEvent>,
     outputs: Vec<Output>,
     arrived: Instant,
-    deadline: Pin<Box<Sleep>>,
+    deadline: Seldom<Sleep>,
     started: Option<Instant>,
     first_token: Option<Instant>,
     prompt_tokens: u32,
@@ -132,7 +133,7 @@ impl Completion {
             ready: VecDeque::new(),
             outputs: Vec::new(),
             arrived: admitted.arrived,
-            deadline: Box::pin(sleep_until(admitted.deadline)),
+            deadline: Seldom::new(sleep_until(admitted.deadline)),
             started: None,
             first_token: None,
             prompt_tokens: admitted.prompt_tokens,
@@ -257,7 +258,7 @@ impl Stream for Completion {
         if this.ready.is_empty() {
             // What the device made before the deadline is told before the deadline is.
             if this.failed.is_none() && this.poll_choices(cx).is_pending() {
-                ready!(this.deadline.as_mut().poll(cx));
+                ready!(this.deadline.poll(cx));
                 this.failed = Some(deadline_exceeded());
             }
         }

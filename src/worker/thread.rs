@@ -222,7 +222,7 @@ impl Device<'_> {
             if left > SPIN_NS {
                 std::thread::park_timeout(Duration::from_nanos(left - SPIN_NS));
             } else {
-                std::hint::spin_loop();
+                std::thread::yield_now();
             }
         }
     }

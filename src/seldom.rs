@@ -1,0 +1,68 @@
+//! A future that is seldom ready, beside one that is polled for every token.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures_util::stream::FuturesUnordered;
+use tokio_stream::Stream;
+
+/// A future that is polled once, and then only when it has woken its task itself: a timer or a signal costs
+/// the tokens that it stands beside next to nothing.
+pub struct Seldom<F>(FuturesUnordered<F>);
+
+impl<F: Future> Seldom<F> {
+    /// This future, polled seldom.
+    #[must_use]
+    pub fn new(future: F) -> Self {
+        Self(FuturesUnordered::from_iter([future]))
+    }
+
+    /// What the future has come to; pending for ever once that has been told.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<F::Output> {
+        match Pin::new(&mut self.0).poll_next(cx) {
+            Poll::Ready(Some(output)) => Poll::Ready(output),
+            Poll::Ready(None) | Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Waits for what the future comes to.
+    pub async fn ready(&mut self) -> F::Output {
+        poll_fn(|cx| self.poll(cx)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::task::Waker;
+
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    #[test]
+    fn it_is_polled_once_and_again_when_it_wakes() {
+        let (polls, wake) = (Cell::new(0), Notify::new());
+        let mut notified = Box::pin(wake.notified());
+        let mut seldom = Seldom::new(poll_fn(|cx| {
+            polls.set(polls.get() + 1);
+            notified.as_mut().poll(cx)
+        }));
+        let mut cx = Context::from_waker(Waker::noop());
+        for _ in 0..3 {
+            assert_eq!(seldom.poll(&mut cx), Poll::Pending);
+        }
+        assert_eq!(polls.get(), 1);
+        wake.notify_waiters();
+        assert_eq!(seldom.poll(&mut cx), Poll::Ready(()));
+        assert_eq!(polls.get(), 2);
+        assert_eq!(seldom.poll(&mut cx), Poll::Pending);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_timer_ends_the_wait() {
+        let mut seldom = Seldom::new(tokio::time::sleep(std::time::Duration::from_secs(1)));
+        seldom.ready().await;
+    }
+}
