@@ -5,23 +5,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::future::{join_all, select_all};
-use http::{Request as HttpRequest, Response as HttpResponse};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::body::Body;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Status};
-use tower::util::BoxCloneSyncService;
 
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
-use crate::proto::v1::inference_client::InferenceClient;
+use crate::proto::v1::inference_server::Inference;
 use crate::request::RequestId;
 use crate::telemetry::Lane;
 
+mod engine;
 mod events;
 mod remote;
 #[cfg(test)]
@@ -29,37 +26,22 @@ pub(crate) mod scripted;
 #[cfg(test)]
 mod tests;
 
+use engine::Engine;
 pub use events::Events;
-
-/// A way to call an engine: its service in this process, or a connection to another.
-pub type EngineChannel = BoxCloneSyncService<HttpRequest<Body>, HttpResponse<Body>, Status>;
 
 /// The engines. Clones share them.
 #[derive(Clone)]
 pub struct Cluster {
     engines: Arc<[Engine]>,
-    /// Whether they are elsewhere: then a stream is read on into a buffer of its own, so that one
-    /// that nobody reads takes nothing from the others of its connection.
-    remote: bool,
-    tasks: TaskTracker,
-}
-
-struct Engine {
-    channels: Vec<EngineChannel>,
-    next_channel: AtomicUsize,
-    in_flight: Arc<AtomicUsize>,
-    health: remote::Health,
 }
 
 impl Cluster {
-    /// The engine of this process, called without a socket.
+    /// The engine of this process: its gRPC service, called without a socket, and without a message being
+    /// encoded.
     #[must_use]
-    pub fn local(channel: EngineChannel) -> Self {
-        let engine = Engine::new(vec![channel], remote::Health::always());
+    pub fn local(service: impl Inference) -> Self {
         Self {
-            engines: [engine].into(),
-            remote: false,
-            tasks: TaskTracker::new(),
+            engines: [Engine::local(service)].into(),
         }
     }
 
@@ -75,26 +57,24 @@ impl Cluster {
     ) -> Result<Self, String> {
         let connect = |address: &String| {
             let (channels, health) = remote::connect(address, tasks, stop)?;
-            Ok(Engine::new(channels, health))
+            Ok(Engine::remote(channels, health, tasks.clone()))
         };
         let engines: Result<Vec<_>, String> = addresses.iter().map(connect).collect();
         Ok(Self {
             engines: engines?.into(),
-            remote: true,
-            tasks: tasks.clone(),
         })
     }
 
     /// Whether any engine takes requests, as far as is known.
     #[must_use]
     pub fn is_up(&self) -> bool {
-        self.engines.iter().any(|engine| engine.health.is_up())
+        self.engines.iter().any(|engine| engine.is_up())
     }
 
     /// Waits until an engine has said that it takes requests.
     pub async fn up(&self) {
         let engines = self.engines.iter();
-        let up = engines.map(|engine| Box::pin(engine.health.clone().up()));
+        let up = engines.map(|engine| Box::pin(engine.up()));
         select_all(up).await;
     }
 
@@ -113,7 +93,6 @@ impl Cluster {
         let choices = message.n.unwrap_or(1);
         let mut refusal = None;
         for engine in self.by_load() {
-            let lease = engine.lease();
             let mut request = Request::new(message.clone());
             request.set_timeout(timeout);
             // It reaches an engine of this process; another process takes this door for its client.
@@ -121,14 +100,8 @@ impl Cluster {
             if let Ok(id) = MetadataValue::try_from(&*id.0) {
                 request.metadata_mut().insert("x-request-id", id);
             }
-            match engine.client().complete(request).await {
-                Ok(response) if self.remote => {
-                    let events = remote::read_on(response.into_inner(), lease, &self.tasks);
-                    return Ok(Events::buffered(events, choices));
-                }
-                Ok(response) => {
-                    return Ok(Events::direct(response.into_inner(), lease, choices));
-                }
+            match engine.complete(request).await {
+                Ok(events) => return Ok(Events::new(events, choices)),
                 Err(status) => {
                     let refused = events::refusal(&status);
                     if !another_may_take(refused.kind) {
@@ -146,10 +119,10 @@ impl Cluster {
     /// # Errors
     /// What the last engine said, when none answers.
     pub async fn list_models(&self) -> Result<Vec<v1::Model>, Error> {
-        let asked = self.by_load().into_iter().map(|engine| async move {
-            let answer = engine.client().list_models(v1::ListModelsRequest {}).await;
-            answer.map(|response| response.into_inner().models)
-        });
+        let asked = self
+            .by_load()
+            .into_iter()
+            .map(|engine| async move { engine.list_models().await });
         let (mut models, mut refusal) = (BTreeMap::new(), Some(no_engine()));
         for answer in join_all(asked).await {
             match answer {
@@ -173,11 +146,7 @@ impl Cluster {
     pub async fn get_model(&self, model: &str) -> Result<v1::Model, Error> {
         let mut refusal = None;
         for engine in self.by_load() {
-            let request = v1::GetModelRequest {
-                model: model.to_owned(),
-            };
-            let answer = engine.client().get_model(request).await;
-            match answer.map(|response| response.into_inner().model) {
+            match engine.get_model(model).await {
                 Ok(Some(model)) => return Ok(model),
                 Ok(None) => refusal = Some(Error::internal()),
                 Err(status) => refusal = Some(more_telling(refusal, events::refusal(&status))),
@@ -191,47 +160,13 @@ impl Cluster {
         let mut engines: Vec<_> = self
             .engines
             .iter()
-            .filter(|engine| engine.health.is_up())
+            .filter(|engine| engine.is_up())
             .collect();
         if engines.is_empty() {
             engines = self.engines.iter().collect();
         }
-        engines.sort_by_key(|engine| engine.in_flight.load(Ordering::Relaxed));
+        engines.sort_by_key(|engine| engine.in_flight());
         engines
-    }
-}
-
-impl Engine {
-    fn new(channels: Vec<EngineChannel>, health: remote::Health) -> Self {
-        Self {
-            channels,
-            next_channel: AtomicUsize::new(0),
-            in_flight: Arc::new(AtomicUsize::new(0)),
-            health,
-        }
-    }
-
-    fn client(&self) -> InferenceClient<EngineChannel> {
-        let turn = self.next_channel.fetch_add(1, Ordering::Relaxed);
-        InferenceClient::new(self.channels[turn % self.channels.len()].clone())
-    }
-
-    fn lease(&self) -> Lease {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        Lease {
-            in_flight: Arc::clone(&self.in_flight),
-        }
-    }
-}
-
-/// Counts a stream towards its engine's load.
-pub(crate) struct Lease {
-    in_flight: Arc<AtomicUsize>,
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -3,7 +3,6 @@
 //! A server is an engine behind one or two doors, or the HTTP door alone in front of engines
 //! elsewhere. It must not read settings: `config` gives it [`ServerParts`].
 
-use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,9 +12,8 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::ServiceExt;
 
-use crate::cluster::{Cluster, EngineChannel};
+use crate::cluster::Cluster;
 use crate::gateway::{self, Gateway, StreamFormat};
 use crate::grpc;
 use crate::listen::{
@@ -308,12 +306,7 @@ impl Backend {
                 let readiness = Ready::of_engine(scheduler.readiness());
                 let service =
                     grpc::Service::door(scheduler, telemetry.clone(), parts.request_timeout);
-                let in_process = service.behind_another_door().into_server();
-                let in_process = ServiceExt::<http::Request<tonic::body::Body>>::map_err(
-                    in_process,
-                    |never: Infallible| match never {},
-                );
-                let cluster = Cluster::local(EngineChannel::new(in_process));
+                let cluster = Cluster::local(service.behind_another_door());
                 Ok(Self {
                     engine: Some(engine),
                     service: Some(service),

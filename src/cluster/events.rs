@@ -5,16 +5,16 @@ use std::task::{Context, Poll, ready};
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::Stream;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 
-use super::Lease;
+use super::engine::{EventStream, Lease};
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
 
 /// The events of one completion. It ends after the summary, or after one error.
 pub struct Events {
-    source: Source,
+    source: EventSource,
     /// For each choice, the index that its next token must have.
     next_indices: Vec<u32>,
     ended: bool,
@@ -26,28 +26,17 @@ pub(super) struct ReadAhead {
     pub(super) _share: OwnedSemaphorePermit,
 }
 
-enum Source {
-    Direct(
-        Box<Streaming<v1::CompletionEvent>>,
+/// Where events come from.
+pub(super) enum EventSource {
+    InProcess(
+        EventStream,
         #[expect(dead_code, reason = "its drop counts")] Lease,
     ),
-    Buffered(mpsc::Receiver<ReadAhead>),
+    ReadAhead(mpsc::Receiver<ReadAhead>),
 }
 
 impl Events {
-    pub(super) fn direct(
-        stream: Streaming<v1::CompletionEvent>,
-        lease: Lease,
-        choices: u32,
-    ) -> Self {
-        Self::new(Source::Direct(Box::new(stream), lease), choices)
-    }
-
-    pub(super) fn buffered(events: mpsc::Receiver<ReadAhead>, choices: u32) -> Self {
-        Self::new(Source::Buffered(events), choices)
-    }
-
-    fn new(source: Source, choices: u32) -> Self {
+    pub(super) fn new(source: EventSource, choices: u32) -> Self {
         Self {
             source,
             next_indices: vec![0; usize::try_from(choices).unwrap_or(0)],
@@ -91,8 +80,8 @@ impl Stream for Events {
             return Poll::Ready(None);
         }
         let next = match &mut this.source {
-            Source::Direct(stream, _) => ready!(Pin::new(&mut **stream).poll_next(cx)),
-            Source::Buffered(events) => ready!(events.poll_recv(cx)).map(|read| read.event),
+            EventSource::InProcess(stream, _) => ready!(stream.as_mut().poll_next(cx)),
+            EventSource::ReadAhead(events) => ready!(events.poll_recv(cx)).map(|read| read.event),
         };
         let event = match next {
             Some(Ok(event)) => this.check(event),
@@ -188,7 +177,7 @@ mod tests {
             sender.try_send(read).ok().unwrap();
         }
         drop(sender);
-        Events::buffered(receiver, 2)
+        Events::new(EventSource::ReadAhead(receiver), 2)
             .map(|event| event.map_err(|error| error.kind))
             .collect()
             .await

@@ -14,8 +14,8 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tower::ServiceExt;
 
+use super::engine::{EngineChannel, Lease};
 use super::events::ReadAhead;
-use super::{EngineChannel, Lease};
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
 

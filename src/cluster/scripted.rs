@@ -1,16 +1,13 @@
-//! An engine that does what a test says, called in process.
+//! An engine that does what a test says.
 
-use std::convert::Infallible;
 use std::pin::Pin;
 
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
-use tower::ServiceExt;
 
-use super::EngineChannel;
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
-use crate::proto::v1::inference_server::{Inference, InferenceServer};
+use crate::proto::v1::inference_server::Inference;
 
 /// A stream of events.
 pub(crate) type Script = Pin<Box<dyn Stream<Item = Result<v1::CompletionEvent, Status>> + Send>>;
@@ -20,13 +17,8 @@ type Answer = dyn Fn(&v1::CompletionRequest) -> Result<Script, Status> + Send + 
 /// An engine that answers each request for a completion so, and nothing else.
 pub(crate) fn engine(
     answer: impl Fn(&v1::CompletionRequest) -> Result<Script, Status> + Send + Sync + 'static,
-) -> EngineChannel {
-    let service = InferenceServer::new(Scripted(Box::new(answer)));
-    let service =
-        ServiceExt::<http::Request<tonic::body::Body>>::map_err(service, |never: Infallible| {
-            match never {}
-        });
-    EngineChannel::new(service)
+) -> Scripted {
+    Scripted(Box::new(answer))
 }
 
 /// The event with which a completion begins.
@@ -60,7 +52,8 @@ fn event(event: Event) -> v1::CompletionEvent {
     v1::CompletionEvent { event: Some(event) }
 }
 
-struct Scripted(Box<Answer>);
+/// An engine that does what a test says.
+pub(crate) struct Scripted(Box<Answer>);
 
 #[tonic::async_trait]
 impl Inference for Scripted {

@@ -1,26 +1,36 @@
 //! Which engine takes a request, and how far its stream is read for nobody. The clock is paused: it
 //! moves on only when nothing else can.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
+use http::Request as HttpRequest;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::body::Body;
+use tower::ServiceExt;
 
 use super::*;
 use crate::proto::v1::completion_event::Event;
-use scripted::{Script, engine, started, token};
+use crate::proto::v1::inference_server::InferenceServer;
+use engine::EngineChannel;
+use scripted::{Script, Scripted, engine, started, token};
 
 const LONG: Duration = Duration::from_secs(3_600);
 
 /// Engines elsewhere that answer like this.
-fn cluster(engines: Vec<EngineChannel>) -> Cluster {
-    let elsewhere = |channel| Engine::new(vec![channel], remote::Health::always());
+fn cluster<const N: usize>(engines: [Scripted; N]) -> Cluster {
+    let elsewhere = |engine| {
+        let service = InferenceServer::new(engine);
+        let service =
+            ServiceExt::<HttpRequest<Body>>::map_err(service, |never: Infallible| match never {});
+        let channels = vec![EngineChannel::new(service)];
+        Engine::remote(channels, remote::Health::always(), TaskTracker::new())
+    };
     Cluster {
         engines: engines.into_iter().map(elsewhere).collect(),
-        remote: true,
-        tasks: TaskTracker::new(),
     }
 }
 
@@ -32,14 +42,14 @@ async fn complete(cluster: &Cluster) -> Result<Events, Error> {
 }
 
 /// An engine that begins every completion and says nothing more.
-fn silent(name: &'static str) -> EngineChannel {
+fn silent(name: &'static str) -> Scripted {
     engine(move |_| {
         let begun = tokio_stream::once(started(name));
         Ok(Box::pin(begun.chain(tokio_stream::pending())))
     })
 }
 
-fn refusing(kind: ErrorKind) -> EngineChannel {
+fn refusing(kind: ErrorKind) -> Scripted {
     engine(move |_| Err(Error::new(kind, "no").into()))
 }
 
@@ -52,7 +62,7 @@ async fn taken_by(events: &mut Events) -> String {
 
 #[tokio::test]
 async fn the_engine_with_the_fewest_streams_takes_the_next() {
-    let cluster = cluster(vec![silent("a"), silent("b")]);
+    let cluster = cluster([silent("a"), silent("b")]);
     let mut first = complete(&cluster).await.unwrap();
     assert_eq!(taken_by(&mut first).await, "a");
     let mut second = complete(&cluster).await.unwrap();
@@ -63,7 +73,7 @@ async fn the_engine_with_the_fewest_streams_takes_the_next() {
 async fn an_engine_that_cannot_take_a_request_is_passed_over() {
     use ErrorKind::{Draining, ModelNotFound, NoWorker, NotReady, QueueFull};
     for kind in [Draining, ModelNotFound, NoWorker, NotReady, QueueFull] {
-        let cluster = cluster(vec![refusing(kind), silent("b")]);
+        let cluster = cluster([refusing(kind), silent("b")]);
         let mut events = complete(&cluster).await.unwrap();
         assert_eq!(taken_by(&mut events).await, "b");
     }
@@ -71,7 +81,7 @@ async fn an_engine_that_cannot_take_a_request_is_passed_over() {
 
 #[tokio::test]
 async fn a_request_that_is_at_fault_is_asked_of_one_engine_only() {
-    let cluster = cluster(vec![refusing(ErrorKind::InvalidValue), silent("b")]);
+    let cluster = cluster([refusing(ErrorKind::InvalidValue), silent("b")]);
     let refusal = complete(&cluster).await.err().map(|error| error.kind);
     assert_eq!(refusal, Some(ErrorKind::InvalidValue));
 }
@@ -84,19 +94,14 @@ async fn a_model_is_not_found_only_where_no_engine_may_have_it() {
         ([full, unknown], full),
         ([unknown, unknown], unknown),
     ] {
-        let cluster = cluster(engines.map(refusing).to_vec());
+        let cluster = cluster(engines.map(refusing));
         let refusal = complete(&cluster).await.err().map(|error| error.kind);
         assert_eq!(refusal, Some(told), "{engines:?}");
     }
 }
 
 /// An engine that sends what the test sends.
-fn fed(
-    capacity: usize,
-) -> (
-    mpsc::Sender<Result<v1::CompletionEvent, Status>>,
-    EngineChannel,
-) {
+fn fed(capacity: usize) -> (mpsc::Sender<Result<v1::CompletionEvent, Status>>, Scripted) {
     let (sender, receiver) = mpsc::channel(capacity);
     let receiver = std::sync::Mutex::new(Some(receiver));
     let engine = engine(move |_| {
@@ -111,7 +116,7 @@ fn fed(
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_nobody_reads_is_read_on_but_not_for_ever() {
     let (sender, engine) = fed(1);
-    let _unread = complete(&cluster(vec![engine])).await.unwrap();
+    let _unread = complete(&cluster([engine])).await.unwrap();
     let mut taken = 0;
     while taken < 1_000
         && let Ok(sent) = timeout(LONG, sender.send(token(taken, "a"))).await
@@ -125,7 +130,7 @@ async fn a_stream_that_nobody_reads_is_read_on_but_not_for_ever() {
 #[tokio::test(start_paused = true)]
 async fn a_stream_whose_reader_is_gone_ends_in_the_silence_between_two_events() {
     let (sender, engine) = fed(1);
-    let events = complete(&cluster(vec![engine])).await.unwrap();
+    let events = complete(&cluster([engine])).await.unwrap();
     drop(events);
     let noticed = timeout(LONG, sender.closed()).await;
     assert!(noticed.is_ok(), "nobody has told the engine");
@@ -134,7 +139,7 @@ async fn a_stream_whose_reader_is_gone_ends_in_the_silence_between_two_events() 
 #[tokio::test(start_paused = true)]
 async fn a_stream_whose_reader_is_gone_ends_when_all_is_read_that_may_be() {
     let (sender, engine) = fed(1);
-    let events = complete(&cluster(vec![engine])).await.unwrap();
+    let events = complete(&cluster([engine])).await.unwrap();
     let mut index = 0;
     while timeout(LONG, sender.send(token(index, "a"))).await.is_ok() {
         index += 1;

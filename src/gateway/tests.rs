@@ -43,7 +43,8 @@ async fn stream(
 fn whole(tokens: u32, text: &'static str) -> Script {
     let tokens = (0..tokens).map(move |index| token(index, text));
     let events = std::iter::once(started("m")).chain(tokens);
-    Box::pin(tokio_stream::iter(events.chain([summary()])))
+    // tokio's own pauses after every 32.
+    Box::pin(futures_util::stream::iter(events.chain([summary()])))
 }
 
 /// A completion that begins, has so many tokens, and then says nothing.

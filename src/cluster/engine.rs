@@ -1,0 +1,197 @@
+//! One engine: how it is called, and how busy it is.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use http::{Request as HttpRequest, Response as HttpResponse};
+use tokio_stream::Stream;
+use tokio_util::task::TaskTracker;
+use tonic::body::Body;
+use tonic::{Request, Status};
+use tower::util::BoxCloneSyncService;
+
+use super::events::EventSource;
+use super::remote::{self, Health};
+use crate::proto::v1;
+use crate::proto::v1::inference_client::InferenceClient;
+use crate::proto::v1::inference_server::Inference;
+
+/// A connection to an engine elsewhere.
+pub(super) type EngineChannel = BoxCloneSyncService<HttpRequest<Body>, HttpResponse<Body>, Status>;
+
+/// The events of a completion, from the service in this process.
+pub(super) type EventStream =
+    Pin<Box<dyn Stream<Item = Result<v1::CompletionEvent, Status>> + Send>>;
+
+pub(super) struct Engine {
+    reach: Reach,
+    in_flight: Arc<AtomicUsize>,
+    health: Health,
+}
+
+enum Reach {
+    /// It is in this process: its service is a value to be called. To encode and decode what it says was
+    /// half of what a token cost.
+    InProcess(Box<dyn InProcess>),
+    /// It is elsewhere. A stream is read on into a buffer of its own, so that one that nobody reads takes
+    /// nothing from the others of its connection.
+    Elsewhere(Connections),
+}
+
+/// An engine's connections, which take turns.
+struct Connections {
+    channels: Vec<EngineChannel>,
+    next: AtomicUsize,
+    /// They read its streams.
+    tasks: TaskTracker,
+}
+
+impl Connections {
+    fn client(&self) -> InferenceClient<EngineChannel> {
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        InferenceClient::new(self.channels[turn % self.channels.len()].clone())
+    }
+}
+
+/// The service `Inference` as a gateway calls it.
+#[tonic::async_trait]
+trait InProcess: Send + Sync {
+    async fn complete(
+        &self,
+        request: Request<v1::CompletionRequest>,
+    ) -> Result<EventStream, Status>;
+
+    async fn list_models(&self) -> Result<v1::ListModelsResponse, Status>;
+
+    async fn get_model(&self, request: v1::GetModelRequest)
+    -> Result<v1::GetModelResponse, Status>;
+}
+
+#[tonic::async_trait]
+impl<I: Inference> InProcess for I {
+    async fn complete(
+        &self,
+        request: Request<v1::CompletionRequest>,
+    ) -> Result<EventStream, Status> {
+        let response = Inference::complete(self, request).await?;
+        Ok(Box::pin(response.into_inner()))
+    }
+
+    async fn list_models(&self) -> Result<v1::ListModelsResponse, Status> {
+        let request = Request::new(v1::ListModelsRequest {});
+        Ok(Inference::list_models(self, request).await?.into_inner())
+    }
+
+    async fn get_model(
+        &self,
+        request: v1::GetModelRequest,
+    ) -> Result<v1::GetModelResponse, Status> {
+        let request = Request::new(request);
+        Ok(Inference::get_model(self, request).await?.into_inner())
+    }
+}
+
+impl Engine {
+    /// The engine of this process.
+    pub(super) fn local(service: impl Inference) -> Self {
+        Self::new(Reach::InProcess(Box::new(service)), Health::always())
+    }
+
+    /// An engine elsewhere. `tasks` read its streams.
+    pub(super) fn remote(channels: Vec<EngineChannel>, health: Health, tasks: TaskTracker) -> Self {
+        let connections = Connections {
+            channels,
+            next: AtomicUsize::new(0),
+            tasks,
+        };
+        Self::new(Reach::Elsewhere(connections), health)
+    }
+
+    fn new(reach: Reach, health: Health) -> Self {
+        Self {
+            reach,
+            in_flight: Arc::default(),
+            health,
+        }
+    }
+
+    /// Whether it takes requests, as far as is known.
+    pub(super) fn is_up(&self) -> bool {
+        self.health.is_up()
+    }
+
+    /// Waits until it has said that it takes requests.
+    pub(super) async fn up(&self) {
+        self.health.clone().up().await;
+    }
+
+    /// How many of its streams are open.
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    pub(super) async fn complete(
+        &self,
+        request: Request<v1::CompletionRequest>,
+    ) -> Result<EventSource, Status> {
+        let lease = self.lease();
+        match &self.reach {
+            Reach::InProcess(service) => {
+                let stream = service.complete(request).await?;
+                Ok(EventSource::InProcess(stream, lease))
+            }
+            Reach::Elsewhere(connections) => {
+                let response = connections.client().complete(request).await?;
+                let events = remote::read_on(response.into_inner(), lease, &connections.tasks);
+                Ok(EventSource::ReadAhead(events))
+            }
+        }
+    }
+
+    pub(super) async fn list_models(&self) -> Result<Vec<v1::Model>, Status> {
+        let listed = match &self.reach {
+            Reach::InProcess(service) => service.list_models().await?,
+            Reach::Elsewhere(connections) => {
+                let request = v1::ListModelsRequest {};
+                connections
+                    .client()
+                    .list_models(request)
+                    .await?
+                    .into_inner()
+            }
+        };
+        Ok(listed.models)
+    }
+
+    pub(super) async fn get_model(&self, model: &str) -> Result<Option<v1::Model>, Status> {
+        let request = v1::GetModelRequest {
+            model: model.to_owned(),
+        };
+        let found = match &self.reach {
+            Reach::InProcess(service) => service.get_model(request).await?,
+            Reach::Elsewhere(connections) => {
+                connections.client().get_model(request).await?.into_inner()
+            }
+        };
+        Ok(found.model)
+    }
+
+    fn lease(&self) -> Lease {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        Lease {
+            in_flight: Arc::clone(&self.in_flight),
+        }
+    }
+}
+
+/// Counts a stream towards its engine's load.
+pub(super) struct Lease {
+    in_flight: Arc<AtomicUsize>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
