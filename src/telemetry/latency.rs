@@ -5,7 +5,6 @@
 //! additions, and what is recorded takes no memory however seldom it is asked for.
 
 use std::fmt::{self, Write};
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -136,16 +135,6 @@ fn bucket(ns: u64) -> usize {
     BOUNDS.partition_point(|(bound, _)| *bound < ns)
 }
 
-/// The times of a bucket.
-fn times_of(bucket: usize) -> RangeInclusive<u64> {
-    let bound = |bucket: usize| BOUNDS.get(bucket).map(|(bound, _)| *bound);
-    let first = bucket
-        .checked_sub(1)
-        .and_then(bound)
-        .map_or(0, |bound| bound + 1);
-    first..=bound(bucket).unwrap_or(u64::MAX)
-}
-
 impl Histogram {
     /// Counts so many tokens that took `sum_ns` together, and each a time of this bucket.
     fn add(&self, bucket: usize, tokens: u64, sum_ns: u64) {
@@ -224,20 +213,21 @@ impl StageTimes {
     /// what was read at once do, are counted together.
     pub fn record_each(&self, times_ns: impl IntoIterator<Item = u64>) {
         let (mut tokens, mut sum_ns, mut longest_ns) = (0, 0_u64, 0);
-        let mut of_bucket = Run::default();
+        let mut run = Run::of_bucket(0);
         for ns in times_ns {
-            if !of_bucket.times.contains(&ns) {
-                of_bucket.end(&self.histogram);
-                of_bucket = Run::of(bucket(ns));
+            if !run.takes(ns) {
+                run.end(&self.histogram);
+                tokens += run.tokens;
+                sum_ns = sum_ns.saturating_add(run.sum_ns);
+                run = Run::of_bucket(bucket(ns));
             }
-            of_bucket.tokens += 1;
-            of_bucket.sum_ns = of_bucket.sum_ns.saturating_add(ns);
-            tokens += 1;
-            sum_ns = sum_ns.saturating_add(ns);
+            run.tokens += 1;
+            run.sum_ns = run.sum_ns.saturating_add(ns);
             longest_ns = longest_ns.max(ns);
         }
-        of_bucket.end(&self.histogram);
-        self.add(tokens, sum_ns, longest_ns);
+        run.end(&self.histogram);
+        let sum_ns = sum_ns.saturating_add(run.sum_ns);
+        self.add(tokens + run.tokens, sum_ns, longest_ns);
     }
 
     fn add(&self, tokens: u64, sum_ns: u64, longest_ns: u64) {
@@ -261,25 +251,28 @@ impl StageTimes {
 /// Tokens one after the other whose times are of one bucket.
 struct Run {
     bucket: usize,
-    times: RangeInclusive<u64>,
+    /// The bucket's shortest time and its longest.
+    from_ns: u64,
+    to_ns: u64,
     tokens: u64,
     sum_ns: u64,
 }
 
-impl Default for Run {
-    fn default() -> Self {
-        Self::of(0)
-    }
-}
-
 impl Run {
-    fn of(bucket: usize) -> Self {
+    fn of_bucket(bucket: usize) -> Self {
+        let bound = |bucket: usize| BOUNDS.get(bucket).map(|(bound, _)| *bound);
+        let before = bucket.checked_sub(1).and_then(bound);
         Self {
             bucket,
-            times: times_of(bucket),
+            from_ns: before.map_or(0, |bound| bound + 1),
+            to_ns: bound(bucket).unwrap_or(u64::MAX),
             tokens: 0,
             sum_ns: 0,
         }
+    }
+
+    fn takes(&self, ns: u64) -> bool {
+        self.from_ns <= ns && ns <= self.to_ns
     }
 
     fn end(&self, histogram: &Histogram) {

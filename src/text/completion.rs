@@ -280,11 +280,8 @@ pub fn time_taken(outputs: &[Output], times: &StageTimes) {
         Output::Token(token) | Output::Finished(Some(token), _) => Some(token.emitted_ns),
         Output::Accepted | Output::Finished(None, _) | Output::Failed(_) => None,
     });
-    let mut emitted = emitted.peekable();
-    if emitted.peek().is_some() {
-        let now_ns = monotonic_ns();
-        times.record_each(emitted.map(|emitted_ns| now_ns.saturating_sub(emitted_ns)));
-    }
+    let now_ns = monotonic_ns();
+    times.record_each(emitted.map(|emitted_ns| now_ns.saturating_sub(emitted_ns)));
 }
 
 fn deadline_exceeded() -> Error {
