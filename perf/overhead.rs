@@ -4,6 +4,7 @@
 //! The lanes take turns in every round, in an order that changes from round to round, so that what disturbs
 //! the machine disturbs them all; only ratios and differences within a round are judged.
 
+use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -31,11 +32,13 @@ mod targets;
 mod timing;
 
 use baseline::{Baseline, BaselineError};
+use drawing::ChartError;
 use lane::Lane;
 use machine::Machine;
 use plan::{Kind, Plan};
 use report::Report;
 pub(crate) use rounds::progress_of;
+use scenario::Scenario;
 
 use crate::open_files::OpenFilesError;
 use crate::server::ServerError;
@@ -67,6 +70,10 @@ pub(crate) struct Options {
     /// Write a page with pictures to this file, as HTML that needs nothing from elsewhere
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// Write the headline picture to this file, as SVG: what part of the tokens of 64 streams of 50 tokens a
+    /// second takes how long
+    #[arg(long, value_name = "FILE")]
+    picture: Option<PathBuf>,
     /// Exit with 1 where a target is not reached
     #[arg(long)]
     check: bool,
@@ -87,7 +94,14 @@ enum RunError {
     OpenFiles(#[from] OpenFilesError),
     #[error(transparent)]
     Baseline(#[from] BaselineError),
+    #[error("--picture shows {}, which --loads or --streams leave out", PICTURED.title())]
+    NotPictured,
+    #[error(transparent)]
+    Chart(#[from] ChartError),
 }
+
+/// The load of the headline picture.
+const PICTURED: Scenario = Scenario::Paced(64);
 
 /// Measures, reports and judges.
 pub(crate) fn run(options: &Options, out: &mut dyn Write, err: &mut dyn Write) -> ExitCode {
@@ -117,6 +131,9 @@ async fn measure_and_report(options: &Options, out: &mut dyn Write) -> Result<bo
         .map(Baseline::read)
         .transpose()?;
     let plan = Plan::of(options);
+    if options.picture.is_some() && !plan.loads.iter().any(|load| load.scenario == PICTURED) {
+        return Err(RunError::NotPictured);
+    }
     let mut machine = Machine::now();
     let (results, faults) = rounds::measure(&plan).await?;
     machine.ended();
@@ -127,6 +144,9 @@ async fn measure_and_report(options: &Options, out: &mut dyn Write) -> Result<bo
     }
     if let Some(path) = &options.html {
         html::write(path, &report)?;
+    }
+    if let Some(path) = &options.picture {
+        fs::write(path, charts::latency(&report.results, PICTURED)?)?;
     }
     let worse = baseline.map_or_else(Vec::new, |baseline| baseline.worse(&report.targets));
     for line in &worse {

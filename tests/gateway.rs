@@ -172,3 +172,23 @@ async fn engines_with_different_models_are_asked_until_one_has_it() {
     let expected = (404, "model_not_found".to_owned());
     assert_eq!(refusal(&gateway, unknown).await, expected);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_go_away_by_the_thousand_break_no_stream_but_their_own() {
+    let engine = Setup::test_runner(full_speed()).slots(32).start().await;
+    let gateway = Arc::new(Setup::gateway(&[&engine]).start().await);
+    let clients = (0..16).map(|_| {
+        let gateway = Arc::clone(&gateway);
+        tokio::spawn(async move {
+            let body = json!({"prompt": "a", "max_tokens": 100_000, "stream": true});
+            for _ in 0..300 {
+                let mut stream = completion(&body).send(&gateway).await;
+                let line = stream.json_line().await.expect("a first line");
+                assert_eq!(line["choices"][0]["text"], "token_0", "{line}");
+            }
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        client.await.expect("every stream begins");
+    }
+}

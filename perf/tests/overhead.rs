@@ -126,6 +126,30 @@ fn streams_that_are_many_are_open_all_at_once_and_their_memory_is_told() {
 }
 
 #[test]
+fn the_headline_picture_is_of_64_paced_streams_and_is_refused_at_once_without_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let picture = folder.path().join("run.svg");
+    let arguments = ["--loads", "paced", "--picture", path(&picture)];
+    let refused = overhead("bare-axum,ndjson", &arguments);
+    assert_eq!(refused.status.code(), Some(1));
+    let err = text(&refused.stderr);
+    assert!(err.contains("--picture shows 64 streams"), "{err}");
+    assert!(refused.stdout.is_empty() && !picture.exists());
+    let drawn = Command::new(env!("CARGO_BIN_EXE_tokenway-perf"))
+        .args(["overhead", "--quick", "--rounds", "1", "--streams", "64"])
+        .args(["--lanes", "bare-axum,ndjson"])
+        .args(arguments)
+        .output()
+        .expect("the program runs");
+    assert!(drawn.status.success(), "{}", text(&drawn.stderr));
+    let svg = fs::read_to_string(picture).expect("a picture");
+    assert!(
+        svg.starts_with("<svg") && svg.contains("HTTP NDJSON"),
+        "{svg}"
+    );
+}
+
+#[test]
 fn what_is_no_older_run_is_said_before_anything_is_measured() {
     let output = overhead("bare-axum", &["--baseline", "/nowhere.json"]);
     assert!(!output.status.success());

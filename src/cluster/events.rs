@@ -1,5 +1,6 @@
 //! One completion's events from an engine, checked: nothing is missing, and the end is the end.
 
+use std::error::Error as _;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -107,6 +108,13 @@ pub(super) fn refusal(status: &Status) -> Error {
         Code::Unknown | Code::Internal | Code::DataLoss if is_foreign => {
             upstream_error("The connection to the engine broke.")
         }
+        // HTTP/2's own words for a connection that is closed over what it carried (ENHANCE_YOUR_CALM,
+        // INADEQUATE_SECURITY). The engine has said nothing.
+        Code::ResourceExhausted | Code::PermissionDenied
+            if is_foreign && status.source().is_some() =>
+        {
+            upstream_error("The connection to the engine broke.")
+        }
         Code::Ok
         | Code::Cancelled
         | Code::Unknown
@@ -210,6 +218,16 @@ mod tests {
     async fn a_stream_without_a_summary_was_cut_off() {
         let events = checked(vec![Ok(tokens(0, 0, 1))]).await;
         assert_eq!(events.last(), Some(&Err(ErrorKind::UpstreamError)));
+    }
+
+    #[test]
+    fn a_connection_that_its_protocol_has_closed_is_no_full_queue() {
+        let closed = h2::Error::from(h2::Reason::ENHANCE_YOUR_CALM);
+        let status = Status::from_error(Box::new(closed));
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert_eq!(refusal(&status).kind, ErrorKind::UpstreamError);
+        let full = Status::from(Error::new(ErrorKind::QueueFull, "The queue is full."));
+        assert_eq!(refusal(&full).kind, ErrorKind::QueueFull);
     }
 
     #[tokio::test]

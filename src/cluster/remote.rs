@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::{Channel, Endpoint};
@@ -31,6 +31,13 @@ const READ_AHEAD_TOKENS: u32 = 256;
 /// small ones for the streams keep that little.
 const CONNECTION_WINDOW: u32 = 1 << 30;
 const STREAM_WINDOW: u32 = 64 * 1024;
+
+/// How many streams that were given up a connection remembers at once: for what an engine still sends on
+/// these, nobody has to be told.
+const REMEMBERED: usize = 10_000;
+
+/// How long the trailers of a stream may take that has said its last.
+const TRAILERS: Duration = Duration::from_secs(1);
 
 /// A peer that has hung is noticed within a second.
 const KEEP_ALIVE: Duration = Duration::from_millis(500);
@@ -111,6 +118,11 @@ pub(super) fn endpoint(address: &str) -> Result<Endpoint, String> {
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        // What an engine still sends on a stream that was given up is an error of the connection's, once
+        // the stream is forgotten, and so many such errors end it: clients that go away would end the
+        // streams of all others. An engine is no stranger.
+        .http2_max_concurrent_reset_streams(REMEMBERED)
+        .http2_max_local_error_reset_streams(None)
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
         .keep_alive_while_idle(true))
@@ -155,6 +167,7 @@ pub(super) fn read_on(
                 () = sender.closed() => return,
             };
             let Some(event) = event else { return };
+            let is_last = is_last(&event);
             // When nobody reads any more, what was read ahead is dropped, and its shares come back.
             let share = Arc::clone(&shares).acquire_many_owned(tokens_of(&event));
             let share = share.await.expect("the semaphore is never closed");
@@ -162,12 +175,23 @@ pub(super) fn read_on(
                 event,
                 _share: share,
             };
-            if sender.send(read).await.is_err() {
+            let is_read = sender.send(read).await.is_ok();
+            if is_last {
+                // The stream is over but for its trailers. Left without them it would be reset.
+                let _ = timeout(TRAILERS, stream.message()).await;
+            }
+            if is_last || !is_read {
                 return;
             }
         }
     });
     receiver
+}
+
+/// Whether nothing follows but the stream's end.
+fn is_last(event: &Result<v1::CompletionEvent, Status>) -> bool {
+    let event = event.as_ref().map(|event| &event.event);
+    matches!(event, Ok(Some(Event::Summary(_))) | Err(_))
 }
 
 /// An event's share of the tokens that may be read ahead: no event's is larger than all of it.
@@ -185,7 +209,6 @@ fn tokens_of(event: &Result<v1::CompletionEvent, Status>) -> u32 {
 mod tests {
     use tokio::net::TcpListener;
     use tokio::runtime::Runtime;
-    use tokio::time::timeout;
     use tokio_stream::wrappers::TcpListenerStream;
     use tonic::transport::Server;
     use tonic_health::server::health_reporter;

@@ -87,7 +87,9 @@ impl Connection {
                 let rest = (request.version() == Version::HTTP_2).then(|| streams.clone());
                 let request = request
                     .map(|body| RequestBody::new(TimeoutBody::new(body_timeout, body), rest));
-                let answer = service.clone().oneshot(request);
+                // Boxed, so that its memory goes when the answer begins, and the stream's task, which stays
+                // for as long as the stream does, is the smaller by it.
+                let answer = Box::pin(service.clone().oneshot(request));
                 async move {
                     let answer = answer.await?;
                     Ok::<_, Infallible>(answer.map(|body| BusyBody::new(body, busy)))
