@@ -17,7 +17,7 @@ use super::targets::Target;
 
 const INTRODUCTION: &str = "
 <p>A language model makes one token at a time. Tokenway carries each from the device that makes it to a
-client, over <b>gRPC</b> or over <b>HTTP</b>. This page shows what that costs. The device is simulated, so
+client, over <b>gRPC</b> or over <b>HTTP</b>: its two doors. Each way to a client is a <i>lane</i>. This page shows what that costs. The device is simulated, so
 that when each token was made is known to the microsecond; the same device is also read through the barest
 of servers (<i>floors</i>: tonic or axum with one handler, a raw socket, a channel in the same process). The
 distance to the floor is what Tokenway adds. All lanes took turns on one machine in one run: compare them
@@ -36,9 +36,11 @@ never hidden by asking later</td></tr>
 <tr><th>Sent late</th><td>from the time at which a request was due to that at which the client began it: the
 client's own fault, and part of TTFT</td></tr>
 <tr><th>CPU per token</th><td>processor time of all the server's threads over the tokens of the round; where
-the device keeps a cadence, without its thread, which then spins before each token</td></tr>
+the device keeps a cadence, without its thread, which waits actively for the last 50 µs before each token</td></tr>
 <tr><th>Timing of stages</th><td>what a running server does to know for each token how long it took in the
 engine, at the door and to the socket: the same calls, timed apart in every round</td></tr>
+<tr><th>Wake-up</th><td>what a token of a single stream takes at the median through a channel to a thread that
+sleeps; what a second process adds is measured in these</td></tr>
 <tr><th>Load CPU</th><td>the share of one processor that the client took, which is one thread: near 100% it
 may be what holds up the tokens</td></tr>
 <tr><th>Memory per stream</th><td>what the server's resident memory had grown by while all the streams were
@@ -74,7 +76,7 @@ fn pictures(body: &mut String, results: &Results) -> Result<(), ChartError> {
             round.cpu_us_per_token
         })
     };
-    let shorter = "Shorter is better.";
+    let shorter = "Shorter is better. Bar: the median of the rounds; line: lowest to highest.";
     let title = "Latency: 64 streams of 50 tokens a second";
     let latency = [
         (
@@ -93,7 +95,7 @@ fn pictures(body: &mut String, results: &Results) -> Result<(), ChartError> {
     let throughput = [
         (
             charts::bars(results, full, name, tokens)?,
-            "Longer is better.",
+            "Longer is better. Bar: the median of the rounds; line: lowest to highest.",
         ),
         (cpu(full)?, shorter),
     ];
@@ -113,10 +115,10 @@ fn pictures(body: &mut String, results: &Results) -> Result<(), ChartError> {
                 Scenario::paced_streams,
                 |round| Some(round.one_way_p99_us),
             )?,
-            "At 50 tokens a second for each stream, and at 20 where there are thousands.",
+            "At 50 tokens a second for each stream; where there are thousands, at 20, over gRPC and as NDJSON only.",
         ),
     ];
-    section(body, "The knee: more streams", &knee);
+    section(body, "Scaling with the number of streams", &knee);
     scale(body, results)
 }
 
@@ -185,7 +187,7 @@ fn targets_table(targets: &[Target]) -> String {
         );
     }
     format!(
-        "<h2>Targets</h2><table><tr><th>What</th><th>Median</th><th>Rounds</th><th>Limit</th>\
-         <th></th></tr>{rows}</table>"
+        "<h2>Targets</h2><table><tr><th>Target</th><th>Median</th><th>Lowest to highest</th><th>Limit</th>\
+         <th>Result</th></tr>{rows}</table>"
     )
 }

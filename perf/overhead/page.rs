@@ -8,8 +8,8 @@ use super::machine::Machine;
 const STYLE: &str = "
   body { font: 16px/1.5 system-ui, sans-serif; max-width: 900px; margin: 2rem auto; padding: 0 1rem;
          color: #1d2530; background: #fff }
-  h1 { font-size: 1.8rem } h2 { margin-top: 2.5rem } figure { margin: 1rem 0 }
-  figure svg { width: 100%; height: auto } figcaption, .note { color: #556; font-size: .9rem }
+  h1 { font-size: 1.8rem } h2 { margin-top: 2.5rem } figure { margin: 1rem 0; overflow-x: auto }
+  figure svg { width: 100%; min-width: 700px; height: auto } figcaption, .note { color: #556; font-size: .9rem }
   table { border-collapse: collapse; width: 100%; font-size: .9rem }
   th, td { padding: .3rem .6rem; border-bottom: 1px solid #dde; text-align: left }
   td.number { text-align: right; font-variant-numeric: tabular-nums }
