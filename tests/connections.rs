@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use support::http::{completion, get};
-use support::{Setup, TestServer, full_speed};
+use support::{Setup, TestServer, full_speed, silent_at};
 use tokenway::listen::Limits;
 use tokenway::runner::llm_test::TestRunnerOptions;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -154,6 +154,27 @@ async fn a_failed_stream_over_http_1_0_ends_with_its_record_and_a_reset() {
     assert!(
         answer.ends_with("\"tokens_delivered\":2,\"type\":\"server_error\"}}\n"),
         "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn a_stream_over_http_1_0_that_is_cut_off_does_not_look_whole() {
+    let server = Setup::test_runner(silent_at(2)).start().await;
+    let body = json!({"prompt": "a", "max_tokens": 5, "stream": true});
+    let request = String::from_utf8(completion(&body).bytes()).unwrap();
+    // hyper, which has this byte to read, does not see the end behind it.
+    let request = request.replace("HTTP/1.1", "HTTP/1.0") + "x";
+    let mut stream = TcpStream::connect(server.http_address()).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    while !answer.contains("token_1") {
+        answer.push(char::from(stream.read_u8().await.unwrap()));
+    }
+    stream.shutdown().await.unwrap();
+    let ended = stream.read_to_end(&mut Vec::new()).await;
+    assert_eq!(
+        ended.unwrap_err().kind(),
+        std::io::ErrorKind::ConnectionReset
     );
 }
 

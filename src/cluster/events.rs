@@ -226,6 +226,9 @@ mod tests {
         let status = Status::from_error(Box::new(closed));
         assert_eq!(status.code(), Code::ResourceExhausted);
         assert_eq!(refusal(&status).kind, ErrorKind::UpstreamError);
+        // An engine of somebody else's may say that it is full without saying more.
+        let full = Status::resource_exhausted("full");
+        assert_ne!(refusal(&full).kind, ErrorKind::UpstreamError);
         let full = Status::from(Error::new(ErrorKind::QueueFull, "The queue is full."));
         assert_eq!(refusal(&full).kind, ErrorKind::QueueFull);
     }

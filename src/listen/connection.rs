@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::error::Error;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
@@ -99,6 +100,14 @@ impl Connection {
         let builder = self.builder();
         let mut connection =
             made_apart(|| builder.serve_connection(TokioIo::new(watched), service));
+        // HTTP/1.0 has no chunks: closed in an orderly way, a body that is cut off would look whole.
+        let cut_off = || {
+            if is_http_10.load(Ordering::Relaxed) && activity.is_busy() {
+                End::Abortive
+            } else {
+                End::Orderly
+            }
+        };
         let mut watch = Watch::default();
         loop {
             let mut seldom = Seldom::new(self.happens(&activity, watch));
@@ -110,7 +119,6 @@ impl Connection {
                         return End::Orderly;
                     };
                     tracing::debug!(%error, "a connection broke");
-                    // HTTP/1.0 has no chunks: closed in an orderly way, a broken body would look whole.
                     return if is_http_10.load(Ordering::Relaxed) {
                         End::Abortive
                     } else {
@@ -125,9 +133,10 @@ impl Connection {
                     watch.is_stopping = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                Happened::Abort => return End::Orderly,
-                Happened::PeerClosed if activity.is_busy() => return End::Orderly,
-                // hyper sees it as well, where nothing is being answered.
+                Happened::Abort => return cut_off(),
+                Happened::PeerClosed if activity.is_busy() => return cut_off(),
+                // What is not being answered may still be on its way to a peer that only reads now. But what
+                // it had sent before is not to be begun.
                 Happened::PeerClosed => watch.has_closed = true,
                 Happened::LongSince if activity.is_idle(limits) => return End::Orderly,
                 Happened::LongSince => {}
@@ -142,6 +151,7 @@ impl Connection {
             () = shutdown.stop.cancelled(), if !watch.is_stopping => Happened::Stop,
             () = shutdown.abort.cancelled() => Happened::Abort,
             () = self.stream.closed(), if !watch.has_closed => Happened::PeerClosed,
+            () = activity.is_busy_again(), if watch.has_closed => Happened::PeerClosed,
             () = sleep_until(activity.idle_until(&self.door.limits)) => Happened::LongSince,
         }
     }
@@ -214,6 +224,8 @@ enum End {
 /// Whether a connection has something to do.
 struct Activity {
     requests: AtomicUsize,
+    /// Told of each request.
+    began: Notify,
     had_a_request: AtomicBool,
     idle_since: Mutex<Instant>,
 }
@@ -222,6 +234,7 @@ impl Activity {
     fn new() -> Self {
         Self {
             requests: AtomicUsize::new(0),
+            began: Notify::new(),
             had_a_request: AtomicBool::new(false),
             idle_since: Mutex::new(Instant::now()),
         }
@@ -230,7 +243,20 @@ impl Activity {
     fn busy(self: &Arc<Self>) -> Busy {
         self.requests.fetch_add(1, Ordering::SeqCst);
         self.had_a_request.store(true, Ordering::SeqCst);
+        self.began.notify_waiters();
         Busy(Arc::clone(self))
+    }
+
+    /// Waits until a request is being answered.
+    async fn is_busy_again(&self) {
+        loop {
+            let mut began = pin!(self.began.notified());
+            began.as_mut().enable();
+            if self.is_busy() {
+                return;
+            }
+            began.await;
+        }
     }
 
     /// Whether a request is being answered.

@@ -120,6 +120,7 @@ impl<T> StopMatcher<T> {
         if let Some(start) = matches.min() {
             self.tail.truncate(start);
             self.release_begun_before(start, release);
+            self.begun.fill(0);
             return Watch::Matched;
         }
         let longest_begun = self.begun.iter().max().copied().unwrap_or(0);
