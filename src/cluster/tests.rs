@@ -148,3 +148,18 @@ async fn a_stream_whose_reader_is_gone_ends_when_all_is_read_that_may_be() {
     let noticed = timeout(LONG, sender.closed()).await;
     assert!(noticed.is_ok(), "nobody has told the engine");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_has_said_its_last_is_left_its_trailers_but_not_for_ever() {
+    let (sender, engine) = fed(2);
+    let mut events = complete(&cluster([engine])).await.unwrap();
+    sender.send(started("m")).await.unwrap();
+    sender.send(scripted::summary()).await.unwrap();
+    while events.next().await.is_some() {}
+    drop(events);
+    let half_a_second = Duration::from_millis(500);
+    let reset = timeout(half_a_second, sender.closed()).await;
+    assert!(reset.is_err(), "it was reset before its trailers");
+    let given_up = timeout(LONG, sender.closed()).await;
+    assert!(given_up.is_ok(), "it is waited for for ever");
+}
