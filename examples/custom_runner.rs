@@ -29,10 +29,10 @@ use std::time::Duration;
 use clap::Parser;
 use tokenway::gateway::StreamFormat;
 use tokenway::listen::{Address, Limits};
-use tokenway::request::{ChatMessage, TokenId};
+use tokenway::request::{ChatMessage, Parameter, TokenId};
 use tokenway::runner::{
-    LoadError, Loaded, Loader, Model, ModelError, ModelFacts, Next, Resumption, Room, Runner,
-    Sequence, Slot, Step, StepError, Token, TokenBytes, monotonic_ns,
+    Beginning, LoadError, Loaded, Loader, Model, ModelError, ModelFacts, Next, Resumption, Room,
+    Runner, Sequence, Slot, Step, StepError, Token, TokenBytes, monotonic_ns,
 };
 use tokenway::server::{Drain, EngineParts, HttpDoor, ModelParts, Server, ServerParts, Source};
 use tokio::signal::unix::{SignalKind, signal};
@@ -126,6 +126,8 @@ impl Loader for EchoLoader {
                     max_prompt_bytes: 16 * 1024,
                     // The same prompt always has the same tokens.
                     resumption: Resumption::Exact,
+                    // Its answer does not depend on how to sample, so a request that cares is refused.
+                    unsupported: Parameter::ALL.to_vec(),
                 },
             }),
             runner: Box::new(EchoRunner {
@@ -151,7 +153,7 @@ impl Model for EchoModel {
         &self.facts
     }
 
-    fn tokenize(&self, text: &str) -> Result<Vec<TokenId>, ModelError> {
+    fn tokenize(&self, text: &str, _: Beginning) -> Result<Vec<TokenId>, ModelError> {
         Ok(text.chars().map(TokenId::from).collect())
     }
 
@@ -227,6 +229,7 @@ fn token(id: TokenId, due_ns: u64) -> Token {
         due_ns,
         // The worker stamps it.
         emitted_ns: 0,
+        logprobs: None,
     }
 }
 

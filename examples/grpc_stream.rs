@@ -96,7 +96,7 @@ async fn print_stream(mut stream: Streaming<CompletionEvent>) -> Result<Summary,
             }
             Some(Event::Summary(summary)) => return Ok(summary),
             // The start says which seed was drawn; an event that is unknown is from a newer server.
-            Some(Event::Started(_)) | None => {}
+            Some(Event::Started(_) | Event::Prompt(_)) | None => {}
         }
     }
     Err("the stream ended without a summary: it was cut short".into())

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::Counter;
-use tokenway::request::{Caller, Sampling};
+use tokenway::request::{Caller, Sampling, StopTokens};
 use tokenway::runner::Sequence;
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::telemetry::Telemetry;
@@ -68,6 +68,10 @@ impl Device {
                 seed: 0,
                 max_tokens,
                 sampling: Sampling::default(),
+                logit_bias: [].into(),
+                stop_tokens: StopTokens::default(),
+                logprobs: None,
+                scores_prompt: false,
                 stamps,
                 caller: Caller::default(),
             },

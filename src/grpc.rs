@@ -5,10 +5,12 @@ use std::time::Duration;
 use tonic::{Request, Response, Status};
 
 use crate::delivery::{DoorClock, Flush};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 use crate::proto::v1::inference_server::{Inference, InferenceServer};
+use crate::proto::v1::tokenize_request::Input as TokenizeInput;
 use crate::request::RequestId;
+use crate::runner::Beginning;
 use crate::scheduler::{CatalogEntry, Scheduler};
 use crate::telemetry::{Door, Lane, Stage, Telemetry};
 use crate::text::completion::Completion;
@@ -82,7 +84,7 @@ impl Service {
             seed: request.seed.cast_signed(),
         };
         let engine = self.telemetry.stage_times(lane, Stage::Engine);
-        let completion = Completion::new(admitted, &request.stop, engine);
+        let completion = Completion::new(admitted, &request.stopping, engine);
         let entered = self.door.map(|door| Entered {
             counted: self.telemetry.request_admitted(door),
             clock: DoorClock::new(&self.telemetry, lane, flush),
@@ -152,10 +154,33 @@ impl Inference for Service {
         &self,
         request: Request<v1::TokenizeRequest>,
     ) -> Result<Response<v1::TokenizeResponse>, Status> {
-        let v1::TokenizeRequest { model, text } = request.into_inner();
-        let (_, entry) = self.scheduler.catalog().find(convert::model_name(&model))?;
-        let token_ids = entry.tokenize(&text).await?;
-        Ok(Response::new(v1::TokenizeResponse { token_ids }))
+        let message = request.into_inner();
+        let name = convert::model_name(&message.model);
+        let (_, entry) = self.scheduler.catalog().find(name)?;
+        let beginning = if message.add_special_tokens.unwrap_or(true) {
+            Beginning::Marked
+        } else {
+            Beginning::Bare
+        };
+        let token_ids = match message.input {
+            None => {
+                let message = "One of text and chat is required.";
+                return Err(Error::new(ErrorKind::MissingParameter, message)
+                    .with_param("text")
+                    .into());
+            }
+            Some(TokenizeInput::Text(text)) => entry.tokenize(&text, beginning, "text").await?,
+            Some(TokenizeInput::Chat(chat)) => {
+                let messages = convert::chat_messages(chat)?;
+                let text = entry.render_chat(&messages).await?;
+                entry.tokenize(&text, beginning, "chat").await?
+            }
+        };
+        let context_length = entry.model()?.facts().context_length;
+        Ok(Response::new(v1::TokenizeResponse {
+            token_ids,
+            context_length,
+        }))
     }
 
     async fn detokenize(
@@ -170,10 +195,16 @@ impl Inference for Service {
 }
 
 fn model(entry: &CatalogEntry) -> Result<v1::Model, Error> {
+    let facts = entry.model()?.facts();
+    let unsupported = facts.unsupported.iter();
     Ok(v1::Model {
         name: entry.name.to_string(),
         runner: entry.runner.to_owned(),
-        context_length: entry.model()?.facts().context_length,
+        context_length: facts.context_length,
         created: entry.created,
+        aliases: Vec::new(),
+        unsupported: unsupported
+            .map(|parameter| parameter.name().to_owned())
+            .collect(),
     })
 }

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::request::{Caller, ChatMessage, Sampling, TokenId};
+use crate::request::{Caller, ChatMessage, Parameter, Sampling, StopTokens, TokenId};
+use crate::tokens::Logprobs;
 
 #[cfg(feature = "llama-cpp")]
 pub mod llama;
@@ -53,7 +54,18 @@ pub trait Model: Send + Sync {
     ///
     /// # Errors
     /// When the text cannot be tokenized.
-    fn tokenize(&self, text: &str) -> Result<Vec<TokenId>, ModelError>;
+    fn tokenize(&self, text: &str, beginning: Beginning) -> Result<Vec<TokenId>, ModelError>;
+
+    /// The prompt that asks the model to fill the gap between two texts, which the caller has capped
+    /// together. A model that cannot says so by [`Parameter::Suffix`], and is not asked.
+    ///
+    /// # Errors
+    /// When a text cannot be tokenized, or the model has no tokens for it.
+    fn infill(&self, prefix: &str, suffix: &str) -> Result<Vec<TokenId>, ModelError> {
+        let _ = (prefix, suffix);
+        let message = "This model has no fill-in-the-middle tokens.";
+        Err(ModelError::Invalid(message.to_owned()))
+    }
 
     /// The bytes of a token, or `None` for an id outside the vocabulary.
     fn token_bytes(&self, id: TokenId) -> Option<TokenBytes>;
@@ -76,6 +88,17 @@ pub struct ModelFacts {
     pub max_prompt_bytes: usize,
     /// How well a sequence goes on elsewhere after its device was lost.
     pub resumption: Resumption,
+    /// What the runner cannot honour: a request that needs any of it is refused.
+    pub unsupported: Vec<Parameter>,
+}
+
+/// What a tokenized text begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beginning {
+    /// The token with which the model begins every prompt, where it has one.
+    Marked,
+    /// The text itself.
+    Bare,
 }
 
 /// How well a sequence goes on elsewhere, from its prompt and the tokens made so far.
@@ -100,10 +123,20 @@ pub struct Sequence {
     pub choice: u32,
     /// Seeds the sampling, with the choice and the position.
     pub seed: u64,
-    /// The most tokens, with those already delivered.
+    /// The most tokens, with those already delivered; 0 only where the prompt's log probabilities are all
+    /// that is asked for.
     pub max_tokens: u32,
     /// How to sample.
     pub sampling: Sampling,
+    /// What is added to the logits of these tokens before sampling.
+    pub logit_bias: Arc<[(TokenId, f32)]>,
+    /// Which tokens end it.
+    pub stop_tokens: StopTokens,
+    /// With how many of the likeliest tokens each token is told; `None` for no log probabilities at all.
+    pub logprobs: Option<u32>,
+    /// Whether the prompt's own tokens are emitted too, each with its log probabilities, before the first
+    /// of the completion.
+    pub scores_prompt: bool,
     /// Whether the client asked for the times of deadline and emission.
     pub stamps: bool,
     /// Who asked.
@@ -111,7 +144,7 @@ pub struct Sequence {
 }
 
 /// A token as a device made it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Token {
     /// Its id.
     pub id: TokenId,
@@ -121,6 +154,8 @@ pub struct Token {
     pub due_ns: u64,
     /// When it was emitted, in nanoseconds of CLOCK_MONOTONIC; 0 lets the worker stamp it.
     pub emitted_ns: u64,
+    /// How likely it was, where its sequence asks.
+    pub logprobs: Option<Box<Logprobs>>,
 }
 
 /// What a device does, one step at a time.
@@ -173,11 +208,13 @@ pub struct Step<'a> {
 }
 
 /// What a step made for one slot.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Emission {
     /// The next token of the slot's sequence.
     Token(Slot, Token),
-    /// The sequence's last token, by which the model itself ended it. Its text is not shown.
+    /// The next token of the sequence's prompt, with its log probabilities.
+    Prompt(Slot, Token),
+    /// The sequence's last token: an end of sequence, which has no bytes, or a stop token.
     EndOfSequence(Slot, Token),
     /// This sequence failed; the device and its other sequences go on.
     Failed(Slot, ModelError),
@@ -201,7 +238,13 @@ impl<'a> Step<'a> {
         self.emissions.push(Emission::Token(slot, token));
     }
 
-    /// Emits a sequence's end-of-sequence token; the worker then releases the slot.
+    /// Emits the next token of a prompt, where [`Sequence::scores_prompt`] asks for it. It takes room as
+    /// any other. After the last of them a sequence of no tokens ends, and the worker releases the slot.
+    pub fn prompt(&mut self, slot: Slot, token: Token) {
+        self.emissions.push(Emission::Prompt(slot, token));
+    }
+
+    /// Emits a sequence's end-of-sequence or stop token; the worker then releases the slot.
     pub fn end(&mut self, slot: Slot, token: Token) {
         self.emissions.push(Emission::EndOfSequence(slot, token));
     }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, ErrorKind};
-use crate::request::CompletionRequest;
+use crate::request::{CompletionRequest, Parameter};
 use crate::runner::Sequence;
 use crate::telemetry::Telemetry;
 use crate::worker::lane::{LaneReceiver, lane};
@@ -23,6 +23,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 
+use catalog::Prompt;
 pub use catalog::{Catalog, CatalogEntry};
 pub use task::Readiness;
 
@@ -64,6 +65,10 @@ pub struct Admitted {
     pub model: Arc<str>,
     /// How many tokens the prompt has.
     pub prompt_tokens: u32,
+    /// The prompt's text, where it is asked for.
+    pub echo: Option<String>,
+    /// Whether the first choice's lane begins with the prompt's tokens.
+    pub scores_prompt: bool,
     /// One lane for each choice. Dropping one cancels its choice.
     pub lanes: Vec<LaneReceiver>,
     /// When the request arrived.
@@ -147,12 +152,13 @@ impl Scheduler {
             ));
         }
         let (model, entry) = self.catalog.find(request.model.as_deref())?;
-        let prompt = entry.prompt(&request.input, request.max_tokens).await?;
+        entry.check_honoured(request)?;
+        let prompt = entry.prompt(request).await?;
         if request.deadline <= Instant::now() {
             let message = "The request's deadline had passed before it could be queued.";
             return Err(Error::new(ErrorKind::DeadlineExceeded, message));
         }
-        let prompt_tokens = u32::try_from(prompt.len()).expect("it fits into the context");
+        let prompt_tokens = u32::try_from(prompt.ids.len()).expect("it fits into the context");
         let (choices, lanes) = self.choices(request, &prompt);
         let (admitted, answer) = oneshot::channel();
         let submission = Submission {
@@ -169,6 +175,8 @@ impl Scheduler {
         Ok(Admitted {
             model: Arc::clone(&entry.name),
             prompt_tokens,
+            echo: prompt.text,
+            scores_prompt: scores_prompt(request),
             lanes,
             arrived: request.arrived,
             deadline: request.deadline,
@@ -178,25 +186,32 @@ impl Scheduler {
     fn choices(
         &self,
         request: &CompletionRequest,
-        prompt: &Arc<[u32]>,
+        prompt: &Prompt,
     ) -> (Vec<Assignment>, Vec<LaneReceiver>) {
-        // No lane needs more credit than the tokens that it will carry.
-        let max_tokens = usize::try_from(request.max_tokens).unwrap_or(usize::MAX);
-        let credit = CREDIT.min(max_tokens.saturating_add(1));
+        let max_tokens = usize::try_from(prompt.max_tokens).unwrap_or(usize::MAX);
         (0..request.choices)
             .map(|choice| {
+                // What the model thinks of the prompt is the same for every choice.
+                let scores_prompt = choice == 0 && scores_prompt(request);
+                let scored = if scores_prompt { prompt.ids.len() } else { 0 };
+                // No lane needs more credit than the tokens that it will carry.
+                let credit = CREDIT.min(max_tokens.saturating_add(scored + 1));
                 let (sender, receiver) = lane(
                     credit,
                     Arc::clone(&self.abandoned),
                     self.tokens_wasted.clone(),
                 );
                 let sequence = Sequence {
-                    prompt: Arc::clone(prompt),
+                    prompt: Arc::clone(&prompt.ids),
                     delivered: Vec::new(),
                     choice,
                     seed: request.seed,
-                    max_tokens: request.max_tokens,
+                    max_tokens: prompt.max_tokens,
                     sampling: request.sampling,
+                    logit_bias: Arc::clone(&request.logit_bias),
+                    stop_tokens: request.stopping.tokens.clone(),
+                    logprobs: request.logprobs,
+                    scores_prompt,
                     stamps: request.stamps,
                     caller: request.caller.clone(),
                 };
@@ -212,4 +227,9 @@ impl Scheduler {
             })
             .unzip()
     }
+}
+
+/// Whether the prompt's own log probabilities are asked for.
+fn scores_prompt(request: &CompletionRequest) -> bool {
+    request.needs(Parameter::EchoLogprobs)
 }

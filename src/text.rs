@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
-use crate::request::FinishReason;
+use crate::request::{FinishReason, Stopping};
 use crate::runner::Token;
-use crate::tokens::{Stamp, TextToken, TokenBatch};
+use crate::tokens::{Stamp, TokenBatch};
 
 pub mod completion;
 pub mod stop;
@@ -18,25 +18,33 @@ use utf8::Utf8Assembler;
 struct ChoiceText {
     utf8: Utf8Assembler,
     stop: StopMatcher<Token>,
+    /// Whether a stop token's own text is shown.
+    shows_stop: bool,
+    /// How many tokens more come before stop strings are looked for.
+    unwatched: u32,
     /// The text of the token that is looked at.
     text: String,
 }
 
 impl ChoiceText {
-    fn new(stops: Arc<StopStrings>) -> Self {
+    fn new(strings: Arc<StopStrings>, stopping: &Stopping) -> Self {
         Self {
             utf8: Utf8Assembler::default(),
-            stop: StopMatcher::new(stops),
+            stop: StopMatcher::new(strings),
+            shows_stop: stopping.is_shown,
+            unwatched: stopping.tokens.min_tokens,
             text: String::new(),
         }
     }
 
     /// Takes the next token; appends to `ready` the tokens whose lines may go out now.
     fn push(&mut self, token: Token, ready: &mut TokenBatch) -> Watch {
-        if self.stop.is_idle() {
+        if self.stop.is_idle() || self.unwatched > 0 {
+            self.unwatched = self.unwatched.saturating_sub(1);
             ready.push_written(token.id, stamp(&token), |text| {
                 self.utf8.push(&token.bytes, text);
             });
+            ready.attach(token.logprobs);
             return Watch::Open;
         }
         self.text.clear();
@@ -44,8 +52,8 @@ impl ChoiceText {
         self.watch(token, ready)
     }
 
-    /// Ends the choice; appends to `ready` what was held, and the end-of-sequence token if there is
-    /// one. The reason may turn out to be a stop string within the last token.
+    /// Ends the choice; appends to `ready` what was held, and the end-of-sequence or stop token if there
+    /// is one. The reason may turn out to be a stop string within the last token.
     fn finish(
         &mut self,
         token: Option<Token>,
@@ -53,41 +61,46 @@ impl ChoiceText {
         ready: &mut TokenBatch,
     ) -> FinishReason {
         self.text.clear();
-        let mut end_of_sequence = None;
+        let mut last = None;
         match (token, reason) {
             (Some(token), FinishReason::Length) => {
                 self.utf8.push(&token.bytes, &mut self.text);
                 self.utf8.finish(&mut self.text);
-                if self.watch(token, ready) == Watch::Matched {
+                if self.unwatched > 0 {
+                    last = Some(token);
+                } else if self.watch(token, ready) == Watch::Matched {
                     return FinishReason::Stop;
                 }
             }
-            (token, FinishReason::Stop | FinishReason::Length) => end_of_sequence = token,
+            (Some(token), FinishReason::Stop) => {
+                if self.shows_stop {
+                    self.utf8.push(&token.bytes, &mut self.text);
+                }
+                // What the model left unfinished before it ended is shown as such on the last line.
+                self.utf8.finish(&mut self.text);
+                last = Some(token);
+            }
+            (None, FinishReason::Stop | FinishReason::Length) => {}
         }
-        self.stop
-            .finish(|token, text| ready.push(with_text(&token, text)));
-        if let Some(token) = end_of_sequence {
-            // What the model left unfinished before it ended is shown as such on the last line.
-            self.utf8.finish(&mut self.text);
-            ready.push(with_text(&token, &self.text));
+        self.stop.finish(|token, text| put(ready, token, text));
+        if let Some(token) = last {
+            put(ready, token, &self.text);
         }
         reason
     }
 
     /// Has the token's text looked at for stop strings.
     fn watch(&mut self, token: Token, ready: &mut TokenBatch) -> Watch {
-        self.stop.push(token, &self.text, |token, text| {
-            ready.push(with_text(&token, text));
-        })
+        let text = &self.text;
+        self.stop
+            .push(token, text, |token, text| put(ready, token, text))
     }
 }
 
-fn with_text<'a>(token: &Token, text: &'a str) -> TextToken<'a> {
-    TextToken {
-        id: token.id,
-        text,
-        stamp: stamp(token),
-    }
+/// Appends a token with the text that is shown of it.
+fn put(ready: &mut TokenBatch, token: Token, text: &str) {
+    ready.push_written(token.id, stamp(&token), |shown| shown.push_str(text));
+    ready.attach(token.logprobs);
 }
 
 fn stamp(token: &Token) -> Stamp {
@@ -108,6 +121,7 @@ mod tests {
             bytes: TokenBytes::from_slice(bytes),
             due_ns: 0,
             emitted_ns: 0,
+            logprobs: None,
         }
     }
 
@@ -119,7 +133,8 @@ mod tests {
         reason: FinishReason,
     ) -> (Vec<String>, FinishReason) {
         let stops: Vec<_> = stops.iter().map(ToString::to_string).collect();
-        let mut choice = ChoiceText::new(Arc::new(StopStrings::new(&stops)));
+        let strings = Arc::new(StopStrings::new(&stops));
+        let mut choice = ChoiceText::new(strings, &Stopping::default());
         let mut ready = TokenBatch::default();
         for bytes in tokens {
             assert_eq!(choice.push(token(bytes), &mut ready), Watch::Open);

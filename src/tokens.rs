@@ -6,15 +6,17 @@
 use crate::request::TokenId;
 
 /// Tokens of one choice, one after the other.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct TokenBatch {
     /// The texts of all tokens, with nothing between them.
     text: String,
     tokens: Vec<Entry>,
+    /// Up to the last token that has any: most requests ask for none.
+    logprobs: Vec<Option<Box<Logprobs>>>,
 }
 
 /// A token of a batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TextToken<'a> {
     /// Its id.
     pub id: TokenId,
@@ -22,7 +24,35 @@ pub struct TextToken<'a> {
     pub text: &'a str,
     /// When it was due and emitted.
     pub stamp: Stamp,
+    /// How likely it was, where its client asked.
+    pub logprobs: Option<&'a Logprobs>,
 }
+
+/// What a model thought of one position: natural logarithms of probabilities, as its logits give them,
+/// before bias, penalties and temperature.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Logprobs {
+    /// The token's own; `None` for the first token of a prompt, which nothing comes before.
+    pub logprob: Option<f32>,
+    /// The bytes that name the token, also where it is never shown.
+    pub spelling: Vec<u8>,
+    /// The likeliest tokens, as many as were asked for, the likeliest first.
+    pub top: Vec<TopLogprob>,
+}
+
+/// One of the likeliest tokens of a position.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TopLogprob {
+    /// Its id.
+    pub id: TokenId,
+    /// The bytes that name it.
+    pub spelling: Vec<u8>,
+    /// Its log probability.
+    pub logprob: f32,
+}
+
+/// Stands for the log probability of what cannot be: JSON has no infinity.
+pub const LEAST_LOGPROB: f32 = -9999.0;
 
 /// A token's times, in nanoseconds of CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,6 +82,7 @@ impl TokenBatch {
     pub fn push(&mut self, token: TextToken<'_>) {
         self.set_text(token.text);
         self.end_token(token.id, token.stamp);
+        self.attach(token.logprobs.cloned().map(Box::new));
     }
 
     /// Appends a token whose text is written by `write`, which must only append.
@@ -79,6 +110,15 @@ impl TokenBatch {
             end: self.text.len(),
             stamp,
         });
+    }
+
+    /// Says how likely the last token was, where that is known.
+    pub(crate) fn attach(&mut self, logprobs: Option<Box<Logprobs>>) {
+        if logprobs.is_some() {
+            let before_it = self.tokens.len().saturating_sub(1);
+            self.logprobs.resize_with(before_it, || None);
+            self.logprobs.push(logprobs);
+        }
     }
 
     /// How many tokens there are.
@@ -110,6 +150,7 @@ impl TokenBatch {
                 id: token.id,
                 text: &self.text[begin..token.end],
                 stamp: token.stamp,
+                logprobs: self.logprobs.get(at).and_then(Option::as_deref),
             }
         })
     }
@@ -132,8 +173,21 @@ mod tests {
             due_ns: 1,
             emitted_ns: 2,
         };
-        let token = |id, text| TextToken { id, text, stamp };
-        let tokens = [token(7, "é"), token(8, ""), token(9, "token")];
+        let logprobs = Logprobs {
+            logprob: Some(-0.5),
+            ..Logprobs::default()
+        };
+        let token = |id, text, logprobs| TextToken {
+            id,
+            text,
+            stamp,
+            logprobs,
+        };
+        let tokens = [
+            token(7, "é", None),
+            token(8, "", Some(&logprobs)),
+            token(9, "token", None),
+        ];
         let mut batch = TokenBatch::default();
         for token in tokens {
             batch.push(token);

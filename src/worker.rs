@@ -51,6 +51,10 @@ impl Assignment {
             seed: 0,
             max_tokens,
             sampling: crate::request::Sampling::default(),
+            logit_bias: [].into(),
+            stop_tokens: crate::request::StopTokens::default(),
+            logprobs: None,
+            scores_prompt: false,
             stamps: false,
             caller: crate::request::Caller::default(),
         };

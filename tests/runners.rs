@@ -12,8 +12,8 @@ use tokenway::error::{Error, ErrorKind};
 use tokenway::proto::v1;
 use tokenway::request::{Caller, ChatMessage, TokenId};
 use tokenway::runner::{
-    LoadError, Loaded, Loader, Model, ModelError, ModelFacts, Next, Resumption, Room, Runner,
-    Sequence, Slot, Step, StepError, Token, TokenBytes,
+    Beginning, LoadError, Loaded, Loader, Model, ModelError, ModelFacts, Next, Resumption, Room,
+    Runner, Sequence, Slot, Step, StepError, Token, TokenBytes,
 };
 use tokio::sync::mpsc;
 
@@ -51,6 +51,7 @@ fn token(id: TokenId) -> Token {
         bytes: TokenBytes::from_slice(b"x"),
         due_ns: 0,
         emitted_ns: 0,
+        logprobs: None,
     }
 }
 
@@ -131,7 +132,7 @@ impl Model for Facts {
         &self.0
     }
 
-    fn tokenize(&self, _text: &str) -> Result<Vec<TokenId>, ModelError> {
+    fn tokenize(&self, _text: &str, _: Beginning) -> Result<Vec<TokenId>, ModelError> {
         Ok(vec![0])
     }
 
@@ -151,6 +152,7 @@ impl Loader for Does {
             context_length: 100_000,
             max_prompt_bytes: 8,
             resumption: Resumption::No,
+            unsupported: Vec::new(),
         };
         Ok(Loaded {
             model: Arc::new(Facts(facts)),

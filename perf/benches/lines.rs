@@ -73,7 +73,12 @@ fn batch(text: impl Fn(u32) -> String) -> TokenBatch {
     let mut batch = TokenBatch::default();
     for id in 0..TOKENS {
         let text = &text(id);
-        batch.push(TextToken { id, text, stamp });
+        batch.push(TextToken {
+            id,
+            text,
+            stamp,
+            logprobs: None,
+        });
     }
     batch
 }

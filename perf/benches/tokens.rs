@@ -86,6 +86,7 @@ fn message(stamps: bool) -> Derived {
         text: format!("token_{id}"),
         due_ns,
         emitted_ns: due_ns,
+        logprobs: None,
     });
     Derived {
         choice: 0,

@@ -88,7 +88,7 @@ async fn read(
         };
         match event.event {
             Some(_) if has_summary => return Err(received.malformed("an event after the summary")),
-            Some(Event::Started(_)) => {}
+            Some(Event::Started(_) | Event::Prompt(_)) => {}
             Some(Event::Tokens(tokens)) => take(&tokens, received_ns, received)?,
             Some(Event::Summary(_)) => has_summary = true,
             None => return Err(received.malformed("an event of no known kind")),

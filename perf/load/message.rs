@@ -198,6 +198,7 @@ mod tests {
             text: format!("token_{index}"),
             due_ns: Some(100),
             emitted_ns: Some(400),
+            logprobs: None,
         };
         Event::Tokens(v1::Tokens {
             first_index,

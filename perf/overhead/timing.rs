@@ -91,6 +91,7 @@ fn outputs(batch: u32) -> Vec<Output> {
         bytes: TokenBytes::from_slice(b" token"),
         due_ns: now_ns,
         emitted_ns: now_ns - u64::from(batch - id) * APART_NS,
+        logprobs: None,
     };
     (0..batch).map(token).map(Output::Token).collect()
 }

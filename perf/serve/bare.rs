@@ -166,7 +166,8 @@ impl EventStream {
                     }
                     self.has_finished = true;
                 }
-                Output::Failed(_) => self.lane = None,
+                // Nobody here asks for the prompt.
+                Output::Prompt(_) | Output::Failed(_) => self.lane = None,
             }
         }
         let first_index = self.next_index;
@@ -222,5 +223,6 @@ fn push(tokens: &mut TokenBatch, token: &Token, stamps: bool) {
         id: token.id,
         text: &String::from_utf8_lossy(&token.bytes),
         stamp,
+        logprobs: None,
     });
 }

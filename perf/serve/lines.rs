@@ -62,7 +62,8 @@ impl LineStream {
                     }
                     self.lane = None;
                 }
-                Output::Failed(_) => self.lane = None,
+                // Nobody here asks for the prompt.
+                Output::Prompt(_) | Output::Failed(_) => self.lane = None,
             }
         }
         out

@@ -53,7 +53,7 @@ pub(super) async fn complete(
                 show(out, tokens.tokens.text())?;
             }
             Some(Event::Summary(_)) => return Ok(()),
-            Some(Event::Started(_)) | None => {}
+            Some(Event::Started(_) | Event::Prompt(_)) | None => {}
         }
     }
     Err(ClientError::CutShort(

@@ -18,6 +18,8 @@ pub struct Events {
     source: EventSource,
     /// For each choice, the index that its next token must have.
     next_indices: Vec<u32>,
+    /// The index that the prompt's next token must have.
+    next_of_prompt: u32,
     ended: bool,
 }
 
@@ -41,6 +43,7 @@ impl Events {
         Self {
             source,
             next_indices: vec![0; usize::try_from(choices).unwrap_or(0)],
+            next_of_prompt: 0,
             ended: false,
         }
     }
@@ -56,8 +59,21 @@ impl Events {
         follows
     }
 
+    /// Whether a part of the prompt follows on from those before it.
+    fn prompt_follows(&mut self, prompt: &v1::EchoedPrompt) -> bool {
+        let Some(tokens) = &prompt.tokens else {
+            return true;
+        };
+        let follows = tokens.first_index == self.next_of_prompt;
+        self.next_of_prompt += u32::try_from(tokens.tokens.len()).unwrap_or(u32::MAX);
+        follows
+    }
+
     fn check(&mut self, event: v1::CompletionEvent) -> Result<Event, Error> {
         match event.event {
+            Some(Event::Prompt(prompt)) if !self.prompt_follows(&prompt) => Err(upstream_error(
+                "The engine's prompt tokens are not those that come next.",
+            )),
             Some(Event::Tokens(tokens)) if !self.follows(&tokens) => Err(upstream_error(
                 "The engine's tokens are not those that come next.",
             )),

@@ -197,7 +197,13 @@ fn is_last(event: &Result<v1::CompletionEvent, Status>) -> bool {
 /// An event's share of the tokens that may be read ahead: no event's is larger than all of it.
 fn tokens_of(event: &Result<v1::CompletionEvent, Status>) -> u32 {
     match event.as_ref().map(|event| &event.event) {
-        Ok(Some(Event::Tokens(tokens))) => {
+        Ok(Some(
+            Event::Tokens(tokens)
+            | Event::Prompt(v1::EchoedPrompt {
+                tokens: Some(tokens),
+                ..
+            }),
+        )) => {
             let count = u32::try_from(tokens.tokens.len()).unwrap_or(READ_AHEAD_TOKENS);
             count.clamp(1, READ_AHEAD_TOKENS)
         }

@@ -319,7 +319,12 @@ mod tests {
         };
         let mut batch = TokenBatch::default();
         for text in texts {
-            batch.push(TextToken { id: 9, text, stamp });
+            batch.push(TextToken {
+                id: 9,
+                text,
+                stamp,
+                logprobs: None,
+            });
         }
         batch
     }

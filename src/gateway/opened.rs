@@ -32,6 +32,8 @@ pub(super) struct Merged {
 pub(super) enum MergedEvent {
     /// A prompt has begun.
     Started(v1::Started),
+    /// A part of a prompt, the first being 0.
+    Prompt(u32, v1::EchoedPrompt),
     /// Tokens, their choice numbered through all prompts.
     Tokens(v1::Tokens),
     /// Every prompt has ended well: what they used, and what they took.
@@ -80,10 +82,11 @@ impl Merged {
     }
 
     fn take(&mut self, prompt: usize, event: Event) -> Option<MergedEvent> {
+        let prompt = u32::try_from(prompt).expect("there are at most 128 prompts");
         match event {
             Event::Started(started) => Some(MergedEvent::Started(started)),
+            Event::Prompt(part) => Some(MergedEvent::Prompt(prompt, part)),
             Event::Tokens(mut tokens) => {
-                let prompt = u32::try_from(prompt).expect("there are at most 128 prompts");
                 tokens.choice += prompt * self.choices_per_prompt;
                 Some(MergedEvent::Tokens(tokens))
             }
@@ -119,7 +122,7 @@ impl Opened {
     ) -> Result<Self, Error> {
         let model = match poll_fn(|cx| merged.poll(cx)).await? {
             MergedEvent::Started(started) => started.model,
-            MergedEvent::Tokens(_) | MergedEvent::Ended(..) => {
+            MergedEvent::Prompt(..) | MergedEvent::Tokens(_) | MergedEvent::Ended(..) => {
                 tracing::error!("an engine's stream did not begin with its start");
                 return Err(Error::internal());
             }

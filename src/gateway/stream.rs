@@ -131,7 +131,7 @@ impl TokenBody {
                     return Poll::Pending;
                 }
                 Poll::Pending => break,
-                Poll::Ready(Ok(MergedEvent::Started(_))) => {}
+                Poll::Ready(Ok(MergedEvent::Started(_) | MergedEvent::Prompt(..))) => {}
                 Poll::Ready(Ok(MergedEvent::Tokens(tokens))) => {
                     is_lone = has_waited && tokens.tokens.len() == 1 && opened.choices() == 1;
                     self.write(&tokens, turn);

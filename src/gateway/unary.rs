@@ -14,7 +14,7 @@ pub(super) async fn collect(mut opened: Opened, head: Head) -> Result<Value, Err
     let mut choices = vec![Choice::default(); opened.choices()];
     let usage = loop {
         match opened.next().await? {
-            MergedEvent::Started(_) => {}
+            MergedEvent::Started(_) | MergedEvent::Prompt(..) => {}
             MergedEvent::Tokens(tokens) => {
                 let at = usize::try_from(tokens.choice).expect("at most 128");
                 let choice = &mut choices[at];

@@ -1,5 +1,6 @@
 //! The proto's messages as the engine's requests, checked field by field.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -8,8 +9,9 @@ use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 use crate::proto::v1::completion_request::Input as ProtoInput;
 use crate::request::{
-    Caller, ChatMessage, CompletionRequest, DEFAULT_MAX_TOKENS, Input, LONGEST_TIMEOUT,
-    MAX_CHOICES, MAX_STOP_BYTES, MAX_STOP_STRINGS, MAX_USER_BYTES, RequestId, Sampling,
+    Caller, ChatMessage, CompletionRequest, Input, LONGEST_TIMEOUT, MAX_CHOICES, MAX_LOGIT_BIASES,
+    MAX_LOGPROBS, MAX_STOP_BYTES, MAX_STOP_STRINGS, MAX_STOP_TOKENS, MAX_USER_BYTES, RequestId,
+    Sampling, StopTokens, Stopping, TokenId,
 };
 
 /// The model's name, or `None` where the field is empty.
@@ -19,29 +21,24 @@ pub(super) fn model_name(model: &str) -> Option<&str> {
 
 /// A request as its client sent it, or the first field that is at fault.
 pub(super) fn completion_request(
-    message: v1::CompletionRequest,
+    mut message: v1::CompletionRequest,
     id: RequestId,
     timeout: Duration,
 ) -> Result<CompletionRequest, Error> {
     let arrived = Instant::now();
     refuse_unsupported(&message)?;
     let sampling = sampling(&message)?;
-    let max_tokens = message.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
     let choices = message.n.unwrap_or(1);
-    check("max_tokens", max_tokens >= 1, "at least 1")?;
+    check(
+        "max_tokens",
+        message.max_tokens != Some(0) || message.echo,
+        "at least 1, or 0 with echo",
+    )?;
     check("n", (1..=MAX_CHOICES).contains(&choices), "from 1 to 128")?;
     check(
-        "stop",
-        message.stop.len() <= MAX_STOP_STRINGS,
-        "at most 16 strings",
-    )?;
-    check(
-        "stop",
-        message
-            .stop
-            .iter()
-            .all(|stop| (1..=MAX_STOP_BYTES).contains(&stop.len())),
-        "strings of 1 to 1024 bytes",
+        "logprobs",
+        message.logprobs.is_none_or(|top| top <= MAX_LOGPROBS),
+        "from 0 to 20",
     )?;
     check(
         "user",
@@ -51,11 +48,14 @@ pub(super) fn completion_request(
     Ok(CompletionRequest {
         id,
         model: model_name(&message.model).map(str::to_owned),
-        input: input(message.input)?,
-        max_tokens,
+        logit_bias: logit_bias(&message)?,
+        stopping: stopping(&mut message)?,
+        input: input(message.input, message.suffix)?,
+        max_tokens: message.max_tokens,
         choices,
         sampling,
-        stop: message.stop,
+        logprobs: message.logprobs,
+        echo: message.echo,
         seed: message.seed.map_or_else(rand::random, i64::cast_unsigned),
         priority: message.priority.unwrap_or(0),
         stamps: message.include_stamps,
@@ -69,7 +69,65 @@ pub(super) fn completion_request(
     })
 }
 
-fn input(input: Option<ProtoInput>) -> Result<Input, Error> {
+/// What ends a choice, taken out of the message.
+fn stopping(message: &mut v1::CompletionRequest) -> Result<Stopping, Error> {
+    let strings = std::mem::take(&mut message.stop);
+    let ids = std::mem::take(&mut message.stop_token_ids);
+    check(
+        "stop",
+        strings.len() <= MAX_STOP_STRINGS,
+        "at most 16 strings",
+    )?;
+    let fits = |stop: &String| (1..=MAX_STOP_BYTES).contains(&stop.len());
+    check(
+        "stop",
+        strings.iter().all(fits),
+        "strings of 1 to 1024 bytes",
+    )?;
+    check(
+        "stop_token_ids",
+        ids.len() <= MAX_STOP_TOKENS,
+        "at most 128 ids",
+    )?;
+    Ok(Stopping {
+        strings,
+        is_shown: message.include_stop_str_in_output,
+        tokens: StopTokens {
+            ids: ids.into(),
+            ignore_eos: message.ignore_eos,
+            min_tokens: message.min_tokens,
+        },
+    })
+}
+
+/// The bias of each token, in the order of their ids.
+fn logit_bias(message: &v1::CompletionRequest) -> Result<Arc<[(TokenId, f32)]>, Error> {
+    let bias = &message.logit_bias;
+    check(
+        "logit_bias",
+        bias.len() <= MAX_LOGIT_BIASES,
+        "at most 1024 tokens",
+    )?;
+    check(
+        "logit_bias",
+        bias.values().all(|bias| (-100.0..=100.0).contains(bias)),
+        "from -100 to 100 for each token",
+    )?;
+    let mut bias: Vec<_> = bias.iter().map(|(id, bias)| (*id, *bias)).collect();
+    bias.sort_unstable_by_key(|(id, _)| *id);
+    Ok(bias.into())
+}
+
+fn input(input: Option<ProtoInput>, suffix: Option<String>) -> Result<Input, Error> {
+    if let Some(suffix) = suffix {
+        return match input {
+            Some(ProtoInput::Prompt(prefix)) => Ok(Input::Infill { prefix, suffix }),
+            Some(ProtoInput::PromptTokenIds(_) | ProtoInput::Chat(_)) | None => {
+                let message = "suffix goes with a prompt that is text.";
+                Err(Error::invalid_value("suffix", message))
+            }
+        };
+    }
     match input {
         None => Err(Error::new(
             ErrorKind::MissingParameter,
@@ -81,15 +139,19 @@ fn input(input: Option<ProtoInput>) -> Result<Input, Error> {
             check("prompt_token_ids", !ids.is_empty(), "at least one id")?;
             Ok(Input::TokenIds(ids))
         }
-        Some(ProtoInput::Chat(v1::Chat { messages })) => {
-            check("chat", !messages.is_empty(), "at least one message")?;
-            let message = |message: v1::ChatMessage| ChatMessage {
-                role: message.role,
-                content: message.content,
-            };
-            Ok(Input::Chat(messages.into_iter().map(message).collect()))
-        }
+        Some(ProtoInput::Chat(chat)) => chat_messages(chat).map(Input::Chat),
     }
+}
+
+/// A conversation's messages.
+pub(super) fn chat_messages(chat: v1::Chat) -> Result<Vec<ChatMessage>, Error> {
+    check("chat", !chat.messages.is_empty(), "at least one message")?;
+    let message = |message: v1::ChatMessage| ChatMessage {
+        role: message.role,
+        content: message.content,
+        name: Some(message.name).filter(|name| !name.is_empty()),
+    };
+    Ok(chat.messages.into_iter().map(message).collect())
 }
 
 fn sampling(message: &v1::CompletionRequest) -> Result<Sampling, Error> {
@@ -136,17 +198,11 @@ fn sampling(message: &v1::CompletionRequest) -> Result<Sampling, Error> {
 
 /// Refuses what the contract names and this engine cannot do yet, rather than pass it over.
 fn refuse_unsupported(message: &v1::CompletionRequest) -> Result<(), Error> {
-    let unsupported = |param: &str| {
-        let text = format!("{param} is not supported by this engine.");
-        Err(Error::new(ErrorKind::UnsupportedParameter, text).with_param(param))
-    };
-    if message.logprobs.is_some() {
-        return unsupported("logprobs");
+    if message.resume.is_empty() {
+        return Ok(());
     }
-    if !message.resume.is_empty() {
-        return unsupported("resume");
-    }
-    Ok(())
+    let text = "resume is not supported by this engine.";
+    Err(Error::new(ErrorKind::UnsupportedParameter, text).with_param("resume"))
 }
 
 fn check(param: &str, holds: bool, range: &str) -> Result<(), Error> {
@@ -178,15 +234,15 @@ mod tests {
     #[test]
     fn what_is_not_said_has_openais_default() {
         let request = convert(|_| ()).unwrap();
-        assert_eq!((request.max_tokens, request.choices), (16, 1));
+        assert_eq!((request.max_tokens, request.choices), (None, 1));
         assert_eq!(request.sampling, Sampling::default());
-        assert!(request.stop.is_empty());
+        assert!(request.stopping.strings.is_empty());
     }
 
     #[test]
     fn what_is_out_of_range_is_refused_with_its_field() {
         type Change = fn(&mut v1::CompletionRequest);
-        let cases: [(&str, Change); 15] = [
+        let cases: [(&str, Change); 22] = [
             ("prompt", |m| m.input = None),
             ("prompt_token_ids", |m| {
                 m.input = Some(ProtoInput::PromptTokenIds(v1::TokenIds::default()));
@@ -208,6 +264,21 @@ mod tests {
             ("frequency_penalty", |m| m.frequency_penalty = Some(-2.1)),
             ("repetition_penalty", |m| m.repetition_penalty = Some(0.0)),
             ("stop", |m| m.stop = vec![String::new()]),
+            ("stop_token_ids", |m| m.stop_token_ids = vec![0; 129]),
+            ("logprobs", |m| m.logprobs = Some(21)),
+            ("logit_bias", |m| m.logit_bias = [(1, 100.5)].into()),
+            ("logit_bias", |m| m.logit_bias = [(1, f32::NAN)].into()),
+            ("logit_bias", |m| {
+                m.logit_bias = (0..1_025).map(|id| (id, 1.0)).collect();
+            }),
+            ("suffix", |m| {
+                m.suffix = Some("b".to_owned());
+                m.input = Some(ProtoInput::PromptTokenIds(v1::TokenIds { ids: vec![1] }));
+            }),
+            ("suffix", |m| {
+                m.suffix = Some("b".to_owned());
+                m.input = None;
+            }),
         ];
         for (param, change) in cases {
             let error = convert(change).unwrap_err();
@@ -218,10 +289,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_honoured_is_refused_with_its_field() {
-        let error = convert(|m| m.logprobs = Some(0)).unwrap_err();
-        assert_eq!(error.kind, ErrorKind::UnsupportedParameter);
-        assert_eq!(error.param.as_deref(), Some("logprobs"));
         let error = convert(|m| m.resume = vec![v1::ResumedChoice::default()]).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::UnsupportedParameter);
         assert_eq!(error.param.as_deref(), Some("resume"));
     }
 

@@ -46,6 +46,21 @@ impl EventStream {
     fn message(&self, event: CompletionEvent) -> v1::CompletionEvent {
         let event = match event {
             CompletionEvent::Started => Event::Started(self.started.clone()),
+            CompletionEvent::Prompt {
+                text,
+                first_index,
+                tokens,
+            } => {
+                let tokens = v1::Tokens {
+                    first_index,
+                    tokens,
+                    ..v1::Tokens::default()
+                };
+                Event::Prompt(v1::EchoedPrompt {
+                    text,
+                    tokens: Some(tokens).filter(|tokens| !tokens.tokens.is_empty()),
+                })
+            }
             CompletionEvent::Tokens {
                 choice,
                 first_index,
@@ -85,7 +100,11 @@ impl Stream for EventStream {
             match &event {
                 Ok(CompletionEvent::Summary(_)) => counted.ended(Ok(())),
                 Err(error) => counted.ended(Err(error)),
-                Ok(CompletionEvent::Started | CompletionEvent::Tokens { .. }) => {}
+                Ok(
+                    CompletionEvent::Started
+                    | CompletionEvent::Prompt { .. }
+                    | CompletionEvent::Tokens { .. },
+                ) => {}
             }
         }
         let message = match event {

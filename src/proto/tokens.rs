@@ -6,14 +6,14 @@ use bytes::{Buf, BufMut};
 use prost::DecodeError;
 use prost::encoding::{
     DecodeContext, WireType, check_wire_type, decode_key, decode_varint, encode_key, encode_varint,
-    encoded_len_varint, int32, key_len, merge_loop, skip_field, string, uint32, uint64,
+    encoded_len_varint, int32, key_len, merge_loop, message, skip_field, string, uint32, uint64,
 };
 
 use super::v1;
-use crate::tokens::{Stamp, TextToken, TokenBatch};
+use crate::tokens::{Logprobs, Stamp, TextToken, TokenBatch, TopLogprob};
 
 /// Tokens of one choice that were ready together.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tokens {
     /// Which choice, from 0.
     pub choice: u32,
@@ -39,6 +39,7 @@ mod token_field {
     pub(super) const TEXT: u32 = 2;
     pub(super) const DUE_NS: u32 = 3;
     pub(super) const EMITTED_NS: u32 = 4;
+    pub(super) const LOGPROBS: u32 = 5;
 }
 
 /// What the shortest token takes of a message, about: so a message has room for no more than its
@@ -127,6 +128,9 @@ fn put_token(token: &TextToken<'_>, buf: &mut impl BufMut) {
             uint64::encode(tag, &time, buf);
         }
     }
+    if let Some(logprobs) = token.logprobs {
+        message::encode(token_field::LOGPROBS, &v1::Logprobs::from(logprobs), buf);
+    }
 }
 
 fn token_len(token: &TextToken<'_>) -> usize {
@@ -138,7 +142,10 @@ fn token_len(token: &TextToken<'_>) -> usize {
         0 => 0,
         time => uint64::encoded_len(tag, &time),
     });
-    uint32_len(token_field::ID, token.id) + text + times.iter().sum::<usize>()
+    let logprobs = token.logprobs.map_or(0, |logprobs| {
+        message::encoded_len(token_field::LOGPROBS, &v1::Logprobs::from(logprobs))
+    });
+    uint32_len(token_field::ID, token.id) + text + times.iter().sum::<usize>() + logprobs
 }
 
 fn times(stamp: Stamp) -> [(u32, u64); 2] {
@@ -170,7 +177,7 @@ fn merge_token_from(
     buf: &mut impl Buf,
     ctx: &DecodeContext,
 ) -> Result<(), DecodeError> {
-    let (mut id, mut stamp) = (0, Stamp::default());
+    let (mut id, mut stamp, mut logprobs) = (0, Stamp::default(), None);
     merge_loop(batch, buf, ctx.clone(), |batch, buf, ctx| {
         let (tag, wire_type) = decode_key(buf)?;
         match tag {
@@ -178,10 +185,15 @@ fn merge_token_from(
             token_field::TEXT => merge_text(wire_type, batch, buf, ctx),
             token_field::DUE_NS => uint64::merge(wire_type, &mut stamp.due_ns, buf, ctx),
             token_field::EMITTED_NS => uint64::merge(wire_type, &mut stamp.emitted_ns, buf, ctx),
+            token_field::LOGPROBS => {
+                let logprobs = logprobs.get_or_insert_with(v1::Logprobs::default);
+                message::merge(wire_type, logprobs, buf, ctx)
+            }
             _ => skip_field(wire_type, tag, buf, ctx),
         }
     })?;
     batch.end_token(id, stamp);
+    batch.attach(logprobs.map(|logprobs| Box::new(logprobs.into())));
     Ok(())
 }
 
@@ -249,6 +261,37 @@ impl From<TextToken<'_>> for v1::Token {
             text: token.text.to_owned(),
             due_ns: Some(due_ns).filter(|ns| *ns > 0),
             emitted_ns: Some(emitted_ns).filter(|ns| *ns > 0),
+            logprobs: token.logprobs.map(v1::Logprobs::from),
+        }
+    }
+}
+
+impl From<&Logprobs> for v1::Logprobs {
+    fn from(logprobs: &Logprobs) -> Self {
+        let top = logprobs.top.iter().map(|top| v1::TopLogprob {
+            id: top.id,
+            spelling: top.spelling.clone(),
+            logprob: top.logprob,
+        });
+        Self {
+            logprob: logprobs.logprob,
+            spelling: logprobs.spelling.clone(),
+            top: top.collect(),
+        }
+    }
+}
+
+impl From<v1::Logprobs> for Logprobs {
+    fn from(logprobs: v1::Logprobs) -> Self {
+        let top = logprobs.top.into_iter().map(|top| TopLogprob {
+            id: top.id,
+            spelling: top.spelling,
+            logprob: top.logprob,
+        });
+        Self {
+            logprob: logprobs.logprob,
+            spelling: logprobs.spelling,
+            top: top.collect(),
         }
     }
 }
@@ -262,7 +305,10 @@ impl FromIterator<v1::Token> for TokenBatch {
                 id: token.id,
                 text: &token.text,
                 stamp,
+                logprobs: None,
             });
+            let logprobs = token.logprobs.map(Logprobs::from);
+            batch.attach(logprobs.map(Box::new));
         }
         batch
     }
@@ -293,6 +339,25 @@ mod tests {
             text: text.to_owned(),
             due_ns: emitted_ns.map(|ns| ns / 2),
             emitted_ns,
+            logprobs: None,
+        }
+    }
+
+    /// A token with logprobs of every kind.
+    fn likely(id: u32, text: &str) -> v1::Token {
+        let top = |id, logprob| v1::TopLogprob {
+            id,
+            spelling: vec![0xff; 3],
+            logprob,
+        };
+        let logprobs = v1::Logprobs {
+            logprob: Some(-0.25),
+            spelling: text.into(),
+            top: vec![top(0, 0.0), top(u32::MAX, -9999.0)],
+        };
+        v1::Token {
+            logprobs: Some(logprobs),
+            ..token(id, text, None)
         }
     }
 
@@ -302,7 +367,12 @@ mod tests {
             token(0, "", None),
             token(300, "é\n\0", Some(u64::MAX)),
             token(u32::MAX, &long, None),
-            token(1, "x", Some(300)),
+            likely(5, "likely"),
+            v1::Token {
+                logprobs: Some(v1::Logprobs::default()),
+                ..token(1, "x", Some(300))
+            },
+            token(2, "y", None),
         ];
         let empty = Generated::default();
         let full = Generated {

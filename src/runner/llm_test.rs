@@ -1,20 +1,25 @@
 //! The reference system's test runner: `token_0 … token_{n-1}`, exactly `max_tokens` of them, at an
-//! exact cadence. Its output does not depend on the prompt or on how to sample.
+//! exact cadence. Its output does not depend on the prompt or on how to sample: it takes every sampling
+//! field, and none changes anything. What ends a choice it honours: a stop token by its id. Its log
+//! probabilities are made up: at each position the token that comes has half of the probability, the next
+//! id a quarter, and so on.
 //!
 //! Each sequence keeps absolute deadlines of its own: after a delay it catches up and is late by what
 //! it was late, never shifted. What a test needs of a bad device (slow to begin, silent, failing,
 //! panicking) is asked for by [`TestRunnerOptions`].
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
+use std::f32::consts::LN_2;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    LoadError, Loaded, Loader, Model, ModelError, ModelFacts, Next, Resumption, Room, Runner,
-    Sequence, Slot, Step, StepError, Token, TokenBytes, monotonic_ns,
+    Beginning, LoadError, Loaded, Loader, Model, ModelError, ModelFacts, Next, Resumption, Room,
+    Runner, Sequence, Slot, Step, StepError, Token, TokenBytes, monotonic_ns,
 };
-use crate::request::{ChatMessage, TokenId};
+use crate::request::{ChatMessage, Parameter, StopTokens, TokenId};
+use crate::tokens::{Logprobs, TopLogprob};
 
 /// The context of every sequence, in tokens.
 pub const CONTEXT_LENGTH: u32 = 1_048_576;
@@ -91,6 +96,7 @@ impl TestModel {
                 context_length: CONTEXT_LENGTH,
                 max_prompt_bytes: MAX_PROMPT_BYTES,
                 resumption: Resumption::Exact,
+                unsupported: vec![Parameter::Suffix],
             },
         }
     }
@@ -102,7 +108,7 @@ impl Model for TestModel {
     }
 
     /// One token for each word, and at least one.
-    fn tokenize(&self, text: &str) -> Result<Vec<TokenId>, ModelError> {
+    fn tokenize(&self, text: &str, _: Beginning) -> Result<Vec<TokenId>, ModelError> {
         let words = text.split_whitespace().count().max(1);
         let words = TokenId::try_from(words)
             .map_err(|_| ModelError::Invalid("the prompt has too many words".to_owned()))?;
@@ -142,6 +148,45 @@ struct TestSequence {
     max_tokens: u32,
     due_ns: u64,
     stamps: bool,
+    stop_tokens: StopTokens,
+    logprobs: Option<u32>,
+    /// The tokens of the prompt that are still to be emitted.
+    prompt: VecDeque<TokenId>,
+    has_begun: bool,
+}
+
+impl TestSequence {
+    /// When it is to be looked at next. Its prompt is there at once.
+    fn next_due_ns(&self) -> u64 {
+        if self.prompt.is_empty() {
+            self.due_ns
+        } else {
+            0
+        }
+    }
+
+    /// The next token of the prompt, if there is one left.
+    fn next_of_prompt(&mut self) -> Option<Token> {
+        let id = self.prompt.pop_front()?;
+        let has_begun = std::mem::replace(&mut self.has_begun, true);
+        // Nothing comes before the first.
+        let logprobs = logprobs(id, self.logprobs.filter(|_| has_begun).unwrap_or(0));
+        Some(Token {
+            id,
+            bytes: text_of(id),
+            due_ns: 0,
+            emitted_ns: 0,
+            logprobs: Some(Box::new(Logprobs {
+                logprob: logprobs.logprob.filter(|_| has_begun),
+                ..logprobs
+            })),
+        })
+    }
+
+    /// Whether the token of this index ends it.
+    fn ends_with(&self, index: u32) -> bool {
+        index >= self.stop_tokens.min_tokens && self.stop_tokens.ids.contains(&index)
+    }
 }
 
 impl LlmTestRunner {
@@ -165,7 +210,7 @@ impl LlmTestRunner {
             };
             let has_room = room.room(slot) > 0;
             if has_room {
-                deadlines.push(Reverse((sequence.due_ns, slot, sequence.number)));
+                deadlines.push(Reverse((sequence.next_due_ns(), slot, sequence.number)));
             }
             !has_room
         });
@@ -185,18 +230,24 @@ impl LlmTestRunner {
         None
     }
 
-    /// Emits one token of a sequence, or what the options ask for in its place.
-    fn emit(&mut self, slot: Slot, step: &mut Step<'_>) {
+    /// Emits one token of a sequence, or what the options ask for in its place. False when that was its
+    /// end.
+    fn emit(&mut self, slot: Slot, step: &mut Step<'_>) -> bool {
         let Some(sequence) = &mut self.sequences[slot.0] else {
-            return;
+            return false;
         };
+        if let Some(token) = sequence.next_of_prompt() {
+            step.prompt(slot, token);
+            return true;
+        }
         let index = sequence.next_index;
         if self.options.panic_at == Some(index) {
             panic!("token {index} was asked to be a panic");
         }
         if self.options.fail_at == Some(index) {
             let message = format!("token {index} was asked to be a failure");
-            return step.fail(slot, ModelError::Failed(message));
+            step.fail(slot, ModelError::Failed(message));
+            return false;
         }
         let emitted_ns = if sequence.stamps { monotonic_ns() } else { 0 };
         let due_ns = if self.interval_ns == 0 {
@@ -206,15 +257,19 @@ impl LlmTestRunner {
         };
         sequence.next_index += 1;
         sequence.due_ns += self.interval_ns;
-        step.emit(
-            slot,
-            Token {
-                id: index,
-                bytes: text_of(index),
-                due_ns,
-                emitted_ns,
-            },
-        );
+        let token = Token {
+            id: index,
+            bytes: text_of(index),
+            due_ns,
+            emitted_ns,
+            logprobs: sequence.logprobs.map(|top| Box::new(logprobs(index, top))),
+        };
+        if sequence.ends_with(index) {
+            step.end(slot, token);
+            return false;
+        }
+        step.emit(slot, token);
+        true
     }
 
     /// Puts a sequence back among the deadlines, unless it is to be silent from now on.
@@ -224,18 +279,21 @@ impl LlmTestRunner {
         };
         if self.options.silent_at != Some(sequence.next_index) {
             self.deadlines
-                .push(Reverse((sequence.due_ns, slot, sequence.number)));
+                .push(Reverse((sequence.next_due_ns(), slot, sequence.number)));
         }
     }
 
     /// How many tokens a sequence with this much room emits in one step.
     fn burst(&self, slot: Slot, room: usize) -> usize {
-        if self.interval_ns > 0 {
-            return room.min(1);
-        }
         let Some(sequence) = &self.sequences[slot.0] else {
             return 0;
         };
+        if !sequence.prompt.is_empty() {
+            return room.min(BURST).min(sequence.prompt.len());
+        }
+        if self.interval_ns > 0 {
+            return room.min(1);
+        }
         let until = |index: u32| {
             usize::try_from(index.saturating_sub(sequence.next_index)).unwrap_or(BURST)
         };
@@ -256,6 +314,14 @@ impl Runner for LlmTestRunner {
             max_tokens: sequence.max_tokens,
             due_ns: monotonic_ns().saturating_add(first_token),
             stamps: sequence.stamps,
+            stop_tokens: sequence.stop_tokens,
+            logprobs: sequence.logprobs,
+            prompt: if sequence.scores_prompt {
+                sequence.prompt.iter().copied().collect()
+            } else {
+                VecDeque::new()
+            },
+            has_begun: false,
         });
         self.schedule(slot);
         Ok(())
@@ -282,10 +348,9 @@ impl Runner for LlmTestRunner {
             match self.burst(slot, step.room(slot)) {
                 0 => self.waiting.push(slot),
                 burst => {
-                    for _ in 0..burst {
-                        self.emit(slot, step);
+                    if (0..burst).all(|_| self.emit(slot, step)) {
+                        emitted.push(slot);
                     }
-                    emitted.push(slot);
                 }
             }
         }
@@ -309,10 +374,29 @@ fn text_of(id: TokenId) -> TokenBytes {
     bytes
 }
 
+/// As if the token of this id had half of the probability at its place, the next id a quarter, and so on.
+fn logprobs(id: TokenId, top: u32) -> Logprobs {
+    let mut logprob = 0.0;
+    let top = (0..top).map_while(|place| {
+        logprob -= LN_2;
+        let id = id.checked_add(place)?;
+        Some(TopLogprob {
+            id,
+            spelling: text_of(id).into_vec(),
+            logprob,
+        })
+    });
+    Logprobs {
+        logprob: Some(-LN_2),
+        spelling: text_of(id).into_vec(),
+        top: top.collect(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::{Caller, Sampling};
+    use crate::request::{Caller, Sampling, StopTokens};
     use crate::runner::Emission;
 
     struct AlwaysRoom(usize);
@@ -331,6 +415,10 @@ mod tests {
             seed: 0,
             max_tokens,
             sampling: Sampling::default(),
+            logit_bias: [].into(),
+            stop_tokens: StopTokens::default(),
+            logprobs: None,
+            scores_prompt: false,
             stamps: true,
             caller: Caller::default(),
         }
@@ -357,8 +445,9 @@ mod tests {
     #[test]
     fn the_prompt_has_as_many_tokens_as_words_and_at_least_one() {
         let model = TestModel::new();
-        assert_eq!(model.tokenize("The capital of France is").unwrap().len(), 5);
-        assert_eq!(model.tokenize("").unwrap().len(), 1);
+        let tokens = |text| model.tokenize(text, Beginning::Marked).unwrap().len();
+        assert_eq!(tokens("The capital of France is"), 5);
+        assert_eq!(tokens(""), 1);
     }
 
     #[test]
@@ -393,7 +482,9 @@ mod tests {
             .iter()
             .map(|emission| match emission {
                 Emission::Token(_, token) => String::from_utf8(token.bytes.to_vec()).unwrap(),
-                Emission::EndOfSequence(..) | Emission::Failed(..) => panic!("{emission:?}"),
+                Emission::Prompt(..) | Emission::EndOfSequence(..) | Emission::Failed(..) => {
+                    panic!("{emission:?}")
+                }
             })
             .collect();
         assert_eq!(texts, ["token_0", "token_1"]);

@@ -3,15 +3,32 @@
 use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, ErrorKind};
-use crate::request::{Input, MAX_MODEL_NAME_BYTES, TokenId};
-use crate::runner::{Model, ModelError};
+use crate::request::{
+    ChatMessage, CompletionRequest, DEFAULT_MAX_TOKENS, Input, MAX_MODEL_NAME_BYTES, Parameter,
+    TokenId,
+};
+use crate::runner::{Beginning, Model, ModelError};
 
 /// Prompts up to this many bytes are tokenized where they are: it takes less time than handing them
 /// to another thread.
 const TOKENIZE_INLINE: usize = 4 * 1024;
 
-/// As many ids are about as many bytes of text.
-const DETOKENIZE_INLINE: usize = 1024;
+/// As many bytes of text are about one id.
+const BYTES_OF_ID: usize = 4;
+
+/// The fields that hold what is to be completed.
+const PROMPT: &str = "prompt";
+const CHAT: &str = "chat";
+
+/// A prompt that is ready to run.
+pub(super) struct Prompt {
+    /// At least one, all in the vocabulary.
+    pub(super) ids: Arc<[TokenId]>,
+    /// Its text, where the request asks for it.
+    pub(super) text: Option<String>,
+    /// The most tokens that follow it; they fit.
+    pub(super) max_tokens: u32,
+}
 
 /// The models that an engine serves. Clones share them.
 #[derive(Clone)]
@@ -56,55 +73,181 @@ impl CatalogEntry {
         let _ = self.model.set(model);
     }
 
-    /// Turns text into token ids, on another thread where that takes long.
+    /// Turns text into token ids, on another thread where that takes long. `param` is the field that
+    /// holds it.
     ///
     /// # Errors
     /// When the text is too long, or the model refuses it.
-    pub async fn tokenize(&self, text: &str) -> Result<Vec<TokenId>, Error> {
-        let model = self.model()?;
-        let limit = model.facts().max_prompt_bytes;
-        if text.len() > limit {
-            return Err(context_exceeded(format!(
-                "The prompt has {} bytes; this model takes at most {limit}.",
-                text.len()
-            )));
-        }
-        let tokens = if text.len() <= TOKENIZE_INLINE {
-            model.tokenize(text)
-        } else {
-            let (model, text) = (Arc::clone(model), text.to_owned());
-            tokio::task::spawn_blocking(move || model.tokenize(&text))
-                .await
-                .map_err(|_| Error::internal())?
-        };
-        tokens.map_err(prompt_error)
+    pub async fn tokenize(
+        &self,
+        text: &str,
+        beginning: Beginning,
+        param: &str,
+    ) -> Result<Vec<TokenId>, Error> {
+        self.check_length(text.len(), param)?;
+        let text = text.to_owned();
+        let tokens = self.apart(text.len(), move |model| model.tokenize(&text, beginning));
+        tokens.await?.map_err(|error| prompt_error(error, param))
     }
 
-    /// The prompt's token ids: at least one, all in the vocabulary, with room for `max_tokens`.
-    pub(super) async fn prompt(
-        &self,
-        input: &Input,
-        max_tokens: u32,
-    ) -> Result<Arc<[TokenId]>, Error> {
-        let model = self.model()?;
-        let tokens = match input {
-            Input::Text(text) => self.tokenize(text).await?,
+    /// Renders a conversation by the model's chat template, on another thread where that takes long.
+    ///
+    /// # Errors
+    /// When the model's template refuses it, or it has none.
+    pub async fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, Error> {
+        let bytes = messages.iter().map(|message| message.content.len()).sum();
+        let messages = messages.to_owned();
+        let text = self.apart(bytes, move |model| model.render_chat(&messages));
+        text.await?.map_err(|error| prompt_error(error, CHAT))
+    }
+
+    /// Refuses what the model's runner cannot honour.
+    pub(super) fn check_honoured(&self, request: &CompletionRequest) -> Result<(), Error> {
+        let unsupported = &self.model()?.facts().unsupported;
+        let needed = unsupported
+            .iter()
+            .find(|parameter| request.needs(**parameter));
+        match needed {
+            None => Ok(()),
+            Some(parameter) => {
+                let param = parameter.name();
+                let what = match parameter {
+                    Parameter::EchoLogprobs => {
+                        "log probabilities of the prompt (echo with logprobs)"
+                    }
+                    Parameter::Suffix => "suffix: it has no fill-in-the-middle tokens",
+                    _ => param,
+                };
+                let message = format!("The model '{}' does not support {what}.", self.name);
+                Err(Error::new(ErrorKind::UnsupportedParameter, message).with_param(param))
+            }
+        }
+    }
+
+    /// The request's prompt: at least one token, all in the vocabulary, with room for what follows.
+    pub(super) async fn prompt(&self, request: &CompletionRequest) -> Result<Prompt, Error> {
+        let (ids, text, param) = match &request.input {
+            Input::Text(text) => {
+                let ids = self.tokenize(text, Beginning::Marked, PROMPT).await?;
+                (ids, request.echo.then(|| text.clone()), PROMPT)
+            }
             Input::Chat(messages) => {
-                let text = model.render_chat(messages).map_err(prompt_error)?;
-                self.tokenize(&text).await?
+                let text = self.render_chat(messages).await?;
+                let ids = self.tokenize(&text, Beginning::Marked, CHAT).await?;
+                (ids, request.echo.then_some(text), CHAT)
             }
             Input::TokenIds(ids) => {
                 // First what is cheap: the vocabulary is asked for every id.
-                check_context(&**model, ids.len(), max_tokens)?;
-                self.check_vocabulary(ids, "prompt")?;
-                ids.clone()
+                self.check_context(ids.len(), request.max_tokens.unwrap_or(1), PROMPT)?;
+                let text = self.detokenize(ids.clone(), PROMPT).await?;
+                (ids.clone(), request.echo.then_some(text), PROMPT)
+            }
+            Input::Infill { prefix, suffix } => {
+                let ids = self.infill(prefix.clone(), suffix.clone()).await?;
+                (ids, request.echo.then(|| prefix.clone()), PROMPT)
             }
         };
-        if tokens.is_empty() {
-            return Err(Error::invalid_value("prompt", "The prompt is empty."));
+        if ids.is_empty() {
+            return Err(Error::invalid_value(
+                param,
+                format!("The {param} is empty."),
+            ));
         }
-        check_context(&**model, tokens.len(), max_tokens)?;
-        Ok(tokens.into())
+        let rest = self.rest_of_context(ids.len())?;
+        let max_tokens = match (request.max_tokens, &request.input) {
+            (Some(max_tokens), _) => max_tokens,
+            // A conversation goes on until its answer is whole; with no room at all it does not fit.
+            (None, Input::Chat(_)) => rest.max(1),
+            (None, Input::Text(_) | Input::TokenIds(_) | Input::Infill { .. }) => {
+                DEFAULT_MAX_TOKENS
+            }
+        };
+        self.check_context(ids.len(), max_tokens, param)?;
+        let min_tokens = request.stopping.tokens.min_tokens;
+        if min_tokens > max_tokens {
+            let message = format!("min_tokens must be at most max_tokens, which is {max_tokens}.");
+            return Err(Error::invalid_value("min_tokens", message));
+        }
+        self.check_ids(request)?;
+        Ok(Prompt {
+            ids: ids.into(),
+            text,
+            max_tokens,
+        })
+    }
+
+    async fn infill(&self, prefix: String, suffix: String) -> Result<Vec<TokenId>, Error> {
+        let bytes = prefix.len().saturating_add(suffix.len());
+        self.check_length(bytes, PROMPT)?;
+        let ids = self.apart(bytes, move |model| model.infill(&prefix, &suffix));
+        ids.await?.map_err(|error| prompt_error(error, "suffix"))
+    }
+
+    /// Whether the ids by which a request stops or moves logits are in the model's vocabulary.
+    fn check_ids(&self, request: &CompletionRequest) -> Result<(), Error> {
+        self.check_vocabulary(&request.stopping.tokens.ids, "stop_token_ids")?;
+        let biased: Vec<_> = request.logit_bias.iter().map(|(id, _)| *id).collect();
+        self.check_vocabulary(&biased, "logit_bias")
+    }
+
+    /// Whether a text can be a prompt at all.
+    fn check_length(&self, bytes: usize, param: &str) -> Result<(), Error> {
+        let limit = self.model()?.facts().max_prompt_bytes;
+        if bytes <= limit {
+            return Ok(());
+        }
+        Err(context_exceeded(
+            format!("The {param} has {bytes} bytes; this model takes at most {limit}."),
+            param,
+        ))
+    }
+
+    /// How much of the context so many tokens leave.
+    fn rest_of_context(&self, tokens: usize) -> Result<u32, Error> {
+        let context_length = self.model()?.facts().context_length;
+        let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
+        Ok(context_length.saturating_sub(tokens))
+    }
+
+    /// Whether a prompt of so many tokens leaves room for `max_tokens` more.
+    fn check_context(
+        &self,
+        prompt_tokens: usize,
+        max_tokens: u32,
+        param: &str,
+    ) -> Result<(), Error> {
+        let context = u64::from(self.model()?.facts().context_length);
+        let prompt_tokens = u64::try_from(prompt_tokens).unwrap_or(u64::MAX);
+        if prompt_tokens.saturating_add(u64::from(max_tokens)) <= context {
+            return Ok(());
+        }
+        let message = format!(
+            "This model's context is {context} tokens; the {param} has {prompt_tokens} and \
+             max_tokens asks for {max_tokens} more."
+        );
+        let is_alone_too_much = u64::from(max_tokens) >= context;
+        let param = if is_alone_too_much {
+            "max_tokens"
+        } else {
+            param
+        };
+        Err(context_exceeded(message, param))
+    }
+
+    /// Asks the model where it is quick, and on another thread where so many bytes take long.
+    async fn apart<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        ask: impl FnOnce(&dyn Model) -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let model = self.model()?;
+        if bytes <= TOKENIZE_INLINE {
+            return Ok(ask(&**model));
+        }
+        let model = Arc::clone(model);
+        tokio::task::spawn_blocking(move || ask(&*model))
+            .await
+            .map_err(|_| Error::internal())
     }
 
     /// Turns token ids into text, on another thread where that takes long. Bytes that are no UTF-8
@@ -113,15 +256,9 @@ impl CatalogEntry {
     /// # Errors
     /// Names the first id that is not in the model's vocabulary.
     pub async fn detokenize(&self, ids: Vec<TokenId>, param: &str) -> Result<String, Error> {
-        let model = Arc::clone(self.model()?);
-        let text = if ids.len() <= DETOKENIZE_INLINE {
-            text_of(&*model, &ids)
-        } else {
-            tokio::task::spawn_blocking(move || text_of(&*model, &ids))
-                .await
-                .map_err(|_| Error::internal())?
-        };
-        text.map_err(|id| not_in_vocabulary(id, param))
+        let bytes = ids.len().saturating_mul(BYTES_OF_ID);
+        let text = self.apart(bytes, move |model| text_of(model, &ids));
+        text.await?.map_err(|id| not_in_vocabulary(id, param))
     }
 
     /// Whether all ids are in the model's vocabulary.
@@ -185,25 +322,6 @@ impl Catalog {
     }
 }
 
-/// Whether a prompt of so many tokens leaves room for `max_tokens` more.
-fn check_context(model: &dyn Model, prompt_tokens: usize, max_tokens: u32) -> Result<(), Error> {
-    let context = u64::from(model.facts().context_length);
-    let prompt_tokens = u64::try_from(prompt_tokens).unwrap_or(u64::MAX);
-    if prompt_tokens.saturating_add(u64::from(max_tokens)) <= context {
-        return Ok(());
-    }
-    let error = context_exceeded(format!(
-        "This model's context is {context} tokens; the prompt has {prompt_tokens} and max_tokens \
-         asks for {max_tokens} more."
-    ));
-    let param = if u64::from(max_tokens) >= context {
-        "max_tokens"
-    } else {
-        "prompt"
-    };
-    Err(error.with_param(param))
-}
-
 /// The text of these ids, or the first that the model does not have.
 fn text_of(model: &dyn Model, ids: &[TokenId]) -> Result<String, TokenId> {
     let mut bytes = Vec::new();
@@ -220,9 +338,9 @@ fn not_in_vocabulary(id: TokenId, param: &str) -> Error {
     )
 }
 
-fn prompt_error(error: ModelError) -> Error {
+fn prompt_error(error: ModelError, param: &str) -> Error {
     match error {
-        ModelError::Invalid(message) => Error::invalid_value("prompt", message),
+        ModelError::Invalid(message) => Error::invalid_value(param, message),
         ModelError::Failed(message) => {
             tracing::error!(%message, "the model failed on a prompt");
             Error::internal()
@@ -230,6 +348,6 @@ fn prompt_error(error: ModelError) -> Error {
     }
 }
 
-fn context_exceeded(message: String) -> Error {
-    Error::new(ErrorKind::ContextLengthExceeded, message).with_param("prompt")
+fn context_exceeded(message: String, param: &str) -> Error {
+    Error::new(ErrorKind::ContextLengthExceeded, message).with_param(param)
 }

@@ -222,7 +222,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::request::{Caller, Sampling};
+    use crate::request::{Caller, Sampling, StopTokens};
     use crate::runner::Sequence;
     use crate::worker::lane::lane;
 
@@ -236,6 +236,10 @@ mod tests {
             seed: 0,
             max_tokens: 1,
             sampling: Sampling::default(),
+            logit_bias: [].into(),
+            stop_tokens: StopTokens::default(),
+            logprobs: None,
+            scores_prompt: false,
             stamps: false,
             caller: Caller::default(),
         };

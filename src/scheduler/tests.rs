@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::time::Duration;
 
 use super::*;
-use crate::request::{Caller, Input, RequestId, Sampling};
+use crate::request::{Caller, Input, RequestId, Sampling, Stopping};
 use crate::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use crate::worker::WorkerId;
 use crate::worker::lane::{Failure, Output};
@@ -46,10 +46,13 @@ async fn submit(scheduler: &Scheduler) -> Result<Admitted, ErrorKind> {
         id: RequestId::random(),
         model: None,
         input: Input::Text("a".to_owned()),
-        max_tokens: 1,
+        max_tokens: Some(1),
         choices: 1,
         sampling: Sampling::default(),
-        stop: Vec::new(),
+        logit_bias: [].into(),
+        stopping: Stopping::default(),
+        logprobs: None,
+        echo: false,
         seed: 0,
         priority: 0,
         stamps: false,

@@ -14,27 +14,41 @@ use futures_core::Stream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::stop::StopStrings;
+use super::utf8::Utf8Assembler;
 use super::{ChoiceText, Watch};
 use crate::error::{Error, ErrorKind};
-use crate::request::FinishReason;
-use crate::runner::{ModelError, monotonic_ns};
+use crate::request::{FinishReason, Stopping};
+use crate::runner::{ModelError, Token, monotonic_ns};
 use crate::scheduler::Admitted;
 use crate::seldom::Seldom;
 use crate::telemetry::{StageSummary, StageTimes};
-use crate::tokens::TokenBatch;
+use crate::tokens::{Stamp, TokenBatch};
 use crate::worker::lane::{Failure, LaneReceiver, Output};
 
 /// How many outputs of a lane are taken at once, and so the most tokens of one event.
 const BATCH: usize = 256;
 
+/// The most bytes of the prompt's text in one event.
+const ECHO: usize = 64 * 1024;
+
 /// What the text of a token takes, about, in bytes.
 const TEXT: usize = 8;
 
-/// What a client is told of its completion, in this order: one start, tokens, one summary.
+/// What a client is told of its completion, in this order: one start, the prompt where it is asked for,
+/// tokens, one summary.
 #[derive(Clone, Debug, PartialEq)]
 pub enum CompletionEvent {
     /// A worker has taken the first choice.
     Started,
+    /// A part of the prompt.
+    Prompt {
+        /// Its text.
+        text: String,
+        /// The index of the first of its tokens within the prompt.
+        first_index: u32,
+        /// Its tokens, where log probabilities are asked for.
+        tokens: TokenBatch,
+    },
     /// Tokens of one choice that were ready together.
     Tokens {
         /// Which choice.
@@ -79,6 +93,9 @@ pub struct Completion {
     deadline: Seldom<Sleep>,
     started: Option<Instant>,
     first_token: Option<Instant>,
+    /// The prompt's text, until it is told; only where it is asked for.
+    echo: Option<String>,
+    scored_prompt: ScoredPrompt,
     prompt_tokens: u32,
     completion_tokens: u32,
     /// Why the request failed, until that is told.
@@ -93,6 +110,15 @@ struct Choice {
     lane: Option<LaneReceiver>,
     text: ChoiceText,
     next_index: u32,
+}
+
+/// The prompt's tokens on their way with their log probabilities, which come by the first choice's lane.
+#[derive(Default)]
+struct ScoredPrompt {
+    utf8: Utf8Assembler,
+    next_index: u32,
+    /// How many are still to come: until then no other choice is looked at.
+    left: u32,
 }
 
 impl Choice {
@@ -119,12 +145,13 @@ impl Choice {
 impl Completion {
     /// The completion of a request that was admitted. `times` are those of the engine's stage.
     #[must_use]
-    pub fn new(admitted: Admitted, stop: &[String], times: StageTimes) -> Self {
-        let stop = Arc::new(StopStrings::new(stop));
+    pub fn new(admitted: Admitted, stopping: &Stopping, times: StageTimes) -> Self {
+        let strings = StopStrings::new(&stopping.strings).shown(stopping.is_shown);
+        let strings = Arc::new(strings);
         let choices = (0..).zip(admitted.lanes).map(|(number, lane)| Choice {
             number,
             lane: Some(lane),
-            text: ChoiceText::new(Arc::clone(&stop)),
+            text: ChoiceText::new(Arc::clone(&strings), stopping),
             next_index: 0,
         });
         Self {
@@ -136,6 +163,15 @@ impl Completion {
             deadline: Seldom::new(sleep_until(admitted.deadline)),
             started: None,
             first_token: None,
+            scored_prompt: ScoredPrompt {
+                left: if admitted.scores_prompt {
+                    admitted.prompt_tokens
+                } else {
+                    0
+                },
+                ..ScoredPrompt::default()
+            },
+            echo: admitted.echo,
             prompt_tokens: admitted.prompt_tokens,
             completion_tokens: 0,
             failed: None,
@@ -146,7 +182,8 @@ impl Completion {
 
     /// Looks at every open choice once. Ready when an event is, or an error.
     fn poll_choices(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let count = self.choices.len();
+        let all = self.choices.len();
+        let count = if self.scored_prompt.left > 0 { 1 } else { all };
         for step in 0..count {
             let index = (self.cursor + step) % count;
             // A batch may hold nothing to show (its tokens are held back), so look on until there is
@@ -182,6 +219,7 @@ impl Completion {
         let choice = &mut self.choices[index];
         let mut tokens = TokenBatch::default();
         tokens.reserve(self.outputs.len(), self.outputs.len() * TEXT);
+        let mut prompt = TokenBatch::default();
         let mut end = None;
         for output in self.outputs.drain(..) {
             let decided = tokens.len();
@@ -190,8 +228,10 @@ impl Completion {
                     if self.started.is_none() {
                         self.started = Some(Instant::now());
                         self.ready.push_back(CompletionEvent::Started);
+                        self.ready.extend(echoed(self.echo.take()));
                     }
                 }
+                Output::Prompt(token) => self.scored_prompt.take(token, &mut prompt),
                 Output::Token(token) => {
                     self.completion_tokens += 1;
                     if choice.text.push(token, &mut tokens) == Watch::Matched {
@@ -206,6 +246,7 @@ impl Completion {
                 Output::Failed(failure) => self.failed = Some(error_of(failure)),
             }
         }
+        self.ready.extend(self.scored_prompt.event(prompt));
         if !tokens.is_empty() || end.is_some() {
             self.first_token.get_or_insert_with(Instant::now);
         }
@@ -247,6 +288,47 @@ impl Completion {
     }
 }
 
+impl ScoredPrompt {
+    fn take(&mut self, token: Token, prompt: &mut TokenBatch) {
+        self.left = self.left.saturating_sub(1);
+        prompt.push_written(token.id, Stamp::default(), |text| {
+            self.utf8.push(&token.bytes, text);
+            if self.left == 0 {
+                self.utf8.finish(text);
+            }
+        });
+        prompt.attach(token.logprobs);
+    }
+
+    fn event(&mut self, tokens: TokenBatch) -> Option<CompletionEvent> {
+        if tokens.is_empty() {
+            return None;
+        }
+        let first_index = self.next_index;
+        self.next_index += u32::try_from(tokens.len()).expect("a batch is small");
+        Some(CompletionEvent::Prompt {
+            text: String::new(),
+            first_index,
+            tokens,
+        })
+    }
+}
+
+/// The events that tell a prompt's text, in pieces that fit well into a message.
+fn echoed(text: Option<String>) -> impl Iterator<Item = CompletionEvent> {
+    let mut rest = text.unwrap_or_default();
+    std::iter::from_fn(move || {
+        let cut = rest.floor_char_boundary(ECHO);
+        let after = rest.split_off(cut);
+        let text = std::mem::replace(&mut rest, after);
+        (!text.is_empty()).then(|| CompletionEvent::Prompt {
+            text,
+            first_index: 0,
+            tokens: TokenBatch::default(),
+        })
+    })
+}
+
 impl Stream for Completion {
     type Item = Result<CompletionEvent, Error>;
 
@@ -278,7 +360,9 @@ impl Stream for Completion {
 pub fn time_taken(outputs: &[Output], times: &StageTimes) {
     let emitted = outputs.iter().filter_map(|output| match output {
         Output::Token(token) | Output::Finished(Some(token), _) => Some(token.emitted_ns),
-        Output::Accepted | Output::Finished(None, _) | Output::Failed(_) => None,
+        Output::Accepted | Output::Prompt(_) | Output::Finished(None, _) | Output::Failed(_) => {
+            None
+        }
     });
     let now_ns = monotonic_ns();
     times.record_each(emitted.map(|emitted_ns| now_ns.saturating_sub(emitted_ns)));
@@ -319,7 +403,7 @@ mod tests {
     use tokio_stream::StreamExt;
 
     use super::*;
-    use crate::runner::{Token, TokenBytes};
+    use crate::runner::TokenBytes;
     use crate::telemetry::{Lane, Stage, Telemetry};
     use crate::worker::lane::{LaneSender, Sent, lane};
 
@@ -329,6 +413,7 @@ mod tests {
             bytes: TokenBytes::from_slice(text.as_bytes()),
             due_ns: 0,
             emitted_ns: 0,
+            logprobs: None,
         };
         assert_eq!(lane.token(token), Sent::Delivered);
     }
@@ -341,12 +426,17 @@ mod tests {
         let admitted = Admitted {
             model: "m".into(),
             prompt_tokens: 1,
+            echo: None,
+            scores_prompt: false,
             lanes,
             arrived: now,
             deadline: now + Duration::from_secs(3_600),
         };
         let times = Telemetry::new().stage_times(Lane::Grpc, Stage::Engine);
-        (Completion::new(admitted, &[], times), senders)
+        (
+            Completion::new(admitted, &Stopping::default(), times),
+            senders,
+        )
     }
 
     async fn next_choice(completion: &mut Completion) -> u32 {
@@ -378,6 +468,7 @@ mod tests {
                 bytes: TokenBytes::from_slice(b"a"),
                 due_ns: 0,
                 emitted_ns: monotonic_ns() - seconds_ago * 1_000_000_000,
+                logprobs: None,
             };
             assert_eq!(lanes[0].token(token), Sent::Delivered);
         }

@@ -10,7 +10,11 @@ use std::sync::Arc;
 
 /// The stop strings of a request, ready to be looked for.
 #[derive(Debug, Default)]
-pub struct StopStrings(Vec<StopString>);
+pub struct StopStrings {
+    strings: Vec<StopString>,
+    /// Whether the text ends after a match rather than before it.
+    are_shown: bool,
+}
 
 #[derive(Debug)]
 struct StopString {
@@ -43,10 +47,19 @@ pub enum Watch {
 }
 
 impl StopStrings {
-    /// These strings, none of which is empty.
+    /// These strings, none of which is empty. The text ends before a match.
     #[must_use]
     pub fn new(stops: &[String]) -> Self {
-        Self(stops.iter().map(|stop| StopString::new(stop)).collect())
+        Self {
+            strings: stops.iter().map(|stop| StopString::new(stop)).collect(),
+            are_shown: false,
+        }
+    }
+
+    /// Whether the text ends after a match instead.
+    #[must_use]
+    pub fn shown(self, are_shown: bool) -> Self {
+        Self { are_shown, ..self }
     }
 }
 
@@ -90,7 +103,7 @@ impl<T> StopMatcher<T> {
     #[must_use]
     pub fn new(stops: Arc<StopStrings>) -> Self {
         Self {
-            begun: vec![0; stops.0.len()],
+            begun: vec![0; stops.strings.len()],
             stops,
             held: VecDeque::new(),
             tail: String::new(),
@@ -103,7 +116,8 @@ impl<T> StopMatcher<T> {
     }
 
     /// Takes the next token and hands to `release` each token that is decided, with its text. After a
-    /// match these are the tokens that begin before it, the last cut where it begins.
+    /// match these are the tokens that begin before it, the last cut where it begins; or where it ends,
+    /// where matches are shown.
     pub fn push(&mut self, token: T, text: &str, mut release: impl FnMut(T, &str)) -> Watch {
         if self.is_idle() {
             release(token, text);
@@ -112,14 +126,15 @@ impl<T> StopMatcher<T> {
         let looked_at = self.tail.len();
         self.tail.push_str(text);
         self.held.push_back((token, self.tail.len()));
-        let stops = self.stops.0.iter().zip(&mut self.begun);
+        let stops = self.stops.strings.iter().zip(&mut self.begun);
         let matches = stops.filter_map(|(stop, begun)| {
             let end = looked_at + stop.follow(begun, text)?;
-            Some(end - stop.bytes.len())
+            Some((end - stop.bytes.len(), end))
         });
-        if let Some(start) = matches.min() {
-            self.tail.truncate(start);
-            self.release_begun_before(start, release);
+        if let Some((start, end)) = matches.min() {
+            let cut = if self.stops.are_shown { end } else { start };
+            self.tail.truncate(cut);
+            self.release_begun_before(cut, release);
             self.begun.fill(0);
             return Watch::Matched;
         }
@@ -146,7 +161,7 @@ impl<T> StopMatcher<T> {
         }
     }
 
-    /// After a match: the tokens that begin before it. `tail` is cut where it begins.
+    /// After a match: the tokens that begin before the cut, where `tail` ends by now.
     fn release_begun_before(&mut self, cut: usize, mut release: impl FnMut(T, &str)) {
         let mut start = 0;
         for (token, end) in self.held.drain(..) {

@@ -21,6 +21,8 @@ use crate::runner::{ModelError, Token};
 pub enum Output {
     /// A worker has taken the sequence.
     Accepted,
+    /// The next token of the prompt.
+    Prompt(Token),
     /// The next token.
     Token(Token),
     /// The end, with the last token where it was known to be the last when it was made.
@@ -131,6 +133,11 @@ impl LaneSender {
         self.send(Output::Accepted)
     }
 
+    /// Sends the next token of the prompt.
+    pub fn prompt(&self, token: Token) -> Sent {
+        self.send(Output::Prompt(token))
+    }
+
     /// Sends the next token.
     pub fn token(&self, token: Token) -> Sent {
         self.send(Output::Token(token))
@@ -223,6 +230,7 @@ mod tests {
             bytes: SmallVec::new(),
             due_ns: 0,
             emitted_ns: 0,
+            logprobs: None,
         }
     }
 

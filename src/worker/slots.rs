@@ -22,6 +22,8 @@ pub(super) struct Slots {
 
 struct Running {
     lane: LaneSender,
+    /// How many of the prompt's tokens are still to be sent, where they are asked for.
+    prompt_left: usize,
     made: u32,
     max_tokens: u32,
     deadline_ns: u64,
@@ -66,13 +68,31 @@ impl Slots {
         debug_assert_eq!(self.next_free(), Some(slot));
         self.free.pop();
         self.next_deadline_ns = self.next_deadline_ns.min(deadline_ns);
+        let sequence = &assignment.sequence;
+        let prompt_left = if sequence.scores_prompt {
+            sequence.prompt.len()
+        } else {
+            0
+        };
         self.running[slot.0] = Some(Running {
+            prompt_left,
+            made: u32::try_from(sequence.delivered.len()).unwrap_or(u32::MAX),
+            max_tokens: sequence.max_tokens,
             lane: assignment.lane,
-            made: u32::try_from(assignment.sequence.delivered.len()).unwrap_or(u32::MAX),
-            max_tokens: assignment.sequence.max_tokens,
             deadline_ns,
             stalled_ns: Cell::new(0),
         });
+    }
+
+    /// Sends a token of the prompt to its reader. `Some` when the slot became free by it.
+    pub(super) fn prompt(&mut self, slot: Slot, token: Token) -> Option<Freed> {
+        let running = self.running.get_mut(slot.0)?.as_mut()?;
+        running.prompt_left = running.prompt_left.saturating_sub(1);
+        let is_all = running.prompt_left == 0 && running.max_tokens == 0;
+        match running.lane.prompt(token) {
+            Sent::Delivered if is_all => self.finish(slot, None, FinishReason::Length),
+            sent => self.after(slot, sent),
+        }
     }
 
     /// Sends a token to its reader. `Some` when the slot became free by it.
@@ -82,7 +102,13 @@ impl Slots {
         if running.made >= running.max_tokens {
             return self.finish(slot, Some(token), FinishReason::Length);
         }
-        match running.lane.token(token) {
+        let sent = running.lane.token(token);
+        self.after(slot, sent)
+    }
+
+    /// What becomes of a slot whose token was sent so.
+    fn after(&mut self, slot: Slot, sent: Sent) -> Option<Freed> {
+        match sent {
             Sent::Delivered => None,
             Sent::Closed => self.vacate(slot).map(|(_, freed)| freed),
             Sent::NoRoom => {
@@ -231,6 +257,7 @@ mod tests {
             bytes: TokenBytes::new(),
             due_ns: 0,
             emitted_ns: 0,
+            logprobs: None,
         }
     }
 

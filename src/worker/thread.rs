@@ -238,11 +238,15 @@ impl Device<'_> {
 
     fn admit(&mut self, assignment: Assignment) {
         let max_tokens = assignment.sequence.max_tokens;
+        let asks_nothing = max_tokens == 0 && !assignment.sequence.scores_prompt;
         let now = Instant::now();
         let left = assignment.deadline.saturating_duration_since(now);
         let refusal = if left.is_zero() {
             Failure::DeadlineExceeded
         } else if assignment.lane.accept() != Sent::Delivered {
+            return self.tell_released(max_tokens);
+        } else if asks_nothing {
+            assignment.lane.finish(None, FinishReason::Length);
             return self.tell_released(max_tokens);
         } else if let Some(slot) = self.slots.next_free() {
             match self.runner.admit(slot, assignment.sequence.clone()) {
@@ -272,6 +276,7 @@ impl Device<'_> {
         let now_ns = monotonic_ns();
         for emission in emissions.drain(..) {
             let freed = match emission {
+                Emission::Prompt(slot, token) => self.slots.prompt(slot, token),
                 Emission::Token(slot, token) => {
                     tokens += 1;
                     self.slots.token(slot, stamped(token, now_ns))

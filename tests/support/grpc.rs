@@ -12,10 +12,18 @@ use super::TestServer;
 #[derive(Debug, Default)]
 pub struct Completion {
     pub started: Option<v1::Started>,
+    pub prompt: Prompt,
     /// Each choice's tokens.
     pub choices: Vec<Choice>,
     pub summary: Option<v1::Summary>,
     pub error: Option<Status>,
+}
+
+/// The prompt, as far as it was told.
+#[derive(Clone, Debug, Default)]
+pub struct Prompt {
+    pub text: String,
+    pub tokens: Vec<v1::Token>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -70,6 +78,20 @@ impl Completion {
                     "a start is first"
                 );
                 self.started = Some(started);
+            }
+            Event::Prompt(part) => {
+                assert!(self.started.is_some(), "a start is first");
+                assert!(self.choices.is_empty(), "the prompt is before the tokens");
+                self.prompt.text.push_str(&part.text);
+                if let Some(tokens) = part.tokens {
+                    let known = &mut self.prompt.tokens;
+                    assert_eq!(
+                        usize::try_from(tokens.first_index),
+                        Ok(known.len()),
+                        "a gap"
+                    );
+                    known.extend(tokens.tokens.iter().map(v1::Token::from));
+                }
             }
             Event::Tokens(tokens) => {
                 let at = usize::try_from(tokens.choice).expect("a choice's number");

@@ -260,6 +260,7 @@ fn emit_token(
         bytes,
         due_ns: 0,
         emitted_ns: 0,
+        logprobs: None,
     };
     if ends {
         step.end(slot, token(TokenBytes::new()));

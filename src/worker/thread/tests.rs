@@ -7,7 +7,8 @@ use std::sync::mpsc as std_mpsc;
 use super::*;
 use crate::request::{ChatMessage, TokenId};
 use crate::runner::{
-    LoadError, Model, ModelError, ModelFacts, Resumption, Room, Sequence, Slot, TokenBytes,
+    Beginning, LoadError, Model, ModelError, ModelFacts, Resumption, Room, Sequence, Slot,
+    TokenBytes,
 };
 use crate::worker::lane::Output;
 
@@ -26,6 +27,7 @@ impl Loader for Witness {
             context_length: 100,
             max_prompt_bytes: 100,
             resumption: Resumption::No,
+            unsupported: Vec::new(),
         };
         Ok(Loaded {
             model: Arc::new(NoModel(facts)),
@@ -60,7 +62,7 @@ impl Model for NoModel {
         &self.0
     }
 
-    fn tokenize(&self, _text: &str) -> Result<Vec<TokenId>, ModelError> {
+    fn tokenize(&self, _text: &str, _: Beginning) -> Result<Vec<TokenId>, ModelError> {
         Ok(Vec::new())
     }
 
