@@ -17,8 +17,10 @@ use crate::text::completion::Completion;
 
 mod convert;
 mod metadata;
+mod refusals;
 mod stream;
 
+pub use refusals::explained;
 use stream::Entered;
 pub use stream::EventStream;
 

@@ -1,11 +1,14 @@
 //! Whether the server takes requests, and how both doors tell it.
 
+use http::Response;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::body::Body;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
+use tower::util::MapResponse;
 
 use crate::cluster::Cluster;
 use crate::error::{Error, ErrorKind};
@@ -103,7 +106,7 @@ pub(super) async fn routes(
     ready: Ready,
     tasks: &TaskTracker,
     closing: CancellationToken,
-) -> Routes {
+) -> MapResponse<Routes, fn(Response<Body>) -> Response<Body>> {
     let (reporter, health) = tonic_health::server::health_reporter();
     tell(&reporter, &ready).await;
     let stopped = ready.stopped.clone();
@@ -114,11 +117,12 @@ pub(super) async fn routes(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let invariant = "the descriptors were compiled with the crate";
-    Routes::new(service.into_server())
+    let routes = Routes::new(service.into_server())
         .add_service(health)
         .add_service(reflection().build_v1().expect(invariant))
         .add_service(reflection().build_v1alpha().expect(invariant))
-        .prepare()
+        .prepare();
+    MapResponse::new(routes, grpc::explained)
 }
 
 /// Tells the health service of every change.

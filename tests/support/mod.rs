@@ -6,6 +6,7 @@
     reason = "each test file is a crate of its own and uses a part of this"
 )]
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +29,23 @@ pub mod grpc;
 pub mod http;
 pub mod http2;
 pub mod program;
+
+/// Where the real model's file is.
+pub fn model_path() -> PathBuf {
+    let path = std::env::var_os("TOKENWAY_TEST_MODEL").map_or_else(
+        || {
+            let home = std::env::var_os("HOME").expect("HOME is set");
+            PathBuf::from(home).join(".cache/tokenway/SmolLM2-135M-Instruct.Q4_1.gguf")
+        },
+        PathBuf::from,
+    );
+    assert!(
+        path.exists(),
+        "there is no model at {}: `make model` fetches it",
+        path.display()
+    );
+    path
+}
 
 /// A server that runs until the test ends.
 pub struct TestServer {
