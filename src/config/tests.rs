@@ -262,7 +262,7 @@ fn what_is_wrong_in_a_model_table_is_named() {
     for (text, named) in [
         (
             format!("{a}[[model]]\nslotz = 3"),
-            "the key 'model[2].slotz' is unknown; the keys of a model are aliases, context_length, name, ",
+            "the key 'model[2].slotz' is unknown; the keys of a model are aliases, context_length, model_path, name, ",
         ),
         (
             format!("{a}http_listen = \"unix:/a\""),
