@@ -204,7 +204,7 @@ fn model(entry: &CatalogEntry) -> Result<v1::Model, Error> {
         runner: entry.runner.to_owned(),
         context_length: facts.context_length,
         created: entry.created,
-        aliases: Vec::new(),
+        aliases: entry.aliases.to_vec(),
         unsupported: unsupported
             .map(|parameter| parameter.name().to_owned())
             .collect(),

@@ -46,7 +46,7 @@ pub(super) async fn complete(
             .stream
             .map(|options| Ok::<_, Error>((negotiate(&accept, gateway.stream_format)?, options)))
             .transpose()?;
-        (gateway.ready)()?;
+        (gateway.open)()?;
         let lane = match format {
             Some((StreamFormat::Ndjson, _)) => Lane::HttpNdjson,
             Some((StreamFormat::Sse, _)) => Lane::HttpSse,
