@@ -36,6 +36,16 @@ const OPENAI_NODE: Client = Client {
     door: Door::Http,
 };
 
+const OPENAI_CHAT: Client = Client {
+    program: || python("tests/clients/openai_chat.py"),
+    door: Door::Http,
+};
+
+const OPENAI_NODE_CHAT: Client = Client {
+    program: || node("tests/clients/openai_chat.mjs"),
+    door: Door::Http,
+};
+
 const LANGCHAIN: Client = Client {
     program: || python("tests/clients/langchain_client.py"),
     door: Door::Http,
@@ -290,6 +300,45 @@ mod openai_node {
     }
 }
 
+mod openai_chat {
+    use super::*;
+
+    cases! { OPENAI_CHAT:
+        a_stream_is_a_role_every_token_in_order_and_the_usage_last(server());
+        an_async_stream_has_every_token_in_order(server());
+        without_a_stream_the_message_is_whole_and_the_usage_with_it(server());
+        several_choices_are_told_apart_by_their_index(server());
+        a_refusal_is_a_bad_request_with_its_param_and_code(server());
+        an_unknown_model_is_not_found(server());
+        a_full_queue_is_a_rate_limit_that_says_when_to_retry(full_server());
+        a_stream_that_fails_raises_after_the_tokens_before_it(failing_server());
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_cut_raises() {
+        let case = "a_stream_that_is_cut_raises";
+        OPENAI_CHAT.run_until_signal(case, Signal::KILL).await;
+    }
+}
+
+mod openai_node_chat {
+    use super::*;
+
+    cases! { OPENAI_NODE_CHAT:
+        a_stream_is_a_role_every_token_in_order_and_the_usage_last(server());
+        a_reader_that_collects_a_stream_gives_the_whole_message(server());
+        without_a_stream_the_message_is_whole_and_the_usage_with_it(server());
+        a_refusal_is_a_bad_request_with_its_param_and_code(server());
+        a_stream_that_fails_raises_after_the_tokens_before_it(failing_server());
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_cut_raises() {
+        let case = "a_stream_that_is_cut_raises";
+        OPENAI_NODE_CHAT.run_until_signal(case, Signal::KILL).await;
+    }
+}
+
 mod langchain {
     use super::*;
 
@@ -304,6 +353,11 @@ mod langchain {
         a_deadline_that_passes_in_the_queue_is_an_error(busy_server());
         a_stream_that_fails_raises_after_the_tokens_before_it(failing_server());
         a_completion_that_fails_raises(failing_server());
+        a_chat_is_whole_and_its_usage_with_it(server());
+        a_chat_stream_has_every_token_in_order(server());
+        an_async_chat_stream_has_every_token_in_order(server());
+        a_chat_that_asks_for_tools_is_refused(server());
+        a_chat_stream_that_fails_raises_after_the_tokens_before_it(failing_server());
     }
 
     #[tokio::test]
@@ -327,6 +381,11 @@ mod litellm {
         a_deadline_that_passes_in_the_queue_is_an_error(busy_server());
         a_stream_that_fails_raises_after_the_tokens_before_it(failing_server());
         a_completion_that_fails_raises(failing_server());
+        a_chat_is_whole_and_its_usage_with_it(server());
+        a_chat_stream_has_every_token_in_order(server());
+        an_async_chat_stream_has_every_token_in_order(server());
+        a_chat_that_asks_for_tools_is_refused(server());
+        a_chat_stream_that_fails_raises_after_the_tokens_before_it(failing_server());
     }
 
     #[tokio::test]

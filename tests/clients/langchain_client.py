@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import openai
-from langchain_openai import OpenAI
+from langchain_core.messages import AIMessageChunk
+from langchain_openai import ChatOpenAI, OpenAI
 
 from cases import reading, run, tokens
 
@@ -18,6 +19,12 @@ def connect(url: str, **fields: Any) -> OpenAI:
     """LangChain's client of completions."""
     settings: dict[str, Any] = {"max_tokens": 256, "max_retries": 0, **fields}
     return OpenAI(model=MODEL, base_url=f"{url}/v1", api_key="unused", **settings)
+
+
+def connect_chat(url: str, **fields: Any) -> ChatOpenAI:
+    """LangChain's client of chat."""
+    settings: dict[str, Any] = {"max_tokens": 256, "max_retries": 0, "stream_usage": True, **fields}
+    return ChatOpenAI(model=MODEL, base_url=f"{url}/v1", api_key="unused", **settings)
 
 
 def expect(kind: type[openai.APIStatusError], ask: Callable[[], Any]) -> openai.APIStatusError:
@@ -117,6 +124,53 @@ def a_stream_that_is_cut_raises(url: str) -> None:
     assert received == tokens(len(received))
 
 
+def a_chat_is_whole_and_its_usage_with_it(url: str) -> None:
+    message = connect_chat(url).invoke([("system", "Be brief."), ("human", PROMPT)])
+    assert message.content == "".join(tokens(256))
+    assert message.response_metadata["finish_reason"] == "length", message
+    assert message.usage_metadata is not None
+    assert message.usage_metadata["output_tokens"] == 256, message
+
+
+def a_whole_chat(chunks: list[AIMessageChunk]) -> None:
+    """These chunks are every token, once, how they ended, and their usage."""
+    assert [chunk.content for chunk in chunks if chunk.content] == tokens(256)
+    reasons = [chunk.response_metadata.get("finish_reason") for chunk in chunks]
+    assert [reason for reason in reasons if reason] == ["length"], reasons
+    usages = [chunk.usage_metadata for chunk in chunks if chunk.usage_metadata]
+    assert [usage["output_tokens"] for usage in usages] == [256], usages
+
+
+def a_chat_stream_has_every_token_in_order(url: str) -> None:
+    a_whole_chat(list(connect_chat(url).stream(PROMPT)))
+
+
+def an_async_chat_stream_has_every_token_in_order(url: str) -> None:
+    async def collect() -> list[AIMessageChunk]:
+        return [chunk async for chunk in connect_chat(url).astream(PROMPT)]
+
+    a_whole_chat(asyncio.run(collect()))
+
+
+def a_chat_that_asks_for_tools_is_refused(url: str) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    client = connect_chat(url).bind_tools([tool])
+    error = expect(openai.BadRequestError, lambda: client.invoke(PROMPT))
+    assert (error.code, error.param) == ("unsupported_parameter", "tools"), error
+
+
+def a_chat_stream_that_fails_raises_after_the_tokens_before_it(url: str) -> None:
+    received = []
+    try:
+        for chunk in connect_chat(url).stream(PROMPT):
+            received.append(chunk.content)
+    except openai.APIError as error:
+        assert error.code == "internal_error", error
+    else:
+        raise AssertionError(f"{received} passed for a whole answer")
+    assert [text for text in received if text] == tokens(10)
+
+
 if __name__ == "__main__":
     raise SystemExit(
         run(
@@ -131,5 +185,10 @@ if __name__ == "__main__":
             a_stream_that_fails_raises_after_the_tokens_before_it,
             a_completion_that_fails_raises,
             a_stream_that_is_cut_raises,
+            a_chat_is_whole_and_its_usage_with_it,
+            a_chat_stream_has_every_token_in_order,
+            an_async_chat_stream_has_every_token_in_order,
+            a_chat_that_asks_for_tools_is_refused,
+            a_chat_stream_that_fails_raises_after_the_tokens_before_it,
         )
     )

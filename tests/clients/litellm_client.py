@@ -27,6 +27,25 @@ def ask(url: str, **fields: Any) -> dict[str, Any]:
     }
 
 
+def ask_chat(url: str, **fields: Any) -> dict[str, Any]:
+    """A request for an answer in a chat."""
+    return {
+        "model": "openai/llm_test",
+        "messages": [{"role": "user", "content": PROMPT}],
+        "max_tokens": 256,
+        "api_base": f"{url}/v1",
+        "api_key": "unused",
+        "max_retries": 0,
+        **fields,
+    }
+
+
+def contents(chunks: list[Any]) -> list[str]:
+    """The texts of a chat's chunks, without those that only say who speaks or how it ended."""
+    parts = [part for chunk in chunks for part in chunk.choices]
+    return [part.delta.content for part in parts if part.delta.content]
+
+
 def texts(chunks: list[Any], choice: int = 0) -> list[str]:
     """The texts of a choice's chunks, without those that only say how it ended."""
     parts = [part for chunk in chunks for part in chunk.choices if part.index == choice]
@@ -137,6 +156,50 @@ def a_stream_that_is_cut_raises(url: str) -> None:
     assert texts(received) == tokens(len(texts(received)))
 
 
+def a_chat_is_whole_and_its_usage_with_it(url: str) -> None:
+    completion = litellm.completion(**ask_chat(url))
+    [choice] = completion.choices
+    assert choice.message.content == "".join(tokens(256)), choice
+    assert choice.finish_reason == "length", choice
+    assert completion.usage.completion_tokens == 256, completion.usage
+
+
+def a_chat_stream_has_every_token_in_order(url: str) -> None:
+    chunks = list(litellm.completion(**ask_chat(url), stream=True))
+    assert contents(chunks) == tokens(256)
+    reasons = [part.finish_reason for chunk in chunks for part in chunk.choices]
+    assert [reason for reason in reasons if reason] == ["length"], reasons
+
+
+def an_async_chat_stream_has_every_token_in_order(url: str) -> None:
+    async def collect() -> list[Any]:
+        return [chunk async for chunk in await litellm.acompletion(**ask_chat(url), stream=True)]
+
+    assert contents(asyncio.run(collect())) == tokens(256)
+
+
+def a_chat_that_asks_for_tools_is_refused(url: str) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    try:
+        litellm.completion(**ask_chat(url, tools=[tool]))
+    except litellm.BadRequestError as error:
+        assert "tools" in str(error), error
+    else:
+        raise AssertionError("tools are not refused")
+
+
+def a_chat_stream_that_fails_raises_after_the_tokens_before_it(url: str) -> None:
+    received = []
+    try:
+        for chunk in litellm.completion(**ask_chat(url), stream=True):
+            received.append(chunk)
+    except litellm.exceptions.MidStreamFallbackError as error:
+        assert "The model failed" in str(error), error
+    else:
+        raise AssertionError(f"{len(received)} tokens passed for a whole answer")
+    assert contents(received) == tokens(10)
+
+
 if __name__ == "__main__":
     raise SystemExit(
         run(
@@ -151,5 +214,10 @@ if __name__ == "__main__":
             a_stream_that_fails_raises_after_the_tokens_before_it,
             a_completion_that_fails_raises,
             a_stream_that_is_cut_raises,
+            a_chat_is_whole_and_its_usage_with_it,
+            a_chat_stream_has_every_token_in_order,
+            an_async_chat_stream_has_every_token_in_order,
+            a_chat_that_asks_for_tools_is_refused,
+            a_chat_stream_that_fails_raises_after_the_tokens_before_it,
         )
     )
