@@ -21,6 +21,7 @@ if ((${#FEATURES[@]})); then
         exit 1
     }
     export TOKENWAY_TEST_MODEL
+    scripts/venv.sh .venv-lm-eval tests/clients/lm_eval/requirements.txt
 fi
 if cargo nextest --version >/dev/null 2>&1; then
     cargo nextest run "${FEATURES[@]}" "$@"

@@ -48,11 +48,20 @@ pub fn tokenway() -> Program {
 
 /// A Python script, by its path within the project, with what the examples and tests need installed.
 pub fn python(script: &str) -> Program {
-    let interpreter = std::env::var_os("TOKENWAY_TEST_PYTHON")
-        .map_or_else(|| project(".venv/bin/python"), PathBuf::from);
+    python_of("TOKENWAY_TEST_PYTHON", ".venv", script)
+}
+
+/// A Python script that uses lm-eval, which has a virtual environment of its own: it is large.
+pub fn lm_eval(script: &str) -> Program {
+    python_of("TOKENWAY_TEST_LM_EVAL_PYTHON", ".venv-lm-eval", script)
+}
+
+fn python_of(variable: &str, venv: &str, script: &str) -> Program {
+    let interpreter =
+        std::env::var_os(variable).map_or_else(|| project(venv).join("bin/python"), PathBuf::from);
     assert!(
         interpreter.exists(),
-        "there is no {}: `make venv` makes it, or TOKENWAY_TEST_PYTHON names another",
+        "there is no {}: `make test` makes it, or {variable} names another",
         interpreter.display()
     );
     let mut program = Program::new(&interpreter).without_proxy();
@@ -129,7 +138,7 @@ impl Program {
         args.into_iter().fold(self, Self::arg)
     }
 
-    pub fn env(mut self, name: &str, value: &str) -> Self {
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.0.env(name, value);
         self
     }
