@@ -155,6 +155,49 @@ impl Cluster {
         Err(refusal.unwrap_or_else(no_engine))
     }
 
+    /// The tokens of a text, by its model's own tokenizer.
+    ///
+    /// # Errors
+    /// What the last engine said that was asked; an engine without the model speaks for itself only.
+    pub async fn tokenize(
+        &self,
+        message: &v1::TokenizeRequest,
+    ) -> Result<v1::TokenizeResponse, Error> {
+        self.ask(|engine| engine.tokenize(message.clone())).await
+    }
+
+    /// The text of tokens.
+    ///
+    /// # Errors
+    /// What the last engine said that was asked; an engine without the model speaks for itself only.
+    pub async fn detokenize(
+        &self,
+        message: &v1::DetokenizeRequest,
+    ) -> Result<v1::DetokenizeResponse, Error> {
+        self.ask(|engine| engine.detokenize(message.clone())).await
+    }
+
+    /// The first answer of an engine that can give one.
+    async fn ask<'a, T, F>(&'a self, question: impl Fn(&'a Engine) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let mut refusal = None;
+        for engine in self.by_load() {
+            match question(engine).await {
+                Ok(answer) => return Ok(answer),
+                Err(status) => {
+                    let refused = events::refusal(&status);
+                    if !another_may_take(refused.kind) {
+                        return Err(refused);
+                    }
+                    refusal = Some(more_telling(refusal, refused));
+                }
+            }
+        }
+        Err(refusal.unwrap_or_else(no_engine))
+    }
+
     /// The engines that are up, the least busy first; where none is known to be up, all of them.
     fn by_load(&self) -> Vec<&Engine> {
         let mut engines: Vec<_> = self

@@ -12,19 +12,21 @@ use axum::http::{Method, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
 use crate::error::{Error, ErrorKind};
-use crate::proto::v1;
 use crate::telemetry::Telemetry;
 
 mod accept;
+mod answer;
 mod body;
 mod completions;
+mod echo;
 mod fields;
+mod incoming;
 pub mod lines;
+mod logprobs;
 mod object;
 mod opened;
 mod refusal;
@@ -33,10 +35,12 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod timings;
+mod tokenize;
 mod unary;
 
 pub use accept::StreamFormat;
-pub use body::StreamOptions;
+use answer::{Model, ModelList, Status};
+pub use body::{Route, StreamOptions};
 use refusal::Refusal;
 
 /// The largest body, in bytes.
@@ -71,6 +75,9 @@ pub struct Gateway {
 pub fn router(gateway: Gateway) -> Router {
     Router::new()
         .route("/v1/completions", post(completions::complete))
+        .route("/v1/chat/completions", post(completions::chat))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
         .route("/v1/models", get(list_models))
         .route("/v1/models/{*id}", get(get_model))
         .route("/livez", get(livez))
@@ -97,12 +104,27 @@ async fn limit_headers(request: Request, next: Next) -> Result<Response, Refusal
     Ok(next.run(request).await)
 }
 
+/// Lists the models.
+#[utoipa::path(
+    get,
+    path = "/v1/models",
+    responses((status = 200, description = "The models.", body = ModelList))
+)]
 async fn list_models(State(gateway): State<Gateway>) -> Result<Response, Refusal> {
     let models = gateway.cluster.list_models().await?;
-    let data: Vec<_> = models.iter().map(model_object).collect();
-    Ok(json_response(&json!({"object": "list", "data": data})))
+    Ok(answer::json(&ModelList {
+        object: "list",
+        data: models.into_iter().map(Model::from).collect(),
+    }))
 }
 
+/// Describes a model.
+#[utoipa::path(
+    get,
+    path = "/v1/models/{id}",
+    params(("id" = String, Path, description = "The model's name.", min_length = 1)),
+    responses((status = 200, description = "The model.", body = Model))
+)]
 async fn get_model(
     State(gateway): State<Gateway>,
     id: Result<Path<String>, PathRejection>,
@@ -114,33 +136,52 @@ async fn get_model(
             .into());
     };
     let model = gateway.cluster.get_model(&id).await?;
-    Ok(json_response(&model_object(&model)))
+    Ok(answer::json(&Model::from(model)))
 }
 
-fn model_object(model: &v1::Model) -> Value {
-    json!({
-        "id": model.name,
-        "object": "model",
-        "created": model.created,
-        "owned_by": "tokenway",
-        "max_model_len": model.context_length,
-    })
-}
-
+/// Says that the server runs.
+#[utoipa::path(
+    get,
+    path = "/livez",
+    responses((status = 200, description = "It runs.", body = Status))
+)]
 async fn livez() -> Response {
-    json_response(&json!({"status": "alive"}))
+    answer::json(&Status { status: "alive" })
 }
 
+/// Says whether the server takes requests.
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    responses((status = 200, description = "It takes requests.", body = Status))
+)]
 async fn readyz(State(gateway): State<Gateway>) -> Result<Response, Refusal> {
     (gateway.ready)()?;
-    Ok(json_response(&json!({"status": "ready"})))
+    Ok(answer::json(&Status { status: "ready" }))
 }
 
+/// Says whether the server takes requests, in the words of other servers.
+#[utoipa::path(
+    get,
+    path = "/health",
+    responses((status = 200, description = "It takes requests.", body = Status))
+)]
 async fn health(State(gateway): State<Gateway>) -> Result<Response, Refusal> {
     (gateway.ready)()?;
-    Ok(json_response(&json!({"status": "healthy"})))
+    Ok(answer::json(&Status { status: "healthy" }))
 }
 
+/// Shows what is counted, in Prometheus's text format.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    responses((
+        status = 200,
+        description = "The metrics.",
+        body = String,
+        content_type = "text/plain"
+    ))
+)]
 async fn metrics(State(gateway): State<Gateway>) -> Response {
     let text = gateway.telemetry.render();
     (
@@ -161,8 +202,4 @@ async fn not_found(uri: Uri) -> Refusal {
 async fn method_not_allowed(method: Method, uri: Uri) -> Refusal {
     let message = format!("{} does not answer {method}.", uri.path());
     Error::new(ErrorKind::MethodNotAllowed, message).into()
-}
-
-fn json_response(value: &Value) -> Response {
-    ([(CONTENT_TYPE, "application/json")], value.to_string()).into_response()
 }

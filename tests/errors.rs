@@ -68,9 +68,24 @@ async fn bad_bodies_are_refused_with_their_field() {
         (json!({"prompt": "a", "n": 129}), "invalid_value", "n"),
         (json!({"prompt": "a", "stop": ""}), "invalid_value", "stop"),
         (
-            json!({"prompt": "a", "logprobs": 1}),
+            json!({"prompt": "a", "suffix": "b"}),
             "unsupported_parameter",
+            "suffix",
+        ),
+        (
+            json!({"prompt": "a", "logprobs": 6}),
+            "invalid_value",
             "logprobs",
+        ),
+        (
+            json!({"prompt": "a", "min_tokens": 17}),
+            "invalid_value",
+            "min_tokens",
+        ),
+        (
+            json!({"prompt": [1], "suffix": "b"}),
+            "invalid_value",
+            "suffix",
         ),
         (
             json!({"prompt": "a", "nonsense": 1}),
@@ -239,6 +254,10 @@ async fn paths_methods_types_and_sizes_are_refused_with_the_error_object() {
         ),
         (
             completion(&body).without_header("content-type"),
+            refused(415, "unsupported_media_type", None),
+        ),
+        (
+            completion(&body).header("content-encoding", "gzip"),
             refused(415, "unsupported_media_type", None),
         ),
         (

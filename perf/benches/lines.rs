@@ -6,7 +6,7 @@ use std::hint::black_box;
 use bytes::BytesMut;
 use criterion::{Criterion, Throughput};
 use tokenway::gateway::lines::{ChoiceTokens, Head, Lines};
-use tokenway::gateway::{StreamFormat, StreamOptions};
+use tokenway::gateway::{Route, StreamFormat, StreamOptions};
 use tokenway::tokens::{Stamp, TextToken, TokenBatch};
 
 /// The most tokens of one event.
@@ -37,7 +37,7 @@ fn lines(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("lines");
     group.throughput(Throughput::Elements(u64::from(TOKENS)));
     for (name, format, options, tokens) in cases {
-        let lines = Lines::new(format, options, head());
+        let mut lines = Lines::new(format, options, head());
         let mut out = BytesMut::new();
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
@@ -58,6 +58,7 @@ fn lines(criterion: &mut Criterion) {
 /// As long as a real response's.
 fn head() -> Head {
     Head {
+        route: Route::Completions,
         id: "cmpl-00000000-0000-4000-8000-000000000000".to_owned(),
         created: 1_700_000_000,
         model: "llm-test".to_owned(),

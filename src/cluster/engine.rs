@@ -66,6 +66,13 @@ trait InProcess: Send + Sync {
 
     async fn get_model(&self, request: v1::GetModelRequest)
     -> Result<v1::GetModelResponse, Status>;
+
+    async fn tokenize(&self, request: v1::TokenizeRequest) -> Result<v1::TokenizeResponse, Status>;
+
+    async fn detokenize(
+        &self,
+        request: v1::DetokenizeRequest,
+    ) -> Result<v1::DetokenizeResponse, Status>;
 }
 
 #[tonic::async_trait]
@@ -89,6 +96,19 @@ impl<I: Inference> InProcess for I {
     ) -> Result<v1::GetModelResponse, Status> {
         let request = Request::new(request);
         Ok(Inference::get_model(self, request).await?.into_inner())
+    }
+
+    async fn tokenize(&self, request: v1::TokenizeRequest) -> Result<v1::TokenizeResponse, Status> {
+        let request = Request::new(request);
+        Ok(Inference::tokenize(self, request).await?.into_inner())
+    }
+
+    async fn detokenize(
+        &self,
+        request: v1::DetokenizeRequest,
+    ) -> Result<v1::DetokenizeResponse, Status> {
+        let request = Request::new(request);
+        Ok(Inference::detokenize(self, request).await?.into_inner())
     }
 }
 
@@ -175,6 +195,32 @@ impl Engine {
             }
         };
         Ok(found.model)
+    }
+
+    pub(super) async fn tokenize(
+        &self,
+        request: v1::TokenizeRequest,
+    ) -> Result<v1::TokenizeResponse, Status> {
+        match &self.reach {
+            Reach::InProcess(service) => service.tokenize(request).await,
+            Reach::Elsewhere(connections) => {
+                let response = connections.client().tokenize(request).await?;
+                Ok(response.into_inner())
+            }
+        }
+    }
+
+    pub(super) async fn detokenize(
+        &self,
+        request: v1::DetokenizeRequest,
+    ) -> Result<v1::DetokenizeResponse, Status> {
+        match &self.reach {
+            Reach::InProcess(service) => service.detokenize(request).await,
+            Reach::Elsewhere(connections) => {
+                let response = connections.client().detokenize(request).await?;
+                Ok(response.into_inner())
+            }
+        }
     }
 
     fn lease(&self) -> Lease {

@@ -14,19 +14,34 @@ pub enum StreamFormat {
     Sse,
 }
 
-/// What an entry of `Accept` asks for, the best first where the client has no preference of its own.
-const MEANINGS: [(&str, Option<StreamFormat>); 7] = [
-    ("application/x-ndjson", Some(StreamFormat::Ndjson)),
-    ("application/jsonl", Some(StreamFormat::Ndjson)),
-    ("text/event-stream", Some(StreamFormat::Sse)),
+/// What asks for a form by its name, the best first where the client has no preference of its own.
+const NAMES: [(&str, StreamFormat); 4] = [
+    ("application/x-ndjson", StreamFormat::Ndjson),
+    ("application/jsonl", StreamFormat::Ndjson),
+    ("text/event-stream", StreamFormat::Sse),
     // What OpenAI's clients send, which read server-sent events only.
-    ("application/json", Some(StreamFormat::Sse)),
-    ("text/*", Some(StreamFormat::Sse)),
-    ("application/*", None),
-    ("*/*", None),
+    ("application/json", StreamFormat::Sse),
 ];
 
-/// The form for these headers; `default` where the client takes anything.
+impl StreamFormat {
+    /// The type that a stream of this form is sent as, and the ranges that it is in, from the most specific.
+    fn media_type(self) -> [&'static str; 3] {
+        match self {
+            Self::Ndjson => ["application/x-ndjson", "application/*", "*/*"],
+            Self::Sse => ["text/event-stream", "text/*", "*/*"],
+        }
+    }
+
+    fn other(self) -> Self {
+        match self {
+            Self::Ndjson => Self::Sse,
+            Self::Sse => Self::Ndjson,
+        }
+    }
+}
+
+/// The form for these headers; `default` where the client takes anything. The quality of a type is that of
+/// the most specific range that it is in (RFC 9110, section 12.5.1).
 ///
 /// # Errors
 /// When the client takes no form there is.
@@ -45,30 +60,25 @@ pub(super) fn negotiate(headers: &HeaderMap, default: StreamFormat) -> Result<St
             .find(|entry| entry.name == name)
             .map(|entry| entry.quality)
     };
+    let named = NAMES.map(|(name, format)| (quality_of(name), format));
+    let by_a_range = [default, default.other()].map(|format| {
+        let [name, ranges @ ..] = format.media_type();
+        let quality = match quality_of(name) {
+            Some(_) => None,
+            None => ranges.into_iter().find_map(quality_of),
+        };
+        (quality, format)
+    });
     let mut best: Option<(u16, StreamFormat)> = None;
-    for (name, meaning) in MEANINGS {
-        let Some(quality) = quality_of(name).filter(|quality| *quality > 0) else {
+    for (quality, format) in named.into_iter().chain(by_a_range) {
+        let Some(quality) = quality.filter(|quality| *quality > 0) else {
             continue;
         };
-        let format = meaning.unwrap_or_else(|| not_excluded(default, quality_of));
         if best.is_none_or(|(known, _)| quality > known) {
             best = Some((quality, format));
         }
     }
     best.map(|(_, format)| format).ok_or_else(not_acceptable)
-}
-
-/// What a wildcard stands for: the default, unless the client has excluded just that.
-fn not_excluded(default: StreamFormat, quality_of: impl Fn(&str) -> Option<u16>) -> StreamFormat {
-    let (name, other) = match default {
-        StreamFormat::Ndjson => ("application/x-ndjson", StreamFormat::Sse),
-        StreamFormat::Sse => ("text/event-stream", StreamFormat::Ndjson),
-    };
-    if quality_of(name) == Some(0) {
-        other
-    } else {
-        default
-    }
 }
 
 struct Entry {
@@ -165,11 +175,28 @@ mod tests {
     }
 
     #[test]
+    fn a_type_has_the_quality_of_the_most_specific_range_that_it_is_in() {
+        for (accept, expected) in [
+            ("application/x-ndjson;q=0.1, */*", StreamFormat::Sse),
+            ("*/*, application/x-ndjson;q=0.1", StreamFormat::Sse),
+            ("application/*;q=0.2, */*;q=0.1", StreamFormat::Ndjson),
+            ("application/*;q=0.1, */*;q=0.2", StreamFormat::Sse),
+            ("text/*;q=0.3, application/*;q=0.5", StreamFormat::Ndjson),
+            ("text/event-stream;q=0.1, text/*", StreamFormat::Sse),
+        ] {
+            assert_eq!(form(accept), Some(expected), "{accept}");
+        }
+    }
+
+    #[test]
     fn what_is_excluded_is_not_sent() {
         assert_eq!(
             form("application/x-ndjson;q=0, */*"),
             Some(StreamFormat::Sse)
         );
+        let but_for_text = "text/*;q=0, */*";
+        assert_eq!(form(but_for_text), Some(StreamFormat::Ndjson));
+        assert_eq!(form("application/*;q=0, */*"), Some(StreamFormat::Sse));
         assert_eq!(form("text/html"), None);
         assert_eq!(form("application/x-ndjson;q=0"), None);
     }

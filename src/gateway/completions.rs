@@ -1,90 +1,200 @@
-//! `POST /v1/completions`, from the request's head to the response's.
+//! `POST /v1/completions` and `POST /v1/chat/completions`, from the request's head to the response's.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::extract::{Extension, Request, State};
-use axum::http::HeaderMap;
 use axum::http::HeaderValue;
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, VARY};
+use axum::http::header::VARY;
 use axum::response::Response;
-use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use bytes::BytesMut;
 use tokio::time::{Instant, timeout_at};
 
+use super::Gateway;
 use super::accept::{StreamFormat, negotiate};
-use super::body::CompletionBody;
+use super::answer::{ChatCompletion, Completion};
+use super::body::chat::ChatBody;
+use super::body::completions::CompletionsBody;
+use super::body::{Asked, Route, StreamOptions};
+use super::echo::Echo;
+use super::incoming::Incoming;
 use super::lines::{Head, Lines};
 use super::opened::{Merged, Opened, deadline_exceeded, stopped};
 use super::refusal::Refusal;
-use super::stream::{Leaving, TokenBody};
+use super::stream::{Leaving, TokenBody, Told};
 use super::unary;
-use super::{BODY_LIMIT, Gateway};
 use crate::delivery::{DoorClock, Flush};
-use crate::error::{Error, ErrorKind};
-use crate::request::{LONGEST_TIMEOUT, RequestId};
-use crate::telemetry::{Door, Lane};
+use crate::error::Error;
+use crate::request::RequestId;
+use crate::telemetry::{CountedRequest, Door, Lane};
 
 /// How long the engine may take to tell of a deadline that has passed before the gateway does.
 const DEADLINE_GRACE: Duration = Duration::from_secs(1);
 
-/// Answers a request for completions.
+/// Completes prompts.
+#[utoipa::path(
+    post,
+    path = "/v1/completions",
+    request_body = CompletionsBody,
+    responses((
+        status = 200,
+        description = "The completion; with `stream: true` its tokens, one a line or one an event.",
+        content(
+            (Completion = "application/json"),
+            (String = "application/x-ndjson"),
+            (String = "text/event-stream"),
+        ),
+        headers(("vary" = String, description = "`accept`."))
+    ))
+)]
 pub(super) async fn complete(
     State(gateway): State<Gateway>,
     Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, Refusal> {
+    answer(&gateway, &id, request, Route::Completions).await
+}
+
+/// Goes on with a conversation.
+#[utoipa::path(
+    post,
+    path = "/v1/chat/completions",
+    request_body = ChatBody,
+    responses((
+        status = 200,
+        description = "The answer; with `stream: true` its tokens, one a line or one an event.",
+        content(
+            (ChatCompletion = "application/json"),
+            (String = "application/x-ndjson"),
+            (String = "text/event-stream"),
+        ),
+        headers(("vary" = String, description = "`accept`."))
+    ))
+)]
+pub(super) async fn chat(
+    State(gateway): State<Gateway>,
+    Extension(id): Extension<RequestId>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    answer(&gateway, &id, request, Route::Chat).await
+}
+
+async fn answer(
+    gateway: &Gateway,
+    id: &RequestId,
+    request: Request,
+    route: Route,
+) -> Result<Response, Refusal> {
     let mut counted = gateway.telemetry.request_admitted(Door::Http);
-    let arrived = Instant::now();
     let flush = request.extensions().get::<Flush>().cloned();
-    let answer = async {
-        let timeout = request_timeout(request.headers())?.unwrap_or(gateway.request_timeout);
-        let accept = request.headers().clone();
-        let body = timeout_at(arrived + timeout, read_body(request)).await;
-        let body = body.map_err(|_| deadline_exceeded())??;
-        let body = CompletionBody::parse(&body)?;
-        let format = body
-            .stream
-            .map(|options| Ok::<_, Error>((negotiate(&accept, gateway.stream_format)?, options)))
-            .transpose()?;
+    match Begun::begin(gateway, id, request, route).await {
+        Ok(begun) => begun.respond(gateway, flush, counted).await,
+        Err(error) => {
+            counted.ended(Err(&error));
+            gateway.telemetry.refused(Door::Http, &error);
+            Err(error.into())
+        }
+    }
+}
+
+/// A request of which a worker has begun.
+struct Begun {
+    asked: Asked,
+    opened: Opened,
+    head: Head,
+    /// The form of its stream, if it is to be one.
+    stream: Option<(StreamFormat, StreamOptions)>,
+    /// How its tokens leave.
+    lane: Lane,
+}
+
+impl Begun {
+    async fn begin(
+        gateway: &Gateway,
+        id: &RequestId,
+        request: Request,
+        route: Route,
+    ) -> Result<Self, Error> {
+        let incoming = Incoming::read(gateway, request).await?;
+        let (asked, default_format) = match route {
+            Route::Completions => (
+                CompletionsBody::parse(&incoming.body)?,
+                gateway.stream_format,
+            ),
+            // What every client of a chat reads.
+            Route::Chat => (ChatBody::parse(&incoming.body)?, StreamFormat::Sse),
+        };
+        let stream = match asked.stream {
+            Some(options) => Some((negotiate(&incoming.headers, default_format)?, options)),
+            None => None,
+        };
         (gateway.open)()?;
-        let lane = match format {
+        let lane = match stream {
             Some((StreamFormat::Ndjson, _)) => Lane::HttpNdjson,
             Some((StreamFormat::Sse, _)) => Lane::HttpSse,
             None => Lane::HttpUnary,
         };
         let opening = Opening {
-            deadline: arrived + timeout,
+            deadline: incoming.deadline,
             lane,
         };
         let opened = tokio::select! {
-            opened = opening.open(&gateway, &body, &id) => opened?,
-            () = gateway.stopping.cancelled() => return Err(stopped()),
+            opened = opening.open(gateway, &asked, id) => opened,
+            () = gateway.stopping.cancelled() => Err(stopped()),
         };
-        Ok((opened, format, lane))
-    };
-    let (opened, format, lane) = match answer.await {
-        Ok(opened) => opened,
-        Err(error) => {
-            counted.ended(Err(&error));
-            gateway.telemetry.refused(Door::Http, &error);
-            return Err(error.into());
-        }
-    };
-    let head = head(&id, &opened);
-    match format {
-        Some((format, options)) => {
-            let lines = Lines::new(format, options, head);
-            let clock = DoorClock::new(&gateway.telemetry, lane, flush.clone());
-            let leaving = Leaving { flush, clock };
-            Ok(TokenBody::new(opened, lines, leaving, counted).into_response(format))
-        }
-        None => {
-            let answer = unary::collect(opened, head).await;
+        let opened = opened.map_err(|error| asked.names.client_error(error))?;
+        Ok(Self {
+            head: head(route, id, &opened),
+            asked,
+            opened,
+            stream,
+            lane,
+        })
+    }
+
+    async fn respond(
+        self,
+        gateway: &Gateway,
+        flush: Option<Flush>,
+        mut counted: CountedRequest,
+    ) -> Result<Response, Refusal> {
+        let is_echoed = self.asked.messages.iter().any(|message| message.echo);
+        let echo = is_echoed.then(|| {
+            let prompts = self.asked.messages.len();
+            Echo::new(prompts, self.opened.choices() / prompts.max(1))
+        });
+        let Some((format, options)) = self.stream else {
+            let answer = unary::collect(self.opened, &self.asked, echo, self.head).await;
+            let answer = answer.map_err(|error| self.asked.names.client_error(error));
             counted.ended(answer.as_ref().map(|_| ()));
-            let mut response = super::json_response(&answer?);
+            let mut response = answer?;
             let headers = response.headers_mut();
             headers.insert(VARY, HeaderValue::from_static("accept"));
-            Ok(response)
+            return Ok(response);
+        };
+        let told = self.told(format, options, echo);
+        let clock = DoorClock::new(&gateway.telemetry, self.lane, flush.clone());
+        let leaving = Leaving { flush, clock };
+        Ok(TokenBody::new(self.opened, told, leaving, counted).into_response(format))
+    }
+
+    /// How the events of its stream are told.
+    fn told(&self, format: StreamFormat, options: StreamOptions, echo: Option<Echo>) -> Told {
+        let mut lines = Lines::new(format, options, self.head.clone());
+        if self.asked.shown.logprobs.is_some() {
+            lines = lines.with_logprobs();
+        }
+        lines.begun(self.opened.first().prompt_tokens);
+        let mut first = BytesMut::new();
+        if self.head.route == Route::Chat {
+            for choice in 0..self.asked.candidates {
+                lines.role(&mut first, choice);
+            }
+        }
+        Told {
+            lines,
+            echo,
+            names: self.asked.names,
+            first,
         }
     }
 }
@@ -101,16 +211,11 @@ impl Opening {
     /// is something to stream, and until then a refusal has a status of its own.
     ///
     /// The RPCs are opened one after the other, so that the first prompt is first in the queue.
-    async fn open(
-        self,
-        gateway: &Gateway,
-        body: &CompletionBody,
-        id: &RequestId,
-    ) -> Result<Opened, Error> {
+    async fn open(self, gateway: &Gateway, asked: &Asked, id: &RequestId) -> Result<Opened, Error> {
         let Self { deadline, lane } = self;
         let opening = async {
-            let mut merged = Merged::new(body.choices_per_prompt);
-            for message in &body.messages {
+            let mut merged = Merged::new(asked.candidates);
+            for message in &asked.messages {
                 let left = deadline.saturating_duration_since(Instant::now());
                 merged.push(gateway.cluster.complete(message, id, left, lane).await?);
             }
@@ -122,89 +227,18 @@ impl Opening {
     }
 }
 
-fn head(id: &RequestId, opened: &Opened) -> Head {
+fn head(route: Route, id: &RequestId, opened: &Opened) -> Head {
     let since_epoch = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
-    Head {
-        id: format!("cmpl-{}", id.0),
-        created: since_epoch.as_secs(),
-        model: opened.model().to_owned(),
-    }
-}
-
-/// The client's own limit, in seconds.
-fn request_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
-    const NAME: &str = "x-request-timeout";
-    let Some(value) = headers.get(NAME) else {
-        return Ok(None);
+    let kind = match route {
+        Route::Completions => "cmpl",
+        Route::Chat => "chatcmpl",
     };
-    let seconds = value
-        .to_str()
-        .ok()
-        .and_then(|text| text.parse::<f64>().ok());
-    seconds
-        .filter(|seconds| *seconds > 0.0)
-        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .map(|timeout| Some(timeout.min(LONGEST_TIMEOUT)))
-        .ok_or_else(|| {
-            Error::invalid_value(
-                NAME,
-                "x-request-timeout must be a number of seconds above 0.",
-            )
-        })
-}
-
-async fn read_body(request: Request) -> Result<Bytes, Error> {
-    check_content_type(request.headers())?;
-    let declared = request
-        .headers()
-        .get(CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok());
-    if declared
-        .and_then(|text| text.parse::<u64>().ok())
-        .is_some_and(is_too_large)
-    {
-        return Err(too_large());
+    Head {
+        route,
+        id: format!("{kind}-{}", id.0),
+        created: since_epoch.as_secs(),
+        model: opened.first().model.clone(),
     }
-    match Limited::new(request.into_body(), BODY_LIMIT)
-        .collect()
-        .await
-    {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
-        Err(error) => {
-            tracing::debug!(%error, "a request's body could not be read");
-            Err(Error::new(
-                ErrorKind::InvalidJson,
-                "The body could not be read to its end.",
-            ))
-        }
-    }
-}
-
-fn is_too_large(length: u64) -> bool {
-    usize::try_from(length).map_or(true, |length| length > BODY_LIMIT)
-}
-
-fn check_content_type(headers: &HeaderMap) -> Result<(), Error> {
-    let content_type = headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok());
-    let essence = content_type
-        .unwrap_or("")
-        .split(';')
-        .next()
-        .unwrap_or("")
-        .trim();
-    if essence.eq_ignore_ascii_case("application/json") {
-        return Ok(());
-    }
-    let message = "The body must be declared as content-type: application/json.";
-    Err(Error::new(ErrorKind::UnsupportedMediaType, message))
-}
-
-fn too_large() -> Error {
-    let message = format!("The body is larger than {BODY_LIMIT} bytes.");
-    Error::new(ErrorKind::RequestTooLarge, message)
 }

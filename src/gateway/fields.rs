@@ -1,8 +1,7 @@
 //! The fields of a JSON body, taken out one by one with their types checked. What is left over at the
 //! end is unknown.
 
-use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 use super::object;
 use crate::error::{Error, ErrorKind};
@@ -11,8 +10,15 @@ use crate::error::{Error, ErrorKind};
 pub(super) struct Fields {
     fields: Map<String, Value>,
     /// What the fields belong to, such as `stream_options.`, before each name in an error.
-    path: &'static str,
+    path: String,
+    /// Every field that was asked for.
+    #[cfg(test)]
+    pub(super) asked: std::collections::BTreeSet<String>,
 }
+
+/// A field that this server knows and cannot honour, with the values, as a JSON list, that ask for nothing:
+/// OpenAI's defaults.
+pub(super) type Unsupported = (&'static str, &'static str);
 
 impl Fields {
     /// The fields of a body.
@@ -20,22 +26,37 @@ impl Fields {
     /// # Errors
     /// When the body is no JSON or no object, or names a field twice.
     pub(super) fn parse(body: &[u8]) -> Result<Self, Error> {
-        let fields = object::parse(body)?;
-        Ok(Self { fields, path: "" })
+        Ok(Self::new(object::parse(body)?, String::new()))
     }
 
-    /// The fields of an object within this one; empty where it is missing or null.
+    fn new(fields: Map<String, Value>, path: String) -> Self {
+        Self {
+            fields,
+            path,
+            #[cfg(test)]
+            asked: Default::default(),
+        }
+    }
+
+    /// The fields of an object within this one; `None` where it is missing or null.
     ///
     /// # Errors
     /// When it is no object.
-    pub(super) fn object(&mut self, name: &'static str, path: &'static str) -> Result<Self, Error> {
+    pub(super) fn object(&mut self, name: &str) -> Result<Option<Self>, Error> {
         match self.take(name) {
-            None => Ok(Self {
-                fields: Map::new(),
-                path,
-            }),
-            Some(Value::Object(fields)) => Ok(Self { fields, path }),
-            Some(other) => Err(self.wrong_type(name, "an object", &other)),
+            None => Ok(None),
+            Some(value) => self.within(name, value).map(Some),
+        }
+    }
+
+    /// The fields of an object that was found within this one by this name.
+    ///
+    /// # Errors
+    /// When it is no object.
+    pub(super) fn within(&self, name: &str, value: Value) -> Result<Self, Error> {
+        match value {
+            Value::Object(fields) => Ok(Self::new(fields, format!("{}.", self.full_name(name)))),
+            other => Err(self.wrong_type(name, "an object", &other)),
         }
     }
 
@@ -44,9 +65,30 @@ impl Fields {
         self.fields.values().all(Value::is_null)
     }
 
+    /// Whether a field holds anything but null.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.fields.get(name).is_some_and(|value| !value.is_null())
+    }
+
+    /// Every field that is left.
+    pub(super) fn take_all(&mut self) -> Map<String, Value> {
+        std::mem::take(&mut self.fields)
+    }
+
     /// A field's value; `None` where it is missing or null.
     pub(super) fn take(&mut self, name: &str) -> Option<Value> {
+        #[cfg(test)]
+        self.asked.insert(name.to_owned());
         self.fields.remove(name).filter(|value| !value.is_null())
+    }
+
+    /// A field that must be there.
+    pub(super) fn required(&mut self, name: &str) -> Result<Value, Error> {
+        self.take(name).ok_or_else(|| {
+            let name = self.full_name(name);
+            let message = format!("{name} is required.");
+            Error::new(ErrorKind::MissingParameter, message).with_param(name)
+        })
     }
 
     pub(super) fn bool(&mut self, name: &str) -> Result<Option<bool>, Error> {
@@ -58,65 +100,76 @@ impl Fields {
     }
 
     pub(super) fn string(&mut self, name: &str) -> Result<Option<String>, Error> {
-        match self.take(name) {
-            None => Ok(None),
-            Some(Value::String(value)) => Ok(Some(value)),
-            Some(other) => Err(self.wrong_type(name, "a string", &other)),
-        }
+        let value = self.take(name);
+        value.map(|value| self.text(name, value)).transpose()
     }
 
     /// A whole number of the type `T`.
-    pub(super) fn integer<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, Error> {
-        match self.take(name) {
-            None => Ok(None),
-            Some(value @ Value::Number(_)) if value.is_i64() || value.is_u64() => {
-                let out_of_range = format!("{} is out of range.", self.full_name(name));
-                serde_json::from_value(value)
-                    .map(Some)
-                    .map_err(|_| Error::invalid_value(&self.full_name(name), out_of_range))
-            }
-            // Beyond what any integer type holds JSON's numbers are floats.
-            Some(Value::Number(number)) if number.as_f64().is_some_and(is_huge) => {
-                let name = self.full_name(name);
-                Err(Error::invalid_value(
-                    &name,
-                    format!("{name} is out of range."),
-                ))
-            }
-            Some(other) => Err(self.wrong_type(name, "an integer", &other)),
-        }
+    pub(super) fn integer<T: TryFrom<i128>>(&mut self, name: &str) -> Result<Option<T>, Error> {
+        let value = self.take(name);
+        value.map(|value| self.whole(name, &value)).transpose()
     }
 
     pub(super) fn number(&mut self, name: &str) -> Result<Option<f32>, Error> {
+        let value = self.take(name);
+        value.map(|value| self.float(name, &value)).transpose()
+    }
+
+    /// A list; `None` where it is missing or null.
+    pub(super) fn list(&mut self, name: &str, wanted: &str) -> Result<Option<Vec<Value>>, Error> {
         match self.take(name) {
             None => Ok(None),
-            Some(Value::Number(number)) => match number.as_f64().map(narrowed) {
-                Some(number) if number.is_finite() => Ok(Some(number)),
-                Some(_) | None => {
-                    let name = self.full_name(name);
-                    Err(Error::invalid_value(
-                        &name,
-                        format!("{name} is out of range."),
-                    ))
-                }
-            },
-            Some(other) => Err(self.wrong_type(name, "a number", &other)),
+            Some(Value::Array(items)) => Ok(Some(items)),
+            Some(other) => Err(self.wrong_type(name, wanted, &other)),
         }
     }
 
-    /// Refuses a field that cannot be honoured, unless it asks for nothing.
+    /// A value of this name as a string.
+    pub(super) fn text(&self, name: &str, value: Value) -> Result<String, Error> {
+        match value {
+            Value::String(text) => Ok(text),
+            other => Err(self.wrong_type(name, "a string", &other)),
+        }
+    }
+
+    /// A value of this name as a whole number.
+    pub(super) fn whole<T: TryFrom<i128>>(&self, name: &str, value: &Value) -> Result<T, Error> {
+        match value {
+            Value::Number(number) => match whole_number(number) {
+                Some(number) => T::try_from(number).map_err(|_| self.out_of_range(name)),
+                None => Err(self.wrong_type(name, "an integer", value)),
+            },
+            other => Err(self.wrong_type(name, "an integer", other)),
+        }
+    }
+
+    /// A value of this name as a number.
+    pub(super) fn float(&self, name: &str, value: &Value) -> Result<f32, Error> {
+        let Value::Number(number) = value else {
+            return Err(self.wrong_type(name, "a number", value));
+        };
+        let number = number.as_f64().map(narrowed);
+        number
+            .filter(|number| number.is_finite())
+            .ok_or_else(|| self.out_of_range(name))
+    }
+
+    /// Refuses the fields of a table, but where they ask for nothing.
     ///
     /// # Errors
-    /// When it holds anything but null or one of these values.
-    pub(super) fn refuse(&mut self, name: &str, asks_nothing: &[Value]) -> Result<(), Error> {
-        match self.take(name) {
-            Some(value) if !asks_nothing.contains(&value) => {
-                let name = self.full_name(name);
-                let message = format!("{name} is not supported by this server.");
-                Err(Error::new(ErrorKind::UnsupportedParameter, message).with_param(name))
+    /// When one holds anything but null or what the table lets pass.
+    pub(super) fn refuse(&mut self, table: &[Unsupported]) -> Result<(), Error> {
+        for (name, asks_nothing) in table {
+            let Some(value) = self.take(name) else {
+                continue;
+            };
+            let asks_nothing: Vec<Value> =
+                serde_json::from_str(asks_nothing).expect("a table holds lists of JSON");
+            if !asks_nothing.contains(&value) {
+                return Err(self.unsupported(name));
             }
-            Some(_) | None => Ok(()),
         }
+        Ok(())
     }
 
     /// Refuses what has not been taken.
@@ -140,14 +193,44 @@ impl Fields {
         Error::new(ErrorKind::InvalidType, message).with_param(name)
     }
 
+    /// The field's value is not one of those that it may have.
+    pub(super) fn invalid(&self, name: &str, rule: &str) -> Error {
+        let name = self.full_name(name);
+        Error::invalid_value(&name, format!("{name} must {rule}."))
+    }
+
+    /// The field, or its value, is known and cannot be honoured.
+    pub(super) fn unsupported(&self, name: &str) -> Error {
+        let name = self.full_name(name);
+        let message = format!("{name} is not supported by this server.");
+        Error::new(ErrorKind::UnsupportedParameter, message).with_param(name)
+    }
+
+    fn out_of_range(&self, name: &str) -> Error {
+        let name = self.full_name(name);
+        Error::invalid_value(&name, format!("{name} is out of range."))
+    }
+
     fn full_name(&self, name: &str) -> String {
         format!("{}{name}", self.path)
     }
 }
 
-/// Whether a number is larger than every integer type's.
-fn is_huge(number: f64) -> bool {
-    number.abs() >= 9.2e18
+/// The number where it is whole: in JSON `16.0`, and `-0`, are. One that no integer type of ours holds is
+/// larger than all of them.
+fn whole_number(number: &Number) -> Option<i128> {
+    if let Some(number) = number.as_i64() {
+        return Some(number.into());
+    }
+    if let Some(number) = number.as_u64() {
+        return Some(number.into());
+    }
+    let number = number.as_f64().filter(|number| number.fract() == 0.0)?;
+    #[expect(
+        clippy::as_conversions,
+        reason = "there is no other way to make an integer of a float; this one saturates"
+    )]
+    Some(number as i128)
 }
 
 /// The number as the engine takes it. The bounds of ranges are whole numbers, so rounding must not land

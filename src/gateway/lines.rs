@@ -2,14 +2,23 @@
 //! same in all of them, because this runs for every token.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::accept::StreamFormat;
-use super::body::StreamOptions;
-use super::refusal::error_object;
+use super::answer::Usage;
+use super::body::{Route, StreamOptions};
+use super::echo::Prompt;
+use super::logprobs::{ChatLogprobs, CompletionLogprobs, characters};
+use super::refusal::ErrorObject;
 use crate::error::Error;
-use crate::proto::v1;
-use crate::tokens::{Stamp, TextToken, TokenBatch};
+use crate::tokens::{TextToken, TokenBatch};
+
+mod json;
+#[cfg(test)]
+mod tests;
+
+use json::{put_json_string, put_number, put_stamp};
 
 /// What one line takes besides its prefix, about: a short text, and what stands around it.
 const LINE: usize = 96;
@@ -23,18 +32,30 @@ pub struct Lines {
     options: StreamOptions,
     /// Everything up to the choice's index.
     prefix: Bytes,
+    /// Everything between the choice's index and a text.
+    before_text: &'static str,
+    /// What closes a text.
+    after_text: &'static str,
     /// Everything after the text of a token with which nothing ends; `None` where each token has an
-    /// end of its own, with its id or its times.
+    /// end of its own, with its id, its times or its log probabilities.
     tail: Option<Bytes>,
-    /// Everything after the finish reason and the token's ids and times.
-    suffix: &'static str,
+    has_logprobs: bool,
+    /// For each choice, how many characters its lines have so far. Only for the log probabilities of
+    /// completions.
+    offsets: Vec<u64>,
+    /// Tokens of the prompts that have begun.
+    prompt_tokens: u64,
+    /// Tokens that have their line.
+    completion_tokens: u64,
     head: Head,
 }
 
 /// What every object of a response has in common.
 #[derive(Clone)]
 pub struct Head {
-    /// The response's id, `cmpl-…`.
+    /// Which kind of object it is.
+    pub route: Route,
+    /// The response's id, `cmpl-…` or `chatcmpl-…`.
     pub id: String,
     /// When it was made, in seconds since the Unix epoch.
     pub created: u64,
@@ -52,23 +73,29 @@ pub struct ChoiceTokens<'a> {
     pub finish_reason: Option<&'static str>,
 }
 
-/// OpenAI's name of a finish reason.
-pub(super) fn finish_reason(reason: v1::FinishReason) -> Option<&'static str> {
-    match reason {
-        v1::FinishReason::Unspecified => None,
-        v1::FinishReason::Stop => Some("stop"),
-        v1::FinishReason::Length => Some("length"),
-    }
+/// What follows a line's text.
+#[derive(Default)]
+struct Rest<'a> {
+    token: Option<&'a TextToken<'a>>,
+    logprobs: Option<LineLogprobs>,
+    finish_reason: Option<&'static str>,
 }
 
-/// OpenAI's usage object.
-pub(super) fn usage_object(usage: &v1::Usage) -> Value {
-    let (prompt, completion) = (usage.prompt_tokens, usage.completion_tokens);
-    json!({
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": u64::from(prompt) + u64::from(completion),
-    })
+/// The log probabilities of one line.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum LineLogprobs {
+    Completion(CompletionLogprobs),
+    Chat(ChatLogprobs),
+}
+
+impl Head {
+    fn object(&self) -> &'static str {
+        match self.route {
+            Route::Completions => "text_completion",
+            Route::Chat => "chat.completion.chunk",
+        }
+    }
 }
 
 impl Lines {
@@ -78,37 +105,79 @@ impl Lines {
         let mut prefix = BytesMut::new();
         prefix.put_slice(b"{\"id\":");
         put_json_string(&mut prefix, &head.id);
-        prefix.put_slice(b",\"object\":\"text_completion\",\"created\":");
+        prefix.put_slice(b",\"object\":");
+        put_json_string(&mut prefix, head.object());
+        prefix.put_slice(b",\"created\":");
         put_number(&mut prefix, head.created);
         prefix.put_slice(b",\"model\":");
         put_json_string(&mut prefix, &head.model);
         prefix.put_slice(b",\"choices\":[{\"index\":");
-        let suffix = if options.include_usage {
-            ",\"usage\":null}"
-        } else {
-            "}"
+        let (before_text, after_text) = match head.route {
+            Route::Completions => (",\"text\":", ""),
+            Route::Chat => (",\"delta\":{\"content\":", "}"),
         };
         let mut lines = Self {
             format,
             options,
             prefix: prefix.freeze(),
+            before_text,
+            after_text,
             tail: None,
-            suffix,
+            has_logprobs: false,
+            offsets: Vec::new(),
+            prompt_tokens: 0,
+            completion_tokens: 0,
             head,
         };
-        if !options.return_token_ids && !options.include_stamps {
+        if !options.return_token_ids && !options.include_stamps && !options.continuous_usage_stats {
             let mut tail = BytesMut::new();
-            lines.put_tail(&mut tail, None, None);
+            tail.put_slice(after_text.as_bytes());
+            lines.put_rest(&mut tail, &Rest::default());
             lines.tail = Some(tail.freeze());
         }
         lines
     }
 
+    /// The same lines with each token's log probabilities.
+    #[must_use]
+    pub fn with_logprobs(mut self) -> Self {
+        self.tail = None;
+        self.has_logprobs = true;
+        self
+    }
+
+    /// Counts a prompt that has begun.
+    pub(super) fn begun(&mut self, prompt_tokens: u32) {
+        self.prompt_tokens += u64::from(prompt_tokens);
+    }
+
+    /// The line that comes before a chat's choice: who speaks.
+    pub(super) fn role(&self, out: &mut BytesMut, index: u32) {
+        self.put_head(out, index);
+        out.put_slice(b",\"delta\":{\"role\":\"assistant\",\"content\":\"\"}");
+        self.put_rest(out, &Rest::default());
+    }
+
+    /// The line that comes before a choice whose prompt is echoed.
+    pub(super) fn prompt(&mut self, out: &mut BytesMut, index: u32, prompt: &Prompt) {
+        let logprobs = self.has_logprobs.then(|| prompt.logprobs());
+        *self.offset(index) = characters(&prompt.text);
+        self.put_head(out, index);
+        self.put_text(out, &prompt.text);
+        let rest = Rest {
+            logprobs: logprobs
+                .filter(|logprobs| !logprobs.is_empty())
+                .map(LineLogprobs::Completion),
+            ..Rest::default()
+        };
+        self.put_rest(out, &rest);
+    }
+
     /// One line for each token; one without text where the choice ends with no token.
-    pub fn tokens(&self, out: &mut BytesMut, choice: &ChoiceTokens<'_>) {
+    pub fn tokens(&mut self, out: &mut BytesMut, choice: &ChoiceTokens<'_>) {
         let Some(last) = choice.tokens.len().checked_sub(1) else {
             if choice.finish_reason.is_some() {
-                self.line(out, choice.index, None, choice.finish_reason);
+                self.end_without_token(out, choice);
             }
             return;
         };
@@ -120,18 +189,13 @@ impl Lines {
         out.reserve(choice.tokens.len() * (self.prefix.len() + LINE + stamp));
         for (at, token) in choice.tokens.iter().enumerate() {
             let finish_reason = choice.finish_reason.filter(|_| at == last);
-            self.line(out, choice.index, Some(&token), finish_reason);
+            self.token(out, choice.index, &token, finish_reason);
         }
     }
 
     /// The last object of a stream that shows what it used or what it took. `timings` are asked for
     /// only where they are shown.
-    pub(super) fn last(
-        &self,
-        out: &mut BytesMut,
-        usage: &v1::Usage,
-        timings: impl FnOnce() -> Value,
-    ) {
+    pub(super) fn last(&self, out: &mut BytesMut, usage: Usage, timings: impl FnOnce() -> Value) {
         let StreamOptions {
             include_usage,
             include_timings,
@@ -142,18 +206,18 @@ impl Lines {
         }
         let mut object = json!({
             "id": self.head.id,
-            "object": "text_completion",
+            "object": self.head.object(),
             "created": self.head.created,
             "model": self.head.model,
             "choices": [],
         });
         if include_usage {
-            object["usage"] = usage_object(usage);
+            object["usage"] = json!(usage);
         }
         if include_timings {
             object["timings"] = timings();
         }
-        self.object(out, &object);
+        self.put_object(out, &object);
     }
 
     /// The end of a stream that succeeded.
@@ -165,10 +229,7 @@ impl Lines {
 
     /// The end of a stream that failed.
     pub(super) fn error(&self, out: &mut BytesMut, error: &Error, tokens_delivered: u64) {
-        let mut object = error_object(error);
-        object["error"]["tokens_delivered"] = json!(tokens_delivered);
-        object["error"]["retryable"] = json!(error.kind.is_retryable());
-        self.object(out, &object);
+        self.put_object(out, &ErrorObject::in_stream(error, tokens_delivered));
     }
 
     /// What keeps a silent stream alive, where the form has such a thing.
@@ -179,56 +240,127 @@ impl Lines {
         }
     }
 
-    fn line(
-        &self,
+    fn token(
+        &mut self,
         out: &mut BytesMut,
         index: u32,
-        token: Option<&TextToken<'_>>,
-        finish_reason: Option<&str>,
+        token: &TextToken<'_>,
+        finish_reason: Option<&'static str>,
     ) {
-        self.begin(out);
-        out.put_slice(&self.prefix);
-        put_number(out, index);
-        out.put_slice(b",\"text\":");
-        put_json_string(out, token.map_or("", |token| token.text));
+        self.completion_tokens += 1;
+        self.put_head(out, index);
         match &self.tail {
-            Some(tail) if finish_reason.is_none() => out.put_slice(tail),
-            Some(_) | None => self.put_tail(out, token, finish_reason),
+            Some(tail) if finish_reason.is_none() => {
+                out.put_slice(self.before_text.as_bytes());
+                put_json_string(out, token.text);
+                out.put_slice(tail);
+            }
+            Some(_) | None => {
+                self.put_text(out, token.text);
+                let rest = Rest {
+                    token: Some(token),
+                    logprobs: self.logprobs(index, token),
+                    finish_reason,
+                };
+                self.put_rest(out, &rest);
+            }
         }
     }
 
+    fn end_without_token(&self, out: &mut BytesMut, choice: &ChoiceTokens<'_>) {
+        self.put_head(out, choice.index);
+        match self.head.route {
+            Route::Completions => self.put_text(out, ""),
+            Route::Chat => out.put_slice(b",\"delta\":{}"),
+        }
+        let rest = Rest {
+            finish_reason: choice.finish_reason,
+            ..Rest::default()
+        };
+        self.put_rest(out, &rest);
+    }
+
+    fn logprobs(&mut self, index: u32, token: &TextToken<'_>) -> Option<LineLogprobs> {
+        if !self.has_logprobs {
+            return None;
+        }
+        match self.head.route {
+            Route::Completions => {
+                let offset = self.offset(index);
+                let begin = *offset;
+                *offset += characters(token.text);
+                let mut logprobs = CompletionLogprobs::default();
+                logprobs.push(token, begin);
+                (!logprobs.is_empty()).then_some(LineLogprobs::Completion(logprobs))
+            }
+            Route::Chat => {
+                let mut logprobs = ChatLogprobs::default();
+                logprobs.push(token);
+                (!logprobs.is_empty()).then_some(LineLogprobs::Chat(logprobs))
+            }
+        }
+    }
+
+    /// How many characters a choice's lines have so far.
+    fn offset(&mut self, index: u32) -> &mut u64 {
+        let at = usize::try_from(index).expect("there are at most 128 choices");
+        if self.offsets.len() <= at {
+            self.offsets.resize(at + 1, 0);
+        }
+        &mut self.offsets[at]
+    }
+
+    /// Everything up to the text.
+    fn put_head(&self, out: &mut BytesMut, index: u32) {
+        self.begin(out);
+        out.put_slice(&self.prefix);
+        put_number(out, index);
+    }
+
+    fn put_text(&self, out: &mut BytesMut, text: &str) {
+        out.put_slice(self.before_text.as_bytes());
+        put_json_string(out, text);
+        out.put_slice(self.after_text.as_bytes());
+    }
+
     /// Everything after the text.
-    fn put_tail(
-        &self,
-        out: &mut BytesMut,
-        token: Option<&TextToken<'_>>,
-        finish_reason: Option<&str>,
-    ) {
-        out.put_slice(b",\"logprobs\":null,\"finish_reason\":");
-        match finish_reason {
+    fn put_rest(&self, out: &mut BytesMut, rest: &Rest<'_>) {
+        out.put_slice(b",\"logprobs\":");
+        match &rest.logprobs {
+            None => out.put_slice(b"null"),
+            Some(logprobs) => put_json(out, logprobs),
+        }
+        out.put_slice(b",\"finish_reason\":");
+        match rest.finish_reason {
             None => out.put_slice(b"null"),
             Some(reason) => put_json_string(out, reason),
         }
         if self.options.return_token_ids {
             out.put_slice(b",\"token_ids\":[");
-            if let Some(token) = token {
+            if let Some(token) = rest.token {
                 put_number(out, token.id);
             }
             out.put_slice(b"]");
         }
         out.put_slice(b"}]");
         if self.options.include_stamps
-            && let Some(token) = token
+            && let Some(token) = rest.token
         {
             put_stamp(out, token.stamp);
         }
-        out.put_slice(self.suffix.as_bytes());
+        if self.options.continuous_usage_stats {
+            out.put_slice(b",\"usage\":");
+            put_json(out, &Usage::new(self.prompt_tokens, self.completion_tokens));
+        } else if self.options.include_usage {
+            out.put_slice(b",\"usage\":null");
+        }
+        out.put_slice(b"}");
         self.end(out);
     }
 
-    fn object(&self, out: &mut BytesMut, object: &Value) {
+    fn put_object(&self, out: &mut BytesMut, object: &impl Serialize) {
         self.begin(out);
-        out.put_slice(object.to_string().as_bytes());
+        put_json(out, object);
         self.end(out);
     }
 
@@ -246,173 +378,6 @@ impl Lines {
     }
 }
 
-fn put_number(out: &mut BytesMut, number: impl itoa::Integer) {
-    out.put_slice(itoa::Buffer::new().format(number).as_bytes());
-}
-
-fn put_stamp(out: &mut BytesMut, stamp: Stamp) {
-    out.put_slice(b",\"stamp\":{\"due_ns\":");
-    put_time(out, stamp.due_ns);
-    out.put_slice(b",\"emitted_ns\":");
-    put_time(out, stamp.emitted_ns);
-    out.put_slice(b"}");
-}
-
-/// A time that may be unknown.
-fn put_time(out: &mut BytesMut, time_ns: u64) {
-    match time_ns {
-        0 => out.put_slice(b"null"),
-        time_ns => put_number(out, time_ns),
-    }
-}
-
-/// A JSON string. Most tokens need no escape, and are copied at once.
-fn put_json_string(out: &mut BytesMut, text: &str) {
-    out.put_u8(b'"');
-    let mut rest = text.as_bytes();
-    while let Some(at) = rest.iter().position(|byte| needs_escape(*byte)) {
-        out.put_slice(&rest[..at]);
-        put_escape(out, rest[at]);
-        rest = &rest[at + 1..];
-    }
-    out.put_slice(rest);
-    out.put_u8(b'"');
-}
-
-fn needs_escape(byte: u8) -> bool {
-    byte < 0x20 || byte == b'"' || byte == b'\\'
-}
-
-fn put_escape(out: &mut BytesMut, byte: u8) {
-    match byte {
-        b'"' => out.put_slice(b"\\\""),
-        b'\\' => out.put_slice(b"\\\\"),
-        b'\n' => out.put_slice(b"\\n"),
-        b'\r' => out.put_slice(b"\\r"),
-        b'\t' => out.put_slice(b"\\t"),
-        other => {
-            let digits = b"0123456789abcdef";
-            out.put_slice(b"\\u00");
-            out.put_u8(digits[usize::from(other >> 4)]);
-            out.put_u8(digits[usize::from(other & 0xf)]);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn lines(format: StreamFormat, options: StreamOptions) -> Lines {
-        let head = Head {
-            id: "cmpl-1".to_owned(),
-            created: 7,
-            model: "m\"1".to_owned(),
-        };
-        Lines::new(format, options, head)
-    }
-
-    fn tokens(texts: &[&str]) -> TokenBatch {
-        let stamp = Stamp {
-            due_ns: 1,
-            emitted_ns: 2,
-        };
-        let mut batch = TokenBatch::default();
-        for text in texts {
-            batch.push(TextToken {
-                id: 9,
-                text,
-                stamp,
-                logprobs: None,
-            });
-        }
-        batch
-    }
-
-    fn written(write: impl FnOnce(&mut BytesMut)) -> String {
-        let mut out = BytesMut::new();
-        write(&mut out);
-        String::from_utf8(out.to_vec()).unwrap()
-    }
-
-    #[test]
-    fn a_token_is_one_line_of_openais_object() {
-        let lines = lines(StreamFormat::Ndjson, StreamOptions::default());
-        let tokens = tokens(&["a", "b"]);
-        let text = written(|out| {
-            let choice = ChoiceTokens {
-                index: 3,
-                tokens: &tokens,
-                finish_reason: Some("length"),
-            };
-            lines.tokens(out, &choice);
-        });
-        assert_eq!(
-            text,
-            "{\"id\":\"cmpl-1\",\"object\":\"text_completion\",\"created\":7,\"model\":\"m\\\"1\",\
-             \"choices\":[{\"index\":3,\"text\":\"a\",\"logprobs\":null,\"finish_reason\":null}]}\n\
-             {\"id\":\"cmpl-1\",\"object\":\"text_completion\",\"created\":7,\"model\":\"m\\\"1\",\
-             \"choices\":[{\"index\":3,\"text\":\"b\",\"logprobs\":null,\
-             \"finish_reason\":\"length\"}]}\n"
-        );
-    }
-
-    #[test]
-    fn every_line_is_the_json_that_it_should_be() {
-        let options = StreamOptions {
-            include_usage: true,
-            include_stamps: true,
-            include_timings: true,
-            return_token_ids: true,
-        };
-        let nasty: String = (0..0x30_u8)
-            .map(char::from)
-            .chain("\"\\é😀\u{7f}".chars())
-            .collect();
-        let text = written(|out| {
-            let tokens = tokens(&[&nasty]);
-            let choice = ChoiceTokens {
-                index: 0,
-                tokens: &tokens,
-                finish_reason: None,
-            };
-            lines(StreamFormat::Ndjson, options).tokens(out, &choice);
-        });
-        let line: Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(line["choices"][0]["text"], nasty);
-        assert_eq!(line["choices"][0]["token_ids"], json!([9]));
-        assert_eq!(line["stamp"], json!({"due_ns": 1, "emitted_ns": 2}));
-        assert_eq!(line.get("usage"), Some(&Value::Null));
-        assert_eq!(text.matches('\n').count(), 1);
-    }
-
-    #[test]
-    fn an_end_without_a_token_has_a_line_of_its_own() {
-        let text = written(|out| {
-            let choice = ChoiceTokens {
-                index: 0,
-                tokens: &TokenBatch::default(),
-                finish_reason: Some("stop"),
-            };
-            lines(StreamFormat::Sse, StreamOptions::default()).tokens(out, &choice);
-        });
-        let line: Value =
-            serde_json::from_str(text.strip_prefix("data: ").unwrap().trim_end()).unwrap();
-        assert_eq!(line["choices"][0]["text"], "");
-        assert_eq!(line["choices"][0]["finish_reason"], "stop");
-        assert!(text.ends_with("\n\n"));
-    }
-
-    #[test]
-    fn only_server_sent_events_have_a_done_and_a_keep_alive() {
-        let sse = lines(StreamFormat::Sse, StreamOptions::default());
-        let ndjson = lines(StreamFormat::Ndjson, StreamOptions::default());
-        assert_eq!(written(|out| sse.done(out)), "data: [DONE]\n\n");
-        assert_eq!(written(|out| ndjson.done(out)), "");
-        assert!(
-            sse.keep_alive()
-                .is_some_and(|comment| comment.starts_with(b":"))
-        );
-        assert_eq!(ndjson.keep_alive(), None);
-    }
+fn put_json(out: &mut BytesMut, object: &impl Serialize) {
+    serde_json::to_writer(out.writer(), object).expect("memory takes all that is written");
 }

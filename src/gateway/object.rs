@@ -4,24 +4,21 @@
 use std::fmt;
 
 use serde::Deserializer;
-use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor, value};
+use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::fields::kind_of;
 use crate::error::{Error, ErrorKind};
 
-/// The object within whose keys none may come twice either.
-const NESTED: &str = "stream_options";
-
 /// Reads a body.
 ///
 /// # Errors
-/// When it is no JSON or no object, or names a field twice.
+/// When it is no JSON or no object, or an object in it names a field twice.
 pub(super) fn parse(body: &[u8]) -> Result<Map<String, Value>, Error> {
     let mut repeated = None;
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let keys = UniqueKeys {
-        path: "",
+        place: Place::Body,
         repeated: &mut repeated,
     };
     let value = keys
@@ -44,9 +41,28 @@ pub(super) fn parse(body: &[u8]) -> Result<Map<String, Value>, Error> {
     }
 }
 
-/// Reads a value; where it is an object with a key that comes twice, notes its full name and fails.
+/// Where in the body a value is. It is spelled out only for an error.
+#[derive(Clone, Copy)]
+enum Place<'a> {
+    Body,
+    Field(&'a Place<'a>, &'a str),
+    Item(&'a Place<'a>, usize),
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Body => Ok(()),
+            Self::Field(Self::Body, name) => formatter.write_str(name),
+            Self::Field(within, name) => write!(formatter, "{within}.{name}"),
+            Self::Item(within, index) => write!(formatter, "{within}[{index}]"),
+        }
+    }
+}
+
+/// Reads a value; where an object in it has a key that comes twice, notes its full name and fails.
 struct UniqueKeys<'a> {
-    path: &'static str,
+    place: Place<'a>,
     repeated: &'a mut Option<String>,
 }
 
@@ -68,25 +84,29 @@ impl<'de> Visitor<'de> for UniqueKeys<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut fields = Map::new();
         while let Some(name) = entries.next_key::<String>()? {
+            let place = Place::Field(&self.place, &name);
             if fields.contains_key(&name) {
-                *self.repeated = Some(format!("{}{name}", self.path));
+                *self.repeated = Some(place.to_string());
                 return Err(A::Error::custom("a field is there twice"));
             }
-            let value = if self.path.is_empty() && name == NESTED {
-                entries.next_value_seed(UniqueKeys {
-                    path: "stream_options.",
-                    repeated: self.repeated,
-                })?
-            } else {
-                entries.next_value()?
-            };
+            let value = entries.next_value_seed(UniqueKeys {
+                place,
+                repeated: self.repeated,
+            })?;
             fields.insert(name, value);
         }
         Ok(Value::Object(fields))
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<Value, A::Error> {
-        serde::Deserialize::deserialize(value::SeqAccessDeserializer::new(items))
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut values = Vec::new();
+        while let Some(value) = items.next_element_seed(UniqueKeys {
+            place: Place::Item(&self.place, values.len()),
+            repeated: self.repeated,
+        })? {
+            values.push(value);
+        }
+        Ok(Value::Array(values))
     }
 
     fn visit_unit<E>(self) -> Result<Value, E> {
@@ -112,6 +132,10 @@ impl<'de> Visitor<'de> for UniqueKeys<'_> {
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
         Ok(value.into())
     }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(value.into())
+    }
 }
 
 #[cfg(test)]
@@ -132,6 +156,10 @@ mod tests {
             (
                 r#"{"stream_options": {}, "stream_options": {}}"#,
                 "stream_options",
+            ),
+            (
+                r#"{"messages": [{}, {"content": [{"text": "a", "text": "b"}]}]}"#,
+                "messages[1].content[0].text",
             ),
         ] {
             let error = parse(body.as_bytes()).unwrap_err();

@@ -105,7 +105,8 @@ impl Merged {
 /// A request of which a worker has begun.
 pub(super) struct Opened {
     merged: Merged,
-    model: String,
+    /// What was told of the first prompt that began.
+    first: v1::Started,
     /// Why the server waits no longer for this request.
     given_up: Seldom<Pin<Box<dyn Future<Output = Error> + Send>>>,
 }
@@ -120,8 +121,8 @@ impl Opened {
         deadline: Instant,
         stopping: CancellationToken,
     ) -> Result<Self, Error> {
-        let model = match poll_fn(|cx| merged.poll(cx)).await? {
-            MergedEvent::Started(started) => started.model,
+        let first = match poll_fn(|cx| merged.poll(cx)).await? {
+            MergedEvent::Started(started) => started,
             MergedEvent::Prompt(..) | MergedEvent::Tokens(_) | MergedEvent::Ended(..) => {
                 tracing::error!("an engine's stream did not begin with its start");
                 return Err(Error::internal());
@@ -129,13 +130,14 @@ impl Opened {
         };
         Ok(Self {
             merged,
-            model,
+            first,
             given_up: Seldom::new(Box::pin(given_up(deadline, stopping))),
         })
     }
 
-    pub(super) fn model(&self) -> &str {
-        &self.model
+    /// What was told of the first prompt that began.
+    pub(super) fn first(&self) -> &v1::Started {
+        &self.first
     }
 
     /// How many choices the answer has.

@@ -7,8 +7,12 @@ use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, VARY, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, Response};
 use axum::response::IntoResponse;
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 
+use super::body::Route;
 use crate::error::{Error, ErrorKind};
 
 /// An error on its way to a client that has received nothing yet.
@@ -16,11 +20,7 @@ use crate::error::{Error, ErrorKind};
 pub(super) struct Refusal(Error);
 
 impl From<Error> for Refusal {
-    fn from(mut error: Error) -> Self {
-        // Both of the proto's names for the prompt are one field here.
-        if error.param.as_deref() == Some("prompt_token_ids") {
-            error.param = Some("prompt".to_owned());
-        }
+    fn from(error: Error) -> Self {
         Self(error)
     }
 }
@@ -29,7 +29,8 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response<Body> {
         let Self(error) = self;
         let row = error.kind.row();
-        let mut response = Response::new(Body::from(error_object(&error).to_string()));
+        let object = serde_json::to_vec(&ErrorObject::from(&error));
+        let mut response = Response::new(Body::from(object.expect("it has only texts in it")));
         *response.status_mut() = row.http;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -52,14 +53,119 @@ impl IntoResponse for Refusal {
 }
 
 /// OpenAI's error object.
-pub(super) fn error_object(error: &Error) -> Value {
-    let row = error.kind.row();
-    json!({"error": {
-        "message": error.message,
-        "type": row.error_type,
-        "param": error.param,
-        "code": row.code,
-    }})
+#[derive(Serialize, ToSchema)]
+pub(super) struct ErrorObject<'a> {
+    /// What failed.
+    error: ErrorBody<'a>,
+}
+
+/// What failed, and how.
+#[derive(Serialize, ToSchema)]
+struct ErrorBody<'a> {
+    /// What happened, and what to do about it.
+    message: &'a str,
+    /// The kind of error, such as `invalid_request_error`.
+    r#type: &'static str,
+    /// The field that is at fault.
+    #[schema(required)]
+    param: Option<&'a str>,
+    /// Which error.
+    #[schema(schema_with = code)]
+    code: &'static str,
+    /// In a stream: how many tokens came before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    tokens_delivered: Option<u64>,
+    /// In a stream: whether the same request can succeed later.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    retryable: Option<bool>,
+}
+
+impl<'a> From<&'a Error> for ErrorObject<'a> {
+    fn from(error: &'a Error) -> Self {
+        let row = error.kind.row();
+        Self {
+            error: ErrorBody {
+                message: &error.message,
+                r#type: row.error_type,
+                param: error.param.as_deref(),
+                code: row.code,
+                tokens_delivered: None,
+                retryable: None,
+            },
+        }
+    }
+}
+
+impl<'a> ErrorObject<'a> {
+    /// The last record of a stream that failed after so many tokens.
+    pub(super) fn in_stream(error: &'a Error, tokens_delivered: u64) -> Self {
+        let mut object = Self::from(error);
+        object.error.tokens_delivered = Some(tokens_delivered);
+        object.error.retryable = Some(error.kind.is_retryable());
+        object
+    }
+}
+
+/// Every code that there is.
+fn code() -> RefOr<Schema> {
+    let codes = ErrorKind::ALL.map(|kind| kind.row().code);
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some("Which error."))
+        .enum_values(Some(codes))
+        .into()
+}
+
+/// How a route's clients know the fields that the engine names in its errors.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FieldNames {
+    renamed: &'static [(&'static str, &'static str)],
+    max_tokens: &'static str,
+}
+
+impl FieldNames {
+    /// `/tokenize`, whether it is text or a conversation.
+    pub(super) const TOKENIZE: Self = Self::new(&[("text", "prompt"), ("chat", "messages")]);
+
+    /// `/detokenize`.
+    pub(super) const DETOKENIZE: Self = Self::new(&[("token_ids", "tokens")]);
+
+    const fn new(renamed: &'static [(&'static str, &'static str)]) -> Self {
+        Self {
+            renamed,
+            max_tokens: "max_tokens",
+        }
+    }
+
+    /// Those of a kind of completion.
+    pub(super) fn of(route: Route) -> Self {
+        match route {
+            Route::Completions => Self::new(&[("prompt_token_ids", "prompt")]),
+            Route::Chat => Self::new(&[("chat", "messages"), ("prompt", "messages")]),
+        }
+    }
+
+    /// The client has named its limit by the newer of its two names.
+    pub(super) fn with_max_completion_tokens(self) -> Self {
+        Self {
+            max_tokens: "max_completion_tokens",
+            ..self
+        }
+    }
+
+    /// The error with its field as the client knows it.
+    pub(super) fn client_error(self, mut error: Error) -> Error {
+        if let Some(param) = &mut error.param {
+            let limit = ("max_tokens", self.max_tokens);
+            let mut names = self.renamed.iter().chain([&limit]);
+            if let Some((_, client_name)) = names.find(|(engine_name, _)| engine_name == param) {
+                (*client_name).clone_into(param);
+            }
+        }
+        error
+    }
 }
 
 /// The answer where a handler panicked.
@@ -72,4 +178,33 @@ pub(super) fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response<Body> {
 /// Rounded up: a client that comes back too early is refused again.
 fn whole_seconds(delay: Duration) -> u64 {
     delay.as_secs() + u64::from(delay.subsec_nanos() > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_at_fault_is_named_as_its_client_names_it() {
+        let completions = FieldNames::of(Route::Completions);
+        let chat = FieldNames::of(Route::Chat);
+        for (names, engine_name, client_name) in [
+            (completions, "prompt_token_ids", "prompt"),
+            (completions, "max_tokens", "max_tokens"),
+            (chat, "chat", "messages"),
+            (chat, "max_tokens", "max_tokens"),
+            (
+                chat.with_max_completion_tokens(),
+                "max_tokens",
+                "max_completion_tokens",
+            ),
+            (FieldNames::TOKENIZE, "text", "prompt"),
+            (FieldNames::TOKENIZE, "chat", "messages"),
+            (FieldNames::DETOKENIZE, "token_ids", "tokens"),
+            (FieldNames::DETOKENIZE, "model", "model"),
+        ] {
+            let error = names.client_error(Error::invalid_value(engine_name, ""));
+            assert_eq!(error.param.as_deref(), Some(client_name));
+        }
+    }
 }

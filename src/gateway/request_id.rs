@@ -19,7 +19,7 @@ pub(super) async fn carry(mut request: Request, next: Next) -> Response {
     let (id, problem) = match request.headers().get(&X_REQUEST_ID) {
         None => (RequestId::random(), None),
         Some(value) => match value.to_str() {
-            Ok(id) if !id.is_empty() && id.len() <= LIMIT => (RequestId(id.into()), None),
+            Ok(id) if is_valid(id) => (RequestId(id.into()), None),
             Ok(_) | Err(_) => (RequestId::random(), Some(invalid())),
         },
     };
@@ -31,6 +31,10 @@ pub(super) async fn carry(mut request: Request, next: Next) -> Response {
     };
     response.headers_mut().insert(X_REQUEST_ID, value);
     response
+}
+
+fn is_valid(id: &str) -> bool {
+    (1..=LIMIT).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 fn invalid() -> Error {

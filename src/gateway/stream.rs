@@ -17,8 +17,11 @@ use http_body::Frame;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::accept::StreamFormat;
-use super::lines::{ChoiceTokens, Lines, finish_reason};
+use super::answer::finish_reason;
+use super::echo::Echo;
+use super::lines::{ChoiceTokens, Lines};
 use super::opened::{MergedEvent, Opened};
+use super::refusal::FieldNames;
 use super::timings;
 use crate::delivery::{DoorClock, Flush, Turn};
 use crate::error::Error;
@@ -38,6 +41,9 @@ const LAST_RECORD: Duration = Duration::from_secs(1);
 pub(super) struct TokenBody {
     opened: Option<Opened>,
     lines: Lines,
+    /// The prompts, where they are echoed.
+    echo: Option<Echo>,
+    names: FieldNames,
     /// Where the lines are written. Once a frame has left for the socket its memory is used again.
     buffer: BytesMut,
     flush: Option<Flush>,
@@ -48,6 +54,17 @@ pub(super) struct TokenBody {
     tokens_delivered: u64,
     ending: Ending,
     counted: CountedRequest,
+}
+
+/// How a stream's events are told.
+pub(super) struct Told {
+    pub(super) lines: Lines,
+    /// The prompts, where they are echoed.
+    pub(super) echo: Option<Echo>,
+    /// How the client knows the field that is at fault.
+    pub(super) names: FieldNames,
+    /// What comes before all events.
+    pub(super) first: BytesMut,
 }
 
 /// What watches a response leave.
@@ -77,17 +94,14 @@ enum Ending {
 pub(super) struct UncleanEnd;
 
 impl TokenBody {
-    pub(super) fn new(
-        opened: Opened,
-        lines: Lines,
-        left: Leaving,
-        counted: CountedRequest,
-    ) -> Self {
-        let keep_alive = lines.keep_alive().map(|_| Box::pin(sleep(KEEP_ALIVE)));
+    pub(super) fn new(opened: Opened, told: Told, left: Leaving, counted: CountedRequest) -> Self {
+        let keep_alive = told.lines.keep_alive().map(|_| Box::pin(sleep(KEEP_ALIVE)));
         Self {
             opened: Some(opened),
-            lines,
-            buffer: BytesMut::new(),
+            lines: told.lines,
+            echo: told.echo,
+            names: told.names,
+            buffer: told.first,
             flush: left.flush,
             clock: left.clock,
             keep_alive,
@@ -131,12 +145,19 @@ impl TokenBody {
                     return Poll::Pending;
                 }
                 Poll::Pending => break,
-                Poll::Ready(Ok(MergedEvent::Started(_) | MergedEvent::Prompt(..))) => {}
+                Poll::Ready(Ok(MergedEvent::Started(started))) => {
+                    self.lines.begun(started.prompt_tokens);
+                }
+                Poll::Ready(Ok(MergedEvent::Prompt(prompt, part))) => {
+                    if let Some(echo) = &mut self.echo {
+                        echo.take(prompt, part);
+                    }
+                }
                 Poll::Ready(Ok(MergedEvent::Tokens(tokens))) => {
                     is_lone = has_waited && tokens.tokens.len() == 1 && opened.choices() == 1;
                     self.write(&tokens, turn);
                 }
-                Poll::Ready(Ok(MergedEvent::Ended(usage, timings))) => self.end(&usage, &timings),
+                Poll::Ready(Ok(MergedEvent::Ended(usage, timings))) => self.end(usage, &timings),
                 Poll::Ready(Err(error)) => self.fail(&error),
             }
         }
@@ -149,16 +170,19 @@ impl TokenBody {
             tokens: &tokens.tokens,
             finish_reason: finish_reason(tokens.finish_reason()),
         };
+        if let Some(prompt) = self.echo.as_mut().and_then(|echo| echo.begin(choice.index)) {
+            self.lines.prompt(&mut self.buffer, choice.index, &prompt);
+        }
         self.lines.tokens(&mut self.buffer, &choice);
         let count = u64::try_from(tokens.tokens.len()).unwrap_or(0);
         self.tokens_delivered += count;
         self.clock.written(turn, count);
     }
 
-    fn end(&mut self, usage: &v1::Usage, timings: &v1::Timings) {
+    fn end(&mut self, usage: v1::Usage, timings: &v1::Timings) {
         let stages = self.clock.summaries();
         let timings = || timings::object(timings, stages);
-        self.lines.last(&mut self.buffer, usage, timings);
+        self.lines.last(&mut self.buffer, usage.into(), timings);
         self.lines.done(&mut self.buffer);
         self.counted.ended(Ok(()));
         self.opened = None;
@@ -167,7 +191,8 @@ impl TokenBody {
 
     fn fail(&mut self, error: &Error) {
         let buffer = &mut self.buffer;
-        self.lines.error(buffer, error, self.tokens_delivered);
+        let told = self.names.client_error(error.clone());
+        self.lines.error(buffer, &told, self.tokens_delivered);
         self.counted.ended(Err(error));
         self.opened = None;
         // On HTTP/2 hyper takes a frame as soon as the peer's window has room for a byte of it, and

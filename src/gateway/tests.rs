@@ -10,12 +10,25 @@ use tokio::time::{Instant, timeout};
 use tokio_stream::StreamExt;
 use tower::ServiceExt;
 
+use serde_json::{Value, json};
+
 use super::*;
 use crate::cluster::scripted::{Script, engine, started, summary, token};
+use crate::proto::v1;
+use crate::proto::v1::completion_event::Event;
 
 /// The door's answer to these prompts, each of which the engine completes so.
 async fn stream(
     prompts: &Value,
+    accept: &str,
+    script: impl Fn() -> Script + Send + Sync + 'static,
+) -> Response {
+    answer(&json!({"prompt": prompts, "stream": true}), accept, script).await
+}
+
+/// The door's answer to a body, each prompt of which the engine completes so.
+async fn answer(
+    body: &Value,
     accept: &str,
     script: impl Fn() -> Script + Send + Sync + 'static,
 ) -> Response {
@@ -28,11 +41,10 @@ async fn stream(
         stopping: CancellationToken::new(),
         request_timeout: Duration::from_secs(60),
     });
-    let body = json!({"prompt": prompts, "stream": true}).to_string();
     let request = Request::post("/v1/completions")
         .header("content-type", "application/json")
         .header("accept", accept)
-        .body(Body::from(body))
+        .body(Body::from(body.to_string()))
         .expect("a request");
     match router.oneshot(request).await {
         Ok(response) => response,
@@ -130,4 +142,52 @@ async fn an_engine_that_does_not_begin_before_the_deadline_is_a_504() {
     let response = stream(&json!("a"), "*/*", nothing).await;
     assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
     assert_eq!(began.elapsed().as_secs(), 61);
+}
+
+/// A choice's tokens, each with its log probability, and its end.
+fn choice(choice: u32, tokens: &[(&str, f32)]) -> v1::CompletionEvent {
+    let token = |(text, logprob): &(&str, f32)| v1::Token {
+        text: (*text).to_owned(),
+        logprobs: Some(v1::Logprobs {
+            logprob: Some(*logprob),
+            ..v1::Logprobs::default()
+        }),
+        ..v1::Token::default()
+    };
+    let tokens = v1::Tokens {
+        choice,
+        tokens: tokens.iter().map(token).collect(),
+        finish_reason: v1::FinishReason::Stop.into(),
+        ..v1::Tokens::default()
+    };
+    v1::CompletionEvent {
+        event: Some(Event::Tokens(tokens)),
+    }
+}
+
+#[tokio::test]
+async fn the_best_candidates_have_the_highest_log_probability_per_token() {
+    let script = || -> Script {
+        let candidates = [
+            choice(0, &[("worst", -9.0)]),
+            // Less likely as a whole than the next, and likelier per token.
+            choice(1, &[("lo", -1.0), ("ng", -1.0), ("er", -1.0)]),
+            choice(2, &[("short", -2.0)]),
+        ];
+        let events = std::iter::once(started("m")).chain(candidates.map(Ok));
+        Box::pin(tokio_stream::iter(events.chain([summary()])))
+    };
+    let body = json!({"prompt": "a", "best_of": 3, "n": 2});
+    let response = answer(&body, "*/*", script).await;
+    let body = response.into_body().collect().await.expect("a body");
+    let body: Value = serde_json::from_slice(&body.to_bytes()).expect("JSON");
+    let choices = body["choices"].as_array().expect("choices");
+    let shown: Vec<_> = choices
+        .iter()
+        .map(|choice| (choice["index"].clone(), choice["text"].clone()))
+        .collect();
+    assert_eq!(
+        shown,
+        [(json!(0), json!("longer")), (json!(1), json!("short"))]
+    );
 }

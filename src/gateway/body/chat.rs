@@ -1,0 +1,125 @@
+//! The body of `/v1/chat/completions`.
+
+use utoipa::ToSchema;
+
+use super::generation::Generation;
+use super::message::Message;
+use super::{Asked, Route, Shown, check_choices, messages};
+use crate::error::Error;
+use crate::gateway::fields::{Fields, Unsupported};
+use crate::gateway::refusal::FieldNames;
+use crate::proto::v1;
+use crate::proto::v1::completion_request::Input;
+use crate::request::MAX_LOGPROBS;
+
+/// A conversation to go on with, and how.
+#[derive(Debug, ToSchema)]
+pub(in crate::gateway) struct ChatBody {
+    /// The messages so far, oldest first.
+    #[schema(value_type = Vec<Message>, min_items = 1)]
+    messages: v1::Chat,
+    /// The most tokens to generate for each choice; by default the rest of the model's context.
+    #[schema(minimum = 1)]
+    max_completion_tokens: Option<u32>,
+    /// The older name of `max_completion_tokens`. Only one of the two may be given.
+    #[schema(minimum = 1)]
+    max_tokens: Option<u32>,
+    /// Whether each token's log probability is shown.
+    #[schema(default = false)]
+    logprobs: Option<bool>,
+    /// Shows the log probabilities of this many of the likeliest tokens at each position too. Only with
+    /// `logprobs`.
+    #[schema(maximum = 20)]
+    top_logprobs: Option<u32>,
+    #[schema(ignore)]
+    generation: Generation,
+}
+
+impl ChatBody {
+    /// What OpenAI has and this server does not.
+    pub(in crate::gateway) const UNSUPPORTED: &[Unsupported] = &[
+        ("response_format", r#"[{"type": "text"}]"#),
+        ("tools", "[[]]"),
+        ("tool_choice", r#"["none"]"#),
+        ("parallel_tool_calls", "[true]"),
+        ("functions", "[[]]"),
+        ("function_call", r#"["none"]"#),
+        ("modalities", r#"[["text"]]"#),
+        ("store", "[false]"),
+        ("metadata", "[{}]"),
+        ("service_tier", r#"["auto", "default"]"#),
+        ("reasoning_effort", "[]"),
+        ("prediction", "[]"),
+        ("audio", "[]"),
+        ("web_search_options", "[]"),
+        ("verbosity", "[]"),
+        ("prompt_cache_key", "[]"),
+        ("safety_identifier", "[]"),
+    ];
+
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// Names the first field that is at fault.
+    pub(in crate::gateway) fn parse(body: &[u8]) -> Result<Asked, Error> {
+        let mut fields = Fields::parse(body)?;
+        let body = Self::read(&mut fields)?;
+        fields.finish()?;
+        body.asked()
+    }
+
+    pub(in crate::gateway) fn read(fields: &mut Fields) -> Result<Self, Error> {
+        fields.refuse(Self::UNSUPPORTED)?;
+        Ok(Self {
+            messages: Message::read_all(fields, "messages")?,
+            max_completion_tokens: fields.integer("max_completion_tokens")?,
+            max_tokens: fields.integer("max_tokens")?,
+            logprobs: fields.bool("logprobs")?,
+            top_logprobs: fields.integer("top_logprobs")?,
+            generation: Generation::read(fields)?,
+        })
+    }
+
+    fn asked(self) -> Result<Asked, Error> {
+        let logprobs = self.shown_logprobs()?;
+        if self.max_tokens.is_some() && self.max_completion_tokens.is_some() {
+            let message = "max_tokens and max_completion_tokens are one limit; give one of them.";
+            return Err(Error::invalid_value("max_tokens", message));
+        }
+        let names = FieldNames::of(Route::Chat);
+        let names = match self.max_completion_tokens {
+            Some(_) => names.with_max_completion_tokens(),
+            None => names,
+        };
+        let stream = self.generation.stream();
+        let n = self.generation.n.unwrap_or(1);
+        check_choices(1, n, "n")?;
+        let message = v1::CompletionRequest {
+            max_tokens: self.max_completion_tokens.or(self.max_tokens),
+            logprobs,
+            ..self.generation.message()
+        };
+        Ok(Asked {
+            messages: messages(vec![Input::Chat(self.messages)], &message),
+            candidates: n,
+            shown: Shown {
+                choices: n,
+                logprobs,
+            },
+            stream,
+            names,
+        })
+    }
+
+    fn shown_logprobs(&self) -> Result<Option<u32>, Error> {
+        let message = match (self.logprobs.unwrap_or(false), self.top_logprobs) {
+            (true, Some(top)) if top > MAX_LOGPROBS => {
+                format!("top_logprobs must be from 0 to {MAX_LOGPROBS}.")
+            }
+            (true, top) => return Ok(Some(top.unwrap_or(0))),
+            (false, None) => return Ok(None),
+            (false, Some(_)) => "top_logprobs is only allowed with logprobs: true.".to_owned(),
+        };
+        Err(Error::invalid_value("top_logprobs", message))
+    }
+}

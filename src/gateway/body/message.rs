@@ -1,0 +1,130 @@
+//! The messages of a conversation.
+
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::schema;
+use crate::error::Error;
+use crate::gateway::fields::{Fields, Unsupported};
+use crate::proto::v1;
+
+/// One turn of a conversation.
+#[derive(Debug, ToSchema)]
+pub(in crate::gateway) struct Message {
+    /// Who speaks.
+    #[schema(schema_with = schema::role, required)]
+    role: &'static str,
+    /// What was said: text, or parts of text, which are joined by line breaks.
+    #[schema(schema_with = schema::content, required)]
+    content: String,
+    /// Tells participants of the same role apart.
+    name: Option<String>,
+}
+
+impl Message {
+    /// The roles that a client may name, each with the engine's name for it.
+    pub(super) const ROLES: [(&str, &'static str); 4] = [
+        ("system", "system"),
+        // OpenAI's later name of the same.
+        ("developer", "system"),
+        ("user", "user"),
+        ("assistant", "assistant"),
+    ];
+
+    /// The roles of those who answer to tool calls.
+    const UNSUPPORTED_ROLES: [&str; 2] = ["tool", "function"];
+
+    /// What OpenAI's messages have and these do not.
+    pub(in crate::gateway) const UNSUPPORTED: &[Unsupported] = &[
+        ("tool_calls", "[[]]"),
+        ("tool_call_id", "[]"),
+        ("function_call", "[]"),
+        ("audio", "[]"),
+        ("refusal", "[]"),
+    ];
+
+    /// A field that holds messages.
+    pub(super) fn read_all(fields: &mut Fields, name: &str) -> Result<v1::Chat, Error> {
+        let Value::Array(items) = fields.required(name)? else {
+            let message = format!("{name} must be a list of messages.");
+            let kind = crate::error::ErrorKind::InvalidType;
+            return Err(Error::new(kind, message).with_param(name));
+        };
+        if items.is_empty() {
+            return Err(fields.invalid(name, "have at least one message"));
+        }
+        let read = |(index, item)| {
+            let mut message = fields.within(&format!("{name}[{index}]"), item)?;
+            let read = Self::read(&mut message)?;
+            message.finish()?;
+            Ok(read.into())
+        };
+        let messages: Result<Vec<v1::ChatMessage>, Error> =
+            items.into_iter().enumerate().map(read).collect();
+        Ok(v1::Chat {
+            messages: messages?,
+        })
+    }
+
+    pub(in crate::gateway) fn read(fields: &mut Fields) -> Result<Self, Error> {
+        let role = role(fields)?;
+        // What a message calls is named before what it then may lack.
+        fields.refuse(Self::UNSUPPORTED)?;
+        Ok(Self {
+            role,
+            content: content(fields)?,
+            name: fields.string("name")?,
+        })
+    }
+}
+
+impl From<Message> for v1::ChatMessage {
+    fn from(message: Message) -> Self {
+        Self {
+            role: message.role.to_owned(),
+            content: message.content,
+            name: message.name.unwrap_or_default(),
+        }
+    }
+}
+
+fn role(fields: &mut Fields) -> Result<&'static str, Error> {
+    let role = fields.required("role")?;
+    let role = fields.text("role", role)?;
+    let known = Message::ROLES.iter().find(|(name, _)| *name == role);
+    match known {
+        Some((_, engine_name)) => Ok(engine_name),
+        None if Message::UNSUPPORTED_ROLES.contains(&&*role) => Err(fields.unsupported("role")),
+        None => Err(fields.invalid("role", "be system, developer, user or assistant")),
+    }
+}
+
+fn content(fields: &mut Fields) -> Result<String, Error> {
+    match fields.required("content")? {
+        Value::String(text) => Ok(text),
+        Value::Array(parts) if parts.is_empty() => {
+            Err(fields.invalid("content", "have at least one part"))
+        }
+        Value::Array(parts) => {
+            let texts: Result<Vec<_>, _> = parts
+                .into_iter()
+                .enumerate()
+                .map(|(index, part)| text_of_part(fields, &format!("content[{index}]"), part))
+                .collect();
+            Ok(texts?.join("\n"))
+        }
+        other => Err(fields.wrong_type("content", "a string or a list of parts", &other)),
+    }
+}
+
+fn text_of_part(message: &Fields, name: &str, part: Value) -> Result<String, Error> {
+    let mut part = message.within(name, part)?;
+    let kind = part.required("type")?;
+    if part.text("type", kind)? != "text" {
+        return Err(part.unsupported("type"));
+    }
+    let text = part.required("text")?;
+    let text = part.text("text", text)?;
+    part.finish()?;
+    Ok(text)
+}

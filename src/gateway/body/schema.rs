@@ -1,0 +1,106 @@
+//! The schemas of fields that come in more than one form.
+
+use utoipa::openapi::schema::{AnyOfBuilder, ArrayBuilder, ObjectBuilder, Type};
+use utoipa::openapi::{RefOr, Schema};
+
+use super::message::Message;
+use crate::request::{MAX_LOGIT_BIASES, MAX_STOP_BYTES, MAX_STOP_STRINGS};
+
+/// Four forms: text, ids, and a list of either.
+pub(super) fn prompt() -> RefOr<Schema> {
+    let text = || ObjectBuilder::new().schema_type(Type::String);
+    let ids = || ArrayBuilder::new().items(token_id()).min_items(Some(1));
+    let many = || ArrayBuilder::new().min_items(Some(1)).max_items(Some(128));
+    AnyOfBuilder::new()
+        .description(Some(
+            "What to complete: text, or token ids; or a list of either.",
+        ))
+        .item(text())
+        .item(ids())
+        .item(many().items(text()))
+        .item(many().items(ids()))
+        .into()
+}
+
+/// One string, or a list of them.
+pub(super) fn stop() -> RefOr<Schema> {
+    let text = || {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .min_length(Some(1))
+            .max_length(Some(MAX_STOP_BYTES))
+    };
+    let many = ArrayBuilder::new()
+        .items(text())
+        .max_items(Some(MAX_STOP_STRINGS));
+    AnyOfBuilder::new()
+        .description(Some(
+            "A string that ends a choice, or up to 16 of them. The text ends before the match.",
+        ))
+        .item(text())
+        .item(many)
+        .item(null())
+        .into()
+}
+
+/// Numbers by token ids.
+pub(super) fn logit_bias() -> RefOr<Schema> {
+    let id = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .pattern(Some("^(0|[1-9][0-9]{0,8})$"));
+    let bias = ObjectBuilder::new()
+        .schema_type(Type::Number)
+        .minimum(Some(-100))
+        .maximum(Some(100));
+    let biases = ObjectBuilder::new()
+        .schema_type(Type::Object)
+        .property_names(Some(id))
+        .additional_properties(Some(bias))
+        .max_properties(Some(MAX_LOGIT_BIASES));
+    AnyOfBuilder::new()
+        .description(Some(
+            "Added to the logits of tokens before sampling, by their ids.",
+        ))
+        .item(biases)
+        .item(null())
+        .into()
+}
+
+/// Who may speak.
+pub(super) fn role() -> RefOr<Schema> {
+    let roles = Message::ROLES.map(|(name, _)| name);
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some("Who speaks. `developer` is told as `system`."))
+        .enum_values(Some(roles))
+        .into()
+}
+
+/// Text, or parts of it.
+pub(super) fn content() -> RefOr<Schema> {
+    let text = || ObjectBuilder::new().schema_type(Type::String);
+    let part = ObjectBuilder::new()
+        .property("type", text().enum_values(Some(["text"])))
+        .required("type")
+        .property("text", text())
+        .required("text")
+        .additional_properties(Some(null()));
+    AnyOfBuilder::new()
+        .description(Some(
+            "What was said: text, or parts of text, which are joined by line breaks.",
+        ))
+        .item(text())
+        .item(ArrayBuilder::new().items(part).min_items(Some(1)))
+        .into()
+}
+
+fn token_id() -> ObjectBuilder {
+    ObjectBuilder::new()
+        .schema_type(Type::Integer)
+        .minimum(Some(0))
+        .maximum(Some(u32::MAX))
+}
+
+pub(in crate::gateway) fn null() -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::Null)
+}

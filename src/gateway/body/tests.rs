@@ -1,0 +1,434 @@
+//! What each body may hold, and which field is at fault where it holds anything else.
+
+use serde_json::{Value, json};
+
+use super::chat::ChatBody;
+use super::completions::CompletionsBody;
+use super::tokenize::{DetokenizeBody, TokenizeBody};
+use super::*;
+use crate::error::ErrorKind;
+
+fn completions(body: &Value) -> Result<Asked, Error> {
+    CompletionsBody::parse(body.to_string().as_bytes())
+}
+
+fn chat(body: &Value) -> Result<Asked, Error> {
+    ChatBody::parse(body.to_string().as_bytes())
+}
+
+fn told(error: Error) -> (&'static str, Option<String>) {
+    (error.kind.row().code, error.param)
+}
+
+fn refusal(body: &Value) -> (&'static str, Option<String>) {
+    told(completions(body).expect_err(&body.to_string()))
+}
+
+fn chat_refusal(body: &Value) -> (&'static str, Option<String>) {
+    told(chat(body).expect_err(&body.to_string()))
+}
+
+fn fault(code: &'static str, param: &str) -> (&'static str, Option<String>) {
+    (code, Some(param.to_owned()))
+}
+
+#[test]
+fn a_prompt_has_four_forms() {
+    let inputs = |prompt: Value| -> Vec<Input> {
+        let body = completions(&json!({"prompt": prompt})).unwrap();
+        body.messages
+            .into_iter()
+            .filter_map(|message| message.input)
+            .collect()
+    };
+    let text = |text: &str| Input::Prompt(text.to_owned());
+    let ids = |ids: &[u32]| Input::PromptTokenIds(v1::TokenIds { ids: ids.to_vec() });
+    assert_eq!(inputs(json!("a")), [text("a")]);
+    assert_eq!(inputs(json!(["a", "b"])), [text("a"), text("b")]);
+    assert_eq!(inputs(json!([1, 2.0])), [ids(&[1, 2])]);
+    assert_eq!(inputs(json!([[1], [2, 3]])), [ids(&[1]), ids(&[2, 3])]);
+}
+
+#[test]
+fn null_and_openais_defaults_are_never_refused() {
+    let body = json!({
+        "prompt": "a", "best_of": 1, "echo": false, "logit_bias": null, "logprobs": null,
+        "suffix": null, "max_tokens": null, "n": null, "stop": null, "stream": null,
+        "stream_options": {"include_usage": null}, "seed": null, "user": null, "model": null,
+        "unknown": null, "min_tokens": 0, "ignore_eos": false, "stop_token_ids": [],
+    });
+    let body = completions(&body).unwrap();
+    assert_eq!(body.stream, None);
+    assert_eq!(body.messages[0].max_tokens, None);
+    let body = json!({
+        "messages": [{"role": "user", "content": "a", "tool_calls": null, "name": null}],
+        "response_format": {"type": "text"}, "tools": [], "tool_choice": "none",
+        "parallel_tool_calls": true, "modalities": ["text"], "store": false, "metadata": {},
+        "service_tier": "auto", "reasoning_effort": null, "function_call": "none",
+        "logprobs": false, "top_logprobs": null, "max_completion_tokens": null, "max_tokens": 5,
+    });
+    assert_eq!(chat(&body).unwrap().messages[0].max_tokens, Some(5));
+}
+
+#[test]
+fn every_field_of_a_completion_reaches_the_engine() {
+    let body = json!({
+        "prompt": "a", "model": "m", "max_tokens": 0, "echo": true, "n": 2, "logprobs": 5,
+        "temperature": 0.5, "top_p": 0.25, "top_k": 3, "min_p": 0.125, "presence_penalty": 1,
+        "frequency_penalty": -1, "repetition_penalty": 1.5, "logit_bias": {"7": -100},
+        "seed": -0.0, "stop": ["x"], "stop_token_ids": [9], "include_stop_str_in_output": true,
+        "min_tokens": 4, "ignore_eos": true, "priority": -2, "user": "u", "suffix": "s",
+        "stream": true, "stream_options": {"include_stamps": true},
+    });
+    let expected = v1::CompletionRequest {
+        input: Some(Input::Prompt("a".to_owned())),
+        model: "m".to_owned(),
+        max_tokens: Some(0),
+        echo: true,
+        n: Some(2),
+        logprobs: Some(5),
+        temperature: Some(0.5),
+        top_p: Some(0.25),
+        top_k: Some(3),
+        min_p: Some(0.125),
+        presence_penalty: Some(1.0),
+        frequency_penalty: Some(-1.0),
+        repetition_penalty: Some(1.5),
+        logit_bias: [(7, -100.0)].into(),
+        seed: Some(0),
+        stop: vec!["x".to_owned()],
+        stop_token_ids: vec![9],
+        include_stop_str_in_output: true,
+        min_tokens: 4,
+        ignore_eos: true,
+        priority: Some(-2),
+        user: "u".to_owned(),
+        suffix: Some("s".to_owned()),
+        include_stamps: true,
+        resume: Vec::new(),
+    };
+    assert_eq!(completions(&body).unwrap().messages, [expected]);
+}
+
+#[test]
+fn candidates_are_asked_for_with_their_log_probabilities_which_are_not_shown() {
+    let body = completions(&json!({"prompt": "a", "best_of": 5, "n": 2})).unwrap();
+    let message = &body.messages[0];
+    assert_eq!((message.n, message.logprobs), (Some(5), Some(0)));
+    let shown = Shown {
+        choices: 2,
+        logprobs: None,
+    };
+    assert_eq!((body.candidates, body.shown), (5, shown));
+}
+
+#[test]
+fn a_wrong_type_is_refused_with_its_field() {
+    for (name, value) in [
+        ("prompt", json!(1)),
+        ("prompt", json!(["a", 1])),
+        ("prompt", json!([1, "a"])),
+        ("prompt", json!(["a", [1]])),
+        ("prompt", json!([[1], ["a"]])),
+        ("prompt", json!([1.5])),
+        ("max_tokens", json!("16")),
+        ("max_tokens", json!(1.5)),
+        ("temperature", json!("hot")),
+        ("stream", json!(1)),
+        ("stop", json!([1])),
+        ("stop", json!(1)),
+        ("stop_token_ids", json!(1)),
+        ("stop_token_ids", json!(["a"])),
+        ("logit_bias", json!([])),
+        ("logit_bias.1", json!({"1": "a"})),
+        ("echo", json!("yes")),
+        ("suffix", json!(1)),
+        ("stream_options", json!(true)),
+        ("user", json!(7)),
+    ] {
+        let mut body = json!({"prompt": "a"});
+        let field = name.split('.').next().expect("a name");
+        body[field] = value;
+        assert_eq!(refusal(&body), fault("invalid_type", name), "{body}");
+    }
+    assert_eq!(refusal(&json!([])), ("invalid_type", None));
+}
+
+#[test]
+fn what_is_out_of_range_missing_or_unknown_is_refused_with_its_field() {
+    let long = "m".repeat(100_000);
+    let many = vec!["a"; 129];
+    let biases: serde_json::Map<_, _> = (0..1_025).map(|id| (id.to_string(), json!(1))).collect();
+    for (name, body) in [
+        ("prompt", json!({"prompt": []})),
+        ("prompt", json!({"prompt": [[]]})),
+        ("prompt", json!({"prompt": [-1]})),
+        ("prompt", json!({"prompt": [4_294_967_296_u64]})),
+        ("max_tokens", json!({"prompt": "a", "max_tokens": -1})),
+        ("max_tokens", json!({"prompt": "a", "max_tokens": 1e23})),
+        ("temperature", json!({"prompt": "a", "temperature": 1e39})),
+        ("n", json!({"prompt": ["a", "b"], "n": 65})),
+        ("n", json!({"prompt": many})),
+        ("n", json!({"prompt": "a", "n": 0, "best_of": 2})),
+        ("model", json!({"prompt": "a", "model": long})),
+        ("stop", json!({"prompt": "a", "stop": long})),
+        ("user", json!({"prompt": "a", "user": long})),
+        ("logprobs", json!({"prompt": "a", "logprobs": 6})),
+        ("best_of", json!({"prompt": "a", "best_of": 0})),
+        ("best_of", json!({"prompt": "a", "best_of": 21})),
+        ("best_of", json!({"prompt": "a", "best_of": 2, "n": 3})),
+        (
+            "best_of",
+            json!({"prompt": "a", "best_of": 2, "stream": true}),
+        ),
+        (
+            "best_of",
+            json!({"prompt": ["a", "b", "c", "d", "e", "f", "g"], "best_of": 20}),
+        ),
+        ("logit_bias", json!({"prompt": "a", "logit_bias": {"a": 1}})),
+        (
+            "logit_bias",
+            json!({"prompt": "a", "logit_bias": {"1": 1, "01": 1}}),
+        ),
+        ("logit_bias", json!({"prompt": "a", "logit_bias": biases})),
+        (
+            "stop_token_ids",
+            json!({"prompt": "a", "stop_token_ids": vec![1; 129]}),
+        ),
+        ("suffix", json!({"prompt": vec!["a"; 50], "suffix": long})),
+        (
+            "stream_options",
+            json!({"prompt": "a", "stream_options": {"include_usage": true}}),
+        ),
+    ] {
+        assert_eq!(refusal(&body), fault("invalid_value", name), "{name}");
+    }
+    let missing = fault("missing_parameter", "prompt");
+    assert_eq!(refusal(&json!({"prompt": null})), missing);
+    let unknown = fault("unknown_parameter", "temprature");
+    assert_eq!(refusal(&json!({"prompt": "a", "temprature": 1})), unknown);
+    let options = json!({"include_obfuscation": true});
+    let body = json!({"prompt": "a", "stream": true, "stream_options": options});
+    let unsupported = fault(
+        "unsupported_parameter",
+        "stream_options.include_obfuscation",
+    );
+    assert_eq!(refusal(&body), unsupported);
+}
+
+#[test]
+fn a_conversations_content_is_text_or_parts_of_text() {
+    let body = json!({"messages": [
+        {"role": "system", "content": "a"},
+        {"role": "developer", "content": "b"},
+        {"role": "user", "name": "n", "content": [
+            {"type": "text", "text": "c"}, {"type": "text", "text": "d"},
+        ]},
+        {"role": "assistant", "content": ""},
+    ]});
+    let message = |role: &str, content: &str, name: &str| v1::ChatMessage {
+        role: role.to_owned(),
+        content: content.to_owned(),
+        name: name.to_owned(),
+    };
+    let expected = v1::Chat {
+        messages: vec![
+            message("system", "a", ""),
+            message("system", "b", ""),
+            message("user", "c\nd", "n"),
+            message("assistant", "", ""),
+        ],
+    };
+    let body = chat(&body).unwrap();
+    assert_eq!(body.messages[0].input, Some(Input::Chat(expected)));
+}
+
+#[test]
+fn what_a_message_may_not_hold_is_refused_with_its_place() {
+    let user = json!({"role": "user", "content": "a"});
+    let part =
+        |part: Value| json!({"role": "user", "content": [{"type": "text", "text": "a"}, part]});
+    for (code, param, message) in [
+        ("invalid_type", "messages[1]", json!("a")),
+        (
+            "missing_parameter",
+            "messages[1].role",
+            json!({"content": "a"}),
+        ),
+        (
+            "missing_parameter",
+            "messages[1].content",
+            json!({"role": "user"}),
+        ),
+        (
+            "invalid_type",
+            "messages[1].role",
+            json!({"role": 1, "content": "a"}),
+        ),
+        (
+            "invalid_value",
+            "messages[1].role",
+            json!({"role": "cat", "content": "a"}),
+        ),
+        (
+            "unsupported_parameter",
+            "messages[1].role",
+            json!({"role": "tool", "content": "a"}),
+        ),
+        (
+            "unsupported_parameter",
+            "messages[1].tool_calls",
+            json!({"role": "assistant", "tool_calls": [{}]}),
+        ),
+        (
+            "unknown_parameter",
+            "messages[1].cat",
+            json!({"role": "user", "content": "a", "cat": 1}),
+        ),
+        (
+            "invalid_type",
+            "messages[1].name",
+            json!({"role": "user", "content": "a", "name": 1}),
+        ),
+        (
+            "invalid_type",
+            "messages[1].content",
+            json!({"role": "user", "content": 1}),
+        ),
+        (
+            "invalid_value",
+            "messages[1].content",
+            json!({"role": "user", "content": []}),
+        ),
+        ("invalid_type", "messages[1].content[1]", part(json!("a"))),
+        (
+            "missing_parameter",
+            "messages[1].content[1].type",
+            part(json!({"text": "a"})),
+        ),
+        (
+            "missing_parameter",
+            "messages[1].content[1].text",
+            part(json!({"type": "text"})),
+        ),
+        (
+            "unsupported_parameter",
+            "messages[1].content[1].type",
+            part(json!({"type": "image_url", "image_url": {}})),
+        ),
+        (
+            "unknown_parameter",
+            "messages[1].content[1].cat",
+            part(json!({"type": "text", "text": "a", "cat": 1})),
+        ),
+    ] {
+        let body = json!({"messages": [user, message]});
+        assert_eq!(chat_refusal(&body), fault(code, param), "{body}");
+    }
+}
+
+#[test]
+fn what_a_chat_may_not_ask_for_is_refused_with_its_field() {
+    for (code, param, value) in [
+        ("invalid_type", "messages", json!("a")),
+        ("invalid_value", "messages", json!([])),
+        ("missing_parameter", "messages", json!(null)),
+        (
+            "unsupported_parameter",
+            "response_format",
+            json!({"type": "json_object"}),
+        ),
+        ("unsupported_parameter", "tools", json!([{}])),
+        ("unsupported_parameter", "tool_choice", json!("auto")),
+        ("unsupported_parameter", "parallel_tool_calls", json!(false)),
+        ("unsupported_parameter", "store", json!(true)),
+        ("unsupported_parameter", "reasoning_effort", json!("low")),
+        ("unknown_parameter", "best_of", json!(1)),
+        ("unknown_parameter", "echo", json!(false)),
+        ("unknown_parameter", "suffix", json!("a")),
+        ("unknown_parameter", "prompt", json!("a")),
+        ("invalid_value", "top_logprobs", json!(1)),
+        ("invalid_type", "logprobs", json!(1)),
+        ("invalid_value", "n", json!(129)),
+    ] {
+        let mut body = json!({"messages": [{"role": "user", "content": "a"}]});
+        body[param] = value;
+        assert_eq!(chat_refusal(&body), fault(code, param), "{body}");
+    }
+    let messages = json!([{"role": "user", "content": "a"}]);
+    let body = json!({"messages": messages, "logprobs": true, "top_logprobs": 21});
+    assert_eq!(chat_refusal(&body), fault("invalid_value", "top_logprobs"));
+    let body = json!({"messages": messages, "max_tokens": 1, "max_completion_tokens": 1});
+    assert_eq!(chat_refusal(&body), fault("invalid_value", "max_tokens"));
+}
+
+#[test]
+fn what_is_tokenized_is_text_or_a_conversation() {
+    let parse = |body: Value| TokenizeBody::parse(body.to_string().as_bytes());
+    let text = parse(json!({"prompt": "", "model": "m", "add_special_tokens": false})).unwrap();
+    let expected = v1::TokenizeRequest {
+        model: "m".to_owned(),
+        input: Some(v1::tokenize_request::Input::Text(String::new())),
+        add_special_tokens: Some(false),
+    };
+    assert_eq!(text, expected);
+    let messages = json!([{"role": "user", "content": "a"}]);
+    assert!(parse(json!({"messages": messages, "prompt": null})).is_ok());
+    for (code, param, body) in [
+        ("missing_parameter", "prompt", json!({})),
+        (
+            "invalid_value",
+            "prompt",
+            json!({"prompt": "a", "messages": messages}),
+        ),
+        ("invalid_type", "prompt", json!({"prompt": ["a"]})),
+        ("unknown_parameter", "n", json!({"prompt": "a", "n": 1})),
+        (
+            "unsupported_parameter",
+            "return_token_strs",
+            json!({"prompt": "a", "return_token_strs": true}),
+        ),
+        (
+            "unsupported_parameter",
+            "add_generation_prompt",
+            json!({"messages": messages, "add_generation_prompt": false}),
+        ),
+    ] {
+        assert_eq!(told(parse(body).unwrap_err()), fault(code, param));
+    }
+}
+
+#[test]
+fn what_is_detokenized_is_a_list_of_ids() {
+    let parse = |body: Value| DetokenizeBody::parse(body.to_string().as_bytes());
+    assert_eq!(parse(json!({"tokens": [1, 2]})).unwrap().token_ids, [1, 2]);
+    for (code, body) in [
+        ("missing_parameter", json!({})),
+        ("invalid_type", json!({"tokens": 1})),
+        ("invalid_type", json!({"tokens": ["a"]})),
+        ("invalid_value", json!({"tokens": [-1]})),
+    ] {
+        assert_eq!(told(parse(body).unwrap_err()), fault(code, "tokens"));
+    }
+}
+
+#[test]
+fn a_number_is_not_rounded_onto_the_bound_of_a_range() {
+    let taken = |temperature: f64| {
+        let body = completions(&json!({"prompt": "a", "temperature": temperature})).unwrap();
+        body.messages[0].temperature()
+    };
+    assert_eq!((taken(2.0), taken(0.0), taken(0.7)), (2.0, 0.0, 0.7));
+    assert!(taken(2.000_000_1) > 2.0 && taken(-1e-50) < 0.0);
+}
+
+#[test]
+fn what_is_no_json_is_refused() {
+    let deep = "[".repeat(100_000);
+    for body in ["", "{", "{\"prompt\": NaN}", "\u{feff}{}", &deep] {
+        let error = CompletionsBody::parse(body.as_bytes()).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidJson);
+    }
+    let error = CompletionsBody::parse(b"{\"prompt\": \"\xff\"}").unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InvalidJson);
+}

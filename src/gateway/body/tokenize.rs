@@ -1,0 +1,177 @@
+//! The bodies of `/tokenize` and `/detokenize`, in vLLM's form.
+
+use serde_json::Value;
+use utoipa::openapi::schema::{OneOfBuilder, Schema};
+use utoipa::openapi::{Ref, RefOr};
+use utoipa::{PartialSchema, ToSchema};
+
+use super::message::Message;
+use crate::error::{Error, ErrorKind};
+use crate::gateway::fields::{Fields, Unsupported};
+use crate::proto::v1;
+use crate::proto::v1::tokenize_request::Input;
+use crate::request::TokenId;
+
+/// What to tokenize.
+pub(in crate::gateway) enum TokenizeBody {
+    Text(TokenizeText),
+    Chat(TokenizeChat),
+}
+
+/// Text to tokenize.
+#[derive(Debug, ToSchema)]
+pub(in crate::gateway) struct TokenizeText {
+    /// The model. It may be left out where only one is served.
+    #[schema(max_length = 256)]
+    model: Option<String>,
+    /// The text.
+    prompt: String,
+    /// Whether the tokens begin with what the model begins a prompt with, where it has such a token.
+    #[schema(default = true)]
+    add_special_tokens: Option<bool>,
+}
+
+/// A conversation to render by the model's chat template and to tokenize.
+#[derive(Debug, ToSchema)]
+pub(in crate::gateway) struct TokenizeChat {
+    /// The model. It may be left out where only one is served.
+    #[schema(max_length = 256)]
+    model: Option<String>,
+    /// The messages, oldest first.
+    #[schema(value_type = Vec<Message>, min_items = 1)]
+    messages: v1::Chat,
+    /// Whether the tokens begin with what the model begins a prompt with, where it has such a token.
+    #[schema(default = true)]
+    add_special_tokens: Option<bool>,
+}
+
+/// Token ids to turn into text.
+#[derive(Debug, ToSchema)]
+pub(in crate::gateway) struct DetokenizeBody {
+    /// The model. It may be left out where only one is served.
+    #[schema(max_length = 256)]
+    model: Option<String>,
+    /// The ids.
+    tokens: Vec<TokenId>,
+}
+
+impl PartialSchema for TokenizeBody {
+    /// One of the two.
+    fn schema() -> RefOr<Schema> {
+        OneOfBuilder::new()
+            .item(Ref::from_schema_name("TokenizeText"))
+            .item(Ref::from_schema_name("TokenizeChat"))
+            .into()
+    }
+}
+
+impl ToSchema for TokenizeBody {}
+
+impl TokenizeText {
+    /// What vLLM has and this server does not.
+    pub(in crate::gateway) const UNSUPPORTED: &[Unsupported] = &[("return_token_strs", "[false]")];
+
+    pub(in crate::gateway) fn read(fields: &mut Fields) -> Result<Self, Error> {
+        fields.refuse(Self::UNSUPPORTED)?;
+        let prompt = fields.required("prompt")?;
+        Ok(Self {
+            model: fields.string("model")?,
+            prompt: fields.text("prompt", prompt)?,
+            add_special_tokens: fields.bool("add_special_tokens")?,
+        })
+    }
+}
+
+impl TokenizeChat {
+    /// What vLLM has and this server does not.
+    pub(in crate::gateway) const UNSUPPORTED: &[Unsupported] = &[
+        ("return_token_strs", "[false]"),
+        ("add_generation_prompt", "[true]"),
+        ("continue_final_message", "[false]"),
+    ];
+
+    pub(in crate::gateway) fn read(fields: &mut Fields) -> Result<Self, Error> {
+        fields.refuse(Self::UNSUPPORTED)?;
+        Ok(Self {
+            model: fields.string("model")?,
+            messages: Message::read_all(fields, "messages")?,
+            add_special_tokens: fields.bool("add_special_tokens")?,
+        })
+    }
+}
+
+impl TokenizeBody {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// Names the first field that is at fault.
+    pub(in crate::gateway) fn parse(body: &[u8]) -> Result<v1::TokenizeRequest, Error> {
+        let mut fields = Fields::parse(body)?;
+        let body = match (fields.has("prompt"), fields.has("messages")) {
+            (true, false) => Self::Text(TokenizeText::read(&mut fields)?),
+            (false, true) => Self::Chat(TokenizeChat::read(&mut fields)?),
+            (true, true) => {
+                let message = "prompt and messages exclude each other.";
+                return Err(Error::invalid_value("prompt", message));
+            }
+            (false, false) => {
+                let message = "One of prompt and messages is required.";
+                let error = Error::new(ErrorKind::MissingParameter, message);
+                return Err(error.with_param("prompt"));
+            }
+        };
+        fields.finish()?;
+        Ok(body.into())
+    }
+}
+
+impl From<TokenizeBody> for v1::TokenizeRequest {
+    fn from(body: TokenizeBody) -> Self {
+        let (model, input, add_special_tokens) = match body {
+            TokenizeBody::Text(body) => (
+                body.model,
+                Input::Text(body.prompt),
+                body.add_special_tokens,
+            ),
+            TokenizeBody::Chat(body) => (
+                body.model,
+                Input::Chat(body.messages),
+                body.add_special_tokens,
+            ),
+        };
+        Self {
+            model: model.unwrap_or_default(),
+            input: Some(input),
+            add_special_tokens,
+        }
+    }
+}
+
+impl DetokenizeBody {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// Names the first field that is at fault.
+    pub(in crate::gateway) fn parse(body: &[u8]) -> Result<v1::DetokenizeRequest, Error> {
+        let mut fields = Fields::parse(body)?;
+        let body = Self::read(&mut fields)?;
+        fields.finish()?;
+        Ok(v1::DetokenizeRequest {
+            model: body.model.unwrap_or_default(),
+            token_ids: body.tokens,
+        })
+    }
+
+    pub(in crate::gateway) fn read(fields: &mut Fields) -> Result<Self, Error> {
+        const NAME: &str = "tokens";
+        let ids = match fields.required(NAME)? {
+            Value::Array(ids) => ids,
+            other => return Err(fields.wrong_type(NAME, "a list of token ids", &other)),
+        };
+        let ids: Result<_, Error> = ids.iter().map(|id| fields.whole(NAME, id)).collect();
+        Ok(Self {
+            model: fields.string("model")?,
+            tokens: ids?,
+        })
+    }
+}

@@ -1,0 +1,128 @@
+//! What every request with a body must be before its body is looked at: declared as JSON, not too large,
+//! and here in time.
+
+use std::time::Duration;
+
+use axum::extract::Request;
+use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderName};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tokio::time::{Instant, timeout_at};
+
+use super::opened::deadline_exceeded;
+use super::{BODY_LIMIT, Gateway};
+use crate::error::{Error, ErrorKind};
+use crate::request::LONGEST_TIMEOUT;
+
+/// A request whose body has been read.
+pub(super) struct Incoming {
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+    /// When the client no longer waits.
+    pub(super) deadline: Instant,
+}
+
+impl Incoming {
+    /// Reads a request.
+    ///
+    /// # Errors
+    /// When it is none that this door takes.
+    pub(super) async fn read(gateway: &Gateway, request: Request) -> Result<Self, Error> {
+        let arrived = Instant::now();
+        let timeout = request_timeout(request.headers())?.unwrap_or(gateway.request_timeout);
+        let deadline = arrived + timeout;
+        let headers = request.headers().clone();
+        let body = timeout_at(deadline, read_body(request)).await;
+        Ok(Self {
+            headers,
+            body: body.map_err(|_| deadline_exceeded())??,
+            deadline,
+        })
+    }
+}
+
+/// The client's own limit, in seconds.
+fn request_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
+    const NAME: &str = "x-request-timeout";
+    let Some(value) = headers.get(NAME) else {
+        return Ok(None);
+    };
+    let seconds = value
+        .to_str()
+        .ok()
+        .and_then(|text| text.parse::<f64>().ok());
+    seconds
+        .filter(|seconds| *seconds > 0.0)
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .map(|timeout| Some(timeout.min(LONGEST_TIMEOUT)))
+        .ok_or_else(|| {
+            Error::invalid_value(
+                NAME,
+                "x-request-timeout must be a number of seconds above 0.",
+            )
+        })
+}
+
+async fn read_body(request: Request) -> Result<Bytes, Error> {
+    check_content_type(request.headers())?;
+    check_content_encoding(request.headers())?;
+    let declared = text(request.headers(), &CONTENT_LENGTH);
+    if declared
+        .and_then(|text| text.parse::<u64>().ok())
+        .is_some_and(is_too_large)
+    {
+        return Err(too_large());
+    }
+    match Limited::new(request.into_body(), BODY_LIMIT)
+        .collect()
+        .await
+    {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
+        Err(error) => {
+            tracing::debug!(%error, "a request's body could not be read");
+            Err(Error::new(
+                ErrorKind::InvalidJson,
+                "The body could not be read to its end.",
+            ))
+        }
+    }
+}
+
+fn is_too_large(length: u64) -> bool {
+    usize::try_from(length).map_or(true, |length| length > BODY_LIMIT)
+}
+
+fn check_content_type(headers: &HeaderMap) -> Result<(), Error> {
+    let content_type = text(headers, &CONTENT_TYPE).unwrap_or("");
+    let essence = content_type.split(';').next().unwrap_or("").trim();
+    if essence.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    let message = "The body must be declared as content-type: application/json.";
+    Err(Error::new(ErrorKind::UnsupportedMediaType, message))
+}
+
+/// A body that was compressed is no JSON; that it was not decompressed is what its client must know.
+fn check_content_encoding(headers: &HeaderMap) -> Result<(), Error> {
+    let mut values = headers.get_all(CONTENT_ENCODING).iter();
+    let is_plain = values.all(|value| {
+        let value = value.to_str().unwrap_or("?").trim();
+        value.is_empty() || value.eq_ignore_ascii_case("identity")
+    });
+    if is_plain {
+        return Ok(());
+    }
+    let message = "The body must come without a content-encoding; compressed bodies are not taken.";
+    Err(Error::new(ErrorKind::UnsupportedMediaType, message))
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+fn too_large() -> Error {
+    let message = format!("The body is larger than {BODY_LIMIT} bytes.");
+    Error::new(ErrorKind::RequestTooLarge, message)
+}

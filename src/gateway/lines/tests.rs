@@ -1,0 +1,228 @@
+//! Lines against the JSON that they should be.
+
+use super::*;
+use crate::tokens::{Logprobs, Stamp};
+
+fn lines(format: StreamFormat, options: StreamOptions) -> Lines {
+    let head = Head {
+        route: Route::Completions,
+        id: "cmpl-1".to_owned(),
+        created: 7,
+        model: "m\"1".to_owned(),
+    };
+    Lines::new(format, options, head)
+}
+
+fn tokens(texts: &[&str]) -> TokenBatch {
+    let stamp = Stamp {
+        due_ns: 1,
+        emitted_ns: 2,
+    };
+    let mut batch = TokenBatch::default();
+    for text in texts {
+        batch.push(TextToken {
+            id: 9,
+            text,
+            stamp,
+            logprobs: None,
+        });
+    }
+    batch
+}
+
+fn written(write: impl FnOnce(&mut BytesMut)) -> String {
+    let mut out = BytesMut::new();
+    write(&mut out);
+    String::from_utf8(out.to_vec()).unwrap()
+}
+
+#[test]
+fn a_token_is_one_line_of_openais_object() {
+    let mut lines = lines(StreamFormat::Ndjson, StreamOptions::default());
+    let tokens = tokens(&["a", "b"]);
+    let text = written(|out| {
+        let choice = ChoiceTokens {
+            index: 3,
+            tokens: &tokens,
+            finish_reason: Some("length"),
+        };
+        lines.tokens(out, &choice);
+    });
+    assert_eq!(
+        text,
+        "{\"id\":\"cmpl-1\",\"object\":\"text_completion\",\"created\":7,\"model\":\"m\\\"1\",\
+         \"choices\":[{\"index\":3,\"text\":\"a\",\"logprobs\":null,\"finish_reason\":null}]}\n\
+         {\"id\":\"cmpl-1\",\"object\":\"text_completion\",\"created\":7,\"model\":\"m\\\"1\",\
+         \"choices\":[{\"index\":3,\"text\":\"b\",\"logprobs\":null,\
+         \"finish_reason\":\"length\"}]}\n"
+    );
+}
+
+#[test]
+fn every_line_is_the_json_that_it_should_be() {
+    let options = StreamOptions {
+        include_usage: true,
+        continuous_usage_stats: false,
+        include_stamps: true,
+        include_timings: true,
+        return_token_ids: true,
+    };
+    let nasty: String = (0..0x30_u8)
+        .map(char::from)
+        .chain("\"\\é😀\u{7f}".chars())
+        .collect();
+    let text = written(|out| {
+        let tokens = tokens(&[&nasty]);
+        let choice = ChoiceTokens {
+            index: 0,
+            tokens: &tokens,
+            finish_reason: None,
+        };
+        lines(StreamFormat::Ndjson, options).tokens(out, &choice);
+    });
+    let line: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(line["choices"][0]["text"], nasty);
+    assert_eq!(line["choices"][0]["token_ids"], json!([9]));
+    assert_eq!(line["stamp"], json!({"due_ns": 1, "emitted_ns": 2}));
+    assert_eq!(line.get("usage"), Some(&Value::Null));
+    assert_eq!(text.matches('\n').count(), 1);
+}
+
+#[test]
+fn an_end_without_a_token_has_a_line_of_its_own() {
+    let text = written(|out| {
+        let choice = ChoiceTokens {
+            index: 0,
+            tokens: &TokenBatch::default(),
+            finish_reason: Some("stop"),
+        };
+        lines(StreamFormat::Sse, StreamOptions::default()).tokens(out, &choice);
+    });
+    let line: Value =
+        serde_json::from_str(text.strip_prefix("data: ").unwrap().trim_end()).unwrap();
+    assert_eq!(line["choices"][0]["text"], "");
+    assert_eq!(line["choices"][0]["finish_reason"], "stop");
+    assert!(text.ends_with("\n\n"));
+}
+
+#[test]
+fn only_server_sent_events_have_a_done_and_a_keep_alive() {
+    let sse = lines(StreamFormat::Sse, StreamOptions::default());
+    let ndjson = lines(StreamFormat::Ndjson, StreamOptions::default());
+    assert_eq!(written(|out| sse.done(out)), "data: [DONE]\n\n");
+    assert_eq!(written(|out| ndjson.done(out)), "");
+    assert!(
+        sse.keep_alive()
+            .is_some_and(|comment| comment.starts_with(b":"))
+    );
+    assert_eq!(ndjson.keep_alive(), None);
+}
+
+/// The lines of a chat, each as JSON.
+fn chat_lines(options: StreamOptions, write: impl FnOnce(&mut Lines, &mut BytesMut)) -> Vec<Value> {
+    let mut head = lines(StreamFormat::Ndjson, options).head;
+    head.route = Route::Chat;
+    let mut lines = Lines::new(StreamFormat::Ndjson, options, head);
+    let text = written(|out| write(&mut lines, out));
+    let lines = text.lines().map(serde_json::from_str);
+    lines.map(|line| line.expect("JSON")).collect()
+}
+
+#[test]
+fn a_chats_lines_are_a_role_then_its_tokens_then_an_end_without_content() {
+    let lines = chat_lines(StreamOptions::default(), |lines, out| {
+        lines.role(out, 1);
+        for (tokens, finish_reason) in [
+            (tokens(&["a"]), None),
+            (tokens(&["b"]), Some("length")),
+            (TokenBatch::default(), Some("stop")),
+        ] {
+            let choice = ChoiceTokens {
+                index: 1,
+                tokens: &tokens,
+                finish_reason,
+            };
+            lines.tokens(out, &choice);
+        }
+    });
+    assert_eq!(lines[0]["object"], "chat.completion.chunk");
+    let choices: Vec<_> = lines
+        .iter()
+        .map(|line| line["choices"][0].clone())
+        .collect();
+    let choice = |delta: Value, reason: Option<&str>| json!({"index": 1, "delta": delta, "logprobs": null, "finish_reason": reason});
+    let expected = [
+        choice(json!({"role": "assistant", "content": ""}), None),
+        choice(json!({"content": "a"}), None),
+        choice(json!({"content": "b"}), Some("length")),
+        choice(json!({}), Some("stop")),
+    ];
+    assert_eq!(choices, expected);
+}
+
+#[test]
+fn the_usage_so_far_counts_the_prompts_that_began_and_the_tokens_that_have_their_line() {
+    let options = StreamOptions {
+        continuous_usage_stats: true,
+        include_usage: true,
+        ..StreamOptions::default()
+    };
+    let lines = chat_lines(options, |lines, out| {
+        lines.begun(2);
+        lines.role(out, 0);
+        lines.begun(3);
+        for index in 0..2 {
+            let tokens = tokens(&["a", "b"]);
+            let choice = ChoiceTokens {
+                index,
+                tokens: &tokens,
+                finish_reason: None,
+            };
+            lines.tokens(out, &choice);
+        }
+    });
+    let usage = |prompt, completion| json!(Usage::new(prompt, completion));
+    let so_far: Vec<_> = lines.iter().map(|line| line["usage"].clone()).collect();
+    assert_eq!(
+        so_far,
+        [
+            usage(2, 0),
+            usage(5, 1),
+            usage(5, 2),
+            usage(5, 3),
+            usage(5, 4)
+        ]
+    );
+}
+
+#[test]
+fn a_choices_text_offsets_count_characters_and_run_on_over_its_lines() {
+    let mut lines = lines(StreamFormat::Ndjson, StreamOptions::default()).with_logprobs();
+    let logprobs = Logprobs {
+        logprob: Some(-0.5),
+        spelling: b"x".to_vec(),
+        top: Vec::new(),
+    };
+    let text = written(|out| {
+        for (index, text) in [(0, "\u{e9}\u{e9}"), (1, "a"), (0, "b"), (0, "")] {
+            let mut tokens = TokenBatch::default();
+            tokens.push(TextToken {
+                id: 0,
+                text,
+                stamp: Stamp::default(),
+                logprobs: Some(&logprobs),
+            });
+            let choice = ChoiceTokens {
+                index,
+                tokens: &tokens,
+                finish_reason: None,
+            };
+            lines.tokens(out, &choice);
+        }
+    });
+    let offsets = text.lines().map(|line| {
+        let line: Value = serde_json::from_str(line).expect("JSON");
+        line["choices"][0]["logprobs"]["text_offset"][0].clone()
+    });
+    assert!(offsets.eq([0, 0, 2, 3]));
+}

@@ -1,0 +1,91 @@
+//! `POST /tokenize` and `POST /detokenize`.
+
+use axum::extract::{Request, State};
+use axum::response::Response;
+use bytes::Bytes;
+use tokio::time::timeout_at;
+
+use super::Gateway;
+use super::answer::{self, Detokenized, Tokenized};
+use super::body::tokenize::{DetokenizeBody, TokenizeBody};
+use super::incoming::Incoming;
+use super::opened::{deadline_exceeded, stopped};
+use super::refusal::{FieldNames, Refusal};
+use crate::error::Error;
+use crate::telemetry::Door;
+
+/// Turns text, or a conversation, into token ids.
+#[utoipa::path(
+    post,
+    path = "/tokenize",
+    request_body = TokenizeBody,
+    responses((status = 200, description = "The tokens.", body = Tokenized))
+)]
+pub(super) async fn tokenize(
+    State(gateway): State<Gateway>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let gateway = &gateway;
+    let tokenized = |body: Bytes| async move {
+        let message = TokenizeBody::parse(&body)?;
+        (gateway.open)()?;
+        let tokenized = gateway.cluster.tokenize(&message).await?;
+        Ok(answer::json(&Tokenized {
+            count: tokenized.token_ids.len(),
+            max_model_len: tokenized.context_length,
+            tokens: tokenized.token_ids,
+        }))
+    };
+    counted(gateway, request, FieldNames::TOKENIZE, tokenized).await
+}
+
+/// Turns token ids into text.
+#[utoipa::path(
+    post,
+    path = "/detokenize",
+    request_body = DetokenizeBody,
+    responses((status = 200, description = "The text.", body = Detokenized))
+)]
+pub(super) async fn detokenize(
+    State(gateway): State<Gateway>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let gateway = &gateway;
+    let detokenized = |body: Bytes| async move {
+        let message = DetokenizeBody::parse(&body)?;
+        (gateway.open)()?;
+        let detokenized = gateway.cluster.detokenize(&message).await?;
+        Ok(answer::json(&Detokenized {
+            prompt: detokenized.text,
+        }))
+    };
+    counted(gateway, request, FieldNames::DETOKENIZE, detokenized).await
+}
+
+/// Answers a request within its deadline, and counts it as a completion is counted.
+async fn counted<F>(
+    gateway: &Gateway,
+    request: Request,
+    names: FieldNames,
+    answer: impl FnOnce(Bytes) -> F,
+) -> Result<Response, Refusal>
+where
+    F: Future<Output = Result<Response, Error>>,
+{
+    let mut counted = gateway.telemetry.request_admitted(Door::Http);
+    let answered = async {
+        let incoming = Incoming::read(gateway, request).await?;
+        tokio::select! {
+            answered = timeout_at(incoming.deadline, answer(incoming.body)) => {
+                answered.unwrap_or_else(|_| Err(deadline_exceeded()))
+            }
+            () = gateway.stopping.cancelled() => Err(stopped()),
+        }
+    };
+    let answered = answered.await.map_err(|error| names.client_error(error));
+    counted.ended(answered.as_ref().map(|_| ()));
+    answered.map_err(|error| {
+        gateway.telemetry.refused(Door::Http, &error);
+        error.into()
+    })
+}

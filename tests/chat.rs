@@ -1,0 +1,174 @@
+//! What a conversation is answered with, over the HTTP door.
+
+mod support;
+
+use serde_json::{Value, json};
+use support::http::{End, Request, post, refusal, refused};
+use support::{Setup, TestServer, full_speed};
+
+fn chat(body: &Value) -> Request {
+    post("/v1/chat/completions", body.to_string())
+}
+
+/// A question of four words, as the test runner renders it: `user: how are you`.
+fn question(rest: &Value) -> Value {
+    let mut body = json!({"messages": [{"role": "user", "content": "how are you"}]});
+    let fields = rest.as_object().expect("fields").clone();
+    body.as_object_mut().expect("a body").extend(fields);
+    body
+}
+
+async fn server() -> TestServer {
+    Setup::test_runner(full_speed()).start().await
+}
+
+#[tokio::test]
+async fn a_conversation_is_answered_with_a_message() {
+    let body = question(&json!({"max_completion_tokens": 3, "n": 2}));
+    let request = chat(&body).header("x-request-id", "mine");
+    let (response, body) = request.fetch(&server().await).await;
+    assert_eq!(response.status, 200);
+    let body = body.json();
+    let choice = |index: u32| {
+        let content = "token_0token_1token_2";
+        json!({
+            "index": index,
+            "message": {"role": "assistant", "content": content, "refusal": null},
+            "logprobs": null,
+            "finish_reason": "length",
+        })
+    };
+    let expected = json!({
+        "id": "chatcmpl-mine", "object": "chat.completion", "created": body["created"],
+        "model": "llm_test", "choices": [choice(0), choice(1)],
+        "usage": {"prompt_tokens": 4, "completion_tokens": 6, "total_tokens": 10},
+    });
+    assert_eq!(body, expected);
+}
+
+#[tokio::test]
+async fn a_stream_is_server_sent_events_the_role_first_then_a_delta_for_each_token() {
+    let options = json!({"include_usage": true});
+    let body = question(&json!({"max_tokens": 2, "stream": true, "stream_options": options}));
+    // What the OpenAI SDKs send, what browsers send, and nothing at all.
+    for accept in ["application/json", "*/*", "text/event-stream"] {
+        let (response, body) = chat(&body).accept(accept).fetch(&server().await).await;
+        let content_type = response.header("content-type");
+        assert_eq!(content_type, Some("text/event-stream; charset=utf-8"));
+        assert_eq!(body.end, End::Clean);
+        let mut events = body.events();
+        assert_eq!(events.pop(), Some("[DONE]"));
+        let objects: Vec<Value> = events
+            .iter()
+            .map(|event| serde_json::from_str(event).expect("an event is JSON"))
+            .collect();
+        let choice = |delta: Value, reason: Option<&str>| json!([{"index": 0, "delta": delta, "logprobs": null, "finish_reason": reason}]);
+        let expected = [
+            choice(json!({"role": "assistant", "content": ""}), None),
+            choice(json!({"content": "token_0"}), None),
+            choice(json!({"content": "token_1"}), Some("length")),
+            json!([]),
+        ];
+        let choices: Vec<_> = objects.iter().map(|object| &object["choices"]).collect();
+        assert!(choices.into_iter().eq(&expected), "{objects:?}");
+        let mut kinds = objects.iter().map(|object| &object["object"]);
+        assert!(kinds.all(|kind| kind == "chat.completion.chunk"));
+        let usage = json!({"prompt_tokens": 4, "completion_tokens": 2, "total_tokens": 6});
+        assert_eq!(objects[3]["usage"], usage);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_is_ndjson_where_that_is_asked_for_with_a_role_for_every_choice() {
+    let body = question(&json!({"max_tokens": 1, "stream": true, "n": 3}));
+    let request = chat(&body).accept("application/x-ndjson");
+    let (response, body) = request.fetch(&server().await).await;
+    let content_type = response.header("content-type");
+    assert_eq!(content_type, Some("application/x-ndjson"));
+    let lines = body.lines();
+    assert_eq!(lines.len(), 6);
+    let roles = lines
+        .iter()
+        .map(|line| &line["choices"][0]["delta"]["role"]);
+    assert_eq!(roles.filter(|role| *role == "assistant").count(), 3);
+    let indices = lines[..3].iter().map(|line| &line["choices"][0]["index"]);
+    assert!(indices.eq([0, 1, 2]));
+}
+
+#[tokio::test]
+async fn an_answer_goes_on_over_the_default_of_completions_until_it_ends() {
+    let body = question(&json!({"stop": "token_40", "stream": true}));
+    let request = chat(&body).accept("application/x-ndjson");
+    let (_, body) = request.fetch(&server().await).await;
+    let lines = body.lines();
+    assert_eq!(lines.len(), 1 + 40 + 1);
+    let choice = &lines[41]["choices"][0];
+    assert_eq!(choice["delta"], json!({}));
+    assert_eq!(choice["finish_reason"], "stop");
+}
+
+#[tokio::test]
+async fn each_token_has_its_log_probability_and_those_of_the_likeliest() {
+    let server = server().await;
+    let ask = json!({"max_tokens": 2, "logprobs": true, "top_logprobs": 2});
+    let (_, body) = chat(&question(&ask)).fetch(&server).await;
+    let unary = body.json()["choices"][0]["logprobs"].clone();
+    assert_eq!(unary["refusal"], Value::Null);
+    let mut ask = ask;
+    ask["stream"] = json!(true);
+    let request = chat(&question(&ask)).accept("application/x-ndjson");
+    let (_, body) = request.fetch(&server).await;
+    let lines = body.lines();
+    let streamed: Vec<Value> = lines[1..]
+        .iter()
+        .map(|line| line["choices"][0]["logprobs"]["content"][0].clone())
+        .collect();
+    assert_eq!(unary["content"], json!(streamed));
+    let (half, quarter) = (json!(-0.693_147_2), json!(-1.386_294_4));
+    let likely = |token: &str, logprob: &Value| json!({"token": token, "logprob": logprob, "bytes": token.as_bytes()});
+    let mut expected = likely("token_1", &half);
+    expected["top_logprobs"] = json!([likely("token_1", &half), likely("token_2", &quarter)]);
+    assert_eq!(streamed[1], expected);
+}
+
+#[tokio::test]
+async fn a_field_at_fault_has_the_name_by_which_the_client_sent_it() {
+    let server = server().await;
+    for (rest, code, param) in [
+        (
+            json!({"max_completion_tokens": 2_000_000}),
+            "context_length_exceeded",
+            "max_completion_tokens",
+        ),
+        (
+            json!({"max_tokens": 2_000_000}),
+            "context_length_exceeded",
+            "max_tokens",
+        ),
+        (
+            json!({"max_tokens": 1_048_575}),
+            "context_length_exceeded",
+            "messages",
+        ),
+        (
+            json!({"max_completion_tokens": 0}),
+            "invalid_value",
+            "max_completion_tokens",
+        ),
+        (
+            json!({"tools": [{"type": "function"}]}),
+            "unsupported_parameter",
+            "tools",
+        ),
+        (json!({"prompt": "a"}), "unknown_parameter", "prompt"),
+        (
+            json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
+            "unsupported_parameter",
+            "messages[0].content[0].type",
+        ),
+    ] {
+        let request = chat(&question(&rest));
+        let expected = refused(400, code, Some(param));
+        assert_eq!(refusal(&server, request).await, expected, "{rest}");
+    }
+}

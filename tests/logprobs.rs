@@ -1,0 +1,163 @@
+//! What is told of a completion besides its text: log probabilities, the prompt, the best of several, the
+//! usage so far.
+
+mod support;
+
+use serde_json::{Value, json};
+use support::http::{completion, texts};
+use support::{Setup, TestServer, full_speed};
+
+/// The test runner's log probability of the token that comes, and of the next id.
+const HALF: f64 = -0.693_147_2;
+const QUARTER: f64 = -1.386_294_4;
+
+async fn server() -> TestServer {
+    Setup::test_runner(full_speed()).start().await
+}
+
+async fn unary(server: &TestServer, body: &Value) -> Value {
+    let (response, answer) = completion(body).fetch(server).await;
+    assert_eq!(response.status, 200, "{}", answer.text);
+    answer.json()
+}
+
+async fn lines(server: &TestServer, body: &Value) -> Vec<Value> {
+    let mut body = body.clone();
+    body["stream"] = json!(true);
+    let (response, answer) = completion(&body).fetch(server).await;
+    assert_eq!(response.status, 200, "{}", answer.text);
+    answer.lines()
+}
+
+/// The log probabilities of a stream's lines, put together.
+fn joined(lines: &[Value]) -> Value {
+    let mut joined = json!({});
+    for name in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+        let lists = lines
+            .iter()
+            .map(|line| &line["choices"][0]["logprobs"][name]);
+        let items = lists.flat_map(|list| list.as_array().expect("a list").clone());
+        joined[name] = items.collect();
+    }
+    joined
+}
+
+#[tokio::test]
+async fn each_token_has_its_log_probability_and_those_of_the_likeliest() {
+    let server = server().await;
+    let body = json!({"prompt": "a", "max_tokens": 2, "logprobs": 2});
+    let expected = json!({
+        "tokens": ["token_0", "token_1"],
+        "token_logprobs": [HALF, HALF],
+        "top_logprobs": [
+            {"token_0": HALF, "token_1": QUARTER},
+            {"token_1": HALF, "token_2": QUARTER},
+        ],
+        "text_offset": [0, 7],
+    });
+    let answer = unary(&server, &body).await;
+    assert_eq!(answer["choices"][0]["logprobs"], expected);
+    assert_eq!(joined(&lines(&server, &body).await), expected);
+}
+
+#[tokio::test]
+async fn an_echoed_prompt_is_one_line_before_each_choices_tokens() {
+    let server = server().await;
+    let body = json!({"prompt": ["é b", "c"], "echo": true, "max_tokens": 2, "n": 2});
+    let lines = lines(&server, &body).await;
+    assert_eq!(lines.len(), 4 * 3);
+    for (choice, prompt) in [(0, "é b"), (1, "é b"), (2, "c"), (3, "c")] {
+        assert_eq!(texts(&lines, choice), [prompt, "token_0", "token_1"]);
+    }
+    let answer = unary(&server, &body).await;
+    assert_eq!(answer["choices"][1]["text"], "é btoken_0token_1");
+    assert_eq!(answer["choices"][2]["text"], "ctoken_0token_1");
+}
+
+#[tokio::test]
+async fn a_prompt_of_more_than_one_message_is_one_line() {
+    let prompt = "é ".repeat(50_000);
+    let body = json!({"prompt": prompt, "echo": true, "max_tokens": 1});
+    let lines = lines(&server().await, &body).await;
+    assert_eq!(texts(&lines, 0), [&prompt, "token_0"]);
+}
+
+#[tokio::test]
+async fn an_echo_alone_has_no_tokens_and_still_ends() {
+    let server = server().await;
+    let body = json!({"prompt": "a b", "echo": true, "max_tokens": 0});
+    let lines = lines(&server, &body).await;
+    assert_eq!(texts(&lines, 0), ["a b", ""]);
+    assert_eq!(lines[1]["choices"][0]["finish_reason"], "length");
+    let answer = unary(&server, &body).await;
+    assert_eq!(answer["choices"][0]["text"], "a b");
+    let usage = json!({"prompt_tokens": 2, "completion_tokens": 0, "total_tokens": 2});
+    assert_eq!(answer["usage"], usage);
+}
+
+#[tokio::test]
+async fn an_echoed_prompts_tokens_have_log_probabilities_but_the_first() {
+    let server = server().await;
+    let prompt = [json!(7), json!(8)];
+    let body = json!({"prompt": prompt, "echo": true, "max_tokens": 1, "logprobs": 0});
+    let expected = json!({
+        "tokens": ["token_7", "token_8", "token_0"],
+        "token_logprobs": [null, HALF, HALF],
+        "top_logprobs": [null, {"token_8": HALF}, {"token_0": HALF}],
+        "text_offset": [0, 7, 14],
+    });
+    let answer = unary(&server, &body).await;
+    assert_eq!(answer["choices"][0]["text"], "token_7token_8token_0");
+    assert_eq!(answer["choices"][0]["logprobs"], expected);
+    let lines = lines(&server, &body).await;
+    assert_eq!(texts(&lines, 0), ["token_7token_8", "token_0"]);
+    assert_eq!(joined(&lines), expected);
+}
+
+#[tokio::test]
+async fn the_best_of_several_are_shown_and_all_are_counted() {
+    let server = server().await;
+    let body = json!({"prompt": ["a", "b c"], "max_tokens": 3, "best_of": 4, "n": 2});
+    let answer = unary(&server, &body).await;
+    let choices = answer["choices"].as_array().expect("choices");
+    let indices: Vec<_> = choices
+        .iter()
+        .map(|choice| choice["index"].clone())
+        .collect();
+    assert_eq!(indices, [0, 1, 2, 3]);
+    assert!(choices.iter().all(|choice| choice["logprobs"].is_null()));
+    let usage = json!({"prompt_tokens": 3, "completion_tokens": 24, "total_tokens": 27});
+    assert_eq!(answer["usage"], usage);
+}
+
+#[tokio::test]
+async fn what_ends_a_choice_is_passed_on() {
+    let server = server().await;
+    let body = json!({"prompt": "a", "max_tokens": 9, "stop_token_ids": [3], "min_tokens": 2});
+    let answer = unary(&server, &body).await;
+    assert_eq!(answer["choices"][0]["text"], "token_0token_1token_2");
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    let mut shown = body.clone();
+    shown["include_stop_str_in_output"] = json!(true);
+    let answer = unary(&server, &shown).await;
+    assert_eq!(answer["choices"][0]["text"], "token_0token_1token_2token_3");
+    let mut late = body;
+    late["min_tokens"] = json!(6);
+    let answer = unary(&server, &late).await;
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+}
+
+#[tokio::test]
+async fn every_line_has_the_usage_so_far_where_it_is_asked_for() {
+    let options = json!({"continuous_usage_stats": true, "include_usage": true});
+    let body = json!({"prompt": "a b", "max_tokens": 3, "stream_options": options, "n": 2});
+    let lines = lines(&server().await, &body).await;
+    let usage = |completion: u32| {
+        json!({"prompt_tokens": 2, "completion_tokens": completion,
+            "total_tokens": 2 + completion})
+    };
+    let so_far: Vec<_> = lines.iter().map(|line| line["usage"].clone()).collect();
+    let mut expected: Vec<_> = (1..=6).map(usage).collect();
+    expected.push(usage(6));
+    assert_eq!(so_far, expected);
+}

@@ -1,0 +1,86 @@
+//! Text as tokens and back, over the HTTP door of a server and of a gateway.
+
+mod support;
+
+use serde_json::{Value, json};
+use support::http::{post, refusal, refused};
+use support::{Counts, Setup, TestServer, full_speed};
+
+async fn answer(server: &TestServer, path: &str, body: &Value) -> Value {
+    let (response, answer) = post(path, body.to_string()).fetch(server).await;
+    assert_eq!(response.status, 200, "{}", answer.text);
+    answer.json()
+}
+
+#[tokio::test]
+async fn text_and_conversations_have_tokens_and_tokens_have_text() {
+    let engine = Setup::test_runner(full_speed()).start().await;
+    let gateway = Setup::gateway(&[&engine]).start().await;
+    let tokens = |count: u32| {
+        let ids: Vec<_> = (0..count).collect();
+        json!({"count": count, "max_model_len": 1_048_576, "tokens": ids})
+    };
+    for server in [&engine, &gateway] {
+        let text = json!({"prompt": "a b c", "model": "llm_test"});
+        assert_eq!(answer(server, "/tokenize", &text).await, tokens(3));
+        let chat = json!({"messages": [{"role": "user", "content": "a b c"}]});
+        assert_eq!(answer(server, "/tokenize", &chat).await, tokens(4));
+        let ids = json!({"tokens": [7, 8]});
+        let expected = json!({"prompt": "token_7token_8"});
+        assert_eq!(answer(server, "/detokenize", &ids).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn an_engine_without_the_model_is_passed_over() {
+    let engine = |name: &str| {
+        let mut setup = Setup::test_runner(full_speed());
+        setup.engine().models[0].name = name.to_owned();
+        setup.start()
+    };
+    let (first, second) = tokio::join!(engine("first"), engine("second"));
+    let gateway = Setup::gateway(&[&first, &second]).start().await;
+    for model in ["first", "second"] {
+        let body = json!({"prompt": "a", "model": model});
+        assert_eq!(answer(&gateway, "/tokenize", &body).await["count"], 1);
+        let body = json!({"tokens": [1], "model": model});
+        let answer = answer(&gateway, "/detokenize", &body).await;
+        assert_eq!(answer["prompt"], "token_1");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_tokenized_is_refused_and_counted() {
+    let server = Setup::test_runner(full_speed()).start().await;
+    for (path, body, expected) in [
+        (
+            "/tokenize",
+            json!({"prompt": "a", "model": "nobody"}),
+            refused(404, "model_not_found", Some("model")),
+        ),
+        (
+            "/tokenize",
+            json!({"messages": []}),
+            refused(400, "invalid_value", Some("messages")),
+        ),
+        (
+            "/detokenize",
+            json!({"tokens": "a"}),
+            refused(400, "invalid_type", Some("tokens")),
+        ),
+    ] {
+        let request = post(path, body.to_string());
+        assert_eq!(refusal(&server, request).await, expected);
+    }
+    let plain = post("/tokenize", "{}").header("content-type", "text/plain");
+    let expected = refused(415, "unsupported_media_type", None);
+    assert_eq!(refusal(&server, plain).await, expected);
+    let counted = |reason: &str| {
+        let metric = "tokenway_refusals_total";
+        format!("{metric}{{door=\"http\",reason=\"{reason}\"}}")
+    };
+    let counts = Counts::now(&server);
+    for reason in ["model_not_found", "invalid_value", "unsupported_media_type"] {
+        assert_eq!(counts.get(&counted(reason)), 1.0, "{}", counts.0);
+    }
+}
