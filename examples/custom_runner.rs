@@ -85,14 +85,15 @@ fn parts(args: Args) -> ServerParts {
         loader: Arc::new(EchoLoader {
             interval: Duration::from_millis(args.interval_ms),
         }),
+        aliases: Vec::new(),
         workers: 1,
         slots: 8,
+        queue_depth: 1024,
+        slow_reader_timeout: Duration::from_secs(10),
     };
     ServerParts {
         source: Source::Engine(EngineParts {
             models: vec![model],
-            queue_depth: 1024,
-            slow_reader_timeout: Duration::from_secs(10),
         }),
         http: Some(HttpDoor {
             listen: args.http,

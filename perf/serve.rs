@@ -180,12 +180,13 @@ fn source(options: &Options) -> Source {
     let model = ModelParts {
         name: "llm_test".to_owned(),
         loader: Arc::new(TestRunnerLoader::new(runner)),
+        aliases: Vec::new(),
         workers: 1,
         slots: options.slots,
+        queue_depth: options.queue,
+        slow_reader_timeout: options.patience_ms,
     };
     Source::Engine(EngineParts {
         models: vec![model],
-        queue_depth: options.queue,
-        slow_reader_timeout: options.patience_ms,
     })
 }

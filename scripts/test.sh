@@ -6,12 +6,22 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 source scripts/llama.sh
 scripts/venv.sh
+scripts/node.sh
+if ! command -v curl >/dev/null; then
+    [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null || {
+        echo "curl is needed, as a client of the tests. On Debian or Ubuntu: sudo apt-get install curl" >&2
+        exit 1
+    }
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends curl >/dev/null
+fi
 if ((${#FEATURES[@]})); then
     TOKENWAY_TEST_MODEL=$(scripts/model.sh) || {
         echo "The tests of the real model cannot run. \`cargo test\` runs all the others." >&2
         exit 1
     }
     export TOKENWAY_TEST_MODEL
+    scripts/venv.sh .venv-lm-eval tests/clients/lm_eval/requirements.txt
 fi
 if cargo nextest --version >/dev/null 2>&1; then
     cargo nextest run "${FEATURES[@]}" "$@"

@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
-# Makes .venv, the Python that runs the Python examples and the tests with third-party clients. It
-# installs again only when what is required has changed.
+# Makes .venv, the Python that runs the Python examples and the tests with third-party clients; or
+# another: `scripts/venv.sh FOLDER REQUIREMENTS…`. It installs again only when what is required has
+# changed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-requirements=(examples/requirements.txt tests/clients/requirements.txt)
-stamp=.venv/requirements.sha256
+venv=${1:-.venv}
+requirements=("${@:2}")
+((${#requirements[@]})) || requirements=(examples/requirements.txt tests/clients/requirements.txt)
+stamp=$venv/requirements.sha256
 wanted=$(cat "${requirements[@]}" | sha256sum)
 
-if [[ -x .venv/bin/python && -f $stamp && $(<"$stamp") == "$wanted" ]]; then
+if [[ -x $venv/bin/python && -f $stamp && $(<"$stamp") == "$wanted" ]]; then
     exit 0
 fi
 
@@ -32,8 +35,8 @@ fi
 
 # The stamp goes first: an installation that is broken off is begun again.
 rm -f "$stamp"
-python3 -m venv --clear .venv
-install=(.venv/bin/python -m pip install --quiet --disable-pip-version-check)
+python3 -m venv --clear "$venv"
+install=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
 for file in "${requirements[@]}"; do
     install+=(--requirement "$file")
 done

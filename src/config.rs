@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use serde::Deserialize;
 
 use crate::client::ClientOptions;
@@ -16,6 +16,7 @@ use crate::server::{Drain, HttpDoor, ServerParts, Source};
 
 mod engine;
 mod file;
+mod model;
 mod values;
 mod variable;
 
@@ -191,19 +192,20 @@ pub fn read(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<T
         .try_get_matches_from(&arguments)
         .map_err(|error| variable::name_in(error, &arguments))?;
     let CommandLine { command, serve } = CommandLine::from_arg_matches(&matches)?;
+    let given = matches.subcommand().map_or(&matches, |(_, given)| given);
     let parts = match command.unwrap_or(Command::Serve(Box::new(serve))) {
         Command::Complete(options) => return Ok(Task::Complete(options)),
-        Command::Serve(serve) => serve.parts()?,
-        Command::Engine(engine) => engine.parts()?,
+        Command::Serve(serve) => serve.parts(given)?,
+        Command::Engine(engine) => engine.parts(given)?,
         Command::Gateway(gateway) => gateway.parts()?,
     };
     Ok(Task::Serve(Box::new(parts)))
 }
 
 impl Serve {
-    fn parts(self) -> Result<ServerParts, ConfigError> {
+    fn parts(self, given: &ArgMatches) -> Result<ServerParts, ConfigError> {
         let file = self.file.read()?;
-        let engine = self.engine.or(file.settings()?).parts()?;
+        let engine = self.engine.parts(&file, given)?;
         let http = self.http.or(file.settings()?);
         let grpc = self.grpc.or(file.settings()?);
         let server = self.server.or(file.settings()?);
@@ -212,9 +214,9 @@ impl Serve {
 }
 
 impl EngineCommand {
-    fn parts(self) -> Result<ServerParts, ConfigError> {
+    fn parts(self, given: &ArgMatches) -> Result<ServerParts, ConfigError> {
         let file = self.file.read()?;
-        let engine = self.engine.or(file.settings()?).parts()?;
+        let engine = self.engine.parts(&file, given)?;
         let grpc = self.grpc.or(file.settings()?);
         let server = self.server.or(file.settings()?);
         server.parts(Source::Engine(engine), None, Some(grpc))

@@ -50,6 +50,9 @@ const BODY_LIMIT: usize = 4 * 1024 * 1024;
 /// The most headers of a request.
 const HEADERS_LIMIT: usize = 100;
 
+/// Something that must hold; where it does not, the error says why.
+pub type Check = Arc<dyn Fn() -> Result<(), Error> + Send + Sync>;
+
 /// What the HTTP door needs.
 #[derive(Clone)]
 pub struct Gateway {
@@ -57,8 +60,10 @@ pub struct Gateway {
     pub cluster: Cluster,
     /// What is counted into, and shown at `/metrics`.
     pub telemetry: Telemetry,
-    /// Whether requests are taken, and why not.
-    pub ready: Arc<dyn Fn() -> Result<(), Error> + Send + Sync>,
+    /// Whether every model takes requests, and why not: what the health tells.
+    pub ready: Check,
+    /// Whether requests are taken at all, and why not.
+    pub open: Check,
     /// The form of a completion's stream whose client has no preference.
     pub stream_format: StreamFormat,
     /// Cancelled when the server waits no longer for running requests.

@@ -17,8 +17,10 @@ use crate::text::completion::Completion;
 
 mod convert;
 mod metadata;
+mod refusals;
 mod stream;
 
+pub use refusals::explained;
 use stream::Entered;
 pub use stream::EventStream;
 
@@ -202,7 +204,7 @@ fn model(entry: &CatalogEntry) -> Result<v1::Model, Error> {
         runner: entry.runner.to_owned(),
         context_length: facts.context_length,
         created: entry.created,
-        aliases: Vec::new(),
+        aliases: entry.aliases.to_vec(),
         unsupported: unsupported
             .map(|parameter| parameter.name().to_owned())
             .collect(),

@@ -19,13 +19,14 @@ use crate::worker::{Assignment, WorkerEvent, WorkerHandle};
 
 mod catalog;
 pub mod plan;
+mod readiness;
 mod task;
 #[cfg(test)]
 mod tests;
 
 use catalog::Prompt;
 pub use catalog::{Catalog, CatalogEntry};
-pub use task::Readiness;
+pub use readiness::Readiness;
 
 /// How far a sequence may run ahead of its reader, in tokens.
 const CREDIT: usize = 256;
@@ -41,8 +42,8 @@ pub struct Parts {
     pub workers: Vec<(WorkerHandle, usize, usize)>,
     /// What the workers tell.
     pub events: mpsc::Receiver<WorkerEvent>,
-    /// The most requests that may wait for a first slot.
-    pub queue_depth: usize,
+    /// For each model, the most requests that may wait for a first slot.
+    pub queue_depths: Vec<usize>,
     /// What is counted into.
     pub telemetry: Telemetry,
 }

@@ -101,8 +101,16 @@ pub enum StartError {
     #[error("{0}")]
     Engine(String),
     /// A model cannot be loaded.
-    #[error("cannot load the model: {0}")]
-    Model(String),
+    #[error("cannot load the model '{model}': {reason}")]
+    Model {
+        /// Which.
+        model: String,
+        /// What its runner says.
+        reason: String,
+    },
+    /// It ended before its models were loaded.
+    #[error("the server ended before its models were loaded")]
+    Ended,
 }
 
 /// A server that runs. It ends by [`Server::drain`]; one that is dropped goes on with nobody to end
@@ -122,8 +130,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds the doors and starts the workers. Models load in the background: until they have, the
-    /// doors answer 'not ready'.
+    /// Binds the doors and starts the workers. Models load in the background: until one has, the doors
+    /// answer its requests with 'not ready'.
     ///
     /// # Errors
     /// What keeps the server from starting. Nothing is left running then.
@@ -153,11 +161,12 @@ impl Server {
         }
         if let (Some(listener), Some(door)) = (http, parts.http) {
             server.http_address = Some(listener.address().clone());
-            let ready = server.readiness.clone();
+            let (ready, open) = (server.readiness.clone(), server.readiness.clone());
             let router = gateway::router(Gateway {
                 cluster: backend.cluster,
                 telemetry: server.telemetry.clone(),
                 ready: Arc::new(move || ready.check()),
+                open: Arc::new(move || open.check_open()),
                 stopping: server.stopping.clone(),
                 stream_format: door.stream_format,
                 request_timeout: parts.request_timeout,
@@ -203,9 +212,7 @@ impl Server {
             self.readiness.up().await;
             return Ok(());
         };
-        health::wait_for_models(engine.scheduler.readiness(), progress)
-            .await
-            .map_err(StartError::Model)
+        health::wait_for_models(engine.scheduler.readiness(), progress).await
     }
 
     /// Ends the server: new work is refused for the grace time, then the listeners close, running

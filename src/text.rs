@@ -113,6 +113,7 @@ fn stamp(token: &Token) -> Stamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::request::StopTokens;
     use crate::runner::TokenBytes;
 
     fn token(bytes: &[u8]) -> Token {
@@ -132,9 +133,21 @@ mod tests {
         last: &[u8],
         reason: FinishReason,
     ) -> (Vec<String>, FinishReason) {
-        let stops: Vec<_> = stops.iter().map(ToString::to_string).collect();
-        let strings = Arc::new(StopStrings::new(&stops));
-        let mut choice = ChoiceText::new(strings, &Stopping::default());
+        let stopping = Stopping {
+            strings: stops.iter().map(ToString::to_string).collect(),
+            ..Stopping::default()
+        };
+        ended_by(&stopping, tokens, last, reason)
+    }
+
+    fn ended_by(
+        stopping: &Stopping,
+        tokens: &[&[u8]],
+        last: &[u8],
+        reason: FinishReason,
+    ) -> (Vec<String>, FinishReason) {
+        let strings = StopStrings::new(&stopping.strings).shown(stopping.is_shown);
+        let mut choice = ChoiceText::new(Arc::new(strings), stopping);
         let mut ready = TokenBatch::default();
         for bytes in tokens {
             assert_eq!(choice.push(token(bytes), &mut ready), Watch::Open);
@@ -172,5 +185,42 @@ mod tests {
             (&texts[..], reason),
             (&["a", "S", ""].map(str::to_owned)[..], FinishReason::Stop)
         );
+    }
+
+    #[test]
+    fn a_stop_token_is_shown_only_where_that_is_asked_for() {
+        let stopping = |is_shown| Stopping {
+            is_shown,
+            ..Stopping::default()
+        };
+        let (texts, _) = ended_by(&stopping(false), &[b"a"], b"b", FinishReason::Stop);
+        assert_eq!(texts, ["a", ""]);
+        let (texts, _) = ended_by(&stopping(true), &[b"a"], b"b", FinishReason::Stop);
+        assert_eq!(texts, ["a", "b"]);
+    }
+
+    #[test]
+    fn no_stop_string_ends_what_is_below_min_tokens() {
+        let stopping = |min_tokens| Stopping {
+            strings: vec!["STOP".to_owned()],
+            tokens: StopTokens {
+                min_tokens,
+                ..StopTokens::default()
+            },
+            ..Stopping::default()
+        };
+        let ended = |min_tokens| {
+            ended_by(
+                &stopping(min_tokens),
+                &[b"a", b"S"],
+                b"TOP.",
+                FinishReason::Length,
+            )
+        };
+        let whole = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(ended(3), (whole(&["a", "S", "TOP."]), FinishReason::Length));
+        // What came before is not looked at, so it is no part of a match either.
+        assert_eq!(ended(2), (whole(&["a", "S", "TOP."]), FinishReason::Length));
+        assert_eq!(ended(1), (whole(&["a"]), FinishReason::Stop));
     }
 }

@@ -5,10 +5,12 @@ mod support;
 use serde_json::json;
 use support::grpc::grpc_error;
 use support::http::{Refusal, completion, get, post, refusal, refused};
-use support::{Setup, full_speed, grpc};
+use support::{Setup, TestServer, full_speed, grpc};
 use tokenway::error::ErrorKind;
 use tokenway::proto::v1;
 use tonic::Code;
+use tonic_prost::ProstCodec;
+use tonic_types::StatusExt;
 
 #[tokio::test]
 async fn bad_bodies_are_refused_with_their_field() {
@@ -176,8 +178,42 @@ async fn bad_messages_are_refused_with_their_field() {
         (code, error.kind),
         (Code::NotFound, ErrorKind::ModelNotFound)
     );
-    let (code, _) = grpc_error(&server, grpc::request(&"a".repeat(5 << 20), 5)).await;
-    assert_eq!(code, Code::OutOfRange);
+    let (code, error) = grpc_error(&server, grpc::request(&"a".repeat(5 << 20), 5)).await;
+    let expected = (Code::OutOfRange, ErrorKind::RequestTooLarge);
+    assert_eq!((code, error.kind), expected);
+}
+
+/// What the method of this name says to a message that is none of its own.
+async fn answer_of(server: &TestServer, method: &str) -> (Code, String) {
+    let channel = tonic::transport::Endpoint::from_shared(server.grpc_url());
+    let channel = channel.expect("an address").connect().await;
+    let mut client = tonic::client::Grpc::new(channel.expect("the gRPC door answers"));
+    client.ready().await.expect("the connection is there");
+    let path = format!("/tokenway.v1.Inference/{method}")
+        .parse()
+        .expect("a path");
+    // Its first field is a number, where a request for a completion has the model's name.
+    let message = v1::Usage {
+        prompt_tokens: 1,
+        ..v1::Usage::default()
+    };
+    let codec = ProstCodec::<v1::Usage, v1::Usage>::default();
+    let refused = client
+        .unary(tonic::Request::new(message), path, codec)
+        .await;
+    let status = refused.expect_err("a refusal");
+    let details = status.get_error_details();
+    let reason = details.error_info().map(|info| info.reason.clone());
+    (status.code(), reason.unwrap_or_default())
+}
+
+#[tokio::test]
+async fn what_is_no_message_or_no_method_is_refused_with_a_reason() {
+    let server = Setup::test_runner(full_speed()).start().await;
+    let broken = answer_of(&server, "Complete").await;
+    assert_eq!(broken, (Code::InvalidArgument, "invalid_json".to_owned()));
+    let unknown = answer_of(&server, "Nothing").await;
+    assert_eq!(unknown, (Code::Unimplemented, "not_found".to_owned()));
 }
 
 #[tokio::test]

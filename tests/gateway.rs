@@ -9,8 +9,10 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::http::{End, Request, completion, get};
 use support::program::{Running, tokenway};
-use support::{Setup, TestServer, full_speed, silent_at};
+use support::{Setup, TestServer, cut_short, full_speed, silent_at};
 use tokenway::runner::llm_test::TestRunnerLoader;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
 
 fn stream() -> Request {
     completion(&json!({"prompt": "a", "max_tokens": 5, "stream": true}))
@@ -191,4 +193,29 @@ async fn clients_that_go_away_by_the_thousand_break_no_stream_but_their_own() {
     for client in clients.collect::<Vec<_>>() {
         client.await.expect("every stream begins");
     }
+}
+
+#[tokio::test]
+async fn what_an_engine_says_of_its_refusal_reaches_the_client() {
+    let delay = Duration::from_millis(2_500);
+    let mut details = ErrorDetails::with_retry_info(Some(delay));
+    let full = Status::with_error_details(Code::ResourceExhausted, "Come later.", details.clone());
+    details = ErrorDetails::with_bad_request_violation("max_tokens", "It is too much.");
+    let invalid = Status::with_error_details(Code::InvalidArgument, "Not that.", details);
+    let refused = async |status| {
+        let engine = format!("http://{}", cut_short::refusing(status).await);
+        let gateway = gateway(&[&engine]).await;
+        completion(&json!({"prompt": "a"})).fetch(&gateway).await
+    };
+    let (response, body) = refused(full).await;
+    assert_eq!(response.status, 429);
+    assert_eq!(response.header("retry-after"), Some("3"));
+    assert_eq!(response.header("retry-after-ms"), Some("2500"));
+    assert_eq!(body.error(), ("rate_limited".to_owned(), None));
+    assert_eq!(body.json()["error"]["message"], "Come later.");
+    let (response, body) = refused(invalid).await;
+    assert_eq!(response.status, 400);
+    assert_eq!(response.header("x-should-retry"), Some("false"));
+    let expected = ("invalid_value".to_owned(), Some("max_tokens".to_owned()));
+    assert_eq!(body.error(), expected);
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use support::http::{End, completion, post, texts};
-use support::{Setup, TestServer, grpc};
+use support::{Setup, TestServer, grpc, model_path};
 use tokenway::proto::v1;
 use tokenway::proto::v1::completion_request::Input;
 use tokenway::runner::llama::{LlamaLoader, LlamaOptions};
@@ -20,22 +20,6 @@ const FRANCE: &str = "The capital of France is";
 
 /// What the model goes on with: 16 tokens, greedily.
 const PARIS: &str = " Paris.\n\nThe United States has a population of approximately 321";
-
-fn model_path() -> PathBuf {
-    let path = std::env::var_os("TOKENWAY_TEST_MODEL").map_or_else(
-        || {
-            let home = std::env::var_os("HOME").expect("HOME is set");
-            PathBuf::from(home).join(".cache/tokenway/SmolLM2-135M-Instruct.Q4_1.gguf")
-        },
-        PathBuf::from,
-    );
-    assert!(
-        path.exists(),
-        "there is no model at {}: `make model` fetches it",
-        path.display()
-    );
-    path
-}
 
 fn options(model_path: PathBuf) -> LlamaOptions {
     LlamaOptions {

@@ -68,6 +68,54 @@ async fn a_server_that_loads_says_not_ready_and_when_to_retry() {
 }
 
 #[tokio::test]
+async fn a_model_that_loads_or_has_no_worker_refuses_its_own_requests_alone() {
+    let panic_at = TestRunnerOptions {
+        panic_at: Some(0),
+        ..full_speed()
+    };
+    let (setup, word) = waiting(panic_at);
+    let server = setup.and_model("other", full_speed()).start_loading().await;
+    let ask = |model: &str| completion(&json!({"prompt": "a", "model": model, "max_tokens": 1}));
+    let health = || async { refusal(&server, get("/health")).await };
+    server.loaded_so_far(0.5).await;
+    assert_eq!(
+        refusal(&server, ask("llm_test")).await,
+        refused(503, "not_ready", None)
+    );
+    assert_eq!(ask("other").fetch(&server).await.0.status, 200);
+    assert_eq!(health().await, refused(503, "not_ready", None));
+    word.send(()).unwrap();
+    server.loaded().await;
+    assert_eq!(get("/health").fetch(&server).await.0.status, 200);
+    let lost = ask("llm_test").fetch(&server).await.1;
+    assert_eq!(lost.error().0, "worker_lost");
+    server.not_ready().await;
+    assert_eq!(
+        refusal(&server, ask("llm_test")).await,
+        refused(503, "no_worker", None)
+    );
+    assert_eq!(ask("other").fetch(&server).await.0.status, 200);
+    assert_eq!(health().await, refused(503, "no_worker", None));
+    let (_, health) = get("/readyz").fetch(&server).await;
+    assert!(health.text.contains("'llm_test'"), "{}", health.text);
+    drop(word);
+    server.failed().await;
+    assert_eq!(ask("other").fetch(&server).await.0.status, 200);
+}
+
+#[tokio::test]
+async fn a_model_that_cannot_be_loaded_is_named_where_the_server_ends_for_it() {
+    let (setup, word) = waiting(full_speed());
+    drop(word);
+    let server = setup.and_model("other", full_speed()).start_loading().await;
+    let failure = server.ready().await.expect_err("it cannot be loaded");
+    assert_eq!(
+        failure.to_string(),
+        "cannot load the model 'llm_test': there is no device any more"
+    );
+}
+
+#[tokio::test]
 async fn a_worker_that_crashes_loses_its_streams_with_an_error_and_is_then_missing() {
     let panic_at = |index| TestRunnerOptions {
         panic_at: Some(index),

@@ -117,7 +117,7 @@ fn release(plan: &mut Plan<Choice>, placements: &[Placement<Choice>]) {
 
 /// One model on so many workers, all of them ready.
 fn plan(workers: usize) -> Plan<Choice> {
-    let mut plan = Plan::new(1, &vec![(0, SLOTS); workers], QUEUE_DEPTH);
+    let mut plan = Plan::new(&[QUEUE_DEPTH], &vec![(0, SLOTS); workers]);
     for worker in 0..workers {
         plan.ready(WorkerId(worker), LIFE);
     }

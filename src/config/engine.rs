@@ -1,251 +1,110 @@
-//! The settings of an engine: which model, on how many workers, and how the test runner behaves.
+//! The models of an engine: one by the flags, or one for each `[[model]]` table of the settings file.
+//!
+//! Beside tables, what is for one model alone is refused as a flag, as an environment variable and as
+//! a key above them: it is not clear for which. `queue_depth` and `slow_reader_timeout` hold there for
+//! every model that does not say otherwise.
 
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::iter::once;
 
-use clap::{Args, ValueEnum};
+use clap::{ArgMatches, Args};
 use serde::Deserialize;
 
-use super::values::{Count, Milliseconds, Seconds};
-use super::{ConfigError, seconds};
-use crate::runner::Loader;
-use crate::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
+use super::file::{SettingsFile, model_keys};
+use super::model::{ModelSettings, Origin};
+use super::{ConfigError, variable};
 use crate::server::{EngineParts, ModelParts};
 
-/// Which runner serves the model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
-#[serde(try_from = "String")]
-pub(super) enum RunnerKind {
-    /// The reference's test runner: `token_0`, `token_1`, … at an exact cadence.
-    #[value(name = "llm_test")]
-    LlmTest,
-    /// A GGUF model on llama.cpp.
-    #[value(name = "llama")]
-    Llama,
-}
-
-impl TryFrom<String> for RunnerKind {
-    type Error = &'static str;
-
-    fn try_from(name: String) -> Result<Self, Self::Error> {
-        Self::from_str(&name, false).map_err(|_| "it must be llm_test or llama")
-    }
-}
+/// What may be given beside `[[model]]` tables, for every model.
+const OF_EVERY_MODEL: [&str; 2] = ["queue_depth", "slow_reader_timeout"];
 
 #[derive(Args, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct EngineSettings {
-    /// What runs the model [default: llama where --model-path is given, else llm_test]
-    #[arg(long, env = "MODEL_RUNNER", value_name = "RUNNER")]
-    runner: Option<RunnerKind>,
-    /// The GGUF file of the model (llama)
-    #[arg(long, env = "TOKENWAY_MODEL_PATH", value_name = "FILE")]
-    model_path: Option<PathBuf>,
     /// The name that requests give the model [default: llm_test, or the model file's name]
     #[arg(long, env = "TOKENWAY_MODEL_NAME", value_name = "NAME")]
     model_name: Option<String>,
-    /// The most tokens of one sequence, prompt and completion together (llama) [default: what the
-    /// model was trained on, at most 2048]
-    #[arg(long, env = "TOKENWAY_CONTEXT_LENGTH", value_name = "TOKENS")]
-    context_length: Option<Count<u32>>,
-    /// How many threads the model computes on (llama) [default: one less than there are cores]
-    #[arg(long, env = "TOKENWAY_THREADS", value_name = "N")]
-    threads: Option<Count<u16>>,
-    /// How many workers load the model, each on a thread of its own [default: 1]
-    #[arg(long, env = "TOKENWAY_WORKERS", value_name = "N")]
-    workers: Option<Count<u16>>,
-    /// How many sequences each worker runs at once [default: 1024 for llm_test, 8 for llama]
-    #[arg(long, env = "TOKENWAY_SLOTS", value_name = "N")]
-    slots: Option<Count<u16>>,
-    /// How many requests may wait for a slot; the next is refused [default: 1024]
-    #[arg(long, env = "TOKENWAY_QUEUE_DEPTH", value_name = "N")]
-    queue_depth: Option<u32>,
-    /// How long a reader may make no progress before its stream is given up, in seconds [default: 10]
-    #[arg(
-        long,
-        env = "TOKENWAY_SLOW_READER_TIMEOUT",
-        value_name = "SECONDS",
-        allow_negative_numbers = true
-    )]
-    slow_reader_timeout: Option<Seconds>,
     #[command(flatten)]
     #[serde(flatten)]
-    test_runner: TestRunnerSettings,
+    model: ModelSettings,
 }
 
-/// How the test runner behaves. What makes it misbehave is for tests of clients.
-#[derive(Args, Clone, Copy, Default, PartialEq, Deserialize)]
+/// A `[[model]]` table.
+#[derive(Default, Deserialize)]
 #[serde(default)]
-struct TestRunnerSettings {
-    /// The time between two tokens of a sequence, in milliseconds; 0 is as fast as they are read
-    /// (llm_test) [default: 20]
-    #[arg(
-        long,
-        env = "TEST_RUNNER_FREQUENCY_MS",
-        value_name = "MILLISECONDS",
-        allow_negative_numbers = true
-    )]
-    test_runner_frequency_ms: Option<Milliseconds>,
-    /// What the first token waits for besides, in milliseconds (llm_test) [default: 0]
-    #[arg(
-        long,
-        env = "TEST_RUNNER_FIRST_TOKEN_DELAY_MS",
-        value_name = "MILLISECONDS",
-        allow_negative_numbers = true
-    )]
-    test_runner_first_token_delay_ms: Option<Milliseconds>,
-    /// The index of the token before which every sequence falls silent (llm_test) [default: none]
-    #[arg(long, env = "TEST_RUNNER_SILENT_AT", value_name = "INDEX")]
-    test_runner_silent_at: Option<u32>,
-    /// The index of the token in whose place every sequence fails (llm_test) [default: none]
-    #[arg(long, env = "TEST_RUNNER_FAIL_AT", value_name = "INDEX")]
-    test_runner_fail_at: Option<u32>,
-    /// The index of the token in whose place the worker panics (llm_test) [default: none]
-    #[arg(long, env = "TEST_RUNNER_PANIC_AT", value_name = "INDEX")]
-    test_runner_panic_at: Option<u32>,
+struct ModelTable {
+    name: Option<String>,
+    aliases: Vec<String>,
+    #[serde(flatten)]
+    settings: ModelSettings,
 }
 
 impl EngineSettings {
-    pub(super) fn or(self, file: Self) -> Self {
-        Self {
-            runner: self.runner.or(file.runner),
-            model_path: self.model_path.or(file.model_path),
-            model_name: self.model_name.or(file.model_name),
-            context_length: self.context_length.or(file.context_length),
-            threads: self.threads.or(file.threads),
-            workers: self.workers.or(file.workers),
-            slots: self.slots.or(file.slots),
-            queue_depth: self.queue_depth.or(file.queue_depth),
-            slow_reader_timeout: self.slow_reader_timeout.or(file.slow_reader_timeout),
-            test_runner: self.test_runner.or(file.test_runner),
+    /// The models of the flags and the file; `matches` say how the flags were given.
+    pub(super) fn parts(
+        self,
+        file: &SettingsFile,
+        matches: &ArgMatches,
+    ) -> Result<EngineParts, ConfigError> {
+        let keys: Self = file.settings()?;
+        let settings = self.model.or(keys.model);
+        let tables: Vec<ModelTable> = file.models()?;
+        if tables.is_empty() {
+            let name = self.model_name.or(keys.model_name);
+            let model = settings.parts(name, Vec::new(), &Origin::Flags)?;
+            return Ok(EngineParts {
+                models: vec![model],
+            });
         }
-    }
-
-    pub(super) fn parts(self) -> Result<EngineParts, ConfigError> {
-        let runner = self.runner.unwrap_or(if self.model_path.is_some() {
-            RunnerKind::Llama
-        } else {
-            RunnerKind::LlmTest
-        });
-        if self.model_name.as_deref() == Some("") {
-            let message = "--model-name must not be empty: requests name the model by it";
-            return Err(ConfigError::Invalid(message.to_owned()));
+        refuse_beside_tables(file, matches)?;
+        let are_several = tables.len() > 1;
+        let mut models = Vec::new();
+        for (number, table) in (1..).zip(tables) {
+            let origin = Origin::Table(file, number);
+            if are_several && table.name.is_none() {
+                let key = origin.name("name");
+                return Err(file.error(format!(
+                    "{key} is missing: requests choose one of several models by it"
+                )));
+            }
+            let own = table.settings.or_of_every_model(&settings);
+            models.push(own.parts(table.name, table.aliases, &origin)?);
         }
-        let (workers, slots) = (self.workers, self.slots);
-        let (queue_depth, slow_reader) = (self.queue_depth, self.slow_reader_timeout);
-        let (name, loader, default_slots) = match runner {
-            RunnerKind::LlmTest => self.test_model()?,
-            RunnerKind::Llama => self.real_model()?,
-        };
-        let model = ModelParts {
-            name,
-            loader,
-            workers: workers.map_or(1, count),
-            slots: slots.map_or(default_slots, count),
-        };
-        Ok(EngineParts {
-            models: vec![model],
-            queue_depth: usize::try_from(queue_depth.unwrap_or(1_024)).unwrap_or(usize::MAX),
-            slow_reader_timeout: seconds(slow_reader, 10),
-        })
-    }
-
-    fn test_model(self) -> Result<(String, Arc<dyn Loader>, usize), ConfigError> {
-        let only_llama = [
-            ("model-path", self.model_path.is_some()),
-            ("context-length", self.context_length.is_some()),
-            ("threads", self.threads.is_some()),
-        ];
-        refuse_unread(&only_llama, "llama", "llm_test")?;
-        let loader = TestRunnerLoader::new(self.test_runner.options());
-        let name = self.model_name.unwrap_or_else(|| loader.name().to_owned());
-        Ok((name, Arc::new(loader), 1_024))
-    }
-
-    #[cfg(feature = "llama-cpp")]
-    fn real_model(self) -> Result<(String, Arc<dyn Loader>, usize), ConfigError> {
-        use crate::runner::llama::{LlamaLoader, LlamaOptions, MAX_SLOTS, check_file};
-
-        let only_test = [(
-            "test-runner-…",
-            self.test_runner != TestRunnerSettings::default(),
-        )];
-        refuse_unread(&only_test, "llm_test", "llama")?;
-        let Some(model_path) = self.model_path else {
-            let message = "the runner llama needs --model-path FILE.gguf; `make model` fetches one";
-            return Err(ConfigError::Invalid(message.to_owned()));
-        };
-        check_file(&model_path).map_err(|error| {
-            let path = model_path.display();
-            ConfigError::Invalid(format!(
-                "--model-path {path}: {error}; `make model` fetches one"
-            ))
-        })?;
-        if self.slots.is_some_and(|slots| count(slots) > MAX_SLOTS) {
-            let message = format!("--slots: llama.cpp runs at most {MAX_SLOTS} sequences at once");
-            return Err(ConfigError::Invalid(message));
-        }
-        let file_name = model_path
-            .file_stem()
-            .map(|name| name.to_string_lossy().into_owned());
-        let name = self.model_name.or(file_name).unwrap_or_default();
-        let loader = LlamaLoader::new(LlamaOptions {
-            model_path,
-            threads: self.threads.map_or_else(super::default_threads, count),
-            context_length: self.context_length.map(Count::get),
-        });
-        Ok((name, Arc::new(loader), 8))
-    }
-
-    #[cfg(not(feature = "llama-cpp"))]
-    fn real_model(self) -> Result<(String, Arc<dyn Loader>, usize), ConfigError> {
-        let message = "this build has no runner llama: `make build` makes one that has it";
-        Err(ConfigError::Invalid(message.to_owned()))
+        refuse_twice(&models, file)?;
+        Ok(EngineParts { models })
     }
 }
 
-impl TestRunnerSettings {
-    fn or(self, file: Self) -> Self {
-        Self {
-            test_runner_frequency_ms: self
-                .test_runner_frequency_ms
-                .or(file.test_runner_frequency_ms),
-            test_runner_first_token_delay_ms: self
-                .test_runner_first_token_delay_ms
-                .or(file.test_runner_first_token_delay_ms),
-            test_runner_silent_at: self.test_runner_silent_at.or(file.test_runner_silent_at),
-            test_runner_fail_at: self.test_runner_fail_at.or(file.test_runner_fail_at),
-            test_runner_panic_at: self.test_runner_panic_at.or(file.test_runner_panic_at),
+fn refuse_beside_tables(file: &SettingsFile, matches: &ArgMatches) -> Result<(), ConfigError> {
+    let of_one = model_keys()
+        .into_iter()
+        .chain(once("model_name".to_owned()));
+    for key in of_one.filter(|key| !OF_EVERY_MODEL.contains(&&**key)) {
+        let in_file = || file.has(&key).then(|| key.clone());
+        if let Some(given) = variable::given(matches, &key).or_else(in_file) {
+            let own = if key == "model_name" { "name" } else { &key };
+            return Err(file.error(format!(
+                "{given} cannot be given beside [[model]] tables, each of which has its own '{own}'"
+            )));
         }
     }
+    Ok(())
+}
 
-    fn options(&self) -> TestRunnerOptions {
-        let default = TestRunnerOptions::default();
-        let or = |setting: Option<Milliseconds>, default| setting.map_or(default, Duration::from);
-        TestRunnerOptions {
-            interval: or(self.test_runner_frequency_ms, default.interval),
-            first_token_delay: or(
-                self.test_runner_first_token_delay_ms,
-                default.first_token_delay,
-            ),
-            silent_at: self.test_runner_silent_at,
-            fail_at: self.test_runner_fail_at,
-            panic_at: self.test_runner_panic_at,
+/// A name that two models have would be a request's guess.
+fn refuse_twice(models: &[ModelParts], file: &SettingsFile) -> Result<(), ConfigError> {
+    let mut known: BTreeMap<&str, String> = BTreeMap::new();
+    for (number, model) in (1..).zip(models) {
+        let origin = Origin::Table(file, number);
+        let aliases = (1..).zip(&model.aliases);
+        let aliases = aliases.map(|(at, alias)| (format!("aliases[{at}]"), alias));
+        for (key, name) in once(("name".to_owned(), &model.name)).chain(aliases) {
+            let here = origin.name(&key);
+            if let Some(there) = known.insert(name, here.clone()) {
+                let problem = format!("{there} and {here} are both '{name}'; each must differ");
+                return Err(file.error(problem));
+            }
         }
     }
-}
-
-fn count(number: Count<u16>) -> usize {
-    usize::from(number.get())
-}
-
-/// Refuses settings that the chosen runner would not read: whoever gave them meant another.
-fn refuse_unread(settings: &[(&str, bool)], reader: &str, runner: &str) -> Result<(), ConfigError> {
-    match settings.iter().find(|(_, is_set)| *is_set) {
-        None => Ok(()),
-        Some((name, _)) => Err(ConfigError::Invalid(format!(
-            "--{name} is for the runner {reader}, but the runner is {runner}"
-        ))),
-    }
+    Ok(())
 }

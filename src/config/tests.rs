@@ -46,9 +46,10 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!(parts.grpc.as_ref().unwrap().to_string(), "127.0.0.1:50051");
     assert_eq!(parts.request_timeout, Duration::from_secs(600));
     let engine = engine(&parts);
-    assert_eq!(engine.queue_depth, 1_024);
-    assert_eq!(engine.slow_reader_timeout, Duration::from_secs(10));
     let model = &engine.models[0];
+    assert_eq!(model.queue_depth, 1_024);
+    assert_eq!(model.slow_reader_timeout, Duration::from_secs(10));
+    assert!(engine.models.len() == 1 && model.aliases.is_empty());
     assert_eq!(
         (model.name.as_str(), model.workers, model.slots),
         ("llm_test", 1, 1_024)
@@ -80,7 +81,7 @@ fn a_flag_goes_before_the_file_and_the_file_before_the_default() {
     let (_folder, path) = settings_file(text);
     let parts = parts(&["serve", "--config", &path, "--slots", "7"]);
     assert_eq!(engine(&parts).models[0].slots, 7);
-    assert_eq!(engine(&parts).queue_depth, 5);
+    assert_eq!(engine(&parts).models[0].queue_depth, 5);
     assert_eq!(parts.drain.grace, Duration::from_millis(250));
     let http = parts.http.unwrap();
     assert_eq!(
@@ -172,7 +173,14 @@ fn what_is_wrong_on_the_command_line_is_named() {
         ),
         (&["serve", "--threads", "2"], "--threads"),
         (&["serve", "--request-timeout", "0"], "--request-timeout"),
-        (&["serve", "--model-name", ""], "--model-name"),
+        (
+            &["serve", "--model-name", ""],
+            "--model-name must not be empty",
+        ),
+        (
+            &["serve", "--model-name", &"a".repeat(257)],
+            "--model-name must be at most 256 bytes",
+        ),
         (&["gateway", "--engine", "http://a:1/path"], "--engine"),
         (&["serve", "--runner", "llama"], "llama"),
         (&["gateway"], "--engine"),
@@ -197,5 +205,161 @@ fn an_address_that_others_reach_needs_insecure_said_to_it() {
             "{refusal}"
         );
         parts(&["serve", setting, address, "--insecure"]);
+    }
+}
+
+#[test]
+fn each_model_table_has_settings_of_its_own() {
+    let text = "queue_depth = 5\nslow_reader_timeout = 2\n\
+                [[model]]\nname = \"a\"\nworkers = 2\nslots = 3\nqueue_depth = 0\n\
+                [[model]]\nname = \"b\"\naliases = [\"bee\", \"c\"]\nslow_reader_timeout = 0.5";
+    let (_folder, path) = settings_file(text);
+    let (a, b) = match &engine(&parts(&["--config", &path])).models[..] {
+        [a, b] => (a.clone(), b.clone()),
+        models => panic!("{} models", models.len()),
+    };
+    assert_eq!((a.name.as_str(), a.workers, a.slots), ("a", 2, 3));
+    assert_eq!(
+        (a.queue_depth, a.slow_reader_timeout.as_millis()),
+        (0, 2_000)
+    );
+    assert!(a.aliases.is_empty());
+    assert_eq!((b.name.as_str(), b.workers, b.slots), ("b", 1, 1_024));
+    assert_eq!((b.queue_depth, b.slow_reader_timeout.as_millis()), (5, 500));
+    assert_eq!(b.aliases, ["bee", "c"]);
+    let flag = parts(&["engine", "--config", &path, "--queue-depth", "7"]);
+    let depths: Vec<_> = engine(&flag).models.iter().map(|m| m.queue_depth).collect();
+    assert_eq!(depths, [0, 7], "a model's own goes before the flag");
+}
+
+#[test]
+fn one_model_table_needs_no_name() {
+    let (_folder, path) = settings_file("[[model]]\naliases = [\"chat\"]");
+    let parts = parts(&["--config", &path]);
+    let model = &engine(&parts).models[0];
+    assert_eq!(
+        (&*model.name, &model.aliases[..]),
+        ("llm_test", &["chat".to_owned()][..])
+    );
+}
+
+#[test]
+fn a_gateway_takes_a_file_with_models_and_checks_their_keys() {
+    let arguments = |path| ["gateway", "--engine", "http://a:1", "--config", path];
+    let (_folder, path) = settings_file("[[model]]\nname = \"a\"");
+    parts(&arguments(&path));
+    let (_folder, path) = settings_file("[[model]]\nslotz = 1");
+    assert!(refusal(&arguments(&path)).contains("'model[1].slotz'"));
+}
+
+#[test]
+fn what_is_wrong_in_a_model_table_is_named() {
+    let long = "a".repeat(257);
+    let name = format!("[[model]]\nname = \"{long}\"");
+    let alias = format!("[[model]]\naliases = [\"{long}\"]");
+    let a = "[[model]]\nname = \"a\"\n";
+    let same = |second: &str| format!("{a}aliases = [\"x\", \"y\"]\n[[model]]\n{second}");
+    for (text, named) in [
+        (
+            format!("{a}[[model]]\nslotz = 3"),
+            "the key 'model[2].slotz' is unknown; the keys of a model are aliases, context_length, model_path, name, ",
+        ),
+        (
+            format!("{a}http_listen = \"unix:/a\""),
+            "'model[1].http_listen' is unknown",
+        ),
+        (
+            format!("{a}model_name = \"b\""),
+            "'model[1].model_name' is unknown",
+        ),
+        (
+            format!("{a}slots = 0"),
+            "model[1].slots: it must be at least 1",
+        ),
+        (
+            format!("{a}aliases = \"b\""),
+            "model[1].aliases: invalid type: string \"b\", expected a list",
+        ),
+        (
+            format!("{a}test_runner_frequency_ms = true"),
+            "model[1].test_runner_frequency_ms: invalid type: boolean `true`, expected a number",
+        ),
+        (
+            format!("{a}threads = 2"),
+            "model[1].threads is for the runner llama",
+        ),
+        (
+            format!("{a}[[model]]\nslots = 1"),
+            "model[2].name is missing",
+        ),
+        (
+            "[[model]]\nname = \"\"".to_owned(),
+            "model[1].name must not be empty",
+        ),
+        (name, "model[1].name must be at most 256 bytes"),
+        (
+            format!("{a}aliases = [\"\"]"),
+            "model[1].aliases must not be empty",
+        ),
+        (alias, "model[1].aliases must be at most 256 bytes"),
+        (
+            same("name = \"a\""),
+            "model[1].name and model[2].name are both 'a'",
+        ),
+        (
+            same("name = \"y\""),
+            "model[1].aliases[2] and model[2].name are both 'y'",
+        ),
+        (
+            same("name = \"b\"\naliases = [\"a\"]"),
+            "model[1].name and model[2].aliases[1] are both 'a'",
+        ),
+        (
+            format!("{a}aliases = [\"a\"]"),
+            "model[1].name and model[1].aliases[1] are both 'a'",
+        ),
+        (
+            "[model]\nname = \"a\"".to_owned(),
+            "a table under [[model]]",
+        ),
+        ("model = []".to_owned(), "a table under [[model]]"),
+        ("model = [\"a\"]".to_owned(), "a table under [[model]]"),
+    ] {
+        let (_folder, path) = settings_file(&text);
+        let refusal = refusal(&["serve", "--config", &path]);
+        assert!(
+            refusal.contains(named) && refusal.contains(&path),
+            "{text}: {refusal}"
+        );
+    }
+}
+
+#[test]
+fn what_is_for_one_model_alone_is_refused_beside_tables() {
+    let table = "[[model]]\nname = \"a\"";
+    for key in ["slots = 1", "model_name = \"b\"", "test_runner_fail_at = 1"] {
+        let (_folder, path) = settings_file(&format!("{key}\n{table}"));
+        let key = key.split(' ').next().unwrap();
+        let refusal = refusal(&["--config", &path]);
+        let said = format!("{key} cannot be given beside [[model]] tables");
+        assert!(refusal.contains(&said), "{refusal}");
+    }
+    let (_folder, path) = settings_file(table);
+    for [flag, value] in [
+        ["--runner", "llm_test"],
+        ["--model-path", "a.gguf"],
+        ["--model-name", "b"],
+        ["--context-length", "8"],
+        ["--threads", "1"],
+        ["--workers", "1"],
+        ["--slots", "1"],
+        ["--test-runner-frequency-ms", "1"],
+        ["--test-runner-panic-at", "1"],
+    ] {
+        for command in [&["--config", &path][..], &["engine", "--config", &path]] {
+            let refusal = refusal(&[command, &[flag, value]].concat());
+            let said = format!("{flag} cannot be given beside [[model]] tables");
+            assert!(refusal.contains(&said), "{refusal}");
+        }
     }
 }

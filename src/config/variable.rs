@@ -1,11 +1,12 @@
-//! Tells an invalid value by the name under which it was given: clap names the flag, also where the
-//! value is its environment variable's.
+//! Tells a value by the name under which it was given: clap names the flag, also where the value is its
+//! environment variable's.
 
 use std::ffi::OsString;
 use std::iter::once;
 
-use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory};
 
 use super::CommandLine;
 
@@ -24,6 +25,16 @@ pub(super) fn name_in(mut error: clap::Error, arguments: &[OsString]) -> clap::E
         error.insert(ContextKind::InvalidArg, ContextValue::String(variable));
     }
     error
+}
+
+/// The flag or the environment variable by which this field's value was given, if it was.
+pub(super) fn given(matches: &ArgMatches, field: &str) -> Option<String> {
+    let flag = format!("--{}", field.replace('_', "-"));
+    match matches.value_source(field)? {
+        ValueSource::EnvVariable => variable_of(&flag),
+        ValueSource::CommandLine => Some(flag),
+        ValueSource::DefaultValue | _ => None,
+    }
 }
 
 fn variable_of(flag: &str) -> Option<String> {

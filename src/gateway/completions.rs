@@ -135,7 +135,7 @@ impl Begun {
             Some(options) => Some((negotiate(&incoming.headers, default_format)?, options)),
             None => None,
         };
-        (gateway.ready)()?;
+        (gateway.open)()?;
         let lane = match stream {
             Some((StreamFormat::Ndjson, _)) => Lane::HttpNdjson,
             Some((StreamFormat::Sse, _)) => Lane::HttpSse,

@@ -36,6 +36,7 @@ async fn answer(
         cluster: Cluster::local(engine(move |_| Ok(script()))),
         telemetry: Telemetry::new(),
         ready: Arc::new(|| Ok(())),
+        open: Arc::new(|| Ok(())),
         stream_format: StreamFormat::Ndjson,
         stopping: CancellationToken::new(),
         request_timeout: Duration::from_secs(60),

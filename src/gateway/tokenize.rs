@@ -28,7 +28,7 @@ pub(super) async fn tokenize(
     let gateway = &gateway;
     let tokenized = |body: Bytes| async move {
         let message = TokenizeBody::parse(&body)?;
-        (gateway.ready)()?;
+        (gateway.open)()?;
         let tokenized = gateway.cluster.tokenize(&message).await?;
         Ok(answer::json(&Tokenized {
             count: tokenized.token_ids.len(),
@@ -53,7 +53,7 @@ pub(super) async fn detokenize(
     let gateway = &gateway;
     let detokenized = |body: Bytes| async move {
         let message = DetokenizeBody::parse(&body)?;
-        (gateway.ready)()?;
+        (gateway.open)()?;
         let detokenized = gateway.cluster.detokenize(&message).await?;
         Ok(answer::json(&Detokenized {
             prompt: detokenized.text,

@@ -25,6 +25,7 @@ use model::GgufModel;
 
 mod chat;
 mod device;
+mod logprobs;
 mod model;
 mod sampling;
 mod sequence;

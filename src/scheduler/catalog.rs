@@ -30,14 +30,19 @@ pub(super) struct Prompt {
     pub(super) max_tokens: u32,
 }
 
+/// So many bytes of names are told where a request names no model, or none that there is.
+const MAX_LISTED_BYTES: usize = 2 * 1024;
+
 /// The models that an engine serves. Clones share them.
 #[derive(Clone)]
 pub struct Catalog(Arc<[CatalogEntry]>);
 
 /// One model of the catalog.
 pub struct CatalogEntry {
-    /// The name that requests give.
+    /// The name that requests give, and that answers tell.
     pub name: Arc<str>,
+    /// Other names that requests may give.
+    pub aliases: Box<[String]>,
     /// The kind of runner.
     pub runner: &'static str,
     /// When the engine began to serve it, in seconds since the Unix epoch.
@@ -49,9 +54,10 @@ pub struct CatalogEntry {
 impl CatalogEntry {
     /// A model that is not loaded yet.
     #[must_use]
-    pub fn new(name: &str, runner: &'static str, created: i64) -> Self {
+    pub fn new(name: &str, aliases: &[String], runner: &'static str, created: i64) -> Self {
         Self {
             name: name.into(),
+            aliases: aliases.into(),
             runner,
             created,
             model: OnceLock::new(),
@@ -63,9 +69,14 @@ impl CatalogEntry {
     /// # Errors
     /// While it is loading, or when it cannot be loaded.
     pub fn model(&self) -> Result<&Arc<dyn Model>, Error> {
-        self.model
-            .get()
-            .ok_or_else(|| Error::new(ErrorKind::NotReady, "The model is not loaded."))
+        self.model.get().ok_or_else(|| {
+            let message = format!("The model '{}' is not loaded.", self.name);
+            Error::new(ErrorKind::NotReady, message)
+        })
+    }
+
+    fn is_named(&self, name: &str) -> bool {
+        *self.name == *name || self.aliases.iter().any(|alias| alias == name)
     }
 
     /// Notes that a worker has loaded the model. What the first worker says is what the model is.
@@ -284,7 +295,7 @@ impl Catalog {
         &self.0
     }
 
-    /// The model of this name, or the only one where no name is given; with its place in the catalog.
+    /// The model of this name or alias, or the only one where no name is given; with its place in the catalog.
     ///
     /// # Errors
     /// When there is no such model, or several and no name.
@@ -298,7 +309,7 @@ impl Catalog {
                 .0
                 .iter()
                 .enumerate()
-                .find(|(_, entry)| &*entry.name == name)
+                .find(|(_, entry)| entry.is_named(name))
                 .ok_or_else(|| {
                     let message = format!(
                         "There is no model '{name}'. This server has: {}.",
@@ -316,9 +327,22 @@ impl Catalog {
         }
     }
 
+    /// All models with their aliases, as far as an error has room for them: it travels in headers.
     fn names(&self) -> String {
-        let names: Vec<&str> = self.0.iter().map(|entry| &*entry.name).collect();
-        names.join(", ")
+        let mut listed = String::new();
+        for (at, entry) in self.0.iter().enumerate() {
+            let before = if at == 0 { "" } else { ", " };
+            let aliases = match &entry.aliases[..] {
+                [] => String::new(),
+                aliases => format!(" (also {})", aliases.join(", ")),
+            };
+            let next = format!("{before}{}{aliases}", entry.name);
+            if listed.len() + next.len() > MAX_LISTED_BYTES {
+                return format!("{listed} … and {} more", self.0.len() - at);
+            }
+            listed.push_str(&next);
+        }
+        listed
     }
 }
 
@@ -350,4 +374,57 @@ fn prompt_error(error: ModelError, param: &str) -> Error {
 
 fn context_exceeded(message: String, param: &str) -> Error {
     Error::new(ErrorKind::ContextLengthExceeded, message).with_param(param)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn catalog(models: &[(&str, &[&str])]) -> Catalog {
+        let entry = |(name, aliases): &(&str, &[&str])| {
+            let aliases: Vec<_> = aliases.iter().map(|alias| (*alias).to_owned()).collect();
+            CatalogEntry::new(name, &aliases, "llm_test", 0)
+        };
+        Catalog::new(models.iter().map(entry).collect())
+    }
+
+    fn found(catalog: &Catalog, name: Option<&str>) -> Result<(usize, String), Error> {
+        let found = catalog.find(name);
+        found.map(|(at, entry)| (at, entry.name.to_string()))
+    }
+
+    #[test]
+    fn a_model_is_found_by_its_name_and_by_each_alias() {
+        let catalog = catalog(&[("a", &[]), ("b", &["bee", "b:latest"])]);
+        for name in ["b", "bee", "b:latest"] {
+            assert_eq!(found(&catalog, Some(name)), Ok((1, "b".to_owned())));
+        }
+        let unknown = found(&catalog, Some("c")).expect_err("there is none");
+        assert_eq!(unknown.kind, ErrorKind::ModelNotFound);
+        assert_eq!(
+            unknown.message,
+            "There is no model 'c'. This server has: a, b (also bee, b:latest)."
+        );
+    }
+
+    #[test]
+    fn no_name_means_the_only_model() {
+        let only = catalog(&[("a", &["first"])]);
+        assert_eq!(found(&only, None), Ok((0, "a".to_owned())));
+        let unnamed = found(&catalog(&[("a", &[]), ("b", &[])]), None).expect_err("which?");
+        assert_eq!(unnamed.kind, ErrorKind::MissingParameter);
+        assert_eq!(unnamed.message, "A model must be named. There are: a, b.");
+    }
+
+    #[test]
+    fn the_list_of_models_stays_short_enough_for_a_header() {
+        let names: Vec<_> = (0..100).map(|at| format!("{at:0>256}")).collect();
+        let models: Vec<(&str, &[&str])> = names.iter().map(|name| (&**name, &[][..])).collect();
+        let unnamed = found(&catalog(&models), None).expect_err("which?");
+        assert!(
+            unnamed.message.len() < MAX_LISTED_BYTES + 100,
+            "{unnamed:?}"
+        );
+        assert!(unnamed.message.contains("… and 93 more"), "{unnamed:?}");
+    }
 }

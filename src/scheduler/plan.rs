@@ -11,11 +11,17 @@ type Order = (i32, u64);
 
 /// Who waits and who could take them.
 pub struct Plan<J> {
-    /// For each model, the requests that still have choices without a slot.
-    queues: Vec<BTreeMap<Order, Waiting<J>>>,
+    /// One for each model: a model's full queue refuses nothing of another's.
+    queues: Vec<Queue<J>>,
     workers: Vec<WorkerState>,
-    queue_depth: usize,
     arrivals: u64,
+}
+
+struct Queue<J> {
+    /// The requests that still have choices without a slot.
+    waiting: BTreeMap<Order, Waiting<J>>,
+    /// The most of them that may wait for their first.
+    depth: usize,
 }
 
 struct Waiting<J> {
@@ -55,7 +61,7 @@ pub trait Job {
 }
 
 /// Whether a request got its place.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
     /// It runs, or waits in the queue.
     Admitted,
@@ -66,9 +72,9 @@ pub enum Admission {
 }
 
 impl<J: Job> Plan<J> {
-    /// Workers are given as their model and their number of slots.
+    /// Models are given as the depths of their queues, workers as their model and their number of slots.
     #[must_use]
-    pub fn new(models: usize, workers: &[(usize, usize)], queue_depth: usize) -> Self {
+    pub fn new(queue_depths: &[usize], workers: &[(usize, usize)]) -> Self {
         let workers = workers.iter().map(|&(model, slots)| WorkerState {
             model,
             slots,
@@ -76,10 +82,13 @@ impl<J: Job> Plan<J> {
             used: 0,
             outstanding: 0,
         });
+        let queues = queue_depths.iter().map(|depth| Queue {
+            waiting: BTreeMap::new(),
+            depth: *depth,
+        });
         Self {
-            queues: (0..models).map(|_| BTreeMap::new()).collect(),
+            queues: queues.collect(),
             workers: workers.collect(),
-            queue_depth,
             arrivals: 0,
         }
     }
@@ -104,11 +113,12 @@ impl<J: Job> Plan<J> {
             choices: choices.into(),
             begun: false,
         };
-        self.queues[model].insert(order, waiting);
+        self.queues[model].waiting.insert(order, waiting);
         let placements = self.place(model);
+        let queue = &mut self.queues[model];
         // The queue was not over its depth before, so it is this request that is one too many.
-        if self.queued() > self.queue_depth {
-            self.queues[model].remove(&order);
+        if queue.queued() > queue.depth {
+            queue.waiting.remove(&order);
             return (Admission::QueueFull, placements);
         }
         (Admission::Admitted, placements)
@@ -144,7 +154,7 @@ impl<J: Job> Plan<J> {
     /// Drops what nobody waits for any more.
     pub fn sweep(&mut self) {
         for queue in &mut self.queues {
-            queue.retain(|_, waiting| {
+            queue.waiting.retain(|_, waiting| {
                 waiting.choices.retain(Job::is_wanted);
                 !waiting.choices.is_empty()
             });
@@ -154,20 +164,19 @@ impl<J: Job> Plan<J> {
     /// Takes out everything that waits.
     pub(super) fn clear(&mut self) -> Vec<J> {
         let queues = self.queues.iter_mut();
-        let waiting = queues.flat_map(|queue| std::mem::take(queue).into_values());
+        let waiting = queues.flat_map(|queue| std::mem::take(&mut queue.waiting).into_values());
         waiting.flat_map(|waiting| waiting.choices).collect()
     }
 
-    /// How many requests wait for their first slot.
+    /// How many requests of all models wait for their first slot.
     pub(super) fn queued(&self) -> usize {
-        let waiting = self.queues.iter().flat_map(BTreeMap::values);
-        waiting.filter(|waiting| !waiting.begun).count()
+        self.queues.iter().map(Queue::queued).sum()
     }
 
     /// Gives free slots to those who wait, in their order.
     fn place(&mut self, model: usize) -> Vec<Placement<J>> {
         let mut placements = Vec::new();
-        while let Some(mut first) = self.queues[model].first_entry() {
+        while let Some(mut first) = self.queues[model].waiting.first_entry() {
             let Some(job) = first.get_mut().choices.pop_front() else {
                 first.remove();
                 continue;
@@ -189,6 +198,13 @@ impl<J: Job> Plan<J> {
             placements.push(Placement { worker, life, job });
         }
         placements
+    }
+}
+
+impl<J> Queue<J> {
+    fn queued(&self) -> usize {
+        let waiting = self.waiting.values();
+        waiting.filter(|waiting| !waiting.begun).count()
     }
 }
 
@@ -240,7 +256,7 @@ mod tests {
     /// One model on workers with these numbers of slots, all of them ready.
     fn plan(slots: &[usize], queue_depth: usize) -> Plan<Named> {
         let workers: Vec<_> = slots.iter().map(|slots| (0, *slots)).collect();
-        let mut plan = Plan::new(1, &workers, queue_depth);
+        let mut plan = Plan::new(&[queue_depth], &workers);
         for worker in 0..slots.len() {
             assert!(plan.ready(WorkerId(worker), Life(1)).is_empty());
         }
@@ -324,7 +340,7 @@ mod tests {
 
     #[test]
     fn models_do_not_wait_for_each_other() {
-        let mut plan = Plan::new(2, &[(0, 1), (1, 1)], 8);
+        let mut plan = Plan::new(&[8, 8], &[(0, 1), (1, 1)]);
         plan.ready(WorkerId(0), Life(1));
         plan.ready(WorkerId(1), Life(1));
         plan.admit(0, 0, vec![job("runs")]);
@@ -333,6 +349,22 @@ mod tests {
             names(&plan.admit(1, 0, vec![job("other")]).1),
             [("other", 1)]
         );
+    }
+
+    #[test]
+    fn a_full_queue_of_one_model_refuses_nothing_of_another() {
+        let mut plan = Plan::new(&[1, 2], &[(0, 1), (1, 1)]);
+        plan.ready(WorkerId(0), Life(1));
+        plan.ready(WorkerId(1), Life(1));
+        let mut admit = |model| plan.admit(model, 0, vec![job("any")]).0;
+        let (admitted, full) = (Admission::Admitted, Admission::QueueFull);
+        // The first of each runs, and the rest wait.
+        assert_eq!([admit(0), admit(0), admit(0)], [admitted, admitted, full]);
+        for expected in [admitted, admitted, admitted, full] {
+            assert_eq!(admit(1), expected);
+        }
+        assert_eq!(admit(0), full);
+        assert_eq!(plan.queued(), 3, "of both");
     }
 
     #[test]

@@ -6,24 +6,12 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::plan::{Admission, Job, Placement, Plan};
+use super::readiness::{Abilities, Ability, Readiness};
 use super::{Catalog, Parts, Submission};
 use crate::error::{Error, ErrorKind};
 use crate::telemetry::Telemetry;
 use crate::worker::lane::Failure;
-use crate::worker::{Assignment, WorkerEvent, WorkerHandle};
-
-/// How able an engine's workers are.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Readiness {
-    /// No worker has loaded its model yet; the fraction is of the one that is furthest.
-    Loading(f32),
-    /// At least one worker of every model is up.
-    Ready,
-    /// A model has no worker up; they are being restarted.
-    NoWorker,
-    /// A model could not be loaded, for this reason.
-    Failed(String),
-}
+use crate::worker::{Assignment, WorkerEvent, WorkerHandle, WorkerId};
 
 /// What the task is told without a message.
 pub(super) struct Signals {
@@ -46,10 +34,12 @@ pub(super) async fn run(
         .iter()
         .map(|(_, model, slots)| (*model, *slots))
         .collect();
+    let models: Vec<_> = workers.iter().map(|(model, _)| *model).collect();
+    let names = parts.catalog.entries().iter();
+    let names = names.map(|entry| Arc::clone(&entry.name)).collect();
     let mut task = Task {
-        plan: Plan::new(parts.catalog.entries().len(), &workers, parts.queue_depth),
-        models: workers.iter().map(|(model, _)| *model).collect(),
-        up: vec![false; workers.len()],
+        plan: Plan::new(&parts.queue_depths, &workers),
+        abilities: Abilities::new(names, &models),
         handles: parts
             .workers
             .into_iter()
@@ -81,10 +71,7 @@ pub(super) async fn run(
 struct Task {
     plan: Plan<Assignment>,
     handles: Vec<WorkerHandle>,
-    /// Each worker's model.
-    models: Vec<usize>,
-    /// Which workers are up.
-    up: Vec<bool>,
+    abilities: Abilities,
     catalog: Catalog,
     telemetry: Telemetry,
     readiness: watch::Sender<Readiness>,
@@ -128,56 +115,43 @@ impl Task {
 
     fn hear(&mut self, event: WorkerEvent) {
         match event {
-            WorkerEvent::Loading(_, fraction) => {
-                self.readiness
-                    .send_if_modified(|readiness| match readiness {
-                        Readiness::Loading(known) if *known < fraction => {
-                            *known = fraction;
-                            true
-                        }
-                        Readiness::Loading(_)
-                        | Readiness::Ready
-                        | Readiness::NoWorker
-                        | Readiness::Failed(_) => false,
-                    });
+            WorkerEvent::Loading(worker, fraction) => {
+                self.abilities.loading(worker.0, fraction);
+                self.tell_readiness();
             }
             WorkerEvent::Ready(worker, life, model) => {
-                self.catalog.entries()[self.models[worker.0]].loaded(model);
-                self.up[worker.0] = true;
+                let (at, _) = self.abilities.model_of(worker.0);
+                self.catalog.entries()[at].loaded(model);
+                self.abilities.set(worker.0, Ability::Up);
                 let placements = self.plan.ready(worker, life);
                 self.start(placements);
-                self.tell_readiness(Readiness::Loading(0.0));
+                self.tell_readiness();
             }
             WorkerEvent::Released(worker, life, max_tokens) => {
                 let placements = self.plan.released(worker, life, max_tokens);
                 self.start(placements);
             }
             WorkerEvent::Lost(worker, reason) => {
-                tracing::error!(worker = worker.0, %reason, "a worker crashed; it is restarted");
-                self.down(worker.0, Readiness::NoWorker);
+                let (_, model) = self.abilities.model_of(worker.0);
+                tracing::error!(worker = worker.0, model, %reason, "a worker crashed; it is restarted");
+                self.down(worker, Ability::Lost);
             }
             WorkerEvent::LoadFailed(worker, reason) => {
-                tracing::error!(worker = worker.0, %reason, "a worker could not load its model");
-                self.down(worker.0, Readiness::Failed(reason));
+                let (_, model) = self.abilities.model_of(worker.0);
+                tracing::error!(worker = worker.0, model, %reason, "a worker could not load its model");
+                self.down(worker, Ability::LoadFailed(reason));
             }
         }
     }
 
-    fn down(&mut self, worker: usize, otherwise: Readiness) {
-        self.up[worker] = false;
-        self.plan.lost(crate::worker::WorkerId(worker));
-        self.tell_readiness(otherwise);
+    fn down(&mut self, worker: WorkerId, ability: Ability) {
+        self.abilities.set(worker.0, ability);
+        self.plan.lost(worker);
+        self.tell_readiness();
     }
 
-    /// Ready when every model has a worker that is up.
-    fn tell_readiness(&self, otherwise: Readiness) {
-        let mut models = 0..self.catalog.entries().len();
-        let is_up = |model| (0..self.up.len()).any(|at| self.models[at] == model && self.up[at]);
-        let readiness = if models.all(is_up) {
-            Readiness::Ready
-        } else {
-            otherwise
-        };
+    fn tell_readiness(&self) {
+        let readiness = self.abilities.readiness();
         self.readiness.send_if_modified(|known| {
             let changed = *known != readiness;
             *known = readiness;

@@ -28,10 +28,10 @@ async fn scheduler() -> Scheduler {
     })
     .expect("a thread");
     let (scheduler, task) = Scheduler::new(Parts {
-        catalog: Catalog::new(vec![CatalogEntry::new("m", "llm_test", 0)]),
+        catalog: Catalog::new(vec![CatalogEntry::new("m", &[], "llm_test", 0)]),
         workers: vec![(worker, 0, 1)],
         events,
-        queue_depth: 2,
+        queue_depths: vec![2],
         telemetry,
     });
     tokio::spawn(task);

@@ -19,12 +19,8 @@ const EVENTS: usize = 1024;
 /// The models of an engine and how it runs them.
 #[derive(Clone)]
 pub struct EngineParts {
-    /// The models, in the order in which they are listed.
+    /// The models, in the order in which they are listed. No name or alias is given twice.
     pub models: Vec<ModelParts>,
-    /// The most requests that may wait for a first slot.
-    pub queue_depth: usize,
-    /// How long a reader may make no progress.
-    pub slow_reader_timeout: Duration,
 }
 
 /// One model and its workers.
@@ -32,12 +28,18 @@ pub struct EngineParts {
 pub struct ModelParts {
     /// The name that requests give.
     pub name: String,
+    /// Other names that requests may give.
+    pub aliases: Vec<String>,
     /// Loads it, once for each worker.
     pub loader: Arc<dyn Loader>,
     /// How many workers run it.
     pub workers: usize,
     /// How many sequences each of them runs at once.
     pub slots: usize,
+    /// The most of its requests that may wait for a first slot.
+    pub queue_depth: usize,
+    /// How long a reader of it may make no progress.
+    pub slow_reader_timeout: Duration,
 }
 
 /// An engine that runs.
@@ -61,7 +63,7 @@ impl Engine {
                     id: WorkerId(workers.len()),
                     loader: Arc::clone(&model.loader),
                     slots: model.slots,
-                    slow_reader_timeout: parts.slow_reader_timeout,
+                    slow_reader_timeout: model.slow_reader_timeout,
                     events: sender.clone(),
                     telemetry: telemetry.clone(),
                 })?;
@@ -73,7 +75,7 @@ impl Engine {
             catalog: catalog(&parts.models),
             workers,
             events,
-            queue_depth: parts.queue_depth,
+            queue_depths: parts.models.iter().map(|model| model.queue_depth).collect(),
             telemetry: telemetry.clone(),
         });
         tasks.spawn(task);
@@ -101,6 +103,9 @@ fn catalog(models: &[ModelParts]) -> Catalog {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     let created = i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX);
-    let entry = |model: &ModelParts| CatalogEntry::new(&model.name, model.loader.name(), created);
+    let entry = |model: &ModelParts| {
+        let runner = model.loader.name();
+        CatalogEntry::new(&model.name, &model.aliases, runner, created)
+    };
     Catalog::new(models.iter().map(entry).collect())
 }

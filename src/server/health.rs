@@ -1,12 +1,16 @@
 //! Whether the server takes requests, and how both doors tell it.
 
+use http::Response;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::body::Body;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
+use tower::util::MapResponse;
 
+use super::StartError;
 use crate::cluster::Cluster;
 use crate::error::{Error, ErrorKind};
 use crate::grpc;
@@ -48,8 +52,33 @@ impl Ready {
         }
     }
 
-    /// Whether a request that came now would be taken.
+    /// Whether requests for every model are taken now: what the health tells.
     pub(super) fn check(&self) -> Result<(), Error> {
+        self.check_open()?;
+        let Backend::Engine(readiness) = &self.backend else {
+            return Ok(());
+        };
+        let (kind, message) = match &*readiness.borrow() {
+            Readiness::Ready => return Ok(()),
+            Readiness::Loading(_) => (
+                ErrorKind::NotReady,
+                "Not every model is loaded yet.".to_owned(),
+            ),
+            Readiness::Failed { model, .. } => (
+                ErrorKind::NotReady,
+                format!("The model '{model}' cannot be loaded."),
+            ),
+            Readiness::NoWorker(model) => (
+                ErrorKind::NoWorker,
+                format!("No worker of the model '{model}' is up. They are being restarted."),
+            ),
+        };
+        Err(Error::new(kind, message))
+    }
+
+    /// Whether requests are taken at all. The engine of this process says itself which of its models
+    /// takes none.
+    pub(super) fn check_open(&self) -> Result<(), Error> {
         if self.draining.is_cancelled() {
             return Err(Error::new(
                 ErrorKind::Draining,
@@ -57,23 +86,9 @@ impl Ready {
             ));
         }
         match &self.backend {
+            Backend::Engine(_) => Ok(()),
             Backend::Cluster(cluster) if cluster.is_up() => Ok(()),
             Backend::Cluster(_) => Err(Error::new(ErrorKind::NoWorker, "No engine is up.")),
-            Backend::Engine(readiness) => match &*readiness.borrow() {
-                Readiness::Ready => Ok(()),
-                Readiness::Loading(_) => Err(Error::new(
-                    ErrorKind::NotReady,
-                    "The model is not loaded yet.",
-                )),
-                Readiness::Failed(_) => Err(Error::new(
-                    ErrorKind::NotReady,
-                    "The model cannot be loaded.",
-                )),
-                Readiness::NoWorker => Err(Error::new(
-                    ErrorKind::NoWorker,
-                    "No worker is up. They are restarted.",
-                )),
-            },
         }
     }
 
@@ -103,7 +118,7 @@ pub(super) async fn routes(
     ready: Ready,
     tasks: &TaskTracker,
     closing: CancellationToken,
-) -> Routes {
+) -> MapResponse<Routes, fn(Response<Body>) -> Response<Body>> {
     let (reporter, health) = tonic_health::server::health_reporter();
     tell(&reporter, &ready).await;
     let stopped = ready.stopped.clone();
@@ -114,11 +129,12 @@ pub(super) async fn routes(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let invariant = "the descriptors were compiled with the crate";
-    Routes::new(service.into_server())
+    let routes = Routes::new(service.into_server())
         .add_service(health)
         .add_service(reflection().build_v1().expect(invariant))
         .add_service(reflection().build_v1alpha().expect(invariant))
-        .prepare()
+        .prepare();
+    MapResponse::new(routes, grpc::explained)
 }
 
 /// Tells the health service of every change.
@@ -155,16 +171,21 @@ async fn tell(reporter: &HealthReporter, ready: &Ready) {
 pub(super) async fn wait_for_models(
     mut readiness: watch::Receiver<Readiness>,
     mut progress: impl FnMut(f32),
-) -> Result<(), String> {
+) -> Result<(), StartError> {
     loop {
         match &*readiness.borrow_and_update() {
             Readiness::Ready => return Ok(()),
-            Readiness::Failed(reason) => return Err(reason.clone()),
+            Readiness::Failed { model, reason } => {
+                return Err(StartError::Model {
+                    model: model.to_string(),
+                    reason: reason.clone(),
+                });
+            }
             Readiness::Loading(fraction) => progress(*fraction),
-            Readiness::NoWorker => {}
+            Readiness::NoWorker(_) => {}
         }
         if readiness.changed().await.is_err() {
-            return Err("the scheduler has ended".to_owned());
+            return Err(StartError::Ended);
         }
     }
 }

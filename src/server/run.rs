@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
-use super::{Server, ServerParts, Source, StartError};
+use super::{ModelParts, Server, ServerParts, Source, StartError};
 
 /// Within so long the same signal is the same order: who stops a process and its group, as `timeout`
 /// does, tells it twice.
@@ -51,7 +51,9 @@ pub async fn until_signalled(parts: ServerParts, out: &mut impl Write) -> Result
     };
     match loaded {
         Some(Ok(())) => {
-            writeln!(out, "ready    {}", models(&source))?;
+            for line in ready_lines(&source) {
+                writeln!(out, "ready    {line}")?;
+            }
             out.flush()?;
             signals.next().await;
         }
@@ -78,23 +80,22 @@ async fn end(server: Server, signals: &mut Signals) -> Result<(), RunError> {
     }
 }
 
-fn models(source: &Source) -> String {
+/// One line for each model, or one for the engines.
+fn ready_lines(source: &Source) -> Vec<String> {
     match source {
-        Source::Remote(engines) => format!("in front of {}", engines.join(", ")),
-        Source::Engine(engine) => {
-            let model = |model: &super::ModelParts| {
-                let (runner, workers) = (model.loader.name(), model.workers);
-                let (name, slots) = (&model.name, model.slots);
-                format!("{name} ({runner}; workers: {workers}, slots: {slots})")
-            };
-            engine
-                .models
-                .iter()
-                .map(model)
-                .collect::<Vec<_>>()
-                .join(", ")
-        }
+        Source::Remote(engines) => vec![format!("in front of {}", engines.join(", "))],
+        Source::Engine(engine) => engine.models.iter().map(ready_line).collect(),
     }
+}
+
+fn ready_line(model: &ModelParts) -> String {
+    let (name, runner) = (&model.name, model.loader.name());
+    let (workers, slots) = (model.workers, model.slots);
+    let aliases = match &model.aliases[..] {
+        [] => String::new(),
+        aliases => format!("; also {}", aliases.join(", ")),
+    };
+    format!("{name} ({runner}; workers: {workers}, slots: {slots}{aliases})")
 }
 
 /// One line for each open address.

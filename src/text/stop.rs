@@ -302,4 +302,16 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn a_match_that_is_shown_is_the_end_of_the_text() {
+        let stops = StopStrings::new(&["STOP".to_owned()]).shown(true);
+        let mut matcher = StopMatcher::new(Arc::new(stops));
+        let mut shown = String::new();
+        for text in ["a S", "T", "OP and more"] {
+            let watch = matcher.push((), text, |(), text| shown.push_str(text));
+            assert_eq!(watch == Watch::Matched, text.starts_with("OP"));
+        }
+        assert_eq!(shown, "a STOP");
+    }
 }

@@ -1,4 +1,5 @@
-"""Runs one case of a file of cases: `python FILE CASE ADDRESS`. A case that returns has passed."""
+"""Runs cases of a file of cases: `python FILE CASE ADDRESS [CASE ADDRESS …]`. A case that returns has
+passed."""
 
 import sys
 from collections.abc import Callable
@@ -7,12 +8,17 @@ Case = Callable[[str], None]
 
 
 def run(*cases: Case) -> int:
-    name, address = sys.argv[1:]
     by_name = {case.__name__: case for case in cases}
-    by_name[name](address)
+    for name, address in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+        by_name[name](address)
     return 0
 
 
 def tokens(count: int) -> list[str]:
     """The first tokens of the test runner."""
     return [f"token_{index}" for index in range(count)]
+
+
+def reading() -> None:
+    """Tells the test that a stream is being read, whereupon it kills the server."""
+    print("reading", flush=True)

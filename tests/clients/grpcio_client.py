@@ -5,13 +5,15 @@ from typing import Any
 
 import grpc
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 from grpc_status import rpc_status
 from python_grpc_client import Service
 
-from cases import run, tokens
+from cases import reading, run, tokens
 
 PROMPT = "The capital of France is"
 
@@ -52,21 +54,31 @@ def reflection_lists_the_services(address: str) -> None:
     assert expected <= services, services
 
 
+def health(channel: grpc.Channel, service: str) -> Any:
+    return HealthStub(channel).Check(HealthCheckRequest(service=service)).status
+
+
 def health_says_serving(address: str) -> None:
     with grpc.insecure_channel(address) as channel:
-        health = Service(channel, "grpc.health.v1.Health")
         for service in ["", "tokenway.v1.Inference"]:
-            answer = health.method("Check")(health.request("Check", service=service))
-            values = answer.DESCRIPTOR.fields_by_name["status"].enum_type.values_by_name
-            assert answer.status == values["SERVING"].number, answer
+            assert health(channel, service) == HealthCheckResponse.SERVING
 
 
 def health_says_not_serving(address: str) -> None:
     with grpc.insecure_channel(address) as channel:
-        health = Service(channel, "grpc.health.v1.Health")
-        answer = health.method("Check")(health.request("Check", service="tokenway.v1.Inference"))
-        values = answer.DESCRIPTOR.fields_by_name["status"].enum_type.values_by_name
-        assert answer.status == values["NOT_SERVING"].number, answer
+        assert health(channel, "tokenway.v1.Inference") == HealthCheckResponse.NOT_SERVING
+
+
+def a_watched_health_says_not_serving_when_the_server_drains(address: str) -> None:
+    seen = []
+    with grpc.insecure_channel(address) as channel:
+        watched = HealthStub(channel).Watch(HealthCheckRequest(service="tokenway.v1.Inference"))
+        for answer in watched:
+            seen.append(answer.status)
+            if answer.status != HealthCheckResponse.SERVING:
+                break
+            reading()
+    assert seen == [HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING], seen
 
 
 def a_stream_is_a_start_every_token_in_order_and_a_summary(address: str) -> None:
@@ -151,17 +163,34 @@ def a_stream_that_fails_raises_after_the_tokens_before_it(address: str) -> None:
     assert not any(event.HasField("summary") for event in received)
 
 
+def a_stream_that_is_cut_raises(address: str) -> None:
+    received = []
+    with grpc.insecure_channel(address) as channel:
+        try:
+            for event in complete(channel, prompt=PROMPT, max_tokens=100_000):
+                received.append(event)
+                if len(received) == 1:
+                    reading()
+        except grpc.RpcError as error:
+            assert error.code() == grpc.StatusCode.UNAVAILABLE, error
+        else:
+            raise AssertionError("the stream ended as if it were whole")
+    assert not any(event.HasField("summary") for event in received)
+
+
 if __name__ == "__main__":
     raise SystemExit(
         run(
             reflection_lists_the_services,
             health_says_serving,
             health_says_not_serving,
+            a_watched_health_says_not_serving_when_the_server_drains,
             a_stream_is_a_start_every_token_in_order_and_a_summary,
             a_cancelled_stream_leaves_its_slot_to_the_next,
             a_deadline_that_passes_ends_the_stream_and_frees_its_slot,
             a_refusal_names_its_reason_and_its_field,
             a_full_queue_says_when_to_retry,
             a_stream_that_fails_raises_after_the_tokens_before_it,
+            a_stream_that_is_cut_raises,
         )
     )

@@ -8,7 +8,7 @@ import openai
 from openai import AsyncOpenAI, OpenAI
 from openai.types import Completion
 
-from cases import run, tokens
+from cases import reading, run, tokens
 
 MODEL = "llm_test"
 PROMPT = "The capital of France is"
@@ -164,12 +164,52 @@ def what_does_not_exist_is_not_found(url: str) -> None:
             raise AssertionError(f"there should be a {code}")
 
 
+def refused(
+    url: str, kind: type[openai.APIStatusError], status: int, code: str, **fields: Any
+) -> None:
+    """Asks for a completion, stream and not, and expects this error of the library's."""
+    for stream in [False, True]:
+        ask: dict[str, Any] = {"model": MODEL, "prompt": PROMPT, "stream": stream, **fields}
+        try:
+            connect(url).completions.create(**ask)
+        except kind as error:
+            assert (error.status_code, error.code) == (status, code), error
+        else:
+            raise AssertionError(f"{fields} is not refused")
+
+
+def a_request_that_is_too_large_is_refused(url: str) -> None:
+    prompt = "word " * 1_000_000
+    refused(url, openai.APIStatusError, 413, "request_too_large", prompt=prompt)
+
+
+def a_stream_in_no_form_that_is_accepted_is_refused(url: str) -> None:
+    try:
+        connect(url).completions.create(
+            model=MODEL, prompt=PROMPT, stream=True, extra_headers={"Accept": "text/html"}
+        )
+    except openai.APIStatusError as error:
+        assert (error.status_code, error.code) == (406, "not_acceptable"), error
+    else:
+        raise AssertionError("a stream of HTML is not refused")
+
+
+def a_model_that_is_not_ready_is_unavailable(url: str) -> None:
+    refused(url, openai.InternalServerError, 503, "not_ready")
+
+
+def a_deadline_that_passes_in_the_queue_is_an_error(url: str) -> None:
+    headers = {"x-request-timeout": "0.2"}
+    refused(url, openai.InternalServerError, 504, "deadline_exceeded", extra_headers=headers)
+
+
 def a_full_queue_is_a_rate_limit_that_says_when_to_retry(url: str) -> None:
     for stream in [False, True]:
         try:
             connect(url).completions.create(model=MODEL, prompt=PROMPT, stream=stream)
         except openai.RateLimitError as error:
             assert (error.code, error.type) == ("queue_full", "rate_limit_error"), error
+            assert error.response.headers["retry-after"] == "1"
             assert error.response.headers["retry-after-ms"] == "1000"
         else:
             raise AssertionError("the queue is not full")
@@ -224,6 +264,22 @@ def without_a_stream_a_failure_raises_and_is_not_tried_again(url: str) -> None:
         raise AssertionError("a part passed for a whole answer")
 
 
+def a_stream_that_is_cut_raises(url: str) -> None:
+    received = []
+    try:
+        for chunk in connect(url).completions.create(
+            model=MODEL, prompt=PROMPT, max_tokens=100_000, stream=True
+        ):
+            received.append(chunk)
+            if len(received) == 1:
+                reading()
+    except openai.APIConnectionError:
+        pass
+    else:
+        raise AssertionError(f"{len(received)} tokens passed for a whole answer")
+    assert texts(received) == tokens(len(received))
+
+
 def a_stream_that_is_closed_early_leaves_the_slot_to_the_next(url: str) -> None:
     client = connect(url)
     with client.completions.create(
@@ -246,10 +302,15 @@ if __name__ == "__main__":
             models_are_listed_and_described,
             a_refusal_is_a_bad_request_with_its_param_and_code,
             what_does_not_exist_is_not_found,
+            a_request_that_is_too_large_is_refused,
+            a_stream_in_no_form_that_is_accepted_is_refused,
             a_full_queue_is_a_rate_limit_that_says_when_to_retry,
+            a_model_that_is_not_ready_is_unavailable,
+            a_deadline_that_passes_in_the_queue_is_an_error,
             a_stream_that_fails_raises_after_the_tokens_before_it,
             an_async_stream_that_fails_raises_after_the_tokens_before_it,
             without_a_stream_a_failure_raises_and_is_not_tried_again,
+            a_stream_that_is_cut_raises,
             a_stream_that_is_closed_early_leaves_the_slot_to_the_next,
         )
     )

@@ -1,5 +1,5 @@
-//! Servers whose streams end as if all were well, but without their end: what a client must not take
-//! for a whole answer.
+//! Servers of somebody else's: their streams end as if all were well, but without their end, which a client
+//! must not take for a whole answer; or they refuse in words of their own.
 
 use axum::Router;
 use axum::http::HeaderMap;
@@ -33,6 +33,16 @@ pub async fn http() -> String {
 
 /// The gRPC door of such a server, by its address.
 pub async fn grpc() -> String {
+    engine(Foreign { refusal: None }).await
+}
+
+/// The gRPC door of a server that refuses every completion so, by its address.
+pub async fn refusing(refusal: Status) -> String {
+    let refusal = Some(refusal);
+    engine(Foreign { refusal }).await
+}
+
+async fn engine(service: Foreign) -> String {
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter
         .set_service_status(
@@ -45,7 +55,7 @@ pub async fn grpc() -> String {
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1alpha()
         .expect("the descriptors are whole");
-    let routes = Routes::new(InferenceServer::new(OneToken))
+    let routes = Routes::new(InferenceServer::new(service))
         .add_service(health)
         .add_service(reflection);
     let (listener, address) = listen().await;
@@ -76,16 +86,21 @@ fn json(body: &'static str) -> impl IntoResponse {
     ([(CONTENT_TYPE, "application/json")], body)
 }
 
-struct OneToken;
+struct Foreign {
+    refusal: Option<Status>,
+}
 
 #[tonic::async_trait]
-impl Inference for OneToken {
+impl Inference for Foreign {
     type CompleteStream = tokio_stream::Once<Result<v1::CompletionEvent, Status>>;
 
     async fn complete(
         &self,
         _request: Request<v1::CompletionRequest>,
     ) -> Result<Response<Self::CompleteStream>, Status> {
+        if let Some(refusal) = &self.refusal {
+            return Err(refusal.clone());
+        }
         let token = v1::Token {
             text: "token_0".to_owned(),
             ..v1::Token::default()

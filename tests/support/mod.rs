@@ -6,6 +6,7 @@
     reason = "each test file is a crate of its own and uses a part of this"
 )]
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +29,23 @@ pub mod grpc;
 pub mod http;
 pub mod http2;
 pub mod program;
+
+/// Where the real model's file is.
+pub fn model_path() -> PathBuf {
+    let path = std::env::var_os("TOKENWAY_TEST_MODEL").map_or_else(
+        || {
+            let home = std::env::var_os("HOME").expect("HOME is set");
+            PathBuf::from(home).join(".cache/tokenway/SmolLM2-135M-Instruct.Q4_1.gguf")
+        },
+        PathBuf::from,
+    );
+    assert!(
+        path.exists(),
+        "there is no model at {}: `make model` fetches it",
+        path.display()
+    );
+    path
+}
 
 /// A server that runs until the test ends.
 pub struct TestServer {
@@ -75,16 +93,8 @@ impl Setup {
     /// Any runner behind both doors.
     pub fn runner(name: &str, loader: Arc<dyn Loader>, slots: usize) -> Self {
         let loopback = || Address::Tcp("127.0.0.1:0".to_owned());
-        let model = ModelParts {
-            name: name.to_owned(),
-            loader,
-            workers: 1,
-            slots,
-        };
         let engine = EngineParts {
-            models: vec![model],
-            queue_depth: 1024,
-            slow_reader_timeout: Duration::from_secs(10),
+            models: vec![model(name, loader, slots)],
         };
         Self {
             parts: ServerParts {
@@ -120,18 +130,25 @@ impl Setup {
         }
     }
 
+    /// Another model besides, on the test runner.
+    pub fn and_model(mut self, name: &str, options: TestRunnerOptions) -> Self {
+        let loader = Arc::new(TestRunnerLoader::new(options));
+        self.engine().models.push(model(name, loader, 1024));
+        self
+    }
+
     pub fn slots(mut self, slots: usize) -> Self {
         self.engine().models[0].slots = slots;
         self
     }
 
     pub fn queue_depth(mut self, queue_depth: usize) -> Self {
-        self.engine().queue_depth = queue_depth;
+        self.engine().models[0].queue_depth = queue_depth;
         self
     }
 
     pub fn slow_reader_timeout(mut self, timeout: Duration) -> Self {
-        self.engine().slow_reader_timeout = timeout;
+        self.engine().models[0].slow_reader_timeout = timeout;
         self
     }
 
@@ -216,21 +233,32 @@ impl TestServer {
         self.server.ready(|_| ()).await.expect("the model loads");
     }
 
+    /// Waits until so much of all models together is loaded, and not all.
+    pub async fn loaded_so_far(&self, fraction: f32) {
+        let mut readiness = self.server.readiness().expect("it has an engine");
+        let so_far = |readiness: &Readiness| *readiness == Readiness::Loading(fraction);
+        readiness.wait_for(so_far).await.expect("the engine runs");
+    }
+
     /// Waits until the model cannot be loaded.
     pub async fn failed(&self) {
         let mut readiness = self.server.readiness().expect("it has an engine");
-        let failed = |readiness: &Readiness| matches!(readiness, Readiness::Failed(_));
+        let failed = |readiness: &Readiness| matches!(readiness, Readiness::Failed { .. });
         readiness.wait_for(failed).await.expect("the engine runs");
+    }
+
+    /// Waits until not every model has a worker that is up.
+    pub async fn not_ready(&self) {
+        let mut readiness = self.server.readiness().expect("it has an engine");
+        let lost = |readiness: &Readiness| *readiness != Readiness::Ready;
+        readiness.wait_for(lost).await.expect("the engine runs");
     }
 
     /// Waits until a worker that was lost is back.
     pub async fn restarted(&self) {
+        self.not_ready().await;
         let mut readiness = self.server.readiness().expect("it has an engine");
         let ready = |readiness: &Readiness| *readiness == Readiness::Ready;
-        readiness
-            .wait_for(|readiness| !ready(readiness))
-            .await
-            .expect("the engine runs");
         readiness.wait_for(ready).await.expect("the engine runs");
     }
 
@@ -239,6 +267,18 @@ impl TestServer {
         let telemetry = self.server.telemetry().clone();
         self.server.drain().await;
         Counts(telemetry.render())
+    }
+}
+
+fn model(name: &str, loader: Arc<dyn Loader>, slots: usize) -> ModelParts {
+    ModelParts {
+        name: name.to_owned(),
+        aliases: Vec::new(),
+        loader,
+        workers: 1,
+        slots,
+        queue_depth: 1024,
+        slow_reader_timeout: Duration::from_secs(10),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Other programs: the examples, and clients in Python. They end with the test that runs them.
+//! Other programs: the examples, and clients in Python and Node. They end with the test that runs them.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -48,23 +48,62 @@ pub fn tokenway() -> Program {
 
 /// A Python script, by its path within the project, with what the examples and tests need installed.
 pub fn python(script: &str) -> Program {
-    let interpreter = std::env::var_os("TOKENWAY_TEST_PYTHON")
-        .map_or_else(|| project(".venv/bin/python"), PathBuf::from);
+    python_of("TOKENWAY_TEST_PYTHON", ".venv", script)
+}
+
+/// A Python script that uses lm-eval, which has a virtual environment of its own: it is large.
+pub fn lm_eval(script: &str) -> Program {
+    python_of("TOKENWAY_TEST_LM_EVAL_PYTHON", ".venv-lm-eval", script)
+}
+
+fn python_of(variable: &str, venv: &str, script: &str) -> Program {
+    let interpreter =
+        std::env::var_os(variable).map_or_else(|| project(venv).join("bin/python"), PathBuf::from);
     assert!(
         interpreter.exists(),
-        "there is no {}: `make venv` makes it, or TOKENWAY_TEST_PYTHON names another",
+        "there is no {}: `make test` makes it, or {variable} names another",
         interpreter.display()
     );
-    let mut program = Program::new(&interpreter);
+    let mut program = Program::new(&interpreter).without_proxy();
     // The tests' scripts use the example's client.
     program.0.env("PYTHONPATH", project("examples"));
     program.0.env("PYTHONDONTWRITEBYTECODE", "1");
-    // A proxy of the machine's is not to see what stays on the machine.
-    program
-        .0
-        .env("NO_PROXY", "127.0.0.1")
-        .env("no_proxy", "127.0.0.1");
     program.arg(project(script))
+}
+
+/// A script for Node, by its path within the project, with what it needs installed beside it.
+pub fn node(script: &str) -> Program {
+    let modules = project("tests/clients/node_modules");
+    assert!(
+        modules.exists(),
+        "there is no {}: `scripts/node.sh` makes it",
+        modules.display()
+    );
+    let program = Program::new(Path::new("node")).without_proxy();
+    program.arg(project(script))
+}
+
+/// curl, with no settings of the machine's own.
+pub fn curl() -> Program {
+    let program = Program::new(Path::new("curl")).without_proxy();
+    program.args(["--disable", "--silent", "--show-error"])
+}
+
+/// `tokenway serve` on free ports: the process, and the URLs of its HTTP and its gRPC door.
+pub async fn serving(arguments: &[&str]) -> (Running, [String; 2]) {
+    let free = "127.0.0.1:0";
+    let program = tokenway().args(["serve", "--http-listen", free, "--grpc-listen", free]);
+    let mut running = program.args(arguments).start();
+    let mut door = async || {
+        let line = running.line().await;
+        line.split_whitespace()
+            .nth(1)
+            .expect("an address")
+            .to_owned()
+    };
+    let doors = [door().await, door().await];
+    assert!(running.line().await.starts_with("ready "));
+    (running, doors)
 }
 
 /// The arguments that the header of an example gives it: what stands behind `command`, with quotes and
@@ -77,11 +116,28 @@ pub fn header_arguments(source: &str, command: &str) -> Vec<String> {
     words(arguments)
 }
 
+/// The file that the README has its reader write, by its name.
+pub fn readme_file(name: &str) -> String {
+    let text = std::fs::read_to_string(project("README.md")).expect("there is a README");
+    let begin = format!("cat >{name} <<'END'\n");
+    let file = text
+        .split_once(&begin)
+        .and_then(|(_, rest)| rest.split_once("END\n"));
+    let (file, _) = file.unwrap_or_else(|| panic!("the README has no {name}"));
+    file.to_owned()
+}
+
 impl Program {
     fn new(binary: &Path) -> Self {
         let mut command = Command::new(binary);
         command.stdin(Stdio::null()).kill_on_drop(true);
         Self(command)
+    }
+
+    /// A proxy of the machine's is not to see what stays on the machine.
+    fn without_proxy(self) -> Self {
+        self.env("NO_PROXY", "127.0.0.1")
+            .env("no_proxy", "127.0.0.1")
     }
 
     pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
@@ -93,7 +149,7 @@ impl Program {
         args.into_iter().fold(self, Self::arg)
     }
 
-    pub fn env(mut self, name: &str, value: &str) -> Self {
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.0.env(name, value);
         self
     }

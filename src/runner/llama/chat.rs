@@ -57,10 +57,12 @@ impl ChatTemplate {
         let messages: Value = messages
             .iter()
             .map(|message| {
-                Value::from_pairs([
-                    ("role", Value::from(&message.role)),
-                    ("content", Value::from(&message.content)),
-                ])
+                let name = message.name.iter();
+                let said = [("role", &message.role), ("content", &message.content)];
+                said.into_iter()
+                    .chain(name.map(|name| ("name", name)))
+                    .map(|(key, value)| (key, Value::from(value)))
+                    .collect::<Value>()
             })
             .collect();
         let context = Value::from_pairs([
@@ -101,6 +103,7 @@ mod tests {
         ChatMessage {
             role: role.to_owned(),
             content: content.to_owned(),
+            name: None,
         }
     }
 

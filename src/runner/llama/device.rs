@@ -13,13 +13,15 @@ use llama_cpp_2::llama_batch::{BatchAddError, LlamaBatch};
 use llama_cpp_2::token::LlamaToken;
 use self_cell::self_cell;
 
+use super::logprobs;
 use super::model::GgufModel;
 use super::sampling::Sampler;
 use super::sequence::Running;
 use crate::request::TokenId;
 use crate::runner::{
-    Model, ModelError, Next, Room, Runner, Sequence, Slot, Step, StepError, Token, TokenBytes,
+    Model, ModelError, Next, Room, Runner, Sequence, Slot, Step, StepError, Token,
 };
+use crate::tokens::{Logprobs, TopLogprob};
 
 /// The most rows of prompts in one step, so that a long prompt delays the running sequences little.
 /// One less than the 64 at which llama.cpp's attention changes to a kernel that rounds otherwise: a
@@ -52,8 +54,10 @@ pub(super) struct LlamaRunner {
 struct Part {
     slot: Slot,
     rows: usize,
-    /// The row of the batch whose logits give the next token; `None` while the prompt goes on.
-    output: Option<i32>,
+    /// Its first row's place in the batch.
+    first_row: i32,
+    /// Whether the last row's logits give the next token; not while the prompt goes on.
+    samples: bool,
 }
 
 impl LlamaRunner {
@@ -85,7 +89,7 @@ impl LlamaRunner {
             return Err(invalid("The prompt is empty.".to_owned()));
         }
         let mut ids = sequence.prompt.iter().chain(&sequence.delivered);
-        if let Some(id) = ids.find(|id| self.model.piece(**id).is_none()) {
+        if let Some(id) = ids.find(|id| !self.model.has(**id)) {
             let reason = format!("Token id {id} is not in this model's vocabulary.");
             return Err(invalid(reason));
         }
@@ -97,7 +101,7 @@ impl LlamaRunner {
                 "This model's context is {context_length} tokens; the prompt and max_tokens need {cells}."
             )));
         }
-        if sequence.delivered.len() >= max_tokens {
+        if sequence.delivered.len() >= max_tokens && !sequence.scores_prompt {
             return Err(invalid("All of max_tokens are delivered.".to_owned()));
         }
         Ok(())
@@ -111,10 +115,14 @@ impl LlamaRunner {
             let (slot, Some(running)) = (Slot(index), running) else {
                 continue;
             };
-            let rows = running.pending();
-            if rows > 0 && step.room(slot) > 0 {
-                let output = None;
-                self.parts.push(Part { slot, rows, output });
+            let rows = running.rows(step.room(slot));
+            if rows > 0 {
+                self.parts.push(Part {
+                    slot,
+                    rows,
+                    first_row: 0,
+                    samples: false,
+                });
             }
         }
         let sequences = &self.sequences;
@@ -136,7 +144,8 @@ impl LlamaRunner {
         self.parts.sort_unstable_by_key(|part| part.slot);
     }
 
-    /// Puts the planned rows into the batch. Only the row that the next token follows has an output.
+    /// Puts the planned rows into the batch. Only the row that the next token follows has an output, or
+    /// every row of a prompt whose tokens are asked for.
     fn fill(&mut self) -> Result<(), BatchError> {
         self.batch.clear();
         for part in &mut self.parts {
@@ -144,21 +153,22 @@ impl LlamaRunner {
                 continue;
             };
             let seq_id = i32::try_from(part.slot.0)?;
+            part.first_row = self.batch.n_tokens();
+            part.samples = running.samples_after(part.rows);
             let (first, tokens) = running.next_rows(part.rows);
-            for (position, id) in (first..).zip(tokens) {
-                let is_last = position + 1 == first + running.pending();
+            for (offset, id) in tokens.iter().enumerate() {
+                let is_sampled = part.samples && offset + 1 == part.rows;
+                let has_output = is_sampled || running.is_scoring();
+                let position = i32::try_from(first + offset)?;
                 let token = LlamaToken(i32::try_from(*id)?);
-                if is_last {
-                    part.output = Some(self.batch.n_tokens());
-                }
-                let position = i32::try_from(position)?;
-                self.batch.add(token, position, &[seq_id], is_last)?;
+                self.batch.add(token, position, &[seq_id], has_output)?;
             }
         }
         Ok(())
     }
 
-    /// Samples the next token of every sequence whose prompt is through, and emits it.
+    /// Emits what the decoded rows tell: the tokens of prompts that are asked for, and the next token of
+    /// every sequence whose prompt is through.
     fn emit(&mut self, step: &mut Step<'_>) {
         let (sequences, sampler, model) = (&mut self.sequences, &mut self.sampler, &self.model);
         let parts = &self.parts;
@@ -167,17 +177,28 @@ impl LlamaRunner {
                 let Some(running) = &mut sequences[part.slot.0] else {
                     continue;
                 };
+                let mut emitted = Ok(());
+                if running.is_scoring() {
+                    emitted = emit_prompt(step, part, running, model, context);
+                }
                 running.took(part.rows);
-                let Some(row) = part.output else {
-                    continue;
-                };
-                let logits = context.get_logits_ith(row);
-                match sampler.sample(logits, &running.sampling, &running.history, running.draw()) {
-                    Ok(id) => emit_token(step, part.slot, running, model, id),
-                    Err(error) => step.fail(part.slot, failed(error.to_string())),
+                if part.samples && emitted.is_ok() {
+                    let logits = part.logits(context, part.rows - 1);
+                    emitted = emit_next(step, part.slot, running, model, (sampler, logits));
+                }
+                if let Err(error) = emitted {
+                    step.fail(part.slot, error);
                 }
             }
         });
+    }
+}
+
+impl Part {
+    /// The logits of one of its rows that have an output.
+    fn logits<'a>(&self, context: &'a LlamaContext<'_>, offset: usize) -> &'a [f32] {
+        let offset = i32::try_from(offset).expect("a batch's rows are few");
+        context.get_logits_ith(self.first_row + offset)
     }
 }
 
@@ -185,7 +206,8 @@ impl Runner for LlamaRunner {
     fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
         self.check(slot, &sequence)?;
         self.admitted += 1;
-        self.sequences[slot.0] = Some(Running::new(&sequence, self.admitted));
+        let running = Running::new(&sequence, self.model.ends(), self.admitted);
+        self.sequences[slot.0] = Some(running);
         Ok(())
     }
 
@@ -206,10 +228,8 @@ impl Runner for LlamaRunner {
     fn next(&mut self, room: &dyn Room) -> Next {
         let mut sequences = self.sequences.iter().enumerate();
         let any = sequences.any(|(index, running)| {
-            let pending = running
-                .as_ref()
-                .is_some_and(|running| running.pending() > 0);
-            pending && room.room(Slot(index)) > 0
+            let running = running.as_ref();
+            running.is_some_and(|running| running.rows(room.room(Slot(index))) > 0)
         });
         if any { Next::Now } else { Next::Idle }
     }
@@ -244,29 +264,88 @@ pub(super) fn rows(slots: usize) -> usize {
     slots + PREFILL_ROWS
 }
 
-fn emit_token(
+/// Emits the tokens of a prompt that these rows tell of: each the one behind it.
+fn emit_prompt(
+    step: &mut Step<'_>,
+    part: &Part,
+    running: &Running,
+    model: &GgufModel,
+    context: &LlamaContext<'_>,
+) -> Result<(), ModelError> {
+    if running.taken() == 0
+        && let Some(id) = running.prompt_token(0)
+    {
+        let logprobs = Logprobs {
+            spelling: model.spelling(id),
+            ..Logprobs::default()
+        };
+        step.prompt(part.slot, token(model, id, Some(logprobs))?);
+    }
+    for offset in 0..part.rows {
+        let Some(id) = running.prompt_token(running.taken() + offset + 1) else {
+            continue;
+        };
+        let logprobs = logprobs(model, part.logits(context, offset), id, running)?;
+        step.prompt(part.slot, token(model, id, logprobs)?);
+    }
+    Ok(())
+}
+
+/// Samples the next token of a sequence from its logits, and emits it.
+fn emit_next(
     step: &mut Step<'_>,
     slot: Slot,
     running: &mut Running,
     model: &GgufModel,
-    id: TokenId,
-) {
-    let Some((bytes, ends)) = model.piece(id) else {
-        return step.fail(slot, failed(format!("token {id} is not in the vocabulary")));
-    };
+    (sampler, logits): (&mut Sampler, &[f32]),
+) -> Result<(), ModelError> {
+    let (sampling, history) = (&running.sampling, &running.history);
+    let id = sampler.sample(logits, sampling, history, running.moved(), running.draw());
+    let id = id.map_err(|error| failed(error.to_string()))?;
+    let logprobs = logprobs(model, logits, id, running)?;
+    let token = token(model, id, logprobs)?;
+    let is_end = model.ends().contains(&id);
     running.push(id);
-    let token = |bytes: TokenBytes| Token {
+    if running.ends_with(id, is_end) {
+        step.end(slot, token);
+    } else {
+        step.emit(slot, token);
+    }
+    Ok(())
+}
+
+/// What the model thought of this token, where its sequence asks.
+fn logprobs(
+    model: &GgufModel,
+    logits: &[f32],
+    id: TokenId,
+    running: &Running,
+) -> Result<Option<Logprobs>, ModelError> {
+    let Some(top) = running.logprobs else {
+        return Ok(None);
+    };
+    let position = logprobs::of(logits, id, top).map_err(|error| failed(error.to_string()))?;
+    let top = position.top.into_iter().map(|(id, logprob)| TopLogprob {
         id,
-        bytes,
+        spelling: model.spelling(id),
+        logprob,
+    });
+    Ok(Some(Logprobs {
+        logprob: Some(position.logprob),
+        spelling: model.spelling(id),
+        top: top.collect(),
+    }))
+}
+
+fn token(model: &GgufModel, id: TokenId, logprobs: Option<Logprobs>) -> Result<Token, ModelError> {
+    let bytes = model.token_bytes(id);
+    Ok(Token {
+        id,
+        bytes: bytes.ok_or_else(|| failed(format!("token {id} is not in the vocabulary")))?,
         due_ns: 0,
         emitted_ns: 0,
-        logprobs: None,
-    };
-    if ends {
-        step.end(slot, token(TokenBytes::new()));
-    } else {
-        step.emit(slot, token(bytes.clone()));
-    }
+        logprobs: logprobs.map(Box::new),
+    })
 }
 
 fn invalid(reason: String) -> ModelError {

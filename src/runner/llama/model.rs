@@ -3,10 +3,11 @@
 
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
+use llama_cpp_2::vocab::LlamaVocab;
 
 use super::chat::ChatTemplate;
-use crate::request::{ChatMessage, TokenId};
-use crate::runner::{LoadError, Model, ModelError, ModelFacts, Resumption, TokenBytes};
+use crate::request::{ChatMessage, Parameter, TokenId};
+use crate::runner::{Beginning, LoadError, Model, ModelError, ModelFacts, Resumption, TokenBytes};
 
 /// The longest prompt that is tokenized, whatever the context: the doors let no more through.
 const MAX_PROMPT_BYTES: usize = 4 * 1024 * 1024;
@@ -19,17 +20,39 @@ pub(super) struct GgufModel {
     llama: LlamaModel,
     facts: ModelFacts,
     vocabulary: Vec<Piece>,
+    /// The tokens by which the model ends its output.
+    ends: Vec<TokenId>,
     /// The token that begins every prompt, where the model has one.
     bos: Option<TokenId>,
+    infill: Option<InfillTokens>,
     /// Or why the model cannot chat.
     chat: Result<ChatTemplate, String>,
 }
 
 /// One token of the vocabulary.
 struct Piece {
+    /// What is shown of it: nothing of a special token.
     bytes: TokenBytes,
-    /// Whether the model ends its output by it.
-    ends: bool,
+    /// Its name, where that is not what is shown.
+    name: Option<Box<[u8]>>,
+}
+
+/// The tokens between which a model fills a gap.
+#[derive(Clone, Copy)]
+struct InfillTokens {
+    prefix: TokenId,
+    suffix: TokenId,
+    middle: TokenId,
+}
+
+impl InfillTokens {
+    fn of(vocab: &LlamaVocab<'_>) -> Option<Self> {
+        Some(Self {
+            prefix: special(vocab.fim_pre())?,
+            suffix: special(vocab.fim_suf())?,
+            middle: special(vocab.fim_mid())?,
+        })
+    }
 }
 
 impl GgufModel {
@@ -49,15 +72,19 @@ impl GgufModel {
         let vocabulary: Vec<Piece> = vocab
             .tokens()
             .map(|token| {
-                let spelled = vocab.token_to_piece(token, true, None);
-                longest = longest.max(spelled.len());
+                let name = vocab.token_to_piece(token, true, None);
+                longest = longest.max(name.len());
+                let bytes = TokenBytes::from_slice(&vocab.token_to_piece(token, false, None));
+                let is_shown = *bytes == *name;
                 Piece {
-                    bytes: TokenBytes::from_slice(&vocab.token_to_piece(token, false, None)),
-                    ends: vocab.is_eog(token),
+                    bytes,
+                    name: (!is_shown).then(|| name.into()),
                 }
             })
             .collect();
-        let special = |token: LlamaToken| TokenId::try_from(token.0).ok();
+        let ends = vocab.tokens().filter(|token| vocab.is_eog(*token));
+        let ends = ends.filter_map(special).collect();
+        let infill = InfillTokens::of(&vocab);
         let bos = special(vocab.bos()).filter(|_| vocab.should_add_bos());
         let spelling = |token: LlamaToken| {
             // llama.cpp has no spelling of a token that the model does not have.
@@ -71,12 +98,18 @@ impl GgufModel {
             context_length,
             max_prompt_bytes: max_prompt_bytes(context_length, longest),
             resumption,
+            unsupported: match infill {
+                Some(_) => Vec::new(),
+                None => vec![Parameter::Suffix],
+            },
         };
         Ok(Self {
             llama,
             facts,
             vocabulary,
+            ends,
             bos,
+            infill,
             chat,
         })
     }
@@ -85,28 +118,37 @@ impl GgufModel {
         &self.llama
     }
 
-    /// The bytes of a token, and whether the model ends its output by it.
-    pub(super) fn piece(&self, id: TokenId) -> Option<(&TokenBytes, bool)> {
-        let piece = self.vocabulary.get(usize::try_from(id).ok()?)?;
-        Some((&piece.bytes, piece.ends))
+    /// Whether the vocabulary has this token.
+    pub(super) fn has(&self, id: TokenId) -> bool {
+        self.piece(id).is_some()
+    }
+
+    /// The tokens by which the model ends its output.
+    pub(super) fn ends(&self) -> &[TokenId] {
+        &self.ends
+    }
+
+    /// What names a token, also one that is never shown.
+    pub(super) fn spelling(&self, id: TokenId) -> Vec<u8> {
+        let name = |piece: &Piece| match &piece.name {
+            Some(name) => name.to_vec(),
+            None => piece.bytes.to_vec(),
+        };
+        self.piece(id).map_or_else(Vec::new, name)
+    }
+
+    fn piece(&self, id: TokenId) -> Option<&Piece> {
+        self.vocabulary.get(usize::try_from(id).ok()?)
     }
 
     fn token_ids(&self, text: &str) -> Result<Vec<TokenId>, ModelError> {
         let tokens = self.llama.vocab().tokenize(text.as_bytes(), false, true);
         let ids = tokens.iter().map(|token| TokenId::try_from(token.0));
-        let ids = ids
-            .collect::<Result<_, _>>()
-            .map_err(|_| cannot_tokenize())?;
-        Ok(begun(ids, self.bos))
-    }
-}
-
-impl Model for GgufModel {
-    fn facts(&self) -> &ModelFacts {
-        &self.facts
+        ids.collect::<Result<_, _>>().map_err(|_| cannot_tokenize())
     }
 
-    fn tokenize(&self, text: &str) -> Result<Vec<TokenId>, ModelError> {
+    /// The ids of a text, with as much stack as it takes.
+    fn tokenize_bare(&self, text: &str) -> Result<Vec<TokenId>, ModelError> {
         if text.len() <= SMALL_TEXT {
             return self.token_ids(text);
         }
@@ -119,9 +161,38 @@ impl Model for GgufModel {
             joined.unwrap_or_else(|_| Err(cannot_tokenize()))
         })
     }
+}
+
+impl Model for GgufModel {
+    fn facts(&self) -> &ModelFacts {
+        &self.facts
+    }
+
+    fn tokenize(&self, text: &str, beginning: Beginning) -> Result<Vec<TokenId>, ModelError> {
+        let ids = self.tokenize_bare(text)?;
+        Ok(match beginning {
+            Beginning::Marked => begun(ids, self.bos),
+            Beginning::Bare => ids,
+        })
+    }
+
+    /// What comes before the gap, what comes after it, and then the gap: the order that llama.cpp's own
+    /// server uses.
+    fn infill(&self, prefix: &str, suffix: &str) -> Result<Vec<TokenId>, ModelError> {
+        let Some(tokens) = self.infill else {
+            let message = "This model has no fill-in-the-middle tokens.";
+            return Err(ModelError::Invalid(message.to_owned()));
+        };
+        let mut ids = vec![tokens.prefix];
+        ids.extend(self.tokenize_bare(prefix)?);
+        ids.push(tokens.suffix);
+        ids.extend(self.tokenize_bare(suffix)?);
+        ids.push(tokens.middle);
+        Ok(begun(ids, self.bos))
+    }
 
     fn token_bytes(&self, id: TokenId) -> Option<TokenBytes> {
-        self.piece(id).map(|(bytes, _)| bytes.clone())
+        self.piece(id).map(|piece| piece.bytes.clone())
     }
 
     fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, ModelError> {
@@ -130,6 +201,11 @@ impl Model for GgufModel {
             Err(reason) => Err(ModelError::Invalid(reason.clone())),
         }
     }
+}
+
+/// A token's id, where the model has such a token.
+fn special(token: LlamaToken) -> Option<TokenId> {
+    TokenId::try_from(token.0).ok()
 }
 
 /// The ids with the model's beginning token first, where it has one. A text that begins with that

@@ -1,7 +1,7 @@
 //! How the next token is chosen from a row of logits: arithmetic that depends on its arguments only,
 //! so that a choice has the same tokens alone and in a batch. It must not know the device.
 //!
-//! The order is: penalties, temperature, top-k, top-p (of what top-k kept), min-p, one random draw.
+//! The order is: bias, penalties, bans, temperature, top-k, top-p (of what top-k kept), min-p, one random draw.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -71,6 +71,37 @@ impl History {
     }
 }
 
+/// What a request does to the logits besides its penalties.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Moved<'a> {
+    /// Added to the logits of these tokens.
+    pub(super) bias: &'a [(TokenId, f32)],
+    /// Tokens that must not come now.
+    pub(super) banned: &'a [TokenId],
+}
+
+impl Moved<'_> {
+    fn is_nothing(&self) -> bool {
+        self.bias.is_empty() && self.banned.is_empty()
+    }
+
+    fn add_bias(&self, logits: &mut [f32]) {
+        for (id, bias) in self.bias {
+            if let Some(logit) = logit_of(logits, *id) {
+                *logit += bias;
+            }
+        }
+    }
+
+    fn ban(&self, logits: &mut [f32]) {
+        for id in self.banned {
+            if let Some(logit) = logit_of(logits, *id) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
+}
+
 /// A token that may be drawn.
 struct Candidate {
     id: TokenId,
@@ -82,7 +113,7 @@ struct Candidate {
 /// Chooses tokens; its buffers are used again for each of them.
 #[derive(Default)]
 pub(super) struct Sampler {
-    penalized: Vec<f32>,
+    adjusted: Vec<f32>,
     candidates: Vec<Candidate>,
 }
 
@@ -96,19 +127,24 @@ impl Sampler {
         logits: &[f32],
         sampling: &Sampling,
         history: &History,
+        moved: Moved<'_>,
         draw: Draw,
     ) -> Result<TokenId, BadLogits> {
         if logits.iter().any(|logit| logit.is_nan()) {
             return Err(BadLogits);
         }
-        let logits = match &history.seen {
-            None => logits,
-            Some(seen) => {
-                self.penalized.clear();
-                self.penalized.extend_from_slice(logits);
-                penalize(&mut self.penalized, seen, sampling);
-                &self.penalized
+        let logits = if history.seen.is_none() && moved.is_nothing() {
+            logits
+        } else {
+            let adjusted = &mut self.adjusted;
+            adjusted.clear();
+            adjusted.extend_from_slice(logits);
+            moved.add_bias(adjusted);
+            if let Some(seen) = &history.seen {
+                penalize(adjusted, seen, sampling);
             }
+            moved.ban(adjusted);
+            adjusted
         };
         let (greedy, max) = likeliest(logits).ok_or(BadLogits)?;
         if sampling.temperature <= 0.0 {
@@ -150,7 +186,7 @@ impl Candidate {
 /// The repetition penalty counts the prompt, the two others do not: as in OpenAI's API and vLLM.
 fn penalize(logits: &mut [f32], seen: &HashMap<TokenId, u32>, sampling: &Sampling) {
     for (id, count) in seen {
-        let Some(logit) = usize::try_from(*id).ok().and_then(|id| logits.get_mut(id)) else {
+        let Some(logit) = logit_of(logits, *id) else {
             continue;
         };
         if *logit > 0.0 {
@@ -166,6 +202,10 @@ fn penalize(logits: &mut [f32], seen: &HashMap<TokenId, u32>, sampling: &Samplin
         // A penalty near zero must not make an infinity, which would be taken for the model's fault.
         *logit = logit.clamp(f32::MIN, f32::MAX);
     }
+}
+
+fn logit_of(logits: &mut [f32], id: TokenId) -> Option<&mut f32> {
+    logits.get_mut(usize::try_from(id).ok()?)
 }
 
 /// The token with the largest logit, the lowest id among equals; `None` when that is no number.

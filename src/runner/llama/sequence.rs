@@ -1,8 +1,10 @@
 //! One sequence on the device: its tokens, and how far the device has taken them in. It must not
 //! know the device or the other sequences.
 
-use super::sampling::{Draw, History};
-use crate::request::{Sampling, TokenId};
+use std::sync::Arc;
+
+use super::sampling::{Draw, History, Moved};
+use crate::request::{Sampling, StopTokens, TokenId};
 use crate::runner::Sequence;
 
 /// A sequence that has a slot.
@@ -17,6 +19,13 @@ pub(super) struct Running {
     limit: usize,
     pub(super) sampling: Sampling,
     pub(super) history: History,
+    bias: Arc<[(TokenId, f32)]>,
+    stop_tokens: StopTokens,
+    /// The tokens that would end it, where something must come before them.
+    ends: Vec<TokenId>,
+    /// With how many of the likeliest tokens each token is told.
+    pub(super) logprobs: Option<u32>,
+    scores_prompt: bool,
     seed: u64,
     choice: u32,
     /// Counts admissions: the lower has waited longer.
@@ -24,7 +33,8 @@ pub(super) struct Running {
 }
 
 impl Running {
-    pub(super) fn new(sequence: &Sequence, number: u64) -> Self {
+    /// A sequence that has taken nothing yet. `ends` are the tokens by which the model ends its output.
+    pub(super) fn new(sequence: &Sequence, ends: &[TokenId], number: u64) -> Self {
         let prompt_len = sequence.prompt.len();
         let max_tokens = usize::try_from(sequence.max_tokens).unwrap_or(usize::MAX);
         let limit = prompt_len.saturating_add(max_tokens);
@@ -38,6 +48,11 @@ impl Running {
             limit,
             sampling: sequence.sampling,
             history: History::new(&sequence.sampling, &sequence.prompt, &sequence.delivered),
+            bias: Arc::clone(&sequence.logit_bias),
+            ends: all_ends(&sequence.stop_tokens, ends),
+            stop_tokens: sequence.stop_tokens.clone(),
+            logprobs: sequence.logprobs,
+            scores_prompt: sequence.scores_prompt,
             seed: sequence.seed,
             choice: sequence.choice,
             number,
@@ -45,12 +60,54 @@ impl Running {
     }
 
     /// How many tokens the device has to take in before the next one can be sampled; 0 when there is
-    /// no next one.
-    pub(super) fn pending(&self) -> usize {
-        if self.tokens.len() >= self.limit {
+    /// no next one, and nothing of the prompt left to score.
+    fn pending(&self) -> usize {
+        if self.tokens.len() >= self.limit && !self.is_scoring() {
             return 0;
         }
         self.tokens.len() - self.taken
+    }
+
+    /// How many rows of it the next step may hold, where there is room for so many tokens.
+    pub(super) fn rows(&self, room: usize) -> usize {
+        if room == 0 {
+            0
+        } else if self.is_scoring() {
+            // Each row tells of the token behind it, and the first of the prompt's first token too.
+            let first = usize::from(self.taken == 0);
+            self.pending().min(room.saturating_sub(first))
+        } else {
+            self.pending()
+        }
+    }
+
+    /// Whether the device is still taking in a prompt whose tokens are asked for.
+    pub(super) fn is_scoring(&self) -> bool {
+        self.scores_prompt && self.taken < self.prompt_len
+    }
+
+    /// Whether the token after so many rows is to be sampled.
+    pub(super) fn samples_after(&self, rows: usize) -> bool {
+        self.taken + rows == self.tokens.len() && self.tokens.len() < self.limit
+    }
+
+    /// The prompt's token at this position.
+    pub(super) fn prompt_token(&self, position: usize) -> Option<TokenId> {
+        self.tokens[..self.prompt_len].get(position).copied()
+    }
+
+    /// What the request does to the logits of the next token.
+    pub(super) fn moved(&self) -> Moved<'_> {
+        let is_too_early = self.draw().position < self.stop_tokens.min_tokens;
+        Moved {
+            bias: &self.bias,
+            banned: if is_too_early { &self.ends } else { &[] },
+        }
+    }
+
+    /// Whether this token ends it. `is_end` says that the model ends its output by it.
+    pub(super) fn ends_with(&self, id: TokenId, is_end: bool) -> bool {
+        (is_end && !self.stop_tokens.ignore_eos) || self.stop_tokens.ids.contains(&id)
     }
 
     /// The next `rows` tokens for the device, and the position of the first.
@@ -62,6 +119,11 @@ impl Running {
     /// Notes that the device has taken in `rows` tokens more.
     pub(super) fn took(&mut self, rows: usize) {
         self.taken = (self.taken + rows).min(self.tokens.len());
+    }
+
+    /// How many tokens the device has taken in.
+    pub(super) fn taken(&self) -> usize {
+        self.taken
     }
 
     /// What the next random draw is keyed by.
@@ -79,4 +141,13 @@ impl Running {
         self.tokens.push(id);
         self.history.push(id);
     }
+}
+
+/// The tokens that would end a sequence, where it matters which they are.
+fn all_ends(stop_tokens: &StopTokens, ends: &[TokenId]) -> Vec<TokenId> {
+    if stop_tokens.min_tokens == 0 {
+        return Vec::new();
+    }
+    let own = if stop_tokens.ignore_eos { &[] } else { ends };
+    own.iter().chain(&*stop_tokens.ids).copied().collect()
 }

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use super::*;
-use crate::request::{Caller, Sampling};
+use crate::request::{Caller, Sampling, StopTokens};
 use crate::runner::llama::{LlamaLoader, LlamaOptions, backend, load_file};
 use crate::runner::{Emission, Resumption};
 
@@ -58,6 +58,10 @@ fn greedy(prompt: &[TokenId], max_tokens: u32) -> Sequence {
             temperature: 0.0,
             ..Sampling::default()
         },
+        logit_bias: [].into(),
+        stop_tokens: StopTokens::default(),
+        logprobs: None,
+        scores_prompt: false,
         stamps: false,
         caller: Caller::default(),
     }

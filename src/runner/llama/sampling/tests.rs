@@ -24,7 +24,7 @@ fn choose(logits: &[f32], sampling: &Sampling, history: &History) -> TokenId {
         choice: 0,
         position: 0,
     };
-    let chosen = Sampler::default().sample(logits, sampling, history, draw);
+    let chosen = Sampler::default().sample(logits, sampling, history, Moved::default(), draw);
     chosen.expect("the logits are a distribution")
 }
 
@@ -39,7 +39,9 @@ fn frequencies(logits: &[f32], sampling: &Sampling) -> Vec<f64> {
             choice: 0,
             position,
         };
-        let id = sampler.sample(logits, sampling, &history, draw).unwrap();
+        let id = sampler
+            .sample(logits, sampling, &history, Moved::default(), draw)
+            .unwrap();
         counts[usize::try_from(id).unwrap()] += 1;
     }
     let fraction = |count: u32| f64::from(count) / 20_000.0;

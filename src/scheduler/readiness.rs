@@ -1,0 +1,178 @@
+//! How able an engine's workers are, as a whole: what the health of both doors tells.
+
+use std::sync::Arc;
+
+/// How able an engine's workers are.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Readiness {
+    /// A model is not loaded yet; the fraction is of all models together.
+    Loading(f32),
+    /// At least one worker of every model is up.
+    Ready,
+    /// This model has no worker up; they are being restarted.
+    NoWorker(Arc<str>),
+    /// A model could not be loaded.
+    Failed {
+        /// Which.
+        model: Arc<str>,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// How able one worker is.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Ability {
+    /// It loads its model for the first time, and is so far.
+    Loading(f32),
+    Up,
+    /// It crashed, and loads its model again.
+    Lost,
+    /// It could not load its model, and tries again.
+    LoadFailed(String),
+}
+
+/// Every worker's ability.
+pub(super) struct Abilities {
+    models: Vec<Arc<str>>,
+    /// Each with its model's place.
+    workers: Vec<(usize, Ability)>,
+}
+
+impl Abilities {
+    /// `workers` are the places of their models. None of them has begun.
+    pub(super) fn new(models: Vec<Arc<str>>, workers: &[usize]) -> Self {
+        let loading = |model: &usize| (*model, Ability::Loading(0.0));
+        Self {
+            models,
+            workers: workers.iter().map(loading).collect(),
+        }
+    }
+
+    /// The place of a worker's model, and its name.
+    pub(super) fn model_of(&self, worker: usize) -> (usize, &str) {
+        let (model, _) = self.workers[worker];
+        (model, &self.models[model])
+    }
+
+    pub(super) fn set(&mut self, worker: usize, ability: Ability) {
+        self.workers[worker].1 = ability;
+    }
+
+    /// A worker has loaded so much of its model. One that loads it again stays lost until it is up.
+    pub(super) fn loading(&mut self, worker: usize, fraction: f32) {
+        if let (_, Ability::Loading(known)) = &mut self.workers[worker] {
+            *known = known.max(fraction);
+        }
+    }
+
+    /// Ready when every model has a worker that is up. Of what keeps others from it the worst is told.
+    pub(super) fn readiness(&self) -> Readiness {
+        let (mut no_worker, mut is_loading) = (None, false);
+        let (mut loaded, mut count) = (0.0, 0.0);
+        for (at, model) in self.models.iter().enumerate() {
+            count += 1.0;
+            match self.best(at) {
+                Some(Ability::LoadFailed(reason)) => {
+                    return Readiness::Failed {
+                        model: Arc::clone(model),
+                        reason: reason.clone(),
+                    };
+                }
+                Some(Ability::Up) => loaded += 1.0,
+                Some(Ability::Loading(fraction)) => {
+                    loaded += fraction;
+                    is_loading = true;
+                }
+                Some(Ability::Lost) | None => no_worker = no_worker.or(Some(model)),
+            }
+        }
+        match no_worker {
+            Some(model) => Readiness::NoWorker(Arc::clone(model)),
+            None if is_loading => Readiness::Loading(loaded / count),
+            None => Readiness::Ready,
+        }
+    }
+
+    /// What a model's workers can do between them: one that is up is enough. One that could not load
+    /// the model speaks for those that still try.
+    fn best(&self, model: usize) -> Option<&Ability> {
+        let rank = |ability: &Ability| match ability {
+            Ability::Up => 3,
+            Ability::LoadFailed(_) => 2,
+            Ability::Lost => 1,
+            Ability::Loading(_) => 0,
+        };
+        let further = |one: &&Ability, other: &&Ability| match (one, other) {
+            (Ability::Loading(one), Ability::Loading(other)) => one.total_cmp(other),
+            (one, other) => rank(one).cmp(&rank(other)),
+        };
+        let workers = self.workers.iter().filter(|(of, _)| *of == model);
+        workers.map(|(_, ability)| ability).max_by(further)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The models `a`, with two workers, and `b`, with one.
+    fn abilities(states: [Ability; 3]) -> Readiness {
+        let mut abilities = Abilities::new(vec!["a".into(), "b".into()], &[0, 0, 1]);
+        for (worker, state) in states.into_iter().enumerate() {
+            abilities.set(worker, state);
+        }
+        abilities.readiness()
+    }
+
+    fn failed() -> Ability {
+        Ability::LoadFailed("no file".to_owned())
+    }
+
+    #[test]
+    fn an_engine_is_ready_when_every_model_has_a_worker_that_is_up() {
+        let up = || Ability::Up;
+        assert_eq!(abilities([up(), up(), up()]), Readiness::Ready);
+        for other in [Ability::Loading(0.5), Ability::Lost, failed()] {
+            assert_eq!(abilities([other, up(), up()]), Readiness::Ready);
+        }
+    }
+
+    #[test]
+    fn what_keeps_an_engine_from_being_ready_is_told_with_the_model() {
+        let (up, lost) = (|| Ability::Up, || Ability::Lost);
+        let loading = |fraction| Ability::Loading(fraction);
+        let no_worker = |model: &str| Readiness::NoWorker(model.into());
+        let load_failed = |model: &str| Readiness::Failed {
+            model: model.into(),
+            reason: "no file".to_owned(),
+        };
+        for (states, told) in [
+            (
+                [loading(0.25), loading(0.5), loading(0.0)],
+                Readiness::Loading(0.25),
+            ),
+            ([up(), loading(0.5), loading(0.5)], Readiness::Loading(0.75)),
+            ([lost(), lost(), up()], no_worker("a")),
+            ([up(), up(), lost()], no_worker("b")),
+            ([loading(0.5), loading(0.5), lost()], no_worker("b")),
+            ([lost(), failed(), lost()], load_failed("a")),
+            ([lost(), lost(), failed()], load_failed("b")),
+            ([loading(0.5), failed(), up()], load_failed("a")),
+        ] {
+            assert_eq!(abilities(states), told);
+        }
+    }
+
+    #[test]
+    fn a_worker_that_loads_its_model_again_stays_lost_until_it_is_up() {
+        let mut abilities = Abilities::new(vec!["a".into()], &[0]);
+        abilities.loading(0, 0.5);
+        assert_eq!(abilities.readiness(), Readiness::Loading(0.5));
+        abilities.set(0, Ability::Lost);
+        abilities.loading(0, 0.75);
+        assert_eq!(abilities.readiness(), Readiness::NoWorker("a".into()));
+        abilities.set(0, Ability::Up);
+        assert_eq!(abilities.readiness(), Readiness::Ready);
+    }
+}

@@ -1,0 +1,208 @@
+// What OpenAI's official library for Node makes of Tokenway's answers. `tests/clients.rs` starts the
+// servers.
+
+import assert from "node:assert/strict";
+import OpenAI from "openai";
+
+import { all, reading, run, tokens } from "./cases.mjs";
+
+const ASK = { model: "llm_test", prompt: "The capital of France is" };
+
+function connect(url) {
+  return new OpenAI({ baseURL: `${url}/v1`, apiKey: "unused", maxRetries: 0 });
+}
+
+/** The parts of one choice. */
+function parts(chunks, choice = 0) {
+  return chunks.flatMap((chunk) => chunk.choices).filter((part) => part.index === choice);
+}
+
+function texts(chunks, choice = 0) {
+  return parts(chunks, choice).map((part) => part.text);
+}
+
+function finishReasons(chunks, choice = 0) {
+  return parts(chunks, choice).map((part) => part.finish_reason);
+}
+
+/** What a stream gave before it ended, and the error that ended it. */
+async function untilItFails(stream, received = []) {
+  try {
+    for await (const chunk of stream) {
+      received.push(chunk);
+      if (received.length === 1) {
+        reading();
+      }
+    }
+  } catch (error) {
+    return { received, error };
+  }
+  assert.fail(`${received.length} tokens passed for a whole answer`);
+}
+
+async function a_stream_has_every_token_in_order_and_the_usage_last(url) {
+  const stream = await connect(url).completions.create({
+    ...ASK,
+    max_tokens: 256,
+    stream: true,
+    stream_options: { include_usage: true },
+  });
+  const chunks = await all(stream);
+  const last = chunks.pop();
+  assert.deepEqual(texts(chunks), tokens(256));
+  assert.deepEqual(finishReasons(chunks), [...Array(255).fill(null), "length"]);
+  assert.deepEqual(last.choices, []);
+  assert.deepEqual(last.usage, { prompt_tokens: 5, completion_tokens: 256, total_tokens: 261 });
+}
+
+async function without_a_stream_the_text_is_whole_and_the_usage_with_it(url) {
+  const completion = await connect(url).completions.create({ ...ASK, max_tokens: 256 });
+  const [choice] = completion.choices;
+  assert.equal(choice.text, tokens(256).join(""));
+  assert.equal(choice.finish_reason, "length");
+  assert.equal(completion.usage.completion_tokens, 256);
+}
+
+async function several_prompts_and_choices_are_told_apart_by_their_index(url) {
+  const ask = { ...ASK, prompt: ["a", "b c", "d"], max_tokens: 20, n: 2 };
+  const chunks = await all(
+    await connect(url).completions.create({ ...ask, stream: true }),
+  );
+  for (let choice = 0; choice < 6; choice += 1) {
+    assert.deepEqual(texts(chunks, choice), tokens(20));
+    assert.equal(finishReasons(chunks, choice).at(-1), "length");
+  }
+  const completion = await connect(url).completions.create(ask);
+  assert.deepEqual(completion.choices.map((choice) => choice.index), [0, 1, 2, 3, 4, 5]);
+  assert.equal(completion.usage.completion_tokens, 6 * 20);
+}
+
+async function models_are_listed_and_described(url) {
+  const models = await all(connect(url).models.list());
+  assert.deepEqual(models.map((model) => model.id), ["llm_test"]);
+  assert.equal((await connect(url).models.retrieve("llm_test")).owned_by, "tokenway");
+}
+
+async function a_refusal_is_a_bad_request_with_its_param_and_code(url) {
+  for (const [fields, param, code] of [
+    [{ max_tokens: -1 }, "max_tokens", "invalid_value"],
+    [{ max_tokens: "many" }, "max_tokens", "invalid_type"],
+    [{ temprature: 1 }, "temprature", "unknown_parameter"],
+  ]) {
+    for (const stream of [false, true]) {
+      await assert.rejects(connect(url).completions.create({ ...ASK, stream, ...fields }), (error) => {
+        assert(error instanceof OpenAI.BadRequestError, error);
+        assert.deepEqual([error.param, error.code], [param, code]);
+        assert.equal(error.type, "invalid_request_error");
+        return true;
+      });
+    }
+  }
+}
+
+/** Asks for a completion, stream and not, and expects this error of the library's. */
+async function refused(url, kind, status, code, { fields = {}, headers = {} } = {}) {
+  const errors = [];
+  for (const stream of [false, true]) {
+    const asked = connect(url).completions.create({ ...ASK, stream, ...fields }, { headers });
+    await assert.rejects(asked, (error) => {
+      assert(error instanceof kind, error);
+      assert.deepEqual([error.status, error.code], [status, code]);
+      errors.push(error);
+      return true;
+    });
+  }
+  return errors;
+}
+
+async function an_unknown_model_is_not_found(url) {
+  const fields = { model: "other" };
+  await refused(url, OpenAI.NotFoundError, 404, "model_not_found", { fields });
+}
+
+async function a_request_that_is_too_large_is_refused(url) {
+  const fields = { prompt: "word ".repeat(1_000_000) };
+  await refused(url, OpenAI.APIError, 413, "request_too_large", { fields });
+}
+
+async function a_stream_in_no_form_that_is_accepted_is_refused(url) {
+  const asked = connect(url).completions.create(
+    { ...ASK, stream: true },
+    { headers: { Accept: "text/html" } },
+  );
+  await assert.rejects(asked, { status: 406, code: "not_acceptable" });
+}
+
+async function a_full_queue_is_a_rate_limit_that_says_when_to_retry(url) {
+  for (const error of await refused(url, OpenAI.RateLimitError, 429, "queue_full")) {
+    assert.equal(error.headers.get("retry-after"), "1");
+    assert.equal(error.headers.get("retry-after-ms"), "1000");
+  }
+}
+
+async function a_model_that_is_not_ready_is_unavailable(url) {
+  await refused(url, OpenAI.InternalServerError, 503, "not_ready");
+}
+
+async function a_deadline_that_passes_in_the_queue_is_an_error(url) {
+  const headers = { "x-request-timeout": "0.2" };
+  await refused(url, OpenAI.InternalServerError, 504, "deadline_exceeded", { headers });
+}
+
+async function a_stream_that_fails_raises_after_the_tokens_before_it(url) {
+  const stream = await connect(url).completions.create({ ...ASK, max_tokens: 256, stream: true });
+  const { received, error } = await untilItFails(stream);
+  assert(error instanceof OpenAI.APIError, error);
+  assert.equal(error.code, "internal_error");
+  assert.equal(error.error.tokens_delivered, 10);
+  assert.deepEqual(texts(received), tokens(10));
+}
+
+async function without_a_stream_a_failure_raises_and_is_not_tried_again(url) {
+  // The library's own number of retries, which the answer tells it not to use.
+  const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: "unused" });
+  await assert.rejects(client.completions.create({ ...ASK, max_tokens: 256 }), {
+    status: 500,
+    code: "internal_error",
+  });
+}
+
+async function a_stream_that_is_cut_raises(url) {
+  const stream = await connect(url).completions.create({
+    ...ASK,
+    max_tokens: 100_000,
+    stream: true,
+  });
+  const { received, error } = await untilItFails(stream);
+  assert(error instanceof TypeError, error);
+  assert.deepEqual(texts(received), tokens(received.length));
+}
+
+async function a_stream_that_is_closed_early_leaves_the_slot_to_the_next(url) {
+  const client = connect(url);
+  const stream = await client.completions.create({ ...ASK, max_tokens: 100_000, stream: true });
+  for await (const chunk of stream) {
+    assert.equal(chunk.choices[0].text, "token_0");
+    break;
+  }
+  const completion = await client.completions.create({ ...ASK, max_tokens: 3 });
+  assert.equal(completion.choices[0].text, tokens(3).join(""));
+}
+
+await run({
+  a_stream_has_every_token_in_order_and_the_usage_last,
+  without_a_stream_the_text_is_whole_and_the_usage_with_it,
+  several_prompts_and_choices_are_told_apart_by_their_index,
+  models_are_listed_and_described,
+  a_refusal_is_a_bad_request_with_its_param_and_code,
+  an_unknown_model_is_not_found,
+  a_request_that_is_too_large_is_refused,
+  a_stream_in_no_form_that_is_accepted_is_refused,
+  a_full_queue_is_a_rate_limit_that_says_when_to_retry,
+  a_model_that_is_not_ready_is_unavailable,
+  a_deadline_that_passes_in_the_queue_is_an_error,
+  a_stream_that_fails_raises_after_the_tokens_before_it,
+  without_a_stream_a_failure_raises_and_is_not_tried_again,
+  a_stream_that_is_cut_raises,
+  a_stream_that_is_closed_early_leaves_the_slot_to_the_next,
+});

@@ -1,0 +1,253 @@
+//! What each field of a request does to a real model.
+
+mod support;
+
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::sync::{Arc, OnceLock};
+
+use support::grpc::{self, Completion, grpc_error, request};
+use support::{Setup, TestServer, model_path};
+use tokenway::error::ErrorKind;
+use tokenway::proto::v1;
+use tokenway::proto::v1::completion_request::Input;
+use tokenway::runner::llama::{LlamaLoader, LlamaOptions};
+use tokio::runtime::Runtime;
+
+const FRANCE: &str = "The capital of France is";
+
+/// A turn that the model answers in a few words, and then ends.
+const QUESTION: &str = "<|im_start|>user\nSay only: yes<|im_end|>\n<|im_start|>assistant\n";
+
+fn setup(model_path: std::path::PathBuf) -> Setup {
+    let loader = LlamaLoader::new(LlamaOptions {
+        model_path,
+        threads: 1,
+        context_length: None,
+    });
+    Setup::runner("smollm2", Arc::new(loader), 4)
+}
+
+/// A server that all tests of this process share: loading takes its time.
+fn shared() -> &'static TestServer {
+    static SHARED: OnceLock<(Runtime, TestServer)> = OnceLock::new();
+    let start = || {
+        let runtime = Runtime::new().expect("a runtime");
+        let server = runtime.block_on(setup(model_path()).start());
+        (runtime, server)
+    };
+    // A runtime cannot be entered from within a test's own.
+    let on_a_thread = || std::thread::spawn(start).join().expect("the server starts");
+    &SHARED.get_or_init(on_a_thread).1
+}
+
+fn greedy(prompt: &str, max_tokens: u32) -> v1::CompletionRequest {
+    v1::CompletionRequest {
+        temperature: Some(0.0),
+        ..request(prompt, max_tokens)
+    }
+}
+
+async fn complete(request: v1::CompletionRequest) -> Completion {
+    grpc::collect(shared().stream(request).await).await
+}
+
+fn ids(completion: &Completion) -> Vec<u32> {
+    let tokens = &completion.choices[0].tokens;
+    tokens.iter().map(|token| token.id).collect()
+}
+
+fn logprobs(tokens: &[v1::Token]) -> Vec<&v1::Logprobs> {
+    let logprobs = tokens.iter().map(|token| token.logprobs.as_ref());
+    logprobs
+        .map(|it| it.expect("they were asked for"))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_bias_forces_a_token_or_forbids_it() {
+    let unbiased = ids(&complete(greedy(FRANCE, 3)).await);
+    let biased = async |id, bias| {
+        let asked = v1::CompletionRequest {
+            logit_bias: [(id, bias)].into(),
+            ..greedy(FRANCE, 3)
+        };
+        ids(&complete(asked).await)
+    };
+    assert_eq!(biased(unbiased[1], 100.0).await, [unbiased[1]; 3]);
+    let without = biased(unbiased[0], -100.0).await;
+    assert!(!without.contains(&unbiased[0]), "{without:?}");
+    let unknown = v1::CompletionRequest {
+        logit_bias: [(1_000_000, 1.0)].into(),
+        ..greedy(FRANCE, 3)
+    };
+    let (_, error) = grpc_error(shared(), unknown).await;
+    assert_eq!(error.param.as_deref(), Some("logit_bias"));
+}
+
+#[tokio::test]
+async fn the_likeliest_tokens_are_told_in_order_and_greedy_takes_the_first() {
+    let asked = v1::CompletionRequest {
+        logprobs: Some(20),
+        ..greedy(FRANCE, 4)
+    };
+    let completion = complete(asked).await;
+    let tokens = &completion.choices[0].tokens;
+    for (token, logprobs) in tokens.iter().zip(logprobs(tokens)) {
+        let top = &logprobs.top;
+        assert_eq!(top.len(), 20);
+        assert_eq!(
+            (top[0].id, Some(top[0].logprob)),
+            (token.id, logprobs.logprob)
+        );
+        assert!(top.is_sorted_by(|one, other| one.logprob >= other.logprob));
+        let together: f32 = top.iter().map(|top| top.logprob.exp()).sum();
+        assert!((0.1..=1.0).contains(&together), "{together}");
+        assert_eq!(logprobs.spelling, token.text.as_bytes());
+    }
+}
+
+#[tokio::test]
+async fn log_probabilities_are_the_models_own_whatever_was_done_to_its_logits() {
+    let plain = v1::CompletionRequest {
+        logprobs: Some(1),
+        ..greedy(FRANCE, 1)
+    };
+    let plain = complete(plain).await;
+    let likeliest = &logprobs(&plain.choices[0].tokens)[0].top[0];
+    let forced = v1::CompletionRequest {
+        logprobs: Some(1),
+        logit_bias: [(100, 100.0)].into(),
+        ..greedy(FRANCE, 1)
+    };
+    let forced = complete(forced).await;
+    assert_eq!(ids(&forced), [100]);
+    let told = logprobs(&forced.choices[0].tokens)[0];
+    assert_eq!(&told.top[0], likeliest);
+    assert!(told.logprob() < likeliest.logprob);
+}
+
+#[tokio::test]
+async fn a_prompt_is_scored_as_if_the_model_had_written_it() {
+    let written = v1::CompletionRequest {
+        logprobs: Some(2),
+        echo: true,
+        ..greedy(FRANCE, 100)
+    };
+    let written = complete(written).await;
+    let (prompt, completion) = (&written.prompt.tokens, &written.choices[0].tokens);
+    let whole: Vec<u32> = prompt
+        .iter()
+        .chain(completion)
+        .map(|token| token.id)
+        .collect();
+    let read = v1::CompletionRequest {
+        logprobs: Some(2),
+        echo: true,
+        input: Some(Input::PromptTokenIds(v1::TokenIds { ids: whole })),
+        ..greedy("", 0)
+    };
+    let read = complete(read).await;
+    assert!(read.choices[0].tokens.is_empty());
+    assert_eq!(
+        read.prompt.text,
+        format!("{FRANCE}{}", written.texts(0).concat())
+    );
+    // More than one chunk of a prompt, and the bits of one token after the other.
+    let expected = [&prompt[..], completion].concat();
+    assert_eq!(logprobs(&read.prompt.tokens), logprobs(&expected));
+    assert_eq!(prompt[0].logprobs.as_ref().and_then(|it| it.logprob), None);
+}
+
+#[tokio::test]
+async fn to_score_the_prompt_changes_nothing_of_the_completion() {
+    let sampled = |echo, n| v1::CompletionRequest {
+        seed: Some(3),
+        echo,
+        logprobs: Some(0),
+        n: Some(n),
+        ..request(&"one two three four ".repeat(20), 12)
+    };
+    let (plain, echoed) = tokio::join!(complete(sampled(false, 2)), complete(sampled(true, 2)));
+    for choice in 0..2 {
+        assert_eq!(plain.texts(choice), echoed.texts(choice));
+    }
+}
+
+#[tokio::test]
+async fn the_models_own_end_is_ignored_where_that_is_asked_for() {
+    let asked = |min_tokens, ignore_eos| v1::CompletionRequest {
+        logprobs: Some(0),
+        min_tokens,
+        ignore_eos,
+        ..greedy(QUESTION, 40)
+    };
+    let ended = complete(asked(0, false)).await;
+    let tokens = &ended.choices[0].tokens;
+    assert_eq!(ended.choices[0].finish, v1::FinishReason::Stop);
+    let last = tokens.last().expect("an end of sequence");
+    assert_eq!(last.text, "");
+    assert_eq!(
+        last.logprobs.as_ref().expect("asked for").spelling,
+        b"<|im_end|>"
+    );
+    let (count, end) = (tokens.len(), last.id);
+    assert!(count < 30, "{count}");
+    let ignoring = complete(asked(0, true)).await;
+    assert_eq!(ignoring.choices[0].finish, v1::FinishReason::Length);
+    assert_eq!(ids(&ignoring)[..count], ids(&ended));
+    let longer = complete(asked(30, false)).await;
+    assert!(longer.choices[0].tokens.len() > 30);
+    assert!(!ids(&longer)[..30].contains(&end));
+}
+
+#[tokio::test]
+async fn a_gap_is_filled_by_a_model_that_has_the_tokens_for_it() {
+    let asked = v1::CompletionRequest {
+        suffix: Some(" is the capital of France.".to_owned()),
+        echo: true,
+        ..greedy("The city of", 4)
+    };
+    let (_, error) = grpc_error(shared(), asked.clone()).await;
+    assert_eq!(error.kind, ErrorKind::UnsupportedParameter);
+    assert_eq!(error.param.as_deref(), Some("suffix"));
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("infill.gguf");
+    write_infill_model(&path);
+    let server = setup(path).start().await;
+    let completion = grpc::collect(server.stream(asked).await).await;
+    assert_eq!(completion.prompt.text, "The city of");
+    // Three for the gap, three for what is before it, six for what comes after it.
+    assert_eq!(completion.usage().prompt_tokens, 3 + 3 + 6);
+    assert_eq!(completion.usage().completion_tokens, 4);
+}
+
+/// The model, with three of its tokens renamed to those between which a gap is filled: llama.cpp knows
+/// them by their names.
+fn write_infill_model(path: &std::path::Path) {
+    std::fs::copy(model_path(), path).expect("a copy");
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path);
+    let mut file = file.expect("the copy");
+    let mut head = vec![0; 4 << 20];
+    file.read_exact(&mut head).expect("the vocabulary");
+    for (old, new) in RENAMED {
+        let entry = |name: &str| {
+            let length = u64::try_from(name.len()).expect("short");
+            [&length.to_le_bytes()[..], name.as_bytes()].concat()
+        };
+        let old = entry(old);
+        let at = head.windows(old.len()).position(|window| window == old);
+        let at = u64::try_from(at.expect("the token is there")).expect("an offset");
+        file.seek(SeekFrom::Start(at)).expect("within the file");
+        file.write_all(&entry(new)).expect("it is written");
+    }
+}
+
+/// Tokens of the vocabulary, and names of the same length, which stands before each.
+const RENAMED: [(&str, &str); 3] = [
+    ("inflammatory", "<fim-prefix>"),
+    ("disciplinary", "<fim-suffix>"),
+    ("plementation", "<fim-middle>"),
+];

@@ -1,0 +1,41 @@
+//! What lm-eval makes of a real model behind the HTTP door. Its side of each test is
+//! `tests/clients/lm_eval_client.py`, and has the test's name.
+
+mod support;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use support::Setup;
+use support::program::lm_eval;
+use tokenway::runner::llama::{LlamaLoader, LlamaOptions};
+
+async fn run(case: &str) {
+    let options = LlamaOptions {
+        model_path: model_path(),
+        threads: 1,
+        context_length: None,
+    };
+    let loader = Arc::new(LlamaLoader::new(options));
+    let server = Setup::runner("smollm2", loader, 8).start().await;
+    let cache = tempfile::tempdir().expect("a folder");
+    let program = lm_eval("tests/clients/lm_eval_client.py").arg(case);
+    let program = program.arg(server.http_url()).env("HF_HOME", cache.path());
+    program.run().await.success();
+}
+
+/// Where `make test` has put the model.
+fn model_path() -> PathBuf {
+    let path = std::env::var_os("TOKENWAY_TEST_MODEL").map(PathBuf::from);
+    path.expect("TOKENWAY_TEST_MODEL names the model: `make test` sets it")
+}
+
+#[tokio::test]
+async fn the_right_choice_is_the_likeliest() {
+    run("the_right_choice_is_the_likeliest").await;
+}
+
+#[tokio::test]
+async fn the_right_answer_is_written() {
+    run("the_right_answer_is_written").await;
+}

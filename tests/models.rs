@@ -1,0 +1,251 @@
+//! Several models in one server, by `[[model]]` tables in its settings file.
+
+mod support;
+
+use serde_json::{Value, json};
+use support::grpc;
+use support::http::{Body, completion, get};
+use support::program::{Outcome, Program, Running, readme_file, tokenway};
+use tokenway::error::{Error, ErrorKind};
+use tokenway::proto::v1;
+use tokenway::proto::v1::inference_client::InferenceClient;
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+
+/// One that answers and one whose sequences never end, with one place in its queue.
+const TWO: &str = r#"
+[[model]]
+name = "quick"
+aliases = ["default", "q:latest"]
+test_runner_frequency_ms = 0
+
+[[model]]
+name = "stuck"
+aliases = ["silent"]
+slots = 1
+queue_depth = 1
+test_runner_frequency_ms = 0
+test_runner_silent_at = 1
+"#;
+
+const LISTED: &str = "quick (also default, q:latest), stuck (also silent).";
+
+/// A server of several models.
+struct Served {
+    running: Running,
+    http: String,
+    grpc: InferenceClient<Channel>,
+    ready: Vec<String>,
+    /// Its settings file is there as long as it is.
+    _folder: tempfile::TempDir,
+}
+
+fn program(settings: &str) -> (Program, tempfile::TempDir) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("models.toml");
+    std::fs::write(&path, settings).expect("a file");
+    let doors = [
+        "--http-listen",
+        "127.0.0.1:0",
+        "--grpc-listen",
+        "127.0.0.1:0",
+    ];
+    let program = tokenway().args(["serve", "--drain-grace", "0", "--config"]);
+    (program.arg(path).args(doors), folder)
+}
+
+/// A server of two models, which are ready.
+async fn served(settings: &str) -> Served {
+    let (program, folder) = program(settings);
+    let mut running = program.start();
+    let (http, grpc) = (running.line().await, running.line().await);
+    let ready = vec![running.line().await, running.line().await];
+    let url = |line: &str| line.split_whitespace().nth(1).expect("a URL").to_owned();
+    let client = InferenceClient::connect(url(&grpc)).await;
+    Served {
+        running,
+        http: url(&http).replace("http://", ""),
+        grpc: client.expect("the gRPC door answers"),
+        ready,
+        _folder: folder,
+    }
+}
+
+impl Served {
+    /// What the HTTP door answers to a request for a token of this model.
+    async fn complete(&self, model: Option<&str>) -> (u16, Body) {
+        let mut body = json!({"prompt": "a", "max_tokens": 1});
+        if let Some(model) = model {
+            body["model"] = json!(model);
+        }
+        let mut response = completion(&body).send_to(&self.http).await;
+        (response.status, response.rest().await)
+    }
+
+    /// Asks the gRPC door, and waits until it admits the request.
+    async fn stream(
+        &self,
+        model: &str,
+        max_tokens: u32,
+    ) -> Result<Streaming<v1::CompletionEvent>, Status> {
+        let request = v1::CompletionRequest {
+            model: model.to_owned(),
+            ..grpc::request("a", max_tokens)
+        };
+        let answer = self.grpc.clone().complete(request).await;
+        answer.map(tonic::Response::into_inner)
+    }
+
+    async fn get(&self, path: &str) -> (u16, Value) {
+        let mut response = get(path).send_to(&self.http).await;
+        (response.status, response.rest().await.json())
+    }
+}
+
+#[tokio::test]
+async fn each_model_is_told_with_its_slots_and_its_aliases_when_all_are_ready() {
+    let server = served(TWO).await;
+    assert_eq!(
+        server.ready,
+        [
+            "ready    quick (llm_test; workers: 1, slots: 1024; also default, q:latest)",
+            "ready    stuck (llm_test; workers: 1, slots: 1; also silent)",
+        ]
+    );
+    assert_eq!(server.running.interrupt().await, Some(0));
+}
+
+#[tokio::test]
+async fn both_doors_take_a_models_name_and_each_alias_and_answer_with_the_name() {
+    let server = served(TWO).await;
+    for (asked, told) in [
+        ("quick", "quick"),
+        ("default", "quick"),
+        ("q:latest", "quick"),
+        ("silent", "stuck"),
+    ] {
+        let (status, body) = server.complete(Some(asked)).await;
+        assert_eq!((status, &body.json()["model"]), (200, &json!(told)));
+        let stream = server.stream(asked, 1).await.expect("it is admitted");
+        let completion = grpc::collect(stream).await;
+        assert_eq!(completion.started.expect("a start").model, told);
+        let (status, model) = server.get(&format!("/v1/models/{asked}")).await;
+        assert_eq!((status, &model["id"]), (200, &json!(told)));
+        let request = v1::GetModelRequest {
+            model: asked.to_owned(),
+        };
+        let model = server.grpc.clone().get_model(request).await;
+        let model = model.expect("it is there").into_inner().model;
+        assert_eq!(model.expect("a model").name, told);
+    }
+}
+
+#[tokio::test]
+async fn every_model_is_listed_once_under_its_name() {
+    let server = served(TWO).await;
+    let (_, list) = server.get("/v1/models").await;
+    let data = list["data"].as_array().expect("a list");
+    let ids: Vec<_> = data.iter().map(|model| &model["id"]).collect();
+    assert_eq!(ids, ["quick", "stuck"]);
+    let mut client = server.grpc.clone();
+    let listed = client.list_models(v1::ListModelsRequest {}).await;
+    let listed = listed.expect("they are there").into_inner().models;
+    let names: Vec<_> = listed.iter().map(|model| &*model.name).collect();
+    assert_eq!(names, ["quick", "stuck"]);
+}
+
+#[tokio::test]
+async fn no_name_and_one_that_is_unknown_are_refused_with_the_models_that_there_are() {
+    let server = served(TWO).await;
+    let (unnamed, unknown) = (ErrorKind::MissingParameter, ErrorKind::ModelNotFound);
+    for (model, refusal, grpc_code, said) in [
+        (
+            None,
+            (400, "missing_parameter", unnamed),
+            Code::InvalidArgument,
+            "A model must be named. There are: ",
+        ),
+        (
+            Some("nobody"),
+            (404, "model_not_found", unknown),
+            Code::NotFound,
+            "There is no model 'nobody'. This server has: ",
+        ),
+    ] {
+        let (status, code, kind) = refusal;
+        let message = format!("{said}{LISTED}");
+        let param = Some("model".to_owned());
+        let (answered, body) = server.complete(model).await;
+        assert_eq!(answered, status);
+        assert_eq!(body.error(), (code.to_owned(), param.clone()));
+        assert_eq!(body.json()["error"]["message"], message);
+        let refused = server.stream(model.unwrap_or(""), 1).await;
+        let refused = refused.expect_err("it is refused");
+        let error = Error::from(&refused);
+        assert_eq!((refused.code(), error.kind), (grpc_code, kind));
+        assert_eq!((error.param, error.message), (param, message));
+    }
+    let (status, body) = server.get("/v1/models/nobody").await;
+    assert_eq!(status, 404);
+    let message = body["error"]["message"].as_str().expect("a message");
+    assert!(message.ends_with(LISTED), "{message}");
+}
+
+#[tokio::test]
+async fn a_full_queue_of_one_model_leaves_the_other_alone() {
+    let server = served(TWO).await;
+    let mut running = server.stream("stuck", 9).await.expect("a slot is free");
+    assert!(running.message().await.expect("it goes on").is_some());
+    let _queued = server.stream("stuck", 9).await.expect("there is a place");
+    for model in ["stuck", "silent"] {
+        let (status, body) = server.complete(Some(model)).await;
+        assert_eq!((status, &*body.error().0), (429, "queue_full"));
+        let refused = server.stream(model, 1).await.expect_err("it is full");
+        assert_eq!(Error::from(&refused).kind, ErrorKind::QueueFull);
+    }
+    assert_eq!(server.complete(Some("quick")).await.0, 200);
+    let stream = server.stream("default", 3).await.expect("a slot is free");
+    assert_eq!(grpc::collect(stream).await.usage().completion_tokens, 3);
+}
+
+#[tokio::test]
+async fn what_is_for_one_model_is_named_as_it_was_given_and_nothing_listens() {
+    let beside = |given: &str| format!("{given} cannot be given beside [[model]] tables");
+    let refused = |outcome: &Outcome, said: &str| {
+        let ended = (outcome.code, &*outcome.stdout);
+        assert_eq!(ended, (Some(2), ""), "{outcome:?}");
+        assert!(outcome.stderr.contains(said), "{outcome:?}");
+    };
+    for (variable, value) in [
+        ("MODEL_RUNNER", "llm_test"),
+        ("TEST_RUNNER_FREQUENCY_MS", "1"),
+        ("TOKENWAY_MODEL_NAME", "a"),
+        ("TOKENWAY_SLOTS", "1"),
+    ] {
+        let (program, _folder) = program(TWO);
+        let outcome = program.env(variable, value).run().await;
+        refused(&outcome, &beside(variable));
+    }
+    let (flag, _folder) = program(TWO);
+    let flag = flag.args(["--runner", "llm_test"]);
+    let outcome = flag.env("MODEL_RUNNER", "llm_test").run().await;
+    refused(&outcome, &beside("--runner"));
+    let (key, _folder) = program(&format!("workers = 2\n{TWO}"));
+    refused(&key.run().await, &beside("workers"));
+    let (twice, _folder) = program(&TWO.replace("silent\"", "quick\""));
+    let said = "model[1].name and model[2].aliases[1] are both 'quick'";
+    refused(&twice.run().await, said);
+}
+
+#[tokio::test]
+async fn the_readmes_models_are_served() {
+    let server = served(&readme_file("models.toml")).await;
+    let readme = std::fs::read_to_string("README.md").expect("there is a README");
+    for line in &server.ready {
+        assert!(readme.contains(line), "{line}");
+    }
+    for model in ["fast", "default", "slow"] {
+        assert_eq!(server.complete(Some(model)).await.0, 200, "{model}");
+    }
+    assert_eq!(server.running.interrupt().await, Some(0));
+}

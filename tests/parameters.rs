@@ -1,0 +1,263 @@
+//! What a request may ask of its completion, over gRPC: each field changes what it should, and a field
+//! that the model cannot honour is refused.
+
+mod support;
+
+use std::f32::consts::LN_2;
+
+use support::grpc::{self, Completion, grpc_error, request};
+use support::{Setup, TestServer, full_speed};
+use tokenway::error::{Error, ErrorKind};
+use tokenway::proto::v1;
+use tokenway::proto::v1::completion_request::Input;
+use tokenway::proto::v1::tokenize_request::Input as TokenizeInput;
+
+async fn server() -> TestServer {
+    Setup::test_runner(full_speed()).start().await
+}
+
+async fn complete(request: v1::CompletionRequest) -> Completion {
+    let server = server().await;
+    let answer = server.grpc().await.complete(request).await;
+    grpc::collect(answer.expect("it is admitted").into_inner()).await
+}
+
+/// The code and the field of a refusal.
+async fn refused(request: v1::CompletionRequest) -> (ErrorKind, Option<String>) {
+    let (_, error) = grpc_error(&server().await, request).await;
+    (error.kind, error.param)
+}
+
+/// A conversation that a user begins so.
+fn chat(content: &str) -> v1::Chat {
+    let message = v1::ChatMessage {
+        role: "user".to_owned(),
+        content: content.to_owned(),
+        ..v1::ChatMessage::default()
+    };
+    v1::Chat {
+        messages: vec![message],
+    }
+}
+
+fn likelihoods(tokens: &[v1::Token]) -> Vec<Option<&v1::Logprobs>> {
+    tokens.iter().map(|token| token.logprobs.as_ref()).collect()
+}
+
+#[tokio::test]
+async fn a_token_has_its_log_probability_and_those_of_the_likeliest() {
+    let asked = v1::CompletionRequest {
+        logprobs: Some(2),
+        ..request("a", 3)
+    };
+    let completion = complete(asked).await;
+    let tokens = &completion.choices[0].tokens;
+    assert_eq!(completion.texts(0).concat(), "token_0token_1token_2");
+    for (index, logprobs) in (0..).zip(likelihoods(tokens)) {
+        let logprobs = logprobs.expect("they were asked for");
+        assert_eq!(logprobs.logprob, Some(-LN_2));
+        assert_eq!(logprobs.spelling, format!("token_{index}").into_bytes());
+        let top: Vec<_> = logprobs
+            .top
+            .iter()
+            .map(|top| (top.id, top.logprob))
+            .collect();
+        assert_eq!(top, [(index, -LN_2), (index + 1, -2.0 * LN_2)]);
+    }
+    let without = complete(request("a", 3)).await;
+    assert_eq!(likelihoods(&without.choices[0].tokens), [None; 3]);
+}
+
+#[tokio::test]
+async fn tokens_that_were_held_back_keep_their_log_probabilities() {
+    let asked = v1::CompletionRequest {
+        logprobs: Some(0),
+        stop: vec!["token_1token_9".to_owned()],
+        ..request("a", 4)
+    };
+    let completion = complete(asked).await;
+    for (index, logprobs) in likelihoods(&completion.choices[0].tokens)
+        .into_iter()
+        .enumerate()
+    {
+        let logprobs = logprobs.expect("they were asked for");
+        assert_eq!(logprobs.spelling, format!("token_{index}").into_bytes());
+    }
+}
+
+#[tokio::test]
+async fn the_prompt_is_echoed_as_it_was_sent() {
+    let long = "wörd ".repeat(40_000);
+    for prompt in ["The capital  of\nFrance", &long] {
+        let asked = v1::CompletionRequest {
+            echo: true,
+            ..request(prompt, 1)
+        };
+        let completion = complete(asked).await;
+        assert_eq!(completion.prompt.text, prompt);
+        assert!(completion.prompt.tokens.is_empty());
+        assert_eq!(completion.texts(0), ["token_0"]);
+    }
+    let ids = v1::TokenIds { ids: vec![7, 8] };
+    let asked = v1::CompletionRequest {
+        echo: true,
+        input: Some(Input::PromptTokenIds(ids)),
+        ..request("", 1)
+    };
+    assert_eq!(complete(asked).await.prompt.text, "token_7token_8");
+    assert_eq!(complete(request("a", 1)).await.prompt.text, "");
+}
+
+#[tokio::test]
+async fn an_echoed_prompt_has_log_probabilities_of_all_tokens_but_the_first() {
+    // More tokens than may wait for their reader, and several choices.
+    let prompt = "word ".repeat(1_000);
+    let asked = v1::CompletionRequest {
+        echo: true,
+        logprobs: Some(1),
+        n: Some(3),
+        ..request(&prompt, 2)
+    };
+    let completion = complete(asked).await;
+    assert_eq!(completion.prompt.text, prompt);
+    let tokens = &completion.prompt.tokens;
+    assert_eq!(tokens.len(), 1_000);
+    for (index, token) in (0..).zip(tokens) {
+        assert_eq!(token.id, index);
+        let logprobs = token.logprobs.as_ref().expect("they were asked for");
+        let expected = (index > 0).then_some(-LN_2);
+        assert_eq!(logprobs.logprob, expected, "token {index}");
+        assert_eq!(logprobs.top.len(), usize::from(index > 0));
+    }
+    for choice in 0..3 {
+        assert_eq!(completion.texts(choice), ["token_0", "token_1"]);
+    }
+    assert_eq!(completion.usage().completion_tokens, 6);
+}
+
+#[tokio::test]
+async fn a_prompt_may_be_scored_with_no_token_after_it() {
+    for logprobs in [None, Some(0)] {
+        for prompt in ["one", "one two three"] {
+            let asked = v1::CompletionRequest {
+                echo: true,
+                logprobs,
+                ..request(prompt, 0)
+            };
+            let completion = complete(asked).await;
+            assert_eq!(completion.prompt.text, prompt);
+            let scored = logprobs.map_or(0, |_| prompt.split(' ').count());
+            assert_eq!(completion.prompt.tokens.len(), scored);
+            assert!(completion.choices[0].tokens.is_empty());
+            assert_eq!(completion.choices[0].finish, v1::FinishReason::Length);
+            assert_eq!(completion.usage().completion_tokens, 0);
+        }
+    }
+    let without_echo = refused(request("a", 0)).await;
+    let expected = (ErrorKind::InvalidValue, Some("max_tokens".to_owned()));
+    assert_eq!(without_echo, expected);
+}
+
+#[tokio::test]
+async fn a_stop_token_ends_a_choice_once_it_has_min_tokens() {
+    let asked = |min_tokens, is_shown| v1::CompletionRequest {
+        stop_token_ids: vec![5, 2],
+        min_tokens,
+        include_stop_str_in_output: is_shown,
+        ..request("a", 20)
+    };
+    let completion = complete(asked(0, false)).await;
+    assert_eq!(completion.texts(0), ["token_0", "token_1", ""]);
+    assert_eq!(completion.choices[0].finish, v1::FinishReason::Stop);
+    assert_eq!(completion.usage().completion_tokens, 3);
+    let completion = complete(asked(2, true)).await;
+    assert_eq!(completion.texts(0), ["token_0", "token_1", "token_2"]);
+    let completion = complete(asked(3, false)).await;
+    assert_eq!(completion.choices[0].tokens.len(), 6);
+    let over = v1::CompletionRequest {
+        min_tokens: 21,
+        ..asked(0, false)
+    };
+    let expected = (ErrorKind::InvalidValue, Some("min_tokens".to_owned()));
+    assert_eq!(refused(over).await, expected);
+}
+
+#[tokio::test]
+async fn a_stop_string_is_looked_for_after_min_tokens_and_shown_where_asked() {
+    let asked = |min_tokens, is_shown| v1::CompletionRequest {
+        stop: vec!["en_2tok".to_owned()],
+        min_tokens,
+        include_stop_str_in_output: is_shown,
+        ..request("a", 5)
+    };
+    let text = async |min_tokens, is_shown| {
+        let completion = complete(asked(min_tokens, is_shown)).await;
+        (completion.texts(0).concat(), completion.choices[0].finish)
+    };
+    let (stop, length) = (v1::FinishReason::Stop, v1::FinishReason::Length);
+    assert_eq!(text(0, false).await, ("token_0token_1tok".to_owned(), stop));
+    assert_eq!(
+        text(0, true).await,
+        ("token_0token_1token_2tok".to_owned(), stop)
+    );
+    let whole = "token_0token_1token_2token_3token_4".to_owned();
+    assert_eq!(text(3, false).await, (whole, length));
+}
+
+#[tokio::test]
+async fn what_the_model_cannot_honour_is_refused_with_its_field() {
+    let infill = v1::CompletionRequest {
+        suffix: Some("b".to_owned()),
+        ..request("a", 1)
+    };
+    let expected = (ErrorKind::UnsupportedParameter, Some("suffix".to_owned()));
+    assert_eq!(refused(infill).await, expected);
+    let mut client = server().await.grpc().await;
+    let models = client.list_models(v1::ListModelsRequest {}).await;
+    let models = models.expect("a list").into_inner().models;
+    assert_eq!(models[0].unsupported, ["suffix"]);
+}
+
+#[tokio::test]
+async fn a_chat_has_the_rest_of_the_context_where_it_does_not_say() {
+    let asked = v1::CompletionRequest {
+        input: Some(Input::Chat(chat("Hi"))),
+        max_tokens: None,
+        stop_token_ids: vec![100],
+        echo: true,
+        ..request("", 1)
+    };
+    let completion = complete(asked).await;
+    assert_eq!(completion.prompt.text, "user: Hi");
+    assert_eq!(completion.usage().completion_tokens, 101);
+    let too_long = v1::CompletionRequest {
+        input: Some(Input::Chat(chat(&"word ".repeat(700_000)))),
+        max_tokens: Some(400_000),
+        ..request("", 1)
+    };
+    let expected = (ErrorKind::ContextLengthExceeded, Some("chat".to_owned()));
+    assert_eq!(refused(too_long).await, expected);
+}
+
+#[tokio::test]
+async fn text_and_conversations_are_tokenized_alike() {
+    let server = server().await;
+    let tokenized = async |input| {
+        let request = v1::TokenizeRequest {
+            input,
+            ..v1::TokenizeRequest::default()
+        };
+        server.grpc().await.tokenize(request).await
+    };
+    let text = TokenizeInput::Text("one two".to_owned());
+    let answer = tokenized(Some(text)).await.expect("ids").into_inner();
+    assert_eq!(
+        (answer.token_ids, answer.context_length),
+        (vec![0, 1], 1_048_576)
+    );
+    let chat = TokenizeInput::Chat(chat("one two"));
+    let answer = tokenized(Some(chat)).await.expect("ids").into_inner();
+    assert_eq!(answer.token_ids, [0, 1, 2], "the role is a word too");
+    let nothing = tokenized(None).await.expect_err("a refusal");
+    assert_eq!(Error::from(&nothing).kind, ErrorKind::MissingParameter);
+}
