@@ -28,6 +28,7 @@ mod incoming;
 pub mod lines;
 mod logprobs;
 mod object;
+mod openapi;
 mod opened;
 mod refusal;
 mod request_id;
@@ -84,6 +85,7 @@ pub fn router(gateway: Gateway) -> Router {
         .route("/readyz", get(readyz))
         .route("/health", get(health))
         .route("/metrics", get(metrics))
+        .route("/openapi.json", get(openapi::openapi))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::disable())

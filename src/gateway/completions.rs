@@ -43,7 +43,11 @@ const DEADLINE_GRACE: Duration = Duration::from_secs(1);
             (String = "application/x-ndjson"),
             (String = "text/event-stream"),
         ),
-        headers(("vary" = String, description = "`accept`."))
+        headers(
+            ("vary" = String, description = "`accept`."),
+            ("cache-control" = String, description = "Of a stream: that no proxy keeps it."),
+            ("x-accel-buffering" = String, description = "Of a stream: that no proxy holds it up.")
+        )
     ))
 )]
 pub(super) async fn complete(
@@ -67,7 +71,11 @@ pub(super) async fn complete(
             (String = "application/x-ndjson"),
             (String = "text/event-stream"),
         ),
-        headers(("vary" = String, description = "`accept`."))
+        headers(
+            ("vary" = String, description = "`accept`."),
+            ("cache-control" = String, description = "Of a stream: that no proxy keeps it."),
+            ("x-accel-buffering" = String, description = "Of a stream: that no proxy holds it up.")
+        )
     ))
 )]
 pub(super) async fn chat(

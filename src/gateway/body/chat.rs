@@ -12,6 +12,9 @@ use crate::proto::v1;
 use crate::proto::v1::completion_request::Input;
 use crate::request::MAX_LOGPROBS;
 
+#[cfg(test)]
+mod tests;
+
 /// A conversation to go on with, and how.
 #[derive(Debug, ToSchema)]
 pub(in crate::gateway) struct ChatBody {

@@ -45,10 +45,9 @@ impl Message {
 
     /// A field that holds messages.
     pub(super) fn read_all(fields: &mut Fields, name: &str) -> Result<v1::Chat, Error> {
-        let Value::Array(items) = fields.required(name)? else {
-            let message = format!("{name} must be a list of messages.");
-            let kind = crate::error::ErrorKind::InvalidType;
-            return Err(Error::new(kind, message).with_param(name));
+        let items = match fields.required(name)? {
+            Value::Array(items) => items,
+            other => return Err(fields.wrong_type(name, "a list of messages", &other)),
         };
         if items.is_empty() {
             return Err(fields.invalid(name, "have at least one message"));

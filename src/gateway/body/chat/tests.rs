@@ -1,0 +1,176 @@
+//! What a chat's body may hold, and which field is at fault where it holds anything else.
+
+use serde_json::{Value, json};
+
+use super::*;
+
+fn chat(body: &Value) -> Result<Asked, Error> {
+    ChatBody::parse(body.to_string().as_bytes())
+}
+
+fn refusal(body: &Value) -> (&'static str, Option<String>) {
+    let error = chat(body).expect_err(&body.to_string());
+    (error.kind.row().code, error.param)
+}
+
+fn fault(code: &'static str, param: &str) -> (&'static str, Option<String>) {
+    (code, Some(param.to_owned()))
+}
+
+#[test]
+fn null_and_openais_defaults_are_never_refused() {
+    let body = json!({
+        "messages": [{"role": "user", "content": "a", "tool_calls": null, "name": null}],
+        "response_format": {"type": "text"}, "tools": [], "tool_choice": "none",
+        "parallel_tool_calls": true, "modalities": ["text"], "store": false, "metadata": {},
+        "service_tier": "auto", "reasoning_effort": null, "function_call": "none",
+        "logprobs": false, "top_logprobs": null, "max_completion_tokens": null, "max_tokens": 5,
+    });
+    assert_eq!(chat(&body).unwrap().messages[0].max_tokens, Some(5));
+}
+
+#[test]
+fn a_conversations_content_is_text_or_parts_of_text() {
+    let body = json!({"messages": [
+        {"role": "system", "content": "a"},
+        {"role": "developer", "content": "b"},
+        {"role": "user", "name": "n", "content": [
+            {"type": "text", "text": "c"}, {"type": "text", "text": "d"},
+        ]},
+        {"role": "assistant", "content": ""},
+    ]});
+    let message = |role: &str, content: &str, name: &str| v1::ChatMessage {
+        role: role.to_owned(),
+        content: content.to_owned(),
+        name: name.to_owned(),
+    };
+    let expected = v1::Chat {
+        messages: vec![
+            message("system", "a", ""),
+            message("system", "b", ""),
+            message("user", "c\nd", "n"),
+            message("assistant", "", ""),
+        ],
+    };
+    let body = chat(&body).unwrap();
+    assert_eq!(body.messages[0].input, Some(Input::Chat(expected)));
+}
+
+#[test]
+fn what_a_message_may_not_hold_is_refused_with_its_place() {
+    let user = json!({"role": "user", "content": "a"});
+    let part =
+        |part: Value| json!({"role": "user", "content": [{"type": "text", "text": "a"}, part]});
+    for (code, param, message) in [
+        ("invalid_type", "messages[1]", json!("a")),
+        (
+            "missing_parameter",
+            "messages[1].role",
+            json!({"content": "a"}),
+        ),
+        (
+            "missing_parameter",
+            "messages[1].content",
+            json!({"role": "user"}),
+        ),
+        (
+            "invalid_type",
+            "messages[1].role",
+            json!({"role": 1, "content": "a"}),
+        ),
+        (
+            "invalid_value",
+            "messages[1].role",
+            json!({"role": "cat", "content": "a"}),
+        ),
+        (
+            "unsupported_parameter",
+            "messages[1].role",
+            json!({"role": "tool", "content": "a"}),
+        ),
+        (
+            "unsupported_parameter",
+            "messages[1].tool_calls",
+            json!({"role": "assistant", "tool_calls": [{}]}),
+        ),
+        (
+            "unknown_parameter",
+            "messages[1].cat",
+            json!({"role": "user", "content": "a", "cat": 1}),
+        ),
+        (
+            "invalid_type",
+            "messages[1].name",
+            json!({"role": "user", "content": "a", "name": 1}),
+        ),
+        (
+            "invalid_type",
+            "messages[1].content",
+            json!({"role": "user", "content": 1}),
+        ),
+        (
+            "invalid_value",
+            "messages[1].content",
+            json!({"role": "user", "content": []}),
+        ),
+        ("invalid_type", "messages[1].content[1]", part(json!("a"))),
+        (
+            "missing_parameter",
+            "messages[1].content[1].type",
+            part(json!({"text": "a"})),
+        ),
+        (
+            "missing_parameter",
+            "messages[1].content[1].text",
+            part(json!({"type": "text"})),
+        ),
+        (
+            "unsupported_parameter",
+            "messages[1].content[1].type",
+            part(json!({"type": "image_url", "image_url": {}})),
+        ),
+        (
+            "unknown_parameter",
+            "messages[1].content[1].cat",
+            part(json!({"type": "text", "text": "a", "cat": 1})),
+        ),
+    ] {
+        let body = json!({"messages": [user, message]});
+        assert_eq!(refusal(&body), fault(code, param), "{body}");
+    }
+}
+
+#[test]
+fn what_a_chat_may_not_ask_for_is_refused_with_its_field() {
+    for (code, param, value) in [
+        ("invalid_type", "messages", json!("a")),
+        ("invalid_value", "messages", json!([])),
+        ("missing_parameter", "messages", json!(null)),
+        (
+            "unsupported_parameter",
+            "response_format",
+            json!({"type": "json_object"}),
+        ),
+        ("unsupported_parameter", "tools", json!([{}])),
+        ("unsupported_parameter", "tool_choice", json!("auto")),
+        ("unsupported_parameter", "parallel_tool_calls", json!(false)),
+        ("unsupported_parameter", "store", json!(true)),
+        ("unsupported_parameter", "reasoning_effort", json!("low")),
+        ("unknown_parameter", "best_of", json!(1)),
+        ("unknown_parameter", "echo", json!(false)),
+        ("unknown_parameter", "suffix", json!("a")),
+        ("unknown_parameter", "prompt", json!("a")),
+        ("invalid_value", "top_logprobs", json!(1)),
+        ("invalid_type", "logprobs", json!(1)),
+        ("invalid_value", "n", json!(129)),
+    ] {
+        let mut body = json!({"messages": [{"role": "user", "content": "a"}]});
+        body[param] = value;
+        assert_eq!(refusal(&body), fault(code, param), "{body}");
+    }
+    let messages = json!([{"role": "user", "content": "a"}]);
+    let body = json!({"messages": messages, "logprobs": true, "top_logprobs": 21});
+    assert_eq!(refusal(&body), fault("invalid_value", "top_logprobs"));
+    let body = json!({"messages": messages, "max_tokens": 1, "max_completion_tokens": 1});
+    assert_eq!(refusal(&body), fault("invalid_value", "max_tokens"));
+}

@@ -1,0 +1,9 @@
+"""Runs schemathesis on a server and what it says of itself: `openapi.py URL`."""
+
+import sys
+from pathlib import Path
+
+from schemathesis.cli import schemathesis
+
+config = Path(__file__).with_suffix(".toml")
+schemathesis(["--config-file", str(config), "run", f"{sys.argv[1]}/openapi.json"])

@@ -1,0 +1,71 @@
+//! The HTTP door is as `GET /openapi.json` describes it: schemathesis, which nobody here wrote, finds no
+//! answer outside the description.
+
+mod support;
+
+use std::sync::Arc;
+
+use support::program::python;
+use support::{Setup, full_speed};
+use tokenway::request::{ChatMessage, TokenId};
+use tokenway::runner::llm_test::TestRunnerLoader;
+use tokenway::runner::{
+    Beginning, LoadError, Loaded, Loader, Model, ModelError, ModelFacts, TokenBytes,
+};
+
+/// The context of the model that is asked anything at all: no request of it is long.
+const CONTEXT: u32 = 64;
+
+/// The test runner with a short context.
+struct Short(TestRunnerLoader);
+
+struct ShortModel {
+    model: Arc<dyn Model>,
+    facts: ModelFacts,
+}
+
+impl Loader for Short {
+    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
+        let Loaded { model, runner } = self.0.load(slots, progress)?;
+        let facts = ModelFacts {
+            context_length: CONTEXT,
+            ..model.facts().clone()
+        };
+        Ok(Loaded {
+            model: Arc::new(ShortModel { model, facts }),
+            runner,
+        })
+    }
+
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+}
+
+impl Model for ShortModel {
+    fn facts(&self) -> &ModelFacts {
+        &self.facts
+    }
+
+    fn tokenize(&self, text: &str, beginning: Beginning) -> Result<Vec<TokenId>, ModelError> {
+        self.model.tokenize(text, beginning)
+    }
+
+    fn token_bytes(&self, id: TokenId) -> Option<TokenBytes> {
+        self.model.token_bytes(id)
+    }
+
+    fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, ModelError> {
+        self.model.render_chat(messages)
+    }
+}
+
+#[tokio::test]
+async fn schemathesis_finds_no_answer_outside_the_description() {
+    let loader = Short(TestRunnerLoader::new(full_speed()));
+    let server = Setup::runner("llm_test", Arc::new(loader), 64)
+        .start()
+        .await;
+    let program = python("tests/clients/openapi.py").arg(server.http_url());
+    program.run().await.success();
+}
