@@ -129,6 +129,8 @@ impl Loader for EchoLoader {
                     resumption: Resumption::Exact,
                     // Its answer does not depend on how to sample, so a request that cares is refused.
                     unsupported: Parameter::ALL.to_vec(),
+                    bos_token: None,
+                    eos_token: None,
                 },
             }),
             runner: Box::new(EchoRunner {

@@ -3,7 +3,7 @@
 //!
 //! Membership only says where to ask. That an engine has failed is noticed by the stream itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures_util::future::{join_all, select_all};
@@ -90,9 +90,7 @@ impl Cluster {
         timeout: std::time::Duration,
         lane: Lane,
     ) -> Result<Events, Error> {
-        let choices = message.n.unwrap_or(1);
-        let mut refusal = None;
-        for engine in self.by_load() {
+        let begun = self.ask(&message.model, |engine| {
             let mut request = Request::new(message.clone());
             request.set_timeout(timeout);
             // It reaches an engine of this process; another process takes this door for its client.
@@ -100,18 +98,9 @@ impl Cluster {
             if let Ok(id) = MetadataValue::try_from(&*id.0) {
                 request.metadata_mut().insert("x-request-id", id);
             }
-            match engine.complete(request).await {
-                Ok(events) => return Ok(Events::new(events, choices)),
-                Err(status) => {
-                    let refused = events::refusal(&status);
-                    if !another_may_take(refused.kind) {
-                        return Err(refused);
-                    }
-                    refusal = Some(more_telling(refusal, refused));
-                }
-            }
-        }
-        Err(refusal.unwrap_or_else(no_engine))
+            engine.complete(request)
+        });
+        Ok(Events::new(begun.await?, message.n.unwrap_or(1)))
     }
 
     /// The models of all engines that answer, each name once.
@@ -144,15 +133,8 @@ impl Cluster {
     /// # Errors
     /// When no engine has it, or none answers.
     pub async fn get_model(&self, model: &str) -> Result<v1::Model, Error> {
-        let mut refusal = None;
-        for engine in self.by_load() {
-            match engine.get_model(model).await {
-                Ok(Some(model)) => return Ok(model),
-                Ok(None) => refusal = Some(Error::internal()),
-                Err(status) => refusal = Some(more_telling(refusal, events::refusal(&status))),
-            }
-        }
-        Err(refusal.unwrap_or_else(no_engine))
+        let found = self.ask(model, |engine| engine.get_model(model)).await?;
+        found.ok_or_else(Error::internal)
     }
 
     /// The tokens of a text, by its model's own tokenizer.
@@ -163,7 +145,8 @@ impl Cluster {
         &self,
         message: &v1::TokenizeRequest,
     ) -> Result<v1::TokenizeResponse, Error> {
-        self.ask(|engine| engine.tokenize(message.clone())).await
+        self.ask(&message.model, |engine| engine.tokenize(message.clone()))
+            .await
     }
 
     /// The text of tokens.
@@ -174,14 +157,22 @@ impl Cluster {
         &self,
         message: &v1::DetokenizeRequest,
     ) -> Result<v1::DetokenizeResponse, Error> {
-        self.ask(|engine| engine.detokenize(message.clone())).await
+        self.ask(&message.model, |engine| engine.detokenize(message.clone()))
+            .await
     }
 
     /// The first answer of an engine that can give one.
-    async fn ask<'a, T, F>(&'a self, question: impl Fn(&'a Engine) -> F) -> Result<T, Error>
+    async fn ask<'a, T, F>(
+        &'a self,
+        model: &str,
+        question: impl Fn(&'a Engine) -> F,
+    ) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Status>>,
     {
+        if model.is_empty() {
+            self.check_one_model().await?;
+        }
         let mut refusal = None;
         for engine in self.by_load() {
             match question(engine).await {
@@ -195,7 +186,59 @@ impl Cluster {
                 }
             }
         }
-        Err(refusal.unwrap_or_else(no_engine))
+        Err(match refusal {
+            None => no_engine(),
+            Some(refusal) if refusal.kind == ErrorKind::ModelNotFound => {
+                self.not_found(model, refusal).await
+            }
+            Some(refusal) => refusal,
+        })
+    }
+
+    /// Engines that have one model each may have several between them: then none is meant by no name.
+    async fn check_one_model(&self) -> Result<(), Error> {
+        let names = self.names().await;
+        if names.len() < 2 {
+            return Ok(());
+        }
+        let message = format!("A model must be named. There are: {}.", names.join(", "));
+        Err(Error::new(ErrorKind::MissingParameter, message).with_param("model"))
+    }
+
+    /// What is told where no engine that was asked has the model: one that is not up may have it.
+    async fn not_found(&self, model: &str, refusal: Error) -> Error {
+        let mut down = self.engines.iter().filter(|engine| !engine.is_up());
+        if down.any(|engine| engine.models().iter().any(|it| is_named(it, model))) {
+            let message = format!("No engine that serves the model '{model}' is up.");
+            return Error::new(ErrorKind::NoWorker, message);
+        }
+        // Each engine speaks for itself only.
+        match &self.names().await[..] {
+            [] => refusal,
+            names => {
+                let names = names.join(", ");
+                let message = format!("There is no model '{model}'. The engines have: {names}.");
+                Error { message, ..refusal }
+            }
+        }
+    }
+
+    /// The names of all models of several engines; none of a single one, which can say itself.
+    async fn names(&self) -> Vec<String> {
+        if self.engines.len() < 2 {
+            return Vec::new();
+        }
+        let mut names = BTreeSet::new();
+        for engine in &*self.engines {
+            let models = engine.models();
+            names.extend(models.iter().map(|model| model.name.clone()));
+        }
+        let is_known = |engine: &Engine| !engine.is_up() || !engine.models().is_empty();
+        if !self.engines.iter().all(is_known) {
+            let listed = self.list_models().await.unwrap_or_default();
+            names.extend(listed.into_iter().map(|model| model.name));
+        }
+        names.into_iter().collect()
     }
 
     /// The engines that are up, the least busy first; where none is known to be up, all of them.
@@ -242,6 +285,10 @@ fn more_telling(earlier: Option<Error>, later: Error) -> Error {
         Some(earlier) if later.kind == ErrorKind::ModelNotFound => earlier,
         Some(_) | None => later,
     }
+}
+
+fn is_named(model: &v1::Model, name: &str) -> bool {
+    model.name == name || model.aliases.iter().any(|alias| alias == name)
 }
 
 fn no_engine() -> Error {

@@ -79,6 +79,7 @@ pub fn router(gateway: Gateway) -> Router {
         .route("/v1/chat/completions", post(completions::chat))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
+        .route("/tokenizer_info", get(tokenize::info))
         .route("/v1/models", get(list_models))
         .route("/v1/models/{*id}", get(get_model))
         .route("/livez", get(livez))

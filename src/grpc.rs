@@ -146,7 +146,8 @@ impl Inference for Service {
         request: Request<v1::GetModelRequest>,
     ) -> Result<Response<v1::GetModelResponse>, Status> {
         let name = request.into_inner().model;
-        let (_, entry) = self.scheduler.catalog().find(Some(&name))?;
+        let name = convert::model_name(&name);
+        let (_, entry) = self.scheduler.catalog().find(name)?;
         Ok(Response::new(v1::GetModelResponse {
             model: Some(model(entry)?),
         }))
@@ -208,5 +209,7 @@ fn model(entry: &CatalogEntry) -> Result<v1::Model, Error> {
         unsupported: unsupported
             .map(|parameter| parameter.name().to_owned())
             .collect(),
+        bos_token: facts.bos_token.clone().unwrap_or_default(),
+        eos_token: facts.eos_token.clone().unwrap_or_default(),
     })
 }

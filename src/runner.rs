@@ -90,6 +90,10 @@ pub struct ModelFacts {
     pub resumption: Resumption,
     /// What the runner cannot honour: a request that needs any of it is refused.
     pub unsupported: Vec<Parameter>,
+    /// How the token is spelled with which the model begins every prompt, where it has one.
+    pub bos_token: Option<String>,
+    /// How the token is spelled by which the model ends its output, where it has one.
+    pub eos_token: Option<String>,
 }
 
 /// What a tokenized text begins with.

@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::http::{End, completion, refusal};
+use support::http::{End, completion, get, refusal};
 use support::{Setup, every, grpc, silent_at};
 use tokenway::error::{Error, ErrorKind};
 
@@ -39,6 +39,29 @@ async fn a_server_that_drains_refuses_new_work_and_ends_what_takes_too_long() {
     assert_eq!(record["error"]["code"], "draining");
     draining.await.unwrap().assert_nothing_is_left();
     assert!(tokio::net::TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test]
+async fn whatever_makes_the_tokens_the_http_door_says_that_it_drains() {
+    let engine = Setup::test_runner(every(Duration::ZERO)).start().await;
+    for setup in [
+        Setup::test_runner(every(Duration::ZERO)),
+        Setup::gateway(&[&engine]),
+    ] {
+        let grace = Duration::from_secs(3_600);
+        let server = setup.drain(grace, Duration::ZERO).start().await;
+        let address = server.http_address();
+        let draining = tokio::spawn(server.drain());
+        // On this one thread it has begun to drain when it is our turn again.
+        tokio::task::yield_now().await;
+        let body = json!({"prompt": "a", "max_tokens": 1});
+        for request in [completion(&body), get("/readyz"), get("/health")] {
+            let mut response = request.send_to(&address).await;
+            let code = response.rest().await.error().0;
+            assert_eq!((response.status, code.as_str()), (503, "draining"));
+        }
+        draining.abort();
+    }
 }
 
 #[tokio::test]

@@ -288,7 +288,7 @@ async fn models_are_listed_and_described() {
     let created = list["data"][0]["created"].clone();
     let model = json!({
         "id": "llm_test", "object": "model", "created": created, "owned_by": "tokenway",
-        "max_model_len": 1_048_576,
+        "max_model_len": 1_048_576, "aliases": [],
     });
     assert_eq!(list, json!({"object": "list", "data": [model]}));
     let (_, body) = get("/v1/models/llm_test").fetch(&server).await;

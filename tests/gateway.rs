@@ -219,3 +219,23 @@ async fn what_an_engine_says_of_its_refusal_reaches_the_client() {
     let expected = ("invalid_value".to_owned(), Some("max_tokens".to_owned()));
     assert_eq!(body.error(), expected);
 }
+
+#[tokio::test]
+async fn an_unknown_model_is_told_with_the_models_of_all_engines() {
+    let engine = async |name| {
+        let loader = TestRunnerLoader::new(full_speed());
+        Setup::runner(name, Arc::new(loader), 8).start().await
+    };
+    let (first, second) = (engine("first").await, engine("second").await);
+    let gateway = Setup::gateway(&[&first, &second]).start().await;
+    let asked = async |body: &Value| completion(body).fetch(&gateway).await;
+    // It waits until both have said what they have.
+    let (response, body) = asked(&json!({"prompt": "a", "model": "third"})).await;
+    assert_eq!(response.status, 404);
+    let message = body.json()["error"]["message"].to_string();
+    assert!(message.contains("first, second"), "{message}");
+    let (response, body) = asked(&json!({"prompt": "a"})).await;
+    assert_eq!(response.status, 400);
+    let expected = ("missing_parameter".to_owned(), Some("model".to_owned()));
+    assert_eq!(body.error(), expected);
+}

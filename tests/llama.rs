@@ -252,6 +252,7 @@ async fn a_chat_is_rendered_by_the_models_template_and_ends_by_its_end_of_sequen
     let message = v1::ChatMessage {
         role: "user".to_owned(),
         content: "What is 2+2? Answer with one word.".to_owned(),
+        ..v1::ChatMessage::default()
     };
     let mut request = greedy("", 100);
     let messages = vec![message];

@@ -12,11 +12,13 @@ use tokenway::proto::v1::inference_client::InferenceClient;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
-/// One that answers and one whose sequences never end, with one place in its queue.
+/// One that answers, where nobody may wait, and one whose sequences never end, with one place in its
+/// queue.
 const TWO: &str = r#"
 [[model]]
 name = "quick"
 aliases = ["default", "q:latest"]
+queue_depth = 0
 test_runner_frequency_ms = 0
 
 [[model]]

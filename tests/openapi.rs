@@ -3,8 +3,11 @@
 
 mod support;
 
+use std::path::Path;
 use std::sync::Arc;
 
+use serde_json::Value;
+use support::http::get;
 use support::program::python;
 use support::{Setup, full_speed};
 use tokenway::request::{ChatMessage, TokenId};
@@ -68,4 +71,34 @@ async fn schemathesis_finds_no_answer_outside_the_description() {
         .await;
     let program = python("tests/clients/openapi.py").arg(server.http_url());
     program.run().await.success();
+}
+
+#[tokio::test]
+async fn the_page_on_compatibility_names_every_field_and_every_route() {
+    let server = Setup::test_runner(full_speed()).start().await;
+    let (_, body) = get("/openapi.json").fetch(&server).await;
+    let description = body.json();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/compatibility.md");
+    let page = std::fs::read_to_string(path).expect("the page is there");
+    let names = |object: &Value| -> Vec<String> {
+        let object = object.as_object().expect("an object");
+        object.keys().cloned().collect()
+    };
+    let schemas = &description["components"]["schemas"];
+    for body in [
+        "CompletionsBody",
+        "ChatBody",
+        "StreamOptions",
+        "DetokenizeBody",
+    ] {
+        for field in names(&schemas[body]["properties"]) {
+            assert!(page.contains(&format!("`{field}`")), "{body}: {field}");
+        }
+    }
+    for route in names(&description["paths"]) {
+        let is_told = ["GET", "POST"]
+            .iter()
+            .any(|it| page.contains(&format!("`{it} {route}`")));
+        assert!(is_told, "{route}");
+    }
 }

@@ -153,6 +153,8 @@ impl Loader for Does {
             max_prompt_bytes: 8,
             resumption: Resumption::No,
             unsupported: Vec::new(),
+            bos_token: None,
+            eos_token: None,
         };
         Ok(Loaded {
             model: Arc::new(Facts(facts)),

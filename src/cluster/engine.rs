@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::{Request as HttpRequest, Response as HttpResponse};
+use tokio::sync::watch;
 use tokio_stream::Stream;
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
@@ -144,6 +145,11 @@ impl Engine {
     /// Waits until it has said that it takes requests.
     pub(super) async fn up(&self) {
         self.health.clone().up().await;
+    }
+
+    /// Its models, as far as is known; none of an engine of this process, which says itself.
+    pub(super) fn models(&self) -> watch::Ref<'_, Vec<v1::Model>> {
+        self.health.models()
     }
 
     /// How many of its streams are open.

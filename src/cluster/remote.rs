@@ -18,6 +18,7 @@ use super::engine::{EngineChannel, Lease};
 use super::events::ReadAhead;
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
+use crate::proto::v1::inference_client::InferenceClient;
 
 /// How many connections go to each engine: one would have all streams wait for one socket.
 const CHANNELS: usize = 2;
@@ -42,14 +43,21 @@ const TRAILERS: Duration = Duration::from_secs(1);
 /// A peer that has hung is noticed within a second.
 const KEEP_ALIVE: Duration = Duration::from_millis(500);
 
+/// How long an engine that comes up may take to list its models.
+const LISTING: Duration = Duration::from_secs(1);
+
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long to wait before an engine that is down is asked again.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// What is known of an engine's health, as it changes.
+/// What is known of an engine, as it changes.
 #[derive(Clone)]
-pub(super) struct Health(watch::Receiver<State>);
+pub(super) struct Health {
+    state: watch::Receiver<State>,
+    /// Its models, as it listed them when it last came up.
+    models: watch::Receiver<Vec<v1::Model>>,
+}
 
 /// Whether an engine takes requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,17 +71,34 @@ enum State {
 impl Health {
     /// The health of the engine of this process, which says itself what it cannot do.
     pub(super) fn always() -> Self {
-        Self(watch::channel(State::Up).1)
+        Self {
+            state: watch::channel(State::Up).1,
+            models: watch::channel(Vec::new()).1,
+        }
+    }
+
+    /// That of an engine that is down, and had these models when it was up.
+    #[cfg(test)]
+    pub(super) fn down(models: Vec<v1::Model>) -> Self {
+        Self {
+            state: watch::channel(State::Down).1,
+            models: watch::channel(models).1,
+        }
     }
 
     pub(super) fn is_up(&self) -> bool {
-        *self.0.borrow() != State::Down
+        *self.state.borrow() != State::Down
     }
 
     /// Waits until the engine has said that it takes requests.
     pub(super) async fn up(mut self) {
         // Nobody watches any more once the server ends: then there is nothing to wait for either.
-        let _ = self.0.wait_for(|state| *state == State::Up).await;
+        let _ = self.state.wait_for(|state| *state == State::Up).await;
+    }
+
+    /// Its models, as far as is known.
+    pub(super) fn models(&self) -> watch::Ref<'_, Vec<v1::Model>> {
+        self.models.borrow()
     }
 }
 
@@ -91,11 +116,16 @@ pub(super) fn connect(
                 .map_err(|error| Status::from_error(error.into())),
         )
     };
-    let (state, health) = watch::channel(State::Unknown);
-    let follow = follow(endpoint.connect_lazy(), state);
+    let (state, state_seen) = watch::channel(State::Unknown);
+    let (models, models_seen) = watch::channel(Vec::new());
+    let follow = follow(endpoint.connect_lazy(), state, models);
     tasks.spawn(stop.clone().run_until_cancelled_owned(follow));
     let channels = (0..CHANNELS).map(|_| channel()).collect();
-    Ok((channels, Health(health)))
+    let health = Health {
+        state: state_seen,
+        models: models_seen,
+    };
+    Ok((channels, health))
 }
 
 /// How an engine is reached.
@@ -128,19 +158,31 @@ pub(super) fn endpoint(address: &str) -> Result<Endpoint, String> {
         .keep_alive_while_idle(true))
 }
 
-/// Keeps `health` true to what the engine says of itself, for ever.
-async fn follow(channel: Channel, health: watch::Sender<State>) {
-    let mut client = HealthClient::new(channel);
+/// Keeps `health` and `models` true to what the engine says of itself, for ever.
+async fn follow(
+    channel: Channel,
+    health: watch::Sender<State>,
+    models: watch::Sender<Vec<v1::Model>>,
+) {
+    let mut client = HealthClient::new(channel.clone());
+    let mut inference = InferenceClient::new(channel);
     loop {
         if let Ok(response) = client.watch(HealthCheckRequest::default()).await {
             let mut answers = response.into_inner();
             while let Ok(Some(answer)) = answers.message().await {
-                health.send_replace(match answer.status() {
+                let state = match answer.status() {
                     ServingStatus::Serving => State::Up,
                     ServingStatus::Unknown
                     | ServingStatus::NotServing
                     | ServingStatus::ServiceUnknown => State::Down,
-                });
+                };
+                if state == State::Up
+                    && let Ok(Ok(listed)) =
+                        timeout(LISTING, inference.list_models(v1::ListModelsRequest {})).await
+                {
+                    models.send_replace(listed.into_inner().models);
+                }
+                health.send_replace(state);
             }
         }
         health.send_replace(State::Down);
@@ -222,7 +264,7 @@ mod tests {
     use super::*;
 
     async fn becomes(health: &mut Health, expected: State) {
-        let known = health.0.wait_for(|state| *state == expected);
+        let known = health.state.wait_for(|state| *state == expected);
         let known = timeout(Duration::from_secs(10), known).await;
         known.expect("it is noticed").expect("it is watched");
     }

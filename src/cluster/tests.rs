@@ -16,22 +16,25 @@ use super::*;
 use crate::proto::v1::completion_event::Event;
 use crate::proto::v1::inference_server::InferenceServer;
 use engine::EngineChannel;
+use remote::Health;
 use scripted::{Script, Scripted, engine, started, token};
 
 const LONG: Duration = Duration::from_secs(3_600);
 
 /// Engines elsewhere that answer like this.
 fn cluster<const N: usize>(engines: [Scripted; N]) -> Cluster {
-    let elsewhere = |engine| {
-        let service = InferenceServer::new(engine);
-        let service =
-            ServiceExt::<HttpRequest<Body>>::map_err(service, |never: Infallible| match never {});
-        let channels = vec![EngineChannel::new(service)];
-        Engine::remote(channels, remote::Health::always(), TaskTracker::new())
-    };
+    let up = |engine| elsewhere(engine, Health::always());
     Cluster {
-        engines: engines.into_iter().map(elsewhere).collect(),
+        engines: engines.into_iter().map(up).collect(),
     }
+}
+
+fn elsewhere(engine: Scripted, health: Health) -> Engine {
+    let service = InferenceServer::new(engine);
+    let service =
+        ServiceExt::<HttpRequest<Body>>::map_err(service, |never: Infallible| match never {});
+    let channels = vec![EngineChannel::new(service)];
+    Engine::remote(channels, health, TaskTracker::new())
 }
 
 async fn complete(cluster: &Cluster) -> Result<Events, Error> {
@@ -162,4 +165,31 @@ async fn a_stream_that_has_said_its_last_is_left_its_trailers_but_not_for_ever()
     assert!(reset.is_err(), "it was reset before its trailers");
     let given_up = timeout(LONG, sender.closed()).await;
     assert!(given_up.is_ok(), "it is waited for for ever");
+}
+
+#[tokio::test]
+async fn a_model_whose_only_engine_is_down_is_not_unknown() {
+    let model = v1::Model {
+        name: "m".to_owned(),
+        aliases: vec!["also".to_owned()],
+        ..v1::Model::default()
+    };
+    let has_it = elsewhere(silent("m"), Health::down(vec![model]));
+    let has_not = elsewhere(refusing(ErrorKind::ModelNotFound), Health::always());
+    let cluster = Cluster {
+        engines: [has_it, has_not].into(),
+    };
+    let refused = async |model: &str| {
+        let request = v1::CompletionRequest {
+            model: model.to_owned(),
+            ..v1::CompletionRequest::default()
+        };
+        let id = RequestId::random();
+        let answer = cluster.complete(&request, &id, LONG, Lane::Grpc).await;
+        answer.err().map(|error| error.kind)
+    };
+    for name in ["m", "also"] {
+        assert_eq!(refused(name).await, Some(ErrorKind::NoWorker));
+    }
+    assert_eq!(refused("n").await, Some(ErrorKind::ModelNotFound));
 }

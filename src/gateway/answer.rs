@@ -129,6 +129,30 @@ pub(super) struct Detokenized {
     pub(super) prompt: String,
 }
 
+/// What a client must know of the tokenizer of a model to count as the model does.
+#[derive(Serialize, ToSchema)]
+pub(super) struct TokenizerInfo {
+    /// How the token is spelled with which the model begins every prompt.
+    #[schema(required)]
+    bos_token: Option<String>,
+    /// How the token is spelled by which the model ends its output.
+    #[schema(required)]
+    eos_token: Option<String>,
+    /// The model's context, in tokens.
+    model_max_length: u32,
+}
+
+impl From<v1::Model> for TokenizerInfo {
+    fn from(model: v1::Model) -> Self {
+        let known = |spelling: String| Some(spelling).filter(|it| !it.is_empty());
+        Self {
+            bos_token: known(model.bos_token),
+            eos_token: known(model.eos_token),
+            model_max_length: model.context_length,
+        }
+    }
+}
+
 /// All models.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ModelList {
@@ -151,6 +175,8 @@ pub(super) struct Model {
     owned_by: &'static str,
     /// Its context, in tokens.
     max_model_len: u32,
+    /// Other names that requests may give.
+    aliases: Vec<String>,
 }
 
 impl From<v1::Model> for Model {
@@ -161,6 +187,7 @@ impl From<v1::Model> for Model {
             created: model.created,
             owned_by: "tokenway",
             max_model_len: model.context_length,
+            aliases: model.aliases,
         }
     }
 }

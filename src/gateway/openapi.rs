@@ -34,6 +34,7 @@ use crate::error::ErrorKind;
         completions::chat,
         tokenize::tokenize,
         tokenize::detokenize,
+        tokenize::info,
         super::list_models,
         super::get_model,
         super::livez,
@@ -212,6 +213,7 @@ fn kinds(path: &str) -> Vec<ErrorKind> {
         "/tokenize" | "/detokenize" => &[&OF_BODIES, &OF_MODELS],
         "/v1/models/{id}" => &[&OF_MODELS],
         "/v1/models" => &[&OF_MODELS[1..]],
+        "/tokenizer_info" => &[&OF_MODELS, &[ErrorKind::MissingParameter]],
         "/readyz" | "/health" => &[&OF_READINESS],
         _ => &[],
     };
@@ -354,7 +356,7 @@ mod tests {
     fn every_answer_names_its_request_and_every_refusal_is_the_error_object() {
         let document = serde_json::to_value(describe()).expect("a description is JSON");
         let paths = document["paths"].as_object().expect("there are paths");
-        assert_eq!(paths.len(), 11);
+        assert_eq!(paths.len(), 12);
         for (path, item) in paths {
             for operation in item.as_object().expect("operations").values() {
                 let responses = operation["responses"].as_object().expect("responses");

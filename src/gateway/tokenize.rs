@@ -1,4 +1,4 @@
-//! `POST /tokenize` and `POST /detokenize`.
+//! `POST /tokenize`, `POST /detokenize` and `GET /tokenizer_info`.
 
 use axum::extract::{Request, State};
 use axum::response::Response;
@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::time::timeout_at;
 
 use super::Gateway;
-use super::answer::{self, Detokenized, Tokenized};
+use super::answer::{self, Detokenized, Tokenized, TokenizerInfo};
 use super::body::tokenize::{DetokenizeBody, TokenizeBody};
 use super::incoming::Incoming;
 use super::opened::{deadline_exceeded, stopped};
@@ -60,6 +60,17 @@ pub(super) async fn detokenize(
         }))
     };
     counted(gateway, request, FieldNames::DETOKENIZE, detokenized).await
+}
+
+/// Describes the tokenizer of the only model that is served.
+#[utoipa::path(
+    get,
+    path = "/tokenizer_info",
+    responses((status = 200, description = "The tokenizer.", body = TokenizerInfo))
+)]
+pub(super) async fn info(State(gateway): State<Gateway>) -> Result<Response, Refusal> {
+    let model = gateway.cluster.get_model("").await?;
+    Ok(answer::json(&TokenizerInfo::from(model)))
 }
 
 /// Answers a request within its deadline, and counts it as a completion is counted.

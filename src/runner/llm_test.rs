@@ -97,6 +97,8 @@ impl TestModel {
                 max_prompt_bytes: MAX_PROMPT_BYTES,
                 resumption: Resumption::Exact,
                 unsupported: vec![Parameter::Suffix],
+                bos_token: None,
+                eos_token: None,
             },
         }
     }

@@ -98,14 +98,14 @@ fn ready_line(model: &ModelParts) -> String {
     format!("{name} ({runner}; workers: {workers}, slots: {slots}{aliases})")
 }
 
+/// What the HTTP door answers; its description names the rest.
+const HTTP_SURFACES: &str = "/v1/completions /v1/chat/completions /v1/models /tokenize /detokenize \
+     /health /metrics /openapi.json";
+
 /// One line for each open address.
 fn announce(server: &Server, out: &mut impl Write) -> io::Result<()> {
     if let Some(address) = server.http_address() {
-        writeln!(
-            out,
-            "HTTP     {}  /v1/completions /v1/models /health /metrics",
-            url(address)
-        )?;
+        writeln!(out, "HTTP     {}  {HTTP_SURFACES}", url(address))?;
     }
     if let Some(address) = server.grpc_address() {
         writeln!(

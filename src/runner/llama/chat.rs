@@ -59,10 +59,8 @@ impl ChatTemplate {
             .map(|message| {
                 let name = message.name.iter();
                 let said = [("role", &message.role), ("content", &message.content)];
-                said.into_iter()
-                    .chain(name.map(|name| ("name", name)))
-                    .map(|(key, value)| (key, Value::from(value)))
-                    .collect::<Value>()
+                let fields = said.into_iter().chain(name.map(|name| ("name", name)));
+                Value::from_pairs(fields.map(|(key, value)| (key, Value::from(value))))
             })
             .collect();
         let context = Value::from_pairs([
@@ -144,6 +142,20 @@ mod tests {
             message("user", "one two"),
         ];
         assert_eq!(template.render(&messages), Ok("<s>BE BRIEF|two</s>".into()));
+    }
+
+    #[test]
+    fn a_template_may_tell_participants_apart_by_their_names() {
+        let template = template(
+            "{% for message in messages %}{{ message.name if message.name is defined else 'nobody' }}:\
+             {{ message.content }};{% endfor %}",
+        );
+        let named = ChatMessage {
+            name: Some("Ann".to_owned()),
+            ..message("user", "Hi")
+        };
+        let rendered = template.render(&[named, message("user", "Ho")]);
+        assert_eq!(rendered, Ok("Ann:Hi;nobody:Ho;".into()));
     }
 
     #[test]

@@ -92,7 +92,6 @@ impl GgufModel {
             String::from_utf8(bytes.unwrap_or_default()).unwrap_or_default()
         };
         let (bos_token, eos_token) = (spelling(vocab.bos()), spelling(vocab.eos()));
-        let chat = chat_template(&llama, bos_token, eos_token);
         let facts = ModelFacts {
             name: llama.meta_val_str("general.name").unwrap_or(name),
             context_length,
@@ -102,7 +101,10 @@ impl GgufModel {
                 Some(_) => Vec::new(),
                 None => vec![Parameter::Suffix],
             },
+            bos_token: Some(bos_token.clone()).filter(|_| bos.is_some()),
+            eos_token: Some(eos_token.clone()).filter(|it| !it.is_empty()),
         };
+        let chat = chat_template(&llama, bos_token, eos_token);
         Ok(Self {
             llama,
             facts,

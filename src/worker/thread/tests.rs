@@ -28,6 +28,8 @@ impl Loader for Witness {
             max_prompt_bytes: 100,
             resumption: Resumption::No,
             unsupported: Vec::new(),
+            bos_token: None,
+            eos_token: None,
         };
         Ok(Loaded {
             model: Arc::new(NoModel(facts)),

@@ -1,0 +1,70 @@
+//! The same table on a real model.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokenway::runner::llama::{LlamaLoader, LlamaOptions};
+
+use crate::lane::Servers;
+use crate::support::Setup;
+use crate::table::{Ends, STOP, chat, completion};
+use crate::{Model, PROMPT, assert_all_lanes_agree, assert_table};
+
+const CONTEXT_LENGTH: u32 = 2_048;
+
+async fn servers() -> Servers {
+    let loader = LlamaLoader::new(LlamaOptions {
+        model_path: crate::support::model_path(),
+        threads: 1,
+        context_length: None,
+    });
+    Servers::start(Setup::runner("smollm2", Arc::new(loader), 4)).await
+}
+
+fn model() -> Model {
+    Model {
+        name: "smollm2",
+        stop: " United",
+        stop_id: 30,
+        liked_id: 100,
+        context_length: CONTEXT_LENGTH,
+    }
+}
+
+#[tokio::test]
+async fn every_lane_of_a_real_model_says_the_same() {
+    let servers = servers().await;
+    assert_table(&servers, &model()).await;
+}
+
+#[tokio::test]
+async fn a_real_models_own_end_is_the_same_by_every_lane() {
+    let servers = servers().await;
+    let turn = "<|im_start|>user\nSay only: yes<|im_end|>\n<|im_start|>assistant\n";
+    let fields = json!({"temperature": 0, "max_tokens": 200, "logprobs": 1});
+    for row in [
+        completion("an end of sequence", &json!(turn), &fields, STOP),
+        chat(
+            "an end of an answer",
+            &json!("Say only: yes"),
+            &json!({"temperature": 0}),
+            STOP,
+        ),
+        completion(
+            "an id outside the vocabulary",
+            &json!([1, 1_000_000]),
+            &json!({}),
+            Ends::Failing("invalid_value"),
+        ),
+        completion(
+            "a deadline",
+            &json!(PROMPT),
+            &json!({"max_tokens": 2_000, "ignore_eos": true}),
+            Ends::Failing("deadline_exceeded"),
+        )
+        .within(Duration::from_millis(300)),
+    ] {
+        assert_all_lanes_agree(&servers, &row).await;
+    }
+}

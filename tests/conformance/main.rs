@@ -1,0 +1,402 @@
+//! One table of requests, sent by every way to an engine: over gRPC, and over HTTP as lines, as
+//! server-sent events and in one piece, in the engine's own process and through a gateway before it. All
+//! must say the same: text, tokens, log probabilities, usage, finish reason, or error.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod lane;
+#[cfg(feature = "llama-cpp")]
+mod llama;
+mod outcome;
+mod table;
+mod watched;
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use support::{Setup, full_speed, silent_at};
+use tokenway::runner::llm_test::TestRunnerOptions;
+
+use lane::{Form, Lane, Servers};
+use outcome::Outcome;
+use table::{Ends, LENGTH, Row, STOP, chat, completion};
+use watched::{Seen, watched};
+
+const PROMPT: &str = "The capital of France is";
+
+/// What the table must know of a model.
+struct Model {
+    name: &'static str,
+    /// A text within the first ten tokens of the greedy completion, and the id of a token there.
+    stop: &'static str,
+    stop_id: u32,
+    /// A token that comes where its logit is raised by 100; `None` where nothing does that.
+    liked_id: u32,
+    context_length: u32,
+}
+
+/// Sends a row by every lane that takes it.
+async fn assert_all_lanes_agree(servers: &Servers, row: &Row) {
+    // All at once: whatever else the device runs changes nothing either.
+    let lanes = Lane::ALL.into_iter().filter(|lane| lane.takes(row));
+    let outcomes = lanes.map(async |lane| (lane, servers.run(lane, row).await));
+    let mut outcomes = join_all(outcomes).await.into_iter();
+    let (first, expected) = &outcomes.next().expect("a row has a lane");
+    assert_ends(row, expected);
+    for (lane, outcome) in outcomes {
+        let at = format!("'{}' by {first:?} and by {lane:?}", row.name);
+        if matches!(lane, Lane::Http(Form::Unary, _)) {
+            // An answer in one piece is either whole or an error, and has no ids.
+            let expected = match &expected.error {
+                Some(error) => Outcome::failed(error.clone()),
+                None => expected.clone().told_by_all(),
+            };
+            assert_eq!(expected, outcome, "{at}");
+        } else {
+            assert_eq!(*expected, outcome, "{at}");
+        }
+    }
+}
+
+fn assert_ends(row: &Row, outcome: &Outcome) {
+    match row.ends {
+        Ends::With(reason) => {
+            assert_eq!(outcome.error, None, "'{}'", row.name);
+            assert!(!outcome.choices.is_empty(), "'{}'", row.name);
+            for choice in &outcome.choices {
+                assert_eq!(choice.finish.as_deref(), Some(reason), "'{}'", row.name);
+            }
+        }
+        Ends::Failing(code) => {
+            let told = outcome.error.as_ref().map(|(code, _)| code.as_str());
+            assert_eq!(told, Some(code), "'{}'", row.name);
+        }
+    }
+}
+
+/// Requests that both runners answer.
+fn rows(model: &Model) -> Vec<Row> {
+    let prompt = json!(PROMPT);
+    let ask = |name, fields: &Value, ends| completion(name, &prompt, fields, ends);
+    let sampled = |name, mut fields: Value| {
+        fields["max_tokens"] = json!(12);
+        fields["seed"] = json!(7);
+        fields["ignore_eos"] = json!(true);
+        ask(name, &fields, LENGTH)
+    };
+    let greedy = |name, mut fields: Value, ends| {
+        fields["temperature"] = json!(0);
+        if fields.get("max_tokens").is_none() {
+            fields["max_tokens"] = json!(12);
+        }
+        ask(name, &fields, ends)
+    };
+    let bias = json!({model.liked_id.to_string(): 100});
+    let (stop, stop_id) = (model.stop, model.stop_id);
+    vec![
+        greedy("greedy", json!({}), LENGTH),
+        greedy("max_tokens by default", json!({"max_tokens": null}), LENGTH),
+        greedy("a model by its name", json!({"model": model.name}), LENGTH),
+        sampled("seed", json!({})),
+        sampled("a hot temperature", json!({"temperature": 1.7})),
+        sampled("top_p", json!({"top_p": 0.6})),
+        sampled("top_k", json!({"top_k": 5})),
+        sampled("min_p", json!({"min_p": 0.2})),
+        sampled("presence_penalty", json!({"presence_penalty": 1.5})),
+        sampled("frequency_penalty", json!({"frequency_penalty": -1.5})),
+        sampled("repetition_penalty", json!({"repetition_penalty": 1.3})),
+        sampled("n", json!({"n": 3})),
+        sampled("logit_bias", json!({"logit_bias": bias})),
+        sampled(
+            "priority and user",
+            json!({"priority": 3, "user": "somebody"}),
+        ),
+        sampled(
+            "logprobs of sampled tokens",
+            json!({"logprobs": 5, "temperature": 1.7}),
+        ),
+        greedy("stop as a string", json!({"stop": stop}), STOP),
+        greedy("stop as a list", json!({"stop": ["not there", stop]}), STOP),
+        greedy(
+            "stop shown",
+            json!({"stop": stop, "include_stop_str_in_output": true}),
+            STOP,
+        ),
+        greedy(
+            "stop after min_tokens",
+            json!({"stop": stop, "min_tokens": 11}),
+            LENGTH,
+        ),
+        greedy("stop_token_ids", json!({"stop_token_ids": [stop_id]}), STOP),
+        greedy(
+            "a stop token shown",
+            json!({"stop_token_ids": [stop_id], "include_stop_str_in_output": true}),
+            STOP,
+        ),
+        greedy(
+            "min_tokens",
+            json!({"stop_token_ids": [stop_id], "min_tokens": 12}),
+            LENGTH,
+        ),
+        greedy(
+            "logprobs of none but the tokens",
+            json!({"logprobs": 0}),
+            LENGTH,
+        ),
+        greedy(
+            "logprobs and a stop",
+            json!({"logprobs": 2, "stop": stop}),
+            STOP,
+        ),
+        greedy("echo", json!({"echo": true}), LENGTH),
+        greedy(
+            "echo with several choices",
+            json!({"echo": true, "n": 2}),
+            LENGTH,
+        ),
+        greedy(
+            "echo with logprobs",
+            json!({"echo": true, "logprobs": 3}),
+            LENGTH,
+        ),
+        greedy(
+            "echo with logprobs and several choices",
+            json!({"echo": true, "logprobs": 1, "n": 2}),
+            LENGTH,
+        ),
+        greedy("echo alone", json!({"echo": true, "max_tokens": 0}), LENGTH),
+        greedy(
+            "the prompt's logprobs alone",
+            json!({"echo": true, "max_tokens": 0, "logprobs": 2}),
+            LENGTH,
+        ),
+        sampled("best_of", json!({"best_of": 4, "n": 2})),
+        sampled(
+            "best_of with logprobs",
+            json!({"best_of": 3, "logprobs": 1}),
+        ),
+        completion(
+            "token ids",
+            &json!([5, 6, 7]),
+            &json!({"temperature": 0}),
+            LENGTH,
+        ),
+    ]
+}
+
+/// Conversations that both runners answer.
+fn conversations(model: &Model) -> Vec<Row> {
+    let hello = json!("Name the capital of France.");
+    let limited = |name, mut fields: Value| {
+        fields["max_completion_tokens"] = json!(6);
+        fields["temperature"] = json!(0);
+        fields["ignore_eos"] = json!(true);
+        chat(name, &hello, &fields, LENGTH)
+    };
+    let part = |text| json!({"type": "text", "text": text});
+    let parts = json!([part("Name the capital"), part("of France.")]);
+    vec![
+        limited("a conversation", json!({})),
+        limited("several answers", json!({"n": 2})),
+        limited("logprobs of an answer", json!({"logprobs": true})),
+        limited(
+            "top_logprobs of an answer",
+            json!({"logprobs": true, "top_logprobs": 4}),
+        ),
+        limited(
+            "text as the form of an answer",
+            json!({"response_format": {"type": "text"}}),
+        ),
+        chat(
+            "max_tokens of an answer",
+            &hello,
+            &json!({"max_tokens": 3, "ignore_eos": true}),
+            LENGTH,
+        ),
+        chat(
+            "content in parts",
+            &parts,
+            &json!({"max_tokens": 3, "seed": 1, "ignore_eos": true}),
+            LENGTH,
+        ),
+        chat(
+            "an answer without a limit",
+            &hello,
+            &json!({"stop_token_ids": [model.stop_id], "temperature": 0}),
+            STOP,
+        ),
+        chat(
+            "an answer that is too long",
+            &hello,
+            &json!({"max_completion_tokens": model.context_length}),
+            Ends::Failing("context_length_exceeded"),
+        ),
+    ]
+}
+
+/// Requests that are refused.
+fn refusals(model: &Model) -> Vec<Row> {
+    let prompt = json!(PROMPT);
+    let invalid = Ends::Failing("invalid_value");
+    let ask = |name, fields: &Value, ends| completion(name, &prompt, fields, ends);
+    vec![
+        ask(
+            "an unknown model",
+            &json!({"model": "nobody"}),
+            Ends::Failing("model_not_found"),
+        ),
+        ask(
+            "max_tokens over the context",
+            &json!({"max_tokens": model.context_length}),
+            Ends::Failing("context_length_exceeded"),
+        ),
+        ask(
+            "a suffix",
+            &json!({"suffix": "."}),
+            Ends::Failing("unsupported_parameter"),
+        ),
+        ask(
+            "a temperature out of range",
+            &json!({"temperature": 2.5}),
+            invalid,
+        ),
+        ask("a top_p out of range", &json!({"top_p": -0.5}), invalid),
+        ask("a top_k out of range", &json!({"top_k": -2}), invalid),
+        ask("a min_p out of range", &json!({"min_p": 1.5}), invalid),
+        ask(
+            "a presence_penalty out of range",
+            &json!({"presence_penalty": 3}),
+            invalid,
+        ),
+        ask(
+            "a frequency_penalty out of range",
+            &json!({"frequency_penalty": -3}),
+            invalid,
+        ),
+        ask(
+            "a repetition_penalty out of range",
+            &json!({"repetition_penalty": 0}),
+            invalid,
+        ),
+        ask(
+            "a logit_bias out of range",
+            &json!({"logit_bias": {"1": 101}}),
+            invalid,
+        ),
+        ask("an n out of range", &json!({"n": 0}), invalid),
+        ask("max_tokens of none", &json!({"max_tokens": 0}), invalid),
+        ask(
+            "min_tokens over max_tokens",
+            &json!({"max_tokens": 3, "min_tokens": 4}),
+            invalid,
+        ),
+        ask(
+            "too many stop strings",
+            &json!({"stop": vec!["a"; 17]}),
+            invalid,
+        ),
+        ask("an empty stop string", &json!({"stop": ""}), invalid),
+        ask(
+            "too many stop tokens",
+            &json!({"stop_token_ids": vec![1; 129]}),
+            invalid,
+        ),
+        completion("no token ids", &json!([]), &json!({}), invalid),
+    ]
+}
+
+fn test_model() -> Model {
+    Model {
+        name: "llm_test",
+        stop: "token_5",
+        stop_id: 5,
+        liked_id: 1,
+        context_length: 1_048_576,
+    }
+}
+
+async fn assert_table(servers: &Servers, model: &Model) {
+    for row in rows(model)
+        .iter()
+        .chain(&conversations(model))
+        .chain(&refusals(model))
+    {
+        assert_all_lanes_agree(servers, row).await;
+    }
+}
+
+#[tokio::test]
+async fn every_lane_of_the_test_runner_says_the_same() {
+    let servers = Servers::start(Setup::test_runner(full_speed())).await;
+    assert_table(&servers, &test_model()).await;
+}
+
+#[tokio::test]
+async fn a_failure_in_the_middle_is_the_same_by_every_lane() {
+    let options = TestRunnerOptions {
+        fail_at: Some(3),
+        ..full_speed()
+    };
+    let servers = Servers::start(Setup::test_runner(options)).await;
+    let ends = Ends::Failing("internal_error");
+    for row in [
+        completion("a failure", &json!(PROMPT), &json!({"max_tokens": 9}), ends),
+        completion(
+            "with echo",
+            &json!(PROMPT),
+            &json!({"max_tokens": 9, "echo": true}),
+            ends,
+        ),
+        chat(
+            "a failure of an answer",
+            &json!("Hi"),
+            &json!({"max_tokens": 9}),
+            ends,
+        ),
+    ] {
+        assert_all_lanes_agree(&servers, &row).await;
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_that_passes_is_the_same_by_every_lane() {
+    let servers = Servers::start(Setup::test_runner(silent_at(3))).await;
+    let ends = Ends::Failing("deadline_exceeded");
+    let timeout = Duration::from_millis(300);
+    for row in [
+        completion(
+            "a deadline",
+            &json!(PROMPT),
+            &json!({"max_tokens": 9}),
+            ends,
+        ),
+        chat(
+            "a deadline of an answer",
+            &json!("Hi"),
+            &json!({"max_tokens": 9}),
+            ends,
+        ),
+    ] {
+        assert_all_lanes_agree(&servers, &row.within(timeout)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_frees_its_slot_by_every_lane() {
+    let (setup, mut seen) = watched(silent_at(3));
+    let servers = Servers::start(setup).await;
+    let row = completion(
+        "abandoned",
+        &json!(PROMPT),
+        &json!({"max_tokens": 9}),
+        LENGTH,
+    );
+    for lane in Lane::ALL {
+        let open = servers.begin(lane, &row).await;
+        assert_eq!(seen.recv().await, Some(Seen::Admitted), "{lane:?}");
+        drop(open);
+        assert_eq!(seen.recv().await, Some(Seen::Released), "{lane:?}");
+    }
+}

@@ -1,0 +1,240 @@
+//! What came of a request, in words that all lanes share.
+
+use serde_json::Value;
+
+use crate::table::Row;
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Outcome {
+    /// The prompt's text, where it was asked for.
+    pub(crate) echo: Option<String>,
+    /// The prompt's tokens, where their log probabilities were asked for.
+    pub(crate) scored: Vec<Likelihood>,
+    pub(crate) choices: Vec<Choice>,
+    /// Tokens of the prompt and of the completion; not where the request failed.
+    pub(crate) usage: Option<(u32, u32)>,
+    /// Its code and its field.
+    pub(crate) error: Option<(String, Option<String>)>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Choice {
+    pub(crate) text: String,
+    /// Not every lane tells them.
+    pub(crate) ids: Option<Vec<u32>>,
+    pub(crate) finish: Option<String>,
+    pub(crate) logprobs: Vec<Likelihood>,
+}
+
+/// How likely a token was. Spellings are as OpenAI's older form has them.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Likelihood {
+    token: String,
+    logprob: Option<f32>,
+    /// In the order of their spellings: objects have no other.
+    top: Vec<(String, f32)>,
+}
+
+impl Likelihood {
+    pub(crate) fn new(token: &[u8], logprob: Option<f32>, top: Vec<(Vec<u8>, f32)>) -> Self {
+        let mut top: Vec<_> = top
+            .into_iter()
+            .map(|(token, logprob)| (spelled(&token), logprob))
+            .collect();
+        top.sort_by(|one, other| one.0.cmp(&other.0));
+        Self {
+            token: spelled(token),
+            logprob,
+            top,
+        }
+    }
+}
+
+/// Bytes that are no text are written out.
+fn spelled(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => {
+            let bytes: String = bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect();
+            format!("bytes:{bytes}")
+        }
+    }
+}
+
+impl Outcome {
+    pub(crate) fn failed(error: (String, Option<String>)) -> Self {
+        Self {
+            error: Some(error),
+            ..Self::default()
+        }
+    }
+
+    /// An answer in one piece.
+    pub(crate) fn of_body(row: &Row, body: &Value) -> Self {
+        if let Some(error) = error(body) {
+            return Self::failed(error);
+        }
+        let mut outcome = Self {
+            usage: usage(body),
+            ..Self::default()
+        };
+        for object in objects(&body["choices"]) {
+            let text = if row.is_chat() {
+                &object["message"]["content"]
+            } else {
+                &object["text"]
+            };
+            let logprobs = likelihoods(row, &object["logprobs"]);
+            outcome.begin(row, text.as_str().expect("a text"), logprobs, object);
+        }
+        outcome
+    }
+
+    /// A choice that is told in one piece, with the prompt before it where that was asked for.
+    fn begin(&mut self, row: &Row, text: &str, mut logprobs: Vec<Likelihood>, object: &Value) {
+        let mut text = text.to_owned();
+        if row.echoes() {
+            let rest = text.split_off(row.prompt().len());
+            self.echo = Some(std::mem::replace(&mut text, rest));
+            // The first token of a prompt has no log probability, and every other has one.
+            let prompt_tokens = self.usage.expect("a whole answer").0;
+            let scored = logprobs
+                .len()
+                .min(usize::try_from(prompt_tokens).expect("few"));
+            let rest = logprobs.split_off(scored);
+            self.scored = std::mem::replace(&mut logprobs, rest);
+        }
+        self.choices.push(Choice {
+            text,
+            ids: None,
+            finish: object["finish_reason"].as_str().map(str::to_owned),
+            logprobs,
+        });
+    }
+
+    /// An answer in many lines.
+    pub(crate) fn of_lines(row: &Row, lines: &[Value]) -> Self {
+        let mut outcome = Self::default();
+        for line in lines {
+            assert!(outcome.error.is_none(), "{line} follows an error");
+            outcome.error = error(line);
+            outcome.usage = outcome.usage.or_else(|| usage(line));
+            for object in line["choices"].as_array().into_iter().flatten() {
+                outcome.line(row, object);
+            }
+        }
+        outcome
+    }
+
+    fn line(&mut self, row: &Row, object: &Value) {
+        let at = usize::try_from(object["index"].as_u64().expect("an index")).expect("few");
+        let is_first = self.choices.len() <= at;
+        if is_first {
+            self.choices.resize(at + 1, Choice::default());
+        }
+        let text = if row.is_chat() {
+            &object["delta"]["content"]
+        } else {
+            &object["text"]
+        };
+        let text = text.as_str().unwrap_or_default();
+        let logprobs = likelihoods(row, &object["logprobs"]);
+        let choice = &mut self.choices[at];
+        if row.echoes() && choice.ids.is_none() {
+            choice.ids = Some(Vec::new());
+            self.echo = Some(text.to_owned());
+            self.scored = logprobs;
+            return;
+        }
+        assert_eq!(choice.finish, None, "{object} follows the end");
+        choice.text.push_str(text);
+        choice.logprobs.extend(logprobs);
+        let ids = choice.ids.get_or_insert_default();
+        let line_ids = object["token_ids"].as_array().into_iter().flatten();
+        ids.extend(line_ids.map(|id| u32::try_from(id.as_u64().expect("an id")).expect("an id")));
+        choice.finish = object["finish_reason"].as_str().map(str::to_owned);
+    }
+
+    /// The same, with nothing that only some lanes tell.
+    pub(crate) fn told_by_all(mut self) -> Self {
+        for choice in &mut self.choices {
+            choice.ids = None;
+        }
+        self
+    }
+}
+
+fn error(object: &Value) -> Option<(String, Option<String>)> {
+    let error = object.get("error")?;
+    let text = |field: &str| error[field].as_str().map(str::to_owned);
+    Some((text("code").expect("a code"), text("param")))
+}
+
+fn usage(object: &Value) -> Option<(u32, u32)> {
+    let usage = object.get("usage").filter(|usage| !usage.is_null())?;
+    let count = |field: &str| {
+        let count = usage[field].as_u64().expect("a count");
+        u32::try_from(count).expect("few")
+    };
+    let (prompt, completion) = (count("prompt_tokens"), count("completion_tokens"));
+    assert_eq!(count("total_tokens"), prompt + completion);
+    Some((prompt, completion))
+}
+
+fn likelihoods(row: &Row, logprobs: &Value) -> Vec<Likelihood> {
+    if logprobs.is_null() {
+        return Vec::new();
+    }
+    if row.is_chat() {
+        return objects(&logprobs["content"])
+            .iter()
+            .map(chat_likelihood)
+            .collect();
+    }
+    let columns = ["tokens", "token_logprobs", "top_logprobs", "text_offset"];
+    let [tokens, own, top, offsets] = columns.map(|column| objects(&logprobs[column]));
+    assert!(
+        [own, top, offsets]
+            .iter()
+            .all(|column| column.len() == tokens.len())
+    );
+    let one = |at: usize| Likelihood {
+        token: tokens[at].as_str().expect("a token").to_owned(),
+        logprob: own[at].as_f64().map(narrowed),
+        top: top[at]
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(token, logprob)| (token.clone(), narrowed(logprob.as_f64().expect("one"))))
+            .collect(),
+    };
+    (0..tokens.len()).map(one).collect()
+}
+
+fn chat_likelihood(object: &Value) -> Likelihood {
+    let bytes = |object: &Value| -> Vec<u8> {
+        let bytes = objects(&object["bytes"]).iter();
+        bytes
+            .map(|byte| u8::try_from(byte.as_u64().expect("a byte")).expect("a byte"))
+            .collect()
+    };
+    let logprob = |object: &Value| object["logprob"].as_f64().map(narrowed);
+    let top = objects(&object["top_logprobs"]).iter();
+    let top = top
+        .map(|top| (bytes(top), logprob(top).expect("one")))
+        .collect();
+    Likelihood::new(&bytes(object), logprob(object), top)
+}
+
+fn objects(list: &Value) -> &[Value] {
+    list.as_array().expect("a list")
+}
+
+/// A number that was written with as many digits as tell it from its neighbours.
+#[expect(
+    clippy::as_conversions,
+    reason = "there is no other way to round a float"
+)]
+fn narrowed(number: f64) -> f32 {
+    number as f32
+}

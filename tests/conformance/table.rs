@@ -1,0 +1,212 @@
+//! The table: requests that use every field, and that end in every way.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokenway::proto::v1;
+use tokenway::proto::v1::completion_request::Input;
+
+/// A request, as its body over HTTP is; what it should come to; and how long it may take.
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    route: Route,
+    pub(crate) body: Value,
+    pub(crate) ends: Ends,
+    pub(crate) timeout: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route {
+    Completions,
+    Chat,
+}
+
+/// How a request ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ends {
+    /// Every choice with this reason.
+    With(&'static str),
+    /// With this error.
+    Failing(&'static str),
+}
+
+pub(crate) const LENGTH: Ends = Ends::With("length");
+pub(crate) const STOP: Ends = Ends::With("stop");
+
+/// A completion of `prompt`, with these fields besides.
+pub(crate) fn completion(name: &'static str, prompt: &Value, fields: &Value, ends: Ends) -> Row {
+    row(
+        name,
+        Route::Completions,
+        json!({"prompt": prompt}),
+        fields,
+        ends,
+    )
+}
+
+/// An answer to `content`, with these fields besides.
+pub(crate) fn chat(name: &'static str, content: &Value, fields: &Value, ends: Ends) -> Row {
+    let messages = json!([{"role": "user", "content": content}]);
+    row(
+        name,
+        Route::Chat,
+        json!({"messages": messages}),
+        fields,
+        ends,
+    )
+}
+
+fn row(name: &'static str, route: Route, mut body: Value, fields: &Value, ends: Ends) -> Row {
+    let all = body.as_object_mut().expect("a body is an object");
+    for (name, value) in fields.as_object().expect("fields are an object") {
+        all.insert(name.clone(), value.clone());
+    }
+    Row {
+        name,
+        route,
+        body,
+        ends,
+        timeout: None,
+    }
+}
+
+impl Row {
+    pub(crate) fn within(self, timeout: Duration) -> Self {
+        Self {
+            timeout: Some(timeout),
+            ..self
+        }
+    }
+
+    pub(crate) fn is_chat(&self) -> bool {
+        self.route == Route::Chat
+    }
+
+    pub(crate) fn path(&self) -> &'static str {
+        match self.route {
+            Route::Completions => "/v1/completions",
+            Route::Chat => "/v1/chat/completions",
+        }
+    }
+
+    pub(crate) fn echoes(&self) -> bool {
+        self.body["echo"] == json!(true)
+    }
+
+    /// Whether only an answer in one piece can hold it.
+    pub(crate) fn is_unary(&self) -> bool {
+        self.body.get("best_of").is_some()
+    }
+
+    pub(crate) fn prompt(&self) -> &str {
+        self.body["prompt"].as_str().expect("a prompt that is text")
+    }
+
+    /// The same request over gRPC.
+    pub(crate) fn message(&self) -> v1::CompletionRequest {
+        let body = &self.body;
+        let int = |name: &str| body[name].as_i64();
+        let small = |name: &str| int(name).map(|it| i32::try_from(it).expect("small"));
+        let count = |name: &str| int(name).map(|it| u32::try_from(it).expect("a count"));
+        let number = |name: &str| body[name].as_f64().map(narrowed);
+        let flag = |name: &str| body[name].as_bool().unwrap_or(false);
+        let text = |name: &str| body[name].as_str().map(str::to_owned);
+        let logprobs = if self.is_chat() {
+            flag("logprobs").then(|| count("top_logprobs").unwrap_or(0))
+        } else {
+            count("logprobs")
+        };
+        v1::CompletionRequest {
+            model: text("model").unwrap_or_default(),
+            input: self.input(),
+            max_tokens: count("max_completion_tokens").or(count("max_tokens")),
+            n: count("n"),
+            temperature: number("temperature"),
+            top_p: number("top_p"),
+            top_k: small("top_k"),
+            min_p: number("min_p"),
+            presence_penalty: number("presence_penalty"),
+            frequency_penalty: number("frequency_penalty"),
+            repetition_penalty: number("repetition_penalty"),
+            seed: int("seed"),
+            stop: self.stop(),
+            priority: small("priority"),
+            logprobs,
+            include_stamps: false,
+            resume: Vec::new(),
+            user: text("user").unwrap_or_default(),
+            echo: flag("echo"),
+            suffix: text("suffix"),
+            logit_bias: self.logit_bias(),
+            min_tokens: count("min_tokens").unwrap_or(0),
+            ignore_eos: flag("ignore_eos"),
+            stop_token_ids: ids(&body["stop_token_ids"]),
+            include_stop_str_in_output: flag("include_stop_str_in_output"),
+        }
+    }
+
+    fn input(&self) -> Option<Input> {
+        if let Some(messages) = self.body["messages"].as_array() {
+            let message = |message: &Value| v1::ChatMessage {
+                role: message["role"].as_str().expect("a role").to_owned(),
+                content: content(&message["content"]),
+                name: message["name"].as_str().unwrap_or_default().to_owned(),
+            };
+            return Some(Input::Chat(v1::Chat {
+                messages: messages.iter().map(message).collect(),
+            }));
+        }
+        match &self.body["prompt"] {
+            Value::String(text) => Some(Input::Prompt(text.clone())),
+            other => Some(Input::PromptTokenIds(v1::TokenIds { ids: ids(other) })),
+        }
+    }
+
+    fn stop(&self) -> Vec<String> {
+        match &self.body["stop"] {
+            Value::String(stop) => vec![stop.clone()],
+            other => {
+                let stops = other.as_array().into_iter().flatten();
+                stops
+                    .map(|stop| stop.as_str().expect("a string").to_owned())
+                    .collect()
+            }
+        }
+    }
+
+    fn logit_bias(&self) -> std::collections::HashMap<u32, f32> {
+        let bias = self.body["logit_bias"].as_object().into_iter().flatten();
+        bias.map(|(id, bias)| {
+            let bias = bias.as_f64().expect("a number");
+            (id.parse().expect("an id"), narrowed(bias))
+        })
+        .collect()
+    }
+}
+
+fn content(content: &Value) -> String {
+    match content {
+        Value::String(text) => text.clone(),
+        parts => {
+            let parts = parts.as_array().expect("parts").iter();
+            let texts: Vec<_> = parts
+                .map(|part| part["text"].as_str().expect("a text"))
+                .collect();
+            texts.join("\n")
+        }
+    }
+}
+
+fn ids(list: &Value) -> Vec<u32> {
+    let ids = list.as_array().into_iter().flatten();
+    ids.map(|id| u32::try_from(id.as_u64().expect("an id")).expect("an id"))
+        .collect()
+}
+
+#[expect(
+    clippy::as_conversions,
+    reason = "there is no other way to round a float"
+)]
+fn narrowed(number: f64) -> f32 {
+    number as f32
+}
