@@ -122,12 +122,12 @@ impl CatalogEntry {
             None => Ok(()),
             Some(parameter) => {
                 let param = parameter.name();
-                let what = match parameter {
-                    Parameter::EchoLogprobs => {
-                        "log probabilities of the prompt (echo with logprobs)"
-                    }
-                    Parameter::Suffix => "suffix: it has no fill-in-the-middle tokens",
-                    _ => param,
+                let what = if *parameter == Parameter::EchoLogprobs {
+                    "log probabilities of the prompt (echo with logprobs)"
+                } else if *parameter == Parameter::Suffix {
+                    "suffix: it has no fill-in-the-middle tokens"
+                } else {
+                    param
                 };
                 let message = format!("The model '{}' does not support {what}.", self.name);
                 Err(Error::new(ErrorKind::UnsupportedParameter, message).with_param(param))

@@ -89,10 +89,11 @@ impl Slots {
         let running = self.running.get_mut(slot.0)?.as_mut()?;
         running.prompt_left = running.prompt_left.saturating_sub(1);
         let is_all = running.prompt_left == 0 && running.max_tokens == 0;
-        match running.lane.prompt(token) {
-            Sent::Delivered if is_all => self.finish(slot, None, FinishReason::Length),
-            sent => self.after(slot, sent),
+        let sent = running.lane.prompt(token);
+        if is_all && sent == Sent::Delivered {
+            return self.finish(slot, None, FinishReason::Length);
         }
+        self.after(slot, sent)
     }
 
     /// Sends a token to its reader. `Some` when the slot became free by it.

@@ -80,13 +80,13 @@ fn step(runner: &mut LlamaRunner, stalled: Option<Slot>) -> Vec<Output> {
     let mut emissions = Vec::new();
     let room = RoomExcept(stalled);
     runner.step(&mut Step::new(&room, &mut emissions)).unwrap();
-    let rows = runner.parts.iter().filter_map(|part| part.output);
-    let outputs = rows.zip(emissions).map(|(row, emission)| {
+    let parts = runner.parts.iter().filter(|part| part.samples);
+    let outputs = parts.zip(emissions).map(|(part, emission)| {
         let (Emission::Token(slot, token) | Emission::EndOfSequence(slot, token)) = emission else {
             panic!("{emission:?}");
         };
         let bits = runner.context.with_dependent(|_, context| {
-            let logits = context.get_logits_ith(row).iter();
+            let logits = part.logits(context, part.rows - 1).iter();
             logits.map(|logit| logit.to_bits()).collect()
         });
         let id = token.id;

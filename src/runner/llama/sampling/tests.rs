@@ -228,10 +228,42 @@ fn what_is_no_distribution_is_an_error() {
                 choice: 0,
                 position: 0,
             };
-            let chosen = Sampler::default().sample(row, &sampling, &history, draw);
+            let chosen =
+                Sampler::default().sample(row, &sampling, &history, Moved::default(), draw);
             assert_eq!(chosen, Err(BadLogits), "{row:?}");
         }
     }
+}
+
+#[test]
+fn a_bias_is_added_before_the_penalties_and_a_banned_token_never_comes() {
+    let penalized = Sampling {
+        repetition_penalty: 2.0,
+        ..greedy()
+    };
+    let chosen = |logits: &[f32], moved| {
+        let draw = Draw {
+            seed: 0,
+            choice: 0,
+            position: 0,
+        };
+        // Token 1 stands in the prompt, so its logit is halved.
+        let history = History::new(&penalized, &[1], &[]);
+        let chosen = Sampler::default().sample(logits, &penalized, &history, moved, draw);
+        chosen.expect("the logits are a distribution")
+    };
+    let biased = |bias| Moved {
+        bias,
+        ..Moved::default()
+    };
+    assert_eq!(chosen(&[3.0, 4.0], Moved::default()), 0);
+    assert_eq!(chosen(&[3.0, 4.0], biased(&[(1, 1.5)])), 0);
+    assert_eq!(chosen(&[3.0, 4.0], biased(&[(1, 2.5)])), 1);
+    let banned = Moved {
+        bias: &[(1, 100.0)],
+        banned: &[1],
+    };
+    assert_eq!(chosen(&[-9.0, 4.0, -8.0], banned), 2);
 }
 
 #[test]
