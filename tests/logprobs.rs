@@ -8,6 +8,10 @@ use support::http::{completion, texts};
 use support::{Setup, TestServer, full_speed};
 
 /// The test runner's log probability of the token that comes, and of the next id.
+#[expect(
+    clippy::approx_constant,
+    reason = "it is ln 2 as 32 bits of it are written"
+)]
 const HALF: f64 = -0.693_147_2;
 const QUARTER: f64 = -1.386_294_4;
 
