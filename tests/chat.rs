@@ -6,6 +6,14 @@ use serde_json::{Value, json};
 use support::http::{End, Request, post, refusal, refused};
 use support::{Setup, TestServer, full_speed};
 
+/// The test runner's log probability of the token that comes, and of the next id.
+#[expect(
+    clippy::approx_constant,
+    reason = "it is ln 2 as 32 bits of it are written"
+)]
+const HALF: f64 = -0.693_147_2;
+const QUARTER: f64 = -1.386_294_4;
+
 fn chat(body: &Value) -> Request {
     post("/v1/chat/completions", body.to_string())
 }
@@ -124,7 +132,7 @@ async fn each_token_has_its_log_probability_and_those_of_the_likeliest() {
         .map(|line| line["choices"][0]["logprobs"]["content"][0].clone())
         .collect();
     assert_eq!(unary["content"], json!(streamed));
-    let (half, quarter) = (json!(-0.693_147_2), json!(-1.386_294_4));
+    let (half, quarter) = (json!(HALF), json!(QUARTER));
     let likely = |token: &str, logprob: &Value| json!({"token": token, "logprob": logprob, "bytes": token.as_bytes()});
     let mut expected = likely("token_1", &half);
     expected["top_logprobs"] = json!([likely("token_1", &half), likely("token_2", &quarter)]);

@@ -111,6 +111,14 @@ impl From<v1::Usage> for Usage {
     }
 }
 
+/// One event of a stream of server-sent events.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "`Lines` writes it; this is its description")]
+pub(super) struct ServerSentEvent {
+    /// The JSON object of a line, or `[DONE]` after the last.
+    data: String,
+}
+
 /// The tokens of a text.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Tokenized {

@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Gateway;
 use super::accept::{StreamFormat, negotiate};
-use super::answer::{ChatCompletion, Completion};
+use super::answer::{ChatCompletion, Completion, ServerSentEvent};
 use super::body::chat::ChatBody;
 use super::body::completions::CompletionsBody;
 use super::body::{Asked, Route, StreamOptions};
@@ -41,7 +41,7 @@ const DEADLINE_GRACE: Duration = Duration::from_secs(1);
         content(
             (Completion = "application/json"),
             (String = "application/x-ndjson"),
-            (String = "text/event-stream"),
+            (ServerSentEvent = "text/event-stream"),
         ),
         headers(
             ("vary" = String, description = "`accept`."),
@@ -69,7 +69,7 @@ pub(super) async fn complete(
         content(
             (ChatCompletion = "application/json"),
             (String = "application/x-ndjson"),
-            (String = "text/event-stream"),
+            (ServerSentEvent = "text/event-stream"),
         ),
         headers(
             ("vary" = String, description = "`accept`."),

@@ -56,7 +56,11 @@ impl Fields {
     pub(super) fn within(&self, name: &str, value: Value) -> Result<Self, Error> {
         match value {
             Value::Object(fields) => Ok(Self::new(fields, format!("{}.", self.full_name(name)))),
-            other => Err(self.wrong_type(name, "an object", &other)),
+            other @ (Value::Null
+            | Value::Bool(_)
+            | Value::Number(_)
+            | Value::String(_)
+            | Value::Array(_)) => Err(self.wrong_type(name, "an object", &other)),
         }
     }
 
@@ -84,11 +88,7 @@ impl Fields {
 
     /// A field that must be there.
     pub(super) fn required(&mut self, name: &str) -> Result<Value, Error> {
-        self.take(name).ok_or_else(|| {
-            let name = self.full_name(name);
-            let message = format!("{name} is required.");
-            Error::new(ErrorKind::MissingParameter, message).with_param(name)
-        })
+        self.take(name).ok_or_else(|| self.missing(name))
     }
 
     pub(super) fn bool(&mut self, name: &str) -> Result<Option<bool>, Error> {
@@ -115,6 +115,14 @@ impl Fields {
         value.map(|value| self.float(name, &value)).transpose()
     }
 
+    /// A list that must be there.
+    pub(super) fn required_list(&mut self, name: &str, wanted: &str) -> Result<Vec<Value>, Error> {
+        match self.list(name, wanted)? {
+            Some(items) => Ok(items),
+            None => Err(self.missing(name)),
+        }
+    }
+
     /// A list; `None` where it is missing or null.
     pub(super) fn list(&mut self, name: &str, wanted: &str) -> Result<Option<Vec<Value>>, Error> {
         match self.take(name) {
@@ -128,18 +136,19 @@ impl Fields {
     pub(super) fn text(&self, name: &str, value: Value) -> Result<String, Error> {
         match value {
             Value::String(text) => Ok(text),
-            other => Err(self.wrong_type(name, "a string", &other)),
+            other @ (Value::Null
+            | Value::Bool(_)
+            | Value::Number(_)
+            | Value::Array(_)
+            | Value::Object(_)) => Err(self.wrong_type(name, "a string", &other)),
         }
     }
 
     /// A value of this name as a whole number.
     pub(super) fn whole<T: TryFrom<i128>>(&self, name: &str, value: &Value) -> Result<T, Error> {
-        match value {
-            Value::Number(number) => match whole_number(number) {
-                Some(number) => T::try_from(number).map_err(|_| self.out_of_range(name)),
-                None => Err(self.wrong_type(name, "an integer", value)),
-            },
-            other => Err(self.wrong_type(name, "an integer", other)),
+        match value.as_number().and_then(whole_number) {
+            Some(number) => T::try_from(number).map_err(|_| self.out_of_range(name)),
+            None => Err(self.wrong_type(name, "an integer", value)),
         }
     }
 
@@ -204,6 +213,12 @@ impl Fields {
         let name = self.full_name(name);
         let message = format!("{name} is not supported by this server.");
         Error::new(ErrorKind::UnsupportedParameter, message).with_param(name)
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        let name = self.full_name(name);
+        let message = format!("{name} is required.");
+        Error::new(ErrorKind::MissingParameter, message).with_param(name)
     }
 
     fn out_of_range(&self, name: &str) -> Error {

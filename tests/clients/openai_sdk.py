@@ -133,7 +133,7 @@ def a_refusal_is_a_bad_request_with_its_param_and_code(url: str) -> None:
         ({"max_tokens": -1}, "max_tokens", "invalid_value"),
         ({"max_tokens": "many"}, "max_tokens", "invalid_type"),
         ({"max_tokens": 2_000_000}, "max_tokens", "context_length_exceeded"),
-        ({"logprobs": 3}, "logprobs", "unsupported_parameter"),
+        ({"suffix": "b"}, "suffix", "unsupported_parameter"),
         ({"extra_body": {"temprature": 1}}, "temprature", "unknown_parameter"),
     ]
     for fields, param, code in refused:

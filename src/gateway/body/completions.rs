@@ -153,7 +153,9 @@ fn prompts(fields: &mut Fields) -> Result<Vec<Input>, Error> {
                 }
             }
         },
-        other => Err(wrong_prompt(&other)),
+        other @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_)) => {
+            Err(wrong_prompt(&other))
+        }
     }
 }
 

@@ -45,10 +45,7 @@ impl Message {
 
     /// A field that holds messages.
     pub(super) fn read_all(fields: &mut Fields, name: &str) -> Result<v1::Chat, Error> {
-        let items = match fields.required(name)? {
-            Value::Array(items) => items,
-            other => return Err(fields.wrong_type(name, "a list of messages", &other)),
-        };
+        let items = fields.required_list(name, "a list of messages")?;
         if items.is_empty() {
             return Err(fields.invalid(name, "have at least one message"));
         }
@@ -112,7 +109,9 @@ fn content(fields: &mut Fields) -> Result<String, Error> {
                 .collect();
             Ok(texts?.join("\n"))
         }
-        other => Err(fields.wrong_type("content", "a string or a list of parts", &other)),
+        other @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_)) => {
+            Err(fields.wrong_type("content", "a string or a list of parts", &other))
+        }
     }
 }
 

@@ -1,6 +1,5 @@
 //! The bodies of `/tokenize` and `/detokenize`, in vLLM's form.
 
-use serde_json::Value;
 use utoipa::openapi::schema::{OneOfBuilder, Schema};
 use utoipa::openapi::{Ref, RefOr};
 use utoipa::{PartialSchema, ToSchema};
@@ -164,10 +163,7 @@ impl DetokenizeBody {
 
     pub(in crate::gateway) fn read(fields: &mut Fields) -> Result<Self, Error> {
         const NAME: &str = "tokens";
-        let ids = match fields.required(NAME)? {
-            Value::Array(ids) => ids,
-            other => return Err(fields.wrong_type(NAME, "a list of token ids", &other)),
-        };
+        let ids = fields.required_list(NAME, "a list of token ids")?;
         let ids: Result<_, Error> = ids.iter().map(|id| fields.whole(NAME, id)).collect();
         Ok(Self {
             model: fields.string("model")?,
