@@ -152,7 +152,7 @@ async fn a_failed_stream_over_http_1_0_ends_with_its_record_and_a_reset() {
     );
     let answer = String::from_utf8(answer).unwrap();
     assert!(
-        answer.ends_with("\"tokens_delivered\":2,\"type\":\"server_error\"}}\n"),
+        answer.ends_with("\"tokens_delivered\":2,\"retryable\":false}}\n"),
         "{answer}"
     );
 }

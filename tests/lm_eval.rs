@@ -3,11 +3,10 @@
 
 mod support;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use support::Setup;
 use support::program::lm_eval;
+use support::{Setup, model_path};
 use tokenway::runner::llama::{LlamaLoader, LlamaOptions};
 
 async fn run(case: &str) {
@@ -22,12 +21,6 @@ async fn run(case: &str) {
     let program = lm_eval("tests/clients/lm_eval_client.py").arg(case);
     let program = program.arg(server.http_url()).env("HF_HOME", cache.path());
     program.run().await.success();
-}
-
-/// Where `make test` has put the model.
-fn model_path() -> PathBuf {
-    let path = std::env::var_os("TOKENWAY_TEST_MODEL").map(PathBuf::from);
-    path.expect("TOKENWAY_TEST_MODEL names the model: `make test` sets it")
 }
 
 #[tokio::test]
