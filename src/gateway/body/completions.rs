@@ -15,6 +15,13 @@ use crate::proto::v1::completion_request::Input;
 /// The most of the likeliest tokens that a completion shows at each position, as with OpenAI.
 const MAX_LOGPROBS: u32 = 5;
 
+/// What the repeated prompts of an answer may take, in bytes, about.
+const MAX_ECHO: usize = 64 * 1024 * 1024;
+
+/// What a token takes as text, and each log probability in JSON, about.
+const BYTES_OF_TOKEN: usize = 4;
+const BYTES_OF_LOGPROB: usize = 32;
+
 /// The most candidates of which the best are shown, as with OpenAI.
 const MAX_BEST_OF: u32 = 20;
 
@@ -84,6 +91,9 @@ impl CompletionsBody {
         let is_ranked = candidates > n;
         check_choices(prompts, candidates, if is_ranked { "best_of" } else { "n" })?;
         check_suffix(self.suffix.as_deref(), prompts)?;
+        if self.echo.unwrap_or(false) {
+            check_echo(&self.prompt, n, self.logprobs)?;
+        }
         let message = v1::CompletionRequest {
             suffix: self.suffix,
             max_tokens: self.max_tokens,
@@ -127,6 +137,29 @@ fn check_suffix(suffix: Option<&str>, prompts: usize) -> Result<(), Error> {
     }
     let message = "suffix is too long for so many prompts.";
     Err(Error::invalid_value("suffix", message))
+}
+
+/// Each choice repeats its prompt, and tells the log probabilities of each of its tokens: an answer must
+/// not be larger by far than what was asked.
+fn check_echo(prompts: &[Input], choices: u32, logprobs: Option<u32>) -> Result<(), Error> {
+    let logprobs = logprobs.map_or(0, |top| top + 1);
+    let size = |prompt: &Input| {
+        let (bytes, tokens) = match prompt {
+            Input::Prompt(text) => (text.len(), text.len() / BYTES_OF_TOKEN),
+            Input::PromptTokenIds(ids) => (ids.ids.len() * BYTES_OF_TOKEN, ids.ids.len()),
+            Input::Chat(_) => (0, 0),
+        };
+        let logprobs = usize::try_from(logprobs).unwrap_or(usize::MAX);
+        bytes.saturating_add(tokens.saturating_mul(logprobs * BYTES_OF_LOGPROB))
+    };
+    let of_all = prompts.iter().map(size).sum::<usize>();
+    let choices = usize::try_from(choices).unwrap_or(usize::MAX);
+    if of_all.saturating_mul(choices) <= MAX_ECHO {
+        return Ok(());
+    }
+    let message = "The answer would be too long: each choice repeats the prompt, with logprobs those of \
+                   each of its tokens. Ask for fewer choices, fewer logprobs or a shorter prompt.";
+    Err(Error::invalid_value("echo", message))
 }
 
 /// The prompts, in any of OpenAI's four forms.

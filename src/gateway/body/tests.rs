@@ -201,6 +201,24 @@ fn what_is_out_of_range_missing_or_unknown_is_refused_with_its_field() {
 }
 
 #[test]
+fn an_echo_may_not_make_an_answer_many_times_as_large_as_its_request() {
+    let long = "a ".repeat(1_000_000);
+    let asked = |n: u32, logprobs: Value| {
+        let body = json!({"prompt": long, "echo": true, "n": n, "logprobs": logprobs});
+        completions(&body).map_err(|error| told(error).1)
+    };
+    assert!(asked(1, json!(null)).is_ok());
+    assert!(asked(32, json!(null)).is_ok());
+    let refused = Some(Some("echo".to_owned()));
+    assert_eq!(asked(128, json!(null)).err(), refused);
+    assert!(asked(1, json!(1)).is_ok());
+    assert_eq!(asked(1, json!(5)).err(), refused);
+    let ids = vec![1; 500_000];
+    let body = json!({"prompt": ids, "echo": true, "logprobs": 5});
+    assert_eq!(refusal(&body), fault("invalid_value", "echo"));
+}
+
+#[test]
 fn what_is_tokenized_is_text_or_a_conversation() {
     let parse = |body: Value| TokenizeBody::parse(body.to_string().as_bytes());
     let text = parse(json!({"prompt": "", "model": "m", "add_special_tokens": false})).unwrap();
