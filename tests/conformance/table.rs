@@ -156,22 +156,21 @@ impl Row {
                 messages: messages.iter().map(message).collect(),
             }));
         }
-        match &self.body["prompt"] {
-            Value::String(text) => Some(Input::Prompt(text.clone())),
-            other => Some(Input::PromptTokenIds(v1::TokenIds { ids: ids(other) })),
-        }
+        let prompt = &self.body["prompt"];
+        Some(match prompt.as_str() {
+            Some(text) => Input::Prompt(text.to_owned()),
+            None => Input::PromptTokenIds(v1::TokenIds { ids: ids(prompt) }),
+        })
     }
 
     fn stop(&self) -> Vec<String> {
-        match &self.body["stop"] {
-            Value::String(stop) => vec![stop.clone()],
-            other => {
-                let stops = other.as_array().into_iter().flatten();
-                stops
-                    .map(|stop| stop.as_str().expect("a string").to_owned())
-                    .collect()
-            }
+        let stop = &self.body["stop"];
+        if let Some(stop) = stop.as_str() {
+            return vec![stop.to_owned()];
         }
+        let stops = stop.as_array().into_iter().flatten();
+        let text = |stop: &Value| stop.as_str().expect("a string").to_owned();
+        stops.map(text).collect()
     }
 
     fn logit_bias(&self) -> std::collections::HashMap<u32, f32> {
@@ -185,16 +184,14 @@ impl Row {
 }
 
 fn content(content: &Value) -> String {
-    match content {
-        Value::String(text) => text.clone(),
-        parts => {
-            let parts = parts.as_array().expect("parts").iter();
-            let texts: Vec<_> = parts
-                .map(|part| part["text"].as_str().expect("a text"))
-                .collect();
-            texts.join("\n")
-        }
+    if let Some(text) = content.as_str() {
+        return text.to_owned();
     }
+    let parts = content.as_array().expect("parts").iter();
+    let texts: Vec<_> = parts
+        .map(|part| part["text"].as_str().expect("a text"))
+        .collect();
+    texts.join("\n")
 }
 
 fn ids(list: &Value) -> Vec<u32> {
