@@ -35,9 +35,9 @@ async function connect(address, service) {
   return new Client(address, NOTHING_SECURE);
 }
 
-async function complete(address, fields, options = {}) {
+async function complete(address, fields, timeout = Infinity) {
   const client = await connect(address, "tokenway.v1.Inference");
-  return client.Complete({ prompt: PROMPT, ...fields }, options);
+  return client.Complete({ prompt: PROMPT, ...fields }, { deadline: Date.now() + timeout });
 }
 
 /** The texts of all tokens; their indices are checked. */
@@ -139,7 +139,7 @@ async function a_cancelled_stream_leaves_its_slot_to_the_next(address) {
 }
 
 async function a_deadline_that_passes_ends_the_stream_and_frees_its_slot(address) {
-  const stream = await complete(address, { max_tokens: 10 }, { deadline: Date.now() + 300 });
+  const stream = await complete(address, { max_tokens: 10 }, 300);
   const { error } = await untilItFails(stream);
   assert.equal(error.code, grpc.status.DEADLINE_EXCEEDED);
   assert.deepEqual(texts(await all(await complete(address, { max_tokens: 3 }))), tokens(3));
