@@ -339,7 +339,7 @@ fn what_is_for_one_model_alone_is_refused_beside_tables() {
     let table = "[[model]]\nname = \"a\"";
     for key in ["slots = 1", "model_name = \"b\"", "test_runner_fail_at = 1"] {
         let (_folder, path) = settings_file(&format!("{key}\n{table}"));
-        let key = key.split(' ').next().unwrap();
+        let (key, _) = key.split_once(' ').expect("a key and a value");
         let refusal = refusal(&["--config", &path]);
         let said = format!("{key} cannot be given beside [[model]] tables");
         assert!(refusal.contains(&said), "{refusal}");

@@ -14,22 +14,22 @@ use futures_core::Stream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::stop::StopStrings;
-use super::utf8::Utf8Assembler;
 use super::{ChoiceText, Watch};
 use crate::error::{Error, ErrorKind};
 use crate::request::{FinishReason, Stopping};
-use crate::runner::{ModelError, Token, monotonic_ns};
+use crate::runner::{ModelError, monotonic_ns};
 use crate::scheduler::Admitted;
 use crate::seldom::Seldom;
 use crate::telemetry::{StageSummary, StageTimes};
-use crate::tokens::{Stamp, TokenBatch};
+use crate::tokens::TokenBatch;
 use crate::worker::lane::{Failure, LaneReceiver, Output};
+
+mod echo;
+
+use echo::{ScoredPrompt, echoed};
 
 /// How many outputs of a lane are taken at once, and so the most tokens of one event.
 const BATCH: usize = 256;
-
-/// The most bytes of the prompt's text in one event.
-const ECHO: usize = 64 * 1024;
 
 /// What the text of a token takes, about, in bytes.
 const TEXT: usize = 8;
@@ -112,15 +112,6 @@ struct Choice {
     next_index: u32,
 }
 
-/// The prompt's tokens on their way with their log probabilities, which come by the first choice's lane.
-#[derive(Default)]
-struct ScoredPrompt {
-    utf8: Utf8Assembler,
-    next_index: u32,
-    /// How many are still to come: until then no other choice is looked at.
-    left: u32,
-}
-
 impl Choice {
     /// An event of these tokens, if there is anything to tell.
     fn event(
@@ -163,14 +154,11 @@ impl Completion {
             deadline: Seldom::new(sleep_until(admitted.deadline)),
             started: None,
             first_token: None,
-            scored_prompt: ScoredPrompt {
-                left: if admitted.scores_prompt {
-                    admitted.prompt_tokens
-                } else {
-                    0
-                },
-                ..ScoredPrompt::default()
-            },
+            scored_prompt: ScoredPrompt::of(if admitted.scores_prompt {
+                admitted.prompt_tokens
+            } else {
+                0
+            }),
             echo: admitted.echo,
             prompt_tokens: admitted.prompt_tokens,
             completion_tokens: 0,
@@ -183,7 +171,11 @@ impl Completion {
     /// Looks at every open choice once. Ready when an event is, or an error.
     fn poll_choices(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let all = self.choices.len();
-        let count = if self.scored_prompt.left > 0 { 1 } else { all };
+        let count = if self.scored_prompt.is_coming() {
+            1
+        } else {
+            all
+        };
         for step in 0..count {
             let index = (self.cursor + step) % count;
             // A batch may hold nothing to show (its tokens are held back), so look on until there is
@@ -288,47 +280,6 @@ impl Completion {
     }
 }
 
-impl ScoredPrompt {
-    fn take(&mut self, token: Token, prompt: &mut TokenBatch) {
-        self.left = self.left.saturating_sub(1);
-        prompt.push_written(token.id, Stamp::default(), |text| {
-            self.utf8.push(&token.bytes, text);
-            if self.left == 0 {
-                self.utf8.finish(text);
-            }
-        });
-        prompt.attach(token.logprobs);
-    }
-
-    fn event(&mut self, tokens: TokenBatch) -> Option<CompletionEvent> {
-        if tokens.is_empty() {
-            return None;
-        }
-        let first_index = self.next_index;
-        self.next_index += u32::try_from(tokens.len()).expect("a batch is small");
-        Some(CompletionEvent::Prompt {
-            text: String::new(),
-            first_index,
-            tokens,
-        })
-    }
-}
-
-/// The events that tell a prompt's text, in pieces that fit well into a message.
-fn echoed(text: Option<String>) -> impl Iterator<Item = CompletionEvent> {
-    let mut rest = text.unwrap_or_default();
-    std::iter::from_fn(move || {
-        let cut = rest.floor_char_boundary(ECHO);
-        let after = rest.split_off(cut);
-        let text = std::mem::replace(&mut rest, after);
-        (!text.is_empty()).then(|| CompletionEvent::Prompt {
-            text,
-            first_index: 0,
-            tokens: TokenBatch::default(),
-        })
-    })
-}
-
 impl Stream for Completion {
     type Item = Result<CompletionEvent, Error>;
 
@@ -403,7 +354,7 @@ mod tests {
     use tokio_stream::StreamExt;
 
     use super::*;
-    use crate::runner::TokenBytes;
+    use crate::runner::{Token, TokenBytes};
     use crate::telemetry::{Lane, Stage, Telemetry};
     use crate::worker::lane::{LaneSender, Sent, lane};
 

@@ -1,0 +1,128 @@
+//! The test runner's pace, its room, and how its sequences end.
+
+use super::*;
+use crate::request::{Caller, Sampling, StopTokens};
+use crate::runner::Emission;
+
+struct AlwaysRoom(usize);
+
+impl Room for AlwaysRoom {
+    fn room(&self, _slot: Slot) -> usize {
+        self.0
+    }
+}
+
+fn sequence(max_tokens: u32) -> Sequence {
+    Sequence {
+        prompt: Arc::new([0]),
+        delivered: Vec::new(),
+        choice: 0,
+        seed: 0,
+        max_tokens,
+        sampling: Sampling::default(),
+        logit_bias: [].into(),
+        stop_tokens: StopTokens::default(),
+        logprobs: None,
+        scores_prompt: false,
+        stamps: true,
+        caller: Caller::default(),
+    }
+}
+
+fn runner(interval: Duration) -> LlmTestRunner {
+    LlmTestRunner::new(
+        TestRunnerOptions {
+            interval,
+            ..TestRunnerOptions::default()
+        },
+        2,
+    )
+}
+
+fn step(runner: &mut LlmTestRunner, room: usize) -> Vec<Emission> {
+    let mut emissions = Vec::new();
+    runner
+        .step(&mut Step::new(&AlwaysRoom(room), &mut emissions))
+        .unwrap();
+    emissions
+}
+
+#[test]
+fn the_prompt_has_as_many_tokens_as_words_and_at_least_one() {
+    let model = TestModel::new();
+    let tokens = |text| model.tokenize(text, Beginning::Marked).unwrap().len();
+    assert_eq!(tokens("The capital of France is"), 5);
+    assert_eq!(tokens(""), 1);
+}
+
+#[test]
+fn deadlines_are_absolute_from_admission() {
+    let mut runner = runner(Duration::from_secs(1));
+    let before = monotonic_ns();
+    runner.admit(Slot(0), sequence(3)).unwrap();
+    let Next::At(first) = runner.next(&AlwaysRoom(1)) else {
+        panic!("no deadline")
+    };
+    assert!(first >= before + 1_000_000_000);
+    assert!(step(&mut runner, 1).is_empty(), "nothing is due yet");
+    runner.sequences[0].as_mut().unwrap().due_ns = 5;
+    runner.deadlines = BinaryHeap::from([Reverse((5, Slot(0), 1))]);
+    let emissions = step(&mut runner, 1);
+    assert!(
+        matches!(&emissions[..], [Emission::Token(Slot(0), token)] if token.due_ns == 5),
+        "{emissions:?}"
+    );
+    assert_eq!(runner.next(&AlwaysRoom(1)), Next::At(1_000_000_005));
+}
+
+#[test]
+fn a_sequence_without_room_is_passed_over_and_loses_nothing() {
+    let mut runner = runner(Duration::ZERO);
+    runner.admit(Slot(0), sequence(100)).unwrap();
+    assert!(step(&mut runner, 0).is_empty());
+    assert_eq!(runner.next(&AlwaysRoom(0)), Next::Idle);
+    assert!(matches!(runner.next(&AlwaysRoom(2)), Next::At(_)));
+    let emissions = step(&mut runner, 2);
+    let texts: Vec<_> = emissions
+        .iter()
+        .map(|emission| match emission {
+            Emission::Token(_, token) => String::from_utf8(token.bytes.to_vec()).unwrap(),
+            Emission::Prompt(..) | Emission::EndOfSequence(..) | Emission::Failed(..) => {
+                panic!("{emission:?}")
+            }
+        })
+        .collect();
+    assert_eq!(texts, ["token_0", "token_1"]);
+}
+
+#[test]
+fn a_released_slot_emits_nothing_of_its_old_sequence() {
+    let mut runner = runner(Duration::ZERO);
+    runner.admit(Slot(0), sequence(100)).unwrap();
+    runner.release(Slot(0));
+    assert_eq!(runner.next(&AlwaysRoom(1)), Next::Idle);
+    runner.admit(Slot(0), sequence(100)).unwrap();
+    assert_eq!(step(&mut runner, 1).len(), 1);
+}
+
+#[test]
+fn a_sequence_does_not_inherit_the_wait_of_the_one_before_it_in_its_slot() {
+    let mut runner = runner(Duration::ZERO);
+    runner.admit(Slot(0), sequence(100)).unwrap();
+    assert!(step(&mut runner, 0).is_empty(), "it waits for room");
+    runner.release(Slot(0));
+    runner.admit(Slot(0), sequence(100)).unwrap();
+    assert!(matches!(runner.next(&AlwaysRoom(3)), Next::At(_)));
+    assert_eq!(
+        step(&mut runner, 3).len(),
+        3,
+        "no more than it has room for"
+    );
+}
+
+#[test]
+fn a_burst_ends_with_the_sequence() {
+    let mut runner = runner(Duration::ZERO);
+    runner.admit(Slot(0), sequence(2)).unwrap();
+    assert_eq!(step(&mut runner, 10).len(), 2);
+}
