@@ -3,7 +3,7 @@
 //!
 //! Membership only says where to ask. That an engine has failed is noticed by the stream itself.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::future::{join_all, select_all};
@@ -228,17 +228,16 @@ impl Cluster {
         if self.engines.len() < 2 {
             return Vec::new();
         }
-        let mut names = BTreeSet::new();
+        let mut names = BTreeMap::new();
         for engine in &*self.engines {
-            let models = engine.models();
-            names.extend(models.iter().map(|model| model.name.clone()));
+            names.extend(engine.models().iter().map(listed));
         }
         let is_known = |engine: &Engine| !engine.is_up() || !engine.models().is_empty();
         if !self.engines.iter().all(is_known) {
-            let listed = self.list_models().await.unwrap_or_default();
-            names.extend(listed.into_iter().map(|model| model.name));
+            let models = self.list_models().await.unwrap_or_default();
+            names.extend(models.iter().map(listed));
         }
-        names.into_iter().collect()
+        names.into_values().collect()
     }
 
     /// The engines that are up, the least busy first; where none is known to be up, all of them.
@@ -254,6 +253,15 @@ impl Cluster {
         engines.sort_by_key(|engine| engine.in_flight());
         engines
     }
+}
+
+/// A model's name, and how a list of models tells it.
+fn listed(model: &v1::Model) -> (String, String) {
+    let told = match &model.aliases[..] {
+        [] => model.name.clone(),
+        aliases => format!("{} (also {})", model.name, aliases.join(", ")),
+    };
+    (model.name.clone(), told)
 }
 
 /// Whether this is an address that an engine can have.

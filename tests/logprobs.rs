@@ -4,7 +4,7 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::http::{completion, texts};
+use support::http::{completion, refusal, refused, texts};
 use support::{Setup, TestServer, full_speed};
 
 /// The test runner's log probability of the token that comes, and of the next id.
@@ -134,6 +134,17 @@ async fn the_best_of_several_are_shown_and_all_are_counted() {
     assert!(choices.iter().all(|choice| choice["logprobs"].is_null()));
     let usage = json!({"prompt_tokens": 3, "completion_tokens": 24, "total_tokens": 27});
     assert_eq!(answer["usage"], usage);
+}
+
+#[tokio::test]
+async fn an_answer_in_one_piece_that_grows_too_large_is_refused_and_a_stream_is_not() {
+    let server = server().await;
+    let body = json!({"prompt": "a", "max_tokens": 200_000, "logprobs": 5});
+    let expected = refused(400, "invalid_value", Some("max_tokens"));
+    assert_eq!(refusal(&server, completion(&body)).await, expected);
+    let body = json!({"prompt": "a", "max_tokens": 200_000, "logprobs": 5, "stream": true});
+    let (response, answer) = completion(&body).fetch(&server).await;
+    assert_eq!((response.status, answer.lines().len()), (200, 200_000));
 }
 
 #[tokio::test]

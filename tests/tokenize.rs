@@ -3,7 +3,7 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::http::{post, refusal, refused};
+use support::http::{get, post, refusal, refused};
 use support::{Counts, Setup, TestServer, full_speed};
 
 async fn answer(server: &TestServer, path: &str, body: &Value) -> Value {
@@ -46,6 +46,35 @@ async fn an_engine_without_the_model_is_passed_over() {
         let body = json!({"tokens": [1], "model": model});
         let answer = answer(&gateway, "/detokenize", &body).await;
         assert_eq!(answer["prompt"], "token_1");
+    }
+}
+
+#[tokio::test]
+async fn the_tokenizer_of_each_of_several_models_is_told() {
+    let mut setup = Setup::test_runner(full_speed());
+    setup.engine().models[0].name = "first".to_owned();
+    let mut second = setup.engine().models[0].clone();
+    second.name = "second".to_owned();
+    setup.engine().models.push(second);
+    let server = setup.start().await;
+    let (response, body) = get("/tokenizer_info?model=second").fetch(&server).await;
+    assert_eq!(response.status, 200);
+    assert_eq!(body.json()["model_max_length"], 1_048_576);
+    for (path, expected) in [
+        (
+            "/tokenizer_info",
+            refused(400, "missing_parameter", Some("model")),
+        ),
+        (
+            "/tokenizer_info?model=third",
+            refused(404, "model_not_found", Some("model")),
+        ),
+        (
+            "/tokenizer_info?name=first",
+            refused(400, "invalid_value", Some("model")),
+        ),
+    ] {
+        assert_eq!(refusal(&server, get(path)).await, expected, "{path}");
     }
 }
 

@@ -70,6 +70,12 @@ impl Flush {
         Self { flushes, version }
     }
 
+    /// Whether the response ends by a frame of its own rather than with its connection.
+    #[must_use]
+    pub fn is_http2(&self) -> bool {
+        self.version == http::Version::HTTP_2
+    }
+
     /// Counts so many tokens as long in the socket's stage as they take from `since_ns` to the next
     /// flush.
     pub(super) fn time(&self, times: &Arc<StageTimes>, tokens: u64, since_ns: u64) {
@@ -90,11 +96,7 @@ impl Flush {
     /// Waits until all that was given to the connection before this call has left, at most so long:
     /// a peer that does not read could keep it for ever.
     pub async fn next(&self, at_most: Duration) {
-        let flushes = if self.version == http::Version::HTTP_2 {
-            2
-        } else {
-            1
-        };
+        let flushes = if self.is_http2() { 2 } else { 1 };
         let enough = self.flushes.count.load(Ordering::SeqCst) + flushes;
         let left = async {
             loop {

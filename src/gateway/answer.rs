@@ -133,7 +133,8 @@ pub(super) struct Tokenized {
 /// The text of tokens.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Detokenized {
-    /// The text; bytes that are no UTF-8 are replaced by U+FFFD.
+    /// The text; bytes that are no UTF-8 are replaced by U+FFFD. Tokens that steer the model, such as the
+    /// end of the sequence, have none.
     pub(super) prompt: String,
 }
 

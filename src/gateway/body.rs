@@ -74,7 +74,7 @@ pub struct StreamOptions {
 
 impl StreamOptions {
     /// What OpenAI has and this server does not.
-    pub(super) const UNSUPPORTED: &[Unsupported] = &[("include_obfuscation", "[false]")];
+    pub(super) const UNSUPPORTED: &[Unsupported] = &[("include_obfuscation", "[true, false]")];
 
     pub(super) fn read(fields: &mut Fields) -> Result<Self, Error> {
         let mut flag = |name| Ok::<_, Error>(fields.bool(name)?.unwrap_or(false));
@@ -100,7 +100,7 @@ fn messages(prompts: Vec<Input>, message: &v1::CompletionRequest) -> Vec<v1::Com
 }
 
 /// Whether so many choices of so many prompts are not too many. `param` is the field that says how many
-/// choices.
+/// choices, where it is not the prompts alone that are too many.
 fn check_choices(prompts: usize, choices_per_prompt: u32, param: &str) -> Result<(), Error> {
     let choices = u32::try_from(prompts)
         .ok()
@@ -108,6 +108,12 @@ fn check_choices(prompts: usize, choices_per_prompt: u32, param: &str) -> Result
     if choices.is_some_and(|choices| choices <= MAX_CHOICES) {
         return Ok(());
     }
-    let message = format!("The number of prompts times {param} must be at most {MAX_CHOICES}.");
+    let (param, message) = if choices_per_prompt <= 1 {
+        let message = format!("prompt must hold at most {MAX_CHOICES} prompts.");
+        ("prompt", message)
+    } else {
+        let message = format!("The number of prompts times {param} must be at most {MAX_CHOICES}.");
+        (param, message)
+    };
     Err(Error::invalid_value(param, message))
 }

@@ -37,6 +37,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How long the last record of a failed stream may take to leave.
 const LAST_RECORD: Duration = Duration::from_secs(1);
 
+/// How long a peer on HTTP/2 has to read that record before its stream is reset: some clients, curl among
+/// them, throw away what they have not read of a stream that was reset.
+const BEFORE_RESET: Duration = Duration::from_millis(100);
+
 /// The body of a streamed completion.
 pub(super) struct TokenBody {
     opened: Option<Opened>,
@@ -208,6 +212,9 @@ impl TokenBody {
             // Asked only when the last byte has been taken: on the next poll.
             if let Some(flush) = flush {
                 flush.next(LAST_RECORD).await;
+                if flush.is_http2() {
+                    sleep(BEFORE_RESET).await;
+                }
             }
         })
     }

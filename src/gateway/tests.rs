@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{Request, StatusCode};
+use axum::http::{Request, StatusCode, Version};
 use http_body_util::BodyExt;
 use tokio::time::{Instant, timeout};
 use tokio_stream::StreamExt;
@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::cluster::scripted::{Script, engine, started, summary, token};
+use crate::delivery::Flush;
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
 
@@ -32,6 +33,21 @@ async fn answer(
     accept: &str,
     script: impl Fn() -> Script + Send + Sync + 'static,
 ) -> Response {
+    answer_to(request(body, accept), script).await
+}
+
+fn request(body: &Value, accept: &str) -> Request<Body> {
+    Request::post("/v1/completions")
+        .header("content-type", "application/json")
+        .header("accept", accept)
+        .body(Body::from(body.to_string()))
+        .expect("a request")
+}
+
+async fn answer_to(
+    request: Request<Body>,
+    script: impl Fn() -> Script + Send + Sync + 'static,
+) -> Response {
     let router = router(Gateway {
         cluster: Cluster::local(engine(move |_| Ok(script()))),
         telemetry: Telemetry::new(),
@@ -41,11 +57,6 @@ async fn answer(
         stopping: CancellationToken::new(),
         request_timeout: Duration::from_secs(60),
     });
-    let request = Request::post("/v1/completions")
-        .header("content-type", "application/json")
-        .header("accept", accept)
-        .body(Body::from(body.to_string()))
-        .expect("a request");
     match router.oneshot(request).await {
         Ok(response) => response,
         Err(never) => match never {},
@@ -133,6 +144,25 @@ async fn an_engine_that_lets_the_deadline_pass_is_given_up_by_the_gateway() {
     assert_eq!(next_frame(&mut body).await.as_deref(), Some("\n"));
     assert!(body.frame().await.expect("an end").is_err());
     assert_eq!(began.elapsed().as_secs(), 61);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_on_http2_a_peer_has_a_moment_to_read_the_record_before_the_unclean_end() {
+    for (version, expected) in [(Version::HTTP_11, 1_000), (Version::HTTP_2, 1_100)] {
+        let mut request = request(&json!({"prompt": "a", "stream": true}), "*/*");
+        // Nothing leaves this socket, for which the record waits a second.
+        let flush = Flush::new(Arc::default(), version);
+        request.extensions_mut().insert(flush);
+        let failing = || -> Script {
+            let broken = Err(tonic::Status::internal("broken"));
+            Box::pin(tokio_stream::iter([started("m"), token(0, "a"), broken]))
+        };
+        let mut body = answer_to(request, failing).await.into_body();
+        while next_frame(&mut body).await.expect("a record") != "\n" {}
+        let told = Instant::now();
+        assert!(body.frame().await.expect("an end").is_err());
+        assert_eq!(told.elapsed().as_millis(), expected, "{version:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

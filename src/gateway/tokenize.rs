@@ -1,8 +1,10 @@
 //! `POST /tokenize`, `POST /detokenize` and `GET /tokenizer_info`.
 
-use axum::extract::{Request, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, Request, State};
 use axum::response::Response;
 use bytes::Bytes;
+use serde::Deserialize;
 use tokio::time::timeout_at;
 
 use super::Gateway;
@@ -62,14 +64,35 @@ pub(super) async fn detokenize(
     counted(gateway, request, FieldNames::DETOKENIZE, detokenized).await
 }
 
-/// Describes the tokenizer of the only model that is served.
+/// Whose tokenizer.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OfModel {
+    #[serde(default)]
+    model: String,
+}
+
+/// Describes a model's tokenizer.
 #[utoipa::path(
     get,
     path = "/tokenizer_info",
+    params((
+        "model" = Option<String>,
+        Query,
+        description = "The model. It may be left out where only one is served.",
+        max_length = 256
+    )),
     responses((status = 200, description = "The tokenizer.", body = TokenizerInfo))
 )]
-pub(super) async fn info(State(gateway): State<Gateway>) -> Result<Response, Refusal> {
-    let model = gateway.cluster.get_model("").await?;
+pub(super) async fn info(
+    State(gateway): State<Gateway>,
+    of: Result<Query<OfModel>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    let Ok(Query(OfModel { model })) = of else {
+        let message = "The query may hold one name of a model, as model=…, and nothing else.";
+        return Err(Error::invalid_value("model", message).into());
+    };
+    let model = gateway.cluster.get_model(&model).await?;
     Ok(answer::json(&TokenizerInfo::from(model)))
 }
 

@@ -14,10 +14,17 @@ use crate::error::Error;
 use crate::proto::v1;
 use crate::tokens::TextToken;
 
+/// What one answer may hold, in bytes, about: it is kept until its last token has come.
+const MAX_ANSWER: usize = 64 * 1024 * 1024;
+
+/// What the log probability of a token takes besides the token, and each of those beside it, about.
+const BYTES_OF_LOGPROB: usize = 256;
+const BYTES_OF_LIKELY: usize = 64;
+
 /// Collects the whole completion.
 ///
 /// # Errors
-/// What ended it before it was whole: then nothing of it is sent.
+/// What ended it before it was whole, also that it has grown too large: then nothing of it is sent.
 pub(super) async fn collect(
     mut opened: Opened,
     asked: &Asked,
@@ -28,6 +35,7 @@ pub(super) async fn collect(
     let mut choices: Vec<Choice> = std::iter::repeat_with(choice)
         .take(opened.choices())
         .collect();
+    let mut held = 0;
     let usage = loop {
         match opened.next().await? {
             MergedEvent::Started(_) => {}
@@ -42,11 +50,31 @@ pub(super) async fn collect(
                     choices[at].begin(&prompt);
                 }
                 choices[at].take(&tokens);
+                held += size(&tokens);
+                if held > MAX_ANSWER {
+                    return Err(too_large());
+                }
             }
             MergedEvent::Ended(usage, _) => break usage,
         }
     };
     Ok(answer(best(choices, asked), head, usage))
+}
+
+/// What an answer takes for these tokens.
+fn size(tokens: &v1::Tokens) -> usize {
+    let logprobs = tokens.tokens.iter().filter_map(|token| token.logprobs);
+    let of_logprobs = logprobs.map(|it| BYTES_OF_LOGPROB + it.top.len() * BYTES_OF_LIKELY);
+    tokens.tokens.text().len() + of_logprobs.sum::<usize>()
+}
+
+fn too_large() -> Error {
+    let message = format!(
+        "The answer has grown past {} MiB, the most that is sent in one piece. Ask for stream: true, or \
+         for fewer tokens, choices or logprobs.",
+        MAX_ANSWER / 1024 / 1024
+    );
+    Error::invalid_value("max_tokens", message)
 }
 
 /// A choice as far as it has come.

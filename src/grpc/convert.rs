@@ -146,6 +146,12 @@ fn input(input: Option<ProtoInput>, suffix: Option<String>) -> Result<Input, Err
 /// A conversation's messages.
 pub(super) fn chat_messages(chat: v1::Chat) -> Result<Vec<ChatMessage>, Error> {
     check("chat", !chat.messages.is_empty(), "at least one message")?;
+    let has_role = |message: &v1::ChatMessage| !message.role.is_empty();
+    check(
+        "chat",
+        chat.messages.iter().all(has_role),
+        "messages that each have a role",
+    )?;
     let message = |message: v1::ChatMessage| ChatMessage {
         role: message.role,
         content: message.content,
@@ -242,13 +248,17 @@ mod tests {
     #[test]
     fn what_is_out_of_range_is_refused_with_its_field() {
         type Change = fn(&mut v1::CompletionRequest);
-        let cases: [(&str, Change); 22] = [
+        let cases: [(&str, Change); 23] = [
             ("prompt", |m| m.input = None),
             ("prompt_token_ids", |m| {
                 m.input = Some(ProtoInput::PromptTokenIds(v1::TokenIds::default()));
             }),
             ("chat", |m| {
                 m.input = Some(ProtoInput::Chat(v1::Chat::default()))
+            }),
+            ("chat", |m| {
+                let messages = vec![v1::ChatMessage::default()];
+                m.input = Some(ProtoInput::Chat(v1::Chat { messages }));
             }),
             ("max_tokens", |m| m.max_tokens = Some(0)),
             ("n", |m| m.n = Some(0)),

@@ -18,6 +18,7 @@ const BYTES_OF_ID: usize = 4;
 
 /// The fields that hold what is to be completed.
 const PROMPT: &str = "prompt";
+const PROMPT_TOKEN_IDS: &str = "prompt_token_ids";
 const CHAT: &str = "chat";
 
 /// A prompt that is ready to run.
@@ -149,9 +150,10 @@ impl CatalogEntry {
             }
             Input::TokenIds(ids) => {
                 // First what is cheap: the vocabulary is asked for every id.
-                self.check_context(ids.len(), request.max_tokens.unwrap_or(1), PROMPT)?;
-                let text = self.detokenize(ids.clone(), PROMPT).await?;
-                (ids.clone(), request.echo.then_some(text), PROMPT)
+                let max_tokens = request.max_tokens.unwrap_or(1);
+                self.check_context(ids.len(), max_tokens, PROMPT_TOKEN_IDS)?;
+                let text = self.detokenize(ids.clone(), PROMPT_TOKEN_IDS).await?;
+                (ids.clone(), request.echo.then_some(text), PROMPT_TOKEN_IDS)
             }
             Input::Infill { prefix, suffix } => {
                 let ids = self.infill(prefix.clone(), suffix.clone()).await?;
@@ -159,10 +161,7 @@ impl CatalogEntry {
             }
         };
         if ids.is_empty() {
-            return Err(Error::invalid_value(
-                param,
-                format!("The {param} is empty."),
-            ));
+            return Err(Error::invalid_value(param, "The prompt is empty."));
         }
         let rest = self.rest_of_context(ids.len())?;
         let max_tokens = match (request.max_tokens, &request.input) {
@@ -208,7 +207,7 @@ impl CatalogEntry {
             return Ok(());
         }
         Err(context_exceeded(
-            format!("The {param} has {bytes} bytes; this model takes at most {limit}."),
+            format!("The text has {bytes} bytes; this model takes at most {limit}."),
             param,
         ))
     }
@@ -233,8 +232,8 @@ impl CatalogEntry {
             return Ok(());
         }
         let message = format!(
-            "This model's context is {context} tokens; the {param} has {prompt_tokens} and \
-             max_tokens asks for {max_tokens} more."
+            "This model's context is {context} tokens; the prompt has {prompt_tokens}, which leaves no \
+             room for {max_tokens} more."
         );
         let is_alone_too_much = u64::from(max_tokens) >= context;
         let param = if is_alone_too_much {

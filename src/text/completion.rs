@@ -154,11 +154,12 @@ impl Completion {
             deadline: Seldom::new(sleep_until(admitted.deadline)),
             started: None,
             first_token: None,
-            scored_prompt: ScoredPrompt::of(if admitted.scores_prompt {
-                admitted.prompt_tokens
+            scored_prompt: if admitted.scores_prompt {
+                let text = admitted.echo.as_deref().unwrap_or_default();
+                ScoredPrompt::new(admitted.prompt_tokens, text)
             } else {
-                0
-            }),
+                ScoredPrompt::default()
+            },
             echo: admitted.echo,
             prompt_tokens: admitted.prompt_tokens,
             completion_tokens: 0,

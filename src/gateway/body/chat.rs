@@ -51,11 +51,11 @@ impl ChatBody {
         ("store", "[false]"),
         ("metadata", "[{}]"),
         ("service_tier", r#"["auto", "default"]"#),
-        ("reasoning_effort", "[]"),
+        ("reasoning_effort", r#"["medium"]"#),
         ("prediction", "[]"),
         ("audio", "[]"),
         ("web_search_options", "[]"),
-        ("verbosity", "[]"),
+        ("verbosity", r#"["medium"]"#),
         ("prompt_cache_key", "[]"),
         ("safety_identifier", "[]"),
     ];
@@ -88,6 +88,17 @@ impl ChatBody {
         if self.max_tokens.is_some() && self.max_completion_tokens.is_some() {
             let message = "max_tokens and max_completion_tokens are one limit; give one of them.";
             return Err(Error::invalid_value("max_tokens", message));
+        }
+        for (name, limit) in [
+            ("max_tokens", self.max_tokens),
+            ("max_completion_tokens", self.max_completion_tokens),
+        ] {
+            if limit == Some(0) {
+                return Err(Error::invalid_value(
+                    name,
+                    format!("{name} must be at least 1."),
+                ));
+            }
         }
         let names = FieldNames::of(Route::Chat);
         let names = match self.max_completion_tokens {

@@ -52,6 +52,11 @@ fn null_and_openais_defaults_are_never_refused() {
     let body = completions(&body).unwrap();
     assert_eq!(body.stream, None);
     assert_eq!(body.messages[0].max_tokens, None);
+    for obfuscated in [true, false] {
+        let options = json!({"include_obfuscation": obfuscated});
+        let body = json!({"prompt": "a", "stream": true, "stream_options": options});
+        assert!(completions(&body).is_ok());
+    }
 }
 
 #[test]
@@ -152,7 +157,7 @@ fn what_is_out_of_range_missing_or_unknown_is_refused_with_its_field() {
         ("max_tokens", json!({"prompt": "a", "max_tokens": 1e23})),
         ("temperature", json!({"prompt": "a", "temperature": 1e39})),
         ("n", json!({"prompt": ["a", "b"], "n": 65})),
-        ("n", json!({"prompt": many})),
+        ("prompt", json!({"prompt": many})),
         ("n", json!({"prompt": "a", "n": 0, "best_of": 2})),
         ("model", json!({"prompt": "a", "model": long})),
         ("stop", json!({"prompt": "a", "stop": long})),
@@ -172,7 +177,11 @@ fn what_is_out_of_range_missing_or_unknown_is_refused_with_its_field() {
         ("logit_bias", json!({"prompt": "a", "logit_bias": {"a": 1}})),
         (
             "logit_bias",
-            json!({"prompt": "a", "logit_bias": {"1": 1, "01": 1}}),
+            json!({"prompt": "a", "logit_bias": {"01": 1}}),
+        ),
+        (
+            "logit_bias",
+            json!({"prompt": "a", "logit_bias": {"+1": 1}}),
         ),
         ("logit_bias", json!({"prompt": "a", "logit_bias": biases})),
         (
@@ -191,7 +200,7 @@ fn what_is_out_of_range_missing_or_unknown_is_refused_with_its_field() {
     assert_eq!(refusal(&json!({"prompt": null})), missing);
     let unknown = fault("unknown_parameter", "temprature");
     assert_eq!(refusal(&json!({"prompt": "a", "temprature": 1})), unknown);
-    let options = json!({"include_obfuscation": true});
+    let options = json!({"include_obfuscation": 1});
     let body = json!({"prompt": "a", "stream": true, "stream_options": options});
     let unsupported = fault(
         "unsupported_parameter",

@@ -12,16 +12,20 @@ const ECHO: usize = 64 * 1024;
 #[derive(Default)]
 pub(super) struct ScoredPrompt {
     utf8: Utf8Assembler,
+    /// The prompt's text, and how much of it the tokens that have come stand for.
+    text: String,
+    passed: usize,
     next_index: u32,
     /// How many are still to come: until then no other choice is looked at.
     left: u32,
 }
 
 impl ScoredPrompt {
-    /// A prompt of which so many tokens are to come.
-    pub(super) fn of(left: u32) -> Self {
+    /// A prompt of which so many tokens are to come, with the text that they stand for.
+    pub(super) fn new(left: u32, text: &str) -> Self {
         Self {
             left,
+            text: text.to_owned(),
             ..Self::default()
         }
     }
@@ -33,13 +37,37 @@ impl ScoredPrompt {
 
     pub(super) fn take(&mut self, token: Token, prompt: &mut TokenBatch) {
         self.left = self.left.saturating_sub(1);
+        let spelling = token.logprobs.as_deref().map(|known| &known.spelling[..]);
+        let bytes = match spelling {
+            // What steers the model has no text where the model writes it. In a prompt it has the text by
+            // which the client named it.
+            Some(spelling) if token.bytes.is_empty() && self.goes_on_with(spelling) => spelling,
+            Some(_) | None => &token.bytes,
+        };
         prompt.push_written(token.id, Stamp::default(), |text| {
-            self.utf8.push(&token.bytes, text);
+            let begin = text.len();
+            self.utf8.push(bytes, text);
             if self.left == 0 {
                 self.utf8.finish(text);
             }
+            self.pass(&text[begin..]);
         });
         prompt.attach(token.logprobs);
+    }
+
+    fn goes_on_with(&self, spelling: &[u8]) -> bool {
+        self.text.as_bytes()[self.passed..].starts_with(spelling)
+    }
+
+    /// Goes on behind a token's text. Some tokenizers write a space before the first word.
+    fn pass(&mut self, text: &str) {
+        let rest = &self.text[self.passed..];
+        let after = rest
+            .strip_prefix(text)
+            .or_else(|| rest.strip_prefix(text.strip_prefix(' ')?));
+        if let Some(after) = after {
+            self.passed = self.text.len() - after.len();
+        }
     }
 
     pub(super) fn event(&mut self, tokens: TokenBatch) -> Option<CompletionEvent> {
@@ -69,4 +97,49 @@ pub(super) fn echoed(text: Option<String>) -> impl Iterator<Item = CompletionEve
             tokens: TokenBatch::default(),
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runner::TokenBytes;
+    use crate::tokens::Logprobs;
+
+    /// The texts that these tokens of a prompt are told with: each its own text, and its spelling.
+    fn told(text: &str, tokens: &[(&str, &str)]) -> Vec<String> {
+        let count = u32::try_from(tokens.len()).expect("a few");
+        let mut prompt = ScoredPrompt::new(count, text);
+        let mut batch = TokenBatch::default();
+        for (bytes, spelling) in tokens {
+            let logprobs = Logprobs {
+                spelling: spelling.as_bytes().to_vec(),
+                ..Logprobs::default()
+            };
+            let token = Token {
+                id: 0,
+                bytes: TokenBytes::from_slice(bytes.as_bytes()),
+                due_ns: 0,
+                emitted_ns: 0,
+                logprobs: Some(Box::new(logprobs)),
+            };
+            prompt.take(token, &mut batch);
+        }
+        batch.iter().map(|token| token.text.to_owned()).collect()
+    }
+
+    #[test]
+    fn a_special_token_has_text_where_the_client_wrote_it() {
+        let tokens = [("", "<s>"), ("Hello", "Hello"), ("", "<end>"), (" x", " x")];
+        assert_eq!(told("Hello<end> x", &tokens), ["", "Hello", "<end>", " x"]);
+        // A conversation's template writes the beginning itself.
+        let whole = told("<s>Hello<end> x", &tokens);
+        assert_eq!(whole, ["<s>", "Hello", "<end>", " x"]);
+        assert_eq!(told("Hello x", &tokens), ["", "Hello", "", " x"]);
+    }
+
+    #[test]
+    fn a_space_that_the_tokenizer_puts_first_is_no_part_of_the_prompt() {
+        let tokens = [(" Hello", " Hello"), ("", "<end>")];
+        assert_eq!(told("Hello<end>", &tokens), [" Hello", "<end>"]);
+    }
 }

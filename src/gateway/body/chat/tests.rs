@@ -162,7 +162,10 @@ fn what_a_chat_may_not_ask_for_is_refused_with_its_field() {
         ("unknown_parameter", "prompt", json!("a")),
         ("invalid_value", "top_logprobs", json!(1)),
         ("invalid_type", "logprobs", json!(1)),
+        ("unsupported_parameter", "verbosity", json!("high")),
         ("invalid_value", "n", json!(129)),
+        ("invalid_value", "max_tokens", json!(0)),
+        ("invalid_value", "max_completion_tokens", json!(0)),
     ] {
         let mut body = json!({"messages": [{"role": "user", "content": "a"}]});
         body[param] = value;
