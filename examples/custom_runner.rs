@@ -45,10 +45,10 @@ const END_OF_SEQUENCE: TokenId = 4;
 struct Args {
     /// Where the HTTP door listens.
     #[arg(long, default_value = "127.0.0.1:8000")]
-    http: Address,
+    http_listen: Address,
     /// Where the gRPC door listens.
     #[arg(long, default_value = "127.0.0.1:50051")]
-    grpc: Address,
+    grpc_listen: Address,
     /// The time between two tokens of a sequence, in milliseconds.
     #[arg(long, default_value_t = 20)]
     interval_ms: u64,
@@ -96,10 +96,10 @@ fn parts(args: Args) -> ServerParts {
             models: vec![model],
         }),
         http: Some(HttpDoor {
-            listen: args.http,
+            listen: args.http_listen,
             stream_format: StreamFormat::Ndjson,
         }),
-        grpc: Some(args.grpc),
+        grpc: Some(args.grpc_listen),
         limits: Limits::default(),
         request_timeout: Duration::from_secs(600),
         drain: Drain {

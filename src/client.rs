@@ -23,7 +23,7 @@ pub struct ClientOptions {
     /// Ask the gRPC door
     #[arg(long, action = ArgAction::SetTrue)]
     grpc: bool,
-    /// The door's address, `http://host:port` or `unix:/path` [default: http://127.0.0.1:8000, or
+    /// The door's address, `http://host:port`, `host:port` or `unix:/path` [default: http://127.0.0.1:8000, or
     /// http://127.0.0.1:50051 with --grpc]
     #[arg(long, env = "TOKENWAY_SERVER", value_name = "ADDRESS")]
     server: Option<String>,
@@ -100,7 +100,14 @@ pub async fn complete(options: &ClientOptions, out: &mut dyn Write) -> Result<()
 
 impl ClientOptions {
     fn address(&self, default: &str) -> String {
-        self.server.clone().unwrap_or_else(|| default.to_owned())
+        match &self.server {
+            None => default.to_owned(),
+            // As addresses are written elsewhere on the command line.
+            Some(server) if !server.contains("://") && !server.starts_with("unix:") => {
+                format!("http://{server}")
+            }
+            Some(server) => server.clone(),
+        }
     }
 }
 

@@ -32,6 +32,7 @@ mod openapi;
 mod opened;
 mod refusal;
 mod request_id;
+mod size;
 mod stream;
 #[cfg(test)]
 mod tests;

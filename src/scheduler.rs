@@ -195,8 +195,8 @@ impl Scheduler {
                 // What the model thinks of the prompt is the same for every choice.
                 let scores_prompt = choice == 0 && scores_prompt(request);
                 let scored = if scores_prompt { prompt.ids.len() } else { 0 };
-                // No lane needs more credit than the tokens that it will carry.
-                let credit = CREDIT.min(max_tokens.saturating_add(scored + 1));
+                // No lane needs more credit than the tokens that it will carry, and a place for its beginning.
+                let credit = CREDIT.min(max_tokens.saturating_add(scored + 2));
                 let (sender, receiver) = lane(
                     credit,
                     Arc::clone(&self.abandoned),

@@ -172,7 +172,7 @@ async fn grpc_stream_says_where_nobody_answers() {
 /// Starts the custom runner on free ports: the example, and the addresses of its doors.
 async fn echo() -> (Running, String, String) {
     let free = "127.0.0.1:0";
-    let program = example("custom_runner").args(["--http", free, "--grpc", free]);
+    let program = example("custom_runner").args(["--http-listen", free, "--grpc-listen", free]);
     let mut running = program.args(["--interval-ms", "1"]).start();
     let line = running.line().await;
     let urls: Vec<_> = line
@@ -248,7 +248,8 @@ async fn custom_runner_ends_a_request_at_max_tokens() {
 #[tokio::test]
 async fn custom_runner_says_which_address_is_taken() {
     let (_running, http, _) = echo().await;
-    let second = example("custom_runner").args(["--http", &http, "--grpc", "127.0.0.1:0"]);
+    let second =
+        example("custom_runner").args(["--http-listen", &http, "--grpc-listen", "127.0.0.1:0"]);
     let failure = second.run().await.failure();
     assert!(
         failure.contains(&format!("cannot listen on {http}")),

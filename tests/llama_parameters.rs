@@ -251,3 +251,17 @@ const RENAMED: [(&str, &str); 3] = [
     ("disciplinary", "<fim-suffix>"),
     ("plementation", "<fim-middle>"),
 ];
+
+#[tokio::test]
+async fn a_prompt_of_a_single_token_is_scored_whatever_is_to_follow_it() {
+    for max_tokens in [0, 1, 2] {
+        let request = v1::CompletionRequest {
+            echo: true,
+            logprobs: Some(0),
+            ..greedy("a", max_tokens)
+        };
+        let completion = complete(request).await;
+        assert_eq!(completion.prompt.tokens.len(), 1);
+        assert_eq!(completion.usage().completion_tokens, max_tokens);
+    }
+}

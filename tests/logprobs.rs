@@ -140,11 +140,27 @@ async fn the_best_of_several_are_shown_and_all_are_counted() {
 async fn an_answer_in_one_piece_that_grows_too_large_is_refused_and_a_stream_is_not() {
     let server = server().await;
     let body = json!({"prompt": "a", "max_tokens": 200_000, "logprobs": 5});
-    let expected = refused(400, "invalid_value", Some("max_tokens"));
+    let expected = refused(400, "invalid_value", Some("stream"));
     assert_eq!(refusal(&server, completion(&body)).await, expected);
     let body = json!({"prompt": "a", "max_tokens": 200_000, "logprobs": 5, "stream": true});
     let (response, answer) = completion(&body).fetch(&server).await;
     assert_eq!((response.status, answer.lines().len()), (200, 200_000));
+}
+
+#[tokio::test]
+async fn an_echo_that_makes_a_small_request_a_large_answer_is_refused_as_a_stream_too() {
+    let server = server().await;
+    let prompt = "a ".repeat(28_400);
+    for stream in [false, true] {
+        let body = json!({"prompt": prompt, "echo": true, "logprobs": 0, "max_tokens": 0, "n": 128,
+            "stream": stream});
+        let expected = refused(400, "invalid_value", Some("echo"));
+        assert_eq!(refusal(&server, completion(&body)).await, expected);
+    }
+    let ids = vec![7; 900_000];
+    let body = json!({"prompt": ids, "echo": true, "max_tokens": 0, "n": 16});
+    let expected = refused(400, "invalid_value", Some("echo"));
+    assert_eq!(refusal(&server, completion(&body)).await, expected);
 }
 
 #[tokio::test]

@@ -71,7 +71,7 @@ async fn the_tokenizer_of_each_of_several_models_is_told() {
         ),
         (
             "/tokenizer_info?name=first",
-            refused(400, "invalid_value", Some("model")),
+            refused(400, "unknown_parameter", Some("name")),
         ),
     ] {
         assert_eq!(refusal(&server, get(path)).await, expected, "{path}");

@@ -118,7 +118,8 @@ pub(super) fn connect(
     };
     let (state, state_seen) = watch::channel(State::Unknown);
     let (models, models_seen) = watch::channel(Vec::new());
-    let follow = follow(endpoint.connect_lazy(), state, models);
+    let engine = (address.to_owned(), endpoint.connect_lazy());
+    let follow = follow(engine, state, models);
     tasks.spawn(stop.clone().run_until_cancelled_owned(follow));
     let channels = (0..CHANNELS).map(|_| channel()).collect();
     let health = Health {
@@ -160,7 +161,7 @@ pub(super) fn endpoint(address: &str) -> Result<Endpoint, String> {
 
 /// Keeps `health` and `models` true to what the engine says of itself, for ever.
 async fn follow(
-    channel: Channel,
+    (address, channel): (String, Channel),
     health: watch::Sender<State>,
     models: watch::Sender<Vec<v1::Model>>,
 ) {
@@ -182,11 +183,23 @@ async fn follow(
                 {
                     models.send_replace(listed.into_inner().models);
                 }
-                health.send_replace(state);
+                tell(&health, state, &address);
             }
         }
-        health.send_replace(State::Down);
+        tell(&health, State::Down, &address);
         sleep(RETRY).await;
+    }
+}
+
+/// Notes what an engine can do, and logs it where that has changed.
+fn tell(health: &watch::Sender<State>, state: State, engine: &str) {
+    if health.send_replace(state) == state {
+        return;
+    }
+    if state == State::Up {
+        tracing::info!(engine, "an engine is up");
+    } else {
+        tracing::warn!(engine, "an engine is down");
     }
 }
 

@@ -49,7 +49,7 @@ pub(super) fn negotiate(headers: &HeaderMap, default: StreamFormat) -> Result<St
     let mut entries = Vec::new();
     for value in headers.get_all(ACCEPT) {
         let value = value.to_str().map_err(|_| not_acceptable())?;
-        entries.extend(value.split(',').filter_map(parse));
+        entries.extend(split(value, ',').filter_map(parse));
     }
     if entries.is_empty() {
         return Ok(default);
@@ -87,10 +87,24 @@ struct Entry {
     quality: u16,
 }
 
+/// The parts of a header's value, but for separators within quotes.
+fn split(value: &str, separator: char) -> impl Iterator<Item = &str> {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    value.split(move |character| {
+        let escaped = std::mem::take(&mut is_escaped);
+        match character {
+            '"' if !escaped => is_quoted = !is_quoted,
+            '\\' if is_quoted && !escaped => is_escaped = true,
+            _ => {}
+        }
+        character == separator && !is_quoted
+    })
+}
+
 /// One entry; `None` for an empty one. A quality that is none counts as 1, as for every other
 /// parameter that we do not know.
 fn parse(entry: &str) -> Option<Entry> {
-    let mut parts = entry.split(';').map(str::trim);
+    let mut parts = split(entry, ';').map(str::trim);
     let name = parts
         .next()
         .filter(|name| !name.is_empty())?
@@ -185,6 +199,16 @@ mod tests {
             ("text/event-stream;q=0.1, text/*", StreamFormat::Sse),
         ] {
             assert_eq!(form(accept), Some(expected), "{accept}");
+        }
+    }
+
+    #[test]
+    fn a_separator_within_quotes_separates_nothing() {
+        for accept in [
+            "application/x-ndjson;profile=\"a,b\";q=0.1, text/event-stream;q=0.5",
+            "application/x-ndjson;profile=\"a;q=1\\\"b\";q=0.1, text/event-stream;q=0.5",
+        ] {
+            assert_eq!(form(accept), Some(StreamFormat::Sse), "{accept}");
         }
     }
 

@@ -170,6 +170,14 @@ impl Begun {
             let prompts = self.asked.messages.len();
             Echo::new(prompts, self.opened.choices() / prompts.max(1))
         });
+        if let (Some(echo), Some(top)) = (&echo, self.asked.shown.logprobs) {
+            let tokens = self.opened.first().prompt_tokens;
+            if let Err(error) = echo.check(tokens, top) {
+                counted.ended(Err(&error));
+                gateway.telemetry.refused(Door::Http, &error);
+                return Err(error.into());
+            }
+        }
         let Some((format, options)) = self.stream else {
             let answer = unary::collect(self.opened, &self.asked, echo, self.head).await;
             let answer = answer.map_err(|error| self.asked.names.client_error(error));

@@ -148,6 +148,11 @@ impl Fields {
     pub(super) fn whole<T: TryFrom<i128>>(&self, name: &str, value: &Value) -> Result<T, Error> {
         match value.as_number().and_then(whole_number) {
             Some(number) => T::try_from(number).map_err(|_| self.out_of_range(name)),
+            None if value.is_number() => {
+                let name = self.full_name(name);
+                let message = format!("{name} must be a whole number.");
+                Err(Error::new(ErrorKind::InvalidType, message).with_param(name))
+            }
             None => Err(self.wrong_type(name, "an integer", value)),
         }
     }

@@ -179,7 +179,7 @@ fn unsupported_field(asks_nothing: &str) -> RefOr<Schema> {
     ObjectBuilder::new()
         .schema_type(utoipa::openapi::schema::SchemaType::AnyValue)
         .description(Some(
-            "Not supported: it is taken only where it asks for nothing.",
+            "Not honoured: only these values are taken, which ask for nothing.",
         ))
         .enum_values(Some(values))
         .into()
@@ -213,7 +213,10 @@ fn kinds(path: &str) -> Vec<ErrorKind> {
         "/tokenize" | "/detokenize" => &[&OF_BODIES, &OF_MODELS],
         "/v1/models/{id}" => &[&OF_MODELS],
         "/v1/models" => &[&OF_MODELS[1..]],
-        "/tokenizer_info" => &[&OF_MODELS, &[ErrorKind::MissingParameter]],
+        "/tokenizer_info" => &[
+            &OF_MODELS,
+            &[ErrorKind::MissingParameter, ErrorKind::UnknownParameter],
+        ],
         "/readyz" | "/health" => &[&OF_READINESS],
         _ => &[],
     };

@@ -123,6 +123,7 @@ fn code() -> RefOr<Schema> {
 pub(super) struct FieldNames {
     renamed: &'static [(&'static str, &'static str)],
     max_tokens: &'static str,
+    logprobs: &'static str,
 }
 
 impl FieldNames {
@@ -136,6 +137,7 @@ impl FieldNames {
         Self {
             renamed,
             max_tokens: "max_tokens",
+            logprobs: "logprobs",
         }
     }
 
@@ -155,11 +157,19 @@ impl FieldNames {
         }
     }
 
+    /// The client has not asked for log probabilities: the best candidates are chosen by them.
+    pub(super) fn with_best_of(self) -> Self {
+        Self {
+            logprobs: "best_of",
+            ..self
+        }
+    }
+
     /// The error with its field as the client knows it.
     pub(super) fn client_error(self, mut error: Error) -> Error {
         if let Some(param) = &mut error.param {
-            let limit = ("max_tokens", self.max_tokens);
-            let mut names = self.renamed.iter().chain([&limit]);
+            let own = [("max_tokens", self.max_tokens), ("logprobs", self.logprobs)];
+            let mut names = self.renamed.iter().chain(&own);
             if let Some((_, client_name)) = names.find(|(engine_name, _)| engine_name == param) {
                 (*client_name).clone_into(param);
             }
@@ -198,6 +208,7 @@ mod tests {
                 "max_tokens",
                 "max_completion_tokens",
             ),
+            (completions.with_best_of(), "logprobs", "best_of"),
             (FieldNames::TOKENIZE, "text", "prompt"),
             (FieldNames::TOKENIZE, "chat", "messages"),
             (FieldNames::DETOKENIZE, "token_ids", "tokens"),

@@ -153,8 +153,9 @@ impl TokenBody {
                     self.lines.begun(started.prompt_tokens);
                 }
                 Poll::Ready(Ok(MergedEvent::Prompt(prompt, part))) => {
-                    if let Some(echo) = &mut self.echo {
-                        echo.take(prompt, part);
+                    let taken = self.echo.as_mut().map(|echo| echo.take(prompt, part));
+                    if let Some(Err(error)) = taken {
+                        self.fail(&error);
                     }
                 }
                 Poll::Ready(Ok(MergedEvent::Tokens(tokens))) => {

@@ -1,10 +1,11 @@
 //! `POST /tokenize`, `POST /detokenize` and `GET /tokenizer_info`.
 
+use std::collections::BTreeMap;
+
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, Request, State};
 use axum::response::Response;
 use bytes::Bytes;
-use serde::Deserialize;
 use tokio::time::timeout_at;
 
 use super::Gateway;
@@ -13,7 +14,7 @@ use super::body::tokenize::{DetokenizeBody, TokenizeBody};
 use super::incoming::Incoming;
 use super::opened::{deadline_exceeded, stopped};
 use super::refusal::{FieldNames, Refusal};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::telemetry::Door;
 
 /// Turns text, or a conversation, into token ids.
@@ -64,14 +65,6 @@ pub(super) async fn detokenize(
     counted(gateway, request, FieldNames::DETOKENIZE, detokenized).await
 }
 
-/// Whose tokenizer.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct OfModel {
-    #[serde(default)]
-    model: String,
-}
-
 /// Describes a model's tokenizer.
 #[utoipa::path(
     get,
@@ -86,12 +79,21 @@ pub(super) struct OfModel {
 )]
 pub(super) async fn info(
     State(gateway): State<Gateway>,
-    of: Result<Query<OfModel>, QueryRejection>,
+    of: Result<Query<BTreeMap<String, String>>, QueryRejection>,
 ) -> Result<Response, Refusal> {
-    let Ok(Query(OfModel { model })) = of else {
-        let message = "The query may hold one name of a model, as model=…, and nothing else.";
-        return Err(Error::invalid_value("model", message).into());
-    };
+    let Query(mut of) = of.map_err(|error| {
+        tracing::debug!(%error, "a query could not be read");
+        Error::invalid_value(
+            "model",
+            "The query may hold one name of a model, as model=….",
+        )
+    })?;
+    let model = of.remove("model").unwrap_or_default();
+    if let Some(name) = of.into_keys().next() {
+        let message = format!("The field '{name}' is unknown.");
+        let error = Error::new(ErrorKind::UnknownParameter, message);
+        return Err(error.with_param(name).into());
+    }
     let model = gateway.cluster.get_model(&model).await?;
     Ok(answer::json(&TokenizerInfo::from(model)))
 }

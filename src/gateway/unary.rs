@@ -10,16 +10,10 @@ use super::echo::{Echo, Prompt};
 use super::lines::Head;
 use super::logprobs::{ChatLogprobs, CompletionLogprobs, characters};
 use super::opened::{MergedEvent, Opened};
+use super::size;
 use crate::error::Error;
 use crate::proto::v1;
 use crate::tokens::TextToken;
-
-/// What one answer may hold, in bytes, about: it is kept until its last token has come.
-const MAX_ANSWER: usize = 64 * 1024 * 1024;
-
-/// What the log probability of a token takes besides the token, and each of those beside it, about.
-const BYTES_OF_LOGPROB: usize = 256;
-const BYTES_OF_LIKELY: usize = 64;
 
 /// Collects the whole completion.
 ///
@@ -41,40 +35,28 @@ pub(super) async fn collect(
             MergedEvent::Started(_) => {}
             MergedEvent::Prompt(prompt, part) => {
                 if let Some(echo) = &mut echo {
-                    echo.take(prompt, part);
+                    echo.take(prompt, part)?;
                 }
             }
             MergedEvent::Tokens(tokens) => {
                 let at = usize::try_from(tokens.choice).expect("at most 128");
                 if let Some(prompt) = echo.as_mut().and_then(|echo| echo.begin(tokens.choice)) {
+                    held += prompt.size;
                     choices[at].begin(&prompt);
                 }
                 choices[at].take(&tokens);
-                held += size(&tokens);
-                if held > MAX_ANSWER {
-                    return Err(too_large());
-                }
+                held += size::of_tokens(&tokens.tokens);
+                size::check_piece(held)?;
             }
             MergedEvent::Ended(usage, _) => break usage,
         }
     };
-    Ok(answer(best(choices, asked), head, usage))
-}
-
-/// What an answer takes for these tokens.
-fn size(tokens: &v1::Tokens) -> usize {
-    let logprobs = tokens.tokens.iter().filter_map(|token| token.logprobs);
-    let of_logprobs = logprobs.map(|it| BYTES_OF_LOGPROB + it.top.len() * BYTES_OF_LIKELY);
-    tokens.tokens.text().len() + of_logprobs.sum::<usize>()
-}
-
-fn too_large() -> Error {
-    let message = format!(
-        "The answer has grown past {} MiB, the most that is sent in one piece. Ask for stream: true, or \
-         for fewer tokens, choices or logprobs.",
-        MAX_ANSWER / 1024 / 1024
-    );
-    Error::invalid_value("max_tokens", message)
+    let choices = best(choices, asked);
+    if held < size::LARGE {
+        return Ok(answer(choices, head, usage));
+    }
+    let written = tokio::task::spawn_blocking(move || answer(choices, head, usage));
+    written.await.map_err(|_| Error::internal())
 }
 
 /// A choice as far as it has come.

@@ -32,18 +32,22 @@ pub(super) fn completion_request(
     check(
         "max_tokens",
         message.max_tokens != Some(0) || message.echo,
-        "at least 1, or 0 with echo",
+        "be at least 1, or 0 with echo",
     )?;
-    check("n", (1..=MAX_CHOICES).contains(&choices), "from 1 to 128")?;
+    check(
+        "n",
+        (1..=MAX_CHOICES).contains(&choices),
+        "be from 1 to 128",
+    )?;
     check(
         "logprobs",
         message.logprobs.is_none_or(|top| top <= MAX_LOGPROBS),
-        "from 0 to 20",
+        "be from 0 to 20",
     )?;
     check(
         "user",
         message.user.len() <= MAX_USER_BYTES,
-        "at most 512 bytes",
+        "be at most 512 bytes",
     )?;
     Ok(CompletionRequest {
         id,
@@ -76,18 +80,18 @@ fn stopping(message: &mut v1::CompletionRequest) -> Result<Stopping, Error> {
     check(
         "stop",
         strings.len() <= MAX_STOP_STRINGS,
-        "at most 16 strings",
+        "have at most 16 strings",
     )?;
     let fits = |stop: &String| (1..=MAX_STOP_BYTES).contains(&stop.len());
     check(
         "stop",
         strings.iter().all(fits),
-        "strings of 1 to 1024 bytes",
+        "be strings of 1 to 1024 bytes",
     )?;
     check(
         "stop_token_ids",
         ids.len() <= MAX_STOP_TOKENS,
-        "at most 128 ids",
+        "have at most 128 ids",
     )?;
     Ok(Stopping {
         strings,
@@ -106,12 +110,12 @@ fn logit_bias(message: &v1::CompletionRequest) -> Result<Arc<[(TokenId, f32)]>, 
     check(
         "logit_bias",
         bias.len() <= MAX_LOGIT_BIASES,
-        "at most 1024 tokens",
+        "have at most 1024 tokens",
     )?;
     check(
         "logit_bias",
         bias.values().all(|bias| (-100.0..=100.0).contains(bias)),
-        "from -100 to 100 for each token",
+        "be from -100 to 100 for each token",
     )?;
     let mut bias: Vec<_> = bias.iter().map(|(id, bias)| (*id, *bias)).collect();
     bias.sort_unstable_by_key(|(id, _)| *id);
@@ -136,7 +140,7 @@ fn input(input: Option<ProtoInput>, suffix: Option<String>) -> Result<Input, Err
         .with_param("prompt")),
         Some(ProtoInput::Prompt(text)) => Ok(Input::Text(text)),
         Some(ProtoInput::PromptTokenIds(v1::TokenIds { ids })) => {
-            check("prompt_token_ids", !ids.is_empty(), "at least one id")?;
+            check("prompt_token_ids", !ids.is_empty(), "have at least one id")?;
             Ok(Input::TokenIds(ids))
         }
         Some(ProtoInput::Chat(chat)) => chat_messages(chat).map(Input::Chat),
@@ -145,12 +149,16 @@ fn input(input: Option<ProtoInput>, suffix: Option<String>) -> Result<Input, Err
 
 /// A conversation's messages.
 pub(super) fn chat_messages(chat: v1::Chat) -> Result<Vec<ChatMessage>, Error> {
-    check("chat", !chat.messages.is_empty(), "at least one message")?;
+    check(
+        "chat",
+        !chat.messages.is_empty(),
+        "have at least one message",
+    )?;
     let has_role = |message: &v1::ChatMessage| !message.role.is_empty();
     check(
         "chat",
         chat.messages.iter().all(has_role),
-        "messages that each have a role",
+        "have a role in each message",
     )?;
     let message = |message: v1::ChatMessage| ChatMessage {
         role: message.role,
@@ -163,7 +171,7 @@ pub(super) fn chat_messages(chat: v1::Chat) -> Result<Vec<ChatMessage>, Error> {
 fn sampling(message: &v1::CompletionRequest) -> Result<Sampling, Error> {
     let default = Sampling::default();
     let top_k = message.top_k.unwrap_or(0);
-    check("top_k", top_k >= -1, "at least 1, or 0 or -1 for all")?;
+    check("top_k", top_k >= -1, "be at least 1, or 0 or -1 for all")?;
     let sampling = Sampling {
         temperature: message.temperature.unwrap_or(default.temperature),
         top_p: message.top_p.unwrap_or(default.top_p),
@@ -183,22 +191,30 @@ fn sampling(message: &v1::CompletionRequest) -> Result<Sampling, Error> {
     check(
         "temperature",
         in_range(sampling.temperature, 0.0, 2.0),
-        "from 0 to 2",
+        "be from 0 to 2",
     )?;
-    check("top_p", in_range(sampling.top_p, 0.0, 1.0), "from 0 to 1")?;
-    check("min_p", in_range(sampling.min_p, 0.0, 1.0), "from 0 to 1")?;
+    check(
+        "top_p",
+        in_range(sampling.top_p, 0.0, 1.0),
+        "be from 0 to 1",
+    )?;
+    check(
+        "min_p",
+        in_range(sampling.min_p, 0.0, 1.0),
+        "be from 0 to 1",
+    )?;
     check(
         "presence_penalty",
         in_range(sampling.presence_penalty, -2.0, 2.0),
-        "from -2 to 2",
+        "be from -2 to 2",
     )?;
     check(
         "frequency_penalty",
         in_range(sampling.frequency_penalty, -2.0, 2.0),
-        "from -2 to 2",
+        "be from -2 to 2",
     )?;
     let repetition = above_zero(sampling.repetition_penalty, 2.0);
-    check("repetition_penalty", repetition, "above 0 and at most 2")?;
+    check("repetition_penalty", repetition, "be above 0 and at most 2")?;
     Ok(sampling)
 }
 
@@ -211,14 +227,11 @@ fn refuse_unsupported(message: &v1::CompletionRequest) -> Result<(), Error> {
     Err(Error::new(ErrorKind::UnsupportedParameter, text).with_param("resume"))
 }
 
-fn check(param: &str, holds: bool, range: &str) -> Result<(), Error> {
+fn check(param: &str, holds: bool, rule: &str) -> Result<(), Error> {
     if holds {
         Ok(())
     } else {
-        Err(Error::invalid_value(
-            param,
-            format!("{param} must be {range}."),
-        ))
+        Err(Error::invalid_value(param, format!("{param} must {rule}.")))
     }
 }
 

@@ -175,7 +175,8 @@ impl CatalogEntry {
         self.check_context(ids.len(), max_tokens, param)?;
         let min_tokens = request.stopping.tokens.min_tokens;
         if min_tokens > max_tokens {
-            let message = format!("min_tokens must be at most max_tokens, which is {max_tokens}.");
+            let message =
+                format!("min_tokens must be at most the limit of tokens, which is {max_tokens}.");
             return Err(Error::invalid_value("min_tokens", message));
         }
         self.check_ids(request)?;
@@ -235,8 +236,9 @@ impl CatalogEntry {
             "This model's context is {context} tokens; the prompt has {prompt_tokens}, which leaves no \
              room for {max_tokens} more."
         );
+        // A shorter prompt would not help, or a shorter completion would.
         let is_alone_too_much = u64::from(max_tokens) >= context;
-        let param = if is_alone_too_much {
+        let param = if is_alone_too_much && prompt_tokens < context {
             "max_tokens"
         } else {
             param

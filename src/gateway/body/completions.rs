@@ -9,18 +9,12 @@ use crate::error::{Error, ErrorKind};
 use crate::gateway::BODY_LIMIT;
 use crate::gateway::fields::{Fields, kind_of};
 use crate::gateway::refusal::FieldNames;
+use crate::gateway::size;
 use crate::proto::v1;
 use crate::proto::v1::completion_request::Input;
 
 /// The most of the likeliest tokens that a completion shows at each position, as with OpenAI.
 const MAX_LOGPROBS: u32 = 5;
-
-/// What the repeated prompts of an answer may take, in bytes, about.
-const MAX_ECHO: usize = 64 * 1024 * 1024;
-
-/// What a token takes as text, and each log probability in JSON, about.
-const BYTES_OF_TOKEN: usize = 4;
-const BYTES_OF_LOGPROB: usize = 32;
 
 /// The most candidates of which the best are shown, as with OpenAI.
 const MAX_BEST_OF: u32 = 20;
@@ -39,8 +33,9 @@ pub(in crate::gateway) struct CompletionsBody {
     #[schema(default = 16)]
     max_tokens: Option<u32>,
     /// How many candidates to generate for each prompt, of which the `n` with the highest log probability per
-    /// token are shown. At least `n`; more than `n` only without `stream`. The usage counts all of them.
-    #[schema(minimum = 1, maximum = 20)]
+    /// token are shown. At least `n`, and at most 20 where it is more than `n`; more than `n` only without
+    /// `stream`. Prompts times candidates are at most 128. The usage counts all of them.
+    #[schema(minimum = 1, maximum = 128)]
     best_of: Option<u32>,
     /// Shows each token's log probability, and those of this many of the likeliest tokens at its position.
     #[schema(maximum = 5)]
@@ -92,7 +87,7 @@ impl CompletionsBody {
         check_choices(prompts, candidates, if is_ranked { "best_of" } else { "n" })?;
         check_suffix(self.suffix.as_deref(), prompts)?;
         if self.echo.unwrap_or(false) {
-            check_echo(&self.prompt, n, self.logprobs)?;
+            check_echo(&self.prompt, candidates, self.logprobs)?;
         }
         let message = v1::CompletionRequest {
             suffix: self.suffix,
@@ -111,7 +106,11 @@ impl CompletionsBody {
                 logprobs: self.logprobs,
             },
             stream,
-            names: FieldNames::of(Route::Completions),
+            names: if self.logprobs.is_none() && is_ranked {
+                FieldNames::of(Route::Completions).with_best_of()
+            } else {
+                FieldNames::of(Route::Completions)
+            },
         })
     }
 }
@@ -140,26 +139,18 @@ fn check_suffix(suffix: Option<&str>, prompts: usize) -> Result<(), Error> {
 }
 
 /// Each choice repeats its prompt, and tells the log probabilities of each of its tokens: an answer must
-/// not be larger by far than what was asked.
+/// not be larger by far than what was asked. Here what is certain is looked at; how many tokens a text has, the
+/// engine says.
 fn check_echo(prompts: &[Input], choices: u32, logprobs: Option<u32>) -> Result<(), Error> {
-    let logprobs = logprobs.map_or(0, |top| top + 1);
-    let size = |prompt: &Input| {
-        let (bytes, tokens) = match prompt {
-            Input::Prompt(text) => (text.len(), text.len() / BYTES_OF_TOKEN),
-            Input::PromptTokenIds(ids) => (ids.ids.len() * BYTES_OF_TOKEN, ids.ids.len()),
-            Input::Chat(_) => (0, 0),
-        };
-        let logprobs = usize::try_from(logprobs).unwrap_or(usize::MAX);
-        bytes.saturating_add(tokens.saturating_mul(logprobs * BYTES_OF_LOGPROB))
+    let top = logprobs.map(|top| usize::try_from(top).unwrap_or(usize::MAX));
+    let size = |prompt: &Input| match prompt {
+        Input::Prompt(text) => size::of_text(text),
+        Input::PromptTokenIds(ids) => top.map_or(0, |top| size::of_logprobs(ids.ids.len(), top)),
+        Input::Chat(_) => 0,
     };
     let of_all = prompts.iter().map(size).sum::<usize>();
     let choices = usize::try_from(choices).unwrap_or(usize::MAX);
-    if of_all.saturating_mul(choices) <= MAX_ECHO {
-        return Ok(());
-    }
-    let message = "The answer would be too long: each choice repeats the prompt, with logprobs those of \
-                   each of its tokens. Ask for fewer choices, fewer logprobs or a shorter prompt.";
-    Err(Error::invalid_value("echo", message))
+    size::check_echo(of_all.saturating_mul(choices))
 }
 
 /// The prompts, in any of OpenAI's four forms.

@@ -41,6 +41,8 @@ impl Message {
         ("function_call", "[]"),
         ("audio", "[]"),
         ("refusal", "[]"),
+        // Answers of OpenAI's have it, and clients send them back.
+        ("annotations", "[[]]"),
     ];
 
     /// A field that holds messages.

@@ -73,9 +73,16 @@ impl Running {
         if room == 0 {
             0
         } else if self.is_scoring() {
-            // Each row tells of the token behind it, and the first of the prompt's first token too.
-            let first = usize::from(self.taken == 0);
-            self.pending().min(room.saturating_sub(first))
+            // The first row tells of the prompt's first token too; each, of the prompt's token behind it; and the
+            // last may be followed by a token of the completion.
+            let room = room.saturating_sub(usize::from(self.taken == 0));
+            let behind = self.prompt_len - self.taken - 1;
+            let all = self.pending();
+            if behind + usize::from(self.samples_after(all)) <= room {
+                all
+            } else {
+                room.min(behind)
+            }
         } else {
             self.pending()
         }

@@ -141,6 +141,17 @@ fn what_a_message_may_not_hold_is_refused_with_its_place() {
 }
 
 #[test]
+fn a_message_that_openai_has_answered_with_can_be_sent_back() {
+    let answered = json!({
+        "role": "assistant", "content": "a", "refusal": null, "annotations": [], "tool_calls": [],
+        "audio": null, "function_call": null,
+    });
+    let user = json!({"role": "user", "content": "b"});
+    let body = json!({"messages": [user, answered, user]});
+    assert!(ChatBody::parse(body.to_string().as_bytes()).is_ok());
+}
+
+#[test]
 fn what_a_chat_may_not_ask_for_is_refused_with_its_field() {
     for (code, param, value) in [
         ("invalid_type", "messages", json!("a")),
