@@ -11,7 +11,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     compiler
         .include_imports(true)
         .include_source_info(true)
-        .open_file("tokenway/v1/inference.proto")?;
+        .open_file("tokenway/v1/inference.proto")?
+        .open_file("tokenway/worker/v1/worker.proto")?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(
         out.join("tokenway_descriptors.bin"),

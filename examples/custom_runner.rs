@@ -34,7 +34,9 @@ use tokenway::runner::{
     Beginning, LoadError, Loaded, Loader, Model, ModelError, ModelFacts, Next, Resumption, Room,
     Runner, Sequence, Slot, Step, StepError, Token, TokenBytes, monotonic_ns,
 };
-use tokenway::server::{Drain, EngineParts, HttpDoor, ModelParts, Server, ServerParts, Source};
+use tokenway::server::{
+    Drain, EngineParts, HttpDoor, Isolation, ModelParts, Server, ServerParts, Source, WorkerParts,
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The token that ends a sequence: the control character 'end of transmission'.
@@ -87,6 +89,7 @@ fn parts(args: Args) -> ServerParts {
         }),
         aliases: Vec::new(),
         workers: 1,
+        isolation: Isolation::Thread,
         slots: 8,
         queue_depth: 1024,
         slow_reader_timeout: Duration::from_secs(10),
@@ -94,6 +97,7 @@ fn parts(args: Args) -> ServerParts {
     ServerParts {
         source: Source::Engine(EngineParts {
             models: vec![model],
+            workers: WorkerParts::default(),
         }),
         http: Some(HttpDoor {
             listen: args.http_listen,
@@ -125,6 +129,7 @@ impl Loader for EchoLoader {
                     name: "echo".to_owned(),
                     context_length: 4096,
                     max_prompt_bytes: 16 * 1024,
+                    vocabulary_size: u32::from(char::MAX) + 1,
                     // The same prompt always has the same tokens.
                     resumption: Resumption::Exact,
                     // Its answer does not depend on how to sample, so a request that cares is refused.
@@ -160,8 +165,11 @@ impl Model for EchoModel {
         Ok(text.chars().map(TokenId::from).collect())
     }
 
-    fn token_bytes(&self, id: TokenId) -> Option<TokenBytes> {
-        bytes_of(id)
+    fn pieces(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
+        let no_character =
+            |id: &TokenId| ModelError::Invalid(format!("Token id {id} is no character."));
+        let piece = |id: &TokenId| bytes_of(*id).ok_or_else(|| no_character(id));
+        ids.iter().map(piece).collect()
     }
 
     fn render_chat(&self, _messages: &[ChatMessage]) -> Result<String, ModelError> {

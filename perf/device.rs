@@ -46,6 +46,7 @@ impl Device {
             slow_reader_timeout: DEADLINE,
             events: sender,
             telemetry: Telemetry::new(),
+            bell: None,
         })?;
         while let Some(event) = events.recv().await {
             if let WorkerEvent::Ready(_, life, _) = event {
@@ -76,6 +77,7 @@ impl Device {
                 caller: Caller::default(),
             },
             lane: sender,
+            is_suspect: false,
             deadline: Instant::now() + DEADLINE,
         };
         // What the worker does not take is dropped, and its lane closes.

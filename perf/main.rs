@@ -23,6 +23,8 @@ mod soak;
 mod stamp;
 mod stamps;
 mod streaming;
+mod survive;
+mod worker;
 
 /// Measures what a Tokenway server, or another of its kind, adds to the tokens of a stream.
 #[derive(Parser)]
@@ -38,8 +40,11 @@ enum Command {
     Overhead(overhead::Options),
     Compare(compare::Options),
     Soak(soak::Options),
+    Survive(survive::Options),
     #[command(hide = true)]
     Serve(serve::Options),
+    #[command(hide = true)]
+    Worker(Box<worker::Options>),
 }
 
 fn main() -> ExitCode {
@@ -49,6 +54,8 @@ fn main() -> ExitCode {
         Command::Overhead(options) => overhead::run(&options, &mut out, &mut err),
         Command::Compare(options) => compare::run(&options, &mut out, &mut err),
         Command::Soak(options) => soak::run(&options, &mut out, &mut err),
+        Command::Survive(options) => survive::run(&options, &mut out, &mut err),
         Command::Serve(options) => serve::run(&options, &mut out, &mut err),
+        Command::Worker(options) => worker::run(*options, &mut err),
     }
 }

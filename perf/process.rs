@@ -19,11 +19,22 @@ pub(crate) struct Usage {
 }
 
 impl Usage {
-    /// What the process has used up to now.
+    /// What the process has used up to now, with its children.
     ///
     /// # Errors
     /// When there is no such process.
     pub(crate) fn of(id: u32) -> io::Result<Self> {
+        let own = Self::of_one(id)?;
+        // A child may end while it is looked at.
+        let of_children = children(id)?.into_iter().filter_map(|id| Self::of(id).ok());
+        Ok(of_children.fold(own, |sum, child| Self {
+            cpu: sum.cpu + child.cpu,
+            device_cpu: sum.device_cpu + child.device_cpu,
+            rss_bytes: sum.rss_bytes + child.rss_bytes,
+        }))
+    }
+
+    fn of_one(id: u32) -> io::Result<Self> {
         let (mut cpu, mut device_cpu) = (Duration::ZERO, Duration::ZERO);
         for thread in fs::read_dir(format!("/proc/{id}/task"))? {
             let read = |file| fs::read_to_string(thread.as_ref().ok()?.path().join(file)).ok();
@@ -73,7 +84,25 @@ impl Holdings {
     }
 }
 
-fn rss_bytes(id: u32) -> io::Result<u64> {
+/// The processes that a process has started and that still run.
+///
+/// # Errors
+/// When there is no such process.
+pub(crate) fn children(id: u32) -> io::Result<Vec<u32>> {
+    let mut children = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{id}/task"))? {
+        let listed = fs::read_to_string(thread?.path().join("children"));
+        let listed = listed.unwrap_or_default();
+        children.extend(
+            listed
+                .split_whitespace()
+                .filter_map(|id| id.parse::<u32>().ok()),
+        );
+    }
+    Ok(children)
+}
+
+pub(crate) fn rss_bytes(id: u32) -> io::Result<u64> {
     let status = fs::read_to_string(format!("/proc/{id}/status"))?;
     resident(&status).ok_or_else(|| io::Error::other("the process's status has no VmRSS"))
 }

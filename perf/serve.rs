@@ -2,6 +2,7 @@
 //! It says where it listens on one line, and ends when its standard input closes, so that it never
 //! outlives the process that started it.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,8 +13,10 @@ use tokenway::gateway::StreamFormat;
 use tokenway::listen::{Address, Limits};
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::server::{
-    Drain, EngineParts, HttpDoor, ModelParts, Server, ServerParts, Source, StartError,
+    Drain, EngineParts, HttpDoor, Isolation, ModelParts, Server, ServerParts, Source, StartError,
+    WorkerParts,
 };
+use tokenway::worker::child::Program;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 
@@ -28,6 +31,8 @@ mod lines;
 pub(crate) enum Role {
     /// The product: both doors over an engine in the same process.
     Product,
+    /// The same, with its worker in a process of its own.
+    Isolated,
     /// The product's engine alone, behind its gRPC door.
     Engine,
     /// The product's HTTP door alone, in front of an engine.
@@ -95,8 +100,8 @@ pub(crate) fn run(options: &Options, out: &mut dyn Write, err: &mut dyn Write) -
 
 async fn serve(options: &Options, out: &mut dyn Write) -> Result<(), ServeError> {
     match options.role {
-        Role::Product | Role::Engine | Role::Gateway => {
-            let server = Server::start(parts(options)).await?;
+        Role::Product | Role::Isolated | Role::Engine | Role::Gateway => {
+            let server = Server::start(parts(options)?).await?;
             server.ready(|_| ()).await?;
             let http = server
                 .http_address()
@@ -132,7 +137,7 @@ async fn floor(role: Role, listener: TcpListener, device: Device) -> io::Result<
     match role {
         Role::Axum => bare::serve_axum(listener, device).await,
         Role::Tonic => bare::serve_tonic(listener, device).await,
-        Role::Tcp | Role::Product | Role::Engine | Role::Gateway => {
+        Role::Tcp | Role::Product | Role::Isolated | Role::Engine | Role::Gateway => {
             bare::serve_tcp(listener, device).await
         }
     }
@@ -143,15 +148,15 @@ async fn closed() {
     let _ = tokio::io::stdin().read(&mut [0]).await;
 }
 
-fn parts(options: &Options) -> ServerParts {
+fn parts(options: &Options) -> io::Result<ServerParts> {
     let has_http = options.role != Role::Engine;
     let has_grpc = options.role != Role::Gateway;
     let http = HttpDoor {
         listen: Address::Tcp("127.0.0.1:0".to_owned()),
         stream_format: StreamFormat::Ndjson,
     };
-    ServerParts {
-        source: source(options),
+    Ok(ServerParts {
+        source: source(options)?,
         http: has_http.then_some(http),
         grpc: has_grpc.then(|| options.grpc_listen.clone()),
         limits: Limits {
@@ -166,12 +171,12 @@ fn parts(options: &Options) -> ServerParts {
             grace: Duration::ZERO,
             timeout: Duration::ZERO,
         },
-    }
+    })
 }
 
-fn source(options: &Options) -> Source {
+fn source(options: &Options) -> io::Result<Source> {
     if options.role == Role::Gateway {
-        return Source::Remote(options.engine.iter().cloned().collect());
+        return Ok(Source::Remote(options.engine.iter().cloned().collect()));
     }
     let runner = TestRunnerOptions {
         interval: options.interval_ms,
@@ -182,11 +187,27 @@ fn source(options: &Options) -> Source {
         loader: Arc::new(TestRunnerLoader::new(runner)),
         aliases: Vec::new(),
         workers: 1,
+        isolation: isolation(options)?,
         slots: options.slots,
         queue_depth: options.queue,
         slow_reader_timeout: options.patience_ms,
     };
-    Source::Engine(EngineParts {
+    Ok(Source::Engine(EngineParts {
         models: vec![model],
-    })
+        workers: WorkerParts::default(),
+    }))
+}
+
+/// This program as its own worker, where that is to be a process.
+fn isolation(options: &Options) -> io::Result<Isolation> {
+    if options.role != Role::Isolated {
+        return Ok(Isolation::Thread);
+    }
+    let interval_ms = (options.interval_ms.as_secs_f64() * 1e3).to_string();
+    let slots = options.slots.to_string();
+    let arguments = ["worker", "--interval-ms", &interval_ms, "--slots", &slots];
+    Ok(Isolation::Process(Program {
+        path: std::env::current_exe()?,
+        arguments: arguments.map(OsString::from).to_vec(),
+    }))
 }

@@ -17,11 +17,15 @@ use crate::server::{Drain, HttpDoor, ServerParts, Source};
 mod engine;
 mod file;
 mod model;
+mod runner;
 mod values;
 mod variable;
+mod worker;
 
 use engine::EngineSettings;
 use values::{EngineAddress, Seconds};
+use worker::WorkerCommand;
+pub use worker::WorkerTask;
 
 /// Streams the tokens of a large language model over gRPC and over OpenAI's HTTP.
 #[derive(Parser)]
@@ -42,6 +46,8 @@ enum Command {
     /// Serve the HTTP door alone, in front of engines elsewhere
     #[command(override_usage = "tokenway gateway --engine <ADDRESS> [OPTIONS]")]
     Gateway(Box<GatewayCommand>),
+    /// Run a model for an engine in another process: dial its worker socket
+    Worker(Box<WorkerCommand>),
     /// Stream a completion from a running server to this terminal
     Complete(ClientOptions),
 }
@@ -159,6 +165,8 @@ struct ServerSettings {
 pub enum Task {
     /// Serve.
     Serve(Box<ServerParts>),
+    /// Run a model for an engine elsewhere.
+    Work(Box<WorkerTask>),
     /// Ask a running server.
     Complete(ClientOptions),
 }
@@ -195,6 +203,7 @@ pub fn read(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<T
     let given = matches.subcommand().map_or(&matches, |(_, given)| given);
     let parts = match command.unwrap_or(Command::Serve(Box::new(serve))) {
         Command::Complete(options) => return Ok(Task::Complete(options)),
+        Command::Worker(worker) => return Ok(Task::Work(Box::new(worker.task()?))),
         Command::Serve(serve) => serve.parts(given)?,
         Command::Engine(engine) => engine.parts(given)?,
         Command::Gateway(gateway) => gateway.parts()?,

@@ -86,7 +86,7 @@ impl Service {
             seed: request.seed.cast_signed(),
         };
         let engine = self.telemetry.stage_times(lane, Stage::Engine);
-        let completion = Completion::new(admitted, &request.stopping, engine);
+        let completion = Completion::new(admitted, &request.stopping, engine)?;
         let entered = self.door.map(|door| Entered {
             counted: self.telemetry.request_admitted(door),
             clock: DoorClock::new(&self.telemetry, lane, flush),

@@ -22,9 +22,11 @@ mod address;
 mod connection;
 mod io;
 mod stalled;
+mod tls;
 mod upload;
 
 pub use address::{Address, InvalidAddress, Listener};
+pub use tls::{MutualTls, TlsError, TlsFiles};
 pub use upload::RequestBody;
 
 /// Which protocols a door speaks.
@@ -32,6 +34,8 @@ pub use upload::RequestBody;
 pub enum Protocol {
     /// HTTP/2 only.
     Grpc,
+    /// HTTP/2 only, with room for the tokens of many streams in one.
+    Worker,
     /// HTTP/1.1, and HTTP/2 with prior knowledge.
     Http,
 }
@@ -110,6 +114,8 @@ pub struct DoorSettings {
     pub limits: Limits,
     /// Where it counts its connections.
     pub telemetry: Telemetry,
+    /// What peers have to show, and are shown; `None` where nothing is encrypted.
+    pub tls: Option<MutualTls>,
 }
 
 /// Serves a door until it is told to stop, and every connection has closed.

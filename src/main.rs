@@ -6,8 +6,10 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use tokenway::client::{self, ClientOptions};
-use tokenway::config::{self, ConfigError, Task};
+use tokenway::config::{self, ConfigError, Task, WorkerTask};
 use tokenway::server::{ServerParts, run};
+use tokenway::worker;
+use tokio::runtime::Builder;
 use tracing_subscriber::EnvFilter;
 
 /// What a shell is told of settings that cannot be used.
@@ -24,12 +26,18 @@ fn main() -> ExitCode {
         Err(ConfigError::CommandLine(error)) => error.exit(),
         Err(error) => return failed(&error, USAGE),
     };
-    let runtime = match tokio::runtime::Runtime::new() {
+    let mut builder = match &task {
+        // A worker's device has a thread of its own, and beside it there is one connection.
+        Task::Work(_) => Builder::new_current_thread(),
+        Task::Serve(_) | Task::Complete(_) => Builder::new_multi_thread(),
+    };
+    let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error, 1),
     };
     match task {
         Task::Serve(parts) => runtime.block_on(serve(*parts)),
+        Task::Work(worker) => runtime.block_on(work(*worker)),
         Task::Complete(options) => runtime.block_on(complete(&options)),
     }
 }
@@ -39,6 +47,16 @@ async fn serve(parts: ServerParts) -> ExitCode {
         return failed(&*error, USAGE);
     }
     match run::until_signalled(parts, &mut io::stdout()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error, 1),
+    }
+}
+
+async fn work(worker: WorkerTask) -> ExitCode {
+    if let Err(error) = log_to_stderr() {
+        return failed(&*error, USAGE);
+    }
+    match worker::attach::until_signalled(worker.parts, worker.stopping).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error, 1),
     }

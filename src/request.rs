@@ -65,6 +65,8 @@ pub struct CompletionRequest {
     /// Whether the prompt is told before the completion, with its log probabilities where they are asked
     /// for.
     pub echo: bool,
+    /// What the client already has of each choice, from the first choice on; generation goes on behind it.
+    pub resume: Vec<Vec<TokenId>>,
     /// Seeds the sampling.
     pub seed: u64,
     /// Lower goes first.

@@ -67,14 +67,23 @@ pub trait Model: Send + Sync {
         Err(ModelError::Invalid(message.to_owned()))
     }
 
-    /// The bytes of a token, or `None` for an id outside the vocabulary.
-    fn token_bytes(&self, id: TokenId) -> Option<TokenBytes>;
+    /// The bytes of tokens, each of which is in the vocabulary: below [`ModelFacts::vocabulary_size`].
+    ///
+    /// # Errors
+    /// When they cannot be told.
+    fn pieces(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError>;
 
     /// Renders messages into a prompt by the model's chat template.
     ///
     /// # Errors
     /// When the model has no template, or its template refuses the messages.
     fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, ModelError>;
+
+    /// Whether a short input is answered in microseconds. Where it is not, the model is always asked on a
+    /// thread that may wait.
+    fn is_quick(&self) -> bool {
+        true
+    }
 }
 
 /// What a model is and can.
@@ -86,6 +95,8 @@ pub struct ModelFacts {
     pub context_length: u32,
     /// The longest prompt that is tokenized at all, in bytes.
     pub max_prompt_bytes: usize,
+    /// Every id below this is a token.
+    pub vocabulary_size: u32,
     /// How well a sequence goes on elsewhere after its device was lost.
     pub resumption: Resumption,
     /// What the runner cannot honour: a request that needs any of it is refused.
@@ -273,6 +284,9 @@ pub enum ModelError {
     /// The model is at fault.
     #[error("{0}")]
     Failed(String),
+    /// Nobody is there who could say.
+    #[error("{0}")]
+    Unavailable(String),
 }
 
 /// Why a device can no longer be used. Operators read it.

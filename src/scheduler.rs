@@ -4,29 +4,32 @@
 //! never pass through here. It must not know protocols.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use metrics::Counter;
+use metrics::{Counter, Histogram};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, ErrorKind};
 use crate::request::{CompletionRequest, Parameter};
-use crate::runner::Sequence;
+use crate::runner::{Resumption, Sequence};
 use crate::telemetry::Telemetry;
 use crate::worker::lane::{LaneReceiver, lane};
-use crate::worker::{Assignment, WorkerEvent, WorkerHandle};
+use crate::worker::{Assignment, WorkerEvent, WorkerHandle, WorkerId};
 
 mod catalog;
 pub mod plan;
 mod readiness;
+mod resumer;
 mod task;
 #[cfg(test)]
 mod tests;
 
 use catalog::Prompt;
-pub use catalog::{Catalog, CatalogEntry};
+pub use catalog::{Catalog, CatalogEntry, Held};
 pub use readiness::Readiness;
+pub use resumer::{Lost, Resumer, Resuming, worker_lost};
 
 /// How far a sequence may run ahead of its reader, in tokens.
 const CREDIT: usize = 256;
@@ -38,14 +41,45 @@ const MAILBOX: usize = 1024;
 pub struct Parts {
     /// The models, in the order in which they are listed.
     pub catalog: Catalog,
-    /// The workers by their ids, each with its model's place in the catalog and its number of slots.
-    pub workers: Vec<(WorkerHandle, usize, usize)>,
+    /// The engine's own workers.
+    pub workers: Vec<OwnWorker>,
     /// What the workers tell.
     pub events: mpsc::Receiver<WorkerEvent>,
     /// For each model, the most requests that may wait for a first slot.
     pub queue_depths: Vec<usize>,
+    /// How far a choice is followed whose workers are lost.
+    pub resumption: ResumptionLimits,
     /// What is counted into.
     pub telemetry: Telemetry,
+}
+
+/// How far a choice is followed whose workers are lost.
+#[derive(Clone, Copy, Debug)]
+pub struct ResumptionLimits {
+    /// How often in a row it goes on elsewhere without having made a token in between.
+    pub max_in_a_row: u32,
+    /// How long it waits each time for a worker that takes it.
+    pub patience: Duration,
+}
+
+impl Default for ResumptionLimits {
+    /// Twice, and for a minute.
+    fn default() -> Self {
+        Self {
+            max_in_a_row: 2,
+            patience: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A worker that belongs to an engine for as long as that runs.
+pub struct OwnWorker {
+    /// Its id.
+    pub worker: WorkerId,
+    /// Its model's place in the catalog.
+    pub model: usize,
+    /// Its handle; `None` until it has dialled in.
+    pub handle: Option<WorkerHandle>,
 }
 
 /// Takes requests. Clones speak to the same scheduler.
@@ -57,7 +91,11 @@ pub struct Scheduler {
     readiness: watch::Receiver<Readiness>,
     draining: CancellationToken,
     stopping: CancellationToken,
+    resumption: ResumptionLimits,
     tokens_wasted: Counter,
+    resumptions: Counter,
+    tokens_replayed: Counter,
+    gaps: Histogram,
 }
 
 /// A request that was admitted: it waits for its slots, or runs.
@@ -70,8 +108,14 @@ pub struct Admitted {
     pub echo: Option<String>,
     /// Whether the first choice's lane begins with the prompt's tokens.
     pub scores_prompt: bool,
+    /// What the client already has of each choice, from the first on.
+    pub resumed: Vec<Vec<Held>>,
     /// One lane for each choice. Dropping one cancels its choice.
     pub lanes: Vec<LaneReceiver>,
+    /// How its choices go on when their workers are lost; `None` where they cannot.
+    pub resumer: Option<Resumer>,
+    /// Where the seconds go that a choice has waited for its next token when its worker was lost.
+    pub gaps: Histogram,
     /// When the request arrived.
     pub arrived: Instant,
     /// When its client no longer waits.
@@ -82,9 +126,19 @@ pub struct Admitted {
 struct Submission {
     model: usize,
     priority: i32,
-    choices: Vec<Assignment>,
-    /// Told once whether the request is in the queue.
-    admitted: oneshot::Sender<Result<(), Error>>,
+    work: Work,
+}
+
+/// What is to be run.
+enum Work {
+    /// A request that came just now.
+    New {
+        choices: Vec<Assignment>,
+        /// Told once whether the request is in the queue.
+        admitted: oneshot::Sender<Result<(), Error>>,
+    },
+    /// A choice whose worker was lost.
+    Resumed(Box<Assignment>),
 }
 
 impl Scheduler {
@@ -100,7 +154,11 @@ impl Scheduler {
             readiness,
             draining: CancellationToken::new(),
             stopping: CancellationToken::new(),
+            resumption: parts.resumption,
             tokens_wasted: parts.telemetry.tokens_wasted.clone(),
+            resumptions: parts.telemetry.resumptions.clone(),
+            tokens_replayed: parts.telemetry.tokens_replayed.clone(),
+            gaps: parts.telemetry.resumption_gaps.clone(),
         };
         let stopping = scheduler.stopping.clone();
         let signals = task::Signals {
@@ -160,13 +218,22 @@ impl Scheduler {
             return Err(Error::new(ErrorKind::DeadlineExceeded, message));
         }
         let prompt_tokens = u32::try_from(prompt.ids.len()).expect("it fits into the context");
+        let resumer = match entry.model()?.facts().resumption {
+            Resumption::Exact | Resumption::Contiguous => Some(Resumer {
+                scheduler: self.clone(),
+                model,
+                priority: request.priority,
+                sequence: sequence(request, &prompt, 0),
+                deadline: request.deadline,
+            }),
+            Resumption::No => None,
+        };
         let (choices, lanes) = self.choices(request, &prompt);
         let (admitted, answer) = oneshot::channel();
         let submission = Submission {
             model,
             priority: request.priority,
-            choices,
-            admitted,
+            work: Work::New { choices, admitted },
         };
         self.submissions
             .send(submission)
@@ -177,8 +244,11 @@ impl Scheduler {
             model: Arc::clone(&entry.name),
             prompt_tokens,
             echo: prompt.text,
+            resumed: prompt.resumed,
             scores_prompt: scores_prompt(request),
             lanes,
+            resumer,
+            gaps: self.gaps.clone(),
             arrived: request.arrived,
             deadline: request.deadline,
         })
@@ -189,44 +259,58 @@ impl Scheduler {
         request: &CompletionRequest,
         prompt: &Prompt,
     ) -> (Vec<Assignment>, Vec<LaneReceiver>) {
-        let max_tokens = usize::try_from(prompt.max_tokens).unwrap_or(usize::MAX);
-        (0..request.choices)
-            .map(|choice| {
-                // What the model thinks of the prompt is the same for every choice.
-                let scores_prompt = choice == 0 && scores_prompt(request);
-                let scored = if scores_prompt { prompt.ids.len() } else { 0 };
-                // No lane needs more credit than the tokens that it will carry, and a place for its beginning.
-                let credit = CREDIT.min(max_tokens.saturating_add(scored + 2));
-                let (sender, receiver) = lane(
-                    credit,
-                    Arc::clone(&self.abandoned),
-                    self.tokens_wasted.clone(),
-                );
-                let sequence = Sequence {
-                    prompt: Arc::clone(&prompt.ids),
-                    delivered: Vec::new(),
-                    choice,
-                    seed: request.seed,
-                    max_tokens: prompt.max_tokens,
-                    sampling: request.sampling,
-                    logit_bias: Arc::clone(&request.logit_bias),
-                    stop_tokens: request.stopping.tokens.clone(),
-                    logprobs: request.logprobs,
-                    scores_prompt,
-                    stamps: request.stamps,
-                    caller: request.caller.clone(),
-                };
-                let deadline = request.deadline;
-                (
-                    Assignment {
-                        sequence,
-                        lane: sender,
-                        deadline,
-                    },
-                    receiver,
-                )
-            })
-            .unzip()
+        let choices = (0..request.choices).map(|choice| {
+            let mut sequence = sequence(request, prompt, choice);
+            let held = usize::try_from(choice)
+                .ok()
+                .and_then(|at| request.resume.get(at));
+            sequence.delivered = held.cloned().unwrap_or_default();
+            self.assignment(sequence, request.deadline)
+        });
+        choices.unzip()
+    }
+
+    /// A sequence with a lane for its tokens.
+    fn assignment(&self, sequence: Sequence, deadline: Instant) -> (Assignment, LaneReceiver) {
+        let max_tokens = usize::try_from(sequence.max_tokens).unwrap_or(usize::MAX);
+        let scored = if sequence.scores_prompt {
+            sequence.prompt.len()
+        } else {
+            0
+        };
+        // No lane needs more credit than the tokens that it will carry, and a place for its beginning.
+        let credit = CREDIT.min(max_tokens.saturating_add(scored + 2));
+        let (sender, receiver) = lane(
+            credit,
+            Arc::clone(&self.abandoned),
+            self.tokens_wasted.clone(),
+        );
+        let assignment = Assignment {
+            sequence,
+            lane: sender,
+            deadline,
+            is_suspect: false,
+        };
+        (assignment, receiver)
+    }
+}
+
+/// A choice of a request, as a device sees it.
+fn sequence(request: &CompletionRequest, prompt: &Prompt, choice: u32) -> Sequence {
+    Sequence {
+        prompt: Arc::clone(&prompt.ids),
+        delivered: Vec::new(),
+        choice,
+        seed: request.seed,
+        max_tokens: prompt.max_tokens,
+        sampling: request.sampling,
+        logit_bias: Arc::clone(&request.logit_bias),
+        stop_tokens: request.stopping.tokens.clone(),
+        logprobs: request.logprobs,
+        // What the model thinks of the prompt is the same for every choice.
+        scores_prompt: choice == 0 && scores_prompt(request),
+        stamps: request.stamps,
+        caller: request.caller.clone(),
     }
 }
 

@@ -8,16 +8,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
 
 use crate::cluster::Cluster;
 use crate::gateway::{self, Gateway, StreamFormat};
 use crate::grpc;
 use crate::listen::{
-    self, Address, DoorService, DoorSettings, Limits, Listener, Protocol, Shutdown,
+    self, Address, DoorService, DoorSettings, Limits, Listener, MutualTls, Protocol, Shutdown,
 };
 use crate::scheduler::Readiness;
 use crate::telemetry::{Door, Telemetry};
@@ -27,7 +29,7 @@ mod health;
 pub mod run;
 
 use engine::Engine;
-pub use engine::{EngineParts, ModelParts};
+pub use engine::{EngineParts, Isolation, ModelParts, WorkerParts};
 use health::Ready;
 
 /// How long the last answers may take to reach their clients once everything has ended.
@@ -97,6 +99,9 @@ pub enum StartError {
     /// A worker's thread cannot be started.
     #[error("cannot start a worker's thread: {0}")]
     Thread(io::Error),
+    /// A folder for the worker socket cannot be made.
+    #[error("cannot make a folder for the worker socket: {0}; --worker-listen chooses a place")]
+    WorkerSocket(io::Error),
     /// An engine's address is none.
     #[error("{0}")]
     Engine(String),
@@ -118,11 +123,15 @@ pub enum StartError {
 pub struct Server {
     http_address: Option<Address>,
     grpc_address: Option<Address>,
+    worker_address: Option<Address>,
+    /// Where the worker socket is that nobody has chosen a place for. It goes with the server.
+    _private: Option<TempDir>,
     telemetry: Telemetry,
     engine: Option<Engine>,
     readiness: Ready,
-    doors: TaskTracker,
-    shutdown: Shutdown,
+    doors: Doors,
+    /// Where workers dial in: it is open until the last of them has ended.
+    worker_door: Doors,
     /// What still runs then is ended with an error.
     stopping: CancellationToken,
     tasks: TaskTracker,
@@ -139,25 +148,40 @@ impl Server {
         let http_listen = parts.http.as_ref().map(|door| &door.listen);
         let http = bind("http-listen", http_listen).await?;
         let grpc = bind("grpc-listen", parts.grpc.as_ref()).await?;
+        let (worker_socket, private) = worker_socket(&parts.source)?;
+        let workers = bind("worker-listen", worker_socket.as_ref()).await?;
+        let worker_address = workers.as_ref().map(|listener| listener.address().clone());
         let (telemetry, tasks) = (Telemetry::new(), TaskTracker::new());
-        let backend = Backend::start(&parts, &telemetry, &tasks)?;
+        let backend = Backend::start(&parts, worker_address.as_ref(), &telemetry, &tasks)?;
         let mut server = Self {
             http_address: None,
             grpc_address: None,
+            worker_address,
+            _private: private,
             telemetry,
             engine: backend.engine,
             readiness: backend.readiness,
-            doors: TaskTracker::new(),
-            shutdown: Shutdown::default(),
+            doors: Doors::default(),
+            worker_door: Doors::default(),
             stopping: CancellationToken::new(),
             tasks,
             drain: parts.drain,
         };
+        if let (Some(listener), Some(engine)) = (workers, &server.engine) {
+            let routes = Routes::new(engine.door.clone().into_server()).prepare();
+            let limits = &parts.limits;
+            let settings = DoorSettings {
+                tls: worker_tls(&parts.source),
+                ..server.settings(Door::Worker, Protocol::Worker, limits)
+            };
+            server.worker_door.open(listener, settings, routes);
+        }
         if let (Some(listener), Some(service)) = (grpc, backend.service) {
             server.grpc_address = Some(listener.address().clone());
-            let (ready, closing) = (server.readiness.clone(), server.shutdown.stop.clone());
+            let (ready, closing) = (server.readiness.clone(), server.doors.shutdown.stop.clone());
             let routes = health::routes(service, ready, &server.tasks, closing).await;
-            server.open(listener, Door::Grpc, Protocol::Grpc, &parts.limits, routes);
+            let settings = server.settings(Door::Grpc, Protocol::Grpc, &parts.limits);
+            server.doors.open(listener, settings, routes);
         }
         if let (Some(listener), Some(door)) = (http, parts.http) {
             server.http_address = Some(listener.address().clone());
@@ -171,7 +195,8 @@ impl Server {
                 stream_format: door.stream_format,
                 request_timeout: parts.request_timeout,
             });
-            server.open(listener, Door::Http, Protocol::Http, &parts.limits, router);
+            let settings = server.settings(Door::Http, Protocol::Http, &parts.limits);
+            server.doors.open(listener, settings, router);
         }
         Ok(server)
     }
@@ -186,6 +211,12 @@ impl Server {
     #[must_use]
     pub fn grpc_address(&self) -> Option<&Address> {
         self.grpc_address.as_ref()
+    }
+
+    /// Where workers dial in.
+    #[must_use]
+    pub fn worker_address(&self) -> Option<&Address> {
+        self.worker_address.as_ref()
     }
 
     /// What the server counts.
@@ -223,7 +254,6 @@ impl Server {
             engine.scheduler.drain();
         }
         sleep(self.drain.grace).await;
-        self.shutdown.stop.cancel();
         self.doors.close();
         if timeout(self.drain.timeout, self.doors.wait())
             .await
@@ -237,42 +267,70 @@ impl Server {
         }
         // What has been told of the end is still on its way to the clients.
         let _ = timeout(LAST_WORDS, self.doors.wait()).await;
-        self.shutdown.abort.cancel();
-        self.doors.wait().await;
+        self.doors.abort().await;
         self.readiness.set_stopped();
         if let Some(engine) = self.engine {
             engine.join(LAST_STEP).await;
         }
+        self.worker_door.close();
+        self.worker_door.abort().await;
         self.tasks.close();
         let _ = timeout(LAST_STEP, self.tasks.wait()).await;
     }
 
-    fn open<S, B>(
-        &self,
-        listener: Listener,
-        door: Door,
-        protocol: Protocol,
-        limits: &Limits,
-        service: S,
-    ) where
+    fn settings(&self, door: Door, protocol: Protocol, limits: &Limits) -> DoorSettings {
+        DoorSettings {
+            door,
+            protocol,
+            limits: limits.clone(),
+            telemetry: self.telemetry.clone(),
+            tls: None,
+        }
+    }
+}
+
+fn worker_tls(source: &Source) -> Option<MutualTls> {
+    match source {
+        Source::Engine(engine) => engine.workers.tls.clone(),
+        Source::Remote(_) => None,
+    }
+}
+
+/// Doors that are opened and closed together.
+#[derive(Default)]
+struct Doors {
+    tasks: TaskTracker,
+    shutdown: Shutdown,
+}
+
+impl Doors {
+    fn open<S, B>(&self, listener: Listener, settings: DoorSettings, service: S)
+    where
         S: DoorService<B>,
         S::Future: Send + 'static,
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let telemetry = self.telemetry.clone();
-        let settings = DoorSettings {
-            door,
-            protocol,
-            limits: limits.clone(),
-            telemetry,
-        };
-        self.doors.spawn(listen::serve(
-            listener,
-            service,
-            settings,
-            self.shutdown.clone(),
-        ));
+        let shutdown = self.shutdown.clone();
+        self.tasks
+            .spawn(listen::serve(listener, service, settings, shutdown));
+    }
+
+    /// Takes no further requests.
+    fn close(&self) {
+        self.shutdown.stop.cancel();
+        self.tasks.close();
+    }
+
+    /// Waits until the last request has ended.
+    async fn wait(&self) {
+        self.tasks.wait().await;
+    }
+
+    /// Waits for nothing that is left.
+    async fn abort(&self) {
+        self.shutdown.abort.cancel();
+        self.tasks.wait().await;
     }
 }
 
@@ -291,6 +349,25 @@ async fn bind(
     })
 }
 
+/// Where the engine's workers are to dial in: where its settings say, or, where it starts processes of its own,
+/// in a folder that is made for it and that only its user may enter.
+fn worker_socket(source: &Source) -> Result<(Option<Address>, Option<TempDir>), StartError> {
+    let Source::Engine(engine) = source else {
+        return Ok((None, None));
+    };
+    if let Some(address) = &engine.workers.listen {
+        return Ok((Some(address.clone()), None));
+    }
+    let is_process = |model: &ModelParts| model.isolation != Isolation::Thread;
+    if !engine.models.iter().any(is_process) {
+        return Ok((None, None));
+    }
+    let folder = tempfile::Builder::new().prefix("tokenway-").tempdir();
+    let folder = folder.map_err(StartError::WorkerSocket)?;
+    let address = Address::Unix(folder.path().join("workers.sock"));
+    Ok((Some(address), Some(folder)))
+}
+
 /// Where the doors' requests go.
 struct Backend {
     engine: Option<Engine>,
@@ -303,12 +380,14 @@ struct Backend {
 impl Backend {
     fn start(
         parts: &ServerParts,
+        worker_socket: Option<&Address>,
         telemetry: &Telemetry,
         tasks: &TaskTracker,
     ) -> Result<Self, StartError> {
         match &parts.source {
             Source::Engine(engine) => {
-                let engine = Engine::start(engine, telemetry, tasks).map_err(StartError::Thread)?;
+                let engine = Engine::start(engine, worker_socket, telemetry, tasks);
+                let engine = engine.map_err(StartError::Thread)?;
                 let scheduler = engine.scheduler.clone();
                 let readiness = Ready::of_engine(scheduler.readiness());
                 let service =

@@ -6,8 +6,12 @@
 
 use std::sync::Arc;
 
-use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder, SharedString, Unit};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use metrics::{
+    Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, SharedString, Unit,
+};
+use metrics_exporter_prometheus::{
+    Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
+};
 
 use self::latency::TokenLatency;
 use crate::error::{Error, ErrorKind};
@@ -27,6 +31,12 @@ const TOKENS_WASTED: &str = "tokenway_tokens_wasted_total";
 const CANCELLATIONS: &str = "tokenway_cancellations_total";
 const WORKERS_READY: &str = "tokenway_workers_ready";
 const WORKERS_LOST: &str = "tokenway_workers_lost_total";
+const RESUMPTIONS: &str = "tokenway_resumptions_total";
+const TOKENS_REPLAYED: &str = "tokenway_tokens_replayed_total";
+const RESUMPTION_GAP: &str = "tokenway_resumption_gap_seconds";
+
+/// The upper bounds of the gaps' buckets, in seconds.
+const GAPS: [f64; 10] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 const METADATA: Metadata<'static> = Metadata::new("tokenway", Level::INFO, Some("tokenway"));
 
@@ -47,8 +57,14 @@ pub struct Telemetry {
     cancellations: Counter,
     /// Workers whose model is loaded.
     pub workers_ready: Gauge,
-    /// Workers that crashed.
+    /// Workers that were lost.
     pub workers_lost: Counter,
+    /// How often a choice went on elsewhere.
+    pub resumptions: Counter,
+    /// Tokens that workers were given to go on behind.
+    pub tokens_replayed: Counter,
+    /// How long a choice had waited for its next token when its worker was lost, in seconds.
+    pub resumption_gaps: Histogram,
     token_latency: Arc<TokenLatency>,
 }
 
@@ -59,6 +75,8 @@ pub enum Door {
     Grpc,
     /// OpenAI's HTTP.
     Http,
+    /// The socket by which workers dial in. No request enters there.
+    Worker,
 }
 
 impl Door {
@@ -68,6 +86,7 @@ impl Door {
         match self {
             Self::Grpc => "grpc",
             Self::Http => "http",
+            Self::Worker => "worker",
         }
     }
 }
@@ -76,7 +95,11 @@ impl Telemetry {
     /// Metrics that all begin at zero.
     #[must_use]
     pub fn new() -> Self {
-        let recorder = PrometheusBuilder::new().build_recorder();
+        let gap = Matcher::Full(RESUMPTION_GAP.to_owned());
+        let recorder = PrometheusBuilder::new()
+            .set_buckets_for_metric(gap, &GAPS)
+            .expect("there are buckets")
+            .build_recorder();
         let handle = recorder.handle();
         describe(&recorder);
         let counter = |name| recorder.register_counter(&Key::from_static_name(name), &METADATA);
@@ -89,6 +112,10 @@ impl Telemetry {
             cancellations: counter(CANCELLATIONS),
             workers_ready: gauge(WORKERS_READY),
             workers_lost: counter(WORKERS_LOST),
+            resumptions: counter(RESUMPTIONS),
+            tokens_replayed: counter(TOKENS_REPLAYED),
+            resumption_gaps: recorder
+                .register_histogram(&Key::from_static_name(RESUMPTION_GAP), &METADATA),
             token_latency: Arc::default(),
             recorder: Arc::new(recorder),
             handle,
@@ -97,6 +124,7 @@ impl Telemetry {
             telemetry.streams(door).set(0.0);
             telemetry.connections(door).set(0.0);
         }
+        telemetry.connections(Door::Worker).set(0.0);
         telemetry.sequences_running.set(0.0);
         telemetry.queue_depth.set(0.0);
         telemetry.workers_ready.set(0.0);
@@ -264,7 +292,7 @@ fn describe(recorder: &PrometheusRecorder) {
         STREAMS,
         "Requests that have not ended, by door: HTTP's from their arrival, gRPC's from their admission.",
     );
-    gauge(CONNECTIONS, "Open client connections, by door.");
+    gauge(CONNECTIONS, "Open connections, by door.");
     gauge(SEQUENCES, "Sequences that hold a slot of a device.");
     gauge(QUEUE_DEPTH, "Requests that wait for their first slot.");
     counter(TOKENS, "Tokens that devices made.");
@@ -277,5 +305,18 @@ fn describe(recorder: &PrometheusRecorder) {
         "Requests whose client went away before their end.",
     );
     gauge(WORKERS_READY, "Workers whose model is loaded.");
-    counter(WORKERS_LOST, "Workers that crashed.");
+    counter(WORKERS_LOST, "Workers that were lost.");
+    counter(
+        RESUMPTIONS,
+        "How often a choice whose worker was lost went on elsewhere.",
+    );
+    counter(
+        TOKENS_REPLAYED,
+        "Tokens that a stream had and another worker was given to go on behind.",
+    );
+    recorder.describe_histogram(
+        RESUMPTION_GAP.into(),
+        Some(Unit::Seconds),
+        "How long a choice whose worker was lost had waited for its next token.".into(),
+    );
 }

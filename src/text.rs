@@ -52,6 +52,18 @@ impl ChoiceText {
         self.watch(token, ready)
     }
 
+    /// Takes in the tokens that a client already has, and says how many of them have their lines; the rest is held
+    /// back, as it was when they were made. `None` where a stop string among them has ended the choice.
+    fn replay(&mut self, tokens: impl Iterator<Item = Token>) -> Option<usize> {
+        let mut told = TokenBatch::default();
+        for token in tokens {
+            if self.push(token, &mut told) == Watch::Matched {
+                return None;
+            }
+        }
+        Some(told.len())
+    }
+
     /// Ends the choice; appends to `ready` what was held, and the end-of-sequence or stop token if there
     /// is one. The reason may turn out to be a stop string within the last token.
     fn finish(

@@ -155,6 +155,19 @@ impl TokenBatch {
         })
     }
 
+    /// The tokens behind the first so many.
+    #[must_use]
+    pub(crate) fn without_first(self, count: usize) -> Self {
+        if count == 0 {
+            return self;
+        }
+        let mut rest = Self::default();
+        for token in self.iter().skip(count) {
+            rest.push(token);
+        }
+        rest
+    }
+
     /// Forgets when the tokens were due and emitted.
     pub fn forget_stamps(&mut self) {
         for token in &mut self.tokens {
@@ -195,6 +208,9 @@ mod tests {
         assert!(batch.iter().eq(tokens));
         assert!(batch.iter().rev().eq(tokens.into_iter().rev()));
         assert_eq!((batch.len(), batch.text()), (3, "étoken"));
+        let rest = batch.clone().without_first(1);
+        assert!(rest.iter().eq(tokens[1..].iter().copied()));
+        assert_eq!(rest.text(), "token");
         batch.forget_stamps();
         assert!(batch.iter().all(|token| token.stamp == Stamp::default()));
     }

@@ -1,21 +1,28 @@
 //! A device worker, as the rest of the engine sees it: a handle that takes sequences, and events that
 //! come back. It must not know requests or queues, nor how tokens become text.
 //!
-//! The handle says nothing about where the worker runs. Today that is a thread of this process
-//! ([`thread`]).
+//! The handle says nothing about where the worker runs: on a thread of this process ([`thread`]), or in
+//! another that has dialled in ([`attached`]). [`attach`] is the other end of that.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::Thread;
+use std::time::Duration;
 
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
-use crate::runner::{Model, Sequence};
+use crate::runner::{Model, Sequence, monotonic_ns};
 
+pub mod attach;
+pub mod attached;
+pub mod child;
 pub mod lane;
+mod outbox;
 mod slots;
 pub mod thread;
+mod wire;
 
 use lane::LaneSender;
 
@@ -36,13 +43,15 @@ pub struct Assignment {
     pub lane: LaneSender,
     /// When nobody waits for them any more.
     pub deadline: Instant,
+    /// Whether it was on a worker when that crashed, and has made no token since: it may be why.
+    pub is_suspect: bool,
 }
 
 #[cfg(test)]
 impl Assignment {
     /// A sequence of so many tokens whose reader has room for one, and that reader.
     fn for_test(max_tokens: u32, deadline: Instant) -> (Self, lane::LaneReceiver) {
-        let queue = Arc::new(tokio::sync::Notify::new());
+        let queue = Arc::new(Notify::new());
         let (sender, receiver) = lane::lane(1, queue, metrics::Counter::noop());
         let sequence = Sequence {
             prompt: [0].into(),
@@ -62,6 +71,7 @@ impl Assignment {
             sequence,
             lane: sender,
             deadline,
+            is_suspect: false,
         };
         (assignment, receiver)
     }
@@ -69,22 +79,38 @@ impl Assignment {
 
 /// What a worker tells the scheduler. Tokens do not come this way.
 pub enum WorkerEvent {
+    /// A worker has dialled in, for the model of this place in the catalog; its handle is this from now on.
+    Joined(WorkerId, usize, WorkerHandle),
     /// How far the model is loaded, from 0 to 1.
     Loading(WorkerId, f32),
     /// The model is loaded and all slots are free.
-    Ready(WorkerId, Life, Arc<dyn Model>),
+    Ready(WorkerId, Life, Served),
     /// A slot is free again; the sequence had asked for so many tokens.
     Released(WorkerId, Life, u32),
+    /// Whether a call of a worker's device takes too long, here where it cannot be ended.
+    Stuck(WorkerId, bool),
+    /// A sequence that was on a worker when that crashed has made a token on this one.
+    Cleared(WorkerId, Life),
     /// The worker crashed: everything it held is gone. It loads its model again.
     Lost(WorkerId, String),
     /// The model could not be loaded at all.
     LoadFailed(WorkerId, String),
+    /// The worker has gone, and nobody here starts it again: everything it held is gone, too.
+    Left(WorkerId, String),
+}
+
+/// What a worker serves once it is ready.
+pub struct Served {
+    /// The model.
+    pub model: Arc<dyn Model>,
+    /// How many sequences it runs at once.
+    pub slots: usize,
 }
 
 /// Gives a worker sequences to run, and its attention to those it has.
 #[derive(Clone)]
 pub struct WorkerHandle {
-    commands: SyncSender<(Life, Assignment)>,
+    commands: mpsc::Sender<(Life, Assignment)>,
     wake: Wake,
 }
 
@@ -98,11 +124,25 @@ impl WorkerHandle {
         self.commands
             .try_send((life, assignment))
             .map_err(|error| match error {
-                TrySendError::Full((_, assignment))
-                | TrySendError::Disconnected((_, assignment)) => Box::new(assignment),
+                TrySendError::Full((_, assignment)) | TrySendError::Closed((_, assignment)) => {
+                    Box::new(assignment)
+                }
             })?;
         self.wake.attend();
         Ok(())
+    }
+
+    /// Makes the worker look at its lanes.
+    fn attend(&self) {
+        self.wake.attend();
+    }
+
+    /// How long the call of the device that is under way has lasted.
+    pub(crate) fn step_lasts(&self) -> Duration {
+        match self.wake.flags.step_began_ns.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            began_ns => Duration::from_nanos(monotonic_ns().saturating_sub(began_ns)),
+        }
     }
 
     /// Tells the worker to end once its sequences have ended.
@@ -124,7 +164,14 @@ impl WorkerHandle {
 #[derive(Clone)]
 pub struct Wake {
     flags: Arc<Flags>,
-    thread: Thread,
+    sleeper: Sleeper,
+}
+
+/// Who waits for attention.
+#[derive(Clone)]
+enum Sleeper {
+    Thread(Thread),
+    Task(Arc<Notify>),
 }
 
 #[derive(Default)]
@@ -132,12 +179,17 @@ struct Flags {
     attention: AtomicBool,
     draining: AtomicBool,
     stopping: AtomicBool,
+    /// When the call of the device that is under way began, by CLOCK_MONOTONIC; 0 where there is none.
+    step_began_ns: AtomicU64,
 }
 
 impl Wake {
     /// Wakes the worker if it waits, or makes it look before it waits again.
     pub fn attend(&self) {
         self.flags.attention.store(true, Ordering::SeqCst);
-        self.thread.unpark();
+        match &self.sleeper {
+            Sleeper::Thread(thread) => thread.unpark(),
+            Sleeper::Task(notify) => notify.notify_one(),
+        }
     }
 }

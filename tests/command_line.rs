@@ -175,7 +175,7 @@ async fn an_invalid_value_is_named_as_it_was_given() {
     for (program, named) in [
         (
             foo(),
-            "'MODEL_RUNNER'\n  [possible values: llm_test, llama]",
+            "'MODEL_RUNNER'\n  [possible values: llm_test, llama, attached]",
         ),
         (foo().arg("engine"), "'MODEL_RUNNER'"),
         (foo().args(["--runner", "bar"]), "'--runner <RUNNER>'"),

@@ -54,8 +54,8 @@ impl Model for ShortModel {
         self.model.tokenize(text, beginning)
     }
 
-    fn token_bytes(&self, id: TokenId) -> Option<TokenBytes> {
-        self.model.token_bytes(id)
+    fn pieces(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
+        self.model.pieces(ids)
     }
 
     fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, ModelError> {

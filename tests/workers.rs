@@ -4,6 +4,7 @@ mod support;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
 use serde_json::json;
 use support::grpc::grpc_error;
@@ -11,7 +12,9 @@ use support::http::{End, completion, get, refusal, refused};
 use support::{Setup, full_speed, grpc};
 use tokenway::error::{Error, ErrorKind};
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
-use tokenway::runner::{LoadError, Loaded, Loader};
+use tokenway::runner::{
+    LoadError, Loaded, Loader, ModelError, Next, Room, Runner, Sequence, Slot, Step, StepError,
+};
 use tonic::Code;
 
 /// A loader that waits for a word before each load; no word is a failure.
@@ -74,7 +77,11 @@ async fn a_model_that_loads_or_has_no_worker_refuses_its_own_requests_alone() {
         ..full_speed()
     };
     let (setup, word) = waiting(panic_at);
-    let server = setup.and_model("other", full_speed()).start_loading().await;
+    let server = setup
+        .without_resumption()
+        .and_model("other", full_speed())
+        .start_loading()
+        .await;
     let ask = |model: &str| completion(&json!({"prompt": "a", "model": model, "max_tokens": 1}));
     let health = || async { refusal(&server, get("/health")).await };
     server.loaded_so_far(0.5).await;
@@ -123,7 +130,7 @@ async fn a_worker_that_crashes_loses_its_streams_with_an_error_and_is_then_missi
     };
     let (setup, word) = waiting(panic_at(2));
     word.send(()).unwrap();
-    let server = setup.start().await;
+    let server = setup.without_resumption().start().await;
     drop(word);
     let body = json!({"prompt": "a", "max_tokens": 5, "stream": true});
     let (response, body) = completion(&body).fetch(&server).await;
@@ -150,7 +157,7 @@ async fn a_worker_that_crashed_loads_its_model_again_and_serves_on() {
     let (setup, word) = waiting(options);
     word.send(()).unwrap();
     word.send(()).unwrap();
-    let server = setup.start().await;
+    let server = setup.without_resumption().start().await;
     let lost = grpc::collect(server.stream(grpc::request("a", 5)).await).await;
     assert_eq!(
         Error::from(&lost.error.expect("an error")).kind,
@@ -183,4 +190,69 @@ async fn a_model_that_fails_on_one_request_fails_that_request_alone() {
     assert_eq!(failed.error.expect("an error").code(), Code::Internal);
     let after = grpc::collect(server.stream(grpc::request("a", 3)).await).await;
     assert_eq!(after.usage().completion_tokens, 3);
+}
+
+/// The test runner on a device whose calls do not return before somebody lets them.
+struct Hanging {
+    loader: TestRunnerLoader,
+    word: Arc<Mutex<mpsc::Receiver<()>>>,
+}
+
+struct HangingRunner {
+    runner: Box<dyn Runner>,
+    word: Arc<Mutex<mpsc::Receiver<()>>>,
+}
+
+impl Loader for Hanging {
+    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
+        let Loaded { model, runner } = self.loader.load(slots, progress)?;
+        let word = Arc::clone(&self.word);
+        let runner = Box::new(HangingRunner { runner, word });
+        Ok(Loaded { model, runner })
+    }
+
+    fn name(&self) -> &'static str {
+        "llm_test"
+    }
+}
+
+impl Runner for HangingRunner {
+    fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
+        self.runner.admit(slot, sequence)
+    }
+
+    fn release(&mut self, slot: Slot) {
+        self.runner.release(slot);
+    }
+
+    fn next(&mut self, room: &dyn Room) -> Next {
+        self.runner.next(room)
+    }
+
+    fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError> {
+        // Once nobody can say it any more, no call waits for it.
+        let _ = self.word.lock().expect("no call panics").recv();
+        self.runner.step(step)
+    }
+}
+
+#[tokio::test]
+async fn a_device_that_does_not_return_is_not_ready_until_it_does_and_its_streams_go_on() {
+    let (word, receiver) = mpsc::channel();
+    let loader = Hanging {
+        loader: TestRunnerLoader::new(full_speed()),
+        word: Arc::new(Mutex::new(receiver)),
+    };
+    let mut setup = Setup::runner("llm_test", Arc::new(loader), 4);
+    setup.engine().workers.patience.step_limit = Some(Duration::from_millis(50));
+    let server = setup.start().await;
+    let stream = server.stream(grpc::request("a", 3)).await;
+    server.not_ready().await;
+    let no_worker = refused(503, "no_worker", None);
+    assert_eq!(refusal(&server, get("/readyz")).await, no_worker);
+    let request = completion(&json!({"prompt": "a"}));
+    assert_eq!(refusal(&server, request).await, no_worker);
+    drop(word);
+    server.loaded().await;
+    assert_eq!(grpc::collect(stream).await.usage().completion_tokens, 3);
 }

@@ -32,6 +32,10 @@ impl Job for Choice {
     fn is_wanted(&self) -> bool {
         true
     }
+
+    fn is_suspect(&self) -> bool {
+        false
+    }
 }
 
 fn main() {
@@ -117,9 +121,10 @@ fn release(plan: &mut Plan<Choice>, placements: &[Placement<Choice>]) {
 
 /// One model on so many workers, all of them ready.
 fn plan(workers: usize) -> Plan<Choice> {
-    let mut plan = Plan::new(&[QUEUE_DEPTH], &vec![(0, SLOTS); workers]);
+    let mut plan = Plan::new(&[QUEUE_DEPTH]);
     for worker in 0..workers {
-        plan.ready(WorkerId(worker), LIFE);
+        plan.joined(WorkerId(worker), 0);
+        plan.ready(WorkerId(worker), LIFE, SLOTS);
     }
     plan
 }

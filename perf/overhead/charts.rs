@@ -128,6 +128,7 @@ fn color(lane: Lane) -> RGBColor {
         Lane::Grpc => RGBColor(20, 90, 200),
         Lane::Ndjson => RGBColor(215, 95, 0),
         Lane::Sse => RGBColor(160, 40, 120),
+        Lane::Child => RGBColor(150, 90, 0),
         Lane::TwoTcp => RGBColor(0, 130, 90),
         Lane::TwoUnix => RGBColor(110, 150, 0),
     }

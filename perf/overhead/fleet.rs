@@ -100,7 +100,7 @@ impl Fleet {
                 None => vec![self.process(role, None, None).await?],
             },
             Role::Gateway => self.gateway(lane).await?,
-            Role::Engine | Role::Tcp | Role::Axum | Role::Tonic => {
+            Role::Isolated | Role::Engine | Role::Tcp | Role::Axum | Role::Tonic => {
                 vec![self.process(role, None, None).await?]
             }
         };

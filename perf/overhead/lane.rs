@@ -23,6 +23,8 @@ pub(crate) enum Lane {
     Ndjson,
     /// The HTTP door, as server-sent events.
     Sse,
+    /// The HTTP door, whose worker is a process of its own.
+    Child,
     /// The HTTP door of a gateway, in front of an engine over TCP.
     TwoTcp,
     /// The HTTP door of a gateway, in front of an engine over a Unix socket.
@@ -48,6 +50,7 @@ impl Lane {
             Self::Grpc => "gRPC",
             Self::Ndjson => "HTTP NDJSON",
             Self::Sse => "HTTP SSE",
+            Self::Child => "HTTP NDJSON, worker process",
             Self::TwoTcp => "gateway | engine, TCP",
             Self::TwoUnix => "gateway | engine, Unix socket",
         }
@@ -66,7 +69,9 @@ impl Lane {
         match self {
             Self::Mpsc | Self::RawTcp | Self::BareTonic | Self::BareAxum => None,
             Self::Grpc => Some(Self::BareTonic),
-            Self::Ndjson | Self::Sse | Self::TwoTcp | Self::TwoUnix => Some(Self::BareAxum),
+            Self::Ndjson | Self::Sse | Self::Child | Self::TwoTcp | Self::TwoUnix => {
+                Some(Self::BareAxum)
+            }
         }
     }
 
@@ -74,7 +79,7 @@ impl Lane {
         match self {
             Self::Mpsc => Speaks::Channel,
             Self::RawTcp => Speaks::Http(Form::Raw),
-            Self::BareAxum | Self::Ndjson | Self::TwoTcp | Self::TwoUnix => {
+            Self::BareAxum | Self::Ndjson | Self::Child | Self::TwoTcp | Self::TwoUnix => {
                 Speaks::Http(Form::Ndjson)
             }
             Self::Sse => Speaks::Http(Form::Sse),
@@ -90,6 +95,7 @@ impl Lane {
             Self::BareTonic => Some(Role::Tonic),
             Self::BareAxum => Some(Role::Axum),
             Self::Grpc | Self::Ndjson | Self::Sse => Some(Role::Product),
+            Self::Child => Some(Role::Isolated),
             Self::TwoTcp | Self::TwoUnix => Some(Role::Gateway),
         }
     }

@@ -154,11 +154,11 @@ impl Scenario {
 
     /// The lanes that its targets need.
     pub(super) fn quick_lanes(self) -> &'static [Lane] {
-        use Lane::{BareAxum, BareTonic, Grpc, Mpsc, Ndjson, TwoTcp};
+        use Lane::{BareAxum, BareTonic, Child, Grpc, Mpsc, Ndjson, TwoTcp};
         match self {
             Self::Paced(1) => &[Mpsc, BareAxum, Ndjson],
-            Self::Paced(_) => &[BareTonic, BareAxum, Grpc, Ndjson, TwoTcp],
-            Self::Full(_) => &[BareTonic, BareAxum, Grpc, Ndjson, TwoTcp],
+            Self::Paced(_) => &[BareTonic, BareAxum, Grpc, Ndjson, Child, TwoTcp],
+            Self::Full(_) => &[BareTonic, BareAxum, Grpc, Ndjson, Child, TwoTcp],
             Self::Short | Self::OpenLoop => &[BareTonic, BareAxum, Grpc, Ndjson],
             Self::Scale(scale) => scale.lanes(),
         }

@@ -178,7 +178,7 @@ mod tests {
             "--queue",
             "1",
         ];
-        let product = Server::start(parts(&Line::parse_from(line).options))
+        let product = Server::start(parts(&Line::parse_from(line).options).unwrap())
             .await
             .unwrap();
         product.ready(|_| ()).await.unwrap();

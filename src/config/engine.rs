@@ -1,8 +1,8 @@
 //! The models of an engine: one by the flags, or one for each `[[model]]` table of the settings file.
 //!
 //! Beside tables, what is for one model alone is refused as a flag, as an environment variable and as
-//! a key above them: it is not clear for which. `queue_depth` and `slow_reader_timeout` hold there for
-//! every model that does not say otherwise.
+//! a key above them: it is not clear for which. `queue_depth`, `slow_reader_timeout` and `isolation` hold there
+//! for every model that does not say otherwise.
 
 use std::collections::BTreeMap;
 use std::iter::once;
@@ -12,11 +12,12 @@ use serde::Deserialize;
 
 use super::file::{SettingsFile, model_keys};
 use super::model::{ModelSettings, Origin};
+use super::worker::WorkerSettings;
 use super::{ConfigError, variable};
-use crate::server::{EngineParts, ModelParts};
+use crate::server::{EngineParts, ModelParts, WorkerParts};
 
 /// What may be given beside `[[model]]` tables, for every model.
-const OF_EVERY_MODEL: [&str; 2] = ["queue_depth", "slow_reader_timeout"];
+const OF_EVERY_MODEL: [&str; 3] = ["queue_depth", "slow_reader_timeout", "isolation"];
 
 #[derive(Args, Clone, Default, Deserialize)]
 #[serde(default)]
@@ -27,6 +28,9 @@ pub(super) struct EngineSettings {
     #[command(flatten)]
     #[serde(flatten)]
     model: ModelSettings,
+    #[command(flatten)]
+    #[serde(flatten)]
+    workers: WorkerSettings,
 }
 
 /// A `[[model]]` table.
@@ -48,13 +52,12 @@ impl EngineSettings {
     ) -> Result<EngineParts, ConfigError> {
         let keys: Self = file.settings()?;
         let settings = self.model.or(keys.model);
+        let workers = self.workers.or(keys.workers).parts()?;
         let tables: Vec<ModelTable> = file.models()?;
         if tables.is_empty() {
             let name = self.model_name.or(keys.model_name);
             let model = settings.parts(name, Vec::new(), &Origin::Flags)?;
-            return Ok(EngineParts {
-                models: vec![model],
-            });
+            return engine(vec![model], workers);
         }
         refuse_beside_tables(file, matches)?;
         let are_several = tables.len() > 1;
@@ -71,8 +74,20 @@ impl EngineSettings {
             models.push(own.parts(table.name, table.aliases, &origin)?);
         }
         refuse_twice(&models, file)?;
-        Ok(EngineParts { models })
+        engine(models, workers)
     }
+}
+
+/// An engine whose workers can all reach it.
+fn engine(models: Vec<ModelParts>, workers: WorkerParts) -> Result<EngineParts, ConfigError> {
+    let attached = models.iter().find(|model| model.workers == 0);
+    if let Some(model) = attached.filter(|_| workers.listen.is_none()) {
+        return Err(ConfigError::Invalid(format!(
+            "the workers of the model '{}' dial in, but there is no --worker-listen unix:/path for them",
+            model.name
+        )));
+    }
+    Ok(EngineParts { models, workers })
 }
 
 fn refuse_beside_tables(file: &SettingsFile, matches: &ArgMatches) -> Result<(), ConfigError> {

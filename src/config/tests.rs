@@ -1,6 +1,7 @@
 use std::ffi::OsString;
 
 use super::*;
+use crate::server::Isolation;
 
 /// What these arguments ask for, after `tokenway`.
 fn read_line(arguments: &[&str]) -> Result<Task, ConfigError> {
@@ -10,7 +11,7 @@ fn read_line(arguments: &[&str]) -> Result<Task, ConfigError> {
 fn parts(arguments: &[&str]) -> ServerParts {
     match read_line(arguments) {
         Ok(Task::Serve(parts)) => *parts,
-        Ok(Task::Complete(_)) => panic!("{arguments:?} asks for a completion"),
+        Ok(Task::Work(_) | Task::Complete(_)) => panic!("{arguments:?} serves nothing"),
         Err(error) => panic!("{arguments:?}: {error}"),
     }
 }
@@ -104,7 +105,7 @@ fn one_file_serves_every_command() {
 fn what_is_wrong_in_a_file_is_named() {
     for (text, named) in [
         ("slotz = 3", "'slotz' is unknown; the keys are "),
-        ("slotz = 3", "request_timeout, runner, slots, "),
+        ("slotz = 3", "resume_timeout, runner, slots, "),
         (
             "slots = \"many\"",
             "slots: invalid type: string \"many\", expected a whole number",
@@ -117,7 +118,15 @@ fn what_is_wrong_in_a_file_is_named() {
             "engine = \"http://a:1\"",
             "engine: invalid type: string \"http://a:1\", expected a list",
         ),
-        ("runner = \"magic\"", "runner: it must be llm_test or llama"),
+        (
+            "runner = \"magic\"",
+            "runner: it must be llm_test, llama or attached",
+        ),
+        (
+            "isolation = \"jail\"",
+            "isolation: it must be thread or process",
+        ),
+        ("worker_listen = \"nowhere\"", "worker_listen"),
         ("slots = 0", "slots: it must be at least 1"),
         ("workers = 65536", "workers: 65536 is too many"),
         ("drain_grace = -1", "drain_grace"),
@@ -262,7 +271,7 @@ fn what_is_wrong_in_a_model_table_is_named() {
     for (text, named) in [
         (
             format!("{a}[[model]]\nslotz = 3"),
-            "the key 'model[2].slotz' is unknown; the keys of a model are aliases, context_length, model_path, name, ",
+            "the key 'model[2].slotz' is unknown; the keys of a model are aliases, context_length, isolation, model_path, name, ",
         ),
         (
             format!("{a}http_listen = \"unix:/a\""),
@@ -361,5 +370,111 @@ fn what_is_for_one_model_alone_is_refused_beside_tables() {
             let said = format!("{flag} cannot be given beside [[model]] tables");
             assert!(refusal.contains(&said), "{refusal}");
         }
+    }
+}
+
+#[test]
+fn workers_in_processes_of_their_own_are_this_program_with_the_same_settings() {
+    let parts = parts(&[
+        "--isolation",
+        "process",
+        "--workers",
+        "3",
+        "--slots",
+        "5",
+        "--test-runner-frequency-ms",
+        "2.5",
+        "--model-name",
+        "m",
+    ]);
+    let model = &engine(&parts).models[0];
+    let Isolation::Process(program) = &model.isolation else {
+        panic!("its workers are threads");
+    };
+    let arguments = [
+        "worker",
+        "--model",
+        "m",
+        "--runner",
+        "llm_test",
+        "--slots",
+        "5",
+        "--test-runner-frequency-ms",
+        "2.5",
+    ];
+    assert_eq!(program.arguments, arguments.map(OsString::from));
+    assert_eq!(model.workers, 3);
+    let mut as_worker = arguments.to_vec();
+    as_worker.extend(["--engine", "unix:/workers.sock", "--device", "1"]);
+    let Ok(Task::Work(worker)) = read_line(&as_worker) else {
+        panic!("it is no worker");
+    };
+    assert_eq!((worker.parts.slots, &*worker.parts.model), (5, "m"));
+}
+
+#[test]
+fn how_long_workers_are_waited_for_and_how_often_streams_go_on_is_set() {
+    let workers = engine(&parts(&[])).workers.clone();
+    assert_eq!(workers.patience.heartbeat_timeout, Duration::from_secs(2));
+    assert_eq!(workers.patience.step_limit, Some(Duration::from_secs(30)));
+    assert_eq!(workers.resumption.max_in_a_row, 2);
+    assert_eq!(workers.resumption.patience, Duration::from_secs(60));
+    let arguments = [
+        "--heartbeat-timeout",
+        "0.5",
+        "--step-limit",
+        "0",
+        "--max-resumptions",
+        "7",
+        "--resume-timeout",
+        "3",
+    ];
+    let workers = engine(&parts(&arguments)).workers.clone();
+    assert_eq!(
+        workers.patience.heartbeat_timeout,
+        Duration::from_millis(500)
+    );
+    assert_eq!(workers.patience.step_limit, None);
+    assert_eq!(workers.resumption.max_in_a_row, 7);
+    assert_eq!(workers.resumption.patience, Duration::from_secs(3));
+}
+
+#[test]
+fn a_model_whose_workers_dial_in_needs_a_name_and_a_socket_and_has_none_of_its_own() {
+    let attached = ["--runner", "attached", "--model-name", "m"];
+    let listen = ["--worker-listen", "unix:/workers.sock"];
+    let taken = parts(&[&attached[..], &listen].concat());
+    assert_eq!(engine(&taken).models[0].workers, 0);
+    for (arguments, named) in [
+        (&[&attached[..]].concat(), "--worker-listen"),
+        (&[&attached[..2], &listen].concat(), "--model-name"),
+        (
+            &[&attached[..], &listen, &["--slots", "3"]].concat(),
+            "--slots",
+        ),
+        (
+            &[&attached[..], &listen, &["--workers", "3"]].concat(),
+            "--workers",
+        ),
+        (
+            &[&attached[..], &["--worker-listen", "127.0.0.1:1"]].concat(),
+            "over TCP both sides must show certificates",
+        ),
+        (
+            &["--heartbeat-timeout", "0.01"].to_vec(),
+            "--heartbeat-timeout",
+        ),
+        (
+            &["worker", "--engine", "unix:/a", "--runner", "attached"].to_vec(),
+            "--runner attached",
+        ),
+        (&["worker", "--engine", "nowhere"].to_vec(), "--engine"),
+        (
+            &["worker", "--engine", "a:1", "--worker-tls-ca", "/a"].to_vec(),
+            "go together",
+        ),
+    ] {
+        let refusal = refusal(arguments);
+        assert!(refusal.contains(named), "{refusal}");
     }
 }

@@ -26,7 +26,6 @@ pub(super) fn completion_request(
     timeout: Duration,
 ) -> Result<CompletionRequest, Error> {
     let arrived = Instant::now();
-    refuse_unsupported(&message)?;
     let sampling = sampling(&message)?;
     let choices = message.n.unwrap_or(1);
     check(
@@ -59,6 +58,7 @@ pub(super) fn completion_request(
         choices,
         sampling,
         logprobs: message.logprobs,
+        resume: resume(message.resume, choices, message.seed)?,
         echo: message.echo,
         seed: message.seed.map_or_else(rand::random, i64::cast_unsigned),
         priority: message.priority.unwrap_or(0),
@@ -218,13 +218,29 @@ fn sampling(message: &v1::CompletionRequest) -> Result<Sampling, Error> {
     Ok(sampling)
 }
 
-/// Refuses what the contract names and this engine cannot do yet, rather than pass it over.
-fn refuse_unsupported(message: &v1::CompletionRequest) -> Result<(), Error> {
-    if message.resume.is_empty() {
-        return Ok(());
+/// The ids that the client has of each choice. What it has was drawn by a seed: without that, what follows would
+/// be drawn by another.
+fn resume(
+    resumed: Vec<v1::ResumedChoice>,
+    choices: u32,
+    seed: Option<i64>,
+) -> Result<Vec<Vec<TokenId>>, Error> {
+    check(
+        "seed",
+        resumed.is_empty() || seed.is_some(),
+        "be given with resume: `started` has told it",
+    )?;
+    let mut ids = Vec::new();
+    for v1::ResumedChoice { choice, token_ids } in resumed {
+        check("resume", choice < choices, "be of choices below n")?;
+        let choice = usize::try_from(choice).unwrap_or(usize::MAX);
+        if ids.len() <= choice {
+            ids.resize(choice + 1, Vec::new());
+        }
+        check("resume", ids[choice].is_empty(), "have each choice once")?;
+        ids[choice] = token_ids;
     }
-    let text = "resume is not supported by this engine.";
-    Err(Error::new(ErrorKind::UnsupportedParameter, text).with_param("resume"))
+    Ok(ids)
 }
 
 fn check(param: &str, holds: bool, rule: &str) -> Result<(), Error> {
@@ -261,7 +277,7 @@ mod tests {
     #[test]
     fn what_is_out_of_range_is_refused_with_its_field() {
         type Change = fn(&mut v1::CompletionRequest);
-        let cases: [(&str, Change); 23] = [
+        let cases: [(&str, Change); 26] = [
             ("prompt", |m| m.input = None),
             ("prompt_token_ids", |m| {
                 m.input = Some(ProtoInput::PromptTokenIds(v1::TokenIds::default()));
@@ -302,6 +318,15 @@ mod tests {
                 m.suffix = Some("b".to_owned());
                 m.input = None;
             }),
+            ("seed", |m| m.resume = vec![resumed(0, &[1])]),
+            ("resume", |m| {
+                m.seed = Some(1);
+                m.resume = vec![resumed(1, &[1])];
+            }),
+            ("resume", |m| {
+                m.seed = Some(1);
+                m.resume = vec![resumed(0, &[1]), resumed(0, &[1])];
+            }),
         ];
         for (param, change) in cases {
             let error = convert(change).unwrap_err();
@@ -311,10 +336,21 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_honoured_is_refused_with_its_field() {
-        let error = convert(|m| m.resume = vec![v1::ResumedChoice::default()]).unwrap_err();
-        assert_eq!(error.kind, ErrorKind::UnsupportedParameter);
-        assert_eq!(error.param.as_deref(), Some("resume"));
+    fn what_a_client_has_is_kept_by_its_choice() {
+        let request = convert(|m| {
+            m.n = Some(3);
+            m.seed = Some(1);
+            m.resume = vec![resumed(2, &[7, 8]), resumed(0, &[9])];
+        });
+        let expected = vec![vec![9], vec![], vec![7, 8]];
+        assert_eq!(request.unwrap().resume, expected);
+    }
+
+    fn resumed(choice: u32, ids: &[u32]) -> v1::ResumedChoice {
+        v1::ResumedChoice {
+            choice,
+            token_ids: ids.to_vec(),
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 use tower_http::timeout::TimeoutBody;
@@ -26,7 +26,7 @@ use super::io::{Stream, WatchedStream};
 use super::stalled::{StreamExecutor, waits_for_its_peer};
 use super::upload::RequestBody;
 use super::{DoorService, DoorSettings, Limits, Protocol, Shutdown};
-use crate::delivery::Flush;
+use crate::delivery::{Flush, Flushes};
 use crate::seldom::Seldom;
 
 /// The most bytes that are held for one HTTP/1.1 connection or one HTTP/2 stream whose peer does not
@@ -74,6 +74,31 @@ impl Connection {
     {
         let limits = &self.door.limits;
         let (watched, flushes) = WatchedStream::new(Arc::clone(&self.stream), limits.write_timeout);
+        let Some(tls) = &self.door.tls else {
+            return self.drive(TokioIo::new(watched), flushes, service).await;
+        };
+        let handshake = timeout(limits.header_timeout, tls.accept(watched));
+        let abort = &self.shutdown.abort;
+        match abort.run_until_cancelled(handshake).await {
+            Some(Ok(Ok(stream))) => self.drive(TokioIo::new(stream), flushes, service).await,
+            Some(Ok(Err(error))) => {
+                tracing::debug!(%error, "a TLS handshake failed");
+                End::Orderly
+            }
+            Some(Err(_)) | None => End::Orderly,
+        }
+    }
+
+    /// Serves what comes through the socket, or through TLS on it.
+    async fn drive<S, B, I>(&self, io: I, flushes: Arc<Flushes>, service: S) -> End
+    where
+        S: DoorService<B>,
+        S::Future: Send + 'static,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+        I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+    {
+        let limits = &self.door.limits;
         let activity = Arc::new(Activity::new());
         let body_timeout = limits.body_timeout;
         let is_http_10 = Arc::new(AtomicBool::new(false));
@@ -98,8 +123,7 @@ impl Connection {
             })
         };
         let builder = self.builder();
-        let mut connection =
-            made_apart(|| builder.serve_connection(TokioIo::new(watched), service));
+        let mut connection = made_apart(|| builder.serve_connection(io, service));
         // HTTP/1.0 has no chunks: closed in an orderly way, a body that is cut off would look whole.
         let cut_off = || {
             if is_http_10.load(Ordering::Relaxed) && activity.is_busy() {
@@ -171,7 +195,10 @@ impl Connection {
         builder
             .http2()
             .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_stream_window_size(match self.door.protocol {
+                Protocol::Grpc | Protocol::Http => STREAM_WINDOW,
+                Protocol::Worker => CONNECTION_WINDOW,
+            })
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_concurrent_streams(limits.max_concurrent_streams)
             .max_header_list_size(limits.max_header_bytes)
@@ -179,7 +206,7 @@ impl Connection {
             .keep_alive_interval(limits.keep_alive)
             .keep_alive_timeout(limits.keep_alive);
         match self.door.protocol {
-            Protocol::Grpc => builder.http2_only(),
+            Protocol::Grpc | Protocol::Worker => builder.http2_only(),
             Protocol::Http => builder,
         }
     }

@@ -95,6 +95,7 @@ impl TestModel {
                 name: "llm_test".to_owned(),
                 context_length: CONTEXT_LENGTH,
                 max_prompt_bytes: MAX_PROMPT_BYTES,
+                vocabulary_size: TokenId::MAX,
                 resumption: Resumption::Exact,
                 unsupported: vec![Parameter::Suffix],
                 bos_token: None,
@@ -117,8 +118,8 @@ impl Model for TestModel {
         Ok((0..words).collect())
     }
 
-    fn token_bytes(&self, id: TokenId) -> Option<TokenBytes> {
-        Some(text_of(id))
+    fn pieces(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
+        Ok(ids.iter().map(|id| text_of(*id)).collect())
     }
 
     fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, ModelError> {

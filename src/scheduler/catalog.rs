@@ -7,7 +7,7 @@ use crate::request::{
     ChatMessage, CompletionRequest, DEFAULT_MAX_TOKENS, Input, MAX_MODEL_NAME_BYTES, Parameter,
     TokenId,
 };
-use crate::runner::{Beginning, Model, ModelError};
+use crate::runner::{Beginning, Model, ModelError, Resumption, TokenBytes};
 
 /// Prompts up to this many bytes are tokenized where they are: it takes less time than handing them
 /// to another thread.
@@ -29,7 +29,12 @@ pub(super) struct Prompt {
     pub(super) text: Option<String>,
     /// The most tokens that follow it; they fit.
     pub(super) max_tokens: u32,
+    /// What the client already has of each choice.
+    pub(super) resumed: Vec<Vec<Held>>,
 }
+
+/// A token that a client already has.
+pub type Held = (TokenId, TokenBytes);
 
 /// So many bytes of names are told where a request names no model, or none that there is.
 const MAX_LISTED_BYTES: usize = 2 * 1024;
@@ -184,7 +189,44 @@ impl CatalogEntry {
             ids: ids.into(),
             text,
             max_tokens,
+            resumed: self.resumed(request, max_tokens).await?,
         })
+    }
+
+    /// What the client has of each choice, with its bytes: less than all of it.
+    async fn resumed(
+        &self,
+        request: &CompletionRequest,
+        max_tokens: u32,
+    ) -> Result<Vec<Vec<Held>>, Error> {
+        const PARAM: &str = "resume";
+        if request.resume.is_empty() {
+            return Ok(Vec::new());
+        }
+        if self.model()?.facts().resumption == Resumption::No {
+            let message = format!(
+                "The model '{}' cannot go on with what it has begun.",
+                self.name
+            );
+            let error = Error::new(ErrorKind::UnsupportedParameter, message);
+            return Err(error.with_param(PARAM));
+        }
+        let limit = usize::try_from(max_tokens).unwrap_or(usize::MAX);
+        let mut resumed = Vec::new();
+        for ids in &request.resume {
+            if !ids.is_empty() && ids.len() >= limit {
+                let message =
+                    format!("resume must hold fewer than max_tokens, which is {max_tokens}.");
+                return Err(Error::invalid_value(PARAM, message));
+            }
+            self.check_vocabulary(ids, PARAM)?;
+            let asked = ids.clone();
+            let bytes = ids.len().saturating_mul(BYTES_OF_ID);
+            let pieces = self.apart(bytes, move |model| model.pieces(&asked)).await?;
+            let pieces = pieces.map_err(|error| prompt_error(error, PARAM))?;
+            resumed.push(ids.iter().copied().zip(pieces).collect());
+        }
+        Ok(resumed)
     }
 
     async fn infill(&self, prefix: String, suffix: String) -> Result<Vec<TokenId>, Error> {
@@ -253,7 +295,7 @@ impl CatalogEntry {
         ask: impl FnOnce(&dyn Model) -> T + Send + 'static,
     ) -> Result<T, Error> {
         let model = self.model()?;
-        if bytes <= TOKENIZE_INLINE {
+        if bytes <= TOKENIZE_INLINE && model.is_quick() {
             return Ok(ask(&**model));
         }
         let model = Arc::clone(model);
@@ -269,14 +311,16 @@ impl CatalogEntry {
     /// Names the first id that is not in the model's vocabulary.
     pub async fn detokenize(&self, ids: Vec<TokenId>, param: &str) -> Result<String, Error> {
         let bytes = ids.len().saturating_mul(BYTES_OF_ID);
-        let text = self.apart(bytes, move |model| text_of(model, &ids));
-        text.await?.map_err(|id| not_in_vocabulary(id, param))
+        self.check_vocabulary(&ids, param)?;
+        let pieces = self.apart(bytes, move |model| model.pieces(&ids)).await?;
+        let pieces = pieces.map_err(|error| prompt_error(error, param))?;
+        Ok(String::from_utf8_lossy(&pieces.concat()).into_owned())
     }
 
     /// Whether all ids are in the model's vocabulary.
     fn check_vocabulary(&self, ids: &[TokenId], param: &str) -> Result<(), Error> {
-        let model = self.model()?;
-        match ids.iter().find(|id| model.token_bytes(**id).is_none()) {
+        let size = self.model()?.facts().vocabulary_size;
+        match ids.iter().find(|id| **id >= size) {
             None => Ok(()),
             Some(id) => Err(not_in_vocabulary(*id, param)),
         }
@@ -347,15 +391,6 @@ impl Catalog {
     }
 }
 
-/// The text of these ids, or the first that the model does not have.
-fn text_of(model: &dyn Model, ids: &[TokenId]) -> Result<String, TokenId> {
-    let mut bytes = Vec::new();
-    for id in ids {
-        bytes.extend(model.token_bytes(*id).ok_or(*id)?);
-    }
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
 fn not_in_vocabulary(id: TokenId, param: &str) -> Error {
     Error::invalid_value(
         param,
@@ -370,6 +405,7 @@ fn prompt_error(error: ModelError, param: &str) -> Error {
             tracing::error!(%message, "the model failed on a prompt");
             Error::internal()
         }
+        ModelError::Unavailable(message) => Error::new(ErrorKind::NoWorker, message),
     }
 }
 

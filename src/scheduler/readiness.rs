@@ -1,6 +1,9 @@
 //! How able an engine's workers are, as a whole: what the health of both doors tells.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+
+use crate::worker::WorkerId;
 
 /// How able an engine's workers are.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,32 +39,44 @@ pub(super) enum Ability {
 pub(super) struct Abilities {
     models: Vec<Arc<str>>,
     /// Each with its model's place.
-    workers: Vec<(usize, Ability)>,
+    workers: BTreeMap<WorkerId, (usize, Ability)>,
 }
 
 impl Abilities {
-    /// `workers` are the places of their models. None of them has begun.
-    pub(super) fn new(models: Vec<Arc<str>>, workers: &[usize]) -> Self {
-        let loading = |model: &usize| (*model, Ability::Loading(0.0));
+    /// Models without workers.
+    pub(super) fn new(models: Vec<Arc<str>>) -> Self {
         Self {
             models,
-            workers: workers.iter().map(loading).collect(),
+            workers: BTreeMap::new(),
         }
     }
 
-    /// The place of a worker's model, and its name.
-    pub(super) fn model_of(&self, worker: usize) -> (usize, &str) {
-        let (model, _) = self.workers[worker];
-        (model, &self.models[model])
+    /// There is such a worker of this model. One that was there before keeps what is known of it.
+    pub(super) fn joined(&mut self, worker: WorkerId, model: usize) {
+        let loading = (model, Ability::Loading(0.0));
+        self.workers.entry(worker).or_insert(loading);
     }
 
-    pub(super) fn set(&mut self, worker: usize, ability: Ability) {
-        self.workers[worker].1 = ability;
+    /// There is no such worker any more.
+    pub(super) fn left(&mut self, worker: WorkerId) {
+        self.workers.remove(&worker);
+    }
+
+    /// The place of a worker's model, and its name; `None` for a worker that is not there.
+    pub(super) fn model_of(&self, worker: WorkerId) -> Option<(usize, &str)> {
+        let (model, _) = self.workers.get(&worker)?;
+        Some((*model, &self.models[*model]))
+    }
+
+    pub(super) fn set(&mut self, worker: WorkerId, ability: Ability) {
+        if let Some((_, known)) = self.workers.get_mut(&worker) {
+            *known = ability;
+        }
     }
 
     /// A worker has loaded so much of its model. One that loads it again stays lost until it is up.
-    pub(super) fn loading(&mut self, worker: usize, fraction: f32) {
-        if let (_, Ability::Loading(known)) = &mut self.workers[worker] {
+    pub(super) fn loading(&mut self, worker: WorkerId, fraction: f32) {
+        if let Some((_, Ability::Loading(known))) = self.workers.get_mut(&worker) {
             *known = known.max(fraction);
         }
     }
@@ -107,7 +122,7 @@ impl Abilities {
             (Ability::Loading(one), Ability::Loading(other)) => one.total_cmp(other),
             (one, other) => rank(one).cmp(&rank(other)),
         };
-        let workers = self.workers.iter().filter(|(of, _)| *of == model);
+        let workers = self.workers.values().filter(|(of, _)| *of == model);
         workers.map(|(_, ability)| ability).max_by(further)
     }
 }
@@ -118,9 +133,10 @@ mod tests {
 
     /// The models `a`, with two workers, and `b`, with one.
     fn abilities(states: [Ability; 3]) -> Readiness {
-        let mut abilities = Abilities::new(vec!["a".into(), "b".into()], &[0, 0, 1]);
-        for (worker, state) in states.into_iter().enumerate() {
-            abilities.set(worker, state);
+        let mut abilities = Abilities::new(vec!["a".into(), "b".into()]);
+        for (worker, (model, state)) in [0, 0, 1].into_iter().zip(states).enumerate() {
+            abilities.joined(WorkerId(worker), model);
+            abilities.set(WorkerId(worker), state);
         }
         abilities.readiness()
     }
@@ -166,13 +182,18 @@ mod tests {
 
     #[test]
     fn a_worker_that_loads_its_model_again_stays_lost_until_it_is_up() {
-        let mut abilities = Abilities::new(vec!["a".into()], &[0]);
-        abilities.loading(0, 0.5);
+        let mut abilities = Abilities::new(vec!["a".into()]);
+        let worker = WorkerId(0);
+        abilities.joined(worker, 0);
+        abilities.loading(worker, 0.5);
         assert_eq!(abilities.readiness(), Readiness::Loading(0.5));
-        abilities.set(0, Ability::Lost);
-        abilities.loading(0, 0.75);
+        abilities.set(worker, Ability::Lost);
+        abilities.joined(worker, 0);
+        abilities.loading(worker, 0.75);
         assert_eq!(abilities.readiness(), Readiness::NoWorker("a".into()));
-        abilities.set(0, Ability::Up);
+        abilities.set(worker, Ability::Up);
         assert_eq!(abilities.readiness(), Readiness::Ready);
+        abilities.left(worker);
+        assert_eq!(abilities.readiness(), Readiness::NoWorker("a".into()));
     }
 }

@@ -1,5 +1,6 @@
 //! The task that owns the plan: it hears of new requests, of workers, and of those who went away.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::sync::{Notify, mpsc, watch};
@@ -7,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::plan::{Admission, Job, Placement, Plan};
 use super::readiness::{Abilities, Ability, Readiness};
-use super::{Catalog, Parts, Submission};
+use super::{Catalog, Parts, Submission, Work};
 use crate::error::{Error, ErrorKind};
 use crate::telemetry::Telemetry;
 use crate::worker::lane::Failure;
@@ -29,26 +30,19 @@ pub(super) async fn run(
     readiness: watch::Sender<Readiness>,
 ) {
     let mut events = parts.events;
-    let workers: Vec<_> = parts
-        .workers
-        .iter()
-        .map(|(_, model, slots)| (*model, *slots))
-        .collect();
-    let models: Vec<_> = workers.iter().map(|(model, _)| *model).collect();
     let names = parts.catalog.entries().iter();
     let names = names.map(|entry| Arc::clone(&entry.name)).collect();
     let mut task = Task {
-        plan: Plan::new(&parts.queue_depths, &workers),
-        abilities: Abilities::new(names, &models),
-        handles: parts
-            .workers
-            .into_iter()
-            .map(|(handle, _, _)| handle)
-            .collect(),
+        plan: Plan::new(&parts.queue_depths),
+        abilities: Abilities::new(names),
+        handles: HashMap::new(),
         catalog: parts.catalog,
         telemetry: parts.telemetry,
         readiness,
     };
+    for own in parts.workers {
+        task.joined(own.worker, own.model, own.handle);
+    }
     loop {
         tokio::select! {
             // A place that was given up before a request came is there for it.
@@ -70,7 +64,7 @@ pub(super) async fn run(
 
 struct Task {
     plan: Plan<Assignment>,
-    handles: Vec<WorkerHandle>,
+    handles: HashMap<WorkerId, WorkerHandle>,
     abilities: Abilities,
     catalog: Catalog,
     telemetry: Telemetry,
@@ -86,16 +80,32 @@ impl Job for Assignment {
         // One past its deadline is placed all the same: its worker says so, and never steps it.
         !self.lane.is_closed()
     }
+
+    fn is_suspect(&self) -> bool {
+        self.is_suspect
+    }
 }
 
 impl Task {
+    fn joined(&mut self, worker: WorkerId, model: usize, handle: Option<WorkerHandle>) {
+        self.plan.joined(worker, model);
+        self.abilities.joined(worker, model);
+        self.handles.extend(handle.map(|handle| (worker, handle)));
+    }
+
     fn submit(&mut self, submission: Submission) {
         let Submission {
             model,
             priority,
-            choices,
-            admitted,
+            work,
         } = submission;
+        let (choices, admitted) = match work {
+            Work::New { choices, admitted } => (choices, admitted),
+            Work::Resumed(choice) => {
+                let placements = self.plan.resume(model, priority, *choice);
+                return self.start(placements);
+            }
+        };
         let (admission, placements) = self.plan.admit(model, priority, choices);
         let answer = match admission {
             Admission::Admitted => Ok(()),
@@ -115,37 +125,80 @@ impl Task {
 
     fn hear(&mut self, event: WorkerEvent) {
         match event {
-            WorkerEvent::Loading(worker, fraction) => {
-                self.abilities.loading(worker.0, fraction);
+            WorkerEvent::Joined(worker, model, handle) => {
+                self.joined(worker, model, Some(handle));
                 self.tell_readiness();
             }
-            WorkerEvent::Ready(worker, life, model) => {
-                let (at, _) = self.abilities.model_of(worker.0);
-                self.catalog.entries()[at].loaded(model);
-                self.abilities.set(worker.0, Ability::Up);
-                let placements = self.plan.ready(worker, life);
+            WorkerEvent::Loading(worker, fraction) => {
+                self.abilities.loading(worker, fraction);
+                self.tell_readiness();
+            }
+            WorkerEvent::Ready(worker, life, served) => {
+                let Some((at, _)) = self.abilities.model_of(worker) else {
+                    return;
+                };
+                self.catalog.entries()[at].loaded(served.model);
+                self.abilities.set(worker, Ability::Up);
+                let placements = self.plan.ready(worker, life, served.slots);
                 self.start(placements);
                 self.tell_readiness();
+            }
+            WorkerEvent::Stuck(worker, is_stuck) => {
+                let model = self.model_of(worker);
+                if is_stuck {
+                    tracing::error!(
+                        worker = worker.0,
+                        model,
+                        "a call of the device does not return; it cannot be ended here"
+                    );
+                } else {
+                    tracing::warn!(
+                        worker = worker.0,
+                        model,
+                        "the call of the device has returned"
+                    );
+                }
+                let ability = if is_stuck { Ability::Lost } else { Ability::Up };
+                self.abilities.set(worker, ability);
+                let placements = self.plan.stuck(worker, is_stuck);
+                self.start(placements);
+                self.tell_readiness();
+            }
+            WorkerEvent::Cleared(worker, life) => {
+                let placements = self.plan.cleared(worker, life);
+                self.start(placements);
             }
             WorkerEvent::Released(worker, life, max_tokens) => {
                 let placements = self.plan.released(worker, life, max_tokens);
                 self.start(placements);
             }
             WorkerEvent::Lost(worker, reason) => {
-                let (_, model) = self.abilities.model_of(worker.0);
-                tracing::error!(worker = worker.0, model, %reason, "a worker crashed; it is restarted");
+                let model = self.model_of(worker);
+                tracing::error!(worker = worker.0, model, %reason, "a worker was lost; it is restarted");
                 self.down(worker, Ability::Lost);
             }
             WorkerEvent::LoadFailed(worker, reason) => {
-                let (_, model) = self.abilities.model_of(worker.0);
+                let model = self.model_of(worker);
                 tracing::error!(worker = worker.0, model, %reason, "a worker could not load its model");
                 self.down(worker, Ability::LoadFailed(reason));
+            }
+            WorkerEvent::Left(worker, reason) => {
+                let model = self.model_of(worker);
+                tracing::warn!(worker = worker.0, model, %reason, "a worker has left");
+                self.plan.left(worker);
+                self.abilities.left(worker);
+                self.handles.remove(&worker);
+                self.tell_readiness();
             }
         }
     }
 
+    fn model_of(&self, worker: WorkerId) -> &str {
+        self.abilities.model_of(worker).map_or("", |(_, name)| name)
+    }
+
     fn down(&mut self, worker: WorkerId, ability: Ability) {
-        self.abilities.set(worker.0, ability);
+        self.abilities.set(worker, ability);
         self.plan.lost(worker);
         self.tell_readiness();
     }
@@ -161,12 +214,10 @@ impl Task {
 
     fn start(&self, placements: Vec<Placement<Assignment>>) {
         for Placement { worker, life, job } in placements {
-            if self.handles[worker.0].submit(life, job).is_err() {
-                // Its lane closes with it, so its stream learns that it was lost.
-                tracing::error!(
-                    worker = worker.0,
-                    "a worker took no more work than its slots"
-                );
+            let handle = self.handles.get(&worker);
+            if handle.is_none_or(|handle| handle.submit(life, job).is_err()) {
+                // Its lane closes with it, so its stream learns that it was lost. The worker has just gone.
+                tracing::debug!(worker = worker.0, "a worker took no more work");
             }
         }
     }
@@ -176,7 +227,7 @@ impl Task {
         for waiting in self.plan.clear() {
             waiting.lane.fail(Failure::Draining);
         }
-        for worker in &self.handles {
+        for worker in self.handles.values() {
             worker.stop();
         }
         self.count();
@@ -220,6 +271,7 @@ mod tests {
         let job = Assignment {
             sequence,
             lane: sender,
+            is_suspect: false,
             deadline: Instant::now() - Duration::from_secs(1),
         };
         // Its worker tells it why it is not run. Dropped here, it would be taken for lost.

@@ -25,13 +25,19 @@ async fn scheduler() -> Scheduler {
         slow_reader_timeout: Duration::from_secs(10),
         events: sender,
         telemetry: telemetry.clone(),
+        bell: None,
     })
     .expect("a thread");
     let (scheduler, task) = Scheduler::new(Parts {
         catalog: Catalog::new(vec![CatalogEntry::new("m", &[], "llm_test", 0)]),
-        workers: vec![(worker, 0, 1)],
+        workers: vec![OwnWorker {
+            worker: WorkerId(0),
+            model: 0,
+            handle: Some(worker),
+        }],
         events,
         queue_depths: vec![2],
+        resumption: ResumptionLimits::default(),
         telemetry,
     });
     tokio::spawn(task);
@@ -53,6 +59,7 @@ async fn submit(scheduler: &Scheduler) -> Result<Admitted, ErrorKind> {
         stopping: Stopping::default(),
         logprobs: None,
         echo: false,
+        resume: Vec::new(),
         seed: 0,
         priority: 0,
         stamps: false,

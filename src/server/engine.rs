@@ -1,26 +1,74 @@
-//! Puts an engine together: its workers' threads and the scheduler before them.
+//! Puts an engine together: its workers' threads and processes, and the scheduler before them.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc;
+use tokio::time::interval;
 use tokio_util::task::TaskTracker;
 
+use tokio_util::sync::CancellationToken;
+
+use crate::listen::{Address, MutualTls};
 use crate::runner::Loader;
-use crate::scheduler::{Catalog, CatalogEntry, Parts, Scheduler};
+use crate::scheduler::{Catalog, CatalogEntry, OwnWorker, Parts, ResumptionLimits, Scheduler};
 use crate::telemetry::Telemetry;
-use crate::worker::WorkerId;
+use crate::worker::attached::{Door, Offered, Patience};
+use crate::worker::child::{Place, Program, supervise};
 use crate::worker::thread::{Spawn, spawn};
+use crate::worker::{WorkerEvent, WorkerHandle, WorkerId};
 
 /// How many events of workers may wait for the scheduler, which takes them without delay.
 const EVENTS: usize = 1024;
+
+/// How often a worker's device is looked at, whether it returns.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// The models of an engine and how it runs them.
 #[derive(Clone)]
 pub struct EngineParts {
     /// The models, in the order in which they are listed. No name or alias is given twice.
     pub models: Vec<ModelParts>,
+    /// How it deals with its workers.
+    pub workers: WorkerParts,
+}
+
+/// How an engine deals with its workers.
+#[derive(Clone)]
+pub struct WorkerParts {
+    /// Where workers dial in; `None` where none may, but those that the engine starts itself.
+    pub listen: Option<Address>,
+    /// What they have to show there, and are shown.
+    pub tls: Option<MutualTls>,
+    /// How long it waits for them.
+    pub patience: Patience,
+    /// How far a choice is followed whose workers are lost.
+    pub resumption: ResumptionLimits,
+}
+
+impl Default for WorkerParts {
+    /// No socket; heartbeats within 2 s, steps within 30 s.
+    fn default() -> Self {
+        Self {
+            listen: None,
+            tls: None,
+            patience: Patience {
+                heartbeat_timeout: Duration::from_secs(2),
+                step_limit: Some(Duration::from_secs(30)),
+            },
+            resumption: ResumptionLimits::default(),
+        }
+    }
+}
+
+/// Where a model's workers run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// On threads of the engine.
+    Thread,
+    /// Each in a process of its own.
+    Process(Program),
 }
 
 /// One model and its workers.
@@ -32,8 +80,10 @@ pub struct ModelParts {
     pub aliases: Vec<String>,
     /// Loads it, once for each worker.
     pub loader: Arc<dyn Loader>,
-    /// How many workers run it.
+    /// How many workers of the engine's own run it.
     pub workers: usize,
+    /// Where these run.
+    pub isolation: Isolation,
     /// How many sequences each of them runs at once.
     pub slots: usize,
     /// The most of its requests that may wait for a first slot.
@@ -45,46 +95,72 @@ pub struct ModelParts {
 /// An engine that runs.
 pub(super) struct Engine {
     pub(super) scheduler: Scheduler,
+    /// Where workers dial in.
+    pub(super) door: Door,
     threads: Vec<JoinHandle<()>>,
+    /// The children's processes, and what watches workers, are to end.
+    ending: CancellationToken,
+    children: TaskTracker,
 }
 
 impl Engine {
-    /// Starts the workers, which load their models in the background.
+    /// Starts the workers, which load their models in the background. Those in processes of their own dial in at
+    /// `worker_socket`.
     pub(super) fn start(
         parts: &EngineParts,
+        worker_socket: Option<&Address>,
         telemetry: &Telemetry,
         tasks: &TaskTracker,
     ) -> std::io::Result<Self> {
-        let (sender, events) = mpsc::channel(EVENTS);
-        let (mut workers, mut threads) = (Vec::new(), Vec::new());
-        for (index, model) in parts.models.iter().enumerate() {
-            for _ in 0..model.workers {
-                let (handle, thread) = spawn(Spawn {
-                    id: WorkerId(workers.len()),
-                    loader: Arc::clone(&model.loader),
-                    slots: model.slots,
-                    slow_reader_timeout: model.slow_reader_timeout,
-                    events: sender.clone(),
-                    telemetry: telemetry.clone(),
-                })?;
-                workers.push((handle, index, model.slots));
-                threads.push(thread);
+        let (events_sender, events) = mpsc::channel(EVENTS);
+        let own = parts.models.iter().map(|model| model.workers).sum();
+        let door = Door::new(
+            parts.models.iter().map(offered).collect(),
+            own,
+            parts.workers.patience,
+            events_sender.clone(),
+            (telemetry.clone(), tasks.clone()),
+        );
+        let mut starting = Starting {
+            step_limit: parts.workers.patience.step_limit,
+            engine: worker_socket,
+            telemetry,
+            events: events_sender,
+            door: door.clone(),
+            workers: Vec::new(),
+            threads: Vec::new(),
+            ending: CancellationToken::new(),
+            children: TaskTracker::new(),
+        };
+        for (place, model) in parts.models.iter().enumerate() {
+            for device in 0..model.workers {
+                starting.start(place, model, device)?;
             }
         }
         let (scheduler, task) = Scheduler::new(Parts {
             catalog: catalog(&parts.models),
-            workers,
+            workers: starting.workers,
             events,
             queue_depths: parts.models.iter().map(|model| model.queue_depth).collect(),
+            resumption: parts.workers.resumption,
             telemetry: telemetry.clone(),
         });
         tasks.spawn(task);
-        Ok(Self { scheduler, threads })
+        Ok(Self {
+            scheduler,
+            door,
+            threads: starting.threads,
+            ending: starting.ending,
+            children: starting.children,
+        })
     }
 
-    /// Waits until every worker's thread has ended, or `at_most` so long: a device call that hangs
+    /// Waits until every worker's process has ended, and every thread, or `at_most` so long: a device call that hangs
     /// cannot be interrupted.
     pub(super) async fn join(self, at_most: Duration) {
+        self.ending.cancel();
+        self.children.close();
+        self.children.wait().await;
         let threads = self.threads;
         let joined = tokio::task::spawn_blocking(move || {
             for thread in threads {
@@ -95,6 +171,105 @@ impl Engine {
         if tokio::time::timeout(at_most, joined).await.is_err() {
             tracing::warn!("a device call did not return; its worker is abandoned");
         }
+    }
+}
+
+/// An engine's own workers, as they are started.
+struct Starting<'a> {
+    /// How long one call of a device may last.
+    step_limit: Option<Duration>,
+    engine: Option<&'a Address>,
+    telemetry: &'a Telemetry,
+    events: mpsc::Sender<WorkerEvent>,
+    door: Door,
+    workers: Vec<OwnWorker>,
+    threads: Vec<JoinHandle<()>>,
+    ending: CancellationToken,
+    children: TaskTracker,
+}
+
+impl Starting<'_> {
+    fn start(&mut self, place: usize, model: &ModelParts, device: usize) -> std::io::Result<()> {
+        let worker = WorkerId(self.workers.len());
+        let handle = match &model.isolation {
+            Isolation::Thread => {
+                let (handle, thread) = spawn(Spawn {
+                    id: worker,
+                    loader: Arc::clone(&model.loader),
+                    slots: model.slots,
+                    slow_reader_timeout: model.slow_reader_timeout,
+                    events: self.events.clone(),
+                    telemetry: self.telemetry.clone(),
+                    bell: None,
+                })?;
+                self.threads.push(thread);
+                if let Some(limit) = self.step_limit {
+                    let watched = watch_steps(worker, handle.clone(), limit, self.events.clone());
+                    let ending = self.ending.clone();
+                    self.children
+                        .spawn(ending.run_until_cancelled_owned(watched));
+                }
+                Some(handle)
+            }
+            Isolation::Process(program) => {
+                let engine = self.engine.ok_or_else(|| {
+                    std::io::Error::other("there is no worker socket for its processes")
+                })?;
+                let place = Place {
+                    worker,
+                    model: (place, model.name.clone()),
+                    device,
+                    engine: engine.to_string(),
+                };
+                self.children.spawn(supervise(
+                    program.clone(),
+                    place,
+                    self.door.clone(),
+                    self.events.clone(),
+                    self.ending.clone(),
+                ));
+                None
+            }
+        };
+        self.workers.push(OwnWorker {
+            worker,
+            model: place,
+            handle,
+        });
+        Ok(())
+    }
+}
+
+/// Tells of a device on a thread whose call takes too long: it cannot be ended, but it need not be given more.
+async fn watch_steps(
+    worker: WorkerId,
+    handle: WorkerHandle,
+    limit: Duration,
+    events: mpsc::Sender<WorkerEvent>,
+) {
+    let mut was_stuck = false;
+    let mut looks = interval(LOOK.min(limit));
+    loop {
+        looks.tick().await;
+        let is_stuck = handle.step_lasts() > limit;
+        if is_stuck != was_stuck {
+            was_stuck = is_stuck;
+            if events
+                .send(WorkerEvent::Stuck(worker, is_stuck))
+                .await
+                .is_err()
+            {
+                return;
+            }
+        }
+    }
+}
+
+fn offered(model: &ModelParts) -> Offered {
+    Offered {
+        name: model.name.clone(),
+        aliases: model.aliases.clone(),
+        slow_reader_timeout: model.slow_reader_timeout,
     }
 }
 

@@ -11,14 +11,15 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_core::Stream;
+use metrics::Histogram;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::stop::StopStrings;
 use super::{ChoiceText, Watch};
 use crate::error::{Error, ErrorKind};
-use crate::request::{FinishReason, Stopping};
-use crate::runner::{ModelError, monotonic_ns};
-use crate::scheduler::Admitted;
+use crate::request::{FinishReason, Stopping, TokenId};
+use crate::runner::{ModelError, Token, monotonic_ns};
+use crate::scheduler::{Admitted, Held, Lost, Resumer, worker_lost};
 use crate::seldom::Seldom;
 use crate::telemetry::{StageSummary, StageTimes};
 use crate::tokens::TokenBatch;
@@ -96,6 +97,9 @@ pub struct Completion {
     /// The prompt's text, until it is told; only where it is asked for.
     echo: Option<String>,
     scored_prompt: ScoredPrompt,
+    /// How choices go on whose workers are lost; `None` where they cannot.
+    resumer: Option<Resumer>,
+    gaps: Histogram,
     prompt_tokens: u32,
     completion_tokens: u32,
     /// Why the request failed, until that is told.
@@ -110,15 +114,83 @@ struct Choice {
     lane: Option<LaneReceiver>,
     text: ChoiceText,
     next_index: u32,
+    /// How many of the next tokens the client has already: they were held back, and are no more.
+    told_before: usize,
+    /// What it has, to go on behind it elsewhere.
+    ids: Vec<TokenId>,
+    lost: Lost,
+    /// Since when it waits for the next token of another worker, and until when for that worker.
+    resuming: Option<(Instant, InVain)>,
 }
 
+/// Ends when no other worker has taken a choice in time; pending once one has.
+type InVain = Option<Pin<Box<dyn Future<Output = ()> + Send>>>;
+
 impl Choice {
+    fn new(number: u32, lane: LaneReceiver, text: ChoiceText) -> Self {
+        Self {
+            number,
+            lane: Some(lane),
+            text,
+            next_index: 0,
+            told_before: 0,
+            ids: Vec::new(),
+            lost: Lost::default(),
+            resuming: None,
+        }
+    }
+
+    /// The choice as it goes on behind what its client has.
+    fn behind(mut self, held: Vec<Held>) -> Result<Self, Error> {
+        let count = held.len();
+        self.ids = held.iter().map(|(id, _)| *id).collect();
+        let tokens = held.into_iter().map(|(id, bytes)| Token {
+            id,
+            bytes,
+            due_ns: 0,
+            emitted_ns: 0,
+            logprobs: None,
+        });
+        let told = self.text.replay(tokens).ok_or_else(|| {
+            let message = "resume holds a stop string, with which that choice has ended.";
+            Error::invalid_value("resume", message)
+        })?;
+        self.told_before = count - told;
+        self.next_index = u32::try_from(count).unwrap_or(u32::MAX);
+        Ok(self)
+    }
+
+    /// A worker has it, for the first time or again.
+    fn accepted(&mut self) {
+        if let Some((_, in_vain)) = &mut self.resuming {
+            *in_vain = None;
+        }
+    }
+
+    /// It has got a token: how long it had waited for it where it goes on elsewhere.
+    fn went_on(&mut self) -> Option<Duration> {
+        let (since, _) = self.resuming.take()?;
+        self.lost.went_on();
+        Some(since.elapsed())
+    }
+
+    /// Whether it has waited for another worker in vain.
+    fn is_in_vain(&mut self, cx: &mut Context<'_>) -> bool {
+        match &mut self.resuming {
+            Some((_, Some(in_vain))) => in_vain.as_mut().poll(cx).is_ready(),
+            Some((_, None)) | None => false,
+        }
+    }
+
     /// An event of these tokens, if there is anything to tell.
     fn event(
         &mut self,
         tokens: TokenBatch,
         finish: Option<FinishReason>,
     ) -> Option<CompletionEvent> {
+        let again = self.told_before.min(tokens.len());
+        self.told_before -= again;
+        let tokens = tokens.without_first(again);
         if tokens.is_empty() && finish.is_none() {
             return None;
         }
@@ -135,18 +207,24 @@ impl Choice {
 
 impl Completion {
     /// The completion of a request that was admitted. `times` are those of the engine's stage.
-    #[must_use]
-    pub fn new(admitted: Admitted, stopping: &Stopping, times: StageTimes) -> Self {
+    ///
+    /// # Errors
+    /// When a choice has ended with what the client has of it.
+    pub fn new(admitted: Admitted, stopping: &Stopping, times: StageTimes) -> Result<Self, Error> {
         let strings = StopStrings::new(&stopping.strings).shown(stopping.is_shown);
         let strings = Arc::new(strings);
-        let choices = (0..).zip(admitted.lanes).map(|(number, lane)| Choice {
-            number,
-            lane: Some(lane),
-            text: ChoiceText::new(Arc::clone(&strings), stopping),
-            next_index: 0,
-        });
-        Self {
-            choices: choices.collect(),
+        let mut resumed = admitted.resumed.into_iter();
+        let mut choices = Vec::with_capacity(admitted.lanes.len());
+        let mut completion_tokens = 0;
+        for (number, lane) in (0..).zip(admitted.lanes) {
+            let text = ChoiceText::new(Arc::clone(&strings), stopping);
+            let choice = Choice::new(number, lane, text);
+            let choice = choice.behind(resumed.next().unwrap_or_default())?;
+            completion_tokens += choice.next_index;
+            choices.push(choice);
+        }
+        Ok(Self {
+            choices,
             cursor: 0,
             ready: VecDeque::new(),
             outputs: Vec::new(),
@@ -161,12 +239,14 @@ impl Completion {
                 ScoredPrompt::default()
             },
             echo: admitted.echo,
+            resumer: admitted.resumer,
+            gaps: admitted.gaps,
             prompt_tokens: admitted.prompt_tokens,
-            completion_tokens: 0,
+            completion_tokens,
             failed: None,
             ended: false,
             times,
-        }
+        })
     }
 
     /// Looks at every open choice once. Ready when an event is, or an error.
@@ -183,12 +263,9 @@ impl Completion {
             // something, or nothing more.
             while let Some(lane) = &mut self.choices[index].lane {
                 match lane.poll_recv_many(cx, &mut self.outputs, BATCH) {
-                    Poll::Pending => break,
-                    Poll::Ready(0) => {
-                        let message = "The device that served this request was lost.";
-                        self.failed = Some(Error::new(ErrorKind::WorkerLost, message));
-                        return Poll::Ready(());
-                    }
+                    Poll::Pending if !self.choices[index].is_in_vain(cx) => break,
+                    Poll::Pending => self.failed = Some(worker_lost()),
+                    Poll::Ready(0) => self.failed = self.resume(index).err(),
                     Poll::Ready(_) => self.take_outputs(index),
                 }
                 if self.failed.is_some() || !self.ready.is_empty() {
@@ -205,6 +282,22 @@ impl Completion {
         Poll::Pending
     }
 
+    /// Has a choice go on elsewhere whose worker was lost.
+    fn resume(&mut self, index: usize) -> Result<(), Error> {
+        let choice = &mut self.choices[index];
+        let by_crash = choice.lane.as_ref().is_some_and(LaneReceiver::has_crashed);
+        choice.lost.again(by_crash);
+        let resumer = self.resumer.as_ref().ok_or_else(worker_lost)?;
+        // Only the first choice's lane has the prompt's tokens; they come from the beginning again.
+        let scores_prompt = choice.number == 0 && self.scored_prompt.is_coming();
+        let resuming = resumer.resume(choice.number, &choice.ids, scores_prompt, &choice.lost)?;
+        let since = choice.resuming.take().map(|(since, _)| since);
+        choice.resuming = Some((since.unwrap_or_else(Instant::now), Some(resuming.in_vain)));
+        choice.lane = Some(resuming.lane);
+        self.scored_prompt.comes_again();
+        Ok(())
+    }
+
     /// Turns a batch of one choice's outputs into events: the start if this is it, the tokens that are
     /// ready, and the end. What came before a failure is told before it.
     fn take_outputs(&mut self, index: usize) {
@@ -218,6 +311,7 @@ impl Completion {
             let decided = tokens.len();
             match output {
                 Output::Accepted => {
+                    choice.accepted();
                     if self.started.is_none() {
                         self.started = Some(Instant::now());
                         self.ready.push_back(CompletionEvent::Started);
@@ -227,6 +321,12 @@ impl Completion {
                 Output::Prompt(token) => self.scored_prompt.take(token, &mut prompt),
                 Output::Token(token) => {
                     self.completion_tokens += 1;
+                    if self.resumer.is_some() {
+                        choice.ids.push(token.id);
+                    }
+                    if let Some(gap) = choice.went_on() {
+                        self.gaps.record(gap);
+                    }
                     if choice.text.push(token, &mut tokens) == Watch::Matched {
                         end = Some((decided, FinishReason::Stop));
                         break;
@@ -332,6 +432,9 @@ fn error_of(failure: Failure) -> Error {
         Failure::Model(ModelError::Invalid(message)) => {
             Error::new(ErrorKind::InvalidValue, message)
         }
+        Failure::Model(ModelError::Unavailable(message)) => {
+            Error::new(ErrorKind::NoWorker, message)
+        }
         Failure::Model(ModelError::Failed(message)) => {
             tracing::error!(%message, "the model failed on a sequence");
             Error::new(ErrorKind::Internal, "The model failed on this request.")
@@ -355,7 +458,7 @@ mod tests {
     use tokio_stream::StreamExt;
 
     use super::*;
-    use crate::runner::{Token, TokenBytes};
+    use crate::runner::TokenBytes;
     use crate::telemetry::{Lane, Stage, Telemetry};
     use crate::worker::lane::{LaneSender, Sent, lane};
 
@@ -380,15 +483,16 @@ mod tests {
             prompt_tokens: 1,
             echo: None,
             scores_prompt: false,
+            resumed: Vec::new(),
             lanes,
+            resumer: None,
+            gaps: Histogram::noop(),
             arrived: now,
             deadline: now + Duration::from_secs(3_600),
         };
         let times = Telemetry::new().stage_times(Lane::Grpc, Stage::Engine);
-        (
-            Completion::new(admitted, &Stopping::default(), times),
-            senders,
-        )
+        let completion = Completion::new(admitted, &Stopping::default(), times);
+        (completion.expect("nothing is resumed"), senders)
     }
 
     async fn next_choice(completion: &mut Completion) -> u32 {

@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::Wake;
+use super::outbox::RemoteLane;
 use crate::request::FinishReason;
 use crate::runner::{ModelError, Token};
 
@@ -61,14 +62,15 @@ pub fn lane(credit: usize, queue: Arc<Notify>, wasted: Counter) -> (LaneSender, 
         .expect("a new channel has room for its end");
     let shared = Arc::new(Shared {
         stalled: AtomicBool::new(false),
+        has_crashed: AtomicBool::new(false),
         worker: OnceLock::new(),
         queue,
     });
-    let sender = LaneSender {
+    let sender = LaneSender(Way::Here(LocalLane {
         tokens,
         end,
         shared: Arc::clone(&shared),
-    };
+    }));
     (
         sender,
         LaneReceiver {
@@ -82,13 +84,26 @@ pub fn lane(credit: usize, queue: Arc<Notify>, wasted: Counter) -> (LaneSender, 
 struct Shared {
     /// Whether the worker passes the sequence over until there is room again.
     stalled: AtomicBool,
+    /// Whether the lane closed without an end because its worker crashed, rather than that it was killed or
+    /// could not be reached any more.
+    has_crashed: AtomicBool,
     /// The worker that has the sequence.
     worker: OnceLock<Wake>,
     queue: Arc<Notify>,
 }
 
 /// The worker's end.
-pub struct LaneSender {
+pub struct LaneSender(Way);
+
+/// Where a lane leads.
+enum Way {
+    /// To a stream of this process.
+    Here(LocalLane),
+    /// To an engine elsewhere.
+    Elsewhere(RemoteLane),
+}
+
+struct LocalLane {
     tokens: mpsc::Sender<Output>,
     end: mpsc::OwnedPermit<Output>,
     shared: Arc<Shared>,
@@ -106,15 +121,95 @@ pub enum Sent {
 }
 
 impl LaneSender {
+    /// A lane to an engine elsewhere.
+    pub(super) fn elsewhere(lane: RemoteLane) -> Self {
+        Self(Way::Elsewhere(lane))
+    }
+
     /// Whether the reader is gone.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.tokens.is_closed()
+        match &self.0 {
+            Way::Here(lane) => lane.tokens.is_closed(),
+            Way::Elsewhere(lane) => lane.is_cancelled(),
+        }
     }
 
     /// How many more tokens the reader has room for. At 0, the worker is woken when that changes.
     #[must_use]
     pub fn room(&self) -> usize {
+        match &self.0 {
+            Way::Here(lane) => lane.room(),
+            Way::Elsewhere(lane) => lane.credit(),
+        }
+    }
+
+    /// Says that a worker has the sequence now.
+    pub fn accept(&self) -> Sent {
+        match &self.0 {
+            Way::Here(lane) => lane.send(Output::Accepted),
+            Way::Elsewhere(lane) => lane.accept(),
+        }
+    }
+
+    /// Sends the next token of the prompt.
+    pub fn prompt(&self, token: Token) -> Sent {
+        match &self.0 {
+            Way::Here(lane) => lane.send(Output::Prompt(token)),
+            Way::Elsewhere(lane) => lane.prompt(token),
+        }
+    }
+
+    /// Sends the next token.
+    pub fn token(&self, token: Token) -> Sent {
+        match &self.0 {
+            Way::Here(lane) => lane.send(Output::Token(token)),
+            Way::Elsewhere(lane) => lane.token(token),
+        }
+    }
+
+    /// Ends the lane well.
+    pub fn finish(self, token: Option<Token>, reason: FinishReason) {
+        match self.0 {
+            Way::Here(lane) => {
+                lane.end.send(Output::Finished(token, reason));
+            }
+            Way::Elsewhere(lane) => lane.finish(token, reason),
+        }
+    }
+
+    /// Ends the lane with a failure.
+    pub fn fail(self, failure: Failure) {
+        match self.0 {
+            Way::Here(lane) => {
+                lane.end.send(Output::Failed(failure));
+            }
+            Way::Elsewhere(lane) => lane.fail(&failure),
+        }
+    }
+
+    /// Closes the lane without an end, because its worker crashed. A lane that is just dropped says only that
+    /// its worker is gone.
+    pub(super) fn crash(self) {
+        match self.0 {
+            Way::Here(lane) => lane.shared.has_crashed.store(true, Ordering::SeqCst),
+            // The worker says so for all its sequences.
+            Way::Elsewhere(_) => {}
+        }
+    }
+
+    /// Notes which worker is to be woken from now on.
+    pub(super) fn placed(&self, worker: Wake) {
+        match &self.0 {
+            // A lane is placed once; were it placed twice, the first worker would have dropped it.
+            Way::Here(lane) => drop(lane.shared.worker.set(worker)),
+            Way::Elsewhere(_) => {}
+        }
+    }
+}
+
+impl LocalLane {
+    fn room(&self) -> usize {
         match self.tokens.capacity() {
             0 => self.stall(),
             room => room,
@@ -126,37 +221,6 @@ impl LaneSender {
     fn stall(&self) -> usize {
         self.shared.stalled.store(true, Ordering::SeqCst);
         self.tokens.capacity()
-    }
-
-    /// Says that a worker has the sequence now.
-    pub fn accept(&self) -> Sent {
-        self.send(Output::Accepted)
-    }
-
-    /// Sends the next token of the prompt.
-    pub fn prompt(&self, token: Token) -> Sent {
-        self.send(Output::Prompt(token))
-    }
-
-    /// Sends the next token.
-    pub fn token(&self, token: Token) -> Sent {
-        self.send(Output::Token(token))
-    }
-
-    /// Ends the lane well.
-    pub fn finish(self, token: Option<Token>, reason: FinishReason) {
-        self.end.send(Output::Finished(token, reason));
-    }
-
-    /// Ends the lane with a failure.
-    pub fn fail(self, failure: Failure) {
-        self.end.send(Output::Failed(failure));
-    }
-
-    /// Notes which worker is to be woken from now on.
-    pub(super) fn placed(&self, worker: Wake) {
-        // A lane is placed once; were it placed twice, the first worker would have dropped it.
-        let _ = self.shared.worker.set(worker);
     }
 
     fn send(&self, output: Output) -> Sent {
@@ -189,6 +253,12 @@ impl LaneReceiver {
             self.give_credit();
         }
         received
+    }
+
+    /// Whether the lane closed without an end because its worker crashed.
+    #[must_use]
+    pub fn has_crashed(&self) -> bool {
+        self.shared.has_crashed.load(Ordering::SeqCst)
     }
 
     fn give_credit(&self) {
@@ -264,7 +334,10 @@ mod tests {
         assert_eq!(sender.token(token(1)), Sent::Delivered);
         // The worker has found no room and has not said so yet: nobody will wake it for this.
         assert_eq!(receive(&mut receiver).await.len(), 2);
-        assert_eq!(sender.stall(), 2);
+        let Way::Here(lane) = &sender.0 else {
+            panic!("the lane leads to this process");
+        };
+        assert_eq!(lane.stall(), 2);
     }
 
     #[test]

@@ -4,6 +4,8 @@
 
 use std::cell::Cell;
 
+use tokio::time::Instant;
+
 use super::Assignment;
 use super::lane::{Failure, LaneSender, Sent};
 use crate::request::FinishReason;
@@ -18,6 +20,8 @@ pub(super) struct Slots {
     next_deadline_ns: u64,
     /// Whether a lane has been found full since the last look.
     any_stalled: Cell<bool>,
+    /// How many suspects have made a token, or ended, since that was last asked.
+    cleared: usize,
 }
 
 struct Running {
@@ -26,9 +30,32 @@ struct Running {
     prompt_left: usize,
     made: u32,
     max_tokens: u32,
+    is_suspect: bool,
     deadline_ns: u64,
     /// When the lane was first found full; 0 while it has room.
     stalled_ns: Cell<u64>,
+}
+
+impl Assignment {
+    /// What its device is to run, with its deadline by CLOCK_MONOTONIC; `None` where it has ended here: it has
+    /// expired, nobody waits for it, or it asks for nothing.
+    pub(super) fn if_still_wanted(self) -> Option<(Self, u64)> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            self.lane.fail(Failure::DeadlineExceeded);
+            return None;
+        }
+        let asks_nothing = self.sequence.max_tokens == 0 && !self.sequence.scores_prompt;
+        if asks_nothing {
+            if self.lane.accept() == Sent::Delivered {
+                self.lane.finish(None, FinishReason::Length);
+            }
+            return None;
+        }
+        let left_ns = u64::try_from(left.as_nanos()).unwrap_or(u64::MAX);
+        let deadline_ns = monotonic_ns().saturating_add(left_ns);
+        (!self.lane.is_closed()).then_some((self, deadline_ns))
+    }
 }
 
 /// A slot that has become free, and what its sequence had asked for.
@@ -45,7 +72,26 @@ impl Slots {
             slow_reader_ns,
             next_deadline_ns: u64::MAX,
             any_stalled: Cell::new(false),
+            cleared: 0,
         }
+    }
+
+    /// How many suspects are none any more, since that was last asked.
+    pub(super) fn take_cleared(&mut self) -> usize {
+        std::mem::take(&mut self.cleared)
+    }
+
+    /// Closes every lane without an end, because the device crashed.
+    pub(super) fn crash_all(&mut self) {
+        for running in self.running.iter_mut().filter_map(Option::take) {
+            running.lane.crash();
+        }
+    }
+
+    /// Says that a sequence has its slot.
+    pub(super) fn accept(&self, slot: Slot) -> Option<Sent> {
+        let running = self.running.get(slot.0)?.as_ref()?;
+        Some(running.lane.accept())
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -78,6 +124,7 @@ impl Slots {
             prompt_left,
             made: u32::try_from(sequence.delivered.len()).unwrap_or(u32::MAX),
             max_tokens: sequence.max_tokens,
+            is_suspect: assignment.is_suspect,
             lane: assignment.lane,
             deadline_ns,
             stalled_ns: Cell::new(0),
@@ -100,6 +147,7 @@ impl Slots {
     pub(super) fn token(&mut self, slot: Slot, token: Token) -> Option<Freed> {
         let running = self.running.get_mut(slot.0)?.as_mut()?;
         running.made += 1;
+        self.cleared += usize::from(std::mem::take(&mut running.is_suspect));
         if running.made >= running.max_tokens {
             return self.finish(slot, Some(token), FinishReason::Length);
         }
@@ -203,6 +251,7 @@ impl Slots {
     fn vacate(&mut self, slot: Slot) -> Option<(Running, Freed)> {
         let running = self.running.get_mut(slot.0)?.take()?;
         self.free.push(slot);
+        self.cleared += usize::from(running.is_suspect);
         let max_tokens = running.max_tokens;
         Some((running, Freed { slot, max_tokens }))
     }
@@ -241,8 +290,6 @@ impl Room for Slots {
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::Instant;
-
     use super::*;
     use crate::runner::TokenBytes;
     use crate::worker::lane::LaneReceiver;

@@ -5,16 +5,15 @@ use std::num::NonZeroU64;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use super::lane::{Failure, Sent};
 use super::slots::{Freed, Slots};
-use super::{Assignment, Flags, Life, Wake, WorkerEvent, WorkerHandle, WorkerId};
+use super::{Assignment, Flags, Life, Served, Sleeper, Wake, WorkerEvent, WorkerHandle, WorkerId};
 use crate::request::FinishReason;
 use crate::runner::{Emission, Loaded, Loader, Next, Runner, Step, StepError, Token, monotonic_ns};
 use crate::telemetry::{InFlight, Telemetry};
@@ -47,6 +46,8 @@ pub struct Spawn {
     pub events: mpsc::Sender<WorkerEvent>,
     /// What it counts into.
     pub telemetry: Telemetry,
+    /// Rung after each step, where what it made is gathered for an engine elsewhere.
+    pub bell: Option<Arc<Notify>>,
 }
 
 /// Starts a worker's thread. It ends when it is drained or stopped, or nobody takes its events.
@@ -55,7 +56,7 @@ pub struct Spawn {
 /// When the system has no thread left.
 pub fn spawn(spawn: Spawn) -> std::io::Result<(WorkerHandle, JoinHandle<()>)> {
     // The scheduler never has more sequences under way than there are slots.
-    let (commands, receiver) = sync_channel(spawn.slots + 1);
+    let (commands, receiver) = mpsc::channel(spawn.slots + 1);
     let flags = Arc::new(Flags::default());
     let worker = Worker {
         spawn,
@@ -69,14 +70,14 @@ pub fn spawn(spawn: Spawn) -> std::io::Result<(WorkerHandle, JoinHandle<()>)> {
         .spawn(move || worker.run())?;
     let wake = Wake {
         flags,
-        thread: thread.thread().clone(),
+        sleeper: Sleeper::Thread(thread.thread().clone()),
     };
     Ok((WorkerHandle { commands, wake }, thread))
 }
 
 struct Worker {
     spawn: Spawn,
-    commands: Receiver<(Life, Assignment)>,
+    commands: mpsc::Receiver<(Life, Assignment)>,
     flags: Arc<Flags>,
     life: Life,
 }
@@ -134,7 +135,8 @@ impl Worker {
             Err(error) => return End::LoadFailed(error.0),
         };
         let _ready = InFlight::new(self.spawn.telemetry.workers_ready.clone());
-        if !self.tell(WorkerEvent::Ready(id, self.life, model)) {
+        let slots = self.spawn.slots;
+        if !self.tell(WorkerEvent::Ready(id, self.life, Served { model, slots })) {
             return End::Stopped;
         }
         let slow_reader_ns =
@@ -142,11 +144,15 @@ impl Worker {
         let mut device = Device {
             worker: self,
             runner,
-            slots: Slots::new(self.spawn.slots, slow_reader_ns),
+            slots: Slots::new(slots, slow_reader_ns),
             emissions: Vec::new(),
+            has_ended: false,
         };
         match device.run() {
-            Ok(()) => End::Stopped,
+            Ok(()) => {
+                device.has_ended = true;
+                End::Stopped
+            }
             Err(error) => End::Crashed(error.0),
         }
     }
@@ -164,10 +170,12 @@ impl Worker {
 /// One life's device and the sequences on it. When it is dropped with sequences left, their lanes
 /// close without an end, which is how their streams learn that they were lost.
 struct Device<'a> {
-    worker: &'a Worker,
+    worker: &'a mut Worker,
     runner: Box<dyn Runner>,
     slots: Slots,
     emissions: Vec<Emission>,
+    /// Whether its end was an orderly one.
+    has_ended: bool,
 }
 
 impl Device<'_> {
@@ -180,6 +188,7 @@ impl Device<'_> {
                     self.release(&freed);
                 }
                 self.admit_new();
+                self.flush();
                 if self.worker.flags.stopping.load(Ordering::SeqCst) {
                     self.give_up();
                 }
@@ -188,8 +197,8 @@ impl Device<'_> {
                 }
             }
             match self.runner.next(&self.slots) {
-                Next::Now => self.step()?,
-                Next::At(due_ns) if due_ns <= now_ns => self.step()?,
+                Next::Now => self.step(now_ns)?,
+                Next::At(due_ns) if due_ns <= now_ns => self.step(now_ns)?,
                 Next::At(due_ns) => self.wait_until(due_ns.min(self.slots.next_look_ns())),
                 Next::Idle => self.wait_until(self.slots.next_look_ns()),
             }
@@ -238,38 +247,34 @@ impl Device<'_> {
 
     fn admit(&mut self, assignment: Assignment) {
         let max_tokens = assignment.sequence.max_tokens;
-        let asks_nothing = max_tokens == 0 && !assignment.sequence.scores_prompt;
-        let now = Instant::now();
-        let left = assignment.deadline.saturating_duration_since(now);
-        let refusal = if left.is_zero() {
-            Failure::DeadlineExceeded
-        } else if assignment.lane.accept() != Sent::Delivered {
+        let Some((assignment, deadline_ns)) = assignment.if_still_wanted() else {
             return self.tell_released(max_tokens);
-        } else if asks_nothing {
-            assignment.lane.finish(None, FinishReason::Length);
-            return self.tell_released(max_tokens);
-        } else if let Some(slot) = self.slots.next_free() {
-            match self.runner.admit(slot, assignment.sequence.clone()) {
-                Ok(()) => {
-                    let left_ns = u64::try_from(left.as_nanos()).unwrap_or(u64::MAX);
-                    let deadline_ns = monotonic_ns().saturating_add(left_ns);
-                    self.slots.occupy(slot, assignment, deadline_ns);
-                    self.worker.spawn.telemetry.sequences_running.increment(1.0);
-                    return;
-                }
-                Err(error) => Failure::Model(error),
-            }
-        } else {
+        };
+        let Some(slot) = self.slots.next_free() else {
             tracing::error!("the scheduler assigned a sequence to a worker without a free slot");
             return self.tell_released(max_tokens);
         };
-        assignment.lane.fail(refusal);
-        self.tell_released(max_tokens);
+        if assignment.lane.accept() != Sent::Delivered {
+            return self.tell_released(max_tokens);
+        }
+        match self.runner.admit(slot, assignment.sequence.clone()) {
+            Ok(()) => {
+                self.slots.occupy(slot, assignment, deadline_ns);
+                self.worker.spawn.telemetry.sequences_running.increment(1.0);
+            }
+            Err(error) => {
+                assignment.lane.fail(Failure::Model(error));
+                self.tell_released(max_tokens);
+            }
+        }
     }
 
-    fn step(&mut self) -> Result<(), StepError> {
+    fn step(&mut self, began_ns: u64) -> Result<(), StepError> {
+        let began = &self.worker.flags.step_began_ns;
+        began.store(began_ns, Ordering::Relaxed);
         self.runner
             .step(&mut Step::new(&self.slots, &mut self.emissions))?;
+        began.store(0, Ordering::Relaxed);
         let mut emissions = std::mem::take(&mut self.emissions);
         let mut tokens = 0;
         // Once for all of a step: a token's way is timed from here where its runner does not say.
@@ -294,17 +299,40 @@ impl Device<'_> {
         }
         self.emissions = emissions;
         self.worker.spawn.telemetry.tokens.increment(tokens);
+        self.flush();
+        self.tell_cleared();
         Ok(())
+    }
+
+    /// Lets an engine elsewhere have what has been gathered for it.
+    fn flush(&self) {
+        if let Some(bell) = &self.worker.spawn.bell {
+            bell.notify_one();
+        }
+    }
+
+    fn tell_cleared(&mut self) {
+        for _ in 0..self.slots.take_cleared() {
+            self.tell(WorkerEvent::Cleared(self.worker.spawn.id, self.worker.life));
+        }
     }
 
     fn release(&mut self, freed: &Freed) {
         self.runner.release(freed.slot);
         self.worker.spawn.telemetry.sequences_running.decrement(1.0);
+        self.tell_cleared();
         self.tell_released(freed.max_tokens);
     }
 
     fn tell_released(&self, max_tokens: u32) {
-        let event = WorkerEvent::Released(self.worker.spawn.id, self.worker.life, max_tokens);
+        self.tell(WorkerEvent::Released(
+            self.worker.spawn.id,
+            self.worker.life,
+            max_tokens,
+        ));
+    }
+
+    fn tell(&self, event: WorkerEvent) {
         if !self.worker.tell(event) {
             // Nobody gives this worker work any more.
             self.worker.flags.stopping.store(true, Ordering::SeqCst);
@@ -321,6 +349,10 @@ impl Drop for Device<'_> {
             .telemetry
             .sequences_running
             .decrement(left);
+        if !self.has_ended {
+            self.slots.crash_all();
+        }
+        self.worker.flags.step_began_ns.store(0, Ordering::Relaxed);
     }
 }
 

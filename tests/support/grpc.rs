@@ -49,7 +49,15 @@ pub async fn grpc_error(server: &TestServer, request: v1::CompletionRequest) -> 
 }
 
 /// Reads a stream to its end, checking the indices.
-pub async fn collect(mut stream: Streaming<v1::CompletionEvent>) -> Completion {
+pub async fn collect(stream: Streaming<v1::CompletionEvent>) -> Completion {
+    collect_from(stream, |_| ()).await
+}
+
+/// Reads a stream to its end, checking the indices; `seen` is told how many tokens of the first choice have come.
+pub async fn collect_from(
+    mut stream: Streaming<v1::CompletionEvent>,
+    mut seen: impl FnMut(u32),
+) -> Completion {
     let mut completion = Completion::default();
     loop {
         match stream.message().await {
@@ -59,6 +67,7 @@ pub async fn collect(mut stream: Streaming<v1::CompletionEvent>) -> Completion {
                     "something follows the summary: {event:?}"
                 );
                 completion.take(event);
+                seen(u32::try_from(completion.count(0)).expect("a test's tokens are few"));
             }
             Ok(None) => return completion,
             Err(status) => {
@@ -117,6 +126,11 @@ impl Completion {
             }
             Event::Summary(summary) => self.summary = Some(summary),
         }
+    }
+
+    /// How many tokens of a choice have come so far.
+    pub fn count(&self, choice: usize) -> usize {
+        self.choices.get(choice).map_or(0, |it| it.tokens.len())
     }
 
     pub fn texts(&self, choice: usize) -> Vec<&str> {

@@ -18,7 +18,8 @@ use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::runner::{LoadError, Loaded, Loader};
 use tokenway::scheduler::Readiness;
 use tokenway::server::{
-    Drain, EngineParts, HttpDoor, ModelParts, Server, ServerParts, Source, StartError,
+    Drain, EngineParts, HttpDoor, Isolation, ModelParts, Server, ServerParts, Source, StartError,
+    WorkerParts,
 };
 use tokenway::telemetry::Telemetry;
 use tonic::transport::Channel;
@@ -95,6 +96,7 @@ impl Setup {
         let loopback = || Address::Tcp("127.0.0.1:0".to_owned());
         let engine = EngineParts {
             models: vec![model(name, loader, slots)],
+            workers: WorkerParts::default(),
         };
         Self {
             parts: ServerParts {
@@ -134,6 +136,12 @@ impl Setup {
     pub fn and_model(mut self, name: &str, options: TestRunnerOptions) -> Self {
         let loader = Arc::new(TestRunnerLoader::new(options));
         self.engine().models.push(model(name, loader, 1024));
+        self
+    }
+
+    /// A choice whose worker is lost ends with it.
+    pub fn without_resumption(mut self) -> Self {
+        self.engine().workers.resumption.max_in_a_row = 0;
         self
     }
 
@@ -276,6 +284,7 @@ fn model(name: &str, loader: Arc<dyn Loader>, slots: usize) -> ModelParts {
         aliases: Vec::new(),
         loader,
         workers: 1,
+        isolation: Isolation::Thread,
         slots,
         queue_depth: 1024,
         slow_reader_timeout: Duration::from_secs(10),

@@ -4,7 +4,8 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
@@ -56,7 +57,38 @@ pub fn lm_eval(script: &str) -> Program {
     python_of("TOKENWAY_TEST_LM_EVAL_PYTHON", ".venv-lm-eval", script)
 }
 
+/// The Python worker of the examples, with these arguments.
+pub fn python_worker() -> Program {
+    python_module("tokenway_worker")
+}
+
+/// The Python worker's own tests.
+pub fn python_worker_tests() -> Program {
+    let mut program = python_module("pytest").arg("-q");
+    program.0.current_dir(project("examples/python_worker"));
+    program
+}
+
+fn python_module(module: &str) -> Program {
+    let interpreter = interpreter("TOKENWAY_TEST_WORKER_PYTHON", ".venv-python-worker");
+    let mut program = Program::new(&interpreter).without_proxy();
+    program
+        .0
+        .env("PYTHONPATH", project("examples/python_worker"));
+    program.0.env("PYTHONDONTWRITEBYTECODE", "1");
+    program.args(["-m", module])
+}
+
 fn python_of(variable: &str, venv: &str, script: &str) -> Program {
+    let interpreter = interpreter(variable, venv);
+    let mut program = Program::new(&interpreter).without_proxy();
+    // The tests' scripts use the example's client.
+    program.0.env("PYTHONPATH", project("examples"));
+    program.0.env("PYTHONDONTWRITEBYTECODE", "1");
+    program.arg(project(script))
+}
+
+fn interpreter(variable: &str, venv: &str) -> PathBuf {
     let interpreter =
         std::env::var_os(variable).map_or_else(|| project(venv).join("bin/python"), PathBuf::from);
     assert!(
@@ -64,11 +96,7 @@ fn python_of(variable: &str, venv: &str, script: &str) -> Program {
         "there is no {}: `make test` makes it, or {variable} names another",
         interpreter.display()
     );
-    let mut program = Program::new(&interpreter).without_proxy();
-    // The tests' scripts use the example's client.
-    program.0.env("PYTHONPATH", project("examples"));
-    program.0.env("PYTHONDONTWRITEBYTECODE", "1");
-    program.arg(project(script))
+    interpreter
 }
 
 /// A script for Node, by its path within the project, with what it needs installed beside it.
@@ -220,6 +248,27 @@ impl Running {
         assert!(stopped.is_some_and(|(_, status)| status.stopped()));
     }
 
+    /// The processes that it has started and that still run.
+    pub fn children(&self) -> Vec<Pid> {
+        let tasks = format!("/proc/{}/task", self.id().as_raw_nonzero());
+        let tasks = std::fs::read_dir(tasks).expect("it runs");
+        let mut children = Vec::new();
+        for task in tasks {
+            let path = task.expect("a thread").path().join("children");
+            // A thread may just have ended.
+            let listed = std::fs::read_to_string(path).unwrap_or_default();
+            let ids = listed.split_whitespace().filter_map(|id| id.parse().ok());
+            children.extend(ids.filter_map(Pid::from_raw));
+        }
+        children.sort_by_key(|id| id.as_raw_nonzero());
+        children
+    }
+
+    /// Sends a signal to a process that it has started. It may just have ended.
+    pub fn signal_child(&self, child: Pid, signal: Signal) {
+        let _ = kill_process(child, signal);
+    }
+
     fn id(&self) -> Pid {
         let id = self.child.id().expect("it runs");
         let id = i32::try_from(id).ok().and_then(Pid::from_raw);
@@ -235,6 +284,18 @@ impl Running {
     pub async fn interrupt(self) -> Option<i32> {
         self.signal(Signal::INT);
         self.end().await
+    }
+}
+
+/// Waits until there is no such process any more.
+pub async fn gone(process: Pid) {
+    // One that has ended already cannot be opened.
+    if let Ok(handle) = pidfd_open(process, PidfdFlags::empty()) {
+        let ended = tokio::task::spawn_blocking(move || {
+            poll(&mut [PollFd::new(&handle, PollFlags::IN)], None)
+        });
+        let ended = ended.await.expect("it does not panic");
+        assert_eq!(ended, Ok(1));
     }
 }
 

@@ -51,6 +51,8 @@ type Pair = (Lane, Lane);
 const HTTP: Pair = (Lane::Ndjson, Lane::BareAxum);
 const GRPC: Pair = (Lane::Grpc, Lane::BareTonic);
 const TWO: Pair = (Lane::TwoTcp, Lane::BareAxum);
+/// A worker in a process of its own, beside one on a thread.
+const CHILD: Pair = (Lane::Child, Lane::Ndjson);
 
 /// How much more a token may cost with ten times the streams and as many tokens a second. That it costs
 /// more at all may be chance.
@@ -62,6 +64,8 @@ pub(super) fn wanted() -> Vec<Wanted> {
     use Value::{AddedP50, AddedP99, AddedTtft, Cpu, Requests, Throughput};
     let paced_cpu = "HTTP: CPU per token of bare axum, paced";
     let full_cpu = "HTTP: CPU per token of bare axum, full speed";
+    let child_paced_cpu = "worker process: CPU per token of a thread's, paced";
+    let child_full_cpu = "worker process: CPU per token of a thread's, full speed";
     let two = "gateway | engine: tokens/s of bare axum";
     let http_ttft = "HTTP: added to TTFT at p50, 1,000 requests/s";
     let grpc_ttft = "gRPC: added to TTFT at p50, 1,000 requests/s";
@@ -76,6 +80,8 @@ pub(super) fn wanted() -> Vec<Wanted> {
         of("HTTP: added at p50, 1 stream", ONE, HTTP, AddedP50).at_most(25.0),
         of(paced_cpu, PACED, HTTP, Cpu).at_most(1.25),
         of(full_cpu, FULL, HTTP, Cpu).at_most(1.8),
+        of(child_paced_cpu, PACED, CHILD, Cpu).at_most(1.5),
+        of(child_full_cpu, FULL, CHILD, Cpu).at_most(1.5),
         of("HTTP: requests/s of bare axum", Short, HTTP, Requests).at_least(0.5),
         of(http_ttft, OpenLoop, HTTP, AddedTtft).at_most(150.0),
         of("gRPC: requests/s of bare tonic", Short, GRPC, Requests).at_least(0.5),

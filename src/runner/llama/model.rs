@@ -96,6 +96,7 @@ impl GgufModel {
             name: llama.meta_val_str("general.name").unwrap_or(name),
             context_length,
             max_prompt_bytes: max_prompt_bytes(context_length, longest),
+            vocabulary_size: u32::try_from(vocabulary.len()).unwrap_or(u32::MAX),
             resumption,
             unsupported: match infill {
                 Some(_) => Vec::new(),
@@ -137,6 +138,11 @@ impl GgufModel {
             None => piece.bytes.to_vec(),
         };
         self.piece(id).map_or_else(Vec::new, name)
+    }
+
+    /// The bytes of a token, or `None` for an id outside the vocabulary.
+    pub(super) fn token_bytes(&self, id: TokenId) -> Option<TokenBytes> {
+        self.piece(id).map(|piece| piece.bytes.clone())
     }
 
     fn piece(&self, id: TokenId) -> Option<&Piece> {
@@ -193,8 +199,10 @@ impl Model for GgufModel {
         Ok(begun(ids, self.bos))
     }
 
-    fn token_bytes(&self, id: TokenId) -> Option<TokenBytes> {
-        self.piece(id).map(|piece| piece.bytes.clone())
+    fn pieces(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
+        let unknown = || ModelError::Failed("a token is not in the vocabulary".to_owned());
+        let bytes = |id: &TokenId| self.token_bytes(*id).ok_or_else(unknown);
+        ids.iter().map(bytes).collect()
     }
 
     fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, ModelError> {

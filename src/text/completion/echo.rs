@@ -18,6 +18,9 @@ pub(super) struct ScoredPrompt {
     next_index: u32,
     /// How many are still to come: until then no other choice is looked at.
     left: u32,
+    /// How many have come, and how many of these come again from another worker.
+    told: u32,
+    again: u32,
 }
 
 impl ScoredPrompt {
@@ -35,8 +38,18 @@ impl ScoredPrompt {
         self.left > 0
     }
 
+    /// The worker was lost. Another begins with the first token again, where not all had come.
+    pub(super) fn comes_again(&mut self) {
+        self.again = if self.is_coming() { self.told } else { 0 };
+    }
+
     pub(super) fn take(&mut self, token: Token, prompt: &mut TokenBatch) {
+        if self.again > 0 {
+            self.again -= 1;
+            return;
+        }
         self.left = self.left.saturating_sub(1);
+        self.told += 1;
         let spelling = token.logprobs.as_deref().map(|known| &known.spelling[..]);
         let bytes = match spelling {
             // What steers the model has no text where the model writes it. In a prompt it has the text by

@@ -26,6 +26,7 @@ impl Loader for Witness {
             name: "witness".to_owned(),
             context_length: 100,
             max_prompt_bytes: 100,
+            vocabulary_size: 1,
             resumption: Resumption::No,
             unsupported: Vec::new(),
             bos_token: None,
@@ -68,8 +69,8 @@ impl Model for NoModel {
         Ok(Vec::new())
     }
 
-    fn token_bytes(&self, _id: TokenId) -> Option<TokenBytes> {
-        None
+    fn pieces(&self, _ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
+        Ok(Vec::new())
     }
 
     fn render_chat(&self, _messages: &[ChatMessage]) -> Result<String, ModelError> {
@@ -108,6 +109,7 @@ fn settings(loader: impl Loader + 'static, events: mpsc::Sender<WorkerEvent>) ->
         slow_reader_timeout: Duration::from_secs(10),
         events,
         telemetry: Telemetry::new(),
+        bell: None,
     }
 }
 

@@ -1,0 +1,566 @@
+//! The worker's end of an `Attach` stream: a thread runs the device, and this connects it with an engine.
+//!
+//! The connection has a task that reads and one that writes, and neither waits for the device: heartbeats go
+//! on while it computes. A worker that loses its engine drops what it runs, and dials again.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status, Streaming};
+
+use super::child::PARENT_VARIABLE;
+use super::lane::LaneSender;
+use super::outbox::{Outbox, RemoteLane, RemoteReader};
+use super::thread::{Spawn, spawn};
+use super::wire;
+use super::{Assignment, Life, Served, WorkerEvent, WorkerHandle, WorkerId};
+use crate::proto::worker as proto;
+use crate::proto::worker::answer::Answer;
+use crate::proto::worker::attach_request::Message as Said;
+use crate::proto::worker::attach_response::Message;
+use crate::proto::worker::device_worker_client::DeviceWorkerClient;
+use crate::proto::worker::question::About;
+use crate::request::{ChatMessage, LONGEST_TIMEOUT};
+use crate::runner::{Beginning, Loader, Model};
+use crate::telemetry::Telemetry;
+
+/// How long a worker waits before it dials again; doubled each time up to the last.
+const BACK_OFF: Duration = Duration::from_millis(100);
+const BACK_OFF_LIMIT: Duration = Duration::from_secs(5);
+
+/// How many messages may wait to be sent.
+const OUTBOUND: usize = 16;
+
+/// How many questions may be open at once; the next is refused.
+const QUESTIONS: usize = 64;
+
+/// What the connection's windows hold. One stream carries everything, and is always read.
+const WINDOW: u32 = 4 * 1024 * 1024;
+
+/// A worker that dials an engine.
+pub struct AttachParts {
+    /// How the engine is reached.
+    pub engine: Endpoint,
+    /// The model, as the engine names it; empty for its only one.
+    pub model: String,
+    /// Tells the worker apart in logs.
+    pub name: String,
+    /// What the engine gave it, where the engine has started it: then it ends with its stream.
+    pub child_token: Option<String>,
+    /// Loads the model.
+    pub loader: Arc<dyn Loader>,
+    /// How many sequences it runs at once.
+    pub slots: usize,
+}
+
+/// Why a worker ended.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// It cannot be made to end with its engine.
+    #[error("cannot be tied to the engine's life: {0}")]
+    Parent(std::io::Error),
+    /// The system gives no signals.
+    #[error("cannot hear signals: {0}")]
+    Signals(std::io::Error),
+    /// Its thread cannot be started.
+    #[error("cannot start the device's thread: {0}")]
+    Thread(std::io::Error),
+    /// The engine does not take it, and never will.
+    #[error("the engine refuses this worker: {0}")]
+    Refused(String),
+    /// The engine that started it is gone.
+    #[error("the engine is gone: {0}")]
+    Gone(String),
+}
+
+/// Runs a worker until SIGTERM or Ctrl-C, or until the engine lets it end. One that an engine has started ends
+/// with that engine.
+///
+/// # Errors
+/// When it cannot run, or the engine does not take it.
+pub async fn until_signalled(
+    parts: AttachParts,
+    stopping: CancellationToken,
+) -> Result<(), AttachError> {
+    if parts.child_token.is_some() {
+        die_with_parent().map_err(AttachError::Parent)?;
+    }
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate()).map_err(AttachError::Signals)?,
+        signal(SignalKind::interrupt()).map_err(AttachError::Signals)?,
+    );
+    let signalled = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stopping.cancel();
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        ended = run(parts, stopping.clone()) => ended,
+        () = signalled => Ok(()),
+    }
+}
+
+/// Has the kernel end this process with the one that started it, also where that is killed.
+fn die_with_parent() -> std::io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    let parent = std::env::var(PARENT_VARIABLE).ok();
+    let parent = parent.and_then(|parent| parent.parse().ok());
+    let has_gone = parent.is_some_and(|parent: i32| {
+        // It may have gone before the kernel was asked.
+        getppid().is_none_or(|now| now.as_raw_nonzero().get() != parent)
+    });
+    if has_gone {
+        return Err(std::io::Error::other(
+            "the engine that started it has ended",
+        ));
+    }
+    Ok(())
+}
+
+/// Runs a worker until the engine lets it end, or `stopping` is cancelled.
+///
+/// # Errors
+/// When it cannot run, or the engine does not take it.
+pub async fn run(parts: AttachParts, stopping: CancellationToken) -> Result<(), AttachError> {
+    let (events_sender, events) = mpsc::channel(parts.slots.saturating_mul(2) + 16);
+    let bell = Arc::new(Notify::new());
+    let (handle, _thread) = spawn(Spawn {
+        id: WorkerId(0),
+        loader: Arc::clone(&parts.loader),
+        slots: parts.slots,
+        // The engine knows its readers.
+        slow_reader_timeout: LONGEST_TIMEOUT,
+        events: events_sender,
+        telemetry: Telemetry::new(),
+        bell: Some(Arc::clone(&bell)),
+    })
+    .map_err(AttachError::Thread)?;
+    let mut worker = Worker {
+        handle,
+        bell,
+        events,
+        ready: None,
+        parts,
+    };
+    let ended = stopping.run_until_cancelled(worker.dial_on()).await;
+    worker.handle.stop();
+    ended.unwrap_or(Ok(()))
+}
+
+struct Worker {
+    parts: AttachParts,
+    handle: WorkerHandle,
+    bell: Arc<Notify>,
+    events: mpsc::Receiver<WorkerEvent>,
+    /// What is served, while the model is loaded.
+    ready: Option<(Life, Served)>,
+}
+
+/// How a connection ended.
+enum End {
+    /// The engine is ending.
+    Drained,
+    /// It broke, or could not be made.
+    Broken(Status),
+}
+
+impl Worker {
+    /// Dials until the engine lets the worker end.
+    async fn dial_on(&mut self) -> Result<(), AttachError> {
+        let mut back_off = BACK_OFF;
+        loop {
+            let (end, was_welcome) = self.dial().await;
+            if was_welcome {
+                back_off = BACK_OFF;
+            }
+            match end {
+                End::Drained => return Ok(()),
+                End::Broken(status) if is_final(status.code()) => {
+                    return Err(AttachError::Refused(status.message().to_owned()));
+                }
+                End::Broken(status) if self.parts.child_token.is_some() => {
+                    return Err(AttachError::Gone(status.message().to_owned()));
+                }
+                End::Broken(status) => {
+                    tracing::warn!(reason = status.message(), "no engine; it is dialled again");
+                }
+            }
+            sleep(back_off).await;
+            back_off = (back_off * 2).min(BACK_OFF_LIMIT);
+        }
+    }
+
+    /// Holds one stream. Whether the engine took the worker on is told beside its end.
+    async fn dial(&mut self) -> (End, bool) {
+        let engine = self.parts.engine.clone();
+        let channel = match engine
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
+            .connect()
+            .await
+        {
+            Ok(channel) => channel,
+            Err(error) => return (End::Broken(Status::from_error(error.into())), false),
+        };
+        let (outbound, requests) = mpsc::channel(OUTBOUND);
+        let hello = proto::Hello {
+            protocol_version: wire::PROTOCOL_VERSION,
+            model: self.parts.model.clone(),
+            name: self.parts.name.clone(),
+            child_token: self.parts.child_token.clone().unwrap_or_default(),
+        };
+        // The queue is empty.
+        let _ = outbound.try_send(request(Said::Hello(hello)));
+        let (mut inbound, welcome) = match attach(channel, requests).await {
+            Ok(attached) => attached,
+            Err(status) => return (End::Broken(status), false),
+        };
+        tracing::info!(
+            name = self.parts.name,
+            "the engine has taken this worker on"
+        );
+        let reading = Reading::new(&self.handle, Outbox::new(Arc::clone(&self.bell)));
+        let (answers, answered) = mpsc::channel(QUESTIONS);
+        let beat = Duration::from_millis(welcome.heartbeat_interval_ms.max(1).into());
+        let writing = self.write(&outbound, &reading, answered, beat);
+        let end = tokio::select! {
+            end = reading.read(&mut inbound, &answers) => end,
+            end = writing => end,
+        };
+        // What ran for that engine runs for nobody now.
+        reading.cancel_all();
+        (end, true)
+    }
+
+    /// Sends what there is to send.
+    async fn write(
+        &mut self,
+        outbound: &mpsc::Sender<proto::AttachRequest>,
+        reading: &Reading,
+        mut answered: mpsc::Receiver<proto::Answer>,
+        beat: Duration,
+    ) -> End {
+        let broken = || End::Broken(Status::unavailable("the stream broke"));
+        if let Some((life, served)) = &self.ready {
+            reading.begin(*life, &served.model);
+            if outbound
+                .send(request(self.offer(*life, served)))
+                .await
+                .is_err()
+            {
+                return broken();
+            }
+        }
+        let mut heartbeat = interval(beat);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let messages = tokio::select! {
+                messages = reading.outbox.next() => messages,
+                event = self.events.recv() => match event {
+                    Some(event) => self.tell(event, reading),
+                    // The device's thread has ended, as it was told to.
+                    None => return End::Drained,
+                },
+                Some(answer) = answered.recv() => vec![Said::Answer(answer)],
+                _ = heartbeat.tick() => {
+                    let step_ms = u32::try_from(self.handle.step_lasts().as_millis());
+                    let step_ms = step_ms.unwrap_or(u32::MAX);
+                    vec![Said::Heartbeat(proto::Heartbeat { step_ms })]
+                }
+            };
+            for message in messages {
+                if outbound.send(request(message)).await.is_err() {
+                    return broken();
+                }
+            }
+        }
+    }
+
+    /// What the engine is told of this event.
+    fn tell(&mut self, event: WorkerEvent, reading: &Reading) -> Vec<Said> {
+        let said = match event {
+            WorkerEvent::Loading(_, fraction) => Said::Loading(proto::Loading { fraction }),
+            WorkerEvent::Ready(_, life, served) => {
+                reading.begin(life, &served.model);
+                let offer = self.offer(life, &served);
+                self.ready = Some((life, served));
+                offer
+            }
+            WorkerEvent::Lost(_, reason) => {
+                self.ready = None;
+                reading.cancel_all();
+                let reason = wire::cut(&reason);
+                Said::Crashed(proto::Crashed { reason })
+            }
+            WorkerEvent::LoadFailed(_, reason) => {
+                let reason = wire::cut(&reason);
+                Said::LoadFailed(proto::LoadFailed { reason })
+            }
+            // The engine sees the end of each sequence itself.
+            WorkerEvent::Released(..)
+            | WorkerEvent::Cleared(..)
+            | WorkerEvent::Stuck(..)
+            | WorkerEvent::Joined(..)
+            | WorkerEvent::Left(..) => return Vec::new(),
+        };
+        vec![said]
+    }
+
+    fn offer(&self, Life(life): Life, served: &Served) -> Said {
+        Said::Ready(proto::Ready {
+            model: Some(wire::model(served.model.facts(), self.parts.loader.name())),
+            slots: u32::try_from(served.slots).unwrap_or(u32::MAX),
+            life,
+        })
+    }
+}
+
+/// Opens the stream, and waits until the worker is taken on.
+async fn attach(
+    channel: Channel,
+    requests: mpsc::Receiver<proto::AttachRequest>,
+) -> Result<(Streaming<proto::AttachResponse>, proto::Welcome), Status> {
+    let mut client = DeviceWorkerClient::new(channel)
+        .max_decoding_message_size(wire::MESSAGE_LIMIT)
+        .max_encoding_message_size(wire::MESSAGE_LIMIT);
+    let response = client.attach(ReceiverStream::new(requests)).await?;
+    let mut inbound = response.into_inner();
+    match inbound.message().await?.and_then(|first| first.message) {
+        Some(Message::Welcome(welcome)) => Ok((inbound, welcome)),
+        Some(_) | None => Err(Status::failed_precondition("welcome comes first")),
+    }
+}
+
+/// What one connection has brought: the sequences that its engine has submitted.
+struct Reading {
+    handle: WorkerHandle,
+    outbox: Arc<Outbox>,
+    running: Mutex<Running>,
+}
+
+#[derive(Default)]
+struct Running {
+    /// The life that the engine submits to, and its model.
+    life: Option<(Life, Arc<dyn Model>)>,
+    readers: HashMap<u64, Arc<RemoteReader>>,
+}
+
+impl Reading {
+    fn new(handle: &WorkerHandle, outbox: Arc<Outbox>) -> Self {
+        Self {
+            handle: handle.clone(),
+            outbox,
+            running: Mutex::default(),
+        }
+    }
+
+    /// The engine is told that a life has begun.
+    fn begin(&self, life: Life, model: &Arc<dyn Model>) {
+        self.running().life = Some((life, Arc::clone(model)));
+    }
+
+    /// Nobody waits for anything any more.
+    fn cancel_all(&self) {
+        let mut running = self.running();
+        running.life = None;
+        for (_, reader) in running.readers.drain() {
+            reader.cancel();
+        }
+        drop(running);
+        self.handle.attend();
+    }
+
+    /// Does what the engine says, until the stream ends.
+    async fn read(
+        &self,
+        inbound: &mut Streaming<proto::AttachResponse>,
+        answers: &mpsc::Sender<proto::Answer>,
+    ) -> End {
+        let mut answering = JoinSet::new();
+        let mut is_draining = false;
+        loop {
+            let message = match inbound.message().await {
+                Ok(Some(message)) => message.message,
+                Ok(None) if is_draining => return End::Drained,
+                Ok(None) => return End::Broken(Status::unavailable("the engine ended the stream")),
+                Err(status) => return End::Broken(status),
+            };
+            match message {
+                Some(Message::Submit(submit)) => {
+                    if let Err(rule) = self.submit(submit) {
+                        return End::Broken(Status::failed_precondition(rule));
+                    }
+                }
+                Some(Message::Credit(proto::Credit { grants })) => self.grant(&grants),
+                Some(Message::Cancel(proto::Cancel { sequences })) => self.cancel(&sequences),
+                Some(Message::Question(question)) => {
+                    while answering.try_join_next().is_some() {}
+                    self.answer(question, answers, &mut answering);
+                }
+                Some(Message::Drain(proto::Drain {})) => {
+                    is_draining = true;
+                    self.handle.drain();
+                }
+                // A message that is newer than this worker.
+                Some(Message::Welcome(_)) | None => {}
+            }
+        }
+    }
+
+    fn submit(&self, submit: proto::Submit) -> Result<(), String> {
+        let (number, of) = (submit.sequence, Life(submit.life));
+        let credit = usize::try_from(submit.credit).unwrap_or(usize::MAX);
+        let sequence = wire::sequence(submit).map_err(|violation| violation.to_string())?;
+        let reader = RemoteReader::new(credit);
+        let mut running = self.running();
+        // It crosses the word that the model is gone: the engine counts it as lost.
+        let life = running.life.as_ref().map(|(life, _)| *life);
+        let Some(life) = life.filter(|life| *life == of) else {
+            return Ok(());
+        };
+        running.readers.retain(|_, reader| !reader.has_ended());
+        running.readers.insert(number, Arc::clone(&reader));
+        drop(running);
+        let lane = RemoteLane::new(
+            (number, reader),
+            Arc::clone(&self.outbox),
+            sequence.delivered.len(),
+            sequence.stamps,
+        );
+        let assignment = Assignment {
+            sequence,
+            lane: LaneSender::elsewhere(lane),
+            deadline: tokio::time::Instant::now() + LONGEST_TIMEOUT,
+            is_suspect: false,
+        };
+        let taken = self.handle.submit(life, assignment);
+        taken.map_err(|_| "more sequences were submitted than there are slots".to_owned())
+    }
+
+    fn grant(&self, grants: &[proto::Grant]) {
+        let running = self.running();
+        for grant in grants {
+            if let Some(reader) = running.readers.get(&grant.sequence) {
+                reader.grant(usize::try_from(grant.tokens).unwrap_or(usize::MAX));
+            }
+        }
+        drop(running);
+        self.handle.attend();
+    }
+
+    fn cancel(&self, sequences: &[u64]) {
+        let mut running = self.running();
+        for sequence in sequences {
+            if let Some(reader) = running.readers.remove(sequence) {
+                reader.cancel();
+            }
+        }
+        drop(running);
+        self.handle.attend();
+    }
+
+    /// Asks the model on a thread that may wait.
+    fn answer(
+        &self,
+        question: proto::Question,
+        answers: &mpsc::Sender<proto::Answer>,
+        answering: &mut JoinSet<()>,
+    ) {
+        let proto::Question { question, about } = question;
+        let model = self
+            .running()
+            .life
+            .as_ref()
+            .map(|(_, model)| Arc::clone(model));
+        let answers = answers.clone();
+        let is_full = answering.len() >= QUESTIONS;
+        answering.spawn(async move {
+            let answer = match (model, about) {
+                (Some(model), Some(about)) if !is_full => {
+                    let asked = tokio::task::spawn_blocking(move || answer(&*model, about));
+                    asked
+                        .await
+                        .unwrap_or_else(|_| no_answer("the tokenizer panicked"))
+                }
+                (Some(_) | None, _) => no_answer("the worker cannot say"),
+            };
+            let answer = Some(answer);
+            // The stream has ended where nobody takes it.
+            let _ = answers.send(proto::Answer { question, answer }).await;
+        });
+    }
+
+    /// Held for a look or a change.
+    fn running(&self) -> std::sync::MutexGuard<'_, Running> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn answer(model: &dyn Model, about: About) -> Answer {
+    let answered = match about {
+        About::Tokenize(proto::Tokenize { text, begins }) => {
+            let beginning = if begins {
+                Beginning::Marked
+            } else {
+                Beginning::Bare
+            };
+            let ids = model.tokenize(&text, beginning);
+            ids.map(|ids| Answer::Ids(proto::TokenIds { ids }))
+        }
+        About::Infill(proto::Infill { prefix, suffix }) => {
+            let ids = model.infill(&prefix, &suffix);
+            ids.map(|ids| Answer::Ids(proto::TokenIds { ids }))
+        }
+        About::Detokenize(proto::Detokenize { ids }) => {
+            let pieces = model.pieces(&ids);
+            pieces.map(|pieces| Answer::Pieces(wire::pieces(&pieces)))
+        }
+        About::RenderChat(proto::RenderChat { messages }) => {
+            let message = |message: proto::ChatMessage| ChatMessage {
+                role: message.role,
+                content: message.content,
+                name: Some(message.name).filter(|name| !name.is_empty()),
+            };
+            let messages: Vec<_> = messages.into_iter().map(message).collect();
+            model.render_chat(&messages).map(Answer::Text)
+        }
+    };
+    answered.unwrap_or_else(|error| Answer::Failure(wire::of_model(&error)))
+}
+
+fn no_answer(why: &str) -> Answer {
+    Answer::Failure(proto::Failure {
+        is_invalid: false,
+        message: why.to_owned(),
+    })
+}
+
+fn request(message: Said) -> proto::AttachRequest {
+    proto::AttachRequest {
+        message: Some(message),
+    }
+}
+
+/// Whether an engine that answers so will never take this worker.
+fn is_final(code: Code) -> bool {
+    matches!(
+        code,
+        Code::FailedPrecondition
+            | Code::NotFound
+            | Code::PermissionDenied
+            | Code::InvalidArgument
+            | Code::Unimplemented
+    )
+}

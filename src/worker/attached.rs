@@ -1,0 +1,375 @@
+//! Workers that are elsewhere: they dial the engine's worker socket and hold one stream each, by the
+//! contract of `worker.proto`. This is where such a stream becomes the same handle that a thread has.
+//!
+//! A worker that the engine has started itself shows the token that it was given, and is that worker; every
+//! other is a new one, for as long as its stream lasts.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::{Request, Response, Status, Streaming};
+
+use self::interpreter::Interpreters;
+use self::session::{End, Session, are_alike};
+use super::wire::{self, Offer, Violation};
+use super::{Flags, Sleeper, Wake, WorkerEvent, WorkerHandle, WorkerId};
+use crate::proto::worker as proto;
+use crate::proto::worker::attach_request::Message as Said;
+use crate::proto::worker::attach_response::Message;
+use crate::proto::worker::device_worker_server::{DeviceWorker, DeviceWorkerServer};
+use crate::runner::ModelFacts;
+use crate::telemetry::Telemetry;
+
+mod interpreter;
+mod sequences;
+mod session;
+#[cfg(test)]
+mod tests;
+
+/// How long a worker may take to say who it is.
+const HELLO: Duration = Duration::from_secs(5);
+
+/// How many messages may wait for a worker to read them.
+const OUTBOUND: usize = 256;
+
+/// How many sequences may wait for a session to take them, besides those that have slots.
+const COMMANDS: usize = 1_024;
+
+/// How long a child that has ended its stream may take to end, before it is made to.
+pub(super) const LAST_BREATH: Duration = Duration::from_millis(200);
+
+/// How long the engine waits for a worker.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// After so long without a message it is lost. Workers send a heartbeat four times as often.
+    pub heartbeat_timeout: Duration,
+    /// How long one call of its device may last; `None` is as long as it likes.
+    pub step_limit: Option<Duration>,
+}
+
+/// A model that workers may dial in for.
+pub struct Offered {
+    /// Its name.
+    pub name: String,
+    /// Its other names.
+    pub aliases: Vec<String>,
+    /// How long a reader of it may make no progress.
+    pub slow_reader_timeout: Duration,
+}
+
+/// Takes on the workers that dial in. Clones share them.
+#[derive(Clone)]
+pub struct Door(Arc<Inner>);
+
+struct Inner {
+    seats: Vec<Arc<Seat>>,
+    patience: Patience,
+    next_worker: AtomicUsize,
+    events: mpsc::Sender<WorkerEvent>,
+    telemetry: Telemetry,
+    tasks: TaskTracker,
+}
+
+/// What is known of a model's workers.
+struct Seat {
+    /// Its place in the catalog.
+    place: usize,
+    name: String,
+    aliases: Vec<String>,
+    slow_reader_timeout: Duration,
+    interpreters: Arc<Interpreters>,
+    /// What the first worker said of the model: every other says the same.
+    known: Mutex<Option<(ModelFacts, String)>>,
+    /// The workers that the engine starts itself, by their tokens.
+    children: Mutex<HashMap<String, ChildSeat>>,
+}
+
+/// A worker that the engine starts itself.
+#[derive(Clone)]
+struct ChildSeat {
+    worker: WorkerId,
+    watch: ChildWatch,
+    /// How the process has ended, once it has.
+    exit: watch::Receiver<Option<Exit>>,
+}
+
+/// What becomes of one life of a child.
+#[derive(Clone, Default)]
+pub(super) struct ChildWatch {
+    /// Cancelled when its stream has ended: then it is of no use.
+    detached: CancellationToken,
+    was_ready: Arc<AtomicBool>,
+}
+
+impl ChildWatch {
+    /// Waits until its stream has ended.
+    pub(super) async fn detached(&self) {
+        self.detached.cancelled().await;
+    }
+
+    fn is_ready(&self) {
+        self.was_ready.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether its model was loaded.
+    pub(super) fn was_ready(&self) -> bool {
+        self.was_ready.load(Ordering::SeqCst)
+    }
+}
+
+/// How a child ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// By a fault of its own.
+    Crashed,
+    /// It was killed, or was told to end.
+    Ended,
+}
+
+impl Door {
+    /// A door for workers of these models, in the catalog's order. The engine's own workers have the ids below
+    /// `first_worker`.
+    #[must_use]
+    pub fn new(
+        models: Vec<Offered>,
+        first_worker: usize,
+        patience: Patience,
+        events: mpsc::Sender<WorkerEvent>,
+        (telemetry, tasks): (Telemetry, TaskTracker),
+    ) -> Self {
+        let seats = models.into_iter().enumerate().map(|(place, offered)| {
+            Arc::new(Seat {
+                place,
+                name: offered.name,
+                aliases: offered.aliases,
+                slow_reader_timeout: offered.slow_reader_timeout,
+                interpreters: Arc::default(),
+                known: Mutex::default(),
+                children: Mutex::default(),
+            })
+        });
+        Self(Arc::new(Inner {
+            seats: seats.collect(),
+            patience,
+            next_worker: AtomicUsize::new(first_worker),
+            events,
+            telemetry,
+            tasks,
+        }))
+    }
+
+    /// The door as a service, with its limits.
+    #[must_use]
+    pub fn into_server(self) -> DeviceWorkerServer<Self> {
+        DeviceWorkerServer::new(self)
+            .max_decoding_message_size(wire::MESSAGE_LIMIT)
+            .max_encoding_message_size(wire::MESSAGE_LIMIT)
+    }
+
+    /// Expects a child with this token, as this worker of the model of this place.
+    pub(super) fn expect(
+        &self,
+        place: usize,
+        worker: WorkerId,
+        token: String,
+        exit: watch::Receiver<Option<Exit>>,
+    ) -> ChildWatch {
+        let watch = ChildWatch::default();
+        let child = ChildSeat {
+            worker,
+            watch: watch.clone(),
+            exit,
+        };
+        self.0.seats[place].children().insert(token, child);
+        watch
+    }
+
+    /// Expects that child no more.
+    pub(super) fn forget(&self, place: usize, token: &str) {
+        self.0.seats[place].children().remove(token);
+    }
+
+    /// Where a worker with these first words belongs.
+    fn seat(&self, hello: &proto::Hello) -> Result<(Arc<Seat>, Option<ChildSeat>), Status> {
+        if hello.protocol_version != wire::PROTOCOL_VERSION {
+            return Err(Status::failed_precondition(format!(
+                "this engine speaks protocol_version {}, and the worker {}",
+                wire::PROTOCOL_VERSION,
+                hello.protocol_version
+            )));
+        }
+        let checked = wire::check_name("hello.name", &hello.name);
+        checked.map_err(|violation| Status::invalid_argument(violation.to_string()))?;
+        let seat = self.seat_of(&hello.model)?;
+        if hello.child_token.is_empty() {
+            return Ok((seat, None));
+        }
+        let child = seat.children().get(&hello.child_token).cloned();
+        match child {
+            Some(child) if !child.watch.detached.is_cancelled() => Ok((seat, Some(child))),
+            Some(_) | None => Err(Status::permission_denied("there is no such child")),
+        }
+    }
+
+    fn seat_of(&self, model: &str) -> Result<Arc<Seat>, Status> {
+        let named = |seat: &&Arc<Seat>| {
+            seat.name == model || seat.aliases.iter().any(|alias| alias == model)
+        };
+        let found = match (&self.0.seats[..], model) {
+            ([only], "") => Some(only),
+            (seats, _) => seats.iter().find(named),
+        };
+        found.map(Arc::clone).ok_or_else(|| {
+            let names: Vec<_> = self.0.seats.iter().map(|seat| &*seat.name).collect();
+            let names = names.join(", ");
+            Status::not_found(format!("there is no model '{model}'; there are: {names}"))
+        })
+    }
+
+    /// Serves a worker to its end, and tells of it.
+    async fn serve(
+        self,
+        session: Session,
+        child: Option<ChildSeat>,
+        inbound: Streaming<proto::AttachRequest>,
+    ) {
+        let (worker, outbound) = (session.worker, session.outbound.clone());
+        let name = session.seat.name.clone();
+        let end = session.run(inbound).await;
+        let reason = end.reason();
+        if let Some(status) = end.status() {
+            // One that does not read any more is not told.
+            let _ = outbound.try_send(Err(status));
+        }
+        let is_stopped = matches!(end, End::Stopped);
+        if !is_stopped {
+            tracing::warn!(worker = worker.0, model = name, reason, "a worker is gone");
+            self.0.telemetry.workers_lost.increment(1);
+        }
+        let event = match &child {
+            Some(_) => WorkerEvent::Lost(worker, reason),
+            None => WorkerEvent::Left(worker, reason),
+        };
+        // Nobody listens any more once the engine has ended.
+        let _ = self.0.events.send(event).await;
+        if let Some(child) = child {
+            child.watch.detached.cancel();
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl DeviceWorker for Door {
+    type AttachStream = ReceiverStream<Result<proto::AttachResponse, Status>>;
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<proto::AttachRequest>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        let mut inbound = request.into_inner();
+        let first = timeout(HELLO, inbound.message()).await;
+        let first =
+            first.map_err(|_| Status::deadline_exceeded("hello did not come in time"))??;
+        let Some(Said::Hello(hello)) = first.and_then(|first| first.message) else {
+            return Err(Status::failed_precondition("hello comes first"));
+        };
+        let (seat, child) = self.seat(&hello)?;
+        let worker = match &child {
+            Some(child) => child.worker,
+            None => WorkerId(self.0.next_worker.fetch_add(1, Ordering::SeqCst)),
+        };
+        let (outbound, messages) = mpsc::channel(OUTBOUND);
+        let (commands, assignments) = mpsc::channel(COMMANDS);
+        let (flags, attention) = (Arc::<Flags>::default(), Arc::new(Notify::new()));
+        let wake = Wake {
+            flags: Arc::clone(&flags),
+            sleeper: Sleeper::Task(Arc::clone(&attention)),
+        };
+        let handle = WorkerHandle { commands, wake };
+        let welcome = self.0.patience.welcome();
+        let welcome = proto::AttachResponse {
+            message: Some(Message::Welcome(welcome)),
+        };
+        // It is the first message of a queue that has room.
+        let _ = outbound.try_send(Ok(welcome));
+        tracing::info!(
+            worker = worker.0,
+            model = seat.name,
+            name = hello.name,
+            "a worker has dialled in"
+        );
+        let joined = WorkerEvent::Joined(worker, seat.place, handle);
+        let joined = self.0.events.send(joined).await;
+        joined.map_err(|_| Status::unavailable("the engine is ending"))?;
+        let session = Session {
+            worker,
+            child: child.as_ref().map(|child| child.watch.clone()),
+            seat,
+            patience: self.0.patience,
+            flags,
+            attention,
+            commands: assignments,
+            outbound,
+            events: self.0.events.clone(),
+            telemetry: self.0.telemetry.clone(),
+        };
+        self.0
+            .tasks
+            .spawn(self.clone().serve(session, child, inbound));
+        Ok(Response::new(ReceiverStream::new(messages)))
+    }
+}
+
+impl Seat {
+    /// Whether a worker's offer fits what other workers have said of the model.
+    fn agree(&self, offer: &Offer) -> Result<(), Violation> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let (facts, runner) =
+            known.get_or_insert_with(|| (offer.facts.clone(), offer.runner.clone()));
+        if *runner == offer.runner && are_alike(facts, &offer.facts) {
+            return Ok(());
+        }
+        Err(Violation(format!(
+            "ready.model differs from what another worker of '{}' has said",
+            self.name
+        )))
+    }
+
+    /// Whether the worker is a child that has ended by a fault of its own.
+    async fn has_crashed(&self, worker: WorkerId) -> bool {
+        let child = self
+            .children()
+            .values()
+            .find(|child| child.worker == worker)
+            .cloned();
+        let Some(mut child) = child else {
+            return false;
+        };
+        // It has ended its stream: it has ended, or is about to.
+        let exit = timeout(LAST_BREATH, child.exit.wait_for(Option::is_some)).await;
+        exit.is_ok_and(|exit| exit.is_ok_and(|exit| *exit == Some(Exit::Crashed)))
+    }
+
+    /// Held for a look or a change.
+    fn children(&self) -> MutexGuard<'_, HashMap<String, ChildSeat>> {
+        self.children.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Patience {
+    fn welcome(self) -> proto::Welcome {
+        let milliseconds = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        proto::Welcome {
+            heartbeat_interval_ms: milliseconds(self.heartbeat_timeout / 4),
+            heartbeat_timeout_ms: milliseconds(self.heartbeat_timeout),
+            step_limit_ms: self.step_limit.map_or(0, milliseconds),
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! The sequences on a worker that is elsewhere: which are under way, how far each has come, and how much
+//! credit it has left.
+//!
+//! It sends nothing: what is to be told, to the worker or to the scheduler, is gathered in [`Effects`].
+
+use std::collections::HashMap;
+
+use crate::proto::worker as proto;
+use crate::request::FinishReason;
+use crate::runner::{Room, Slot, Token};
+use crate::worker::Assignment;
+use crate::worker::lane::Failure;
+use crate::worker::slots::{Freed, Slots};
+use crate::worker::wire::{self, Named, Violation};
+
+/// A sequence is given more credit once it can have so much at once, or has none left.
+const GRANT: usize = 128;
+
+/// Every sequence of one worker's life.
+pub(super) struct Sequences {
+    slots: Slots,
+    /// By slot.
+    under_way: Vec<Option<UnderWay>>,
+    by_number: HashMap<u64, Slot>,
+    /// The worker's life; and the last sequence's number, which count on over all lives.
+    last: Named,
+    effects: Effects,
+}
+
+/// A sequence that the worker has.
+struct UnderWay {
+    number: u64,
+    is_accepted: bool,
+    next_index: u32,
+    next_of_prompt: u32,
+    /// How many tokens it may emit before it is given more credit.
+    credit: usize,
+    /// How many tokens it has not been given credit for.
+    not_granted: usize,
+}
+
+/// What is to be told.
+#[derive(Default)]
+pub(super) struct Effects {
+    /// To the worker: that these have more credit.
+    pub(super) grants: Vec<proto::Grant>,
+    /// To the worker: that nobody waits for these any more.
+    pub(super) cancelled: Vec<u64>,
+    /// To the scheduler: what the sequences had asked for whose slots are free.
+    pub(super) released: Vec<u32>,
+    /// To the scheduler: how many suspects are none any more.
+    pub(super) cleared: usize,
+    /// To the metrics: tokens of completions.
+    pub(super) tokens: u64,
+}
+
+impl Sequences {
+    /// None yet, on a worker with so many slots, in this life; the last sequence of the life before had this
+    /// number.
+    pub(super) fn new(slots: usize, slow_reader_ns: u64, last: Named) -> Self {
+        Self {
+            slots: Slots::new(slots, slow_reader_ns),
+            under_way: (0..slots).map(|_| None).collect(),
+            by_number: HashMap::new(),
+            last,
+            effects: Effects::default(),
+        }
+    }
+
+    /// The number of the last sequence.
+    pub(super) fn last_number(&self) -> u64 {
+        self.last.number
+    }
+
+    /// How many there are, as a gauge counts.
+    pub(super) fn count(&self) -> f64 {
+        self.slots.count()
+    }
+
+    /// What is to be told since this was last asked.
+    pub(super) fn take_effects(&mut self) -> Effects {
+        self.effects.cleared += self.slots.take_cleared();
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Takes a sequence, and says what the worker is to be told; nothing where it has ended already.
+    pub(super) fn submit(&mut self, assignment: Assignment) -> Option<proto::Submit> {
+        let max_tokens = assignment.sequence.max_tokens;
+        let Some((assignment, deadline_ns)) = assignment.if_still_wanted() else {
+            self.effects.released.push(max_tokens);
+            return None;
+        };
+        let Some(slot) = self.slots.next_free() else {
+            tracing::error!("the scheduler assigned a sequence to a worker without a free slot");
+            self.effects.released.push(max_tokens);
+            return None;
+        };
+        self.last.number += 1;
+        let (number, sequence) = (self.last.number, &assignment.sequence);
+        let delivered = sequence.delivered.len();
+        let scored = if sequence.scores_prompt {
+            sequence.prompt.len()
+        } else {
+            0
+        };
+        let wanted = usize::try_from(max_tokens).unwrap_or(usize::MAX);
+        let wanted = wanted.saturating_sub(delivered).saturating_add(scored);
+        // One place is for the word that the worker has the sequence.
+        let credit = assignment
+            .lane
+            .room()
+            .saturating_sub(1)
+            .clamp(1, wanted.max(1));
+        let credit_given = u32::try_from(credit).unwrap_or(u32::MAX);
+        let submit = wire::submit(sequence, self.last, credit_given);
+        self.under_way[slot.0] = Some(UnderWay {
+            number,
+            is_accepted: false,
+            next_index: u32::try_from(delivered).unwrap_or(u32::MAX),
+            next_of_prompt: 0,
+            credit,
+            not_granted: wanted.saturating_sub(credit),
+        });
+        self.by_number.insert(number, slot);
+        self.slots.occupy(slot, assignment, deadline_ns);
+        Some(submit)
+    }
+
+    /// The worker has a sequence.
+    pub(super) fn accepted(&mut self, number: u64) {
+        let Some(&slot) = self.by_number.get(&number) else {
+            return;
+        };
+        if let Some(under_way) = &mut self.under_way[slot.0]
+            && !std::mem::replace(&mut under_way.is_accepted, true)
+        {
+            // A reader that has gone is found by the next look.
+            let _ = self.slots.accept(slot);
+        }
+    }
+
+    /// The worker does not run a sequence.
+    pub(super) fn refused(&mut self, refused: proto::Refused) {
+        if let Some(&slot) = self.by_number.get(&refused.sequence) {
+            let failure = Failure::Model(wire::model_error(refused.failure));
+            let freed = self.slots.fail(slot, failure);
+            self.forget(freed);
+        }
+    }
+
+    /// Passes on what a step made, and gives credit to those who may have more.
+    ///
+    /// # Errors
+    /// When the worker breaks a rule.
+    pub(super) fn step(&mut self, step: proto::Step, now_ns: u64) -> Result<(), Violation> {
+        for entry in step.sequences {
+            // One that was cancelled, or has ended here, may still have tokens on their way.
+            if let Some(&slot) = self.by_number.get(&entry.sequence) {
+                self.take(slot, entry, now_ns)?;
+                self.give_credit(slot);
+            }
+        }
+        Ok(())
+    }
+
+    fn take(
+        &mut self,
+        slot: Slot,
+        mut entry: proto::SequenceStep,
+        now_ns: u64,
+    ) -> Result<(), Violation> {
+        let under_way = self.under_way[slot.0]
+            .as_mut()
+            .expect("what has a number is under way");
+        under_way.check(&entry)?;
+        let (end, is_prompt) = (entry.end(), entry.is_prompt);
+        let failure = entry.failure.take();
+        let mut tokens = wire::tokens(&mut entry, now_ns)?.peekable();
+        let mut freed = None;
+        while freed.is_none()
+            && let Some(token) = tokens.next()
+        {
+            let is_last = tokens.peek().is_none();
+            freed = if is_prompt {
+                self.slots.prompt(slot, token)
+            } else {
+                self.effects.tokens += 1;
+                self.token(slot, token, is_last && end == proto::End::Stop)
+            };
+        }
+        freed = freed.or_else(|| match end {
+            proto::End::Unspecified | proto::End::Stop => None,
+            proto::End::Length => self.slots.finish(slot, None, FinishReason::Length),
+            proto::End::Failed => {
+                let failure = Failure::Model(wire::model_error(failure));
+                self.slots.fail(slot, failure)
+            }
+        });
+        self.forget(freed);
+        Ok(())
+    }
+
+    fn token(&mut self, slot: Slot, token: Token, is_end: bool) -> Option<Freed> {
+        if is_end {
+            self.slots.finish(slot, Some(token), FinishReason::Stop)
+        } else {
+            self.slots.token(slot, token)
+        }
+    }
+
+    /// When the clock is to be looked at again.
+    pub(super) fn next_look_ns(&self) -> u64 {
+        self.slots.next_look_ns()
+    }
+
+    /// Ends what nobody waits for, and gives credit to those whose readers have read.
+    pub(super) fn look(&mut self, now_ns: u64) {
+        for freed in self.slots.look(now_ns) {
+            self.cancel(freed);
+        }
+        for slot in 0..self.under_way.len() {
+            self.give_credit(Slot(slot));
+        }
+    }
+
+    /// Ends everything with the same failure.
+    pub(super) fn fail_all(&mut self, failure: &Failure) {
+        for freed in self.slots.fail_all(failure) {
+            self.cancel(freed);
+        }
+    }
+
+    /// Closes every lane without an end, because the device crashed.
+    pub(super) fn crash_all(&mut self) {
+        self.slots.crash_all();
+    }
+
+    fn cancel(&mut self, freed: Freed) {
+        let under_way = self.under_way[freed.slot.0].as_ref();
+        let number = under_way.map(|under_way| under_way.number);
+        self.effects.cancelled.extend(number);
+        self.forget(Some(freed));
+    }
+
+    fn forget(&mut self, freed: Option<Freed>) {
+        let Some(freed) = freed else {
+            return;
+        };
+        if let Some(under_way) = self.under_way[freed.slot.0].take() {
+            self.by_number.remove(&under_way.number);
+        }
+        self.effects.released.push(freed.max_tokens);
+    }
+
+    fn give_credit(&mut self, slot: Slot) {
+        let Some(under_way) = &mut self.under_way[slot.0] else {
+            return;
+        };
+        if under_way.not_granted == 0 || !under_way.is_accepted {
+            return;
+        }
+        let room = self.slots.room(slot);
+        let tokens = room
+            .saturating_sub(under_way.credit)
+            .min(under_way.not_granted);
+        if tokens == 0 || (tokens < GRANT && under_way.credit > 0) {
+            return;
+        }
+        under_way.credit += tokens;
+        under_way.not_granted -= tokens;
+        self.effects.grants.push(proto::Grant {
+            sequence: under_way.number,
+            tokens: u32::try_from(tokens).unwrap_or(u32::MAX),
+        });
+    }
+}
+
+impl UnderWay {
+    /// Whether what a step made follows what came before, and was allowed.
+    fn check(&mut self, entry: &proto::SequenceStep) -> Result<(), Violation> {
+        let number = self.number;
+        if !self.is_accepted {
+            let rule = format!("sequence {number} has tokens before it was accepted");
+            return Err(Violation(rule));
+        }
+        let count = entry.ids.len();
+        let next = if entry.is_prompt {
+            &mut self.next_of_prompt
+        } else {
+            &mut self.next_index
+        };
+        if entry.first_index != *next {
+            let (first, next) = (entry.first_index, *next);
+            let rule = format!("sequence {number} goes on at {first}, where {next} was next");
+            return Err(Violation(rule));
+        }
+        *next = next.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
+        self.credit = self.credit.checked_sub(count).ok_or_else(|| {
+            Violation(format!(
+                "sequence {number} has more tokens than it had credit for"
+            ))
+        })?;
+        if count == 0 && entry.end() == proto::End::Stop {
+            let rule = format!("sequence {number} ends with END_STOP and no token");
+            return Err(Violation(rule));
+        }
+        Ok(())
+    }
+}

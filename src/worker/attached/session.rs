@@ -1,0 +1,423 @@
+//! One worker's stream, from its welcome to its end: what it sends goes into lanes, what the scheduler and
+//! the lanes say goes to it.
+//!
+//! It waits for nobody but the worker, and for that only as long as a heartbeat may take.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tonic::{Status, Streaming};
+
+use super::interpreter::{Asked, RemoteModel};
+use super::sequences::{Effects, Sequences};
+use super::{ChildWatch, Patience, Seat};
+use crate::proto::worker as proto;
+use crate::proto::worker::answer::Answer;
+use crate::proto::worker::attach_request::Message as Said;
+use crate::proto::worker::attach_response::Message;
+use crate::runner::{ModelFacts, monotonic_ns};
+use crate::telemetry::{InFlight, Telemetry};
+use crate::worker::lane::Failure;
+use crate::worker::wire::{self, Named, Offer, Violation};
+use crate::worker::{Assignment, Flags, Life, Served, WorkerEvent, WorkerId};
+
+/// A worker that was taken on.
+pub(super) struct Session {
+    pub(super) worker: WorkerId,
+    /// Set where the engine has started it: it is to end with the engine.
+    pub(super) child: Option<ChildWatch>,
+    pub(super) seat: Arc<Seat>,
+    pub(super) patience: Patience,
+    pub(super) flags: Arc<Flags>,
+    /// Rung when a lane, or a flag, is to be looked at.
+    pub(super) attention: Arc<Notify>,
+    pub(super) commands: mpsc::Receiver<(Life, Assignment)>,
+    pub(super) outbound: mpsc::Sender<Result<proto::AttachResponse, Status>>,
+    pub(super) events: mpsc::Sender<WorkerEvent>,
+    pub(super) telemetry: Telemetry,
+}
+
+/// How a worker's stream ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The engine is ending.
+    Stopped,
+    /// The stream ended, or broke.
+    Gone(String),
+    /// Nothing came for too long.
+    Silent,
+    /// A call of the device took too long.
+    Stuck,
+    /// It broke a rule.
+    Broke(Violation),
+}
+
+impl End {
+    /// Why, for the operator.
+    pub(super) fn reason(&self) -> String {
+        match self {
+            Self::Stopped => "the engine is ending".to_owned(),
+            Self::Gone(how) => how.clone(),
+            Self::Silent => "it sent no heartbeat in time".to_owned(),
+            Self::Stuck => "a call of its device took longer than the step limit".to_owned(),
+            Self::Broke(violation) => format!("it broke the contract: {violation}"),
+        }
+    }
+
+    /// What the worker is told.
+    pub(super) fn status(&self) -> Option<Status> {
+        match self {
+            Self::Stopped | Self::Gone(_) => None,
+            Self::Silent | Self::Stuck => Some(Status::deadline_exceeded(self.reason())),
+            Self::Broke(violation) => Some(Status::failed_precondition(violation.to_string())),
+        }
+    }
+}
+
+/// What a worker has while its model is loaded.
+struct Running {
+    life: Life,
+    sequences: Sequences,
+    questions: mpsc::Receiver<Asked>,
+    /// Those that are not answered yet.
+    open: HashMap<u64, oneshot::Sender<Answer>>,
+    last_question: u64,
+    /// How many sequences the gauge counts.
+    counted: f64,
+    _ready: InFlight,
+}
+
+/// What happened next.
+enum Next {
+    Said(Said),
+    Submit(Life, Assignment),
+    Asked(Asked),
+    Attention,
+    End(End),
+}
+
+impl Session {
+    /// Serves a worker to its end.
+    pub(super) async fn run(mut self, mut inbound: Streaming<proto::AttachRequest>) -> End {
+        let mut running = None;
+        let mut life = Life(0);
+        let mut last_number = 0;
+        let mut heard = Instant::now();
+        let end = loop {
+            let next = self.next(&mut inbound, running.as_mut(), heard).await;
+            let ended = match next {
+                Next::Said(said) => {
+                    heard = Instant::now();
+                    self.hear(said, &mut running, (&mut life, &mut last_number))
+                        .await
+                }
+                Next::Submit(of, assignment) => self.submit(of, assignment, running.as_mut()).await,
+                Next::Asked(asked) => self.ask(asked, running.as_mut()).await,
+                Next::Attention => self.attend(running.as_mut()).await,
+                Next::End(end) => Err(end),
+            };
+            if let Err(end) = ended {
+                break end;
+            }
+        };
+        if let Some(mut running) = running {
+            let has_crashed = match end {
+                End::Stuck => true,
+                // Its process, where it is a child, has ended or is about to, and says why.
+                End::Gone(_) => self.seat.has_crashed(self.worker).await,
+                End::Stopped | End::Silent | End::Broke(_) => false,
+            };
+            if has_crashed {
+                running.sequences.crash_all();
+            }
+            self.forget(&running);
+        }
+        end
+    }
+
+    async fn next(
+        &mut self,
+        inbound: &mut Streaming<proto::AttachRequest>,
+        running: Option<&mut Running>,
+        heard: Instant,
+    ) -> Next {
+        let look = running.as_ref().map(|running| running.next_look());
+        let questions = async {
+            match running {
+                Some(running) => running.questions.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            said = timeout_at(heard + self.patience.heartbeat_timeout, inbound.message()) => match said {
+                Err(_) => Next::End(End::Silent),
+                Ok(Err(status)) => Next::End(End::Gone(format!("its stream broke: {}", status.message()))),
+                Ok(Ok(None)) => Next::End(End::Gone("it ended its stream".to_owned())),
+                Ok(Ok(Some(proto::AttachRequest { message: None }))) => Next::Attention,
+                Ok(Ok(Some(proto::AttachRequest { message: Some(said) }))) => Next::Said(said),
+            },
+            command = self.commands.recv() => match command {
+                Some((life, assignment)) => Next::Submit(life, assignment),
+                None => Next::End(End::Stopped),
+            },
+            Some(asked) = questions => Next::Asked(asked),
+            () = self.attention.notified() => Next::Attention,
+            () = sleep_until_look(look.flatten()) => Next::Attention,
+        }
+    }
+
+    async fn hear(
+        &mut self,
+        said: Said,
+        running: &mut Option<Running>,
+        (life, last_number): (&mut Life, &mut u64),
+    ) -> Result<(), End> {
+        match (said, running.as_mut()) {
+            (Said::Hello(_), _) => Err(broke("hello comes once")),
+            (Said::Heartbeat(proto::Heartbeat { step_ms }), _) => {
+                let lasts = Duration::from_millis(step_ms.into());
+                let limit = self.patience.step_limit;
+                if limit.is_some_and(|limit| lasts > limit) {
+                    return Err(End::Stuck);
+                }
+                Ok(())
+            }
+            (Said::Loading(proto::Loading { fraction }), None) => {
+                let fraction = if fraction.is_finite() { fraction } else { 0.0 };
+                // Progress is for the eye: where nobody keeps up, the next one says more.
+                let event = WorkerEvent::Loading(self.worker, fraction.clamp(0.0, 1.0));
+                let _ = self.events.try_send(event);
+                Ok(())
+            }
+            (Said::Ready(ready), None) => {
+                life.0 += 1;
+                let offer = wire::offer(ready, &self.seat.name).map_err(End::Broke)?;
+                *running = Some(self.begin(offer, *life, *last_number).await?);
+                Ok(())
+            }
+            (Said::LoadFailed(proto::LoadFailed { reason }), None) => {
+                let reason = wire::cut(&reason);
+                self.tell(WorkerEvent::LoadFailed(self.worker, reason))
+                    .await
+            }
+            (Said::Crashed(proto::Crashed { reason }), Some(crashed)) => {
+                crashed.sequences.crash_all();
+                *last_number = crashed.sequences.last_number();
+                self.forget(crashed);
+                *running = None;
+                self.telemetry.workers_lost.increment(1);
+                let reason = wire::cut(&reason);
+                self.tell(WorkerEvent::Lost(self.worker, reason)).await
+            }
+            (Said::Accepted(proto::Accepted { sequence }), Some(running)) => {
+                running.sequences.accepted(sequence);
+                Ok(())
+            }
+            (Said::Refused(refused), Some(running)) => {
+                running.sequences.refused(refused);
+                self.settle(running).await
+            }
+            (Said::Step(step), Some(running)) => {
+                running
+                    .sequences
+                    .step(step, monotonic_ns())
+                    .map_err(End::Broke)?;
+                self.settle(running).await
+            }
+            (Said::Answer(answer), Some(running)) => {
+                if let Some(asked) = running.open.remove(&answer.question) {
+                    let none = || Answer::Failure(proto::Failure::default());
+                    // Whoever asked may have gone.
+                    let _ = asked.send(answer.answer.unwrap_or_else(none));
+                }
+                Ok(())
+            }
+            (Said::Ready(_) | Said::Loading(_) | Said::LoadFailed(_), Some(_)) => {
+                Err(broke("ready comes once, and again only after crashed"))
+            }
+            (
+                Said::Accepted(_)
+                | Said::Refused(_)
+                | Said::Step(_)
+                | Said::Answer(_)
+                | Said::Crashed(_),
+                None,
+            ) => Err(broke("ready comes before anything about sequences")),
+        }
+    }
+
+    /// The worker has loaded its model.
+    async fn begin(&self, offer: Offer, life: Life, number: u64) -> Result<Running, End> {
+        self.seat.agree(&offer).map_err(End::Broke)?;
+        let Offer {
+            facts,
+            slots,
+            life: worker_life,
+            ..
+        } = offer;
+        let slow_reader_ns =
+            u64::try_from(self.seat.slow_reader_timeout.as_nanos()).unwrap_or(u64::MAX);
+        let model = Arc::new(RemoteModel {
+            facts,
+            interpreters: Arc::clone(&self.seat.interpreters),
+        });
+        let last = Named {
+            number,
+            life: worker_life,
+        };
+        let running = Running {
+            life,
+            sequences: Sequences::new(slots, slow_reader_ns, last),
+            questions: self.seat.interpreters.add(self.worker),
+            open: HashMap::new(),
+            last_question: 0,
+            counted: 0.0,
+            _ready: InFlight::new(self.telemetry.workers_ready.clone()),
+        };
+        if let Some(child) = &self.child {
+            child.is_ready();
+        }
+        let served = Served { model, slots };
+        self.tell(WorkerEvent::Ready(self.worker, life, served))
+            .await?;
+        Ok(running)
+    }
+
+    async fn submit(
+        &self,
+        life: Life,
+        assignment: Assignment,
+        running: Option<&mut Running>,
+    ) -> Result<(), End> {
+        // What was sent to an earlier life was counted against slots that are gone: it is lost.
+        let Some(running) = running.filter(|running| running.life == life) else {
+            return Ok(());
+        };
+        if let Some(submit) = running.sequences.submit(assignment) {
+            self.send(Message::Submit(submit)).await?;
+        }
+        self.settle(running).await
+    }
+
+    async fn ask(&self, asked: Asked, running: Option<&mut Running>) -> Result<(), End> {
+        let Some(running) = running else {
+            return Ok(());
+        };
+        // Whoever has given up has dropped its end.
+        running.open.retain(|_, answer| !answer.is_closed());
+        running.last_question += 1;
+        let question = running.last_question;
+        running.open.insert(question, asked.answer);
+        let about = Some(asked.about);
+        self.send(Message::Question(proto::Question { question, about }))
+            .await
+    }
+
+    /// Looks at the flags and the lanes.
+    async fn attend(&self, running: Option<&mut Running>) -> Result<(), End> {
+        self.flags.attention.store(false, Ordering::SeqCst);
+        let is_stopping = self.flags.stopping.load(Ordering::SeqCst);
+        if let Some(running) = running {
+            running.sequences.look(monotonic_ns());
+            if is_stopping {
+                running.sequences.fail_all(&Failure::Draining);
+            }
+            self.settle(running).await?;
+        }
+        if is_stopping {
+            // Any other dials again, and finds the engine that comes next.
+            if self.child.is_some() {
+                let _ = self.send(Message::Drain(proto::Drain {})).await;
+            }
+            return Err(End::Stopped);
+        }
+        Ok(())
+    }
+
+    /// Tells what has come of the last change.
+    async fn settle(&self, running: &mut Running) -> Result<(), End> {
+        let Effects {
+            grants,
+            cancelled,
+            released,
+            cleared,
+            tokens,
+        } = running.sequences.take_effects();
+        self.telemetry.tokens.increment(tokens);
+        let count = running.sequences.count();
+        let more = count - std::mem::replace(&mut running.counted, count);
+        self.telemetry.sequences_running.increment(more);
+        for _ in 0..cleared {
+            self.tell(WorkerEvent::Cleared(self.worker, running.life))
+                .await?;
+        }
+        if !cancelled.is_empty() {
+            let sequences = cancelled;
+            self.send(Message::Cancel(proto::Cancel { sequences }))
+                .await?;
+        }
+        for max_tokens in released {
+            let event = WorkerEvent::Released(self.worker, running.life, max_tokens);
+            self.tell(event).await?;
+        }
+        if !grants.is_empty() {
+            self.send(Message::Credit(proto::Credit { grants })).await?;
+        }
+        Ok(())
+    }
+
+    /// Nothing more is asked of a life that is over.
+    fn forget(&self, running: &Running) {
+        self.seat.interpreters.remove(self.worker);
+        self.telemetry.sequences_running.decrement(running.counted);
+    }
+
+    async fn send(&self, message: Message) -> Result<(), End> {
+        let message = Some(message);
+        let sent = self.outbound.send(Ok(proto::AttachResponse { message }));
+        match timeout(self.patience.heartbeat_timeout, sent).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(End::Gone("its stream broke".to_owned())),
+            // It does not read what it is sent.
+            Err(_) => Err(End::Silent),
+        }
+    }
+
+    async fn tell(&self, event: WorkerEvent) -> Result<(), End> {
+        // The scheduler takes events without ever waiting for a worker.
+        let told = self.events.send(event).await;
+        told.map_err(|_| End::Stopped)
+    }
+}
+
+impl Running {
+    fn next_look(&self) -> Option<Instant> {
+        let at_ns = self.sequences.next_look_ns();
+        let left_ns = at_ns.saturating_sub(monotonic_ns());
+        Instant::now().checked_add(Duration::from_nanos(left_ns))
+    }
+}
+
+async fn sleep_until_look(look: Option<Instant>) {
+    match look {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn broke(rule: &str) -> End {
+    End::Broke(Violation(rule.to_owned()))
+}
+
+/// Whether two workers of a model say the same of it.
+pub(super) fn are_alike(one: &ModelFacts, other: &ModelFacts) -> bool {
+    one.context_length == other.context_length
+        && one.vocabulary_size == other.vocabulary_size
+        && one.unsupported == other.unsupported
+        && one.bos_token == other.bos_token
+        && one.eos_token == other.eos_token
+}

@@ -1,0 +1,216 @@
+//! The lanes of sequences whose engine is elsewhere: what a step makes is gathered, and leaves as one
+//! message. A lane's room is the credit that the engine has given.
+//!
+//! The device's thread fills it and the worker's connection empties it. What it holds is bounded by the
+//! credit of the worker's sequences.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::lane::{Failure, Sent};
+use super::wire;
+use crate::proto::worker as proto;
+use crate::proto::worker::attach_request::Message;
+use crate::request::FinishReason;
+use crate::runner::Token;
+
+/// What is on its way to one engine, by one connection.
+pub(super) struct Outbox {
+    gathered: Mutex<Gathered>,
+    /// Rung by the device's thread after each step.
+    bell: Arc<Notify>,
+}
+
+#[derive(Default)]
+struct Gathered {
+    /// The sequences that have their slots: told before their tokens.
+    accepted: Vec<u64>,
+    step: proto::Step,
+    /// Counts the messages, so that a lane knows whether its entry is in this one.
+    number: u64,
+}
+
+impl Outbox {
+    /// One that is empty, on a device whose thread rings this bell after each step.
+    pub(super) fn new(bell: Arc<Notify>) -> Arc<Self> {
+        Arc::new(Self {
+            gathered: Mutex::default(),
+            bell,
+        })
+    }
+
+    /// Waits for what is to leave next: messages in their order.
+    pub(super) async fn next(&self) -> Vec<Message> {
+        loop {
+            self.bell.notified().await;
+            let mut gathered = self.gathered();
+            let accepted = std::mem::take(&mut gathered.accepted).into_iter();
+            let step = std::mem::take(&mut gathered.step);
+            gathered.number += 1;
+            drop(gathered);
+            let accepted = accepted.map(|sequence| Message::Accepted(proto::Accepted { sequence }));
+            let step = (!step.sequences.is_empty()).then_some(Message::Step(step));
+            let messages: Vec<_> = accepted.chain(step).collect();
+            if !messages.is_empty() {
+                return messages;
+            }
+        }
+    }
+
+    /// Held for a push or a take.
+    fn gathered(&self) -> MutexGuard<'_, Gathered> {
+        self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the connection knows of a sequence.
+pub(super) struct RemoteReader {
+    credit: AtomicUsize,
+    is_cancelled: AtomicBool,
+}
+
+impl RemoteReader {
+    pub(super) fn new(credit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            credit: AtomicUsize::new(credit),
+            is_cancelled: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn grant(&self, tokens: usize) {
+        self.credit.fetch_add(tokens, Ordering::SeqCst);
+    }
+
+    pub(super) fn cancel(&self) {
+        self.is_cancelled.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the device has dropped the sequence's lane.
+    pub(super) fn has_ended(self: &Arc<Self>) -> bool {
+        Arc::strong_count(self) == 1
+    }
+}
+
+/// One sequence's lane to an engine elsewhere. It stays on its device's thread.
+pub(super) struct RemoteLane {
+    sequence: u64,
+    reader: Arc<RemoteReader>,
+    outbox: Arc<Outbox>,
+    /// Whether the engine wants to know when tokens were due and emitted.
+    stamps: bool,
+    /// The index of the next token of the completion, and of the prompt.
+    next_index: Cell<u32>,
+    next_of_prompt: Cell<u32>,
+    /// Where the entry of the last token is, and in which message.
+    entry: Cell<Option<(u64, usize)>>,
+}
+
+impl RemoteLane {
+    /// The lane of this sequence, of which so many tokens are delivered.
+    pub(super) fn new(
+        (sequence, reader): (u64, Arc<RemoteReader>),
+        outbox: Arc<Outbox>,
+        delivered: usize,
+        stamps: bool,
+    ) -> Self {
+        Self {
+            sequence,
+            reader,
+            outbox,
+            stamps,
+            next_index: Cell::new(u32::try_from(delivered).unwrap_or(u32::MAX)),
+            next_of_prompt: Cell::new(0),
+            entry: Cell::new(None),
+        }
+    }
+
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.reader.is_cancelled.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn credit(&self) -> usize {
+        self.reader.credit.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn accept(&self) -> Sent {
+        if self.is_cancelled() {
+            return Sent::Closed;
+        }
+        self.outbox.gathered().accepted.push(self.sequence);
+        Sent::Delivered
+    }
+
+    pub(super) fn prompt(&self, token: Token) -> Sent {
+        self.send(token, true)
+    }
+
+    pub(super) fn token(&self, token: Token) -> Sent {
+        self.send(token, false)
+    }
+
+    pub(super) fn finish(&self, token: Option<Token>, reason: FinishReason) {
+        if let Some(token) = token {
+            self.send(token, false);
+        }
+        let end = match reason {
+            FinishReason::Stop => proto::End::Stop,
+            FinishReason::Length => proto::End::Length,
+        };
+        self.in_entry(false, |entry| entry.end = end.into());
+    }
+
+    pub(super) fn fail(&self, failure: &Failure) {
+        self.in_entry(false, |entry| {
+            entry.end = proto::End::Failed.into();
+            entry.failure = Some(wire::failure(failure));
+        });
+    }
+
+    fn send(&self, token: Token, is_prompt: bool) -> Sent {
+        if self.is_cancelled() {
+            return Sent::Closed;
+        }
+        // Only this thread takes credit, so what is seen here is still there.
+        if self.credit() == 0 {
+            return Sent::NoRoom;
+        }
+        self.reader.credit.fetch_sub(1, Ordering::SeqCst);
+        self.in_entry(is_prompt, |entry| wire::push(entry, token, self.stamps));
+        let next = self.next(is_prompt);
+        next.set(next.get() + 1);
+        Sent::Delivered
+    }
+
+    fn next(&self, is_prompt: bool) -> &Cell<u32> {
+        if is_prompt {
+            &self.next_of_prompt
+        } else {
+            &self.next_index
+        }
+    }
+
+    /// Changes the sequence's entry in what is gathered; a new one where it has none of this kind.
+    fn in_entry(&self, is_prompt: bool, change: impl FnOnce(&mut proto::SequenceStep)) {
+        let mut gathered = self.outbox.gathered();
+        let number = gathered.number;
+        let sequences = &mut gathered.step.sequences;
+        let known = self.entry.get().filter(|(of, _)| *of == number);
+        let at = match known {
+            Some((_, at)) if sequences[at].is_prompt == is_prompt => at,
+            Some(_) | None => {
+                sequences.push(proto::SequenceStep {
+                    sequence: self.sequence,
+                    first_index: self.next(is_prompt).get(),
+                    is_prompt,
+                    ..proto::SequenceStep::default()
+                });
+                sequences.len() - 1
+            }
+        };
+        self.entry.set(Some((number, at)));
+        change(&mut sequences[at]);
+    }
+}

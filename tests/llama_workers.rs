@@ -1,0 +1,77 @@
+//! A real model on worker processes that are killed: what it writes is what it would have written.
+
+mod support;
+
+use futures_util::future::join_all;
+use rustix::process::Signal;
+use support::grpc::{self, collect_from};
+use support::model_path;
+use support::program::serving;
+use tokenway::proto::v1;
+use tokenway::proto::v1::inference_client::InferenceClient;
+use tonic::transport::Channel;
+
+const TOKENS: u32 = 60;
+
+/// What depends on every token before it: its seed, its penalties, and where it is held back for a stop string.
+fn request(seed: i64) -> v1::CompletionRequest {
+    v1::CompletionRequest {
+        seed: Some(seed),
+        presence_penalty: Some(0.5),
+        repetition_penalty: Some(1.1),
+        logprobs: Some(2),
+        ignore_eos: true,
+        stop: vec!["a stop string that never comes".to_owned()],
+        ..grpc::request("Once upon a time there was", TOKENS)
+    }
+}
+
+async fn stream(
+    client: &InferenceClient<Channel>,
+    seed: i64,
+    seen: impl FnMut(u32),
+) -> Vec<v1::Token> {
+    let stream = client.clone().complete(request(seed)).await;
+    let completion = collect_from(stream.expect("it is admitted").into_inner(), seen).await;
+    assert!(completion.error.is_none(), "{:?}", completion.error);
+    completion
+        .choices
+        .into_iter()
+        .next()
+        .expect("a choice")
+        .tokens
+}
+
+#[tokio::test]
+async fn what_a_real_model_writes_does_not_depend_on_its_workers_being_killed() {
+    let path = model_path();
+    let path = path.to_str().expect("a path in UTF-8");
+    let arguments = [
+        "--isolation",
+        "process",
+        "--workers",
+        "2",
+        "--slots",
+        "6",
+        "--threads",
+        "1",
+        "--model-path",
+        path,
+    ];
+    let (server, [_, door]) = serving(&arguments).await;
+    let client = InferenceClient::connect(door).await.expect("it answers");
+    let undisturbed = join_all((0..6).map(|seed| stream(&client, seed, |_| ()))).await;
+    let others = join_all((1..6).map(|seed| stream(&client, seed, |_| ())));
+    let mut faults = [15, 40].into_iter().peekable();
+    let watched = stream(&client, 0, |seen| {
+        if faults.next_if(|at| *at < seen).is_some() {
+            for worker in server.children() {
+                server.signal_child(worker, Signal::KILL);
+            }
+        }
+    });
+    let (watched, others) = tokio::join!(watched, others);
+    let killed: Vec<_> = std::iter::once(watched).chain(others).collect();
+    assert_eq!(killed, undisturbed);
+    assert!(killed.iter().all(|tokens| tokens.len() == 60));
+}

@@ -1,0 +1,244 @@
+//! What becomes of streams whose worker is lost: they go on on another, or again on the same, and their clients
+//! see a pause and nothing else.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use serde_json::json;
+use support::grpc::{collect, collect_from, grpc_error};
+use support::http::{completion, texts};
+use support::{Counts, Setup, every, full_speed, grpc};
+use tokenway::error::ErrorKind;
+use tokenway::proto::v1;
+use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
+use tokenway::runner::{
+    LoadError, Loaded, Loader, ModelError, Next, Room, Runner, Sequence, Slot, Step, StepError,
+};
+use tonic::Code;
+
+/// A prompt of so many words crashes the device that runs it, at its first step.
+const POISON: &str = "this prompt has seven words exactly here";
+const POISON_WORDS: usize = 7;
+
+/// The test runner on devices that can be made to crash.
+struct Fragile {
+    loader: TestRunnerLoader,
+    /// How many of the next steps that make a token crash their device.
+    crashes: Arc<AtomicUsize>,
+}
+
+struct FragileRunner {
+    runner: Box<dyn Runner>,
+    crashes: Arc<AtomicUsize>,
+    is_poisoned: bool,
+}
+
+impl Loader for Fragile {
+    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
+        let Loaded { model, runner } = self.loader.load(slots, progress)?;
+        let runner = Box::new(FragileRunner {
+            runner,
+            crashes: Arc::clone(&self.crashes),
+            is_poisoned: false,
+        });
+        Ok(Loaded { model, runner })
+    }
+
+    fn name(&self) -> &'static str {
+        "llm_test"
+    }
+}
+
+impl Runner for FragileRunner {
+    fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
+        self.is_poisoned |= sequence.prompt.len() == POISON_WORDS;
+        self.runner.admit(slot, sequence)
+    }
+
+    fn release(&mut self, slot: Slot) {
+        self.runner.release(slot);
+    }
+
+    fn next(&mut self, room: &dyn Room) -> Next {
+        self.runner.next(room)
+    }
+
+    fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError> {
+        let take = |left: usize| left.checked_sub(1);
+        let order = Ordering::SeqCst;
+        if self.is_poisoned || self.crashes.fetch_update(order, order, take).is_ok() {
+            return Err(StepError("it was asked to crash".to_owned()));
+        }
+        self.runner.step(step)
+    }
+}
+
+/// A server whose workers can be made to crash, and how many of their next steps do.
+fn fragile(options: TestRunnerOptions, workers: usize) -> (Setup, Arc<AtomicUsize>) {
+    let crashes = Arc::new(AtomicUsize::new(0));
+    let loader = Fragile {
+        loader: TestRunnerLoader::new(options),
+        crashes: Arc::clone(&crashes),
+    };
+    let mut setup = Setup::runner("llm_test", Arc::new(loader), 64);
+    setup.engine().models[0].workers = workers;
+    (setup, crashes)
+}
+
+fn tokens(from: u32, to: u32) -> Vec<String> {
+    (from..to).map(|index| format!("token_{index}")).collect()
+}
+
+#[tokio::test]
+async fn a_stream_whose_worker_crashes_loses_and_repeats_nothing_on_both_doors() {
+    let (setup, crashes) = fragile(every(Duration::from_millis(1)), 2);
+    let server = setup.start().await;
+    let body = json!({"prompt": "a", "max_tokens": 300, "stream": true});
+    let http = (0..8).map(|_| completion(&body).fetch(&server));
+    let grpc =
+        (0..8).map(|_| async { collect(server.stream(grpc::request("a", 300)).await).await });
+    // One worker crashes early, and one when all have long gone on.
+    let crash = async {
+        let stream = server.stream(grpc::request("a", 300)).await;
+        let mut faults = [10, 200].into_iter().peekable();
+        collect_from(stream, |seen| {
+            if faults.next_if(|at| *at < seen).is_some() {
+                crashes.store(1, Ordering::SeqCst);
+            }
+        })
+        .await
+    };
+    let (http, mut grpc, last) = tokio::join!(join_all(http), join_all(grpc), crash);
+    grpc.push(last);
+    for (response, answer) in http {
+        assert_eq!(response.status, 200);
+        assert_eq!(texts(&answer.lines(), 0), tokens(0, 300));
+    }
+    for completion in grpc {
+        assert_eq!(completion.texts(0), tokens(0, 300));
+        let usage = completion.usage();
+        assert_eq!((usage.prompt_tokens, usage.completion_tokens), (1, 300));
+    }
+    let counts = server.drain().await;
+    counts.assert_nothing_is_left();
+    assert!(counts.get("tokenway_resumptions_total") > 0.0);
+    let gaps = counts.get("tokenway_resumption_gap_seconds_count");
+    assert!(gaps > 0.0, "{}", counts.0);
+}
+
+#[tokio::test]
+async fn a_request_that_crashes_two_workers_fails_and_those_beside_it_go_on() {
+    let (setup, _) = fragile(every(Duration::from_millis(1)), 3);
+    let server = setup.start().await;
+    let others =
+        (0..12).map(|_| async { collect(server.stream(grpc::request("a", 200)).await).await });
+    let poison = async {
+        let (_, answer) = completion(&json!({"prompt": POISON, "max_tokens": 5}))
+            .fetch(&server)
+            .await;
+        answer.error().0
+    };
+    let (others, code) = tokio::join!(join_all(others), poison);
+    assert_eq!(code, "worker_lost");
+    for completion in others {
+        assert_eq!(completion.texts(0), tokens(0, 200));
+    }
+    assert_eq!(Counts::now(&server).get("tokenway_workers_lost_total"), 2.0);
+}
+
+#[tokio::test]
+async fn what_a_client_holds_is_not_sent_again_and_counts_in_the_usage() {
+    let server = Setup::test_runner(full_speed()).start().await;
+    let request = v1::CompletionRequest {
+        n: Some(2),
+        seed: Some(1),
+        resume: vec![v1::ResumedChoice {
+            choice: 1,
+            token_ids: vec![0, 1, 2],
+        }],
+        ..grpc::request("a", 5)
+    };
+    let mut stream = server.stream(request).await;
+    let mut indices = Vec::new();
+    let mut usage = None;
+    while let Some(event) = stream.message().await.expect("it goes on") {
+        match event.event.expect("one of them") {
+            v1::completion_event::Event::Tokens(tokens) if tokens.choice == 1 => {
+                indices.extend(tokens.tokens.iter().map(|token| token.id));
+            }
+            v1::completion_event::Event::Summary(summary) => usage = summary.usage,
+            v1::completion_event::Event::Started(_)
+            | v1::completion_event::Event::Tokens(_)
+            | v1::completion_event::Event::Prompt(_) => {}
+        }
+    }
+    assert_eq!(indices, [3, 4]);
+    assert_eq!(usage.expect("a summary").completion_tokens, 10);
+}
+
+#[tokio::test]
+async fn a_token_that_was_held_back_when_the_client_left_is_not_told_twice() {
+    let server = Setup::test_runner(full_speed()).start().await;
+    // `token_1` may begin the stop string, and is told only when `token_2` has shown that it does not.
+    let request = |resume| v1::CompletionRequest {
+        stop: vec!["token_1token_3".to_owned()],
+        seed: Some(1),
+        resume,
+        ..grpc::request("a", 5)
+    };
+    let held = v1::ResumedChoice {
+        choice: 0,
+        token_ids: vec![0, 1],
+    };
+    let mut stream = server.stream(request(vec![held])).await;
+    let mut told = Vec::new();
+    while let Some(event) = stream.message().await.expect("it goes on") {
+        if let Some(v1::completion_event::Event::Tokens(tokens)) = event.event {
+            for (index, token) in (tokens.first_index..).zip(tokens.tokens.iter()) {
+                told.push((index, token.text.to_owned()));
+            }
+        }
+    }
+    let expected: Vec<_> = (2..5).zip(tokens(2, 5)).collect();
+    assert_eq!(told, expected);
+}
+
+#[tokio::test]
+async fn what_cannot_be_resumed_is_refused_with_its_field() {
+    let server = Setup::test_runner(full_speed()).start().await;
+    let resume = |ids: &[u32]| {
+        vec![v1::ResumedChoice {
+            choice: 0,
+            token_ids: ids.to_vec(),
+        }]
+    };
+    let request = |resume| v1::CompletionRequest {
+        seed: Some(1),
+        resume,
+        ..grpc::request("a", 3)
+    };
+    let stopped = v1::CompletionRequest {
+        stop: vec!["token_1".to_owned()],
+        ..request(resume(&[0, 1]))
+    };
+    let unseeded = v1::CompletionRequest {
+        seed: None,
+        ..request(resume(&[0]))
+    };
+    for (request, param) in [
+        (request(resume(&[0, 1, 2])), "resume"),
+        (stopped, "resume"),
+        (unseeded, "seed"),
+    ] {
+        let (code, error) = grpc_error(&server, request).await;
+        assert_eq!(
+            (code, error.kind),
+            (Code::InvalidArgument, ErrorKind::InvalidValue)
+        );
+        assert_eq!(error.param.as_deref(), Some(param));
+    }
+}

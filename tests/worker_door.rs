@@ -1,0 +1,357 @@
+//! What an engine says to whoever dials its worker socket: a worker that is written here, message by message.
+
+mod support;
+
+use std::time::Duration;
+
+use serde_json::json;
+use support::http::{get, post, refusal, refused};
+use support::{Setup, TestServer, full_speed, grpc};
+use tempfile::TempDir;
+use tokenway::listen::Address;
+use tokenway::proto::worker as proto;
+use tokenway::proto::worker::answer::Answer;
+use tokenway::proto::worker::attach_request::Message as Said;
+use tokenway::proto::worker::attach_response::Message;
+use tokenway::proto::worker::device_worker_client::DeviceWorkerClient;
+use tokenway::proto::worker::question::About;
+use tokenway::server::Isolation;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status, Streaming};
+
+/// An engine whose only model has no workers but those that dial in.
+struct Engine {
+    server: TestServer,
+    channel: Channel,
+    _folder: TempDir,
+}
+
+async fn engine(change: impl FnOnce(&mut Setup)) -> Engine {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("workers.sock");
+    let endpoint = Endpoint::from_shared(format!("unix:{}", path.display()));
+    let mut setup = Setup::test_runner(full_speed());
+    let engine = setup.engine();
+    engine.models[0].workers = 0;
+    engine.models[0].isolation = Isolation::Thread;
+    engine.workers.listen = Some(Address::Unix(path));
+    change(&mut setup);
+    let server = setup.start_loading().await;
+    Engine {
+        server,
+        channel: endpoint.expect("an address").connect_lazy(),
+        _folder: folder,
+    }
+}
+
+/// The worker's end of a stream.
+struct Worker {
+    says: mpsc::Sender<proto::AttachRequest>,
+    hears: Streaming<proto::AttachResponse>,
+}
+
+fn hello() -> proto::Hello {
+    proto::Hello {
+        protocol_version: 1,
+        ..proto::Hello::default()
+    }
+}
+
+fn ready() -> proto::Ready {
+    proto::Ready {
+        model: Some(proto::Model {
+            runner: "by hand".to_owned(),
+            context_length: 100,
+            max_prompt_bytes: 1_000,
+            vocabulary_size: 1_000,
+            resumption: proto::Resumption::Exact.into(),
+            eos_token: "</s>".to_owned(),
+            ..proto::Model::default()
+        }),
+        slots: 2,
+        life: 1,
+    }
+}
+
+impl Engine {
+    /// Dials, with this as the first word.
+    async fn dial(&self, first: Said) -> Result<Worker, Status> {
+        let (says, requests) = mpsc::channel(16);
+        let mut worker = DeviceWorkerClient::new(self.channel.clone());
+        let message = Some(first);
+        let first = proto::AttachRequest { message };
+        says.send(first).await.expect("there is room");
+        let attached = worker.attach(ReceiverStream::new(requests)).await?;
+        let mut worker = Worker {
+            says,
+            hears: attached.into_inner(),
+        };
+        assert!(matches!(worker.hear().await?, Message::Welcome(_)));
+        Ok(worker)
+    }
+
+    /// A worker that is ready, and is known to be.
+    async fn worker(&self) -> Worker {
+        let worker = self.dial(Said::Hello(hello())).await.expect("it is taken");
+        worker.say(Said::Ready(ready())).await;
+        self.server.loaded().await;
+        worker
+    }
+
+    /// The status with which a worker's stream ends that says this.
+    async fn broke(&self, said: Said) -> Status {
+        let mut worker = self.dial(Said::Hello(hello())).await.expect("it is taken");
+        worker.say(said).await;
+        loop {
+            if let Err(status) = worker.hear().await {
+                return status;
+            }
+        }
+    }
+}
+
+impl Worker {
+    async fn say(&self, message: Said) {
+        let message = Some(message);
+        // An engine that has ended the stream does not hear it.
+        let _ = self.says.send(proto::AttachRequest { message }).await;
+    }
+
+    async fn hear(&mut self) -> Result<Message, Status> {
+        let heard = self.hears.message().await?;
+        let heard = heard.ok_or_else(|| Status::cancelled("the engine ended the stream"))?;
+        Ok(heard.message.expect("a message is one of them"))
+    }
+
+    async fn submitted(&mut self) -> proto::Submit {
+        let Message::Submit(submit) = self.hear().await.expect("the stream goes on") else {
+            panic!("something else than a sequence");
+        };
+        submit
+    }
+
+    async fn asked(&mut self) -> (u64, About) {
+        let Message::Question(asked) = self.hear().await.expect("the stream goes on") else {
+            panic!("something else than a question");
+        };
+        (asked.question, asked.about.expect("something"))
+    }
+
+    async fn answer(&self, question: u64, answer: Answer) {
+        let answer = Some(answer);
+        self.say(Said::Answer(proto::Answer { question, answer }))
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn who_does_not_belong_is_told_so() {
+    let engine = engine(|_| ()).await;
+    let other = |change: fn(&mut proto::Hello)| {
+        let mut hello = hello();
+        change(&mut hello);
+        Said::Hello(hello)
+    };
+    for (first, code, said) in [
+        (
+            other(|hello| hello.protocol_version = 2),
+            Code::FailedPrecondition,
+            "this engine speaks protocol_version 1",
+        ),
+        (
+            other(|hello| hello.model = "nobody".to_owned()),
+            Code::NotFound,
+            "there is no model 'nobody'; there are: llm_test",
+        ),
+        (
+            other(|hello| hello.child_token = "stolen".to_owned()),
+            Code::PermissionDenied,
+            "there is no such child",
+        ),
+        (
+            other(|hello| hello.name = "two\nlines".to_owned()),
+            Code::InvalidArgument,
+            "hello.name must be",
+        ),
+        (
+            Said::Heartbeat(proto::Heartbeat { step_ms: 0 }),
+            Code::FailedPrecondition,
+            "hello comes first",
+        ),
+    ] {
+        let status = engine.dial(first).await.err().expect("it is refused");
+        assert_eq!(status.code(), code, "{status:?}");
+        assert!(status.message().contains(said), "{status:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_breaks_the_contract_is_told_which_rule() {
+    let engine = engine(|_| ()).await;
+    let changed = |change: fn(&mut proto::Ready)| {
+        let mut ready = ready();
+        change(&mut ready);
+        Said::Ready(ready)
+    };
+    fn of_model(ready: &mut proto::Ready) -> &mut proto::Model {
+        ready.model.as_mut().expect("it is there")
+    }
+    for (said, rule) in [
+        (changed(|ready| ready.slots = 0), "ready.slots"),
+        (changed(|ready| ready.life = 0), "ready.life"),
+        (
+            changed(|ready| ready.model = None),
+            "ready.model is missing",
+        ),
+        (
+            changed(|ready| of_model(ready).context_length = 1),
+            "context_length",
+        ),
+        (
+            changed(|ready| of_model(ready).vocabulary_size = 0),
+            "vocabulary_size",
+        ),
+        (
+            changed(|ready| of_model(ready).unsupported = vec!["colour".to_owned()]),
+            "'colour'",
+        ),
+        (Said::Hello(hello()), "hello comes once"),
+        (
+            Said::Step(proto::Step::default()),
+            "ready comes before anything about sequences",
+        ),
+    ] {
+        let status = engine.broke(said).await;
+        assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
+        assert!(status.message().contains(rule), "{status:?}");
+    }
+    let _first = engine.worker().await;
+    let status = engine
+        .broke(changed(|ready| of_model(ready).context_length = 99))
+        .await;
+    assert!(
+        status.message().contains("differs from what another"),
+        "{status:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_worker_that_falls_silent_is_lost_and_told_so() {
+    let engine = engine(|setup| {
+        setup.engine().workers.patience.heartbeat_timeout = Duration::from_millis(100);
+    })
+    .await;
+    let mut worker = engine.worker().await;
+    let status = worker.hear().await.expect_err("it says nothing");
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    engine.server.not_ready().await;
+    let no_worker = refused(503, "no_worker", None);
+    assert_eq!(refusal(&engine.server, get("/readyz")).await, no_worker);
+}
+
+#[tokio::test]
+async fn a_worker_whose_device_does_not_return_is_lost() {
+    let engine = engine(|setup| {
+        setup.engine().workers.patience.step_limit = Some(Duration::from_secs(1));
+    })
+    .await;
+    let mut worker = engine.worker().await;
+    worker
+        .say(Said::Heartbeat(proto::Heartbeat { step_ms: 1_001 }))
+        .await;
+    let status = worker.hear().await.expect_err("its device is stuck");
+    assert!(status.message().contains("step limit"), "{status:?}");
+    engine.server.not_ready().await;
+}
+
+#[tokio::test]
+async fn what_a_worker_says_of_a_request_is_what_its_client_gets() {
+    let engine = engine(|_| ()).await;
+    let mut worker = engine.worker().await;
+    let client = engine.server.grpc().await;
+    let asked = tokio::spawn(async move {
+        let mut client = client;
+        let stream = client.complete(grpc::request("hi", 3)).await;
+        grpc::collect(stream.expect("it is admitted").into_inner()).await
+    });
+    let (question, about) = worker.asked().await;
+    let tokenize = proto::Tokenize {
+        text: "hi".to_owned(),
+        begins: true,
+    };
+    assert_eq!(about, About::Tokenize(tokenize));
+    let ids = vec![7, 8];
+    worker
+        .answer(question, Answer::Ids(proto::TokenIds { ids }))
+        .await;
+    let submit = worker.submitted().await;
+    assert_eq!(
+        (submit.prompt, submit.max_tokens, submit.life),
+        (vec![7, 8], 3, 1)
+    );
+    assert_eq!(submit.credit, 3);
+    let sequence = submit.sequence;
+    worker
+        .say(Said::Accepted(proto::Accepted { sequence }))
+        .await;
+    // One character in two tokens, and the end of the sequence.
+    let entry = proto::SequenceStep {
+        sequence,
+        ids: vec![1, 2, 3],
+        bytes: "é".as_bytes().to_vec(),
+        lengths: vec![1, 1, 0],
+        end: proto::End::Stop.into(),
+        ..proto::SequenceStep::default()
+    };
+    let sequences = vec![entry];
+    worker.say(Said::Step(proto::Step { sequences })).await;
+    let completion = asked.await.expect("it does not panic");
+    assert_eq!(completion.texts(0), ["", "é", ""]);
+    assert_eq!(completion.usage().completion_tokens, 3);
+}
+
+#[tokio::test]
+async fn what_a_worker_refuses_its_client_is_told() {
+    let engine = engine(|_| ()).await;
+    let mut worker = engine.worker().await;
+    let address = engine.server.http_address();
+    let ask = |path: &str, body: serde_json::Value| {
+        let request = post(path, body.to_string());
+        let address = address.clone();
+        tokio::spawn(async move {
+            let mut response = request.send_to(&address).await;
+            (response.status, response.rest().await.error())
+        })
+    };
+    let failure = |is_invalid| proto::Failure {
+        is_invalid,
+        message: "not this text".to_owned(),
+    };
+    for (is_invalid, status, code) in [(true, 400, "invalid_value"), (false, 500, "internal_error")]
+    {
+        let asked = ask("/tokenize", json!({"prompt": "hi"}));
+        let (question, _) = worker.asked().await;
+        worker
+            .answer(question, Answer::Failure(failure(is_invalid)))
+            .await;
+        let (told, (of, _)) = asked.await.expect("it does not panic");
+        assert_eq!((told, &*of), (status, code));
+    }
+    let asked = ask("/v1/completions", json!({"prompt": [5], "max_tokens": 2}));
+    let (question, about) = worker.asked().await;
+    assert_eq!(about, About::Detokenize(proto::Detokenize { ids: vec![5] }));
+    let pieces = proto::Pieces {
+        bytes: b"x".to_vec(),
+        lengths: vec![1],
+    };
+    worker.answer(question, Answer::Pieces(pieces)).await;
+    let sequence = worker.submitted().await.sequence;
+    let failure = Some(failure(true));
+    worker
+        .say(Said::Refused(proto::Refused { sequence, failure }))
+        .await;
+    let (told, (code, _)) = asked.await.expect("it does not panic");
+    assert_eq!((told, &*code), (400, "invalid_value"));
+}

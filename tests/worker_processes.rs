@@ -1,0 +1,180 @@
+//! Workers in processes of their own, started by the engine or attached to it: killed and stopped at seeded
+//! moments, they cost their streams a pause and nothing else.
+
+mod support;
+
+use futures_util::future::join_all;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use rustix::process::{Pid, Signal};
+use serde_json::json;
+use support::grpc::{self, collect_from};
+use support::http::{completion, get, texts};
+use support::program::{Running, serving, tokenway};
+use tokenway::proto::v1::inference_client::InferenceClient;
+
+const STREAMS: usize = 32;
+const TOKENS: u32 = 600;
+
+fn tokens() -> Vec<String> {
+    (0..TOKENS).map(|index| format!("token_{index}")).collect()
+}
+
+/// Three workers, 2 ms a token, found missing within half a second.
+const THREE: [&str; 8] = [
+    "--workers",
+    "3",
+    "--slots",
+    "64",
+    "--test-runner-frequency-ms",
+    "2",
+    "--heartbeat-timeout",
+    "0.5",
+];
+
+/// Streams by both doors, while at these tokens of one of them a worker gets a signal. Every stream must be whole.
+async fn survives(server: &Running, [http, door]: &[String; 2], faults: &[(u32, Signal)]) {
+    let address = http.replace("http://", "");
+    let body = json!({"prompt": "a", "max_tokens": TOKENS, "stream": true});
+    let asked = (0..STREAMS).map(|_| async {
+        let mut response = completion(&body).send_to(&address).await;
+        (response.status, response.rest().await)
+    });
+    let client = InferenceClient::connect(door.clone()).await;
+    let client = client.expect("the gRPC door answers");
+    let called = (0..STREAMS).map(|_| {
+        let mut client = client.clone();
+        async move {
+            let stream = client.complete(grpc::request("a", TOKENS)).await;
+            collect_from(stream.expect("it is admitted").into_inner(), |_| ()).await
+        }
+    });
+    let mut random = StdRng::seed_from_u64(7);
+    let mut faults = faults.iter().peekable();
+    let watched = async {
+        let stream = client.clone().complete(grpc::request("a", TOKENS)).await;
+        let stream = stream.expect("it is admitted").into_inner();
+        collect_from(stream, |seen| {
+            if let Some((_, signal)) = faults.next_if(|(at, _)| *at < seen) {
+                let workers = server.children();
+                server.signal_child(workers[random.random_range(..workers.len())], *signal);
+            }
+        })
+        .await
+    };
+    let (asked, mut called, watched) = tokio::join!(join_all(asked), join_all(called), watched);
+    for (status, answer) in asked {
+        assert_eq!(status, 200, "{}", answer.text);
+        assert_eq!(texts(&answer.lines(), 0), tokens());
+    }
+    called.push(watched);
+    for completion in called {
+        assert!(completion.error.is_none(), "{:?}", completion.error);
+        assert_eq!(completion.texts(0), tokens());
+        assert_eq!(completion.usage().completion_tokens, TOKENS);
+    }
+}
+
+async fn metric(http: &str, name: &str) -> f64 {
+    let mut response = get("/metrics").send_to(&http.replace("http://", "")).await;
+    let text = response.rest().await.text;
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.expect("it is there").parse().expect("it is a number")
+}
+
+#[tokio::test]
+async fn streams_survive_children_that_are_killed() {
+    let arguments = [&["--isolation", "process"], &THREE[..]].concat();
+    let (server, doors) = serving(&arguments).await;
+    let faults = [(20, Signal::KILL), (200, Signal::KILL), (400, Signal::KILL)];
+    survives(&server, &doors, &faults).await;
+    assert!(metric(&doors[0], "tokenway_resumptions_total").await > 0.0);
+    assert_eq!(metric(&doors[0], "tokenway_workers_lost_total").await, 3.0);
+}
+
+#[tokio::test]
+async fn streams_survive_a_child_that_hangs_and_it_is_replaced() {
+    let arguments = [&["--isolation", "process"], &THREE[..]].concat();
+    let (server, doors) = serving(&arguments).await;
+    let before = server.children();
+    survives(&server, &doors, &[(20, Signal::STOP)]).await;
+    let after = server.children();
+    let is_left = |child: &&Pid| after.contains(child);
+    assert_eq!(
+        before.iter().filter(is_left).count(),
+        2,
+        "{before:?} {after:?}"
+    );
+}
+
+#[tokio::test]
+async fn no_child_outlives_its_engine() {
+    let (server, _) = serving(&["--isolation", "process", "--workers", "2"]).await;
+    let children = server.children();
+    assert_eq!(children.len(), 2);
+    server.signal(Signal::KILL);
+    let _ = server.end().await;
+    for child in children {
+        support::program::gone(child).await;
+    }
+}
+
+#[tokio::test]
+async fn children_end_with_an_engine_that_drains() {
+    let arguments = [
+        "--isolation",
+        "process",
+        "--workers",
+        "2",
+        "--drain-grace",
+        "0",
+    ];
+    let (server, _) = serving(&arguments).await;
+    let children = server.children();
+    assert_eq!(server.interrupt().await, Some(0));
+    for child in children {
+        support::program::gone(child).await;
+    }
+}
+
+#[tokio::test]
+async fn streams_survive_attached_workers_that_leave_and_others_may_join() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = format!("unix:{}", folder.path().join("workers.sock").display());
+    let arguments = [
+        "--runner",
+        "attached",
+        "--model-name",
+        "m",
+        "--worker-listen",
+        &socket,
+    ];
+    let attached = || {
+        let arguments = [
+            "worker",
+            "--engine",
+            &*socket,
+            "--test-runner-frequency-ms",
+            "2",
+        ];
+        tokenway().args(arguments).start()
+    };
+    let first = attached();
+    let (_server, [http, door]) = serving(&arguments).await;
+    let client = InferenceClient::connect(door).await.expect("it answers");
+    let mut second = None;
+    let mut first = Some(first);
+    let stream = client.clone().complete(grpc::request("a", TOKENS)).await;
+    let stream = stream.expect("it is admitted").into_inner();
+    let completion = collect_from(stream, |seen| {
+        if seen > 20 && second.is_none() {
+            second = Some(attached());
+            first.take().expect("it runs").signal(Signal::KILL);
+        }
+    })
+    .await;
+    assert_eq!(completion.texts(0), tokens());
+    assert_eq!(metric(&http, "tokenway_resumptions_total").await, 1.0);
+}
