@@ -6,6 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 source scripts/llama.sh
 scripts/venv.sh
+scripts/venv.sh .venv-python-worker examples/python_worker/requirements.txt
 scripts/node.sh
 if ! command -v curl >/dev/null; then
     [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null || {

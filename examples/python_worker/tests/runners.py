@@ -1,0 +1,117 @@
+"""Runners that do what a test tells them."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+
+from tokenway_worker import (
+    Cancelled,
+    ChatMessage,
+    Emit,
+    Ended,
+    Invalid,
+    LoadError,
+    ModelFacts,
+    Request,
+    Resumption,
+    Runner,
+    Token,
+)
+
+PATIENCE_S = 20.0
+VOCABULARY = 1000
+STOP = 999
+
+Act = Callable[[Request, Emit, Cancelled], Token | None]
+
+
+def token(id: int) -> Token:
+    """A token whose bytes tell its id."""
+    return Token(id, b"" if id == STOP else f"<{id}>".encode())
+
+
+def count(request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:
+    """Makes the numbers from 100 on, each at its index."""
+    for index in range(len(request.delivered), request.max_tokens):
+        emit(token(100 + index))
+    return None
+
+
+class ScriptedRunner(Runner):
+    """Runs sequences as `act` does, and notes how each came out."""
+
+    def __init__(self, act: Act = count, slots: int = 2) -> None:
+        self.slots = slots
+        self.act = act
+        self.loads = 0
+        self.checked: list[tuple[int, ...]] = []
+        self.load_error: str | None = None
+        # The first token of each prompt that has left its slot, and whether by `Ended`.
+        self.left: queue.SimpleQueue[tuple[int, bool]] = queue.SimpleQueue()
+        self.model = ModelFacts(
+            runner="scripted",
+            context_length=100,
+            vocabulary_size=VOCABULARY,
+            max_prompt_bytes=100,
+            resumption=Resumption.EXACT,
+            unsupported=("suffix",),
+            bos_token="<s>",
+            eos_token="</s>",
+        )
+
+    def load(self, progress: Callable[[float], None]) -> None:
+        self.loads += 1
+        if self.load_error:
+            raise LoadError(self.load_error)
+
+    def check(self, request: Request) -> None:
+        self.checked.append(request.prompt)
+        if request.prompt == (13,):
+            raise Invalid("13 is not lucky.")
+
+    def generate(self, request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:
+        try:
+            last = self.act(request, emit, cancelled)
+        except Ended:
+            self.left.put((request.prompt[0], True))
+            raise
+        except Exception:
+            self.left.put((request.prompt[0], False))
+            raise
+        self.left.put((request.prompt[0], False))
+        return last
+
+    def tokenize(self, text: str, begins: bool) -> Sequence[int]:
+        if text == "?":
+            raise Invalid("A question mark is no text.")
+        ids = [ord(character) for character in text]
+        return [1, *ids] if begins else ids
+
+    def detokenize(self, ids: Sequence[int]) -> Sequence[bytes]:
+        return [token(id).data for id in ids]
+
+    def render_chat(self, messages: Sequence[ChatMessage]) -> str:
+        return "".join(f"{it.role}({it.name}): {it.content}|" for it in messages)
+
+
+class Gate:
+    """Holds a runner inside its device, as a long call of it would, until the test opens it."""
+
+    def __init__(self) -> None:
+        self._is_open = threading.Event()
+        self._entered: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def enter(self, request: Request) -> None:
+        """The runner's side: returns when the gate is open."""
+        self._entered.put(request.prompt[0])
+        self._is_open.wait(PATIENCE_S)
+
+    def await_entered(self) -> int:
+        """Returns when a runner has entered: the first token of its prompt."""
+        return self._entered.get(timeout=PATIENCE_S)
+
+    def open(self) -> None:
+        """Lets all runners on."""
+        self._is_open.set()

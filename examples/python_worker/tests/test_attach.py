@@ -1,0 +1,214 @@
+"""How a worker comes to an engine, and how it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from conftest import Attach, Running
+from engine import Attachment, Engine
+from runners import Gate, ScriptedRunner, count
+
+from tokenway_worker import Cancelled, Emit, Request, Token
+
+Start = Callable[[ScriptedRunner], Running]
+
+
+def test_a_worker_says_who_it_is_and_what_it_serves(start: Start, engine: Engine) -> None:
+    start(ScriptedRunner(slots=3))
+    attachment = engine.attached()
+    hello = attachment.welcome()
+    assert hello.protocol_version == 1
+    assert (hello.model, hello.name, hello.child_token) == ("model", "worker-7", "secret")
+    ready = attachment.hear("ready")
+    assert ready.slots == 3
+    assert ready.model.runner == "scripted"
+    assert ready.model.context_length == 100
+    assert ready.model.max_prompt_bytes == 100
+    assert ready.model.vocabulary_size == 1000
+    assert ready.model.resumption == 1
+    assert ready.model.unsupported == ["suffix"]
+    assert (ready.model.bos_token, ready.model.eos_token) == ("<s>", "</s>")
+
+
+def test_nothing_is_said_before_the_welcome_but_hello(start: Start, engine: Engine) -> None:
+    runner = ScriptedRunner()
+    running = start(runner)
+    attachment = engine.attached()
+    attachment.hear("hello")
+    running.stop()
+    attachment.hear_end()
+    assert attachment.heartbeats.empty()
+    assert runner.loads == 0
+
+
+def test_how_far_the_model_is_loaded_is_told_while_it_loads(start: Start, engine: Engine) -> None:
+    class LoadingRunner(ScriptedRunner):
+        def load(self, progress: Callable[[float], None]) -> None:
+            progress(0.5)
+            gate.enter(Request(prompt=(0,), max_tokens=1))
+            progress(1.0)
+
+    gate = Gate()
+    start(LoadingRunner())
+    attachment = engine.attached()
+    attachment.welcome()
+    assert attachment.hear("loading").fraction == 0.5
+    # It lives while it loads.
+    beats = [attachment.heartbeats.get(timeout=20) for _ in range(3)]
+    assert beats == [0, 0, 0]
+    gate.open()
+    assert attachment.hear("loading").fraction == 1.0
+    attachment.hear("ready")
+
+
+@pytest.mark.parametrize("error", ["no such file", "x" * 2000])
+def test_a_model_that_cannot_be_loaded_ends_the_worker(
+    start: Start, engine: Engine, error: str
+) -> None:
+    runner = ScriptedRunner()
+    runner.load_error = error
+    running = start(runner)
+    attachment = engine.attached()
+    attachment.welcome()
+    assert attachment.hear("load_failed").reason == error[:1024]
+    attachment.hear_end()
+    assert running.code() == 1
+
+
+def test_an_engine_that_is_not_there_yet_is_dialled_until_it_is(
+    start: Start, engine: Engine, path: Path
+) -> None:
+    engine.die()
+    start(ScriptedRunner())
+    late = Engine(path)
+    late.attached().welcome()
+    late.die()
+
+
+def test_a_lost_engine_is_dialled_again_and_what_ran_is_dropped(
+    attach: Attach, engine: Engine, path: Path
+) -> None:
+    runner = ScriptedRunner()
+    attachment = attach(runner)
+    attachment.say(submit={"sequence": 1, "prompt": [5], "max_tokens": 9, "credit": 1})
+    attachment.hear("accepted")
+    attachment.hear("step")
+    engine.die()
+    assert runner.left.get(timeout=20) == (5, True)
+
+    back = Engine(path)
+    attachment = back.attached()
+    attachment.welcome()
+    assert attachment.hear("ready").slots == 2
+    assert runner.loads == 1, "the model stays loaded"
+    attachment.say(submit={"sequence": 1, "prompt": [6], "max_tokens": 2, "credit": 9})
+    attachment.hear("accepted")
+    assert attachment.hear_steps(1).ids == [100, 101]
+    back.die()
+
+
+def test_a_worker_is_ready_again_only_when_its_slots_are_free(
+    attach: Attach, engine: Engine
+) -> None:
+    gate = Gate()
+
+    def act(request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:
+        gate.enter(request)
+        return count(request, emit, cancelled)
+
+    attachment = attach(ScriptedRunner(act))
+    attachment.say(submit={"sequence": 1, "prompt": [5], "max_tokens": 9, "credit": 9})
+    attachment.hear("accepted")
+    gate.await_entered()
+    attachment.end()
+
+    again = engine.attached()
+    again.welcome()
+    again.say(question={"question": 1, "tokenize": {"text": "a"}})
+    again.hear("answer")
+    gate.open()
+    again.hear("ready")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.PERMISSION_DENIED,
+    ],
+)
+def test_a_worker_that_is_not_taken_ends(
+    start: Start, engine: Engine, code: grpc.StatusCode
+) -> None:
+    running = start(ScriptedRunner())
+    attachment = engine.attached()
+    attachment.hear("hello")
+    attachment.refuse(code)
+    assert running.code() == 1
+
+
+def test_a_drained_worker_ends_with_its_last_sequence(start: Start, engine: Engine) -> None:
+    runner = ScriptedRunner()
+    running = start(runner)
+    attachment = engine.attached()
+    attachment.welcome()
+    attachment.hear("ready")
+    attachment.say(submit={"sequence": 1, "prompt": [5], "max_tokens": 3, "credit": 1})
+    attachment.hear("accepted")
+    attachment.hear("step")
+    attachment.say(drain={})
+    refuse_another(attachment)
+    attachment.say(credit={"grants": [{"sequence": 1, "tokens": 2}]})
+    assert attachment.hear_steps(1).ids == [101, 102]
+    attachment.hear_end()
+    assert running.code() == 0
+
+
+def refuse_another(attachment: Attachment) -> None:
+    attachment.say(submit={"sequence": 2, "prompt": [5], "max_tokens": 3, "credit": 1})
+    assert not attachment.hear("refused").failure.is_invalid
+
+
+def test_a_drained_worker_ends_when_its_last_sequence_is_cancelled(
+    start: Start, engine: Engine
+) -> None:
+    running = start(ScriptedRunner())
+    attachment = engine.attached()
+    attachment.welcome()
+    attachment.hear("ready")
+    attachment.say(submit={"sequence": 1, "prompt": [5], "max_tokens": 3, "credit": 1})
+    attachment.hear("accepted")
+    attachment.hear("step")
+    attachment.say(drain={})
+    attachment.say(cancel={"sequences": [1]})
+    attachment.hear_end()
+    assert running.code() == 0
+
+
+def test_an_idle_worker_ends_when_it_is_drained(start: Start, engine: Engine) -> None:
+    running = start(ScriptedRunner())
+    attachment = engine.attached()
+    attachment.welcome()
+    attachment.hear("ready")
+    attachment.say(drain={})
+    attachment.hear_end()
+    assert running.code() == 0
+
+
+def test_a_stopped_worker_ends_its_stream(start: Start, engine: Engine) -> None:
+    runner = ScriptedRunner()
+    running = start(runner)
+    attachment = engine.attached()
+    attachment.welcome()
+    attachment.hear("ready")
+    attachment.say(submit={"sequence": 1, "prompt": [5], "max_tokens": 9, "credit": 1})
+    attachment.hear("accepted")
+    attachment.hear("step")
+    running.worker.stop()
+    attachment.hear_end()
+    assert running.code() == 0
+    assert runner.left.get(timeout=20) == (5, True)

@@ -1,0 +1,102 @@
+"""What goes out on a stream, and in which portions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from runners import token
+
+from tokenway_worker import wire
+from tokenway_worker.failures import Failure
+from tokenway_worker.outgoing import STEP_TOKENS, Outgoing
+
+
+def outgoing(capacity: int = 10, full: list[bool] | None = None) -> Outgoing:
+    return Outgoing(capacity, lambda: 0, lambda: (full or []).append(True))
+
+
+def taken(out: Outgoing) -> list[Any]:
+    """All that waits."""
+    out.close()
+    return list(out)
+
+
+def parts(message: Any) -> list[tuple[int, int, list[int], int]]:
+    said = [(it.sequence, it.first_index, list(it.ids), it.end) for it in message.step.sequences]
+    assert said, message
+    return said
+
+
+def test_what_is_ready_together_is_one_step() -> None:
+    out = outgoing()
+    out.token(1, 4, token(10), 0)
+    out.token(2, 0, token(20), 0)
+    out.token(1, 5, token(11), 0)
+    out.end(2, 1, wire.End.LENGTH)
+    [step] = taken(out)
+    assert parts(step) == [(1, 4, [10, 11], 0), (2, 0, [20], 2)]
+
+
+def test_tokens_of_the_prompt_are_told_apart_from_those_behind_it() -> None:
+    out = outgoing()
+    out.token(1, 0, replace(token(5), is_prompt=True), 0)
+    out.token(1, 1, replace(token(6), is_prompt=True), 0)
+    out.token(1, 0, token(10), 0)
+    out.end(1, 1, wire.End.LENGTH)
+    first, second = taken(out)
+    assert (parts(first), first.step.sequences[0].is_prompt) == ([(1, 0, [5, 6], 0)], True)
+    assert (parts(second), second.step.sequences[0].is_prompt) == ([(1, 0, [10], 2)], False)
+
+
+def test_a_step_holds_what_fits_and_then_the_others_have_their_turn() -> None:
+    out = outgoing()
+    for index in range(STEP_TOKENS + 1):
+        out.token(1, index, token(7), 0)
+    out.end(1, STEP_TOKENS + 1, wire.End.LENGTH)
+    out.token(2, 0, token(20), 0)
+    first, second = taken(out)
+    [(sequence, first_index, ids, end)] = parts(first)
+    assert (sequence, first_index, len(ids), end) == (1, 0, STEP_TOKENS, 0)
+    assert parts(second) == [(2, 0, [20], 0), (1, STEP_TOKENS, [7], 2)]
+
+
+def test_a_sequence_that_is_forgotten_says_nothing() -> None:
+    out = outgoing()
+    out.token(1, 0, token(10), 0)
+    out.token(2, 0, token(20), 0)
+    out.forget(1)
+    [step] = taken(out)
+    assert parts(step) == [(2, 0, [20], 0)]
+
+
+def test_what_was_made_is_sent_before_the_stream_ends() -> None:
+    out = outgoing()
+    out.say(wire.accepted(1))
+    out.token(1, 0, token(10), 0)
+    out.close()
+    out.token(1, 1, token(11), 0)
+    out.say(wire.refused(2, Failure(False, "late")))
+    accepted: Any
+    accepted, step = list(out)
+    assert accepted.accepted.sequence == 1
+    assert parts(step) == [(1, 0, [10], 0)]
+
+
+def test_an_engine_that_does_not_read_is_given_up() -> None:
+    full = [False]
+    out = outgoing(2, full)
+    for sequence in range(3):
+        out.say(wire.accepted(sequence))
+    assert full == [False, True]
+    assert list(out) == []
+
+
+def test_only_the_latest_progress_waits() -> None:
+    out = outgoing(2)
+    for percent in range(100):
+        out.say(wire.loading(percent / 100))
+    out.say(wire.crashed("gone"))
+    first, last = taken(out)
+    assert first.loading.fraction > 0.98
+    assert wire.is_loading(first) and not wire.is_loading(last)

@@ -1,0 +1,148 @@
+"""One sequence in its slot, as the thread that makes its tokens sees it: how many it may emit, and
+whether anybody waits for them. It must not know what makes the tokens.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from . import wire
+from .failures import Failure
+from .outgoing import Outgoing
+from .runner import Ended, Token
+
+
+class Sequence:
+    """A sequence that the engine has submitted. It ends once: by its tokens, a failure or a cancel.
+
+    `on_over` is told of the first two, `on_lost` that the device failed under it. The lock of its
+    stream guards it, so nothing of it is sent once it is over.
+    """
+
+    def __init__(
+        self,
+        submit: wire.Submit,
+        outgoing: Outgoing,
+        on_over: Callable[[Sequence], None],
+        on_lost: Callable[[str], None],
+    ) -> None:
+        self.number = submit.sequence
+        self.request = submit.request
+        self.on_lost = on_lost
+        self._outgoing = outgoing
+        self._on_over = on_over
+        self._changed = threading.Condition(outgoing.lock)
+        self._credit = submit.credit
+        self._next_index = len(submit.request.delivered)
+        self._next_of_prompt = 0
+        self._is_over = False
+        self._computes_since_s: float | None = None
+
+    # What the stream does.
+
+    def grant(self, tokens: int) -> None:
+        """Lets it emit so many more tokens."""
+        with self._changed:
+            self._credit += tokens
+            self._changed.notify()
+
+    def cancel(self) -> None:
+        """Ends it without a word."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify()
+
+    # What its slot does.
+
+    def accept(self) -> bool:
+        """Says that it has its slot; false where nobody waits for it any more."""
+        with self._changed:
+            if not self._is_over:
+                self._outgoing.say(wire.accepted(self.number))
+                self._computes()
+            return not self._is_over
+
+    def refuse(self, failure: Failure) -> None:
+        """Says that it is not run."""
+        with self._changed:
+            if not self._is_over:
+                self._outgoing.say(wire.refused(self.number, failure))
+                self._finish()
+
+    def emit(self, token: Token) -> None:
+        """Sends a token, and waits until there is room for the next. Raises `Ended` when there
+        is to be none."""
+        with self._changed:
+            self._await_credit()
+            self._send(token)
+            if self._has_all(token):
+                self._end(wire.End.LENGTH)
+                raise Ended
+            self._await_credit()
+
+    def stop(self, token: Token) -> None:
+        """Sends the token that ends it."""
+        with self._changed:
+            self._await_credit()
+            self._send(token)
+            self._end(wire.End.STOP)
+
+    def fail(self, failure: Failure) -> None:
+        """Ends it with a failure, unless it is over."""
+        with self._changed:
+            if not self._is_over:
+                self._end(wire.End.FAILED, failure)
+
+    def __call__(self) -> bool:
+        """Whether it is over. The device has returned from its last call, or it could not ask."""
+        self._computes()
+        return self._is_over
+
+    def wait(self, seconds: float) -> bool:
+        """Sleeps for so long, or until it is over; and whether it is."""
+        with self._changed:
+            self._computes_since_s = None
+            self._changed.wait_for(lambda: self._is_over, seconds)
+            self._computes()
+            return self._is_over
+
+    def computes_since_s(self) -> float | None:
+        """Since when, on the monotonic clock, a call of the device has been under way for it."""
+        return self._computes_since_s
+
+    def _computes(self) -> None:
+        self._computes_since_s = time.monotonic()
+
+    def _await_credit(self) -> None:
+        if self._credit == 0 and not self._is_over:
+            self._computes_since_s = None
+            self._changed.wait_for(lambda: self._credit > 0 or self._is_over)
+        self._computes()
+        if self._is_over:
+            raise Ended
+
+    def _send(self, token: Token) -> None:
+        self._credit -= 1
+        index = self._next_of_prompt if token.is_prompt else self._next_index
+        if token.is_prompt:
+            self._next_of_prompt += 1
+        else:
+            self._next_index += 1
+        emitted_ns = time.monotonic_ns() if self.request.stamps else 0
+        self._outgoing.token(self.number, index, token, emitted_ns)
+
+    def _has_all(self, token: Token) -> bool:
+        """Whether this was the last token of all that were asked for."""
+        if token.is_prompt and self._next_of_prompt < len(self.request.prompt):
+            return False
+        return self._next_index >= self.request.max_tokens
+
+    def _end(self, end: wire.End, failure: Failure | None = None) -> None:
+        self._outgoing.end(self.number, self._next_index, end, failure)
+        self._finish()
+
+    def _finish(self) -> None:
+        self._is_over = True
+        self._on_over(self)

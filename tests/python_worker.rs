@@ -1,0 +1,163 @@
+//! Workers in Python, of the package in `examples/python_worker`: its own tests, and its two runners behind both
+//! doors of a real engine.
+
+mod support;
+
+use futures_util::future::join_all;
+use rustix::process::Signal;
+use serde_json::json;
+use support::grpc::{self, collect_from};
+use support::http::{completion, texts};
+use support::model_path;
+use support::program::{Program, Running, python_worker, python_worker_tests, serving};
+use tempfile::TempDir;
+use tokenway::proto::v1;
+use tokenway::proto::v1::inference_client::InferenceClient;
+use tonic::transport::Channel;
+
+/// An engine whose workers dial in, and where they do.
+struct Engine {
+    _running: Running,
+    http: String,
+    grpc: InferenceClient<Channel>,
+    socket: String,
+    _folder: TempDir,
+}
+
+/// An engine with these workers, once the first of them serves.
+async fn engine(workers: &mut Vec<Running>, worker: impl Fn(&str) -> Program) -> Engine {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = format!("unix:{}", folder.path().join("workers.sock").display());
+    workers.push(worker(&socket).start());
+    let attached = [
+        "--runner",
+        "attached",
+        "--model-name",
+        "m",
+        "--worker-listen",
+        &socket,
+    ];
+    let (running, [http, door]) = serving(&attached).await;
+    Engine {
+        _running: running,
+        http: http.replace("http://", ""),
+        grpc: InferenceClient::connect(door).await.expect("it answers"),
+        socket,
+        _folder: folder,
+    }
+}
+
+impl Engine {
+    async fn stream(
+        &self,
+        request: v1::CompletionRequest,
+        seen: impl FnMut(u32),
+    ) -> grpc::Completion {
+        let stream = self.grpc.clone().complete(request).await;
+        collect_from(stream.expect("it is admitted").into_inner(), seen).await
+    }
+}
+
+fn echo(socket: &str) -> Program {
+    python_worker().args([
+        "--engine",
+        socket,
+        "--runner",
+        "echo",
+        "--interval-ms",
+        "2",
+        "--slots",
+        "16",
+    ])
+}
+
+fn real(socket: &str) -> Program {
+    let worker = python_worker().args(["--engine", socket, "--runner", "xllamacpp"]);
+    let worker = worker.args(["--slots", "2", "--threads", "1", "--context-length", "1024"]);
+    worker.arg("--model").arg(model_path())
+}
+
+fn greedy(prompt: &str, max_tokens: u32) -> v1::CompletionRequest {
+    v1::CompletionRequest {
+        temperature: Some(0.0),
+        ..grpc::request(prompt, max_tokens)
+    }
+}
+
+#[tokio::test]
+async fn the_packages_own_tests_pass() {
+    let outcome = python_worker_tests()
+        .env("TOKENWAY_TEST_MODEL", model_path())
+        .run()
+        .await;
+    assert_eq!(
+        outcome.code,
+        Some(0),
+        "{}\n{}",
+        outcome.stdout,
+        outcome.stderr
+    );
+}
+
+#[tokio::test]
+async fn streams_survive_a_worker_in_python_that_is_killed() {
+    let mut workers = Vec::new();
+    let engine = engine(&mut workers, echo).await;
+    // It is repeated byte by byte.
+    let prompt = &"one two three ".repeat(20);
+    let unkilled = engine.stream(grpc::request(prompt, 200), |_| ()).await;
+    workers.push(echo(&engine.socket).start());
+    let others = (0..8).map(|_| engine.stream(grpc::request(prompt, 200), |_| ()));
+    let mut first = Some(workers.swap_remove(0));
+    let watched = engine.stream(grpc::request(prompt, 200), |seen| {
+        if seen > 20
+            && let Some(worker) = first.take()
+        {
+            worker.signal(Signal::KILL);
+        }
+    });
+    let (mut all, watched) = tokio::join!(join_all(others), watched);
+    all.push(watched);
+    assert_eq!(unkilled.count(0), 200);
+    for completion in all {
+        assert!(completion.error.is_none(), "{:?}", completion.error);
+        assert_eq!(completion.texts(0), unkilled.texts(0));
+    }
+}
+
+#[tokio::test]
+async fn a_real_model_on_a_worker_in_python_serves_both_doors() {
+    let mut workers = Vec::new();
+    let engine = engine(&mut workers, real).await;
+    let body = json!({"prompt": "The capital of France is", "max_tokens": 4, "temperature": 0, "stream": true});
+    let mut response = completion(&body).send_to(&engine.http).await;
+    let http = texts(&response.rest().await.lines(), 0).concat();
+    let grpc = engine
+        .stream(greedy("The capital of France is", 4), |_| ())
+        .await;
+    assert_eq!(grpc.texts(0).concat(), http);
+    assert!(http.starts_with(" Paris"), "{http}");
+    assert_eq!(grpc.usage().prompt_tokens, 5);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_frees_the_slot_of_a_real_model_on_a_worker_in_python() {
+    let mut workers = Vec::new();
+    let engine = engine(&mut workers, |socket| real(socket).args(["--slots", "1"])).await;
+    let long = greedy("Once upon a time", 900);
+    let stream = engine.grpc.clone().complete(long).await;
+    let mut stream = stream.expect("it is admitted").into_inner();
+    for _ in 0..5 {
+        stream
+            .message()
+            .await
+            .expect("it goes on")
+            .expect("it goes on");
+    }
+    drop(stream);
+    // All 900 tokens would take a quarter of a minute.
+    let next = engine
+        .stream(greedy("The capital of France is", 1), |_| ())
+        .await;
+    assert_eq!(next.texts(0), [" Paris"]);
+}
