@@ -16,6 +16,9 @@ const TOLD: usize = 10;
 
 const MIB: u64 = 1024 * 1024;
 
+/// The longest gap that is told from longer ones, in microseconds: an hour.
+const LONGEST_US: u64 = 3_600_000_000;
+
 /// Counts. Clones count into the same.
 #[derive(Clone)]
 pub(super) struct Tally(Rc<RefCell<Counts>>);
@@ -38,7 +41,8 @@ struct Counts {
 
 impl Tally {
     pub(super) fn new(options: &Options, seed: u64) -> Self {
-        let gaps = Histogram::new(3).expect("three digits are allowed");
+        let gaps = Histogram::new_with_bounds(1, LONGEST_US, 3);
+        let gaps = gaps.expect("three digits of an hour are allowed");
         Self(Rc::new(RefCell::new(Counts {
             seed,
             workers: options.workers,

@@ -17,8 +17,11 @@ use crate::worker::{WorkerId, wire};
 /// How long a worker may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How many questions may wait for a worker's connection.
+/// How many questions may wait for a worker's connection; who asks the next waits too.
 const QUESTIONS: usize = 64;
+
+/// How many questions a worker may have open at once.
+pub(super) const OPEN: usize = 32;
 
 /// A question on its way to a worker, and where its answer goes.
 pub(super) struct Asked {
@@ -47,30 +50,34 @@ impl Interpreters {
 
     /// Asks one worker after the other until one answers.
     async fn ask(&self, about: &About) -> Result<Answer, ModelError> {
+        let message = "No worker of this model could be asked.";
+        let mut refusal = ModelError::Unavailable(message.to_owned());
         let workers = self.ready().clone();
         for (_, questions) in workers {
-            let (answer, answered) = oneshot::channel();
-            let asked = Asked {
-                about: about.clone(),
-                answer,
-            };
-            if questions.try_send(asked).is_ok()
-                && let Ok(Ok(answer)) = timeout(PATIENCE, answered).await
-            {
-                return match answer {
-                    Answer::Failure(failure) => Err(wire::model_error(Some(failure))),
-                    Answer::Ids(_) | Answer::Pieces(_) | Answer::Text(_) => Ok(answer),
-                };
+            match timeout(PATIENCE, ask_one(&questions, about.clone())).await {
+                Ok(Some(Answer::Failure(failure))) => match wire::model_error(Some(failure)) {
+                    invalid @ ModelError::Invalid(_) => return Err(invalid),
+                    // Another may be able to say.
+                    other @ (ModelError::Failed(_) | ModelError::Unavailable(_)) => refusal = other,
+                },
+                Ok(Some(answer)) => return Ok(answer),
+                Ok(None) | Err(_) => {}
             }
         }
-        let message = "No worker of this model could be asked.";
-        Err(ModelError::Unavailable(message.to_owned()))
+        Err(refusal)
     }
 
     /// Held for a change or a copy.
     fn ready(&self) -> MutexGuard<'_, Vec<(WorkerId, mpsc::Sender<Asked>)>> {
         self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Asks a worker. It is gone where there is no answer.
+async fn ask_one(questions: &mpsc::Sender<Asked>, about: About) -> Option<Answer> {
+    let (answer, answered) = oneshot::channel();
+    questions.send(Asked { about, answer }).await.ok()?;
+    answered.await.ok()
 }
 
 /// A model whose workers are elsewhere.

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tonic::{Status, Streaming};
 
-use super::interpreter::{Asked, RemoteModel};
+use super::interpreter::{Asked, OPEN, RemoteModel};
 use super::sequences::{Effects, Sequences};
 use super::{ChildWatch, Patience, Seat};
 use crate::proto::worker as proto;
@@ -142,14 +142,17 @@ impl Session {
     async fn next(
         &mut self,
         inbound: &mut Streaming<proto::AttachRequest>,
-        running: Option<&mut Running>,
+        mut running: Option<&mut Running>,
         heard: Instant,
     ) -> Next {
+        let has_room = running
+            .as_deref_mut()
+            .is_some_and(Running::has_room_for_a_question);
         let look = running.as_ref().map(|running| running.next_look());
         let questions = async {
             match running {
-                Some(running) => running.questions.recv().await,
-                None => std::future::pending().await,
+                Some(running) if has_room => running.questions.recv().await,
+                Some(_) | None => std::future::pending().await,
             }
         };
         tokio::select! {
@@ -307,8 +310,6 @@ impl Session {
         let Some(running) = running else {
             return Ok(());
         };
-        // Whoever has given up has dropped its end.
-        running.open.retain(|_, answer| !answer.is_closed());
         running.last_question += 1;
         let question = running.last_question;
         running.open.insert(question, asked.answer);
@@ -395,6 +396,14 @@ impl Session {
 }
 
 impl Running {
+    /// Whether the worker may be asked one more thing. Whoever has given up has dropped its end.
+    fn has_room_for_a_question(&mut self) -> bool {
+        if self.open.len() >= OPEN {
+            self.open.retain(|_, answer| !answer.is_closed());
+        }
+        self.open.len() < OPEN
+    }
+
     fn next_look(&self) -> Option<Instant> {
         let at_ns = self.sequences.next_look_ns();
         let left_ns = at_ns.saturating_sub(monotonic_ns());
