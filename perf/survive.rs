@@ -21,7 +21,7 @@ mod tally;
 
 use fault::Killer;
 use server::{Server, StartError};
-use stream::{Asked, Door, Expected};
+use stream::{Asked, Expected};
 use tally::Tally;
 
 use crate::arguments::duration_ms;
@@ -146,7 +146,7 @@ async fn expected(server: &Server, options: &Options) -> Result<Vec<Rc<Expected>
     let undisturbed = Tally::new(options, 0);
     let mut all = Vec::new();
     for prompt in 0..stream::PROMPTS {
-        let asked = Asked::of(prompt, options.tokens).by(Door::Grpc);
+        let asked = Asked::of_prompt(prompt, options.tokens);
         let whole = stream::run(server, &asked, None, &undisturbed).await;
         let tokens = whole.map_err(|fault| StartError::Undisturbed(fault.to_string()))?;
         all.push(Rc::new(tokens));

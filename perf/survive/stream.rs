@@ -36,7 +36,7 @@ pub(super) type Expected = Vec<String>;
 
 /// By which door a stream comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Door {
+enum Door {
     Grpc,
     Http,
 }
@@ -81,8 +81,13 @@ impl Asked {
         }
     }
 
-    pub(super) fn by(self, door: Door) -> Self {
-        Self { door, ..self }
+    /// A stream of this prompt.
+    pub(super) fn of_prompt(prompt: u16, tokens: u32) -> Self {
+        Self {
+            door: Door::Grpc,
+            prompt,
+            tokens,
+        }
     }
 
     pub(super) fn prompt(&self) -> usize {

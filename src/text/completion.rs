@@ -119,6 +119,8 @@ struct Choice {
     /// What it has, to go on behind it elsewhere.
     ids: Vec<TokenId>,
     lost: Lost,
+    /// Whether the worker where it is has taken it.
+    is_accepted: bool,
     /// Since when it waits for the next token of another worker, and until when for that worker.
     resuming: Option<(Instant, InVain)>,
 }
@@ -136,6 +138,7 @@ impl Choice {
             told_before: 0,
             ids: Vec::new(),
             lost: Lost::default(),
+            is_accepted: false,
             resuming: None,
         }
     }
@@ -162,6 +165,7 @@ impl Choice {
 
     /// A worker has it, for the first time or again.
     fn accepted(&mut self) {
+        self.is_accepted = true;
         if let Some((_, in_vain)) = &mut self.resuming {
             *in_vain = None;
         }
@@ -286,7 +290,10 @@ impl Completion {
     fn resume(&mut self, index: usize) -> Result<(), Error> {
         let choice = &mut self.choices[index];
         let by_crash = choice.lane.as_ref().is_some_and(LaneReceiver::has_crashed);
-        choice.lost.again(by_crash);
+        // A worker that was dead or hung before it took the choice is none that the choice has lost.
+        if std::mem::take(&mut choice.is_accepted) {
+            choice.lost.again(by_crash);
+        }
         let resumer = self.resumer.as_ref().ok_or_else(worker_lost)?;
         // Only the first choice's lane has the prompt's tokens; they come from the beginning again.
         let scores_prompt = choice.number == 0 && self.scored_prompt.is_coming();
