@@ -6,7 +6,7 @@ mod support;
 use futures_util::future::join_all;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, getpgid};
 use serde_json::json;
 use support::grpc::{self, collect_from};
 use support::http::{completion, get, texts};
@@ -118,6 +118,14 @@ async fn no_child_outlives_its_engine() {
     let _ = server.end().await;
     for child in children {
         support::program::gone(child).await;
+    }
+}
+
+#[tokio::test]
+async fn what_ends_an_engine_by_its_process_group_leaves_its_children_to_it() {
+    let (server, _) = serving(&["--isolation", "process"]).await;
+    for child in server.children() {
+        assert_eq!(getpgid(Some(child)), Ok(child));
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -131,8 +132,7 @@ async fn live(program: &Program, place: &Place, door: &Door, stopping: &Cancella
     let watch = door.expect(place.model.0, place.worker, token.clone(), exit);
     let life = match start(program, place, &token) {
         Ok(child) => {
-            let exit = watch_over(child, place, &watch, stopping).await;
-            exited.send_replace(Some(exit.kind));
+            let exit = watch_over(child, place, (&watch, &exited), stopping).await;
             if watch.was_ready() {
                 Life::WasReady
             } else {
@@ -167,6 +167,8 @@ fn start(program: &Program, place: &Place, token: &str) -> std::io::Result<Child
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
+        // Ctrl-C in a terminal goes to a whole group: it is the engine's to say when its workers end.
+        .process_group(0)
         .kill_on_drop(true)
         .spawn()
 }
@@ -192,25 +194,25 @@ struct Ended {
 async fn watch_over(
     mut child: Child,
     place: &Place,
-    watch: &ChildWatch,
+    (watch, exited): (&ChildWatch, &watch::Sender<Option<Exit>>),
     stopping: &CancellationToken,
 ) -> Ended {
     let log = child.stderr.take();
-    let forwarding = async {
+    let name = name(place);
+    let mut forwarding = pin!(async {
         if let Some(log) = log {
-            forward(log, &name(place)).await;
+            forward(log, &name).await;
         }
-        std::future::pending::<()>().await;
-    };
-    let mut forwarding = Box::pin(forwarding);
-    let status = tokio::select! {
-        status = child.wait() => Some(status),
-        () = watch.detached() => None,
-        () = stopping.cancelled() => {
+    });
+    let mut has_said_all = false;
+    let status = loop {
+        tokio::select! {
+            status = child.wait() => break Some(status),
+            () = watch.detached() => break None,
             // It was told to end by its stream.
-            timeout(LAST_STEP, child.wait()).await.ok()
+            () = stopping.cancelled() => break timeout(LAST_STEP, child.wait()).await.ok(),
+            () = &mut forwarding, if !has_said_all => has_said_all = true,
         }
-        () = &mut forwarding => None,
     };
     let status = match status {
         Some(status) => status,
@@ -223,9 +225,13 @@ async fn watch_over(
             }
         },
     };
-    // What it said last is still in the pipe.
-    let _ = timeout(super::attached::LAST_BREATH, forwarding).await;
-    ended(status)
+    let ended = ended(status);
+    // Whoever waits to know how it ended knows it before its last words are read.
+    exited.send_replace(Some(ended.kind));
+    if !has_said_all {
+        let _ = timeout(super::attached::LAST_BREATH, forwarding).await;
+    }
+    ended
 }
 
 fn ended(status: std::io::Result<ExitStatus>) -> Ended {

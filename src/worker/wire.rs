@@ -8,7 +8,7 @@ use crate::request::{
     StopTokens, TokenId,
 };
 use crate::runner::{ModelError, ModelFacts, Resumption, Sequence, Token, TokenBytes};
-use crate::tokens::{Logprobs, TopLogprob};
+use crate::tokens::{LEAST_LOGPROB, Logprobs, TopLogprob};
 
 /// The version of the contract that this program speaks.
 pub(super) const PROTOCOL_VERSION: u32 = 1;
@@ -24,6 +24,9 @@ const MAX_SLOTS: u32 = 65_536;
 
 /// The longest name of a runner, or of a worker.
 const MAX_NAME_BYTES: usize = 64;
+
+/// The longest token, in bytes.
+const MAX_TOKEN_BYTES: u32 = 1_024;
 
 /// The longest reason or message, in bytes; what is longer is cut.
 const MAX_REASON_BYTES: usize = 1_024;
@@ -169,6 +172,9 @@ pub(super) fn tokens(
     });
     let rule = "a step's lengths must add up to its bytes";
     check(bytes == Some(entry.bytes.len()), rule)?;
+    let rule = "a token must be at most 1024 bytes";
+    check(entry.lengths.iter().all(|it| *it <= MAX_TOKEN_BYTES), rule)?;
+    entry.logprobs.iter().try_for_each(check_logprobs)?;
     let mut logprobs = std::mem::take(&mut entry.logprobs).into_iter();
     let mut rest = &entry.bytes[..];
     let entry = &*entry;
@@ -183,6 +189,22 @@ pub(super) fn tokens(
             logprobs: logprobs.next().map(|logprobs| Box::new(logprobs.into())),
         }
     }))
+}
+
+/// What is told of a token's position must be bounded, and be numbers that JSON has.
+fn check_logprobs(logprobs: &proto::Logprobs) -> Result<(), Violation> {
+    let limit = usize::try_from(MAX_LOGPROBS).unwrap_or(usize::MAX);
+    let rule = "a token has at most 20 of the likeliest beside it";
+    check(logprobs.top.len() <= limit, rule)?;
+    let is_short = |spelling: &[u8]| length(spelling) <= MAX_TOKEN_BYTES;
+    let is_number = |logprob: f32| logprob >= LEAST_LOGPROB && logprob.is_finite();
+    let rule = "a log probability is from -9999, and a spelling at most 1024 bytes";
+    let is_right = logprobs.logprob.is_none_or(is_number) && is_short(&logprobs.spelling);
+    let top = &mut logprobs.top.iter();
+    check(
+        is_right && top.all(|it| is_number(it.logprob) && is_short(&it.spelling)),
+        rule,
+    )
 }
 
 fn length(bytes: &[u8]) -> u32 {
@@ -257,10 +279,10 @@ pub(super) fn model_error(failure: Option<proto::Failure>) -> ModelError {
     }
 }
 
-/// A reason as it is told: one that is too long is cut.
+/// A reason as it is told: one that is too long is cut, and what would break a log's line is a space.
 pub(super) fn cut(reason: &str) -> String {
     let end = reason.floor_char_boundary(MAX_REASON_BYTES);
-    reason[..end].to_owned()
+    reason[..end].replace(char::is_control, " ")
 }
 
 /// What a worker says of its model.

@@ -22,6 +22,8 @@ pub(super) struct Sequences {
     /// By slot.
     under_way: Vec<Option<UnderWay>>,
     by_number: HashMap<u64, Slot>,
+    /// Every id below this is a token.
+    vocabulary_size: u32,
     /// The worker's life; and the last sequence's number, which count on over all lives.
     last: Named,
     effects: Effects,
@@ -33,6 +35,10 @@ struct UnderWay {
     is_accepted: bool,
     next_index: u32,
     next_of_prompt: u32,
+    /// How many tokens of the prompt it emits.
+    scored: usize,
+    max_tokens: u32,
+    min_tokens: u32,
     /// How many tokens it may emit before it is given more credit.
     credit: usize,
     /// How many tokens it has not been given credit for.
@@ -62,8 +68,17 @@ impl Sequences {
             slots: Slots::new(slots, slow_reader_ns),
             under_way: (0..slots).map(|_| None).collect(),
             by_number: HashMap::new(),
+            vocabulary_size: u32::MAX,
             last,
             effects: Effects::default(),
+        }
+    }
+
+    /// Of a model with so many tokens.
+    pub(super) fn of(self, vocabulary_size: u32) -> Self {
+        Self {
+            vocabulary_size,
+            ..self
         }
     }
 
@@ -118,6 +133,9 @@ impl Sequences {
             is_accepted: false,
             next_index: u32::try_from(delivered).unwrap_or(u32::MAX),
             next_of_prompt: 0,
+            scored,
+            max_tokens,
+            min_tokens: sequence.stop_tokens.min_tokens,
             credit,
             not_granted: wanted.saturating_sub(credit),
         });
@@ -173,6 +191,9 @@ impl Sequences {
             .as_mut()
             .expect("what has a number is under way");
         under_way.check(&entry)?;
+        if let Some(id) = entry.ids.iter().find(|id| **id >= self.vocabulary_size) {
+            return Err(Violation(format!("the vocabulary has no token {id}")));
+        }
         let (end, is_prompt) = (entry.end(), entry.is_prompt);
         let failure = entry.failure.take();
         let mut tokens = wire::tokens(&mut entry, now_ns)?.peekable();
@@ -300,10 +321,26 @@ impl UnderWay {
                 "sequence {number} has more tokens than it had credit for"
             ))
         })?;
-        if count == 0 && entry.end() == proto::End::Stop {
-            let rule = format!("sequence {number} ends with END_STOP and no token");
+        if usize::try_from(self.next_of_prompt).is_ok_and(|next| next > self.scored) {
+            let rule = format!("sequence {number} has tokens of its prompt that nobody asked for");
             return Err(Violation(rule));
         }
-        Ok(())
+        let broken = match entry.end() {
+            proto::End::Stop if count == 0 => Some("END_STOP and no token"),
+            proto::End::Stop if self.next_index < self.min_tokens => {
+                Some("END_STOP before it has min_tokens")
+            }
+            proto::End::Length if self.next_index < self.max_tokens => {
+                Some("END_LENGTH before it has max_tokens")
+            }
+            proto::End::Stop
+            | proto::End::Length
+            | proto::End::Failed
+            | proto::End::Unspecified => None,
+        };
+        match broken {
+            None => Ok(()),
+            Some(how) => Err(Violation(format!("sequence {number} ends with {how}"))),
+        }
     }
 }

@@ -264,6 +264,7 @@ impl Session {
         } = offer;
         let slow_reader_ns =
             u64::try_from(self.seat.slow_reader_timeout.as_nanos()).unwrap_or(u64::MAX);
+        let vocabulary_size = facts.vocabulary_size;
         let model = Arc::new(RemoteModel {
             facts,
             interpreters: Arc::clone(&self.seat.interpreters),
@@ -274,7 +275,7 @@ impl Session {
         };
         let running = Running {
             life,
-            sequences: Sequences::new(slots, slow_reader_ns, last),
+            sequences: Sequences::new(slots, slow_reader_ns, last).of(vocabulary_size),
             questions: self.seat.interpreters.add(self.worker),
             open: HashMap::new(),
             last_question: 0,
@@ -425,7 +426,9 @@ fn broke(rule: &str) -> End {
 /// Whether two workers of a model say the same of it.
 pub(super) fn are_alike(one: &ModelFacts, other: &ModelFacts) -> bool {
     one.context_length == other.context_length
+        && one.max_prompt_bytes == other.max_prompt_bytes
         && one.vocabulary_size == other.vocabulary_size
+        && one.resumption == other.resumption
         && one.unsupported == other.unsupported
         && one.bos_token == other.bos_token
         && one.eos_token == other.eos_token

@@ -153,7 +153,20 @@ fn a_gap_a_repetition_or_a_token_without_credit_breaks_the_contract() {
 #[test]
 fn what_does_not_fit_together_breaks_the_contract() {
     type Change = fn(&mut proto::SequenceStep);
-    let changes: [(&str, Change); 4] = [
+    let changes: [(&str, Change); 7] = [
+        ("ends with END_LENGTH before it has max_tokens", |entry| {
+            entry.end = proto::End::Length.into();
+        }),
+        ("at most 1024 bytes", |entry| {
+            entry.bytes = vec![b'x'; 1_025];
+            entry.lengths = vec![1_025];
+        }),
+        ("a log probability is from -9999", |entry| {
+            entry.logprobs = vec![proto::Logprobs {
+                logprob: Some(f32::NAN),
+                ..proto::Logprobs::default()
+            }];
+        }),
         ("lengths must be as many", |entry| entry.lengths.clear()),
         ("add up to its bytes", |entry| entry.lengths[0] = 2),
         ("emitted_ns must be as many", |entry| {
