@@ -59,7 +59,8 @@ class Engine:
     def dial(self) -> grpc.Channel:
         """A new channel to it."""
         if self.credentials is None:
-            # By itself grpcio names a Unix socket by its path, which is no authority that HTTP/2 allows.
+            # By itself grpcio names a Unix socket by its path, which is no authority that HTTP/2
+            # allows.
             options = [*CHANNEL_OPTIONS, ("grpc.default_authority", "localhost")]
             return grpc.insecure_channel(self.target, options)
         return grpc.secure_channel(self.target, self.credentials, CHANNEL_OPTIONS)
