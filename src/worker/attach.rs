@@ -3,35 +3,33 @@
 //! The connection has a task that reads and one that writes, and neither waits for the device: heartbeats go
 //! on while it computes. A worker that loses its engine drops what it runs, and dials again.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
-use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
+use self::reading::Reading;
 use super::child::PARENT_VARIABLE;
-use super::lane::LaneSender;
-use super::outbox::{Outbox, RemoteLane, RemoteReader};
+use super::outbox::Outbox;
 use super::thread::{Spawn, spawn};
 use super::wire;
-use super::{Assignment, Life, Served, WorkerEvent, WorkerHandle, WorkerId};
+use super::{Life, Served, WorkerEvent, WorkerHandle, WorkerId};
 use crate::proto::worker as proto;
-use crate::proto::worker::answer::Answer;
 use crate::proto::worker::attach_request::Message as Said;
 use crate::proto::worker::attach_response::Message;
 use crate::proto::worker::device_worker_client::DeviceWorkerClient;
-use crate::proto::worker::question::About;
-use crate::request::{ChatMessage, LONGEST_TIMEOUT};
-use crate::runner::{Beginning, Loader, Model};
+use crate::request::LONGEST_TIMEOUT;
+use crate::runner::Loader;
 use crate::telemetry::Telemetry;
+
+mod reading;
 
 /// How long a worker waits before it dials again; doubled each time up to the last.
 const BACK_OFF: Duration = Duration::from_millis(100);
@@ -341,210 +339,6 @@ async fn attach(
         Some(Message::Welcome(welcome)) => Ok((inbound, welcome)),
         Some(_) | None => Err(Status::failed_precondition("welcome comes first")),
     }
-}
-
-/// What one connection has brought: the sequences that its engine has submitted.
-struct Reading {
-    handle: WorkerHandle,
-    outbox: Arc<Outbox>,
-    running: Mutex<Running>,
-}
-
-#[derive(Default)]
-struct Running {
-    /// The life that the engine submits to, and its model.
-    life: Option<(Life, Arc<dyn Model>)>,
-    readers: HashMap<u64, Arc<RemoteReader>>,
-}
-
-impl Reading {
-    fn new(handle: &WorkerHandle, outbox: Arc<Outbox>) -> Self {
-        Self {
-            handle: handle.clone(),
-            outbox,
-            running: Mutex::default(),
-        }
-    }
-
-    /// The engine is told that a life has begun.
-    fn begin(&self, life: Life, model: &Arc<dyn Model>) {
-        self.running().life = Some((life, Arc::clone(model)));
-    }
-
-    /// Nobody waits for anything any more.
-    fn cancel_all(&self) {
-        let mut running = self.running();
-        running.life = None;
-        for (_, reader) in running.readers.drain() {
-            reader.cancel();
-        }
-        drop(running);
-        self.handle.attend();
-    }
-
-    /// Does what the engine says, until the stream ends.
-    async fn read(
-        &self,
-        inbound: &mut Streaming<proto::AttachResponse>,
-        answers: &mpsc::Sender<proto::Answer>,
-    ) -> End {
-        let mut answering = JoinSet::new();
-        let mut is_draining = false;
-        loop {
-            let message = match inbound.message().await {
-                Ok(Some(message)) => message.message,
-                Ok(None) if is_draining => return End::Drained,
-                Ok(None) => return End::Broken(Status::unavailable("the engine ended the stream")),
-                Err(status) => return End::Broken(status),
-            };
-            match message {
-                Some(Message::Submit(submit)) => {
-                    if let Err(rule) = self.submit(submit) {
-                        return End::Broken(Status::failed_precondition(rule));
-                    }
-                }
-                Some(Message::Credit(proto::Credit { grants })) => self.grant(&grants),
-                Some(Message::Cancel(proto::Cancel { sequences })) => self.cancel(&sequences),
-                Some(Message::Question(question)) => {
-                    while answering.try_join_next().is_some() {}
-                    self.answer(question, answers, &mut answering);
-                }
-                Some(Message::Drain(proto::Drain {})) => {
-                    is_draining = true;
-                    self.handle.drain();
-                }
-                // A message that is newer than this worker.
-                Some(Message::Welcome(_)) | None => {}
-            }
-        }
-    }
-
-    fn submit(&self, submit: proto::Submit) -> Result<(), String> {
-        let (number, of) = (submit.sequence, Life(submit.life));
-        let credit = usize::try_from(submit.credit).unwrap_or(usize::MAX);
-        let sequence = wire::sequence(submit).map_err(|violation| violation.to_string())?;
-        let reader = RemoteReader::new(credit);
-        let mut running = self.running();
-        // It crosses the word that the model is gone: the engine counts it as lost.
-        let life = running.life.as_ref().map(|(life, _)| *life);
-        let Some(life) = life.filter(|life| *life == of) else {
-            return Ok(());
-        };
-        running.readers.retain(|_, reader| !reader.has_ended());
-        running.readers.insert(number, Arc::clone(&reader));
-        drop(running);
-        let lane = RemoteLane::new(
-            (number, reader),
-            Arc::clone(&self.outbox),
-            sequence.delivered.len(),
-            sequence.stamps,
-        );
-        let assignment = Assignment {
-            sequence,
-            lane: LaneSender::elsewhere(lane),
-            deadline: tokio::time::Instant::now() + LONGEST_TIMEOUT,
-            is_suspect: false,
-        };
-        let taken = self.handle.submit(life, assignment);
-        taken.map_err(|_| "more sequences were submitted than there are slots".to_owned())
-    }
-
-    fn grant(&self, grants: &[proto::Grant]) {
-        let running = self.running();
-        for grant in grants {
-            if let Some(reader) = running.readers.get(&grant.sequence) {
-                reader.grant(usize::try_from(grant.tokens).unwrap_or(usize::MAX));
-            }
-        }
-        drop(running);
-        self.handle.attend();
-    }
-
-    fn cancel(&self, sequences: &[u64]) {
-        let mut running = self.running();
-        for sequence in sequences {
-            if let Some(reader) = running.readers.remove(sequence) {
-                reader.cancel();
-            }
-        }
-        drop(running);
-        self.handle.attend();
-    }
-
-    /// Asks the model on a thread that may wait.
-    fn answer(
-        &self,
-        question: proto::Question,
-        answers: &mpsc::Sender<proto::Answer>,
-        answering: &mut JoinSet<()>,
-    ) {
-        let proto::Question { question, about } = question;
-        let model = self
-            .running()
-            .life
-            .as_ref()
-            .map(|(_, model)| Arc::clone(model));
-        let answers = answers.clone();
-        let is_full = answering.len() >= QUESTIONS;
-        answering.spawn(async move {
-            let answer = match (model, about) {
-                (Some(model), Some(about)) if !is_full => {
-                    let asked = tokio::task::spawn_blocking(move || answer(&*model, about));
-                    asked
-                        .await
-                        .unwrap_or_else(|_| no_answer("the tokenizer panicked"))
-                }
-                (Some(_) | None, _) => no_answer("the worker cannot say"),
-            };
-            let answer = Some(answer);
-            // The stream has ended where nobody takes it.
-            let _ = answers.send(proto::Answer { question, answer }).await;
-        });
-    }
-
-    /// Held for a look or a change.
-    fn running(&self) -> std::sync::MutexGuard<'_, Running> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn answer(model: &dyn Model, about: About) -> Answer {
-    let answered = match about {
-        About::Tokenize(proto::Tokenize { text, begins }) => {
-            let beginning = if begins {
-                Beginning::Marked
-            } else {
-                Beginning::Bare
-            };
-            let ids = model.tokenize(&text, beginning);
-            ids.map(|ids| Answer::Ids(proto::TokenIds { ids }))
-        }
-        About::Infill(proto::Infill { prefix, suffix }) => {
-            let ids = model.infill(&prefix, &suffix);
-            ids.map(|ids| Answer::Ids(proto::TokenIds { ids }))
-        }
-        About::Detokenize(proto::Detokenize { ids }) => {
-            let pieces = model.pieces(&ids);
-            pieces.map(|pieces| Answer::Pieces(wire::pieces(&pieces)))
-        }
-        About::RenderChat(proto::RenderChat { messages }) => {
-            let message = |message: proto::ChatMessage| ChatMessage {
-                role: message.role,
-                content: message.content,
-                name: Some(message.name).filter(|name| !name.is_empty()),
-            };
-            let messages: Vec<_> = messages.into_iter().map(message).collect();
-            model.render_chat(&messages).map(Answer::Text)
-        }
-    };
-    answered.unwrap_or_else(|error| Answer::Failure(wire::of_model(&error)))
-}
-
-fn no_answer(why: &str) -> Answer {
-    Answer::Failure(proto::Failure {
-        is_invalid: false,
-        message: why.to_owned(),
-    })
 }
 
 fn request(message: Said) -> proto::AttachRequest {

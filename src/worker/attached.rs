@@ -100,6 +100,15 @@ struct ChildSeat {
     exit: watch::Receiver<Option<Exit>>,
 }
 
+impl ChildSeat {
+    /// Whether its process, which has ended or is about to, ended by a fault of its own. It is asked by what the
+    /// session has: who starts the process again has forgotten this life by then.
+    async fn has_crashed(&mut self) -> bool {
+        let exit = timeout(LAST_BREATH, self.exit.wait_for(Option::is_some)).await;
+        exit.is_ok_and(|exit| exit.is_ok_and(|exit| *exit == Some(Exit::Crashed)))
+    }
+}
+
 /// What becomes of one life of a child.
 #[derive(Clone, Default)]
 pub(super) struct ChildWatch {
@@ -310,7 +319,7 @@ impl DeviceWorker for Door {
         joined.map_err(|_| Status::unavailable("the engine is ending"))?;
         let session = Session {
             worker,
-            child: child.as_ref().map(|child| child.watch.clone()),
+            child: child.clone(),
             seat,
             patience: self.0.patience,
             flags,
@@ -340,21 +349,6 @@ impl Seat {
             "ready.model differs from what another worker of '{}' has said",
             self.name
         )))
-    }
-
-    /// Whether the worker is a child that has ended by a fault of its own.
-    async fn has_crashed(&self, worker: WorkerId) -> bool {
-        let child = self
-            .children()
-            .values()
-            .find(|child| child.worker == worker)
-            .cloned();
-        let Some(mut child) = child else {
-            return false;
-        };
-        // It has ended its stream: it has ended, or is about to.
-        let exit = timeout(LAST_BREATH, child.exit.wait_for(Option::is_some)).await;
-        exit.is_ok_and(|exit| exit.is_ok_and(|exit| *exit == Some(Exit::Crashed)))
     }
 
     /// Held for a look or a change.

@@ -14,7 +14,7 @@ use tonic::{Status, Streaming};
 
 use super::interpreter::{Asked, OPEN, RemoteModel};
 use super::sequences::{Effects, Sequences};
-use super::{ChildWatch, Patience, Seat};
+use super::{ChildSeat, Patience, Seat};
 use crate::proto::worker as proto;
 use crate::proto::worker::answer::Answer;
 use crate::proto::worker::attach_request::Message as Said;
@@ -29,7 +29,7 @@ use crate::worker::{Assignment, Flags, Life, Served, WorkerEvent, WorkerId};
 pub(super) struct Session {
     pub(super) worker: WorkerId,
     /// Set where the engine has started it: it is to end with the engine.
-    pub(super) child: Option<ChildWatch>,
+    pub(super) child: Option<ChildSeat>,
     pub(super) seat: Arc<Seat>,
     pub(super) patience: Patience,
     pub(super) flags: Arc<Flags>,
@@ -128,7 +128,10 @@ impl Session {
             let has_crashed = match end {
                 End::Stuck => true,
                 // Its process, where it is a child, has ended or is about to, and says why.
-                End::Gone(_) => self.seat.has_crashed(self.worker).await,
+                End::Gone(_) => match &mut self.child {
+                    Some(child) => child.has_crashed().await,
+                    None => false,
+                },
                 End::Stopped | End::Silent | End::Broke(_) => false,
             };
             if has_crashed {
@@ -283,7 +286,7 @@ impl Session {
             _ready: InFlight::new(self.telemetry.workers_ready.clone()),
         };
         if let Some(child) = &self.child {
-            child.is_ready();
+            child.watch.is_ready();
         }
         let served = Served { model, slots };
         self.tell(WorkerEvent::Ready(self.worker, life, served))

@@ -1,0 +1,225 @@
+//! What an engine says to a worker on one connection: sequences for the device's thread, and questions, which are
+//! answered on threads that may wait. It must not know how the engine is reached.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tonic::{Status, Streaming};
+
+use super::{End, QUESTIONS};
+use crate::proto::worker as proto;
+use crate::proto::worker::answer::Answer;
+use crate::proto::worker::attach_response::Message;
+use crate::proto::worker::question::About;
+use crate::request::{ChatMessage, LONGEST_TIMEOUT};
+use crate::runner::{Beginning, Model};
+use crate::worker::lane::LaneSender;
+use crate::worker::outbox::{Outbox, RemoteLane, RemoteReader};
+use crate::worker::{Assignment, Life, WorkerHandle, wire};
+
+/// What one connection has brought: the sequences that its engine has submitted.
+pub(super) struct Reading {
+    handle: WorkerHandle,
+    pub(super) outbox: Arc<Outbox>,
+    running: Mutex<Running>,
+}
+
+#[derive(Default)]
+struct Running {
+    /// The life that the engine submits to, and its model.
+    life: Option<(Life, Arc<dyn Model>)>,
+    readers: HashMap<u64, Arc<RemoteReader>>,
+}
+
+impl Reading {
+    pub(super) fn new(handle: &WorkerHandle, outbox: Arc<Outbox>) -> Self {
+        Self {
+            handle: handle.clone(),
+            outbox,
+            running: Mutex::default(),
+        }
+    }
+
+    /// The engine is told that a life has begun.
+    pub(super) fn begin(&self, life: Life, model: &Arc<dyn Model>) {
+        self.running().life = Some((life, Arc::clone(model)));
+    }
+
+    /// Nobody waits for anything any more.
+    pub(super) fn cancel_all(&self) {
+        let mut running = self.running();
+        running.life = None;
+        for (_, reader) in running.readers.drain() {
+            reader.cancel();
+        }
+        drop(running);
+        self.handle.attend();
+    }
+
+    /// Does what the engine says, until the stream ends.
+    pub(super) async fn read(
+        &self,
+        inbound: &mut Streaming<proto::AttachResponse>,
+        answers: &mpsc::Sender<proto::Answer>,
+    ) -> End {
+        let mut answering = JoinSet::new();
+        let mut is_draining = false;
+        loop {
+            let message = match inbound.message().await {
+                Ok(Some(message)) => message.message,
+                Ok(None) if is_draining => return End::Drained,
+                Ok(None) => return End::Broken(Status::unavailable("the engine ended the stream")),
+                Err(status) => return End::Broken(status),
+            };
+            match message {
+                Some(Message::Submit(submit)) => {
+                    if let Err(rule) = self.submit(submit) {
+                        return End::Broken(Status::failed_precondition(rule));
+                    }
+                }
+                Some(Message::Credit(proto::Credit { grants })) => self.grant(&grants),
+                Some(Message::Cancel(proto::Cancel { sequences })) => self.cancel(&sequences),
+                Some(Message::Question(question)) => {
+                    while answering.try_join_next().is_some() {}
+                    self.answer(question, answers, &mut answering);
+                }
+                Some(Message::Drain(proto::Drain {})) => {
+                    is_draining = true;
+                    self.handle.drain();
+                }
+                // A message that is newer than this worker.
+                Some(Message::Welcome(_)) | None => {}
+            }
+        }
+    }
+
+    fn submit(&self, submit: proto::Submit) -> Result<(), String> {
+        let (number, of) = (submit.sequence, Life(submit.life));
+        let credit = usize::try_from(submit.credit).unwrap_or(usize::MAX);
+        let sequence = wire::sequence(submit).map_err(|violation| violation.to_string())?;
+        let reader = RemoteReader::new(credit);
+        let mut running = self.running();
+        // It crosses the word that the model is gone: the engine counts it as lost.
+        let life = running.life.as_ref().map(|(life, _)| *life);
+        let Some(life) = life.filter(|life| *life == of) else {
+            return Ok(());
+        };
+        running.readers.retain(|_, reader| !reader.has_ended());
+        running.readers.insert(number, Arc::clone(&reader));
+        drop(running);
+        let lane = RemoteLane::new(
+            (number, reader),
+            Arc::clone(&self.outbox),
+            sequence.delivered.len(),
+            sequence.stamps,
+        );
+        let assignment = Assignment {
+            sequence,
+            lane: LaneSender::elsewhere(lane),
+            deadline: Instant::now() + LONGEST_TIMEOUT,
+            is_suspect: false,
+        };
+        let taken = self.handle.submit(life, assignment);
+        taken.map_err(|_| "more sequences were submitted than there are slots".to_owned())
+    }
+
+    fn grant(&self, grants: &[proto::Grant]) {
+        let running = self.running();
+        for grant in grants {
+            if let Some(reader) = running.readers.get(&grant.sequence) {
+                reader.grant(usize::try_from(grant.tokens).unwrap_or(usize::MAX));
+            }
+        }
+        drop(running);
+        self.handle.attend();
+    }
+
+    fn cancel(&self, sequences: &[u64]) {
+        let mut running = self.running();
+        for sequence in sequences {
+            if let Some(reader) = running.readers.remove(sequence) {
+                reader.cancel();
+            }
+        }
+        drop(running);
+        self.handle.attend();
+    }
+
+    /// Asks the model on a thread that may wait.
+    fn answer(
+        &self,
+        question: proto::Question,
+        answers: &mpsc::Sender<proto::Answer>,
+        answering: &mut JoinSet<()>,
+    ) {
+        let proto::Question { question, about } = question;
+        let model = self
+            .running()
+            .life
+            .as_ref()
+            .map(|(_, model)| Arc::clone(model));
+        let answers = answers.clone();
+        let is_full = answering.len() >= QUESTIONS;
+        answering.spawn(async move {
+            let answer = match (model, about) {
+                (Some(model), Some(about)) if !is_full => {
+                    let asked = tokio::task::spawn_blocking(move || answer(&*model, about));
+                    asked
+                        .await
+                        .unwrap_or_else(|_| no_answer("the tokenizer panicked"))
+                }
+                (Some(_) | None, _) => no_answer("the worker cannot say"),
+            };
+            let answer = Some(answer);
+            // The stream has ended where nobody takes it.
+            let _ = answers.send(proto::Answer { question, answer }).await;
+        });
+    }
+
+    /// Held for a look or a change.
+    fn running(&self) -> MutexGuard<'_, Running> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn answer(model: &dyn Model, about: About) -> Answer {
+    let answered = match about {
+        About::Tokenize(proto::Tokenize { text, begins }) => {
+            let beginning = if begins {
+                Beginning::Marked
+            } else {
+                Beginning::Bare
+            };
+            let ids = model.tokenize(&text, beginning);
+            ids.map(|ids| Answer::Ids(proto::TokenIds { ids }))
+        }
+        About::Infill(proto::Infill { prefix, suffix }) => {
+            let ids = model.infill(&prefix, &suffix);
+            ids.map(|ids| Answer::Ids(proto::TokenIds { ids }))
+        }
+        About::Detokenize(proto::Detokenize { ids }) => {
+            let pieces = model.pieces(&ids);
+            pieces.map(|pieces| Answer::Pieces(wire::pieces(&pieces)))
+        }
+        About::RenderChat(proto::RenderChat { messages }) => {
+            let message = |message: proto::ChatMessage| ChatMessage {
+                role: message.role,
+                content: message.content,
+                name: Some(message.name).filter(|name| !name.is_empty()),
+            };
+            let messages: Vec<_> = messages.into_iter().map(message).collect();
+            model.render_chat(&messages).map(Answer::Text)
+        }
+    };
+    answered.unwrap_or_else(|error| Answer::Failure(wire::of_model(&error)))
+}
+
+fn no_answer(why: &str) -> Answer {
+    Answer::Failure(proto::Failure {
+        is_invalid: false,
+        message: why.to_owned(),
+    })
+}
