@@ -22,6 +22,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .codec_path("crate::proto::codec::SmallBufferCodec")
         .extern_path(".tokenway.v1.Tokens", "crate::proto::v1::Tokens")
+        .extern_path(
+            ".tokenway.worker.v1.SequenceStep",
+            "crate::proto::worker::SequenceStep",
+        )
         .compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }

@@ -46,7 +46,7 @@ impl Device {
             slow_reader_timeout: DEADLINE,
             events: sender,
             telemetry: Telemetry::new(),
-            bell: None,
+            after_step: None,
         })?;
         while let Some(event) = events.recv().await {
             if let WorkerEvent::Ready(_, life, _) = event {

@@ -1,6 +1,7 @@
 //! The worker of a server whose worker is a process of its own. The server starts it.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +10,8 @@ use clap::Args;
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::worker::attach::{AttachError, AttachParts, until_signalled};
 use tokenway::worker::child::TOKEN_VARIABLE;
+use tokenway::worker::dial::EngineAddress;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Endpoint;
 
 use crate::arguments::duration_ms;
 
@@ -24,14 +25,19 @@ pub(crate) struct Options {
     #[arg(long)]
     slots: usize,
     /// The server's worker socket.
-    #[arg(long)]
-    engine: Endpoint,
+    #[arg(long, value_parser = socket)]
+    engine: PathBuf,
     /// Which device it is for: there is one.
     #[arg(long)]
     device: u16,
     /// What the server calls it.
     #[arg(long)]
     name: String,
+}
+
+fn socket(text: &str) -> Result<PathBuf, &'static str> {
+    let path = text.strip_prefix("unix:").map(PathBuf::from);
+    path.ok_or("it must be unix:/path")
 }
 
 /// Why it does not run.
@@ -65,7 +71,7 @@ fn work(options: Options) -> Result<(), WorkerError> {
         ..TestRunnerOptions::default()
     };
     let parts = AttachParts {
-        engine: options.engine,
+        engine: EngineAddress::Unix(options.engine),
         model: String::new(),
         name: format!("{} (device {})", options.name, options.device),
         child_token: std::env::var(TOKEN_VARIABLE).ok(),

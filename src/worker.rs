@@ -18,9 +18,11 @@ use crate::runner::{Model, Sequence, monotonic_ns};
 pub mod attach;
 pub mod attached;
 pub mod child;
+pub mod dial;
 pub mod lane;
 mod outbox;
 mod slots;
+mod socket;
 pub mod thread;
 mod wire;
 

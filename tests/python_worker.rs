@@ -8,11 +8,15 @@ use rustix::process::Signal;
 use serde_json::json;
 use support::grpc::{self, collect_from};
 use support::http::{completion, texts};
-use support::model_path;
-use support::program::{Program, Running, python_worker, python_worker_tests, serving};
+use support::program::{
+    Program, Running, python_worker, python_worker_command, python_worker_tests, serving,
+};
+use support::{Counts, Setup, full_speed, model_path};
 use tempfile::TempDir;
 use tokenway::proto::v1;
 use tokenway::proto::v1::inference_client::InferenceClient;
+use tokenway::server::Isolation;
+use tokenway::worker::child;
 use tonic::transport::Channel;
 
 /// An engine whose workers dial in, and where they do.
@@ -160,4 +164,20 @@ async fn a_client_that_leaves_frees_the_slot_of_a_real_model_on_a_worker_in_pyth
         .stream(greedy("The capital of France is", 1), |_| ())
         .await;
     assert_eq!(next.texts(0), [" Paris"]);
+}
+
+#[tokio::test]
+async fn a_request_that_crashes_two_processes_is_the_end_of_no_third() {
+    let mut setup = Setup::test_runner(full_speed());
+    let (path, arguments) = python_worker_command("tests/clients");
+    let runner = ["--runner", "aborting_runner:AbortingRunner"].map(Into::into);
+    setup.engine().models[0].isolation = Isolation::Process(child::Program {
+        path,
+        arguments: arguments.into_iter().chain(runner).collect(),
+    });
+    let server = setup.start().await;
+    let body = json!({"prompt": "a", "max_tokens": 5});
+    let (_, answer) = completion(&body).fetch(&server).await;
+    assert_eq!(answer.error().0, "worker_lost");
+    assert_eq!(Counts::now(&server).get("tokenway_workers_lost_total"), 2.0);
 }

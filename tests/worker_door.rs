@@ -299,9 +299,9 @@ async fn what_a_worker_says_of_a_request_is_what_its_client_gets() {
     // One character in two tokens, and the end of the sequence.
     let entry = proto::SequenceStep {
         sequence,
-        ids: vec![1, 2, 3],
+        ids: proto::Packed::from_iter([1, 2, 3]),
         bytes: "é".as_bytes().to_vec(),
-        lengths: vec![1, 1, 0],
+        lengths: proto::Packed::from_iter([1, 1, 0]),
         end: proto::End::Stop.into(),
         ..proto::SequenceStep::default()
     };

@@ -17,6 +17,7 @@ use crate::scheduler::ResumptionLimits;
 use crate::server::WorkerParts;
 use crate::worker::attach::AttachParts;
 use crate::worker::attached::Patience;
+use crate::worker::dial::EngineAddress;
 
 /// The certificates of one side, all or none.
 #[derive(Args, Clone, Default, Deserialize)]
@@ -208,7 +209,7 @@ impl WorkerCommand {
         let own_name = || format!("device {} of process {}", self.device, std::process::id());
         Ok(WorkerTask {
             parts: AttachParts {
-                engine: endpoint(&self.engine, self.tls)?,
+                engine: engine_address(self.engine, self.tls)?,
                 model: self.model.unwrap_or_default(),
                 name: self.name.unwrap_or_else(own_name),
                 child_token: self.child_token,
@@ -220,28 +221,29 @@ impl WorkerCommand {
     }
 }
 
-fn endpoint(address: &Address, tls: TlsSettings) -> Result<Endpoint, ConfigError> {
+fn engine_address(address: Address, tls: TlsSettings) -> Result<EngineAddress, ConfigError> {
     let files = tls.files()?;
-    check_transport("engine", address, files.as_ref())?;
-    let url = match address {
-        Address::Tcp(address) => format!("https://{address}"),
-        Address::Unix(path) => format!("unix:{}", path.display()),
+    check_transport("engine", &address, files.as_ref())?;
+    let address = match address {
+        Address::Unix(path) => return Ok(EngineAddress::Unix(path)),
+        Address::Tcp(address) => address,
     };
     let invalid = |error| ConfigError::Invalid(format!("--engine {address}: {error}"));
-    let endpoint = Endpoint::from_shared(url).map_err(invalid)?;
-    match files {
-        None => Ok(endpoint),
-        Some(files) => {
-            let read = |path: &PathBuf| {
-                std::fs::read(path).map_err(|error| {
-                    ConfigError::Invalid(format!("--worker-tls-…: {}: {error}", path.display()))
-                })
-            };
-            let identity = Identity::from_pem(read(&files.certificate)?, read(&files.key)?);
-            let tls = ClientTlsConfig::new()
-                .ca_certificate(Certificate::from_pem(read(&files.ca)?))
-                .identity(identity);
-            endpoint.tls_config(tls).map_err(invalid)
-        }
+    let read = |path: &PathBuf| {
+        std::fs::read(path).map_err(|error| {
+            ConfigError::Invalid(format!("--worker-tls-…: {}: {error}", path.display()))
+        })
+    };
+    let mut tls = ClientTlsConfig::new();
+    if let Some(files) = files {
+        tls = tls
+            .ca_certificate(Certificate::from_pem(read(&files.ca)?))
+            .identity(Identity::from_pem(
+                read(&files.certificate)?,
+                read(&files.key)?,
+            ));
     }
+    let endpoint = Endpoint::from_shared(format!("https://{address}"))
+        .and_then(|endpoint| endpoint.tls_config(tls));
+    endpoint.map(EngineAddress::Tls).map_err(invalid)
 }

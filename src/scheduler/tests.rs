@@ -25,7 +25,7 @@ async fn scheduler() -> Scheduler {
         slow_reader_timeout: Duration::from_secs(10),
         events: sender,
         telemetry: telemetry.clone(),
-        bell: None,
+        after_step: None,
     })
     .expect("a thread");
     let (scheduler, task) = Scheduler::new(Parts {

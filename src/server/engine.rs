@@ -200,7 +200,7 @@ impl Starting<'_> {
                     slow_reader_timeout: model.slow_reader_timeout,
                     events: self.events.clone(),
                     telemetry: self.telemetry.clone(),
-                    bell: None,
+                    after_step: None,
                 })?;
                 self.threads.push(thread);
                 if let Some(limit) = self.step_limit {

@@ -1,23 +1,23 @@
 //! The worker's end of an `Attach` stream: a thread runs the device, and this connects it with an engine.
 //!
-//! The connection has a task that reads and one that writes, and neither waits for the device: heartbeats go
-//! on while it computes. A worker that loses its engine drops what it runs, and dials again.
+//! What the device makes leaves by its outbox as soon as it is there. Nothing else here waits for the device:
+//! heartbeats go on while it computes. A worker that loses its engine drops what it runs, and dials again.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep};
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use self::reading::Reading;
 use super::child::PARENT_VARIABLE;
-use super::outbox::Outbox;
+use super::dial::EngineAddress;
+use super::outbox::{Bell, Outbox};
 use super::thread::{Spawn, spawn};
 use super::wire;
 use super::{Life, Served, WorkerEvent, WorkerHandle, WorkerId};
@@ -35,19 +35,10 @@ mod reading;
 const BACK_OFF: Duration = Duration::from_millis(100);
 const BACK_OFF_LIMIT: Duration = Duration::from_secs(5);
 
-/// How many messages may wait to be sent.
-const OUTBOUND: usize = 16;
-
-/// How many questions may be open at once; the next is refused.
-const QUESTIONS: usize = 64;
-
-/// What the connection's windows hold. One stream carries everything, and is always read.
-const WINDOW: u32 = 4 * 1024 * 1024;
-
 /// A worker that dials an engine.
 pub struct AttachParts {
     /// How the engine is reached.
-    pub engine: Endpoint,
+    pub engine: EngineAddress,
     /// The model, as the engine names it; empty for its only one.
     pub model: String,
     /// Tells the worker apart in logs.
@@ -133,7 +124,8 @@ fn die_with_parent() -> std::io::Result<()> {
 /// When it cannot run, or the engine does not take it.
 pub async fn run(parts: AttachParts, stopping: CancellationToken) -> Result<(), AttachError> {
     let (events_sender, events) = mpsc::channel(parts.slots.saturating_mul(2) + 16);
-    let bell = Arc::new(Notify::new());
+    let bell = Bell::default();
+    let rung = bell.clone();
     let (handle, _thread) = spawn(Spawn {
         id: WorkerId(0),
         loader: Arc::clone(&parts.loader),
@@ -142,7 +134,7 @@ pub async fn run(parts: AttachParts, stopping: CancellationToken) -> Result<(), 
         slow_reader_timeout: LONGEST_TIMEOUT,
         events: events_sender,
         telemetry: Telemetry::new(),
-        bell: Some(Arc::clone(&bell)),
+        after_step: Some(Box::new(move || rung.ring())),
     })
     .map_err(AttachError::Thread)?;
     let mut worker = Worker {
@@ -160,7 +152,7 @@ pub async fn run(parts: AttachParts, stopping: CancellationToken) -> Result<(), 
 struct Worker {
     parts: AttachParts,
     handle: WorkerHandle,
-    bell: Arc<Notify>,
+    bell: Bell,
     events: mpsc::Receiver<WorkerEvent>,
     /// What is served, while the model is loaded.
     ready: Option<(Life, Served)>,
@@ -202,26 +194,18 @@ impl Worker {
 
     /// Holds one stream. Whether the engine took the worker on is told beside its end.
     async fn dial(&mut self) -> (End, bool) {
-        let engine = self.parts.engine.clone();
-        let channel = match engine
-            .initial_stream_window_size(WINDOW)
-            .initial_connection_window_size(WINDOW)
-            .connect()
-            .await
-        {
+        let channel = match self.parts.engine.connect().await {
             Ok(channel) => channel,
             Err(error) => return (End::Broken(Status::from_error(error.into())), false),
         };
-        let (outbound, requests) = mpsc::channel(OUTBOUND);
-        let hello = proto::Hello {
+        let outbox = Arc::<Outbox>::default();
+        outbox.say(Said::Hello(proto::Hello {
             protocol_version: wire::PROTOCOL_VERSION,
             model: self.parts.model.clone(),
             name: self.parts.name.clone(),
             child_token: self.parts.child_token.clone().unwrap_or_default(),
-        };
-        // The queue is empty.
-        let _ = outbound.try_send(request(Said::Hello(hello)));
-        let (mut inbound, welcome) = match attach(channel, requests).await {
+        }));
+        let (mut inbound, welcome) = match attach(channel, &outbox).await {
             Ok(attached) => attached,
             Err(status) => return (End::Broken(status), false),
         };
@@ -229,65 +213,44 @@ impl Worker {
             name = self.parts.name,
             "the engine has taken this worker on"
         );
-        let reading = Reading::new(&self.handle, Outbox::new(Arc::clone(&self.bell)));
-        let (answers, answered) = mpsc::channel(QUESTIONS);
+        self.bell.ring_for(&outbox);
+        let reading = Reading::new(&self.handle, outbox);
         let beat = Duration::from_millis(welcome.heartbeat_interval_ms.max(1).into());
-        let writing = self.write(&outbound, &reading, answered, beat);
         let end = tokio::select! {
-            end = reading.read(&mut inbound, &answers) => end,
-            end = writing => end,
+            end = reading.read(&mut inbound) => end,
+            end = self.tell_on(&reading, beat) => end,
         };
         // What ran for that engine runs for nobody now.
         reading.cancel_all();
         (end, true)
     }
 
-    /// Sends what there is to send.
-    async fn write(
-        &mut self,
-        outbound: &mpsc::Sender<proto::AttachRequest>,
-        reading: &Reading,
-        mut answered: mpsc::Receiver<proto::Answer>,
-        beat: Duration,
-    ) -> End {
-        let broken = || End::Broken(Status::unavailable("the stream broke"));
+    /// Tells the engine of the device, besides what it makes.
+    async fn tell_on(&mut self, reading: &Reading, beat: Duration) -> End {
         if let Some((life, served)) = &self.ready {
             reading.begin(*life, &served.model);
-            if outbound
-                .send(request(self.offer(*life, served)))
-                .await
-                .is_err()
-            {
-                return broken();
-            }
+            reading.outbox.say(self.offer(*life, served));
         }
         let mut heartbeat = interval(beat);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let messages = tokio::select! {
-                messages = reading.outbox.next() => messages,
+            tokio::select! {
                 event = self.events.recv() => match event {
                     Some(event) => self.tell(event, reading),
                     // The device's thread has ended, as it was told to.
                     None => return End::Drained,
                 },
-                Some(answer) = answered.recv() => vec![Said::Answer(answer)],
                 _ = heartbeat.tick() => {
                     let step_ms = u32::try_from(self.handle.step_lasts().as_millis());
                     let step_ms = step_ms.unwrap_or(u32::MAX);
-                    vec![Said::Heartbeat(proto::Heartbeat { step_ms })]
-                }
-            };
-            for message in messages {
-                if outbound.send(request(message)).await.is_err() {
-                    return broken();
+                    reading.outbox.beat(proto::Heartbeat { step_ms });
                 }
             }
         }
     }
 
     /// What the engine is told of this event.
-    fn tell(&mut self, event: WorkerEvent, reading: &Reading) -> Vec<Said> {
+    fn tell(&mut self, event: WorkerEvent, reading: &Reading) {
         let said = match event {
             WorkerEvent::Loading(_, fraction) => Said::Loading(proto::Loading { fraction }),
             WorkerEvent::Ready(_, life, served) => {
@@ -311,9 +274,9 @@ impl Worker {
             | WorkerEvent::Cleared(..)
             | WorkerEvent::Stuck(..)
             | WorkerEvent::Joined(..)
-            | WorkerEvent::Left(..) => return Vec::new(),
+            | WorkerEvent::Left(..) => return,
         };
-        vec![said]
+        reading.outbox.say(said);
     }
 
     fn offer(&self, Life(life): Life, served: &Served) -> Said {
@@ -328,22 +291,17 @@ impl Worker {
 /// Opens the stream, and waits until the worker is taken on.
 async fn attach(
     channel: Channel,
-    requests: mpsc::Receiver<proto::AttachRequest>,
+    outbox: &Arc<Outbox>,
 ) -> Result<(Streaming<proto::AttachResponse>, proto::Welcome), Status> {
     let mut client = DeviceWorkerClient::new(channel)
         .max_decoding_message_size(wire::MESSAGE_LIMIT)
         .max_encoding_message_size(wire::MESSAGE_LIMIT);
-    let response = client.attach(ReceiverStream::new(requests)).await?;
+    let requests = Arc::clone(outbox).into_requests();
+    let response = client.attach(requests).await?;
     let mut inbound = response.into_inner();
     match inbound.message().await?.and_then(|first| first.message) {
         Some(Message::Welcome(welcome)) => Ok((inbound, welcome)),
         Some(_) | None => Err(Status::failed_precondition("welcome comes first")),
-    }
-}
-
-fn request(message: Said) -> proto::AttachRequest {
-    proto::AttachRequest {
-        message: Some(message),
     }
 }
 

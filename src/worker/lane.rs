@@ -168,6 +168,16 @@ impl LaneSender {
         }
     }
 
+    /// Sends tokens that were made together. Where there is no room for all of them, some may be sent.
+    pub(super) fn tokens(&self, mut tokens: impl ExactSizeIterator<Item = Token>) -> Sent {
+        match &self.0 {
+            Way::Here(lane) => lane.send_all(tokens),
+            Way::Elsewhere(lane) => tokens
+                .find_map(|token| Some(lane.token(token)).filter(|sent| *sent != Sent::Delivered))
+                .unwrap_or(Sent::Delivered),
+        }
+    }
+
     /// Ends the lane well.
     pub fn finish(self, token: Option<Token>, reason: FinishReason) {
         match self.0 {
@@ -228,6 +238,19 @@ impl LocalLane {
             Ok(()) => Sent::Delivered,
             Err(TrySendError::Closed(_)) => Sent::Closed,
             Err(TrySendError::Full(_)) => Sent::NoRoom,
+        }
+    }
+
+    fn send_all(&self, tokens: impl ExactSizeIterator<Item = Token>) -> Sent {
+        match self.tokens.try_reserve_many(tokens.len()) {
+            Ok(places) => {
+                for (place, token) in places.zip(tokens) {
+                    place.send(Output::Token(token));
+                }
+                Sent::Delivered
+            }
+            Err(TrySendError::Closed(())) => Sent::Closed,
+            Err(TrySendError::Full(())) => Sent::NoRoom,
         }
     }
 }

@@ -8,7 +8,9 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures_util::{StreamExt, stream};
 use tokio::sync::Notify;
+use tokio_stream::Stream;
 
 use super::lane::{Failure, Sent};
 use super::wire;
@@ -17,43 +19,78 @@ use crate::proto::worker::attach_request::Message;
 use crate::request::FinishReason;
 use crate::runner::Token;
 
+/// What an entry of a step has room for at first, in tokens: as many as a device may make of a sequence at once.
+const TOKENS: usize = 32;
+
 /// What is on its way to one engine, by one connection.
+#[derive(Default)]
 pub(super) struct Outbox {
     gathered: Mutex<Gathered>,
-    /// Rung by the device's thread after each step.
-    bell: Arc<Notify>,
+    filled: Notify,
 }
 
+/// Messages leave in this order.
 #[derive(Default)]
 struct Gathered {
-    /// The sequences that have their slots: told before their tokens.
-    accepted: Vec<u64>,
+    messages: Vec<Message>,
+    /// What a step makes of which not all is told yet.
     step: proto::Step,
-    /// Counts the messages, so that a lane knows whether its entry is in this one.
+    /// Counts the steps, so that a lane knows whether its entry is in this one.
     number: u64,
+    /// The last heartbeat, where it has not left.
+    heartbeat: Option<proto::Heartbeat>,
+}
+
+impl Gathered {
+    fn end_step(&mut self) {
+        if !self.step.sequences.is_empty() {
+            let step = std::mem::take(&mut self.step);
+            self.messages.push(Message::Step(step));
+            self.number += 1;
+        }
+    }
 }
 
 impl Outbox {
-    /// One that is empty, on a device whose thread rings this bell after each step.
-    pub(super) fn new(bell: Arc<Notify>) -> Arc<Self> {
-        Arc::new(Self {
-            gathered: Mutex::default(),
-            bell,
-        })
+    /// Says this behind all that was said before.
+    pub(super) fn say(&self, message: Message) {
+        let mut gathered = self.gathered();
+        gathered.end_step();
+        gathered.messages.push(message);
+        drop(gathered);
+        self.filled.notify_one();
     }
 
-    /// Waits for what is to leave next: messages in their order.
-    pub(super) async fn next(&self) -> Vec<Message> {
+    /// Says that the worker lives; of several that have not left the last one counts.
+    pub(super) fn beat(&self, heartbeat: proto::Heartbeat) {
+        self.gathered().heartbeat = Some(heartbeat);
+        self.filled.notify_one();
+    }
+
+    /// All that is said from now on, as it is to be sent.
+    pub(super) fn into_requests(
+        self: Arc<Self>,
+    ) -> impl Stream<Item = proto::AttachRequest> + Send + 'static {
+        let next = |outbox: Arc<Self>| async {
+            let messages = outbox.next().await.into_iter();
+            let request = |message| proto::AttachRequest {
+                message: Some(message),
+            };
+            Some((stream::iter(messages.map(request)), outbox))
+        };
+        stream::unfold(self, next).flatten()
+    }
+
+    /// Waits for what is to leave next.
+    async fn next(&self) -> Vec<Message> {
         loop {
-            self.bell.notified().await;
+            self.filled.notified().await;
             let mut gathered = self.gathered();
-            let accepted = std::mem::take(&mut gathered.accepted).into_iter();
-            let step = std::mem::take(&mut gathered.step);
-            gathered.number += 1;
+            gathered.end_step();
+            let heartbeat = gathered.heartbeat.take().map(Message::Heartbeat);
+            let mut messages = std::mem::take(&mut gathered.messages);
             drop(gathered);
-            let accepted = accepted.map(|sequence| Message::Accepted(proto::Accepted { sequence }));
-            let step = (!step.sequences.is_empty()).then_some(Message::Step(step));
-            let messages: Vec<_> = accepted.chain(step).collect();
+            messages.extend(heartbeat);
             if !messages.is_empty() {
                 return messages;
             }
@@ -63,6 +100,27 @@ impl Outbox {
     /// Held for a push or a take.
     fn gathered(&self) -> MutexGuard<'_, Gathered> {
         self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Rung by a device's thread after each step: what was gathered leaves by the connection that there is.
+#[derive(Clone, Default)]
+pub(super) struct Bell(Arc<Mutex<Option<Arc<Outbox>>>>);
+
+impl Bell {
+    pub(super) fn ring(&self) {
+        if let Some(outbox) = &*self.outbox() {
+            outbox.filled.notify_one();
+        }
+    }
+
+    /// Has it ring for this outbox, and for no other.
+    pub(super) fn ring_for(&self, outbox: &Arc<Outbox>) {
+        *self.outbox() = Some(Arc::clone(outbox));
+    }
+
+    fn outbox(&self) -> MutexGuard<'_, Option<Arc<Outbox>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -139,7 +197,12 @@ impl RemoteLane {
         if self.is_cancelled() {
             return Sent::Closed;
         }
-        self.outbox.gathered().accepted.push(self.sequence);
+        let accepted = proto::Accepted {
+            sequence: self.sequence,
+        };
+        // Before the step that goes on being gathered: nothing of this sequence is in it.
+        let mut gathered = self.outbox.gathered();
+        gathered.messages.push(Message::Accepted(accepted));
         Sent::Delivered
     }
 
@@ -192,6 +255,22 @@ impl RemoteLane {
         }
     }
 
+    /// What a step makes of the sequence; nothing yet.
+    fn entry(&self, is_prompt: bool) -> proto::SequenceStep {
+        let times = if self.stamps { TOKENS } else { 0 };
+        proto::SequenceStep {
+            sequence: self.sequence,
+            first_index: self.next(is_prompt).get(),
+            is_prompt,
+            ids: proto::Packed::with_capacity(TOKENS * size_of::<u32>()),
+            lengths: proto::Packed::with_capacity(TOKENS),
+            bytes: Vec::with_capacity(TOKENS * size_of::<u64>()),
+            due_ns: Vec::with_capacity(times),
+            emitted_ns: Vec::with_capacity(times),
+            ..proto::SequenceStep::default()
+        }
+    }
+
     /// Changes the sequence's entry in what is gathered; a new one where it has none of this kind.
     fn in_entry(&self, is_prompt: bool, change: impl FnOnce(&mut proto::SequenceStep)) {
         let mut gathered = self.outbox.gathered();
@@ -201,12 +280,7 @@ impl RemoteLane {
         let at = match known {
             Some((_, at)) if sequences[at].is_prompt == is_prompt => at,
             Some(_) | None => {
-                sequences.push(proto::SequenceStep {
-                    sequence: self.sequence,
-                    first_index: self.next(is_prompt).get(),
-                    is_prompt,
-                    ..proto::SequenceStep::default()
-                });
+                sequences.push(self.entry(is_prompt));
                 sequences.len() - 1
             }
         };

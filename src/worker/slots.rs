@@ -155,6 +155,36 @@ impl Slots {
         self.after(slot, sent)
     }
 
+    /// Sends tokens that were made together to their reader; with the last of them the sequence may have come to an
+    /// end of its own. `Some` when the slot became free by them.
+    pub(super) fn tokens(
+        &mut self,
+        slot: Slot,
+        mut tokens: impl ExactSizeIterator<Item = Token>,
+        ends: bool,
+    ) -> Option<Freed> {
+        let running = self.running.get_mut(slot.0)?.as_mut()?;
+        let count = tokens.len();
+        if count == 0 {
+            return None;
+        }
+        self.cleared += usize::from(std::mem::take(&mut running.is_suspect));
+        let made = u32::try_from(count).unwrap_or(u32::MAX);
+        running.made = running.made.saturating_add(made);
+        let reason = if ends {
+            Some(FinishReason::Stop)
+        } else {
+            (running.made >= running.max_tokens).then_some(FinishReason::Length)
+        };
+        let before = count - usize::from(reason.is_some());
+        let sent = running.lane.tokens(tokens.by_ref().take(before));
+        let freed = self.after(slot, sent);
+        match reason {
+            Some(reason) if freed.is_none() => self.finish(slot, tokens.next(), reason),
+            Some(_) | None => freed,
+        }
+    }
+
     /// What becomes of a slot whose token was sent so.
     fn after(&mut self, slot: Slot, sent: Sent) -> Option<Freed> {
         match sent {

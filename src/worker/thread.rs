@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::lane::{Failure, Sent};
@@ -46,8 +46,8 @@ pub struct Spawn {
     pub events: mpsc::Sender<WorkerEvent>,
     /// What it counts into.
     pub telemetry: Telemetry,
-    /// Rung after each step, where what it made is gathered for an engine elsewhere.
-    pub bell: Option<Arc<Notify>>,
+    /// Called after each step, where what it made is gathered for an engine elsewhere.
+    pub after_step: Option<Box<dyn Fn() + Send>>,
 }
 
 /// Starts a worker's thread. It ends when it is drained or stopped, or nobody takes its events.
@@ -306,8 +306,8 @@ impl Device<'_> {
 
     /// Lets an engine elsewhere have what has been gathered for it.
     fn flush(&self) {
-        if let Some(bell) = &self.worker.spawn.bell {
-            bell.notify_one();
+        if let Some(after_step) = &self.worker.spawn.after_step {
+            after_step();
         }
     }
 

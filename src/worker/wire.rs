@@ -149,11 +149,13 @@ pub(super) fn push(entry: &mut proto::SequenceStep, token: Token, stamps: bool) 
     }
 }
 
-/// The tokens that a step made of a sequence, in order. Those whose emission is not told were emitted `now_ns`.
+/// The tokens that a step made of a sequence, in order, each id of a vocabulary of this size. Those whose emission is
+/// not told were emitted `now_ns`.
 pub(super) fn tokens(
     entry: &mut proto::SequenceStep,
+    vocabulary_size: u32,
     now_ns: u64,
-) -> Result<impl Iterator<Item = Token> + '_, Violation> {
+) -> Result<impl ExactSizeIterator<Item = Token> + '_, Violation> {
     let count = entry.ids.len();
     for (list, length, may_be_empty) in [
         ("lengths", entry.lengths.len(), false),
@@ -166,23 +168,27 @@ pub(super) fn tokens(
             return Err(Violation(rule));
         }
     }
-    let mut lengths = entry.lengths.iter();
-    let bytes = lengths.try_fold(0_usize, |sum, length| {
-        sum.checked_add(usize::try_from(*length).ok()?)
-    });
-    let rule = "a step's lengths must add up to its bytes";
-    check(bytes == Some(entry.bytes.len()), rule)?;
+    if let Some(id) = entry.ids.iter().find(|id| *id >= vocabulary_size) {
+        return Err(Violation(format!("the vocabulary has no token {id}")));
+    }
     let rule = "a token must be at most 1024 bytes";
-    check(entry.lengths.iter().all(|it| *it <= MAX_TOKEN_BYTES), rule)?;
+    check(entry.lengths.iter().all(|it| it <= MAX_TOKEN_BYTES), rule)?;
+    let bytes: u64 = entry.lengths.iter().map(u64::from).sum();
+    let rule = "a step's lengths must add up to its bytes";
+    check(usize::try_from(bytes) == Ok(entry.bytes.len()), rule)?;
     entry.logprobs.iter().try_for_each(check_logprobs)?;
     let mut logprobs = std::mem::take(&mut entry.logprobs).into_iter();
-    let mut rest = &entry.bytes[..];
     let entry = &*entry;
+    let (mut ids, mut lengths) = (entry.ids.iter(), entry.lengths.iter());
+    let mut rest = &entry.bytes[..];
     Ok((0..count).map(move |at| {
-        let (bytes, after) = rest.split_at(usize::try_from(entry.lengths[at]).unwrap_or(0));
+        // There are as many of each.
+        let id = ids.next().unwrap_or_default();
+        let length = lengths.next().unwrap_or_default();
+        let (bytes, after) = rest.split_at(usize::try_from(length).unwrap_or(0));
         rest = after;
         Token {
-            id: entry.ids[at],
+            id,
             bytes: TokenBytes::from_slice(bytes),
             due_ns: entry.due_ns.get(at).copied().unwrap_or(0),
             emitted_ns: entry.emitted_ns.get(at).copied().unwrap_or(now_ns),

@@ -1,6 +1,6 @@
 //! Other programs: the examples, and clients in Python and Node. They end with the test that runs them.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -60,6 +60,18 @@ pub fn lm_eval(script: &str) -> Program {
 /// The Python worker of the examples, with these arguments.
 pub fn python_worker() -> Program {
     python_module("tokenway_worker")
+}
+
+/// What starts the Python worker for an engine that runs in the test: it finds its runner in this folder, too.
+pub fn python_worker_command(runners: &str) -> (PathBuf, Vec<OsString>) {
+    let paths = [project("examples/python_worker"), project(runners)];
+    let paths = std::env::join_paths(paths).expect("they hold no colon");
+    let mut variable = OsString::from("PYTHONPATH=");
+    variable.push(paths);
+    let interpreter = interpreter("TOKENWAY_TEST_WORKER_PYTHON", ".venv-python-worker");
+    let module = ["-B", "-m", "tokenway_worker"].map(OsString::from);
+    let command = [variable, interpreter.into()].into_iter().chain(module);
+    ("/usr/bin/env".into(), command.collect())
 }
 
 /// The Python worker's own tests.

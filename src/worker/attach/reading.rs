@@ -4,14 +4,14 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
-use super::{End, QUESTIONS};
+use super::End;
 use crate::proto::worker as proto;
 use crate::proto::worker::answer::Answer;
+use crate::proto::worker::attach_request::Message as Said;
 use crate::proto::worker::attach_response::Message;
 use crate::proto::worker::question::About;
 use crate::request::{ChatMessage, LONGEST_TIMEOUT};
@@ -19,6 +19,9 @@ use crate::runner::{Beginning, Model};
 use crate::worker::lane::LaneSender;
 use crate::worker::outbox::{Outbox, RemoteLane, RemoteReader};
 use crate::worker::{Assignment, Life, WorkerHandle, wire};
+
+/// How many questions may be open at once; the next is refused.
+const QUESTIONS: usize = 64;
 
 /// What one connection has brought: the sequences that its engine has submitted.
 pub(super) struct Reading {
@@ -60,11 +63,7 @@ impl Reading {
     }
 
     /// Does what the engine says, until the stream ends.
-    pub(super) async fn read(
-        &self,
-        inbound: &mut Streaming<proto::AttachResponse>,
-        answers: &mpsc::Sender<proto::Answer>,
-    ) -> End {
+    pub(super) async fn read(&self, inbound: &mut Streaming<proto::AttachResponse>) -> End {
         let mut answering = JoinSet::new();
         let mut is_draining = false;
         loop {
@@ -84,7 +83,7 @@ impl Reading {
                 Some(Message::Cancel(proto::Cancel { sequences })) => self.cancel(&sequences),
                 Some(Message::Question(question)) => {
                     while answering.try_join_next().is_some() {}
-                    self.answer(question, answers, &mut answering);
+                    self.answer(question, &mut answering);
                 }
                 Some(Message::Drain(proto::Drain {})) => {
                     is_draining = true;
@@ -149,19 +148,14 @@ impl Reading {
     }
 
     /// Asks the model on a thread that may wait.
-    fn answer(
-        &self,
-        question: proto::Question,
-        answers: &mpsc::Sender<proto::Answer>,
-        answering: &mut JoinSet<()>,
-    ) {
+    fn answer(&self, question: proto::Question, answering: &mut JoinSet<()>) {
         let proto::Question { question, about } = question;
         let model = self
             .running()
             .life
             .as_ref()
             .map(|(_, model)| Arc::clone(model));
-        let answers = answers.clone();
+        let outbox = Arc::clone(&self.outbox);
         let is_full = answering.len() >= QUESTIONS;
         answering.spawn(async move {
             let answer = match (model, about) {
@@ -174,8 +168,7 @@ impl Reading {
                 (Some(_) | None, _) => no_answer("the worker cannot say"),
             };
             let answer = Some(answer);
-            // The stream has ended where nobody takes it.
-            let _ = answers.send(proto::Answer { question, answer }).await;
+            outbox.say(Said::Answer(proto::Answer { question, answer }));
         });
     }
 

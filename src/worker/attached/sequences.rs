@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use crate::proto::worker as proto;
 use crate::request::FinishReason;
-use crate::runner::{Room, Slot, Token};
+use crate::runner::{Room, Slot};
 use crate::worker::Assignment;
 use crate::worker::lane::Failure;
 use crate::worker::slots::{Freed, Slots};
@@ -191,25 +191,17 @@ impl Sequences {
             .as_mut()
             .expect("what has a number is under way");
         under_way.check(&entry)?;
-        if let Some(id) = entry.ids.iter().find(|id| **id >= self.vocabulary_size) {
-            return Err(Violation(format!("the vocabulary has no token {id}")));
-        }
         let (end, is_prompt) = (entry.end(), entry.is_prompt);
         let failure = entry.failure.take();
-        let mut tokens = wire::tokens(&mut entry, now_ns)?.peekable();
-        let mut freed = None;
-        while freed.is_none()
-            && let Some(token) = tokens.next()
-        {
-            let is_last = tokens.peek().is_none();
-            freed = if is_prompt {
-                self.slots.prompt(slot, token)
-            } else {
-                self.effects.tokens += 1;
-                self.token(slot, token, is_last && end == proto::End::Stop)
-            };
-        }
-        freed = freed.or_else(|| match end {
+        let tokens = wire::tokens(&mut entry, self.vocabulary_size, now_ns)?;
+        let freed = if is_prompt {
+            let mut tokens = tokens;
+            tokens.find_map(|token| self.slots.prompt(slot, token))
+        } else {
+            self.effects.tokens += u64::try_from(tokens.len()).unwrap_or(u64::MAX);
+            self.slots.tokens(slot, tokens, end == proto::End::Stop)
+        };
+        let freed = freed.or_else(|| match end {
             proto::End::Unspecified | proto::End::Stop => None,
             proto::End::Length => self.slots.finish(slot, None, FinishReason::Length),
             proto::End::Failed => {
@@ -219,14 +211,6 @@ impl Sequences {
         });
         self.forget(freed);
         Ok(())
-    }
-
-    fn token(&mut self, slot: Slot, token: Token, is_end: bool) -> Option<Freed> {
-        if is_end {
-            self.slots.finish(slot, Some(token), FinishReason::Stop)
-        } else {
-            self.slots.token(slot, token)
-        }
     }
 
     /// When the clock is to be looked at again.

@@ -4,12 +4,13 @@
 //! It waits for nobody but the worker, and for that only as long as a heartbeat may take.
 
 use std::collections::HashMap;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tonic::{Status, Streaming};
 
 use super::interpreter::{Asked, OPEN, RemoteModel};
@@ -97,6 +98,8 @@ enum Next {
     Submit(Life, Assignment),
     Asked(Asked),
     Attention,
+    /// It is time to look at the clock.
+    Alarm,
     End(End),
 }
 
@@ -107,9 +110,16 @@ impl Session {
         let mut life = Life(0);
         let mut last_number = 0;
         let mut heard = Instant::now();
+        // It is set anew only where it is to ring earlier, or has rung: not at every message.
+        let mut alarm = pin!(sleep_until(heard + self.patience.heartbeat_timeout));
         let end = loop {
-            let next = self.next(&mut inbound, running.as_mut(), heard).await;
-            let ended = match next {
+            if let Some(look) = running.as_ref().and_then(Running::next_look)
+                && look < alarm.deadline()
+            {
+                alarm.as_mut().reset(look);
+            }
+            let next = self.next(&mut inbound, running.as_mut(), alarm.as_mut());
+            let ended = match next.await {
                 Next::Said(said) => {
                     heard = Instant::now();
                     self.hear(said, &mut running, (&mut life, &mut last_number))
@@ -118,6 +128,15 @@ impl Session {
                 Next::Submit(of, assignment) => self.submit(of, assignment, running.as_mut()).await,
                 Next::Asked(asked) => self.ask(asked, running.as_mut()).await,
                 Next::Attention => self.attend(running.as_mut()).await,
+                Next::Alarm => {
+                    let silent_at = heard + self.patience.heartbeat_timeout;
+                    alarm.as_mut().reset(silent_at);
+                    if Instant::now() < silent_at {
+                        self.attend(running.as_mut()).await
+                    } else {
+                        Err(End::Silent)
+                    }
+                }
                 Next::End(end) => Err(end),
             };
             if let Err(end) = ended {
@@ -146,12 +165,11 @@ impl Session {
         &mut self,
         inbound: &mut Streaming<proto::AttachRequest>,
         mut running: Option<&mut Running>,
-        heard: Instant,
+        alarm: Pin<&mut Sleep>,
     ) -> Next {
         let has_room = running
             .as_deref_mut()
             .is_some_and(Running::has_room_for_a_question);
-        let look = running.as_ref().map(|running| running.next_look());
         let questions = async {
             match running {
                 Some(running) if has_room => running.questions.recv().await,
@@ -159,12 +177,11 @@ impl Session {
             }
         };
         tokio::select! {
-            said = timeout_at(heard + self.patience.heartbeat_timeout, inbound.message()) => match said {
-                Err(_) => Next::End(End::Silent),
-                Ok(Err(status)) => Next::End(End::Gone(format!("its stream broke: {}", status.message()))),
-                Ok(Ok(None)) => Next::End(End::Gone("it ended its stream".to_owned())),
-                Ok(Ok(Some(proto::AttachRequest { message: None }))) => Next::Attention,
-                Ok(Ok(Some(proto::AttachRequest { message: Some(said) }))) => Next::Said(said),
+            said = inbound.message() => match said {
+                Err(status) => Next::End(End::Gone(format!("its stream broke: {}", status.message()))),
+                Ok(None) => Next::End(End::Gone("it ended its stream".to_owned())),
+                Ok(Some(proto::AttachRequest { message: None })) => Next::Attention,
+                Ok(Some(proto::AttachRequest { message: Some(said) })) => Next::Said(said),
             },
             command = self.commands.recv() => match command {
                 Some((life, assignment)) => Next::Submit(life, assignment),
@@ -172,7 +189,7 @@ impl Session {
             },
             Some(asked) = questions => Next::Asked(asked),
             () = self.attention.notified() => Next::Attention,
-            () = sleep_until_look(look.flatten()) => Next::Attention,
+            () = alarm => Next::Alarm,
         }
     }
 
@@ -408,17 +425,14 @@ impl Running {
         self.open.len() < OPEN
     }
 
+    /// When the clock is to be looked at for a sequence; `None` is not before everything else.
     fn next_look(&self) -> Option<Instant> {
         let at_ns = self.sequences.next_look_ns();
+        if at_ns == u64::MAX {
+            return None;
+        }
         let left_ns = at_ns.saturating_sub(monotonic_ns());
         Instant::now().checked_add(Duration::from_nanos(left_ns))
-    }
-}
-
-async fn sleep_until_look(look: Option<Instant>) {
-    match look {
-        Some(at) => sleep_until(at).await,
-        None => std::future::pending().await,
     }
 }
 

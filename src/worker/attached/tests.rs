@@ -61,12 +61,12 @@ fn accepted(assignment: Assignment) -> (Sequences, u64, u32) {
 
 /// So many tokens from this index on, whose ids are their indices.
 fn step(sequence: u64, first_index: u32, count: u32, end: proto::End) -> proto::Step {
-    let ids: Vec<_> = (first_index..first_index + count).collect();
+    let ids: proto::Packed = (first_index..first_index + count).collect();
     let entry = proto::SequenceStep {
         sequence,
         first_index,
         bytes: vec![b'x'; ids.len()],
-        lengths: vec![1; ids.len()],
+        lengths: ids.iter().map(|_| 1).collect(),
         ids,
         end: end.into(),
         ..proto::SequenceStep::default()
@@ -159,7 +159,7 @@ fn what_does_not_fit_together_breaks_the_contract() {
         }),
         ("at most 1024 bytes", |entry| {
             entry.bytes = vec![b'x'; 1_025];
-            entry.lengths = vec![1_025];
+            entry.lengths = proto::Packed::from_iter([1_025]);
         }),
         ("a log probability is from -9999", |entry| {
             entry.logprobs = vec![proto::Logprobs {
@@ -167,8 +167,12 @@ fn what_does_not_fit_together_breaks_the_contract() {
                 ..proto::Logprobs::default()
             }];
         }),
-        ("lengths must be as many", |entry| entry.lengths.clear()),
-        ("add up to its bytes", |entry| entry.lengths[0] = 2),
+        ("lengths must be as many", |entry| {
+            entry.lengths = proto::Packed::default();
+        }),
+        ("add up to its bytes", |entry| {
+            entry.lengths = proto::Packed::from_iter([2]);
+        }),
         ("emitted_ns must be as many", |entry| {
             entry.emitted_ns = vec![1, 2]
         }),

@@ -109,7 +109,7 @@ fn settings(loader: impl Loader + 'static, events: mpsc::Sender<WorkerEvent>) ->
         slow_reader_timeout: Duration::from_secs(10),
         events,
         telemetry: Telemetry::new(),
-        bell: None,
+        after_step: None,
     }
 }
 

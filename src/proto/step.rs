@@ -1,0 +1,302 @@
+//! The message `SequenceStep`, by hand: on the wire it is what `worker.proto` says, and in memory its lists of
+//! small numbers stay as they are on the wire. Every token of a worker in another process is in one, so it is most
+//! of what encoding and decoding cost there.
+
+use bytes::{Buf, BufMut};
+use prost::DecodeError;
+use prost::encoding::{
+    DecodeContext, WireType, bool, bytes as raw, fixed64, int32, message, skip_field, uint32,
+    uint64,
+};
+
+use super::packed::Packed;
+use super::worker::{End, Failure, Logprobs};
+
+/// What a step made of one sequence.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SequenceStep {
+    /// Which sequence.
+    pub sequence: u64,
+    /// The index of the first token.
+    pub first_index: u32,
+    /// The tokens' ids.
+    pub ids: Packed,
+    /// The bytes of all tokens.
+    pub bytes: Vec<u8>,
+    /// How many of these bytes each token has.
+    pub lengths: Packed,
+    /// Whether these are tokens of the prompt.
+    pub is_prompt: bool,
+    /// When each token was due.
+    pub due_ns: Vec<u64>,
+    /// When each token was emitted.
+    pub emitted_ns: Vec<u64>,
+    /// How likely each token was.
+    pub logprobs: Vec<Logprobs>,
+    /// How the sequence ended, where it did.
+    pub end: i32,
+    /// Why it cannot go on, where it failed.
+    pub failure: Option<Failure>,
+}
+
+/// The numbers of the fields.
+mod field {
+    pub(super) const SEQUENCE: u32 = 1;
+    pub(super) const FIRST_INDEX: u32 = 2;
+    pub(super) const IDS: u32 = 3;
+    pub(super) const BYTES: u32 = 4;
+    pub(super) const LENGTHS: u32 = 5;
+    pub(super) const IS_PROMPT: u32 = 6;
+    pub(super) const DUE_NS: u32 = 7;
+    pub(super) const EMITTED_NS: u32 = 8;
+    pub(super) const LOGPROBS: u32 = 9;
+    pub(super) const END: u32 = 10;
+    pub(super) const FAILURE: u32 = 11;
+}
+
+impl SequenceStep {
+    /// How the sequence ended.
+    #[must_use]
+    pub fn end(&self) -> End {
+        End::try_from(self.end).unwrap_or_default()
+    }
+
+    /// Times as a list has them; the list has room for as many as there are ids, which come before it.
+    fn merge_times(
+        times: &mut Vec<u64>,
+        (tokens, wire_type): (usize, WireType),
+        buf: &mut impl Buf,
+        ctx: DecodeContext,
+    ) -> Result<(), DecodeError> {
+        // Not more than the message can hold, whatever it says.
+        times.reserve(tokens.min(buf.remaining() / size_of::<u64>()));
+        fixed64::merge_repeated(wire_type, times, buf, ctx)
+    }
+}
+
+impl prost::Message for SequenceStep {
+    fn encode_raw(&self, buf: &mut impl BufMut) {
+        if self.sequence != 0 {
+            uint64::encode(field::SEQUENCE, &self.sequence, buf);
+        }
+        if self.first_index != 0 {
+            uint32::encode(field::FIRST_INDEX, &self.first_index, buf);
+        }
+        self.ids.encode(field::IDS, buf);
+        if !self.bytes.is_empty() {
+            raw::encode(field::BYTES, &self.bytes, buf);
+        }
+        self.lengths.encode(field::LENGTHS, buf);
+        if self.is_prompt {
+            bool::encode(field::IS_PROMPT, &self.is_prompt, buf);
+        }
+        fixed64::encode_packed(field::DUE_NS, &self.due_ns, buf);
+        fixed64::encode_packed(field::EMITTED_NS, &self.emitted_ns, buf);
+        message::encode_repeated(field::LOGPROBS, &self.logprobs, buf);
+        if self.end != 0 {
+            int32::encode(field::END, &self.end, buf);
+        }
+        if let Some(failure) = &self.failure {
+            message::encode(field::FAILURE, failure, buf);
+        }
+    }
+
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire_type: WireType,
+        buf: &mut impl Buf,
+        ctx: DecodeContext,
+    ) -> Result<(), DecodeError> {
+        let times = (self.ids.len(), wire_type);
+        match tag {
+            field::SEQUENCE => uint64::merge(wire_type, &mut self.sequence, buf, ctx),
+            field::FIRST_INDEX => uint32::merge(wire_type, &mut self.first_index, buf, ctx),
+            field::IDS => self.ids.merge(wire_type, buf, ctx),
+            field::BYTES => raw::merge(wire_type, &mut self.bytes, buf, ctx),
+            field::LENGTHS => self.lengths.merge(wire_type, buf, ctx),
+            field::IS_PROMPT => bool::merge(wire_type, &mut self.is_prompt, buf, ctx),
+            field::DUE_NS => Self::merge_times(&mut self.due_ns, times, buf, ctx),
+            field::EMITTED_NS => Self::merge_times(&mut self.emitted_ns, times, buf, ctx),
+            field::LOGPROBS => message::merge_repeated(wire_type, &mut self.logprobs, buf, ctx),
+            field::END => int32::merge(wire_type, &mut self.end, buf, ctx),
+            field::FAILURE => {
+                let failure = self.failure.get_or_insert_with(Failure::default);
+                message::merge(wire_type, failure, buf, ctx)
+            }
+            _ => skip_field(wire_type, tag, buf, ctx),
+        }
+    }
+
+    fn encoded_len(&self) -> usize {
+        let sequence = match self.sequence {
+            0 => 0,
+            sequence => uint64::encoded_len(field::SEQUENCE, &sequence),
+        };
+        let first_index = match self.first_index {
+            0 => 0,
+            first => uint32::encoded_len(field::FIRST_INDEX, &first),
+        };
+        let text = match self.bytes.len() {
+            0 => 0,
+            _ => raw::encoded_len(field::BYTES, &self.bytes),
+        };
+        let is_prompt = match self.is_prompt {
+            false => 0,
+            true => bool::encoded_len(field::IS_PROMPT, &true),
+        };
+        let end = match self.end {
+            0 => 0,
+            end => int32::encoded_len(field::END, &end),
+        };
+        let failure = self.failure.as_ref();
+        sequence
+            + first_index
+            + self.ids.encoded_len(field::IDS)
+            + text
+            + self.lengths.encoded_len(field::LENGTHS)
+            + is_prompt
+            + fixed64::encoded_len_packed(field::DUE_NS, &self.due_ns)
+            + fixed64::encoded_len_packed(field::EMITTED_NS, &self.emitted_ns)
+            + message::encoded_len_repeated(field::LOGPROBS, &self.logprobs)
+            + end
+            + failure.map_or(0, |failure| message::encoded_len(field::FAILURE, failure))
+    }
+
+    fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+
+    /// The message as prost would have it.
+    #[derive(Clone, PartialEq, Message)]
+    struct Generated {
+        #[prost(uint64, tag = "1")]
+        sequence: u64,
+        #[prost(uint32, tag = "2")]
+        first_index: u32,
+        #[prost(uint32, repeated, tag = "3")]
+        ids: Vec<u32>,
+        #[prost(bytes = "vec", tag = "4")]
+        bytes: Vec<u8>,
+        #[prost(uint32, repeated, tag = "5")]
+        lengths: Vec<u32>,
+        #[prost(bool, tag = "6")]
+        is_prompt: bool,
+        #[prost(fixed64, repeated, tag = "7")]
+        due_ns: Vec<u64>,
+        #[prost(fixed64, repeated, tag = "8")]
+        emitted_ns: Vec<u64>,
+        #[prost(message, repeated, tag = "9")]
+        logprobs: Vec<Logprobs>,
+        #[prost(enumeration = "End", tag = "10")]
+        end: i32,
+        #[prost(message, optional, tag = "11")]
+        failure: Option<Failure>,
+    }
+
+    /// Its lists as they are when written number by number.
+    #[derive(Clone, PartialEq, Message)]
+    struct Unpacked {
+        #[prost(uint32, repeated, packed = "false", tag = "3")]
+        ids: Vec<u32>,
+        #[prost(uint32, repeated, packed = "false", tag = "5")]
+        lengths: Vec<u32>,
+        #[prost(fixed64, repeated, packed = "false", tag = "7")]
+        due_ns: Vec<u64>,
+    }
+
+    /// Numbers of every length.
+    const IDS: [u32; 8] = [0, 1, 127, 128, 16_383, 16_384, 1 << 28, u32::MAX];
+
+    fn full() -> Generated {
+        Generated {
+            sequence: u64::MAX,
+            first_index: 300,
+            ids: IDS.to_vec(),
+            bytes: vec![7; 200],
+            lengths: vec![25; 8],
+            is_prompt: true,
+            due_ns: vec![1, u64::MAX],
+            emitted_ns: vec![0; 8],
+            logprobs: vec![Logprobs {
+                logprob: Some(-1.0),
+                ..Logprobs::default()
+            }],
+            end: End::Failed.into(),
+            failure: Some(Failure {
+                is_invalid: true,
+                message: "why".to_owned(),
+            }),
+        }
+    }
+
+    fn by_hand(message: Generated) -> SequenceStep {
+        SequenceStep {
+            sequence: message.sequence,
+            first_index: message.first_index,
+            ids: message.ids.into_iter().collect(),
+            bytes: message.bytes,
+            lengths: message.lengths.into_iter().collect(),
+            is_prompt: message.is_prompt,
+            due_ns: message.due_ns,
+            emitted_ns: message.emitted_ns,
+            logprobs: message.logprobs,
+            end: message.end,
+            failure: message.failure,
+        }
+    }
+
+    #[test]
+    fn on_the_wire_it_is_what_the_contract_says() {
+        for message in [full(), Generated::default()] {
+            let wire = message.encode_to_vec();
+            let step = by_hand(message);
+            assert_eq!(step.encode_to_vec(), wire);
+            assert_eq!(SequenceStep::decode(&*wire), Ok(step));
+        }
+    }
+
+    #[test]
+    fn numbers_that_come_one_by_one_or_in_parts_are_one_list() {
+        let (ids, due_ns) = (IDS.to_vec(), vec![1, 2]);
+        let lengths = ids.clone();
+        let unpacked = Unpacked {
+            ids,
+            lengths,
+            due_ns,
+        };
+        let mut wire = unpacked.encode_to_vec();
+        wire.extend(full().encode_to_vec());
+        let step = SequenceStep::decode(&*wire).unwrap();
+        assert!(step.ids.iter().eq([IDS, IDS].concat()));
+        assert_eq!((step.ids.len(), step.lengths.len()), (16, 16));
+        assert_eq!(step.due_ns, [1, 2, 1, u64::MAX]);
+    }
+
+    #[test]
+    fn a_list_that_is_cut_off_is_an_error() {
+        // Field 3, two bytes, the second of which says that its number goes on.
+        for wire in [&[0x1a, 2, 1, 0x80][..], &[0x1a, 2, 1], &[0x3a, 3, 0, 0, 0]] {
+            SequenceStep::decode(wire).expect_err("it is broken");
+        }
+    }
+
+    #[test]
+    fn nothing_more_is_reserved_than_a_message_can_hold() {
+        // Many ids, and room for one time.
+        let ids = Generated {
+            ids: vec![0; 100_000],
+            due_ns: vec![1],
+            ..Generated::default()
+        };
+        let step = SequenceStep::decode(&*ids.encode_to_vec()).unwrap();
+        assert!(step.due_ns.capacity() < 16, "{}", step.due_ns.capacity());
+    }
+}

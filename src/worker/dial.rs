@@ -1,0 +1,46 @@
+//! Where a worker's engine is, and how it is reached.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use hyper_util::rt::TokioIo;
+use tonic::transport::{Channel, Endpoint, Error};
+use tower::service_fn;
+
+use super::socket::Socket;
+
+/// What the connection's windows hold. One stream carries everything, and is always read.
+const WINDOW: u32 = 4 * 1024 * 1024;
+
+/// An engine's worker socket.
+#[derive(Clone, Debug)]
+pub enum EngineAddress {
+    /// On this machine, by the path of its socket.
+    Unix(PathBuf),
+    /// Anywhere, with certificates on both sides.
+    Tls(Endpoint),
+}
+
+impl EngineAddress {
+    pub(super) async fn connect(&self) -> Result<Channel, Error> {
+        match self {
+            Self::Unix(path) => {
+                let path: Arc<_> = path.as_path().into();
+                let socket = service_fn(move |_| {
+                    let path = Arc::clone(&path);
+                    async move { Socket::connect(&path).await.map(TokioIo::new) }
+                });
+                // A Unix socket has no host; HTTP/2 wants one.
+                let engine = Endpoint::from_static("http://localhost");
+                windows(engine).connect_with_connector(socket).await
+            }
+            Self::Tls(engine) => windows(engine.clone()).connect().await,
+        }
+    }
+}
+
+fn windows(engine: Endpoint) -> Endpoint {
+    engine
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+}

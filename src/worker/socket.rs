@@ -1,0 +1,110 @@
+//! A Unix socket that wakes its owner when there is something to read, and not each time its peer has read.
+//!
+//! Linux tells everyone who waits to write to a Unix socket whenever the peer has taken something, also where
+//! nothing ever had to wait, and tokio's own socket always waits for both. A device worker that sends lone tokens
+//! would be woken twice for each.
+
+use std::io::{self, IoSlice};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use rustix::io::{retry_on_intr, write, writev};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe::{Receiver, Sender};
+
+/// A Unix socket that is written to more often than read.
+pub(super) struct Socket {
+    writing: OwnedFd,
+    /// tokio's reading end of a pipe is a descriptor that waits for what can be read and for nothing else.
+    reading: Receiver,
+    /// Waits for room, while there is none.
+    full: Option<Sender>,
+}
+
+impl Socket {
+    pub(super) async fn connect(path: &Path) -> io::Result<Self> {
+        let stream = UnixStream::connect(path).await?.into_std()?;
+        let writing = OwnedFd::from(stream);
+        let reading = Receiver::from_owned_fd_unchecked(writing.try_clone()?)?;
+        Ok(Self {
+            writing,
+            reading,
+            full: None,
+        })
+    }
+
+    /// Writes what there is room for; where there is none, waits for it.
+    fn poll_with(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: impl Fn(&OwnedFd) -> rustix::io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        let write = |socket: &OwnedFd| retry_on_intr(|| write(socket)).map_err(io::Error::from);
+        if self.full.is_none() {
+            match write(&self.writing) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let writing = self.writing.try_clone()?;
+                    self.full = Some(Sender::from_owned_fd_unchecked(writing)?);
+                }
+                written => return Poll::Ready(written),
+            }
+        }
+        while let Some(full) = &self.full {
+            ready!(full.poll_write_ready(cx))?;
+            match full.try_io(|| write(&self.writing)) {
+                // It only seemed to have room.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => {
+                    self.full = None;
+                    return Poll::Ready(written);
+                }
+            }
+        }
+        unreachable!("what is full stays so until something was written")
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.reading).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_with(cx, |socket| write(socket, bytes))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_with(cx, |socket| writev(socket, slices))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(SockRef::from(&self.writing).shutdown(Shutdown::Write))
+    }
+}
