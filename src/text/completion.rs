@@ -290,8 +290,9 @@ impl Completion {
     fn resume(&mut self, index: usize) -> Result<(), Error> {
         let choice = &mut self.choices[index];
         let by_crash = choice.lane.as_ref().is_some_and(LaneReceiver::has_crashed);
-        // A worker that was dead or hung before it took the choice is none that the choice has lost.
-        if std::mem::take(&mut choice.is_accepted) {
+        // A worker that was killed or hung before it took the choice is none that the choice has lost. One that
+        // crashed may have done so by the choice, before it came to say that it has it.
+        if std::mem::take(&mut choice.is_accepted) || by_crash {
             choice.lost.again(by_crash);
         }
         let resumer = self.resumer.as_ref().ok_or_else(worker_lost)?;
