@@ -5,6 +5,8 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::{env, fs};
 
+use tonic_prost_build::FileDescriptorSet;
+
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
     let mut compiler = protox::Compiler::new(["proto"])?;
@@ -19,13 +21,25 @@ fn main() -> Result<(), Box<dyn Error>> {
         compiler.encode_file_descriptor_set(),
     )?;
     // tonic-build's prost half has been called tonic-prost-build since tonic 0.14.
+    let public = of_package(&compiler, "tokenway.v1");
     tonic_prost_build::configure()
         .codec_path("crate::proto::codec::SmallBufferCodec")
         .extern_path(".tokenway.v1.Tokens", "crate::proto::v1::Tokens")
-        .extern_path(
-            ".tokenway.worker.v1.SequenceStep",
-            "crate::proto::worker::SequenceStep",
-        )
-        .compile_fds(compiler.file_descriptor_set())?;
+        .compile_fds(public)?;
+    let workers = of_package(&compiler, "tokenway.worker.v1");
+    let step = (
+        ".tokenway.worker.v1.SequenceStep",
+        "crate::proto::worker::SequenceStep",
+    );
+    tonic_prost_build::configure()
+        .codec_path("crate::proto::codec::LargeBufferCodec")
+        .extern_path(step.0, step.1)
+        .compile_fds(workers)?;
     Ok(())
+}
+
+fn of_package(compiler: &protox::Compiler, package: &str) -> FileDescriptorSet {
+    let mut files = compiler.file_descriptor_set();
+    files.file.retain(|file| file.package() == package);
+    files
 }

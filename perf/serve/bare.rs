@@ -160,6 +160,11 @@ impl EventStream {
             match output {
                 Output::Accepted => return Event::Started(v1::Started::default()),
                 Output::Token(token) => push(&mut tokens, &token, self.stamps),
+                Output::Tokens(made) => {
+                    for token in &made {
+                        push(&mut tokens, token, self.stamps);
+                    }
+                }
                 Output::Finished(token, _) => {
                     if let Some(token) = token {
                         push(&mut tokens, &token, self.stamps);

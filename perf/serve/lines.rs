@@ -56,6 +56,11 @@ impl LineStream {
             match output {
                 Output::Accepted => {}
                 Output::Token(token) => line(&mut out, &token, "null", self.stamps),
+                Output::Tokens(made) => {
+                    for token in &made {
+                        line(&mut out, token, "null", self.stamps);
+                    }
+                }
                 Output::Finished(token, _) => {
                     if let Some(token) = token {
                         line(&mut out, &token, "\"length\"", self.stamps);

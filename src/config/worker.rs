@@ -245,5 +245,7 @@ fn engine_address(address: Address, tls: TlsSettings) -> Result<EngineAddress, C
     }
     let endpoint = Endpoint::from_shared(format!("https://{address}"))
         .and_then(|endpoint| endpoint.tls_config(tls));
-    endpoint.map(EngineAddress::Tls).map_err(invalid)
+    endpoint
+        .map(|endpoint| EngineAddress::Tls(Box::new(endpoint)))
+        .map_err(invalid)
 }

@@ -37,6 +37,11 @@ const WRITE_BUFFER: usize = 64 * 1024;
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 
+/// HTTP/2's largest frames, in bytes: its own limit, and that for what a worker's device made of all its sequences at
+/// once.
+const FRAME: u32 = 16 * 1024;
+const WORKER_FRAME: u32 = 256 * 1024;
+
 /// A connection that was accepted.
 pub(super) struct Connection {
     pub(super) stream: Arc<Stream>,
@@ -200,6 +205,10 @@ impl Connection {
                 Protocol::Worker => CONNECTION_WINDOW,
             })
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(match self.door.protocol {
+                Protocol::Grpc | Protocol::Http => FRAME,
+                Protocol::Worker => WORKER_FRAME,
+            })
             .max_concurrent_streams(limits.max_concurrent_streams)
             .max_header_list_size(limits.max_header_bytes)
             .max_send_buf_size(WRITE_BUFFER)

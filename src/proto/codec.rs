@@ -1,4 +1,4 @@
-//! prost's codec with small buffers.
+//! prost's codec with buffers of other sizes than tonic's 8 KiB, one for either direction on either side.
 
 use std::marker::PhantomData;
 
@@ -6,24 +6,27 @@ use prost::Message;
 use tonic::codec::{BufferSettings, Codec};
 use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
-/// What an RPC's buffers hold at first, in bytes. tonic's 8 KiB, one for either direction on either
-/// side, would be most of what a stream of lone tokens takes; they grow with the messages.
-const BUFFER: usize = 256;
+/// For streams of which there are many, each of lone tokens: larger buffers would be most of what a stream takes.
+/// They grow with the messages.
+pub(super) type SmallBufferCodec<Encode, Decode> = BufferCodec<Encode, Decode, 256>;
+
+/// For the one stream of a worker, whose messages are of all its sequences.
+pub(super) type LargeBufferCodec<Encode, Decode> = BufferCodec<Encode, Decode, { 64 * 1024 }>;
 
 /// Messages that are ready together are handed on once they are so many bytes. It is tonic's own.
 const YIELD: usize = 32 * 1024;
 
-/// prost's codec with small buffers.
+/// prost's codec with buffers that hold so many bytes at first.
 #[derive(Debug)]
-pub(super) struct SmallBufferCodec<Encode, Decode>(PhantomData<(Encode, Decode)>);
+pub(super) struct BufferCodec<Encode, Decode, const BYTES: usize>(PhantomData<(Encode, Decode)>);
 
-impl<Encode, Decode> Default for SmallBufferCodec<Encode, Decode> {
+impl<Encode, Decode, const BYTES: usize> Default for BufferCodec<Encode, Decode, BYTES> {
     fn default() -> Self {
         Self(PhantomData)
     }
 }
 
-impl<E, D> Codec for SmallBufferCodec<E, D>
+impl<E, D, const BYTES: usize> Codec for BufferCodec<E, D, BYTES>
 where
     E: Message + 'static,
     D: Message + Default + 'static,
@@ -34,10 +37,10 @@ where
     type Decoder = ProstDecoder<D>;
 
     fn encoder(&mut self) -> ProstEncoder<E> {
-        ProstCodec::<E, D>::raw_encoder(BufferSettings::new(BUFFER, YIELD))
+        ProstCodec::<E, D>::raw_encoder(BufferSettings::new(BYTES, YIELD))
     }
 
     fn decoder(&mut self) -> ProstDecoder<D> {
-        ProstCodec::<E, D>::raw_decoder(BufferSettings::new(BUFFER, YIELD))
+        ProstCodec::<E, D>::raw_decoder(BufferSettings::new(BYTES, YIELD))
     }
 }

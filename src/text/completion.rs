@@ -101,7 +101,6 @@ pub struct Completion {
     resumer: Option<Resumer>,
     gaps: Histogram,
     prompt_tokens: u32,
-    completion_tokens: u32,
     /// Why the request failed, until that is told.
     failed: Option<Error>,
     ended: bool,
@@ -114,8 +113,12 @@ struct Choice {
     lane: Option<LaneReceiver>,
     text: ChoiceText,
     next_index: u32,
+    /// How many tokens it has, told or not.
+    made: u32,
     /// How many of the next tokens the client has already: they were held back, and are no more.
     told_before: usize,
+    /// Whether it may go on elsewhere.
+    is_resumable: bool,
     /// What it has, to go on behind it elsewhere.
     ids: Vec<TokenId>,
     lost: Lost,
@@ -129,13 +132,15 @@ struct Choice {
 type InVain = Option<Pin<Box<dyn Future<Output = ()> + Send>>>;
 
 impl Choice {
-    fn new(number: u32, lane: LaneReceiver, text: ChoiceText) -> Self {
+    fn new(number: u32, lane: LaneReceiver, text: ChoiceText, is_resumable: bool) -> Self {
         Self {
             number,
             lane: Some(lane),
             text,
             next_index: 0,
+            made: 0,
             told_before: 0,
+            is_resumable,
             ids: Vec::new(),
             lost: Lost::default(),
             is_accepted: false,
@@ -160,6 +165,7 @@ impl Choice {
         })?;
         self.told_before = count - told;
         self.next_index = u32::try_from(count).unwrap_or(u32::MAX);
+        self.made = self.next_index;
         Ok(self)
     }
 
@@ -169,6 +175,26 @@ impl Choice {
         if let Some((_, in_vain)) = &mut self.resuming {
             *in_vain = None;
         }
+    }
+
+    /// Takes the tokens that were made, and appends those that may be told. Where one of them completes a stop string,
+    /// the choice ends with those that were decided before it.
+    fn take(
+        &mut self,
+        made: impl IntoIterator<Item = Token>,
+        ready: &mut TokenBatch,
+    ) -> Option<(usize, FinishReason)> {
+        for token in made {
+            self.made += 1;
+            if self.is_resumable {
+                self.ids.push(token.id);
+            }
+            let decided = ready.len();
+            if self.text.push(token, ready) == Watch::Matched {
+                return Some((decided, FinishReason::Stop));
+            }
+        }
+        None
     }
 
     /// It has got a token: how long it had waited for it where it goes on elsewhere.
@@ -219,12 +245,10 @@ impl Completion {
         let strings = Arc::new(strings);
         let mut resumed = admitted.resumed.into_iter();
         let mut choices = Vec::with_capacity(admitted.lanes.len());
-        let mut completion_tokens = 0;
         for (number, lane) in (0..).zip(admitted.lanes) {
             let text = ChoiceText::new(Arc::clone(&strings), stopping);
-            let choice = Choice::new(number, lane, text);
+            let choice = Choice::new(number, lane, text, admitted.resumer.is_some());
             let choice = choice.behind(resumed.next().unwrap_or_default())?;
-            completion_tokens += choice.next_index;
             choices.push(choice);
         }
         Ok(Self {
@@ -246,7 +270,6 @@ impl Completion {
             resumer: admitted.resumer,
             gaps: admitted.gaps,
             prompt_tokens: admitted.prompt_tokens,
-            completion_tokens,
             failed: None,
             ended: false,
             times,
@@ -311,12 +334,13 @@ impl Completion {
     fn take_outputs(&mut self, index: usize) {
         time_taken(&self.outputs, &self.times);
         let choice = &mut self.choices[index];
+        let made_before = choice.made;
+        let count = self.outputs.iter().map(|it| it.made().len()).sum();
         let mut tokens = TokenBatch::default();
-        tokens.reserve(self.outputs.len(), self.outputs.len() * TEXT);
+        tokens.reserve(count, count * TEXT);
         let mut prompt = TokenBatch::default();
         let mut end = None;
         for output in self.outputs.drain(..) {
-            let decided = tokens.len();
             match output {
                 Output::Accepted => {
                     choice.accepted();
@@ -327,25 +351,23 @@ impl Completion {
                     }
                 }
                 Output::Prompt(token) => self.scored_prompt.take(token, &mut prompt),
-                Output::Token(token) => {
-                    self.completion_tokens += 1;
-                    if self.resumer.is_some() {
-                        choice.ids.push(token.id);
-                    }
-                    if let Some(gap) = choice.went_on() {
-                        self.gaps.record(gap);
-                    }
-                    if choice.text.push(token, &mut tokens) == Watch::Matched {
-                        end = Some((decided, FinishReason::Stop));
-                        break;
-                    }
-                }
+                Output::Token(token) => end = choice.take([token], &mut tokens),
+                Output::Tokens(made) => end = choice.take(made, &mut tokens),
                 Output::Finished(token, reason) => {
-                    self.completion_tokens += u32::from(token.is_some());
+                    choice.made += u32::from(token.is_some());
+                    let decided = tokens.len();
                     end = Some((decided, choice.text.finish(token, reason, &mut tokens)));
                 }
                 Output::Failed(failure) => self.failed = Some(error_of(failure)),
             }
+            if end.is_some() {
+                break;
+            }
+        }
+        if choice.made > made_before
+            && let Some(gap) = choice.went_on()
+        {
+            self.gaps.record(gap);
         }
         self.ready.extend(self.scored_prompt.event(prompt));
         if !tokens.is_empty() || end.is_some() {
@@ -373,7 +395,7 @@ impl Completion {
         };
         Summary {
             prompt_tokens: self.prompt_tokens,
-            completion_tokens: self.completion_tokens,
+            completion_tokens: self.choices.iter().map(|choice| choice.made).sum(),
             queue: since_arrival(self.started),
             first_token: since_arrival(self.first_token),
             total: since_arrival(None),
@@ -418,12 +440,10 @@ impl Stream for Completion {
 /// Counts how long the tokens among these outputs have been on their way. It is public so that what it takes
 /// can be measured.
 pub fn time_taken(outputs: &[Output], times: &StageTimes) {
-    let emitted = outputs.iter().filter_map(|output| match output {
-        Output::Token(token) | Output::Finished(Some(token), _) => Some(token.emitted_ns),
-        Output::Accepted | Output::Prompt(_) | Output::Finished(None, _) | Output::Failed(_) => {
-            None
-        }
-    });
+    let emitted = outputs
+        .iter()
+        .flat_map(Output::made)
+        .map(|token| token.emitted_ns);
     let now_ns = monotonic_ns();
     times.record_each(emitted.map(|emitted_ns| now_ns.saturating_sub(emitted_ns)));
 }

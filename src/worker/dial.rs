@@ -18,7 +18,7 @@ pub enum EngineAddress {
     /// On this machine, by the path of its socket.
     Unix(PathBuf),
     /// Anywhere, with certificates on both sides.
-    Tls(Endpoint),
+    Tls(Box<Endpoint>),
 }
 
 impl EngineAddress {
@@ -34,7 +34,7 @@ impl EngineAddress {
                 let engine = Endpoint::from_static("http://localhost");
                 windows(engine).connect_with_connector(socket).await
             }
-            Self::Tls(engine) => windows(engine.clone()).connect().await,
+            Self::Tls(engine) => windows(Endpoint::clone(engine)).connect().await,
         }
     }
 }

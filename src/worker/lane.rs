@@ -1,10 +1,10 @@
-//! The way of one sequence's tokens, from the worker straight to the stream of its request: a bounded
-//! channel whose free places are the sequence's credit.
+//! The way of one sequence's tokens, from the worker straight to the stream of its request. As many tokens as the
+//! sequence has credit can be on it, and then the worker waits for its reader.
 //!
-//! The end of a sequence has a place of its own, so that a reader that has stopped reading is still
-//! told how it ended.
+//! The end of a sequence takes no credit, so that a reader that has stopped reading is still told how it ended.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
@@ -26,6 +26,8 @@ pub enum Output {
     Prompt(Token),
     /// The next token.
     Token(Token),
+    /// The next tokens, which came together.
+    Tokens(Vec<Token>),
     /// The end, with the last token where it was known to be the last when it was made.
     Finished(Option<Token>, FinishReason),
     /// The end, with no success.
@@ -55,20 +57,19 @@ pub enum Failure {
 #[must_use]
 pub fn lane(credit: usize, queue: Arc<Notify>, wasted: Counter) -> (LaneSender, LaneReceiver) {
     assert!(credit > 0, "a lane without credit could never move");
-    let (tokens, receiver) = mpsc::channel(credit + 1);
-    let end = tokens
-        .clone()
-        .try_reserve_owned()
-        .expect("a new channel has room for its end");
+    // Every output has a token but its first and its last.
+    let (outputs, receiver) = mpsc::channel(credit + 2);
     let shared = Arc::new(Shared {
+        credit,
+        taken: AtomicUsize::new(0),
         stalled: AtomicBool::new(false),
         has_crashed: AtomicBool::new(false),
         worker: OnceLock::new(),
         queue,
     });
     let sender = LaneSender(Way::Here(LocalLane {
-        tokens,
-        end,
+        outputs,
+        sent: Cell::new(0),
         shared: Arc::clone(&shared),
     }));
     (
@@ -82,6 +83,10 @@ pub fn lane(credit: usize, queue: Arc<Notify>, wasted: Counter) -> (LaneSender, 
 }
 
 struct Shared {
+    /// How many tokens may be on the lane.
+    credit: usize,
+    /// How many the reader has taken.
+    taken: AtomicUsize,
     /// Whether the worker passes the sequence over until there is room again.
     stalled: AtomicBool,
     /// Whether the lane closed without an end because its worker crashed, rather than that it was killed or
@@ -104,8 +109,9 @@ enum Way {
 }
 
 struct LocalLane {
-    tokens: mpsc::Sender<Output>,
-    end: mpsc::OwnedPermit<Output>,
+    outputs: mpsc::Sender<Output>,
+    /// How many tokens were sent.
+    sent: Cell<usize>,
     shared: Arc<Shared>,
 }
 
@@ -130,7 +136,7 @@ impl LaneSender {
     #[must_use]
     pub fn is_closed(&self) -> bool {
         match &self.0 {
-            Way::Here(lane) => lane.tokens.is_closed(),
+            Way::Here(lane) => lane.outputs.is_closed(),
             Way::Elsewhere(lane) => lane.is_cancelled(),
         }
     }
@@ -147,7 +153,7 @@ impl LaneSender {
     /// Says that a worker has the sequence now.
     pub fn accept(&self) -> Sent {
         match &self.0 {
-            Way::Here(lane) => lane.send(Output::Accepted),
+            Way::Here(lane) => lane.send(0, || Output::Accepted),
             Way::Elsewhere(lane) => lane.accept(),
         }
     }
@@ -155,7 +161,7 @@ impl LaneSender {
     /// Sends the next token of the prompt.
     pub fn prompt(&self, token: Token) -> Sent {
         match &self.0 {
-            Way::Here(lane) => lane.send(Output::Prompt(token)),
+            Way::Here(lane) => lane.send(1, || Output::Prompt(token)),
             Way::Elsewhere(lane) => lane.prompt(token),
         }
     }
@@ -163,15 +169,18 @@ impl LaneSender {
     /// Sends the next token.
     pub fn token(&self, token: Token) -> Sent {
         match &self.0 {
-            Way::Here(lane) => lane.send(Output::Token(token)),
+            Way::Here(lane) => lane.send(1, || Output::Token(token)),
             Way::Elsewhere(lane) => lane.token(token),
         }
     }
 
-    /// Sends tokens that were made together. Where there is no room for all of them, some may be sent.
+    /// Sends the next tokens, which came together. Where there is no room for all of them, some may be sent.
     pub(super) fn tokens(&self, mut tokens: impl ExactSizeIterator<Item = Token>) -> Sent {
         match &self.0 {
-            Way::Here(lane) => lane.send_all(tokens),
+            Way::Here(lane) => lane.send(tokens.len(), || match (tokens.len(), tokens.next()) {
+                (1, Some(token)) => Output::Token(token),
+                (_, first) => Output::Tokens(first.into_iter().chain(tokens).collect()),
+            }),
             Way::Elsewhere(lane) => tokens
                 .find_map(|token| Some(lane.token(token)).filter(|sent| *sent != Sent::Delivered))
                 .unwrap_or(Sent::Delivered),
@@ -182,7 +191,7 @@ impl LaneSender {
     pub fn finish(self, token: Option<Token>, reason: FinishReason) {
         match self.0 {
             Way::Here(lane) => {
-                lane.end.send(Output::Finished(token, reason));
+                lane.end(Output::Finished(token, reason));
             }
             Way::Elsewhere(lane) => lane.finish(token, reason),
         }
@@ -192,7 +201,7 @@ impl LaneSender {
     pub fn fail(self, failure: Failure) {
         match self.0 {
             Way::Here(lane) => {
-                lane.end.send(Output::Failed(failure));
+                lane.end(Output::Failed(failure));
             }
             Way::Elsewhere(lane) => lane.fail(&failure),
         }
@@ -220,37 +229,60 @@ impl LaneSender {
 
 impl LocalLane {
     fn room(&self) -> usize {
-        match self.tokens.capacity() {
+        match self.free() {
             0 => self.stall(),
             room => room,
         }
+    }
+
+    fn free(&self) -> usize {
+        // Only the worker sends, so what is free now is still free when it does.
+        let on_the_lane = self.sent.get() - self.shared.taken.load(Ordering::SeqCst);
+        self.shared.credit - on_the_lane
     }
 
     /// Asks to be woken, and then looks again: a reader that has made room in between has either seen
     /// the flag, or is seen here.
     fn stall(&self) -> usize {
         self.shared.stalled.store(true, Ordering::SeqCst);
-        self.tokens.capacity()
+        self.free()
     }
 
-    fn send(&self, output: Output) -> Sent {
-        match self.tokens.try_send(output) {
+    /// Sends an output of so many tokens.
+    fn send(&self, tokens: usize, output: impl FnOnce() -> Output) -> Sent {
+        if self.free() < tokens {
+            return Sent::NoRoom;
+        }
+        self.sent.set(self.sent.get() + tokens);
+        match self.outputs.try_send(output()) {
             Ok(()) => Sent::Delivered,
             Err(TrySendError::Closed(_)) => Sent::Closed,
             Err(TrySendError::Full(_)) => Sent::NoRoom,
         }
     }
 
-    fn send_all(&self, tokens: impl ExactSizeIterator<Item = Token>) -> Sent {
-        match self.tokens.try_reserve_many(tokens.len()) {
-            Ok(places) => {
-                for (place, token) in places.zip(tokens) {
-                    place.send(Output::Token(token));
-                }
-                Sent::Delivered
-            }
-            Err(TrySendError::Closed(())) => Sent::Closed,
-            Err(TrySendError::Full(())) => Sent::NoRoom,
+    fn end(self, output: Output) {
+        // A reader that has gone need not be told.
+        let _ = self.outputs.try_send(output);
+    }
+}
+
+impl Output {
+    /// Its tokens of the completion.
+    pub fn made(&self) -> &[Token] {
+        match self {
+            Self::Token(token) | Self::Finished(Some(token), _) => std::slice::from_ref(token),
+            Self::Tokens(tokens) => tokens,
+            Self::Accepted | Self::Prompt(_) | Self::Finished(None, _) | Self::Failed(_) => &[],
+        }
+    }
+
+    /// How many tokens it takes of its lane's credit.
+    fn tokens(&self) -> usize {
+        match self {
+            Self::Prompt(_) | Self::Token(_) => 1,
+            Self::Tokens(tokens) => tokens.len(),
+            Self::Accepted | Self::Finished(..) | Self::Failed(_) => 0,
         }
     }
 }
@@ -271,9 +303,10 @@ impl LaneReceiver {
         outputs: &mut Vec<Output>,
         limit: usize,
     ) -> Poll<usize> {
+        let before = outputs.len();
         let received = self.receiver.poll_recv_many(cx, outputs, limit);
         if received.is_ready() {
-            self.give_credit();
+            self.give_credit(outputs[before..].iter().map(Output::tokens).sum());
         }
         received
     }
@@ -284,7 +317,8 @@ impl LaneReceiver {
         self.shared.has_crashed.load(Ordering::SeqCst)
     }
 
-    fn give_credit(&self) {
+    fn give_credit(&self, tokens: usize) {
+        self.shared.taken.fetch_add(tokens, Ordering::SeqCst);
         if self.shared.stalled.swap(false, Ordering::SeqCst)
             && let Some(worker) = self.shared.worker.get()
         {
@@ -297,9 +331,8 @@ impl Drop for LaneReceiver {
     fn drop(&mut self) {
         self.receiver.close();
         while let Ok(output) = self.receiver.try_recv() {
-            if matches!(output, Output::Token(_) | Output::Finished(Some(_), _)) {
-                self.wasted.increment(1);
-            }
+            let wasted = u64::try_from(output.made().len()).unwrap_or(u64::MAX);
+            self.wasted.increment(wasted);
         }
         match self.shared.worker.get() {
             Some(worker) => worker.attend(),

@@ -120,12 +120,7 @@ impl Sequences {
         };
         let wanted = usize::try_from(max_tokens).unwrap_or(usize::MAX);
         let wanted = wanted.saturating_sub(delivered).saturating_add(scored);
-        // One place is for the word that the worker has the sequence.
-        let credit = assignment
-            .lane
-            .room()
-            .saturating_sub(1)
-            .clamp(1, wanted.max(1));
+        let credit = assignment.lane.room().clamp(1, wanted.max(1));
         let credit_given = u32::try_from(credit).unwrap_or(u32::MAX);
         let submit = wire::submit(sequence, self.last, credit_given);
         self.under_way[slot.0] = Some(UnderWay {

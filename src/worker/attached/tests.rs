@@ -18,9 +18,9 @@ use crate::worker::wire::Named;
 
 const NO_PATIENCE: u64 = u64::MAX;
 
-/// A sequence whose reader has room for so many tokens besides its beginning, of which some are delivered.
+/// A sequence whose reader has room for so many tokens, of which some are delivered.
 fn assignment(room: usize, max_tokens: u32, delivered: u32) -> (Assignment, LaneReceiver) {
-    let (sender, receiver) = lane(room + 1, Arc::new(Notify::new()), Counter::noop());
+    let (sender, receiver) = lane(room, Arc::new(Notify::new()), Counter::noop());
     let sequence = Sequence {
         prompt: [0].into(),
         delivered: (0..delivered).collect(),
@@ -85,13 +85,8 @@ async fn read(lane: &mut LaneReceiver) -> Vec<Output> {
 }
 
 fn ids(outputs: &[Output]) -> Vec<u32> {
-    let id = |output: &Output| match output {
-        Output::Token(token) | Output::Finished(Some(token), _) => Some(token.id),
-        Output::Accepted | Output::Prompt(_) | Output::Finished(None, _) | Output::Failed(_) => {
-            None
-        }
-    };
-    outputs.iter().filter_map(id).collect()
+    let made = outputs.iter().flat_map(Output::made);
+    made.map(|token| token.id).collect()
 }
 
 #[tokio::test]
@@ -210,13 +205,12 @@ async fn credit_comes_back_when_the_reader_has_read() {
     let (mut sequences, number, _) = accepted(assignment);
     sequences.step(step(number, 0, 2, ON), 1).unwrap();
     assert!(sequences.take_effects().grants.is_empty(), "it is full");
-    assert_eq!(read(&mut reader).await.len(), 3);
+    assert_eq!(ids(&read(&mut reader).await), [0, 1]);
     sequences.look(1);
     let grants = sequences.take_effects().grants;
-    // The place of the beginning is free now, too.
     let expected = proto::Grant {
         sequence: number,
-        tokens: 3,
+        tokens: 2,
     };
     assert_eq!(grants, [expected]);
 }
