@@ -17,7 +17,7 @@ use tonic::{Code, Status, Streaming};
 use self::reading::Reading;
 use super::child::PARENT_VARIABLE;
 use super::dial::EngineAddress;
-use super::outbox::{Bell, Outbox};
+use super::outbox::{Bell, Outbox, Requests};
 use super::thread::{Spawn, spawn};
 use super::wire;
 use super::{Life, Served, WorkerEvent, WorkerHandle, WorkerId};
@@ -296,8 +296,7 @@ async fn attach(
     let mut client = DeviceWorkerClient::new(channel)
         .max_decoding_message_size(wire::MESSAGE_LIMIT)
         .max_encoding_message_size(wire::MESSAGE_LIMIT);
-    let requests = Arc::clone(outbox).into_requests();
-    let response = client.attach(requests).await?;
+    let response = client.attach(Requests::of(outbox)).await?;
     let mut inbound = response.into_inner();
     match inbound.message().await?.and_then(|first| first.message) {
         Some(Message::Welcome(welcome)) => Ok((inbound, welcome)),

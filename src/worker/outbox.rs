@@ -5,11 +5,13 @@
 //! credit of the worker's sequences.
 
 use std::cell::Cell;
+use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 
-use futures_util::{StreamExt, stream};
-use tokio::sync::Notify;
+use futures_util::task::AtomicWaker;
 use tokio_stream::Stream;
 
 use super::lane::{Failure, Sent};
@@ -19,20 +21,21 @@ use crate::proto::worker::attach_request::Message;
 use crate::request::FinishReason;
 use crate::runner::Token;
 
-/// What an entry of a step has room for at first, in tokens: as many as a device may make of a sequence at once.
-const TOKENS: usize = 32;
+/// What an entry of a step has room for at first, in tokens: a device makes few of a sequence at once.
+const TOKENS: usize = 8;
 
 /// What is on its way to one engine, by one connection.
 #[derive(Default)]
 pub(super) struct Outbox {
     gathered: Mutex<Gathered>,
-    filled: Notify,
+    /// Woken when there is something to send.
+    sender: AtomicWaker,
 }
 
 /// Messages leave in this order.
 #[derive(Default)]
 struct Gathered {
-    messages: Vec<Message>,
+    messages: VecDeque<Message>,
     /// What a step makes of which not all is told yet.
     step: proto::Step,
     /// Counts the steps, so that a lane knows whether its entry is in this one.
@@ -45,7 +48,7 @@ impl Gathered {
     fn end_step(&mut self) {
         if !self.step.sequences.is_empty() {
             let step = std::mem::take(&mut self.step);
-            self.messages.push(Message::Step(step));
+            self.messages.push_back(Message::Step(step));
             self.number += 1;
         }
     }
@@ -56,50 +59,59 @@ impl Outbox {
     pub(super) fn say(&self, message: Message) {
         let mut gathered = self.gathered();
         gathered.end_step();
-        gathered.messages.push(message);
+        gathered.messages.push_back(message);
         drop(gathered);
-        self.filled.notify_one();
+        self.sender.wake();
     }
 
     /// Says that the worker lives; of several that have not left the last one counts.
     pub(super) fn beat(&self, heartbeat: proto::Heartbeat) {
         self.gathered().heartbeat = Some(heartbeat);
-        self.filled.notify_one();
+        self.sender.wake();
     }
 
-    /// All that is said from now on, as it is to be sent.
-    pub(super) fn into_requests(
-        self: Arc<Self>,
-    ) -> impl Stream<Item = proto::AttachRequest> + Send + 'static {
-        let next = |outbox: Arc<Self>| async {
-            let messages = outbox.next().await.into_iter();
-            let request = |message| proto::AttachRequest {
-                message: Some(message),
-            };
-            Some((stream::iter(messages.map(request)), outbox))
-        };
-        stream::unfold(self, next).flatten()
-    }
-
-    /// Waits for what is to leave next.
-    async fn next(&self) -> Vec<Message> {
-        loop {
-            self.filled.notified().await;
-            let mut gathered = self.gathered();
-            gathered.end_step();
-            let heartbeat = gathered.heartbeat.take().map(Message::Heartbeat);
-            let mut messages = std::mem::take(&mut gathered.messages);
-            drop(gathered);
-            messages.extend(heartbeat);
-            if !messages.is_empty() {
-                return messages;
-            }
-        }
+    /// What there is to send, in exchange for an empty list.
+    fn take(&self, messages: &mut VecDeque<Message>) {
+        let mut gathered = self.gathered();
+        gathered.end_step();
+        std::mem::swap(messages, &mut gathered.messages);
+        messages.extend(gathered.heartbeat.take().map(Message::Heartbeat));
     }
 
     /// Held for a push or a take.
     fn gathered(&self) -> MutexGuard<'_, Gathered> {
         self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// All that is said by an outbox, as it is sent.
+pub(super) struct Requests {
+    outbox: Arc<Outbox>,
+    messages: VecDeque<Message>,
+}
+
+impl Requests {
+    pub(super) fn of(outbox: &Arc<Outbox>) -> Self {
+        Self {
+            outbox: Arc::clone(outbox),
+            messages: VecDeque::new(),
+        }
+    }
+}
+
+impl Stream for Requests {
+    type Item = proto::AttachRequest;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        if this.messages.is_empty() {
+            this.outbox.sender.register(cx.waker());
+            this.outbox.take(&mut this.messages);
+        }
+        match this.messages.pop_front() {
+            None => Poll::Pending,
+            message => Poll::Ready(Some(proto::AttachRequest { message })),
+        }
     }
 }
 
@@ -110,7 +122,7 @@ pub(super) struct Bell(Arc<Mutex<Option<Arc<Outbox>>>>);
 impl Bell {
     pub(super) fn ring(&self) {
         if let Some(outbox) = &*self.outbox() {
-            outbox.filled.notify_one();
+            outbox.sender.wake();
         }
     }
 
@@ -202,7 +214,7 @@ impl RemoteLane {
         };
         // Before the step that goes on being gathered: nothing of this sequence is in it.
         let mut gathered = self.outbox.gathered();
-        gathered.messages.push(Message::Accepted(accepted));
+        gathered.messages.push_back(Message::Accepted(accepted));
         Sent::Delivered
     }
 

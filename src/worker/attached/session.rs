@@ -372,7 +372,9 @@ impl Session {
         self.telemetry.tokens.increment(tokens);
         let count = running.sequences.count();
         let more = count - std::mem::replace(&mut running.counted, count);
-        self.telemetry.sequences_running.increment(more);
+        if more != 0.0 {
+            self.telemetry.sequences_running.increment(more);
+        }
         for _ in 0..cleared {
             self.tell(WorkerEvent::Cleared(self.worker, running.life))
                 .await?;
