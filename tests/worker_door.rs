@@ -100,15 +100,17 @@ impl Engine {
         worker
     }
 
-    /// The status with which a worker's stream ends that says this.
-    async fn broke(&self, said: Said) -> Status {
-        let mut worker = self.dial(Said::Hello(hello())).await.expect("it is taken");
-        worker.say(said).await;
-        loop {
-            if let Err(status) = worker.hear().await {
-                return status;
-            }
+    /// The status with which the stream of the worker of this name ends that says this.
+    async fn broke(&self, name: &str, said: impl IntoIterator<Item = Said>) -> Status {
+        let hello = proto::Hello {
+            name: name.to_owned(),
+            ..hello()
+        };
+        let mut worker = self.dial(Said::Hello(hello)).await.expect("it is taken");
+        for said in said {
+            worker.say(said).await;
         }
+        worker.ended().await
     }
 }
 
@@ -123,6 +125,15 @@ impl Worker {
         let heard = self.hears.message().await?;
         let heard = heard.ok_or_else(|| Status::cancelled("the engine ended the stream"))?;
         Ok(heard.message.expect("a message is one of them"))
+    }
+
+    /// The status with which its stream ends.
+    async fn ended(&mut self) -> Status {
+        loop {
+            if let Err(status) = self.hear().await {
+                return status;
+            }
+        }
     }
 
     async fn submitted(&mut self) -> proto::Submit {
@@ -198,7 +209,11 @@ async fn a_worker_that_breaks_the_contract_is_told_which_rule() {
     fn of_model(ready: &mut proto::Ready) -> &mut proto::Model {
         ready.model.as_mut().expect("it is there")
     }
+    let too_large = proto::Crashed {
+        reason: "x".repeat(17 * 1024 * 1024),
+    };
     for (said, rule) in [
+        (Said::Crashed(too_large), "too large"),
         (changed(|ready| ready.slots = 0), "ready.slots"),
         (changed(|ready| ready.life = 0), "ready.life"),
         (
@@ -223,18 +238,76 @@ async fn a_worker_that_breaks_the_contract_is_told_which_rule() {
             "ready comes before anything about sequences",
         ),
     ] {
-        let status = engine.broke(said).await;
+        let status = engine.broke(rule, [said]).await;
         assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
         assert!(status.message().contains(rule), "{status:?}");
     }
+    let crashed = Said::Crashed(proto::Crashed::default());
+    let twice = [Said::Ready(ready()), crashed, Said::Ready(ready())];
+    let status = engine.broke("the same life", twice).await;
+    assert!(
+        status.message().contains("ready.life must be higher"),
+        "{status:?}"
+    );
     let _first = engine.worker().await;
-    let status = engine
-        .broke(changed(|ready| of_model(ready).context_length = 99))
-        .await;
+    let other = changed(|ready| of_model(ready).context_length = 99);
+    let status = engine.broke("other", [other]).await;
     assert!(
         status.message().contains("differs from what another"),
         "{status:?}"
     );
+}
+
+#[tokio::test]
+async fn a_worker_that_broke_the_contract_has_to_wait_and_others_have_not() {
+    let engine = engine(|_| ()).await;
+    let broken = Said::Step(proto::Step::default());
+    let _ = engine.broke("one", [broken]).await;
+    let called = |name: &str| {
+        Said::Hello(proto::Hello {
+            name: name.to_owned(),
+            ..hello()
+        })
+    };
+    let status = engine.dial(called("one")).await.err();
+    let status = status.expect("it is refused");
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(
+        status.message().contains("may dial in again in"),
+        "{status:?}"
+    );
+    assert!(engine.dial(called("another")).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_worker_that_leaves_a_sequence_alone_is_lost() {
+    let engine = engine(|setup| {
+        let patience = &mut setup.engine().workers.patience;
+        patience.heartbeat_timeout = Duration::from_millis(200);
+        patience.step_limit = Some(Duration::from_millis(100));
+    })
+    .await;
+    let mut worker = engine.worker().await;
+    let body = json!({"prompt": [5], "max_tokens": 2});
+    let asked = post("/v1/completions", body.to_string());
+    let address = engine.server.http_address();
+    let _asked = tokio::spawn(async move { asked.send_to(&address).await });
+    let mut beat = tokio::time::interval(Duration::from_millis(20));
+    let status = loop {
+        tokio::select! {
+            heard = worker.hear() => match heard {
+                Ok(Message::Question(proto::Question { question, .. })) => {
+                    let pieces = proto::Pieces { bytes: b"x".to_vec(), lengths: vec![1] };
+                    worker.answer(question, Answer::Pieces(pieces)).await;
+                }
+                Ok(_) => {}
+                Err(status) => break status,
+            },
+            _ = beat.tick() => worker.say(Said::Heartbeat(proto::Heartbeat::default())).await,
+        }
+    };
+    let told = "neither accepted nor refused a sequence";
+    assert!(status.message().contains(told), "{status:?}");
 }
 
 #[tokio::test]

@@ -11,7 +11,10 @@ use serde_json::json;
 use support::grpc::{self, collect_from};
 use support::http::{completion, get, texts};
 use support::program::{Running, serving, tokenway};
+use support::{Setup, full_speed};
 use tokenway::proto::v1::inference_client::InferenceClient;
+use tokenway::server::Isolation;
+use tokenway::worker::child;
 
 const STREAMS: usize = 32;
 const TOKENS: u32 = 600;
@@ -185,4 +188,25 @@ async fn streams_survive_attached_workers_that_leave_and_others_may_join() {
     .await;
     assert_eq!(completion.texts(0), tokens());
     assert_eq!(metric(&http, "tokenway_resumptions_total").await, 1.0);
+}
+
+#[tokio::test]
+async fn a_child_that_is_killed_while_it_loads_is_started_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // The first one does not live to load anything.
+    let script = format!(
+        "if mkdir {}; then kill -9 $$; fi; exec {} worker --runner llm_test \"$@\"",
+        folder.path().join("was-there").display(),
+        env!("CARGO_BIN_EXE_tokenway"),
+    );
+    let mut setup = Setup::test_runner(full_speed());
+    setup.engine().models[0].isolation = Isolation::Process(child::Program {
+        path: "/bin/sh".into(),
+        arguments: ["-c".into(), script.into(), "sh".into()].into(),
+    });
+    let server = setup.start().await;
+    let (_, answer) = completion(&json!({"prompt": "a", "max_tokens": 3}))
+        .fetch(&server)
+        .await;
+    assert_eq!(texts(&answer.lines(), 0).concat(), "token_0token_1token_2");
 }

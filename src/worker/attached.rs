@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
 use self::interpreter::Interpreters;
+use self::offenders::Offenders;
 use self::session::{End, Session, are_alike};
 use super::wire::{self, Offer, Violation};
 use super::{Flags, Sleeper, Wake, WorkerEvent, WorkerHandle, WorkerId};
@@ -28,6 +29,7 @@ use crate::runner::ModelFacts;
 use crate::telemetry::Telemetry;
 
 mod interpreter;
+mod offenders;
 mod sequences;
 mod session;
 #[cfg(test)]
@@ -41,6 +43,9 @@ const OUTBOUND: usize = 256;
 
 /// How many sequences may wait for a session to take them, besides those that have slots.
 const COMMANDS: usize = 1_024;
+
+/// How many workers may be dialled in at once.
+const WORKERS: usize = 1_024;
 
 /// How long a child that has ended its stream may take to end, before it is made to.
 pub(super) const LAST_BREATH: Duration = Duration::from_millis(200);
@@ -72,6 +77,8 @@ struct Inner {
     seats: Vec<Arc<Seat>>,
     patience: Patience,
     next_worker: AtomicUsize,
+    places: Arc<Semaphore>,
+    offenders: Offenders,
     events: mpsc::Sender<WorkerEvent>,
     telemetry: Telemetry,
     tasks: TaskTracker,
@@ -168,6 +175,8 @@ impl Door {
             seats: seats.collect(),
             patience,
             next_worker: AtomicUsize::new(first_worker),
+            places: Arc::new(Semaphore::new(WORKERS)),
+            offenders: Offenders::default(),
             events,
             telemetry,
             tasks,
@@ -242,12 +251,24 @@ impl Door {
         })
     }
 
+    /// Whether a worker that says this may dial in now.
+    fn check_offences(&self, hello: &proto::Hello) -> Result<(), Status> {
+        match self.0.offenders.wait_of(&hello.name) {
+            Some(wait) if hello.child_token.is_empty() => Err(Status::unavailable(format!(
+                "a worker of this name broke the contract; it may dial in again in {} ms",
+                wait.as_millis()
+            ))),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// Serves a worker to its end, and tells of it.
     async fn serve(
         self,
         session: Session,
-        child: Option<ChildSeat>,
+        (child, called): (Option<ChildSeat>, String),
         inbound: Streaming<proto::AttachRequest>,
+        _place: OwnedSemaphorePermit,
     ) {
         let (worker, outbound) = (session.worker, session.outbound.clone());
         let name = session.seat.name.clone();
@@ -256,6 +277,9 @@ impl Door {
         if let Some(status) = end.status() {
             // One that does not read any more is not told.
             let _ = outbound.try_send(Err(status));
+        }
+        if matches!(end, End::Broke(_)) {
+            self.0.offenders.add(called);
         }
         let is_stopped = matches!(end, End::Stopped);
         if !is_stopped {
@@ -282,6 +306,10 @@ impl DeviceWorker for Door {
         &self,
         request: Request<Streaming<proto::AttachRequest>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
+        let place = Arc::clone(&self.0.places).try_acquire_owned();
+        let place = place.map_err(|_| {
+            Status::resource_exhausted(format!("there are {WORKERS} workers already"))
+        })?;
         let mut inbound = request.into_inner();
         let first = timeout(HELLO, inbound.message()).await;
         let first =
@@ -290,6 +318,7 @@ impl DeviceWorker for Door {
             return Err(Status::failed_precondition("hello comes first"));
         };
         let (seat, child) = self.seat(&hello)?;
+        self.check_offences(&hello)?;
         let worker = match &child {
             Some(child) => child.worker,
             None => WorkerId(self.0.next_worker.fetch_add(1, Ordering::SeqCst)),
@@ -329,9 +358,10 @@ impl DeviceWorker for Door {
             events: self.0.events.clone(),
             telemetry: self.0.telemetry.clone(),
         };
-        self.0
-            .tasks
-            .spawn(self.clone().serve(session, child, inbound));
+        self.0.tasks.spawn(
+            self.clone()
+                .serve(session, (child, hello.name), inbound, place),
+        );
         Ok(Response::new(ReceiverStream::new(messages)))
     }
 }

@@ -78,18 +78,21 @@ pub(crate) async fn supervise(
         if stopping.is_cancelled() {
             return;
         }
-        let reason = match life {
+        let ended = match life {
             Life::WasReady => {
                 back_off = BACK_OFF;
                 in_vain = 0;
                 None
             }
-            Life::NeverReady(reason) => {
+            Life::NeverReady(ended) => {
                 in_vain += 1;
-                Some(reason)
+                Some(ended)
             }
         };
-        if let Some(reason) = reason {
+        if let Some(Ended {
+            reason, was_killed, ..
+        }) = ended
+        {
             let has_given_up = in_vain >= GIVE_UP;
             let told = if has_given_up {
                 format!(
@@ -98,8 +101,18 @@ pub(crate) async fn supervise(
             } else {
                 reason
             };
-            // Nobody listens any more once the engine has ended.
-            let _ = events.send(WorkerEvent::LoadFailed(worker, told)).await;
+            if was_killed && !has_given_up {
+                // That says nothing of its model.
+                tracing::warn!(
+                    worker = worker.0,
+                    model,
+                    reason = told,
+                    "a worker was killed while it loaded"
+                );
+            } else {
+                // Nobody listens any more once the engine has ended.
+                let _ = events.send(WorkerEvent::LoadFailed(worker, told)).await;
+            }
             if has_given_up {
                 tracing::error!(worker = worker.0, model, "a worker is given up");
                 return;
@@ -123,7 +136,7 @@ enum Life {
     /// Its model was loaded. Who was on it has been told.
     WasReady,
     /// It was not, for this reason.
-    NeverReady(String),
+    NeverReady(Ended),
 }
 
 async fn live(program: &Program, place: &Place, door: &Door, stopping: &CancellationToken) -> Life {
@@ -136,12 +149,16 @@ async fn live(program: &Program, place: &Place, door: &Door, stopping: &Cancella
             if watch.was_ready() {
                 Life::WasReady
             } else {
-                Life::NeverReady(exit.reason)
+                Life::NeverReady(exit)
             }
         }
         Err(error) => {
             let path = program.path.display();
-            Life::NeverReady(format!("{path} cannot be started: {error}"))
+            Life::NeverReady(Ended {
+                kind: Exit::Ended,
+                was_killed: false,
+                reason: format!("{path} cannot be started: {error}"),
+            })
         }
     };
     door.forget(place.model.0, &token);
@@ -187,6 +204,8 @@ fn name(place: &Place) -> String {
 /// How a process ended, and how that is told.
 struct Ended {
     kind: Exit,
+    /// Whether somebody ended it from outside, by a signal.
+    was_killed: bool,
     reason: String,
 }
 
@@ -240,6 +259,7 @@ fn ended(status: std::io::Result<ExitStatus>) -> Ended {
         Err(error) => {
             return Ended {
                 kind: Exit::Ended,
+                was_killed: false,
                 reason: format!("its process is lost: {error}"),
             };
         }
@@ -253,6 +273,7 @@ fn ended(status: std::io::Result<ExitStatus>) -> Ended {
     };
     Ended {
         kind,
+        was_killed: status.signal().is_some() && kind == Exit::Ended,
         reason: format!("its process ended: {status}; its log lines say why"),
     }
 }

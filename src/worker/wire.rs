@@ -45,7 +45,7 @@ fn check(holds: bool, rule: &str) -> Result<(), Violation> {
 }
 
 /// How a sequence is named between an engine and a worker.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Named {
     /// Its number in the worker's stream.
     pub(super) number: u64,
@@ -191,10 +191,15 @@ pub(super) fn tokens(
             id,
             bytes: TokenBytes::from_slice(bytes),
             due_ns: entry.due_ns.get(at).copied().unwrap_or(0),
-            emitted_ns: entry.emitted_ns.get(at).copied().unwrap_or(now_ns),
+            emitted_ns: told(&entry.emitted_ns, at).unwrap_or(now_ns),
             logprobs: logprobs.next().map(|logprobs| Box::new(logprobs.into())),
         }
     }))
+}
+
+/// A time that is told; 0 is none.
+fn told(times: &[u64], at: usize) -> Option<u64> {
+    times.get(at).copied().filter(|ns| *ns > 0)
 }
 
 /// What is told of a token's position must be bounded, and be numbers that JSON has.

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use crate::proto::worker as proto;
 use crate::request::FinishReason;
-use crate::runner::{Room, Slot};
+use crate::runner::{Room, Slot, monotonic_ns};
 use crate::worker::Assignment;
 use crate::worker::lane::Failure;
 use crate::worker::slots::{Freed, Slots};
@@ -32,7 +32,10 @@ pub(super) struct Sequences {
 /// A sequence that the worker has.
 struct UnderWay {
     number: u64,
+    submitted_ns: u64,
     is_accepted: bool,
+    /// Whether each of its tokens is to come with its log probabilities.
+    wants_logprobs: bool,
     next_index: u32,
     next_of_prompt: u32,
     /// How many tokens of the prompt it emits.
@@ -92,6 +95,12 @@ impl Sequences {
         self.slots.count()
     }
 
+    /// When the sequence was submitted that has waited longest for the worker to take it.
+    pub(super) fn waits_since_ns(&self) -> Option<u64> {
+        let waiting = self.under_way.iter().flatten().filter(|it| !it.is_accepted);
+        waiting.map(|it| it.submitted_ns).min()
+    }
+
     /// What is to be told since this was last asked.
     pub(super) fn take_effects(&mut self) -> Effects {
         self.effects.cleared += self.slots.take_cleared();
@@ -125,7 +134,9 @@ impl Sequences {
         let submit = wire::submit(sequence, self.last, credit_given);
         self.under_way[slot.0] = Some(UnderWay {
             number,
+            submitted_ns: monotonic_ns(),
             is_accepted: false,
+            wants_logprobs: sequence.logprobs.is_some(),
             next_index: u32::try_from(delivered).unwrap_or(u32::MAX),
             next_of_prompt: 0,
             scored,
@@ -302,6 +313,11 @@ impl UnderWay {
         })?;
         if usize::try_from(self.next_of_prompt).is_ok_and(|next| next > self.scored) {
             let rule = format!("sequence {number} has tokens of its prompt that nobody asked for");
+            return Err(Violation(rule));
+        }
+        let has_logprobs = entry.logprobs.len() == count;
+        if (self.wants_logprobs || entry.is_prompt) && !has_logprobs {
+            let rule = format!("sequence {number} has tokens without their log probabilities");
             return Err(Violation(rule));
         }
         let broken = match entry.end() {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use super::interpreter::{Asked, OPEN, RemoteModel};
 use super::sequences::{Effects, Sequences};
@@ -53,6 +53,8 @@ pub(super) enum End {
     Silent,
     /// A call of the device took too long.
     Stuck,
+    /// A sequence was not taken in time.
+    Idle,
     /// It broke a rule.
     Broke(Violation),
 }
@@ -65,6 +67,9 @@ impl End {
             Self::Gone(how) => how.clone(),
             Self::Silent => "it sent no heartbeat in time".to_owned(),
             Self::Stuck => "a call of its device took longer than the step limit".to_owned(),
+            Self::Idle => {
+                "it neither accepted nor refused a sequence within the step limit".to_owned()
+            }
             Self::Broke(violation) => format!("it broke the contract: {violation}"),
         }
     }
@@ -73,7 +78,9 @@ impl End {
     pub(super) fn status(&self) -> Option<Status> {
         match self {
             Self::Stopped | Self::Gone(_) => None,
-            Self::Silent | Self::Stuck => Some(Status::deadline_exceeded(self.reason())),
+            Self::Silent | Self::Stuck | Self::Idle => {
+                Some(Status::deadline_exceeded(self.reason()))
+            }
             Self::Broke(violation) => Some(Status::failed_precondition(violation.to_string())),
         }
     }
@@ -92,6 +99,15 @@ struct Running {
     _ready: InFlight,
 }
 
+/// What is known of the worker's lives so far.
+#[derive(Default)]
+struct Past {
+    /// How many there were.
+    lives: u64,
+    /// What the worker called the last one, and the number of the last sequence.
+    last: Named,
+}
+
 /// What happened next.
 enum Next {
     Said(Said),
@@ -107,8 +123,7 @@ impl Session {
     /// Serves a worker to its end.
     pub(super) async fn run(mut self, mut inbound: Streaming<proto::AttachRequest>) -> End {
         let mut running = None;
-        let mut life = Life(0);
-        let mut last_number = 0;
+        let mut past = Past::default();
         let mut heard = Instant::now();
         // It is set anew only where it is to ring earlier, or has rung: not at every message.
         let mut alarm = pin!(sleep_until(heard + self.patience.heartbeat_timeout));
@@ -122,8 +137,7 @@ impl Session {
             let ended = match next.await {
                 Next::Said(said) => {
                     heard = Instant::now();
-                    self.hear(said, &mut running, (&mut life, &mut last_number))
-                        .await
+                    self.hear(said, &mut running, &mut past).await
                 }
                 Next::Submit(of, assignment) => self.submit(of, assignment, running.as_mut()).await,
                 Next::Asked(asked) => self.ask(asked, running.as_mut()).await,
@@ -131,10 +145,12 @@ impl Session {
                 Next::Alarm => {
                     let silent_at = heard + self.patience.heartbeat_timeout;
                     alarm.as_mut().reset(silent_at);
-                    if Instant::now() < silent_at {
-                        self.attend(running.as_mut()).await
-                    } else {
+                    if Instant::now() >= silent_at {
                         Err(End::Silent)
+                    } else if self.is_idle(running.as_ref()) {
+                        Err(End::Idle)
+                    } else {
+                        self.attend(running.as_mut()).await
                     }
                 }
                 Next::End(end) => Err(end),
@@ -151,7 +167,7 @@ impl Session {
                     Some(child) => child.has_crashed().await,
                     None => false,
                 },
-                End::Stopped | End::Silent | End::Broke(_) => false,
+                End::Stopped | End::Silent | End::Idle | End::Broke(_) => false,
             };
             if has_crashed {
                 running.sequences.crash_all();
@@ -178,6 +194,10 @@ impl Session {
         };
         tokio::select! {
             said = inbound.message() => match said {
+                // tonic says so of a message that is too large.
+                Err(status) if status.code() == Code::OutOfRange => {
+                    Next::End(broke(status.message()))
+                }
                 Err(status) => Next::End(End::Gone(format!("its stream broke: {}", status.message()))),
                 Ok(None) => Next::End(End::Gone("it ended its stream".to_owned())),
                 Ok(Some(proto::AttachRequest { message: None })) => Next::Attention,
@@ -193,11 +213,23 @@ impl Session {
         }
     }
 
+    /// Whether the worker leaves a sequence alone for longer than a call of its device may last, of which it may have
+    /// to await the end.
+    fn is_idle(&self, running: Option<&Running>) -> bool {
+        let since = running.and_then(|running| running.sequences.waits_since_ns());
+        since
+            .zip(self.patience.step_limit)
+            .is_some_and(|(since, limit)| {
+                let limit = limit + self.patience.heartbeat_timeout;
+                u128::from(monotonic_ns().saturating_sub(since)) > limit.as_nanos()
+            })
+    }
+
     async fn hear(
         &mut self,
         said: Said,
         running: &mut Option<Running>,
-        (life, last_number): (&mut Life, &mut u64),
+        past: &mut Past,
     ) -> Result<(), End> {
         match (said, running.as_mut()) {
             (Said::Hello(_), _) => Err(broke("hello comes once")),
@@ -217,9 +249,13 @@ impl Session {
                 Ok(())
             }
             (Said::Ready(ready), None) => {
-                life.0 += 1;
                 let offer = wire::offer(ready, &self.seat.name).map_err(End::Broke)?;
-                *running = Some(self.begin(offer, *life, *last_number).await?);
+                if offer.life <= past.last.life {
+                    return Err(broke("ready.life must be higher than the one before"));
+                }
+                past.lives += 1;
+                past.last.life = offer.life;
+                *running = Some(self.begin(offer, past).await?);
                 Ok(())
             }
             (Said::LoadFailed(proto::LoadFailed { reason }), None) => {
@@ -229,7 +265,7 @@ impl Session {
             }
             (Said::Crashed(proto::Crashed { reason }), Some(crashed)) => {
                 crashed.sequences.crash_all();
-                *last_number = crashed.sequences.last_number();
+                past.last.number = crashed.sequences.last_number();
                 self.forget(crashed);
                 *running = None;
                 self.telemetry.workers_lost.increment(1);
@@ -274,14 +310,10 @@ impl Session {
     }
 
     /// The worker has loaded its model.
-    async fn begin(&self, offer: Offer, life: Life, number: u64) -> Result<Running, End> {
+    async fn begin(&self, offer: Offer, past: &Past) -> Result<Running, End> {
         self.seat.agree(&offer).map_err(End::Broke)?;
-        let Offer {
-            facts,
-            slots,
-            life: worker_life,
-            ..
-        } = offer;
+        let Offer { facts, slots, .. } = offer;
+        let life = Life(past.lives);
         let slow_reader_ns =
             u64::try_from(self.seat.slow_reader_timeout.as_nanos()).unwrap_or(u64::MAX);
         let vocabulary_size = facts.vocabulary_size;
@@ -289,13 +321,9 @@ impl Session {
             facts,
             interpreters: Arc::clone(&self.seat.interpreters),
         });
-        let last = Named {
-            number,
-            life: worker_life,
-        };
         let running = Running {
             life,
-            sequences: Sequences::new(slots, slow_reader_ns, last).of(vocabulary_size),
+            sequences: Sequences::new(slots, slow_reader_ns, past.last).of(vocabulary_size),
             questions: self.seat.interpreters.add(self.worker),
             open: HashMap::new(),
             last_question: 0,

@@ -199,6 +199,34 @@ fn what_does_not_fit_together_breaks_the_contract() {
     );
 }
 
+#[test]
+fn tokens_without_the_log_probabilities_that_were_asked_for_break_the_contract() {
+    let (mut assignment, _reader) = assignment(8, 100, 0);
+    assignment.sequence.logprobs = Some(0);
+    let (mut sequences, number, _) = accepted(assignment);
+    let mut told = step(number, 0, 1, ON);
+    told.sequences[0].logprobs = vec![proto::Logprobs::default()];
+    sequences.step(told, 1).unwrap();
+    let broke = sequences.step(step(number, 1, 1, ON), 1).unwrap_err();
+    assert!(broke.to_string().contains("without their log"), "{broke:?}");
+}
+
+#[tokio::test]
+async fn a_token_that_was_emitted_at_no_time_is_stamped_as_it_arrives() {
+    let (assignment, mut reader) = assignment(8, 100, 0);
+    let (mut sequences, number, _) = accepted(assignment);
+    let mut two = step(number, 0, 2, ON);
+    two.sequences[0].emitted_ns = vec![0, 7];
+    sequences.step(two, 9).unwrap();
+    let outputs = read(&mut reader).await;
+    let emitted: Vec<_> = outputs
+        .iter()
+        .flat_map(Output::made)
+        .map(|it| it.emitted_ns)
+        .collect();
+    assert_eq!(emitted, [9, 7]);
+}
+
 #[tokio::test]
 async fn credit_comes_back_when_the_reader_has_read() {
     let (assignment, mut reader) = assignment(2, 100, 0);

@@ -1,0 +1,85 @@
+//! Workers that broke the contract, by the names that they give themselves. Each has to wait before it may dial in
+//! again: one that is new has nothing to do, so it would be given the next requests at once, and lose them, too.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How long a worker waits after it broke the contract once; doubled each time, up to the last.
+const WAIT: Duration = Duration::from_secs(1);
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// A worker that has broken nothing for so long is one like any other.
+const FORGIVEN: Duration = Duration::from_secs(600);
+
+/// How many names are kept.
+const NAMES: usize = 1_024;
+
+/// Who has broken the contract.
+#[derive(Default)]
+pub(super) struct Offenders(Mutex<HashMap<String, Offence>>);
+
+#[derive(Clone, Copy)]
+struct Offence {
+    at: Instant,
+    wait: Duration,
+}
+
+impl Offenders {
+    /// How long the worker of this name has still to wait.
+    pub(super) fn wait_of(&self, name: &str) -> Option<Duration> {
+        let offences = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let offence = offences.get(name)?;
+        let left = offence.wait.checked_sub(offence.at.elapsed())?;
+        Some(left).filter(|left| !left.is_zero())
+    }
+
+    /// The worker of this name has broken the contract.
+    pub(super) fn add(&self, name: String) {
+        let mut offences = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        offences.retain(|_, offence| offence.at.elapsed() < FORGIVEN);
+        let before = offences.get(&name).copied();
+        if before.is_none() && offences.len() >= NAMES {
+            return;
+        }
+        let wait = before.map_or(WAIT, |offence| (offence.wait * 2).min(LONGEST_WAIT));
+        let at = Instant::now();
+        offences.insert(name, Offence { at, wait });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_breaks_the_contract_waits_longer_each_time_and_is_forgiven_at_last() {
+        let offenders = Offenders::default();
+        assert_eq!(offenders.wait_of("a"), None);
+        for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
+            offenders.add("a".to_owned());
+            let wait = Duration::from_secs(seconds);
+            assert_eq!(offenders.wait_of("a"), Some(wait));
+            assert_eq!(offenders.wait_of("b"), None);
+            advance(wait).await;
+            assert_eq!(offenders.wait_of("a"), None);
+        }
+        advance(FORGIVEN).await;
+        offenders.add("a".to_owned());
+        assert_eq!(offenders.wait_of("a"), Some(WAIT));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_names_are_kept_than_there_is_room_for() {
+        let offenders = Offenders::default();
+        for name in 0..=NAMES {
+            offenders.add(name.to_string());
+        }
+        assert_eq!(offenders.wait_of("0"), Some(WAIT));
+        assert_eq!(offenders.wait_of(&NAMES.to_string()), None);
+    }
+}
