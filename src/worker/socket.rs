@@ -108,3 +108,56 @@ impl AsyncWrite for Socket {
         Poll::Ready(SockRef::from(&self.writing).shutdown(Shutdown::Write))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// More than a socket holds.
+    const MUCH: usize = 8 * 1024 * 1024;
+
+    /// A socket, and its peer.
+    async fn pair() -> (Socket, UnixStream) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let socket = Socket::connect(&path).await.unwrap();
+        (socket, listener.accept().await.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_waits_until_the_peer_has_read() {
+        let (mut socket, mut peer) = pair().await;
+        let bytes: Vec<_> = (0..=u8::MAX).cycle().take(MUCH).collect();
+        let write = async {
+            socket.write_all(&bytes).await.unwrap();
+            socket.shutdown().await.unwrap();
+        };
+        let read = async {
+            let mut read = Vec::new();
+            peer.read_to_end(&mut read).await.unwrap();
+            read
+        };
+        let ((), read) = tokio::join!(write, read);
+        assert!(read == bytes, "{} of {MUCH} bytes", read.len());
+    }
+
+    #[tokio::test]
+    async fn both_ends_may_write_at_once_and_an_end_is_seen() {
+        let (mut socket, mut peer) = pair().await;
+        peer.write_all(b"to the worker").await.unwrap();
+        socket.write_all(b"to the engine").await.unwrap();
+        let mut bytes = [0; 13];
+        socket.read_exact(&mut bytes).await.unwrap();
+        assert_eq!(&bytes, b"to the worker");
+        peer.read_exact(&mut bytes).await.unwrap();
+        assert_eq!(&bytes, b"to the engine");
+        drop(peer);
+        assert_eq!(socket.read(&mut bytes).await.unwrap(), 0);
+        let error = socket.write_all(b"more").await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+}
