@@ -94,7 +94,7 @@ async fn survive(options: &Options) -> Result<Tally, StartError> {
     let seed = options.seed.unwrap_or_else(rand::random);
     let server = Rc::new(Server::start(options).await?);
     let expected = expected(&server, options).await?;
-    let tally = Tally::new(options, seed);
+    let tally = Tally::new(options.workers, seed);
     let end = Instant::now() + Duration::from_secs(options.seconds.into());
     let mut streams = Vec::new();
     for number in 0..options.streams {
@@ -143,7 +143,7 @@ async fn survive(options: &Options) -> Result<Tally, StartError> {
 
 /// What each prompt's completion is when nothing is killed.
 async fn expected(server: &Server, options: &Options) -> Result<Vec<Rc<Expected>>, StartError> {
-    let undisturbed = Tally::new(options, 0);
+    let undisturbed = Tally::new(options.workers, 0);
     let mut all = Vec::new();
     for prompt in 0..stream::PROMPTS {
         let asked = Asked::of_prompt(prompt, options.tokens);

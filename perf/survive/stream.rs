@@ -242,3 +242,38 @@ async fn by_http(server: &Server, asked: &Asked, coming: &mut Coming<'_>) -> Res
         (status, _) => Err(Fault::Broke(status.to_string())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is found of a stream of these tokens where `a`, `b` and `c` are due.
+    fn found(texts: &[&str]) -> Result<Expected, Fault> {
+        let expected = ["a", "b", "c"].map(str::to_owned).to_vec();
+        let tally = Tally::new(1, 0);
+        let mut coming = Coming {
+            texts: Vec::new(),
+            expected: Some(&expected),
+            last: None,
+            tally: &tally,
+        };
+        texts.iter().try_for_each(|text| coming.token(text))?;
+        coming.whole()
+    }
+
+    #[test]
+    fn a_stream_is_whole_only_with_each_token_once_and_in_order() {
+        assert!(found(&["a", "b", "c"]).is_ok());
+        for (texts, fault) in [
+            (&["a", "b"][..], "it ended after 2 tokens"),
+            (&["a", "c"], "token 1 is \"c\", and \"b\" was due"),
+            (&["a", "a", "b"], "token 1 is \"a\", and \"b\" was due"),
+            (
+                &["a", "b", "c", "c"],
+                "token 3 is \"c\", and \"the end\" was due",
+            ),
+        ] {
+            assert_eq!(found(texts).unwrap_err().to_string(), fault);
+        }
+    }
+}

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use super::Options;
 use super::server::{Server, metric};
 use super::stream::{Expected, Fault};
 
@@ -40,12 +39,13 @@ struct Counts {
 }
 
 impl Tally {
-    pub(super) fn new(options: &Options, seed: u64) -> Self {
+    /// Nothing yet, on so many workers.
+    pub(super) fn new(workers: u16, seed: u64) -> Self {
         let gaps = Histogram::new_with_bounds(1, LONGEST_US, 3);
         let gaps = gaps.expect("three digits of an hour are allowed");
         Self(Rc::new(RefCell::new(Counts {
             seed,
-            workers: options.workers,
+            workers,
             streams: 0,
             tokens: 0,
             kills: 0,

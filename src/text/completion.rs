@@ -14,19 +14,21 @@ use futures_core::Stream;
 use metrics::Histogram;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::ChoiceText;
 use super::stop::StopStrings;
-use super::{ChoiceText, Watch};
 use crate::error::{Error, ErrorKind};
-use crate::request::{FinishReason, Stopping, TokenId};
-use crate::runner::{ModelError, Token, monotonic_ns};
-use crate::scheduler::{Admitted, Held, Lost, Resumer, worker_lost};
+use crate::request::{FinishReason, Stopping};
+use crate::runner::{ModelError, monotonic_ns};
+use crate::scheduler::{Admitted, Resumer, worker_lost};
 use crate::seldom::Seldom;
 use crate::telemetry::{StageSummary, StageTimes};
 use crate::tokens::TokenBatch;
-use crate::worker::lane::{Failure, LaneReceiver, Output};
+use crate::worker::lane::{Failure, Output};
 
+mod choice;
 mod echo;
 
+use choice::Choice;
 use echo::{ScoredPrompt, echoed};
 
 /// How many outputs of a lane are taken at once, and so the most tokens of one event.
@@ -107,134 +109,6 @@ pub struct Completion {
     times: StageTimes,
 }
 
-struct Choice {
-    number: u32,
-    /// Gone when the choice has ended.
-    lane: Option<LaneReceiver>,
-    text: ChoiceText,
-    next_index: u32,
-    /// How many tokens it has, told or not.
-    made: u32,
-    /// How many of the next tokens the client has already: they were held back, and are no more.
-    told_before: usize,
-    /// Whether it may go on elsewhere.
-    is_resumable: bool,
-    /// What it has, to go on behind it elsewhere.
-    ids: Vec<TokenId>,
-    lost: Lost,
-    /// Whether the worker where it is has taken it.
-    is_accepted: bool,
-    /// Since when it waits for the next token of another worker, and until when for that worker.
-    resuming: Option<(Instant, InVain)>,
-}
-
-/// Ends when no other worker has taken a choice in time; pending once one has.
-type InVain = Option<Pin<Box<dyn Future<Output = ()> + Send>>>;
-
-impl Choice {
-    fn new(number: u32, lane: LaneReceiver, text: ChoiceText, is_resumable: bool) -> Self {
-        Self {
-            number,
-            lane: Some(lane),
-            text,
-            next_index: 0,
-            made: 0,
-            told_before: 0,
-            is_resumable,
-            ids: Vec::new(),
-            lost: Lost::default(),
-            is_accepted: false,
-            resuming: None,
-        }
-    }
-
-    /// The choice as it goes on behind what its client has.
-    fn behind(mut self, held: Vec<Held>) -> Result<Self, Error> {
-        let count = held.len();
-        self.ids = held.iter().map(|(id, _)| *id).collect();
-        let tokens = held.into_iter().map(|(id, bytes)| Token {
-            id,
-            bytes,
-            due_ns: 0,
-            emitted_ns: 0,
-            logprobs: None,
-        });
-        let told = self.text.replay(tokens).ok_or_else(|| {
-            let message = "resume holds a stop string, with which that choice has ended.";
-            Error::invalid_value("resume", message)
-        })?;
-        self.told_before = count - told;
-        self.next_index = u32::try_from(count).unwrap_or(u32::MAX);
-        self.made = self.next_index;
-        Ok(self)
-    }
-
-    /// A worker has it, for the first time or again.
-    fn accepted(&mut self) {
-        self.is_accepted = true;
-        if let Some((_, in_vain)) = &mut self.resuming {
-            *in_vain = None;
-        }
-    }
-
-    /// Takes the tokens that were made, and appends those that may be told. Where one of them completes a stop string,
-    /// the choice ends with those that were decided before it.
-    fn take(
-        &mut self,
-        made: impl IntoIterator<Item = Token>,
-        ready: &mut TokenBatch,
-    ) -> Option<(usize, FinishReason)> {
-        for token in made {
-            self.made += 1;
-            if self.is_resumable {
-                self.ids.push(token.id);
-            }
-            let decided = ready.len();
-            if self.text.push(token, ready) == Watch::Matched {
-                return Some((decided, FinishReason::Stop));
-            }
-        }
-        None
-    }
-
-    /// It has got a token: how long it had waited for it where it goes on elsewhere.
-    fn went_on(&mut self) -> Option<Duration> {
-        let (since, _) = self.resuming.take()?;
-        self.lost.went_on();
-        Some(since.elapsed())
-    }
-
-    /// Whether it has waited for another worker in vain.
-    fn is_in_vain(&mut self, cx: &mut Context<'_>) -> bool {
-        match &mut self.resuming {
-            Some((_, Some(in_vain))) => in_vain.as_mut().poll(cx).is_ready(),
-            Some((_, None)) | None => false,
-        }
-    }
-
-    /// An event of these tokens, if there is anything to tell.
-    fn event(
-        &mut self,
-        tokens: TokenBatch,
-        finish: Option<FinishReason>,
-    ) -> Option<CompletionEvent> {
-        let again = self.told_before.min(tokens.len());
-        self.told_before -= again;
-        let tokens = tokens.without_first(again);
-        if tokens.is_empty() && finish.is_none() {
-            return None;
-        }
-        let first_index = self.next_index;
-        self.next_index += u32::try_from(tokens.len()).expect("a batch is small");
-        Some(CompletionEvent::Tokens {
-            choice: self.number,
-            first_index,
-            tokens,
-            finish,
-        })
-    }
-}
-
 impl Completion {
     /// The completion of a request that was admitted. `times` are those of the engine's stage.
     ///
@@ -312,19 +186,10 @@ impl Completion {
     /// Has a choice go on elsewhere whose worker was lost.
     fn resume(&mut self, index: usize) -> Result<(), Error> {
         let choice = &mut self.choices[index];
-        let by_crash = choice.lane.as_ref().is_some_and(LaneReceiver::has_crashed);
-        // A worker that was killed or hung before it took the choice is none that the choice has lost. One that
-        // crashed may have done so by the choice, before it came to say that it has it.
-        if std::mem::take(&mut choice.is_accepted) || by_crash {
-            choice.lost.again(by_crash);
-        }
         let resumer = self.resumer.as_ref().ok_or_else(worker_lost)?;
         // Only the first choice's lane has the prompt's tokens; they come from the beginning again.
         let scores_prompt = choice.number == 0 && self.scored_prompt.is_coming();
-        let resuming = resumer.resume(choice.number, &choice.ids, scores_prompt, &choice.lost)?;
-        let since = choice.resuming.take().map(|(since, _)| since);
-        choice.resuming = Some((since.unwrap_or_else(Instant::now), Some(resuming.in_vain)));
-        choice.lane = Some(resuming.lane);
+        choice.resume(resumer, scores_prompt)?;
         self.scored_prompt.comes_again();
         Ok(())
     }
@@ -480,89 +345,4 @@ fn error_of(failure: Failure) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use metrics::Counter;
-    use tokio::sync::Notify;
-    use tokio_stream::StreamExt;
-
-    use super::*;
-    use crate::runner::TokenBytes;
-    use crate::telemetry::{Lane, Stage, Telemetry};
-    use crate::worker::lane::{LaneSender, Sent, lane};
-
-    fn send(lane: &LaneSender, text: &str) {
-        let token = Token {
-            id: 0,
-            bytes: TokenBytes::from_slice(text.as_bytes()),
-            due_ns: 0,
-            emitted_ns: 0,
-            logprobs: None,
-        };
-        assert_eq!(lane.token(token), Sent::Delivered);
-    }
-
-    /// A completion of so many choices, and the workers' ends of their lanes.
-    fn completion(choices: usize) -> (Completion, Vec<LaneSender>) {
-        let lanes = (0..choices).map(|_| lane(16, Arc::new(Notify::new()), Counter::noop()));
-        let (senders, lanes) = lanes.unzip();
-        let now = Instant::now();
-        let admitted = Admitted {
-            model: "m".into(),
-            prompt_tokens: 1,
-            echo: None,
-            scores_prompt: false,
-            resumed: Vec::new(),
-            lanes,
-            resumer: None,
-            gaps: Histogram::noop(),
-            arrived: now,
-            deadline: now + Duration::from_secs(3_600),
-        };
-        let times = Telemetry::new().stage_times(Lane::Grpc, Stage::Engine);
-        let completion = Completion::new(admitted, &Stopping::default(), times);
-        (completion.expect("nothing is resumed"), senders)
-    }
-
-    async fn next_choice(completion: &mut Completion) -> u32 {
-        match completion.next().await {
-            Some(Ok(CompletionEvent::Tokens { choice, .. })) => choice,
-            other => panic!("no tokens: {other:?}"),
-        }
-    }
-
-    #[tokio::test]
-    async fn a_choice_that_always_has_tokens_does_not_keep_another_waiting() {
-        let (mut completion, lanes) = completion(3);
-        for lane in &lanes {
-            send(lane, "a");
-        }
-        let mut order = Vec::new();
-        for _ in 0..4 {
-            order.push(next_choice(&mut completion).await);
-            send(&lanes[0], "more");
-        }
-        assert_eq!(order, [0, 1, 2, 0]);
-    }
-    #[tokio::test]
-    async fn the_engines_stage_is_from_a_tokens_emission_until_it_is_taken() {
-        let (mut completion, lanes) = completion(1);
-        for seconds_ago in [3, 3, 1] {
-            let token = Token {
-                id: 0,
-                bytes: TokenBytes::from_slice(b"a"),
-                due_ns: 0,
-                emitted_ns: monotonic_ns() - seconds_ago * 1_000_000_000,
-                logprobs: None,
-            };
-            assert_eq!(lanes[0].token(token), Sent::Delivered);
-        }
-        next_choice(&mut completion).await;
-        let StageSummary {
-            tokens,
-            mean_ns,
-            longest_ns,
-        } = completion.times.summary();
-        let seconds = |ns: u64| Duration::from_nanos(ns).as_secs();
-        assert_eq!((tokens, seconds(mean_ns), seconds(longest_ns)), (3, 2, 3));
-    }
-}
+mod tests;

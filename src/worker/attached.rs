@@ -4,36 +4,38 @@
 //! A worker that the engine has started itself shows the token that it was given, and is that worker; every
 //! other is a new one, for as long as its stream lasts.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
-use self::interpreter::Interpreters;
+use self::end::End;
 use self::offenders::Offenders;
-use self::session::{End, Session, are_alike};
-use super::wire::{self, Offer, Violation};
+use self::seat::{ChildSeat, Seat};
+use self::session::Session;
+use super::wire;
 use super::{Flags, Sleeper, Wake, WorkerEvent, WorkerHandle, WorkerId};
 use crate::proto::worker as proto;
 use crate::proto::worker::attach_request::Message as Said;
 use crate::proto::worker::attach_response::Message;
 use crate::proto::worker::device_worker_server::{DeviceWorker, DeviceWorkerServer};
-use crate::runner::ModelFacts;
 use crate::telemetry::Telemetry;
 
+mod end;
 mod interpreter;
 mod offenders;
+mod seat;
 mod sequences;
 mod session;
 #[cfg(test)]
 mod tests;
+
+pub(super) use self::seat::{ChildWatch, Exit};
 
 /// How long a worker may take to say who it is.
 const HELLO: Duration = Duration::from_secs(5);
@@ -84,71 +86,6 @@ struct Inner {
     tasks: TaskTracker,
 }
 
-/// What is known of a model's workers.
-struct Seat {
-    /// Its place in the catalog.
-    place: usize,
-    name: String,
-    aliases: Vec<String>,
-    slow_reader_timeout: Duration,
-    interpreters: Arc<Interpreters>,
-    /// What the first worker said of the model: every other says the same.
-    known: Mutex<Option<(ModelFacts, String)>>,
-    /// The workers that the engine starts itself, by their tokens.
-    children: Mutex<HashMap<String, ChildSeat>>,
-}
-
-/// A worker that the engine starts itself.
-#[derive(Clone)]
-struct ChildSeat {
-    worker: WorkerId,
-    watch: ChildWatch,
-    /// How the process has ended, once it has.
-    exit: watch::Receiver<Option<Exit>>,
-}
-
-impl ChildSeat {
-    /// Whether its process, which has ended or is about to, ended by a fault of its own. It is asked by what the
-    /// session has: who starts the process again has forgotten this life by then.
-    async fn has_crashed(&mut self) -> bool {
-        let exit = timeout(LAST_BREATH, self.exit.wait_for(Option::is_some)).await;
-        exit.is_ok_and(|exit| exit.is_ok_and(|exit| *exit == Some(Exit::Crashed)))
-    }
-}
-
-/// What becomes of one life of a child.
-#[derive(Clone, Default)]
-pub(super) struct ChildWatch {
-    /// Cancelled when its stream has ended: then it is of no use.
-    detached: CancellationToken,
-    was_ready: Arc<AtomicBool>,
-}
-
-impl ChildWatch {
-    /// Waits until its stream has ended.
-    pub(super) async fn detached(&self) {
-        self.detached.cancelled().await;
-    }
-
-    fn is_ready(&self) {
-        self.was_ready.store(true, Ordering::SeqCst);
-    }
-
-    /// Whether its model was loaded.
-    pub(super) fn was_ready(&self) -> bool {
-        self.was_ready.load(Ordering::SeqCst)
-    }
-}
-
-/// How a child ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// By a fault of its own.
-    Crashed,
-    /// It was killed, or was told to end.
-    Ended,
-}
-
 impl Door {
     /// A door for workers of these models, in the catalog's order. The engine's own workers have the ids below
     /// `first_worker`.
@@ -160,17 +97,8 @@ impl Door {
         events: mpsc::Sender<WorkerEvent>,
         (telemetry, tasks): (Telemetry, TaskTracker),
     ) -> Self {
-        let seats = models.into_iter().enumerate().map(|(place, offered)| {
-            Arc::new(Seat {
-                place,
-                name: offered.name,
-                aliases: offered.aliases,
-                slow_reader_timeout: offered.slow_reader_timeout,
-                interpreters: Arc::default(),
-                known: Mutex::default(),
-                children: Mutex::default(),
-            })
-        });
+        let seats = models.into_iter().enumerate();
+        let seats = seats.map(|(place, offered)| Arc::new(Seat::new(place, offered)));
         Self(Arc::new(Inner {
             seats: seats.collect(),
             patience,
@@ -363,27 +291,6 @@ impl DeviceWorker for Door {
                 .serve(session, (child, hello.name), inbound, place),
         );
         Ok(Response::new(ReceiverStream::new(messages)))
-    }
-}
-
-impl Seat {
-    /// Whether a worker's offer fits what other workers have said of the model.
-    fn agree(&self, offer: &Offer) -> Result<(), Violation> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let (facts, runner) =
-            known.get_or_insert_with(|| (offer.facts.clone(), offer.runner.clone()));
-        if *runner == offer.runner && are_alike(facts, &offer.facts) {
-            return Ok(());
-        }
-        Err(Violation(format!(
-            "ready.model differs from what another worker of '{}' has said",
-            self.name
-        )))
-    }
-
-    /// Held for a look or a change.
-    fn children(&self) -> MutexGuard<'_, HashMap<String, ChildSeat>> {
-        self.children.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

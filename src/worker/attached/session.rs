@@ -13,6 +13,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tonic::{Code, Status, Streaming};
 
+use super::end::End;
 use super::interpreter::{Asked, OPEN, RemoteModel};
 use super::sequences::{Effects, Sequences};
 use super::{ChildSeat, Patience, Seat};
@@ -20,7 +21,7 @@ use crate::proto::worker as proto;
 use crate::proto::worker::answer::Answer;
 use crate::proto::worker::attach_request::Message as Said;
 use crate::proto::worker::attach_response::Message;
-use crate::runner::{ModelFacts, monotonic_ns};
+use crate::runner::monotonic_ns;
 use crate::telemetry::{InFlight, Telemetry};
 use crate::worker::lane::Failure;
 use crate::worker::wire::{self, Named, Offer, Violation};
@@ -40,50 +41,6 @@ pub(super) struct Session {
     pub(super) outbound: mpsc::Sender<Result<proto::AttachResponse, Status>>,
     pub(super) events: mpsc::Sender<WorkerEvent>,
     pub(super) telemetry: Telemetry,
-}
-
-/// How a worker's stream ended.
-#[derive(Debug)]
-pub(super) enum End {
-    /// The engine is ending.
-    Stopped,
-    /// The stream ended, or broke.
-    Gone(String),
-    /// Nothing came for too long.
-    Silent,
-    /// A call of the device took too long.
-    Stuck,
-    /// A sequence was not taken in time.
-    Idle,
-    /// It broke a rule.
-    Broke(Violation),
-}
-
-impl End {
-    /// Why, for the operator.
-    pub(super) fn reason(&self) -> String {
-        match self {
-            Self::Stopped => "the engine is ending".to_owned(),
-            Self::Gone(how) => how.clone(),
-            Self::Silent => "it sent no heartbeat in time".to_owned(),
-            Self::Stuck => "a call of its device took longer than the step limit".to_owned(),
-            Self::Idle => {
-                "it neither accepted nor refused a sequence within the step limit".to_owned()
-            }
-            Self::Broke(violation) => format!("it broke the contract: {violation}"),
-        }
-    }
-
-    /// What the worker is told.
-    pub(super) fn status(&self) -> Option<Status> {
-        match self {
-            Self::Stopped | Self::Gone(_) => None,
-            Self::Silent | Self::Stuck | Self::Idle => {
-                Some(Status::deadline_exceeded(self.reason()))
-            }
-            Self::Broke(violation) => Some(Status::failed_precondition(violation.to_string())),
-        }
-    }
 }
 
 /// What a worker has while its model is loaded.
@@ -468,15 +425,4 @@ impl Running {
 
 fn broke(rule: &str) -> End {
     End::Broke(Violation(rule.to_owned()))
-}
-
-/// Whether two workers of a model say the same of it.
-pub(super) fn are_alike(one: &ModelFacts, other: &ModelFacts) -> bool {
-    one.context_length == other.context_length
-        && one.max_prompt_bytes == other.max_prompt_bytes
-        && one.vocabulary_size == other.vocabulary_size
-        && one.resumption == other.resumption
-        && one.unsupported == other.unsupported
-        && one.bos_token == other.bos_token
-        && one.eos_token == other.eos_token
 }

@@ -1,0 +1,222 @@
+use std::cell::Cell;
+use std::rc::Rc;
+
+use super::*;
+
+#[derive(Clone, Debug)]
+struct Named(&'static str, u32, Rc<Cell<bool>>);
+
+/// The names of those who may be why a worker crashed begin so.
+const SUSPECT: &str = "suspect";
+
+impl Job for Named {
+    fn max_tokens(&self) -> u32 {
+        self.1
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.2.get()
+    }
+
+    fn is_suspect(&self) -> bool {
+        self.0.starts_with(SUSPECT)
+    }
+}
+
+fn job(name: &'static str) -> Named {
+    Named(name, 16, Rc::new(Cell::new(true)))
+}
+
+fn names(placements: &[Placement<Named>]) -> Vec<(&'static str, usize)> {
+    placements
+        .iter()
+        .map(|placement| (placement.job.0, placement.worker.0))
+        .collect()
+}
+
+/// One model on workers with these numbers of slots, all of them ready.
+fn plan(slots: &[usize], queue_depth: usize) -> Plan<Named> {
+    let mut plan = Plan::new(&[queue_depth]);
+    for (worker, slots) in slots.iter().enumerate() {
+        add_ready(&mut plan, (worker, 0), *slots);
+    }
+    plan
+}
+
+/// Adds a worker of a model.
+fn add_ready(plan: &mut Plan<Named>, (worker, model): (usize, usize), slots: usize) {
+    plan.joined(WorkerId(worker), model);
+    assert!(plan.ready(WorkerId(worker), Life(1), slots).is_empty());
+}
+
+fn admit(plan: &mut Plan<Named>, priority: i32, name: &'static str) -> Admission {
+    plan.admit(0, priority, vec![job(name)]).0
+}
+
+fn release(plan: &mut Plan<Named>, worker: usize) -> Vec<(&'static str, usize)> {
+    names(&plan.released(WorkerId(worker), Life(1), 16))
+}
+
+#[test]
+fn a_free_slot_is_given_at_once() {
+    let (admission, placements) = plan(&[1], 0).admit(0, 0, vec![job("a")]);
+    assert_eq!(
+        (admission, names(&placements)),
+        (Admission::Admitted, vec![("a", 0)])
+    );
+}
+
+#[test]
+fn a_full_queue_refuses_and_keeps_those_who_wait() {
+    let mut plan = plan(&[1], 1);
+    assert_eq!(admit(&mut plan, 0, "runs"), Admission::Admitted);
+    assert_eq!(admit(&mut plan, 0, "waits"), Admission::Admitted);
+    assert_eq!(admit(&mut plan, 0, "refused"), Admission::QueueFull);
+    assert_eq!(plan.queued(), 1);
+    assert_eq!(release(&mut plan, 0), [("waits", 0)]);
+}
+
+#[test]
+fn the_lower_priority_number_goes_first_and_then_the_earlier_arrival() {
+    let mut plan = plan(&[1], 8);
+    admit(&mut plan, 0, "runs");
+    admit(&mut plan, 5, "last");
+    admit(&mut plan, 0, "second");
+    admit(&mut plan, -1, "first");
+    admit(&mut plan, 0, "third");
+    let order: Vec<_> = (0..4).map(|_| release(&mut plan, 0)[0].0).collect();
+    assert_eq!(order, ["first", "second", "third", "last"]);
+}
+
+#[test]
+fn the_worker_with_the_fewest_tokens_before_it_takes_the_next() {
+    let mut plan = plan(&[2, 2], 8);
+    let long = Named("long", 1_000, Rc::new(Cell::new(true)));
+    assert_eq!(names(&plan.admit(0, 0, vec![long]).1), [("long", 0)]);
+    let (_, placements) = plan.admit(0, 0, vec![job("b"), job("c"), job("d")]);
+    assert_eq!(names(&placements), [("b", 1), ("c", 1), ("d", 0)]);
+}
+
+#[test]
+fn more_choices_than_slots_run_in_turn() {
+    let mut plan = plan(&[2], 0);
+    let choices = vec![job("a"), job("b"), job("c")];
+    let (admission, placements) = plan.admit(0, 0, choices);
+    assert_eq!(admission, Admission::Admitted);
+    assert_eq!(names(&placements), [("a", 0), ("b", 0)]);
+    assert_eq!(plan.queued(), 0, "a request that has begun is not queued");
+    assert_eq!(release(&mut plan, 0), [("c", 0)]);
+}
+
+#[test]
+fn what_nobody_waits_for_is_never_placed() {
+    let mut plan = plan(&[1], 8);
+    admit(&mut plan, 0, "runs");
+    let gone = job("gone");
+    plan.admit(0, 0, vec![gone.clone()]);
+    admit(&mut plan, 0, "next");
+    gone.2.set(false);
+    assert_eq!(release(&mut plan, 0), [("next", 0)]);
+    let gone = job("gone");
+    plan.admit(0, 0, vec![gone.clone()]);
+    gone.2.set(false);
+    plan.sweep();
+    assert_eq!(plan.queued(), 0);
+}
+
+#[test]
+fn models_do_not_wait_for_each_other() {
+    let mut plan = Plan::new(&[8, 8]);
+    add_ready(&mut plan, (0, 0), 1);
+    add_ready(&mut plan, (1, 1), 1);
+    plan.admit(0, 0, vec![job("runs")]);
+    plan.admit(0, 0, vec![job("waits")]);
+    assert_eq!(
+        names(&plan.admit(1, 0, vec![job("other")]).1),
+        [("other", 1)]
+    );
+}
+
+#[test]
+fn a_full_queue_of_one_model_refuses_nothing_of_another() {
+    let mut plan = Plan::new(&[1, 2]);
+    add_ready(&mut plan, (0, 0), 1);
+    add_ready(&mut plan, (1, 1), 1);
+    let mut admit = |model| plan.admit(model, 0, vec![job("any")]).0;
+    let (admitted, full) = (Admission::Admitted, Admission::QueueFull);
+    // The first of each runs, and the rest wait.
+    assert_eq!([admit(0), admit(0), admit(0)], [admitted, admitted, full]);
+    for expected in [admitted, admitted, admitted, full] {
+        assert_eq!(admit(1), expected);
+    }
+    assert_eq!(admit(0), full);
+    assert_eq!(plan.queued(), 3, "of both");
+}
+
+#[test]
+fn a_lost_worker_takes_nothing_until_it_is_ready_again() {
+    let mut plan = plan(&[1], 8);
+    admit(&mut plan, 0, "runs");
+    admit(&mut plan, 0, "waits");
+    plan.lost(WorkerId(0));
+    assert_eq!(admit(&mut plan, 0, "refused"), Admission::NoWorker);
+    assert!(
+        release(&mut plan, 0).is_empty(),
+        "the slot belongs to an earlier life"
+    );
+    let placed = plan.ready(WorkerId(0), Life(2), 1);
+    assert_eq!(names(&placed), [("waits", 0)]);
+}
+
+#[test]
+fn what_was_running_goes_before_what_is_new_whatever_its_priority() {
+    let mut plan = plan(&[1], 1);
+    admit(&mut plan, 0, "runs");
+    admit(&mut plan, -9, "new");
+    assert!(plan.resume(0, 9, job("resumed")).is_empty());
+    assert_eq!(plan.queued(), 1, "it has a place already");
+    assert_eq!(release(&mut plan, 0), [("resumed", 0)]);
+    assert_eq!(release(&mut plan, 0), [("new", 0)]);
+}
+
+#[test]
+fn what_was_running_waits_for_a_worker_where_none_is_up() {
+    let mut plan = plan(&[1], 0);
+    plan.lost(WorkerId(0));
+    assert!(plan.resume(0, 0, job("resumed")).is_empty());
+    assert_eq!(admit(&mut plan, 0, "new"), Admission::NoWorker);
+    let placed = plan.ready(WorkerId(0), Life(2), 1);
+    assert_eq!(names(&placed), [("resumed", 0)]);
+}
+
+#[test]
+fn a_worker_that_has_left_takes_nothing_and_one_that_joins_does() {
+    let mut plan = plan(&[1], 8);
+    plan.left(WorkerId(0));
+    assert_eq!(admit(&mut plan, 0, "refused"), Admission::NoWorker);
+    add_ready(&mut plan, (7, 0), 1);
+    assert_eq!(names(&plan.admit(0, 0, vec![job("a")]).1), [("a", 7)]);
+}
+
+#[test]
+fn a_worker_whose_device_does_not_return_takes_nothing_until_it_does() {
+    let mut plan = plan(&[2], 8);
+    admit(&mut plan, 0, "runs");
+    assert!(plan.stuck(WorkerId(0), true).is_empty());
+    assert_eq!(admit(&mut plan, 0, "refused"), Admission::NoWorker);
+    assert!(plan.resume(0, 0, job("waits")).is_empty());
+    assert_eq!(names(&plan.stuck(WorkerId(0), false)), [("waits", 0)]);
+}
+
+#[test]
+fn suspects_are_never_together_on_a_worker_and_hold_up_nobody_else() {
+    let mut plan = plan(&[4], 8);
+    assert_eq!(
+        names(&plan.resume(0, 0, job("suspect 1"))),
+        [("suspect 1", 0)]
+    );
+    assert!(plan.resume(0, 0, job("suspect 2")).is_empty());
+    assert_eq!(names(&plan.admit(0, 0, vec![job("new")]).1), [("new", 0)]);
+    let placed = plan.cleared(WorkerId(0), Life(1));
+    assert_eq!(names(&placed), [("suspect 2", 0)]);
+}

@@ -1,0 +1,126 @@
+//! What is known of a model's workers, and of those that the engine starts itself.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::interpreter::Interpreters;
+use super::{LAST_BREATH, Offered};
+use crate::runner::ModelFacts;
+use crate::worker::WorkerId;
+use crate::worker::wire::{Offer, Violation};
+
+/// What is known of a model's workers.
+pub(super) struct Seat {
+    /// Its place in the catalog.
+    pub(super) place: usize,
+    pub(super) name: String,
+    pub(super) aliases: Vec<String>,
+    pub(super) slow_reader_timeout: Duration,
+    pub(super) interpreters: Arc<Interpreters>,
+    /// What the first worker said of the model: every other says the same.
+    known: Mutex<Option<(ModelFacts, String)>>,
+    /// The workers that the engine starts itself, by their tokens.
+    children: Mutex<HashMap<String, ChildSeat>>,
+}
+
+impl Seat {
+    /// That of the model of this place, of which no worker has said anything.
+    pub(super) fn new(place: usize, offered: Offered) -> Self {
+        Self {
+            place,
+            name: offered.name,
+            aliases: offered.aliases,
+            slow_reader_timeout: offered.slow_reader_timeout,
+            interpreters: Arc::default(),
+            known: Mutex::default(),
+            children: Mutex::default(),
+        }
+    }
+
+    /// Whether a worker's offer fits what other workers have said of the model.
+    pub(super) fn agree(&self, offer: &Offer) -> Result<(), Violation> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let (facts, runner) =
+            known.get_or_insert_with(|| (offer.facts.clone(), offer.runner.clone()));
+        if *runner == offer.runner && are_alike(facts, &offer.facts) {
+            return Ok(());
+        }
+        Err(Violation(format!(
+            "ready.model differs from what another worker of '{}' has said",
+            self.name
+        )))
+    }
+
+    /// Held for a look or a change.
+    pub(super) fn children(&self) -> MutexGuard<'_, HashMap<String, ChildSeat>> {
+        self.children.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A worker that the engine starts itself.
+#[derive(Clone)]
+pub(super) struct ChildSeat {
+    pub(super) worker: WorkerId,
+    pub(super) watch: ChildWatch,
+    /// How the process has ended, once it has.
+    pub(super) exit: watch::Receiver<Option<Exit>>,
+}
+
+impl ChildSeat {
+    /// Whether its process, which has ended or is about to, ended by a fault of its own. It is asked by what the
+    /// session has: who starts the process again has forgotten this life by then.
+    pub(super) async fn has_crashed(&mut self) -> bool {
+        let exit = timeout(LAST_BREATH, self.exit.wait_for(Option::is_some)).await;
+        exit.is_ok_and(|exit| exit.is_ok_and(|exit| *exit == Some(Exit::Crashed)))
+    }
+}
+
+/// What becomes of one life of a child.
+#[derive(Clone, Default)]
+pub(in crate::worker) struct ChildWatch {
+    /// Cancelled when its stream has ended: then it is of no use.
+    pub(super) detached: CancellationToken,
+    was_ready: Arc<AtomicBool>,
+}
+
+impl ChildWatch {
+    /// Waits until its stream has ended.
+    pub(in crate::worker) async fn detached(&self) {
+        self.detached.cancelled().await;
+    }
+
+    pub(super) fn is_ready(&self) {
+        self.was_ready.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether its model was loaded.
+    pub(in crate::worker) fn was_ready(&self) -> bool {
+        self.was_ready.load(Ordering::SeqCst)
+    }
+}
+
+/// How a child ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::worker) enum Exit {
+    /// By a fault of its own.
+    Crashed,
+    /// It was killed, or was told to end.
+    Ended,
+}
+
+/// Whether two workers of a model say the same of it.
+fn are_alike(one: &ModelFacts, other: &ModelFacts) -> bool {
+    one.context_length == other.context_length
+        && one.max_prompt_bytes == other.max_prompt_bytes
+        && one.vocabulary_size == other.vocabulary_size
+        && one.resumption == other.resumption
+        && one.unsupported == other.unsupported
+        && one.bos_token == other.bos_token
+        && one.eos_token == other.eos_token
+}
