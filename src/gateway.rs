@@ -55,7 +55,6 @@ const HEADERS_LIMIT: usize = 100;
 pub type Check = Arc<dyn Fn() -> Result<(), Error> + Send + Sync>;
 
 /// What the HTTP door needs.
-#[derive(Clone)]
 pub struct Gateway {
     /// Where the tokens come from.
     pub cluster: Cluster,
@@ -96,7 +95,7 @@ pub fn router(gateway: Gateway) -> Router {
         ))
         .layer(middleware::from_fn(limit_headers))
         .layer(middleware::from_fn(request_id::carry))
-        .with_state(gateway)
+        .with_state(Arc::new(gateway))
 }
 
 /// HTTP/1.1 has its limit in the listener; HTTP/2 has none for how many they are.
@@ -114,7 +113,7 @@ async fn limit_headers(request: Request, next: Next) -> Result<Response, Refusal
     path = "/v1/models",
     responses((status = 200, description = "The models.", body = ModelList))
 )]
-async fn list_models(State(gateway): State<Gateway>) -> Result<Response, Refusal> {
+async fn list_models(State(gateway): State<Arc<Gateway>>) -> Result<Response, Refusal> {
     let models = gateway.cluster.list_models().await?;
     Ok(answer::json(&ModelList {
         object: "list",
@@ -130,7 +129,7 @@ async fn list_models(State(gateway): State<Gateway>) -> Result<Response, Refusal
     responses((status = 200, description = "The model.", body = Model))
 )]
 async fn get_model(
-    State(gateway): State<Gateway>,
+    State(gateway): State<Arc<Gateway>>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Refusal> {
     let Ok(Path(id)) = id else {
@@ -159,7 +158,7 @@ async fn livez() -> Response {
     path = "/readyz",
     responses((status = 200, description = "It takes requests.", body = Status))
 )]
-async fn readyz(State(gateway): State<Gateway>) -> Result<Response, Refusal> {
+async fn readyz(State(gateway): State<Arc<Gateway>>) -> Result<Response, Refusal> {
     (gateway.ready)()?;
     Ok(answer::json(&Status { status: "ready" }))
 }
@@ -170,7 +169,7 @@ async fn readyz(State(gateway): State<Gateway>) -> Result<Response, Refusal> {
     path = "/health",
     responses((status = 200, description = "It takes requests.", body = Status))
 )]
-async fn health(State(gateway): State<Gateway>) -> Result<Response, Refusal> {
+async fn health(State(gateway): State<Arc<Gateway>>) -> Result<Response, Refusal> {
     (gateway.ready)()?;
     Ok(answer::json(&Status { status: "healthy" }))
 }
@@ -186,7 +185,7 @@ async fn health(State(gateway): State<Gateway>) -> Result<Response, Refusal> {
         content_type = "text/plain"
     ))
 )]
-async fn metrics(State(gateway): State<Gateway>) -> Response {
+async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
     let text = gateway.telemetry.render();
     (
         [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],

@@ -4,6 +4,7 @@
 //! The recorder belongs to a server and is not global, so that two servers in one process count
 //! apart.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use metrics::{
@@ -40,10 +41,13 @@ const GAPS: [f64; 10] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]
 
 const METADATA: Metadata<'static> = Metadata::new("tokenway", Level::INFO, Some("tokenway"));
 
-/// The metrics of one server. Clones count into the same ones.
+/// The metrics of one server. Clones count into the same ones; every request has one.
 #[derive(Clone)]
-pub struct Telemetry {
-    recorder: Arc<PrometheusRecorder>,
+pub struct Telemetry(Arc<Metrics>);
+
+/// The metrics that have no labels, and what those with labels are found by.
+pub struct Metrics {
+    recorder: PrometheusRecorder,
     handle: PrometheusHandle,
     /// Sequences that hold a slot of a device.
     pub sequences_running: Gauge,
@@ -65,7 +69,15 @@ pub struct Telemetry {
     pub tokens_replayed: Counter,
     /// How long a choice had waited for its next token when its worker was lost, in seconds.
     pub resumption_gaps: Histogram,
-    token_latency: Arc<TokenLatency>,
+    token_latency: TokenLatency,
+}
+
+impl Deref for Telemetry {
+    type Target = Metrics;
+
+    fn deref(&self) -> &Metrics {
+        &self.0
+    }
 }
 
 /// Where a request entered.
@@ -104,7 +116,7 @@ impl Telemetry {
         describe(&recorder);
         let counter = |name| recorder.register_counter(&Key::from_static_name(name), &METADATA);
         let gauge = |name| recorder.register_gauge(&Key::from_static_name(name), &METADATA);
-        let telemetry = Self {
+        let telemetry = Self(Arc::new(Metrics {
             sequences_running: gauge(SEQUENCES),
             queue_depth: gauge(QUEUE_DEPTH),
             tokens: counter(TOKENS),
@@ -116,10 +128,10 @@ impl Telemetry {
             tokens_replayed: counter(TOKENS_REPLAYED),
             resumption_gaps: recorder
                 .register_histogram(&Key::from_static_name(RESUMPTION_GAP), &METADATA),
-            token_latency: Arc::default(),
-            recorder: Arc::new(recorder),
+            token_latency: TokenLatency::default(),
+            recorder,
             handle,
-        };
+        }));
         for door in [Door::Grpc, Door::Http] {
             telemetry.streams(door).set(0.0);
             telemetry.connections(door).set(0.0);

@@ -1,5 +1,6 @@
 //! `POST /v1/completions` and `POST /v1/chat/completions`, from the request's head to the response's.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::extract::{Extension, Request, State};
@@ -51,7 +52,7 @@ const DEADLINE_GRACE: Duration = Duration::from_secs(1);
     ))
 )]
 pub(super) async fn complete(
-    State(gateway): State<Gateway>,
+    State(gateway): State<Arc<Gateway>>,
     Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, Refusal> {
@@ -79,7 +80,7 @@ pub(super) async fn complete(
     ))
 )]
 pub(super) async fn chat(
-    State(gateway): State<Gateway>,
+    State(gateway): State<Arc<Gateway>>,
     Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, Refusal> {

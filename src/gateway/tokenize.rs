@@ -1,6 +1,7 @@
 //! `POST /tokenize`, `POST /detokenize` and `GET /tokenizer_info`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, Request, State};
@@ -25,7 +26,7 @@ use crate::telemetry::Door;
     responses((status = 200, description = "The tokens.", body = Tokenized))
 )]
 pub(super) async fn tokenize(
-    State(gateway): State<Gateway>,
+    State(gateway): State<Arc<Gateway>>,
     request: Request,
 ) -> Result<Response, Refusal> {
     let gateway = &gateway;
@@ -50,7 +51,7 @@ pub(super) async fn tokenize(
     responses((status = 200, description = "The text.", body = Detokenized))
 )]
 pub(super) async fn detokenize(
-    State(gateway): State<Gateway>,
+    State(gateway): State<Arc<Gateway>>,
     request: Request,
 ) -> Result<Response, Refusal> {
     let gateway = &gateway;
@@ -78,7 +79,7 @@ pub(super) async fn detokenize(
     responses((status = 200, description = "The tokenizer.", body = TokenizerInfo))
 )]
 pub(super) async fn info(
-    State(gateway): State<Gateway>,
+    State(gateway): State<Arc<Gateway>>,
     of: Result<Query<BTreeMap<String, String>>, QueryRejection>,
 ) -> Result<Response, Refusal> {
     let Query(mut of) = of.map_err(|error| {
