@@ -23,6 +23,7 @@ pub mod lane;
 mod outbox;
 mod slots;
 mod socket;
+mod tasks;
 pub mod thread;
 mod wire;
 

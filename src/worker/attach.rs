@@ -1,7 +1,7 @@
 //! The worker's end of an `Attach` stream: a thread runs the device, and this connects it with an engine.
 //!
-//! What the device makes leaves by its outbox as soon as it is there. Nothing else here waits for the device:
-//! heartbeats go on while it computes. A worker that loses its engine drops what it runs, and dials again.
+//! What the device makes leaves by its outbox as soon as it is there, from the device's own thread. Nothing here waits
+//! for the device: heartbeats go on while it computes. A worker that loses its engine drops what it runs, and dials again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +18,7 @@ use self::reading::Reading;
 use super::child::PARENT_VARIABLE;
 use super::dial::EngineAddress;
 use super::outbox::{Bell, Outbox, Requests};
+use super::tasks::Tasks;
 use super::thread::{Spawn, spawn};
 use super::wire;
 use super::{Life, Served, WorkerEvent, WorkerHandle, WorkerId};
@@ -158,6 +159,13 @@ struct Worker {
     ready: Option<(Life, Served)>,
 }
 
+/// What came of a connection.
+struct Held {
+    end: End,
+    /// Whether the engine took the worker on.
+    was_welcome: bool,
+}
+
 /// How a connection ended.
 enum End {
     /// The engine is ending.
@@ -171,7 +179,7 @@ impl Worker {
     async fn dial_on(&mut self) -> Result<(), AttachError> {
         let mut back_off = BACK_OFF;
         loop {
-            let (end, was_welcome) = self.dial().await;
+            let Held { end, was_welcome } = self.dial().await;
             if was_welcome {
                 back_off = BACK_OFF;
             }
@@ -192,11 +200,26 @@ impl Worker {
         }
     }
 
-    /// Holds one stream. Whether the engine took the worker on is told beside its end.
-    async fn dial(&mut self) -> (End, bool) {
-        let channel = match self.parts.engine.connect().await {
+    /// Holds one stream, and the tasks of its connection.
+    async fn dial(&mut self) -> Held {
+        let tasks = Tasks::new();
+        let held = tokio::select! {
+            held = self.hold(&tasks) => held,
+            never = tasks.run() => match never {},
+        };
+        self.bell.ring_for_nobody();
+        tasks.end();
+        held
+    }
+
+    async fn hold(&mut self, tasks: &Tasks) -> Held {
+        let refused = |status| Held {
+            end: End::Broken(status),
+            was_welcome: false,
+        };
+        let channel = match self.parts.engine.connect(tasks).await {
             Ok(channel) => channel,
-            Err(error) => return (End::Broken(Status::from_error(error.into())), false),
+            Err(error) => return refused(Status::from_error(error.into())),
         };
         let outbox = Arc::<Outbox>::default();
         outbox.say(Said::Hello(proto::Hello {
@@ -207,13 +230,13 @@ impl Worker {
         }));
         let (mut inbound, welcome) = match attach(channel, &outbox).await {
             Ok(attached) => attached,
-            Err(status) => return (End::Broken(status), false),
+            Err(status) => return refused(status),
         };
         tracing::info!(
             name = self.parts.name,
             "the engine has taken this worker on"
         );
-        self.bell.ring_for(&outbox);
+        self.bell.ring_for(&outbox, tasks);
         let reading = Reading::new(&self.handle, outbox);
         let beat = Duration::from_millis(welcome.heartbeat_interval_ms.max(1).into());
         let end = tokio::select! {
@@ -222,7 +245,10 @@ impl Worker {
         };
         // What ran for that engine runs for nobody now.
         reading.cancel_all();
-        (end, true)
+        Held {
+            end,
+            was_welcome: true,
+        }
     }
 
     /// Tells the engine of the device, besides what it makes.

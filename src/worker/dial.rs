@@ -8,6 +8,7 @@ use tonic::transport::{Channel, Endpoint, Error};
 use tower::service_fn;
 
 use super::socket::Socket;
+use super::tasks::Tasks;
 
 /// What the connection's windows hold. One stream carries everything, and is always read.
 const WINDOW: u32 = 4 * 1024 * 1024;
@@ -22,7 +23,8 @@ pub enum EngineAddress {
 }
 
 impl EngineAddress {
-    pub(super) async fn connect(&self) -> Result<Channel, Error> {
+    /// Connects; the connection is run by these tasks.
+    pub(super) async fn connect(&self, tasks: &Tasks) -> Result<Channel, Error> {
         match self {
             Self::Unix(path) => {
                 let path: Arc<_> = path.as_path().into();
@@ -32,9 +34,13 @@ impl EngineAddress {
                 });
                 // A Unix socket has no host; HTTP/2 wants one.
                 let engine = Endpoint::from_static("http://localhost");
-                windows(engine).connect_with_connector(socket).await
+                let engine = windows(engine).executor(tasks.clone());
+                engine.connect_with_connector(socket).await
             }
-            Self::Tls(engine) => windows(Endpoint::clone(engine)).connect().await,
+            Self::Tls(engine) => {
+                let engine = windows(Endpoint::clone(engine)).executor(tasks.clone());
+                engine.connect().await
+            }
         }
     }
 }

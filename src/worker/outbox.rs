@@ -15,6 +15,7 @@ use futures_util::task::AtomicWaker;
 use tokio_stream::Stream;
 
 use super::lane::{Failure, Sent};
+use super::tasks::Tasks;
 use super::wire;
 use crate::proto::worker as proto;
 use crate::proto::worker::attach_request::Message;
@@ -70,6 +71,11 @@ impl Outbox {
         self.sender.wake();
     }
 
+    fn has_something(&self) -> bool {
+        let gathered = self.gathered();
+        !gathered.messages.is_empty() || !gathered.step.sequences.is_empty()
+    }
+
     /// What there is to send, in exchange for an empty list.
     fn take(&self, messages: &mut VecDeque<Message>) {
         let mut gathered = self.gathered();
@@ -117,21 +123,37 @@ impl Stream for Requests {
 
 /// Rung by a device's thread after each step: what was gathered leaves by the connection that there is.
 #[derive(Clone, Default)]
-pub(super) struct Bell(Arc<Mutex<Option<Arc<Outbox>>>>);
+pub(super) struct Bell(Arc<Mutex<Option<Connection>>>);
+
+struct Connection {
+    outbox: Arc<Outbox>,
+    /// What sends it.
+    tasks: Tasks,
+}
 
 impl Bell {
     pub(super) fn ring(&self) {
-        if let Some(outbox) = &*self.outbox() {
-            outbox.sender.wake();
+        if let Some(Connection { outbox, tasks }) = &*self.connection()
+            && outbox.has_something()
+        {
+            tasks.wake_here(|| outbox.sender.wake());
         }
     }
 
-    /// Has it ring for this outbox, and for no other.
-    pub(super) fn ring_for(&self, outbox: &Arc<Outbox>) {
-        *self.outbox() = Some(Arc::clone(outbox));
+    /// Has it ring for this outbox, which these tasks send, and for no other.
+    pub(super) fn ring_for(&self, outbox: &Arc<Outbox>, tasks: &Tasks) {
+        *self.connection() = Some(Connection {
+            outbox: Arc::clone(outbox),
+            tasks: tasks.clone(),
+        });
     }
 
-    fn outbox(&self) -> MutexGuard<'_, Option<Arc<Outbox>>> {
+    /// The connection is gone.
+    pub(super) fn ring_for_nobody(&self) {
+        *self.connection() = None;
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Option<Connection>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
