@@ -177,8 +177,12 @@ impl Slots {
             (running.made >= running.max_tokens).then_some(FinishReason::Length)
         };
         let before = count - usize::from(reason.is_some());
-        let sent = running.lane.tokens(tokens.by_ref().take(before));
-        let freed = self.after(slot, sent);
+        let freed = if before == 0 {
+            None
+        } else {
+            let sent = running.lane.tokens(tokens.by_ref().take(before));
+            self.after(slot, sent)
+        };
         match reason {
             Some(reason) if freed.is_none() => self.finish(slot, tokens.next(), reason),
             Some(_) | None => freed,

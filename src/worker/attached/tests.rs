@@ -212,6 +212,25 @@ fn tokens_without_the_log_probabilities_that_were_asked_for_break_the_contract()
 }
 
 #[tokio::test]
+async fn a_last_token_that_comes_alone_is_one_output() {
+    let (assignment, mut reader) = assignment(8, 100, 0);
+    let (mut sequences, number, _) = accepted(assignment);
+    let last = step(number, 0, 1, proto::End::Stop);
+    sequences.step(last, 1).unwrap();
+    let outputs = read(&mut reader).await;
+    assert!(
+        matches!(
+            &outputs[..],
+            [
+                Output::Accepted,
+                Output::Finished(Some(_), FinishReason::Stop)
+            ]
+        ),
+        "{outputs:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_token_that_was_emitted_at_no_time_is_stamped_as_it_arrives() {
     let (assignment, mut reader) = assignment(8, 100, 0);
     let (mut sequences, number, _) = accepted(assignment);
