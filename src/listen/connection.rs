@@ -25,7 +25,7 @@ use tower_http::timeout::TimeoutBody;
 use super::io::{Stream, WatchedStream};
 use super::stalled::{StreamExecutor, waits_for_its_peer};
 use super::upload::RequestBody;
-use super::{DoorService, DoorSettings, Limits, Protocol, Shutdown};
+use super::{DoorService, DoorSettings, Limits, MutualTls, Protocol, Shutdown};
 use crate::delivery::{Flush, Flushes};
 use crate::seldom::Seldom;
 
@@ -79,10 +79,27 @@ impl Connection {
     {
         let limits = &self.door.limits;
         let (watched, flushes) = WatchedStream::new(Arc::clone(&self.stream), limits.write_timeout);
-        let Some(tls) = &self.door.tls else {
-            return self.drive(TokioIo::new(watched), flushes, service).await;
-        };
-        let handshake = timeout(limits.header_timeout, tls.accept(watched));
+        match &self.door.tls {
+            None => self.drive(TokioIo::new(watched), flushes, service).await,
+            // Boxed: a connection without it, and there may be thousands, need have no room for it.
+            Some(tls) => Box::pin(self.serve_tls(tls, (watched, flushes), service)).await,
+        }
+    }
+
+    /// Serves it through TLS.
+    async fn serve_tls<S, B>(
+        &self,
+        tls: &MutualTls,
+        (watched, flushes): (WatchedStream, Arc<Flushes>),
+        service: S,
+    ) -> End
+    where
+        S: DoorService<B>,
+        S::Future: Send + 'static,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let handshake = timeout(self.door.limits.header_timeout, tls.accept(watched));
         let abort = &self.shutdown.abort;
         match abort.run_until_cancelled(handshake).await {
             Some(Ok(Ok(stream))) => self.drive(TokioIo::new(stream), flushes, service).await,
