@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
 use crate::error::{Error, ErrorKind};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Telemetry, WorkerCounts};
 
 mod accept;
 mod answer;
@@ -54,6 +54,9 @@ const HEADERS_LIMIT: usize = 100;
 /// Something that must hold; where it does not, the error says why.
 pub type Check = Arc<dyn Fn() -> Result<(), Error> + Send + Sync>;
 
+/// How many workers are in each state; `None` where the engines are elsewhere.
+pub type Workers = Arc<dyn Fn() -> Option<WorkerCounts> + Send + Sync>;
+
 /// What the HTTP door needs.
 pub struct Gateway {
     /// Where the tokens come from.
@@ -62,6 +65,8 @@ pub struct Gateway {
     pub telemetry: Telemetry,
     /// Whether every model takes requests, and why not: what the health tells.
     pub ready: Check,
+    /// What is told of the workers beside it.
+    pub workers: Workers,
     /// Whether requests are taken at all, and why not.
     pub open: Check,
     /// The form of a completion's stream whose client has no preference.
@@ -149,7 +154,7 @@ async fn get_model(
     responses((status = 200, description = "It runs.", body = Status))
 )]
 async fn livez() -> Response {
-    answer::json(&Status { status: "alive" })
+    answer::json(&Status::of("alive"))
 }
 
 /// Says whether the server takes requests.
@@ -160,7 +165,8 @@ async fn livez() -> Response {
 )]
 async fn readyz(State(gateway): State<Arc<Gateway>>) -> Result<Response, Refusal> {
     (gateway.ready)()?;
-    Ok(answer::json(&Status { status: "ready" }))
+    let workers = (gateway.workers)();
+    Ok(answer::json(&Status::of("ready").with_workers(workers)))
 }
 
 /// Says whether the server takes requests, in the words of other servers.
@@ -171,7 +177,7 @@ async fn readyz(State(gateway): State<Arc<Gateway>>) -> Result<Response, Refusal
 )]
 async fn health(State(gateway): State<Arc<Gateway>>) -> Result<Response, Refusal> {
     (gateway.ready)()?;
-    Ok(answer::json(&Status { status: "healthy" }))
+    Ok(answer::json(&Status::of("healthy")))
 }
 
 /// Shows what is counted, in Prometheus's text format.

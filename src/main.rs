@@ -43,7 +43,7 @@ fn main() -> ExitCode {
 }
 
 async fn serve(parts: ServerParts) -> ExitCode {
-    if let Err(error) = log_to_stderr() {
+    if let Err(error) = log_to_stderr(Times::Told) {
         return failed(&*error, USAGE);
     }
     match run::until_signalled(parts, &mut io::stdout()).await {
@@ -53,7 +53,12 @@ async fn serve(parts: ServerParts) -> ExitCode {
 }
 
 async fn work(worker: WorkerTask) -> ExitCode {
-    if let Err(error) = log_to_stderr() {
+    let times = match worker.parts.child_token {
+        None => Times::Told,
+        // The engine that started it writes its lines into its own log.
+        Some(_) => Times::LeftOut,
+    };
+    if let Err(error) = log_to_stderr(times) {
         return failed(&*error, USAGE);
     }
     match worker::attach::until_signalled(worker.parts, worker.stopping).await {
@@ -69,8 +74,14 @@ async fn complete(options: &ClientOptions) -> ExitCode {
     }
 }
 
+/// Whether each line of the log tells its time.
+enum Times {
+    Told,
+    LeftOut,
+}
+
 /// `TOKENWAY_LOG` chooses what is logged, in the form of `tracing`'s filters.
-fn log_to_stderr() -> Result<(), Box<dyn Error>> {
+fn log_to_stderr(times: Times) -> Result<(), Box<dyn Error>> {
     let filter = match std::env::var(LOG_VARIABLE) {
         Ok(filter) => filter
             .parse::<EnvFilter>()
@@ -78,11 +89,14 @@ fn log_to_stderr() -> Result<(), Box<dyn Error>> {
         Err(VarError::NotPresent) => EnvFilter::new(DEFAULT_LOG),
         Err(error) => return Err(format!("{LOG_VARIABLE}: {error}").into()),
     };
-    tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .init();
+        .with_ansi(io::stderr().is_terminal());
+    match times {
+        Times::Told => log.init(),
+        Times::LeftOut => log.without_time().init(),
+    }
     Ok(())
 }
 

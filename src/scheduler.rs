@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{Error, ErrorKind};
 use crate::request::{CompletionRequest, Parameter};
 use crate::runner::{Resumption, Sequence};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Telemetry, WorkerCounts};
 use crate::worker::lane::{LaneReceiver, lane};
 use crate::worker::{Assignment, WorkerEvent, WorkerHandle, WorkerId};
 
@@ -89,6 +89,7 @@ pub struct Scheduler {
     submissions: mpsc::Sender<Submission>,
     abandoned: Arc<Notify>,
     readiness: watch::Receiver<Readiness>,
+    workers: watch::Receiver<WorkerCounts>,
     draining: CancellationToken,
     stopping: CancellationToken,
     resumption: ResumptionLimits,
@@ -147,11 +148,13 @@ impl Scheduler {
         let (submissions, receiver) = mpsc::channel(MAILBOX);
         let abandoned = Arc::new(Notify::new());
         let (readiness_sender, readiness) = watch::channel(Readiness::Loading(0.0));
+        let (workers_sender, workers) = watch::channel(WorkerCounts::new());
         let scheduler = Self {
             catalog: parts.catalog.clone(),
             submissions,
             abandoned: Arc::clone(&abandoned),
             readiness,
+            workers,
             draining: CancellationToken::new(),
             stopping: CancellationToken::new(),
             resumption: parts.resumption,
@@ -165,7 +168,7 @@ impl Scheduler {
             abandoned,
             stopping,
         };
-        let task = task::run(parts, receiver, signals, readiness_sender);
+        let task = task::run(parts, receiver, signals, (readiness_sender, workers_sender));
         (scheduler, task)
     }
 
@@ -179,6 +182,12 @@ impl Scheduler {
     #[must_use]
     pub fn readiness(&self) -> watch::Receiver<Readiness> {
         self.readiness.clone()
+    }
+
+    /// How many workers are in each state, as it changes.
+    #[must_use]
+    pub fn workers(&self) -> watch::Receiver<WorkerCounts> {
+        self.workers.clone()
     }
 
     /// Refuses every new request from now on.

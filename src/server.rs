@@ -87,7 +87,10 @@ pub struct Drain {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An address cannot be listened on.
-    #[error("cannot listen on {address}: {source}; --{setting} chooses another address")]
+    #[error(
+        "cannot listen on {address}: {}; --{setting} chooses another address",
+        why(address, source)
+    )]
     Listen {
         /// What chooses it.
         setting: &'static str,
@@ -186,10 +189,12 @@ impl Server {
         if let (Some(listener), Some(door)) = (http, parts.http) {
             server.http_address = Some(listener.address().clone());
             let (ready, open) = (server.readiness.clone(), server.readiness.clone());
+            let workers = server.readiness.clone();
             let router = gateway::router(Gateway {
                 cluster: backend.cluster,
                 telemetry: server.telemetry.clone(),
                 ready: Arc::new(move || ready.check()),
+                workers: Arc::new(move || workers.workers()),
                 open: Arc::new(move || open.check_open()),
                 stopping: server.stopping.clone(),
                 stream_format: door.stream_format,
@@ -334,6 +339,18 @@ impl Doors {
     }
 }
 
+/// What the system says, and of which folder where there is none for a socket.
+fn why(address: &Address, source: &io::Error) -> String {
+    let folder = match address {
+        Address::Unix(path) => path.parent().filter(|folder| !folder.exists()),
+        Address::Tcp(_) => None,
+    };
+    match folder {
+        Some(folder) => format!("there is no folder {}", folder.display()),
+        None => source.to_string(),
+    }
+}
+
 async fn bind(
     setting: &'static str,
     address: Option<&Address>,
@@ -389,7 +406,7 @@ impl Backend {
                 let engine = Engine::start(engine, worker_socket, telemetry, tasks);
                 let engine = engine.map_err(StartError::Thread)?;
                 let scheduler = engine.scheduler.clone();
-                let readiness = Ready::of_engine(scheduler.readiness());
+                let readiness = Ready::of_engine(&scheduler);
                 let service =
                     grpc::Service::door(scheduler, telemetry.clone(), parts.request_timeout);
                 let cluster = Cluster::local(service.behind_another_door());

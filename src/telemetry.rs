@@ -4,6 +4,7 @@
 //! The recorder belongs to a server and is not global, so that two servers in one process count
 //! apart.
 
+use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -30,7 +31,7 @@ const QUEUE_DEPTH: &str = "tokenway_queue_depth";
 const TOKENS: &str = "tokenway_tokens_total";
 const TOKENS_WASTED: &str = "tokenway_tokens_wasted_total";
 const CANCELLATIONS: &str = "tokenway_cancellations_total";
-const WORKERS_READY: &str = "tokenway_workers_ready";
+const WORKERS: &str = "tokenway_workers";
 const WORKERS_LOST: &str = "tokenway_workers_lost_total";
 const RESUMPTIONS: &str = "tokenway_resumptions_total";
 const TOKENS_REPLAYED: &str = "tokenway_tokens_replayed_total";
@@ -59,8 +60,6 @@ pub struct Metrics {
     pub tokens_wasted: Counter,
     /// Requests whose client went away before their end.
     cancellations: Counter,
-    /// Workers whose model is loaded.
-    pub workers_ready: Gauge,
     /// Workers that were lost.
     pub workers_lost: Counter,
     /// How often a choice went on elsewhere.
@@ -103,6 +102,47 @@ impl Door {
     }
 }
 
+/// What a worker is able to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum WorkerState {
+    /// It loads its model for the first time.
+    Loading,
+    /// It takes sequences.
+    Ready,
+    /// It crashed or hangs; where it is started again, it is being so.
+    Lost,
+    /// It could not load its model, and tries again.
+    Failed,
+    /// It was started too often in vain, and is not started again.
+    GivenUp,
+}
+
+/// How many workers are in each state.
+pub type WorkerCounts = BTreeMap<WorkerState, u32>;
+
+impl WorkerState {
+    /// Each of them.
+    pub const ALL: [Self; 5] = [
+        Self::Loading,
+        Self::Ready,
+        Self::Lost,
+        Self::Failed,
+        Self::GivenUp,
+    ];
+
+    /// The state as a metric's label, and at `/readyz`.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Loading => "loading",
+            Self::Ready => "ready",
+            Self::Lost => "lost",
+            Self::Failed => "failed",
+            Self::GivenUp => "given_up",
+        }
+    }
+}
+
 impl Telemetry {
     /// Metrics that all begin at zero.
     #[must_use]
@@ -122,7 +162,6 @@ impl Telemetry {
             tokens: counter(TOKENS),
             tokens_wasted: counter(TOKENS_WASTED),
             cancellations: counter(CANCELLATIONS),
-            workers_ready: gauge(WORKERS_READY),
             workers_lost: counter(WORKERS_LOST),
             resumptions: counter(RESUMPTIONS),
             tokens_replayed: counter(TOKENS_REPLAYED),
@@ -139,7 +178,9 @@ impl Telemetry {
         telemetry.connections(Door::Worker).set(0.0);
         telemetry.sequences_running.set(0.0);
         telemetry.queue_depth.set(0.0);
-        telemetry.workers_ready.set(0.0);
+        for state in WorkerState::ALL {
+            telemetry.workers(state).set(0.0);
+        }
         telemetry
     }
 
@@ -190,6 +231,12 @@ impl Telemetry {
     #[must_use]
     pub fn connection_opened(&self, door: Door) -> InFlight {
         InFlight::new(self.connections(door))
+    }
+
+    /// How many workers are in this state.
+    #[must_use]
+    pub fn workers(&self, state: WorkerState) -> Gauge {
+        self.labelled_gauge(WORKERS, &[("state", state.label())])
     }
 
     fn request_ended(&self, door: Door, outcome: Result<(), &Error>) {
@@ -316,7 +363,7 @@ fn describe(recorder: &PrometheusRecorder) {
         CANCELLATIONS,
         "Requests whose client went away before their end.",
     );
-    gauge(WORKERS_READY, "Workers whose model is loaded.");
+    gauge(WORKERS, "Workers, by what they are able to do.");
     counter(WORKERS_LOST, "Workers that were lost.");
     counter(
         RESUMPTIONS,

@@ -98,6 +98,8 @@ pub enum WorkerEvent {
     Lost(WorkerId, String),
     /// The model could not be loaded at all.
     LoadFailed(WorkerId, String),
+    /// It could not be started so often that it is not started any more.
+    GivenUp(WorkerId, String),
     /// The worker has gone, and nobody here starts it again: everything it held is gone, too.
     Left(WorkerId, String),
 }
@@ -133,6 +135,13 @@ impl WorkerHandle {
             })?;
         self.wake.attend();
         Ok(())
+    }
+
+    /// The same for a worker whose sequences are cancelled elsewhere: those that were keep their places until it
+    /// looks, which may be a whole call of its device away. One whose thread has ended drops what it is handed.
+    async fn submit_when_room(&self, life: Life, assignment: Assignment) {
+        let _ = self.commands.send((life, assignment)).await;
+        self.wake.attend();
     }
 
     /// Makes the worker look at its lanes.

@@ -78,7 +78,7 @@ fn echo(socket: &str) -> Program {
 fn real(socket: &str) -> Program {
     let worker = python_worker().args(["--engine", socket, "--runner", "xllamacpp"]);
     let worker = worker.args(["--slots", "2", "--threads", "1", "--context-length", "1024"]);
-    worker.arg("--model").arg(model_path())
+    worker.arg("--model-path").arg(model_path())
 }
 
 fn greedy(prompt: &str, max_tokens: u32) -> v1::CompletionRequest {

@@ -4,11 +4,13 @@ mod support;
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde_json::json;
 use support::http::{get, post, refusal, refused};
-use support::{Setup, TestServer, full_speed, grpc};
+use support::{Counts, Setup, TestServer, full_speed, grpc};
 use tempfile::TempDir;
 use tokenway::listen::Address;
+use tokenway::proto::v1;
 use tokenway::proto::worker as proto;
 use tokenway::proto::worker::answer::Answer;
 use tokenway::proto::worker::attach_request::Message as Said;
@@ -311,6 +313,50 @@ async fn a_worker_that_leaves_a_sequence_alone_is_lost() {
 }
 
 #[tokio::test]
+async fn every_sequence_reaches_a_worker_with_thousands_of_slots() {
+    const SLOTS: u32 = 4_096;
+    const CHOICES: u32 = 128;
+    let engine = engine(|_| ()).await;
+    let mut worker = engine
+        .dial(Said::Hello(hello()))
+        .await
+        .expect("it is taken");
+    let offer = proto::Ready {
+        slots: SLOTS,
+        ..ready()
+    };
+    worker.say(Said::Ready(offer)).await;
+    engine.server.loaded().await;
+    let client = engine.server.grpc().await;
+    let asked = (0..SLOTS / CHOICES).map(|_| {
+        let mut client = client.clone();
+        let request = v1::CompletionRequest {
+            n: Some(CHOICES),
+            ..grpc::request("a", 1)
+        };
+        async move { client.complete(request).await }
+    });
+    let asked = tokio::spawn(join_all(asked));
+    let mut submitted = 0;
+    while submitted < SLOTS {
+        match worker.hear().await.expect("the stream goes on") {
+            Message::Submit(_) => submitted += 1,
+            Message::Question(proto::Question { question, .. }) => {
+                let ids = proto::TokenIds { ids: vec![1] };
+                worker.answer(question, Answer::Ids(ids)).await;
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(
+        Counts::now(&engine.server).get("tokenway_resumptions_total"),
+        0.0
+    );
+    drop(worker);
+    asked.abort();
+}
+
+#[tokio::test]
 async fn a_worker_that_falls_silent_is_lost_and_told_so() {
     let engine = engine(|setup| {
         setup.engine().workers.patience.heartbeat_timeout = Duration::from_millis(100);
@@ -322,6 +368,14 @@ async fn a_worker_that_falls_silent_is_lost_and_told_so() {
     engine.server.not_ready().await;
     let no_worker = refused(503, "no_worker", None);
     assert_eq!(refusal(&engine.server, get("/readyz")).await, no_worker);
+    let (_, absent) = get("/readyz").fetch(&engine.server).await;
+    assert!(
+        absent
+            .text
+            .contains("No worker of the model 'llm_test' has dialled in"),
+        "{}",
+        absent.text
+    );
 }
 
 #[tokio::test]

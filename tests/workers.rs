@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::json;
 use support::grpc::grpc_error;
 use support::http::{End, completion, get, refusal, refused};
-use support::{Setup, full_speed, grpc};
+use support::{Counts, Setup, full_speed, grpc};
 use tokenway::error::{Error, ErrorKind};
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::runner::{
@@ -67,6 +67,11 @@ async fn a_server_that_loads_says_not_ready_and_when_to_retry() {
     server.loaded().await;
     let (_, body) = get("/health").fetch(&server).await;
     assert_eq!(body.json(), json!({"status": "healthy"}));
+    let (_, body) = get("/readyz").fetch(&server).await;
+    let ready = json!({"status": "ready", "workers": {"ready": 1}});
+    assert_eq!(body.json(), ready);
+    let ready = Counts::now(&server).get("tokenway_workers{state=\"ready\"}");
+    assert_eq!(ready, 1.0);
     drop(word);
 }
 

@@ -139,7 +139,7 @@ impl Server {
     }
 
     async fn ready_workers(&self) -> io::Result<f64> {
-        Ok(metric(&self.metrics().await?, "tokenway_workers_ready").unwrap_or(0.0))
+        Ok(metric(&self.metrics().await?, "tokenway_workers{state=\"ready\"}").unwrap_or(0.0))
     }
 
     /// Ends it.

@@ -1,5 +1,7 @@
 //! The JSON objects of answers. The API's description is made from them.
 
+use std::collections::BTreeMap;
+
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -7,6 +9,7 @@ use utoipa::ToSchema;
 
 use super::logprobs::{ChatLogprobs, CompletionLogprobs};
 use crate::proto::v1;
+use crate::telemetry::WorkerCounts;
 
 /// A completion that is not streamed.
 #[derive(Serialize, ToSchema)]
@@ -205,7 +208,32 @@ impl From<v1::Model> for Model {
 #[derive(Serialize, ToSchema)]
 pub(super) struct Status {
     /// `alive`, `ready` or `healthy`.
-    pub(super) status: &'static str,
+    status: &'static str,
+    /// At `/readyz`, how many of the engine's workers are `loading`, `ready`, `lost`, `failed` or `given_up`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workers: Option<BTreeMap<&'static str, u32>>,
+}
+
+impl Status {
+    pub(super) fn of(status: &'static str) -> Self {
+        Self {
+            status,
+            workers: None,
+        }
+    }
+
+    pub(super) fn with_workers(self, workers: Option<WorkerCounts>) -> Self {
+        let by_label = |counts: WorkerCounts| {
+            let counts = counts.into_iter();
+            counts
+                .map(|(state, count)| (state.label(), count))
+                .collect()
+        };
+        Self {
+            workers: workers.map(by_label),
+            ..self
+        }
+    }
 }
 
 /// OpenAI's name of a finish reason.

@@ -52,6 +52,7 @@ async fn answer_to(
         cluster: Cluster::local(engine(move |_| Ok(script()))),
         telemetry: Telemetry::new(),
         ready: Arc::new(|| Ok(())),
+        workers: Arc::new(|| None),
         open: Arc::new(|| Ok(())),
         stream_format: StreamFormat::Ndjson,
         stopping: CancellationToken::new(),

@@ -104,7 +104,7 @@ impl Connection {
         match abort.run_until_cancelled(handshake).await {
             Some(Ok(Ok(stream))) => self.drive(TokioIo::new(stream), flushes, service).await,
             Some(Ok(Err(error))) => {
-                tracing::debug!(%error, "a TLS handshake failed");
+                tracing::info!(%error, "a TLS handshake failed");
                 End::Orderly
             }
             Some(Err(_)) | None => End::Orderly,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::telemetry::{WorkerCounts, WorkerState};
 use crate::worker::WorkerId;
 
 /// How able an engine's workers are.
@@ -12,10 +13,19 @@ pub enum Readiness {
     Loading(f32),
     /// At least one worker of every model is up.
     Ready,
+    /// This model has no worker: none has dialled in.
+    Absent(Arc<str>),
     /// This model has no worker up; they are being restarted.
-    NoWorker(Arc<str>),
-    /// A model could not be loaded.
+    Lost(Arc<str>),
+    /// A model could not be loaded. It is tried again.
     Failed {
+        /// Which.
+        model: Arc<str>,
+        /// Why.
+        reason: String,
+    },
+    /// No worker of this model is started any more: each was too often in vain.
+    GivenUp {
         /// Which.
         model: Arc<str>,
         /// Why.
@@ -33,6 +43,20 @@ pub(super) enum Ability {
     Lost,
     /// It could not load its model, and tries again.
     LoadFailed(String),
+    /// It could not load its model, and does not try any more.
+    GivenUp(String),
+}
+
+impl Ability {
+    fn state(&self) -> WorkerState {
+        match self {
+            Self::Loading(_) => WorkerState::Loading,
+            Self::Up => WorkerState::Ready,
+            Self::Lost => WorkerState::Lost,
+            Self::LoadFailed(_) => WorkerState::Failed,
+            Self::GivenUp(_) => WorkerState::GivenUp,
+        }
+    }
 }
 
 /// Every worker's ability.
@@ -81,42 +105,56 @@ impl Abilities {
         }
     }
 
+    /// How many workers are in each state.
+    pub(super) fn counts(&self) -> WorkerCounts {
+        let mut counts = WorkerCounts::new();
+        for (_, ability) in self.workers.values() {
+            *counts.entry(ability.state()).or_default() += 1;
+        }
+        counts
+    }
+
     /// Ready when every model has a worker that is up. Of what keeps others from it the worst is told.
     pub(super) fn readiness(&self) -> Readiness {
-        let (mut no_worker, mut is_loading) = (None, false);
+        let (mut down, mut is_loading) = (None, false);
         let (mut loaded, mut count) = (0.0, 0.0);
         for (at, model) in self.models.iter().enumerate() {
             count += 1.0;
+            let name = || Arc::clone(model);
             match self.best(at) {
+                Some(Ability::GivenUp(reason)) => {
+                    let (model, reason) = (name(), reason.clone());
+                    return Readiness::GivenUp { model, reason };
+                }
                 Some(Ability::LoadFailed(reason)) => {
-                    return Readiness::Failed {
-                        model: Arc::clone(model),
-                        reason: reason.clone(),
-                    };
+                    let (model, reason) = (name(), reason.clone());
+                    return Readiness::Failed { model, reason };
                 }
                 Some(Ability::Up) => loaded += 1.0,
                 Some(Ability::Loading(fraction)) => {
                     loaded += fraction;
                     is_loading = true;
                 }
-                Some(Ability::Lost) | None => no_worker = no_worker.or(Some(model)),
+                Some(Ability::Lost) => down = down.or_else(|| Some(Readiness::Lost(name()))),
+                None => down = down.or_else(|| Some(Readiness::Absent(name()))),
             }
         }
-        match no_worker {
-            Some(model) => Readiness::NoWorker(Arc::clone(model)),
+        match down {
+            Some(down) => down,
             None if is_loading => Readiness::Loading(loaded / count),
             None => Readiness::Ready,
         }
     }
 
     /// What a model's workers can do between them: one that is up is enough. One that could not load
-    /// the model speaks for those that still try.
+    /// the model speaks for those that still try, and one that was given up for none but its like.
     fn best(&self, model: usize) -> Option<&Ability> {
         let rank = |ability: &Ability| match ability {
-            Ability::Up => 3,
-            Ability::LoadFailed(_) => 2,
-            Ability::Lost => 1,
-            Ability::Loading(_) => 0,
+            Ability::Up => 4,
+            Ability::LoadFailed(_) => 3,
+            Ability::Lost => 2,
+            Ability::Loading(_) => 1,
+            Ability::GivenUp(_) => 0,
         };
         let further = |one: &&Ability, other: &&Ability| match (one, other) {
             (Ability::Loading(one), Ability::Loading(other)) => one.total_cmp(other),
@@ -145,11 +183,15 @@ mod tests {
         Ability::LoadFailed("no file".to_owned())
     }
 
+    fn given_up() -> Ability {
+        Ability::GivenUp("no file".to_owned())
+    }
+
     #[test]
     fn an_engine_is_ready_when_every_model_has_a_worker_that_is_up() {
         let up = || Ability::Up;
         assert_eq!(abilities([up(), up(), up()]), Readiness::Ready);
-        for other in [Ability::Loading(0.5), Ability::Lost, failed()] {
+        for other in [Ability::Loading(0.5), Ability::Lost, failed(), given_up()] {
             assert_eq!(abilities([other, up(), up()]), Readiness::Ready);
         }
     }
@@ -158,7 +200,7 @@ mod tests {
     fn what_keeps_an_engine_from_being_ready_is_told_with_the_model() {
         let (up, lost) = (|| Ability::Up, || Ability::Lost);
         let loading = |fraction| Ability::Loading(fraction);
-        let no_worker = |model: &str| Readiness::NoWorker(model.into());
+        let is_lost = |model: &str| Readiness::Lost(model.into());
         let load_failed = |model: &str| Readiness::Failed {
             model: model.into(),
             reason: "no file".to_owned(),
@@ -169,9 +211,18 @@ mod tests {
                 Readiness::Loading(0.25),
             ),
             ([up(), loading(0.5), loading(0.5)], Readiness::Loading(0.75)),
-            ([lost(), lost(), up()], no_worker("a")),
-            ([up(), up(), lost()], no_worker("b")),
-            ([loading(0.5), loading(0.5), lost()], no_worker("b")),
+            ([lost(), lost(), up()], is_lost("a")),
+            ([up(), up(), lost()], is_lost("b")),
+            ([loading(0.5), loading(0.5), lost()], is_lost("b")),
+            ([lost(), given_up(), up()], is_lost("a")),
+            ([loading(0.5), given_up(), up()], Readiness::Loading(0.75)),
+            (
+                [given_up(), given_up(), lost()],
+                Readiness::GivenUp {
+                    model: "a".into(),
+                    reason: "no file".to_owned(),
+                },
+            ),
             ([lost(), failed(), lost()], load_failed("a")),
             ([lost(), lost(), failed()], load_failed("b")),
             ([loading(0.5), failed(), up()], load_failed("a")),
@@ -190,10 +241,29 @@ mod tests {
         abilities.set(worker, Ability::Lost);
         abilities.joined(worker, 0);
         abilities.loading(worker, 0.75);
-        assert_eq!(abilities.readiness(), Readiness::NoWorker("a".into()));
+        assert_eq!(abilities.readiness(), Readiness::Lost("a".into()));
         abilities.set(worker, Ability::Up);
         assert_eq!(abilities.readiness(), Readiness::Ready);
         abilities.left(worker);
-        assert_eq!(abilities.readiness(), Readiness::NoWorker("a".into()));
+        assert_eq!(abilities.readiness(), Readiness::Absent("a".into()));
+    }
+
+    #[test]
+    fn workers_are_counted_by_what_they_are_able_to_do() {
+        let mut abilities = Abilities::new(vec!["a".into()]);
+        for (worker, ability) in [Ability::Up, Ability::Lost, Ability::Up, given_up()]
+            .into_iter()
+            .enumerate()
+        {
+            abilities.joined(WorkerId(worker), 0);
+            abilities.set(WorkerId(worker), ability);
+        }
+        abilities.left(WorkerId(0));
+        let counts = [
+            (WorkerState::Ready, 1),
+            (WorkerState::Lost, 1),
+            (WorkerState::GivenUp, 1),
+        ];
+        assert_eq!(abilities.counts(), counts.into());
     }
 }

@@ -10,7 +10,7 @@ use super::plan::{Admission, Job, Placement, Plan};
 use super::readiness::{Abilities, Ability, Readiness};
 use super::{Catalog, Parts, Submission, Work};
 use crate::error::{Error, ErrorKind};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Telemetry, WorkerCounts, WorkerState};
 use crate::worker::lane::Failure;
 use crate::worker::{Assignment, WorkerEvent, WorkerHandle, WorkerId};
 
@@ -27,7 +27,7 @@ pub(super) async fn run(
     parts: Parts,
     mut submissions: mpsc::Receiver<Submission>,
     signals: Signals,
-    readiness: watch::Sender<Readiness>,
+    (readiness, workers): (watch::Sender<Readiness>, watch::Sender<WorkerCounts>),
 ) {
     let mut events = parts.events;
     let names = parts.catalog.entries().iter();
@@ -39,10 +39,12 @@ pub(super) async fn run(
         catalog: parts.catalog,
         telemetry: parts.telemetry,
         readiness,
+        workers,
     };
     for own in parts.workers {
         task.joined(own.worker, own.model, own.handle);
     }
+    task.tell_readiness();
     loop {
         tokio::select! {
             // A place that was given up before a request came is there for it.
@@ -69,6 +71,7 @@ struct Task {
     catalog: Catalog,
     telemetry: Telemetry,
     readiness: watch::Sender<Readiness>,
+    workers: watch::Sender<WorkerCounts>,
 }
 
 impl Job for Assignment {
@@ -115,7 +118,7 @@ impl Task {
             )),
             Admission::NoWorker => Err(Error::new(
                 ErrorKind::NoWorker,
-                "No worker of this model is up. They are being restarted.",
+                "No worker of this model is up. Try again later.",
             )),
         };
         // Whoever asked may have gone; then its lanes are closed and nothing is run for it.
@@ -182,6 +185,11 @@ impl Task {
                 tracing::error!(worker = worker.0, model, %reason, "a worker could not load its model");
                 self.down(worker, Ability::LoadFailed(reason));
             }
+            WorkerEvent::GivenUp(worker, reason) => {
+                let model = self.model_of(worker);
+                tracing::error!(worker = worker.0, model, %reason, "a worker is given up");
+                self.down(worker, Ability::GivenUp(reason));
+            }
             WorkerEvent::Left(worker, reason) => {
                 let model = self.model_of(worker);
                 tracing::warn!(worker = worker.0, model, %reason, "a worker has left");
@@ -204,12 +212,16 @@ impl Task {
     }
 
     fn tell_readiness(&self) {
-        let readiness = self.abilities.readiness();
-        self.readiness.send_if_modified(|known| {
-            let changed = *known != readiness;
-            *known = readiness;
-            changed
-        });
+        tell(&self.readiness, self.abilities.readiness());
+        self.tell_counts(self.abilities.counts());
+    }
+
+    fn tell_counts(&self, counts: WorkerCounts) {
+        for state in WorkerState::ALL {
+            let count = counts.get(&state).copied().unwrap_or(0);
+            self.telemetry.workers(state).set(f64::from(count));
+        }
+        tell(&self.workers, counts);
     }
 
     fn start(&self, placements: Vec<Placement<Assignment>>) {
@@ -227,6 +239,8 @@ impl Task {
         for waiting in self.plan.clear() {
             waiting.lane.fail(Failure::Draining);
         }
+        // Whether a worker that ends was up or not is of no interest any more.
+        self.tell_counts(WorkerCounts::new());
         for worker in self.handles.values() {
             worker.stop();
         }
@@ -237,6 +251,15 @@ impl Task {
         let queued = u32::try_from(self.plan.queued()).unwrap_or(u32::MAX);
         self.telemetry.queue_depth.set(f64::from(queued));
     }
+}
+
+/// Tells what is new.
+fn tell<T: PartialEq>(watched: &watch::Sender<T>, now: T) {
+    watched.send_if_modified(|known| {
+        let changed = *known != now;
+        *known = now;
+        changed
+    });
 }
 
 #[cfg(test)]

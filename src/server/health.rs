@@ -15,7 +15,8 @@ use crate::cluster::Cluster;
 use crate::error::{Error, ErrorKind};
 use crate::grpc;
 use crate::proto::DESCRIPTORS;
-use crate::scheduler::Readiness;
+use crate::scheduler::{Readiness, Scheduler};
+use crate::telemetry::WorkerCounts;
 
 /// The names under which health is asked for: the whole server, and its service.
 const SERVICES: [&str; 2] = ["", "tokenway.v1.Inference"];
@@ -30,14 +31,14 @@ pub(super) struct Ready {
 
 #[derive(Clone)]
 enum Backend {
-    Engine(watch::Receiver<Readiness>),
+    Engine(watch::Receiver<Readiness>, watch::Receiver<WorkerCounts>),
     Cluster(Cluster),
 }
 
 impl Ready {
-    pub(super) fn of_engine(readiness: watch::Receiver<Readiness>) -> Self {
+    pub(super) fn of_engine(scheduler: &Scheduler) -> Self {
         Self {
-            backend: Backend::Engine(readiness),
+            backend: Backend::Engine(scheduler.readiness(), scheduler.workers()),
             draining: CancellationToken::new(),
             stopped: CancellationToken::new(),
         }
@@ -55,7 +56,7 @@ impl Ready {
     /// Whether requests for every model are taken now: what the health tells.
     pub(super) fn check(&self) -> Result<(), Error> {
         self.check_open()?;
-        let Backend::Engine(readiness) = &self.backend else {
+        let Backend::Engine(readiness, _) = &self.backend else {
             return Ok(());
         };
         let (kind, message) = match &*readiness.borrow() {
@@ -66,14 +67,33 @@ impl Ready {
             ),
             Readiness::Failed { model, .. } => (
                 ErrorKind::NotReady,
-                format!("The model '{model}' cannot be loaded."),
+                format!("The model '{model}' cannot be loaded. It is tried again."),
             ),
-            Readiness::NoWorker(model) => (
+            Readiness::GivenUp { model, .. } => (
+                ErrorKind::NotReady,
+                format!(
+                    "The model '{model}' cannot be loaded. Its workers were started too often in vain, and are \
+                     not started again: the server's log says why."
+                ),
+            ),
+            Readiness::Absent(model) => (
+                ErrorKind::NoWorker,
+                format!("No worker of the model '{model}' has dialled in."),
+            ),
+            Readiness::Lost(model) => (
                 ErrorKind::NoWorker,
                 format!("No worker of the model '{model}' is up. They are being restarted."),
             ),
         };
         Err(Error::new(kind, message))
+    }
+
+    /// How many of this engine's workers are in each state; `None` without an engine of its own.
+    pub(super) fn workers(&self) -> Option<WorkerCounts> {
+        match &self.backend {
+            Backend::Engine(_, workers) => Some(workers.borrow().clone()),
+            Backend::Cluster(_) => None,
+        }
     }
 
     /// Whether requests are taken at all. The engine of this process says itself which of its models
@@ -86,7 +106,7 @@ impl Ready {
             ));
         }
         match &self.backend {
-            Backend::Engine(_) => Ok(()),
+            Backend::Engine(..) => Ok(()),
             Backend::Cluster(cluster) if cluster.is_up() => Ok(()),
             Backend::Cluster(_) => Err(Error::new(ErrorKind::NoWorker, "No engine is up.")),
         }
@@ -96,7 +116,7 @@ impl Ready {
     pub(super) async fn up(&self) {
         match &self.backend {
             Backend::Cluster(cluster) => cluster.up().await,
-            Backend::Engine(_) => {}
+            Backend::Engine(..) => {}
         }
     }
 
@@ -142,7 +162,7 @@ async fn follow(mut reporter: HealthReporter, mut ready: Ready, closing: Cancell
     let draining = ready.draining.clone();
     let mut is_draining = false;
     while !is_draining {
-        let Backend::Engine(readiness) = &mut ready.backend else {
+        let Backend::Engine(readiness, _) = &mut ready.backend else {
             return;
         };
         tokio::select! {
@@ -175,14 +195,14 @@ pub(super) async fn wait_for_models(
     loop {
         match &*readiness.borrow_and_update() {
             Readiness::Ready => return Ok(()),
-            Readiness::Failed { model, reason } => {
+            Readiness::Failed { model, reason } | Readiness::GivenUp { model, reason } => {
                 return Err(StartError::Model {
                     model: model.to_string(),
                     reason: reason.clone(),
                 });
             }
             Readiness::Loading(fraction) => progress(*fraction),
-            Readiness::NoWorker(_) => {}
+            Readiness::Absent(_) | Readiness::Lost(_) => {}
         }
         if readiness.changed().await.is_err() {
             return Err(StartError::Ended);

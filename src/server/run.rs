@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
-use super::{ModelParts, Server, ServerParts, Source, StartError};
+use super::{EngineParts, ModelParts, Server, ServerParts, Source, StartError};
 
 /// Within so long the same signal is the same order: who stops a process and its group, as `timeout`
 /// does, tells it twice.
@@ -41,10 +41,13 @@ pub async fn until_signalled(parts: ServerParts, out: &mut impl Write) -> Result
     let (drain, source) = (parts.drain, parts.source.clone());
     let server = Server::start(parts).await?;
     announce(&server, out)?;
-    if let Source::Remote(engines) = &source {
-        writeln!(out, "waiting  for an engine: {}", engines.join(", "))?;
-        out.flush()?;
+    match &source {
+        Source::Remote(engines) => {
+            writeln!(out, "waiting  for an engine: {}", engines.join(", "))?;
+        }
+        Source::Engine(engine) => announce_workers(&server, engine, out)?,
     }
+    out.flush()?;
     let loaded = tokio::select! {
         loaded = ready(&server) => Some(loaded),
         () = signals.next() => None,
@@ -91,11 +94,15 @@ fn ready_lines(source: &Source) -> Vec<String> {
 fn ready_line(model: &ModelParts) -> String {
     let (name, runner) = (&model.name, model.loader.name());
     let (workers, slots) = (model.workers, model.slots);
+    let of_workers = match workers {
+        0 => "workers that dial in".to_owned(),
+        _ => format!("workers: {workers}, slots: {slots}"),
+    };
     let aliases = match &model.aliases[..] {
         [] => String::new(),
         aliases => format!("; also {}", aliases.join(", ")),
     };
-    format!("{name} ({runner}; workers: {workers}, slots: {slots}{aliases})")
+    format!("{name} ({runner}; {of_workers}{aliases})")
 }
 
 /// What the HTTP door answers; its description names the rest.
@@ -115,6 +122,20 @@ fn announce(server: &Server, out: &mut impl Write) -> io::Result<()> {
         )?;
     }
     out.flush()
+}
+
+/// One line for the socket that workers dial, and one for the models that have no others.
+fn announce_workers(server: &Server, engine: &EngineParts, out: &mut impl Write) -> io::Result<()> {
+    let (Some(_), Some(address)) = (&engine.workers.listen, server.worker_address()) else {
+        return Ok(());
+    };
+    writeln!(out, "workers  {address}  tokenway.worker.v1.DeviceWorker")?;
+    let models = engine.models.iter().filter(|model| model.workers == 0);
+    let names: Vec<_> = models.map(|model| &*model.name).collect();
+    if !names.is_empty() {
+        writeln!(out, "waiting  for workers of {}", names.join(", "))?;
+    }
+    Ok(())
 }
 
 fn url(address: &crate::listen::Address) -> String {

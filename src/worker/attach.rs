@@ -192,7 +192,8 @@ impl Worker {
                     return Err(AttachError::Gone(status.message().to_owned()));
                 }
                 End::Broken(status) => {
-                    tracing::warn!(reason = status.message(), "no engine; it is dialled again");
+                    let (engine, reason) = (&self.parts.engine, status.message());
+                    tracing::warn!(%engine, reason, "no engine; it is dialled again");
                 }
             }
             sleep(back_off).await;
@@ -232,10 +233,7 @@ impl Worker {
             Ok(attached) => attached,
             Err(status) => return refused(status),
         };
-        tracing::info!(
-            name = self.parts.name,
-            "the engine has taken this worker on"
-        );
+        tracing::info!(engine = %self.parts.engine, "the engine has taken this worker on");
         self.bell.ring_for(&outbox, tasks);
         let reading = Reading::new(&self.handle, outbox);
         let beat = Duration::from_millis(welcome.heartbeat_interval_ms.max(1).into());
@@ -299,6 +297,7 @@ impl Worker {
             WorkerEvent::Released(..)
             | WorkerEvent::Cleared(..)
             | WorkerEvent::Stuck(..)
+            | WorkerEvent::GivenUp(..)
             | WorkerEvent::Joined(..)
             | WorkerEvent::Left(..) => return,
         };

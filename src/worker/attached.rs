@@ -32,10 +32,11 @@ mod offenders;
 mod seat;
 mod sequences;
 mod session;
+mod silence;
 #[cfg(test)]
 mod tests;
 
-pub(super) use self::seat::{ChildWatch, Exit};
+pub(super) use self::seat::{ChildWatch, Ended, Exit};
 
 /// How long a worker may take to say who it is.
 const HELLO: Duration = Duration::from_secs(5);
@@ -43,8 +44,9 @@ const HELLO: Duration = Duration::from_secs(5);
 /// How many messages may wait for a worker to read them.
 const OUTBOUND: usize = 256;
 
-/// How many sequences may wait for a session to take them, besides those that have slots.
-const COMMANDS: usize = 1_024;
+/// How many sequences may wait for a session to take them: as many as there may be slots, in the worker's life and in
+/// the one before it. The scheduler has counted each, so none may find it full.
+const COMMANDS: usize = 2 * 65_536;
 
 /// How many workers may be dialled in at once.
 const WORKERS: usize = 1_024;
@@ -125,7 +127,7 @@ impl Door {
         place: usize,
         worker: WorkerId,
         token: String,
-        exit: watch::Receiver<Option<Exit>>,
+        exit: watch::Receiver<Option<Ended>>,
     ) -> ChildWatch {
         let watch = ChildWatch::default();
         let child = ChildSeat {
@@ -199,7 +201,6 @@ impl Door {
         _place: OwnedSemaphorePermit,
     ) {
         let (worker, outbound) = (session.worker, session.outbound.clone());
-        let name = session.seat.name.clone();
         let end = session.run(inbound).await;
         let reason = end.reason();
         if let Some(status) = end.status() {
@@ -209,9 +210,7 @@ impl Door {
         if matches!(end, End::Broke(_)) {
             self.0.offenders.add(called);
         }
-        let is_stopped = matches!(end, End::Stopped);
-        if !is_stopped {
-            tracing::warn!(worker = worker.0, model = name, reason, "a worker is gone");
+        if !matches!(end, End::Stopped) {
             self.0.telemetry.workers_lost.increment(1);
         }
         let event = match &child {

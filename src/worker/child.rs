@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::attached::{ChildWatch, Door, Exit};
+use super::attached::{ChildWatch, Door, Ended, Exit};
 use super::{WorkerEvent, WorkerId};
 
 /// By what a child is told what it is to show when it dials in.
@@ -93,29 +93,22 @@ pub(crate) async fn supervise(
             reason, was_killed, ..
         }) = ended
         {
-            let has_given_up = in_vain >= GIVE_UP;
-            let told = if has_given_up {
-                format!(
-                    "{reason}; it was started {GIVE_UP} times in vain, and is not started again"
-                )
-            } else {
-                reason
-            };
-            if was_killed && !has_given_up {
+            if in_vain >= GIVE_UP {
+                let reason = format!("{reason}; it was started {GIVE_UP} times in vain");
+                // Nobody listens any more once the engine has ended.
+                let _ = events.send(WorkerEvent::GivenUp(worker, reason)).await;
+                return;
+            }
+            if was_killed {
                 // That says nothing of its model.
                 tracing::warn!(
                     worker = worker.0,
                     model,
-                    reason = told,
+                    reason,
                     "a worker was killed while it loaded"
                 );
             } else {
-                // Nobody listens any more once the engine has ended.
-                let _ = events.send(WorkerEvent::LoadFailed(worker, told)).await;
-            }
-            if has_given_up {
-                tracing::error!(worker = worker.0, model, "a worker is given up");
-                return;
+                let _ = events.send(WorkerEvent::LoadFailed(worker, reason)).await;
             }
         }
         if stopping
@@ -201,19 +194,11 @@ fn name(place: &Place) -> String {
     format!("worker-{}", place.worker.0)
 }
 
-/// How a process ended, and how that is told.
-struct Ended {
-    kind: Exit,
-    /// Whether somebody ended it from outside, by a signal.
-    was_killed: bool,
-    reason: String,
-}
-
 /// Waits for a child's end, and makes it end when it is of no use any more.
 async fn watch_over(
     mut child: Child,
     place: &Place,
-    (watch, exited): (&ChildWatch, &watch::Sender<Option<Exit>>),
+    (watch, exited): (&ChildWatch, &watch::Sender<Option<Ended>>),
     stopping: &CancellationToken,
 ) -> Ended {
     let log = child.stderr.take();
@@ -246,7 +231,7 @@ async fn watch_over(
     };
     let ended = ended(status);
     // Whoever waits to know how it ended knows it before its last words are read.
-    exited.send_replace(Some(ended.kind));
+    exited.send_replace(Some(ended.clone()));
     if !has_said_all {
         let _ = timeout(super::attached::LAST_BREATH, forwarding).await;
     }
@@ -271,10 +256,15 @@ fn ended(status: std::io::Result<ExitStatus>) -> Ended {
         (None, Some(signal)) if FROM_OUTSIDE.contains(&signal) => Exit::Ended,
         (None, _) => Exit::Crashed,
     };
+    let was_killed = status.signal().is_some() && kind == Exit::Ended;
     Ended {
         kind,
-        was_killed: status.signal().is_some() && kind == Exit::Ended,
-        reason: format!("its process ended: {status}; its log lines say why"),
+        was_killed,
+        reason: if was_killed {
+            format!("its process was killed: {status}")
+        } else {
+            format!("its process ended: {status}; its log lines say why")
+        },
     }
 }
 
@@ -304,8 +294,68 @@ async fn forward(log: impl AsyncRead + Unpin, worker: &str) {
 
 fn tell(worker: &str, line: &[u8]) {
     let text = String::from_utf8_lossy(line);
-    let text = text.trim_end();
-    if !text.is_empty() {
-        tracing::info!(target: "tokenway::worker", worker, "{text}");
+    let text = text.trim();
+    let (level, rest) = text.split_once(' ').unwrap_or((text, ""));
+    let rest = rest.trim_start();
+    // A worker's own lines begin with their level. Any other is a panic's, or the system's.
+    match level {
+        "ERROR" => tracing::error!(target: "tokenway::worker", worker, "{rest}"),
+        "WARN" => tracing::warn!(target: "tokenway::worker", worker, "{rest}"),
+        "INFO" => tracing::info!(target: "tokenway::worker", worker, "{rest}"),
+        "DEBUG" => tracing::debug!(target: "tokenway::worker", worker, "{rest}"),
+        "TRACE" => tracing::trace!(target: "tokenway::worker", worker, "{rest}"),
+        "" => {}
+        _ => tracing::warn!(target: "tokenway::worker", worker, "{text}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::telemetry::Telemetry;
+    use crate::worker::attached::{Offered, Patience};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_child_that_was_started_ten_times_in_vain_is_given_up() {
+        let (events, mut told) = mpsc::channel(16);
+        let offered = Offered {
+            name: "m".to_owned(),
+            aliases: Vec::new(),
+            slow_reader_timeout: Duration::from_secs(10),
+        };
+        let patience = Patience {
+            heartbeat_timeout: Duration::from_secs(2),
+            step_limit: None,
+        };
+        let door = Door::new(
+            vec![offered],
+            1,
+            patience,
+            events.clone(),
+            (Telemetry::new(), TaskTracker::new()),
+        );
+        let program = Program {
+            path: "/there/is/no/such/program".into(),
+            arguments: Vec::new(),
+        };
+        let place = Place {
+            worker: WorkerId(0),
+            model: (0, "m".into()),
+            device: 0,
+            engine: "unix:/there/is/no/such/socket".to_owned(),
+        };
+        supervise(program, place, door, events, CancellationToken::new()).await;
+        for _ in 1..GIVE_UP {
+            assert!(matches!(
+                told.recv().await,
+                Some(WorkerEvent::LoadFailed(..))
+            ));
+        }
+        let Some(WorkerEvent::GivenUp(_, reason)) = told.recv().await else {
+            panic!("it is given up");
+        };
+        assert!(reason.contains("cannot be started"), "{reason}");
     }
 }

@@ -1,5 +1,6 @@
 //! Where a worker's engine is, and how it is reached.
 
+use std::fmt::{Display, Formatter};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -20,6 +21,15 @@ pub enum EngineAddress {
     Unix(PathBuf),
     /// Anywhere, with certificates on both sides.
     Tls(Box<Endpoint>),
+}
+
+impl Display for EngineAddress {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tls(engine) => write!(f, "{}", engine.uri()),
+        }
+    }
 }
 
 impl EngineAddress {

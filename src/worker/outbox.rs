@@ -25,6 +25,10 @@ use crate::runner::Token;
 /// What an entry of a step has room for at first, in tokens: a device makes few of a sequence at once.
 const TOKENS: usize = 8;
 
+/// Once a step is about so large, in bytes, what is more is the next one's. With an engine that does not read for a
+/// while, and log probabilities, one step of all would be larger than a message may be.
+const STEP: usize = 1024 * 1024;
+
 /// What is on its way to one engine, by one connection.
 #[derive(Default)]
 pub(super) struct Outbox {
@@ -39,6 +43,8 @@ struct Gathered {
     messages: VecDeque<Message>,
     /// What a step makes of which not all is told yet.
     step: proto::Step,
+    /// How large it is, about, in bytes.
+    step_bytes: usize,
     /// Counts the steps, so that a lane knows whether its entry is in this one.
     number: u64,
     /// The last heartbeat, where it has not left.
@@ -49,6 +55,7 @@ impl Gathered {
     fn end_step(&mut self) {
         if !self.step.sequences.is_empty() {
             let step = std::mem::take(&mut self.step);
+            self.step_bytes = 0;
             self.messages.push_back(Message::Step(step));
             self.number += 1;
         }
@@ -69,6 +76,15 @@ impl Outbox {
     pub(super) fn beat(&self, heartbeat: proto::Heartbeat) {
         self.gathered().heartbeat = Some(heartbeat);
         self.sender.wake();
+    }
+
+    /// Has what follows, of so many bytes, be part of a step that is not too large.
+    fn make_room(&self, bytes: usize) {
+        let mut gathered = self.gathered();
+        if gathered.step_bytes >= STEP {
+            gathered.end_step();
+        }
+        gathered.step_bytes += bytes;
     }
 
     fn has_something(&self) -> bool {
@@ -241,22 +257,24 @@ impl RemoteLane {
     }
 
     pub(super) fn prompt(&self, token: Token) -> Sent {
-        self.send(token, true)
+        self.send(token, true, proto::End::Unspecified)
     }
 
     pub(super) fn token(&self, token: Token) -> Sent {
-        self.send(token, false)
+        self.send(token, false, proto::End::Unspecified)
     }
 
     pub(super) fn finish(&self, token: Option<Token>, reason: FinishReason) {
-        if let Some(token) = token {
-            self.send(token, false);
-        }
         let end = match reason {
             FinishReason::Stop => proto::End::Stop,
             FinishReason::Length => proto::End::Length,
         };
-        self.in_entry(false, |entry| entry.end = end.into());
+        match token {
+            // With it in one entry: the connection may take what is gathered at any moment. There is room for it, or
+            // nobody waits for it.
+            Some(token) => drop(self.send(token, false, end)),
+            None => self.in_entry(false, |entry| entry.end = end.into()),
+        }
     }
 
     pub(super) fn fail(&self, failure: &Failure) {
@@ -266,7 +284,7 @@ impl RemoteLane {
         });
     }
 
-    fn send(&self, token: Token, is_prompt: bool) -> Sent {
+    fn send(&self, token: Token, is_prompt: bool, end: proto::End) -> Sent {
         if self.is_cancelled() {
             return Sent::Closed;
         }
@@ -275,7 +293,11 @@ impl RemoteLane {
             return Sent::NoRoom;
         }
         self.reader.credit.fetch_sub(1, Ordering::SeqCst);
-        self.in_entry(is_prompt, |entry| wire::push(entry, token, self.stamps));
+        self.outbox.make_room(wire::size(&token));
+        self.in_entry(is_prompt, |entry| {
+            wire::push(entry, token, self.stamps);
+            entry.end = end.into();
+        });
         let next = self.next(is_prompt);
         next.set(next.get() + 1);
         Sent::Delivered
@@ -322,3 +344,6 @@ impl RemoteLane {
         change(&mut sequences[at]);
     }
 }
+
+#[cfg(test)]
+mod tests;

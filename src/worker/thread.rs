@@ -15,8 +15,10 @@ use super::lane::{Failure, Sent};
 use super::slots::{Freed, Slots};
 use super::{Assignment, Flags, Life, Served, Sleeper, Wake, WorkerEvent, WorkerHandle, WorkerId};
 use crate::request::FinishReason;
-use crate::runner::{Emission, Loaded, Loader, Next, Runner, Step, StepError, Token, monotonic_ns};
-use crate::telemetry::{InFlight, Telemetry};
+use crate::runner::{
+    Emission, Loaded, Loader, Next, Runner, Slot, Step, StepError, Token, monotonic_ns,
+};
+use crate::telemetry::Telemetry;
 
 #[cfg(test)]
 mod tests;
@@ -134,7 +136,6 @@ impl Worker {
             Ok(loaded) => loaded,
             Err(error) => return End::LoadFailed(error.0),
         };
-        let _ready = InFlight::new(self.spawn.telemetry.workers_ready.clone());
         let slots = self.spawn.slots;
         if !self.tell(WorkerEvent::Ready(id, self.life, Served { model, slots })) {
             return End::Stopped;
@@ -250,7 +251,7 @@ impl Device<'_> {
         let Some((assignment, deadline_ns)) = assignment.if_still_wanted() else {
             return self.tell_released(max_tokens);
         };
-        let Some(slot) = self.slots.next_free() else {
+        let Some(slot) = self.next_free() else {
             tracing::error!("the scheduler assigned a sequence to a worker without a free slot");
             return self.tell_released(max_tokens);
         };
@@ -267,6 +268,17 @@ impl Device<'_> {
                 self.tell_released(max_tokens);
             }
         }
+    }
+
+    /// A free slot. One whose sequence was cancelled since the last look is free, too.
+    fn next_free(&mut self) -> Option<Slot> {
+        if let Some(slot) = self.slots.next_free() {
+            return Some(slot);
+        }
+        for freed in self.slots.look(monotonic_ns()) {
+            self.release(&freed);
+        }
+        self.slots.next_free()
     }
 
     fn step(&mut self, began_ns: u64) -> Result<(), StepError> {

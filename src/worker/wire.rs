@@ -135,6 +135,17 @@ pub(super) fn sequence(submit: proto::Submit) -> Result<Sequence, Violation> {
     })
 }
 
+/// How large a token is as a part of a step, about, in bytes.
+pub(super) fn size(token: &Token) -> usize {
+    /// Its numbers, and what is told of lengths.
+    const NUMBERS: usize = 32;
+    let logprobs = token.logprobs.as_ref().map_or(0, |logprobs| {
+        let top = logprobs.top.iter().map(|it| NUMBERS + it.spelling.len());
+        NUMBERS + logprobs.spelling.len() + top.sum::<usize>()
+    });
+    NUMBERS + token.bytes.len() + logprobs
+}
+
 /// Appends a token to what a step made of its sequence.
 pub(super) fn push(entry: &mut proto::SequenceStep, token: Token, stamps: bool) {
     entry.ids.push(token.id);

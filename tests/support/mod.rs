@@ -331,7 +331,7 @@ impl Counts {
             "tokenway_connections_open{door=\"http\"}",
             "tokenway_sequences_running",
             "tokenway_queue_depth",
-            "tokenway_workers_ready",
+            "tokenway_workers{state=\"ready\"}",
         ] {
             assert_eq!(self.get(gauge), 0.0, "{gauge}\n{}", self.0);
         }

@@ -142,7 +142,8 @@ pub async fn serving(arguments: &[&str]) -> (Running, [String; 2]) {
             .to_owned()
     };
     let doors = [door().await, door().await];
-    assert!(running.line().await.starts_with("ready "));
+    // What it tells of workers comes before.
+    while !running.line().await.starts_with("ready ") {}
     (running, doors)
 }
 

@@ -74,11 +74,13 @@ impl Reading {
                 Err(status) => return End::Broken(status),
             };
             match message {
-                Some(Message::Submit(submit)) => {
-                    if let Err(rule) = self.submit(submit) {
-                        return End::Broken(Status::failed_precondition(rule));
+                Some(Message::Submit(submit)) => match self.taken(submit) {
+                    Ok(Some((life, assignment))) => {
+                        self.handle.submit_when_room(life, assignment).await;
                     }
-                }
+                    Ok(None) => {}
+                    Err(rule) => return End::Broken(Status::failed_precondition(rule)),
+                },
                 Some(Message::Credit(proto::Credit { grants })) => self.grant(&grants),
                 Some(Message::Cancel(proto::Cancel { sequences })) => self.cancel(&sequences),
                 Some(Message::Question(question)) => {
@@ -95,7 +97,8 @@ impl Reading {
         }
     }
 
-    fn submit(&self, submit: proto::Submit) -> Result<(), String> {
+    /// What the device is to run; nothing where the life is over that it was meant for.
+    fn taken(&self, submit: proto::Submit) -> Result<Option<(Life, Assignment)>, String> {
         let (number, of) = (submit.sequence, Life(submit.life));
         let credit = usize::try_from(submit.credit).unwrap_or(usize::MAX);
         let sequence = wire::sequence(submit).map_err(|violation| violation.to_string())?;
@@ -104,7 +107,7 @@ impl Reading {
         // It crosses the word that the model is gone: the engine counts it as lost.
         let life = running.life.as_ref().map(|(life, _)| *life);
         let Some(life) = life.filter(|life| *life == of) else {
-            return Ok(());
+            return Ok(None);
         };
         running.readers.retain(|_, reader| !reader.has_ended());
         running.readers.insert(number, Arc::clone(&reader));
@@ -121,8 +124,7 @@ impl Reading {
             deadline: Instant::now() + LONGEST_TIMEOUT,
             is_suspect: false,
         };
-        let taken = self.handle.submit(life, assignment);
-        taken.map_err(|_| "more sequences were submitted than there are slots".to_owned())
+        Ok(Some((life, assignment)))
     }
 
     fn grant(&self, grants: &[proto::Grant]) {
@@ -215,4 +217,70 @@ fn no_answer(why: &str) -> Answer {
         is_invalid: false,
         message: why.to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::pin::pin;
+    use std::task::Poll;
+
+    use tokio::sync::{Notify, mpsc};
+
+    use super::*;
+    use crate::request::{Caller, Sampling, StopTokens};
+    use crate::runner::Loader as _;
+    use crate::runner::Sequence;
+    use crate::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
+    use crate::worker::wire::Named;
+    use crate::worker::{Flags, Sleeper, Wake};
+
+    fn submit(number: u64) -> proto::Submit {
+        let sequence = Sequence {
+            prompt: [0].into(),
+            delivered: Vec::new(),
+            choice: 0,
+            seed: 0,
+            max_tokens: 1,
+            sampling: Sampling::default(),
+            logit_bias: [].into(),
+            stop_tokens: StopTokens::default(),
+            logprobs: None,
+            scores_prompt: false,
+            stamps: false,
+            caller: Caller::default(),
+        };
+        wire::submit(&sequence, Named { number, life: 1 }, 1)
+    }
+
+    #[tokio::test]
+    async fn sequences_that_are_cancelled_while_the_device_computes_leave_room_for_others() {
+        let (commands, mut device) = mpsc::channel(1);
+        let wake = Wake {
+            flags: Arc::<Flags>::default(),
+            sleeper: Sleeper::Task(Arc::<Notify>::default()),
+        };
+        let reading = Reading::new(&WorkerHandle { commands, wake }, Arc::default());
+        let loader = TestRunnerLoader::new(TestRunnerOptions::default());
+        let loaded = loader.load(1, &|_| ()).ok().expect("it loads");
+        reading.begin(Life(1), &loaded.model);
+        let (life, first) = reading.taken(submit(1)).unwrap().unwrap();
+        reading.handle.submit_when_room(life, first).await;
+        reading.cancel(&[1]);
+        let (life, second) = reading.taken(submit(2)).unwrap().unwrap();
+        let mut second = pin!(reading.handle.submit_when_room(life, second));
+        poll_fn(|cx| {
+            assert!(
+                second.as_mut().poll(cx).is_pending(),
+                "there is no room yet"
+            );
+            Poll::Ready(())
+        })
+        .await;
+        let (_, cancelled) = device.recv().await.unwrap();
+        assert!(cancelled.lane.is_closed());
+        second.await;
+        let (_, next) = device.recv().await.unwrap();
+        assert!(!next.lane.is_closed());
+    }
 }

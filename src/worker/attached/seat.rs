@@ -69,15 +69,15 @@ pub(super) struct ChildSeat {
     pub(super) worker: WorkerId,
     pub(super) watch: ChildWatch,
     /// How the process has ended, once it has.
-    pub(super) exit: watch::Receiver<Option<Exit>>,
+    pub(super) exit: watch::Receiver<Option<Ended>>,
 }
 
 impl ChildSeat {
-    /// Whether its process, which has ended or is about to, ended by a fault of its own. It is asked by what the
-    /// session has: who starts the process again has forgotten this life by then.
-    pub(super) async fn has_crashed(&mut self) -> bool {
+    /// How its process ended, which has or is about to. It is asked by what the session has: who starts the process
+    /// again has forgotten this life by then.
+    pub(super) async fn ended(&mut self) -> Option<Ended> {
         let exit = timeout(LAST_BREATH, self.exit.wait_for(Option::is_some)).await;
-        exit.is_ok_and(|exit| exit.is_ok_and(|exit| *exit == Some(Exit::Crashed)))
+        exit.ok()?.ok()?.clone()
     }
 }
 
@@ -105,7 +105,16 @@ impl ChildWatch {
     }
 }
 
-/// How a child ended.
+/// How a child's process ended, and how that is told.
+#[derive(Clone, Debug)]
+pub(in crate::worker) struct Ended {
+    pub(in crate::worker) kind: Exit,
+    /// Whether somebody ended it from outside, by a signal.
+    pub(in crate::worker) was_killed: bool,
+    pub(in crate::worker) reason: String,
+}
+
+/// Whose fault a child's end was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::worker) enum Exit {
     /// By a fault of its own.

@@ -16,13 +16,14 @@ use tonic::{Code, Status, Streaming};
 use super::end::End;
 use super::interpreter::{Asked, OPEN, RemoteModel};
 use super::sequences::{Effects, Sequences};
-use super::{ChildSeat, Patience, Seat};
+use super::silence::Silence;
+use super::{ChildSeat, Exit, Patience, Seat};
 use crate::proto::worker as proto;
 use crate::proto::worker::answer::Answer;
 use crate::proto::worker::attach_request::Message as Said;
 use crate::proto::worker::attach_response::Message;
 use crate::runner::monotonic_ns;
-use crate::telemetry::{InFlight, Telemetry};
+use crate::telemetry::Telemetry;
 use crate::worker::lane::Failure;
 use crate::worker::wire::{self, Named, Offer, Violation};
 use crate::worker::{Assignment, Flags, Life, Served, WorkerEvent, WorkerId};
@@ -53,7 +54,6 @@ struct Running {
     last_question: u64,
     /// How many sequences the gauge counts.
     counted: f64,
-    _ready: InFlight,
 }
 
 /// What is known of the worker's lives so far.
@@ -81,10 +81,10 @@ impl Session {
     pub(super) async fn run(mut self, mut inbound: Streaming<proto::AttachRequest>) -> End {
         let mut running = None;
         let mut past = Past::default();
-        let mut heard = Instant::now();
+        let mut silence = Silence::new(self.patience.heartbeat_timeout, Instant::now());
         // It is set anew only where it is to ring earlier, or has rung: not at every message.
-        let mut alarm = pin!(sleep_until(heard + self.patience.heartbeat_timeout));
-        let end = loop {
+        let mut alarm = pin!(sleep_until(silence.ends()));
+        let mut end = loop {
             if let Some(look) = running.as_ref().and_then(Running::next_look)
                 && look < alarm.deadline()
             {
@@ -93,16 +93,16 @@ impl Session {
             let next = self.next(&mut inbound, running.as_mut(), alarm.as_mut());
             let ended = match next.await {
                 Next::Said(said) => {
-                    heard = Instant::now();
+                    silence.broken(Instant::now());
                     self.hear(said, &mut running, &mut past).await
                 }
                 Next::Submit(of, assignment) => self.submit(of, assignment, running.as_mut()).await,
                 Next::Asked(asked) => self.ask(asked, running.as_mut()).await,
                 Next::Attention => self.attend(running.as_mut()).await,
                 Next::Alarm => {
-                    let silent_at = heard + self.patience.heartbeat_timeout;
-                    alarm.as_mut().reset(silent_at);
-                    if Instant::now() >= silent_at {
+                    let is_silent = silence.is_too_long(alarm.deadline(), Instant::now());
+                    alarm.as_mut().reset(silence.ends());
+                    if is_silent {
                         Err(End::Silent)
                     } else if self.is_idle(running.as_ref()) {
                         Err(End::Idle)
@@ -117,13 +117,9 @@ impl Session {
             }
         };
         if let Some(mut running) = running {
-            let has_crashed = match end {
+            let has_crashed = match &mut end {
                 End::Stuck => true,
-                // Its process, where it is a child, has ended or is about to, and says why.
-                End::Gone(_) => match &mut self.child {
-                    Some(child) => child.has_crashed().await,
-                    None => false,
-                },
+                End::Gone(how) => self.has_crashed(how).await,
                 End::Stopped | End::Silent | End::Idle | End::Broke(_) => false,
             };
             if has_crashed {
@@ -132,6 +128,19 @@ impl Session {
             self.forget(&running);
         }
         end
+    }
+
+    /// Whether a worker whose stream is gone has crashed: the process of a child has ended or is about to, and says why
+    /// better than the stream.
+    async fn has_crashed(&mut self, how: &mut String) -> bool {
+        let Some(child) = &mut self.child else {
+            return false;
+        };
+        let Some(ended) = child.ended().await else {
+            return false;
+        };
+        *how = ended.reason;
+        ended.kind == Exit::Crashed
     }
 
     async fn next(
@@ -285,7 +294,6 @@ impl Session {
             open: HashMap::new(),
             last_question: 0,
             counted: 0.0,
-            _ready: InFlight::new(self.telemetry.workers_ready.clone()),
         };
         if let Some(child) = &self.child {
             child.watch.is_ready();

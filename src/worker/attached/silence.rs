@@ -1,0 +1,74 @@
+//! How long nothing has come of a worker, and when that is too long.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// An alarm that rings so late was held up, and all else of this process with it.
+const LATE: Duration = Duration::from_millis(20);
+
+/// How long nothing has come of a worker.
+pub(super) struct Silence {
+    timeout: Duration,
+    /// When it is too long.
+    ends: Instant,
+}
+
+impl Silence {
+    /// It begins now, and may last so long.
+    pub(super) fn new(timeout: Duration, now: Instant) -> Self {
+        Self {
+            timeout,
+            ends: now + timeout,
+        }
+    }
+
+    /// When to look whether it is too long.
+    pub(super) fn ends(&self) -> Instant {
+        self.ends
+    }
+
+    /// Something has come.
+    pub(super) fn broken(&mut self, now: Instant) {
+        self.ends = now + self.timeout;
+    }
+
+    /// Whether it is too long, by an alarm that was due then. An engine that stood still itself has not yet read what
+    /// was said meanwhile, and waits for as long as a heartbeat takes.
+    pub(super) fn is_too_long(&mut self, due: Instant, now: Instant) -> bool {
+        if now.saturating_duration_since(due) > LATE {
+            self.ends = self.ends.max(now + self.timeout / 4);
+        }
+        now >= self.ends
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(2);
+
+    #[test]
+    fn a_worker_of_which_nothing_comes_is_silent_when_its_time_is_over() {
+        let began = Instant::now();
+        let mut silence = Silence::new(TIMEOUT, began);
+        assert!(!silence.is_too_long(began, began));
+        silence.broken(began + TIMEOUT / 2);
+        let due = silence.ends();
+        assert_eq!(due, began + TIMEOUT * 3 / 2);
+        let a_moment_later = due + Duration::from_millis(1);
+        assert!(silence.is_too_long(due, a_moment_later));
+    }
+
+    #[test]
+    fn an_engine_that_stood_still_reads_first_what_its_workers_have_said() {
+        let began = Instant::now();
+        let mut silence = Silence::new(TIMEOUT, began);
+        let (due, awake) = (silence.ends(), began + TIMEOUT * 2);
+        assert!(!silence.is_too_long(due, awake));
+        let due = silence.ends();
+        assert_eq!(due, awake + TIMEOUT / 4);
+        assert!(silence.is_too_long(due, due));
+    }
+}
