@@ -22,6 +22,9 @@ PATIENCE_S = 20.0
 
 HEARTBEAT_MS = 20
 
+# What a refused worker is told.
+REFUSAL = "it is not taken"
+
 
 class Attachment:
     """One worker's stream, as its engine has it."""
@@ -103,7 +106,7 @@ class Attachment:
         """What the worker is to hear."""
         yield from iter(self._said.get, None)
         if self._status:
-            self._context.abort(self._status, "not taken")
+            self._context.abort(self._status, REFUSAL)
 
 
 class Tokens:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from tokenway_worker import (
+    ALL_PARAMETERS,
     Cancelled,
     ChatMessage,
     Emit,
@@ -56,7 +57,7 @@ class ScriptedRunner(Runner):
             vocabulary_size=VOCABULARY,
             max_prompt_bytes=100,
             resumption=Resumption.EXACT,
-            unsupported=("suffix",),
+            honours=tuple(name for name in ALL_PARAMETERS if name != "suffix"),
             bos_token="<s>",
             eos_token="</s>",
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 from conftest import Attach, Running
-from engine import Attachment, Engine
+from engine import REFUSAL, Attachment, Engine
 from runners import Gate, ScriptedRunner, count
 
 from tokenway_worker import Cancelled, Emit, Request, Token
@@ -133,22 +133,66 @@ def test_a_worker_is_ready_again_only_when_its_slots_are_free(
     again.hear("ready")
 
 
+def refuse(attachment: Attachment, code: grpc.StatusCode, is_welcome: bool) -> None:
+    if is_welcome:
+        attachment.welcome()
+        attachment.hear("ready")
+    else:
+        attachment.hear("hello")
+    attachment.refuse(code)
+
+
+@pytest.mark.parametrize("is_welcome", [False, True])
 @pytest.mark.parametrize(
     "code",
     [
         grpc.StatusCode.FAILED_PRECONDITION,
         grpc.StatusCode.NOT_FOUND,
         grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.UNIMPLEMENTED,
     ],
 )
-def test_a_worker_that_is_not_taken_ends(
-    start: Start, engine: Engine, code: grpc.StatusCode
+def test_a_worker_that_is_refused_ends_and_says_why(
+    start: Start,
+    engine: Engine,
+    caplog: pytest.LogCaptureFixture,
+    code: grpc.StatusCode,
+    is_welcome: bool,
 ) -> None:
     running = start(ScriptedRunner())
-    attachment = engine.attached()
-    attachment.hear("hello")
-    attachment.refuse(code)
+    refuse(engine.attached(), code, is_welcome)
     assert running.code() == 1
+    assert f"the engine refuses this worker: {REFUSAL}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("is_welcome", "says"),
+    [(False, "not attached to an engine at "), (True, "lost the engine at ")],
+)
+@pytest.mark.parametrize(
+    "code",
+    [
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.INTERNAL,
+    ],
+)
+def test_every_other_end_is_dialled_again(
+    start: Start,
+    engine: Engine,
+    caplog: pytest.LogCaptureFixture,
+    code: grpc.StatusCode,
+    is_welcome: bool,
+    says: str,
+) -> None:
+    start(ScriptedRunner())
+    refuse(engine.attached(), code, is_welcome)
+    engine.attached().hear("hello")
+    [warning] = [it.getMessage() for it in caplog.records if it.levelname == "WARNING"]
+    assert warning == f"{says}{engine.target}, dialling again: {code.name}: {REFUSAL}"
 
 
 def test_a_drained_worker_ends_with_its_last_sequence(start: Start, engine: Engine) -> None:
@@ -197,6 +241,20 @@ def test_an_idle_worker_ends_when_it_is_drained(start: Start, engine: Engine) ->
     attachment.say(drain={})
     attachment.hear_end()
     assert running.code() == 0
+
+
+def test_a_drained_worker_that_breaks_the_contract_ends_as_any_other(
+    start: Start, engine: Engine
+) -> None:
+    running = start(ScriptedRunner())
+    attachment = engine.attached()
+    attachment.welcome()
+    attachment.hear("ready")
+    attachment.say(submit={"sequence": 1, "prompt": [5], "max_tokens": 3, "credit": 1})
+    attachment.hear("accepted")
+    attachment.say(drain={})
+    attachment.refuse(grpc.StatusCode.FAILED_PRECONDITION)
+    assert running.code() == 1
 
 
 def test_a_stopped_worker_ends_its_stream(start: Start, engine: Engine) -> None:

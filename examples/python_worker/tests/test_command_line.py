@@ -64,7 +64,7 @@ def test_a_drained_worker_exits_with_0(engine: Engine) -> None:
 
 
 def test_options_and_the_child_token_reach_the_engine(engine: Engine) -> None:
-    args = ["--engine", engine.target, "--runner", "echo", "--model-name", "m", "--name", "n"]
+    args = ["--engine", engine.target, "--runner", "echo", "--model", "m", "--name", "n"]
     more = ["--slots", "7", "--context-length", "99"]
     with process(*args, *more, TOKENWAY_CHILD_TOKEN="t0ken"):
         attachment = engine.attached()
@@ -72,6 +72,29 @@ def test_options_and_the_child_token_reach_the_engine(engine: Engine) -> None:
         assert (hello.model, hello.name, hello.child_token) == ("m", "n", "t0ken")
         ready = attachment.hear("ready")
         assert (ready.slots, ready.model.context_length) == (7, 99)
+
+
+@pytest.mark.parametrize(
+    ("args", "begins"), [([], "process"), (["--device", "3"], "device 3 of process")]
+)
+def test_a_worker_without_a_name_is_called_by_its_process_and_host(
+    engine: Engine, args: list[str], begins: str
+) -> None:
+    with process("--engine", engine.target, "--runner", "echo", *args) as worker:
+        name = f"{begins} {worker.pid} on {socket.gethostname()}"
+        assert engine.attached().welcome().name == name[:64]
+
+
+def test_the_models_file_reaches_the_runner(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from tokenway_worker import LoadError\n"
+        "class Mine:\n"
+        "    def __init__(self, options): raise LoadError(f'it is {options.model_path}')\n"
+    )
+    args = ["--engine", engine.target, "--runner", "mine:Mine", "--model-path", "m.gguf"]
+    with process(*args, PYTHONPATH=str(tmp_path)) as worker:
+        _, log = worker.communicate(timeout=PATIENCE_S)
+        assert "it is m.gguf" in log
 
 
 def test_a_child_ends_with_the_engine_that_started_it(engine: Engine) -> None:
@@ -184,7 +207,9 @@ def test_over_tcp_both_sides_show_a_certificate(tmp_path: Path, is_trusted: bool
             welcome(engine).hear("ready")
         else:
             assert worker.stderr
-            assert any("the engine is lost" in line for line in worker.stderr)
+            assert any(
+                f"not attached to an engine at {engine.target}" in it for it in worker.stderr
+            )
     engine.die()
 
 
@@ -195,7 +220,8 @@ def test_a_worker_outlives_an_address_that_nobody_listens_on() -> None:
         args = ["--engine", f"127.0.0.1:{port}", "--runner", "echo"]
         with process(*args) as worker:
             assert worker.stderr
-            attempts = (line for line in worker.stderr if "dialling again: UNAVAILABLE" in line)
+            says = f"not attached to an engine at 127.0.0.1:{port}, dialling again: UNAVAILABLE"
+            attempts = (line for line in worker.stderr if says in line)
             assert next(attempts) and next(attempts)
             worker.terminate()
             assert worker.wait(PATIENCE_S) == 0

@@ -375,7 +375,7 @@ def test_a_scored_prompt_comes_first_with_indices_of_its_own(attach: Attach) -> 
 def test_a_prompt_that_is_all_that_is_asked_for_ends_with_its_last_token(attach: Attach) -> None:
     def act(request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:
         for id in request.prompt:
-            emit(Token(id, b"", is_prompt=True))
+            emit(Token(id, b"", is_prompt=True, logprobs=Logprobs(-1.5, b"<name>")))
         return None
 
     attachment = attach(ScriptedRunner(act))

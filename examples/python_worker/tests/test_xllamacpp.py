@@ -78,7 +78,7 @@ def runner() -> XllamacppRunner:
     if not path or not Path(path).is_file():
         pytest.skip("TOKENWAY_TEST_MODEL names no GGUF file: `scripts/model.sh` prints one")
     pytest.importorskip("xllamacpp")
-    return XllamacppRunner(Options(model=Path(path), slots=2, threads=1, context_length=1024))
+    return XllamacppRunner(Options(model_path=Path(path), slots=2, threads=1, context_length=1024))
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,7 @@ def worker(runner: XllamacppRunner) -> Iterator[Asking]:
         assert (model.runner, model.context_length) == ("xllamacpp", 1024)
         assert (model.vocabulary_size, model.eos_token) == (49152, "<|im_end|>")
         assert (model.bos_token, model.resumption) == ("", 2)
+        assert list(model.unsupported) == ["logprobs", "echo", "suffix"]
         yield worker
         running.stop()
         engine.die()
@@ -282,13 +283,13 @@ def test_a_dead_llama_cpp_is_a_crash_and_is_loaded_again(
 
 def test_what_cannot_be_loaded_says_what_to_do(tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
-    with pytest.raises(LoadError, match="--model must name a GGUF file"):
+    with pytest.raises(LoadError, match="--model-path must name a GGUF file"):
         XllamacppRunner(Options())
     with pytest.raises(LoadError, match=r"nothing\.gguf is not a file"):
-        XllamacppRunner(Options(model=tmp_path / "nothing.gguf"))
+        XllamacppRunner(Options(model_path=tmp_path / "nothing.gguf"))
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF, but not really")
-    runner = XllamacppRunner(Options(model=broken))
+    runner = XllamacppRunner(Options(model_path=broken))
     with pytest.raises(LoadError, match=r"llama\.cpp ended with exit code 1; it says why above"):
         runner.load(lambda _: None)
     runner.close()

@@ -42,7 +42,7 @@ def main() -> int:
     try:
         wire.message_class("AttachRequest")
         engine = Engine(_target(args.engine), _credentials(args))
-        identity = Identity(args.model_name, _name(args.name), args.child_token)
+        identity = Identity(args.model, _name(args), args.child_token)
         worker = Worker(_runner(args), engine, identity)
     except (UsageError, LoadError, wire.ContractError) as error:
         parser.error(str(error))
@@ -90,8 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--engine", required=True, help="the worker socket: unix:/path/to.sock or HOST:PORT")
     add("--runner", required=True, help="echo, xllamacpp, or your own as module:Class")
-    add("--model", type=Path, help="the model's file")
-    add("--model-name", default="", help="the model's name in the engine (default: its only one)")
+    add("--model", default="", help="the model, as the engine names it (default: its only one)")
+    add("--model-path", type=Path, help="the model's file")
     add("--slots", type=_slots, default=4, help="how many sequences run at once (default: 4)")
     cores = max((os.cpu_count() or 2) - 1, 1)
     add(
@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the time between two tokens of the echo runner (default: 20)",
     )
     add("--device", type=_device, help="which of several accelerators, from 0")
-    add("--name", default="", help="tells this worker apart in the engine's log")
+    add("--name", help="what this worker is called in logs (default: its process and host)")
     add(
         "--child-token",
         default=os.environ.get(CHILD_TOKEN, ""),
@@ -185,7 +185,13 @@ def _credentials(args: argparse.Namespace) -> grpc.ChannelCredentials | None:
     return grpc.ssl_channel_credentials(ca, key, certificate)
 
 
-def _name(name: str) -> str:
+def _name(args: argparse.Namespace) -> str:
+    name: str | None = args.name
+    if name is None:
+        device = "" if args.device is None else f"device {args.device} of "
+        own = f"{device}process {os.getpid()} on {socket.gethostname()}"
+        # A host's name alone may be as long as all of this may be.
+        return own.encode("ascii", "replace").decode()[:64]
     if len(name) > 64 or not (name.isascii() and name.isprintable()):
         raise UsageError("--name must be up to 64 printable ASCII characters")
     return name
@@ -201,7 +207,7 @@ def _runner(args: argparse.Namespace) -> Runner:
             f"--runner {args.runner!r} must be echo, xllamacpp, or module:Class: {error}"
         ) from error
     options = Options(
-        model=args.model,
+        model_path=args.model_path,
         slots=args.slots,
         threads=args.threads,
         context_length=args.context_length,

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
-from .failures import Failure, failure_of
+from .failures import failure_of
 from .runner import DeviceLost, Ended, LoadError, Runner
 from .sequence import Sequence
 
@@ -112,4 +112,4 @@ class Device:
         except BaseException as error:
             sequence.fail(failure_of(error))
         # Whoever is over hears nothing of this.
-        sequence.fail(Failure(False, "the runner left the sequence without an end"))
+        sequence.fault("left the sequence without an end")

@@ -40,19 +40,7 @@ class EchoRunner(Runner):
             max_prompt_bytes=options.context_length,
             resumption=Resumption.EXACT,
             # Its tokens do not depend on how to sample, so a request that cares is refused.
-            unsupported=(
-                "temperature",
-                "top_p",
-                "top_k",
-                "min_p",
-                "presence_penalty",
-                "frequency_penalty",
-                "repetition_penalty",
-                "logit_bias",
-                "logprobs",
-                "echo",
-                "suffix",
-            ),
+            honours=("min_tokens", "ignore_eos", "stop_token_ids"),
         )
 
     def check(self, request: Request) -> None:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-# What a request may ask for and a runner may be unable to do.
+# What a request may ask for and a runner may be unable to do: all that `worker.proto` names at
+# `Model.unsupported`.
 ALL_PARAMETERS = (
     "temperature",
     "top_p",
@@ -73,6 +74,9 @@ class Runner(ABC):
         Returns the token by which the sequence ended, if that is not `max_tokens`: the model's end
         of sequence or a stop token (`Request.is_end`). It is sent as the last.
 
+        A runner that breaks what the contract asks of a token (`rules`) loses this sequence: it
+        ends with a failure that says so, and `emit` raises `Ended`.
+
         Raises `Invalid` where the request is at fault, `Failed` where this sequence cannot go on,
         and `DeviceLost` where no sequence can. Every other exception counts as `Failed`.
         """
@@ -94,7 +98,7 @@ class Runner(ABC):
         raise Invalid("This model has no chat template.")
 
     def infill(self, prefix: str, suffix: str) -> Sequence[int]:
-        """The prompt that asks to fill a gap. Not asked where `suffix` is unsupported."""
+        """The prompt that asks to fill a gap. Not asked unless `suffix` is honoured."""
         raise Invalid("This model has no fill-in-the-middle tokens.")
 
     def close(self) -> None:  # noqa: B027
@@ -147,11 +151,23 @@ class ModelFacts:
     # The longest text that it tokenizes, in bytes.
     max_prompt_bytes: int = MAX_PROMPT_BYTES
     resumption: Resumption = Resumption.CONTIGUOUS
-    # Those of `ALL_PARAMETERS` that it cannot honour: the engine refuses requests that need one.
-    unsupported: tuple[str, ...] = ()
+    # Those of `ALL_PARAMETERS` that it honours: the engine refuses requests that need another, so
+    # none is passed over in silence.
+    honours: tuple[str, ...] = ()
     # How the token is spelled that begins every prompt, and that ends the output, if there is one.
     bos_token: str = ""
     eos_token: str = ""
+
+    def __post_init__(self) -> None:
+        for name in self.honours:
+            if name not in ALL_PARAMETERS:
+                known = ", ".join(ALL_PARAMETERS)
+                raise ValueError(f"ModelFacts.honours names {name!r}, which is none of {known}")
+
+    @property
+    def unsupported(self) -> tuple[str, ...]:
+        """Those of `ALL_PARAMETERS` that it does not honour."""
+        return tuple(name for name in ALL_PARAMETERS if name not in self.honours)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +268,7 @@ class ChatMessage:
 class Options:
     """What the command line says to a runner, which takes it as its only argument."""
 
-    model: Path | None = None
+    model_path: Path | None = None
     slots: int = 4
     threads: int = 1
     context_length: int = 2048

@@ -4,6 +4,7 @@ whether anybody waits for them. It must not know what makes the tokens.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +12,10 @@ from collections.abc import Callable
 from . import wire
 from .failures import Failure
 from .outgoing import Outgoing
+from .rules import Rules
 from .runner import Ended, Token
+
+log = logging.getLogger("tokenway_worker")
 
 
 class Sequence:
@@ -24,6 +28,7 @@ class Sequence:
     def __init__(
         self,
         submit: wire.Submit,
+        vocabulary_size: int,
         outgoing: Outgoing,
         on_over: Callable[[Sequence], None],
         on_lost: Callable[[str], None],
@@ -31,6 +36,7 @@ class Sequence:
         self.number = submit.sequence
         self.request = submit.request
         self.on_lost = on_lost
+        self._rules = Rules(submit.request, vocabulary_size)
         self._outgoing = outgoing
         self._on_over = on_over
         self._changed = threading.Condition(outgoing.lock)
@@ -76,6 +82,7 @@ class Sequence:
         is to be none."""
         with self._changed:
             self._await_credit()
+            self._check(self._rules.broken_by(token, self._next_of_prompt))
             self._send(token)
             if self._has_all(token):
                 self._end(wire.End.LENGTH)
@@ -86,6 +93,8 @@ class Sequence:
         """Sends the token that ends it."""
         with self._changed:
             self._await_credit()
+            self._check(self._rules.broken_by(token, self._next_of_prompt))
+            self._check(self._rules.broken_by_end(token, self._next_index + 1))
             self._send(token)
             self._end(wire.End.STOP)
 
@@ -94,6 +103,14 @@ class Sequence:
         with self._changed:
             if not self._is_over:
                 self._end(wire.End.FAILED, failure)
+
+    def fault(self, rule: str) -> None:
+        """Ends it because of what its runner did against the contract, unless it is over."""
+        with self._changed:
+            if not self._is_over:
+                at = self._next_index
+                log.error("sequence %d fails at token %d: the runner %s", self.number, at, rule)
+                self._end(wire.End.FAILED, Failure(False, f"the runner {rule}"))
 
     def __call__(self) -> bool:
         """Whether it is over. The device has returned from its last call, or it could not ask."""
@@ -121,6 +138,11 @@ class Sequence:
             self._changed.wait_for(lambda: self._credit > 0 or self._is_over)
         self._computes()
         if self._is_over:
+            raise Ended
+
+    def _check(self, broken: str | None) -> None:
+        if broken:
+            self.fault(broken)
             raise Ended
 
     def _send(self, token: Token) -> None:

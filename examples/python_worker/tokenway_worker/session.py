@@ -132,7 +132,8 @@ class Session:
             if failure:
                 self._outgoing.say(wire.refused(submit.sequence, failure))
                 return
-            sequence = Sequence(submit, self._outgoing, self._over, self._lost)
+            size = self._device.runner.model.vocabulary_size
+            sequence = Sequence(submit, size, self._outgoing, self._over, self._lost)
             self._live[submit.sequence] = sequence
         self._device.submit(sequence)
 

@@ -1,5 +1,5 @@
-"""The worker: dials its engine, serves, and dials again when the engine is lost. The model stays
-loaded meanwhile.
+"""The worker: dials its engine, serves, and dials again unless that would end the same. The model
+stays loaded meanwhile.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ log = logging.getLogger("tokenway_worker")
 FIRST_DELAY_S = 0.1
 LONGEST_DELAY_S = 5.0
 
-# What no second attempt would change, as an answer to `hello`.
+# An engine that ends a stream so, before its welcome or after it, would do so again. These are the
+# codes that `tokenway worker` goes by; with each, what to do about it where the engine's own words
+# do not say.
 FINAL = {
-    grpc.StatusCode.FAILED_PRECONDITION: "engine and worker must be of versions that go together",
-    grpc.StatusCode.NOT_FOUND: "--model-name must be a model that the engine serves",
-    grpc.StatusCode.PERMISSION_DENIED: "--child-token must be the one that the engine gave",
-    grpc.StatusCode.UNAUTHENTICATED: "the certificate must be one that the engine trusts",
-    grpc.StatusCode.UNIMPLEMENTED: "--engine must be its worker socket, not a public door",
+    grpc.StatusCode.FAILED_PRECONDITION: "",
+    grpc.StatusCode.NOT_FOUND: "; --model must be a model that the engine serves",
+    grpc.StatusCode.PERMISSION_DENIED: "; --child-token must be the one that the engine gave",
+    grpc.StatusCode.INVALID_ARGUMENT: "",
+    grpc.StatusCode.UNIMPLEMENTED: "; --engine must be its worker socket, not a public door",
 }
 
 CHANNEL_OPTIONS = [
@@ -133,13 +135,17 @@ class Worker:
         if session.load_error is not None:
             log.error("the model cannot be loaded: %s", session.load_error)
             return 1
-        if session.is_draining or self._is_stopping.is_set():
+        if self._is_stopping.is_set():
             return 0
         code, details = lost or (grpc.StatusCode.OK, "it ended the stream")
-        if not session.is_welcome and code in FINAL:
-            log.error("the engine does not take this worker: %s: %s", details, FINAL[code])
+        if code in FINAL:
+            log.error("the engine refuses this worker: %s%s", details, FINAL[code])
             return 1
-        log.warning("the engine is lost, dialling again: %s: %s", code.name, details)
+        if session.is_draining:
+            return 0
+        where = self._engine.target
+        how = "lost the engine" if session.is_welcome else "not attached to an engine"
+        log.warning("%s at %s, dialling again: %s: %s", how, where, code.name, details)
         return None
 
     def _serve(self, session: Session) -> tuple[grpc.StatusCode, str] | None:

@@ -50,6 +50,22 @@ STEP_TOKENS = 64
 # after.
 SAMPLERS = ["penalties", "temperature", "top_k", "top_p", "min_p"]
 
+# Not `logprobs`, `echo` and `suffix`: the server tells no log probabilities of a token inside an
+# unfinished character, none of a prompt's tokens, and fills gaps with no prompt that could be told.
+HONOURS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "min_tokens",
+    "ignore_eos",
+    "stop_token_ids",
+)
+
 SERVER = Path(__file__).with_name("llama_server.py")
 
 # How long the server may take to end by itself.
@@ -62,10 +78,10 @@ class XllamacppRunner(Runner):
     def __init__(self, options: Options) -> None:
         if importlib.util.find_spec("xllamacpp") is None:
             raise LoadError("xllamacpp is not installed: pip install xllamacpp")
-        if options.model is None:
-            raise LoadError("--model must name a GGUF file")
-        if not options.model.is_file():
-            raise LoadError(f"--model: {options.model} is not a file")
+        if options.model_path is None:
+            raise LoadError("--model-path must name a GGUF file")
+        if not options.model_path.is_file():
+            raise LoadError(f"--model-path: {options.model_path} is not a file")
         self.slots = options.slots
         self._options = options
         self._server: _Server | None = None
@@ -102,9 +118,7 @@ class XllamacppRunner(Runner):
             # Delivered tokens are read as a prompt is, by other kernels than those that made them:
             # what follows is almost always the same, and nobody has proved that it always is.
             resumption=Resumption.CONTIGUOUS,
-            # The server tells no log probabilities of a token inside an unfinished character, none
-            # of a prompt's tokens, and fills gaps with no prompt that could be told.
-            unsupported=("logprobs", "echo", "suffix"),
+            honours=HONOURS,
             bos_token=bos_token if self._bos is not None else "",
             eos_token=eos_token,
         )
@@ -281,7 +295,7 @@ class _Server:
 
     def __init__(self, options: Options) -> None:
         said = {
-            "model": str(options.model),
+            "model": str(options.model_path),
             "slots": options.slots,
             "threads": options.threads,
             "context_length": options.context_length,

@@ -1,0 +1,65 @@
+"""What a runner says that it honours."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Running
+from engine import Engine
+from runners import ScriptedRunner
+
+from tokenway_worker import ALL_PARAMETERS, ModelFacts, Options, Runner, wire
+from tokenway_worker.echo import EchoRunner
+
+IN_TREE = Path(__file__).resolve().parents[3] / "proto"
+
+
+def test_a_runner_that_names_nothing_honours_nothing(
+    start: Callable[[Runner], Running], engine: Engine
+) -> None:
+    runner = ScriptedRunner()
+    runner.model = ModelFacts("bare", context_length=100, vocabulary_size=1000)
+    start(runner)
+    attachment = engine.attached()
+    attachment.welcome()
+    assert tuple(attachment.hear("ready").model.unsupported) == ALL_PARAMETERS
+
+
+def test_what_is_honoured_is_not_unsupported() -> None:
+    facts = ModelFacts("some", 100, 1000, honours=("top_p", "logprobs"))
+    left = [name for name in ALL_PARAMETERS if name not in ("top_p", "logprobs")]
+    assert list(facts.unsupported) == left
+
+
+def test_a_name_that_is_no_parameter_is_an_error_that_names_it() -> None:
+    with pytest.raises(ValueError, match=r"honours names 'logprob', which is none of temperature,"):
+        ModelFacts("some", 100, 1000, honours=("top_p", "logprob"))
+
+
+def test_all_parameters_are_those_of_the_contract() -> None:
+    proto = Path(os.environ.get(wire.PROTO_FOLDER) or IN_TREE) / wire.PROTO
+    before, _, _ = proto.read_text().partition("repeated string unsupported")
+    comment = before[before.rindex(";") :].replace("//", " ")
+    [listed] = re.findall(r"of these:(.*?)\.", comment, re.DOTALL)
+    names = re.sub(r"\(.*?\)", "", listed, flags=re.DOTALL).split(",")
+    assert tuple(name.strip() for name in names) == ALL_PARAMETERS
+
+
+def test_the_echo_runner_refuses_what_it_does_not_look_at() -> None:
+    assert EchoRunner(Options()).model.unsupported == (
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "presence_penalty",
+        "frequency_penalty",
+        "repetition_penalty",
+        "logit_bias",
+        "logprobs",
+        "echo",
+        "suffix",
+    )

@@ -1,0 +1,218 @@
+"""What becomes of a runner's token that the contract does not allow: an engine would give up the
+whole worker for it, so one sequence ends before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from conftest import Attach
+from engine import Attachment, Tokens
+from runners import STOP, ScriptedRunner, count, token
+
+from tokenway_worker import Cancelled, Emit, Ended, Logprobs, Request, Token, TopLogprob
+
+STOPPED, LENGTH, FAILED = 1, 2, 3
+
+NAN, INFINITE = float("nan"), float("inf")
+
+
+def told(logprob: float | None = -1.5, *top: TopLogprob, spelling: bytes = b"x") -> Token:
+    return Token(7, b"x", logprobs=Logprobs(logprob, spelling, top))
+
+
+def likely(logprob: float = -1.5, id: int = 7, spelling: bytes = b"x") -> TopLogprob:
+    return TopLogprob(id, spelling, logprob)
+
+
+ASKS: dict[str, Any] = {"logprobs": 1}
+SCORES: dict[str, Any] = {"logprobs": 1, "scores_prompt": True}
+OF_PROMPT = replace(told(), is_prompt=True)
+NO_ID = "emitted an id that is none of the vocabulary's 1000"
+NO_DATA = "emitted a token whose data are not up to 1024 bytes"
+NO_LOGPROB = "emitted a token without its log probability, which was asked for"
+NO_NUMBER = "emitted a token with a log probability that is no finite number"
+NO_SPELLING = "emitted a token whose spelling is not up to 1024 bytes"
+
+
+def run_beside_another(attachment: Attachment, **fields: Any) -> Tokens:
+    """All of a sequence whose prompt is 5, while another runs that has to live on."""
+    asks = {"max_tokens": 5, "credit": 100}
+    attachment.say(submit={"sequence": 1, **asks, "prompt": [6], "credit": 1})
+    attachment.hear("accepted")
+    attachment.hear("step")
+    attachment.say(submit={"sequence": 2, **asks, "prompt": [5], **fields})
+    attachment.hear("accepted")
+    tokens = attachment.hear_steps(2)
+    attachment.say(credit={"grants": [{"sequence": 1, "tokens": 4}]})
+    assert attachment.hear_steps(1).ids == [101, 102, 103, 104]
+    return tokens
+
+
+@pytest.mark.parametrize(
+    ("emitted", "fields", "did"),
+    [
+        (Token(1000, b"x"), {}, NO_ID),
+        (Token(-1, b"x"), {}, NO_ID),
+        (Token(7.5, b"x"), {}, NO_ID),  # type: ignore[arg-type]
+        (Token(7, b"x" * 1025), {}, NO_DATA),
+        (Token(7, "text"), {}, NO_DATA),  # type: ignore[arg-type]
+        (Token(7, b"x", due_ns=-1), {}, "emitted a token whose due_ns is no time"),
+        (token(7), ASKS, NO_LOGPROB),
+        (told(None), ASKS, NO_LOGPROB),
+        (told(NAN), ASKS, NO_NUMBER),
+        (told(INFINITE), ASKS, NO_NUMBER),
+        (told(1e39), ASKS, NO_NUMBER),
+        (told(NAN), {}, NO_NUMBER),
+        (told(-1.5, likely(NAN)), ASKS, NO_NUMBER),
+        (
+            told(-1.5, likely(id=1000)),
+            ASKS,
+            "told of a likely token that is none of the vocabulary's",
+        ),
+        (told(spelling=b"x" * 1025), ASKS, NO_SPELLING),
+        (told(-1.5, likely(spelling=b"x" * 1025)), ASKS, NO_SPELLING),
+        (
+            told(-1.5, *[likely()] * 21),
+            ASKS,
+            "emitted a token with more than 20 of the likeliest beside it",
+        ),
+        (OF_PROMPT, {}, "emitted a token of the prompt that nobody asked for"),
+        (
+            told(),
+            SCORES,
+            "emitted a token before those of the prompt, which were asked for",
+        ),
+        (replace(token(5), is_prompt=True), SCORES, NO_LOGPROB),
+    ],
+)
+def test_a_token_that_breaks_the_contract_ends_its_sequence_only(
+    attach: Attach,
+    caplog: pytest.LogCaptureFixture,
+    emitted: Token,
+    fields: dict[str, Any],
+    did: str,
+) -> None:
+    def act(request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:
+        if request.prompt == (6,):
+            return count(request, emit, cancelled)
+        while True:
+            emit(emitted)
+
+    tokens = run_beside_another(attach(ScriptedRunner(act)), **fields)
+    assert (tokens.ids, tokens.end) == ([], FAILED)
+    assert (tokens.failure.is_invalid, tokens.failure.message) == (False, f"the runner {did}")
+    assert f"sequence 2 fails at token 0: the runner {did}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("last", "fields", "did"),
+    [
+        (token(STOP), {"min_tokens": 3}, "ended the sequence before it had min_tokens"),
+        (
+            token(STOP),
+            {"ignore_eos": True, "stop_token_ids": [8]},
+            "ended the sequence with no stop token, though ignore_eos was asked for",
+        ),
+        (Token(1000, b""), {}, NO_ID),
+        (
+            token(STOP),
+            {"delivered": [1], "min_tokens": 4},
+            "ended the sequence before it had min_tokens",
+        ),
+        (None, {}, "left the sequence without an end"),
+    ],
+)
+def test_an_end_that_breaks_the_contract_is_a_failure_of_its_sequence_only(
+    attach: Attach,
+    caplog: pytest.LogCaptureFixture,
+    last: Token | None,
+    fields: dict[str, Any],
+    did: str,
+) -> None:
+    def act(request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:
+        if request.prompt == (6,):
+            return count(request, emit, cancelled)
+        emit(token(7))
+        return last
+
+    tokens = run_beside_another(attach(ScriptedRunner(act)), **fields)
+    assert (tokens.ids, tokens.end) == ([7], FAILED)
+    assert (tokens.failure.is_invalid, tokens.failure.message) == (False, f"the runner {did}")
+    at = len(fields.get("delivered", [])) + 1
+    assert f"sequence 2 fails at token {at}: the runner {did}" in caplog.text
+
+
+def test_a_scored_prompt_has_no_more_tokens_than_it_has_and_ends_nothing(attach: Attach) -> None:
+    def act(request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:
+        if request.prompt == (6,):
+            return count(request, emit, cancelled)
+        if request.min_tokens == 1:
+            return OF_PROMPT
+        emit(OF_PROMPT)
+        emit(OF_PROMPT)
+        return None
+
+    attachment = attach(ScriptedRunner(act))
+    more = run_beside_another(attachment, **SCORES)
+    assert more.ids == [7]
+    assert more.failure.message == "the runner emitted a token of the prompt that nobody asked for"
+    attachment.say(
+        submit={
+            "sequence": 3,
+            "prompt": [5],
+            "max_tokens": 5,
+            "credit": 9,
+            "min_tokens": 1,
+            **SCORES,
+        }
+    )
+    attachment.hear("accepted")
+    last = attachment.hear_steps(3)
+    assert last.ids == []
+    assert last.failure.message == "the runner ended the sequence with a token of the prompt"
+
+
+@pytest.mark.parametrize(
+    ("last", "fields"),
+    [
+        (token(STOP), {"min_tokens": 2}),
+        (token(STOP), {"delivered": [1], "min_tokens": 3}),
+        (token(8), {"ignore_eos": True, "stop_token_ids": [8]}),
+    ],
+)
+def test_an_end_that_the_contract_allows_is_one(
+    attach: Attach, last: Token, fields: dict[str, Any]
+) -> None:
+    def act(request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:
+        if request.prompt == (6,):
+            return count(request, emit, cancelled)
+        emit(token(7))
+        return last
+
+    tokens = run_beside_another(attach(ScriptedRunner(act)), **fields)
+    assert (tokens.ids, tokens.end) == ([7, last.id], STOPPED)
+
+
+@pytest.mark.parametrize(("max_tokens", "faulty", "end"), [(2, 7, LENGTH), (5, 1000, FAILED)])
+def test_nothing_follows_an_end_that_the_runner_does_not_heed(
+    attach: Attach, max_tokens: int, faulty: int, end: int
+) -> None:
+    def act(request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:
+        if request.prompt == (6,):
+            return count(request, emit, cancelled)
+        emit(token(7))
+        for id in (faulty, 8, 9):
+            try:
+                emit(Token(id, b"x"))
+            except Ended:
+                assert cancelled()
+        return token(STOP)
+
+    attachment = attach(ScriptedRunner(act))
+    tokens = run_beside_another(attachment, max_tokens=max_tokens)
+    assert (tokens.ids, tokens.end) == ([7, 7][: 2 if end == LENGTH else 1], end)
+    attachment.say(question={"question": 1, "detokenize": {"ids": []}})
+    attachment.hear("answer")
