@@ -35,6 +35,7 @@ fi
 
 # The stamp goes first: an installation that is broken off is begun again.
 rm -f "$stamp"
+echo "Installing what Python needs into $venv …" >&2
 python3 -m venv --clear "$venv"
 install=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
 for file in "${requirements[@]}"; do
