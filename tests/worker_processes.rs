@@ -4,13 +4,14 @@
 mod support;
 
 use futures_util::future::join_all;
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
+use rand::seq::SliceRandom;
 use rustix::process::{Pid, Signal, getpgid};
 use serde_json::json;
 use support::grpc::{self, collect_from};
 use support::http::{completion, get, texts};
-use support::program::{Running, serving, tokenway};
+use support::program::{Running, gone, serving, tokenway};
 use support::{Setup, full_speed};
 use tokenway::proto::v1::inference_client::InferenceClient;
 use tokenway::server::Isolation;
@@ -35,8 +36,13 @@ const THREE: [&str; 8] = [
     "0.5",
 ];
 
-/// Streams by both doors, while at these tokens of one of them a worker gets a signal. Every stream must be whole.
-async fn survives(server: &Running, [http, door]: &[String; 2], faults: &[(u32, Signal)]) {
+/// Streams by both doors, while at these tokens of one of them a child gets a signal, each time another. Every stream
+/// must be whole. Those children are left.
+async fn survives(
+    server: &Running,
+    [http, door]: &[String; 2],
+    faults: &[(u32, Signal)],
+) -> Vec<Pid> {
     let address = http.replace("http://", "");
     let body = json!({"prompt": "a", "max_tokens": TOKENS, "stream": true});
     let asked = (0..STREAMS).map(|_| async {
@@ -52,15 +58,16 @@ async fn survives(server: &Running, [http, door]: &[String; 2], faults: &[(u32, 
             collect_from(stream.expect("it is admitted").into_inner(), |_| ()).await
         }
     });
-    let mut random = StdRng::seed_from_u64(7);
-    let mut faults = faults.iter().peekable();
+    let faults_count = faults.len();
+    let mut children = server.children();
+    children.shuffle(&mut StdRng::seed_from_u64(7));
+    let mut faults = faults.iter().zip(&children).peekable();
     let watched = async {
         let stream = client.clone().complete(grpc::request("a", TOKENS)).await;
         let stream = stream.expect("it is admitted").into_inner();
         collect_from(stream, |seen| {
-            if let Some((_, signal)) = faults.next_if(|(at, _)| *at < seen) {
-                let workers = server.children();
-                server.signal_child(workers[random.random_range(..workers.len())], *signal);
+            if let Some(((_, signal), child)) = faults.next_if(|((at, _), _)| *at < seen) {
+                server.signal_child(*child, *signal);
             }
         })
         .await
@@ -76,6 +83,8 @@ async fn survives(server: &Running, [http, door]: &[String; 2], faults: &[(u32, 
         assert_eq!(completion.texts(0), tokens());
         assert_eq!(completion.usage().completion_tokens, TOKENS);
     }
+    children.truncate(faults_count);
+    children
 }
 
 async fn metric(http: &str, name: &str) -> f64 {
@@ -90,9 +99,11 @@ async fn metric(http: &str, name: &str) -> f64 {
 #[tokio::test]
 async fn streams_survive_children_that_are_killed() {
     let arguments = [&["--isolation", "process"], &THREE[..]].concat();
-    let (server, doors) = serving(&arguments).await;
+    let (mut server, doors) = serving(&arguments).await;
     let faults = [(20, Signal::KILL), (200, Signal::KILL), (400, Signal::KILL)];
-    survives(&server, &doors, &faults).await;
+    for _ in survives(&server, &doors, &faults).await {
+        server.logs("a worker was lost").await;
+    }
     assert!(metric(&doors[0], "tokenway_resumptions_total").await > 0.0);
     assert_eq!(metric(&doors[0], "tokenway_workers_lost_total").await, 3.0);
 }
@@ -100,16 +111,12 @@ async fn streams_survive_children_that_are_killed() {
 #[tokio::test]
 async fn streams_survive_a_child_that_hangs_and_it_is_replaced() {
     let arguments = [&["--isolation", "process"], &THREE[..]].concat();
-    let (server, doors) = serving(&arguments).await;
-    let before = server.children();
-    survives(&server, &doors, &[(20, Signal::STOP)]).await;
-    let after = server.children();
-    let is_left = |child: &&Pid| after.contains(child);
-    assert_eq!(
-        before.iter().filter(is_left).count(),
-        2,
-        "{before:?} {after:?}"
-    );
+    let (mut server, doors) = serving(&arguments).await;
+    for hung in survives(&server, &doors, &[(20, Signal::STOP)]).await {
+        server.logs("it sent no heartbeat in time").await;
+        gone(hung).await;
+        server.logs("a worker has dialled in").await;
+    }
 }
 
 #[tokio::test]
@@ -120,7 +127,7 @@ async fn no_child_outlives_its_engine() {
     server.signal(Signal::KILL);
     let _ = server.end().await;
     for child in children {
-        support::program::gone(child).await;
+        gone(child).await;
     }
 }
 
@@ -146,7 +153,7 @@ async fn children_end_with_an_engine_that_drains() {
     let children = server.children();
     assert_eq!(server.interrupt().await, Some(0));
     for child in children {
-        support::program::gone(child).await;
+        gone(child).await;
     }
 }
 

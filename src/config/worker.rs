@@ -15,7 +15,7 @@ use super::{ConfigError, seconds};
 use crate::listen::{Address, MutualTls, TlsFiles};
 use crate::scheduler::ResumptionLimits;
 use crate::server::WorkerParts;
-use crate::worker::attach::AttachParts;
+use crate::worker::attach::{self, AttachParts};
 use crate::worker::attached::Patience;
 use crate::worker::dial::EngineAddress;
 
@@ -179,7 +179,7 @@ pub(super) struct WorkerCommand {
     /// Which of the machine's devices this worker is for, from 0: by it workers are told apart
     #[arg(long, env = "TOKENWAY_DEVICE", value_name = "N", default_value_t = 0)]
     device: u16,
-    /// What this worker is called in logs, up to 64 characters [default: its device and process]
+    /// What this worker is called in logs, up to 64 bytes [default: its device, process and host]
     #[arg(long, env = "TOKENWAY_WORKER_NAME", value_name = "NAME")]
     name: Option<String>,
     /// What an engine gives a worker that it starts itself
@@ -206,7 +206,7 @@ impl WorkerCommand {
             return Err(ConfigError::Invalid(message.to_owned()));
         }
         let Loading { loader, slots, .. } = self.runner.loading(&Origin::Flags)?;
-        let own_name = || format!("device {} of process {}", self.device, std::process::id());
+        let own_name = || attach::own_name(self.device);
         Ok(WorkerTask {
             parts: AttachParts {
                 engine: engine_address(self.engine, self.tls)?,

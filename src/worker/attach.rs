@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+use rustix::system::uname;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -50,6 +51,17 @@ pub struct AttachParts {
     pub loader: Arc<dyn Loader>,
     /// How many sequences it runs at once.
     pub slots: usize,
+}
+
+/// What a worker of this device calls itself: as no other does, and in containers all processes have the same number.
+#[must_use]
+pub fn own_name(device: u16) -> String {
+    let process = std::process::id();
+    let system = uname();
+    let host = system.nodename().to_string_lossy();
+    let mut name = format!("device {device} of process {process} on {host}");
+    name.truncate(name.floor_char_boundary(wire::MAX_NAME_BYTES));
+    name
 }
 
 /// Why a worker ended.

@@ -23,7 +23,7 @@ const MAX_PROMPT_BYTES: u32 = 4 * 1024 * 1024;
 const MAX_SLOTS: u32 = 65_536;
 
 /// The longest name of a runner, or of a worker.
-const MAX_NAME_BYTES: usize = 64;
+pub(super) const MAX_NAME_BYTES: usize = 64;
 
 /// The longest token, in bytes.
 const MAX_TOKEN_BYTES: u32 = 1_024;

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdout, Command};
+use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 
 /// A program to be run.
 pub struct Program(Command);
@@ -24,6 +24,8 @@ pub struct Outcome {
 pub struct Running {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
+    /// What it logs, where that is read.
+    log: Option<Lines<BufReader<ChildStderr>>>,
 }
 
 /// An example of this crate, as `cargo run --example NAME` would run it.
@@ -132,7 +134,8 @@ pub fn curl() -> Program {
 /// `tokenway serve` on free ports: the process, and the URLs of its HTTP and its gRPC door.
 pub async fn serving(arguments: &[&str]) -> (Running, [String; 2]) {
     let free = "127.0.0.1:0";
-    let program = tokenway().args(["serve", "--http-listen", free, "--grpc-listen", free]);
+    let mut program = tokenway().args(["serve", "--http-listen", free, "--grpc-listen", free]);
+    program.0.stderr(Stdio::piped());
     let mut running = program.args(arguments).start();
     let mut door = async || {
         let line = running.line().await;
@@ -221,9 +224,11 @@ impl Program {
             .spawn()
             .expect("the program can be run");
         let stdout = child.stdout.take().expect("it is piped");
+        let stderr = child.stderr.take();
         Running {
             child,
             lines: BufReader::new(stdout).lines(),
+            log: stderr.map(|stderr| BufReader::new(stderr).lines()),
         }
     }
 }
@@ -247,6 +252,17 @@ impl Running {
     pub async fn line(&mut self) -> String {
         let line = self.lines.next_line().await;
         line.expect("it prints UTF-8").expect("it prints a line")
+    }
+
+    /// Waits until it logs a line with this in it.
+    pub async fn logs(&mut self, what: &str) {
+        let log = self.log.as_mut().expect("its log is read");
+        loop {
+            let line = log.next_line().await.expect("it logs UTF-8");
+            if line.expect("it runs").contains(what) {
+                return;
+            }
+        }
     }
 
     /// Sends it a signal.
