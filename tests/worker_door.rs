@@ -19,6 +19,7 @@ use tokenway::proto::worker::device_worker_client::DeviceWorkerClient;
 use tokenway::proto::worker::question::About;
 use tokenway::server::Isolation;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
@@ -100,6 +101,24 @@ impl Engine {
         worker.say(Said::Ready(ready())).await;
         self.server.loaded().await;
         worker
+    }
+
+    /// Another worker that is ready; the engine knows when it has read so far.
+    async fn another(&self, name: &str) -> Worker {
+        let hello = proto::Hello {
+            name: name.to_owned(),
+            ..hello()
+        };
+        let worker = self.dial(Said::Hello(hello)).await.expect("it is taken");
+        worker.say(Said::Ready(ready())).await;
+        worker
+    }
+
+    /// Posts this; the status of what comes.
+    fn post(&self, path: &str, body: &serde_json::Value) -> JoinHandle<u16> {
+        let request = post(path, body.to_string());
+        let address = self.server.http_address();
+        tokio::spawn(async move { request.send_to(&address).await.status })
     }
 
     /// The status with which the stream of the worker of this name ends that says this.
@@ -481,4 +500,70 @@ async fn what_a_worker_refuses_its_client_is_told() {
         .await;
     let (told, (code, _)) = asked.await.expect("it does not panic");
     assert_eq!((told, &*code), (400, "invalid_value"));
+}
+
+#[tokio::test]
+async fn a_prompt_that_a_worker_scores_wrong_is_scored_by_another() {
+    let engine = engine(|_| ()).await;
+    let mut wrong = engine.worker().await;
+    let body = json!({"prompt": [5], "max_tokens": 1, "echo": true, "logprobs": 0});
+    let asked = engine.post("/v1/completions", &body);
+    let (question, _) = wrong.asked().await;
+    wrong.answer(question, Answer::Pieces(piece())).await;
+    let sequence = wrong.submitted().await.sequence;
+    let mut right = engine.another("right").await;
+    wrong
+        .say(Said::Accepted(proto::Accepted { sequence }))
+        .await;
+    let completion = scored(sequence, 7, proto::End::Length);
+    wrong.say(step(completion)).await;
+    let status = wrong.ended().await;
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert!(
+        status.message().contains("before all of its prompt's"),
+        "{status:?}"
+    );
+    let submit = right.submitted().await;
+    assert!(submit.scores_prompt);
+    let sequence = submit.sequence;
+    right
+        .say(Said::Accepted(proto::Accepted { sequence }))
+        .await;
+    let prompt = proto::SequenceStep {
+        is_prompt: true,
+        ..scored(sequence, 5, proto::End::Unspecified)
+    };
+    right.say(step(prompt)).await;
+    let completion = scored(sequence, 7, proto::End::Length);
+    right.say(step(completion)).await;
+    assert_eq!(asked.await.expect("it does not panic"), 200);
+}
+
+/// The only piece of an answer.
+fn piece() -> proto::Pieces {
+    proto::Pieces {
+        bytes: b"x".to_vec(),
+        lengths: vec![1],
+    }
+}
+
+/// A token with its log probabilities.
+fn scored(sequence: u64, id: u32, end: proto::End) -> proto::SequenceStep {
+    proto::SequenceStep {
+        sequence,
+        ids: proto::Packed::from_iter([id]),
+        bytes: b"x".to_vec(),
+        lengths: proto::Packed::from_iter([1]),
+        logprobs: vec![proto::Logprobs {
+            logprob: Some(-1.0),
+            ..proto::Logprobs::default()
+        }],
+        end: end.into(),
+        ..proto::SequenceStep::default()
+    }
+}
+
+fn step(entry: proto::SequenceStep) -> Said {
+    let sequences = vec![entry];
+    Said::Step(proto::Step { sequences })
 }

@@ -28,6 +28,9 @@ pub(super) const MAX_NAME_BYTES: usize = 64;
 /// The longest token, in bytes.
 const MAX_TOKEN_BYTES: u32 = 1_024;
 
+/// How far above 0 a log probability may be that a device has rounded.
+const ROUNDING: f32 = 0.001;
+
 /// The longest reason or message, in bytes; what is longer is cut.
 const MAX_REASON_BYTES: usize = 1_024;
 
@@ -219,8 +222,8 @@ fn check_logprobs(logprobs: &proto::Logprobs) -> Result<(), Violation> {
     let rule = "a token has at most 20 of the likeliest beside it";
     check(logprobs.top.len() <= limit, rule)?;
     let is_short = |spelling: &[u8]| length(spelling) <= MAX_TOKEN_BYTES;
-    let is_number = |logprob: f32| logprob >= LEAST_LOGPROB && logprob.is_finite();
-    let rule = "a log probability is from -9999, and a spelling at most 1024 bytes";
+    let is_number = |logprob: f32| (LEAST_LOGPROB..=ROUNDING).contains(&logprob);
+    let rule = "a log probability is from -9999 to 0, and a spelling at most 1024 bytes";
     let is_right = logprobs.logprob.is_none_or(is_number) && is_short(&logprobs.spelling);
     let top = &mut logprobs.top.iter();
     check(

@@ -4,9 +4,10 @@
 //! It sends nothing: what is to be told, to the worker or to the scheduler, is gathered in [`Effects`].
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::proto::worker as proto;
-use crate::request::FinishReason;
+use crate::request::{FinishReason, TokenId};
 use crate::runner::{Room, Slot, monotonic_ns};
 use crate::worker::Assignment;
 use crate::worker::lane::Failure;
@@ -38,8 +39,8 @@ struct UnderWay {
     wants_logprobs: bool,
     next_index: u32,
     next_of_prompt: u32,
-    /// How many tokens of the prompt it emits.
-    scored: usize,
+    /// The prompt, while not all of its tokens have come that are asked for.
+    scoring: Option<Arc<[TokenId]>>,
     max_tokens: u32,
     min_tokens: u32,
     /// How many tokens it may emit before it is given more credit.
@@ -122,11 +123,8 @@ impl Sequences {
         self.last.number += 1;
         let (number, sequence) = (self.last.number, &assignment.sequence);
         let delivered = sequence.delivered.len();
-        let scored = if sequence.scores_prompt {
-            sequence.prompt.len()
-        } else {
-            0
-        };
+        let scoring = sequence.scores_prompt.then(|| Arc::clone(&sequence.prompt));
+        let scored = scoring.as_ref().map_or(0, |prompt| prompt.len());
         let wanted = usize::try_from(max_tokens).unwrap_or(usize::MAX);
         let wanted = wanted.saturating_sub(delivered).saturating_add(scored);
         let credit = assignment.lane.room().clamp(1, wanted.max(1));
@@ -139,7 +137,7 @@ impl Sequences {
             wants_logprobs: sequence.logprobs.is_some(),
             next_index: u32::try_from(delivered).unwrap_or(u32::MAX),
             next_of_prompt: 0,
-            scored,
+            scoring,
             max_tokens,
             min_tokens: sequence.stop_tokens.min_tokens,
             credit,
@@ -289,53 +287,82 @@ impl Sequences {
 impl UnderWay {
     /// Whether what a step made follows what came before, and was allowed.
     fn check(&mut self, entry: &proto::SequenceStep) -> Result<(), Violation> {
-        let number = self.number;
         if !self.is_accepted {
-            let rule = format!("sequence {number} has tokens before it was accepted");
-            return Err(Violation(rule));
+            return Err(self.broke("has tokens before it was accepted"));
+        }
+        let next = if entry.is_prompt {
+            self.next_of_prompt
+        } else {
+            self.next_index
+        };
+        if entry.first_index != next {
+            let first = entry.first_index;
+            return Err(self.broke(&format!("goes on at {first}, where {next} was next")));
         }
         let count = entry.ids.len();
-        let next = if entry.is_prompt {
-            &mut self.next_of_prompt
+        self.credit = self
+            .credit
+            .checked_sub(count)
+            .ok_or_else(|| self.broke("has more tokens than it had credit for"))?;
+        if (self.wants_logprobs || entry.is_prompt) && entry.logprobs.len() != count {
+            return Err(self.broke("has tokens without their log probabilities"));
+        }
+        let next = next.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
+        if entry.is_prompt {
+            self.check_prompt(entry)?;
+            self.next_of_prompt = next;
         } else {
-            &mut self.next_index
+            if self.scoring.is_some() && count > 0 {
+                return Err(self.broke("has tokens before all of its prompt's"));
+            }
+            self.next_index = next;
+        }
+        self.check_end(entry)
+    }
+
+    /// Whether these are the prompt's own tokens, and were asked for.
+    fn check_prompt(&mut self, entry: &proto::SequenceStep) -> Result<(), Violation> {
+        let count = entry.ids.len();
+        if count == 0 {
+            return Ok(());
+        }
+        let left = self.scoring.as_ref().and_then(|prompt| {
+            let come = usize::try_from(self.next_of_prompt).ok()?;
+            prompt.get(come..)?.split_at_checked(count)
+        });
+        let Some((expected, rest)) = left else {
+            return Err(self.broke("has tokens of its prompt that nobody asked for"));
         };
-        if entry.first_index != *next {
-            let (first, next) = (entry.first_index, *next);
-            let rule = format!("sequence {number} goes on at {first}, where {next} was next");
-            return Err(Violation(rule));
+        if !entry.ids.iter().eq(expected.iter().copied()) {
+            return Err(self.broke("has other tokens for its prompt's than it has"));
         }
-        *next = next.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
-        self.credit = self.credit.checked_sub(count).ok_or_else(|| {
-            Violation(format!(
-                "sequence {number} has more tokens than it had credit for"
-            ))
-        })?;
-        if usize::try_from(self.next_of_prompt).is_ok_and(|next| next > self.scored) {
-            let rule = format!("sequence {number} has tokens of its prompt that nobody asked for");
-            return Err(Violation(rule));
+        if rest.is_empty() {
+            self.scoring = None;
         }
-        let has_logprobs = entry.logprobs.len() == count;
-        if (self.wants_logprobs || entry.is_prompt) && !has_logprobs {
-            let rule = format!("sequence {number} has tokens without their log probabilities");
-            return Err(Violation(rule));
-        }
-        let broken = match entry.end() {
-            proto::End::Stop if count == 0 => Some("END_STOP and no token"),
+        Ok(())
+    }
+
+    /// Whether it may end so, with all that has come.
+    fn check_end(&self, entry: &proto::SequenceStep) -> Result<(), Violation> {
+        let how = match entry.end() {
+            proto::End::Unspecified | proto::End::Failed => return Ok(()),
+            proto::End::Stop | proto::End::Length if self.scoring.is_some() => {
+                "before it has all of its prompt's tokens"
+            }
+            proto::End::Stop if entry.is_prompt => "with END_STOP and a token of its prompt",
+            proto::End::Stop if entry.ids.is_empty() => "with END_STOP and no token",
             proto::End::Stop if self.next_index < self.min_tokens => {
-                Some("END_STOP before it has min_tokens")
+                "with END_STOP before it has min_tokens"
             }
             proto::End::Length if self.next_index < self.max_tokens => {
-                Some("END_LENGTH before it has max_tokens")
+                "with END_LENGTH before it has max_tokens"
             }
-            proto::End::Stop
-            | proto::End::Length
-            | proto::End::Failed
-            | proto::End::Unspecified => None,
+            proto::End::Stop | proto::End::Length => return Ok(()),
         };
-        match broken {
-            None => Ok(()),
-            Some(how) => Err(Violation(format!("sequence {number} ends with {how}"))),
-        }
+        Err(self.broke(&format!("ends {how}")))
+    }
+
+    fn broke(&self, how: &str) -> Violation {
+        Violation(format!("sequence {} {how}", self.number))
     }
 }

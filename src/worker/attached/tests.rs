@@ -16,6 +16,8 @@ use crate::worker::Assignment;
 use crate::worker::lane::{Failure, LaneReceiver, Output, lane};
 use crate::worker::wire::Named;
 
+mod scoring;
+
 const NO_PATIENCE: u64 = u64::MAX;
 
 /// A sequence whose reader has room for so many tokens, of which some are delivered.
@@ -148,7 +150,7 @@ fn a_gap_a_repetition_or_a_token_without_credit_breaks_the_contract() {
 #[test]
 fn what_does_not_fit_together_breaks_the_contract() {
     type Change = fn(&mut proto::SequenceStep);
-    let changes: [(&str, Change); 7] = [
+    let changes: [(&str, Change); 8] = [
         ("ends with END_LENGTH before it has max_tokens", |entry| {
             entry.end = proto::End::Length.into();
         }),
@@ -159,6 +161,12 @@ fn what_does_not_fit_together_breaks_the_contract() {
         ("a log probability is from -9999", |entry| {
             entry.logprobs = vec![proto::Logprobs {
                 logprob: Some(f32::NAN),
+                ..proto::Logprobs::default()
+            }];
+        }),
+        ("a log probability is from -9999 to 0", |entry| {
+            entry.logprobs = vec![proto::Logprobs {
+                logprob: Some(0.002),
                 ..proto::Logprobs::default()
             }];
         }),

@@ -1,0 +1,244 @@
+//! What a worker has been asked and has not answered: for how long, and whether its answer fits.
+//!
+//! A question stays open when nobody waits for it any more, for the worker still has it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::interpreter::Asked;
+use crate::proto::worker as proto;
+use crate::proto::worker::answer::Answer;
+use crate::proto::worker::question::About;
+use crate::worker::wire::{self, Violation};
+
+/// How many questions a worker may have open at once.
+const OPEN: usize = 32;
+
+/// The questions of one life of a worker.
+pub(super) struct Questions {
+    /// By number, so the first is the oldest.
+    open: BTreeMap<u64, Open>,
+    last: u64,
+    /// Every id below this is a token.
+    vocabulary_size: u32,
+    /// How long a question may stay open.
+    patience: Duration,
+}
+
+struct Open {
+    expected: Expected,
+    due: Instant,
+    answer: oneshot::Sender<Answer>,
+}
+
+/// What answers a question, besides a failure.
+#[derive(Clone, Copy)]
+enum Expected {
+    Ids,
+    /// So many pieces.
+    Pieces(usize),
+    Text,
+}
+
+impl Questions {
+    /// None yet, to a worker with so many tokens.
+    pub(super) fn new(vocabulary_size: u32, patience: Duration) -> Self {
+        Self {
+            open: BTreeMap::new(),
+            last: 0,
+            vocabulary_size,
+            patience,
+        }
+    }
+
+    /// Whether the worker may be asked one more thing.
+    pub(super) fn has_room(&self) -> bool {
+        self.open.len() < OPEN
+    }
+
+    /// When the worker has had the oldest question for too long.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.open.values().next().map(|open| open.due)
+    }
+
+    /// Opens a question.
+    pub(super) fn ask(&mut self, asked: Asked) -> proto::Question {
+        let Asked { about, answer } = asked;
+        self.last += 1;
+        let open = Open {
+            expected: Expected::of(&about),
+            due: Instant::now() + self.patience,
+            answer,
+        };
+        self.open.insert(self.last, open);
+        proto::Question {
+            question: self.last,
+            about: Some(about),
+        }
+    }
+
+    /// Passes on an answer. One that nobody waits for is passed over.
+    ///
+    /// # Errors
+    /// When it does not fit its question: then another worker may be asked.
+    pub(super) fn answer(&mut self, answer: proto::Answer) -> Result<(), Violation> {
+        let proto::Answer { question, answer } = answer;
+        let Some(open) = self.open.remove(&question) else {
+            return Ok(());
+        };
+        if open.answer.is_closed() {
+            return Ok(());
+        }
+        let answer = answer.filter(|answer| open.expected.fits(answer, self.vocabulary_size));
+        let answer = answer.ok_or_else(|| {
+            Violation(format!("the answer to question {question} does not fit it"))
+        })?;
+        // Whoever asked may have gone just now.
+        let _ = open.answer.send(answer);
+        Ok(())
+    }
+}
+
+impl Expected {
+    fn of(about: &About) -> Self {
+        match about {
+            About::Tokenize(_) | About::Infill(_) => Self::Ids,
+            About::Detokenize(asked) => Self::Pieces(asked.ids.len()),
+            About::RenderChat(_) => Self::Text,
+        }
+    }
+
+    fn fits(self, answer: &Answer, vocabulary_size: u32) -> bool {
+        match (self, answer) {
+            (_, Answer::Failure(_)) | (Self::Text, Answer::Text(_)) => true,
+            (Self::Ids, Answer::Ids(ids)) => ids.ids.iter().all(|id| *id < vocabulary_size),
+            (Self::Pieces(count), Answer::Pieces(pieces)) => wire::are_pieces(pieces, count),
+            (Self::Ids | Self::Pieces(_) | Self::Text, _) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    fn questions() -> Questions {
+        Questions::new(100, PATIENCE)
+    }
+
+    fn tokenize() -> About {
+        About::Tokenize(proto::Tokenize::default())
+    }
+
+    fn detokenize(ids: &[u32]) -> About {
+        About::Detokenize(proto::Detokenize { ids: ids.to_vec() })
+    }
+
+    fn ids(ids: &[u32]) -> Option<Answer> {
+        Some(Answer::Ids(proto::TokenIds { ids: ids.to_vec() }))
+    }
+
+    fn pieces(bytes: &[u8], lengths: &[u32]) -> Option<Answer> {
+        Some(Answer::Pieces(proto::Pieces {
+            bytes: bytes.to_vec(),
+            lengths: lengths.to_vec(),
+        }))
+    }
+
+    fn text() -> Option<Answer> {
+        Some(Answer::Text(String::new()))
+    }
+
+    /// What becomes of this answer to this question: what reaches who asked, or which rule is broken.
+    fn answered(about: About, answer: Option<Answer>) -> Result<Option<Answer>, Violation> {
+        let (mut questions, (sender, mut receiver)) = (questions(), oneshot::channel());
+        let asked = Asked {
+            about,
+            answer: sender,
+        };
+        let question = questions.ask(asked).question;
+        questions.answer(proto::Answer { question, answer })?;
+        Ok(receiver.try_recv().ok())
+    }
+
+    #[test]
+    fn an_answer_that_fits_its_question_reaches_who_asked() {
+        let render = || About::RenderChat(proto::RenderChat::default());
+        let infill = || About::Infill(proto::Infill::default());
+        let failure = || Some(Answer::Failure(proto::Failure::default()));
+        for (about, answer) in [
+            (tokenize(), ids(&[0, 99])),
+            (tokenize(), ids(&[])),
+            (tokenize(), failure()),
+            (infill(), ids(&[1])),
+            (detokenize(&[5, 6]), pieces(b"abc", &[3, 0])),
+            (detokenize(&[5]), failure()),
+            (render(), text()),
+            (render(), failure()),
+        ] {
+            assert_eq!(answered(about, answer.clone()).unwrap(), answer);
+        }
+    }
+
+    #[test]
+    fn an_answer_that_does_not_fit_its_question_breaks_the_contract() {
+        let render = || About::RenderChat(proto::RenderChat::default());
+        for (about, answer) in [
+            (tokenize(), None),
+            (tokenize(), text()),
+            (tokenize(), pieces(b"", &[])),
+            (tokenize(), ids(&[1, 100])),
+            (detokenize(&[5]), ids(&[5])),
+            (detokenize(&[5]), pieces(b"ab", &[1, 1])),
+            (detokenize(&[5, 6]), pieces(b"ab", &[2])),
+            (detokenize(&[5]), pieces(b"ab", &[1])),
+            (detokenize(&[5]), pieces(b"ab", &[3])),
+            (render(), ids(&[])),
+        ] {
+            let told = format!("{about:?} {answer:?}");
+            assert!(answered(about, answer).is_err(), "{told}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_nobody_waits_for_is_passed_over() {
+        let mut questions = questions();
+        let (answer, _) = oneshot::channel();
+        let about = tokenize();
+        let question = questions.ask(Asked { about, answer }).question;
+        for question in [question, question, 77] {
+            let answer = text();
+            let passed_over = questions.answer(proto::Answer { question, answer });
+            passed_over.unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_oldest_question_is_due_first_and_also_when_nobody_waits_for_it() {
+        let mut questions = questions();
+        assert_eq!(questions.due(), None);
+        let began = Instant::now();
+        for _ in 0..OPEN {
+            assert!(questions.has_room());
+            let (answer, _) = oneshot::channel();
+            let about = tokenize();
+            questions.ask(Asked { about, answer });
+            advance(Duration::from_secs(1)).await;
+        }
+        assert!(!questions.has_room());
+        assert_eq!(questions.due(), Some(began + PATIENCE));
+        let (question, answer) = (1, ids(&[]));
+        let first = questions.answer(proto::Answer { question, answer });
+        first.unwrap();
+        assert!(questions.has_room());
+        let second = began + Duration::from_secs(1);
+        assert_eq!(questions.due(), Some(second + PATIENCE));
+    }
+}
