@@ -114,6 +114,51 @@ impl Engine {
         worker
     }
 
+    /// Two workers that are ready and have nothing to do, and are known to be.
+    async fn two_workers(&self) -> [Worker; 2] {
+        let mut one = self.dial(Said::Hello(hello())).await.expect("it is taken");
+        let ready = proto::Ready {
+            slots: 1,
+            ..ready()
+        };
+        one.say(Said::Ready(ready)).await;
+        self.server.loaded().await;
+        let body = json!({"prompt": [5], "max_tokens": 1});
+        let mut posts = Vec::new();
+        // The first takes the only slot, so that the second waits for another worker.
+        for _ in 0..2 {
+            posts.push(self.post("/v1/completions", &body));
+            let (question, _) = one.asked().await;
+            one.answer(question, Answer::Pieces(piece())).await;
+            if posts.len() == 1 {
+                let sequence = one.submitted().await.sequence;
+                one.say(Said::Accepted(proto::Accepted { sequence })).await;
+            }
+        }
+        let mut two = self.another("two").await;
+        let second = two.submitted().await.sequence;
+        let accepted = proto::Accepted { sequence: second };
+        two.say(Said::Accepted(accepted)).await;
+        for (worker, sequence) in [(&one, 1), (&two, second)] {
+            worker
+                .say(step(scored(sequence, 7, proto::End::Length)))
+                .await;
+        }
+        for post in posts {
+            assert_eq!(post.await.expect("it does not panic"), 200);
+        }
+        [one, two]
+    }
+
+    /// Has each of two workers asked once. The second answers; the question of the first is left to it.
+    async fn ask_both(&self, one: &mut Worker, two: &mut Worker) -> (Vec<JoinHandle<u16>>, u64) {
+        let body = json!({"prompt": "hi"});
+        let posts = (0..2).map(|_| self.post("/tokenize", &body)).collect();
+        let (question, _) = two.asked().await;
+        two.answer(question, ids()).await;
+        (posts, one.asked().await.0)
+    }
+
     /// Posts this; the status of what comes.
     fn post(&self, path: &str, body: &serde_json::Value) -> JoinHandle<u16> {
         let request = post(path, body.to_string());
@@ -537,6 +582,46 @@ async fn a_prompt_that_a_worker_scores_wrong_is_scored_by_another() {
     let completion = scored(sequence, 7, proto::End::Length);
     right.say(step(completion)).await;
     assert_eq!(asked.await.expect("it does not panic"), 200);
+}
+
+#[tokio::test]
+async fn a_wrong_answer_costs_the_worker_and_another_is_asked() {
+    let engine = engine(|_| ()).await;
+    let [mut wrong, mut right] = engine.two_workers().await;
+    let (posts, question) = engine.ask_both(&mut wrong, &mut right).await;
+    let text = Answer::Text("no ids".to_owned());
+    wrong.answer(question, text).await;
+    let status = wrong.ended().await;
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert!(status.message().contains("does not fit"), "{status:?}");
+    let (question, _) = right.asked().await;
+    right.answer(question, ids()).await;
+    for post in posts {
+        assert_eq!(post.await.expect("it does not panic"), 200);
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_leaves_a_question_alone_is_lost_and_another_is_asked() {
+    let engine = engine(|setup| {
+        setup.engine().workers.patience.question_timeout = Duration::from_millis(500);
+    })
+    .await;
+    let [mut slow, mut right] = engine.two_workers().await;
+    let (posts, _) = engine.ask_both(&mut slow, &mut right).await;
+    let (question, _) = right.asked().await;
+    right.answer(question, ids()).await;
+    for post in posts {
+        assert_eq!(post.await.expect("it does not panic"), 200);
+    }
+    let status = slow.ended().await;
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    let told = "did not answer a question in time";
+    assert!(status.message().contains(told), "{status:?}");
+}
+
+fn ids() -> Answer {
+    Answer::Ids(proto::TokenIds { ids: vec![7] })
 }
 
 /// The only piece of an answer.

@@ -16,7 +16,7 @@ use crate::listen::{Address, MutualTls, TlsFiles};
 use crate::scheduler::ResumptionLimits;
 use crate::server::WorkerParts;
 use crate::worker::attach::{self, AttachParts};
-use crate::worker::attached::Patience;
+use crate::worker::attached::{Patience, QUESTION};
 use crate::worker::dial::EngineAddress;
 
 /// The certificates of one side, all or none.
@@ -159,6 +159,7 @@ impl WorkerSettings {
             patience: Patience {
                 heartbeat_timeout,
                 step_limit: Some(step_limit).filter(|limit| !limit.is_zero()),
+                question_timeout: QUESTION,
             },
             resumption: ResumptionLimits {
                 max_in_a_row: self.max_resumptions.unwrap_or(2),

@@ -14,7 +14,7 @@ use crate::listen::{Address, MutualTls};
 use crate::runner::Loader;
 use crate::scheduler::{Catalog, CatalogEntry, OwnWorker, Parts, ResumptionLimits, Scheduler};
 use crate::telemetry::Telemetry;
-use crate::worker::attached::{Door, Offered, Patience};
+use crate::worker::attached::{Door, Offered, Patience, QUESTION};
 use crate::worker::child::{Place, Program, supervise};
 use crate::worker::thread::{Spawn, spawn};
 use crate::worker::{WorkerEvent, WorkerHandle, WorkerId};
@@ -56,6 +56,7 @@ impl Default for WorkerParts {
             patience: Patience {
                 heartbeat_timeout: Duration::from_secs(2),
                 step_limit: Some(Duration::from_secs(30)),
+                question_timeout: QUESTION,
             },
             resumption: ResumptionLimits::default(),
         }

@@ -29,6 +29,7 @@ use crate::telemetry::Telemetry;
 mod end;
 mod interpreter;
 mod offenders;
+mod questions;
 mod seat;
 mod sequences;
 mod session;
@@ -61,7 +62,12 @@ pub struct Patience {
     pub heartbeat_timeout: Duration,
     /// How long one call of its device may last; `None` is as long as it likes.
     pub step_limit: Option<Duration>,
+    /// How long a worker may take to answer a question: [`QUESTION`], by the contract. Tests wait less.
+    pub question_timeout: Duration,
 }
+
+/// How long a worker may take to answer what only its tokenizer or template knows.
+pub const QUESTION: Duration = Duration::from_secs(10);
 
 /// A model that workers may dial in for.
 pub struct Offered {

@@ -413,6 +413,12 @@ pub(super) fn pieces(pieces: &[TokenBytes]) -> proto::Pieces {
     }
 }
 
+/// Whether these are the bytes of so many tokens.
+pub(super) fn are_pieces(pieces: &proto::Pieces, count: usize) -> bool {
+    let bytes: u64 = pieces.lengths.iter().map(|it| u64::from(*it)).sum();
+    pieces.lengths.len() == count && usize::try_from(bytes) == Ok(pieces.bytes.len())
+}
+
 /// The bytes of so many tokens.
 pub(super) fn token_bytes(pieces: &proto::Pieces, count: usize) -> Option<Vec<TokenBytes>> {
     let mut rest = &pieces.bytes[..];

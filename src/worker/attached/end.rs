@@ -17,6 +17,8 @@ pub(super) enum End {
     Stuck,
     /// A sequence was not taken in time.
     Idle,
+    /// A question was not answered in time.
+    Unanswered,
     /// It broke a rule.
     Broke(Violation),
 }
@@ -32,6 +34,7 @@ impl End {
             Self::Idle => {
                 "it neither accepted nor refused a sequence within the step limit".to_owned()
             }
+            Self::Unanswered => "it did not answer a question in time".to_owned(),
             Self::Broke(violation) => format!("it broke the contract: {violation}"),
         }
     }
@@ -40,7 +43,7 @@ impl End {
     pub(super) fn status(&self) -> Option<Status> {
         match self {
             Self::Stopped | Self::Gone(_) => None,
-            Self::Silent | Self::Stuck | Self::Idle => {
+            Self::Silent | Self::Stuck | Self::Idle | Self::Unanswered => {
                 Some(Status::deadline_exceeded(self.reason()))
             }
             Self::Broke(violation) => Some(Status::failed_precondition(violation.to_string())),

@@ -1,5 +1,6 @@
 //! The tokenizer and the chat template of a model whose workers are elsewhere: any of them is asked.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,14 +15,8 @@ use crate::request::{ChatMessage, TokenId};
 use crate::runner::{Beginning, Model, ModelError, ModelFacts, TokenBytes};
 use crate::worker::{WorkerId, wire};
 
-/// How long a worker may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// How many questions may wait for a worker's connection; who asks the next waits too.
 const QUESTIONS: usize = 64;
-
-/// How many questions a worker may have open at once.
-pub(super) const OPEN: usize = 32;
 
 /// A question on its way to a worker, and where its answer goes.
 pub(super) struct Asked {
@@ -32,14 +27,14 @@ pub(super) struct Asked {
 /// The workers of one model that can be asked.
 #[derive(Default)]
 pub(super) struct Interpreters {
-    ready: Mutex<Vec<(WorkerId, mpsc::Sender<Asked>)>>,
+    ready: Mutex<VecDeque<(WorkerId, mpsc::Sender<Asked>)>>,
 }
 
 impl Interpreters {
     /// A worker can be asked from now on: what it is asked comes here.
     pub(super) fn add(&self, worker: WorkerId) -> mpsc::Receiver<Asked> {
         let (sender, receiver) = mpsc::channel(QUESTIONS);
-        self.ready().push((worker, sender));
+        self.ready().push_back((worker, sender));
         receiver
     }
 
@@ -48,13 +43,12 @@ impl Interpreters {
         self.ready().retain(|(known, _)| *known != worker);
     }
 
-    /// Asks one worker after the other until one answers.
-    async fn ask(&self, about: &About) -> Result<Answer, ModelError> {
+    /// Asks one worker after the other, each for so long, until one answers.
+    async fn ask(&self, about: &About, patience: Duration) -> Result<Answer, ModelError> {
         let message = "No worker of this model could be asked.";
         let mut refusal = ModelError::Unavailable(message.to_owned());
-        let workers = self.ready().clone();
-        for (_, questions) in workers {
-            match timeout(PATIENCE, ask_one(&questions, about.clone())).await {
+        for questions in self.in_turn() {
+            match timeout(patience, ask_one(&questions, about.clone())).await {
                 Ok(Some(Answer::Failure(failure))) => match wire::model_error(Some(failure)) {
                     invalid @ ModelError::Invalid(_) => return Err(invalid),
                     // Another may be able to say.
@@ -67,8 +61,19 @@ impl Interpreters {
         Err(refusal)
     }
 
+    /// All of them. Each call begins with another, so that one that is slow is not the first that everybody asks.
+    fn in_turn(&self) -> Vec<mpsc::Sender<Asked>> {
+        let mut ready = self.ready();
+        let in_turn = ready.iter().map(|(_, questions)| questions.clone());
+        let in_turn = in_turn.collect();
+        if let Some(first) = ready.pop_front() {
+            ready.push_back(first);
+        }
+        in_turn
+    }
+
     /// Held for a change or a copy.
-    fn ready(&self) -> MutexGuard<'_, Vec<(WorkerId, mpsc::Sender<Asked>)>> {
+    fn ready(&self) -> MutexGuard<'_, VecDeque<(WorkerId, mpsc::Sender<Asked>)>> {
         self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -84,22 +89,20 @@ async fn ask_one(questions: &mpsc::Sender<Asked>, about: About) -> Option<Answer
 pub(super) struct RemoteModel {
     pub(super) facts: ModelFacts,
     pub(super) interpreters: Arc<Interpreters>,
+    /// How long each worker is asked.
+    pub(super) patience: Duration,
 }
 
 impl RemoteModel {
     /// Asks, and waits: this is no thread of the runtime's own.
     fn ask(&self, about: &About) -> Result<Answer, ModelError> {
-        Handle::current().block_on(self.interpreters.ask(about))
+        Handle::current().block_on(self.interpreters.ask(about, self.patience))
     }
 
     fn ids(&self, about: &About) -> Result<Vec<TokenId>, ModelError> {
-        let ids = match self.ask(about)? {
-            Answer::Ids(proto::TokenIds { ids }) => ids,
-            Answer::Pieces(_) | Answer::Text(_) | Answer::Failure(_) => return Err(other_answer()),
-        };
-        match ids.iter().find(|id| **id >= self.facts.vocabulary_size) {
-            None => Ok(ids),
-            Some(_) => Err(other_answer()),
+        match self.ask(about)? {
+            Answer::Ids(proto::TokenIds { ids }) => Ok(ids),
+            Answer::Pieces(_) | Answer::Text(_) | Answer::Failure(_) => Err(other_answer()),
         }
     }
 }
@@ -151,6 +154,63 @@ impl Model for RemoteModel {
     }
 }
 
+/// The worker's session lets no such answer through.
 fn other_answer() -> ModelError {
     ModelError::Failed("a worker's answer does not fit its question".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    fn about() -> About {
+        About::Tokenize(proto::Tokenize::default())
+    }
+
+    fn text(of: &str) -> Answer {
+        Answer::Text(of.to_owned())
+    }
+
+    /// Answers the next question with this.
+    async fn answer(questions: &mut mpsc::Receiver<Asked>, with: Answer) {
+        let asked = questions.recv().await.expect("somebody asks");
+        asked.answer.send(with).expect("it is waited for");
+    }
+
+    #[tokio::test]
+    async fn each_question_begins_with_another_worker() {
+        let interpreters = Interpreters::default();
+        let mut one = interpreters.add(WorkerId(1));
+        let mut two = interpreters.add(WorkerId(2));
+        for _ in 0..2 {
+            let about = about();
+            let (told, ()) = tokio::join!(
+                interpreters.ask(&about, PATIENCE),
+                answer(&mut one, text("one"))
+            );
+            assert_eq!(told, Ok(text("one")));
+            let (told, ()) = tokio::join!(
+                interpreters.ask(&about, PATIENCE),
+                answer(&mut two, text("two"))
+            );
+            assert_eq!(told, Ok(text("two")));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_leaves_or_says_nothing_is_passed_over() {
+        let interpreters = Interpreters::default();
+        let leaves = interpreters.add(WorkerId(1));
+        let _says_nothing = interpreters.add(WorkerId(2));
+        let mut answers = interpreters.add(WorkerId(3));
+        drop(leaves);
+        let about = about();
+        let (told, ()) = tokio::join!(
+            interpreters.ask(&about, PATIENCE),
+            answer(&mut answers, text("three"))
+        );
+        assert_eq!(told, Ok(text("three")));
+    }
 }

@@ -44,14 +44,20 @@ enum Expected {
 }
 
 impl Questions {
-    /// None yet, to a worker with so many tokens.
-    pub(super) fn new(vocabulary_size: u32, patience: Duration) -> Self {
+    /// None yet, to a worker with so many tokens; the last question of the life before had this number, so that an
+    /// answer that crosses `ready` is to no question of this one.
+    pub(super) fn new(vocabulary_size: u32, last: u64, patience: Duration) -> Self {
         Self {
             open: BTreeMap::new(),
-            last: 0,
+            last,
             vocabulary_size,
             patience,
         }
+    }
+
+    /// The number of the last question.
+    pub(super) fn last_number(&self) -> u64 {
+        self.last
     }
 
     /// Whether the worker may be asked one more thing.
@@ -130,7 +136,7 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(10);
 
     fn questions() -> Questions {
-        Questions::new(100, PATIENCE)
+        Questions::new(100, 0, PATIENCE)
     }
 
     fn tokenize() -> About {
@@ -218,6 +224,23 @@ mod tests {
             let passed_over = questions.answer(proto::Answer { question, answer });
             passed_over.unwrap();
         }
+    }
+
+    #[test]
+    fn an_answer_to_an_earlier_life_is_to_no_question_of_the_next() {
+        let ask = |questions: &mut Questions| {
+            let (answer, answered) = oneshot::channel();
+            let about = tokenize();
+            (questions.ask(Asked { about, answer }).question, answered)
+        };
+        let mut before = questions();
+        let (question, _answered) = ask(&mut before);
+        let mut questions = Questions::new(100, before.last_number(), PATIENCE);
+        let (_, mut answered) = ask(&mut questions);
+        let answer = ids(&[1]);
+        let late = questions.answer(proto::Answer { question, answer });
+        late.unwrap();
+        assert!(answered.try_recv().is_err());
     }
 
     #[tokio::test(start_paused = true)]

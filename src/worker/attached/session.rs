@@ -3,23 +3,22 @@
 //!
 //! It waits for nobody but the worker, and for that only as long as a heartbeat may take.
 
-use std::collections::HashMap;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tonic::{Code, Status, Streaming};
 
 use super::end::End;
-use super::interpreter::{Asked, OPEN, RemoteModel};
+use super::interpreter::{Asked, RemoteModel};
+use super::questions::Questions;
 use super::sequences::{Effects, Sequences};
 use super::silence::Silence;
 use super::{ChildSeat, Exit, Patience, Seat};
 use crate::proto::worker as proto;
-use crate::proto::worker::answer::Answer;
 use crate::proto::worker::attach_request::Message as Said;
 use crate::proto::worker::attach_response::Message;
 use crate::runner::monotonic_ns;
@@ -48,10 +47,8 @@ pub(super) struct Session {
 struct Running {
     life: Life,
     sequences: Sequences,
-    questions: mpsc::Receiver<Asked>,
-    /// Those that are not answered yet.
-    open: HashMap<u64, oneshot::Sender<Answer>>,
-    last_question: u64,
+    asked: mpsc::Receiver<Asked>,
+    questions: Questions,
     /// How many sequences the gauge counts.
     counted: f64,
 }
@@ -63,6 +60,8 @@ struct Past {
     lives: u64,
     /// What the worker called the last one, and the number of the last sequence.
     last: Named,
+    /// The number of the last question.
+    last_question: u64,
 }
 
 /// What happened next.
@@ -106,6 +105,8 @@ impl Session {
                         Err(End::Silent)
                     } else if self.is_idle(running.as_ref()) {
                         Err(End::Idle)
+                    } else if running.as_ref().is_some_and(Running::owes_an_answer) {
+                        Err(End::Unanswered)
                     } else {
                         self.attend(running.as_mut()).await
                     }
@@ -120,7 +121,7 @@ impl Session {
             let has_crashed = match &mut end {
                 End::Stuck => true,
                 End::Gone(how) => self.has_crashed(how).await,
-                End::Stopped | End::Silent | End::Idle | End::Broke(_) => false,
+                End::Stopped | End::Silent | End::Idle | End::Unanswered | End::Broke(_) => false,
             };
             if has_crashed {
                 running.sequences.crash_all();
@@ -146,15 +147,12 @@ impl Session {
     async fn next(
         &mut self,
         inbound: &mut Streaming<proto::AttachRequest>,
-        mut running: Option<&mut Running>,
+        running: Option<&mut Running>,
         alarm: Pin<&mut Sleep>,
     ) -> Next {
-        let has_room = running
-            .as_deref_mut()
-            .is_some_and(Running::has_room_for_a_question);
         let questions = async {
             match running {
-                Some(running) if has_room => running.questions.recv().await,
+                Some(running) if running.questions.has_room() => running.asked.recv().await,
                 Some(_) | None => std::future::pending().await,
             }
         };
@@ -232,6 +230,7 @@ impl Session {
             (Said::Crashed(proto::Crashed { reason }), Some(crashed)) => {
                 crashed.sequences.crash_all();
                 past.last.number = crashed.sequences.last_number();
+                past.last_question = crashed.questions.last_number();
                 self.forget(crashed);
                 *running = None;
                 self.telemetry.workers_lost.increment(1);
@@ -254,12 +253,7 @@ impl Session {
                 self.settle(running).await
             }
             (Said::Answer(answer), Some(running)) => {
-                if let Some(asked) = running.open.remove(&answer.question) {
-                    let none = || Answer::Failure(proto::Failure::default());
-                    // Whoever asked may have gone.
-                    let _ = asked.send(answer.answer.unwrap_or_else(none));
-                }
-                Ok(())
+                running.questions.answer(answer).map_err(End::Broke)
             }
             (Said::Ready(_) | Said::Loading(_) | Said::LoadFailed(_), Some(_)) => {
                 Err(broke("ready comes once, and again only after crashed"))
@@ -283,16 +277,17 @@ impl Session {
         let slow_reader_ns =
             u64::try_from(self.seat.slow_reader_timeout.as_nanos()).unwrap_or(u64::MAX);
         let vocabulary_size = facts.vocabulary_size;
+        let patience = self.patience.question_timeout;
         let model = Arc::new(RemoteModel {
             facts,
             interpreters: Arc::clone(&self.seat.interpreters),
+            patience,
         });
         let running = Running {
             life,
             sequences: Sequences::new(slots, slow_reader_ns, past.last).of(vocabulary_size),
-            questions: self.seat.interpreters.add(self.worker),
-            open: HashMap::new(),
-            last_question: 0,
+            asked: self.seat.interpreters.add(self.worker),
+            questions: Questions::new(vocabulary_size, past.last_question, patience),
             counted: 0.0,
         };
         if let Some(child) = &self.child {
@@ -324,12 +319,8 @@ impl Session {
         let Some(running) = running else {
             return Ok(());
         };
-        running.last_question += 1;
-        let question = running.last_question;
-        running.open.insert(question, asked.answer);
-        let about = Some(asked.about);
-        self.send(Message::Question(proto::Question { question, about }))
-            .await
+        let question = running.questions.ask(asked);
+        self.send(Message::Question(question)).await
     }
 
     /// Looks at the flags and the lanes.
@@ -412,16 +403,20 @@ impl Session {
 }
 
 impl Running {
-    /// Whether the worker may be asked one more thing. Whoever has given up has dropped its end.
-    fn has_room_for_a_question(&mut self) -> bool {
-        if self.open.len() >= OPEN {
-            self.open.retain(|_, answer| !answer.is_closed());
-        }
-        self.open.len() < OPEN
+    /// Whether a question has been open for too long.
+    fn owes_an_answer(&self) -> bool {
+        self.questions
+            .due()
+            .is_some_and(|due| due <= Instant::now())
     }
 
-    /// When the clock is to be looked at for a sequence; `None` is not before everything else.
+    /// When the clock is to be looked at for a sequence or a question; `None` is not before everything else.
     fn next_look(&self) -> Option<Instant> {
+        let looks = [self.next_look_at_sequences(), self.questions.due()];
+        looks.into_iter().flatten().min()
+    }
+
+    fn next_look_at_sequences(&self) -> Option<Instant> {
         let at_ns = self.sequences.next_look_ns();
         if at_ns == u64::MAX {
             return None;
