@@ -27,13 +27,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         .extern_path(".tokenway.v1.Tokens", "crate::proto::v1::Tokens")
         .compile_fds(public)?;
     let workers = of_package(&compiler, "tokenway.worker.v1");
-    let step = (
-        ".tokenway.worker.v1.SequenceStep",
-        "crate::proto::worker::SequenceStep",
-    );
+    let by_hand = |name| {
+        let of_proto = format!(".tokenway.worker.v1.{name}");
+        (of_proto, format!("crate::proto::worker::{name}"))
+    };
+    let (step, sequence_step) = (by_hand("Step"), by_hand("SequenceStep"));
     tonic_prost_build::configure()
         .codec_path("crate::proto::codec::LargeBufferCodec")
         .extern_path(step.0, step.1)
+        .extern_path(sequence_step.0, sequence_step.1)
         .compile_fds(workers)?;
     Ok(())
 }

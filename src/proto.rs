@@ -37,7 +37,7 @@ pub mod v1 {
 )]
 pub mod worker {
     pub use super::packed::Packed;
-    pub use super::step::SequenceStep;
+    pub use super::step::{MOST_ENTRIES, SequenceStep, Step};
 
     tonic::include_proto!("tokenway.worker.v1");
 }

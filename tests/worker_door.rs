@@ -308,6 +308,11 @@ async fn a_worker_that_breaks_the_contract_is_told_which_rule() {
         assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
         assert!(status.message().contains(rule), "{status:?}");
     }
+    let sequences = vec![proto::SequenceStep::default(); proto::MOST_ENTRIES + 1];
+    let many = [Said::Ready(ready()), Said::Step(proto::Step { sequences })];
+    let status = engine.broke("many entries", many).await;
+    assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
+    assert!(status.message().contains("at most 131072"), "{status:?}");
     let crashed = Said::Crashed(proto::Crashed::default());
     let twice = [Said::Ready(ready()), crashed, Said::Ready(ready())];
     let status = engine.broke("the same life", twice).await;

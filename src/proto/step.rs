@@ -1,6 +1,8 @@
-//! The message `SequenceStep`, by hand: on the wire it is what `worker.proto` says, and in memory its lists of
-//! small numbers stay as they are on the wire. Every token of a worker in another process is in one, so it is most
-//! of what encoding and decoding cost there.
+//! The messages `Step` and `SequenceStep`, by hand: on the wire they are what `worker.proto` says, and in memory
+//! their lists of small numbers stay as they are on the wire. Every token of a worker in another process is in one,
+//! so they are most of what encoding and decoding cost there.
+//!
+//! An entry takes two bytes of a message and a hundred times as many of memory, so what is kept is bounded here.
 
 use bytes::{Buf, BufMut};
 use prost::DecodeError;
@@ -11,6 +13,18 @@ use prost::encoding::{
 
 use super::packed::Packed;
 use super::worker::{End, Failure, Logprobs};
+
+/// The most entries of a step: two for each of the most slots of a worker, one of the prompt and one of the
+/// completion.
+pub const MOST_ENTRIES: usize = 131_072;
+
+/// What a step of the device made.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Step {
+    /// What it made of each sequence. Of more than [`MOST_ENTRIES`] one more is kept, which tells that they are
+    /// too many.
+    pub sequences: Vec<SequenceStep>,
+}
 
 /// What a step made of one sequence.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -31,7 +45,8 @@ pub struct SequenceStep {
     pub due_ns: Vec<u64>,
     /// When each token was emitted.
     pub emitted_ns: Vec<u64>,
-    /// How likely each token was.
+    /// How likely each token was. Of more than there are ids before them one more is kept, which tells that they
+    /// are too many.
     pub logprobs: Vec<Logprobs>,
     /// How the sequence ended, where it did.
     pub end: i32,
@@ -41,6 +56,8 @@ pub struct SequenceStep {
 
 /// The numbers of the fields.
 mod field {
+    pub(super) const SEQUENCES: u32 = 1;
+
     pub(super) const SEQUENCE: u32 = 1;
     pub(super) const FIRST_INDEX: u32 = 2;
     pub(super) const IDS: u32 = 3;
@@ -71,6 +88,49 @@ impl SequenceStep {
         // Not more than the message can hold, whatever it says.
         times.reserve(tokens.min(buf.remaining() / size_of::<u64>()));
         fixed64::merge_repeated(wire_type, times, buf, ctx)
+    }
+}
+
+/// Appends a message to a list, or passes it over where the list has more than `most` already.
+fn merge_bounded<M: prost::Message + Default>(
+    (list, most): (&mut Vec<M>, usize),
+    (tag, wire_type): (u32, WireType),
+    buf: &mut impl Buf,
+    ctx: DecodeContext,
+) -> Result<(), DecodeError> {
+    if list.len() > most {
+        return skip_field(wire_type, tag, buf, ctx);
+    }
+    message::merge_repeated(wire_type, list, buf, ctx)
+}
+
+impl prost::Message for Step {
+    fn encode_raw(&self, buf: &mut impl BufMut) {
+        message::encode_repeated(field::SEQUENCES, &self.sequences, buf);
+    }
+
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire_type: WireType,
+        buf: &mut impl Buf,
+        ctx: DecodeContext,
+    ) -> Result<(), DecodeError> {
+        match tag {
+            field::SEQUENCES => {
+                let list = (&mut self.sequences, MOST_ENTRIES);
+                merge_bounded(list, (tag, wire_type), buf, ctx)
+            }
+            _ => skip_field(wire_type, tag, buf, ctx),
+        }
+    }
+
+    fn encoded_len(&self) -> usize {
+        message::encoded_len_repeated(field::SEQUENCES, &self.sequences)
+    }
+
+    fn clear(&mut self) {
+        self.sequences.clear();
     }
 }
 
@@ -118,7 +178,10 @@ impl prost::Message for SequenceStep {
             field::IS_PROMPT => bool::merge(wire_type, &mut self.is_prompt, buf, ctx),
             field::DUE_NS => Self::merge_times(&mut self.due_ns, times, buf, ctx),
             field::EMITTED_NS => Self::merge_times(&mut self.emitted_ns, times, buf, ctx),
-            field::LOGPROBS => message::merge_repeated(wire_type, &mut self.logprobs, buf, ctx),
+            field::LOGPROBS => {
+                let list = (&mut self.logprobs, self.ids.len());
+                merge_bounded(list, (tag, wire_type), buf, ctx)
+            }
             field::END => int32::merge(wire_type, &mut self.end, buf, ctx),
             field::FAILURE => {
                 let failure = self.failure.get_or_insert_with(Failure::default);
@@ -201,6 +264,12 @@ mod tests {
         failure: Option<Failure>,
     }
 
+    #[derive(Clone, PartialEq, Message)]
+    struct GeneratedStep {
+        #[prost(message, repeated, tag = "1")]
+        sequences: Vec<Generated>,
+    }
+
     /// Its lists as they are when written number by number.
     #[derive(Clone, PartialEq, Message)]
     struct Unpacked {
@@ -260,6 +329,46 @@ mod tests {
             let step = by_hand(message);
             assert_eq!(step.encode_to_vec(), wire);
             assert_eq!(SequenceStep::decode(&*wire), Ok(step));
+        }
+    }
+
+    #[test]
+    fn a_step_is_on_the_wire_what_the_contract_says() {
+        for sequences in [vec![], vec![full(), Generated::default(), full()]] {
+            let wire = GeneratedStep {
+                sequences: sequences.clone(),
+            };
+            let wire = wire.encode_to_vec();
+            let sequences = sequences.into_iter().map(by_hand).collect();
+            let step = Step { sequences };
+            assert_eq!(step.encode_to_vec(), wire);
+            assert_eq!(Step::decode(&*wire), Ok(step));
+        }
+    }
+
+    #[test]
+    fn of_too_many_entries_one_too_many_is_kept() {
+        for (count, kept) in [
+            (MOST_ENTRIES, MOST_ENTRIES),
+            (MOST_ENTRIES + 1, MOST_ENTRIES + 1),
+            (8 * MOST_ENTRIES, MOST_ENTRIES + 1),
+        ] {
+            // Field 1, no byte.
+            let wire = [0x0a, 0].repeat(count);
+            let step = Step::decode(&*wire).unwrap();
+            assert_eq!(step.sequences.len(), kept);
+        }
+    }
+
+    #[test]
+    fn of_more_log_probabilities_than_ids_one_too_many_is_kept() {
+        for (count, kept) in [(7, 7), (8, 8), (100, 9)] {
+            let told = Generated {
+                logprobs: vec![Logprobs::default(); count],
+                ..full()
+            };
+            let step = SequenceStep::decode(&*told.encode_to_vec()).unwrap();
+            assert_eq!(step.logprobs.len(), kept);
         }
     }
 

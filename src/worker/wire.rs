@@ -163,6 +163,12 @@ pub(super) fn push(entry: &mut proto::SequenceStep, token: Token, stamps: bool) 
     }
 }
 
+/// Whether a step is of no more sequences than a worker may have; not all of a longer one was kept.
+pub(super) fn check_step(step: &proto::Step) -> Result<(), Violation> {
+    let rule = "a step has at most 131072 entries";
+    check(step.sequences.len() <= proto::MOST_ENTRIES, rule)
+}
+
 /// The tokens that a step made of a sequence, in order, each id of a vocabulary of this size. Those whose emission is
 /// not told were emitted `now_ns`.
 pub(super) fn tokens(

@@ -175,6 +175,7 @@ impl Sequences {
     /// # Errors
     /// When the worker breaks a rule.
     pub(super) fn step(&mut self, step: proto::Step, now_ns: u64) -> Result<(), Violation> {
+        wire::check_step(&step)?;
         for entry in step.sequences {
             // One that was cancelled, or has ended here, may still have tokens on their way.
             if let Some(&slot) = self.by_number.get(&entry.sequence) {

@@ -208,6 +208,18 @@ fn what_does_not_fit_together_breaks_the_contract() {
 }
 
 #[test]
+fn a_step_of_more_entries_than_a_worker_may_have_breaks_the_contract() {
+    let entries = |count| proto::Step {
+        sequences: vec![proto::SequenceStep::default(); count],
+    };
+    let mut sequences = sequences(1);
+    let most = proto::MOST_ENTRIES;
+    sequences.step(entries(most), 1).unwrap();
+    let broke = sequences.step(entries(most + 1), 1).unwrap_err();
+    assert!(broke.to_string().contains("at most 131072"), "{broke:?}");
+}
+
+#[test]
 fn tokens_without_the_log_probabilities_that_were_asked_for_break_the_contract() {
     let (mut assignment, _reader) = assignment(8, 100, 0);
     assignment.sequence.logprobs = Some(0);
