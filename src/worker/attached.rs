@@ -166,10 +166,12 @@ impl Door {
             return Ok((seat, None));
         }
         let child = seat.children().get(&hello.child_token).cloned();
-        match child {
-            Some(child) if !child.watch.detached.is_cancelled() => Ok((seat, Some(child))),
-            Some(_) | None => Err(Status::permission_denied("there is no such child")),
+        let child = child.ok_or_else(|| Status::permission_denied("there is no such child"))?;
+        if !child.watch.attach() {
+            let message = "this child has had its stream";
+            return Err(Status::permission_denied(message));
         }
+        Ok((seat, Some(child)))
     }
 
     fn seat_of(&self, model: &str) -> Result<Arc<Seat>, Status> {

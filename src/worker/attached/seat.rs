@@ -86,6 +86,7 @@ impl ChildSeat {
 pub(in crate::worker) struct ChildWatch {
     /// Cancelled when its stream has ended: then it is of no use.
     pub(super) detached: CancellationToken,
+    was_attached: Arc<AtomicBool>,
     was_ready: Arc<AtomicBool>,
 }
 
@@ -93,6 +94,11 @@ impl ChildWatch {
     /// Waits until its stream has ended.
     pub(in crate::worker) async fn detached(&self) {
         self.detached.cancelled().await;
+    }
+
+    /// Takes its seat, which it has once: who shows its token after it is another.
+    pub(super) fn attach(&self) -> bool {
+        !self.was_attached.swap(true, Ordering::SeqCst)
     }
 
     pub(super) fn is_ready(&self) {

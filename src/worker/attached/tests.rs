@@ -16,6 +16,7 @@ use crate::worker::Assignment;
 use crate::worker::lane::{Failure, LaneReceiver, Output, lane};
 use crate::worker::wire::Named;
 
+mod children;
 mod scoring;
 
 const NO_PATIENCE: u64 = u64::MAX;
