@@ -328,6 +328,7 @@ mod tests {
         let patience = Patience {
             heartbeat_timeout: Duration::from_secs(2),
             step_limit: None,
+            question_timeout: Duration::from_secs(10),
         };
         let door = Door::new(
             vec![offered],
