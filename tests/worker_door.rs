@@ -9,6 +9,7 @@ use serde_json::json;
 use support::http::{get, post, refusal, refused};
 use support::{Counts, Setup, TestServer, full_speed, grpc};
 use tempfile::TempDir;
+use tokenway::error::{Error, ErrorKind};
 use tokenway::listen::Address;
 use tokenway::proto::v1;
 use tokenway::proto::worker as proto;
@@ -214,6 +215,21 @@ impl Worker {
             panic!("something else than a question");
         };
         (asked.question, asked.about.expect("something"))
+    }
+
+    /// Takes a sequence, and makes the token of this index, which is its id, too.
+    async fn make(&self, sequence: u64, index: u32) {
+        self.say(Said::Accepted(proto::Accepted { sequence })).await;
+        let entry = proto::SequenceStep {
+            sequence,
+            first_index: index,
+            ids: proto::Packed::from_iter([index]),
+            bytes: b"x".to_vec(),
+            lengths: proto::Packed::from_iter([1]),
+            ..proto::SequenceStep::default()
+        };
+        let sequences = vec![entry];
+        self.say(Said::Step(proto::Step { sequences })).await;
     }
 
     async fn answer(&self, question: u64, answer: Answer) {
@@ -506,6 +522,54 @@ async fn what_a_worker_says_of_a_request_is_what_its_client_gets() {
     let completion = asked.await.expect("it does not panic");
     assert_eq!(completion.texts(0), ["", "é", ""]);
     assert_eq!(completion.usage().completion_tokens, 3);
+}
+
+#[tokio::test]
+async fn choices_whose_worker_crashes_go_on_one_by_one_and_the_second_crash_in_a_row_ends_them() {
+    let engine = engine(|_| ()).await;
+    let mut worker = engine.worker().await;
+    let mut client = engine.server.grpc().await;
+    let request = v1::CompletionRequest {
+        n: Some(2),
+        ..grpc::request("hi", 9)
+    };
+    let asked = tokio::spawn(async move {
+        let stream = client.complete(request).await;
+        grpc::collect(stream.expect("it is admitted").into_inner()).await
+    });
+    let (question, _) = worker.asked().await;
+    let ids = proto::TokenIds { ids: vec![7] };
+    worker.answer(question, Answer::Ids(ids)).await;
+    let (first, second) = (worker.submitted().await, worker.submitted().await);
+    for submit in [&first, &second] {
+        worker.make(submit.sequence, 0).await;
+    }
+    let crashes = |life| {
+        let again = Said::Ready(proto::Ready { life, ..ready() });
+        [Said::Crashed(proto::Crashed::default()), again]
+    };
+    for said in crashes(2) {
+        worker.say(said).await;
+    }
+    // Each may be why it crashed: the other waits until this one has made a token.
+    let one = worker.submitted().await;
+    worker.make(one.sequence, 1).await;
+    let other = worker.submitted().await;
+    for again in [&one, &other] {
+        assert_eq!((&*again.delivered, again.life), (&[0][..], 2));
+    }
+    let choice = |submit: &proto::Submit| submit.sampling.as_ref().map(|it| it.choice);
+    let mut resumed = [choice(&one), choice(&other)];
+    resumed.sort_unstable();
+    assert_eq!(resumed, [choice(&first), choice(&second)]);
+    for said in crashes(3) {
+        worker.say(said).await;
+    }
+    let error = asked.await.expect("it does not panic").error;
+    assert_eq!(
+        error.map(|error| Error::from(&error).kind),
+        Some(ErrorKind::WorkerLost)
+    );
 }
 
 #[tokio::test]

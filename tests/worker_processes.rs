@@ -198,6 +198,27 @@ async fn streams_survive_attached_workers_that_leave_and_others_may_join() {
 }
 
 #[tokio::test]
+async fn an_attached_worker_serves_the_engine_that_comes_after_its_own() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = format!("unix:{}", folder.path().join("workers.sock").display());
+    let _worker = tokenway().args(["worker", "--engine", &socket]).start();
+    let attached = [
+        "--runner",
+        "attached",
+        "--model-name",
+        "m",
+        "--drain-grace",
+        "0",
+    ];
+    let arguments = [&attached[..], &["--worker-listen", &socket]].concat();
+    for _ in 0..2 {
+        // It is ready, and so has the worker.
+        let (engine, _) = serving(&arguments).await;
+        assert_eq!(engine.interrupt().await, Some(0));
+    }
+}
+
+#[tokio::test]
 async fn a_child_that_is_killed_while_it_loads_is_started_again() {
     let folder = tempfile::tempdir().expect("a folder");
     // The first one does not live to load anything.

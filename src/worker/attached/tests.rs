@@ -333,6 +333,16 @@ async fn a_refusal_and_a_failure_end_a_sequence_alone() {
 }
 
 #[test]
+fn a_sequence_that_was_taken_is_not_waited_for() {
+    let (assignment, _reader) = assignment(8, 100, 0);
+    let mut sequences = sequences(1);
+    let submit = sequences.submit(assignment).expect("it is wanted");
+    assert!(sequences.waits_since_ns().is_some());
+    sequences.accepted(submit.sequence);
+    assert_eq!(sequences.waits_since_ns(), None);
+}
+
+#[test]
 fn a_crash_is_told_to_those_who_were_there() {
     let (assignment, reader) = assignment(8, 100, 0);
     let (mut sequences, _, _) = accepted(assignment);
