@@ -75,6 +75,7 @@ async fn complete(options: &ClientOptions) -> ExitCode {
 }
 
 /// Whether each line of the log tells its time.
+#[derive(Clone, Copy)]
 enum Times {
     Told,
     LeftOut,

@@ -234,7 +234,6 @@ impl Telemetry {
     }
 
     /// How many workers are in this state.
-    #[must_use]
     pub fn workers(&self, state: WorkerState) -> Gauge {
         self.labelled_gauge(WORKERS, &[("state", state.label())])
     }

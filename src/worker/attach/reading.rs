@@ -262,7 +262,7 @@ mod tests {
         };
         let reading = Reading::new(&WorkerHandle { commands, wake }, Arc::default());
         let loader = TestRunnerLoader::new(TestRunnerOptions::default());
-        let loaded = loader.load(1, &|_| ()).ok().expect("it loads");
+        let loaded = loader.load(1, &|_| ()).expect("it loads");
         reading.begin(Life(1), &loaded.model);
         let (life, first) = reading.taken(submit(1)).unwrap().unwrap();
         reading.handle.submit_when_room(life, first).await;

@@ -17,7 +17,7 @@ pub(super) enum End {
     Stuck,
     /// A sequence was not taken in time.
     Idle,
-    /// A question was not answered in time.
+    /// It has questions, and answers none.
     Unanswered,
     /// It broke a rule.
     Broke(Violation),
@@ -34,7 +34,7 @@ impl End {
             Self::Idle => {
                 "it neither accepted nor refused a sequence within the step limit".to_owned()
             }
-            Self::Unanswered => "it did not answer a question in time".to_owned(),
+            Self::Unanswered => "it has questions, and answered none in time".to_owned(),
             Self::Broke(violation) => format!("it broke the contract: {violation}"),
         }
     }

@@ -17,6 +17,10 @@ use crate::worker::wire::{self, Violation};
 /// How many questions a worker may have open at once.
 const OPEN: usize = 32;
 
+/// After how many times the patience of who asks a worker that answers nothing at all is mute. Some prompts take long,
+/// and many of them longer: those who asked have given up, and the worker's sequences are worth more.
+const MUTE: u32 = 3;
+
 /// The questions of one life of a worker.
 pub(super) struct Questions {
     /// By number, so the first is the oldest.
@@ -24,13 +28,15 @@ pub(super) struct Questions {
     last: u64,
     /// Every id below this is a token.
     vocabulary_size: u32,
-    /// How long a question may stay open.
+    /// How long who asks waits.
     patience: Duration,
+    /// When an answer came last, or this life began.
+    heard: Instant,
 }
 
 struct Open {
     expected: Expected,
-    due: Instant,
+    asked: Instant,
     answer: oneshot::Sender<Answer>,
 }
 
@@ -52,6 +58,7 @@ impl Questions {
             last,
             vocabulary_size,
             patience,
+            heard: Instant::now(),
         }
     }
 
@@ -65,9 +72,10 @@ impl Questions {
         self.open.len() < OPEN
     }
 
-    /// When the worker has had the oldest question for too long.
+    /// When the worker is mute: it has questions, and has answered none for too long.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.open.values().next().map(|open| open.due)
+        let oldest = self.open.values().next()?;
+        Some(oldest.asked.max(self.heard) + self.patience * MUTE)
     }
 
     /// Opens a question.
@@ -76,7 +84,7 @@ impl Questions {
         self.last += 1;
         let open = Open {
             expected: Expected::of(&about),
-            due: Instant::now() + self.patience,
+            asked: Instant::now(),
             answer,
         };
         self.open.insert(self.last, open);
@@ -95,6 +103,7 @@ impl Questions {
         let Some(open) = self.open.remove(&question) else {
             return Ok(());
         };
+        self.heard = Instant::now();
         if open.answer.is_closed() {
             return Ok(());
         }
@@ -244,7 +253,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_oldest_question_is_due_first_and_also_when_nobody_waits_for_it() {
+    async fn a_worker_with_questions_is_mute_when_it_has_answered_none_for_long_also_when_nobody_waits()
+     {
         let mut questions = questions();
         assert_eq!(questions.due(), None);
         let began = Instant::now();
@@ -256,12 +266,11 @@ mod tests {
             advance(Duration::from_secs(1)).await;
         }
         assert!(!questions.has_room());
-        assert_eq!(questions.due(), Some(began + PATIENCE));
+        assert_eq!(questions.due(), Some(began + PATIENCE * MUTE));
         let (question, answer) = (1, ids(&[]));
         let first = questions.answer(proto::Answer { question, answer });
         first.unwrap();
         assert!(questions.has_room());
-        let second = began + Duration::from_secs(1);
-        assert_eq!(questions.due(), Some(second + PATIENCE));
+        assert_eq!(questions.due(), Some(Instant::now() + PATIENCE * MUTE));
     }
 }

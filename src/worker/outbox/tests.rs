@@ -45,11 +45,13 @@ fn scored(id: u32) -> Token {
 fn steps(outbox: &Outbox) -> Vec<proto::Step> {
     let mut messages = VecDeque::new();
     outbox.take(&mut messages);
-    let steps = messages.into_iter().filter_map(|message| match message {
-        Message::Step(step) => Some(step),
-        _ => None,
-    });
-    steps.collect()
+    let mut steps = Vec::new();
+    for message in messages {
+        if let Message::Step(step) = message {
+            steps.push(step);
+        }
+    }
+    steps
 }
 
 #[test]
