@@ -52,6 +52,14 @@ struct Gathered {
 }
 
 impl Gathered {
+    /// Has a token of so many bytes be part of a step that is not too large.
+    fn make_room(&mut self, bytes: usize) {
+        if self.step_bytes >= STEP {
+            self.end_step();
+        }
+        self.step_bytes += bytes;
+    }
+
     fn end_step(&mut self) {
         if !self.step.sequences.is_empty() {
             let step = std::mem::take(&mut self.step);
@@ -76,15 +84,6 @@ impl Outbox {
     pub(super) fn beat(&self, heartbeat: proto::Heartbeat) {
         self.gathered().heartbeat = Some(heartbeat);
         self.sender.wake();
-    }
-
-    /// Has what follows, of so many bytes, be part of a step that is not too large.
-    fn make_room(&self, bytes: usize) {
-        let mut gathered = self.gathered();
-        if gathered.step_bytes >= STEP {
-            gathered.end_step();
-        }
-        gathered.step_bytes += bytes;
     }
 
     fn has_something(&self) -> bool {
@@ -273,15 +272,15 @@ impl RemoteLane {
             // With it in one entry: the connection may take what is gathered at any moment. There is room for it, or
             // nobody waits for it.
             Some(token) => drop(self.send(token, false, end)),
-            None => self.in_entry(false, |entry| entry.end = end.into()),
+            None => self.entry(&mut self.outbox.gathered(), false).end = end.into(),
         }
     }
 
     pub(super) fn fail(&self, failure: &Failure) {
-        self.in_entry(false, |entry| {
-            entry.end = proto::End::Failed.into();
-            entry.failure = Some(wire::failure(failure));
-        });
+        let mut gathered = self.outbox.gathered();
+        let entry = self.entry(&mut gathered, false);
+        entry.end = proto::End::Failed.into();
+        entry.failure = Some(wire::failure(failure));
     }
 
     fn send(&self, token: Token, is_prompt: bool, end: proto::End) -> Sent {
@@ -293,11 +292,12 @@ impl RemoteLane {
             return Sent::NoRoom;
         }
         self.reader.credit.fetch_sub(1, Ordering::SeqCst);
-        self.outbox.make_room(wire::size(&token));
-        self.in_entry(is_prompt, |entry| {
-            wire::push(entry, token, self.stamps);
-            entry.end = end.into();
-        });
+        let mut gathered = self.outbox.gathered();
+        gathered.make_room(wire::size(&token));
+        let entry = self.entry(&mut gathered, is_prompt);
+        wire::push(entry, token, self.stamps);
+        entry.end = end.into();
+        drop(gathered);
         let next = self.next(is_prompt);
         next.set(next.get() + 1);
         Sent::Delivered
@@ -312,7 +312,7 @@ impl RemoteLane {
     }
 
     /// What a step makes of the sequence; nothing yet.
-    fn entry(&self, is_prompt: bool) -> proto::SequenceStep {
+    fn new_entry(&self, is_prompt: bool) -> proto::SequenceStep {
         let times = if self.stamps { TOKENS } else { 0 };
         proto::SequenceStep {
             sequence: self.sequence,
@@ -327,21 +327,24 @@ impl RemoteLane {
         }
     }
 
-    /// Changes the sequence's entry in what is gathered; a new one where it has none of this kind.
-    fn in_entry(&self, is_prompt: bool, change: impl FnOnce(&mut proto::SequenceStep)) {
-        let mut gathered = self.outbox.gathered();
+    /// The sequence's entry in what is gathered; a new one where it has none of this kind.
+    fn entry<'a>(
+        &self,
+        gathered: &'a mut Gathered,
+        is_prompt: bool,
+    ) -> &'a mut proto::SequenceStep {
         let number = gathered.number;
         let sequences = &mut gathered.step.sequences;
         let known = self.entry.get().filter(|(of, _)| *of == number);
         let at = match known {
             Some((_, at)) if sequences[at].is_prompt == is_prompt => at,
             Some(_) | None => {
-                sequences.push(self.entry(is_prompt));
+                sequences.push(self.new_entry(is_prompt));
                 sequences.len() - 1
             }
         };
         self.entry.set(Some((number, at)));
-        change(&mut sequences[at]);
+        &mut sequences[at]
     }
 }
 
