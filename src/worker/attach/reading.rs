@@ -228,29 +228,14 @@ mod tests {
     use tokio::sync::{Notify, mpsc};
 
     use super::*;
-    use crate::request::{Caller, Sampling, StopTokens};
     use crate::runner::Loader as _;
-    use crate::runner::Sequence;
     use crate::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
     use crate::worker::wire::Named;
     use crate::worker::{Flags, Sleeper, Wake};
 
     fn submit(number: u64) -> proto::Submit {
-        let sequence = Sequence {
-            prompt: [0].into(),
-            delivered: Vec::new(),
-            choice: 0,
-            seed: 0,
-            max_tokens: 1,
-            sampling: Sampling::default(),
-            logit_bias: [].into(),
-            stop_tokens: StopTokens::default(),
-            logprobs: None,
-            scores_prompt: false,
-            stamps: false,
-            caller: Caller::default(),
-        };
-        wire::submit(&sequence, Named { number, life: 1 }, 1)
+        let (assignment, _) = Assignment::for_test(1, Instant::now());
+        wire::submit(&assignment.sequence, Named { number, life: 1 }, 1)
     }
 
     #[tokio::test]

@@ -12,6 +12,9 @@ pub(super) struct Silence {
     timeout: Duration,
     /// When it is too long.
     ends: Instant,
+    /// Whether it was let go on because the engine stood still. It is once: an engine that is always late loses
+    /// its silent workers, too.
+    is_prolonged: bool,
 }
 
 impl Silence {
@@ -20,6 +23,7 @@ impl Silence {
         Self {
             timeout,
             ends: now + timeout,
+            is_prolonged: false,
         }
     }
 
@@ -31,13 +35,15 @@ impl Silence {
     /// Something has come.
     pub(super) fn broken(&mut self, now: Instant) {
         self.ends = now + self.timeout;
+        self.is_prolonged = false;
     }
 
     /// Whether it is too long, by an alarm that was due then. An engine that stood still itself has not yet read what
     /// was said meanwhile, and waits for as long as a heartbeat takes.
     pub(super) fn is_too_long(&mut self, due: Instant, now: Instant) -> bool {
-        if now.saturating_duration_since(due) > LATE {
-            self.ends = self.ends.max(now + self.timeout / 4);
+        if !self.is_prolonged && now >= self.ends && now.saturating_duration_since(due) > LATE {
+            self.is_prolonged = true;
+            self.ends = now + self.timeout / 4;
         }
         now >= self.ends
     }
@@ -70,5 +76,20 @@ mod tests {
         let due = silence.ends();
         assert_eq!(due, awake + TIMEOUT / 4);
         assert!(silence.is_too_long(due, due));
+    }
+
+    #[test]
+    fn an_engine_that_is_always_late_loses_a_silent_worker_and_no_other() {
+        let began = Instant::now();
+        let mut silence = Silence::new(TIMEOUT, began);
+        for _ in 0..2 {
+            let due = silence.ends();
+            assert!(!silence.is_too_long(due, due + TIMEOUT));
+            silence.broken(due + TIMEOUT);
+        }
+        let due = silence.ends();
+        assert!(!silence.is_too_long(due, due + TIMEOUT));
+        let due = silence.ends();
+        assert!(silence.is_too_long(due, due + TIMEOUT));
     }
 }
