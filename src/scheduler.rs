@@ -29,7 +29,7 @@ mod tests;
 use catalog::Prompt;
 pub use catalog::{Catalog, CatalogEntry, Held};
 pub use readiness::Readiness;
-pub use resumer::{Lost, Resumer, Resuming, worker_lost};
+pub use resumer::{Loss, Lost, Resumer, Resuming, worker_lost};
 
 /// How far a sequence may run ahead of its reader, in tokens.
 const CREDIT: usize = 256;

@@ -18,6 +18,16 @@ const CRASHES_IN_A_ROW: u32 = 2;
 /// How many crashes a choice may have been there for at all, whatever it made in between.
 const CRASHES: u32 = 8;
 
+/// How often a choice is resumed without making [`PROGRESS`] on any one worker, or `--max-resumptions` times where that
+/// is more. It ends a choice whose worker is lost shortly after each resumption, whether the choice made a token in
+/// between or the worker had not even accepted it: its next worker would most likely be lost, too. A client waits for
+/// about eight times the heartbeat timeout at most.
+const RESUMPTIONS_WITHOUT_PROGRESS: u32 = 8;
+
+/// How many tokens of one worker are progress. A long stream makes that many between two losses that have nothing to do
+/// with it, however many there are: at 20 tokens a second it takes less than a second.
+const PROGRESS: u32 = 16;
+
 /// What it takes to go on with a request's choices elsewhere.
 pub struct Resumer {
     pub(super) scheduler: Scheduler,
@@ -34,6 +44,20 @@ pub struct Lost {
     in_a_row: u32,
     crashes_in_a_row: u32,
     crashes: u32,
+    without_progress: u32,
+    /// The tokens of the choice when its worker was lost last.
+    made: u32,
+}
+
+/// How the worker of a choice was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// It had not accepted the choice, and did not crash.
+    BeforeAcceptance,
+    /// It had accepted the choice, and did not crash.
+    AfterAcceptance,
+    /// It crashed, perhaps by this choice.
+    Crash,
 }
 
 /// A choice on its way to another worker.
@@ -51,10 +75,17 @@ impl Lost {
         self.crashes_in_a_row = 0;
     }
 
-    /// The choice's worker was lost, by a crash or otherwise.
-    pub fn again(&mut self, by_crash: bool) {
-        let crash = u32::from(by_crash);
-        self.in_a_row += 1;
+    /// The choice's worker was lost when the choice had so many tokens.
+    pub fn again(&mut self, loss: Loss, made: u32) {
+        if made.saturating_sub(self.made) >= PROGRESS {
+            self.without_progress = 0;
+        }
+        self.made = made;
+        self.without_progress += 1;
+        // A worker that was killed before it accepted the choice says nothing about the choice. One that crashed may
+        // have done so by the choice before it could accept it.
+        self.in_a_row += u32::from(loss != Loss::BeforeAcceptance);
+        let crash = u32::from(loss == Loss::Crash);
         self.crashes_in_a_row += crash;
         self.crashes += crash;
     }
@@ -62,6 +93,7 @@ impl Lost {
     /// Whether the choice may go on elsewhere.
     fn may_go_on(&self, max_resumptions: u32) -> bool {
         self.in_a_row <= max_resumptions
+            && self.without_progress <= max_resumptions.max(RESUMPTIONS_WITHOUT_PROGRESS)
             && self.crashes_in_a_row < CRASHES_IN_A_ROW
             && self.crashes < CRASHES
     }
@@ -126,40 +158,85 @@ pub fn worker_lost() -> Error {
 mod tests {
     use super::*;
 
-    fn lost(crashes: &[bool]) -> Lost {
+    use Loss::{AfterAcceptance, BeforeAcceptance, Crash};
+
+    fn lost(losses: &[Loss]) -> Lost {
         let mut lost = Lost::default();
-        for by_crash in crashes {
-            lost.again(*by_crash);
+        for loss in losses {
+            lost.again(*loss, 0);
         }
         lost
     }
 
+    /// How often a choice is resumed at most that makes so many tokens each time, by workers that are lost like this.
+    fn resumptions(loss: Loss, tokens: u32, max_resumptions: u32) -> u32 {
+        let mut lost = Lost::default();
+        for resumptions in 0..10_000 {
+            if tokens > 0 {
+                lost.went_on();
+            }
+            lost.again(loss, (resumptions + 1) * tokens);
+            if !lost.may_go_on(max_resumptions) {
+                return resumptions;
+            }
+        }
+        u32::MAX
+    }
+
+    #[test]
+    fn a_choice_that_makes_little_between_losses_is_ended_and_a_long_stream_never() {
+        assert_eq!(resumptions(AfterAcceptance, 1, 2), 8);
+        assert_eq!(resumptions(AfterAcceptance, 15, 2), 8);
+        assert_eq!(resumptions(AfterAcceptance, 16, 2), u32::MAX);
+        assert_eq!(resumptions(AfterAcceptance, 1, 20), 20);
+    }
+
+    #[test]
+    fn a_choice_that_no_worker_lives_to_accept_is_ended() {
+        assert_eq!(resumptions(BeforeAcceptance, 0, 2), 8);
+    }
+
+    #[test]
+    fn progress_is_made_on_one_worker_and_not_on_several_together() {
+        let mut lost = Lost::default();
+        for made in [0, 10, 20, 30, 40, 50, 60, 70] {
+            lost.again(AfterAcceptance, made);
+            lost.went_on();
+        }
+        assert!(lost.may_go_on(2));
+        lost.again(AfterAcceptance, 80);
+        lost.went_on();
+        assert!(!lost.may_go_on(2));
+        lost.again(AfterAcceptance, 96);
+        assert!(lost.may_go_on(2));
+    }
+
     #[test]
     fn a_choice_goes_on_so_often_in_a_row_and_as_often_again_once_it_has_made_a_token() {
-        assert!(lost(&[false, false]).may_go_on(2));
-        let mut unlucky = lost(&[false, false, false]);
+        assert!(lost(&[AfterAcceptance; 2]).may_go_on(2));
+        let mut unlucky = lost(&[AfterAcceptance; 3]);
         assert!(!unlucky.may_go_on(2));
         unlucky.went_on();
-        unlucky.again(false);
+        unlucky.again(AfterAcceptance, 1);
         assert!(unlucky.may_go_on(2));
     }
 
     #[test]
     fn a_choice_that_was_there_for_two_crashes_in_a_row_does_not_go_on() {
-        assert!(lost(&[true]).may_go_on(2));
-        assert!(!lost(&[true, true]).may_go_on(2));
-        assert!(!lost(&[true, false, true]).may_go_on(9));
+        assert!(lost(&[Crash]).may_go_on(2));
+        assert!(!lost(&[Crash, Crash]).may_go_on(2));
+        assert!(!lost(&[Crash, AfterAcceptance, Crash]).may_go_on(9));
     }
 
     #[test]
     fn a_choice_that_crashes_worker_after_worker_is_ended_whatever_it_makes_in_between() {
         let mut lost = Lost::default();
-        for _ in 0..7 {
-            lost.again(true);
+        for number in 1..8 {
+            lost.again(Crash, number * 100);
             assert!(lost.may_go_on(2));
             lost.went_on();
         }
-        lost.again(true);
+        lost.again(Crash, 800);
         assert!(!lost.may_go_on(2));
     }
 }

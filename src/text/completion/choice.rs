@@ -10,7 +10,7 @@ use super::CompletionEvent;
 use crate::error::Error;
 use crate::request::{FinishReason, TokenId};
 use crate::runner::Token;
-use crate::scheduler::{Held, Lost, Resumer};
+use crate::scheduler::{Held, Loss, Lost, Resumer};
 use crate::text::{ChoiceText, Watch};
 use crate::tokens::TokenBatch;
 use crate::worker::lane::LaneReceiver;
@@ -121,11 +121,12 @@ impl Choice {
     /// Has it go on elsewhere, because its worker was lost.
     pub(super) fn resume(&mut self, resumer: &Resumer, scores_prompt: bool) -> Result<(), Error> {
         let by_crash = self.lane.as_ref().is_some_and(LaneReceiver::has_crashed);
-        // A worker that was killed or hung before it took the choice is none that the choice has lost. One that
-        // crashed may have done so by the choice, before it came to say that it has it.
-        if std::mem::take(&mut self.is_accepted) || by_crash {
-            self.lost.again(by_crash);
-        }
+        let loss = match (by_crash, std::mem::take(&mut self.is_accepted)) {
+            (true, _) => Loss::Crash,
+            (false, true) => Loss::AfterAcceptance,
+            (false, false) => Loss::BeforeAcceptance,
+        };
+        self.lost.again(loss, self.made);
         let resuming = resumer.resume(self.number, &self.ids, scores_prompt, &self.lost)?;
         let since = self.resuming.take().map(|(since, _)| since);
         self.resuming = Some((since.unwrap_or_else(Instant::now), Some(resuming.in_vain)));
