@@ -23,6 +23,7 @@ use crate::listen::{
 };
 use crate::scheduler::Readiness;
 use crate::telemetry::{Door, Telemetry};
+use crate::worker::attached::LONGEST_SILENCE;
 
 mod engine;
 mod health;
@@ -172,10 +173,14 @@ impl Server {
         };
         if let (Some(listener), Some(engine)) = (workers, &server.engine) {
             let routes = Routes::new(engine.door.clone().into_server()).prepare();
-            let limits = &parts.limits;
+            let limits = Limits {
+                // Each worker's session has a limit of its own for a worker that reads nothing.
+                write_timeout: LONGEST_SILENCE,
+                ..parts.limits.clone()
+            };
             let settings = DoorSettings {
                 tls: worker_tls(&parts.source),
-                ..server.settings(Door::Worker, Protocol::Worker, limits)
+                ..server.settings(Door::Worker, Protocol::Worker, &limits)
             };
             server.worker_door.open(listener, settings, routes);
         }

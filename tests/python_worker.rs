@@ -3,11 +3,13 @@
 
 mod support;
 
+use std::time::{Duration, Instant};
+
 use futures_util::future::join_all;
 use rustix::process::Signal;
 use serde_json::json;
 use support::grpc::{self, collect_from};
-use support::http::{completion, texts};
+use support::http::{completion, get, texts};
 use support::program::{
     Program, Running, python_worker, python_worker_command, python_worker_tests, serving,
 };
@@ -30,6 +32,15 @@ struct Engine {
 
 /// An engine with these workers, once the first of them serves.
 async fn engine(workers: &mut Vec<Running>, worker: impl Fn(&str) -> Program) -> Engine {
+    engine_with(&[], workers, worker).await
+}
+
+/// The same, with these settings of the engine.
+async fn engine_with(
+    settings: &[&str],
+    workers: &mut Vec<Running>,
+    worker: impl Fn(&str) -> Program,
+) -> Engine {
     let folder = tempfile::tempdir().expect("a folder");
     let socket = format!("unix:{}", folder.path().join("workers.sock").display());
     workers.push(worker(&socket).start());
@@ -41,7 +52,7 @@ async fn engine(workers: &mut Vec<Running>, worker: impl Fn(&str) -> Program) ->
         "--worker-listen",
         &socket,
     ];
-    let (running, [http, door]) = serving(&attached).await;
+    let (running, [http, door]) = serving(&[&attached[..], settings].concat()).await;
     Engine {
         _running: running,
         http: http.replace("http://", ""),
@@ -59,6 +70,16 @@ impl Engine {
     ) -> grpc::Completion {
         let stream = self.grpc.clone().complete(request).await;
         collect_from(stream.expect("it is admitted").into_inner(), seen).await
+    }
+
+    /// How many workers the engine has lost, as its metrics say it.
+    async fn workers_lost(&self) -> String {
+        let metrics = get("/metrics").send_to(&self.http).await.rest().await;
+        let lost = metrics
+            .text
+            .lines()
+            .find_map(|line| line.strip_prefix("tokenway_workers_lost_total "));
+        lost.unwrap_or("0").to_owned()
     }
 }
 
@@ -127,6 +148,55 @@ async fn streams_survive_a_worker_in_python_that_is_killed() {
         assert!(completion.error.is_none(), "{:?}", completion.error);
         assert_eq!(completion.texts(0), unkilled.texts(0));
     }
+}
+
+/// An echo worker whose device holds Python's interpreter for so long behind each token.
+fn holding(socket: &str, holds: Duration) -> Program {
+    let folder = env!("CARGO_MANIFEST_DIR");
+    echo(socket)
+        .args(["--runner", "holding_runner:HoldingRunner"])
+        .env("HOLDS_MS", holds.as_millis().to_string())
+        .env(
+            "PYTHONPATH",
+            format!("{folder}/examples/python_worker:{folder}/tests/clients"),
+        )
+}
+
+#[tokio::test]
+async fn a_device_call_that_holds_the_interpreter_is_a_pause_and_loses_no_worker() {
+    let mut workers = Vec::new();
+    let held = Duration::from_secs(1);
+    let engine = engine_with(&["--heartbeat-timeout", "0.2"], &mut workers, |socket| {
+        holding(socket, held)
+    })
+    .await;
+    let completion = engine.stream(grpc::request("abc", 3), |_| ()).await;
+    assert!(completion.error.is_none(), "{:?}", completion.error);
+    assert_eq!(completion.texts(0).concat(), "abc");
+    assert_eq!(engine.workers_lost().await, "0");
+}
+
+#[tokio::test]
+async fn a_worker_that_is_killed_while_it_holds_the_interpreter_is_lost_at_once() {
+    let mut workers = Vec::new();
+    let engine = engine_with(&[], &mut workers, |socket| {
+        let hour = ["--silence-limit", "3600"];
+        holding(socket, Duration::from_secs(1_800)).args(hour)
+    })
+    .await;
+    let stream = engine.stream(grpc::request("abc", 3), |_| ());
+    let killed = async {
+        assert_eq!(workers[0].line().await, "holding");
+        workers.push(echo(&engine.socket).start());
+        let began = Instant::now();
+        workers[0].signal(Signal::KILL);
+        began
+    };
+    let (completion, began) = tokio::join!(stream, killed);
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    assert_eq!(completion.texts(0).concat(), "abc");
+    assert_eq!(engine.workers_lost().await, "1");
 }
 
 #[tokio::test]

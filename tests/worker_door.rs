@@ -2,11 +2,11 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use serde_json::json;
-use support::http::{get, post, refusal, refused};
+use support::http::{Refusal, get, post, refusal, refused};
 use support::{Counts, Setup, TestServer, full_speed, grpc};
 use tempfile::TempDir;
 use tokenway::error::{Error, ErrorKind};
@@ -102,6 +102,15 @@ impl Engine {
         worker.say(Said::Ready(ready())).await;
         self.server.loaded().await;
         worker
+    }
+
+    /// Dials as a worker that may send nothing for so long.
+    async fn dial_with_silence(&self, silence_limit_ms: u32) -> Result<Worker, Status> {
+        self.dial(Said::Hello(proto::Hello {
+            silence_limit_ms,
+            ..hello()
+        }))
+        .await
     }
 
     /// Another worker that is ready; the engine knows when it has read so far.
@@ -201,6 +210,13 @@ impl Worker {
                 return status;
             }
         }
+    }
+
+    /// Ends its stream. The engine has read all that it said when this returns.
+    async fn leave(self) {
+        let Self { says, mut hears } = self;
+        drop(says);
+        while let Ok(Some(_)) = hears.message().await {}
     }
 
     async fn submitted(&mut self) -> proto::Submit {
@@ -461,6 +477,94 @@ async fn a_worker_that_falls_silent_is_lost_and_told_so() {
         "{}",
         absent.text
     );
+}
+
+#[tokio::test]
+async fn a_silence_limit_that_is_out_of_range_is_refused_with_its_field() {
+    let engine = engine(|_| ()).await;
+    for out_of_range in [1, 99, 3_600_001] {
+        let refused = engine.dial_with_silence(out_of_range).await.err();
+        let status = refused.expect("it is refused");
+        assert_eq!(status.code(), Code::InvalidArgument);
+        let rule = "hello.silence_limit_ms must be 0 or from 100 to 3600000";
+        assert!(status.message().contains(rule), "{status:?}");
+    }
+    for in_range in [100, 3_600_000] {
+        assert!(engine.dial_with_silence(in_range).await.is_ok());
+    }
+}
+
+#[tokio::test]
+async fn a_worker_is_lost_after_the_silence_that_it_declared_and_not_before() {
+    let engine = engine(|setup| {
+        setup.engine().workers.patience.heartbeat_timeout = Duration::from_millis(100);
+    })
+    .await;
+    let began = Instant::now();
+    let declared = Duration::from_millis(1_500);
+    let mut worker = engine.dial_with_silence(1_500).await.expect("it is taken");
+    let status = worker.ended().await;
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert!(status.message().contains("no heartbeat"), "{status:?}");
+    assert!(began.elapsed() >= declared, "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_device_call_as_long_as_the_declared_silence_is_within_the_step_limit() {
+    let engine = engine(|setup| {
+        setup.engine().workers.patience.step_limit = Some(Duration::from_secs(1));
+    })
+    .await;
+    let mut worker = engine.dial_with_silence(60_000).await.expect("it is taken");
+    for step_ms in [60_000, 60_001] {
+        let heartbeat = proto::Heartbeat { step_ms };
+        worker.say(Said::Heartbeat(heartbeat)).await;
+    }
+    let status = worker.ended().await;
+    assert!(status.message().contains("step limit"), "{status:?}");
+    let lost = Counts::now(&engine.server).get("tokenway_workers_lost_total");
+    assert_eq!(lost, 1.0);
+}
+
+/// A request whose workers end their streams right after this, each time: its resumptions, and how it ends.
+async fn resumptions(until_it_leaves: impl AsyncFn(&Worker, u64, u32)) -> (f64, Refusal) {
+    let engine = engine(|_| ()).await;
+    let mut worker = engine.worker().await;
+    let request = post("/v1/completions", r#"{"prompt": [5], "max_tokens": 90}"#);
+    let address = engine.server.http_address();
+    let asked = tokio::spawn(async move {
+        let mut response = request.send_to(&address).await;
+        let (code, param) = response.rest().await.error();
+        (response.status, code, param)
+    });
+    let (question, _) = worker.asked().await;
+    worker.answer(question, Answer::Pieces(piece())).await;
+    for index in 0.. {
+        let sequence = worker.submitted().await.sequence;
+        until_it_leaves(&worker, sequence, index).await;
+        worker.leave().await;
+        if index == 8 {
+            break;
+        }
+        worker = engine.another(&index.to_string()).await;
+    }
+    let ended = asked.await.expect("it does not panic");
+    let resumptions = Counts::now(&engine.server).get("tokenway_resumptions_total");
+    (resumptions, ended)
+}
+
+#[tokio::test]
+async fn a_request_whose_workers_are_lost_after_each_token_ends_with_worker_lost() {
+    let make = async |worker: &Worker, sequence, index| worker.make(sequence, index).await;
+    let worker_lost = refused(502, "worker_lost", None);
+    assert_eq!(resumptions(make).await, (8.0, worker_lost));
+}
+
+#[tokio::test]
+async fn a_request_whose_workers_are_lost_before_they_accept_it_ends_with_worker_lost() {
+    let nothing = async |_: &Worker, _, _| ();
+    let worker_lost = refused(502, "worker_lost", None);
+    assert_eq!(resumptions(nothing).await, (8.0, worker_lost));
 }
 
 #[tokio::test]

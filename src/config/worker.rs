@@ -92,7 +92,8 @@ pub(super) struct WorkerSettings {
     #[command(flatten)]
     #[serde(flatten)]
     tls: TlsSettings,
-    /// After so many seconds without a message a worker in another process is lost; at least 0.1 [default: 2]
+    /// After so many seconds without a message a worker in another process is lost, unless it has declared a silence
+    /// limit of its own; at least 0.1 [default: 2]
     #[arg(
         long,
         env = "TOKENWAY_HEARTBEAT_TIMEOUT",
@@ -100,8 +101,8 @@ pub(super) struct WorkerSettings {
         allow_negative_numbers = true
     )]
     heartbeat_timeout: Option<Seconds>,
-    /// A worker in another process is lost when one call of its device takes longer, in seconds; 0 is no limit
-    /// [default: 30]
+    /// A worker in another process is lost when one call of its device takes longer, in seconds, or as long as the
+    /// silence limit that it has declared; 0 is no limit [default: 30]
     #[arg(
         long,
         env = "TOKENWAY_STEP_LIMIT",
@@ -109,8 +110,8 @@ pub(super) struct WorkerSettings {
         allow_negative_numbers = true
     )]
     step_limit: Option<Seconds>,
-    /// How often in a row a choice whose worker is lost goes on elsewhere without having made a token in between
-    /// [default: 2]
+    /// How often in a row a choice whose worker is lost goes on elsewhere without having made a token in between; with
+    /// fewer than 16 tokens each time it goes on 8 times, or this often if that is more [default: 2]
     #[arg(long, env = "TOKENWAY_MAX_RESUMPTIONS", value_name = "N")]
     max_resumptions: Option<u32>,
     /// How long it waits each time for a worker that takes it, in seconds [default: 60]

@@ -240,6 +240,8 @@ impl Worker {
             model: self.parts.model.clone(),
             name: self.parts.name.clone(),
             child_token: self.parts.child_token.clone().unwrap_or_default(),
+            // As long as the engine says: the heartbeats' task waits for no call of the device.
+            silence_limit_ms: 0,
         }));
         let (mut inbound, welcome) = match attach(channel, &outbox).await {
             Ok(attached) => attached,

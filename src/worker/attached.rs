@@ -18,6 +18,7 @@ use self::end::End;
 use self::offenders::Offenders;
 use self::seat::{ChildSeat, Seat};
 use self::session::Session;
+use self::timeouts::Timeouts;
 use super::wire;
 use super::{Flags, Sleeper, Wake, WorkerEvent, WorkerHandle, WorkerId};
 use crate::proto::worker as proto;
@@ -36,8 +37,10 @@ mod session;
 mod silence;
 #[cfg(test)]
 mod tests;
+mod timeouts;
 
 pub(super) use self::seat::{ChildWatch, Ended, Exit};
+pub use super::wire::LONGEST_SILENCE;
 
 /// How long a worker may take to say who it is.
 const HELLO: Duration = Duration::from_secs(5);
@@ -58,7 +61,8 @@ pub(super) const LAST_BREATH: Duration = Duration::from_millis(200);
 /// How long the engine waits for a worker.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// After so long without a message it is lost. Workers send a heartbeat four times as often.
+    /// After so long without a message it is lost. Workers send a heartbeat four times as often. A worker may declare
+    /// another limit of its own.
     pub heartbeat_timeout: Duration,
     /// How long one call of its device may last; `None` is as long as it likes.
     pub step_limit: Option<Duration>,
@@ -252,6 +256,9 @@ impl DeviceWorker for Door {
         let Some(Said::Hello(hello)) = first.and_then(|first| first.message) else {
             return Err(Status::failed_precondition("hello comes first"));
         };
+        let silence = wire::silence_limit(&hello)
+            .map_err(|violation| Status::invalid_argument(violation.to_string()))?;
+        let timeouts = Timeouts::new(self.0.patience, silence);
         let (seat, child) = self.seat(&hello)?;
         self.check_offences(&hello)?;
         let worker = match &child {
@@ -266,9 +273,8 @@ impl DeviceWorker for Door {
             sleeper: Sleeper::Task(Arc::clone(&attention)),
         };
         let handle = WorkerHandle { commands, wake };
-        let welcome = self.0.patience.welcome();
         let welcome = proto::AttachResponse {
-            message: Some(Message::Welcome(welcome)),
+            message: Some(Message::Welcome(timeouts.welcome())),
         };
         // It is the first message of a queue that has room.
         let _ = outbound.try_send(Ok(welcome));
@@ -285,7 +291,7 @@ impl DeviceWorker for Door {
             worker,
             child: child.clone(),
             seat,
-            patience: self.0.patience,
+            timeouts,
             flags,
             attention,
             commands: assignments,
@@ -298,16 +304,5 @@ impl DeviceWorker for Door {
                 .serve(session, (child, hello.name), inbound, place),
         );
         Ok(Response::new(ReceiverStream::new(messages)))
-    }
-}
-
-impl Patience {
-    fn welcome(self) -> proto::Welcome {
-        let milliseconds = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
-        proto::Welcome {
-            heartbeat_interval_ms: milliseconds(self.heartbeat_timeout / 4),
-            heartbeat_timeout_ms: milliseconds(self.heartbeat_timeout),
-            step_limit_ms: self.step_limit.map_or(0, milliseconds),
-        }
     }
 }

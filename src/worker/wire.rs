@@ -1,6 +1,9 @@
 //! The messages of `worker.proto` as the engine's own types, and back. What comes from outside is checked
 //! field by field; a worker that breaks a rule is told which.
 
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
 use super::lane::Failure;
 use crate::proto::worker as proto;
 use crate::request::{
@@ -33,6 +36,13 @@ const ROUNDING: f32 = 0.001;
 
 /// The longest reason or message, in bytes; what is longer is cut.
 const MAX_REASON_BYTES: usize = 1_024;
+
+/// The shortest and the longest silence that a worker may declare. The shortest is that of `--heartbeat-timeout`. An
+/// hour is well over any compilation of kernels; past it nobody would know a worker that hangs from one that computes.
+const SILENCE_LIMITS: RangeInclusive<Duration> = Duration::from_millis(100)..=LONGEST_SILENCE;
+
+/// The longest silence that a worker may declare.
+pub const LONGEST_SILENCE: Duration = Duration::from_secs(3_600);
 
 /// Which rule of the contract was broken.
 #[derive(Debug, thiserror::Error)]
@@ -400,6 +410,26 @@ fn parameter(name: &String) -> Result<Parameter, Violation> {
             cut(name)
         ))
     })
+}
+
+/// How long a worker may be silent, by its `hello`; `None` is as long as the engine says.
+///
+/// # Errors
+/// When it is out of range.
+pub(super) fn silence_limit(hello: &proto::Hello) -> Result<Option<Duration>, Violation> {
+    if hello.silence_limit_ms == 0 {
+        return Ok(None);
+    }
+    let limit = Duration::from_millis(hello.silence_limit_ms.into());
+    if SILENCE_LIMITS.contains(&limit) {
+        return Ok(Some(limit));
+    }
+    Err(Violation(format!(
+        "hello.silence_limit_ms must be 0 or from {} to {}, and is {}",
+        SILENCE_LIMITS.start().as_millis(),
+        SILENCE_LIMITS.end().as_millis(),
+        hello.silence_limit_ms
+    )))
 }
 
 /// Whether a name can stand in a log line.

@@ -17,7 +17,7 @@ import grpc
 
 from . import wire
 from .runner import LoadError, Options, Runner
-from .worker import Engine, Identity, Worker
+from .worker import SILENCE_LIMIT_S, Engine, Identity, Worker
 
 RUNNERS = {
     "echo": "tokenway_worker.echo:EchoRunner",
@@ -42,7 +42,7 @@ def main() -> int:
     try:
         wire.message_class("AttachRequest")
         engine = Engine(_target(args.engine), _credentials(args))
-        identity = Identity(args.model, _name(args), args.child_token)
+        identity = Identity(args.model, _name(args), args.child_token, args.silence_limit)
         worker = Worker(_runner(args), engine, identity)
     except (UsageError, LoadError, wire.ContractError) as error:
         parser.error(str(error))
@@ -115,6 +115,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", type=_device, help="which of several accelerators, from 0")
     add("--name", help="what this worker is called in logs (default: its process and host)")
     add(
+        "--silence-limit",
+        type=_silence,
+        default=SILENCE_LIMIT_S,
+        metavar="SECONDS",
+        help="how long a device call may hold the interpreter, and so stop the heartbeats, before"
+        " the engine counts this worker as lost: 0.1 to 3600, or 0 for the engine's own"
+        " --heartbeat-timeout (default: 60)",
+    )
+    add(
         "--child-token",
         default=os.environ.get(CHILD_TOKEN, ""),
         help=f"what the engine gave a worker that it started (default: ${CHILD_TOKEN})",
@@ -152,6 +161,16 @@ def _milliseconds(text: str) -> float:
         value = -1.0
     if not 0 <= value < 3_600_000:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of milliseconds up to an hour")
+    return value
+
+
+def _silence(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if value != 0 and not 0.1 <= value <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 0 or 0.1 to 3600")
     return value
 
 

@@ -239,10 +239,15 @@ class SequenceStep:
     failure: Failure | None
 
 
-def hello(model: str, name: str, child_token: str) -> Message:
-    """Who this is."""
-    version = PROTOCOL_VERSION
-    said = {"protocol_version": version, "model": model, "name": name, "child_token": child_token}
+def hello(model: str, name: str, child_token: str, silence_limit_s: float = 0.0) -> Message:
+    """Who this is, and for how long it may send nothing; 0 is as long as the engine says."""
+    said = {
+        "protocol_version": PROTOCOL_VERSION,
+        "model": model,
+        "name": name,
+        "child_token": child_token,
+        "silence_limit_ms": round(silence_limit_s * 1000),
+    }
     return _say(hello=said)
 
 

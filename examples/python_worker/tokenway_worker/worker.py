@@ -68,13 +68,23 @@ class Engine:
         return grpc.secure_channel(self.target, self.credentials, CHANNEL_OPTIONS)
 
 
+# How long a worker may be silent unless it says otherwise: device code that holds the interpreter
+# stops every thread of Python, heartbeats too. Compiling kernels takes most of a minute.
+SILENCE_LIMIT_S = 60.0
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """As whom the worker introduces itself. The token is in no log."""
+    """As whom the worker introduces itself. The token is in no log.
+
+    `silence_limit_s` is how long the engine waits for the next message before it counts the worker
+    as lost: 0.1 to 3600 seconds, or 0 for the engine's own `--heartbeat-timeout`.
+    """
 
     model: str = ""
     name: str = ""
     child_token: str = field(default="", repr=False)
+    silence_limit_s: float = SILENCE_LIMIT_S
 
 
 class Worker:
@@ -122,9 +132,8 @@ class Worker:
     def _attach(self) -> int | None:
         """Serves on one stream. Returns the exit code where there is to be no other."""
         who = self._identity
-        session = Session(
-            self._device, self._answers, wire.hello(who.model, who.name, who.child_token)
-        )
+        hello = wire.hello(who.model, who.name, who.child_token, who.silence_limit_s)
+        session = Session(self._device, self._answers, hello)
         with self._lock:
             if self._is_stopping.is_set():
                 return 0

@@ -17,10 +17,6 @@ use crate::worker::wire::{self, Violation};
 /// How many questions a worker may have open at once.
 const OPEN: usize = 32;
 
-/// After how many times the patience of who asks a worker that answers nothing at all is mute. Some prompts take long,
-/// and many of them longer: those who asked have given up, and the worker's sequences are worth more.
-const MUTE: u32 = 3;
-
 /// The questions of one life of a worker.
 pub(super) struct Questions {
     /// By number, so the first is the oldest.
@@ -28,8 +24,8 @@ pub(super) struct Questions {
     last: u64,
     /// Every id below this is a token.
     vocabulary_size: u32,
-    /// How long who asks waits.
-    patience: Duration,
+    /// How long the worker may leave its questions unanswered.
+    unanswered_limit: Duration,
     /// When an answer came last, or this life began.
     heard: Instant,
 }
@@ -52,12 +48,12 @@ enum Expected {
 impl Questions {
     /// None yet, to a worker with so many tokens; the last question of the life before had this number, so that an
     /// answer that crosses `ready` is to no question of this one.
-    pub(super) fn new(vocabulary_size: u32, last: u64, patience: Duration) -> Self {
+    pub(super) fn new(vocabulary_size: u32, last: u64, unanswered_limit: Duration) -> Self {
         Self {
             open: BTreeMap::new(),
             last,
             vocabulary_size,
-            patience,
+            unanswered_limit,
             heard: Instant::now(),
         }
     }
@@ -75,7 +71,7 @@ impl Questions {
     /// When the worker is mute: it has questions, and has answered none for too long.
     pub(super) fn due(&self) -> Option<Instant> {
         let oldest = self.open.values().next()?;
-        Some(oldest.asked.max(self.heard) + self.patience * MUTE)
+        Some(oldest.asked.max(self.heard) + self.unanswered_limit)
     }
 
     /// Opens a question.
@@ -142,10 +138,10 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const UNANSWERED_LIMIT: Duration = Duration::from_secs(30);
 
     fn questions() -> Questions {
-        Questions::new(100, 0, PATIENCE)
+        Questions::new(100, 0, UNANSWERED_LIMIT)
     }
 
     fn tokenize() -> About {
@@ -244,7 +240,7 @@ mod tests {
         };
         let mut before = questions();
         let (question, _answered) = ask(&mut before);
-        let mut questions = Questions::new(100, before.last_number(), PATIENCE);
+        let mut questions = Questions::new(100, before.last_number(), UNANSWERED_LIMIT);
         let (_, mut answered) = ask(&mut questions);
         let answer = ids(&[1]);
         let late = questions.answer(proto::Answer { question, answer });
@@ -266,11 +262,11 @@ mod tests {
             advance(Duration::from_secs(1)).await;
         }
         assert!(!questions.has_room());
-        assert_eq!(questions.due(), Some(began + PATIENCE * MUTE));
+        assert_eq!(questions.due(), Some(began + UNANSWERED_LIMIT));
         let (question, answer) = (1, ids(&[]));
         let first = questions.answer(proto::Answer { question, answer });
         first.unwrap();
         assert!(questions.has_room());
-        assert_eq!(questions.due(), Some(Instant::now() + PATIENCE * MUTE));
+        assert_eq!(questions.due(), Some(Instant::now() + UNANSWERED_LIMIT));
     }
 }

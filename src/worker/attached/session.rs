@@ -17,7 +17,8 @@ use super::interpreter::{Asked, RemoteModel};
 use super::questions::Questions;
 use super::sequences::{Effects, Sequences};
 use super::silence::Silence;
-use super::{ChildSeat, Exit, Patience, Seat};
+use super::timeouts::Timeouts;
+use super::{ChildSeat, Exit, Seat};
 use crate::proto::worker as proto;
 use crate::proto::worker::attach_request::Message as Said;
 use crate::proto::worker::attach_response::Message;
@@ -33,7 +34,7 @@ pub(super) struct Session {
     /// Set where the engine has started it: it is to end with the engine.
     pub(super) child: Option<ChildSeat>,
     pub(super) seat: Arc<Seat>,
-    pub(super) patience: Patience,
+    pub(super) timeouts: Timeouts,
     pub(super) flags: Arc<Flags>,
     /// Rung when a lane, or a flag, is to be looked at.
     pub(super) attention: Arc<Notify>,
@@ -80,9 +81,9 @@ impl Session {
     pub(super) async fn run(mut self, mut inbound: Streaming<proto::AttachRequest>) -> End {
         let mut running = None;
         let mut past = Past::default();
-        let mut silence = Silence::new(self.patience.heartbeat_timeout, Instant::now());
+        let mut silence = Silence::new(&self.timeouts, Instant::now());
         // It is set anew only where it is to ring earlier, or has rung: not at every message.
-        let mut alarm = pin!(sleep_until(silence.ends()));
+        let mut alarm = pin!(sleep_until(silence.next_look(Instant::now())));
         let mut end = loop {
             if let Some(look) = running.as_ref().and_then(Running::next_look)
                 && look < alarm.deadline()
@@ -99,8 +100,9 @@ impl Session {
                 Next::Asked(asked) => self.ask(asked, running.as_mut()).await,
                 Next::Attention => self.attend(running.as_mut()).await,
                 Next::Alarm => {
-                    let is_silent = silence.is_too_long(alarm.deadline(), Instant::now());
-                    alarm.as_mut().reset(silence.ends());
+                    let now = Instant::now();
+                    let is_silent = silence.is_too_long(alarm.deadline(), now);
+                    alarm.as_mut().reset(silence.next_look(now));
                     if is_silent {
                         Err(End::Silent)
                     } else if self.is_idle(running.as_ref()) {
@@ -177,14 +179,12 @@ impl Session {
         }
     }
 
-    /// Whether the worker leaves a sequence alone for longer than a call of its device may last, of which it may have
-    /// to await the end.
+    /// Whether the worker has left a sequence neither accepted nor refused for too long.
     fn is_idle(&self, running: Option<&Running>) -> bool {
         let since = running.and_then(|running| running.sequences.waits_since_ns());
         since
-            .zip(self.patience.step_limit)
+            .zip(self.timeouts.acceptance_limit)
             .is_some_and(|(since, limit)| {
-                let limit = limit + self.patience.heartbeat_timeout;
                 u128::from(monotonic_ns().saturating_sub(since)) > limit.as_nanos()
             })
     }
@@ -199,7 +199,7 @@ impl Session {
             (Said::Hello(_), _) => Err(broke("hello comes once")),
             (Said::Heartbeat(proto::Heartbeat { step_ms }), _) => {
                 let lasts = Duration::from_millis(step_ms.into());
-                let limit = self.patience.step_limit;
+                let limit = self.timeouts.step_limit;
                 if limit.is_some_and(|limit| lasts > limit) {
                     return Err(End::Stuck);
                 }
@@ -277,17 +277,20 @@ impl Session {
         let slow_reader_ns =
             u64::try_from(self.seat.slow_reader_timeout.as_nanos()).unwrap_or(u64::MAX);
         let vocabulary_size = facts.vocabulary_size;
-        let patience = self.patience.question_timeout;
         let model = Arc::new(RemoteModel {
             facts,
             interpreters: Arc::clone(&self.seat.interpreters),
-            patience,
+            patience: self.timeouts.question_timeout,
         });
         let running = Running {
             life,
             sequences: Sequences::new(slots, slow_reader_ns, past.last).of(vocabulary_size),
             asked: self.seat.interpreters.add(self.worker),
-            questions: Questions::new(vocabulary_size, past.last_question, patience),
+            questions: Questions::new(
+                vocabulary_size,
+                past.last_question,
+                self.timeouts.unanswered_limit,
+            ),
             counted: 0.0,
         };
         if let Some(child) = &self.child {
@@ -387,7 +390,7 @@ impl Session {
     async fn send(&self, message: Message) -> Result<(), End> {
         let message = Some(message);
         let sent = self.outbound.send(Ok(proto::AttachResponse { message }));
-        match timeout(self.patience.heartbeat_timeout, sent).await {
+        match timeout(self.timeouts.silence_limit, sent).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(End::Gone("its stream broke".to_owned())),
             // It does not read what it is sent.

@@ -4,12 +4,16 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::timeouts::Timeouts;
+
 /// An alarm that rings so late was held up, and all else of this process with it.
 const LATE: Duration = Duration::from_millis(20);
 
 /// How long nothing has come of a worker.
 pub(super) struct Silence {
     timeout: Duration,
+    /// Time between two heartbeats.
+    heartbeat_interval: Duration,
     /// When it is too long.
     ends: Instant,
     /// Whether it was let go on because the engine stood still. It is once: an engine that is always late loses
@@ -18,18 +22,21 @@ pub(super) struct Silence {
 }
 
 impl Silence {
-    /// It begins now, and may last so long.
-    pub(super) fn new(timeout: Duration, now: Instant) -> Self {
+    /// Begins now, and may last as long as these timeouts say.
+    pub(super) fn new(timeouts: &Timeouts, now: Instant) -> Self {
+        let timeout = timeouts.silence_limit;
         Self {
             timeout,
+            heartbeat_interval: timeouts.heartbeat_interval,
             ends: now + timeout,
             is_prolonged: false,
         }
     }
 
-    /// When to look whether it is too long.
-    pub(super) fn ends(&self) -> Instant {
-        self.ends
+    /// When to look at the clock next: when it is too long, and in between as often as for a worker that declared no
+    /// silence, because the session checks its other timeouts then, too.
+    pub(super) fn next_look(&self, now: Instant) -> Instant {
+        self.ends.min(now + self.heartbeat_interval * 4)
     }
 
     /// Something has come.
@@ -43,7 +50,7 @@ impl Silence {
     pub(super) fn is_too_long(&mut self, due: Instant, now: Instant) -> bool {
         if !self.is_prolonged && now >= self.ends && now.saturating_duration_since(due) > LATE {
             self.is_prolonged = true;
-            self.ends = now + self.timeout / 4;
+            self.ends = now + self.heartbeat_interval;
         }
         now >= self.ends
     }
@@ -52,16 +59,30 @@ impl Silence {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::worker::attached::Patience;
 
     const TIMEOUT: Duration = Duration::from_secs(2);
+
+    fn silence(now: Instant) -> Silence {
+        declared(None, now)
+    }
+
+    fn declared(silence: Option<Duration>, now: Instant) -> Silence {
+        let engine = Patience {
+            heartbeat_timeout: TIMEOUT,
+            step_limit: None,
+            question_timeout: TIMEOUT,
+        };
+        Silence::new(&Timeouts::new(engine, silence), now)
+    }
 
     #[test]
     fn a_worker_of_which_nothing_comes_is_silent_when_its_time_is_over() {
         let began = Instant::now();
-        let mut silence = Silence::new(TIMEOUT, began);
+        let mut silence = silence(began);
         assert!(!silence.is_too_long(began, began));
         silence.broken(began + TIMEOUT / 2);
-        let due = silence.ends();
+        let due = silence.ends;
         assert_eq!(due, began + TIMEOUT * 3 / 2);
         let a_moment_later = due + Duration::from_millis(1);
         assert!(silence.is_too_long(due, a_moment_later));
@@ -70,10 +91,10 @@ mod tests {
     #[test]
     fn an_engine_that_stood_still_reads_first_what_its_workers_have_said() {
         let began = Instant::now();
-        let mut silence = Silence::new(TIMEOUT, began);
-        let (due, awake) = (silence.ends(), began + TIMEOUT * 2);
+        let mut silence = silence(began);
+        let (due, awake) = (silence.ends, began + TIMEOUT * 2);
         assert!(!silence.is_too_long(due, awake));
-        let due = silence.ends();
+        let due = silence.ends;
         assert_eq!(due, awake + TIMEOUT / 4);
         assert!(silence.is_too_long(due, due));
     }
@@ -81,15 +102,31 @@ mod tests {
     #[test]
     fn an_engine_that_is_always_late_loses_a_silent_worker_and_no_other() {
         let began = Instant::now();
-        let mut silence = Silence::new(TIMEOUT, began);
+        let mut silence = silence(began);
         for _ in 0..2 {
-            let due = silence.ends();
+            let due = silence.ends;
             assert!(!silence.is_too_long(due, due + TIMEOUT));
             silence.broken(due + TIMEOUT);
         }
-        let due = silence.ends();
+        let due = silence.ends;
         assert!(!silence.is_too_long(due, due + TIMEOUT));
-        let due = silence.ends();
+        let due = silence.ends;
         assert!(silence.is_too_long(due, due + TIMEOUT));
+    }
+
+    #[test]
+    fn a_worker_that_declared_a_long_silence_is_lost_after_it_and_looked_at_in_between() {
+        let began = Instant::now();
+        let declares = Duration::from_secs(60);
+        let mut silence = declared(Some(declares), began);
+        let mut now = began;
+        while now < began + declares {
+            assert!(!silence.is_too_long(now, now));
+            let next = silence.next_look(now);
+            assert!(next <= now + TIMEOUT);
+            now = next;
+        }
+        assert_eq!(now, began + declares);
+        assert!(silence.is_too_long(now, now));
     }
 }
