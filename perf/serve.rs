@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use tokenway::gateway::StreamFormat;
+use tokenway::gateway::{OriginPolicy, StreamFormat};
 use tokenway::listen::{Address, Limits};
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::server::{
@@ -154,6 +154,7 @@ fn parts(options: &Options) -> io::Result<ServerParts> {
     let http = HttpDoor {
         listen: Address::Tcp("127.0.0.1:0".to_owned()),
         stream_format: StreamFormat::Ndjson,
+        origins: OriginPolicy::default(),
     };
     Ok(ServerParts {
         source: source(options)?,

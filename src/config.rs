@@ -10,7 +10,7 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand}
 use serde::Deserialize;
 
 use crate::client::ClientOptions;
-use crate::gateway::StreamFormat;
+use crate::gateway::{AllowedHost, AllowedOrigin, OriginPolicy, StreamFormat};
 use crate::listen::{Address, Limits};
 use crate::server::{Drain, HttpDoor, ServerParts, Source};
 
@@ -115,6 +115,25 @@ struct HttpSettings {
     /// [default: ndjson]
     #[arg(long, env = "TOKENWAY_STREAM_FORMAT", value_name = "FORMAT")]
     stream_format: Option<StreamFormat>,
+    /// Host names that the HTTP API answers to besides localhost, its subdomains and IP addresses: `name`,
+    /// `name:port`, `.name` with its subdomains, `*.name` for these alone; several by commas or by repeating the
+    /// flag. `*` is any name, and gives up the protection against DNS rebinding [default: none]
+    #[arg(
+        long,
+        env = "TOKENWAY_ALLOWED_HOSTS",
+        value_delimiter = ',',
+        value_name = "HOST"
+    )]
+    allowed_hosts: Option<Vec<AllowedHost>>,
+    /// Origins whose web pages may use the HTTP API from a browser, such as `http://localhost:3000`; several by
+    /// commas or by repeating the flag. `*` is every page [default: none but the server's own]
+    #[arg(
+        long,
+        env = "TOKENWAY_CORS_ORIGINS",
+        value_delimiter = ',',
+        value_name = "ORIGIN"
+    )]
+    cors_origins: Option<Vec<AllowedOrigin>>,
 }
 
 #[derive(Args, Clone, Default, Deserialize)]
@@ -253,6 +272,8 @@ impl HttpSettings {
         Self {
             http_listen: self.http_listen.or(file.http_listen),
             stream_format: self.stream_format.or(file.stream_format),
+            allowed_hosts: self.allowed_hosts.or(file.allowed_hosts),
+            cors_origins: self.cors_origins.or(file.cors_origins),
         }
     }
 
@@ -260,6 +281,10 @@ impl HttpSettings {
         HttpDoor {
             listen: self.http_listen.unwrap_or_else(|| loopback(8_000)),
             stream_format: self.stream_format.unwrap_or(StreamFormat::Ndjson),
+            origins: OriginPolicy {
+                allowed_hosts: self.allowed_hosts.unwrap_or_default(),
+                cors_origins: self.cors_origins.unwrap_or_default(),
+            },
         }
     }
 }

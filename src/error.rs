@@ -77,6 +77,8 @@ pub enum ErrorKind {
     InvalidApiKey,
     /// The key does not allow this.
     InsufficientScope,
+    /// A host name that is not the server's, or a web page of a foreign origin.
+    HostNotAllowed,
     /// No such model.
     ModelNotFound,
     /// No such path or method.
@@ -136,7 +138,7 @@ const RETRY_SOON: Option<Duration> = Some(Duration::from_secs(1));
 
 impl ErrorKind {
     /// Every kind, in the table's order.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::InvalidJson,
         Self::InvalidType,
         Self::InvalidValue,
@@ -146,6 +148,7 @@ impl ErrorKind {
         Self::ContextLengthExceeded,
         Self::InvalidApiKey,
         Self::InsufficientScope,
+        Self::HostNotAllowed,
         Self::ModelNotFound,
         Self::NotFound,
         Self::MethodNotAllowed,
@@ -192,6 +195,7 @@ impl ErrorKind {
             | Self::ContextLengthExceeded
             | Self::InvalidApiKey
             | Self::InsufficientScope
+            | Self::HostNotAllowed
             | Self::ModelNotFound
             | Self::NotFound
             | Self::MethodNotAllowed
@@ -242,6 +246,12 @@ impl ErrorKind {
             ),
             Self::InsufficientScope => row(
                 "insufficient_scope",
+                "permission_error",
+                Http::FORBIDDEN,
+                Grpc::PermissionDenied,
+            ),
+            Self::HostNotAllowed => row(
+                "host_not_allowed",
                 "permission_error",
                 Http::FORBIDDEN,
                 Grpc::PermissionDenied,

@@ -24,12 +24,14 @@ mod body;
 mod completions;
 mod echo;
 mod fields;
+mod host;
 mod incoming;
 pub mod lines;
 mod logprobs;
 mod object;
 mod openapi;
 mod opened;
+mod origin;
 mod refusal;
 mod request_id;
 mod size;
@@ -43,6 +45,7 @@ mod unary;
 pub use accept::StreamFormat;
 use answer::{Model, ModelList, Status};
 pub use body::{Route, StreamOptions};
+pub use origin::{AllowedHost, AllowedOrigin, OriginPolicy};
 use refusal::Refusal;
 
 /// The largest body, in bytes.
@@ -71,6 +74,8 @@ pub struct Gateway {
     pub open: Check,
     /// The form of a completion's stream whose client has no preference.
     pub stream_format: StreamFormat,
+    /// Under which host names, and for pages of which origins, requests are taken.
+    pub origins: OriginPolicy,
     /// Cancelled when the server waits no longer for running requests.
     pub stopping: CancellationToken,
     /// How long a request may take where its client does not say.
@@ -79,7 +84,8 @@ pub struct Gateway {
 
 /// The door's routes.
 pub fn router(gateway: Gateway) -> Router {
-    Router::new()
+    let (origins, cors) = (Arc::new(gateway.origins.clone()), gateway.origins.cors());
+    let routes = Router::new()
         .route("/v1/completions", post(completions::complete))
         .route("/v1/chat/completions", post(completions::chat))
         .route("/tokenize", post(tokenize::tokenize))
@@ -99,8 +105,16 @@ pub fn router(gateway: Gateway) -> Router {
             refusal::panicked,
         ))
         .layer(middleware::from_fn(limit_headers))
+        .layer(middleware::from_fn(request_id::check))
+        .with_state(Arc::new(gateway));
+    // Around all that can refuse a request of an allowed page, so that the page can read the refusal.
+    let routes = match cors {
+        Some(cors) => routes.layer(cors),
+        None => routes,
+    };
+    routes
+        .layer(middleware::from_fn_with_state(origins, origin::check))
         .layer(middleware::from_fn(request_id::carry))
-        .with_state(Arc::new(gateway))
 }
 
 /// HTTP/1.1 has its limit in the listener; HTTP/2 has none for how many they are.

@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
 use crate::cluster::Cluster;
-use crate::gateway::{self, Gateway, StreamFormat};
+use crate::gateway::{self, Gateway, OriginPolicy, StreamFormat};
 use crate::grpc;
 use crate::listen::{
     self, Address, DoorService, DoorSettings, Limits, Listener, MutualTls, Protocol, Shutdown,
@@ -72,6 +72,23 @@ pub struct HttpDoor {
     pub listen: Address,
     /// The form of a stream whose client has no preference.
     pub stream_format: StreamFormat,
+    /// Under which host names, and for pages of which origins, requests are taken.
+    pub origins: OriginPolicy,
+}
+
+impl HttpDoor {
+    /// Whether other machines reach the HTTP API, and it answers to none of the names that they may have for it.
+    fn refuses_names(&self) -> bool {
+        !self.listen.is_loopback() && self.origins.allowed_hosts.is_empty()
+    }
+
+    /// The policy at the address where it listens: by the name of a Unix socket no browser comes.
+    fn origins(&self) -> OriginPolicy {
+        match self.listen {
+            Address::Tcp(_) => self.origins.clone(),
+            Address::Unix(_) => self.origins.clone().without_host_check(),
+        }
+    }
 }
 
 /// How a server ends.
@@ -203,6 +220,7 @@ impl Server {
                 open: Arc::new(move || open.check_open()),
                 stopping: server.stopping.clone(),
                 stream_format: door.stream_format,
+                origins: door.origins(),
                 request_timeout: parts.request_timeout,
             });
             let settings = server.settings(Door::Http, Protocol::Http, &parts.limits);

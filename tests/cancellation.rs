@@ -82,7 +82,7 @@ async fn a_client_that_goes_away_with_bytes_behind_its_request_frees_its_slot() 
     let server = setup.slots(1).start().await;
     let body = json!({"prompt": "a", "max_tokens": 10, "stream": true});
     let mut bytes = completion(&body).bytes();
-    bytes.extend_from_slice(b"GET /livez HTTP/1.1\r\nhost: test\r\n\r\n");
+    bytes.extend_from_slice(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n");
     let mut stream = TcpStream::connect(server.http_address()).await.unwrap();
     stream.write_all(&bytes).await.unwrap();
     let mut response = Response::read_head(stream).await;

@@ -191,7 +191,7 @@ pub(super) async fn garbage(doors: &Doors, random: &mut StdRng) -> Result<End, F
 /// The beginning of a request, and then silence, until the server closes or the client leaves.
 pub(super) async fn half(doors: &Doors, random: &mut StdRng) -> Result<End, Fault> {
     const HEAD: &[u8] = b"POST /v1/completions HTTP/1.1\r\nhost: te";
-    const BODY: &[u8] = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\n\
+    const BODY: &[u8] = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n\
         content-type: application/json\r\ncontent-length: 100\r\n\r\n{\"prompt\":";
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     let (url, bytes) = match random.random_range(0..5) {

@@ -201,7 +201,7 @@ fn a_stamp_of_another_process_lies_between_the_request_and_the_read() {
     let body = "{\"prompt\":\"x\",\"max_tokens\":20,\"stream\":true,\
                 \"stream_options\":{\"include_stamps\":true}}";
     let length = body.len();
-    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
                 accept: application/x-ndjson\r\ncontent-type: application/json\r\n";
     let requested_ns = monotonic_ns();
     write!(socket, "{head}content-length: {length}\r\n\r\n{body}").expect("it is taken");

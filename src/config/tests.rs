@@ -92,6 +92,39 @@ fn a_flag_goes_before_the_file_and_the_file_before_the_default() {
 }
 
 #[test]
+fn hosts_and_origins_are_lists_by_flag_and_by_file() {
+    let origins = |hosts: &[&str], origins: &[&str]| OriginPolicy {
+        allowed_hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
+        cors_origins: origins.iter().map(|it| it.parse().unwrap()).collect(),
+    };
+    let text = "allowed_hosts = [\"a.example\", \".b.example:80\"]\n\
+                cors_origins = [\"http://c.example\"]";
+    let (_folder, path) = settings_file(text);
+    let of = |arguments: &[&str]| parts(arguments).http.unwrap().origins;
+    assert_eq!(of(&[]), OriginPolicy::default());
+    assert_eq!(
+        of(&["--config", &path]),
+        origins(&["a.example", ".b.example:80"], &["http://c.example"])
+    );
+    let flags = [
+        "--allowed-hosts",
+        "d,e",
+        "--allowed-hosts",
+        "*",
+        "--config",
+        &path,
+    ];
+    assert_eq!(of(&flags), origins(&["d", "e", "*"], &["http://c.example"]));
+    let refused = refusal(&["--cors-origins", "http://a,b"]);
+    assert!(refused.contains("'b' must be an origin"), "{refused}");
+    let refused = refusal(&["--allowed-hosts", "http://a"]);
+    assert!(
+        refused.contains("'http://a' must be a host name"),
+        "{refused}"
+    );
+}
+
+#[test]
 fn one_file_serves_every_command() {
     let (_folder, path) = settings_file("engine = [\"http://a:1\"]\nslots = 3");
     let Source::Remote(engines) = parts(&["gateway", "--config", &path]).source else {
@@ -131,6 +164,14 @@ fn what_is_wrong_in_a_file_is_named() {
         ("workers = 65536", "workers: 65536 is too many"),
         ("drain_grace = -1", "drain_grace"),
         ("http_listen = \"nowhere\"", "http_listen"),
+        (
+            "allowed_hosts = [\"a/b\"]",
+            "allowed_hosts: 'a/b' must be a host name",
+        ),
+        (
+            "cors_origins = [\"null\"]",
+            "cors_origins: 'null' must be an origin",
+        ),
         ("slots = ", "slots"),
     ] {
         let (_folder, path) = settings_file(text);

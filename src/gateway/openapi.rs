@@ -102,7 +102,8 @@ const OF_READINESS: [ErrorKind; 3] = [
 ];
 
 /// What every request can be refused with: for its headers, or by a panic.
-const OF_ALL: [ErrorKind; 3] = [
+const OF_ALL: [ErrorKind; 4] = [
+    ErrorKind::HostNotAllowed,
     ErrorKind::InvalidValue,
     ErrorKind::HeadersTooLarge,
     ErrorKind::Internal,

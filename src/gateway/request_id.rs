@@ -14,7 +14,11 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest id that is taken over from a client, in bytes.
 const LIMIT: usize = 128;
 
-/// Gives the request its id, and the answer the same.
+/// What was wrong with a request's own id.
+#[derive(Clone)]
+struct Problem(Error);
+
+/// Gives the request its id, and the answer the same. It is outside of everything that can refuse the request.
 pub(super) async fn carry(mut request: Request, next: Next) -> Response {
     let (id, problem) = match request.headers().get(&X_REQUEST_ID) {
         None => (RequestId::random(), None),
@@ -25,12 +29,20 @@ pub(super) async fn carry(mut request: Request, next: Next) -> Response {
     };
     let value = HeaderValue::from_str(&id.0).expect("it was a header, or is hexadecimal");
     request.extensions_mut().insert(id);
-    let mut response = match problem {
-        None => next.run(request).await,
-        Some(error) => Refusal::from(error).into_response(),
-    };
+    if let Some(error) = problem {
+        request.extensions_mut().insert(Problem(error));
+    }
+    let mut response = next.run(request).await;
     response.headers_mut().insert(X_REQUEST_ID, value);
     response
+}
+
+/// Refuses a request whose own id is invalid. It is inside of what adds headers for browsers to every answer.
+pub(super) async fn check(mut request: Request, next: Next) -> Response {
+    match request.extensions_mut().remove() {
+        Some(Problem(error)) => Refusal::from(error).into_response(),
+        None => next.run(request).await,
+    }
 }
 
 fn is_valid(id: &str) -> bool {

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
-use super::{EngineParts, ModelParts, Server, ServerParts, Source, StartError};
+use super::{EngineParts, HttpDoor, ModelParts, Server, ServerParts, Source, StartError};
 
 /// Within so long the same signal is the same order: who stops a process and its group, as `timeout`
 /// does, tells it twice.
@@ -39,8 +39,12 @@ pub enum RunError {
 pub async fn until_signalled(parts: ServerParts, out: &mut impl Write) -> Result<(), RunError> {
     let mut signals = Signals::new()?;
     let (drain, source) = (parts.drain, parts.source.clone());
+    let refuses_names = parts.http.as_ref().is_some_and(HttpDoor::refuses_names);
     let server = Server::start(parts).await?;
     announce(&server, out)?;
+    if refuses_names {
+        writeln!(out, "hosts    {HOSTS_NOTE}")?;
+    }
     match &source {
         Source::Remote(engines) => {
             writeln!(out, "waiting  for an engine: {}", engines.join(", "))?;
@@ -108,6 +112,10 @@ fn ready_line(model: &ModelParts) -> String {
 /// What the HTTP door answers; its description names the rest.
 const HTTP_SURFACES: &str = "/v1/completions /v1/chat/completions /v1/models /tokenize /detokenize \
      /health /metrics /openapi.json";
+
+/// What an operator has to know whose clients come from other machines by a name.
+const HOSTS_NOTE: &str =
+    "the HTTP API answers to localhost and to IP addresses; --allowed-hosts NAME adds a host name";
 
 /// One line for each open address.
 fn announce(server: &Server, out: &mut impl Write) -> io::Result<()> {

@@ -92,7 +92,10 @@ impl Request {
 
     /// The request's bytes.
     pub fn bytes(&self) -> Vec<u8> {
-        let mut head = format!("{} {} HTTP/1.1\r\nhost: test\r\n", self.method, self.path);
+        let mut head = format!("{} {} HTTP/1.1\r\n", self.method, self.path);
+        if !self.headers.iter().any(|(name, _)| name == "host") {
+            head.push_str("host: localhost\r\n");
+        }
         if self.method == "POST"
             && !self
                 .headers
@@ -171,10 +174,13 @@ impl Response {
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| value.as_str())
+        self.headers_of(name).next()
+    }
+
+    /// Every value of a header that may come several times.
+    pub fn headers_of(&self, name: &str) -> impl Iterator<Item = &str> {
+        let values = self.headers.iter().filter(move |(known, _)| known == name);
+        values.map(|(_, value)| value.as_str())
     }
 
     /// The next line, without its end; `None` at the body's end.

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokenway::gateway::StreamFormat;
+use tokenway::gateway::{OriginPolicy, StreamFormat};
 use tokenway::listen::{Address, Limits};
 use tokenway::proto::v1;
 use tokenway::proto::v1::inference_client::InferenceClient;
@@ -104,6 +104,7 @@ impl Setup {
                 http: Some(HttpDoor {
                     listen: loopback(),
                     stream_format: StreamFormat::Ndjson,
+                    origins: OriginPolicy::default(),
                 }),
                 grpc: Some(loopback()),
                 limits: Limits::default(),
