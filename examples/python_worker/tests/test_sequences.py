@@ -80,6 +80,31 @@ def test_the_token_that_stops_a_sequence_is_its_last(attach: Attach) -> None:
     assert tokens.steps[-1].ids[-1] == STOP, "the end comes with the last token"
 
 
+@pytest.mark.parametrize(
+    ("last", "fields", "end"),
+    [
+        (104, {}, LENGTH),
+        (104, {"ignore_eos": True}, LENGTH),
+        (104, {"stop_token_ids": [104]}, STOPPED),
+        (STOP, {}, STOPPED),
+    ],
+)
+def test_the_last_of_max_tokens_may_be_returned_and_is_no_stop_token(
+    attach: Attach, last: int, fields: dict[str, Any], end: int
+) -> None:
+    def act(request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:
+        for index in range(4):
+            emit(token(100 + index))
+        return token(last)
+
+    attachment = attach(ScriptedRunner(act))
+    submit(attachment, 1, **fields)
+    attachment.hear("accepted")
+    tokens = attachment.hear_steps(1)
+    assert (tokens.ids, tokens.end) == ([100, 101, 102, 103, last], end)
+    assert_silent(attachment)
+
+
 def test_a_sequence_without_credit_waits_and_keeps_nobody_waiting(attach: Attach) -> None:
     attachment = attach(ScriptedRunner())
     submit(attachment, 1, credit=2)

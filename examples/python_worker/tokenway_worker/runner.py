@@ -72,7 +72,8 @@ class Runner(ABC):
         another: the sequence was cancelled, or has `max_tokens`. Let that pass through.
 
         Returns the token by which the sequence ended, if that is not `max_tokens`: the model's end
-        of sequence or a stop token (`Request.is_end`). It is sent as the last.
+        of sequence or a stop token (`Request.is_end`). It is sent as the last. The last of
+        `max_tokens` may be returned, too.
 
         A runner that breaks what the contract asks of a token (`rules`) loses this sequence: it
         ends with a failure that says so, and `emit` raises `Ended`.

@@ -92,6 +92,8 @@ class Sequence:
     def stop(self, token: Token) -> None:
         """Sends the token that ends it."""
         with self._changed:
+            if self._is_last_of_max_tokens(token):
+                self.emit(token)
             self._await_credit()
             self._check(self._rules.broken_by(token, self._next_of_prompt))
             self._check(self._rules.broken_by_end(token, self._next_index + 1))
@@ -160,6 +162,15 @@ class Sequence:
         if token.is_prompt and self._next_of_prompt < len(self.request.prompt):
             return False
         return self._next_index >= self.request.max_tokens
+
+    def _is_last_of_max_tokens(self, token: Token) -> bool:
+        """Whether nothing but `max_tokens` ends the sequence with this token.
+
+        The model's end of sequence has no bytes, and is hidden as stop tokens are. A runner may
+        return its last token where it should emit it, and then the text must not lose that token.
+        """
+        is_stop = token.is_prompt or not token.data or token.id in self.request.stop_token_ids
+        return not is_stop and self._next_index + 1 == self.request.max_tokens
 
     def _end(self, end: wire.End, failure: Failure | None = None) -> None:
         self._outgoing.end(self.number, self._next_index, end, failure)
