@@ -8,14 +8,15 @@ source scripts/llama.sh
 scripts/venv.sh
 scripts/venv.sh .venv-python-worker examples/python_worker/requirements.txt
 scripts/node.sh
-if ! command -v curl >/dev/null; then
+for client in curl "${TOKENWAY_TEST_CHROMIUM:-chromium}"; do
+    command -v "$client" >/dev/null && continue
     [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null || {
-        echo "curl is needed, as a client of the tests. On Debian or Ubuntu: sudo apt-get install curl" >&2
+        echo "$client is needed, as a client of the tests. On Debian: sudo apt-get install $client" >&2
         exit 1
     }
     apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends curl >/dev/null
-fi
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$client" >/dev/null
+done
 if ((${#FEATURES[@]})); then
     TOKENWAY_TEST_MODEL=$(scripts/model.sh) || {
         echo "The tests of the real model cannot run. \`cargo test\` runs all the others." >&2

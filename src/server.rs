@@ -191,7 +191,8 @@ impl Server {
         if let (Some(listener), Some(engine)) = (workers, &server.engine) {
             let routes = Routes::new(engine.door.clone().into_server()).prepare();
             let limits = Limits {
-                // Each worker's session has a limit of its own for a worker that reads nothing.
+                // Each worker's session has limits of its own for a worker that sends or reads nothing.
+                body_timeout: LONGEST_SILENCE,
                 write_timeout: LONGEST_SILENCE,
                 ..parts.limits.clone()
             };

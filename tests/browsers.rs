@@ -1,17 +1,18 @@
-//! Under which host names the HTTP API answers, and which web pages may use it. Requests are written as browsers write
-//! them; what a browser would let its page read stands in the answers' headers.
+//! Under which host names the HTTP API answers, and which web pages may use it. Most requests are written as browsers
+//! write them, and what a browser would let its page read stands in the answers' headers; Chromium has the last word.
 
 mod support;
 
 use serde_json::json;
 use support::http::{End, Refusal, Request, Response, completion, get, post, refusal, refused};
 use support::http2::Connection;
+use support::program::chromium;
 use support::{Setup, TestServer, full_speed};
 use tokenway::gateway::OriginPolicy;
 use tokenway::listen::Address;
 use tokenway::runner::llm_test::TestRunnerOptions;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::net::{TcpListener, UnixStream};
 
 const PAGE: &str = "http://localhost:3000";
 
@@ -319,4 +320,76 @@ async fn with_a_star_every_page_may_use_the_server() {
     // The name under which the server was reached must be its own all the same.
     let rebound = ask().header("host", "rebound.example");
     assert_eq!(refusal(&server, rebound).await, forbidden("host"));
+}
+
+/// What Chromium shows of the page at this URL.
+async fn shown(url: &str) -> String {
+    let profile = tempfile::tempdir().expect("a folder");
+    chromium(url, profile.path()).run().await.success()
+}
+
+/// What a page of this listener's origin reads of a server.
+async fn seen_by_page(page: &str, server: &TestServer) -> Vec<String> {
+    let dom = shown(&format!("{page}/?{}", server.http_url())).await;
+    let seen = dom
+        .split_once("<pre id=\"seen\">")
+        .and_then(|(_, rest)| rest.split_once("end\n"));
+    let (seen, _) = seen.unwrap_or_else(|| panic!("the page's script has not ended: {dom}"));
+    seen.lines().map(str::to_owned).collect()
+}
+
+/// Answers every request with the page, until the test ends; its origin is left.
+async fn serve_page() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let origin = format!("http://{}", listener.local_addr().expect("it is bound"));
+    let page = include_str!("clients/page.html");
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{page}",
+        page.len()
+    );
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                if stream.read_buf(&mut head).await.unwrap_or(0) == 0 {
+                    break;
+                }
+            }
+            // A browser may have thought better of a connection.
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    origin
+}
+
+#[tokio::test]
+async fn chromium_lets_an_allowed_page_read_streams_and_errors() {
+    let page = serve_page().await;
+    let server = server(&[], &[&page]).await;
+    let seen = [
+        "stream: 200, named, lines: 5",
+        "error: 400, named, lines: 1",
+        "simple: 415, named, lines: 1",
+        "models: 200, named, lines: 1",
+    ];
+    assert_eq!(seen_by_page(&page, &server).await, seen);
+}
+
+#[tokio::test]
+async fn chromium_lets_a_page_of_another_origin_read_nothing() {
+    let page = serve_page().await;
+    let server = server(&[], &[]).await;
+    let seen = ["stream", "error", "simple", "models"].map(|it| format!("{it}: TypeError"));
+    assert_eq!(seen_by_page(&page, &server).await, seen);
+}
+
+#[tokio::test]
+async fn chromium_reaches_nothing_by_a_name_that_was_pointed_here() {
+    let server = server(&[], &[]).await;
+    let address = server.http_address();
+    let (_, port) = address.rsplit_once(':').expect("it has a port");
+    let dom = shown(&format!("http://rebound.example:{port}/v1/models")).await;
+    assert!(dom.contains("host_not_allowed"), "{dom}");
+    let dom = shown(&format!("http://localhost:{port}/v1/models")).await;
+    assert!(dom.contains("llm_test"), "{dom}");
 }

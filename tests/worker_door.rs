@@ -498,6 +498,9 @@ async fn a_silence_limit_that_is_out_of_range_is_refused_with_its_field() {
 async fn a_worker_is_lost_after_the_silence_that_it_declared_and_not_before() {
     let engine = engine(|setup| {
         setup.engine().workers.patience.heartbeat_timeout = Duration::from_millis(100);
+        // A worker's stream is one long request: the limits of clients' requests are none of it.
+        setup.parts.limits.body_timeout = Duration::from_millis(500);
+        setup.parts.limits.write_timeout = Duration::from_millis(500);
     })
     .await;
     let began = Instant::now();

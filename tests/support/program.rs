@@ -131,6 +131,27 @@ pub fn curl() -> Program {
     program.args(["--disable", "--silent", "--show-error"])
 }
 
+/// Chromium without a window, which prints the page at this URL as it is once its scripts have run. `profile` is an
+/// empty folder. Every name that is not this machine's leads to this machine.
+pub fn chromium(url: &str, profile: &Path) -> Program {
+    let binary = std::env::var_os("TOKENWAY_TEST_CHROMIUM").unwrap_or_else(|| "chromium".into());
+    let mut folder = OsString::from("--user-data-dir=");
+    folder.push(profile);
+    Program::new(Path::new(&binary)).arg(folder).args([
+        "--headless=new",
+        // The tests may run as root, and in containers.
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--no-proxy-server",
+        "--host-resolver-rules=MAP * 127.0.0.1",
+        // Scripts wait for the network for as long as that takes.
+        "--virtual-time-budget=10000",
+        "--dump-dom",
+        url,
+    ])
+}
+
 /// `tokenway serve` on free ports: the process, and the URLs of its HTTP and its gRPC door.
 pub async fn serving(arguments: &[&str]) -> (Running, [String; 2]) {
     let free = "127.0.0.1:0";
