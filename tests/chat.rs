@@ -74,7 +74,8 @@ async fn a_stream_is_server_sent_events_the_role_first_then_a_delta_for_each_tok
         let expected = [
             choice(json!({"role": "assistant", "content": ""}), None),
             choice(json!({"content": "token_0"}), None),
-            choice(json!({"content": "token_1"}), Some("length")),
+            choice(json!({"content": "token_1"}), None),
+            choice(json!({}), Some("length")),
             json!([]),
         ];
         let choices: Vec<_> = objects.iter().map(|object| &object["choices"]).collect();
@@ -82,7 +83,7 @@ async fn a_stream_is_server_sent_events_the_role_first_then_a_delta_for_each_tok
         let mut kinds = objects.iter().map(|object| &object["object"]);
         assert!(kinds.all(|kind| kind == "chat.completion.chunk"));
         let usage = json!({"prompt_tokens": 4, "completion_tokens": 2, "total_tokens": 6});
-        assert_eq!(objects[3]["usage"], usage);
+        assert_eq!(objects[4]["usage"], usage);
     }
 }
 
@@ -94,13 +95,44 @@ async fn a_stream_is_ndjson_where_that_is_asked_for_with_a_role_for_every_choice
     let content_type = response.header("content-type");
     assert_eq!(content_type, Some("application/x-ndjson"));
     let lines = body.lines();
-    assert_eq!(lines.len(), 6);
+    // For each choice its role, its token and its finish reason.
+    assert_eq!(lines.len(), 3 + 3 + 3);
     let roles = lines
         .iter()
         .map(|line| &line["choices"][0]["delta"]["role"]);
     assert_eq!(roles.filter(|role| *role == "assistant").count(), 3);
     let indices = lines[..3].iter().map(|line| &line["choices"][0]["index"]);
     assert!(indices.eq([0, 1, 2]));
+    for index in 0..3 {
+        let choices = lines.iter().map(|line| &line["choices"][0]);
+        let last = choices
+            .filter(|choice| choice["index"] == index)
+            .next_back();
+        let expected =
+            json!({"index": index, "delta": {}, "logprobs": null, "finish_reason": "length"});
+        assert_eq!(last, Some(&expected));
+    }
+}
+
+#[tokio::test]
+async fn a_finish_reason_is_in_a_chunk_of_its_own_through_a_gateway_too() {
+    let engine = server().await;
+    let gateway = Setup::gateway(&[&engine]).start().await;
+    let options = json!({"include_usage": false});
+    let ask = json!({
+        "max_tokens": 2, "stream": true, "stream_options": options,
+        "logprobs": true, "top_logprobs": 1,
+    });
+    let request = chat(&question(&ask)).accept("application/x-ndjson");
+    let (_, body) = request.fetch(&gateway).await;
+    let lines = body.lines();
+    assert_eq!(lines.len(), 1 + 2 + 1);
+    let expected = json!({"index": 0, "delta": {}, "logprobs": null, "finish_reason": "length"});
+    assert_eq!(lines[3]["choices"], json!([expected]));
+    let reasons = lines[..3]
+        .iter()
+        .map(|line| &line["choices"][0]["finish_reason"]);
+    assert!(reasons.into_iter().all(Value::is_null));
 }
 
 #[tokio::test]
@@ -127,7 +159,7 @@ async fn each_token_has_its_log_probability_and_those_of_the_likeliest() {
     let request = chat(&question(&ask)).accept("application/x-ndjson");
     let (_, body) = request.fetch(&server).await;
     let lines = body.lines();
-    let streamed: Vec<Value> = lines[1..]
+    let streamed: Vec<Value> = lines[1..3]
         .iter()
         .map(|line| line["choices"][0]["logprobs"]["content"][0].clone())
         .collect();

@@ -173,12 +173,28 @@ impl Lines {
         self.put_rest(out, &rest);
     }
 
-    /// One line for each token; one without text where the choice ends with no token.
+    /// One line for each token. The finish reason of a completion is on the line of its last token. The
+    /// finish reason of a chat is on a line of its own, which has no content: clients of OpenAI's streams
+    /// stop reading content at the finish reason. A choice that ends with no token has such a line, too.
     pub fn tokens(&mut self, out: &mut BytesMut, choice: &ChoiceTokens<'_>) {
+        let on_last_token = match self.head.route {
+            Route::Completions => choice.finish_reason,
+            Route::Chat => None,
+        };
+        self.token_lines(out, choice, on_last_token);
+        let is_told = on_last_token.is_some() && !choice.tokens.is_empty();
+        if choice.finish_reason.is_some() && !is_told {
+            self.finish(out, choice);
+        }
+    }
+
+    fn token_lines(
+        &mut self,
+        out: &mut BytesMut,
+        choice: &ChoiceTokens<'_>,
+        on_last_token: Option<&'static str>,
+    ) {
         let Some(last) = choice.tokens.len().checked_sub(1) else {
-            if choice.finish_reason.is_some() {
-                self.end_without_token(out, choice);
-            }
             return;
         };
         let stamp = if self.options.include_stamps {
@@ -188,7 +204,7 @@ impl Lines {
         };
         out.reserve(choice.tokens.len() * (self.prefix.len() + LINE + stamp));
         for (at, token) in choice.tokens.iter().enumerate() {
-            let finish_reason = choice.finish_reason.filter(|_| at == last);
+            let finish_reason = on_last_token.filter(|_| at == last);
             self.token(out, choice.index, &token, finish_reason);
         }
     }
@@ -267,7 +283,8 @@ impl Lines {
         }
     }
 
-    fn end_without_token(&self, out: &mut BytesMut, choice: &ChoiceTokens<'_>) {
+    /// A line that has the finish reason and no token.
+    fn finish(&self, out: &mut BytesMut, choice: &ChoiceTokens<'_>) {
         self.put_head(out, choice.index);
         match self.head.route {
             Route::Completions => self.put_text(out, ""),

@@ -34,7 +34,7 @@ async function a_stream_is_a_role_every_token_in_order_and_the_usage_last(url) {
   assert.deepEqual(first.choices[0].delta, { role: "assistant", content: "" });
   assert.deepEqual(texts(chunks), tokens(256));
   const reasons = chunks.map((chunk) => chunk.choices[0].finish_reason);
-  assert.deepEqual(reasons, [...Array(255).fill(null), "length"]);
+  assert.deepEqual(reasons, [...Array(256).fill(null), "length"]);
   assert.equal(last.usage.completion_tokens, 256);
 }
 

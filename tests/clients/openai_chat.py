@@ -39,7 +39,7 @@ def a_stream_is_a_role_every_token_in_order_and_the_usage_last(url: str) -> None
     assert (first.choices[0].delta.role, first.choices[0].delta.content) == ("assistant", ""), first
     assert texts(chunks) == tokens(256)
     reasons = [part.finish_reason for chunk in chunks for part in chunk.choices]
-    assert reasons == [None] * 255 + ["length"]
+    assert reasons == [None] * 256 + ["length"]
     assert {(chunk.id, chunk.model, chunk.object) for chunk in chunks} == {
         (first.id, MODEL, "chat.completion.chunk")
     }

@@ -129,7 +129,7 @@ fn chat_lines(options: StreamOptions, write: impl FnOnce(&mut Lines, &mut BytesM
 }
 
 #[test]
-fn a_chats_lines_are_a_role_then_its_tokens_then_an_end_without_content() {
+fn a_chats_lines_are_a_role_then_its_tokens_then_a_finish_reason_without_content() {
     let lines = chat_lines(StreamOptions::default(), |lines, out| {
         lines.role(out, 1);
         for (tokens, finish_reason) in [
@@ -154,10 +154,41 @@ fn a_chats_lines_are_a_role_then_its_tokens_then_an_end_without_content() {
     let expected = [
         choice(json!({"role": "assistant", "content": ""}), None),
         choice(json!({"content": "a"}), None),
-        choice(json!({"content": "b"}), Some("length")),
+        choice(json!({"content": "b"}), None),
+        choice(json!({}), Some("length")),
         choice(json!({}), Some("stop")),
     ];
     assert_eq!(choices, expected);
+}
+
+#[test]
+fn a_chats_line_with_the_finish_reason_has_no_token_and_shows_the_usage_so_far() {
+    let options = StreamOptions {
+        continuous_usage_stats: true,
+        include_stamps: true,
+        return_token_ids: true,
+        ..StreamOptions::default()
+    };
+    let lines = chat_lines(options, |lines, out| {
+        lines.begun(2);
+        let choice = ChoiceTokens {
+            index: 0,
+            tokens: &tokens(&["a", "b"]),
+            finish_reason: Some("stop"),
+        };
+        lines.tokens(out, &choice);
+    });
+    let shown = |line: &Value| {
+        (
+            line["choices"][0]["token_ids"].clone(),
+            line["usage"].clone(),
+        )
+    };
+    let usage = |completion| json!(Usage::new(2, completion));
+    assert_eq!(shown(&lines[1]), (json!([9]), usage(2)));
+    assert_eq!(shown(&lines[2]), (json!([]), usage(2)));
+    assert_eq!(lines[2].get("stamp"), None);
+    assert_eq!(lines.len(), 3);
 }
 
 #[test]
