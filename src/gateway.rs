@@ -26,6 +26,7 @@ mod echo;
 mod fields;
 mod host;
 mod incoming;
+mod json;
 pub mod lines;
 mod logprobs;
 mod object;

@@ -26,10 +26,12 @@ fn lines(criterion: &mut Criterion) {
     };
     let words = batch(|id| format!("token_{id}"));
     let code = batch(|_| "\t\"name\": \"\\d+\"\n".to_owned());
+    let quotes = batch(|_| "“naïve” – 20 °C".to_owned());
     let cases = [
         ("ndjson", StreamFormat::Ndjson, plain, &words),
         ("ndjson with stamps", StreamFormat::Ndjson, stamped, &words),
         ("ndjson with escapes", StreamFormat::Ndjson, plain, &code),
+        ("ndjson with quotes", StreamFormat::Ndjson, plain, &quotes),
         ("sse", StreamFormat::Sse, plain, &words),
         ("sse with stamps", StreamFormat::Sse, stamped, &words),
         ("sse with escapes", StreamFormat::Sse, plain, &code),

@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::json::to_vec;
 use super::logprobs::{ChatLogprobs, CompletionLogprobs};
 use crate::proto::v1;
 use crate::telemetry::WorkerCounts;
@@ -247,6 +248,5 @@ pub(super) fn finish_reason(reason: v1::FinishReason) -> Option<&'static str> {
 
 /// An answer of one JSON object.
 pub(super) fn json(object: &impl Serialize) -> Response {
-    let text = serde_json::to_vec(object).expect("the keys of an answer's objects are texts");
-    ([(CONTENT_TYPE, "application/json")], text).into_response()
+    ([(CONTENT_TYPE, "application/json")], to_vec(object)).into_response()
 }

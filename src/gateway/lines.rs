@@ -396,5 +396,5 @@ impl Lines {
 }
 
 fn put_json(out: &mut BytesMut, object: &impl Serialize) {
-    serde_json::to_writer(out.writer(), object).expect("memory takes all that is written");
+    super::json::write(out.writer(), object).expect("memory takes all that is written");
 }

@@ -13,6 +13,7 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 
 use super::body::Route;
+use super::json;
 use crate::error::{Error, ErrorKind};
 
 /// An error on its way to a client that has received nothing yet.
@@ -29,8 +30,7 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response<Body> {
         let Self(error) = self;
         let row = error.kind.row();
-        let object = serde_json::to_vec(&ErrorObject::from(&error));
-        let mut response = Response::new(Body::from(object.expect("it has only texts in it")));
+        let mut response = Response::new(Body::from(json::to_vec(&ErrorObject::from(&error))));
         *response.status_mut() = row.http;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -1,6 +1,7 @@
 //! What an answer takes: its parts are counted before they are gathered, so that no small request makes a large
 //! one without end.
 
+use super::json;
 use crate::error::Error;
 use crate::tokens::TokenBatch;
 
@@ -15,14 +16,16 @@ pub(super) const LARGE: usize = 1024 * 1024;
 const LOGPROB: usize = 256;
 const LIKELY: usize = 64;
 
-/// What a text takes in JSON, which writes a control character as six.
+/// What a text takes in JSON, which writes control characters and line breaks as six.
 pub(super) fn of_text(text: &str) -> usize {
     let escaped = text.bytes().map(|byte| match byte {
         b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 1,
         0..0x20 => 5,
         _ => 0,
     });
-    text.len() + escaped.sum::<usize>()
+    let line_breaks = json::line_breaks(text);
+    let line_breaks = line_breaks.map(|(_, found)| found.escape.len() - found.length);
+    text.len() + escaped.sum::<usize>() + line_breaks.sum::<usize>()
 }
 
 /// What the log probabilities of so many tokens take, each with so many of the likeliest.
@@ -77,9 +80,10 @@ mod tests {
             "plain é",
             "a\"b\\c\nd\te\r\u{8}\u{c}",
             "\u{1}\u{1f}\u{7f}",
+            "\u{84}\u{85}\u{2027}\u{2028}\u{2029}",
         ] {
-            let json = serde_json::to_string(text).expect("a text is JSON");
-            assert_eq!(of_text(text), json.len() - 2, "{json}");
+            let json = json::to_vec(&text);
+            assert_eq!(of_text(text), json.len() - 2, "{text:?}");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use bytes::{BufMut, BytesMut};
 
+use crate::gateway::json::{FIRST_OF_THREE, FIRST_OF_TWO, line_break};
 use crate::tokens::Stamp;
 
 pub(super) fn put_number(out: &mut BytesMut, number: impl itoa::Integer) {
@@ -27,18 +28,38 @@ fn put_time(out: &mut BytesMut, time_ns: u64) {
 /// A JSON string. Most tokens need no escape, and are copied at once.
 pub(super) fn put_json_string(out: &mut BytesMut, text: &str) {
     out.put_u8(b'"');
-    let mut rest = text.as_bytes();
-    while let Some(at) = rest.iter().position(|byte| needs_escape(*byte)) {
-        out.put_slice(&rest[..at]);
-        put_escape(out, rest[at]);
-        rest = &rest[at + 1..];
+    let bytes = text.as_bytes();
+    let (mut from, mut at) = (0, 0);
+    while let Some(next) = bytes[at..].iter().position(|byte| may_need_escape(*byte)) {
+        at += next;
+        let length = match bytes[at] {
+            FIRST_OF_TWO | FIRST_OF_THREE => match line_break(&bytes[at..]) {
+                Some(found) => {
+                    out.put_slice(&bytes[from..at]);
+                    out.put_slice(found.escape);
+                    found.length
+                }
+                None => {
+                    at += 1;
+                    continue;
+                }
+            },
+            byte => {
+                out.put_slice(&bytes[from..at]);
+                put_escape(out, byte);
+                1
+            }
+        };
+        at += length;
+        from = at;
     }
-    out.put_slice(rest);
+    out.put_slice(&bytes[from..]);
     out.put_u8(b'"');
 }
 
-fn needs_escape(byte: u8) -> bool {
-    byte < 0x20 || byte == b'"' || byte == b'\\'
+/// Whether this byte needs an escape, or begins a character that may need one.
+fn may_need_escape(byte: u8) -> bool {
+    byte < 0x20 || matches!(byte, b'"' | b'\\' | FIRST_OF_TWO | FIRST_OF_THREE)
 }
 
 fn put_escape(out: &mut BytesMut, byte: u8) {

@@ -69,7 +69,7 @@ fn every_line_is_the_json_that_it_should_be() {
     };
     let nasty: String = (0..0x30_u8)
         .map(char::from)
-        .chain("\"\\é😀\u{7f}".chars())
+        .chain("\"\\é😀\u{7f}°“\u{85}\u{2028}\u{2029}\u{84}\u{2027}".chars())
         .collect();
     let text = written(|out| {
         let tokens = tokens(&[&nasty]);
@@ -86,6 +86,76 @@ fn every_line_is_the_json_that_it_should_be() {
     assert_eq!(line["stamp"], json!({"due_ns": 1, "emitted_ns": 2}));
     assert_eq!(line.get("usage"), Some(&Value::Null));
     assert_eq!(text.matches('\n').count(), 1);
+    assert!(!text.contains(['\u{85}', '\u{2028}', '\u{2029}']));
+}
+
+#[test]
+fn no_text_of_a_model_or_a_client_ends_a_line() {
+    const TEXT: &str = "a\u{85}b\u{2028}c\u{2029}d";
+    let logprobs = Logprobs {
+        logprob: Some(-0.5),
+        spelling: TEXT.as_bytes().to_vec(),
+        top: Vec::new(),
+    };
+    let mut tokens = TokenBatch::default();
+    tokens.push(TextToken {
+        id: 0,
+        text: TEXT,
+        stamp: Stamp::default(),
+        logprobs: Some(&logprobs),
+    });
+    let choice = ChoiceTokens {
+        index: 0,
+        tokens: &tokens,
+        finish_reason: Some("stop"),
+    };
+    let options = StreamOptions {
+        include_usage: true,
+        ..StreamOptions::default()
+    };
+    for route in [Route::Completions, Route::Chat] {
+        let head = Head {
+            route,
+            id: "cmpl-1".to_owned(),
+            created: 7,
+            model: TEXT.to_owned(),
+        };
+        let mut lines = Lines::new(StreamFormat::Ndjson, options, head).with_logprobs();
+        let text = written(|out| {
+            lines.tokens(out, &choice);
+            lines.last(out, Usage::new(1, 1), || Value::Null);
+            let error = Error::invalid_value(TEXT, TEXT);
+            lines.error(out, &error, 0);
+        });
+        assert!(!text.contains(['\u{85}', '\u{2028}', '\u{2029}']), "{text}");
+        let objects: Vec<Value> = text
+            .split_terminator('\n')
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect();
+        let [token, .., usage, error] = &objects[..] else {
+            panic!("{objects:?}");
+        };
+        let choice = &token["choices"][0];
+        match route {
+            Route::Completions => {
+                assert_eq!(choice["text"], TEXT);
+                assert_eq!(choice["logprobs"]["tokens"][0], TEXT);
+                assert_eq!(choice["logprobs"]["top_logprobs"][0][TEXT], -0.5);
+            }
+            Route::Chat => {
+                assert_eq!(choice["delta"]["content"], TEXT);
+                assert_eq!(choice["logprobs"]["content"][0]["token"], TEXT);
+                let bytes = &choice["logprobs"]["content"][0]["bytes"];
+                assert_eq!(*bytes, json!(TEXT.as_bytes()));
+            }
+        }
+        assert_eq!(
+            (&usage["model"], &token["model"]),
+            (&json!(TEXT), &json!(TEXT))
+        );
+        assert_eq!(error["error"]["message"], TEXT);
+        assert_eq!(error["error"]["param"], TEXT);
+    }
 }
 
 #[test]

@@ -1,0 +1,119 @@
+//! JSON as clients receive it: on one line for every reader.
+//!
+//! Many line readers (Python's `splitlines`, httpx) end a line at U+0085, U+2028 and U+2029 too. JSON allows
+//! these characters unescaped; here they are always escaped. This module must not know which objects are
+//! written.
+
+use std::io;
+
+use memchr::memchr2_iter;
+use serde::Serialize;
+use serde_json::ser::{CharEscape, CompactFormatter, Formatter, Serializer};
+
+/// First byte of U+0085 in UTF-8.
+pub(super) const FIRST_OF_TWO: u8 = 0xc2;
+
+/// First byte of U+2028 and U+2029 in UTF-8.
+pub(super) const FIRST_OF_THREE: u8 = 0xe2;
+
+/// A character that ends a line for some readers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LineBreak {
+    /// Its length in UTF-8, in bytes.
+    pub(super) length: usize,
+    /// How JSON escapes it.
+    pub(super) escape: &'static [u8; 6],
+}
+
+/// The line break that these bytes begin with.
+pub(super) fn line_break(bytes: &[u8]) -> Option<LineBreak> {
+    let (length, escape) = match bytes {
+        [FIRST_OF_TWO, 0x85, ..] => (2, b"\\u0085"),
+        [FIRST_OF_THREE, 0x80, 0xa8, ..] => (3, b"\\u2028"),
+        [FIRST_OF_THREE, 0x80, 0xa9, ..] => (3, b"\\u2029"),
+        _ => return None,
+    };
+    Some(LineBreak { length, escape })
+}
+
+/// The line breaks of a text, each with its place in bytes.
+pub(super) fn line_breaks(text: &str) -> impl Iterator<Item = (usize, LineBreak)> {
+    let bytes = text.as_bytes();
+    memchr2_iter(FIRST_OF_TWO, FIRST_OF_THREE, bytes)
+        .filter_map(|at| line_break(&bytes[at..]).map(|found| (at, found)))
+}
+
+/// Writes an object as compact JSON. Its keys must be texts.
+///
+/// # Errors
+/// What the writer says.
+pub(super) fn write(out: impl io::Write, object: &impl Serialize) -> serde_json::Result<()> {
+    object.serialize(&mut Serializer::with_formatter(out, OneLine))
+}
+
+/// An object as compact JSON. Its keys must be texts.
+pub(super) fn to_vec(object: &impl Serialize) -> Vec<u8> {
+    let mut text = Vec::with_capacity(128);
+    write(&mut text, object).expect("memory takes all that is written, and keys are texts");
+    text
+}
+
+/// Compact JSON whose strings have no line break.
+struct OneLine;
+
+impl Formatter for OneLine {
+    fn write_string_fragment<W>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()>
+    where
+        W: ?Sized + io::Write,
+    {
+        let mut from = 0;
+        for (at, found) in line_breaks(fragment) {
+            writer.write_all(&fragment.as_bytes()[from..at])?;
+            writer.write_all(found.escape)?;
+            from = at + found.length;
+        }
+        writer.write_all(&fragment.as_bytes()[from..])
+    }
+
+    fn write_char_escape<W>(&mut self, writer: &mut W, escape: CharEscape) -> io::Result<()>
+    where
+        W: ?Sized + io::Write,
+    {
+        CompactFormatter.write_char_escape(writer, escape)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn no_character_of_a_text_ends_a_line() {
+        let texts = [
+            "a\u{85}b",
+            "\u{2028}",
+            "\u{2029}\u{2029}end",
+            "\u{84}\u{86}\u{2027}\u{202a}\u{c285}“quoted” é\n\"\\\u{7f}",
+        ];
+        let objects = texts.map(|text| BTreeMap::from([(text, vec![text])]));
+        let json = String::from_utf8(to_vec(&objects)).expect("UTF-8");
+        assert!(
+            !json.contains(['\u{85}', '\u{2028}', '\u{2029}', '\n']),
+            "{json}"
+        );
+        assert!(json.contains(r#""a\u0085b":["a\u0085b"]"#), "{json}");
+        assert!(json.contains(r#"["\u2029\u2029end"]"#), "{json}");
+        let read: [BTreeMap<String, Vec<String>>; 4] = serde_json::from_str(&json).expect("JSON");
+        for (read, text) in read.iter().zip(texts) {
+            assert_eq!(read[text], [text]);
+        }
+    }
+
+    #[test]
+    fn what_has_no_line_break_is_as_serde_writes_it() {
+        let object = serde_json::json!({"a": [1, -0.5, null, true, "é\t\u{1}“”°"], "b": {}});
+        assert_eq!(to_vec(&object), object.to_string().into_bytes());
+    }
+}
