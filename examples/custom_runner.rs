@@ -27,13 +27,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use tokenway::gateway::StreamFormat;
+use tokenway::gateway::{StreamFormat, UnknownFields};
 use tokenway::listen::{Address, Limits};
 use tokenway::request::{ChatMessage, Parameter, TokenId};
 use tokenway::runner::{
     Beginning, LoadError, Loaded, Loader, Model, ModelError, ModelFacts, Next, Resumption, Room,
     Runner, Sequence, Slot, Step, StepError, Token, TokenBytes, monotonic_ns,
 };
+use tokenway::scheduler::UnknownModel;
 use tokenway::server::{
     Drain, EngineParts, HttpDoor, Isolation, ModelParts, Server, ServerParts, Source, WorkerParts,
 };
@@ -97,11 +98,13 @@ fn parts(args: Args) -> ServerParts {
     ServerParts {
         source: Source::Engine(EngineParts {
             models: vec![model],
+            unknown_model: UnknownModel::Refuse,
             workers: WorkerParts::default(),
         }),
         http: Some(HttpDoor {
             listen: args.http_listen,
             stream_format: StreamFormat::Ndjson,
+            unknown_fields: UnknownFields::Refuse,
         }),
         grpc: Some(args.grpc_listen),
         limits: Limits::default(),

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use tokenway::gateway::{OriginPolicy, StreamFormat};
+use tokenway::gateway::{OriginPolicy, StreamFormat, UnknownFields};
 use tokenway::listen::{Address, Limits};
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
+use tokenway::scheduler::UnknownModel;
 use tokenway::server::{
     Drain, EngineParts, HttpDoor, Isolation, ModelParts, Server, ServerParts, Source, StartError,
     WorkerParts,
@@ -154,6 +155,7 @@ fn parts(options: &Options) -> io::Result<ServerParts> {
     let http = HttpDoor {
         listen: Address::Tcp("127.0.0.1:0".to_owned()),
         stream_format: StreamFormat::Ndjson,
+        unknown_fields: UnknownFields::Refuse,
         origins: OriginPolicy::default(),
     };
     Ok(ServerParts {
@@ -195,6 +197,7 @@ fn source(options: &Options) -> io::Result<Source> {
     };
     Ok(Source::Engine(EngineParts {
         models: vec![model],
+        unknown_model: UnknownModel::Refuse,
         workers: WorkerParts::default(),
     }))
 }

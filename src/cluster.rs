@@ -174,7 +174,7 @@ impl Cluster {
             self.check_one_model().await?;
         }
         let mut refusal = None;
-        for engine in self.by_load() {
+        for engine in self.for_model(model) {
             match question(engine).await {
                 Ok(answer) => return Ok(answer),
                 Err(status) => {
@@ -238,6 +238,21 @@ impl Cluster {
             names.extend(models.iter().map(listed));
         }
         names.into_values().collect()
+    }
+
+    /// The engines in the order in which they are asked for a model: those that list it by name, then those that
+    /// list it as an alias, then the others, each group by load. An engine with `--any-model` takes what none lists.
+    fn for_model(&self, model: &str) -> Vec<&Engine> {
+        let mut engines = self.by_load();
+        if engines.len() > 1 && !model.is_empty() {
+            engines.sort_by_key(|engine| {
+                let models = engine.models();
+                let is_name = models.iter().any(|it| it.name == model);
+                let is_alias = models.iter().any(|it| is_named(it, model));
+                (!is_name, !is_alias)
+            });
+        }
+        engines
     }
 
     /// The engines that are up, the least busy first; where none is known to be up, all of them.

@@ -10,7 +10,7 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand}
 use serde::Deserialize;
 
 use crate::client::ClientOptions;
-use crate::gateway::{AllowedHost, AllowedOrigin, OriginPolicy, StreamFormat};
+use crate::gateway::{AllowedHost, AllowedOrigin, OriginPolicy, StreamFormat, UnknownFields};
 use crate::listen::{Address, Limits};
 use crate::server::{Drain, HttpDoor, ServerParts, Source};
 
@@ -115,6 +115,10 @@ struct HttpSettings {
     /// [default: ndjson]
     #[arg(long, env = "TOKENWAY_STREAM_FORMAT", value_name = "FORMAT")]
     stream_format: Option<StreamFormat>,
+    /// Fields of a request that are unknown: `refuse` answers 400; `ignore` drops them and names them in the
+    /// response header x-ignored-fields [default: refuse]
+    #[arg(long, env = "TOKENWAY_UNKNOWN_FIELDS", value_name = "ACTION")]
+    unknown_fields: Option<UnknownFields>,
     /// Host names that the HTTP API answers to besides localhost, its subdomains and IP addresses: `name`,
     /// `name:port`, `.name` with its subdomains, `*.name` for these alone; several by commas or by repeating the
     /// flag. `*` is any name, and gives up the protection against DNS rebinding [default: none]
@@ -272,6 +276,7 @@ impl HttpSettings {
         Self {
             http_listen: self.http_listen.or(file.http_listen),
             stream_format: self.stream_format.or(file.stream_format),
+            unknown_fields: self.unknown_fields.or(file.unknown_fields),
             allowed_hosts: self.allowed_hosts.or(file.allowed_hosts),
             cors_origins: self.cors_origins.or(file.cors_origins),
         }
@@ -281,6 +286,7 @@ impl HttpSettings {
         HttpDoor {
             listen: self.http_listen.unwrap_or_else(|| loopback(8_000)),
             stream_format: self.stream_format.unwrap_or(StreamFormat::Ndjson),
+            unknown_fields: self.unknown_fields.unwrap_or_default(),
             origins: OriginPolicy {
                 allowed_hosts: self.allowed_hosts.unwrap_or_default(),
                 cors_origins: self.cors_origins.unwrap_or_default(),

@@ -42,12 +42,14 @@ mod tests;
 mod timings;
 mod tokenize;
 mod unary;
+mod unknown;
 
 pub use accept::StreamFormat;
 use answer::{Model, ModelList, Status};
 pub use body::{Route, StreamOptions};
 pub use origin::{AllowedHost, AllowedOrigin, OriginPolicy};
 use refusal::Refusal;
+pub use unknown::UnknownFields;
 
 /// The largest body, in bytes.
 const BODY_LIMIT: usize = 4 * 1024 * 1024;
@@ -75,6 +77,8 @@ pub struct Gateway {
     pub open: Check,
     /// The form of a completion's stream whose client has no preference.
     pub stream_format: StreamFormat,
+    /// What happens to fields of a request that are unknown.
+    pub unknown_fields: UnknownFields,
     /// Under which host names, and for pages of which origins, requests are taken.
     pub origins: OriginPolicy,
     /// Cancelled when the server waits no longer for running requests.

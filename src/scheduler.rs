@@ -27,7 +27,7 @@ mod task;
 mod tests;
 
 use catalog::Prompt;
-pub use catalog::{Catalog, CatalogEntry, Held};
+pub use catalog::{Catalog, CatalogEntry, Held, UnknownModel};
 pub use readiness::Readiness;
 pub use resumer::{Loss, Lost, Resumer, Resuming, worker_lost};
 

@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
 use crate::cluster::Cluster;
-use crate::gateway::{self, Gateway, OriginPolicy, StreamFormat};
+use crate::gateway::{self, Gateway, OriginPolicy, StreamFormat, UnknownFields};
 use crate::grpc;
 use crate::listen::{
     self, Address, DoorService, DoorSettings, Limits, Listener, MutualTls, Protocol, Shutdown,
@@ -72,6 +72,8 @@ pub struct HttpDoor {
     pub listen: Address,
     /// The form of a stream whose client has no preference.
     pub stream_format: StreamFormat,
+    /// What happens to fields of a request that are unknown.
+    pub unknown_fields: UnknownFields,
     /// Under which host names, and for pages of which origins, requests are taken.
     pub origins: OriginPolicy,
 }
@@ -221,6 +223,7 @@ impl Server {
                 open: Arc::new(move || open.check_open()),
                 stopping: server.stopping.clone(),
                 stream_format: door.stream_format,
+                unknown_fields: door.unknown_fields,
                 origins: door.origins(),
                 request_timeout: parts.request_timeout,
             });

@@ -31,6 +31,7 @@ const QUEUE_DEPTH: &str = "tokenway_queue_depth";
 const TOKENS: &str = "tokenway_tokens_total";
 const TOKENS_WASTED: &str = "tokenway_tokens_wasted_total";
 const CANCELLATIONS: &str = "tokenway_cancellations_total";
+const IGNORED_FIELDS: &str = "tokenway_ignored_fields_total";
 const WORKERS: &str = "tokenway_workers";
 const WORKERS_LOST: &str = "tokenway_workers_lost_total";
 const RESUMPTIONS: &str = "tokenway_resumptions_total";
@@ -60,6 +61,8 @@ pub struct Metrics {
     pub tokens_wasted: Counter,
     /// Requests whose client went away before their end.
     cancellations: Counter,
+    /// Fields of requests that were unknown and ignored.
+    pub ignored_fields: Counter,
     /// Workers that were lost.
     pub workers_lost: Counter,
     /// How often a choice went on elsewhere.
@@ -162,6 +165,7 @@ impl Telemetry {
             tokens: counter(TOKENS),
             tokens_wasted: counter(TOKENS_WASTED),
             cancellations: counter(CANCELLATIONS),
+            ignored_fields: counter(IGNORED_FIELDS),
             workers_lost: counter(WORKERS_LOST),
             resumptions: counter(RESUMPTIONS),
             tokens_replayed: counter(TOKENS_REPLAYED),
@@ -361,6 +365,10 @@ fn describe(recorder: &PrometheusRecorder) {
     counter(
         CANCELLATIONS,
         "Requests whose client went away before their end.",
+    );
+    counter(
+        IGNORED_FIELDS,
+        "Fields of HTTP requests that were unknown and ignored (--unknown-fields ignore).",
     );
     gauge(WORKERS, "Workers, by what they are able to do.");
     counter(WORKERS_LOST, "Workers that were lost.");

@@ -61,6 +61,14 @@ const PLAIN_HTTP: Client = Client {
     door: Door::Http,
 };
 
+const REFERENCE_PERFORMANCE: Client = Client {
+    program: || {
+        let client = python("tests/clients/reference_performance.py");
+        client.env("TEST_RUNNER_FREQUENCY_MS", "1")
+    },
+    door: Door::Http,
+};
+
 const BROWSER_FETCH: Client = Client {
     program: || node("tests/clients/browser_fetch.mjs"),
     door: Door::Http,
@@ -401,6 +409,19 @@ mod plain_http {
     cases! { PLAIN_HTTP:
         a_client_that_accepts_anything_gets_a_line_for_each_token(server());
         a_stream_that_fails_has_an_error_record_and_then_raises(failing_server());
+    }
+}
+
+mod reference_performance {
+    use super::*;
+
+    /// The alias is a setting's default, so the server is the program itself.
+    #[tokio::test]
+    async fn the_model_test_streams_2048_tokens_at_the_runners_cadence() {
+        let (_server, [http, _]) = server_process().await;
+        let case = "the_model_test_streams_2048_tokens_at_the_runners_cadence";
+        let client = (REFERENCE_PERFORMANCE.program)().arg(case).arg(http);
+        client.run().await.success();
     }
 }
 

@@ -30,7 +30,7 @@ test_runner_frequency_ms = 0
 test_runner_silent_at = 1
 "#;
 
-const LISTED: &str = "quick (also default, q:latest), stuck (also silent).";
+const LISTED: &str = "quick (also default, q:latest, test), stuck (also silent).";
 
 /// A server of several models.
 struct Served {
@@ -110,7 +110,7 @@ async fn each_model_is_told_with_its_slots_and_its_aliases_when_all_are_ready() 
     assert_eq!(
         server.ready,
         [
-            "ready    quick (llm_test; workers: 1, slots: 1024; also default, q:latest)",
+            "ready    quick (llm_test; workers: 1, slots: 1024; also default, q:latest, test)",
             "ready    stuck (llm_test; workers: 1, slots: 1; also silent)",
         ]
     );

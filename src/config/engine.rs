@@ -14,7 +14,12 @@ use super::file::{SettingsFile, model_keys};
 use super::model::{ModelSettings, Origin};
 use super::worker::WorkerSettings;
 use super::{ConfigError, variable};
+use crate::runner::llm_test::LLM_TEST;
+use crate::scheduler::UnknownModel;
 use crate::server::{EngineParts, ModelParts, WorkerParts};
+
+/// Name of the model in the reference system's performance test.
+const REFERENCE_NAME: &str = "test";
 
 /// What may be given beside `[[model]]` tables, for every model.
 const OF_EVERY_MODEL: [&str; 3] = ["queue_depth", "slow_reader_timeout", "isolation"];
@@ -25,6 +30,20 @@ pub(super) struct EngineSettings {
     /// The name that requests give the model [default: llm_test, or the model file's name]
     #[arg(long, env = "TOKENWAY_MODEL_NAME", value_name = "NAME")]
     model_name: Option<String>,
+    /// Other names of the model; several by commas or by repeating the flag. Each must differ from the others and
+    /// from --model-name [default: test for llm_test, else none]
+    #[arg(
+        long,
+        env = "TOKENWAY_MODEL_ALIAS",
+        value_delimiter = ',',
+        value_name = "NAME"
+    )]
+    model_alias: Option<Vec<String>>,
+    /// Serve a request that names an unknown model, or none: with the first model. Answers say the model's own
+    /// name [default: false]
+    #[arg(long, env = "TOKENWAY_ANY_MODEL", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true")]
+    any_model: Option<bool>,
     #[command(flatten)]
     #[serde(flatten)]
     model: ModelSettings,
@@ -53,11 +72,17 @@ impl EngineSettings {
         let keys: Self = file.settings()?;
         let settings = self.model.or(keys.model);
         let workers = self.workers.or(keys.workers).parts()?;
+        let unknown_model = match self.any_model.or(keys.any_model).unwrap_or(false) {
+            true => UnknownModel::First,
+            false => UnknownModel::Refuse,
+        };
         let tables: Vec<ModelTable> = file.models()?;
         if tables.is_empty() {
             let name = self.model_name.or(keys.model_name);
-            let model = settings.parts(name, Vec::new(), &Origin::Flags)?;
-            return engine(vec![model], workers);
+            let aliases = self.model_alias.or(keys.model_alias).unwrap_or_default();
+            let model = settings.parts(name, aliases, &Origin::Flags)?;
+            refuse_repeated(&model)?;
+            return engine(vec![model], workers, unknown_model);
         }
         refuse_beside_tables(file, matches)?;
         let are_several = tables.len() > 1;
@@ -74,12 +99,16 @@ impl EngineSettings {
             models.push(own.parts(table.name, table.aliases, &origin)?);
         }
         refuse_twice(&models, file)?;
-        engine(models, workers)
+        engine(models, workers, unknown_model)
     }
 }
 
 /// An engine whose workers can all reach it.
-fn engine(models: Vec<ModelParts>, workers: WorkerParts) -> Result<EngineParts, ConfigError> {
+fn engine(
+    mut models: Vec<ModelParts>,
+    workers: WorkerParts,
+    unknown_model: UnknownModel,
+) -> Result<EngineParts, ConfigError> {
     let attached = models.iter().find(|model| model.workers == 0);
     if let Some(model) = attached.filter(|_| workers.listen.is_none()) {
         return Err(ConfigError::Invalid(format!(
@@ -87,21 +116,61 @@ fn engine(models: Vec<ModelParts>, workers: WorkerParts) -> Result<EngineParts, 
             model.name
         )));
     }
-    Ok(EngineParts { models, workers })
+    add_reference_name(&mut models);
+    Ok(EngineParts {
+        models,
+        unknown_model,
+        workers,
+    })
+}
+
+/// Lets the first test runner answer to the name that the reference system's performance test asks for, unless a
+/// model has this name.
+fn add_reference_name(models: &mut [ModelParts]) {
+    let is_reference = |name: &String| name == REFERENCE_NAME;
+    let is_taken =
+        |model: &ModelParts| is_reference(&model.name) || model.aliases.iter().any(is_reference);
+    if models.iter().any(is_taken) {
+        return;
+    }
+    let runs_test = |model: &&mut ModelParts| model.loader.name() == LLM_TEST;
+    if let Some(model) = models.iter_mut().find(runs_test) {
+        model.aliases.push(REFERENCE_NAME.to_owned());
+    }
 }
 
 fn refuse_beside_tables(file: &SettingsFile, matches: &ArgMatches) -> Result<(), ConfigError> {
     let of_one = model_keys()
         .into_iter()
-        .chain(once("model_name".to_owned()));
+        .chain(["model_name", "model_alias"].map(str::to_owned));
     for key in of_one.filter(|key| !OF_EVERY_MODEL.contains(&&**key)) {
         let in_file = || file.has(&key).then(|| key.clone());
         if let Some(given) = variable::given(matches, &key).or_else(in_file) {
-            let own = if key == "model_name" { "name" } else { &key };
+            let own = match &*key {
+                "model_name" => "name",
+                "model_alias" => "aliases",
+                key => key,
+            };
             return Err(file.error(format!(
                 "{given} cannot be given beside [[model]] tables, each of which has its own '{own}'"
             )));
         }
+    }
+    Ok(())
+}
+
+/// Refuses an alias that says nothing: it is a slip, as it is in a `[[model]]` table.
+fn refuse_repeated(model: &ModelParts) -> Result<(), ConfigError> {
+    for (at, alias) in model.aliases.iter().enumerate() {
+        let problem = if *alias == model.name {
+            "is the model's own name; leave it out"
+        } else if model.aliases[..at].contains(alias) {
+            "is given twice; give it once"
+        } else {
+            continue;
+        };
+        let message = format!("--model-alias {alias} {problem}");
+        return Err(ConfigError::Invalid(message));
     }
     Ok(())
 }

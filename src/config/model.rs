@@ -69,6 +69,7 @@ impl Origin<'_> {
     /// A setting as its operator wrote it.
     pub(super) fn name(&self, key: &str) -> String {
         match self {
+            Self::Flags if key == "aliases" => "--model-alias".to_owned(),
             Self::Flags => format!("--{}", key.replace('_', "-")),
             Self::Table(_, number) => {
                 let key = if key == "model_name" { "name" } else { key };

@@ -1,6 +1,7 @@
 use std::ffi::OsString;
 
 use super::*;
+use crate::scheduler::UnknownModel;
 use crate::server::Isolation;
 
 /// What these arguments ask for, after `tokenway`.
@@ -50,11 +51,91 @@ fn the_defaults_are_those_of_the_contract() {
     let model = &engine.models[0];
     assert_eq!(model.queue_depth, 1_024);
     assert_eq!(model.slow_reader_timeout, Duration::from_secs(10));
-    assert!(engine.models.len() == 1 && model.aliases.is_empty());
+    assert_eq!(engine.models.len(), 1);
+    assert_eq!(model.aliases, ["test"]);
+    assert_eq!(engine.unknown_model, UnknownModel::Refuse);
+    assert_eq!(http.unknown_fields, UnknownFields::Refuse);
     assert_eq!(
         (model.name.as_str(), model.workers, model.slots),
         ("llm_test", 1, 1_024)
     );
+}
+
+/// The names and aliases of the models.
+fn names(parts: &ServerParts) -> Vec<(&str, Vec<&str>)> {
+    let models = engine(parts).models.iter();
+    models
+        .map(|model| {
+            let aliases = model.aliases.iter().map(String::as_str);
+            (model.name.as_str(), aliases.collect())
+        })
+        .collect()
+}
+
+#[test]
+fn aliases_are_given_by_commas_by_repeating_the_flag_and_in_the_file() {
+    let line = ["--model-alias", "a,b", "--model-alias", "c"];
+    let by_flag = parts(&line);
+    assert_eq!(names(&by_flag), [("llm_test", vec!["a", "b", "c", "test"])]);
+    let (_folder, path) = settings_file("model_alias = [\"a\"]\nany_model = true");
+    let by_file = parts(&["--config", &path]);
+    assert_eq!(names(&by_file), [("llm_test", vec!["a", "test"])]);
+    assert_eq!(engine(&by_file).unknown_model, UnknownModel::First);
+    let both = parts(&["--config", &path, "--model-alias", "b", "--any-model=false"]);
+    assert_eq!(names(&both), [("llm_test", vec!["b", "test"])]);
+    assert_eq!(engine(&both).unknown_model, UnknownModel::Refuse);
+}
+
+#[test]
+fn an_alias_that_says_nothing_is_refused() {
+    for (aliases, said) in [
+        ("llm_test", "--model-alias llm_test is the model's own name"),
+        ("a,b,a", "--model-alias a is given twice"),
+        ("a,", "--model-alias must not be empty"),
+    ] {
+        let said_so = refusal(&["--model-alias", aliases]);
+        assert!(said_so.contains(said), "{said_so}");
+    }
+    let (_folder, path) = settings_file("[[model]]\nname = \"a\"");
+    let said_so = refusal(&["--config", &path, "--model-alias", "b"]);
+    assert!(
+        said_so.contains("each of which has its own 'aliases'"),
+        "{said_so}"
+    );
+}
+
+#[test]
+fn the_first_test_runner_answers_to_the_name_of_the_references_test_unless_a_model_has_it() {
+    let named = parts(&["--model-name", "test"]);
+    assert_eq!(names(&named), [("test", vec![])]);
+    let two = "[[model]]\nname = \"a\"\n[[model]]\nname = \"b\"\n";
+    let (_folder, path) = settings_file(two);
+    let first = parts(&["--config", &path]);
+    assert_eq!(names(&first), [("a", vec!["test"]), ("b", vec![])]);
+    let (_folder, path) = settings_file(&format!("{two}aliases = [\"test\"]"));
+    let taken = parts(&["--config", &path]);
+    assert_eq!(names(&taken), [("a", vec![]), ("b", vec!["test"])]);
+    let attached = [
+        "--runner",
+        "attached",
+        "--model-name",
+        "m",
+        "--worker-listen",
+        "unix:/a/b",
+    ];
+    assert_eq!(names(&parts(&attached)), [("m", vec![])]);
+}
+
+#[test]
+fn unknown_fields_are_a_setting_of_the_http_api() {
+    let http = |line: &[&str]| parts(line).http.expect("it has the HTTP API");
+    let ignoring = http(&["--unknown-fields", "ignore"]);
+    assert_eq!(ignoring.unknown_fields, UnknownFields::Ignore);
+    let (_folder, path) = settings_file("unknown_fields = \"ignore\"");
+    let by_file = http(&["--config", &path]);
+    assert_eq!(by_file.unknown_fields, UnknownFields::Ignore);
+    let said = refusal(&["--unknown-fields", "drop"]);
+    assert!(said.contains("it must be refuse or ignore"), "{said}");
 }
 
 #[test]
@@ -273,7 +354,8 @@ fn each_model_table_has_settings_of_its_own() {
         (a.queue_depth, a.slow_reader_timeout.as_millis()),
         (0, 2_000)
     );
-    assert!(a.aliases.is_empty());
+    // The name of the reference system's own test.
+    assert_eq!(a.aliases, ["test"]);
     assert_eq!((b.name.as_str(), b.workers, b.slots), ("b", 1, 1_024));
     assert_eq!((b.queue_depth, b.slow_reader_timeout.as_millis()), (5, 500));
     assert_eq!(b.aliases, ["bee", "c"]);
@@ -289,7 +371,7 @@ fn one_model_table_needs_no_name() {
     let model = &engine(&parts).models[0];
     assert_eq!(
         (&*model.name, &model.aliases[..]),
-        ("llm_test", &["chat".to_owned()][..])
+        ("llm_test", &["chat".to_owned(), "test".to_owned()][..])
     );
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::cluster;
-use crate::gateway::{AllowedHost, AllowedOrigin, StreamFormat};
+use crate::gateway::{AllowedHost, AllowedOrigin, StreamFormat, UnknownFields};
 use crate::listen::Address;
 use crate::request::LONGEST_TIMEOUT;
 
@@ -151,6 +151,25 @@ impl FromStr for StreamFormat {
 }
 
 impl<'de> Deserialize<'de> for StreamFormat {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl FromStr for UnknownFields {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "refuse" => Ok(Self::Refuse),
+            "ignore" => Ok(Self::Ignore),
+            _ => Err("it must be refuse or ignore".to_owned()),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for UnknownFields {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         text.parse().map_err(serde::de::Error::custom)

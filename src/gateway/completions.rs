@@ -17,12 +17,14 @@ use super::body::chat::ChatBody;
 use super::body::completions::CompletionsBody;
 use super::body::{Asked, Route, StreamOptions};
 use super::echo::Echo;
+use super::fields::Fields;
 use super::incoming::Incoming;
 use super::lines::{Head, Lines};
 use super::opened::{Merged, Opened, deadline_exceeded, stopped};
 use super::refusal::Refusal;
 use super::stream::{Leaving, TokenBody, Told};
 use super::unary;
+use super::unknown::IgnoredFields;
 use crate::delivery::{DoorClock, Flush};
 use crate::error::Error;
 use crate::request::RequestId;
@@ -95,7 +97,12 @@ async fn answer(
 ) -> Result<Response, Refusal> {
     let mut counted = gateway.telemetry.request_admitted(Door::Http);
     let flush = request.extensions().get::<Flush>().cloned();
-    match Begun::begin(gateway, id, request, route).await {
+    let begun = async {
+        let parsed = Parsed::read(gateway, request, route).await?;
+        parsed.ignored.count_in(&gateway.telemetry);
+        Begun::begin(gateway, id, parsed).await
+    };
+    match begun.await {
         Ok(begun) => begun.respond(gateway, flush, counted).await,
         Err(error) => {
             counted.ended(Err(&error));
@@ -105,58 +112,73 @@ async fn answer(
     }
 }
 
-/// A request of which a worker has begun.
-struct Begun {
+/// A request whose body is valid.
+struct Parsed {
+    route: Route,
     asked: Asked,
-    opened: Opened,
-    head: Head,
+    /// The fields of the body that are unknown.
+    ignored: IgnoredFields,
     /// The form of its stream, if it is to be one.
     stream: Option<(StreamFormat, StreamOptions)>,
-    /// How its tokens leave.
-    lane: Lane,
+    /// When the client no longer waits.
+    deadline: Instant,
 }
 
-impl Begun {
-    async fn begin(
-        gateway: &Gateway,
-        id: &RequestId,
-        request: Request,
-        route: Route,
-    ) -> Result<Self, Error> {
+impl Parsed {
+    async fn read(gateway: &Gateway, request: Request, route: Route) -> Result<Self, Error> {
         let incoming = Incoming::read(gateway, request).await?;
+        let mut fields = Fields::parse(&incoming.body, gateway.unknown_fields)?;
         let (asked, default_format) = match route {
-            Route::Completions => (
-                CompletionsBody::parse(&incoming.body)?,
-                gateway.stream_format,
-            ),
+            Route::Completions => (CompletionsBody::parse(&mut fields)?, gateway.stream_format),
             // What every client of a chat reads.
-            Route::Chat => (ChatBody::parse(&incoming.body)?, StreamFormat::Sse),
+            Route::Chat => (ChatBody::parse(&mut fields)?, StreamFormat::Sse),
         };
         let stream = match asked.stream {
             Some(options) => Some((negotiate(&incoming.headers, default_format)?, options)),
             None => None,
         };
         (gateway.open)()?;
-        let lane = match stream {
+        Ok(Self {
+            route,
+            asked,
+            ignored: fields.into_ignored(),
+            stream,
+            deadline: incoming.deadline,
+        })
+    }
+
+    /// How the tokens of its answer leave.
+    fn lane(&self) -> Lane {
+        match self.stream {
             Some((StreamFormat::Ndjson, _)) => Lane::HttpNdjson,
             Some((StreamFormat::Sse, _)) => Lane::HttpSse,
             None => Lane::HttpUnary,
-        };
+        }
+    }
+}
+
+/// A request of which a worker has begun.
+struct Begun {
+    parsed: Parsed,
+    opened: Opened,
+    head: Head,
+}
+
+impl Begun {
+    async fn begin(gateway: &Gateway, id: &RequestId, parsed: Parsed) -> Result<Self, Error> {
         let opening = Opening {
-            deadline: incoming.deadline,
-            lane,
+            deadline: parsed.deadline,
+            lane: parsed.lane(),
         };
         let opened = tokio::select! {
-            opened = opening.open(gateway, &asked, id) => opened,
+            opened = opening.open(gateway, &parsed.asked, id) => opened,
             () = gateway.stopping.cancelled() => Err(stopped()),
         };
-        let opened = opened.map_err(|error| asked.names.client_error(error))?;
+        let opened = opened.map_err(|error| parsed.asked.names.client_error(error))?;
         Ok(Self {
-            head: head(route, id, &opened),
-            asked,
+            head: head(parsed.route, id, &opened),
+            parsed,
             opened,
-            stream,
-            lane,
         })
     }
 
@@ -166,12 +188,13 @@ impl Begun {
         flush: Option<Flush>,
         mut counted: CountedRequest,
     ) -> Result<Response, Refusal> {
-        let is_echoed = self.asked.messages.iter().any(|message| message.echo);
+        let asked = &self.parsed.asked;
+        let is_echoed = asked.messages.iter().any(|message| message.echo);
         let echo = is_echoed.then(|| {
-            let prompts = self.asked.messages.len();
+            let prompts = asked.messages.len();
             Echo::new(prompts, self.opened.choices() / prompts.max(1))
         });
-        if let (Some(echo), Some(top)) = (&echo, self.asked.shown.logprobs) {
+        if let (Some(echo), Some(top)) = (&echo, asked.shown.logprobs) {
             let tokens = self.opened.first().prompt_tokens;
             if let Err(error) = echo.check(tokens, top) {
                 counted.ended(Err(&error));
@@ -179,38 +202,39 @@ impl Begun {
                 return Err(error.into());
             }
         }
-        let Some((format, options)) = self.stream else {
-            let answer = unary::collect(self.opened, &self.asked, echo, self.head).await;
-            let answer = answer.map_err(|error| self.asked.names.client_error(error));
+        let Some((format, options)) = self.parsed.stream else {
+            let answer = unary::collect(self.opened, asked, echo, self.head).await;
+            let answer = answer.map_err(|error| asked.names.client_error(error));
             counted.ended(answer.as_ref().map(|_| ()));
             let mut response = answer?;
             let headers = response.headers_mut();
             headers.insert(VARY, HeaderValue::from_static("accept"));
-            return Ok(response);
+            return Ok(self.parsed.ignored.name_in(response));
         };
         let told = self.told(format, options, echo);
-        let clock = DoorClock::new(&gateway.telemetry, self.lane, flush.clone());
+        let clock = DoorClock::new(&gateway.telemetry, self.parsed.lane(), flush.clone());
         let leaving = Leaving { flush, clock };
-        Ok(TokenBody::new(self.opened, told, leaving, counted).into_response(format))
+        let response = TokenBody::new(self.opened, told, leaving, counted).into_response(format);
+        Ok(self.parsed.ignored.name_in(response))
     }
 
     /// How the events of its stream are told.
     fn told(&self, format: StreamFormat, options: StreamOptions, echo: Option<Echo>) -> Told {
         let mut lines = Lines::new(format, options, self.head.clone());
-        if self.asked.shown.logprobs.is_some() {
+        if self.parsed.asked.shown.logprobs.is_some() {
             lines = lines.with_logprobs();
         }
         lines.begun(self.opened.first().prompt_tokens);
         let mut first = BytesMut::new();
         if self.head.route == Route::Chat {
-            for choice in 0..self.asked.candidates {
+            for choice in 0..self.parsed.asked.candidates {
                 lines.role(&mut first, choice);
             }
         }
         Told {
             lines,
             echo,
-            names: self.asked.names,
+            names: self.parsed.asked.names,
             first,
         }
     }

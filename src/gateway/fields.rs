@@ -1,9 +1,10 @@
 //! The fields of a JSON body, taken out one by one with their types checked. What is left over at the
-//! end is unknown.
+//! end is unknown: it is refused or ignored.
 
 use serde_json::{Map, Number, Value};
 
 use super::object;
+use super::unknown::{IgnoredFields, UnknownFields};
 use crate::error::{Error, ErrorKind};
 
 /// The fields that have not been taken yet.
@@ -11,6 +12,9 @@ pub(super) struct Fields {
     fields: Map<String, Value>,
     /// What the fields belong to, such as `stream_options.`, before each name in an error.
     path: String,
+    /// What happens to the fields that nobody takes.
+    unknown: UnknownFields,
+    ignored: IgnoredFields,
     /// Every field that was asked for.
     #[cfg(test)]
     pub(super) asked: std::collections::BTreeSet<String>,
@@ -25,14 +29,16 @@ impl Fields {
     ///
     /// # Errors
     /// When the body is no JSON or no object, or names a field twice.
-    pub(super) fn parse(body: &[u8]) -> Result<Self, Error> {
-        Ok(Self::new(object::parse(body)?, String::new()))
+    pub(super) fn parse(body: &[u8], unknown: UnknownFields) -> Result<Self, Error> {
+        Ok(Self::new(object::parse(body)?, String::new(), unknown))
     }
 
-    fn new(fields: Map<String, Value>, path: String) -> Self {
+    fn new(fields: Map<String, Value>, path: String, unknown: UnknownFields) -> Self {
         Self {
             fields,
             path,
+            unknown,
+            ignored: IgnoredFields::default(),
             #[cfg(test)]
             asked: Default::default(),
         }
@@ -55,7 +61,10 @@ impl Fields {
     /// When it is no object.
     pub(super) fn within(&self, name: &str, value: Value) -> Result<Self, Error> {
         match value {
-            Value::Object(fields) => Ok(Self::new(fields, format!("{}.", self.full_name(name)))),
+            Value::Object(fields) => {
+                let path = format!("{}.", self.full_name(name));
+                Ok(Self::new(fields, path, self.unknown))
+            }
             other @ (Value::Null
             | Value::Bool(_)
             | Value::Number(_)
@@ -186,19 +195,43 @@ impl Fields {
         Ok(())
     }
 
-    /// Refuses what has not been taken.
+    /// Refuses or ignores the fields that have not been taken. Null asks for nothing, and is neither.
     ///
     /// # Errors
-    /// Names the first field that is unknown and not null.
-    pub(super) fn finish(self) -> Result<(), Error> {
-        match self.fields.iter().find(|(_, value)| !value.is_null()) {
-            None => Ok(()),
-            Some((name, _)) => {
-                let name = self.full_name(name);
-                let message = format!("The field '{name}' is unknown.");
-                Err(Error::new(ErrorKind::UnknownParameter, message).with_param(name))
+    /// Names the first unknown field, where unknown fields are refused.
+    pub(super) fn finish(&mut self) -> Result<(), Error> {
+        for (name, value) in std::mem::take(&mut self.fields) {
+            if value.is_null() {
+                continue;
+            }
+            let name = self.full_name(&name);
+            match self.unknown {
+                UnknownFields::Ignore => self.ignored.add(&name),
+                UnknownFields::Refuse => {
+                    let message = format!(
+                        "The field '{name}' is unknown. Leave it out, or start the server with \
+                         --unknown-fields ignore."
+                    );
+                    return Err(Error::new(ErrorKind::UnknownParameter, message).with_param(name));
+                }
             }
         }
+        Ok(())
+    }
+
+    /// Finishes the fields of an object within this one.
+    ///
+    /// # Errors
+    /// Names the first unknown field, where unknown fields are refused.
+    pub(super) fn finish_within(&mut self, mut within: Self) -> Result<(), Error> {
+        within.finish()?;
+        self.ignored.append(within.ignored);
+        Ok(())
+    }
+
+    /// The fields that were ignored.
+    pub(super) fn into_ignored(self) -> IgnoredFields {
+        self.ignored
     }
 
     pub(super) fn wrong_type(&self, name: &str, wanted: &str, value: &Value) -> Error {

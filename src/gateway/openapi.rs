@@ -10,7 +10,7 @@ use serde_json::Value;
 use utoipa::OpenApi;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn};
-use utoipa::openapi::schema::{Object, ObjectBuilder, Schema, Type};
+use utoipa::openapi::schema::{Object, ObjectBuilder, Schema, SchemaType, Type};
 use utoipa::openapi::{ContentBuilder, Header, Ref, RefOr, Response as Described, ResponseBuilder};
 
 use super::answer;
@@ -22,6 +22,7 @@ use super::body::tokenize::{DetokenizeBody, TokenizeChat, TokenizeText};
 use super::body::{StreamOptions, schema};
 use super::fields::Unsupported;
 use super::refusal::ErrorObject;
+use super::unknown::X_IGNORED_FIELDS;
 use super::{completions, tokenize};
 use crate::error::ErrorKind;
 
@@ -145,10 +146,14 @@ fn describe_bodies(schemas: &mut Schemas) {
     let shared = object(schemas, "Generation").properties.clone();
     schemas.remove("Generation");
     for name in ["CompletionsBody", "ChatBody"] {
-        object(schemas, name).properties.extend(shared.clone());
+        let properties = &mut object(schemas, name).properties;
+        properties.extend(shared.clone());
+        let hints = Generation::HINTS;
+        properties.extend(hints.map(|(field, text)| (field.to_owned(), hint(text))));
     }
-    let tables: [(&str, &[Unsupported]); 7] = [
-        ("CompletionsBody", &[]),
+    let tables: [(&str, &[Unsupported]); 8] = [
+        ("CompletionsBody", Generation::UNSUPPORTED),
+        ("ChatBody", Generation::UNSUPPORTED),
         ("ChatBody", ChatBody::UNSUPPORTED),
         ("StreamOptions", StreamOptions::UNSUPPORTED),
         ("Message", Message::UNSUPPORTED),
@@ -173,12 +178,19 @@ fn object<'a>(schemas: &'a mut Schemas, name: &str) -> &'a mut Object {
     }
 }
 
+fn hint(description: &str) -> RefOr<Schema> {
+    ObjectBuilder::new()
+        .schema_type(SchemaType::Array(vec![Type::String, Type::Null]))
+        .description(Some(description))
+        .into()
+}
+
 fn unsupported_field(asks_nothing: &str) -> RefOr<Schema> {
     let mut values: Vec<Value> =
         serde_json::from_str(asks_nothing).expect("a table holds lists of JSON");
     values.push(Value::Null);
     ObjectBuilder::new()
-        .schema_type(utoipa::openapi::schema::SchemaType::AnyValue)
+        .schema_type(SchemaType::AnyValue)
         .description(Some(
             "Not honoured: only these values are taken, which ask for nothing.",
         ))
@@ -196,6 +208,15 @@ fn describe_operation(path: &str, has_body: bool, operation: &mut Operation) {
     let responses = &mut operation.responses.responses;
     for (status, refused) in refusals(path) {
         responses.insert(status, refused.into());
+    }
+    if has_body && let Some(RefOr::T(answer)) = responses.get_mut("200") {
+        answer.headers.insert(
+            X_IGNORED_FIELDS.to_owned(),
+            header(
+                Type::String,
+                "With `--unknown-fields ignore`: the fields that were ignored, by commas.",
+            ),
+        );
     }
     for response in responses.values_mut() {
         if let RefOr::T(response) = response {
@@ -318,6 +339,7 @@ mod tests {
     use super::*;
     use crate::error::Error;
     use crate::gateway::fields::Fields;
+    use crate::gateway::unknown::UnknownFields;
 
     /// The names of a schema's fields.
     fn described(name: &str) -> BTreeSet<String> {
@@ -332,7 +354,8 @@ mod tests {
         body: &Value,
         read: impl FnOnce(&mut Fields) -> Result<T, Error>,
     ) -> BTreeSet<String> {
-        let mut fields = Fields::parse(body.to_string().as_bytes()).expect("an object");
+        let mut fields =
+            Fields::parse(body.to_string().as_bytes(), UnknownFields::Refuse).expect("an object");
         assert!(read(&mut fields).is_ok(), "{body}");
         fields.asked
     }

@@ -55,6 +55,7 @@ async fn answer_to(
         workers: Arc::new(|| None),
         open: Arc::new(|| Ok(())),
         stream_format: StreamFormat::Ndjson,
+        unknown_fields: UnknownFields::Refuse,
         origins: OriginPolicy::default(),
         stopping: CancellationToken::new(),
         request_timeout: Duration::from_secs(60),

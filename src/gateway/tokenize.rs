@@ -12,6 +12,7 @@ use tokio::time::timeout_at;
 use super::Gateway;
 use super::answer::{self, Detokenized, Tokenized, TokenizerInfo};
 use super::body::tokenize::{DetokenizeBody, TokenizeBody};
+use super::fields::Fields;
 use super::incoming::Incoming;
 use super::opened::{deadline_exceeded, stopped};
 use super::refusal::{FieldNames, Refusal};
@@ -31,14 +32,16 @@ pub(super) async fn tokenize(
 ) -> Result<Response, Refusal> {
     let gateway = &gateway;
     let tokenized = |body: Bytes| async move {
-        let message = TokenizeBody::parse(&body)?;
+        let mut fields = Fields::parse(&body, gateway.unknown_fields)?;
+        let message = TokenizeBody::parse(&mut fields)?;
         (gateway.open)()?;
         let tokenized = gateway.cluster.tokenize(&message).await?;
-        Ok(answer::json(&Tokenized {
+        let answer = answer::json(&Tokenized {
             count: tokenized.token_ids.len(),
             max_model_len: tokenized.context_length,
             tokens: tokenized.token_ids,
-        }))
+        });
+        Ok(with_ignored(gateway, fields, answer))
     };
     counted(gateway, request, FieldNames::TOKENIZE, tokenized).await
 }
@@ -56,12 +59,14 @@ pub(super) async fn detokenize(
 ) -> Result<Response, Refusal> {
     let gateway = &gateway;
     let detokenized = |body: Bytes| async move {
-        let message = DetokenizeBody::parse(&body)?;
+        let mut fields = Fields::parse(&body, gateway.unknown_fields)?;
+        let message = DetokenizeBody::parse(&mut fields)?;
         (gateway.open)()?;
         let detokenized = gateway.cluster.detokenize(&message).await?;
-        Ok(answer::json(&Detokenized {
+        let answer = answer::json(&Detokenized {
             prompt: detokenized.text,
-        }))
+        });
+        Ok(with_ignored(gateway, fields, answer))
     };
     counted(gateway, request, FieldNames::DETOKENIZE, detokenized).await
 }
@@ -97,6 +102,13 @@ pub(super) async fn info(
     }
     let model = gateway.cluster.get_model(&model).await?;
     Ok(answer::json(&TokenizerInfo::from(model)))
+}
+
+/// The answer, which names the fields that were ignored.
+fn with_ignored(gateway: &Gateway, fields: Fields, answer: Response) -> Response {
+    let ignored = fields.into_ignored();
+    ignored.count_in(&gateway.telemetry);
+    ignored.name_in(answer)
 }
 
 /// Answers a request within its deadline, and counts it as a completion is counted.

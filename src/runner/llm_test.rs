@@ -21,6 +21,9 @@ use super::{
 use crate::request::{ChatMessage, Parameter, StopTokens, TokenId};
 use crate::tokens::{Logprobs, TopLogprob};
 
+/// Name of this runner.
+pub const LLM_TEST: &str = "llm_test";
+
 /// The context of every sequence, in tokens.
 pub const CONTEXT_LENGTH: u32 = 1_048_576;
 
@@ -79,7 +82,7 @@ impl Loader for TestRunnerLoader {
     }
 
     fn name(&self) -> &'static str {
-        "llm_test"
+        LLM_TEST
     }
 }
 

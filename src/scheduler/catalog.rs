@@ -21,6 +21,9 @@ const PROMPT: &str = "prompt";
 const PROMPT_TOKEN_IDS: &str = "prompt_token_ids";
 const CHAT: &str = "chat";
 
+#[cfg(test)]
+mod tests;
+
 /// A prompt that is ready to run.
 pub(super) struct Prompt {
     /// At least one, all in the vocabulary.
@@ -41,7 +44,20 @@ const MAX_LISTED_BYTES: usize = 2 * 1024;
 
 /// The models that an engine serves. Clones share them.
 #[derive(Clone)]
-pub struct Catalog(Arc<[CatalogEntry]>);
+pub struct Catalog {
+    entries: Arc<[CatalogEntry]>,
+    unknown: UnknownModel,
+}
+
+/// What an engine does with a request for a model that it does not have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnknownModel {
+    /// Refuses the request.
+    #[default]
+    Refuse,
+    /// Serves the request with the first model.
+    First,
+}
 
 /// One model of the catalog.
 pub struct CatalogEntry {
@@ -331,30 +347,44 @@ impl Catalog {
     /// A catalog of these models, in this order.
     #[must_use]
     pub fn new(entries: Vec<CatalogEntry>) -> Self {
-        Self(entries.into())
+        Self {
+            entries: entries.into(),
+            unknown: UnknownModel::Refuse,
+        }
+    }
+
+    /// The same catalog, which does this with requests for models that are not in it.
+    #[must_use]
+    pub fn with_unknown_model(self, unknown: UnknownModel) -> Self {
+        Self { unknown, ..self }
     }
 
     /// All models.
     #[must_use]
     pub fn entries(&self) -> &[CatalogEntry] {
-        &self.0
+        &self.entries
     }
 
     /// The model of this name or alias, or the only one where no name is given; with its place in the catalog.
     ///
     /// # Errors
-    /// When there is no such model, or several and no name.
+    /// When there is no such model, or several and no name, unless the first model serves such requests.
     pub fn find(&self, name: Option<&str>) -> Result<(usize, &CatalogEntry), Error> {
+        let first = match self.unknown {
+            UnknownModel::Refuse => None,
+            UnknownModel::First => self.entries.first().map(|entry| (0, entry)),
+        };
         match name {
             Some(name) if name.len() > MAX_MODEL_NAME_BYTES => {
                 let message = format!("model must be at most {MAX_MODEL_NAME_BYTES} bytes.");
                 Err(Error::invalid_value("model", message))
             }
             Some(name) => self
-                .0
+                .entries
                 .iter()
                 .enumerate()
                 .find(|(_, entry)| entry.is_named(name))
+                .or(first)
                 .ok_or_else(|| {
                     let message = format!(
                         "There is no model '{name}'. This server has: {}.",
@@ -362,9 +392,10 @@ impl Catalog {
                     );
                     Error::new(ErrorKind::ModelNotFound, message).with_param("model")
                 }),
-            None => match &self.0[..] {
-                [only] => Ok((0, only)),
-                [] | [_, _, ..] => {
+            None => match (&self.entries[..], first) {
+                ([only], _) => Ok((0, only)),
+                (_, Some(first)) => Ok(first),
+                ([] | [_, _, ..], None) => {
                     let message = format!("A model must be named. There are: {}.", self.names());
                     Err(Error::new(ErrorKind::MissingParameter, message).with_param("model"))
                 }
@@ -375,7 +406,7 @@ impl Catalog {
     /// All models with their aliases, as far as an error has room for them: it travels in headers.
     fn names(&self) -> String {
         let mut listed = String::new();
-        for (at, entry) in self.0.iter().enumerate() {
+        for (at, entry) in self.entries.iter().enumerate() {
             let before = if at == 0 { "" } else { ", " };
             let aliases = match &entry.aliases[..] {
                 [] => String::new(),
@@ -383,7 +414,7 @@ impl Catalog {
             };
             let next = format!("{before}{}{aliases}", entry.name);
             if listed.len() + next.len() > MAX_LISTED_BYTES {
-                return format!("{listed} … and {} more", self.0.len() - at);
+                return format!("{listed} … and {} more", self.entries.len() - at);
             }
             listed.push_str(&next);
         }
@@ -411,57 +442,4 @@ fn prompt_error(error: ModelError, param: &str) -> Error {
 
 fn context_exceeded(message: String, param: &str) -> Error {
     Error::new(ErrorKind::ContextLengthExceeded, message).with_param(param)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn catalog(models: &[(&str, &[&str])]) -> Catalog {
-        let entry = |(name, aliases): &(&str, &[&str])| {
-            let aliases: Vec<_> = aliases.iter().map(|alias| (*alias).to_owned()).collect();
-            CatalogEntry::new(name, &aliases, "llm_test", 0)
-        };
-        Catalog::new(models.iter().map(entry).collect())
-    }
-
-    fn found(catalog: &Catalog, name: Option<&str>) -> Result<(usize, String), Error> {
-        let found = catalog.find(name);
-        found.map(|(at, entry)| (at, entry.name.to_string()))
-    }
-
-    #[test]
-    fn a_model_is_found_by_its_name_and_by_each_alias() {
-        let catalog = catalog(&[("a", &[]), ("b", &["bee", "b:latest"])]);
-        for name in ["b", "bee", "b:latest"] {
-            assert_eq!(found(&catalog, Some(name)), Ok((1, "b".to_owned())));
-        }
-        let unknown = found(&catalog, Some("c")).expect_err("there is none");
-        assert_eq!(unknown.kind, ErrorKind::ModelNotFound);
-        assert_eq!(
-            unknown.message,
-            "There is no model 'c'. This server has: a, b (also bee, b:latest)."
-        );
-    }
-
-    #[test]
-    fn no_name_means_the_only_model() {
-        let only = catalog(&[("a", &["first"])]);
-        assert_eq!(found(&only, None), Ok((0, "a".to_owned())));
-        let unnamed = found(&catalog(&[("a", &[]), ("b", &[])]), None).expect_err("which?");
-        assert_eq!(unnamed.kind, ErrorKind::MissingParameter);
-        assert_eq!(unnamed.message, "A model must be named. There are: a, b.");
-    }
-
-    #[test]
-    fn the_list_of_models_stays_short_enough_for_a_header() {
-        let names: Vec<_> = (0..100).map(|at| format!("{at:0>256}")).collect();
-        let models: Vec<(&str, &[&str])> = names.iter().map(|name| (&**name, &[][..])).collect();
-        let unnamed = found(&catalog(&models), None).expect_err("which?");
-        assert!(
-            unnamed.message.len() < MAX_LISTED_BYTES + 100,
-            "{unnamed:?}"
-        );
-        assert!(unnamed.message.contains("… and 93 more"), "{unnamed:?}");
-    }
 }

@@ -12,7 +12,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::listen::{Address, MutualTls};
 use crate::runner::Loader;
-use crate::scheduler::{Catalog, CatalogEntry, OwnWorker, Parts, ResumptionLimits, Scheduler};
+use crate::scheduler::{
+    Catalog, CatalogEntry, OwnWorker, Parts, ResumptionLimits, Scheduler, UnknownModel,
+};
 use crate::telemetry::Telemetry;
 use crate::worker::attached::{Door, Offered, Patience, QUESTION};
 use crate::worker::child::{Place, Program, supervise};
@@ -30,6 +32,8 @@ const LOOK: Duration = Duration::from_millis(500);
 pub struct EngineParts {
     /// The models, in the order in which they are listed. No name or alias is given twice.
     pub models: Vec<ModelParts>,
+    /// What happens to a request for a model that is not among them.
+    pub unknown_model: UnknownModel,
     /// How it deals with its workers.
     pub workers: WorkerParts,
 }
@@ -139,7 +143,7 @@ impl Engine {
             }
         }
         let (scheduler, task) = Scheduler::new(Parts {
-            catalog: catalog(&parts.models),
+            catalog: catalog(&parts.models).with_unknown_model(parts.unknown_model),
             workers: starting.workers,
             events,
             queue_depths: parts.models.iter().map(|model| model.queue_depth).collect(),

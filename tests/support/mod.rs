@@ -10,13 +10,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokenway::gateway::{OriginPolicy, StreamFormat};
+use tokenway::gateway::{OriginPolicy, StreamFormat, UnknownFields};
 use tokenway::listen::{Address, Limits};
 use tokenway::proto::v1;
 use tokenway::proto::v1::inference_client::InferenceClient;
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::runner::{LoadError, Loaded, Loader};
-use tokenway::scheduler::Readiness;
+use tokenway::scheduler::{Readiness, UnknownModel};
 use tokenway::server::{
     Drain, EngineParts, HttpDoor, Isolation, ModelParts, Server, ServerParts, Source, StartError,
     WorkerParts,
@@ -96,6 +96,7 @@ impl Setup {
         let loopback = || Address::Tcp("127.0.0.1:0".to_owned());
         let engine = EngineParts {
             models: vec![model(name, loader, slots)],
+            unknown_model: UnknownModel::Refuse,
             workers: WorkerParts::default(),
         };
         Self {
@@ -104,6 +105,7 @@ impl Setup {
                 http: Some(HttpDoor {
                     listen: loopback(),
                     stream_format: StreamFormat::Ndjson,
+                    unknown_fields: UnknownFields::Refuse,
                     origins: OriginPolicy::default(),
                 }),
                 grpc: Some(loopback()),
@@ -138,6 +140,22 @@ impl Setup {
         let loader = Arc::new(TestRunnerLoader::new(options));
         self.engine().models.push(model(name, loader, 1024));
         self
+    }
+
+    /// Requests for a model that is not served take the first.
+    pub fn any_model(mut self) -> Self {
+        self.engine().unknown_model = UnknownModel::First;
+        self
+    }
+
+    /// Fields that are unknown are ignored.
+    pub fn ignoring_unknown_fields(mut self) -> Self {
+        self.http().unknown_fields = UnknownFields::Ignore;
+        self
+    }
+
+    fn http(&mut self) -> &mut HttpDoor {
+        self.parts.http.as_mut().expect("it has the HTTP API")
     }
 
     /// A choice whose worker is lost ends with it.

@@ -24,7 +24,7 @@ pub(in crate::gateway) struct ChatBody {
     /// The most tokens to generate for each choice; by default the rest of the model's context.
     #[schema(minimum = 1)]
     max_completion_tokens: Option<u32>,
-    /// The older name of `max_completion_tokens`. Only one of the two may be given.
+    /// The older name of `max_completion_tokens`. Where both are given they must be equal.
     #[schema(minimum = 1)]
     max_tokens: Option<u32>,
     /// Whether each token's log probability is shown.
@@ -39,34 +39,31 @@ pub(in crate::gateway) struct ChatBody {
 }
 
 impl ChatBody {
-    /// What OpenAI has and this server does not.
+    /// What OpenAI or vLLM has for chats and this server does not.
     pub(in crate::gateway) const UNSUPPORTED: &[Unsupported] = &[
-        ("response_format", r#"[{"type": "text"}]"#),
         ("tools", "[[]]"),
-        ("tool_choice", r#"["none"]"#),
-        ("parallel_tool_calls", "[true]"),
+        // Without tools, how to choose and call them changes nothing.
+        ("tool_choice", r#"["none", "auto"]"#),
+        ("parallel_tool_calls", "[true, false]"),
         ("functions", "[[]]"),
-        ("function_call", r#"["none"]"#),
+        ("function_call", r#"["none", "auto"]"#),
         ("modalities", r#"[["text"]]"#),
-        ("store", "[false]"),
-        ("metadata", "[{}]"),
-        ("service_tier", r#"["auto", "default"]"#),
         ("reasoning_effort", r#"["medium"]"#),
         ("prediction", "[]"),
         ("audio", "[]"),
         ("web_search_options", "[]"),
         ("verbosity", r#"["medium"]"#),
-        ("prompt_cache_key", "[]"),
-        ("safety_identifier", "[]"),
+        ("echo", "[false]"),
+        ("add_generation_prompt", "[true]"),
+        ("continue_final_message", "[false]"),
     ];
 
     /// Reads a body.
     ///
     /// # Errors
     /// Names the first field that is at fault.
-    pub(in crate::gateway) fn parse(body: &[u8]) -> Result<Asked, Error> {
-        let mut fields = Fields::parse(body)?;
-        let body = Self::read(&mut fields)?;
+    pub(in crate::gateway) fn parse(fields: &mut Fields) -> Result<Asked, Error> {
+        let body = Self::read(fields)?;
         fields.finish()?;
         body.asked()
     }
@@ -85,7 +82,9 @@ impl ChatBody {
 
     fn asked(self) -> Result<Asked, Error> {
         let logprobs = self.shown_logprobs()?;
-        if self.max_tokens.is_some() && self.max_completion_tokens.is_some() {
+        if let (Some(older), Some(limit)) = (self.max_tokens, self.max_completion_tokens)
+            && older != limit
+        {
             let message = "max_tokens and max_completion_tokens are one limit; give one of them.";
             return Err(Error::invalid_value("max_tokens", message));
         }
@@ -131,7 +130,7 @@ impl ChatBody {
                 format!("top_logprobs must be from 0 to {MAX_LOGPROBS}.")
             }
             (true, top) => return Ok(Some(top.unwrap_or(0))),
-            (false, None) => return Ok(None),
+            (false, None | Some(0)) => return Ok(None),
             (false, Some(_)) => "top_logprobs is only allowed with logprobs: true.".to_owned(),
         };
         Err(Error::invalid_value("top_logprobs", message))

@@ -14,7 +14,7 @@ use crate::proto::v1;
 use crate::proto::v1::completion_request::Input;
 
 /// The most of the likeliest tokens that a completion shows at each position, as with OpenAI.
-const MAX_LOGPROBS: u32 = 5;
+pub(super) const MAX_LOGPROBS: u32 = 5;
 
 /// The most candidates of which the best are shown, as with OpenAI.
 const MAX_BEST_OF: u32 = 20;
@@ -38,7 +38,7 @@ pub(in crate::gateway) struct CompletionsBody {
     #[schema(minimum = 1, maximum = 128)]
     best_of: Option<u32>,
     /// Shows each token's log probability, and those of this many of the likeliest tokens at its position.
-    #[schema(maximum = 5)]
+    #[schema(schema_with = schema::logprobs, required = false)]
     logprobs: Option<u32>,
     /// Whether each choice begins with the prompt.
     #[schema(default = false)]
@@ -52,9 +52,8 @@ impl CompletionsBody {
     ///
     /// # Errors
     /// Names the first field that is at fault.
-    pub(in crate::gateway) fn parse(body: &[u8]) -> Result<Asked, Error> {
-        let mut fields = Fields::parse(body)?;
-        let body = Self::read(&mut fields)?;
+    pub(in crate::gateway) fn parse(fields: &mut Fields) -> Result<Asked, Error> {
+        let body = Self::read(fields)?;
         fields.finish()?;
         body.asked()
     }
@@ -65,7 +64,7 @@ impl CompletionsBody {
             suffix: fields.string("suffix")?,
             max_tokens: fields.integer("max_tokens")?,
             best_of: fields.integer("best_of")?,
-            logprobs: fields.integer("logprobs")?,
+            logprobs: logprobs(fields)?,
             echo: fields.bool("echo")?,
             generation: Generation::read(fields)?,
         })
@@ -151,6 +150,15 @@ fn check_echo(prompts: &[Input], choices: u32, logprobs: Option<u32>) -> Result<
     let of_all = prompts.iter().map(size).sum::<usize>();
     let choices = usize::try_from(choices).unwrap_or(usize::MAX);
     size::check_echo(of_all.saturating_mul(choices))
+}
+
+/// How many of the likeliest tokens to show. `false`, which chats have in this place, asks for none.
+fn logprobs(fields: &mut Fields) -> Result<Option<u32>, Error> {
+    const NAME: &str = "logprobs";
+    match fields.take(NAME) {
+        None | Some(Value::Bool(false)) => Ok(None),
+        Some(value) => fields.whole(NAME, &value).map(Some),
+    }
 }
 
 /// The prompts, in any of OpenAI's four forms.

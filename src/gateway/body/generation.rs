@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::{StreamOptions, schema};
 use crate::error::Error;
-use crate::gateway::fields::Fields;
+use crate::gateway::fields::{Fields, Unsupported};
 use crate::proto::v1;
 use crate::request::{
     MAX_LOGIT_BIASES, MAX_MODEL_NAME_BYTES, MAX_STOP_BYTES, MAX_STOP_STRINGS, MAX_STOP_TOKENS,
@@ -79,7 +79,39 @@ pub(in crate::gateway) struct Generation {
 }
 
 impl Generation {
+    /// Hints that change no answer, with their descriptions. Their type is checked; then they are dropped.
+    pub(in crate::gateway) const HINTS: [(&str, &str); 3] = [
+        (
+            "prompt_cache_key",
+            "OpenAI's hint for its prompt cache. It changes nothing here.",
+        ),
+        (
+            "prompt_cache_retention",
+            "OpenAI's hint for its prompt cache. It changes nothing here.",
+        ),
+        (
+            "safety_identifier",
+            "OpenAI's successor of `user`. It changes nothing here.",
+        ),
+    ];
+
+    /// What OpenAI or vLLM has and this server does not.
+    pub(in crate::gateway) const UNSUPPORTED: &[Unsupported] = &[
+        ("response_format", r#"[{"type": "text"}]"#),
+        ("store", "[false]"),
+        ("metadata", "[{}]"),
+        ("service_tier", r#"["auto", "default"]"#),
+        ("skip_special_tokens", "[true]"),
+        ("spaces_between_special_tokens", "[true]"),
+        ("use_beam_search", "[false]"),
+        ("length_penalty", "[1, 1.0]"),
+    ];
+
     pub(super) fn read(fields: &mut Fields) -> Result<Self, Error> {
+        fields.refuse(Self::UNSUPPORTED)?;
+        for (hint, _) in Self::HINTS {
+            fields.string(hint)?;
+        }
         let stream = fields.bool("stream")?;
         let generation = Self {
             stream_options: stream_options(fields, stream.unwrap_or(false))?,
@@ -181,7 +213,7 @@ fn stream_options(fields: &mut Fields, is_stream: bool) -> Result<Option<StreamO
         return Err(Error::invalid_value("stream_options", message));
     }
     let known = StreamOptions::read(&mut options)?;
-    options.finish()?;
+    fields.finish_within(options)?;
     Ok(Some(known))
 }
 

@@ -54,7 +54,7 @@ impl Message {
         let read = |(index, item)| {
             let mut message = fields.within(&format!("{name}[{index}]"), item)?;
             let read = Self::read(&mut message)?;
-            message.finish()?;
+            fields.finish_within(message)?;
             Ok(read.into())
         };
         let messages: Result<Vec<v1::ChatMessage>, Error> =
@@ -117,7 +117,7 @@ fn content(fields: &mut Fields) -> Result<String, Error> {
     }
 }
 
-fn text_of_part(message: &Fields, name: &str, part: Value) -> Result<String, Error> {
+fn text_of_part(message: &mut Fields, name: &str, part: Value) -> Result<String, Error> {
     let mut part = message.within(name, part)?;
     let kind = part.required("type")?;
     if part.text("type", kind)? != "text" {
@@ -125,6 +125,6 @@ fn text_of_part(message: &Fields, name: &str, part: Value) -> Result<String, Err
     }
     let text = part.required("text")?;
     let text = part.text("text", text)?;
-    part.finish()?;
+    message.finish_within(part)?;
     Ok(text)
 }

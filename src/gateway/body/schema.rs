@@ -3,6 +3,7 @@
 use utoipa::openapi::schema::{AnyOfBuilder, ArrayBuilder, ObjectBuilder, Type};
 use utoipa::openapi::{RefOr, Schema};
 
+use super::completions::MAX_LOGPROBS;
 use super::message::Message;
 use crate::request::{MAX_LOGIT_BIASES, MAX_STOP_BYTES, MAX_STOP_STRINGS};
 
@@ -39,6 +40,26 @@ pub(super) fn stop() -> RefOr<Schema> {
         ))
         .item(text())
         .item(many)
+        .item(null())
+        .into()
+}
+
+/// How many of the likeliest tokens; `false` for none.
+pub(super) fn logprobs() -> RefOr<Schema> {
+    let count = ObjectBuilder::new()
+        .schema_type(Type::Integer)
+        .minimum(Some(0))
+        .maximum(Some(MAX_LOGPROBS));
+    let none = ObjectBuilder::new()
+        .schema_type(Type::Boolean)
+        .enum_values(Some([false]));
+    AnyOfBuilder::new()
+        .description(Some(
+            "Shows each token's log probability, and those of this many of the likeliest tokens at its \
+             position. `false` asks for none.",
+        ))
+        .item(count)
+        .item(none)
         .item(null())
         .into()
 }

@@ -7,9 +7,14 @@ use super::completions::CompletionsBody;
 use super::tokenize::{DetokenizeBody, TokenizeBody};
 use super::*;
 use crate::error::ErrorKind;
+use crate::gateway::unknown::UnknownFields;
+
+fn fields(body: &Value) -> Result<Fields, Error> {
+    Fields::parse(body.to_string().as_bytes(), UnknownFields::Refuse)
+}
 
 fn completions(body: &Value) -> Result<Asked, Error> {
-    CompletionsBody::parse(body.to_string().as_bytes())
+    CompletionsBody::parse(&mut fields(body)?)
 }
 
 fn told(error: Error) -> (&'static str, Option<String>) {
@@ -56,6 +61,22 @@ fn null_and_openais_defaults_are_never_refused() {
         let options = json!({"include_obfuscation": obfuscated});
         let body = json!({"prompt": "a", "stream": true, "stream_options": options});
         assert!(completions(&body).is_ok());
+    }
+}
+
+#[test]
+fn hints_and_defaults_that_change_no_answer_are_accepted() {
+    let plain = completions(&json!({"prompt": "a"})).unwrap();
+    for body in [
+        json!({"prompt": "a", "prompt_cache_key": "k", "safety_identifier": "u"}),
+        json!({"prompt": "a", "prompt_cache_retention": "in_memory", "service_tier": "auto"}),
+        json!({"prompt": "a", "logprobs": false, "store": false, "metadata": {}}),
+        json!({"prompt": "a", "skip_special_tokens": true, "length_penalty": 1}),
+        json!({"prompt": "a", "response_format": {"type": "text"}}),
+    ] {
+        let asked = completions(&body).unwrap_or_else(|error| panic!("{body}: {error:?}"));
+        assert_eq!(asked.messages, plain.messages, "{body}");
+        assert_eq!(asked.shown, plain.shown, "{body}");
     }
 }
 
@@ -231,7 +252,7 @@ fn an_echo_may_not_make_an_answer_many_times_as_large_as_its_request() {
 
 #[test]
 fn what_is_tokenized_is_text_or_a_conversation() {
-    let parse = |body: Value| TokenizeBody::parse(body.to_string().as_bytes());
+    let parse = |body: Value| TokenizeBody::parse(&mut fields(&body)?);
     let text = parse(json!({"prompt": "", "model": "m", "add_special_tokens": false})).unwrap();
     let expected = v1::TokenizeRequest {
         model: "m".to_owned(),
@@ -267,7 +288,7 @@ fn what_is_tokenized_is_text_or_a_conversation() {
 
 #[test]
 fn what_is_detokenized_is_a_list_of_ids() {
-    let parse = |body: Value| DetokenizeBody::parse(body.to_string().as_bytes());
+    let parse = |body: Value| DetokenizeBody::parse(&mut fields(&body)?);
     assert_eq!(parse(json!({"tokens": [1, 2]})).unwrap().token_ids, [1, 2]);
     for (code, body) in [
         ("missing_parameter", json!({})),
@@ -293,9 +314,11 @@ fn a_number_is_not_rounded_onto_the_bound_of_a_range() {
 fn what_is_no_json_is_refused() {
     let deep = "[".repeat(100_000);
     for body in ["", "{", "{\"prompt\": NaN}", "\u{feff}{}", &deep] {
-        let error = CompletionsBody::parse(body.as_bytes()).unwrap_err();
+        let error = Fields::parse(body.as_bytes(), UnknownFields::Refuse).err();
+        let error = error.expect("no JSON");
         assert_eq!(error.kind, ErrorKind::InvalidJson);
     }
-    let error = CompletionsBody::parse(b"{\"prompt\": \"\xff\"}").unwrap_err();
+    let error = Fields::parse(b"{\"prompt\": \"\xff\"}", UnknownFields::Refuse).err();
+    let error = error.expect("no UTF-8");
     assert_eq!(error.kind, ErrorKind::InvalidJson);
 }

@@ -104,11 +104,10 @@ impl TokenizeBody {
     ///
     /// # Errors
     /// Names the first field that is at fault.
-    pub(in crate::gateway) fn parse(body: &[u8]) -> Result<v1::TokenizeRequest, Error> {
-        let mut fields = Fields::parse(body)?;
+    pub(in crate::gateway) fn parse(fields: &mut Fields) -> Result<v1::TokenizeRequest, Error> {
         let body = match (fields.has("prompt"), fields.has("messages")) {
-            (true, false) => Self::Text(TokenizeText::read(&mut fields)?),
-            (false, true) => Self::Chat(TokenizeChat::read(&mut fields)?),
+            (true, false) => Self::Text(TokenizeText::read(fields)?),
+            (false, true) => Self::Chat(TokenizeChat::read(fields)?),
             (true, true) => {
                 let message = "prompt and messages exclude each other.";
                 return Err(Error::invalid_value("prompt", message));
@@ -151,9 +150,8 @@ impl DetokenizeBody {
     ///
     /// # Errors
     /// Names the first field that is at fault.
-    pub(in crate::gateway) fn parse(body: &[u8]) -> Result<v1::DetokenizeRequest, Error> {
-        let mut fields = Fields::parse(body)?;
-        let body = Self::read(&mut fields)?;
+    pub(in crate::gateway) fn parse(fields: &mut Fields) -> Result<v1::DetokenizeRequest, Error> {
+        let body = Self::read(fields)?;
         fields.finish()?;
         Ok(v1::DetokenizeRequest {
             model: body.model.unwrap_or_default(),

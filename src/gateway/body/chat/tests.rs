@@ -3,9 +3,11 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::gateway::unknown::UnknownFields;
 
 fn chat(body: &Value) -> Result<Asked, Error> {
-    ChatBody::parse(body.to_string().as_bytes())
+    let fields = Fields::parse(body.to_string().as_bytes(), UnknownFields::Refuse);
+    ChatBody::parse(&mut fields.expect("an object"))
 }
 
 fn refusal(body: &Value) -> (&'static str, Option<String>) {
@@ -27,6 +29,62 @@ fn null_and_openais_defaults_are_never_refused() {
         "logprobs": false, "top_logprobs": null, "max_completion_tokens": null, "max_tokens": 5,
     });
     assert_eq!(chat(&body).unwrap().messages[0].max_tokens, Some(5));
+}
+
+#[test]
+fn hints_and_defaults_that_change_no_answer_are_accepted() {
+    let plain = chat(&json!({"messages": [{"role": "user", "content": "a"}], "max_tokens": 5}));
+    let plain = plain.unwrap();
+    for fields in [
+        json!({"prompt_cache_key": "a", "prompt_cache_retention": "24h"}),
+        json!({"safety_identifier": "a", "service_tier": "default"}),
+        json!({"logprobs": false, "top_logprobs": 0}),
+        json!({"top_logprobs": 0}),
+        json!({"tool_choice": "auto", "parallel_tool_calls": false, "tools": []}),
+        json!({"max_completion_tokens": 5}),
+        json!({"echo": false, "add_generation_prompt": true, "continue_final_message": false}),
+        json!({"skip_special_tokens": true, "use_beam_search": false, "length_penalty": 1.0}),
+        json!({"modalities": ["text"], "metadata": null, "store": false}),
+    ] {
+        let mut body = json!({"messages": [{"role": "user", "content": "a"}], "max_tokens": 5});
+        let all = body.as_object_mut().unwrap();
+        all.extend(fields.as_object().unwrap().clone());
+        let asked = chat(&body).unwrap_or_else(|error| panic!("{body}: {error:?}"));
+        assert_eq!(asked.messages, plain.messages, "{body}");
+        assert_eq!(asked.shown, plain.shown, "{body}");
+    }
+}
+
+#[test]
+fn unknown_fields_are_ignored_and_named_where_the_server_is_set_to_that() {
+    let body = json!({
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}]},
+            {"role": "user", "content": "b", "x": 1, "y": null},
+        ],
+        "stream": true, "stream_options": {"cat": 1}, "no_stop_trim": false,
+    });
+    let fields = Fields::parse(body.to_string().as_bytes(), UnknownFields::Ignore);
+    let mut fields = fields.expect("an object");
+    assert!(ChatBody::parse(&mut fields).is_ok());
+    let response = fields.into_ignored().name_in(Default::default());
+    let names = response.headers()["x-ignored-fields"]
+        .to_str()
+        .expect("ASCII");
+    let mut names: Vec<_> = names.split(',').collect();
+    names.sort_unstable();
+    let expected = [
+        "messages[0].content[0].cache_control",
+        "messages[1].x",
+        "no_stop_trim",
+        "stream_options.cat",
+    ];
+    assert_eq!(names, expected);
+    // What is known and cannot be honoured is no unknown field.
+    let body = json!({"messages": [{"role": "user", "content": "a"}], "tools": [{}]});
+    let fields = Fields::parse(body.to_string().as_bytes(), UnknownFields::Ignore);
+    let error = ChatBody::parse(&mut fields.expect("an object")).expect_err("tools");
+    assert_eq!(error.param.as_deref(), Some("tools"));
 }
 
 #[test]
@@ -148,7 +206,7 @@ fn a_message_that_openai_has_answered_with_can_be_sent_back() {
     });
     let user = json!({"role": "user", "content": "b"});
     let body = json!({"messages": [user, answered, user]});
-    assert!(ChatBody::parse(body.to_string().as_bytes()).is_ok());
+    assert!(chat(&body).is_ok());
 }
 
 #[test]
@@ -163,12 +221,16 @@ fn what_a_chat_may_not_ask_for_is_refused_with_its_field() {
             json!({"type": "json_object"}),
         ),
         ("unsupported_parameter", "tools", json!([{}])),
-        ("unsupported_parameter", "tool_choice", json!("auto")),
-        ("unsupported_parameter", "parallel_tool_calls", json!(false)),
+        ("unsupported_parameter", "tool_choice", json!("required")),
+        ("unsupported_parameter", "metadata", json!({"a": "b"})),
+        ("unsupported_parameter", "service_tier", json!("flex")),
+        ("invalid_type", "prompt_cache_key", json!(1)),
+        ("invalid_type", "prompt_cache_retention", json!(24)),
+        ("invalid_type", "safety_identifier", json!(["u"])),
         ("unsupported_parameter", "store", json!(true)),
         ("unsupported_parameter", "reasoning_effort", json!("low")),
         ("unknown_parameter", "best_of", json!(1)),
-        ("unknown_parameter", "echo", json!(false)),
+        ("unsupported_parameter", "echo", json!(true)),
         ("unknown_parameter", "suffix", json!("a")),
         ("unknown_parameter", "prompt", json!("a")),
         ("invalid_value", "top_logprobs", json!(1)),
@@ -185,6 +247,6 @@ fn what_a_chat_may_not_ask_for_is_refused_with_its_field() {
     let messages = json!([{"role": "user", "content": "a"}]);
     let body = json!({"messages": messages, "logprobs": true, "top_logprobs": 21});
     assert_eq!(refusal(&body), fault("invalid_value", "top_logprobs"));
-    let body = json!({"messages": messages, "max_tokens": 1, "max_completion_tokens": 1});
+    let body = json!({"messages": messages, "max_tokens": 1, "max_completion_tokens": 2});
     assert_eq!(refusal(&body), fault("invalid_value", "max_tokens"));
 }

@@ -1,0 +1,115 @@
+//! Fields that clients send beside those of a request: hints, and fields that nobody here knows.
+
+mod support;
+
+use serde_json::{Value, json};
+use support::http::{Request, completion, post, refusal, refused};
+use support::{Counts, Setup, TestServer, full_speed};
+
+const IGNORED: &str = "tokenway_ignored_fields_total";
+
+async fn server() -> TestServer {
+    Setup::test_runner(full_speed()).start().await
+}
+
+async fn ignoring() -> TestServer {
+    let setup = Setup::test_runner(full_speed());
+    setup.ignoring_unknown_fields().start().await
+}
+
+fn with(body: &Value, fields: &Value) -> Value {
+    let mut body = body.clone();
+    let fields = fields.as_object().expect("fields").clone();
+    body.as_object_mut().expect("a body").extend(fields);
+    body
+}
+
+fn chat(fields: &Value) -> Request {
+    let body = json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2});
+    post("/v1/chat/completions", with(&body, fields).to_string())
+}
+
+fn text(fields: &Value) -> Request {
+    completion(&with(&json!({"prompt": "hi", "max_tokens": 2}), fields))
+}
+
+#[tokio::test]
+async fn hints_that_change_no_answer_are_accepted_on_both_routes() {
+    let server = server().await;
+    for hint in [
+        json!({"prompt_cache_key": "a"}),
+        json!({"prompt_cache_retention": "24h"}),
+        json!({"safety_identifier": "u"}),
+        json!({"service_tier": "auto"}),
+        json!({"store": false, "metadata": {}}),
+        json!({"logprobs": false}),
+    ] {
+        for request in [chat(&hint), text(&hint)] {
+            let (response, body) = request.fetch(&server).await;
+            assert_eq!(response.status, 200, "{hint}: {}", body.text);
+            assert_eq!(response.header("x-ignored-fields"), None);
+        }
+    }
+    let wrong = json!({"prompt_cache_key": 1});
+    let expected = refused(400, "invalid_type", Some("prompt_cache_key"));
+    assert_eq!(refusal(&server, chat(&wrong)).await, expected);
+    assert_eq!(refusal(&server, text(&wrong)).await, expected);
+}
+
+#[tokio::test]
+async fn an_unknown_field_is_refused_and_the_error_says_which_setting_ignores_it() {
+    let server = server().await;
+    let (response, body) = text(&json!({"no_stop_trim": false})).fetch(&server).await;
+    assert_eq!(response.status, 400);
+    let expected = (
+        "unknown_parameter".to_owned(),
+        Some("no_stop_trim".to_owned()),
+    );
+    assert_eq!(body.error(), expected);
+    let message = body.json()["error"]["message"].to_string();
+    assert!(message.contains("--unknown-fields ignore"), "{message}");
+    assert_eq!(Counts::now(&server).get(IGNORED), 0.0);
+}
+
+#[tokio::test]
+async fn ignored_fields_are_named_in_a_header_of_every_kind_of_answer_and_counted() {
+    let engine = server().await;
+    let gateway = Setup::gateway(&[&engine]).ignoring_unknown_fields();
+    for server in [ignoring().await, gateway.start().await] {
+        let stream = json!({"cat": 1, "stream": true, "stream_options": {"dog": 2}});
+        for (request, expected) in [
+            (text(&json!({"cat": 1})), "cat"),
+            (
+                chat(&json!({"cat": 1, "a\r\nb: c,d": 1})),
+                "a%0D%0Ab%3A%20c%2Cd,cat",
+            ),
+            (text(&stream), "cat,stream_options.dog"),
+            (chat(&stream), "cat,stream_options.dog"),
+            (post("/tokenize", r#"{"prompt": "a", "cat": 1}"#), "cat"),
+            (post("/detokenize", r#"{"tokens": [1], "cat": 1}"#), "cat"),
+        ] {
+            let (response, body) = request.fetch(&server).await;
+            assert_eq!(response.status, 200, "{}", body.text);
+            let header = response.header("x-ignored-fields").expect("the header");
+            let mut names: Vec<_> = header.split(',').collect();
+            names.sort_unstable();
+            assert_eq!(names.join(","), expected);
+        }
+        let counts = Counts::now(&server);
+        assert_eq!(counts.get(IGNORED), 9.0, "{}", counts.0);
+        assert!(!counts.0.contains("dog"), "{}", counts.0);
+    }
+}
+
+#[tokio::test]
+async fn a_known_field_that_cannot_be_honoured_is_refused_where_unknown_ones_are_ignored() {
+    let server = ignoring().await;
+    let tools = json!({"tools": [{"type": "function"}], "cat": 1});
+    let expected = refused(400, "unsupported_parameter", Some("tools"));
+    assert_eq!(refusal(&server, chat(&tools)).await, expected);
+    let expected = refused(400, "unsupported_parameter", Some("suffix"));
+    assert_eq!(
+        refusal(&server, text(&json!({"suffix": "a"}))).await,
+        expected
+    );
+}
