@@ -105,6 +105,7 @@ fn parts(args: Args) -> ServerParts {
             listen: args.http_listen,
             stream_format: StreamFormat::Ndjson,
             unknown_fields: UnknownFields::Refuse,
+            headers_after: Some(Duration::from_secs(30)),
         }),
         grpc: Some(args.grpc_listen),
         limits: Limits::default(),

@@ -156,6 +156,7 @@ fn parts(options: &Options) -> io::Result<ServerParts> {
         listen: Address::Tcp("127.0.0.1:0".to_owned()),
         stream_format: StreamFormat::Ndjson,
         unknown_fields: UnknownFields::Refuse,
+        headers_after: Some(Duration::from_secs(30)),
         origins: OriginPolicy::default(),
     };
     Ok(ServerParts {

@@ -119,6 +119,15 @@ struct HttpSettings {
     /// response header x-ignored-fields [default: refuse]
     #[arg(long, env = "TOKENWAY_UNKNOWN_FIELDS", value_name = "ACTION")]
     unknown_fields: Option<UnknownFields>,
+    /// How long a streamed request waits in the queue before its headers are sent, in seconds, so that proxies do
+    /// not time out: a refusal after it is a record in the stream. 0 waits without end [default: 30]
+    #[arg(
+        long,
+        env = "TOKENWAY_HEADERS_AFTER",
+        value_name = "SECONDS",
+        allow_negative_numbers = true
+    )]
+    headers_after: Option<Seconds>,
     /// Host names that the HTTP API answers to besides localhost, its subdomains and IP addresses: `name`,
     /// `name:port`, `.name` with its subdomains, `*.name` for these alone; several by commas or by repeating the
     /// flag. `*` is any name, and gives up the protection against DNS rebinding [default: none]
@@ -277,16 +286,19 @@ impl HttpSettings {
             http_listen: self.http_listen.or(file.http_listen),
             stream_format: self.stream_format.or(file.stream_format),
             unknown_fields: self.unknown_fields.or(file.unknown_fields),
+            headers_after: self.headers_after.or(file.headers_after),
             allowed_hosts: self.allowed_hosts.or(file.allowed_hosts),
             cors_origins: self.cors_origins.or(file.cors_origins),
         }
     }
 
     fn door(self) -> HttpDoor {
+        let headers_after = seconds(self.headers_after, 30);
         HttpDoor {
             listen: self.http_listen.unwrap_or_else(|| loopback(8_000)),
             stream_format: self.stream_format.unwrap_or(StreamFormat::Ndjson),
             unknown_fields: self.unknown_fields.unwrap_or_default(),
+            headers_after: Some(headers_after).filter(|after| !after.is_zero()),
             origins: OriginPolicy {
                 allowed_hosts: self.allowed_hosts.unwrap_or_default(),
                 cors_origins: self.cors_origins.unwrap_or_default(),

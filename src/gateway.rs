@@ -43,6 +43,7 @@ mod timings;
 mod tokenize;
 mod unary;
 mod unknown;
+mod waiting;
 
 pub use accept::StreamFormat;
 use answer::{Model, ModelList, Status};
@@ -79,6 +80,8 @@ pub struct Gateway {
     pub stream_format: StreamFormat,
     /// What happens to fields of a request that are unknown.
     pub unknown_fields: UnknownFields,
+    /// How long a streamed request waits in the queue before its headers are sent; `None` is without end.
+    pub headers_after: Option<Duration>,
     /// Under which host names, and for pages of which origins, requests are taken.
     pub origins: OriginPolicy,
     /// Cancelled when the server waits no longer for running requests.

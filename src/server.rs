@@ -74,6 +74,8 @@ pub struct HttpDoor {
     pub stream_format: StreamFormat,
     /// What happens to fields of a request that are unknown.
     pub unknown_fields: UnknownFields,
+    /// How long a streamed request waits in the queue before its headers are sent; `None` is without end.
+    pub headers_after: Option<Duration>,
     /// Under which host names, and for pages of which origins, requests are taken.
     pub origins: OriginPolicy,
 }
@@ -224,6 +226,7 @@ impl Server {
                 stopping: server.stopping.clone(),
                 stream_format: door.stream_format,
                 unknown_fields: door.unknown_fields,
+                headers_after: door.headers_after,
                 origins: door.origins(),
                 request_timeout: parts.request_timeout,
             });

@@ -55,6 +55,7 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!(model.aliases, ["test"]);
     assert_eq!(engine.unknown_model, UnknownModel::Refuse);
     assert_eq!(http.unknown_fields, UnknownFields::Refuse);
+    assert_eq!(http.headers_after, Some(Duration::from_secs(30)));
     assert_eq!(
         (model.name.as_str(), model.workers, model.slots),
         ("llm_test", 1, 1_024)
@@ -127,13 +128,17 @@ fn the_first_test_runner_answers_to_the_name_of_the_references_test_unless_a_mod
 }
 
 #[test]
-fn unknown_fields_are_a_setting_of_the_http_api() {
+fn unknown_fields_and_waiting_are_settings_of_the_http_api() {
     let http = |line: &[&str]| parts(line).http.expect("it has the HTTP API");
-    let ignoring = http(&["--unknown-fields", "ignore"]);
+    let ignoring = http(&["--unknown-fields", "ignore", "--headers-after", "0.05"]);
     assert_eq!(ignoring.unknown_fields, UnknownFields::Ignore);
-    let (_folder, path) = settings_file("unknown_fields = \"ignore\"");
+    assert_eq!(ignoring.headers_after, Some(Duration::from_millis(50)));
+    let gateway = http(&["gateway", "--engine", "http://a:1", "--headers-after", "0"]);
+    assert_eq!(gateway.headers_after, None);
+    let (_folder, path) = settings_file("unknown_fields = \"ignore\"\nheaders_after = 2");
     let by_file = http(&["--config", &path]);
     assert_eq!(by_file.unknown_fields, UnknownFields::Ignore);
+    assert_eq!(by_file.headers_after, Some(Duration::from_secs(2)));
     let said = refusal(&["--unknown-fields", "drop"]);
     assert!(said.contains("it must be refuse or ignore"), "{said}");
 }

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use axum::body::Body;
 use axum::extract::{Extension, Request, State};
 use axum::http::HeaderValue;
 use axum::http::header::VARY;
 use axum::response::Response;
 use bytes::BytesMut;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use super::Gateway;
 use super::accept::{StreamFormat, negotiate};
@@ -22,9 +24,10 @@ use super::incoming::Incoming;
 use super::lines::{Head, Lines};
 use super::opened::{Merged, Opened, deadline_exceeded, stopped};
 use super::refusal::Refusal;
-use super::stream::{Leaving, TokenBody, Told};
+use super::stream::{self, Leaving, TokenBody, Told};
 use super::unary;
 use super::unknown::IgnoredFields;
+use super::waiting::{Beginning, Waiting, WaitingBody};
 use crate::delivery::{DoorClock, Flush};
 use crate::error::Error;
 use crate::request::RequestId;
@@ -95,21 +98,61 @@ async fn answer(
     request: Request,
     route: Route,
 ) -> Result<Response, Refusal> {
-    let mut counted = gateway.telemetry.request_admitted(Door::Http);
+    let counted = gateway.telemetry.request_admitted(Door::Http);
     let flush = request.extensions().get::<Flush>().cloned();
-    let begun = async {
-        let parsed = Parsed::read(gateway, request, route).await?;
-        parsed.ignored.count_in(&gateway.telemetry);
-        Begun::begin(gateway, id, parsed).await
+    let mut parsed = match Parsed::read(gateway, request, route).await {
+        Ok(parsed) => parsed,
+        Err(error) => return Err(refuse(gateway, counted, error)),
     };
-    match begun.await {
-        Ok(begun) => begun.respond(gateway, flush, counted).await,
-        Err(error) => {
-            counted.ended(Err(&error));
-            gateway.telemetry.refused(Door::Http, &error);
-            Err(error.into())
-        }
+    let ignored = std::mem::take(&mut parsed.ignored);
+    ignored.count_in(&gateway.telemetry);
+    let leaving = Leaving {
+        clock: DoorClock::new(&gateway.telemetry, parsed.lane(), flush.clone()),
+        flush,
+    };
+    let response = respond(gateway, id, parsed, (leaving, counted)).await?;
+    Ok(ignored.name_in(response))
+}
+
+/// Answers a request whose body is valid. The headers of a stream are sent when a worker has begun, or when the
+/// request has waited for `headers_after`.
+async fn respond(
+    gateway: &Gateway,
+    id: &RequestId,
+    parsed: Parsed,
+    (leaving, counted): (Leaving, CountedRequest),
+) -> Result<Response, Refusal> {
+    let (names, stream) = (parsed.asked.names, parsed.stream);
+    let route = parsed.route;
+    let admitted = match Admitted::admit(gateway, id, parsed).await {
+        Ok(admitted) => admitted,
+        Err(error) => return Err(refuse(gateway, counted, names.client_error(error))),
+    };
+    let mut beginning: Beginning = Box::pin(admitted.begin());
+    let begun = match (gateway.headers_after, stream) {
+        (Some(after), Some(stream)) => match timeout(after, &mut beginning).await {
+            Ok(begun) => begun,
+            Err(_) => {
+                // Neither a comment nor a refusal has the model in it.
+                let lines = Lines::new(stream.0, stream.1, head(route, id, ""));
+                let waiting = Waiting::new(beginning, stream, Told::new(lines, names));
+                let body = Body::new(WaitingBody::new(waiting, leaving, counted));
+                return Ok(stream::response(body, stream.0));
+            }
+        },
+        (None, _) | (_, None) => beginning.await,
+    };
+    match begun {
+        Ok(begun) => begun.respond(leaving, counted).await,
+        Err(error) => Err(refuse(gateway, counted, names.client_error(error))),
     }
+}
+
+/// Counts a request that is refused before anything was sent.
+fn refuse(gateway: &Gateway, mut counted: CountedRequest, error: Error) -> Refusal {
+    counted.ended(Err(&error));
+    gateway.telemetry.refused(Door::Http, &error);
+    error.into()
 }
 
 /// A request whose body is valid.
@@ -147,6 +190,22 @@ impl Parsed {
         })
     }
 
+    /// The prompts that the answer repeats, where it does.
+    ///
+    /// # Errors
+    /// When the answer would be too long.
+    fn echo(&self, opened: &Opened) -> Result<Option<Echo>, Error> {
+        if !self.asked.messages.iter().any(|message| message.echo) {
+            return Ok(None);
+        }
+        let prompts = self.asked.messages.len();
+        let echo = Echo::new(prompts, opened.choices() / prompts.max(1));
+        if let Some(top) = self.asked.shown.logprobs {
+            echo.check(opened.first().prompt_tokens, top)?;
+        }
+        Ok(Some(echo))
+    }
+
     /// How the tokens of its answer leave.
     fn lane(&self) -> Lane {
         match self.stream {
@@ -157,118 +216,132 @@ impl Parsed {
     }
 }
 
-/// A request of which a worker has begun.
-struct Begun {
+/// A request whose prompts are all admitted: checked, and in a queue.
+struct Admitted {
     parsed: Parsed,
-    opened: Opened,
-    head: Head,
+    merged: Merged,
+    id: RequestId,
+    /// Cancelled when the server waits no longer for the request.
+    stopping: CancellationToken,
 }
 
-impl Begun {
-    async fn begin(gateway: &Gateway, id: &RequestId, parsed: Parsed) -> Result<Self, Error> {
-        let opening = Opening {
-            deadline: parsed.deadline,
-            lane: parsed.lane(),
+impl Admitted {
+    /// Opens an RPC for each prompt, one after the other, so that the first prompt is first in the queue.
+    async fn admit(gateway: &Gateway, id: &RequestId, parsed: Parsed) -> Result<Self, Error> {
+        let admitting = async {
+            let mut merged = Merged::new(parsed.asked.candidates);
+            for message in &parsed.asked.messages {
+                let left = parsed.deadline.saturating_duration_since(Instant::now());
+                let events = gateway.cluster.complete(message, id, left, parsed.lane());
+                merged.push(events.await?);
+            }
+            Ok(merged)
         };
-        let opened = tokio::select! {
-            opened = opening.open(gateway, &parsed.asked, id) => opened,
-            () = gateway.stopping.cancelled() => Err(stopped()),
-        };
-        let opened = opened.map_err(|error| parsed.asked.names.client_error(error))?;
+        let stopping = gateway.stopping.clone();
+        let merged = in_time(parsed.deadline, &stopping, admitting).await?;
         Ok(Self {
-            head: head(parsed.route, id, &opened),
             parsed,
-            opened,
+            merged,
+            id: id.clone(),
+            stopping,
         })
     }
 
+    /// Waits until a worker has taken one of the prompts: from then on there is something to stream, and until
+    /// then a refusal has a status of its own.
+    async fn begin(self) -> Result<Begun, Error> {
+        let (deadline, stopping) = (self.parsed.deadline, self.stopping);
+        let started =
+            Opened::wait_for_start(self.merged, deadline + DEADLINE_GRACE, stopping.clone());
+        let opened = in_time(deadline, &stopping, started).await?;
+        let begun = Begun {
+            head: head(self.parsed.route, &self.id, &opened.first().model),
+            echo: self.parsed.echo(&opened)?,
+            parsed: self.parsed,
+            opened,
+        };
+        Ok(begun)
+    }
+}
+
+/// Gives up where the server stops, or where the engine does not tell of a deadline that has passed.
+async fn in_time<T>(
+    deadline: Instant,
+    stopping: &CancellationToken,
+    answer: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    tokio::select! {
+        answer = timeout_at(deadline + DEADLINE_GRACE, answer) => {
+            answer.unwrap_or_else(|_| Err(deadline_exceeded()))
+        }
+        () = stopping.cancelled() => Err(stopped()),
+    }
+}
+
+/// A request of which a worker has begun.
+pub(super) struct Begun {
+    parsed: Parsed,
+    opened: Opened,
+    head: Head,
+    /// The prompts, where they are echoed.
+    echo: Option<Echo>,
+}
+
+impl Begun {
     async fn respond(
         self,
-        gateway: &Gateway,
-        flush: Option<Flush>,
+        leaving: Leaving,
         mut counted: CountedRequest,
     ) -> Result<Response, Refusal> {
-        let asked = &self.parsed.asked;
-        let is_echoed = asked.messages.iter().any(|message| message.echo);
-        let echo = is_echoed.then(|| {
-            let prompts = asked.messages.len();
-            Echo::new(prompts, self.opened.choices() / prompts.max(1))
-        });
-        if let (Some(echo), Some(top)) = (&echo, asked.shown.logprobs) {
-            let tokens = self.opened.first().prompt_tokens;
-            if let Err(error) = echo.check(tokens, top) {
-                counted.ended(Err(&error));
-                gateway.telemetry.refused(Door::Http, &error);
-                return Err(error.into());
-            }
+        if let Some(stream) = self.parsed.stream {
+            let body = Body::new(self.into_body(stream, leaving, counted));
+            return Ok(stream::response(body, stream.0));
         }
-        let Some((format, options)) = self.parsed.stream else {
-            let answer = unary::collect(self.opened, asked, echo, self.head).await;
-            let answer = answer.map_err(|error| asked.names.client_error(error));
-            counted.ended(answer.as_ref().map(|_| ()));
-            let mut response = answer?;
-            let headers = response.headers_mut();
-            headers.insert(VARY, HeaderValue::from_static("accept"));
-            return Ok(self.parsed.ignored.name_in(response));
-        };
-        let told = self.told(format, options, echo);
-        let clock = DoorClock::new(&gateway.telemetry, self.parsed.lane(), flush.clone());
-        let leaving = Leaving { flush, clock };
-        let response = TokenBody::new(self.opened, told, leaving, counted).into_response(format);
-        Ok(self.parsed.ignored.name_in(response))
+        let asked = &self.parsed.asked;
+        let answer = unary::collect(self.opened, asked, self.echo, self.head).await;
+        let answer = answer.map_err(|error| asked.names.client_error(error));
+        counted.ended(answer.as_ref().map(|_| ()));
+        let mut response = answer?;
+        let headers = response.headers_mut();
+        headers.insert(VARY, HeaderValue::from_static("accept"));
+        Ok(response)
     }
 
-    /// How the events of its stream are told.
-    fn told(&self, format: StreamFormat, options: StreamOptions, echo: Option<Echo>) -> Told {
-        let mut lines = Lines::new(format, options, self.head.clone());
-        if self.parsed.asked.shown.logprobs.is_some() {
+    /// The body of its stream, in this form.
+    pub(super) fn into_body(
+        self,
+        (format, options): (StreamFormat, StreamOptions),
+        leaving: Leaving,
+        counted: CountedRequest,
+    ) -> TokenBody {
+        let Self {
+            parsed,
+            opened,
+            head,
+            echo,
+        } = self;
+        let is_chat = head.route == Route::Chat;
+        let mut lines = Lines::new(format, options, head);
+        if parsed.asked.shown.logprobs.is_some() {
             lines = lines.with_logprobs();
         }
-        lines.begun(self.opened.first().prompt_tokens);
+        lines.begun(opened.first().prompt_tokens);
         let mut first = BytesMut::new();
-        if self.head.route == Route::Chat {
-            for choice in 0..self.parsed.asked.candidates {
+        if is_chat {
+            for choice in 0..parsed.asked.candidates {
                 lines.role(&mut first, choice);
             }
         }
-        Told {
-            lines,
+        let told = Told {
             echo,
-            names: self.parsed.asked.names,
             first,
-        }
-    }
-}
-
-/// How a request's RPCs are opened.
-struct Opening {
-    deadline: Instant,
-    /// How its tokens will leave.
-    lane: Lane,
-}
-
-impl Opening {
-    /// Opens an RPC for each prompt, and waits until a worker has taken one of them: from then on there
-    /// is something to stream, and until then a refusal has a status of its own.
-    ///
-    /// The RPCs are opened one after the other, so that the first prompt is first in the queue.
-    async fn open(self, gateway: &Gateway, asked: &Asked, id: &RequestId) -> Result<Opened, Error> {
-        let Self { deadline, lane } = self;
-        let opening = async {
-            let mut merged = Merged::new(asked.candidates);
-            for message in &asked.messages {
-                let left = deadline.saturating_duration_since(Instant::now());
-                merged.push(gateway.cluster.complete(message, id, left, lane).await?);
-            }
-            let stopping = gateway.stopping.clone();
-            Opened::wait_for_start(merged, deadline + DEADLINE_GRACE, stopping).await
+            ..Told::new(lines, parsed.asked.names)
         };
-        let opened = timeout_at(deadline + DEADLINE_GRACE, opening).await;
-        opened.unwrap_or_else(|_| Err(deadline_exceeded()))
+        TokenBody::new(opened, told, leaving, counted)
     }
 }
 
-fn head(route: Route, id: &RequestId, opened: &Opened) -> Head {
+fn head(route: Route, id: &RequestId, model: &str) -> Head {
     let since_epoch = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
@@ -280,6 +353,6 @@ fn head(route: Route, id: &RequestId, opened: &Opened) -> Head {
         route,
         id: format!("{kind}-{}", id.0),
         created: since_epoch.as_secs(),
-        model: opened.first().model.clone(),
+        model: model.to_owned(),
     }
 }

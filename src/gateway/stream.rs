@@ -32,7 +32,7 @@ use crate::telemetry::CountedRequest;
 const FRAME: usize = 64 * 1024;
 
 /// How often a silent stream of server-sent events says that it is alive.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// How long the last record of a failed stream may take to leave.
 const LAST_RECORD: Duration = Duration::from_secs(1);
@@ -71,6 +71,18 @@ pub(super) struct Told {
     pub(super) first: BytesMut,
 }
 
+impl Told {
+    /// Nothing but these lines.
+    pub(super) fn new(lines: Lines, names: FieldNames) -> Self {
+        Self {
+            lines,
+            echo: None,
+            names,
+            first: BytesMut::new(),
+        }
+    }
+}
+
 /// What watches a response leave.
 pub(super) struct Leaving {
     /// Its connection; `None` where nothing was listening.
@@ -97,11 +109,47 @@ enum Ending {
 #[error("the completion failed; its last record says why")]
 pub(super) struct UncleanEnd;
 
+/// The response whose body is this stream.
+pub(super) fn response(body: Body, format: StreamFormat) -> Response<Body> {
+    let content_type = match format {
+        StreamFormat::Ndjson => "application/x-ndjson",
+        StreamFormat::Sse => "text/event-stream; charset=utf-8",
+    };
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(
+        CACHE_CONTROL,
+        HeaderValue::from_static("no-cache, no-transform"),
+    );
+    headers.insert(VARY, HeaderValue::from_static("accept"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
 impl TokenBody {
+    /// The body of a request of which a worker has begun.
     pub(super) fn new(opened: Opened, told: Told, left: Leaving, counted: CountedRequest) -> Self {
+        Self::of(Some(opened), told, left, counted)
+    }
+
+    /// The rest of the body of a request that has failed, and the frame that comes before it.
+    pub(super) fn failed(
+        error: &Error,
+        told: Told,
+        left: Leaving,
+        counted: CountedRequest,
+    ) -> (Self, Bytes) {
+        let mut body = Self::of(None, told, left, counted);
+        body.fail(error);
+        let record = body.buffer.split().freeze();
+        (body, record)
+    }
+
+    fn of(opened: Option<Opened>, told: Told, left: Leaving, counted: CountedRequest) -> Self {
         let keep_alive = told.lines.keep_alive().map(|_| Box::pin(sleep(KEEP_ALIVE)));
         Self {
-            opened: Some(opened),
+            opened,
             lines: told.lines,
             echo: told.echo,
             names: told.names,
@@ -114,23 +162,6 @@ impl TokenBody {
             ending: Ending::Open,
             counted,
         }
-    }
-
-    pub(super) fn into_response(self, format: StreamFormat) -> Response<Body> {
-        let content_type = match format {
-            StreamFormat::Ndjson => "application/x-ndjson",
-            StreamFormat::Sse => "text/event-stream; charset=utf-8",
-        };
-        let mut response = Response::new(Body::new(self));
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-        headers.insert(
-            CACHE_CONTROL,
-            HeaderValue::from_static("no-cache, no-transform"),
-        );
-        headers.insert(VARY, HeaderValue::from_static("accept"));
-        headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-        response
     }
 
     /// Writes what is ready now. Pending when nothing is.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{Request, StatusCode, Version};
 use http_body_util::BodyExt;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::StreamExt;
 use tower::ServiceExt;
 
@@ -48,6 +48,15 @@ async fn answer_to(
     request: Request<Body>,
     script: impl Fn() -> Script + Send + Sync + 'static,
 ) -> Response {
+    answer_after(None, request, script).await
+}
+
+/// The door's answer, whose headers wait for so long.
+async fn answer_after(
+    headers_after: Option<Duration>,
+    request: Request<Body>,
+    script: impl Fn() -> Script + Send + Sync + 'static,
+) -> Response {
     let router = router(Gateway {
         cluster: Cluster::local(engine(move |_| Ok(script()))),
         telemetry: Telemetry::new(),
@@ -56,6 +65,7 @@ async fn answer_to(
         open: Arc::new(|| Ok(())),
         stream_format: StreamFormat::Ndjson,
         unknown_fields: UnknownFields::Refuse,
+        headers_after,
         origins: OriginPolicy::default(),
         stopping: CancellationToken::new(),
         request_timeout: Duration::from_secs(60),
@@ -173,6 +183,84 @@ async fn an_engine_that_does_not_begin_before_the_deadline_is_a_504() {
     let nothing = || -> Script { Box::pin(tokio_stream::pending()) };
     let began = Instant::now();
     let response = stream(&json!("a"), "*/*", nothing).await;
+    assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
+    assert_eq!(began.elapsed().as_secs(), 61);
+}
+
+/// The answer to a prompt that waits for so many seconds until a worker has begun, and its headers for 30.
+async fn waiting(seconds: u64, accept: &str) -> Response {
+    let script = move || -> Script {
+        let begun = async move {
+            sleep(Duration::from_secs(seconds)).await;
+            started("m")
+        };
+        let events = futures_util::stream::once(begun);
+        Box::pin(events.chain(tokio_stream::iter([token(0, "a"), summary()])))
+    };
+    let request = request(&json!({"prompt": ["a", "b"], "stream": true}), accept);
+    answer_after(Some(Duration::from_secs(30)), request, script).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_waits_has_its_headers_after_30_seconds_and_then_comments() {
+    let began = Instant::now();
+    let response = waiting(55, "text/event-stream").await;
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(began.elapsed().as_secs(), 30);
+    let mut body = response.into_body();
+    let comment = next_frame(&mut body).await.expect("a comment");
+    assert!(
+        comment.starts_with(':') && comment.ends_with("\n\n"),
+        "{comment}"
+    );
+    assert_eq!(began.elapsed().as_secs(), 45);
+    let tokens = next_frame(&mut body).await.expect("tokens");
+    assert!(
+        tokens.starts_with("data: ") && tokens.contains("\"text\":\"a\""),
+        "{tokens}"
+    );
+    assert_eq!(began.elapsed().as_secs(), 55);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lines_that_wait_have_their_headers_and_nothing_else() {
+    let began = Instant::now();
+    let response = waiting(55, "application/x-ndjson").await;
+    assert_eq!(began.elapsed().as_secs(), 30);
+    let mut body = response.into_body();
+    let tokens = next_frame(&mut body).await.expect("tokens");
+    assert!(tokens.starts_with('{'), "{tokens}");
+    assert_eq!(began.elapsed().as_secs(), 55);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_begins_in_time_has_its_headers_at_once() {
+    let began = Instant::now();
+    let response = waiting(29, "text/event-stream").await;
+    assert_eq!(began.elapsed().as_secs(), 29);
+    let first = next_frame(&mut response.into_body()).await;
+    assert!(first.expect("tokens").starts_with("data: "));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_that_passes_behind_the_headers_is_a_record_and_an_unclean_end() {
+    let began = Instant::now();
+    let mut body = waiting(100, "application/x-ndjson").await.into_body();
+    let record = next_frame(&mut body).await.expect("a record");
+    let object: Value = serde_json::from_str(&record).expect("JSON");
+    assert_eq!(object["error"]["code"], "deadline_exceeded");
+    assert_eq!(object["error"]["tokens_delivered"], 0);
+    assert_eq!(next_frame(&mut body).await.as_deref(), Some("\n"));
+    assert!(body.frame().await.expect("an end").is_err());
+    assert_eq!(began.elapsed().as_secs(), 61);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_in_one_piece_waits_with_its_headers() {
+    let nothing = || -> Script { Box::pin(tokio_stream::pending()) };
+    let began = Instant::now();
+    let request = request(&json!({"prompt": "a"}), "*/*");
+    let response = answer_after(Some(Duration::from_secs(30)), request, nothing).await;
     assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
     assert_eq!(began.elapsed().as_secs(), 61);
 }

@@ -106,6 +106,7 @@ impl Setup {
                     listen: loopback(),
                     stream_format: StreamFormat::Ndjson,
                     unknown_fields: UnknownFields::Refuse,
+                    headers_after: Some(Duration::from_secs(30)),
                     origins: OriginPolicy::default(),
                 }),
                 grpc: Some(loopback()),
@@ -151,6 +152,12 @@ impl Setup {
     /// Fields that are unknown are ignored.
     pub fn ignoring_unknown_fields(mut self) -> Self {
         self.http().unknown_fields = UnknownFields::Ignore;
+        self
+    }
+
+    /// A streamed request that waits for so long gets its headers.
+    pub fn headers_after(mut self, after: Duration) -> Self {
+        self.http().headers_after = Some(after);
         self
     }
 

@@ -1,0 +1,169 @@
+//! Streamed requests that wait in the queue for longer than proxies wait for headers.
+
+mod support;
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use support::http::{End, Request, Response, completion, refusal, refused};
+use support::{Counts, Setup, TestServer, grpc, silent_at};
+use tokenway::proto::v1;
+use tokio::time::timeout;
+use tonic::Streaming;
+
+const SHORT: Duration = Duration::from_millis(50);
+
+/// A server with one slot whose sequences fall silent behind their first token.
+fn one_slot() -> Setup {
+    Setup::test_runner(silent_at(1)).slots(1)
+}
+
+/// A stream that holds the server's only slot.
+async fn hold_the_slot(server: &TestServer) -> Streaming<v1::CompletionEvent> {
+    let mut stream = server.stream(grpc::request("a", 100)).await;
+    assert!(stream.message().await.expect("it goes on").is_some());
+    stream
+}
+
+fn stream(prompt: &Value, accept: &str) -> Request {
+    completion(&json!({"prompt": prompt, "max_tokens": 1, "stream": true})).accept(accept)
+}
+
+/// Waits until a server has counted so much.
+async fn counted(server: &TestServer, metric: &str, value: f64) {
+    let reached = async {
+        while Counts::now(server).get(metric) != value {
+            tokio::task::yield_now().await;
+        }
+    };
+    let reached = timeout(Duration::from_secs(10), reached).await;
+    assert!(reached.is_ok(), "{metric}: {}", Counts::now(server).0);
+}
+
+fn assert_the_headers_are_those_of_a_stream(response: &Response, content_type: &str) {
+    assert_eq!(response.status, 200);
+    assert_eq!(response.header("content-type"), Some(content_type));
+    assert_eq!(response.header("vary"), Some("accept"));
+    assert_eq!(response.header("x-accel-buffering"), Some("no"));
+    assert_eq!(
+        response.header("cache-control"),
+        Some("no-cache, no-transform")
+    );
+    assert_eq!(response.header("x-ignored-fields"), None);
+}
+
+#[tokio::test]
+async fn a_stream_that_waits_gets_its_headers_first_and_then_all_that_it_would_have_got() {
+    let engine = one_slot().headers_after(SHORT).start().await;
+    let gateway = Setup::gateway(&[&engine]).headers_after(SHORT);
+    let gateway = gateway.start().await;
+    for server in [&engine, &gateway] {
+        for (accept, content_type) in [
+            ("application/x-ndjson", "application/x-ndjson"),
+            ("text/event-stream", "text/event-stream; charset=utf-8"),
+        ] {
+            let running = hold_the_slot(&engine).await;
+            let mut response = stream(&json!("a"), accept).send(server).await;
+            assert_the_headers_are_those_of_a_stream(&response, content_type);
+            drop(running);
+            let line = response.line().await.expect("a token");
+            let line: Value =
+                serde_json::from_str(line.trim_start_matches("data: ")).expect("JSON");
+            assert_eq!(line["model"], "llm_test");
+            assert_eq!(line["choices"][0]["text"], "token_0");
+            assert_eq!(line["choices"][0]["finish_reason"], "length");
+            assert_eq!(response.rest().await.end, End::Clean);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_list_of_prompts_that_wait_gets_its_headers_too() {
+    let server = one_slot().headers_after(SHORT).start().await;
+    let running = hold_the_slot(&server).await;
+    let prompts = json!(["a", "b", "c"]);
+    let mut response = stream(&prompts, "application/x-ndjson").send(&server).await;
+    assert_eq!(response.status, 200);
+    drop(running);
+    let body = response.rest().await;
+    assert_eq!((body.lines().len(), body.end), (3, End::Clean));
+}
+
+#[tokio::test]
+async fn a_refusal_after_the_headers_is_a_record_and_an_unclean_end() {
+    let server = one_slot().headers_after(SHORT).start().await;
+    let running = hold_the_slot(&server).await;
+    for (accept, prefix) in [
+        ("application/x-ndjson", ""),
+        ("text/event-stream", "data: "),
+    ] {
+        let request = stream(&json!("a"), accept).header("x-request-timeout", "0.5");
+        let (response, body) = request.fetch(&server).await;
+        assert_eq!((response.status, body.end), (200, End::Unclean));
+        let record = body.text.strip_prefix(prefix).expect("a record");
+        let record: Value = serde_json::from_str(record).expect("JSON");
+        assert_eq!(record["error"]["code"], "deadline_exceeded", "{record}");
+        assert_eq!(record["error"]["tokens_delivered"], 0);
+    }
+    drop(running);
+    let counts = server.drain().await;
+    counts.assert_nothing_is_left();
+    let failed = "tokenway_requests_total{door=\"http\",outcome=\"deadline_exceeded\"}";
+    assert_eq!(counts.get(failed), 2.0, "{}", counts.0);
+    // What came after the headers is no refusal.
+    let refused = "tokenway_refusals_total{door=\"http\",reason=\"deadline_exceeded\"}";
+    assert_eq!(counts.get(refused), 0.0, "{}", counts.0);
+}
+
+#[tokio::test]
+async fn a_server_that_ends_says_so_in_a_stream_that_waits() {
+    let setup = one_slot().headers_after(SHORT);
+    let setup = setup.drain(Duration::ZERO, Duration::from_millis(100));
+    let server = setup.start().await;
+    let _running = hold_the_slot(&server).await;
+    let mut response = stream(&json!("a"), "*/*").send(&server).await;
+    assert_eq!(response.status, 200);
+    let draining = tokio::spawn(server.drain());
+    let body = response.rest().await;
+    assert_eq!(body.end, End::Unclean);
+    assert_eq!(body.json()["error"]["code"], "draining");
+    draining.await.expect("it ends").assert_nothing_is_left();
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_while_it_waits_behind_its_headers_leaves_the_queue_at_once() {
+    let server = one_slot().headers_after(SHORT).start().await;
+    let running = hold_the_slot(&server).await;
+    let response = stream(&json!("a"), "text/event-stream").send(&server).await;
+    assert_eq!(response.status, 200);
+    assert_eq!(Counts::now(&server).get("tokenway_queue_depth"), 1.0);
+    drop(response);
+    counted(&server, "tokenway_cancellations_total", 1.0).await;
+    counted(&server, "tokenway_queue_depth", 0.0).await;
+    drop(running);
+    let counts = server.drain().await;
+    counts.assert_nothing_is_left();
+    let cancelled = "tokenway_requests_total{door=\"http\",outcome=\"cancelled\"}";
+    assert_eq!(counts.get(cancelled), 1.0, "{}", counts.0);
+    // Of the request that held the slot only.
+    assert_eq!(counts.get("tokenway_tokens_total"), 1.0);
+}
+
+#[tokio::test]
+async fn what_is_refused_before_it_waits_and_what_is_no_stream_has_a_status_of_its_own() {
+    let server = one_slot()
+        .queue_depth(1)
+        .headers_after(Duration::from_millis(1));
+    let server = server.start().await;
+    let running = hold_the_slot(&server).await;
+    let unary = completion(&json!({"prompt": "a"})).header("x-request-timeout", "0.2");
+    let expected = refused(504, "deadline_exceeded", None);
+    assert_eq!(refusal(&server, unary).await, expected);
+    let too_long = completion(&json!({"prompt": "a", "max_tokens": 2_000_000, "stream": true}));
+    let expected = refused(400, "context_length_exceeded", Some("max_tokens"));
+    assert_eq!(refusal(&server, too_long).await, expected);
+    let queued = server.stream(grpc::request("a", 1)).await;
+    let expected = refused(429, "queue_full", None);
+    assert_eq!(refusal(&server, stream(&json!("a"), "*/*")).await, expected);
+    drop((running, queued));
+}
