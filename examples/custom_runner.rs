@@ -27,7 +27,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use tokenway::gateway::{StreamFormat, UnknownFields};
 use tokenway::listen::{Address, Limits};
 use tokenway::request::{ChatMessage, Parameter, TokenId};
 use tokenway::runner::{
@@ -101,12 +100,7 @@ fn parts(args: Args) -> ServerParts {
             unknown_model: UnknownModel::Refuse,
             workers: WorkerParts::default(),
         }),
-        http: Some(HttpDoor {
-            listen: args.http_listen,
-            stream_format: StreamFormat::Ndjson,
-            unknown_fields: UnknownFields::Refuse,
-            headers_after: Some(Duration::from_secs(30)),
-        }),
+        http: Some(HttpDoor::at(args.http_listen)),
         grpc: Some(args.grpc_listen),
         limits: Limits::default(),
         request_timeout: Duration::from_secs(600),

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use tokenway::gateway::{OriginPolicy, StreamFormat, UnknownFields};
 use tokenway::listen::{Address, Limits};
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::scheduler::UnknownModel;
@@ -152,13 +151,7 @@ async fn closed() {
 fn parts(options: &Options) -> io::Result<ServerParts> {
     let has_http = options.role != Role::Engine;
     let has_grpc = options.role != Role::Gateway;
-    let http = HttpDoor {
-        listen: Address::Tcp("127.0.0.1:0".to_owned()),
-        stream_format: StreamFormat::Ndjson,
-        unknown_fields: UnknownFields::Refuse,
-        headers_after: Some(Duration::from_secs(30)),
-        origins: OriginPolicy::default(),
-    };
+    let http = HttpDoor::at(Address::Tcp("127.0.0.1:0".to_owned()));
     Ok(ServerParts {
         source: source(options)?,
         http: has_http.then_some(http),

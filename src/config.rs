@@ -293,16 +293,21 @@ impl HttpSettings {
     }
 
     fn door(self) -> HttpDoor {
-        let headers_after = seconds(self.headers_after, 30);
+        let listen = self.http_listen.unwrap_or_else(|| loopback(8_000));
+        let default = HttpDoor::at(listen);
+        let headers_after = match self.headers_after {
+            None => default.headers_after,
+            Some(after) => Some(Duration::from(after)).filter(|after| !after.is_zero()),
+        };
         HttpDoor {
-            listen: self.http_listen.unwrap_or_else(|| loopback(8_000)),
-            stream_format: self.stream_format.unwrap_or(StreamFormat::Ndjson),
-            unknown_fields: self.unknown_fields.unwrap_or_default(),
-            headers_after: Some(headers_after).filter(|after| !after.is_zero()),
+            stream_format: self.stream_format.unwrap_or(default.stream_format),
+            unknown_fields: self.unknown_fields.unwrap_or(default.unknown_fields),
+            headers_after,
             origins: OriginPolicy {
                 allowed_hosts: self.allowed_hosts.unwrap_or_default(),
                 cors_origins: self.cors_origins.unwrap_or_default(),
             },
+            ..default
         }
     }
 }

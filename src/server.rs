@@ -36,6 +36,10 @@ use health::Ready;
 /// How long the last answers may take to reach their clients once everything has ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// How long a streamed request waits in the queue, by default, before its headers are sent: less than the 60 s after
+/// which load balancers give up a silent answer.
+const HEADERS_AFTER: Duration = Duration::from_secs(30);
+
 /// How long a device may take to return from its last step.
 const LAST_STEP: Duration = Duration::from_secs(2);
 
@@ -81,6 +85,19 @@ pub struct HttpDoor {
 }
 
 impl HttpDoor {
+    /// The HTTP API at this address, with the defaults of the command line: NDJSON, unknown fields are refused, headers
+    /// after 30 s in the queue, and no host names or origins besides the server's own.
+    #[must_use]
+    pub fn at(listen: Address) -> Self {
+        Self {
+            listen,
+            stream_format: StreamFormat::Ndjson,
+            unknown_fields: UnknownFields::Refuse,
+            headers_after: Some(HEADERS_AFTER),
+            origins: OriginPolicy::default(),
+        }
+    }
+
     /// Whether other machines reach the HTTP API, and it answers to none of the names that they may have for it.
     fn refuses_names(&self) -> bool {
         !self.listen.is_loopback() && self.origins.allowed_hosts.is_empty()

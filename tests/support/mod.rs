@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokenway::gateway::{OriginPolicy, StreamFormat, UnknownFields};
+use tokenway::gateway::UnknownFields;
 use tokenway::listen::{Address, Limits};
 use tokenway::proto::v1;
 use tokenway::proto::v1::inference_client::InferenceClient;
@@ -102,13 +102,7 @@ impl Setup {
         Self {
             parts: ServerParts {
                 source: Source::Engine(engine),
-                http: Some(HttpDoor {
-                    listen: loopback(),
-                    stream_format: StreamFormat::Ndjson,
-                    unknown_fields: UnknownFields::Refuse,
-                    headers_after: Some(Duration::from_secs(30)),
-                    origins: OriginPolicy::default(),
-                }),
+                http: Some(HttpDoor::at(loopback())),
                 grpc: Some(loopback()),
                 limits: Limits::default(),
                 request_timeout: Duration::from_secs(60),
