@@ -42,6 +42,6 @@ pub mod worker {
     tonic::include_proto!("tokenway.worker.v1");
 }
 
-/// The descriptors of every proto, for reflection.
+/// The descriptors of the public contract, for reflection.
 pub const DESCRIPTORS: &[u8] =
     include_bytes!(concat!(env!("OUT_DIR"), "/tokenway_descriptors.bin"));

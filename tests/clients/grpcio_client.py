@@ -49,9 +49,13 @@ def details(error: grpc.RpcError) -> dict[str, Any]:
 
 def reflection_lists_the_services(address: str) -> None:
     with grpc.insecure_channel(address) as channel:
-        services = set(ProtoReflectionDescriptorDatabase(channel).get_services())
-    expected = {"tokenway.v1.Inference", "grpc.health.v1.Health"}
-    assert expected <= services, services
+        services = sorted(ProtoReflectionDescriptorDatabase(channel).get_services())
+    assert services == [
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+        "tokenway.v1.Inference",
+    ], services
 
 
 def health(channel: grpc.Channel, service: str) -> Any:
