@@ -21,6 +21,7 @@ use crate::telemetry::{Door, Telemetry};
 mod address;
 mod connection;
 mod io;
+mod resets;
 mod stalled;
 mod tls;
 mod upload;

@@ -5,9 +5,11 @@ mod support;
 use std::time::Duration;
 
 use h2::Reason;
+use prost::Message;
 use serde_json::{Value, json};
+use support::frames::{Api, DATA, Frames, GO_AWAY};
 use support::http2::{Connection, read, reset};
-use support::{Setup, full_speed, grpc};
+use support::{Setup, TestServer, every, full_speed, grpc};
 use tokenway::runner::llm_test::TestRunnerOptions;
 
 #[tokio::test]
@@ -77,4 +79,84 @@ async fn an_answer_before_the_body_was_read_does_not_reset_the_upload() {
     let connection = Connection::open(&server.http_address(), 65_535).await;
     let (status, is_taken) = connection.upload_to_nowhere(500_000).await;
     assert_eq!((status.as_u16(), is_taken), (404, true));
+}
+
+/// A completion of so many tokens, as the body of a request.
+fn completion_body(api: Api, max_tokens: u32) -> Vec<u8> {
+    match api {
+        Api::Http => json!({"prompt": "a", "max_tokens": max_tokens, "stream": true})
+            .to_string()
+            .into_bytes(),
+        Api::Grpc => grpc::request("a", max_tokens).encode_to_vec(),
+    }
+}
+
+async fn frames_to(server: &TestServer, api: Api) -> Frames {
+    let address = match api {
+        Api::Http => server.http_address(),
+        Api::Grpc => server.grpc_address(),
+    };
+    Frames::open(&address, api).await
+}
+
+/// Reads until a stream has ended well, and counts the tokens that its frames hold.
+async fn tokens_of(frames: &mut Frames, stream: u32) -> usize {
+    let mut bytes = Vec::new();
+    loop {
+        let frame = frames.next().await.expect("the connection goes on");
+        assert_ne!(frame.kind, GO_AWAY, "{frame:?}");
+        let is_last = frame.ends_stream(stream);
+        if frame.stream == stream && frame.kind == DATA {
+            bytes.extend(frame.payload);
+        }
+        if is_last {
+            return tokens_in(&bytes);
+        }
+    }
+}
+
+fn tokens_in(bytes: &[u8]) -> usize {
+    memchr::memmem::find_iter(bytes, b"token_").count()
+}
+
+#[tokio::test]
+async fn a_thousand_requests_that_are_cancelled_in_one_packet_harm_no_other() {
+    for api in [Api::Http, Api::Grpc] {
+        let server = Setup::test_runner(every(Duration::from_millis(2)))
+            .start()
+            .await;
+        let mut frames = frames_to(&server, api).await;
+        let watched = frames.request(1, &completion_body(api, 100));
+        frames.write(&watched).await.unwrap();
+        let first = frames.write_until(&[], DATA).await;
+        assert_eq!(first.stream, 1);
+        let cancelled = frames.cancelled(3, 1_000, &completion_body(api, 10));
+        frames.write(&cancelled).await.unwrap();
+        let rest = tokens_of(&mut frames, 1).await;
+        assert_eq!(tokens_in(&first.payload) + rest, 100, "{api:?}");
+        let later = frames.request(2_003, &completion_body(api, 10));
+        frames.write(&later).await.unwrap();
+        assert_eq!(tokens_of(&mut frames, 2_003).await, 10, "{api:?}");
+        server.drain().await.assert_nothing_is_left();
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_cancels_without_end_is_told_to_calm_down_and_harms_no_other() {
+    for api in [Api::Http, Api::Grpc] {
+        let server = Setup::test_runner(every(Duration::from_millis(2)))
+            .start()
+            .await;
+        let mut other = frames_to(&server, api).await;
+        let watched = other.request(1, &completion_body(api, 100));
+        other.write(&watched).await.unwrap();
+        let mut frames = frames_to(&server, api).await;
+        // Bodies so short that their connection's window has room for all of them.
+        let cancelled = frames.cancelled(1, 20_000, b"{}");
+        let end = frames.write_until(&cancelled, GO_AWAY).await;
+        assert_eq!(end.code(), u32::from(Reason::ENHANCE_YOUR_CALM), "{api:?}");
+        assert_eq!(tokens_of(&mut other, 1).await, 100, "{api:?}");
+        drop(frames);
+        server.drain().await.assert_nothing_is_left();
+    }
 }

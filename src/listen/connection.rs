@@ -23,6 +23,7 @@ use tower::ServiceExt;
 use tower_http::timeout::TimeoutBody;
 
 use super::io::{Stream, WatchedStream};
+use super::resets;
 use super::stalled::{StreamExecutor, waits_for_its_peer};
 use super::upload::RequestBody;
 use super::{DoorService, DoorSettings, Limits, MutualTls, Protocol, Shutdown};
@@ -227,6 +228,8 @@ impl Connection {
                 Protocol::Worker => WORKER_FRAME,
             })
             .max_concurrent_streams(limits.max_concurrent_streams)
+            // A client may cancel many requests in the packet that brings them.
+            .max_pending_accept_reset_streams(usize::try_from(resets::BURST).ok())
             .max_header_list_size(limits.max_header_bytes)
             .max_send_buf_size(WRITE_BUFFER)
             .keep_alive_interval(limits.keep_alive)

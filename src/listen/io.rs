@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
+use super::resets::{GO_AWAY, ResetLimit};
 use crate::delivery::Flushes;
 
 /// How long a peer may go on sending what nobody reads any more.
@@ -74,6 +75,15 @@ impl Stream {
             // Such a socket has no reset, and HTTP/1.0 no way but this.
             Self::Unix(_) => {}
         }
+    }
+
+    /// Writes a last word, where there is room for it now.
+    fn try_write(&self, bytes: &[u8]) {
+        // Whoever does not get it still sees the connection end.
+        let _ = match self {
+            Self::Tcp(stream) => stream.try_write(bytes),
+            Self::Unix(stream) => stream.try_write(bytes),
+        };
     }
 
     fn shutdown(&self) -> io::Result<()> {
@@ -138,6 +148,7 @@ pub(super) struct WatchedStream {
     write_timeout: Duration,
     /// Set while the peer takes nothing of what is to be written.
     stalled: Option<Pin<Box<Sleep>>>,
+    resets: ResetLimit,
     flushes: Arc<Flushes>,
 }
 
@@ -148,6 +159,7 @@ impl WatchedStream {
             stream,
             write_timeout,
             stalled: None,
+            resets: ResetLimit::new(),
             flushes: Arc::clone(&flushes),
         };
         (watched, flushes)
@@ -179,7 +191,16 @@ impl AsyncRead for WatchedStream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.stream.poll_read(cx, buffer).map_ok(|_| ())
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        ready!(this.stream.poll_read(cx, buffer))?;
+        if this.resets.allows(&buffer.filled()[before..]) {
+            return Poll::Ready(Ok(()));
+        }
+        tracing::warn!("an HTTP/2 client cancelled too many requests; its connection is closed");
+        this.stream.try_write(GO_AWAY);
+        let message = "the peer cancelled too many requests";
+        Poll::Ready(Err(io::Error::other(message)))
     }
 }
 

@@ -26,6 +26,7 @@ use tonic::transport::Channel;
 use tonic::{IntoRequest, Streaming};
 
 pub mod cut_short;
+pub mod frames;
 pub mod grpc;
 pub mod http;
 pub mod http2;

@@ -1,0 +1,153 @@
+//! An HTTP/2 client that writes its frames by hand: many at once, and such as no library would send.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+pub const DATA: u8 = 0;
+pub const RST_STREAM: u8 = 3;
+pub const GO_AWAY: u8 = 7;
+const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+const WINDOW_UPDATE: u8 = 8;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+/// A connection whose peer may send as much as it likes.
+pub struct Frames {
+    stream: TcpStream,
+    /// Which API it asks.
+    api: Api,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Api {
+    Http,
+    Grpc,
+}
+
+#[derive(Debug)]
+pub struct Frame {
+    pub kind: u8,
+    pub flags: u8,
+    pub stream: u32,
+    pub payload: Vec<u8>,
+}
+
+impl Frame {
+    /// The code of a GOAWAY frame.
+    pub fn code(&self) -> u32 {
+        assert_eq!(self.kind, GO_AWAY);
+        u32::from_be_bytes(self.payload[4..8].try_into().expect("four bytes"))
+    }
+
+    pub fn ends_stream(&self, stream: u32) -> bool {
+        let may_end = matches!(self.kind, DATA | HEADERS);
+        self.stream == stream && may_end && self.flags & END_STREAM != 0
+    }
+}
+
+impl Frames {
+    pub async fn open(address: &str, api: Api) -> Self {
+        let mut stream = TcpStream::connect(address).await.expect("it answers");
+        let window = frame(WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes());
+        let opening = [PREFACE, &frame(SETTINGS, 0, 0, &[]), &window].concat();
+        stream.write_all(&opening).await.expect("it is taken");
+        Self { stream, api }
+    }
+
+    /// The bytes of a request for a completion.
+    pub fn request(&self, stream: u32, body: &[u8]) -> Vec<u8> {
+        let (path, kind, prefix) = match self.api {
+            Api::Http => ("/v1/completions", "application/json", Vec::new()),
+            Api::Grpc => {
+                let length = u32::try_from(body.len()).expect("a short message");
+                let prefix = [&[0][..], &length.to_be_bytes()].concat();
+                (
+                    "/tokenway.v1.Inference/Complete",
+                    "application/grpc",
+                    prefix,
+                )
+            }
+        };
+        let text = |prefix: &[u8], text: &str| {
+            let length = u8::try_from(text.len()).expect("a short text");
+            [prefix, &[length], text.as_bytes()].concat()
+        };
+        // POST and http from HPACK's static table, then literals whose names are in it.
+        let head = [
+            b"\x83\x86".to_vec(),
+            text(b"\x04", path),
+            text(b"\x01", "localhost"),
+            text(b"\x0f\x10", kind),
+            text(b"\x00\x02te", "trailers"),
+        ];
+        let headers = frame(HEADERS, END_HEADERS, stream, &head.concat());
+        let body = [&prefix, body].concat();
+        [headers, frame(DATA, END_STREAM, stream, &body)].concat()
+    }
+
+    /// The bytes of requests that are each cancelled at once, on the odd streams from this one on.
+    pub fn cancelled(&self, first: u32, count: u32, body: &[u8]) -> Vec<u8> {
+        let streams = (0..count).map(|number| first + 2 * number);
+        let cancelled = streams.flat_map(|stream| {
+            let reset = frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes());
+            [self.request(stream, body), reset]
+        });
+        cancelled.collect::<Vec<_>>().concat()
+    }
+
+    pub async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.write_all(bytes).await
+    }
+
+    /// The next frame; `None` at the end of the connection.
+    pub async fn next(&mut self) -> Option<Frame> {
+        next(&mut self.stream).await
+    }
+
+    /// Writes all this, and reads at the same time until the first frame of this kind.
+    pub async fn write_until(&mut self, bytes: &[u8], kind: u8) -> Frame {
+        let (mut reading, mut writing) = self.stream.split();
+        let write = async {
+            // Whoever has ended the connection takes no more of it.
+            let _ = writing.write_all(bytes).await;
+            std::future::pending::<()>().await;
+        };
+        let read = async {
+            loop {
+                let frame = next(&mut reading).await.expect("a frame before the end");
+                if frame.kind == kind {
+                    return frame;
+                }
+            }
+        };
+        tokio::select! {
+            frame = read => frame,
+            () = write => unreachable!("it waits for ever"),
+        }
+    }
+}
+
+async fn next(stream: &mut (impl AsyncReadExt + Unpin)) -> Option<Frame> {
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).await.ok()?;
+    let [high, middle, low, kind, flags, stream_id @ ..] = head;
+    let length = u32::from_be_bytes([0, high, middle, low]);
+    let mut payload = vec![0; usize::try_from(length).expect("a short frame")];
+    stream.read_exact(&mut payload).await.ok()?;
+    let stream = u32::from_be_bytes(stream_id);
+    Some(Frame {
+        kind,
+        flags,
+        stream,
+        payload,
+    })
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("a short frame");
+    let head = [&length.to_be_bytes()[1..], &[kind, flags]].concat();
+    [&head, &stream.to_be_bytes()[..], payload].concat()
+}
