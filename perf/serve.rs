@@ -158,6 +158,7 @@ fn parts(options: &Options) -> io::Result<ServerParts> {
         grpc: has_grpc.then(|| options.grpc_listen.clone()),
         limits: Limits {
             header_timeout: options.patience_ms,
+            keep_alive_timeout: options.patience_ms,
             body_timeout: options.patience_ms * 3,
             write_timeout: options.patience_ms * 3,
             ..Limits::default()

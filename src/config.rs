@@ -152,7 +152,8 @@ struct HttpSettings {
 #[derive(Args, Clone, Default, Deserialize)]
 #[serde(default)]
 struct GrpcSettings {
-    /// Where the gRPC door listens: `host:port` (port 0 takes a free one) or `unix:/path`
+    /// Where the gRPC door listens: `host:port` (port 0 takes a free one) or `unix:/path`, for which gRPC's
+    /// clients in Python, C++ and Java need the channel option `grpc.default_authority=localhost`
     /// [default: 127.0.0.1:50051]
     #[arg(long, env = "TOKENWAY_GRPC_LISTEN", value_name = "ADDRESS")]
     grpc_listen: Option<Address>,
@@ -186,6 +187,41 @@ struct ServerSettings {
         allow_negative_numbers = true
     )]
     drain_timeout: Option<Seconds>,
+    /// How long an idle connection is kept open, in seconds: longer than the load balancer in front keeps
+    /// its own. Above 0 [default: 75]
+    #[arg(
+        long,
+        env = "TOKENWAY_KEEP_ALIVE_TIMEOUT",
+        value_name = "SECONDS",
+        allow_negative_numbers = true
+    )]
+    keep_alive_timeout: Option<Seconds>,
+    /// How long the headers of a request may take, and the first bytes of a new connection, in seconds.
+    /// Above 0 [default: 10]
+    #[arg(
+        long,
+        env = "TOKENWAY_HEADER_TIMEOUT",
+        value_name = "SECONDS",
+        allow_negative_numbers = true
+    )]
+    header_timeout: Option<Seconds>,
+    /// How long the body of a request may make no progress, in seconds. Above 0 [default: 30]
+    #[arg(
+        long,
+        env = "TOKENWAY_BODY_TIMEOUT",
+        value_name = "SECONDS",
+        allow_negative_numbers = true
+    )]
+    body_timeout: Option<Seconds>,
+    /// How long a client may read nothing of its answer before its connection is closed, in seconds: longer
+    /// than --slow-reader-timeout, after which its stream ends with an error. Above 0 [default: 30]
+    #[arg(
+        long,
+        env = "TOKENWAY_WRITE_TIMEOUT",
+        value_name = "SECONDS",
+        allow_negative_numbers = true
+    )]
+    write_timeout: Option<Seconds>,
     /// Listen also on addresses that other machines reach: serves without any authentication, so
     /// whoever reaches them may use the model
     #[arg(long, env = "TOKENWAY_INSECURE", num_args = 0..=1, require_equals = true,
@@ -330,6 +366,10 @@ impl ServerSettings {
             request_timeout: self.request_timeout.or(file.request_timeout),
             drain_grace: self.drain_grace.or(file.drain_grace),
             drain_timeout: self.drain_timeout.or(file.drain_timeout),
+            keep_alive_timeout: self.keep_alive_timeout.or(file.keep_alive_timeout),
+            header_timeout: self.header_timeout.or(file.header_timeout),
+            body_timeout: self.body_timeout.or(file.body_timeout),
+            write_timeout: self.write_timeout.or(file.write_timeout),
             insecure: self.insecure.or(file.insecure),
         }
     }
@@ -355,12 +395,45 @@ impl ServerSettings {
             source,
             http,
             grpc,
-            limits: Limits::default(),
+            limits: self.limits()?,
             request_timeout,
             drain: Drain {
                 grace: seconds(self.drain_grace, 1),
                 timeout: seconds(self.drain_timeout, 30),
             },
+        })
+    }
+}
+
+impl ServerSettings {
+    /// The time limits of connections. None of them can be switched off: a client that stops in the middle
+    /// would keep its connection for ever.
+    fn limits(&self) -> Result<Limits, ConfigError> {
+        let default = Limits::default();
+        let above_zero = |setting: &str, value: Option<Seconds>, default: Duration| {
+            let time = value.map_or(default, Duration::from);
+            if time.is_zero() {
+                let message = format!(
+                    "--{setting} must be above 0 seconds (got 0); a large number is as good as no limit"
+                );
+                return Err(ConfigError::Invalid(message));
+            }
+            Ok(time)
+        };
+        Ok(Limits {
+            keep_alive_timeout: above_zero(
+                "keep-alive-timeout",
+                self.keep_alive_timeout,
+                default.keep_alive_timeout,
+            )?,
+            header_timeout: above_zero(
+                "header-timeout",
+                self.header_timeout,
+                default.header_timeout,
+            )?,
+            body_timeout: above_zero("body-timeout", self.body_timeout, default.body_timeout)?,
+            write_timeout: above_zero("write-timeout", self.write_timeout, default.write_timeout)?,
+            ..default
         })
     }
 }

@@ -18,6 +18,7 @@ use tower::Service;
 use self::connection::Connection;
 use crate::telemetry::{Door, Telemetry};
 
+mod activity;
 mod address;
 mod connection;
 mod io;
@@ -44,16 +45,17 @@ pub enum Protocol {
 /// What a door puts up with from a connection.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// How long the headers of a request may take, and the first of them on a new connection. It is
-    /// also how long an HTTP/1.1 connection may wait for its next request. Default 10 s.
+    /// How long the headers of a request may take from their first byte, and the first bytes of a new
+    /// connection. Default 10 s.
     pub header_timeout: Duration,
     /// How long a request's body may make no progress. Default 30 s.
     pub body_timeout: Duration,
-    /// How long an HTTP/2 connection may have no request. Default 300 s.
-    pub idle_timeout: Duration,
-    /// How often an HTTP/2 peer is asked whether it is still there, and how long it may take to say so.
-    /// Default 20 s.
-    pub keep_alive: Duration,
+    /// How long a connection may be idle: HTTP/1.1 between two requests, HTTP/2 without any. An HTTP/1.1
+    /// client that pipelines the beginning of a request into the packet of the one before has as long for
+    /// the rest of it. Default 75 s, longer than load balancers and clients keep idle connections.
+    pub keep_alive_timeout: Duration,
+    /// How often an HTTP/2 peer is pinged, and how long it may take to answer. Default 20 s.
+    pub ping_interval: Duration,
     /// How long a peer may take nothing: a socket accept nothing of what is written to it, or an
     /// HTTP/2 stream have no room for more. Default 30 s: well over the time after which a sequence
     /// that is not read is given up, so that its last record can be read by a client that comes back.
@@ -71,8 +73,8 @@ impl Default for Limits {
         Self {
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
-            idle_timeout: Duration::from_secs(300),
-            keep_alive: Duration::from_secs(20),
+            keep_alive_timeout: Duration::from_secs(75),
+            ping_interval: Duration::from_secs(20),
             write_timeout: Duration::from_secs(30),
             max_header_bytes: 64 * 1024,
             max_headers: 100,

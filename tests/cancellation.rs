@@ -77,7 +77,7 @@ async fn a_client_that_goes_away_with_bytes_behind_its_request_frees_its_slot() 
     // Nothing else makes the door look at its connections.
     let setup = Setup::test_runner(silent_at(2)).limits(|limits| {
         limits.header_timeout = Duration::from_secs(3_600);
-        limits.idle_timeout = Duration::from_secs(3_600);
+        limits.keep_alive_timeout = Duration::from_secs(3_600);
     });
     let server = setup.slots(1).start().await;
     let body = json!({"prompt": "a", "max_tokens": 10, "stream": true});
@@ -97,7 +97,7 @@ async fn a_client_that_goes_away_with_bytes_behind_its_request_frees_its_slot() 
 async fn a_client_that_goes_away_behind_many_requests_does_not_wait_in_the_queue() {
     let setup = Setup::test_runner(silent_at(2)).limits(|limits| {
         limits.header_timeout = Duration::from_secs(3_600);
-        limits.idle_timeout = Duration::from_secs(3_600);
+        limits.keep_alive_timeout = Duration::from_secs(3_600);
     });
     let server = setup.slots(1).start().await;
     let mut holds_the_slot = http_stream(&server, 10).await;

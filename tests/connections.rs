@@ -12,7 +12,7 @@ use tokenway::listen::Limits;
 use tokenway::runner::llm_test::TestRunnerOptions;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// Far above the limits that these tests set, and far below the defaults.
 const SOON: Duration = Duration::from_secs(5);
@@ -64,38 +64,112 @@ async fn a_body_that_takes_longer_than_its_deadline_is_a_504() {
     assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
 }
 
+const HOUR: Duration = Duration::from_secs(3_600);
+
+/// Asks once, and reads the answer, of which nothing is left to read then.
+async fn answered_once(server: &TestServer, request: &[u8]) -> (TcpStream, String) {
+    let mut stream = TcpStream::connect(server.http_address()).await.unwrap();
+    stream.write_all(request).await.unwrap();
+    let mut answer = String::new();
+    while !answer.ends_with('}') {
+        answer.push(char::from(stream.read_u8().await.unwrap()));
+    }
+    (stream, answer)
+}
+
+const ALIVE: &[u8] = b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\n";
+
+/// What still comes until the server closes, which it does soon.
+async fn the_end(mut stream: TcpStream) -> String {
+    let mut rest = String::new();
+    let closed = timeout(SOON, stream.read_to_string(&mut rest)).await;
+    closed.expect("the server closes").unwrap();
+    rest
+}
+
+#[tokio::test]
+async fn an_idle_connection_lasts_for_the_keep_alive_timeout() {
+    let server = server(|limits| {
+        limits.header_timeout = LIMIT;
+        limits.keep_alive_timeout = 4 * LIMIT;
+    })
+    .await;
+    let (stream, _) = answered_once(&server, ALIVE).await;
+    let idle_since = Instant::now();
+    assert_eq!(the_end(stream).await, "");
+    // The server's clock began a little before the answer was read.
+    assert!(idle_since.elapsed() > 3 * LIMIT);
+}
+
 #[tokio::test]
 async fn the_headers_of_a_later_request_must_come_as_soon_as_those_of_the_first() {
-    let server = server(|limits| limits.header_timeout = LIMIT).await;
-    let whole_and_half = b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\nGET /livez HTTP/1.1\r\nho";
-    let answers = closed_soon(&server, whole_and_half).await;
+    let server = server(|limits| {
+        limits.header_timeout = LIMIT;
+        limits.keep_alive_timeout = HOUR;
+    })
+    .await;
+    let (mut stream, _) = answered_once(&server, ALIVE).await;
+    stream
+        .write_all(b"GET /livez HTTP/1.1\r\nho")
+        .await
+        .unwrap();
+    assert_eq!(the_end(stream).await, "");
+}
+
+#[tokio::test]
+async fn half_a_request_in_the_packet_of_another_may_wait_as_long_as_an_idle_connection() {
+    let server = server(|limits| {
+        limits.header_timeout = HOUR;
+        limits.keep_alive_timeout = LIMIT;
+    })
+    .await;
+    let whole_and_half = [ALIVE, b"GET /livez HTTP/1.1\r\nho"].concat();
+    let answers = closed_soon(&server, &whole_and_half).await;
     assert_eq!(answers.matches("HTTP/1.1 200").count(), 1, "{answers}");
+}
+
+#[tokio::test]
+async fn an_answer_says_how_long_its_connection_may_be_idle() {
+    let server = server(|_| ()).await;
+    let (_, answer) = answered_once(&server, ALIVE).await;
+    assert!(
+        answer.contains("\r\nkeep-alive: timeout=74\r\n"),
+        "{answer}"
+    );
+    let last = b"GET /livez HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+    let (_, answer) = answered_once(&server, last).await;
+    assert!(!answer.contains("keep-alive"), "{answer}");
 }
 
 /// What an HTTP/2 client says first.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 /// Says it, and then nothing, until the server closes.
-async fn silent_http2_peer_is_closed_soon(server: &TestServer) {
+async fn silent_http2_peer_is_closed_soon(server: &TestServer) -> Vec<u8> {
     let connected = TcpStream::connect(server.http_address()).await;
     let mut stream = connected.expect("the door answers");
     let written = stream.write_all(PREFACE).await;
     written.expect("the bytes are taken");
-    let closed = timeout(SOON, stream.read_to_end(&mut Vec::new())).await;
+    let mut said = Vec::new();
+    let closed = timeout(SOON, stream.read_to_end(&mut said)).await;
     closed
         .expect("the server closes")
         .expect("what it says can be read");
+    said
 }
 
 #[tokio::test]
 async fn an_http2_connection_without_requests_is_closed_when_it_has_been_idle_too_long() {
-    let server = server(|limits| limits.header_timeout = LIMIT).await;
-    silent_http2_peer_is_closed_soon(&server).await;
+    let server = server(|limits| limits.keep_alive_timeout = LIMIT).await;
+    let said = silent_http2_peer_is_closed_soon(&server).await;
+    // A request that it sends at this moment would still be answered.
+    let go_away = b"\0\0\x08\x07\0\0\0\0\0\x7f\xff\xff\xff\0\0\0\0";
+    assert!(said.windows(go_away.len()).any(|frame| frame == go_away));
 }
 
 #[tokio::test]
 async fn an_http2_peer_that_does_not_answer_pings_loses_its_connection() {
-    let server = server(|limits| limits.keep_alive = LIMIT).await;
+    let server = server(|limits| limits.ping_interval = LIMIT).await;
     silent_http2_peer_is_closed_soon(&server).await;
 }
 

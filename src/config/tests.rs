@@ -606,3 +606,44 @@ fn a_model_whose_workers_dial_in_needs_a_name_and_a_socket_and_has_none_of_its_o
         assert!(refusal.contains(named), "{refusal}");
     }
 }
+
+#[test]
+fn the_time_limits_of_connections_can_be_set_and_not_switched_off() {
+    let default = parts(&[]).limits;
+    let seconds = Duration::from_secs;
+    assert_eq!(default.keep_alive_timeout, seconds(75));
+    assert_eq!(default.header_timeout, seconds(10));
+    assert_eq!(
+        (default.body_timeout, default.write_timeout),
+        (seconds(30), seconds(30))
+    );
+    let (_folder, path) = settings_file("keep_alive_timeout = 3700\nbody_timeout = 5");
+    let common = [
+        "--config",
+        &path,
+        "--header-timeout",
+        "2",
+        "--write-timeout",
+        "40",
+    ];
+    for command in ["serve", "engine", "gateway"] {
+        let mut arguments = vec![command];
+        arguments.extend(common);
+        if command == "gateway" {
+            arguments.extend(["--engine", "http://a:1"]);
+        }
+        let limits = parts(&arguments).limits;
+        assert_eq!(limits.keep_alive_timeout, seconds(3_700));
+        assert_eq!(limits.header_timeout, seconds(2));
+        assert_eq!(
+            (limits.body_timeout, limits.write_timeout),
+            (seconds(5), seconds(40))
+        );
+    }
+    for setting in ["keep-alive", "header", "body", "write"] {
+        let flag = format!("--{setting}-timeout");
+        let expected = format!("{flag} must be above 0 seconds (got 0)");
+        let refusal = refusal(&["serve", &flag, "0"]);
+        assert!(refusal.contains(&expected), "{refusal}");
+    }
+}

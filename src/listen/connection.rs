@@ -2,31 +2,29 @@
 
 use std::convert::Infallible;
 use std::error::Error;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Version};
-use http_body::{Frame, SizeHint};
+use http::header::{CONNECTION, HeaderName};
+use http::{HeaderMap, HeaderValue, Request, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 use tower_http::timeout::TimeoutBody;
 
-use super::io::{Stream, WatchedStream};
+use super::activity::{Activity, BusyBody};
+use super::io::{LINGER, Stream, WatchedStream};
 use super::resets;
-use super::stalled::{StreamExecutor, waits_for_its_peer};
+use super::stalled::StreamExecutor;
 use super::upload::RequestBody;
-use super::{DoorService, DoorSettings, Limits, MutualTls, Protocol, Shutdown};
+use super::{DoorService, DoorSettings, MutualTls, Protocol, Shutdown};
 use crate::delivery::{Flush, Flushes};
 use crate::seldom::Seldom;
 
@@ -78,20 +76,22 @@ impl Connection {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
-        let limits = &self.door.limits;
-        let (watched, flushes) = WatchedStream::new(Arc::clone(&self.stream), limits.write_timeout);
+        let activity = Arc::new(Activity::new());
+        let (watched, flushes) =
+            WatchedStream::new(Arc::clone(&self.stream), &self.door.limits, &activity);
+        let watch = (flushes, activity);
         match &self.door.tls {
-            None => self.drive(TokioIo::new(watched), flushes, service).await,
+            None => self.drive(TokioIo::new(watched), watch, service).await,
             // Boxed: a connection without it, and there may be thousands, need have no room for it.
-            Some(tls) => Box::pin(self.serve_tls(tls, (watched, flushes), service)).await,
+            Some(tls) => Box::pin(self.serve_tls((tls, watched), watch, service)).await,
         }
     }
 
     /// Serves it through TLS.
     async fn serve_tls<S, B>(
         &self,
-        tls: &MutualTls,
-        (watched, flushes): (WatchedStream, Arc<Flushes>),
+        (tls, watched): (&MutualTls, WatchedStream),
+        watch: (Arc<Flushes>, Arc<Activity>),
         service: S,
     ) -> End
     where
@@ -103,7 +103,7 @@ impl Connection {
         let handshake = timeout(self.door.limits.header_timeout, tls.accept(watched));
         let abort = &self.shutdown.abort;
         match abort.run_until_cancelled(handshake).await {
-            Some(Ok(Ok(stream))) => self.drive(TokioIo::new(stream), flushes, service).await,
+            Some(Ok(Ok(stream))) => self.drive(TokioIo::new(stream), watch, service).await,
             Some(Ok(Err(error))) => {
                 tracing::info!(%error, "a TLS handshake failed");
                 End::Orderly
@@ -113,7 +113,12 @@ impl Connection {
     }
 
     /// Serves what comes through the socket, or through TLS on it.
-    async fn drive<S, B, I>(&self, io: I, flushes: Arc<Flushes>, service: S) -> End
+    async fn drive<S, B, I>(
+        &self,
+        io: I,
+        (flushes, activity): (Arc<Flushes>, Arc<Activity>),
+        service: S,
+    ) -> End
     where
         S: DoorService<B>,
         S::Future: Send + 'static,
@@ -122,15 +127,17 @@ impl Connection {
         I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
     {
         let limits = &self.door.limits;
-        let activity = Arc::new(Activity::new());
+        activity.begin();
         let body_timeout = limits.body_timeout;
         let is_http_10 = Arc::new(AtomicBool::new(false));
         let service = {
             let streams = self.streams.clone();
             let (activity, is_http_10) = (Arc::clone(&activity), Arc::clone(&is_http_10));
+            let hint = keep_alive_hint(limits.keep_alive_timeout);
             service_fn(move |mut request: Request<Incoming>| {
                 is_http_10.store(request.version() == Version::HTTP_10, Ordering::Relaxed);
-                let busy = activity.busy();
+                let busy = activity.busy(request.version());
+                let hint = hint.clone().filter(|_| may_be_kept(&request));
                 let flush = Flush::new(Arc::clone(&flushes), request.version());
                 request.extensions_mut().insert(flush);
                 let rest = (request.version() == Version::HTTP_2).then(|| streams.clone());
@@ -140,7 +147,10 @@ impl Connection {
                 // for as long as the stream does, is the smaller by it.
                 let answer = Box::pin(service.clone().oneshot(request));
                 async move {
-                    let answer = answer.await?;
+                    let mut answer = answer.await?;
+                    if let Some(hint) = hint {
+                        answer.headers_mut().insert(KEEP_ALIVE, hint);
+                    }
                     Ok::<_, Infallible>(answer.map(|body| BusyBody::new(body, busy)))
                 }
             })
@@ -185,8 +195,13 @@ impl Connection {
                 // What is not being answered may still be on its way to a peer that only reads now. But what
                 // it had sent before is not to be begun.
                 Happened::PeerClosed => watch.has_closed = true,
-                Happened::LongSince if activity.is_idle(limits) => return End::Orderly,
-                Happened::LongSince => {}
+                Happened::LongSince if !activity.is_idle(limits) => {}
+                // A request that is on its way is still answered: on HTTP/2 its client is warned first.
+                Happened::LongSince if activity.is_http2() && watch.closes_at.is_none() => {
+                    watch.closes_at = Some(Instant::now() + LINGER);
+                    connection.as_mut().graceful_shutdown();
+                }
+                Happened::LongSince => return End::Orderly,
             }
         }
     }
@@ -194,12 +209,14 @@ impl Connection {
     /// Waits for what else may end a connection.
     async fn happens(&self, activity: &Activity, watch: Watch) -> Happened {
         let shutdown = &self.shutdown;
+        let idle_until = activity.idle_until(&self.door.limits);
+        let look_again = watch.closes_at.map_or(idle_until, |at| at.max(idle_until));
         tokio::select! {
             () = shutdown.stop.cancelled(), if !watch.is_stopping => Happened::Stop,
             () = shutdown.abort.cancelled() => Happened::Abort,
             () = self.stream.closed(), if !watch.has_closed => Happened::PeerClosed,
             () = activity.is_busy_again(), if watch.has_closed => Happened::PeerClosed,
-            () = sleep_until(activity.idle_until(&self.door.limits)) => Happened::LongSince,
+            () = sleep_until(look_again) => Happened::LongSince,
         }
     }
 
@@ -211,8 +228,9 @@ impl Connection {
         });
         builder
             .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(limits.header_timeout)
+            // hyper's time-out for headers also runs while an idle connection waits for the first of them;
+            // that of the socket does not.
+            .header_read_timeout(None)
             .max_headers(limits.max_headers)
             .max_buf_size(WRITE_BUFFER.max(usize::try_from(limits.max_header_bytes).unwrap_or(0)));
         builder
@@ -232,8 +250,8 @@ impl Connection {
             .max_pending_accept_reset_streams(usize::try_from(resets::BURST).ok())
             .max_header_list_size(limits.max_header_bytes)
             .max_send_buf_size(WRITE_BUFFER)
-            .keep_alive_interval(limits.keep_alive)
-            .keep_alive_timeout(limits.keep_alive);
+            .keep_alive_interval(limits.ping_interval)
+            .keep_alive_timeout(limits.ping_interval);
         match self.door.protocol {
             Protocol::Grpc | Protocol::Worker => builder.http2_only(),
             Protocol::Http => builder,
@@ -246,6 +264,27 @@ impl Connection {
 #[inline(never)]
 fn made_apart<F>(make: impl FnOnce() -> F) -> Pin<Box<F>> {
     Box::pin(make())
+}
+
+/// For HTTP/1.1: how long a connection may be idle, in seconds. Pools that read it, such as those of Node's
+/// undici and Apache's `HttpClient`, then use no connection that is about to be closed.
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+
+/// The hint is a second shorter than the truth, for the time that it travels; `None` where that leaves
+/// nothing.
+fn keep_alive_hint(timeout: Duration) -> Option<HeaderValue> {
+    let seconds = timeout.as_secs().checked_sub(1).filter(|left| *left > 0)?;
+    HeaderValue::try_from(format!("timeout={seconds}")).ok()
+}
+
+/// Whether the request's connection goes on after its answer, as far as its client is asked, and can be
+/// told how long.
+fn may_be_kept<B>(request: &Request<B>) -> bool {
+    let closes = |headers: &HeaderMap| {
+        let connection = headers.get(CONNECTION);
+        connection.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"))
+    };
+    request.version() == Version::HTTP_11 && !closes(request.headers())
 }
 
 /// What may end a connection besides its protocol.
@@ -266,6 +305,8 @@ enum Happened {
 struct Watch {
     is_stopping: bool,
     has_closed: bool,
+    /// The end of an idle HTTP/2 connection whose peer was warned of it.
+    closes_at: Option<Instant>,
 }
 
 /// How a connection's socket is to be closed.
@@ -275,137 +316,4 @@ enum End {
     Orderly,
     /// With a reset, which nobody takes for an end.
     Abortive,
-}
-
-/// Whether a connection has something to do.
-struct Activity {
-    requests: AtomicUsize,
-    /// Told of each request.
-    began: Notify,
-    had_a_request: AtomicBool,
-    idle_since: Mutex<Instant>,
-}
-
-impl Activity {
-    fn new() -> Self {
-        Self {
-            requests: AtomicUsize::new(0),
-            began: Notify::new(),
-            had_a_request: AtomicBool::new(false),
-            idle_since: Mutex::new(Instant::now()),
-        }
-    }
-
-    fn busy(self: &Arc<Self>) -> Busy {
-        self.requests.fetch_add(1, Ordering::SeqCst);
-        self.had_a_request.store(true, Ordering::SeqCst);
-        self.began.notify_waiters();
-        Busy(Arc::clone(self))
-    }
-
-    /// Waits until a request is being answered.
-    async fn is_busy_again(&self) {
-        loop {
-            let mut began = pin!(self.began.notified());
-            began.as_mut().enable();
-            if self.is_busy() {
-                return;
-            }
-            began.await;
-        }
-    }
-
-    /// Whether a request is being answered.
-    fn is_busy(&self) -> bool {
-        self.requests.load(Ordering::SeqCst) > 0
-    }
-
-    /// Whether the connection has never had a request.
-    fn is_unused(&self) -> bool {
-        !self.had_a_request.load(Ordering::SeqCst)
-    }
-
-    /// How long the connection may be idle as things stand: its first request must come soon.
-    fn limit(&self, limits: &Limits) -> Duration {
-        if self.is_unused() {
-            limits.header_timeout
-        } else {
-            limits.idle_timeout
-        }
-    }
-
-    /// When the connection is to be looked at again: a busy one later, an idle one when it has been
-    /// idle for too long.
-    fn idle_until(&self, limits: &Limits) -> Instant {
-        let since = if self.is_busy() {
-            Instant::now()
-        } else {
-            self.idle_since()
-        };
-        since + self.limit(limits)
-    }
-
-    fn is_idle(&self, limits: &Limits) -> bool {
-        !self.is_busy() && self.idle_since() + self.limit(limits) <= Instant::now()
-    }
-
-    fn idle_since(&self) -> Instant {
-        *self
-            .idle_since
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Keeps its connection busy.
-struct Busy(Arc<Activity>);
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        *self
-            .0
-            .idle_since
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        self.0.requests.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-pin_project_lite::pin_project! {
-    /// A response's body: it keeps its connection busy until it has ended, and says whether it waits
-    /// to be read.
-    struct BusyBody<B> {
-        #[pin]
-        body: B,
-        busy: Busy,
-    }
-}
-
-impl<B> BusyBody<B> {
-    fn new(body: B, busy: Busy) -> Self {
-        waits_for_its_peer(true);
-        Self { body, busy }
-    }
-}
-
-impl<B: http_body::Body> http_body::Body for BusyBody<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        let frame = self.project().body.poll_frame(cx);
-        waits_for_its_peer(frame.is_ready());
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }

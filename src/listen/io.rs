@@ -15,6 +15,8 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
+use super::Limits;
+use super::activity::Activity;
 use super::resets::{GO_AWAY, ResetLimit};
 use crate::delivery::Flushes;
 
@@ -148,18 +150,32 @@ pub(super) struct WatchedStream {
     write_timeout: Duration,
     /// Set while the peer takes nothing of what is to be written.
     stalled: Option<Pin<Box<Sleep>>>,
+    /// Whether the peer has not taken all of what was written last.
+    is_behind: bool,
+    header_timeout: Duration,
+    /// Set while the headers of a later HTTP/1.1 request are not whole.
+    headers: Option<Pin<Box<Sleep>>>,
     resets: ResetLimit,
+    activity: Arc<Activity>,
     flushes: Arc<Flushes>,
 }
 
 impl WatchedStream {
-    pub(super) fn new(stream: Arc<Stream>, write_timeout: Duration) -> (Self, Arc<Flushes>) {
+    pub(super) fn new(
+        stream: Arc<Stream>,
+        limits: &Limits,
+        activity: &Arc<Activity>,
+    ) -> (Self, Arc<Flushes>) {
         let flushes = Arc::new(Flushes::default());
         let watched = Self {
             stream,
-            write_timeout,
+            write_timeout: limits.write_timeout,
             stalled: None,
+            is_behind: false,
+            header_timeout: limits.header_timeout,
+            headers: None,
             resets: ResetLimit::new(),
+            activity: Arc::clone(activity),
             flushes: Arc::clone(&flushes),
         };
         (watched, flushes)
@@ -175,6 +191,10 @@ impl WatchedStream {
             self.stalled = None;
             return written;
         }
+        if !self.is_behind {
+            self.is_behind = true;
+            self.activity.fell_behind();
+        }
         let limit = self.write_timeout;
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(limit)));
         if stalled.deadline() <= Instant::now() || stalled.as_mut().poll(cx).is_ready() {
@@ -182,6 +202,33 @@ impl WatchedStream {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)));
         }
         Poll::Pending
+    }
+
+    /// Notes what was read, and ends the connection of a peer that cancels too many requests.
+    fn take_note(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.resets.allows(bytes) {
+            if self.resets.is_http2() {
+                self.activity.opened_http2();
+            }
+            self.activity.read(bytes);
+            return Ok(());
+        }
+        tracing::warn!("an HTTP/2 client cancelled too many requests; its connection is closed");
+        self.stream.try_write(GO_AWAY);
+        Err(io::Error::other("the peer cancelled too many requests"))
+    }
+
+    /// Waits for the rest of a request's headers, for so long.
+    fn wait_for_headers(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.activity.is_reading_headers() {
+            self.headers = None;
+            return Poll::Pending;
+        }
+        let limit = self.header_timeout;
+        let headers = self.headers.get_or_insert_with(|| Box::pin(sleep(limit)));
+        ready!(headers.as_mut().poll(cx));
+        let message = "the headers of a request took too long";
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)))
     }
 }
 
@@ -193,14 +240,11 @@ impl AsyncRead for WatchedStream {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buffer.filled().len();
-        ready!(this.stream.poll_read(cx, buffer))?;
-        if this.resets.allows(&buffer.filled()[before..]) {
-            return Poll::Ready(Ok(()));
+        match this.stream.poll_read(cx, buffer) {
+            Poll::Ready(Ok(_)) => Poll::Ready(this.take_note(&buffer.filled()[before..])),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => this.wait_for_headers(cx),
         }
-        tracing::warn!("an HTTP/2 client cancelled too many requests; its connection is closed");
-        this.stream.try_write(GO_AWAY);
-        let message = "the peer cancelled too many requests";
-        Poll::Ready(Err(io::Error::other(message)))
     }
 }
 
@@ -229,7 +273,12 @@ impl AsyncWrite for WatchedStream {
 
     /// A socket holds nothing back: all that hyper has written has left by now.
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.flushes.flushed();
+        let this = self.get_mut();
+        if this.is_behind {
+            this.is_behind = false;
+            this.activity.caught_up();
+        }
+        this.flushes.flushed();
         Poll::Ready(Ok(()))
     }
 
