@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 use crate::proto::v1::inference_server::Inference;
 use crate::request::RequestId;
-use crate::telemetry::Lane;
+use crate::telemetry::Origin;
 
 mod engine;
 mod events;
@@ -79,7 +79,7 @@ impl Cluster {
     }
 
     /// Starts a completion: it has been admitted by an engine. An engine that cannot take it now is
-    /// passed over for the next. `lane` says how its tokens will leave this process.
+    /// passed over for the next. `origin` says how its tokens will leave this process.
     ///
     /// # Errors
     /// What the last engine said that was asked; an engine without the model speaks for itself only.
@@ -88,13 +88,13 @@ impl Cluster {
         message: &v1::CompletionRequest,
         id: &RequestId,
         timeout: std::time::Duration,
-        lane: Lane,
+        origin: &Origin,
     ) -> Result<Events, Error> {
         let begun = self.ask(&message.model, |engine| {
             let mut request = Request::new(message.clone());
             request.set_timeout(timeout);
             // It reaches an engine of this process; another process takes this door for its client.
-            request.extensions_mut().insert(lane);
+            request.extensions_mut().insert(origin.clone());
             if let Ok(id) = MetadataValue::try_from(&*id.0) {
                 request.metadata_mut().insert("x-request-id", id);
             }

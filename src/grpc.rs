@@ -12,7 +12,7 @@ use crate::proto::v1::tokenize_request::Input as TokenizeInput;
 use crate::request::RequestId;
 use crate::runner::Beginning;
 use crate::scheduler::{CatalogEntry, Scheduler};
-use crate::telemetry::{Door, Lane, Stage, Telemetry};
+use crate::telemetry::{CountedRequest, Door, Lane, Origin, Stage, Telemetry};
 use crate::text::completion::Completion;
 
 mod convert;
@@ -75,7 +75,7 @@ impl Service {
         let (id, timeout) = (id?, metadata::timeout(request.metadata())?);
         let timeout = timeout.unwrap_or(self.default_timeout);
         // Behind another door of this process that door says how its tokens leave.
-        let lane = request.extensions().get().copied().unwrap_or(Lane::Grpc);
+        let origin = request.extensions().get::<Origin>().cloned();
         let flush = request.extensions().get::<Flush>().cloned();
         let request = convert::completion_request(request.into_inner(), id, timeout)?;
         let admitted = self.scheduler.submit(&request).await?;
@@ -85,10 +85,16 @@ impl Service {
             prompt_tokens: admitted.prompt_tokens,
             seed: request.seed.cast_signed(),
         };
+        let lane = origin.as_ref().map_or(Lane::Grpc, |origin| origin.lane);
+        let counted = self.door.map(|door| self.telemetry.request_admitted(door));
+        let own = counted.as_ref().map(CountedRequest::stream);
+        if let Some(stream) = own.or(origin.and_then(|origin| origin.stream)) {
+            admitted.count_for(&stream);
+        }
         let engine = self.telemetry.stage_times(lane, Stage::Engine);
         let completion = Completion::new(admitted, &request.stopping, engine)?;
-        let entered = self.door.map(|door| Entered {
-            counted: self.telemetry.request_admitted(door),
+        let entered = counted.map(|counted| Entered {
+            counted,
             clock: DoorClock::new(&self.telemetry, lane, flush),
         });
         Ok(EventStream::new(

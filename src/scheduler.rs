@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{Error, ErrorKind};
 use crate::request::{CompletionRequest, Parameter};
 use crate::runner::{Resumption, Sequence};
-use crate::telemetry::{Telemetry, WorkerCounts};
+use crate::telemetry::{StreamCount, Telemetry, WorkerCounts};
 use crate::worker::lane::{LaneReceiver, lane};
 use crate::worker::{Assignment, WorkerEvent, WorkerHandle, WorkerId};
 
@@ -121,6 +121,15 @@ pub struct Admitted {
     pub arrived: Instant,
     /// When its client no longer waits.
     pub deadline: Instant,
+}
+
+impl Admitted {
+    /// Has this stream counted as given up when its reader is too slow.
+    pub fn count_for(&self, stream: &StreamCount) {
+        for lane in &self.lanes {
+            lane.count_for(stream.clone());
+        }
+    }
 }
 
 /// A request on its way to the queue.

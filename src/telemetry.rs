@@ -16,15 +16,18 @@ use metrics_exporter_prometheus::{
 };
 
 use self::latency::TokenLatency;
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 
 mod latency;
+mod request;
 
 pub use latency::{Lane, Stage, StageSummary, StageTimes};
+pub use request::{CountedRequest, Origin, StreamCount};
 
 const REQUESTS: &str = "tokenway_requests_total";
 const REFUSALS: &str = "tokenway_refusals_total";
 const STREAMS: &str = "tokenway_streams_in_flight";
+const LINGERING: &str = "tokenway_streams_lingering";
 const CONNECTIONS: &str = "tokenway_connections_open";
 const SEQUENCES: &str = "tokenway_sequences_running";
 const QUEUE_DEPTH: &str = "tokenway_queue_depth";
@@ -177,6 +180,7 @@ impl Telemetry {
         }));
         for door in [Door::Grpc, Door::Http] {
             telemetry.streams(door).set(0.0);
+            telemetry.lingering(door).set(0.0);
             telemetry.connections(door).set(0.0);
         }
         telemetry.connections(Door::Worker).set(0.0);
@@ -207,13 +211,7 @@ impl Telemetry {
     /// A request that is in flight from now on.
     #[must_use]
     pub fn request_admitted(&self, door: Door) -> CountedRequest {
-        let in_flight = InFlight::new(self.streams(door));
-        CountedRequest {
-            telemetry: self.clone(),
-            door,
-            ended: false,
-            _in_flight: in_flight,
-        }
+        CountedRequest::new(self, door)
     }
 
     /// Counts a request that is refused without ever having been in flight.
@@ -252,6 +250,10 @@ impl Telemetry {
         self.labelled_gauge(STREAMS, &[("door", door.label())])
     }
 
+    fn lingering(&self, door: Door) -> Gauge {
+        self.labelled_gauge(LINGERING, &[("door", door.label())])
+    }
+
     fn connections(&self, door: Door) -> Gauge {
         self.labelled_gauge(CONNECTIONS, &[("door", door.label())])
     }
@@ -273,37 +275,6 @@ impl Telemetry {
 impl Default for Telemetry {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-/// One request at the door where it entered: in flight while it lives, and its end counted once. One
-/// that is dropped before its end was cancelled by its client.
-pub struct CountedRequest {
-    telemetry: Telemetry,
-    door: Door,
-    ended: bool,
-    _in_flight: InFlight,
-}
-
-impl CountedRequest {
-    /// Counts how the request ended; only the first end counts.
-    pub fn ended(&mut self, outcome: Result<(), &Error>) {
-        if !self.ended {
-            self.ended = true;
-            self.telemetry.request_ended(self.door, outcome);
-        }
-    }
-}
-
-impl Drop for CountedRequest {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.telemetry.cancellations.increment(1);
-        }
-        self.ended(Err(&Error::new(
-            ErrorKind::Cancelled,
-            "The client went away.",
-        )));
     }
 }
 
@@ -353,6 +324,11 @@ fn describe(recorder: &PrometheusRecorder) {
     gauge(
         STREAMS,
         "Requests that have not ended, by door: HTTP's from their arrival, gRPC's from their admission.",
+    );
+    gauge(
+        LINGERING,
+        "Requests that have ended as slow_reader and whose client may still read that, by door: at most for \
+         the write time-out. They are not in flight.",
     );
     gauge(CONNECTIONS, "Open connections, by door.");
     gauge(SEQUENCES, "Sequences that hold a slot of a device.");

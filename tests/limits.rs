@@ -201,6 +201,8 @@ async fn a_grpc_reader_that_stops_is_given_up_alone() {
             break;
         }
     }
+    let lingering = "tokenway_streams_lingering{door=\"grpc\"}";
+    assert_eq!(Counts::now(&server).get(lingering), 1.0);
     // Whoever comes back has everything up to the point where it was given up, and then the reason.
     let error = loop {
         match stalled.message().await {
@@ -239,6 +241,10 @@ async fn an_http_reader_that_stops_is_given_up_and_told_when_it_comes_back() {
     // The only slot is free again once the reader has been given up.
     let next = grpc::collect(server.stream(grpc::request("a", 5)).await).await;
     assert_eq!(next.usage().completion_tokens, 5);
+    // It is not in flight any more, though its connection is still open.
+    let counts = Counts::now(&server);
+    let gauge = |name: &str| counts.get(&format!("tokenway_streams_{name}{{door=\"http\"}}"));
+    assert_eq!((gauge("in_flight"), gauge("lingering")), (0.0, 1.0));
     let rest = stalled.rest().await;
     assert_eq!(rest.end, End::Unclean);
     let lines = rest.lines();

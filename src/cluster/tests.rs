@@ -15,6 +15,7 @@ use tower::ServiceExt;
 use super::*;
 use crate::proto::v1::completion_event::Event;
 use crate::proto::v1::inference_server::InferenceServer;
+use crate::telemetry::Lane;
 use engine::EngineChannel;
 use remote::Health;
 use scripted::{Script, Scripted, engine, started, token};
@@ -40,7 +41,7 @@ fn elsewhere(engine: Scripted, health: Health) -> Engine {
 async fn complete(cluster: &Cluster) -> Result<Events, Error> {
     let request = v1::CompletionRequest::default();
     cluster
-        .complete(&request, &RequestId::random(), LONG, Lane::Grpc)
+        .complete(&request, &RequestId::random(), LONG, &origin())
         .await
 }
 
@@ -60,6 +61,13 @@ async fn taken_by(events: &mut Events) -> String {
     match events.next().await {
         Some(Ok(Event::Started(started))) => started.model,
         other => panic!("no start: {other:?}"),
+    }
+}
+
+fn origin() -> Origin {
+    Origin {
+        lane: Lane::Grpc,
+        stream: None,
     }
 }
 
@@ -185,7 +193,7 @@ async fn a_model_whose_only_engine_is_down_is_not_unknown() {
             ..v1::CompletionRequest::default()
         };
         let id = RequestId::random();
-        let answer = cluster.complete(&request, &id, LONG, Lane::Grpc).await;
+        let answer = cluster.complete(&request, &id, LONG, &origin()).await;
         answer.err().map(|error| error.kind)
     };
     for name in ["m", "also"] {

@@ -31,7 +31,7 @@ use super::waiting::{Beginning, Waiting, WaitingBody};
 use crate::delivery::{DoorClock, Flush};
 use crate::error::Error;
 use crate::request::RequestId;
-use crate::telemetry::{CountedRequest, Door, Lane};
+use crate::telemetry::{CountedRequest, Door, Lane, Origin, StreamCount};
 
 /// How long the engine may take to tell of a deadline that has passed before the gateway does.
 const DEADLINE_GRACE: Duration = Duration::from_secs(1);
@@ -124,7 +124,7 @@ async fn respond(
 ) -> Result<Response, Refusal> {
     let (names, stream) = (parsed.asked.names, parsed.stream);
     let route = parsed.route;
-    let admitted = match Admitted::admit(gateway, id, parsed).await {
+    let admitted = match Admitted::admit(gateway, id, parsed, counted.stream()).await {
         Ok(admitted) => admitted,
         Err(error) => return Err(refuse(gateway, counted, names.client_error(error))),
     };
@@ -227,12 +227,21 @@ struct Admitted {
 
 impl Admitted {
     /// Opens an RPC for each prompt, one after the other, so that the first prompt is first in the queue.
-    async fn admit(gateway: &Gateway, id: &RequestId, parsed: Parsed) -> Result<Self, Error> {
+    async fn admit(
+        gateway: &Gateway,
+        id: &RequestId,
+        parsed: Parsed,
+        stream: StreamCount,
+    ) -> Result<Self, Error> {
+        let origin = Origin {
+            lane: parsed.lane(),
+            stream: Some(stream),
+        };
         let admitting = async {
             let mut merged = Merged::new(parsed.asked.candidates);
             for message in &parsed.asked.messages {
                 let left = parsed.deadline.saturating_duration_since(Instant::now());
-                let events = gateway.cluster.complete(message, id, left, parsed.lane());
+                let events = gateway.cluster.complete(message, id, left, &origin);
                 merged.push(events.await?);
             }
             Ok(merged)

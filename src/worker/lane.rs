@@ -16,6 +16,7 @@ use super::Wake;
 use super::outbox::RemoteLane;
 use crate::request::FinishReason;
 use crate::runner::{ModelError, Token};
+use crate::telemetry::StreamCount;
 
 /// What a stream receives of one of its sequences, in this order.
 #[derive(Debug)]
@@ -66,6 +67,7 @@ pub fn lane(credit: usize, queue: Arc<Notify>, wasted: Counter) -> (LaneSender, 
         has_crashed: AtomicBool::new(false),
         worker: OnceLock::new(),
         queue,
+        stream: OnceLock::new(),
     });
     let sender = LaneSender(Way::Here(LocalLane {
         outputs,
@@ -95,6 +97,8 @@ struct Shared {
     /// The worker that has the sequence.
     worker: OnceLock<Wake>,
     queue: Arc<Notify>,
+    /// The stream that reads the lane, as the metrics count it.
+    stream: OnceLock<StreamCount>,
 }
 
 /// The worker's end.
@@ -262,6 +266,11 @@ impl LocalLane {
     }
 
     fn end(self, output: Output) {
+        if let Output::Failed(Failure::SlowReader) = output
+            && let Some(stream) = self.shared.stream.get()
+        {
+            stream.linger();
+        }
         // A reader that has gone need not be told.
         let _ = self.outputs.try_send(output);
     }
@@ -309,6 +318,20 @@ impl LaneReceiver {
             self.give_credit(outputs[before..].iter().map(Output::tokens).sum());
         }
         received
+    }
+
+    /// Has this stream counted as given up when the lane ends because its reader is too slow: such a reader
+    /// may not come to read the end for long.
+    pub fn count_for(&self, stream: StreamCount) {
+        // A lane has one stream for as long as it lives.
+        let _ = self.shared.stream.set(stream);
+    }
+
+    /// Has the lane counted for the same stream as this one, which it replaces.
+    pub fn replaces(&self, lost: &Self) {
+        if let Some(stream) = lost.shared.stream.get() {
+            self.count_for(stream.clone());
+        }
     }
 
     /// Whether the lane closed without an end because its worker crashed.

@@ -348,6 +348,8 @@ impl Counts {
         for gauge in [
             "tokenway_streams_in_flight{door=\"grpc\"}",
             "tokenway_streams_in_flight{door=\"http\"}",
+            "tokenway_streams_lingering{door=\"grpc\"}",
+            "tokenway_streams_lingering{door=\"http\"}",
             "tokenway_connections_open{door=\"grpc\"}",
             "tokenway_connections_open{door=\"http\"}",
             "tokenway_sequences_running",

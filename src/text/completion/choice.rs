@@ -130,6 +130,9 @@ impl Choice {
         let resuming = resumer.resume(self.number, &self.ids, scores_prompt, &self.lost)?;
         let since = self.resuming.take().map(|(since, _)| since);
         self.resuming = Some((since.unwrap_or_else(Instant::now), Some(resuming.in_vain)));
+        if let Some(lost) = &self.lane {
+            resuming.lane.replaces(lost);
+        }
         self.lane = Some(resuming.lane);
         Ok(())
     }
