@@ -163,9 +163,9 @@ pub enum StartError {
 /// A server that runs. It ends by [`Server::drain`]; one that is dropped goes on with nobody to end
 /// it.
 pub struct Server {
-    http_address: Option<Address>,
-    grpc_address: Option<Address>,
-    worker_address: Option<Address>,
+    http_addresses: Vec<Address>,
+    grpc_addresses: Vec<Address>,
+    worker_addresses: Vec<Address>,
     /// Where the worker socket is that nobody has chosen a place for. It goes with the server.
     _private: Option<TempDir>,
     telemetry: Telemetry,
@@ -192,13 +192,13 @@ impl Server {
         let grpc = bind("grpc-listen", parts.grpc.as_ref()).await?;
         let (worker_socket, private) = worker_socket(&parts.source)?;
         let workers = bind("worker-listen", worker_socket.as_ref()).await?;
-        let worker_address = workers.as_ref().map(|listener| listener.address().clone());
+        let worker_addresses = addresses(workers.as_ref());
         let (telemetry, tasks) = (Telemetry::new(), TaskTracker::new());
-        let backend = Backend::start(&parts, worker_address.as_ref(), &telemetry, &tasks)?;
+        let backend = Backend::start(&parts, worker_addresses.first(), &telemetry, &tasks)?;
         let mut server = Self {
-            http_address: None,
-            grpc_address: None,
-            worker_address,
+            http_addresses: Vec::new(),
+            grpc_addresses: Vec::new(),
+            worker_addresses,
             _private: private,
             telemetry,
             engine: backend.engine,
@@ -224,14 +224,14 @@ impl Server {
             server.worker_door.open(listener, settings, routes);
         }
         if let (Some(listener), Some(service)) = (grpc, backend.service) {
-            server.grpc_address = Some(listener.address().clone());
+            server.grpc_addresses = addresses(Some(&listener));
             let (ready, closing) = (server.readiness.clone(), server.doors.shutdown.stop.clone());
             let routes = health::routes(service, ready, &server.tasks, closing).await;
             let settings = server.settings(Door::Grpc, Protocol::Grpc, &parts.limits);
             server.doors.open(listener, settings, routes);
         }
         if let (Some(listener), Some(door)) = (http, parts.http) {
-            server.http_address = Some(listener.address().clone());
+            server.http_addresses = addresses(Some(&listener));
             let (ready, open) = (server.readiness.clone(), server.readiness.clone());
             let workers = server.readiness.clone();
             let router = gateway::router(Gateway {
@@ -253,22 +253,34 @@ impl Server {
         Ok(server)
     }
 
-    /// Where the HTTP door really listens.
+    /// The first address of the HTTP API.
     #[must_use]
     pub fn http_address(&self) -> Option<&Address> {
-        self.http_address.as_ref()
+        self.http_addresses.first()
     }
 
-    /// Where the gRPC door really listens.
+    /// The first address of the gRPC API.
     #[must_use]
     pub fn grpc_address(&self) -> Option<&Address> {
-        self.grpc_address.as_ref()
+        self.grpc_addresses.first()
     }
 
-    /// Where workers dial in.
+    /// Every address of the HTTP API: a host name may stand for several.
     #[must_use]
-    pub fn worker_address(&self) -> Option<&Address> {
-        self.worker_address.as_ref()
+    pub fn http_addresses(&self) -> &[Address] {
+        &self.http_addresses
+    }
+
+    /// Every address of the gRPC API.
+    #[must_use]
+    pub fn grpc_addresses(&self) -> &[Address] {
+        &self.grpc_addresses
+    }
+
+    /// Every address at which workers dial in.
+    #[must_use]
+    pub fn worker_addresses(&self) -> &[Address] {
+        &self.worker_addresses
     }
 
     /// What the server counts.
@@ -396,6 +408,10 @@ fn why(address: &Address, source: &io::Error) -> String {
         Some(folder) => format!("there is no folder {}", folder.display()),
         None => source.to_string(),
     }
+}
+
+fn addresses(listener: Option<&Listener>) -> Vec<Address> {
+    listener.map_or_else(Vec::new, |listener| listener.addresses().to_vec())
 }
 
 async fn bind(

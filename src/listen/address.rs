@@ -1,15 +1,21 @@
-//! Where a door listens: a TCP address or a Unix socket.
+//! Where a door listens: TCP addresses or a Unix socket.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, UnixListener, UnixStream, lookup_host};
 
 use super::io::Stream;
+
+mod tcp;
 
 /// How many connections the kernel holds for us while they are being accepted. Half of a storm of
 /// 2,000 connections was refused at the usual 128.
@@ -76,10 +82,13 @@ impl fmt::Display for Address {
     }
 }
 
-/// A bound socket.
+/// The bound sockets of an address: one for each address that its host has.
 pub struct Listener {
-    socket: BoundSocket,
-    address: Address,
+    /// At least one.
+    sockets: Vec<BoundSocket>,
+    addresses: Vec<Address>,
+    /// The socket that is asked first for the next connection.
+    turn: AtomicUsize,
 }
 
 enum BoundSocket {
@@ -88,72 +97,84 @@ enum BoundSocket {
 }
 
 impl Listener {
-    /// Binds an address. A Unix socket that nobody answers on any more is replaced.
+    /// Binds an address, and where its host name has several, all of them. A Unix socket that nobody
+    /// answers on any more is replaced.
     ///
     /// # Errors
-    /// When the address cannot be resolved, or is taken.
+    /// When the address cannot be resolved, or one that it stands for is taken.
     pub async fn bind(address: &Address) -> io::Result<Self> {
         match address {
-            Address::Tcp(address) => {
-                let socket = bind_tcp(address).await?;
-                let address = Address::Tcp(socket.local_addr()?.to_string());
-                Ok(Self {
-                    socket: BoundSocket::Tcp(socket),
-                    address,
-                })
-            }
-            Address::Unix(path) => {
-                let socket = BoundSocket::Unix(bind_unix(path).await?);
-                Ok(Self {
-                    socket,
-                    address: address.clone(),
-                })
-            }
+            Address::Tcp(address) => Self::tcp(&lookup_host(address).await?.collect::<Vec<_>>()),
+            Address::Unix(path) => Ok(Self {
+                sockets: vec![BoundSocket::Unix(bind_unix(path).await?)],
+                addresses: vec![address.clone()],
+                turn: AtomicUsize::new(0),
+            }),
         }
     }
 
-    /// Where it really listens.
+    fn tcp(resolved: &[SocketAddr]) -> io::Result<Self> {
+        let sockets = tcp::bind(resolved)?;
+        let address = |socket: &TcpListener| Ok(Address::Tcp(socket.local_addr()?.to_string()));
+        let addresses = sockets.iter().map(address).collect::<io::Result<_>>()?;
+        Ok(Self {
+            sockets: sockets.into_iter().map(BoundSocket::Tcp).collect(),
+            addresses,
+            turn: AtomicUsize::new(0),
+        })
+    }
+
+    /// The addresses at which it really listens: at least one.
     #[must_use]
-    pub fn address(&self) -> &Address {
-        &self.address
+    pub fn addresses(&self) -> &[Address] {
+        &self.addresses
     }
 
     pub(super) async fn accept(&self) -> io::Result<Stream> {
-        match &self.socket {
-            BoundSocket::Tcp(socket) => {
-                let (stream, _) = socket.accept().await?;
-                // A token is a small packet that must not wait for the next.
-                stream.set_nodelay(true)?;
-                Ok(Stream::Tcp(stream))
+        let stream = poll_fn(|cx| self.poll_accept(cx)).await?;
+        if let Stream::Tcp(stream) = &stream {
+            // A token is a small packet that must not wait for the next.
+            stream.set_nodelay(true)?;
+        }
+        Ok(stream)
+    }
+
+    /// Accepts from whichever socket has a connection. They take turns to be asked first.
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Stream>> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.sockets.len();
+        let (later, first) = self.sockets.split_at(turn);
+        let mut accepted = first
+            .iter()
+            .chain(later)
+            .map(|socket| socket.poll_accept(cx));
+        accepted.find(Poll::is_ready).unwrap_or(Poll::Pending)
+    }
+}
+
+impl BoundSocket {
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Stream>> {
+        match self {
+            Self::Tcp(socket) => {
+                let accepted = ready!(socket.poll_accept(cx));
+                Poll::Ready(accepted.map(|(stream, _)| Stream::Tcp(stream)))
             }
-            BoundSocket::Unix(socket) => Ok(Stream::Unix(socket.accept().await?.0)),
+            Self::Unix(socket) => {
+                let accepted = ready!(socket.poll_accept(cx));
+                Poll::Ready(accepted.map(|(stream, _)| Stream::Unix(stream)))
+            }
         }
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Address::Unix(path) = &self.address {
-            // Whoever removed it before us meant the same.
-            let _ = std::fs::remove_file(path);
+        for address in &self.addresses {
+            if let Address::Unix(path) = address {
+                // Whoever removed it before us meant the same.
+                let _ = std::fs::remove_file(path);
+            }
         }
     }
-}
-
-async fn bind_tcp(address: &str) -> io::Result<TcpListener> {
-    let resolved = lookup_host(address).await?.next().ok_or_else(|| {
-        io::Error::new(io::ErrorKind::AddrNotAvailable, "the host has no address")
-    })?;
-    let socket = Socket::new(
-        Domain::for_address(resolved),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&resolved.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
 }
 
 async fn bind_unix(path: &Path) -> io::Result<UnixListener> {
@@ -238,12 +259,33 @@ mod tests {
     async fn a_small_packet_does_not_wait_for_the_next() {
         let any = Address::Tcp("127.0.0.1:0".to_owned());
         let listener = Listener::bind(&any).await.unwrap();
-        let connecting = tokio::net::TcpStream::connect(listener.address().to_string());
+        let connecting = tokio::net::TcpStream::connect(listener.addresses()[0].to_string());
         let (accepted, connected) = tokio::join!(listener.accept(), connecting);
         let Ok(Stream::Tcp(accepted)) = accepted else {
             panic!("a TCP connection")
         };
         assert!(accepted.nodelay().unwrap());
         drop(connected);
+    }
+
+    #[tokio::test]
+    async fn every_address_of_a_host_is_listened_on_at_the_same_port() {
+        let any = |ip: &str| SocketAddr::new(ip.parse().unwrap(), 0);
+        let listener = Listener::tcp(&[any("127.0.0.1"), any("127.0.0.2")]).unwrap();
+        let addresses: Vec<SocketAddr> = listener
+            .addresses()
+            .iter()
+            .map(|address| address.to_string().parse().unwrap())
+            .collect();
+        assert_eq!(addresses[0].port(), addresses[1].port());
+        for address in addresses.iter().chain(&addresses) {
+            let connecting = tokio::net::TcpStream::connect(address);
+            let (accepted, connected) = tokio::join!(listener.accept(), connecting);
+            let Ok(Stream::Tcp(accepted)) = accepted else {
+                panic!("a TCP connection")
+            };
+            assert_eq!(accepted.local_addr().unwrap(), *address);
+            drop(connected);
+        }
     }
 }

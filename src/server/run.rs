@@ -9,6 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
 use super::{EngineParts, HttpDoor, ModelParts, Server, ServerParts, Source, StartError};
+use crate::listen::Address;
 
 /// Within so long the same signal is the same order: who stops a process and its group, as `timeout`
 /// does, tells it twice.
@@ -119,13 +120,18 @@ const HOSTS_NOTE: &str =
 
 /// One line for each open address.
 fn announce(server: &Server, out: &mut impl Write) -> io::Result<()> {
-    if let Some(address) = server.http_address() {
+    for address in server.http_addresses() {
         writeln!(out, "HTTP     {}  {HTTP_SURFACES}", url(address))?;
     }
-    if let Some(address) = server.grpc_address() {
+    for address in server.grpc_addresses() {
+        let hint = match address {
+            Address::Tcp(_) => "",
+            // Their libraries take the socket's path for the name of the host (docs/deployment.md).
+            Address::Unix(_) => "; in Python, C++ and Java set grpc.default_authority to localhost",
+        };
         writeln!(
             out,
-            "gRPC     {}  tokenway.v1.Inference, health, reflection",
+            "gRPC     {}  tokenway.v1.Inference, health, reflection{hint}",
             url(address)
         )?;
     }
@@ -134,10 +140,12 @@ fn announce(server: &Server, out: &mut impl Write) -> io::Result<()> {
 
 /// One line for the socket that workers dial, and one for the models that have no others.
 fn announce_workers(server: &Server, engine: &EngineParts, out: &mut impl Write) -> io::Result<()> {
-    let (Some(_), Some(address)) = (&engine.workers.listen, server.worker_address()) else {
+    if engine.workers.listen.is_none() {
         return Ok(());
-    };
-    writeln!(out, "workers  {address}  tokenway.worker.v1.DeviceWorker")?;
+    }
+    for address in server.worker_addresses() {
+        writeln!(out, "workers  {address}  tokenway.worker.v1.DeviceWorker")?;
+    }
     let models = engine.models.iter().filter(|model| model.workers == 0);
     let names: Vec<_> = models.map(|model| &*model.name).collect();
     if !names.is_empty() {
@@ -146,10 +154,10 @@ fn announce_workers(server: &Server, engine: &EngineParts, out: &mut impl Write)
     Ok(())
 }
 
-fn url(address: &crate::listen::Address) -> String {
+fn url(address: &Address) -> String {
     match address {
-        crate::listen::Address::Tcp(address) => format!("http://{address}"),
-        crate::listen::Address::Unix(_) => address.to_string(),
+        Address::Tcp(address) => format!("http://{address}"),
+        Address::Unix(_) => address.to_string(),
     }
 }
 
