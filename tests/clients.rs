@@ -11,6 +11,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use support::program::{Program, Running, node, python, serving};
 use support::{Setup, TestServer, every, full_speed, grpc, silent_at};
+use tokenway::listen::Address;
 use tokenway::proto::v1;
 use tokenway::runner::llm_test::TestRunnerOptions;
 use tonic::Streaming;
@@ -464,6 +465,16 @@ mod grpcio {
         a_refusal_names_its_reason_and_its_field(server());
         a_full_queue_says_when_to_retry(full_server());
         a_stream_that_fails_raises_after_the_tokens_before_it(failing_server());
+    }
+
+    #[tokio::test]
+    async fn a_unix_socket_serves_a_channel_whose_authority_is_a_host() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut setup = Setup::test_runner(full_speed());
+        setup.parts.grpc = Some(Address::Unix(folder.path().join("grpc.sock")));
+        let server = setup.start().await;
+        let case = "a_unix_socket_serves_a_channel_whose_authority_is_a_host";
+        GRPCIO.run(case, &server).await;
     }
 
     #[tokio::test]

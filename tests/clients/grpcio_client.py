@@ -97,6 +97,13 @@ def a_stream_is_a_start_every_token_in_order_and_a_summary(address: str) -> None
     assert (usage.prompt_tokens, usage.completion_tokens) == (5, 256), summary
 
 
+def a_unix_socket_serves_a_channel_whose_authority_is_a_host(address: str) -> None:
+    # By itself the C core sends the socket's path, which HTTP/2 does not have as an authority.
+    options = [("grpc.default_authority", "localhost")]
+    with grpc.insecure_channel(address, options=options) as channel:
+        assert token_texts(complete(channel, prompt=PROMPT, max_tokens=3)) == tokens(3)
+
+
 def a_cancelled_stream_leaves_its_slot_to_the_next(address: str) -> None:
     with grpc.insecure_channel(address) as channel:
         events = complete(channel, prompt=PROMPT, max_tokens=100_000)
@@ -190,6 +197,7 @@ if __name__ == "__main__":
             health_says_not_serving,
             a_watched_health_says_not_serving_when_the_server_drains,
             a_stream_is_a_start_every_token_in_order_and_a_summary,
+            a_unix_socket_serves_a_channel_whose_authority_is_a_host,
             a_cancelled_stream_leaves_its_slot_to_the_next,
             a_deadline_that_passes_ends_the_stream_and_frees_its_slot,
             a_refusal_names_its_reason_and_its_field,
