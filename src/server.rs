@@ -98,12 +98,12 @@ impl HttpDoor {
         }
     }
 
-    /// Whether other machines reach the HTTP API, and it answers to none of the names that they may have for it.
+    /// Whether other machines reach the HTTP API, but no host name that they may use is allowed.
     fn refuses_names(&self) -> bool {
         !self.listen.is_loopback() && self.origins.allowed_hosts.is_empty()
     }
 
-    /// The policy at the address where it listens: by the name of a Unix socket no browser comes.
+    /// The policy at the address where it listens. Browsers do not reach a Unix socket, so its host names are not checked.
     fn origins(&self) -> OriginPolicy {
         match self.listen {
             Address::Tcp(_) => self.origins.clone(),

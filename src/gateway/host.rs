@@ -148,9 +148,9 @@ pub struct AllowedHost {
 enum Names {
     Any,
     Only(Host),
-    /// The subdomains of a name, which begins with a dot here.
+    /// The subdomains of a name. The name is kept with a dot before it.
     Subdomains(String),
-    /// A name, which begins with a dot here, and its subdomains.
+    /// A name and its subdomains. The name is kept with a dot before it.
     WithSubdomains(String),
 }
 

@@ -1,7 +1,7 @@
 //! One worker's stream, from its welcome to its end: what it sends goes into lanes, what the scheduler and
 //! the lanes say goes to it.
 //!
-//! It waits for nobody but the worker, and for that only as long as a heartbeat may take.
+//! It waits for nobody but the worker, and for the worker only as long as its silence limit.
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
