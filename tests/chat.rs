@@ -104,10 +104,8 @@ async fn a_stream_is_ndjson_where_that_is_asked_for_with_a_role_for_every_choice
     let indices = lines[..3].iter().map(|line| &line["choices"][0]["index"]);
     assert!(indices.eq([0, 1, 2]));
     for index in 0..3 {
-        let choices = lines.iter().map(|line| &line["choices"][0]);
-        let last = choices
-            .filter(|choice| choice["index"] == index)
-            .next_back();
+        let mut choices = lines.iter().map(|line| &line["choices"][0]);
+        let last = choices.rfind(|choice| choice["index"] == index);
         let expected =
             json!({"index": index, "delta": {}, "logprobs": null, "finish_reason": "length"});
         assert_eq!(last, Some(&expected));

@@ -43,7 +43,9 @@ const DEADLINE_GRACE: Duration = Duration::from_secs(1);
     request_body = CompletionsBody,
     responses((
         status = 200,
-        description = "The completion; with `stream: true` its tokens, one a line or one an event.",
+        description = "The completion; with `stream: true` its tokens, one a line or one an event. The headers \
+            of a stream are sent when a worker begins, or after the server's `--headers-after`: from \
+            then on a refusal is an error record in the stream.",
         content(
             (Completion = "application/json"),
             (String = "application/x-ndjson"),
@@ -71,7 +73,9 @@ pub(super) async fn complete(
     request_body = ChatBody,
     responses((
         status = 200,
-        description = "The answer; with `stream: true` its tokens, one a line or one an event.",
+        description = "The answer; with `stream: true` its tokens, one a line or one an event. The headers \
+            of a stream are sent when a worker begins, or after the server's `--headers-after`: from \
+            then on a refusal is an error record in the stream.",
         content(
             (ChatCompletion = "application/json"),
             (String = "application/x-ndjson"),

@@ -188,7 +188,7 @@ impl Fields {
             };
             let asks_nothing: Vec<Value> =
                 serde_json::from_str(asks_nothing).expect("a table holds lists of JSON");
-            if !asks_nothing.contains(&value) {
+            if !asks_nothing.iter().any(|known| is_same(known, &value)) {
                 return Err(self.unsupported(name));
             }
         }
@@ -266,6 +266,16 @@ impl Fields {
 
     fn full_name(&self, name: &str) -> String {
         format!("{}{name}", self.path)
+    }
+}
+
+/// Whether two values are the same: `1.0` is `1`.
+fn is_same(one: &Value, other: &Value) -> bool {
+    match (one, other) {
+        (Value::Number(one), Value::Number(other)) => {
+            one == other || whole_number(one).is_some_and(|one| whole_number(other) == Some(one))
+        }
+        _ => one == other,
     }
 }
 

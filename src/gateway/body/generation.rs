@@ -104,7 +104,7 @@ impl Generation {
         ("skip_special_tokens", "[true]"),
         ("spaces_between_special_tokens", "[true]"),
         ("use_beam_search", "[false]"),
-        ("length_penalty", "[1, 1.0]"),
+        ("length_penalty", "[1]"),
     ];
 
     pub(super) fn read(fields: &mut Fields) -> Result<Self, Error> {
