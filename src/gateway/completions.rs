@@ -114,7 +114,7 @@ async fn answer(
         clock: DoorClock::new(&gateway.telemetry, parsed.lane(), flush.clone()),
         flush,
     };
-    let response = respond(gateway, id, parsed, (leaving, counted)).await?;
+    let response = respond(gateway, id, parsed, leaving, counted).await?;
     Ok(ignored.name_in(response))
 }
 
@@ -124,7 +124,8 @@ async fn respond(
     gateway: &Gateway,
     id: &RequestId,
     parsed: Parsed,
-    (leaving, counted): (Leaving, CountedRequest),
+    leaving: Leaving,
+    counted: CountedRequest,
 ) -> Result<Response, Refusal> {
     let (names, stream) = (parsed.asked.names, parsed.stream);
     let route = parsed.route;
