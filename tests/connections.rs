@@ -68,11 +68,13 @@ const HOUR: Duration = Duration::from_secs(3_600);
 
 /// Asks once, and reads the answer, of which nothing is left to read then.
 async fn answered_once(server: &TestServer, request: &[u8]) -> (TcpStream, String) {
-    let mut stream = TcpStream::connect(server.http_address()).await.unwrap();
-    stream.write_all(request).await.unwrap();
+    let mut stream = TcpStream::connect(server.http_address())
+        .await
+        .expect("it answers");
+    stream.write_all(request).await.expect("it is taken");
     let mut answer = String::new();
     while !answer.ends_with('}') {
-        answer.push(char::from(stream.read_u8().await.unwrap()));
+        answer.push(char::from(stream.read_u8().await.expect("an answer")));
     }
     (stream, answer)
 }
@@ -83,7 +85,9 @@ const ALIVE: &[u8] = b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\n";
 async fn the_end(mut stream: TcpStream) -> String {
     let mut rest = String::new();
     let closed = timeout(SOON, stream.read_to_string(&mut rest)).await;
-    closed.expect("the server closes").unwrap();
+    closed
+        .expect("the server closes")
+        .expect("in an orderly way");
     rest
 }
 
