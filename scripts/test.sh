@@ -23,6 +23,11 @@ if ((${#FEATURES[@]})); then
         exit 1
     }
     export TOKENWAY_TEST_MODEL
+    TOKENWAY_TEST_TEMPLATES=$(scripts/chat_templates.sh) || {
+        echo "The test of real chat templates cannot run. \`cargo test\` runs all the others." >&2
+        exit 1
+    }
+    export TOKENWAY_TEST_TEMPLATES
     scripts/venv.sh .venv-lm-eval tests/clients/lm_eval/requirements.txt
 fi
 if cargo nextest --version >/dev/null 2>&1; then

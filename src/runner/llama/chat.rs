@@ -4,14 +4,26 @@
 //! llama.cpp's own template engine is never used: it knows a fixed list of templates, and aborts the
 //! process on some inputs.
 
+use jiff::Zoned;
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, Value};
+use minijinja_contrib::globals::{cycler, joiner};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
 use crate::request::ChatMessage;
 use crate::runner::ModelError;
+use clock::Clock;
+
+mod clock;
+mod generation;
+mod json;
 
 const NAME: &str = "chat";
+
+/// How much work one rendering may be, in minijinja's fuel: a unit is an instruction, or 64 bytes that the
+/// template makes. So a template that loops without an end stops within about a second, with at most 512 MiB made.
+const MAX_FUEL: u64 = 8_000_000;
 
 /// A compiled template with the special tokens that it may name.
 pub(super) struct ChatTemplate {
@@ -25,22 +37,19 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// What is wrong with it, in words.
-    pub(super) fn new(
-        source: String,
+    pub(super) fn new(source: &str, bos_token: String, eos_token: String) -> Result<Self, String> {
+        Self::with_clock(source, bos_token, eos_token, Zoned::now)
+    }
+
+    fn with_clock(
+        source: &str,
         bos_token: String,
         eos_token: String,
+        clock: Clock,
     ) -> Result<Self, String> {
-        let mut environment = Environment::new();
-        // Templates are written for these two settings of Jinja, which are not its defaults.
-        let syntax = SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build();
-        environment.set_syntax(syntax.map_err(|error| error.to_string())?);
-        environment.set_unknown_method_callback(unknown_method_callback);
-        environment.add_function("raise_exception", raise_exception);
+        let mut environment = environment(clock).map_err(|error| error.to_string())?;
         environment
-            .add_template_owned(NAME, source)
+            .add_template_owned(NAME, generation::without_generation_tags(source))
             .map_err(|error| error.to_string())?;
         Ok(Self {
             environment,
@@ -65,6 +74,9 @@ impl ChatTemplate {
             .collect();
         let context = Value::from_pairs([
             ("messages", messages),
+            // Hugging Face defines these two also where a request has none.
+            ("tools", Value::from(())),
+            ("documents", Value::from(())),
             ("bos_token", Value::from(&self.bos_token)),
             ("eos_token", Value::from(&self.eos_token)),
             ("add_generation_prompt", Value::from(true)),
@@ -73,108 +85,84 @@ impl ChatTemplate {
             .environment
             .get_template(NAME)
             .and_then(|template| template.render(context));
-        rendered.map_err(|error| {
-            let reason = error
-                .detail()
-                .map_or_else(|| error.to_string(), str::to_owned);
-            ModelError::Invalid(format!(
-                "The model's chat template refused the messages: {reason}"
-            ))
-        })
+        rendered.map_err(|error| ModelError::Invalid(reason(&error)))
     }
 }
+
+/// Jinja as Hugging Face sets it up.
+fn environment(clock: Clock) -> Result<Environment<'static>, Error> {
+    let mut environment = Environment::new();
+    // Templates are written for these two settings of Jinja, which are not its defaults.
+    let syntax = SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build()?;
+    environment.set_syntax(syntax);
+    environment.set_fuel(Some(MAX_FUEL));
+    environment.set_unknown_method_callback(unknown_method_callback);
+    environment.add_function("raise_exception", raise_exception);
+    environment.add_function("strftime_now", move |format: &str| {
+        clock::strftime(&clock(), format)
+    });
+    environment.add_function("cycler", cycler);
+    environment.add_function("joiner", joiner);
+    environment.add_filter("tojson", json::tojson);
+    environment.add_test("callable", is_callable);
+    environment.add_test("iterable", is_iterable);
+    environment.add_test("sequence", is_sequence);
+    Ok(environment)
+}
+
+/// Why a template did not render: its own words where it refuses the messages.
+fn reason(error: &Error) -> String {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(cause) = source {
+        if let Some(Refusal(words)) = cause.downcast_ref() {
+            return format!("The model's chat template refused the messages: {words}");
+        }
+        source = cause.source();
+    }
+    if error.kind() == ErrorKind::OutOfFuel {
+        return "The model's chat template takes too long for these messages; send fewer or shorter ones."
+            .to_owned();
+    }
+    let line = error
+        .line()
+        .map_or_else(String::new, |line| format!(" (line {line})"));
+    let detail = error
+        .detail()
+        .map_or_else(|| error.kind().to_string(), str::to_owned);
+    format!("The model's chat template cannot render these messages: {detail}{line}")
+}
+
+/// A template's own words with which it refuses messages.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Refusal(String);
 
 /// What templates call to refuse messages.
 fn raise_exception(message: String) -> Result<Value, Error> {
-    Err(Error::new(ErrorKind::InvalidOperation, message))
+    let error = Error::new(ErrorKind::InvalidOperation, message.clone());
+    Err(error.with_source(Refusal(message)))
+}
+
+/// As Jinja has it: also what is undefined can be iterated, and `none` cannot.
+fn is_iterable(value: &Value) -> bool {
+    value.kind() == ValueKind::Iterable || is_sequence(value)
+}
+
+/// As Jinja has it: whatever has a length and items, so also a text, a map, and what is undefined.
+fn is_sequence(value: &Value) -> bool {
+    matches!(
+        value.kind(),
+        ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map
+    )
+}
+
+/// Macros and functions are the only values that minijinja can only call.
+fn is_callable(value: &Value) -> bool {
+    value.kind() == ValueKind::Plain
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn template(source: &str) -> ChatTemplate {
-        ChatTemplate::new(source.to_owned(), "<s>".to_owned(), "</s>".to_owned()).unwrap()
-    }
-
-    fn message(role: &str, content: &str) -> ChatMessage {
-        ChatMessage {
-            role: role.to_owned(),
-            content: content.to_owned(),
-            name: None,
-        }
-    }
-
-    #[test]
-    fn chatml_ends_with_the_turn_that_is_asked_for() {
-        let chatml = template(
-            "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + \
-             message['content'] + '<|im_end|>' + '\n'}}{% endfor %}\
-             {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
-        );
-        assert_eq!(
-            chatml.render(&[message("user", "<b>Hi</b> \"é\" {{ 1 }}")]),
-            Ok(
-                "<|im_start|>user\n<b>Hi</b> \"é\" {{ 1 }}<|im_end|>\n<|im_start|>assistant\n"
-                    .into()
-            )
-        );
-    }
-
-    #[test]
-    fn templates_may_use_what_python_has() {
-        let template = template(
-            "{{ bos_token }}\n\
-             {%- set ns = namespace(system='') %}\n\
-             {%- if messages[0].role == 'system' %}\n\
-                 {%- set ns.system = messages[0]['content'].strip().upper() %}\n\
-                 {%- set messages = messages[1:] %}\n\
-             {%- endif %}\n\
-             {%- for message in messages %}\n\
-                 {%- if message.content.startswith('skip') %}{% continue %}{% endif %}\n\
-                 {%- if message.tool_calls is defined or tools %}{{ tools | tojson }}{% endif %}\n\
-                 {{- ns.system ~ '|' ~ message.content.split(' ')[-1] | trim ~ eos_token }}\n\
-             {%- endfor %}\n",
-        );
-        let messages = [
-            message("system", " be brief "),
-            message("user", "skip me"),
-            message("user", "one two"),
-        ];
-        assert_eq!(template.render(&messages), Ok("<s>BE BRIEF|two</s>".into()));
-    }
-
-    #[test]
-    fn a_template_may_tell_participants_apart_by_their_names() {
-        let template = template(
-            "{% for message in messages %}{{ message.name if message.name is defined else 'nobody' }}:\
-             {{ message.content }};{% endfor %}",
-        );
-        let named = ChatMessage {
-            name: Some("Ann".to_owned()),
-            ..message("user", "Hi")
-        };
-        let rendered = template.render(&[named, message("user", "Ho")]);
-        assert_eq!(rendered, Ok("Ann:Hi;nobody:Ho;".into()));
-    }
-
-    #[test]
-    fn blocks_take_their_line_with_them() {
-        let template = template("{% if true %}\n  {% if true %}\nx\n  {% endif %}\n{% endif %}\n");
-        assert_eq!(template.render(&[message("user", "")]), Ok("x\n".into()));
-    }
-
-    #[test]
-    fn a_template_may_refuse_messages() {
-        let template = template("{{ raise_exception('Roles must alternate') }}");
-        let refused = template.render(&[message("user", "Hi")]);
-        let reason = "The model's chat template refused the messages: Roles must alternate";
-        assert_eq!(refused, Err(ModelError::Invalid(reason.to_owned())));
-    }
-
-    #[test]
-    fn a_template_that_is_none_is_an_error() {
-        let broken = ChatTemplate::new("{% for %}".to_owned(), String::new(), String::new());
-        assert!(broken.is_err());
-    }
-}
+mod tests;

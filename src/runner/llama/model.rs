@@ -272,7 +272,7 @@ fn chat_template(llama: &LlamaModel, bos: String, eos: String) -> Result<ChatTem
     let compiled = source
         .to_string()
         .map_err(|error| error.to_string())
-        .and_then(|source| ChatTemplate::new(source, bos, eos));
+        .and_then(|source| ChatTemplate::new(&source, bos, eos));
     compiled.map_err(|error| {
         tracing::warn!(%error, "the model's chat template cannot be used");
         "This model's chat template cannot be used.".to_owned()

@@ -1,0 +1,276 @@
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::{Value as Json, json};
+
+use super::*;
+
+fn template(source: &str) -> ChatTemplate {
+    ChatTemplate::new(source, "<s>".to_owned(), "</s>".to_owned()).unwrap()
+}
+
+fn message(role: &str, content: &str) -> ChatMessage {
+    ChatMessage {
+        role: role.to_owned(),
+        content: content.to_owned(),
+        name: None,
+    }
+}
+
+#[test]
+fn chatml_ends_with_the_turn_that_is_asked_for() {
+    let chatml = template(
+        "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + \
+         message['content'] + '<|im_end|>' + '\n'}}{% endfor %}\
+         {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    );
+    assert_eq!(
+        chatml.render(&[message("user", "<b>Hi</b> \"é\" {{ 1 }}")]),
+        Ok("<|im_start|>user\n<b>Hi</b> \"é\" {{ 1 }}<|im_end|>\n<|im_start|>assistant\n".into())
+    );
+}
+
+#[test]
+fn templates_may_use_what_python_has() {
+    let template = template(
+        "{{ bos_token }}\n\
+         {%- set ns = namespace(system='') %}\n\
+         {%- if messages[0].role == 'system' %}\n\
+             {%- set ns.system = messages[0]['content'].strip().upper() %}\n\
+             {%- set messages = messages[1:] %}\n\
+         {%- endif %}\n\
+         {%- for message in messages %}\n\
+             {%- if message.content.startswith('skip') %}{% continue %}{% endif %}\n\
+             {%- if message.tool_calls is defined or tools %}{{ tools | tojson }}{% endif %}\n\
+             {{- ns.system ~ '|' ~ message.content.split(' ')[-1] | trim ~ eos_token }}\n\
+         {%- endfor %}\n",
+    );
+    let messages = [
+        message("system", " be brief "),
+        message("user", "skip me"),
+        message("user", "one two"),
+    ];
+    assert_eq!(template.render(&messages), Ok("<s>BE BRIEF|two</s>".into()));
+}
+
+#[test]
+fn a_template_may_tell_participants_apart_by_their_names() {
+    let template = template(
+        "{% for message in messages %}{{ message.name if message.name is defined else 'nobody' }}:\
+         {{ message.content }};{% endfor %}",
+    );
+    let named = ChatMessage {
+        name: Some("Ann".to_owned()),
+        ..message("user", "Hi")
+    };
+    let rendered = template.render(&[named, message("user", "Ho")]);
+    assert_eq!(rendered, Ok("Ann:Hi;nobody:Ho;".into()));
+}
+
+#[test]
+fn blocks_take_their_line_with_them() {
+    let template = template("{% if true %}\n  {% if true %}\nx\n  {% endif %}\n{% endif %}\n");
+    assert_eq!(template.render(&[message("user", "")]), Ok("x\n".into()));
+}
+
+#[test]
+fn a_template_may_refuse_messages() {
+    let template = template("{{ raise_exception('Roles must alternate') }}");
+    let refused = template.render(&[message("user", "Hi")]);
+    let reason = "The model's chat template refused the messages: Roles must alternate";
+    assert_eq!(refused, Err(ModelError::Invalid(reason.to_owned())));
+}
+
+#[test]
+fn a_template_that_is_none_is_an_error() {
+    let broken = ChatTemplate::new("{% for %}", String::new(), String::new());
+    assert!(broken.is_err());
+}
+
+#[test]
+fn a_template_that_fails_says_in_which_line() {
+    let template = template(
+        "{# a #}\n{% generation %}\n{{ messages[0].content.nothing() }}\n{% endgeneration %}",
+    );
+    let Err(ModelError::Invalid(reason)) = template.render(&[message("user", "Hi")]) else {
+        panic!("it rendered");
+    };
+    let begin = "The model's chat template cannot render these messages: ";
+    assert!(
+        reason.starts_with(begin) && reason.ends_with(" (line 3)"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn a_refusal_inside_a_macro_has_the_templates_own_words() {
+    let template = template(
+        "{% macro check(m) %}{{ raise_exception('No ' ~ m.role) }}{% endmacro %}\
+         {% for m in messages %}{{ check(m) }}{% endfor %}",
+    );
+    let reason = "The model's chat template refused the messages: No user";
+    let refused = template.render(&[message("user", "Hi")]);
+    assert_eq!(refused, Err(ModelError::Invalid(reason.to_owned())));
+}
+
+#[test]
+fn what_a_generation_block_sets_stays_inside() {
+    let template = template(
+        "{% set x = 1 %}{% for m in messages %}{% generation %}{% set x = 2 %}{{ m.content ~ x }}\
+         {% endgeneration %}{% endfor %}{{ x }}",
+    );
+    assert_eq!(template.render(&[message("user", "Hi")]), Ok("Hi21".into()));
+}
+
+#[test]
+fn functions_that_are_not_there_can_be_tested_before_use() {
+    let template = template(
+        "{% if missing is defined and missing is callable %}{{ missing() }}{% endif %}\
+         {{ strftime_now is callable }}{{ messages is callable }}\
+         {{ tools is none }}{{ documents is none }}",
+    );
+    let rendered = template.render(&[message("user", "Hi")]);
+    assert_eq!(rendered, Ok("TrueFalseTrueTrue".into()));
+}
+
+#[test]
+fn a_template_that_does_not_end_is_stopped() {
+    for source in [
+        "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
+        "{% for i in range(100000) %}{{ 'a' * 10000 }}{% endfor %}",
+        "{% set n = namespace(s='ab') %}{% for i in range(64) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+        "{{ 'a' * 100000000000 }}",
+        "{{ range(100000000000) | list | length }}",
+    ] {
+        let stopped = template(source).render(&[message("user", "Hi")]);
+        assert!(matches!(stopped, Err(ModelError::Invalid(_))), "{source}");
+    }
+    let macros = template("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}");
+    assert!(macros.render(&[]).is_err());
+}
+
+/// Sends the conversations to Python's Jinja, set up as Hugging Face does. Gives the template's name with, for each
+/// conversation, `{"text": …}`, `{"refused": …}` in the template's own words, or `{"failed": …}`.
+fn rendered_by_python(folder: &Path, conversations: &Json) -> Vec<(String, Vec<Json>)> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let interpreter = std::env::var_os("TOKENWAY_TEST_PYTHON");
+    let interpreter = interpreter.map_or_else(|| root.join(".venv/bin/python"), PathBuf::from);
+    let mut python = Command::new(interpreter)
+        .arg(root.join("tests/clients/chat_templates.py"))
+        .arg(folder)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("`scripts/venv.sh` makes .venv");
+    let request = json!({
+        "bos_token": "<s>", "eos_token": "</s>", "now": NOW, "conversations": conversations,
+    });
+    let mut stdin = python.stdin.take().expect("a pipe");
+    stdin
+        .write_all(request.to_string().as_bytes())
+        .expect("Python reads");
+    drop(stdin);
+    let output = python.wait_with_output().expect("Python runs");
+    assert!(output.status.success(), "the reference renderer failed");
+    serde_json::from_slice(&output.stdout).expect("JSON of names and results")
+}
+
+const NOW: &str = "2024-07-04T17:08:09";
+
+fn noon() -> Zoned {
+    let now: jiff::civil::DateTime = NOW.parse().unwrap();
+    now.to_zoned(jiff::tz::TimeZone::UTC).unwrap()
+}
+
+fn conversations() -> Json {
+    let odd = " <b>&amp;</b> \"é\" 漢 'x' {{ 1 }} {% if %}\n\n";
+    json!([
+        [["user", "Hi there."]],
+        [["system", "Be brief."], ["user", "Hi there."]],
+        [["user", "One?"], ["assistant", "Yes."], ["user", "Two?"]],
+        [
+            ["system", odd],
+            ["user", odd],
+            ["assistant", odd],
+            ["user", odd],
+            ["assistant", "b"],
+            ["user", "c"]
+        ],
+        [["user", "One?"], ["user", "Two?"]],
+        [["assistant", "One."], ["user", "Two?"]],
+        [
+            ["user", "One?"],
+            ["assistant", "<think>\nHm.\n</think>\n\nYes."],
+            ["user", "Two?"]
+        ],
+        [["system", "Be brief."]],
+        [["user", "One?"], ["system", "Be brief."], ["user", "Two?"]],
+        [["user", "One?"], ["assistant", "Yes."]],
+        [["unheard_of", "One?"]],
+    ])
+}
+
+#[test]
+fn real_templates_render_as_hugging_face_renders_them() {
+    let folder = std::env::var_os("TOKENWAY_TEST_TEMPLATES").map_or_else(
+        || {
+            let home = std::env::var_os("HOME").expect("HOME is set");
+            PathBuf::from(home).join(".cache/tokenway/chat-templates-11434.0.0")
+        },
+        PathBuf::from,
+    );
+    let at = folder.display();
+    assert!(
+        folder.is_dir(),
+        "there are no templates at {at}: `scripts/chat_templates.sh` fetches them"
+    );
+    let conversations = conversations();
+    let python = rendered_by_python(&folder, &conversations);
+    assert!(python.len() > 70, "{} templates in {at}", python.len());
+    let mut differences = Vec::new();
+    for (name, expected) in python {
+        let source = std::fs::read_to_string(folder.join(&name)).unwrap();
+        let compiled = ChatTemplate::with_clock(&source, "<s>".into(), "</s>".into(), noon);
+        let template = match compiled {
+            Ok(template) => template,
+            Err(error) => {
+                differences.push(format!("{name} does not compile: {error}"));
+                continue;
+            }
+        };
+        for (conversation, expected) in conversations.as_array().unwrap().iter().zip(expected) {
+            let messages: Vec<_> = conversation
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|it| message(it[0].as_str().unwrap(), it[1].as_str().unwrap()))
+                .collect();
+            let rendered = template.render(&messages);
+            if !agrees(&rendered, &expected) {
+                differences.push(format!(
+                    "{name} {conversation}\n  expected {expected}\n  got {rendered:?}"
+                ));
+            }
+        }
+    }
+    assert!(
+        differences.is_empty(),
+        "{}\n{}",
+        differences.len(),
+        differences.join("\n")
+    );
+}
+
+fn agrees(rendered: &Result<String, ModelError>, expected: &Json) -> bool {
+    match rendered {
+        Ok(text) => expected["text"] == **text,
+        Err(ModelError::Invalid(reason)) => match expected["refused"].as_str() {
+            Some(words) => {
+                *reason == format!("The model's chat template refused the messages: {words}")
+            }
+            None => expected.get("failed").is_some(),
+        },
+        Err(ModelError::Failed(_) | ModelError::Unavailable(_)) => false,
+    }
+}
