@@ -21,13 +21,23 @@ mod json;
 
 const NAME: &str = "chat";
 
-/// How much work one rendering may be, in minijinja's fuel: a unit is an instruction, or 64 bytes that the
-/// template makes. So a template that loops without an end stops within about a second, with at most 512 MiB made.
-const MAX_FUEL: u64 = 8_000_000;
+/// The most work of one rendering, in minijinja's fuel: a unit is an instruction, or 64 bytes that the template
+/// makes. So a template that loops without an end stops within a fraction of a second, with at most 64 MiB made.
+const MAX_FUEL: u64 = 1_000_000;
+
+/// Work for which the caller's thread has stack enough: minijinja recurses into nested lists, about 512 bytes for
+/// each level, and a template can nest one level for less than two units of fuel.
+const INLINE_FUEL: u64 = 5_000;
+
+/// Stack for the lists that [`MAX_FUEL`] can nest. What is not used is never mapped.
+const STACK_BYTES: usize = 320 * 1024 * 1024;
 
 /// A compiled template with the special tokens that it may name.
 pub(super) struct ChatTemplate {
-    environment: Environment<'static>,
+    /// Renders on the caller's thread, as far as [`INLINE_FUEL`] goes.
+    inline: Environment<'static>,
+    /// Renders on a thread of its own what takes more.
+    apart: Environment<'static>,
     bos_token: String,
     eos_token: String,
 }
@@ -51,8 +61,11 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, generation::without_generation_tags(source))
             .map_err(|error| error.to_string())?;
+        let mut inline = environment.clone();
+        inline.set_fuel(Some(INLINE_FUEL));
         Ok(Self {
-            environment,
+            inline,
+            apart: environment,
             bos_token,
             eos_token,
         })
@@ -61,7 +74,7 @@ impl ChatTemplate {
     /// The prompt that asks the model for the next turn.
     ///
     /// # Errors
-    /// When the template refuses the messages.
+    /// When the template refuses the messages, or takes too much work.
     pub(super) fn render(&self, messages: &[ChatMessage]) -> Result<String, ModelError> {
         let messages: Value = messages
             .iter()
@@ -81,12 +94,30 @@ impl ChatTemplate {
             ("eos_token", Value::from(&self.eos_token)),
             ("add_generation_prompt", Value::from(true)),
         ]);
-        let rendered = self
-            .environment
-            .get_template(NAME)
-            .and_then(|template| template.render(context));
-        rendered.map_err(|error| ModelError::Invalid(reason(&error)))
+        match render(&self.inline, &context) {
+            Err(error) if error.kind() == ErrorKind::OutOfFuel => self.render_apart(&context),
+            rendered => rendered.map_err(|error| ModelError::Invalid(reason(&error))),
+        }
     }
+
+    fn render_apart(&self, context: &Value) -> Result<String, ModelError> {
+        let failed = || ModelError::Failed("a chat template could not be rendered".to_owned());
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new()
+                .name("chat-template".to_owned())
+                .stack_size(STACK_BYTES)
+                .spawn_scoped(scope, || {
+                    let rendered = render(&self.apart, context);
+                    rendered.map_err(|error| ModelError::Invalid(reason(&error)))
+                });
+            let joined = thread.map_err(|_| failed())?.join();
+            joined.unwrap_or_else(|_| Err(failed()))
+        })
+    }
+}
+
+fn render(environment: &Environment<'_>, context: &Value) -> Result<String, Error> {
+    environment.get_template(NAME)?.render(context)
 }
 
 /// Jinja as Hugging Face sets it up.
@@ -107,6 +138,9 @@ fn environment(clock: Clock) -> Result<Environment<'static>, Error> {
     environment.add_function("cycler", cycler);
     environment.add_function("joiner", joiner);
     environment.add_filter("tojson", json::tojson);
+    // These two take more work than their fuel pays for, and no template needs them.
+    environment.remove_filter("pprint");
+    environment.remove_global("debug");
     environment.add_test("callable", is_callable);
     environment.add_test("iterable", is_iterable);
     environment.add_test("sequence", is_sequence);

@@ -16,7 +16,7 @@ pub(super) fn strftime(now: &Zoned, format: &str) -> Result<String, Error> {
     // Day and month names are the English ones, and `%c` has the form of Python's C locale.
     let config = Config::new().custom(PosixCustom::new()).lenient(true);
     let time = BrokenDownTime::from(now);
-    time.to_string_with_config(&config, &python_directives(format))
+    time.to_string_with_config(&config, python_directives(format))
         .map_err(|error| {
             let reason = format!("strftime_now({format:?}): {error}");
             Error::new(ErrorKind::InvalidOperation, reason)

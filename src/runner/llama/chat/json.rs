@@ -21,6 +21,10 @@ const MAX_WIDTH: usize = 64;
 ///
 /// # Errors
 /// When an argument is not one of `json.dumps`, or the value has no JSON.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "minijinja passes arguments by value"
+)]
 pub(super) fn tojson(
     value: &Value,
     ensure_ascii: Option<bool>,
@@ -35,10 +39,10 @@ pub(super) fn tojson(
     let item = if indent.is_some() { "," } else { ", " };
     let separators = separators.unwrap_or_else(|| vec![item.to_owned(), ": ".to_owned()]);
     let Ok([item, key]) = <[String; 2]>::try_from(separators) else {
-        return Err(refused("separators must be two texts".to_owned()));
+        return Err(refused("separators must be two texts"));
     };
     if item.len().max(key.len()) > MAX_WIDTH {
-        return Err(refused(format!("separators are longer than {MAX_WIDTH}")));
+        return Err(refused(&format!("separators are longer than {MAX_WIDTH}")));
     }
     let python = PythonFormatter {
         item,
@@ -56,12 +60,12 @@ pub(super) fn tojson(
     let mut serializer = Serializer::with_formatter(&mut written, python);
     value
         .serialize(&mut serializer)
-        .map_err(|error| refused(error.to_string()))?;
-    let text = String::from_utf8(written.0).map_err(|error| refused(error.to_string()))?;
+        .map_err(|error| refused(&error.to_string()))?;
+    let text = String::from_utf8(written.0).map_err(|error| refused(&error.to_string()))?;
     Ok(Value::from(text))
 }
 
-fn refused(reason: String) -> Error {
+fn refused(reason: &str) -> Error {
     Error::new(ErrorKind::InvalidOperation, format!("tojson: {reason}"))
 }
 
@@ -78,7 +82,7 @@ fn spaces(indent: &Value) -> Result<Option<String>, Error> {
         }
     };
     if text.len() > MAX_WIDTH {
-        return Err(refused(format!("indent is more than {MAX_WIDTH}")));
+        return Err(refused(&format!("indent is more than {MAX_WIDTH}")));
     }
     Ok(Some(text))
 }
@@ -86,28 +90,24 @@ fn spaces(indent: &Value) -> Result<Option<String>, Error> {
 /// The value with the keys of its maps, and of the maps inside, in order.
 fn sorted(value: &Value, depth: usize) -> Result<Value, Error> {
     let Some(depth) = depth.checked_sub(1) else {
-        return Err(refused(format!(
+        return Err(refused(&format!(
             "the value is nested deeper than {MAX_DEPTH} levels"
         )));
     };
-    match value.kind() {
-        ValueKind::Map => {
-            let mut keys: Vec<Value> = value.try_iter()?.collect();
-            keys.sort();
-            let pairs = keys.into_iter().map(|key| {
-                let inner = value
-                    .get_item(&key)
-                    .and_then(|inner| sorted(&inner, depth))?;
-                Ok((key, inner))
-            });
-            Ok(Value::from_pairs(pairs.collect::<Result<Vec<_>, Error>>()?))
-        }
-        ValueKind::Seq => {
-            let items = value.try_iter()?.map(|item| sorted(&item, depth));
-            Ok(Value::from(items.collect::<Result<Vec<_>, Error>>()?))
-        }
-        _ => Ok(value.clone()),
+    if value.kind() == ValueKind::Map {
+        let mut keys: Vec<Value> = value.try_iter()?.collect();
+        keys.sort();
+        let pairs = keys.into_iter().map(|key| {
+            let inner = value.get_item(&key)?;
+            Ok((key, sorted(&inner, depth)?))
+        });
+        return Ok(Value::from_pairs(pairs.collect::<Result<Vec<_>, Error>>()?));
     }
+    if value.kind() == ValueKind::Seq {
+        let items = value.try_iter()?.map(|item| sorted(&item, depth));
+        return Ok(Value::from(items.collect::<Result<Vec<_>, Error>>()?));
+    }
+    Ok(value.clone())
 }
 
 /// Memory for one value, and no more.

@@ -150,6 +150,40 @@ fn a_template_that_does_not_end_is_stopped() {
     assert!(macros.render(&[]).is_err());
 }
 
+#[test]
+fn lists_that_are_nested_as_deep_as_can_be_do_not_overflow_the_stack() {
+    let nest = |count: u32, end: &str| {
+        let (open, close) = ("[".repeat(30), "]".repeat(30));
+        template(&format!(
+            "{{% set n = namespace(l=[]) %}}{{% for i in range({count}) %}}\
+             {{% set n.l = {open}n.l{close} %}}{{% endfor %}}{end}"
+        ))
+    };
+    for count in [50, 5000, 20_000] {
+        for end in [
+            "",
+            "{{ n.l }}",
+            "{{ n.l == [n.l] }}",
+            "{{ n.l | tojson }}",
+            "{{ [n.l] | unique }}",
+        ] {
+            // Whether it renders or is stopped: an overflow would end the process.
+            let _ = nest(count, end).render(&[message("user", "Hi")]);
+        }
+    }
+}
+
+#[test]
+fn a_conversation_of_four_megabytes_renders() {
+    let chatml = template(
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + \
+         message['content'] | trim + '<|im_end|>' + '\n' }}{% endfor %}",
+    );
+    let messages = vec![message("user", &"word ".repeat(400)); 2000];
+    let rendered = chatml.render(&messages).unwrap();
+    assert!(rendered.len() > 4_000_000, "{}", rendered.len());
+}
+
 /// Sends the conversations to Python's Jinja, set up as Hugging Face does. Gives the template's name with, for each
 /// conversation, `{"text": …}`, `{"refused": …}` in the template's own words, or `{"failed": …}`.
 fn rendered_by_python(folder: &Path, conversations: &Json) -> Vec<(String, Vec<Json>)> {
