@@ -6,8 +6,6 @@
 //! contiguously otherwise.
 //! llama.cpp's own log lines go to `tracing`, under the target `llama-cpp-2`.
 
-use std::fs::File;
-use std::io::Read;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
@@ -25,6 +23,7 @@ use model::GgufModel;
 
 mod chat;
 mod device;
+mod gguf;
 mod logprobs;
 mod model;
 mod sampling;
@@ -38,9 +37,6 @@ pub const MAX_SLOTS: usize = 256;
 
 /// llama.cpp's `LLAMA_FTYPE_MOSTLY_Q4_1`, as a model file writes it.
 const MOSTLY_Q4_1: &str = "3";
-
-/// The first bytes of every GGUF file.
-const MAGIC: &[u8; 4] = b"GGUF";
 
 /// Which model to run, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +71,7 @@ impl LlamaLoader {
         progress: &dyn Fn(f32),
     ) -> Result<(Arc<GgufModel>, LlamaRunner), LoadError> {
         let path = &self.options.model_path;
-        check_file(path)?;
+        check_model(path)?;
         let backend = backend()?;
         let llama = load_file(backend, path, progress)?;
         let context_length = self.context_length(&llama)?;
@@ -187,18 +183,18 @@ fn backend() -> Result<&'static LlamaBackend, LoadError> {
         .map_err(|error| LoadError(format!("llama.cpp cannot be set up: {error}")))
 }
 
-/// Says what is wrong with a file before llama.cpp, which says only that something is.
+/// Says what is wrong with the setting before anything is started.
 ///
 /// # Errors
-/// When it cannot be read, or is no GGUF file.
+/// When the file cannot be read, or is no GGUF file.
 pub fn check_file(path: &Path) -> Result<(), LoadError> {
-    let mut magic = [0; MAGIC.len()];
-    let read = File::open(path).and_then(|mut file| file.read(&mut magic));
-    match read {
-        Err(error) => Err(LoadError(format!("the model file cannot be read: {error}"))),
-        Ok(_) if magic == *MAGIC => Ok(()),
-        Ok(_) => Err(LoadError("this is not a GGUF model file".to_owned())),
-    }
+    gguf::check_magic(path).map_err(LoadError)
+}
+
+/// Says what is wrong with a model before llama.cpp, which ends the process over much of it.
+fn check_model(path: &Path) -> Result<(), LoadError> {
+    let header = gguf::Header::read(path).map_err(LoadError)?;
+    gguf::check_model(&header).map_err(LoadError)
 }
 
 /// Loads the file on a thread of its own, because llama.cpp tells its progress to a callback that may

@@ -27,6 +27,7 @@ use tonic::{IntoRequest, Streaming};
 
 pub mod cut_short;
 pub mod frames;
+pub mod gguf;
 pub mod grpc;
 pub mod http;
 pub mod http2;

@@ -1,0 +1,378 @@
+//! What an operator sees of a model file that is damaged: an error that says what is wrong with it, and never the
+//! end of the process by a signal, which llama.cpp's own checks end in.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use serde_json::json;
+use support::gguf::{Gguf, Value};
+use support::http::{completion, post};
+use support::{Setup, program};
+use tokenway::runner::llama::{LlamaLoader, LlamaOptions};
+
+/// Names the folder of files to the test that is a program of its own.
+const FOLDER: &str = "TOKENWAY_TEST_MODEL_FILES";
+
+fn setup(model_path: PathBuf) -> Setup {
+    let options = LlamaOptions {
+        model_path,
+        threads: 1,
+        context_length: None,
+    };
+    Setup::runner("tiny", Arc::new(LlamaLoader::new(options)), 2)
+}
+
+fn write(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
+    let path = folder.join(name);
+    fs::write(&path, bytes).expect("the file can be written");
+    path
+}
+
+/// Why `tokenway serve` does not start with this file.
+async fn refusal(model: &Gguf) -> String {
+    refusal_of(&model.bytes()).await
+}
+
+async fn refusal_of(bytes: &[u8]) -> String {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = write(folder.path(), "model.gguf", bytes);
+    let outcome = program::tokenway()
+        .args([
+            "serve",
+            "--http-listen",
+            "127.0.0.1:0",
+            "--grpc-listen",
+            "127.0.0.1:0",
+        ])
+        .arg("--model-path")
+        .arg(path)
+        .run()
+        .await;
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    outcome.stderr
+}
+
+#[tokio::test]
+async fn a_tiny_model_completes_text_and_renders_chats() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = write(folder.path(), "tiny.gguf", &Gguf::tiny().bytes());
+    let server = setup(path).start().await;
+    let body = json!({"prompt": "abc", "max_tokens": 4, "temperature": 0, "ignore_eos": true});
+    let (_, body) = completion(&body).fetch(&server).await;
+    assert_eq!(body.json()["usage"]["completion_tokens"], 4);
+    let chat = json!({"messages": [{"role": "user", "content": "é!"}]});
+    let (_, body) = post("/tokenize", chat.to_string()).fetch(&server).await;
+    assert_eq!(body.json()["tokens"], json!([0xc3, 0xa9, 0x21]));
+}
+
+#[tokio::test]
+async fn a_template_that_refuses_a_conversation_is_a_400_in_its_own_words() {
+    let template = "{{ raise_exception('Roles must alternate, not ' ~ messages[0].role) }}";
+    let model = Gguf::tiny().with("tokenizer.chat_template", Value::Text(template.to_owned()));
+    let folder = tempfile::tempdir().unwrap();
+    let server = setup(write(folder.path(), "tiny.gguf", &model.bytes()))
+        .start()
+        .await;
+    let chat = json!({"messages": [{"role": "user", "content": "Hi"}]});
+    let request = post("/v1/chat/completions", chat.to_string());
+    let (response, body) = request.fetch(&server).await;
+    assert_eq!(response.status, 400);
+    let error = &body.json()["error"];
+    assert_eq!(error["type"], "invalid_request_error");
+    let message = "The model's chat template refused the messages: Roles must alternate, not user";
+    assert_eq!(error["message"], message);
+}
+
+#[tokio::test]
+async fn a_model_without_layers_or_with_too_many_is_refused_with_the_limits() {
+    for count in [0, 513, u32::MAX] {
+        let model = Gguf::tiny().with("llama.block_count", Value::U32(count));
+        let reason = format!("`llama.block_count` is {count}; it must be from 1 to 512");
+        let refused = refusal(&model).await;
+        assert!(refused.contains(&reason), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_truncated_file_is_called_truncated() {
+    let bytes = Gguf::tiny().bytes();
+    for length in [10, 100, bytes.len() / 2, bytes.len() - 1] {
+        let refused = refusal_of(&bytes[..length]).await;
+        assert!(refused.contains("truncated"), "{length}: {refused}");
+    }
+}
+
+/// Every file of a folder is loaded and asked for tokens. It says before each which it is, so that the one that ends
+/// the process is known.
+#[tokio::test]
+#[ignore = "a program of its own, which the test below starts"]
+async fn load_every_file_of_the_folder() {
+    let folder = std::env::var_os(FOLDER).expect("a folder");
+    let mut paths: Vec<PathBuf> = fs::read_dir(folder)
+        .expect("a folder")
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
+    paths.sort();
+    for path in paths {
+        let name = path
+            .file_name()
+            .expect("a name")
+            .to_string_lossy()
+            .into_owned();
+        println!("\nBEGIN {name}");
+        let server = setup(path).start_loading().await;
+        match server.ready().await {
+            Err(error) => println!("\nREFUSED {name}: {error}"),
+            Ok(()) => {
+                let body = json!({"prompt": "abc", "max_tokens": 2, "ignore_eos": true});
+                let (response, _) = completion(&body).fetch(&server).await;
+                println!("\nWORKS {name}: {}", response.status);
+            }
+        }
+    }
+}
+
+/// The files of a folder that end the process by a signal. Each other one is removed.
+fn files_that_abort(folder: &Path) -> Vec<String> {
+    let mut aborting = Vec::new();
+    let count = fs::read_dir(folder).expect("a folder").count();
+    for _ in 0..=count {
+        let child = Command::new(std::env::current_exe().expect("this test"))
+            .args([
+                "--exact",
+                "load_every_file_of_the_folder",
+                "--ignored",
+                "--nocapture",
+            ])
+            .env(FOLDER, folder)
+            .output()
+            .expect("the test starts");
+        let output = String::from_utf8_lossy(&child.stdout).into_owned();
+        let begun: BTreeSet<&str> = output
+            .lines()
+            .filter_map(|line| line.strip_prefix("BEGIN "))
+            .collect();
+        if child.status.success() {
+            return aborting;
+        }
+        let last = begun.last().expect("a file was begun");
+        aborting.push(format!("{last} ({})", child.status));
+        for name in &begun {
+            fs::remove_file(folder.join(name)).expect("it can be removed");
+        }
+    }
+    aborting
+}
+
+/// The values that are put in the place of one, each of the same type.
+fn others(value: &Value) -> Vec<Value> {
+    match value {
+        Value::U32(it) => [
+            0,
+            1,
+            2,
+            3,
+            it.wrapping_mul(2),
+            it + 1,
+            1000,
+            i32::MAX.unsigned_abs(),
+            u32::MAX,
+        ]
+        .map(Value::U32)
+        .to_vec(),
+        Value::U64(_) => [0, 1, u64::MAX].map(Value::U64).to_vec(),
+        Value::F32(_) => [0.0, -1.0, f32::NAN, f32::INFINITY]
+            .map(Value::F32)
+            .to_vec(),
+        Value::Bool(it) => vec![Value::Bool(!it)],
+        Value::Text(_) => ["", "nonsense"]
+            .map(|it| Value::Text(it.to_owned()))
+            .to_vec(),
+        Value::Texts(it) => lengths(it).into_iter().map(Value::Texts).collect(),
+        Value::U32s(it) => lengths(it).into_iter().map(Value::U32s).collect(),
+        Value::I32s(it) => lengths(it).into_iter().map(Value::I32s).collect(),
+        Value::F32s(it) => lengths(it).into_iter().map(Value::F32s).collect(),
+    }
+}
+
+/// The list as other lengths: empty, one, one less, and one more, whose last value is there twice.
+fn lengths<T: Clone>(list: &[T]) -> Vec<Vec<T>> {
+    let longer = list.iter().chain(list.last()).cloned().collect();
+    let shorter = list[..list.len() - 1].to_vec();
+    vec![Vec::new(), list[..1].to_vec(), shorter, longer]
+}
+
+/// Keys that the tiny model does without, and that others have.
+fn more_keys() -> Vec<(String, Value)> {
+    let number = |key: &str| (format!("llama.{key}"), Value::U32(4));
+    let token = |key: &str| (format!("tokenizer.ggml.{key}_token_id"), Value::U32(4));
+    vec![
+        number("expert_group_count"),
+        number("expert_group_used_count"),
+        number("nextn_predict_layers"),
+        number("embedding_length_out"),
+        number("pooling_type"),
+        number("rope.scaling.original_context_length"),
+        number("attention.sliding_window"),
+        number("rope.dimension_count_swa"),
+        number("attention.key_length_swa"),
+        number("split.count"),
+        ("split.count".to_owned(), Value::U32(4)),
+        ("llama.attention.causal".to_owned(), Value::Bool(true)),
+        ("llama.rope.scaling.factor".to_owned(), Value::F32(2.0)),
+        token("seperator"),
+        token("mask"),
+        token("eot"),
+        token("eom"),
+        token("fim_pre"),
+        token("fim_suf"),
+        token("fim_mid"),
+        token("fim_pad"),
+        (
+            "tokenizer.ggml.add_eos_token".to_owned(),
+            Value::Bool(false),
+        ),
+        (
+            "tokenizer.ggml.suppress_tokens".to_owned(),
+            Value::I32s(vec![-1, 1 << 30]),
+        ),
+    ]
+}
+
+fn write_broken_values(folder: &Path) {
+    let tiny = Gguf::tiny();
+    for (key, value) in tiny.values.iter().cloned().chain(more_keys()) {
+        write(
+            folder,
+            &format!("{key} is missing"),
+            &tiny.clone().without(&key).bytes(),
+        );
+        for (index, other) in others(&value).into_iter().enumerate() {
+            let shown: String = format!("{other:?}").chars().take(40).collect();
+            let name = format!("{key} {index} {}", shown.replace(['/', '"'], ""));
+            write(folder, &name, &tiny.clone().with(&key, other).bytes());
+        }
+        let per_layer = tiny.clone().with(&key, Value::U32s(vec![0]));
+        write(folder, &format!("{key} is a list"), &per_layer.bytes());
+        let text = tiny.clone().with(&key, Value::Text("1".to_owned()));
+        write(folder, &format!("{key} is a text"), &text.bytes());
+        let long = tiny.clone().with(&key, Value::U64(1));
+        write(folder, &format!("{key} is of 64 bits"), &long.bytes());
+    }
+    for count in [1, 2, 1024, 1025] {
+        for used in [0, 1, 2, 3] {
+            let experts = tiny
+                .clone()
+                .with("llama.expert_count", Value::U32(count))
+                .with("llama.expert_used_count", Value::U32(used));
+            write(folder, &format!("experts {count} {used}"), &experts.bytes());
+        }
+    }
+    for model in [
+        "llama",
+        "bert",
+        "t5",
+        "rwkv",
+        "plamo2",
+        "gemma4",
+        "none",
+        "no_vocab",
+        "hybriddna",
+    ] {
+        let other = tiny
+            .clone()
+            .with("tokenizer.ggml.model", Value::Text(model.to_owned()));
+        write(folder, &format!("tokenizer {model}"), &other.bytes());
+    }
+}
+
+/// Types of tensors whose blocks fit the tiny model's rows: the type, the values of a block, and its bytes.
+const KINDS: [(u32, u64, u64); 17] = [
+    (1, 1, 2),
+    (2, 32, 18),
+    (3, 32, 20),
+    (6, 32, 22),
+    (7, 32, 24),
+    (8, 32, 34),
+    (9, 32, 36),
+    (20, 32, 18),
+    (24, 1, 1),
+    (25, 1, 2),
+    (26, 1, 4),
+    (27, 1, 8),
+    (28, 1, 8),
+    (30, 1, 2),
+    (39, 32, 17),
+    (40, 64, 36),
+    (42, 64, 18),
+];
+
+fn write_broken_tensors(folder: &Path) {
+    let tiny = Gguf::tiny();
+    for index in 0..tiny.tensors.len() {
+        let change = |what: &str, change: &dyn Fn(&mut support::gguf::Tensor)| {
+            let mut model = tiny.clone();
+            let name = model.tensors[index].name.clone();
+            change(&mut model.tensors[index]);
+            write(folder, &format!("{name} {what}"), &model.bytes());
+        };
+        for axis in 0..tiny.tensors[index].dimensions.len() {
+            for size in [0, 1, 16, 64, u64::MAX / 2, u64::MAX] {
+                change(&format!("{axis} {size}"), &|it| it.dimensions[axis] = size);
+                // As many bytes as the shape needs, so that only the shape is wrong.
+                if size <= 64 {
+                    change(&format!("{axis} {size} whole"), &|it| {
+                        it.dimensions[axis] = size;
+                        let bytes = it.dimensions.iter().product::<u64>() * 4;
+                        it.bytes
+                            .resize(usize::try_from(bytes).expect("a small file"), 0);
+                    });
+                }
+            }
+        }
+        change("none", &|it| it.dimensions.clear());
+        change("more", &|it| it.dimensions.push(1));
+        change("five", &|it| it.dimensions = vec![1; 5]);
+        change("name", &|it| it.name = "n".repeat(64));
+        change("twice", &|it| it.name = "output_norm.weight".to_owned());
+        for kind in [4, 10, 31, 45, u32::MAX] {
+            change(&format!("kind {kind}"), &|it| it.kind = kind);
+        }
+        for (kind, block, bytes) in KINDS {
+            change(&format!("kind {kind}"), &|it| {
+                it.kind = kind;
+                let blocks = it.dimensions.iter().product::<u64>() / block;
+                it.bytes
+                    .resize(usize::try_from(blocks * bytes).expect("a small file"), 0);
+            });
+        }
+        let mut model = tiny.clone();
+        let removed = model.tensors.remove(index);
+        write(
+            folder,
+            &format!("{} is missing", removed.name),
+            &model.bytes(),
+        );
+    }
+}
+
+#[test]
+fn no_damage_to_the_metadata_ends_the_process() {
+    let folder = tempfile::tempdir().expect("a folder");
+    write_broken_values(folder.path());
+    let aborting = files_that_abort(folder.path());
+    assert!(aborting.is_empty(), "{aborting:#?}");
+}
+
+#[test]
+fn no_damage_to_the_tensors_ends_the_process() {
+    let folder = tempfile::tempdir().expect("a folder");
+    write_broken_tensors(folder.path());
+    let aborting = files_that_abort(folder.path());
+    assert!(aborting.is_empty(), "{aborting:#?}");
+}

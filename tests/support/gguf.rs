@@ -1,0 +1,231 @@
+//! A tiny GGUF model that llama.cpp runs, written by the test itself, and ways to break it.
+
+/// A model file in parts, each of which a test may change before it is written.
+#[derive(Clone)]
+pub struct Gguf {
+    pub version: u32,
+    pub values: Vec<(String, Value)>,
+    pub tensors: Vec<Tensor>,
+}
+
+/// A value of the metadata.
+#[derive(Clone, Debug)]
+pub enum Value {
+    U32(u32),
+    U64(u64),
+    F32(f32),
+    Bool(bool),
+    Text(String),
+    Texts(Vec<String>),
+    U32s(Vec<u32>),
+    I32s(Vec<i32>),
+    F32s(Vec<f32>),
+}
+
+/// A tensor of 32-bit floats, as the header describes it, with as many bytes of data as it has.
+#[derive(Clone)]
+pub struct Tensor {
+    pub name: String,
+    pub dimensions: Vec<u64>,
+    pub kind: u32,
+    pub bytes: Vec<u8>,
+}
+
+const ALIGNMENT: usize = 32;
+const WIDTH: u64 = 32;
+const HEAD: u64 = 16;
+const FEED_FORWARD: u64 = 64;
+
+/// The tokens `<s>` and `</s>`, behind one token for each byte.
+pub const BOS: u32 = 256;
+pub const EOS: u32 = 257;
+const TOKENS: u64 = 258;
+
+impl Gguf {
+    /// One layer, 32 values wide, with a token for each byte: its text is noise.
+    pub fn tiny() -> Self {
+        let number = |key: &str, value: u32| (format!("llama.{key}"), Value::U32(value));
+        let text = |key: &str, value: &str| (key.to_owned(), Value::Text(value.to_owned()));
+        let tokenizer = |key: &str, value: Value| (format!("tokenizer.ggml.{key}"), value);
+        let mut types = vec![1; 256];
+        types.extend([3, 3]);
+        Self {
+            version: 3,
+            values: vec![
+                text("general.architecture", "llama"),
+                text("general.name", "tiny"),
+                ("general.alignment".to_owned(), Value::U32(32)),
+                number("block_count", 1),
+                number("context_length", 512),
+                number("embedding_length", 32),
+                number("feed_forward_length", 64),
+                number("attention.head_count", 2),
+                number("attention.head_count_kv", 1),
+                number("attention.key_length", 16),
+                number("attention.value_length", 16),
+                number("rope.dimension_count", 16),
+                number("vocab_size", 258),
+                number("expert_count", 0),
+                number("expert_used_count", 0),
+                ("llama.rope.freq_base".to_owned(), Value::F32(10_000.0)),
+                (
+                    "llama.attention.layer_norm_rms_epsilon".to_owned(),
+                    Value::F32(1e-5),
+                ),
+                text("llama.rope.scaling.type", "none"),
+                text("tokenizer.ggml.model", "gpt2"),
+                text("tokenizer.ggml.pre", "default"),
+                tokenizer("tokens", Value::Texts(tokens())),
+                tokenizer("token_type", Value::I32s(types)),
+                tokenizer("scores", Value::F32s(vec![0.0; 258])),
+                tokenizer("merges", Value::Texts(vec!["a b".to_owned()])),
+                tokenizer("bos_token_id", Value::U32(BOS)),
+                tokenizer("eos_token_id", Value::U32(EOS)),
+                tokenizer("unknown_token_id", Value::U32(EOS)),
+                tokenizer("padding_token_id", Value::U32(EOS)),
+                tokenizer("add_bos_token", Value::Bool(false)),
+                text(
+                    "tokenizer.chat_template",
+                    "{% for m in messages %}{{ m.content }}{% endfor %}",
+                ),
+            ],
+            tensors: vec![
+                tensor("token_embd.weight", &[WIDTH, TOKENS]),
+                tensor("output_norm.weight", &[WIDTH]),
+                tensor("blk.0.attn_norm.weight", &[WIDTH]),
+                tensor("blk.0.attn_q.weight", &[WIDTH, 2 * HEAD]),
+                tensor("blk.0.attn_k.weight", &[WIDTH, HEAD]),
+                tensor("blk.0.attn_v.weight", &[WIDTH, HEAD]),
+                tensor("blk.0.attn_output.weight", &[2 * HEAD, WIDTH]),
+                tensor("blk.0.ffn_norm.weight", &[WIDTH]),
+                tensor("blk.0.ffn_gate.weight", &[WIDTH, FEED_FORWARD]),
+                tensor("blk.0.ffn_up.weight", &[WIDTH, FEED_FORWARD]),
+                tensor("blk.0.ffn_down.weight", &[FEED_FORWARD, WIDTH]),
+            ],
+        }
+    }
+
+    /// The model with another value for this key, or with one more.
+    pub fn with(mut self, key: &str, value: Value) -> Self {
+        match self.values.iter_mut().find(|(name, _)| name == key) {
+            Some((_, old)) => *old = value,
+            None => self.values.push((key.to_owned(), value)),
+        }
+        self
+    }
+
+    /// The model without this key.
+    pub fn without(mut self, key: &str) -> Self {
+        self.values.retain(|(name, _)| name != key);
+        self
+    }
+
+    /// The bytes of the file.
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut out = b"GGUF".to_vec();
+        out.extend(self.version.to_le_bytes());
+        out.extend(length(&self.tensors));
+        out.extend(length(&self.values));
+        for (key, value) in &self.values {
+            put_text(&mut out, key);
+            value.put(&mut out);
+        }
+        let mut offset = 0_usize;
+        for tensor in &self.tensors {
+            put_text(&mut out, &tensor.name);
+            let count = u32::try_from(tensor.dimensions.len()).expect("few dimensions");
+            out.extend(count.to_le_bytes());
+            for dimension in &tensor.dimensions {
+                out.extend(dimension.to_le_bytes());
+            }
+            out.extend(tensor.kind.to_le_bytes());
+            out.extend(u64::try_from(offset).expect("a small file").to_le_bytes());
+            offset = (offset + tensor.bytes.len()).next_multiple_of(ALIGNMENT);
+        }
+        for tensor in &self.tensors {
+            out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
+            out.extend(&tensor.bytes);
+        }
+        out
+    }
+}
+
+impl Value {
+    fn put(&self, out: &mut Vec<u8>) {
+        let scalar = |out: &mut Vec<u8>, kind: u32, bytes: &[u8]| {
+            out.extend(kind.to_le_bytes());
+            out.extend(bytes);
+        };
+        match self {
+            Self::U32(value) => scalar(out, 4, &value.to_le_bytes()),
+            Self::F32(value) => scalar(out, 6, &value.to_le_bytes()),
+            Self::Bool(value) => scalar(out, 7, &[u8::from(*value)]),
+            Self::U64(value) => scalar(out, 10, &value.to_le_bytes()),
+            Self::Text(value) => {
+                out.extend(8_u32.to_le_bytes());
+                put_text(out, value);
+            }
+            Self::Texts(values) => {
+                put_list(out, 8, values);
+                values.iter().for_each(|it| put_text(out, it));
+            }
+            Self::U32s(values) => {
+                put_list(out, 4, values);
+                values.iter().for_each(|it| out.extend(it.to_le_bytes()));
+            }
+            Self::I32s(values) => {
+                put_list(out, 5, values);
+                values.iter().for_each(|it| out.extend(it.to_le_bytes()));
+            }
+            Self::F32s(values) => {
+                put_list(out, 6, values);
+                values.iter().for_each(|it| out.extend(it.to_le_bytes()));
+            }
+        }
+    }
+}
+
+fn length<T>(items: &[T]) -> [u8; 8] {
+    u64::try_from(items.len())
+        .expect("a small file")
+        .to_le_bytes()
+}
+
+fn put_list<T>(out: &mut Vec<u8>, kind: u32, items: &[T]) {
+    out.extend(9_u32.to_le_bytes());
+    out.extend(kind.to_le_bytes());
+    out.extend(length(items));
+}
+
+fn put_text(out: &mut Vec<u8>, text: &str) {
+    out.extend(length(text.as_bytes()));
+    out.extend(text.as_bytes());
+}
+
+/// GPT-2's names of the bytes, each a character that can be printed, and the two special tokens.
+fn tokens() -> Vec<String> {
+    let mut unprintable = (256..).filter_map(char::from_u32);
+    let name = |byte: u8| match byte {
+        b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => char::from(byte),
+        _ => unprintable.next().expect("there are many characters"),
+    };
+    let bytes = (0..=255).map(name).map(String::from).collect::<Vec<_>>();
+    let special = ["<s>", "</s>"].map(str::to_owned);
+    bytes.into_iter().chain(special).collect()
+}
+
+/// A tensor of small numbers, the same each time.
+fn tensor(name: &str, dimensions: &[u64]) -> Tensor {
+    let count: u64 = dimensions.iter().product();
+    let mut state = 1_u32;
+    let mut number = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        f32::from(u16::try_from(state >> 16).expect("16 bits")) / 65_536.0 - 0.5
+    };
+    Tensor {
+        name: name.to_owned(),
+        dimensions: dimensions.to_vec(),
+        kind: 0,
+        bytes: (0..count).flat_map(|_| number().to_le_bytes()).collect(),
+    }
+}
