@@ -118,7 +118,7 @@ impl Header {
             let key = input.short_text("a key of the metadata")?;
             let value = input.value(&key)?;
             if values.insert(key.clone(), value).is_some() {
-                return Err(format!("`{key}` is there twice"));
+                return Err(format!("`{key}` appears twice"));
             }
         }
         let mut tensors = Vec::new();
@@ -182,7 +182,7 @@ impl<R: Read> Input<R> {
 
     fn truncated(&self) -> String {
         let length = self.length;
-        format!("the file is truncated: its header goes on behind its end, at {length} bytes")
+        format!("the file is truncated: it ends at {length} bytes, within its header")
     }
 
     fn read(&mut self, bytes: &mut [u8]) -> Result<(), String> {
@@ -218,7 +218,6 @@ impl<R: Read> Input<R> {
     /// A count of things that take at least so many bytes each.
     fn count(&mut self, things: &str, bytes_each: u64) -> Result<u64, String> {
         let count = self.u64()?;
-        // Two counts of eight bytes stand before the first thing.
         if count.saturating_mul(bytes_each) > self.length {
             let length = self.length;
             return Err(format!(
@@ -283,8 +282,7 @@ impl<R: Read> Input<R> {
         let count = self.u64()?;
         if count.saturating_mul(element.size()) > self.left() {
             return Err(format!(
-                "the file is truncated: `{key}` has {count} values, which go on behind the end of the file, at {} \
-                 bytes",
+                "the file is truncated: it ends at {} bytes, before the {count} values of `{key}`",
                 self.length
             ));
         }

@@ -43,7 +43,7 @@ pub(super) fn check(header: &Header, end: u64, length: u64) -> Result<(), String
             ));
         }
         if !names.insert(name) {
-            return Err(format!("tensor `{name}` is there twice"));
+            return Err(format!("tensor `{name}` appears twice"));
         }
         check_type(tensor)?;
         let size = size(tensor)?;
@@ -56,7 +56,7 @@ pub(super) fn check(header: &Header, end: u64, length: u64) -> Result<(), String
         let end = data.checked_add(offset).and_then(|at| at.checked_add(size));
         if end.is_none_or(|end| end > length) {
             return Err(format!(
-                "the file is truncated: tensor `{name}` goes on behind its end, at {length} bytes"
+                "the file is truncated: it ends at {length} bytes, before the end of tensor `{name}`"
             ));
         }
         offset = (offset + size).next_multiple_of(alignment);

@@ -163,7 +163,7 @@ fn tensors_must_be_whole_and_in_their_places() {
     let reason = "tensor `output_norm.weight` has 5 dimensions; at most 4 are allowed";
     refused(&five, reason);
     let twice = change(|it| it.name = "token_embd.weight".to_owned());
-    refused(&twice, "tensor `token_embd.weight` is there twice");
+    refused(&twice, "tensor `token_embd.weight` appears twice");
     let moved = change(|it| it.bytes.extend([0; 32]));
     let reason =
         "tensor `blk.0.attn_norm.weight` is at 33184; it must follow the one before, at 33152";
