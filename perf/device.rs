@@ -11,7 +11,7 @@ use tokenway::runner::Sequence;
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::telemetry::Telemetry;
 use tokenway::worker::lane::{LaneReceiver, lane};
-use tokenway::worker::thread::{Spawn, spawn};
+use tokenway::worker::thread::{DeviceThread, Spawn, spawn};
 use tokenway::worker::{Assignment, Life, WorkerEvent, WorkerHandle, WorkerId};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
@@ -29,6 +29,8 @@ const DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
 pub(crate) struct Device {
     worker: WorkerHandle,
     life: Life,
+    /// Ends with the last clone.
+    _thread: Arc<DeviceThread>,
 }
 
 impl Device {
@@ -39,7 +41,7 @@ impl Device {
             interval,
             ..TestRunnerOptions::default()
         };
-        let (worker, _thread) = spawn(Spawn {
+        let (worker, thread) = spawn(Spawn {
             id: WorkerId(0),
             loader: Arc::new(TestRunnerLoader::new(options)),
             slots,
@@ -52,7 +54,11 @@ impl Device {
             if let WorkerEvent::Ready(_, life, _) = event {
                 // A worker waits for whoever takes its events; here nobody wants them.
                 tokio::spawn(async move { while events.recv().await.is_some() {} });
-                return Ok(Self { worker, life });
+                return Ok(Self {
+                    worker,
+                    life,
+                    _thread: Arc::new(thread),
+                });
             }
         }
         Err(io::Error::other("the worker ended before it was ready"))

@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Status};
 
+use crate::critical::Critical;
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 use crate::proto::v1::inference_server::Inference;
@@ -52,11 +53,11 @@ impl Cluster {
     /// Names the address that is none.
     pub fn remote(
         addresses: &[String],
-        tasks: &TaskTracker,
+        (tasks, critical): (&TaskTracker, &Critical),
         stop: &CancellationToken,
     ) -> Result<Self, String> {
         let connect = |address: &String| {
-            let (channels, health) = remote::connect(address, tasks, stop)?;
+            let (channels, health) = remote::connect(address, (tasks, critical), stop)?;
             Ok(Engine::remote(channels, health, tasks.clone()))
         };
         let engines: Result<Vec<_>, String> = addresses.iter().map(connect).collect();

@@ -31,10 +31,16 @@ pub mod tokens;
 
 pub mod seldom;
 
+pub mod critical;
+
 pub mod request;
 
 pub mod error;
 
 pub mod telemetry;
+
+pub mod output;
+
+pub mod exit;
 
 pub mod proto;

@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
 use crate::cluster::Cluster;
+use crate::critical::{Critical, TaskPanicked};
 use crate::gateway::{self, Gateway, OriginPolicy, StreamFormat, UnknownFields};
 use crate::grpc;
 use crate::listen::{
@@ -160,8 +161,8 @@ pub enum StartError {
     Ended,
 }
 
-/// A server that runs. It ends by [`Server::drain`]; one that is dropped goes on with nobody to end
-/// it.
+/// A server that runs. It ends in order by [`Server::drain`]. Dropping it cuts off whatever still runs: its connections
+/// close, its worker processes are told to end, and its devices' threads are joined, at most for some seconds.
 pub struct Server {
     http_addresses: Vec<Address>,
     grpc_addresses: Vec<Address>,
@@ -177,6 +178,7 @@ pub struct Server {
     /// What still runs then is ended with an error.
     stopping: CancellationToken,
     tasks: TaskTracker,
+    critical: Critical,
     drain: Drain,
 }
 
@@ -193,8 +195,14 @@ impl Server {
         let (worker_socket, private) = worker_socket(&parts.source)?;
         let workers = bind("worker-listen", worker_socket.as_ref()).await?;
         let worker_addresses = addresses(workers.as_ref());
-        let (telemetry, tasks) = (Telemetry::new(), TaskTracker::new());
-        let backend = Backend::start(&parts, worker_addresses.first(), &telemetry, &tasks)?;
+        let (telemetry, tasks, critical) =
+            (Telemetry::new(), TaskTracker::new(), Critical::default());
+        let backend = Backend::start(
+            &parts,
+            worker_addresses.first(),
+            &telemetry,
+            (&tasks, &critical),
+        )?;
         let mut server = Self {
             http_addresses: Vec::new(),
             grpc_addresses: Vec::new(),
@@ -207,6 +215,7 @@ impl Server {
             worker_door: Doors::default(),
             stopping: CancellationToken::new(),
             tasks,
+            critical,
             drain: parts.drain,
         };
         if let (Some(listener), Some(engine)) = (workers, &server.engine) {
@@ -221,14 +230,21 @@ impl Server {
                 tls: worker_tls(&parts.source),
                 ..server.settings(Door::Worker, Protocol::Worker, &limits)
             };
-            server.worker_door.open(listener, settings, routes);
+            let serving = server.worker_door.serve(listener, settings, routes);
+            server
+                .worker_door
+                .open(&server.critical, "worker listener", serving);
         }
         if let (Some(listener), Some(service)) = (grpc, backend.service) {
             server.grpc_addresses = addresses(Some(&listener));
             let (ready, closing) = (server.readiness.clone(), server.doors.shutdown.stop.clone());
-            let routes = health::routes(service, ready, &server.tasks, closing).await;
+            let tasks = (&server.tasks, &server.critical);
+            let routes = health::routes(service, ready, tasks, closing).await;
             let settings = server.settings(Door::Grpc, Protocol::Grpc, &parts.limits);
-            server.doors.open(listener, settings, routes);
+            let serving = server.doors.serve(listener, settings, routes);
+            server
+                .doors
+                .open(&server.critical, "gRPC listener", serving);
         }
         if let (Some(listener), Some(door)) = (http, parts.http) {
             server.http_addresses = addresses(Some(&listener));
@@ -248,7 +264,10 @@ impl Server {
                 request_timeout: parts.request_timeout,
             });
             let settings = server.settings(Door::Http, Protocol::Http, &parts.limits);
-            server.doors.open(listener, settings, router);
+            let serving = server.doors.serve(listener, settings, router);
+            server
+                .doors
+                .open(&server.critical, "HTTP listener", serving);
         }
         Ok(server)
     }
@@ -310,9 +329,19 @@ impl Server {
         health::wait_for_models(engine.scheduler.readiness(), progress).await
     }
 
+    /// Waits until a task that the server cannot work without has panicked. It is then to be drained, and another one
+    /// started.
+    pub async fn panicked(&self) -> TaskPanicked {
+        self.critical.panicked().await
+    }
+
     /// Ends the server: new work is refused for the grace time, then the listeners close, running
     /// streams may end until the time-out, and what is left then is ended with an error.
-    pub async fn drain(self) {
+    pub async fn drain(mut self) {
+        self.end().await;
+    }
+
+    async fn end(&mut self) {
         self.readiness.set_draining();
         if let Some(engine) = &self.engine {
             engine.scheduler.drain();
@@ -333,13 +362,24 @@ impl Server {
         let _ = timeout(LAST_WORDS, self.doors.wait()).await;
         self.doors.abort().await;
         self.readiness.set_stopped();
-        if let Some(engine) = self.engine {
+        if let Some(engine) = self.engine.take() {
             engine.join(LAST_STEP).await;
         }
         self.worker_door.close();
         self.worker_door.abort().await;
         self.tasks.close();
         let _ = timeout(LAST_STEP, self.tasks.wait()).await;
+    }
+
+    /// Drops the server without waiting for its devices. The process must then leave by [`crate::exit`].
+    fn abandon(mut self) {
+        if let Some(engine) = self.engine.take() {
+            engine.abandon();
+        }
+    }
+
+    fn first_panic(&self) -> Option<TaskPanicked> {
+        self.critical.first_panic()
     }
 
     fn settings(&self, door: Door, protocol: Protocol, limits: &Limits) -> DoorSettings {
@@ -350,6 +390,18 @@ impl Server {
             telemetry: self.telemetry.clone(),
             tls: None,
         }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.readiness.set_draining();
+        self.stopping.cancel();
+        for doors in [&self.doors, &self.worker_door] {
+            doors.shutdown.stop.cancel();
+            doors.shutdown.abort.cancel();
+        }
+        self.readiness.set_stopped();
     }
 }
 
@@ -368,16 +420,28 @@ struct Doors {
 }
 
 impl Doors {
-    fn open<S, B>(&self, listener: Listener, settings: DoorSettings, service: S)
+    fn open(
+        &self,
+        critical: &Critical,
+        name: &'static str,
+        serving: impl Future<Output = ()> + Send + 'static,
+    ) {
+        critical.spawn(&self.tasks, name, serving);
+    }
+
+    fn serve<S, B>(
+        &self,
+        listener: Listener,
+        settings: DoorSettings,
+        service: S,
+    ) -> impl Future<Output = ()> + Send + use<S, B>
     where
         S: DoorService<B>,
         S::Future: Send + 'static,
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let shutdown = self.shutdown.clone();
-        self.tasks
-            .spawn(listen::serve(listener, service, settings, shutdown));
+        listen::serve(listener, service, settings, self.shutdown.clone())
     }
 
     /// Takes no further requests.
@@ -462,7 +526,7 @@ impl Backend {
         parts: &ServerParts,
         worker_socket: Option<&Address>,
         telemetry: &Telemetry,
-        tasks: &TaskTracker,
+        tasks: (&TaskTracker, &Critical),
     ) -> Result<Self, StartError> {
         match &parts.source {
             Source::Engine(engine) => {

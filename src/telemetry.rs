@@ -17,6 +17,7 @@ use metrics_exporter_prometheus::{
 
 use self::latency::TokenLatency;
 use crate::error::Error;
+use crate::output;
 
 mod latency;
 mod request;
@@ -40,6 +41,7 @@ const WORKERS_LOST: &str = "tokenway_workers_lost_total";
 const RESUMPTIONS: &str = "tokenway_resumptions_total";
 const TOKENS_REPLAYED: &str = "tokenway_tokens_replayed_total";
 const RESUMPTION_GAP: &str = "tokenway_resumption_gap_seconds";
+const LOG_LINES_DROPPED: &str = "tokenway_log_lines_dropped_total";
 
 /// The upper bounds of the gaps' buckets, in seconds.
 const GAPS: [f64; 10] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -74,6 +76,8 @@ pub struct Metrics {
     pub tokens_replayed: Counter,
     /// How long a choice had waited for its next token when its worker was lost, in seconds.
     pub resumption_gaps: Histogram,
+    /// Lines of the process's output that nobody has taken.
+    log_lines_dropped: Counter,
     token_latency: TokenLatency,
 }
 
@@ -174,6 +178,7 @@ impl Telemetry {
             tokens_replayed: counter(TOKENS_REPLAYED),
             resumption_gaps: recorder
                 .register_histogram(&Key::from_static_name(RESUMPTION_GAP), &METADATA),
+            log_lines_dropped: counter(LOG_LINES_DROPPED),
             token_latency: TokenLatency::default(),
             recorder,
             handle,
@@ -195,6 +200,7 @@ impl Telemetry {
     /// Everything, in Prometheus's text format.
     #[must_use]
     pub fn render(&self) -> String {
+        self.log_lines_dropped.absolute(output::dropped_lines());
         let mut text = self.handle.render();
         self.token_latency
             .write(&mut text)
@@ -355,6 +361,10 @@ fn describe(recorder: &PrometheusRecorder) {
     counter(
         TOKENS_REPLAYED,
         "Tokens that a stream had and another worker was given to go on behind.",
+    );
+    counter(
+        LOG_LINES_DROPPED,
+        "Lines of the log and of standard output that were dropped: their reader has gone, does not read or has no room.",
     );
     recorder.describe_histogram(
         RESUMPTION_GAP.into(),

@@ -165,28 +165,27 @@ impl WorkerHandle {
 
     /// Tells the worker to end now, and to drop what it still runs.
     pub fn stop(&self) {
-        self.wake.flags.stopping.store(true, Ordering::SeqCst);
-        self.wake.attend();
+        self.wake.stop();
     }
 }
 
 /// Makes a worker look at its lanes: one was closed (its client went away) or has room again.
 ///
 /// It is a flag and an unpark, not a message: it cannot be lost, cannot wait and cannot overflow.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Wake {
     flags: Arc<Flags>,
     sleeper: Sleeper,
 }
 
 /// Who waits for attention.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 enum Sleeper {
     Thread(Thread),
     Task(Arc<Notify>),
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Flags {
     attention: AtomicBool,
     draining: AtomicBool,
@@ -203,5 +202,11 @@ impl Wake {
             Sleeper::Thread(thread) => thread.unpark(),
             Sleeper::Task(notify) => notify.notify_one(),
         }
+    }
+
+    /// Tells the worker to end now.
+    fn stop(&self) {
+        self.flags.stopping.store(true, Ordering::SeqCst);
+        self.attend();
     }
 }

@@ -4,16 +4,15 @@
 mod support;
 
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, Weak};
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use support::http::{End, completion, post, texts};
-use support::{Setup, TestServer, grpc, model_path};
+use support::{Setup, SharedServer, TestServer, grpc, model_path};
 use tokenway::proto::v1;
 use tokenway::proto::v1::completion_request::Input;
 use tokenway::runner::llama::{LlamaLoader, LlamaOptions};
-use tokio::runtime::Runtime;
 use tonic::{Code, Streaming};
 
 const FRANCE: &str = "The capital of France is";
@@ -38,16 +37,9 @@ fn setup(slots: usize) -> Setup {
 }
 
 /// A server with eight slots that all tests of this process share: loading takes its time.
-fn shared() -> &'static TestServer {
-    static SHARED: OnceLock<(Runtime, TestServer)> = OnceLock::new();
-    let start = || {
-        let runtime = Runtime::new().expect("a runtime");
-        let server = runtime.block_on(setup(8).start());
-        (runtime, server)
-    };
-    // A runtime cannot be entered from within a test's own.
-    let on_a_thread = || std::thread::spawn(start).join().expect("the server starts");
-    &SHARED.get_or_init(on_a_thread).1
+fn shared() -> Arc<SharedServer> {
+    static SHARED: Mutex<Weak<SharedServer>> = Mutex::new(Weak::new());
+    SharedServer::get(&SHARED, || setup(8))
 }
 
 fn greedy(prompt: &str, max_tokens: u32) -> v1::CompletionRequest {
@@ -94,7 +86,8 @@ fn completed(text: &str, completion: &grpc::Completion) {
 
 #[tokio::test]
 async fn greedy_text_is_the_same_through_every_lane_with_one_line_for_each_token() {
-    let server = shared();
+    let shared = shared();
+    let server: &TestServer = &shared;
     let over_grpc = complete(server, greedy(FRANCE, 16)).await;
     completed(PARIS, &over_grpc);
     assert_eq!(over_grpc.choices[0].finish, v1::FinishReason::Length);
@@ -179,7 +172,8 @@ async fn greedy_tokens_are_the_same_alone_in_a_full_batch_and_in_a_slot_used_bef
 
 #[tokio::test]
 async fn a_seed_has_the_same_tokens_alone_and_in_a_batch_and_others_for_each_choice() {
-    let server = shared();
+    let shared = shared();
+    let server: &TestServer = &shared;
     let request = || seeded("The best thing about the sea is", 24, 3);
     let first = complete(server, request()).await;
     let noise = (0..4).map(|_| complete(server, grpc::request("Once upon a time", 40)));
@@ -197,7 +191,7 @@ async fn a_seed_has_the_same_tokens_alone_and_in_a_batch_and_others_for_each_cho
 #[tokio::test]
 async fn more_choices_than_slots_run_in_turn_with_the_same_tokens() {
     let request = || seeded("My favourite colour is", 12, 5);
-    let expected = complete(shared(), request()).await;
+    let expected = complete(&shared(), request()).await;
     let few_slots = setup(2).start().await;
     let in_turn = complete(&few_slots, request()).await;
     assert_eq!(in_turn.choices.len(), 5);
@@ -208,7 +202,8 @@ async fn more_choices_than_slots_run_in_turn_with_the_same_tokens() {
 
 #[tokio::test]
 async fn a_character_of_several_tokens_is_never_broken() {
-    let server = shared();
+    let shared = shared();
+    let server: &TestServer = &shared;
     for (prompt, several) in [
         ("List of emoji: 😀 😃 😄 😁 😆", true),
         ("日本の首都は", true),
@@ -236,7 +231,7 @@ async fn a_character_of_several_tokens_is_never_broken() {
 async fn a_stop_string_ends_the_choice_and_never_shows() {
     let body = json!({"prompt": FRANCE, "max_tokens": 16, "temperature": 0, "stream": true,
         "stop": "has a pop", "stream_options": {"include_usage": true}});
-    let (_, body) = completion(&body).fetch(shared()).await;
+    let (_, body) = completion(&body).fetch(&shared()).await;
     let lines = body.lines();
     let text = texts(&lines, 0).concat();
     assert_eq!(text, " Paris.\n\nThe United States ");
@@ -248,7 +243,8 @@ async fn a_stop_string_ends_the_choice_and_never_shows() {
 
 #[tokio::test]
 async fn a_chat_is_rendered_by_the_models_template_and_ends_by_its_end_of_sequence() {
-    let server = shared();
+    let shared = shared();
+    let server: &TestServer = &shared;
     let message = v1::ChatMessage {
         role: "user".to_owned(),
         content: "What is 2+2? Answer with one word.".to_owned(),
@@ -282,7 +278,8 @@ async fn a_chat_is_rendered_by_the_models_template_and_ends_by_its_end_of_sequen
 
 #[tokio::test]
 async fn what_the_model_cannot_take_is_refused_and_the_server_goes_on() {
-    let server = shared();
+    let shared = shared();
+    let server: &TestServer = &shared;
     let too_many_tokens = "word ".repeat(3000);
     let too_many_bytes = "word ".repeat(80_000);
     let one_long_word = "a".repeat(300_000);

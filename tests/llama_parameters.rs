@@ -3,15 +3,14 @@
 mod support;
 
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, Weak};
 
 use support::grpc::{self, Completion, grpc_error, request};
-use support::{Setup, TestServer, model_path};
+use support::{Setup, SharedServer, model_path};
 use tokenway::error::ErrorKind;
 use tokenway::proto::v1;
 use tokenway::proto::v1::completion_request::Input;
 use tokenway::runner::llama::{LlamaLoader, LlamaOptions};
-use tokio::runtime::Runtime;
 
 const FRANCE: &str = "The capital of France is";
 
@@ -28,16 +27,9 @@ fn setup(model_path: std::path::PathBuf) -> Setup {
 }
 
 /// A server that all tests of this process share: loading takes its time.
-fn shared() -> &'static TestServer {
-    static SHARED: OnceLock<(Runtime, TestServer)> = OnceLock::new();
-    let start = || {
-        let runtime = Runtime::new().expect("a runtime");
-        let server = runtime.block_on(setup(model_path()).start());
-        (runtime, server)
-    };
-    // A runtime cannot be entered from within a test's own.
-    let on_a_thread = || std::thread::spawn(start).join().expect("the server starts");
-    &SHARED.get_or_init(on_a_thread).1
+fn shared() -> Arc<SharedServer> {
+    static SHARED: Mutex<Weak<SharedServer>> = Mutex::new(Weak::new());
+    SharedServer::get(&SHARED, || setup(model_path()))
 }
 
 fn greedy(prompt: &str, max_tokens: u32) -> v1::CompletionRequest {
@@ -80,7 +72,7 @@ async fn a_bias_forces_a_token_or_forbids_it() {
         logit_bias: [(1_000_000, 1.0)].into(),
         ..greedy(FRANCE, 3)
     };
-    let (_, error) = grpc_error(shared(), unknown).await;
+    let (_, error) = grpc_error(&shared(), unknown).await;
     assert_eq!(error.param.as_deref(), Some("logit_bias"));
 }
 
@@ -207,7 +199,7 @@ async fn a_gap_is_filled_by_a_model_that_has_the_tokens_for_it() {
         echo: true,
         ..greedy("The city of", 4)
     };
-    let (_, error) = grpc_error(shared(), asked.clone()).await;
+    let (_, error) = grpc_error(&shared(), asked.clone()).await;
     assert_eq!(error.kind, ErrorKind::UnsupportedParameter);
     assert_eq!(error.param.as_deref(), Some("suffix"));
     let folder = tempfile::tempdir().expect("a folder");

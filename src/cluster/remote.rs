@@ -16,6 +16,7 @@ use tower::ServiceExt;
 
 use super::engine::{EngineChannel, Lease};
 use super::events::ReadAhead;
+use crate::critical::Critical;
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
 use crate::proto::v1::inference_client::InferenceClient;
@@ -105,7 +106,7 @@ impl Health {
 /// Connects to an engine, now or as soon as it is there, and watches its health.
 pub(super) fn connect(
     address: &str,
-    tasks: &TaskTracker,
+    (tasks, critical): (&TaskTracker, &Critical),
     stop: &CancellationToken,
 ) -> Result<(Vec<EngineChannel>, Health), String> {
     let endpoint = endpoint(address)?;
@@ -119,8 +120,10 @@ pub(super) fn connect(
     let (state, state_seen) = watch::channel(State::Unknown);
     let (models, models_seen) = watch::channel(Vec::new());
     let engine = (address.to_owned(), endpoint.connect_lazy());
-    let follow = follow(engine, state, models);
-    tasks.spawn(stop.clone().run_until_cancelled_owned(follow));
+    let (follow, stop) = (follow(engine, state, models), stop.clone());
+    critical.spawn(tasks, "engine watch", async move {
+        stop.run_until_cancelled_owned(follow).await;
+    });
     let channels = (0..CHANNELS).map(|_| channel()).collect();
     let health = Health {
         state: state_seen,
@@ -294,7 +297,8 @@ mod tests {
         let server = Server::builder().add_service(service);
         engine.spawn(server.serve_with_incoming(incoming));
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let (_, mut health) = connect(&address, &tasks, &stop).unwrap();
+        let critical = Critical::default();
+        let (_, mut health) = connect(&address, (&tasks, &critical), &stop).unwrap();
         assert!(health.is_up(), "until it is known it is worth asking");
         let not_serving = tonic_health::ServingStatus::NotServing;
         reporter.set_service_status("", not_serving).await;

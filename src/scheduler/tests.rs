@@ -8,17 +8,17 @@ use crate::request::{Caller, Input, RequestId, Sampling, Stopping};
 use crate::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use crate::worker::WorkerId;
 use crate::worker::lane::{Failure, Output};
-use crate::worker::thread::{Spawn, spawn};
+use crate::worker::thread::{DeviceThread, Spawn, spawn};
 
 /// A scheduler before one slot, whose sequence never ends, and a queue with two places.
-async fn scheduler() -> Scheduler {
+async fn scheduler() -> (Scheduler, DeviceThread) {
     let telemetry = Telemetry::new();
     let (sender, events) = mpsc::channel(16);
     let options = TestRunnerOptions {
         silent_at: Some(0),
         ..TestRunnerOptions::default()
     };
-    let (worker, _thread) = spawn(Spawn {
+    let (worker, thread) = spawn(Spawn {
         id: WorkerId(0),
         loader: Arc::new(TestRunnerLoader::new(options)),
         slots: 1,
@@ -44,7 +44,7 @@ async fn scheduler() -> Scheduler {
     let mut readiness = scheduler.readiness();
     let ready = |readiness: &Readiness| *readiness == Readiness::Ready;
     readiness.wait_for(ready).await.expect("the task runs");
-    scheduler
+    (scheduler, thread)
 }
 
 async fn submit(scheduler: &Scheduler) -> Result<Admitted, ErrorKind> {
@@ -72,7 +72,7 @@ async fn submit(scheduler: &Scheduler) -> Result<Admitted, ErrorKind> {
 
 #[tokio::test]
 async fn whoever_leaves_the_queue_makes_room_for_the_next() {
-    let scheduler = scheduler().await;
+    let (scheduler, _thread) = scheduler().await;
     let _running = submit(&scheduler).await.expect("a slot is free");
     let _first = submit(&scheduler).await.expect("the queue has a place");
     let second = submit(&scheduler).await.expect("the queue has another");
@@ -84,7 +84,7 @@ async fn whoever_leaves_the_queue_makes_room_for_the_next() {
 
 #[tokio::test]
 async fn whoever_still_waits_at_the_end_is_told_of_it() {
-    let scheduler = scheduler().await;
+    let (scheduler, _thread) = scheduler().await;
     let _running = submit(&scheduler).await.expect("a slot is free");
     let mut queued = submit(&scheduler).await.expect("the queue has a place");
     scheduler.stop();

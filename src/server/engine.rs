@@ -1,15 +1,14 @@
 //! Puts an engine together: its workers' threads and processes, and the scheduler before them.
 
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc;
-use tokio::time::interval;
+use tokio::time::{Instant, interval};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use tokio_util::sync::CancellationToken;
-
+use crate::critical::Critical;
 use crate::listen::{Address, MutualTls};
 use crate::runner::Loader;
 use crate::scheduler::{
@@ -18,7 +17,7 @@ use crate::scheduler::{
 use crate::telemetry::Telemetry;
 use crate::worker::attached::{Door, Offered, Patience, QUESTION};
 use crate::worker::child::{Place, Program, supervise};
-use crate::worker::thread::{Spawn, spawn};
+use crate::worker::thread::{DeviceThread, Spawn, spawn};
 use crate::worker::{WorkerEvent, WorkerHandle, WorkerId};
 
 /// How many events of workers may wait for the scheduler, which takes them without delay.
@@ -97,12 +96,12 @@ pub struct ModelParts {
     pub slow_reader_timeout: Duration,
 }
 
-/// An engine that runs.
+/// An engine that runs. When it is dropped, its workers are stopped and their threads joined.
 pub(super) struct Engine {
     pub(super) scheduler: Scheduler,
     /// Where workers dial in.
     pub(super) door: Door,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<DeviceThread>,
     /// The children's processes, and what watches workers, are to end.
     ending: CancellationToken,
     children: TaskTracker,
@@ -115,7 +114,7 @@ impl Engine {
         parts: &EngineParts,
         worker_socket: Option<&Address>,
         telemetry: &Telemetry,
-        tasks: &TaskTracker,
+        (tasks, critical): (&TaskTracker, &Critical),
     ) -> std::io::Result<Self> {
         let (events_sender, events) = mpsc::channel(EVENTS);
         let own = parts.models.iter().map(|model| model.workers).sum();
@@ -130,6 +129,7 @@ impl Engine {
             step_limit: parts.workers.patience.step_limit,
             engine: worker_socket,
             telemetry,
+            critical,
             events: events_sender,
             door: door.clone(),
             workers: Vec::new(),
@@ -150,7 +150,7 @@ impl Engine {
             resumption: parts.workers.resumption,
             telemetry: telemetry.clone(),
         });
-        tasks.spawn(task);
+        critical.spawn(tasks, "scheduler", task);
         Ok(Self {
             scheduler,
             door,
@@ -162,19 +162,45 @@ impl Engine {
 
     /// Waits until every worker's process has ended, and every thread, or `at_most` so long: a device call that hangs
     /// cannot be interrupted.
-    pub(super) async fn join(self, at_most: Duration) {
+    pub(super) async fn join(mut self, at_most: Duration) {
         self.ending.cancel();
         self.children.close();
         self.children.wait().await;
-        let threads = self.threads;
-        let joined = tokio::task::spawn_blocking(move || {
-            for thread in threads {
-                // A worker contains its runner's panics; its own would be told by the hook.
-                let _ = thread.join();
-            }
-        });
-        if tokio::time::timeout(at_most, joined).await.is_err() {
+        let threads = std::mem::take(&mut self.threads);
+        let deadline = Instant::now() + at_most;
+        let joined = tokio::task::spawn_blocking(move || join_until(threads, deadline));
+        // It contains no panic of its own.
+        let _ = joined.await;
+    }
+
+    /// Stops every worker, and waits for none. The process must then leave by [`crate::exit`].
+    pub(super) fn abandon(mut self) {
+        for thread in std::mem::take(&mut self.threads) {
+            thread.abandon();
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.ending.cancel();
+        self.scheduler.stop();
+        // All of them end at once, and then each is waited for.
+        for thread in &self.threads {
+            thread.stop();
+        }
+    }
+}
+
+/// Stops and joins threads. Those that do not end in time are abandoned.
+fn join_until(threads: Vec<DeviceThread>, deadline: Instant) {
+    for thread in &threads {
+        thread.stop();
+    }
+    for mut thread in threads {
+        if !thread.join_until(deadline) {
             tracing::warn!("a device call did not return; its worker is abandoned");
+            thread.abandon();
         }
     }
 }
@@ -185,10 +211,11 @@ struct Starting<'a> {
     step_limit: Option<Duration>,
     engine: Option<&'a Address>,
     telemetry: &'a Telemetry,
+    critical: &'a Critical,
     events: mpsc::Sender<WorkerEvent>,
     door: Door,
     workers: Vec<OwnWorker>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<DeviceThread>,
     ending: CancellationToken,
     children: TaskTracker,
 }
@@ -211,8 +238,10 @@ impl Starting<'_> {
                 if let Some(limit) = self.step_limit {
                     let watched = watch_steps(worker, handle.clone(), limit, self.events.clone());
                     let ending = self.ending.clone();
-                    self.children
-                        .spawn(ending.run_until_cancelled_owned(watched));
+                    self.critical
+                        .spawn(&self.children, "device watch", async move {
+                            ending.run_until_cancelled_owned(watched).await;
+                        });
                 }
                 Some(handle)
             }
@@ -226,13 +255,15 @@ impl Starting<'_> {
                     device,
                     engine: engine.to_string(),
                 };
-                self.children.spawn(supervise(
+                let supervised = supervise(
                     program.clone(),
                     place,
                     self.door.clone(),
                     self.events.clone(),
                     self.ending.clone(),
-                ));
+                );
+                self.critical
+                    .spawn(&self.children, "worker process", supervised);
                 None
             }
         };

@@ -12,6 +12,7 @@ use tower::util::MapResponse;
 
 use super::StartError;
 use crate::cluster::Cluster;
+use crate::critical::Critical;
 use crate::error::{Error, ErrorKind};
 use crate::grpc;
 use crate::proto::DESCRIPTORS;
@@ -136,13 +137,16 @@ impl Ready {
 pub(super) async fn routes(
     service: grpc::Service,
     ready: Ready,
-    tasks: &TaskTracker,
+    (tasks, critical): (&TaskTracker, &Critical),
     closing: CancellationToken,
 ) -> MapResponse<Routes, fn(Response<Body>) -> Response<Body>> {
     let (reporter, health) = tonic_health::server::health_reporter();
     tell(&reporter, &ready).await;
     let stopped = ready.stopped.clone();
-    tasks.spawn(stopped.run_until_cancelled_owned(follow(reporter, ready, closing)));
+    critical.spawn(tasks, "health", async move {
+        let follow = follow(reporter, ready, closing);
+        stopped.run_until_cancelled_owned(follow).await;
+    });
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)

@@ -1,15 +1,19 @@
 //! A server as a program runs it: it says where it listens, shows how far its models are loaded, and
 //! drains when it is told to end.
 
-use std::io::{self, IsTerminal, Write};
+use std::io;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
 use super::{EngineParts, HttpDoor, ModelParts, Server, ServerParts, Source, StartError};
+use crate::critical::TaskPanicked;
 use crate::listen::Address;
+use crate::output::Output;
+
+mod progress;
 
 /// Within so long the same signal is the same order: who stops a process and its group, as `timeout`
 /// does, tells it twice.
@@ -24,67 +28,94 @@ pub enum RunError {
     /// It did not start.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// The system gives no signals, or takes no output.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    /// It was told to end a second time, before it had drained.
+    /// The system gives no signals.
+    #[error("cannot install signal handlers: {0}")]
+    Signals(#[from] io::Error),
+    /// A second signal came before it had drained.
     #[error("stopped before the drain was over; what was running was cut off")]
     StoppedAtOnce,
+    /// A task that it cannot work without has panicked. It has drained, as far as it could.
+    #[error(transparent)]
+    Panicked(#[from] TaskPanicked),
 }
 
-/// Serves until SIGTERM or Ctrl-C, then drains; a second signal ends it at once. `out` is told where
-/// the server listens and when it is ready.
+/// Serves until SIGTERM or Ctrl-C, then drains; a second signal ends it at once. Standard output, the first of the
+/// streams, is told where the server listens and when it is ready; a bar is drawn on standard error, the second, where
+/// that is a terminal.
 ///
 /// # Errors
-/// When it cannot start, or is not left to drain.
-pub async fn until_signalled(parts: ServerParts, out: &mut impl Write) -> Result<(), RunError> {
+/// When it cannot start, or is not left to drain, or a task that it needs has panicked.
+pub async fn until_signalled(
+    parts: ServerParts,
+    (out, err): (&Output, &Output),
+) -> Result<(), RunError> {
     let mut signals = Signals::new()?;
     let (drain, source) = (parts.drain, parts.source.clone());
     let refuses_names = parts.http.as_ref().is_some_and(HttpDoor::refuses_names);
     let server = Server::start(parts).await?;
-    announce(&server, out)?;
+    announce(&server, out);
     if refuses_names {
-        writeln!(out, "hosts    {HOSTS_NOTE}")?;
+        out.line(format_args!("hosts    {HOSTS_NOTE}"));
     }
     match &source {
         Source::Remote(engines) => {
-            writeln!(out, "waiting  for an engine: {}", engines.join(", "))?;
+            let engines = engines.join(", ");
+            out.line(format_args!("waiting  for an engine: {engines}"));
         }
-        Source::Engine(engine) => announce_workers(&server, engine, out)?,
+        Source::Engine(engine) => announce_workers(&server, engine, out),
     }
-    out.flush()?;
-    let loaded = tokio::select! {
-        loaded = ready(&server) => Some(loaded),
-        () = signals.next() => None,
+    let serving = tokio::select! {
+        loaded = ready(&server, err) => match loaded {
+            Ok(()) => Serving::Ready,
+            Err(error) => Serving::Over(Err(error.into())),
+        },
+        over = over(&server, &mut signals) => Serving::Over(over),
     };
-    match loaded {
-        Some(Ok(())) => {
+    let outcome = match serving {
+        Serving::Ready => {
             for line in ready_lines(&source) {
-                writeln!(out, "ready    {line}")?;
+                out.line(format_args!("ready    {line}"));
             }
-            out.flush()?;
-            signals.next().await;
+            over(&server, &mut signals).await
         }
-        Some(Err(error)) => {
-            end(server, &mut signals).await?;
-            return Err(error.into());
-        }
-        // Told to end before it could begin.
-        None => {}
+        Serving::Over(outcome) => outcome,
+    };
+    if !matches!(outcome, Err(RunError::Start(_))) {
+        let seconds = drain.grace.as_secs_f64();
+        out.line(format_args!(
+            "draining new work is refused; the listeners close in {seconds} s"
+        ));
     }
-    let seconds = drain.grace.as_secs_f64();
-    writeln!(
-        out,
-        "draining new work is refused; the listeners close in {seconds} s"
-    )?;
-    out.flush()?;
-    end(server, &mut signals).await
+    end(server, &mut signals).await?;
+    outcome
 }
 
-async fn end(server: Server, signals: &mut Signals) -> Result<(), RunError> {
+/// What came first.
+enum Serving {
+    /// The models are loaded.
+    Ready,
+    /// The server is to end, and whether that is a failure.
+    Over(Result<(), RunError>),
+}
+
+/// Waits until the server is to end.
+async fn over(server: &Server, signals: &mut Signals) -> Result<(), RunError> {
     tokio::select! {
-        () = server.drain() => Ok(()),
-        () = signals.next() => Err(RunError::StoppedAtOnce),
+        () = signals.next() => Ok(()),
+        panicked = server.panicked() => Err(panicked.into()),
+    }
+}
+
+async fn end(mut server: Server, signals: &mut Signals) -> Result<(), RunError> {
+    tokio::select! {
+        () = server.end() => match server.first_panic() {
+            None => Ok(()),
+            Some(panicked) => Err(panicked.into()),
+        },
+        () = signals.next() => {
+            server.abandon();
+            Err(RunError::StoppedAtOnce)
+        }
     }
 }
 
@@ -119,9 +150,10 @@ const HOSTS_NOTE: &str =
     "the HTTP API answers to localhost and to IP addresses; --allowed-hosts NAME adds a host name";
 
 /// One line for each open address.
-fn announce(server: &Server, out: &mut impl Write) -> io::Result<()> {
+fn announce(server: &Server, out: &Output) {
     for address in server.http_addresses() {
-        writeln!(out, "HTTP     {}  {HTTP_SURFACES}", url(address))?;
+        let url = url(address);
+        out.line(format_args!("HTTP     {url}  {HTTP_SURFACES}"));
     }
     for address in server.grpc_addresses() {
         let hint = match address {
@@ -129,29 +161,29 @@ fn announce(server: &Server, out: &mut impl Write) -> io::Result<()> {
             // Their libraries take the socket's path for the name of the host (docs/deployment.md).
             Address::Unix(_) => "; in Python, C++ and Java set grpc.default_authority to localhost",
         };
-        writeln!(
-            out,
-            "gRPC     {}  tokenway.v1.Inference, health, reflection{hint}",
-            url(address)
-        )?;
+        let url = url(address);
+        out.line(format_args!(
+            "gRPC     {url}  tokenway.v1.Inference, health, reflection{hint}"
+        ));
     }
-    out.flush()
 }
 
 /// One line for the socket that workers dial, and one for the models that have no others.
-fn announce_workers(server: &Server, engine: &EngineParts, out: &mut impl Write) -> io::Result<()> {
+fn announce_workers(server: &Server, engine: &EngineParts, out: &Output) {
     if engine.workers.listen.is_none() {
-        return Ok(());
+        return;
     }
     for address in server.worker_addresses() {
-        writeln!(out, "workers  {address}  tokenway.worker.v1.DeviceWorker")?;
+        out.line(format_args!(
+            "workers  {address}  tokenway.worker.v1.DeviceWorker"
+        ));
     }
     let models = engine.models.iter().filter(|model| model.workers == 0);
     let names: Vec<_> = models.map(|model| &*model.name).collect();
     if !names.is_empty() {
-        writeln!(out, "waiting  for workers of {}", names.join(", "))?;
+        let names = names.join(", ");
+        out.line(format_args!("waiting  for workers of {names}"));
     }
-    Ok(())
 }
 
 fn url(address: &Address) -> String {
@@ -162,14 +194,9 @@ fn url(address: &Address) -> String {
 }
 
 /// Waits for the models, with a bar where somebody looks.
-async fn ready(server: &Server) -> Result<(), StartError> {
+async fn ready(server: &Server, err: &Output) -> Result<(), StartError> {
     let bar = ProgressBar::new(1_000);
-    let target = if io::stderr().is_terminal() {
-        ProgressDrawTarget::stderr()
-    } else {
-        ProgressDrawTarget::hidden()
-    };
-    bar.set_draw_target(target);
+    bar.set_draw_target(progress::target(err));
     let style = ProgressStyle::with_template("loading  {bar:40} {percent}% {elapsed}");
     bar.set_style(style.expect("the template is valid"));
     bar.enable_steady_tick(Duration::from_millis(100));

@@ -10,7 +10,7 @@ use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use rustix::system::uname;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
@@ -20,7 +20,7 @@ use super::child::PARENT_VARIABLE;
 use super::dial::EngineAddress;
 use super::outbox::{Bell, Outbox, Requests};
 use super::tasks::Tasks;
-use super::thread::{Spawn, spawn};
+use super::thread::{DeviceThread, Spawn, spawn};
 use super::wire;
 use super::{Life, Served, WorkerEvent, WorkerHandle, WorkerId};
 use crate::proto::worker as proto;
@@ -36,6 +36,9 @@ mod reading;
 /// How long a worker waits before it dials again; doubled each time up to the last.
 const BACK_OFF: Duration = Duration::from_millis(100);
 const BACK_OFF_LIMIT: Duration = Duration::from_secs(5);
+
+/// The longest wait for the device's last call when the worker ends. The engine kills a child that takes longer.
+const LAST_STEP: Duration = Duration::from_secs(1);
 
 /// A worker that dials an engine.
 pub struct AttachParts {
@@ -139,7 +142,7 @@ pub async fn run(parts: AttachParts, stopping: CancellationToken) -> Result<(), 
     let (events_sender, events) = mpsc::channel(parts.slots.saturating_mul(2) + 16);
     let bell = Bell::default();
     let rung = bell.clone();
-    let (handle, _thread) = spawn(Spawn {
+    let (handle, thread) = spawn(Spawn {
         id: WorkerId(0),
         loader: Arc::clone(&parts.loader),
         slots: parts.slots,
@@ -158,8 +161,21 @@ pub async fn run(parts: AttachParts, stopping: CancellationToken) -> Result<(), 
         parts,
     };
     let ended = stopping.run_until_cancelled(worker.dial_on()).await;
-    worker.handle.stop();
+    // The thread waits for nobody who took its events.
+    drop(worker);
+    let joined = tokio::task::spawn_blocking(move || join(thread));
+    // It contains no panic of its own.
+    let _ = joined.await;
     ended.unwrap_or(Ok(()))
+}
+
+/// Stops the device. Its last call is waited for, but not for long: it cannot be interrupted.
+fn join(mut thread: DeviceThread) {
+    thread.stop();
+    if !thread.join_until(Instant::now() + LAST_STEP) {
+        tracing::warn!("a device call did not return; the worker ends without it");
+        thread.abandon();
+    }
 }
 
 struct Worker {

@@ -4,10 +4,12 @@
 //! A worker that the engine has started itself shows the token that it was given, and is that worker; every
 //! other is a new one, for as long as its stream lasts.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -213,7 +215,10 @@ impl Door {
         _place: OwnedSemaphorePermit,
     ) {
         let (worker, outbound) = (session.worker, session.outbound.clone());
-        let end = session.run(inbound).await;
+        // The scheduler has to know that the worker is lost, whatever ends its session. Nothing of a session that
+        // panicked is used.
+        let served = AssertUnwindSafe(session.run(inbound)).catch_unwind().await;
+        let end = served.unwrap_or(End::Panicked);
         let reason = end.reason();
         if let Some(status) = end.status() {
             // One that does not read any more is not told.

@@ -3,8 +3,8 @@
 
 use std::num::NonZeroU64;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::lane::{Failure, Sent};
 use super::slots::{Freed, Slots};
 use super::{Assignment, Flags, Life, Served, Sleeper, Wake, WorkerEvent, WorkerHandle, WorkerId};
+use crate::critical::panic_message;
 use crate::request::FinishReason;
 use crate::runner::{
     Emission, Loaded, Loader, Next, Runner, Slot, Step, StepError, Token, monotonic_ns,
@@ -52,11 +53,14 @@ pub struct Spawn {
     pub after_step: Option<Box<dyn Fn() + Send>>,
 }
 
+/// The longest time that dropping a [`DeviceThread`] waits for the device's last call to return.
+const LAST_CALL: Duration = Duration::from_secs(5);
+
 /// Starts a worker's thread. It ends when it is drained or stopped, or nobody takes its events.
 ///
 /// # Errors
 /// When the system has no thread left.
-pub fn spawn(spawn: Spawn) -> std::io::Result<(WorkerHandle, JoinHandle<()>)> {
+pub fn spawn(spawn: Spawn) -> std::io::Result<(WorkerHandle, DeviceThread)> {
     // The scheduler never has more sequences under way than there are slots.
     let (commands, receiver) = mpsc::channel(spawn.slots + 1);
     let flags = Arc::new(Flags::default());
@@ -67,14 +71,106 @@ pub fn spawn(spawn: Spawn) -> std::io::Result<(WorkerHandle, JoinHandle<()>)> {
         life: Life(0),
     };
     let name = format!("worker-{}", worker.spawn.id.0);
-    let thread = std::thread::Builder::new()
-        .name(name)
-        .spawn(move || worker.run())?;
+    let ended = Arc::new(Ended::default());
+    let ends = EndsOnDrop(Arc::clone(&ended));
+    let thread = std::thread::Builder::new().name(name).spawn(move || {
+        let _ends = ends;
+        worker.run();
+    })?;
     let wake = Wake {
         flags,
         sleeper: Sleeper::Thread(thread.thread().clone()),
     };
+    let thread = DeviceThread {
+        wake: wake.clone(),
+        ended,
+        thread: Some(thread),
+    };
     Ok((WorkerHandle { commands, wake }, thread))
+}
+
+/// A worker's thread. When this is dropped the worker is stopped and its thread joined, so that no device computes
+/// behind the back of its owner, or of a process that exits.
+#[derive(Debug)]
+pub struct DeviceThread {
+    wake: Wake,
+    ended: Arc<Ended>,
+    /// `None` once it is joined or abandoned.
+    thread: Option<JoinHandle<()>>,
+}
+
+impl DeviceThread {
+    /// Tells the worker to end now, and to drop what it still runs. The call of its device that is under way goes on.
+    pub fn stop(&self) {
+        self.wake.stop();
+    }
+
+    /// Waits for the thread's end, at most until the deadline. True once it has ended. A call of the device that hangs
+    /// cannot be interrupted.
+    ///
+    /// It blocks the calling thread.
+    #[must_use]
+    pub fn join_until(&mut self, deadline: Instant) -> bool {
+        let at_most = deadline.saturating_duration_since(Instant::now());
+        if !self.ended.wait(at_most) {
+            return false;
+        }
+        if let Some(thread) = self.thread.take() {
+            // Nothing but its own end is left for the thread. A panic was reported by the hook.
+            let _ = thread.join();
+        }
+        true
+    }
+
+    /// Stops the worker and waits for nothing. The device may go on computing, so the process must not exit in a way
+    /// that runs destructors: see [`crate::exit`].
+    pub fn abandon(mut self) {
+        self.stop();
+        self.thread = None;
+    }
+}
+
+impl Drop for DeviceThread {
+    fn drop(&mut self) {
+        if self.thread.is_none() {
+            return;
+        }
+        self.stop();
+        if !self.join_until(Instant::now() + LAST_CALL) {
+            tracing::warn!("a device call did not return; its thread is abandoned");
+        }
+    }
+}
+
+/// Whether a thread has come to its end.
+#[derive(Debug, Default)]
+struct Ended {
+    has_ended: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Ended {
+    fn wait(&self, at_most: Duration) -> bool {
+        let has_ended = self
+            .has_ended
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let waited = self
+            .changed
+            .wait_timeout_while(has_ended, at_most, |has_ended| !*has_ended);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
+/// Says that a thread has ended, also where it panics.
+struct EndsOnDrop(Arc<Ended>);
+
+impl Drop for EndsOnDrop {
+    fn drop(&mut self) {
+        let has_ended = &self.0.has_ended;
+        *has_ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.0.changed.notify_all();
+    }
 }
 
 struct Worker {
@@ -132,9 +228,12 @@ impl Worker {
                 .events
                 .try_send(WorkerEvent::Loading(id, fraction));
         };
-        let Loaded { model, runner } = match self.spawn.loader.load(self.spawn.slots, &progress) {
-            Ok(loaded) => loaded,
-            Err(error) => return End::LoadFailed(error.0),
+        let load = || self.spawn.loader.load(self.spawn.slots, &progress);
+        // Nothing of a load that panics is used.
+        let Loaded { model, runner } = match catch_unwind(AssertUnwindSafe(load)) {
+            Ok(Ok(loaded)) => loaded,
+            Ok(Err(error)) => return End::LoadFailed(error.0),
+            Err(panic) => return End::LoadFailed(message_of(&*panic)),
         };
         let slots = self.spawn.slots;
         if !self.tell(WorkerEvent::Ready(id, self.life, Served { model, slots })) {
@@ -395,12 +494,5 @@ fn next_back_off(back_off: Duration) -> Duration {
 }
 
 fn message_of(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!(
-        "the runner panicked: {}",
-        text.unwrap_or("without a message")
-    )
+    format!("the runner panicked: {}", panic_message(panic))
 }

@@ -6,8 +6,9 @@
     reason = "each test file is a crate of its own and uses a part of this"
 )]
 
+use std::ops::Deref;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tokenway::gateway::UnknownFields;
@@ -22,6 +23,7 @@ use tokenway::server::{
     WorkerParts,
 };
 use tokenway::telemetry::Telemetry;
+use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 use tonic::{IntoRequest, Streaming};
 
@@ -48,6 +50,56 @@ pub fn model_path() -> PathBuf {
         path.display()
     );
     path
+}
+
+/// A server that the tests of one process share, because loading a model takes its time. It lasts as long as any test
+/// holds it, and not until the process ends: a device that computes while the process exits would crash it.
+pub struct SharedServer(Option<(Runtime, TestServer)>);
+
+impl SharedServer {
+    /// The server that `kept` knows, or a new one.
+    pub fn get(kept: &Mutex<Weak<Self>>, setup: impl FnOnce() -> Setup + Send) -> Arc<Self> {
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shared) = kept.upgrade() {
+            return shared;
+        }
+        let started = apart(|| {
+            let runtime = Runtime::new().expect("a runtime");
+            let server = runtime.block_on(setup().start());
+            (runtime, server)
+        });
+        let shared = Arc::new(Self(Some(started)));
+        *kept = Arc::downgrade(&shared);
+        shared
+    }
+}
+
+impl Deref for SharedServer {
+    type Target = TestServer;
+
+    fn deref(&self) -> &TestServer {
+        &self.0.as_ref().expect("it is there until the end").1
+    }
+}
+
+impl Drop for SharedServer {
+    fn drop(&mut self) {
+        let Some((runtime, server)) = self.0.take() else {
+            return;
+        };
+        apart(move || {
+            drop(server);
+            drop(runtime);
+        });
+    }
+}
+
+/// A runtime can neither be entered nor dropped within a test's own.
+fn apart<T: Send>(what: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let done = scope.spawn(what).join();
+        done.expect("it does not panic")
+    })
 }
 
 /// A server that runs until the test ends.

@@ -1,8 +1,9 @@
 //! Other programs: the examples, and clients in Python and Node. They end with the test that runs them.
 
 use std::ffi::{OsStr, OsString};
+use std::io::{PipeReader, pipe};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid};
@@ -23,7 +24,8 @@ pub struct Outcome {
 /// A program that runs until it is interrupted, or the test ends.
 pub struct Running {
     child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
+    /// What it prints, while that is read.
+    lines: Option<Lines<BufReader<ChildStdout>>>,
     /// What it logs, where that is read.
     log: Option<Lines<BufReader<ChildStderr>>>,
 }
@@ -226,6 +228,36 @@ impl Program {
         self
     }
 
+    /// Writes its standard error to this file or pipe.
+    pub fn log_to_file(mut self, file: impl Into<Stdio>) -> Self {
+        self.0.stderr(file);
+        self
+    }
+
+    /// Writes its standard error to a pipe, whose reading end is left.
+    pub fn log_to_pipe(mut self) -> (Self, PipeReader) {
+        let (reader, writer) = pipe().expect("a pipe");
+        self.0.stderr(writer);
+        (self, reader)
+    }
+
+    /// Starts it with a standard output that the test keeps no end of.
+    pub fn start_with_output(mut self, stdout: impl Into<Stdio>) -> Running {
+        let mut child = self
+            .0
+            .stdout(stdout)
+            .spawn()
+            .expect("the program can be run");
+        // The test's copies of what it writes to would keep a pipe open.
+        drop(self);
+        let stderr = child.stderr.take();
+        Running {
+            child,
+            lines: None,
+            log: stderr.map(|stderr| BufReader::new(stderr).lines()),
+        }
+    }
+
     /// Runs it to its end.
     pub async fn run(mut self) -> Outcome {
         let output = self.0.output().await.expect("the program can be run");
@@ -238,19 +270,11 @@ impl Program {
     }
 
     /// Starts it; what it prints is read line by line.
-    pub fn start(mut self) -> Running {
-        let mut child = self
-            .0
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the program can be run");
-        let stdout = child.stdout.take().expect("it is piped");
-        let stderr = child.stderr.take();
-        Running {
-            child,
-            lines: BufReader::new(stdout).lines(),
-            log: stderr.map(|stderr| BufReader::new(stderr).lines()),
-        }
+    pub fn start(self) -> Running {
+        let mut running = self.start_with_output(Stdio::piped());
+        let stdout = running.child.stdout.take().expect("it is piped");
+        running.lines = Some(BufReader::new(stdout).lines());
+        running
     }
 }
 
@@ -271,8 +295,19 @@ impl Outcome {
 impl Running {
     /// The next line that it prints.
     pub async fn line(&mut self) -> String {
-        let line = self.lines.next_line().await;
+        let lines = self.lines.as_mut().expect("its output is read");
+        let line = lines.next_line().await;
         line.expect("it prints UTF-8").expect("it prints a line")
+    }
+
+    /// Closes the reading end of its standard output.
+    pub fn close_output(&mut self) {
+        self.lines = None;
+    }
+
+    /// Closes the reading end of its standard error.
+    pub fn close_log(&mut self) {
+        self.log = None;
     }
 
     /// Waits until it logs a line with this in it.
@@ -326,8 +361,13 @@ impl Running {
     }
 
     /// Waits for its end; its exit code is left.
-    pub async fn end(mut self) -> Option<i32> {
-        self.child.wait().await.expect("it ends").code()
+    pub async fn end(self) -> Option<i32> {
+        self.status().await.code()
+    }
+
+    /// Waits for its end, which a signal may have brought.
+    pub async fn status(mut self) -> ExitStatus {
+        self.child.wait().await.expect("it ends")
     }
 
     /// Sends what Ctrl-C sends, and waits for its end; its exit code is left.

@@ -21,6 +21,8 @@ pub(super) enum End {
     Unanswered,
     /// It broke a rule.
     Broke(Violation),
+    /// The engine's own task for this worker panicked: a bug, and no fault of the worker's.
+    Panicked,
 }
 
 impl End {
@@ -36,6 +38,7 @@ impl End {
             }
             Self::Unanswered => "it has questions, and answered none in time".to_owned(),
             Self::Broke(violation) => format!("it broke the contract: {violation}"),
+            Self::Panicked => "the engine's task for it panicked".to_owned(),
         }
     }
 
@@ -47,6 +50,7 @@ impl End {
                 Some(Status::deadline_exceeded(self.reason()))
             }
             Self::Broke(violation) => Some(Status::failed_precondition(violation.to_string())),
+            Self::Panicked => Some(Status::internal(self.reason())),
         }
     }
 }

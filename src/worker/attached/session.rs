@@ -123,7 +123,12 @@ impl Session {
             let has_crashed = match &mut end {
                 End::Stuck => true,
                 End::Gone(how) => self.has_crashed(how).await,
-                End::Stopped | End::Silent | End::Idle | End::Unanswered | End::Broke(_) => false,
+                End::Stopped
+                | End::Silent
+                | End::Idle
+                | End::Unanswered
+                | End::Broke(_)
+                | End::Panicked => false,
             };
             if has_crashed {
                 running.sequences.crash_all();

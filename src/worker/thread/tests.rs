@@ -81,6 +81,7 @@ impl Model for NoModel {
 /// A worker with one slot, once it is ready.
 struct Started {
     handle: WorkerHandle,
+    _thread: DeviceThread,
     life: Life,
     events: mpsc::Receiver<WorkerEvent>,
     admitted: mpsc::Receiver<Sequence>,
@@ -89,12 +90,13 @@ struct Started {
 async fn start() -> Started {
     let (seen, admitted) = mpsc::channel(16);
     let (sender, mut events) = mpsc::channel(16);
-    let (handle, _thread) = spawn(settings(Witness(seen), sender)).expect("a thread");
+    let (handle, thread) = spawn(settings(Witness(seen), sender)).expect("a thread");
     let Some(WorkerEvent::Ready(_, life, _)) = events.recv().await else {
         panic!("the worker is not ready");
     };
     Started {
         handle,
+        _thread: thread,
         life,
         events,
         admitted,
@@ -171,4 +173,103 @@ fn a_worker_that_is_stopped_between_two_lives_does_not_wait_for_the_next() {
         sender.send(goes_on).expect("the test listens");
     });
     assert_eq!(outcome.recv_timeout(Duration::from_secs(10)), Ok(false));
+}
+
+/// A device whose calls last until the test lets them return.
+struct Held {
+    entered: std_mpsc::SyncSender<()>,
+    release: Arc<Mutex<std_mpsc::Receiver<()>>>,
+}
+
+impl Loader for Held {
+    fn load(&self, _slots: usize, _progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
+        let _ = self.entered.send(());
+        let release = self.release.lock().expect("no load panics");
+        let _ = release.recv();
+        Err(LoadError("it is only held".to_owned()))
+    }
+
+    fn name(&self) -> &'static str {
+        "held"
+    }
+}
+
+#[test]
+fn a_thread_whose_device_does_not_return_is_waited_for_until_the_deadline_only() {
+    let (entered, has_entered) = std_mpsc::sync_channel(1);
+    let (releaser, release) = std_mpsc::channel();
+    let held = Held {
+        entered,
+        release: Arc::new(Mutex::new(release)),
+    };
+    let (sender, _events) = mpsc::channel(16);
+    let (_handle, mut thread) = spawn(settings(held, sender)).expect("a thread");
+    has_entered.recv().expect("it loads");
+    thread.stop();
+    assert!(!thread.join_until(Instant::now()), "it still loads");
+    drop(releaser);
+    assert!(thread.join_until(Instant::now() + Duration::from_secs(10)));
+}
+
+/// Counts the devices that live.
+struct Counted(Arc<()>);
+
+impl Loader for Counted {
+    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
+        let (seen, _) = mpsc::channel(1);
+        let loaded = Witness(seen).load(slots, progress)?;
+        let runner = Box::new(Self(Arc::clone(&self.0)));
+        Ok(Loaded { runner, ..loaded })
+    }
+
+    fn name(&self) -> &'static str {
+        "counted"
+    }
+}
+
+impl Runner for Counted {
+    fn admit(&mut self, _slot: Slot, _sequence: Sequence) -> Result<(), ModelError> {
+        Ok(())
+    }
+
+    fn release(&mut self, _slot: Slot) {}
+
+    fn next(&mut self, _room: &dyn Room) -> Next {
+        Next::Idle
+    }
+
+    fn step(&mut self, _step: &mut Step<'_>) -> Result<(), StepError> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_thread_that_is_dropped_has_ended_and_its_device_is_gone() {
+    let alive = Arc::new(());
+    let (sender, mut events) = mpsc::channel(16);
+    let settings = settings(Counted(Arc::clone(&alive)), sender);
+    let (_handle, thread) = spawn(settings).expect("a thread");
+    assert!(matches!(events.recv().await, Some(WorkerEvent::Ready(..))));
+    drop(thread);
+    assert_eq!(Arc::strong_count(&alive), 1);
+}
+
+#[tokio::test]
+async fn a_load_that_panics_is_a_load_that_failed() {
+    struct Panicking;
+    impl Loader for Panicking {
+        fn load(&self, _slots: usize, _progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
+            panic!("a bug")
+        }
+
+        fn name(&self) -> &'static str {
+            "panicking"
+        }
+    }
+    let (sender, mut events) = mpsc::channel(16);
+    let (_handle, _thread) = spawn(settings(Panicking, sender)).expect("a thread");
+    let Some(WorkerEvent::LoadFailed(_, reason)) = events.recv().await else {
+        panic!("the load has not failed");
+    };
+    assert_eq!(reason, "the runner panicked: a bug");
 }

@@ -1,0 +1,77 @@
+//! A terminal for the progress bar that neither blocks nor fails: a terminal may be stopped (Ctrl-S), or go away.
+
+use std::io::{self, IsTerminal, Write};
+
+use indicatif::{ProgressDrawTarget, TermLike};
+use rustix::termios::tcgetwinsize;
+
+use crate::output::Output;
+
+/// The width of a terminal that does not tell its own, in characters.
+const WIDTH: u16 = 80;
+
+/// Draws on standard error where that is a terminal, and nowhere else.
+pub(super) fn target(stderr: &Output) -> ProgressDrawTarget {
+    if io::stderr().is_terminal() {
+        ProgressDrawTarget::term_like(Box::new(Terminal(stderr.clone())))
+    } else {
+        ProgressDrawTarget::hidden()
+    }
+}
+
+#[derive(Debug)]
+struct Terminal(Output);
+
+impl Terminal {
+    fn write(&self, text: &str) -> io::Result<()> {
+        self.0.clone().write_all(text.as_bytes())
+    }
+
+    /// Writes a control sequence that moves the cursor.
+    fn move_cursor(&self, steps: usize, direction: char) -> io::Result<()> {
+        match steps {
+            0 => Ok(()),
+            _ => self.write(&format!("\x1b[{steps}{direction}")),
+        }
+    }
+}
+
+impl TermLike for Terminal {
+    fn width(&self) -> u16 {
+        let size = tcgetwinsize(io::stderr()).ok();
+        let columns = size.map(|size| size.ws_col);
+        columns.filter(|columns| *columns > 0).unwrap_or(WIDTH)
+    }
+
+    fn move_cursor_up(&self, n: usize) -> io::Result<()> {
+        self.move_cursor(n, 'A')
+    }
+
+    fn move_cursor_down(&self, n: usize) -> io::Result<()> {
+        self.move_cursor(n, 'B')
+    }
+
+    fn move_cursor_right(&self, n: usize) -> io::Result<()> {
+        self.move_cursor(n, 'C')
+    }
+
+    fn move_cursor_left(&self, n: usize) -> io::Result<()> {
+        self.move_cursor(n, 'D')
+    }
+
+    fn write_line(&self, s: &str) -> io::Result<()> {
+        self.write(&format!("{s}\n"))
+    }
+
+    fn write_str(&self, s: &str) -> io::Result<()> {
+        self.write(s)
+    }
+
+    fn clear_line(&self) -> io::Result<()> {
+        self.write("\r\x1b[2K")
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
