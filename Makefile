@@ -1,13 +1,16 @@
-.PHONY: help run test build perf venv model check
+.PHONY: help run test test-long build perf venv model check
 
 help: ## What can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 run: ## Fetch a real model, build, and serve it on both doors
 	@scripts/run.sh $(ARGS)
 
 test: ## Install what the tests need, and run all of them
 	@scripts/test.sh $(ARGS)
+
+test-long: ## End processes two hundred times in each way, while the real model computes
+	@scripts/test_long.sh $(ARGS)
 
 build: ## Build the server and the performance test
 	@bash -c 'set -euo pipefail; source scripts/llama.sh; cargo build --release "$${FEATURES[@]}"'

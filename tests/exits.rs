@@ -1,0 +1,276 @@
+//! How processes end: with the exit code that is documented, whatever their devices compute at that moment.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use support::Setup;
+use tokenway::output::Output;
+use tokenway::request::{ChatMessage, TokenId};
+use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
+use tokenway::runner::{
+    Beginning, LoadError, Loaded, Loader, Model, ModelError, ModelFacts, TokenBytes,
+};
+use tokenway::server::ServerParts;
+use tokenway::server::run::{RunError, until_signalled};
+
+/// A loader whose models have a bug: the first of them that is dropped panics. The scheduler's task drops it, because
+/// a model is kept once, however many workers load it.
+struct Flawed {
+    loader: TestRunnerLoader,
+    has_panicked: Arc<AtomicBool>,
+}
+
+struct FlawedModel {
+    model: Arc<dyn Model>,
+    has_panicked: Arc<AtomicBool>,
+}
+
+impl Loader for Flawed {
+    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
+        let Loaded { model, runner } = self.loader.load(slots, progress)?;
+        let has_panicked = Arc::clone(&self.has_panicked);
+        let model = Arc::new(FlawedModel {
+            model,
+            has_panicked,
+        });
+        Ok(Loaded { model, runner })
+    }
+
+    fn name(&self) -> &'static str {
+        "flawed"
+    }
+}
+
+impl Model for FlawedModel {
+    fn facts(&self) -> &ModelFacts {
+        self.model.facts()
+    }
+
+    fn tokenize(&self, text: &str, beginning: Beginning) -> Result<Vec<TokenId>, ModelError> {
+        self.model.tokenize(text, beginning)
+    }
+
+    fn pieces(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
+        self.model.pieces(ids)
+    }
+
+    fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, ModelError> {
+        self.model.render_chat(messages)
+    }
+}
+
+impl Drop for FlawedModel {
+    fn drop(&mut self) {
+        let is_first = !self.has_panicked.swap(true, Ordering::SeqCst);
+        assert!(!is_first, "a planted bug");
+    }
+}
+
+fn flawed() -> ServerParts {
+    let loader = Flawed {
+        loader: TestRunnerLoader::new(TestRunnerOptions::default()),
+        has_panicked: Arc::default(),
+    };
+    let mut setup = Setup::runner("flawed", Arc::new(loader), 1);
+    setup.engine().models[0].workers = 2;
+    setup.drain(Duration::ZERO, Duration::ZERO).parts
+}
+
+#[tokio::test]
+async fn a_server_whose_scheduler_panics_drains_and_fails() {
+    let (out, err) = (
+        Output::to("out", std::io::sink()),
+        Output::to("err", std::io::sink()),
+    );
+    let (out, err) = (out.expect("a thread"), err.expect("a thread"));
+    let ended = until_signalled(flawed(), (&out, &err)).await;
+    let Err(RunError::Panicked(panicked)) = ended else {
+        panic!("it ended with {ended:?}");
+    };
+    assert_eq!(
+        (panicked.task, &*panicked.message),
+        ("scheduler", "a planted bug")
+    );
+}
+
+#[cfg(feature = "llama-cpp")]
+mod real_model {
+    //! llama.cpp computes on its own threads while the process ends.
+
+    use rustix::process::Signal;
+    use serde_json::json;
+    use tokenway::runner::llama::{LlamaLoader, LlamaOptions};
+
+    use super::Arc;
+    use crate::support::http::{Response, completion};
+    use crate::support::program::{Program, Running, tokenway};
+    use crate::support::{Setup, TestServer, model_path};
+
+    /// The streams that a server computes while it ends.
+    const STREAMS: usize = 4;
+
+    /// The number of exits of each kind. `scripts/test_long.sh` asks for more.
+    fn repetitions(usual: usize) -> usize {
+        let variable = std::env::var("TOKENWAY_TEST_EXITS");
+        variable.map_or(usual, |count| count.parse().expect("a number"))
+    }
+
+    fn model_arguments() -> [String; 4] {
+        let path = model_path().display().to_string();
+        ["--model-path", &path, "--slots", "4"].map(str::to_owned)
+    }
+
+    fn serve() -> Program {
+        let free = "127.0.0.1:0";
+        let doors = ["serve", "--http-listen", free, "--grpc-listen", free];
+        let program = tokenway().args(doors).args(["--drain-grace", "0"]);
+        program.args(model_arguments())
+    }
+
+    /// The address of the HTTP API, once the server says that it listens.
+    async fn http_address(server: &mut Running) -> String {
+        let line = server.line().await;
+        let url = line.split_whitespace().nth(1).expect("a URL");
+        url.replace("http://", "")
+    }
+
+    /// Streams that have begun, and go on for as long as they are let.
+    async fn streams(address: &str) -> Vec<Response> {
+        let body =
+            json!({"prompt": "Once", "max_tokens": 2_000, "ignore_eos": true, "stream": true});
+        let mut streams = Vec::new();
+        for _ in 0..STREAMS {
+            let mut stream = completion(&body).send_to(address).await;
+            assert!(stream.line().await.is_some());
+            streams.push(stream);
+        }
+        streams
+    }
+
+    async fn computing(program: Program) -> (Running, Vec<Response>) {
+        let mut server = program.start();
+        let address = http_address(&mut server).await;
+        while !server.line().await.starts_with("ready ") {}
+        let streams = streams(&address).await;
+        (server, streams)
+    }
+
+    async fn is_draining(server: &mut Running) {
+        assert!(server.line().await.starts_with("draining "));
+    }
+
+    /// Asserts the exit code; a signal's number would show as no code.
+    async fn ends_with(server: Running, code: i32, repetition: usize) {
+        let status = server.status().await;
+        assert_eq!(status.code(), Some(code), "exit {repetition}: {status}");
+    }
+
+    #[tokio::test]
+    async fn a_second_signal_while_a_model_computes_ends_with_1() {
+        for repetition in 0..repetitions(20) {
+            let (mut server, mut streams) = computing(serve()).await;
+            server.signal(Signal::TERM);
+            is_draining(&mut server).await;
+            // By now every stream is past its prompt. An ordinary exit would crash one time in ten, about.
+            for _ in 0..7 {
+                assert!(streams[STREAMS - 1].line().await.is_some());
+            }
+            // Another signal is never taken for an echo of the first.
+            server.signal(Signal::INT);
+            ends_with(server, 1, repetition).await;
+            drop(streams);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_drain_that_cuts_off_what_a_model_computes_ends_with_0() {
+        for repetition in 0..repetitions(5) {
+            let (server, streams) = computing(serve().args(["--drain-timeout", "0"])).await;
+            server.signal(Signal::TERM);
+            ends_with(server, 0, repetition).await;
+            drop(streams);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_second_signal_while_a_model_loads_ends_with_1() {
+        for repetition in 0..repetitions(5) {
+            let mut server = serve().start();
+            http_address(&mut server).await;
+            assert!(server.line().await.starts_with("gRPC "));
+            server.signal(Signal::TERM);
+            // It may have been loaded just before.
+            while !server.line().await.starts_with("draining ") {}
+            server.signal(Signal::INT);
+            let status = server.status().await;
+            // It may have drained just before, too.
+            assert!(
+                matches!(status.code(), Some(0 | 1)),
+                "exit {repetition}: {status}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_model_that_cannot_be_loaded_beside_one_that_loads_ends_with_1() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let broken = folder.path().join("broken.gguf");
+        std::fs::write(&broken, "GGUF and no more").expect("a file");
+        let settings = format!(
+            "[[model]]\nname = \"whole\"\nrunner = \"llama\"\nmodel_path = {:?}\n\n\
+             [[model]]\nname = \"broken\"\nrunner = \"llama\"\nmodel_path = {:?}\n",
+            model_path(),
+            broken
+        );
+        let file = folder.path().join("settings.toml");
+        std::fs::write(&file, settings).expect("a file");
+        let file = file.display().to_string();
+        for repetition in 0..repetitions(5) {
+            let free = "127.0.0.1:0";
+            let arguments = ["serve", "--config", &file, "--drain-grace", "0"];
+            let doors = ["--http-listen", free, "--grpc-listen", free];
+            let outcome = tokenway().args(arguments).args(doors).run().await;
+            assert_eq!(outcome.code, Some(1), "exit {repetition}: {outcome:?}");
+            assert!(outcome.stderr.contains("'broken'"), "{outcome:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_worker_process_that_is_told_to_stop_while_it_computes_ends_with_0() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = format!("unix:{}", folder.path().join("workers.sock").display());
+        let free = "127.0.0.1:0";
+        for repetition in 0..repetitions(5) {
+            let worker = tokenway().args(["worker", "--engine", &socket]);
+            let worker = worker.args(model_arguments()).start();
+            let doors = ["serve", "--http-listen", free, "--grpc-listen", free];
+            let engine = tokenway().args(doors).args(["--runner", "attached"]);
+            let engine = engine.args(["--model-name", "m", "--worker-listen", &socket]);
+            // It is ready once the worker is.
+            let (engine, streams) = computing(engine.args(["--drain-grace", "0"])).await;
+            worker.signal(Signal::TERM);
+            ends_with(worker, 0, repetition).await;
+            drop(streams);
+            assert_eq!(engine.interrupt().await, Some(0));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_dropped_while_its_model_computes_leaves_no_device() {
+        let loader = Arc::new(LlamaLoader::new(LlamaOptions {
+            model_path: model_path(),
+            threads: 2,
+            context_length: None,
+        }));
+        let device = Arc::downgrade(&loader);
+        let server: TestServer = Setup::runner("smollm2", loader, STREAMS).start().await;
+        let streams = streams(&server.http_address()).await;
+        drop(server);
+        // The device's thread held the loader until its end.
+        assert_eq!(device.strong_count(), 0);
+        drop(streams);
+    }
+}

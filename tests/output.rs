@@ -1,0 +1,210 @@
+//! Output that nobody reads: a server goes on serving, drains in order, and loses no token.
+
+mod support;
+
+use std::fs::File;
+use std::io::{PipeReader, PipeWriter, Write, pipe};
+
+use futures_util::future::join_all;
+use rustix::process::Signal;
+use serde_json::json;
+use support::http::{End, Response, completion, get};
+use support::program::{Program, Running, gone, serving, tokenway};
+use support::{Setup, TestServer, full_speed, grpc};
+use tempfile::TempDir;
+use tokenway::proto::v1::inference_client::InferenceClient;
+use tokenway::server::Source;
+
+const TOKENS: usize = 100;
+
+/// The tokens of a stream that leaves much trace.
+const MANY_TOKENS: u32 = 20_000;
+
+/// The capacity of a pipe on Linux, in bytes.
+const PIPE: usize = 64 * 1024;
+
+/// An engine behind a Unix socket, and a gateway in this test that knows when it is up. It says so without a line of
+/// output.
+struct Fleet {
+    engine: Running,
+    gateway: TestServer,
+    _folder: TempDir,
+}
+
+async fn fleet(start: impl FnOnce(Program) -> Running) -> Fleet {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = format!("unix:{}", folder.path().join("engine.sock").display());
+    let program = tokenway().args(["engine", "--grpc-listen", &socket, "--drain-grace", "0"]);
+    let program = program.env("TOKENWAY_LOG", "trace");
+    let engine = start(program.env("TEST_RUNNER_FREQUENCY_MS", "5"));
+    let mut setup = Setup::test_runner(full_speed());
+    setup.parts.source = Source::Remote(vec![socket]);
+    setup.parts.grpc = None;
+    let gateway = setup.start_loading().await;
+    gateway.ready().await.expect("the engine comes up");
+    Fleet {
+        engine,
+        gateway,
+        _folder: folder,
+    }
+}
+
+impl Fleet {
+    /// A stream that has begun is whole though the engine drains, and the engine ends in order.
+    async fn drains_in_order(self) {
+        let body = json!({"prompt": "a", "max_tokens": TOKENS, "stream": true});
+        let mut stream = completion(&body).send(&self.gateway).await;
+        assert!(stream.line().await.is_some());
+        self.engine.signal(Signal::TERM);
+        is_whole(stream, TOKENS - 1).await;
+        assert_eq!(self.engine.end().await, Some(0));
+    }
+}
+
+async fn is_whole(mut stream: Response, left: usize) {
+    let rest = stream.rest().await;
+    assert_eq!((rest.end, rest.lines().len()), (End::Clean, left));
+}
+
+fn full_disk() -> File {
+    let full = File::options().write(true).open("/dev/full");
+    full.expect("Linux has /dev/full")
+}
+
+#[tokio::test]
+async fn output_on_a_full_disk_is_lost_and_nothing_else() {
+    let on_full_disk = |program: Program| {
+        program
+            .log_to_file(full_disk())
+            .start_with_output(full_disk())
+    };
+    fleet(on_full_disk).await.drains_in_order().await;
+}
+
+#[tokio::test]
+async fn output_into_closed_pipes_is_lost_and_nothing_else() {
+    let into_closed_pipes = |program: Program| {
+        let (reader, writer) = pipe().expect("a pipe");
+        let (program, log) = program.log_to_pipe();
+        drop((reader, log));
+        program.start_with_output(writer)
+    };
+    fleet(into_closed_pipes).await.drains_in_order().await;
+}
+
+#[tokio::test]
+async fn output_into_full_pipes_that_nobody_reads_is_lost_and_nothing_else() {
+    let ((output, writer), (log, log_writer)) = (full_pipe(), full_pipe());
+    let into_full_pipes = |program: Program| {
+        let program = program.log_to_file(log_writer);
+        program.start_with_output(writer)
+    };
+    fleet(into_full_pipes).await.drains_in_order().await;
+    drop((output, log));
+}
+
+/// A pipe that is full, and that nobody reads while its reading end is kept.
+fn full_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, mut writer) = pipe().expect("a pipe");
+    writer.write_all(&[b'\n'; PIPE]).expect("a pipe holds it");
+    (reader, writer)
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_costs_its_lines_which_are_counted() {
+    let free = "127.0.0.1:0";
+    let doors = ["serve", "--http-listen", free, "--grpc-listen", free];
+    let program = tokenway().args(doors).args(["--drain-grace", "0"]);
+    let program = program.env("TOKENWAY_LOG", "trace");
+    let (log, writer) = full_pipe();
+    let program = program.env("TEST_RUNNER_FREQUENCY_MS", "0");
+    let mut running = program.log_to_file(writer).start();
+    let mut url = async || {
+        let line = running.line().await;
+        line.split_whitespace().nth(1).expect("a URL").to_owned()
+    };
+    let (http, grpc_url) = (url().await, url().await);
+    assert!(running.line().await.starts_with("ready "));
+    let client = InferenceClient::connect(grpc_url).await;
+    let client = client.expect("the gRPC API answers");
+    // The frames of these streams are several megabytes of trace.
+    let streams = (0..8).map(|_| async {
+        let stream = client
+            .clone()
+            .complete(grpc::request("a", MANY_TOKENS))
+            .await;
+        grpc::collect(stream.expect("it is admitted").into_inner()).await
+    });
+    for completion in join_all(streams).await {
+        assert_eq!(completion.usage().completion_tokens, MANY_TOKENS);
+    }
+    let mut metrics = get("/metrics").send_to(&http.replace("http://", "")).await;
+    let metrics = metrics.rest().await.text;
+    let dropped = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("tokenway_log_lines_dropped_total "));
+    let dropped: f64 = dropped.expect("it is counted").parse().expect("a number");
+    assert!(dropped > 0.0, "{metrics}");
+    assert_eq!(running.interrupt().await, Some(0));
+    drop(log);
+}
+
+#[tokio::test]
+async fn a_worker_whose_log_nobody_reads_serves_its_engine() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = format!("unix:{}", folder.path().join("workers.sock").display());
+    let (log, writer) = full_pipe();
+    let worker = tokenway().args(["worker", "--engine", &socket, "--runner", "llm_test"]);
+    let worker = worker.env("TOKENWAY_LOG", "trace").log_to_file(writer);
+    let worker = worker.start();
+    let arguments = [
+        "--runner",
+        "attached",
+        "--model-name",
+        "m",
+        "--drain-grace",
+        "0",
+    ];
+    let arguments = [&arguments[..], &["--worker-listen", &socket]].concat();
+    let (engine, [http, _]) = serving(&arguments).await;
+    let body = json!({"prompt": "a", "max_tokens": TOKENS, "stream": true});
+    let stream = completion(&body)
+        .send_to(&http.replace("http://", ""))
+        .await;
+    is_whole(stream, TOKENS).await;
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.end().await, Some(0));
+    assert_eq!(engine.interrupt().await, Some(0));
+    drop(log);
+}
+
+#[tokio::test]
+async fn a_worker_process_is_replaced_though_nobody_reads_that_it_was_lost() {
+    let isolated = ["--isolation", "process", "--drain-grace", "0"];
+    let slow = ["--test-runner-frequency-ms", "5", "--slots", "4"];
+    let (mut server, [http, _]) = serving(&[isolated, slow].concat()).await;
+    server.close_log();
+    server.close_output();
+    let address = http.replace("http://", "");
+    let body = json!({"prompt": "a", "max_tokens": TOKENS, "stream": true});
+    let mut stream = completion(&body).send_to(&address).await;
+    assert!(stream.line().await.is_some());
+    let [child] = server.children()[..] else {
+        panic!("one worker")
+    };
+    server.signal_child(child, Signal::KILL);
+    gone(child).await;
+    is_whole(stream, TOKENS - 1).await;
+    assert_eq!(server.interrupt().await, Some(0));
+}
+
+#[tokio::test]
+async fn the_help_into_a_closed_pipe_is_no_crash() {
+    let (reader, writer) = pipe().expect("a pipe");
+    drop(reader);
+    let (program, log) = tokenway().arg("--help").log_to_pipe();
+    let running = program.start_with_output(writer);
+    assert_eq!(running.end().await, Some(0));
+    let log = std::io::read_to_string(log).expect("it logs UTF-8");
+    assert_eq!(log, "");
+}
