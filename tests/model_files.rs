@@ -111,6 +111,10 @@ async fn a_truncated_file_is_called_truncated() {
 /// the process is known.
 #[tokio::test]
 #[ignore = "a program of its own, which the test below starts"]
+#[expect(
+    clippy::print_stdout,
+    reason = "the test that starts this program reads its output"
+)]
 async fn load_every_file_of_the_folder() {
     let folder = std::env::var_os(FOLDER).expect("a folder");
     let mut paths: Vec<PathBuf> = fs::read_dir(folder)
