@@ -18,6 +18,7 @@ use crate::runner::{Model, Sequence, monotonic_ns};
 pub mod attach;
 pub mod attached;
 pub mod child;
+pub mod device_thread;
 pub mod dial;
 pub mod lane;
 mod outbox;

@@ -7,8 +7,9 @@ use super::*;
 use crate::request::{Caller, Input, RequestId, Sampling, Stopping};
 use crate::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use crate::worker::WorkerId;
+use crate::worker::device_thread::DeviceThread;
 use crate::worker::lane::{Failure, Output};
-use crate::worker::thread::{DeviceThread, Spawn, spawn};
+use crate::worker::thread::{Spawn, spawn};
 
 /// A scheduler before one slot, whose sequence never ends, and a queue with two places.
 async fn scheduler() -> (Scheduler, DeviceThread) {

@@ -17,7 +17,8 @@ use crate::scheduler::{
 use crate::telemetry::Telemetry;
 use crate::worker::attached::{Door, Offered, Patience, QUESTION};
 use crate::worker::child::{Place, Program, supervise};
-use crate::worker::thread::{DeviceThread, Spawn, spawn};
+use crate::worker::device_thread::DeviceThread;
+use crate::worker::thread::{Spawn, spawn};
 use crate::worker::{WorkerEvent, WorkerHandle, WorkerId};
 
 /// How many events of workers may wait for the scheduler, which takes them without delay.

@@ -17,10 +17,11 @@ use tonic::{Code, Status, Streaming};
 
 use self::reading::Reading;
 use super::child::PARENT_VARIABLE;
+use super::device_thread::DeviceThread;
 use super::dial::EngineAddress;
 use super::outbox::{Bell, Outbox, Requests};
 use super::tasks::Tasks;
-use super::thread::{DeviceThread, Spawn, spawn};
+use super::thread::{Spawn, spawn};
 use super::wire;
 use super::{Life, Served, WorkerEvent, WorkerHandle, WorkerId};
 use crate::proto::worker as proto;

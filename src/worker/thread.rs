@@ -3,17 +3,17 @@
 
 use std::num::NonZeroU64;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::device_thread::DeviceThread;
 use super::lane::{Failure, Sent};
 use super::slots::{Freed, Slots};
-use super::{Assignment, Flags, Life, Served, Sleeper, Wake, WorkerEvent, WorkerHandle, WorkerId};
+use super::{Assignment, Flags, Life, Served, WorkerEvent, WorkerHandle, WorkerId};
 use crate::critical::panic_message;
 use crate::request::FinishReason;
 use crate::runner::{
@@ -53,9 +53,6 @@ pub struct Spawn {
     pub after_step: Option<Box<dyn Fn() + Send>>,
 }
 
-/// The longest time that dropping a [`DeviceThread`] waits for the device's last call to return.
-const LAST_CALL: Duration = Duration::from_secs(5);
-
 /// Starts a worker's thread. It ends when it is drained or stopped, or nobody takes its events.
 ///
 /// # Errors
@@ -71,106 +68,9 @@ pub fn spawn(spawn: Spawn) -> std::io::Result<(WorkerHandle, DeviceThread)> {
         life: Life(0),
     };
     let name = format!("worker-{}", worker.spawn.id.0);
-    let ended = Arc::new(Ended::default());
-    let ends = EndsOnDrop(Arc::clone(&ended));
-    let thread = std::thread::Builder::new().name(name).spawn(move || {
-        let _ends = ends;
-        worker.run();
-    })?;
-    let wake = Wake {
-        flags,
-        sleeper: Sleeper::Thread(thread.thread().clone()),
-    };
-    let thread = DeviceThread {
-        wake: wake.clone(),
-        ended,
-        thread: Some(thread),
-    };
+    let thread = DeviceThread::spawn(name, flags, move || worker.run())?;
+    let wake = thread.wake().clone();
     Ok((WorkerHandle { commands, wake }, thread))
-}
-
-/// A worker's thread. When this is dropped the worker is stopped and its thread joined, so that no device computes
-/// behind the back of its owner, or of a process that exits.
-#[derive(Debug)]
-pub struct DeviceThread {
-    wake: Wake,
-    ended: Arc<Ended>,
-    /// `None` once it is joined or abandoned.
-    thread: Option<JoinHandle<()>>,
-}
-
-impl DeviceThread {
-    /// Tells the worker to end now, and to drop what it still runs. The call of its device that is under way goes on.
-    pub fn stop(&self) {
-        self.wake.stop();
-    }
-
-    /// Waits for the thread's end, at most until the deadline. True once it has ended. A call of the device that hangs
-    /// cannot be interrupted.
-    ///
-    /// It blocks the calling thread.
-    #[must_use]
-    pub fn join_until(&mut self, deadline: Instant) -> bool {
-        let at_most = deadline.saturating_duration_since(Instant::now());
-        if !self.ended.wait(at_most) {
-            return false;
-        }
-        if let Some(thread) = self.thread.take() {
-            // Nothing but its own end is left for the thread. A panic was reported by the hook.
-            let _ = thread.join();
-        }
-        true
-    }
-
-    /// Stops the worker and waits for nothing. The device may go on computing, so the process must not exit in a way
-    /// that runs destructors: see [`crate::exit`].
-    pub fn abandon(mut self) {
-        self.stop();
-        self.thread = None;
-    }
-}
-
-impl Drop for DeviceThread {
-    fn drop(&mut self) {
-        if self.thread.is_none() {
-            return;
-        }
-        self.stop();
-        if !self.join_until(Instant::now() + LAST_CALL) {
-            tracing::warn!("a device call did not return; its thread is abandoned");
-        }
-    }
-}
-
-/// Whether a thread has come to its end.
-#[derive(Debug, Default)]
-struct Ended {
-    has_ended: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Ended {
-    fn wait(&self, at_most: Duration) -> bool {
-        let has_ended = self
-            .has_ended
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let waited = self
-            .changed
-            .wait_timeout_while(has_ended, at_most, |has_ended| !*has_ended);
-        *waited.unwrap_or_else(PoisonError::into_inner).0
-    }
-}
-
-/// Says that a thread has ended, also where it panics.
-struct EndsOnDrop(Arc<Ended>);
-
-impl Drop for EndsOnDrop {
-    fn drop(&mut self) {
-        let has_ended = &self.0.has_ended;
-        *has_ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.0.changed.notify_all();
-    }
 }
 
 struct Worker {

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
-use std::sync::mpsc as std_mpsc;
+use std::sync::{Mutex, mpsc as std_mpsc};
 
 use super::*;
 use crate::request::{ChatMessage, TokenId};
