@@ -7,7 +7,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -17,111 +16,30 @@ use tonic::service::Routes;
 
 use crate::cluster::Cluster;
 use crate::critical::{Critical, TaskPanicked};
-use crate::gateway::{self, Gateway, OriginPolicy, StreamFormat, UnknownFields};
+use crate::gateway::{self, Gateway};
 use crate::grpc;
-use crate::listen::{
-    self, Address, DoorService, DoorSettings, Limits, Listener, MutualTls, Protocol, Shutdown,
-};
+use crate::listen::{Address, DoorSettings, Limits, Protocol};
 use crate::scheduler::Readiness;
 use crate::telemetry::{Door, Telemetry};
 use crate::worker::attached::LONGEST_SILENCE;
 
 mod engine;
 mod health;
+mod listeners;
+mod parts;
 pub mod run;
 
 use engine::Engine;
 pub use engine::{EngineParts, Isolation, ModelParts, WorkerParts};
 use health::Ready;
+use listeners::{Listeners, addresses, bind, why, worker_socket, worker_tls};
+pub use parts::{Drain, HttpDoor, ServerParts, Source};
 
 /// How long the last answers may take to reach their clients once everything has ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// How long a streamed request waits in the queue, by default, before its headers are sent: less than the 60 s after
-/// which load balancers give up a silent answer.
-const HEADERS_AFTER: Duration = Duration::from_secs(30);
-
 /// How long a device may take to return from its last step.
 const LAST_STEP: Duration = Duration::from_secs(2);
-
-/// What a server is made of.
-#[derive(Clone)]
-pub struct ServerParts {
-    /// Where tokens come from.
-    pub source: Source,
-    /// The HTTP door, if there is one.
-    pub http: Option<HttpDoor>,
-    /// Where the gRPC door listens, if there is one. It needs an engine of this process.
-    pub grpc: Option<Address>,
-    /// What both doors put up with.
-    pub limits: Limits,
-    /// How long a request may take where its client does not say.
-    pub request_timeout: Duration,
-    /// How the server ends.
-    pub drain: Drain,
-}
-
-/// Where a server's tokens come from.
-#[derive(Clone)]
-pub enum Source {
-    /// An engine in this process.
-    Engine(EngineParts),
-    /// Engines elsewhere, by their addresses.
-    Remote(Vec<String>),
-}
-
-/// The HTTP door.
-#[derive(Clone)]
-pub struct HttpDoor {
-    /// Where it listens.
-    pub listen: Address,
-    /// The form of a stream whose client has no preference.
-    pub stream_format: StreamFormat,
-    /// What happens to fields of a request that are unknown.
-    pub unknown_fields: UnknownFields,
-    /// How long a streamed request waits in the queue before its headers are sent; `None` is without end.
-    pub headers_after: Option<Duration>,
-    /// Under which host names, and for pages of which origins, requests are taken.
-    pub origins: OriginPolicy,
-}
-
-impl HttpDoor {
-    /// The HTTP API at this address, with the defaults of the command line: NDJSON, unknown fields are refused, headers
-    /// after 30 s in the queue, and no host names or origins besides the server's own.
-    #[must_use]
-    pub fn at(listen: Address) -> Self {
-        Self {
-            listen,
-            stream_format: StreamFormat::Ndjson,
-            unknown_fields: UnknownFields::Refuse,
-            headers_after: Some(HEADERS_AFTER),
-            origins: OriginPolicy::default(),
-        }
-    }
-
-    /// Whether other machines reach the HTTP API, but no host name that they may use is allowed.
-    fn refuses_names(&self) -> bool {
-        !self.listen.is_loopback() && self.origins.allowed_hosts.is_empty()
-    }
-
-    /// The policy at the address where it listens. Browsers do not reach a Unix socket, so its host names are not checked.
-    fn origins(&self) -> OriginPolicy {
-        match self.listen {
-            Address::Tcp(_) => self.origins.clone(),
-            Address::Unix(_) => self.origins.clone().without_host_check(),
-        }
-    }
-}
-
-/// How a server ends.
-#[derive(Clone, Copy, Debug)]
-pub struct Drain {
-    /// How long it goes on answering 'not ready' before it closes its listeners, so that load
-    /// balancers notice.
-    pub grace: Duration,
-    /// How long running streams may take to end.
-    pub timeout: Duration,
-}
 
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -172,9 +90,9 @@ pub struct Server {
     telemetry: Telemetry,
     engine: Option<Engine>,
     readiness: Ready,
-    doors: Doors,
+    doors: Listeners,
     /// Where workers dial in: it is open until the last of them has ended.
-    worker_door: Doors,
+    worker_door: Listeners,
     /// What still runs then is ended with an error.
     stopping: CancellationToken,
     tasks: TaskTracker,
@@ -211,8 +129,8 @@ impl Server {
             telemetry,
             engine: backend.engine,
             readiness: backend.readiness,
-            doors: Doors::default(),
-            worker_door: Doors::default(),
+            doors: Listeners::default(),
+            worker_door: Listeners::default(),
             stopping: CancellationToken::new(),
             tasks,
             critical,
@@ -397,119 +315,10 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.readiness.set_draining();
         self.stopping.cancel();
-        for doors in [&self.doors, &self.worker_door] {
-            doors.shutdown.stop.cancel();
-            doors.shutdown.abort.cancel();
-        }
+        self.doors.cut_off();
+        self.worker_door.cut_off();
         self.readiness.set_stopped();
     }
-}
-
-fn worker_tls(source: &Source) -> Option<MutualTls> {
-    match source {
-        Source::Engine(engine) => engine.workers.tls.clone(),
-        Source::Remote(_) => None,
-    }
-}
-
-/// Doors that are opened and closed together.
-#[derive(Default)]
-struct Doors {
-    tasks: TaskTracker,
-    shutdown: Shutdown,
-}
-
-impl Doors {
-    fn open(
-        &self,
-        critical: &Critical,
-        name: &'static str,
-        serving: impl Future<Output = ()> + Send + 'static,
-    ) {
-        critical.spawn(&self.tasks, name, serving);
-    }
-
-    fn serve<S, B>(
-        &self,
-        listener: Listener,
-        settings: DoorSettings,
-        service: S,
-    ) -> impl Future<Output = ()> + Send + use<S, B>
-    where
-        S: DoorService<B>,
-        S::Future: Send + 'static,
-        B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
-        listen::serve(listener, service, settings, self.shutdown.clone())
-    }
-
-    /// Takes no further requests.
-    fn close(&self) {
-        self.shutdown.stop.cancel();
-        self.tasks.close();
-    }
-
-    /// Waits until the last request has ended.
-    async fn wait(&self) {
-        self.tasks.wait().await;
-    }
-
-    /// Waits for nothing that is left.
-    async fn abort(&self) {
-        self.shutdown.abort.cancel();
-        self.tasks.wait().await;
-    }
-}
-
-/// What the system says, and of which folder where there is none for a socket.
-fn why(address: &Address, source: &io::Error) -> String {
-    let folder = match address {
-        Address::Unix(path) => path.parent().filter(|folder| !folder.exists()),
-        Address::Tcp(_) => None,
-    };
-    match folder {
-        Some(folder) => format!("there is no folder {}", folder.display()),
-        None => source.to_string(),
-    }
-}
-
-fn addresses(listener: Option<&Listener>) -> Vec<Address> {
-    listener.map_or_else(Vec::new, |listener| listener.addresses().to_vec())
-}
-
-async fn bind(
-    setting: &'static str,
-    address: Option<&Address>,
-) -> Result<Option<Listener>, StartError> {
-    let Some(address) = address else {
-        return Ok(None);
-    };
-    let listener = Listener::bind(address).await;
-    listener.map(Some).map_err(|source| StartError::Listen {
-        setting,
-        address: address.clone(),
-        source,
-    })
-}
-
-/// Where the engine's workers are to dial in: where its settings say, or, where it starts processes of its own,
-/// in a folder that is made for it and that only its user may enter.
-fn worker_socket(source: &Source) -> Result<(Option<Address>, Option<TempDir>), StartError> {
-    let Source::Engine(engine) = source else {
-        return Ok((None, None));
-    };
-    if let Some(address) = &engine.workers.listen {
-        return Ok((Some(address.clone()), None));
-    }
-    let is_process = |model: &ModelParts| model.isolation != Isolation::Thread;
-    if !engine.models.iter().any(is_process) {
-        return Ok((None, None));
-    }
-    let folder = tempfile::Builder::new().prefix("tokenway-").tempdir();
-    let folder = folder.map_err(StartError::WorkerSocket)?;
-    let address = Address::Unix(folder.path().join("workers.sock"));
-    Ok((Some(address), Some(folder)))
 }
 
 /// Where the doors' requests go.

@@ -1,0 +1,128 @@
+//! The server's listeners: bound before anything starts, opened and closed together.
+
+use std::io;
+
+use bytes::Bytes;
+use tempfile::TempDir;
+use tokio_util::task::TaskTracker;
+
+use super::engine::{Isolation, ModelParts};
+use super::{Source, StartError};
+use crate::critical::Critical;
+use crate::listen::{self, Address, DoorService, DoorSettings, Listener, MutualTls, Shutdown};
+
+/// Listeners that are opened and closed together.
+#[derive(Default)]
+pub(super) struct Listeners {
+    tasks: TaskTracker,
+    pub(super) shutdown: Shutdown,
+}
+
+impl Listeners {
+    pub(super) fn open(
+        &self,
+        critical: &Critical,
+        name: &'static str,
+        serving: impl Future<Output = ()> + Send + 'static,
+    ) {
+        critical.spawn(&self.tasks, name, serving);
+    }
+
+    pub(super) fn serve<S, B>(
+        &self,
+        listener: Listener,
+        settings: DoorSettings,
+        service: S,
+    ) -> impl Future<Output = ()> + Send + use<S, B>
+    where
+        S: DoorService<B>,
+        S::Future: Send + 'static,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        listen::serve(listener, service, settings, self.shutdown.clone())
+    }
+
+    /// Takes no further requests.
+    pub(super) fn close(&self) {
+        self.shutdown.stop.cancel();
+        self.tasks.close();
+    }
+
+    /// Closes everything now, and waits for nothing.
+    pub(super) fn cut_off(&self) {
+        self.shutdown.stop.cancel();
+        self.shutdown.abort.cancel();
+    }
+
+    /// Waits until the last request has ended.
+    pub(super) async fn wait(&self) {
+        self.tasks.wait().await;
+    }
+
+    /// Waits for nothing that is left.
+    pub(super) async fn abort(&self) {
+        self.shutdown.abort.cancel();
+        self.tasks.wait().await;
+    }
+}
+
+/// Why the address cannot be listened on: the system's message, or the folder that a socket lacks.
+pub(super) fn why(address: &Address, source: &io::Error) -> String {
+    let folder = match address {
+        Address::Unix(path) => path.parent().filter(|folder| !folder.exists()),
+        Address::Tcp(_) => None,
+    };
+    match folder {
+        Some(folder) => format!("there is no folder {}", folder.display()),
+        None => source.to_string(),
+    }
+}
+
+pub(super) fn addresses(listener: Option<&Listener>) -> Vec<Address> {
+    listener.map_or_else(Vec::new, |listener| listener.addresses().to_vec())
+}
+
+pub(super) async fn bind(
+    setting: &'static str,
+    address: Option<&Address>,
+) -> Result<Option<Listener>, StartError> {
+    let Some(address) = address else {
+        return Ok(None);
+    };
+    let listener = Listener::bind(address).await;
+    listener.map(Some).map_err(|source| StartError::Listen {
+        setting,
+        address: address.clone(),
+        source,
+    })
+}
+
+/// Where the engine's workers are to dial in: where its settings say, or, where it starts processes of its own,
+/// in a folder that is made for it and that only its user may enter.
+pub(super) fn worker_socket(
+    source: &Source,
+) -> Result<(Option<Address>, Option<TempDir>), StartError> {
+    let Source::Engine(engine) = source else {
+        return Ok((None, None));
+    };
+    if let Some(address) = &engine.workers.listen {
+        return Ok((Some(address.clone()), None));
+    }
+    let is_process = |model: &ModelParts| model.isolation != Isolation::Thread;
+    if !engine.models.iter().any(is_process) {
+        return Ok((None, None));
+    }
+    let folder = tempfile::Builder::new().prefix("tokenway-").tempdir();
+    let folder = folder.map_err(StartError::WorkerSocket)?;
+    let address = Address::Unix(folder.path().join("workers.sock"));
+    Ok((Some(address), Some(folder)))
+}
+
+/// The certificates that workers must show, and are shown, over TCP.
+pub(super) fn worker_tls(source: &Source) -> Option<MutualTls> {
+    match source {
+        Source::Engine(engine) => engine.workers.tls.clone(),
+        Source::Remote(_) => None,
+    }
+}
