@@ -1,6 +1,7 @@
 use std::ffi::OsString;
 
 use super::*;
+use crate::gateway::{OriginPolicy, StreamFormat, UnknownFields};
 use crate::scheduler::UnknownModel;
 use crate::server::Isolation;
 
