@@ -361,11 +361,8 @@ async fn what_cannot_be_loaded_is_a_clear_error_at_the_start() {
             on(write("text.gguf", b"not a model")),
             "not a GGUF model file",
         ),
-        (
-            on(write("short.gguf", b"GGUF")),
-            "cannot load this model file",
-        ),
-        (on(write("cut.gguf", &start)), "cannot load this model file"),
+        (on(write("short.gguf", b"GGUF")), "truncated"),
+        (on(write("cut.gguf", &start)), "truncated"),
         (
             LlamaOptions {
                 threads: 0,

@@ -212,7 +212,8 @@ async fn what_the_model_cannot_honour_is_refused_with_its_field() {
     };
     let expected = (ErrorKind::UnsupportedParameter, Some("suffix".to_owned()));
     assert_eq!(refused(infill).await, expected);
-    let mut client = server().await.grpc().await;
+    let server = server().await;
+    let mut client = server.grpc().await;
     let models = client.list_models(v1::ListModelsRequest {}).await;
     let models = models.expect("a list").into_inner().models;
     assert_eq!(models[0].unsupported, ["suffix"]);

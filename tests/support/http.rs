@@ -216,8 +216,10 @@ impl Response {
     }
 
     async fn receive(&mut self) {
+        let before = self.decoded.len();
         self.decode();
-        if self.end.is_some() {
+        // What came together with the head may be all that comes for long.
+        if self.end.is_some() || self.decoded.len() > before {
             return;
         }
         match self.stream.read_buf(&mut self.raw).await {

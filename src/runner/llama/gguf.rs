@@ -91,6 +91,7 @@ impl Header {
     /// # Errors
     /// When the file cannot be read, is no GGUF file, is cut short, or contradicts itself.
     pub(super) fn read(path: &Path) -> Result<Self, String> {
+        check_magic(path)?;
         let cannot_be_read = |error: io::Error| format!("the model file cannot be read: {error}");
         let file = File::open(path).map_err(cannot_be_read)?;
         let length = file.metadata().map_err(cannot_be_read)?.len();
