@@ -132,6 +132,9 @@ async fn a_thousand_requests_that_are_cancelled_in_one_packet_harm_no_other() {
         assert_eq!(first.stream, 1);
         let cancelled = frames.cancelled(3, 1_000, &completion_body(api, 10));
         frames.write(&cancelled).await.unwrap();
+        // Some clients reset a stream again for each frame that was on its way when they cancelled it.
+        let again = Frames::resets(3, 1_000).repeat(20);
+        frames.write(&again).await.unwrap();
         let rest = tokens_of(&mut frames, 1).await;
         assert_eq!(tokens_in(&first.payload) + rest, 100, "{api:?}");
         let later = frames.request(2_003, &completion_body(api, 10));

@@ -1,6 +1,7 @@
 //! Bounds how many requests an HTTP/2 peer may cancel. h2 bounds only the cancelled requests that it
 //! still holds, so the frames are counted here, as they come from the socket.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -11,6 +12,10 @@ pub(super) const BURST: u32 = 5_000;
 
 /// The time after which a peer may cancel one more request: 1,000 a second, about 1% of a core.
 const INTERVAL: Duration = Duration::from_millis(1);
+
+/// The most cancelled streams that are remembered, so that none is counted twice: all that a peer can have cancelled
+/// and still be sent something of.
+const REMEMBERED: usize = 10_000;
 
 /// The bytes that open every HTTP/2 connection.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -28,6 +33,9 @@ pub(super) const GO_AWAY: &[u8; 17] =
 #[derive(Debug)]
 pub(super) struct ResetLimit {
     frames: Frames,
+    /// The streams that were cancelled last. A peer may send another RST_STREAM for each late frame of a stream that it
+    /// has cancelled, and some do: a burst of cancellations would count many times over.
+    cancelled: BTreeSet<u32>,
     /// The time at which the budget is full again.
     full_at: Instant,
 }
@@ -49,6 +57,7 @@ impl ResetLimit {
     pub(super) fn new() -> Self {
         Self {
             frames: Frames::Preface(0),
+            cancelled: BTreeSet::new(),
             full_at: Instant::now(),
         }
     }
@@ -61,23 +70,29 @@ impl ResetLimit {
     /// Counts the requests that are cancelled in the next bytes of the connection; false once there are
     /// too many.
     pub(super) fn allows(&mut self, bytes: &[u8]) -> bool {
-        let resets = self.frames.resets(bytes);
-        if resets == 0 {
+        let (frames, cancelled) = (&mut self.frames, &mut self.cancelled);
+        let mut count = 0;
+        frames.resets(bytes, |stream| {
+            count += u32::from(cancelled.insert(stream));
+            if cancelled.len() > REMEMBERED {
+                cancelled.pop_first();
+            }
+        });
+        if count == 0 {
             return true;
         }
         let now = Instant::now();
-        self.full_at = self.full_at.max(now) + INTERVAL * resets;
+        self.full_at = self.full_at.max(now) + INTERVAL * count;
         self.full_at - now <= INTERVAL * BURST
     }
 }
 
 impl Frames {
-    /// Counts the RST_STREAM frames that begin in these bytes.
-    fn resets(&mut self, mut bytes: &[u8]) -> u32 {
-        let mut resets = 0;
+    /// Passes on the stream of each RST_STREAM frame whose header ends in these bytes.
+    fn resets(&mut self, mut bytes: &[u8], mut reset: impl FnMut(u32)) {
         while let Some((&first, rest)) = bytes.split_first() {
             match self {
-                Self::None => return resets,
+                Self::None => return,
                 Self::Preface(seen) => {
                     bytes = rest;
                     *self = match (PREFACE.get(*seen) == Some(&first), *seen + 1) {
@@ -91,8 +106,10 @@ impl Frames {
                     header[*seen] = first;
                     *seen += 1;
                     if *seen == FRAME_HEADER {
-                        let [high, middle, low, kind, ..] = *header;
-                        resets += u32::from(kind == RST_STREAM);
+                        let [high, middle, low, kind, _flags, stream @ ..] = *header;
+                        if kind == RST_STREAM {
+                            reset(u32::from_be_bytes(stream));
+                        }
                         let length = u32::from_be_bytes([0, high, middle, low]);
                         *self = Self::payload(usize::try_from(length).unwrap_or(usize::MAX));
                     }
@@ -104,7 +121,6 @@ impl Frames {
                 }
             }
         }
-        resets
     }
 
     fn header() -> Self {
@@ -124,11 +140,20 @@ impl Frames {
 mod tests {
     use super::*;
 
-    /// A SETTINGS frame, then so many requests of one DATA frame each that are cancelled.
-    fn cancelled(requests: usize) -> Vec<u8> {
-        let data = b"\x00\x00\x05\x00\x01\x00\x00\x00\x01\x00\x00\x04\x03\x00";
-        let reset = b"\x00\x00\x04\x03\x00\x00\x00\x00\x01\x00\x00\x00\x08";
-        [data, &reset[..]].concat().repeat(requests)
+    /// For each of these streams a DATA frame, whose payload looks like a frame's header, and its cancellation.
+    fn cancelled(streams: std::ops::Range<u32>) -> Vec<u8> {
+        let frames = |stream: u32| {
+            let stream = stream.to_be_bytes();
+            let data = [
+                b"\x00\x00\x05\x00\x01",
+                &stream[..],
+                b"\x00\x00\x04\x03\x00",
+            ]
+            .concat();
+            let reset = [b"\x00\x00\x04\x03\x00", &stream[..], b"\x00\x00\x00\x08"].concat();
+            [data, reset].concat()
+        };
+        streams.flat_map(frames).collect()
     }
 
     fn opened() -> ResetLimit {
@@ -142,22 +167,41 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_burst_is_allowed_and_again_once_time_has_passed() {
         let mut limit = opened();
-        assert!(limit.allows(&cancelled(5_000)));
-        assert!(!limit.allows(&cancelled(1)));
+        assert!(limit.allows(&cancelled(0..5_000)));
+        assert!(!limit.allows(&cancelled(5_000..5_001)));
         tokio::time::advance(Duration::from_secs(2)).await;
-        assert!(limit.allows(&cancelled(1_999)));
-        assert!(!limit.allows(&cancelled(1)));
+        assert!(limit.allows(&cancelled(6_000..7_999)));
+        assert!(!limit.allows(&cancelled(8_000..8_001)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_is_reset_again_for_each_late_frame_counts_once() {
+        let mut limit = opened();
+        for _ in 0..100 {
+            assert!(limit.allows(&cancelled(0..5_000)));
+        }
+        assert!(!limit.allows(&cancelled(5_000..5_001)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_streams_that_are_remembered_are_bounded() {
+        let mut limit = opened();
+        limit.allows(&cancelled(0..30_000));
+        assert_eq!(limit.cancelled.len(), REMEMBERED);
+        assert!(!limit.cancelled.contains(&0) && limit.cancelled.contains(&29_999));
     }
 
     #[tokio::test(start_paused = true)]
     async fn frames_are_counted_wherever_the_bytes_are_cut() {
         let mut limit = opened();
-        let bytes = cancelled(5_001);
+        let bytes = cancelled(0..5_001);
         // The last frame counts from its header on, which ends before its payload of four bytes.
         let (whole, payload) = bytes.split_at(bytes.len() - 4);
         let mut refused = whole.chunks(7).filter(|piece| !limit.allows(piece));
         assert!(refused.next().is_some() && refused.next().is_none());
-        assert_eq!(limit.frames.resets(payload), 0);
+        limit
+            .frames
+            .resets(payload, |stream| panic!("a reset of {stream}"));
     }
 
     #[tokio::test(start_paused = true)]
@@ -165,6 +209,6 @@ mod tests {
         let mut limit = ResetLimit::new();
         assert!(limit.allows(b"PRINT / HTTP/1.1\r\n\r\n"));
         assert!(!limit.is_http2());
-        assert!(limit.allows(&cancelled(10_000)));
+        assert!(limit.allows(&cancelled(0..10_000)));
     }
 }

@@ -8,8 +8,8 @@ use metrics::Gauge;
 use super::{Door, Lane, Telemetry};
 use crate::error::{Error, ErrorKind};
 
-/// One request at the API where it entered: in flight while it lives, and its end counted once. One
-/// that is dropped before its end was cancelled by its client.
+/// One request at the API where it entered: in flight while it lives, and its end counted once. One that is dropped
+/// before its end was cancelled by its client, or was given up because its client did not read.
 pub struct CountedRequest {
     telemetry: Telemetry,
     door: Door,
@@ -46,12 +46,14 @@ impl CountedRequest {
 impl Drop for CountedRequest {
     fn drop(&mut self) {
         if !self.ended {
-            self.telemetry.cancellations.increment(1);
+            let kind = if self.stream.is_lingering() {
+                ErrorKind::SlowReader
+            } else {
+                self.telemetry.cancellations.increment(1);
+                ErrorKind::Cancelled
+            };
+            self.ended(Err(&Error::new(kind, "The client went away.")));
         }
-        self.ended(Err(&Error::new(
-            ErrorKind::Cancelled,
-            "The client went away.",
-        )));
         self.stream.close();
     }
 }
@@ -105,6 +107,10 @@ impl StreamCount {
         }
     }
 
+    fn is_lingering(&self) -> bool {
+        self.0.state.load(Ordering::SeqCst) == LINGERING
+    }
+
     fn close(&self) {
         match self.0.state.swap(OVER, Ordering::SeqCst) {
             IN_FLIGHT => self.0.in_flight.decrement(1.0),
@@ -136,5 +142,8 @@ mod tests {
         drop(request);
         stream.linger();
         assert_eq!(gauges(&telemetry), [false, false]);
+        let text = telemetry.render();
+        assert!(text.contains("outcome=\"slow_reader\"} 1"), "{text}");
+        assert!(!text.contains("outcome=\"cancelled\""), "{text}");
     }
 }

@@ -91,11 +91,15 @@ impl Frames {
     /// The bytes of requests that are each cancelled at once, on the odd streams from this one on.
     pub fn cancelled(&self, first: u32, count: u32, body: &[u8]) -> Vec<u8> {
         let streams = (0..count).map(|number| first + 2 * number);
-        let cancelled = streams.flat_map(|stream| {
-            let reset = frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes());
-            [self.request(stream, body), reset]
-        });
-        cancelled.collect::<Vec<_>>().concat()
+        let cancelled =
+            streams.flat_map(|stream| [self.request(stream, body), reset(stream)].concat());
+        cancelled.collect()
+    }
+
+    /// The frames that cancel so many streams, from this one on.
+    pub fn resets(first: u32, count: u32) -> Vec<u8> {
+        let streams = (0..count).map(|number| first + 2 * number);
+        streams.flat_map(reset).collect()
     }
 
     pub async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
@@ -150,4 +154,8 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("a short frame");
     let head = [&length.to_be_bytes()[1..], &[kind, flags]].concat();
     [&head, &stream.to_be_bytes()[..], payload].concat()
+}
+
+fn reset(stream: u32) -> Vec<u8> {
+    frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())
 }
