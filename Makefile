@@ -1,7 +1,7 @@
 .PHONY: help run test test-long build perf venv model check
 
 help: ## What can be made
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 run: ## Fetch a real model, build, and serve it on both doors
 	@scripts/run.sh $(ARGS)
