@@ -13,7 +13,7 @@ pub enum Code {
     Failure,
     /// The command line, the environment or the settings file is wrong.
     Usage,
-    /// The program has a bug: it panicked. The code is the one that Rust's own exit would have.
+    /// `main` panicked, which is a bug. The code is the one that Rust's own exit would have.
     Panic,
 }
 

@@ -52,7 +52,8 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// How long a connection may be idle: HTTP/1.1 between two requests, HTTP/2 without any. An HTTP/1.1
     /// client that pipelines the beginning of a request into the packet of the one before has as long for
-    /// the rest of it. Default 75 s, longer than load balancers and clients keep idle connections.
+    /// the rest of it. Default 75 s, longer than the 60 s of nginx and of AWS's load balancer;
+    /// `docs/deployment.md` has the others.
     pub keep_alive_timeout: Duration,
     /// How often an HTTP/2 peer is pinged, and how long it may take to answer. Default 20 s.
     pub ping_interval: Duration,

@@ -13,8 +13,8 @@ pub(super) const BURST: u32 = 5_000;
 /// The time after which a peer may cancel one more request: 1,000 a second, about 1% of a core.
 const INTERVAL: Duration = Duration::from_millis(1);
 
-/// The most cancelled streams that are remembered, so that none is counted twice: all that a peer can have cancelled
-/// and still be sent something of.
+/// The most cancelled streams that are remembered, so that none is counted twice: an upper bound of the cancelled
+/// streams that may still have frames in flight.
 const REMEMBERED: usize = 10_000;
 
 /// The bytes that open every HTTP/2 connection.
