@@ -7,7 +7,7 @@
 use jiff::Zoned;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
-use minijinja::{Environment, Error, ErrorKind, Value};
+use minijinja::{Environment, Error, ErrorKind, State, Value};
 use minijinja_contrib::globals::{cycler, joiner};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
@@ -130,7 +130,7 @@ fn environment(clock: Clock) -> Result<Environment<'static>, Error> {
         .build()?;
     environment.set_syntax(syntax);
     environment.set_fuel(Some(MAX_FUEL));
-    environment.set_unknown_method_callback(unknown_method_callback);
+    environment.set_unknown_method_callback(method);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", move |format: &str| {
         clock::strftime(&clock(), format)
@@ -145,6 +145,22 @@ fn environment(clock: Clock) -> Result<Environment<'static>, Error> {
     environment.add_test("iterable", is_iterable);
     environment.add_test("sequence", is_sequence);
     Ok(environment)
+}
+
+/// Python's methods. The width and the precision of a `format` are bounded, because its fuel does not pay for them: a
+/// template could ask for more memory than there is, and end the process.
+fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    if name == "format" && value.as_str().is_some_and(has_long_number) {
+        let message = "`format` takes widths and precisions up to 9999";
+        return Err(Error::new(ErrorKind::InvalidOperation, message));
+    }
+    unknown_method_callback(state, value, name, args)
+}
+
+/// Whether a text has a number of more than four digits in it.
+fn has_long_number(text: &str) -> bool {
+    text.split(|character: char| !character.is_ascii_digit())
+        .any(|number| number.len() > 4)
 }
 
 /// Why a template did not render: its own words where it refuses the messages.

@@ -308,3 +308,21 @@ fn agrees(rendered: &Result<String, ModelError>, expected: &Json) -> bool {
         Err(ModelError::Failed(_) | ModelError::Unavailable(_)) => false,
     }
 }
+
+#[test]
+fn a_format_cannot_ask_for_more_memory_than_there_is() {
+    let render = |text: &str| template(text).render(&[message("user", "hi")]);
+    assert_eq!(
+        render("{{ '{:>4}|{:.2f}'.format('a', 0.5) }}"),
+        Ok("   a|0.50".to_owned())
+    );
+    for text in [
+        "{{ '{:>1000000000000}'.format('a') }}",
+        "{{ '{:.100000f}'.format(0.5) }}",
+    ] {
+        let Err(ModelError::Invalid(error)) = render(text) else {
+            panic!("{text} is refused");
+        };
+        assert!(error.contains("up to 9999"), "{error}");
+    }
+}
