@@ -148,6 +148,21 @@ impl Model<'_> {
                 return Err(format!("`{key}` is {count}; it must be even"));
             }
         }
+        for (name, may_be_zero) in [
+            ("rope.freq_base", false),
+            ("rope.freq_base_swa", false),
+            ("rope.scaling.factor", true),
+        ] {
+            let key = self.key(name);
+            let Some(Value::Float(number)) = self.header.value(&key) else {
+                continue;
+            };
+            let is_zero = *number == 0.0;
+            if !number.is_finite() || *number < 0.0 || (is_zero && !may_be_zero) {
+                let least = if may_be_zero { "0 or more" } else { "above 0" };
+                return Err(format!("`{key}` is {number}; it must be {least}"));
+            }
+        }
         let key = self.key("rope.scaling.type");
         match self.header.text(&key) {
             Some(name) if !ROPE_SCALINGS.contains(&name) => {

@@ -74,9 +74,9 @@ fn check_type(tensor: &Tensor) -> Result<(), String> {
             "tensor `{name}` is of type {kind}, which weights cannot have"
         ));
     }
+    // Norms, biases, frequencies: converters write all of them so, and ggml's operations take nothing else.
     let is_vector = tensor.dimensions.len() <= 1;
-    let is_added = name.ends_with("norm.weight") || name.ends_with(".bias");
-    if is_vector && is_added && tensor.kind != 0 {
+    if is_vector && !name.contains(TOKEN_LISTS) && tensor.kind != 0 {
         let kind = tensor.kind;
         return Err(format!(
             "tensor `{name}` is of type {kind}; it must be of type 0, 32-bit floats"

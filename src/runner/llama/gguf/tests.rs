@@ -154,6 +154,12 @@ fn tensors_must_be_whole_and_in_their_places() {
     let kind = change(|it| it.kind = 4);
     let reason = "tensor `output_norm.weight` is of type 4; it must be of type 0, 32-bit floats";
     refused(&kind, reason);
+    let frequencies = change(|it| {
+        it.name = "rope_freqs.weight".to_owned();
+        it.kind = 1;
+    });
+    let reason = "tensor `rope_freqs.weight` is of type 1; it must be of type 0, 32-bit floats";
+    refused(&frequencies, reason);
     matrix.tensors[0].kind = 2;
     matrix.tensors[0].dimensions[0] = 33;
     let reason =
@@ -223,6 +229,20 @@ fn norms_need_an_epsilon_that_is_not_negative() {
             &model,
             &format!("`{key}` is {epsilon}; it must be 0 or more"),
         );
+    }
+}
+
+#[test]
+fn rotary_frequencies_are_positive_numbers() {
+    for (name, number, least) in [
+        ("freq_base", 0.0, "above 0"),
+        ("freq_base", f32::NAN, "above 0"),
+        ("freq_base_swa", -1.0, "above 0"),
+        ("scaling.factor", f32::NAN, "0 or more"),
+    ] {
+        let key = format!("llama.rope.{name}");
+        let model = Gguf::tiny().with(&key, Written::F32(number));
+        refused(&model, &format!("`{key}` is {number}; it must be {least}"));
     }
 }
 
