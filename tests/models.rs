@@ -5,7 +5,7 @@ mod support;
 use serde_json::{Value, json};
 use support::grpc;
 use support::http::{Body, completion, get};
-use support::program::{Outcome, Program, Running, readme_file, tokenway};
+use support::program::{Outcome, Program, Running, documented_file, tokenway};
 use tokenway::error::{Error, ErrorKind};
 use tokenway::proto::v1;
 use tokenway::proto::v1::inference_client::InferenceClient;
@@ -240,11 +240,11 @@ async fn what_is_for_one_model_is_named_as_it_was_given_and_nothing_listens() {
 }
 
 #[tokio::test]
-async fn the_readmes_models_are_served() {
-    let server = served(&readme_file("models.toml")).await;
-    let readme = std::fs::read_to_string("README.md").expect("there is a README");
+async fn the_documented_models_are_served() {
+    let server = served(&documented_file("models.toml")).await;
+    let page = std::fs::read_to_string("docs/configuration.md").expect("docs/configuration.md exists");
     for line in &server.ready {
-        assert!(readme.contains(line), "{line}");
+        assert!(page.contains(line), "{line}");
     }
     for model in ["fast", "default", "slow"] {
         assert_eq!(server.complete(Some(model)).await.0, 200, "{model}");

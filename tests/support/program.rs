@@ -183,14 +183,14 @@ pub fn header_arguments(source: &str, command: &str) -> Vec<String> {
     words(arguments)
 }
 
-/// The file that the README has its reader write, by its name.
-pub fn readme_file(name: &str) -> String {
-    let text = std::fs::read_to_string(project("README.md")).expect("there is a README");
+/// The contents of a file that docs/configuration.md tells its reader to write.
+pub fn documented_file(name: &str) -> String {
+    let text = std::fs::read_to_string(project("docs/configuration.md")).expect("docs/configuration.md exists");
     let begin = format!("cat >{name} <<'END'\n");
     let file = text
         .split_once(&begin)
         .and_then(|(_, rest)| rest.split_once("END\n"));
-    let (file, _) = file.unwrap_or_else(|| panic!("the README has no {name}"));
+    let (file, _) = file.unwrap_or_else(|| panic!("docs/configuration.md has no {name}"));
     file.to_owned()
 }
 
