@@ -30,12 +30,13 @@ use clap::Parser;
 use tokenway::listen::{Address, Limits};
 use tokenway::request::{ChatMessage, Parameter, TokenId};
 use tokenway::runner::{
-    Beginning, LoadError, Loaded, Loader, Model, ModelError, ModelFacts, Next, Resumption, Room,
-    Runner, Sequence, Slot, Step, StepError, Token, TokenBytes, monotonic_ns,
+    BosPolicy, LoadError, LoadedModel, Loader, Model, ModelError, ModelFacts, Next, Resumption,
+    Runner, Sequence, Slot, SlotCredit, Step, StepError, Token, TokenBytes, monotonic_ns,
 };
 use tokenway::scheduler::UnknownModel;
 use tokenway::server::{
-    Drain, EngineParts, HttpDoor, Isolation, ModelParts, Server, ServerParts, Source, WorkerParts,
+    Drain, EngineParts, HttpFrontend, Isolation, ModelParts, Server, ServerParts, Source,
+    WorkerParts,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -100,7 +101,7 @@ fn parts(args: Args) -> ServerParts {
             unknown_model: UnknownModel::Refuse,
             workers: WorkerParts::default(),
         }),
-        http: Some(HttpDoor::at(args.http_listen)),
+        http: Some(HttpFrontend::at(args.http_listen)),
         grpc: Some(args.grpc_listen),
         limits: Limits::default(),
         request_timeout: Duration::from_secs(600),
@@ -117,11 +118,11 @@ struct EchoLoader {
 }
 
 impl Loader for EchoLoader {
-    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
+    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
         progress(1.0);
         let interval_ns = u64::try_from(self.interval.as_nanos())
             .map_err(|_| LoadError("the interval is longer than 584 years".to_owned()))?;
-        Ok(Loaded {
+        Ok(LoadedModel {
             model: Arc::new(EchoModel {
                 facts: ModelFacts {
                     name: "echo".to_owned(),
@@ -159,7 +160,7 @@ impl Model for EchoModel {
         &self.facts
     }
 
-    fn tokenize(&self, text: &str, _: Beginning) -> Result<Vec<TokenId>, ModelError> {
+    fn tokenize(&self, text: &str, _: BosPolicy) -> Result<Vec<TokenId>, ModelError> {
         Ok(text.chars().map(TokenId::from).collect())
     }
 
@@ -206,9 +207,9 @@ impl Runner for EchoRunner {
         self.sequences[slot.0] = None;
     }
 
-    fn next(&mut self, room: &dyn Room) -> Next {
+    fn next(&mut self, credit: &dyn SlotCredit) -> Next {
         let running = (0..).map(Slot).zip(&self.sequences);
-        let with_room = running.filter(|(slot, _)| room.room(*slot) > 0);
+        let with_room = running.filter(|(slot, _)| credit.credit(*slot) > 0);
         let due = with_room.filter_map(|(_, echo)| Some(echo.as_ref()?.due_ns));
         due.min().map_or(Next::Idle, Next::At)
     }
@@ -217,7 +218,7 @@ impl Runner for EchoRunner {
         let now_ns = monotonic_ns();
         for (slot, echo) in (0..).map(Slot).zip(&mut self.sequences) {
             let Some(echo) = echo else { continue };
-            if echo.due_ns > now_ns || step.room(slot) == 0 {
+            if echo.due_ns > now_ns || step.credit(slot) == 0 {
                 continue;
             }
             match echo.prompt.get(echo.next) {

@@ -11,9 +11,9 @@ use tokenway::runner::Sequence;
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::telemetry::Telemetry;
 use tokenway::worker::device_thread::DeviceThread;
-use tokenway::worker::lane::{LaneReceiver, lane};
-use tokenway::worker::thread::{Spawn, spawn};
-use tokenway::worker::{Assignment, Life, WorkerEvent, WorkerHandle, WorkerId};
+use tokenway::worker::thread::{SpawnOptions, spawn};
+use tokenway::worker::token_channel::{TokenReceiver, token_channel};
+use tokenway::worker::{Assignment, Generation, WorkerEvent, WorkerHandle, WorkerId};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
@@ -29,7 +29,7 @@ const DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
 #[derive(Clone)]
 pub(crate) struct Device {
     worker: WorkerHandle,
-    life: Life,
+    generation: Generation,
     /// Ends with the last clone.
     _thread: Arc<DeviceThread>,
 }
@@ -42,7 +42,7 @@ impl Device {
             interval,
             ..TestRunnerOptions::default()
         };
-        let (worker, thread) = spawn(Spawn {
+        let (worker, thread) = spawn(SpawnOptions {
             id: WorkerId(0),
             loader: Arc::new(TestRunnerLoader::new(options)),
             slots,
@@ -52,12 +52,12 @@ impl Device {
             after_step: None,
         })?;
         while let Some(event) = events.recv().await {
-            if let WorkerEvent::Ready(_, life, _) = event {
+            if let WorkerEvent::Ready(_, generation, _) = event {
                 // A worker waits for whoever takes its events; here nobody wants them.
                 tokio::spawn(async move { while events.recv().await.is_some() {} });
                 return Ok(Self {
                     worker,
-                    life,
+                    generation,
                     _thread: Arc::new(thread),
                 });
             }
@@ -65,9 +65,9 @@ impl Device {
         Err(io::Error::other("the worker ended before it was ready"))
     }
 
-    /// Gives the worker a sequence. Where it has no slot for it the lane just closes.
-    pub(crate) fn open(&self, max_tokens: u32, stamps: bool) -> LaneReceiver {
-        let (sender, receiver) = lane(CREDIT, Arc::new(Notify::new()), Counter::noop());
+    /// Gives the worker a sequence. Where it has no slot for it the token_channel just closes.
+    pub(crate) fn open(&self, max_tokens: u32, timestamps: bool) -> TokenReceiver {
+        let (sender, receiver) = token_channel(CREDIT, Arc::new(Notify::new()), Counter::noop());
         let assignment = Assignment {
             sequence: Sequence {
                 prompt: [0].into(),
@@ -80,15 +80,15 @@ impl Device {
                 stop_tokens: StopTokens::default(),
                 logprobs: None,
                 scores_prompt: false,
-                stamps,
+                timestamps,
                 caller: Caller::default(),
             },
-            lane: sender,
+            token_channel: sender,
             is_suspect: false,
             deadline: Instant::now() + DEADLINE,
         };
-        // What the worker does not take is dropped, and its lane closes.
-        drop(self.worker.submit(self.life, assignment));
+        // What the worker does not take is dropped, and its token_channel closes.
+        drop(self.worker.submit(self.generation, assignment));
         receiver
     }
 }

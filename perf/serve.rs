@@ -13,8 +13,8 @@ use tokenway::listen::{Address, Limits};
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::scheduler::UnknownModel;
 use tokenway::server::{
-    Drain, EngineParts, HttpDoor, Isolation, ModelParts, Server, ServerParts, Source, StartError,
-    WorkerParts,
+    Drain, EngineParts, HttpFrontend, Isolation, ModelParts, Server, ServerParts, Source,
+    StartError, WorkerParts,
 };
 use tokenway::worker::child::Program;
 use tokio::io::AsyncReadExt;
@@ -151,7 +151,7 @@ async fn closed() {
 fn parts(options: &Options) -> io::Result<ServerParts> {
     let has_http = options.role != Role::Engine;
     let has_grpc = options.role != Role::Gateway;
-    let http = HttpDoor::at(Address::Tcp("127.0.0.1:0".to_owned()));
+    let http = HttpFrontend::at(Address::Tcp("127.0.0.1:0".to_owned()));
     Ok(ServerParts {
         source: source(options)?,
         http: has_http.then_some(http),

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use clap::Args;
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
-use tokenway::worker::attach::{AttachError, AttachParts, until_signalled};
+use tokenway::worker::attach::{AttachError, AttachOptions, until_signalled};
 use tokenway::worker::child::TOKEN_VARIABLE;
-use tokenway::worker::dial::EngineAddress;
+use tokenway::worker::engine_address::EngineAddress;
 use tokio_util::sync::CancellationToken;
 
 use crate::arguments::duration_ms;
@@ -70,7 +70,7 @@ fn work(options: Options) -> Result<(), WorkerError> {
         interval: options.interval_ms,
         ..TestRunnerOptions::default()
     };
-    let parts = AttachParts {
+    let parts = AttachOptions {
         engine: EngineAddress::Unix(options.engine),
         model: String::new(),
         name: format!("{} (device {})", options.name, options.device),

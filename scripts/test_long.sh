@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `make test-long`: ends processes two hundred times in each way that tests/exits.rs knows, while the real model computes
+# `make test-long`: ends processes two hundred times in each way that tests/exit_codes.rs knows, while the real model computes
 # or loads. TOKENWAY_TEST_EXITS sets another number. It takes a quarter of an hour, about.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -8,4 +8,4 @@ source scripts/llama.sh
 ((${#FEATURES[@]})) || exit 1
 TOKENWAY_TEST_MODEL=$(scripts/model.sh)
 export TOKENWAY_TEST_MODEL TOKENWAY_TEST_EXITS=${TOKENWAY_TEST_EXITS:-200}
-cargo nextest run "${FEATURES[@]}" --profile long --test exits "$@"
+cargo nextest run "${FEATURES[@]}" --profile long --test exit_codes "$@"

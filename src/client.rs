@@ -60,7 +60,7 @@ pub enum ClientError {
     },
     /// Somebody answers, but not what the other door would.
     #[error("{address} is no {asked} door; {advice}")]
-    WrongDoor {
+    WrongProtocol {
         /// Where.
         address: String,
         /// Which door was asked for.
@@ -78,7 +78,7 @@ pub enum ClientError {
     },
     /// The stream ended before its end.
     #[error("the completion was cut short: {0}")]
-    CutShort(String),
+    Truncated(String),
     /// The terminal takes no more.
     #[error("cannot write the completion: {0}")]
     Output(#[from] io::Error),

@@ -12,12 +12,12 @@ use tokio_util::task::TaskTracker;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Status};
 
-use crate::critical::Critical;
+use crate::critical::CriticalTasks;
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 use crate::proto::v1::inference_server::Inference;
 use crate::request::RequestId;
-use crate::telemetry::Origin;
+use crate::telemetry::DeliveryContext;
 
 mod engine;
 mod events;
@@ -28,7 +28,7 @@ pub(crate) mod scripted;
 mod tests;
 
 use engine::Engine;
-pub use events::Events;
+pub use events::CheckedEvents;
 
 /// The engines. Clones share them.
 #[derive(Clone)]
@@ -53,7 +53,7 @@ impl Cluster {
     /// Names the address that is none.
     pub fn remote(
         addresses: &[String],
-        (tasks, critical): (&TaskTracker, &Critical),
+        (tasks, critical): (&TaskTracker, &CriticalTasks),
         stop: &CancellationToken,
     ) -> Result<Self, String> {
         let connect = |address: &String| {
@@ -80,7 +80,7 @@ impl Cluster {
     }
 
     /// Starts a completion: it has been admitted by an engine. An engine that cannot take it now is
-    /// passed over for the next. `origin` says how its tokens will leave this process.
+    /// passed over for the next. `delivery_context` says how its tokens will leave this process.
     ///
     /// # Errors
     /// What the last engine said that was asked; an engine without the model speaks for itself only.
@@ -89,19 +89,19 @@ impl Cluster {
         message: &v1::CompletionRequest,
         id: &RequestId,
         timeout: std::time::Duration,
-        origin: &Origin,
-    ) -> Result<Events, Error> {
+        delivery_context: &DeliveryContext,
+    ) -> Result<CheckedEvents, Error> {
         let begun = self.ask(&message.model, |engine| {
             let mut request = Request::new(message.clone());
             request.set_timeout(timeout);
             // It reaches an engine of this process; another process takes this door for its client.
-            request.extensions_mut().insert(origin.clone());
+            request.extensions_mut().insert(delivery_context.clone());
             if let Ok(id) = MetadataValue::try_from(&*id.0) {
                 request.metadata_mut().insert("x-request-id", id);
             }
             engine.complete(request)
         });
-        Ok(Events::new(begun.await?, message.n.unwrap_or(1)))
+        Ok(CheckedEvents::new(begun.await?, message.n.unwrap_or(1)))
     }
 
     /// The models of all engines that answer, each name once.
@@ -180,10 +180,10 @@ impl Cluster {
                 Ok(answer) => return Ok(answer),
                 Err(status) => {
                     let refused = events::refusal(&status);
-                    if !another_may_take(refused.kind) {
+                    if !another_engine_may_accept(refused.kind) {
                         return Err(refused);
                     }
-                    refusal = Some(more_telling(refusal, refused));
+                    refusal = Some(more_informative(refusal, refused));
                 }
             }
         }
@@ -289,7 +289,7 @@ pub fn check_address(address: &str) -> Result<(), String> {
 }
 
 /// Whether another engine may take what this one refused.
-fn another_may_take(kind: ErrorKind) -> bool {
+fn another_engine_may_accept(kind: ErrorKind) -> bool {
     matches!(
         kind,
         ErrorKind::ModelNotFound
@@ -304,7 +304,7 @@ fn another_may_take(kind: ErrorKind) -> bool {
 
 /// What is told of two refusals: the later, but that an engine does not have the model says nothing of
 /// an engine that may.
-fn more_telling(earlier: Option<Error>, later: Error) -> Error {
+fn more_informative(earlier: Option<Error>, later: Error) -> Error {
     match earlier {
         Some(earlier) if later.kind == ErrorKind::ModelNotFound => earlier,
         Some(_) | None => later,

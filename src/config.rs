@@ -308,7 +308,7 @@ impl ServerSettings {
         if !self.insecure.unwrap_or(false) {
             let http = http.iter().map(|door| ("http-listen", &door.listen));
             http.chain(grpc.iter().map(|listen| ("grpc-listen", listen)))
-                .try_for_each(|(setting, address)| refuse_reachable(setting, address))?;
+                .try_for_each(|(setting, address)| reject_public_address(setting, address))?;
         }
         let request_timeout = seconds(self.request_timeout, 600);
         if request_timeout.is_zero() {
@@ -363,7 +363,7 @@ impl ServerSettings {
 }
 
 /// Whoever reaches the address may use the model, as long as there are no keys.
-fn refuse_reachable(setting: &str, address: &Address) -> Result<(), ConfigError> {
+fn reject_public_address(setting: &str, address: &Address) -> Result<(), ConfigError> {
     if address.is_loopback() {
         return Ok(());
     }

@@ -23,15 +23,15 @@ pub struct TaskPanicked {
 
 /// Watches critical tasks. Clones share what they know.
 #[derive(Clone, Debug)]
-pub struct Critical(watch::Sender<Option<TaskPanicked>>);
+pub struct CriticalTasks(watch::Sender<Option<TaskPanicked>>);
 
-impl Default for Critical {
+impl Default for CriticalTasks {
     fn default() -> Self {
         Self(watch::Sender::new(None))
     }
 }
 
-impl Critical {
+impl CriticalTasks {
     /// Runs a task on this tracker, and reports its panic.
     pub fn spawn(
         &self,
@@ -93,7 +93,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_first_panic_of_a_critical_task_is_reported_with_its_message() {
-        let (critical, tasks) = (Critical::default(), TaskTracker::new());
+        let (critical, tasks) = (CriticalTasks::default(), TaskTracker::new());
         critical.spawn(&tasks, "orderly", async {});
         tasks.close();
         tasks.wait().await;

@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn what_says_when_to_retry_is_retryable() {
+    fn a_kind_with_retry_after_is_retryable() {
         for kind in ErrorKind::ALL {
             assert!(
                 kind.row().retry_after.is_none() || kind.is_retryable(),

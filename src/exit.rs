@@ -6,7 +6,7 @@
 
 /// The exit code of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Code {
+pub enum ExitCode {
     /// The command did what it was asked to. A server has drained.
     Success,
     /// The command failed, or a second signal stopped a server before it had drained.
@@ -17,7 +17,7 @@ pub enum Code {
     Panic,
 }
 
-impl Code {
+impl ExitCode {
     /// The number that the parent process sees.
     #[must_use]
     pub fn number(self) -> u8 {
@@ -33,6 +33,6 @@ impl Code {
 /// Ends the process. No destructor, `atexit` handler or other thread runs any further.
 ///
 /// Whatever is still in a buffer is lost: flush first.
-pub fn now(code: Code) -> ! {
+pub fn now(code: ExitCode) -> ! {
     signal_hook::low_level::exit(code.number().into())
 }

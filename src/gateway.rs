@@ -21,19 +21,20 @@ use crate::telemetry::{Telemetry, WorkerCounts};
 mod accept;
 mod answer;
 mod body;
+mod buffered_request;
+mod completion_stream;
 mod completions;
 mod echo;
+mod error_response;
 mod fields;
 mod host;
-mod incoming;
 mod json;
 pub mod lines;
 mod logprobs;
 mod object;
 mod openapi;
-mod opened;
 mod origin;
-mod refusal;
+mod queued_body;
 mod request_id;
 mod size;
 mod stream;
@@ -43,26 +44,25 @@ mod timings;
 mod tokenize;
 mod unary;
 mod unknown;
-mod waiting;
 
 pub use accept::StreamFormat;
 use answer::{Model, ModelList, Status};
 pub use body::{Route, StreamOptions};
+use error_response::ErrorResponse;
 pub use origin::{AllowedHost, AllowedOrigin, OriginPolicy};
-use refusal::Refusal;
 pub use unknown::UnknownFields;
 
 /// The largest body, in bytes.
-const BODY_LIMIT: usize = 4 * 1024 * 1024;
+const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
 
 /// The most headers of a request.
-const HEADERS_LIMIT: usize = 100;
+const MAX_HEADERS: usize = 100;
 
 /// Something that must hold; where it does not, the error says why.
-pub type Check = Arc<dyn Fn() -> Result<(), Error> + Send + Sync>;
+pub type HealthCheck = Arc<dyn Fn() -> Result<(), Error> + Send + Sync>;
 
 /// How many workers are in each state; `None` where the engines are elsewhere.
-pub type Workers = Arc<dyn Fn() -> Option<WorkerCounts> + Send + Sync>;
+pub type WorkerCountsFn = Arc<dyn Fn() -> Option<WorkerCounts> + Send + Sync>;
 
 /// What the HTTP door needs.
 pub struct Gateway {
@@ -71,11 +71,11 @@ pub struct Gateway {
     /// What is counted into, and shown at `/metrics`.
     pub telemetry: Telemetry,
     /// Whether every model takes requests, and why not: what the health tells.
-    pub ready: Check,
+    pub ready: HealthCheck,
     /// What is told of the workers beside it.
-    pub workers: Workers,
+    pub workers: WorkerCountsFn,
     /// Whether requests are taken at all, and why not.
-    pub open: Check,
+    pub open: HealthCheck,
     /// The form of a completion's stream whose client has no preference.
     pub stream_format: StreamFormat,
     /// What happens to fields of a request that are unknown.
@@ -110,12 +110,12 @@ pub fn router(gateway: Gateway) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::disable())
         .layer(tower_http::catch_panic::CatchPanicLayer::custom(
-            refusal::panicked,
+            error_response::panicked,
         ))
         .layer(middleware::from_fn(limit_headers))
         .layer(middleware::from_fn(request_id::check))
         .with_state(Arc::new(gateway));
-    // Around all that can refuse a request of an allowed page, so that the page can read the refusal.
+    // Around all that can refuse a request of an allowed page, so that the page can read the error_response.
     let routes = match cors {
         Some(cors) => routes.layer(cors),
         None => routes,
@@ -126,9 +126,9 @@ pub fn router(gateway: Gateway) -> Router {
 }
 
 /// HTTP/1.1 has its limit in the listener; HTTP/2 has none for how many they are.
-async fn limit_headers(request: Request, next: Next) -> Result<Response, Refusal> {
-    if request.headers().len() > HEADERS_LIMIT {
-        let message = format!("A request may have at most {HEADERS_LIMIT} headers.");
+async fn limit_headers(request: Request, next: Next) -> Result<Response, ErrorResponse> {
+    if request.headers().len() > MAX_HEADERS {
+        let message = format!("A request may have at most {MAX_HEADERS} headers.");
         return Err(Error::new(ErrorKind::HeadersTooLarge, message).into());
     }
     Ok(next.run(request).await)
@@ -140,7 +140,7 @@ async fn limit_headers(request: Request, next: Next) -> Result<Response, Refusal
     path = "/v1/models",
     responses((status = 200, description = "The models.", body = ModelList))
 )]
-async fn list_models(State(gateway): State<Arc<Gateway>>) -> Result<Response, Refusal> {
+async fn list_models(State(gateway): State<Arc<Gateway>>) -> Result<Response, ErrorResponse> {
     let models = gateway.cluster.list_models().await?;
     Ok(answer::json(&ModelList {
         object: "list",
@@ -158,7 +158,7 @@ async fn list_models(State(gateway): State<Arc<Gateway>>) -> Result<Response, Re
 async fn get_model(
     State(gateway): State<Arc<Gateway>>,
     id: Result<Path<String>, PathRejection>,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ErrorResponse> {
     let Ok(Path(id)) = id else {
         let message = "A model's name is UTF-8.";
         return Err(Error::new(ErrorKind::ModelNotFound, message)
@@ -185,7 +185,7 @@ async fn livez() -> Response {
     path = "/readyz",
     responses((status = 200, description = "It takes requests.", body = Status))
 )]
-async fn readyz(State(gateway): State<Arc<Gateway>>) -> Result<Response, Refusal> {
+async fn readyz(State(gateway): State<Arc<Gateway>>) -> Result<Response, ErrorResponse> {
     (gateway.ready)()?;
     let workers = (gateway.workers)();
     Ok(answer::json(&Status::of("ready").with_workers(workers)))
@@ -197,7 +197,7 @@ async fn readyz(State(gateway): State<Arc<Gateway>>) -> Result<Response, Refusal
     path = "/health",
     responses((status = 200, description = "It takes requests.", body = Status))
 )]
-async fn health(State(gateway): State<Arc<Gateway>>) -> Result<Response, Refusal> {
+async fn health(State(gateway): State<Arc<Gateway>>) -> Result<Response, ErrorResponse> {
     (gateway.ready)()?;
     Ok(answer::json(&Status::of("healthy")))
 }
@@ -222,7 +222,7 @@ async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
         .into_response()
 }
 
-async fn not_found(uri: Uri) -> Refusal {
+async fn not_found(uri: Uri) -> ErrorResponse {
     Error::new(
         ErrorKind::NotFound,
         format!("There is nothing at {}.", uri.path()),
@@ -230,7 +230,7 @@ async fn not_found(uri: Uri) -> Refusal {
     .into()
 }
 
-async fn method_not_allowed(method: Method, uri: Uri) -> Refusal {
+async fn method_not_allowed(method: Method, uri: Uri) -> ErrorResponse {
     let message = format!("{} does not answer {method}.", uri.path());
     Error::new(ErrorKind::MethodNotAllowed, message).into()
 }

@@ -4,25 +4,27 @@ use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 
-use crate::delivery::{DoorClock, Flush};
+use crate::delivery::{DeliveryTimer, FlushHandle};
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 use crate::proto::v1::inference_server::{Inference, InferenceServer};
 use crate::proto::v1::tokenize_request::Input as TokenizeInput;
 use crate::request::RequestId;
-use crate::runner::Beginning;
+use crate::runner::BosPolicy;
 use crate::scheduler::{CatalogEntry, Scheduler};
-use crate::telemetry::{CountedRequest, Door, Lane, Origin, Stage, Telemetry};
+use crate::telemetry::{
+    CountedRequest, DeliveryContext, Frontend, ResponseFormat, Stage, Telemetry,
+};
 use crate::text::completion::Completion;
 
 mod convert;
 mod metadata;
-mod refusals;
 mod stream;
+mod tonic_errors;
 
-pub use refusals::explained;
-use stream::Entered;
 pub use stream::EventStream;
+use stream::RequestMetrics;
+pub use tonic_errors::with_error_details;
 
 /// The largest message, in bytes, in either direction.
 const MESSAGE_LIMIT: usize = 4 * 1024 * 1024;
@@ -33,7 +35,7 @@ pub struct Service {
     scheduler: Scheduler,
     telemetry: Telemetry,
     /// The door at which requests enter, or `None` where another door has counted them already.
-    door: Option<Door>,
+    door: Option<Frontend>,
     default_timeout: Duration,
 }
 
@@ -44,14 +46,14 @@ impl Service {
         Self {
             scheduler,
             telemetry,
-            door: Some(Door::Grpc),
+            door: Some(Frontend::Grpc),
             default_timeout,
         }
     }
 
     /// The same service behind another door of this process, which counts.
     #[must_use]
-    pub fn behind_another_door(&self) -> Self {
+    pub fn uncounted(&self) -> Self {
         Self {
             door: None,
             ..self.clone()
@@ -75,8 +77,8 @@ impl Service {
         let (id, timeout) = (id?, metadata::timeout(request.metadata())?);
         let timeout = timeout.unwrap_or(self.default_timeout);
         // Behind another door of this process that door says how its tokens leave.
-        let origin = request.extensions().get::<Origin>().cloned();
-        let flush = request.extensions().get::<Flush>().cloned();
+        let delivery_context = request.extensions().get::<DeliveryContext>().cloned();
+        let flush = request.extensions().get::<FlushHandle>().cloned();
         let request = convert::completion_request(request.into_inner(), id, timeout)?;
         let admitted = self.scheduler.submit(&request).await?;
         let started = v1::Started {
@@ -85,29 +87,35 @@ impl Service {
             prompt_tokens: admitted.prompt_tokens,
             seed: request.seed.cast_signed(),
         };
-        let lane = origin.as_ref().map_or(Lane::Grpc, |origin| origin.lane);
-        let counted = self.door.map(|door| self.telemetry.request_admitted(door));
+        let format = delivery_context
+            .as_ref()
+            .map_or(ResponseFormat::Grpc, |delivery_context| {
+                delivery_context.format
+            });
+        let counted = self.door.map(|door| self.telemetry.track_request(door));
         let own = counted.as_ref().map(CountedRequest::stream);
-        if let Some(stream) = own.or(origin.and_then(|origin| origin.stream)) {
-            admitted.count_for(&stream);
+        if let Some(stream) =
+            own.or(delivery_context.and_then(|delivery_context| delivery_context.stream))
+        {
+            admitted.set_stream_count(&stream);
         }
-        let engine = self.telemetry.stage_times(lane, Stage::Engine);
+        let engine = self.telemetry.stage_times(format, Stage::Engine);
         let completion = Completion::new(admitted, &request.stopping, engine)?;
-        let entered = counted.map(|counted| Entered {
+        let metrics = counted.map(|counted| RequestMetrics {
             counted,
-            clock: DoorClock::new(&self.telemetry, lane, flush),
+            clock: DeliveryTimer::new(&self.telemetry, format, flush),
         });
         Ok(EventStream::new(
             completion,
             started,
-            request.stamps,
-            entered,
+            request.timestamps,
+            metrics,
         ))
     }
 
     fn refuse(&self, error: Error) -> Status {
         if let Some(door) = self.door {
-            self.telemetry.request_refused(door, &error);
+            self.telemetry.count_rejected_request(door, &error);
         }
         error.into()
     }
@@ -167,9 +175,9 @@ impl Inference for Service {
         let name = convert::model_name(&message.model);
         let (_, entry) = self.scheduler.catalog().find(name)?;
         let beginning = if message.add_special_tokens.unwrap_or(true) {
-            Beginning::Marked
+            BosPolicy::Add
         } else {
-            Beginning::Bare
+            BosPolicy::Omit
         };
         let token_ids = match message.input {
             None => {

@@ -29,7 +29,7 @@ pub mod runner;
 
 pub mod tokens;
 
-pub mod seldom;
+pub mod poll_on_wake;
 
 pub mod critical;
 

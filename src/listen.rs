@@ -16,20 +16,20 @@ use tokio_util::task::TaskTracker;
 use tower::Service;
 
 use self::connection::Connection;
-use crate::telemetry::{Door, Telemetry};
+use crate::telemetry::{Frontend, Telemetry};
 
 mod activity;
 mod address;
 mod connection;
 mod io;
+mod request_body;
 mod resets;
 mod stalled;
 mod tls;
-mod upload;
 
 pub use address::{Address, InvalidAddress, Listener};
+pub use request_body::RequestBody;
 pub use tls::{MutualTls, TlsError, TlsFiles};
-pub use upload::RequestBody;
 
 /// Which protocols a door speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,12 +85,12 @@ impl Default for Limits {
 }
 
 /// What answers a door's requests.
-pub trait DoorService<B>:
+pub trait FrontendService<B>:
     Service<Request<RequestBody>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static
 {
 }
 
-impl<S, B> DoorService<B> for S where
+impl<S, B> FrontendService<B> for S where
     S: Service<Request<RequestBody>, Response = Response<B>, Error = Infallible>
         + Clone
         + Send
@@ -109,9 +109,9 @@ pub struct Shutdown {
 
 /// How a door is served.
 #[derive(Clone)]
-pub struct DoorSettings {
+pub struct FrontendSettings {
     /// Which door this is, for the metrics.
-    pub door: Door,
+    pub door: Frontend,
     /// What it speaks.
     pub protocol: Protocol,
     /// What it puts up with.
@@ -123,9 +123,13 @@ pub struct DoorSettings {
 }
 
 /// Serves a door until it is told to stop, and every connection has closed.
-pub async fn serve<S, B>(listener: Listener, service: S, settings: DoorSettings, shutdown: Shutdown)
-where
-    S: DoorService<B>,
+pub async fn serve<S, B>(
+    listener: Listener,
+    service: S,
+    settings: FrontendSettings,
+    shutdown: Shutdown,
+) where
+    S: FrontendService<B>,
     S::Future: Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -138,7 +142,7 @@ where
         };
         match accepted {
             Ok(stream) => {
-                let counted = settings.telemetry.connection_opened(settings.door);
+                let counted = settings.telemetry.track_connection(settings.door);
                 let connection = Connection {
                     stream: Arc::new(stream),
                     door: settings.clone(),

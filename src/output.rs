@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 use tracing_subscriber::fmt::MakeWriter;
 
 /// The most bytes that wait for one stream's reader.
-const CAPACITY: usize = 1024 * 1024;
+const MAX_BUFFERED_BYTES: usize = 1024 * 1024;
 
 /// The pause before a write is repeated on a stream that another process has made non-blocking.
-const RETRY: Duration = Duration::from_millis(10);
+const RETRY_DELAY: Duration = Duration::from_millis(10);
 
 /// Lines of this process that were dropped. It is one number because the streams belong to the process, not to a server.
 static DROPPED: AtomicU64 = AtomicU64::new(0);
@@ -106,7 +106,7 @@ impl Output {
 
     fn push(&self, bytes: Vec<u8>) {
         let mut state = self.0.state();
-        if state.waiting_bytes.saturating_add(bytes.len()) > CAPACITY {
+        if state.waiting_bytes.saturating_add(bytes.len()) > MAX_BUFFERED_BYTES {
             drop(state);
             DROPPED.fetch_add(1, Ordering::Relaxed);
             return;
@@ -179,7 +179,7 @@ fn write_whole(writer: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
             Ok(written) => bytes = &bytes[written..],
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                std::thread::park_timeout(RETRY);
+                std::thread::park_timeout(RETRY_DELAY);
             }
             Err(error) => return Err(error),
         }
@@ -231,21 +231,21 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_never_reads_blocks_nobody_and_costs_bounded_memory() {
+    fn a_stalled_reader_blocks_no_writer_and_memory_is_bounded() {
         let (output, _written) = passing();
         let before = dropped_lines();
-        let line = "x".repeat(CAPACITY / 8);
+        let line = "x".repeat(MAX_BUFFERED_BYTES / 8);
         for _ in 0..20 {
             output.line(format_args!("{line}"));
         }
         // One may have left the buffer for the writer, which blocks.
         assert!(dropped_lines() - before >= 20 - 8);
-        assert!(output.0.state().waiting_bytes <= CAPACITY);
+        assert!(output.0.state().waiting_bytes <= MAX_BUFFERED_BYTES);
         assert!(!output.flush_until(Instant::now()), "much is left");
     }
 
     #[test]
-    fn a_line_that_cannot_be_written_is_counted_and_the_next_one_is_tried() {
+    fn a_failed_write_is_counted_and_the_next_line_is_written() {
         /// Full at first, as a disk may be.
         struct Full(Option<()>, SyncSender<Vec<u8>>);
         impl Write for Full {

@@ -34,7 +34,7 @@ pub const MAX_MODEL_NAME_BYTES: usize = 256;
 pub const MAX_USER_BYTES: usize = 512;
 
 /// Ten years stand for 'no deadline': longer times overflow the clocks that they are added to.
-pub const LONGEST_TIMEOUT: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
+pub const MAX_TIMEOUT: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
 
 /// What `max_tokens` is when the client does not say.
 pub const DEFAULT_MAX_TOKENS: u32 = 16;
@@ -72,7 +72,7 @@ pub struct CompletionRequest {
     /// Lower goes first.
     pub priority: i32,
     /// Whether tokens carry the times of deadline and emission.
-    pub stamps: bool,
+    pub timestamps: bool,
     /// Who asks.
     pub caller: Caller,
     /// When the request arrived.
@@ -161,7 +161,7 @@ pub struct Stopping {
     /// Strings that end it; none is empty.
     pub strings: Vec<String>,
     /// Whether the text ends after the stop string or stop token that matched, rather than before it.
-    pub is_shown: bool,
+    pub include_stop: bool,
     /// What the device looks at.
     pub tokens: StopTokens,
 }

@@ -25,7 +25,7 @@ pub type TokenBytes = SmallVec<[u8; 16]>;
 pub struct Slot(pub usize);
 
 /// A model loaded onto a device, and the part of it that every thread may use.
-pub struct Loaded {
+pub struct LoadedModel {
     /// Facts, tokenizer and template.
     pub model: Arc<dyn Model>,
     /// The device.
@@ -38,7 +38,7 @@ pub trait Loader: Send + Sync {
     ///
     /// # Errors
     /// What keeps the model from loading, said so that an operator can mend it.
-    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<Loaded, LoadError>;
+    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError>;
 
     /// The name by which this kind of runner is chosen, such as `llm_test`.
     fn name(&self) -> &'static str;
@@ -54,7 +54,7 @@ pub trait Model: Send + Sync {
     ///
     /// # Errors
     /// When the text cannot be tokenized.
-    fn tokenize(&self, text: &str, beginning: Beginning) -> Result<Vec<TokenId>, ModelError>;
+    fn tokenize(&self, text: &str, bos: BosPolicy) -> Result<Vec<TokenId>, ModelError>;
 
     /// The prompt that asks the model to fill the gap between two texts, which the caller has capped
     /// together. A model that cannot says so by [`Parameter::Suffix`], and is not asked.
@@ -81,7 +81,7 @@ pub trait Model: Send + Sync {
 
     /// Whether a short input is answered in microseconds. Where it is not, the model is always asked on a
     /// thread that may wait.
-    fn is_quick(&self) -> bool {
+    fn tokenizes_inline(&self) -> bool {
         true
     }
 }
@@ -109,11 +109,11 @@ pub struct ModelFacts {
 
 /// What a tokenized text begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Beginning {
+pub enum BosPolicy {
     /// The token with which the model begins every prompt, where it has one.
-    Marked,
+    Add,
     /// The text itself.
-    Bare,
+    Omit,
 }
 
 /// How well a sequence goes on elsewhere, from its prompt and the tokens made so far.
@@ -153,7 +153,7 @@ pub struct Sequence {
     /// of the completion.
     pub scores_prompt: bool,
     /// Whether the client asked for the times of deadline and emission.
-    pub stamps: bool,
+    pub timestamps: bool,
     /// Who asked.
     pub caller: Caller,
 }
@@ -190,7 +190,7 @@ pub trait Runner {
     fn release(&mut self, slot: Slot);
 
     /// When the device has something to do next.
-    fn next(&mut self, room: &dyn Room) -> Next;
+    fn next(&mut self, credit: &dyn SlotCredit) -> Next;
 
     /// Does what is to be done now: part of a prefill, a token for some of the sequences, or both.
     ///
@@ -206,19 +206,19 @@ pub enum Next {
     Now,
     /// Not before this time, in nanoseconds of CLOCK_MONOTONIC.
     At(u64),
-    /// Not until a sequence comes, or one without room gets some.
+    /// Not until a sequence comes, or one without credit gets some.
     Idle,
 }
 
 /// How far each sequence may run ahead of its reader.
-pub trait Room {
+pub trait SlotCredit {
     /// How many more tokens the sequence in this slot may emit now. At 0 the runner must pass it over.
-    fn room(&self, slot: Slot) -> usize;
+    fn credit(&self, slot: Slot) -> usize;
 }
 
 /// One step of a device: which sequences may go on, and what came of it.
 pub struct Step<'a> {
-    room: &'a dyn Room,
+    credit: &'a dyn SlotCredit,
     emissions: &'a mut Vec<Emission>,
 }
 
@@ -236,15 +236,15 @@ pub enum Emission {
 }
 
 impl<'a> Step<'a> {
-    /// A step that reads room from `room` and collects into `emissions`.
-    pub fn new(room: &'a dyn Room, emissions: &'a mut Vec<Emission>) -> Self {
-        Self { room, emissions }
+    /// A step that reads credit from `credit` and collects into `emissions`.
+    pub fn new(credit: &'a dyn SlotCredit, emissions: &'a mut Vec<Emission>) -> Self {
+        Self { credit, emissions }
     }
 
     /// How many more tokens the sequence in this slot may emit in this step, before any of them.
     #[must_use]
-    pub fn room(&self, slot: Slot) -> usize {
-        self.room.room(slot)
+    pub fn credit(&self, slot: Slot) -> usize {
+        self.credit.credit(slot)
     }
 
     /// Emits the next token of a sequence. The worker ends the sequence after `max_tokens` of them,
@@ -253,7 +253,7 @@ impl<'a> Step<'a> {
         self.emissions.push(Emission::Token(slot, token));
     }
 
-    /// Emits the next token of a prompt, where [`Sequence::scores_prompt`] asks for it. It takes room as
+    /// Emits the next token of a prompt, where [`Sequence::scores_prompt`] asks for it. It takes credit as
     /// any other. After the last of them a sequence of no tokens ends, and the worker releases the slot.
     pub fn prompt(&mut self, slot: Slot, token: Token) {
         self.emissions.push(Emission::Prompt(slot, token));

@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind};
 use crate::request::{CompletionRequest, Parameter};
 use crate::runner::{Resumption, Sequence};
 use crate::telemetry::{StreamCount, Telemetry, WorkerCounts};
-use crate::worker::lane::{LaneReceiver, lane};
+use crate::worker::token_channel::{TokenReceiver, token_channel};
 use crate::worker::{Assignment, WorkerEvent, WorkerHandle, WorkerId};
 
 mod catalog;
@@ -27,22 +27,22 @@ mod task;
 mod tests;
 
 use catalog::Prompt;
-pub use catalog::{Catalog, CatalogEntry, Held, UnknownModel};
+pub use catalog::{Catalog, CatalogEntry, DeliveredToken, UnknownModel};
 pub use readiness::Readiness;
-pub use resumer::{Loss, Lost, Resumer, Resuming, worker_lost};
+pub use resumer::{LossHistory, PendingResumption, Resumer, WorkerLoss, worker_lost};
 
 /// How far a sequence may run ahead of its reader, in tokens.
-const CREDIT: usize = 256;
+const TOKEN_CREDIT: usize = 256;
 
 /// How many submissions may wait for the scheduler's task, which takes each in microseconds.
-const MAILBOX: usize = 1024;
+const SUBMISSION_CAPACITY: usize = 1024;
 
 /// What a scheduler is made of.
-pub struct Parts {
+pub struct SchedulerParts {
     /// The models, in the order in which they are listed.
     pub catalog: Catalog,
     /// The engine's own workers.
-    pub workers: Vec<OwnWorker>,
+    pub workers: Vec<OwnedWorker>,
     /// What the workers tell.
     pub events: mpsc::Receiver<WorkerEvent>,
     /// For each model, the most requests that may wait for a first slot.
@@ -57,23 +57,23 @@ pub struct Parts {
 #[derive(Clone, Copy, Debug)]
 pub struct ResumptionLimits {
     /// How often in a row it goes on elsewhere without having made a token in between.
-    pub max_in_a_row: u32,
+    pub max_consecutive: u32,
     /// How long it waits each time for a worker that takes it.
-    pub patience: Duration,
+    pub acceptance_timeout: Duration,
 }
 
 impl Default for ResumptionLimits {
     /// Twice, and for a minute.
     fn default() -> Self {
         Self {
-            max_in_a_row: 2,
-            patience: Duration::from_secs(60),
+            max_consecutive: 2,
+            acceptance_timeout: Duration::from_secs(60),
         }
     }
 }
 
 /// A worker that belongs to an engine for as long as that runs.
-pub struct OwnWorker {
+pub struct OwnedWorker {
     /// Its id.
     pub worker: WorkerId,
     /// Its model's place in the catalog.
@@ -107,12 +107,12 @@ pub struct Admitted {
     pub prompt_tokens: u32,
     /// The prompt's text, where it is asked for.
     pub echo: Option<String>,
-    /// Whether the first choice's lane begins with the prompt's tokens.
+    /// Whether the first choice's token_channel begins with the prompt's tokens.
     pub scores_prompt: bool,
     /// What the client already has of each choice, from the first on.
-    pub resumed: Vec<Vec<Held>>,
-    /// One lane for each choice. Dropping one cancels its choice.
-    pub lanes: Vec<LaneReceiver>,
+    pub resumed: Vec<Vec<DeliveredToken>>,
+    /// One token_channel for each choice. Dropping one cancels its choice.
+    pub lanes: Vec<TokenReceiver>,
     /// How its choices go on when their workers are lost; `None` where they cannot.
     pub resumer: Option<Resumer>,
     /// Where the seconds go that a choice has waited for its next token when its worker was lost.
@@ -125,9 +125,9 @@ pub struct Admitted {
 
 impl Admitted {
     /// Has this stream counted as given up when its reader is too slow.
-    pub fn count_for(&self, stream: &StreamCount) {
-        for lane in &self.lanes {
-            lane.count_for(stream.clone());
+    pub fn set_stream_count(&self, stream: &StreamCount) {
+        for token_channel in &self.lanes {
+            token_channel.set_stream_count(stream.clone());
         }
     }
 }
@@ -153,8 +153,8 @@ enum Work {
 
 impl Scheduler {
     /// A scheduler, and the task that decides for it. The task ends once it is stopped.
-    pub fn new(parts: Parts) -> (Self, impl Future<Output = ()> + Send + 'static) {
-        let (submissions, receiver) = mpsc::channel(MAILBOX);
+    pub fn new(parts: SchedulerParts) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let (submissions, receiver) = mpsc::channel(SUBMISSION_CAPACITY);
         let abandoned = Arc::new(Notify::new());
         let (readiness_sender, readiness) = watch::channel(Readiness::Loading(0.0));
         let (workers_sender, workers) = watch::channel(WorkerCounts::new());
@@ -170,7 +170,7 @@ impl Scheduler {
             tokens_wasted: parts.telemetry.tokens_wasted.clone(),
             resumptions: parts.telemetry.resumptions.clone(),
             tokens_replayed: parts.telemetry.tokens_replayed.clone(),
-            gaps: parts.telemetry.resumption_gaps.clone(),
+            gaps: parts.telemetry.resumption_gap_seconds.clone(),
         };
         let stopping = scheduler.stopping.clone();
         let signals = task::Signals {
@@ -229,7 +229,7 @@ impl Scheduler {
             ));
         }
         let (model, entry) = self.catalog.find(request.model.as_deref())?;
-        entry.check_honoured(request)?;
+        entry.check_supported(request)?;
         let prompt = entry.prompt(request).await?;
         if request.deadline <= Instant::now() {
             let message = "The request's deadline had passed before it could be queued.";
@@ -276,7 +276,7 @@ impl Scheduler {
         &self,
         request: &CompletionRequest,
         prompt: &Prompt,
-    ) -> (Vec<Assignment>, Vec<LaneReceiver>) {
+    ) -> (Vec<Assignment>, Vec<TokenReceiver>) {
         let choices = (0..request.choices).map(|choice| {
             let mut sequence = sequence(request, prompt, choice);
             let held = usize::try_from(choice)
@@ -288,24 +288,24 @@ impl Scheduler {
         choices.unzip()
     }
 
-    /// A sequence with a lane for its tokens.
-    fn assignment(&self, sequence: Sequence, deadline: Instant) -> (Assignment, LaneReceiver) {
+    /// A sequence with a token_channel for its tokens.
+    fn assignment(&self, sequence: Sequence, deadline: Instant) -> (Assignment, TokenReceiver) {
         let max_tokens = usize::try_from(sequence.max_tokens).unwrap_or(usize::MAX);
         let scored = if sequence.scores_prompt {
             sequence.prompt.len()
         } else {
             0
         };
-        // No lane needs more credit than the tokens that it will carry, and a place for its beginning.
-        let credit = CREDIT.min(max_tokens.saturating_add(scored + 2));
-        let (sender, receiver) = lane(
+        // No token_channel needs more credit than the tokens that it will carry, and a place for its beginning.
+        let credit = TOKEN_CREDIT.min(max_tokens.saturating_add(scored + 2));
+        let (sender, receiver) = token_channel(
             credit,
             Arc::clone(&self.abandoned),
             self.tokens_wasted.clone(),
         );
         let assignment = Assignment {
             sequence,
-            lane: sender,
+            token_channel: sender,
             deadline,
             is_suspect: false,
         };
@@ -327,7 +327,7 @@ fn sequence(request: &CompletionRequest, prompt: &Prompt, choice: u32) -> Sequen
         logprobs: request.logprobs,
         // What the model thinks of the prompt is the same for every choice.
         scores_prompt: choice == 0 && scores_prompt(request),
-        stamps: request.stamps,
+        timestamps: request.timestamps,
         caller: request.caller.clone(),
     }
 }

@@ -15,13 +15,13 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
 use crate::cluster::Cluster;
-use crate::critical::{Critical, TaskPanicked};
+use crate::critical::{CriticalTasks, TaskPanicked};
 use crate::gateway::{self, Gateway};
 use crate::grpc;
-use crate::listen::{Address, DoorSettings, Limits, Protocol};
+use crate::listen::{Address, FrontendSettings, Limits, Protocol};
 use crate::scheduler::Readiness;
-use crate::telemetry::{Door, Telemetry};
-use crate::worker::attached::LONGEST_SILENCE;
+use crate::telemetry::{Frontend, Telemetry};
+use crate::worker::attached::MAX_HEARTBEAT_TIMEOUT;
 
 mod engine;
 mod health;
@@ -33,13 +33,13 @@ use engine::Engine;
 pub use engine::{EngineParts, Isolation, ModelParts, WorkerParts};
 use health::Ready;
 use listeners::{Listeners, addresses, bind, why, worker_socket, worker_tls};
-pub use parts::{Drain, HttpDoor, ServerParts, Source};
+pub use parts::{Drain, HttpFrontend, ServerParts, Source};
 
 /// How long the last answers may take to reach their clients once everything has ended.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const FINAL_WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a device may take to return from its last step.
-const LAST_STEP: Duration = Duration::from_secs(2);
+const DEVICE_STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -92,11 +92,11 @@ pub struct Server {
     readiness: Ready,
     doors: Listeners,
     /// Where workers dial in: it is open until the last of them has ended.
-    worker_door: Listeners,
+    worker_listeners: Listeners,
     /// What still runs then is ended with an error.
     stopping: CancellationToken,
     tasks: TaskTracker,
-    critical: Critical,
+    critical: CriticalTasks,
     drain: Drain,
 }
 
@@ -113,8 +113,11 @@ impl Server {
         let (worker_socket, private) = worker_socket(&parts.source)?;
         let workers = bind("worker-listen", worker_socket.as_ref()).await?;
         let worker_addresses = addresses(workers.as_ref());
-        let (telemetry, tasks, critical) =
-            (Telemetry::new(), TaskTracker::new(), Critical::default());
+        let (telemetry, tasks, critical) = (
+            Telemetry::new(),
+            TaskTracker::new(),
+            CriticalTasks::default(),
+        );
         let backend = Backend::start(
             &parts,
             worker_addresses.first(),
@@ -130,7 +133,7 @@ impl Server {
             engine: backend.engine,
             readiness: backend.readiness,
             doors: Listeners::default(),
-            worker_door: Listeners::default(),
+            worker_listeners: Listeners::default(),
             stopping: CancellationToken::new(),
             tasks,
             critical,
@@ -140,17 +143,17 @@ impl Server {
             let routes = Routes::new(engine.door.clone().into_server()).prepare();
             let limits = Limits {
                 // Each worker's session has limits of its own for a worker that sends or reads nothing.
-                body_timeout: LONGEST_SILENCE,
-                write_timeout: LONGEST_SILENCE,
+                body_timeout: MAX_HEARTBEAT_TIMEOUT,
+                write_timeout: MAX_HEARTBEAT_TIMEOUT,
                 ..parts.limits.clone()
             };
-            let settings = DoorSettings {
+            let settings = FrontendSettings {
                 tls: worker_tls(&parts.source),
-                ..server.settings(Door::Worker, Protocol::Worker, &limits)
+                ..server.settings(Frontend::Worker, Protocol::Worker, &limits)
             };
-            let serving = server.worker_door.serve(listener, settings, routes);
+            let serving = server.worker_listeners.serve(listener, settings, routes);
             server
-                .worker_door
+                .worker_listeners
                 .open(&server.critical, "worker listener", serving);
         }
         if let (Some(listener), Some(service)) = (grpc, backend.service) {
@@ -158,7 +161,7 @@ impl Server {
             let (ready, closing) = (server.readiness.clone(), server.doors.shutdown.stop.clone());
             let tasks = (&server.tasks, &server.critical);
             let routes = health::routes(service, ready, tasks, closing).await;
-            let settings = server.settings(Door::Grpc, Protocol::Grpc, &parts.limits);
+            let settings = server.settings(Frontend::Grpc, Protocol::Grpc, &parts.limits);
             let serving = server.doors.serve(listener, settings, routes);
             server
                 .doors
@@ -181,7 +184,7 @@ impl Server {
                 origins: door.origins(),
                 request_timeout: parts.request_timeout,
             });
-            let settings = server.settings(Door::Http, Protocol::Http, &parts.limits);
+            let settings = server.settings(Frontend::Http, Protocol::Http, &parts.limits);
             let serving = server.doors.serve(listener, settings, router);
             server
                 .doors
@@ -277,16 +280,16 @@ impl Server {
             engine.scheduler.stop();
         }
         // What has been told of the end is still on its way to the clients.
-        let _ = timeout(LAST_WORDS, self.doors.wait()).await;
+        let _ = timeout(FINAL_WRITE_TIMEOUT, self.doors.wait()).await;
         self.doors.abort().await;
         self.readiness.set_stopped();
         if let Some(engine) = self.engine.take() {
-            engine.join(LAST_STEP).await;
+            engine.join(DEVICE_STOP_TIMEOUT).await;
         }
-        self.worker_door.close();
-        self.worker_door.abort().await;
+        self.worker_listeners.close();
+        self.worker_listeners.abort().await;
         self.tasks.close();
-        let _ = timeout(LAST_STEP, self.tasks.wait()).await;
+        let _ = timeout(DEVICE_STOP_TIMEOUT, self.tasks.wait()).await;
     }
 
     /// Drops the server without waiting for its devices. The process must then leave by [`crate::exit`].
@@ -300,8 +303,8 @@ impl Server {
         self.critical.first_panic()
     }
 
-    fn settings(&self, door: Door, protocol: Protocol, limits: &Limits) -> DoorSettings {
-        DoorSettings {
+    fn settings(&self, door: Frontend, protocol: Protocol, limits: &Limits) -> FrontendSettings {
+        FrontendSettings {
             door,
             protocol,
             limits: limits.clone(),
@@ -316,7 +319,7 @@ impl Drop for Server {
         self.readiness.set_draining();
         self.stopping.cancel();
         self.doors.cut_off();
-        self.worker_door.cut_off();
+        self.worker_listeners.cut_off();
         self.readiness.set_stopped();
     }
 }
@@ -335,7 +338,7 @@ impl Backend {
         parts: &ServerParts,
         worker_socket: Option<&Address>,
         telemetry: &Telemetry,
-        tasks: (&TaskTracker, &Critical),
+        tasks: (&TaskTracker, &CriticalTasks),
     ) -> Result<Self, StartError> {
         match &parts.source {
             Source::Engine(engine) => {
@@ -345,7 +348,7 @@ impl Backend {
                 let readiness = Ready::of_engine(&scheduler);
                 let service =
                     grpc::Service::door(scheduler, telemetry.clone(), parts.request_timeout);
-                let cluster = Cluster::local(service.behind_another_door());
+                let cluster = Cluster::local(service.uncounted());
                 Ok(Self {
                     engine: Some(engine),
                     service: Some(service),

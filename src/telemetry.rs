@@ -22,17 +22,17 @@ use crate::output;
 mod latency;
 mod request;
 
-pub use latency::{Lane, Stage, StageSummary, StageTimes};
-pub use request::{CountedRequest, Origin, StreamCount};
+pub use latency::{ResponseFormat, Stage, StageSummary, StageTimes};
+pub use request::{CountedRequest, DeliveryContext, StreamCount};
 
 const REQUESTS: &str = "tokenway_requests_total";
-const REFUSALS: &str = "tokenway_refusals_total";
-const STREAMS: &str = "tokenway_streams_in_flight";
-const LINGERING: &str = "tokenway_streams_lingering";
+const REQUESTS_REJECTED: &str = "tokenway_requests_rejected_total";
+const STREAMS: &str = "tokenway_requests_in_flight";
+const LINGERING: &str = "tokenway_requests_lingering";
 const CONNECTIONS: &str = "tokenway_connections_open";
 const SEQUENCES: &str = "tokenway_sequences_running";
-const QUEUE_DEPTH: &str = "tokenway_queue_depth";
-const TOKENS: &str = "tokenway_tokens_total";
+const QUEUE_DEPTH: &str = "tokenway_requests_queued";
+const TOKENS: &str = "tokenway_tokens_generated_total";
 const TOKENS_WASTED: &str = "tokenway_tokens_wasted_total";
 const CANCELLATIONS: &str = "tokenway_cancellations_total";
 const IGNORED_FIELDS: &str = "tokenway_ignored_fields_total";
@@ -75,7 +75,7 @@ pub struct Metrics {
     /// Tokens that workers were given to go on behind.
     pub tokens_replayed: Counter,
     /// How long a choice had waited for its next token when its worker was lost, in seconds.
-    pub resumption_gaps: Histogram,
+    pub resumption_gap_seconds: Histogram,
     /// Lines of the process's output that nobody has taken.
     log_lines_dropped: Counter,
     token_latency: TokenLatency,
@@ -91,7 +91,7 @@ impl Deref for Telemetry {
 
 /// Where a request entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Door {
+pub enum Frontend {
     /// gRPC.
     Grpc,
     /// OpenAI's HTTP.
@@ -100,8 +100,8 @@ pub enum Door {
     Worker,
 }
 
-impl Door {
-    /// The door as a metric's label.
+impl Frontend {
+    /// The frontend as a metric's label.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -176,19 +176,19 @@ impl Telemetry {
             workers_lost: counter(WORKERS_LOST),
             resumptions: counter(RESUMPTIONS),
             tokens_replayed: counter(TOKENS_REPLAYED),
-            resumption_gaps: recorder
+            resumption_gap_seconds: recorder
                 .register_histogram(&Key::from_static_name(RESUMPTION_GAP), &METADATA),
             log_lines_dropped: counter(LOG_LINES_DROPPED),
             token_latency: TokenLatency::default(),
             recorder,
             handle,
         }));
-        for door in [Door::Grpc, Door::Http] {
-            telemetry.streams(door).set(0.0);
-            telemetry.lingering(door).set(0.0);
-            telemetry.connections(door).set(0.0);
+        for frontend in [Frontend::Grpc, Frontend::Http] {
+            telemetry.streams(frontend).set(0.0);
+            telemetry.lingering(frontend).set(0.0);
+            telemetry.connections(frontend).set(0.0);
         }
-        telemetry.connections(Door::Worker).set(0.0);
+        telemetry.connections(Frontend::Worker).set(0.0);
         telemetry.sequences_running.set(0.0);
         telemetry.queue_depth.set(0.0);
         for state in WorkerState::ALL {
@@ -208,37 +208,37 @@ impl Telemetry {
         text
     }
 
-    /// One request's times of a stage, which count into the lane's.
+    /// One request's times of a stage, which count into the format's.
     #[must_use]
-    pub fn stage_times(&self, lane: Lane, stage: Stage) -> StageTimes {
-        self.token_latency.times(lane, stage)
+    pub fn stage_times(&self, format: ResponseFormat, stage: Stage) -> StageTimes {
+        self.token_latency.times(format, stage)
     }
 
     /// A request that is in flight from now on.
     #[must_use]
-    pub fn request_admitted(&self, door: Door) -> CountedRequest {
-        CountedRequest::new(self, door)
+    pub fn track_request(&self, frontend: Frontend) -> CountedRequest {
+        CountedRequest::new(self, frontend)
     }
 
     /// Counts a request that is refused without ever having been in flight.
-    pub fn request_refused(&self, door: Door, error: &Error) {
-        self.request_ended(door, Err(error));
-        self.refused(door, error);
+    pub fn count_rejected_request(&self, frontend: Frontend, error: &Error) {
+        self.request_ended(frontend, Err(error));
+        self.refused(frontend, error);
     }
 
     /// Counts why a request was refused before anything was sent.
-    pub fn refused(&self, door: Door, error: &Error) {
+    pub fn refused(&self, frontend: Frontend, error: &Error) {
         self.labelled_counter(
-            REFUSALS,
-            &[("door", door.label()), ("reason", error.kind.row().code)],
+            REQUESTS_REJECTED,
+            &[("api", frontend.label()), ("reason", error.kind.row().code)],
         )
         .increment(1);
     }
 
     /// A connection that is counted as open until the guard is dropped.
     #[must_use]
-    pub fn connection_opened(&self, door: Door) -> InFlight {
-        InFlight::new(self.connections(door))
+    pub fn track_connection(&self, frontend: Frontend) -> GaugeGuard {
+        GaugeGuard::new(self.connections(frontend))
     }
 
     /// How many workers are in this state.
@@ -246,22 +246,22 @@ impl Telemetry {
         self.labelled_gauge(WORKERS, &[("state", state.label())])
     }
 
-    fn request_ended(&self, door: Door, outcome: Result<(), &Error>) {
+    fn request_ended(&self, frontend: Frontend, outcome: Result<(), &Error>) {
         let outcome = outcome.map_or_else(|error| error.kind.row().code, |()| "ok");
-        self.labelled_counter(REQUESTS, &[("door", door.label()), ("outcome", outcome)])
+        self.labelled_counter(REQUESTS, &[("api", frontend.label()), ("outcome", outcome)])
             .increment(1);
     }
 
-    fn streams(&self, door: Door) -> Gauge {
-        self.labelled_gauge(STREAMS, &[("door", door.label())])
+    fn streams(&self, frontend: Frontend) -> Gauge {
+        self.labelled_gauge(STREAMS, &[("api", frontend.label())])
     }
 
-    fn lingering(&self, door: Door) -> Gauge {
-        self.labelled_gauge(LINGERING, &[("door", door.label())])
+    fn lingering(&self, frontend: Frontend) -> Gauge {
+        self.labelled_gauge(LINGERING, &[("api", frontend.label())])
     }
 
-    fn connections(&self, door: Door) -> Gauge {
-        self.labelled_gauge(CONNECTIONS, &[("door", door.label())])
+    fn connections(&self, frontend: Frontend) -> Gauge {
+        self.labelled_gauge(CONNECTIONS, &[("listener", frontend.label())])
     }
 
     fn labelled_counter(
@@ -285,11 +285,11 @@ impl Default for Telemetry {
 }
 
 /// Counts one thing for as long as it lives.
-pub struct InFlight {
+pub struct GaugeGuard {
     gauge: Gauge,
 }
 
-impl InFlight {
+impl GaugeGuard {
     /// Counts one more on a gauge.
     #[must_use]
     pub fn new(gauge: Gauge) -> Self {
@@ -298,7 +298,7 @@ impl InFlight {
     }
 }
 
-impl Drop for InFlight {
+impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.gauge.decrement(1.0);
     }
@@ -321,22 +321,22 @@ fn describe(recorder: &PrometheusRecorder) {
     };
     counter(
         REQUESTS,
-        "Requests that have ended, by the door they entered and how they ended.",
+        "Requests that have ended, by the frontend they entered and how they ended.",
     );
     counter(
-        REFUSALS,
-        "Requests refused before anything was sent, by door and reason.",
+        REQUESTS_REJECTED,
+        "Requests refused before anything was sent, by frontend and reason.",
     );
     gauge(
         STREAMS,
-        "Requests that have not ended, by door: HTTP's from their arrival, gRPC's from their admission.",
+        "Requests that have not ended, by frontend: HTTP's from their arrival, gRPC's from their admission.",
     );
     gauge(
         LINGERING,
-        "Requests that have ended as slow_reader and whose client may still read that, by door: at most for \
+        "Requests that have ended as slow_reader and whose client may still read that, by frontend: at most for \
          the write time-out. They are not in flight.",
     );
-    gauge(CONNECTIONS, "Open connections, by door.");
+    gauge(CONNECTIONS, "Open connections, by frontend.");
     gauge(SEQUENCES, "Sequences that hold a slot of a device.");
     gauge(QUEUE_DEPTH, "Requests that wait for their first slot.");
     counter(TOKENS, "Tokens that devices made.");

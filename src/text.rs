@@ -5,47 +5,47 @@ use std::sync::Arc;
 
 use crate::request::{FinishReason, Stopping};
 use crate::runner::Token;
-use crate::tokens::{Stamp, TokenBatch};
+use crate::tokens::{Timestamps, TokenBatch};
 
 pub mod completion;
 pub mod stop;
 pub mod utf8;
 
-use stop::{StopMatcher, StopStrings, Watch};
+use stop::{StopMatcher, StopStatus, StopStrings};
 use utf8::Utf8Assembler;
 
 /// Turns the tokens of one choice into text.
-struct ChoiceText {
+struct IncrementalDetokenizer {
     utf8: Utf8Assembler,
     stop: StopMatcher<Token>,
     /// Whether a stop token's own text is shown.
-    shows_stop: bool,
+    include_stop: bool,
     /// How many tokens more come before stop strings are looked for.
-    unwatched: u32,
+    min_tokens_left: u32,
     /// The text of the token that is looked at.
     text: String,
 }
 
-impl ChoiceText {
+impl IncrementalDetokenizer {
     fn new(strings: Arc<StopStrings>, stopping: &Stopping) -> Self {
         Self {
             utf8: Utf8Assembler::default(),
             stop: StopMatcher::new(strings),
-            shows_stop: stopping.is_shown,
-            unwatched: stopping.tokens.min_tokens,
+            include_stop: stopping.include_stop,
+            min_tokens_left: stopping.tokens.min_tokens,
             text: String::new(),
         }
     }
 
     /// Takes the next token; appends to `ready` the tokens whose lines may go out now.
-    fn push(&mut self, token: Token, ready: &mut TokenBatch) -> Watch {
-        if self.stop.is_idle() || self.unwatched > 0 {
-            self.unwatched = self.unwatched.saturating_sub(1);
-            ready.push_written(token.id, stamp(&token), |text| {
+    fn push(&mut self, token: Token, ready: &mut TokenBatch) -> StopStatus {
+        if self.stop.is_idle() || self.min_tokens_left > 0 {
+            self.min_tokens_left = self.min_tokens_left.saturating_sub(1);
+            ready.push_written(token.id, timestamps(&token), |text| {
                 self.utf8.push(&token.bytes, text);
             });
             ready.attach(token.logprobs);
-            return Watch::Open;
+            return StopStatus::Open;
         }
         self.text.clear();
         self.utf8.push(&token.bytes, &mut self.text);
@@ -57,7 +57,7 @@ impl ChoiceText {
     fn replay(&mut self, tokens: impl Iterator<Item = Token>) -> Option<usize> {
         let mut told = TokenBatch::default();
         for token in tokens {
-            if self.push(token, &mut told) == Watch::Matched {
+            if self.push(token, &mut told) == StopStatus::Matched {
                 return None;
             }
         }
@@ -78,14 +78,14 @@ impl ChoiceText {
             (Some(token), FinishReason::Length) => {
                 self.utf8.push(&token.bytes, &mut self.text);
                 self.utf8.finish(&mut self.text);
-                if self.unwatched > 0 {
+                if self.min_tokens_left > 0 {
                     last = Some(token);
-                } else if self.watch(token, ready) == Watch::Matched {
+                } else if self.watch(token, ready) == StopStatus::Matched {
                     return FinishReason::Stop;
                 }
             }
             (Some(token), FinishReason::Stop) => {
-                if self.shows_stop {
+                if self.include_stop {
                     self.utf8.push(&token.bytes, &mut self.text);
                 }
                 // What the model left unfinished before it ended is shown as such on the last line.
@@ -102,7 +102,7 @@ impl ChoiceText {
     }
 
     /// Has the token's text looked at for stop strings.
-    fn watch(&mut self, token: Token, ready: &mut TokenBatch) -> Watch {
+    fn watch(&mut self, token: Token, ready: &mut TokenBatch) -> StopStatus {
         let text = &self.text;
         self.stop
             .push(token, text, |token, text| put(ready, token, text))
@@ -111,12 +111,12 @@ impl ChoiceText {
 
 /// Appends a token with the text that is shown of it.
 fn put(ready: &mut TokenBatch, token: Token, text: &str) {
-    ready.push_written(token.id, stamp(&token), |shown| shown.push_str(text));
+    ready.push_written(token.id, timestamps(&token), |shown| shown.push_str(text));
     ready.attach(token.logprobs);
 }
 
-fn stamp(token: &Token) -> Stamp {
-    Stamp {
+fn timestamps(token: &Token) -> Timestamps {
+    Timestamps {
         due_ns: token.due_ns,
         emitted_ns: token.emitted_ns,
     }
@@ -158,11 +158,11 @@ mod tests {
         last: &[u8],
         reason: FinishReason,
     ) -> (Vec<String>, FinishReason) {
-        let strings = StopStrings::new(&stopping.strings).shown(stopping.is_shown);
-        let mut choice = ChoiceText::new(Arc::new(strings), stopping);
+        let strings = StopStrings::new(&stopping.strings).shown(stopping.include_stop);
+        let mut choice = IncrementalDetokenizer::new(Arc::new(strings), stopping);
         let mut ready = TokenBatch::default();
         for bytes in tokens {
-            assert_eq!(choice.push(token(bytes), &mut ready), Watch::Open);
+            assert_eq!(choice.push(token(bytes), &mut ready), StopStatus::Open);
         }
         let reason = choice.finish(Some(token(last)), reason, &mut ready);
         let texts = ready.iter().map(|token| token.text.to_owned()).collect();
@@ -170,19 +170,19 @@ mod tests {
     }
 
     #[test]
-    fn a_character_that_max_tokens_cuts_off_is_replaced_on_the_last_line() {
+    fn a_character_cut_off_by_max_tokens_is_replaced_in_the_last_token() {
         let (texts, _) = ended(&[], &[b"a"], b"b\xf0\x9f", FinishReason::Length);
         assert_eq!(texts, ["a", "b\u{fffd}"]);
     }
 
     #[test]
-    fn a_character_that_the_model_leaves_unfinished_is_replaced_on_the_last_line() {
+    fn a_character_left_incomplete_by_the_model_is_replaced_in_the_last_token() {
         let (texts, _) = ended(&[], &[b"a\xf0\x9f"], b"</s>", FinishReason::Stop);
         assert_eq!(texts, ["a", "\u{fffd}"]);
     }
 
     #[test]
-    fn a_stop_string_that_the_last_token_completes_is_why_the_choice_ends() {
+    fn a_stop_string_completed_by_the_last_token_sets_the_finish_reason() {
         let (texts, reason) = ended(&["STOP"], &[b"a", b"bS"], b"TOP.", FinishReason::Length);
         assert_eq!(
             (texts.concat(), reason),
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_sequence_is_shown_behind_what_was_held() {
+    fn the_end_of_sequence_token_follows_the_held_tokens() {
         let (texts, reason) = ended(&["STOP"], &[b"a", b"S"], b"TOP", FinishReason::Stop);
         assert_eq!(
             (&texts[..], reason),
@@ -200,9 +200,9 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_token_is_shown_only_where_that_is_asked_for() {
-        let stopping = |is_shown| Stopping {
-            is_shown,
+    fn the_text_of_a_stop_token_is_included_only_on_request() {
+        let stopping = |include_stop| Stopping {
+            include_stop,
             ..Stopping::default()
         };
         let (texts, _) = ended_by(&stopping(false), &[b"a"], b"b", FinishReason::Stop);
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn no_stop_string_ends_what_is_below_min_tokens() {
+    fn stop_strings_are_ignored_below_min_tokens() {
         let stopping = |min_tokens| Stopping {
             strings: vec!["STOP".to_owned()],
             tokens: StopTokens {

@@ -23,7 +23,7 @@ pub struct TextToken<'a> {
     /// Its text: empty while a character is unfinished, and for the end of sequence.
     pub text: &'a str,
     /// When it was due and emitted.
-    pub stamp: Stamp,
+    pub timestamps: Timestamps,
     /// How likely it was, where its client asked.
     pub logprobs: Option<&'a Logprobs>,
 }
@@ -35,7 +35,7 @@ pub struct Logprobs {
     /// The token's own; `None` for the first token of a prompt, which nothing comes before.
     pub logprob: Option<f32>,
     /// The bytes that name the token, also where it is never shown.
-    pub spelling: Vec<u8>,
+    pub token_bytes: Vec<u8>,
     /// The likeliest tokens, as many as were asked for, the likeliest first.
     pub top: Vec<TopLogprob>,
 }
@@ -46,17 +46,17 @@ pub struct TopLogprob {
     /// Its id.
     pub id: TokenId,
     /// The bytes that name it.
-    pub spelling: Vec<u8>,
+    pub token_bytes: Vec<u8>,
     /// Its log probability.
     pub logprob: f32,
 }
 
 /// Stands for the log probability of what cannot be: JSON has no infinity.
-pub const LEAST_LOGPROB: f32 = -9999.0;
+pub const MIN_LOGPROB: f32 = -9999.0;
 
 /// A token's times, in nanoseconds of CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stamp {
+pub struct Timestamps {
     /// When the token was due; 0 where its device keeps no schedule, or nobody asked.
     pub due_ns: u64,
     /// When it was emitted; 0 where nobody asked.
@@ -68,7 +68,7 @@ struct Entry {
     id: TokenId,
     /// Where the token's text ends; it begins where the one before ends.
     end: usize,
-    stamp: Stamp,
+    timestamps: Timestamps,
 }
 
 impl TokenBatch {
@@ -81,7 +81,7 @@ impl TokenBatch {
     /// Appends a token.
     pub fn push(&mut self, token: TextToken<'_>) {
         self.set_text(token.text);
-        self.end_token(token.id, token.stamp);
+        self.end_token(token.id, token.timestamps);
         self.attach(token.logprobs.cloned().map(Box::new));
     }
 
@@ -89,11 +89,11 @@ impl TokenBatch {
     pub(crate) fn push_written(
         &mut self,
         id: TokenId,
-        stamp: Stamp,
+        timestamps: Timestamps,
         write: impl FnOnce(&mut String),
     ) {
         write(&mut self.text);
-        self.end_token(id, stamp);
+        self.end_token(id, timestamps);
     }
 
     /// Says what the text of the next token is, for who reads a token piece by piece.
@@ -104,11 +104,11 @@ impl TokenBatch {
     }
 
     /// Appends a token with the text that was set since the one before, or none.
-    pub(crate) fn end_token(&mut self, id: TokenId, stamp: Stamp) {
+    pub(crate) fn end_token(&mut self, id: TokenId, timestamps: Timestamps) {
         self.tokens.push(Entry {
             id,
             end: self.text.len(),
-            stamp,
+            timestamps,
         });
     }
 
@@ -149,7 +149,7 @@ impl TokenBatch {
             TextToken {
                 id: token.id,
                 text: &self.text[begin..token.end],
-                stamp: token.stamp,
+                timestamps: token.timestamps,
                 logprobs: self.logprobs.get(at).and_then(Option::as_deref),
             }
         })
@@ -169,9 +169,9 @@ impl TokenBatch {
     }
 
     /// Forgets when the tokens were due and emitted.
-    pub fn forget_stamps(&mut self) {
+    pub fn clear_timestamps(&mut self) {
         for token in &mut self.tokens {
-            token.stamp = Stamp::default();
+            token.timestamps = Timestamps::default();
         }
     }
 }
@@ -181,8 +181,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_batch_gives_back_the_tokens_that_it_took() {
-        let stamp = Stamp {
+    fn a_batch_returns_the_tokens_that_were_pushed() {
+        let timestamps = Timestamps {
             due_ns: 1,
             emitted_ns: 2,
         };
@@ -193,7 +193,7 @@ mod tests {
         let token = |id, text, logprobs| TextToken {
             id,
             text,
-            stamp,
+            timestamps,
             logprobs,
         };
         let tokens = [
@@ -211,7 +211,11 @@ mod tests {
         let rest = batch.clone().without_first(1);
         assert!(rest.iter().eq(tokens[1..].iter().copied()));
         assert_eq!(rest.text(), "token");
-        batch.forget_stamps();
-        assert!(batch.iter().all(|token| token.stamp == Stamp::default()));
+        batch.clear_timestamps();
+        assert!(
+            batch
+                .iter()
+                .all(|token| token.timestamps == Timestamps::default())
+        );
     }
 }

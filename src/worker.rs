@@ -19,16 +19,16 @@ pub mod attach;
 pub mod attached;
 pub mod child;
 pub mod device_thread;
-pub mod dial;
-pub mod lane;
+pub mod engine_address;
 mod outbox;
 mod slots;
 mod socket;
 mod tasks;
 pub mod thread;
+pub mod token_channel;
 mod wire;
 
-use lane::LaneSender;
+use token_channel::TokenSender;
 
 /// Names a worker within its engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -37,14 +37,14 @@ pub struct WorkerId(pub usize);
 /// Counts the times that a worker loaded its model, so that work meant for an earlier life is not
 /// taken for work of this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Life(pub u64);
+pub struct Generation(pub u64);
 
-/// A sequence on its way to a slot, with the lane that its tokens will take.
+/// A sequence on its way to a slot, with the token_channel that its tokens will take.
 pub struct Assignment {
     /// What to generate.
     pub sequence: Sequence,
     /// Where the tokens go.
-    pub lane: LaneSender,
+    pub token_channel: TokenSender,
     /// When nobody waits for them any more.
     pub deadline: Instant,
     /// Whether it was on a worker when that crashed, and has made no token since: it may be why.
@@ -54,9 +54,9 @@ pub struct Assignment {
 #[cfg(test)]
 impl Assignment {
     /// A sequence of so many tokens whose reader has room for one, and that reader.
-    fn for_test(max_tokens: u32, deadline: Instant) -> (Self, lane::LaneReceiver) {
+    fn for_test(max_tokens: u32, deadline: Instant) -> (Self, token_channel::TokenReceiver) {
         let queue = Arc::new(Notify::new());
-        let (sender, receiver) = lane::lane(1, queue, metrics::Counter::noop());
+        let (sender, receiver) = token_channel::token_channel(1, queue, metrics::Counter::noop());
         let sequence = Sequence {
             prompt: [0].into(),
             delivered: Vec::new(),
@@ -68,12 +68,12 @@ impl Assignment {
             stop_tokens: crate::request::StopTokens::default(),
             logprobs: None,
             scores_prompt: false,
-            stamps: false,
+            timestamps: false,
             caller: crate::request::Caller::default(),
         };
         let assignment = Self {
             sequence,
-            lane: sender,
+            token_channel: sender,
             deadline,
             is_suspect: false,
         };
@@ -88,13 +88,13 @@ pub enum WorkerEvent {
     /// How far the model is loaded, from 0 to 1.
     Loading(WorkerId, f32),
     /// The model is loaded and all slots are free.
-    Ready(WorkerId, Life, Served),
+    Ready(WorkerId, Generation, ServedModel),
     /// A slot is free again; the sequence had asked for so many tokens.
-    Released(WorkerId, Life, u32),
+    Released(WorkerId, Generation, u32),
     /// Whether a call of a worker's device takes too long, here where it cannot be ended.
     Stuck(WorkerId, bool),
     /// A sequence that was on a worker when that crashed has made a token on this one.
-    Cleared(WorkerId, Life),
+    SuspectCleared(WorkerId, Generation),
     /// The worker crashed: everything it held is gone. It loads its model again.
     Lost(WorkerId, String),
     /// The model could not be loaded at all.
@@ -106,7 +106,7 @@ pub enum WorkerEvent {
 }
 
 /// What a worker serves once it is ready.
-pub struct Served {
+pub struct ServedModel {
     /// The model.
     pub model: Arc<dyn Model>,
     /// How many sequences it runs at once.
@@ -116,17 +116,17 @@ pub struct Served {
 /// Gives a worker sequences to run, and its attention to those it has.
 #[derive(Clone)]
 pub struct WorkerHandle {
-    commands: mpsc::Sender<(Life, Assignment)>,
+    commands: mpsc::Sender<(Generation, Assignment)>,
     wake: Wake,
 }
 
 impl WorkerHandle {
-    /// Hands a sequence to the worker, which then answers on its lane: accepted, or refused.
+    /// Hands a sequence to the worker, which then answers on its token_channel: accepted, or refused.
     ///
     /// # Errors
     /// Gives the assignment back when the worker is gone, or has more than it has slots for.
-    pub fn submit(&self, life: Life, assignment: Assignment) -> Result<(), Box<Assignment>> {
-        assignment.lane.placed(self.wake.clone());
+    pub fn submit(&self, life: Generation, assignment: Assignment) -> Result<(), Box<Assignment>> {
+        assignment.token_channel.placed(self.wake.clone());
         self.commands
             .try_send((life, assignment))
             .map_err(|error| match error {
@@ -140,7 +140,7 @@ impl WorkerHandle {
 
     /// The same for a worker whose sequences are cancelled elsewhere: those that were keep their places until it
     /// looks, which may be a whole call of its device away. One whose thread has ended drops what it is handed.
-    async fn submit_when_room(&self, life: Life, assignment: Assignment) {
+    async fn submit_when_room(&self, life: Generation, assignment: Assignment) {
         let _ = self.commands.send((life, assignment)).await;
         self.wake.attend();
     }
@@ -151,8 +151,8 @@ impl WorkerHandle {
     }
 
     /// How long the call of the device that is under way has lasted.
-    pub(crate) fn step_lasts(&self) -> Duration {
-        match self.wake.flags.step_began_ns.load(Ordering::Relaxed) {
+    pub(crate) fn step_duration(&self) -> Duration {
+        match self.wake.flags.step_started_ns.load(Ordering::Relaxed) {
             0 => Duration::ZERO,
             began_ns => Duration::from_nanos(monotonic_ns().saturating_sub(began_ns)),
         }
@@ -176,12 +176,12 @@ impl WorkerHandle {
 #[derive(Clone, Debug)]
 pub struct Wake {
     flags: Arc<Flags>,
-    sleeper: Sleeper,
+    sleeper: WakeTarget,
 }
 
 /// Who waits for attention.
 #[derive(Clone, Debug)]
-enum Sleeper {
+enum WakeTarget {
     Thread(Thread),
     Task(Arc<Notify>),
 }
@@ -192,7 +192,7 @@ struct Flags {
     draining: AtomicBool,
     stopping: AtomicBool,
     /// When the call of the device that is under way began, by CLOCK_MONOTONIC; 0 where there is none.
-    step_began_ns: AtomicU64,
+    step_started_ns: AtomicU64,
 }
 
 impl Wake {
@@ -200,8 +200,8 @@ impl Wake {
     pub fn attend(&self) {
         self.flags.attention.store(true, Ordering::SeqCst);
         match &self.sleeper {
-            Sleeper::Thread(thread) => thread.unpark(),
-            Sleeper::Task(notify) => notify.notify_one(),
+            WakeTarget::Thread(thread) => thread.unpark(),
+            WakeTarget::Task(notify) => notify.notify_one(),
         }
     }
 

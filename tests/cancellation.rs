@@ -30,7 +30,7 @@ async fn assert_the_slot_is_free(server: &TestServer, tokens: u32) {
 async fn assert_one_was_cancelled(server: TestServer, door: &str) {
     let counts = server.drain().await;
     counts.assert_nothing_is_left();
-    let cancelled = format!("tokenway_requests_total{{door=\"{door}\",outcome=\"cancelled\"}}");
+    let cancelled = format!("tokenway_requests_total{{api=\"{door}\",outcome=\"cancelled\"}}");
     assert_eq!(counts.get(&cancelled), 1.0, "{}", counts.0);
     assert_eq!(counts.get("tokenway_cancellations_total"), 1.0);
 }
@@ -161,7 +161,7 @@ async fn a_client_that_goes_away_in_the_queue_never_reaches_the_device() {
     let counts = server.drain().await;
     counts.assert_nothing_is_left();
     assert_eq!(
-        counts.get("tokenway_tokens_total"),
+        counts.get("tokenway_tokens_generated_total"),
         2.0,
         "of the first and the last request only"
     );

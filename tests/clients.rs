@@ -219,7 +219,7 @@ async fn assert_cancelled(server: TestServer) {
 /// After a case whose request failed: it was tried once.
 async fn assert_failed_once(server: TestServer) {
     let counts = server.drain().await;
-    let failed = "tokenway_requests_total{door=\"http\",outcome=\"internal_error\"}";
+    let failed = "tokenway_requests_total{api=\"http\",outcome=\"internal_error\"}";
     assert_eq!(counts.get(failed), 1.0, "{}", counts.0);
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 use support::http::{End, post, texts};
 use support::program::{Program, Running, example, header_arguments, python};
-use support::{Setup, TestServer, cut_short, full_speed, grpc};
+use support::{Setup, TestServer, foreign_server, full_speed, grpc};
 use tokenway::proto::v1;
 use tokenway::proto::v1::inference_client::InferenceClient;
 use tokenway::runner::llm_test::TestRunnerOptions;
@@ -74,7 +74,7 @@ async fn http_stream_reports_an_error_record_after_the_tokens_before_it() {
 async fn http_stream_reports_a_stream_without_an_end() {
     let example = rust("http_stream")
         .arg("--url")
-        .arg(cut_short::http().await);
+        .arg(foreign_server::http().await);
     let outcome = example.run().await;
     assert_eq!(outcome.stdout, tokens(1));
     assert!(outcome.failure().contains("it was cut short"));
@@ -134,7 +134,7 @@ async fn grpc_stream_reports_an_error_after_the_tokens_before_it() {
 
 #[tokio::test]
 async fn grpc_stream_reports_a_stream_without_a_summary() {
-    let url = format!("http://{}", cut_short::grpc().await);
+    let url = format!("http://{}", foreign_server::grpc().await);
     let outcome = rust("grpc_stream").arg("--url").arg(url).run().await;
     assert_eq!(outcome.stdout, tokens(1));
     assert!(outcome.failure().contains("it was cut short"));
@@ -281,7 +281,7 @@ async fn the_python_grpc_client_reports_an_error_by_its_reason() {
 #[tokio::test]
 async fn the_python_grpc_client_reports_a_stream_without_a_summary() {
     let example = script("python_grpc_client").arg("--address");
-    let outcome = example.arg(cut_short::grpc().await).run().await;
+    let outcome = example.arg(foreign_server::grpc().await).run().await;
     assert_eq!(outcome.stdout, tokens(1));
     assert!(outcome.failure().contains("it was cut short"));
 }
@@ -332,7 +332,7 @@ async fn the_python_openai_client_reports_a_stream_that_fails() {
 #[tokio::test]
 async fn the_python_openai_client_reports_a_stream_without_an_end() {
     let example = script("python_openai_client").arg("--url");
-    let outcome = example.arg(cut_short::http().await).run().await;
+    let outcome = example.arg(foreign_server::http().await).run().await;
     assert_eq!(outcome.stdout, tokens(1));
     assert!(outcome.failure().contains("it was cut short"));
 }

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::http::{End, Request, completion, get};
 use support::program::{Running, tokenway};
-use support::{Setup, TestServer, cut_short, full_speed, silent_at};
+use support::{Setup, TestServer, foreign_server, full_speed, silent_at};
 use tokenway::runner::llm_test::TestRunnerLoader;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -203,7 +203,7 @@ async fn what_an_engine_says_of_its_refusal_reaches_the_client() {
     details = ErrorDetails::with_bad_request_violation("max_tokens", "It is too much.");
     let invalid = Status::with_error_details(Code::InvalidArgument, "Not that.", details);
     let refused = async |status| {
-        let engine = format!("http://{}", cut_short::refusing(status).await);
+        let engine = format!("http://{}", foreign_server::refusing(status).await);
         let gateway = gateway(&[&engine]).await;
         completion(&json!({"prompt": "a"})).fetch(&gateway).await
     };

@@ -93,7 +93,7 @@ async fn a_deadline_that_passes_in_the_queue_is_told_and_the_device_never_sees_i
     let counts = server.drain().await;
     counts.assert_nothing_is_left();
     assert_eq!(
-        counts.get("tokenway_tokens_total"),
+        counts.get("tokenway_tokens_generated_total"),
         1.0,
         "of the request that ran"
     );
@@ -139,7 +139,7 @@ async fn a_stream_that_fails_is_counted_by_its_error_at_the_door_where_it_entere
     let counts = server.drain().await;
     for door in ["grpc", "http"] {
         let ended = |outcome: &str| {
-            let labels = format!("{{door=\"{door}\",outcome=\"{outcome}\"}}");
+            let labels = format!("{{api=\"{door}\",outcome=\"{outcome}\"}}");
             counts.get(&format!("tokenway_requests_total{labels}"))
         };
         assert_eq!((ended("deadline_exceeded"), ended("cancelled")), (1.0, 0.0));
@@ -201,7 +201,7 @@ async fn a_grpc_reader_that_stops_is_given_up_alone() {
             break;
         }
     }
-    let lingering = "tokenway_streams_lingering{door=\"grpc\"}";
+    let lingering = "tokenway_requests_lingering{api=\"grpc\"}";
     assert_eq!(Counts::now(&server).get(lingering), 1.0);
     // Whoever comes back has everything up to the point where it was given up, and then the reason.
     let error = loop {
@@ -243,7 +243,7 @@ async fn an_http_reader_that_stops_is_given_up_and_told_when_it_comes_back() {
     assert_eq!(next.usage().completion_tokens, 5);
     // It is not in flight any more, though its connection is still open.
     let counts = Counts::now(&server);
-    let gauge = |name: &str| counts.get(&format!("tokenway_streams_{name}{{door=\"http\"}}"));
+    let gauge = |name: &str| counts.get(&format!("tokenway_requests_{name}{{api=\"http\"}}"));
     assert_eq!((gauge("in_flight"), gauge("lingering")), (0.0, 1.0));
     let rest = stalled.rest().await;
     assert_eq!(rest.end, End::Unclean);

@@ -94,7 +94,7 @@ async fn the_likeliest_tokens_are_told_in_order_and_greedy_takes_the_first() {
         assert!(top.is_sorted_by(|one, other| one.logprob >= other.logprob));
         let together: f32 = top.iter().map(|top| top.logprob.exp()).sum();
         assert!((0.1..=1.0).contains(&together), "{together}");
-        assert_eq!(logprobs.spelling, token.text.as_bytes());
+        assert_eq!(logprobs.token_bytes, token.text.as_bytes());
     }
 }
 
@@ -179,7 +179,7 @@ async fn the_models_own_end_is_ignored_where_that_is_asked_for() {
     let last = tokens.last().expect("an end of sequence");
     assert_eq!(last.text, "");
     assert_eq!(
-        last.logprobs.as_ref().expect("asked for").spelling,
+        last.logprobs.as_ref().expect("asked for").token_bytes,
         b"<|im_end|>"
     );
     let (count, end) = (tokens.len(), last.id);

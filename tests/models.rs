@@ -242,7 +242,8 @@ async fn what_is_for_one_model_is_named_as_it_was_given_and_nothing_listens() {
 #[tokio::test]
 async fn the_documented_models_are_served() {
     let server = served(&documented_file("models.toml")).await;
-    let page = std::fs::read_to_string("docs/configuration.md").expect("docs/configuration.md exists");
+    let page =
+        std::fs::read_to_string("docs/configuration.md").expect("docs/configuration.md exists");
     for line in &server.ready {
         assert!(page.contains(line), "{line}");
     }

@@ -13,7 +13,7 @@ use support::{Setup, full_speed};
 use tokenway::request::{ChatMessage, TokenId};
 use tokenway::runner::llm_test::TestRunnerLoader;
 use tokenway::runner::{
-    Beginning, LoadError, Loaded, Loader, Model, ModelError, ModelFacts, TokenBytes,
+    BosPolicy, LoadError, LoadedModel, Loader, Model, ModelError, ModelFacts, TokenBytes,
 };
 
 /// The context of the model that is asked anything at all: no request of it is long.
@@ -28,13 +28,13 @@ struct ShortModel {
 }
 
 impl Loader for Short {
-    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
-        let Loaded { model, runner } = self.0.load(slots, progress)?;
+    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
+        let LoadedModel { model, runner } = self.0.load(slots, progress)?;
         let facts = ModelFacts {
             context_length: CONTEXT,
             ..model.facts().clone()
         };
-        Ok(Loaded {
+        Ok(LoadedModel {
             model: Arc::new(ShortModel { model, facts }),
             runner,
         })
@@ -50,8 +50,8 @@ impl Model for ShortModel {
         &self.facts
     }
 
-    fn tokenize(&self, text: &str, beginning: Beginning) -> Result<Vec<TokenId>, ModelError> {
-        self.model.tokenize(text, beginning)
+    fn tokenize(&self, text: &str, bos: BosPolicy) -> Result<Vec<TokenId>, ModelError> {
+        self.model.tokenize(text, bos)
     }
 
     fn pieces(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {

@@ -56,7 +56,7 @@ async fn a_token_has_its_log_probability_and_those_of_the_likeliest() {
     for (index, logprobs) in (0..).zip(likelihoods(tokens)) {
         let logprobs = logprobs.expect("they were asked for");
         assert_eq!(logprobs.logprob, Some(-LN_2));
-        assert_eq!(logprobs.spelling, format!("token_{index}").into_bytes());
+        assert_eq!(logprobs.token_bytes, format!("token_{index}").into_bytes());
         let top: Vec<_> = logprobs
             .top
             .iter()
@@ -81,7 +81,7 @@ async fn tokens_that_were_held_back_keep_their_log_probabilities() {
         .enumerate()
     {
         let logprobs = logprobs.expect("they were asked for");
-        assert_eq!(logprobs.spelling, format!("token_{index}").into_bytes());
+        assert_eq!(logprobs.token_bytes, format!("token_{index}").into_bytes());
     }
 }
 

@@ -180,7 +180,7 @@ async fn a_device_call_that_holds_the_interpreter_is_a_pause_and_loses_no_worker
 async fn a_worker_that_is_killed_while_it_holds_the_interpreter_is_lost_at_once() {
     let mut workers = Vec::new();
     let engine = engine_with(&[], &mut workers, |socket| {
-        let hour = ["--silence-limit", "3600"];
+        let hour = ["--heartbeat-timeout", "3600"];
         holding(socket, Duration::from_secs(1_800)).args(hour)
     })
     .await;

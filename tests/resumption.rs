@@ -16,7 +16,8 @@ use tokenway::error::ErrorKind;
 use tokenway::proto::v1;
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::runner::{
-    LoadError, Loaded, Loader, ModelError, Next, Room, Runner, Sequence, Slot, Step, StepError,
+    LoadError, LoadedModel, Loader, ModelError, Next, Runner, Sequence, Slot, SlotCredit, Step,
+    StepError,
 };
 use tonic::Code;
 
@@ -38,14 +39,14 @@ struct FragileRunner {
 }
 
 impl Loader for Fragile {
-    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
-        let Loaded { model, runner } = self.loader.load(slots, progress)?;
+    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
+        let LoadedModel { model, runner } = self.loader.load(slots, progress)?;
         let runner = Box::new(FragileRunner {
             runner,
             crashes: Arc::clone(&self.crashes),
             is_poisoned: false,
         });
-        Ok(Loaded { model, runner })
+        Ok(LoadedModel { model, runner })
     }
 
     fn name(&self) -> &'static str {
@@ -63,8 +64,8 @@ impl Runner for FragileRunner {
         self.runner.release(slot);
     }
 
-    fn next(&mut self, room: &dyn Room) -> Next {
-        self.runner.next(room)
+    fn next(&mut self, credit: &dyn SlotCredit) -> Next {
+        self.runner.next(credit)
     }
 
     fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError> {

@@ -1,5 +1,5 @@
 //! What the worker makes of a runner that is not the test runner: one that ends by itself, does not
-//! stamp, fails as a whole, or breaks its promise about room.
+//! stamp, fails as a whole, or breaks its promise about credit.
 
 mod support;
 
@@ -12,8 +12,8 @@ use tokenway::error::{Error, ErrorKind};
 use tokenway::proto::v1;
 use tokenway::request::{Caller, ChatMessage, TokenId};
 use tokenway::runner::{
-    Beginning, LoadError, Loaded, Loader, Model, ModelError, ModelFacts, Next, Resumption, Room,
-    Runner, Sequence, Slot, Step, StepError, Token, TokenBytes,
+    BosPolicy, LoadError, LoadedModel, Loader, Model, ModelError, ModelFacts, Next, Resumption,
+    Runner, Sequence, Slot, SlotCredit, Step, StepError, Token, TokenBytes,
 };
 use tokio::sync::mpsc;
 
@@ -24,7 +24,7 @@ enum Does {
     EndItself,
     /// It fails as a whole.
     Fail,
-    /// More tokens than any lane has room for.
+    /// More tokens than any lane has credit for.
     IgnoreRoom,
     /// Two tokens without any stamp.
     NotStamp,
@@ -65,7 +65,7 @@ impl Runner for Device {
         self.running = None;
     }
 
-    fn next(&mut self, _room: &dyn Room) -> Next {
+    fn next(&mut self, _room: &dyn SlotCredit) -> Next {
         self.running.map_or(Next::Idle, |_| Next::Now)
     }
 
@@ -87,14 +87,14 @@ impl Runner for Device {
 }
 
 impl Loader for Asked {
-    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
-        let Loaded { model, .. } = Does::EndItself.load(slots, progress)?;
+    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
+        let LoadedModel { model, .. } = Does::EndItself.load(slots, progress)?;
         let device = Device {
             does: Does::EndItself,
             running: None,
         };
         let callers = self.0.clone();
-        Ok(Loaded {
+        Ok(LoadedModel {
             model,
             runner: Box::new(AskedDevice { callers, device }),
         })
@@ -118,8 +118,8 @@ impl Runner for AskedDevice {
         self.device.release(slot);
     }
 
-    fn next(&mut self, room: &dyn Room) -> Next {
-        self.device.next(room)
+    fn next(&mut self, credit: &dyn SlotCredit) -> Next {
+        self.device.next(credit)
     }
 
     fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError> {
@@ -132,7 +132,7 @@ impl Model for Facts {
         &self.0
     }
 
-    fn tokenize(&self, _text: &str, _: Beginning) -> Result<Vec<TokenId>, ModelError> {
+    fn tokenize(&self, _text: &str, _: BosPolicy) -> Result<Vec<TokenId>, ModelError> {
         Ok(vec![0])
     }
 
@@ -146,7 +146,7 @@ impl Model for Facts {
 }
 
 impl Loader for Does {
-    fn load(&self, _slots: usize, _progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
+    fn load(&self, _slots: usize, _progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
         let facts = ModelFacts {
             name: "scripted".to_owned(),
             context_length: 100_000,
@@ -157,7 +157,7 @@ impl Loader for Does {
             bos_token: None,
             eos_token: None,
         };
-        Ok(Loaded {
+        Ok(LoadedModel {
             model: Arc::new(Facts(facts)),
             runner: Box::new(Device {
                 does: *self,

@@ -18,8 +18,8 @@ async fn objects(server: &TestServer, tokens: u32, options: &Value) -> Vec<Value
 
 /// How many tokens are counted in a stage of a lane.
 fn counted(counts: &Counts, lane: &str, stage: &str) -> f64 {
-    let labels = format!("lane=\"{lane}\",stage=\"{stage}\"");
-    counts.get(&format!("tokenway_token_stage_seconds_count{{{labels}}}"))
+    let labels = format!("format=\"{lane}\",stage=\"{stage}\"");
+    counts.get(&format!("tokenway_token_latency_seconds_count{{{labels}}}"))
 }
 
 #[tokio::test]
@@ -39,12 +39,12 @@ async fn each_token_is_counted_once_in_each_stage_of_the_lane_by_which_it_left()
         ("http_sse", 2_000.0),
         ("grpc", 4_000.0),
     ] {
-        for stage in ["engine", "door", "socket"] {
+        for stage in ["engine", "frontend", "socket"] {
             assert_eq!(counted(&metrics, lane, stage), tokens, "{lane} {stage}");
         }
     }
     assert_eq!(counted(&metrics, "http_unary", "engine"), 3_000.0);
-    assert_eq!(counted(&metrics, "http_unary", "door"), 0.0);
+    assert_eq!(counted(&metrics, "http_unary", "frontend"), 0.0);
 }
 
 #[tokio::test]
@@ -54,7 +54,7 @@ async fn a_gateway_counts_its_stages_and_its_engine_the_others() {
     objects(&gateway, 100, &json!({})).await;
     let (gateway, engine) = (gateway.drain().await, engine.drain().await);
     assert_eq!(counted(&gateway, "http_ndjson", "engine"), 0.0);
-    assert_eq!(counted(&gateway, "http_ndjson", "door"), 200.0);
+    assert_eq!(counted(&gateway, "http_ndjson", "frontend"), 200.0);
     assert_eq!(counted(&engine, "grpc", "engine"), 200.0);
 }
 
@@ -74,7 +74,7 @@ async fn the_last_object_has_the_times_where_they_are_asked_for() {
         assert!(time("first_token_ns") <= time("total_ns"), "{last}");
         let prefill = time("first_token_ns") - time("queue_ns");
         assert_eq!(time("prefill_ns"), prefill);
-        for stage in ["engine", "door"] {
+        for stage in ["engine", "frontend"] {
             let stage = &last["timings"]["stages"][stage];
             assert_eq!(stage["tokens"], 6, "{last}");
             let time = |name: &str| stage[name].as_u64().expect("nanoseconds");
@@ -100,7 +100,7 @@ async fn a_summary_over_grpc_has_the_times_of_all_stages() {
     let completion = grpc::collect(server.stream(grpc::request("a", 300)).await).await;
     let timings = completion.summary.and_then(|summary| summary.timings);
     let timings = timings.expect("timings");
-    for stage in [timings.engine, timings.door] {
+    for stage in [timings.engine, timings.frontend] {
         assert_eq!(stage.expect("a stage").tokens, 300);
     }
     assert!(timings.socket.is_some());

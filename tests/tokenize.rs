@@ -105,8 +105,8 @@ async fn what_cannot_be_tokenized_is_refused_and_counted() {
     let expected = refused(415, "unsupported_media_type", None);
     assert_eq!(refusal(&server, plain).await, expected);
     let counted = |reason: &str| {
-        let metric = "tokenway_refusals_total";
-        format!("{metric}{{door=\"http\",reason=\"{reason}\"}}")
+        let metric = "tokenway_requests_rejected_total";
+        format!("{metric}{{api=\"http\",reason=\"{reason}\"}}")
     };
     let counts = Counts::now(&server);
     for reason in ["model_not_found", "invalid_value", "unsupported_media_type"] {

@@ -13,7 +13,8 @@ use support::{Counts, Setup, full_speed, grpc};
 use tokenway::error::{Error, ErrorKind};
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::runner::{
-    LoadError, Loaded, Loader, ModelError, Next, Room, Runner, Sequence, Slot, Step, StepError,
+    LoadError, LoadedModel, Loader, ModelError, Next, Runner, Sequence, Slot, SlotCredit, Step,
+    StepError,
 };
 use tonic::Code;
 
@@ -25,7 +26,7 @@ struct Waiting {
 }
 
 impl Loader for Waiting {
-    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
+    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
         self.loads.fetch_add(1, Ordering::SeqCst);
         let word = self.word.lock().expect("no load panics").recv();
         word.map_err(|_| LoadError("there is no device any more".to_owned()))?;
@@ -209,11 +210,11 @@ struct HangingRunner {
 }
 
 impl Loader for Hanging {
-    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
-        let Loaded { model, runner } = self.loader.load(slots, progress)?;
+    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
+        let LoadedModel { model, runner } = self.loader.load(slots, progress)?;
         let word = Arc::clone(&self.word);
         let runner = Box::new(HangingRunner { runner, word });
-        Ok(Loaded { model, runner })
+        Ok(LoadedModel { model, runner })
     }
 
     fn name(&self) -> &'static str {
@@ -230,8 +231,8 @@ impl Runner for HangingRunner {
         self.runner.release(slot);
     }
 
-    fn next(&mut self, room: &dyn Room) -> Next {
-        self.runner.next(room)
+    fn next(&mut self, credit: &dyn SlotCredit) -> Next {
+        self.runner.next(credit)
     }
 
     fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError> {

@@ -5,9 +5,9 @@ use std::hint::black_box;
 
 use bytes::BytesMut;
 use criterion::{Criterion, Throughput};
-use tokenway::gateway::lines::{ChoiceTokens, Head, Lines};
+use tokenway::gateway::lines::{ChoiceTokens, LineWriter, ResponseMetadata};
 use tokenway::gateway::{Route, StreamFormat, StreamOptions};
-use tokenway::tokens::{Stamp, TextToken, TokenBatch};
+use tokenway::tokens::{TextToken, Timestamps, TokenBatch};
 
 /// The most tokens of one event.
 const TOKENS: u32 = 256;
@@ -39,7 +39,7 @@ fn lines(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("lines");
     group.throughput(Throughput::Elements(u64::from(TOKENS)));
     for (name, format, options, tokens) in cases {
-        let mut lines = Lines::new(format, options, head());
+        let mut lines = LineWriter::new(format, options, head());
         let mut out = BytesMut::new();
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
@@ -58,8 +58,8 @@ fn lines(criterion: &mut Criterion) {
 }
 
 /// As long as a real response's.
-fn head() -> Head {
-    Head {
+fn head() -> ResponseMetadata {
+    ResponseMetadata {
         route: Route::Completions,
         id: "cmpl-00000000-0000-4000-8000-000000000000".to_owned(),
         created: 1_700_000_000,
@@ -69,7 +69,7 @@ fn head() -> Head {
 
 fn batch(text: impl Fn(u32) -> String) -> TokenBatch {
     // The clock of a machine that has been up for an hour.
-    let stamp = Stamp {
+    let timestamps = Timestamps {
         due_ns: 3_600_000_000_000,
         emitted_ns: 3_600_000_012_345,
     };
@@ -79,7 +79,7 @@ fn batch(text: impl Fn(u32) -> String) -> TokenBatch {
         batch.push(TextToken {
             id,
             text,
-            stamp,
+            timestamps,
             logprobs: None,
         });
     }

@@ -7,7 +7,7 @@ use std::iter::repeat_with;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput};
 use tokenway::scheduler::plan::{Admission, Job, Placement, Plan};
-use tokenway::worker::{Life, WorkerId};
+use tokenway::worker::{Generation, WorkerId};
 
 /// How many requests may wait, and do where the queue is full.
 const QUEUE_DEPTH: usize = 1_024;
@@ -15,8 +15,8 @@ const QUEUE_DEPTH: usize = 1_024;
 /// How many slots each worker has.
 const SLOTS: usize = 8;
 
-/// The only life of every worker.
-const LIFE: Life = Life(1);
+/// The only generation of every worker.
+const GENERATION: Generation = Generation(1);
 
 /// What every request asks for.
 const MAX_TOKENS: u32 = 256;
@@ -104,7 +104,7 @@ fn bench_turns(
         let mut worker = (0..8).cycle().map(WorkerId);
         bencher.iter(|| {
             let worker = worker.next().expect("it is endless");
-            assert_eq!(plan.released(worker, LIFE, MAX_TOKENS).len(), 1);
+            assert_eq!(plan.released(worker, GENERATION, MAX_TOKENS).len(), 1);
             let (admission, placements) = plan.admit(0, priority(), vec![Choice]);
             assert_eq!(admission, Admission::Admitted);
             black_box(placements);
@@ -114,7 +114,7 @@ fn bench_turns(
 
 fn release(plan: &mut Plan<Choice>, placements: &[Placement<Choice>]) {
     for placement in placements {
-        let next = plan.released(placement.worker, placement.life, MAX_TOKENS);
+        let next = plan.released(placement.worker, placement.generation, MAX_TOKENS);
         black_box(next);
     }
 }
@@ -124,7 +124,7 @@ fn plan(workers: usize) -> Plan<Choice> {
     let mut plan = Plan::new(&[QUEUE_DEPTH]);
     for worker in 0..workers {
         plan.joined(WorkerId(worker), 0);
-        plan.ready(WorkerId(worker), LIFE, SLOTS);
+        plan.ready(WorkerId(worker), GENERATION, SLOTS);
     }
     plan
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use criterion::{Criterion, Throughput};
 use tokenway::request::{MAX_STOP_BYTES, MAX_STOP_STRINGS};
-use tokenway::text::stop::{StopMatcher, StopStrings, Watch};
+use tokenway::text::stop::{StopMatcher, StopStatus, StopStrings};
 
 /// How many tokens the completion has.
 const TOKENS: u32 = 256;
@@ -61,7 +61,7 @@ fn complete(matcher: &mut StopMatcher<usize>, texts: &[String]) {
         black_box((token, text));
     };
     for (at, text) in texts.iter().enumerate() {
-        assert_eq!(matcher.push(at, text, release), Watch::Open);
+        assert_eq!(matcher.push(at, text, release), StopStatus::Open);
     }
     matcher.finish(release);
 }

@@ -122,7 +122,7 @@ fn failure(status: &Status, received: &Received) -> StreamError {
 }
 
 fn stamp_of(token: TextToken<'_>) -> Option<Stamp> {
-    let tokenway::tokens::Stamp { due_ns, emitted_ns } = token.stamp;
+    let tokenway::tokens::Timestamps { due_ns, emitted_ns } = token.timestamps;
     let known = |ns: u64| Some(ns).filter(|ns| *ns > 0);
     Some(Stamp {
         due_ns: known(due_ns),

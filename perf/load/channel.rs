@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 
 use tokenway::runner::{Token, monotonic_ns};
-use tokenway::worker::lane::Output;
+use tokenway::worker::token_channel::Output;
 
 use super::Fault;
 use super::session::Asked;
@@ -20,10 +20,10 @@ pub(super) async fn request(
     asked: &Asked,
     taker: &mut impl Taker,
 ) -> Result<(), Fault> {
-    let mut lane = device.open(asked.tokens, asked.timed);
+    let mut token_channel = device.open(asked.tokens, asked.timed);
     let mut outputs = Vec::new();
     while taker.count() < asked.tokens {
-        if poll_fn(|cx| lane.poll_recv_many(cx, &mut outputs, BATCH)).await == 0 {
+        if poll_fn(|cx| token_channel.poll_recv_many(cx, &mut outputs, BATCH)).await == 0 {
             return Err(Fault::CutOff(taker.count()));
         }
         let received_ns = monotonic_ns();

@@ -5,11 +5,11 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use http::Version;
-use tokenway::delivery::{DoorClock, Flush, Flushes, Turn};
+use tokenway::delivery::{DeliveryTimer, FlushHandle, FlushTracker, WriteStart};
 use tokenway::runner::{Token, TokenBytes, monotonic_ns};
-use tokenway::telemetry::{Lane, Stage, StageTimes, Telemetry};
-use tokenway::text::completion::time_taken;
-use tokenway::worker::lane::Output;
+use tokenway::telemetry::{ResponseFormat, Stage, StageTimes, Telemetry};
+use tokenway::text::completion::record_engine_latency;
+use tokenway::worker::token_channel::Output;
 
 use super::statistics::count;
 
@@ -56,30 +56,30 @@ fn for_each_token(batch: u32) -> f64 {
 /// What a stream times its tokens with.
 struct Stream {
     engine: StageTimes,
-    clock: DoorClock,
-    flushes: Arc<Flushes>,
+    clock: DeliveryTimer,
+    flushes: Arc<FlushTracker>,
 }
 
 impl Stream {
     fn open() -> Self {
         let telemetry = Telemetry::new();
-        let flushes = Arc::new(Flushes::default());
-        let flush = Flush::new(Arc::clone(&flushes), Version::HTTP_11);
+        let flushes = Arc::new(FlushTracker::default());
+        let flush = FlushHandle::new(Arc::clone(&flushes), Version::HTTP_11);
         Self {
-            engine: telemetry.stage_times(Lane::HttpNdjson, Stage::Engine),
-            clock: DoorClock::new(&telemetry, Lane::HttpNdjson, Some(flush)),
+            engine: telemetry.stage_times(ResponseFormat::HttpNdjson, Stage::Engine),
+            clock: DeliveryTimer::new(&telemetry, ResponseFormat::HttpNdjson, Some(flush)),
             flushes,
         }
     }
 
     /// Tokens pass that are ready together.
     fn pass(&self, outputs: &[Output]) {
-        let turn = Turn::begin();
-        time_taken(outputs, &self.engine);
+        let turn = WriteStart::begin();
+        record_engine_latency(outputs, &self.engine);
         self.clock
             .written(turn, u64::try_from(outputs.len()).unwrap_or(0));
         // The connection asks for more, in vain, before it flushes.
-        black_box(Turn::begin());
+        black_box(WriteStart::begin());
         self.flushes.flushed();
     }
 }

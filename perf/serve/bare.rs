@@ -19,8 +19,8 @@ use tokenway::proto::v1;
 use tokenway::proto::v1::completion_event::Event;
 use tokenway::proto::v1::inference_server::{Inference, InferenceServer};
 use tokenway::runner::Token;
-use tokenway::tokens::{Stamp, TextToken, TokenBatch};
-use tokenway::worker::lane::{LaneReceiver, Output};
+use tokenway::tokens::{TextToken, Timestamps, TokenBatch};
+use tokenway::worker::token_channel::{Output, TokenReceiver};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tonic::transport::server::TcpIncoming;
@@ -94,7 +94,7 @@ struct BareTonic(Device);
 
 /// The events of one sequence; what is ready together is one message.
 struct EventStream {
-    lane: Option<LaneReceiver>,
+    token_channel: Option<TokenReceiver>,
     outputs: Vec<Output>,
     next_index: u32,
     stamps: bool,
@@ -113,7 +113,7 @@ impl Inference for BareTonic {
         let request = request.into_inner();
         let stamps = request.include_stamps;
         Ok(Response::new(EventStream {
-            lane: Some(self.0.open(request.max_tokens(), stamps)),
+            token_channel: Some(self.0.open(request.max_tokens(), stamps)),
             outputs: Vec::new(),
             next_index: 0,
             stamps,
@@ -172,7 +172,7 @@ impl EventStream {
                     self.has_finished = true;
                 }
                 // Nobody here asks for the prompt.
-                Output::Prompt(_) | Output::Failed(_) => self.lane = None,
+                Output::Prompt(_) | Output::Failed(_) => self.token_channel = None,
             }
         }
         let first_index = self.next_index;
@@ -196,16 +196,16 @@ impl Stream for EventStream {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        let Some(lane) = &mut this.lane else {
+        let Some(token_channel) = &mut this.token_channel else {
             return Poll::Ready(None);
         };
         let event = if this.has_finished {
-            this.lane = None;
+            this.token_channel = None;
             Event::Summary(v1::Summary::default())
         } else {
             // The start is an event of its own.
             let limit = if this.has_started { BATCH } else { 1 };
-            if ready!(lane.poll_recv_many(cx, &mut this.outputs, limit)) == 0 {
+            if ready!(token_channel.poll_recv_many(cx, &mut this.outputs, limit)) == 0 {
                 return Poll::Ready(None);
             }
             this.has_started = true;
@@ -216,18 +216,18 @@ impl Stream for EventStream {
 }
 
 fn push(tokens: &mut TokenBatch, token: &Token, stamps: bool) {
-    let stamp = if stamps {
-        Stamp {
+    let timestamps = if stamps {
+        Timestamps {
             due_ns: token.due_ns,
             emitted_ns: token.emitted_ns,
         }
     } else {
-        Stamp::default()
+        Timestamps::default()
     };
     tokens.push(TextToken {
         id: token.id,
         text: &String::from_utf8_lossy(&token.bytes),
-        stamp,
+        timestamps,
         logprobs: None,
     });
 }

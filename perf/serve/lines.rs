@@ -7,7 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures_core::Stream;
 use serde::Deserialize;
 use tokenway::runner::Token;
-use tokenway::worker::lane::{LaneReceiver, Output};
+use tokenway::worker::token_channel::{Output, TokenReceiver};
 
 /// How many outputs are taken at once, as in the product.
 const BATCH: usize = 256;
@@ -36,15 +36,15 @@ pub(super) struct AskedOptions {
 
 /// The lines of one sequence; what is ready together comes together.
 pub(super) struct LineStream {
-    lane: Option<LaneReceiver>,
+    token_channel: Option<TokenReceiver>,
     outputs: Vec<Output>,
     stamps: bool,
 }
 
 impl LineStream {
-    pub(super) fn new(lane: LaneReceiver, stamps: bool) -> Self {
+    pub(super) fn new(token_channel: TokenReceiver, stamps: bool) -> Self {
         Self {
-            lane: Some(lane),
+            token_channel: Some(token_channel),
             outputs: Vec::new(),
             stamps,
         }
@@ -65,10 +65,10 @@ impl LineStream {
                     if let Some(token) = token {
                         line(&mut out, &token, "\"length\"", self.stamps);
                     }
-                    self.lane = None;
+                    self.token_channel = None;
                 }
                 // Nobody here asks for the prompt.
-                Output::Prompt(_) | Output::Failed(_) => self.lane = None,
+                Output::Prompt(_) | Output::Failed(_) => self.token_channel = None,
             }
         }
         out
@@ -81,12 +81,12 @@ impl Stream for LineStream {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         loop {
-            let Some(lane) = &mut this.lane else {
+            let Some(token_channel) = &mut this.token_channel else {
                 return Poll::Ready(None);
             };
-            match lane.poll_recv_many(cx, &mut this.outputs, BATCH) {
+            match token_channel.poll_recv_many(cx, &mut this.outputs, BATCH) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(0) => this.lane = None,
+                Poll::Ready(0) => this.token_channel = None,
                 Poll::Ready(_) => {
                     let lines = this.write();
                     if !lines.is_empty() {

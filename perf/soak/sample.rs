@@ -16,9 +16,9 @@ use crate::process::Holdings;
 
 /// The server's gauges, by their names in `src/telemetry.rs`.
 const SEQUENCES: &str = "tokenway_sequences_running";
-const QUEUE_DEPTH: &str = "tokenway_queue_depth";
+const QUEUE_DEPTH: &str = "tokenway_requests_queued";
 const CONNECTIONS: &str = "tokenway_connections_open";
-const IN_FLIGHT: &str = "tokenway_streams_in_flight";
+const IN_FLIGHT: &str = "tokenway_requests_in_flight";
 
 /// A server that does not answer within this cannot be watched.
 const ANSWER: Duration = Duration::from_secs(10);

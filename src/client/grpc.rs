@@ -26,7 +26,7 @@ pub(super) async fn complete(
         .await
         .map_err(|error| ClientError::Connect {
             address: address.clone(),
-            problem: deepest(&error),
+            problem: root_cause(&error),
         })?;
     let request = v1::CompletionRequest {
         model: options.model.clone().unwrap_or_default(),
@@ -40,7 +40,7 @@ pub(super) async fn complete(
     let response = InferenceClient::new(channel).complete(request).await;
     let response = response.map_err(|status| refused(&status))?;
     if !is_grpc(response.metadata()) {
-        return Err(ClientError::WrongDoor {
+        return Err(ClientError::WrongProtocol {
             address,
             asked: "gRPC",
             advice: "if it is the HTTP door, leave out --grpc",
@@ -56,7 +56,7 @@ pub(super) async fn complete(
             Some(Event::Started(_) | Event::Prompt(_)) | None => {}
         }
     }
-    Err(ClientError::CutShort(
+    Err(ClientError::Truncated(
         "the stream ended without its summary".to_owned(),
     ))
 }
@@ -76,7 +76,7 @@ fn refused(status: &tonic::Status) -> ClientError {
 }
 
 /// The innermost reason, which says the most: that a connection was refused, for one.
-fn deepest(error: &dyn std::error::Error) -> String {
+fn root_cause(error: &dyn std::error::Error) -> String {
     let mut reason = error;
     while let Some(source) = reason.source() {
         reason = source;

@@ -67,7 +67,7 @@ async fn over<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let broken = |error: hyper::Error| ClientError::CutShort(error.to_string());
+    let broken = |error: hyper::Error| ClientError::Truncated(error.to_string());
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(broken)?;
@@ -92,7 +92,7 @@ where
         if error.is_incomplete_message() {
             broken(error)
         } else {
-            wrong_door(options)
+            wrong_protocol(options)
         }
     })?;
     let shown = async {
@@ -111,8 +111,8 @@ where
 }
 
 /// What is told where the answer is none of HTTP/1.1.
-fn wrong_door(options: &ClientOptions) -> ClientError {
-    ClientError::WrongDoor {
+fn wrong_protocol(options: &ClientOptions) -> ClientError {
+    ClientError::WrongProtocol {
         address: options.address(DEFAULT_ADDRESS),
         asked: "HTTP",
         advice: "if it is the gRPC door, say --grpc",
@@ -135,7 +135,7 @@ async fn show_lines(mut body: Incoming, out: &mut dyn Write) -> Result<(), Clien
     let mut unread = Vec::new();
     let mut is_finished = false;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| ClientError::CutShort(error.to_string()))?;
+        let frame = frame.map_err(|error| ClientError::Truncated(error.to_string()))?;
         unread.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
         while let Some(end) = memchr::memchr(b'\n', &unread) {
             let line: Vec<u8> = unread.drain(..=end).collect();
@@ -145,7 +145,7 @@ async fn show_lines(mut body: Incoming, out: &mut dyn Write) -> Result<(), Clien
     if is_finished {
         Ok(())
     } else {
-        Err(ClientError::CutShort(
+        Err(ClientError::Truncated(
             "the stream ended without a finish reason".to_owned(),
         ))
     }
@@ -154,7 +154,7 @@ async fn show_lines(mut body: Incoming, out: &mut dyn Write) -> Result<(), Clien
 /// Shows a line's text; true where it is the last one.
 fn show_line(line: &[u8], out: &mut dyn Write) -> Result<bool, ClientError> {
     let line: Value = serde_json::from_slice(line)
-        .map_err(|error| ClientError::CutShort(format!("a line is no JSON: {error}")))?;
+        .map_err(|error| ClientError::Truncated(format!("a line is no JSON: {error}")))?;
     if !line["error"].is_null() {
         return Err(server_error(&line));
     }
@@ -166,7 +166,7 @@ fn show_line(line: &[u8], out: &mut dyn Write) -> Result<bool, ClientError> {
 async fn refusal(body: Incoming) -> ClientError {
     match body.collect().await {
         Ok(body) => server_error(&serde_json::from_slice(&body.to_bytes()).unwrap_or_default()),
-        Err(error) => ClientError::CutShort(error.to_string()),
+        Err(error) => ClientError::Truncated(error.to_string()),
     }
 }
 

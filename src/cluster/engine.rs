@@ -26,18 +26,18 @@ pub(super) type EventStream =
     Pin<Box<dyn Stream<Item = Result<v1::CompletionEvent, Status>> + Send>>;
 
 pub(super) struct Engine {
-    reach: Reach,
+    backend: Backend,
     in_flight: Arc<AtomicUsize>,
     health: Health,
 }
 
-enum Reach {
+enum Backend {
     /// It is in this process: its service is a value to be called. To encode and decode what it says was
     /// half of what a token cost.
     InProcess(Box<dyn InProcess>),
     /// It is elsewhere. A stream is read on into a buffer of its own, so that one that nobody reads takes
     /// nothing from the others of its connection.
-    Elsewhere(Connections),
+    Remote(Connections),
 }
 
 /// An engine's connections, which take turns.
@@ -116,7 +116,7 @@ impl<I: Inference> InProcess for I {
 impl Engine {
     /// The engine of this process.
     pub(super) fn local(service: impl Inference) -> Self {
-        Self::new(Reach::InProcess(Box::new(service)), Health::always())
+        Self::new(Backend::InProcess(Box::new(service)), Health::always())
     }
 
     /// An engine elsewhere. `tasks` read its streams.
@@ -126,12 +126,12 @@ impl Engine {
             next: AtomicUsize::new(0),
             tasks,
         };
-        Self::new(Reach::Elsewhere(connections), health)
+        Self::new(Backend::Remote(connections), health)
     }
 
-    fn new(reach: Reach, health: Health) -> Self {
+    fn new(backend: Backend, health: Health) -> Self {
         Self {
-            reach,
+            backend,
             in_flight: Arc::default(),
             health,
         }
@@ -161,24 +161,24 @@ impl Engine {
         &self,
         request: Request<v1::CompletionRequest>,
     ) -> Result<EventSource, Status> {
-        let lease = self.lease();
-        match &self.reach {
-            Reach::InProcess(service) => {
+        let guard = self.guard();
+        match &self.backend {
+            Backend::InProcess(service) => {
                 let stream = service.complete(request).await?;
-                Ok(EventSource::InProcess(stream, lease))
+                Ok(EventSource::InProcess(stream, guard))
             }
-            Reach::Elsewhere(connections) => {
+            Backend::Remote(connections) => {
                 let response = connections.client().complete(request).await?;
-                let events = remote::read_on(response.into_inner(), lease, &connections.tasks);
+                let events = remote::read_ahead(response.into_inner(), guard, &connections.tasks);
                 Ok(EventSource::ReadAhead(events))
             }
         }
     }
 
     pub(super) async fn list_models(&self) -> Result<Vec<v1::Model>, Status> {
-        let listed = match &self.reach {
-            Reach::InProcess(service) => service.list_models().await?,
-            Reach::Elsewhere(connections) => {
+        let listed = match &self.backend {
+            Backend::InProcess(service) => service.list_models().await?,
+            Backend::Remote(connections) => {
                 let request = v1::ListModelsRequest {};
                 connections
                     .client()
@@ -194,9 +194,9 @@ impl Engine {
         let request = v1::GetModelRequest {
             model: model.to_owned(),
         };
-        let found = match &self.reach {
-            Reach::InProcess(service) => service.get_model(request).await?,
-            Reach::Elsewhere(connections) => {
+        let found = match &self.backend {
+            Backend::InProcess(service) => service.get_model(request).await?,
+            Backend::Remote(connections) => {
                 connections.client().get_model(request).await?.into_inner()
             }
         };
@@ -207,9 +207,9 @@ impl Engine {
         &self,
         request: v1::TokenizeRequest,
     ) -> Result<v1::TokenizeResponse, Status> {
-        match &self.reach {
-            Reach::InProcess(service) => service.tokenize(request).await,
-            Reach::Elsewhere(connections) => {
+        match &self.backend {
+            Backend::InProcess(service) => service.tokenize(request).await,
+            Backend::Remote(connections) => {
                 let response = connections.client().tokenize(request).await?;
                 Ok(response.into_inner())
             }
@@ -220,29 +220,29 @@ impl Engine {
         &self,
         request: v1::DetokenizeRequest,
     ) -> Result<v1::DetokenizeResponse, Status> {
-        match &self.reach {
-            Reach::InProcess(service) => service.detokenize(request).await,
-            Reach::Elsewhere(connections) => {
+        match &self.backend {
+            Backend::InProcess(service) => service.detokenize(request).await,
+            Backend::Remote(connections) => {
                 let response = connections.client().detokenize(request).await?;
                 Ok(response.into_inner())
             }
         }
     }
 
-    fn lease(&self) -> Lease {
+    fn guard(&self) -> InFlightGuard {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        Lease {
+        InFlightGuard {
             in_flight: Arc::clone(&self.in_flight),
         }
     }
 }
 
 /// Counts a stream towards its engine's load.
-pub(super) struct Lease {
+pub(super) struct InFlightGuard {
     in_flight: Arc<AtomicUsize>,
 }
 
-impl Drop for Lease {
+impl Drop for InFlightGuard {
     fn drop(&mut self) {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }

@@ -8,13 +8,13 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::Stream;
 use tonic::{Code, Status};
 
-use super::engine::{EventStream, Lease};
+use super::engine::{EventStream, InFlightGuard};
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
 
 /// The events of one completion. It ends after the summary, or after one error.
-pub struct Events {
+pub struct CheckedEvents {
     source: EventSource,
     /// For each choice, the index that its next token must have.
     next_indices: Vec<u32>,
@@ -33,12 +33,12 @@ pub(super) struct ReadAhead {
 pub(super) enum EventSource {
     InProcess(
         EventStream,
-        #[expect(dead_code, reason = "its drop counts")] Lease,
+        #[expect(dead_code, reason = "its drop counts")] InFlightGuard,
     ),
     ReadAhead(mpsc::Receiver<ReadAhead>),
 }
 
-impl Events {
+impl CheckedEvents {
     pub(super) fn new(source: EventSource, choices: u32) -> Self {
         Self {
             source,
@@ -88,7 +88,7 @@ impl Events {
     }
 }
 
-impl Stream for Events {
+impl Stream for CheckedEvents {
     type Item = Result<Event, Error>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -201,14 +201,14 @@ mod tests {
             sender.try_send(read).ok().unwrap();
         }
         drop(sender);
-        Events::new(EventSource::ReadAhead(receiver), 2)
+        CheckedEvents::new(EventSource::ReadAhead(receiver), 2)
             .map(|event| event.map_err(|error| error.kind))
             .collect()
             .await
     }
 
     #[tokio::test]
-    async fn a_gap_or_a_repetition_in_a_choices_indices_is_an_error_and_nothing_follows_it() {
+    async fn a_gap_or_repeated_index_ends_the_stream_with_an_error() {
         for wrong in [1, 3] {
             let engine = vec![
                 Ok(tokens(0, 0, 2)),
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tokens_of_a_choice_that_was_not_asked_for_are_the_engines_failure() {
+    async fn tokens_of_an_unrequested_choice_are_an_upstream_error() {
         for choice in [2, u32::MAX] {
             let events = checked(vec![Ok(tokens(choice, 0, 1)), Ok(tokens(0, 0, 1))]).await;
             assert_eq!(events, [Err(ErrorKind::UpstreamError)]);
@@ -231,13 +231,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_without_a_summary_was_cut_off() {
+    async fn a_stream_without_a_summary_ends_with_an_upstream_error() {
         let events = checked(vec![Ok(tokens(0, 0, 1))]).await;
         assert_eq!(events.last(), Some(&Err(ErrorKind::UpstreamError)));
     }
 
     #[test]
-    fn a_connection_that_its_protocol_has_closed_is_no_full_queue() {
+    fn an_http2_protocol_error_is_not_reported_as_a_full_queue() {
         let closed = h2::Error::from(h2::Reason::ENHANCE_YOUR_CALM);
         let status = Status::from_error(Box::new(closed));
         assert_eq!(status.code(), Code::ResourceExhausted);
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_that_breaks_is_the_engines_failure_whatever_its_code() {
+    async fn a_broken_connection_is_an_upstream_error_whatever_its_code() {
         for status in [
             Status::unknown("h2"),
             Status::unavailable("h2"),

@@ -14,15 +14,15 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tower::ServiceExt;
 
-use super::engine::{EngineChannel, Lease};
+use super::engine::{EngineChannel, InFlightGuard};
 use super::events::ReadAhead;
-use crate::critical::Critical;
+use crate::critical::CriticalTasks;
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
 use crate::proto::v1::inference_client::InferenceClient;
 
 /// How many connections go to each engine: one would have all streams wait for one socket.
-const CHANNELS: usize = 2;
+const CONNECTIONS_PER_ENGINE: usize = 2;
 
 /// How many events of a stream are read ahead of its reader, and how many tokens they hold together.
 const READ_AHEAD_EVENTS: usize = 64;
@@ -36,21 +36,21 @@ const STREAM_WINDOW: u32 = 64 * 1024;
 
 /// How many streams that were given up a connection remembers at once: for what an engine still sends on
 /// these, nobody has to be told.
-const REMEMBERED: usize = 10_000;
+const REMEMBERED_RESET_STREAMS: usize = 10_000;
 
 /// How long the trailers of a stream may take that has said its last.
-const TRAILERS: Duration = Duration::from_secs(1);
+const TRAILERS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A peer that has hung is noticed within a second.
-const KEEP_ALIVE: Duration = Duration::from_millis(500);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long an engine that comes up may take to list its models.
-const LISTING: Duration = Duration::from_secs(1);
+const LIST_MODELS_TIMEOUT: Duration = Duration::from_secs(1);
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long to wait before an engine that is down is asked again.
-const RETRY: Duration = Duration::from_millis(250);
+const RETRY_DELAY: Duration = Duration::from_millis(250);
 
 /// What is known of an engine, as it changes.
 #[derive(Clone)]
@@ -106,7 +106,7 @@ impl Health {
 /// Connects to an engine, now or as soon as it is there, and watches its health.
 pub(super) fn connect(
     address: &str,
-    (tasks, critical): (&TaskTracker, &Critical),
+    (tasks, critical): (&TaskTracker, &CriticalTasks),
     stop: &CancellationToken,
 ) -> Result<(Vec<EngineChannel>, Health), String> {
     let endpoint = endpoint(address)?;
@@ -124,7 +124,7 @@ pub(super) fn connect(
     critical.spawn(tasks, "engine watch", async move {
         stop.run_until_cancelled_owned(follow).await;
     });
-    let channels = (0..CHANNELS).map(|_| channel()).collect();
+    let channels = (0..CONNECTIONS_PER_ENGINE).map(|_| channel()).collect();
     let health = Health {
         state: state_seen,
         models: models_seen,
@@ -155,10 +155,10 @@ pub(super) fn endpoint(address: &str) -> Result<Endpoint, String> {
         // What an engine still sends on a stream that was given up is an error of the connection's, once
         // the stream is forgotten, and so many such errors end it: clients that go away would end the
         // streams of all others. An engine is no stranger.
-        .http2_max_concurrent_reset_streams(REMEMBERED)
+        .http2_max_concurrent_reset_streams(REMEMBERED_RESET_STREAMS)
         .http2_max_local_error_reset_streams(None)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_INTERVAL)
         .keep_alive_while_idle(true))
 }
 
@@ -181,8 +181,11 @@ async fn follow(
                     | ServingStatus::ServiceUnknown => State::Down,
                 };
                 if state == State::Up
-                    && let Ok(Ok(listed)) =
-                        timeout(LISTING, inference.list_models(v1::ListModelsRequest {})).await
+                    && let Ok(Ok(listed)) = timeout(
+                        LIST_MODELS_TIMEOUT,
+                        inference.list_models(v1::ListModelsRequest {}),
+                    )
+                    .await
                 {
                     models.send_replace(listed.into_inner().models);
                 }
@@ -190,7 +193,7 @@ async fn follow(
             }
         }
         tell(&health, State::Down, &address);
-        sleep(RETRY).await;
+        sleep(RETRY_DELAY).await;
     }
 }
 
@@ -208,9 +211,9 @@ fn tell(health: &watch::Sender<State>, state: State, engine: &str) {
 
 /// Reads a stream on into a bounded buffer, and stops only while that is full. It ends at once when
 /// nobody reads the buffer any more, and with it the RPC.
-pub(super) fn read_on(
+pub(super) fn read_ahead(
     mut stream: Streaming<v1::CompletionEvent>,
-    lease: Lease,
+    guard: InFlightGuard,
     tasks: &TaskTracker,
 ) -> mpsc::Receiver<ReadAhead> {
     let (sender, receiver) = mpsc::channel(READ_AHEAD_EVENTS);
@@ -218,7 +221,7 @@ pub(super) fn read_on(
         usize::try_from(READ_AHEAD_TOKENS).unwrap_or(Semaphore::MAX_PERMITS),
     ));
     tasks.spawn(async move {
-        let _lease = lease;
+        let _lease = guard;
         loop {
             let event = tokio::select! {
                 event = stream.message() => event.transpose(),
@@ -236,7 +239,7 @@ pub(super) fn read_on(
             let is_read = sender.send(read).await.is_ok();
             if is_last {
                 // The stream is over but for its trailers. Left without them it would be reset.
-                let _ = timeout(TRAILERS, stream.message()).await;
+                let _ = timeout(TRAILERS_TIMEOUT, stream.message()).await;
             }
             if is_last || !is_read {
                 return;
@@ -286,7 +289,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_engine_is_up_while_it_says_so_and_can_be_reached() {
+    async fn an_engine_is_up_while_it_reports_serving_and_is_reachable() {
         let (reporter, service) = health_reporter();
         // On a runtime of its own, with which its connections end.
         let engine = Runtime::new().unwrap();
@@ -297,7 +300,7 @@ mod tests {
         let server = Server::builder().add_service(service);
         engine.spawn(server.serve_with_incoming(incoming));
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let critical = Critical::default();
+        let critical = CriticalTasks::default();
         let (_, mut health) = connect(&address, (&tasks, &critical), &stop).unwrap();
         assert!(health.is_up(), "until it is known it is worth asking");
         let not_serving = tonic_health::ServingStatus::NotServing;

@@ -17,8 +17,8 @@ type Answer = dyn Fn(&v1::CompletionRequest) -> Result<Script, Status> + Send + 
 /// An engine that answers each request for a completion so, and nothing else.
 pub(crate) fn engine(
     answer: impl Fn(&v1::CompletionRequest) -> Result<Script, Status> + Send + Sync + 'static,
-) -> Scripted {
-    Scripted(Box::new(answer))
+) -> ScriptedEngine {
+    ScriptedEngine(Box::new(answer))
 }
 
 /// The event with which a completion begins.
@@ -53,10 +53,10 @@ fn event(event: Event) -> v1::CompletionEvent {
 }
 
 /// An engine that does what a test says.
-pub(crate) struct Scripted(Box<Answer>);
+pub(crate) struct ScriptedEngine(Box<Answer>);
 
 #[tonic::async_trait]
-impl Inference for Scripted {
+impl Inference for ScriptedEngine {
     type CompleteStream = Script;
 
     async fn complete(

@@ -15,22 +15,22 @@ use tower::ServiceExt;
 use super::*;
 use crate::proto::v1::completion_event::Event;
 use crate::proto::v1::inference_server::InferenceServer;
-use crate::telemetry::Lane;
+use crate::telemetry::ResponseFormat;
 use engine::EngineChannel;
 use remote::Health;
-use scripted::{Script, Scripted, engine, started, token};
+use scripted::{Script, ScriptedEngine, engine, started, token};
 
 const LONG: Duration = Duration::from_secs(3_600);
 
 /// Engines elsewhere that answer like this.
-fn cluster<const N: usize>(engines: [Scripted; N]) -> Cluster {
+fn cluster<const N: usize>(engines: [ScriptedEngine; N]) -> Cluster {
     let up = |engine| elsewhere(engine, Health::always());
     Cluster {
         engines: engines.into_iter().map(up).collect(),
     }
 }
 
-fn elsewhere(engine: Scripted, health: Health) -> Engine {
+fn elsewhere(engine: ScriptedEngine, health: Health) -> Engine {
     let service = InferenceServer::new(engine);
     let service =
         ServiceExt::<HttpRequest<Body>>::map_err(service, |never: Infallible| match never {});
@@ -38,41 +38,41 @@ fn elsewhere(engine: Scripted, health: Health) -> Engine {
     Engine::remote(channels, health, TaskTracker::new())
 }
 
-async fn complete(cluster: &Cluster) -> Result<Events, Error> {
+async fn complete(cluster: &Cluster) -> Result<CheckedEvents, Error> {
     let request = v1::CompletionRequest::default();
     cluster
-        .complete(&request, &RequestId::random(), LONG, &origin())
+        .complete(&request, &RequestId::random(), LONG, &delivery_context())
         .await
 }
 
 /// An engine that begins every completion and says nothing more.
-fn silent(name: &'static str) -> Scripted {
+fn silent(name: &'static str) -> ScriptedEngine {
     engine(move |_| {
         let begun = tokio_stream::once(started(name));
         Ok(Box::pin(begun.chain(tokio_stream::pending())))
     })
 }
 
-fn refusing(kind: ErrorKind) -> Scripted {
+fn refusing(kind: ErrorKind) -> ScriptedEngine {
     engine(move |_| Err(Error::new(kind, "no").into()))
 }
 
-async fn taken_by(events: &mut Events) -> String {
+async fn taken_by(events: &mut CheckedEvents) -> String {
     match events.next().await {
         Some(Ok(Event::Started(started))) => started.model,
         other => panic!("no start: {other:?}"),
     }
 }
 
-fn origin() -> Origin {
-    Origin {
-        lane: Lane::Grpc,
+fn delivery_context() -> DeliveryContext {
+    DeliveryContext {
+        format: ResponseFormat::Grpc,
         stream: None,
     }
 }
 
 #[tokio::test]
-async fn the_engine_with_the_fewest_streams_takes_the_next() {
+async fn the_engine_with_the_fewest_streams_gets_the_next_request() {
     let cluster = cluster([silent("a"), silent("b")]);
     let mut first = complete(&cluster).await.unwrap();
     assert_eq!(taken_by(&mut first).await, "a");
@@ -81,7 +81,7 @@ async fn the_engine_with_the_fewest_streams_takes_the_next() {
 }
 
 #[tokio::test]
-async fn an_engine_that_cannot_take_a_request_is_passed_over() {
+async fn an_engine_that_cannot_accept_a_request_is_skipped() {
     use ErrorKind::{Draining, ModelNotFound, NoWorker, NotReady, QueueFull};
     for kind in [Draining, ModelNotFound, NoWorker, NotReady, QueueFull] {
         let cluster = cluster([refusing(kind), silent("b")]);
@@ -91,14 +91,14 @@ async fn an_engine_that_cannot_take_a_request_is_passed_over() {
 }
 
 #[tokio::test]
-async fn a_request_that_is_at_fault_is_asked_of_one_engine_only() {
+async fn an_invalid_request_is_sent_to_one_engine_only() {
     let cluster = cluster([refusing(ErrorKind::InvalidValue), silent("b")]);
     let refusal = complete(&cluster).await.err().map(|error| error.kind);
     assert_eq!(refusal, Some(ErrorKind::InvalidValue));
 }
 
 #[tokio::test]
-async fn a_model_is_not_found_only_where_no_engine_may_have_it() {
+async fn model_not_found_is_returned_only_if_every_engine_returns_it() {
     let (full, unknown) = (ErrorKind::QueueFull, ErrorKind::ModelNotFound);
     for (engines, told) in [
         ([unknown, full], full),
@@ -112,7 +112,12 @@ async fn a_model_is_not_found_only_where_no_engine_may_have_it() {
 }
 
 /// An engine that sends what the test sends.
-fn fed(capacity: usize) -> (mpsc::Sender<Result<v1::CompletionEvent, Status>>, Scripted) {
+fn fed(
+    capacity: usize,
+) -> (
+    mpsc::Sender<Result<v1::CompletionEvent, Status>>,
+    ScriptedEngine,
+) {
     let (sender, receiver) = mpsc::channel(capacity);
     let receiver = std::sync::Mutex::new(Some(receiver));
     let engine = engine(move |_| {
@@ -125,7 +130,7 @@ fn fed(capacity: usize) -> (mpsc::Sender<Result<v1::CompletionEvent, Status>>, S
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_nobody_reads_is_read_on_but_not_for_ever() {
+async fn an_unread_stream_is_read_ahead_up_to_a_limit() {
     let (sender, engine) = fed(1);
     let _unread = complete(&cluster([engine])).await.unwrap();
     let mut taken = 0;
@@ -139,7 +144,7 @@ async fn a_stream_that_nobody_reads_is_read_on_but_not_for_ever() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_whose_reader_is_gone_ends_in_the_silence_between_two_events() {
+async fn dropping_the_events_cancels_an_idle_stream() {
     let (sender, engine) = fed(1);
     let events = complete(&cluster([engine])).await.unwrap();
     drop(events);
@@ -148,7 +153,7 @@ async fn a_stream_whose_reader_is_gone_ends_in_the_silence_between_two_events() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_whose_reader_is_gone_ends_when_all_is_read_that_may_be() {
+async fn dropping_the_events_cancels_a_stream_with_a_full_buffer() {
     let (sender, engine) = fed(1);
     let events = complete(&cluster([engine])).await.unwrap();
     let mut index = 0;
@@ -161,7 +166,7 @@ async fn a_stream_whose_reader_is_gone_ends_when_all_is_read_that_may_be() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_has_said_its_last_is_left_its_trailers_but_not_for_ever() {
+async fn a_finished_stream_is_given_one_second_to_send_its_trailers() {
     let (sender, engine) = fed(2);
     let mut events = complete(&cluster([engine])).await.unwrap();
     sender.send(started("m")).await.unwrap();
@@ -176,7 +181,7 @@ async fn a_stream_that_has_said_its_last_is_left_its_trailers_but_not_for_ever()
 }
 
 #[tokio::test]
-async fn a_model_whose_only_engine_is_down_is_not_unknown() {
+async fn a_model_whose_only_engine_is_down_answers_no_worker() {
     let model = v1::Model {
         name: "m".to_owned(),
         aliases: vec!["also".to_owned()],
@@ -193,7 +198,9 @@ async fn a_model_whose_only_engine_is_down_is_not_unknown() {
             ..v1::CompletionRequest::default()
         };
         let id = RequestId::random();
-        let answer = cluster.complete(&request, &id, LONG, &origin()).await;
+        let answer = cluster
+            .complete(&request, &id, LONG, &delivery_context())
+            .await;
         answer.err().map(|error| error.kind)
     };
     for name in ["m", "also"] {

@@ -19,7 +19,7 @@ use crate::scheduler::UnknownModel;
 use crate::server::{EngineParts, ModelParts, WorkerParts};
 
 /// Name of the model in the reference system's performance test.
-const REFERENCE_NAME: &str = "test";
+const REFERENCE_ALIAS: &str = "test";
 
 /// What may be given beside `[[model]]` tables, for every model.
 const OF_EVERY_MODEL: [&str; 3] = ["queue_depth", "slow_reader_timeout", "isolation"];
@@ -81,10 +81,10 @@ impl EngineSettings {
             let name = self.model_name.or(keys.model_name);
             let aliases = self.model_alias.or(keys.model_alias).unwrap_or_default();
             let model = settings.parts(name, aliases, &Origin::Flags)?;
-            refuse_repeated(&model)?;
+            check_aliases(&model)?;
             return engine(vec![model], workers, unknown_model);
         }
-        refuse_beside_tables(file, matches)?;
+        reject_single_model_keys(file, matches)?;
         let are_several = tables.len() > 1;
         let mut models = Vec::new();
         for (number, table) in (1..).zip(tables) {
@@ -98,7 +98,7 @@ impl EngineSettings {
             let own = table.settings.or_of_every_model(&settings);
             models.push(own.parts(table.name, table.aliases, &origin)?);
         }
-        refuse_twice(&models, file)?;
+        check_unique_names(&models, file)?;
         engine(models, workers, unknown_model)
     }
 }
@@ -127,7 +127,7 @@ fn engine(
 /// Lets the first test runner answer to the name that the reference system's performance test asks for, unless a
 /// model has this name.
 fn add_reference_name(models: &mut [ModelParts]) {
-    let is_reference = |name: &String| name == REFERENCE_NAME;
+    let is_reference = |name: &String| name == REFERENCE_ALIAS;
     let is_taken =
         |model: &ModelParts| is_reference(&model.name) || model.aliases.iter().any(is_reference);
     if models.iter().any(is_taken) {
@@ -135,11 +135,11 @@ fn add_reference_name(models: &mut [ModelParts]) {
     }
     let runs_test = |model: &&mut ModelParts| model.loader.name() == LLM_TEST;
     if let Some(model) = models.iter_mut().find(runs_test) {
-        model.aliases.push(REFERENCE_NAME.to_owned());
+        model.aliases.push(REFERENCE_ALIAS.to_owned());
     }
 }
 
-fn refuse_beside_tables(file: &SettingsFile, matches: &ArgMatches) -> Result<(), ConfigError> {
+fn reject_single_model_keys(file: &SettingsFile, matches: &ArgMatches) -> Result<(), ConfigError> {
     let of_one = model_keys()
         .into_iter()
         .chain(["model_name", "model_alias"].map(str::to_owned));
@@ -160,7 +160,7 @@ fn refuse_beside_tables(file: &SettingsFile, matches: &ArgMatches) -> Result<(),
 }
 
 /// Refuses an alias that says nothing: it is a slip, as it is in a `[[model]]` table.
-fn refuse_repeated(model: &ModelParts) -> Result<(), ConfigError> {
+fn check_aliases(model: &ModelParts) -> Result<(), ConfigError> {
     for (at, alias) in model.aliases.iter().enumerate() {
         let problem = if *alias == model.name {
             "is the model's own name; leave it out"
@@ -176,7 +176,7 @@ fn refuse_repeated(model: &ModelParts) -> Result<(), ConfigError> {
 }
 
 /// A name that two models have would be a request's guess.
-fn refuse_twice(models: &[ModelParts], file: &SettingsFile) -> Result<(), ConfigError> {
+fn check_unique_names(models: &[ModelParts], file: &SettingsFile) -> Result<(), ConfigError> {
     let mut known: BTreeMap<&str, String> = BTreeMap::new();
     for (number, model) in (1..).zip(models) {
         let origin = Origin::Table(file, number);

@@ -9,7 +9,7 @@ use super::loopback;
 use super::values::Seconds;
 use crate::gateway::{AllowedHost, AllowedOrigin, OriginPolicy, StreamFormat, UnknownFields};
 use crate::listen::Address;
-use crate::server::HttpDoor;
+use crate::server::HttpFrontend;
 
 #[derive(Args, Clone, Default, Deserialize)]
 #[serde(default)]
@@ -68,14 +68,14 @@ impl HttpSettings {
         }
     }
 
-    pub(super) fn door(self) -> HttpDoor {
+    pub(super) fn door(self) -> HttpFrontend {
         let listen = self.http_listen.unwrap_or_else(|| loopback(8_000));
-        let default = HttpDoor::at(listen);
+        let default = HttpFrontend::at(listen);
         let headers_after = match self.headers_after {
             None => default.headers_after,
             Some(after) => Some(Duration::from(after)).filter(|after| !after.is_zero()),
         };
-        HttpDoor {
+        HttpFrontend {
             stream_format: self.stream_format.unwrap_or(default.stream_format),
             unknown_fields: self.unknown_fields.unwrap_or(default.unknown_fields),
             headers_after,

@@ -100,7 +100,7 @@ impl Origin<'_> {
     }
 
     /// Refuses settings that the chosen runner would not read: whoever gave them meant another.
-    pub(super) fn refuse_unread(
+    pub(super) fn reject_unused(
         &self,
         settings: &[(&str, bool)],
         reader: &str,
@@ -146,7 +146,7 @@ impl ModelSettings {
     ) -> Result<ModelParts, ConfigError> {
         let is_attached = self.runner.is_attached();
         if is_attached {
-            self.refuse_own_workers(name.is_some(), origin)?;
+            self.reject_local_worker_settings(name.is_some(), origin)?;
         }
         let (workers, isolation) = (self.workers, self.isolation);
         let (queue_depth, slow_reader) = (self.queue_depth, self.slow_reader_timeout);
@@ -180,13 +180,17 @@ impl ModelSettings {
     }
 
     /// A model whose workers all dial in has none of the engine's own, and a name by which they dial.
-    fn refuse_own_workers(&self, has_name: bool, origin: &Origin<'_>) -> Result<(), ConfigError> {
+    fn reject_local_worker_settings(
+        &self,
+        has_name: bool,
+        origin: &Origin<'_>,
+    ) -> Result<(), ConfigError> {
         let is_process = self.isolation == Some(IsolationKind::Process);
         let of_own_workers = [
             ("workers", self.workers.is_some()),
             ("isolation", is_process),
         ];
-        origin.refuse_unread(&of_own_workers, "of an engine's own workers", "attached")?;
+        origin.reject_unused(&of_own_workers, "of an engine's own workers", "attached")?;
         if has_name {
             return Ok(());
         }

@@ -13,7 +13,7 @@ use super::ConfigError;
 use super::model::Origin;
 use super::values::{Count, Milliseconds};
 use crate::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
-use crate::runner::{LoadError, Loaded, Loader};
+use crate::runner::{LoadError, LoadedModel, Loader};
 
 /// Which runner serves the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
@@ -177,7 +177,7 @@ impl RunnerSettings {
                 self.test_runner != TestRunnerSettings::default(),
             ),
         ];
-        origin.refuse_unread(&of_own_workers, "of a worker", "attached")?;
+        origin.reject_unused(&of_own_workers, "of a worker", "attached")?;
         Ok((String::new(), Arc::new(Attached), 1))
     }
 
@@ -190,7 +190,7 @@ impl RunnerSettings {
             ("context_length", self.context_length.is_some()),
             ("threads", self.threads.is_some()),
         ];
-        origin.refuse_unread(&only_llama, "llama", "llm_test")?;
+        origin.reject_unused(&only_llama, "llama", "llm_test")?;
         let loader = TestRunnerLoader::new(self.test_runner.options());
         Ok((loader.name().to_owned(), Arc::new(loader), 1_024))
     }
@@ -206,7 +206,7 @@ impl RunnerSettings {
             "test_runner_…",
             self.test_runner != TestRunnerSettings::default(),
         )];
-        origin.refuse_unread(&only_test, "llm_test", "llama")?;
+        origin.reject_unused(&only_test, "llm_test", "llama")?;
         let Some(model_path) = self.model_path else {
             let key = origin.name("model_path");
             return Err(origin.error(format!(
@@ -312,7 +312,7 @@ impl Arguments {
 struct Attached;
 
 impl Loader for Attached {
-    fn load(&self, _slots: usize, _progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
+    fn load(&self, _slots: usize, _progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
         Err(LoadError(
             "its workers dial in; the engine starts none".to_owned(),
         ))

@@ -41,7 +41,7 @@ fn settings_file(text: &str) -> (tempfile::TempDir, String) {
 }
 
 #[test]
-fn the_defaults_are_those_of_the_contract() {
+fn defaults_match_the_documented_contract() {
     let parts = parts(&[]);
     let http = parts.http.as_ref().unwrap();
     assert_eq!(http.listen.to_string(), "127.0.0.1:8000");
@@ -75,7 +75,7 @@ fn names(parts: &ServerParts) -> Vec<(&str, Vec<&str>)> {
 }
 
 #[test]
-fn aliases_are_given_by_commas_by_repeating_the_flag_and_in_the_file() {
+fn aliases_come_from_commas_repeated_flags_and_the_file() {
     let line = ["--model-alias", "a,b", "--model-alias", "c"];
     let by_flag = parts(&line);
     assert_eq!(names(&by_flag), [("llm_test", vec!["a", "b", "c", "test"])]);
@@ -89,7 +89,7 @@ fn aliases_are_given_by_commas_by_repeating_the_flag_and_in_the_file() {
 }
 
 #[test]
-fn an_alias_that_says_nothing_is_refused() {
+fn redundant_and_empty_aliases_are_rejected() {
     for (aliases, said) in [
         ("llm_test", "--model-alias llm_test is the model's own name"),
         ("a,b,a", "--model-alias a is given twice"),
@@ -107,7 +107,7 @@ fn an_alias_that_says_nothing_is_refused() {
 }
 
 #[test]
-fn the_first_test_runner_answers_to_the_name_of_the_references_test_unless_a_model_has_it() {
+fn the_first_test_runner_gets_the_alias_test_unless_it_is_taken() {
     let named = parts(&["--model-name", "test"]);
     assert_eq!(names(&named), [("test", vec![])]);
     let two = "[[model]]\nname = \"a\"\n[[model]]\nname = \"b\"\n";
@@ -129,7 +129,7 @@ fn the_first_test_runner_answers_to_the_name_of_the_references_test_unless_a_mod
 }
 
 #[test]
-fn unknown_fields_and_waiting_are_settings_of_the_http_api() {
+fn unknown_fields_and_headers_after_are_http_settings() {
     let http = |line: &[&str]| parts(line).http.expect("it has the HTTP API");
     let ignoring = http(&["--unknown-fields", "ignore", "--headers-after", "0.05"]);
     assert_eq!(ignoring.unknown_fields, UnknownFields::Ignore);
@@ -145,7 +145,7 @@ fn unknown_fields_and_waiting_are_settings_of_the_http_api() {
 }
 
 #[test]
-fn each_command_opens_its_own_doors() {
+fn each_command_opens_its_own_apis() {
     let engine = parts(&["engine"]);
     assert!(engine.http.is_none() && engine.grpc.is_some());
     let gateway = parts(&[
@@ -163,7 +163,7 @@ fn each_command_opens_its_own_doors() {
 }
 
 #[test]
-fn a_flag_goes_before_the_file_and_the_file_before_the_default() {
+fn a_flag_overrides_the_file_and_the_file_overrides_the_default() {
     let text = "slots = 3\nqueue_depth = 5\ntest_runner_frequency_ms = 0.5\nhttp_listen = \"unix:/a\"\n\
                 drain_grace = 0.25\nstream_format = \"sse\"\ninsecure = true";
     let (_folder, path) = settings_file(text);
@@ -179,7 +179,7 @@ fn a_flag_goes_before_the_file_and_the_file_before_the_default() {
 }
 
 #[test]
-fn hosts_and_origins_are_lists_by_flag_and_by_file() {
+fn hosts_and_origins_are_lists_in_flags_and_in_the_file() {
     let origins = |hosts: &[&str], origins: &[&str]| OriginPolicy {
         allowed_hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
         cors_origins: origins.iter().map(|it| it.parse().unwrap()).collect(),
@@ -222,7 +222,7 @@ fn one_file_serves_every_command() {
 }
 
 #[test]
-fn what_is_wrong_in_a_file_is_named() {
+fn errors_in_a_file_name_the_key() {
     for (text, named) in [
         ("slotz = 3", "'slotz' is unknown; the keys are "),
         ("slotz = 3", "resume_timeout, runner, slots, "),
@@ -277,7 +277,7 @@ fn what_is_wrong_in_a_file_is_named() {
 }
 
 #[test]
-fn what_is_wrong_on_the_command_line_is_named() {
+fn errors_on_the_command_line_name_the_flag() {
     for (arguments, named) in [
         (
             &["serve", "--slots", "0"][..],
@@ -334,7 +334,7 @@ fn what_is_wrong_on_the_command_line_is_named() {
 }
 
 #[test]
-fn an_address_that_others_reach_needs_insecure_said_to_it() {
+fn a_public_address_needs_insecure() {
     for (setting, address) in [("--http-listen", "0.0.0.0:0"), ("--grpc-listen", "[::]:0")] {
         let refusal = refusal(&["serve", setting, address]);
         assert!(
@@ -346,7 +346,7 @@ fn an_address_that_others_reach_needs_insecure_said_to_it() {
 }
 
 #[test]
-fn each_model_table_has_settings_of_its_own() {
+fn each_model_table_has_its_own_settings() {
     let text = "queue_depth = 5\nslow_reader_timeout = 2\n\
                 [[model]]\nname = \"a\"\nworkers = 2\nslots = 3\nqueue_depth = 0\n\
                 [[model]]\nname = \"b\"\naliases = [\"bee\", \"c\"]\nslow_reader_timeout = 0.5";
@@ -371,7 +371,7 @@ fn each_model_table_has_settings_of_its_own() {
 }
 
 #[test]
-fn one_model_table_needs_no_name() {
+fn a_single_model_table_needs_no_name() {
     let (_folder, path) = settings_file("[[model]]\naliases = [\"chat\"]");
     let parts = parts(&["--config", &path]);
     let model = &engine(&parts).models[0];
@@ -391,7 +391,7 @@ fn a_gateway_takes_a_file_with_models_and_checks_their_keys() {
 }
 
 #[test]
-fn what_is_wrong_in_a_model_table_is_named() {
+fn errors_in_a_model_table_name_the_key() {
     let long = "a".repeat(257);
     let name = format!("[[model]]\nname = \"{long}\"");
     let alias = format!("[[model]]\naliases = [\"{long}\"]");
@@ -473,7 +473,7 @@ fn what_is_wrong_in_a_model_table_is_named() {
 }
 
 #[test]
-fn what_is_for_one_model_alone_is_refused_beside_tables() {
+fn single_model_settings_are_rejected_beside_model_tables() {
     let table = "[[model]]\nname = \"a\"";
     for key in ["slots = 1", "model_name = \"b\"", "test_runner_fail_at = 1"] {
         let (_folder, path) = settings_file(&format!("{key}\n{table}"));
@@ -503,7 +503,7 @@ fn what_is_for_one_model_alone_is_refused_beside_tables() {
 }
 
 #[test]
-fn workers_in_processes_of_their_own_are_this_program_with_the_same_settings() {
+fn worker_processes_run_this_program_with_the_same_settings() {
     let parts = parts(&[
         "--isolation",
         "process",
@@ -542,12 +542,15 @@ fn workers_in_processes_of_their_own_are_this_program_with_the_same_settings() {
 }
 
 #[test]
-fn how_long_workers_are_waited_for_and_how_often_streams_go_on_is_set() {
+fn worker_timeouts_and_resumptions_can_be_set() {
     let workers = engine(&parts(&[])).workers.clone();
     assert_eq!(workers.patience.heartbeat_timeout, Duration::from_secs(2));
     assert_eq!(workers.patience.step_limit, Some(Duration::from_secs(30)));
-    assert_eq!(workers.resumption.max_in_a_row, 2);
-    assert_eq!(workers.resumption.patience, Duration::from_secs(60));
+    assert_eq!(workers.resumption.max_consecutive, 2);
+    assert_eq!(
+        workers.resumption.acceptance_timeout,
+        Duration::from_secs(60)
+    );
     let arguments = [
         "--heartbeat-timeout",
         "0.5",
@@ -564,12 +567,15 @@ fn how_long_workers_are_waited_for_and_how_often_streams_go_on_is_set() {
         Duration::from_millis(500)
     );
     assert_eq!(workers.patience.step_limit, None);
-    assert_eq!(workers.resumption.max_in_a_row, 7);
-    assert_eq!(workers.resumption.patience, Duration::from_secs(3));
+    assert_eq!(workers.resumption.max_consecutive, 7);
+    assert_eq!(
+        workers.resumption.acceptance_timeout,
+        Duration::from_secs(3)
+    );
 }
 
 #[test]
-fn a_model_whose_workers_dial_in_needs_a_name_and_a_socket_and_has_none_of_its_own() {
+fn an_attached_model_needs_a_name_and_a_worker_socket_and_takes_no_local_workers() {
     let attached = ["--runner", "attached", "--model-name", "m"];
     let listen = ["--worker-listen", "unix:/workers.sock"];
     let taken = parts(&[&attached[..], &listen].concat());
@@ -609,7 +615,7 @@ fn a_model_whose_workers_dial_in_needs_a_name_and_a_socket_and_has_none_of_its_o
 }
 
 #[test]
-fn the_time_limits_of_connections_can_be_set_and_not_switched_off() {
+fn connection_timeouts_can_be_set_but_not_disabled() {
     let default = parts(&[]).limits;
     let seconds = Duration::from_secs;
     assert_eq!(default.keep_alive_timeout, seconds(75));

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::cluster;
 use crate::gateway::{AllowedHost, AllowedOrigin, StreamFormat, UnknownFields};
 use crate::listen::Address;
-use crate::request::LONGEST_TIMEOUT;
+use crate::request::MAX_TIMEOUT;
 
 /// A number of things, at least one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -55,7 +55,7 @@ impl TryFrom<f64> for Seconds {
     fn try_from(seconds: f64) -> Result<Self, String> {
         Duration::try_from_secs_f64(seconds)
             .ok()
-            .filter(|time| *time <= LONGEST_TIMEOUT)
+            .filter(|time| *time <= MAX_TIMEOUT)
             .map(Self)
             .ok_or_else(|| format!("{seconds} is no number of seconds from 0 to ten years"))
     }

@@ -15,9 +15,9 @@ use super::{ConfigError, seconds};
 use crate::listen::{Address, MutualTls, TlsFiles};
 use crate::scheduler::ResumptionLimits;
 use crate::server::WorkerParts;
-use crate::worker::attach::{self, AttachParts};
-use crate::worker::attached::{Patience, QUESTION};
-use crate::worker::dial::EngineAddress;
+use crate::worker::attach::{self, AttachOptions};
+use crate::worker::attached::{TOKENIZER_CALL_TIMEOUT, WorkerTimeouts};
+use crate::worker::engine_address::EngineAddress;
 
 /// The certificates of one side, all or none.
 #[derive(Args, Clone, Default, Deserialize)]
@@ -102,7 +102,7 @@ pub(super) struct WorkerSettings {
     )]
     heartbeat_timeout: Option<Seconds>,
     /// A worker in another process is lost when one call of its device takes longer, in seconds, or as long as the
-    /// silence limit that it has declared; 0 is no limit [default: 30]
+    /// heartbeat timeout that it has declared; 0 is no limit [default: 30]
     #[arg(
         long,
         env = "TOKENWAY_STEP_LIMIT",
@@ -157,14 +157,14 @@ impl WorkerSettings {
         Ok(WorkerParts {
             listen: self.worker_listen,
             tls,
-            patience: Patience {
+            patience: WorkerTimeouts {
                 heartbeat_timeout,
                 step_limit: Some(step_limit).filter(|limit| !limit.is_zero()),
-                question_timeout: QUESTION,
+                tokenizer_call_timeout: TOKENIZER_CALL_TIMEOUT,
             },
             resumption: ResumptionLimits {
-                max_in_a_row: self.max_resumptions.unwrap_or(2),
-                patience: seconds(self.resume_timeout, 60),
+                max_consecutive: self.max_resumptions.unwrap_or(2),
+                acceptance_timeout: seconds(self.resume_timeout, 60),
             },
         })
     }
@@ -196,7 +196,7 @@ pub(super) struct WorkerCommand {
 /// A worker that dials an engine.
 pub struct WorkerTask {
     /// How it dials.
-    pub parts: AttachParts,
+    pub parts: AttachOptions,
     /// Cancelled when it is to end.
     pub stopping: CancellationToken,
 }
@@ -210,7 +210,7 @@ impl WorkerCommand {
         let Loading { loader, slots, .. } = self.runner.loading(&Origin::Flags)?;
         let own_name = || attach::own_name(self.device);
         Ok(WorkerTask {
-            parts: AttachParts {
+            parts: AttachOptions {
                 engine: engine_address(self.engine, self.tls)?,
                 model: self.model.unwrap_or_default(),
                 name: self.name.unwrap_or_else(own_name),

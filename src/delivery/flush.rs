@@ -12,16 +12,16 @@ use crate::telemetry::StageTimes;
 
 /// Counts how often everything written so far has left for the socket.
 #[derive(Default)]
-pub struct Flushes {
+pub struct FlushTracker {
     count: AtomicU64,
     changed: Notify,
     /// Tokens whose time in the socket's stage ends with the next flush.
-    leaving: Mutex<Vec<Leaving>>,
-    is_anything_leaving: AtomicBool,
+    leaving: Mutex<Vec<PendingWrite>>,
+    has_pending_writes: AtomicBool,
 }
 
 /// Tokens that were written, and wait for the flush.
-struct Leaving {
+struct PendingWrite {
     times: Arc<StageTimes>,
     tokens: u64,
     since_ns: u64,
@@ -29,14 +29,14 @@ struct Leaving {
 
 /// How many writes are timed one by one until a flush. A connection whose peer does not read may have
 /// more: the tokens of those are not timed.
-const LEAVING: usize = 256;
+const MAX_PENDING_WRITES: usize = 256;
 
-impl Flushes {
+impl FlushTracker {
     /// Everything that was written has left.
     pub fn flushed(&self) {
         self.count.fetch_add(1, Ordering::SeqCst);
         self.changed.notify_waiters();
-        if self.is_anything_leaving.swap(false, Ordering::SeqCst) {
+        if self.has_pending_writes.swap(false, Ordering::SeqCst) {
             let now_ns = monotonic_ns();
             for left in self.leaving().drain(..) {
                 left.times
@@ -46,7 +46,7 @@ impl Flushes {
     }
 
     /// Held for a push or for a drain, and by one task at a time but on HTTP/2.
-    fn leaving(&self) -> MutexGuard<'_, Vec<Leaving>> {
+    fn leaving(&self) -> MutexGuard<'_, Vec<PendingWrite>> {
         self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -58,15 +58,15 @@ impl Flushes {
 /// by one task, that is the next flush. On HTTP/2 a flush may be under way at that moment, on another
 /// thread, so it is the one after the next; and only what the peer's window has room for is flushed.
 #[derive(Clone)]
-pub struct Flush {
-    flushes: Arc<Flushes>,
+pub struct FlushHandle {
+    flushes: Arc<FlushTracker>,
     version: http::Version,
 }
 
-impl Flush {
+impl FlushHandle {
     /// Of a response in this version of HTTP, on the connection with these flushes.
     #[must_use]
-    pub fn new(flushes: Arc<Flushes>, version: http::Version) -> Self {
+    pub fn new(flushes: Arc<FlushTracker>, version: http::Version) -> Self {
         Self { flushes, version }
     }
 
@@ -80,8 +80,8 @@ impl Flush {
     /// flush.
     pub(super) fn time(&self, times: &Arc<StageTimes>, tokens: u64, since_ns: u64) {
         let mut leaving = self.flushes.leaving();
-        if leaving.len() < LEAVING {
-            leaving.push(Leaving {
+        if leaving.len() < MAX_PENDING_WRITES {
+            leaving.push(PendingWrite {
                 times: Arc::clone(times),
                 tokens,
                 since_ns,
@@ -89,7 +89,7 @@ impl Flush {
         }
         drop(leaving);
         self.flushes
-            .is_anything_leaving
+            .has_pending_writes
             .store(true, Ordering::SeqCst);
     }
 

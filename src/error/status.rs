@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_error_survives_the_way_through_a_status() {
+    fn every_error_round_trips_through_a_status() {
         for kind in ErrorKind::ALL
             .into_iter()
             .filter(|kind| kind.row().grpc.is_some())
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_status_is_known_by_its_code_and_leaks_no_internals() {
+    fn a_foreign_status_maps_by_its_code_and_leaks_no_internals() {
         let error = Error::from(&Status::unknown("stack trace"));
         assert_eq!(error.kind, ErrorKind::Internal);
         assert!(!error.message.contains("stack trace"));

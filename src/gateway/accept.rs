@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn each_media_type_has_its_form() {
+    fn each_media_type_selects_its_stream_format() {
         assert_eq!(form("application/x-ndjson"), Some(StreamFormat::Ndjson));
         assert_eq!(form("application/jsonl"), Some(StreamFormat::Ndjson));
         assert_eq!(form("text/event-stream"), Some(StreamFormat::Sse));
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn no_preference_is_the_default() {
+    fn no_preference_selects_the_default() {
         assert_eq!(form("*/*"), Some(StreamFormat::Ndjson));
         assert_eq!(form(""), Some(StreamFormat::Ndjson));
         assert_eq!(
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn quality_comes_before_our_order_and_our_order_breaks_ties() {
+    fn quality_comes_first_and_server_preference_breaks_ties() {
         let sse_first = "application/x-ndjson;q=0.5, text/event-stream;q=0.9";
         assert_eq!(form(sse_first), Some(StreamFormat::Sse));
         let tie = "text/event-stream, application/x-ndjson";
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_type_has_the_quality_of_the_most_specific_range_that_it_is_in() {
+    fn the_most_specific_media_range_sets_the_quality() {
         for (accept, expected) in [
             ("application/x-ndjson;q=0.1, */*", StreamFormat::Sse),
             ("*/*, application/x-ndjson;q=0.1", StreamFormat::Sse),
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_separator_within_quotes_separates_nothing() {
+    fn a_separator_inside_quotes_is_not_a_separator() {
         for accept in [
             "application/x-ndjson;profile=\"a,b\";q=0.1, text/event-stream;q=0.5",
             "application/x-ndjson;profile=\"a;q=1\\\"b\";q=0.1, text/event-stream;q=0.5",
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_excluded_is_not_sent() {
+    fn a_media_type_with_quality_zero_is_not_used() {
         assert_eq!(
             form("application/x-ndjson;q=0, */*"),
             Some(StreamFormat::Sse)

@@ -117,7 +117,7 @@ impl From<v1::Usage> for Usage {
 
 /// One event of a stream of server-sent events.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "`Lines` writes it; this is its description")]
+#[expect(dead_code, reason = "`LineWriter` writes it; this is its description")]
 pub(super) struct ServerSentEvent {
     /// The JSON object of a line, or `[DONE]` after the last.
     data: String,
@@ -157,7 +157,7 @@ pub(super) struct TokenizerInfo {
 
 impl From<v1::Model> for TokenizerInfo {
     fn from(model: v1::Model) -> Self {
-        let known = |spelling: String| Some(spelling).filter(|it| !it.is_empty());
+        let known = |token_bytes: String| Some(token_bytes).filter(|it| !it.is_empty());
         Self {
             bos_token: known(model.bos_token),
             eos_token: known(model.eos_token),

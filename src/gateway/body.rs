@@ -3,8 +3,8 @@
 
 use utoipa::ToSchema;
 
+use super::error_response::FieldNames;
 use super::fields::{Fields, Unsupported};
-use super::refusal::FieldNames;
 use crate::error::Error;
 use crate::proto::v1;
 use crate::proto::v1::completion_request::Input;
@@ -12,9 +12,9 @@ use crate::request::MAX_CHOICES;
 
 pub(super) mod chat;
 pub(super) mod completions;
-pub(super) mod generation;
 pub(super) mod message;
 pub(super) mod schema;
+pub(super) mod shared_fields;
 #[cfg(test)]
 mod tests;
 pub(super) mod tokenize;
@@ -30,13 +30,13 @@ pub enum Route {
 
 /// What a body asks for.
 #[derive(Debug)]
-pub(super) struct Asked {
+pub(super) struct ParsedBody {
     /// One message for each prompt.
     pub(super) messages: Vec<v1::CompletionRequest>,
     /// How many choices the engine makes of each prompt.
     pub(super) candidates: u32,
     /// What is shown of them.
-    pub(super) shown: Shown,
+    pub(super) shown: ResponseOptions,
     /// Whether the answer is a stream, and what it holds besides the text.
     pub(super) stream: Option<StreamOptions>,
     /// How the client knows the engine's fields.
@@ -45,7 +45,7 @@ pub(super) struct Asked {
 
 /// What an answer shows of the choices that the engine made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Shown {
+pub(super) struct ResponseOptions {
     /// How many of each prompt's choices: the likeliest, where more were made.
     pub(super) choices: u32,
     /// How many of the likeliest tokens at each position; `None` for no log probabilities.

@@ -17,21 +17,21 @@ use super::accept::{StreamFormat, negotiate};
 use super::answer::{ChatCompletion, Completion, ServerSentEvent};
 use super::body::chat::ChatBody;
 use super::body::completions::CompletionsBody;
-use super::body::{Asked, Route, StreamOptions};
+use super::body::{ParsedBody, Route, StreamOptions};
+use super::buffered_request::BufferedRequest;
+use super::completion_stream::{CompletionStream, MergedStreams, deadline_exceeded, stopped};
 use super::echo::Echo;
+use super::error_response::ErrorResponse;
 use super::fields::Fields;
-use super::incoming::Incoming;
-use super::lines::{Head, Lines};
-use super::opened::{Merged, Opened, deadline_exceeded, stopped};
-use super::refusal::Refusal;
-use super::stream::{self, Leaving, TokenBody, Told};
+use super::lines::{LineWriter, ResponseMetadata};
+use super::queued_body::{QueuedBody, QueuedStream, StartFuture};
+use super::stream::{self, DeliveryTracker, StreamParts, TokenBody};
 use super::unary;
 use super::unknown::IgnoredFields;
-use super::waiting::{Beginning, Waiting, WaitingBody};
-use crate::delivery::{DoorClock, Flush};
+use crate::delivery::{DeliveryTimer, FlushHandle};
 use crate::error::Error;
 use crate::request::RequestId;
-use crate::telemetry::{CountedRequest, Door, Lane, Origin, StreamCount};
+use crate::telemetry::{CountedRequest, DeliveryContext, Frontend, ResponseFormat, StreamCount};
 
 /// How long the engine may take to tell of a deadline that has passed before the gateway does.
 const DEADLINE_GRACE: Duration = Duration::from_secs(1);
@@ -45,7 +45,7 @@ const DEADLINE_GRACE: Duration = Duration::from_secs(1);
         status = 200,
         description = "The completion; with `stream: true` its tokens, one a line or one an event. The headers \
             of a stream are sent when a worker begins, or after the server's `--headers-after`: from \
-            then on a refusal is an error record in the stream.",
+            then on a error_response is an error record in the stream.",
         content(
             (Completion = "application/json"),
             (String = "application/x-ndjson"),
@@ -62,7 +62,7 @@ pub(super) async fn complete(
     State(gateway): State<Arc<Gateway>>,
     Extension(id): Extension<RequestId>,
     request: Request,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ErrorResponse> {
     answer(&gateway, &id, request, Route::Completions).await
 }
 
@@ -75,7 +75,7 @@ pub(super) async fn complete(
         status = 200,
         description = "The answer; with `stream: true` its tokens, one a line or one an event. The headers \
             of a stream are sent when a worker begins, or after the server's `--headers-after`: from \
-            then on a refusal is an error record in the stream.",
+            then on a error_response is an error record in the stream.",
         content(
             (ChatCompletion = "application/json"),
             (String = "application/x-ndjson"),
@@ -92,7 +92,7 @@ pub(super) async fn chat(
     State(gateway): State<Arc<Gateway>>,
     Extension(id): Extension<RequestId>,
     request: Request,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ErrorResponse> {
     answer(&gateway, &id, request, Route::Chat).await
 }
 
@@ -101,17 +101,17 @@ async fn answer(
     id: &RequestId,
     request: Request,
     route: Route,
-) -> Result<Response, Refusal> {
-    let counted = gateway.telemetry.request_admitted(Door::Http);
-    let flush = request.extensions().get::<Flush>().cloned();
-    let mut parsed = match Parsed::read(gateway, request, route).await {
+) -> Result<Response, ErrorResponse> {
+    let counted = gateway.telemetry.track_request(Frontend::Http);
+    let flush = request.extensions().get::<FlushHandle>().cloned();
+    let mut parsed = match ParsedRequest::read(gateway, request, route).await {
         Ok(parsed) => parsed,
         Err(error) => return Err(refuse(gateway, counted, error)),
     };
     let ignored = std::mem::take(&mut parsed.ignored);
     ignored.count_in(&gateway.telemetry);
-    let leaving = Leaving {
-        clock: DoorClock::new(&gateway.telemetry, parsed.lane(), flush.clone()),
+    let leaving = DeliveryTracker {
+        clock: DeliveryTimer::new(&gateway.telemetry, parsed.format(), flush.clone()),
         flush,
     };
     let response = respond(gateway, id, parsed, leaving, counted).await?;
@@ -123,25 +123,32 @@ async fn answer(
 async fn respond(
     gateway: &Gateway,
     id: &RequestId,
-    parsed: Parsed,
-    leaving: Leaving,
+    parsed: ParsedRequest,
+    leaving: DeliveryTracker,
     counted: CountedRequest,
-) -> Result<Response, Refusal> {
-    let (names, stream) = (parsed.asked.names, parsed.stream);
+) -> Result<Response, ErrorResponse> {
+    let (names, stream) = (parsed.body.names, parsed.stream);
     let route = parsed.route;
-    let admitted = match Admitted::admit(gateway, id, parsed, counted.stream()).await {
+    let admitted = match AdmittedRequest::admit(gateway, id, parsed, counted.stream()).await {
         Ok(admitted) => admitted,
-        Err(error) => return Err(refuse(gateway, counted, names.client_error(error))),
+        Err(error) => {
+            return Err(refuse(
+                gateway,
+                counted,
+                names.with_client_field_name(error),
+            ));
+        }
     };
-    let mut beginning: Beginning = Box::pin(admitted.begin());
+    let mut beginning: StartFuture = Box::pin(admitted.begin());
     let begun = match (gateway.headers_after, stream) {
         (Some(after), Some(stream)) => match timeout(after, &mut beginning).await {
             Ok(begun) => begun,
             Err(_) => {
-                // Neither a comment nor a refusal has the model in it.
-                let lines = Lines::new(stream.0, stream.1, head(route, id, ""));
-                let waiting = Waiting::new(beginning, stream, Told::new(lines, names));
-                let body = Body::new(WaitingBody::new(waiting, leaving, counted));
+                // Neither a comment nor a error_response has the model in it.
+                let lines = LineWriter::new(stream.0, stream.1, head(route, id, ""));
+                let queued_body =
+                    QueuedStream::new(beginning, stream, StreamParts::new(lines, names));
+                let body = Body::new(QueuedBody::new(queued_body, leaving, counted));
                 return Ok(stream::response(body, stream.0));
             }
         },
@@ -149,21 +156,25 @@ async fn respond(
     };
     match begun {
         Ok(begun) => begun.respond(leaving, counted).await,
-        Err(error) => Err(refuse(gateway, counted, names.client_error(error))),
+        Err(error) => Err(refuse(
+            gateway,
+            counted,
+            names.with_client_field_name(error),
+        )),
     }
 }
 
 /// Counts a request that is refused before anything was sent.
-fn refuse(gateway: &Gateway, mut counted: CountedRequest, error: Error) -> Refusal {
+fn refuse(gateway: &Gateway, mut counted: CountedRequest, error: Error) -> ErrorResponse {
     counted.ended(Err(&error));
-    gateway.telemetry.refused(Door::Http, &error);
+    gateway.telemetry.refused(Frontend::Http, &error);
     error.into()
 }
 
 /// A request whose body is valid.
-struct Parsed {
+struct ParsedRequest {
     route: Route,
-    asked: Asked,
+    body: ParsedBody,
     /// The fields of the body that are unknown.
     ignored: IgnoredFields,
     /// The form of its stream, if it is to be one.
@@ -172,26 +183,29 @@ struct Parsed {
     deadline: Instant,
 }
 
-impl Parsed {
+impl ParsedRequest {
     async fn read(gateway: &Gateway, request: Request, route: Route) -> Result<Self, Error> {
-        let incoming = Incoming::read(gateway, request).await?;
-        let mut fields = Fields::parse(&incoming.body, gateway.unknown_fields)?;
-        let (asked, default_format) = match route {
+        let buffered_request = BufferedRequest::read(gateway, request).await?;
+        let mut fields = Fields::parse(&buffered_request.body, gateway.unknown_fields)?;
+        let (body, default_format) = match route {
             Route::Completions => (CompletionsBody::parse(&mut fields)?, gateway.stream_format),
             // What every client of a chat reads.
             Route::Chat => (ChatBody::parse(&mut fields)?, StreamFormat::Sse),
         };
-        let stream = match asked.stream {
-            Some(options) => Some((negotiate(&incoming.headers, default_format)?, options)),
+        let stream = match body.stream {
+            Some(options) => Some((
+                negotiate(&buffered_request.headers, default_format)?,
+                options,
+            )),
             None => None,
         };
         (gateway.open)()?;
         Ok(Self {
             route,
-            asked,
+            body,
             ignored: fields.into_ignored(),
             stream,
-            deadline: incoming.deadline,
+            deadline: buffered_request.deadline,
         })
     }
 
@@ -199,54 +213,56 @@ impl Parsed {
     ///
     /// # Errors
     /// When the answer would be too long.
-    fn echo(&self, opened: &Opened) -> Result<Option<Echo>, Error> {
-        if !self.asked.messages.iter().any(|message| message.echo) {
+    fn echo(&self, completion_stream: &CompletionStream) -> Result<Option<Echo>, Error> {
+        if !self.body.messages.iter().any(|message| message.echo) {
             return Ok(None);
         }
-        let prompts = self.asked.messages.len();
-        let echo = Echo::new(prompts, opened.choices() / prompts.max(1));
-        if let Some(top) = self.asked.shown.logprobs {
-            echo.check(opened.first().prompt_tokens, top)?;
+        let prompts = self.body.messages.len();
+        let echo = Echo::new(prompts, completion_stream.choices() / prompts.max(1));
+        if let Some(top) = self.body.shown.logprobs {
+            echo.check(completion_stream.first().prompt_tokens, top)?;
         }
         Ok(Some(echo))
     }
 
     /// How the tokens of its answer leave.
-    fn lane(&self) -> Lane {
+    fn format(&self) -> ResponseFormat {
         match self.stream {
-            Some((StreamFormat::Ndjson, _)) => Lane::HttpNdjson,
-            Some((StreamFormat::Sse, _)) => Lane::HttpSse,
-            None => Lane::HttpUnary,
+            Some((StreamFormat::Ndjson, _)) => ResponseFormat::HttpNdjson,
+            Some((StreamFormat::Sse, _)) => ResponseFormat::HttpSse,
+            None => ResponseFormat::HttpUnary,
         }
     }
 }
 
 /// A request whose prompts are all admitted: checked, and in a queue.
-struct Admitted {
-    parsed: Parsed,
-    merged: Merged,
+struct AdmittedRequest {
+    parsed: ParsedRequest,
+    merged: MergedStreams,
     id: RequestId,
     /// Cancelled when the server waits no longer for the request.
     stopping: CancellationToken,
 }
 
-impl Admitted {
+impl AdmittedRequest {
     /// Opens an RPC for each prompt, one after the other, so that the first prompt is first in the queue.
     async fn admit(
         gateway: &Gateway,
         id: &RequestId,
-        parsed: Parsed,
+        parsed: ParsedRequest,
         stream: StreamCount,
     ) -> Result<Self, Error> {
-        let origin = Origin {
-            lane: parsed.lane(),
+        let delivery_context = DeliveryContext {
+            format: parsed.format(),
             stream: Some(stream),
         };
         let admitting = async {
-            let mut merged = Merged::new(parsed.asked.candidates);
-            for message in &parsed.asked.messages {
+            let mut merged = MergedStreams::new(parsed.body.candidates);
+            for message in &parsed.body.messages {
                 let left = parsed.deadline.saturating_duration_since(Instant::now());
-                let events = gateway.cluster.complete(message, id, left, &origin);
+                let events = gateway
+                    .cluster
+                    .complete(message, id, left, &delivery_context);
                 merged.push(events.await?);
             }
             Ok(merged)
@@ -262,17 +278,24 @@ impl Admitted {
     }
 
     /// Waits until a worker has taken one of the prompts: from then on there is something to stream, and until
-    /// then a refusal has a status of its own.
-    async fn begin(self) -> Result<Begun, Error> {
+    /// then a error_response has a status of its own.
+    async fn begin(self) -> Result<StartedCompletion, Error> {
         let (deadline, stopping) = (self.parsed.deadline, self.stopping);
-        let started =
-            Opened::wait_for_start(self.merged, deadline + DEADLINE_GRACE, stopping.clone());
-        let opened = in_time(deadline, &stopping, started).await?;
-        let begun = Begun {
-            head: head(self.parsed.route, &self.id, &opened.first().model),
-            echo: self.parsed.echo(&opened)?,
+        let started = CompletionStream::wait_for_start(
+            self.merged,
+            deadline + DEADLINE_GRACE,
+            stopping.clone(),
+        );
+        let completion_stream = in_time(deadline, &stopping, started).await?;
+        let begun = StartedCompletion {
+            head: head(
+                self.parsed.route,
+                &self.id,
+                &completion_stream.first().model,
+            ),
+            echo: self.parsed.echo(&completion_stream)?,
             parsed: self.parsed,
-            opened,
+            completion_stream,
         };
         Ok(begun)
     }
@@ -293,27 +316,27 @@ async fn in_time<T>(
 }
 
 /// A request of which a worker has begun.
-pub(super) struct Begun {
-    parsed: Parsed,
-    opened: Opened,
-    head: Head,
+pub(super) struct StartedCompletion {
+    parsed: ParsedRequest,
+    completion_stream: CompletionStream,
+    head: ResponseMetadata,
     /// The prompts, where they are echoed.
     echo: Option<Echo>,
 }
 
-impl Begun {
+impl StartedCompletion {
     async fn respond(
         self,
-        leaving: Leaving,
+        leaving: DeliveryTracker,
         mut counted: CountedRequest,
-    ) -> Result<Response, Refusal> {
+    ) -> Result<Response, ErrorResponse> {
         if let Some(stream) = self.parsed.stream {
             let body = Body::new(self.into_body(stream, leaving, counted));
             return Ok(stream::response(body, stream.0));
         }
-        let asked = &self.parsed.asked;
-        let answer = unary::collect(self.opened, asked, self.echo, self.head).await;
-        let answer = answer.map_err(|error| asked.names.client_error(error));
+        let body = &self.parsed.body;
+        let answer = unary::collect(self.completion_stream, body, self.echo, self.head).await;
+        let answer = answer.map_err(|error| body.names.with_client_field_name(error));
         counted.ended(answer.as_ref().map(|_| ()));
         let mut response = answer?;
         let headers = response.headers_mut();
@@ -325,37 +348,37 @@ impl Begun {
     pub(super) fn into_body(
         self,
         (format, options): (StreamFormat, StreamOptions),
-        leaving: Leaving,
+        leaving: DeliveryTracker,
         counted: CountedRequest,
     ) -> TokenBody {
         let Self {
             parsed,
-            opened,
+            completion_stream,
             head,
             echo,
         } = self;
         let is_chat = head.route == Route::Chat;
-        let mut lines = Lines::new(format, options, head);
-        if parsed.asked.shown.logprobs.is_some() {
+        let mut lines = LineWriter::new(format, options, head);
+        if parsed.body.shown.logprobs.is_some() {
             lines = lines.with_logprobs();
         }
-        lines.begun(opened.first().prompt_tokens);
+        lines.begun(completion_stream.first().prompt_tokens);
         let mut first = BytesMut::new();
         if is_chat {
-            for choice in 0..parsed.asked.candidates {
+            for choice in 0..parsed.body.candidates {
                 lines.role(&mut first, choice);
             }
         }
-        let told = Told {
+        let told = StreamParts {
             echo,
             first,
-            ..Told::new(lines, parsed.asked.names)
+            ..StreamParts::new(lines, parsed.body.names)
         };
-        TokenBody::new(opened, told, leaving, counted)
+        TokenBody::new(completion_stream, told, leaving, counted)
     }
 }
 
-fn head(route: Route, id: &RequestId, model: &str) -> Head {
+fn head(route: Route, id: &RequestId, model: &str) -> ResponseMetadata {
     let since_epoch = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
@@ -363,7 +386,7 @@ fn head(route: Route, id: &RequestId, model: &str) -> Head {
         Route::Completions => "cmpl",
         Route::Chat => "chatcmpl",
     };
-    Head {
+    ResponseMetadata {
         route,
         id: format!("{kind}-{}", id.0),
         created: since_epoch.as_secs(),

@@ -223,7 +223,7 @@ impl Fields {
     ///
     /// # Errors
     /// Names the first unknown field, where unknown fields are refused.
-    pub(super) fn finish_within(&mut self, mut within: Self) -> Result<(), Error> {
+    pub(super) fn finish_nested(&mut self, mut within: Self) -> Result<(), Error> {
         within.finish()?;
         self.ignored.append(within.ignored);
         Ok(())
@@ -236,7 +236,7 @@ impl Fields {
 
     pub(super) fn wrong_type(&self, name: &str, wanted: &str, value: &Value) -> Error {
         let name = self.full_name(name);
-        let message = format!("{name} must be {wanted}, not {}.", kind_of(value));
+        let message = format!("{name} must be {wanted}, not {}.", json_type_name(value));
         Error::new(ErrorKind::InvalidType, message).with_param(name)
     }
 
@@ -315,7 +315,7 @@ fn narrowed(number: f64) -> f32 {
 }
 
 /// What a value is, in a client's words.
-pub(super) fn kind_of(value: &Value) -> &'static str {
+pub(super) fn json_type_name(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

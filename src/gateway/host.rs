@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_read_without_regard_to_case_and_to_a_trailing_dot() {
+    fn host_parsing_ignores_case_and_a_trailing_dot() {
         let name = |name: &str, port| Authority {
             host: Host::Name(name.to_owned()),
             port,
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_host_is_not_read() {
+    fn an_invalid_host_is_not_parsed() {
         let long = "a".repeat(64);
         let longest = vec!["a"; 128].join(".");
         for text in [
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_allows_its_names_and_no_others() {
+    fn an_allowed_host_entry_matches_only_its_hosts() {
         for (entry, allowed, refused) in [
             ("example.com", "example.com", "a.example.com"),
             ("example.com", "EXAMPLE.com.:8000", "example.com.evil"),
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_is_no_host_is_refused_and_quoted() {
+    fn an_invalid_allowed_host_is_rejected_and_quoted() {
         for entry in [
             "",
             "http://example.com",
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn an_origin_is_the_same_without_regard_to_case_and_to_a_default_port() {
+    fn origin_comparison_ignores_case_and_default_ports() {
         for (entry, allowed, refused) in [
             (
                 "http://localhost:3000",
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_is_no_origin_is_refused_and_quoted() {
+    fn an_invalid_origin_is_rejected_and_quoted() {
         for entry in [
             "",
             "null",

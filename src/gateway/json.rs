@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_character_of_a_text_ends_a_line() {
+    fn line_breaks_inside_strings_are_escaped() {
         let texts = [
             "a\u{85}b",
             "\u{2028}",
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_line_break_is_as_serde_writes_it() {
+    fn json_without_line_breaks_matches_serde_json() {
         let object = serde_json::json!({"a": [1, -0.5, null, true, "é\t\u{1}“”°"], "b": {}});
         assert_eq!(to_vec(&object), object.to_string().into_bytes());
     }

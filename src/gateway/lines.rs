@@ -9,8 +9,8 @@ use super::accept::StreamFormat;
 use super::answer::Usage;
 use super::body::{Route, StreamOptions};
 use super::echo::Prompt;
+use super::error_response::ErrorObject;
 use super::logprobs::{ChatLogprobs, CompletionLogprobs, characters};
-use super::refusal::ErrorObject;
 use crate::error::Error;
 use crate::tokens::{TextToken, TokenBatch};
 
@@ -18,7 +18,7 @@ mod json;
 #[cfg(test)]
 mod tests;
 
-use json::{put_json_string, put_number, put_stamp};
+use json::{put_json_string, put_number, put_timestamp};
 
 /// What one line takes besides its prefix, about: a short text, and what stands around it.
 const LINE: usize = 96;
@@ -27,7 +27,7 @@ const LINE: usize = 96;
 const STAMP: usize = 80;
 
 /// Writes the lines of one response.
-pub struct Lines {
+pub struct LineWriter {
     format: StreamFormat,
     options: StreamOptions,
     /// Everything up to the choice's index.
@@ -47,12 +47,12 @@ pub struct Lines {
     prompt_tokens: u64,
     /// Tokens that have their line.
     completion_tokens: u64,
-    head: Head,
+    head: ResponseMetadata,
 }
 
 /// What every object of a response has in common.
 #[derive(Clone)]
-pub struct Head {
+pub struct ResponseMetadata {
     /// Which kind of object it is.
     pub route: Route,
     /// The response's id, `cmpl-…` or `chatcmpl-…`.
@@ -89,7 +89,7 @@ enum LineLogprobs {
     Chat(ChatLogprobs),
 }
 
-impl Head {
+impl ResponseMetadata {
     fn object(&self) -> &'static str {
         match self.route {
             Route::Completions => "text_completion",
@@ -98,10 +98,10 @@ impl Head {
     }
 }
 
-impl Lines {
+impl LineWriter {
     /// The lines of a stream of this form, with what is asked for besides the text.
     #[must_use]
-    pub fn new(format: StreamFormat, options: StreamOptions, head: Head) -> Self {
+    pub fn new(format: StreamFormat, options: StreamOptions, head: ResponseMetadata) -> Self {
         let mut prefix = BytesMut::new();
         prefix.put_slice(b"{\"id\":");
         put_json_string(&mut prefix, &head.id);
@@ -363,7 +363,7 @@ impl Lines {
         if self.options.include_stamps
             && let Some(token) = rest.token
         {
-            put_stamp(out, token.stamp);
+            put_timestamp(out, token.timestamps);
         }
         if self.options.continuous_usage_stats {
             out.put_slice(b",\"usage\":");

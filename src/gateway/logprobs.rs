@@ -61,12 +61,12 @@ impl CompletionLogprobs {
         let Some(logprobs) = token.logprobs else {
             return;
         };
-        let spelled = spelled(&logprobs.spelling);
+        let spelled = spelled(&logprobs.token_bytes);
         self.top_logprobs.push(logprobs.logprob.map(|logprob| {
             let mut top = BTreeMap::new();
             for likely in &logprobs.top {
                 // Two tokens may be spelled alike; the likelier comes first.
-                let name = self::spelled(&likely.spelling);
+                let name = self::spelled(&likely.token_bytes);
                 top.entry(name).or_insert(likely.logprob);
             }
             top.entry(spelled.clone()).or_insert(logprob);
@@ -88,21 +88,21 @@ impl ChatLogprobs {
     pub(super) fn push(&mut self, token: &TextToken<'_>) {
         let Some(Logprobs {
             logprob: Some(logprob),
-            spelling,
+            token_bytes,
             top,
         }) = token.logprobs
         else {
             return;
         };
         let likely = top.iter().map(|likely| LikelyToken {
-            token: String::from_utf8_lossy(&likely.spelling).into_owned(),
+            token: String::from_utf8_lossy(&likely.token_bytes).into_owned(),
             logprob: likely.logprob,
-            bytes: likely.spelling.clone(),
+            bytes: likely.token_bytes.clone(),
         });
         self.content.push(TokenLogprob {
-            token: String::from_utf8_lossy(spelling).into_owned(),
+            token: String::from_utf8_lossy(token_bytes).into_owned(),
             logprob: *logprob,
-            bytes: spelling.clone(),
+            bytes: token_bytes.clone(),
             top_logprobs: likely.collect(),
         });
     }
@@ -137,12 +137,12 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::tokens::{Stamp, TopLogprob};
+    use crate::tokens::{Timestamps, TopLogprob};
 
-    fn top(spelling: &[u8], logprob: f32) -> TopLogprob {
+    fn top(token_bytes: &[u8], logprob: f32) -> TopLogprob {
         TopLogprob {
             id: 0,
-            spelling: spelling.to_vec(),
+            token_bytes: token_bytes.to_vec(),
             logprob,
         }
     }
@@ -151,16 +151,16 @@ mod tests {
         TextToken {
             id: 0,
             text: "",
-            stamp: Stamp::default(),
+            timestamps: Timestamps::default(),
             logprobs: Some(logprobs),
         }
     }
 
     #[test]
-    fn a_completions_token_is_among_the_likeliest_whether_it_is_or_not() {
+    fn the_sampled_token_is_always_listed_in_top_logprobs() {
         let logprobs = Logprobs {
             logprob: Some(-3.5),
-            spelling: b"\xe2\x96a".to_vec(),
+            token_bytes: b"\xe2\x96a".to_vec(),
             // Two tokens that are spelled alike.
             top: vec![top(b"b", -0.5), top(b"b", -1.5)],
         };
@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn a_prompts_first_token_has_no_log_probability() {
         let logprobs = Logprobs {
-            spelling: b"a".to_vec(),
+            token_bytes: b"a".to_vec(),
             ..Logprobs::default()
         };
         let mut shown = CompletionLogprobs::default();
@@ -190,10 +190,10 @@ mod tests {
     }
 
     #[test]
-    fn a_chats_token_has_its_exact_bytes_beside_its_text() {
+    fn chat_logprobs_have_the_exact_bytes_of_each_token() {
         let logprobs = Logprobs {
             logprob: Some(-0.5),
-            spelling: b"\xf0\x9f".to_vec(),
+            token_bytes: b"\xf0\x9f".to_vec(),
             top: vec![top(b"b", -0.25)],
         };
         let mut shown = ChatLogprobs::default();

@@ -7,7 +7,7 @@ use serde::Deserializer;
 use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::fields::kind_of;
+use super::fields::json_type_name;
 use crate::error::{Error, ErrorKind};
 
 /// Reads a body.
@@ -31,7 +31,10 @@ pub(super) fn parse(body: &[u8]) -> Result<Map<String, Value>, Error> {
         }
         (Ok(Value::Object(fields)), None) => Ok(fields),
         (Ok(value), None) => {
-            let message = format!("The body must be an object, not {}.", kind_of(&value));
+            let message = format!(
+                "The body must be an object, not {}.",
+                json_type_name(&value)
+            );
             Err(Error::new(ErrorKind::InvalidType, message))
         }
         (Err(error), None) => {
@@ -145,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_field_that_is_there_twice_is_refused_by_its_name() {
+    fn a_duplicate_field_is_rejected_with_its_full_path() {
         for (body, name) in [
             (r#"{"n": 1, "prompt": "a", "n": 2}"#, "n"),
             (r#"{"n": null, "\u006e": 1}"#, "n"),
@@ -169,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_value_is_read_as_it_is() {
+    fn every_json_type_is_parsed_and_only_an_object_is_a_valid_body() {
         let body = json!({
             "a": [1, "b", {"c": null}], "d": -1, "e": 1.5, "f": u64::MAX, "g": {"a": true},
             "stream_options": {"h": [false], "i": {"j": {}}},
@@ -186,12 +189,16 @@ mod tests {
         ] {
             let error = parse(odd.to_string().as_bytes()).unwrap_err();
             assert_eq!(error.kind, ErrorKind::InvalidType);
-            assert!(error.message.contains(kind_of(&odd)), "{}", error.message);
+            assert!(
+                error.message.contains(json_type_name(&odd)),
+                "{}",
+                error.message
+            );
         }
     }
 
     #[test]
-    fn what_follows_the_object_is_no_json() {
+    fn trailing_data_after_the_object_is_rejected() {
         let error = parse(b"{} {}").unwrap_err();
         assert_eq!(error.kind, ErrorKind::InvalidJson);
     }

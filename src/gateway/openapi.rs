@@ -11,17 +11,19 @@ use utoipa::OpenApi;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{Object, ObjectBuilder, Schema, SchemaType, Type};
-use utoipa::openapi::{ContentBuilder, Header, Ref, RefOr, Response as Described, ResponseBuilder};
+use utoipa::openapi::{
+    ContentBuilder, Header, Ref, RefOr, Response as ResponseObject, ResponseBuilder,
+};
 
 use super::answer;
 use super::body::chat::ChatBody;
 use super::body::completions::CompletionsBody;
-use super::body::generation::Generation;
 use super::body::message::Message;
+use super::body::shared_fields::SharedFields;
 use super::body::tokenize::{DetokenizeBody, TokenizeChat, TokenizeText};
 use super::body::{StreamOptions, schema};
+use super::error_response::ErrorObject;
 use super::fields::Unsupported;
-use super::refusal::ErrorObject;
 use super::unknown::X_IGNORED_FIELDS;
 use super::{completions, tokenize};
 use crate::error::ErrorKind;
@@ -47,7 +49,7 @@ use crate::error::ErrorKind;
     components(schemas(
         CompletionsBody,
         ChatBody,
-        Generation,
+        SharedFields,
         StreamOptions,
         Message,
         TokenizeText,
@@ -61,7 +63,7 @@ use crate::error::ErrorKind;
 struct Api;
 
 /// What only a request with a body can be refused with.
-const OF_BODIES: [ErrorKind; 14] = [
+const BODY_ERRORS: [ErrorKind; 14] = [
     ErrorKind::InvalidJson,
     ErrorKind::InvalidType,
     ErrorKind::InvalidValue,
@@ -79,7 +81,7 @@ const OF_BODIES: [ErrorKind; 14] = [
 ];
 
 /// What only a request for tokens can be refused with.
-const OF_COMPLETIONS: [ErrorKind; 4] = [
+const COMPLETION_ERRORS: [ErrorKind; 4] = [
     ErrorKind::NotAcceptable,
     ErrorKind::QueueFull,
     ErrorKind::RateLimited,
@@ -87,7 +89,7 @@ const OF_COMPLETIONS: [ErrorKind; 4] = [
 ];
 
 /// What a request for models can be refused with.
-const OF_MODELS: [ErrorKind; 5] = [
+const MODEL_ERRORS: [ErrorKind; 5] = [
     ErrorKind::ModelNotFound,
     ErrorKind::UpstreamError,
     ErrorKind::NotReady,
@@ -96,14 +98,14 @@ const OF_MODELS: [ErrorKind; 5] = [
 ];
 
 /// Why the server takes no requests.
-const OF_READINESS: [ErrorKind; 3] = [
+const READINESS_ERRORS: [ErrorKind; 3] = [
     ErrorKind::NotReady,
     ErrorKind::Draining,
     ErrorKind::NoWorker,
 ];
 
 /// What every request can be refused with: for its headers, or by a panic.
-const OF_ALL: [ErrorKind; 4] = [
+const COMMON_ERRORS: [ErrorKind; 4] = [
     ErrorKind::HostNotAllowed,
     ErrorKind::InvalidValue,
     ErrorKind::HeadersTooLarge,
@@ -143,17 +145,17 @@ type Schemas = BTreeMap<String, RefOr<Schema>>;
 /// Adds to the bodies what their structs do not say: the fields that they share, those that only ask for
 /// nothing, and that nothing else is taken but null.
 fn describe_bodies(schemas: &mut Schemas) {
-    let shared = object(schemas, "Generation").properties.clone();
-    schemas.remove("Generation");
+    let shared = object(schemas, "SharedFields").properties.clone();
+    schemas.remove("SharedFields");
     for name in ["CompletionsBody", "ChatBody"] {
         let properties = &mut object(schemas, name).properties;
         properties.extend(shared.clone());
-        let hints = Generation::HINTS;
+        let hints = SharedFields::HINTS;
         properties.extend(hints.map(|(field, text)| (field.to_owned(), hint(text))));
     }
     let tables: [(&str, &[Unsupported]); 8] = [
-        ("CompletionsBody", Generation::UNSUPPORTED),
-        ("ChatBody", Generation::UNSUPPORTED),
+        ("CompletionsBody", SharedFields::UNSUPPORTED),
+        ("ChatBody", SharedFields::UNSUPPORTED),
         ("ChatBody", ChatBody::UNSUPPORTED),
         ("StreamOptions", StreamOptions::UNSUPPORTED),
         ("Message", Message::UNSUPPORTED),
@@ -198,7 +200,7 @@ fn unsupported_field(asks_nothing: &str) -> RefOr<Schema> {
         .into()
 }
 
-/// Adds to an operation what all have in common: headers, and refusals.
+/// Adds to an operation what all have in common: headers, and error_responses.
 fn describe_operation(path: &str, has_body: bool, operation: &mut Operation) {
     let parameters = operation.parameters.get_or_insert_with(Vec::new);
     parameters.push(request_id());
@@ -206,7 +208,7 @@ fn describe_operation(path: &str, has_body: bool, operation: &mut Operation) {
         parameters.push(request_timeout());
     }
     let responses = &mut operation.responses.responses;
-    for (status, refused) in refusals(path) {
+    for (status, refused) in error_responses(path) {
         responses.insert(status, refused.into());
     }
     if has_body && let Some(RefOr::T(answer)) = responses.get_mut("200") {
@@ -228,28 +230,30 @@ fn describe_operation(path: &str, has_body: bool, operation: &mut Operation) {
     }
 }
 
-/// The kinds of refusal that a path can answer with.
-fn kinds(path: &str) -> Vec<ErrorKind> {
+/// The error_kinds of error_response that a path can answer with.
+fn error_kinds(path: &str) -> Vec<ErrorKind> {
     let own: &[&[ErrorKind]] = match path {
-        "/v1/completions" | "/v1/chat/completions" => &[&OF_BODIES, &OF_COMPLETIONS, &OF_MODELS],
-        "/tokenize" | "/detokenize" => &[&OF_BODIES, &OF_MODELS],
-        "/v1/models/{id}" => &[&OF_MODELS],
-        "/v1/models" => &[&OF_MODELS[1..]],
+        "/v1/completions" | "/v1/chat/completions" => {
+            &[&BODY_ERRORS, &COMPLETION_ERRORS, &MODEL_ERRORS]
+        }
+        "/tokenize" | "/detokenize" => &[&BODY_ERRORS, &MODEL_ERRORS],
+        "/v1/models/{id}" => &[&MODEL_ERRORS],
+        "/v1/models" => &[&MODEL_ERRORS[1..]],
         "/tokenizer_info" => &[
-            &OF_MODELS,
+            &MODEL_ERRORS,
             &[ErrorKind::MissingParameter, ErrorKind::UnknownParameter],
         ],
-        "/readyz" | "/health" => &[&OF_READINESS],
+        "/readyz" | "/health" => &[&READINESS_ERRORS],
         _ => &[],
     };
     let own = own.iter().copied().flatten();
-    own.chain(&OF_ALL).copied().collect()
+    own.chain(&COMMON_ERRORS).copied().collect()
 }
 
-/// A path's refusals by their status.
-fn refusals(path: &str) -> BTreeMap<String, Described> {
+/// A path's error_responses by their status.
+fn error_responses(path: &str) -> BTreeMap<String, ResponseObject> {
     let mut codes: BTreeMap<u16, Vec<&str>> = BTreeMap::new();
-    for kind in kinds(path) {
+    for kind in error_kinds(path) {
         let row = kind.row();
         let codes = codes.entry(row.http.as_u16()).or_default();
         if !codes.contains(&row.code) {
@@ -264,13 +268,13 @@ fn refusals(path: &str) -> BTreeMap<String, Described> {
             .description(format!("`{}`.", codes.join("`, `")))
             .content("application/json", content)
             .build();
-        response.headers = refusal_headers(status);
+        response.headers = error_headers(status);
         (status.to_string(), response)
     });
     described.collect()
 }
 
-fn refusal_headers(status: u16) -> BTreeMap<String, RefOr<Header>> {
+fn error_headers(status: u16) -> BTreeMap<String, RefOr<Header>> {
     let headers: &[(&str, Type, &str)] = match status {
         429 | 503 => &[
             (
@@ -361,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bodys_description_has_the_fields_that_are_read_and_no_other() {
+    fn each_body_schema_lists_exactly_the_fields_that_are_read() {
         let message = json!({"role": "user", "content": "a"});
         let messages = json!({"messages": [message]});
         let prompt = json!({"prompt": "a"});
@@ -380,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn every_answer_names_its_request_and_every_refusal_is_the_error_object() {
+    fn every_response_has_a_request_id_and_every_error_is_an_error_object() {
         let document = serde_json::to_value(describe()).expect("a description is JSON");
         let paths = document["paths"].as_object().expect("there are paths");
         assert_eq!(paths.len(), 12);

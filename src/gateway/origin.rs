@@ -17,9 +17,9 @@ use axum::middleware::Next;
 use axum::response::Response;
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
+use super::error_response::ErrorResponse;
 pub use super::host::{AllowedHost, AllowedOrigin};
 use super::host::{Authority, Host, Origin};
-use super::refusal::Refusal;
 use crate::error::{Error, ErrorKind};
 
 /// The name of this machine to itself (RFC 6761, section 6.3), with the dot of its subdomains.
@@ -140,7 +140,7 @@ pub(super) async fn check(
     State(policy): State<Arc<OriginPolicy>>,
     request: Request,
     next: Next,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ErrorResponse> {
     policy.check(request.uri(), request.headers())?;
     Ok(next.run(request).await)
 }

@@ -5,7 +5,7 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::refusal::Refusal;
+use super::error_response::ErrorResponse;
 use crate::error::Error;
 use crate::request::RequestId;
 
@@ -16,7 +16,7 @@ const LIMIT: usize = 128;
 
 /// What was wrong with a request's own id.
 #[derive(Clone)]
-struct Problem(Error);
+struct InvalidRequestId(Error);
 
 /// Gives the request its id, and the answer the same. It is outside of everything that can refuse the request.
 pub(super) async fn carry(mut request: Request, next: Next) -> Response {
@@ -30,7 +30,7 @@ pub(super) async fn carry(mut request: Request, next: Next) -> Response {
     let value = HeaderValue::from_str(&id.0).expect("it was a header, or is hexadecimal");
     request.extensions_mut().insert(id);
     if let Some(error) = problem {
-        request.extensions_mut().insert(Problem(error));
+        request.extensions_mut().insert(InvalidRequestId(error));
     }
     let mut response = next.run(request).await;
     response.headers_mut().insert(X_REQUEST_ID, value);
@@ -40,7 +40,7 @@ pub(super) async fn carry(mut request: Request, next: Next) -> Response {
 /// Refuses a request whose own id is invalid. It is inside of what adds headers for browsers to every answer.
 pub(super) async fn check(mut request: Request, next: Next) -> Response {
     match request.extensions_mut().remove() {
-        Some(Problem(error)) => Refusal::from(error).into_response(),
+        Some(InvalidRequestId(error)) => ErrorResponse::from(error).into_response(),
         None => next.run(request).await,
     }
 }

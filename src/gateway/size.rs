@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_text_takes_what_its_json_does() {
+    fn the_size_of_a_text_is_the_length_of_its_json() {
         for text in [
             "",
             "plain é",

@@ -18,51 +18,51 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::accept::StreamFormat;
 use super::answer::finish_reason;
+use super::completion_stream::{CompletionStream, MergedEvent};
 use super::echo::Echo;
-use super::lines::{ChoiceTokens, Lines};
-use super::opened::{MergedEvent, Opened};
-use super::refusal::FieldNames;
+use super::error_response::FieldNames;
+use super::lines::{ChoiceTokens, LineWriter};
 use super::timings;
-use crate::delivery::{DoorClock, Flush, Turn};
+use crate::delivery::{DeliveryTimer, FlushHandle, WriteStart};
 use crate::error::Error;
 use crate::proto::v1;
 use crate::telemetry::CountedRequest;
 
 /// A frame is ended once it is so large: what is more waits for the next.
-const FRAME: usize = 64 * 1024;
+const MAX_FRAME_BYTES: usize = 64 * 1024;
 
 /// How often a silent stream of server-sent events says that it is alive.
-pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(15);
+pub(super) const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// How long the last record of a failed stream may take to leave.
-const LAST_RECORD: Duration = Duration::from_secs(1);
+const ERROR_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a peer on HTTP/2 has to read that record before its stream is reset: some clients, curl among
 /// them, throw away what they have not read of a stream that was reset.
-const BEFORE_RESET: Duration = Duration::from_millis(100);
+const HTTP2_RESET_DELAY: Duration = Duration::from_millis(100);
 
 /// The body of a streamed completion.
 pub(super) struct TokenBody {
-    opened: Option<Opened>,
-    lines: Lines,
+    completion_stream: Option<CompletionStream>,
+    lines: LineWriter,
     /// The prompts, where they are echoed.
     echo: Option<Echo>,
     names: FieldNames,
     /// Where the lines are written. Once a frame has left for the socket its memory is used again.
     buffer: BytesMut,
-    flush: Option<Flush>,
-    clock: DoorClock,
+    flush: Option<FlushHandle>,
+    clock: DeliveryTimer,
     keep_alive: Option<Pin<Box<Sleep>>>,
     /// Whether there was nothing to write when the connection last asked.
     has_waited: bool,
     tokens_delivered: u64,
-    ending: Ending,
+    ending: StreamState,
     counted: CountedRequest,
 }
 
 /// How a stream's events are told.
-pub(super) struct Told {
-    pub(super) lines: Lines,
+pub(super) struct StreamParts {
+    pub(super) lines: LineWriter,
     /// The prompts, where they are echoed.
     pub(super) echo: Option<Echo>,
     /// How the client knows the field that is at fault.
@@ -71,9 +71,9 @@ pub(super) struct Told {
     pub(super) first: BytesMut,
 }
 
-impl Told {
+impl StreamParts {
     /// Nothing but these lines.
-    pub(super) fn new(lines: Lines, names: FieldNames) -> Self {
+    pub(super) fn new(lines: LineWriter, names: FieldNames) -> Self {
         Self {
             lines,
             echo: None,
@@ -84,14 +84,14 @@ impl Told {
 }
 
 /// What watches a response leave.
-pub(super) struct Leaving {
+pub(super) struct DeliveryTracker {
     /// Its connection; `None` where nothing was listening.
-    pub(super) flush: Option<Flush>,
-    pub(super) clock: DoorClock,
+    pub(super) flush: Option<FlushHandle>,
+    pub(super) clock: DeliveryTimer,
 }
 
 /// How far the end has come.
-enum Ending {
+enum StreamState {
     /// There is more.
     Open,
     /// All has been said.
@@ -107,7 +107,7 @@ enum Ending {
 /// Why a body ends without its end. hyper closes or resets the stream for it.
 #[derive(Debug, thiserror::Error)]
 #[error("the completion failed; its last record says why")]
-pub(super) struct UncleanEnd;
+pub(super) struct StreamAborted;
 
 /// The response whose body is this stream.
 pub(super) fn response(body: Body, format: StreamFormat) -> Response<Body> {
@@ -129,15 +129,20 @@ pub(super) fn response(body: Body, format: StreamFormat) -> Response<Body> {
 
 impl TokenBody {
     /// The body of a request of which a worker has begun.
-    pub(super) fn new(opened: Opened, told: Told, left: Leaving, counted: CountedRequest) -> Self {
-        Self::of(Some(opened), told, left, counted)
+    pub(super) fn new(
+        completion_stream: CompletionStream,
+        told: StreamParts,
+        left: DeliveryTracker,
+        counted: CountedRequest,
+    ) -> Self {
+        Self::of(Some(completion_stream), told, left, counted)
     }
 
     /// The rest of the body of a request that has failed, and the frame that comes before it.
     pub(super) fn failed(
         error: &Error,
-        told: Told,
-        left: Leaving,
+        told: StreamParts,
+        left: DeliveryTracker,
         counted: CountedRequest,
     ) -> (Self, Bytes) {
         let mut body = Self::of(None, told, left, counted);
@@ -146,10 +151,18 @@ impl TokenBody {
         (body, record)
     }
 
-    fn of(opened: Option<Opened>, told: Told, left: Leaving, counted: CountedRequest) -> Self {
-        let keep_alive = told.lines.keep_alive().map(|_| Box::pin(sleep(KEEP_ALIVE)));
+    fn of(
+        completion_stream: Option<CompletionStream>,
+        told: StreamParts,
+        left: DeliveryTracker,
+        counted: CountedRequest,
+    ) -> Self {
+        let keep_alive = told
+            .lines
+            .keep_alive()
+            .map(|_| Box::pin(sleep(KEEP_ALIVE_INTERVAL)));
         Self {
-            opened,
+            completion_stream,
             lines: told.lines,
             echo: told.echo,
             names: told.names,
@@ -159,22 +172,22 @@ impl TokenBody {
             keep_alive,
             has_waited: false,
             tokens_delivered: 0,
-            ending: Ending::Open,
+            ending: StreamState::Open,
             counted,
         }
     }
 
     /// Writes what is ready now. Pending when nothing is.
     fn poll_lines(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
-        let turn = Turn::begin();
+        let turn = WriteStart::begin();
         // hyper asks again before it flushes. What it gets then is gathered: it did not wait for it.
         let has_waited = std::mem::take(&mut self.has_waited);
         let mut is_lone = false;
-        while self.buffer.len() < FRAME && !is_lone {
-            let Some(opened) = &mut self.opened else {
+        while self.buffer.len() < MAX_FRAME_BYTES && !is_lone {
+            let Some(completion_stream) = &mut self.completion_stream else {
                 break;
             };
-            match opened.poll_next(cx) {
+            match completion_stream.poll_next(cx) {
                 Poll::Pending if self.buffer.is_empty() => {
                     self.has_waited = true;
                     return Poll::Pending;
@@ -190,7 +203,8 @@ impl TokenBody {
                     }
                 }
                 Poll::Ready(Ok(MergedEvent::Tokens(tokens))) => {
-                    is_lone = has_waited && tokens.tokens.len() == 1 && opened.choices() == 1;
+                    is_lone =
+                        has_waited && tokens.tokens.len() == 1 && completion_stream.choices() == 1;
                     self.write(&tokens, turn);
                 }
                 Poll::Ready(Ok(MergedEvent::Ended(usage, timings))) => self.end(usage, &timings),
@@ -200,7 +214,7 @@ impl TokenBody {
         Poll::Ready(self.buffer.split().freeze())
     }
 
-    fn write(&mut self, tokens: &v1::Tokens, turn: Turn) {
+    fn write(&mut self, tokens: &v1::Tokens, turn: WriteStart) {
         let choice = ChoiceTokens {
             index: tokens.choice,
             tokens: &tokens.tokens,
@@ -221,20 +235,20 @@ impl TokenBody {
         self.lines.last(&mut self.buffer, usage.into(), timings);
         self.lines.done(&mut self.buffer);
         self.counted.ended(Ok(()));
-        self.opened = None;
-        self.ending = Ending::Whole;
+        self.completion_stream = None;
+        self.ending = StreamState::Whole;
     }
 
     fn fail(&mut self, error: &Error) {
         let buffer = &mut self.buffer;
-        let told = self.names.client_error(error.clone());
+        let told = self.names.with_client_field_name(error.clone());
         self.lines.error(buffer, &told, self.tokens_delivered);
         self.counted.ended(Err(error));
-        self.opened = None;
+        self.completion_stream = None;
         // On HTTP/2 hyper takes a frame as soon as the peer's window has room for a byte of it, and
         // then asks for the next. With a frame of one byte that byte is the record's last.
         let last = buffer.split_off(buffer.len() - 1);
-        self.ending = Ending::LastByte(last.freeze());
+        self.ending = StreamState::LastByte(last.freeze());
     }
 
     /// Waits until the record has left for the socket.
@@ -243,9 +257,9 @@ impl TokenBody {
         Box::pin(async move {
             // Asked only when the last byte has been taken: on the next poll.
             if let Some(flush) = flush {
-                flush.next(LAST_RECORD).await;
+                flush.next(ERROR_FLUSH_TIMEOUT).await;
                 if flush.is_http2() {
-                    sleep(BEFORE_RESET).await;
+                    sleep(HTTP2_RESET_DELAY).await;
                 }
             }
         })
@@ -257,39 +271,39 @@ impl TokenBody {
             return Poll::Pending;
         };
         ready!(timer.as_mut().poll(cx));
-        timer.as_mut().reset(Instant::now() + KEEP_ALIVE);
+        timer.as_mut().reset(Instant::now() + KEEP_ALIVE_INTERVAL);
         Poll::Ready(comment)
     }
 }
 
 impl http_body::Body for TokenBody {
     type Data = Bytes;
-    type Error = UncleanEnd;
+    type Error = StreamAborted;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, UncleanEnd>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, StreamAborted>>> {
         let this = self.get_mut();
         match &mut this.ending {
-            Ending::Open => {}
-            Ending::Whole => return Poll::Ready(None),
-            Ending::LastByte(last) => {
+            StreamState::Open => {}
+            StreamState::Whole => return Poll::Ready(None),
+            StreamState::LastByte(last) => {
                 let last = std::mem::take(last);
-                this.ending = Ending::Failing(this.flushed());
+                this.ending = StreamState::Failing(this.flushed());
                 return Poll::Ready(Some(Ok(Frame::data(last))));
             }
-            Ending::Failing(flushed) => {
+            StreamState::Failing(flushed) => {
                 ready!(flushed.as_mut().poll(cx));
-                this.ending = Ending::Broken;
-                return Poll::Ready(Some(Err(UncleanEnd)));
+                this.ending = StreamState::Broken;
+                return Poll::Ready(Some(Err(StreamAborted)));
             }
-            Ending::Broken => return Poll::Ready(None),
+            StreamState::Broken => return Poll::Ready(None),
         }
         match this.poll_lines(cx) {
             Poll::Ready(lines) => {
                 if let Some(timer) = &mut this.keep_alive {
-                    timer.as_mut().reset(Instant::now() + KEEP_ALIVE);
+                    timer.as_mut().reset(Instant::now() + KEEP_ALIVE_INTERVAL);
                 }
                 Poll::Ready(Some(Ok(Frame::data(lines))))
             }

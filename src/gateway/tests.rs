@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::cluster::scripted::{Script, engine, started, summary, token};
-use crate::delivery::Flush;
+use crate::delivery::FlushHandle;
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
 
@@ -102,7 +102,7 @@ async fn next_frame(body: &mut Body) -> Option<String> {
 }
 
 #[tokio::test]
-async fn tokens_that_are_ready_together_share_frames_that_are_not_much_larger_than_64_kib() {
+async fn tokens_that_are_ready_together_share_frames_of_about_64_kib() {
     let response = stream(&json!("a"), "*/*", || whole(3_000, "some text")).await;
     let mut body = response.into_body();
     let (mut frames, mut lines) = (0, 0);
@@ -116,7 +116,7 @@ async fn tokens_that_are_ready_together_share_frames_that_are_not_much_larger_th
 }
 
 #[tokio::test]
-async fn a_prompt_that_always_has_tokens_does_not_keep_the_next_prompt_waiting() {
+async fn a_prompt_that_always_has_tokens_does_not_starve_the_others() {
     let response = stream(&json!(["a", "b", "c"]), "*/*", || whole(100, "x")).await;
     let mut body = response.into_body();
     let frame = next_frame(&mut body).await.expect("lines");
@@ -132,7 +132,7 @@ async fn a_prompt_that_always_has_tokens_does_not_keep_the_next_prompt_waiting()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_stream_of_server_sent_events_says_that_it_is_alive() {
+async fn an_idle_sse_stream_sends_a_keep_alive_every_15_seconds() {
     let began = Instant::now();
     let response = stream(&json!("a"), "text/event-stream", || silent(1)).await;
     let mut body = response.into_body();
@@ -146,7 +146,7 @@ async fn a_silent_stream_of_server_sent_events_says_that_it_is_alive() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_engine_that_lets_the_deadline_pass_is_given_up_by_the_gateway() {
+async fn the_gateway_fails_a_stream_one_second_after_its_deadline() {
     let began = Instant::now();
     let response = stream(&json!("a"), "*/*", || silent(1)).await;
     let mut body = response.into_body();
@@ -160,11 +160,11 @@ async fn an_engine_that_lets_the_deadline_pass_is_given_up_by_the_gateway() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_on_http2_a_peer_has_a_moment_to_read_the_record_before_the_unclean_end() {
+async fn only_http2_delays_the_abort_that_follows_the_error_record() {
     for (version, expected) in [(Version::HTTP_11, 1_000), (Version::HTTP_2, 1_100)] {
         let mut request = request(&json!({"prompt": "a", "stream": true}), "*/*");
         // Nothing leaves this socket, for which the record waits a second.
-        let flush = Flush::new(Arc::default(), version);
+        let flush = FlushHandle::new(Arc::default(), version);
         request.extensions_mut().insert(flush);
         let failing = || -> Script {
             let broken = Err(tonic::Status::internal("broken"));
@@ -179,7 +179,7 @@ async fn only_on_http2_a_peer_has_a_moment_to_read_the_record_before_the_unclean
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_engine_that_does_not_begin_before_the_deadline_is_a_504() {
+async fn a_completion_that_does_not_start_before_the_deadline_answers_504() {
     let nothing = || -> Script { Box::pin(tokio_stream::pending()) };
     let began = Instant::now();
     let response = stream(&json!("a"), "*/*", nothing).await;
@@ -202,7 +202,7 @@ async fn waiting(seconds: u64, accept: &str) -> Response {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_waits_has_its_headers_after_30_seconds_and_then_comments() {
+async fn a_queued_sse_stream_sends_headers_after_30_seconds_and_then_keep_alives() {
     let began = Instant::now();
     let response = waiting(55, "text/event-stream").await;
     assert_eq!(response.status(), StatusCode::OK);
@@ -223,7 +223,7 @@ async fn a_stream_that_waits_has_its_headers_after_30_seconds_and_then_comments(
 }
 
 #[tokio::test(start_paused = true)]
-async fn lines_that_wait_have_their_headers_and_nothing_else() {
+async fn a_queued_ndjson_stream_sends_headers_but_no_keep_alives() {
     let began = Instant::now();
     let response = waiting(55, "application/x-ndjson").await;
     assert_eq!(began.elapsed().as_secs(), 30);
@@ -234,7 +234,7 @@ async fn lines_that_wait_have_their_headers_and_nothing_else() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_begins_in_time_has_its_headers_at_once() {
+async fn a_stream_that_starts_before_headers_after_sends_its_headers_at_once() {
     let began = Instant::now();
     let response = waiting(29, "text/event-stream").await;
     assert_eq!(began.elapsed().as_secs(), 29);
@@ -243,7 +243,7 @@ async fn a_stream_that_begins_in_time_has_its_headers_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_that_passes_behind_the_headers_is_a_record_and_an_unclean_end() {
+async fn a_deadline_that_passes_after_the_headers_sends_an_error_record_and_aborts() {
     let began = Instant::now();
     let mut body = waiting(100, "application/x-ndjson").await.into_body();
     let record = next_frame(&mut body).await.expect("a record");
@@ -256,7 +256,7 @@ async fn a_deadline_that_passes_behind_the_headers_is_a_record_and_an_unclean_en
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_in_one_piece_waits_with_its_headers() {
+async fn a_unary_response_never_sends_its_headers_early() {
     let nothing = || -> Script { Box::pin(tokio_stream::pending()) };
     let began = Instant::now();
     let request = request(&json!({"prompt": "a"}), "*/*");

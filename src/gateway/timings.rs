@@ -14,7 +14,7 @@ pub(super) fn merge(timings: Option<v1::Timings>, other: v1::Timings) -> v1::Tim
         first_token_ns: timings.first_token_ns.min(other.first_token_ns),
         total_ns: timings.total_ns.max(other.total_ns),
         engine: merge_stages(timings.engine, other.engine),
-        door: None,
+        frontend: None,
         socket: None,
     }
 }
@@ -38,7 +38,10 @@ fn merge_stages(
 
 /// The object `timings`. Its times are from the request's arrival at the engine; the stages are those
 /// of its tokens.
-pub(super) fn object(timings: &v1::Timings, (door, socket): (StageSummary, StageSummary)) -> Value {
+pub(super) fn object(
+    timings: &v1::Timings,
+    (frontend, socket): (StageSummary, StageSummary),
+) -> Value {
     let engine = timings.engine.unwrap_or_default();
     json!({
         "queue_ns": timings.queue_ns,
@@ -47,7 +50,7 @@ pub(super) fn object(timings: &v1::Timings, (door, socket): (StageSummary, Stage
         "total_ns": timings.total_ns,
         "stages": {
             "engine": stage(engine),
-            "door": stage(door.into()),
+            "frontend": stage(frontend.into()),
             "socket": stage(socket.into()),
         },
     })
@@ -66,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn prompts_of_one_request_begin_with_the_first_and_end_with_the_last() {
+    fn merged_timings_start_with_the_first_prompt_and_end_with_the_last() {
         let timings = |queue_ns, first_token_ns, total_ns, (tokens, mean_ns, longest_ns)| {
             let engine = v1::StageTiming {
                 tokens,

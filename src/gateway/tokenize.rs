@@ -12,12 +12,12 @@ use tokio::time::timeout_at;
 use super::Gateway;
 use super::answer::{self, Detokenized, Tokenized, TokenizerInfo};
 use super::body::tokenize::{DetokenizeBody, TokenizeBody};
+use super::buffered_request::BufferedRequest;
+use super::completion_stream::{deadline_exceeded, stopped};
+use super::error_response::{ErrorResponse, FieldNames};
 use super::fields::Fields;
-use super::incoming::Incoming;
-use super::opened::{deadline_exceeded, stopped};
-use super::refusal::{FieldNames, Refusal};
 use crate::error::{Error, ErrorKind};
-use crate::telemetry::Door;
+use crate::telemetry::Frontend;
 
 /// Turns text, or a conversation, into token ids.
 #[utoipa::path(
@@ -29,7 +29,7 @@ use crate::telemetry::Door;
 pub(super) async fn tokenize(
     State(gateway): State<Arc<Gateway>>,
     request: Request,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ErrorResponse> {
     let gateway = &gateway;
     let tokenized = |body: Bytes| async move {
         let mut fields = Fields::parse(&body, gateway.unknown_fields)?;
@@ -56,7 +56,7 @@ pub(super) async fn tokenize(
 pub(super) async fn detokenize(
     State(gateway): State<Arc<Gateway>>,
     request: Request,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ErrorResponse> {
     let gateway = &gateway;
     let detokenized = |body: Bytes| async move {
         let mut fields = Fields::parse(&body, gateway.unknown_fields)?;
@@ -86,7 +86,7 @@ pub(super) async fn detokenize(
 pub(super) async fn info(
     State(gateway): State<Arc<Gateway>>,
     of: Result<Query<BTreeMap<String, String>>, QueryRejection>,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ErrorResponse> {
     let Query(mut of) = of.map_err(|error| {
         tracing::debug!(%error, "a query could not be read");
         Error::invalid_value(
@@ -117,24 +117,26 @@ async fn counted<F>(
     request: Request,
     names: FieldNames,
     answer: impl FnOnce(Bytes) -> F,
-) -> Result<Response, Refusal>
+) -> Result<Response, ErrorResponse>
 where
     F: Future<Output = Result<Response, Error>>,
 {
-    let mut counted = gateway.telemetry.request_admitted(Door::Http);
+    let mut counted = gateway.telemetry.track_request(Frontend::Http);
     let answered = async {
-        let incoming = Incoming::read(gateway, request).await?;
+        let buffered_request = BufferedRequest::read(gateway, request).await?;
         tokio::select! {
-            answered = timeout_at(incoming.deadline, answer(incoming.body)) => {
+            answered = timeout_at(buffered_request.deadline, answer(buffered_request.body)) => {
                 answered.unwrap_or_else(|_| Err(deadline_exceeded()))
             }
             () = gateway.stopping.cancelled() => Err(stopped()),
         }
     };
-    let answered = answered.await.map_err(|error| names.client_error(error));
+    let answered = answered
+        .await
+        .map_err(|error| names.with_client_field_name(error));
     counted.ended(answered.as_ref().map(|_| ()));
     answered.map_err(|error| {
-        gateway.telemetry.refused(Door::Http, &error);
+        gateway.telemetry.refused(Frontend::Http, &error);
         error.into()
     })
 }

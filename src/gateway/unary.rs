@@ -5,11 +5,11 @@ use axum::response::Response;
 use super::answer::{
     self, ChatAnswer, ChatChoice, ChatCompletion, Completion, CompletionChoice, finish_reason,
 };
-use super::body::{Asked, Route, Shown};
+use super::body::{ParsedBody, ResponseOptions, Route};
+use super::completion_stream::{CompletionStream, MergedEvent};
 use super::echo::{Echo, Prompt};
-use super::lines::Head;
+use super::lines::ResponseMetadata;
 use super::logprobs::{ChatLogprobs, CompletionLogprobs, characters};
-use super::opened::{MergedEvent, Opened};
 use super::size;
 use crate::error::Error;
 use crate::proto::v1;
@@ -20,18 +20,18 @@ use crate::tokens::TextToken;
 /// # Errors
 /// What ended it before it was whole, also that it has grown too large: then nothing of it is sent.
 pub(super) async fn collect(
-    mut opened: Opened,
-    asked: &Asked,
+    mut completion_stream: CompletionStream,
+    body: &ParsedBody,
     mut echo: Option<Echo>,
-    head: Head,
+    head: ResponseMetadata,
 ) -> Result<Response, Error> {
-    let choice = || Choice::new(head.route, asked.shown.logprobs.is_some());
+    let choice = || Choice::new(head.route, body.shown.logprobs.is_some());
     let mut choices: Vec<Choice> = std::iter::repeat_with(choice)
-        .take(opened.choices())
+        .take(completion_stream.choices())
         .collect();
     let mut held = 0;
     let usage = loop {
-        match opened.next().await? {
+        match completion_stream.next().await? {
             MergedEvent::Started(_) => {}
             MergedEvent::Prompt(prompt, part) => {
                 if let Some(echo) = &mut echo {
@@ -51,7 +51,7 @@ pub(super) async fn collect(
             MergedEvent::Ended(usage, _) => break usage,
         }
     };
-    let choices = best(choices, asked);
+    let choices = best(choices, body);
     if held < size::LARGE {
         return Ok(answer(choices, head, usage));
     }
@@ -134,15 +134,15 @@ impl Choice {
 }
 
 /// The choices that are shown: all, or the likeliest of each prompt's candidates.
-fn best(mut choices: Vec<Choice>, asked: &Asked) -> Vec<Choice> {
-    let Shown { choices: shown, .. } = asked.shown;
-    if shown == asked.candidates {
+fn best(mut choices: Vec<Choice>, body: &ParsedBody) -> Vec<Choice> {
+    let ResponseOptions { choices: shown, .. } = body.shown;
+    if shown == body.candidates {
         return choices;
     }
     let size = |choices| usize::try_from(choices).expect("at most 128");
     let mut best = Vec::new();
     while !choices.is_empty() {
-        let others = choices.split_off(size(asked.candidates).min(choices.len()));
+        let others = choices.split_off(size(body.candidates).min(choices.len()));
         choices.sort_by(|one, other| other.mean_logprob().total_cmp(&one.mean_logprob()));
         choices.truncate(size(shown));
         best.append(&mut choices);
@@ -151,9 +151,9 @@ fn best(mut choices: Vec<Choice>, asked: &Asked) -> Vec<Choice> {
     best
 }
 
-fn answer(choices: Vec<Choice>, head: Head, usage: v1::Usage) -> Response {
+fn answer(choices: Vec<Choice>, head: ResponseMetadata, usage: v1::Usage) -> Response {
     let choices = (0..).zip(choices);
-    let Head {
+    let ResponseMetadata {
         route,
         id,
         created,

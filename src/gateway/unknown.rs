@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn the_header_names_the_fields_by_their_paths() {
+    fn the_header_lists_fields_by_path() {
         assert_eq!(header(&[]), None);
         assert_eq!(
             header(&["no_stop_trim", "messages[0].content[1].x-y"]).as_deref(),
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_can_neither_end_the_header_nor_add_another() {
+    fn a_field_name_cannot_end_the_header_or_add_another_name() {
         assert_eq!(
             header(&["a\r\nset-cookie: b", "c,d", "é%", ""]).as_deref(),
             Some("a%0D%0Aset-cookie%3A%20b,c%2Cd,%C3%A9%25,")
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn the_header_is_short_however_many_and_however_long_the_names_are() {
+    fn the_header_length_is_bounded() {
         let long = "é".repeat(1_000_000);
         let value = header(&vec![&*long; 1_000]).expect("there are some");
         assert!(

@@ -9,8 +9,8 @@ use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 use crate::proto::v1::completion_request::Input as ProtoInput;
 use crate::request::{
-    Caller, ChatMessage, CompletionRequest, Input, LONGEST_TIMEOUT, MAX_CHOICES, MAX_LOGIT_BIASES,
-    MAX_LOGPROBS, MAX_STOP_BYTES, MAX_STOP_STRINGS, MAX_STOP_TOKENS, MAX_USER_BYTES, RequestId,
+    Caller, ChatMessage, CompletionRequest, Input, MAX_CHOICES, MAX_LOGIT_BIASES, MAX_LOGPROBS,
+    MAX_STOP_BYTES, MAX_STOP_STRINGS, MAX_STOP_TOKENS, MAX_TIMEOUT, MAX_USER_BYTES, RequestId,
     Sampling, StopTokens, Stopping, TokenId,
 };
 
@@ -62,14 +62,14 @@ pub(super) fn completion_request(
         echo: message.echo,
         seed: message.seed.map_or_else(rand::random, i64::cast_unsigned),
         priority: message.priority.unwrap_or(0),
-        stamps: message.include_stamps,
+        timestamps: message.include_stamps,
         caller: Caller(
             Some(message.user)
                 .filter(|user| !user.is_empty())
                 .map(Into::into),
         ),
         arrived,
-        deadline: arrived + timeout.min(LONGEST_TIMEOUT),
+        deadline: arrived + timeout.min(MAX_TIMEOUT),
     })
 }
 
@@ -95,7 +95,7 @@ fn stopping(message: &mut v1::CompletionRequest) -> Result<Stopping, Error> {
     )?;
     Ok(Stopping {
         strings,
-        is_shown: message.include_stop_str_in_output,
+        include_stop: message.include_stop_str_in_output,
         tokens: StopTokens {
             ids: ids.into(),
             ignore_eos: message.ignore_eos,
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_said_has_openais_default() {
+    fn unset_fields_have_openais_defaults() {
         let request = convert(|_| ()).unwrap();
         assert_eq!((request.max_tokens, request.choices), (None, 1));
         assert_eq!(request.sampling, Sampling::default());
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_out_of_range_is_refused_with_its_field() {
+    fn an_out_of_range_field_is_rejected_and_named() {
         type Change = fn(&mut v1::CompletionRequest);
         let cases: [(&str, Change); 26] = [
             ("prompt", |m| m.input = None),
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_client_has_is_kept_by_its_choice() {
+    fn resumed_token_ids_are_stored_by_choice() {
         let request = convert(|m| {
             m.n = Some(3);
             m.seed = Some(1);
@@ -354,17 +354,17 @@ mod tests {
     }
 
     #[test]
-    fn a_timeout_that_no_clock_can_hold_is_ten_years() {
+    fn a_huge_timeout_is_clamped_to_ten_years() {
         let message = v1::CompletionRequest {
             input: Some(ProtoInput::Prompt("hello".to_owned())),
             ..v1::CompletionRequest::default()
         };
         let request = completion_request(message, RequestId::random(), Duration::MAX).unwrap();
-        assert_eq!(request.deadline - request.arrived, LONGEST_TIMEOUT);
+        assert_eq!(request.deadline - request.arrived, MAX_TIMEOUT);
     }
 
     #[test]
-    fn a_seed_is_kept_and_a_missing_one_is_drawn() {
+    fn a_given_seed_is_kept_and_a_missing_seed_is_random() {
         assert_eq!(
             convert(|m| m.seed = Some(-7)).unwrap().seed.cast_signed(),
             -7

@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_unit_of_a_timeout_is_read() {
+    fn every_timeout_unit_is_parsed() {
         let seconds = |text| parse_timeout(text).map(|timeout| timeout.as_secs_f64());
         assert_eq!(seconds("2H"), Some(7_200.0));
         assert_eq!(seconds("2M"), Some(120.0));
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_timeout_is_refused() {
+    fn an_invalid_timeout_is_rejected() {
         for text in [
             "",
             "S",

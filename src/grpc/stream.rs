@@ -1,4 +1,4 @@
-//! A completion's events as proto messages, counted at the door where the request entered.
+//! A completion's events as proto messages, counted at the door where the request metrics.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_core::Stream;
 use tonic::Status;
 
-use crate::delivery::{DoorClock, Turn};
+use crate::delivery::{DeliveryTimer, WriteStart};
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
 use crate::request::FinishReason;
@@ -18,28 +18,28 @@ use crate::text::completion::{Completion, CompletionEvent, Summary};
 pub struct EventStream {
     completion: Completion,
     started: v1::Started,
-    stamps: bool,
-    entered: Option<Entered>,
+    timestamps: bool,
+    metrics: Option<RequestMetrics>,
 }
 
-/// What is kept of a request by the door where it entered.
-pub(super) struct Entered {
+/// What is kept of a request by the door where it metrics.
+pub(super) struct RequestMetrics {
     pub(super) counted: CountedRequest,
-    pub(super) clock: DoorClock,
+    pub(super) clock: DeliveryTimer,
 }
 
 impl EventStream {
     pub(super) fn new(
         completion: Completion,
         started: v1::Started,
-        stamps: bool,
-        entered: Option<Entered>,
+        timestamps: bool,
+        metrics: Option<RequestMetrics>,
     ) -> Self {
         Self {
             completion,
             started,
-            stamps,
-            entered,
+            timestamps,
+            metrics,
         }
     }
 
@@ -67,8 +67,8 @@ impl EventStream {
                 mut tokens,
                 finish,
             } => {
-                if !self.stamps {
-                    tokens.forget_stamps();
+                if !self.timestamps {
+                    tokens.clear_timestamps();
                 }
                 let finish_reason = finish_reason(finish).into();
                 Event::Tokens(v1::Tokens {
@@ -79,7 +79,7 @@ impl EventStream {
                 })
             }
             CompletionEvent::Summary(summary) => {
-                let clock = self.entered.as_ref().map(|entered| &entered.clock);
+                let clock = self.metrics.as_ref().map(|metrics| &metrics.clock);
                 Event::Summary(summary_message(&summary, clock))
             }
         };
@@ -92,11 +92,11 @@ impl Stream for EventStream {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        let turn = this.entered.is_some().then(Turn::begin);
+        let turn = this.metrics.is_some().then(WriteStart::begin);
         let Some(event) = ready!(Pin::new(&mut this.completion).poll_next(cx)) else {
             return Poll::Ready(None);
         };
-        if let Some(Entered { counted, .. }) = &mut this.entered {
+        if let Some(RequestMetrics { counted, .. }) = &mut this.metrics {
             match &event {
                 Ok(CompletionEvent::Summary(_)) => counted.ended(Ok(())),
                 Err(error) => counted.ended(Err(error)),
@@ -111,7 +111,7 @@ impl Stream for EventStream {
             Ok(event) => this.message(event),
             Err(error) => return Poll::Ready(Some(Err(error.into()))),
         };
-        if let Some(Entered { clock, .. }) = &this.entered
+        if let Some(RequestMetrics { clock, .. }) = &this.metrics
             && let Some(turn) = turn
             && let Some(Event::Tokens(tokens)) = &message.event
         {
@@ -129,8 +129,8 @@ fn finish_reason(reason: Option<FinishReason>) -> v1::FinishReason {
     }
 }
 
-fn summary_message(summary: &Summary, clock: Option<&DoorClock>) -> v1::Summary {
-    let (door, socket) = clock.map(DoorClock::summaries).unzip();
+fn summary_message(summary: &Summary, clock: Option<&DeliveryTimer>) -> v1::Summary {
+    let (frontend, socket) = clock.map(DeliveryTimer::summaries).unzip();
     let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     v1::Summary {
         usage: Some(v1::Usage {
@@ -142,7 +142,7 @@ fn summary_message(summary: &Summary, clock: Option<&DoorClock>) -> v1::Summary 
             first_token_ns: nanoseconds(summary.first_token),
             total_ns: nanoseconds(summary.total),
             engine: Some(summary.engine.into()),
-            door: door.map(Into::into),
+            frontend: frontend.map(Into::into),
             socket: socket.map(Into::into),
         }),
     }

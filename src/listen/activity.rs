@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Limits;
-use super::stalled::waits_for_its_peer;
+use super::stalled::set_waiting_for_peer;
 
 /// What a connection is doing. Its socket says what it reads and writes, its service what it answers.
 pub(super) struct Activity {
@@ -46,19 +46,19 @@ impl Activity {
     }
 
     /// A request begins; its answer ends when the guard is dropped.
-    pub(super) fn busy(self: &Arc<Self>, version: Version) -> Busy {
+    pub(super) fn busy(self: &Arc<Self>, version: Version) -> ActiveRequest {
         self.requests.fetch_add(1, Ordering::SeqCst);
         self.had_a_request.store(true, Ordering::SeqCst);
         if version == Version::HTTP_2 {
-            self.opened_http2();
+            self.set_http2();
         }
         self.is_reading_headers.store(false, Ordering::SeqCst);
         self.began.notify_waiters();
-        Busy(Arc::clone(self))
+        ActiveRequest(Arc::clone(self))
     }
 
     /// The peer has begun HTTP/2.
-    pub(super) fn opened_http2(&self) {
+    pub(super) fn set_http2(&self) {
         self.is_http2.store(true, Ordering::SeqCst);
     }
 
@@ -90,7 +90,7 @@ impl Activity {
     }
 
     /// Waits until a request is being answered.
-    pub(super) async fn is_busy_again(&self) {
+    pub(super) async fn wait_until_busy(&self) {
         loop {
             let mut began = pin!(self.began.notified());
             began.as_mut().enable();
@@ -116,7 +116,7 @@ impl Activity {
     }
 
     /// The time at which the connection is to be looked at again.
-    pub(super) fn idle_until(&self, limits: &Limits) -> Instant {
+    pub(super) fn next_idle_check(&self, limits: &Limits) -> Instant {
         let look_again = Instant::now() + limits.keep_alive_timeout;
         if self.has_something_to_do() {
             look_again
@@ -152,9 +152,9 @@ impl Activity {
 }
 
 /// Keeps its connection busy.
-pub(super) struct Busy(Arc<Activity>);
+pub(super) struct ActiveRequest(Arc<Activity>);
 
-impl Drop for Busy {
+impl Drop for ActiveRequest {
     fn drop(&mut self) {
         self.0.idle_again();
         self.0.requests.fetch_sub(1, Ordering::SeqCst);
@@ -164,21 +164,21 @@ impl Drop for Busy {
 pin_project_lite::pin_project! {
     /// A response's body: it keeps its connection busy until it has ended, and says whether it waits
     /// to be read.
-    pub(super) struct BusyBody<B> {
+    pub(super) struct TrackedBody<B> {
         #[pin]
         body: B,
-        busy: Busy,
+        busy: ActiveRequest,
     }
 }
 
-impl<B> BusyBody<B> {
-    pub(super) fn new(body: B, busy: Busy) -> Self {
-        waits_for_its_peer(true);
+impl<B> TrackedBody<B> {
+    pub(super) fn new(body: B, busy: ActiveRequest) -> Self {
+        set_waiting_for_peer(true);
         Self { body, busy }
     }
 }
 
-impl<B: http_body::Body> http_body::Body for BusyBody<B> {
+impl<B: http_body::Body> http_body::Body for TrackedBody<B> {
     type Data = B::Data;
     type Error = B::Error;
 
@@ -187,7 +187,7 @@ impl<B: http_body::Body> http_body::Body for BusyBody<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let frame = self.project().body.poll_frame(cx);
-        waits_for_its_peer(frame.is_ready());
+        set_waiting_for_peer(frame.is_ready());
         frame
     }
 
@@ -223,16 +223,16 @@ mod tests {
         assert!(!activity.is_idle(&limits()), "too soon");
         advance(Duration::from_millis(1)).await;
         assert!(activity.is_idle(&limits()), "too late");
-        assert!(activity.idle_until(&limits()) <= Instant::now());
+        assert!(activity.next_idle_check(&limits()) <= Instant::now());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_that_sends_nothing_is_idle_after_the_header_timeout() {
+    async fn a_new_connection_without_data_is_idle_after_the_header_timeout() {
         idle_after(&Activity::new(), 10).await;
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_is_idle_so_long_after_its_last_answer() {
+    async fn a_connection_is_idle_after_the_keep_alive_timeout() {
         for version in [Version::HTTP_11, Version::HTTP_2] {
             let activity = Arc::new(Activity::new());
             let busy = activity.busy(version);
@@ -244,14 +244,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_http_2_connection_need_have_no_request_soon() {
+    async fn an_http2_connection_without_requests_gets_the_keep_alive_timeout() {
         let activity = Activity::new();
-        activity.opened_http2();
+        activity.set_http2();
         idle_after(&activity, 75).await;
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_that_is_still_being_sent_is_not_idle() {
+    async fn a_connection_with_unsent_data_is_not_idle() {
         let activity = Arc::new(Activity::new());
         let busy = activity.busy(Version::HTTP_11);
         activity.fell_behind();
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn headers_that_have_begun_are_not_idle_and_an_empty_line_begins_none() {
+    async fn partial_headers_are_not_idle_and_an_empty_line_is_ignored() {
         let activity = Arc::new(Activity::new());
         drop(activity.busy(Version::HTTP_11));
         activity.read(b"\r\n");

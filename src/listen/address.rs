@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn only_this_machine_reaches_a_loopback_address() {
+    fn loopback_addresses_and_unix_sockets_are_loopback() {
         for text in [
             "127.0.0.1:1",
             "127.9.9.9:1",
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_its_owner_reaches_a_unix_socket() {
+    async fn a_unix_socket_is_accessible_only_to_its_owner() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("door.sock");
         let listener = Listener::bind(&Address::Unix(path.clone())).await.unwrap();
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_small_packet_does_not_wait_for_the_next() {
+    async fn accepted_tcp_connections_have_nodelay_set() {
         let any = Address::Tcp("127.0.0.1:0".to_owned());
         let listener = Listener::bind(&any).await.unwrap();
         let connecting = tokio::net::TcpStream::connect(listener.addresses()[0].to_string());
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_address_of_a_host_is_listened_on_at_the_same_port() {
+    async fn every_address_of_a_host_is_bound_to_the_same_port() {
         let any = |ip: &str| SocketAddr::new(ip.parse().unwrap(), 0);
         let listener = Listener::tcp(&[any("127.0.0.1"), any("127.0.0.2")]).unwrap();
         let addresses: Vec<SocketAddr> = listener

@@ -19,18 +19,18 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 use tower_http::timeout::TimeoutBody;
 
-use super::activity::{Activity, BusyBody};
-use super::io::{LINGER, Stream, WatchedStream};
+use super::activity::{Activity, TrackedBody};
+use super::io::{LINGER_TIMEOUT, Stream, WatchedStream};
+use super::request_body::RequestBody;
 use super::resets;
 use super::stalled::StreamExecutor;
-use super::upload::RequestBody;
-use super::{DoorService, DoorSettings, MutualTls, Protocol, Shutdown};
-use crate::delivery::{Flush, Flushes};
-use crate::seldom::Seldom;
+use super::{FrontendService, FrontendSettings, MutualTls, Protocol, Shutdown};
+use crate::delivery::{FlushHandle, FlushTracker};
+use crate::poll_on_wake::PollOnWake;
 
 /// The most bytes that are held for one HTTP/1.1 connection or one HTTP/2 stream whose peer does not
 /// read.
-const WRITE_BUFFER: usize = 64 * 1024;
+const MAX_WRITE_BUFFER_BYTES: usize = 64 * 1024;
 
 /// HTTP/2's windows for what clients send: one prompt, not a stream of tokens.
 const STREAM_WINDOW: u32 = 64 * 1024;
@@ -38,13 +38,13 @@ const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 
 /// HTTP/2's largest frames, in bytes: its own limit, and that for what a worker's device made of all its sequences at
 /// once.
-const FRAME: u32 = 16 * 1024;
-const WORKER_FRAME: u32 = 256 * 1024;
+const MAX_FRAME_BYTES: u32 = 16 * 1024;
+const MAX_WORKER_FRAME_BYTES: u32 = 256 * 1024;
 
 /// A connection that was accepted.
 pub(super) struct Connection {
     pub(super) stream: Arc<Stream>,
-    pub(super) door: DoorSettings,
+    pub(super) door: FrontendSettings,
     pub(super) shutdown: Shutdown,
     /// Where the tasks of its HTTP/2 streams are.
     pub(super) streams: TaskTracker,
@@ -54,7 +54,7 @@ impl Connection {
     /// Serves it until it closes, or is told to, and lets its peer read the last answer.
     pub(super) async fn run<S, B>(self, service: S)
     where
-        S: DoorService<B>,
+        S: FrontendService<B>,
         S::Future: Send + 'static,
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -71,7 +71,7 @@ impl Connection {
     /// Serves it until it closes, or is told to.
     async fn serve<S, B>(&self, service: S) -> End
     where
-        S: DoorService<B>,
+        S: FrontendService<B>,
         S::Future: Send + 'static,
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -91,11 +91,11 @@ impl Connection {
     async fn serve_tls<S, B>(
         &self,
         (tls, watched): (&MutualTls, WatchedStream),
-        watch: (Arc<Flushes>, Arc<Activity>),
+        watch: (Arc<FlushTracker>, Arc<Activity>),
         service: S,
     ) -> End
     where
-        S: DoorService<B>,
+        S: FrontendService<B>,
         S::Future: Send + 'static,
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -116,11 +116,11 @@ impl Connection {
     async fn drive<S, B, I>(
         &self,
         io: I,
-        (flushes, activity): (Arc<Flushes>, Arc<Activity>),
+        (flushes, activity): (Arc<FlushTracker>, Arc<Activity>),
         service: S,
     ) -> End
     where
-        S: DoorService<B>,
+        S: FrontendService<B>,
         S::Future: Send + 'static,
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -137,8 +137,8 @@ impl Connection {
             service_fn(move |mut request: Request<Incoming>| {
                 is_http_10.store(request.version() == Version::HTTP_10, Ordering::Relaxed);
                 let busy = activity.busy(request.version());
-                let hint = hint.clone().filter(|_| may_be_kept(&request));
-                let flush = Flush::new(Arc::clone(&flushes), request.version());
+                let hint = hint.clone().filter(|_| allows_keep_alive(&request));
+                let flush = FlushHandle::new(Arc::clone(&flushes), request.version());
                 request.extensions_mut().insert(flush);
                 let rest = (request.version() == Version::HTTP_2).then(|| streams.clone());
                 let request = request
@@ -151,12 +151,12 @@ impl Connection {
                     if let Some(hint) = hint {
                         answer.headers_mut().insert(KEEP_ALIVE, hint);
                     }
-                    Ok::<_, Infallible>(answer.map(|body| BusyBody::new(body, busy)))
+                    Ok::<_, Infallible>(answer.map(|body| TrackedBody::new(body, busy)))
                 }
             })
         };
         let builder = self.builder();
-        let mut connection = made_apart(|| builder.serve_connection(io, service));
+        let mut connection = boxed_out_of_line(|| builder.serve_connection(io, service));
         // HTTP/1.0 has no chunks: closed in an orderly way, a body that is cut off would look whole.
         let cut_off = || {
             if is_http_10.load(Ordering::Relaxed) && activity.is_busy() {
@@ -165,9 +165,9 @@ impl Connection {
                 End::Orderly
             }
         };
-        let mut watch = Watch::default();
+        let mut watch = Seen::default();
         loop {
-            let mut seldom = Seldom::new(self.happens(&activity, watch));
+            let mut poll_on_wake = PollOnWake::new(self.next_event(&activity, watch));
             let happened = tokio::select! {
                 // What there is to write is written before anything else is looked at.
                 biased;
@@ -182,41 +182,43 @@ impl Connection {
                         End::Orderly
                     };
                 }
-                happened = seldom.ready() => happened,
+                happened = poll_on_wake.ready() => happened,
             };
             match happened {
-                Happened::Stop if activity.is_unused() => return End::Orderly,
-                Happened::Stop => {
+                ConnectionEvent::Stop if activity.is_unused() => return End::Orderly,
+                ConnectionEvent::Stop => {
                     watch.is_stopping = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                Happened::Abort => return cut_off(),
-                Happened::PeerClosed if activity.is_busy() => return cut_off(),
+                ConnectionEvent::Abort => return cut_off(),
+                ConnectionEvent::PeerClosed if activity.is_busy() => return cut_off(),
                 // What is not being answered may still be on its way to a peer that only reads now. But what
                 // it had sent before is not to be begun.
-                Happened::PeerClosed => watch.has_closed = true,
-                Happened::LongSince if !activity.is_idle(limits) => {}
+                ConnectionEvent::PeerClosed => watch.has_closed = true,
+                ConnectionEvent::IdleCheck if !activity.is_idle(limits) => {}
                 // A request that is on its way is still answered: on HTTP/2 its client is warned first.
-                Happened::LongSince if activity.is_http2() && watch.closes_at.is_none() => {
-                    watch.closes_at = Some(Instant::now() + LINGER);
+                ConnectionEvent::IdleCheck if activity.is_http2() && watch.closes_at.is_none() => {
+                    watch.closes_at = Some(Instant::now() + LINGER_TIMEOUT);
                     connection.as_mut().graceful_shutdown();
                 }
-                Happened::LongSince => return End::Orderly,
+                ConnectionEvent::IdleCheck => return End::Orderly,
             }
         }
     }
 
     /// Waits for what else may end a connection.
-    async fn happens(&self, activity: &Activity, watch: Watch) -> Happened {
+    async fn next_event(&self, activity: &Activity, watch: Seen) -> ConnectionEvent {
         let shutdown = &self.shutdown;
-        let idle_until = activity.idle_until(&self.door.limits);
-        let look_again = watch.closes_at.map_or(idle_until, |at| at.max(idle_until));
+        let next_idle_check = activity.next_idle_check(&self.door.limits);
+        let look_again = watch
+            .closes_at
+            .map_or(next_idle_check, |at| at.max(next_idle_check));
         tokio::select! {
-            () = shutdown.stop.cancelled(), if !watch.is_stopping => Happened::Stop,
-            () = shutdown.abort.cancelled() => Happened::Abort,
-            () = self.stream.closed(), if !watch.has_closed => Happened::PeerClosed,
-            () = activity.is_busy_again(), if watch.has_closed => Happened::PeerClosed,
-            () = sleep_until(look_again) => Happened::LongSince,
+            () = shutdown.stop.cancelled(), if !watch.is_stopping => ConnectionEvent::Stop,
+            () = shutdown.abort.cancelled() => ConnectionEvent::Abort,
+            () = self.stream.closed(), if !watch.has_closed => ConnectionEvent::PeerClosed,
+            () = activity.wait_until_busy(), if watch.has_closed => ConnectionEvent::PeerClosed,
+            () = sleep_until(look_again) => ConnectionEvent::IdleCheck,
         }
     }
 
@@ -232,7 +234,9 @@ impl Connection {
             // that of the socket does not.
             .header_read_timeout(None)
             .max_headers(limits.max_headers)
-            .max_buf_size(WRITE_BUFFER.max(usize::try_from(limits.max_header_bytes).unwrap_or(0)));
+            .max_buf_size(
+                MAX_WRITE_BUFFER_BYTES.max(usize::try_from(limits.max_header_bytes).unwrap_or(0)),
+            );
         builder
             .http2()
             .timer(TokioTimer::new())
@@ -242,14 +246,14 @@ impl Connection {
             })
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(match self.door.protocol {
-                Protocol::Grpc | Protocol::Http => FRAME,
-                Protocol::Worker => WORKER_FRAME,
+                Protocol::Grpc | Protocol::Http => MAX_FRAME_BYTES,
+                Protocol::Worker => MAX_WORKER_FRAME_BYTES,
             })
             .max_concurrent_streams(limits.max_concurrent_streams)
             // A client may cancel many requests in the packet that brings them.
-            .max_pending_accept_reset_streams(usize::try_from(resets::BURST).ok())
+            .max_pending_accept_reset_streams(usize::try_from(resets::RESET_BURST).ok())
             .max_header_list_size(limits.max_header_bytes)
-            .max_send_buf_size(WRITE_BUFFER)
+            .max_send_buf_size(MAX_WRITE_BUFFER_BYTES)
             .keep_alive_interval(limits.ping_interval)
             .keep_alive_timeout(limits.ping_interval);
         match self.door.protocol {
@@ -262,7 +266,7 @@ impl Connection {
 /// Makes a future on a stack of its own. Where it is large and made by the function that polls it, every
 /// poll reserves the room that only its making needs: two pages of stack, touched at every token.
 #[inline(never)]
-fn made_apart<F>(make: impl FnOnce() -> F) -> Pin<Box<F>> {
+fn boxed_out_of_line<F>(make: impl FnOnce() -> F) -> Pin<Box<F>> {
     Box::pin(make())
 }
 
@@ -279,7 +283,7 @@ fn keep_alive_hint(timeout: Duration) -> Option<HeaderValue> {
 
 /// Whether the request's connection goes on after its answer, as far as its client is asked, and can be
 /// told how long.
-fn may_be_kept<B>(request: &Request<B>) -> bool {
+fn allows_keep_alive<B>(request: &Request<B>) -> bool {
     let closes = |headers: &HeaderMap| {
         let connection = headers.get(CONNECTION);
         connection.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"))
@@ -289,7 +293,7 @@ fn may_be_kept<B>(request: &Request<B>) -> bool {
 
 /// What may end a connection besides its protocol.
 #[derive(Debug)]
-enum Happened {
+enum ConnectionEvent {
     /// The door is to take no further requests.
     Stop,
     /// The door is not to wait for what is left.
@@ -297,12 +301,12 @@ enum Happened {
     /// The peer has ended what it sends.
     PeerClosed,
     /// It is time to look whether the connection is idle.
-    LongSince,
+    IdleCheck,
 }
 
 /// What need not be waited for any more.
 #[derive(Clone, Copy, Debug, Default)]
-struct Watch {
+struct Seen {
     is_stopping: bool,
     has_closed: bool,
     /// The end of an idle HTTP/2 connection whose peer was warned of it.

@@ -18,10 +18,10 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 use super::Limits;
 use super::activity::Activity;
 use super::resets::{GO_AWAY, ResetLimit};
-use crate::delivery::Flushes;
+use crate::delivery::FlushTracker;
 
 /// How long a peer may go on sending what nobody reads any more.
-pub(super) const LINGER: Duration = Duration::from_secs(1);
+pub(super) const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connection of either kind of listener.
 pub(super) enum Stream {
@@ -63,7 +63,7 @@ impl Stream {
             }
         };
         // However it ends, nobody is left to tell.
-        let _ = timeout(LINGER, read).await;
+        let _ = timeout(LINGER_TIMEOUT, read).await;
     }
 
     /// Has the socket reset its connection when it closes. What has left before still arrives; what the
@@ -157,7 +157,7 @@ pub(super) struct WatchedStream {
     headers: Option<Pin<Box<Sleep>>>,
     resets: ResetLimit,
     activity: Arc<Activity>,
-    flushes: Arc<Flushes>,
+    flushes: Arc<FlushTracker>,
 }
 
 impl WatchedStream {
@@ -165,8 +165,8 @@ impl WatchedStream {
         stream: Arc<Stream>,
         limits: &Limits,
         activity: &Arc<Activity>,
-    ) -> (Self, Arc<Flushes>) {
-        let flushes = Arc::new(Flushes::default());
+    ) -> (Self, Arc<FlushTracker>) {
+        let flushes = Arc::new(FlushTracker::default());
         let watched = Self {
             stream,
             write_timeout: limits.write_timeout,
@@ -205,10 +205,10 @@ impl WatchedStream {
     }
 
     /// Notes what was read, and ends the connection of a peer that cancels too many requests.
-    fn take_note(&mut self, bytes: &[u8]) -> io::Result<()> {
+    fn inspect_read(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.resets.allows(bytes) {
             if self.resets.is_http2() {
-                self.activity.opened_http2();
+                self.activity.set_http2();
             }
             self.activity.read(bytes);
             return Ok(());
@@ -241,7 +241,7 @@ impl AsyncRead for WatchedStream {
         let this = self.get_mut();
         let before = buffer.filled().len();
         match this.stream.poll_read(cx, buffer) {
-            Poll::Ready(Ok(_)) => Poll::Ready(this.take_note(&buffer.filled()[before..])),
+            Poll::Ready(Ok(_)) => Poll::Ready(this.inspect_read(&buffer.filled()[before..])),
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => this.wait_for_headers(cx),
         }

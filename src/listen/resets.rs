@@ -8,14 +8,14 @@ use tokio::time::Instant;
 
 /// The most requests that a peer may cancel at once: more than the users of one connection that several
 /// services share.
-pub(super) const BURST: u32 = 5_000;
+pub(super) const RESET_BURST: u32 = 5_000;
 
 /// The time after which a peer may cancel one more request: 1,000 a second, about 1% of a core.
 const INTERVAL: Duration = Duration::from_millis(1);
 
 /// The most cancelled streams that are remembered, so that none is counted twice: an upper bound of the cancelled
 /// streams that may still have frames in flight.
-const REMEMBERED: usize = 10_000;
+const MAX_REMEMBERED_STREAMS: usize = 10_000;
 
 /// The bytes that open every HTTP/2 connection.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -74,7 +74,7 @@ impl ResetLimit {
         let mut count = 0;
         frames.resets(bytes, |stream| {
             count += u32::from(cancelled.insert(stream));
-            if cancelled.len() > REMEMBERED {
+            if cancelled.len() > MAX_REMEMBERED_STREAMS {
                 cancelled.pop_first();
             }
         });
@@ -83,7 +83,7 @@ impl ResetLimit {
         }
         let now = Instant::now();
         self.full_at = self.full_at.max(now) + INTERVAL * count;
-        self.full_at - now <= INTERVAL * BURST
+        self.full_at - now <= INTERVAL * RESET_BURST
     }
 }
 
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_burst_is_allowed_and_again_once_time_has_passed() {
+    async fn a_burst_is_allowed_again_after_the_budget_refills() {
         let mut limit = opened();
         assert!(limit.allows(&cancelled(0..5_000)));
         assert!(!limit.allows(&cancelled(5_000..5_001)));
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_that_is_reset_again_for_each_late_frame_counts_once() {
+    async fn repeated_resets_of_one_stream_count_once() {
         let mut limit = opened();
         for _ in 0..100 {
             assert!(limit.allows(&cancelled(0..5_000)));
@@ -184,15 +184,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_streams_that_are_remembered_are_bounded() {
+    async fn the_set_of_remembered_streams_is_bounded() {
         let mut limit = opened();
         limit.allows(&cancelled(0..30_000));
-        assert_eq!(limit.cancelled.len(), REMEMBERED);
+        assert_eq!(limit.cancelled.len(), MAX_REMEMBERED_STREAMS);
         assert!(!limit.cancelled.contains(&0) && limit.cancelled.contains(&29_999));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn frames_are_counted_wherever_the_bytes_are_cut() {
+    async fn resets_are_counted_across_read_boundaries() {
         let mut limit = opened();
         let bytes = cancelled(0..5_001);
         // The last frame counts from its header on, which ends before its payload of four bytes.
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_not_http_2_has_no_such_frames() {
+    async fn bytes_of_a_connection_that_is_not_http2_are_not_counted() {
         let mut limit = ResetLimit::new();
         assert!(limit.allows(b"PRINT / HTTP/1.1\r\n\r\n"));
         assert!(!limit.is_http2());

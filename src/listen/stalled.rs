@@ -12,14 +12,14 @@ use tokio_util::task::TaskTracker;
 
 tokio::task_local! {
     /// Since when the peer has been able to take what was last made for it.
-    static UNREAD_SINCE: Cell<Option<Instant>>;
+    static WAITING_FOR_PEER_SINCE: Cell<Option<Instant>>;
 }
 
 /// Notes whether the stream's task waits for its peer, or for us. Elsewhere than in a task of
 /// [`StreamExecutor`] it does nothing: a socket that nobody reads is seen by its writes.
-pub(super) fn waits_for_its_peer(does: bool) {
+pub(super) fn set_waiting_for_peer(does: bool) {
     // An error says that this is no such task.
-    let _ = UNREAD_SINCE.try_with(|since| since.set(does.then(Instant::now)));
+    let _ = WAITING_FOR_PEER_SINCE.try_with(|since| since.set(does.then(Instant::now)));
 }
 
 /// Runs the streams of an HTTP/2 connection, and drops each that has waited too long for its peer:
@@ -36,11 +36,12 @@ where
     S::Output: Send,
 {
     fn execute(&self, stream: S) {
-        self.tasks.spawn(unless_stalled(stream, self.write_timeout));
+        self.tasks
+            .spawn(run_unless_stalled(stream, self.write_timeout));
     }
 }
 
-async fn unless_stalled<S: Future>(stream: S, limit: Duration) {
+async fn run_unless_stalled<S: Future>(stream: S, limit: Duration) {
     let ended = async {
         tokio::select! {
             biased;
@@ -48,13 +49,15 @@ async fn unless_stalled<S: Future>(stream: S, limit: Duration) {
             () = stalled(limit) => tracing::debug!("a stream's peer took nothing for too long"),
         }
     };
-    UNREAD_SINCE.scope(Cell::new(None), ended).await;
+    WAITING_FOR_PEER_SINCE.scope(Cell::new(None), ended).await;
 }
 
 /// Waits until the peer has taken nothing for so long.
 async fn stalled(limit: Duration) {
     loop {
-        let since = UNREAD_SINCE.with(Cell::get).unwrap_or_else(Instant::now);
+        let since = WAITING_FOR_PEER_SINCE
+            .with(Cell::get)
+            .unwrap_or_else(Instant::now);
         let until = since + limit;
         if until <= Instant::now() {
             return;
@@ -74,30 +77,30 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(30);
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_ends_when_its_peer_takes_nothing_for_too_long() {
+    async fn a_stream_is_dropped_after_its_peer_reads_nothing_for_the_timeout() {
         let started = Instant::now();
         let stream = async {
             sleep(Duration::from_secs(5)).await;
-            waits_for_its_peer(true);
+            set_waiting_for_peer(true);
             pending::<()>().await;
         };
-        unless_stalled(stream, LIMIT).await;
+        run_unless_stalled(stream, LIMIT).await;
         assert_eq!(started.elapsed(), Duration::from_secs(35));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_that_has_nothing_to_say_or_is_read_slowly_goes_on() {
+    async fn a_stream_without_data_or_with_a_slow_reader_continues() {
         let started = Instant::now();
         let stream = async {
             sleep(Duration::from_secs(600)).await;
             for _ in 0..10 {
-                waits_for_its_peer(true);
+                set_waiting_for_peer(true);
                 sleep(Duration::from_secs(29)).await;
             }
-            waits_for_its_peer(false);
+            set_waiting_for_peer(false);
             sleep(Duration::from_secs(600)).await;
         };
-        unless_stalled(stream, LIMIT).await;
+        run_unless_stalled(stream, LIMIT).await;
         assert_eq!(started.elapsed(), Duration::from_secs(600 + 290 + 600));
     }
 }

@@ -14,7 +14,7 @@ pub(super) type SmallBufferCodec<Encode, Decode> = BufferCodec<Encode, Decode, 2
 pub(super) type LargeBufferCodec<Encode, Decode> = BufferCodec<Encode, Decode, { 64 * 1024 }>;
 
 /// Messages that are ready together are handed on once they are so many bytes. It is tonic's own.
-const YIELD: usize = 32 * 1024;
+const YIELD_THRESHOLD_BYTES: usize = 32 * 1024;
 
 /// prost's codec with buffers that hold so many bytes at first.
 #[derive(Debug)]
@@ -37,10 +37,10 @@ where
     type Decoder = ProstDecoder<D>;
 
     fn encoder(&mut self) -> ProstEncoder<E> {
-        ProstCodec::<E, D>::raw_encoder(BufferSettings::new(BYTES, YIELD))
+        ProstCodec::<E, D>::raw_encoder(BufferSettings::new(BYTES, YIELD_THRESHOLD_BYTES))
     }
 
     fn decoder(&mut self) -> ProstDecoder<D> {
-        ProstCodec::<E, D>::raw_decoder(BufferSettings::new(BYTES, YIELD))
+        ProstCodec::<E, D>::raw_decoder(BufferSettings::new(BYTES, YIELD_THRESHOLD_BYTES))
     }
 }

@@ -11,17 +11,17 @@ use prost::encoding::{
     uint64,
 };
 
-use super::packed::Packed;
+use super::packed_varints::PackedVarints;
 use super::worker::{End, Failure, Logprobs};
 
 /// The most entries of a step: two for each of the most slots of a worker, one of the prompt and one of the
 /// completion.
-pub const MOST_ENTRIES: usize = 131_072;
+pub const MAX_STEP_ENTRIES: usize = 131_072;
 
 /// What a step of the device made.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Step {
-    /// What it made of each sequence. Of more than [`MOST_ENTRIES`] one more is kept, which tells that they are
+    /// What it made of each sequence. Of more than [`MAX_STEP_ENTRIES`] one more is kept, which tells that they are
     /// too many.
     pub sequences: Vec<SequenceStep>,
 }
@@ -34,11 +34,11 @@ pub struct SequenceStep {
     /// The index of the first token.
     pub first_index: u32,
     /// The tokens' ids.
-    pub ids: Packed,
+    pub ids: PackedVarints,
     /// The bytes of all tokens.
     pub bytes: Vec<u8>,
     /// How many of these bytes each token has.
-    pub lengths: Packed,
+    pub lengths: PackedVarints,
     /// Whether these are tokens of the prompt.
     pub is_prompt: bool,
     /// When each token was due.
@@ -118,7 +118,7 @@ impl prost::Message for Step {
     ) -> Result<(), DecodeError> {
         match tag {
             field::SEQUENCES => {
-                let list = (&mut self.sequences, MOST_ENTRIES);
+                let list = (&mut self.sequences, MAX_STEP_ENTRIES);
                 merge_bounded(list, (tag, wire_type), buf, ctx)
             }
             _ => skip_field(wire_type, tag, buf, ctx),
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn on_the_wire_it_is_what_the_contract_says() {
+    fn a_sequence_step_encodes_like_the_generated_message() {
         for message in [full(), Generated::default()] {
             let wire = message.encode_to_vec();
             let step = by_hand(message);
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_is_on_the_wire_what_the_contract_says() {
+    fn a_step_encodes_like_the_generated_message() {
         for sequences in [vec![], vec![full(), Generated::default(), full()]] {
             let wire = GeneratedStep {
                 sequences: sequences.clone(),
@@ -347,11 +347,11 @@ mod tests {
     }
 
     #[test]
-    fn of_too_many_entries_one_too_many_is_kept() {
+    fn decoding_keeps_at_most_one_entry_over_the_limit() {
         for (count, kept) in [
-            (MOST_ENTRIES, MOST_ENTRIES),
-            (MOST_ENTRIES + 1, MOST_ENTRIES + 1),
-            (8 * MOST_ENTRIES, MOST_ENTRIES + 1),
+            (MAX_STEP_ENTRIES, MAX_STEP_ENTRIES),
+            (MAX_STEP_ENTRIES + 1, MAX_STEP_ENTRIES + 1),
+            (8 * MAX_STEP_ENTRIES, MAX_STEP_ENTRIES + 1),
         ] {
             // Field 1, no byte.
             let wire = [0x0a, 0].repeat(count);
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn of_more_log_probabilities_than_ids_one_too_many_is_kept() {
+    fn decoding_keeps_at_most_one_logprobs_entry_more_than_ids() {
         for (count, kept) in [(7, 7), (8, 8), (100, 9)] {
             let told = Generated {
                 logprobs: vec![Logprobs::default(); count],
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_come_one_by_one_or_in_parts_are_one_list() {
+    fn unpacked_and_repeated_packed_fields_decode_into_one_list() {
         let (ids, due_ns) = (IDS.to_vec(), vec![1, 2]);
         let lengths = ids.clone();
         let unpacked = Unpacked {
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_is_cut_off_is_an_error() {
+    fn a_truncated_list_is_an_error() {
         // Field 3, two bytes, the second of which says that its number goes on.
         for wire in [&[0x1a, 2, 1, 0x80][..], &[0x1a, 2, 1], &[0x3a, 3, 0, 0, 0]] {
             SequenceStep::decode(wire).expect_err("it is broken");
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_more_is_reserved_than_a_message_can_hold() {
+    fn decoding_reserves_no_more_than_the_message_can_hold() {
         // Many ids, and room for one time.
         let ids = Generated {
             ids: vec![0; 100_000],

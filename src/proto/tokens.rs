@@ -10,7 +10,7 @@ use prost::encoding::{
 };
 
 use super::v1;
-use crate::tokens::{Logprobs, Stamp, TextToken, TokenBatch, TopLogprob};
+use crate::tokens::{Logprobs, TextToken, Timestamps, TokenBatch, TopLogprob};
 
 /// Tokens of one choice that were ready together.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -44,7 +44,7 @@ mod token_field {
 
 /// What the shortest token takes of a message, about: so a message has room for no more than its
 /// length by this.
-const SHORT_TOKEN: usize = 8;
+const TYPICAL_TOKEN_BYTES: usize = 8;
 
 impl Tokens {
     /// Why the choice ends here, if it does.
@@ -83,7 +83,8 @@ impl prost::Message for Tokens {
                 if self.tokens.is_empty() {
                     // All of the rest may be tokens, and most of it is.
                     let rest = buf.remaining();
-                    self.tokens.reserve(rest / SHORT_TOKEN / 2, rest / 2);
+                    self.tokens
+                        .reserve(rest / TYPICAL_TOKEN_BYTES / 2, rest / 2);
                 }
                 merge_token(&mut self.tokens, buf, &ctx)
             }
@@ -123,7 +124,7 @@ fn put_token(token: &TextToken<'_>, buf: &mut impl BufMut) {
         encode_varint(length(token.text.len()), buf);
         buf.put_slice(token.text.as_bytes());
     }
-    for (tag, time) in times(token.stamp) {
+    for (tag, time) in times(token.timestamps) {
         if time != 0 {
             uint64::encode(tag, &time, buf);
         }
@@ -138,7 +139,7 @@ fn token_len(token: &TextToken<'_>) -> usize {
         0 => 0,
         len => key_len(token_field::TEXT) + encoded_len_varint(length(len)) + len,
     };
-    let times = times(token.stamp).map(|(tag, time)| match time {
+    let times = times(token.timestamps).map(|(tag, time)| match time {
         0 => 0,
         time => uint64::encoded_len(tag, &time),
     });
@@ -148,10 +149,10 @@ fn token_len(token: &TextToken<'_>) -> usize {
     uint32_len(token_field::ID, token.id) + text + times.iter().sum::<usize>() + logprobs
 }
 
-fn times(stamp: Stamp) -> [(u32, u64); 2] {
+fn times(timestamps: Timestamps) -> [(u32, u64); 2] {
     [
-        (token_field::DUE_NS, stamp.due_ns),
-        (token_field::EMITTED_NS, stamp.emitted_ns),
+        (token_field::DUE_NS, timestamps.due_ns),
+        (token_field::EMITTED_NS, timestamps.emitted_ns),
     ]
 }
 
@@ -177,14 +178,16 @@ fn merge_token_from(
     buf: &mut impl Buf,
     ctx: &DecodeContext,
 ) -> Result<(), DecodeError> {
-    let (mut id, mut stamp, mut logprobs) = (0, Stamp::default(), None);
+    let (mut id, mut timestamps, mut logprobs) = (0, Timestamps::default(), None);
     merge_loop(batch, buf, ctx.clone(), |batch, buf, ctx| {
         let (tag, wire_type) = decode_key(buf)?;
         match tag {
             token_field::ID => uint32::merge(wire_type, &mut id, buf, ctx),
             token_field::TEXT => merge_text(wire_type, batch, buf, ctx),
-            token_field::DUE_NS => uint64::merge(wire_type, &mut stamp.due_ns, buf, ctx),
-            token_field::EMITTED_NS => uint64::merge(wire_type, &mut stamp.emitted_ns, buf, ctx),
+            token_field::DUE_NS => uint64::merge(wire_type, &mut timestamps.due_ns, buf, ctx),
+            token_field::EMITTED_NS => {
+                uint64::merge(wire_type, &mut timestamps.emitted_ns, buf, ctx)
+            }
             token_field::LOGPROBS => {
                 let logprobs = logprobs.get_or_insert_with(v1::Logprobs::default);
                 message::merge(wire_type, logprobs, buf, ctx)
@@ -192,7 +195,7 @@ fn merge_token_from(
             _ => skip_field(wire_type, tag, buf, ctx),
         }
     })?;
-    batch.end_token(id, stamp);
+    batch.end_token(id, timestamps);
     batch.attach(logprobs.map(|logprobs| Box::new(logprobs.into())));
     Ok(())
 }
@@ -244,7 +247,7 @@ fn length(len: usize) -> u64 {
     u64::try_from(len).expect("a length has at most 64 bits")
 }
 
-impl From<&v1::Token> for Stamp {
+impl From<&v1::Token> for Timestamps {
     fn from(token: &v1::Token) -> Self {
         Self {
             due_ns: token.due_ns(),
@@ -255,7 +258,7 @@ impl From<&v1::Token> for Stamp {
 
 impl From<TextToken<'_>> for v1::Token {
     fn from(token: TextToken<'_>) -> Self {
-        let [due_ns, emitted_ns] = [token.stamp.due_ns, token.stamp.emitted_ns];
+        let [due_ns, emitted_ns] = [token.timestamps.due_ns, token.timestamps.emitted_ns];
         Self {
             id: token.id,
             text: token.text.to_owned(),
@@ -270,12 +273,12 @@ impl From<&Logprobs> for v1::Logprobs {
     fn from(logprobs: &Logprobs) -> Self {
         let top = logprobs.top.iter().map(|top| v1::TopLogprob {
             id: top.id,
-            spelling: top.spelling.clone(),
+            token_bytes: top.token_bytes.clone(),
             logprob: top.logprob,
         });
         Self {
             logprob: logprobs.logprob,
-            spelling: logprobs.spelling.clone(),
+            token_bytes: logprobs.token_bytes.clone(),
             top: top.collect(),
         }
     }
@@ -285,12 +288,12 @@ impl From<v1::Logprobs> for Logprobs {
     fn from(logprobs: v1::Logprobs) -> Self {
         let top = logprobs.top.into_iter().map(|top| TopLogprob {
             id: top.id,
-            spelling: top.spelling,
+            token_bytes: top.token_bytes,
             logprob: top.logprob,
         });
         Self {
             logprob: logprobs.logprob,
-            spelling: logprobs.spelling,
+            token_bytes: logprobs.token_bytes,
             top: top.collect(),
         }
     }
@@ -300,11 +303,11 @@ impl FromIterator<v1::Token> for TokenBatch {
     fn from_iter<T: IntoIterator<Item = v1::Token>>(tokens: T) -> Self {
         let mut batch = Self::default();
         for token in tokens {
-            let stamp = Stamp::from(&token);
+            let timestamps = Timestamps::from(&token);
             batch.push(TextToken {
                 id: token.id,
                 text: &token.text,
-                stamp,
+                timestamps,
                 logprobs: None,
             });
             let logprobs = token.logprobs.map(Logprobs::from);
@@ -347,12 +350,12 @@ mod tests {
     fn likely(id: u32, text: &str) -> v1::Token {
         let top = |id, logprob| v1::TopLogprob {
             id,
-            spelling: vec![0xff; 3],
+            token_bytes: vec![0xff; 3],
             logprob,
         };
         let logprobs = v1::Logprobs {
             logprob: Some(-0.25),
-            spelling: text.into(),
+            token_bytes: text.into(),
             top: vec![top(0, 0.0), top(u32::MAX, -9999.0)],
         };
         v1::Token {
@@ -399,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_on_the_wire_what_the_proto_says() {
+    fn tokens_encode_like_the_generated_message() {
         for message in messages() {
             let bytes = message.encode_to_vec();
             let by_hand = by_hand(&message);
@@ -410,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_in_two_pieces_is_read_the_same_wherever_it_is_cut() {
+    fn a_message_split_at_any_byte_decodes_the_same() {
         let message = &messages()[1];
         let bytes = message.encode_to_vec();
         for at in 0..bytes.len() {
@@ -421,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn what_prost_would_refuse_is_refused() {
+    fn decoding_fails_wherever_the_generated_message_fails() {
         let bytes = messages()[1].encode_to_vec();
         for at in 0..bytes.len() {
             // Cut off, and with each byte changed: a length that is none, text that is no UTF-8.

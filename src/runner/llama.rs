@@ -17,7 +17,7 @@ use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::{LogOptions, send_logs_to_tracing};
 
-use super::{LoadError, Loaded, Loader, Resumption};
+use super::{LoadError, LoadedModel, Loader, Resumption};
 use device::{Context, LlamaRunner, rows};
 use model::GgufModel;
 
@@ -154,13 +154,13 @@ impl LlamaLoader {
 }
 
 impl Loader for LlamaLoader {
-    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
+    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
         let parts = self.load_parts(slots, progress);
         let (model, runner) = parts.map_err(|LoadError(reason)| {
             let path = self.options.model_path.display();
             LoadError(format!("{path}: {reason}"))
         })?;
-        Ok(Loaded {
+        Ok(LoadedModel {
             model,
             runner: Box::new(runner),
         })

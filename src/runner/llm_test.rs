@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Beginning, LoadError, Loaded, Loader, Model, ModelError, ModelFacts, Next, Resumption, Room,
-    Runner, Sequence, Slot, Step, StepError, Token, TokenBytes, monotonic_ns,
+    BosPolicy, LoadError, LoadedModel, Loader, Model, ModelError, ModelFacts, Next, Resumption,
+    Runner, Sequence, Slot, SlotCredit, Step, StepError, Token, TokenBytes, monotonic_ns,
 };
 use crate::request::{ChatMessage, Parameter, StopTokens, TokenId};
 use crate::tokens::{Logprobs, TopLogprob};
@@ -74,10 +74,10 @@ impl TestRunnerLoader {
 }
 
 impl Loader for TestRunnerLoader {
-    fn load(&self, slots: usize, _progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
-        Ok(Loaded {
+    fn load(&self, slots: usize, _progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
+        Ok(LoadedModel {
             model: Arc::new(TestModel::new()),
-            runner: Box::new(LlmTestRunner::new(self.options.clone(), slots)),
+            runner: Box::new(TestRunner::new(self.options.clone(), slots)),
         })
     }
 
@@ -114,7 +114,7 @@ impl Model for TestModel {
     }
 
     /// One token for each word, and at least one.
-    fn tokenize(&self, text: &str, _: Beginning) -> Result<Vec<TokenId>, ModelError> {
+    fn tokenize(&self, text: &str, _: BosPolicy) -> Result<Vec<TokenId>, ModelError> {
         let words = text.split_whitespace().count().max(1);
         let words = TokenId::try_from(words)
             .map_err(|_| ModelError::Invalid("the prompt has too many words".to_owned()))?;
@@ -135,14 +135,14 @@ impl Model for TestModel {
 }
 
 /// Emits each sequence's tokens at their deadlines.
-struct LlmTestRunner {
+struct TestRunner {
     options: TestRunnerOptions,
     interval_ns: u64,
     sequences: Vec<Option<TestSequence>>,
     /// The next deadline of each sequence that has one. An entry whose sequence has been released is
     /// dropped when it comes up.
     deadlines: BinaryHeap<Reverse<(u64, Slot, u64)>>,
-    /// Sequences whose deadline has come while they had no room.
+    /// Sequences whose deadline has come while they had no credit.
     waiting: Vec<Slot>,
     admitted: u64,
 }
@@ -153,7 +153,7 @@ struct TestSequence {
     next_index: u32,
     max_tokens: u32,
     due_ns: u64,
-    stamps: bool,
+    timestamps: bool,
     stop_tokens: StopTokens,
     logprobs: Option<u32>,
     /// The tokens of the prompt that are still to be emitted.
@@ -195,7 +195,7 @@ impl TestSequence {
     }
 }
 
-impl LlmTestRunner {
+impl TestRunner {
     fn new(options: TestRunnerOptions, slots: usize) -> Self {
         Self {
             interval_ns: nanoseconds(options.interval),
@@ -207,14 +207,14 @@ impl LlmTestRunner {
         }
     }
 
-    /// Moves what has room again from `waiting` back among the deadlines.
-    fn resume_waiting(&mut self, room: &dyn Room) {
+    /// Moves what has credit again from `waiting` back among the deadlines.
+    fn resume_waiting(&mut self, credit: &dyn SlotCredit) {
         let (sequences, deadlines) = (&self.sequences, &mut self.deadlines);
         self.waiting.retain(|&slot| {
             let Some(sequence) = &sequences[slot.0] else {
                 return false;
             };
-            let has_room = room.room(slot) > 0;
+            let has_room = credit.credit(slot) > 0;
             if has_room {
                 deadlines.push(Reverse((sequence.next_due_ns(), slot, sequence.number)));
             }
@@ -255,7 +255,11 @@ impl LlmTestRunner {
             step.fail(slot, ModelError::Failed(message));
             return false;
         }
-        let emitted_ns = if sequence.stamps { monotonic_ns() } else { 0 };
+        let emitted_ns = if sequence.timestamps {
+            monotonic_ns()
+        } else {
+            0
+        };
         let due_ns = if self.interval_ns == 0 {
             emitted_ns
         } else {
@@ -289,26 +293,26 @@ impl LlmTestRunner {
         }
     }
 
-    /// How many tokens a sequence with this much room emits in one step.
-    fn burst(&self, slot: Slot, room: usize) -> usize {
+    /// How many tokens a sequence with this much credit emits in one step.
+    fn burst(&self, slot: Slot, credit: usize) -> usize {
         let Some(sequence) = &self.sequences[slot.0] else {
             return 0;
         };
         if !sequence.prompt.is_empty() {
-            return room.min(BURST).min(sequence.prompt.len());
+            return credit.min(BURST).min(sequence.prompt.len());
         }
         if self.interval_ns > 0 {
-            return room.min(1);
+            return credit.min(1);
         }
         let until = |index: u32| {
             usize::try_from(index.saturating_sub(sequence.next_index)).unwrap_or(BURST)
         };
         let left = self.options.silent_at.map_or(BURST, until);
-        room.min(BURST).min(left).min(until(sequence.max_tokens))
+        credit.min(BURST).min(left).min(until(sequence.max_tokens))
     }
 }
 
-impl Runner for LlmTestRunner {
+impl Runner for TestRunner {
     fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
         self.admitted += 1;
         let first_token = self
@@ -319,7 +323,7 @@ impl Runner for LlmTestRunner {
             next_index: u32::try_from(sequence.delivered.len()).unwrap_or(u32::MAX),
             max_tokens: sequence.max_tokens,
             due_ns: monotonic_ns().saturating_add(first_token),
-            stamps: sequence.stamps,
+            timestamps: sequence.timestamps,
             stop_tokens: sequence.stop_tokens,
             logprobs: sequence.logprobs,
             prompt: if sequence.scores_prompt {
@@ -338,8 +342,8 @@ impl Runner for LlmTestRunner {
         self.waiting.retain(|waiting| *waiting != slot);
     }
 
-    fn next(&mut self, room: &dyn Room) -> Next {
-        self.resume_waiting(room);
+    fn next(&mut self, credit: &dyn SlotCredit) -> Next {
+        self.resume_waiting(credit);
         self.next_deadline()
             .map_or(Next::Idle, |(due_ns, _)| Next::At(due_ns))
     }
@@ -351,7 +355,7 @@ impl Runner for LlmTestRunner {
             && due_ns <= now_ns
         {
             self.deadlines.pop();
-            match self.burst(slot, step.room(slot)) {
+            match self.burst(slot, step.credit(slot)) {
                 0 => self.waiting.push(slot),
                 burst => {
                     if (0..burst).all(|_| self.emit(slot, step)) {
@@ -388,13 +392,13 @@ fn logprobs(id: TokenId, top: u32) -> Logprobs {
         let id = id.checked_add(place)?;
         Some(TopLogprob {
             id,
-            spelling: text_of(id).into_vec(),
+            token_bytes: text_of(id).into_vec(),
             logprob,
         })
     });
     Logprobs {
         logprob: Some(-LN_2),
-        spelling: text_of(id).into_vec(),
+        token_bytes: text_of(id).into_vec(),
         top: top.collect(),
     }
 }

@@ -7,14 +7,14 @@ use crate::request::{
     ChatMessage, CompletionRequest, DEFAULT_MAX_TOKENS, Input, MAX_MODEL_NAME_BYTES, Parameter,
     TokenId,
 };
-use crate::runner::{Beginning, Model, ModelError, Resumption, TokenBytes};
+use crate::runner::{BosPolicy, Model, ModelError, Resumption, TokenBytes};
 
 /// Prompts up to this many bytes are tokenized where they are: it takes less time than handing them
 /// to another thread.
-const TOKENIZE_INLINE: usize = 4 * 1024;
+const MAX_INLINE_BYTES: usize = 4 * 1024;
 
 /// As many bytes of text are about one id.
-const BYTES_OF_ID: usize = 4;
+const BYTES_PER_TOKEN: usize = 4;
 
 /// The fields that hold what is to be completed.
 const PROMPT: &str = "prompt";
@@ -33,14 +33,14 @@ pub(super) struct Prompt {
     /// The most tokens that follow it; they fit.
     pub(super) max_tokens: u32,
     /// What the client already has of each choice.
-    pub(super) resumed: Vec<Vec<Held>>,
+    pub(super) resumed: Vec<Vec<DeliveredToken>>,
 }
 
 /// A token that a client already has.
-pub type Held = (TokenId, TokenBytes);
+pub type DeliveredToken = (TokenId, TokenBytes);
 
 /// So many bytes of names are told where a request names no model, or none that there is.
-const MAX_LISTED_BYTES: usize = 2 * 1024;
+const MAX_MODEL_LIST_BYTES: usize = 2 * 1024;
 
 /// The models that an engine serves. Clones share them.
 #[derive(Clone)]
@@ -114,12 +114,12 @@ impl CatalogEntry {
     pub async fn tokenize(
         &self,
         text: &str,
-        beginning: Beginning,
+        bos: BosPolicy,
         param: &str,
     ) -> Result<Vec<TokenId>, Error> {
         self.check_length(text.len(), param)?;
         let text = text.to_owned();
-        let tokens = self.apart(text.len(), move |model| model.tokenize(&text, beginning));
+        let tokens = self.run_on_model(text.len(), move |model| model.tokenize(&text, bos));
         tokens.await?.map_err(|error| prompt_error(error, param))
     }
 
@@ -130,12 +130,12 @@ impl CatalogEntry {
     pub async fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, Error> {
         let bytes = messages.iter().map(|message| message.content.len()).sum();
         let messages = messages.to_owned();
-        let text = self.apart(bytes, move |model| model.render_chat(&messages));
+        let text = self.run_on_model(bytes, move |model| model.render_chat(&messages));
         text.await?.map_err(|error| prompt_error(error, CHAT))
     }
 
     /// Refuses what the model's runner cannot honour.
-    pub(super) fn check_honoured(&self, request: &CompletionRequest) -> Result<(), Error> {
+    pub(super) fn check_supported(&self, request: &CompletionRequest) -> Result<(), Error> {
         let unsupported = &self.model()?.facts().unsupported;
         let needed = unsupported
             .iter()
@@ -161,12 +161,12 @@ impl CatalogEntry {
     pub(super) async fn prompt(&self, request: &CompletionRequest) -> Result<Prompt, Error> {
         let (ids, text, param) = match &request.input {
             Input::Text(text) => {
-                let ids = self.tokenize(text, Beginning::Marked, PROMPT).await?;
+                let ids = self.tokenize(text, BosPolicy::Add, PROMPT).await?;
                 (ids, request.echo.then(|| text.clone()), PROMPT)
             }
             Input::Chat(messages) => {
                 let text = self.render_chat(messages).await?;
-                let ids = self.tokenize(&text, Beginning::Marked, CHAT).await?;
+                let ids = self.tokenize(&text, BosPolicy::Add, CHAT).await?;
                 (ids, request.echo.then_some(text), CHAT)
             }
             Input::TokenIds(ids) => {
@@ -214,7 +214,7 @@ impl CatalogEntry {
         &self,
         request: &CompletionRequest,
         max_tokens: u32,
-    ) -> Result<Vec<Vec<Held>>, Error> {
+    ) -> Result<Vec<Vec<DeliveredToken>>, Error> {
         const PARAM: &str = "resume";
         if request.resume.is_empty() {
             return Ok(Vec::new());
@@ -237,8 +237,10 @@ impl CatalogEntry {
             }
             self.check_vocabulary(ids, PARAM)?;
             let asked = ids.clone();
-            let bytes = ids.len().saturating_mul(BYTES_OF_ID);
-            let pieces = self.apart(bytes, move |model| model.pieces(&asked)).await?;
+            let bytes = ids.len().saturating_mul(BYTES_PER_TOKEN);
+            let pieces = self
+                .run_on_model(bytes, move |model| model.pieces(&asked))
+                .await?;
             let pieces = pieces.map_err(|error| prompt_error(error, PARAM))?;
             resumed.push(ids.iter().copied().zip(pieces).collect());
         }
@@ -248,7 +250,7 @@ impl CatalogEntry {
     async fn infill(&self, prefix: String, suffix: String) -> Result<Vec<TokenId>, Error> {
         let bytes = prefix.len().saturating_add(suffix.len());
         self.check_length(bytes, PROMPT)?;
-        let ids = self.apart(bytes, move |model| model.infill(&prefix, &suffix));
+        let ids = self.run_on_model(bytes, move |model| model.infill(&prefix, &suffix));
         ids.await?.map_err(|error| prompt_error(error, "suffix"))
     }
 
@@ -305,13 +307,13 @@ impl CatalogEntry {
     }
 
     /// Asks the model where it is quick, and on another thread where so many bytes take long.
-    async fn apart<T: Send + 'static>(
+    async fn run_on_model<T: Send + 'static>(
         &self,
         bytes: usize,
         ask: impl FnOnce(&dyn Model) -> T + Send + 'static,
     ) -> Result<T, Error> {
         let model = self.model()?;
-        if bytes <= TOKENIZE_INLINE && model.is_quick() {
+        if bytes <= MAX_INLINE_BYTES && model.tokenizes_inline() {
             return Ok(ask(&**model));
         }
         let model = Arc::clone(model);
@@ -326,9 +328,11 @@ impl CatalogEntry {
     /// # Errors
     /// Names the first id that is not in the model's vocabulary.
     pub async fn detokenize(&self, ids: Vec<TokenId>, param: &str) -> Result<String, Error> {
-        let bytes = ids.len().saturating_mul(BYTES_OF_ID);
+        let bytes = ids.len().saturating_mul(BYTES_PER_TOKEN);
         self.check_vocabulary(&ids, param)?;
-        let pieces = self.apart(bytes, move |model| model.pieces(&ids)).await?;
+        let pieces = self
+            .run_on_model(bytes, move |model| model.pieces(&ids))
+            .await?;
         let pieces = pieces.map_err(|error| prompt_error(error, param))?;
         Ok(String::from_utf8_lossy(&pieces.concat()).into_owned())
     }
@@ -413,7 +417,7 @@ impl Catalog {
                 aliases => format!(" (also {})", aliases.join(", ")),
             };
             let next = format!("{before}{}{aliases}", entry.name);
-            if listed.len() + next.len() > MAX_LISTED_BYTES {
+            if listed.len() + next.len() > MAX_MODEL_LIST_BYTES {
                 return format!("{listed} … and {} more", self.entries.len() - at);
             }
             listed.push_str(&next);

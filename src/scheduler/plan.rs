@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 
-use crate::worker::{Life, WorkerId};
+use crate::worker::{Generation, WorkerId};
 
 /// What goes on elsewhere goes before what is new; then lower priority numbers go first; within one, whoever
 /// came first.
@@ -22,7 +22,7 @@ enum Kind {
 pub struct Plan<J> {
     /// One for each model: a model's full queue refuses nothing of another's.
     queues: Vec<Queue<J>>,
-    workers: BTreeMap<WorkerId, WorkerState>,
+    workers: BTreeMap<WorkerId, WorkerLoad>,
     arrivals: u64,
 }
 
@@ -39,18 +39,18 @@ struct Waiting<J> {
     begun: bool,
 }
 
-struct WorkerState {
+struct WorkerLoad {
     model: usize,
     slots: usize,
     /// `None` while the worker has no model.
-    life: Option<Life>,
+    generation: Option<Generation>,
     used: usize,
     /// Whether a call of its device does not return: it gets nothing until that does.
     is_stuck: bool,
     /// Whether it has a suspect: it gets no second one, which would not be told from the first.
     has_suspect: bool,
     /// The tokens that its sequences have asked for.
-    outstanding: u64,
+    outstanding_tokens: u64,
 }
 
 /// Something to be run by a worker.
@@ -58,8 +58,8 @@ struct WorkerState {
 pub struct Placement<J> {
     /// Who runs it.
     pub worker: WorkerId,
-    /// The worker's life that it is meant for.
-    pub life: Life,
+    /// The worker's generation that it is meant for.
+    pub generation: Generation,
     /// What is run.
     pub job: J,
 }
@@ -104,14 +104,14 @@ impl<J: Job> Plan<J> {
 
     /// There is such a worker of this model, which has not loaded it yet.
     pub fn joined(&mut self, worker: WorkerId, model: usize) {
-        let state = WorkerState {
+        let state = WorkerLoad {
             model,
             slots: 0,
-            life: None,
+            generation: None,
             used: 0,
             is_stuck: false,
             has_suspect: false,
-            outstanding: 0,
+            outstanding_tokens: 0,
         };
         self.workers.insert(worker, state);
     }
@@ -166,18 +166,23 @@ impl<J: Job> Plan<J> {
     }
 
     /// A worker has loaded its model and has all its slots free.
-    pub fn ready(&mut self, worker: WorkerId, life: Life, slots: usize) -> Vec<Placement<J>> {
+    pub fn ready(
+        &mut self,
+        worker: WorkerId,
+        generation: Generation,
+        slots: usize,
+    ) -> Vec<Placement<J>> {
         let Some(state) = self.workers.get_mut(&worker) else {
             return Vec::new();
         };
-        *state = WorkerState {
+        *state = WorkerLoad {
             model: state.model,
             slots,
-            life: Some(life),
+            generation: Some(generation),
             used: 0,
             is_stuck: false,
             has_suspect: false,
-            outstanding: 0,
+            outstanding_tokens: 0,
         };
         let model = state.model;
         self.place(model)
@@ -186,7 +191,7 @@ impl<J: Job> Plan<J> {
     /// A worker has gone, with everything on it.
     pub(super) fn lost(&mut self, worker: WorkerId) {
         if let Some(state) = self.workers.get_mut(&worker) {
-            state.life = None;
+            state.generation = None;
         }
     }
 
@@ -201,9 +206,13 @@ impl<J: Job> Plan<J> {
     }
 
     /// A worker's suspect is none any more.
-    pub(super) fn cleared(&mut self, worker: WorkerId, life: Life) -> Vec<Placement<J>> {
+    pub(super) fn cleared(
+        &mut self,
+        worker: WorkerId,
+        generation: Generation,
+    ) -> Vec<Placement<J>> {
         match self.workers.get_mut(&worker) {
-            Some(state) if state.life == Some(life) => {
+            Some(state) if state.generation == Some(generation) => {
                 state.has_suspect = false;
                 let model = state.model;
                 self.place(model)
@@ -213,13 +222,20 @@ impl<J: Job> Plan<J> {
     }
 
     /// A worker's slot is free again.
-    pub fn released(&mut self, worker: WorkerId, life: Life, max_tokens: u32) -> Vec<Placement<J>> {
+    pub fn released(
+        &mut self,
+        worker: WorkerId,
+        generation: Generation,
+        max_tokens: u32,
+    ) -> Vec<Placement<J>> {
         let state = self.workers.get_mut(&worker);
-        let Some(state) = state.filter(|state| state.life == Some(life)) else {
+        let Some(state) = state.filter(|state| state.generation == Some(generation)) else {
             return Vec::new();
         };
         state.used = state.used.saturating_sub(1);
-        state.outstanding = state.outstanding.saturating_sub(u64::from(max_tokens));
+        state.outstanding_tokens = state
+            .outstanding_tokens
+            .saturating_sub(u64::from(max_tokens));
         let model = state.model;
         self.place(model)
     }
@@ -266,7 +282,7 @@ impl<J: Job> Plan<J> {
             let Some(waiting) = self.queues[model].waiting.get_mut(&order) else {
                 continue;
             };
-            let Some((worker, life)) = chosen else {
+            let Some((worker, generation)) = chosen else {
                 waiting.choices.push_front(job);
                 if !is_suspect {
                     break;
@@ -281,17 +297,21 @@ impl<J: Job> Plan<J> {
             if let Some(state) = self.workers.get_mut(&worker) {
                 state.used += 1;
                 state.has_suspect |= is_suspect;
-                state.outstanding += u64::from(job.max_tokens());
+                state.outstanding_tokens += u64::from(job.max_tokens());
             }
-            placements.push(Placement { worker, life, job });
+            placements.push(Placement {
+                worker,
+                generation,
+                job,
+            });
         }
         placements
     }
 }
 
-impl WorkerState {
+impl WorkerLoad {
     fn is_up(&self) -> bool {
-        self.life.is_some() && !self.is_stuck
+        self.generation.is_some() && !self.is_stuck
     }
 }
 
@@ -315,18 +335,18 @@ impl<J> Queue<J> {
 
 /// The worker with a free slot that has the fewest tokens before it.
 fn least_loaded(
-    workers: &BTreeMap<WorkerId, WorkerState>,
+    workers: &BTreeMap<WorkerId, WorkerLoad>,
     model: usize,
     is_suspect: bool,
-) -> Option<(WorkerId, Life)> {
+) -> Option<(WorkerId, Generation)> {
     let candidates = workers.iter().filter_map(|(id, worker)| {
         let is_free = worker.model == model && worker.is_up() && worker.used < worker.slots;
         let may_take = is_free && !(is_suspect && worker.has_suspect);
-        let life = worker.life.filter(|_| may_take)?;
-        Some((worker.outstanding, *id, life))
+        let generation = worker.generation.filter(|_| may_take)?;
+        Some((worker.outstanding_tokens, *id, generation))
     });
-    let least = candidates.min_by_key(|(outstanding, id, _)| (*outstanding, *id));
-    least.map(|(_, id, life)| (id, life))
+    let least = candidates.min_by_key(|(outstanding_tokens, id, _)| (*outstanding_tokens, *id));
+    least.map(|(_, id, generation)| (id, generation))
 }
 
 #[cfg(test)]

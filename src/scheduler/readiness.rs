@@ -14,7 +14,7 @@ pub enum Readiness {
     /// At least one worker of every model is up.
     Ready,
     /// This model has no worker: none has dialled in.
-    Absent(Arc<str>),
+    NoWorker(Arc<str>),
     /// This model has no worker up; they are being restarted.
     Lost(Arc<str>),
     /// A model could not be loaded. It is tried again.
@@ -35,7 +35,7 @@ pub enum Readiness {
 
 /// How able one worker is.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Ability {
+pub(super) enum WorkerStatus {
     /// It loads its model for the first time, and is so far.
     Loading(f32),
     Up,
@@ -47,7 +47,7 @@ pub(super) enum Ability {
     GivenUp(String),
 }
 
-impl Ability {
+impl WorkerStatus {
     fn state(&self) -> WorkerState {
         match self {
             Self::Loading(_) => WorkerState::Loading,
@@ -60,13 +60,13 @@ impl Ability {
 }
 
 /// Every worker's ability.
-pub(super) struct Abilities {
+pub(super) struct WorkerStatuses {
     models: Vec<Arc<str>>,
     /// Each with its model's place.
-    workers: BTreeMap<WorkerId, (usize, Ability)>,
+    workers: BTreeMap<WorkerId, (usize, WorkerStatus)>,
 }
 
-impl Abilities {
+impl WorkerStatuses {
     /// Models without workers.
     pub(super) fn new(models: Vec<Arc<str>>) -> Self {
         Self {
@@ -77,7 +77,7 @@ impl Abilities {
 
     /// There is such a worker of this model. One that was there before keeps what is known of it.
     pub(super) fn joined(&mut self, worker: WorkerId, model: usize) {
-        let loading = (model, Ability::Loading(0.0));
+        let loading = (model, WorkerStatus::Loading(0.0));
         self.workers.entry(worker).or_insert(loading);
     }
 
@@ -92,7 +92,7 @@ impl Abilities {
         Some((*model, &self.models[*model]))
     }
 
-    pub(super) fn set(&mut self, worker: WorkerId, ability: Ability) {
+    pub(super) fn set(&mut self, worker: WorkerId, ability: WorkerStatus) {
         if let Some((_, known)) = self.workers.get_mut(&worker) {
             *known = ability;
         }
@@ -100,7 +100,7 @@ impl Abilities {
 
     /// A worker has loaded so much of its model. One that loads it again stays lost until it is up.
     pub(super) fn loading(&mut self, worker: WorkerId, fraction: f32) {
-        if let Some((_, Ability::Loading(known))) = self.workers.get_mut(&worker) {
+        if let Some((_, WorkerStatus::Loading(known))) = self.workers.get_mut(&worker) {
             *known = known.max(fraction);
         }
     }
@@ -122,21 +122,21 @@ impl Abilities {
             count += 1.0;
             let name = || Arc::clone(model);
             match self.best(at) {
-                Some(Ability::GivenUp(reason)) => {
+                Some(WorkerStatus::GivenUp(reason)) => {
                     let (model, reason) = (name(), reason.clone());
                     return Readiness::GivenUp { model, reason };
                 }
-                Some(Ability::LoadFailed(reason)) => {
+                Some(WorkerStatus::LoadFailed(reason)) => {
                     let (model, reason) = (name(), reason.clone());
                     return Readiness::Failed { model, reason };
                 }
-                Some(Ability::Up) => loaded += 1.0,
-                Some(Ability::Loading(fraction)) => {
+                Some(WorkerStatus::Up) => loaded += 1.0,
+                Some(WorkerStatus::Loading(fraction)) => {
                     loaded += fraction;
                     is_loading = true;
                 }
-                Some(Ability::Lost) => down = down.or_else(|| Some(Readiness::Lost(name()))),
-                None => down = down.or_else(|| Some(Readiness::Absent(name()))),
+                Some(WorkerStatus::Lost) => down = down.or_else(|| Some(Readiness::Lost(name()))),
+                None => down = down.or_else(|| Some(Readiness::NoWorker(name()))),
             }
         }
         match down {
@@ -148,16 +148,16 @@ impl Abilities {
 
     /// What a model's workers can do between them: one that is up is enough. One that could not load
     /// the model speaks for those that still try, and one that was given up for none but its like.
-    fn best(&self, model: usize) -> Option<&Ability> {
-        let rank = |ability: &Ability| match ability {
-            Ability::Up => 4,
-            Ability::LoadFailed(_) => 3,
-            Ability::Lost => 2,
-            Ability::Loading(_) => 1,
-            Ability::GivenUp(_) => 0,
+    fn best(&self, model: usize) -> Option<&WorkerStatus> {
+        let rank = |ability: &WorkerStatus| match ability {
+            WorkerStatus::Up => 4,
+            WorkerStatus::LoadFailed(_) => 3,
+            WorkerStatus::Lost => 2,
+            WorkerStatus::Loading(_) => 1,
+            WorkerStatus::GivenUp(_) => 0,
         };
-        let further = |one: &&Ability, other: &&Ability| match (one, other) {
-            (Ability::Loading(one), Ability::Loading(other)) => one.total_cmp(other),
+        let further = |one: &&WorkerStatus, other: &&WorkerStatus| match (one, other) {
+            (WorkerStatus::Loading(one), WorkerStatus::Loading(other)) => one.total_cmp(other),
             (one, other) => rank(one).cmp(&rank(other)),
         };
         let workers = self.workers.values().filter(|(of, _)| *of == model);
@@ -170,36 +170,41 @@ mod tests {
     use super::*;
 
     /// The models `a`, with two workers, and `b`, with one.
-    fn abilities(states: [Ability; 3]) -> Readiness {
-        let mut abilities = Abilities::new(vec!["a".into(), "b".into()]);
+    fn statuses(states: [WorkerStatus; 3]) -> Readiness {
+        let mut statuses = WorkerStatuses::new(vec!["a".into(), "b".into()]);
         for (worker, (model, state)) in [0, 0, 1].into_iter().zip(states).enumerate() {
-            abilities.joined(WorkerId(worker), model);
-            abilities.set(WorkerId(worker), state);
+            statuses.joined(WorkerId(worker), model);
+            statuses.set(WorkerId(worker), state);
         }
-        abilities.readiness()
+        statuses.readiness()
     }
 
-    fn failed() -> Ability {
-        Ability::LoadFailed("no file".to_owned())
+    fn failed() -> WorkerStatus {
+        WorkerStatus::LoadFailed("no file".to_owned())
     }
 
-    fn given_up() -> Ability {
-        Ability::GivenUp("no file".to_owned())
+    fn given_up() -> WorkerStatus {
+        WorkerStatus::GivenUp("no file".to_owned())
     }
 
     #[test]
     fn an_engine_is_ready_when_every_model_has_a_worker_that_is_up() {
-        let up = || Ability::Up;
-        assert_eq!(abilities([up(), up(), up()]), Readiness::Ready);
-        for other in [Ability::Loading(0.5), Ability::Lost, failed(), given_up()] {
-            assert_eq!(abilities([other, up(), up()]), Readiness::Ready);
+        let up = || WorkerStatus::Up;
+        assert_eq!(statuses([up(), up(), up()]), Readiness::Ready);
+        for other in [
+            WorkerStatus::Loading(0.5),
+            WorkerStatus::Lost,
+            failed(),
+            given_up(),
+        ] {
+            assert_eq!(statuses([other, up(), up()]), Readiness::Ready);
         }
     }
 
     #[test]
-    fn what_keeps_an_engine_from_being_ready_is_told_with_the_model() {
-        let (up, lost) = (|| Ability::Up, || Ability::Lost);
-        let loading = |fraction| Ability::Loading(fraction);
+    fn the_reason_for_not_being_ready_names_the_model() {
+        let (up, lost) = (|| WorkerStatus::Up, || WorkerStatus::Lost);
+        let loading = |fraction| WorkerStatus::Loading(fraction);
         let is_lost = |model: &str| Readiness::Lost(model.into());
         let load_failed = |model: &str| Readiness::Failed {
             model: model.into(),
@@ -227,43 +232,48 @@ mod tests {
             ([lost(), lost(), failed()], load_failed("b")),
             ([loading(0.5), failed(), up()], load_failed("a")),
         ] {
-            assert_eq!(abilities(states), told);
+            assert_eq!(statuses(states), told);
         }
     }
 
     #[test]
     fn a_worker_that_loads_its_model_again_stays_lost_until_it_is_up() {
-        let mut abilities = Abilities::new(vec!["a".into()]);
+        let mut statuses = WorkerStatuses::new(vec!["a".into()]);
         let worker = WorkerId(0);
-        abilities.joined(worker, 0);
-        abilities.loading(worker, 0.5);
-        assert_eq!(abilities.readiness(), Readiness::Loading(0.5));
-        abilities.set(worker, Ability::Lost);
-        abilities.joined(worker, 0);
-        abilities.loading(worker, 0.75);
-        assert_eq!(abilities.readiness(), Readiness::Lost("a".into()));
-        abilities.set(worker, Ability::Up);
-        assert_eq!(abilities.readiness(), Readiness::Ready);
-        abilities.left(worker);
-        assert_eq!(abilities.readiness(), Readiness::Absent("a".into()));
+        statuses.joined(worker, 0);
+        statuses.loading(worker, 0.5);
+        assert_eq!(statuses.readiness(), Readiness::Loading(0.5));
+        statuses.set(worker, WorkerStatus::Lost);
+        statuses.joined(worker, 0);
+        statuses.loading(worker, 0.75);
+        assert_eq!(statuses.readiness(), Readiness::Lost("a".into()));
+        statuses.set(worker, WorkerStatus::Up);
+        assert_eq!(statuses.readiness(), Readiness::Ready);
+        statuses.left(worker);
+        assert_eq!(statuses.readiness(), Readiness::NoWorker("a".into()));
     }
 
     #[test]
-    fn workers_are_counted_by_what_they_are_able_to_do() {
-        let mut abilities = Abilities::new(vec!["a".into()]);
-        for (worker, ability) in [Ability::Up, Ability::Lost, Ability::Up, given_up()]
-            .into_iter()
-            .enumerate()
+    fn workers_are_counted_by_state() {
+        let mut statuses = WorkerStatuses::new(vec!["a".into()]);
+        for (worker, ability) in [
+            WorkerStatus::Up,
+            WorkerStatus::Lost,
+            WorkerStatus::Up,
+            given_up(),
+        ]
+        .into_iter()
+        .enumerate()
         {
-            abilities.joined(WorkerId(worker), 0);
-            abilities.set(WorkerId(worker), ability);
+            statuses.joined(WorkerId(worker), 0);
+            statuses.set(WorkerId(worker), ability);
         }
-        abilities.left(WorkerId(0));
+        statuses.left(WorkerId(0));
         let counts = [
             (WorkerState::Ready, 1),
             (WorkerState::Lost, 1),
             (WorkerState::GivenUp, 1),
         ];
-        assert_eq!(abilities.counts(), counts.into());
+        assert_eq!(statuses.counts(), counts.into());
     }
 }

@@ -9,24 +9,24 @@ use super::{Scheduler, Submission, Work};
 use crate::error::{Error, ErrorKind};
 use crate::request::TokenId;
 use crate::runner::Sequence;
-use crate::worker::lane::LaneReceiver;
+use crate::worker::token_channel::TokenReceiver;
 
 /// How many crashes in a row, with no token in between, a choice may have been there for: the second time it was
 /// alone among those who had been there before, and so it is the cause.
-const CRASHES_IN_A_ROW: u32 = 2;
+const MAX_CONSECUTIVE_CRASHES: u32 = 2;
 
 /// How many crashes a choice may have been there for at all, whatever it made in between.
-const CRASHES: u32 = 8;
+const MAX_CRASHES: u32 = 8;
 
-/// How often a choice is resumed without making [`PROGRESS`] on any one worker, or `--max-resumptions` times where that
+/// How often a choice is resumed without making [`MIN_PROGRESS_TOKENS`] on any one worker, or `--max-resumptions` times where that
 /// is more. It ends a choice whose worker is lost shortly after each resumption, whether the choice made a token in
 /// between or the worker had not even accepted it: its next worker would most likely be lost, too. A client waits for
 /// about eight times the heartbeat timeout at most.
-const RESUMPTIONS_WITHOUT_PROGRESS: u32 = 8;
+const MAX_RESUMPTIONS_WITHOUT_PROGRESS: u32 = 8;
 
 /// How many tokens of one worker are progress. A long stream makes that many between two losses that have nothing to do
 /// with it, however many there are: at 20 tokens a second it takes less than a second.
-const PROGRESS: u32 = 16;
+const MIN_PROGRESS_TOKENS: u32 = 16;
 
 /// What it takes to go on with a request's choices elsewhere.
 pub struct Resumer {
@@ -40,7 +40,7 @@ pub struct Resumer {
 
 /// How often a choice's workers were lost.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Lost {
+pub struct LossHistory {
     in_a_row: u32,
     crashes_in_a_row: u32,
     crashes: u32,
@@ -51,7 +51,7 @@ pub struct Lost {
 
 /// How the worker of a choice was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Loss {
+pub enum WorkerLoss {
     /// It had not accepted the choice, and did not crash.
     BeforeAcceptance,
     /// It had accepted the choice, and did not crash.
@@ -61,41 +61,41 @@ pub enum Loss {
 }
 
 /// A choice on its way to another worker.
-pub struct Resuming {
+pub struct PendingResumption {
     /// Where its tokens come from now on.
-    pub lane: LaneReceiver,
+    pub token_channel: TokenReceiver,
     /// Ends when no worker has taken it in time. It is to be polled until one has.
-    pub in_vain: Pin<Box<dyn Future<Output = ()> + Send>>,
+    pub acceptance_timeout: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
-impl Lost {
+impl LossHistory {
     /// The choice has made a token.
-    pub fn went_on(&mut self) {
+    pub fn record_progress(&mut self) {
         self.in_a_row = 0;
         self.crashes_in_a_row = 0;
     }
 
     /// The choice's worker was lost when the choice had so many tokens.
-    pub fn again(&mut self, loss: Loss, made: u32) {
-        if made.saturating_sub(self.made) >= PROGRESS {
+    pub fn again(&mut self, loss: WorkerLoss, made: u32) {
+        if made.saturating_sub(self.made) >= MIN_PROGRESS_TOKENS {
             self.without_progress = 0;
         }
         self.made = made;
         self.without_progress += 1;
         // A worker that was killed before it accepted the choice says nothing about the choice. One that crashed may
         // have done so by the choice before it could accept it.
-        self.in_a_row += u32::from(loss != Loss::BeforeAcceptance);
-        let crash = u32::from(loss == Loss::Crash);
+        self.in_a_row += u32::from(loss != WorkerLoss::BeforeAcceptance);
+        let crash = u32::from(loss == WorkerLoss::Crash);
         self.crashes_in_a_row += crash;
         self.crashes += crash;
     }
 
     /// Whether the choice may go on elsewhere.
-    fn may_go_on(&self, max_resumptions: u32) -> bool {
+    fn may_resume(&self, max_resumptions: u32) -> bool {
         self.in_a_row <= max_resumptions
-            && self.without_progress <= max_resumptions.max(RESUMPTIONS_WITHOUT_PROGRESS)
-            && self.crashes_in_a_row < CRASHES_IN_A_ROW
-            && self.crashes < CRASHES
+            && self.without_progress <= max_resumptions.max(MAX_RESUMPTIONS_WITHOUT_PROGRESS)
+            && self.crashes_in_a_row < MAX_CONSECUTIVE_CRASHES
+            && self.crashes < MAX_CRASHES
     }
 }
 
@@ -110,13 +110,13 @@ impl Resumer {
         choice: u32,
         delivered: &[TokenId],
         scores_prompt: bool,
-        lost: &Lost,
-    ) -> Result<Resuming, Error> {
+        lost: &LossHistory,
+    ) -> Result<PendingResumption, Error> {
         if self.scheduler.stopping.is_cancelled() {
             let message = "The server is shutting down and could not wait for this request to end.";
             return Err(Error::new(ErrorKind::Draining, message));
         }
-        if !lost.may_go_on(self.scheduler.resumption.max_in_a_row) {
+        if !lost.may_resume(self.scheduler.resumption.max_consecutive) {
             return Err(worker_lost());
         }
         let sequence = Sequence {
@@ -125,7 +125,7 @@ impl Resumer {
             scores_prompt,
             ..self.sequence.clone()
         };
-        let (mut assignment, lane) = self.scheduler.assignment(sequence, self.deadline);
+        let (mut assignment, token_channel) = self.scheduler.assignment(sequence, self.deadline);
         assignment.is_suspect = lost.crashes_in_a_row > 0;
         self.scheduler.resumptions.increment(1);
         let replayed = u64::try_from(delivered.len()).unwrap_or(u64::MAX);
@@ -136,13 +136,16 @@ impl Resumer {
             work: Work::Resumed(Box::new(assignment)),
         };
         let submissions = self.scheduler.submissions.clone();
-        let patience = self.scheduler.resumption.patience;
-        let in_vain = Box::pin(async move {
-            // A scheduler that has ended drops it, and the lane closes.
+        let acceptance_timeout = self.scheduler.resumption.acceptance_timeout;
+        let acceptance_timeout = Box::pin(async move {
+            // A scheduler that has ended drops it, and the token_channel closes.
             let _ = submissions.send(submission).await;
-            sleep(patience).await;
+            sleep(acceptance_timeout).await;
         });
-        Ok(Resuming { lane, in_vain })
+        Ok(PendingResumption {
+            token_channel,
+            acceptance_timeout,
+        })
     }
 }
 
@@ -158,10 +161,10 @@ pub fn worker_lost() -> Error {
 mod tests {
     use super::*;
 
-    use Loss::{AfterAcceptance, BeforeAcceptance, Crash};
+    use WorkerLoss::{AfterAcceptance, BeforeAcceptance, Crash};
 
-    fn lost(losses: &[Loss]) -> Lost {
-        let mut lost = Lost::default();
+    fn lost(losses: &[WorkerLoss]) -> LossHistory {
+        let mut lost = LossHistory::default();
         for loss in losses {
             lost.again(*loss, 0);
         }
@@ -169,14 +172,14 @@ mod tests {
     }
 
     /// How often a choice is resumed at most that makes so many tokens each time, by workers that are lost like this.
-    fn resumptions(loss: Loss, tokens: u32, max_resumptions: u32) -> u32 {
-        let mut lost = Lost::default();
+    fn resumptions(loss: WorkerLoss, tokens: u32, max_resumptions: u32) -> u32 {
+        let mut lost = LossHistory::default();
         for resumptions in 0..10_000 {
             if tokens > 0 {
-                lost.went_on();
+                lost.record_progress();
             }
             lost.again(loss, (resumptions + 1) * tokens);
-            if !lost.may_go_on(max_resumptions) {
+            if !lost.may_resume(max_resumptions) {
                 return resumptions;
             }
         }
@@ -184,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_choice_that_makes_little_between_losses_is_ended_and_a_long_stream_never() {
+    fn a_choice_without_progress_between_losses_fails_and_a_long_stream_never_does() {
         assert_eq!(resumptions(AfterAcceptance, 1, 2), 8);
         assert_eq!(resumptions(AfterAcceptance, 15, 2), 8);
         assert_eq!(resumptions(AfterAcceptance, 16, 2), u32::MAX);
@@ -192,51 +195,51 @@ mod tests {
     }
 
     #[test]
-    fn a_choice_that_no_worker_lives_to_accept_is_ended() {
+    fn a_choice_that_no_worker_accepts_fails() {
         assert_eq!(resumptions(BeforeAcceptance, 0, 2), 8);
     }
 
     #[test]
-    fn progress_is_made_on_one_worker_and_not_on_several_together() {
-        let mut lost = Lost::default();
+    fn progress_is_counted_per_worker() {
+        let mut lost = LossHistory::default();
         for made in [0, 10, 20, 30, 40, 50, 60, 70] {
             lost.again(AfterAcceptance, made);
-            lost.went_on();
+            lost.record_progress();
         }
-        assert!(lost.may_go_on(2));
+        assert!(lost.may_resume(2));
         lost.again(AfterAcceptance, 80);
-        lost.went_on();
-        assert!(!lost.may_go_on(2));
+        lost.record_progress();
+        assert!(!lost.may_resume(2));
         lost.again(AfterAcceptance, 96);
-        assert!(lost.may_go_on(2));
+        assert!(lost.may_resume(2));
     }
 
     #[test]
-    fn a_choice_goes_on_so_often_in_a_row_and_as_often_again_once_it_has_made_a_token() {
-        assert!(lost(&[AfterAcceptance; 2]).may_go_on(2));
+    fn a_token_resets_the_count_of_consecutive_losses() {
+        assert!(lost(&[AfterAcceptance; 2]).may_resume(2));
         let mut unlucky = lost(&[AfterAcceptance; 3]);
-        assert!(!unlucky.may_go_on(2));
-        unlucky.went_on();
+        assert!(!unlucky.may_resume(2));
+        unlucky.record_progress();
         unlucky.again(AfterAcceptance, 1);
-        assert!(unlucky.may_go_on(2));
+        assert!(unlucky.may_resume(2));
     }
 
     #[test]
-    fn a_choice_that_was_there_for_two_crashes_in_a_row_does_not_go_on() {
-        assert!(lost(&[Crash]).may_go_on(2));
-        assert!(!lost(&[Crash, Crash]).may_go_on(2));
-        assert!(!lost(&[Crash, AfterAcceptance, Crash]).may_go_on(9));
+    fn a_choice_fails_after_two_consecutive_crashes() {
+        assert!(lost(&[Crash]).may_resume(2));
+        assert!(!lost(&[Crash, Crash]).may_resume(2));
+        assert!(!lost(&[Crash, AfterAcceptance, Crash]).may_resume(9));
     }
 
     #[test]
-    fn a_choice_that_crashes_worker_after_worker_is_ended_whatever_it_makes_in_between() {
-        let mut lost = Lost::default();
+    fn a_choice_fails_after_eight_crashes_even_with_progress() {
+        let mut lost = LossHistory::default();
         for number in 1..8 {
             lost.again(Crash, number * 100);
-            assert!(lost.may_go_on(2));
-            lost.went_on();
+            assert!(lost.may_resume(2));
+            lost.record_progress();
         }
         lost.again(Crash, 800);
-        assert!(!lost.may_go_on(2));
+        assert!(!lost.may_resume(2));
     }
 }

@@ -7,11 +7,11 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::plan::{Admission, Job, Placement, Plan};
-use super::readiness::{Abilities, Ability, Readiness};
-use super::{Catalog, Parts, Submission, Work};
+use super::readiness::{Readiness, WorkerStatus, WorkerStatuses};
+use super::{Catalog, SchedulerParts, Submission, Work};
 use crate::error::{Error, ErrorKind};
 use crate::telemetry::{Telemetry, WorkerCounts, WorkerState};
-use crate::worker::lane::Failure;
+use crate::worker::token_channel::Failure;
 use crate::worker::{Assignment, WorkerEvent, WorkerHandle, WorkerId};
 
 /// What the task is told without a message.
@@ -24,7 +24,7 @@ pub(super) struct Signals {
 
 /// Runs until it is stopped, or every handle is gone.
 pub(super) async fn run(
-    parts: Parts,
+    parts: SchedulerParts,
     mut submissions: mpsc::Receiver<Submission>,
     signals: Signals,
     (readiness, workers): (watch::Sender<Readiness>, watch::Sender<WorkerCounts>),
@@ -34,7 +34,7 @@ pub(super) async fn run(
     let names = names.map(|entry| Arc::clone(&entry.name)).collect();
     let mut task = Task {
         plan: Plan::new(&parts.queue_depths),
-        abilities: Abilities::new(names),
+        statuses: WorkerStatuses::new(names),
         handles: HashMap::new(),
         catalog: parts.catalog,
         telemetry: parts.telemetry,
@@ -44,14 +44,14 @@ pub(super) async fn run(
     for own in parts.workers {
         task.joined(own.worker, own.model, own.handle);
     }
-    task.tell_readiness();
+    task.publish_readiness();
     loop {
         tokio::select! {
             // A place that was given up before a request came is there for it.
             biased;
             () = signals.stopping.cancelled() => break,
             () = signals.abandoned.notified() => task.plan.sweep(),
-            Some(event) = events.recv() => task.hear(event),
+            Some(event) = events.recv() => task.handle_event(event),
             submission = submissions.recv() => match submission {
                 Some(submission) => task.submit(submission),
                 None => break,
@@ -67,7 +67,7 @@ pub(super) async fn run(
 struct Task {
     plan: Plan<Assignment>,
     handles: HashMap<WorkerId, WorkerHandle>,
-    abilities: Abilities,
+    statuses: WorkerStatuses,
     catalog: Catalog,
     telemetry: Telemetry,
     readiness: watch::Sender<Readiness>,
@@ -81,7 +81,7 @@ impl Job for Assignment {
 
     fn is_wanted(&self) -> bool {
         // One past its deadline is placed all the same: its worker says so, and never steps it.
-        !self.lane.is_closed()
+        !self.token_channel.is_closed()
     }
 
     fn is_suspect(&self) -> bool {
@@ -92,7 +92,7 @@ impl Job for Assignment {
 impl Task {
     fn joined(&mut self, worker: WorkerId, model: usize, handle: Option<WorkerHandle>) {
         self.plan.joined(worker, model);
-        self.abilities.joined(worker, model);
+        self.statuses.joined(worker, model);
         self.handles.extend(handle.map(|handle| (worker, handle)));
     }
 
@@ -126,25 +126,25 @@ impl Task {
         self.start(placements);
     }
 
-    fn hear(&mut self, event: WorkerEvent) {
+    fn handle_event(&mut self, event: WorkerEvent) {
         match event {
             WorkerEvent::Joined(worker, model, handle) => {
                 self.joined(worker, model, Some(handle));
-                self.tell_readiness();
+                self.publish_readiness();
             }
             WorkerEvent::Loading(worker, fraction) => {
-                self.abilities.loading(worker, fraction);
-                self.tell_readiness();
+                self.statuses.loading(worker, fraction);
+                self.publish_readiness();
             }
-            WorkerEvent::Ready(worker, life, served) => {
-                let Some((at, _)) = self.abilities.model_of(worker) else {
+            WorkerEvent::Ready(worker, generation, served) => {
+                let Some((at, _)) = self.statuses.model_of(worker) else {
                     return;
                 };
                 self.catalog.entries()[at].loaded(served.model);
-                self.abilities.set(worker, Ability::Up);
-                let placements = self.plan.ready(worker, life, served.slots);
+                self.statuses.set(worker, WorkerStatus::Up);
+                let placements = self.plan.ready(worker, generation, served.slots);
                 self.start(placements);
-                self.tell_readiness();
+                self.publish_readiness();
             }
             WorkerEvent::Stuck(worker, is_stuck) => {
                 let model = self.model_of(worker);
@@ -161,62 +161,66 @@ impl Task {
                         "the call of the device has returned"
                     );
                 }
-                let ability = if is_stuck { Ability::Lost } else { Ability::Up };
-                self.abilities.set(worker, ability);
+                let ability = if is_stuck {
+                    WorkerStatus::Lost
+                } else {
+                    WorkerStatus::Up
+                };
+                self.statuses.set(worker, ability);
                 let placements = self.plan.stuck(worker, is_stuck);
                 self.start(placements);
-                self.tell_readiness();
+                self.publish_readiness();
             }
-            WorkerEvent::Cleared(worker, life) => {
-                let placements = self.plan.cleared(worker, life);
+            WorkerEvent::SuspectCleared(worker, generation) => {
+                let placements = self.plan.cleared(worker, generation);
                 self.start(placements);
             }
-            WorkerEvent::Released(worker, life, max_tokens) => {
-                let placements = self.plan.released(worker, life, max_tokens);
+            WorkerEvent::Released(worker, generation, max_tokens) => {
+                let placements = self.plan.released(worker, generation, max_tokens);
                 self.start(placements);
             }
             WorkerEvent::Lost(worker, reason) => {
                 let model = self.model_of(worker);
                 tracing::error!(worker = worker.0, model, %reason, "a worker was lost; it is restarted");
-                self.down(worker, Ability::Lost);
+                self.down(worker, WorkerStatus::Lost);
             }
             WorkerEvent::LoadFailed(worker, reason) => {
                 let model = self.model_of(worker);
                 tracing::error!(worker = worker.0, model, %reason, "a worker could not load its model");
-                self.down(worker, Ability::LoadFailed(reason));
+                self.down(worker, WorkerStatus::LoadFailed(reason));
             }
             WorkerEvent::GivenUp(worker, reason) => {
                 let model = self.model_of(worker);
                 tracing::error!(worker = worker.0, model, %reason, "a worker is given up");
-                self.down(worker, Ability::GivenUp(reason));
+                self.down(worker, WorkerStatus::GivenUp(reason));
             }
             WorkerEvent::Left(worker, reason) => {
                 let model = self.model_of(worker);
                 tracing::warn!(worker = worker.0, model, %reason, "a worker has left");
                 self.plan.left(worker);
-                self.abilities.left(worker);
+                self.statuses.left(worker);
                 self.handles.remove(&worker);
-                self.tell_readiness();
+                self.publish_readiness();
             }
         }
     }
 
     fn model_of(&self, worker: WorkerId) -> &str {
-        self.abilities.model_of(worker).map_or("", |(_, name)| name)
+        self.statuses.model_of(worker).map_or("", |(_, name)| name)
     }
 
-    fn down(&mut self, worker: WorkerId, ability: Ability) {
-        self.abilities.set(worker, ability);
+    fn down(&mut self, worker: WorkerId, ability: WorkerStatus) {
+        self.statuses.set(worker, ability);
         self.plan.lost(worker);
-        self.tell_readiness();
+        self.publish_readiness();
     }
 
-    fn tell_readiness(&self) {
-        tell(&self.readiness, self.abilities.readiness());
-        self.tell_counts(self.abilities.counts());
+    fn publish_readiness(&self) {
+        tell(&self.readiness, self.statuses.readiness());
+        self.publish_counts(self.statuses.counts());
     }
 
-    fn tell_counts(&self, counts: WorkerCounts) {
+    fn publish_counts(&self, counts: WorkerCounts) {
         for state in WorkerState::ALL {
             let count = counts.get(&state).copied().unwrap_or(0);
             self.telemetry.workers(state).set(f64::from(count));
@@ -225,10 +229,15 @@ impl Task {
     }
 
     fn start(&self, placements: Vec<Placement<Assignment>>) {
-        for Placement { worker, life, job } in placements {
+        for Placement {
+            worker,
+            generation,
+            job,
+        } in placements
+        {
             let handle = self.handles.get(&worker);
-            if handle.is_none_or(|handle| handle.submit(life, job).is_err()) {
-                // Its lane closes with it, so its stream learns that it was lost. The worker has just gone.
+            if handle.is_none_or(|handle| handle.submit(generation, job).is_err()) {
+                // Its token_channel closes with it, so its stream learns that it was lost. The worker has just gone.
                 tracing::debug!(worker = worker.0, "a worker took no more work");
             }
         }
@@ -237,10 +246,10 @@ impl Task {
     /// Ends what waits and what runs.
     fn stop(&mut self) {
         for waiting in self.plan.clear() {
-            waiting.lane.fail(Failure::Draining);
+            waiting.token_channel.fail(Failure::Draining);
         }
         // Whether a worker that ends was up or not is of no interest any more.
-        self.tell_counts(WorkerCounts::new());
+        self.publish_counts(WorkerCounts::new());
         for worker in self.handles.values() {
             worker.stop();
         }
@@ -272,11 +281,11 @@ mod tests {
     use super::*;
     use crate::request::{Caller, Sampling, StopTokens};
     use crate::runner::Sequence;
-    use crate::worker::lane::lane;
+    use crate::worker::token_channel::token_channel;
 
     #[tokio::test]
-    async fn a_job_past_its_deadline_is_wanted_until_its_reader_goes() {
-        let (sender, receiver) = lane(1, Arc::new(Notify::new()), Counter::noop());
+    async fn an_expired_job_is_wanted_until_its_reader_is_dropped() {
+        let (sender, receiver) = token_channel(1, Arc::new(Notify::new()), Counter::noop());
         let sequence = Sequence {
             prompt: [0].into(),
             delivered: Vec::new(),
@@ -288,12 +297,12 @@ mod tests {
             stop_tokens: StopTokens::default(),
             logprobs: None,
             scores_prompt: false,
-            stamps: false,
+            timestamps: false,
             caller: Caller::default(),
         };
         let job = Assignment {
             sequence,
-            lane: sender,
+            token_channel: sender,
             is_suspect: false,
             deadline: Instant::now() - Duration::from_secs(1),
         };

@@ -8,8 +8,8 @@ use crate::request::{Caller, Input, RequestId, Sampling, Stopping};
 use crate::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use crate::worker::WorkerId;
 use crate::worker::device_thread::DeviceThread;
-use crate::worker::lane::{Failure, Output};
-use crate::worker::thread::{Spawn, spawn};
+use crate::worker::thread::{SpawnOptions, spawn};
+use crate::worker::token_channel::{Failure, Output};
 
 /// A scheduler before one slot, whose sequence never ends, and a queue with two places.
 async fn scheduler() -> (Scheduler, DeviceThread) {
@@ -19,7 +19,7 @@ async fn scheduler() -> (Scheduler, DeviceThread) {
         silent_at: Some(0),
         ..TestRunnerOptions::default()
     };
-    let (worker, thread) = spawn(Spawn {
+    let (worker, thread) = spawn(SpawnOptions {
         id: WorkerId(0),
         loader: Arc::new(TestRunnerLoader::new(options)),
         slots: 1,
@@ -29,9 +29,9 @@ async fn scheduler() -> (Scheduler, DeviceThread) {
         after_step: None,
     })
     .expect("a thread");
-    let (scheduler, task) = Scheduler::new(Parts {
+    let (scheduler, task) = Scheduler::new(SchedulerParts {
         catalog: Catalog::new(vec![CatalogEntry::new("m", &[], "llm_test", 0)]),
-        workers: vec![OwnWorker {
+        workers: vec![OwnedWorker {
             worker: WorkerId(0),
             model: 0,
             handle: Some(worker),
@@ -63,7 +63,7 @@ async fn submit(scheduler: &Scheduler) -> Result<Admitted, ErrorKind> {
         resume: Vec::new(),
         seed: 0,
         priority: 0,
-        stamps: false,
+        timestamps: false,
         caller: Caller::default(),
         arrived: Instant::now(),
         deadline: Instant::now() + Duration::from_secs(3_600),
@@ -72,7 +72,7 @@ async fn submit(scheduler: &Scheduler) -> Result<Admitted, ErrorKind> {
 }
 
 #[tokio::test]
-async fn whoever_leaves_the_queue_makes_room_for_the_next() {
+async fn a_request_that_leaves_the_queue_makes_room_for_the_next() {
     let (scheduler, _thread) = scheduler().await;
     let _running = submit(&scheduler).await.expect("a slot is free");
     let _first = submit(&scheduler).await.expect("the queue has a place");
@@ -84,7 +84,7 @@ async fn whoever_leaves_the_queue_makes_room_for_the_next() {
 }
 
 #[tokio::test]
-async fn whoever_still_waits_at_the_end_is_told_of_it() {
+async fn a_stopped_scheduler_fails_queued_requests_with_draining() {
     let (scheduler, _thread) = scheduler().await;
     let _running = submit(&scheduler).await.expect("a slot is free");
     let mut queued = submit(&scheduler).await.expect("the queue has a place");

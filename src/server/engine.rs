@@ -8,24 +8,26 @@ use tokio::time::{Instant, interval};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::critical::Critical;
+use crate::critical::CriticalTasks;
 use crate::listen::{Address, MutualTls};
 use crate::runner::Loader;
 use crate::scheduler::{
-    Catalog, CatalogEntry, OwnWorker, Parts, ResumptionLimits, Scheduler, UnknownModel,
+    Catalog, CatalogEntry, OwnedWorker, ResumptionLimits, Scheduler, SchedulerParts, UnknownModel,
 };
 use crate::telemetry::Telemetry;
-use crate::worker::attached::{Door, Offered, Patience, QUESTION};
-use crate::worker::child::{Place, Program, supervise};
+use crate::worker::attached::{
+    AttachService, AttachableModel, TOKENIZER_CALL_TIMEOUT, WorkerTimeouts,
+};
+use crate::worker::child::{ChildSpec, Program, supervise};
 use crate::worker::device_thread::DeviceThread;
-use crate::worker::thread::{Spawn, spawn};
+use crate::worker::thread::{SpawnOptions, spawn};
 use crate::worker::{WorkerEvent, WorkerHandle, WorkerId};
 
 /// How many events of workers may wait for the scheduler, which takes them without delay.
-const EVENTS: usize = 1024;
+const WORKER_EVENT_CAPACITY: usize = 1024;
 
 /// How often a worker's device is looked at, whether it returns.
-const LOOK: Duration = Duration::from_millis(500);
+const STEP_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The models of an engine and how it runs them.
 #[derive(Clone)]
@@ -46,7 +48,7 @@ pub struct WorkerParts {
     /// What they have to show there, and are shown.
     pub tls: Option<MutualTls>,
     /// How long it waits for them.
-    pub patience: Patience,
+    pub patience: WorkerTimeouts,
     /// How far a choice is followed whose workers are lost.
     pub resumption: ResumptionLimits,
 }
@@ -57,10 +59,10 @@ impl Default for WorkerParts {
         Self {
             listen: None,
             tls: None,
-            patience: Patience {
+            patience: WorkerTimeouts {
                 heartbeat_timeout: Duration::from_secs(2),
                 step_limit: Some(Duration::from_secs(30)),
-                question_timeout: QUESTION,
+                tokenizer_call_timeout: TOKENIZER_CALL_TIMEOUT,
             },
             resumption: ResumptionLimits::default(),
         }
@@ -101,7 +103,7 @@ pub struct ModelParts {
 pub(super) struct Engine {
     pub(super) scheduler: Scheduler,
     /// Where workers dial in.
-    pub(super) door: Door,
+    pub(super) door: AttachService,
     threads: Vec<DeviceThread>,
     /// The children's processes, and what watches workers, are to end.
     ending: CancellationToken,
@@ -115,18 +117,18 @@ impl Engine {
         parts: &EngineParts,
         worker_socket: Option<&Address>,
         telemetry: &Telemetry,
-        (tasks, critical): (&TaskTracker, &Critical),
+        (tasks, critical): (&TaskTracker, &CriticalTasks),
     ) -> std::io::Result<Self> {
-        let (events_sender, events) = mpsc::channel(EVENTS);
+        let (events_sender, events) = mpsc::channel(WORKER_EVENT_CAPACITY);
         let own = parts.models.iter().map(|model| model.workers).sum();
-        let door = Door::new(
+        let door = AttachService::new(
             parts.models.iter().map(offered).collect(),
             own,
             parts.workers.patience,
             events_sender.clone(),
             (telemetry.clone(), tasks.clone()),
         );
-        let mut starting = Starting {
+        let mut starting = WorkerStarter {
             step_limit: parts.workers.patience.step_limit,
             engine: worker_socket,
             telemetry,
@@ -143,7 +145,7 @@ impl Engine {
                 starting.start(place, model, device)?;
             }
         }
-        let (scheduler, task) = Scheduler::new(Parts {
+        let (scheduler, task) = Scheduler::new(SchedulerParts {
             catalog: catalog(&parts.models).with_unknown_model(parts.unknown_model),
             workers: starting.workers,
             events,
@@ -207,26 +209,26 @@ fn join_until(threads: Vec<DeviceThread>, deadline: Instant) {
 }
 
 /// An engine's own workers, as they are started.
-struct Starting<'a> {
+struct WorkerStarter<'a> {
     /// How long one call of a device may last.
     step_limit: Option<Duration>,
     engine: Option<&'a Address>,
     telemetry: &'a Telemetry,
-    critical: &'a Critical,
+    critical: &'a CriticalTasks,
     events: mpsc::Sender<WorkerEvent>,
-    door: Door,
-    workers: Vec<OwnWorker>,
+    door: AttachService,
+    workers: Vec<OwnedWorker>,
     threads: Vec<DeviceThread>,
     ending: CancellationToken,
     children: TaskTracker,
 }
 
-impl Starting<'_> {
+impl WorkerStarter<'_> {
     fn start(&mut self, place: usize, model: &ModelParts, device: usize) -> std::io::Result<()> {
         let worker = WorkerId(self.workers.len());
         let handle = match &model.isolation {
             Isolation::Thread => {
-                let (handle, thread) = spawn(Spawn {
+                let (handle, thread) = spawn(SpawnOptions {
                     id: worker,
                     loader: Arc::clone(&model.loader),
                     slots: model.slots,
@@ -250,7 +252,7 @@ impl Starting<'_> {
                 let engine = self.engine.ok_or_else(|| {
                     std::io::Error::other("there is no worker socket for its processes")
                 })?;
-                let place = Place {
+                let place = ChildSpec {
                     worker,
                     model: (place, model.name.clone()),
                     device,
@@ -268,7 +270,7 @@ impl Starting<'_> {
                 None
             }
         };
-        self.workers.push(OwnWorker {
+        self.workers.push(OwnedWorker {
             worker,
             model: place,
             handle,
@@ -285,10 +287,10 @@ async fn watch_steps(
     events: mpsc::Sender<WorkerEvent>,
 ) {
     let mut was_stuck = false;
-    let mut looks = interval(LOOK.min(limit));
+    let mut looks = interval(STEP_CHECK_INTERVAL.min(limit));
     loop {
         looks.tick().await;
-        let is_stuck = handle.step_lasts() > limit;
+        let is_stuck = handle.step_duration() > limit;
         if is_stuck != was_stuck {
             was_stuck = is_stuck;
             if events
@@ -302,8 +304,8 @@ async fn watch_steps(
     }
 }
 
-fn offered(model: &ModelParts) -> Offered {
-    Offered {
+fn offered(model: &ModelParts) -> AttachableModel {
+    AttachableModel {
         name: model.name.clone(),
         aliases: model.aliases.clone(),
         slow_reader_timeout: model.slow_reader_timeout,

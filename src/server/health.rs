@@ -12,7 +12,7 @@ use tower::util::MapResponse;
 
 use super::StartError;
 use crate::cluster::Cluster;
-use crate::critical::Critical;
+use crate::critical::CriticalTasks;
 use crate::error::{Error, ErrorKind};
 use crate::grpc;
 use crate::proto::DESCRIPTORS;
@@ -77,7 +77,7 @@ impl Ready {
                      not started again: the server's log says why."
                 ),
             ),
-            Readiness::Absent(model) => (
+            Readiness::NoWorker(model) => (
                 ErrorKind::NoWorker,
                 format!("No worker of the model '{model}' has dialled in."),
             ),
@@ -137,7 +137,7 @@ impl Ready {
 pub(super) async fn routes(
     service: grpc::Service,
     ready: Ready,
-    (tasks, critical): (&TaskTracker, &Critical),
+    (tasks, critical): (&TaskTracker, &CriticalTasks),
     closing: CancellationToken,
 ) -> MapResponse<Routes, fn(Response<Body>) -> Response<Body>> {
     let (reporter, health) = tonic_health::server::health_reporter();
@@ -164,7 +164,7 @@ pub(super) async fn routes(
         .add_service(reflection().build_v1().expect(invariant))
         .add_service(reflection().build_v1alpha().expect(invariant))
         .prepare();
-    MapResponse::new(routes, grpc::explained)
+    MapResponse::new(routes, grpc::with_error_details)
 }
 
 /// Tells the health service of every change.
@@ -212,7 +212,7 @@ pub(super) async fn wait_for_models(
                 });
             }
             Readiness::Loading(fraction) => progress(*fraction),
-            Readiness::Absent(_) | Readiness::Lost(_) => {}
+            Readiness::NoWorker(_) | Readiness::Lost(_) => {}
         }
         if readiness.changed().await.is_err() {
             return Err(StartError::Ended);

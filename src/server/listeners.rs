@@ -8,8 +8,10 @@ use tokio_util::task::TaskTracker;
 
 use super::engine::{Isolation, ModelParts};
 use super::{Source, StartError};
-use crate::critical::Critical;
-use crate::listen::{self, Address, DoorService, DoorSettings, Listener, MutualTls, Shutdown};
+use crate::critical::CriticalTasks;
+use crate::listen::{
+    self, Address, FrontendService, FrontendSettings, Listener, MutualTls, Shutdown,
+};
 
 /// Listeners that are opened and closed together.
 #[derive(Default)]
@@ -21,7 +23,7 @@ pub(super) struct Listeners {
 impl Listeners {
     pub(super) fn open(
         &self,
-        critical: &Critical,
+        critical: &CriticalTasks,
         name: &'static str,
         serving: impl Future<Output = ()> + Send + 'static,
     ) {
@@ -31,11 +33,11 @@ impl Listeners {
     pub(super) fn serve<S, B>(
         &self,
         listener: Listener,
-        settings: DoorSettings,
+        settings: FrontendSettings,
         service: S,
     ) -> impl Future<Output = ()> + Send + use<S, B>
     where
-        S: DoorService<B>,
+        S: FrontendService<B>,
         S::Future: Send + 'static,
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,

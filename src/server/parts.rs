@@ -16,7 +16,7 @@ pub struct ServerParts {
     /// Where tokens come from.
     pub source: Source,
     /// The HTTP door, if there is one.
-    pub http: Option<HttpDoor>,
+    pub http: Option<HttpFrontend>,
     /// Where the gRPC door listens, if there is one. It needs an engine of this process.
     pub grpc: Option<Address>,
     /// What both doors put up with.
@@ -38,7 +38,7 @@ pub enum Source {
 
 /// The HTTP door.
 #[derive(Clone)]
-pub struct HttpDoor {
+pub struct HttpFrontend {
     /// Where it listens.
     pub listen: Address,
     /// The form of a stream whose client has no preference.
@@ -51,7 +51,7 @@ pub struct HttpDoor {
     pub origins: OriginPolicy,
 }
 
-impl HttpDoor {
+impl HttpFrontend {
     /// The HTTP API at this address, with the defaults of the command line: NDJSON, unknown fields are refused, headers
     /// after 30 s in the queue, and no host names or origins besides the server's own.
     #[must_use]
@@ -66,7 +66,7 @@ impl HttpDoor {
     }
 
     /// Whether other machines reach the HTTP API, but no host name that they may use is allowed.
-    pub(super) fn refuses_names(&self) -> bool {
+    pub(super) fn rejects_host_names(&self) -> bool {
         !self.listen.is_loopback() && self.origins.allowed_hosts.is_empty()
     }
 

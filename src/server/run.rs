@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
-use super::{EngineParts, HttpDoor, ModelParts, Server, ServerParts, Source, StartError};
+use super::{EngineParts, HttpFrontend, ModelParts, Server, ServerParts, Source, StartError};
 use crate::critical::TaskPanicked;
 use crate::listen::Address;
 use crate::output::Output;
@@ -17,7 +17,7 @@ mod progress;
 
 /// Within so long the same signal is the same order: who stops a process and its group, as `timeout`
 /// does, tells it twice.
-const ONE_SIGNAL: Duration = Duration::from_millis(500);
+const DUPLICATE_SIGNAL_WINDOW: Duration = Duration::from_millis(500);
 
 /// How finely the progress of loading is shown.
 const PROGRESS_STEPS: f32 = 1_000.0;
@@ -51,10 +51,13 @@ pub async fn until_signalled(
 ) -> Result<(), RunError> {
     let mut signals = Signals::new()?;
     let (drain, source) = (parts.drain, parts.source.clone());
-    let refuses_names = parts.http.as_ref().is_some_and(HttpDoor::refuses_names);
+    let rejects_host_names = parts
+        .http
+        .as_ref()
+        .is_some_and(HttpFrontend::rejects_host_names);
     let server = Server::start(parts).await?;
     announce(&server, out);
-    if refuses_names {
+    if rejects_host_names {
         out.line(format_args!("hosts    {HOSTS_NOTE}"));
     }
     match &source {
@@ -142,7 +145,7 @@ fn ready_line(model: &ModelParts) -> String {
 }
 
 /// What the HTTP door answers; its description names the rest.
-const HTTP_SURFACES: &str = "/v1/completions /v1/chat/completions /v1/models /tokenize /detokenize \
+const HTTP_PATHS: &str = "/v1/completions /v1/chat/completions /v1/models /tokenize /detokenize \
      /health /metrics /openapi.json";
 
 /// What an operator has to know whose clients come from other machines by a name.
@@ -153,7 +156,7 @@ const HOSTS_NOTE: &str =
 fn announce(server: &Server, out: &Output) {
     for address in server.http_addresses() {
         let url = url(address);
-        out.line(format_args!("HTTP     {url}  {HTTP_SURFACES}"));
+        out.line(format_args!("HTTP     {url}  {HTTP_PATHS}"));
     }
     for address in server.grpc_addresses() {
         let hint = match address {
@@ -232,7 +235,7 @@ impl Last {
         let now = Instant::now();
         if self
             .0
-            .is_some_and(|(last, at)| last == kind && now - at < ONE_SIGNAL)
+            .is_some_and(|(last, at)| last == kind && now - at < DUPLICATE_SIGNAL_WINDOW)
         {
             return false;
         }
@@ -268,7 +271,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_signal_that_is_told_twice_counts_once() {
+    async fn a_signal_repeated_within_half_a_second_counts_once() {
         let (terminate, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
         let mut last = Last::default();
         assert!(last.is_new(terminate));

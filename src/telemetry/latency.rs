@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The metric's name.
-const NAME: &str = "tokenway_token_stage_seconds";
+const NAME: &str = "tokenway_token_latency_seconds";
 
 const HELP: &str = "How long each token took in each stage from its device to the socket: engine \
-    (from its emission until its request's stream took it), door (until its line or message was \
+    (from its emission until its request's stream took it), frontend (until its line or message was \
     written), socket (until the connection was flushed).";
 
 /// The buckets' upper bounds, in nanoseconds, and as Prometheus writes them, in seconds.
@@ -41,14 +41,14 @@ const BOUNDS: [(u64, &str); 20] = [
 
 /// The way by which a token leaves the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lane {
-    /// The gRPC door.
+pub enum ResponseFormat {
+    /// The gRPC frontend.
     Grpc,
-    /// The HTTP door, as NDJSON.
+    /// The HTTP frontend, as NDJSON.
     HttpNdjson,
-    /// The HTTP door, as server-sent events.
+    /// The HTTP frontend, as server-sent events.
     HttpSse,
-    /// The HTTP door, as one body. It has the engine's stage only: its tokens leave together.
+    /// The HTTP frontend, as one body. It has the engine's stage only: its tokens leave together.
     HttpUnary,
 }
 
@@ -57,13 +57,13 @@ pub enum Lane {
 pub enum Stage {
     /// From its emission by the device until its request's stream took it.
     Engine,
-    /// From when its door turned to it until its line or message was written.
-    Door,
+    /// From when its frontend turned to it until its line or message was written.
+    Frontend,
     /// From then until the connection was flushed to its socket.
     Socket,
 }
 
-impl Lane {
+impl ResponseFormat {
     const ALL: [Self; 4] = [Self::Grpc, Self::HttpNdjson, Self::HttpSse, Self::HttpUnary];
 
     fn label(self) -> &'static str {
@@ -86,12 +86,12 @@ impl Lane {
 }
 
 impl Stage {
-    const ALL: [Self; 3] = [Self::Engine, Self::Door, Self::Socket];
+    const ALL: [Self; 3] = [Self::Engine, Self::Frontend, Self::Socket];
 
     fn label(self) -> &'static str {
         match self {
             Self::Engine => "engine",
-            Self::Door => "door",
+            Self::Frontend => "frontend",
             Self::Socket => "socket",
         }
     }
@@ -109,7 +109,7 @@ pub(super) struct TokenLatency {
 #[derive(Default)]
 struct StageHistograms {
     engine: Arc<Histogram>,
-    door: Arc<Histogram>,
+    frontend: Arc<Histogram>,
     socket: Arc<Histogram>,
 }
 
@@ -117,7 +117,7 @@ impl StageHistograms {
     fn of(&self, stage: Stage) -> &Arc<Histogram> {
         match stage {
             Stage::Engine => &self.engine,
-            Stage::Door => &self.door,
+            Stage::Frontend => &self.frontend,
             Stage::Socket => &self.socket,
         }
     }
@@ -158,10 +158,10 @@ impl Histogram {
 }
 
 impl TokenLatency {
-    /// One request's times of a stage, which are counted into the lane's.
-    pub(super) fn times(&self, lane: Lane, stage: Stage) -> StageTimes {
+    /// One request's times of a stage, which are counted into the format's.
+    pub(super) fn times(&self, format: ResponseFormat, stage: Stage) -> StageTimes {
         StageTimes {
-            histogram: Arc::clone(lane.histograms(self).of(stage)),
+            histogram: Arc::clone(format.histograms(self).of(stage)),
             tokens: AtomicU64::new(0),
             sum_ns: AtomicU64::new(0),
             longest_ns: AtomicU64::new(0),
@@ -171,11 +171,11 @@ impl TokenLatency {
     /// Appends all of it in Prometheus's text format.
     pub(super) fn write(&self, out: &mut String) -> fmt::Result {
         writeln!(out, "# HELP {NAME} {HELP}\n# TYPE {NAME} histogram")?;
-        for lane in Lane::ALL {
+        for format in ResponseFormat::ALL {
             for stage in Stage::ALL {
-                let (lane_label, stage_label) = (lane.label(), stage.label());
-                let labels = format!("lane=\"{lane_label}\",stage=\"{stage_label}\"");
-                lane.histograms(self).of(stage).write(&labels, out)?;
+                let (lane_label, stage_label) = (format.label(), stage.label());
+                let labels = format!("format=\"{lane_label}\",stage=\"{stage_label}\"");
+                format.histograms(self).of(stage).write(&labels, out)?;
             }
         }
         Ok(())
@@ -287,38 +287,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_counted_up_to_their_bound_and_summed() {
+    fn latencies_are_counted_by_bucket_and_summed() {
         let latency = TokenLatency::default();
-        let times = latency.times(Lane::HttpSse, Stage::Door);
+        let times = latency.times(ResponseFormat::HttpSse, Stage::Frontend);
         times.record(2, 1_000);
         times.record(1, 1_001);
         times.record(1, u64::MAX / 2);
         let mut text = String::new();
         latency.write(&mut text).unwrap();
         for line in [
-            "_bucket{lane=\"http_sse\",stage=\"door\",le=\"0.000001\"} 2",
-            "_bucket{lane=\"http_sse\",stage=\"door\",le=\"0.000002\"} 3",
-            "_bucket{lane=\"http_sse\",stage=\"door\",le=\"10\"} 3",
-            "_bucket{lane=\"http_sse\",stage=\"door\",le=\"+Inf\"} 4",
-            "_count{lane=\"http_sse\",stage=\"door\"} 4",
-            "_count{lane=\"http_sse\",stage=\"socket\"} 0",
+            "_bucket{format=\"http_sse\",stage=\"frontend\",le=\"0.000001\"} 2",
+            "_bucket{format=\"http_sse\",stage=\"frontend\",le=\"0.000002\"} 3",
+            "_bucket{format=\"http_sse\",stage=\"frontend\",le=\"10\"} 3",
+            "_bucket{format=\"http_sse\",stage=\"frontend\",le=\"+Inf\"} 4",
+            "_count{format=\"http_sse\",stage=\"frontend\"} 4",
+            "_count{format=\"http_sse\",stage=\"socket\"} 0",
         ] {
             assert!(text.contains(&format!("{NAME}{line}\n")), "{line}\n{text}");
         }
     }
 
     #[test]
-    fn times_that_are_counted_together_are_in_the_buckets_of_those_counted_alone() {
+    fn record_each_fills_the_same_buckets_as_record() {
         let bounds = BOUNDS.iter().map(|(bound, _)| *bound);
         let around = bounds.flat_map(|bound| [bound - 1, bound, bound, bound + 1]);
         let mut times_ns: Vec<_> = around.chain([0, 0, 3_000, 1_000_000]).collect();
         times_ns.extend(times_ns.clone().iter().rev());
         let (together, alone) = (TokenLatency::default(), TokenLatency::default());
-        let each = alone.times(Lane::Grpc, Stage::Engine);
+        let each = alone.times(ResponseFormat::Grpc, Stage::Engine);
         for ns in &times_ns {
             each.record(1, *ns);
         }
-        let all = together.times(Lane::Grpc, Stage::Engine);
+        let all = together.times(ResponseFormat::Grpc, Stage::Engine);
         all.record_each(times_ns);
         assert_eq!(all.summary(), each.summary());
         let text = |latency: &TokenLatency| {
@@ -330,12 +330,12 @@ mod tests {
     }
 
     #[test]
-    fn a_requests_own_times_are_its_mean_and_its_longest() {
+    fn a_summary_has_the_mean_and_the_longest_latency_of_one_request() {
         let latency = TokenLatency::default();
         let (mine, _other) = (
-            latency.times(Lane::Grpc, Stage::Engine),
+            latency.times(ResponseFormat::Grpc, Stage::Engine),
             latency
-                .times(Lane::Grpc, Stage::Engine)
+                .times(ResponseFormat::Grpc, Stage::Engine)
                 .record(5, 1_000_000),
         );
         assert_eq!(mine.summary(), StageSummary::default());
@@ -349,7 +349,7 @@ mod tests {
         assert_eq!(mine.summary(), expected);
         let mut text = String::new();
         latency.write(&mut text).unwrap();
-        let sum = format!("{NAME}_sum{{lane=\"grpc\",stage=\"engine\"}} 5.005000000\n");
+        let sum = format!("{NAME}_sum{{format=\"grpc\",stage=\"engine\"}} 5.005000000\n");
         assert!(text.contains(&sum), "{text}");
     }
 }

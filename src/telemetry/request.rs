@@ -5,25 +5,25 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use metrics::Gauge;
 
-use super::{Door, Lane, Telemetry};
+use super::{Frontend, ResponseFormat, Telemetry};
 use crate::error::{Error, ErrorKind};
 
 /// One request at the API where it entered: in flight while it lives, and its end counted once. One that is dropped
 /// before its end was cancelled by its client, or was given up because its client did not read.
 pub struct CountedRequest {
     telemetry: Telemetry,
-    door: Door,
+    frontend: Frontend,
     ended: bool,
     stream: StreamCount,
 }
 
 impl CountedRequest {
-    pub(super) fn new(telemetry: &Telemetry, door: Door) -> Self {
+    pub(super) fn new(telemetry: &Telemetry, frontend: Frontend) -> Self {
         Self {
             telemetry: telemetry.clone(),
-            door,
+            frontend,
             ended: false,
-            stream: StreamCount::new(telemetry.streams(door), telemetry.lingering(door)),
+            stream: StreamCount::new(telemetry.streams(frontend), telemetry.lingering(frontend)),
         }
     }
 
@@ -38,7 +38,7 @@ impl CountedRequest {
     pub fn ended(&mut self, outcome: Result<(), &Error>) {
         if !self.ended {
             self.ended = true;
-            self.telemetry.request_ended(self.door, outcome);
+            self.telemetry.request_ended(self.frontend, outcome);
         }
     }
 }
@@ -61,9 +61,9 @@ impl Drop for CountedRequest {
 /// A request on its way to an engine of this process: how its tokens leave, and its place in the gauge of
 /// streams.
 #[derive(Clone)]
-pub struct Origin {
+pub struct DeliveryContext {
     /// The path that its tokens take.
-    pub lane: Lane,
+    pub format: ResponseFormat,
     /// `None` where nothing counts it.
     pub stream: Option<StreamCount>,
 }
@@ -127,13 +127,13 @@ mod tests {
     fn gauges(telemetry: &Telemetry) -> [bool; 2] {
         let text = telemetry.render();
         ["in_flight", "lingering"]
-            .map(|name| text.contains(&format!("tokenway_streams_{name}{{door=\"http\"}} 1")))
+            .map(|name| text.contains(&format!("tokenway_requests_{name}{{frontend=\"http\"}} 1")))
     }
 
     #[test]
-    fn a_request_whose_reader_was_given_up_is_counted_as_lingering_until_it_is_dropped() {
+    fn a_request_with_a_slow_reader_counts_as_lingering_until_it_is_dropped() {
         let telemetry = Telemetry::new();
-        let request = telemetry.request_admitted(Door::Http);
+        let request = telemetry.track_request(Frontend::Http);
         let stream = request.stream();
         assert_eq!(gauges(&telemetry), [true, false]);
         stream.linger();

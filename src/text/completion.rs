@@ -14,16 +14,16 @@ use futures_core::Stream;
 use metrics::Histogram;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::ChoiceText;
+use super::IncrementalDetokenizer;
 use super::stop::StopStrings;
 use crate::error::{Error, ErrorKind};
+use crate::poll_on_wake::PollOnWake;
 use crate::request::{FinishReason, Stopping};
 use crate::runner::{ModelError, monotonic_ns};
 use crate::scheduler::{Admitted, Resumer, worker_lost};
-use crate::seldom::Seldom;
 use crate::telemetry::{StageSummary, StageTimes};
 use crate::tokens::TokenBatch;
-use crate::worker::lane::{Failure, Output};
+use crate::worker::token_channel::{Failure, Output};
 
 mod choice;
 mod echo;
@@ -31,11 +31,11 @@ mod echo;
 use choice::Choice;
 use echo::{ScoredPrompt, echoed};
 
-/// How many outputs of a lane are taken at once, and so the most tokens of one event.
-const BATCH: usize = 256;
+/// How many outputs of a token_channel are taken at once, and so the most tokens of one event.
+const MAX_BATCH: usize = 256;
 
 /// What the text of a token takes, about, in bytes.
-const TEXT: usize = 8;
+const BYTES_PER_TOKEN: usize = 8;
 
 /// What a client is told of its completion, in this order: one start, the prompt where it is asked for,
 /// tokens, one summary.
@@ -93,7 +93,7 @@ pub struct Completion {
     ready: VecDeque<CompletionEvent>,
     outputs: Vec<Output>,
     arrived: Instant,
-    deadline: Seldom<Sleep>,
+    deadline: PollOnWake<Sleep>,
     started: Option<Instant>,
     first_token: Option<Instant>,
     /// The prompt's text, until it is told; only where it is asked for.
@@ -115,13 +115,13 @@ impl Completion {
     /// # Errors
     /// When a choice has ended with what the client has of it.
     pub fn new(admitted: Admitted, stopping: &Stopping, times: StageTimes) -> Result<Self, Error> {
-        let strings = StopStrings::new(&stopping.strings).shown(stopping.is_shown);
+        let strings = StopStrings::new(&stopping.strings).shown(stopping.include_stop);
         let strings = Arc::new(strings);
         let mut resumed = admitted.resumed.into_iter();
         let mut choices = Vec::with_capacity(admitted.lanes.len());
-        for (number, lane) in (0..).zip(admitted.lanes) {
-            let text = ChoiceText::new(Arc::clone(&strings), stopping);
-            let choice = Choice::new(number, lane, text, admitted.resumer.is_some());
+        for (number, token_channel) in (0..).zip(admitted.lanes) {
+            let text = IncrementalDetokenizer::new(Arc::clone(&strings), stopping);
+            let choice = Choice::new(number, token_channel, text, admitted.resumer.is_some());
             let choice = choice.behind(resumed.next().unwrap_or_default())?;
             choices.push(choice);
         }
@@ -131,7 +131,7 @@ impl Completion {
             ready: VecDeque::new(),
             outputs: Vec::new(),
             arrived: admitted.arrived,
-            deadline: Seldom::new(sleep_until(admitted.deadline)),
+            deadline: PollOnWake::new(sleep_until(admitted.deadline)),
             started: None,
             first_token: None,
             scored_prompt: if admitted.scores_prompt {
@@ -162,9 +162,9 @@ impl Completion {
             let index = (self.cursor + step) % count;
             // A batch may hold nothing to show (its tokens are held back), so look on until there is
             // something, or nothing more.
-            while let Some(lane) = &mut self.choices[index].lane {
-                match lane.poll_recv_many(cx, &mut self.outputs, BATCH) {
-                    Poll::Pending if !self.choices[index].is_in_vain(cx) => break,
+            while let Some(token_channel) = &mut self.choices[index].token_channel {
+                match token_channel.poll_recv_many(cx, &mut self.outputs, MAX_BATCH) {
+                    Poll::Pending if !self.choices[index].acceptance_timed_out(cx) => break,
                     Poll::Pending => self.failed = Some(worker_lost()),
                     Poll::Ready(0) => self.failed = self.resume(index).err(),
                     Poll::Ready(_) => self.take_outputs(index),
@@ -175,7 +175,11 @@ impl Completion {
                 }
             }
         }
-        if self.choices.iter().all(|choice| choice.lane.is_none()) {
+        if self
+            .choices
+            .iter()
+            .all(|choice| choice.token_channel.is_none())
+        {
             let summary = self.summary();
             self.ready.push_back(CompletionEvent::Summary(summary));
             return Poll::Ready(());
@@ -187,7 +191,7 @@ impl Completion {
     fn resume(&mut self, index: usize) -> Result<(), Error> {
         let choice = &mut self.choices[index];
         let resumer = self.resumer.as_ref().ok_or_else(worker_lost)?;
-        // Only the first choice's lane has the prompt's tokens; they come from the beginning again.
+        // Only the first choice's token_channel has the prompt's tokens; they come from the beginning again.
         let scores_prompt = choice.number == 0 && self.scored_prompt.is_coming();
         choice.resume(resumer, scores_prompt)?;
         self.scored_prompt.comes_again();
@@ -197,12 +201,12 @@ impl Completion {
     /// Turns a batch of one choice's outputs into events: the start if this is it, the tokens that are
     /// ready, and the end. What came before a failure is told before it.
     fn take_outputs(&mut self, index: usize) {
-        time_taken(&self.outputs, &self.times);
+        record_engine_latency(&self.outputs, &self.times);
         let choice = &mut self.choices[index];
         let made_before = choice.made;
         let count = self.outputs.iter().map(|it| it.made().len()).sum();
         let mut tokens = TokenBatch::default();
-        tokens.reserve(count, count * TEXT);
+        tokens.reserve(count, count * BYTES_PER_TOKEN);
         let mut prompt = TokenBatch::default();
         let mut end = None;
         for output in self.outputs.drain(..) {
@@ -223,14 +227,14 @@ impl Completion {
                     let decided = tokens.len();
                     end = Some((decided, choice.text.finish(token, reason, &mut tokens)));
                 }
-                Output::Failed(failure) => self.failed = Some(error_of(failure)),
+                Output::Failed(failure) => self.failed = Some(failure_error(failure)),
             }
             if end.is_some() {
                 break;
             }
         }
         if choice.made > made_before
-            && let Some(gap) = choice.went_on()
+            && let Some(gap) = choice.record_progress()
         {
             self.gaps.record(gap);
         }
@@ -242,8 +246,8 @@ impl Completion {
             self.ready.extend(choice.event(tokens, None));
             return;
         };
-        // Dropping the lane ends the work on the device, where it has not ended already.
-        choice.lane = None;
+        // Dropping the token_channel ends the work on the device, where it has not ended already.
+        choice.token_channel = None;
         // The reason goes with the last token only where both were decided by the same token, so that
         // the lines do not depend on what happened to be ready together.
         if tokens.len() == decided {
@@ -271,7 +275,7 @@ impl Completion {
     fn end(&mut self) {
         self.ended = true;
         for choice in &mut self.choices {
-            choice.lane = None;
+            choice.token_channel = None;
         }
     }
 }
@@ -304,7 +308,7 @@ impl Stream for Completion {
 
 /// Counts how long the tokens among these outputs have been on their way. It is public so that what it takes
 /// can be measured.
-pub fn time_taken(outputs: &[Output], times: &StageTimes) {
+pub fn record_engine_latency(outputs: &[Output], times: &StageTimes) {
     let emitted = outputs
         .iter()
         .flat_map(Output::made)
@@ -320,7 +324,7 @@ fn deadline_exceeded() -> Error {
     )
 }
 
-fn error_of(failure: Failure) -> Error {
+fn failure_error(failure: Failure) -> Error {
     match failure {
         Failure::Model(ModelError::Invalid(message)) => {
             Error::new(ErrorKind::InvalidValue, message)

@@ -39,7 +39,7 @@ pub struct StopMatcher<T> {
 
 /// What came of a token.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Watch {
+pub enum StopStatus {
     /// No stop string has matched.
     Open,
     /// One has; what follows is not part of the completion.
@@ -118,10 +118,10 @@ impl<T> StopMatcher<T> {
     /// Takes the next token and hands to `release` each token that is decided, with its text. After a
     /// match these are the tokens that begin before it, the last cut where it begins; or where it ends,
     /// where matches are shown.
-    pub fn push(&mut self, token: T, text: &str, mut release: impl FnMut(T, &str)) -> Watch {
+    pub fn push(&mut self, token: T, text: &str, mut release: impl FnMut(T, &str)) -> StopStatus {
         if self.is_idle() {
             release(token, text);
-            return Watch::Open;
+            return StopStatus::Open;
         }
         let looked_at = self.tail.len();
         self.tail.push_str(text);
@@ -136,11 +136,11 @@ impl<T> StopMatcher<T> {
             self.tail.truncate(cut);
             self.release_begun_before(cut, release);
             self.begun.fill(0);
-            return Watch::Matched;
+            return StopStatus::Matched;
         }
         let longest_begun = self.begun.iter().max().copied().unwrap_or(0);
         self.release_ended_by(self.tail.len() - longest_begun, release);
-        Watch::Open
+        StopStatus::Open
     }
 
     /// Hands out everything that is held: nothing follows that could complete a match.
@@ -190,7 +190,7 @@ mod tests {
                 released.push((token, text.to_owned()));
             });
             steps.push(released);
-            if watch == Watch::Matched {
+            if watch == StopStatus::Matched {
                 return (steps, true);
             }
         }
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_may_begin_a_match_is_held_whole_until_that_is_decided() {
+    fn a_token_that_may_start_a_match_is_held_until_decided() {
         let (steps, matched) = run(&["END"], &["xE", "N", "!"]);
         let all = vec![released(0, "xE"), released(1, "N"), released(2, "!")];
         assert_eq!(steps, [vec![], vec![], all, vec![]]);
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_match_across_tokens_never_leaks_and_what_stands_before_it_is_kept() {
+    fn a_match_across_tokens_is_removed_and_the_text_before_it_is_kept() {
         let (steps, matched) = run(&["END"], &["ab", "cE", "N", "Dz"]);
         assert!(matched);
         let last = vec![released(1, "c")];
@@ -239,12 +239,12 @@ mod tests {
     }
 
     #[test]
-    fn the_earliest_match_counts() {
+    fn the_earliest_match_wins() {
         assert_eq!(text(&run(&["two", "one"], &["zero one two"]).0), "zero ");
     }
 
     #[test]
-    fn what_is_held_at_the_end_is_released() {
+    fn held_tokens_are_released_at_the_end() {
         let (steps, matched) = run(&["END"], &["a", "EN"]);
         assert_eq!(
             steps,
@@ -254,28 +254,28 @@ mod tests {
     }
 
     #[test]
-    fn a_false_start_within_a_repeating_stop_string_is_found() {
+    fn a_match_after_a_false_start_is_found() {
         let (steps, matched) = run(&["aab"], &["a", "a", "a", "b"]);
         assert!(matched);
         assert_eq!(text(&steps), "a");
     }
 
     #[test]
-    fn a_stop_string_of_several_bytes_a_character_is_matched_at_characters() {
+    fn a_stop_string_with_multibyte_characters_is_matched() {
         let (steps, matched) = run(&["é!"], &["caf", "é", "?", "é", "!"]);
         assert!(matched);
         assert_eq!(text(&steps), "café?");
     }
 
     #[test]
-    fn an_empty_token_keeps_its_place_behind_a_held_one() {
+    fn an_empty_token_stays_in_order_after_a_held_one() {
         let (steps, _) = run(&["END"], &["E", "", "x"]);
         let all = vec![released(0, "E"), released(1, ""), released(2, "x")];
         assert_eq!(steps, [vec![], vec![], all, vec![]]);
     }
 
     #[test]
-    fn whatever_the_text_a_match_is_found_as_soon_as_it_is_whole_and_nothing_else_is_held() {
+    fn matching_agrees_with_a_naive_search_for_all_short_texts() {
         let stops = ["aab", "abaab", "bb", "bab"];
         for pair in [[0, 1], [1, 2], [0, 3], [3, 1]] {
             let stops = pair.map(|at| stops[at]);
@@ -304,13 +304,13 @@ mod tests {
     }
 
     #[test]
-    fn a_match_that_is_shown_is_the_end_of_the_text() {
+    fn an_included_match_is_the_end_of_the_text() {
         let stops = StopStrings::new(&["STOP".to_owned()]).shown(true);
         let mut matcher = StopMatcher::new(Arc::new(stops));
         let mut shown = String::new();
         for text in ["a S", "T", "OP and more"] {
             let watch = matcher.push((), text, |(), text| shown.push_str(text));
-            assert_eq!(watch == Watch::Matched, text.starts_with("OP"));
+            assert_eq!(watch == StopStatus::Matched, text.starts_with("OP"));
         }
         assert_eq!(shown, "a STOP");
     }

@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn a_character_rides_on_the_token_that_completes_it() {
+    fn a_character_is_emitted_with_the_token_that_completes_it() {
         let smile = "😀".as_bytes();
         assert_eq!(
             texts(&[&smile[..1], &smile[1..3], &smile[3..]]),
@@ -79,18 +79,18 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_character_are_replaced_and_what_follows_is_kept() {
+    fn invalid_bytes_are_replaced_and_the_following_text_is_kept() {
         assert_eq!(texts(&[b"a\xffb"]), ["a\u{fffd}b"]);
         assert_eq!(texts(&[b"\xe2\x82", b"x"]), ["", "\u{fffd}x"]);
     }
 
     #[test]
-    fn a_character_that_never_ends_is_replaced_at_the_end() {
+    fn an_incomplete_character_is_replaced_at_the_end() {
         assert_eq!(texts(&[b"a\xf0\x9f"]), ["a", "\u{fffd}"]);
     }
 
     #[test]
-    fn every_split_of_a_text_gives_the_text() {
+    fn every_split_of_a_text_decodes_to_the_text() {
         let text = "aé€😀z";
         for at in 0..=text.len() {
             let (left, right) = text.as_bytes().split_at(at);

@@ -15,24 +15,24 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
-use self::reading::Reading;
+use self::engine_connection::EngineConnection;
 use super::child::PARENT_VARIABLE;
 use super::device_thread::DeviceThread;
-use super::dial::EngineAddress;
-use super::outbox::{Bell, Outbox, Requests};
+use super::engine_address::EngineAddress;
+use super::outbox::{OutboundMessages, Outbox, StepNotifier};
 use super::tasks::Tasks;
-use super::thread::{Spawn, spawn};
+use super::thread::{SpawnOptions, spawn};
 use super::wire;
-use super::{Life, Served, WorkerEvent, WorkerHandle, WorkerId};
+use super::{Generation, ServedModel, WorkerEvent, WorkerHandle, WorkerId};
 use crate::proto::worker as proto;
 use crate::proto::worker::attach_request::Message as Said;
 use crate::proto::worker::attach_response::Message;
 use crate::proto::worker::device_worker_client::DeviceWorkerClient;
-use crate::request::LONGEST_TIMEOUT;
+use crate::request::MAX_TIMEOUT;
 use crate::runner::Loader;
 use crate::telemetry::Telemetry;
 
-mod reading;
+mod engine_connection;
 
 /// How long a worker waits before it dials again; doubled each time up to the last.
 const BACK_OFF: Duration = Duration::from_millis(100);
@@ -42,7 +42,7 @@ const BACK_OFF_LIMIT: Duration = Duration::from_secs(5);
 const LAST_STEP: Duration = Duration::from_secs(1);
 
 /// A worker that dials an engine.
-pub struct AttachParts {
+pub struct AttachOptions {
     /// How the engine is reached.
     pub engine: EngineAddress,
     /// The model, as the engine names it; empty for its only one.
@@ -94,7 +94,7 @@ pub enum AttachError {
 /// # Errors
 /// When it cannot run, or the engine does not take it.
 pub async fn until_signalled(
-    parts: AttachParts,
+    parts: AttachOptions,
     stopping: CancellationToken,
 ) -> Result<(), AttachError> {
     if parts.child_token.is_some() {
@@ -139,16 +139,16 @@ fn die_with_parent() -> std::io::Result<()> {
 ///
 /// # Errors
 /// When it cannot run, or the engine does not take it.
-pub async fn run(parts: AttachParts, stopping: CancellationToken) -> Result<(), AttachError> {
+pub async fn run(parts: AttachOptions, stopping: CancellationToken) -> Result<(), AttachError> {
     let (events_sender, events) = mpsc::channel(parts.slots.saturating_mul(2) + 16);
-    let bell = Bell::default();
+    let bell = StepNotifier::default();
     let rung = bell.clone();
-    let (handle, thread) = spawn(Spawn {
+    let (handle, thread) = spawn(SpawnOptions {
         id: WorkerId(0),
         loader: Arc::clone(&parts.loader),
         slots: parts.slots,
         // The engine knows its readers.
-        slow_reader_timeout: LONGEST_TIMEOUT,
+        slow_reader_timeout: MAX_TIMEOUT,
         events: events_sender,
         telemetry: Telemetry::new(),
         after_step: Some(Box::new(move || rung.ring())),
@@ -180,12 +180,12 @@ fn join(mut thread: DeviceThread) {
 }
 
 struct Worker {
-    parts: AttachParts,
+    parts: AttachOptions,
     handle: WorkerHandle,
-    bell: Bell,
+    bell: StepNotifier,
     events: mpsc::Receiver<WorkerEvent>,
     /// What is served, while the model is loaded.
-    ready: Option<(Life, Served)>,
+    ready: Option<(Generation, ServedModel)>,
 }
 
 /// What came of a connection.
@@ -258,7 +258,7 @@ impl Worker {
             name: self.parts.name.clone(),
             child_token: self.parts.child_token.clone().unwrap_or_default(),
             // As long as the engine says: the heartbeats' task waits for no call of the device.
-            silence_limit_ms: 0,
+            heartbeat_timeout_ms: 0,
         }));
         let (mut inbound, welcome) = match attach(channel, &outbox).await {
             Ok(attached) => attached,
@@ -266,7 +266,7 @@ impl Worker {
         };
         tracing::info!(engine = %self.parts.engine, "the engine has taken this worker on");
         self.bell.ring_for(&outbox, tasks);
-        let reading = Reading::new(&self.handle, outbox);
+        let reading = EngineConnection::new(&self.handle, outbox);
         let beat = Duration::from_millis(welcome.heartbeat_interval_ms.max(1).into());
         let end = tokio::select! {
             end = reading.read(&mut inbound) => end,
@@ -281,7 +281,7 @@ impl Worker {
     }
 
     /// Tells the engine of the device, besides what it makes.
-    async fn tell_on(&mut self, reading: &Reading, beat: Duration) -> End {
+    async fn tell_on(&mut self, reading: &EngineConnection, beat: Duration) -> End {
         if let Some((life, served)) = &self.ready {
             reading.begin(*life, &served.model);
             reading.outbox.say(self.offer(*life, served));
@@ -296,7 +296,7 @@ impl Worker {
                     None => return End::Drained,
                 },
                 _ = heartbeat.tick() => {
-                    let step_ms = u32::try_from(self.handle.step_lasts().as_millis());
+                    let step_ms = u32::try_from(self.handle.step_duration().as_millis());
                     let step_ms = step_ms.unwrap_or(u32::MAX);
                     reading.outbox.beat(proto::Heartbeat { step_ms });
                 }
@@ -305,7 +305,7 @@ impl Worker {
     }
 
     /// What the engine is told of this event.
-    fn tell(&mut self, event: WorkerEvent, reading: &Reading) {
+    fn tell(&mut self, event: WorkerEvent, reading: &EngineConnection) {
         let said = match event {
             WorkerEvent::Loading(_, fraction) => Said::Loading(proto::Loading { fraction }),
             WorkerEvent::Ready(_, life, served) => {
@@ -326,7 +326,7 @@ impl Worker {
             }
             // The engine sees the end of each sequence itself.
             WorkerEvent::Released(..)
-            | WorkerEvent::Cleared(..)
+            | WorkerEvent::SuspectCleared(..)
             | WorkerEvent::Stuck(..)
             | WorkerEvent::GivenUp(..)
             | WorkerEvent::Joined(..)
@@ -335,7 +335,7 @@ impl Worker {
         reading.outbox.say(said);
     }
 
-    fn offer(&self, Life(life): Life, served: &Served) -> Said {
+    fn offer(&self, Generation(life): Generation, served: &ServedModel) -> Said {
         Said::Ready(proto::Ready {
             model: Some(wire::model(served.model.facts(), self.parts.loader.name())),
             slots: u32::try_from(served.slots).unwrap_or(u32::MAX),
@@ -352,7 +352,7 @@ async fn attach(
     let mut client = DeviceWorkerClient::new(channel)
         .max_decoding_message_size(wire::MESSAGE_LIMIT)
         .max_encoding_message_size(wire::MESSAGE_LIMIT);
-    let response = client.attach(Requests::of(outbox)).await?;
+    let response = client.attach(OutboundMessages::of(outbox)).await?;
     let mut inbound = response.into_inner();
     match inbound.message().await?.and_then(|first| first.message) {
         Some(Message::Welcome(welcome)) => Ok((inbound, welcome)),

@@ -16,33 +16,33 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
-use self::end::End;
-use self::offenders::Offenders;
-use self::seat::{ChildSeat, Seat};
+use self::reconnect_penalty::ReconnectPenalties;
+use self::registration::{ChildRegistration, Registration};
 use self::session::Session;
-use self::timeouts::Timeouts;
+use self::session_end::End;
+use self::timeouts::SessionTimeouts;
 use super::wire;
-use super::{Flags, Sleeper, Wake, WorkerEvent, WorkerHandle, WorkerId};
+use super::{Flags, Wake, WakeTarget, WorkerEvent, WorkerHandle, WorkerId};
 use crate::proto::worker as proto;
 use crate::proto::worker::attach_request::Message as Said;
 use crate::proto::worker::attach_response::Message;
 use crate::proto::worker::device_worker_server::{DeviceWorker, DeviceWorkerServer};
 use crate::telemetry::Telemetry;
 
-mod end;
-mod interpreter;
-mod offenders;
-mod questions;
-mod seat;
+mod heartbeat;
+mod reconnect_penalty;
+mod registration;
+mod remote_tokenizer;
 mod sequences;
 mod session;
-mod silence;
+mod session_end;
 #[cfg(test)]
 mod tests;
 mod timeouts;
+mod tokenizer_calls;
 
-pub(super) use self::seat::{ChildWatch, Ended, Exit};
-pub use super::wire::LONGEST_SILENCE;
+pub(super) use self::registration::{ChildState, Ended, Exit};
+pub use super::wire::MAX_HEARTBEAT_TIMEOUT;
 
 /// How long a worker may take to say who it is.
 const HELLO: Duration = Duration::from_secs(5);
@@ -58,25 +58,25 @@ const COMMANDS: usize = 2 * 65_536;
 const WORKERS: usize = 1_024;
 
 /// How long a child that has ended its stream may take to end, before it is made to.
-pub(super) const LAST_BREATH: Duration = Duration::from_millis(200);
+pub(super) const CHILD_EXIT_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// How long the engine waits for a worker.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
+pub struct WorkerTimeouts {
     /// After so long without a message it is lost. Workers send a heartbeat four times as often. A worker may declare
     /// another limit of its own.
     pub heartbeat_timeout: Duration,
     /// How long one call of its device may last; `None` is as long as it likes.
     pub step_limit: Option<Duration>,
-    /// How long a worker may take to answer a question: [`QUESTION`], by the contract. Tests wait less.
-    pub question_timeout: Duration,
+    /// How long a worker may take to answer a question: [`TOKENIZER_CALL_TIMEOUT`], by the contract. Tests wait less.
+    pub tokenizer_call_timeout: Duration,
 }
 
 /// How long a worker may take to answer what only its tokenizer or template knows.
-pub const QUESTION: Duration = Duration::from_secs(10);
+pub const TOKENIZER_CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A model that workers may dial in for.
-pub struct Offered {
+pub struct AttachableModel {
     /// Its name.
     pub name: String,
     /// Its other names.
@@ -87,38 +87,38 @@ pub struct Offered {
 
 /// Takes on the workers that dial in. Clones share them.
 #[derive(Clone)]
-pub struct Door(Arc<Inner>);
+pub struct AttachService(Arc<Inner>);
 
 struct Inner {
-    seats: Vec<Arc<Seat>>,
-    patience: Patience,
+    seats: Vec<Arc<Registration>>,
+    patience: WorkerTimeouts,
     next_worker: AtomicUsize,
     places: Arc<Semaphore>,
-    offenders: Offenders,
+    offenders: ReconnectPenalties,
     events: mpsc::Sender<WorkerEvent>,
     telemetry: Telemetry,
     tasks: TaskTracker,
 }
 
-impl Door {
+impl AttachService {
     /// A door for workers of these models, in the catalog's order. The engine's own workers have the ids below
     /// `first_worker`.
     #[must_use]
     pub fn new(
-        models: Vec<Offered>,
+        models: Vec<AttachableModel>,
         first_worker: usize,
-        patience: Patience,
+        patience: WorkerTimeouts,
         events: mpsc::Sender<WorkerEvent>,
         (telemetry, tasks): (Telemetry, TaskTracker),
     ) -> Self {
         let seats = models.into_iter().enumerate();
-        let seats = seats.map(|(place, offered)| Arc::new(Seat::new(place, offered)));
+        let seats = seats.map(|(place, offered)| Arc::new(Registration::new(place, offered)));
         Self(Arc::new(Inner {
             seats: seats.collect(),
             patience,
             next_worker: AtomicUsize::new(first_worker),
             places: Arc::new(Semaphore::new(WORKERS)),
-            offenders: Offenders::default(),
+            offenders: ReconnectPenalties::default(),
             events,
             telemetry,
             tasks,
@@ -140,9 +140,9 @@ impl Door {
         worker: WorkerId,
         token: String,
         exit: watch::Receiver<Option<Ended>>,
-    ) -> ChildWatch {
-        let watch = ChildWatch::default();
-        let child = ChildSeat {
+    ) -> ChildState {
+        let watch = ChildState::default();
+        let child = ChildRegistration {
             worker,
             watch: watch.clone(),
             exit,
@@ -157,7 +157,10 @@ impl Door {
     }
 
     /// Where a worker with these first words belongs.
-    fn seat(&self, hello: &proto::Hello) -> Result<(Arc<Seat>, Option<ChildSeat>), Status> {
+    fn seat(
+        &self,
+        hello: &proto::Hello,
+    ) -> Result<(Arc<Registration>, Option<ChildRegistration>), Status> {
         if hello.protocol_version != wire::PROTOCOL_VERSION {
             return Err(Status::failed_precondition(format!(
                 "this engine speaks protocol_version {}, and the worker {}",
@@ -180,8 +183,8 @@ impl Door {
         Ok((seat, Some(child)))
     }
 
-    fn seat_of(&self, model: &str) -> Result<Arc<Seat>, Status> {
-        let named = |seat: &&Arc<Seat>| {
+    fn seat_of(&self, model: &str) -> Result<Arc<Registration>, Status> {
+        let named = |seat: &&Arc<Registration>| {
             seat.name == model || seat.aliases.iter().any(|alias| alias == model)
         };
         let found = match (&self.0.seats[..], model) {
@@ -210,7 +213,7 @@ impl Door {
     async fn serve(
         self,
         session: Session,
-        (child, called): (Option<ChildSeat>, String),
+        (child, called): (Option<ChildRegistration>, String),
         inbound: Streaming<proto::AttachRequest>,
         _place: OwnedSemaphorePermit,
     ) {
@@ -243,7 +246,7 @@ impl Door {
 }
 
 #[tonic::async_trait]
-impl DeviceWorker for Door {
+impl DeviceWorker for AttachService {
     type AttachStream = ReceiverStream<Result<proto::AttachResponse, Status>>;
 
     async fn attach(
@@ -261,9 +264,9 @@ impl DeviceWorker for Door {
         let Some(Said::Hello(hello)) = first.and_then(|first| first.message) else {
             return Err(Status::failed_precondition("hello comes first"));
         };
-        let silence = wire::silence_limit(&hello)
+        let silence = wire::heartbeat_timeout(&hello)
             .map_err(|violation| Status::invalid_argument(violation.to_string()))?;
-        let timeouts = Timeouts::new(self.0.patience, silence);
+        let timeouts = SessionTimeouts::new(self.0.patience, silence);
         let (seat, child) = self.seat(&hello)?;
         self.check_offences(&hello)?;
         let worker = match &child {
@@ -275,7 +278,7 @@ impl DeviceWorker for Door {
         let (flags, attention) = (Arc::<Flags>::default(), Arc::new(Notify::new()));
         let wake = Wake {
             flags: Arc::clone(&flags),
-            sleeper: Sleeper::Task(Arc::clone(&attention)),
+            sleeper: WakeTarget::Task(Arc::clone(&attention)),
         };
         let handle = WorkerHandle { commands, wake };
         let welcome = proto::AttachResponse {

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::attached::{ChildWatch, Door, Ended, Exit};
+use super::attached::{AttachService, ChildState, Ended, Exit};
 use super::{WorkerEvent, WorkerId};
 
 /// By what a child is told what it is to show when it dials in.
@@ -52,7 +52,7 @@ pub struct Program {
 }
 
 /// One child's place in its engine.
-pub(crate) struct Place {
+pub(crate) struct ChildSpec {
     pub(crate) worker: WorkerId,
     /// Its model's place in the catalog, and the model's name.
     pub(crate) model: (usize, String),
@@ -65,8 +65,8 @@ pub(crate) struct Place {
 /// Keeps a child running until `stopping` is cancelled, or it is given up.
 pub(crate) async fn supervise(
     program: Program,
-    place: Place,
-    door: Door,
+    place: ChildSpec,
+    door: AttachService,
     events: mpsc::Sender<WorkerEvent>,
     stopping: CancellationToken,
 ) {
@@ -132,7 +132,12 @@ enum Life {
     NeverReady(Ended),
 }
 
-async fn live(program: &Program, place: &Place, door: &Door, stopping: &CancellationToken) -> Life {
+async fn live(
+    program: &Program,
+    place: &ChildSpec,
+    door: &AttachService,
+    stopping: &CancellationToken,
+) -> Life {
     let token = uuid::Uuid::new_v4().simple().to_string();
     let (exited, exit) = watch::channel(None);
     let watch = door.expect(place.model.0, place.worker, token.clone(), exit);
@@ -158,7 +163,7 @@ async fn live(program: &Program, place: &Place, door: &Door, stopping: &Cancella
     life
 }
 
-fn start(program: &Program, place: &Place, token: &str) -> std::io::Result<Child> {
+fn start(program: &Program, place: &ChildSpec, token: &str) -> std::io::Result<Child> {
     let mut command = Command::new(&program.path);
     // What it is to do its arguments say. The engine's own settings are none of a worker's.
     for (name, _) in std::env::vars_os().filter(|(name, _)| is_setting(name)) {
@@ -190,15 +195,15 @@ fn is_setting(name: &OsStr) -> bool {
     name != "TOKENWAY_LOG" && begins.iter().any(|begin| name.starts_with(begin))
 }
 
-fn name(place: &Place) -> String {
+fn name(place: &ChildSpec) -> String {
     format!("worker-{}", place.worker.0)
 }
 
 /// Waits for a child's end, and makes it end when it is of no use any more.
 async fn watch_over(
     mut child: Child,
-    place: &Place,
-    (watch, exited): (&ChildWatch, &watch::Sender<Option<Ended>>),
+    place: &ChildSpec,
+    (watch, exited): (&ChildState, &watch::Sender<Option<Ended>>),
     stopping: &CancellationToken,
 ) -> Ended {
     let log = child.stderr.take();
@@ -220,7 +225,7 @@ async fn watch_over(
     };
     let status = match status {
         Some(status) => status,
-        None => match timeout(super::attached::LAST_BREATH, child.wait()).await {
+        None => match timeout(super::attached::CHILD_EXIT_TIMEOUT, child.wait()).await {
             Ok(status) => status,
             Err(_) => {
                 // It has ended already where it cannot be killed.
@@ -233,7 +238,7 @@ async fn watch_over(
     // Whoever waits to know how it ended knows it before its last words are read.
     exited.send_replace(Some(ended.clone()));
     if !has_said_all {
-        let _ = timeout(super::attached::LAST_BREATH, forwarding).await;
+        let _ = timeout(super::attached::CHILD_EXIT_TIMEOUT, forwarding).await;
     }
     ended
 }
@@ -315,22 +320,22 @@ mod tests {
 
     use super::*;
     use crate::telemetry::Telemetry;
-    use crate::worker::attached::{Offered, Patience};
+    use crate::worker::attached::{AttachableModel, WorkerTimeouts};
 
     #[tokio::test(start_paused = true)]
-    async fn a_child_that_was_started_ten_times_in_vain_is_given_up() {
+    async fn a_child_that_failed_to_start_ten_times_is_given_up() {
         let (events, mut told) = mpsc::channel(16);
-        let offered = Offered {
+        let offered = AttachableModel {
             name: "m".to_owned(),
             aliases: Vec::new(),
             slow_reader_timeout: Duration::from_secs(10),
         };
-        let patience = Patience {
+        let patience = WorkerTimeouts {
             heartbeat_timeout: Duration::from_secs(2),
             step_limit: None,
-            question_timeout: Duration::from_secs(10),
+            tokenizer_call_timeout: Duration::from_secs(10),
         };
-        let door = Door::new(
+        let door = AttachService::new(
             vec![offered],
             1,
             patience,
@@ -341,7 +346,7 @@ mod tests {
             path: "/there/is/no/such/program".into(),
             arguments: Vec::new(),
         };
-        let place = Place {
+        let place = ChildSpec {
             worker: WorkerId(0),
             model: (0, "m".into()),
             device: 0,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Flags, Sleeper, Wake};
+use super::{Flags, Wake, WakeTarget};
 
 /// The longest time that dropping a [`DeviceThread`] waits for the device's last call to return.
 const LAST_CALL: Duration = Duration::from_secs(5);
@@ -34,12 +34,12 @@ impl DeviceThread {
         run: impl FnOnce() + Send + 'static,
     ) -> std::io::Result<Self> {
         let ended = Arc::new(Ended::default());
-        let ends = EndsOnDrop(Arc::clone(&ended));
+        let ends = SignalEndOnDrop(Arc::clone(&ended));
         let thread = std::thread::Builder::new().name(name).spawn(move || {
             let _ends = ends;
             run();
         })?;
-        let sleeper = Sleeper::Thread(thread.thread().clone());
+        let sleeper = WakeTarget::Thread(thread.thread().clone());
         Ok(Self {
             wake: Wake { flags, sleeper },
             ended,
@@ -115,9 +115,9 @@ impl Ended {
 }
 
 /// Says that a thread has ended, also where it panics.
-struct EndsOnDrop(Arc<Ended>);
+struct SignalEndOnDrop(Arc<Ended>);
 
-impl Drop for EndsOnDrop {
+impl Drop for SignalEndOnDrop {
     fn drop(&mut self) {
         let has_ended = &self.0.has_ended;
         *has_ended.lock().unwrap_or_else(PoisonError::into_inner) = true;

@@ -1,5 +1,5 @@
 //! The lanes of sequences whose engine is elsewhere: what a step makes is gathered, and leaves as one
-//! message. A lane's room is the credit that the engine has given.
+//! message. A token_channel's room is the credit that the engine has given.
 //!
 //! The device's thread fills it and the worker's connection empties it. What it holds is bounded by the
 //! credit of the worker's sequences.
@@ -14,8 +14,8 @@ use std::task::{Context, Poll};
 use futures_util::task::AtomicWaker;
 use tokio_stream::Stream;
 
-use super::lane::{Failure, Sent};
 use super::tasks::Tasks;
+use super::token_channel::{Failure, SendOutcome};
 use super::wire;
 use crate::proto::worker as proto;
 use crate::proto::worker::attach_request::Message;
@@ -32,26 +32,26 @@ const STEP: usize = 1024 * 1024;
 /// What is on its way to one engine, by one connection.
 #[derive(Default)]
 pub(super) struct Outbox {
-    gathered: Mutex<Gathered>,
+    gathered: Mutex<PendingMessages>,
     /// Woken when there is something to send.
     sender: AtomicWaker,
 }
 
 /// Messages leave in this order.
 #[derive(Default)]
-struct Gathered {
+struct PendingMessages {
     messages: VecDeque<Message>,
     /// What a step makes of which not all is told yet.
     step: proto::Step,
     /// How large it is, about, in bytes.
     step_bytes: usize,
-    /// Counts the steps, so that a lane knows whether its entry is in this one.
+    /// Counts the steps, so that a token_channel knows whether its entry is in this one.
     number: u64,
     /// The last heartbeat, where it has not left.
     heartbeat: Option<proto::Heartbeat>,
 }
 
-impl Gathered {
+impl PendingMessages {
     /// Has a token of so many bytes be part of a step that is not too large.
     fn make_room(&mut self, bytes: usize) {
         if self.step_bytes >= STEP {
@@ -100,18 +100,18 @@ impl Outbox {
     }
 
     /// Held for a push or a take.
-    fn gathered(&self) -> MutexGuard<'_, Gathered> {
+    fn gathered(&self) -> MutexGuard<'_, PendingMessages> {
         self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// All that is said by an outbox, as it is sent.
-pub(super) struct Requests {
+pub(super) struct OutboundMessages {
     outbox: Arc<Outbox>,
     messages: VecDeque<Message>,
 }
 
-impl Requests {
+impl OutboundMessages {
     pub(super) fn of(outbox: &Arc<Outbox>) -> Self {
         Self {
             outbox: Arc::clone(outbox),
@@ -120,7 +120,7 @@ impl Requests {
     }
 }
 
-impl Stream for Requests {
+impl Stream for OutboundMessages {
     type Item = proto::AttachRequest;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -138,7 +138,7 @@ impl Stream for Requests {
 
 /// Rung by a device's thread after each step: what was gathered leaves by the connection that there is.
 #[derive(Clone, Default)]
-pub(super) struct Bell(Arc<Mutex<Option<Connection>>>);
+pub(super) struct StepNotifier(Arc<Mutex<Option<Connection>>>);
 
 struct Connection {
     outbox: Arc<Outbox>,
@@ -146,7 +146,7 @@ struct Connection {
     tasks: Tasks,
 }
 
-impl Bell {
+impl StepNotifier {
     pub(super) fn ring(&self) {
         if let Some(Connection { outbox, tasks }) = &*self.connection()
             && outbox.has_something()
@@ -195,19 +195,19 @@ impl RemoteReader {
         self.is_cancelled.store(true, Ordering::SeqCst);
     }
 
-    /// Whether the device has dropped the sequence's lane.
+    /// Whether the device has dropped the sequence's token_channel.
     pub(super) fn has_ended(self: &Arc<Self>) -> bool {
         Arc::strong_count(self) == 1
     }
 }
 
-/// One sequence's lane to an engine elsewhere. It stays on its device's thread.
-pub(super) struct RemoteLane {
+/// One sequence's token_channel to an engine elsewhere. It stays on its device's thread.
+pub(super) struct RemoteChannel {
     sequence: u64,
     reader: Arc<RemoteReader>,
     outbox: Arc<Outbox>,
     /// Whether the engine wants to know when tokens were due and emitted.
-    stamps: bool,
+    timestamps: bool,
     /// The index of the next token of the completion, and of the prompt.
     next_index: Cell<u32>,
     next_of_prompt: Cell<u32>,
@@ -215,19 +215,19 @@ pub(super) struct RemoteLane {
     entry: Cell<Option<(u64, usize)>>,
 }
 
-impl RemoteLane {
-    /// The lane of this sequence, of which so many tokens are delivered.
+impl RemoteChannel {
+    /// The token_channel of this sequence, of which so many tokens are delivered.
     pub(super) fn new(
         (sequence, reader): (u64, Arc<RemoteReader>),
         outbox: Arc<Outbox>,
         delivered: usize,
-        stamps: bool,
+        timestamps: bool,
     ) -> Self {
         Self {
             sequence,
             reader,
             outbox,
-            stamps,
+            timestamps,
             next_index: Cell::new(u32::try_from(delivered).unwrap_or(u32::MAX)),
             next_of_prompt: Cell::new(0),
             entry: Cell::new(None),
@@ -242,9 +242,9 @@ impl RemoteLane {
         self.reader.credit.load(Ordering::SeqCst)
     }
 
-    pub(super) fn accept(&self) -> Sent {
+    pub(super) fn accept(&self) -> SendOutcome {
         if self.is_cancelled() {
-            return Sent::Closed;
+            return SendOutcome::Closed;
         }
         let accepted = proto::Accepted {
             sequence: self.sequence,
@@ -252,14 +252,14 @@ impl RemoteLane {
         // Before the step that goes on being gathered: nothing of this sequence is in it.
         let mut gathered = self.outbox.gathered();
         gathered.messages.push_back(Message::Accepted(accepted));
-        Sent::Delivered
+        SendOutcome::Delivered
     }
 
-    pub(super) fn prompt(&self, token: Token) -> Sent {
+    pub(super) fn prompt(&self, token: Token) -> SendOutcome {
         self.send(token, true, proto::End::Unspecified)
     }
 
-    pub(super) fn token(&self, token: Token) -> Sent {
+    pub(super) fn token(&self, token: Token) -> SendOutcome {
         self.send(token, false, proto::End::Unspecified)
     }
 
@@ -283,24 +283,24 @@ impl RemoteLane {
         entry.failure = Some(wire::failure(failure));
     }
 
-    fn send(&self, token: Token, is_prompt: bool, end: proto::End) -> Sent {
+    fn send(&self, token: Token, is_prompt: bool, end: proto::End) -> SendOutcome {
         if self.is_cancelled() {
-            return Sent::Closed;
+            return SendOutcome::Closed;
         }
         // Only this thread takes credit, so what is seen here is still there.
         if self.credit() == 0 {
-            return Sent::NoRoom;
+            return SendOutcome::NoRoom;
         }
         self.reader.credit.fetch_sub(1, Ordering::SeqCst);
         let mut gathered = self.outbox.gathered();
         gathered.make_room(wire::size(&token));
         let entry = self.entry(&mut gathered, is_prompt);
-        wire::push(entry, token, self.stamps);
+        wire::push(entry, token, self.timestamps);
         entry.end = end.into();
         drop(gathered);
         let next = self.next(is_prompt);
         next.set(next.get() + 1);
-        Sent::Delivered
+        SendOutcome::Delivered
     }
 
     fn next(&self, is_prompt: bool) -> &Cell<u32> {
@@ -313,13 +313,13 @@ impl RemoteLane {
 
     /// What a step makes of the sequence; nothing yet.
     fn new_entry(&self, is_prompt: bool) -> proto::SequenceStep {
-        let times = if self.stamps { TOKENS } else { 0 };
+        let times = if self.timestamps { TOKENS } else { 0 };
         proto::SequenceStep {
             sequence: self.sequence,
             first_index: self.next(is_prompt).get(),
             is_prompt,
-            ids: proto::Packed::with_capacity(TOKENS * size_of::<u32>()),
-            lengths: proto::Packed::with_capacity(TOKENS),
+            ids: proto::PackedVarints::with_capacity(TOKENS * size_of::<u32>()),
+            lengths: proto::PackedVarints::with_capacity(TOKENS),
             bytes: Vec::with_capacity(TOKENS * size_of::<u64>()),
             due_ns: Vec::with_capacity(times),
             emitted_ns: Vec::with_capacity(times),
@@ -330,7 +330,7 @@ impl RemoteLane {
     /// The sequence's entry in what is gathered; a new one where it has none of this kind.
     fn entry<'a>(
         &self,
-        gathered: &'a mut Gathered,
+        gathered: &'a mut PendingMessages,
         is_prompt: bool,
     ) -> &'a mut proto::SequenceStep {
         let number = gathered.number;

@@ -1,4 +1,4 @@
-//! The sequences that a worker runs, slot by slot: who has room, who has gone, who took too long.
+//! The sequences that a worker runs, slot by slot: who has credit, who has gone, who took too long.
 //!
 //! It touches no device: the step loop tells it what the device made.
 
@@ -7,9 +7,9 @@ use std::cell::Cell;
 use tokio::time::Instant;
 
 use super::Assignment;
-use super::lane::{Failure, LaneSender, Sent};
+use super::token_channel::{Failure, SendOutcome, TokenSender};
 use crate::request::FinishReason;
-use crate::runner::{Room, Slot, Token, monotonic_ns};
+use crate::runner::{Slot, SlotCredit, Token, monotonic_ns};
 
 /// All slots of one worker.
 pub(super) struct Slots {
@@ -18,21 +18,21 @@ pub(super) struct Slots {
     slow_reader_ns: u64,
     /// The earliest deadline of any sequence, or later: a sequence that ended may have had it.
     next_deadline_ns: u64,
-    /// Whether a lane has been found full since the last look.
+    /// Whether a token_channel has been found full since the last look.
     any_stalled: Cell<bool>,
     /// How many suspects have made a token, or ended, since that was last asked.
     cleared: usize,
 }
 
 struct Running {
-    lane: LaneSender,
+    token_channel: TokenSender,
     /// How many of the prompt's tokens are still to be sent, where they are asked for.
     prompt_left: usize,
     made: u32,
     max_tokens: u32,
     is_suspect: bool,
     deadline_ns: u64,
-    /// When the lane was first found full; 0 while it has room.
+    /// When the token_channel was first found full; 0 while it has credit.
     stalled_ns: Cell<u64>,
 }
 
@@ -42,19 +42,19 @@ impl Assignment {
     pub(super) fn if_still_wanted(self) -> Option<(Self, u64)> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            self.lane.fail(Failure::DeadlineExceeded);
+            self.token_channel.fail(Failure::DeadlineExceeded);
             return None;
         }
         let asks_nothing = self.sequence.max_tokens == 0 && !self.sequence.scores_prompt;
         if asks_nothing {
-            if self.lane.accept() == Sent::Delivered {
-                self.lane.finish(None, FinishReason::Length);
+            if self.token_channel.accept() == SendOutcome::Delivered {
+                self.token_channel.finish(None, FinishReason::Length);
             }
             return None;
         }
         let left_ns = u64::try_from(left.as_nanos()).unwrap_or(u64::MAX);
         let deadline_ns = monotonic_ns().saturating_add(left_ns);
-        (!self.lane.is_closed()).then_some((self, deadline_ns))
+        (!self.token_channel.is_closed()).then_some((self, deadline_ns))
     }
 }
 
@@ -81,17 +81,17 @@ impl Slots {
         std::mem::take(&mut self.cleared)
     }
 
-    /// Closes every lane without an end, because the device crashed.
+    /// Closes every token_channel without an end, because the device crashed.
     pub(super) fn crash_all(&mut self) {
         for running in self.running.iter_mut().filter_map(Option::take) {
-            running.lane.crash();
+            running.token_channel.crash();
         }
     }
 
     /// Says that a sequence has its slot.
-    pub(super) fn accept(&self, slot: Slot) -> Option<Sent> {
+    pub(super) fn accept(&self, slot: Slot) -> Option<SendOutcome> {
         let running = self.running.get(slot.0)?.as_ref()?;
-        Some(running.lane.accept())
+        Some(running.token_channel.accept())
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -125,7 +125,7 @@ impl Slots {
             made: u32::try_from(sequence.delivered.len()).unwrap_or(u32::MAX),
             max_tokens: sequence.max_tokens,
             is_suspect: assignment.is_suspect,
-            lane: assignment.lane,
+            token_channel: assignment.token_channel,
             deadline_ns,
             stalled_ns: Cell::new(0),
         });
@@ -136,8 +136,8 @@ impl Slots {
         let running = self.running.get_mut(slot.0)?.as_mut()?;
         running.prompt_left = running.prompt_left.saturating_sub(1);
         let is_all = running.prompt_left == 0 && running.max_tokens == 0;
-        let sent = running.lane.prompt(token);
-        if is_all && sent == Sent::Delivered {
+        let sent = running.token_channel.prompt(token);
+        if is_all && sent == SendOutcome::Delivered {
             return self.finish(slot, None, FinishReason::Length);
         }
         self.after(slot, sent)
@@ -151,7 +151,7 @@ impl Slots {
         if running.made >= running.max_tokens {
             return self.finish(slot, Some(token), FinishReason::Length);
         }
-        let sent = running.lane.token(token);
+        let sent = running.token_channel.token(token);
         self.after(slot, sent)
     }
 
@@ -180,7 +180,7 @@ impl Slots {
         let freed = if before == 0 {
             None
         } else {
-            let sent = running.lane.tokens(tokens.by_ref().take(before));
+            let sent = running.token_channel.tokens(tokens.by_ref().take(before));
             self.after(slot, sent)
         };
         match reason {
@@ -190,16 +190,16 @@ impl Slots {
     }
 
     /// What becomes of a slot whose token was sent so.
-    fn after(&mut self, slot: Slot, sent: Sent) -> Option<Freed> {
+    fn after(&mut self, slot: Slot, sent: SendOutcome) -> Option<Freed> {
         match sent {
-            Sent::Delivered => None,
-            Sent::Closed => self.vacate(slot).map(|(_, freed)| freed),
-            Sent::NoRoom => {
+            SendOutcome::Delivered => None,
+            SendOutcome::Closed => self.vacate(slot).map(|(_, freed)| freed),
+            SendOutcome::NoRoom => {
                 tracing::error!(
                     slot = slot.0,
-                    "the runner emitted a token without room for it"
+                    "the runner emitted a token without credit for it"
                 );
-                let error = "the runner emitted a token without room for it".to_owned();
+                let error = "the runner emitted a token without credit for it".to_owned();
                 self.fail(
                     slot,
                     Failure::Model(crate::runner::ModelError::Failed(error)),
@@ -216,14 +216,14 @@ impl Slots {
         reason: FinishReason,
     ) -> Option<Freed> {
         let (running, freed) = self.vacate(slot)?;
-        running.lane.finish(token, reason);
+        running.token_channel.finish(token, reason);
         Some(freed)
     }
 
     /// Ends a sequence with a failure.
     pub(super) fn fail(&mut self, slot: Slot, failure: Failure) -> Option<Freed> {
         let (running, freed) = self.vacate(slot)?;
-        running.lane.fail(failure);
+        running.token_channel.fail(failure);
         Some(freed)
     }
 
@@ -260,7 +260,7 @@ impl Slots {
                 continue;
             };
             let slot = Slot(index);
-            if running.lane.is_closed() {
+            if running.token_channel.is_closed() {
                 freed.extend(self.vacate(slot).map(|(_, freed)| freed));
             } else if now_ns >= running.deadline_ns {
                 freed.extend(self.fail(slot, Failure::DeadlineExceeded));
@@ -292,13 +292,13 @@ impl Slots {
 }
 
 impl Running {
-    /// Whether the lane has been full for at least `limit_ns`; forgets a stall that is over.
+    /// Whether the token_channel has been full for at least `limit_ns`; forgets a stall that is over.
     fn has_stalled_for(&self, limit_ns: u64, now_ns: u64) -> bool {
         let since = self.stalled_ns.get();
         if since == 0 {
             return false;
         }
-        if self.lane.room() > 0 {
+        if self.token_channel.credit() > 0 {
             self.stalled_ns.set(0);
             return false;
         }
@@ -306,19 +306,19 @@ impl Running {
     }
 }
 
-impl Room for Slots {
-    fn room(&self, slot: Slot) -> usize {
+impl SlotCredit for Slots {
+    fn credit(&self, slot: Slot) -> usize {
         let Some(Some(running)) = self.running.get(slot.0) else {
             return 0;
         };
-        let room = running.lane.room();
-        if room == 0 && running.stalled_ns.get() == 0 {
+        let credit = running.token_channel.credit();
+        if credit == 0 && running.stalled_ns.get() == 0 {
             running.stalled_ns.set(monotonic_ns());
             self.any_stalled.set(true);
-        } else if room > 0 {
+        } else if credit > 0 {
             running.stalled_ns.set(0);
         }
-        room
+        credit
     }
 }
 
@@ -326,7 +326,7 @@ impl Room for Slots {
 mod tests {
     use super::*;
     use crate::runner::TokenBytes;
-    use crate::worker::lane::LaneReceiver;
+    use crate::worker::token_channel::TokenReceiver;
 
     const PATIENCE_NS: u64 = 1_000_000_000;
     const NO_DEADLINE: u64 = u64::MAX;
@@ -343,23 +343,23 @@ mod tests {
         }
     }
 
-    /// One slot, taken by a sequence that has no room for a second token.
-    fn full() -> (Slots, LaneReceiver) {
+    /// One slot, taken by a sequence that has no credit for a second token.
+    fn full() -> (Slots, TokenReceiver) {
         let mut slots = Slots::new(1, PATIENCE_NS);
         let (assignment, receiver) = Assignment::for_test(100, Instant::now());
         slots.occupy(Slot(0), assignment, NO_DEADLINE);
         assert!(slots.token(Slot(0), token()).is_none());
-        assert_eq!(slots.room(Slot(0)), 0);
+        assert_eq!(slots.credit(Slot(0)), 0);
         (slots, receiver)
     }
 
-    async fn read(lane: &mut LaneReceiver) {
+    async fn read(token_channel: &mut TokenReceiver) {
         let mut outputs = Vec::new();
-        std::future::poll_fn(|cx| lane.poll_recv_many(cx, &mut outputs, 16)).await;
+        std::future::poll_fn(|cx| token_channel.poll_recv_many(cx, &mut outputs, 16)).await;
     }
 
     #[test]
-    fn a_reader_that_stands_still_is_given_up_when_patience_ends() {
+    fn a_reader_that_stops_reading_is_dropped_after_the_slow_reader_timeout() {
         let (mut slots, _reader) = full();
         let due = slots.next_look_ns();
         assert!(slots.look(due - 1).is_empty());
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reader_that_has_made_progress_has_all_its_patience_again() {
+    async fn a_reader_that_makes_progress_gets_the_full_timeout_again() {
         let (mut slots, mut reader) = full();
         read(&mut reader).await;
         assert!(slots.look(FAR).is_empty());

@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_does_not_fit_waits_until_the_peer_has_read() {
+    async fn a_write_waits_until_the_peer_has_read() {
         let (mut socket, mut peer) = pair().await;
         let bytes: Vec<_> = (0..=u8::MAX).cycle().take(MUCH).collect();
         let write = async {
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn both_ends_may_write_at_once_and_an_end_is_seen() {
+    async fn both_peers_can_write_at_once_and_see_the_end() {
         let (mut socket, mut peer) = pair().await;
         peer.write_all(b"to the worker").await.unwrap();
         socket.write_all(b"to the engine").await.unwrap();

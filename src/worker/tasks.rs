@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_woken_by_the_device_is_polled_on_its_thread_and_nobody_else_is_woken() {
+    async fn a_task_woken_by_the_device_thread_is_polled_there_and_the_runtime_stays_asleep() {
         let tasks = Tasks::new();
         let (woken, mut polled) = told(&tasks).await;
         struct Count(AtomicUsize);
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_woken_while_the_runtime_polls_is_left_to_it() {
+    async fn a_task_woken_while_the_runtime_polls_is_left_to_the_runtime() {
         let tasks = Tasks::new();
         let (woken, mut polled) = told(&tasks).await;
         let running = held(&tasks.0.running);
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tasks_that_are_ended_are_dropped_though_they_hold_each_other() {
+    async fn ending_the_tasks_drops_them_despite_reference_cycles() {
         let tasks = Tasks::new();
         let (woken, _polled) = told(&tasks).await;
         let more = tasks.clone();

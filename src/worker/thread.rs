@@ -11,13 +11,13 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::device_thread::DeviceThread;
-use super::lane::{Failure, Sent};
 use super::slots::{Freed, Slots};
-use super::{Assignment, Flags, Life, Served, WorkerEvent, WorkerHandle, WorkerId};
+use super::token_channel::{Failure, SendOutcome};
+use super::{Assignment, Flags, Generation, ServedModel, WorkerEvent, WorkerHandle, WorkerId};
 use crate::critical::panic_message;
 use crate::request::FinishReason;
 use crate::runner::{
-    Emission, Loaded, Loader, Next, Runner, Slot, Step, StepError, Token, monotonic_ns,
+    Emission, LoadedModel, Loader, Next, Runner, Slot, Step, StepError, Token, monotonic_ns,
 };
 use crate::telemetry::Telemetry;
 
@@ -36,7 +36,7 @@ const BACK_OFF_LIMIT: Duration = Duration::from_secs(10);
 const GOOD_LIFE: Duration = Duration::from_secs(30);
 
 /// What a worker needs to begin.
-pub struct Spawn {
+pub struct SpawnOptions {
     /// Its name.
     pub id: WorkerId,
     /// Loads its model.
@@ -57,7 +57,7 @@ pub struct Spawn {
 ///
 /// # Errors
 /// When the system has no thread left.
-pub fn spawn(spawn: Spawn) -> std::io::Result<(WorkerHandle, DeviceThread)> {
+pub fn spawn(spawn: SpawnOptions) -> std::io::Result<(WorkerHandle, DeviceThread)> {
     // The scheduler never has more sequences under way than there are slots.
     let (commands, receiver) = mpsc::channel(spawn.slots + 1);
     let flags = Arc::new(Flags::default());
@@ -65,7 +65,7 @@ pub fn spawn(spawn: Spawn) -> std::io::Result<(WorkerHandle, DeviceThread)> {
         spawn,
         commands: receiver,
         flags: Arc::clone(&flags),
-        life: Life(0),
+        life: Generation(0),
     };
     let name = format!("worker-{}", worker.spawn.id.0);
     let thread = DeviceThread::spawn(name, flags, move || worker.run())?;
@@ -74,10 +74,10 @@ pub fn spawn(spawn: Spawn) -> std::io::Result<(WorkerHandle, DeviceThread)> {
 }
 
 struct Worker {
-    spawn: Spawn,
-    commands: mpsc::Receiver<(Life, Assignment)>,
+    spawn: SpawnOptions,
+    commands: mpsc::Receiver<(Generation, Assignment)>,
     flags: Arc<Flags>,
-    life: Life,
+    life: Generation,
 }
 
 /// How a life of the worker ended.
@@ -130,13 +130,17 @@ impl Worker {
         };
         let load = || self.spawn.loader.load(self.spawn.slots, &progress);
         // Nothing of a load that panics is used.
-        let Loaded { model, runner } = match catch_unwind(AssertUnwindSafe(load)) {
+        let LoadedModel { model, runner } = match catch_unwind(AssertUnwindSafe(load)) {
             Ok(Ok(loaded)) => loaded,
             Ok(Err(error)) => return End::LoadFailed(error.0),
             Err(panic) => return End::LoadFailed(message_of(&*panic)),
         };
         let slots = self.spawn.slots;
-        if !self.tell(WorkerEvent::Ready(id, self.life, Served { model, slots })) {
+        if !self.tell(WorkerEvent::Ready(
+            id,
+            self.life,
+            ServedModel { model, slots },
+        )) {
             return End::Stopped;
         }
         let slow_reader_ns =
@@ -254,7 +258,7 @@ impl Device<'_> {
             tracing::error!("the scheduler assigned a sequence to a worker without a free slot");
             return self.tell_released(max_tokens);
         };
-        if assignment.lane.accept() != Sent::Delivered {
+        if assignment.token_channel.accept() != SendOutcome::Delivered {
             return self.tell_released(max_tokens);
         }
         match self.runner.admit(slot, assignment.sequence.clone()) {
@@ -263,7 +267,7 @@ impl Device<'_> {
                 self.worker.spawn.telemetry.sequences_running.increment(1.0);
             }
             Err(error) => {
-                assignment.lane.fail(Failure::Model(error));
+                assignment.token_channel.fail(Failure::Model(error));
                 self.tell_released(max_tokens);
             }
         }
@@ -281,7 +285,7 @@ impl Device<'_> {
     }
 
     fn step(&mut self, began_ns: u64) -> Result<(), StepError> {
-        let began = &self.worker.flags.step_began_ns;
+        let began = &self.worker.flags.step_started_ns;
         began.store(began_ns, Ordering::Relaxed);
         self.runner
             .step(&mut Step::new(&self.slots, &mut self.emissions))?;
@@ -324,7 +328,10 @@ impl Device<'_> {
 
     fn tell_cleared(&mut self) {
         for _ in 0..self.slots.take_cleared() {
-            self.tell(WorkerEvent::Cleared(self.worker.spawn.id, self.worker.life));
+            self.tell(WorkerEvent::SuspectCleared(
+                self.worker.spawn.id,
+                self.worker.life,
+            ));
         }
     }
 
@@ -363,7 +370,10 @@ impl Drop for Device<'_> {
         if !self.has_ended {
             self.slots.crash_all();
         }
-        self.worker.flags.step_began_ns.store(0, Ordering::Relaxed);
+        self.worker
+            .flags
+            .step_started_ns
+            .store(0, Ordering::Relaxed);
     }
 }
 

@@ -4,14 +4,14 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::lane::Failure;
+use super::token_channel::Failure;
 use crate::proto::worker as proto;
 use crate::request::{
     Caller, MAX_LOGIT_BIASES, MAX_LOGPROBS, MAX_STOP_TOKENS, MAX_USER_BYTES, Parameter, Sampling,
     StopTokens, TokenId,
 };
 use crate::runner::{ModelError, ModelFacts, Resumption, Sequence, Token, TokenBytes};
-use crate::tokens::{LEAST_LOGPROB, Logprobs, TopLogprob};
+use crate::tokens::{Logprobs, MIN_LOGPROB, TopLogprob};
 
 /// The version of the contract that this program speaks.
 pub(super) const PROTOCOL_VERSION: u32 = 1;
@@ -39,10 +39,11 @@ const MAX_REASON_BYTES: usize = 1_024;
 
 /// The shortest and the longest silence that a worker may declare. The shortest is that of `--heartbeat-timeout`. An
 /// hour is well over any compilation of kernels; past it nobody would know a worker that hangs from one that computes.
-const SILENCE_LIMITS: RangeInclusive<Duration> = Duration::from_millis(100)..=LONGEST_SILENCE;
+const HEARTBEAT_TIMEOUTS: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=MAX_HEARTBEAT_TIMEOUT;
 
 /// The longest silence that a worker may declare.
-pub const LONGEST_SILENCE: Duration = Duration::from_secs(3_600);
+pub const MAX_HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(3_600);
 
 /// Which rule of the contract was broken.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +60,7 @@ fn check(holds: bool, rule: &str) -> Result<(), Violation> {
 
 /// How a sequence is named between an engine and a worker.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Named {
+pub(super) struct SequenceId {
     /// Its number in the worker's stream.
     pub(super) number: u64,
     /// The worker's life, as that counts.
@@ -67,7 +68,7 @@ pub(super) struct Named {
 }
 
 /// A sequence as a worker is given it, under this name and with so much credit.
-pub(super) fn submit(sequence: &Sequence, named: Named, credit: u32) -> proto::Submit {
+pub(super) fn submit(sequence: &Sequence, named: SequenceId, credit: u32) -> proto::Submit {
     let sampling = &sequence.sampling;
     proto::Submit {
         sequence: named.number,
@@ -93,7 +94,7 @@ pub(super) fn submit(sequence: &Sequence, named: Named, credit: u32) -> proto::S
         min_tokens: sequence.stop_tokens.min_tokens,
         logprobs: sequence.logprobs,
         scores_prompt: sequence.scores_prompt,
-        stamps: sequence.stamps,
+        stamps: sequence.timestamps,
         user: sequence.caller.0.as_deref().unwrap_or_default().to_owned(),
     }
 }
@@ -139,7 +140,7 @@ pub(super) fn sequence(submit: proto::Submit) -> Result<Sequence, Violation> {
         },
         logprobs: submit.logprobs,
         scores_prompt: submit.scores_prompt,
-        stamps: submit.stamps,
+        timestamps: submit.stamps,
         caller: Caller(
             Some(submit.user)
                 .filter(|user| !user.is_empty())
@@ -153,8 +154,8 @@ pub(super) fn size(token: &Token) -> usize {
     /// Its numbers, and what is told of lengths.
     const NUMBERS: usize = 32;
     let logprobs = token.logprobs.as_ref().map_or(0, |logprobs| {
-        let top = logprobs.top.iter().map(|it| NUMBERS + it.spelling.len());
-        NUMBERS + logprobs.spelling.len() + top.sum::<usize>()
+        let top = logprobs.top.iter().map(|it| NUMBERS + it.token_bytes.len());
+        NUMBERS + logprobs.token_bytes.len() + top.sum::<usize>()
     });
     NUMBERS + token.bytes.len() + logprobs
 }
@@ -176,7 +177,7 @@ pub(super) fn push(entry: &mut proto::SequenceStep, token: Token, stamps: bool) 
 /// Whether a step is of no more sequences than a worker may have; not all of a longer one was kept.
 pub(super) fn check_step(step: &proto::Step) -> Result<(), Violation> {
     let rule = "a step has at most 131072 entries";
-    check(step.sequences.len() <= proto::MOST_ENTRIES, rule)
+    check(step.sequences.len() <= proto::MAX_STEP_ENTRIES, rule)
 }
 
 /// The tokens that a step made of a sequence, in order, each id of a vocabulary of this size. Those whose emission is
@@ -237,13 +238,13 @@ fn check_logprobs(logprobs: &proto::Logprobs) -> Result<(), Violation> {
     let limit = usize::try_from(MAX_LOGPROBS).unwrap_or(usize::MAX);
     let rule = "a token has at most 20 of the likeliest beside it";
     check(logprobs.top.len() <= limit, rule)?;
-    let is_short = |spelling: &[u8]| length(spelling) <= MAX_TOKEN_BYTES;
-    let is_number = |logprob: f32| (LEAST_LOGPROB..=ROUNDING).contains(&logprob);
-    let rule = "a log probability is from -9999 to 0, and a spelling at most 1024 bytes";
-    let is_right = logprobs.logprob.is_none_or(is_number) && is_short(&logprobs.spelling);
+    let is_short = |token_bytes: &[u8]| length(token_bytes) <= MAX_TOKEN_BYTES;
+    let is_number = |logprob: f32| (MIN_LOGPROB..=ROUNDING).contains(&logprob);
+    let rule = "a log probability is from -9999 to 0, and a token_bytes at most 1024 bytes";
+    let is_right = logprobs.logprob.is_none_or(is_number) && is_short(&logprobs.token_bytes);
     let top = &mut logprobs.top.iter();
     check(
-        is_right && top.all(|it| is_number(it.logprob) && is_short(&it.spelling)),
+        is_right && top.all(|it| is_number(it.logprob) && is_short(&it.token_bytes)),
         rule,
     )
 }
@@ -256,12 +257,12 @@ impl From<Logprobs> for proto::Logprobs {
     fn from(logprobs: Logprobs) -> Self {
         let top = logprobs.top.into_iter().map(|top| proto::TopLogprob {
             id: top.id,
-            spelling: top.spelling,
+            token_bytes: top.token_bytes,
             logprob: top.logprob,
         });
         Self {
             logprob: logprobs.logprob,
-            spelling: logprobs.spelling,
+            token_bytes: logprobs.token_bytes,
             top: top.collect(),
         }
     }
@@ -271,12 +272,12 @@ impl From<proto::Logprobs> for Logprobs {
     fn from(logprobs: proto::Logprobs) -> Self {
         let top = logprobs.top.into_iter().map(|top| TopLogprob {
             id: top.id,
-            spelling: top.spelling,
+            token_bytes: top.token_bytes,
             logprob: top.logprob,
         });
         Self {
             logprob: logprobs.logprob,
-            spelling: logprobs.spelling,
+            token_bytes: logprobs.token_bytes,
             top: top.collect(),
         }
     }
@@ -350,7 +351,7 @@ pub(super) fn model(facts: &ModelFacts, runner: &str) -> proto::Model {
 
 /// What a worker serves, by its own words.
 #[derive(Clone, Debug)]
-pub(super) struct Offer {
+pub(super) struct ReadyReport {
     pub(super) facts: ModelFacts,
     pub(super) runner: String,
     pub(super) slots: usize,
@@ -359,7 +360,7 @@ pub(super) struct Offer {
 }
 
 /// The offer of a worker for the model of this name.
-pub(super) fn offer(ready: proto::Ready, name: &str) -> Result<Offer, Violation> {
+pub(super) fn offer(ready: proto::Ready, name: &str) -> Result<ReadyReport, Violation> {
     let rule = "ready.slots must be from 1 to 65536";
     check((1..=MAX_SLOTS).contains(&ready.slots), rule)?;
     check(ready.life > 0, "ready.life must be at least 1")?;
@@ -384,7 +385,7 @@ pub(super) fn offer(ready: proto::Ready, name: &str) -> Result<Offer, Violation>
     };
     let unsupported: Result<Vec<_>, _> = model.unsupported.iter().map(parameter).collect();
     let spelled = |token: String| Some(token).filter(|token| !token.is_empty());
-    Ok(Offer {
+    Ok(ReadyReport {
         facts: ModelFacts {
             name: name.to_owned(),
             context_length: model.context_length,
@@ -416,19 +417,19 @@ fn parameter(name: &String) -> Result<Parameter, Violation> {
 ///
 /// # Errors
 /// When it is out of range.
-pub(super) fn silence_limit(hello: &proto::Hello) -> Result<Option<Duration>, Violation> {
-    if hello.silence_limit_ms == 0 {
+pub(super) fn heartbeat_timeout(hello: &proto::Hello) -> Result<Option<Duration>, Violation> {
+    if hello.heartbeat_timeout_ms == 0 {
         return Ok(None);
     }
-    let limit = Duration::from_millis(hello.silence_limit_ms.into());
-    if SILENCE_LIMITS.contains(&limit) {
+    let limit = Duration::from_millis(hello.heartbeat_timeout_ms.into());
+    if HEARTBEAT_TIMEOUTS.contains(&limit) {
         return Ok(Some(limit));
     }
     Err(Violation(format!(
-        "hello.silence_limit_ms must be 0 or from {} to {}, and is {}",
-        SILENCE_LIMITS.start().as_millis(),
-        SILENCE_LIMITS.end().as_millis(),
-        hello.silence_limit_ms
+        "hello.heartbeat_timeout_ms must be 0 or from {} to {}, and is {}",
+        HEARTBEAT_TIMEOUTS.start().as_millis(),
+        HEARTBEAT_TIMEOUTS.end().as_millis(),
+        hello.heartbeat_timeout_ms
     )))
 }
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 use serde_json::json;
 use tokenway::runner::llama::{LlamaLoader, LlamaOptions};
 
-use crate::lane::{Lane, Servers};
 use crate::support::Setup;
 use crate::table::{Ends, STOP, chat, completion};
+use crate::transport::{Servers, Transport};
 use crate::{Model, PROMPT, assert_all_lanes_agree, assert_ends, assert_table};
 
 const CONTEXT_LENGTH: u32 = 2_048;
@@ -69,8 +69,8 @@ async fn a_real_model_that_runs_out_of_time_is_the_same_error_by_every_lane() {
     let ends = Ends::Failing("deadline_exceeded");
     let row = completion("a deadline", &json!(PROMPT), &fields, ends);
     let row = row.within(Duration::from_millis(300));
-    for lane in Lane::ALL {
+    for transport in Transport::ALL {
         // How far it comes is a matter of time.
-        assert_ends(&row, &servers.run(lane, &row).await);
+        assert_ends(&row, &servers.run(transport, &row).await);
     }
 }

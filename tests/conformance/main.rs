@@ -5,12 +5,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod lane;
 #[cfg(feature = "llama-cpp")]
 mod llama;
 mod outcome;
+mod slot_events;
 mod table;
-mod watched;
+mod transport;
 
 use std::time::Duration;
 
@@ -19,10 +19,10 @@ use serde_json::{Value, json};
 use support::{Setup, full_speed, silent_at};
 use tokenway::runner::llm_test::TestRunnerOptions;
 
-use lane::{Form, Lane, Servers};
 use outcome::Outcome;
+use slot_events::{SlotEvent, slot_events};
 use table::{Ends, LENGTH, Row, STOP, chat, completion};
-use watched::{Seen, watched};
+use transport::{Format, Servers, Transport};
 
 const PROMPT: &str = "The capital of France is";
 
@@ -37,17 +37,19 @@ struct Model {
     context_length: u32,
 }
 
-/// Sends a row by every lane that takes it.
+/// Sends a row by every transport that takes it.
 async fn assert_all_lanes_agree(servers: &Servers, row: &Row) {
     // All at once: whatever else the device runs changes nothing either.
-    let lanes = Lane::ALL.into_iter().filter(|lane| lane.takes(row));
-    let outcomes = lanes.map(async |lane| (lane, servers.run(lane, row).await));
+    let lanes = Transport::ALL
+        .into_iter()
+        .filter(|transport| transport.takes(row));
+    let outcomes = lanes.map(async |transport| (transport, servers.run(transport, row).await));
     let mut outcomes = join_all(outcomes).await.into_iter();
-    let (first, expected) = &outcomes.next().expect("a row has a lane");
+    let (first, expected) = &outcomes.next().expect("a row has a transport");
     assert_ends(row, expected);
-    for (lane, outcome) in outcomes {
-        let at = format!("'{}' by {first:?} and by {lane:?}", row.name);
-        if matches!(lane, Lane::Http(Form::Unary, _)) {
+    for (transport, outcome) in outcomes {
+        let at = format!("'{}' by {first:?} and by {transport:?}", row.name);
+        if matches!(transport, Transport::Http(Format::Unary, _)) {
             // An answer in one piece is either whole or an error, and has no ids.
             let expected = match &expected.error {
                 Some(error) => Outcome::failed(error.clone()),
@@ -385,7 +387,7 @@ async fn a_deadline_that_passes_is_the_same_by_every_lane() {
 
 #[tokio::test]
 async fn a_client_that_goes_away_frees_its_slot_by_every_lane() {
-    let (setup, mut seen) = watched(silent_at(3));
+    let (setup, mut seen) = slot_events(silent_at(3));
     let servers = Servers::start(setup).await;
     let row = completion(
         "abandoned",
@@ -393,10 +395,18 @@ async fn a_client_that_goes_away_frees_its_slot_by_every_lane() {
         &json!({"max_tokens": 9}),
         LENGTH,
     );
-    for lane in Lane::ALL {
-        let open = servers.begin(lane, &row).await;
-        assert_eq!(seen.recv().await, Some(Seen::Admitted), "{lane:?}");
+    for transport in Transport::ALL {
+        let open = servers.begin(transport, &row).await;
+        assert_eq!(
+            seen.recv().await,
+            Some(SlotEvent::Admitted),
+            "{transport:?}"
+        );
         drop(open);
-        assert_eq!(seen.recv().await, Some(Seen::Released), "{lane:?}");
+        assert_eq!(
+            seen.recv().await,
+            Some(SlotEvent::Released),
+            "{transport:?}"
+        );
     }
 }

@@ -20,7 +20,7 @@ pub(crate) struct Outcome {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Choice {
     pub(crate) text: String,
-    /// Not every lane tells them.
+    /// Not every transport tells them.
     pub(crate) ids: Option<Vec<u32>>,
     pub(crate) finish: Option<String>,
     pub(crate) logprobs: Vec<Likelihood>,

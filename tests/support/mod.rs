@@ -16,18 +16,18 @@ use tokenway::listen::{Address, Limits};
 use tokenway::proto::v1;
 use tokenway::proto::v1::inference_client::InferenceClient;
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
-use tokenway::runner::{LoadError, Loaded, Loader};
+use tokenway::runner::{LoadError, LoadedModel, Loader};
 use tokenway::scheduler::{Readiness, UnknownModel};
 use tokenway::server::{
-    Drain, EngineParts, HttpDoor, Isolation, ModelParts, Server, ServerParts, Source, StartError,
-    WorkerParts,
+    Drain, EngineParts, HttpFrontend, Isolation, ModelParts, Server, ServerParts, Source,
+    StartError, WorkerParts,
 };
 use tokenway::telemetry::Telemetry;
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 use tonic::{IntoRequest, Streaming};
 
-pub mod cut_short;
+pub mod foreign_server;
 pub mod frames;
 pub mod gguf;
 pub mod grpc;
@@ -156,7 +156,7 @@ impl Setup {
         Self {
             parts: ServerParts {
                 source: Source::Engine(engine),
-                http: Some(HttpDoor::at(loopback())),
+                http: Some(HttpFrontend::at(loopback())),
                 grpc: Some(loopback()),
                 limits: Limits::default(),
                 request_timeout: Duration::from_secs(60),
@@ -209,13 +209,13 @@ impl Setup {
         self
     }
 
-    fn http(&mut self) -> &mut HttpDoor {
+    fn http(&mut self) -> &mut HttpFrontend {
         self.parts.http.as_mut().expect("it has the HTTP API")
     }
 
     /// A choice whose worker is lost ends with it.
     pub fn without_resumption(mut self) -> Self {
-        self.engine().workers.resumption.max_in_a_row = 0;
+        self.engine().workers.resumption.max_consecutive = 0;
         self
     }
 
@@ -368,7 +368,7 @@ fn model(name: &str, loader: Arc<dyn Loader>, slots: usize) -> ModelParts {
 struct Unloadable;
 
 impl Loader for Unloadable {
-    fn load(&self, _slots: usize, _progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
+    fn load(&self, _slots: usize, _progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
         Err(LoadError("its file is missing".to_owned()))
     }
 
@@ -399,14 +399,14 @@ impl Counts {
     /// Every gauge of running work must be back at zero when a server has ended.
     pub fn assert_nothing_is_left(&self) {
         for gauge in [
-            "tokenway_streams_in_flight{door=\"grpc\"}",
-            "tokenway_streams_in_flight{door=\"http\"}",
-            "tokenway_streams_lingering{door=\"grpc\"}",
-            "tokenway_streams_lingering{door=\"http\"}",
-            "tokenway_connections_open{door=\"grpc\"}",
-            "tokenway_connections_open{door=\"http\"}",
+            "tokenway_requests_in_flight{api=\"grpc\"}",
+            "tokenway_requests_in_flight{api=\"http\"}",
+            "tokenway_requests_lingering{api=\"grpc\"}",
+            "tokenway_requests_lingering{api=\"http\"}",
+            "tokenway_connections_open{listener=\"grpc\"}",
+            "tokenway_connections_open{listener=\"http\"}",
             "tokenway_sequences_running",
-            "tokenway_queue_depth",
+            "tokenway_requests_queued",
             "tokenway_workers{state=\"ready\"}",
         ] {
             assert_eq!(self.get(gauge), 0.0, "{gauge}\n{}", self.0);

@@ -185,7 +185,8 @@ pub fn header_arguments(source: &str, command: &str) -> Vec<String> {
 
 /// The contents of a file that docs/configuration.md tells its reader to write.
 pub fn documented_file(name: &str) -> String {
-    let text = std::fs::read_to_string(project("docs/configuration.md")).expect("docs/configuration.md exists");
+    let text = std::fs::read_to_string(project("docs/configuration.md"))
+        .expect("docs/configuration.md exists");
     let begin = format!("cat >{name} <<'END'\n");
     let file = text
         .split_once(&begin)

@@ -87,13 +87,13 @@ def test_a_worker_without_a_name_is_called_by_its_process_and_host(
 
 @pytest.mark.parametrize(
     ("args", "milliseconds"),
-    [([], 60_000), (["--silence-limit", "0"], 0), (["--silence-limit", "2.5"], 2_500)],
+    [([], 60_000), (["--heartbeat-timeout", "0"], 0), (["--heartbeat-timeout", "2.5"], 2_500)],
 )
 def test_the_engine_is_told_how_long_the_worker_may_be_silent(
     engine: Engine, args: list[str], milliseconds: int
 ) -> None:
     with process("--engine", engine.target, "--runner", "echo", *args):
-        assert engine.attached().welcome().silence_limit_ms == milliseconds
+        assert engine.attached().welcome().heartbeat_timeout_ms == milliseconds
 
 
 def test_the_models_file_reaches_the_runner(engine: Engine, tmp_path: Path) -> None:
@@ -169,9 +169,9 @@ def test_a_runner_of_ones_own_is_named_by_its_class(engine: Engine, tmp_path: Pa
         ("--engine unix:/x --runner echo --slots 0", "is not a whole number from 1 on"),
         ("--engine unix:/x --runner echo --slots 65537", "at most 65,536 slots"),
         ("--engine unix:/x --runner echo --interval-ms -1", "is not a number of milliseconds"),
-        ("--engine unix:/x --runner echo --silence-limit 3601", "seconds, 0 or 0.1 to 3600"),
-        ("--engine unix:/x --runner echo --silence-limit 0.05", "seconds, 0 or 0.1 to 3600"),
-        ("--engine unix:/x --runner echo --silence-limit nan", "seconds, 0 or 0.1 to 3600"),
+        ("--engine unix:/x --runner echo --heartbeat-timeout 3601", "seconds, 0 or 0.1 to 3600"),
+        ("--engine unix:/x --runner echo --heartbeat-timeout 0.05", "seconds, 0 or 0.1 to 3600"),
+        ("--engine unix:/x --runner echo --heartbeat-timeout nan", "seconds, 0 or 0.1 to 3600"),
         ("--engine unix:/x --runner echo --device x", "is not a whole number from 0 on"),
         ("--engine unix:/x --runner echo --name é", "up to 64 printable ASCII characters"),
         ("--engine h:1 --runner echo --tls-ca ca.pem", "add --tls-cert and --tls-key"),

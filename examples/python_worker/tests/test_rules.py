@@ -19,12 +19,12 @@ STOPPED, LENGTH, FAILED = 1, 2, 3
 NAN, INFINITE = float("nan"), float("inf")
 
 
-def told(logprob: float | None = -1.5, *top: TopLogprob, spelling: bytes = b"x") -> Token:
-    return Token(7, b"x", logprobs=Logprobs(logprob, spelling, top))
+def told(logprob: float | None = -1.5, *top: TopLogprob, token_bytes: bytes = b"x") -> Token:
+    return Token(7, b"x", logprobs=Logprobs(logprob, token_bytes, top))
 
 
-def likely(logprob: float = -1.5, id: int = 7, spelling: bytes = b"x") -> TopLogprob:
-    return TopLogprob(id, spelling, logprob)
+def likely(logprob: float = -1.5, id: int = 7, token_bytes: bytes = b"x") -> TopLogprob:
+    return TopLogprob(id, token_bytes, logprob)
 
 
 ASKS: dict[str, Any] = {"logprobs": 1}
@@ -34,7 +34,7 @@ NO_ID = "emitted an id that is none of the vocabulary's 1000"
 NO_DATA = "emitted a token whose data are not up to 1024 bytes"
 NO_LOGPROB = "emitted a token without its log probability, which was asked for"
 NO_NUMBER = "emitted a token with a log probability that is no finite number"
-NO_SPELLING = "emitted a token whose spelling is not up to 1024 bytes"
+NO_TOKEN_BYTES = "emitted a token whose token_bytes is not up to 1024 bytes"
 
 
 def run_beside_another(attachment: Attachment, **fields: Any) -> Tokens:
@@ -72,8 +72,8 @@ def run_beside_another(attachment: Attachment, **fields: Any) -> Tokens:
             ASKS,
             "told of a likely token that is none of the vocabulary's",
         ),
-        (told(spelling=b"x" * 1025), ASKS, NO_SPELLING),
-        (told(-1.5, likely(spelling=b"x" * 1025)), ASKS, NO_SPELLING),
+        (told(token_bytes=b"x" * 1025), ASKS, NO_TOKEN_BYTES),
+        (told(-1.5, likely(token_bytes=b"x" * 1025)), ASKS, NO_TOKEN_BYTES),
         (
             told(-1.5, *[likely()] * 21),
             ASKS,

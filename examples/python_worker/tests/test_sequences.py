@@ -392,7 +392,7 @@ def test_a_scored_prompt_comes_first_with_indices_of_its_own(attach: Attach) -> 
     first, last = prompt.steps[0], completion.steps[0]
     assert not first.logprobs[0].HasField("logprob")
     assert first.logprobs[0].top[0].logprob == -9999.0
-    assert (last.logprobs[0].logprob, last.logprobs[0].spelling) == (-2.5, b"<name>")
+    assert (last.logprobs[0].logprob, last.logprobs[0].token_bytes) == (-2.5, b"<name>")
     assert list(last.due_ns) == [5]
     assert before_ns < last.emitted_ns[0] < time.monotonic_ns()
 

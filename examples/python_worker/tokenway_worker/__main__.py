@@ -17,7 +17,7 @@ import grpc
 
 from . import wire
 from .runner import LoadError, Options, Runner
-from .worker import SILENCE_LIMIT_S, Engine, Identity, Worker
+from .worker import HEARTBEAT_TIMEOUT_S, Engine, Identity, Worker
 
 RUNNERS = {
     "echo": "tokenway_worker.echo:EchoRunner",
@@ -42,7 +42,7 @@ def main() -> int:
     try:
         wire.message_class("AttachRequest")
         engine = Engine(_target(args.engine), _credentials(args))
-        identity = Identity(args.model, _name(args), args.child_token, args.silence_limit)
+        identity = Identity(args.model, _name(args), args.child_token, args.heartbeat_timeout)
         worker = Worker(_runner(args), engine, identity)
     except (UsageError, LoadError, wire.ContractError) as error:
         parser.error(str(error))
@@ -115,9 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", type=_device, help="which of several accelerators, from 0")
     add("--name", help="what this worker is called in logs (default: its process and host)")
     add(
-        "--silence-limit",
+        "--heartbeat-timeout",
         type=_silence,
-        default=SILENCE_LIMIT_S,
+        default=HEARTBEAT_TIMEOUT_S,
         metavar="SECONDS",
         help="how long a device call may hold the interpreter, and so stop the heartbeats, before"
         " the engine counts this worker as lost: 0.1 to 3600, or 0 for the engine's own"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from .runner import Logprobs, Request, Token
 
-# The longest token, and the longest spelling of one.
+# The longest token, and the longest token_bytes of one.
 MAX_TOKEN_BYTES = 1024
 # The most of the likeliest tokens beside one.
 MAX_TOP_LOGPROBS = 20
@@ -65,8 +65,8 @@ class Rules:
             return f"emitted a token with more than {MAX_TOP_LOGPROBS} of the likeliest beside it"
         if not all(self._is_id(top.id) for top in it.top):
             return "told of a likely token that is none of the vocabulary's"
-        if not all(map(_is_short, [it.spelling, *(top.spelling for top in it.top)])):
-            return f"emitted a token whose spelling is not up to {MAX_TOKEN_BYTES} bytes"
+        if not all(map(_is_short, [it.token_bytes, *(top.token_bytes for top in it.top)])):
+            return f"emitted a token whose token_bytes is not up to {MAX_TOKEN_BYTES} bytes"
         told = [top.logprob for top in it.top]
         if it.logprob is not None:
             told.append(it.logprob)

@@ -240,7 +240,7 @@ class TopLogprob:
 
     id: int
     # The bytes that name it, also where it is never shown.
-    spelling: bytes
+    token_bytes: bytes
     logprob: float
 
 
@@ -251,7 +251,7 @@ class Logprobs:
 
     # None for the first token of a prompt, which nothing comes before.
     logprob: float | None
-    spelling: bytes
+    token_bytes: bytes
     top: tuple[TopLogprob, ...] = ()
 
 

@@ -239,14 +239,14 @@ class SequenceStep:
     failure: Failure | None
 
 
-def hello(model: str, name: str, child_token: str, silence_limit_s: float = 0.0) -> Message:
+def hello(model: str, name: str, child_token: str, heartbeat_timeout_s: float = 0.0) -> Message:
     """Who this is, and for how long it may send nothing; 0 is as long as the engine says."""
     said = {
         "protocol_version": PROTOCOL_VERSION,
         "model": model,
         "name": name,
         "child_token": child_token,
-        "silence_limit_ms": round(silence_limit_s * 1000),
+        "heartbeat_timeout_ms": round(heartbeat_timeout_s * 1000),
     }
     return _say(hello=said)
 
@@ -354,11 +354,11 @@ def _sequence_step(it: SequenceStep) -> dict[str, Any]:
 
 
 def _logprobs(it: Logprobs) -> dict[str, Any]:
-    said: dict[str, Any] = {"spelling": it.spelling}
+    said: dict[str, Any] = {"token_bytes": it.token_bytes}
     if it.logprob is not None:
         said["logprob"] = _bounded(it.logprob)
     said["top"] = [
-        {"id": top.id, "spelling": top.spelling, "logprob": _bounded(top.logprob)} for top in it.top
+        {"id": top.id, "token_bytes": top.token_bytes, "logprob": _bounded(top.logprob)} for top in it.top
     ]
     return said
 

@@ -70,21 +70,21 @@ class Engine:
 
 # How long a worker may be silent unless it says otherwise: device code that holds the interpreter
 # stops every thread of Python, heartbeats too. Compiling kernels takes most of a minute.
-SILENCE_LIMIT_S = 60.0
+HEARTBEAT_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
     """As whom the worker introduces itself. The token is in no log.
 
-    `silence_limit_s` is how long the engine waits for the next message before it counts the worker
+    `heartbeat_timeout_s` is how long the engine waits for the next message before it counts the worker
     as lost: 0.1 to 3600 seconds, or 0 for the engine's own `--heartbeat-timeout`.
     """
 
     model: str = ""
     name: str = ""
     child_token: str = field(default="", repr=False)
-    silence_limit_s: float = SILENCE_LIMIT_S
+    heartbeat_timeout_s: float = HEARTBEAT_TIMEOUT_S
 
 
 class Worker:
@@ -132,7 +132,7 @@ class Worker:
     def _attach(self) -> int | None:
         """Serves on one stream. Returns the exit code where there is to be no other."""
         who = self._identity
-        hello = wire.hello(who.model, who.name, who.child_token, who.silence_limit_s)
+        hello = wire.hello(who.model, who.name, who.child_token, who.heartbeat_timeout_s)
         session = Session(self._device, self._answers, hello)
         with self._lock:
             if self._is_stopping.is_set():

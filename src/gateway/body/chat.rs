@@ -2,12 +2,12 @@
 
 use utoipa::ToSchema;
 
-use super::generation::Generation;
 use super::message::Message;
-use super::{Asked, Route, Shown, check_choices, messages};
+use super::shared_fields::SharedFields;
+use super::{ParsedBody, ResponseOptions, Route, check_choices, messages};
 use crate::error::Error;
+use crate::gateway::error_response::FieldNames;
 use crate::gateway::fields::{Fields, Unsupported};
-use crate::gateway::refusal::FieldNames;
 use crate::proto::v1;
 use crate::proto::v1::completion_request::Input;
 use crate::request::MAX_LOGPROBS;
@@ -35,7 +35,7 @@ pub(in crate::gateway) struct ChatBody {
     #[schema(maximum = 20)]
     top_logprobs: Option<u32>,
     #[schema(ignore)]
-    generation: Generation,
+    shared_fields: SharedFields,
 }
 
 impl ChatBody {
@@ -62,7 +62,7 @@ impl ChatBody {
     ///
     /// # Errors
     /// Names the first field that is at fault.
-    pub(in crate::gateway) fn parse(fields: &mut Fields) -> Result<Asked, Error> {
+    pub(in crate::gateway) fn parse(fields: &mut Fields) -> Result<ParsedBody, Error> {
         let body = Self::read(fields)?;
         fields.finish()?;
         body.asked()
@@ -76,11 +76,11 @@ impl ChatBody {
             max_tokens: fields.integer("max_tokens")?,
             logprobs: fields.bool("logprobs")?,
             top_logprobs: fields.integer("top_logprobs")?,
-            generation: Generation::read(fields)?,
+            shared_fields: SharedFields::read(fields)?,
         })
     }
 
-    fn asked(self) -> Result<Asked, Error> {
+    fn asked(self) -> Result<ParsedBody, Error> {
         let logprobs = self.shown_logprobs()?;
         if let (Some(older), Some(limit)) = (self.max_tokens, self.max_completion_tokens)
             && older != limit
@@ -104,18 +104,18 @@ impl ChatBody {
             Some(_) => names.with_max_completion_tokens(),
             None => names,
         };
-        let stream = self.generation.stream();
-        let n = self.generation.n.unwrap_or(1);
+        let stream = self.shared_fields.stream();
+        let n = self.shared_fields.n.unwrap_or(1);
         check_choices(1, n, "n")?;
         let message = v1::CompletionRequest {
             max_tokens: self.max_completion_tokens.or(self.max_tokens),
             logprobs,
-            ..self.generation.message()
+            ..self.shared_fields.message()
         };
-        Ok(Asked {
+        Ok(ParsedBody {
             messages: messages(vec![Input::Chat(self.messages)], &message),
             candidates: n,
-            shown: Shown {
+            shown: ResponseOptions {
                 choices: n,
                 logprobs,
             },

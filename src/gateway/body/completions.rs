@@ -3,12 +3,12 @@
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::generation::Generation;
-use super::{Asked, Route, Shown, check_choices, messages, schema};
+use super::shared_fields::SharedFields;
+use super::{ParsedBody, ResponseOptions, Route, check_choices, messages, schema};
 use crate::error::{Error, ErrorKind};
-use crate::gateway::BODY_LIMIT;
-use crate::gateway::fields::{Fields, kind_of};
-use crate::gateway::refusal::FieldNames;
+use crate::gateway::MAX_BODY_BYTES;
+use crate::gateway::error_response::FieldNames;
+use crate::gateway::fields::{Fields, json_type_name};
 use crate::gateway::size;
 use crate::proto::v1;
 use crate::proto::v1::completion_request::Input;
@@ -44,7 +44,7 @@ pub(in crate::gateway) struct CompletionsBody {
     #[schema(default = false)]
     echo: Option<bool>,
     #[schema(ignore)]
-    generation: Generation,
+    shared_fields: SharedFields,
 }
 
 impl CompletionsBody {
@@ -52,7 +52,7 @@ impl CompletionsBody {
     ///
     /// # Errors
     /// Names the first field that is at fault.
-    pub(in crate::gateway) fn parse(fields: &mut Fields) -> Result<Asked, Error> {
+    pub(in crate::gateway) fn parse(fields: &mut Fields) -> Result<ParsedBody, Error> {
         let body = Self::read(fields)?;
         fields.finish()?;
         body.asked()
@@ -66,14 +66,14 @@ impl CompletionsBody {
             best_of: fields.integer("best_of")?,
             logprobs: logprobs(fields)?,
             echo: fields.bool("echo")?,
-            generation: Generation::read(fields)?,
+            shared_fields: SharedFields::read(fields)?,
         })
     }
 
-    fn asked(self) -> Result<Asked, Error> {
+    fn asked(self) -> Result<ParsedBody, Error> {
         let prompts = self.prompt.len();
-        let stream = self.generation.stream();
-        let n = self.generation.n.unwrap_or(1);
+        let stream = self.shared_fields.stream();
+        let n = self.shared_fields.n.unwrap_or(1);
         let candidates = self.best_of.unwrap_or(n);
         if self.logprobs.is_some_and(|top| top > MAX_LOGPROBS) {
             let message = format!("logprobs must be from 0 to {MAX_LOGPROBS}.");
@@ -95,12 +95,12 @@ impl CompletionsBody {
             logprobs: self.logprobs.or(is_ranked.then_some(0)),
             echo: self.echo.unwrap_or(false),
             n: Some(candidates),
-            ..self.generation.message()
+            ..self.shared_fields.message()
         };
-        Ok(Asked {
+        Ok(ParsedBody {
             messages: messages(self.prompt, &message),
             candidates,
-            shown: Shown {
+            shown: ResponseOptions {
                 choices: n,
                 logprobs: self.logprobs,
             },
@@ -130,7 +130,7 @@ fn check_best_of(best_of: u32, n: u32, is_stream: bool) -> Result<(), Error> {
 /// Each prompt's message has a copy of the suffix.
 fn check_suffix(suffix: Option<&str>, prompts: usize) -> Result<(), Error> {
     let copies = suffix.map_or(0, str::len).saturating_mul(prompts);
-    if copies <= BODY_LIMIT {
+    if copies <= MAX_BODY_BYTES {
         return Ok(());
     }
     let message = "suffix is too long for so many prompts.";
@@ -222,7 +222,7 @@ fn wrong_prompt(value: &Value) -> Error {
     let message = format!(
         "prompt must be a string, a list of strings, a list of token ids or a list of such lists; \
          it holds {}.",
-        kind_of(value)
+        json_type_name(value)
     );
     Error::new(ErrorKind::InvalidType, message).with_param("prompt")
 }

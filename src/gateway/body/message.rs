@@ -54,7 +54,7 @@ impl Message {
         let read = |(index, item)| {
             let mut message = fields.within(&format!("{name}[{index}]"), item)?;
             let read = Self::read(&mut message)?;
-            fields.finish_within(message)?;
+            fields.finish_nested(message)?;
             Ok(read.into())
         };
         let messages: Result<Vec<v1::ChatMessage>, Error> =
@@ -125,6 +125,6 @@ fn text_of_part(message: &mut Fields, name: &str, part: Value) -> Result<String,
     }
     let text = part.required("text")?;
     let text = part.text("text", text)?;
-    message.finish_within(part)?;
+    message.finish_nested(part)?;
     Ok(text)
 }

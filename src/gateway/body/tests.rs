@@ -13,7 +13,7 @@ fn fields(body: &Value) -> Result<Fields, Error> {
     Fields::parse(body.to_string().as_bytes(), UnknownFields::Refuse)
 }
 
-fn completions(body: &Value) -> Result<Asked, Error> {
+fn completions(body: &Value) -> Result<ParsedBody, Error> {
     CompletionsBody::parse(&mut fields(body)?)
 }
 
@@ -47,7 +47,7 @@ fn a_prompt_has_four_forms() {
 }
 
 #[test]
-fn null_and_openais_defaults_are_never_refused() {
+fn null_and_openai_defaults_are_accepted() {
     let body = json!({
         "prompt": "a", "best_of": 1, "echo": false, "logit_bias": null, "logprobs": null,
         "suffix": null, "max_tokens": null, "n": null, "stop": null, "stream": null,
@@ -121,11 +121,11 @@ fn every_field_of_a_completion_reaches_the_engine() {
 }
 
 #[test]
-fn candidates_are_asked_for_with_their_log_probabilities_which_are_not_shown() {
+fn best_of_requests_log_probabilities_without_returning_them() {
     let body = completions(&json!({"prompt": "a", "best_of": 5, "n": 2})).unwrap();
     let message = &body.messages[0];
     assert_eq!((message.n, message.logprobs), (Some(5), Some(0)));
-    let shown = Shown {
+    let shown = ResponseOptions {
         choices: 2,
         logprobs: None,
     };
@@ -133,7 +133,7 @@ fn candidates_are_asked_for_with_their_log_probabilities_which_are_not_shown() {
 }
 
 #[test]
-fn a_wrong_type_is_refused_with_its_field() {
+fn a_wrong_type_is_rejected_and_the_field_named() {
     for (name, value) in [
         ("prompt", json!(1)),
         ("prompt", json!(["a", 1])),
@@ -165,7 +165,7 @@ fn a_wrong_type_is_refused_with_its_field() {
 }
 
 #[test]
-fn what_is_out_of_range_missing_or_unknown_is_refused_with_its_field() {
+fn an_out_of_range_missing_or_unknown_field_is_rejected_and_named() {
     let long = "m".repeat(100_000);
     let many = vec!["a"; 129];
     let biases: serde_json::Map<_, _> = (0..1_025).map(|id| (id.to_string(), json!(1))).collect();
@@ -231,7 +231,7 @@ fn what_is_out_of_range_missing_or_unknown_is_refused_with_its_field() {
 }
 
 #[test]
-fn an_echo_may_not_make_an_answer_many_times_as_large_as_its_request() {
+fn an_echo_that_would_make_the_response_too_large_is_rejected() {
     let long = "a ".repeat(1_000_000);
     let asked = |n: u32, logprobs: Value| {
         let body = json!({"prompt": long, "echo": true, "n": n, "logprobs": logprobs});
@@ -251,7 +251,7 @@ fn an_echo_may_not_make_an_answer_many_times_as_large_as_its_request() {
 }
 
 #[test]
-fn what_is_tokenized_is_text_or_a_conversation() {
+fn tokenize_takes_text_or_a_conversation() {
     let parse = |body: Value| TokenizeBody::parse(&mut fields(&body)?);
     let text = parse(json!({"prompt": "", "model": "m", "add_special_tokens": false})).unwrap();
     let expected = v1::TokenizeRequest {
@@ -287,7 +287,7 @@ fn what_is_tokenized_is_text_or_a_conversation() {
 }
 
 #[test]
-fn what_is_detokenized_is_a_list_of_ids() {
+fn detokenize_takes_a_list_of_token_ids() {
     let parse = |body: Value| DetokenizeBody::parse(&mut fields(&body)?);
     assert_eq!(parse(json!({"tokens": [1, 2]})).unwrap().token_ids, [1, 2]);
     for (code, body) in [
@@ -301,7 +301,7 @@ fn what_is_detokenized_is_a_list_of_ids() {
 }
 
 #[test]
-fn a_number_is_not_rounded_onto_the_bound_of_a_range() {
+fn an_out_of_range_number_is_not_rounded_into_the_range() {
     let taken = |temperature: f64| {
         let body = completions(&json!({"prompt": "a", "temperature": temperature})).unwrap();
         body.messages[0].temperature()
@@ -311,7 +311,7 @@ fn a_number_is_not_rounded_onto_the_bound_of_a_range() {
 }
 
 #[test]
-fn what_is_no_json_is_refused() {
+fn invalid_json_is_rejected() {
     let deep = "[".repeat(100_000);
     for body in ["", "{", "{\"prompt\": NaN}", "\u{feff}{}", &deep] {
         let error = Fields::parse(body.as_bytes(), UnknownFields::Refuse).err();

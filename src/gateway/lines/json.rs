@@ -3,13 +3,13 @@
 use bytes::{BufMut, BytesMut};
 
 use crate::gateway::json::{FIRST_OF_THREE, FIRST_OF_TWO, line_break};
-use crate::tokens::Stamp;
+use crate::tokens::Timestamps;
 
 pub(super) fn put_number(out: &mut BytesMut, number: impl itoa::Integer) {
     out.put_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
-pub(super) fn put_stamp(out: &mut BytesMut, stamp: Stamp) {
+pub(super) fn put_timestamp(out: &mut BytesMut, stamp: Timestamps) {
     out.put_slice(b",\"stamp\":{\"due_ns\":");
     put_time(out, stamp.due_ns);
     out.put_slice(b",\"emitted_ns\":");

@@ -1,20 +1,20 @@
-//! Lines against the JSON that they should be.
+//! LineWriter against the JSON that they should be.
 
 use super::*;
-use crate::tokens::{Logprobs, Stamp};
+use crate::tokens::{Logprobs, Timestamps};
 
-fn lines(format: StreamFormat, options: StreamOptions) -> Lines {
-    let head = Head {
+fn lines(format: StreamFormat, options: StreamOptions) -> LineWriter {
+    let head = ResponseMetadata {
         route: Route::Completions,
         id: "cmpl-1".to_owned(),
         created: 7,
         model: "m\"1".to_owned(),
     };
-    Lines::new(format, options, head)
+    LineWriter::new(format, options, head)
 }
 
 fn tokens(texts: &[&str]) -> TokenBatch {
-    let stamp = Stamp {
+    let timestamps = Timestamps {
         due_ns: 1,
         emitted_ns: 2,
     };
@@ -23,7 +23,7 @@ fn tokens(texts: &[&str]) -> TokenBatch {
         batch.push(TextToken {
             id: 9,
             text,
-            stamp,
+            timestamps,
             logprobs: None,
         });
     }
@@ -37,7 +37,7 @@ fn written(write: impl FnOnce(&mut BytesMut)) -> String {
 }
 
 #[test]
-fn a_token_is_one_line_of_openais_object() {
+fn each_token_is_one_line_with_an_openai_object() {
     let mut lines = lines(StreamFormat::Ndjson, StreamOptions::default());
     let tokens = tokens(&["a", "b"]);
     let text = written(|out| {
@@ -59,7 +59,7 @@ fn a_token_is_one_line_of_openais_object() {
 }
 
 #[test]
-fn every_line_is_the_json_that_it_should_be() {
+fn a_line_with_every_option_is_valid_json() {
     let options = StreamOptions {
         include_usage: true,
         continuous_usage_stats: false,
@@ -90,18 +90,18 @@ fn every_line_is_the_json_that_it_should_be() {
 }
 
 #[test]
-fn no_text_of_a_model_or_a_client_ends_a_line() {
+fn line_separators_in_any_text_are_escaped() {
     const TEXT: &str = "a\u{85}b\u{2028}c\u{2029}d";
     let logprobs = Logprobs {
         logprob: Some(-0.5),
-        spelling: TEXT.as_bytes().to_vec(),
+        token_bytes: TEXT.as_bytes().to_vec(),
         top: Vec::new(),
     };
     let mut tokens = TokenBatch::default();
     tokens.push(TextToken {
         id: 0,
         text: TEXT,
-        stamp: Stamp::default(),
+        timestamps: Timestamps::default(),
         logprobs: Some(&logprobs),
     });
     let choice = ChoiceTokens {
@@ -114,13 +114,13 @@ fn no_text_of_a_model_or_a_client_ends_a_line() {
         ..StreamOptions::default()
     };
     for route in [Route::Completions, Route::Chat] {
-        let head = Head {
+        let head = ResponseMetadata {
             route,
             id: "cmpl-1".to_owned(),
             created: 7,
             model: TEXT.to_owned(),
         };
-        let mut lines = Lines::new(StreamFormat::Ndjson, options, head).with_logprobs();
+        let mut lines = LineWriter::new(StreamFormat::Ndjson, options, head).with_logprobs();
         let text = written(|out| {
             lines.tokens(out, &choice);
             lines.last(out, Usage::new(1, 1), || Value::Null);
@@ -159,7 +159,7 @@ fn no_text_of_a_model_or_a_client_ends_a_line() {
 }
 
 #[test]
-fn an_end_without_a_token_has_a_line_of_its_own() {
+fn a_finish_reason_without_a_token_has_its_own_line() {
     let text = written(|out| {
         let choice = ChoiceTokens {
             index: 0,
@@ -176,7 +176,7 @@ fn an_end_without_a_token_has_a_line_of_its_own() {
 }
 
 #[test]
-fn only_server_sent_events_have_a_done_and_a_keep_alive() {
+fn only_sse_has_a_done_event_and_keep_alives() {
     let sse = lines(StreamFormat::Sse, StreamOptions::default());
     let ndjson = lines(StreamFormat::Ndjson, StreamOptions::default());
     assert_eq!(written(|out| sse.done(out)), "data: [DONE]\n\n");
@@ -189,17 +189,20 @@ fn only_server_sent_events_have_a_done_and_a_keep_alive() {
 }
 
 /// The lines of a chat, each as JSON.
-fn chat_lines(options: StreamOptions, write: impl FnOnce(&mut Lines, &mut BytesMut)) -> Vec<Value> {
+fn chat_lines(
+    options: StreamOptions,
+    write: impl FnOnce(&mut LineWriter, &mut BytesMut),
+) -> Vec<Value> {
     let mut head = lines(StreamFormat::Ndjson, options).head;
     head.route = Route::Chat;
-    let mut lines = Lines::new(StreamFormat::Ndjson, options, head);
+    let mut lines = LineWriter::new(StreamFormat::Ndjson, options, head);
     let text = written(|out| write(&mut lines, out));
     let lines = text.lines().map(serde_json::from_str);
     lines.map(|line| line.expect("JSON")).collect()
 }
 
 #[test]
-fn a_chats_lines_are_a_role_then_its_tokens_then_a_finish_reason_without_content() {
+fn a_chat_stream_is_a_role_line_then_token_lines_then_a_finish_line() {
     let lines = chat_lines(StreamOptions::default(), |lines, out| {
         lines.role(out, 1);
         for (tokens, finish_reason) in [
@@ -232,7 +235,7 @@ fn a_chats_lines_are_a_role_then_its_tokens_then_a_finish_reason_without_content
 }
 
 #[test]
-fn a_chats_line_with_the_finish_reason_has_no_token_and_shows_the_usage_so_far() {
+fn the_finish_line_of_a_chat_has_the_usage_and_no_token() {
     let options = StreamOptions {
         continuous_usage_stats: true,
         include_stamps: true,
@@ -262,7 +265,7 @@ fn a_chats_line_with_the_finish_reason_has_no_token_and_shows_the_usage_so_far()
 }
 
 #[test]
-fn the_usage_so_far_counts_the_prompts_that_began_and_the_tokens_that_have_their_line() {
+fn continuous_usage_counts_started_prompts_and_written_tokens() {
     let options = StreamOptions {
         continuous_usage_stats: true,
         include_usage: true,
@@ -297,11 +300,11 @@ fn the_usage_so_far_counts_the_prompts_that_began_and_the_tokens_that_have_their
 }
 
 #[test]
-fn a_choices_text_offsets_count_characters_and_run_on_over_its_lines() {
+fn text_offsets_count_characters_and_continue_across_the_lines_of_a_choice() {
     let mut lines = lines(StreamFormat::Ndjson, StreamOptions::default()).with_logprobs();
     let logprobs = Logprobs {
         logprob: Some(-0.5),
-        spelling: b"x".to_vec(),
+        token_bytes: b"x".to_vec(),
         top: Vec::new(),
     };
     let text = written(|out| {
@@ -310,7 +313,7 @@ fn a_choices_text_offsets_count_characters_and_run_on_over_its_lines() {
             tokens.push(TextToken {
                 id: 0,
                 text,
-                stamp: Stamp::default(),
+                timestamps: Timestamps::default(),
                 logprobs: Some(&logprobs),
             });
             let choice = ChoiceTokens {

@@ -9,16 +9,16 @@ use tokio::net::TcpListener;
 use super::BACKLOG;
 
 /// How often a free port is looked for that is free at every address.
-const TRIES: usize = 16;
+const MAX_PORT_ATTEMPTS: usize = 16;
 
 /// Binds a socket; tests bind as another machine would.
-trait Bind: Fn(SocketAddr, Family) -> io::Result<Socket> {}
+trait Bind: Fn(SocketAddr, Ipv6Only) -> io::Result<Socket> {}
 
-impl<F: Fn(SocketAddr, Family) -> io::Result<Socket>> Bind for F {}
+impl<F: Fn(SocketAddr, Ipv6Only) -> io::Result<Socket>> Bind for F {}
 
 /// Whether a socket of IPv6 may take IPv4's connections, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Family {
+enum Ipv6Only {
     /// As the system has it.
     Default,
     /// It may not: the host's IPv4 address has a socket of its own.
@@ -45,7 +45,7 @@ pub(super) fn bind(addresses: &[SocketAddr]) -> io::Result<Vec<TcpListener>> {
 /// Binds each address. Where any port will do, another is tried if it is taken at one of them.
 fn bind_at_one_port(addresses: &[SocketAddr], bind: &impl Bind) -> io::Result<Vec<Socket>> {
     let is_any_port = addresses.iter().all(|address| address.port() == 0);
-    let mut tries = if is_any_port { TRIES } else { 1 };
+    let mut tries = if is_any_port { MAX_PORT_ATTEMPTS } else { 1 };
     loop {
         tries -= 1;
         match bind_all(addresses, bind) {
@@ -59,9 +59,9 @@ fn bind_at_one_port(addresses: &[SocketAddr], bind: &impl Bind) -> io::Result<Ve
 fn bind_all(addresses: &[SocketAddr], bind: &impl Bind) -> io::Result<Vec<Socket>> {
     let is_one_of_many = addresses.len() > 1;
     let family = if is_one_of_many {
-        Family::Own
+        Ipv6Only::Own
     } else {
-        Family::Default
+        Ipv6Only::Default
     };
     let mut bound: Vec<Socket> = Vec::new();
     let mut passed_over = None;
@@ -102,10 +102,10 @@ fn is_unavailable(error: &io::Error) -> bool {
     error.kind() == ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(no_such_family)
 }
 
-fn bind_one(address: SocketAddr, family: Family) -> io::Result<Socket> {
+fn bind_one(address: SocketAddr, family: Ipv6Only) -> io::Result<Socket> {
     let domain = Domain::for_address(address);
     let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
-    if address.is_ipv6() && family == Family::Own {
+    if address.is_ipv6() && family == Ipv6Only::Own {
         socket.set_only_v6(true)?;
     }
     socket.set_reuse_address(true)?;
@@ -130,7 +130,7 @@ mod tests {
     }
 
     /// A machine without IPv6.
-    fn without_ipv6(address: SocketAddr, family: Family) -> io::Result<Socket> {
+    fn without_ipv6(address: SocketAddr, family: Ipv6Only) -> io::Result<Socket> {
         if address.is_ipv6() {
             let errno = rustix::io::Errno::AFNOSUPPORT.raw_os_error();
             return Err(io::Error::from_raw_os_error(errno));
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_the_machine_does_not_have_is_passed_over() {
+    fn an_unavailable_address_is_skipped() {
         let both = [address("::1", 0), address("127.0.0.1", 0)];
         assert_eq!(bind_all(&both, &without_ipv6).unwrap().len(), 1);
         // A documentation address, which no machine has.
@@ -148,15 +148,15 @@ mod tests {
     }
 
     #[test]
-    fn a_host_without_any_address_of_this_machine_is_an_error() {
+    fn a_host_with_no_available_address_is_an_error() {
         let error = bind_all(&[address("::1", 0)], &without_ipv6).unwrap_err();
         assert!(is_unavailable(&error), "{error}");
         assert!(bind_all(&[], &bind_one).is_err());
     }
 
     #[tokio::test]
-    async fn a_taken_port_at_one_of_the_addresses_is_an_error() {
-        let taken = bind_one(address("127.0.0.2", 0), Family::Default).unwrap();
+    async fn a_port_in_use_at_one_address_is_an_error() {
+        let taken = bind_one(address("127.0.0.2", 0), Ipv6Only::Default).unwrap();
         taken.listen(1).unwrap();
         let port = ports(std::slice::from_ref(&taken))[0];
         let both = [address("127.0.0.1", port), address("127.0.0.2", port)];
@@ -166,10 +166,10 @@ mod tests {
     }
 
     #[test]
-    fn a_free_port_is_the_same_at_every_address() {
+    fn port_0_binds_the_same_free_port_at_every_address() {
         let tries = Cell::new(0);
         // Somebody else has the second address's port at the first try.
-        let contended = |address: SocketAddr, family: Family| {
+        let contended = |address: SocketAddr, family: Ipv6Only| {
             tries.set(tries.get() + 1);
             if tries.get() == 2 {
                 return Err(ErrorKind::AddrInUse.into());

@@ -16,7 +16,7 @@ use crate::runner::ModelError;
 use clock::Clock;
 
 mod clock;
-mod generation;
+mod generation_tags;
 mod json;
 
 const NAME: &str = "chat";
@@ -59,7 +59,7 @@ impl ChatTemplate {
     ) -> Result<Self, String> {
         let mut environment = environment(clock).map_err(|error| error.to_string())?;
         environment
-            .add_template_owned(NAME, generation::without_generation_tags(source))
+            .add_template_owned(NAME, generation_tags::without_generation_tags(source))
             .map_err(|error| error.to_string())?;
         let mut inline = environment.clone();
         inline.set_fuel(Some(INLINE_FUEL));

@@ -16,10 +16,10 @@ use self_cell::self_cell;
 use super::logprobs;
 use super::model::GgufModel;
 use super::sampling::Sampler;
-use super::sequence::Running;
+use super::sequence::ActiveSequence;
 use crate::request::TokenId;
 use crate::runner::{
-    Model, ModelError, Next, Room, Runner, Sequence, Slot, Step, StepError, Token,
+    Model, ModelError, Next, Runner, Sequence, Slot, SlotCredit, Step, StepError, Token,
 };
 use crate::tokens::{Logprobs, TopLogprob};
 
@@ -43,15 +43,15 @@ pub(super) struct LlamaRunner {
     model: Arc<GgufModel>,
     batch: LlamaBatch<'static>,
     /// By slot; a slot is llama.cpp's sequence id.
-    sequences: Vec<Option<Running>>,
+    sequences: Vec<Option<ActiveSequence>>,
     admitted: u64,
     sampler: Sampler,
     /// The sequences of the current batch, and how far each gets by it.
-    parts: Vec<Part>,
+    parts: Vec<BatchPart>,
 }
 
 /// What a batch holds of one sequence.
-struct Part {
+struct BatchPart {
     slot: Slot,
     rows: usize,
     /// Its first row's place in the batch.
@@ -115,9 +115,9 @@ impl LlamaRunner {
             let (slot, Some(running)) = (Slot(index), running) else {
                 continue;
             };
-            let rows = running.rows(step.room(slot));
+            let rows = running.rows(step.credit(slot));
             if rows > 0 {
-                self.parts.push(Part {
+                self.parts.push(BatchPart {
                     slot,
                     rows,
                     first_row: 0,
@@ -126,7 +126,7 @@ impl LlamaRunner {
             }
         }
         let sequences = &self.sequences;
-        let number = |part: &Part| {
+        let number = |part: &BatchPart| {
             sequences[part.slot.0]
                 .as_ref()
                 .map(|running| running.number)
@@ -194,7 +194,7 @@ impl LlamaRunner {
     }
 }
 
-impl Part {
+impl BatchPart {
     /// The logits of one of its rows that have an output.
     fn logits<'a>(&self, context: &'a LlamaContext<'_>, offset: usize) -> &'a [f32] {
         let offset = i32::try_from(offset).expect("a batch's rows are few");
@@ -206,7 +206,7 @@ impl Runner for LlamaRunner {
     fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
         self.check(slot, &sequence)?;
         self.admitted += 1;
-        let running = Running::new(&sequence, self.model.ends(), self.admitted);
+        let running = ActiveSequence::new(&sequence, self.model.ends(), self.admitted);
         self.sequences[slot.0] = Some(running);
         Ok(())
     }
@@ -225,11 +225,11 @@ impl Runner for LlamaRunner {
         }
     }
 
-    fn next(&mut self, room: &dyn Room) -> Next {
+    fn next(&mut self, credit: &dyn SlotCredit) -> Next {
         let mut sequences = self.sequences.iter().enumerate();
         let any = sequences.any(|(index, running)| {
             let running = running.as_ref();
-            running.is_some_and(|running| running.rows(room.room(Slot(index))) > 0)
+            running.is_some_and(|running| running.rows(credit.credit(Slot(index))) > 0)
         });
         if any { Next::Now } else { Next::Idle }
     }
@@ -267,8 +267,8 @@ pub(super) fn rows(slots: usize) -> usize {
 /// Emits the tokens of a prompt that these rows tell of: each the one behind it.
 fn emit_prompt(
     step: &mut Step<'_>,
-    part: &Part,
-    running: &Running,
+    part: &BatchPart,
+    running: &ActiveSequence,
     model: &GgufModel,
     context: &LlamaContext<'_>,
 ) -> Result<(), ModelError> {
@@ -276,7 +276,7 @@ fn emit_prompt(
         && let Some(id) = running.prompt_token(0)
     {
         let logprobs = Logprobs {
-            spelling: model.spelling(id),
+            token_bytes: model.vocabulary_bytes(id),
             ..Logprobs::default()
         };
         step.prompt(part.slot, token(model, id, Some(logprobs))?);
@@ -295,7 +295,7 @@ fn emit_prompt(
 fn emit_next(
     step: &mut Step<'_>,
     slot: Slot,
-    running: &mut Running,
+    running: &mut ActiveSequence,
     model: &GgufModel,
     (sampler, logits): (&mut Sampler, &[f32]),
 ) -> Result<(), ModelError> {
@@ -319,7 +319,7 @@ fn logprobs(
     model: &GgufModel,
     logits: &[f32],
     id: TokenId,
-    running: &Running,
+    running: &ActiveSequence,
 ) -> Result<Option<Logprobs>, ModelError> {
     let Some(top) = running.logprobs else {
         return Ok(None);
@@ -327,12 +327,12 @@ fn logprobs(
     let position = logprobs::of(logits, id, top).map_err(|error| failed(error.to_string()))?;
     let top = position.top.into_iter().map(|(id, logprob)| TopLogprob {
         id,
-        spelling: model.spelling(id),
+        token_bytes: model.vocabulary_bytes(id),
         logprob,
     });
     Ok(Some(Logprobs {
         logprob: Some(position.logprob),
-        spelling: model.spelling(id),
+        token_bytes: model.vocabulary_bytes(id),
         top: top.collect(),
     }))
 }

@@ -3,9 +3,9 @@
 
 use std::cmp::Ordering;
 
-use super::sampling::BadLogits;
+use super::sampling::InvalidLogits;
 use crate::request::TokenId;
-use crate::tokens::LEAST_LOGPROB;
+use crate::tokens::MIN_LOGPROB;
 
 /// The log probabilities of one position.
 #[derive(Debug, PartialEq)]
@@ -21,21 +21,21 @@ pub(super) struct Position {
 ///
 /// # Errors
 /// When the logits are no distribution.
-pub(super) fn of(logits: &[f32], token: TokenId, top: u32) -> Result<Position, BadLogits> {
+pub(super) fn of(logits: &[f32], token: TokenId, top: u32) -> Result<Position, InvalidLogits> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     if !max.is_finite() || logits.iter().any(|logit| logit.is_nan()) {
-        return Err(BadLogits);
+        return Err(InvalidLogits);
     }
     let total: f64 = logits
         .iter()
         .map(|logit| f64::from(logit - max).exp())
         .sum();
     let total = narrowed(total.ln());
-    let logprob = |logit: f32| (logit - max - total).max(LEAST_LOGPROB);
+    let logprob = |logit: f32| (logit - max - total).max(MIN_LOGPROB);
     let own = usize::try_from(token).ok().and_then(|at| logits.get(at));
     let likeliest = likeliest(logits, usize::try_from(top).unwrap_or(usize::MAX));
     Ok(Position {
-        logprob: own.map_or(LEAST_LOGPROB, |logit| logprob(*logit)),
+        logprob: own.map_or(MIN_LOGPROB, |logit| logprob(*logit)),
         top: likeliest
             .into_iter()
             .map(|(id, logit)| (id, logprob(logit)))
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn they_are_the_logarithms_of_the_probabilities() {
+    fn logprobs_are_logarithms_of_the_probabilities() {
         let logits = logits(&[0.1, 0.5, 0.25, 0.15]);
         assert_near(&of(&logits, 3, 0).unwrap(), 0.15, &[]);
         let top = [(1, 0.5), (2, 0.25), (3, 0.15)];
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn of_equals_the_lower_id_is_first() {
+    fn ties_are_ordered_by_token_id() {
         let logits = logits(&[0.2, 0.3, 0.2, 0.3]);
         assert_near(
             &of(&logits, 0, 3).unwrap(),
@@ -105,14 +105,14 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_no_infinity() {
+    fn an_impossible_token_has_a_finite_logprob() {
         let position = of(&[0.0, f32::NEG_INFINITY], 1, 2).unwrap();
-        assert_eq!(position.logprob, LEAST_LOGPROB);
-        assert_eq!(position.top, [(0, 0.0), (1, LEAST_LOGPROB)]);
+        assert_eq!(position.logprob, MIN_LOGPROB);
+        assert_eq!(position.top, [(0, 0.0), (1, MIN_LOGPROB)]);
     }
 
     #[test]
-    fn what_is_no_distribution_is_an_error() {
+    fn invalid_logits_are_an_error() {
         assert!(of(&[0.0, f32::NAN], 0, 0).is_err());
         assert!(of(&[f32::NEG_INFINITY; 2], 0, 0).is_err());
         assert!(of(&[], 0, 0).is_err());

@@ -7,7 +7,7 @@ use llama_cpp_2::vocab::LlamaVocab;
 
 use super::chat::ChatTemplate;
 use crate::request::{ChatMessage, Parameter, TokenId};
-use crate::runner::{Beginning, LoadError, Model, ModelError, ModelFacts, Resumption, TokenBytes};
+use crate::runner::{BosPolicy, LoadError, Model, ModelError, ModelFacts, Resumption, TokenBytes};
 
 /// The longest prompt that is tokenized, whatever the context: the doors let no more through.
 const MAX_PROMPT_BYTES: usize = 4 * 1024 * 1024;
@@ -66,7 +66,7 @@ impl GgufModel {
         context_length: u32,
         resumption: Resumption,
     ) -> Result<Self, LoadError> {
-        refuse_what_cannot_complete(&llama)?;
+        check_can_complete(&llama)?;
         let vocab = llama.vocab();
         let mut longest = 1;
         let vocabulary: Vec<Piece> = vocab
@@ -86,12 +86,12 @@ impl GgufModel {
         let ends = ends.filter_map(special).collect();
         let infill = InfillTokens::of(&vocab);
         let bos = special(vocab.bos()).filter(|_| vocab.should_add_bos());
-        let spelling = |token: LlamaToken| {
-            // llama.cpp has no spelling of a token that the model does not have.
+        let token_text = |token: LlamaToken| {
+            // llama.cpp has no text of a token that the model does not have.
             let bytes = special(token).map(|_| vocab.token_to_piece(token, true, None));
             String::from_utf8(bytes.unwrap_or_default()).unwrap_or_default()
         };
-        let (bos_token, eos_token) = (spelling(vocab.bos()), spelling(vocab.eos()));
+        let (bos_token, eos_token) = (token_text(vocab.bos()), token_text(vocab.eos()));
         let facts = ModelFacts {
             name: llama.meta_val_str("general.name").unwrap_or(name),
             context_length,
@@ -132,7 +132,7 @@ impl GgufModel {
     }
 
     /// What names a token, also one that is never shown.
-    pub(super) fn spelling(&self, id: TokenId) -> Vec<u8> {
+    pub(super) fn vocabulary_bytes(&self, id: TokenId) -> Vec<u8> {
         let name = |piece: &Piece| match &piece.name {
             Some(name) => name.to_vec(),
             None => piece.bytes.to_vec(),
@@ -176,11 +176,11 @@ impl Model for GgufModel {
         &self.facts
     }
 
-    fn tokenize(&self, text: &str, beginning: Beginning) -> Result<Vec<TokenId>, ModelError> {
+    fn tokenize(&self, text: &str, bos: BosPolicy) -> Result<Vec<TokenId>, ModelError> {
         let ids = self.tokenize_bare(text)?;
-        Ok(match beginning {
-            Beginning::Marked => begun(ids, self.bos),
-            Beginning::Bare => ids,
+        Ok(match bos {
+            BosPolicy::Add => begun(ids, self.bos),
+            BosPolicy::Omit => ids,
         })
     }
 
@@ -218,7 +218,7 @@ fn special(token: LlamaToken) -> Option<TokenId> {
     TokenId::try_from(token.0).ok()
 }
 
-/// The ids with the model's beginning token first, where it has one. A text that begins with that
+/// The ids with the model's bos token first, where it has one. A text that begins with that
 /// token already, as a rendered chat may, gets no second one.
 fn begun(mut ids: Vec<TokenId>, bos: Option<TokenId>) -> Vec<TokenId> {
     if let Some(bos) = bos
@@ -250,7 +250,7 @@ fn cannot_tokenize() -> ModelError {
 
 /// llama.cpp loads models without a tokenizer, embedding models and encoders too, and aborts the
 /// process when they are asked for a completion.
-fn refuse_what_cannot_complete(llama: &LlamaModel) -> Result<(), LoadError> {
+fn check_can_complete(llama: &LlamaModel) -> Result<(), LoadError> {
     let meta = |key: &str| llama.meta_val_str(key).ok();
     let architecture = meta("general.architecture").unwrap_or_default();
     let reason = if meta("tokenizer.ggml.model").is_none_or(|it| it == "no_vocab" || it == "none") {
@@ -284,7 +284,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prompt_begins_once() {
+    fn bos_is_added_once() {
         assert_eq!(begun(vec![5, 6], None), [5, 6]);
         assert_eq!(begun(vec![5, 6], Some(1)), [1, 5, 6]);
         assert_eq!(begun(vec![1, 5, 6], Some(1)), [1, 5, 6]);
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn no_prompt_that_fits_is_refused_for_its_bytes() {
+    fn every_prompt_that_fits_the_context_is_within_the_byte_limit() {
         assert_eq!(max_prompt_bytes(2048, 162), 331_776);
         assert_eq!(max_prompt_bytes(131_072, 512), MAX_PROMPT_BYTES);
     }

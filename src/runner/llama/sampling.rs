@@ -11,18 +11,18 @@ use crate::request::{Sampling, TokenId};
 /// The model's numbers are no distribution: one is NaN, or the largest is infinite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the model's logits are not a distribution")]
-pub(super) struct BadLogits;
+pub(super) struct InvalidLogits;
 
 /// What a random draw is keyed by, and nothing else.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Draw {
+pub(super) struct DrawKey {
     pub(super) seed: u64,
     pub(super) choice: u32,
     /// The index of the token within its choice.
     pub(super) position: u32,
 }
 
-impl Draw {
+impl DrawKey {
     /// A number from 0 up to, not including, 1: 52 bits of a counter-based hash, which is the
     /// finalizer of SplitMix64 (Steele, Lea and Flood, 2014; its constants are Stafford's mix 13)
     /// applied once for each part of the key.
@@ -73,14 +73,14 @@ impl History {
 
 /// What a request does to the logits besides its penalties.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Moved<'a> {
+pub(super) struct LogitAdjustments<'a> {
     /// Added to the logits of these tokens.
     pub(super) bias: &'a [(TokenId, f32)],
     /// Tokens that must not come now.
     pub(super) banned: &'a [TokenId],
 }
 
-impl Moved<'_> {
+impl LogitAdjustments<'_> {
     fn is_nothing(&self) -> bool {
         self.bias.is_empty() && self.banned.is_empty()
     }
@@ -127,11 +127,11 @@ impl Sampler {
         logits: &[f32],
         sampling: &Sampling,
         history: &History,
-        moved: Moved<'_>,
-        draw: Draw,
-    ) -> Result<TokenId, BadLogits> {
+        moved: LogitAdjustments<'_>,
+        draw: DrawKey,
+    ) -> Result<TokenId, InvalidLogits> {
         if logits.iter().any(|logit| logit.is_nan()) {
-            return Err(BadLogits);
+            return Err(InvalidLogits);
         }
         let logits = if history.seen.is_none() && moved.is_nothing() {
             logits
@@ -146,7 +146,7 @@ impl Sampler {
             moved.ban(adjusted);
             adjusted
         };
-        let (greedy, max) = likeliest(logits).ok_or(BadLogits)?;
+        let (greedy, max) = likeliest(logits).ok_or(InvalidLogits)?;
         if sampling.temperature <= 0.0 {
             return Ok(greedy);
         }

@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
-use super::sampling::{Draw, History, Moved};
+use super::sampling::{DrawKey, History, LogitAdjustments};
 use crate::request::{Sampling, StopTokens, TokenId};
 use crate::runner::Sequence;
 
 /// A sequence that has a slot.
-pub(super) struct Running {
+pub(super) struct ActiveSequence {
     /// The prompt and then the completion so far.
     tokens: Vec<TokenId>,
     prompt_len: usize,
@@ -32,7 +32,7 @@ pub(super) struct Running {
     pub(super) number: u64,
 }
 
-impl Running {
+impl ActiveSequence {
     /// A sequence that has taken nothing yet. `ends` are the tokens by which the model ends its output.
     pub(super) fn new(sequence: &Sequence, ends: &[TokenId], number: u64) -> Self {
         let prompt_len = sequence.prompt.len();
@@ -68,20 +68,20 @@ impl Running {
         self.tokens.len() - self.taken
     }
 
-    /// How many rows of it the next step may hold, where there is room for so many tokens.
-    pub(super) fn rows(&self, room: usize) -> usize {
-        if room == 0 {
+    /// How many rows of it the next step may hold, where there is credit for so many tokens.
+    pub(super) fn rows(&self, credit: usize) -> usize {
+        if credit == 0 {
             0
         } else if self.is_scoring() {
             // The first row tells of the prompt's first token too; each, of the prompt's token behind it; and the
             // last may be followed by a token of the completion.
-            let room = room.saturating_sub(usize::from(self.taken == 0));
+            let credit = credit.saturating_sub(usize::from(self.taken == 0));
             let behind = self.prompt_len - self.taken - 1;
             let all = self.pending();
-            if behind + usize::from(self.samples_after(all)) <= room {
+            if behind + usize::from(self.samples_after(all)) <= credit {
                 all
             } else {
-                room.min(behind)
+                credit.min(behind)
             }
         } else {
             self.pending()
@@ -104,9 +104,9 @@ impl Running {
     }
 
     /// What the request does to the logits of the next token.
-    pub(super) fn moved(&self) -> Moved<'_> {
+    pub(super) fn moved(&self) -> LogitAdjustments<'_> {
         let is_too_early = self.draw().position < self.stop_tokens.min_tokens;
-        Moved {
+        LogitAdjustments {
             bias: &self.bias,
             banned: if is_too_early { &self.ends } else { &[] },
         }
@@ -134,9 +134,9 @@ impl Running {
     }
 
     /// What the next random draw is keyed by.
-    pub(super) fn draw(&self) -> Draw {
+    pub(super) fn draw(&self) -> DrawKey {
         let position = self.tokens.len() - self.prompt_len;
-        Draw {
+        DrawKey {
             seed: self.seed,
             choice: self.choice,
             position: u32::try_from(position).unwrap_or(u32::MAX),

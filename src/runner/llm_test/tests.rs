@@ -1,13 +1,13 @@
-//! The test runner's pace, its room, and how its sequences end.
+//! The test runner's pace, its credit, and how its sequences end.
 
 use super::*;
 use crate::request::{Caller, Sampling, StopTokens};
 use crate::runner::Emission;
 
-struct AlwaysRoom(usize);
+struct FixedCredit(usize);
 
-impl Room for AlwaysRoom {
-    fn room(&self, _slot: Slot) -> usize {
+impl SlotCredit for FixedCredit {
+    fn credit(&self, _slot: Slot) -> usize {
         self.0
     }
 }
@@ -24,13 +24,13 @@ fn sequence(max_tokens: u32) -> Sequence {
         stop_tokens: StopTokens::default(),
         logprobs: None,
         scores_prompt: false,
-        stamps: true,
+        timestamps: true,
         caller: Caller::default(),
     }
 }
 
-fn runner(interval: Duration) -> LlmTestRunner {
-    LlmTestRunner::new(
+fn runner(interval: Duration) -> TestRunner {
+    TestRunner::new(
         TestRunnerOptions {
             interval,
             ..TestRunnerOptions::default()
@@ -39,10 +39,10 @@ fn runner(interval: Duration) -> LlmTestRunner {
     )
 }
 
-fn step(runner: &mut LlmTestRunner, room: usize) -> Vec<Emission> {
+fn step(runner: &mut TestRunner, credit: usize) -> Vec<Emission> {
     let mut emissions = Vec::new();
     runner
-        .step(&mut Step::new(&AlwaysRoom(room), &mut emissions))
+        .step(&mut Step::new(&FixedCredit(credit), &mut emissions))
         .unwrap();
     emissions
 }
@@ -50,7 +50,7 @@ fn step(runner: &mut LlmTestRunner, room: usize) -> Vec<Emission> {
 #[test]
 fn the_prompt_has_as_many_tokens_as_words_and_at_least_one() {
     let model = TestModel::new();
-    let tokens = |text| model.tokenize(text, Beginning::Marked).unwrap().len();
+    let tokens = |text| model.tokenize(text, BosPolicy::Add).unwrap().len();
     assert_eq!(tokens("The capital of France is"), 5);
     assert_eq!(tokens(""), 1);
 }
@@ -60,7 +60,7 @@ fn deadlines_are_absolute_from_admission() {
     let mut runner = runner(Duration::from_secs(1));
     let before = monotonic_ns();
     runner.admit(Slot(0), sequence(3)).unwrap();
-    let Next::At(first) = runner.next(&AlwaysRoom(1)) else {
+    let Next::At(first) = runner.next(&FixedCredit(1)) else {
         panic!("no deadline")
     };
     assert!(first >= before + 1_000_000_000);
@@ -72,16 +72,16 @@ fn deadlines_are_absolute_from_admission() {
         matches!(&emissions[..], [Emission::Token(Slot(0), token)] if token.due_ns == 5),
         "{emissions:?}"
     );
-    assert_eq!(runner.next(&AlwaysRoom(1)), Next::At(1_000_000_005));
+    assert_eq!(runner.next(&FixedCredit(1)), Next::At(1_000_000_005));
 }
 
 #[test]
-fn a_sequence_without_room_is_passed_over_and_loses_nothing() {
+fn a_sequence_without_credit_is_skipped_and_loses_no_token() {
     let mut runner = runner(Duration::ZERO);
     runner.admit(Slot(0), sequence(100)).unwrap();
     assert!(step(&mut runner, 0).is_empty());
-    assert_eq!(runner.next(&AlwaysRoom(0)), Next::Idle);
-    assert!(matches!(runner.next(&AlwaysRoom(2)), Next::At(_)));
+    assert_eq!(runner.next(&FixedCredit(0)), Next::Idle);
+    assert!(matches!(runner.next(&FixedCredit(2)), Next::At(_)));
     let emissions = step(&mut runner, 2);
     let texts: Vec<_> = emissions
         .iter()
@@ -96,32 +96,32 @@ fn a_sequence_without_room_is_passed_over_and_loses_nothing() {
 }
 
 #[test]
-fn a_released_slot_emits_nothing_of_its_old_sequence() {
+fn a_released_sequence_emits_nothing() {
     let mut runner = runner(Duration::ZERO);
     runner.admit(Slot(0), sequence(100)).unwrap();
     runner.release(Slot(0));
-    assert_eq!(runner.next(&AlwaysRoom(1)), Next::Idle);
+    assert_eq!(runner.next(&FixedCredit(1)), Next::Idle);
     runner.admit(Slot(0), sequence(100)).unwrap();
     assert_eq!(step(&mut runner, 1).len(), 1);
 }
 
 #[test]
-fn a_sequence_does_not_inherit_the_wait_of_the_one_before_it_in_its_slot() {
+fn a_reused_slot_does_not_inherit_the_wait_for_credit() {
     let mut runner = runner(Duration::ZERO);
     runner.admit(Slot(0), sequence(100)).unwrap();
-    assert!(step(&mut runner, 0).is_empty(), "it waits for room");
+    assert!(step(&mut runner, 0).is_empty(), "it waits for credit");
     runner.release(Slot(0));
     runner.admit(Slot(0), sequence(100)).unwrap();
-    assert!(matches!(runner.next(&AlwaysRoom(3)), Next::At(_)));
+    assert!(matches!(runner.next(&FixedCredit(3)), Next::At(_)));
     assert_eq!(
         step(&mut runner, 3).len(),
         3,
-        "no more than it has room for"
+        "no more than it has credit for"
     );
 }
 
 #[test]
-fn a_burst_ends_with_the_sequence() {
+fn a_burst_stops_at_max_tokens() {
     let mut runner = runner(Duration::ZERO);
     runner.admit(Slot(0), sequence(2)).unwrap();
     assert_eq!(step(&mut runner, 10).len(), 2);

@@ -30,7 +30,7 @@ fn a_model_is_found_by_its_name_and_by_each_alias() {
 }
 
 #[test]
-fn no_name_means_the_only_model() {
+fn a_request_without_a_name_gets_the_only_model() {
     let only = catalog(&[("a", &["first"])]);
     assert_eq!(found(&only, None), Ok((0, "a".to_owned())));
     let unnamed = found(&catalog(&[("a", &[]), ("b", &[])]), None).expect_err("which?");
@@ -39,19 +39,19 @@ fn no_name_means_the_only_model() {
 }
 
 #[test]
-fn the_list_of_models_stays_short_enough_for_a_header() {
+fn the_list_of_models_in_an_error_is_bounded() {
     let names: Vec<_> = (0..100).map(|at| format!("{at:0>256}")).collect();
     let models: Vec<(&str, &[&str])> = names.iter().map(|name| (&**name, &[][..])).collect();
     let unnamed = found(&catalog(&models), None).expect_err("which?");
     assert!(
-        unnamed.message.len() < MAX_LISTED_BYTES + 100,
+        unnamed.message.len() < MAX_MODEL_LIST_BYTES + 100,
         "{unnamed:?}"
     );
     assert!(unnamed.message.contains("… and 93 more"), "{unnamed:?}");
 }
 
 #[test]
-fn an_unknown_name_means_the_first_model_where_the_engine_serves_any() {
+fn with_unknown_model_first_an_unknown_name_gets_the_first_model() {
     let catalog = catalog(&[("a", &[]), ("b", &["bee"])]).with_unknown_model(UnknownModel::First);
     for (name, expected) in [
         (Some("gpt-4o"), (0, "a")),

@@ -46,7 +46,10 @@ fn plan(slots: &[usize], queue_depth: usize) -> Plan<Named> {
 /// Adds a worker of a model.
 fn add_ready(plan: &mut Plan<Named>, (worker, model): (usize, usize), slots: usize) {
     plan.joined(WorkerId(worker), model);
-    assert!(plan.ready(WorkerId(worker), Life(1), slots).is_empty());
+    assert!(
+        plan.ready(WorkerId(worker), Generation(1), slots)
+            .is_empty()
+    );
 }
 
 fn admit(plan: &mut Plan<Named>, priority: i32, name: &'static str) -> Admission {
@@ -54,11 +57,11 @@ fn admit(plan: &mut Plan<Named>, priority: i32, name: &'static str) -> Admission
 }
 
 fn release(plan: &mut Plan<Named>, worker: usize) -> Vec<(&'static str, usize)> {
-    names(&plan.released(WorkerId(worker), Life(1), 16))
+    names(&plan.released(WorkerId(worker), Generation(1), 16))
 }
 
 #[test]
-fn a_free_slot_is_given_at_once() {
+fn a_request_is_placed_on_a_free_slot_at_once() {
     let (admission, placements) = plan(&[1], 0).admit(0, 0, vec![job("a")]);
     assert_eq!(
         (admission, names(&placements)),
@@ -67,7 +70,7 @@ fn a_free_slot_is_given_at_once() {
 }
 
 #[test]
-fn a_full_queue_refuses_and_keeps_those_who_wait() {
+fn a_full_queue_rejects_new_requests_and_keeps_the_waiting_ones() {
     let mut plan = plan(&[1], 1);
     assert_eq!(admit(&mut plan, 0, "runs"), Admission::Admitted);
     assert_eq!(admit(&mut plan, 0, "waits"), Admission::Admitted);
@@ -77,7 +80,7 @@ fn a_full_queue_refuses_and_keeps_those_who_wait() {
 }
 
 #[test]
-fn the_lower_priority_number_goes_first_and_then_the_earlier_arrival() {
+fn requests_run_by_priority_and_then_by_arrival() {
     let mut plan = plan(&[1], 8);
     admit(&mut plan, 0, "runs");
     admit(&mut plan, 5, "last");
@@ -89,7 +92,7 @@ fn the_lower_priority_number_goes_first_and_then_the_earlier_arrival() {
 }
 
 #[test]
-fn the_worker_with_the_fewest_tokens_before_it_takes_the_next() {
+fn the_worker_with_the_fewest_outstanding_tokens_takes_the_next() {
     let mut plan = plan(&[2, 2], 8);
     let long = Named("long", 1_000, Rc::new(Cell::new(true)));
     assert_eq!(names(&plan.admit(0, 0, vec![long]).1), [("long", 0)]);
@@ -109,7 +112,7 @@ fn more_choices_than_slots_run_in_turn() {
 }
 
 #[test]
-fn what_nobody_waits_for_is_never_placed() {
+fn an_abandoned_request_is_never_placed() {
     let mut plan = plan(&[1], 8);
     admit(&mut plan, 0, "runs");
     let gone = job("gone");
@@ -125,7 +128,7 @@ fn what_nobody_waits_for_is_never_placed() {
 }
 
 #[test]
-fn models_do_not_wait_for_each_other() {
+fn models_are_scheduled_independently() {
     let mut plan = Plan::new(&[8, 8]);
     add_ready(&mut plan, (0, 0), 1);
     add_ready(&mut plan, (1, 1), 1);
@@ -138,7 +141,7 @@ fn models_do_not_wait_for_each_other() {
 }
 
 #[test]
-fn a_full_queue_of_one_model_refuses_nothing_of_another() {
+fn a_full_queue_of_one_model_does_not_affect_another() {
     let mut plan = Plan::new(&[1, 2]);
     add_ready(&mut plan, (0, 0), 1);
     add_ready(&mut plan, (1, 1), 1);
@@ -162,14 +165,14 @@ fn a_lost_worker_takes_nothing_until_it_is_ready_again() {
     assert_eq!(admit(&mut plan, 0, "refused"), Admission::NoWorker);
     assert!(
         release(&mut plan, 0).is_empty(),
-        "the slot belongs to an earlier life"
+        "the slot belongs to an earlier generation"
     );
-    let placed = plan.ready(WorkerId(0), Life(2), 1);
+    let placed = plan.ready(WorkerId(0), Generation(2), 1);
     assert_eq!(names(&placed), [("waits", 0)]);
 }
 
 #[test]
-fn what_was_running_goes_before_what_is_new_whatever_its_priority() {
+fn a_resumed_choice_goes_before_new_requests_of_any_priority() {
     let mut plan = plan(&[1], 1);
     admit(&mut plan, 0, "runs");
     admit(&mut plan, -9, "new");
@@ -180,17 +183,17 @@ fn what_was_running_goes_before_what_is_new_whatever_its_priority() {
 }
 
 #[test]
-fn what_was_running_waits_for_a_worker_where_none_is_up() {
+fn a_resumed_choice_waits_when_no_worker_is_up() {
     let mut plan = plan(&[1], 0);
     plan.lost(WorkerId(0));
     assert!(plan.resume(0, 0, job("resumed")).is_empty());
     assert_eq!(admit(&mut plan, 0, "new"), Admission::NoWorker);
-    let placed = plan.ready(WorkerId(0), Life(2), 1);
+    let placed = plan.ready(WorkerId(0), Generation(2), 1);
     assert_eq!(names(&placed), [("resumed", 0)]);
 }
 
 #[test]
-fn a_worker_that_has_left_takes_nothing_and_one_that_joins_does() {
+fn a_worker_that_left_takes_nothing_and_a_new_one_does() {
     let mut plan = plan(&[1], 8);
     plan.left(WorkerId(0));
     assert_eq!(admit(&mut plan, 0, "refused"), Admission::NoWorker);
@@ -199,7 +202,7 @@ fn a_worker_that_has_left_takes_nothing_and_one_that_joins_does() {
 }
 
 #[test]
-fn a_worker_whose_device_does_not_return_takes_nothing_until_it_does() {
+fn a_stuck_worker_takes_nothing_until_its_device_call_returns() {
     let mut plan = plan(&[2], 8);
     admit(&mut plan, 0, "runs");
     assert!(plan.stuck(WorkerId(0), true).is_empty());
@@ -209,7 +212,7 @@ fn a_worker_whose_device_does_not_return_takes_nothing_until_it_does() {
 }
 
 #[test]
-fn suspects_are_never_together_on_a_worker_and_hold_up_nobody_else() {
+fn a_worker_has_at_most_one_suspect_and_suspects_do_not_block_others() {
     let mut plan = plan(&[4], 8);
     assert_eq!(
         names(&plan.resume(0, 0, job("suspect 1"))),
@@ -217,6 +220,6 @@ fn suspects_are_never_together_on_a_worker_and_hold_up_nobody_else() {
     );
     assert!(plan.resume(0, 0, job("suspect 2")).is_empty());
     assert_eq!(names(&plan.admit(0, 0, vec![job("new")]).1), [("new", 0)]);
-    let placed = plan.cleared(WorkerId(0), Life(1));
+    let placed = plan.cleared(WorkerId(0), Generation(1));
     assert_eq!(names(&placed), [("suspect 2", 0)]);
 }

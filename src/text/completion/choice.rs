@@ -10,60 +10,60 @@ use super::CompletionEvent;
 use crate::error::Error;
 use crate::request::{FinishReason, TokenId};
 use crate::runner::Token;
-use crate::scheduler::{Held, Loss, Lost, Resumer};
-use crate::text::{ChoiceText, Watch};
+use crate::scheduler::{DeliveredToken, LossHistory, Resumer, WorkerLoss};
+use crate::text::{IncrementalDetokenizer, StopStatus};
 use crate::tokens::TokenBatch;
-use crate::worker::lane::LaneReceiver;
+use crate::worker::token_channel::TokenReceiver;
 
 /// One choice.
 pub(super) struct Choice {
     pub(super) number: u32,
     /// Gone when the choice has ended.
-    pub(super) lane: Option<LaneReceiver>,
-    pub(super) text: ChoiceText,
+    pub(super) token_channel: Option<TokenReceiver>,
+    pub(super) text: IncrementalDetokenizer,
     next_index: u32,
     /// How many tokens it has, told or not.
     pub(super) made: u32,
     /// How many of the next tokens the client has already: they were held back, and are no more.
-    told_before: usize,
+    already_delivered: usize,
     /// Whether it may go on elsewhere.
     is_resumable: bool,
     /// What it has, to go on behind it elsewhere.
     ids: Vec<TokenId>,
-    lost: Lost,
+    lost: LossHistory,
     /// Whether the worker where it is has taken it.
     is_accepted: bool,
     /// Since when it waits for the next token of another worker, and until when for that worker.
-    resuming: Option<(Instant, InVain)>,
+    resuming: Option<(Instant, AcceptanceTimeout)>,
 }
 
 /// Ends when no other worker has taken a choice in time; pending once one has.
-type InVain = Option<Pin<Box<dyn Future<Output = ()> + Send>>>;
+type AcceptanceTimeout = Option<Pin<Box<dyn Future<Output = ()> + Send>>>;
 
 impl Choice {
     pub(super) fn new(
         number: u32,
-        lane: LaneReceiver,
-        text: ChoiceText,
+        token_channel: TokenReceiver,
+        text: IncrementalDetokenizer,
         is_resumable: bool,
     ) -> Self {
         Self {
             number,
-            lane: Some(lane),
+            token_channel: Some(token_channel),
             text,
             next_index: 0,
             made: 0,
-            told_before: 0,
+            already_delivered: 0,
             is_resumable,
             ids: Vec::new(),
-            lost: Lost::default(),
+            lost: LossHistory::default(),
             is_accepted: false,
             resuming: None,
         }
     }
 
     /// The choice as it goes on behind what its client has.
-    pub(super) fn behind(mut self, held: Vec<Held>) -> Result<Self, Error> {
+    pub(super) fn behind(mut self, held: Vec<DeliveredToken>) -> Result<Self, Error> {
         let count = held.len();
         self.ids = held.iter().map(|(id, _)| *id).collect();
         let tokens = held.into_iter().map(|(id, bytes)| Token {
@@ -77,7 +77,7 @@ impl Choice {
             let message = "resume holds a stop string, with which that choice has ended.";
             Error::invalid_value("resume", message)
         })?;
-        self.told_before = count - told;
+        self.already_delivered = count - told;
         self.next_index = u32::try_from(count).unwrap_or(u32::MAX);
         self.made = self.next_index;
         Ok(self)
@@ -86,8 +86,8 @@ impl Choice {
     /// A worker has it, for the first time or again.
     pub(super) fn accepted(&mut self) {
         self.is_accepted = true;
-        if let Some((_, in_vain)) = &mut self.resuming {
-            *in_vain = None;
+        if let Some((_, acceptance_timeout)) = &mut self.resuming {
+            *acceptance_timeout = None;
         }
     }
 
@@ -104,7 +104,7 @@ impl Choice {
                 self.ids.push(token.id);
             }
             let decided = ready.len();
-            if self.text.push(token, ready) == Watch::Matched {
+            if self.text.push(token, ready) == StopStatus::Matched {
                 return Some((decided, FinishReason::Stop));
             }
         }
@@ -112,35 +112,41 @@ impl Choice {
     }
 
     /// It has got a token: how long it had waited for it where it goes on elsewhere.
-    pub(super) fn went_on(&mut self) -> Option<Duration> {
+    pub(super) fn record_progress(&mut self) -> Option<Duration> {
         let (since, _) = self.resuming.take()?;
-        self.lost.went_on();
+        self.lost.record_progress();
         Some(since.elapsed())
     }
 
     /// Has it go on elsewhere, because its worker was lost.
     pub(super) fn resume(&mut self, resumer: &Resumer, scores_prompt: bool) -> Result<(), Error> {
-        let by_crash = self.lane.as_ref().is_some_and(LaneReceiver::has_crashed);
+        let by_crash = self
+            .token_channel
+            .as_ref()
+            .is_some_and(TokenReceiver::has_crashed);
         let loss = match (by_crash, std::mem::take(&mut self.is_accepted)) {
-            (true, _) => Loss::Crash,
-            (false, true) => Loss::AfterAcceptance,
-            (false, false) => Loss::BeforeAcceptance,
+            (true, _) => WorkerLoss::Crash,
+            (false, true) => WorkerLoss::AfterAcceptance,
+            (false, false) => WorkerLoss::BeforeAcceptance,
         };
         self.lost.again(loss, self.made);
         let resuming = resumer.resume(self.number, &self.ids, scores_prompt, &self.lost)?;
         let since = self.resuming.take().map(|(since, _)| since);
-        self.resuming = Some((since.unwrap_or_else(Instant::now), Some(resuming.in_vain)));
-        if let Some(lost) = &self.lane {
-            resuming.lane.replaces(lost);
+        self.resuming = Some((
+            since.unwrap_or_else(Instant::now),
+            Some(resuming.acceptance_timeout),
+        ));
+        if let Some(lost) = &self.token_channel {
+            resuming.token_channel.inherit_stream_count(lost);
         }
-        self.lane = Some(resuming.lane);
+        self.token_channel = Some(resuming.token_channel);
         Ok(())
     }
 
     /// Whether it has waited for another worker in vain.
-    pub(super) fn is_in_vain(&mut self, cx: &mut Context<'_>) -> bool {
+    pub(super) fn acceptance_timed_out(&mut self, cx: &mut Context<'_>) -> bool {
         match &mut self.resuming {
-            Some((_, Some(in_vain))) => in_vain.as_mut().poll(cx).is_ready(),
+            Some((_, Some(acceptance_timeout))) => acceptance_timeout.as_mut().poll(cx).is_ready(),
             Some((_, None)) | None => false,
         }
     }
@@ -151,8 +157,8 @@ impl Choice {
         tokens: TokenBatch,
         finish: Option<FinishReason>,
     ) -> Option<CompletionEvent> {
-        let again = self.told_before.min(tokens.len());
-        self.told_before -= again;
+        let again = self.already_delivered.min(tokens.len());
+        self.already_delivered -= again;
         let tokens = tokens.without_first(again);
         if tokens.is_empty() && finish.is_none() {
             return None;

@@ -3,12 +3,12 @@
 use super::CompletionEvent;
 use crate::runner::Token;
 use crate::text::utf8::Utf8Assembler;
-use crate::tokens::{Stamp, TokenBatch};
+use crate::tokens::{Timestamps, TokenBatch};
 
 /// The most bytes of the prompt's text in one event.
-const ECHO: usize = 64 * 1024;
+const MAX_ECHO_BYTES: usize = 64 * 1024;
 
-/// The prompt's tokens on their way with their log probabilities, which come by the first choice's lane.
+/// The prompt's tokens on their way with their log probabilities, which come by the first choice's token_channel.
 #[derive(Default)]
 pub(super) struct ScoredPrompt {
     utf8: Utf8Assembler,
@@ -50,14 +50,19 @@ impl ScoredPrompt {
         }
         self.left = self.left.saturating_sub(1);
         self.told += 1;
-        let spelling = token.logprobs.as_deref().map(|known| &known.spelling[..]);
-        let bytes = match spelling {
+        let token_bytes = token
+            .logprobs
+            .as_deref()
+            .map(|known| &known.token_bytes[..]);
+        let bytes = match token_bytes {
             // What steers the model has no text where the model writes it. In a prompt it has the text by
             // which the client named it.
-            Some(spelling) if token.bytes.is_empty() && self.goes_on_with(spelling) => spelling,
+            Some(token_bytes) if token.bytes.is_empty() && self.goes_on_with(token_bytes) => {
+                token_bytes
+            }
             Some(_) | None => &token.bytes,
         };
-        prompt.push_written(token.id, Stamp::default(), |text| {
+        prompt.push_written(token.id, Timestamps::default(), |text| {
             let begin = text.len();
             self.utf8.push(bytes, text);
             if self.left == 0 {
@@ -68,8 +73,8 @@ impl ScoredPrompt {
         prompt.attach(token.logprobs);
     }
 
-    fn goes_on_with(&self, spelling: &[u8]) -> bool {
-        self.text.as_bytes()[self.passed..].starts_with(spelling)
+    fn goes_on_with(&self, token_bytes: &[u8]) -> bool {
+        self.text.as_bytes()[self.passed..].starts_with(token_bytes)
     }
 
     /// Goes on behind a token's text. Some tokenizers write a space before the first word.
@@ -101,7 +106,7 @@ impl ScoredPrompt {
 pub(super) fn echoed(text: Option<String>) -> impl Iterator<Item = CompletionEvent> {
     let mut rest = text.unwrap_or_default();
     std::iter::from_fn(move || {
-        let cut = rest.floor_char_boundary(ECHO);
+        let cut = rest.floor_char_boundary(MAX_ECHO_BYTES);
         let after = rest.split_off(cut);
         let text = std::mem::replace(&mut rest, after);
         (!text.is_empty()).then(|| CompletionEvent::Prompt {
@@ -118,14 +123,14 @@ mod tests {
     use crate::runner::TokenBytes;
     use crate::tokens::Logprobs;
 
-    /// The texts that these tokens of a prompt are told with: each its own text, and its spelling.
+    /// The texts that these tokens of a prompt are told with: each its own text, and its token_bytes.
     fn told(text: &str, tokens: &[(&str, &str)]) -> Vec<String> {
         let count = u32::try_from(tokens.len()).expect("a few");
         let mut prompt = ScoredPrompt::new(count, text);
         let mut batch = TokenBatch::default();
-        for (bytes, spelling) in tokens {
+        for (bytes, token_bytes) in tokens {
             let logprobs = Logprobs {
-                spelling: spelling.as_bytes().to_vec(),
+                token_bytes: token_bytes.as_bytes().to_vec(),
                 ..Logprobs::default()
             };
             let token = Token {
@@ -141,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_special_token_has_text_where_the_client_wrote_it() {
+    fn a_special_token_has_text_where_the_prompt_contains_it() {
         let tokens = [("", "<s>"), ("Hello", "Hello"), ("", "<end>"), (" x", " x")];
         assert_eq!(told("Hello<end> x", &tokens), ["", "Hello", "<end>", " x"]);
         // A conversation's template writes the beginning itself.
@@ -151,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_space_that_the_tokenizer_puts_first_is_no_part_of_the_prompt() {
+    fn a_leading_space_added_by_the_tokenizer_is_not_part_of_the_prompt() {
         let tokens = [(" Hello", " Hello"), ("", "<end>")];
         assert_eq!(told("Hello<end>", &tokens), [" Hello", "<end>"]);
     }

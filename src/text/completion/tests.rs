@@ -4,10 +4,10 @@ use tokio_stream::StreamExt;
 
 use super::*;
 use crate::runner::{Token, TokenBytes};
-use crate::telemetry::{Lane, Stage, Telemetry};
-use crate::worker::lane::{LaneSender, Sent, lane};
+use crate::telemetry::{ResponseFormat, Stage, Telemetry};
+use crate::worker::token_channel::{SendOutcome, TokenSender, token_channel};
 
-fn send(lane: &LaneSender, text: &str) {
+fn send(token_channel: &TokenSender, text: &str) {
     let token = Token {
         id: 0,
         bytes: TokenBytes::from_slice(text.as_bytes()),
@@ -15,12 +15,12 @@ fn send(lane: &LaneSender, text: &str) {
         emitted_ns: 0,
         logprobs: None,
     };
-    assert_eq!(lane.token(token), Sent::Delivered);
+    assert_eq!(token_channel.token(token), SendOutcome::Delivered);
 }
 
 /// A completion of so many choices, and the workers' ends of their lanes.
-fn completion(choices: usize) -> (Completion, Vec<LaneSender>) {
-    let lanes = (0..choices).map(|_| lane(16, Arc::new(Notify::new()), Counter::noop()));
+fn completion(choices: usize) -> (Completion, Vec<TokenSender>) {
+    let lanes = (0..choices).map(|_| token_channel(16, Arc::new(Notify::new()), Counter::noop()));
     let (senders, lanes) = lanes.unzip();
     let now = Instant::now();
     let admitted = Admitted {
@@ -35,7 +35,7 @@ fn completion(choices: usize) -> (Completion, Vec<LaneSender>) {
         arrived: now,
         deadline: now + Duration::from_secs(3_600),
     };
-    let times = Telemetry::new().stage_times(Lane::Grpc, Stage::Engine);
+    let times = Telemetry::new().stage_times(ResponseFormat::Grpc, Stage::Engine);
     let completion = Completion::new(admitted, &Stopping::default(), times);
     (completion.expect("nothing is resumed"), senders)
 }
@@ -48,10 +48,10 @@ async fn next_choice(completion: &mut Completion) -> u32 {
 }
 
 #[tokio::test]
-async fn a_choice_that_always_has_tokens_does_not_keep_another_waiting() {
+async fn a_choice_that_always_has_tokens_does_not_starve_the_others() {
     let (mut completion, lanes) = completion(3);
-    for lane in &lanes {
-        send(lane, "a");
+    for token_channel in &lanes {
+        send(token_channel, "a");
     }
     let mut order = Vec::new();
     for _ in 0..4 {
@@ -61,7 +61,7 @@ async fn a_choice_that_always_has_tokens_does_not_keep_another_waiting() {
     assert_eq!(order, [0, 1, 2, 0]);
 }
 #[tokio::test]
-async fn the_engines_stage_is_from_a_tokens_emission_until_it_is_taken() {
+async fn the_engine_stage_ends_when_the_completion_takes_the_token() {
     let (mut completion, lanes) = completion(1);
     for seconds_ago in [3, 3, 1] {
         let token = Token {
@@ -71,7 +71,7 @@ async fn the_engines_stage_is_from_a_tokens_emission_until_it_is_taken() {
             emitted_ns: monotonic_ns() - seconds_ago * 1_000_000_000,
             logprobs: None,
         };
-        assert_eq!(lanes[0].token(token), Sent::Delivered);
+        assert_eq!(lanes[0].token(token), SendOutcome::Delivered);
     }
     next_choice(&mut completion).await;
     let StageSummary {

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use crate::proto::worker as proto;
 use crate::request::{FinishReason, TokenId};
-use crate::runner::{Room, Slot, monotonic_ns};
+use crate::runner::{Slot, SlotCredit, monotonic_ns};
 use crate::worker::Assignment;
-use crate::worker::lane::Failure;
 use crate::worker::slots::{Freed, Slots};
-use crate::worker::wire::{self, Named, Violation};
+use crate::worker::token_channel::Failure;
+use crate::worker::wire::{self, SequenceId, Violation};
 
 /// A sequence is given more credit once it can have so much at once, or has none left.
 const GRANT: usize = 128;
@@ -21,17 +21,17 @@ const GRANT: usize = 128;
 pub(super) struct Sequences {
     slots: Slots,
     /// By slot.
-    under_way: Vec<Option<UnderWay>>,
+    under_way: Vec<Option<RemoteSequence>>,
     by_number: HashMap<u64, Slot>,
     /// Every id below this is a token.
     vocabulary_size: u32,
     /// The worker's life; and the last sequence's number, which count on over all lives.
-    last: Named,
+    last: SequenceId,
     effects: Effects,
 }
 
 /// A sequence that the worker has.
-struct UnderWay {
+struct RemoteSequence {
     number: u64,
     submitted_ns: u64,
     is_accepted: bool,
@@ -67,7 +67,7 @@ pub(super) struct Effects {
 impl Sequences {
     /// None yet, on a worker with so many slots, in this life; the last sequence of the life before had this
     /// number.
-    pub(super) fn new(slots: usize, slow_reader_ns: u64, last: Named) -> Self {
+    pub(super) fn new(slots: usize, slow_reader_ns: u64, last: SequenceId) -> Self {
         Self {
             slots: Slots::new(slots, slow_reader_ns),
             under_way: (0..slots).map(|_| None).collect(),
@@ -127,10 +127,10 @@ impl Sequences {
         let scored = scoring.as_ref().map_or(0, |prompt| prompt.len());
         let wanted = usize::try_from(max_tokens).unwrap_or(usize::MAX);
         let wanted = wanted.saturating_sub(delivered).saturating_add(scored);
-        let credit = assignment.lane.room().clamp(1, wanted.max(1));
+        let credit = assignment.token_channel.credit().clamp(1, wanted.max(1));
         let credit_given = u32::try_from(credit).unwrap_or(u32::MAX);
         let submit = wire::submit(sequence, self.last, credit_given);
-        self.under_way[slot.0] = Some(UnderWay {
+        self.under_way[slot.0] = Some(RemoteSequence {
             number,
             submitted_ns: monotonic_ns(),
             is_accepted: false,
@@ -240,7 +240,7 @@ impl Sequences {
         }
     }
 
-    /// Closes every lane without an end, because the device crashed.
+    /// Closes every token_channel without an end, because the device crashed.
     pub(super) fn crash_all(&mut self) {
         self.slots.crash_all();
     }
@@ -269,8 +269,8 @@ impl Sequences {
         if under_way.not_granted == 0 || !under_way.is_accepted {
             return;
         }
-        let room = self.slots.room(slot);
-        let tokens = room
+        let credit = self.slots.credit(slot);
+        let tokens = credit
             .saturating_sub(under_way.credit)
             .min(under_way.not_granted);
         if tokens == 0 || (tokens < GRANT && under_way.credit > 0) {
@@ -285,7 +285,7 @@ impl Sequences {
     }
 }
 
-impl UnderWay {
+impl RemoteSequence {
     /// Whether what a step made follows what came before, and was allowed.
     fn check(&mut self, entry: &proto::SequenceStep) -> Result<(), Violation> {
         if !self.is_accepted {

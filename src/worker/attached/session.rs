@@ -1,7 +1,7 @@
 //! One worker's stream, from its welcome to its end: what it sends goes into lanes, what the scheduler and
 //! the lanes say goes to it.
 //!
-//! It waits for nobody but the worker, and for the worker only as long as its silence limit.
+//! It waits for nobody but the worker, and for the worker only as long as its heartbeat timeout.
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -12,33 +12,33 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tonic::{Code, Status, Streaming};
 
-use super::end::End;
-use super::interpreter::{Asked, RemoteModel};
-use super::questions::Questions;
+use super::heartbeat::HeartbeatMonitor;
+use super::remote_tokenizer::{RemoteModel, TokenizerRequest};
 use super::sequences::{Effects, Sequences};
-use super::silence::Silence;
-use super::timeouts::Timeouts;
-use super::{ChildSeat, Exit, Seat};
+use super::session_end::End;
+use super::timeouts::SessionTimeouts;
+use super::tokenizer_calls::TokenizerCalls;
+use super::{ChildRegistration, Exit, Registration};
 use crate::proto::worker as proto;
 use crate::proto::worker::attach_request::Message as Said;
 use crate::proto::worker::attach_response::Message;
 use crate::runner::monotonic_ns;
 use crate::telemetry::Telemetry;
-use crate::worker::lane::Failure;
-use crate::worker::wire::{self, Named, Offer, Violation};
-use crate::worker::{Assignment, Flags, Life, Served, WorkerEvent, WorkerId};
+use crate::worker::token_channel::Failure;
+use crate::worker::wire::{self, ReadyReport, SequenceId, Violation};
+use crate::worker::{Assignment, Flags, Generation, ServedModel, WorkerEvent, WorkerId};
 
 /// A worker that was taken on.
 pub(super) struct Session {
     pub(super) worker: WorkerId,
     /// Set where the engine has started it: it is to end with the engine.
-    pub(super) child: Option<ChildSeat>,
-    pub(super) seat: Arc<Seat>,
-    pub(super) timeouts: Timeouts,
+    pub(super) child: Option<ChildRegistration>,
+    pub(super) seat: Arc<Registration>,
+    pub(super) timeouts: SessionTimeouts,
     pub(super) flags: Arc<Flags>,
-    /// Rung when a lane, or a flag, is to be looked at.
+    /// Rung when a token_channel, or a flag, is to be looked at.
     pub(super) attention: Arc<Notify>,
-    pub(super) commands: mpsc::Receiver<(Life, Assignment)>,
+    pub(super) commands: mpsc::Receiver<(Generation, Assignment)>,
     pub(super) outbound: mpsc::Sender<Result<proto::AttachResponse, Status>>,
     pub(super) events: mpsc::Sender<WorkerEvent>,
     pub(super) telemetry: Telemetry,
@@ -46,10 +46,10 @@ pub(super) struct Session {
 
 /// What a worker has while its model is loaded.
 struct Running {
-    life: Life,
+    life: Generation,
     sequences: Sequences,
-    asked: mpsc::Receiver<Asked>,
-    questions: Questions,
+    asked: mpsc::Receiver<TokenizerRequest>,
+    questions: TokenizerCalls,
     /// How many sequences the gauge counts.
     counted: f64,
 }
@@ -60,7 +60,7 @@ struct Past {
     /// How many there were.
     lives: u64,
     /// What the worker called the last one, and the number of the last sequence.
-    last: Named,
+    last: SequenceId,
     /// The number of the last question.
     last_question: u64,
 }
@@ -68,8 +68,8 @@ struct Past {
 /// What happened next.
 enum Next {
     Said(Said),
-    Submit(Life, Assignment),
-    Asked(Asked),
+    Submit(Generation, Assignment),
+    TokenizerRequest(TokenizerRequest),
     Attention,
     /// It is time to look at the clock.
     Alarm,
@@ -81,7 +81,7 @@ impl Session {
     pub(super) async fn run(mut self, mut inbound: Streaming<proto::AttachRequest>) -> End {
         let mut running = None;
         let mut past = Past::default();
-        let mut silence = Silence::new(&self.timeouts, Instant::now());
+        let mut silence = HeartbeatMonitor::new(&self.timeouts, Instant::now());
         // It is set anew only where it is to ring earlier, or has rung: not at every message.
         let mut alarm = pin!(sleep_until(silence.next_look(Instant::now())));
         let mut end = loop {
@@ -97,7 +97,7 @@ impl Session {
                     self.hear(said, &mut running, &mut past).await
                 }
                 Next::Submit(of, assignment) => self.submit(of, assignment, running.as_mut()).await,
-                Next::Asked(asked) => self.ask(asked, running.as_mut()).await,
+                Next::TokenizerRequest(asked) => self.ask(asked, running.as_mut()).await,
                 Next::Attention => self.attend(running.as_mut()).await,
                 Next::Alarm => {
                     let now = Instant::now();
@@ -178,7 +178,7 @@ impl Session {
                 Some((life, assignment)) => Next::Submit(life, assignment),
                 None => Next::End(End::Stopped),
             },
-            Some(asked) = questions => Next::Asked(asked),
+            Some(asked) = questions => Next::TokenizerRequest(asked),
             () = self.attention.notified() => Next::Attention,
             () = alarm => Next::Alarm,
         }
@@ -188,7 +188,7 @@ impl Session {
     fn is_idle(&self, running: Option<&Running>) -> bool {
         let since = running.and_then(|running| running.sequences.waits_since_ns());
         since
-            .zip(self.timeouts.acceptance_limit)
+            .zip(self.timeouts.acceptance_timeout)
             .is_some_and(|(since, limit)| {
                 u128::from(monotonic_ns().saturating_sub(since)) > limit.as_nanos()
             })
@@ -275,33 +275,33 @@ impl Session {
     }
 
     /// The worker has loaded its model.
-    async fn begin(&self, offer: Offer, past: &Past) -> Result<Running, End> {
+    async fn begin(&self, offer: ReadyReport, past: &Past) -> Result<Running, End> {
         self.seat.agree(&offer).map_err(End::Broke)?;
-        let Offer { facts, slots, .. } = offer;
-        let life = Life(past.lives);
+        let ReadyReport { facts, slots, .. } = offer;
+        let life = Generation(past.lives);
         let slow_reader_ns =
             u64::try_from(self.seat.slow_reader_timeout.as_nanos()).unwrap_or(u64::MAX);
         let vocabulary_size = facts.vocabulary_size;
         let model = Arc::new(RemoteModel {
             facts,
             interpreters: Arc::clone(&self.seat.interpreters),
-            patience: self.timeouts.question_timeout,
+            patience: self.timeouts.tokenizer_call_timeout,
         });
         let running = Running {
             life,
             sequences: Sequences::new(slots, slow_reader_ns, past.last).of(vocabulary_size),
             asked: self.seat.interpreters.add(self.worker),
-            questions: Questions::new(
+            questions: TokenizerCalls::new(
                 vocabulary_size,
                 past.last_question,
-                self.timeouts.unanswered_limit,
+                self.timeouts.unresponsive_timeout,
             ),
             counted: 0.0,
         };
         if let Some(child) = &self.child {
             child.watch.is_ready();
         }
-        let served = Served { model, slots };
+        let served = ServedModel { model, slots };
         self.tell(WorkerEvent::Ready(self.worker, life, served))
             .await?;
         Ok(running)
@@ -309,7 +309,7 @@ impl Session {
 
     async fn submit(
         &self,
-        life: Life,
+        life: Generation,
         assignment: Assignment,
         running: Option<&mut Running>,
     ) -> Result<(), End> {
@@ -323,7 +323,7 @@ impl Session {
         self.settle(running).await
     }
 
-    async fn ask(&self, asked: Asked, running: Option<&mut Running>) -> Result<(), End> {
+    async fn ask(&self, asked: TokenizerRequest, running: Option<&mut Running>) -> Result<(), End> {
         let Some(running) = running else {
             return Ok(());
         };
@@ -368,7 +368,7 @@ impl Session {
             self.telemetry.sequences_running.increment(more);
         }
         for _ in 0..cleared {
-            self.tell(WorkerEvent::Cleared(self.worker, running.life))
+            self.tell(WorkerEvent::SuspectCleared(self.worker, running.life))
                 .await?;
         }
         if !cancelled.is_empty() {
@@ -395,7 +395,7 @@ impl Session {
     async fn send(&self, message: Message) -> Result<(), End> {
         let message = Some(message);
         let sent = self.outbound.send(Ok(proto::AttachResponse { message }));
-        match timeout(self.timeouts.silence_limit, sent).await {
+        match timeout(self.timeouts.heartbeat_timeout, sent).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(End::Gone("its stream broke".to_owned())),
             // It does not read what it is sent.

@@ -13,8 +13,8 @@ use crate::proto::worker as proto;
 use crate::request::{Caller, FinishReason, Sampling, StopTokens};
 use crate::runner::{ModelError, Sequence};
 use crate::worker::Assignment;
-use crate::worker::lane::{Failure, LaneReceiver, Output, lane};
-use crate::worker::wire::Named;
+use crate::worker::token_channel::{Failure, Output, TokenReceiver, token_channel};
+use crate::worker::wire::SequenceId;
 
 mod children;
 mod scoring;
@@ -22,8 +22,8 @@ mod scoring;
 const NO_PATIENCE: u64 = u64::MAX;
 
 /// A sequence whose reader has room for so many tokens, of which some are delivered.
-fn assignment(room: usize, max_tokens: u32, delivered: u32) -> (Assignment, LaneReceiver) {
-    let (sender, receiver) = lane(room, Arc::new(Notify::new()), Counter::noop());
+fn assignment(room: usize, max_tokens: u32, delivered: u32) -> (Assignment, TokenReceiver) {
+    let (sender, receiver) = token_channel(room, Arc::new(Notify::new()), Counter::noop());
     let sequence = Sequence {
         prompt: [0].into(),
         delivered: (0..delivered).collect(),
@@ -35,12 +35,12 @@ fn assignment(room: usize, max_tokens: u32, delivered: u32) -> (Assignment, Lane
         stop_tokens: StopTokens::default(),
         logprobs: None,
         scores_prompt: false,
-        stamps: false,
+        timestamps: false,
         caller: Caller::default(),
     };
     let assignment = Assignment {
         sequence,
-        lane: sender,
+        token_channel: sender,
         deadline: Instant::now() + Duration::from_secs(3_600),
         is_suspect: false,
     };
@@ -49,7 +49,7 @@ fn assignment(room: usize, max_tokens: u32, delivered: u32) -> (Assignment, Lane
 
 /// None yet, on a worker with so many slots in its third life.
 fn sequences(slots: usize) -> Sequences {
-    let last = Named { number: 0, life: 3 };
+    let last = SequenceId { number: 0, life: 3 };
     Sequences::new(slots, NO_PATIENCE, last)
 }
 
@@ -64,7 +64,7 @@ fn accepted(assignment: Assignment) -> (Sequences, u64, u32) {
 
 /// So many tokens from this index on, whose ids are their indices.
 fn step(sequence: u64, first_index: u32, count: u32, end: proto::End) -> proto::Step {
-    let ids: proto::Packed = (first_index..first_index + count).collect();
+    let ids: proto::PackedVarints = (first_index..first_index + count).collect();
     let entry = proto::SequenceStep {
         sequence,
         first_index,
@@ -81,9 +81,9 @@ fn step(sequence: u64, first_index: u32, count: u32, end: proto::End) -> proto::
 
 const ON: proto::End = proto::End::Unspecified;
 
-async fn read(lane: &mut LaneReceiver) -> Vec<Output> {
+async fn read(token_channel: &mut TokenReceiver) -> Vec<Output> {
     let mut outputs = Vec::new();
-    poll_fn(|cx| lane.poll_recv_many(cx, &mut outputs, 64)).await;
+    poll_fn(|cx| token_channel.poll_recv_many(cx, &mut outputs, 64)).await;
     outputs
 }
 
@@ -93,7 +93,7 @@ fn ids(outputs: &[Output]) -> Vec<u32> {
 }
 
 #[tokio::test]
-async fn tokens_reach_their_reader_in_order_and_the_last_ends_it() {
+async fn tokens_arrive_in_order_and_the_last_one_ends_the_sequence() {
     let (assignment, mut reader) = assignment(8, 3, 0);
     let (mut sequences, number, credit) = accepted(assignment);
     assert_eq!(credit, 3, "no more than it may make");
@@ -113,7 +113,7 @@ async fn tokens_reach_their_reader_in_order_and_the_last_ends_it() {
 }
 
 #[tokio::test]
-async fn a_sequence_goes_on_behind_what_is_delivered() {
+async fn a_resumed_sequence_continues_after_its_delivered_tokens() {
     let (assignment, mut reader) = assignment(8, 5, 3);
     let (mut sequences, number, credit) = accepted(assignment);
     assert_eq!(credit, 2);
@@ -127,7 +127,7 @@ async fn a_sequence_goes_on_behind_what_is_delivered() {
 }
 
 #[test]
-fn a_gap_a_repetition_or_a_token_without_credit_breaks_the_contract() {
+fn a_gap_a_repetition_or_a_token_without_credit_is_a_violation() {
     for (first_index, count, rule) in [
         (1, 1, "sequence 1 goes on at 1, where 0 was next"),
         (0, 3, "sequence 1 has more tokens than it had credit for"),
@@ -149,7 +149,7 @@ fn a_gap_a_repetition_or_a_token_without_credit_breaks_the_contract() {
 }
 
 #[test]
-fn what_does_not_fit_together_breaks_the_contract() {
+fn an_inconsistent_step_is_a_violation() {
     type Change = fn(&mut proto::SequenceStep);
     let changes: [(&str, Change); 8] = [
         ("ends with END_LENGTH before it has max_tokens", |entry| {
@@ -157,7 +157,7 @@ fn what_does_not_fit_together_breaks_the_contract() {
         }),
         ("at most 1024 bytes", |entry| {
             entry.bytes = vec![b'x'; 1_025];
-            entry.lengths = proto::Packed::from_iter([1_025]);
+            entry.lengths = proto::PackedVarints::from_iter([1_025]);
         }),
         ("a log probability is from -9999", |entry| {
             entry.logprobs = vec![proto::Logprobs {
@@ -172,10 +172,10 @@ fn what_does_not_fit_together_breaks_the_contract() {
             }];
         }),
         ("lengths must be as many", |entry| {
-            entry.lengths = proto::Packed::default();
+            entry.lengths = proto::PackedVarints::default();
         }),
         ("add up to its bytes", |entry| {
-            entry.lengths = proto::Packed::from_iter([2]);
+            entry.lengths = proto::PackedVarints::from_iter([2]);
         }),
         ("emitted_ns must be as many", |entry| {
             entry.emitted_ns = vec![1, 2]
@@ -209,19 +209,19 @@ fn what_does_not_fit_together_breaks_the_contract() {
 }
 
 #[test]
-fn a_step_of_more_entries_than_a_worker_may_have_breaks_the_contract() {
+fn a_step_with_too_many_entries_is_a_violation() {
     let entries = |count| proto::Step {
         sequences: vec![proto::SequenceStep::default(); count],
     };
     let mut sequences = sequences(1);
-    let most = proto::MOST_ENTRIES;
+    let most = proto::MAX_STEP_ENTRIES;
     sequences.step(entries(most), 1).unwrap();
     let broke = sequences.step(entries(most + 1), 1).unwrap_err();
     assert!(broke.to_string().contains("at most 131072"), "{broke:?}");
 }
 
 #[test]
-fn tokens_without_the_log_probabilities_that_were_asked_for_break_the_contract() {
+fn tokens_without_requested_logprobs_are_a_violation() {
     let (mut assignment, _reader) = assignment(8, 100, 0);
     assignment.sequence.logprobs = Some(0);
     let (mut sequences, number, _) = accepted(assignment);
@@ -233,7 +233,7 @@ fn tokens_without_the_log_probabilities_that_were_asked_for_break_the_contract()
 }
 
 #[tokio::test]
-async fn a_last_token_that_comes_alone_is_one_output() {
+async fn a_single_last_token_and_its_end_are_one_output() {
     let (assignment, mut reader) = assignment(8, 100, 0);
     let (mut sequences, number, _) = accepted(assignment);
     let last = step(number, 0, 1, proto::End::Stop);
@@ -252,7 +252,7 @@ async fn a_last_token_that_comes_alone_is_one_output() {
 }
 
 #[tokio::test]
-async fn a_token_that_was_emitted_at_no_time_is_stamped_as_it_arrives() {
+async fn a_token_without_an_emission_time_gets_its_arrival_time() {
     let (assignment, mut reader) = assignment(8, 100, 0);
     let (mut sequences, number, _) = accepted(assignment);
     let mut two = step(number, 0, 2, ON);
@@ -268,7 +268,7 @@ async fn a_token_that_was_emitted_at_no_time_is_stamped_as_it_arrives() {
 }
 
 #[tokio::test]
-async fn credit_comes_back_when_the_reader_has_read() {
+async fn credit_is_granted_again_after_the_reader_has_read() {
     let (assignment, mut reader) = assignment(2, 100, 0);
     let (mut sequences, number, _) = accepted(assignment);
     sequences.step(step(number, 0, 2, ON), 1).unwrap();
@@ -284,7 +284,7 @@ async fn credit_comes_back_when_the_reader_has_read() {
 }
 
 #[test]
-fn a_reader_that_goes_is_a_cancellation_and_late_tokens_are_passed_over() {
+fn a_dropped_reader_cancels_the_sequence_and_late_tokens_are_ignored() {
     let (assignment, reader) = assignment(8, 100, 0);
     let (mut sequences, number, _) = accepted(assignment);
     drop(reader);
@@ -301,7 +301,7 @@ fn a_reader_that_goes_is_a_cancellation_and_late_tokens_are_passed_over() {
 }
 
 #[tokio::test]
-async fn a_refusal_and_a_failure_end_a_sequence_alone() {
+async fn a_rejection_and_a_failure_end_only_their_own_sequence() {
     let failure = |is_invalid| proto::Failure {
         is_invalid,
         message: "no".to_owned(),
@@ -333,7 +333,7 @@ async fn a_refusal_and_a_failure_end_a_sequence_alone() {
 }
 
 #[test]
-fn a_sequence_that_was_taken_is_not_waited_for() {
+fn an_accepted_sequence_no_longer_awaits_acceptance() {
     let (assignment, _reader) = assignment(8, 100, 0);
     let mut sequences = sequences(1);
     let submit = sequences.submit(assignment).expect("it is wanted");
@@ -343,7 +343,7 @@ fn a_sequence_that_was_taken_is_not_waited_for() {
 }
 
 #[test]
-fn a_crash_is_told_to_those_who_were_there() {
+fn a_crash_is_visible_to_the_readers_of_its_sequences() {
     let (assignment, reader) = assignment(8, 100, 0);
     let (mut sequences, _, _) = accepted(assignment);
     assert!(!reader.has_crashed());

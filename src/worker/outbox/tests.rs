@@ -5,12 +5,12 @@ use prost::Message as _;
 use super::*;
 use crate::tokens::{Logprobs, TopLogprob};
 
-/// A sequence's lane with so much credit, and where it leads.
-fn lane(credit: usize) -> (RemoteLane, Arc<Outbox>) {
+/// A sequence's token_channel with so much credit, and where it leads.
+fn token_channel(credit: usize) -> (RemoteChannel, Arc<Outbox>) {
     let outbox = Arc::<Outbox>::default();
     let reader = RemoteReader::new(credit);
-    let lane = RemoteLane::new((1, reader), Arc::clone(&outbox), 0, false);
-    (lane, outbox)
+    let token_channel = RemoteChannel::new((1, reader), Arc::clone(&outbox), 0, false);
+    (token_channel, outbox)
 }
 
 fn token(id: u32) -> Token {
@@ -27,12 +27,12 @@ fn token(id: u32) -> Token {
 fn scored(id: u32) -> Token {
     let top = (0..20).map(|id| TopLogprob {
         id,
-        spelling: vec![b'x'; 1_024],
+        token_bytes: vec![b'x'; 1_024],
         logprob: -1.0,
     });
     let logprobs = Logprobs {
         logprob: Some(-1.0),
-        spelling: vec![b'x'; 1_024],
+        token_bytes: vec![b'x'; 1_024],
         top: top.collect(),
     };
     Token {
@@ -55,11 +55,11 @@ fn steps(outbox: &Outbox) -> Vec<proto::Step> {
 }
 
 #[test]
-fn a_last_token_and_its_end_are_one_entry_whatever_else_is_said_meanwhile() {
-    let (lane, outbox) = lane(8);
-    assert_eq!(lane.token(token(0)), Sent::Delivered);
+fn a_last_token_and_its_end_share_one_entry() {
+    let (token_channel, outbox) = token_channel(8);
+    assert_eq!(token_channel.token(token(0)), SendOutcome::Delivered);
     outbox.say(Message::Loading(proto::Loading { fraction: 0.0 }));
-    lane.finish(Some(token(1)), FinishReason::Stop);
+    token_channel.finish(Some(token(1)), FinishReason::Stop);
     let steps = steps(&outbox);
     assert_eq!(steps.len(), 2);
     let last = &steps[1].sequences[0];
@@ -68,11 +68,11 @@ fn a_last_token_and_its_end_are_one_entry_whatever_else_is_said_meanwhile() {
 }
 
 #[test]
-fn what_an_engine_does_not_read_for_a_while_is_as_many_messages_as_are_small_enough() {
+fn a_large_backlog_is_split_into_messages_below_the_size_limit() {
     const COUNT: u32 = 2_000;
-    let (lane, outbox) = lane(2_000);
+    let (token_channel, outbox) = token_channel(2_000);
     for id in 0..COUNT {
-        assert_eq!(lane.token(scored(id)), Sent::Delivered);
+        assert_eq!(token_channel.token(scored(id)), SendOutcome::Delivered);
     }
     let steps = steps(&outbox);
     let largest = steps.iter().map(proto::Step::encoded_len).max();
@@ -88,11 +88,11 @@ fn what_an_engine_does_not_read_for_a_while_is_as_many_messages_as_are_small_eno
 }
 
 #[test]
-fn tokens_of_the_prompt_and_of_the_completion_are_entries_of_their_own() {
-    let (lane, outbox) = lane(8);
-    assert_eq!(lane.prompt(token(7)), Sent::Delivered);
-    assert_eq!(lane.token(token(8)), Sent::Delivered);
-    assert_eq!(lane.token(token(9)), Sent::Delivered);
+fn prompt_tokens_and_completion_tokens_have_separate_entries() {
+    let (token_channel, outbox) = token_channel(8);
+    assert_eq!(token_channel.prompt(token(7)), SendOutcome::Delivered);
+    assert_eq!(token_channel.token(token(8)), SendOutcome::Delivered);
+    assert_eq!(token_channel.token(token(9)), SendOutcome::Delivered);
     let steps = steps(&outbox);
     let entries = steps.iter().flat_map(|step| &step.sequences);
     let told: Vec<_> = entries
@@ -102,9 +102,9 @@ fn tokens_of_the_prompt_and_of_the_completion_are_entries_of_their_own() {
 }
 
 #[test]
-fn what_is_said_of_a_worker_comes_behind_what_its_device_made_before() {
-    let (lane, outbox) = lane(8);
-    assert_eq!(lane.token(token(0)), Sent::Delivered);
+fn a_message_is_sent_after_the_tokens_gathered_before_it() {
+    let (token_channel, outbox) = token_channel(8);
+    assert_eq!(token_channel.token(token(0)), SendOutcome::Delivered);
     outbox.say(Message::Crashed(proto::Crashed::default()));
     let mut messages = VecDeque::new();
     outbox.take(&mut messages);
@@ -116,10 +116,10 @@ fn what_is_said_of_a_worker_comes_behind_what_its_device_made_before() {
 }
 
 #[test]
-fn a_cancelled_sequence_makes_nothing_more() {
-    let (lane, outbox) = lane(8);
-    lane.reader.cancel();
-    assert_eq!(lane.accept(), Sent::Closed);
-    assert_eq!(lane.token(token(0)), Sent::Closed);
+fn a_cancelled_sequence_sends_nothing() {
+    let (token_channel, outbox) = token_channel(8);
+    token_channel.reader.cancel();
+    assert_eq!(token_channel.accept(), SendOutcome::Closed);
+    assert_eq!(token_channel.token(token(0)), SendOutcome::Closed);
     assert!(!outbox.has_something());
 }

@@ -7,10 +7,10 @@ use std::sync::{Mutex, mpsc as std_mpsc};
 use super::*;
 use crate::request::{ChatMessage, TokenId};
 use crate::runner::{
-    Beginning, LoadError, Model, ModelError, ModelFacts, Resumption, Room, Sequence, Slot,
+    BosPolicy, LoadError, Model, ModelError, ModelFacts, Resumption, Sequence, Slot, SlotCredit,
     TokenBytes,
 };
-use crate::worker::lane::Output;
+use crate::worker::token_channel::Output;
 
 /// What each sequence asks for.
 const MAX_TOKENS: u32 = 7;
@@ -21,7 +21,7 @@ struct Witness(mpsc::Sender<Sequence>);
 struct NoModel(ModelFacts);
 
 impl Loader for Witness {
-    fn load(&self, _slots: usize, _progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
+    fn load(&self, _slots: usize, _progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
         let facts = ModelFacts {
             name: "witness".to_owned(),
             context_length: 100,
@@ -32,7 +32,7 @@ impl Loader for Witness {
             bos_token: None,
             eos_token: None,
         };
-        Ok(Loaded {
+        Ok(LoadedModel {
             model: Arc::new(NoModel(facts)),
             runner: Box::new(Self(self.0.clone())),
         })
@@ -51,7 +51,7 @@ impl Runner for Witness {
 
     fn release(&mut self, _slot: Slot) {}
 
-    fn next(&mut self, _room: &dyn Room) -> Next {
+    fn next(&mut self, _room: &dyn SlotCredit) -> Next {
         Next::Idle
     }
 
@@ -65,7 +65,7 @@ impl Model for NoModel {
         &self.0
     }
 
-    fn tokenize(&self, _text: &str, _: Beginning) -> Result<Vec<TokenId>, ModelError> {
+    fn tokenize(&self, _text: &str, _: BosPolicy) -> Result<Vec<TokenId>, ModelError> {
         Ok(Vec::new())
     }
 
@@ -82,7 +82,7 @@ impl Model for NoModel {
 struct Started {
     handle: WorkerHandle,
     _thread: DeviceThread,
-    life: Life,
+    life: Generation,
     events: mpsc::Receiver<WorkerEvent>,
     admitted: mpsc::Receiver<Sequence>,
 }
@@ -103,8 +103,8 @@ async fn start() -> Started {
     }
 }
 
-fn settings(loader: impl Loader + 'static, events: mpsc::Sender<WorkerEvent>) -> Spawn {
-    Spawn {
+fn settings(loader: impl Loader + 'static, events: mpsc::Sender<WorkerEvent>) -> SpawnOptions {
+    SpawnOptions {
         id: WorkerId(0),
         loader: Arc::new(loader),
         slots: 1,
@@ -132,11 +132,11 @@ impl Started {
 }
 
 #[tokio::test]
-async fn what_has_expired_is_told_so_and_the_device_never_sees_it() {
-    let (expired, mut lane) = Assignment::for_test(MAX_TOKENS, Instant::now());
+async fn an_expired_sequence_fails_before_it_reaches_the_device() {
+    let (expired, mut token_channel) = Assignment::for_test(MAX_TOKENS, Instant::now());
     start().await.pass_over(expired).await;
     let mut outputs = Vec::new();
-    poll_fn(|cx| lane.poll_recv_many(cx, &mut outputs, 16)).await;
+    poll_fn(|cx| token_channel.poll_recv_many(cx, &mut outputs, 16)).await;
     assert!(
         matches!(&outputs[..], [Output::Failed(Failure::DeadlineExceeded)]),
         "{outputs:?}"
@@ -144,15 +144,15 @@ async fn what_has_expired_is_told_so_and_the_device_never_sees_it() {
 }
 
 #[tokio::test]
-async fn what_nobody_waits_for_is_never_given_to_the_device() {
-    let (abandoned, lane) =
+async fn a_sequence_without_a_reader_never_reaches_the_device() {
+    let (abandoned, token_channel) =
         Assignment::for_test(MAX_TOKENS, Instant::now() + Duration::from_secs(3_600));
-    drop(lane);
+    drop(token_channel);
     start().await.pass_over(abandoned).await;
 }
 
 #[test]
-fn each_crash_doubles_the_wait_before_the_next_life_up_to_a_limit() {
+fn each_crash_doubles_the_restart_delay_up_to_a_limit() {
     let waits = std::iter::successors(Some(BACK_OFF), |wait| Some(next_back_off(*wait)));
     let waits: Vec<_> = waits.take(9).map(|wait| wait.as_millis()).collect();
     let doubled = [100, 200, 400, 800, 1_600, 3_200, 6_400, 10_000, 10_000];
@@ -160,7 +160,7 @@ fn each_crash_doubles_the_wait_before_the_next_life_up_to_a_limit() {
 }
 
 #[test]
-fn a_worker_that_is_stopped_between_two_lives_does_not_wait_for_the_next() {
+fn a_worker_stopped_during_its_restart_delay_ends_at_once() {
     let (sender, outcome) = std_mpsc::channel();
     std::thread::spawn(move || {
         let stopped = Cell::new(false);
@@ -182,7 +182,7 @@ struct Held {
 }
 
 impl Loader for Held {
-    fn load(&self, _slots: usize, _progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
+    fn load(&self, _slots: usize, _progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
         let _ = self.entered.send(());
         let release = self.release.lock().expect("no load panics");
         let _ = release.recv();
@@ -195,7 +195,7 @@ impl Loader for Held {
 }
 
 #[test]
-fn a_thread_whose_device_does_not_return_is_waited_for_until_the_deadline_only() {
+fn joining_a_hung_device_thread_stops_at_the_deadline() {
     let (entered, has_entered) = std_mpsc::sync_channel(1);
     let (releaser, release) = std_mpsc::channel();
     let held = Held {
@@ -215,11 +215,11 @@ fn a_thread_whose_device_does_not_return_is_waited_for_until_the_deadline_only()
 struct Counted(Arc<()>);
 
 impl Loader for Counted {
-    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
+    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
         let (seen, _) = mpsc::channel(1);
         let loaded = Witness(seen).load(slots, progress)?;
         let runner = Box::new(Self(Arc::clone(&self.0)));
-        Ok(Loaded { runner, ..loaded })
+        Ok(LoadedModel { runner, ..loaded })
     }
 
     fn name(&self) -> &'static str {
@@ -234,7 +234,7 @@ impl Runner for Counted {
 
     fn release(&mut self, _slot: Slot) {}
 
-    fn next(&mut self, _room: &dyn Room) -> Next {
+    fn next(&mut self, _room: &dyn SlotCredit) -> Next {
         Next::Idle
     }
 
@@ -244,7 +244,7 @@ impl Runner for Counted {
 }
 
 #[tokio::test]
-async fn a_thread_that_is_dropped_has_ended_and_its_device_is_gone() {
+async fn dropping_the_thread_handle_ends_the_thread_and_its_device() {
     let alive = Arc::new(());
     let (sender, mut events) = mpsc::channel(16);
     let settings = settings(Counted(Arc::clone(&alive)), sender);
@@ -255,10 +255,10 @@ async fn a_thread_that_is_dropped_has_ended_and_its_device_is_gone() {
 }
 
 #[tokio::test]
-async fn a_load_that_panics_is_a_load_that_failed() {
+async fn a_panic_while_loading_is_reported_as_load_failed() {
     struct Panicking;
     impl Loader for Panicking {
-        fn load(&self, _slots: usize, _progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
+        fn load(&self, _slots: usize, _progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
             panic!("a bug")
         }
 

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::gateway::unknown::UnknownFields;
 
-fn chat(body: &Value) -> Result<Asked, Error> {
+fn chat(body: &Value) -> Result<ParsedBody, Error> {
     let fields = Fields::parse(body.to_string().as_bytes(), UnknownFields::Refuse);
     ChatBody::parse(&mut fields.expect("an object"))
 }
@@ -20,7 +20,7 @@ fn fault(code: &'static str, param: &str) -> (&'static str, Option<String>) {
 }
 
 #[test]
-fn null_and_openais_defaults_are_never_refused() {
+fn null_and_openai_defaults_are_accepted() {
     let body = json!({
         "messages": [{"role": "user", "content": "a", "tool_calls": null, "name": null}],
         "response_format": {"type": "text"}, "tools": [], "tool_choice": "none",
@@ -56,7 +56,7 @@ fn hints_and_defaults_that_change_no_answer_are_accepted() {
 }
 
 #[test]
-fn unknown_fields_are_ignored_and_named_where_the_server_is_set_to_that() {
+fn ignored_unknown_fields_are_named_in_the_response() {
     let body = json!({
         "messages": [
             {"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}]},
@@ -88,7 +88,7 @@ fn unknown_fields_are_ignored_and_named_where_the_server_is_set_to_that() {
 }
 
 #[test]
-fn a_conversations_content_is_text_or_parts_of_text() {
+fn message_content_is_text_or_a_list_of_text_parts() {
     let body = json!({"messages": [
         {"role": "system", "content": "a"},
         {"role": "developer", "content": "b"},
@@ -115,7 +115,7 @@ fn a_conversations_content_is_text_or_parts_of_text() {
 }
 
 #[test]
-fn what_a_message_may_not_hold_is_refused_with_its_place() {
+fn an_invalid_message_is_rejected_and_the_field_path_named() {
     let user = json!({"role": "user", "content": "a"});
     let part =
         |part: Value| json!({"role": "user", "content": [{"type": "text", "text": "a"}, part]});
@@ -199,7 +199,7 @@ fn what_a_message_may_not_hold_is_refused_with_its_place() {
 }
 
 #[test]
-fn a_message_that_openai_has_answered_with_can_be_sent_back() {
+fn a_message_from_an_openai_response_can_be_sent_back() {
     let answered = json!({
         "role": "assistant", "content": "a", "refusal": null, "annotations": [], "tool_calls": [],
         "audio": null, "function_call": null,
@@ -210,7 +210,7 @@ fn a_message_that_openai_has_answered_with_can_be_sent_back() {
 }
 
 #[test]
-fn what_a_chat_may_not_ask_for_is_refused_with_its_field() {
+fn an_invalid_chat_field_is_rejected_and_named() {
     for (code, param, value) in [
         ("invalid_type", "messages", json!("a")),
         ("invalid_value", "messages", json!([])),

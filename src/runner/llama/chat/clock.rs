@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn formats_are_written_as_python_writes_them() {
+    fn strftime_matches_python() {
         // Each was written by Python 3.11 for datetime(2024, 7, 4, 17, 8, 9, 123).
         for (format, python) in [
             ("%d %b %Y", "04 Jul 2024"),

@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_written_as_json_dumps_writes_them() {
+    fn tojson_matches_json_dumps() {
         // Each was written by Python's json.dumps.
         for (expression, python) in [
             ("\"<a href='x'>&é\" | tojson", "\"<a href='x'>&é\""),
@@ -286,13 +286,13 @@ mod tests {
     }
 
     #[test]
-    fn arguments_that_json_dumps_does_not_have_are_refused() {
+    fn unknown_and_oversized_arguments_are_rejected() {
         assert!(render("1 | tojson(depth=2)").is_err());
         assert!(render("[1] | tojson(indent=1000000000)").is_err());
     }
 
     #[test]
-    fn what_a_value_is_written_as_is_bounded() {
+    fn depth_and_length_are_bounded() {
         let deep = "{% set it = namespace(list=[]) %}{% for i in range(200) %}\
             {% set it.list = [it.list] %}{% endfor %}{{ it.list | tojson }}";
         let mut environment = Environment::new();

@@ -19,7 +19,7 @@ fn message(role: &str, content: &str) -> ChatMessage {
 }
 
 #[test]
-fn chatml_ends_with_the_turn_that_is_asked_for() {
+fn chatml_ends_with_an_open_assistant_turn() {
     let chatml = template(
         "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + \
          message['content'] + '<|im_end|>' + '\n'}}{% endfor %}\
@@ -32,7 +32,7 @@ fn chatml_ends_with_the_turn_that_is_asked_for() {
 }
 
 #[test]
-fn templates_may_use_what_python_has() {
+fn templates_can_use_python_string_methods() {
     let template = template(
         "{{ bos_token }}\n\
          {%- set ns = namespace(system='') %}\n\
@@ -55,7 +55,7 @@ fn templates_may_use_what_python_has() {
 }
 
 #[test]
-fn a_template_may_tell_participants_apart_by_their_names() {
+fn templates_can_read_message_names() {
     let template = template(
         "{% for message in messages %}{{ message.name if message.name is defined else 'nobody' }}:\
          {{ message.content }};{% endfor %}",
@@ -69,13 +69,13 @@ fn a_template_may_tell_participants_apart_by_their_names() {
 }
 
 #[test]
-fn blocks_take_their_line_with_them() {
+fn block_tags_are_trimmed_with_their_line() {
     let template = template("{% if true %}\n  {% if true %}\nx\n  {% endif %}\n{% endif %}\n");
     assert_eq!(template.render(&[message("user", "")]), Ok("x\n".into()));
 }
 
 #[test]
-fn a_template_may_refuse_messages() {
+fn raise_exception_rejects_the_messages() {
     let template = template("{{ raise_exception('Roles must alternate') }}");
     let refused = template.render(&[message("user", "Hi")]);
     let reason = "The model's chat template refused the messages: Roles must alternate";
@@ -83,13 +83,13 @@ fn a_template_may_refuse_messages() {
 }
 
 #[test]
-fn a_template_that_is_none_is_an_error() {
+fn an_invalid_template_does_not_compile() {
     let broken = ChatTemplate::new("{% for %}", String::new(), String::new());
     assert!(broken.is_err());
 }
 
 #[test]
-fn a_template_that_fails_says_in_which_line() {
+fn a_render_error_names_the_line() {
     let template = template(
         "{# a #}\n{% generation %}\n{{ messages[0].content.nothing() }}\n{% endgeneration %}",
     );
@@ -104,7 +104,7 @@ fn a_template_that_fails_says_in_which_line() {
 }
 
 #[test]
-fn a_refusal_inside_a_macro_has_the_templates_own_words() {
+fn raise_exception_inside_a_macro_keeps_its_message() {
     let template = template(
         "{% macro check(m) %}{{ raise_exception('No ' ~ m.role) }}{% endmacro %}\
          {% for m in messages %}{{ check(m) }}{% endfor %}",
@@ -115,7 +115,7 @@ fn a_refusal_inside_a_macro_has_the_templates_own_words() {
 }
 
 #[test]
-fn what_a_generation_block_sets_stays_inside() {
+fn variables_set_in_a_generation_block_stay_local() {
     let template = template(
         "{% set x = 1 %}{% for m in messages %}{% generation %}{% set x = 2 %}{{ m.content ~ x }}\
          {% endgeneration %}{% endfor %}{{ x }}",
@@ -124,7 +124,7 @@ fn what_a_generation_block_sets_stays_inside() {
 }
 
 #[test]
-fn functions_that_are_not_there_can_be_tested_before_use() {
+fn undefined_functions_can_be_tested_before_use() {
     let template = template(
         "{% if missing is defined and missing is callable %}{{ missing() }}{% endif %}\
          {{ strftime_now is callable }}{{ messages is callable }}\
@@ -135,7 +135,7 @@ fn functions_that_are_not_there_can_be_tested_before_use() {
 }
 
 #[test]
-fn a_template_that_does_not_end_is_stopped() {
+fn an_endless_template_is_stopped() {
     for source in [
         "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
         "{% for i in range(100000) %}{{ 'a' * 10000 }}{% endfor %}",
@@ -151,7 +151,7 @@ fn a_template_that_does_not_end_is_stopped() {
 }
 
 #[test]
-fn lists_that_are_nested_as_deep_as_can_be_do_not_overflow_the_stack() {
+fn deeply_nested_lists_do_not_overflow_the_stack() {
     let nest = |count: u32, end: &str| {
         let (open, close) = ("[".repeat(30), "]".repeat(30));
         template(&format!(
@@ -310,7 +310,7 @@ fn agrees(rendered: &Result<String, ModelError>, expected: &Json) -> bool {
 }
 
 #[test]
-fn a_format_cannot_ask_for_more_memory_than_there_is() {
+fn format_widths_above_9999_are_rejected() {
     let render = |text: &str| template(text).render(&[message("user", "hi")]);
     assert_eq!(
         render("{{ '{:>4}|{:.2f}'.format('a', 0.5) }}"),

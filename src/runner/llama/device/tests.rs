@@ -8,11 +8,11 @@ use crate::request::{Caller, Sampling, StopTokens};
 use crate::runner::llama::{LlamaLoader, LlamaOptions, backend, load_file};
 use crate::runner::{Emission, Resumption};
 
-/// Room for all slots but one.
-struct RoomExcept(Option<Slot>);
+/// SlotCredit for all slots but one.
+struct CreditExcept(Option<Slot>);
 
-impl Room for RoomExcept {
-    fn room(&self, slot: Slot) -> usize {
+impl SlotCredit for CreditExcept {
+    fn credit(&self, slot: Slot) -> usize {
         usize::from(self.0 != Some(slot))
     }
 }
@@ -62,7 +62,7 @@ fn greedy(prompt: &[TokenId], max_tokens: u32) -> Sequence {
         stop_tokens: StopTokens::default(),
         logprobs: None,
         scores_prompt: false,
-        stamps: false,
+        timestamps: false,
         caller: Caller::default(),
     }
 }
@@ -75,11 +75,13 @@ struct Output {
     bits: Vec<u32>,
 }
 
-/// Steps once, without room for `stalled`.
+/// Steps once, without credit for `stalled`.
 fn step(runner: &mut LlamaRunner, stalled: Option<Slot>) -> Vec<Output> {
     let mut emissions = Vec::new();
-    let room = RoomExcept(stalled);
-    runner.step(&mut Step::new(&room, &mut emissions)).unwrap();
+    let credit = CreditExcept(stalled);
+    runner
+        .step(&mut Step::new(&credit, &mut emissions))
+        .unwrap();
     let parts = runner.parts.iter().filter(|part| part.samples);
     let outputs = parts.zip(emissions).map(|(part, emission)| {
         let (Emission::Token(slot, token) | Emission::EndOfSequence(slot, token)) = emission else {
@@ -121,7 +123,7 @@ fn assert_same_bits(outputs: &[Output], expected: &[Output]) {
 /// What [`Resumption::Exact`] stands on. The prompt is long enough for several chunks, and the cells
 /// pass the 512 from which llama.cpp may divide a lone sequence's attention.
 #[test]
-fn logits_have_the_same_bits_alone_in_a_batch_and_after_a_resumption() {
+fn logits_are_bit_identical_alone_in_a_batch_and_after_a_resumption() {
     let mut runner = runner(4);
     assert_eq!(runner.model.facts().resumption, Resumption::Exact);
     let sequence = greedy(&text(500), 30);
@@ -149,13 +151,13 @@ fn logits_have_the_same_bits_alone_in_a_batch_and_after_a_resumption() {
 }
 
 #[test]
-fn on_several_threads_a_resumption_is_contiguous() {
+fn resumption_is_contiguous_on_several_threads() {
     let (model, _) = loader(2).load_parts(1, &|_| ()).expect("the model loads");
     assert_eq!(model.facts().resumption, Resumption::Contiguous);
 }
 
 #[test]
-fn a_resumption_samples_as_the_undisturbed_run_with_its_penalties() {
+fn a_resumed_sequence_samples_the_same_tokens_with_penalties() {
     let mut runner = runner(1);
     let mut sequence = greedy(&text(8), 24);
     sequence.seed = 3;
@@ -193,7 +195,7 @@ fn prompts_share_the_rows_of_a_step_and_delay_no_running_sequence() {
 }
 
 #[test]
-fn a_sequence_without_room_has_no_row_and_loses_nothing() {
+fn a_sequence_without_credit_is_skipped_and_loses_no_token() {
     let mut runner = runner(2);
     let sequence = greedy(&text(30), 8);
     runner.admit(Slot(0), sequence.clone()).unwrap();
@@ -201,13 +203,13 @@ fn a_sequence_without_room_has_no_row_and_loses_nothing() {
     runner.release(Slot(0));
 
     assert_eq!(
-        runner.next(&RoomExcept(None)),
+        runner.next(&CreditExcept(None)),
         Next::Idle,
         "there is no sequence"
     );
     runner.admit(Slot(1), sequence).unwrap();
     let mut made = ids(&run(&mut runner, Slot(1), 3));
-    let full = RoomExcept(Some(Slot(1)));
+    let full = CreditExcept(Some(Slot(1)));
     assert_eq!(runner.next(&full), Next::Idle);
     assert!(step(&mut runner, Some(Slot(1))).is_empty());
     runner.admit(Slot(0), greedy(&text(5), 8)).unwrap();
@@ -218,14 +220,14 @@ fn a_sequence_without_room_has_no_row_and_loses_nothing() {
     assert_eq!(made, undisturbed);
     runner.release(Slot(0));
     assert_eq!(
-        runner.next(&RoomExcept(None)),
+        runner.next(&CreditExcept(None)),
         Next::Idle,
         "it has max_tokens"
     );
 }
 
 #[test]
-fn what_would_abort_the_process_is_refused() {
+fn sequences_that_would_abort_llama_cpp_are_rejected() {
     let mut runner = runner(1);
     let refused = |runner: &mut LlamaRunner, slot, sequence| {
         runner.admit(Slot(slot), sequence).unwrap_err().to_string()
@@ -256,7 +258,7 @@ fn what_would_abort_the_process_is_refused() {
 }
 
 #[test]
-fn a_device_without_cells_fails_those_sequences_and_goes_on() {
+fn a_full_kv_cache_fails_its_sequences_and_the_device_continues() {
     // A model that believes in more cells than the context has, which no loader makes.
     let loader = loader(1);
     let backend = backend().unwrap();
@@ -271,8 +273,10 @@ fn a_device_without_cells_fails_those_sequences_and_goes_on() {
     runner.admit(Slot(0), greedy(&text(300), 4)).unwrap();
     let mut emissions = Vec::new();
     while emissions.is_empty() {
-        let room = RoomExcept(None);
-        runner.step(&mut Step::new(&room, &mut emissions)).unwrap();
+        let credit = CreditExcept(None);
+        runner
+            .step(&mut Step::new(&credit, &mut emissions))
+            .unwrap();
     }
     let error = ModelError::Failed("the device has no cell left".to_owned());
     assert_eq!(emissions, [Emission::Failed(Slot(0), error)]);

@@ -223,7 +223,7 @@ impl Model<'_> {
 fn check_tokenizer(header: &Header) -> Result<(), String> {
     let kind = header.text("tokenizer.ggml.model");
     if kind.is_none_or(|kind| kind == "none" || kind == "no_vocab") {
-        // `refuse_what_cannot_complete` says that there is no tokenizer.
+        // `check_can_complete` says that there is no tokenizer.
         return Ok(());
     }
     let Some(Value::List {

@@ -26,12 +26,12 @@ fn number_is_refused(key: &str, value: u32, reason: &str) {
 }
 
 #[test]
-fn a_whole_model_passes() {
+fn a_valid_model_passes() {
     assert_eq!(check(&Gguf::tiny().bytes()), Ok(()));
 }
 
 #[test]
-fn numbers_outside_of_llama_cpps_limits_are_refused_with_the_limits() {
+fn numbers_outside_llama_cpp_limits_are_rejected_with_the_limits() {
     let most = "2147483647";
     number_is_refused("llama.block_count", 0, "it must be from 1 to 512");
     number_is_refused("llama.block_count", 513, "it must be from 1 to 512");
@@ -67,14 +67,14 @@ fn numbers_outside_of_llama_cpps_limits_are_refused_with_the_limits() {
 }
 
 #[test]
-fn a_special_token_may_be_none() {
+fn a_special_token_id_may_be_absent() {
     let none = Written::U32(u32::MAX);
     let model = Gguf::tiny().with("tokenizer.ggml.padding_token_id", none);
     assert_eq!(check(&model.bytes()), Ok(()));
 }
 
 #[test]
-fn experts_are_held_against_each_other() {
+fn expert_counts_must_be_consistent() {
     let experts = |count: u32, used: u32, groups: u32, groups_used: u32| {
         Gguf::tiny()
             .with("llama.expert_count", Written::U32(count))
@@ -94,7 +94,7 @@ fn experts_are_held_against_each_other() {
 }
 
 #[test]
-fn lists_have_a_value_for_each_layer_and_token() {
+fn lists_must_have_one_value_per_layer_or_token() {
     let heads = Gguf::tiny().with("llama.attention.head_count", Written::U32s(vec![2, 2]));
     let reason = "`llama.attention.head_count` has 2 numbers; it must have 1, one for each layer";
     refused(&heads, reason);
@@ -118,7 +118,7 @@ fn lists_have_a_value_for_each_layer_and_token() {
 }
 
 #[test]
-fn what_is_missing_or_of_another_type_is_named() {
+fn missing_and_mistyped_keys_are_named() {
     let reason = "`llama.block_count` is missing; it must be a number from 1 to 512";
     refused(&Gguf::tiny().without("llama.block_count"), reason);
     let text = Gguf::tiny().with("llama.block_count", Written::Text("30".to_owned()));
@@ -132,7 +132,7 @@ fn what_is_missing_or_of_another_type_is_named() {
 }
 
 #[test]
-fn tensors_must_be_whole_and_in_their_places() {
+fn tensors_must_be_valid_and_contiguous() {
     let change = |change: fn(&mut gguf::Tensor)| {
         let mut model = Gguf::tiny();
         change(&mut model.tensors[1]);
@@ -183,7 +183,7 @@ fn tensors_must_be_whole_and_in_their_places() {
 }
 
 #[test]
-fn every_truncation_is_refused_and_none_takes_memory_by_a_number_from_the_file() {
+fn truncated_and_corrupt_headers_are_rejected_without_large_allocations() {
     let bytes = Gguf::tiny().bytes();
     for length in (0..bytes.len()).step_by(101) {
         assert!(check(&bytes[..length]).is_err(), "{length}");
@@ -203,7 +203,7 @@ fn every_truncation_is_refused_and_none_takes_memory_by_a_number_from_the_file()
 }
 
 #[test]
-fn versions_that_llama_cpp_does_not_read_are_refused() {
+fn unsupported_gguf_versions_are_rejected() {
     for version in [0, 1, 4] {
         let model = Gguf {
             version,
@@ -221,7 +221,7 @@ fn versions_that_llama_cpp_does_not_read_are_refused() {
 }
 
 #[test]
-fn norms_need_an_epsilon_that_is_not_negative() {
+fn negative_and_non_finite_epsilons_are_rejected() {
     let key = "llama.attention.layer_norm_rms_epsilon";
     for epsilon in [-1.0, f32::NAN, f32::INFINITY] {
         let model = Gguf::tiny().with(key, Written::F32(epsilon));
@@ -233,7 +233,7 @@ fn norms_need_an_epsilon_that_is_not_negative() {
 }
 
 #[test]
-fn rotary_frequencies_are_positive_numbers() {
+fn rope_frequencies_must_be_positive() {
     for (name, number, least) in [
         ("freq_base", 0.0, "above 0"),
         ("freq_base", f32::NAN, "above 0"),
@@ -247,7 +247,7 @@ fn rotary_frequencies_are_positive_numbers() {
 }
 
 #[test]
-fn a_sentencepiece_vocabulary_has_a_token_for_each_byte() {
+fn a_sentencepiece_vocabulary_must_have_every_byte_token() {
     let model = Written::Text("llama".to_owned());
     let model = Gguf::tiny().with("tokenizer.ggml.model", model);
     let reason = "`tokenizer.ggml.tokens` lacks the token `<0x00>`; it must have one for each byte";

@@ -19,12 +19,13 @@ fn greedy() -> Sampling {
 }
 
 fn choose(logits: &[f32], sampling: &Sampling, history: &History) -> TokenId {
-    let draw = Draw {
+    let draw = DrawKey {
         seed: 0,
         choice: 0,
         position: 0,
     };
-    let chosen = Sampler::default().sample(logits, sampling, history, Moved::default(), draw);
+    let chosen =
+        Sampler::default().sample(logits, sampling, history, LogitAdjustments::default(), draw);
     chosen.expect("the logits are a distribution")
 }
 
@@ -34,13 +35,19 @@ fn frequencies(logits: &[f32], sampling: &Sampling) -> Vec<f64> {
     let mut sampler = Sampler::default();
     let mut counts = vec![0_u32; logits.len()];
     for position in 0..20_000 {
-        let draw = Draw {
+        let draw = DrawKey {
             seed: 42,
             choice: 0,
             position,
         };
         let id = sampler
-            .sample(logits, sampling, &history, Moved::default(), draw)
+            .sample(
+                logits,
+                sampling,
+                &history,
+                LogitAdjustments::default(),
+                draw,
+            )
             .unwrap();
         counts[usize::try_from(id).unwrap()] += 1;
     }
@@ -62,7 +69,7 @@ fn assert_near(frequencies: &[f64], expected: &[f64]) {
 const FOUR: [f32; 4] = [0.1, 0.5, 0.25, 0.15];
 
 #[test]
-fn greedy_takes_the_largest_and_the_lowest_id_of_equals() {
+fn greedy_takes_the_largest_logit_and_breaks_ties_by_id() {
     let none = History::new(&greedy(), &[], &[]);
     assert_eq!(choose(&[0.0, 3.0, -1.0, 3.0], &greedy(), &none), 1);
     assert_eq!(choose(&[f32::NEG_INFINITY, -7.0], &greedy(), &none), 1);
@@ -89,7 +96,7 @@ fn temperature_flattens_the_distribution() {
 }
 
 #[test]
-fn top_k_keeps_the_likeliest() {
+fn top_k_keeps_the_most_likely_tokens() {
     let two = Sampling { top_k: 2, ..hot() };
     let expected = [0.0, 2.0 / 3.0, 1.0 / 3.0, 0.0];
     assert_near(&frequencies(&logits(&FOUR), &two), &expected);
@@ -104,7 +111,7 @@ fn top_k_keeps_the_likeliest() {
 }
 
 #[test]
-fn top_p_keeps_the_fewest_that_reach_it() {
+fn top_p_keeps_the_smallest_set_that_reaches_it() {
     let nucleus = |top_p| Sampling { top_p, ..hot() };
     let two_thirds = [0.0, 2.0 / 3.0, 1.0 / 3.0, 0.0];
     assert_near(&frequencies(&logits(&FOUR), &nucleus(0.7)), &two_thirds);
@@ -116,7 +123,7 @@ fn top_p_keeps_the_fewest_that_reach_it() {
 }
 
 #[test]
-fn top_p_is_of_what_top_k_has_kept() {
+fn top_p_applies_after_top_k() {
     let both = Sampling {
         top_k: 2,
         top_p: 0.6,
@@ -126,7 +133,7 @@ fn top_p_is_of_what_top_k_has_kept() {
 }
 
 #[test]
-fn min_p_is_relative_to_the_likeliest() {
+fn min_p_is_relative_to_the_most_likely_token() {
     let half = Sampling {
         min_p: 0.4,
         ..hot()
@@ -141,7 +148,7 @@ fn min_p_is_relative_to_the_likeliest() {
 }
 
 #[test]
-fn the_repetition_penalty_counts_prompt_and_completion_once() {
+fn the_repetition_penalty_applies_once_per_token_of_prompt_and_completion() {
     let sampling = Sampling {
         repetition_penalty: 2.0,
         ..greedy()
@@ -168,7 +175,7 @@ fn the_repetition_penalty_counts_prompt_and_completion_once() {
 }
 
 #[test]
-fn presence_and_frequency_count_the_completion_only() {
+fn presence_and_frequency_penalties_ignore_the_prompt() {
     let presence = Sampling {
         presence_penalty: 1.5,
         ..greedy()
@@ -202,7 +209,7 @@ fn a_history_grows_with_the_completion() {
 }
 
 #[test]
-fn a_penalty_near_zero_is_no_fault_of_the_model() {
+fn a_penalty_near_zero_does_not_make_the_logits_invalid() {
     let sampling = Sampling {
         repetition_penalty: f32::MIN_POSITIVE,
         ..hot()
@@ -212,7 +219,7 @@ fn a_penalty_near_zero_is_no_fault_of_the_model() {
 }
 
 #[test]
-fn what_is_no_distribution_is_an_error() {
+fn invalid_logits_are_an_error() {
     let rows: [&[f32]; 5] = [
         &[1.0, f32::NAN],
         &[f32::NAN, 1.0],
@@ -223,26 +230,31 @@ fn what_is_no_distribution_is_an_error() {
     for row in rows {
         for sampling in [greedy(), hot()] {
             let history = History::new(&sampling, &[], &[]);
-            let draw = Draw {
+            let draw = DrawKey {
                 seed: 1,
                 choice: 0,
                 position: 0,
             };
-            let chosen =
-                Sampler::default().sample(row, &sampling, &history, Moved::default(), draw);
-            assert_eq!(chosen, Err(BadLogits), "{row:?}");
+            let chosen = Sampler::default().sample(
+                row,
+                &sampling,
+                &history,
+                LogitAdjustments::default(),
+                draw,
+            );
+            assert_eq!(chosen, Err(InvalidLogits), "{row:?}");
         }
     }
 }
 
 #[test]
-fn a_bias_is_added_before_the_penalties_and_a_banned_token_never_comes() {
+fn bias_is_added_before_penalties_and_banned_tokens_are_never_sampled() {
     let penalized = Sampling {
         repetition_penalty: 2.0,
         ..greedy()
     };
     let chosen = |logits: &[f32], moved| {
-        let draw = Draw {
+        let draw = DrawKey {
             seed: 0,
             choice: 0,
             position: 0,
@@ -252,14 +264,14 @@ fn a_bias_is_added_before_the_penalties_and_a_banned_token_never_comes() {
         let chosen = Sampler::default().sample(logits, &penalized, &history, moved, draw);
         chosen.expect("the logits are a distribution")
     };
-    let biased = |bias| Moved {
+    let biased = |bias| LogitAdjustments {
         bias,
-        ..Moved::default()
+        ..LogitAdjustments::default()
     };
-    assert_eq!(chosen(&[3.0, 4.0], Moved::default()), 0);
+    assert_eq!(chosen(&[3.0, 4.0], LogitAdjustments::default()), 0);
     assert_eq!(chosen(&[3.0, 4.0], biased(&[(1, 1.5)])), 0);
     assert_eq!(chosen(&[3.0, 4.0], biased(&[(1, 2.5)])), 1);
-    let banned = Moved {
+    let banned = LogitAdjustments {
         bias: &[(1, 100.0)],
         banned: &[1],
     };
@@ -269,7 +281,7 @@ fn a_bias_is_added_before_the_penalties_and_a_banned_token_never_comes() {
 #[test]
 fn a_draw_depends_on_each_part_of_its_key() {
     let draw = |seed, choice, position| {
-        let draw = Draw {
+        let draw = DrawKey {
             seed,
             choice,
             position,

@@ -7,26 +7,28 @@ use tonic::Code;
 use crate::proto::worker as proto;
 use crate::telemetry::Telemetry;
 use crate::worker::WorkerId;
-use crate::worker::attached::{Door, Offered, Patience, QUESTION};
+use crate::worker::attached::{
+    AttachService, AttachableModel, TOKENIZER_CALL_TIMEOUT, WorkerTimeouts,
+};
 use crate::worker::wire::PROTOCOL_VERSION;
 
 use super::Duration;
 
 /// The door of an engine with one model.
-fn door() -> Door {
-    let model = Offered {
+fn door() -> AttachService {
+    let model = AttachableModel {
         name: "model".to_owned(),
         aliases: Vec::new(),
         slow_reader_timeout: Duration::from_secs(1),
     };
-    let patience = Patience {
+    let patience = WorkerTimeouts {
         heartbeat_timeout: Duration::from_secs(2),
         step_limit: None,
-        question_timeout: QUESTION,
+        tokenizer_call_timeout: TOKENIZER_CALL_TIMEOUT,
     };
     let (events, _) = mpsc::channel(1);
     let counted = (Telemetry::new(), TaskTracker::new());
-    Door::new(vec![model], 1, patience, events, counted)
+    AttachService::new(vec![model], 1, patience, events, counted)
 }
 
 fn hello(child_token: &str) -> proto::Hello {
@@ -38,7 +40,7 @@ fn hello(child_token: &str) -> proto::Hello {
 }
 
 #[test]
-fn a_child_is_seated_once_and_so_is_its_next_life() {
+fn a_child_token_admits_one_stream_only() {
     let door = door();
     let (_exited, exit) = watch::channel(None);
     let refusal = |token| {

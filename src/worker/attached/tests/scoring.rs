@@ -6,7 +6,7 @@ use super::*;
 const PROMPT: [u32; 4] = [0, 1, 2, 3];
 
 /// A worker that has accepted a sequence whose prompt is to be scored, and the sequence's number.
-fn scoring(max_tokens: u32) -> (Sequences, u64, LaneReceiver) {
+fn scoring(max_tokens: u32) -> (Sequences, u64, TokenReceiver) {
     let (mut assignment, reader) = assignment(16, max_tokens, 0);
     assignment.sequence.prompt = PROMPT.into();
     assignment.sequence.scores_prompt = true;
@@ -30,7 +30,7 @@ fn other_ids(mut step: proto::Step) -> proto::Step {
 }
 
 #[tokio::test]
-async fn a_prompt_comes_in_parts_and_the_completion_behind_it() {
+async fn prompt_tokens_may_arrive_in_parts_before_the_completion() {
     let (mut sequences, number, mut reader) = scoring(2);
     for part in [
         of_prompt(number, 0, 3, ON),
@@ -52,7 +52,7 @@ async fn a_prompt_comes_in_parts_and_the_completion_behind_it() {
 }
 
 #[test]
-fn nothing_comes_before_all_of_the_prompt_but_a_failure() {
+fn only_a_failure_may_come_before_the_whole_prompt() {
     let before_all = "has tokens before all of its prompt's";
     let ends = "ends before it has all of its prompt's tokens";
     type Make = fn(u64) -> proto::Step;
@@ -82,7 +82,7 @@ fn nothing_comes_before_all_of_the_prompt_but_a_failure() {
 }
 
 #[test]
-fn tokens_of_a_prompt_are_its_own_and_no_more() {
+fn prompt_tokens_must_match_the_prompt() {
     let more = "has tokens of its prompt that nobody asked for";
     let other = "has other tokens for its prompt's";
     type Make = fn(u64) -> proto::Step;
@@ -110,7 +110,7 @@ fn tokens_of_a_prompt_are_its_own_and_no_more() {
 }
 
 #[test]
-fn a_prompt_that_is_all_that_is_asked_for_may_end_with_its_last_token() {
+fn a_sequence_without_completion_ends_with_its_last_prompt_token() {
     for end in [ON, proto::End::Length] {
         let (mut sequences, number, _reader) = scoring(0);
         sequences.step(of_prompt(number, 0, 4, end), 1).unwrap();

@@ -16,7 +16,7 @@ use crate::request::{
 
 /// How to generate, and how to answer.
 #[derive(Debug, ToSchema)]
-pub(in crate::gateway) struct Generation {
+pub(in crate::gateway) struct SharedFields {
     /// The model. It may be left out where only one is served.
     #[schema(max_length = 256)]
     pub(super) model: Option<String>,
@@ -78,7 +78,7 @@ pub(in crate::gateway) struct Generation {
     pub(super) stream_options: Option<StreamOptions>,
 }
 
-impl Generation {
+impl SharedFields {
     /// Hints that change no answer, with their descriptions. Their type is checked; then they are dropped.
     pub(in crate::gateway) const HINTS: [(&str, &str); 3] = [
         (
@@ -113,7 +113,7 @@ impl Generation {
             fields.string(hint)?;
         }
         let stream = fields.bool("stream")?;
-        let generation = Self {
+        let shared_fields = Self {
             stream_options: stream_options(fields, stream.unwrap_or(false))?,
             stream,
             model: fields.string("model")?,
@@ -135,11 +135,11 @@ impl Generation {
             priority: fields.integer("priority")?,
             user: fields.string("user")?,
         };
-        if generation.n == Some(0) {
+        if shared_fields.n == Some(0) {
             return Err(fields.invalid("n", "be at least 1"));
         }
-        generation.check_sizes()?;
-        Ok(generation)
+        shared_fields.check_sizes()?;
+        Ok(shared_fields)
     }
 
     /// What of the engine's message these fields say.
@@ -213,7 +213,7 @@ fn stream_options(fields: &mut Fields, is_stream: bool) -> Result<Option<StreamO
         return Err(Error::invalid_value("stream_options", message));
     }
     let known = StreamOptions::read(&mut options)?;
-    fields.finish_within(options)?;
+    fields.finish_nested(options)?;
     Ok(Some(known))
 }
 
@@ -248,7 +248,7 @@ fn logit_bias(fields: &mut Fields) -> Result<HashMap<TokenId, f32>, Error> {
     let mut known = HashMap::new();
     for (id, bias) in biases.take_all() {
         let bias = biases.float(&id, &bias)?;
-        // Another spelling of a number, such as `01`, would name a token twice.
+        // Another token_bytes of a number, such as `01`, would name a token twice.
         let token = id
             .parse()
             .ok()

@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn the_word_stays_outside_tags() {
+    fn generation_outside_a_tag_is_left_unchanged() {
         stays("generation {{ '{% generation %}' }} {{ {'a': {'b': generation}} }}");
         stays("{# {% generation %} #}{% set generation = \"%} {% generation %}\" %}");
         stays("{%- raw -%}{{ {% generation %} '{%- endraw -%}");
@@ -137,14 +137,14 @@ mod tests {
     }
 
     #[test]
-    fn the_tags_behind_other_code_are_found() {
+    fn tags_after_other_code_are_replaced() {
         let source = "{{ '}}' ~ '\\'' }}{# ' #}{% raw %}{{ \" {% endraw %}{% generation %}";
         let written = "{{ '}}' ~ '\\'' }}{# ' #}{% raw %}{{ \" {% endraw %}{% with %}";
         assert_eq!(without_generation_tags(source), written);
     }
 
     #[test]
-    fn a_template_that_is_not_closed_is_left_for_the_compiler_to_refuse() {
+    fn unclosed_templates_are_left_unchanged() {
         stays("{% generation");
         stays("{{ 'a");
         stays("{# a");

@@ -18,15 +18,15 @@ use crate::error::{Error, ErrorKind};
 
 /// An error on its way to a client that has received nothing yet.
 #[derive(Debug)]
-pub(super) struct Refusal(Error);
+pub(super) struct ErrorResponse(Error);
 
-impl From<Error> for Refusal {
+impl From<Error> for ErrorResponse {
     fn from(error: Error) -> Self {
         Self(error)
     }
 }
 
-impl IntoResponse for Refusal {
+impl IntoResponse for ErrorResponse {
     fn into_response(self) -> Response<Body> {
         let Self(error) = self;
         let row = error.kind.row();
@@ -166,7 +166,7 @@ impl FieldNames {
     }
 
     /// The error with its field as the client knows it.
-    pub(super) fn client_error(self, mut error: Error) -> Error {
+    pub(super) fn with_client_field_name(self, mut error: Error) -> Error {
         if let Some(param) = &mut error.param {
             let own = [("max_tokens", self.max_tokens), ("logprobs", self.logprobs)];
             let mut names = self.renamed.iter().chain(&own);
@@ -182,7 +182,7 @@ impl FieldNames {
 pub(super) fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response<Body> {
     // The panic hook has told the log what it was.
     drop(panic);
-    Refusal(Error::internal()).into_response()
+    ErrorResponse(Error::internal()).into_response()
 }
 
 /// Rounded up: a client that comes back too early is refused again.
@@ -195,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_field_at_fault_is_named_as_its_client_names_it() {
+    fn errors_name_fields_as_the_client_names_them() {
         let completions = FieldNames::of(Route::Completions);
         let chat = FieldNames::of(Route::Chat);
         for (names, engine_name, client_name) in [
@@ -214,7 +214,7 @@ mod tests {
             (FieldNames::DETOKENIZE, "token_ids", "tokens"),
             (FieldNames::DETOKENIZE, "model", "model"),
         ] {
-            let error = names.client_error(Error::invalid_value(engine_name, ""));
+            let error = names.with_client_field_name(Error::invalid_value(engine_name, ""));
             assert_eq!(error.param.as_deref(), Some(client_name));
         }
     }

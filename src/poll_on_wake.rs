@@ -1,4 +1,4 @@
-//! A future that is seldom ready, beside one that is polled for every token.
+//! A future that is poll_on_wake ready, beside one that is polled for every token.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -9,10 +9,10 @@ use tokio_stream::Stream;
 
 /// A future that is polled once, and then only when it has woken its task itself: a timer or a signal costs
 /// the tokens that it stands beside next to nothing.
-pub struct Seldom<F>(FuturesUnordered<F>);
+pub struct PollOnWake<F>(FuturesUnordered<F>);
 
-impl<F: Future> Seldom<F> {
-    /// This future, polled seldom.
+impl<F: Future> PollOnWake<F> {
+    /// This future, polled poll_on_wake.
     #[must_use]
     pub fn new(future: F) -> Self {
         Self(FuturesUnordered::from_iter([future]))
@@ -42,27 +42,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_polled_once_and_again_when_it_wakes() {
+    fn the_future_is_polled_once_and_again_after_a_wake_up() {
         let (polls, wake) = (Cell::new(0), Notify::new());
         let mut notified = Box::pin(wake.notified());
-        let mut seldom = Seldom::new(poll_fn(|cx| {
+        let mut poll_on_wake = PollOnWake::new(poll_fn(|cx| {
             polls.set(polls.get() + 1);
             notified.as_mut().poll(cx)
         }));
         let mut cx = Context::from_waker(Waker::noop());
         for _ in 0..3 {
-            assert_eq!(seldom.poll(&mut cx), Poll::Pending);
+            assert_eq!(poll_on_wake.poll(&mut cx), Poll::Pending);
         }
         assert_eq!(polls.get(), 1);
         wake.notify_waiters();
-        assert_eq!(seldom.poll(&mut cx), Poll::Ready(()));
+        assert_eq!(poll_on_wake.poll(&mut cx), Poll::Ready(()));
         assert_eq!(polls.get(), 2);
-        assert_eq!(seldom.poll(&mut cx), Poll::Pending);
+        assert_eq!(poll_on_wake.poll(&mut cx), Poll::Pending);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_timer_ends_the_wait() {
-        let mut seldom = Seldom::new(tokio::time::sleep(std::time::Duration::from_secs(1)));
-        seldom.ready().await;
+        let mut poll_on_wake =
+            PollOnWake::new(tokio::time::sleep(std::time::Duration::from_secs(1)));
+        poll_on_wake.ready().await;
     }
 }

@@ -9,7 +9,7 @@ use super::MESSAGE_LIMIT;
 use crate::error::{Error, ErrorKind};
 
 /// Gives a refusal of tonic's own its reason. Every other answer is left as it is.
-pub fn explained(response: Response<Body>) -> Response<Body> {
+pub fn with_error_details(response: Response<Body>) -> Response<Body> {
     // Only an answer that is nothing but a status has it in its headers.
     let Some(status) = Status::from_header_map(response.headers()) else {
         return response;

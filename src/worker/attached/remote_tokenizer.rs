@@ -12,27 +12,27 @@ use crate::proto::worker as proto;
 use crate::proto::worker::answer::Answer;
 use crate::proto::worker::question::About;
 use crate::request::{ChatMessage, TokenId};
-use crate::runner::{Beginning, Model, ModelError, ModelFacts, TokenBytes};
+use crate::runner::{BosPolicy, Model, ModelError, ModelFacts, TokenBytes};
 use crate::worker::{WorkerId, wire};
 
 /// How many questions may wait for a worker's connection; who asks the next waits too.
 const QUESTIONS: usize = 64;
 
 /// A question on its way to a worker, and where its answer goes.
-pub(super) struct Asked {
+pub(super) struct TokenizerRequest {
     pub(super) about: About,
     pub(super) answer: oneshot::Sender<Answer>,
 }
 
 /// The workers of one model that can be asked.
 #[derive(Default)]
-pub(super) struct Interpreters {
-    ready: Mutex<VecDeque<(WorkerId, mpsc::Sender<Asked>)>>,
+pub(super) struct RemoteTokenizers {
+    ready: Mutex<VecDeque<(WorkerId, mpsc::Sender<TokenizerRequest>)>>,
 }
 
-impl Interpreters {
+impl RemoteTokenizers {
     /// A worker can be asked from now on: what it is asked comes here.
-    pub(super) fn add(&self, worker: WorkerId) -> mpsc::Receiver<Asked> {
+    pub(super) fn add(&self, worker: WorkerId) -> mpsc::Receiver<TokenizerRequest> {
         let (sender, receiver) = mpsc::channel(QUESTIONS);
         self.ready().push_back((worker, sender));
         receiver
@@ -62,7 +62,7 @@ impl Interpreters {
     }
 
     /// All of them. Each call begins with another, so that one that is slow is not the first that everybody asks.
-    fn in_turn(&self) -> Vec<mpsc::Sender<Asked>> {
+    fn in_turn(&self) -> Vec<mpsc::Sender<TokenizerRequest>> {
         let mut ready = self.ready();
         let in_turn = ready.iter().map(|(_, questions)| questions.clone());
         let in_turn = in_turn.collect();
@@ -73,22 +73,25 @@ impl Interpreters {
     }
 
     /// Held for a change or a copy.
-    fn ready(&self) -> MutexGuard<'_, VecDeque<(WorkerId, mpsc::Sender<Asked>)>> {
+    fn ready(&self) -> MutexGuard<'_, VecDeque<(WorkerId, mpsc::Sender<TokenizerRequest>)>> {
         self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Asks a worker. It is gone where there is no answer.
-async fn ask_one(questions: &mpsc::Sender<Asked>, about: About) -> Option<Answer> {
+async fn ask_one(questions: &mpsc::Sender<TokenizerRequest>, about: About) -> Option<Answer> {
     let (answer, answered) = oneshot::channel();
-    questions.send(Asked { about, answer }).await.ok()?;
+    questions
+        .send(TokenizerRequest { about, answer })
+        .await
+        .ok()?;
     answered.await.ok()
 }
 
 /// A model whose workers are elsewhere.
 pub(super) struct RemoteModel {
     pub(super) facts: ModelFacts,
-    pub(super) interpreters: Arc<Interpreters>,
+    pub(super) interpreters: Arc<RemoteTokenizers>,
     /// How long each worker is asked.
     pub(super) patience: Duration,
 }
@@ -112,10 +115,10 @@ impl Model for RemoteModel {
         &self.facts
     }
 
-    fn tokenize(&self, text: &str, beginning: Beginning) -> Result<Vec<TokenId>, ModelError> {
+    fn tokenize(&self, text: &str, bos: BosPolicy) -> Result<Vec<TokenId>, ModelError> {
         self.ids(&About::Tokenize(proto::Tokenize {
             text: text.to_owned(),
-            begins: beginning == Beginning::Marked,
+            begins: bos == BosPolicy::Add,
         }))
     }
 
@@ -149,7 +152,7 @@ impl Model for RemoteModel {
         }
     }
 
-    fn is_quick(&self) -> bool {
+    fn tokenizes_inline(&self) -> bool {
         false
     }
 }
@@ -174,14 +177,14 @@ mod tests {
     }
 
     /// Answers the next question with this.
-    async fn answer(questions: &mut mpsc::Receiver<Asked>, with: Answer) {
+    async fn answer(questions: &mut mpsc::Receiver<TokenizerRequest>, with: Answer) {
         let asked = questions.recv().await.expect("somebody asks");
         asked.answer.send(with).expect("it is waited for");
     }
 
     #[tokio::test]
-    async fn each_question_begins_with_another_worker() {
-        let interpreters = Interpreters::default();
+    async fn tokenizer_calls_rotate_over_the_workers() {
+        let interpreters = RemoteTokenizers::default();
         let mut one = interpreters.add(WorkerId(1));
         let mut two = interpreters.add(WorkerId(2));
         for _ in 0..2 {
@@ -200,8 +203,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_worker_that_leaves_or_says_nothing_is_passed_over() {
-        let interpreters = Interpreters::default();
+    async fn a_call_skips_workers_that_left_or_do_not_answer() {
+        let interpreters = RemoteTokenizers::default();
         let leaves = interpreters.add(WorkerId(1));
         let _says_nothing = interpreters.add(WorkerId(2));
         let mut answers = interpreters.add(WorkerId(3));

@@ -9,15 +9,15 @@ use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 
 use super::timings;
-use crate::cluster::Events;
+use crate::cluster::CheckedEvents;
 use crate::error::{Error, ErrorKind};
+use crate::poll_on_wake::PollOnWake;
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
-use crate::seldom::Seldom;
 
 /// The streams of a request's prompts.
-pub(super) struct Merged {
-    prompts: Vec<Events>,
+pub(super) struct MergedStreams {
+    prompts: Vec<CheckedEvents>,
     /// Which prompts have not ended.
     open: Vec<bool>,
     /// Where the next look begins, so that no prompt starves another.
@@ -40,7 +40,7 @@ pub(super) enum MergedEvent {
     Ended(v1::Usage, v1::Timings),
 }
 
-impl Merged {
+impl MergedStreams {
     pub(super) fn new(choices_per_prompt: u32) -> Self {
         Self {
             prompts: Vec::new(),
@@ -52,7 +52,7 @@ impl Merged {
         }
     }
 
-    pub(super) fn push(&mut self, events: Events) {
+    pub(super) fn push(&mut self, events: CheckedEvents) {
         self.prompts.push(events);
         self.open.push(true);
     }
@@ -103,21 +103,21 @@ impl Merged {
 }
 
 /// A request of which a worker has begun.
-pub(super) struct Opened {
-    merged: Merged,
+pub(super) struct CompletionStream {
+    merged: MergedStreams,
     /// What was told of the first prompt that began.
     first: v1::Started,
     /// Why the server waits no longer for this request.
-    given_up: Seldom<Pin<Box<dyn Future<Output = Error> + Send>>>,
+    given_up: PollOnWake<Pin<Box<dyn Future<Output = Error> + Send>>>,
 }
 
-impl Opened {
+impl CompletionStream {
     /// Waits for the first prompt to begin, in whatever order the engines take them.
     ///
     /// # Errors
     /// The first refusal of any prompt.
     pub(super) async fn wait_for_start(
-        mut merged: Merged,
+        mut merged: MergedStreams,
         deadline: Instant,
         stopping: CancellationToken,
     ) -> Result<Self, Error> {
@@ -131,7 +131,7 @@ impl Opened {
         Ok(Self {
             merged,
             first,
-            given_up: Seldom::new(Box::pin(given_up(deadline, stopping))),
+            given_up: PollOnWake::new(Box::pin(given_up(deadline, stopping))),
         })
     }
 

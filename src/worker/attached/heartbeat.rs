@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::timeouts::Timeouts;
+use super::timeouts::SessionTimeouts;
 
 /// An alarm that rings so late was held up, and all else of this process with it.
 const LATE: Duration = Duration::from_millis(20);
 
 /// How long nothing has come of a worker.
-pub(super) struct Silence {
+pub(super) struct HeartbeatMonitor {
     timeout: Duration,
     /// Time between two heartbeats.
     heartbeat_interval: Duration,
@@ -21,10 +21,10 @@ pub(super) struct Silence {
     is_prolonged: bool,
 }
 
-impl Silence {
+impl HeartbeatMonitor {
     /// Begins now, and may last as long as these timeouts say.
-    pub(super) fn new(timeouts: &Timeouts, now: Instant) -> Self {
-        let timeout = timeouts.silence_limit;
+    pub(super) fn new(timeouts: &SessionTimeouts, now: Instant) -> Self {
+        let timeout = timeouts.heartbeat_timeout;
         Self {
             timeout,
             heartbeat_interval: timeouts.heartbeat_interval,
@@ -59,25 +59,25 @@ impl Silence {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::worker::attached::Patience;
+    use crate::worker::attached::WorkerTimeouts;
 
     const TIMEOUT: Duration = Duration::from_secs(2);
 
-    fn silence(now: Instant) -> Silence {
+    fn silence(now: Instant) -> HeartbeatMonitor {
         declared(None, now)
     }
 
-    fn declared(silence: Option<Duration>, now: Instant) -> Silence {
-        let engine = Patience {
+    fn declared(silence: Option<Duration>, now: Instant) -> HeartbeatMonitor {
+        let engine = WorkerTimeouts {
             heartbeat_timeout: TIMEOUT,
             step_limit: None,
-            question_timeout: TIMEOUT,
+            tokenizer_call_timeout: TIMEOUT,
         };
-        Silence::new(&Timeouts::new(engine, silence), now)
+        HeartbeatMonitor::new(&SessionTimeouts::new(engine, silence), now)
     }
 
     #[test]
-    fn a_worker_of_which_nothing_comes_is_silent_when_its_time_is_over() {
+    fn a_worker_without_messages_times_out() {
         let began = Instant::now();
         let mut silence = silence(began);
         assert!(!silence.is_too_long(began, began));
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_that_stood_still_reads_first_what_its_workers_have_said() {
+    fn a_stalled_engine_extends_the_timeout_by_one_heartbeat() {
         let began = Instant::now();
         let mut silence = silence(began);
         let (due, awake) = (silence.ends, began + TIMEOUT * 2);
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_that_is_always_late_loses_a_silent_worker_and_no_other() {
+    fn an_engine_that_is_always_late_loses_only_silent_workers() {
         let began = Instant::now();
         let mut silence = silence(began);
         for _ in 0..2 {
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_declared_a_long_silence_is_lost_after_it_and_looked_at_in_between() {
+    fn a_long_declared_timeout_is_checked_often_and_ends_on_time() {
         let began = Instant::now();
         let declares = Duration::from_secs(60);
         let mut silence = declared(Some(declares), began);

@@ -9,15 +9,15 @@ use prost::encoding::{
 /// A packed `repeated uint32`. It is not taken apart until it is read, and a message that is sent is a copy of
 /// what was pushed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Packed {
+pub struct PackedVarints {
     wire: Vec<u8>,
     count: usize,
 }
 
 /// The bit of a byte that says that its number goes on in the next.
-const GOES_ON: u8 = 0x80;
+const CONTINUATION_BIT: u8 = 0x80;
 
-impl Packed {
+impl PackedVarints {
     /// None yet, with room for so many bytes.
     #[must_use]
     pub fn with_capacity(bytes: usize) -> Self {
@@ -47,8 +47,8 @@ impl Packed {
 
     /// The numbers, in order.
     #[must_use]
-    pub fn iter(&self) -> Numbers<'_> {
-        Numbers {
+    pub fn iter(&self) -> PackedVarintsIter<'_> {
+        PackedVarintsIter {
             wire: &self.wire,
             count: self.count,
         }
@@ -69,13 +69,16 @@ impl Packed {
         }
         let mut wire = Vec::new();
         raw::merge(wire_type, &mut wire, buf, ctx)?;
-        let end = wire.iter().rposition(|byte| byte & GOES_ON == 0);
+        let end = wire.iter().rposition(|byte| byte & CONTINUATION_BIT == 0);
         let mut rest = &wire[end.map_or(0, |end| end + 1)..];
         if !rest.is_empty() {
             // A number that is cut off: prost knows what to say.
             decode_varint(&mut rest)?;
         }
-        self.count += wire.iter().filter(|byte| *byte & GOES_ON == 0).count();
+        self.count += wire
+            .iter()
+            .filter(|byte| *byte & CONTINUATION_BIT == 0)
+            .count();
         if self.wire.is_empty() {
             self.wire = wire;
         } else {
@@ -99,7 +102,7 @@ impl Packed {
     }
 }
 
-impl FromIterator<u32> for Packed {
+impl FromIterator<u32> for PackedVarints {
     fn from_iter<T: IntoIterator<Item = u32>>(numbers: T) -> Self {
         let mut packed = Self::default();
         for number in numbers {
@@ -109,23 +112,26 @@ impl FromIterator<u32> for Packed {
     }
 }
 
-/// The numbers of a [`Packed`].
+/// The numbers of a [`PackedVarints`].
 #[derive(Clone, Debug)]
-pub struct Numbers<'a> {
+pub struct PackedVarintsIter<'a> {
     wire: &'a [u8],
     count: usize,
 }
 
-impl Iterator for Numbers<'_> {
+impl Iterator for PackedVarintsIter<'_> {
     type Item = u32;
 
     fn next(&mut self) -> Option<u32> {
-        let end = self.wire.iter().position(|byte| byte & GOES_ON == 0)?;
+        let end = self
+            .wire
+            .iter()
+            .position(|byte| byte & CONTINUATION_BIT == 0)?;
         let (number, rest) = self.wire.split_at(end + 1);
         self.wire = rest;
         self.count -= 1;
         // What is above the lowest 32 bits is dropped, as it is elsewhere.
-        let with = |number: u32, byte: &u8| number << 7 | u32::from(byte & !GOES_ON);
+        let with = |number: u32, byte: &u8| number << 7 | u32::from(byte & !CONTINUATION_BIT);
         Some(number.iter().rev().fold(0, with))
     }
 
@@ -134,4 +140,4 @@ impl Iterator for Numbers<'_> {
     }
 }
 
-impl ExactSizeIterator for Numbers<'_> {}
+impl ExactSizeIterator for PackedVarintsIter<'_> {}

@@ -19,15 +19,15 @@ const NAMES: usize = 1_024;
 
 /// Who has broken the contract.
 #[derive(Default)]
-pub(super) struct Offenders(Mutex<HashMap<String, Offence>>);
+pub(super) struct ReconnectPenalties(Mutex<HashMap<String, Penalty>>);
 
 #[derive(Clone, Copy)]
-struct Offence {
+struct Penalty {
     at: Instant,
     wait: Duration,
 }
 
-impl Offenders {
+impl ReconnectPenalties {
     /// How long the worker of this name has still to wait.
     pub(super) fn wait_of(&self, name: &str) -> Option<Duration> {
         let offences = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -46,7 +46,7 @@ impl Offenders {
         }
         let wait = before.map_or(WAIT, |offence| (offence.wait * 2).min(LONGEST_WAIT));
         let at = Instant::now();
-        offences.insert(name, Offence { at, wait });
+        offences.insert(name, Penalty { at, wait });
     }
 }
 
@@ -57,8 +57,8 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn who_breaks_the_contract_waits_longer_each_time_and_is_forgiven_at_last() {
-        let offenders = Offenders::default();
+    async fn each_violation_doubles_the_penalty_until_it_is_forgotten() {
+        let offenders = ReconnectPenalties::default();
         assert_eq!(offenders.wait_of("a"), None);
         for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
             offenders.add("a".to_owned());
@@ -74,8 +74,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_more_names_are_kept_than_there_is_room_for() {
-        let offenders = Offenders::default();
+    async fn at_most_max_names_are_remembered() {
+        let offenders = ReconnectPenalties::default();
         for name in 0..=NAMES {
             offenders.add(name.to_string());
         }

@@ -108,10 +108,10 @@ async fn a_refusal_after_the_headers_is_a_record_and_an_unclean_end() {
     drop(running);
     let counts = server.drain().await;
     counts.assert_nothing_is_left();
-    let failed = "tokenway_requests_total{door=\"http\",outcome=\"deadline_exceeded\"}";
+    let failed = "tokenway_requests_total{api=\"http\",outcome=\"deadline_exceeded\"}";
     assert_eq!(counts.get(failed), 2.0, "{}", counts.0);
     // What came after the headers is no refusal.
-    let refused = "tokenway_refusals_total{door=\"http\",reason=\"deadline_exceeded\"}";
+    let refused = "tokenway_requests_rejected_total{api=\"http\",reason=\"deadline_exceeded\"}";
     assert_eq!(counts.get(refused), 0.0, "{}", counts.0);
 }
 
@@ -136,17 +136,17 @@ async fn a_client_that_leaves_while_it_waits_behind_its_headers_leaves_the_queue
     let running = hold_the_slot(&server).await;
     let response = stream(&json!("a"), "text/event-stream").send(&server).await;
     assert_eq!(response.status, 200);
-    assert_eq!(Counts::now(&server).get("tokenway_queue_depth"), 1.0);
+    assert_eq!(Counts::now(&server).get("tokenway_requests_queued"), 1.0);
     drop(response);
     counted(&server, "tokenway_cancellations_total", 1.0).await;
-    counted(&server, "tokenway_queue_depth", 0.0).await;
+    counted(&server, "tokenway_requests_queued", 0.0).await;
     drop(running);
     let counts = server.drain().await;
     counts.assert_nothing_is_left();
-    let cancelled = "tokenway_requests_total{door=\"http\",outcome=\"cancelled\"}";
+    let cancelled = "tokenway_requests_total{api=\"http\",outcome=\"cancelled\"}";
     assert_eq!(counts.get(cancelled), 1.0, "{}", counts.0);
     // Of the request that held the slot only.
-    assert_eq!(counts.get("tokenway_tokens_total"), 1.0);
+    assert_eq!(counts.get("tokenway_tokens_generated_total"), 1.0);
 }
 
 #[tokio::test]

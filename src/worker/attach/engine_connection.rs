@@ -14,17 +14,17 @@ use crate::proto::worker::answer::Answer;
 use crate::proto::worker::attach_request::Message as Said;
 use crate::proto::worker::attach_response::Message;
 use crate::proto::worker::question::About;
-use crate::request::{ChatMessage, LONGEST_TIMEOUT};
-use crate::runner::{Beginning, Model};
-use crate::worker::lane::LaneSender;
-use crate::worker::outbox::{Outbox, RemoteLane, RemoteReader};
-use crate::worker::{Assignment, Life, WorkerHandle, wire};
+use crate::request::{ChatMessage, MAX_TIMEOUT};
+use crate::runner::{BosPolicy, Model};
+use crate::worker::outbox::{Outbox, RemoteChannel, RemoteReader};
+use crate::worker::token_channel::TokenSender;
+use crate::worker::{Assignment, Generation, WorkerHandle, wire};
 
 /// How many questions may be open at once; the next is refused.
 const QUESTIONS: usize = 64;
 
 /// What one connection has brought: the sequences that its engine has submitted.
-pub(super) struct Reading {
+pub(super) struct EngineConnection {
     handle: WorkerHandle,
     pub(super) outbox: Arc<Outbox>,
     running: Mutex<Running>,
@@ -33,11 +33,11 @@ pub(super) struct Reading {
 #[derive(Default)]
 struct Running {
     /// The life that the engine submits to, and its model.
-    life: Option<(Life, Arc<dyn Model>)>,
+    life: Option<(Generation, Arc<dyn Model>)>,
     readers: HashMap<u64, Arc<RemoteReader>>,
 }
 
-impl Reading {
+impl EngineConnection {
     pub(super) fn new(handle: &WorkerHandle, outbox: Arc<Outbox>) -> Self {
         Self {
             handle: handle.clone(),
@@ -47,7 +47,7 @@ impl Reading {
     }
 
     /// The engine is told that a life has begun.
-    pub(super) fn begin(&self, life: Life, model: &Arc<dyn Model>) {
+    pub(super) fn begin(&self, life: Generation, model: &Arc<dyn Model>) {
         self.running().life = Some((life, Arc::clone(model)));
     }
 
@@ -98,8 +98,8 @@ impl Reading {
     }
 
     /// What the device is to run; nothing where the life is over that it was meant for.
-    fn taken(&self, submit: proto::Submit) -> Result<Option<(Life, Assignment)>, String> {
-        let (number, of) = (submit.sequence, Life(submit.life));
+    fn taken(&self, submit: proto::Submit) -> Result<Option<(Generation, Assignment)>, String> {
+        let (number, of) = (submit.sequence, Generation(submit.life));
         let credit = usize::try_from(submit.credit).unwrap_or(usize::MAX);
         let sequence = wire::sequence(submit).map_err(|violation| violation.to_string())?;
         let reader = RemoteReader::new(credit);
@@ -112,16 +112,16 @@ impl Reading {
         running.readers.retain(|_, reader| !reader.has_ended());
         running.readers.insert(number, Arc::clone(&reader));
         drop(running);
-        let lane = RemoteLane::new(
+        let token_channel = RemoteChannel::new(
             (number, reader),
             Arc::clone(&self.outbox),
             sequence.delivered.len(),
-            sequence.stamps,
+            sequence.timestamps,
         );
         let assignment = Assignment {
             sequence,
-            lane: LaneSender::elsewhere(lane),
-            deadline: Instant::now() + LONGEST_TIMEOUT,
+            token_channel: TokenSender::elsewhere(token_channel),
+            deadline: Instant::now() + MAX_TIMEOUT,
             is_suspect: false,
         };
         Ok(Some((life, assignment)))
@@ -184,9 +184,9 @@ fn answer(model: &dyn Model, about: About) -> Answer {
     let answered = match about {
         About::Tokenize(proto::Tokenize { text, begins }) => {
             let beginning = if begins {
-                Beginning::Marked
+                BosPolicy::Add
             } else {
-                Beginning::Bare
+                BosPolicy::Omit
             };
             let ids = model.tokenize(&text, beginning);
             ids.map(|ids| Answer::Ids(proto::TokenIds { ids }))
@@ -230,25 +230,25 @@ mod tests {
     use super::*;
     use crate::runner::Loader as _;
     use crate::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
-    use crate::worker::wire::Named;
-    use crate::worker::{Flags, Sleeper, Wake};
+    use crate::worker::wire::SequenceId;
+    use crate::worker::{Flags, Wake, WakeTarget};
 
     fn submit(number: u64) -> proto::Submit {
         let (assignment, _) = Assignment::for_test(1, Instant::now());
-        wire::submit(&assignment.sequence, Named { number, life: 1 }, 1)
+        wire::submit(&assignment.sequence, SequenceId { number, life: 1 }, 1)
     }
 
     #[tokio::test]
-    async fn sequences_that_are_cancelled_while_the_device_computes_leave_room_for_others() {
+    async fn a_cancelled_sequence_makes_room_for_the_next_submission() {
         let (commands, mut device) = mpsc::channel(1);
         let wake = Wake {
             flags: Arc::<Flags>::default(),
-            sleeper: Sleeper::Task(Arc::<Notify>::default()),
+            sleeper: WakeTarget::Task(Arc::<Notify>::default()),
         };
-        let reading = Reading::new(&WorkerHandle { commands, wake }, Arc::default());
+        let reading = EngineConnection::new(&WorkerHandle { commands, wake }, Arc::default());
         let loader = TestRunnerLoader::new(TestRunnerOptions::default());
         let loaded = loader.load(1, &|_| ()).expect("it loads");
-        reading.begin(Life(1), &loaded.model);
+        reading.begin(Generation(1), &loaded.model);
         let (life, first) = reading.taken(submit(1)).unwrap().unwrap();
         reading.handle.submit_when_room(life, first).await;
         reading.cancel(&[1]);
@@ -263,9 +263,9 @@ mod tests {
         })
         .await;
         let (_, cancelled) = device.recv().await.unwrap();
-        assert!(cancelled.lane.is_closed());
+        assert!(cancelled.token_channel.is_closed());
         second.await;
         let (_, next) = device.recv().await.unwrap();
-        assert!(!next.lane.is_closed());
+        assert!(!next.token_channel.is_closed());
     }
 }

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::Wake;
-use super::outbox::RemoteLane;
+use super::outbox::RemoteChannel;
 use crate::request::FinishReason;
 use crate::runner::{ModelError, Token};
 use crate::telemetry::StreamCount;
@@ -48,7 +48,7 @@ pub enum Failure {
     Draining,
 }
 
-/// A lane on which the sequence can run `credit` tokens ahead of its reader.
+/// A token_channel on which the sequence can run `credit` tokens ahead of its reader.
 ///
 /// `queue` is notified when the reader goes away before a worker has the sequence; `wasted` counts
 /// the tokens that nobody read.
@@ -56,8 +56,15 @@ pub enum Failure {
 /// # Panics
 /// When `credit` is 0.
 #[must_use]
-pub fn lane(credit: usize, queue: Arc<Notify>, wasted: Counter) -> (LaneSender, LaneReceiver) {
-    assert!(credit > 0, "a lane without credit could never move");
+pub fn token_channel(
+    credit: usize,
+    queue: Arc<Notify>,
+    wasted: Counter,
+) -> (TokenSender, TokenReceiver) {
+    assert!(
+        credit > 0,
+        "a token_channel without credit could never move"
+    );
     // Every output has a token but its first and its last.
     let (outputs, receiver) = mpsc::channel(credit + 2);
     let shared = Arc::new(Shared {
@@ -69,14 +76,14 @@ pub fn lane(credit: usize, queue: Arc<Notify>, wasted: Counter) -> (LaneSender, 
         queue,
         stream: OnceLock::new(),
     });
-    let sender = LaneSender(Way::Here(LocalLane {
+    let sender = TokenSender(Way::Here(LocalChannel {
         outputs,
         sent: Cell::new(0),
         shared: Arc::clone(&shared),
     }));
     (
         sender,
-        LaneReceiver {
+        TokenReceiver {
             receiver,
             shared,
             wasted,
@@ -85,34 +92,34 @@ pub fn lane(credit: usize, queue: Arc<Notify>, wasted: Counter) -> (LaneSender, 
 }
 
 struct Shared {
-    /// How many tokens may be on the lane.
+    /// How many tokens may be on the token_channel.
     credit: usize,
     /// How many the reader has taken.
     taken: AtomicUsize,
-    /// Whether the worker passes the sequence over until there is room again.
+    /// Whether the worker passes the sequence over until there is credit again.
     stalled: AtomicBool,
-    /// Whether the lane closed without an end because its worker crashed, rather than that it was killed or
+    /// Whether the token_channel closed without an end because its worker crashed, rather than that it was killed or
     /// could not be reached any more.
     has_crashed: AtomicBool,
     /// The worker that has the sequence.
     worker: OnceLock<Wake>,
     queue: Arc<Notify>,
-    /// The stream that reads the lane, as the metrics count it.
+    /// The stream that reads the token_channel, as the metrics count it.
     stream: OnceLock<StreamCount>,
 }
 
 /// The worker's end.
-pub struct LaneSender(Way);
+pub struct TokenSender(Way);
 
-/// Where a lane leads.
+/// Where a token_channel leads.
 enum Way {
     /// To a stream of this process.
-    Here(LocalLane),
+    Here(LocalChannel),
     /// To an engine elsewhere.
-    Elsewhere(RemoteLane),
+    Elsewhere(RemoteChannel),
 }
 
-struct LocalLane {
+struct LocalChannel {
     outputs: mpsc::Sender<Output>,
     /// How many tokens were sent.
     sent: Cell<usize>,
@@ -121,101 +128,108 @@ struct LocalLane {
 
 /// What became of a token that was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sent {
+pub enum SendOutcome {
     /// Its reader will have it.
     Delivered,
     /// The reader is gone.
     Closed,
-    /// There was no room for it.
+    /// There was no credit for it.
     NoRoom,
 }
 
-impl LaneSender {
-    /// A lane to an engine elsewhere.
-    pub(super) fn elsewhere(lane: RemoteLane) -> Self {
-        Self(Way::Elsewhere(lane))
+impl TokenSender {
+    /// A token_channel to an engine elsewhere.
+    pub(super) fn elsewhere(token_channel: RemoteChannel) -> Self {
+        Self(Way::Elsewhere(token_channel))
     }
 
     /// Whether the reader is gone.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         match &self.0 {
-            Way::Here(lane) => lane.outputs.is_closed(),
-            Way::Elsewhere(lane) => lane.is_cancelled(),
+            Way::Here(token_channel) => token_channel.outputs.is_closed(),
+            Way::Elsewhere(token_channel) => token_channel.is_cancelled(),
         }
     }
 
-    /// How many more tokens the reader has room for. At 0, the worker is woken when that changes.
+    /// How many more tokens the reader has credit for. At 0, the worker is woken when that changes.
     #[must_use]
-    pub fn room(&self) -> usize {
+    pub fn credit(&self) -> usize {
         match &self.0 {
-            Way::Here(lane) => lane.room(),
-            Way::Elsewhere(lane) => lane.credit(),
+            Way::Here(token_channel) => token_channel.credit(),
+            Way::Elsewhere(token_channel) => token_channel.credit(),
         }
     }
 
     /// Says that a worker has the sequence now.
-    pub fn accept(&self) -> Sent {
+    pub fn accept(&self) -> SendOutcome {
         match &self.0 {
-            Way::Here(lane) => lane.send(0, || Output::Accepted),
-            Way::Elsewhere(lane) => lane.accept(),
+            Way::Here(token_channel) => token_channel.send(0, || Output::Accepted),
+            Way::Elsewhere(token_channel) => token_channel.accept(),
         }
     }
 
     /// Sends the next token of the prompt.
-    pub fn prompt(&self, token: Token) -> Sent {
+    pub fn prompt(&self, token: Token) -> SendOutcome {
         match &self.0 {
-            Way::Here(lane) => lane.send(1, || Output::Prompt(token)),
-            Way::Elsewhere(lane) => lane.prompt(token),
+            Way::Here(token_channel) => token_channel.send(1, || Output::Prompt(token)),
+            Way::Elsewhere(token_channel) => token_channel.prompt(token),
         }
     }
 
     /// Sends the next token.
-    pub fn token(&self, token: Token) -> Sent {
+    pub fn token(&self, token: Token) -> SendOutcome {
         match &self.0 {
-            Way::Here(lane) => lane.send(1, || Output::Token(token)),
-            Way::Elsewhere(lane) => lane.token(token),
+            Way::Here(token_channel) => token_channel.send(1, || Output::Token(token)),
+            Way::Elsewhere(token_channel) => token_channel.token(token),
         }
     }
 
-    /// Sends the next tokens, which came together. Where there is no room for all of them, some may be sent.
-    pub(super) fn tokens(&self, mut tokens: impl ExactSizeIterator<Item = Token>) -> Sent {
+    /// Sends the next tokens, which came together. Where there is no credit for all of them, some may be sent.
+    pub(super) fn tokens(&self, mut tokens: impl ExactSizeIterator<Item = Token>) -> SendOutcome {
         match &self.0 {
-            Way::Here(lane) => lane.send(tokens.len(), || match (tokens.len(), tokens.next()) {
-                (1, Some(token)) => Output::Token(token),
-                (_, first) => Output::Tokens(first.into_iter().chain(tokens).collect()),
-            }),
-            Way::Elsewhere(lane) => tokens
-                .find_map(|token| Some(lane.token(token)).filter(|sent| *sent != Sent::Delivered))
-                .unwrap_or(Sent::Delivered),
+            Way::Here(token_channel) => {
+                token_channel.send(tokens.len(), || match (tokens.len(), tokens.next()) {
+                    (1, Some(token)) => Output::Token(token),
+                    (_, first) => Output::Tokens(first.into_iter().chain(tokens).collect()),
+                })
+            }
+            Way::Elsewhere(token_channel) => tokens
+                .find_map(|token| {
+                    Some(token_channel.token(token)).filter(|sent| *sent != SendOutcome::Delivered)
+                })
+                .unwrap_or(SendOutcome::Delivered),
         }
     }
 
-    /// Ends the lane well.
+    /// Ends the token_channel well.
     pub fn finish(self, token: Option<Token>, reason: FinishReason) {
         match self.0 {
-            Way::Here(lane) => {
-                lane.end(Output::Finished(token, reason));
+            Way::Here(token_channel) => {
+                token_channel.end(Output::Finished(token, reason));
             }
-            Way::Elsewhere(lane) => lane.finish(token, reason),
+            Way::Elsewhere(token_channel) => token_channel.finish(token, reason),
         }
     }
 
-    /// Ends the lane with a failure.
+    /// Ends the token_channel with a failure.
     pub fn fail(self, failure: Failure) {
         match self.0 {
-            Way::Here(lane) => {
-                lane.end(Output::Failed(failure));
+            Way::Here(token_channel) => {
+                token_channel.end(Output::Failed(failure));
             }
-            Way::Elsewhere(lane) => lane.fail(&failure),
+            Way::Elsewhere(token_channel) => token_channel.fail(&failure),
         }
     }
 
-    /// Closes the lane without an end, because its worker crashed. A lane that is just dropped says only that
+    /// Closes the token_channel without an end, because its worker crashed. A token_channel that is just dropped says only that
     /// its worker is gone.
     pub(super) fn crash(self) {
         match self.0 {
-            Way::Here(lane) => lane.shared.has_crashed.store(true, Ordering::SeqCst),
+            Way::Here(token_channel) => token_channel
+                .shared
+                .has_crashed
+                .store(true, Ordering::SeqCst),
             // The worker says so for all its sequences.
             Way::Elsewhere(_) => {}
         }
@@ -224,18 +238,18 @@ impl LaneSender {
     /// Notes which worker is to be woken from now on.
     pub(super) fn placed(&self, worker: Wake) {
         match &self.0 {
-            // A lane is placed once; were it placed twice, the first worker would have dropped it.
-            Way::Here(lane) => drop(lane.shared.worker.set(worker)),
+            // A token_channel is placed once; were it placed twice, the first worker would have dropped it.
+            Way::Here(token_channel) => drop(token_channel.shared.worker.set(worker)),
             Way::Elsewhere(_) => {}
         }
     }
 }
 
-impl LocalLane {
-    fn room(&self) -> usize {
+impl LocalChannel {
+    fn credit(&self) -> usize {
         match self.free() {
             0 => self.stall(),
-            room => room,
+            credit => credit,
         }
     }
 
@@ -245,7 +259,7 @@ impl LocalLane {
         self.shared.credit - on_the_lane
     }
 
-    /// Asks to be woken, and then looks again: a reader that has made room in between has either seen
+    /// Asks to be woken, and then looks again: a reader that has made credit in between has either seen
     /// the flag, or is seen here.
     fn stall(&self) -> usize {
         self.shared.stalled.store(true, Ordering::SeqCst);
@@ -253,15 +267,15 @@ impl LocalLane {
     }
 
     /// Sends an output of so many tokens.
-    fn send(&self, tokens: usize, output: impl FnOnce() -> Output) -> Sent {
+    fn send(&self, tokens: usize, output: impl FnOnce() -> Output) -> SendOutcome {
         if self.free() < tokens {
-            return Sent::NoRoom;
+            return SendOutcome::NoRoom;
         }
         self.sent.set(self.sent.get() + tokens);
         match self.outputs.try_send(output()) {
-            Ok(()) => Sent::Delivered,
-            Err(TrySendError::Closed(_)) => Sent::Closed,
-            Err(TrySendError::Full(_)) => Sent::NoRoom,
+            Ok(()) => SendOutcome::Delivered,
+            Err(TrySendError::Closed(_)) => SendOutcome::Closed,
+            Err(TrySendError::Full(_)) => SendOutcome::NoRoom,
         }
     }
 
@@ -286,7 +300,7 @@ impl Output {
         }
     }
 
-    /// How many tokens it takes of its lane's credit.
+    /// How many tokens it takes of its token_channel's credit.
     fn tokens(&self) -> usize {
         match self {
             Self::Prompt(_) | Self::Token(_) => 1,
@@ -297,14 +311,14 @@ impl Output {
 }
 
 /// The stream's end. Dropping it cancels the sequence at once, wherever it is.
-pub struct LaneReceiver {
+pub struct TokenReceiver {
     receiver: mpsc::Receiver<Output>,
     shared: Arc<Shared>,
     wasted: Counter,
 }
 
-impl LaneReceiver {
-    /// Receives what is there, up to `limit` outputs, or waits. Ready with 0 when the lane has
+impl TokenReceiver {
+    /// Receives what is there, up to `limit` outputs, or waits. Ready with 0 when the token_channel has
     /// closed.
     pub fn poll_recv_many(
         &mut self,
@@ -320,21 +334,21 @@ impl LaneReceiver {
         received
     }
 
-    /// Has this stream counted as given up when the lane ends because its reader is too slow: such a reader
+    /// Has this stream counted as given up when the token_channel ends because its reader is too slow: such a reader
     /// may not come to read the end for long.
-    pub fn count_for(&self, stream: StreamCount) {
-        // A lane has one stream for as long as it lives.
+    pub fn set_stream_count(&self, stream: StreamCount) {
+        // A token_channel has one stream for as long as it lives.
         let _ = self.shared.stream.set(stream);
     }
 
-    /// Has the lane counted for the same stream as this one, which it replaces.
-    pub fn replaces(&self, lost: &Self) {
+    /// Has the token_channel counted for the same stream as this one, which it inherit_stream_count.
+    pub fn inherit_stream_count(&self, lost: &Self) {
         if let Some(stream) = lost.shared.stream.get() {
-            self.count_for(stream.clone());
+            self.set_stream_count(stream.clone());
         }
     }
 
-    /// Whether the lane closed without an end because its worker crashed.
+    /// Whether the token_channel closed without an end because its worker crashed.
     #[must_use]
     pub fn has_crashed(&self) -> bool {
         self.shared.has_crashed.load(Ordering::SeqCst)
@@ -350,7 +364,7 @@ impl LaneReceiver {
     }
 }
 
-impl Drop for LaneReceiver {
+impl Drop for TokenReceiver {
     fn drop(&mut self) {
         self.receiver.close();
         while let Ok(output) = self.receiver.try_recv() {

@@ -13,31 +13,36 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::accept::StreamFormat;
 use super::body::StreamOptions;
-use super::completions::Begun;
-use super::stream::{KEEP_ALIVE, Leaving, TokenBody, Told, UncleanEnd};
+use super::completions::StartedCompletion;
+use super::stream::{DeliveryTracker, KEEP_ALIVE_INTERVAL, StreamAborted, StreamParts, TokenBody};
 use crate::error::Error;
 use crate::telemetry::CountedRequest;
 
 /// A request that waits for a worker.
-pub(super) type Beginning = Pin<Box<dyn Future<Output = Result<Begun, Error>> + Send>>;
+pub(super) type StartFuture =
+    Pin<Box<dyn Future<Output = Result<StartedCompletion, Error>> + Send>>;
 
 /// The body of a stream that may not have begun. Dropping it cancels the request.
-pub(super) struct WaitingBody {
-    waiting: Option<(Waiting, Leaving, CountedRequest)>,
+pub(super) struct QueuedBody {
+    waiting: Option<(QueuedStream, DeliveryTracker, CountedRequest)>,
     streaming: Option<TokenBody>,
 }
 
 /// A request that waits, and how what comes of it is told.
-pub(super) struct Waiting {
-    beginning: Beginning,
+pub(super) struct QueuedStream {
+    beginning: StartFuture,
     stream: (StreamFormat, StreamOptions),
     /// How a refusal is told.
-    told: Told,
+    told: StreamParts,
     keep_alive: Option<Pin<Box<Sleep>>>,
 }
 
-impl WaitingBody {
-    pub(super) fn new(waiting: Waiting, leaving: Leaving, counted: CountedRequest) -> Self {
+impl QueuedBody {
+    pub(super) fn new(
+        waiting: QueuedStream,
+        leaving: DeliveryTracker,
+        counted: CountedRequest,
+    ) -> Self {
         Self {
             waiting: Some((waiting, leaving, counted)),
             streaming: None,
@@ -45,14 +50,17 @@ impl WaitingBody {
     }
 }
 
-impl Waiting {
+impl QueuedStream {
     /// A wait for `beginning` in a stream of this form. `told` says how a refusal is written.
     pub(super) fn new(
-        beginning: Beginning,
+        beginning: StartFuture,
         stream: (StreamFormat, StreamOptions),
-        told: Told,
+        told: StreamParts,
     ) -> Self {
-        let keep_alive = told.lines.keep_alive().map(|_| Box::pin(sleep(KEEP_ALIVE)));
+        let keep_alive = told
+            .lines
+            .keep_alive()
+            .map(|_| Box::pin(sleep(KEEP_ALIVE_INTERVAL)));
         Self {
             beginning,
             stream,
@@ -64,8 +72,8 @@ impl Waiting {
     /// The body once the wait is over, and its first frame where that is a refusal.
     fn ended(
         self,
-        begun: Result<Begun, Error>,
-        leaving: Leaving,
+        begun: Result<StartedCompletion, Error>,
+        leaving: DeliveryTracker,
         counted: CountedRequest,
     ) -> (TokenBody, Option<Bytes>) {
         match begun {
@@ -84,19 +92,19 @@ impl Waiting {
             return Poll::Pending;
         };
         ready!(timer.as_mut().poll(cx));
-        timer.as_mut().reset(Instant::now() + KEEP_ALIVE);
+        timer.as_mut().reset(Instant::now() + KEEP_ALIVE_INTERVAL);
         Poll::Ready(comment)
     }
 }
 
-impl http_body::Body for WaitingBody {
+impl http_body::Body for QueuedBody {
     type Data = Bytes;
-    type Error = UncleanEnd;
+    type Error = StreamAborted;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, UncleanEnd>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, StreamAborted>>> {
         let this = self.get_mut();
         if let Some((waiting, ..)) = &mut this.waiting {
             let Poll::Ready(begun) = waiting.beginning.as_mut().poll(cx) else {

@@ -2,23 +2,23 @@
 
 use std::sync::Arc;
 
-use super::Flush;
+use super::FlushHandle;
 use crate::runner::monotonic_ns;
-use crate::telemetry::{Lane, Stage, StageSummary, StageTimes, Telemetry};
+use crate::telemetry::{ResponseFormat, Stage, StageSummary, StageTimes, Telemetry};
 
 /// The clock of one request at its door.
-pub struct DoorClock {
+pub struct DeliveryTimer {
     door: StageTimes,
     socket: Arc<StageTimes>,
     /// The request's connection; `None` where nothing was listening.
-    flush: Option<Flush>,
+    flush: Option<FlushHandle>,
 }
 
 /// When a door began to write, in nanoseconds of CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug)]
-pub struct Turn(u64);
+pub struct WriteStart(u64);
 
-impl Turn {
+impl WriteStart {
     /// A turn that begins now.
     #[must_use]
     pub fn begin() -> Self {
@@ -26,19 +26,19 @@ impl Turn {
     }
 }
 
-impl DoorClock {
-    /// The clock of a request whose tokens leave by this lane and this connection.
+impl DeliveryTimer {
+    /// The clock of a request whose tokens leave by this format and this connection.
     #[must_use]
-    pub fn new(telemetry: &Telemetry, lane: Lane, flush: Option<Flush>) -> Self {
+    pub fn new(telemetry: &Telemetry, format: ResponseFormat, flush: Option<FlushHandle>) -> Self {
         Self {
-            door: telemetry.stage_times(lane, Stage::Door),
-            socket: Arc::new(telemetry.stage_times(lane, Stage::Socket)),
+            door: telemetry.stage_times(format, Stage::Frontend),
+            socket: Arc::new(telemetry.stage_times(format, Stage::Socket)),
             flush,
         }
     }
 
     /// Counts so many tokens as written now, in this turn.
-    pub fn written(&self, turn: Turn, tokens: u64) {
+    pub fn written(&self, turn: WriteStart, tokens: u64) {
         if tokens == 0 {
             return;
         }
@@ -59,7 +59,7 @@ impl DoorClock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::delivery::Flushes;
+    use crate::delivery::FlushTracker;
 
     const SECOND_NS: u64 = 1_000_000_000;
 
@@ -69,12 +69,12 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_in_the_doors_stage_until_it_is_written_and_then_in_the_sockets_until_the_flush() {
-        let flushes = Arc::new(Flushes::default());
-        let flush = Flush::new(Arc::clone(&flushes), http::Version::HTTP_11);
-        let clock = DoorClock::new(&Telemetry::new(), Lane::HttpNdjson, Some(flush));
+    fn the_frontend_stage_ends_at_the_write_and_the_socket_stage_at_the_flush() {
+        let flushes = Arc::new(FlushTracker::default());
+        let flush = FlushHandle::new(Arc::clone(&flushes), http::Version::HTTP_11);
+        let clock = DeliveryTimer::new(&Telemetry::new(), ResponseFormat::HttpNdjson, Some(flush));
         flushes.flushed();
-        clock.written(Turn(monotonic_ns() - SECOND_NS), 3);
+        clock.written(WriteStart(monotonic_ns() - SECOND_NS), 3);
         let (door, socket) = clock.summaries();
         summary(3, SECOND_NS, door);
         summary(0, 0, socket);
@@ -85,12 +85,12 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_for_a_flush_that_does_not_come_is_bounded() {
-        let flushes = Arc::new(Flushes::default());
-        let flush = Flush::new(Arc::clone(&flushes), http::Version::HTTP_2);
-        let clock = DoorClock::new(&Telemetry::new(), Lane::Grpc, Some(flush));
+    fn the_number_of_writes_timed_until_a_flush_is_bounded() {
+        let flushes = Arc::new(FlushTracker::default());
+        let flush = FlushHandle::new(Arc::clone(&flushes), http::Version::HTTP_2);
+        let clock = DeliveryTimer::new(&Telemetry::new(), ResponseFormat::Grpc, Some(flush));
         for _ in 0..1_000 {
-            clock.written(Turn::begin(), 1);
+            clock.written(WriteStart::begin(), 1);
         }
         flushes.flushed();
         let (door, socket) = clock.summaries();

@@ -9,29 +9,29 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::interpreter::Interpreters;
-use super::{LAST_BREATH, Offered};
+use super::remote_tokenizer::RemoteTokenizers;
+use super::{AttachableModel, CHILD_EXIT_TIMEOUT};
 use crate::runner::ModelFacts;
 use crate::worker::WorkerId;
-use crate::worker::wire::{Offer, Violation};
+use crate::worker::wire::{ReadyReport, Violation};
 
 /// What is known of a model's workers.
-pub(super) struct Seat {
+pub(super) struct Registration {
     /// Its place in the catalog.
     pub(super) place: usize,
     pub(super) name: String,
     pub(super) aliases: Vec<String>,
     pub(super) slow_reader_timeout: Duration,
-    pub(super) interpreters: Arc<Interpreters>,
+    pub(super) interpreters: Arc<RemoteTokenizers>,
     /// What the first worker said of the model: every other says the same.
     known: Mutex<Option<(ModelFacts, String)>>,
     /// The workers that the engine starts itself, by their tokens.
-    children: Mutex<HashMap<String, ChildSeat>>,
+    children: Mutex<HashMap<String, ChildRegistration>>,
 }
 
-impl Seat {
+impl Registration {
     /// That of the model of this place, of which no worker has said anything.
-    pub(super) fn new(place: usize, offered: Offered) -> Self {
+    pub(super) fn new(place: usize, offered: AttachableModel) -> Self {
         Self {
             place,
             name: offered.name,
@@ -44,7 +44,7 @@ impl Seat {
     }
 
     /// Whether a worker's offer fits what other workers have said of the model.
-    pub(super) fn agree(&self, offer: &Offer) -> Result<(), Violation> {
+    pub(super) fn agree(&self, offer: &ReadyReport) -> Result<(), Violation> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let (facts, runner) =
             known.get_or_insert_with(|| (offer.facts.clone(), offer.runner.clone()));
@@ -58,39 +58,39 @@ impl Seat {
     }
 
     /// Held for a look or a change.
-    pub(super) fn children(&self) -> MutexGuard<'_, HashMap<String, ChildSeat>> {
+    pub(super) fn children(&self) -> MutexGuard<'_, HashMap<String, ChildRegistration>> {
         self.children.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A worker that the engine starts itself.
 #[derive(Clone)]
-pub(super) struct ChildSeat {
+pub(super) struct ChildRegistration {
     pub(super) worker: WorkerId,
-    pub(super) watch: ChildWatch,
+    pub(super) watch: ChildState,
     /// How the process has ended, once it has.
     pub(super) exit: watch::Receiver<Option<Ended>>,
 }
 
-impl ChildSeat {
+impl ChildRegistration {
     /// How its process ended, which has or is about to. It is asked by what the session has: who starts the process
     /// again has forgotten this life by then.
     pub(super) async fn ended(&mut self) -> Option<Ended> {
-        let exit = timeout(LAST_BREATH, self.exit.wait_for(Option::is_some)).await;
+        let exit = timeout(CHILD_EXIT_TIMEOUT, self.exit.wait_for(Option::is_some)).await;
         exit.ok()?.ok()?.clone()
     }
 }
 
 /// What becomes of one life of a child.
 #[derive(Clone, Default)]
-pub(in crate::worker) struct ChildWatch {
+pub(in crate::worker) struct ChildState {
     /// Cancelled when its stream has ended: then it is of no use.
     pub(super) detached: CancellationToken,
     was_attached: Arc<AtomicBool>,
     was_ready: Arc<AtomicBool>,
 }
 
-impl ChildWatch {
+impl ChildState {
     /// Waits until its stream has ended.
     pub(in crate::worker) async fn detached(&self) {
         self.detached.cancelled().await;

@@ -16,10 +16,10 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tower_http::timeout::TimeoutBody;
 
-use super::io::LINGER;
+use super::io::LINGER_TIMEOUT;
 
 /// How much of a body is read that nobody wants.
-const UNWANTED: usize = 8 * 1024 * 1024;
+const MAX_DISCARDED_BYTES: usize = 8 * 1024 * 1024;
 
 type Inner = Pin<Box<TimeoutBody<Incoming>>>;
 
@@ -73,14 +73,14 @@ impl Drop for RequestBody {
         if let (Some(body), Some(tasks)) = (self.body.take(), self.rest.take())
             && !body.is_end_stream()
         {
-            tasks.spawn(read_and_drop(body));
+            tasks.spawn(discard(body));
         }
     }
 }
 
-async fn read_and_drop(mut body: Inner) {
+async fn discard(mut body: Inner) {
     let read = async {
-        let mut left = UNWANTED;
+        let mut left = MAX_DISCARDED_BYTES;
         while let Some(Ok(frame)) = body.frame().await {
             let length = frame.data_ref().map_or(0, Bytes::len);
             let Some(rest) = left.checked_sub(length) else {
@@ -90,5 +90,5 @@ async fn read_and_drop(mut body: Inner) {
         }
     };
     // However it ends, nobody is left to tell.
-    let _ = timeout(LINGER, read).await;
+    let _ = timeout(LINGER_TIMEOUT, read).await;
 }

@@ -105,9 +105,12 @@ impl Engine {
     }
 
     /// Dials as a worker that may send nothing for so long.
-    async fn dial_with_silence(&self, silence_limit_ms: u32) -> Result<Worker, Status> {
+    async fn connect_with_heartbeat_timeout(
+        &self,
+        heartbeat_timeout_ms: u32,
+    ) -> Result<Worker, Status> {
         self.dial(Said::Hello(proto::Hello {
-            silence_limit_ms,
+            heartbeat_timeout_ms,
             ..hello()
         }))
         .await
@@ -239,9 +242,9 @@ impl Worker {
         let entry = proto::SequenceStep {
             sequence,
             first_index: index,
-            ids: proto::Packed::from_iter([index]),
+            ids: proto::PackedVarints::from_iter([index]),
             bytes: b"x".to_vec(),
-            lengths: proto::Packed::from_iter([1]),
+            lengths: proto::PackedVarints::from_iter([1]),
             ..proto::SequenceStep::default()
         };
         let sequences = vec![entry];
@@ -340,7 +343,7 @@ async fn a_worker_that_breaks_the_contract_is_told_which_rule() {
         assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
         assert!(status.message().contains(rule), "{status:?}");
     }
-    let sequences = vec![proto::SequenceStep::default(); proto::MOST_ENTRIES + 1];
+    let sequences = vec![proto::SequenceStep::default(); proto::MAX_STEP_ENTRIES + 1];
     let many = [Said::Ready(ready()), Said::Step(proto::Step { sequences })];
     let status = engine.broke("many entries", many).await;
     assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
@@ -480,17 +483,25 @@ async fn a_worker_that_falls_silent_is_lost_and_told_so() {
 }
 
 #[tokio::test]
-async fn a_silence_limit_that_is_out_of_range_is_refused_with_its_field() {
+async fn a_heartbeat_timeout_that_is_out_of_range_is_refused_with_its_field() {
     let engine = engine(|_| ()).await;
     for out_of_range in [1, 99, 3_600_001] {
-        let refused = engine.dial_with_silence(out_of_range).await.err();
+        let refused = engine
+            .connect_with_heartbeat_timeout(out_of_range)
+            .await
+            .err();
         let status = refused.expect("it is refused");
         assert_eq!(status.code(), Code::InvalidArgument);
-        let rule = "hello.silence_limit_ms must be 0 or from 100 to 3600000";
+        let rule = "hello.heartbeat_timeout_ms must be 0 or from 100 to 3600000";
         assert!(status.message().contains(rule), "{status:?}");
     }
     for in_range in [100, 3_600_000] {
-        assert!(engine.dial_with_silence(in_range).await.is_ok());
+        assert!(
+            engine
+                .connect_with_heartbeat_timeout(in_range)
+                .await
+                .is_ok()
+        );
     }
 }
 
@@ -505,7 +516,10 @@ async fn a_worker_is_lost_after_the_silence_that_it_declared_and_not_before() {
     .await;
     let began = Instant::now();
     let declared = Duration::from_millis(1_500);
-    let mut worker = engine.dial_with_silence(1_500).await.expect("it is taken");
+    let mut worker = engine
+        .connect_with_heartbeat_timeout(1_500)
+        .await
+        .expect("it is taken");
     let status = worker.ended().await;
     assert_eq!(status.code(), Code::DeadlineExceeded);
     assert!(status.message().contains("no heartbeat"), "{status:?}");
@@ -518,7 +532,10 @@ async fn a_device_call_as_long_as_the_declared_silence_is_within_the_step_limit(
         setup.engine().workers.patience.step_limit = Some(Duration::from_secs(1));
     })
     .await;
-    let mut worker = engine.dial_with_silence(60_000).await.expect("it is taken");
+    let mut worker = engine
+        .connect_with_heartbeat_timeout(60_000)
+        .await
+        .expect("it is taken");
     let heartbeat = |step_ms| Said::Heartbeat(proto::Heartbeat { step_ms });
     worker.say(heartbeat(60_000)).await;
     // The engine has read the heartbeat when it knows that the worker is ready.
@@ -621,9 +638,9 @@ async fn what_a_worker_says_of_a_request_is_what_its_client_gets() {
     // One character in two tokens, and the end of the sequence.
     let entry = proto::SequenceStep {
         sequence,
-        ids: proto::Packed::from_iter([1, 2, 3]),
+        ids: proto::PackedVarints::from_iter([1, 2, 3]),
         bytes: "é".as_bytes().to_vec(),
-        lengths: proto::Packed::from_iter([1, 1, 0]),
+        lengths: proto::PackedVarints::from_iter([1, 1, 0]),
         end: proto::End::Stop.into(),
         ..proto::SequenceStep::default()
     };
@@ -783,7 +800,7 @@ async fn a_wrong_answer_costs_the_worker_and_another_is_asked() {
 #[tokio::test]
 async fn a_worker_that_leaves_a_question_alone_is_lost_and_another_is_asked() {
     let engine = engine(|setup| {
-        setup.engine().workers.patience.question_timeout = Duration::from_millis(500);
+        setup.engine().workers.patience.tokenizer_call_timeout = Duration::from_millis(500);
     })
     .await;
     let [mut slow, mut right] = engine.two_workers().await;
@@ -815,9 +832,9 @@ fn piece() -> proto::Pieces {
 fn scored(sequence: u64, id: u32, end: proto::End) -> proto::SequenceStep {
     proto::SequenceStep {
         sequence,
-        ids: proto::Packed::from_iter([id]),
+        ids: proto::PackedVarints::from_iter([id]),
         bytes: b"x".to_vec(),
-        lengths: proto::Packed::from_iter([1]),
+        lengths: proto::PackedVarints::from_iter([1]),
         logprobs: vec![proto::Logprobs {
             logprob: Some(-1.0),
             ..proto::Logprobs::default()

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::runner::{
-    LoadError, Loaded, Loader, ModelError, Next, Room, Runner, Sequence, Slot, Step, StepError,
+    LoadError, LoadedModel, Loader, ModelError, Next, Runner, Sequence, Slot, SlotCredit, Step,
+    StepError,
 };
 use tokio::sync::mpsc;
 
@@ -12,34 +13,34 @@ use crate::support::Setup;
 
 /// What a device does with a sequence.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Seen {
+pub(crate) enum SlotEvent {
     Admitted,
     Released,
 }
 
 /// A server of a runner that behaves so, and what is seen of it.
-pub(crate) fn watched(options: TestRunnerOptions) -> (Setup, mpsc::Receiver<Seen>) {
+pub(crate) fn slot_events(options: TestRunnerOptions) -> (Setup, mpsc::Receiver<SlotEvent>) {
     let (seen, receiver) = mpsc::channel(16);
-    let loader = Watched {
+    let loader = Recording {
         inner: TestRunnerLoader::new(options),
         seen,
     };
     (Setup::runner("llm_test", Arc::new(loader), 1), receiver)
 }
 
-struct Watched<T> {
+struct Recording<T> {
     inner: T,
-    seen: mpsc::Sender<Seen>,
+    seen: mpsc::Sender<SlotEvent>,
 }
 
-impl Loader for Watched<TestRunnerLoader> {
-    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
-        let Loaded { model, runner } = self.inner.load(slots, progress)?;
-        let runner = Watched {
+impl Loader for Recording<TestRunnerLoader> {
+    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
+        let LoadedModel { model, runner } = self.inner.load(slots, progress)?;
+        let runner = Recording {
             inner: runner,
             seen: self.seen.clone(),
         };
-        Ok(Loaded {
+        Ok(LoadedModel {
             model,
             runner: Box::new(runner),
         })
@@ -50,20 +51,24 @@ impl Loader for Watched<TestRunnerLoader> {
     }
 }
 
-impl Runner for Watched<Box<dyn Runner>> {
+impl Runner for Recording<Box<dyn Runner>> {
     fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
         let admitted = self.inner.admit(slot, sequence);
-        self.seen.try_send(Seen::Admitted).expect("it is looked at");
+        self.seen
+            .try_send(SlotEvent::Admitted)
+            .expect("it is looked at");
         admitted
     }
 
     fn release(&mut self, slot: Slot) {
         self.inner.release(slot);
-        self.seen.try_send(Seen::Released).expect("it is looked at");
+        self.seen
+            .try_send(SlotEvent::Released)
+            .expect("it is looked at");
     }
 
-    fn next(&mut self, room: &dyn Room) -> Next {
-        self.inner.next(room)
+    fn next(&mut self, credit: &dyn SlotCredit) -> Next {
+        self.inner.next(credit)
     }
 
     fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::interpreter::Asked;
+use super::remote_tokenizer::TokenizerRequest;
 use crate::proto::worker as proto;
 use crate::proto::worker::answer::Answer;
 use crate::proto::worker::question::About;
@@ -18,14 +18,14 @@ use crate::worker::wire::{self, Violation};
 const OPEN: usize = 32;
 
 /// The questions of one life of a worker.
-pub(super) struct Questions {
+pub(super) struct TokenizerCalls {
     /// By number, so the first is the oldest.
     open: BTreeMap<u64, Open>,
     last: u64,
     /// Every id below this is a token.
     vocabulary_size: u32,
     /// How long the worker may leave its questions unanswered.
-    unanswered_limit: Duration,
+    unresponsive_timeout: Duration,
     /// When an answer came last, or this life began.
     heard: Instant,
 }
@@ -45,15 +45,15 @@ enum Expected {
     Text,
 }
 
-impl Questions {
+impl TokenizerCalls {
     /// None yet, to a worker with so many tokens; the last question of the life before had this number, so that an
     /// answer that crosses `ready` is to no question of this one.
-    pub(super) fn new(vocabulary_size: u32, last: u64, unanswered_limit: Duration) -> Self {
+    pub(super) fn new(vocabulary_size: u32, last: u64, unresponsive_timeout: Duration) -> Self {
         Self {
             open: BTreeMap::new(),
             last,
             vocabulary_size,
-            unanswered_limit,
+            unresponsive_timeout,
             heard: Instant::now(),
         }
     }
@@ -71,12 +71,12 @@ impl Questions {
     /// When the worker is mute: it has questions, and has answered none for too long.
     pub(super) fn due(&self) -> Option<Instant> {
         let oldest = self.open.values().next()?;
-        Some(oldest.asked.max(self.heard) + self.unanswered_limit)
+        Some(oldest.asked.max(self.heard) + self.unresponsive_timeout)
     }
 
     /// Opens a question.
-    pub(super) fn ask(&mut self, asked: Asked) -> proto::Question {
-        let Asked { about, answer } = asked;
+    pub(super) fn ask(&mut self, asked: TokenizerRequest) -> proto::Question {
+        let TokenizerRequest { about, answer } = asked;
         self.last += 1;
         let open = Open {
             expected: Expected::of(&about),
@@ -140,8 +140,8 @@ mod tests {
 
     const UNANSWERED_LIMIT: Duration = Duration::from_secs(30);
 
-    fn questions() -> Questions {
-        Questions::new(100, 0, UNANSWERED_LIMIT)
+    fn questions() -> TokenizerCalls {
+        TokenizerCalls::new(100, 0, UNANSWERED_LIMIT)
     }
 
     fn tokenize() -> About {
@@ -170,7 +170,7 @@ mod tests {
     /// What becomes of this answer to this question: what reaches who asked, or which rule is broken.
     fn answered(about: About, answer: Option<Answer>) -> Result<Option<Answer>, Violation> {
         let (mut questions, (sender, mut receiver)) = (questions(), oneshot::channel());
-        let asked = Asked {
+        let asked = TokenizerRequest {
             about,
             answer: sender,
         };
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_fits_its_question_reaches_who_asked() {
+    fn a_matching_answer_reaches_the_caller() {
         let render = || About::RenderChat(proto::RenderChat::default());
         let infill = || About::Infill(proto::Infill::default());
         let failure = || Some(Answer::Failure(proto::Failure::default()));
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_does_not_fit_its_question_breaks_the_contract() {
+    fn a_mismatched_answer_is_a_violation() {
         let render = || About::RenderChat(proto::RenderChat::default());
         for (about, answer) in [
             (tokenize(), None),
@@ -219,11 +219,11 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_nobody_waits_for_is_passed_over() {
+    fn an_answer_without_a_waiting_caller_is_ignored() {
         let mut questions = questions();
         let (answer, _) = oneshot::channel();
         let about = tokenize();
-        let question = questions.ask(Asked { about, answer }).question;
+        let question = questions.ask(TokenizerRequest { about, answer }).question;
         for question in [question, question, 77] {
             let answer = text();
             let passed_over = questions.answer(proto::Answer { question, answer });
@@ -232,15 +232,18 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_to_an_earlier_life_is_to_no_question_of_the_next() {
-        let ask = |questions: &mut Questions| {
+    fn an_answer_for_an_earlier_generation_matches_no_call_of_the_next() {
+        let ask = |questions: &mut TokenizerCalls| {
             let (answer, answered) = oneshot::channel();
             let about = tokenize();
-            (questions.ask(Asked { about, answer }).question, answered)
+            (
+                questions.ask(TokenizerRequest { about, answer }).question,
+                answered,
+            )
         };
         let mut before = questions();
         let (question, _answered) = ask(&mut before);
-        let mut questions = Questions::new(100, before.last_number(), UNANSWERED_LIMIT);
+        let mut questions = TokenizerCalls::new(100, before.last_number(), UNANSWERED_LIMIT);
         let (_, mut answered) = ask(&mut questions);
         let answer = ids(&[1]);
         let late = questions.answer(proto::Answer { question, answer });
@@ -249,7 +252,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_worker_with_questions_is_mute_when_it_has_answered_none_for_long_also_when_nobody_waits()
+    async fn a_worker_that_answers_no_call_for_too_long_is_unresponsive_even_without_waiting_callers()
      {
         let mut questions = questions();
         assert_eq!(questions.due(), None);
@@ -258,7 +261,7 @@ mod tests {
             assert!(questions.has_room());
             let (answer, _) = oneshot::channel();
             let about = tokenize();
-            questions.ask(Asked { about, answer });
+            questions.ask(TokenizerRequest { about, answer });
             advance(Duration::from_secs(1)).await;
         }
         assert!(!questions.has_room());

@@ -11,7 +11,7 @@ use tokenway::output::Output;
 use tokenway::request::{ChatMessage, TokenId};
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::runner::{
-    Beginning, LoadError, Loaded, Loader, Model, ModelError, ModelFacts, TokenBytes,
+    BosPolicy, LoadError, LoadedModel, Loader, Model, ModelError, ModelFacts, TokenBytes,
 };
 use tokenway::server::ServerParts;
 use tokenway::server::run::{RunError, until_signalled};
@@ -29,14 +29,14 @@ struct FlawedModel {
 }
 
 impl Loader for Flawed {
-    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<Loaded, LoadError> {
-        let Loaded { model, runner } = self.loader.load(slots, progress)?;
+    fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
+        let LoadedModel { model, runner } = self.loader.load(slots, progress)?;
         let has_panicked = Arc::clone(&self.has_panicked);
         let model = Arc::new(FlawedModel {
             model,
             has_panicked,
         });
-        Ok(Loaded { model, runner })
+        Ok(LoadedModel { model, runner })
     }
 
     fn name(&self) -> &'static str {
@@ -49,8 +49,8 @@ impl Model for FlawedModel {
         self.model.facts()
     }
 
-    fn tokenize(&self, text: &str, beginning: Beginning) -> Result<Vec<TokenId>, ModelError> {
-        self.model.tokenize(text, beginning)
+    fn tokenize(&self, text: &str, bos: BosPolicy) -> Result<Vec<TokenId>, ModelError> {
+        self.model.tokenize(text, bos)
     }
 
     fn pieces(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {

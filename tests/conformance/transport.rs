@@ -16,14 +16,14 @@ use crate::table::Row;
 
 /// A way to an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lane {
+pub(crate) enum Transport {
     Grpc,
-    Http(Form, Place),
+    Http(Format, Deployment),
 }
 
 /// The form of an answer over HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Form {
+pub(crate) enum Format {
     Ndjson,
     Sse,
     Unary,
@@ -31,7 +31,7 @@ pub(crate) enum Form {
 
 /// Where the HTTP door is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum Deployment {
     InProcess,
     Remote,
 }
@@ -49,22 +49,22 @@ pub(crate) struct Servers {
     gateway: TestServer,
 }
 
-impl Lane {
+impl Transport {
     pub(crate) const ALL: [Self; 7] = [
         Self::Grpc,
-        Self::Http(Form::Ndjson, Place::InProcess),
-        Self::Http(Form::Sse, Place::InProcess),
-        Self::Http(Form::Unary, Place::InProcess),
-        Self::Http(Form::Ndjson, Place::Remote),
-        Self::Http(Form::Sse, Place::Remote),
-        Self::Http(Form::Unary, Place::Remote),
+        Self::Http(Format::Ndjson, Deployment::InProcess),
+        Self::Http(Format::Sse, Deployment::InProcess),
+        Self::Http(Format::Unary, Deployment::InProcess),
+        Self::Http(Format::Ndjson, Deployment::Remote),
+        Self::Http(Format::Sse, Deployment::Remote),
+        Self::Http(Format::Unary, Deployment::Remote),
     ];
 
-    /// Whether the lane can carry what the row asks for.
+    /// Whether the transport can carry what the row asks for.
     pub(crate) fn takes(self, row: &Row) -> bool {
         match self {
-            Self::Grpc | Self::Http(Form::Ndjson | Form::Sse, _) => !row.is_unary(),
-            Self::Http(Form::Unary, _) => true,
+            Self::Grpc | Self::Http(Format::Ndjson | Format::Sse, _) => !row.is_unary(),
+            Self::Http(Format::Unary, _) => true,
         }
     }
 }
@@ -76,19 +76,19 @@ impl Servers {
         Self { engine, gateway }
     }
 
-    /// What becomes of a row by this lane.
-    pub(crate) async fn run(&self, lane: Lane, row: &Row) -> Outcome {
-        match lane {
-            Lane::Grpc => self.over_grpc(row).await,
-            Lane::Http(form, place) => self.over_http(row, form, self.door(place)).await,
+    /// What becomes of a row by this transport.
+    pub(crate) async fn run(&self, transport: Transport, row: &Row) -> Outcome {
+        match transport {
+            Transport::Grpc => self.over_grpc(row).await,
+            Transport::Http(form, place) => self.over_http(row, form, self.door(place)).await,
         }
     }
 
     /// Sends a row, and leaves what comes of it to be read, or to be dropped.
-    pub(crate) async fn begin(&self, lane: Lane, row: &Row) -> Open {
-        match lane {
-            Lane::Grpc => Open::Grpc(self.engine.stream(row.message()).await),
-            Lane::Http(form, place) => {
+    pub(crate) async fn begin(&self, transport: Transport, row: &Row) -> Open {
+        match transport {
+            Transport::Grpc => Open::Grpc(self.engine.stream(row.message()).await),
+            Transport::Http(form, place) => {
                 let address = self.door(place).http_address();
                 let mut stream = TcpStream::connect(address).await.expect("a connection");
                 let bytes = request(row, form).bytes();
@@ -98,10 +98,10 @@ impl Servers {
         }
     }
 
-    fn door(&self, place: Place) -> &TestServer {
+    fn door(&self, place: Deployment) -> &TestServer {
         match place {
-            Place::InProcess => &self.engine,
-            Place::Remote => &self.gateway,
+            Deployment::InProcess => &self.engine,
+            Deployment::Remote => &self.gateway,
         }
     }
 
@@ -139,12 +139,12 @@ impl Servers {
         outcome
     }
 
-    async fn over_http(&self, row: &Row, form: Form, door: &TestServer) -> Outcome {
+    async fn over_http(&self, row: &Row, form: Format, door: &TestServer) -> Outcome {
         let (response, body) = request(row, form).fetch(door).await;
         let lines = match form {
-            Form::Ndjson if response.status == 200 => body.lines(),
-            Form::Sse if response.status == 200 => events(&body),
-            Form::Ndjson | Form::Sse | Form::Unary => {
+            Format::Ndjson if response.status == 200 => body.lines(),
+            Format::Sse if response.status == 200 => events(&body),
+            Format::Ndjson | Format::Sse | Format::Unary => {
                 assert_eq!(body.end, End::Clean, "{body:?}");
                 return Outcome::of_body(row, &body.json());
             }
@@ -160,16 +160,16 @@ impl Servers {
     }
 }
 
-fn request(row: &Row, form: Form) -> http::Request {
+fn request(row: &Row, form: Format) -> http::Request {
     let mut body = row.body.clone();
-    if form != Form::Unary {
+    if form != Format::Unary {
         body["stream"] = json!(true);
         body["stream_options"] = json!({"include_usage": true, "return_token_ids": true});
     }
     let request = http::post(row.path(), body.to_string()).accept(match form {
-        Form::Ndjson => "application/x-ndjson",
-        Form::Sse => "text/event-stream",
-        Form::Unary => "application/json",
+        Format::Ndjson => "application/x-ndjson",
+        Format::Sse => "text/event-stream",
+        Format::Unary => "application/json",
     });
     match row.timeout {
         None => request,
@@ -208,17 +208,23 @@ fn likelihood(row: &Row) -> impl Fn(&v1::Token) -> Option<Likelihood> {
     let shows_own = !row.is_chat();
     move |token| {
         let logprobs = token.logprobs.as_ref()?;
-        let own = logprobs.logprob.map(|own| (logprobs.spelling.clone(), own));
+        let own = logprobs
+            .logprob
+            .map(|own| (logprobs.token_bytes.clone(), own));
         let top = logprobs
             .top
             .iter()
-            .map(|top| (top.spelling.clone(), top.logprob));
+            .map(|top| (top.token_bytes.clone(), top.logprob));
         let mut top: Vec<_> = top.collect();
         // OpenAI's older form has the token itself among the likeliest.
         if let Some(own) = own.filter(|own| shows_own && !top.contains(own)) {
             top.push(own);
         }
-        Some(Likelihood::new(&logprobs.spelling, logprobs.logprob, top))
+        Some(Likelihood::new(
+            &logprobs.token_bytes,
+            logprobs.logprob,
+            top,
+        ))
     }
 }
 

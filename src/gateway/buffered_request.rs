@@ -10,20 +10,20 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::time::{Instant, timeout_at};
 
-use super::opened::deadline_exceeded;
-use super::{BODY_LIMIT, Gateway};
+use super::completion_stream::deadline_exceeded;
+use super::{Gateway, MAX_BODY_BYTES};
 use crate::error::{Error, ErrorKind};
-use crate::request::LONGEST_TIMEOUT;
+use crate::request::MAX_TIMEOUT;
 
 /// A request whose body has been read.
-pub(super) struct Incoming {
+pub(super) struct BufferedRequest {
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
     /// When the client no longer waits.
     pub(super) deadline: Instant,
 }
 
-impl Incoming {
+impl BufferedRequest {
     /// Reads a request.
     ///
     /// # Errors
@@ -55,7 +55,7 @@ fn request_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
     seconds
         .filter(|seconds| *seconds > 0.0)
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .map(|timeout| Some(timeout.min(LONGEST_TIMEOUT)))
+        .map(|timeout| Some(timeout.min(MAX_TIMEOUT)))
         .ok_or_else(|| {
             Error::invalid_value(
                 NAME,
@@ -74,7 +74,7 @@ async fn read_body(request: Request) -> Result<Bytes, Error> {
     {
         return Err(too_large());
     }
-    match Limited::new(request.into_body(), BODY_LIMIT)
+    match Limited::new(request.into_body(), MAX_BODY_BYTES)
         .collect()
         .await
     {
@@ -91,7 +91,7 @@ async fn read_body(request: Request) -> Result<Bytes, Error> {
 }
 
 fn is_too_large(length: u64) -> bool {
-    usize::try_from(length).map_or(true, |length| length > BODY_LIMIT)
+    usize::try_from(length).map_or(true, |length| length > MAX_BODY_BYTES)
 }
 
 fn check_content_type(headers: &HeaderMap) -> Result<(), Error> {
@@ -123,6 +123,6 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
 }
 
 fn too_large() -> Error {
-    let message = format!("The body is larger than {BODY_LIMIT} bytes.");
+    let message = format!("The body is larger than {MAX_BODY_BYTES} bytes.");
     Error::new(ErrorKind::RequestTooLarge, message)
 }
