@@ -134,7 +134,7 @@ fn ready_line(model: &ModelParts) -> String {
     let (name, runner) = (&model.name, model.loader.name());
     let (workers, slots) = (model.workers, model.slots);
     let of_workers = match workers {
-        0 => "workers that dial in".to_owned(),
+        0 => "remote workers".to_owned(),
         _ => format!("workers: {workers}, slots: {slots}"),
     };
     let aliases = match &model.aliases[..] {
