@@ -1,8 +1,8 @@
-//! Tasks that the server cannot work without: the scheduler, the listeners, the health follower, the supervisors of
+//! Tasks that the server cannot work without: the scheduler, the listeners, the health checks, the supervisors of
 //! worker processes.
 //!
-//! tokio contains a panic within its task. For these tasks that would leave a server that runs but does not serve. So
-//! the first panic among them is reported to whoever runs the server, which then drains it and ends with an error.
+//! tokio confines a panic to its task. If one of these tasks panicked unnoticed, the server would keep running without
+//! serving requests. The first panic is therefore reported to `server`, which drains and exits with an error.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 
 /// A critical task has panicked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a bug has ended the server: the task '{task}' panicked: {message}")]
+#[error("a bug stopped the server: task '{task}' panicked: {message}")]
 pub struct TaskPanicked {
     /// The task's name.
     pub task: &'static str,
@@ -21,7 +21,7 @@ pub struct TaskPanicked {
     pub message: String,
 }
 
-/// Watches critical tasks. Clones share what they know.
+/// Spawns critical tasks and reports the first panic among them. Clones share their state.
 #[derive(Clone, Debug)]
 pub struct CriticalTasks(watch::Sender<Option<TaskPanicked>>);
 
@@ -32,7 +32,7 @@ impl Default for CriticalTasks {
 }
 
 impl CriticalTasks {
-    /// Runs a task on this tracker, and reports its panic.
+    /// Spawns `run` on `tasks` and reports a panic under the name `task`.
     pub fn spawn(
         &self,
         tasks: &TaskTracker,
@@ -41,9 +41,9 @@ impl CriticalTasks {
     ) {
         let critical = self.clone();
         tasks.spawn(async move {
-            // Nothing of the task is looked at after its panic.
-            let ended = AssertUnwindSafe(run).catch_unwind().await;
-            if let Err(panic) = ended {
+            // Unwind safe: nothing uses the task's state after a panic.
+            let result = AssertUnwindSafe(run).catch_unwind().await;
+            if let Err(panic) = result {
                 critical.report(TaskPanicked {
                     task,
                     message: panic_message(&*panic).to_owned(),
@@ -52,15 +52,15 @@ impl CriticalTasks {
         });
     }
 
-    /// Waits until a task has panicked.
+    /// Waits for the first panic.
     pub async fn panicked(&self) -> TaskPanicked {
         let mut panicked = self.0.subscribe();
         let first = panicked.wait_for(Option::is_some).await;
-        let first = first.expect("this is one of the senders").clone();
-        first.expect("it was waited for")
+        let first = first.expect("`self` holds a sender").clone();
+        first.expect("`wait_for` returns only a value that is `Some`")
     }
 
-    /// The first task that has panicked, if any has.
+    /// Returns the first panic so far.
     #[must_use]
     pub fn first_panic(&self) -> Option<TaskPanicked> {
         self.0.borrow().clone()
@@ -70,7 +70,7 @@ impl CriticalTasks {
         tracing::error!(
             task = panicked.task,
             panic = panicked.message,
-            "a task that the server needs has panicked"
+            "a critical task panicked"
         );
         self.0.send_if_modified(|first| {
             let is_first = first.is_none();
@@ -80,7 +80,7 @@ impl CriticalTasks {
     }
 }
 
-/// The message that a panic was raised with.
+/// Returns the message of a panic.
 pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
@@ -94,15 +94,15 @@ mod tests {
     #[tokio::test]
     async fn the_first_panic_of_a_critical_task_is_reported_with_its_message() {
         let (critical, tasks) = (CriticalTasks::default(), TaskTracker::new());
-        critical.spawn(&tasks, "orderly", async {});
+        critical.spawn(&tasks, "normal", async {});
         tasks.close();
         tasks.wait().await;
-        assert_eq!(critical.first_panic(), None, "an orderly end is no panic");
+        assert_eq!(critical.first_panic(), None, "a normal end is not a panic");
         critical.spawn(&tasks, "first", async { panic!("number {}", 1) });
         let first = critical.panicked().await;
         assert_eq!((first.task, &*first.message), ("first", "number 1"));
         critical.spawn(&tasks, "second", async { panic!("number 2") });
         tasks.wait().await;
-        assert_eq!(critical.panicked().await, first, "the first is the cause");
+        assert_eq!(critical.panicked().await, first, "a later panic does not replace the first");
     }
 }

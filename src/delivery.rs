@@ -1,5 +1,6 @@
-//! The last part of a token's way: a door writes it, and its connection flushes it to the socket. Both doors
-//! learn here that it has left, and how long it took. It must not know what is written.
+//! The last part of a token's path: a frontend writes it, and the connection flushes it to the socket. Both frontends
+//! use this module to learn when their output has been flushed and how long that took. It must not know what is
+//! written.
 
 mod flush;
 mod timer;

@@ -1,6 +1,6 @@
-//! Every way in which a request can fail, and the one table that says how each door tells it.
+//! The errors of requests, and the one table that maps each kind to its HTTP and gRPC status.
 //!
-//! It must not know who fails: any module may return an [`Error`].
+//! Any module may return an [`Error`]. This module must not know which module failed.
 
 use std::time::Duration;
 
@@ -9,22 +9,22 @@ use tonic::Code;
 
 mod status;
 
-/// A request's failure, as its client is told.
+/// The error that a client receives when its request fails.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
-    /// Which failure.
+    /// The kind of error.
     pub kind: ErrorKind,
-    /// What happened and what to do about it. It leaks nothing internal.
+    /// A message for the client: what happened and what to do about it. It contains no internal details.
     pub message: String,
-    /// The request's field that is at fault.
+    /// The request field that caused the error.
     pub param: Option<String>,
-    /// How long to wait before a retry can help.
+    /// The delay after which a retry may succeed.
     pub retry_after: Option<Duration>,
 }
 
 impl Error {
-    /// A failure with a message and nothing more.
+    /// Creates an error with the retry delay of its kind and no `param`.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self {
             kind,
@@ -34,19 +34,19 @@ impl Error {
         }
     }
 
-    /// Names the field that is at fault.
+    /// Sets the request field that caused the error.
     #[must_use]
     pub fn with_param(mut self, param: impl Into<String>) -> Self {
         self.param = Some(param.into());
         self
     }
 
-    /// A field that is out of its range.
+    /// Creates an [`ErrorKind::InvalidValue`] error for the field `param`.
     pub fn invalid_value(param: &str, message: impl Into<String>) -> Self {
         Self::new(ErrorKind::InvalidValue, message).with_param(param)
     }
 
-    /// A failure that is no fault of the request. The details belong in the log, not here.
+    /// Creates an error that the request did not cause. The caller logs the details; the client does not see them.
     #[must_use]
     pub fn internal() -> Self {
         Self::new(
@@ -56,79 +56,79 @@ impl Error {
     }
 }
 
-/// The kinds of failure: `contract.md`'s table, row by row.
+/// The kind of an error. Each kind has one row in the table of [`ErrorKind::row`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
-    /// The body is no JSON, or the message is malformed.
+    /// The HTTP body is not valid JSON, or the gRPC message is malformed.
     InvalidJson,
     /// A field has the wrong type.
     InvalidType,
-    /// A field is out of its range.
+    /// A field's value is out of range.
     InvalidValue,
-    /// A field that nobody knows.
+    /// The request has an unknown field.
     UnknownParameter,
-    /// A field, or a value of it, that the model's runner cannot honour.
+    /// The model's runner does not support a field or its value.
     UnsupportedParameter,
     /// A required field is missing.
     MissingParameter,
     /// The prompt and `max_tokens` do not fit into the context.
     ContextLengthExceeded,
-    /// No key, or a wrong one.
+    /// The API key is missing or wrong.
     InvalidApiKey,
-    /// The key does not allow this.
+    /// The API key does not permit the request.
     InsufficientScope,
-    /// A host name that is not the server's, or a web page of a foreign origin.
+    /// The `Host` is not an allowed name, or the `Origin` is not an allowed web page.
     HostNotAllowed,
-    /// No such model.
+    /// The model does not exist.
     ModelNotFound,
-    /// No such path or method.
+    /// The HTTP path or the gRPC method does not exist.
     NotFound,
-    /// The path does not answer this HTTP method.
+    /// The path exists but does not support the HTTP method.
     MethodNotAllowed,
-    /// Nothing in `Accept` can be met.
+    /// The server supports none of the media types in `Accept`.
     NotAcceptable,
-    /// The body is not declared as JSON.
+    /// The `Content-Type` is not JSON.
     UnsupportedMediaType,
-    /// The request's headers are too large.
+    /// The request headers are too large.
     HeadersTooLarge,
-    /// The body or message is over the limit.
+    /// The body or message exceeds the size limit.
     RequestTooLarge,
     /// The queue is full.
     QueueFull,
-    /// A rate or concurrency limit is reached.
+    /// The client exceeded a rate or concurrency limit.
     RateLimited,
-    /// The client went away.
+    /// The client disconnected or cancelled the request.
     Cancelled,
-    /// The client does not read.
+    /// The client read too slowly.
     SlowReader,
-    /// The device that made the tokens was lost.
+    /// The worker that ran the request was lost, and the request could not be resumed.
     WorkerLost,
-    /// An engine behind the gateway failed or refused the gateway.
+    /// A remote engine failed or rejected the gateway's connection.
     UpstreamError,
     /// The model is still loading.
     NotReady,
     /// The server is shutting down.
     Draining,
-    /// No worker serves the model at the moment.
+    /// No worker of the model is up.
     NoWorker,
-    /// The deadline passed, or cannot be met.
+    /// The request's deadline passed.
     DeadlineExceeded,
-    /// Anything else.
+    /// The server failed for a reason that the client cannot act on.
     Internal,
 }
 
-/// How both doors tell a failure.
+/// The HTTP and gRPC representation of an [`ErrorKind`].
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
-    /// OpenAI's `code`, and `ErrorInfo.reason`.
+    /// `error.code` over HTTP and `ErrorInfo.reason` over gRPC.
     pub code: &'static str,
-    /// OpenAI's `type`.
+    /// `error.type` over HTTP, as OpenAI names it.
     pub error_type: &'static str,
     /// The HTTP status.
     pub http: StatusCode,
-    /// The gRPC status; `None` where only HTTP can fail like this.
+    /// The gRPC status. `None` if only HTTP requests fail with this kind.
     pub grpc: Option<Code>,
-    /// How long to wait before a retry, where one can help.
+    /// The default delay before a retry. `None` if a retry does not help.
     pub retry_after: Option<Duration>,
 }
 
@@ -137,7 +137,7 @@ const SERVER: &str = "server_error";
 const RETRY_SOON: Option<Duration> = Some(Duration::from_secs(1));
 
 impl ErrorKind {
-    /// Every kind, in the table's order.
+    /// Every kind, in the order of the enum.
     pub const ALL: [Self; 28] = [
         Self::InvalidJson,
         Self::InvalidType,
@@ -169,13 +169,13 @@ impl ErrorKind {
         Self::Internal,
     ];
 
-    /// The kind whose `code` this is.
+    /// Returns the kind with this `code`.
     #[must_use]
     pub fn from_code(code: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.row().code == code)
     }
 
-    /// Whether the same request can succeed later.
+    /// Returns true if the same request may succeed later.
     #[must_use]
     pub fn is_retryable(self) -> bool {
         match self {
@@ -210,7 +210,7 @@ impl ErrorKind {
         }
     }
 
-    /// The table.
+    /// Returns the kind's row of the table.
     #[must_use]
     pub fn row(self) -> Row {
         use Code as Grpc;
@@ -289,7 +289,7 @@ impl ErrorKind {
                     Http::from_u16(499).expect("499 is within the range of status codes");
                 row("cancelled", SERVER, client_closed_request, Grpc::Cancelled)
             }
-            // In a stream only: the client has its 200 already, and HTTP tells it by a record.
+            // Occurs only in a stream. Over HTTP, the status 200 was already sent, so the client gets an error record.
             Self::SlowReader => row("slow_reader", SERVER, Http::REQUEST_TIMEOUT, Grpc::Aborted),
             Self::WorkerLost => row("worker_lost", SERVER, Http::BAD_GATEWAY, Grpc::Aborted),
             Self::UpstreamError => row("upstream_error", SERVER, Http::BAD_GATEWAY, Grpc::Aborted),

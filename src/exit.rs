@@ -1,24 +1,24 @@
-//! The one way out of the process.
+//! Exit codes and the only function that exits the process.
 //!
-//! A device may still compute on its thread when the process ends: llama.cpp's calls cannot be interrupted. An ordinary
-//! exit runs `atexit` handlers and C++ destructors, which would pull llama.cpp's global data from under that thread and
-//! crash the process. So `main` never returns, and nothing calls [`std::process::exit`].
+//! llama.cpp's calls cannot be interrupted, so a device thread may still be computing when the process exits. An
+//! ordinary exit runs `atexit` handlers and C++ destructors, which would destroy llama.cpp's global data while that
+//! thread uses it, and crash the process. So `main` never returns, and nothing calls [`std::process::exit`].
 
-/// The exit code of a process.
+/// Exit code of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExitCode {
-    /// The command did what it was asked to. A server has drained.
+    /// The command succeeded, or a server shut down after a complete drain.
     Success,
-    /// The command failed, or a second signal stopped a server before it had drained.
+    /// The command failed, or a second signal stopped a server before its drain was complete.
     Failure,
-    /// The command line, the environment or the settings file is wrong.
+    /// The command line, an environment variable or the settings file is invalid.
     Usage,
-    /// `main` panicked, which is a bug. The code is the one that Rust's own exit would have.
+    /// `main` panicked, which is a bug. The code is the same as that of an ordinary Rust panic.
     Panic,
 }
 
 impl ExitCode {
-    /// The number that the parent process sees.
+    /// Exit status that the parent process sees.
     #[must_use]
     pub fn number(self) -> u8 {
         match self {
@@ -30,9 +30,9 @@ impl ExitCode {
     }
 }
 
-/// Ends the process. No destructor, `atexit` handler or other thread runs any further.
+/// Exits the process immediately, without destructors or `atexit` handlers.
 ///
-/// Whatever is still in a buffer is lost: flush first.
+/// Buffered output is lost, so flush first.
 pub fn now(code: ExitCode) -> ! {
     signal_hook::low_level::exit(code.number().into())
 }

@@ -1,5 +1,7 @@
-//! The HTTP door: OpenAI's completions in, lines out. It turns bodies into the engine's messages and
-//! the engine's events into lines; it must not know schedulers, workers or runners.
+//! The HTTP API: OpenAI-compatible completions, the tokenizer, models, health and metrics.
+//!
+//! It converts request bodies into messages for the engine, and the engine's events into responses. It must not
+//! know schedulers, workers or runners.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +21,6 @@ use crate::error::{Error, ErrorKind};
 use crate::telemetry::{Telemetry, WorkerCounts};
 
 mod accept;
-mod answer;
 mod body;
 mod buffered_request;
 mod completion_stream;
@@ -36,6 +37,7 @@ mod openapi;
 mod origin;
 mod queued_body;
 mod request_id;
+mod response;
 mod size;
 mod stream;
 #[cfg(test)]
@@ -46,51 +48,51 @@ mod unary;
 mod unknown;
 
 pub use accept::StreamFormat;
-use answer::{Model, ModelList, Status};
 pub use body::{Route, StreamOptions};
 use error_response::ErrorResponse;
 pub use origin::{AllowedHost, AllowedOrigin, OriginPolicy};
+use response::{Model, ModelList, Status};
 pub use unknown::UnknownFields;
 
-/// The largest body, in bytes.
+/// Largest request body, in bytes.
 const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
 
-/// The most headers of a request.
+/// Maximum number of headers of a request.
 const MAX_HEADERS: usize = 100;
 
-/// Something that must hold; where it does not, the error says why.
+/// A check of the server's state. The error is the response to the client.
 pub type HealthCheck = Arc<dyn Fn() -> Result<(), Error> + Send + Sync>;
 
-/// How many workers are in each state; `None` where the engines are elsewhere.
+/// Returns the number of workers in each state; `None` if only remote engines are used.
 pub type WorkerCountsFn = Arc<dyn Fn() -> Option<WorkerCounts> + Send + Sync>;
 
-/// What the HTTP door needs.
+/// Everything that the HTTP API's handlers use.
 pub struct Gateway {
-    /// Where the tokens come from.
+    /// Engines that serve the requests.
     pub cluster: Cluster,
-    /// What is counted into, and shown at `/metrics`.
+    /// Metrics, shown at `/metrics`.
     pub telemetry: Telemetry,
-    /// Whether every model takes requests, and why not: what the health tells.
-    pub ready: HealthCheck,
-    /// What is told of the workers beside it.
-    pub workers: WorkerCountsFn,
-    /// Whether requests are taken at all, and why not.
-    pub open: HealthCheck,
-    /// The form of a completion's stream whose client has no preference.
+    /// Succeeds when every model accepts requests. The result of `/readyz` and `/health`.
+    pub check_ready: HealthCheck,
+    /// Worker counts for `/readyz`.
+    pub worker_counts: WorkerCountsFn,
+    /// Succeeds unless the server rejects every request, for example because it is draining.
+    pub check_accepting: HealthCheck,
+    /// Format of a `/v1/completions` stream if the client's `Accept` prefers none.
     pub stream_format: StreamFormat,
-    /// What happens to fields of a request that are unknown.
+    /// Policy for unknown fields of a request body.
     pub unknown_fields: UnknownFields,
-    /// How long a streamed request waits in the queue before its headers are sent; `None` is without end.
+    /// Time that a streamed request may wait in the queue before its headers are sent. `None`: no limit.
     pub headers_after: Option<Duration>,
-    /// Under which host names, and for pages of which origins, requests are taken.
+    /// Host names and browser origins whose requests are accepted.
     pub origins: OriginPolicy,
-    /// Cancelled when the server waits no longer for running requests.
+    /// Cancelled when the server stops waiting for running requests.
     pub stopping: CancellationToken,
-    /// How long a request may take where its client does not say.
+    /// Deadline of a request that has no `x-request-timeout`.
     pub request_timeout: Duration,
 }
 
-/// The door's routes.
+/// Builds the routes and their middleware.
 pub fn router(gateway: Gateway) -> Router {
     let (origins, cors) = (Arc::new(gateway.origins.clone()), gateway.origins.cors());
     let routes = Router::new()
@@ -110,25 +112,25 @@ pub fn router(gateway: Gateway) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::disable())
         .layer(tower_http::catch_panic::CatchPanicLayer::custom(
-            error_response::panicked,
+            error_response::internal_error,
         ))
         .layer(middleware::from_fn(limit_headers))
-        .layer(middleware::from_fn(request_id::check))
+        .layer(middleware::from_fn(request_id::reject_invalid))
         .with_state(Arc::new(gateway));
-    // Around all that can refuse a request of an allowed page, so that the page can read the error_response.
+    // CORS wraps every layer that can reject a request, so that a page of an allowed origin can read the error.
     let routes = match cors {
         Some(cors) => routes.layer(cors),
         None => routes,
     };
     routes
         .layer(middleware::from_fn_with_state(origins, origin::check))
-        .layer(middleware::from_fn(request_id::carry))
+        .layer(middleware::from_fn(request_id::assign))
 }
 
-/// HTTP/1.1 has its limit in the listener; HTTP/2 has none for how many they are.
+/// Limits the number of headers on HTTP/2, which has no limit of its own. The listener limits HTTP/1.1.
 async fn limit_headers(request: Request, next: Next) -> Result<Response, ErrorResponse> {
     if request.headers().len() > MAX_HEADERS {
-        let message = format!("A request may have at most {MAX_HEADERS} headers.");
+        let message = format!("The request has more than {MAX_HEADERS} headers. Send fewer.");
         return Err(Error::new(ErrorKind::HeadersTooLarge, message).into());
     }
     Ok(next.run(request).await)
@@ -138,21 +140,21 @@ async fn limit_headers(request: Request, next: Next) -> Result<Response, ErrorRe
 #[utoipa::path(
     get,
     path = "/v1/models",
-    responses((status = 200, description = "The models.", body = ModelList))
+    responses((status = 200, description = "All models.", body = ModelList))
 )]
 async fn list_models(State(gateway): State<Arc<Gateway>>) -> Result<Response, ErrorResponse> {
     let models = gateway.cluster.list_models().await?;
-    Ok(answer::json(&ModelList {
+    Ok(response::json(&ModelList {
         object: "list",
         data: models.into_iter().map(Model::from).collect(),
     }))
 }
 
-/// Describes a model.
+/// Describes one model.
 #[utoipa::path(
     get,
     path = "/v1/models/{id}",
-    params(("id" = String, Path, description = "The model's name.", min_length = 1)),
+    params(("id" = String, Path, description = "Name or alias of the model.", min_length = 1)),
     responses((status = 200, description = "The model.", body = Model))
 )]
 async fn get_model(
@@ -160,49 +162,49 @@ async fn get_model(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ErrorResponse> {
     let Ok(Path(id)) = id else {
-        let message = "A model's name is UTF-8.";
+        let message = "The model name in the path must be percent-encoded UTF-8.";
         return Err(Error::new(ErrorKind::ModelNotFound, message)
             .with_param("model")
             .into());
     };
     let model = gateway.cluster.get_model(&id).await?;
-    Ok(answer::json(&Model::from(model)))
+    Ok(response::json(&Model::from(model)))
 }
 
-/// Says that the server runs.
+/// Liveness: the server process runs.
 #[utoipa::path(
     get,
     path = "/livez",
-    responses((status = 200, description = "It runs.", body = Status))
+    responses((status = 200, description = "The server runs.", body = Status))
 )]
 async fn livez() -> Response {
-    answer::json(&Status::of("alive"))
+    response::json(&Status::new("alive"))
 }
 
-/// Says whether the server takes requests.
+/// Readiness: every model accepts requests.
 #[utoipa::path(
     get,
     path = "/readyz",
-    responses((status = 200, description = "It takes requests.", body = Status))
+    responses((status = 200, description = "The server accepts requests.", body = Status))
 )]
 async fn readyz(State(gateway): State<Arc<Gateway>>) -> Result<Response, ErrorResponse> {
-    (gateway.ready)()?;
-    let workers = (gateway.workers)();
-    Ok(answer::json(&Status::of("ready").with_workers(workers)))
+    (gateway.check_ready)()?;
+    let workers = (gateway.worker_counts)();
+    Ok(response::json(&Status::new("ready").with_workers(workers)))
 }
 
-/// Says whether the server takes requests, in the words of other servers.
+/// Readiness at the path that other inference servers use.
 #[utoipa::path(
     get,
     path = "/health",
-    responses((status = 200, description = "It takes requests.", body = Status))
+    responses((status = 200, description = "The server accepts requests.", body = Status))
 )]
 async fn health(State(gateway): State<Arc<Gateway>>) -> Result<Response, ErrorResponse> {
-    (gateway.ready)()?;
-    Ok(answer::json(&Status::of("healthy")))
+    (gateway.check_ready)()?;
+    Ok(response::json(&Status::new("healthy")))
 }
 
-/// Shows what is counted, in Prometheus's text format.
+/// Metrics in the Prometheus text format.
 #[utoipa::path(
     get,
     path = "/metrics",
@@ -225,12 +227,12 @@ async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
 async fn not_found(uri: Uri) -> ErrorResponse {
     Error::new(
         ErrorKind::NotFound,
-        format!("There is nothing at {}.", uri.path()),
+        format!("The path {} does not exist.", uri.path()),
     )
     .into()
 }
 
 async fn method_not_allowed(method: Method, uri: Uri) -> ErrorResponse {
-    let message = format!("{} does not answer {method}.", uri.path());
+    let message = format!("{} does not support the method {method}.", uri.path());
     Error::new(ErrorKind::MethodNotAllowed, message).into()
 }

@@ -1,4 +1,5 @@
-//! The gRPC service: requests in, events out. It must not know HTTP, nor how tokens are made.
+//! The gRPC service `tokenway.v1.Inference`: requests in, events out. It must not know HTTP or how tokens are
+//! generated.
 
 use std::time::Duration;
 
@@ -26,57 +27,57 @@ pub use stream::EventStream;
 use stream::RequestMetrics;
 pub use tonic_errors::with_error_details;
 
-/// The largest message, in bytes, in either direction.
-const MESSAGE_LIMIT: usize = 4 * 1024 * 1024;
+/// Maximum size of a message in either direction, in bytes.
+const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 
-/// An engine's models as the service `tokenway.v1.Inference`.
+/// Implementation of `tokenway.v1.Inference` for the models of one engine.
 #[derive(Clone)]
 pub struct Service {
     scheduler: Scheduler,
     telemetry: Telemetry,
-    /// The door at which requests enter, or `None` where another door has counted them already.
-    door: Option<Frontend>,
+    /// Frontend under which requests are counted. `None` if another frontend has counted them already.
+    frontend: Option<Frontend>,
     default_timeout: Duration,
 }
 
 impl Service {
-    /// The service as a door of its own: it counts its requests.
+    /// Creates a service for gRPC clients. It counts its requests.
     #[must_use]
-    pub fn door(scheduler: Scheduler, telemetry: Telemetry, default_timeout: Duration) -> Self {
+    pub fn new(scheduler: Scheduler, telemetry: Telemetry, default_timeout: Duration) -> Self {
         Self {
             scheduler,
             telemetry,
-            door: Some(Frontend::Grpc),
+            frontend: Some(Frontend::Grpc),
             default_timeout,
         }
     }
 
-    /// The same service behind another door of this process, which counts.
+    /// Returns the same service for the HTTP API of this process, which counts the requests itself.
     #[must_use]
     pub fn uncounted(&self) -> Self {
         Self {
-            door: None,
+            frontend: None,
             ..self.clone()
         }
     }
 
-    /// The service with its limits, ready to be called in process or over a socket.
+    /// Returns the tonic server of this service, with its message size limits.
     #[must_use]
     pub fn into_server(self) -> InferenceServer<Self> {
         InferenceServer::new(self)
-            .max_decoding_message_size(MESSAGE_LIMIT)
-            .max_encoding_message_size(MESSAGE_LIMIT)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    /// Admits a request and begins its stream. Everything that is refused is refused here.
-    async fn begin(
+    /// Admits a request and starts its stream, or returns the reason for its rejection.
+    async fn start(
         &self,
         request: Request<v1::CompletionRequest>,
         id: Result<RequestId, Error>,
     ) -> Result<EventStream, Error> {
         let (id, timeout) = (id?, metadata::timeout(request.metadata())?);
         let timeout = timeout.unwrap_or(self.default_timeout);
-        // Behind another door of this process that door says how its tokens leave.
+        // The HTTP API of this process sets the delivery context, because it delivers the tokens.
         let delivery_context = request.extensions().get::<DeliveryContext>().cloned();
         let flush = request.extensions().get::<FlushHandle>().cloned();
         let request = convert::completion_request(request.into_inner(), id, timeout)?;
@@ -89,21 +90,19 @@ impl Service {
         };
         let format = delivery_context
             .as_ref()
-            .map_or(ResponseFormat::Grpc, |delivery_context| {
-                delivery_context.format
-            });
-        let counted = self.door.map(|door| self.telemetry.track_request(door));
+            .map_or(ResponseFormat::Grpc, |context| context.format);
+        let counted = self
+            .frontend
+            .map(|frontend| self.telemetry.track_request(frontend));
         let own = counted.as_ref().map(CountedRequest::stream);
-        if let Some(stream) =
-            own.or(delivery_context.and_then(|delivery_context| delivery_context.stream))
-        {
+        if let Some(stream) = own.or(delivery_context.and_then(|context| context.stream)) {
             admitted.set_stream_count(&stream);
         }
         let engine = self.telemetry.stage_times(format, Stage::Engine);
         let completion = Completion::new(admitted, &request.stopping, engine)?;
         let metrics = counted.map(|counted| RequestMetrics {
             counted,
-            clock: DeliveryTimer::new(&self.telemetry, format, flush),
+            timer: DeliveryTimer::new(&self.telemetry, format, flush),
         });
         Ok(EventStream::new(
             completion,
@@ -113,9 +112,10 @@ impl Service {
         ))
     }
 
-    fn refuse(&self, error: Error) -> Status {
-        if let Some(door) = self.door {
-            self.telemetry.count_rejected_request(door, &error);
+    /// Counts a rejected request and returns its gRPC status.
+    fn reject(&self, error: Error) -> Status {
+        if let Some(frontend) = self.frontend {
+            self.telemetry.count_rejected_request(frontend, &error);
         }
         error.into()
     }
@@ -131,14 +131,14 @@ impl Inference for Service {
     ) -> Result<Response<EventStream>, Status> {
         let id = metadata::request_id(request.metadata());
         let echoed = id.clone().unwrap_or_else(|_| RequestId::random());
-        match self.begin(request, id).await {
+        match self.start(request, id).await {
             Ok(stream) => {
                 let mut response = Response::new(stream);
                 metadata::echo_request_id(response.metadata_mut(), &echoed);
                 Ok(response)
             }
             Err(error) => {
-                let mut status = self.refuse(error);
+                let mut status = self.reject(error);
                 metadata::echo_request_id(status.metadata_mut(), &echoed);
                 Err(status)
             }
@@ -149,7 +149,7 @@ impl Inference for Service {
         &self,
         _request: Request<v1::ListModelsRequest>,
     ) -> Result<Response<v1::ListModelsResponse>, Status> {
-        // A model that is still loading has no facts to tell yet.
+        // A model that is still loading has no facts yet, so it is not listed.
         let entries = self.scheduler.catalog().entries().iter();
         let models = entries.filter_map(|entry| model(entry).ok()).collect();
         Ok(Response::new(v1::ListModelsResponse { models }))
@@ -174,7 +174,7 @@ impl Inference for Service {
         let message = request.into_inner();
         let name = convert::model_name(&message.model);
         let (_, entry) = self.scheduler.catalog().find(name)?;
-        let beginning = if message.add_special_tokens.unwrap_or(true) {
+        let bos_policy = if message.add_special_tokens.unwrap_or(true) {
             BosPolicy::Add
         } else {
             BosPolicy::Omit
@@ -186,11 +186,11 @@ impl Inference for Service {
                     .with_param("text")
                     .into());
             }
-            Some(TokenizeInput::Text(text)) => entry.tokenize(&text, beginning, "text").await?,
+            Some(TokenizeInput::Text(text)) => entry.tokenize(&text, bos_policy, "text").await?,
             Some(TokenizeInput::Chat(chat)) => {
                 let messages = convert::chat_messages(chat)?;
                 let text = entry.render_chat(&messages).await?;
-                entry.tokenize(&text, beginning, "chat").await?
+                entry.tokenize(&text, bos_policy, "chat").await?
             }
         };
         let context_length = entry.model()?.facts().context_length;

@@ -1,7 +1,7 @@
-//! Tokenway streams the tokens of large language models through two doors: gRPC, and OpenAI's HTTP.
+//! Tokenway streams the tokens of large language models over gRPC and over an OpenAI-compatible HTTP API.
 //!
-//! The modules stand in the order of a token's path, and each names only modules below it (besides
-//! `error` and `telemetry`). `docs/architecture.md` walks the path once.
+//! The modules are listed in the order in which a token passes through them. A module uses only modules below it,
+//! `error` and `telemetry`. `docs/architecture.md` describes the whole path.
 
 pub mod config;
 

@@ -1,7 +1,7 @@
-//! The sockets of both doors: accepting, limits, time-outs and the orderly end of connections.
+//! Listening sockets: accepts connections, enforces their limits and timeouts, and shuts them down.
 //!
-//! One loop serves HTTP/1.1 and HTTP/2, so both doors have the same limits and the same end. It must
-//! not know what the requests are about.
+//! One accept loop serves HTTP/1.1 and HTTP/2, so the HTTP API and the gRPC API have the same limits and the same
+//! shutdown. This module must not know any route or RPC.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -31,41 +31,41 @@ pub use address::{Address, InvalidAddress, Listener};
 pub use request_body::RequestBody;
 pub use tls::{MutualTls, TlsError, TlsFiles};
 
-/// Which protocols a door speaks.
+/// Protocols of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// HTTP/2 only.
     Grpc,
-    /// HTTP/2 only, with room for the tokens of many streams in one.
+    /// HTTP/2 only, with larger windows and frames: one stream has the tokens of all of a worker's sequences.
     Worker,
     /// HTTP/1.1, and HTTP/2 with prior knowledge.
     Http,
 }
 
-/// What a door puts up with from a connection.
+/// Limits and timeouts of each connection.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// How long the headers of a request may take from their first byte, and the first bytes of a new
-    /// connection. Default 10 s.
+    /// Timeout for the headers of a request, from their first byte. On a new connection, the time for the first
+    /// headers (or the HTTP/2 preface) starts with the connection, after a TLS handshake with the same timeout.
+    /// Default 10 s.
     pub header_timeout: Duration,
-    /// How long a request's body may make no progress. Default 30 s.
+    /// Maximum time between two frames of a request body. Default 30 s.
     pub body_timeout: Duration,
-    /// How long a connection may be idle: HTTP/1.1 between two requests, HTTP/2 without any. An HTTP/1.1
-    /// client that pipelines the beginning of a request into the packet of the one before has as long for
-    /// the rest of it. Default 75 s, longer than the 60 s of nginx and of AWS's load balancer;
-    /// `docs/deployment.md` has the others.
+    /// Maximum idle time: between two requests on HTTP/1.1, and without a request on HTTP/2. It is also the timeout
+    /// for the headers of a pipelined HTTP/1.1 request whose first bytes share a packet with the previous request.
+    /// Default 75 s, longer than the 60 s of nginx and of AWS's load balancer; `docs/deployment.md` lists others.
     pub keep_alive_timeout: Duration,
-    /// How often an HTTP/2 peer is pinged, and how long it may take to answer. Default 20 s.
+    /// Interval between HTTP/2 pings, and the timeout for each reply. Default 20 s.
     pub ping_interval: Duration,
-    /// How long a peer may take nothing: a socket accept nothing of what is written to it, or an
-    /// HTTP/2 stream have no room for more. Default 30 s: well over the time after which a sequence
-    /// that is not read is given up, so that its last record can be read by a client that comes back.
+    /// Maximum time for which a socket accepts no data, or an HTTP/2 stream has no flow-control window. Default 30 s,
+    /// well over the timeout for a sequence whose client does not read, so that a client that resumes reading still
+    /// gets the error record.
     pub write_timeout: Duration,
-    /// The most bytes of a request's headers. Default 64 KiB.
+    /// Maximum size of a request's headers, in bytes. Default 64 KiB.
     pub max_header_bytes: u32,
-    /// The most headers of an HTTP/1.1 request. Default 100.
+    /// Maximum number of headers in an HTTP/1.1 request. Default 100.
     pub max_headers: usize,
-    /// The most requests at once on one HTTP/2 connection. Default 10,000.
+    /// Maximum number of concurrent requests on one HTTP/2 connection. Default 10,000.
     pub max_concurrent_streams: u32,
 }
 
@@ -84,7 +84,7 @@ impl Default for Limits {
     }
 }
 
-/// What answers a door's requests.
+/// Service that handles the requests of a listener.
 pub trait FrontendService<B>:
     Service<Request<RequestBody>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static
 {
@@ -98,31 +98,31 @@ impl<S, B> FrontendService<B> for S where
 {
 }
 
-/// How a door is told to end.
+/// Shutdown signals of a listener.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
-    /// Close the listener, let running requests end, take no further ones.
+    /// Closes the listener and lets the requests in progress finish.
     pub stop: CancellationToken,
-    /// Drop every connection that is left.
+    /// Drops all remaining connections.
     pub abort: CancellationToken,
 }
 
-/// How a door is served.
+/// Settings of a listener.
 #[derive(Clone)]
 pub struct FrontendSettings {
-    /// Which door this is, for the metrics.
-    pub door: Frontend,
-    /// What it speaks.
+    /// Frontend label of the connection metrics.
+    pub frontend: Frontend,
+    /// Protocols to serve.
     pub protocol: Protocol,
-    /// What it puts up with.
+    /// Limits of each connection.
     pub limits: Limits,
-    /// Where it counts its connections.
+    /// Counts the connections.
     pub telemetry: Telemetry,
-    /// What peers have to show, and are shown; `None` where nothing is encrypted.
+    /// Mutual TLS; `None` for unencrypted connections.
     pub tls: Option<MutualTls>,
 }
 
-/// Serves a door until it is told to stop, and every connection has closed.
+/// Serves a listener until `shutdown` stops it and every connection has closed.
 pub async fn serve<S, B>(
     listener: Listener,
     service: S,
@@ -142,23 +142,23 @@ pub async fn serve<S, B>(
         };
         match accepted {
             Ok(stream) => {
-                let counted = settings.telemetry.track_connection(settings.door);
+                let open_connection = settings.telemetry.track_connection(settings.frontend);
                 let connection = Connection {
                     stream: Arc::new(stream),
-                    door: settings.clone(),
+                    settings: settings.clone(),
                     shutdown: shutdown.clone(),
                     streams: tasks.clone(),
                 };
                 let connection = connection.run(service.clone());
                 tasks.spawn(async move {
                     connection.await;
-                    drop(counted);
+                    drop(open_connection);
                 });
             }
             Err(error) => {
-                // Out of descriptors, or the client has gone again: neither ends the door. Without a
-                // pause the first would spin.
-                tracing::warn!(%error, "a connection could not be accepted");
+                // Either the client has already disconnected, or the process has no file descriptors left. The
+                // pause keeps the second case from spinning.
+                tracing::warn!(%error, "cannot accept a connection");
                 sleep(Duration::from_millis(50)).await;
             }
         }

@@ -1,4 +1,4 @@
-//! `tokenway`: parses, builds, serves.
+//! The `tokenway` program: parses the command line, builds the runtime and runs the command.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::env::VarError;
@@ -16,18 +16,19 @@ use tokenway::worker;
 use tokio::runtime::{Builder, Runtime};
 use tracing_subscriber::EnvFilter;
 
-/// How long tasks may take to end once the command is over. Dropping them kills worker processes that are left.
+/// Timeout for the remaining tasks after the command has ended. Dropping them kills the remaining worker processes.
 const TASK_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long the last lines may take to be written. Their reader may have stopped reading.
+/// Timeout for writing the last lines of output. Their reader may have stopped reading.
 const OUTPUT_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Environment variable with the log filter, in the syntax of [`EnvFilter`].
 const LOG_ENV: &str = "TOKENWAY_LOG";
 
-/// What is logged where the variable does not say: llama.cpp is talkative while it loads.
+/// Log filter if [`LOG_ENV`] is not set. llama.cpp logs a lot at `info` while it loads a model.
 const DEFAULT_LOG_FILTER: &str = "info,llama-cpp-2=warn";
 
-/// Every way out leads through the last line: see [`exit`].
+/// Always exits through [`exit::now`]; the module [`exit`] says why.
 fn main() -> ! {
     let code = match (Output::stdout(), Output::stderr()) {
         (Ok(stdout), Ok(stderr)) => {
@@ -38,7 +39,7 @@ fn main() -> ! {
             code
         }
         (Err(error), _) | (_, Err(error)) => {
-            // There is nobody else to tell.
+            // If this write fails too, the error cannot be reported.
             let _ = writeln!(io::stderr(), "tokenway: {error}");
             ExitCode::Failure
         }
@@ -46,7 +47,7 @@ fn main() -> ! {
     exit::now(code)
 }
 
-/// Where the program's lines go.
+/// Output streams of the program.
 struct Streams {
     stdout: Output,
     stderr: Output,
@@ -56,66 +57,67 @@ fn run(streams: &Streams) -> ExitCode {
     let task = match config::read(std::env::args_os()) {
         Ok(task) => task,
         Err(ConfigError::CommandLine(error)) => return print_clap_error(&error),
-        Err(error) => return streams.failed(&error, ExitCode::Usage),
+        Err(error) => return streams.report_error(&error, ExitCode::Usage),
     };
     let mut builder = match &task {
-        // A worker's device has a thread of its own, and beside it there is one connection.
+        // A worker needs one async thread: it has one connection, and its device has a thread of its own.
         Task::Work(_) => Builder::new_current_thread(),
         Task::Serve(_) | Task::Complete(_) => Builder::new_multi_thread(),
     };
     let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return streams.failed(&error, ExitCode::Failure),
+        Err(error) => return streams.report_error(&error, ExitCode::Failure),
     };
-    let code = catch_unwind(AssertUnwindSafe(|| perform(&runtime, task, streams)));
+    let code = catch_unwind(AssertUnwindSafe(|| run_task(&runtime, task, streams)));
     runtime.shutdown_timeout(TASK_SHUTDOWN_TIMEOUT);
     code.unwrap_or(ExitCode::Panic)
 }
 
-fn perform(runtime: &Runtime, task: Task, streams: &Streams) -> ExitCode {
+fn run_task(runtime: &Runtime, task: Task, streams: &Streams) -> ExitCode {
     match task {
         Task::Serve(parts) => runtime.block_on(serve(*parts, streams)),
-        Task::Work(worker) => runtime.block_on(work(*worker, streams)),
+        Task::Work(worker) => runtime.block_on(run_worker(*worker, streams)),
         Task::Complete(options) => runtime.block_on(complete(&options, streams)),
     }
 }
 
 async fn serve(parts: ServerParts, streams: &Streams) -> ExitCode {
-    if let Err(error) = init_logging(&streams.stderr, LogTimestamps::Told) {
-        return streams.failed(&*error, ExitCode::Usage);
+    if let Err(error) = init_logging(&streams.stderr, LogTimestamps::On) {
+        return streams.report_error(&*error, ExitCode::Usage);
     }
     match run::until_signalled(parts, (&streams.stdout, &streams.stderr)).await {
         Ok(()) => ExitCode::Success,
-        Err(error) => streams.failed(&error, ExitCode::Failure),
+        Err(error) => streams.report_error(&error, ExitCode::Failure),
     }
 }
 
-async fn work(worker: WorkerTask, streams: &Streams) -> ExitCode {
-    let times = match worker.parts.child_token {
-        None => LogTimestamps::Told,
-        // The engine that started it writes its lines into its own log.
-        Some(_) => LogTimestamps::LeftOut,
+async fn run_worker(worker: WorkerTask, streams: &Streams) -> ExitCode {
+    let timestamps = match worker.parts.child_token {
+        None => LogTimestamps::On,
+        // The engine that started this worker adds its lines to the engine's own log, with timestamps.
+        Some(_) => LogTimestamps::Off,
     };
-    if let Err(error) = init_logging(&streams.stderr, times) {
-        return streams.failed(&*error, ExitCode::Usage);
+    if let Err(error) = init_logging(&streams.stderr, timestamps) {
+        return streams.report_error(&*error, ExitCode::Usage);
     }
     match worker::attach::until_signalled(worker.parts, worker.stopping).await {
         Ok(()) => ExitCode::Success,
-        Err(error) => streams.failed(&error, ExitCode::Failure),
+        Err(error) => streams.report_error(&error, ExitCode::Failure),
     }
 }
 
-/// Its output is what it is for, so it waits for its reader, and fails where there is none.
+/// Writes a completion to standard output directly. The completion is the purpose of the command, so the command waits
+/// for the reader and fails if there is none.
 async fn complete(options: &ClientOptions, streams: &Streams) -> ExitCode {
     match client::complete(options, &mut io::stdout().lock()).await {
         Ok(()) => ExitCode::Success,
-        Err(error) => streams.failed(&error, ExitCode::Failure),
+        Err(error) => streams.report_error(&error, ExitCode::Failure),
     }
 }
 
-/// Prints the help, or what is wrong with the command line.
+/// Prints the help, the version or the error that clap returned.
 fn print_clap_error(error: &clap::Error) -> ExitCode {
-    // The reader may have gone, as `head` does.
+    // The reader may have closed the pipe, as `head` does.
     let _ = error.print();
     let _ = io::stdout().flush();
     if error.use_stderr() {
@@ -125,15 +127,15 @@ fn print_clap_error(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// Whether each line of the log tells its time.
+/// Timestamps at the start of each log line.
 #[derive(Clone, Copy)]
 enum LogTimestamps {
-    Told,
-    LeftOut,
+    On,
+    Off,
 }
 
-/// `TOKENWAY_LOG` chooses what is logged, in the form of `tracing`'s filters.
-fn init_logging(stderr: &Output, times: LogTimestamps) -> Result<(), Box<dyn Error>> {
+/// Starts logging to `stderr`, filtered by [`LOG_ENV`].
+fn init_logging(stderr: &Output, timestamps: LogTimestamps) -> Result<(), Box<dyn Error>> {
     let filter = match std::env::var(LOG_ENV) {
         Ok(filter) => filter
             .parse::<EnvFilter>()
@@ -144,17 +146,18 @@ fn init_logging(stderr: &Output, times: LogTimestamps) -> Result<(), Box<dyn Err
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(stderr.clone())
-        // It would tell of them by `eprintln!`, which panics where standard error cannot be written.
+        // `tracing_subscriber` reports internal errors with `eprintln!`, which panics if standard error is closed.
         .log_internal_errors(false)
         .with_ansi(io::stderr().is_terminal());
-    match times {
-        LogTimestamps::Told => log.init(),
-        LogTimestamps::LeftOut => log.without_time().init(),
+    match timestamps {
+        LogTimestamps::On => log.init(),
+        LogTimestamps::Off => log.without_time().init(),
     }
     Ok(())
 }
 
-/// Rust's own report of a panic blocks while standard error is a full pipe. The text is the same.
+/// Reports panics through `stderr`, with the same text as Rust's default hook. The default hook would block while
+/// standard error is a full pipe.
 fn install_panic_hook(stderr: Output) {
     std::panic::set_hook(Box::new(move |panic| {
         let thread = std::thread::current();
@@ -169,15 +172,15 @@ fn install_panic_hook(stderr: Output) {
 }
 
 impl Streams {
-    fn failed(&self, error: &dyn Error, code: ExitCode) -> ExitCode {
+    fn report_error(&self, error: &dyn Error, code: ExitCode) -> ExitCode {
         self.stderr.line(format_args!("tokenway: {error}"));
         code
     }
 
-    /// Waits for the last lines of both streams, for a bounded time.
+    /// Waits until both streams have written their last lines, for at most [`OUTPUT_FLUSH_TIMEOUT`].
     fn flush(&self) {
         let deadline = Instant::now() + OUTPUT_FLUSH_TIMEOUT;
-        // Nobody is left to tell of lines that cannot be written.
+        // Lines that cannot be written are lost: there is no other stream to report them on.
         let _ = self.stdout.flush_until(deadline);
         let _ = self.stderr.flush_until(deadline);
     }

@@ -1,4 +1,4 @@
-//! A future that is poll_on_wake ready, beside one that is polled for every token.
+//! A wrapper for futures that rarely become ready, such as timers, inside tasks that are polled for every token.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -7,18 +7,19 @@ use std::task::{Context, Poll};
 use futures_util::stream::FuturesUnordered;
 use tokio_stream::Stream;
 
-/// A future that is polled once, and then only when it has woken its task itself: a timer or a signal costs
-/// the tokens that it stands beside next to nothing.
+/// Polls a future once, and again only after the future's own waker was called.
+///
+/// A task that is polled for every token can hold a timer or a signal at almost no cost per token.
 pub struct PollOnWake<F>(FuturesUnordered<F>);
 
 impl<F: Future> PollOnWake<F> {
-    /// This future, polled poll_on_wake.
+    /// Wraps `future`.
     #[must_use]
     pub fn new(future: F) -> Self {
         Self(FuturesUnordered::from_iter([future]))
     }
 
-    /// What the future has come to; pending for ever once that has been told.
+    /// Returns the future's output once. Every later call is pending.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<F::Output> {
         match Pin::new(&mut self.0).poll_next(cx) {
             Poll::Ready(Some(output)) => Poll::Ready(output),
@@ -26,7 +27,7 @@ impl<F: Future> PollOnWake<F> {
         }
     }
 
-    /// Waits for what the future comes to.
+    /// Waits for the future's output.
     pub async fn ready(&mut self) -> F::Output {
         poll_fn(|cx| self.poll(cx)).await
     }
@@ -45,25 +46,24 @@ mod tests {
     fn the_future_is_polled_once_and_again_after_a_wake_up() {
         let (polls, wake) = (Cell::new(0), Notify::new());
         let mut notified = Box::pin(wake.notified());
-        let mut poll_on_wake = PollOnWake::new(poll_fn(|cx| {
+        let mut future = PollOnWake::new(poll_fn(|cx| {
             polls.set(polls.get() + 1);
             notified.as_mut().poll(cx)
         }));
         let mut cx = Context::from_waker(Waker::noop());
         for _ in 0..3 {
-            assert_eq!(poll_on_wake.poll(&mut cx), Poll::Pending);
+            assert_eq!(future.poll(&mut cx), Poll::Pending);
         }
         assert_eq!(polls.get(), 1);
         wake.notify_waiters();
-        assert_eq!(poll_on_wake.poll(&mut cx), Poll::Ready(()));
+        assert_eq!(future.poll(&mut cx), Poll::Ready(()));
         assert_eq!(polls.get(), 2);
-        assert_eq!(poll_on_wake.poll(&mut cx), Poll::Pending);
+        assert_eq!(future.poll(&mut cx), Poll::Pending);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_timer_ends_the_wait() {
-        let mut poll_on_wake =
-            PollOnWake::new(tokio::time::sleep(std::time::Duration::from_secs(1)));
-        poll_on_wake.ready().await;
+        let mut timer = PollOnWake::new(tokio::time::sleep(std::time::Duration::from_secs(1)));
+        timer.ready().await;
     }
 }

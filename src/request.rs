@@ -1,5 +1,5 @@
-//! What a client asks for, in the engine's own words. It must not know protocols: the doors turn
-//! their messages into these types, and a value that exists is valid.
+//! The engine's request types. They are independent of the protocols: the HTTP and gRPC APIs convert their messages
+//! into these types and validate every value.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,135 +9,135 @@ use tokio::time::Instant;
 /// The id of a token in a model's vocabulary.
 pub type TokenId = u32;
 
-/// The most choices that one request may ask for.
+/// The maximum number of choices of one request.
 pub const MAX_CHOICES: u32 = 128;
 
-/// The most stop strings of one request.
+/// The maximum number of stop strings of one request.
 pub const MAX_STOP_STRINGS: usize = 16;
 
-/// The longest stop string, in bytes: as much text as it may be is held back before it is decided.
+/// The maximum length of a stop string in bytes. Up to this much text is held back while a match is possible.
 pub const MAX_STOP_BYTES: usize = 1_024;
 
-/// The most stop tokens of one request.
+/// The maximum number of stop tokens of one request.
 pub const MAX_STOP_TOKENS: usize = 128;
 
-/// The most tokens whose logits one request may move.
+/// The maximum number of logit biases of one request.
 pub const MAX_LOGIT_BIASES: usize = 1_024;
 
-/// How many of the likeliest tokens a request may ask for with each token.
+/// The maximum number of most likely tokens that a request may ask for at each position.
 pub const MAX_LOGPROBS: u32 = 20;
 
-/// The longest name of a model, in bytes: errors repeat it, and travel in headers.
+/// The maximum length of a model name in bytes. Error messages repeat the name and are sent in headers.
 pub const MAX_MODEL_NAME_BYTES: usize = 256;
 
-/// The longest name of a user, in bytes.
+/// The maximum length of `user` in bytes.
 pub const MAX_USER_BYTES: usize = 512;
 
-/// Ten years stand for 'no deadline': longer times overflow the clocks that they are added to.
+/// The maximum timeout, ten years, which also means "no deadline". A longer timeout overflows `Instant`.
 pub const MAX_TIMEOUT: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
 
-/// What `max_tokens` is when the client does not say.
+/// The default of `max_tokens`, except for chats.
 pub const DEFAULT_MAX_TOKENS: u32 = 16;
 
 /// A request for the completion of one prompt.
 #[derive(Clone, Debug)]
 pub struct CompletionRequest {
-    /// Names the request in logs and answers.
+    /// Identifies the request in logs and responses.
     pub id: RequestId,
-    /// The model asked for, or `None` for the only one.
+    /// The name of the model. `None` selects the only model.
     pub model: Option<String>,
-    /// What to complete.
+    /// The prompt.
     pub input: Input,
-    /// The most tokens of each choice. `None` is [`DEFAULT_MAX_TOKENS`], and for a chat the rest of the
-    /// context. 0 only with `echo`.
+    /// The maximum number of tokens of each choice. 0 is allowed only with `echo`.
+    ///
+    /// `None` means [`DEFAULT_MAX_TOKENS`], or the rest of the context for a chat.
     pub max_tokens: Option<u32>,
-    /// How many choices, 1 to [`MAX_CHOICES`].
+    /// The number of choices, 1 to [`MAX_CHOICES`].
     pub choices: u32,
-    /// How to sample.
+    /// The sampling parameters.
     pub sampling: Sampling,
-    /// What is added to the logits of these tokens before sampling, -100 to 100 each.
+    /// Values added to the logits of these tokens before sampling, each -100 to 100.
     pub logit_bias: Arc<[(TokenId, f32)]>,
-    /// What ends a choice before `max_tokens`.
+    /// The conditions that end a choice before `max_tokens`.
     pub stopping: Stopping,
-    /// How many of the likeliest tokens to tell with each token's own log probability, or `None` for none
-    /// of either.
+    /// The number of most likely tokens to return at each position, 0 to [`MAX_LOGPROBS`], besides the log probability
+    /// of the sampled token. `None` returns no log probabilities.
     pub logprobs: Option<u32>,
-    /// Whether the prompt is told before the completion, with its log probabilities where they are asked
-    /// for.
+    /// Returns the prompt before the completion, with its log probabilities if `logprobs` is set.
     pub echo: bool,
-    /// What the client already has of each choice, from the first choice on; generation goes on behind it.
+    /// The tokens of each choice that the client already has, starting with choice 0. Sampling continues after them.
     pub resume: Vec<Vec<TokenId>>,
-    /// Seeds the sampling.
+    /// The seed of the sampling.
     pub seed: u64,
-    /// Lower goes first.
+    /// The priority. Lower numbers run first.
     pub priority: i32,
-    /// Whether tokens carry the times of deadline and emission.
+    /// Adds to each token the times when it was due and when it was emitted.
     pub timestamps: bool,
-    /// Who asks.
+    /// The user on whose behalf the request runs.
     pub caller: Caller,
-    /// When the request arrived.
+    /// The time when the request arrived.
     pub arrived: Instant,
-    /// When the client no longer waits.
+    /// The time at which the request fails with `deadline_exceeded`.
     pub deadline: Instant,
 }
 
-/// Names a request in logs and answers.
+/// Identifies a request in logs and responses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestId(pub Arc<str>);
 
 impl RequestId {
-    /// A new id that nobody else has.
+    /// Creates a random unique id.
     #[must_use]
     pub fn random() -> Self {
         Self(uuid::Uuid::new_v4().simple().to_string().into())
     }
 }
 
-/// What is to be completed.
+/// The prompt in one of its forms.
 #[derive(Clone, Debug)]
 pub enum Input {
     /// Text to tokenize.
     Text(String),
     /// Token ids, at least one.
     TokenIds(Vec<TokenId>),
-    /// Messages to render by the model's chat template, at least one.
+    /// Messages to render with the model's chat template, at least one.
     Chat(Vec<ChatMessage>),
-    /// A gap to fill.
+    /// Text to insert between a prefix and a suffix (fill-in-the-middle).
     Infill {
-        /// What comes before it.
+        /// The text before the completion.
         prefix: String,
-        /// What comes after it.
+        /// The text after the completion.
         suffix: String,
     },
 }
 
-/// One turn of a conversation.
+/// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChatMessage {
-    /// Who speaks.
+    /// The role of the author, such as `user`.
     pub role: String,
-    /// What was said.
+    /// The text.
     pub content: String,
-    /// Tells participants of the same role apart.
+    /// The author's name, to distinguish authors with the same role.
     pub name: Option<String>,
 }
 
-/// How the next token is chosen from a model's logits. Every value is within its range.
+/// The parameters that select the next token from the model's logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
     /// 0 (greedy) to 2.
     pub temperature: f32,
-    /// 0 (only the likeliest) to 1.
+    /// 0 (only the most likely token) to 1.
     pub top_p: f32,
-    /// How many of the likeliest to keep; 0 keeps all.
+    /// The number of most likely tokens to keep. 0 keeps all.
     pub top_k: u32,
-    /// 0 to 1, relative to the likeliest.
+    /// 0 to 1, relative to the probability of the most likely token.
     pub min_p: f32,
     /// -2 to 2.
     pub presence_penalty: f32,
     /// -2 to 2.
     pub frequency_penalty: f32,
-    /// Above 0, up to 2.
+    /// Greater than 0, at most 2.
     pub repetition_penalty: f32,
 }
 
@@ -155,63 +155,63 @@ impl Default for Sampling {
     }
 }
 
-/// What ends a choice before it has its `max_tokens`.
+/// The conditions that end a choice before `max_tokens`.
 #[derive(Clone, Debug, Default)]
 pub struct Stopping {
-    /// Strings that end it; none is empty.
+    /// Strings that end a choice. None is empty.
     pub strings: Vec<String>,
-    /// Whether the text ends after the stop string or stop token that matched, rather than before it.
+    /// Ends the text after the matched stop string or stop token instead of before it.
     pub include_stop: bool,
-    /// What the device looks at.
+    /// The conditions that the runner checks.
     pub tokens: StopTokens,
 }
 
-/// Which tokens end a choice.
+/// The tokens that end a choice.
 #[derive(Clone, Debug, Default)]
 pub struct StopTokens {
-    /// These, besides the model's own.
+    /// Stop tokens in addition to the model's end-of-sequence tokens.
     pub ids: Arc<[TokenId]>,
-    /// Whether the model's own end-of-sequence tokens end nothing.
+    /// Continues after the model's end-of-sequence tokens.
     pub ignore_eos: bool,
-    /// Nothing but `max_tokens` ends a choice before it has so many tokens.
+    /// The number of tokens below which only `max_tokens` ends a choice.
     pub min_tokens: u32,
 }
 
-/// A field of a request that a runner may be unable to honour.
+/// A request field that a runner may not support.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parameter {
-    /// Another temperature than 1.
+    /// A temperature other than 1.
     Temperature,
-    /// Nucleus sampling.
+    /// Nucleus sampling: `top_p` below 1.
     TopP,
-    /// A limit on the candidates.
+    /// `top_k` above 0.
     TopK,
-    /// A least probability.
+    /// `min_p` above 0.
     MinP,
-    /// A penalty.
+    /// A presence penalty other than 0.
     PresencePenalty,
-    /// A penalty.
+    /// A frequency penalty other than 0.
     FrequencyPenalty,
-    /// A penalty.
+    /// A repetition penalty other than 1.
     RepetitionPenalty,
-    /// Moved logits.
+    /// At least one logit bias.
     LogitBias,
-    /// A least number of tokens.
+    /// `min_tokens` above 0.
     MinTokens,
-    /// No end by the model's will.
+    /// `ignore_eos` set to true.
     IgnoreEos,
-    /// Tokens that end a choice.
+    /// At least one stop token id.
     StopTokenIds,
     /// Log probabilities of the completion's tokens.
     Logprobs,
     /// Log probabilities of the prompt's tokens: `echo` together with `logprobs`.
     EchoLogprobs,
-    /// A gap to fill.
+    /// Fill-in-the-middle.
     Suffix,
 }
 
 impl Parameter {
-    /// Every one.
+    /// Every parameter.
     pub const ALL: [Self; 14] = [
         Self::Temperature,
         Self::TopP,
@@ -229,7 +229,7 @@ impl Parameter {
         Self::Suffix,
     ];
 
-    /// The name of its field.
+    /// The name of the request field.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -252,7 +252,7 @@ impl Parameter {
 }
 
 impl CompletionRequest {
-    /// Whether the request needs this of its runner.
+    /// Returns true if the request uses this parameter.
     #[must_use]
     pub fn needs(&self, parameter: Parameter) -> bool {
         let (sampling, default) = (&self.sampling, Sampling::default());
@@ -278,15 +278,15 @@ impl CompletionRequest {
     }
 }
 
-/// On whose behalf a request runs. It travels with the request; it is in no log and no metric.
+/// The user on whose behalf a request runs. It is passed to the runner and never logged or used as a metric label.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Caller(pub Option<Arc<str>>);
 
-/// Why a choice ended well.
+/// The reason why a choice ended successfully.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
-    /// The model ended it, or a stop string or stop token matched.
+    /// The model ended the text, or a stop string or stop token matched.
     Stop,
-    /// It reached `max_tokens`.
+    /// The choice reached `max_tokens`.
     Length,
 }

@@ -1,9 +1,8 @@
-//! What runs a model on a device. It knows sequences and tokens; it must not know requests, streams,
-//! queues or protocols.
+//! The interface between a worker and the code that runs a model on a device. This module knows
+//! sequences and tokens; it must not know requests, streams, queues or protocols.
 //!
-//! A runner is synchronous and lives on its worker's own thread, because device calls block. What
-//! other threads need of the model (its facts, its tokenizer, its chat template) is a [`Model`],
-//! which they share.
+//! A [`Runner`] is synchronous and stays on its worker's thread, because device calls block. A
+//! [`Model`] holds the parts that all threads share: facts, tokenizer and chat template.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,290 +16,293 @@ use crate::tokens::Logprobs;
 pub mod llama;
 pub mod llm_test;
 
-/// The raw bytes of a token: not always whole characters. Up to 16 bytes need no allocation.
+/// The raw bytes of a token, which may end in the middle of a UTF-8 character. Up to 16 bytes need
+/// no allocation.
 pub type TokenBytes = SmallVec<[u8; 16]>;
 
-/// A place for one sequence on a device, from 0 up to the worker's number of slots.
+/// A place for one sequence on a device: an index from 0 to the worker's number of slots minus 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot(pub usize);
 
-/// A model loaded onto a device, and the part of it that every thread may use.
+/// A model that has been loaded onto a device.
 pub struct LoadedModel {
-    /// Facts, tokenizer and template.
+    /// The parts that all threads share.
     pub model: Arc<dyn Model>,
-    /// The device.
+    /// The device, which stays on the worker's thread.
     pub runner: Box<dyn Runner>,
 }
 
-/// Loads a model. It runs on the worker's thread, and runs again there after a crash.
+/// Loads a model on the worker's thread, at the start and again after a crash.
 pub trait Loader: Send + Sync {
-    /// Loads the model, telling its progress as a fraction from 0 to 1.
+    /// Loads the model and reports the progress as a fraction from 0 to 1.
     ///
     /// # Errors
-    /// What keeps the model from loading, said so that an operator can mend it.
+    /// The reason the model cannot be loaded, in words that let an operator fix it.
     fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError>;
 
-    /// The name by which this kind of runner is chosen, such as `llm_test`.
+    /// The value of `--runner` that selects this kind of runner, such as `llm_test`.
     fn name(&self) -> &'static str;
 }
 
-/// What every thread may ask of a model.
+/// The parts of a model that any thread may use: facts, tokenizer and chat template.
 pub trait Model: Send + Sync {
-    /// What the model is and can.
+    /// The model's properties.
     fn facts(&self) -> &ModelFacts;
 
-    /// Turns text into token ids. The caller has capped the text by
-    /// [`ModelFacts::max_prompt_bytes`].
+    /// Turns text into token ids. The caller has checked that the text is at most
+    /// [`ModelFacts::max_prompt_bytes`] long.
     ///
     /// # Errors
-    /// When the text cannot be tokenized.
+    /// The text cannot be tokenized.
     fn tokenize(&self, text: &str, bos: BosPolicy) -> Result<Vec<TokenId>, ModelError>;
 
-    /// The prompt that asks the model to fill the gap between two texts, which the caller has capped
-    /// together. A model that cannot says so by [`Parameter::Suffix`], and is not asked.
+    /// Builds the fill-in-the-middle prompt for the gap between two texts. The caller has checked
+    /// their total length. A model without this ability lists [`Parameter::Suffix`] as unsupported,
+    /// and this method is not called.
     ///
     /// # Errors
-    /// When a text cannot be tokenized, or the model has no tokens for it.
+    /// A text cannot be tokenized, or the model has no fill-in-the-middle tokens.
     fn infill(&self, prefix: &str, suffix: &str) -> Result<Vec<TokenId>, ModelError> {
         let _ = (prefix, suffix);
         let message = "This model has no fill-in-the-middle tokens.";
         Err(ModelError::Invalid(message.to_owned()))
     }
 
-    /// The bytes of tokens, each of which is in the vocabulary: below [`ModelFacts::vocabulary_size`].
+    /// The bytes of each token. Every id is below [`ModelFacts::vocabulary_size`].
     ///
     /// # Errors
-    /// When they cannot be told.
+    /// The model cannot decode the tokens.
     fn pieces(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError>;
 
-    /// Renders messages into a prompt by the model's chat template.
+    /// Renders messages into a prompt with the model's chat template.
     ///
     /// # Errors
-    /// When the model has no template, or its template refuses the messages.
+    /// The model has no template, or its template rejects the messages.
     fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, ModelError>;
 
-    /// Whether a short input is answered in microseconds. Where it is not, the model is always asked on a
-    /// thread that may wait.
+    /// True if the methods above take microseconds for short input, so that they may run on an async
+    /// thread. If false, they always run on a thread that may block.
     fn tokenizes_inline(&self) -> bool {
         true
     }
 }
 
-/// What a model is and can.
+/// The properties of a model.
 #[derive(Clone, Debug)]
 pub struct ModelFacts {
-    /// The name that the model gives itself; the server's settings may choose another.
+    /// The name in the model file or of the runner. The server's settings may override it.
     pub name: String,
-    /// The most tokens of one sequence, prompt and completion together.
+    /// Maximum number of tokens in one sequence: prompt plus completion.
     pub context_length: u32,
-    /// The longest prompt that is tokenized at all, in bytes.
+    /// Maximum length of a prompt, in bytes. A longer one is rejected without being tokenized.
     pub max_prompt_bytes: usize,
-    /// Every id below this is a token.
+    /// Number of tokens in the vocabulary. Valid ids are 0 to this number minus 1.
     pub vocabulary_size: u32,
-    /// How well a sequence goes on elsewhere after its device was lost.
+    /// The guarantee for sequences that are resumed on another worker.
     pub resumption: Resumption,
-    /// What the runner cannot honour: a request that needs any of it is refused.
+    /// Parameters that the runner does not support. A request that uses one is rejected.
     pub unsupported: Vec<Parameter>,
-    /// How the token is spelled with which the model begins every prompt, where it has one.
+    /// Text of the token that begins every prompt (BOS), if the model adds one.
     pub bos_token: Option<String>,
-    /// How the token is spelled by which the model ends its output, where it has one.
+    /// Text of the token that ends the model's output (EOS), if the model has one.
     pub eos_token: Option<String>,
 }
 
-/// What a tokenized text begins with.
+/// Controls the BOS token at the start of a tokenized text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BosPolicy {
-    /// The token with which the model begins every prompt, where it has one.
+    /// Add the BOS token, if the model has one.
     Add,
-    /// The text itself.
+    /// Tokenize the text alone.
     Omit,
 }
 
-/// How well a sequence goes on elsewhere, from its prompt and the tokens made so far.
+/// The guarantee for a sequence that is resumed on another worker, from its prompt and the tokens
+/// that it has made so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resumption {
-    /// The tokens are those that an undisturbed run would have made.
+    /// The tokens are the same as without an interruption.
     Exact,
-    /// No token is lost or repeated, but the continuation may differ.
+    /// No token is lost or repeated, but the rest of the completion may differ.
     Contiguous,
-    /// It cannot go on.
+    /// A sequence cannot be resumed.
     No,
 }
 
-/// One choice of one request, as a device sees it.
+/// One choice of one request, in the form that a device runs.
 #[derive(Clone, Debug)]
 pub struct Sequence {
     /// The prompt's token ids, shared by the choices of a request.
     pub prompt: Arc<[TokenId]>,
-    /// The tokens that its client already has: generation goes on at the next index.
+    /// The completion tokens that the client already has. Sampling continues after them.
     pub delivered: Vec<TokenId>,
-    /// Which choice of its request this is, from 0.
+    /// Index of this choice in its request, from 0.
     pub choice: u32,
-    /// Seeds the sampling, with the choice and the position.
+    /// Seed for sampling. Each random draw is keyed by the seed, the choice and the token's index.
     pub seed: u64,
-    /// The most tokens, with those already delivered; 0 only where the prompt's log probabilities are all
-    /// that is asked for.
+    /// Maximum number of completion tokens, including the delivered ones. 0 only if the request asks
+    /// for nothing but the prompt's log probabilities.
     pub max_tokens: u32,
-    /// How to sample.
+    /// Temperature, top-k, penalties and the like.
     pub sampling: Sampling,
-    /// What is added to the logits of these tokens before sampling.
+    /// Values to add to the logits of these tokens before sampling.
     pub logit_bias: Arc<[(TokenId, f32)]>,
-    /// Which tokens end it.
+    /// Tokens that end the sequence.
     pub stop_tokens: StopTokens,
-    /// With how many of the likeliest tokens each token is told; `None` for no log probabilities at all.
+    /// Number of most likely tokens to report with each token's log probability. `None` reports no
+    /// log probabilities.
     pub logprobs: Option<u32>,
-    /// Whether the prompt's own tokens are emitted too, each with its log probabilities, before the first
-    /// of the completion.
+    /// Emit the prompt's tokens too, with their log probabilities, before the completion's tokens.
     pub scores_prompt: bool,
-    /// Whether the client asked for the times of deadline and emission.
+    /// Whether the client asked for each token's deadline and emission time.
     pub timestamps: bool,
-    /// Who asked.
+    /// The client that sent the request.
     pub caller: Caller,
 }
 
-/// A token as a device made it.
+/// A token that a device has made.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Token {
-    /// Its id.
+    /// Index in the vocabulary.
     pub id: TokenId,
-    /// Its bytes.
+    /// Text of the token; empty for a special token.
     pub bytes: TokenBytes,
-    /// When it was due, in nanoseconds of CLOCK_MONOTONIC; 0 from a runner with no schedule.
+    /// Deadline in nanoseconds of CLOCK_MONOTONIC; 0 from a runner without a schedule.
     pub due_ns: u64,
-    /// When it was emitted, in nanoseconds of CLOCK_MONOTONIC; 0 lets the worker stamp it.
+    /// Emission time in nanoseconds of CLOCK_MONOTONIC; if it is 0, the worker sets it.
     pub emitted_ns: u64,
-    /// How likely it was, where its sequence asks.
+    /// Log probabilities, if the sequence asks for them.
     pub logprobs: Option<Box<Logprobs>>,
 }
 
-/// What a device does, one step at a time.
+/// A device that computes the tokens of several sequences, one step at a time.
 ///
-/// The worker calls `next` and then, when it says so, `step`. Between steps it admits and releases
-/// sequences. A panic is contained by the worker: every sequence of the device is lost, and the
-/// model is loaded again.
+/// The worker calls `next`, and then `step` at the time that `next` returned. Between steps the
+/// worker admits and releases sequences. If the runner panics, the worker catches the panic, gives
+/// up every sequence of the device and loads the model again.
 pub trait Runner {
-    /// Takes a sequence into a free slot. Its prompt fits: at least one token, and prompt and
-    /// `max_tokens` together within the context.
+    /// Adds a sequence in a free slot. The prompt has at least one token, and the prompt plus
+    /// `max_tokens` fits the context.
     ///
     /// # Errors
-    /// When this device cannot run this sequence; the others go on.
+    /// The device cannot run this sequence. Other sequences continue.
     fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError>;
 
-    /// Forgets the sequence in a slot: it has ended, or nobody waits for it any more.
+    /// Drops the sequence in a slot, because it has ended or its client is gone.
     fn release(&mut self, slot: Slot);
 
-    /// When the device has something to do next.
+    /// Returns the time of the device's next step.
     fn next(&mut self, credit: &dyn SlotCredit) -> Next;
 
-    /// Does what is to be done now: part of a prefill, a token for some of the sequences, or both.
+    /// Runs one step: part of a prefill, one or more tokens for some sequences, or both.
     ///
     /// # Errors
-    /// When the device has failed: all its sequences are lost and the model is loaded again.
+    /// The device has failed. The worker gives up all its sequences and loads the model again.
     fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError>;
 }
 
-/// When a device has something to do.
+/// The time of a device's next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// At once.
+    /// Now.
     Now,
     /// Not before this time, in nanoseconds of CLOCK_MONOTONIC.
     At(u64),
-    /// Not until a sequence comes, or one without credit gets some.
+    /// Not before a sequence is admitted, or a sequence without credit gets some.
     Idle,
 }
 
-/// How far each sequence may run ahead of its reader.
+/// Flow control: the credit that readers give to sequences.
 pub trait SlotCredit {
-    /// How many more tokens the sequence in this slot may emit now. At 0 the runner must pass it over.
+    /// Number of tokens that the sequence in this slot may emit now. At 0 the runner must skip it.
     fn credit(&self, slot: Slot) -> usize;
 }
 
-/// One step of a device: which sequences may go on, and what came of it.
+/// One step of a device: the credit of its sequences, and the tokens that the step has emitted.
 pub struct Step<'a> {
     credit: &'a dyn SlotCredit,
     emissions: &'a mut Vec<Emission>,
 }
 
-/// What a step made for one slot.
+/// An event that a step emits for one slot.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Emission {
     /// The next token of the slot's sequence.
     Token(Slot, Token),
     /// The next token of the sequence's prompt, with its log probabilities.
     Prompt(Slot, Token),
-    /// The sequence's last token: an end of sequence, which has no bytes, or a stop token.
+    /// The sequence's last token: a stop token, or the end-of-sequence token, which has no bytes.
     EndOfSequence(Slot, Token),
-    /// This sequence failed; the device and its other sequences go on.
+    /// This sequence failed. The device and its other sequences continue.
     Failed(Slot, ModelError),
 }
 
 impl<'a> Step<'a> {
-    /// A step that reads credit from `credit` and collects into `emissions`.
+    /// Creates a step that appends to `emissions`.
     pub fn new(credit: &'a dyn SlotCredit, emissions: &'a mut Vec<Emission>) -> Self {
         Self { credit, emissions }
     }
 
-    /// How many more tokens the sequence in this slot may emit in this step, before any of them.
+    /// Number of tokens that the sequence in this slot may emit in this step. The number does not
+    /// fall as the step emits tokens.
     #[must_use]
     pub fn credit(&self, slot: Slot) -> usize {
         self.credit.credit(slot)
     }
 
-    /// Emits the next token of a sequence. The worker ends the sequence after `max_tokens` of them,
-    /// and then releases the slot.
+    /// Emits the next token of a sequence. After `max_tokens` tokens the worker releases the slot.
     pub fn emit(&mut self, slot: Slot, token: Token) {
         self.emissions.push(Emission::Token(slot, token));
     }
 
-    /// Emits the next token of a prompt, where [`Sequence::scores_prompt`] asks for it. It takes credit as
-    /// any other. After the last of them a sequence of no tokens ends, and the worker releases the slot.
-    pub fn prompt(&mut self, slot: Slot, token: Token) {
+    /// Emits the next token of a prompt; only for [`Sequence::scores_prompt`]. It takes credit like any
+    /// other token. If `max_tokens` is 0, the worker releases the slot after the last prompt token.
+    pub fn emit_prompt(&mut self, slot: Slot, token: Token) {
         self.emissions.push(Emission::Prompt(slot, token));
     }
 
-    /// Emits a sequence's end-of-sequence or stop token; the worker then releases the slot.
+    /// Emits a sequence's end-of-sequence or stop token. The worker then releases the slot.
     pub fn end(&mut self, slot: Slot, token: Token) {
         self.emissions.push(Emission::EndOfSequence(slot, token));
     }
 
-    /// Ends one sequence with an error; the worker then releases the slot.
+    /// Ends one sequence with an error. The worker then releases the slot.
     pub fn fail(&mut self, slot: Slot, error: ModelError) {
         self.emissions.push(Emission::Failed(slot, error));
     }
 }
 
-/// Why a model did not load. Operators read it.
+/// The reason a model could not be loaded, for operators.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct LoadError(pub String);
 
-/// Why a model refused an input or gave up a sequence. Clients may read it.
+/// The reason a model rejected an input or failed a sequence, for clients.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ModelError {
-    /// The input is at fault.
+    /// The input is invalid.
     #[error("{0}")]
     Invalid(String),
-    /// The model is at fault.
+    /// The model failed on a valid input.
     #[error("{0}")]
     Failed(String),
-    /// Nobody is there who could say.
+    /// No worker is connected that could answer.
     #[error("{0}")]
     Unavailable(String),
 }
 
-/// Why a device can no longer be used. Operators read it.
+/// The reason a device failed, for operators.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct StepError(pub String);
 
-/// The time now, in nanoseconds of CLOCK_MONOTONIC: the clock of every stamp.
+/// The current time in nanoseconds of CLOCK_MONOTONIC, the clock of all token timestamps.
 #[must_use]
 pub fn monotonic_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let since_boot = Duration::new(
         u64::try_from(now.tv_sec).expect("CLOCK_MONOTONIC is never negative"),
-        u32::try_from(now.tv_nsec).expect("nanoseconds are below one billion"),
+        u32::try_from(now.tv_nsec).expect("tv_nsec is below one billion"),
     );
-    u64::try_from(since_boot.as_nanos()).expect("584 years of uptime fit")
+    u64::try_from(since_boot.as_nanos()).expect("the uptime is below 584 years")
 }

@@ -174,9 +174,9 @@ impl Server {
             let router = gateway::router(Gateway {
                 cluster: backend.cluster,
                 telemetry: server.telemetry.clone(),
-                ready: Arc::new(move || ready.check()),
-                workers: Arc::new(move || workers.workers()),
-                open: Arc::new(move || open.check_open()),
+                check_ready: Arc::new(move || ready.check()),
+                worker_counts: Arc::new(move || workers.workers()),
+                check_accepting: Arc::new(move || open.check_open()),
                 stopping: server.stopping.clone(),
                 stream_format: door.stream_format,
                 unknown_fields: door.unknown_fields,
@@ -303,9 +303,9 @@ impl Server {
         self.critical.first_panic()
     }
 
-    fn settings(&self, door: Frontend, protocol: Protocol, limits: &Limits) -> FrontendSettings {
+    fn settings(&self, frontend: Frontend, protocol: Protocol, limits: &Limits) -> FrontendSettings {
         FrontendSettings {
-            door,
+            frontend,
             protocol,
             limits: limits.clone(),
             telemetry: self.telemetry.clone(),
@@ -347,7 +347,7 @@ impl Backend {
                 let scheduler = engine.scheduler.clone();
                 let readiness = Ready::of_engine(&scheduler);
                 let service =
-                    grpc::Service::door(scheduler, telemetry.clone(), parts.request_timeout);
+                    grpc::Service::new(scheduler, telemetry.clone(), parts.request_timeout);
                 let cluster = Cluster::local(service.uncounted());
                 Ok(Self {
                     engine: Some(engine),

@@ -1,5 +1,6 @@
-//! Bytes to text, for each request on the engine's side: characters across tokens, stop strings,
-//! finish reasons, usage. It must not know protocols; workers know nothing of it.
+//! Converts the tokens of a request into text: UTF-8 decoding across tokens, stop strings, finish reasons and usage.
+//!
+//! This module must not know the protocols. Workers do not use it: they send token bytes.
 
 use std::sync::Arc;
 
@@ -14,15 +15,15 @@ pub mod utf8;
 use stop::{StopMatcher, StopStatus, StopStrings};
 use utf8::Utf8Assembler;
 
-/// Turns the tokens of one choice into text.
+/// Converts the tokens of one choice into text and applies its stop strings.
 struct IncrementalDetokenizer {
     utf8: Utf8Assembler,
     stop: StopMatcher<Token>,
-    /// Whether a stop token's own text is shown.
+    /// Includes the text of a stop token in the output.
     include_stop: bool,
-    /// How many tokens more come before stop strings are looked for.
+    /// The number of tokens to come before stop strings are matched.
     min_tokens_left: u32,
-    /// The text of the token that is looked at.
+    /// The text of the current token.
     text: String,
 }
 
@@ -37,35 +38,35 @@ impl IncrementalDetokenizer {
         }
     }
 
-    /// Takes the next token; appends to `ready` the tokens whose lines may go out now.
+    /// Decodes the next token, and appends to `ready` the tokens that can no longer be part of a stop string.
     fn push(&mut self, token: Token, ready: &mut TokenBatch) -> StopStatus {
         if self.stop.is_idle() || self.min_tokens_left > 0 {
             self.min_tokens_left = self.min_tokens_left.saturating_sub(1);
-            ready.push_written(token.id, timestamps(&token), |text| {
+            ready.push_with(token.id, timestamps(&token), |text| {
                 self.utf8.push(&token.bytes, text);
             });
-            ready.attach(token.logprobs);
+            ready.set_last_logprobs(token.logprobs);
             return StopStatus::Open;
         }
         self.text.clear();
         self.utf8.push(&token.bytes, &mut self.text);
-        self.watch(token, ready)
+        self.match_stop(token, ready)
     }
 
-    /// Takes in the tokens that a client already has, and says how many of them have their lines; the rest is held
-    /// back, as it was when they were made. `None` where a stop string among them has ended the choice.
+    /// Decodes the tokens that the client already has, and returns the number of tokens that are released. The others
+    /// are held back, as they were originally. Returns `None` if the tokens contain a stop string.
     fn replay(&mut self, tokens: impl Iterator<Item = Token>) -> Option<usize> {
-        let mut told = TokenBatch::default();
+        let mut released = TokenBatch::default();
         for token in tokens {
-            if self.push(token, &mut told) == StopStatus::Matched {
+            if self.push(token, &mut released) == StopStatus::Matched {
                 return None;
             }
         }
-        Some(told.len())
+        Some(released.len())
     }
 
-    /// Ends the choice; appends to `ready` what was held, and the end-of-sequence or stop token if there
-    /// is one. The reason may turn out to be a stop string within the last token.
+    /// Ends the choice: appends the held tokens and the last token to `ready`. Returns [`FinishReason::Stop`] if the
+    /// last token completes a stop string.
     fn finish(
         &mut self,
         token: Option<Token>,
@@ -80,7 +81,7 @@ impl IncrementalDetokenizer {
                 self.utf8.finish(&mut self.text);
                 if self.min_tokens_left > 0 {
                     last = Some(token);
-                } else if self.watch(token, ready) == StopStatus::Matched {
+                } else if self.match_stop(token, ready) == StopStatus::Matched {
                     return FinishReason::Stop;
                 }
             }
@@ -88,7 +89,7 @@ impl IncrementalDetokenizer {
                 if self.include_stop {
                     self.utf8.push(&token.bytes, &mut self.text);
                 }
-                // What the model left unfinished before it ended is shown as such on the last line.
+                // A character that the model left incomplete becomes U+FFFD in the last token.
                 self.utf8.finish(&mut self.text);
                 last = Some(token);
             }
@@ -101,18 +102,18 @@ impl IncrementalDetokenizer {
         reason
     }
 
-    /// Has the token's text looked at for stop strings.
-    fn watch(&mut self, token: Token, ready: &mut TokenBatch) -> StopStatus {
+    /// Matches `self.text`, the text of `token`, against the stop strings.
+    fn match_stop(&mut self, token: Token, ready: &mut TokenBatch) -> StopStatus {
         let text = &self.text;
         self.stop
             .push(token, text, |token, text| put(ready, token, text))
     }
 }
 
-/// Appends a token with the text that is shown of it.
+/// Appends a token with this text.
 fn put(ready: &mut TokenBatch, token: Token, text: &str) {
-    ready.push_written(token.id, timestamps(&token), |shown| shown.push_str(text));
-    ready.attach(token.logprobs);
+    ready.push_with(token.id, timestamps(&token), |out| out.push_str(text));
+    ready.set_last_logprobs(token.logprobs);
 }
 
 fn timestamps(token: &Token) -> Timestamps {
@@ -138,8 +139,8 @@ mod tests {
         }
     }
 
-    /// What is shown of a choice whose tokens end with this one, and why it ended.
-    fn ended(
+    /// Decodes `tokens` and `last`. Returns the text of each released token and the finish reason.
+    fn finish(
         stops: &[&str],
         tokens: &[&[u8]],
         last: &[u8],
@@ -149,16 +150,16 @@ mod tests {
             strings: stops.iter().map(ToString::to_string).collect(),
             ..Stopping::default()
         };
-        ended_by(&stopping, tokens, last, reason)
+        finish_with(&stopping, tokens, last, reason)
     }
 
-    fn ended_by(
+    fn finish_with(
         stopping: &Stopping,
         tokens: &[&[u8]],
         last: &[u8],
         reason: FinishReason,
     ) -> (Vec<String>, FinishReason) {
-        let strings = StopStrings::new(&stopping.strings).shown(stopping.include_stop);
+        let strings = StopStrings::new(&stopping.strings).with_included_match(stopping.include_stop);
         let mut choice = IncrementalDetokenizer::new(Arc::new(strings), stopping);
         let mut ready = TokenBatch::default();
         for bytes in tokens {
@@ -171,19 +172,19 @@ mod tests {
 
     #[test]
     fn a_character_cut_off_by_max_tokens_is_replaced_in_the_last_token() {
-        let (texts, _) = ended(&[], &[b"a"], b"b\xf0\x9f", FinishReason::Length);
+        let (texts, _) = finish(&[], &[b"a"], b"b\xf0\x9f", FinishReason::Length);
         assert_eq!(texts, ["a", "b\u{fffd}"]);
     }
 
     #[test]
     fn a_character_left_incomplete_by_the_model_is_replaced_in_the_last_token() {
-        let (texts, _) = ended(&[], &[b"a\xf0\x9f"], b"</s>", FinishReason::Stop);
+        let (texts, _) = finish(&[], &[b"a\xf0\x9f"], b"</s>", FinishReason::Stop);
         assert_eq!(texts, ["a", "\u{fffd}"]);
     }
 
     #[test]
     fn a_stop_string_completed_by_the_last_token_sets_the_finish_reason() {
-        let (texts, reason) = ended(&["STOP"], &[b"a", b"bS"], b"TOP.", FinishReason::Length);
+        let (texts, reason) = finish(&["STOP"], &[b"a", b"bS"], b"TOP.", FinishReason::Length);
         assert_eq!(
             (texts.concat(), reason),
             ("ab".to_owned(), FinishReason::Stop)
@@ -192,7 +193,7 @@ mod tests {
 
     #[test]
     fn the_end_of_sequence_token_follows_the_held_tokens() {
-        let (texts, reason) = ended(&["STOP"], &[b"a", b"S"], b"TOP", FinishReason::Stop);
+        let (texts, reason) = finish(&["STOP"], &[b"a", b"S"], b"TOP", FinishReason::Stop);
         assert_eq!(
             (&texts[..], reason),
             (&["a", "S", ""].map(str::to_owned)[..], FinishReason::Stop)
@@ -205,9 +206,9 @@ mod tests {
             include_stop,
             ..Stopping::default()
         };
-        let (texts, _) = ended_by(&stopping(false), &[b"a"], b"b", FinishReason::Stop);
+        let (texts, _) = finish_with(&stopping(false), &[b"a"], b"b", FinishReason::Stop);
         assert_eq!(texts, ["a", ""]);
-        let (texts, _) = ended_by(&stopping(true), &[b"a"], b"b", FinishReason::Stop);
+        let (texts, _) = finish_with(&stopping(true), &[b"a"], b"b", FinishReason::Stop);
         assert_eq!(texts, ["a", "b"]);
     }
 
@@ -221,18 +222,18 @@ mod tests {
             },
             ..Stopping::default()
         };
-        let ended = |min_tokens| {
-            ended_by(
+        let finish = |min_tokens| {
+            finish_with(
                 &stopping(min_tokens),
                 &[b"a", b"S"],
                 b"TOP.",
                 FinishReason::Length,
             )
         };
-        let whole = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
-        assert_eq!(ended(3), (whole(&["a", "S", "TOP."]), FinishReason::Length));
-        // What came before is not looked at, so it is no part of a match either.
-        assert_eq!(ended(2), (whole(&["a", "S", "TOP."]), FinishReason::Length));
-        assert_eq!(ended(1), (whole(&["a"]), FinishReason::Stop));
+        let owned = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(finish(3), (owned(&["a", "S", "TOP."]), FinishReason::Length));
+        // The first two tokens are below `min_tokens`, so a match cannot include them.
+        assert_eq!(finish(2), (owned(&["a", "S", "TOP."]), FinishReason::Length));
+        assert_eq!(finish(1), (owned(&["a"]), FinishReason::Stop));
     }
 }

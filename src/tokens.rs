@@ -1,78 +1,77 @@
-//! Tokens as a client is shown them: many of one choice at once, their texts in one piece of memory.
+//! Batches of tokens with their text, as clients receive them.
 //!
-//! Every token passes through here on its way from text to the doors, so a token costs no allocation
-//! of its own.
+//! A batch keeps the texts of all its tokens in one string, so that a token needs no allocation of its own.
 
 use crate::request::TokenId;
 
-/// Tokens of one choice, one after the other.
+/// Consecutive tokens of one choice.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TokenBatch {
-    /// The texts of all tokens, with nothing between them.
+    /// The concatenated texts of all tokens.
     text: String,
     tokens: Vec<Entry>,
-    /// Up to the last token that has any: most requests ask for none.
+    /// One entry per token, up to the last token that has log probabilities. Empty for most requests.
     logprobs: Vec<Option<Box<Logprobs>>>,
 }
 
-/// A token of a batch.
+/// One token of a batch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TextToken<'a> {
-    /// Its id.
+    /// The token id.
     pub id: TokenId,
-    /// Its text: empty while a character is unfinished, and for the end of sequence.
+    /// The text. Empty for an end-of-sequence token, and while a character is incomplete.
     pub text: &'a str,
-    /// When it was due and emitted.
+    /// The times when the token was due and emitted.
     pub timestamps: Timestamps,
-    /// How likely it was, where its client asked.
+    /// The log probabilities, if the request asked for them.
     pub logprobs: Option<&'a Logprobs>,
 }
 
-/// What a model thought of one position: natural logarithms of probabilities, as its logits give them,
-/// before bias, penalties and temperature.
+/// The log probabilities at one position: natural logarithms, computed from the logits before bias, penalties and
+/// temperature.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Logprobs {
-    /// The token's own; `None` for the first token of a prompt, which nothing comes before.
+    /// The log probability of the token itself. `None` for the first token of a prompt.
     pub logprob: Option<f32>,
-    /// The bytes that name the token, also where it is never shown.
+    /// The bytes of the token. A special token has bytes here although its text is empty.
     pub token_bytes: Vec<u8>,
-    /// The likeliest tokens, as many as were asked for, the likeliest first.
+    /// The most likely tokens, as many as the request asked for, in descending order.
     pub top: Vec<TopLogprob>,
 }
 
-/// One of the likeliest tokens of a position.
+/// One of the most likely tokens at a position.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TopLogprob {
-    /// Its id.
+    /// The token id.
     pub id: TokenId,
-    /// The bytes that name it.
+    /// The bytes of the token.
     pub token_bytes: Vec<u8>,
-    /// Its log probability.
+    /// The log probability.
     pub logprob: f32,
 }
 
-/// Stands for the log probability of what cannot be: JSON has no infinity.
+/// The log probability of an impossible token. JSON has no infinity.
 pub const MIN_LOGPROB: f32 = -9999.0;
 
-/// A token's times, in nanoseconds of CLOCK_MONOTONIC.
+/// The times of a token, in nanoseconds of CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timestamps {
-    /// When the token was due; 0 where its device keeps no schedule, or nobody asked.
+    /// The time when the token was due. 0 if the runner has no schedule or the request did not ask for timestamps.
     pub due_ns: u64,
-    /// When it was emitted; 0 where nobody asked.
+    /// The time when the token was emitted. 0 if the request did not ask for timestamps.
     pub emitted_ns: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Entry {
     id: TokenId,
-    /// Where the token's text ends; it begins where the one before ends.
+    /// The end of the token's text in the batch's text. The start is the end of the previous token.
     end: usize,
     timestamps: Timestamps,
 }
 
 impl TokenBatch {
-    /// Makes room for so many more tokens, and so many more bytes of text.
+    /// Reserves space for `tokens` more tokens and `text` more bytes of text.
     pub fn reserve(&mut self, tokens: usize, text: usize) {
         self.text.reserve(text);
         self.tokens.reserve(tokens);
@@ -82,11 +81,11 @@ impl TokenBatch {
     pub fn push(&mut self, token: TextToken<'_>) {
         self.set_text(token.text);
         self.end_token(token.id, token.timestamps);
-        self.attach(token.logprobs.cloned().map(Box::new));
+        self.set_last_logprobs(token.logprobs.cloned().map(Box::new));
     }
 
-    /// Appends a token whose text is written by `write`, which must only append.
-    pub(crate) fn push_written(
+    /// Appends a token whose text `write` appends to the given string.
+    pub(crate) fn push_with(
         &mut self,
         id: TokenId,
         timestamps: Timestamps,
@@ -96,14 +95,14 @@ impl TokenBatch {
         self.end_token(id, timestamps);
     }
 
-    /// Says what the text of the next token is, for who reads a token piece by piece.
+    /// Sets the text of the next token, for a decoder that reads the fields of a token in any order.
     pub(crate) fn set_text(&mut self, text: &str) {
-        let begin = self.tokens.last().map_or(0, |last| last.end);
-        self.text.truncate(begin);
+        let start = self.tokens.last().map_or(0, |last| last.end);
+        self.text.truncate(start);
         self.text.push_str(text);
     }
 
-    /// Appends a token with the text that was set since the one before, or none.
+    /// Appends a token with the text that was written since the previous token.
     pub(crate) fn end_token(&mut self, id: TokenId, timestamps: Timestamps) {
         self.tokens.push(Entry {
             id,
@@ -112,28 +111,28 @@ impl TokenBatch {
         });
     }
 
-    /// Says how likely the last token was, where that is known.
-    pub(crate) fn attach(&mut self, logprobs: Option<Box<Logprobs>>) {
+    /// Sets the log probabilities of the last token.
+    pub(crate) fn set_last_logprobs(&mut self, logprobs: Option<Box<Logprobs>>) {
         if logprobs.is_some() {
-            let before_it = self.tokens.len().saturating_sub(1);
-            self.logprobs.resize_with(before_it, || None);
+            let last = self.tokens.len().saturating_sub(1);
+            self.logprobs.resize_with(last, || None);
             self.logprobs.push(logprobs);
         }
     }
 
-    /// How many tokens there are.
+    /// The number of tokens.
     #[must_use]
     pub fn len(&self) -> usize {
         self.tokens.len()
     }
 
-    /// Whether there are none.
+    /// Returns true if the batch has no tokens.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
     }
 
-    /// The texts of all tokens, one after the other.
+    /// The concatenated texts of all tokens.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.text
@@ -143,21 +142,21 @@ impl TokenBatch {
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = TextToken<'_>> + ExactSizeIterator {
         (0..self.tokens.len()).map(|at| {
             let token = self.tokens[at];
-            let begin = at
+            let start = at
                 .checked_sub(1)
-                .map_or(0, |before| self.tokens[before].end);
+                .map_or(0, |previous| self.tokens[previous].end);
             TextToken {
                 id: token.id,
-                text: &self.text[begin..token.end],
+                text: &self.text[start..token.end],
                 timestamps: token.timestamps,
                 logprobs: self.logprobs.get(at).and_then(Option::as_deref),
             }
         })
     }
 
-    /// The tokens behind the first so many.
+    /// Removes the first `count` tokens.
     #[must_use]
-    pub(crate) fn without_first(self, count: usize) -> Self {
+    pub(crate) fn skip_first(self, count: usize) -> Self {
         if count == 0 {
             return self;
         }
@@ -168,7 +167,7 @@ impl TokenBatch {
         rest
     }
 
-    /// Forgets when the tokens were due and emitted.
+    /// Removes the timestamps of all tokens.
     pub fn clear_timestamps(&mut self) {
         for token in &mut self.tokens {
             token.timestamps = Timestamps::default();
@@ -208,7 +207,7 @@ mod tests {
         assert!(batch.iter().eq(tokens));
         assert!(batch.iter().rev().eq(tokens.into_iter().rev()));
         assert_eq!((batch.len(), batch.text()), (3, "étoken"));
-        let rest = batch.clone().without_first(1);
+        let rest = batch.clone().skip_first(1);
         assert!(rest.iter().eq(tokens[1..].iter().copied()));
         assert_eq!(rest.text(), "token");
         batch.clear_timestamps();

@@ -1,10 +1,10 @@
-//! Under which host names the HTTP API answers, and which web pages may use it. Most requests are written as browsers
-//! write them, and what a browser would let its page read stands in the answers' headers; Chromium has the last word.
+//! Host name and origin checks of the HTTP API. Most tests send the headers that a browser would send and check the
+//! CORS headers of the response. Three tests run Chromium.
 
 mod support;
 
 use serde_json::json;
-use support::http::{End, Refusal, Request, Response, completion, get, post, refusal, refused};
+use support::http::{End, HttpError, Request, Response, completion, get, post, http_error, expected_error};
 use support::http2::Connection;
 use support::program::chromium;
 use support::{Setup, TestServer, full_speed};
@@ -19,8 +19,8 @@ const PAGE: &str = "http://localhost:3000";
 /// The test runner behind an HTTP API with these entries of `--allowed-hosts` and `--cors-origins`.
 fn allowing(hosts: &[&str], origins: &[&str], options: TestRunnerOptions) -> Setup {
     let mut setup = Setup::test_runner(options);
-    let door = setup.parts.http.as_mut().expect("it has an HTTP API");
-    door.origins = OriginPolicy {
+    let http = setup.parts.http.as_mut().expect("the HTTP API is enabled");
+    http.origins = OriginPolicy {
         allowed_hosts: hosts.iter().map(|host| host.parse().expect(host)).collect(),
         cors_origins: origins
             .iter()
@@ -34,14 +34,14 @@ async fn server(hosts: &[&str], origins: &[&str]) -> TestServer {
     allowing(hosts, origins, full_speed()).start().await
 }
 
-fn ask() -> Request {
+fn completion_request() -> Request {
     completion(&json!({"prompt": "a", "max_tokens": 1}))
 }
 
-/// A request of each kind besides health checks.
+/// One request per route, without the health routes.
 fn every_kind() -> [Request; 7] {
     [
-        ask(),
+        completion_request(),
         post("/tokenize", r#"{"prompt": "a"}"#),
         get("/v1/models"),
         get("/metrics"),
@@ -51,8 +51,8 @@ fn every_kind() -> [Request; 7] {
     ]
 }
 
-fn forbidden(header: &str) -> Refusal {
-    refused(403, "host_not_allowed", Some(header))
+fn forbidden(header: &str) -> HttpError {
+    expected_error(403, "host_not_allowed", Some(header))
 }
 
 async fn status(server: &TestServer, request: Request) -> u16 {
@@ -60,7 +60,7 @@ async fn status(server: &TestServer, request: Request) -> u16 {
 }
 
 #[tokio::test]
-async fn a_host_name_that_somebody_else_may_have_pointed_here_is_refused() {
+async fn foreign_host_names_are_rejected() {
     let server = server(&[], &[]).await;
     for host in [
         "rebound.example",
@@ -75,13 +75,13 @@ async fn a_host_name_that_somebody_else_may_have_pointed_here_is_refused() {
     ] {
         for request in every_kind() {
             let request = request.header("host", host);
-            assert_eq!(refusal(&server, request).await, forbidden("host"), "{host}");
+            assert_eq!(http_error(&server, request).await, forbidden("host"), "{host}");
         }
     }
 }
 
 #[tokio::test]
-async fn names_of_this_machine_and_addresses_are_served() {
+async fn localhost_names_and_ip_addresses_are_served() {
     let server = server(&[], &[]).await;
     for host in [
         "localhost",
@@ -94,33 +94,33 @@ async fn names_of_this_machine_and_addresses_are_served() {
         "0.0.0.0",
         "",
     ] {
-        let served = status(&server, ask().header("host", host)).await;
+        let served = status(&server, completion_request().header("host", host)).await;
         assert_eq!(served, 200, "{host}");
     }
 }
 
 #[tokio::test]
-async fn a_refusal_of_a_host_name_says_which_setting_allows_it() {
+async fn the_host_error_names_the_setting_that_allows_it() {
     let server = server(&[], &[]).await;
-    let request = ask().header("host", "gateway.example:8000");
+    let request = completion_request().header("host", "gateway.example:8000");
     let (_, body) = request.fetch(&server).await;
-    let said = "start the server with --allowed-hosts gateway.example.";
-    assert!(body.text.contains(said), "{}", body.text);
+    let hint = "start the server with --allowed-hosts gateway.example.";
+    assert!(body.text.contains(hint), "{}", body.text);
 }
 
 #[tokio::test]
-async fn health_is_told_under_every_host_name_and_not_to_foreign_pages() {
+async fn health_routes_accept_any_host_but_no_foreign_origin() {
     let server = server(&[], &[]).await;
     for route in ["/livez", "/readyz", "/health"] {
         let request = get(route).header("host", "probe.example");
         assert_eq!(status(&server, request).await, 200, "{route}");
         let page = get(route).header("origin", "http://rebound.example");
-        assert_eq!(refusal(&server, page).await, forbidden("origin"));
+        assert_eq!(http_error(&server, page).await, forbidden("origin"));
     }
 }
 
 #[tokio::test]
-async fn allowed_hosts_are_served_and_a_star_is_every_host() {
+async fn allowed_hosts_are_served_and_a_star_allows_every_host() {
     let listed = server(&["gateway.example", ".internal.example:8000"], &[]).await;
     for (host, expected) in [
         ("gateway.example", 200),
@@ -131,21 +131,21 @@ async fn allowed_hosts_are_served_and_a_star_is_every_host() {
         ("a.internal.example:8001", 403),
         ("localhost", 200),
     ] {
-        let got = status(&listed, ask().header("host", host)).await;
+        let got = status(&listed, completion_request().header("host", host)).await;
         assert_eq!(got, expected, "{host}");
     }
     let any = server(&["*"], &[]).await;
     for host in ["rebound.example", "what is this"] {
-        assert_eq!(status(&any, ask().header("host", host)).await, 200);
+        assert_eq!(status(&any, completion_request().header("host", host)).await, 200);
     }
 }
 
 #[tokio::test]
-async fn every_host_that_a_request_names_must_be_allowed() {
+async fn every_host_named_by_a_request_must_be_allowed() {
     let server = server(&[], &[]).await;
-    // In HTTP/1.1 an absolute URI goes before the header, in HTTP/2 there is `:authority`.
+    // An absolute URI takes precedence over the `host` header in HTTP/1.1, and so does `:authority` in HTTP/2.
     let absolute = get("http://rebound.example/v1/models");
-    assert_eq!(refusal(&server, absolute).await, forbidden("host"));
+    assert_eq!(http_error(&server, absolute).await, forbidden("host"));
     let connection = Connection::open(&server.http_address(), 65_535).await;
     for (authority, host, expected) in [
         ("localhost:8000", None, 200),
@@ -164,12 +164,12 @@ async fn every_host_that_a_request_names_must_be_allowed() {
 }
 
 #[tokio::test]
-async fn a_unix_socket_is_reached_under_any_host_name() {
-    let folder = tempfile::tempdir().expect("a folder");
+async fn a_unix_socket_accepts_any_host_name() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("http.sock");
     let mut setup = allowing(&[], &[], full_speed());
-    let door = setup.parts.http.as_mut().expect("it has an HTTP API");
-    door.listen = Address::Unix(path.clone());
+    let http = setup.parts.http.as_mut().expect("the HTTP API is enabled");
+    http.listen = Address::Unix(path.clone());
     let _server = setup.start().await;
     for (headers, expected) in [
         ("host: tokenway", "HTTP/1.1 200"),
@@ -178,19 +178,19 @@ async fn a_unix_socket_is_reached_under_any_host_name() {
             "HTTP/1.1 403",
         ),
     ] {
-        let mut stream = UnixStream::connect(&path).await.expect("it listens");
+        let mut stream = UnixStream::connect(&path).await.expect("the server accepts connections");
         let request = format!("GET /v1/models HTTP/1.1\r\n{headers}\r\nconnection: close\r\n\r\n");
         let sent = stream.write_all(request.as_bytes()).await;
-        sent.expect("it is taken");
+        sent.expect("the request is written");
         let mut answer = String::new();
         let read = stream.read_to_string(&mut answer).await;
-        read.expect("an answer");
+        read.expect("the server responds");
         assert!(answer.starts_with(expected), "{headers}: {answer}");
     }
 }
 
 #[tokio::test]
-async fn a_web_page_of_a_foreign_origin_is_refused_and_so_is_its_preflight() {
+async fn foreign_origins_and_their_preflights_are_rejected() {
     let server = server(&[], &["http://allowed.example"]).await;
     for origin in [
         "http://evil.example",
@@ -216,7 +216,7 @@ async fn a_web_page_of_a_foreign_origin_is_refused_and_so_is_its_preflight() {
 }
 
 #[tokio::test]
-async fn a_web_page_of_the_servers_own_origin_is_served() {
+async fn the_servers_own_origin_is_served() {
     let server = server(&["gateway.example"], &[]).await;
     let address = server.http_address();
     let own = format!("http://{address}");
@@ -228,18 +228,18 @@ async fn a_web_page_of_the_servers_own_origin_is_served() {
         ("gateway.example:443", "https://gateway.example", 200),
         ("gateway.example", "http://gateway.example:8000", 403),
         ("localhost:8000", "http://127.0.0.1:8000", 403),
-        // The page's own name has been pointed here.
+        // DNS rebinding: the page's own host name resolves to this server.
         ("rebound.example", "http://rebound.example", 403),
         ("", "http://localhost", 403),
     ] {
-        let request = ask().header("host", host).header("origin", origin);
+        let request = completion_request().header("host", host).header("origin", origin);
         let got = status(&server, request).await;
         assert_eq!(got, expected, "{host} {origin}");
     }
 }
 
 #[tokio::test]
-async fn the_preflight_of_an_allowed_page_is_answered() {
+async fn the_preflight_of_an_allowed_origin_is_answered() {
     let server = server(&[], &[PAGE]).await;
     let preflight = get("/v1/completions")
         .method("OPTIONS")
@@ -268,19 +268,19 @@ fn varies_by(response: &Response, header: &str) -> bool {
 }
 
 #[tokio::test]
-async fn an_allowed_page_can_read_answers_and_refusals() {
+async fn an_allowed_origin_can_read_responses_and_errors() {
     let server = server(&[], &[PAGE]).await;
     let stream = completion(&json!({"prompt": "a", "max_tokens": 1, "stream": true}));
     for (request, expected) in [
-        (ask(), 200),
+        (completion_request(), 200),
         (stream, 200),
         (get("/v1/models"), 200),
         (post("/v1/completions", "no JSON"), 400),
-        (ask().header("x-request-id", "é"), 400),
+        (completion_request().header("x-request-id", "é"), 400),
         (get("/nothing"), 404),
         (get("/v1/completions"), 405),
-        (ask().header("content-length", "5000000"), 413),
-        (ask().header("content-type", "text/plain"), 415),
+        (completion_request().header("content-length", "5000000"), 413),
+        (completion_request().header("content-type", "text/plain"), 415),
     ] {
         let response = request.header("origin", PAGE).send(&server).await;
         assert_eq!(response.status, expected);
@@ -293,7 +293,7 @@ async fn an_allowed_page_can_read_answers_and_refusals() {
 }
 
 #[tokio::test]
-async fn an_allowed_page_can_read_a_stream_to_its_error() {
+async fn an_allowed_origin_can_read_a_stream_up_to_its_error() {
     let options = TestRunnerOptions {
         fail_at: Some(3),
         ..full_speed()
@@ -309,39 +309,39 @@ async fn an_allowed_page_can_read_a_stream_to_its_error() {
 }
 
 #[tokio::test]
-async fn with_a_star_every_page_may_use_the_server() {
+async fn a_star_allows_every_origin() {
     let server = server(&[], &["*"]).await;
     for origin in ["http://anything.example", "null"] {
-        let response = ask().header("origin", origin).send(&server).await;
+        let response = completion_request().header("origin", origin).send(&server).await;
         assert_eq!(response.status, 200);
         let allowed = response.header("access-control-allow-origin");
         assert_eq!(allowed, Some(origin));
     }
-    // The name under which the server was reached must be its own all the same.
-    let rebound = ask().header("host", "rebound.example");
-    assert_eq!(refusal(&server, rebound).await, forbidden("host"));
+    // The host check still applies.
+    let rebound = completion_request().header("host", "rebound.example");
+    assert_eq!(http_error(&server, rebound).await, forbidden("host"));
 }
 
-/// What Chromium shows of the page at this URL.
+/// The DOM of the page at this URL in Chromium.
 async fn shown(url: &str) -> String {
-    let profile = tempfile::tempdir().expect("a folder");
+    let profile = tempfile::tempdir().expect("a temporary folder");
     chromium(url, profile.path()).run().await.success()
 }
 
-/// What a page of this listener's origin reads of a server.
+/// The results that a page of the origin `page` reads from a server.
 async fn seen_by_page(page: &str, server: &TestServer) -> Vec<String> {
     let dom = shown(&format!("{page}/?{}", server.http_url())).await;
     let seen = dom
         .split_once("<pre id=\"seen\">")
         .and_then(|(_, rest)| rest.split_once("end\n"));
-    let (seen, _) = seen.unwrap_or_else(|| panic!("the page's script has not ended: {dom}"));
+    let (seen, _) = seen.unwrap_or_else(|| panic!("the page's script did not finish: {dom}"));
     seen.lines().map(str::to_owned).collect()
 }
 
-/// Answers every request with the page, until the test ends; its origin is left.
+/// Serves the page on every path until the test ends. Returns its origin.
 async fn serve_page() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let origin = format!("http://{}", listener.local_addr().expect("it is bound"));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port exists");
+    let origin = format!("http://{}", listener.local_addr().expect("the listener is bound"));
     let page = include_str!("clients/page.html");
     let answer = format!(
         "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{page}",
@@ -355,7 +355,7 @@ async fn serve_page() -> String {
                     break;
                 }
             }
-            // A browser may have thought better of a connection.
+            // The browser may have closed the connection.
             let _ = stream.write_all(answer.as_bytes()).await;
         }
     });
@@ -363,7 +363,7 @@ async fn serve_page() -> String {
 }
 
 #[tokio::test]
-async fn chromium_lets_an_allowed_page_read_streams_and_errors() {
+async fn chromium_lets_an_allowed_origin_read_streams_and_errors() {
     let page = serve_page().await;
     let server = server(&[], &[&page]).await;
     let seen = [
@@ -376,7 +376,7 @@ async fn chromium_lets_an_allowed_page_read_streams_and_errors() {
 }
 
 #[tokio::test]
-async fn chromium_lets_a_page_of_another_origin_read_nothing() {
+async fn chromium_lets_a_foreign_origin_read_nothing() {
     let page = serve_page().await;
     let server = server(&[], &[]).await;
     let seen = ["stream", "error", "simple", "models"].map(|it| format!("{it}: TypeError"));
@@ -384,10 +384,10 @@ async fn chromium_lets_a_page_of_another_origin_read_nothing() {
 }
 
 #[tokio::test]
-async fn chromium_reaches_nothing_by_a_name_that_was_pointed_here() {
+async fn chromium_is_rejected_after_dns_rebinding() {
     let server = server(&[], &[]).await;
     let address = server.http_address();
-    let (_, port) = address.rsplit_once(':').expect("it has a port");
+    let (_, port) = address.rsplit_once(':').expect("the address has a port");
     let dom = shown(&format!("http://rebound.example:{port}/v1/models")).await;
     assert!(dom.contains("host_not_allowed"), "{dom}");
     let dom = shown(&format!("http://localhost:{port}/v1/models")).await;

@@ -1,7 +1,6 @@
-//! A client that goes away frees its slot at once, wherever its request is.
+//! A client that disconnects frees its slot at once, whatever the state of its request.
 //!
-//! Each server has one slot, which the next request needs: that it gets its tokens shows that the
-//! slot is free.
+//! Each server has one slot, so a completion that runs to its end shows that the slot is free.
 
 mod support;
 
@@ -9,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use support::http::{Response, completion};
-use support::{Setup, TestServer, every, grpc, silent_at};
+use support::{Setup, TestServer, with_interval, grpc, silent_at};
 use tokenway::proto::v1;
 use tokenway::runner::llm_test::TestRunnerOptions;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -21,42 +20,42 @@ async fn http_stream(server: &TestServer, max_tokens: u32) -> Response {
     completion(&body).send(server).await
 }
 
-/// The next request runs from its first to its last token.
-async fn assert_the_slot_is_free(server: &TestServer, tokens: u32) {
+/// Runs a completion of this many tokens.
+async fn assert_slot_is_free(server: &TestServer, tokens: u32) {
     let completion = grpc::collect(server.stream(grpc::request("a", tokens)).await).await;
     assert_eq!(completion.usage().completion_tokens, tokens);
 }
 
-async fn assert_one_was_cancelled(server: TestServer, door: &str) {
+async fn assert_one_cancellation(server: TestServer, api: &str) {
     let counts = server.drain().await;
-    counts.assert_nothing_is_left();
-    let cancelled = format!("tokenway_requests_total{{api=\"{door}\",outcome=\"cancelled\"}}");
+    counts.assert_all_gauges_are_zero();
+    let cancelled = format!("tokenway_requests_total{{api=\"{api}\",outcome=\"cancelled\"}}");
     assert_eq!(counts.get(&cancelled), 1.0, "{}", counts.0);
     assert_eq!(counts.get("tokenway_cancellations_total"), 1.0);
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_in_mid_stream_frees_its_slot() {
-    for door in ["http", "grpc"] {
-        let runner = every(Duration::from_millis(1));
+async fn a_client_that_disconnects_mid_stream_frees_its_slot() {
+    for api in ["http", "grpc"] {
+        let runner = with_interval(Duration::from_millis(1));
         let server = Setup::test_runner(runner).slots(1).start().await;
-        if door == "http" {
+        if api == "http" {
             let mut stream = http_stream(&server, 100_000).await;
             assert!(stream.line().await.is_some());
         } else {
             let mut stream = server.stream(grpc::request("a", 100_000)).await;
             assert!(stream.message().await.unwrap().is_some());
         }
-        assert_the_slot_is_free(&server, 3).await;
-        assert_one_was_cancelled(server, door).await;
+        assert_slot_is_free(&server, 3).await;
+        assert_one_cancellation(server, api).await;
     }
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_in_silence_between_tokens_frees_its_slot() {
-    for door in ["http", "grpc"] {
+async fn a_client_that_disconnects_between_tokens_frees_its_slot() {
+    for api in ["http", "grpc"] {
         let server = Setup::test_runner(silent_at(2)).slots(1).start().await;
-        if door == "http" {
+        if api == "http" {
             let mut stream = http_stream(&server, 10).await;
             assert!(stream.line().await.is_some());
             assert!(stream.line().await.is_some());
@@ -67,14 +66,14 @@ async fn a_client_that_goes_away_in_silence_between_tokens_frees_its_slot() {
                 completion.take(stream.message().await.unwrap().expect("two tokens"));
             }
         }
-        assert_the_slot_is_free(&server, 2).await;
-        assert_one_was_cancelled(server, door).await;
+        assert_slot_is_free(&server, 2).await;
+        assert_one_cancellation(server, api).await;
     }
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_with_bytes_behind_its_request_frees_its_slot() {
-    // Nothing else makes the door look at its connections.
+async fn a_client_that_disconnects_with_pipelined_bytes_frees_its_slot() {
+    // Without these timeouts, only the end of the connection can wake its task.
     let setup = Setup::test_runner(silent_at(2)).limits(|limits| {
         limits.header_timeout = Duration::from_secs(3_600);
         limits.keep_alive_timeout = Duration::from_secs(3_600);
@@ -89,23 +88,23 @@ async fn a_client_that_goes_away_with_bytes_behind_its_request_frees_its_slot() 
     assert!(response.line().await.is_some());
     assert!(response.line().await.is_some());
     drop(response);
-    assert_the_slot_is_free(&server, 2).await;
-    assert_one_was_cancelled(server, "http").await;
+    assert_slot_is_free(&server, 2).await;
+    assert_one_cancellation(server, "http").await;
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_behind_many_requests_does_not_wait_in_the_queue() {
+async fn a_client_that_disconnects_after_many_pipelined_requests_does_not_stay_queued() {
     let setup = Setup::test_runner(silent_at(2)).limits(|limits| {
         limits.header_timeout = Duration::from_secs(3_600);
         limits.keep_alive_timeout = Duration::from_secs(3_600);
     });
     let server = setup.slots(1).start().await;
-    let mut holds_the_slot = http_stream(&server, 10).await;
-    assert!(holds_the_slot.line().await.is_some());
-    // More than hyper takes in one go; and it does not look for the end of what has bytes before it.
-    let ask = support::http::get("/livez").bytes();
+    let mut running = http_stream(&server, 10).await;
+    assert!(running.line().await.is_some());
+    // More than hyper reads at once, and hyper does not notice the end of the connection behind unread bytes.
+    let health_check = support::http::get("/livez").bytes();
     let body = json!({"prompt": "a", "max_tokens": 10, "stream": true});
-    let bytes = [&ask.repeat(20)[..], &completion(&body).bytes(), &ask].concat();
+    let bytes = [&health_check.repeat(20)[..], &completion(&body).bytes(), &health_check].concat();
     for _ in 0..30 {
         let mut stream = TcpStream::connect(server.http_address()).await.unwrap();
         stream.write_all(&bytes).await.unwrap();
@@ -114,62 +113,62 @@ async fn a_client_that_goes_away_behind_many_requests_does_not_wait_in_the_queue
         let ended = timeout(Duration::from_secs(10), stream.read_to_end(&mut answers)).await;
         ended.expect("the connection ends").unwrap();
     }
-    drop(holds_the_slot);
-    assert_the_slot_is_free(&server, 2).await;
-    server.drain().await.assert_nothing_is_left();
+    drop(running);
+    assert_slot_is_free(&server, 2).await;
+    server.drain().await.assert_all_gauges_are_zero();
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_in_prefill_frees_its_slot() {
-    // The first token is an hour away; the next request asks for none but what its deadline leaves.
+async fn a_client_that_disconnects_during_prefill_frees_its_slot() {
+    // The first token takes an hour, so both requests are in prefill when they are dropped.
     let options = TestRunnerOptions {
         first_token_delay: Duration::from_secs(3_600),
         ..support::full_speed()
     };
     let server = Setup::test_runner(options).slots(1).start().await;
     let mut stream = server.stream(grpc::request("a", 10)).await;
-    let event = stream.message().await.unwrap().expect("a start");
+    let event = stream.message().await.unwrap().expect("a `started` event");
     assert!(matches!(
         event.event,
         Some(v1::completion_event::Event::Started(_))
     ));
     drop(stream);
     let mut next = server.stream(grpc::request("a", 10)).await;
-    let event = next.message().await.unwrap().expect("a start");
+    let event = next.message().await.unwrap().expect("a `started` event");
     assert!(matches!(
         event.event,
         Some(v1::completion_event::Event::Started(_))
     ));
     drop(next);
     let counts = server.drain().await;
-    counts.assert_nothing_is_left();
+    counts.assert_all_gauges_are_zero();
     assert_eq!(counts.get("tokenway_cancellations_total"), 2.0);
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_in_the_queue_never_reaches_the_device() {
+async fn a_client_that_disconnects_while_queued_never_reaches_the_device() {
     let server = Setup::test_runner(silent_at(1)).slots(1).start().await;
     let mut running = server.stream(grpc::request("a", 2)).await;
     assert!(running.message().await.unwrap().is_some());
-    // Its headers say that it is in the queue.
+    // `stream` returns when the request is in the queue.
     let queued = server.stream(grpc::request("a", 1)).await;
     drop(queued);
-    let behind = server.stream(grpc::request("a", 1)).await;
+    let next = server.stream(grpc::request("a", 1)).await;
     drop(running);
-    let completion = grpc::collect(behind).await;
+    let completion = grpc::collect(next).await;
     assert_eq!(completion.usage().completion_tokens, 1);
     let counts = server.drain().await;
-    counts.assert_nothing_is_left();
+    counts.assert_all_gauges_are_zero();
     assert_eq!(
         counts.get("tokenway_tokens_generated_total"),
         2.0,
-        "of the first and the last request only"
+        "only the first and the last request generate tokens"
     );
 }
 
 #[tokio::test]
-async fn a_stop_string_ends_the_work_on_the_device() {
-    let server = Setup::test_runner(every(Duration::from_millis(1)))
+async fn a_stop_string_frees_the_slot() {
+    let server = Setup::test_runner(with_interval(Duration::from_millis(1)))
         .slots(1)
         .start()
         .await;
@@ -179,23 +178,23 @@ async fn a_stop_string_ends_the_work_on_the_device() {
     let completion = grpc::collect(stream).await;
     assert_eq!(completion.texts(0), ["token_0", "token_1"]);
     assert_eq!(completion.usage().completion_tokens, 3);
-    assert_the_slot_is_free(&server, 3).await;
-    server.drain().await.assert_nothing_is_left();
+    assert_slot_is_free(&server, 3).await;
+    server.drain().await.assert_all_gauges_are_zero();
 }
 
 #[tokio::test]
-async fn a_list_of_prompts_whose_client_goes_away_is_one_cancellation() {
+async fn a_disconnect_with_several_prompts_counts_as_one_cancellation() {
     let server = Setup::test_runner(silent_at(1)).slots(2).start().await;
     let body = json!({"prompt": ["a", "b"], "max_tokens": 10, "stream": true});
     let mut stream = completion(&body).send(&server).await;
     assert!(stream.line().await.is_some());
     drop(stream);
-    assert_the_slot_is_free(&server, 1).await;
-    assert_one_was_cancelled(server, "http").await;
+    assert_slot_is_free(&server, 1).await;
+    assert_one_cancellation(server, "http").await;
 }
 
 #[tokio::test]
-async fn what_the_gateway_gives_up_of_a_refused_list_of_prompts_is_no_cancellation() {
+async fn a_rejected_list_of_prompts_counts_no_cancellation() {
     let server = Setup::test_runner(silent_at(1)).slots(1).queue_depth(0);
     let server = server.start().await;
     let body = json!({"prompt": ["a", "b"], "max_tokens": 10, "stream": true});
@@ -205,6 +204,6 @@ async fn what_the_gateway_gives_up_of_a_refused_list_of_prompts_is_no_cancellati
         (429, "queue_full")
     );
     let counts = server.drain().await;
-    counts.assert_nothing_is_left();
+    counts.assert_all_gauges_are_zero();
     assert_eq!(counts.get("tokenway_cancellations_total"), 0.0);
 }

@@ -1,15 +1,15 @@
-//! What a conversation is answered with, over the HTTP door.
+//! Chat completions over the HTTP API.
 
 mod support;
 
 use serde_json::{Value, json};
-use support::http::{End, Request, post, refusal, refused};
+use support::http::{End, Request, post, http_error, expected_error};
 use support::{Setup, TestServer, full_speed};
 
-/// The test runner's log probability of the token that comes, and of the next id.
+/// The test runner's logprob of the sampled token (probability 1/2). `QUARTER` is that of the next id.
 #[expect(
     clippy::approx_constant,
-    reason = "it is ln 2 as 32 bits of it are written"
+    reason = "the value is -ln 2 as an f32 prints it"
 )]
 const HALF: f64 = -0.693_147_2;
 const QUARTER: f64 = -1.386_294_4;
@@ -18,7 +18,7 @@ fn chat(body: &Value) -> Request {
     post("/v1/chat/completions", body.to_string())
 }
 
-/// A question of four words, as the test runner renders it: `user: how are you`.
+/// A chat request of four words, as the test runner renders it: `user: how are you`.
 fn question(rest: &Value) -> Value {
     let mut body = json!({"messages": [{"role": "user", "content": "how are you"}]});
     let fields = rest.as_object().expect("fields").clone();
@@ -31,7 +31,7 @@ async fn server() -> TestServer {
 }
 
 #[tokio::test]
-async fn a_conversation_is_answered_with_a_message() {
+async fn a_chat_completion_returns_a_message() {
     let body = question(&json!({"max_completion_tokens": 3, "n": 2}));
     let request = chat(&body).header("x-request-id", "mine");
     let (response, body) = request.fetch(&server().await).await;
@@ -55,10 +55,10 @@ async fn a_conversation_is_answered_with_a_message() {
 }
 
 #[tokio::test]
-async fn a_stream_is_server_sent_events_the_role_first_then_a_delta_for_each_token() {
+async fn a_stream_is_sse_with_the_role_first_and_one_delta_per_token() {
     let options = json!({"include_usage": true});
     let body = question(&json!({"max_tokens": 2, "stream": true, "stream_options": options}));
-    // What the OpenAI SDKs send, what browsers send, and nothing at all.
+    // The OpenAI SDKs send the first, browsers the second.
     for accept in ["application/json", "*/*", "text/event-stream"] {
         let (response, body) = chat(&body).accept(accept).fetch(&server().await).await;
         let content_type = response.header("content-type");
@@ -88,14 +88,14 @@ async fn a_stream_is_server_sent_events_the_role_first_then_a_delta_for_each_tok
 }
 
 #[tokio::test]
-async fn a_stream_is_ndjson_where_that_is_asked_for_with_a_role_for_every_choice() {
+async fn an_ndjson_stream_has_a_role_for_every_choice() {
     let body = question(&json!({"max_tokens": 1, "stream": true, "n": 3}));
     let request = chat(&body).accept("application/x-ndjson");
     let (response, body) = request.fetch(&server().await).await;
     let content_type = response.header("content-type");
     assert_eq!(content_type, Some("application/x-ndjson"));
     let lines = body.lines();
-    // For each choice its role, its token and its finish reason.
+    // A role, a token and a finish reason for each choice.
     assert_eq!(lines.len(), 3 + 3 + 3);
     let roles = lines
         .iter()
@@ -113,15 +113,15 @@ async fn a_stream_is_ndjson_where_that_is_asked_for_with_a_role_for_every_choice
 }
 
 #[tokio::test]
-async fn a_finish_reason_is_in_a_chunk_of_its_own_through_a_gateway_too() {
+async fn the_finish_reason_has_its_own_chunk_also_through_a_gateway() {
     let engine = server().await;
     let gateway = Setup::gateway(&[&engine]).start().await;
     let options = json!({"include_usage": false});
-    let ask = json!({
+    let fields = json!({
         "max_tokens": 2, "stream": true, "stream_options": options,
         "logprobs": true, "top_logprobs": 1,
     });
-    let request = chat(&question(&ask)).accept("application/x-ndjson");
+    let request = chat(&question(&fields)).accept("application/x-ndjson");
     let (_, body) = request.fetch(&gateway).await;
     let lines = body.lines();
     assert_eq!(lines.len(), 1 + 2 + 1);
@@ -134,7 +134,7 @@ async fn a_finish_reason_is_in_a_chunk_of_its_own_through_a_gateway_too() {
 }
 
 #[tokio::test]
-async fn an_answer_goes_on_over_the_default_of_completions_until_it_ends() {
+async fn chat_ignores_the_default_max_tokens_of_completions() {
     let body = question(&json!({"stop": "token_40", "stream": true}));
     let request = chat(&body).accept("application/x-ndjson");
     let (_, body) = request.fetch(&server().await).await;
@@ -146,15 +146,14 @@ async fn an_answer_goes_on_over_the_default_of_completions_until_it_ends() {
 }
 
 #[tokio::test]
-async fn each_token_has_its_log_probability_and_those_of_the_likeliest() {
+async fn each_token_has_its_logprob_and_the_top_logprobs() {
     let server = server().await;
-    let ask = json!({"max_tokens": 2, "logprobs": true, "top_logprobs": 2});
-    let (_, body) = chat(&question(&ask)).fetch(&server).await;
+    let mut fields = json!({"max_tokens": 2, "logprobs": true, "top_logprobs": 2});
+    let (_, body) = chat(&question(&fields)).fetch(&server).await;
     let unary = body.json()["choices"][0]["logprobs"].clone();
     assert_eq!(unary["refusal"], Value::Null);
-    let mut ask = ask;
-    ask["stream"] = json!(true);
-    let request = chat(&question(&ask)).accept("application/x-ndjson");
+    fields["stream"] = json!(true);
+    let request = chat(&question(&fields)).accept("application/x-ndjson");
     let (_, body) = request.fetch(&server).await;
     let lines = body.lines();
     let streamed: Vec<Value> = lines[1..3]
@@ -163,14 +162,14 @@ async fn each_token_has_its_log_probability_and_those_of_the_likeliest() {
         .collect();
     assert_eq!(unary["content"], json!(streamed));
     let (half, quarter) = (json!(HALF), json!(QUARTER));
-    let likely = |token: &str, logprob: &Value| json!({"token": token, "logprob": logprob, "bytes": token.as_bytes()});
-    let mut expected = likely("token_1", &half);
-    expected["top_logprobs"] = json!([likely("token_1", &half), likely("token_2", &quarter)]);
+    let entry = |token: &str, logprob: &Value| json!({"token": token, "logprob": logprob, "bytes": token.as_bytes()});
+    let mut expected = entry("token_1", &half);
+    expected["top_logprobs"] = json!([entry("token_1", &half), entry("token_2", &quarter)]);
     assert_eq!(streamed[1], expected);
 }
 
 #[tokio::test]
-async fn a_field_at_fault_has_the_name_by_which_the_client_sent_it() {
+async fn errors_name_the_field_as_the_client_sent_it() {
     let server = server().await;
     for (rest, code, param) in [
         (
@@ -206,7 +205,7 @@ async fn a_field_at_fault_has_the_name_by_which_the_client_sent_it() {
         ),
     ] {
         let request = chat(&question(&rest));
-        let expected = refused(400, code, Some(param));
-        assert_eq!(refusal(&server, request).await, expected, "{rest}");
+        let expected = expected_error(400, code, Some(param));
+        assert_eq!(http_error(&server, request).await, expected, "{rest}");
     }
 }

@@ -1,4 +1,4 @@
-//! `tokenway` as it is run from a shell: what it prints, where it listens, how it ends.
+//! `tokenway` as a process: its output, its addresses and its exit codes.
 
 mod support;
 
@@ -10,11 +10,11 @@ use support::{Setup, full_speed, silent_at};
 
 const FREE: &str = "127.0.0.1:0";
 
-/// A server with these arguments, and the addresses that it says it listens on, in its order.
-async fn started(program: Program, doors: usize) -> (Running, Vec<String>) {
+/// Starts a server and reads the `listeners` addresses that it prints.
+async fn started(program: Program, listeners: usize) -> (Running, Vec<String>) {
     let mut running = program.start();
     let mut addresses = Vec::new();
-    for _ in 0..doors {
+    for _ in 0..listeners {
         let line = running.line().await;
         let address = line.split_whitespace().nth(1).expect("an address");
         addresses.push(address.to_owned());
@@ -24,8 +24,8 @@ async fn started(program: Program, doors: usize) -> (Running, Vec<String>) {
 }
 
 fn serve() -> Program {
-    let doors = ["serve", "--http-listen", FREE, "--grpc-listen", FREE];
-    tokenway().args(doors).args(["--drain-grace", "0"])
+    let listen = ["serve", "--http-listen", FREE, "--grpc-listen", FREE];
+    tokenway().args(listen).args(["--drain-grace", "0"])
 }
 
 fn host(url: &str) -> &str {
@@ -38,11 +38,11 @@ async fn complete(arguments: &[&str]) -> String {
 }
 
 #[tokio::test]
-async fn serve_says_where_it_listens_and_complete_streams_from_both_doors() {
+async fn serve_prints_its_addresses_and_complete_streams_over_both_apis() {
     let program = serve().env("TEST_RUNNER_FREQUENCY_MS", "0");
     let (running, addresses) = started(program, 2).await;
     let [http, grpc] = &addresses[..] else {
-        panic!("two doors")
+        panic!("expected two addresses")
     };
     let expected = "token_0token_1token_2\n";
     let three = ["--max-tokens", "3", "--server"];
@@ -65,14 +65,14 @@ async fn serve_is_the_default_command() {
 }
 
 #[tokio::test]
-async fn a_gateway_passes_on_what_an_engine_behind_a_unix_socket_makes() {
-    let folder = tempfile::tempdir().expect("a folder");
+async fn a_gateway_serves_an_engine_behind_a_unix_socket() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let socket = format!("unix:{}", folder.path().join("engine.sock").display());
     let engine = tokenway().args(["engine", "--grpc-listen", &socket, "--drain-grace", "0"]);
     let (engine, addresses) = started(engine.env("TEST_RUNNER_FREQUENCY_MS", "0"), 1).await;
     assert_eq!(addresses, [socket.as_str()]);
-    let door = format!("unix:{}", folder.path().join("http.sock").display());
-    let gateway = tokenway().args(["gateway", "--engine", &socket, "--http-listen", &door]);
+    let http = format!("unix:{}", folder.path().join("http.sock").display());
+    let gateway = tokenway().args(["gateway", "--engine", &socket, "--http-listen", &http]);
     let mut gateway = gateway.args(["--drain-grace", "0"]).start();
     assert!(gateway.line().await.starts_with("HTTP "));
     assert!(gateway.line().await.starts_with("waiting "));
@@ -80,7 +80,7 @@ async fn a_gateway_passes_on_what_an_engine_behind_a_unix_socket_makes() {
         gateway.line().await,
         format!("ready    in front of {socket}")
     );
-    let printed = complete(&["--max-tokens", "2", "--server", &door]).await;
+    let printed = complete(&["--max-tokens", "2", "--server", &http]).await;
     assert_eq!(printed, "token_0token_1\n");
     let printed = complete(&["--max-tokens", "2", "--grpc", "--server", &socket]).await;
     assert_eq!(printed, "token_0token_1\n");
@@ -89,8 +89,8 @@ async fn a_gateway_passes_on_what_an_engine_behind_a_unix_socket_makes() {
 }
 
 #[tokio::test]
-async fn a_gateway_says_what_it_waits_for_and_is_ready_once_that_is_there() {
-    let folder = tempfile::tempdir().expect("a folder");
+async fn a_gateway_prints_waiting_until_its_engine_is_up() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let socket = format!("unix:{}", folder.path().join("engine.sock").display());
     let gateway = tokenway().args(["gateway", "--engine", &socket, "--http-listen", FREE]);
     let mut gateway = gateway.args(["--drain-grace", "0"]).start();
@@ -110,7 +110,7 @@ async fn a_gateway_says_what_it_waits_for_and_is_ready_once_that_is_there() {
 }
 
 #[tokio::test]
-async fn sigterm_lets_a_running_stream_end_and_closes_the_door_to_others() {
+async fn sigterm_lets_a_running_stream_finish() {
     let program = serve().env("TEST_RUNNER_FREQUENCY_MS", "5");
     let (mut running, addresses) = started(program, 2).await;
     let body = json!({"prompt": "a", "max_tokens": 50, "stream": true});
@@ -139,8 +139,8 @@ async fn a_second_signal_ends_the_server_at_once() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_served_is_said_with_an_exit_code() {
-    for (arguments, code, said) in [
+async fn invalid_settings_end_with_their_exit_code() {
+    for (arguments, code, expected) in [
         (&["serve", "--slots", "0"][..], 2, "--slots"),
         (&["serve", "--http-listen", "0.0.0.0:0"], 2, "--insecure"),
         (
@@ -153,24 +153,24 @@ async fn what_cannot_be_served_is_said_with_an_exit_code() {
     ] {
         let outcome = tokenway().args(arguments).run().await;
         assert_eq!(outcome.code, Some(code), "{outcome:?}");
-        assert!(outcome.stderr.contains(said), "{outcome:?}");
+        assert!(outcome.stderr.contains(expected), "{outcome:?}");
     }
 }
 
 #[tokio::test]
-async fn the_help_says_what_a_gateway_needs_and_what_insecure_means() {
+async fn gateway_help_names_required_settings_and_explains_insecure() {
     let help = tokenway().args(["gateway", "--help"]).run().await.success();
-    for said in [
+    for expected in [
         "Usage: tokenway gateway --engine <ADDRESS> [OPTIONS]",
         "Required, here or in the settings file",
         "serves without any authentication",
     ] {
-        assert!(help.contains(said), "{help}");
+        assert!(help.contains(expected), "{help}");
     }
 }
 
 #[tokio::test]
-async fn an_invalid_value_is_named_as_it_was_given() {
+async fn an_invalid_value_is_reported_with_its_flag_or_variable() {
     let foo = || tokenway().env("MODEL_RUNNER", "foo");
     for (program, named) in [
         (
@@ -193,13 +193,13 @@ async fn an_invalid_value_is_named_as_it_was_given() {
 
 #[cfg(feature = "llama-cpp")]
 #[tokio::test]
-async fn a_model_that_cannot_be_run_is_refused_before_anything_listens() {
-    let folder = tempfile::tempdir().expect("a folder");
+async fn an_unusable_model_is_rejected_before_anything_listens() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let text = folder.path().join("text.gguf").display().to_string();
     std::fs::write(&text, "not a model").expect("a file");
     let gguf = folder.path().join("model.gguf").display().to_string();
     std::fs::write(&gguf, "GGUF").expect("a file");
-    for (arguments, said) in [
+    for (arguments, expected) in [
         (
             &["--model-path", "/nowhere.gguf"][..],
             "--model-path /nowhere.gguf: the model file cannot be read",
@@ -216,29 +216,29 @@ async fn a_model_that_cannot_be_run_is_refused_before_anything_listens() {
             (Some(2), ""),
             "{outcome:?}"
         );
-        assert!(outcome.stderr.contains(said), "{outcome:?}");
+        assert!(outcome.stderr.contains(expected), "{outcome:?}");
     }
 }
 
 #[tokio::test]
-async fn a_log_filter_that_is_none_is_refused() {
+async fn an_invalid_log_filter_is_rejected() {
     let outcome = serve().env("TOKENWAY_LOG", "tokenway=loud").run().await;
     assert_eq!(outcome.code, Some(2), "{outcome:?}");
     assert!(outcome.stderr.contains("TOKENWAY_LOG"), "{outcome:?}");
 }
 
-/// A server on free ports, but for this setting.
+/// A server on free ports, except for this setting.
 fn serve_with(setting: &str, value: &str) -> Program {
-    let doors = ["--http-listen", "--grpc-listen"];
-    let free = doors.into_iter().filter(|door| *door != setting);
-    let program = free.fold(tokenway().arg("serve"), |program, door| {
-        program.args([door, FREE])
+    let flags = ["--http-listen", "--grpc-listen"];
+    let free = flags.into_iter().filter(|flag| *flag != setting);
+    let program = free.fold(tokenway().arg("serve"), |program, flag| {
+        program.args([flag, FREE])
     });
     program.args([setting, value])
 }
 
 #[tokio::test]
-async fn a_taken_address_is_named_with_the_setting_that_chooses_another() {
+async fn an_address_in_use_is_reported_with_its_flag() {
     let server = Setup::test_runner(full_speed()).start().await;
     let taken = server.http_address();
     for setting in ["--http-listen", "--grpc-listen"] {
@@ -250,10 +250,10 @@ async fn a_taken_address_is_named_with_the_setting_that_chooses_another() {
 }
 
 #[tokio::test]
-async fn complete_tells_of_every_failure_with_exit_code_1() {
+async fn complete_reports_every_failure_with_exit_code_1() {
     let server = Setup::test_runner(silent_at(2)).start().await;
     let (http, grpc) = (server.http_url(), server.grpc_url());
-    for (arguments, said) in [
+    for (arguments, expected) in [
         (
             &["--server", &http, "--model", "nobody"][..],
             "model_not_found",
@@ -273,26 +273,26 @@ async fn complete_tells_of_every_failure_with_exit_code_1() {
     ] {
         let program = tokenway().args(["complete", "a"]).args(arguments);
         let failure = program.run().await.failure();
-        assert!(failure.contains(said), "{failure}");
+        assert!(failure.contains(expected), "{failure}");
     }
 }
 
 #[tokio::test]
-async fn complete_shows_what_came_before_a_failure_and_then_the_failure() {
-    for door in [&["--http"][..], &["--grpc"]] {
+async fn complete_prints_the_tokens_before_a_failure_and_then_the_error() {
+    for api in [&["--http"][..], &["--grpc"]] {
         let options = tokenway::runner::llm_test::TestRunnerOptions {
             fail_at: Some(2),
             ..full_speed()
         };
         let server = Setup::test_runner(options).start().await;
-        let url = if door == ["--grpc"] {
+        let url = if api == ["--grpc"] {
             server.grpc_url()
         } else {
             server.http_url()
         };
         let program = tokenway()
             .args(["complete", "a", "--server", &url])
-            .args(door);
+            .args(api);
         let outcome = program.run().await;
         assert_eq!(outcome.stdout, "token_0token_1");
         assert!(outcome.failure().contains("internal_error"));
@@ -301,15 +301,15 @@ async fn complete_shows_what_came_before_a_failure_and_then_the_failure() {
 
 #[tokio::test]
 async fn no_prompt_completion_or_user_is_in_any_log_or_metric() {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let log = folder.path().join("log");
     let program = serve().args(["--test-runner-fail-at", "3"]).log_to(&log);
     let program = program.env("TOKENWAY_LOG", "debug,tokenway=trace");
     let (running, addresses) = started(program.env("TEST_RUNNER_FREQUENCY_MS", "0"), 2).await;
     let [http, grpc] = &addresses[..] else {
-        panic!("two doors")
+        panic!("expected two addresses")
     };
-    // One that ends well, one that fails, one that is refused for what it says.
+    // A completion that succeeds, one that fails, and an invalid request.
     for body in [
         json!({"prompt": "canary", "user": "canary", "max_tokens": 2}),
         json!({"prompt": "canary", "user": "canary", "max_tokens": 9, "stream": true}),
@@ -327,7 +327,7 @@ async fn no_prompt_completion_or_user_is_in_any_log_or_metric() {
     let log = std::fs::read_to_string(log).expect("a log");
     assert!(
         log.contains("the model failed on a sequence"),
-        "it logs: {log}"
+        "nothing was logged: {log}"
     );
     for secret in ["canary", "token_0", "token_1"] {
         assert!(!log.contains(secret), "{log}");

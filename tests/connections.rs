@@ -1,5 +1,4 @@
-//! What a door puts up with from a connection: slow headers, slow bodies, nothing at all, and a peer
-//! that takes nothing.
+//! Connection timeouts: slow headers, slow bodies, idle connections, and peers that read nothing.
 
 mod support;
 
@@ -14,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout};
 
-/// Far above the limits that these tests set, and far below the defaults.
+/// Far above the limits set by these tests and far below the defaults.
 const SOON: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_millis(200);
 
@@ -25,28 +24,28 @@ async fn server(change: impl FnOnce(&mut Limits)) -> TestServer {
         .await
 }
 
-/// Sends these bytes, and reads what comes until the server closes.
+/// Sends these bytes and reads until the server closes the connection, which must happen within `SOON`.
 async fn closed_soon(server: &TestServer, bytes: &[u8]) -> String {
     let connected = TcpStream::connect(server.http_address()).await;
-    let mut stream = connected.expect("the door answers");
-    stream.write_all(bytes).await.expect("the bytes are taken");
+    let mut stream = connected.expect("the server accepts connections");
+    stream.write_all(bytes).await.expect("the bytes are written");
     let mut answer = Vec::new();
     let closed = timeout(SOON, stream.read_to_end(&mut answer)).await;
     closed
-        .expect("the server closes")
-        .expect("the answer can be read");
-    String::from_utf8(answer).expect("an answer is UTF-8")
+        .expect("the server closes the connection")
+        .expect("the response can be read");
+    String::from_utf8(answer).expect("the response is UTF-8")
 }
 
 #[tokio::test]
-async fn headers_that_do_not_come_close_the_connection() {
+async fn a_connection_without_headers_is_closed() {
     let server = server(|limits| limits.header_timeout = LIMIT).await;
     closed_soon(&server, b"POST /v1/completions HTTP/1.1\r\nhost: te").await;
     closed_soon(&server, b"").await;
 }
 
 #[tokio::test]
-async fn a_body_that_makes_no_progress_closes_the_connection() {
+async fn a_stalled_body_closes_the_connection() {
     let server = server(|limits| limits.body_timeout = LIMIT).await;
     let mut request = completion(&json!({"prompt": "a"})).bytes();
     request.pop();
@@ -55,7 +54,7 @@ async fn a_body_that_makes_no_progress_closes_the_connection() {
 }
 
 #[tokio::test]
-async fn a_body_that_takes_longer_than_its_deadline_is_a_504() {
+async fn a_body_slower_than_its_deadline_is_a_504() {
     let server = server(|_| ()).await;
     let request = completion(&json!({"prompt": "a"})).header("x-request-timeout", "0.1");
     let mut bytes = request.bytes();
@@ -66,33 +65,33 @@ async fn a_body_that_takes_longer_than_its_deadline_is_a_504() {
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// Asks once, and reads the answer, of which nothing is left to read then.
+/// Sends a request and reads its whole response. The connection stays open.
 async fn answered_once(server: &TestServer, request: &[u8]) -> (TcpStream, String) {
     let mut stream = TcpStream::connect(server.http_address())
         .await
-        .expect("it answers");
-    stream.write_all(request).await.expect("it is taken");
+        .expect("the server accepts connections");
+    stream.write_all(request).await.expect("the request is written");
     let mut answer = String::new();
     while !answer.ends_with('}') {
-        answer.push(char::from(stream.read_u8().await.expect("an answer")));
+        answer.push(char::from(stream.read_u8().await.expect("the server responds")));
     }
     (stream, answer)
 }
 
 const ALIVE: &[u8] = b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\n";
 
-/// What still comes until the server closes, which it does soon.
-async fn the_end(mut stream: TcpStream) -> String {
+/// Reads until the server closes the connection, which must happen within `SOON`.
+async fn read_until_closed(mut stream: TcpStream) -> String {
     let mut rest = String::new();
     let closed = timeout(SOON, stream.read_to_string(&mut rest)).await;
     closed
-        .expect("the server closes")
-        .expect("in an orderly way");
+        .expect("the server closes the connection")
+        .expect("the connection is not reset");
     rest
 }
 
 #[tokio::test]
-async fn an_idle_connection_lasts_for_the_keep_alive_timeout() {
+async fn an_idle_connection_is_closed_after_the_keep_alive_timeout() {
     let server = server(|limits| {
         limits.header_timeout = LIMIT;
         limits.keep_alive_timeout = 4 * LIMIT;
@@ -100,13 +99,13 @@ async fn an_idle_connection_lasts_for_the_keep_alive_timeout() {
     .await;
     let (stream, _) = answered_once(&server, ALIVE).await;
     let idle_since = Instant::now();
-    assert_eq!(the_end(stream).await, "");
-    // The server's clock began a little before the answer was read.
+    assert_eq!(read_until_closed(stream).await, "");
+    // The server's timer started slightly before the response was read.
     assert!(idle_since.elapsed() > 3 * LIMIT);
 }
 
 #[tokio::test]
-async fn the_headers_of_a_later_request_must_come_as_soon_as_those_of_the_first() {
+async fn the_header_timeout_applies_to_later_requests() {
     let server = server(|limits| {
         limits.header_timeout = LIMIT;
         limits.keep_alive_timeout = HOUR;
@@ -117,11 +116,11 @@ async fn the_headers_of_a_later_request_must_come_as_soon_as_those_of_the_first(
         .write_all(b"GET /livez HTTP/1.1\r\nho")
         .await
         .unwrap();
-    assert_eq!(the_end(stream).await, "");
+    assert_eq!(read_until_closed(stream).await, "");
 }
 
 #[tokio::test]
-async fn half_a_request_in_the_packet_of_another_may_wait_as_long_as_an_idle_connection() {
+async fn a_pipelined_partial_request_is_bound_by_the_keep_alive_timeout() {
     let server = server(|limits| {
         limits.header_timeout = HOUR;
         limits.keep_alive_timeout = LIMIT;
@@ -133,7 +132,7 @@ async fn half_a_request_in_the_packet_of_another_may_wait_as_long_as_an_idle_con
 }
 
 #[tokio::test]
-async fn an_answer_says_how_long_its_connection_may_be_idle() {
+async fn responses_state_the_keep_alive_timeout() {
     let server = server(|_| ()).await;
     let (_, answer) = answered_once(&server, ALIVE).await;
     assert!(
@@ -145,56 +144,56 @@ async fn an_answer_says_how_long_its_connection_may_be_idle() {
     assert!(!answer.contains("keep-alive"), "{answer}");
 }
 
-/// What an HTTP/2 client says first.
+/// HTTP/2 preface and an empty SETTINGS frame.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// Says it, and then nothing, until the server closes.
-async fn silent_http2_peer_is_closed_soon(server: &TestServer) -> Vec<u8> {
+/// Sends the preface and nothing else. Returns what the server sends until it closes the connection.
+async fn closed_soon_after_preface(server: &TestServer) -> Vec<u8> {
     let connected = TcpStream::connect(server.http_address()).await;
-    let mut stream = connected.expect("the door answers");
+    let mut stream = connected.expect("the server accepts connections");
     let written = stream.write_all(PREFACE).await;
-    written.expect("the bytes are taken");
-    let mut said = Vec::new();
-    let closed = timeout(SOON, stream.read_to_end(&mut said)).await;
+    written.expect("the preface is written");
+    let mut received = Vec::new();
+    let closed = timeout(SOON, stream.read_to_end(&mut received)).await;
     closed
-        .expect("the server closes")
-        .expect("what it says can be read");
-    said
+        .expect("the server closes the connection")
+        .expect("the response can be read");
+received
 }
 
 #[tokio::test]
-async fn an_http2_connection_without_requests_is_closed_when_it_has_been_idle_too_long() {
+async fn an_idle_http2_connection_is_closed() {
     let server = server(|limits| limits.keep_alive_timeout = LIMIT).await;
-    let said = silent_http2_peer_is_closed_soon(&server).await;
-    // A request that it sends at this moment would still be answered.
+    let received = closed_soon_after_preface(&server).await;
+    // The last stream id is the maximum: a request that is already on its way would still be served.
     let go_away = b"\0\0\x08\x07\0\0\0\0\0\x7f\xff\xff\xff\0\0\0\0";
-    assert!(said.windows(go_away.len()).any(|frame| frame == go_away));
+    assert!(received.windows(go_away.len()).any(|frame| frame == go_away));
 }
 
 #[tokio::test]
-async fn an_http2_peer_that_does_not_answer_pings_loses_its_connection() {
+async fn an_http2_peer_that_ignores_pings_is_disconnected() {
     let server = server(|limits| limits.ping_interval = LIMIT).await;
-    silent_http2_peer_is_closed_soon(&server).await;
+    closed_soon_after_preface(&server).await;
 }
 
 #[tokio::test]
-async fn a_drain_does_not_wait_for_a_request_that_has_not_come() {
+async fn a_drain_does_not_wait_for_partial_requests() {
     let server = server(|_| ()).await;
     let mut half = TcpStream::connect(server.http_address()).await.unwrap();
     half.write_all(b"POST /v1/completions HTTP/1.1\r\nho")
         .await
         .unwrap();
-    // An answer on a later connection shows that the first was accepted.
+    // A response on a later connection shows that the first connection was accepted.
     assert_eq!(get("/livez").send(&server).await.status, 200);
     timeout(SOON, server.drain())
         .await
-        .expect("nobody is waited for")
-        .assert_nothing_is_left();
+        .expect("the drain waits for nothing")
+        .assert_all_gauges_are_zero();
     drop(half);
 }
 
 #[tokio::test]
-async fn a_peer_that_takes_nothing_loses_its_connection() {
+async fn a_peer_that_reads_nothing_is_disconnected() {
     let server = server(|limits| limits.write_timeout = LIMIT).await;
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4_096).unwrap();
@@ -202,16 +201,16 @@ async fn a_peer_that_takes_nothing_loses_its_connection() {
     let mut stalled = socket.connect(address).await.unwrap();
     let body = json!({"prompt": "a", "max_tokens": 1_000_000, "stream": true});
     stalled.write_all(&completion(&body).bytes()).await.unwrap();
-    // The drain's time-out is longer than this test may take: it ends because the connection does.
+    // The drain timeout is longer than `SOON`, so the drain ends only because the connection is closed.
     timeout(SOON, server.drain())
         .await
-        .expect("nobody is left to wait for")
-        .assert_nothing_is_left();
+        .expect("the stalled connection is closed")
+        .assert_all_gauges_are_zero();
     drop(stalled);
 }
 
 #[tokio::test]
-async fn a_failed_stream_over_http_1_0_ends_with_its_record_and_a_reset() {
+async fn an_http_1_0_stream_that_fails_ends_with_an_error_record_and_a_reset() {
     let options = TestRunnerOptions {
         fail_at: Some(2),
         ..full_speed()
@@ -236,11 +235,11 @@ async fn a_failed_stream_over_http_1_0_ends_with_its_record_and_a_reset() {
 }
 
 #[tokio::test]
-async fn a_stream_over_http_1_0_that_is_cut_off_does_not_look_whole() {
+async fn a_truncated_http_1_0_stream_ends_with_a_reset() {
     let server = Setup::test_runner(silent_at(2)).start().await;
     let body = json!({"prompt": "a", "max_tokens": 5, "stream": true});
     let request = String::from_utf8(completion(&body).bytes()).unwrap();
-    // hyper, which has this byte to read, does not see the end behind it.
+    // hyper does not notice the end of the connection behind this unread byte.
     let request = request.replace("HTTP/1.1", "HTTP/1.0") + "x";
     let mut stream = TcpStream::connect(server.http_address()).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();

@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::http::{End, Request, Response, completion, refusal, refused};
+use support::http::{End, Request, Response, completion, http_error, expected_error};
 use support::{Counts, Setup, TestServer, grpc, silent_at};
 use tokenway::proto::v1;
 use tokio::time::timeout;
@@ -21,7 +21,7 @@ fn one_slot() -> Setup {
 /// A stream that holds the server's only slot.
 async fn hold_the_slot(server: &TestServer) -> Streaming<v1::CompletionEvent> {
     let mut stream = server.stream(grpc::request("a", 100)).await;
-    assert!(stream.message().await.expect("it goes on").is_some());
+    assert!(stream.message().await.expect("the stream continues").is_some());
     stream
 }
 
@@ -53,7 +53,7 @@ fn assert_the_headers_are_those_of_a_stream(response: &Response, content_type: &
 }
 
 #[tokio::test]
-async fn a_stream_that_waits_gets_its_headers_first_and_then_all_that_it_would_have_got() {
+async fn a_queued_stream_gets_early_headers_and_then_its_tokens() {
     let engine = one_slot().headers_after(SHORT).start().await;
     let gateway = Setup::gateway(&[&engine]).headers_after(SHORT);
     let gateway = gateway.start().await;
@@ -78,7 +78,7 @@ async fn a_stream_that_waits_gets_its_headers_first_and_then_all_that_it_would_h
 }
 
 #[tokio::test]
-async fn a_list_of_prompts_that_wait_gets_its_headers_too() {
+async fn a_queued_list_of_prompts_gets_early_headers() {
     let server = one_slot().headers_after(SHORT).start().await;
     let running = hold_the_slot(&server).await;
     let prompts = json!(["a", "b", "c"]);
@@ -90,7 +90,7 @@ async fn a_list_of_prompts_that_wait_gets_its_headers_too() {
 }
 
 #[tokio::test]
-async fn a_refusal_after_the_headers_is_a_record_and_an_unclean_end() {
+async fn an_error_after_the_headers_is_an_error_record_and_an_unclean_end() {
     let server = one_slot().headers_after(SHORT).start().await;
     let running = hold_the_slot(&server).await;
     for (accept, prefix) in [
@@ -100,14 +100,14 @@ async fn a_refusal_after_the_headers_is_a_record_and_an_unclean_end() {
         let request = stream(&json!("a"), accept).header("x-request-timeout", "0.5");
         let (response, body) = request.fetch(&server).await;
         assert_eq!((response.status, body.end), (200, End::Unclean));
-        let record = body.text.strip_prefix(prefix).expect("a record");
+        let record = body.text.strip_prefix(prefix).expect("an error record");
         let record: Value = serde_json::from_str(record).expect("JSON");
         assert_eq!(record["error"]["code"], "deadline_exceeded", "{record}");
         assert_eq!(record["error"]["tokens_delivered"], 0);
     }
     drop(running);
     let counts = server.drain().await;
-    counts.assert_nothing_is_left();
+    counts.assert_all_gauges_are_zero();
     let failed = "tokenway_requests_total{api=\"http\",outcome=\"deadline_exceeded\"}";
     assert_eq!(counts.get(failed), 2.0, "{}", counts.0);
     // What came after the headers is no refusal.
@@ -116,7 +116,7 @@ async fn a_refusal_after_the_headers_is_a_record_and_an_unclean_end() {
 }
 
 #[tokio::test]
-async fn a_server_that_ends_says_so_in_a_stream_that_waits() {
+async fn a_queued_stream_reports_draining_after_its_headers() {
     let setup = one_slot().headers_after(SHORT);
     let setup = setup.drain(Duration::ZERO, Duration::from_millis(100));
     let server = setup.start().await;
@@ -127,11 +127,11 @@ async fn a_server_that_ends_says_so_in_a_stream_that_waits() {
     let body = response.rest().await;
     assert_eq!(body.end, End::Unclean);
     assert_eq!(body.json()["error"]["code"], "draining");
-    draining.await.expect("it ends").assert_nothing_is_left();
+    draining.await.expect("it ends").assert_all_gauges_are_zero();
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_while_it_waits_behind_its_headers_leaves_the_queue_at_once() {
+async fn a_client_that_disconnects_after_early_headers_leaves_the_queue() {
     let server = one_slot().headers_after(SHORT).start().await;
     let running = hold_the_slot(&server).await;
     let response = stream(&json!("a"), "text/event-stream").send(&server).await;
@@ -142,7 +142,7 @@ async fn a_client_that_leaves_while_it_waits_behind_its_headers_leaves_the_queue
     counted(&server, "tokenway_requests_queued", 0.0).await;
     drop(running);
     let counts = server.drain().await;
-    counts.assert_nothing_is_left();
+    counts.assert_all_gauges_are_zero();
     let cancelled = "tokenway_requests_total{api=\"http\",outcome=\"cancelled\"}";
     assert_eq!(counts.get(cancelled), 1.0, "{}", counts.0);
     // Of the request that held the slot only.
@@ -150,20 +150,20 @@ async fn a_client_that_leaves_while_it_waits_behind_its_headers_leaves_the_queue
 }
 
 #[tokio::test]
-async fn what_is_refused_before_it_waits_and_what_is_no_stream_has_a_status_of_its_own() {
+async fn immediate_rejections_and_unary_requests_keep_their_status() {
     let server = one_slot()
         .queue_depth(1)
         .headers_after(Duration::from_millis(1));
     let server = server.start().await;
     let running = hold_the_slot(&server).await;
     let unary = completion(&json!({"prompt": "a"})).header("x-request-timeout", "0.2");
-    let expected = refused(504, "deadline_exceeded", None);
-    assert_eq!(refusal(&server, unary).await, expected);
+    let expected = expected_error(504, "deadline_exceeded", None);
+    assert_eq!(http_error(&server, unary).await, expected);
     let too_long = completion(&json!({"prompt": "a", "max_tokens": 2_000_000, "stream": true}));
-    let expected = refused(400, "context_length_exceeded", Some("max_tokens"));
-    assert_eq!(refusal(&server, too_long).await, expected);
+    let expected = expected_error(400, "context_length_exceeded", Some("max_tokens"));
+    assert_eq!(http_error(&server, too_long).await, expected);
     let queued = server.stream(grpc::request("a", 1)).await;
-    let expected = refused(429, "queue_full", None);
-    assert_eq!(refusal(&server, stream(&json!("a"), "*/*")).await, expected);
+    let expected = expected_error(429, "queue_full", None);
+    assert_eq!(http_error(&server, stream(&json!("a"), "*/*")).await, expected);
     drop((running, queued));
 }

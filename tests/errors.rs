@@ -1,10 +1,10 @@
-//! What is refused before the first byte: its status, its code and its field on both doors.
+//! Requests that are rejected before the first byte of a response: status, code and field over both APIs.
 
 mod support;
 
 use serde_json::json;
 use support::grpc::grpc_error;
-use support::http::{Refusal, completion, get, post, refusal, refused};
+use support::http::{HttpError, completion, get, post, http_error, expected_error};
 use support::{Setup, TestServer, full_speed, grpc};
 use tokenway::error::ErrorKind;
 use tokenway::proto::v1;
@@ -13,25 +13,25 @@ use tonic_prost::ProstCodec;
 use tonic_types::StatusExt;
 
 #[tokio::test]
-async fn bad_bodies_are_refused_with_their_field() {
+async fn invalid_bodies_are_rejected_with_their_field() {
     let server = Setup::test_runner(full_speed()).start().await;
     let deep = "[".repeat(100_000);
-    let cases: Vec<(Vec<u8>, Refusal)> = vec![
-        (b"{".to_vec(), refused(400, "invalid_json", None)),
+    let cases: Vec<(Vec<u8>, HttpError)> = vec![
+        (b"{".to_vec(), expected_error(400, "invalid_json", None)),
         (
             b"{\"prompt\":\"\xff\"}".to_vec(),
-            refused(400, "invalid_json", None),
+            expected_error(400, "invalid_json", None),
         ),
-        (deep.into_bytes(), refused(400, "invalid_json", None)),
+        (deep.into_bytes(), expected_error(400, "invalid_json", None)),
         (
             b"{\"prompt\":\"a\",\"temperature\":NaN}".to_vec(),
-            refused(400, "invalid_json", None),
+            expected_error(400, "invalid_json", None),
         ),
-        (b"[]".to_vec(), refused(400, "invalid_type", None)),
+        (b"[]".to_vec(), expected_error(400, "invalid_type", None)),
     ];
     for (body, expected) in cases {
         assert_eq!(
-            refusal(&server, post("/v1/completions", body)).await,
+            http_error(&server, post("/v1/completions", body)).await,
             expected
         );
     }
@@ -113,9 +113,9 @@ async fn bad_bodies_are_refused_with_their_field() {
             "model",
         ),
     ] {
-        let expected = refused(400, code, Some(param));
+        let expected = expected_error(400, code, Some(param));
         assert_eq!(
-            refusal(&server, completion(&body)).await,
+            http_error(&server, completion(&body)).await,
             expected,
             "{body}"
         );
@@ -123,7 +123,7 @@ async fn bad_bodies_are_refused_with_their_field() {
 }
 
 #[tokio::test]
-async fn bad_messages_are_refused_with_their_field() {
+async fn invalid_grpc_messages_are_rejected_with_their_field() {
     let server = Setup::test_runner(full_speed()).start().await;
     let invalid = |change: fn(&mut v1::CompletionRequest)| {
         let mut request = grpc::request("a", 5);
@@ -183,98 +183,98 @@ async fn bad_messages_are_refused_with_their_field() {
     assert_eq!((code, error.kind), expected);
 }
 
-/// What the method of this name says to a message that is none of its own.
-async fn answer_of(server: &TestServer, method: &str) -> (Code, String) {
+/// Sends a message of the wrong type to a method. Returns the status code and the error reason.
+async fn error_of_wrong_message(server: &TestServer, method: &str) -> (Code, String) {
     let channel = tonic::transport::Endpoint::from_shared(server.grpc_url());
     let channel = channel.expect("an address").connect().await;
-    let mut client = tonic::client::Grpc::new(channel.expect("the gRPC door answers"));
-    client.ready().await.expect("the connection is there");
+    let mut client = tonic::client::Grpc::new(channel.expect("the server accepts connections"));
+    client.ready().await.expect("the connection is open");
     let path = format!("/tokenway.v1.Inference/{method}")
         .parse()
         .expect("a path");
-    // Its first field is a number, where a request for a completion has the model's name.
+    // The first field of this message is a number; that of a completion request is the model name.
     let message = v1::Usage {
         prompt_tokens: 1,
         ..v1::Usage::default()
     };
     let codec = ProstCodec::<v1::Usage, v1::Usage>::default();
-    let refused = client
+    let response = client
         .unary(tonic::Request::new(message), path, codec)
         .await;
-    let status = refused.expect_err("a refusal");
+    let status = response.expect_err("the request is rejected");
     let details = status.get_error_details();
     let reason = details.error_info().map(|info| info.reason.clone());
     (status.code(), reason.unwrap_or_default())
 }
 
 #[tokio::test]
-async fn what_is_no_message_or_no_method_is_refused_with_a_reason() {
+async fn malformed_messages_and_unknown_methods_have_an_error_reason() {
     let server = Setup::test_runner(full_speed()).start().await;
-    let broken = answer_of(&server, "Complete").await;
+    let broken = error_of_wrong_message(&server, "Complete").await;
     assert_eq!(broken, (Code::InvalidArgument, "invalid_json".to_owned()));
-    let unknown = answer_of(&server, "Nothing").await;
+    let unknown = error_of_wrong_message(&server, "Nothing").await;
     assert_eq!(unknown, (Code::Unimplemented, "not_found".to_owned()));
 }
 
 #[tokio::test]
-async fn paths_methods_types_and_sizes_are_refused_with_the_error_object() {
+async fn invalid_paths_methods_types_and_sizes_have_an_error_object() {
     let server = Setup::test_runner(full_speed()).start().await;
     let body = json!({"prompt": "a", "stream": true});
     let unknown_model = completion(&json!({"prompt": "a", "model": "nobody"}));
     for (request, expected) in [
         (
             unknown_model,
-            refused(404, "model_not_found", Some("model")),
+            expected_error(404, "model_not_found", Some("model")),
         ),
         (
             get("/v1/models/nobody"),
-            refused(404, "model_not_found", Some("model")),
+            expected_error(404, "model_not_found", Some("model")),
         ),
         (
             get("/v1/models/%ff"),
-            refused(404, "model_not_found", Some("model")),
+            expected_error(404, "model_not_found", Some("model")),
         ),
-        (get("/v1/nothing"), refused(404, "not_found", None)),
-        (get("/../../etc/passwd"), refused(404, "not_found", None)),
+        (get("/v1/nothing"), expected_error(404, "not_found", None)),
+        (get("/../../etc/passwd"), expected_error(404, "not_found", None)),
         (
             get("/v1/completions"),
-            refused(405, "method_not_allowed", None),
+            expected_error(405, "method_not_allowed", None),
         ),
         (
             post("/v1/models", "{}"),
-            refused(405, "method_not_allowed", None),
+            expected_error(405, "method_not_allowed", None),
         ),
         (
             completion(&body).accept("text/html"),
-            refused(406, "not_acceptable", None),
+            expected_error(406, "not_acceptable", None),
         ),
         (
             completion(&body).header("content-type", "text/plain"),
-            refused(415, "unsupported_media_type", None),
+            expected_error(415, "unsupported_media_type", None),
         ),
         (
             completion(&body).without_header("content-type"),
-            refused(415, "unsupported_media_type", None),
+            expected_error(415, "unsupported_media_type", None),
         ),
         (
             completion(&body).header("content-encoding", "gzip"),
-            refused(415, "unsupported_media_type", None),
+            expected_error(415, "unsupported_media_type", None),
         ),
         (
-            // Refused by its declared length, before any of it is read.
+            // Rejected by its declared length, before any of it is read.
             completion(&body).header("content-length", "67108864"),
-            refused(413, "request_too_large", None),
+            expected_error(413, "request_too_large", None),
         ),
         (
             post("/v1/completions", vec![b' '; 5 << 20]),
-            refused(413, "request_too_large", None),
+            expected_error(413, "request_too_large", None),
         ),
         (
             completion(&body).header("x-request-id", &"x".repeat(200)),
-            refused(400, "invalid_value", Some("x-request-id")),
+            expected_error(400, "invalid_value", Some("x-request-id")),
         ),
     ] {
-        assert_eq!(refusal(&server, request).await, expected);
+        assert_eq!(http_error(&server, request).await, expected);
     }
     let headers = completion(&body).header("x-large", &"x".repeat(1 << 20));
     assert_eq!(headers.send(&server).await.status, 431);

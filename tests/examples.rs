@@ -1,4 +1,4 @@
-//! Every example does what its header says, and tells of every failure with exit code 1.
+//! Every example does what its header says and reports failures with exit code 1.
 
 mod support;
 
@@ -13,7 +13,7 @@ use tokenway::proto::v1::inference_client::InferenceClient;
 use tokenway::runner::llm_test::TestRunnerOptions;
 use tokio::net::TcpSocket;
 
-/// The first tokens of the test runner, as they are printed.
+/// The text of the test runner's first `count` tokens.
 fn tokens(count: usize) -> String {
     (0..count).map(|index| format!("token_{index}")).collect()
 }
@@ -22,7 +22,7 @@ async fn server() -> TestServer {
     Setup::test_runner(full_speed()).start().await
 }
 
-/// A server whose every stream fails in the place of token 3.
+/// A server whose streams all fail instead of emitting token 3.
 async fn failing_server() -> TestServer {
     let options = TestRunnerOptions {
         fail_at: Some(3),
@@ -31,22 +31,22 @@ async fn failing_server() -> TestServer {
     Setup::test_runner(options).start().await
 }
 
-/// An address that is taken, and on which nobody listens.
-fn nobody() -> (TcpSocket, String) {
+/// An address that is bound but on which nothing listens.
+fn unreachable_address() -> (TcpSocket, String) {
     let socket = TcpSocket::new_v4().expect("a socket");
     let any_port = "127.0.0.1:0".parse().expect("an address");
-    socket.bind(any_port).expect("a free port");
-    let address = socket.local_addr().expect("it is bound").to_string();
+    socket.bind(any_port).expect("a free port exists");
+    let address = socket.local_addr().expect("the listener is bound").to_string();
     (socket, address)
 }
 
-/// A Rust example with the arguments of its header.
+/// A Rust example with the arguments from its header.
 fn rust(name: &str) -> Program {
     let command = format!("cargo run --example {name} -- ");
     example(name).args(header_arguments(&format!("examples/{name}.rs"), &command))
 }
 
-/// A Python example with the arguments of its header.
+/// A Python example with the arguments from its header.
 fn script(name: &str) -> Program {
     let source = format!("examples/{name}.py");
     let arguments = header_arguments(&source, &format!("python {source} "));
@@ -62,7 +62,7 @@ async fn http_stream_prints_every_token_and_the_finish_reason() {
 }
 
 #[tokio::test]
-async fn http_stream_reports_an_error_record_after_the_tokens_before_it() {
+async fn http_stream_reports_an_error_record_after_its_last_token() {
     let server = failing_server().await;
     let example = rust("http_stream").arg("--url").arg(server.http_url());
     let outcome = example.run().await;
@@ -71,7 +71,7 @@ async fn http_stream_reports_an_error_record_after_the_tokens_before_it() {
 }
 
 #[tokio::test]
-async fn http_stream_reports_a_stream_without_an_end() {
+async fn http_stream_reports_a_truncated_stream() {
     let example = rust("http_stream")
         .arg("--url")
         .arg(foreign_server::http().await);
@@ -81,17 +81,17 @@ async fn http_stream_reports_a_stream_without_an_end() {
 }
 
 #[tokio::test]
-async fn http_stream_reports_a_refusal() {
+async fn http_stream_reports_a_rejected_request() {
     let server = server().await;
     let example = example("http_stream").args(["a prompt", "--max-tokens=2000000", "--url"]);
-    let refused = example.arg(server.http_url()).run().await.failure();
-    assert!(refused.contains("400 Bad Request"), "{refused}");
-    assert!(refused.contains("(context_length_exceeded)"), "{refused}");
+    let failure = example.arg(server.http_url()).run().await.failure();
+    assert!(failure.contains("400 Bad Request"), "{failure}");
+    assert!(failure.contains("(context_length_exceeded)"), "{failure}");
 }
 
 #[tokio::test]
-async fn http_stream_says_where_nobody_answers() {
-    let (_socket, address) = nobody();
+async fn http_stream_reports_an_unreachable_server() {
+    let (_socket, address) = unreachable_address();
     let url = format!("http://{address}");
     let failure = rust("http_stream")
         .arg("--url")
@@ -124,7 +124,7 @@ async fn grpc_stream_prints_every_token_and_then_usage_and_timings() {
 }
 
 #[tokio::test]
-async fn grpc_stream_reports_an_error_after_the_tokens_before_it() {
+async fn grpc_stream_reports_an_error_after_its_last_token() {
     let server = failing_server().await;
     let example = rust("grpc_stream").arg("--url").arg(server.grpc_url());
     let outcome = example.run().await;
@@ -141,7 +141,7 @@ async fn grpc_stream_reports_a_stream_without_a_summary() {
 }
 
 #[tokio::test]
-async fn grpc_stream_holds_the_server_to_its_deadline() {
+async fn grpc_stream_sends_its_deadline() {
     let mut setup = Setup::test_runner(support::silent_at(3));
     setup.parts.request_timeout = Duration::from_secs(3_600);
     let server = setup.start().await;
@@ -152,8 +152,8 @@ async fn grpc_stream_holds_the_server_to_its_deadline() {
 }
 
 #[tokio::test]
-async fn grpc_stream_says_where_nobody_answers() {
-    let (_socket, address) = nobody();
+async fn grpc_stream_reports_an_unreachable_server() {
+    let (_socket, address) = unreachable_address();
     let url = format!("http://{address}");
     let failure = rust("grpc_stream")
         .arg("--url")
@@ -169,7 +169,7 @@ async fn grpc_stream_says_where_nobody_answers() {
     assert!(failure.contains("`make run`"), "{failure}");
 }
 
-/// Starts the custom runner on free ports: the example, and the addresses of its doors.
+/// Starts the custom runner on free ports. Returns the process and the addresses of its HTTP and gRPC APIs.
 async fn echo() -> (Running, String, String) {
     let free = "127.0.0.1:0";
     let program = example("custom_runner").args(["--http-listen", free, "--grpc-listen", free]);
@@ -184,15 +184,15 @@ async fn echo() -> (Running, String, String) {
     (running, http, grpc)
 }
 
-/// What the curl command in the custom runner's header sends.
+/// The request body of the curl command in the custom runner's header.
 fn curl_body() -> String {
     let arguments = header_arguments("examples/custom_runner.rs", "curl ");
     let data = arguments.iter().position(|argument| argument == "-d");
-    arguments[data.expect("it sends data") + 1].clone()
+    arguments[data.expect("the command has -d") + 1].clone()
 }
 
 #[tokio::test]
-async fn custom_runner_gives_the_prompt_back_over_http_until_it_is_interrupted() {
+async fn custom_runner_echoes_the_prompt_over_http_until_interrupted() {
     let (running, http, _) = echo().await;
     let request = post("/v1/completions", curl_body()).accept("*/*");
     let mut response = request.send_to(&http).await;
@@ -209,20 +209,20 @@ async fn custom_runner_gives_the_prompt_back_over_http_until_it_is_interrupted()
     let last = lines.last().expect("a line");
     assert_eq!(last["choices"][0]["finish_reason"], "stop");
     assert_eq!(last["model"], "echo");
-    // The server would wait a moment for a client that might still be reading.
+    // The drain would wait briefly for a client that may still be reading.
     drop(response);
     assert_eq!(running.interrupt().await, Some(0));
 }
 
 #[tokio::test]
-async fn custom_runner_gives_the_prompt_back_over_grpc_until_it_is_interrupted() {
+async fn custom_runner_echoes_the_prompt_over_grpc_until_interrupted() {
     let (running, _, grpc) = echo().await;
     let mut client = InferenceClient::connect(format!("http://{grpc}"))
         .await
-        .expect("the gRPC door answers");
+        .expect("the server accepts connections");
     let mut request = grpc::request("Grüße, 東京", 64);
     request.n = Some(2);
-    let stream = client.complete(request).await.expect("it is admitted");
+    let stream = client.complete(request).await.expect("the request is admitted");
     let completion = grpc::collect(stream.into_inner()).await;
     for choice in 0..2 {
         assert_eq!(completion.texts(choice).concat(), "Grüße, 東京");
@@ -246,7 +246,7 @@ async fn custom_runner_ends_a_request_at_max_tokens() {
 }
 
 #[tokio::test]
-async fn custom_runner_says_which_address_is_taken() {
+async fn custom_runner_reports_an_address_in_use() {
     let (_running, http, _) = echo().await;
     let second =
         example("custom_runner").args(["--http-listen", &http, "--grpc-listen", "127.0.0.1:0"]);
@@ -287,7 +287,7 @@ async fn the_python_grpc_client_reports_a_stream_without_a_summary() {
 }
 
 #[tokio::test]
-async fn the_python_grpc_client_asks_nothing_of_a_server_that_is_not_serving() {
+async fn the_python_grpc_client_sends_no_request_to_a_server_that_is_not_serving() {
     let server = Setup::unloadable().start_loading().await;
     server.failed().await;
     let example = script("python_grpc_client").arg("--address");
@@ -296,8 +296,8 @@ async fn the_python_grpc_client_asks_nothing_of_a_server_that_is_not_serving() {
 }
 
 #[tokio::test]
-async fn the_python_grpc_client_says_where_nobody_answers() {
-    let (_socket, address) = nobody();
+async fn the_python_grpc_client_reports_an_unreachable_server() {
+    let (_socket, address) = unreachable_address();
     let example = script("python_grpc_client").arg("--address").arg(&address);
     let failure = example.run().await.failure();
     assert!(failure.contains(&address), "{failure}");
@@ -306,7 +306,7 @@ async fn the_python_grpc_client_says_where_nobody_answers() {
 }
 
 #[tokio::test]
-async fn the_python_openai_client_prints_a_stream_and_the_same_as_a_whole() {
+async fn the_python_openai_client_prints_a_stream_and_a_unary_completion() {
     let server = server().await;
     let example = script("python_openai_client").arg("--url");
     let printed = example.arg(server.http_url()).run().await.success();
@@ -321,7 +321,7 @@ async fn the_python_openai_client_prints_a_stream_and_the_same_as_a_whole() {
 }
 
 #[tokio::test]
-async fn the_python_openai_client_reports_a_stream_that_fails() {
+async fn the_python_openai_client_reports_a_failing_stream() {
     let server = failing_server().await;
     let example = script("python_openai_client").arg("--url");
     let outcome = example.arg(server.http_url()).run().await;
@@ -330,7 +330,7 @@ async fn the_python_openai_client_reports_a_stream_that_fails() {
 }
 
 #[tokio::test]
-async fn the_python_openai_client_reports_a_stream_without_an_end() {
+async fn the_python_openai_client_reports_a_truncated_stream() {
     let example = script("python_openai_client").arg("--url");
     let outcome = example.arg(foreign_server::http().await).run().await;
     assert_eq!(outcome.stdout, tokens(1));
@@ -338,8 +338,8 @@ async fn the_python_openai_client_reports_a_stream_without_an_end() {
 }
 
 #[tokio::test]
-async fn the_python_openai_client_says_that_nobody_answers() {
-    let (_socket, address) = nobody();
+async fn the_python_openai_client_reports_an_unreachable_server() {
+    let (_socket, address) = unreachable_address();
     let url = format!("http://{address}");
     let example = script("python_openai_client").arg("--url").arg(&url);
     let failure = example.run().await.failure();

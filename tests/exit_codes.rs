@@ -1,4 +1,4 @@
-//! How processes end: with the exit code that is documented, whatever their devices compute at that moment.
+//! Processes exit with their documented exit codes, also while their devices compute.
 
 mod support;
 
@@ -16,8 +16,8 @@ use tokenway::runner::{
 use tokenway::server::ServerParts;
 use tokenway::server::run::{RunError, until_signalled};
 
-/// A loader whose models have a bug: the first of them that is dropped panics. The scheduler's task drops it, because
-/// a model is kept once, however many workers load it.
+/// A loader with a bug: the first of its models that is dropped panics. The scheduler's task drops it, because only
+/// one model is kept when several workers load the same.
 struct Flawed {
     loader: TestRunnerLoader,
     has_panicked: Arc<AtomicBool>,
@@ -85,10 +85,10 @@ async fn a_server_whose_scheduler_panics_drains_and_fails() {
         Output::to("out", std::io::sink()),
         Output::to("err", std::io::sink()),
     );
-    let (out, err) = (out.expect("a thread"), err.expect("a thread"));
+    let (out, err) = (out.expect("a thread starts"), err.expect("a thread starts"));
     let ended = until_signalled(flawed(), (&out, &err)).await;
     let Err(RunError::Panicked(panicked)) = ended else {
-        panic!("it ended with {ended:?}");
+        panic!("the server ended with {ended:?}");
     };
     assert_eq!(
         (panicked.task, &*panicked.message),
@@ -98,7 +98,7 @@ async fn a_server_whose_scheduler_panics_drains_and_fails() {
 
 #[cfg(feature = "llama-cpp")]
 mod real_model {
-    //! llama.cpp computes on its own threads while the process ends.
+    //! llama.cpp computes on its own threads while the process exits.
 
     use rustix::process::Signal;
     use serde_json::json;
@@ -109,13 +109,13 @@ mod real_model {
     use crate::support::program::{Program, Running, tokenway};
     use crate::support::{Setup, TestServer, model_path};
 
-    /// The streams that a server computes while it ends.
+    /// Number of streams that run while the server exits.
     const STREAMS: usize = 4;
 
-    /// The number of exits of each kind. `scripts/test_long.sh` asks for more.
-    fn repetitions(usual: usize) -> usize {
+    /// Number of exits of each kind. `scripts/test_long.sh` sets a higher one.
+    fn repetitions(default: usize) -> usize {
         let variable = std::env::var("TOKENWAY_TEST_EXITS");
-        variable.map_or(usual, |count| count.parse().expect("a number"))
+        variable.map_or(default, |count| count.parse().expect("a number"))
     }
 
     fn model_arguments() -> [String; 4] {
@@ -125,19 +125,19 @@ mod real_model {
 
     fn serve() -> Program {
         let free = "127.0.0.1:0";
-        let doors = ["serve", "--http-listen", free, "--grpc-listen", free];
-        let program = tokenway().args(doors).args(["--drain-grace", "0"]);
+        let listen = ["serve", "--http-listen", free, "--grpc-listen", free];
+        let program = tokenway().args(listen).args(["--drain-grace", "0"]);
         program.args(model_arguments())
     }
 
-    /// The address of the HTTP API, once the server says that it listens.
+    /// Reads the address of the HTTP API from the server's first line.
     async fn http_address(server: &mut Running) -> String {
         let line = server.line().await;
         let url = line.split_whitespace().nth(1).expect("a URL");
         url.replace("http://", "")
     }
 
-    /// Streams that have begun, and go on for as long as they are let.
+    /// Streams that have started and run until they are dropped.
     async fn streams(address: &str) -> Vec<Response> {
         let body =
             json!({"prompt": "Once", "max_tokens": 2_000, "ignore_eos": true, "stream": true});
@@ -169,16 +169,16 @@ mod real_model {
     }
 
     #[tokio::test]
-    async fn a_second_signal_while_a_model_computes_ends_with_1() {
+    async fn a_second_signal_while_a_model_computes_exits_with_1() {
         for repetition in 0..repetitions(20) {
             let (mut server, mut streams) = computing(serve()).await;
             server.signal(Signal::TERM);
             is_draining(&mut server).await;
-            // By now every stream is past its prompt. An ordinary exit would crash one time in ten, about.
+            // Every stream is past prefill now. An ordinary exit would crash about one time in ten.
             for _ in 0..7 {
                 assert!(streams[STREAMS - 1].line().await.is_some());
             }
-            // Another signal is never taken for an echo of the first.
+            // A different signal is never mistaken for a repetition of the first.
             server.signal(Signal::INT);
             ends_with(server, 1, repetition).await;
             drop(streams);
@@ -186,7 +186,7 @@ mod real_model {
     }
 
     #[tokio::test]
-    async fn a_drain_that_cuts_off_what_a_model_computes_ends_with_0() {
+    async fn a_drain_that_cuts_off_running_streams_exits_with_0() {
         for repetition in 0..repetitions(5) {
             let (server, streams) = computing(serve().args(["--drain-timeout", "0"])).await;
             server.signal(Signal::TERM);
@@ -196,17 +196,17 @@ mod real_model {
     }
 
     #[tokio::test]
-    async fn a_second_signal_while_a_model_loads_ends_with_1() {
+    async fn a_second_signal_while_a_model_loads_never_crashes() {
         for repetition in 0..repetitions(5) {
             let mut server = serve().start();
             http_address(&mut server).await;
             assert!(server.line().await.starts_with("gRPC "));
             server.signal(Signal::TERM);
-            // It may have been loaded just before.
+            // The model may have been loaded just before.
             while !server.line().await.starts_with("draining ") {}
             server.signal(Signal::INT);
             let status = server.status().await;
-            // It may have drained just before, too.
+            // The drain may also have finished just before.
             assert!(
                 matches!(status.code(), Some(0 | 1)),
                 "exit {repetition}: {status}"
@@ -215,8 +215,8 @@ mod real_model {
     }
 
     #[tokio::test]
-    async fn a_model_that_cannot_be_loaded_beside_one_that_loads_ends_with_1() {
-        let folder = tempfile::tempdir().expect("a folder");
+    async fn a_failed_load_beside_a_loading_model_exits_with_1() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
         let broken = folder.path().join("broken.gguf");
         std::fs::write(&broken, "GGUF and no more").expect("a file");
         let settings = format!(
@@ -231,25 +231,25 @@ mod real_model {
         for repetition in 0..repetitions(5) {
             let free = "127.0.0.1:0";
             let arguments = ["serve", "--config", &file, "--drain-grace", "0"];
-            let doors = ["--http-listen", free, "--grpc-listen", free];
-            let outcome = tokenway().args(arguments).args(doors).run().await;
+            let listen = ["--http-listen", free, "--grpc-listen", free];
+            let outcome = tokenway().args(arguments).args(listen).run().await;
             assert_eq!(outcome.code, Some(1), "exit {repetition}: {outcome:?}");
             assert!(outcome.stderr.contains("'broken'"), "{outcome:?}");
         }
     }
 
     #[tokio::test]
-    async fn a_worker_process_that_is_told_to_stop_while_it_computes_ends_with_0() {
-        let folder = tempfile::tempdir().expect("a folder");
+    async fn a_worker_stopped_while_it_computes_exits_with_0() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
         let socket = format!("unix:{}", folder.path().join("workers.sock").display());
         let free = "127.0.0.1:0";
         for repetition in 0..repetitions(5) {
             let worker = tokenway().args(["worker", "--engine", &socket]);
             let worker = worker.args(model_arguments()).start();
-            let doors = ["serve", "--http-listen", free, "--grpc-listen", free];
-            let engine = tokenway().args(doors).args(["--runner", "attached"]);
+            let listen = ["serve", "--http-listen", free, "--grpc-listen", free];
+            let engine = tokenway().args(listen).args(["--runner", "attached"]);
             let engine = engine.args(["--model-name", "m", "--worker-listen", &socket]);
-            // It is ready once the worker is.
+            // The engine is ready once the worker is.
             let (engine, streams) = computing(engine.args(["--drain-grace", "0"])).await;
             worker.signal(Signal::TERM);
             ends_with(worker, 0, repetition).await;
@@ -259,7 +259,7 @@ mod real_model {
     }
 
     #[tokio::test]
-    async fn a_server_that_is_dropped_while_its_model_computes_leaves_no_device() {
+    async fn dropping_a_server_while_its_model_computes_ends_its_device_thread() {
         let loader = Arc::new(LlamaLoader::new(LlamaOptions {
             model_path: model_path(),
             threads: 2,
@@ -269,7 +269,7 @@ mod real_model {
         let server: TestServer = Setup::runner("smollm2", loader, STREAMS).start().await;
         let streams = streams(&server.http_address()).await;
         drop(server);
-        // The device's thread held the loader until its end.
+        // The device thread holds the loader until it ends.
         assert_eq!(device.strong_count(), 0);
         drop(streams);
     }

@@ -1,4 +1,4 @@
-//! A gateway in front of engines elsewhere: what it tells of engines that are gone, hung or ending.
+//! A gateway in front of remote engines that are dead, hung or draining.
 
 mod support;
 
@@ -18,7 +18,7 @@ fn stream() -> Request {
     completion(&json!({"prompt": "a", "max_tokens": 5, "stream": true}))
 }
 
-/// An engine in a process of its own, silent from token 2 on, and its address.
+/// Starts an engine in its own process that stops emitting before token 2. Returns the process and its address.
 async fn engine_process() -> (Running, String) {
     let free = "127.0.0.1:0";
     let engine = tokenway().args(["engine", "--grpc-listen", free]);
@@ -37,14 +37,14 @@ async fn gateway(engines: &[&str]) -> TestServer {
     setup.start().await
 }
 
-/// An HTTP refusal: its status and its code.
-async fn refusal(gateway: &TestServer, request: Request) -> (u16, String) {
+/// Sends a request that must be rejected. Returns the status and the error code.
+async fn status_and_code(gateway: &TestServer, request: Request) -> (u16, String) {
     let (response, body) = request.fetch(gateway).await;
     (response.status, body.error().0)
 }
 
 #[tokio::test]
-async fn the_models_of_all_engines_are_listed_and_each_is_found() {
+async fn models_of_all_engines_are_listed_and_served() {
     let engine = |name: &str| {
         let mut setup = Setup::test_runner(full_speed());
         setup.engine().models[0].name = name.to_owned();
@@ -65,30 +65,30 @@ async fn the_models_of_all_engines_are_listed_and_each_is_found() {
 }
 
 #[tokio::test]
-async fn an_engine_that_is_killed_breaks_its_streams_with_an_error() {
+async fn killing_an_engine_ends_its_streams_with_an_error() {
     let (engine, address) = engine_process().await;
     let gateway = gateway(&[&address]).await;
     let mut response = stream().send(&gateway).await;
     assert!(response.line().await.is_some());
     assert!(response.line().await.is_some());
     engine.signal(Signal::KILL);
-    let record: Value = response.json_line().await.expect("a record");
+    let record: Value = response.json_line().await.expect("an error record");
     assert_eq!(record["error"]["code"], "upstream_error");
     assert_eq!(record["error"]["tokens_delivered"], 2);
     assert_eq!(record["error"]["retryable"], true);
     assert_eq!(response.rest().await.end, End::Unclean);
     engine.end().await;
-    // Whether the connection breaks under the request or cannot be made: it is worth another try.
-    let (status, code) = refusal(&gateway, stream()).await;
+    // The request may use the broken connection or fail to open a new one. Both errors are retryable.
+    let (status, code) = status_and_code(&gateway, stream()).await;
     let known = [(502, "upstream_error"), (503, "no_worker")];
     assert!(known.contains(&(status, code.as_str())), "{status} {code}");
     let (models, _) = get("/v1/models").fetch(&gateway).await;
     assert!(models.header("retry-after").is_some() || models.status == 502);
-    gateway.drain().await.assert_nothing_is_left();
+    gateway.drain().await.assert_all_gauges_are_zero();
 }
 
 #[tokio::test]
-async fn an_engine_that_is_gone_is_passed_over_for_one_that_is_there() {
+async fn a_dead_engine_is_skipped() {
     let (gone, address) = engine_process().await;
     let there = Setup::test_runner(full_speed()).start().await;
     let gateway = gateway(&[&address, &there.grpc_url()]).await;
@@ -102,45 +102,45 @@ async fn an_engine_that_is_gone_is_passed_over_for_one_that_is_there() {
 }
 
 #[tokio::test]
-async fn an_engine_that_hangs_is_a_504_at_the_deadline() {
+async fn a_hung_engine_is_a_504_at_the_deadline() {
     let (engine, address) = engine_process().await;
     let gateway = gateway(&[&address]).await;
     engine.stop();
     let request = stream().header("x-request-timeout", "0.2");
     let expected = (504, "deadline_exceeded".to_owned());
-    assert_eq!(refusal(&gateway, request).await, expected);
+    assert_eq!(status_and_code(&gateway, request).await, expected);
     engine.signal(Signal::KILL);
     engine.end().await;
 }
 
 #[tokio::test]
-async fn a_gateway_that_ends_tells_its_streams_so() {
+async fn a_draining_gateway_ends_its_streams_with_draining() {
     let engine = Setup::test_runner(silent_at(2)).start().await;
-    let abandoned = Duration::from_millis(1);
-    let gateway = Setup::gateway(&[&engine]).drain(Duration::ZERO, abandoned);
+    let timeout = Duration::from_millis(1);
+    let gateway = Setup::gateway(&[&engine]).drain(Duration::ZERO, timeout);
     let gateway = gateway.start().await;
     let mut response = stream().send(&gateway).await;
     assert!(response.line().await.is_some());
     assert!(response.line().await.is_some());
-    gateway.drain().await.assert_nothing_is_left();
-    let record: Value = response.json_line().await.expect("a record");
+    gateway.drain().await.assert_all_gauges_are_zero();
+    let record: Value = response.json_line().await.expect("an error record");
     assert_eq!(record["error"]["code"], "draining");
     assert_eq!(record["error"]["tokens_delivered"], 2);
     assert_eq!(response.rest().await.end, End::Unclean);
 }
 
 #[tokio::test]
-async fn a_gateway_that_watches_an_engine_does_not_hold_up_its_end() {
+async fn a_gateways_health_watch_does_not_delay_the_engines_drain() {
     let long = Duration::from_secs(3_600);
     let engine = Setup::test_runner(full_speed()).drain(Duration::ZERO, long);
     let engine = engine.start().await;
     let gateway = Setup::gateway(&[&engine]).start().await;
     assert_eq!(stream().fetch(&gateway).await.1.end, End::Clean);
-    engine.drain().await.assert_nothing_is_left();
+    engine.drain().await.assert_all_gauges_are_zero();
 }
 
 #[tokio::test]
-async fn an_engine_that_hangs_breaks_its_streams_long_before_their_deadline() {
+async fn streams_of_a_hung_engine_fail_long_before_their_deadline() {
     let (engine, address) = engine_process().await;
     let gateway = gateway(&[&address]).await;
     let mut response = stream()
@@ -150,14 +150,14 @@ async fn an_engine_that_hangs_breaks_its_streams_long_before_their_deadline() {
     assert!(response.line().await.is_some());
     assert!(response.line().await.is_some());
     engine.stop();
-    let record: Value = response.json_line().await.expect("a record");
+    let record: Value = response.json_line().await.expect("an error record");
     assert_eq!(record["error"]["code"], "upstream_error");
     engine.signal(Signal::KILL);
     engine.end().await;
 }
 
 #[tokio::test]
-async fn engines_with_different_models_are_asked_until_one_has_it() {
+async fn requests_reach_the_engine_that_serves_the_model() {
     let named = |name| {
         let loader = TestRunnerLoader::new(full_speed());
         Setup::runner(name, Arc::new(loader), 1)
@@ -172,11 +172,11 @@ async fn engines_with_different_models_are_asked_until_one_has_it() {
     }
     let unknown = completion(&json!({"prompt": "a", "model": "none"}));
     let expected = (404, "model_not_found".to_owned());
-    assert_eq!(refusal(&gateway, unknown).await, expected);
+    assert_eq!(status_and_code(&gateway, unknown).await, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_that_go_away_by_the_thousand_break_no_stream_but_their_own() {
+async fn thousands_of_disconnects_affect_no_other_stream() {
     let engine = Setup::test_runner(full_speed()).slots(32).start().await;
     let gateway = Arc::new(Setup::gateway(&[&engine]).start().await);
     let clients = (0..16).map(|_| {
@@ -191,29 +191,29 @@ async fn clients_that_go_away_by_the_thousand_break_no_stream_but_their_own() {
         })
     });
     for client in clients.collect::<Vec<_>>() {
-        client.await.expect("every stream begins");
+        client.await.expect("every stream starts");
     }
 }
 
 #[tokio::test]
-async fn what_an_engine_says_of_its_refusal_reaches_the_client() {
+async fn error_details_of_an_engine_reach_the_client() {
     let delay = Duration::from_millis(2_500);
     let mut details = ErrorDetails::with_retry_info(Some(delay));
     let full = Status::with_error_details(Code::ResourceExhausted, "Come later.", details.clone());
     details = ErrorDetails::with_bad_request_violation("max_tokens", "It is too much.");
     let invalid = Status::with_error_details(Code::InvalidArgument, "Not that.", details);
-    let refused = async |status| {
-        let engine = format!("http://{}", foreign_server::refusing(status).await);
+    let rejected = async |status| {
+        let engine = format!("http://{}", foreign_server::rejecting(status).await);
         let gateway = gateway(&[&engine]).await;
         completion(&json!({"prompt": "a"})).fetch(&gateway).await
     };
-    let (response, body) = refused(full).await;
+    let (response, body) = rejected(full).await;
     assert_eq!(response.status, 429);
     assert_eq!(response.header("retry-after"), Some("3"));
     assert_eq!(response.header("retry-after-ms"), Some("2500"));
     assert_eq!(body.error(), ("rate_limited".to_owned(), None));
     assert_eq!(body.json()["error"]["message"], "Come later.");
-    let (response, body) = refused(invalid).await;
+    let (response, body) = rejected(invalid).await;
     assert_eq!(response.status, 400);
     assert_eq!(response.header("x-should-retry"), Some("false"));
     let expected = ("invalid_value".to_owned(), Some("max_tokens".to_owned()));
@@ -221,20 +221,20 @@ async fn what_an_engine_says_of_its_refusal_reaches_the_client() {
 }
 
 #[tokio::test]
-async fn an_unknown_model_is_told_with_the_models_of_all_engines() {
+async fn the_unknown_model_error_lists_the_models_of_all_engines() {
     let engine = async |name| {
         let loader = TestRunnerLoader::new(full_speed());
         Setup::runner(name, Arc::new(loader), 8).start().await
     };
     let (first, second) = (engine("first").await, engine("second").await);
     let gateway = Setup::gateway(&[&first, &second]).start().await;
-    let asked = async |body: &Value| completion(body).fetch(&gateway).await;
-    // It waits until both have said what they have.
-    let (response, body) = asked(&json!({"prompt": "a", "model": "third"})).await;
+    let fetch = async |body: &Value| completion(body).fetch(&gateway).await;
+    // The gateway waits until it knows the models of both engines.
+    let (response, body) = fetch(&json!({"prompt": "a", "model": "third"})).await;
     assert_eq!(response.status, 404);
     let message = body.json()["error"]["message"].to_string();
     assert!(message.contains("first, second"), "{message}");
-    let (response, body) = asked(&json!({"prompt": "a"})).await;
+    let (response, body) = fetch(&json!({"prompt": "a"})).await;
     assert_eq!(response.status, 400);
     let expected = ("missing_parameter".to_owned(), Some("model".to_owned()));
     assert_eq!(body.error(), expected);

@@ -1,4 +1,4 @@
-//! HTTP/2 streams whose peers give them little room, or none.
+//! HTTP/2: small flow-control windows, unread streams and floods of cancellations.
 
 mod support;
 
@@ -9,11 +9,11 @@ use prost::Message;
 use serde_json::{Value, json};
 use support::frames::{Api, DATA, Frames, GO_AWAY};
 use support::http2::{Connection, read, reset};
-use support::{Setup, TestServer, every, full_speed, grpc};
+use support::{Setup, TestServer, with_interval, full_speed, grpc};
 use tokenway::runner::llm_test::TestRunnerOptions;
 
 #[tokio::test]
-async fn the_record_of_a_failed_stream_is_whole_however_small_the_window() {
+async fn a_failed_streams_error_record_is_complete_with_any_window_size() {
     let options = TestRunnerOptions {
         fail_at: Some(2),
         ..full_speed()
@@ -32,11 +32,11 @@ async fn the_record_of_a_failed_stream_is_whole_however_small_the_window() {
 }
 
 #[tokio::test]
-async fn a_stream_that_nobody_reads_is_reset_alone() {
-    let patience = Duration::from_millis(100);
+async fn an_unread_stream_is_reset_without_affecting_others() {
+    let timeout = Duration::from_millis(100);
     let server = Setup::test_runner(full_speed())
-        .slow_reader_timeout(patience)
-        .limits(|limits| limits.write_timeout = 2 * patience)
+        .slow_reader_timeout(timeout)
+        .limits(|limits| limits.write_timeout = 2 * timeout)
         .start()
         .await;
     let (window, tokens) = (1_000, 10_000);
@@ -52,12 +52,12 @@ async fn a_stream_that_nobody_reads_is_reset_alone() {
     let lines = String::from_utf8(steady.bytes).unwrap();
     assert_eq!(lines.lines().count(), tokens);
 
-    let door = Connection::open(&server.grpc_address(), window).await;
-    let stalled = door.grpc_completion(&grpc::request("a", 1_000_000)).await;
-    let steady = door.grpc_completion(&grpc::request("a", 10_000)).await;
+    let grpc_connection = Connection::open(&server.grpc_address(), window).await;
+    let stalled = grpc_connection.grpc_completion(&grpc::request("a", 1_000_000)).await;
+    let steady = grpc_connection.grpc_completion(&grpc::request("a", 10_000)).await;
     let (reason, steady) = tokio::join!(reset(stalled), read(steady));
     assert_eq!((reason, steady.reset), (Reason::CANCEL, None));
-    server.drain().await.assert_nothing_is_left();
+    server.drain().await.assert_all_gauges_are_zero();
 }
 
 #[tokio::test]
@@ -74,14 +74,14 @@ async fn too_many_headers_are_a_431() {
 }
 
 #[tokio::test]
-async fn an_answer_before_the_body_was_read_does_not_reset_the_upload() {
+async fn an_early_response_does_not_reset_the_upload() {
     let server = Setup::test_runner(full_speed()).start().await;
     let connection = Connection::open(&server.http_address(), 65_535).await;
     let (status, is_taken) = connection.upload_to_nowhere(500_000).await;
     assert_eq!((status.as_u16(), is_taken), (404, true));
 }
 
-/// A completion of so many tokens, as the body of a request.
+/// The body of a request for `max_tokens` tokens.
 fn completion_body(api: Api, max_tokens: u32) -> Vec<u8> {
     match api {
         Api::Http => json!({"prompt": "a", "max_tokens": max_tokens, "stream": true})
@@ -99,11 +99,11 @@ async fn frames_to(server: &TestServer, api: Api) -> Frames {
     Frames::open(&address, api).await
 }
 
-/// Reads until a stream has ended well, and counts the tokens that its frames hold.
+/// Reads until a stream ends cleanly and counts the tokens in its frames.
 async fn tokens_of(frames: &mut Frames, stream: u32) -> usize {
     let mut bytes = Vec::new();
     loop {
-        let frame = frames.next().await.expect("the connection goes on");
+        let frame = frames.next().await.expect("the connection stays open");
         assert_ne!(frame.kind, GO_AWAY, "{frame:?}");
         let is_last = frame.ends_stream(stream);
         if frame.stream == stream && frame.kind == DATA {
@@ -120,19 +120,19 @@ fn tokens_in(bytes: &[u8]) -> usize {
 }
 
 #[tokio::test]
-async fn a_thousand_requests_that_are_cancelled_in_one_packet_harm_no_other() {
+async fn a_thousand_cancelled_requests_affect_no_other_stream() {
     for api in [Api::Http, Api::Grpc] {
-        let server = Setup::test_runner(every(Duration::from_millis(2)))
+        let server = Setup::test_runner(with_interval(Duration::from_millis(2)))
             .start()
             .await;
         let mut frames = frames_to(&server, api).await;
-        let watched = frames.request(1, &completion_body(api, 100));
-        frames.write(&watched).await.unwrap();
+        let undisturbed = frames.request(1, &completion_body(api, 100));
+        frames.write(&undisturbed).await.unwrap();
         let first = frames.write_until(&[], DATA).await;
         assert_eq!(first.stream, 1);
         let cancelled = frames.cancelled(3, 1_000, &completion_body(api, 10));
         frames.write(&cancelled).await.unwrap();
-        // Some clients reset a stream again for each frame that was on its way when they cancelled it.
+        // Some clients reset a stream again for each frame that was in flight when they cancelled it.
         let again = Frames::resets(3, 1_000).repeat(20);
         frames.write(&again).await.unwrap();
         let rest = tokens_of(&mut frames, 1).await;
@@ -140,26 +140,26 @@ async fn a_thousand_requests_that_are_cancelled_in_one_packet_harm_no_other() {
         let later = frames.request(2_003, &completion_body(api, 10));
         frames.write(&later).await.unwrap();
         assert_eq!(tokens_of(&mut frames, 2_003).await, 10, "{api:?}");
-        server.drain().await.assert_nothing_is_left();
+        server.drain().await.assert_all_gauges_are_zero();
     }
 }
 
 #[tokio::test]
-async fn a_client_that_cancels_without_end_is_told_to_calm_down_and_harms_no_other() {
+async fn endless_cancellation_is_answered_with_enhance_your_calm() {
     for api in [Api::Http, Api::Grpc] {
-        let server = Setup::test_runner(every(Duration::from_millis(2)))
+        let server = Setup::test_runner(with_interval(Duration::from_millis(2)))
             .start()
             .await;
         let mut other = frames_to(&server, api).await;
-        let watched = other.request(1, &completion_body(api, 100));
-        other.write(&watched).await.unwrap();
+        let undisturbed = other.request(1, &completion_body(api, 100));
+        other.write(&undisturbed).await.unwrap();
         let mut frames = frames_to(&server, api).await;
-        // Bodies so short that their connection's window has room for all of them.
+        // Short bodies, so that all of them fit the connection window.
         let cancelled = frames.cancelled(1, 20_000, b"{}");
         let end = frames.write_until(&cancelled, GO_AWAY).await;
         assert_eq!(end.code(), u32::from(Reason::ENHANCE_YOUR_CALM), "{api:?}");
         assert_eq!(tokens_of(&mut other, 1).await, 100, "{api:?}");
         drop(frames);
-        server.drain().await.assert_nothing_is_left();
+        server.drain().await.assert_all_gauges_are_zero();
     }
 }

@@ -1,5 +1,4 @@
-//! Full queues, deadlines and slow readers: what is refused, what is ended, and that nothing else
-//! suffers.
+//! Full queues, deadlines and slow readers.
 
 mod support;
 
@@ -7,20 +6,20 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::http::{End, completion, texts};
-use support::{Counts, Setup, TestServer, every, full_speed, grpc, silent_at};
+use support::{Counts, Setup, TestServer, with_interval, full_speed, grpc, silent_at};
 use tokenway::error::{Error, ErrorKind};
 use tokenway::proto::v1;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::{Code, Request, Status, Streaming};
 
-/// A stream that holds the server's only slot.
+/// Starts a stream that occupies the server's only slot.
 async fn hold_the_slot(server: &TestServer) -> Streaming<v1::CompletionEvent> {
     let mut stream = server.stream(grpc::request("a", 100)).await;
     assert!(
         stream
             .message()
             .await
-            .expect("the stream goes on")
+            .expect("the stream continues")
             .is_some()
     );
     stream
@@ -59,14 +58,14 @@ async fn a_full_queue_answers_429_or_resource_exhausted_and_says_when_to_retry()
     );
     assert_eq!(response.header("retry-after"), Some("1"));
     assert_eq!(response.header("retry-after-ms"), Some("1000"));
-    // Those who were there first are not disturbed.
+    // The earlier requests are not affected.
     drop(running);
     assert_eq!(grpc::collect(queued).await.usage().completion_tokens, 1);
-    server.drain().await.assert_nothing_is_left();
+    server.drain().await.assert_all_gauges_are_zero();
 }
 
 #[tokio::test]
-async fn a_deadline_that_passes_in_the_queue_is_told_and_the_device_never_sees_it() {
+async fn a_request_whose_deadline_expires_in_the_queue_never_reaches_the_device() {
     let server = Setup::test_runner(silent_at(1)).slots(1).start().await;
     let running = hold_the_slot(&server).await;
     let mut request = Request::new(grpc::request("a", 1));
@@ -91,16 +90,16 @@ async fn a_deadline_that_passes_in_the_queue_is_told_and_the_device_never_sees_i
     );
     drop(running);
     let counts = server.drain().await;
-    counts.assert_nothing_is_left();
+    counts.assert_all_gauges_are_zero();
     assert_eq!(
         counts.get("tokenway_tokens_generated_total"),
         1.0,
-        "of the request that ran"
+        "only the running request generates a token"
     );
 }
 
 #[tokio::test]
-async fn a_deadline_that_passes_in_mid_stream_ends_it_with_an_error_on_both_doors() {
+async fn a_deadline_that_expires_mid_stream_ends_the_stream_with_an_error() {
     let server = Setup::test_runner(silent_at(3)).slots(1).start().await;
     let mut request = Request::new(grpc::request("a", 10));
     request
@@ -122,11 +121,11 @@ async fn a_deadline_that_passes_in_mid_stream_ends_it_with_an_error_on_both_door
         .await;
     assert_eq!((response.status, body.end), (200, End::Unclean));
     assert_is_failed_stream(&body.lines(), 3, "deadline_exceeded");
-    server.drain().await.assert_nothing_is_left();
+    server.drain().await.assert_all_gauges_are_zero();
 }
 
 #[tokio::test]
-async fn a_stream_that_fails_is_counted_by_its_error_at_the_door_where_it_entered() {
+async fn a_failed_stream_is_counted_by_api_and_error_code() {
     let server = Setup::test_runner(silent_at(1)).slots(1).start().await;
     let mut over_grpc = Request::new(grpc::request("a", 10));
     over_grpc.set_timeout(Duration::from_millis(100));
@@ -137,9 +136,9 @@ async fn a_stream_that_fails_is_counted_by_its_error_at_the_door_where_it_entere
     let over_http = over_http.header("x-request-timeout", "0.1");
     assert_eq!(over_http.fetch(&server).await.1.end, End::Unclean);
     let counts = server.drain().await;
-    for door in ["grpc", "http"] {
+    for api in ["grpc", "http"] {
         let ended = |outcome: &str| {
-            let labels = format!("{{api=\"{door}\",outcome=\"{outcome}\"}}");
+            let labels = format!("{{api=\"{api}\",outcome=\"{outcome}\"}}");
             counts.get(&format!("tokenway_requests_total{labels}"))
         };
         assert_eq!((ended("deadline_exceeded"), ended("cancelled")), (1.0, 0.0));
@@ -147,7 +146,7 @@ async fn a_stream_that_fails_is_counted_by_its_error_at_the_door_where_it_entere
     assert_eq!(counts.get("tokenway_cancellations_total"), 0.0);
 }
 
-/// So many tokens with no reason to finish, and then one error record, last.
+/// Asserts that the lines are `tokens` tokens without a finish reason, then one error record.
 fn assert_is_failed_stream(lines: &[Value], tokens: usize, code: &str) {
     let (last, lines) = lines.split_last().expect("an error record");
     assert_eq!(texts(lines, 0).len(), tokens);
@@ -161,7 +160,7 @@ fn assert_is_failed_stream(lines: &[Value], tokens: usize, code: &str) {
 }
 
 #[tokio::test]
-async fn a_deadline_that_has_passed_is_refused() {
+async fn an_expired_deadline_is_rejected() {
     let server = Setup::test_runner(full_speed()).start().await;
     let request = completion(&json!({"prompt": "a"})).header("x-request-timeout", "0.000000001");
     let (response, body) = request.fetch(&server).await;
@@ -186,14 +185,14 @@ async fn a_deadline_that_has_passed_is_refused() {
 }
 
 #[tokio::test]
-async fn a_grpc_reader_that_stops_is_given_up_alone() {
+async fn a_stalled_grpc_reader_is_dropped_without_affecting_others() {
     let setup = Setup::test_runner(full_speed()).slots(2);
     let server = setup
         .slow_reader_timeout(Duration::from_millis(200))
         .start()
         .await;
     let mut stalled = hold_the_slot_for_long(&server).await;
-    // The other slot serves on, until nothing runs any more: the reader that stopped has been given up.
+    // The other slot keeps serving until the stalled stream no longer runs.
     loop {
         let other = grpc::collect(server.stream(grpc::request("a", 100_000)).await).await;
         assert_eq!(other.usage().completion_tokens, 100_000);
@@ -203,10 +202,10 @@ async fn a_grpc_reader_that_stops_is_given_up_alone() {
     }
     let lingering = "tokenway_requests_lingering{api=\"grpc\"}";
     assert_eq!(Counts::now(&server).get(lingering), 1.0);
-    // Whoever comes back has everything up to the point where it was given up, and then the reason.
+    // A reader that resumes gets every token up to the point where it was dropped, and then the error.
     let error = loop {
         match stalled.message().await {
-            Ok(event) => assert!(event.is_some(), "a stream without its end"),
+            Ok(event) => assert!(event.is_some(), "the stream ended without an error"),
             Err(status) => break status,
         }
     };
@@ -214,7 +213,7 @@ async fn a_grpc_reader_that_stops_is_given_up_alone() {
         (error.code(), kind(&error)),
         (Code::Aborted, ErrorKind::SlowReader)
     );
-    server.drain().await.assert_nothing_is_left();
+    server.drain().await.assert_all_gauges_are_zero();
 }
 
 async fn hold_the_slot_for_long(server: &TestServer) -> Streaming<v1::CompletionEvent> {
@@ -223,14 +222,14 @@ async fn hold_the_slot_for_long(server: &TestServer) -> Streaming<v1::Completion
         stream
             .message()
             .await
-            .expect("the stream goes on")
+            .expect("the stream continues")
             .is_some()
     );
     stream
 }
 
 #[tokio::test]
-async fn an_http_reader_that_stops_is_given_up_and_told_when_it_comes_back() {
+async fn a_stalled_http_reader_gets_slow_reader_when_it_resumes() {
     let setup = Setup::test_runner(full_speed()).slots(1);
     let server = setup
         .slow_reader_timeout(Duration::from_millis(100))
@@ -238,10 +237,10 @@ async fn an_http_reader_that_stops_is_given_up_and_told_when_it_comes_back() {
         .await;
     let body = json!({"prompt": "a", "max_tokens": 1_048_000, "stream": true});
     let mut stalled = completion(&body).send(&server).await;
-    // The only slot is free again once the reader has been given up.
+    // The only slot is free once the stalled stream is dropped.
     let next = grpc::collect(server.stream(grpc::request("a", 5)).await).await;
     assert_eq!(next.usage().completion_tokens, 5);
-    // It is not in flight any more, though its connection is still open.
+    // The stalled stream is no longer in flight, but its connection is still open.
     let counts = Counts::now(&server);
     let gauge = |name: &str| counts.get(&format!("tokenway_requests_{name}{{api=\"http\"}}"));
     assert_eq!((gauge("in_flight"), gauge("lingering")), (0.0, 1.0));
@@ -250,11 +249,11 @@ async fn an_http_reader_that_stops_is_given_up_and_told_when_it_comes_back() {
     let lines = rest.lines();
     let delivered = lines.len() - 1;
     assert_is_failed_stream(&lines, delivered, "slow_reader");
-    server.drain().await.assert_nothing_is_left();
+    server.drain().await.assert_all_gauges_are_zero();
 }
 
 #[tokio::test]
-async fn a_reader_that_is_slow_but_steady_loses_nothing() {
+async fn a_slow_but_steady_reader_loses_nothing() {
     let setup = Setup::test_runner(full_speed()).slots(1);
     let server = setup
         .slow_reader_timeout(Duration::from_secs(2))
@@ -265,7 +264,7 @@ async fn a_reader_that_is_slow_but_steady_loses_nothing() {
     let mut stream = socket
         .connect(server.http_address().parse().unwrap())
         .await
-        .expect("the door answers");
+        .expect("the server accepts connections");
     let body = json!({"prompt": "a", "max_tokens": 20_000, "stream": true});
     let request = completion(&body).header("connection", "close");
     stream.write_all(&request.bytes()).await.unwrap();
@@ -283,12 +282,12 @@ async fn a_reader_that_is_slow_but_steady_loses_nothing() {
         text.contains("\"text\":\"token_19999\",\"logprobs\":null,\"finish_reason\":\"length\"")
     );
     assert_eq!(text.matches("\"text\":\"token_").count(), 20_000);
-    server.drain().await.assert_nothing_is_left();
+    server.drain().await.assert_all_gauges_are_zero();
 }
 
 #[tokio::test]
-async fn too_many_tokens_for_the_context_is_a_400_on_both_doors() {
-    let server = Setup::test_runner(every(Duration::from_millis(1)))
+async fn max_tokens_over_the_context_is_a_400_on_both_apis() {
+    let server = Setup::test_runner(with_interval(Duration::from_millis(1)))
         .start()
         .await;
     let body = json!({"prompt": "a", "max_tokens": 1_000_000_000});
@@ -305,7 +304,7 @@ async fn too_many_tokens_for_the_context_is_a_400_on_both_doors() {
 }
 
 #[tokio::test]
-async fn the_lower_priority_number_goes_first_whatever_the_door() {
+async fn lower_priority_numbers_are_served_first() {
     let server = Setup::test_runner(silent_at(1)).slots(1).start().await;
     let running = hold_the_slot(&server).await;
     let mut later = grpc::request("a", 1);
@@ -315,10 +314,10 @@ async fn the_lower_priority_number_goes_first_whatever_the_door() {
     first.priority = Some(-5);
     let mut first = server.stream(first).await;
     drop(running);
-    // The first to be served falls silent and keeps the slot, so the other has nothing to tell.
+    // The stream that is served first stops after one token and keeps the slot, so the other gets no event.
     tokio::select! {
         biased;
-        event = later.message() => panic!("it was served before its turn: {event:?}"),
+        event = later.message() => panic!("the later request was served first: {event:?}"),
         event = first.message() => assert!(event.unwrap().is_some()),
     }
 }

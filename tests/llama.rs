@@ -63,7 +63,7 @@ async fn complete(server: &TestServer, request: v1::CompletionRequest) -> grpc::
         .await
         .complete(request)
         .await
-        .expect("admitted");
+        .expect("the request is admitted");
     grpc::collect(stream.into_inner()).await
 }
 
@@ -85,7 +85,7 @@ fn completed(text: &str, completion: &grpc::Completion) {
 }
 
 #[tokio::test]
-async fn greedy_text_is_the_same_through_every_lane_with_one_line_for_each_token() {
+async fn greedy_text_is_the_same_over_every_api_and_format() {
     let shared = shared();
     let server: &TestServer = &shared;
     let over_grpc = complete(server, greedy(FRANCE, 16)).await;
@@ -123,12 +123,12 @@ async fn greedy_text_is_the_same_through_every_lane_with_one_line_for_each_token
 }
 
 #[tokio::test]
-async fn greedy_tokens_are_the_same_alone_in_a_full_batch_and_in_a_slot_used_before() {
+async fn greedy_tokens_do_not_depend_on_the_batch_or_the_slot() {
     let server = setup(8).start().await;
     let alone = ids(&complete(&server, greedy(FRANCE, 32)).await, 0);
     let client = server.grpc().await;
     let begin = async |request| {
-        let stream = client.clone().complete(request).await.expect("admitted");
+        let stream = client.clone().complete(request).await.expect("the request is admitted");
         let mut stream = stream.into_inner();
         stream.message().await.expect("a stream").expect("a start");
         stream
@@ -167,11 +167,11 @@ async fn greedy_tokens_are_the_same_alone_in_a_full_batch_and_in_a_slot_used_bef
     assert_eq!(ids(&read, 0), alone);
     assert_eq!(slot_used_before, alone);
     join_all(others.into_iter().map(grpc::collect)).await;
-    server.drain().await.assert_nothing_is_left();
+    server.drain().await.assert_all_gauges_are_zero();
 }
 
 #[tokio::test]
-async fn a_seed_has_the_same_tokens_alone_and_in_a_batch_and_others_for_each_choice() {
+async fn seeded_tokens_do_not_depend_on_the_batch_and_differ_between_choices() {
     let shared = shared();
     let server: &TestServer = &shared;
     let request = || seeded("The best thing about the sea is", 24, 3);
@@ -189,7 +189,7 @@ async fn a_seed_has_the_same_tokens_alone_and_in_a_batch_and_others_for_each_cho
 }
 
 #[tokio::test]
-async fn more_choices_than_slots_run_in_turn_with_the_same_tokens() {
+async fn more_choices_than_slots_give_the_same_tokens() {
     let request = || seeded("My favourite colour is", 12, 5);
     let expected = complete(&shared(), request()).await;
     let few_slots = setup(2).start().await;
@@ -201,7 +201,7 @@ async fn more_choices_than_slots_run_in_turn_with_the_same_tokens() {
 }
 
 #[tokio::test]
-async fn a_character_of_several_tokens_is_never_broken() {
+async fn a_character_of_several_tokens_is_never_split() {
     let shared = shared();
     let server: &TestServer = &shared;
     for (prompt, several) in [
@@ -228,7 +228,7 @@ async fn a_character_of_several_tokens_is_never_broken() {
 }
 
 #[tokio::test]
-async fn a_stop_string_ends_the_choice_and_never_shows() {
+async fn a_stop_string_ends_the_choice_and_is_never_sent() {
     let body = json!({"prompt": FRANCE, "max_tokens": 16, "temperature": 0, "stream": true,
         "stop": "has a pop", "stream_options": {"include_usage": true}});
     let (_, body) = completion(&body).fetch(&shared()).await;
@@ -242,7 +242,7 @@ async fn a_stop_string_ends_the_choice_and_never_shows() {
 }
 
 #[tokio::test]
-async fn a_chat_is_rendered_by_the_models_template_and_ends_by_its_end_of_sequence() {
+async fn a_chat_uses_the_models_template_and_ends_at_eos() {
     let shared = shared();
     let server: &TestServer = &shared;
     let message = v1::ChatMessage {
@@ -277,7 +277,7 @@ async fn a_chat_is_rendered_by_the_models_template_and_ends_by_its_end_of_sequen
 }
 
 #[tokio::test]
-async fn what_the_model_cannot_take_is_refused_and_the_server_goes_on() {
+async fn invalid_prompts_are_rejected_and_the_server_keeps_serving() {
     let shared = shared();
     let server: &TestServer = &shared;
     let too_many_tokens = "word ".repeat(3000);
@@ -342,7 +342,7 @@ async fn a_sequence_may_fill_its_context() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_loaded_is_a_clear_error_at_the_start() {
+async fn a_load_failure_is_reported_with_its_path_and_reason() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, bytes: &[u8]| {
         let path = folder.path().join(name);
@@ -368,21 +368,21 @@ async fn what_cannot_be_loaded_is_a_clear_error_at_the_start() {
                 threads: 0,
                 ..on(model_path())
             },
-            "0 threads",
+            "`threads` must be from 1",
         ),
         (
             LlamaOptions {
                 context_length: Some(0),
                 ..on(model_path())
             },
-            "0 tokens",
+            "`context_length` must be from 1",
         ),
         (
             LlamaOptions {
                 context_length: Some(8193),
                 ..on(model_path())
             },
-            "longer than the 8192 that it was trained on",
+            "`context_length` must be from 1 to 8192",
         ),
     ] {
         let path = options.model_path.display().to_string();

@@ -51,12 +51,12 @@ fn ids(completion: &Completion) -> Vec<u32> {
 fn logprobs(tokens: &[v1::Token]) -> Vec<&v1::Logprobs> {
     let logprobs = tokens.iter().map(|token| token.logprobs.as_ref());
     logprobs
-        .map(|it| it.expect("they were asked for"))
+        .map(|it| it.expect("logprobs were requested"))
         .collect()
 }
 
 #[tokio::test]
-async fn a_bias_forces_a_token_or_forbids_it() {
+async fn logit_bias_forces_or_forbids_a_token() {
     let unbiased = ids(&complete(greedy(FRANCE, 3)).await);
     let biased = async |id, bias| {
         let asked = v1::CompletionRequest {
@@ -77,7 +77,7 @@ async fn a_bias_forces_a_token_or_forbids_it() {
 }
 
 #[tokio::test]
-async fn the_likeliest_tokens_are_told_in_order_and_greedy_takes_the_first() {
+async fn top_logprobs_are_sorted_and_greedy_takes_the_first() {
     let asked = v1::CompletionRequest {
         logprobs: Some(20),
         ..greedy(FRANCE, 4)
@@ -99,7 +99,7 @@ async fn the_likeliest_tokens_are_told_in_order_and_greedy_takes_the_first() {
 }
 
 #[tokio::test]
-async fn log_probabilities_are_the_models_own_whatever_was_done_to_its_logits() {
+async fn logprobs_are_taken_before_the_bias() {
     let plain = v1::CompletionRequest {
         logprobs: Some(1),
         ..greedy(FRANCE, 1)
@@ -119,7 +119,7 @@ async fn log_probabilities_are_the_models_own_whatever_was_done_to_its_logits() 
 }
 
 #[tokio::test]
-async fn a_prompt_is_scored_as_if_the_model_had_written_it() {
+async fn scoring_a_prompt_gives_the_logprobs_of_sampling_it() {
     let written = v1::CompletionRequest {
         logprobs: Some(2),
         echo: true,
@@ -151,7 +151,7 @@ async fn a_prompt_is_scored_as_if_the_model_had_written_it() {
 }
 
 #[tokio::test]
-async fn to_score_the_prompt_changes_nothing_of_the_completion() {
+async fn scoring_the_prompt_does_not_change_the_completion() {
     let sampled = |echo, n| v1::CompletionRequest {
         seed: Some(3),
         echo,
@@ -166,7 +166,7 @@ async fn to_score_the_prompt_changes_nothing_of_the_completion() {
 }
 
 #[tokio::test]
-async fn the_models_own_end_is_ignored_where_that_is_asked_for() {
+async fn ignore_eos_and_min_tokens_suppress_the_eos_token() {
     let asked = |min_tokens, ignore_eos| v1::CompletionRequest {
         logprobs: Some(0),
         min_tokens,
@@ -179,7 +179,7 @@ async fn the_models_own_end_is_ignored_where_that_is_asked_for() {
     let last = tokens.last().expect("an end of sequence");
     assert_eq!(last.text, "");
     assert_eq!(
-        last.logprobs.as_ref().expect("asked for").token_bytes,
+        last.logprobs.as_ref().expect("logprobs were requested").token_bytes,
         b"<|im_end|>"
     );
     let (count, end) = (tokens.len(), last.id);
@@ -193,7 +193,7 @@ async fn the_models_own_end_is_ignored_where_that_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_gap_is_filled_by_a_model_that_has_the_tokens_for_it() {
+async fn suffix_requires_fill_in_the_middle_tokens() {
     let asked = v1::CompletionRequest {
         suffix: Some(" is the capital of France.".to_owned()),
         echo: true,
@@ -202,7 +202,7 @@ async fn a_gap_is_filled_by_a_model_that_has_the_tokens_for_it() {
     let (_, error) = grpc_error(&shared(), asked.clone()).await;
     assert_eq!(error.kind, ErrorKind::UnsupportedParameter);
     assert_eq!(error.param.as_deref(), Some("suffix"));
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("infill.gguf");
     write_infill_model(&path);
     let server = setup(path).start().await;
@@ -245,7 +245,7 @@ const RENAMED: [(&str, &str); 3] = [
 ];
 
 #[tokio::test]
-async fn a_prompt_of_a_single_token_is_scored_whatever_is_to_follow_it() {
+async fn a_single_token_prompt_is_scored_with_any_max_tokens() {
     for max_tokens in [0, 1, 2] {
         let request = v1::CompletionRequest {
             echo: true,

@@ -32,7 +32,7 @@ async fn stream(
     seen: impl FnMut(u32),
 ) -> Vec<v1::Token> {
     let stream = client.clone().complete(request(seed)).await;
-    let completion = collect_from(stream.expect("it is admitted").into_inner(), seen).await;
+    let completion = collect_from(stream.expect("the request is admitted").into_inner(), seen).await;
     assert!(completion.error.is_none(), "{:?}", completion.error);
     completion
         .choices
@@ -43,7 +43,7 @@ async fn stream(
 }
 
 #[tokio::test]
-async fn what_a_real_model_writes_does_not_depend_on_its_workers_being_killed() {
+async fn killing_workers_does_not_change_the_tokens_of_a_real_model() {
     let path = model_path();
     let path = path.to_str().expect("a path in UTF-8");
     let arguments = [
@@ -59,7 +59,7 @@ async fn what_a_real_model_writes_does_not_depend_on_its_workers_being_killed() 
         path,
     ];
     let (server, [_, door]) = serving(&arguments).await;
-    let client = InferenceClient::connect(door).await.expect("it answers");
+    let client = InferenceClient::connect(door).await.expect("the server accepts connections");
     let undisturbed = join_all((0..6).map(|seed| stream(&client, seed, |_| ()))).await;
     let others = join_all((1..6).map(|seed| stream(&client, seed, |_| ())));
     let mut faults = [15, 40].into_iter().peekable();

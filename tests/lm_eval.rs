@@ -17,18 +17,18 @@ async fn run(case: &str) {
     };
     let loader = Arc::new(LlamaLoader::new(options));
     let server = Setup::runner("smollm2", loader, 8).start().await;
-    let cache = tempfile::tempdir().expect("a folder");
+    let cache = tempfile::tempdir().expect("a temporary folder");
     let program = lm_eval("tests/clients/lm_eval_client.py").arg(case);
     let program = program.arg(server.http_url()).env("HF_HOME", cache.path());
     program.run().await.success();
 }
 
 #[tokio::test]
-async fn the_right_choice_is_the_likeliest() {
-    run("the_right_choice_is_the_likeliest").await;
+async fn the_right_choice_scores_highest() {
+    run("the_right_choice_scores_highest").await;
 }
 
 #[tokio::test]
-async fn the_right_answer_is_written() {
-    run("the_right_answer_is_written").await;
+async fn the_right_answer_is_generated() {
+    run("the_right_answer_is_generated").await;
 }

@@ -4,7 +4,7 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::http::{completion, refusal, refused, texts};
+use support::http::{completion, http_error, expected_error, texts};
 use support::{Setup, TestServer, full_speed};
 
 /// The test runner's log probability of the token that comes, and of the next id.
@@ -47,7 +47,7 @@ fn joined(lines: &[Value]) -> Value {
 }
 
 #[tokio::test]
-async fn each_token_has_its_log_probability_and_those_of_the_likeliest() {
+async fn each_token_has_its_logprob_and_the_top_logprobs() {
     let server = server().await;
     let body = json!({"prompt": "a", "max_tokens": 2, "logprobs": 2});
     let expected = json!({
@@ -81,7 +81,7 @@ async fn an_echoed_prompt_is_one_line_before_each_choices_tokens() {
 }
 
 #[tokio::test]
-async fn a_prompt_of_more_than_one_message_is_one_line() {
+async fn a_long_echoed_prompt_is_one_line() {
     let prompt = "é ".repeat(50_000);
     let body = json!({"prompt": prompt, "echo": true, "max_tokens": 1});
     let lines = lines(&server().await, &body).await;
@@ -89,7 +89,7 @@ async fn a_prompt_of_more_than_one_message_is_one_line() {
 }
 
 #[tokio::test]
-async fn an_echo_alone_has_no_tokens_and_still_ends() {
+async fn echo_with_max_tokens_0_has_no_tokens_and_a_finish_reason() {
     let server = server().await;
     let body = json!({"prompt": "a b", "echo": true, "max_tokens": 0});
     let lines = lines(&server, &body).await;
@@ -102,7 +102,7 @@ async fn an_echo_alone_has_no_tokens_and_still_ends() {
 }
 
 #[tokio::test]
-async fn an_echoed_prompts_tokens_have_log_probabilities_but_the_first() {
+async fn echoed_prompt_tokens_have_logprobs_except_the_first() {
     let server = server().await;
     let prompt = [json!(7), json!(8)];
     let body = json!({"prompt": prompt, "echo": true, "max_tokens": 1, "logprobs": 0});
@@ -121,7 +121,7 @@ async fn an_echoed_prompts_tokens_have_log_probabilities_but_the_first() {
 }
 
 #[tokio::test]
-async fn the_best_of_several_are_shown_and_all_are_counted() {
+async fn best_of_returns_the_best_choices_and_counts_all() {
     let server = server().await;
     let body = json!({"prompt": ["a", "b c"], "max_tokens": 3, "best_of": 4, "n": 2});
     let answer = unary(&server, &body).await;
@@ -137,34 +137,34 @@ async fn the_best_of_several_are_shown_and_all_are_counted() {
 }
 
 #[tokio::test]
-async fn an_answer_in_one_piece_that_grows_too_large_is_refused_and_a_stream_is_not() {
+async fn an_oversized_unary_response_is_rejected_and_a_stream_is_not() {
     let server = server().await;
     let body = json!({"prompt": "a", "max_tokens": 200_000, "logprobs": 5});
-    let expected = refused(400, "invalid_value", Some("stream"));
-    assert_eq!(refusal(&server, completion(&body)).await, expected);
+    let expected = expected_error(400, "invalid_value", Some("stream"));
+    assert_eq!(http_error(&server, completion(&body)).await, expected);
     let body = json!({"prompt": "a", "max_tokens": 200_000, "logprobs": 5, "stream": true});
     let (response, answer) = completion(&body).fetch(&server).await;
     assert_eq!((response.status, answer.lines().len()), (200, 200_000));
 }
 
 #[tokio::test]
-async fn an_echo_that_makes_a_small_request_a_large_answer_is_refused_as_a_stream_too() {
+async fn an_echo_that_would_be_too_large_is_rejected() {
     let server = server().await;
     let prompt = "a ".repeat(28_400);
     for stream in [false, true] {
         let body = json!({"prompt": prompt, "echo": true, "logprobs": 0, "max_tokens": 0, "n": 128,
             "stream": stream});
-        let expected = refused(400, "invalid_value", Some("echo"));
-        assert_eq!(refusal(&server, completion(&body)).await, expected);
+        let expected = expected_error(400, "invalid_value", Some("echo"));
+        assert_eq!(http_error(&server, completion(&body)).await, expected);
     }
     let ids = vec![7; 900_000];
     let body = json!({"prompt": ids, "echo": true, "max_tokens": 0, "n": 16});
-    let expected = refused(400, "invalid_value", Some("echo"));
-    assert_eq!(refusal(&server, completion(&body)).await, expected);
+    let expected = expected_error(400, "invalid_value", Some("echo"));
+    assert_eq!(http_error(&server, completion(&body)).await, expected);
 }
 
 #[tokio::test]
-async fn what_ends_a_choice_is_passed_on() {
+async fn stop_tokens_and_min_tokens_are_forwarded() {
     let server = server().await;
     let body = json!({"prompt": "a", "max_tokens": 9, "stop_token_ids": [3], "min_tokens": 2});
     let answer = unary(&server, &body).await;
@@ -181,7 +181,7 @@ async fn what_ends_a_choice_is_passed_on() {
 }
 
 #[tokio::test]
-async fn every_line_has_the_usage_so_far_where_it_is_asked_for() {
+async fn continuous_usage_stats_puts_usage_on_every_line() {
     let options = json!({"continuous_usage_stats": true, "include_usage": true});
     let body = json!({"prompt": "a b", "max_tokens": 3, "stream_options": options, "n": 2});
     let lines = lines(&server().await, &body).await;

@@ -39,7 +39,7 @@ async fn refusal(model: &Gguf) -> String {
 }
 
 async fn refusal_of(bytes: &[u8]) -> String {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let path = write(folder.path(), "model.gguf", bytes);
     let outcome = program::tokenway()
         .args([
@@ -71,7 +71,7 @@ async fn a_tiny_model_completes_text_and_renders_chats() {
 }
 
 #[tokio::test]
-async fn a_template_that_refuses_a_conversation_is_a_400_in_its_own_words() {
+async fn a_template_exception_is_a_400_with_its_message() {
     let template = "{{ raise_exception('Roles must alternate, not ' ~ messages[0].role) }}";
     let model = Gguf::tiny().with("tokenizer.chat_template", Value::Text(template.to_owned()));
     let folder = tempfile::tempdir().unwrap();
@@ -84,12 +84,12 @@ async fn a_template_that_refuses_a_conversation_is_a_400_in_its_own_words() {
     assert_eq!(response.status, 400);
     let error = &body.json()["error"];
     assert_eq!(error["type"], "invalid_request_error");
-    let message = "The model's chat template refused the messages: Roles must alternate, not user";
+    let message = "The model's chat template rejected the messages: Roles must alternate, not user";
     assert_eq!(error["message"], message);
 }
 
 #[tokio::test]
-async fn a_model_without_layers_or_with_too_many_is_refused_with_the_limits() {
+async fn an_invalid_layer_count_is_rejected_with_its_limits() {
     for count in [0, 513, u32::MAX] {
         let model = Gguf::tiny().with("llama.block_count", Value::U32(count));
         let reason = format!("`llama.block_count` is {count}; it must be from 1 to 512");
@@ -99,7 +99,7 @@ async fn a_model_without_layers_or_with_too_many_is_refused_with_the_limits() {
 }
 
 #[tokio::test]
-async fn a_truncated_file_is_called_truncated() {
+async fn a_truncated_file_is_reported_as_truncated() {
     let bytes = Gguf::tiny().bytes();
     for length in [10, 100, bytes.len() / 2, bytes.len() - 1] {
         let refused = refusal_of(&bytes[..length]).await;
@@ -116,9 +116,9 @@ async fn a_truncated_file_is_called_truncated() {
     reason = "the test that starts this program reads its output"
 )]
 async fn load_every_file_of_the_folder() {
-    let folder = std::env::var_os(FOLDER).expect("a folder");
+    let folder = std::env::var_os(FOLDER).expect("a temporary folder");
     let mut paths: Vec<PathBuf> = fs::read_dir(folder)
-        .expect("a folder")
+        .expect("a temporary folder")
         .map(|entry| entry.expect("an entry").path())
         .collect();
     paths.sort();
@@ -144,7 +144,7 @@ async fn load_every_file_of_the_folder() {
 /// The files of a folder that end the process by a signal. Each other one is removed.
 fn files_that_abort(folder: &Path) -> Vec<String> {
     let mut aborting = Vec::new();
-    let count = fs::read_dir(folder).expect("a folder").count();
+    let count = fs::read_dir(folder).expect("a temporary folder").count();
     for _ in 0..=count {
         let child = Command::new(std::env::current_exe().expect("this test"))
             .args([
@@ -366,16 +366,16 @@ fn write_broken_tensors(folder: &Path) {
 }
 
 #[test]
-fn no_damage_to_the_metadata_ends_the_process() {
-    let folder = tempfile::tempdir().expect("a folder");
+fn damaged_metadata_never_aborts_the_process() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
     write_broken_values(folder.path());
     let aborting = files_that_abort(folder.path());
     assert!(aborting.is_empty(), "{aborting:#?}");
 }
 
 #[test]
-fn no_damage_to_the_tensors_ends_the_process() {
-    let folder = tempfile::tempdir().expect("a folder");
+fn damaged_tensors_never_abort_the_process() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
     write_broken_tensors(folder.path());
     let aborting = files_that_abort(folder.path());
     assert!(aborting.is_empty(), "{aborting:#?}");

@@ -43,7 +43,7 @@ struct Served {
 }
 
 fn program(settings: &str) -> (Program, tempfile::TempDir) {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("models.toml");
     std::fs::write(&path, settings).expect("a file");
     let doors = [
@@ -67,7 +67,7 @@ async fn served(settings: &str) -> Served {
     Served {
         running,
         http: url(&http).replace("http://", ""),
-        grpc: client.expect("the gRPC door answers"),
+        grpc: client.expect("the server accepts connections"),
         ready,
         _folder: folder,
     }
@@ -105,7 +105,7 @@ impl Served {
 }
 
 #[tokio::test]
-async fn each_model_is_told_with_its_slots_and_its_aliases_when_all_are_ready() {
+async fn serve_prints_each_models_slots_and_aliases() {
     let server = served(TWO).await;
     assert_eq!(
         server.ready,
@@ -118,7 +118,7 @@ async fn each_model_is_told_with_its_slots_and_its_aliases_when_all_are_ready() 
 }
 
 #[tokio::test]
-async fn both_doors_take_a_models_name_and_each_alias_and_answer_with_the_name() {
+async fn both_apis_accept_names_and_aliases_and_return_the_name() {
     let server = served(TWO).await;
     for (asked, told) in [
         ("quick", "quick"),
@@ -128,7 +128,7 @@ async fn both_doors_take_a_models_name_and_each_alias_and_answer_with_the_name()
     ] {
         let (status, body) = server.complete(Some(asked)).await;
         assert_eq!((status, &body.json()["model"]), (200, &json!(told)));
-        let stream = server.stream(asked, 1).await.expect("it is admitted");
+        let stream = server.stream(asked, 1).await.expect("the request is admitted");
         let completion = grpc::collect(stream).await;
         assert_eq!(completion.started.expect("a start").model, told);
         let (status, model) = server.get(&format!("/v1/models/{asked}")).await;
@@ -157,7 +157,7 @@ async fn every_model_is_listed_once_under_its_name() {
 }
 
 #[tokio::test]
-async fn no_name_and_one_that_is_unknown_are_refused_with_the_models_that_there_are() {
+async fn missing_and_unknown_names_are_rejected_with_the_list_of_models() {
     let server = served(TWO).await;
     let (unnamed, unknown) = (ErrorKind::MissingParameter, ErrorKind::ModelNotFound);
     for (model, refusal, grpc_code, said) in [
@@ -182,7 +182,7 @@ async fn no_name_and_one_that_is_unknown_are_refused_with_the_models_that_there_
         assert_eq!(body.error(), (code.to_owned(), param.clone()));
         assert_eq!(body.json()["error"]["message"], message);
         let refused = server.stream(model.unwrap_or(""), 1).await;
-        let refused = refused.expect_err("it is refused");
+        let refused = refused.expect_err("the request is rejected");
         let error = Error::from(&refused);
         assert_eq!((refused.code(), error.kind), (grpc_code, kind));
         assert_eq!((error.param, error.message), (param, message));
@@ -194,10 +194,10 @@ async fn no_name_and_one_that_is_unknown_are_refused_with_the_models_that_there_
 }
 
 #[tokio::test]
-async fn a_full_queue_of_one_model_leaves_the_other_alone() {
+async fn a_full_queue_of_one_model_does_not_affect_another() {
     let server = served(TWO).await;
     let mut running = server.stream("stuck", 9).await.expect("a slot is free");
-    assert!(running.message().await.expect("it goes on").is_some());
+    assert!(running.message().await.expect("the stream continues").is_some());
     let _queued = server.stream("stuck", 9).await.expect("there is a place");
     for model in ["stuck", "silent"] {
         let (status, body) = server.complete(Some(model)).await;
@@ -211,7 +211,7 @@ async fn a_full_queue_of_one_model_leaves_the_other_alone() {
 }
 
 #[tokio::test]
-async fn what_is_for_one_model_is_named_as_it_was_given_and_nothing_listens() {
+async fn single_model_settings_beside_model_tables_are_rejected() {
     let beside = |given: &str| format!("{given} cannot be given beside [[model]] tables");
     let refused = |outcome: &Outcome, said: &str| {
         let ended = (outcome.code, &*outcome.stdout);
@@ -226,17 +226,17 @@ async fn what_is_for_one_model_is_named_as_it_was_given_and_nothing_listens() {
     ] {
         let (program, _folder) = program(TWO);
         let outcome = program.env(variable, value).run().await;
-        refused(&outcome, &beside(variable));
+        expected_error(&outcome, &beside(variable));
     }
     let (flag, _folder) = program(TWO);
     let flag = flag.args(["--runner", "llm_test"]);
     let outcome = flag.env("MODEL_RUNNER", "llm_test").run().await;
-    refused(&outcome, &beside("--runner"));
+    expected_error(&outcome, &beside("--runner"));
     let (key, _folder) = program(&format!("workers = 2\n{TWO}"));
-    refused(&key.run().await, &beside("workers"));
+    expected_error(&key.run().await, &beside("workers"));
     let (twice, _folder) = program(&TWO.replace("silent\"", "quick\""));
     let said = "model[1].name and model[2].aliases[1] are both 'quick'";
-    refused(&twice.run().await, said);
+    expected_error(&twice.run().await, said);
 }
 
 #[tokio::test]

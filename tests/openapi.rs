@@ -64,7 +64,7 @@ impl Model for ShortModel {
 }
 
 #[tokio::test]
-async fn schemathesis_finds_no_answer_outside_the_description() {
+async fn every_response_matches_the_openapi_description() {
     let loader = Short(TestRunnerLoader::new(full_speed()));
     let server = Setup::runner("llm_test", Arc::new(loader), 64)
         .start()
@@ -74,7 +74,7 @@ async fn schemathesis_finds_no_answer_outside_the_description() {
 }
 
 #[tokio::test]
-async fn the_page_on_compatibility_names_every_field_and_every_route() {
+async fn the_compatibility_page_names_every_field_and_route() {
     let server = Setup::test_runner(full_speed()).start().await;
     let (_, body) = get("/openapi.json").fetch(&server).await;
     let description = body.json();

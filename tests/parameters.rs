@@ -19,7 +19,7 @@ async fn server() -> TestServer {
 async fn complete(request: v1::CompletionRequest) -> Completion {
     let server = server().await;
     let answer = server.grpc().await.complete(request).await;
-    grpc::collect(answer.expect("it is admitted").into_inner()).await
+    grpc::collect(answer.expect("the request is admitted").into_inner()).await
 }
 
 /// The code and the field of a refusal.
@@ -45,7 +45,7 @@ fn likelihoods(tokens: &[v1::Token]) -> Vec<Option<&v1::Logprobs>> {
 }
 
 #[tokio::test]
-async fn a_token_has_its_log_probability_and_those_of_the_likeliest() {
+async fn each_token_has_its_logprob_and_the_top_logprobs() {
     let asked = v1::CompletionRequest {
         logprobs: Some(2),
         ..request("a", 3)
@@ -54,7 +54,7 @@ async fn a_token_has_its_log_probability_and_those_of_the_likeliest() {
     let tokens = &completion.choices[0].tokens;
     assert_eq!(completion.texts(0).concat(), "token_0token_1token_2");
     for (index, logprobs) in (0..).zip(likelihoods(tokens)) {
-        let logprobs = logprobs.expect("they were asked for");
+        let logprobs = logprobs.expect("logprobs were requested");
         assert_eq!(logprobs.logprob, Some(-LN_2));
         assert_eq!(logprobs.token_bytes, format!("token_{index}").into_bytes());
         let top: Vec<_> = logprobs
@@ -69,7 +69,7 @@ async fn a_token_has_its_log_probability_and_those_of_the_likeliest() {
 }
 
 #[tokio::test]
-async fn tokens_that_were_held_back_keep_their_log_probabilities() {
+async fn held_back_tokens_keep_their_logprobs() {
     let asked = v1::CompletionRequest {
         logprobs: Some(0),
         stop: vec!["token_1token_9".to_owned()],
@@ -80,7 +80,7 @@ async fn tokens_that_were_held_back_keep_their_log_probabilities() {
         .into_iter()
         .enumerate()
     {
-        let logprobs = logprobs.expect("they were asked for");
+        let logprobs = logprobs.expect("logprobs were requested");
         assert_eq!(logprobs.token_bytes, format!("token_{index}").into_bytes());
     }
 }
@@ -109,7 +109,7 @@ async fn the_prompt_is_echoed_as_it_was_sent() {
 }
 
 #[tokio::test]
-async fn an_echoed_prompt_has_log_probabilities_of_all_tokens_but_the_first() {
+async fn echoed_prompt_tokens_have_logprobs_except_the_first() {
     // More tokens than may wait for their reader, and several choices.
     let prompt = "word ".repeat(1_000);
     let asked = v1::CompletionRequest {
@@ -124,7 +124,7 @@ async fn an_echoed_prompt_has_log_probabilities_of_all_tokens_but_the_first() {
     assert_eq!(tokens.len(), 1_000);
     for (index, token) in (0..).zip(tokens) {
         assert_eq!(token.id, index);
-        let logprobs = token.logprobs.as_ref().expect("they were asked for");
+        let logprobs = token.logprobs.as_ref().expect("logprobs were requested");
         let expected = (index > 0).then_some(-LN_2);
         assert_eq!(logprobs.logprob, expected, "token {index}");
         assert_eq!(logprobs.top.len(), usize::from(index > 0));
@@ -136,7 +136,7 @@ async fn an_echoed_prompt_has_log_probabilities_of_all_tokens_but_the_first() {
 }
 
 #[tokio::test]
-async fn a_prompt_may_be_scored_with_no_token_after_it() {
+async fn echo_with_max_tokens_0_scores_the_prompt_alone() {
     for logprobs in [None, Some(0)] {
         for prompt in ["one", "one two three"] {
             let asked = v1::CompletionRequest {
@@ -159,7 +159,7 @@ async fn a_prompt_may_be_scored_with_no_token_after_it() {
 }
 
 #[tokio::test]
-async fn a_stop_token_ends_a_choice_once_it_has_min_tokens() {
+async fn a_stop_token_ends_a_choice_only_after_min_tokens() {
     let asked = |min_tokens, is_shown| v1::CompletionRequest {
         stop_token_ids: vec![5, 2],
         min_tokens,
@@ -183,7 +183,7 @@ async fn a_stop_token_ends_a_choice_once_it_has_min_tokens() {
 }
 
 #[tokio::test]
-async fn a_stop_string_is_looked_for_after_min_tokens_and_shown_where_asked() {
+async fn a_stop_string_matches_only_after_min_tokens() {
     let asked = |min_tokens, is_shown| v1::CompletionRequest {
         stop: vec!["en_2tok".to_owned()],
         min_tokens,
@@ -205,7 +205,7 @@ async fn a_stop_string_is_looked_for_after_min_tokens_and_shown_where_asked() {
 }
 
 #[tokio::test]
-async fn what_the_model_cannot_honour_is_refused_with_its_field() {
+async fn unsupported_parameters_are_rejected_with_their_field() {
     let infill = v1::CompletionRequest {
         suffix: Some("b".to_owned()),
         ..request("a", 1)
@@ -220,7 +220,7 @@ async fn what_the_model_cannot_honour_is_refused_with_its_field() {
 }
 
 #[tokio::test]
-async fn a_chat_has_the_rest_of_the_context_where_it_does_not_say() {
+async fn a_chat_without_max_tokens_may_fill_the_context() {
     let asked = v1::CompletionRequest {
         input: Some(Input::Chat(chat("Hi"))),
         max_tokens: None,
@@ -241,7 +241,7 @@ async fn a_chat_has_the_rest_of_the_context_where_it_does_not_say() {
 }
 
 #[tokio::test]
-async fn text_and_conversations_are_tokenized_alike() {
+async fn text_and_chats_are_tokenized() {
     let server = server().await;
     let tokenized = async |input| {
         let request = v1::TokenizeRequest {
@@ -259,6 +259,6 @@ async fn text_and_conversations_are_tokenized_alike() {
     let chat = TokenizeInput::Chat(chat("one two"));
     let answer = tokenized(Some(chat)).await.expect("ids").into_inner();
     assert_eq!(answer.token_ids, [0, 1, 2], "the role is a word too");
-    let nothing = tokenized(None).await.expect_err("a refusal");
+    let nothing = tokenized(None).await.expect_err("the request is rejected");
     assert_eq!(Error::from(&nothing).kind, ErrorKind::MissingParameter);
 }

@@ -41,7 +41,7 @@ async fn engine_with(
     workers: &mut Vec<Running>,
     worker: impl Fn(&str) -> Program,
 ) -> Engine {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let socket = format!("unix:{}", folder.path().join("workers.sock").display());
     workers.push(worker(&socket).start());
     let attached = [
@@ -56,7 +56,7 @@ async fn engine_with(
     Engine {
         _running: running,
         http: http.replace("http://", ""),
-        grpc: InferenceClient::connect(door).await.expect("it answers"),
+        grpc: InferenceClient::connect(door).await.expect("the server accepts connections"),
         socket,
         _folder: folder,
     }
@@ -69,7 +69,7 @@ impl Engine {
         seen: impl FnMut(u32),
     ) -> grpc::Completion {
         let stream = self.grpc.clone().complete(request).await;
-        collect_from(stream.expect("it is admitted").into_inner(), seen).await
+        collect_from(stream.expect("the request is admitted").into_inner(), seen).await
     }
 
     /// How many workers the engine has lost, as its metrics say it.
@@ -125,7 +125,7 @@ async fn the_packages_own_tests_pass() {
 }
 
 #[tokio::test]
-async fn streams_survive_a_worker_in_python_that_is_killed() {
+async fn streams_survive_a_killed_python_worker() {
     let mut workers = Vec::new();
     let engine = engine(&mut workers, echo).await;
     // It is repeated byte by byte.
@@ -163,7 +163,7 @@ fn holding(socket: &str, holds: Duration) -> Program {
 }
 
 #[tokio::test]
-async fn a_device_call_that_holds_the_interpreter_is_a_pause_and_loses_no_worker() {
+async fn a_device_call_that_holds_the_gil_does_not_lose_the_worker() {
     let mut workers = Vec::new();
     let held = Duration::from_secs(1);
     let engine = engine_with(&["--heartbeat-timeout", "0.2"], &mut workers, |socket| {
@@ -177,7 +177,7 @@ async fn a_device_call_that_holds_the_interpreter_is_a_pause_and_loses_no_worker
 }
 
 #[tokio::test]
-async fn a_worker_that_is_killed_while_it_holds_the_interpreter_is_lost_at_once() {
+async fn killing_a_worker_that_holds_the_gil_is_detected_at_once() {
     let mut workers = Vec::new();
     let engine = engine_with(&[], &mut workers, |socket| {
         let hour = ["--heartbeat-timeout", "3600"];
@@ -200,7 +200,7 @@ async fn a_worker_that_is_killed_while_it_holds_the_interpreter_is_lost_at_once(
 }
 
 #[tokio::test]
-async fn a_real_model_on_a_worker_in_python_serves_both_doors() {
+async fn a_real_model_on_a_python_worker_serves_both_apis() {
     let mut workers = Vec::new();
     let engine = engine(&mut workers, real).await;
     let body = json!({"prompt": "The capital of France is", "max_tokens": 4, "temperature": 0, "stream": true});
@@ -215,18 +215,18 @@ async fn a_real_model_on_a_worker_in_python_serves_both_doors() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_frees_the_slot_of_a_real_model_on_a_worker_in_python() {
+async fn a_disconnect_frees_the_slot_of_a_real_model_on_a_python_worker() {
     let mut workers = Vec::new();
     let engine = engine(&mut workers, |socket| real(socket).args(["--slots", "1"])).await;
     let long = greedy("Once upon a time", 900);
     let stream = engine.grpc.clone().complete(long).await;
-    let mut stream = stream.expect("it is admitted").into_inner();
+    let mut stream = stream.expect("the request is admitted").into_inner();
     for _ in 0..5 {
         stream
             .message()
             .await
-            .expect("it goes on")
-            .expect("it goes on");
+            .expect("the stream continues")
+            .expect("the stream continues");
     }
     drop(stream);
     // All 900 tokens would take a quarter of a minute.
@@ -237,7 +237,7 @@ async fn a_client_that_leaves_frees_the_slot_of_a_real_model_on_a_worker_in_pyth
 }
 
 #[tokio::test]
-async fn a_request_that_crashes_two_processes_is_the_end_of_no_third() {
+async fn a_request_that_crashes_two_processes_is_not_retried_on_a_third() {
     let mut setup = Setup::test_runner(full_speed());
     let (path, arguments) = python_worker_command("tests/clients");
     let runner = ["--runner", "aborting_runner:AbortingRunner"].map(Into::into);

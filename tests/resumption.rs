@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use serde_json::json;
 use support::grpc::{collect, collect_from, grpc_error};
 use support::http::{completion, texts};
-use support::{Counts, Setup, every, full_speed, grpc};
+use support::{Counts, Setup, with_interval, full_speed, grpc};
 use tokenway::error::ErrorKind;
 use tokenway::proto::v1;
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
@@ -95,8 +95,8 @@ fn tokens(from: u32, to: u32) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_stream_whose_worker_crashes_loses_and_repeats_nothing_on_both_doors() {
-    let (setup, crashes) = fragile(every(Duration::from_millis(1)), 2);
+async fn a_worker_crash_loses_and_repeats_no_token() {
+    let (setup, crashes) = fragile(with_interval(Duration::from_millis(1)), 2);
     let server = setup.start().await;
     let body = json!({"prompt": "a", "max_tokens": 300, "stream": true});
     let http = (0..8).map(|_| completion(&body).fetch(&server));
@@ -125,15 +125,15 @@ async fn a_stream_whose_worker_crashes_loses_and_repeats_nothing_on_both_doors()
         assert_eq!((usage.prompt_tokens, usage.completion_tokens), (1, 300));
     }
     let counts = server.drain().await;
-    counts.assert_nothing_is_left();
+    counts.assert_all_gauges_are_zero();
     assert!(counts.get("tokenway_resumptions_total") > 0.0);
     let gaps = counts.get("tokenway_resumption_gap_seconds_count");
     assert!(gaps > 0.0, "{}", counts.0);
 }
 
 #[tokio::test]
-async fn a_request_that_crashes_two_workers_fails_and_those_beside_it_go_on() {
-    let (setup, _) = fragile(every(Duration::from_millis(1)), 3);
+async fn a_request_that_crashes_two_workers_fails_and_others_continue() {
+    let (setup, _) = fragile(with_interval(Duration::from_millis(1)), 3);
     let server = setup.start().await;
     let others =
         (0..12).map(|_| async { collect(server.stream(grpc::request("a", 200)).await).await });
@@ -152,7 +152,7 @@ async fn a_request_that_crashes_two_workers_fails_and_those_beside_it_go_on() {
 }
 
 #[tokio::test]
-async fn what_a_client_holds_is_not_sent_again_and_counts_in_the_usage() {
+async fn delivered_tokens_are_not_resent_and_count_in_the_usage() {
     let server = Setup::test_runner(full_speed()).start().await;
     let request = v1::CompletionRequest {
         n: Some(2),
@@ -166,7 +166,7 @@ async fn what_a_client_holds_is_not_sent_again_and_counts_in_the_usage() {
     let mut stream = server.stream(request).await;
     let mut indices = Vec::new();
     let mut usage = None;
-    while let Some(event) = stream.message().await.expect("it goes on") {
+    while let Some(event) = stream.message().await.expect("the stream continues") {
         match event.event.expect("one of them") {
             v1::completion_event::Event::Tokens(tokens) if tokens.choice == 1 => {
                 indices.extend(tokens.tokens.iter().map(|token| token.id));
@@ -182,7 +182,7 @@ async fn what_a_client_holds_is_not_sent_again_and_counts_in_the_usage() {
 }
 
 #[tokio::test]
-async fn a_token_that_was_held_back_when_the_client_left_is_not_told_twice() {
+async fn a_held_back_token_is_not_sent_twice_after_resuming() {
     let server = Setup::test_runner(full_speed()).start().await;
     // `token_1` may begin the stop string, and is told only when `token_2` has shown that it does not.
     let request = |resume| v1::CompletionRequest {
@@ -197,7 +197,7 @@ async fn a_token_that_was_held_back_when_the_client_left_is_not_told_twice() {
     };
     let mut stream = server.stream(request(vec![held])).await;
     let mut told = Vec::new();
-    while let Some(event) = stream.message().await.expect("it goes on") {
+    while let Some(event) = stream.message().await.expect("the stream continues") {
         if let Some(v1::completion_event::Event::Tokens(tokens)) = event.event {
             for (index, token) in (tokens.first_index..).zip(tokens.tokens.iter()) {
                 told.push((index, token.text.to_owned()));
@@ -209,7 +209,7 @@ async fn a_token_that_was_held_back_when_the_client_left_is_not_told_twice() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_resumed_is_refused_with_its_field() {
+async fn invalid_resumptions_are_rejected_with_their_field() {
     let server = Setup::test_runner(full_speed()).start().await;
     let resume = |ids: &[u32]| {
         vec![v1::ResumedChoice {

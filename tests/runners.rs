@@ -186,7 +186,7 @@ fn kind(completion: &grpc::Completion) -> ErrorKind {
 }
 
 #[tokio::test]
-async fn an_end_of_sequence_has_a_last_line_without_text_and_counts_in_the_usage() {
+async fn an_eos_token_is_a_last_line_without_text_and_counts_in_the_usage() {
     let server = server(Does::EndItself).await;
     let options = json!({"include_usage": true});
     let body = json!({"prompt": "a", "max_tokens": 9, "stream": true, "stream_options": options});
@@ -203,21 +203,21 @@ async fn an_end_of_sequence_has_a_last_line_without_text_and_counts_in_the_usage
 }
 
 #[tokio::test]
-async fn a_device_that_fails_loses_its_sequences() {
+async fn a_device_failure_ends_its_sequences_with_worker_lost() {
     let server = server(Does::Fail).await;
     let completion = complete(&server, grpc::request("a", 9)).await;
     assert_eq!(kind(&completion), ErrorKind::WorkerLost);
 }
 
 #[tokio::test]
-async fn a_runner_that_ignores_room_fails_the_sequence_and_never_loses_a_token_of_it() {
+async fn a_runner_that_ignores_room_fails_the_sequence() {
     let server = server(Does::IgnoreRoom).await;
     let completion = complete(&server, grpc::request("a", 10_000)).await;
     assert_eq!(kind(&completion), ErrorKind::Internal);
 }
 
 #[tokio::test]
-async fn the_worker_stamps_what_its_runner_does_not() {
+async fn the_worker_sets_timestamps_that_the_runner_leaves_out() {
     let server = server(Does::NotStamp).await;
     let mut request = grpc::request("a", 2);
     request.include_stamps = true;
@@ -227,7 +227,7 @@ async fn the_worker_stamps_what_its_runner_does_not() {
 }
 
 #[tokio::test]
-async fn a_prompt_that_the_model_cannot_take_is_refused() {
+async fn an_invalid_prompt_is_rejected() {
     let server = server(Does::EndItself).await;
     let mut client = server.grpc().await;
     let too_long = client.complete(grpc::request("123456789", 1)).await;
@@ -246,7 +246,7 @@ async fn a_prompt_that_the_model_cannot_take_is_refused() {
 }
 
 #[tokio::test]
-async fn the_device_is_told_on_whose_behalf_it_works_whatever_the_door() {
+async fn the_runner_receives_the_user_over_both_apis() {
     let (asked, mut callers) = mpsc::channel(2);
     let server = Setup::runner("scripted", Arc::new(Asked(asked)), 1)
         .start()

@@ -4,7 +4,7 @@ mod support;
 
 use serde_json::{Value, json};
 use support::http::{End, completion, texts};
-use support::{Setup, every, full_speed, grpc};
+use support::{Setup, with_interval, full_speed, grpc};
 use tokenway::proto::v1;
 
 use std::time::Duration;
@@ -14,7 +14,7 @@ fn tokens(count: usize) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn ndjson_is_one_line_for_each_token() {
+async fn ndjson_has_one_line_per_token() {
     let server = Setup::test_runner(full_speed()).start().await;
     let request = completion(&json!({"prompt": "a b c", "max_tokens": 2048, "stream": true}));
     let (response, body) = request.header("x-request-id", "mine").fetch(&server).await;
@@ -40,7 +40,7 @@ async fn ndjson_is_one_line_for_each_token() {
 }
 
 #[tokio::test]
-async fn server_sent_events_are_one_event_for_each_token_and_then_done() {
+async fn sse_has_one_event_per_token_and_then_done() {
     let server = Setup::test_runner(full_speed()).start().await;
     let options = json!({"include_usage": true});
     let body = json!({
@@ -69,7 +69,7 @@ async fn server_sent_events_are_one_event_for_each_token_and_then_done() {
 }
 
 #[tokio::test]
-async fn without_a_stream_the_answer_is_one_body() {
+async fn a_unary_response_is_one_body() {
     let server = Setup::test_runner(full_speed()).start().await;
     let body = json!({"prompt": "a b c", "max_tokens": 3, "n": 2});
     let (response, body) = completion(&body)
@@ -88,7 +88,7 @@ async fn without_a_stream_the_answer_is_one_body() {
 }
 
 #[tokio::test]
-async fn grpc_has_a_start_each_token_once_and_a_summary() {
+async fn a_grpc_stream_has_a_start_each_token_once_and_a_summary() {
     let server = Setup::test_runner(full_speed()).start().await;
     let mut request = grpc::request("a b c", 2048);
     request.seed = Some(-5);
@@ -112,8 +112,8 @@ async fn grpc_has_a_start_each_token_once_and_a_summary() {
 }
 
 #[tokio::test]
-async fn grpc_stamps_only_what_it_is_asked_to() {
-    let server = Setup::test_runner(every(Duration::from_millis(1)));
+async fn grpc_timestamps_are_sent_only_on_request() {
+    let server = Setup::test_runner(with_interval(Duration::from_millis(1)));
     let server = server.start().await;
     let mut client = server.grpc().await;
     for include_stamps in [false, true] {
@@ -131,8 +131,8 @@ async fn grpc_stamps_only_what_it_is_asked_to() {
 }
 
 #[tokio::test]
-async fn two_hundred_streams_at_once_lose_nothing_on_either_door() {
-    let server = Setup::test_runner(every(Duration::from_millis(1)))
+async fn two_hundred_concurrent_streams_lose_nothing() {
+    let server = Setup::test_runner(with_interval(Duration::from_millis(1)))
         .start()
         .await;
     let client = server.grpc().await;
@@ -165,11 +165,11 @@ async fn two_hundred_streams_at_once_lose_nothing_on_either_door() {
     for texts in over_http.into_iter().chain(over_grpc) {
         assert_eq!(texts, tokens(200));
     }
-    server.drain().await.assert_nothing_is_left();
+    server.drain().await.assert_all_gauges_are_zero();
 }
 
 #[tokio::test]
-async fn the_same_request_has_the_same_tokens_through_every_lane() {
+async fn the_same_request_has_the_same_tokens_over_every_api_and_format() {
     let engine = Setup::test_runner(full_speed()).start().await;
     let gateway = Setup::gateway(&[&engine]).start().await;
     let body = |stream: bool| {

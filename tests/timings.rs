@@ -23,7 +23,7 @@ fn counted(counts: &Counts, lane: &str, stage: &str) -> f64 {
 }
 
 #[tokio::test]
-async fn each_token_is_counted_once_in_each_stage_of_the_lane_by_which_it_left() {
+async fn each_token_is_counted_once_per_stage() {
     let server = Setup::test_runner(full_speed()).start().await;
     let ask = |tokens: u32, stream: bool| {
         completion(&json!({"prompt": "a", "max_tokens": tokens, "stream": stream}))
@@ -48,7 +48,7 @@ async fn each_token_is_counted_once_in_each_stage_of_the_lane_by_which_it_left()
 }
 
 #[tokio::test]
-async fn a_gateway_counts_its_stages_and_its_engine_the_others() {
+async fn gateway_and_engine_each_count_their_own_stages() {
     let engine = Setup::test_runner(full_speed()).start().await;
     let gateway = Setup::gateway(&[&engine]).start().await;
     objects(&gateway, 100, &json!({})).await;
@@ -59,7 +59,7 @@ async fn a_gateway_counts_its_stages_and_its_engine_the_others() {
 }
 
 #[tokio::test]
-async fn the_last_object_has_the_times_where_they_are_asked_for() {
+async fn include_timings_adds_timings_to_the_last_object() {
     let engine = Setup::test_runner(full_speed()).start().await;
     let gateway = Setup::gateway(&[&engine]).start().await;
     for server in [&engine, &gateway] {
@@ -85,7 +85,7 @@ async fn the_last_object_has_the_times_where_they_are_asked_for() {
 }
 
 #[tokio::test]
-async fn times_that_are_not_asked_for_are_not_shown() {
+async fn timings_are_sent_only_on_request() {
     let server = Setup::test_runner(full_speed()).start().await;
     let with_usage = objects(&server, 3, &json!({"include_usage": true})).await;
     assert!(with_usage[6].get("timings").is_none());
@@ -95,7 +95,7 @@ async fn times_that_are_not_asked_for_are_not_shown() {
 }
 
 #[tokio::test]
-async fn a_summary_over_grpc_has_the_times_of_all_stages() {
+async fn the_grpc_summary_has_the_timings_of_all_stages() {
     let server = Setup::test_runner(full_speed()).start().await;
     let completion = grpc::collect(server.stream(grpc::request("a", 300)).await).await;
     let timings = completion.summary.and_then(|summary| summary.timings);

@@ -3,7 +3,7 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::http::{get, post, refusal, refused};
+use support::http::{get, post, http_error, expected_error};
 use support::{Counts, Setup, TestServer, full_speed};
 
 async fn answer(server: &TestServer, path: &str, body: &Value) -> Value {
@@ -13,7 +13,7 @@ async fn answer(server: &TestServer, path: &str, body: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn text_and_conversations_have_tokens_and_tokens_have_text() {
+async fn text_and_chats_are_tokenized_and_tokens_detokenized() {
     let engine = Setup::test_runner(full_speed()).start().await;
     let gateway = Setup::gateway(&[&engine]).start().await;
     let tokens = |count: u32| {
@@ -32,7 +32,7 @@ async fn text_and_conversations_have_tokens_and_tokens_have_text() {
 }
 
 #[tokio::test]
-async fn an_engine_without_the_model_is_passed_over() {
+async fn tokenize_reaches_the_engine_that_serves_the_model() {
     let engine = |name: &str| {
         let mut setup = Setup::test_runner(full_speed());
         setup.engine().models[0].name = name.to_owned();
@@ -50,7 +50,7 @@ async fn an_engine_without_the_model_is_passed_over() {
 }
 
 #[tokio::test]
-async fn the_tokenizer_of_each_of_several_models_is_told() {
+async fn tokenizer_info_is_reported_per_model() {
     let mut setup = Setup::test_runner(full_speed());
     setup.engine().models[0].name = "first".to_owned();
     let mut second = setup.engine().models[0].clone();
@@ -63,47 +63,47 @@ async fn the_tokenizer_of_each_of_several_models_is_told() {
     for (path, expected) in [
         (
             "/tokenizer_info",
-            refused(400, "missing_parameter", Some("model")),
+            expected_error(400, "missing_parameter", Some("model")),
         ),
         (
             "/tokenizer_info?model=third",
-            refused(404, "model_not_found", Some("model")),
+            expected_error(404, "model_not_found", Some("model")),
         ),
         (
             "/tokenizer_info?name=first",
-            refused(400, "unknown_parameter", Some("name")),
+            expected_error(400, "unknown_parameter", Some("name")),
         ),
     ] {
-        assert_eq!(refusal(&server, get(path)).await, expected, "{path}");
+        assert_eq!(http_error(&server, get(path)).await, expected, "{path}");
     }
 }
 
 #[tokio::test]
-async fn what_cannot_be_tokenized_is_refused_and_counted() {
+async fn invalid_tokenize_requests_are_rejected_and_counted() {
     let server = Setup::test_runner(full_speed()).start().await;
     for (path, body, expected) in [
         (
             "/tokenize",
             json!({"prompt": "a", "model": "nobody"}),
-            refused(404, "model_not_found", Some("model")),
+            expected_error(404, "model_not_found", Some("model")),
         ),
         (
             "/tokenize",
             json!({"messages": []}),
-            refused(400, "invalid_value", Some("messages")),
+            expected_error(400, "invalid_value", Some("messages")),
         ),
         (
             "/detokenize",
             json!({"tokens": "a"}),
-            refused(400, "invalid_type", Some("tokens")),
+            expected_error(400, "invalid_type", Some("tokens")),
         ),
     ] {
         let request = post(path, body.to_string());
-        assert_eq!(refusal(&server, request).await, expected);
+        assert_eq!(http_error(&server, request).await, expected);
     }
     let plain = post("/tokenize", "{}").header("content-type", "text/plain");
-    let expected = refused(415, "unsupported_media_type", None);
-    assert_eq!(refusal(&server, plain).await, expected);
+    let expected = expected_error(415, "unsupported_media_type", None);
+    assert_eq!(http_error(&server, plain).await, expected);
     let counted = |reason: &str| {
         let metric = "tokenway_requests_rejected_total";
         format!("{metric}{{api=\"http\",reason=\"{reason}\"}}")

@@ -1,9 +1,9 @@
-//! Fields that clients send beside those of a request: hints, and fields that nobody here knows.
+//! Request fields without effect: known hints and unknown fields.
 
 mod support;
 
 use serde_json::{Value, json};
-use support::http::{Request, completion, post, refusal, refused};
+use support::http::{Request, completion, post, http_error, expected_error};
 use support::{Counts, Setup, TestServer, full_speed};
 
 const IGNORED: &str = "tokenway_ignored_fields_total";
@@ -12,7 +12,7 @@ async fn server() -> TestServer {
     Setup::test_runner(full_speed()).start().await
 }
 
-async fn ignoring() -> TestServer {
+async fn server_ignoring_unknown_fields() -> TestServer {
     let setup = Setup::test_runner(full_speed());
     setup.ignoring_unknown_fields().start().await
 }
@@ -34,7 +34,7 @@ fn text(fields: &Value) -> Request {
 }
 
 #[tokio::test]
-async fn hints_that_change_no_answer_are_accepted_on_both_routes() {
+async fn hints_without_effect_are_accepted_on_both_routes() {
     let server = server().await;
     for hint in [
         json!({"prompt_cache_key": "a"}),
@@ -51,13 +51,13 @@ async fn hints_that_change_no_answer_are_accepted_on_both_routes() {
         }
     }
     let wrong = json!({"prompt_cache_key": 1});
-    let expected = refused(400, "invalid_type", Some("prompt_cache_key"));
-    assert_eq!(refusal(&server, chat(&wrong)).await, expected);
-    assert_eq!(refusal(&server, text(&wrong)).await, expected);
+    let expected = expected_error(400, "invalid_type", Some("prompt_cache_key"));
+    assert_eq!(http_error(&server, chat(&wrong)).await, expected);
+    assert_eq!(http_error(&server, text(&wrong)).await, expected);
 }
 
 #[tokio::test]
-async fn an_unknown_field_is_refused_and_the_error_says_which_setting_ignores_it() {
+async fn an_unknown_field_is_rejected_and_the_error_names_the_setting() {
     let server = server().await;
     let (response, body) = text(&json!({"no_stop_trim": false})).fetch(&server).await;
     assert_eq!(response.status, 400);
@@ -72,10 +72,10 @@ async fn an_unknown_field_is_refused_and_the_error_says_which_setting_ignores_it
 }
 
 #[tokio::test]
-async fn ignored_fields_are_named_in_a_header_of_every_kind_of_answer_and_counted() {
+async fn ignored_fields_are_counted_and_listed_in_a_response_header() {
     let engine = server().await;
     let gateway = Setup::gateway(&[&engine]).ignoring_unknown_fields();
-    for server in [ignoring().await, gateway.start().await] {
+    for server in [server_ignoring_unknown_fields().await, gateway.start().await] {
         let stream = json!({"cat": 1, "stream": true, "stream_options": {"dog": 2}});
         for (request, expected) in [
             (text(&json!({"cat": 1})), "cat"),
@@ -102,14 +102,14 @@ async fn ignored_fields_are_named_in_a_header_of_every_kind_of_answer_and_counte
 }
 
 #[tokio::test]
-async fn a_known_field_that_cannot_be_honoured_is_refused_where_unknown_ones_are_ignored() {
-    let server = ignoring().await;
+async fn unsupported_fields_are_rejected_even_when_unknown_fields_are_ignored() {
+    let server = server_ignoring_unknown_fields().await;
     let tools = json!({"tools": [{"type": "function"}], "cat": 1});
-    let expected = refused(400, "unsupported_parameter", Some("tools"));
-    assert_eq!(refusal(&server, chat(&tools)).await, expected);
-    let expected = refused(400, "unsupported_parameter", Some("suffix"));
+    let expected = expected_error(400, "unsupported_parameter", Some("tools"));
+    assert_eq!(http_error(&server, chat(&tools)).await, expected);
+    let expected = expected_error(400, "unsupported_parameter", Some("suffix"));
     assert_eq!(
-        refusal(&server, text(&json!({"suffix": "a"}))).await,
+        http_error(&server, text(&json!({"suffix": "a"}))).await,
         expected
     );
 }

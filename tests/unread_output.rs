@@ -32,7 +32,7 @@ struct Fleet {
 }
 
 async fn fleet(start: impl FnOnce(Program) -> Running) -> Fleet {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let socket = format!("unix:{}", folder.path().join("engine.sock").display());
     let program = tokenway().args(["engine", "--grpc-listen", &socket, "--drain-grace", "0"]);
     let program = program.env("TOKENWAY_LOG", "trace");
@@ -72,7 +72,7 @@ fn full_disk() -> File {
 }
 
 #[tokio::test]
-async fn output_on_a_full_disk_is_lost_and_nothing_else() {
+async fn a_full_disk_loses_output_and_nothing_else() {
     let on_full_disk = |program: Program| {
         program
             .log_to_file(full_disk())
@@ -82,7 +82,7 @@ async fn output_on_a_full_disk_is_lost_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn output_into_closed_pipes_is_lost_and_nothing_else() {
+async fn closed_pipes_lose_output_and_nothing_else() {
     let into_closed_pipes = |program: Program| {
         let (reader, writer) = pipe().expect("a pipe");
         let (program, log) = program.log_to_pipe();
@@ -93,7 +93,7 @@ async fn output_into_closed_pipes_is_lost_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn output_into_full_pipes_that_nobody_reads_is_lost_and_nothing_else() {
+async fn full_pipes_lose_output_and_nothing_else() {
     let ((output, writer), (log, log_writer)) = (full_pipe(), full_pipe());
     let into_full_pipes = |program: Program| {
         let program = program.log_to_file(log_writer);
@@ -111,7 +111,7 @@ fn full_pipe() -> (PipeReader, PipeWriter) {
 }
 
 #[tokio::test]
-async fn a_log_that_nobody_reads_costs_its_lines_which_are_counted() {
+async fn dropped_log_lines_are_counted() {
     let free = "127.0.0.1:0";
     let doors = ["serve", "--http-listen", free, "--grpc-listen", free];
     let program = tokenway().args(doors).args(["--drain-grace", "0"]);
@@ -126,14 +126,14 @@ async fn a_log_that_nobody_reads_costs_its_lines_which_are_counted() {
     let (http, grpc_url) = (url().await, url().await);
     assert!(running.line().await.starts_with("ready "));
     let client = InferenceClient::connect(grpc_url).await;
-    let client = client.expect("the gRPC API answers");
+    let client = client.expect("the server accepts connections");
     // The frames of these streams are several megabytes of trace.
     let streams = (0..8).map(|_| async {
         let stream = client
             .clone()
             .complete(grpc::request("a", MANY_TOKENS))
             .await;
-        grpc::collect(stream.expect("it is admitted").into_inner()).await
+        grpc::collect(stream.expect("the request is admitted").into_inner()).await
     });
     for completion in join_all(streams).await {
         assert_eq!(completion.usage().completion_tokens, MANY_TOKENS);
@@ -150,8 +150,8 @@ async fn a_log_that_nobody_reads_costs_its_lines_which_are_counted() {
 }
 
 #[tokio::test]
-async fn a_worker_whose_log_nobody_reads_serves_its_engine() {
-    let folder = tempfile::tempdir().expect("a folder");
+async fn a_worker_with_an_unread_log_keeps_serving() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let socket = format!("unix:{}", folder.path().join("workers.sock").display());
     let (log, writer) = full_pipe();
     let worker = tokenway().args(["worker", "--engine", &socket, "--runner", "llm_test"]);
@@ -179,7 +179,7 @@ async fn a_worker_whose_log_nobody_reads_serves_its_engine() {
 }
 
 #[tokio::test]
-async fn a_worker_process_is_replaced_though_nobody_reads_that_it_was_lost() {
+async fn a_lost_worker_process_is_replaced_with_unread_output() {
     let isolated = ["--isolation", "process", "--drain-grace", "0"];
     let slow = ["--test-runner-frequency-ms", "5", "--slots", "4"];
     let (mut server, [http, _]) = serving(&[isolated, slow].concat()).await;
@@ -199,7 +199,7 @@ async fn a_worker_process_is_replaced_though_nobody_reads_that_it_was_lost() {
 }
 
 #[tokio::test]
-async fn the_help_into_a_closed_pipe_is_no_crash() {
+async fn help_into_a_closed_pipe_exits_with_0() {
     let (reader, writer) = pipe().expect("a pipe");
     drop(reader);
     let (program, log) = tokenway().arg("--help").log_to_pipe();

@@ -1,5 +1,5 @@
-//! Workers in processes of their own, started by the engine or attached to it: killed and stopped at seeded
-//! moments, they cost their streams a pause and nothing else.
+//! Workers in their own processes, started by the engine or connected to it. Killing or stopping them pauses their
+//! streams and loses nothing.
 
 mod support;
 
@@ -24,8 +24,8 @@ fn tokens() -> Vec<String> {
     (0..TOKENS).map(|index| format!("token_{index}")).collect()
 }
 
-/// Three workers, 2 ms a token, found missing within half a second.
-const THREE: [&str; 8] = [
+/// Three workers, 2 ms per token, a heartbeat timeout of 0.5 s.
+const THREE_WORKERS: [&str; 8] = [
     "--workers",
     "3",
     "--slots",
@@ -36,49 +36,49 @@ const THREE: [&str; 8] = [
     "0.5",
 ];
 
-/// Streams by both doors, while at these tokens of one of them a child gets a signal, each time another. Every stream
-/// must be whole. Those children are left.
-async fn survives(
+/// Runs streams over both APIs and sends `faults` (token index and signal) to one child after the other, by the progress
+/// of one stream. Asserts that every stream is complete. Returns the children that got a signal.
+async fn streams_survive(
     server: &Running,
-    [http, door]: &[String; 2],
+    [http, grpc_url]: &[String; 2],
     faults: &[(u32, Signal)],
 ) -> Vec<Pid> {
     let address = http.replace("http://", "");
     let body = json!({"prompt": "a", "max_tokens": TOKENS, "stream": true});
-    let asked = (0..STREAMS).map(|_| async {
+    let over_http = (0..STREAMS).map(|_| async {
         let mut response = completion(&body).send_to(&address).await;
         (response.status, response.rest().await)
     });
-    let client = InferenceClient::connect(door.clone()).await;
-    let client = client.expect("the gRPC door answers");
-    let called = (0..STREAMS).map(|_| {
+    let client = InferenceClient::connect(grpc_url.clone()).await;
+    let client = client.expect("the server accepts connections");
+    let over_grpc = (0..STREAMS).map(|_| {
         let mut client = client.clone();
         async move {
             let stream = client.complete(grpc::request("a", TOKENS)).await;
-            collect_from(stream.expect("it is admitted").into_inner(), |_| ()).await
+            collect_from(stream.expect("the request is admitted").into_inner(), |_| ()).await
         }
     });
     let faults_count = faults.len();
     let mut children = server.children();
     children.shuffle(&mut StdRng::seed_from_u64(7));
     let mut faults = faults.iter().zip(&children).peekable();
-    let watched = async {
+    let with_faults = async {
         let stream = client.clone().complete(grpc::request("a", TOKENS)).await;
-        let stream = stream.expect("it is admitted").into_inner();
-        collect_from(stream, |seen| {
-            if let Some(((_, signal), child)) = faults.next_if(|((at, _), _)| *at < seen) {
+        let stream = stream.expect("the request is admitted").into_inner();
+        collect_from(stream, |count| {
+            if let Some(((_, signal), child)) = faults.next_if(|((at, _), _)| *at < count) {
                 server.signal_child(*child, *signal);
             }
         })
         .await
     };
-    let (asked, mut called, watched) = tokio::join!(join_all(asked), join_all(called), watched);
-    for (status, answer) in asked {
-        assert_eq!(status, 200, "{}", answer.text);
-        assert_eq!(texts(&answer.lines(), 0), tokens());
+    let (over_http, mut over_grpc, with_faults) = tokio::join!(join_all(over_http), join_all(over_grpc), with_faults);
+    for (status, body) in over_http {
+        assert_eq!(status, 200, "{}", body.text);
+        assert_eq!(texts(&body.lines(), 0), tokens());
     }
-    called.push(watched);
-    for completion in called {
+    over_grpc.push(with_faults);
+    for completion in over_grpc {
         assert!(completion.error.is_none(), "{:?}", completion.error);
         assert_eq!(completion.texts(0), tokens());
         assert_eq!(completion.usage().completion_tokens, TOKENS);
@@ -93,26 +93,26 @@ async fn metric(http: &str, name: &str) -> f64 {
     let value = text
         .lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    value.expect("it is there").parse().expect("it is a number")
+    value.expect("the metric exists").parse().expect("the value is a number")
 }
 
 #[tokio::test]
-async fn streams_survive_children_that_are_killed() {
-    let arguments = [&["--isolation", "process"], &THREE[..]].concat();
-    let (mut server, doors) = serving(&arguments).await;
+async fn streams_survive_killed_worker_processes() {
+    let arguments = [&["--isolation", "process"], &THREE_WORKERS[..]].concat();
+    let (mut server, urls) = serving(&arguments).await;
     let faults = [(20, Signal::KILL), (200, Signal::KILL), (400, Signal::KILL)];
-    for _ in survives(&server, &doors, &faults).await {
+    for _ in streams_survive(&server, &urls, &faults).await {
         server.logs("a worker was lost").await;
     }
-    assert!(metric(&doors[0], "tokenway_resumptions_total").await > 0.0);
-    assert_eq!(metric(&doors[0], "tokenway_workers_lost_total").await, 3.0);
+    assert!(metric(&urls[0], "tokenway_resumptions_total").await > 0.0);
+    assert_eq!(metric(&urls[0], "tokenway_workers_lost_total").await, 3.0);
 }
 
 #[tokio::test]
-async fn streams_survive_a_child_that_hangs_and_it_is_replaced() {
-    let arguments = [&["--isolation", "process"], &THREE[..]].concat();
-    let (mut server, doors) = serving(&arguments).await;
-    for hung in survives(&server, &doors, &[(20, Signal::STOP)]).await {
+async fn streams_survive_a_hung_worker_process_and_it_is_replaced() {
+    let arguments = [&["--isolation", "process"], &THREE_WORKERS[..]].concat();
+    let (mut server, urls) = serving(&arguments).await;
+    for hung in streams_survive(&server, &urls, &[(20, Signal::STOP)]).await {
         server.logs("it sent no heartbeat in time").await;
         gone(hung).await;
         server.logs("a worker has dialled in").await;
@@ -120,7 +120,7 @@ async fn streams_survive_a_child_that_hangs_and_it_is_replaced() {
 }
 
 #[tokio::test]
-async fn no_child_outlives_its_engine() {
+async fn no_worker_process_outlives_its_engine() {
     let (server, _) = serving(&["--isolation", "process", "--workers", "2"]).await;
     let children = server.children();
     assert_eq!(children.len(), 2);
@@ -132,7 +132,7 @@ async fn no_child_outlives_its_engine() {
 }
 
 #[tokio::test]
-async fn what_ends_an_engine_by_its_process_group_leaves_its_children_to_it() {
+async fn worker_processes_have_their_own_process_groups() {
     let (server, _) = serving(&["--isolation", "process"]).await;
     for child in server.children() {
         assert_eq!(getpgid(Some(child)), Ok(child));
@@ -140,7 +140,7 @@ async fn what_ends_an_engine_by_its_process_group_leaves_its_children_to_it() {
 }
 
 #[tokio::test]
-async fn children_end_with_an_engine_that_drains() {
+async fn worker_processes_end_when_the_engine_drains() {
     let arguments = [
         "--isolation",
         "process",
@@ -158,8 +158,8 @@ async fn children_end_with_an_engine_that_drains() {
 }
 
 #[tokio::test]
-async fn streams_survive_attached_workers_that_leave_and_others_may_join() {
-    let folder = tempfile::tempdir().expect("a folder");
+async fn streams_survive_a_killed_remote_worker_and_a_new_one_may_join() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let socket = format!("unix:{}", folder.path().join("workers.sock").display());
     let arguments = [
         "--runner",
@@ -169,7 +169,7 @@ async fn streams_survive_attached_workers_that_leave_and_others_may_join() {
         "--worker-listen",
         &socket,
     ];
-    let attached = || {
+    let start_worker = || {
         let arguments = [
             "worker",
             "--engine",
@@ -179,17 +179,17 @@ async fn streams_survive_attached_workers_that_leave_and_others_may_join() {
         ];
         tokenway().args(arguments).start()
     };
-    let first = attached();
-    let (_server, [http, door]) = serving(&arguments).await;
-    let client = InferenceClient::connect(door).await.expect("it answers");
+    let first = start_worker();
+    let (_server, [http, grpc_url]) = serving(&arguments).await;
+    let client = InferenceClient::connect(grpc_url).await.expect("the server accepts connections");
     let mut second = None;
     let mut first = Some(first);
     let stream = client.clone().complete(grpc::request("a", TOKENS)).await;
-    let stream = stream.expect("it is admitted").into_inner();
-    let completion = collect_from(stream, |seen| {
-        if seen > 20 && second.is_none() {
-            second = Some(attached());
-            first.take().expect("it runs").signal(Signal::KILL);
+    let stream = stream.expect("the request is admitted").into_inner();
+    let completion = collect_from(stream, |count| {
+        if count > 20 && second.is_none() {
+            second = Some(start_worker());
+            first.take().expect("the worker is running").signal(Signal::KILL);
         }
     })
     .await;
@@ -198,8 +198,8 @@ async fn streams_survive_attached_workers_that_leave_and_others_may_join() {
 }
 
 #[tokio::test]
-async fn an_attached_worker_serves_the_engine_that_comes_after_its_own() {
-    let folder = tempfile::tempdir().expect("a folder");
+async fn a_remote_worker_reconnects_to_a_restarted_engine() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let socket = format!("unix:{}", folder.path().join("workers.sock").display());
     let _worker = tokenway().args(["worker", "--engine", &socket]).start();
     let attached = [
@@ -212,16 +212,16 @@ async fn an_attached_worker_serves_the_engine_that_comes_after_its_own() {
     ];
     let arguments = [&attached[..], &["--worker-listen", &socket]].concat();
     for _ in 0..2 {
-        // It is ready, and so has the worker.
+        // The engine is ready, so the worker has connected.
         let (engine, _) = serving(&arguments).await;
         assert_eq!(engine.interrupt().await, Some(0));
     }
 }
 
 #[tokio::test]
-async fn a_child_that_is_killed_while_it_loads_is_started_again() {
-    let folder = tempfile::tempdir().expect("a folder");
-    // The first one does not live to load anything.
+async fn a_worker_process_killed_while_loading_is_restarted() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    // The first process kills itself before it loads anything.
     let script = format!(
         "if mkdir {}; then kill -9 $$; fi; exec {} worker --runner llm_test \"$@\"",
         folder.path().join("was-there").display(),

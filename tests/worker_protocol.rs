@@ -1,4 +1,4 @@
-//! What an engine says to whoever dials its worker socket: a worker that is written here, message by message.
+//! The engine's side of the worker protocol, tested with a worker that sends each message by hand.
 
 mod support;
 
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use serde_json::json;
-use support::http::{Refusal, get, post, refusal, refused};
+use support::http::{HttpError, get, post, http_error, expected_error};
 use support::{Counts, Setup, TestServer, full_speed, grpc};
 use tempfile::TempDir;
 use tokenway::error::{Error, ErrorKind};
@@ -14,7 +14,7 @@ use tokenway::listen::Address;
 use tokenway::proto::v1;
 use tokenway::proto::worker as proto;
 use tokenway::proto::worker::answer::Answer;
-use tokenway::proto::worker::attach_request::Message as Said;
+use tokenway::proto::worker::attach_request::Message as Sent;
 use tokenway::proto::worker::attach_response::Message;
 use tokenway::proto::worker::device_worker_client::DeviceWorkerClient;
 use tokenway::proto::worker::question::About;
@@ -25,7 +25,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
-/// An engine whose only model has no workers but those that dial in.
+/// An engine whose only model is served by remote workers.
 struct Engine {
     server: TestServer,
     channel: Channel,
@@ -33,7 +33,7 @@ struct Engine {
 }
 
 async fn engine(change: impl FnOnce(&mut Setup)) -> Engine {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("workers.sock");
     let endpoint = Endpoint::from_shared(format!("unix:{}", path.display()));
     let mut setup = Setup::test_runner(full_speed());
@@ -50,10 +50,10 @@ async fn engine(change: impl FnOnce(&mut Setup)) -> Engine {
     }
 }
 
-/// The worker's end of a stream.
+/// The worker's end of an `Attach` stream.
 struct Worker {
-    says: mpsc::Sender<proto::AttachRequest>,
-    hears: Streaming<proto::AttachResponse>,
+    sender: mpsc::Sender<proto::AttachRequest>,
+    receiver: Streaming<proto::AttachResponse>,
 }
 
 fn hello() -> proto::Hello {
@@ -80,165 +80,165 @@ fn ready() -> proto::Ready {
 }
 
 impl Engine {
-    /// Dials, with this as the first word.
-    async fn dial(&self, first: Said) -> Result<Worker, Status> {
-        let (says, requests) = mpsc::channel(16);
+    /// Connects and sends `first` as the first message.
+    async fn connect(&self, first: Sent) -> Result<Worker, Status> {
+        let (sender, requests) = mpsc::channel(16);
         let mut worker = DeviceWorkerClient::new(self.channel.clone());
         let message = Some(first);
         let first = proto::AttachRequest { message };
-        says.send(first).await.expect("there is room");
+        sender.send(first).await.expect("the channel has room");
         let attached = worker.attach(ReceiverStream::new(requests)).await?;
         let mut worker = Worker {
-            says,
-            hears: attached.into_inner(),
+            sender,
+            receiver: attached.into_inner(),
         };
-        assert!(matches!(worker.hear().await?, Message::Welcome(_)));
+        assert!(matches!(worker.receive().await?, Message::Welcome(_)));
         Ok(worker)
     }
 
-    /// A worker that is ready, and is known to be.
+    /// Connects a worker that is ready and waits until the engine knows it.
     async fn worker(&self) -> Worker {
-        let worker = self.dial(Said::Hello(hello())).await.expect("it is taken");
-        worker.say(Said::Ready(ready())).await;
+        let worker = self.connect(Sent::Hello(hello())).await.expect("the worker is accepted");
+        worker.send(Sent::Ready(ready())).await;
         self.server.loaded().await;
         worker
     }
 
-    /// Dials as a worker that may send nothing for so long.
+    /// Connects with this heartbeat timeout, in milliseconds.
     async fn connect_with_heartbeat_timeout(
         &self,
         heartbeat_timeout_ms: u32,
     ) -> Result<Worker, Status> {
-        self.dial(Said::Hello(proto::Hello {
+        self.connect(Sent::Hello(proto::Hello {
             heartbeat_timeout_ms,
             ..hello()
         }))
         .await
     }
 
-    /// Another worker that is ready; the engine knows when it has read so far.
-    async fn another(&self, name: &str) -> Worker {
+    /// Connects another worker and sends `ready`. Does not wait until the engine has read it.
+    async fn connect_another(&self, name: &str) -> Worker {
         let hello = proto::Hello {
             name: name.to_owned(),
             ..hello()
         };
-        let worker = self.dial(Said::Hello(hello)).await.expect("it is taken");
-        worker.say(Said::Ready(ready())).await;
+        let worker = self.connect(Sent::Hello(hello)).await.expect("the worker is accepted");
+        worker.send(Sent::Ready(ready())).await;
         worker
     }
 
-    /// Two workers that are ready and have nothing to do, and are known to be.
+    /// Connects two workers that are ready and idle, and waits until the engine knows both.
     async fn two_workers(&self) -> [Worker; 2] {
-        let mut one = self.dial(Said::Hello(hello())).await.expect("it is taken");
+        let mut one = self.connect(Sent::Hello(hello())).await.expect("the worker is accepted");
         let ready = proto::Ready {
             slots: 1,
             ..ready()
         };
-        one.say(Said::Ready(ready)).await;
+        one.send(Sent::Ready(ready)).await;
         self.server.loaded().await;
         let body = json!({"prompt": [5], "max_tokens": 1});
         let mut posts = Vec::new();
-        // The first takes the only slot, so that the second waits for another worker.
+        // The first request takes the only slot of `one`, so the second runs on `two`.
         for _ in 0..2 {
             posts.push(self.post("/v1/completions", &body));
-            let (question, _) = one.asked().await;
+            let (question, _) = one.next_call().await;
             one.answer(question, Answer::Pieces(piece())).await;
             if posts.len() == 1 {
-                let sequence = one.submitted().await.sequence;
-                one.say(Said::Accepted(proto::Accepted { sequence })).await;
+                let sequence = one.next_submit().await.sequence;
+                one.send(Sent::Accepted(proto::Accepted { sequence })).await;
             }
         }
-        let mut two = self.another("two").await;
-        let second = two.submitted().await.sequence;
+        let mut two = self.connect_another("two").await;
+        let second = two.next_submit().await.sequence;
         let accepted = proto::Accepted { sequence: second };
-        two.say(Said::Accepted(accepted)).await;
+        two.send(Sent::Accepted(accepted)).await;
         for (worker, sequence) in [(&one, 1), (&two, second)] {
             worker
-                .say(step(scored(sequence, 7, proto::End::Length)))
+                .send(step(scored(sequence, 7, proto::End::Length)))
                 .await;
         }
         for post in posts {
-            assert_eq!(post.await.expect("it does not panic"), 200);
+            assert_eq!(post.await.expect("the task does not panic"), 200);
         }
         [one, two]
     }
 
-    /// Has each of two workers asked once. The second answers; the question of the first is left to it.
-    async fn ask_both(&self, one: &mut Worker, two: &mut Worker) -> (Vec<JoinHandle<u16>>, u64) {
+    /// Sends two tokenizer calls, one to each worker. `two` answers; the call to `one` is returned unanswered.
+    async fn call_both(&self, one: &mut Worker, two: &mut Worker) -> (Vec<JoinHandle<u16>>, u64) {
         let body = json!({"prompt": "hi"});
         let posts = (0..2).map(|_| self.post("/tokenize", &body)).collect();
-        let (question, _) = two.asked().await;
+        let (question, _) = two.next_call().await;
         two.answer(question, ids()).await;
-        (posts, one.asked().await.0)
+        (posts, one.next_call().await.0)
     }
 
-    /// Posts this; the status of what comes.
+    /// Sends a POST request in the background. Returns its status.
     fn post(&self, path: &str, body: &serde_json::Value) -> JoinHandle<u16> {
         let request = post(path, body.to_string());
         let address = self.server.http_address();
         tokio::spawn(async move { request.send_to(&address).await.status })
     }
 
-    /// The status with which the stream of the worker of this name ends that says this.
-    async fn broke(&self, name: &str, said: impl IntoIterator<Item = Said>) -> Status {
+    /// Connects a worker of this name, sends these messages and returns the status that ends its stream.
+    async fn status_after(&self, name: &str, messages: impl IntoIterator<Item = Sent>) -> Status {
         let hello = proto::Hello {
             name: name.to_owned(),
             ..hello()
         };
-        let mut worker = self.dial(Said::Hello(hello)).await.expect("it is taken");
-        for said in said {
-            worker.say(said).await;
+        let mut worker = self.connect(Sent::Hello(hello)).await.expect("the worker is accepted");
+        for message in messages {
+            worker.send(message).await;
         }
         worker.ended().await
     }
 }
 
 impl Worker {
-    async fn say(&self, message: Said) {
+    async fn send(&self, message: Sent) {
         let message = Some(message);
-        // An engine that has ended the stream does not hear it.
-        let _ = self.says.send(proto::AttachRequest { message }).await;
+        // Sending fails if the engine has ended the stream.
+        let _ = self.sender.send(proto::AttachRequest { message }).await;
     }
 
-    async fn hear(&mut self) -> Result<Message, Status> {
-        let heard = self.hears.message().await?;
-        let heard = heard.ok_or_else(|| Status::cancelled("the engine ended the stream"))?;
-        Ok(heard.message.expect("a message is one of them"))
+    async fn receive(&mut self) -> Result<Message, Status> {
+        let received = self.receiver.message().await?;
+        let received = received.ok_or_else(|| Status::cancelled("the engine ended the stream"))?;
+        Ok(received.message.expect("the message has a known type"))
     }
 
-    /// The status with which its stream ends.
+    /// Waits until the engine ends the stream and returns the status.
     async fn ended(&mut self) -> Status {
         loop {
-            if let Err(status) = self.hear().await {
+            if let Err(status) = self.receive().await {
                 return status;
             }
         }
     }
 
-    /// Ends its stream. The engine has read all that it said when this returns.
+    /// Ends the stream. The engine has read every message when this returns.
     async fn leave(self) {
-        let Self { says, mut hears } = self;
-        drop(says);
-        while let Ok(Some(_)) = hears.message().await {}
+        let Self { sender, mut receiver } = self;
+        drop(sender);
+        while let Ok(Some(_)) = receiver.message().await {}
     }
 
-    async fn submitted(&mut self) -> proto::Submit {
-        let Message::Submit(submit) = self.hear().await.expect("the stream goes on") else {
-            panic!("something else than a sequence");
+    async fn next_submit(&mut self) -> proto::Submit {
+        let Message::Submit(submit) = self.receive().await.expect("the stream continues") else {
+            panic!("expected a submit");
         };
         submit
     }
 
-    async fn asked(&mut self) -> (u64, About) {
-        let Message::Question(asked) = self.hear().await.expect("the stream goes on") else {
-            panic!("something else than a question");
+    async fn next_call(&mut self) -> (u64, About) {
+        let Message::Question(call) = self.receive().await.expect("the stream continues") else {
+            panic!("expected a tokenizer call");
         };
-        (asked.question, asked.about.expect("something"))
+        (call.question, call.about.expect("the call has a known type"))
     }
 
-    /// Takes a sequence, and makes the token of this index, which is its id, too.
-    async fn make(&self, sequence: u64, index: u32) {
-        self.say(Said::Accepted(proto::Accepted { sequence })).await;
+    /// Accepts a sequence and emits the token of this index. The index is also the token's id.
+    async fn emit(&self, sequence: u64, index: u32) {
+        self.send(Sent::Accepted(proto::Accepted { sequence })).await;
         let entry = proto::SequenceStep {
             sequence,
             first_index: index,
@@ -248,73 +248,73 @@ impl Worker {
             ..proto::SequenceStep::default()
         };
         let sequences = vec![entry];
-        self.say(Said::Step(proto::Step { sequences })).await;
+        self.send(Sent::Step(proto::Step { sequences })).await;
     }
 
     async fn answer(&self, question: u64, answer: Answer) {
         let answer = Some(answer);
-        self.say(Said::Answer(proto::Answer { question, answer }))
+        self.send(Sent::Answer(proto::Answer { question, answer }))
             .await;
     }
 }
 
 #[tokio::test]
-async fn who_does_not_belong_is_told_so() {
+async fn an_invalid_hello_is_rejected_with_its_reason() {
     let engine = engine(|_| ()).await;
-    let other = |change: fn(&mut proto::Hello)| {
+    let changed = |change: fn(&mut proto::Hello)| {
         let mut hello = hello();
         change(&mut hello);
-        Said::Hello(hello)
+        Sent::Hello(hello)
     };
-    for (first, code, said) in [
+    for (first, code, expected) in [
         (
-            other(|hello| hello.protocol_version = 2),
+            changed(|hello| hello.protocol_version = 2),
             Code::FailedPrecondition,
             "this engine speaks protocol_version 1",
         ),
         (
-            other(|hello| hello.model = "nobody".to_owned()),
+            changed(|hello| hello.model = "nobody".to_owned()),
             Code::NotFound,
             "there is no model 'nobody'; there are: llm_test",
         ),
         (
-            other(|hello| hello.child_token = "stolen".to_owned()),
+            changed(|hello| hello.child_token = "stolen".to_owned()),
             Code::PermissionDenied,
             "there is no such child",
         ),
         (
-            other(|hello| hello.name = "two\nlines".to_owned()),
+            changed(|hello| hello.name = "two\nlines".to_owned()),
             Code::InvalidArgument,
             "hello.name must be",
         ),
         (
-            Said::Heartbeat(proto::Heartbeat { step_ms: 0 }),
+            Sent::Heartbeat(proto::Heartbeat { step_ms: 0 }),
             Code::FailedPrecondition,
             "hello comes first",
         ),
     ] {
-        let status = engine.dial(first).await.err().expect("it is refused");
+        let status = engine.connect(first).await.err().expect("the request is rejected");
         assert_eq!(status.code(), code, "{status:?}");
-        assert!(status.message().contains(said), "{status:?}");
+        assert!(status.message().contains(expected), "{status:?}");
     }
 }
 
 #[tokio::test]
-async fn a_worker_that_breaks_the_contract_is_told_which_rule() {
+async fn a_protocol_violation_is_reported_with_its_rule() {
     let engine = engine(|_| ()).await;
     let changed = |change: fn(&mut proto::Ready)| {
         let mut ready = ready();
         change(&mut ready);
-        Said::Ready(ready)
+        Sent::Ready(ready)
     };
     fn of_model(ready: &mut proto::Ready) -> &mut proto::Model {
-        ready.model.as_mut().expect("it is there")
+        ready.model.as_mut().expect("the model is set")
     }
     let too_large = proto::Crashed {
         reason: "x".repeat(17 * 1024 * 1024),
     };
-    for (said, rule) in [
-        (Said::Crashed(too_large), "too large"),
+    for (message, rule) in [
+        (Sent::Crashed(too_large), "too large"),
         (changed(|ready| ready.slots = 0), "ready.slots"),
         (changed(|ready| ready.life = 0), "ready.life"),
         (
@@ -333,31 +333,31 @@ async fn a_worker_that_breaks_the_contract_is_told_which_rule() {
             changed(|ready| of_model(ready).unsupported = vec!["colour".to_owned()]),
             "'colour'",
         ),
-        (Said::Hello(hello()), "hello comes once"),
+        (Sent::Hello(hello()), "hello comes once"),
         (
-            Said::Step(proto::Step::default()),
+            Sent::Step(proto::Step::default()),
             "ready comes before anything about sequences",
         ),
     ] {
-        let status = engine.broke(rule, [said]).await;
+        let status = engine.status_after(rule, [message]).await;
         assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
         assert!(status.message().contains(rule), "{status:?}");
     }
     let sequences = vec![proto::SequenceStep::default(); proto::MAX_STEP_ENTRIES + 1];
-    let many = [Said::Ready(ready()), Said::Step(proto::Step { sequences })];
-    let status = engine.broke("many entries", many).await;
+    let many = [Sent::Ready(ready()), Sent::Step(proto::Step { sequences })];
+    let status = engine.status_after("many entries", many).await;
     assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
     assert!(status.message().contains("at most 131072"), "{status:?}");
-    let crashed = Said::Crashed(proto::Crashed::default());
-    let twice = [Said::Ready(ready()), crashed, Said::Ready(ready())];
-    let status = engine.broke("the same life", twice).await;
+    let crashed = Sent::Crashed(proto::Crashed::default());
+    let twice = [Sent::Ready(ready()), crashed, Sent::Ready(ready())];
+    let status = engine.status_after("same generation", twice).await;
     assert!(
         status.message().contains("ready.life must be higher"),
         "{status:?}"
     );
     let _first = engine.worker().await;
     let other = changed(|ready| of_model(ready).context_length = 99);
-    let status = engine.broke("other", [other]).await;
+    let status = engine.status_after("other", [other]).await;
     assert!(
         status.message().contains("differs from what another"),
         "{status:?}"
@@ -365,43 +365,43 @@ async fn a_worker_that_breaks_the_contract_is_told_which_rule() {
 }
 
 #[tokio::test]
-async fn a_worker_that_broke_the_contract_has_to_wait_and_others_have_not() {
+async fn only_the_violating_worker_gets_a_reconnect_penalty() {
     let engine = engine(|_| ()).await;
-    let broken = Said::Step(proto::Step::default());
-    let _ = engine.broke("one", [broken]).await;
-    let called = |name: &str| {
-        Said::Hello(proto::Hello {
+    let broken = Sent::Step(proto::Step::default());
+    let _ = engine.status_after("one", [broken]).await;
+    let hello_from = |name: &str| {
+        Sent::Hello(proto::Hello {
             name: name.to_owned(),
             ..hello()
         })
     };
-    let status = engine.dial(called("one")).await.err();
-    let status = status.expect("it is refused");
+    let status = engine.connect(hello_from("one")).await.err();
+    let status = status.expect("the request is rejected");
     assert_eq!(status.code(), Code::Unavailable);
     assert!(
         status.message().contains("may dial in again in"),
         "{status:?}"
     );
-    assert!(engine.dial(called("another")).await.is_ok());
+    assert!(engine.connect(hello_from("another")).await.is_ok());
 }
 
 #[tokio::test]
-async fn a_worker_that_leaves_a_sequence_alone_is_lost() {
+async fn a_worker_that_ignores_a_sequence_is_lost() {
     let engine = engine(|setup| {
-        let patience = &mut setup.engine().workers.patience;
-        patience.heartbeat_timeout = Duration::from_millis(200);
-        patience.step_limit = Some(Duration::from_millis(100));
+        let timeouts = &mut setup.engine().workers.patience;
+        timeouts.heartbeat_timeout = Duration::from_millis(200);
+        timeouts.step_limit = Some(Duration::from_millis(100));
     })
     .await;
     let mut worker = engine.worker().await;
     let body = json!({"prompt": [5], "max_tokens": 2});
-    let asked = post("/v1/completions", body.to_string());
+    let request = post("/v1/completions", body.to_string());
     let address = engine.server.http_address();
-    let _asked = tokio::spawn(async move { asked.send_to(&address).await });
-    let mut beat = tokio::time::interval(Duration::from_millis(20));
+    let _response = tokio::spawn(async move { request.send_to(&address).await });
+    let mut heartbeat = tokio::time::interval(Duration::from_millis(20));
     let status = loop {
         tokio::select! {
-            heard = worker.hear() => match heard {
+            received = worker.receive() => match received {
                 Ok(Message::Question(proto::Question { question, .. })) => {
                     let pieces = proto::Pieces { bytes: b"x".to_vec(), lengths: vec![1] };
                     worker.answer(question, Answer::Pieces(pieces)).await;
@@ -409,11 +409,11 @@ async fn a_worker_that_leaves_a_sequence_alone_is_lost() {
                 Ok(_) => {}
                 Err(status) => break status,
             },
-            _ = beat.tick() => worker.say(Said::Heartbeat(proto::Heartbeat::default())).await,
+            _ = heartbeat.tick() => worker.send(Sent::Heartbeat(proto::Heartbeat::default())).await,
         }
     };
-    let told = "neither accepted nor refused a sequence";
-    assert!(status.message().contains(told), "{status:?}");
+    let reason = "neither accepted nor refused a sequence";
+    assert!(status.message().contains(reason), "{status:?}");
 }
 
 #[tokio::test]
@@ -422,17 +422,17 @@ async fn every_sequence_reaches_a_worker_with_thousands_of_slots() {
     const CHOICES: u32 = 128;
     let engine = engine(|_| ()).await;
     let mut worker = engine
-        .dial(Said::Hello(hello()))
+        .connect(Sent::Hello(hello()))
         .await
-        .expect("it is taken");
+        .expect("the worker is accepted");
     let offer = proto::Ready {
         slots: SLOTS,
         ..ready()
     };
-    worker.say(Said::Ready(offer)).await;
+    worker.send(Sent::Ready(offer)).await;
     engine.server.loaded().await;
     let client = engine.server.grpc().await;
-    let asked = (0..SLOTS / CHOICES).map(|_| {
+    let requests = (0..SLOTS / CHOICES).map(|_| {
         let mut client = client.clone();
         let request = v1::CompletionRequest {
             n: Some(CHOICES),
@@ -440,10 +440,10 @@ async fn every_sequence_reaches_a_worker_with_thousands_of_slots() {
         };
         async move { client.complete(request).await }
     });
-    let asked = tokio::spawn(join_all(asked));
+    let requests = tokio::spawn(join_all(requests));
     let mut submitted = 0;
     while submitted < SLOTS {
-        match worker.hear().await.expect("the stream goes on") {
+        match worker.receive().await.expect("the stream continues") {
             Message::Submit(_) => submitted += 1,
             Message::Question(proto::Question { question, .. }) => {
                 let ids = proto::TokenIds { ids: vec![1] };
@@ -457,40 +457,40 @@ async fn every_sequence_reaches_a_worker_with_thousands_of_slots() {
         0.0
     );
     drop(worker);
-    asked.abort();
+    requests.abort();
 }
 
 #[tokio::test]
-async fn a_worker_that_falls_silent_is_lost_and_told_so() {
+async fn a_worker_without_heartbeats_is_lost_with_deadline_exceeded() {
     let engine = engine(|setup| {
         setup.engine().workers.patience.heartbeat_timeout = Duration::from_millis(100);
     })
     .await;
     let mut worker = engine.worker().await;
-    let status = worker.hear().await.expect_err("it says nothing");
+    let status = worker.receive().await.expect_err("the worker sends no heartbeat");
     assert_eq!(status.code(), Code::DeadlineExceeded);
     engine.server.not_ready().await;
-    let no_worker = refused(503, "no_worker", None);
-    assert_eq!(refusal(&engine.server, get("/readyz")).await, no_worker);
-    let (_, absent) = get("/readyz").fetch(&engine.server).await;
+    let no_worker = expected_error(503, "no_worker", None);
+    assert_eq!(http_error(&engine.server, get("/readyz")).await, no_worker);
+    let (_, body) = get("/readyz").fetch(&engine.server).await;
     assert!(
-        absent
+        body
             .text
             .contains("No worker of the model 'llm_test' has dialled in"),
         "{}",
-        absent.text
+        body.text
     );
 }
 
 #[tokio::test]
-async fn a_heartbeat_timeout_that_is_out_of_range_is_refused_with_its_field() {
+async fn an_out_of_range_heartbeat_timeout_is_rejected_with_its_field() {
     let engine = engine(|_| ()).await;
     for out_of_range in [1, 99, 3_600_001] {
         let refused = engine
             .connect_with_heartbeat_timeout(out_of_range)
             .await
             .err();
-        let status = refused.expect("it is refused");
+        let status = result.expect("the worker is rejected");
         assert_eq!(status.code(), Code::InvalidArgument);
         let rule = "hello.heartbeat_timeout_ms must be 0 or from 100 to 3600000";
         assert!(status.message().contains(rule), "{status:?}");
@@ -506,28 +506,28 @@ async fn a_heartbeat_timeout_that_is_out_of_range_is_refused_with_its_field() {
 }
 
 #[tokio::test]
-async fn a_worker_is_lost_after_the_silence_that_it_declared_and_not_before() {
+async fn the_declared_heartbeat_timeout_replaces_the_engines() {
     let engine = engine(|setup| {
         setup.engine().workers.patience.heartbeat_timeout = Duration::from_millis(100);
-        // A worker's stream is one long request: the limits of clients' requests are none of it.
+        // A worker's stream is one long request. The limits on client requests must not apply to it.
         setup.parts.limits.body_timeout = Duration::from_millis(500);
         setup.parts.limits.write_timeout = Duration::from_millis(500);
     })
     .await;
-    let began = Instant::now();
+    let started = Instant::now();
     let declared = Duration::from_millis(1_500);
     let mut worker = engine
         .connect_with_heartbeat_timeout(1_500)
         .await
-        .expect("it is taken");
+        .expect("the worker is accepted");
     let status = worker.ended().await;
     assert_eq!(status.code(), Code::DeadlineExceeded);
     assert!(status.message().contains("no heartbeat"), "{status:?}");
-    assert!(began.elapsed() >= declared, "{:?}", began.elapsed());
+    assert!(started.elapsed() >= declared, "{:?}", started.elapsed());
 }
 
 #[tokio::test]
-async fn a_device_call_as_long_as_the_declared_silence_is_within_the_step_limit() {
+async fn the_declared_heartbeat_timeout_raises_the_step_limit() {
     let engine = engine(|setup| {
         setup.engine().workers.patience.step_limit = Some(Duration::from_secs(1));
     })
@@ -535,87 +535,88 @@ async fn a_device_call_as_long_as_the_declared_silence_is_within_the_step_limit(
     let mut worker = engine
         .connect_with_heartbeat_timeout(60_000)
         .await
-        .expect("it is taken");
-    let heartbeat = |step_ms| Said::Heartbeat(proto::Heartbeat { step_ms });
-    worker.say(heartbeat(60_000)).await;
-    // The engine has read the heartbeat when it knows that the worker is ready.
-    worker.say(Said::Ready(ready())).await;
+        .expect("the worker is accepted");
+    let heartbeat = |step_ms| Sent::Heartbeat(proto::Heartbeat { step_ms });
+    worker.send(heartbeat(60_000)).await;
+    // `ready` comes after the heartbeat, so the engine has read both when the worker is ready.
+    worker.send(Sent::Ready(ready())).await;
     tokio::select! {
         () = engine.server.loaded() => {}
         status = worker.ended() => panic!("{status:?}"),
     }
-    worker.say(heartbeat(60_001)).await;
+    worker.send(heartbeat(60_001)).await;
     let status = worker.ended().await;
     assert!(status.message().contains("step limit"), "{status:?}");
 }
 
-/// A request whose workers end their streams right after this, each time: its resumptions, and how it ends.
-async fn resumptions(until_it_leaves: impl AsyncFn(&Worker, u64, u32)) -> (f64, Refusal) {
+/// Runs one request on a series of workers. Each worker runs `before_leaving` and then ends its stream. Returns the
+/// number of resumptions and the request's error.
+async fn resumptions(before_leaving: impl AsyncFn(&Worker, u64, u32)) -> (f64, HttpError) {
     let engine = engine(|_| ()).await;
     let mut worker = engine.worker().await;
     let request = post("/v1/completions", r#"{"prompt": [5], "max_tokens": 90}"#);
     let address = engine.server.http_address();
-    let asked = tokio::spawn(async move {
+    let response = tokio::spawn(async move {
         let mut response = request.send_to(&address).await;
         let (code, param) = response.rest().await.error();
         (response.status, code, param)
     });
-    let (question, _) = worker.asked().await;
+    let (question, _) = worker.next_call().await;
     worker.answer(question, Answer::Pieces(piece())).await;
     for index in 0.. {
-        let sequence = worker.submitted().await.sequence;
-        until_it_leaves(&worker, sequence, index).await;
+        let sequence = worker.next_submit().await.sequence;
+        before_leaving(&worker, sequence, index).await;
         worker.leave().await;
         if index == 8 {
             break;
         }
-        worker = engine.another(&index.to_string()).await;
+        worker = engine.connect_another(&index.to_string()).await;
     }
-    let ended = asked.await.expect("it does not panic");
+    let error = response.await.expect("the task does not panic");
     let resumptions = Counts::now(&engine.server).get("tokenway_resumptions_total");
-    (resumptions, ended)
+    (resumptions, error)
 }
 
 #[tokio::test]
 async fn a_request_whose_workers_are_lost_after_each_token_ends_with_worker_lost() {
-    let make = async |worker: &Worker, sequence, index| worker.make(sequence, index).await;
-    let worker_lost = refused(502, "worker_lost", None);
+    let make = async |worker: &Worker, sequence, index| worker.emit(sequence, index).await;
+    let worker_lost = expected_error(502, "worker_lost", None);
     assert_eq!(resumptions(make).await, (8.0, worker_lost));
 }
 
 #[tokio::test]
 async fn a_request_whose_workers_are_lost_before_they_accept_it_ends_with_worker_lost() {
     let nothing = async |_: &Worker, _, _| ();
-    let worker_lost = refused(502, "worker_lost", None);
+    let worker_lost = expected_error(502, "worker_lost", None);
     assert_eq!(resumptions(nothing).await, (8.0, worker_lost));
 }
 
 #[tokio::test]
-async fn a_worker_whose_device_does_not_return_is_lost() {
+async fn a_worker_over_the_step_limit_is_lost() {
     let engine = engine(|setup| {
         setup.engine().workers.patience.step_limit = Some(Duration::from_secs(1));
     })
     .await;
     let mut worker = engine.worker().await;
     worker
-        .say(Said::Heartbeat(proto::Heartbeat { step_ms: 1_001 }))
+        .send(Sent::Heartbeat(proto::Heartbeat { step_ms: 1_001 }))
         .await;
-    let status = worker.hear().await.expect_err("its device is stuck");
+    let status = worker.receive().await.expect_err("the step limit is exceeded");
     assert!(status.message().contains("step limit"), "{status:?}");
     engine.server.not_ready().await;
 }
 
 #[tokio::test]
-async fn what_a_worker_says_of_a_request_is_what_its_client_gets() {
+async fn worker_messages_become_the_clients_tokens() {
     let engine = engine(|_| ()).await;
     let mut worker = engine.worker().await;
     let client = engine.server.grpc().await;
-    let asked = tokio::spawn(async move {
+    let response = tokio::spawn(async move {
         let mut client = client;
         let stream = client.complete(grpc::request("hi", 3)).await;
-        grpc::collect(stream.expect("it is admitted").into_inner()).await
+        grpc::collect(stream.expect("the request is admitted").into_inner()).await
     });
-    let (question, about) = worker.asked().await;
+    let (question, about) = worker.next_call().await;
     let tokenize = proto::Tokenize {
         text: "hi".to_owned(),
         begins: true,
@@ -625,7 +626,7 @@ async fn what_a_worker_says_of_a_request_is_what_its_client_gets() {
     worker
         .answer(question, Answer::Ids(proto::TokenIds { ids }))
         .await;
-    let submit = worker.submitted().await;
+    let submit = worker.next_submit().await;
     assert_eq!(
         (submit.prompt, submit.max_tokens, submit.life),
         (vec![7, 8], 3, 1)
@@ -633,9 +634,9 @@ async fn what_a_worker_says_of_a_request_is_what_its_client_gets() {
     assert_eq!(submit.credit, 3);
     let sequence = submit.sequence;
     worker
-        .say(Said::Accepted(proto::Accepted { sequence }))
+        .send(Sent::Accepted(proto::Accepted { sequence }))
         .await;
-    // One character in two tokens, and the end of the sequence.
+    // One character in two tokens, then the end-of-sequence token.
     let entry = proto::SequenceStep {
         sequence,
         ids: proto::PackedVarints::from_iter([1, 2, 3]),
@@ -645,14 +646,14 @@ async fn what_a_worker_says_of_a_request_is_what_its_client_gets() {
         ..proto::SequenceStep::default()
     };
     let sequences = vec![entry];
-    worker.say(Said::Step(proto::Step { sequences })).await;
-    let completion = asked.await.expect("it does not panic");
+    worker.send(Sent::Step(proto::Step { sequences })).await;
+    let completion = response.await.expect("the task does not panic");
     assert_eq!(completion.texts(0), ["", "é", ""]);
     assert_eq!(completion.usage().completion_tokens, 3);
 }
 
 #[tokio::test]
-async fn choices_whose_worker_crashes_go_on_one_by_one_and_the_second_crash_in_a_row_ends_them() {
+async fn crashed_choices_resume_one_at_a_time_and_fail_on_the_second_crash() {
     let engine = engine(|_| ()).await;
     let mut worker = engine.worker().await;
     let mut client = engine.server.grpc().await;
@@ -660,28 +661,28 @@ async fn choices_whose_worker_crashes_go_on_one_by_one_and_the_second_crash_in_a
         n: Some(2),
         ..grpc::request("hi", 9)
     };
-    let asked = tokio::spawn(async move {
+    let response = tokio::spawn(async move {
         let stream = client.complete(request).await;
-        grpc::collect(stream.expect("it is admitted").into_inner()).await
+        grpc::collect(stream.expect("the request is admitted").into_inner()).await
     });
-    let (question, _) = worker.asked().await;
+    let (question, _) = worker.next_call().await;
     let ids = proto::TokenIds { ids: vec![7] };
     worker.answer(question, Answer::Ids(ids)).await;
-    let (first, second) = (worker.submitted().await, worker.submitted().await);
+    let (first, second) = (worker.next_submit().await, worker.next_submit().await);
     for submit in [&first, &second] {
-        worker.make(submit.sequence, 0).await;
+        worker.emit(submit.sequence, 0).await;
     }
-    let crashes = |life| {
-        let again = Said::Ready(proto::Ready { life, ..ready() });
-        [Said::Crashed(proto::Crashed::default()), again]
+    let crashes = |generation| {
+        let again = Sent::Ready(proto::Ready { life: generation, ..ready() });
+        [Sent::Crashed(proto::Crashed::default()), again]
     };
-    for said in crashes(2) {
-        worker.say(said).await;
+    for message in crashes(2) {
+        worker.send(message).await;
     }
-    // Each may be why it crashed: the other waits until this one has made a token.
-    let one = worker.submitted().await;
-    worker.make(one.sequence, 1).await;
-    let other = worker.submitted().await;
+    // Either choice may have caused the crash, so they resume one at a time: the second waits until the first has a token.
+    let one = worker.next_submit().await;
+    worker.emit(one.sequence, 1).await;
+    let other = worker.next_submit().await;
     for again in [&one, &other] {
         assert_eq!((&*again.delivered, again.life), (&[0][..], 2));
     }
@@ -689,10 +690,10 @@ async fn choices_whose_worker_crashes_go_on_one_by_one_and_the_second_crash_in_a
     let mut resumed = [choice(&one), choice(&other)];
     resumed.sort_unstable();
     assert_eq!(resumed, [choice(&first), choice(&second)]);
-    for said in crashes(3) {
-        worker.say(said).await;
+    for message in crashes(3) {
+        worker.send(message).await;
     }
-    let error = asked.await.expect("it does not panic").error;
+    let error = response.await.expect("the task does not panic").error;
     assert_eq!(
         error.map(|error| Error::from(&error).kind),
         Some(ErrorKind::WorkerLost)
@@ -700,11 +701,11 @@ async fn choices_whose_worker_crashes_go_on_one_by_one_and_the_second_crash_in_a
 }
 
 #[tokio::test]
-async fn what_a_worker_refuses_its_client_is_told() {
+async fn a_workers_rejection_reaches_the_client() {
     let engine = engine(|_| ()).await;
     let mut worker = engine.worker().await;
     let address = engine.server.http_address();
-    let ask = |path: &str, body: serde_json::Value| {
+    let post_json = |path: &str, body: serde_json::Value| {
         let request = post(path, body.to_string());
         let address = address.clone();
         tokio::spawn(async move {
@@ -718,109 +719,109 @@ async fn what_a_worker_refuses_its_client_is_told() {
     };
     for (is_invalid, status, code) in [(true, 400, "invalid_value"), (false, 500, "internal_error")]
     {
-        let asked = ask("/tokenize", json!({"prompt": "hi"}));
-        let (question, _) = worker.asked().await;
+        let response = post_json("/tokenize", json!({"prompt": "hi"}));
+        let (question, _) = worker.next_call().await;
         worker
             .answer(question, Answer::Failure(failure(is_invalid)))
             .await;
-        let (told, (of, _)) = asked.await.expect("it does not panic");
-        assert_eq!((told, &*of), (status, code));
+        let (actual_status, (actual_code, _)) = response.await.expect("the task does not panic");
+        assert_eq!((actual_status, &*actual_code), (status, code));
     }
-    let asked = ask("/v1/completions", json!({"prompt": [5], "max_tokens": 2}));
-    let (question, about) = worker.asked().await;
+    let response = post_json("/v1/completions", json!({"prompt": [5], "max_tokens": 2}));
+    let (question, about) = worker.next_call().await;
     assert_eq!(about, About::Detokenize(proto::Detokenize { ids: vec![5] }));
     let pieces = proto::Pieces {
         bytes: b"x".to_vec(),
         lengths: vec![1],
     };
     worker.answer(question, Answer::Pieces(pieces)).await;
-    let sequence = worker.submitted().await.sequence;
+    let sequence = worker.next_submit().await.sequence;
     let failure = Some(failure(true));
     worker
-        .say(Said::Refused(proto::Refused { sequence, failure }))
+        .send(Sent::Refused(proto::Refused { sequence, failure }))
         .await;
-    let (told, (code, _)) = asked.await.expect("it does not panic");
-    assert_eq!((told, &*code), (400, "invalid_value"));
+    let (status, (code, _)) = response.await.expect("the task does not panic");
+    assert_eq!((status, &*code), (400, "invalid_value"));
 }
 
 #[tokio::test]
-async fn a_prompt_that_a_worker_scores_wrong_is_scored_by_another() {
+async fn an_invalid_prompt_score_moves_the_request_to_another_worker() {
     let engine = engine(|_| ()).await;
     let mut wrong = engine.worker().await;
     let body = json!({"prompt": [5], "max_tokens": 1, "echo": true, "logprobs": 0});
-    let asked = engine.post("/v1/completions", &body);
-    let (question, _) = wrong.asked().await;
+    let response = engine.post("/v1/completions", &body);
+    let (question, _) = wrong.next_call().await;
     wrong.answer(question, Answer::Pieces(piece())).await;
-    let sequence = wrong.submitted().await.sequence;
-    let mut right = engine.another("right").await;
+    let sequence = wrong.next_submit().await.sequence;
+    let mut right = engine.connect_another("right").await;
     wrong
-        .say(Said::Accepted(proto::Accepted { sequence }))
+        .send(Sent::Accepted(proto::Accepted { sequence }))
         .await;
     let completion = scored(sequence, 7, proto::End::Length);
-    wrong.say(step(completion)).await;
+    wrong.send(step(completion)).await;
     let status = wrong.ended().await;
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert!(
         status.message().contains("before all of its prompt's"),
         "{status:?}"
     );
-    let submit = right.submitted().await;
+    let submit = right.next_submit().await;
     assert!(submit.scores_prompt);
     let sequence = submit.sequence;
     right
-        .say(Said::Accepted(proto::Accepted { sequence }))
+        .send(Sent::Accepted(proto::Accepted { sequence }))
         .await;
     let prompt = proto::SequenceStep {
         is_prompt: true,
         ..scored(sequence, 5, proto::End::Unspecified)
     };
-    right.say(step(prompt)).await;
+    right.send(step(prompt)).await;
     let completion = scored(sequence, 7, proto::End::Length);
-    right.say(step(completion)).await;
-    assert_eq!(asked.await.expect("it does not panic"), 200);
+    right.send(step(completion)).await;
+    assert_eq!(response.await.expect("the task does not panic"), 200);
 }
 
 #[tokio::test]
-async fn a_wrong_answer_costs_the_worker_and_another_is_asked() {
+async fn a_mismatched_tokenizer_answer_loses_the_worker_and_another_is_asked() {
     let engine = engine(|_| ()).await;
     let [mut wrong, mut right] = engine.two_workers().await;
-    let (posts, question) = engine.ask_both(&mut wrong, &mut right).await;
+    let (posts, question) = engine.call_both(&mut wrong, &mut right).await;
     let text = Answer::Text("no ids".to_owned());
     wrong.answer(question, text).await;
     let status = wrong.ended().await;
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert!(status.message().contains("does not fit"), "{status:?}");
-    let (question, _) = right.asked().await;
+    let (question, _) = right.next_call().await;
     right.answer(question, ids()).await;
     for post in posts {
-        assert_eq!(post.await.expect("it does not panic"), 200);
+        assert_eq!(post.await.expect("the task does not panic"), 200);
     }
 }
 
 #[tokio::test]
-async fn a_worker_that_leaves_a_question_alone_is_lost_and_another_is_asked() {
+async fn a_tokenizer_call_timeout_loses_the_worker_and_another_is_asked() {
     let engine = engine(|setup| {
         setup.engine().workers.patience.tokenizer_call_timeout = Duration::from_millis(500);
     })
     .await;
     let [mut slow, mut right] = engine.two_workers().await;
-    let (posts, _) = engine.ask_both(&mut slow, &mut right).await;
-    let (question, _) = right.asked().await;
+    let (posts, _) = engine.call_both(&mut slow, &mut right).await;
+    let (question, _) = right.next_call().await;
     right.answer(question, ids()).await;
     for post in posts {
-        assert_eq!(post.await.expect("it does not panic"), 200);
+        assert_eq!(post.await.expect("the task does not panic"), 200);
     }
     let status = slow.ended().await;
     assert_eq!(status.code(), Code::DeadlineExceeded);
-    let told = "answered none in time";
-    assert!(status.message().contains(told), "{status:?}");
+    let reason = "answered none in time";
+    assert!(status.message().contains(reason), "{status:?}");
 }
 
 fn ids() -> Answer {
     Answer::Ids(proto::TokenIds { ids: vec![7] })
 }
 
-/// The only piece of an answer.
+/// An answer with the bytes of one token.
 fn piece() -> proto::Pieces {
     proto::Pieces {
         bytes: b"x".to_vec(),
@@ -828,7 +829,7 @@ fn piece() -> proto::Pieces {
     }
 }
 
-/// A token with its log probabilities.
+/// A step entry of one token with its logprob.
 fn scored(sequence: u64, id: u32, end: proto::End) -> proto::SequenceStep {
     proto::SequenceStep {
         sequence,
@@ -844,7 +845,7 @@ fn scored(sequence: u64, id: u32, end: proto::End) -> proto::SequenceStep {
     }
 }
 
-fn step(entry: proto::SequenceStep) -> Said {
+fn step(entry: proto::SequenceStep) -> Sent {
     let sequences = vec![entry];
-    Said::Step(proto::Step { sequences })
+    Sent::Step(proto::Step { sequences })
 }

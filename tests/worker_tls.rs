@@ -1,4 +1,4 @@
-//! Workers that dial in over TCP: both sides show a certificate, or nothing is said.
+//! Worker connections over TCP require mutual TLS.
 
 mod support;
 
@@ -12,15 +12,15 @@ use tokenway::proto::worker::device_worker_client::DeviceWorkerClient;
 use tokenway::proto::worker::{AttachRequest, Hello, attach_request};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
-/// An authority, and where its certificate lies.
+/// A certificate authority and the path of its certificate.
 struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     folder: PathBuf,
     path: PathBuf,
 }
 
-/// A certificate and its key, in files.
-struct Shown {
+/// The files of a certificate and its key.
+struct CertificateFiles {
     certificate: PathBuf,
     key: PathBuf,
 }
@@ -32,7 +32,7 @@ impl Authority {
         parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(parameters, key).expect("a certificate");
         let path = folder.join(format!("{name}.pem"));
-        std::fs::write(&path, issuer.pem()).expect("it can be written");
+        std::fs::write(&path, issuer.pem()).expect("the file can be written");
         Self {
             issuer,
             folder: folder.to_owned(),
@@ -41,24 +41,24 @@ impl Authority {
     }
 
     /// Signs a certificate for this machine.
-    fn sign(&self, name: &str) -> Shown {
+    fn sign(&self, name: &str) -> CertificateFiles {
         let key = KeyPair::generate().expect("a key");
         let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
         let parameters = CertificateParams::new(names).expect("names");
         let certificate = parameters
             .signed_by(&key, &self.issuer)
-            .expect("it is signed");
-        let shown = Shown {
+            .expect("the certificate can be signed");
+        let files = CertificateFiles {
             certificate: self.folder.join(format!("{name}.pem")),
             key: self.folder.join(format!("{name}.key")),
         };
-        std::fs::write(&shown.certificate, certificate.pem()).expect("it can be written");
-        std::fs::write(&shown.key, key.serialize_pem()).expect("it can be written");
-        shown
+        std::fs::write(&files.certificate, certificate.pem()).expect("the file can be written");
+        std::fs::write(&files.key, key.serialize_pem()).expect("the file can be written");
+        files
     }
 }
 
-impl Shown {
+impl CertificateFiles {
     fn flags<'a>(&'a self, ca: &'a Authority) -> [&'a str; 6] {
         let text = |path: &'a Path| path.to_str().expect("a path in UTF-8");
         [
@@ -72,20 +72,20 @@ impl Shown {
     }
 
     fn identity(&self) -> Identity {
-        let read = |path| std::fs::read(path).expect("it can be read");
+        let read = |path| std::fs::read(path).expect("the file can be read");
         Identity::from_pem(read(&self.certificate), read(&self.key))
     }
 }
 
-/// A port that was free just now.
+/// A port that was free a moment ago.
 fn free_port() -> u16 {
-    let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    socket.local_addr().expect("it is bound").port()
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port exists");
+    socket.local_addr().expect("the listener is bound").port()
 }
 
 #[tokio::test]
-async fn a_worker_with_a_certificate_of_the_authority_serves_and_no_other_is_heard() {
-    let folder = tempfile::tempdir().expect("a folder");
+async fn only_workers_with_a_trusted_certificate_are_accepted() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let (ours, theirs) = (
         Authority::new(folder.path(), "ours"),
         Authority::new(folder.path(), "theirs"),
@@ -104,14 +104,14 @@ async fn a_worker_with_a_certificate_of_the_authority_serves_and_no_other_is_hea
         "--worker-listen",
         &address,
     ];
-    let dial = [
+    let worker_arguments = [
         "worker",
         "--engine",
         &address,
         "--test-runner-frequency-ms",
         "0",
     ];
-    let _worker = tokenway().args(dial).args(worker.flags(&ours)).start();
+    let _worker = tokenway().args(worker_arguments).args(worker.flags(&ours)).start();
     let (_server, [http, _]) = serving(&[&attached[..], &engine.flags(&ours)].concat()).await;
     let body = json!({"prompt": "a", "max_tokens": 3, "stream": true});
     let mut response = completion(&body)
@@ -121,11 +121,11 @@ async fn a_worker_with_a_certificate_of_the_authority_serves_and_no_other_is_hea
     assert_eq!(texts(&lines, 0), ["token_0", "token_1", "token_2"]);
 
     let ca = Certificate::from_pem(ours.issuer.pem());
-    let with_none = ClientTlsConfig::new().ca_certificate(ca);
-    for tls in [with_none.clone(), with_none.identity(stranger.identity())] {
+    let without_identity = ClientTlsConfig::new().ca_certificate(ca);
+    for tls in [without_identity.clone(), without_identity.identity(stranger.identity())] {
         let endpoint = Endpoint::from_shared(format!("https://{address}"));
         let endpoint = endpoint.expect("an address").tls_config(tls).expect("TLS");
-        // The engine's refusal may come only after the handshake is over for this side.
+        // In TLS 1.3 the client's handshake can complete before the engine rejects its certificate.
         let attached = async {
             let channel = endpoint
                 .connect()
@@ -142,6 +142,6 @@ async fn a_worker_with_a_certificate_of_the_authority_serves_and_no_other_is_hea
             let attached = client.attach(tokio_stream::iter([hello])).await;
             attached.map_err(|status| status.to_string())
         };
-        attached.await.expect_err("it has nothing to show");
+        attached.await.expect_err("the engine rejects the certificate");
     }
 }

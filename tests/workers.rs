@@ -1,4 +1,4 @@
-//! What clients are told while a worker loads its model, when it crashes, and when the model fails.
+//! Errors that clients get while a worker loads its model, after it crashes, and when the model fails.
 
 mod support;
 
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use support::grpc::grpc_error;
-use support::http::{End, completion, get, refusal, refused};
+use support::http::{End, completion, get, http_error, expected_error};
 use support::{Counts, Setup, full_speed, grpc};
 use tokenway::error::{Error, ErrorKind};
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
@@ -18,18 +18,18 @@ use tokenway::runner::{
 };
 use tonic::Code;
 
-/// A loader that waits for a word before each load; no word is a failure.
+/// A loader that waits for a permit before each load. A load fails if the permit sender is dropped.
 struct Waiting {
     loader: TestRunnerLoader,
-    word: Mutex<mpsc::Receiver<()>>,
+    permits: Mutex<mpsc::Receiver<()>>,
     loads: AtomicUsize,
 }
 
 impl Loader for Waiting {
     fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
         self.loads.fetch_add(1, Ordering::SeqCst);
-        let word = self.word.lock().expect("no load panics").recv();
-        word.map_err(|_| LoadError("there is no device any more".to_owned()))?;
+        let permit = self.permits.lock().expect("no load panics").recv();
+        permit.map_err(|_| LoadError("there is no device any more".to_owned()))?;
         self.loader.load(slots, progress)
     }
 
@@ -39,32 +39,32 @@ impl Loader for Waiting {
 }
 
 fn waiting(options: TestRunnerOptions) -> (Setup, mpsc::Sender<()>) {
-    let (word, receiver) = mpsc::channel();
+    let (permits, receiver) = mpsc::channel();
     let loader = Waiting {
         loader: TestRunnerLoader::new(options),
-        word: Mutex::new(receiver),
+        permits: Mutex::new(receiver),
         loads: AtomicUsize::new(0),
     };
-    (Setup::runner("llm_test", Arc::new(loader), 4), word)
+    (Setup::runner("llm_test", Arc::new(loader), 4), permits)
 }
 
 #[tokio::test]
-async fn a_server_that_loads_says_not_ready_and_when_to_retry() {
-    let (setup, word) = waiting(full_speed());
+async fn a_loading_server_is_not_ready_and_says_when_to_retry() {
+    let (setup, permits) = waiting(full_speed());
     let server = setup.start_loading().await;
-    let not_ready = refused(503, "not_ready", None);
+    let not_ready = expected_error(503, "not_ready", None);
     for request in [
         completion(&json!({"prompt": "a"})),
         get("/readyz"),
         get("/health"),
     ] {
-        assert_eq!(refusal(&server, request).await, not_ready);
+        assert_eq!(http_error(&server, request).await, not_ready);
     }
     assert_eq!(get("/livez").fetch(&server).await.0.status, 200);
     let (code, error) = grpc_error(&server, grpc::request("a", 5)).await;
     assert_eq!((code, error.kind), (Code::Unavailable, ErrorKind::NotReady));
     assert!(error.retry_after.is_some());
-    word.send(()).unwrap();
+    permits.send(()).unwrap();
     server.loaded().await;
     let (_, body) = get("/health").fetch(&server).await;
     assert_eq!(body.json(), json!({"status": "healthy"}));
@@ -73,55 +73,55 @@ async fn a_server_that_loads_says_not_ready_and_when_to_retry() {
     assert_eq!(body.json(), ready);
     let ready = Counts::now(&server).get("tokenway_workers{state=\"ready\"}");
     assert_eq!(ready, 1.0);
-    drop(word);
+    drop(permits);
 }
 
 #[tokio::test]
-async fn a_model_that_loads_or_has_no_worker_refuses_its_own_requests_alone() {
+async fn an_unavailable_model_rejects_only_its_own_requests() {
     let panic_at = TestRunnerOptions {
         panic_at: Some(0),
         ..full_speed()
     };
-    let (setup, word) = waiting(panic_at);
+    let (setup, permits) = waiting(panic_at);
     let server = setup
         .without_resumption()
-        .and_model("other", full_speed())
+        .with_model("other", full_speed())
         .start_loading()
         .await;
-    let ask = |model: &str| completion(&json!({"prompt": "a", "model": model, "max_tokens": 1}));
-    let health = || async { refusal(&server, get("/health")).await };
-    server.loaded_so_far(0.5).await;
+    let request = |model: &str| completion(&json!({"prompt": "a", "model": model, "max_tokens": 1}));
+    let health = || async { http_error(&server, get("/health")).await };
+    server.loaded_fraction(0.5).await;
     assert_eq!(
-        refusal(&server, ask("llm_test")).await,
-        refused(503, "not_ready", None)
+        http_error(&server, request("llm_test")).await,
+        expected_error(503, "not_ready", None)
     );
-    assert_eq!(ask("other").fetch(&server).await.0.status, 200);
-    assert_eq!(health().await, refused(503, "not_ready", None));
-    word.send(()).unwrap();
+    assert_eq!(request("other").fetch(&server).await.0.status, 200);
+    assert_eq!(health().await, expected_error(503, "not_ready", None));
+    permits.send(()).unwrap();
     server.loaded().await;
     assert_eq!(get("/health").fetch(&server).await.0.status, 200);
-    let lost = ask("llm_test").fetch(&server).await.1;
+    let lost = request("llm_test").fetch(&server).await.1;
     assert_eq!(lost.error().0, "worker_lost");
     server.not_ready().await;
     assert_eq!(
-        refusal(&server, ask("llm_test")).await,
-        refused(503, "no_worker", None)
+        http_error(&server, request("llm_test")).await,
+        expected_error(503, "no_worker", None)
     );
-    assert_eq!(ask("other").fetch(&server).await.0.status, 200);
-    assert_eq!(health().await, refused(503, "no_worker", None));
+    assert_eq!(request("other").fetch(&server).await.0.status, 200);
+    assert_eq!(health().await, expected_error(503, "no_worker", None));
     let (_, health) = get("/readyz").fetch(&server).await;
     assert!(health.text.contains("'llm_test'"), "{}", health.text);
-    drop(word);
+    drop(permits);
     server.failed().await;
-    assert_eq!(ask("other").fetch(&server).await.0.status, 200);
+    assert_eq!(request("other").fetch(&server).await.0.status, 200);
 }
 
 #[tokio::test]
-async fn a_model_that_cannot_be_loaded_is_named_where_the_server_ends_for_it() {
-    let (setup, word) = waiting(full_speed());
-    drop(word);
-    let server = setup.and_model("other", full_speed()).start_loading().await;
-    let failure = server.ready().await.expect_err("it cannot be loaded");
+async fn a_load_failure_names_the_model() {
+    let (setup, permits) = waiting(full_speed());
+    drop(permits);
+    let server = setup.with_model("other", full_speed()).start_loading().await;
+    let failure = server.ready().await.expect_err("the model cannot be loaded");
     assert_eq!(
         failure.to_string(),
         "cannot load the model 'llm_test': there is no device any more"
@@ -129,40 +129,40 @@ async fn a_model_that_cannot_be_loaded_is_named_where_the_server_ends_for_it() {
 }
 
 #[tokio::test]
-async fn a_worker_that_crashes_loses_its_streams_with_an_error_and_is_then_missing() {
+async fn a_crashed_worker_that_cannot_reload_leaves_no_worker() {
     let panic_at = |index| TestRunnerOptions {
         panic_at: Some(index),
         ..full_speed()
     };
-    let (setup, word) = waiting(panic_at(2));
-    word.send(()).unwrap();
+    let (setup, permits) = waiting(panic_at(2));
+    permits.send(()).unwrap();
     let server = setup.without_resumption().start().await;
-    drop(word);
+    drop(permits);
     let body = json!({"prompt": "a", "max_tokens": 5, "stream": true});
     let (response, body) = completion(&body).fetch(&server).await;
     assert_eq!((response.status, body.end), (200, End::Unclean));
-    let record = body.lines().pop().expect("a record");
+    let record = body.lines().pop().expect("an error record");
     assert_eq!(record["error"]["code"], "worker_lost");
     assert_eq!(record["error"]["retryable"], true);
-    // It cannot load its model again, so from here on there is none.
+    // The worker cannot reload its model, so no worker is left.
     server.failed().await;
     let (code, error) = grpc_error(&server, grpc::request("a", 5)).await;
     assert_eq!((code, error.kind), (Code::Unavailable, ErrorKind::NoWorker));
     assert_eq!(get("/readyz").fetch(&server).await.0.status, 503);
     let counts = server.drain().await;
-    counts.assert_nothing_is_left();
+    counts.assert_all_gauges_are_zero();
     assert_eq!(counts.get("tokenway_workers_lost_total"), 1.0);
 }
 
 #[tokio::test]
-async fn a_worker_that_crashed_loads_its_model_again_and_serves_on() {
+async fn a_crashed_worker_reloads_its_model() {
     let options = TestRunnerOptions {
         panic_at: Some(2),
         ..full_speed()
     };
-    let (setup, word) = waiting(options);
-    word.send(()).unwrap();
-    word.send(()).unwrap();
+    let (setup, permits) = waiting(options);
+    permits.send(()).unwrap();
+    permits.send(()).unwrap();
     let server = setup.without_resumption().start().await;
     let lost = grpc::collect(server.stream(grpc::request("a", 5)).await).await;
     assert_eq!(
@@ -172,11 +172,11 @@ async fn a_worker_that_crashed_loads_its_model_again_and_serves_on() {
     server.restarted().await;
     let after = grpc::collect(server.stream(grpc::request("a", 2)).await).await;
     assert_eq!(after.usage().completion_tokens, 2);
-    server.drain().await.assert_nothing_is_left();
+    server.drain().await.assert_all_gauges_are_zero();
 }
 
 #[tokio::test]
-async fn a_model_that_fails_on_one_request_fails_that_request_alone() {
+async fn a_model_failure_affects_only_its_own_request() {
     let options = TestRunnerOptions {
         fail_at: Some(3),
         ..full_speed()
@@ -184,36 +184,36 @@ async fn a_model_that_fails_on_one_request_fails_that_request_alone() {
     let server = Setup::test_runner(options).start().await;
     let unary = completion(&json!({"prompt": "a", "max_tokens": 5}));
     assert_eq!(
-        refusal(&server, unary).await,
-        refused(500, "internal_error", None)
+        http_error(&server, unary).await,
+        expected_error(500, "internal_error", None)
     );
     let failed = grpc::collect(server.stream(grpc::request("a", 5)).await).await;
     assert_eq!(
         failed.texts(0).len(),
         3,
-        "what came before the failure is told"
+        "the tokens before the failure are sent"
     );
     assert_eq!(failed.error.expect("an error").code(), Code::Internal);
     let after = grpc::collect(server.stream(grpc::request("a", 3)).await).await;
     assert_eq!(after.usage().completion_tokens, 3);
 }
 
-/// The test runner on a device whose calls do not return before somebody lets them.
+/// The test runner on a device whose calls return only when the test permits it.
 struct Hanging {
     loader: TestRunnerLoader,
-    word: Arc<Mutex<mpsc::Receiver<()>>>,
+    permits: Arc<Mutex<mpsc::Receiver<()>>>,
 }
 
 struct HangingRunner {
     runner: Box<dyn Runner>,
-    word: Arc<Mutex<mpsc::Receiver<()>>>,
+    permits: Arc<Mutex<mpsc::Receiver<()>>>,
 }
 
 impl Loader for Hanging {
     fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
         let LoadedModel { model, runner } = self.loader.load(slots, progress)?;
-        let word = Arc::clone(&self.word);
-        let runner = Box::new(HangingRunner { runner, word });
+        let permits = Arc::clone(&self.permits);
+        let runner = Box::new(HangingRunner { runner, permits });
         Ok(LoadedModel { model, runner })
     }
 
@@ -236,29 +236,29 @@ impl Runner for HangingRunner {
     }
 
     fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError> {
-        // Once nobody can say it any more, no call waits for it.
-        let _ = self.word.lock().expect("no call panics").recv();
+        // Fails at once, and so does not wait, when the sender is dropped.
+        let _ = self.permits.lock().expect("no call panics").recv();
         self.runner.step(step)
     }
 }
 
 #[tokio::test]
-async fn a_device_that_does_not_return_is_not_ready_until_it_does_and_its_streams_go_on() {
-    let (word, receiver) = mpsc::channel();
+async fn a_hung_device_is_not_ready_until_it_returns_and_keeps_its_streams() {
+    let (permits, receiver) = mpsc::channel();
     let loader = Hanging {
         loader: TestRunnerLoader::new(full_speed()),
-        word: Arc::new(Mutex::new(receiver)),
+        permits: Arc::new(Mutex::new(receiver)),
     };
     let mut setup = Setup::runner("llm_test", Arc::new(loader), 4);
     setup.engine().workers.patience.step_limit = Some(Duration::from_millis(50));
     let server = setup.start().await;
     let stream = server.stream(grpc::request("a", 3)).await;
     server.not_ready().await;
-    let no_worker = refused(503, "no_worker", None);
-    assert_eq!(refusal(&server, get("/readyz")).await, no_worker);
+    let no_worker = expected_error(503, "no_worker", None);
+    assert_eq!(http_error(&server, get("/readyz")).await, no_worker);
     let request = completion(&json!({"prompt": "a"}));
-    assert_eq!(refusal(&server, request).await, no_worker);
-    drop(word);
+    assert_eq!(http_error(&server, request).await, no_worker);
+    drop(permits);
     server.loaded().await;
     assert_eq!(grpc::collect(stream).await.usage().completion_tokens, 3);
 }

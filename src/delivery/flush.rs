@@ -1,4 +1,4 @@
-//! When what a response has said has left for its connection's socket.
+//! Tracks when the output of a response has been flushed to its connection's socket.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,53 +10,55 @@ use tokio::time::timeout;
 use crate::runner::monotonic_ns;
 use crate::telemetry::StageTimes;
 
-/// Counts how often everything written so far has left for the socket.
+/// Flush counter of one connection. A flush means that everything written before it has gone to the socket.
 #[derive(Default)]
 pub struct FlushTracker {
     count: AtomicU64,
     changed: Notify,
-    /// Tokens whose time in the socket's stage ends with the next flush.
-    leaving: Mutex<Vec<PendingWrite>>,
+    /// Writes whose socket stage ends with the next flush.
+    pending: Mutex<Vec<PendingWrite>>,
     has_pending_writes: AtomicBool,
 }
 
-/// Tokens that were written, and wait for the flush.
+/// Tokens that were written and not yet flushed.
 struct PendingWrite {
     times: Arc<StageTimes>,
     tokens: u64,
-    since_ns: u64,
+    written_ns: u64,
 }
 
-/// How many writes are timed one by one until a flush. A connection whose peer does not read may have
-/// more: the tokens of those are not timed.
+/// Maximum number of unflushed writes that are timed. A peer that does not read can cause more; their tokens are not
+/// timed.
 const MAX_PENDING_WRITES: usize = 256;
 
 impl FlushTracker {
-    /// Everything that was written has left.
+    /// Records that everything written so far has been flushed to the socket.
     pub fn flushed(&self) {
         self.count.fetch_add(1, Ordering::SeqCst);
         self.changed.notify_waiters();
         if self.has_pending_writes.swap(false, Ordering::SeqCst) {
             let now_ns = monotonic_ns();
-            for left in self.leaving().drain(..) {
-                left.times
-                    .record(left.tokens, now_ns.saturating_sub(left.since_ns));
+            for write in self.pending().drain(..) {
+                write
+                    .times
+                    .record(write.tokens, now_ns.saturating_sub(write.written_ns));
             }
         }
     }
 
-    /// Held for a push or for a drain, and by one task at a time but on HTTP/2.
-    fn leaving(&self) -> MutexGuard<'_, Vec<PendingWrite>> {
-        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Locks the pending writes. The lock is held only for a push or a drain. On HTTP/1 one task uses it, so there is
+    /// no contention.
+    fn pending(&self) -> MutexGuard<'_, Vec<PendingWrite>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Lets a response wait until what it has said has left for the socket.
+/// Lets a response wait until its output has been flushed to the socket.
 ///
-/// hyper flushes a connection only after it has written all that it holds. So whatever a body gave it
-/// is on its way once a flush has *begun* after that: on HTTP/1.1, where body and socket are driven
-/// by one task, that is the next flush. On HTTP/2 a flush may be under way at that moment, on another
-/// thread, so it is the one after the next; and only what the peer's window has room for is flushed.
+/// hyper flushes a connection only after it has written all data that it holds. Data from a body has therefore been
+/// written when a flush that *started* later completes. On HTTP/1.1 one task drives the body and the socket, so this is
+/// the next flush. On HTTP/2 another thread may be flushing already, so this is the second flush from now, and it
+/// covers only the data for which the peer's flow-control window has room.
 #[derive(Clone)]
 pub struct FlushHandle {
     flushes: Arc<FlushTracker>,
@@ -64,50 +66,49 @@ pub struct FlushHandle {
 }
 
 impl FlushHandle {
-    /// Of a response in this version of HTTP, on the connection with these flushes.
+    /// Creates the handle of a response. `version` is the HTTP version of the connection that `flushes` tracks.
     #[must_use]
     pub fn new(flushes: Arc<FlushTracker>, version: http::Version) -> Self {
         Self { flushes, version }
     }
 
-    /// Whether the response ends by a frame of its own rather than with its connection.
+    /// Returns true on HTTP/2, where a response ends with a frame of its own instead of with its connection.
     #[must_use]
     pub fn is_http2(&self) -> bool {
         self.version == http::Version::HTTP_2
     }
 
-    /// Counts so many tokens as long in the socket's stage as they take from `since_ns` to the next
-    /// flush.
-    pub(super) fn time(&self, times: &Arc<StageTimes>, tokens: u64, since_ns: u64) {
-        let mut leaving = self.flushes.leaving();
-        if leaving.len() < MAX_PENDING_WRITES {
-            leaving.push(PendingWrite {
+    /// Records in `times` how long `tokens` tokens take from `written_ns` to the next flush.
+    pub(super) fn time(&self, times: &Arc<StageTimes>, tokens: u64, written_ns: u64) {
+        let mut pending = self.flushes.pending();
+        if pending.len() < MAX_PENDING_WRITES {
+            pending.push(PendingWrite {
                 times: Arc::clone(times),
                 tokens,
-                since_ns,
+                written_ns,
             });
         }
-        drop(leaving);
+        drop(pending);
         self.flushes
             .has_pending_writes
             .store(true, Ordering::SeqCst);
     }
 
-    /// Waits until all that was given to the connection before this call has left, at most so long:
-    /// a peer that does not read could keep it for ever.
-    pub async fn next(&self, at_most: Duration) {
+    /// Waits until all data given to the connection before this call has been flushed, for at most `max_wait`. A peer
+    /// that does not read could otherwise delay it forever.
+    pub async fn wait(&self, max_wait: Duration) {
         let flushes = if self.is_http2() { 2 } else { 1 };
-        let enough = self.flushes.count.load(Ordering::SeqCst) + flushes;
-        let left = async {
+        let target = self.flushes.count.load(Ordering::SeqCst) + flushes;
+        let flushed = async {
             loop {
                 let changed = self.flushes.changed.notified();
-                if self.flushes.count.load(Ordering::SeqCst) >= enough {
+                if self.flushes.count.load(Ordering::SeqCst) >= target {
                     return;
                 }
                 changed.await;
             }
         };
-        // Too late is as good as left: the caller goes on either way.
-        let _ = timeout(at_most, left).await;
+        // The caller continues in both cases, so a timeout is not an error.
+        let _ = timeout(max_wait, flushed).await;
     }
 }

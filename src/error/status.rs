@@ -1,4 +1,4 @@
-//! Errors as gRPC statuses with `google.rpc` details, and back with nothing lost.
+//! Conversion between [`Error`] and gRPC statuses with `google.rpc` details. A round trip loses nothing.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::{Error, ErrorKind};
 
-/// The domain of our `ErrorInfo`.
+/// The `ErrorInfo.domain` that marks a status as Tokenway's.
 const DOMAIN: &str = "tokenway";
 
 impl From<Error> for Status {
@@ -25,19 +25,19 @@ impl From<Error> for Status {
 }
 
 impl From<&Status> for Error {
-    /// Our own statuses come back as they were. A foreign one is known by its gRPC code alone.
+    /// Restores an error from Tokenway's status. The status of another server is mapped by its gRPC code alone.
     fn from(status: &Status) -> Self {
         let details = status.get_error_details();
-        let ours = details
+        let own_kind = details
             .error_info()
             .filter(|info| info.domain == DOMAIN)
             .and_then(|info| ErrorKind::from_code(&info.reason));
-        let kind = ours.unwrap_or_else(|| kind_of_foreign(status.code()));
-        let message = if ours.is_some() || kind.row().http.is_client_error() {
+        let kind = own_kind.unwrap_or_else(|| kind_from_code(status.code()));
+        let message = if own_kind.is_some() || kind.row().http.is_client_error() {
             status.message().to_owned()
         } else {
-            // A foreign message may tell of addresses and the like, which are not the client's.
-            message_of_foreign(kind).to_owned()
+            // The message of another server may contain internal details such as addresses.
+            generic_message(kind).to_owned()
         };
         Self {
             kind,
@@ -54,7 +54,8 @@ impl From<&Status> for Error {
     }
 }
 
-fn kind_of_foreign(code: Code) -> ErrorKind {
+/// Maps the gRPC code of another server's status.
+fn kind_from_code(code: Code) -> ErrorKind {
     match code {
         Code::InvalidArgument => ErrorKind::InvalidValue,
         Code::Unauthenticated => ErrorKind::InvalidApiKey,
@@ -76,7 +77,8 @@ fn kind_of_foreign(code: Code) -> ErrorKind {
     }
 }
 
-fn message_of_foreign(kind: ErrorKind) -> &'static str {
+/// A message that replaces another server's.
+fn generic_message(kind: ErrorKind) -> &'static str {
     if kind == ErrorKind::NoWorker {
         "No engine can be reached."
     } else {

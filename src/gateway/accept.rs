@@ -1,30 +1,30 @@
-//! Which form a stream has, by what the client accepts.
+//! Content negotiation: the stream format that the `Accept` header selects.
 
 use axum::http::HeaderMap;
 use axum::http::header::ACCEPT;
 
 use crate::error::{Error, ErrorKind};
 
-/// The form of a stream.
+/// Format of a streamed response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamFormat {
-    /// One JSON object a line.
+    /// Newline-delimited JSON: one object per line.
     Ndjson,
-    /// Server-sent events, as OpenAI's own clients read them.
+    /// Server-sent events, which OpenAI's clients expect.
     Sse,
 }
 
-/// What asks for a form by its name, the best first where the client has no preference of its own.
-const NAMES: [(&str, StreamFormat); 4] = [
+/// Media types that select a format by name, in the server's order of preference. The order breaks ties in quality.
+const NAMED_TYPES: [(&str, StreamFormat); 4] = [
     ("application/x-ndjson", StreamFormat::Ndjson),
     ("application/jsonl", StreamFormat::Ndjson),
     ("text/event-stream", StreamFormat::Sse),
-    // What OpenAI's clients send, which read server-sent events only.
+    // OpenAI's clients send this type although they read only server-sent events.
     ("application/json", StreamFormat::Sse),
 ];
 
 impl StreamFormat {
-    /// The type that a stream of this form is sent as, and the ranges that it is in, from the most specific.
+    /// Media type of this format, then the media ranges that contain it, most specific first.
     fn media_type(self) -> [&'static str; 3] {
         match self {
             Self::Ndjson => ["application/x-ndjson", "application/*", "*/*"],
@@ -40,11 +40,11 @@ impl StreamFormat {
     }
 }
 
-/// The form for these headers; `default` where the client takes anything. The quality of a type is that of
-/// the most specific range that it is in (RFC 9110, section 12.5.1).
+/// Selects the format that the `Accept` headers prefer, or `default` if they have no preference. The most specific
+/// matching range sets the quality of a media type (RFC 9110, section 12.5.1).
 ///
 /// # Errors
-/// When the client takes no form there is.
+/// The client accepts neither format.
 pub(super) fn negotiate(headers: &HeaderMap, default: StreamFormat) -> Result<StreamFormat, Error> {
     let mut entries = Vec::new();
     for value in headers.get_all(ACCEPT) {
@@ -60,8 +60,8 @@ pub(super) fn negotiate(headers: &HeaderMap, default: StreamFormat) -> Result<St
             .find(|entry| entry.name == name)
             .map(|entry| entry.quality)
     };
-    let named = NAMES.map(|(name, format)| (quality_of(name), format));
-    let by_a_range = [default, default.other()].map(|format| {
+    let named = NAMED_TYPES.map(|(name, format)| (quality_of(name), format));
+    let by_range = [default, default.other()].map(|format| {
         let [name, ranges @ ..] = format.media_type();
         let quality = match quality_of(name) {
             Some(_) => None,
@@ -70,24 +70,25 @@ pub(super) fn negotiate(headers: &HeaderMap, default: StreamFormat) -> Result<St
         (quality, format)
     });
     let mut best: Option<(u16, StreamFormat)> = None;
-    for (quality, format) in named.into_iter().chain(by_a_range) {
+    for (quality, format) in named.into_iter().chain(by_range) {
         let Some(quality) = quality.filter(|quality| *quality > 0) else {
             continue;
         };
-        if best.is_none_or(|(known, _)| quality > known) {
+        if best.is_none_or(|(best_quality, _)| quality > best_quality) {
             best = Some((quality, format));
         }
     }
     best.map(|(_, format)| format).ok_or_else(not_acceptable)
 }
 
+/// One media range of an `Accept` header.
 struct Entry {
     name: String,
-    /// In thousandths.
+    /// Quality value in thousandths, 0 to 1,000.
     quality: u16,
 }
 
-/// The parts of a header's value, but for separators within quotes.
+/// Splits a header value at `separator`, except inside quoted strings.
 fn split(value: &str, separator: char) -> impl Iterator<Item = &str> {
     let (mut is_quoted, mut is_escaped) = (false, false);
     value.split(move |character| {
@@ -101,8 +102,8 @@ fn split(value: &str, separator: char) -> impl Iterator<Item = &str> {
     })
 }
 
-/// One entry; `None` for an empty one. A quality that is none counts as 1, as for every other
-/// parameter that we do not know.
+/// Parses one entry; `None` if it is empty. An invalid quality is ignored, as an unknown parameter is, and counts
+/// as 1.
 fn parse(entry: &str) -> Option<Entry> {
     let mut parts = split(entry, ';').map(str::trim);
     let name = parts
@@ -122,7 +123,7 @@ fn parse(entry: &str) -> Option<Entry> {
     })
 }
 
-/// A quality value: `0` to `1` with up to three decimals.
+/// Parses a quality value: `0` to `1` with up to three decimals.
 fn thousandths(text: &str) -> Option<u16> {
     let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
     if decimals.len() > 3 || !decimals.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -138,8 +139,7 @@ fn thousandths(text: &str) -> Option<u16> {
 fn not_acceptable() -> Error {
     Error::new(
         ErrorKind::NotAcceptable,
-        "A stream has one of the forms application/x-ndjson and text/event-stream; Accept names \
-         neither.",
+        "Accept must allow application/x-ndjson or text/event-stream, the formats of a stream.",
     )
 }
 
@@ -147,7 +147,7 @@ fn not_acceptable() -> Error {
 mod tests {
     use super::*;
 
-    fn form(accept: &str) -> Option<StreamFormat> {
+    fn negotiated(accept: &str) -> Option<StreamFormat> {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, accept.parse().unwrap());
         negotiate(&headers, StreamFormat::Ndjson).ok()
@@ -155,20 +155,23 @@ mod tests {
 
     #[test]
     fn each_media_type_selects_its_stream_format() {
-        assert_eq!(form("application/x-ndjson"), Some(StreamFormat::Ndjson));
-        assert_eq!(form("application/jsonl"), Some(StreamFormat::Ndjson));
-        assert_eq!(form("text/event-stream"), Some(StreamFormat::Sse));
-        assert_eq!(form("application/json"), Some(StreamFormat::Sse));
         assert_eq!(
-            form("Application/JSON; charset=utf-8"),
+            negotiated("application/x-ndjson"),
+            Some(StreamFormat::Ndjson)
+        );
+        assert_eq!(negotiated("application/jsonl"), Some(StreamFormat::Ndjson));
+        assert_eq!(negotiated("text/event-stream"), Some(StreamFormat::Sse));
+        assert_eq!(negotiated("application/json"), Some(StreamFormat::Sse));
+        assert_eq!(
+            negotiated("Application/JSON; charset=utf-8"),
             Some(StreamFormat::Sse)
         );
     }
 
     #[test]
     fn no_preference_selects_the_default() {
-        assert_eq!(form("*/*"), Some(StreamFormat::Ndjson));
-        assert_eq!(form(""), Some(StreamFormat::Ndjson));
+        assert_eq!(negotiated("*/*"), Some(StreamFormat::Ndjson));
+        assert_eq!(negotiated(""), Some(StreamFormat::Ndjson));
         assert_eq!(
             negotiate(&HeaderMap::new(), StreamFormat::Sse).ok(),
             Some(StreamFormat::Sse)
@@ -178,12 +181,12 @@ mod tests {
     #[test]
     fn quality_comes_first_and_server_preference_breaks_ties() {
         let sse_first = "application/x-ndjson;q=0.5, text/event-stream;q=0.9";
-        assert_eq!(form(sse_first), Some(StreamFormat::Sse));
+        assert_eq!(negotiated(sse_first), Some(StreamFormat::Sse));
         let tie = "text/event-stream, application/x-ndjson";
-        assert_eq!(form(tie), Some(StreamFormat::Ndjson));
-        assert_eq!(form("*/*, application/json"), Some(StreamFormat::Sse));
+        assert_eq!(negotiated(tie), Some(StreamFormat::Ndjson));
+        assert_eq!(negotiated("*/*, application/json"), Some(StreamFormat::Sse));
         assert_eq!(
-            form("application/json;q=0.1, */*;q=0.8"),
+            negotiated("application/json;q=0.1, */*;q=0.8"),
             Some(StreamFormat::Ndjson)
         );
     }
@@ -198,7 +201,7 @@ mod tests {
             ("text/*;q=0.3, application/*;q=0.5", StreamFormat::Ndjson),
             ("text/event-stream;q=0.1, text/*", StreamFormat::Sse),
         ] {
-            assert_eq!(form(accept), Some(expected), "{accept}");
+            assert_eq!(negotiated(accept), Some(expected), "{accept}");
         }
     }
 
@@ -208,20 +211,23 @@ mod tests {
             "application/x-ndjson;profile=\"a,b\";q=0.1, text/event-stream;q=0.5",
             "application/x-ndjson;profile=\"a;q=1\\\"b\";q=0.1, text/event-stream;q=0.5",
         ] {
-            assert_eq!(form(accept), Some(StreamFormat::Sse), "{accept}");
+            assert_eq!(negotiated(accept), Some(StreamFormat::Sse), "{accept}");
         }
     }
 
     #[test]
     fn a_media_type_with_quality_zero_is_not_used() {
         assert_eq!(
-            form("application/x-ndjson;q=0, */*"),
+            negotiated("application/x-ndjson;q=0, */*"),
             Some(StreamFormat::Sse)
         );
-        let but_for_text = "text/*;q=0, */*";
-        assert_eq!(form(but_for_text), Some(StreamFormat::Ndjson));
-        assert_eq!(form("application/*;q=0, */*"), Some(StreamFormat::Sse));
-        assert_eq!(form("text/html"), None);
-        assert_eq!(form("application/x-ndjson;q=0"), None);
+        let all_but_text = "text/*;q=0, */*";
+        assert_eq!(negotiated(all_but_text), Some(StreamFormat::Ndjson));
+        assert_eq!(
+            negotiated("application/*;q=0, */*"),
+            Some(StreamFormat::Sse)
+        );
+        assert_eq!(negotiated("text/html"), None);
+        assert_eq!(negotiated("application/x-ndjson;q=0"), None);
     }
 }

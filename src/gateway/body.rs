@@ -1,5 +1,7 @@
-//! The bodies of requests as the engine's messages. What a body may hold is said by its struct, from which
-//! the API's description is made; it is filled field by field, so that an error names the one at fault.
+//! Request bodies, parsed and converted to the engine's protobuf messages.
+//!
+//! Each body is a struct, and the OpenAPI description is derived from it. A body is read field by field, so
+//! an error names the field that is wrong.
 
 use utoipa::ToSchema;
 
@@ -19,7 +21,7 @@ pub(super) mod shared_fields;
 mod tests;
 pub(super) mod tokenize;
 
-/// Which of OpenAI's two kinds of completion a request is for.
+/// An OpenAI completion endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
     /// `/v1/completions`.
@@ -28,52 +30,51 @@ pub enum Route {
     Chat,
 }
 
-/// What a body asks for.
+/// A completion request, parsed from its body.
 #[derive(Debug)]
 pub(super) struct ParsedBody {
-    /// One message for each prompt.
+    /// One engine request per prompt.
     pub(super) messages: Vec<v1::CompletionRequest>,
-    /// How many choices the engine makes of each prompt.
+    /// Choices that the engine generates per prompt. More than `n` with `best_of`.
     pub(super) candidates: u32,
-    /// What is shown of them.
-    pub(super) shown: ResponseOptions,
-    /// Whether the answer is a stream, and what it holds besides the text.
+    pub(super) response: ResponseOptions,
+    /// Options of a streamed response; `None` if the response is not streamed.
     pub(super) stream: Option<StreamOptions>,
-    /// How the client knows the engine's fields.
+    /// Maps field names in engine errors to this endpoint's field names.
     pub(super) names: FieldNames,
 }
 
-/// What an answer shows of the choices that the engine made.
+/// Number of choices and log probabilities in the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ResponseOptions {
-    /// How many of each prompt's choices: the likeliest, where more were made.
+    /// Choices to return per prompt. If the engine generated more, the likeliest are returned.
     pub(super) choices: u32,
-    /// How many of the likeliest tokens at each position; `None` for no log probabilities.
+    /// Top log probabilities to return per token; `None` for no log probabilities.
     pub(super) logprobs: Option<u32>,
 }
 
-/// What a stream holds besides the text.
+/// Extra data in a stream besides the text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ToSchema)]
 pub struct StreamOptions {
-    /// Whether a last object has the usage, and no choices.
+    /// Sends a final object with the usage and no choices.
     #[schema(required = false, nullable, default = false)]
     pub include_usage: bool,
-    /// Whether every line has the usage so far.
+    /// Adds the usage so far to every line.
     #[schema(required = false, nullable, default = false)]
     pub continuous_usage_stats: bool,
-    /// Whether every line has its token's deadline and emission, in nanoseconds of CLOCK_MONOTONIC.
+    /// Adds the token's deadline and emission time to every line, in nanoseconds of CLOCK_MONOTONIC.
     #[schema(required = false, nullable, default = false)]
     pub include_stamps: bool,
-    /// Whether a last object tells what the request took.
+    /// Sends a final object with the request's timings.
     #[schema(required = false, nullable, default = false)]
     pub include_timings: bool,
-    /// Whether every line has its token's id.
+    /// Adds the token id to every line.
     #[schema(required = false, nullable, default = false)]
     pub return_token_ids: bool,
 }
 
 impl StreamOptions {
-    /// What OpenAI has and this server does not.
+    /// OpenAI fields that this server does not support.
     pub(super) const UNSUPPORTED: &[Unsupported] = &[("include_obfuscation", "[true, false]")];
 
     pub(super) fn read(fields: &mut Fields) -> Result<Self, Error> {
@@ -85,12 +86,12 @@ impl StreamOptions {
             include_timings: flag("include_timings")?,
             return_token_ids: flag("return_token_ids")?,
         };
-        fields.refuse(Self::UNSUPPORTED)?;
+        fields.reject_unsupported(Self::UNSUPPORTED)?;
         Ok(options)
     }
 }
 
-/// The engine's messages, one for each prompt.
+/// Copies `message` once per prompt.
 fn messages(prompts: Vec<Input>, message: &v1::CompletionRequest) -> Vec<v1::CompletionRequest> {
     let with_prompt = |input| v1::CompletionRequest {
         input: Some(input),
@@ -99,8 +100,8 @@ fn messages(prompts: Vec<Input>, message: &v1::CompletionRequest) -> Vec<v1::Com
     prompts.into_iter().map(with_prompt).collect()
 }
 
-/// Whether so many choices of so many prompts are not too many. `param` is the field that says how many
-/// choices, where it is not the prompts alone that are too many.
+/// Rejects a request for more than [`MAX_CHOICES`] choices in total. The error names `param`, the field that set
+/// the choices per prompt, or `prompt` if there are too many prompts for one choice each.
 fn check_choices(prompts: usize, choices_per_prompt: u32, param: &str) -> Result<(), Error> {
     let choices = u32::try_from(prompts)
         .ok()
@@ -109,10 +110,13 @@ fn check_choices(prompts: usize, choices_per_prompt: u32, param: &str) -> Result
         return Ok(());
     }
     let (param, message) = if choices_per_prompt <= 1 {
-        let message = format!("prompt must hold at most {MAX_CHOICES} prompts.");
+        let message = format!("prompt must have at most {MAX_CHOICES} prompts (got {prompts}).");
         ("prompt", message)
     } else {
-        let message = format!("The number of prompts times {param} must be at most {MAX_CHOICES}.");
+        let message = format!(
+            "The number of prompts times {param} must be at most {MAX_CHOICES} \
+             (got {prompts} times {choices_per_prompt})."
+        );
         (param, message)
     };
     Err(Error::invalid_value(param, message))

@@ -1,5 +1,6 @@
-//! What every request with a body must be before its body is looked at: declared as JSON, not too large,
-//! and here in time.
+//! Reads a request's body into memory, within the request's deadline.
+//!
+//! It checks the headers that describe the body. It does not parse the body.
 
 use std::time::Duration;
 
@@ -13,21 +14,21 @@ use tokio::time::{Instant, timeout_at};
 use super::completion_stream::deadline_exceeded;
 use super::{Gateway, MAX_BODY_BYTES};
 use crate::error::{Error, ErrorKind};
-use crate::request::MAX_TIMEOUT;
+use crate::request::LONGEST_TIMEOUT;
 
-/// A request whose body has been read.
+/// A request whose whole body has been read, and not yet parsed.
 pub(super) struct BufferedRequest {
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
-    /// When the client no longer waits.
+    /// Time when the client stops waiting.
     pub(super) deadline: Instant,
 }
 
 impl BufferedRequest {
-    /// Reads a request.
+    /// Reads the body. The deadline counts from the start of this call.
     ///
     /// # Errors
-    /// When it is none that this door takes.
+    /// If a header is invalid, the body is too large or not declared as JSON, or the deadline passes.
     pub(super) async fn read(gateway: &Gateway, request: Request) -> Result<Self, Error> {
         let arrived = Instant::now();
         let timeout = request_timeout(request.headers())?.unwrap_or(gateway.request_timeout);
@@ -42,7 +43,7 @@ impl BufferedRequest {
     }
 }
 
-/// The client's own limit, in seconds.
+/// Parses `x-request-timeout`, in seconds. Longer timeouts are cut to [`LONGEST_TIMEOUT`].
 fn request_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
     const NAME: &str = "x-request-timeout";
     let Some(value) = headers.get(NAME) else {
@@ -55,12 +56,10 @@ fn request_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
     seconds
         .filter(|seconds| *seconds > 0.0)
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .map(|timeout| Some(timeout.min(MAX_TIMEOUT)))
+        .map(|timeout| Some(timeout.min(LONGEST_TIMEOUT)))
         .ok_or_else(|| {
-            Error::invalid_value(
-                NAME,
-                "x-request-timeout must be a number of seconds above 0.",
-            )
+            let message = "x-request-timeout must be a number of seconds above 0.";
+            Error::invalid_value(NAME, message)
         })
 }
 
@@ -81,7 +80,7 @@ async fn read_body(request: Request) -> Result<Bytes, Error> {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
         Err(error) => {
-            tracing::debug!(%error, "a request's body could not be read");
+            tracing::debug!(%error, "failed to read a request body");
             Err(Error::new(
                 ErrorKind::InvalidJson,
                 "The body could not be read to its end.",
@@ -96,15 +95,15 @@ fn is_too_large(length: u64) -> bool {
 
 fn check_content_type(headers: &HeaderMap) -> Result<(), Error> {
     let content_type = text(headers, &CONTENT_TYPE).unwrap_or("");
-    let essence = content_type.split(';').next().unwrap_or("").trim();
-    if essence.eq_ignore_ascii_case("application/json") {
+    let media_type = content_type.split(';').next().unwrap_or("").trim();
+    if media_type.eq_ignore_ascii_case("application/json") {
         return Ok(());
     }
-    let message = "The body must be declared as content-type: application/json.";
+    let message = "The content-type header must be application/json.";
     Err(Error::new(ErrorKind::UnsupportedMediaType, message))
 }
 
-/// A body that was compressed is no JSON; that it was not decompressed is what its client must know.
+/// Rejects compressed bodies with an error of their own; as JSON they would only be "invalid".
 fn check_content_encoding(headers: &HeaderMap) -> Result<(), Error> {
     let mut values = headers.get_all(CONTENT_ENCODING).iter();
     let is_plain = values.all(|value| {
@@ -114,7 +113,7 @@ fn check_content_encoding(headers: &HeaderMap) -> Result<(), Error> {
     if is_plain {
         return Ok(());
     }
-    let message = "The body must come without a content-encoding; compressed bodies are not taken.";
+    let message = "Compressed bodies are not supported; send the body without content-encoding.";
     Err(Error::new(ErrorKind::UnsupportedMediaType, message))
 }
 
@@ -123,6 +122,6 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
 }
 
 fn too_large() -> Error {
-    let message = format!("The body is larger than {MAX_BODY_BYTES} bytes.");
+    let message = format!("The body is larger than the limit of {MAX_BODY_BYTES} bytes.");
     Error::new(ErrorKind::RequestTooLarge, message)
 }

@@ -1,4 +1,6 @@
-//! The RPCs of one HTTP request, merged: its prompts' choices are numbered through.
+//! Merges the engine streams of one HTTP request, one per prompt, into one stream of events.
+//!
+//! Choice indices are made unique across the prompts. This module must not know how events are written.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -15,35 +17,36 @@ use crate::poll_on_wake::PollOnWake;
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
 
-/// The streams of a request's prompts.
+/// The engine streams of a request, one per prompt.
 pub(super) struct MergedStreams {
-    prompts: Vec<CheckedEvents>,
-    /// Which prompts have not ended.
+    streams: Vec<CheckedEvents>,
+    /// For each stream, `true` until it ends.
     open: Vec<bool>,
-    /// Where the next look begins, so that no prompt starves another.
+    /// Index of the stream that is polled first. It advances after each event, so that no prompt starves another.
     cursor: usize,
     choices_per_prompt: u32,
+    /// Sums over the prompts that have ended.
     usage: v1::Usage,
     timings: Option<v1::Timings>,
 }
 
-/// One step of the merged streams.
+/// An event of the merged streams.
 #[derive(Debug)]
 pub(super) enum MergedEvent {
-    /// A prompt has begun.
+    /// A worker has started a prompt.
     Started(v1::Started),
-    /// A part of a prompt, the first being 0.
+    /// A part of an echoed prompt, with the index of the prompt.
     Prompt(u32, v1::EchoedPrompt),
-    /// Tokens, their choice numbered through all prompts.
+    /// Tokens of a choice. `choice` is unique across all prompts.
     Tokens(v1::Tokens),
-    /// Every prompt has ended well: what they used, and what they took.
+    /// Every prompt has succeeded.
     Ended(v1::Usage, v1::Timings),
 }
 
 impl MergedStreams {
     pub(super) fn new(choices_per_prompt: u32) -> Self {
         Self {
-            prompts: Vec::new(),
+            streams: Vec::new(),
             open: Vec::new(),
             cursor: 0,
             choices_per_prompt,
@@ -53,22 +56,22 @@ impl MergedStreams {
     }
 
     pub(super) fn push(&mut self, events: CheckedEvents) {
-        self.prompts.push(events);
+        self.streams.push(events);
         self.open.push(true);
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<MergedEvent, Error>> {
-        let count = self.prompts.len();
+        let count = self.streams.len();
         for step in 0..count {
             let at = (self.cursor + step) % count;
             while self.open[at]
-                && let Poll::Ready(event) = Pin::new(&mut self.prompts[at]).poll_next(cx)
+                && let Poll::Ready(event) = Pin::new(&mut self.streams[at]).poll_next(cx)
             {
                 let Some(event) = event.transpose()? else {
                     self.open[at] = false;
                     break;
                 };
-                if let Some(event) = self.take(at, event) {
+                if let Some(event) = self.merge(at, event) {
                     self.cursor = (at + 1) % count;
                     return Poll::Ready(Ok(event));
                 }
@@ -81,7 +84,8 @@ impl MergedStreams {
         Poll::Ready(Ok(MergedEvent::Ended(self.usage, timings)))
     }
 
-    fn take(&mut self, prompt: usize, event: Event) -> Option<MergedEvent> {
+    /// Renumbers an event's choice. Collects a summary instead of returning it.
+    fn merge(&mut self, prompt: usize, event: Event) -> Option<MergedEvent> {
         let prompt = u32::try_from(prompt).expect("there are at most 128 prompts");
         match event {
             Event::Started(started) => Some(MergedEvent::Started(started)),
@@ -94,77 +98,76 @@ impl MergedStreams {
                 let usage = summary.usage.unwrap_or_default();
                 self.usage.prompt_tokens += usage.prompt_tokens;
                 self.usage.completion_tokens += usage.completion_tokens;
-                let taken = summary.timings.unwrap_or_default();
-                self.timings = Some(timings::merge(self.timings, taken));
+                let timings = summary.timings.unwrap_or_default();
+                self.timings = Some(timings::merge(self.timings, timings));
                 None
             }
         }
     }
 }
 
-/// A request of which a worker has begun.
+/// The stream of a request that a worker has started.
 pub(super) struct CompletionStream {
     merged: MergedStreams,
-    /// What was told of the first prompt that began.
-    first: v1::Started,
-    /// Why the server waits no longer for this request.
-    given_up: PollOnWake<Pin<Box<dyn Future<Output = Error> + Send>>>,
+    first_started: v1::Started,
+    /// Completes with an error when the server stops or the deadline passes.
+    aborted: PollOnWake<Pin<Box<dyn Future<Output = Error> + Send>>>,
 }
 
 impl CompletionStream {
-    /// Waits for the first prompt to begin, in whatever order the engines take them.
+    /// Waits until a worker starts any of the prompts.
     ///
     /// # Errors
-    /// The first refusal of any prompt.
+    /// If any prompt is rejected before that.
     pub(super) async fn wait_for_start(
         mut merged: MergedStreams,
         deadline: Instant,
         stopping: CancellationToken,
     ) -> Result<Self, Error> {
-        let first = match poll_fn(|cx| merged.poll(cx)).await? {
+        let first_started = match poll_fn(|cx| merged.poll(cx)).await? {
             MergedEvent::Started(started) => started,
             MergedEvent::Prompt(..) | MergedEvent::Tokens(_) | MergedEvent::Ended(..) => {
-                tracing::error!("an engine's stream did not begin with its start");
+                tracing::error!("an engine sent a completion event before `started`");
                 return Err(Error::internal());
             }
         };
         Ok(Self {
             merged,
-            first,
-            given_up: PollOnWake::new(Box::pin(given_up(deadline, stopping))),
+            first_started,
+            aborted: PollOnWake::new(Box::pin(aborted(deadline, stopping))),
         })
     }
 
-    /// What was told of the first prompt that began.
-    pub(super) fn first(&self) -> &v1::Started {
-        &self.first
+    /// The `started` event of the prompt that a worker started first.
+    pub(super) fn first_started(&self) -> &v1::Started {
+        &self.first_started
     }
 
-    /// How many choices the answer has.
+    /// Number of choices of all prompts.
     pub(super) fn choices(&self) -> usize {
         let per_prompt = usize::try_from(self.merged.choices_per_prompt).unwrap_or(1);
-        self.merged.prompts.len() * per_prompt
+        self.merged.streams.len() * per_prompt
     }
 
-    /// The next tokens, or the end.
+    /// Polls for the next event. Events that are ready come before a deadline or a shutdown.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<MergedEvent, Error>> {
         if let Poll::Ready(event) = self.merged.poll(cx) {
             return Poll::Ready(event);
         }
-        self.given_up.poll(cx).map(Err)
+        self.aborted.poll(cx).map(Err)
     }
 
-    /// The next tokens, or the end.
+    /// Waits for the next event.
     pub(super) async fn next(&mut self) -> Result<MergedEvent, Error> {
         poll_fn(|cx| self.poll_next(cx)).await
     }
 }
 
-/// Waits until the server is told to stop, or the deadline has passed.
-async fn given_up(deadline: Instant, stopping: CancellationToken) -> Error {
+/// Waits until the server stops or the deadline passes.
+async fn aborted(deadline: Instant, stopping: CancellationToken) -> Error {
     tokio::select! {
         biased;
-        () = stopping.cancelled() => stopped(),
+        () = stopping.cancelled() => shutting_down(),
         () = sleep_until(deadline) => deadline_exceeded(),
     }
 }
@@ -176,8 +179,8 @@ pub(super) fn deadline_exceeded() -> Error {
     )
 }
 
-/// What is told where the server ends before the request does.
-pub(super) fn stopped() -> Error {
+/// The error of a request that is still running when the server stops waiting for it.
+pub(super) fn shutting_down() -> Error {
     Error::new(
         ErrorKind::Draining,
         "The server is shutting down and could not wait for this request to end.",

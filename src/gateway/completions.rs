@@ -219,7 +219,7 @@ impl ParsedRequest {
         }
         let prompts = self.body.messages.len();
         let echo = Echo::new(prompts, completion_stream.choices() / prompts.max(1));
-        if let Some(top) = self.body.shown.logprobs {
+        if let Some(top) = self.body.response.logprobs {
             echo.check(completion_stream.first().prompt_tokens, top)?;
         }
         Ok(Some(echo))
@@ -359,7 +359,7 @@ impl StartedCompletion {
         } = self;
         let is_chat = head.route == Route::Chat;
         let mut lines = LineWriter::new(format, options, head);
-        if parsed.body.shown.logprobs.is_some() {
+        if parsed.body.response.logprobs.is_some() {
             lines = lines.with_logprobs();
         }
         lines.begun(completion_stream.first().prompt_tokens);

@@ -1,5 +1,5 @@
-//! The fields of a JSON body, taken out one by one with their types checked. What is left over at the
-//! end is unknown: it is refused or ignored.
+//! Fields of a JSON body, taken one by one with their types checked. Fields that remain at the end are unknown, and
+//! are rejected or ignored.
 
 use serde_json::{Map, Number, Value};
 
@@ -7,28 +7,28 @@ use super::object;
 use super::unknown::{IgnoredFields, UnknownFields};
 use crate::error::{Error, ErrorKind};
 
-/// The fields that have not been taken yet.
+/// Fields of a JSON object that have not been taken yet.
 pub(super) struct Fields {
     fields: Map<String, Value>,
-    /// What the fields belong to, such as `stream_options.`, before each name in an error.
+    /// Prefix of field names in errors, such as `stream_options.`; empty for the body itself.
     path: String,
-    /// What happens to the fields that nobody takes.
+    /// Treatment of the fields that remain at the end.
     unknown: UnknownFields,
     ignored: IgnoredFields,
-    /// Every field that was asked for.
+    /// Name of every field that was taken, present or not.
     #[cfg(test)]
-    pub(super) asked: std::collections::BTreeSet<String>,
+    pub(super) requested: std::collections::BTreeSet<String>,
 }
 
-/// A field that this server knows and cannot honour, with the values, as a JSON list, that ask for nothing:
+/// An unsupported field, and a JSON list of the values that are accepted anyway because they have no effect: usually
 /// OpenAI's defaults.
 pub(super) type Unsupported = (&'static str, &'static str);
 
 impl Fields {
-    /// The fields of a body.
+    /// Parses a body.
     ///
     /// # Errors
-    /// When the body is no JSON or no object, or names a field twice.
+    /// The body is not valid JSON or not an object, or has a duplicate field.
     pub(super) fn parse(body: &[u8], unknown: UnknownFields) -> Result<Self, Error> {
         Ok(Self::new(object::parse(body)?, String::new(), unknown))
     }
@@ -40,26 +40,26 @@ impl Fields {
             unknown,
             ignored: IgnoredFields::default(),
             #[cfg(test)]
-            asked: Default::default(),
+            requested: Default::default(),
         }
     }
 
-    /// The fields of an object within this one; `None` where it is missing or null.
+    /// Takes a nested object; `None` if it is missing or null.
     ///
     /// # Errors
-    /// When it is no object.
+    /// The value is not an object.
     pub(super) fn object(&mut self, name: &str) -> Result<Option<Self>, Error> {
         match self.take(name) {
             None => Ok(None),
-            Some(value) => self.within(name, value).map(Some),
+            Some(value) => self.nested(name, value).map(Some),
         }
     }
 
-    /// The fields of an object that was found within this one by this name.
+    /// Reads `value` as a nested object of this name.
     ///
     /// # Errors
-    /// When it is no object.
-    pub(super) fn within(&self, name: &str, value: Value) -> Result<Self, Error> {
+    /// The value is not an object.
+    pub(super) fn nested(&self, name: &str, value: Value) -> Result<Self, Error> {
         match value {
             Value::Object(fields) => {
                 let path = format!("{}.", self.full_name(name));
@@ -73,29 +73,29 @@ impl Fields {
         }
     }
 
-    /// Whether nothing is left but nulls, which ask for nothing.
+    /// Returns true if every remaining field is null.
     pub(super) fn is_empty(&self) -> bool {
         self.fields.values().all(Value::is_null)
     }
 
-    /// Whether a field holds anything but null.
+    /// Returns true if a field is present and not null.
     pub(super) fn has(&self, name: &str) -> bool {
         self.fields.get(name).is_some_and(|value| !value.is_null())
     }
 
-    /// Every field that is left.
+    /// Takes all remaining fields.
     pub(super) fn take_all(&mut self) -> Map<String, Value> {
         std::mem::take(&mut self.fields)
     }
 
-    /// A field's value; `None` where it is missing or null.
+    /// Takes a field; `None` if it is missing or null.
     pub(super) fn take(&mut self, name: &str) -> Option<Value> {
         #[cfg(test)]
-        self.asked.insert(name.to_owned());
+        self.requested.insert(name.to_owned());
         self.fields.remove(name).filter(|value| !value.is_null())
     }
 
-    /// A field that must be there.
+    /// Takes a required field.
     pub(super) fn required(&mut self, name: &str) -> Result<Value, Error> {
         self.take(name).ok_or_else(|| self.missing(name))
     }
@@ -110,39 +110,49 @@ impl Fields {
 
     pub(super) fn string(&mut self, name: &str) -> Result<Option<String>, Error> {
         let value = self.take(name);
-        value.map(|value| self.text(name, value)).transpose()
+        value
+            .map(|value| self.string_value(name, value))
+            .transpose()
     }
 
-    /// A whole number of the type `T`.
+    /// Takes an integer of type `T`.
     pub(super) fn integer<T: TryFrom<i128>>(&mut self, name: &str) -> Result<Option<T>, Error> {
         let value = self.take(name);
-        value.map(|value| self.whole(name, &value)).transpose()
+        value
+            .map(|value| self.integer_value(name, &value))
+            .transpose()
     }
 
     pub(super) fn number(&mut self, name: &str) -> Result<Option<f32>, Error> {
         let value = self.take(name);
-        value.map(|value| self.float(name, &value)).transpose()
+        value
+            .map(|value| self.float_value(name, &value))
+            .transpose()
     }
 
-    /// A list that must be there.
-    pub(super) fn required_list(&mut self, name: &str, wanted: &str) -> Result<Vec<Value>, Error> {
-        match self.list(name, wanted)? {
+    /// Takes a required list.
+    pub(super) fn required_list(
+        &mut self,
+        name: &str,
+        expected: &str,
+    ) -> Result<Vec<Value>, Error> {
+        match self.list(name, expected)? {
             Some(items) => Ok(items),
             None => Err(self.missing(name)),
         }
     }
 
-    /// A list; `None` where it is missing or null.
-    pub(super) fn list(&mut self, name: &str, wanted: &str) -> Result<Option<Vec<Value>>, Error> {
+    /// Takes a list; `None` if it is missing or null.
+    pub(super) fn list(&mut self, name: &str, expected: &str) -> Result<Option<Vec<Value>>, Error> {
         match self.take(name) {
             None => Ok(None),
             Some(Value::Array(items)) => Ok(Some(items)),
-            Some(other) => Err(self.wrong_type(name, wanted, &other)),
+            Some(other) => Err(self.wrong_type(name, expected, &other)),
         }
     }
 
-    /// A value of this name as a string.
-    pub(super) fn text(&self, name: &str, value: Value) -> Result<String, Error> {
+    /// Checks that `value` is a string.
+    pub(super) fn string_value(&self, name: &str, value: Value) -> Result<String, Error> {
         match value {
             Value::String(text) => Ok(text),
             other @ (Value::Null
@@ -153,52 +163,56 @@ impl Fields {
         }
     }
 
-    /// A value of this name as a whole number.
-    pub(super) fn whole<T: TryFrom<i128>>(&self, name: &str, value: &Value) -> Result<T, Error> {
-        match value.as_number().and_then(whole_number) {
+    /// Checks that `value` is an integer of type `T`.
+    pub(super) fn integer_value<T: TryFrom<i128>>(
+        &self,
+        name: &str,
+        value: &Value,
+    ) -> Result<T, Error> {
+        match value.as_number().and_then(to_integer) {
             Some(number) => T::try_from(number).map_err(|_| self.out_of_range(name)),
             None if value.is_number() => {
                 let name = self.full_name(name);
-                let message = format!("{name} must be a whole number.");
+                let message = format!("{name} must be an integer, not a number with a fraction.");
                 Err(Error::new(ErrorKind::InvalidType, message).with_param(name))
             }
             None => Err(self.wrong_type(name, "an integer", value)),
         }
     }
 
-    /// A value of this name as a number.
-    pub(super) fn float(&self, name: &str, value: &Value) -> Result<f32, Error> {
+    /// Checks that `value` is a number in the range of `f32`.
+    pub(super) fn float_value(&self, name: &str, value: &Value) -> Result<f32, Error> {
         let Value::Number(number) = value else {
             return Err(self.wrong_type(name, "a number", value));
         };
-        let number = number.as_f64().map(narrowed);
+        let number = number.as_f64().map(round_to_f32);
         number
             .filter(|number| number.is_finite())
             .ok_or_else(|| self.out_of_range(name))
     }
 
-    /// Refuses the fields of a table, but where they ask for nothing.
+    /// Takes the unsupported fields of a table.
     ///
     /// # Errors
-    /// When one holds anything but null or what the table lets pass.
-    pub(super) fn refuse(&mut self, table: &[Unsupported]) -> Result<(), Error> {
-        for (name, asks_nothing) in table {
+    /// A field has a value other than null and the values that the table accepts.
+    pub(super) fn reject_unsupported(&mut self, table: &[Unsupported]) -> Result<(), Error> {
+        for (name, accepted) in table {
             let Some(value) = self.take(name) else {
                 continue;
             };
-            let asks_nothing: Vec<Value> =
-                serde_json::from_str(asks_nothing).expect("a table holds lists of JSON");
-            if !asks_nothing.iter().any(|known| is_same(known, &value)) {
+            let accepted: Vec<Value> =
+                serde_json::from_str(accepted).expect("the table has valid JSON lists");
+            if !accepted.iter().any(|accepted| is_equal(accepted, &value)) {
                 return Err(self.unsupported(name));
             }
         }
         Ok(())
     }
 
-    /// Refuses or ignores the fields that have not been taken. Null asks for nothing, and is neither.
+    /// Rejects or ignores the remaining fields. Fields that are null are always accepted.
     ///
     /// # Errors
-    /// Names the first unknown field, where unknown fields are refused.
+    /// Unknown fields are rejected. The error names the first one.
     pub(super) fn finish(&mut self) -> Result<(), Error> {
         for (name, value) in std::mem::take(&mut self.fields) {
             if value.is_null() {
@@ -219,37 +233,36 @@ impl Fields {
         Ok(())
     }
 
-    /// Finishes the fields of an object within this one.
+    /// Finishes a nested object.
     ///
     /// # Errors
-    /// Names the first unknown field, where unknown fields are refused.
-    pub(super) fn finish_nested(&mut self, mut within: Self) -> Result<(), Error> {
-        within.finish()?;
-        self.ignored.append(within.ignored);
+    /// The same as [`Self::finish`].
+    pub(super) fn finish_nested(&mut self, mut nested: Self) -> Result<(), Error> {
+        nested.finish()?;
+        self.ignored.append(nested.ignored);
         Ok(())
     }
 
-    /// The fields that were ignored.
     pub(super) fn into_ignored(self) -> IgnoredFields {
         self.ignored
     }
 
-    pub(super) fn wrong_type(&self, name: &str, wanted: &str, value: &Value) -> Error {
+    pub(super) fn wrong_type(&self, name: &str, expected: &str, value: &Value) -> Error {
         let name = self.full_name(name);
-        let message = format!("{name} must be {wanted}, not {}.", json_type_name(value));
+        let message = format!("{name} must be {expected}, not {}.", json_type_name(value));
         Error::new(ErrorKind::InvalidType, message).with_param(name)
     }
 
-    /// The field's value is not one of those that it may have.
+    /// Error for a value that breaks a rule, such as "be at least 1".
     pub(super) fn invalid(&self, name: &str, rule: &str) -> Error {
         let name = self.full_name(name);
         Error::invalid_value(&name, format!("{name} must {rule}."))
     }
 
-    /// The field, or its value, is known and cannot be honoured.
+    /// Error for an unsupported field or value.
     pub(super) fn unsupported(&self, name: &str) -> Error {
         let name = self.full_name(name);
-        let message = format!("{name} is not supported by this server.");
+        let message = format!("{name} or its value is not supported by this server.");
         Error::new(ErrorKind::UnsupportedParameter, message).with_param(name)
     }
 
@@ -269,19 +282,19 @@ impl Fields {
     }
 }
 
-/// Whether two values are the same: `1.0` is `1`.
-fn is_same(one: &Value, other: &Value) -> bool {
+/// Returns true if two values are equal, with `1.0` equal to `1`.
+fn is_equal(one: &Value, other: &Value) -> bool {
     match (one, other) {
         (Value::Number(one), Value::Number(other)) => {
-            one == other || whole_number(one).is_some_and(|one| whole_number(other) == Some(one))
+            one == other || to_integer(one).is_some_and(|one| to_integer(other) == Some(one))
         }
         _ => one == other,
     }
 }
 
-/// The number where it is whole: in JSON `16.0`, and `-0`, are. One that no integer type of ours holds is
-/// larger than all of them.
-fn whole_number(number: &Number) -> Option<i128> {
+/// Converts a number without a fraction to an integer; `16.0` and `-0` are integers too. A float beyond the range of
+/// `i128` saturates; it is out of range for every field anyway.
+fn to_integer(number: &Number) -> Option<i128> {
     if let Some(number) = number.as_i64() {
         return Some(number.into());
     }
@@ -291,30 +304,30 @@ fn whole_number(number: &Number) -> Option<i128> {
     let number = number.as_f64().filter(|number| number.fract() == 0.0)?;
     #[expect(
         clippy::as_conversions,
-        reason = "there is no other way to make an integer of a float; this one saturates"
+        reason = "the standard library has no other conversion from float to integer; this one saturates"
     )]
     Some(number as i128)
 }
 
-/// The number as the engine takes it. The bounds of ranges are whole numbers, so rounding must not land
-/// on one from outside.
+/// Rounds a number to `f32`, the engine's type. The bounds of all ranges are integers, so rounding must not turn an
+/// out-of-range number into an integer that is in range.
 #[expect(
     clippy::as_conversions,
-    reason = "there is no other way to round a float"
+    reason = "the standard library has no other conversion from f64 to f32"
 )]
-fn narrowed(number: f64) -> f32 {
-    let narrow = number as f32;
-    let wide = f64::from(narrow);
-    if narrow.fract() != 0.0 || wide == number {
-        narrow
-    } else if wide < number {
-        narrow.next_up()
+fn round_to_f32(number: f64) -> f32 {
+    let rounded = number as f32;
+    let exact = f64::from(rounded);
+    if rounded.fract() != 0.0 || exact == number {
+        rounded
+    } else if exact < number {
+        rounded.next_up()
     } else {
-        narrow.next_down()
+        rounded.next_down()
     }
 }
 
-/// What a value is, in a client's words.
+/// Name of a value's JSON type, with its article, for error messages.
 pub(super) fn json_type_name(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",

@@ -1,36 +1,35 @@
-//! Host names and origins, as headers and settings write them.
+//! Parsing and comparison of host names and origins in headers and settings.
 //!
-//! Browsers compare them without regard to case, to a default port and to a trailing dot, and so does this.
+//! As in browsers, comparisons ignore case, a trailing dot and the scheme's default port.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-/// The longest host name, in bytes (RFC 1035, section 2.3.4).
+/// Maximum length of a host name, in bytes (RFC 1035, section 2.3.4).
 const MAX_NAME_BYTES: usize = 253;
 
-/// The longest label of a host name, in bytes.
+/// Maximum length of a label of a host name, in bytes (RFC 1035, section 2.3.4).
 const MAX_LABEL_BYTES: usize = 63;
 
-/// A host.
+/// Host part of an authority or origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Host {
-    /// A name in lower case, without a trailing dot.
+    /// Lowercase name without a trailing dot.
     Name(String),
-    /// An IP address.
     Address(IpAddr),
 }
 
-/// A host with its port, as in `Host` and `:authority`.
+/// Host and optional port, as in `Host` and `:authority`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Authority {
     pub(super) host: Host,
-    /// `None` is the scheme's default port.
+    /// `None` means the scheme's default port.
     pub(super) port: Option<u16>,
 }
 
 impl Authority {
-    /// Reads `name`, `name:port`, `1.2.3.4:port` or `[::1]:port`; `None` where the text is none of them.
+    /// Parses `name`, `name:port`, `1.2.3.4:port` or `[::1]:port`. Returns `None` for anything else.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let (host, port) = match text.strip_prefix('[') {
             Some(bracketed) => {
@@ -55,9 +54,9 @@ impl Authority {
         Some(Self { host, port })
     }
 
-    /// Whether both are the same place for pages of this scheme.
+    /// Compares two authorities. An absent port equals the default port of `scheme`.
     pub(super) fn is_same(&self, other: &Self, scheme: &str) -> bool {
-        let port = |it: &Self| it.port.or_else(|| default_port(scheme));
+        let port = |authority: &Self| authority.port.or_else(|| default_port(scheme));
         self.host == other.host && port(self) == port(other)
     }
 }
@@ -78,7 +77,7 @@ impl Host {
     }
 }
 
-/// The address between brackets. A zone (`%eth0`) says only by which interface the address is reached.
+/// Parses the address between brackets. A zone (`%eth0`) only selects a network interface, so it is ignored.
 fn parse_ipv6(text: &str) -> Option<IpAddr> {
     let address = text.split_once('%').map_or(text, |(address, _)| address);
     address.parse::<Ipv6Addr>().ok().map(IpAddr::V6)
@@ -102,7 +101,7 @@ impl fmt::Display for Host {
     }
 }
 
-/// An origin: the scheme, host and port of a web page.
+/// Origin of a web page: scheme, host and port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Origin {
     pub(super) scheme: String,
@@ -110,7 +109,7 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    /// Reads `scheme://host` or `scheme://host:port`; `None` for anything else, `null` included.
+    /// Parses `scheme://host` or `scheme://host:port`. Returns `None` for anything else, including `null`.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let (scheme, authority) = text.split_once("://")?;
         let mut bytes = scheme.bytes();
@@ -121,7 +120,6 @@ impl Origin {
         Some(Self { scheme, authority })
     }
 
-    /// Whether both are the same origin.
     fn is_same(&self, other: &Self) -> bool {
         self.scheme == other.scheme && self.authority.is_same(&other.authority, &self.scheme)
     }
@@ -139,46 +137,46 @@ impl fmt::Display for Origin {
 /// An entry of `--allowed-hosts`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllowedHost {
-    names: Names,
-    /// `None` is any port.
+    pattern: HostPattern,
+    /// `None` means any port.
     port: Option<u16>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Names {
+enum HostPattern {
     Any,
-    Only(Host),
-    /// The subdomains of a name. The name is kept with a dot before it.
+    Exact(Host),
+    /// Subdomains of a name, stored with a leading dot.
     Subdomains(String),
-    /// A name and its subdomains. The name is kept with a dot before it.
+    /// A name and its subdomains, stored with a leading dot.
     WithSubdomains(String),
 }
 
 impl AllowedHost {
-    /// The entry that allows every host.
+    /// Entry `*`, which allows every host.
     pub(super) const ANY: Self = Self {
-        names: Names::Any,
+        pattern: HostPattern::Any,
         port: None,
     };
 
-    /// Whether this entry allows a request for this host.
+    /// Returns true if this entry allows requests for `authority`.
     pub(super) fn allows(&self, authority: &Authority) -> bool {
-        let is_below = |suffix: &str| match &authority.host {
+        let is_subdomain = |suffix: &str| match &authority.host {
             Host::Name(name) => name.ends_with(suffix),
             Host::Address(_) => false,
         };
-        let is_named = match &self.names {
-            Names::Any => true,
-            Names::Only(host) => authority.host == *host,
-            Names::Subdomains(suffix) => is_below(suffix),
-            Names::WithSubdomains(suffix) => {
+        let matches_host = match &self.pattern {
+            HostPattern::Any => true,
+            HostPattern::Exact(host) => authority.host == *host,
+            HostPattern::Subdomains(suffix) => is_subdomain(suffix),
+            HostPattern::WithSubdomains(suffix) => {
                 let name = suffix.strip_prefix('.').map(str::to_owned);
-                is_below(suffix) || name.is_some_and(|name| authority.host == Host::Name(name))
+                is_subdomain(suffix) || name.is_some_and(|name| authority.host == Host::Name(name))
             }
         };
         let is_default = |port: u16| authority.port.is_none() && matches!(port, 80 | 443);
-        let is_port = |port| authority.port == Some(port) || is_default(port);
-        is_named && self.port.is_none_or(is_port)
+        let matches_port = |port| authority.port == Some(port) || is_default(port);
+        matches_host && self.port.is_none_or(matches_port)
     }
 }
 
@@ -188,38 +186,39 @@ impl FromStr for AllowedHost {
     fn from_str(text: &str) -> Result<Self, String> {
         let invalid = || {
             format!(
-                "'{text}' must be a host name with or without a port, such as gateway.example.com or \
-                 .example.com (with its subdomains), or * for any"
+                "'{text}' must be a host name with an optional port, such as gateway.example.com; \
+                 .example.com also allows its subdomains, and * allows every host"
             )
         };
         if text == "*" {
             return Ok(Self::ANY);
         }
-        let plain = text.strip_prefix('*').unwrap_or(text);
-        let (below, is_alone) = (plain.strip_prefix('.'), plain.len() < text.len());
-        if is_alone && below.is_none() {
+        let without_star = text.strip_prefix('*').unwrap_or(text);
+        let has_star = without_star.len() < text.len();
+        let parent = without_star.strip_prefix('.');
+        if has_star && parent.is_none() {
             return Err(invalid());
         }
-        let authority = Authority::parse(below.unwrap_or(plain)).ok_or_else(invalid)?;
-        let names = match (authority.host, below) {
-            (host, None) => Names::Only(host),
-            (Host::Name(name), Some(_)) if is_alone => Names::Subdomains(format!(".{name}")),
-            (Host::Name(name), Some(_)) => Names::WithSubdomains(format!(".{name}")),
+        let authority = Authority::parse(parent.unwrap_or(without_star)).ok_or_else(invalid)?;
+        let pattern = match (authority.host, parent) {
+            (host, None) => HostPattern::Exact(host),
+            (Host::Name(name), Some(_)) if has_star => HostPattern::Subdomains(format!(".{name}")),
+            (Host::Name(name), Some(_)) => HostPattern::WithSubdomains(format!(".{name}")),
             (Host::Address(_), Some(_)) => return Err(invalid()),
         };
         Ok(Self {
-            names,
+            pattern,
             port: authority.port,
         })
     }
 }
 
-/// An entry of `--cors-origins`.
+/// An entry of `--cors-origins`. `None` is `*`, which allows every origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllowedOrigin(Option<Origin>);
 
 impl AllowedOrigin {
-    /// Whether this entry allows pages of this origin; `None` is an origin that cannot be read, such as `null`.
+    /// Returns true if this entry allows pages of `origin`. `None` is an origin that does not parse, such as `null`.
     pub(super) fn allows(&self, origin: Option<&Origin>) -> bool {
         match (&self.0, origin) {
             (None, _) => true,
@@ -238,8 +237,8 @@ impl FromStr for AllowedOrigin {
         }
         let origin = Origin::parse(text).ok_or_else(|| {
             format!(
-                "'{text}' must be an origin as browsers send it, scheme://host or scheme://host:port without \
-                 a path, such as http://localhost:3000, or * for any"
+                "'{text}' must be an origin without a path, such as http://localhost:3000, or * for \
+                 every origin"
             )
         });
         Ok(Self(Some(origin?)))
@@ -251,7 +250,7 @@ mod tests {
     use super::*;
 
     fn authority(text: &str) -> Authority {
-        Authority::parse(text).unwrap_or_else(|| panic!("{text} is an authority"))
+        Authority::parse(text).unwrap_or_else(|| panic!("{text} must parse"))
     }
 
     #[test]
@@ -261,7 +260,7 @@ mod tests {
             port,
         };
         let address = |address: &str, port| Authority {
-            host: Host::Address(address.parse().expect("an address")),
+            host: Host::Address(address.parse().expect("the IP address is valid")),
             port,
         };
         for (text, expected) in [
@@ -311,7 +310,7 @@ mod tests {
 
     #[test]
     fn an_allowed_host_entry_matches_only_its_hosts() {
-        for (entry, allowed, refused) in [
+        for (entry, allowed, rejected) in [
             ("example.com", "example.com", "a.example.com"),
             ("example.com", "EXAMPLE.com.:8000", "example.com.evil"),
             ("example.com:8000", "example.com:8000", "example.com:8001"),
@@ -324,9 +323,9 @@ mod tests {
         ] {
             let parsed: AllowedHost = entry.parse().expect(entry);
             assert!(parsed.allows(&authority(allowed)), "{entry} {allowed}");
-            assert!(!parsed.allows(&authority(refused)), "{entry} {refused}");
+            assert!(!parsed.allows(&authority(rejected)), "{entry} {rejected}");
         }
-        let any: AllowedHost = "*".parse().expect("it is valid");
+        let any: AllowedHost = "*".parse().expect("`*` is valid");
         assert!(any.allows(&authority("anything:1")));
     }
 
@@ -353,7 +352,7 @@ mod tests {
 
     #[test]
     fn origin_comparison_ignores_case_and_default_ports() {
-        for (entry, allowed, refused) in [
+        for (entry, allowed, rejected) in [
             (
                 "http://localhost:3000",
                 "http://localhost:3000",
@@ -379,10 +378,10 @@ mod tests {
             let parsed: AllowedOrigin = entry.parse().expect(entry);
             let is_allowed = |origin| parsed.allows(Origin::parse(origin).as_ref());
             assert!(is_allowed(allowed), "{entry} {allowed}");
-            assert!(!is_allowed(refused), "{entry} {refused}");
+            assert!(!is_allowed(rejected), "{entry} {rejected}");
             assert!(!is_allowed("null"), "{entry}");
         }
-        let any: AllowedOrigin = "*".parse().expect("it is valid");
+        let any: AllowedOrigin = "*".parse().expect("`*` is valid");
         assert!(any.allows(None));
     }
 

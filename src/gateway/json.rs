@@ -1,8 +1,7 @@
-//! JSON as clients receive it: on one line for every reader.
+//! JSON serialization on a single line, for every line reader.
 //!
-//! Many line readers (Python's `splitlines`, httpx) end a line at U+0085, U+2028 and U+2029 too. JSON allows
-//! these characters unescaped; here they are always escaped. This module must not know which objects are
-//! written.
+//! Some readers (Python's `splitlines`, httpx) also end a line at U+0085, U+2028 and U+2029. JSON allows these
+//! characters unescaped in strings, so this module escapes them. It must not know which objects are written.
 
 use std::io;
 
@@ -16,16 +15,16 @@ pub(super) const FIRST_OF_TWO: u8 = 0xc2;
 /// First byte of U+2028 and U+2029 in UTF-8.
 pub(super) const FIRST_OF_THREE: u8 = 0xe2;
 
-/// A character that ends a line for some readers.
+/// A character that ends a line for some readers: U+0085, U+2028 or U+2029.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LineBreak {
-    /// Its length in UTF-8, in bytes.
+    /// Length of its UTF-8 encoding, in bytes.
     pub(super) length: usize,
-    /// How JSON escapes it.
+    /// Its JSON escape sequence.
     pub(super) escape: &'static [u8; 6],
 }
 
-/// The line break that these bytes begin with.
+/// Returns the line break at the start of `bytes`, if there is one.
 pub(super) fn line_break(bytes: &[u8]) -> Option<LineBreak> {
     let (length, escape) = match bytes {
         [FIRST_OF_TWO, 0x85, ..] => (2, b"\\u0085"),
@@ -36,29 +35,29 @@ pub(super) fn line_break(bytes: &[u8]) -> Option<LineBreak> {
     Some(LineBreak { length, escape })
 }
 
-/// The line breaks of a text, each with its place in bytes.
+/// Finds the line breaks in a text, each with its byte offset.
 pub(super) fn line_breaks(text: &str) -> impl Iterator<Item = (usize, LineBreak)> {
     let bytes = text.as_bytes();
     memchr2_iter(FIRST_OF_TWO, FIRST_OF_THREE, bytes)
         .filter_map(|at| line_break(&bytes[at..]).map(|found| (at, found)))
 }
 
-/// Writes an object as compact JSON. Its keys must be texts.
+/// Writes an object as compact JSON on one line. Map keys must be strings.
 ///
 /// # Errors
-/// What the writer says.
+/// The writer fails.
 pub(super) fn write(out: impl io::Write, object: &impl Serialize) -> serde_json::Result<()> {
     object.serialize(&mut Serializer::with_formatter(out, OneLine))
 }
 
-/// An object as compact JSON. Its keys must be texts.
+/// Serializes an object as compact JSON on one line. Map keys must be strings.
 pub(super) fn to_vec(object: &impl Serialize) -> Vec<u8> {
     let mut text = Vec::with_capacity(128);
-    write(&mut text, object).expect("memory takes all that is written, and keys are texts");
+    write(&mut text, object).expect("writing to a Vec cannot fail, and all map keys are strings");
     text
 }
 
-/// Compact JSON whose strings have no line break.
+/// Compact JSON formatter that escapes line breaks in strings.
 struct OneLine;
 
 impl Formatter for OneLine {
@@ -98,14 +97,15 @@ mod tests {
             "\u{84}\u{86}\u{2027}\u{202a}\u{c285}“quoted” é\n\"\\\u{7f}",
         ];
         let objects = texts.map(|text| BTreeMap::from([(text, vec![text])]));
-        let json = String::from_utf8(to_vec(&objects)).expect("UTF-8");
+        let json = String::from_utf8(to_vec(&objects)).expect("JSON is UTF-8");
         assert!(
             !json.contains(['\u{85}', '\u{2028}', '\u{2029}', '\n']),
             "{json}"
         );
         assert!(json.contains(r#""a\u0085b":["a\u0085b"]"#), "{json}");
         assert!(json.contains(r#"["\u2029\u2029end"]"#), "{json}");
-        let read: [BTreeMap<String, Vec<String>>; 4] = serde_json::from_str(&json).expect("JSON");
+        let read: [BTreeMap<String, Vec<String>>; 4] =
+            serde_json::from_str(&json).expect("the output is valid JSON");
         for (read, text) in read.iter().zip(texts) {
             assert_eq!(read[text], [text]);
         }

@@ -361,7 +361,7 @@ mod tests {
         let mut fields =
             Fields::parse(body.to_string().as_bytes(), UnknownFields::Refuse).expect("an object");
         assert!(read(&mut fields).is_ok(), "{body}");
-        fields.asked
+        fields.requested
     }
 
     #[test]

@@ -1,11 +1,14 @@
-//! Which web pages may use the HTTP API, as long as no keys are asked for.
+//! Protects the HTTP API from web pages: checks `Host` and `Origin`, and adds CORS headers.
 //!
-//! A browser sends requests of any page to any address, this machine's own included. Two things tell such requests
-//! apart from those of an operator's own programs. `Host` is the name under which the server was reached: a page whose
-//! name has been pointed at this machine's address (DNS rebinding) is of the same origin to its browser, but not a name
-//! that this server has. `Origin` is the page itself, wherever it sends its request.
+//! A browser lets any page send requests to any address, including loopback addresses, and the API may need no key.
+//! Two headers identify such requests:
 //!
-//! It must not know what the requests are about.
+//! - `Origin` names the page. Only the server's own origin and those in `--cors-origins` are allowed.
+//! - `Host` names the server as the client addressed it. In a DNS rebinding attack, a page's host name resolves to this
+//!   machine, so the browser treats the page and the server as one origin. Then `Host` has the attacker's name, which
+//!   is not an allowed host.
+//!
+//! This module must not know the API's routes (except the health routes) or bodies.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,62 +25,65 @@ pub use super::host::{AllowedHost, AllowedOrigin};
 use super::host::{Authority, Host, Origin};
 use crate::error::{Error, ErrorKind};
 
-/// The name of this machine to itself (RFC 6761, section 6.3), with the dot of its subdomains.
-const LOCALHOST: &str = ".localhost";
+/// Suffix of subdomains of `localhost`, which always resolve to this machine (RFC 6761, section 6.3).
+const LOCALHOST_SUFFIX: &str = ".localhost";
 
-/// Routes that answer under every host name: probes and load balancers come by names of their own, and the answers tell
-/// nothing but the state of the server.
+/// Routes without a host check. Probes and load balancers use their own host names, and the responses only contain the
+/// server's state.
 const HEALTH_ROUTES: [&str; 3] = ["/livez", "/readyz", "/health"];
 
-/// How long a browser may keep the answer to a preflight. A restart with other settings is noticed after it.
+/// Time for which a browser may cache a preflight response. A change of `--cors-origins` may take this long to reach a
+/// browser.
 const PREFLIGHT_LIFETIME: Duration = Duration::from_secs(600);
 
-/// Which host names the server answers to, and pages of which origins may use it.
+/// Allowed host names of the server and allowed origins of web pages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OriginPolicy {
-    /// Host names besides `localhost`, its subdomains and IP addresses.
+    /// Allowed hosts besides IP addresses, `localhost` and its subdomains.
     pub allowed_hosts: Vec<AllowedHost>,
-    /// Origins besides the server's own.
+    /// Allowed origins besides the server's own.
     pub cors_origins: Vec<AllowedOrigin>,
 }
 
 impl OriginPolicy {
-    /// The policy of a listener that no browser reaches by a name, such as a Unix socket: every host name is allowed.
-    /// A proxy may still pass on a page's `Origin`.
+    /// Allows every host name, for a listener that browsers cannot reach by name, such as a Unix socket. Origins are
+    /// still checked, because a proxy may forward `Origin`.
     #[must_use]
     pub fn without_host_check(mut self) -> Self {
         self.allowed_hosts = vec![AllowedHost::ANY];
         self
     }
 
-    /// What lets browsers read answers from pages of the allowed origins; `None` where there are none.
+    /// CORS layer that lets pages of the allowed origins read responses; `None` if no origins are configured.
     pub(super) fn cors(&self) -> Option<CorsLayer> {
         if self.cors_origins.is_empty() {
             return None;
         }
         let policy = self.clone();
-        let origins = AllowOrigin::predicate(move |origin, _| policy.lists(origin));
+        let origins = AllowOrigin::predicate(move |origin, _| policy.is_listed(origin));
         let cors = CorsLayer::new()
             .allow_origin(origins)
             .allow_methods([Method::GET, Method::POST])
-            // Whatever the page wants to send: an unknown header steers nothing.
+            // Any request header is safe: the server ignores headers that it does not know.
             .allow_headers(AllowHeaders::mirror_request())
-            // All headers. Credentials are never allowed, so browsers take the `*`.
+            // Sends `*`, which browsers honour because credentials are never allowed.
             .expose_headers(Any)
             .allow_private_network(true)
             .max_age(PREFLIGHT_LIFETIME);
         Some(cors)
     }
 
-    /// Whether `--cors-origins` has this origin.
-    fn lists(&self, origin: &HeaderValue) -> bool {
+    /// Returns true if an entry of `--cors-origins` allows this origin.
+    fn is_listed(&self, origin: &HeaderValue) -> bool {
         let origin = origin.to_str().ok().and_then(Origin::parse);
         let origin = origin.as_ref();
         self.cors_origins.iter().any(|entry| entry.allows(origin))
     }
 
+    /// Checks the host and the origin of a request.
+    ///
     /// # Errors
-    /// When the request came under a name, or from a page, that is not allowed.
+    /// The host name or the origin is not allowed.
     fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Error> {
         let hosts = hosts(uri, headers);
         if !HEALTH_ROUTES.contains(&uri.path()) {
@@ -92,50 +98,56 @@ impl OriginPolicy {
             return Ok(());
         }
         let Some(authority) = parse_authority(host) else {
-            let message = "The Host header must be a host name with or without a port.";
-            return Err(refused(&HOST, message));
+            let message =
+                "The Host header must be a host name or IP address with an optional port.";
+            return Err(rejected(&HOST, message));
         };
         let is_own = match &authority.host {
-            // Rebinding needs a name that somebody else can point at this address.
+            // DNS rebinding needs a host name that an attacker controls.
             Host::Address(_) => true,
-            Host::Name(name) => name == &LOCALHOST[1..] || name.ends_with(LOCALHOST),
+            Host::Name(name) => name == &LOCALHOST_SUFFIX[1..] || name.ends_with(LOCALHOST_SUFFIX),
         };
-        if is_own || self.allowed_hosts.iter().any(|it| it.allows(&authority)) {
+        if is_own
+            || self
+                .allowed_hosts
+                .iter()
+                .any(|entry| entry.allows(&authority))
+        {
             return Ok(());
         }
         let name = &authority.host;
         let message = format!(
-            "This server does not answer to the host name {name}. Use localhost or an IP address, or start the \
-             server with --allowed-hosts {name}."
+            "The host name {name} is not allowed. Use localhost or an IP address, or start the server with \
+             --allowed-hosts {name}."
         );
-        Err(refused(&HOST, message))
+        Err(rejected(&HOST, message))
     }
 
     fn check_origin(&self, origin: &HeaderValue, hosts: &[&[u8]]) -> Result<(), Error> {
-        if self.lists(origin) {
+        if self.is_listed(origin) {
             return Ok(());
         }
         let Some(origin) = origin.to_str().ok().and_then(Origin::parse) else {
-            let message = "Requests of web pages without an origin of their own are not allowed, unless the \
-                           server is started with --cors-origins '*'.";
-            return Err(refused(&ORIGIN, message));
+            let message = "The Origin header does not name an origin. To allow requests from such web pages, \
+                           start the server with --cors-origins '*'.";
+            return Err(rejected(&ORIGIN, message));
         };
         let is_own = |host: &&[u8]| {
             parse_authority(host)
                 .is_some_and(|host| origin.authority.is_same(&host, &origin.scheme))
         };
-        // With two hosts nobody knows which of them the browser meant.
+        // If the request names several hosts, each must match: the browser's target is ambiguous.
         if !hosts.is_empty() && hosts.iter().all(is_own) {
             return Ok(());
         }
         let message = format!(
-            "Web pages of {origin} may not use this server. Start it with --cors-origins {origin} to let them."
+            "Web pages of {origin} are not allowed. To allow them, start the server with --cors-origins {origin}."
         );
-        Err(refused(&ORIGIN, message))
+        Err(rejected(&ORIGIN, message))
     }
 }
 
-/// Refuses requests of web pages that may not use the server.
+/// Middleware that rejects requests whose host name or origin is not allowed.
 pub(super) async fn check(
     State(policy): State<Arc<OriginPolicy>>,
     request: Request,
@@ -145,10 +157,10 @@ pub(super) async fn check(
     Ok(next.run(request).await)
 }
 
-/// Every host that the request names: HTTP/2's `:authority`, or the one of an absolute URI, and `Host`. Old clients,
-/// and those on Unix sockets, may name none or an empty one; browsers always name one.
+/// Collects every host that the request names: in HTTP/2's `:authority` or an absolute URI, and in `Host`. Old clients
+/// and clients on Unix sockets may send no host or an empty one; browsers always send one.
 fn hosts<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Vec<&'a [u8]> {
-    let authority = uri.authority().map(|it| it.as_str().as_bytes());
+    let authority = uri.authority().map(|host| host.as_str().as_bytes());
     let headers = headers.get_all(HOST).iter().map(HeaderValue::as_bytes);
     let hosts = authority.into_iter().chain(headers);
     hosts.filter(|host| !host.is_empty()).collect()
@@ -158,6 +170,6 @@ fn parse_authority(host: &[u8]) -> Option<Authority> {
     Authority::parse(std::str::from_utf8(host).ok()?)
 }
 
-fn refused(header: &HeaderName, message: impl Into<String>) -> Error {
+fn rejected(header: &HeaderName, message: impl Into<String>) -> Error {
     Error::new(ErrorKind::HostNotAllowed, message).with_param(header.as_str())
 }

@@ -1,8 +1,8 @@
-//! The body of a stream whose headers were sent while the request still waited in the queue.
+//! The body of a stream whose headers are sent while the request is still in the queue.
 //!
-//! Proxies close a connection on which nothing comes back for a minute or so. The headers end their wait, and on
-//! server-sent events comments follow until a worker has begun. A refusal then is a record in the stream. This
-//! module must not know how tokens are written.
+//! Proxies close a connection that receives nothing for about a minute. Sending the headers early ends that wait.
+//! On server-sent events, keep-alive comments follow until a worker starts the request. A rejection after the
+//! headers is an error record in the stream. This module must not know how tokens are written.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -14,80 +14,77 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::accept::StreamFormat;
 use super::body::StreamOptions;
 use super::completions::StartedCompletion;
-use super::stream::{DeliveryTracker, KEEP_ALIVE_INTERVAL, StreamAborted, StreamParts, TokenBody};
+use super::stream::{
+    DeliveryTracker, KEEP_ALIVE_INTERVAL, StreamAborted, StreamParts, TokenBody,
+};
 use crate::error::Error;
 use crate::telemetry::CountedRequest;
 
-/// A request that waits for a worker.
-pub(super) type StartFuture =
-    Pin<Box<dyn Future<Output = Result<StartedCompletion, Error>> + Send>>;
+/// Completes when a worker has started the request, or the request has failed.
+pub(super) type StartFuture = Pin<Box<dyn Future<Output = Result<StartedCompletion, Error>> + Send>>;
 
-/// The body of a stream that may not have begun. Dropping it cancels the request.
+/// The body of a stream that a worker may not have started yet. Dropping it cancels the request.
 pub(super) struct QueuedBody {
-    waiting: Option<(QueuedStream, DeliveryTracker, CountedRequest)>,
+    queued: Option<(QueuedStream, DeliveryTracker, CountedRequest)>,
     streaming: Option<TokenBody>,
 }
 
-/// A request that waits, and how what comes of it is told.
+/// A queued request, and what its stream needs once the request starts or fails.
 pub(super) struct QueuedStream {
-    beginning: StartFuture,
+    start: StartFuture,
     stream: (StreamFormat, StreamOptions),
-    /// How a refusal is told.
-    told: StreamParts,
+    /// Writes keep-alives, and the error record if the request fails.
+    parts: StreamParts,
     keep_alive: Option<Pin<Box<Sleep>>>,
 }
 
 impl QueuedBody {
     pub(super) fn new(
-        waiting: QueuedStream,
-        leaving: DeliveryTracker,
+        queued: QueuedStream,
+        tracker: DeliveryTracker,
         counted: CountedRequest,
     ) -> Self {
         Self {
-            waiting: Some((waiting, leaving, counted)),
+            queued: Some((queued, tracker, counted)),
             streaming: None,
         }
     }
 }
 
 impl QueuedStream {
-    /// A wait for `beginning` in a stream of this form. `told` says how a refusal is written.
     pub(super) fn new(
-        beginning: StartFuture,
+        start: StartFuture,
         stream: (StreamFormat, StreamOptions),
-        told: StreamParts,
+        parts: StreamParts,
     ) -> Self {
-        let keep_alive = told
-            .lines
-            .keep_alive()
-            .map(|_| Box::pin(sleep(KEEP_ALIVE_INTERVAL)));
+        let has_keep_alive = parts.writer.keep_alive().is_some();
         Self {
-            beginning,
+            start,
             stream,
-            told,
-            keep_alive,
+            parts,
+            keep_alive: has_keep_alive.then(|| Box::pin(sleep(KEEP_ALIVE_INTERVAL))),
         }
     }
 
-    /// The body once the wait is over, and its first frame where that is a refusal.
-    fn ended(
+    /// The body after the wait, and its first frame if the request failed.
+    fn finish(
         self,
-        begun: Result<StartedCompletion, Error>,
-        leaving: DeliveryTracker,
+        started: Result<StartedCompletion, Error>,
+        tracker: DeliveryTracker,
         counted: CountedRequest,
     ) -> (TokenBody, Option<Bytes>) {
-        match begun {
-            Ok(begun) => (begun.into_body(self.stream, leaving, counted), None),
+        match started {
+            Ok(started) => (started.into_body(self.stream, tracker, counted), None),
             Err(error) => {
-                let (body, record) = TokenBody::failed(&error, self.told, leaving, counted);
+                let (body, record) = TokenBody::failed(&error, self.parts, tracker, counted);
                 (body, Some(record))
             }
         }
     }
 
-    /// A comment when the stream has been silent for long.
+    /// Returns a keep-alive comment when the interval has passed.
     fn poll_keep_alive(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
-        let (Some(timer), Some(comment)) = (&mut self.keep_alive, self.told.lines.keep_alive())
+        let (Some(timer), Some(comment)) = (&mut self.keep_alive, self.parts.writer.keep_alive())
         else {
             return Poll::Pending;
         };
@@ -106,14 +103,14 @@ impl http_body::Body for QueuedBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, StreamAborted>>> {
         let this = self.get_mut();
-        if let Some((waiting, ..)) = &mut this.waiting {
-            let Poll::Ready(begun) = waiting.beginning.as_mut().poll(cx) else {
-                return waiting
+        if let Some((queued, ..)) = &mut this.queued {
+            let Poll::Ready(started) = queued.start.as_mut().poll(cx) else {
+                return queued
                     .poll_keep_alive(cx)
                     .map(|comment| Some(Ok(Frame::data(comment))));
             };
-            if let Some((waiting, leaving, counted)) = this.waiting.take() {
-                let (body, record) = waiting.ended(begun, leaving, counted);
+            if let Some((queued, tracker, counted)) = this.queued.take() {
+                let (body, record) = queued.finish(started, tracker, counted);
                 this.streaming = Some(body);
                 if let Some(record) = record {
                     return Poll::Ready(Some(Ok(Frame::data(record))));

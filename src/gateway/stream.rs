@@ -257,7 +257,7 @@ impl TokenBody {
         Box::pin(async move {
             // Asked only when the last byte has been taken: on the next poll.
             if let Some(flush) = flush {
-                flush.next(ERROR_FLUSH_TIMEOUT).await;
+                flush.wait(ERROR_FLUSH_TIMEOUT).await;
                 if flush.is_http2() {
                     sleep(HTTP2_RESET_DELAY).await;
                 }

@@ -25,7 +25,7 @@ pub(super) async fn collect(
     mut echo: Option<Echo>,
     head: ResponseMetadata,
 ) -> Result<Response, Error> {
-    let choice = || Choice::new(head.route, body.shown.logprobs.is_some());
+    let choice = || Choice::new(head.route, body.response.logprobs.is_some());
     let mut choices: Vec<Choice> = std::iter::repeat_with(choice)
         .take(completion_stream.choices())
         .collect();
@@ -135,7 +135,7 @@ impl Choice {
 
 /// The choices that are shown: all, or the likeliest of each prompt's candidates.
 fn best(mut choices: Vec<Choice>, body: &ParsedBody) -> Vec<Choice> {
-    let ResponseOptions { choices: shown, .. } = body.shown;
+    let ResponseOptions { choices: shown, .. } = body.response;
     if shown == body.candidates {
         return choices;
     }

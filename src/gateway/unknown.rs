@@ -1,34 +1,35 @@
-//! Fields that this server does not know: whether they are refused, and how an answer names those that were
-//! ignored. It must not know which fields are known.
+//! Unknown request fields: the policy for them, and the response header that lists the ignored ones.
+//!
+//! This module must not know the fields of any body.
 
 use axum::http::HeaderValue;
 use axum::response::Response;
 
 use crate::telemetry::Telemetry;
 
-/// Response header that names the ignored fields.
+/// Response header that lists the ignored fields.
 pub(super) const X_IGNORED_FIELDS: &str = "x-ignored-fields";
 
-/// Most names in the header. More ignored fields are only counted there.
+/// Maximum number of names in the header. Further fields are only counted: `+3`.
 const MAX_NAMES: usize = 16;
 
-/// Longest name in the header, in bytes. The rest of a longer name is left out.
+/// Maximum length of a name in the header, in bytes. Longer names are truncated.
 const MAX_NAME_BYTES: usize = 64;
 
-/// What the HTTP API does with a field that it does not know.
+/// Treatment of request fields that the HTTP API does not know.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UnknownFields {
-    /// Refuses the request.
+    /// Rejects the request.
     #[default]
     Refuse,
-    /// Ignores the field and names it in the answer's header `x-ignored-fields`.
+    /// Ignores the field and lists it in the response header `x-ignored-fields`.
     Ignore,
 }
 
-/// The ignored fields of one request.
+/// Ignored fields of one request.
 #[derive(Debug, Default)]
 pub(super) struct IgnoredFields {
-    /// Encoded, at most [`MAX_NAMES`].
+    /// Encoded names, at most [`MAX_NAMES`].
     names: Vec<String>,
     count: u64,
 }
@@ -38,38 +39,38 @@ impl IgnoredFields {
     pub(super) fn add(&mut self, path: &str) {
         self.count += 1;
         if self.names.len() < MAX_NAMES {
-            self.names.push(encoded(path));
+            self.names.push(encode(path));
         }
     }
 
-    /// Adds the fields of an object within this one.
+    /// Adds the ignored fields of a nested object.
     pub(super) fn append(&mut self, other: Self) {
         self.count += other.count;
         self.names.extend(other.names);
         self.names.truncate(MAX_NAMES);
     }
 
-    /// Counts the fields. A metric has no names: they are the client's text.
+    /// Adds the number of fields to the metric. Their names come from the client, so they are not metric labels.
     pub(super) fn count_in(&self, telemetry: &Telemetry) {
         telemetry.ignored_fields.increment(self.count);
     }
 
-    /// Names the fields in an answer's header, if there are any.
+    /// Adds the header to a response if any fields were ignored.
     pub(super) fn name_in(&self, mut response: Response) -> Response {
-        if let Some(value) = self.header() {
+        if let Some(value) = self.header_value() {
             response.headers_mut().insert(X_IGNORED_FIELDS, value);
         }
         response
     }
 
-    /// `a,b,+3`: the names, and how many more there are.
-    fn header(&self) -> Option<HeaderValue> {
+    /// Header value, such as `a,b,+3`: two names, and three more fields.
+    fn header_value(&self) -> Option<HeaderValue> {
         if self.count == 0 {
             return None;
         }
         let mut value = self.names.join(",");
-        let named = u64::try_from(self.names.len()).unwrap_or(u64::MAX);
-        let more = self.count.saturating_sub(named);
+        let listed = u64::try_from(self.names.len()).unwrap_or(u64::MAX);
+        let more = self.count.saturating_sub(listed);
         if more > 0 {
             value.push_str(&format!(",+{more}"));
         }
@@ -77,9 +78,9 @@ impl IgnoredFields {
     }
 }
 
-/// A name as part of a header: letters, digits and `-_.[]` as they are, every other byte as `%XX`. A client can
-/// therefore neither add a name nor end the header.
-fn encoded(path: &str) -> String {
+/// Encodes a name for the header. ASCII letters, digits and `-_.[]` are kept; any other byte becomes `%XX`, so that a
+/// client cannot add a name or end the header.
+fn encode(path: &str) -> String {
     let mut name = String::new();
     for byte in path.bytes() {
         let is_plain = byte.is_ascii_alphanumeric() || b"-_.[]".contains(&byte);
@@ -105,8 +106,8 @@ mod tests {
         for path in paths {
             ignored.add(path);
         }
-        let value = ignored.header()?;
-        Some(value.to_str().expect("it is ASCII").to_owned())
+        let value = ignored.header_value()?;
+        Some(value.to_str().expect("the header is ASCII").to_owned())
     }
 
     #[test]
@@ -129,7 +130,7 @@ mod tests {
     #[test]
     fn the_header_length_is_bounded() {
         let long = "é".repeat(1_000_000);
-        let value = header(&vec![&*long; 1_000]).expect("there are some");
+        let value = header(&vec![&*long; 1_000]).expect("fields were ignored");
         assert!(
             value.len() < MAX_NAMES * (MAX_NAME_BYTES + 4) + 8,
             "{value}"
@@ -143,7 +144,7 @@ mod tests {
             second.add("b");
         }
         first.append(second);
-        let value = first.header().expect("there are some");
+        let value = first.header_value().expect("fields were ignored");
         assert!(value.to_str().is_ok_and(|value| value.ends_with("b,+4")));
     }
 }

@@ -1,4 +1,4 @@
-//! What a request's metadata says: who it is, and how long its client waits.
+//! Request metadata: the request id and the client's timeout.
 
 use std::time::Duration;
 
@@ -10,31 +10,31 @@ use crate::request::RequestId;
 const REQUEST_ID: &str = "x-request-id";
 const TIMEOUT: &str = "grpc-timeout";
 
-/// The longest request id that is taken over from a client, in bytes.
-const REQUEST_ID_LIMIT: usize = 128;
+/// Maximum length of a request id that a client sends, in bytes.
+const MAX_REQUEST_ID_BYTES: usize = 128;
 
-/// Tells the client the id of its request.
+/// Adds the request id to the response metadata.
 pub(super) fn echo_request_id(metadata: &mut MetadataMap, id: &RequestId) {
     if let Ok(value) = MetadataValue::try_from(&*id.0) {
         metadata.insert(REQUEST_ID, value);
     }
 }
 
-/// The request's id, made where the client sent none.
+/// Returns the request id of the client, or a random one if the client sent none.
 pub(super) fn request_id(metadata: &MetadataMap) -> Result<RequestId, Error> {
     let Some(value) = metadata.get(REQUEST_ID) else {
         return Ok(RequestId::random());
     };
     match value.to_str() {
-        Ok(id) if !id.is_empty() && id.len() <= REQUEST_ID_LIMIT => Ok(RequestId(id.into())),
+        Ok(id) if !id.is_empty() && id.len() <= MAX_REQUEST_ID_BYTES => Ok(RequestId(id.into())),
         Ok(_) | Err(_) => Err(Error::invalid_value(
             REQUEST_ID,
-            format!("x-request-id must have 1 to {REQUEST_ID_LIMIT} visible ASCII characters."),
+            format!("x-request-id must have 1 to {MAX_REQUEST_ID_BYTES} visible ASCII characters."),
         )),
     }
 }
 
-/// gRPC's time-out: up to eight digits and a unit.
+/// Returns the timeout that the client set in `grpc-timeout`: 1 to 8 digits and a unit.
 pub(super) fn timeout(metadata: &MetadataMap) -> Result<Option<Duration>, Error> {
     let Some(value) = metadata.get(TIMEOUT) else {
         return Ok(None);
@@ -43,7 +43,7 @@ pub(super) fn timeout(metadata: &MetadataMap) -> Result<Option<Duration>, Error>
     parsed.map(Some).ok_or_else(|| {
         Error::invalid_value(
             TIMEOUT,
-            "grpc-timeout must be up to 8 digits and one of H M S m u n.",
+            "grpc-timeout must be 1 to 8 digits followed by one of the units H, M, S, m, u, n.",
         )
     })
 }

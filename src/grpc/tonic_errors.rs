@@ -1,37 +1,39 @@
-//! What tonic refuses by itself, told as the service tells its own refusals: with a reason, and the code
-//! of the table.
+//! Errors that tonic returns before the service is called. They get the same status codes and details as the errors
+//! of the service.
 
 use http::Response;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-use super::MESSAGE_LIMIT;
+use super::MAX_MESSAGE_BYTES;
 use crate::error::{Error, ErrorKind};
 
-/// Gives a refusal of tonic's own its reason. Every other answer is left as it is.
+/// Replaces an error of tonic by the corresponding error of the error table. Returns any other response unchanged.
 pub fn with_error_details(response: Response<Body>) -> Response<Body> {
-    // Only an answer that is nothing but a status has it in its headers.
+    // Only a response without messages has its status in the headers.
     let Some(status) = Status::from_header_map(response.headers()) else {
         return response;
     };
-    match reason(&status) {
+    match table_error(&status) {
         Some(error) => Status::from(error).into_http(),
         None => response,
     }
 }
 
-fn reason(status: &Status) -> Option<Error> {
+/// Returns the error of the table for a status of tonic, or `None` if the service returned the status.
+fn table_error(status: &Status) -> Option<Error> {
     if !status.details().is_empty() {
         return None;
     }
     match status.code() {
         Code::OutOfRange => {
-            let message = format!("The message is larger than {MESSAGE_LIMIT} bytes.");
+            let message =
+                format!("The message is larger than the limit of {MAX_MESSAGE_BYTES} bytes.");
             Some(Error::new(ErrorKind::RequestTooLarge, message))
         }
-        // Before the service has the request, nothing else is internal to tonic than reading it.
+        // Before the service is called, tonic returns INTERNAL only for a message that it cannot decode.
         Code::Internal => {
-            let message = format!("The message could not be read: {}.", status.message());
+            let message = format!("The message cannot be decoded: {}.", status.message());
             Some(Error::new(ErrorKind::InvalidJson, message))
         }
         Code::Unimplemented if status.message().is_empty() => {

@@ -1,4 +1,4 @@
-//! What a connection is doing: answering, waiting for the rest of a request's headers, or idle.
+//! Activity of a connection, for its idle timeout: requests in progress, incomplete headers, unsent data, or none.
 
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,16 +13,16 @@ use tokio::time::Instant;
 use super::Limits;
 use super::stalled::set_waiting_for_peer;
 
-/// What a connection is doing. Its socket says what it reads and writes, its service what it answers.
+/// Activity of a connection. The socket reports reads and writes; the HTTP service reports requests.
 pub(super) struct Activity {
-    requests: AtomicUsize,
-    /// Told of each request.
-    began: Notify,
+    active_requests: AtomicUsize,
+    /// Notified of each new request.
+    new_request: Notify,
     had_a_request: AtomicBool,
     is_http2: AtomicBool,
-    /// The first bytes of a request's headers have come, and not yet the last.
+    /// The headers of a request have been received in part.
     is_reading_headers: AtomicBool,
-    /// The socket has taken only a part of what was written to it.
+    /// Data waits to be written because the socket accepts no more.
     is_behind: AtomicBool,
     idle_since: Mutex<Instant>,
 }
@@ -30,8 +30,8 @@ pub(super) struct Activity {
 impl Activity {
     pub(super) fn new() -> Self {
         Self {
-            requests: AtomicUsize::new(0),
-            began: Notify::new(),
+            active_requests: AtomicUsize::new(0),
+            new_request: Notify::new(),
             had_a_request: AtomicBool::new(false),
             is_http2: AtomicBool::new(false),
             is_reading_headers: AtomicBool::new(false),
@@ -40,32 +40,33 @@ impl Activity {
         }
     }
 
-    /// The connection begins: after the TLS handshake, where there is one.
-    pub(super) fn begin(&self) {
-        self.idle_again();
+    /// Starts the idle timeout of a new connection, after its TLS handshake if it has one.
+    pub(super) fn connection_started(&self) {
+        self.restart_idle_time();
     }
 
-    /// A request begins; its answer ends when the guard is dropped.
-    pub(super) fn busy(self: &Arc<Self>, version: Version) -> ActiveRequest {
-        self.requests.fetch_add(1, Ordering::SeqCst);
+    /// Records a new request. It ends when the returned guard is dropped.
+    pub(super) fn request_started(self: &Arc<Self>, version: Version) -> ActiveRequest {
+        self.active_requests.fetch_add(1, Ordering::SeqCst);
         self.had_a_request.store(true, Ordering::SeqCst);
         if version == Version::HTTP_2 {
             self.set_http2();
         }
         self.is_reading_headers.store(false, Ordering::SeqCst);
-        self.began.notify_waiters();
+        self.new_request.notify_waiters();
         ActiveRequest(Arc::clone(self))
     }
 
-    /// The peer has begun HTTP/2.
+    /// Records that the connection is HTTP/2.
     pub(super) fn set_http2(&self) {
         self.is_http2.store(true, Ordering::SeqCst);
     }
 
-    /// Notes bytes that were read. On HTTP/2 they may be frames that belong to no request.
-    pub(super) fn read(&self, bytes: &[u8]) {
+    /// Records bytes that were read. On HTTP/1.1, between two requests, they start the headers of the next request. On
+    /// HTTP/2 they may be frames that belong to no request.
+    pub(super) fn bytes_read(&self, bytes: &[u8]) {
         if !self.is_http2() && !self.is_unused() && !self.is_busy() {
-            // A client may send an empty line behind a request (RFC 9112, 2.2).
+            // A client may send an empty line after a request (RFC 9112, section 2.2).
             let is_empty_line = bytes.iter().all(|byte| matches!(byte, b'\r' | b'\n'));
             if !is_empty_line {
                 self.is_reading_headers.store(true, Ordering::SeqCst);
@@ -73,40 +74,41 @@ impl Activity {
         }
     }
 
-    /// Whether a later request of an HTTP/1.1 connection has begun, and its headers are not whole.
+    /// Returns true if the headers of an HTTP/1.1 request after the first are incomplete.
     pub(super) fn is_reading_headers(&self) -> bool {
         self.is_reading_headers.load(Ordering::Relaxed)
     }
 
-    /// The socket takes no more for now.
+    /// Records that the socket accepts no more data for now.
     pub(super) fn fell_behind(&self) {
         self.is_behind.store(true, Ordering::SeqCst);
     }
 
-    /// The socket has taken all that was written.
+    /// Records that the socket has accepted all data.
     pub(super) fn caught_up(&self) {
-        self.idle_again();
+        self.restart_idle_time();
         self.is_behind.store(false, Ordering::SeqCst);
     }
 
-    /// Waits until a request is being answered.
+    /// Waits until a request is in progress.
     pub(super) async fn wait_until_busy(&self) {
         loop {
-            let mut began = pin!(self.began.notified());
-            began.as_mut().enable();
+            let mut new_request = pin!(self.new_request.notified());
+            // Registers before the check, so that a request in between is not missed.
+            new_request.as_mut().enable();
             if self.is_busy() {
                 return;
             }
-            began.await;
+            new_request.await;
         }
     }
 
-    /// Whether a request is being answered.
+    /// Returns true while a request is in progress.
     pub(super) fn is_busy(&self) -> bool {
-        self.requests.load(Ordering::SeqCst) > 0
+        self.active_requests.load(Ordering::SeqCst) > 0
     }
 
-    /// Whether the connection has never had a request.
+    /// Returns true if the connection has never had a request.
     pub(super) fn is_unused(&self) -> bool {
         !self.had_a_request.load(Ordering::SeqCst)
     }
@@ -115,66 +117,67 @@ impl Activity {
         self.is_http2.load(Ordering::SeqCst)
     }
 
-    /// The time at which the connection is to be looked at again.
+    /// Time at which to check again whether the connection is idle.
     pub(super) fn next_idle_check(&self, limits: &Limits) -> Instant {
-        let look_again = Instant::now() + limits.keep_alive_timeout;
-        if self.has_something_to_do() {
-            look_again
+        let latest = Instant::now() + limits.keep_alive_timeout;
+        if self.is_active() {
+            latest
         } else {
-            self.closes_at(limits).min(look_again)
+            self.closes_at(limits).min(latest)
         }
     }
 
-    /// Whether the connection has been idle for too long.
-    pub(super) fn is_idle(&self, limits: &Limits) -> bool {
-        !self.has_something_to_do() && self.closes_at(limits) <= Instant::now()
+    /// Returns true if the connection has been idle for longer than its limit.
+    pub(super) fn is_idle_too_long(&self, limits: &Limits) -> bool {
+        !self.is_active() && self.closes_at(limits) <= Instant::now()
     }
 
-    fn has_something_to_do(&self) -> bool {
+    fn is_active(&self) -> bool {
         self.is_busy() || self.is_reading_headers() || self.is_behind.load(Ordering::SeqCst)
     }
 
-    /// The end of an idle connection: whoever connects must send something soon.
+    /// Time at which an idle connection closes. Until its first HTTP/1.1 request or the HTTP/2 preface, a connection
+    /// has only the header timeout.
     fn closes_at(&self, limits: &Limits) -> Instant {
-        let limit = if self.is_unused() && !self.is_http2() {
+        let timeout = if self.is_unused() && !self.is_http2() {
             limits.header_timeout
         } else {
             limits.keep_alive_timeout
         };
         let since = self.idle_since.lock();
-        *since.unwrap_or_else(PoisonError::into_inner) + limit
+        *since.unwrap_or_else(PoisonError::into_inner) + timeout
     }
 
-    fn idle_again(&self) {
+    fn restart_idle_time(&self) {
         let since = self.idle_since.lock();
         *since.unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 }
 
-/// Keeps its connection busy.
+/// Guard of a request in progress.
 pub(super) struct ActiveRequest(Arc<Activity>);
 
 impl Drop for ActiveRequest {
     fn drop(&mut self) {
-        self.0.idle_again();
-        self.0.requests.fetch_sub(1, Ordering::SeqCst);
+        self.0.restart_idle_time();
+        self.0.active_requests.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
 pin_project_lite::pin_project! {
-    /// A response's body: it keeps its connection busy until it has ended, and says whether it waits
-    /// to be read.
+    /// Response body. Marks its request as in progress until it is dropped, and records whether the stream waits for
+    /// its peer.
     pub(super) struct TrackedBody<B> {
         #[pin]
         body: B,
-        busy: ActiveRequest,
+        request: ActiveRequest,
     }
 }
 
 impl<B> TrackedBody<B> {
-    pub(super) fn new(body: B, busy: ActiveRequest) -> Self {
+    pub(super) fn new(body: B, request: ActiveRequest) -> Self {
         set_waiting_for_peer(true);
-        Self { body, busy }
+        Self { body, request }
     }
 }
 
@@ -220,9 +223,9 @@ mod tests {
 
     async fn idle_after(activity: &Activity, seconds: u32) {
         advance(SECOND * seconds - Duration::from_millis(1)).await;
-        assert!(!activity.is_idle(&limits()), "too soon");
+        assert!(!activity.is_idle_too_long(&limits()), "too soon");
         advance(Duration::from_millis(1)).await;
-        assert!(activity.is_idle(&limits()), "too late");
+        assert!(activity.is_idle_too_long(&limits()), "too late");
         assert!(activity.next_idle_check(&limits()) <= Instant::now());
     }
 
@@ -235,10 +238,10 @@ mod tests {
     async fn a_connection_is_idle_after_the_keep_alive_timeout() {
         for version in [Version::HTTP_11, Version::HTTP_2] {
             let activity = Arc::new(Activity::new());
-            let busy = activity.busy(version);
+            let request = activity.request_started(version);
             advance(1_000 * SECOND).await;
-            assert!(!activity.is_idle(&limits()));
-            drop(busy);
+            assert!(!activity.is_idle_too_long(&limits()));
+            drop(request);
             idle_after(&activity, 75).await;
         }
     }
@@ -253,11 +256,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_with_unsent_data_is_not_idle() {
         let activity = Arc::new(Activity::new());
-        let busy = activity.busy(Version::HTTP_11);
+        let request = activity.request_started(Version::HTTP_11);
         activity.fell_behind();
-        drop(busy);
+        drop(request);
         advance(1_000 * SECOND).await;
-        assert!(!activity.is_idle(&limits()));
+        assert!(!activity.is_idle_too_long(&limits()));
         activity.caught_up();
         idle_after(&activity, 75).await;
     }
@@ -265,15 +268,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn partial_headers_are_not_idle_and_an_empty_line_is_ignored() {
         let activity = Arc::new(Activity::new());
-        drop(activity.busy(Version::HTTP_11));
-        activity.read(b"\r\n");
+        drop(activity.request_started(Version::HTTP_11));
+        activity.bytes_read(b"\r\n");
         assert!(!activity.is_reading_headers());
         advance(74 * SECOND).await;
-        activity.read(b"\r\nP");
+        activity.bytes_read(b"\r\nP");
         assert!(activity.is_reading_headers());
         advance(9 * SECOND).await;
-        assert!(!activity.is_idle(&limits()));
-        drop(activity.busy(Version::HTTP_11));
+        assert!(!activity.is_idle_too_long(&limits()));
+        drop(activity.request_started(Version::HTTP_11));
         assert!(!activity.is_reading_headers());
         idle_after(&activity, 75).await;
     }

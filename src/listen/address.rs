@@ -1,4 +1,4 @@
-//! Where a door listens: TCP addresses or a Unix socket.
+//! Listen addresses: parsing, binding and accepting on TCP and Unix sockets.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -17,26 +17,26 @@ use super::io::Stream;
 
 mod tcp;
 
-/// How many connections the kernel holds for us while they are being accepted. Half of a storm of
-/// 2,000 connections was refused at the usual 128.
+/// Connections that the kernel queues until they are accepted. With the usual 128, half of 2,000 simultaneous
+/// connections were refused.
 const BACKLOG: i32 = 4_096;
 
-/// Where a door listens.
+/// Address of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
-    /// `host:port`; port 0 takes any free one.
+    /// `host:port`. Port 0 chooses any free port.
     Tcp(String),
     /// `unix:/path`.
     Unix(PathBuf),
 }
 
-/// Why a text is no address.
+/// Text that is not a listen address.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is no address; it must be host:port or unix:/path")]
+#[error("'{0}' is not a valid address; it must be host:port or unix:/path")]
 pub struct InvalidAddress(String);
 
 impl Address {
-    /// Whether only this machine can reach it.
+    /// Returns true if only this machine can connect: a loopback address, `localhost` or a Unix socket.
     #[must_use]
     pub fn is_loopback(&self) -> bool {
         match self {
@@ -82,13 +82,13 @@ impl fmt::Display for Address {
     }
 }
 
-/// The bound sockets of an address: one for each address that its host has.
+/// Sockets bound to an [`Address`]: one for each IP address of its host.
 pub struct Listener {
-    /// At least one.
+    /// At least one socket.
     sockets: Vec<BoundSocket>,
     addresses: Vec<Address>,
-    /// The socket that is asked first for the next connection.
-    turn: AtomicUsize,
+    /// Incremented by each poll; selects the socket that is polled first.
+    next_socket: AtomicUsize,
 }
 
 enum BoundSocket {
@@ -97,18 +97,17 @@ enum BoundSocket {
 }
 
 impl Listener {
-    /// Binds an address, and where its host name has several, all of them. A Unix socket that nobody
-    /// answers on any more is replaced.
+    /// Binds every IP address of the host, or the Unix socket. A stale Unix socket, without a listener, is replaced.
     ///
     /// # Errors
-    /// When the address cannot be resolved, or one that it stands for is taken.
+    /// The host cannot be resolved, or one of its addresses cannot be bound.
     pub async fn bind(address: &Address) -> io::Result<Self> {
         match address {
             Address::Tcp(address) => Self::tcp(&lookup_host(address).await?.collect::<Vec<_>>()),
             Address::Unix(path) => Ok(Self {
                 sockets: vec![BoundSocket::Unix(bind_unix(path).await?)],
                 addresses: vec![address.clone()],
-                turn: AtomicUsize::new(0),
+                next_socket: AtomicUsize::new(0),
             }),
         }
     }
@@ -120,11 +119,11 @@ impl Listener {
         Ok(Self {
             sockets: sockets.into_iter().map(BoundSocket::Tcp).collect(),
             addresses,
-            turn: AtomicUsize::new(0),
+            next_socket: AtomicUsize::new(0),
         })
     }
 
-    /// The addresses at which it really listens: at least one.
+    /// Addresses of the bound sockets, with the chosen port if port 0 was requested. At least one.
     #[must_use]
     pub fn addresses(&self) -> &[Address] {
         &self.addresses
@@ -133,19 +132,19 @@ impl Listener {
     pub(super) async fn accept(&self) -> io::Result<Stream> {
         let stream = poll_fn(|cx| self.poll_accept(cx)).await?;
         if let Stream::Tcp(stream) = &stream {
-            // A token is a small packet that must not wait for the next.
+            // Tokens are small packets; Nagle's algorithm would delay them.
             stream.set_nodelay(true)?;
         }
         Ok(stream)
     }
 
-    /// Accepts from whichever socket has a connection. They take turns to be asked first.
+    /// Accepts from any socket that has a connection. The first socket to poll rotates, so that none is starved.
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Stream>> {
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.sockets.len();
-        let (later, first) = self.sockets.split_at(turn);
-        let mut accepted = first
+        let start = self.next_socket.fetch_add(1, Ordering::Relaxed) % self.sockets.len();
+        let (before, from_start) = self.sockets.split_at(start);
+        let mut accepted = from_start
             .iter()
-            .chain(later)
+            .chain(before)
             .map(|socket| socket.poll_accept(cx));
         accepted.find(Poll::is_ready).unwrap_or(Poll::Pending)
     }
@@ -170,7 +169,7 @@ impl Drop for Listener {
     fn drop(&mut self) {
         for address in &self.addresses {
             if let Address::Unix(path) = address {
-                // Whoever removed it before us meant the same.
+                // An error means that the file is already gone.
                 let _ = std::fs::remove_file(path);
             }
         }
@@ -235,11 +234,14 @@ mod tests {
     #[tokio::test]
     async fn a_stale_unix_socket_is_replaced_and_one_in_use_is_not() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("door.sock");
+        let path = folder.path().join("listen.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         let address = Address::Unix(path.clone());
         let listener = Listener::bind(&address).await.unwrap();
-        let error = Listener::bind(&address).await.err().expect("it is in use");
+        let error = Listener::bind(&address)
+            .await
+            .err()
+            .expect("the address is in use");
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         drop(listener);
         assert!(!path.exists());
@@ -248,7 +250,7 @@ mod tests {
     #[tokio::test]
     async fn a_unix_socket_is_accessible_only_to_its_owner() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("door.sock");
+        let path = folder.path().join("listen.sock");
         let listener = Listener::bind(&Address::Unix(path.clone())).await.unwrap();
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
@@ -262,7 +264,7 @@ mod tests {
         let connecting = tokio::net::TcpStream::connect(listener.addresses()[0].to_string());
         let (accepted, connected) = tokio::join!(listener.accept(), connecting);
         let Ok(Stream::Tcp(accepted)) = accepted else {
-            panic!("a TCP connection")
+            panic!("expected a TCP connection")
         };
         assert!(accepted.nodelay().unwrap());
         drop(connected);
@@ -282,7 +284,7 @@ mod tests {
             let connecting = tokio::net::TcpStream::connect(address);
             let (accepted, connected) = tokio::join!(listener.accept(), connecting);
             let Ok(Stream::Tcp(accepted)) = accepted else {
-                panic!("a TCP connection")
+                panic!("expected a TCP connection")
             };
             assert_eq!(accepted.local_addr().unwrap(), *address);
             drop(connected);

@@ -1,4 +1,4 @@
-//! One connection from its first byte to its end: HTTP/1.1 or HTTP/2, within the door's limits.
+//! One connection, HTTP/1.1 or HTTP/2, from accept to close, within the limits of its listener.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -28,30 +28,32 @@ use super::{FrontendService, FrontendSettings, MutualTls, Protocol, Shutdown};
 use crate::delivery::{FlushHandle, FlushTracker};
 use crate::poll_on_wake::PollOnWake;
 
-/// The most bytes that are held for one HTTP/1.1 connection or one HTTP/2 stream whose peer does not
-/// read.
+/// Maximum number of bytes buffered for one HTTP/1.1 connection or one HTTP/2 stream whose peer does not read.
 const MAX_WRITE_BUFFER_BYTES: usize = 64 * 1024;
 
-/// HTTP/2's windows for what clients send: one prompt, not a stream of tokens.
-const STREAM_WINDOW: u32 = 64 * 1024;
-const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// HTTP/2 receive window of a stream, in bytes. Small, because a client sends one prompt and not a stream of tokens.
+const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 
-/// HTTP/2's largest frames, in bytes: its own limit, and that for what a worker's device made of all its sequences at
-/// once.
+/// HTTP/2 receive window of a connection, and of each stream of a worker, in bytes.
+const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+
+/// Maximum HTTP/2 frame size that clients may use, in bytes: the protocol's default.
 const MAX_FRAME_BYTES: u32 = 16 * 1024;
+
+/// Maximum HTTP/2 frame size that workers may use, in bytes: enough for one step of all sequences of a worker.
 const MAX_WORKER_FRAME_BYTES: u32 = 256 * 1024;
 
-/// A connection that was accepted.
+/// An accepted connection.
 pub(super) struct Connection {
     pub(super) stream: Arc<Stream>,
-    pub(super) door: FrontendSettings,
+    pub(super) settings: FrontendSettings,
     pub(super) shutdown: Shutdown,
-    /// Where the tasks of its HTTP/2 streams are.
+    /// Tracks the tasks of its HTTP/2 streams.
     pub(super) streams: TaskTracker,
 }
 
 impl Connection {
-    /// Serves it until it closes, or is told to, and lets its peer read the last answer.
+    /// Serves the connection until it closes or is shut down, then lingers so that the peer can read the last response.
     pub(super) async fn run<S, B>(self, service: S)
     where
         S: FrontendService<B>,
@@ -59,17 +61,17 @@ impl Connection {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
-        if self.serve(service).await == End::Abortive {
+        if self.serve(service).await == CloseMode::Reset {
             self.stream.close_with_reset();
             return;
         }
-        // Lingered to the end or not, the socket closes now.
+        // The socket closes now, whether lingering finished or was aborted.
         let abort = &self.shutdown.abort;
         let _ = abort.run_until_cancelled(self.stream.linger()).await;
     }
 
-    /// Serves it until it closes, or is told to.
-    async fn serve<S, B>(&self, service: S) -> End
+    /// Serves the connection until it closes or is shut down.
+    async fn serve<S, B>(&self, service: S) -> CloseMode
     where
         S: FrontendService<B>,
         S::Future: Send + 'static,
@@ -78,47 +80,47 @@ impl Connection {
     {
         let activity = Arc::new(Activity::new());
         let (watched, flushes) =
-            WatchedStream::new(Arc::clone(&self.stream), &self.door.limits, &activity);
-        let watch = (flushes, activity);
-        match &self.door.tls {
-            None => self.drive(TokioIo::new(watched), watch, service).await,
-            // Boxed: a connection without it, and there may be thousands, need have no room for it.
-            Some(tls) => Box::pin(self.serve_tls((tls, watched), watch, service)).await,
+            WatchedStream::new(Arc::clone(&self.stream), &self.settings.limits, &activity);
+        let tracking = (flushes, activity);
+        match &self.settings.tls {
+            None => self.drive(TokioIo::new(watched), tracking, service).await,
+            // Boxed, so that the future of a connection without TLS does not reserve space for it.
+            Some(tls) => Box::pin(self.serve_tls((tls, watched), tracking, service)).await,
         }
     }
 
-    /// Serves it through TLS.
+    /// Performs the TLS handshake, then serves the connection.
     async fn serve_tls<S, B>(
         &self,
         (tls, watched): (&MutualTls, WatchedStream),
-        watch: (Arc<FlushTracker>, Arc<Activity>),
+        tracking: (Arc<FlushTracker>, Arc<Activity>),
         service: S,
-    ) -> End
+    ) -> CloseMode
     where
         S: FrontendService<B>,
         S::Future: Send + 'static,
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
-        let handshake = timeout(self.door.limits.header_timeout, tls.accept(watched));
+        let handshake = timeout(self.settings.limits.header_timeout, tls.accept(watched));
         let abort = &self.shutdown.abort;
         match abort.run_until_cancelled(handshake).await {
-            Some(Ok(Ok(stream))) => self.drive(TokioIo::new(stream), watch, service).await,
+            Some(Ok(Ok(stream))) => self.drive(TokioIo::new(stream), tracking, service).await,
             Some(Ok(Err(error))) => {
                 tracing::info!(%error, "a TLS handshake failed");
-                End::Orderly
+                CloseMode::Graceful
             }
-            Some(Err(_)) | None => End::Orderly,
+            Some(Err(_)) | None => CloseMode::Graceful,
         }
     }
 
-    /// Serves what comes through the socket, or through TLS on it.
+    /// Serves HTTP on `io`: the socket, or the TLS stream on it.
     async fn drive<S, B, I>(
         &self,
         io: I,
         (flushes, activity): (Arc<FlushTracker>, Arc<Activity>),
         service: S,
-    ) -> End
+    ) -> CloseMode
     where
         S: FrontendService<B>,
         S::Future: Send + 'static,
@@ -126,112 +128,112 @@ impl Connection {
         B::Error: Into<Box<dyn Error + Send + Sync>>,
         I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
     {
-        let limits = &self.door.limits;
-        activity.begin();
+        let limits = &self.settings.limits;
+        activity.connection_started();
         let body_timeout = limits.body_timeout;
         let is_http_10 = Arc::new(AtomicBool::new(false));
         let service = {
             let streams = self.streams.clone();
             let (activity, is_http_10) = (Arc::clone(&activity), Arc::clone(&is_http_10));
-            let hint = keep_alive_hint(limits.keep_alive_timeout);
+            let keep_alive = keep_alive_header(limits.keep_alive_timeout);
             service_fn(move |mut request: Request<Incoming>| {
                 is_http_10.store(request.version() == Version::HTTP_10, Ordering::Relaxed);
-                let busy = activity.busy(request.version());
-                let hint = hint.clone().filter(|_| allows_keep_alive(&request));
+                let active = activity.request_started(request.version());
+                let keep_alive = keep_alive.clone().filter(|_| allows_keep_alive(&request));
                 let flush = FlushHandle::new(Arc::clone(&flushes), request.version());
                 request.extensions_mut().insert(flush);
-                let rest = (request.version() == Version::HTTP_2).then(|| streams.clone());
-                let request = request
-                    .map(|body| RequestBody::new(TimeoutBody::new(body_timeout, body), rest));
-                // Boxed, so that its memory goes when the answer begins, and the stream's task, which stays
-                // for as long as the stream does, is the smaller by it.
-                let answer = Box::pin(service.clone().oneshot(request));
+                let discard_tasks = (request.version() == Version::HTTP_2).then(|| streams.clone());
+                let request = request.map(|body| {
+                    RequestBody::new(TimeoutBody::new(body_timeout, body), discard_tasks)
+                });
+                // Boxed, so that its memory is freed when the response headers are ready. Inline, it would
+                // enlarge the stream's task until the stream ends.
+                let response = Box::pin(service.clone().oneshot(request));
                 async move {
-                    let mut answer = answer.await?;
-                    if let Some(hint) = hint {
-                        answer.headers_mut().insert(KEEP_ALIVE, hint);
+                    let mut response = response.await?;
+                    if let Some(keep_alive) = keep_alive {
+                        response.headers_mut().insert(KEEP_ALIVE, keep_alive);
                     }
-                    Ok::<_, Infallible>(answer.map(|body| TrackedBody::new(body, busy)))
+                    Ok::<_, Infallible>(response.map(|body| TrackedBody::new(body, active)))
                 }
             })
         };
         let builder = self.builder();
         let mut connection = boxed_out_of_line(|| builder.serve_connection(io, service));
-        // HTTP/1.0 has no chunks: closed in an orderly way, a body that is cut off would look whole.
-        let cut_off = || {
+        // HTTP/1.0 has no chunked encoding: after a graceful close, a truncated body would look complete.
+        let close_mode = || {
             if is_http_10.load(Ordering::Relaxed) && activity.is_busy() {
-                End::Abortive
+                CloseMode::Reset
             } else {
-                End::Orderly
+                CloseMode::Graceful
             }
         };
-        let mut watch = Seen::default();
+        let mut seen = Seen::default();
         loop {
-            let mut poll_on_wake = PollOnWake::new(self.next_event(&activity, watch));
-            let happened = tokio::select! {
-                // What there is to write is written before anything else is looked at.
+            let mut next_event = PollOnWake::new(self.next_event(&activity, seen));
+            let event = tokio::select! {
+                // Writing pending data comes before handling any event.
                 biased;
                 ended = connection.as_mut() => {
                     let Err(error) = ended else {
-                        return End::Orderly;
+                        return CloseMode::Graceful;
                     };
-                    tracing::debug!(%error, "a connection broke");
+                    tracing::debug!(%error, "a connection failed");
                     return if is_http_10.load(Ordering::Relaxed) {
-                        End::Abortive
+                        CloseMode::Reset
                     } else {
-                        End::Orderly
+                        CloseMode::Graceful
                     };
                 }
-                happened = poll_on_wake.ready() => happened,
+                event = next_event.ready() => event,
             };
-            match happened {
-                ConnectionEvent::Stop if activity.is_unused() => return End::Orderly,
+            match event {
+                ConnectionEvent::Stop if activity.is_unused() => return CloseMode::Graceful,
                 ConnectionEvent::Stop => {
-                    watch.is_stopping = true;
+                    seen.stop = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                ConnectionEvent::Abort => return cut_off(),
-                ConnectionEvent::PeerClosed if activity.is_busy() => return cut_off(),
-                // What is not being answered may still be on its way to a peer that only reads now. But what
-                // it had sent before is not to be begun.
-                ConnectionEvent::PeerClosed => watch.has_closed = true,
-                ConnectionEvent::IdleCheck if !activity.is_idle(limits) => {}
-                // A request that is on its way is still answered: on HTTP/2 its client is warned first.
-                ConnectionEvent::IdleCheck if activity.is_http2() && watch.closes_at.is_none() => {
-                    watch.closes_at = Some(Instant::now() + LINGER_TIMEOUT);
+                ConnectionEvent::Abort => return close_mode(),
+                ConnectionEvent::PeerClosed if activity.is_busy() => return close_mode(),
+                // The last response may still be on its way to the peer, so the connection stays open. If a
+                // request that was sent before the close starts now, the connection closes: nobody will read
+                // the response.
+                ConnectionEvent::PeerClosed => seen.peer_closed = true,
+                ConnectionEvent::IdleCheck if !activity.is_idle_too_long(limits) => {}
+                // On HTTP/2, GOAWAY comes first, so that a request that is already on its way is still served.
+                ConnectionEvent::IdleCheck if activity.is_http2() && seen.closes_at.is_none() => {
+                    seen.closes_at = Some(Instant::now() + LINGER_TIMEOUT);
                     connection.as_mut().graceful_shutdown();
                 }
-                ConnectionEvent::IdleCheck => return End::Orderly,
+                ConnectionEvent::IdleCheck => return CloseMode::Graceful,
             }
         }
     }
 
-    /// Waits for what else may end a connection.
-    async fn next_event(&self, activity: &Activity, watch: Seen) -> ConnectionEvent {
+    /// Waits for the next event that may close the connection and is not in `seen` yet.
+    async fn next_event(&self, activity: &Activity, seen: Seen) -> ConnectionEvent {
         let shutdown = &self.shutdown;
-        let next_idle_check = activity.next_idle_check(&self.door.limits);
-        let look_again = watch
-            .closes_at
-            .map_or(next_idle_check, |at| at.max(next_idle_check));
+        let idle_check = activity.next_idle_check(&self.settings.limits);
+        let idle_check = seen.closes_at.map_or(idle_check, |at| at.max(idle_check));
         tokio::select! {
-            () = shutdown.stop.cancelled(), if !watch.is_stopping => ConnectionEvent::Stop,
+            () = shutdown.stop.cancelled(), if !seen.stop => ConnectionEvent::Stop,
             () = shutdown.abort.cancelled() => ConnectionEvent::Abort,
-            () = self.stream.closed(), if !watch.has_closed => ConnectionEvent::PeerClosed,
-            () = activity.wait_until_busy(), if watch.has_closed => ConnectionEvent::PeerClosed,
-            () = sleep_until(look_again) => ConnectionEvent::IdleCheck,
+            () = self.stream.closed(), if !seen.peer_closed => ConnectionEvent::PeerClosed,
+            () = activity.wait_until_busy(), if seen.peer_closed => ConnectionEvent::PeerClosed,
+            () = sleep_until(idle_check) => ConnectionEvent::IdleCheck,
         }
     }
 
     fn builder(&self) -> Builder<StreamExecutor> {
-        let limits = &self.door.limits;
+        let limits = &self.settings.limits;
         let mut builder = Builder::new(StreamExecutor {
             tasks: self.streams.clone(),
             write_timeout: limits.write_timeout,
         });
         builder
             .http1()
-            // hyper's time-out for headers also runs while an idle connection waits for the first of them;
-            // that of the socket does not.
+            // hyper's header timeout also runs while an idle connection waits for its next request. The timeout
+            // in `WatchedStream` does not.
             .header_read_timeout(None)
             .max_headers(limits.max_headers)
             .max_buf_size(
@@ -240,49 +242,48 @@ impl Connection {
         builder
             .http2()
             .timer(TokioTimer::new())
-            .initial_stream_window_size(match self.door.protocol {
-                Protocol::Grpc | Protocol::Http => STREAM_WINDOW,
-                Protocol::Worker => CONNECTION_WINDOW,
+            .initial_stream_window_size(match self.settings.protocol {
+                Protocol::Grpc | Protocol::Http => STREAM_WINDOW_BYTES,
+                Protocol::Worker => CONNECTION_WINDOW_BYTES,
             })
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_frame_size(match self.door.protocol {
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_frame_size(match self.settings.protocol {
                 Protocol::Grpc | Protocol::Http => MAX_FRAME_BYTES,
                 Protocol::Worker => MAX_WORKER_FRAME_BYTES,
             })
             .max_concurrent_streams(limits.max_concurrent_streams)
-            // A client may cancel many requests in the packet that brings them.
+            // A client may cancel many requests in the packet that starts them.
             .max_pending_accept_reset_streams(usize::try_from(resets::RESET_BURST).ok())
             .max_header_list_size(limits.max_header_bytes)
             .max_send_buf_size(MAX_WRITE_BUFFER_BYTES)
             .keep_alive_interval(limits.ping_interval)
             .keep_alive_timeout(limits.ping_interval);
-        match self.door.protocol {
+        match self.settings.protocol {
             Protocol::Grpc | Protocol::Worker => builder.http2_only(),
             Protocol::Http => builder,
         }
     }
 }
 
-/// Makes a future on a stack of its own. Where it is large and made by the function that polls it, every
-/// poll reserves the room that only its making needs: two pages of stack, touched at every token.
+/// Constructs a boxed future in a stack frame of its own. If the function that polls a large future also constructs it,
+/// the stack frame of each poll includes the space for the construction: here two pages, touched for every token.
 #[inline(never)]
 fn boxed_out_of_line<F>(make: impl FnOnce() -> F) -> Pin<Box<F>> {
     Box::pin(make())
 }
 
-/// For HTTP/1.1: how long a connection may be idle, in seconds. Pools that read it, such as those of Node's
-/// undici and Apache's `HttpClient`, then use no connection that is about to be closed.
+/// HTTP/1.1 response header with the idle timeout of the connection, in seconds. Connection pools that read it, such as
+/// Node's undici and Apache's `HttpClient`, then do not reuse a connection that is about to close.
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
-/// The hint is a second shorter than the truth, for the time that it travels; `None` where that leaves
-/// nothing.
-fn keep_alive_hint(timeout: Duration) -> Option<HeaderValue> {
+/// Value of the `Keep-Alive` header: one second less than `timeout`, to allow for network latency. `None` if that
+/// leaves less than a second.
+fn keep_alive_header(timeout: Duration) -> Option<HeaderValue> {
     let seconds = timeout.as_secs().checked_sub(1).filter(|left| *left > 0)?;
     HeaderValue::try_from(format!("timeout={seconds}")).ok()
 }
 
-/// Whether the request's connection goes on after its answer, as far as its client is asked, and can be
-/// told how long.
+/// Returns true for an HTTP/1.1 request without `Connection: close`. Only these get a `Keep-Alive` header.
 fn allows_keep_alive<B>(request: &Request<B>) -> bool {
     let closes = |headers: &HeaderMap| {
         let connection = headers.get(CONNECTION);
@@ -291,33 +292,33 @@ fn allows_keep_alive<B>(request: &Request<B>) -> bool {
     request.version() == Version::HTTP_11 && !closes(request.headers())
 }
 
-/// What may end a connection besides its protocol.
+/// Event outside the HTTP protocol that may close a connection.
 #[derive(Debug)]
 enum ConnectionEvent {
-    /// The door is to take no further requests.
+    /// Shutdown: take no further requests.
     Stop,
-    /// The door is not to wait for what is left.
+    /// Shutdown: close at once.
     Abort,
-    /// The peer has ended what it sends.
+    /// The peer has closed its sending side.
     PeerClosed,
-    /// It is time to look whether the connection is idle.
+    /// It is time to check whether the connection has been idle for too long.
     IdleCheck,
 }
 
-/// What need not be waited for any more.
+/// Events that have already fired, so that `next_event` does not wait for them again.
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
-    is_stopping: bool,
-    has_closed: bool,
-    /// The end of an idle HTTP/2 connection whose peer was warned of it.
+    stop: bool,
+    peer_closed: bool,
+    /// Time at which an idle HTTP/2 connection closes, after its GOAWAY was sent.
     closes_at: Option<Instant>,
 }
 
-/// How a connection's socket is to be closed.
+/// Method of closing a connection's socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    /// With an end of what is written.
-    Orderly,
-    /// With a reset, which nobody takes for an end.
-    Abortive,
+enum CloseMode {
+    /// With FIN, which marks the end of the data.
+    Graceful,
+    /// With a reset, which tells the peer that data is missing.
+    Reset,
 }

@@ -1,5 +1,4 @@
-//! A connection's socket: it times out when its peer takes nothing, and tells when what was written
-//! has left.
+//! The socket of a connection: write and header timeouts, and the notification that written data was flushed.
 
 use std::future::poll_fn;
 use std::io;
@@ -20,21 +19,20 @@ use super::activity::Activity;
 use super::resets::{GO_AWAY, ResetLimit};
 use crate::delivery::FlushTracker;
 
-/// How long a peer may go on sending what nobody reads any more.
+/// Maximum time for reading and discarding what a peer still sends.
 pub(super) const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A connection of either kind of listener.
+/// Socket of an accepted connection.
 pub(super) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
 impl Stream {
-    /// Waits until the peer has ended what it sends, whether or not all of it has been read. hyper
-    /// looks for that only while it has nothing unread, so a peer that pipelines bytes behind its
-    /// request and goes away would not be missed.
+    /// Waits until the peer has closed its sending side, even if it sent data that has not been read yet. hyper notices
+    /// the close only after it has read everything, so it would miss a client that pipelines bytes and disconnects.
     pub(super) async fn closed(&self) {
-        // In tokio this interest is told of the end of what is read, and not of the bytes before it.
+        // In tokio, PRIORITY becomes ready when the peer closes, but not when it sends ordinary data.
         let ready = match self {
             Self::Tcp(stream) => stream.ready(Interest::PRIORITY).await,
             Self::Unix(stream) => stream.ready(Interest::PRIORITY).await,
@@ -44,15 +42,15 @@ impl Stream {
         }
     }
 
-    /// Ends what is written, then reads and drops what the peer still sends, for a moment. A socket
-    /// that is closed with bytes unread resets its connection, and the peer may lose the answer that
-    /// it has not read yet: that its body is too large, for one.
+    /// Shuts down the sending side, then reads and discards what the peer still sends, for at most [`LINGER_TIMEOUT`].
+    /// Closing a socket with unread data resets the connection, and the peer could lose the last response, such as the
+    /// error that its body is too large.
     pub(super) async fn linger(&self) {
         if self.shutdown().is_err() {
             return;
         }
         let read = async {
-            // Not in the future itself: every connection's task would be as much larger, several times over.
+            // On the heap: an array would enlarge the task of every connection.
             let mut sink = Vec::with_capacity(4_096);
             loop {
                 sink.clear();
@@ -62,26 +60,26 @@ impl Stream {
                 }
             }
         };
-        // However it ends, nobody is left to tell.
+        // The result does not matter: the socket closes next.
         let _ = timeout(LINGER_TIMEOUT, read).await;
     }
 
-    /// Has the socket reset its connection when it closes. What has left before still arrives; what the
-    /// peer had no room for is lost with the connection.
+    /// Makes the socket reset its connection when it closes. Data that was sent still arrives; data in the send buffer
+    /// is lost.
     pub(super) fn close_with_reset(&self) {
         match self {
             Self::Tcp(stream) => {
-                // A socket that cannot be told so closes in the usual way.
+                // If this fails, the socket closes gracefully.
                 let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
             }
-            // Such a socket has no reset, and HTTP/1.0 no way but this.
+            // A Unix socket cannot reset, so HTTP/1.0 clients cannot detect a truncated body there.
             Self::Unix(_) => {}
         }
     }
 
-    /// Writes a last word, where there is room for it now.
+    /// Writes to the socket if it accepts data now.
     fn try_write(&self, bytes: &[u8]) {
-        // Whoever does not get it still sees the connection end.
+        // Best effort: the connection closes next.
         let _ = match self {
             Self::Tcp(stream) => stream.try_write(bytes),
             Self::Unix(stream) => stream.try_write(bytes),
@@ -95,8 +93,8 @@ impl Stream {
         }
     }
 
-    /// Reads into what is free of the buffer, which need not be initialized: hyper looks for something to
-    /// read at every token, and to clear its buffer each time took longer than to write the token.
+    /// Reads into the spare capacity of `buffer` without initializing it. hyper polls for input with every token, and
+    /// clearing the buffer each time took longer than writing the token.
     fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut impl BufMut) -> Poll<io::Result<usize>> {
         loop {
             let read = match self {
@@ -138,23 +136,23 @@ impl Stream {
     }
 }
 
-/// Whether the socket only seemed ready: then it is to be asked again.
+/// Returns true if the socket was not ready after all, so the caller must poll it again.
 fn would_block(result: &io::Result<usize>) -> bool {
     matches!(result, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
-/// A socket that watches its writes.
+/// Socket with timeouts for writes and headers and a limit on HTTP/2 cancellations.
 pub(super) struct WatchedStream {
-    /// Shared with whoever watches for its end.
+    /// Shared with [`Connection`](super::connection::Connection), which waits for the peer to close.
     stream: Arc<Stream>,
     write_timeout: Duration,
-    /// Set while the peer takes nothing of what is to be written.
-    stalled: Option<Pin<Box<Sleep>>>,
-    /// Whether the peer has not taken all of what was written last.
+    /// Write timeout; set while the socket accepts no data.
+    write_timer: Option<Pin<Box<Sleep>>>,
+    /// Set from the time a write could not complete until the next flush.
     is_behind: bool,
     header_timeout: Duration,
-    /// Set while the headers of a later HTTP/1.1 request are not whole.
-    headers: Option<Pin<Box<Sleep>>>,
+    /// Header timeout; set while the headers of an HTTP/1.1 request after the first are incomplete.
+    header_timer: Option<Pin<Box<Sleep>>>,
     resets: ResetLimit,
     activity: Arc<Activity>,
     flushes: Arc<FlushTracker>,
@@ -170,10 +168,10 @@ impl WatchedStream {
         let watched = Self {
             stream,
             write_timeout: limits.write_timeout,
-            stalled: None,
+            write_timer: None,
             is_behind: false,
             header_timeout: limits.header_timeout,
-            headers: None,
+            header_timer: None,
             resets: ResetLimit::new(),
             activity: Arc::clone(activity),
             flushes: Arc::clone(&flushes),
@@ -181,53 +179,57 @@ impl WatchedStream {
         (watched, flushes)
     }
 
-    /// Passes on what a write came to, or that it has come to nothing for too long.
-    fn watch<T>(
+    /// Returns the result of a write, or an error once writes have made no progress for the write timeout.
+    fn check_write_timeout<T>(
         &mut self,
         cx: &mut Context<'_>,
         written: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if written.is_ready() {
-            self.stalled = None;
+            self.write_timer = None;
             return written;
         }
         if !self.is_behind {
             self.is_behind = true;
             self.activity.fell_behind();
         }
-        let limit = self.write_timeout;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(limit)));
-        if stalled.deadline() <= Instant::now() || stalled.as_mut().poll(cx).is_ready() {
-            let message = "the peer took nothing of what was written for too long";
+        let timeout = self.write_timeout;
+        let timer = self
+            .write_timer
+            .get_or_insert_with(|| Box::pin(sleep(timeout)));
+        if timer.deadline() <= Instant::now() || timer.as_mut().poll(cx).is_ready() {
+            let message = "the peer accepted no data within the write timeout";
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)));
         }
         Poll::Pending
     }
 
-    /// Notes what was read, and ends the connection of a peer that cancels too many requests.
+    /// Records the bytes that were read. Fails if the peer cancels too many requests.
     fn inspect_read(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.resets.allows(bytes) {
             if self.resets.is_http2() {
                 self.activity.set_http2();
             }
-            self.activity.read(bytes);
+            self.activity.bytes_read(bytes);
             return Ok(());
         }
-        tracing::warn!("an HTTP/2 client cancelled too many requests; its connection is closed");
+        tracing::warn!("closing a connection: the HTTP/2 client cancelled too many requests");
         self.stream.try_write(GO_AWAY);
         Err(io::Error::other("the peer cancelled too many requests"))
     }
 
-    /// Waits for the rest of a request's headers, for so long.
-    fn wait_for_headers(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Fails once the headers of a request have been incomplete for the header timeout.
+    fn check_header_timeout(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.activity.is_reading_headers() {
-            self.headers = None;
+            self.header_timer = None;
             return Poll::Pending;
         }
-        let limit = self.header_timeout;
-        let headers = self.headers.get_or_insert_with(|| Box::pin(sleep(limit)));
-        ready!(headers.as_mut().poll(cx));
-        let message = "the headers of a request took too long";
+        let timeout = self.header_timeout;
+        let timer = self
+            .header_timer
+            .get_or_insert_with(|| Box::pin(sleep(timeout)));
+        ready!(timer.as_mut().poll(cx));
+        let message = "the peer did not complete the request headers within the header timeout";
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)))
     }
 }
@@ -243,7 +245,7 @@ impl AsyncRead for WatchedStream {
         match this.stream.poll_read(cx, buffer) {
             Poll::Ready(Ok(_)) => Poll::Ready(this.inspect_read(&buffer.filled()[before..])),
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Pending => this.wait_for_headers(cx),
+            Poll::Pending => this.check_header_timeout(cx),
         }
     }
 }
@@ -264,14 +266,14 @@ impl AsyncWrite for WatchedStream {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = this.stream.poll_write(cx, slices);
-        this.watch(cx, written)
+        this.check_write_timeout(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
         true
     }
 
-    /// A socket holds nothing back: all that hyper has written has left by now.
+    /// Reports the flush. A socket buffers nothing in user space, so all data that hyper wrote is already sent.
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.is_behind {

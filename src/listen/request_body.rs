@@ -1,9 +1,9 @@
-//! A request's body on its way in, and what becomes of the part that nobody reads.
+//! Request bodies, and what happens to a body that is dropped before its end.
 //!
-//! An answer may be there before its request's body is: a refusal, for one. Whoever answers then drops
-//! the body, and HTTP/2 resets its stream for that. Some clients, curl 7.88 among them, take the reset
-//! for a failure of the whole exchange and never look at the answer, so the rest is read and dropped for
-//! a moment. On HTTP/1.1 the connection lingers instead.
+//! A handler may respond, usually with an error, before it has read the whole body, and drop the body. On HTTP/2 that
+//! resets the stream. Some clients, such as curl 7.88, treat the reset as a failure of the request and ignore the
+//! response. So the rest of the body is read and discarded, up to a limit of time and size. On HTTP/1.1 the connection
+//! lingers instead.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -18,23 +18,26 @@ use tower_http::timeout::TimeoutBody;
 
 use super::io::LINGER_TIMEOUT;
 
-/// How much of a body is read that nobody wants.
+/// Maximum size of the rest of a body that is read and discarded, in bytes.
 const MAX_DISCARDED_BYTES: usize = 8 * 1024 * 1024;
 
 type Inner = Pin<Box<TimeoutBody<Incoming>>>;
 
-/// What a request's body is: its frames must keep coming.
+/// Body of a request, with a timeout between frames.
 pub struct RequestBody {
-    /// Gone when all has been read.
+    /// `None` after the last frame or an error.
     body: Option<Inner>,
-    /// Where the rest is read that nobody wants, on HTTP/2.
-    rest: Option<TaskTracker>,
+    /// Runs the task that discards the rest of the body; `None` on HTTP/1.1.
+    discard_tasks: Option<TaskTracker>,
 }
 
 impl RequestBody {
-    pub(super) fn new(body: TimeoutBody<Incoming>, rest: Option<TaskTracker>) -> Self {
+    pub(super) fn new(body: TimeoutBody<Incoming>, discard_tasks: Option<TaskTracker>) -> Self {
         let body = Some(Box::pin(body));
-        Self { body, rest }
+        Self {
+            body,
+            discard_tasks,
+        }
     }
 }
 
@@ -70,7 +73,7 @@ impl Body for RequestBody {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        if let (Some(body), Some(tasks)) = (self.body.take(), self.rest.take())
+        if let (Some(body), Some(tasks)) = (self.body.take(), self.discard_tasks.take())
             && !body.is_end_stream()
         {
             tasks.spawn(discard(body));
@@ -83,12 +86,12 @@ async fn discard(mut body: Inner) {
         let mut left = MAX_DISCARDED_BYTES;
         while let Some(Ok(frame)) = body.frame().await {
             let length = frame.data_ref().map_or(0, Bytes::len);
-            let Some(rest) = left.checked_sub(length) else {
-                return;
-            };
-            left = rest;
+            match left.checked_sub(length) {
+                Some(rest) => left = rest,
+                None => return,
+            }
         }
     };
-    // However it ends, nobody is left to tell.
+    // The result does not matter: the response was sent independently of the rest of the body.
     let _ = timeout(LINGER_TIMEOUT, read).await;
 }

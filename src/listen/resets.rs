@@ -1,78 +1,83 @@
-//! Bounds how many requests an HTTP/2 peer may cancel. h2 bounds only the cancelled requests that it
-//! still holds, so the frames are counted here, as they come from the socket.
+//! Rate limit for request cancellations by an HTTP/2 peer (the rapid reset attack, CVE-2023-44487).
+//!
+//! h2 only limits the cancelled requests that it still holds. This module counts the RST_STREAM frames in the bytes
+//! that are read from the socket.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The most requests that a peer may cancel at once: more than the users of one connection that several
-/// services share.
+/// Cancellations that a peer may send at once: more than the concurrent users of one shared connection.
 pub(super) const RESET_BURST: u32 = 5_000;
 
-/// The time after which a peer may cancel one more request: 1,000 a second, about 1% of a core.
-const INTERVAL: Duration = Duration::from_millis(1);
+/// Time that adds one cancellation to the budget: 1,000 per second, which cost about 1% of a core.
+const REFILL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// The most cancelled streams that are remembered, so that none is counted twice: an upper bound of the cancelled
-/// streams that may still have frames in flight.
+/// Maximum number of cancelled streams to remember, so that each counts once: an upper bound of the cancelled streams
+/// that may still have frames in flight.
 const MAX_REMEMBERED_STREAMS: usize = 10_000;
 
-/// The bytes that open every HTTP/2 connection.
+/// Client connection preface (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// The length of a frame's header, in bytes, and the type of the frame that cancels a stream.
-const FRAME_HEADER: usize = 9;
+/// Length of a frame header, in bytes (RFC 9113, section 4.1).
+const FRAME_HEADER_BYTES: usize = 9;
+
+/// Type of the frame that cancels a stream (RFC 9113, section 6.4).
 const RST_STREAM: u8 = 3;
 
-/// A GOAWAY frame with ENHANCE_YOUR_CALM. Its last stream is the largest of all: which requests were
-/// begun is not known here, so a client must not take any of them for untouched.
+/// GOAWAY frame with the error ENHANCE_YOUR_CALM. Its last stream id is the largest possible id: this module does not
+/// know which requests were started, so a client must not assume that one was not.
 pub(super) const GO_AWAY: &[u8; 17] =
     b"\x00\x00\x08\x07\x00\x00\x00\x00\x00\x7f\xff\xff\xff\x00\x00\x00\x0b";
 
-/// The budget of a peer's cancelled requests, which is filled up again as time passes.
+/// Cancellation budget of one connection. It refills over time, like a token bucket.
 #[derive(Debug)]
 pub(super) struct ResetLimit {
-    frames: Frames,
-    /// The streams that were cancelled last. A peer may send another RST_STREAM for each late frame of a stream that it
-    /// has cancelled, and some do: a burst of cancellations would count many times over.
+    parser: FrameParser,
+    /// Streams that were cancelled last. Some peers send another RST_STREAM for each late frame of a stream that they
+    /// have cancelled, and these must not count again.
     cancelled: BTreeSet<u32>,
-    /// The time at which the budget is full again.
+    /// Time at which the budget is full again.
     full_at: Instant,
 }
 
-/// The position of the next byte on the connection.
+/// Position of the next byte within the HTTP/2 frames of the connection.
 #[derive(Debug)]
-enum Frames {
-    /// So many bytes of the preface have come.
+enum FrameParser {
+    /// Within the preface; the number of bytes read so far.
     Preface(usize),
-    /// Within a frame's header, of which so many bytes have come.
-    Header([u8; FRAME_HEADER], usize),
-    /// So many bytes of a frame's payload are still to come.
+    /// Within a frame header; its bytes, and how many have been read so far.
+    Header([u8; FRAME_HEADER_BYTES], usize),
+    /// Within a frame payload; the number of bytes that remain.
     Payload(usize),
-    /// The connection is HTTP/1.1 or encrypted.
-    None,
+    /// The connection is HTTP/1.1 or encrypted, so its frames cannot be parsed.
+    Opaque,
 }
 
 impl ResetLimit {
     pub(super) fn new() -> Self {
         Self {
-            frames: Frames::Preface(0),
+            parser: FrameParser::Preface(0),
             cancelled: BTreeSet::new(),
             full_at: Instant::now(),
         }
     }
 
-    /// Whether the peer has opened the connection with HTTP/2's preface.
+    /// Returns true once the peer has sent the HTTP/2 preface.
     pub(super) fn is_http2(&self) -> bool {
-        matches!(self.frames, Frames::Header(..) | Frames::Payload(_))
+        matches!(
+            self.parser,
+            FrameParser::Header(..) | FrameParser::Payload(_)
+        )
     }
 
-    /// Counts the requests that are cancelled in the next bytes of the connection; false once there are
-    /// too many.
+    /// Counts the cancellations in the next bytes of the connection. Returns false if they exceed the budget.
     pub(super) fn allows(&mut self, bytes: &[u8]) -> bool {
-        let (frames, cancelled) = (&mut self.frames, &mut self.cancelled);
+        let (parser, cancelled) = (&mut self.parser, &mut self.cancelled);
         let mut count = 0;
-        frames.resets(bytes, |stream| {
+        parser.parse(bytes, |stream| {
             count += u32::from(cancelled.insert(stream));
             if cancelled.len() > MAX_REMEMBERED_STREAMS {
                 cancelled.pop_first();
@@ -82,21 +87,21 @@ impl ResetLimit {
             return true;
         }
         let now = Instant::now();
-        self.full_at = self.full_at.max(now) + INTERVAL * count;
-        self.full_at - now <= INTERVAL * RESET_BURST
+        self.full_at = self.full_at.max(now) + REFILL_INTERVAL * count;
+        self.full_at - now <= REFILL_INTERVAL * RESET_BURST
     }
 }
 
-impl Frames {
-    /// Passes on the stream of each RST_STREAM frame whose header ends in these bytes.
-    fn resets(&mut self, mut bytes: &[u8], mut reset: impl FnMut(u32)) {
+impl FrameParser {
+    /// Parses the next bytes. Calls `on_reset` with the stream id of each RST_STREAM frame whose header ends in them.
+    fn parse(&mut self, mut bytes: &[u8], mut on_reset: impl FnMut(u32)) {
         while let Some((&first, rest)) = bytes.split_first() {
             match self {
-                Self::None => return,
+                Self::Opaque => return,
                 Self::Preface(seen) => {
                     bytes = rest;
                     *self = match (PREFACE.get(*seen) == Some(&first), *seen + 1) {
-                        (false, _) => Self::None,
+                        (false, _) => Self::Opaque,
                         (true, seen) if seen == PREFACE.len() => Self::header(),
                         (true, seen) => Self::Preface(seen),
                     };
@@ -105,26 +110,26 @@ impl Frames {
                     bytes = rest;
                     header[*seen] = first;
                     *seen += 1;
-                    if *seen == FRAME_HEADER {
+                    if *seen == FRAME_HEADER_BYTES {
                         let [high, middle, low, kind, _flags, stream @ ..] = *header;
                         if kind == RST_STREAM {
-                            reset(u32::from_be_bytes(stream));
+                            on_reset(u32::from_be_bytes(stream));
                         }
                         let length = u32::from_be_bytes([0, high, middle, low]);
                         *self = Self::payload(usize::try_from(length).unwrap_or(usize::MAX));
                     }
                 }
                 Self::Payload(left) => {
-                    let passed = bytes.len().min(*left);
-                    bytes = &bytes[passed..];
-                    *self = Self::payload(*left - passed);
+                    let skipped = bytes.len().min(*left);
+                    bytes = &bytes[skipped..];
+                    *self = Self::payload(*left - skipped);
                 }
             }
         }
     }
 
     fn header() -> Self {
-        Self::Header([0; FRAME_HEADER], 0)
+        Self::Header([0; FRAME_HEADER_BYTES], 0)
     }
 
     fn payload(left: usize) -> Self {
@@ -140,8 +145,8 @@ impl Frames {
 mod tests {
     use super::*;
 
-    /// For each of these streams a DATA frame, whose payload looks like a frame's header, and its cancellation.
-    fn cancelled(streams: std::ops::Range<u32>) -> Vec<u8> {
+    /// Makes two frames per stream: DATA, whose payload looks like a frame header, and RST_STREAM.
+    fn cancellations(streams: std::ops::Range<u32>) -> Vec<u8> {
         let frames = |stream: u32| {
             let stream = stream.to_be_bytes();
             let data = [
@@ -156,7 +161,7 @@ mod tests {
         streams.flat_map(frames).collect()
     }
 
-    fn opened() -> ResetLimit {
+    fn http2_connection() -> ResetLimit {
         let mut limit = ResetLimit::new();
         assert!(limit.allows(PREFACE));
         assert!(limit.allows(b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"));
@@ -166,42 +171,42 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_burst_is_allowed_again_after_the_budget_refills() {
-        let mut limit = opened();
-        assert!(limit.allows(&cancelled(0..5_000)));
-        assert!(!limit.allows(&cancelled(5_000..5_001)));
+        let mut limit = http2_connection();
+        assert!(limit.allows(&cancellations(0..5_000)));
+        assert!(!limit.allows(&cancellations(5_000..5_001)));
         tokio::time::advance(Duration::from_secs(2)).await;
-        assert!(limit.allows(&cancelled(6_000..7_999)));
-        assert!(!limit.allows(&cancelled(8_000..8_001)));
+        assert!(limit.allows(&cancellations(6_000..7_999)));
+        assert!(!limit.allows(&cancellations(8_000..8_001)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn repeated_resets_of_one_stream_count_once() {
-        let mut limit = opened();
+        let mut limit = http2_connection();
         for _ in 0..100 {
-            assert!(limit.allows(&cancelled(0..5_000)));
+            assert!(limit.allows(&cancellations(0..5_000)));
         }
-        assert!(!limit.allows(&cancelled(5_000..5_001)));
+        assert!(!limit.allows(&cancellations(5_000..5_001)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_set_of_remembered_streams_is_bounded() {
-        let mut limit = opened();
-        limit.allows(&cancelled(0..30_000));
+        let mut limit = http2_connection();
+        limit.allows(&cancellations(0..30_000));
         assert_eq!(limit.cancelled.len(), MAX_REMEMBERED_STREAMS);
         assert!(!limit.cancelled.contains(&0) && limit.cancelled.contains(&29_999));
     }
 
     #[tokio::test(start_paused = true)]
     async fn resets_are_counted_across_read_boundaries() {
-        let mut limit = opened();
-        let bytes = cancelled(0..5_001);
-        // The last frame counts from its header on, which ends before its payload of four bytes.
-        let (whole, payload) = bytes.split_at(bytes.len() - 4);
-        let mut refused = whole.chunks(7).filter(|piece| !limit.allows(piece));
-        assert!(refused.next().is_some() && refused.next().is_none());
+        let mut limit = http2_connection();
+        let bytes = cancellations(0..5_001);
+        // The last RST_STREAM counts when its header ends, before its payload of four bytes.
+        let (frames, last_payload) = bytes.split_at(bytes.len() - 4);
+        let mut rejected = frames.chunks(7).filter(|piece| !limit.allows(piece));
+        assert!(rejected.next().is_some() && rejected.next().is_none());
         limit
-            .frames
-            .resets(payload, |stream| panic!("a reset of {stream}"));
+            .parser
+            .parse(last_payload, |stream| panic!("stream {stream} was reset"));
     }
 
     #[tokio::test(start_paused = true)]
@@ -209,6 +214,6 @@ mod tests {
         let mut limit = ResetLimit::new();
         assert!(limit.allows(b"PRINT / HTTP/1.1\r\n\r\n"));
         assert!(!limit.is_http2());
-        assert!(limit.allows(&cancelled(0..10_000)));
+        assert!(limit.allows(&cancellations(0..10_000)));
     }
 }

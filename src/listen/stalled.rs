@@ -1,7 +1,7 @@
-//! The end of an HTTP/2 stream whose peer takes nothing more of it.
+//! Write timeout of HTTP/2 streams: drops a stream whose peer has stopped reading.
 //!
-//! hyper asks a response's body for more only when the peer has room for it, so the body cannot tell
-//! that nobody reads: it is not asked. Whoever runs the stream can.
+//! hyper polls a response body only while the stream has a flow-control window, so the body itself cannot notice a
+//! stalled peer. The executor that runs the stream's task can.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -11,19 +11,19 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 
 tokio::task_local! {
-    /// Since when the peer has been able to take what was last made for it.
+    /// Time since which data waits for the peer; `None` while the stream waits for the server to produce data.
     static WAITING_FOR_PEER_SINCE: Cell<Option<Instant>>;
 }
 
-/// Notes whether the stream's task waits for its peer, or for us. Elsewhere than in a task of
-/// [`StreamExecutor`] it does nothing: a socket that nobody reads is seen by its writes.
-pub(super) fn set_waiting_for_peer(does: bool) {
-    // An error says that this is no such task.
-    let _ = WAITING_FOR_PEER_SINCE.try_with(|since| since.set(does.then(Instant::now)));
+/// Records whether the current stream waits for its peer (true) or for the server (false). Outside a task of
+/// [`StreamExecutor`], on HTTP/1.1, it does nothing: there the socket's write timeout applies.
+pub(super) fn set_waiting_for_peer(is_waiting: bool) {
+    // `try_with` fails outside such a task.
+    let _ = WAITING_FOR_PEER_SINCE.try_with(|since| since.set(is_waiting.then(Instant::now)));
 }
 
-/// Runs the streams of an HTTP/2 connection, and drops each that has waited too long for its peer:
-/// that resets the stream, and no other.
+/// Runs the streams of an HTTP/2 connection. A stream that exceeds the write timeout is dropped, which resets only
+/// that stream.
 #[derive(Clone)]
 pub(super) struct StreamExecutor {
     pub(super) tasks: TaskTracker,
@@ -41,28 +41,30 @@ where
     }
 }
 
-async fn run_unless_stalled<S: Future>(stream: S, limit: Duration) {
-    let ended = async {
+async fn run_unless_stalled<S: Future>(stream: S, write_timeout: Duration) {
+    let run = async {
         tokio::select! {
             biased;
             _ = stream => {}
-            () = stalled(limit) => tracing::debug!("a stream's peer took nothing for too long"),
+            () = stalled(write_timeout) => {
+                tracing::debug!("resetting a stream: its peer read nothing within the write timeout");
+            }
         }
     };
-    WAITING_FOR_PEER_SINCE.scope(Cell::new(None), ended).await;
+    WAITING_FOR_PEER_SINCE.scope(Cell::new(None), run).await;
 }
 
-/// Waits until the peer has taken nothing for so long.
-async fn stalled(limit: Duration) {
+/// Completes once the stream has been waiting for its peer for `write_timeout`.
+async fn stalled(write_timeout: Duration) {
     loop {
         let since = WAITING_FOR_PEER_SINCE
             .with(Cell::get)
             .unwrap_or_else(Instant::now);
-        let until = since + limit;
-        if until <= Instant::now() {
+        let deadline = since + write_timeout;
+        if deadline <= Instant::now() {
             return;
         }
-        sleep_until(until).await;
+        sleep_until(deadline).await;
     }
 }
 
@@ -74,7 +76,7 @@ mod tests {
 
     use super::*;
 
-    const LIMIT: Duration = Duration::from_secs(30);
+    const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_is_dropped_after_its_peer_reads_nothing_for_the_timeout() {
@@ -84,7 +86,7 @@ mod tests {
             set_waiting_for_peer(true);
             pending::<()>().await;
         };
-        run_unless_stalled(stream, LIMIT).await;
+        run_unless_stalled(stream, WRITE_TIMEOUT).await;
         assert_eq!(started.elapsed(), Duration::from_secs(35));
     }
 
@@ -100,7 +102,7 @@ mod tests {
             set_waiting_for_peer(false);
             sleep(Duration::from_secs(600)).await;
         };
-        run_unless_stalled(stream, LIMIT).await;
+        run_unless_stalled(stream, WRITE_TIMEOUT).await;
         assert_eq!(started.elapsed(), Duration::from_secs(600 + 290 + 600));
     }
 }

@@ -1,4 +1,4 @@
-//! TLS in which both sides show a certificate.
+//! Mutual TLS: server and client verify each other's certificate.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,59 +13,59 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::server::TlsStream;
 
-/// The PEM files of one side.
+/// PEM files of one peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The authorities by one of which the other side's certificate must be signed.
+    /// CA certificates used to verify the other peer.
     pub ca: PathBuf,
-    /// This side's certificate, with those between it and its authority.
+    /// Certificate of this peer, followed by its intermediate certificates.
     pub certificate: PathBuf,
-    /// Its private key.
+    /// Private key of the certificate.
     pub key: PathBuf,
 }
 
-/// Why the files cannot be used.
+/// A TLS file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {problem}", path.display())]
 pub struct TlsError {
-    /// Which file.
     path: PathBuf,
-    /// What is wrong with it.
     problem: String,
 }
 
-/// The server's side.
+/// TLS acceptor that requires a client certificate.
 #[derive(Clone)]
 pub struct MutualTls(TlsAcceptor);
 
 impl MutualTls {
-    /// Reads the files.
+    /// Reads the certificate and key files of the server.
     ///
     /// # Errors
-    /// Names the file that cannot be used.
+    /// A file cannot be read, or its contents are not valid. The error names the file.
     pub fn server(files: &TlsFiles) -> Result<Self, TlsError> {
         let mut roots = RootCertStore::empty();
         for certificate in certificates(&files.ca)? {
             let added = roots.add(certificate);
-            added.map_err(|error| wrong(&files.ca, &error))?;
+            added.map_err(|error| invalid_file(&files.ca, &error))?;
         }
         let provider = Arc::new(ring::default_provider());
         let verifier =
             WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
-        let verifier = verifier.build().map_err(|error| wrong(&files.ca, &error))?;
+        let verifier = verifier
+            .build()
+            .map_err(|error| invalid_file(&files.ca, &error))?;
         let key = PrivateKeyDer::from_pem_file(&files.key);
-        let key = key.map_err(|error| wrong(&files.key, &error))?;
+        let key = key.map_err(|error| invalid_file(&files.key, &error))?;
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(|error| wrong(&files.certificate, &error))?
+            .map_err(|error| invalid_file(&files.certificate, &error))?
             .with_client_cert_verifier(verifier)
             .with_single_cert(certificates(&files.certificate)?, key)
-            .map_err(|error| wrong(&files.certificate, &error))?;
+            .map_err(|error| invalid_file(&files.certificate, &error))?;
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Self(TlsAcceptor::from(Arc::new(config))))
     }
 
-    /// Shakes hands with a peer.
+    /// Performs the TLS handshake.
     pub(super) async fn accept<I>(&self, stream: I) -> io::Result<TlsStream<I>>
     where
         I: AsyncRead + AsyncWrite + Unpin,
@@ -74,17 +74,17 @@ impl MutualTls {
     }
 }
 
-/// The certificates of a file, at least one.
+/// Reads the certificates in a file: at least one.
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let certificates = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-    let certificates: Vec<_> = certificates.map_err(|error| wrong(path, &error))?;
+    let certificates: Vec<_> = certificates.map_err(|error| invalid_file(path, &error))?;
     if certificates.is_empty() {
-        return Err(wrong(path, &"it has no certificate in it"));
+        return Err(invalid_file(path, &"the file contains no certificate"));
     }
     Ok(certificates)
 }
 
-fn wrong(path: &Path, problem: &impl ToString) -> TlsError {
+fn invalid_file(path: &Path, problem: &impl ToString) -> TlsError {
     TlsError {
         path: path.to_owned(),
         problem: problem.to_string(),

@@ -196,7 +196,7 @@ fn merge_token_from(
         }
     })?;
     batch.end_token(id, timestamps);
-    batch.attach(logprobs.map(|logprobs| Box::new(logprobs.into())));
+    batch.set_last_logprobs(logprobs.map(|logprobs| Box::new(logprobs.into())));
     Ok(())
 }
 
@@ -311,7 +311,7 @@ impl FromIterator<v1::Token> for TokenBatch {
                 logprobs: None,
             });
             let logprobs = token.logprobs.map(Logprobs::from);
-            batch.attach(logprobs.map(Box::new));
+            batch.set_last_logprobs(logprobs.map(Box::new));
         }
         batch
     }

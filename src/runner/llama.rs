@@ -1,10 +1,8 @@
-//! A real model on llama.cpp: any GGUF file that it can load, on the CPU. It knows files, sequences
-//! and tokens; it must not know requests, streams, queues or protocols.
+//! Runs GGUF models with llama.cpp on the CPU. This module knows files, sequences and tokens; it must
+//! not know requests, streams, queues or protocols.
 //!
-//! A loaded model is two halves: `model` is shared by every thread, `device` stays on its worker's.
-//! A sequence resumes exactly on one thread with the kind of weights that the tests run, and
-//! contiguously otherwise.
-//! llama.cpp's own log lines go to `tracing`, under the target `llama-cpp-2`.
+//! A loaded model has two parts: `model` is shared by all threads, `device` stays on the worker's
+//! thread. llama.cpp's log lines go to `tracing` under the target `llama-cpp-2`.
 
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -29,42 +27,42 @@ mod model;
 mod sampling;
 mod sequence;
 
-/// The context of a sequence when nobody says how long: long enough to chat, and little memory.
+/// Default context length in tokens: long enough for a chat, and small in memory.
 pub const DEFAULT_CONTEXT_LENGTH: u32 = 2048;
 
-/// The most sequences of one context; it is a constant of llama.cpp (`LLAMA_MAX_SEQ`).
+/// Maximum number of sequences in one llama.cpp context (`LLAMA_MAX_SEQ`).
 pub const MAX_SLOTS: usize = 256;
 
-/// llama.cpp's `LLAMA_FTYPE_MOSTLY_Q4_1`, as a model file writes it.
+/// The value of `general.file_type` for `LLAMA_FTYPE_MOSTLY_Q4_1`.
 const MOSTLY_Q4_1: &str = "3";
 
-/// Which model to run, and how.
+/// Settings of the llama.cpp runner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LlamaOptions {
-    /// The GGUF file. Of a model in several files, the first.
+    /// The GGUF file; the first one if the model is split into several files.
     pub model_path: PathBuf,
-    /// How many threads compute a step, at least 1; the worker's own is one of them. The server needs
-    /// a core for itself: with none left the threads wait for each other and are slower than fewer.
+    /// Number of threads that compute a step, at least 1, including the worker's own thread. Leave one
+    /// core for the server: threads that compete for cores wait for each other and are slower.
     pub threads: usize,
-    /// The most tokens of one sequence, prompt and completion together, up to what the model was
-    /// trained on. `None` is that, or [`DEFAULT_CONTEXT_LENGTH`] where it is longer. Each slot has
-    /// memory for so many tokens.
+    /// Maximum number of tokens in one sequence (prompt plus completion), from 1 to the length that the
+    /// model was trained on. `None` is the trained length, but at most [`DEFAULT_CONTEXT_LENGTH`].
+    /// Every slot takes memory for this many tokens.
     pub context_length: Option<u32>,
 }
 
-/// Loads one GGUF model, once for each worker; the file's pages are shared.
+/// Loads one GGUF model. Each worker loads it once; the pages of the file are shared.
 pub struct LlamaLoader {
     options: LlamaOptions,
 }
 
 impl LlamaLoader {
-    /// A loader of this model.
+    /// Creates a loader with these options.
     #[must_use]
     pub fn new(options: LlamaOptions) -> Self {
         Self { options }
     }
 
-    /// The two halves of the model.
+    /// Loads the shared part of the model and the device.
     fn load_parts(
         &self,
         slots: usize,
@@ -85,8 +83,8 @@ impl LlamaLoader {
         });
         let context = context.map_err(|_| {
             LoadError(format!(
-                "there is not enough memory for {slots} sequences of {context_length} tokens, or \
-                 llama.cpp cannot run this model; its log lines say which"
+                "llama.cpp could not create a context of {slots} slots with {context_length} tokens \
+                 each; its log lines say whether memory is short or the model is not supported"
             ))
         })?;
         Ok((model, LlamaRunner::new(context, slots)))
@@ -96,22 +94,22 @@ impl LlamaLoader {
         let trained = llama.n_ctx_train();
         match self.options.context_length {
             None => Ok(trained.min(DEFAULT_CONTEXT_LENGTH)),
-            Some(0) => Err(LoadError("a context of 0 tokens holds nothing".to_owned())),
-            Some(asked) if asked > trained => Err(LoadError(format!(
-                "a context of {asked} tokens is longer than the {trained} that it was trained on"
+            Some(length) if (1..=trained).contains(&length) => Ok(length),
+            Some(length) => Err(LoadError(format!(
+                "`context_length` must be from 1 to {trained}, the length that the model was trained \
+                 on (got {length})"
             ))),
-            Some(asked) => Ok(asked),
         }
     }
 
-    /// Exact where a test has shown it: the logits of a row have the same bits alone, in a batch, and
-    /// in whatever chunk of a prompt. With a second thread llama.cpp divides the attention of a lone
-    /// sequence among the threads, which rounds otherwise than in a batch; other kinds of weights have
-    /// kernels of their own for several rows at once.
+    /// `Exact` only for the setup that a test covers: there the logits of a row have the same bits
+    /// alone, in a batch, and in any chunk of a prompt. With more threads llama.cpp splits the
+    /// attention of a lone sequence among them, which rounds differently than in a batch. Other types
+    /// of weights have separate kernels for several rows.
     fn resumption(&self, llama: &LlamaModel) -> Resumption {
         let is = |key: &str, value: &str| llama.meta_val_str(key).is_ok_and(|it| it == value);
-        let tested = is("general.architecture", "llama") && is("general.file_type", MOSTLY_Q4_1);
-        if tested && self.options.threads == 1 {
+        let is_tested = is("general.architecture", "llama") && is("general.file_type", MOSTLY_Q4_1);
+        if is_tested && self.options.threads == 1 {
             Resumption::Exact
         } else {
             Resumption::Contiguous
@@ -124,7 +122,7 @@ impl LlamaLoader {
         context_length: u32,
     ) -> Result<LlamaContextParams, LoadError> {
         if slots == 0 || slots > MAX_SLOTS {
-            let reason = format!("llama.cpp runs 1 to {MAX_SLOTS} sequences, not {slots}");
+            let reason = format!("`slots` must be from 1 to {MAX_SLOTS} (got {slots})");
             return Err(LoadError(reason));
         }
         let threads = i32::try_from(self.options.threads)
@@ -132,11 +130,17 @@ impl LlamaLoader {
             .filter(|it| *it > 0);
         let threads = threads.ok_or_else(|| {
             let threads = self.options.threads;
-            LoadError(format!("llama.cpp cannot run on {threads} threads"))
+            let max = i32::MAX;
+            LoadError(format!("`threads` must be from 1 to {max} (got {threads})"))
         })?;
-        let too_large = || LoadError(format!("{slots} × {context_length} tokens are too many"));
+        let too_large = || {
+            let max = u32::MAX;
+            LoadError(format!(
+                "`slots` × `context_length` must be at most {max} (got {slots} × {context_length})"
+            ))
+        };
         let slots_u32 = u32::try_from(slots).map_err(|_| too_large())?;
-        // The cells are divided evenly among the sequences.
+        // llama.cpp divides the cells of the KV cache evenly among the sequences.
         let cells = context_length
             .checked_mul(slots_u32)
             .ok_or_else(too_large)?;
@@ -148,7 +152,7 @@ impl LlamaLoader {
             .with_n_ubatch(rows)
             .with_n_threads(threads)
             .with_n_threads_batch(threads)
-            // Cells of its own for each sequence: what one computes does not depend on the others.
+            // Separate cells for each sequence, so that its results do not depend on the others.
             .with_kv_unified(false))
     }
 }
@@ -171,7 +175,7 @@ impl Loader for LlamaLoader {
     }
 }
 
-/// llama.cpp is set up once for the whole process, and never torn down.
+/// Initializes llama.cpp once per process. It is never shut down.
 fn backend() -> Result<&'static LlamaBackend, LoadError> {
     static BACKEND: OnceLock<Result<LlamaBackend, String>> = OnceLock::new();
     let backend = BACKEND.get_or_init(|| {
@@ -180,25 +184,26 @@ fn backend() -> Result<&'static LlamaBackend, LoadError> {
     });
     backend
         .as_ref()
-        .map_err(|error| LoadError(format!("llama.cpp cannot be set up: {error}")))
+        .map_err(|error| LoadError(format!("llama.cpp could not be initialized: {error}")))
 }
 
-/// Says what is wrong with the setting before anything is started.
+/// Checks that the file is readable and starts like a GGUF file, so that a wrong path is reported
+/// before anything starts.
 ///
 /// # Errors
-/// When the file cannot be read, or is no GGUF file.
+/// The file cannot be read or is not a GGUF file.
 pub fn check_file(path: &Path) -> Result<(), LoadError> {
     gguf::check_magic(path).map_err(LoadError)
 }
 
-/// Says what is wrong with a model before llama.cpp, which ends the process over much of it.
+/// Checks a model before llama.cpp loads it, because llama.cpp aborts the process on many errors.
 fn check_model(path: &Path) -> Result<(), LoadError> {
     let header = gguf::Header::read(path).map_err(LoadError)?;
     gguf::check_model(&header).map_err(LoadError)
 }
 
-/// Loads the file on a thread of its own, because llama.cpp tells its progress to a callback that may
-/// not borrow.
+/// Loads the file on a separate thread, because llama.cpp's progress callback must be `'static` and
+/// cannot borrow `progress`.
 fn load_file(
     backend: &LlamaBackend,
     path: &Path,
@@ -208,7 +213,7 @@ fn load_file(
     let loaded = std::thread::scope(|scope| {
         let loading = scope.spawn(move || {
             let params = LlamaModelParams::default().with_progress_callback(move |fraction| {
-                // Progress is for the eye: where nobody keeps up, the next one says more.
+                // If the channel is full, this update is dropped; a later one supersedes it.
                 let _ = sender.try_send(fraction);
                 true
             });
@@ -220,10 +225,10 @@ fn load_file(
         loading.join()
     });
     loaded
-        .map_err(|_| LoadError("llama.cpp panicked over the model file".to_owned()))?
+        .map_err(|_| LoadError("loading the model file panicked".to_owned()))?
         .map_err(|error| {
             LoadError(format!(
-                "llama.cpp cannot load this model file ({error}); its log lines say why"
+                "llama.cpp could not load this model file ({error}); its log lines say why"
             ))
         })
 }

@@ -1,12 +1,12 @@
-//! The reference system's test runner: `token_0 … token_{n-1}`, exactly `max_tokens` of them, at an
-//! exact cadence. Its output does not depend on the prompt or on how to sample: it takes every sampling
-//! field, and none changes anything. What ends a choice it honours: a stop token by its id. Its log
-//! probabilities are made up: at each position the token that comes has half of the probability, the next
-//! id a quarter, and so on.
+//! The test runner of the reference system. It emits `token_0`, `token_1`, … at a fixed interval until
+//! `max_tokens` or a stop token. The prompt and the sampling fields do not change the output.
 //!
-//! Each sequence keeps absolute deadlines of its own: after a delay it catches up and is late by what
-//! it was late, never shifted. What a test needs of a bad device (slow to begin, silent, failing,
-//! panicking) is asked for by [`TestRunnerOptions`].
+//! The log probabilities are made up: at each position the emitted token has probability 1/2, the
+//! next id 1/4, and so on.
+//!
+//! Every sequence has absolute deadlines. After a delay the sequence catches up with its deadlines
+//! instead of shifting them. [`TestRunnerOptions`] makes the device slow, stalled, failing or panicking
+//! for tests.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -15,36 +15,36 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    BosPolicy, LoadError, LoadedModel, Loader, Model, ModelError, ModelFacts, Next, Resumption,
-    Runner, Sequence, Slot, SlotCredit, Step, StepError, Token, TokenBytes, monotonic_ns,
+    BosPolicy, LoadError, LoadedModel, Loader, Model, ModelError, ModelFacts, Next, Resumption, SlotCredit,
+    Runner, Sequence, Slot, Step, StepError, Token, TokenBytes, monotonic_ns,
 };
 use crate::request::{ChatMessage, Parameter, StopTokens, TokenId};
 use crate::tokens::{Logprobs, TopLogprob};
 
-/// Name of this runner.
+/// Value of `--runner` for this runner, and the default name of its model.
 pub const LLM_TEST: &str = "llm_test";
 
-/// The context of every sequence, in tokens.
+/// Context length of every sequence, in tokens.
 pub const CONTEXT_LENGTH: u32 = 1_048_576;
 
-/// The longest prompt, in bytes: what the doors let through anyway.
+/// Maximum length of a prompt, in bytes: the size limit of requests in the HTTP and gRPC APIs.
 const MAX_PROMPT_BYTES: usize = 4 * 1024 * 1024;
 
-/// How many tokens a sequence may emit in one step when there is no cadence to keep.
-const BURST: usize = 32;
+/// Maximum number of tokens that a sequence emits in one step if the interval is 0.
+const MAX_BURST: usize = 32;
 
-/// How the test runner behaves.
+/// Settings of the test runner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TestRunnerOptions {
-    /// The time between two tokens of a sequence; zero is as fast as the reader takes them.
+    /// Time between two tokens of a sequence. 0 emits tokens as fast as the client reads them.
     pub interval: Duration,
-    /// What the first token waits for besides its interval, as a long prefill would.
+    /// Extra delay of the first token, which stands for a long prefill.
     pub first_token_delay: Duration,
-    /// The index of the token before which every sequence falls silent for ever.
+    /// Every sequence stops emitting, without ending, before the token with this index.
     pub silent_at: Option<u32>,
-    /// The index of the token in whose place every sequence fails.
+    /// Every sequence fails in place of the token with this index.
     pub fail_at: Option<u32>,
-    /// The index of the token in whose place the device panics.
+    /// The device panics in place of the token with this index.
     pub panic_at: Option<u32>,
 }
 
@@ -60,13 +60,13 @@ impl Default for TestRunnerOptions {
     }
 }
 
-/// Makes test runners.
+/// Creates test runners.
 pub struct TestRunnerLoader {
     options: TestRunnerOptions,
 }
 
 impl TestRunnerLoader {
-    /// A loader of test runners that behave so.
+    /// Creates a loader of test runners with these options.
     #[must_use]
     pub fn new(options: TestRunnerOptions) -> Self {
         Self { options }
@@ -95,7 +95,7 @@ impl TestModel {
     fn new() -> Self {
         Self {
             facts: ModelFacts {
-                name: "llm_test".to_owned(),
+                name: LLM_TEST.to_owned(),
                 context_length: CONTEXT_LENGTH,
                 max_prompt_bytes: MAX_PROMPT_BYTES,
                 vocabulary_size: TokenId::MAX,
@@ -113,11 +113,11 @@ impl Model for TestModel {
         &self.facts
     }
 
-    /// One token for each word, and at least one.
+    /// Gives one token per word, and at least one.
     fn tokenize(&self, text: &str, _: BosPolicy) -> Result<Vec<TokenId>, ModelError> {
         let words = text.split_whitespace().count().max(1);
         let words = TokenId::try_from(words)
-            .map_err(|_| ModelError::Invalid("the prompt has too many words".to_owned()))?;
+            .map_err(|_| ModelError::Invalid("The prompt has too many words.".to_owned()))?;
         Ok((0..words).collect())
     }
 
@@ -139,16 +139,16 @@ struct TestRunner {
     options: TestRunnerOptions,
     interval_ns: u64,
     sequences: Vec<Option<TestSequence>>,
-    /// The next deadline of each sequence that has one. An entry whose sequence has been released is
-    /// dropped when it comes up.
+    /// The next deadline of each sequence: (time in ns, slot, sequence number). Entries of released
+    /// sequences are dropped when they reach the top.
     deadlines: BinaryHeap<Reverse<(u64, Slot, u64)>>,
-    /// Sequences whose deadline has come while they had no credit.
+    /// Sequences whose deadline has passed but which have no credit.
     waiting: Vec<Slot>,
     admitted: u64,
 }
 
 struct TestSequence {
-    /// Tells this sequence from an earlier one in the same slot.
+    /// Distinguishes this sequence from earlier ones in the same slot.
     number: u64,
     next_index: u32,
     max_tokens: u32,
@@ -156,13 +156,13 @@ struct TestSequence {
     timestamps: bool,
     stop_tokens: StopTokens,
     logprobs: Option<u32>,
-    /// The tokens of the prompt that are still to be emitted.
+    /// Prompt tokens that are still to be emitted.
     prompt: VecDeque<TokenId>,
-    has_begun: bool,
+    has_emitted_prompt_token: bool,
 }
 
 impl TestSequence {
-    /// When it is to be looked at next. Its prompt is there at once.
+    /// Time of the next emission. Prompt tokens are due at once.
     fn next_due_ns(&self) -> u64 {
         if self.prompt.is_empty() {
             self.due_ns
@@ -171,25 +171,25 @@ impl TestSequence {
         }
     }
 
-    /// The next token of the prompt, if there is one left.
-    fn next_of_prompt(&mut self) -> Option<Token> {
+    /// Takes the next token of the prompt, if one is left.
+    fn next_prompt_token(&mut self) -> Option<Token> {
         let id = self.prompt.pop_front()?;
-        let has_begun = std::mem::replace(&mut self.has_begun, true);
-        // Nothing comes before the first.
-        let logprobs = logprobs(id, self.logprobs.filter(|_| has_begun).unwrap_or(0));
+        // The first token of a prompt has no log probability, because nothing precedes it.
+        let has_logprob = std::mem::replace(&mut self.has_emitted_prompt_token, true);
+        let logprobs = logprobs(id, self.logprobs.filter(|_| has_logprob).unwrap_or(0));
         Some(Token {
             id,
             bytes: text_of(id),
             due_ns: 0,
             emitted_ns: 0,
             logprobs: Some(Box::new(Logprobs {
-                logprob: logprobs.logprob.filter(|_| has_begun),
+                logprob: logprobs.logprob.filter(|_| has_logprob),
                 ..logprobs
             })),
         })
     }
 
-    /// Whether the token of this index ends it.
+    /// Returns true if the token with this index ends the sequence.
     fn ends_with(&self, index: u32) -> bool {
         index >= self.stop_tokens.min_tokens && self.stop_tokens.ids.contains(&index)
     }
@@ -207,7 +207,7 @@ impl TestRunner {
         }
     }
 
-    /// Moves what has credit again from `waiting` back among the deadlines.
+    /// Moves the sequences that have credit again from `waiting` to `deadlines`.
     fn resume_waiting(&mut self, credit: &dyn SlotCredit) {
         let (sequences, deadlines) = (&self.sequences, &mut self.deadlines);
         self.waiting.retain(|&slot| {
@@ -222,7 +222,7 @@ impl TestRunner {
         });
     }
 
-    /// The next deadline whose sequence still runs.
+    /// The earliest deadline of a running sequence.
     fn next_deadline(&mut self) -> Option<(u64, Slot)> {
         while let Some(&Reverse((due_ns, slot, number))) = self.deadlines.peek() {
             if self.sequences[slot.0]
@@ -236,30 +236,26 @@ impl TestRunner {
         None
     }
 
-    /// Emits one token of a sequence, or what the options ask for in its place. False when that was its
-    /// end.
+    /// Emits one token of a sequence, or fails or panics if the options say so. Returns false if the
+    /// sequence has ended.
     fn emit(&mut self, slot: Slot, step: &mut Step<'_>) -> bool {
         let Some(sequence) = &mut self.sequences[slot.0] else {
             return false;
         };
-        if let Some(token) = sequence.next_of_prompt() {
-            step.prompt(slot, token);
+        if let Some(token) = sequence.next_prompt_token() {
+            step.emit_prompt(slot, token);
             return true;
         }
         let index = sequence.next_index;
         if self.options.panic_at == Some(index) {
-            panic!("token {index} was asked to be a panic");
+            panic!("the test runner panics at token {index}, as set");
         }
         if self.options.fail_at == Some(index) {
-            let message = format!("token {index} was asked to be a failure");
+            let message = format!("The test runner fails at token {index}, as set.");
             step.fail(slot, ModelError::Failed(message));
             return false;
         }
-        let emitted_ns = if sequence.timestamps {
-            monotonic_ns()
-        } else {
-            0
-        };
+        let emitted_ns = if sequence.timestamps { monotonic_ns() } else { 0 };
         let due_ns = if self.interval_ns == 0 {
             emitted_ns
         } else {
@@ -282,7 +278,7 @@ impl TestRunner {
         true
     }
 
-    /// Puts a sequence back among the deadlines, unless it is to be silent from now on.
+    /// Adds the sequence's next deadline, unless the sequence stalls from now on.
     fn schedule(&mut self, slot: Slot) {
         let Some(sequence) = &self.sequences[slot.0] else {
             return;
@@ -293,22 +289,22 @@ impl TestRunner {
         }
     }
 
-    /// How many tokens a sequence with this much credit emits in one step.
+    /// Number of tokens that a sequence with this much credit emits in one step.
     fn burst(&self, slot: Slot, credit: usize) -> usize {
         let Some(sequence) = &self.sequences[slot.0] else {
             return 0;
         };
         if !sequence.prompt.is_empty() {
-            return credit.min(BURST).min(sequence.prompt.len());
+            return credit.min(MAX_BURST).min(sequence.prompt.len());
         }
         if self.interval_ns > 0 {
             return credit.min(1);
         }
         let until = |index: u32| {
-            usize::try_from(index.saturating_sub(sequence.next_index)).unwrap_or(BURST)
+            usize::try_from(index.saturating_sub(sequence.next_index)).unwrap_or(MAX_BURST)
         };
-        let left = self.options.silent_at.map_or(BURST, until);
-        credit.min(BURST).min(left).min(until(sequence.max_tokens))
+        let left = self.options.silent_at.map_or(MAX_BURST, until);
+        credit.min(MAX_BURST).min(left).min(until(sequence.max_tokens))
     }
 }
 
@@ -331,7 +327,7 @@ impl Runner for TestRunner {
             } else {
                 VecDeque::new()
             },
-            has_begun: false,
+            has_emitted_prompt_token: false,
         });
         self.schedule(slot);
         Ok(())
@@ -364,7 +360,7 @@ impl Runner for TestRunner {
                 }
             }
         }
-        // Only now, so that a sequence that is behind its deadlines does not starve the others.
+        // Reschedule after the loop, so that a sequence that is behind does not starve the others.
         for slot in emitted {
             self.schedule(slot);
         }
@@ -384,12 +380,12 @@ fn text_of(id: TokenId) -> TokenBytes {
     bytes
 }
 
-/// As if the token of this id had half of the probability at its place, the next id a quarter, and so on.
+/// Made-up log probabilities: the token with this id has probability 1/2, the next id 1/4, and so on.
 fn logprobs(id: TokenId, top: u32) -> Logprobs {
     let mut logprob = 0.0;
-    let top = (0..top).map_while(|place| {
+    let top = (0..top).map_while(|rank| {
         logprob -= LN_2;
-        let id = id.checked_add(place)?;
+        let id = id.checked_add(rank)?;
         Some(TopLogprob {
             id,
             token_bytes: text_of(id).into_vec(),

@@ -1,65 +1,67 @@
-//! Stop strings: a token that may begin a match is held until that is decided, so that a match never
-//! leaks.
+//! Incremental matching of stop strings. A token that may be part of a match is held back until the match is decided,
+//! so that no part of a stop string is sent to the client.
 //!
-//! Each string is looked for as Knuth, Morris and Pratt (1977) do it: what is known of the text so far is how
-//! much of the string it ends with, so a byte costs the same however long the strings are, and however often
-//! they begin.
+//! Each stop string is matched with the Knuth-Morris-Pratt algorithm (1977). Its state is the length of the longest
+//! prefix of the stop string that the text ends with, so the amortized cost of a byte is constant.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// The stop strings of a request, ready to be looked for.
+/// The stop strings of a request, prepared for matching.
 #[derive(Debug, Default)]
 pub struct StopStrings {
     strings: Vec<StopString>,
-    /// Whether the text ends after a match rather than before it.
-    are_shown: bool,
+    /// Ends the text after a match instead of before it.
+    include_match: bool,
 }
 
 #[derive(Debug)]
 struct StopString {
     bytes: Vec<u8>,
-    /// For each beginning of the string, by its last byte: how much of the string it ends with, itself left
-    /// out.
-    borders: Vec<usize>,
+    /// The KMP failure function: for the prefix that ends at each byte, the length of the longest shorter prefix of the
+    /// string that it ends with.
+    failure: Vec<usize>,
 }
 
-/// Watches one choice's text for any of its stop strings. Tokens pass through as `T`s with their
-/// text.
+/// Matches the text of one choice against its stop strings. Each token `T` is released with its text once it can no
+/// longer be part of a match.
 #[derive(Debug)]
 pub struct StopMatcher<T> {
     stops: Arc<StopStrings>,
-    /// For each stop string, how much of it the text ends with.
-    begun: Vec<usize>,
-    /// The tokens that may belong to a match, in order, each with where its text ends in `tail`.
+    /// For each stop string, the length of its longest prefix that the text ends with.
+    matched: Vec<usize>,
+    /// The tokens that may be part of a match, in order, each with the end of its text in `tail`.
     held: VecDeque<(T, usize)>,
     /// The text of the held tokens.
     tail: String,
 }
 
-/// What came of a token.
+/// The result of matching a token.
 #[derive(Debug, PartialEq, Eq)]
 pub enum StopStatus {
     /// No stop string has matched.
     Open,
-    /// One has; what follows is not part of the completion.
+    /// A stop string has matched. Further tokens are not part of the completion.
     Matched,
 }
 
 impl StopStrings {
-    /// These strings, none of which is empty. The text ends before a match.
+    /// Prepares `stops`, none of which may be empty. The text ends before a match.
     #[must_use]
     pub fn new(stops: &[String]) -> Self {
         Self {
             strings: stops.iter().map(|stop| StopString::new(stop)).collect(),
-            are_shown: false,
+            include_match: false,
         }
     }
 
-    /// Whether the text ends after a match instead.
+    /// If `include_match` is true, ends the text after a match instead of before it.
     #[must_use]
-    pub fn shown(self, are_shown: bool) -> Self {
-        Self { are_shown, ..self }
+    pub fn with_included_match(self, include_match: bool) -> Self {
+        Self {
+            include_match,
+            ..self
+        }
     }
 }
 
@@ -67,30 +69,29 @@ impl StopString {
     fn new(stop: &str) -> Self {
         let mut string = Self {
             bytes: stop.into(),
-            borders: vec![0],
+            failure: vec![0],
         };
         for at in 1..stop.len() {
-            let border = string.advance(string.borders[at - 1], string.bytes[at]);
-            string.borders.push(border);
+            let prefix = string.advance(string.failure[at - 1], string.bytes[at]);
+            string.failure.push(prefix);
         }
         string
     }
 
-    /// How much of the string a text ends with that ended with so much of it, but not all, and goes on with
-    /// this byte.
-    fn advance(&self, mut begun: usize, byte: u8) -> usize {
-        while begun > 0 && self.bytes[begun] != byte {
-            begun = self.borders[begun - 1];
+    /// KMP step: returns the length of the longest prefix that still matches after `byte`. `matched`, the length before
+    /// `byte`, must be shorter than the string.
+    fn advance(&self, mut matched: usize, byte: u8) -> usize {
+        while matched > 0 && self.bytes[matched] != byte {
+            matched = self.failure[matched - 1];
         }
-        begun + usize::from(self.bytes[begun] == byte)
+        matched + usize::from(self.bytes[matched] == byte)
     }
 
-    /// Takes text that ended with `begun` of the string on by more. Gives where in `more` the first match
-    /// ends, if there is one.
-    fn follow(&self, begun: &mut usize, more: &str) -> Option<usize> {
-        for (at, byte) in more.bytes().enumerate() {
-            *begun = self.advance(*begun, byte);
-            if *begun == self.bytes.len() {
+    /// Advances `matched` over `text`. Returns the end of the first match in `text`.
+    fn find_end(&self, matched: &mut usize, text: &str) -> Option<usize> {
+        for (at, byte) in text.bytes().enumerate() {
+            *matched = self.advance(*matched, byte);
+            if *matched == self.bytes.len() {
                 return Some(at + 1);
             }
         }
@@ -99,56 +100,62 @@ impl StopString {
 }
 
 impl<T> StopMatcher<T> {
-    /// A matcher for these strings.
+    /// Creates a matcher for `stops`.
     #[must_use]
     pub fn new(stops: Arc<StopStrings>) -> Self {
         Self {
-            begun: vec![0; stops.strings.len()],
+            matched: vec![0; stops.strings.len()],
             stops,
             held: VecDeque::new(),
             tail: String::new(),
         }
     }
 
-    /// Whether there is nothing to watch for: every token is decided at once.
+    /// Returns true if there are no stop strings.
     pub(super) fn is_idle(&self) -> bool {
-        self.begun.is_empty()
+        self.matched.is_empty()
     }
 
-    /// Takes the next token and hands to `release` each token that is decided, with its text. After a
-    /// match these are the tokens that begin before it, the last cut where it begins; or where it ends,
-    /// where matches are shown.
+    /// Matches the next token, and passes to `release` every token that can no longer be part of a match.
+    ///
+    /// If a stop string matches, releases the tokens before the start of the match, or before its end if matches are
+    /// included. The text of the last one is cut there.
     pub fn push(&mut self, token: T, text: &str, mut release: impl FnMut(T, &str)) -> StopStatus {
         if self.is_idle() {
             release(token, text);
             return StopStatus::Open;
         }
-        let looked_at = self.tail.len();
+        let text_start = self.tail.len();
         self.tail.push_str(text);
         self.held.push_back((token, self.tail.len()));
-        let stops = self.stops.strings.iter().zip(&mut self.begun);
-        let matches = stops.filter_map(|(stop, begun)| {
-            let end = looked_at + stop.follow(begun, text)?;
+        let stops = self.stops.strings.iter().zip(&mut self.matched);
+        let matches = stops.filter_map(|(stop, matched)| {
+            let end = text_start + stop.find_end(matched, text)?;
             Some((end - stop.bytes.len(), end))
         });
         if let Some((start, end)) = matches.min() {
-            let cut = if self.stops.are_shown { end } else { start };
+            let cut = if self.stops.include_match {
+                end
+            } else {
+                start
+            };
             self.tail.truncate(cut);
-            self.release_begun_before(cut, release);
-            self.begun.fill(0);
+            self.release_up_to_cut(cut, release);
+            self.matched.fill(0);
             return StopStatus::Matched;
         }
-        let longest_begun = self.begun.iter().max().copied().unwrap_or(0);
-        self.release_ended_by(self.tail.len() - longest_begun, release);
+        let longest_prefix = self.matched.iter().max().copied().unwrap_or(0);
+        self.release_ended_by(self.tail.len() - longest_prefix, release);
         StopStatus::Open
     }
 
-    /// Hands out everything that is held: nothing follows that could complete a match.
+    /// Releases all held tokens at the end of the choice.
     pub fn finish(&mut self, release: impl FnMut(T, &str)) {
         self.release_ended_by(self.tail.len(), release);
-        self.begun.fill(0);
+        self.matched.fill(0);
     }
 
+    /// Releases the tokens whose text ends at or before `end`.
     fn release_ended_by(&mut self, end: usize, mut release: impl FnMut(T, &str)) {
         let mut start = 0;
         while let Some((token, token_end)) = self.held.pop_front_if(|(_, at)| *at <= end) {
@@ -161,8 +168,8 @@ impl<T> StopMatcher<T> {
         }
     }
 
-    /// After a match: the tokens that begin before the cut, where `tail` ends by now.
-    fn release_begun_before(&mut self, cut: usize, mut release: impl FnMut(T, &str)) {
+    /// Releases the tokens that start before `cut`, where `tail` was truncated after a match, and drops the others.
+    fn release_up_to_cut(&mut self, cut: usize, mut release: impl FnMut(T, &str)) {
         let mut start = 0;
         for (token, end) in self.held.drain(..) {
             if start >= cut {
@@ -179,18 +186,19 @@ impl<T> StopMatcher<T> {
 mod tests {
     use super::*;
 
-    /// Feeds tokens and returns, for each, what was released by it; then what the end released.
+    /// Matches `tokens`. Returns the tokens that each step released, the end being the last step, and whether a stop
+    /// string matched.
     fn run(stops: &[&str], tokens: &[&str]) -> (Vec<Vec<(usize, String)>>, bool) {
         let stops: Vec<_> = stops.iter().map(ToString::to_string).collect();
         let mut matcher = StopMatcher::new(Arc::new(StopStrings::new(&stops)));
         let mut steps = Vec::new();
         for (index, text) in tokens.iter().enumerate() {
             let mut released = Vec::new();
-            let watch = matcher.push(index, text, |token, text| {
+            let status = matcher.push(index, text, |token, text| {
                 released.push((token, text.to_owned()));
             });
             steps.push(released);
-            if watch == StopStatus::Matched {
+            if status == StopStatus::Matched {
                 return (steps, true);
             }
         }
@@ -290,27 +298,27 @@ mod tests {
                     shown.extend(step.iter().map(|(_, text)| text.as_str()));
                     let so_far = &text[..=at];
                     let found = stops.iter().filter_map(|stop| so_far.find(stop)).min();
-                    let may_begin =
+                    let may_start =
                         |from: &usize| stops.iter().any(|stop| stop.starts_with(&so_far[*from..]));
                     let expected = found
-                        .or_else(|| (0..=at).find(may_begin))
+                        .or_else(|| (0..=at).find(may_start))
                         .unwrap_or(so_far.len());
                     assert_eq!(shown, so_far[..expected], "{stops:?} in {so_far}");
                 }
-                let is_there = stops.iter().any(|stop| text.contains(stop));
-                assert_eq!(matched, is_there, "{stops:?} in {text}");
+                let is_present = stops.iter().any(|stop| text.contains(stop));
+                assert_eq!(matched, is_present, "{stops:?} in {text}");
             }
         }
     }
 
     #[test]
     fn an_included_match_is_the_end_of_the_text() {
-        let stops = StopStrings::new(&["STOP".to_owned()]).shown(true);
+        let stops = StopStrings::new(&["STOP".to_owned()]).with_included_match(true);
         let mut matcher = StopMatcher::new(Arc::new(stops));
         let mut shown = String::new();
         for text in ["a S", "T", "OP and more"] {
-            let watch = matcher.push((), text, |(), text| shown.push_str(text));
-            assert_eq!(watch == StopStatus::Matched, text.starts_with("OP"));
+            let status = matcher.push((), text, |(), text| shown.push_str(text));
+            assert_eq!(status == StopStatus::Matched, text.starts_with("OP"));
         }
         assert_eq!(shown, "a STOP");
     }

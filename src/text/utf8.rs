@@ -1,16 +1,15 @@
-//! Bytes to characters, across tokens: a character whose bytes are spread over several tokens comes
-//! out with the token that completes it.
+//! UTF-8 decoding across tokens. A character whose bytes are spread over several tokens is emitted with the token that
+//! completes it.
 
-/// The bytes of a character that is not complete yet.
+/// Decodes the bytes of consecutive tokens.
 #[derive(Debug, Default)]
 pub struct Utf8Assembler {
-    /// At most three bytes: a character has at most four.
+    /// The bytes of an incomplete character, at most three.
     pending: Vec<u8>,
 }
 
 impl Utf8Assembler {
-    /// Takes a token's bytes and appends the characters that are complete by now. What can never
-    /// become a character is U+FFFD.
+    /// Decodes a token's bytes and appends the complete characters to `text`. Invalid bytes become U+FFFD.
     pub fn push(&mut self, bytes: &[u8], text: &mut String) {
         if self.pending.is_empty()
             && let Ok(whole) = std::str::from_utf8(bytes)
@@ -19,7 +18,7 @@ impl Utf8Assembler {
         }
         self.pending.extend_from_slice(bytes);
         let mut rest = &self.pending[..];
-        let unfinished = loop {
+        let incomplete = loop {
             match std::str::from_utf8(rest) {
                 Ok(valid) => {
                     text.push_str(valid);
@@ -27,19 +26,19 @@ impl Utf8Assembler {
                 }
                 Err(error) => {
                     let (valid, after) = rest.split_at(error.valid_up_to());
-                    text.push_str(std::str::from_utf8(valid).expect("checked up to here"));
-                    let Some(broken) = error.error_len() else {
+                    text.push_str(std::str::from_utf8(valid).expect("`valid_up_to` bytes are valid UTF-8"));
+                    let Some(invalid) = error.error_len() else {
                         break after.len();
                     };
                     text.push(char::REPLACEMENT_CHARACTER);
-                    rest = &after[broken..];
+                    rest = &after[invalid..];
                 }
             }
         };
-        self.pending.drain(..self.pending.len() - unfinished);
+        self.pending.drain(..self.pending.len() - incomplete);
     }
 
-    /// The end: an unfinished character will never be finished, and is replaced.
+    /// Ends the text. An incomplete character becomes U+FFFD.
     pub fn finish(&mut self, text: &mut String) {
         if !self.pending.is_empty() {
             text.push(char::REPLACEMENT_CHARACTER);

@@ -49,7 +49,7 @@ function texts(chunks) {
   return chunks.flatMap((chunk) => chunk.choices).map((choice) => choice.text);
 }
 
-async function a_stream_is_a_line_for_each_token(url) {
+async function a_stream_has_one_line_per_token(url) {
   const response = await post(url, { ...ASK, stream: true });
   assert.equal(response.status, 200);
   assert.equal(response.headers.get("content-type"), "application/x-ndjson");
@@ -58,7 +58,7 @@ async function a_stream_is_a_line_for_each_token(url) {
   assert.equal(chunks.at(-1).choices[0].finish_reason, "length");
 }
 
-async function a_stream_of_events_is_an_event_for_each_token_and_its_end(url) {
+async function an_sse_stream_has_one_event_per_token_and_done(url) {
   const ask = { ...ASK, stream: true, stream_options: { include_usage: true } };
   const response = await post(url, ask, SSE);
   assert.equal(response.headers.get("content-type"), "text/event-stream; charset=utf-8");
@@ -69,14 +69,14 @@ async function a_stream_of_events_is_an_event_for_each_token_and_its_end(url) {
   assert.equal(chunks.at(-1).usage.completion_tokens, 256);
 }
 
-async function without_a_stream_the_answer_is_one_object(url) {
+async function a_unary_response_is_one_object(url) {
   const response = await post(url, ASK);
   const { choices, usage } = await response.json();
   assert.equal(choices[0].text, tokens(256).join(""));
   assert.equal(usage.completion_tokens, 256);
 }
 
-async function every_refusal_has_its_status_and_an_object_that_says_why(url) {
+async function each_rejection_has_a_status_and_an_error_object(url) {
   for (const [body, headers, status, code, param] of [
     [{ ...ASK, max_tokens: -1 }, {}, 400, "invalid_value", "max_tokens"],
     [{ ...ASK, model: "other" }, {}, 404, "model_not_found", "model"],
@@ -110,14 +110,14 @@ async function readUntilItBreaks(stream, received) {
   await assert.rejects(read, TypeError);
 }
 
-async function a_stream_that_fails_has_an_error_record_and_then_raises(url) {
+async function a_failing_stream_has_an_error_record_and_then_raises(url) {
   const chunks = [];
   await readUntilItBreaks(lines(await post(url, { ...ASK, stream: true })), chunks);
   assert.equal(chunks.pop().error.code, "internal_error");
   assert.deepEqual(texts(chunks), tokens(10));
 }
 
-async function a_stream_of_events_that_fails_has_an_error_record_and_then_raises(url) {
+async function a_failing_sse_stream_has_an_error_record_and_then_raises(url) {
   const data = [];
   await readUntilItBreaks(events(await post(url, { ...ASK, stream: true }, SSE)), data);
   const chunks = data.map((event) => JSON.parse(event));
@@ -125,14 +125,14 @@ async function a_stream_of_events_that_fails_has_an_error_record_and_then_raises
   assert.deepEqual(texts(chunks), tokens(10));
 }
 
-async function a_stream_that_is_cut_raises(url) {
+async function a_truncated_stream_raises(url) {
   const chunks = [];
   const response = await post(url, { ...ASK, max_tokens: 100_000, stream: true });
   await readUntilItBreaks(lines(response), chunks);
   assert.deepEqual(texts(chunks), tokens(chunks.length));
 }
 
-async function an_aborted_stream_leaves_its_slot_to_the_next(url) {
+async function aborting_a_stream_frees_its_slot(url) {
   const abort = new AbortController();
   const ask = { ...ASK, max_tokens: 100_000, stream: true };
   const response = await post(url, ask, {}, { signal: abort.signal });
@@ -150,13 +150,13 @@ async function an_aborted_stream_leaves_its_slot_to_the_next(url) {
 }
 
 await run({
-  a_stream_is_a_line_for_each_token,
-  a_stream_of_events_is_an_event_for_each_token_and_its_end,
-  without_a_stream_the_answer_is_one_object,
-  every_refusal_has_its_status_and_an_object_that_says_why,
+  a_stream_has_one_line_per_token,
+  an_sse_stream_has_one_event_per_token_and_done,
+  a_unary_response_is_one_object,
+  each_rejection_has_a_status_and_an_error_object,
   a_full_queue_says_when_to_retry,
-  a_stream_that_fails_has_an_error_record_and_then_raises,
-  a_stream_of_events_that_fails_has_an_error_record_and_then_raises,
-  a_stream_that_is_cut_raises,
-  an_aborted_stream_leaves_its_slot_to_the_next,
+  a_failing_stream_has_an_error_record_and_then_raises,
+  a_failing_sse_stream_has_an_error_record_and_then_raises,
+  a_truncated_stream_raises,
+  aborting_a_stream_frees_its_slot,
 });

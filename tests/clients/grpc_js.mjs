@@ -88,7 +88,7 @@ async function reflection_lists_the_services(address) {
   ]);
 }
 
-async function health_says_serving(address) {
+async function health_reports_serving(address) {
   const client = await connect(address, "grpc.health.v1.Health");
   for (const service of ["", "tokenway.v1.Inference"]) {
     const status = await new Promise((resolve, reject) => {
@@ -98,7 +98,7 @@ async function health_says_serving(address) {
   }
 }
 
-async function a_watched_health_says_not_serving_when_the_server_drains(address) {
+async function health_watch_reports_not_serving_while_draining(address) {
   const client = await connect(address, "grpc.health.v1.Health");
   const seen = [];
   for await (const { status } of client.Watch({ service: "tokenway.v1.Inference" })) {
@@ -112,7 +112,7 @@ async function a_watched_health_says_not_serving_when_the_server_drains(address)
   assert.deepEqual(seen, ["SERVING", "NOT_SERVING"]);
 }
 
-async function a_stream_is_a_start_every_token_in_order_and_a_summary(address) {
+async function a_stream_has_a_start_every_token_and_a_summary(address) {
   const [{ started }, ...events] = await all(await complete(address, { max_tokens: 256 }));
   assert.deepEqual([started.model, started.prompt_tokens], ["llm_test", 5]);
   const { summary } = events.pop();
@@ -121,7 +121,7 @@ async function a_stream_is_a_start_every_token_in_order_and_a_summary(address) {
   assert.equal(summary.usage.completion_tokens, 256);
 }
 
-async function several_choices_are_told_apart_by_their_index(address) {
+async function choices_are_identified_by_index(address) {
   const events = await all(await complete(address, { max_tokens: 20, n: 3 }));
   for (let choice = 0; choice < 3; choice += 1) {
     const own = events.filter((event) => event.tokens?.choice === choice);
@@ -129,7 +129,7 @@ async function several_choices_are_told_apart_by_their_index(address) {
   }
 }
 
-async function a_cancelled_stream_leaves_its_slot_to_the_next(address) {
+async function cancelling_a_stream_frees_its_slot(address) {
   const stream = await complete(address, { max_tokens: 100_000 });
   const read = async () => {
     for await (const event of stream) {
@@ -142,14 +142,14 @@ async function a_cancelled_stream_leaves_its_slot_to_the_next(address) {
   assert.deepEqual(texts(await all(await complete(address, { max_tokens: 3 }))), tokens(3));
 }
 
-async function a_deadline_that_passes_ends_the_stream_and_frees_its_slot(address) {
+async function an_expired_deadline_ends_the_stream_and_frees_its_slot(address) {
   const stream = await complete(address, { max_tokens: 10 }, 300);
   const { error } = await untilItFails(stream);
   assert.equal(error.code, grpc.status.DEADLINE_EXCEEDED);
   assert.deepEqual(texts(await all(await complete(address, { max_tokens: 3 }))), tokens(3));
 }
 
-async function a_refusal_names_its_reason_and_its_field(address) {
+async function an_error_carries_its_reason_and_field(address) {
   for (const [fields, code, reason, field] of [
     [{ max_tokens: 0 }, grpc.status.INVALID_ARGUMENT, "invalid_value", "max_tokens"],
     [{ model: "other" }, grpc.status.NOT_FOUND, "model_not_found", "model"],
@@ -170,14 +170,14 @@ async function a_full_queue_says_when_to_retry(address) {
   assert.equal(RetryInfo.retry_delay.seconds, 1);
 }
 
-async function a_stream_that_fails_raises_after_the_tokens_before_it(address) {
+async function a_failing_stream_raises_after_its_last_token(address) {
   const { received, error } = await untilItFails(await complete(address, { max_tokens: 256 }));
   assert.equal(error.code, grpc.status.INTERNAL);
   assert.equal(details(error).ErrorInfo.reason, "internal_error");
   assert.deepEqual(texts(received), tokens(10));
 }
 
-async function a_stream_that_is_cut_raises(address) {
+async function a_truncated_stream_raises(address) {
   const { received, error } = await untilItFails(await complete(address, { max_tokens: 100_000 }));
   assert.equal(error.code, grpc.status.UNAVAILABLE);
   assert(!received.some((event) => event.event === "summary"));
@@ -185,14 +185,14 @@ async function a_stream_that_is_cut_raises(address) {
 
 await run({
   reflection_lists_the_services,
-  health_says_serving,
-  a_watched_health_says_not_serving_when_the_server_drains,
-  a_stream_is_a_start_every_token_in_order_and_a_summary,
-  several_choices_are_told_apart_by_their_index,
-  a_cancelled_stream_leaves_its_slot_to_the_next,
-  a_deadline_that_passes_ends_the_stream_and_frees_its_slot,
-  a_refusal_names_its_reason_and_its_field,
+  health_reports_serving,
+  health_watch_reports_not_serving_while_draining,
+  a_stream_has_a_start_every_token_and_a_summary,
+  choices_are_identified_by_index,
+  cancelling_a_stream_frees_its_slot,
+  an_expired_deadline_ends_the_stream_and_frees_its_slot,
+  an_error_carries_its_reason_and_field,
   a_full_queue_says_when_to_retry,
-  a_stream_that_fails_raises_after_the_tokens_before_it,
-  a_stream_that_is_cut_raises,
+  a_failing_stream_raises_after_its_last_token,
+  a_truncated_stream_raises,
 });

@@ -62,18 +62,18 @@ def health(channel: grpc.Channel, service: str) -> Any:
     return HealthStub(channel).Check(HealthCheckRequest(service=service)).status
 
 
-def health_says_serving(address: str) -> None:
+def health_reports_serving(address: str) -> None:
     with grpc.insecure_channel(address) as channel:
         for service in ["", "tokenway.v1.Inference"]:
             assert health(channel, service) == HealthCheckResponse.SERVING
 
 
-def health_says_not_serving(address: str) -> None:
+def health_reports_not_serving(address: str) -> None:
     with grpc.insecure_channel(address) as channel:
         assert health(channel, "tokenway.v1.Inference") == HealthCheckResponse.NOT_SERVING
 
 
-def a_watched_health_says_not_serving_when_the_server_drains(address: str) -> None:
+def health_watch_reports_not_serving_while_draining(address: str) -> None:
     seen = []
     with grpc.insecure_channel(address) as channel:
         watched = HealthStub(channel).Watch(HealthCheckRequest(service="tokenway.v1.Inference"))
@@ -85,7 +85,7 @@ def a_watched_health_says_not_serving_when_the_server_drains(address: str) -> No
     assert seen == [HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING], seen
 
 
-def a_stream_is_a_start_every_token_in_order_and_a_summary(address: str) -> None:
+def a_stream_has_a_start_every_token_and_a_summary(address: str) -> None:
     with grpc.insecure_channel(address) as channel:
         started, *events, summary = complete(channel, prompt=PROMPT, max_tokens=256)
     assert started.started.model == "llm_test", started
@@ -97,14 +97,14 @@ def a_stream_is_a_start_every_token_in_order_and_a_summary(address: str) -> None
     assert (usage.prompt_tokens, usage.completion_tokens) == (5, 256), summary
 
 
-def a_unix_socket_serves_a_channel_whose_authority_is_a_host(address: str) -> None:
+def a_unix_socket_accepts_a_host_name_as_authority(address: str) -> None:
     # By itself the C core sends the socket's path, which HTTP/2 does not have as an authority.
     options = [("grpc.default_authority", "localhost")]
     with grpc.insecure_channel(address, options=options) as channel:
         assert token_texts(complete(channel, prompt=PROMPT, max_tokens=3)) == tokens(3)
 
 
-def a_cancelled_stream_leaves_its_slot_to_the_next(address: str) -> None:
+def cancelling_a_stream_frees_its_slot(address: str) -> None:
     with grpc.insecure_channel(address) as channel:
         events = complete(channel, prompt=PROMPT, max_tokens=100_000)
         while not next(events).HasField("tokens"):
@@ -113,7 +113,7 @@ def a_cancelled_stream_leaves_its_slot_to_the_next(address: str) -> None:
         assert token_texts(complete(channel, prompt=PROMPT, max_tokens=3)) == tokens(3)
 
 
-def a_deadline_that_passes_ends_the_stream_and_frees_its_slot(address: str) -> None:
+def an_expired_deadline_ends_the_stream_and_frees_its_slot(address: str) -> None:
     with grpc.insecure_channel(address) as channel:
         events = complete(channel, timeout=0.3, prompt=PROMPT, max_tokens=10)
         received = []
@@ -126,7 +126,7 @@ def a_deadline_that_passes_ends_the_stream_and_frees_its_slot(address: str) -> N
         assert token_texts(complete(channel, prompt=PROMPT, max_tokens=3)) == tokens(3)
 
 
-def a_refusal_names_its_reason_and_its_field(address: str) -> None:
+def an_error_carries_its_reason_and_field(address: str) -> None:
     refused: list[tuple[dict[str, Any], grpc.StatusCode, str, str]] = [
         ({"max_tokens": 0}, grpc.StatusCode.INVALID_ARGUMENT, "invalid_value", "max_tokens"),
         ({"model": "other"}, grpc.StatusCode.NOT_FOUND, "model_not_found", "model"),
@@ -159,7 +159,7 @@ def a_full_queue_says_when_to_retry(address: str) -> None:
             raise AssertionError("the queue is not full")
 
 
-def a_stream_that_fails_raises_after_the_tokens_before_it(address: str) -> None:
+def a_failing_stream_raises_after_its_last_token(address: str) -> None:
     received = []
     with grpc.insecure_channel(address) as channel:
         try:
@@ -174,7 +174,7 @@ def a_stream_that_fails_raises_after_the_tokens_before_it(address: str) -> None:
     assert not any(event.HasField("summary") for event in received)
 
 
-def a_stream_that_is_cut_raises(address: str) -> None:
+def a_truncated_stream_raises(address: str) -> None:
     received = []
     with grpc.insecure_channel(address) as channel:
         try:
@@ -193,16 +193,16 @@ if __name__ == "__main__":
     raise SystemExit(
         run(
             reflection_lists_the_services,
-            health_says_serving,
-            health_says_not_serving,
-            a_watched_health_says_not_serving_when_the_server_drains,
-            a_stream_is_a_start_every_token_in_order_and_a_summary,
-            a_unix_socket_serves_a_channel_whose_authority_is_a_host,
-            a_cancelled_stream_leaves_its_slot_to_the_next,
-            a_deadline_that_passes_ends_the_stream_and_frees_its_slot,
-            a_refusal_names_its_reason_and_its_field,
+            health_reports_serving,
+            health_reports_not_serving,
+            health_watch_reports_not_serving_while_draining,
+            a_stream_has_a_start_every_token_and_a_summary,
+            a_unix_socket_accepts_a_host_name_as_authority,
+            cancelling_a_stream_frees_its_slot,
+            an_expired_deadline_ends_the_stream_and_frees_its_slot,
+            an_error_carries_its_reason_and_field,
             a_full_queue_says_when_to_retry,
-            a_stream_that_fails_raises_after_the_tokens_before_it,
-            a_stream_that_is_cut_raises,
+            a_failing_stream_raises_after_its_last_token,
+            a_truncated_stream_raises,
         )
     )

@@ -36,7 +36,7 @@ def expect(kind: type[openai.APIStatusError], ask: Callable[[], Any]) -> openai.
     raise AssertionError(f"{answer} is not refused")
 
 
-def a_completion_is_whole(url: str) -> None:
+def a_completion_has_the_whole_text(url: str) -> None:
     assert connect(url).invoke(PROMPT) == "".join(tokens(256))
     assert asyncio.run(connect(url).ainvoke(PROMPT)) == "".join(tokens(256))
 
@@ -52,7 +52,7 @@ def an_async_stream_has_every_token_in_order(url: str) -> None:
     assert asyncio.run(collect()) == tokens(256)
 
 
-def several_prompts_and_choices_are_told_apart(url: str) -> None:
+def prompts_and_choices_are_kept_apart(url: str) -> None:
     answer = connect(url, max_tokens=20, n=2).generate(["a", "b c"])
     assert len(answer.generations) == 2
     for choices in answer.generations:
@@ -63,7 +63,7 @@ def several_prompts_and_choices_are_told_apart(url: str) -> None:
     assert answer.llm_output["token_usage"]["completion_tokens"] == 4 * 20, answer.llm_output
 
 
-def every_refusal_is_the_error_of_its_kind(url: str) -> None:
+def each_rejection_raises_the_matching_exception(url: str) -> None:
     client = connect(url)
     refused: list[tuple[dict[str, Any], type[openai.APIStatusError], int, str, str | None]] = [
         ({"max_tokens": 0}, openai.BadRequestError, 400, "invalid_value", "max_tokens"),
@@ -76,7 +76,7 @@ def every_refusal_is_the_error_of_its_kind(url: str) -> None:
             assert (error.status_code, error.code, error.param) == (status, code, param), error
 
 
-def a_full_queue_is_a_rate_limit_that_says_when_to_retry(url: str) -> None:
+def a_full_queue_raises_rate_limit_with_retry_after(url: str) -> None:
     error = expect(openai.RateLimitError, lambda: connect(url).invoke(PROMPT))
     assert error.code == "queue_full", error
     assert error.response.headers["retry-after"] == "1"
@@ -87,13 +87,13 @@ def a_model_that_is_not_ready_is_unavailable(url: str) -> None:
     assert (error.status_code, error.code) == (503, "not_ready"), error
 
 
-def a_deadline_that_passes_in_the_queue_is_an_error(url: str) -> None:
+def a_deadline_that_expires_in_the_queue_raises(url: str) -> None:
     client = connect(url, default_headers={"x-request-timeout": "0.2"})
     error = expect(openai.InternalServerError, lambda: client.invoke(PROMPT))
     assert (error.status_code, error.code) == (504, "deadline_exceeded"), error
 
 
-def a_stream_that_fails_raises_after_the_tokens_before_it(url: str) -> None:
+def a_failing_stream_raises_after_its_last_token(url: str) -> None:
     received = []
     try:
         for text in connect(url).stream(PROMPT):
@@ -105,12 +105,12 @@ def a_stream_that_fails_raises_after_the_tokens_before_it(url: str) -> None:
     assert received == tokens(10)
 
 
-def a_completion_that_fails_raises(url: str) -> None:
+def a_failing_completion_raises(url: str) -> None:
     error = expect(openai.InternalServerError, lambda: connect(url).invoke(PROMPT))
     assert (error.status_code, error.code) == (500, "internal_error"), error
 
 
-def a_stream_that_is_cut_raises(url: str) -> None:
+def a_truncated_stream_raises(url: str) -> None:
     received = []
     try:
         for text in connect(url, max_tokens=100_000).stream(PROMPT):
@@ -124,7 +124,7 @@ def a_stream_that_is_cut_raises(url: str) -> None:
     assert received == tokens(len(received))
 
 
-def a_chat_is_whole_and_its_usage_with_it(url: str) -> None:
+def a_chat_completion_has_the_whole_text_and_its_usage(url: str) -> None:
     message = connect_chat(url).invoke([("system", "Be brief."), ("human", PROMPT)])
     assert message.content == "".join(tokens(256))
     assert message.response_metadata["finish_reason"] == "length", message
@@ -152,14 +152,14 @@ def an_async_chat_stream_has_every_token_in_order(url: str) -> None:
     a_whole_chat(asyncio.run(collect()))
 
 
-def a_chat_that_asks_for_tools_is_refused(url: str) -> None:
+def a_chat_with_tools_is_rejected(url: str) -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     client = connect_chat(url).bind_tools([tool])
     error = expect(openai.BadRequestError, lambda: client.invoke(PROMPT))
     assert (error.code, error.param) == ("unsupported_parameter", "tools"), error
 
 
-def a_chat_stream_that_fails_raises_after_the_tokens_before_it(url: str) -> None:
+def a_failing_chat_stream_raises_after_its_last_token(url: str) -> None:
     received = []
     try:
         for chunk in connect_chat(url).stream(PROMPT):
@@ -174,21 +174,21 @@ def a_chat_stream_that_fails_raises_after_the_tokens_before_it(url: str) -> None
 if __name__ == "__main__":
     raise SystemExit(
         run(
-            a_completion_is_whole,
+            a_completion_has_the_whole_text,
             a_stream_has_every_token_in_order,
             an_async_stream_has_every_token_in_order,
-            several_prompts_and_choices_are_told_apart,
-            every_refusal_is_the_error_of_its_kind,
-            a_full_queue_is_a_rate_limit_that_says_when_to_retry,
+            prompts_and_choices_are_kept_apart,
+            each_rejection_raises_the_matching_exception,
+            a_full_queue_raises_rate_limit_with_retry_after,
             a_model_that_is_not_ready_is_unavailable,
-            a_deadline_that_passes_in_the_queue_is_an_error,
-            a_stream_that_fails_raises_after_the_tokens_before_it,
-            a_completion_that_fails_raises,
-            a_stream_that_is_cut_raises,
-            a_chat_is_whole_and_its_usage_with_it,
+            a_deadline_that_expires_in_the_queue_raises,
+            a_failing_stream_raises_after_its_last_token,
+            a_failing_completion_raises,
+            a_truncated_stream_raises,
+            a_chat_completion_has_the_whole_text_and_its_usage,
             a_chat_stream_has_every_token_in_order,
             an_async_chat_stream_has_every_token_in_order,
-            a_chat_that_asks_for_tools_is_refused,
-            a_chat_stream_that_fails_raises_after_the_tokens_before_it,
+            a_chat_with_tools_is_rejected,
+            a_failing_chat_stream_raises_after_its_last_token,
         )
     )

@@ -66,7 +66,7 @@ def expect(kind: type[Exception], request: dict[str, Any]) -> Any:
     return refused
 
 
-def a_completion_is_whole_and_its_usage_with_it(url: str) -> None:
+def a_completion_has_the_whole_text_and_its_usage(url: str) -> None:
     completion = litellm.text_completion(**ask(url))
     [choice] = completion.choices
     assert (choice.text, choice.finish_reason) == ("".join(tokens(256)), "length"), choice
@@ -88,13 +88,13 @@ def an_async_stream_has_every_token_in_order(url: str) -> None:
     assert texts(asyncio.run(collect())) == tokens(256)
 
 
-def several_choices_are_told_apart_by_their_index(url: str) -> None:
+def choices_are_identified_by_index(url: str) -> None:
     completion = litellm.text_completion(**ask(url, n=3, max_tokens=20))
     assert [choice.index for choice in completion.choices] == [0, 1, 2]
     assert {choice.text for choice in completion.choices} == {"".join(tokens(20))}
 
 
-def every_refusal_is_the_error_of_its_kind(url: str) -> None:
+def each_rejection_raises_the_matching_exception(url: str) -> None:
     refused: list[tuple[dict[str, Any], type[Exception], int, str]] = [
         ({"max_tokens": -1}, litellm.BadRequestError, 400, "max_tokens"),
         ({"model": "text-completion-openai/other"}, litellm.NotFoundError, 404, "other"),
@@ -105,7 +105,7 @@ def every_refusal_is_the_error_of_its_kind(url: str) -> None:
         assert (error.status_code, word in str(error)) == (status, True), error
 
 
-def a_full_queue_is_a_rate_limit_that_says_when_to_retry(url: str) -> None:
+def a_full_queue_raises_rate_limit_with_retry_after(url: str) -> None:
     error = expect(litellm.RateLimitError, ask(url))
     assert error.status_code == 429, error
     assert error.response.headers["retry-after"] == "1", error.response.headers
@@ -116,12 +116,12 @@ def a_model_that_is_not_ready_is_unavailable(url: str) -> None:
     assert error.status_code == 503, error
 
 
-def a_deadline_that_passes_in_the_queue_is_an_error(url: str) -> None:
+def a_deadline_that_expires_in_the_queue_raises(url: str) -> None:
     error = expect(litellm.Timeout, ask(url, extra_headers={"x-request-timeout": "0.2"}))
     assert "deadline" in str(error), error
 
 
-def a_stream_that_fails_raises_after_the_tokens_before_it(url: str) -> None:
+def a_failing_stream_raises_after_its_last_token(url: str) -> None:
     received = []
     try:
         for chunk in litellm.text_completion(**ask(url), stream=True):
@@ -133,7 +133,7 @@ def a_stream_that_fails_raises_after_the_tokens_before_it(url: str) -> None:
     assert texts(received) == tokens(10)
 
 
-def a_completion_that_fails_raises(url: str) -> None:
+def a_failing_completion_raises(url: str) -> None:
     try:
         litellm.text_completion(**ask(url))
     except litellm.InternalServerError as error:
@@ -142,7 +142,7 @@ def a_completion_that_fails_raises(url: str) -> None:
         raise AssertionError("a part passed for a whole answer")
 
 
-def a_stream_that_is_cut_raises(url: str) -> None:
+def a_truncated_stream_raises(url: str) -> None:
     received = []
     try:
         for chunk in litellm.text_completion(**ask(url, max_tokens=100_000), stream=True):
@@ -156,7 +156,7 @@ def a_stream_that_is_cut_raises(url: str) -> None:
     assert texts(received) == tokens(len(texts(received)))
 
 
-def a_chat_is_whole_and_its_usage_with_it(url: str) -> None:
+def a_chat_completion_has_the_whole_text_and_its_usage(url: str) -> None:
     completion = litellm.completion(**ask_chat(url))
     [choice] = completion.choices
     assert choice.message.content == "".join(tokens(256)), choice
@@ -178,7 +178,7 @@ def an_async_chat_stream_has_every_token_in_order(url: str) -> None:
     assert contents(asyncio.run(collect())) == tokens(256)
 
 
-def a_chat_that_asks_for_tools_is_refused(url: str) -> None:
+def a_chat_with_tools_is_rejected(url: str) -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     try:
         litellm.completion(**ask_chat(url, tools=[tool]))
@@ -188,7 +188,7 @@ def a_chat_that_asks_for_tools_is_refused(url: str) -> None:
         raise AssertionError("tools are not refused")
 
 
-def a_chat_stream_that_fails_raises_after_the_tokens_before_it(url: str) -> None:
+def a_failing_chat_stream_raises_after_its_last_token(url: str) -> None:
     received = []
     try:
         for chunk in litellm.completion(**ask_chat(url), stream=True):
@@ -203,21 +203,21 @@ def a_chat_stream_that_fails_raises_after_the_tokens_before_it(url: str) -> None
 if __name__ == "__main__":
     raise SystemExit(
         run(
-            a_completion_is_whole_and_its_usage_with_it,
+            a_completion_has_the_whole_text_and_its_usage,
             a_stream_has_every_token_in_order,
             an_async_stream_has_every_token_in_order,
-            several_choices_are_told_apart_by_their_index,
-            every_refusal_is_the_error_of_its_kind,
-            a_full_queue_is_a_rate_limit_that_says_when_to_retry,
+            choices_are_identified_by_index,
+            each_rejection_raises_the_matching_exception,
+            a_full_queue_raises_rate_limit_with_retry_after,
             a_model_that_is_not_ready_is_unavailable,
-            a_deadline_that_passes_in_the_queue_is_an_error,
-            a_stream_that_fails_raises_after_the_tokens_before_it,
-            a_completion_that_fails_raises,
-            a_stream_that_is_cut_raises,
-            a_chat_is_whole_and_its_usage_with_it,
+            a_deadline_that_expires_in_the_queue_raises,
+            a_failing_stream_raises_after_its_last_token,
+            a_failing_completion_raises,
+            a_truncated_stream_raises,
+            a_chat_completion_has_the_whole_text_and_its_usage,
             a_chat_stream_has_every_token_in_order,
             an_async_chat_stream_has_every_token_in_order,
-            a_chat_that_asks_for_tools_is_refused,
-            a_chat_stream_that_fails_raises_after_the_tokens_before_it,
+            a_chat_with_tools_is_rejected,
+            a_failing_chat_stream_raises_after_its_last_token,
         )
     )

@@ -37,16 +37,16 @@ def evaluate(url: str, task: str, **settings: Any) -> dict[str, Any]:
     return evaluated["results"][task]
 
 
-def the_right_choice_is_the_likeliest(url: str) -> None:
+def the_right_choice_scores_highest(url: str) -> None:
     for settings in [{}, {"batch_size": 4}, {"num_concurrent": 4}]:
         scores = evaluate(url, "capitals", **settings)
         assert scores["acc,none"] == 1.0, (settings, scores)
 
 
-def the_right_answer_is_written(url: str) -> None:
+def the_right_answer_is_generated(url: str) -> None:
     scores = evaluate(url, "capitals_written")
     assert scores["exact_match,none"] == 1.0, scores
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(the_right_choice_is_the_likeliest, the_right_answer_is_written))
+    raise SystemExit(run(the_right_choice_scores_highest, the_right_answer_is_generated))

@@ -21,7 +21,7 @@ function texts(chunks, choice = 0) {
   return parts.map((part) => part.delta.content).filter((text) => text);
 }
 
-async function a_stream_is_a_role_every_token_in_order_and_the_usage_last(url) {
+async function a_stream_has_the_role_then_every_token_then_the_usage(url) {
   const stream = await connect(url).chat.completions.create({
     ...ASK,
     max_completion_tokens: 256,
@@ -38,13 +38,13 @@ async function a_stream_is_a_role_every_token_in_order_and_the_usage_last(url) {
   assert.equal(last.usage.completion_tokens, 256);
 }
 
-async function a_reader_that_collects_a_stream_gives_the_whole_message(url) {
+async function the_stream_helper_collects_the_whole_message(url) {
   const stream = connect(url).chat.completions.stream({ ...ASK, max_completion_tokens: 256 });
   const { choices } = await stream.finalChatCompletion();
   assert.equal(choices[0].message.content, tokens(256).join(""));
 }
 
-async function without_a_stream_the_message_is_whole_and_the_usage_with_it(url) {
+async function a_unary_completion_has_the_whole_message_and_its_usage(url) {
   const ask = { ...ASK, max_completion_tokens: 256 };
   const { choices, usage } = await connect(url).chat.completions.create(ask);
   assert.equal(choices[0].message.role, "assistant");
@@ -53,7 +53,7 @@ async function without_a_stream_the_message_is_whole_and_the_usage_with_it(url) 
   assert.equal(usage.completion_tokens, 256);
 }
 
-async function a_refusal_is_a_bad_request_with_its_param_and_code(url) {
+async function a_rejected_request_raises_bad_request_with_param_and_code(url) {
   const tool = { type: "function", function: { name: "f", parameters: {} } };
   for (const [fields, param, code] of [
     [{ max_tokens: -1 }, "max_tokens", "invalid_value"],
@@ -89,7 +89,7 @@ async function untilItFails(stream) {
   assert.fail(`${received.length} tokens passed for a whole answer`);
 }
 
-async function a_stream_that_fails_raises_after_the_tokens_before_it(url) {
+async function a_failing_stream_raises_after_its_last_token(url) {
   const ask = { ...ASK, max_completion_tokens: 256, stream: true };
   const { received, error } = await untilItFails(await connect(url).chat.completions.create(ask));
   assert(error instanceof OpenAI.APIError, error);
@@ -97,7 +97,7 @@ async function a_stream_that_fails_raises_after_the_tokens_before_it(url) {
   assert.deepEqual(texts(received), tokens(10));
 }
 
-async function a_stream_that_is_cut_raises(url) {
+async function a_truncated_stream_raises(url) {
   const ask = { ...ASK, max_completion_tokens: 100_000, stream: true };
   const { received, error } = await untilItFails(await connect(url).chat.completions.create(ask));
   assert(error instanceof TypeError, error);
@@ -105,10 +105,10 @@ async function a_stream_that_is_cut_raises(url) {
 }
 
 await run({
-  a_stream_is_a_role_every_token_in_order_and_the_usage_last,
-  a_reader_that_collects_a_stream_gives_the_whole_message,
-  without_a_stream_the_message_is_whole_and_the_usage_with_it,
-  a_refusal_is_a_bad_request_with_its_param_and_code,
-  a_stream_that_fails_raises_after_the_tokens_before_it,
-  a_stream_that_is_cut_raises,
+  a_stream_has_the_role_then_every_token_then_the_usage,
+  the_stream_helper_collects_the_whole_message,
+  a_unary_completion_has_the_whole_message_and_its_usage,
+  a_rejected_request_raises_bad_request_with_param_and_code,
+  a_failing_stream_raises_after_its_last_token,
+  a_truncated_stream_raises,
 });

@@ -32,7 +32,7 @@ def texts(chunks: Iterable[ChatCompletionChunk], choice: int = 0) -> list[str]:
     return [part.delta.content for part in parts if part.delta.content]
 
 
-def a_stream_is_a_role_every_token_in_order_and_the_usage_last(url: str) -> None:
+def a_stream_has_the_role_then_every_token_then_the_usage(url: str) -> None:
     chunks = stream(url, max_completion_tokens=256, stream_options={"include_usage": True})
     first, *chunks, last = chunks
     assert first.id.startswith("chatcmpl-"), first
@@ -59,7 +59,7 @@ def an_async_stream_has_every_token_in_order(url: str) -> None:
     assert texts(asyncio.run(collect())) == tokens(256)
 
 
-def without_a_stream_the_message_is_whole_and_the_usage_with_it(url: str) -> None:
+def a_unary_completion_has_the_whole_message_and_its_usage(url: str) -> None:
     completion = connect(url).chat.completions.create(
         model=MODEL, messages=MESSAGES, max_completion_tokens=256
     )
@@ -75,7 +75,7 @@ def without_a_stream_the_message_is_whole_and_the_usage_with_it(url: str) -> Non
     assert usage.total_tokens == usage.prompt_tokens + 256
 
 
-def several_choices_are_told_apart_by_their_index(url: str) -> None:
+def choices_are_identified_by_index(url: str) -> None:
     chunks = list(stream(url, max_tokens=20, n=3))
     for choice in range(3):
         assert texts(chunks, choice) == tokens(20)
@@ -85,7 +85,7 @@ def several_choices_are_told_apart_by_their_index(url: str) -> None:
     assert [choice.index for choice in completion.choices] == [0, 1, 2]
 
 
-def a_refusal_is_a_bad_request_with_its_param_and_code(url: str) -> None:
+def a_rejected_request_raises_bad_request_with_param_and_code(url: str) -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     refused: list[tuple[dict[str, Any], str, str]] = [
         ({"max_tokens": -1}, "max_tokens", "invalid_value"),
@@ -116,7 +116,7 @@ def an_unknown_model_is_not_found(url: str) -> None:
         raise AssertionError("there should be no such model")
 
 
-def a_full_queue_is_a_rate_limit_that_says_when_to_retry(url: str) -> None:
+def a_full_queue_raises_rate_limit_with_retry_after(url: str) -> None:
     try:
         stream(url)
     except openai.RateLimitError as error:
@@ -126,7 +126,7 @@ def a_full_queue_is_a_rate_limit_that_says_when_to_retry(url: str) -> None:
         raise AssertionError("the queue is not full")
 
 
-def a_stream_that_fails_raises_after_the_tokens_before_it(url: str) -> None:
+def a_failing_stream_raises_after_its_last_token(url: str) -> None:
     received = []
     try:
         for chunk in stream(url, max_tokens=256):
@@ -138,7 +138,7 @@ def a_stream_that_fails_raises_after_the_tokens_before_it(url: str) -> None:
     assert texts(received) == tokens(10)
 
 
-def a_stream_that_is_cut_raises(url: str) -> None:
+def a_truncated_stream_raises(url: str) -> None:
     received = []
     try:
         for chunk in stream(url, max_tokens=100_000):
@@ -155,14 +155,14 @@ def a_stream_that_is_cut_raises(url: str) -> None:
 if __name__ == "__main__":
     raise SystemExit(
         run(
-            a_stream_is_a_role_every_token_in_order_and_the_usage_last,
+            a_stream_has_the_role_then_every_token_then_the_usage,
             an_async_stream_has_every_token_in_order,
-            without_a_stream_the_message_is_whole_and_the_usage_with_it,
-            several_choices_are_told_apart_by_their_index,
-            a_refusal_is_a_bad_request_with_its_param_and_code,
+            a_unary_completion_has_the_whole_message_and_its_usage,
+            choices_are_identified_by_index,
+            a_rejected_request_raises_bad_request_with_param_and_code,
             an_unknown_model_is_not_found,
-            a_full_queue_is_a_rate_limit_that_says_when_to_retry,
-            a_stream_that_fails_raises_after_the_tokens_before_it,
-            a_stream_that_is_cut_raises,
+            a_full_queue_raises_rate_limit_with_retry_after,
+            a_failing_stream_raises_after_its_last_token,
+            a_truncated_stream_raises,
         )
     )

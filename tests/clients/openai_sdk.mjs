@@ -55,7 +55,7 @@ async function a_stream_has_every_token_in_order_and_the_usage_last(url) {
   assert.deepEqual(last.usage, { prompt_tokens: 5, completion_tokens: 256, total_tokens: 261 });
 }
 
-async function without_a_stream_the_text_is_whole_and_the_usage_with_it(url) {
+async function a_unary_completion_has_the_whole_text_and_its_usage(url) {
   const completion = await connect(url).completions.create({ ...ASK, max_tokens: 256 });
   const [choice] = completion.choices;
   assert.equal(choice.text, tokens(256).join(""));
@@ -63,7 +63,7 @@ async function without_a_stream_the_text_is_whole_and_the_usage_with_it(url) {
   assert.equal(completion.usage.completion_tokens, 256);
 }
 
-async function several_prompts_and_choices_are_told_apart_by_their_index(url) {
+async function prompts_and_choices_are_identified_by_index(url) {
   const ask = { ...ASK, prompt: ["a", "b c", "d"], max_tokens: 20, n: 2 };
   const chunks = await all(
     await connect(url).completions.create({ ...ask, stream: true }),
@@ -83,7 +83,7 @@ async function models_are_listed_and_described(url) {
   assert.equal((await connect(url).models.retrieve("llm_test")).owned_by, "tokenway");
 }
 
-async function a_refusal_is_a_bad_request_with_its_param_and_code(url) {
+async function a_rejected_request_raises_bad_request_with_param_and_code(url) {
   for (const [fields, param, code] of [
     [{ max_tokens: -1 }, "max_tokens", "invalid_value"],
     [{ max_tokens: "many" }, "max_tokens", "invalid_type"],
@@ -120,12 +120,12 @@ async function an_unknown_model_is_not_found(url) {
   await refused(url, OpenAI.NotFoundError, 404, "model_not_found", { fields });
 }
 
-async function a_request_that_is_too_large_is_refused(url) {
+async function an_oversized_request_is_rejected(url) {
   const fields = { prompt: "word ".repeat(1_000_000) };
   await refused(url, OpenAI.APIError, 413, "request_too_large", { fields });
 }
 
-async function a_stream_in_no_form_that_is_accepted_is_refused(url) {
+async function an_unsupported_accept_header_is_rejected(url) {
   const asked = connect(url).completions.create(
     { ...ASK, stream: true },
     { headers: { Accept: "text/html" } },
@@ -133,7 +133,7 @@ async function a_stream_in_no_form_that_is_accepted_is_refused(url) {
   await assert.rejects(asked, { status: 406, code: "not_acceptable" });
 }
 
-async function a_full_queue_is_a_rate_limit_that_says_when_to_retry(url) {
+async function a_full_queue_raises_rate_limit_with_retry_after(url) {
   for (const error of await refused(url, OpenAI.RateLimitError, 429, "queue_full")) {
     assert.equal(error.headers.get("retry-after"), "1");
     assert.equal(error.headers.get("retry-after-ms"), "1000");
@@ -144,12 +144,12 @@ async function a_model_that_is_not_ready_is_unavailable(url) {
   await refused(url, OpenAI.InternalServerError, 503, "not_ready");
 }
 
-async function a_deadline_that_passes_in_the_queue_is_an_error(url) {
+async function a_deadline_that_expires_in_the_queue_raises(url) {
   const headers = { "x-request-timeout": "0.2" };
   await refused(url, OpenAI.InternalServerError, 504, "deadline_exceeded", { headers });
 }
 
-async function a_stream_that_fails_raises_after_the_tokens_before_it(url) {
+async function a_failing_stream_raises_after_its_last_token(url) {
   const stream = await connect(url).completions.create({ ...ASK, max_tokens: 256, stream: true });
   const { received, error } = await untilItFails(stream);
   assert(error instanceof OpenAI.APIError, error);
@@ -158,7 +158,7 @@ async function a_stream_that_fails_raises_after_the_tokens_before_it(url) {
   assert.deepEqual(texts(received), tokens(10));
 }
 
-async function without_a_stream_a_failure_raises_and_is_not_tried_again(url) {
+async function a_unary_failure_raises_and_is_not_retried(url) {
   // The library's own number of retries, which the answer tells it not to use.
   const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: "unused" });
   await assert.rejects(client.completions.create({ ...ASK, max_tokens: 256 }), {
@@ -167,7 +167,7 @@ async function without_a_stream_a_failure_raises_and_is_not_tried_again(url) {
   });
 }
 
-async function a_stream_that_is_cut_raises(url) {
+async function a_truncated_stream_raises(url) {
   const stream = await connect(url).completions.create({
     ...ASK,
     max_tokens: 100_000,
@@ -178,7 +178,7 @@ async function a_stream_that_is_cut_raises(url) {
   assert.deepEqual(texts(received), tokens(received.length));
 }
 
-async function a_stream_that_is_closed_early_leaves_the_slot_to_the_next(url) {
+async function closing_a_stream_early_frees_the_slot(url) {
   const client = connect(url);
   const stream = await client.completions.create({ ...ASK, max_tokens: 100_000, stream: true });
   for await (const chunk of stream) {
@@ -191,18 +191,18 @@ async function a_stream_that_is_closed_early_leaves_the_slot_to_the_next(url) {
 
 await run({
   a_stream_has_every_token_in_order_and_the_usage_last,
-  without_a_stream_the_text_is_whole_and_the_usage_with_it,
-  several_prompts_and_choices_are_told_apart_by_their_index,
+  a_unary_completion_has_the_whole_text_and_its_usage,
+  prompts_and_choices_are_identified_by_index,
   models_are_listed_and_described,
-  a_refusal_is_a_bad_request_with_its_param_and_code,
+  a_rejected_request_raises_bad_request_with_param_and_code,
   an_unknown_model_is_not_found,
-  a_request_that_is_too_large_is_refused,
-  a_stream_in_no_form_that_is_accepted_is_refused,
-  a_full_queue_is_a_rate_limit_that_says_when_to_retry,
+  an_oversized_request_is_rejected,
+  an_unsupported_accept_header_is_rejected,
+  a_full_queue_raises_rate_limit_with_retry_after,
   a_model_that_is_not_ready_is_unavailable,
-  a_deadline_that_passes_in_the_queue_is_an_error,
-  a_stream_that_fails_raises_after_the_tokens_before_it,
-  without_a_stream_a_failure_raises_and_is_not_tried_again,
-  a_stream_that_is_cut_raises,
-  a_stream_that_is_closed_early_leaves_the_slot_to_the_next,
+  a_deadline_that_expires_in_the_queue_raises,
+  a_failing_stream_raises_after_its_last_token,
+  a_unary_failure_raises_and_is_not_retried,
+  a_truncated_stream_raises,
+  closing_a_stream_early_frees_the_slot,
 });

@@ -64,7 +64,7 @@ def an_async_stream_has_every_token_in_order(url: str) -> None:
     assert finish_reasons(chunks) == [None] * 255 + ["length"]
 
 
-def async_streams_at_once_have_every_token_in_order(url: str) -> None:
+def concurrent_async_streams_have_every_token_in_order(url: str) -> None:
     async def one(client: AsyncOpenAI) -> list[str]:
         stream = await client.completions.create(
             model=MODEL, prompt=PROMPT, max_tokens=256, stream=True
@@ -78,7 +78,7 @@ def async_streams_at_once_have_every_token_in_order(url: str) -> None:
     assert asyncio.run(many()) == [tokens(256)] * 20
 
 
-def without_a_stream_the_text_is_whole_and_the_usage_with_it(url: str) -> None:
+def a_unary_completion_has_the_whole_text_and_its_usage(url: str) -> None:
     completion = connect(url).completions.create(model=MODEL, prompt=PROMPT, max_tokens=256)
     [choice] = completion.choices
     assert choice.text == "".join(tokens(256))
@@ -88,7 +88,7 @@ def without_a_stream_the_text_is_whole_and_the_usage_with_it(url: str) -> None:
     assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (5, 256, 261)
 
 
-def several_prompts_and_choices_are_told_apart_by_their_index(url: str) -> None:
+def prompts_and_choices_are_identified_by_index(url: str) -> None:
     request: dict[str, Any] = {
         "model": MODEL,
         "prompt": ["a", "b c", "d"],
@@ -107,7 +107,7 @@ def several_prompts_and_choices_are_told_apart_by_their_index(url: str) -> None:
     assert (usage.prompt_tokens, usage.completion_tokens) == (4, 6 * 20)
 
 
-def a_stop_string_ends_the_text_before_it(url: str) -> None:
+def a_stop_string_ends_the_text_and_is_left_out(url: str) -> None:
     request: dict[str, Any] = {
         "model": MODEL,
         "prompt": PROMPT,
@@ -128,7 +128,7 @@ def models_are_listed_and_described(url: str) -> None:
     assert client.models.retrieve(MODEL) == model
 
 
-def a_refusal_is_a_bad_request_with_its_param_and_code(url: str) -> None:
+def a_rejected_request_raises_bad_request_with_param_and_code(url: str) -> None:
     refused: list[tuple[dict[str, Any], str, str]] = [
         ({"max_tokens": -1}, "max_tokens", "invalid_value"),
         ({"max_tokens": "many"}, "max_tokens", "invalid_type"),
@@ -148,7 +148,7 @@ def a_refusal_is_a_bad_request_with_its_param_and_code(url: str) -> None:
                 raise AssertionError(f"{fields} is not refused")
 
 
-def what_does_not_exist_is_not_found(url: str) -> None:
+def unknown_models_and_routes_are_not_found(url: str) -> None:
     client = connect(url)
     missing: list[tuple[Callable[[], Any], str]] = [
         (lambda: client.completions.create(model="other", prompt=PROMPT), "model_not_found"),
@@ -178,12 +178,12 @@ def refused(
             raise AssertionError(f"{fields} is not refused")
 
 
-def a_request_that_is_too_large_is_refused(url: str) -> None:
+def an_oversized_request_is_rejected(url: str) -> None:
     prompt = "word " * 1_000_000
     refused(url, openai.APIStatusError, 413, "request_too_large", prompt=prompt)
 
 
-def a_stream_in_no_form_that_is_accepted_is_refused(url: str) -> None:
+def an_unsupported_accept_header_is_rejected(url: str) -> None:
     try:
         connect(url).completions.create(
             model=MODEL, prompt=PROMPT, stream=True, extra_headers={"Accept": "text/html"}
@@ -198,12 +198,12 @@ def a_model_that_is_not_ready_is_unavailable(url: str) -> None:
     refused(url, openai.InternalServerError, 503, "not_ready")
 
 
-def a_deadline_that_passes_in_the_queue_is_an_error(url: str) -> None:
+def a_deadline_that_expires_in_the_queue_raises(url: str) -> None:
     headers = {"x-request-timeout": "0.2"}
     refused(url, openai.InternalServerError, 504, "deadline_exceeded", extra_headers=headers)
 
 
-def a_full_queue_is_a_rate_limit_that_says_when_to_retry(url: str) -> None:
+def a_full_queue_raises_rate_limit_with_retry_after(url: str) -> None:
     for stream in [False, True]:
         try:
             connect(url).completions.create(model=MODEL, prompt=PROMPT, stream=stream)
@@ -215,7 +215,7 @@ def a_full_queue_is_a_rate_limit_that_says_when_to_retry(url: str) -> None:
             raise AssertionError("the queue is not full")
 
 
-def a_stream_that_fails_raises_after_the_tokens_before_it(url: str) -> None:
+def a_failing_stream_raises_after_its_last_token(url: str) -> None:
     received = []
     try:
         for chunk in connect(url).completions.create(
@@ -233,7 +233,7 @@ def a_stream_that_fails_raises_after_the_tokens_before_it(url: str) -> None:
     assert finish_reasons(received) == [None] * 10
 
 
-def an_async_stream_that_fails_raises_after_the_tokens_before_it(url: str) -> None:
+def an_async_failing_stream_raises_after_its_last_token(url: str) -> None:
     received = []
 
     async def collect() -> None:
@@ -253,7 +253,7 @@ def an_async_stream_that_fails_raises_after_the_tokens_before_it(url: str) -> No
     assert texts(received) == tokens(10)
 
 
-def without_a_stream_a_failure_raises_and_is_not_tried_again(url: str) -> None:
+def a_unary_failure_raises_and_is_not_retried(url: str) -> None:
     # The library's own number of retries, which the answer tells it not to use.
     client = OpenAI(base_url=f"{url}/v1", api_key="unused")
     try:
@@ -264,7 +264,7 @@ def without_a_stream_a_failure_raises_and_is_not_tried_again(url: str) -> None:
         raise AssertionError("a part passed for a whole answer")
 
 
-def a_stream_that_is_cut_raises(url: str) -> None:
+def a_truncated_stream_raises(url: str) -> None:
     received = []
     try:
         for chunk in connect(url).completions.create(
@@ -280,7 +280,7 @@ def a_stream_that_is_cut_raises(url: str) -> None:
     assert texts(received) == tokens(len(received))
 
 
-def a_stream_that_is_closed_early_leaves_the_slot_to_the_next(url: str) -> None:
+def closing_a_stream_early_frees_the_slot(url: str) -> None:
     client = connect(url)
     with client.completions.create(
         model=MODEL, prompt=PROMPT, max_tokens=100_000, stream=True
@@ -295,22 +295,22 @@ if __name__ == "__main__":
         run(
             a_stream_has_every_token_in_order_and_the_usage_last,
             an_async_stream_has_every_token_in_order,
-            async_streams_at_once_have_every_token_in_order,
-            without_a_stream_the_text_is_whole_and_the_usage_with_it,
-            several_prompts_and_choices_are_told_apart_by_their_index,
-            a_stop_string_ends_the_text_before_it,
+            concurrent_async_streams_have_every_token_in_order,
+            a_unary_completion_has_the_whole_text_and_its_usage,
+            prompts_and_choices_are_identified_by_index,
+            a_stop_string_ends_the_text_and_is_left_out,
             models_are_listed_and_described,
-            a_refusal_is_a_bad_request_with_its_param_and_code,
-            what_does_not_exist_is_not_found,
-            a_request_that_is_too_large_is_refused,
-            a_stream_in_no_form_that_is_accepted_is_refused,
-            a_full_queue_is_a_rate_limit_that_says_when_to_retry,
+            a_rejected_request_raises_bad_request_with_param_and_code,
+            unknown_models_and_routes_are_not_found,
+            an_oversized_request_is_rejected,
+            an_unsupported_accept_header_is_rejected,
+            a_full_queue_raises_rate_limit_with_retry_after,
             a_model_that_is_not_ready_is_unavailable,
-            a_deadline_that_passes_in_the_queue_is_an_error,
-            a_stream_that_fails_raises_after_the_tokens_before_it,
-            an_async_stream_that_fails_raises_after_the_tokens_before_it,
-            without_a_stream_a_failure_raises_and_is_not_tried_again,
-            a_stream_that_is_cut_raises,
-            a_stream_that_is_closed_early_leaves_the_slot_to_the_next,
+            a_deadline_that_expires_in_the_queue_raises,
+            a_failing_stream_raises_after_its_last_token,
+            an_async_failing_stream_raises_after_its_last_token,
+            a_unary_failure_raises_and_is_not_retried,
+            a_truncated_stream_raises,
+            closing_a_stream_early_frees_the_slot,
         )
     )

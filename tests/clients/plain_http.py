@@ -10,7 +10,7 @@ from cases import run, tokens
 BODY = {"prompt": "The capital of France is", "max_tokens": 256, "stream": True}
 
 
-def a_client_that_accepts_anything_gets_a_line_for_each_token(url: str) -> None:
+def a_client_that_accepts_anything_gets_one_line_per_token(url: str) -> None:
     with httpx2.stream("POST", f"{url}/v1/completions", json=BODY) as response:
         assert response.request.headers["accept"] == "*/*"
         assert response.status_code == 200
@@ -21,7 +21,7 @@ def a_client_that_accepts_anything_gets_a_line_for_each_token(url: str) -> None:
     assert [choice["finish_reason"] for choice in choices] == [None] * 255 + ["length"]
 
 
-def a_stream_that_fails_has_an_error_record_and_then_raises(url: str) -> None:
+def a_failing_stream_has_an_error_record_and_then_raises(url: str) -> None:
     lines = []
     try:
         with httpx2.stream("POST", f"{url}/v1/completions", json=BODY) as response:
@@ -39,7 +39,7 @@ def a_stream_that_fails_has_an_error_record_and_then_raises(url: str) -> None:
 if __name__ == "__main__":
     raise SystemExit(
         run(
-            a_client_that_accepts_anything_gets_a_line_for_each_token,
-            a_stream_that_fails_has_an_error_record_and_then_raises,
+            a_client_that_accepts_anything_gets_one_line_per_token,
+            a_failing_stream_has_an_error_record_and_then_raises,
         )
     )

@@ -1,4 +1,4 @@
-//! The same table on a real model.
+//! The conformance table on a real model.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokenway::runner::llama::{LlamaLoader, LlamaOptions};
 use crate::support::Setup;
 use crate::table::{Ends, STOP, chat, completion};
 use crate::transport::{Servers, Transport};
-use crate::{Model, PROMPT, assert_all_lanes_agree, assert_ends, assert_table};
+use crate::{Model, PROMPT, assert_all_transports_agree, assert_ends, assert_table};
 
 const CONTEXT_LENGTH: u32 = 2_048;
 
@@ -27,26 +27,26 @@ fn model() -> Model {
         name: "smollm2",
         stop: " United",
         stop_id: 30,
-        liked_id: 100,
+        biased_id: 100,
         context_length: CONTEXT_LENGTH,
     }
 }
 
 #[tokio::test]
-async fn every_lane_of_a_real_model_says_the_same() {
+async fn every_transport_returns_the_same_for_a_real_model() {
     let servers = servers().await;
     assert_table(&servers, &model()).await;
 }
 
 #[tokio::test]
-async fn a_real_models_own_end_is_the_same_by_every_lane() {
+async fn the_eos_of_a_real_model_is_the_same_over_every_transport() {
     let servers = servers().await;
     let turn = "<|im_start|>user\nSay only: yes<|im_end|>\n<|im_start|>assistant\n";
     let fields = json!({"temperature": 0, "max_tokens": 200, "logprobs": 1});
     for row in [
         completion("an end of sequence", &json!(turn), &fields, STOP),
         chat(
-            "an end of an answer",
+            "an end of a chat",
             &json!("Say only: yes"),
             &json!({"temperature": 0}),
             STOP,
@@ -58,19 +58,19 @@ async fn a_real_models_own_end_is_the_same_by_every_lane() {
             Ends::Failing("invalid_value"),
         ),
     ] {
-        assert_all_lanes_agree(&servers, &row).await;
+        assert_all_transports_agree(&servers, &row).await;
     }
 }
 
 #[tokio::test]
-async fn a_real_model_that_runs_out_of_time_is_the_same_error_by_every_lane() {
+async fn an_expired_deadline_on_a_real_model_is_the_same_error_over_every_transport() {
     let servers = servers().await;
     let fields = json!({"max_tokens": 2_000, "ignore_eos": true});
     let ends = Ends::Failing("deadline_exceeded");
     let row = completion("a deadline", &json!(PROMPT), &fields, ends);
     let row = row.within(Duration::from_millis(300));
     for transport in Transport::ALL {
-        // How far it comes is a matter of time.
+        // The number of tokens before the deadline varies, so only the error is compared.
         assert_ends(&row, &servers.run(transport, &row).await);
     }
 }

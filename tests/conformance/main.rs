@@ -1,6 +1,6 @@
-//! One table of requests, sent by every way to an engine: over gRPC, and over HTTP as lines, as
-//! server-sent events and in one piece, in the engine's own process and through a gateway before it. All
-//! must say the same: text, tokens, log probabilities, usage, finish reason, or error.
+//! One table of requests, sent over every transport: gRPC, and HTTP as NDJSON, as SSE and unary, in the engine's
+//! process and through a gateway. All transports must return the same text, tokens, logprobs, usage, finish reason or
+//! error.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -26,34 +26,34 @@ use transport::{Format, Servers, Transport};
 
 const PROMPT: &str = "The capital of France is";
 
-/// What the table must know of a model.
+/// Facts about a model that the table needs.
 struct Model {
     name: &'static str,
-    /// A text within the first ten tokens of the greedy completion, and the id of a token there.
+    /// A text within the first ten tokens of the greedy completion. `stop_id` is the id of a token there.
     stop: &'static str,
     stop_id: u32,
-    /// A token that comes where its logit is raised by 100; `None` where nothing does that.
-    liked_id: u32,
+    /// A token that a `logit_bias` of 100 forces.
+    biased_id: u32,
     context_length: u32,
 }
 
-/// Sends a row by every transport that takes it.
-async fn assert_all_lanes_agree(servers: &Servers, row: &Row) {
-    // All at once: whatever else the device runs changes nothing either.
-    let lanes = Transport::ALL
+/// Sends a row over every transport that supports it and asserts that all outcomes are equal.
+async fn assert_all_transports_agree(servers: &Servers, row: &Row) {
+    // Concurrent, because other sequences on the device must not change the result.
+    let transports = Transport::ALL
         .into_iter()
-        .filter(|transport| transport.takes(row));
-    let outcomes = lanes.map(async |transport| (transport, servers.run(transport, row).await));
+        .filter(|transport| transport.supports(row));
+    let outcomes = transports.map(async |transport| (transport, servers.run(transport, row).await));
     let mut outcomes = join_all(outcomes).await.into_iter();
-    let (first, expected) = &outcomes.next().expect("a row has a transport");
+    let (first, expected) = &outcomes.next().expect("at least one transport supports the row");
     assert_ends(row, expected);
     for (transport, outcome) in outcomes {
-        let at = format!("'{}' by {first:?} and by {transport:?}", row.name);
+        let at = format!("'{}' over {first:?} and over {transport:?}", row.name);
         if matches!(transport, Transport::Http(Format::Unary, _)) {
-            // An answer in one piece is either whole or an error, and has no ids.
+            // A unary response is either a whole completion or an error, and has no token ids.
             let expected = match &expected.error {
                 Some(error) => Outcome::failed(error.clone()),
-                None => expected.clone().told_by_all(),
+                None => expected.clone().without_token_ids(),
             };
             assert_eq!(expected, outcome, "{at}");
         } else {
@@ -72,37 +72,37 @@ fn assert_ends(row: &Row, outcome: &Outcome) {
             }
         }
         Ends::Failing(code) => {
-            let told = outcome.error.as_ref().map(|(code, _)| code.as_str());
-            assert_eq!(told, Some(code), "'{}'", row.name);
+            let actual = outcome.error.as_ref().map(|(code, _)| code.as_str());
+            assert_eq!(actual, Some(code), "'{}'", row.name);
         }
     }
 }
 
-/// Requests that both runners answer.
+/// Completions that both runners support.
 fn rows(model: &Model) -> Vec<Row> {
     let prompt = json!(PROMPT);
-    let ask = |name, fields: &Value, ends| completion(name, &prompt, fields, ends);
+    let row = |name, fields: &Value, ends| completion(name, &prompt, fields, ends);
     let sampled = |name, mut fields: Value| {
         fields["max_tokens"] = json!(12);
         fields["seed"] = json!(7);
         fields["ignore_eos"] = json!(true);
-        ask(name, &fields, LENGTH)
+        row(name, &fields, LENGTH)
     };
     let greedy = |name, mut fields: Value, ends| {
         fields["temperature"] = json!(0);
         if fields.get("max_tokens").is_none() {
             fields["max_tokens"] = json!(12);
         }
-        ask(name, &fields, ends)
+        row(name, &fields, ends)
     };
-    let bias = json!({model.liked_id.to_string(): 100});
+    let bias = json!({model.biased_id.to_string(): 100});
     let (stop, stop_id) = (model.stop, model.stop_id);
     vec![
         greedy("greedy", json!({}), LENGTH),
         greedy("max_tokens by default", json!({"max_tokens": null}), LENGTH),
         greedy("a model by its name", json!({"model": model.name}), LENGTH),
         sampled("seed", json!({})),
-        sampled("a hot temperature", json!({"temperature": 1.7})),
+        sampled("a high temperature", json!({"temperature": 1.7})),
         sampled("top_p", json!({"top_p": 0.6})),
         sampled("top_k", json!({"top_k": 5})),
         sampled("min_p", json!({"min_p": 0.2})),
@@ -143,7 +143,7 @@ fn rows(model: &Model) -> Vec<Row> {
             LENGTH,
         ),
         greedy(
-            "logprobs of none but the tokens",
+            "logprobs of the sampled tokens only",
             json!({"logprobs": 0}),
             LENGTH,
         ),
@@ -188,7 +188,7 @@ fn rows(model: &Model) -> Vec<Row> {
     ]
 }
 
-/// Conversations that both runners answer.
+/// Chat completions that both runners support.
 fn conversations(model: &Model) -> Vec<Row> {
     let hello = json!("Name the capital of France.");
     let limited = |name, mut fields: Value| {
@@ -201,18 +201,18 @@ fn conversations(model: &Model) -> Vec<Row> {
     let parts = json!([part("Name the capital"), part("of France.")]);
     vec![
         limited("a conversation", json!({})),
-        limited("several answers", json!({"n": 2})),
-        limited("logprobs of an answer", json!({"logprobs": true})),
+        limited("several choices of a chat", json!({"n": 2})),
+        limited("logprobs of a chat", json!({"logprobs": true})),
         limited(
-            "top_logprobs of an answer",
+            "top_logprobs of a chat",
             json!({"logprobs": true, "top_logprobs": 4}),
         ),
         limited(
-            "text as the form of an answer",
+            "response_format text",
             json!({"response_format": {"type": "text"}}),
         ),
         chat(
-            "max_tokens of an answer",
+            "max_tokens of a chat",
             &hello,
             &json!({"max_tokens": 3, "seed": 1, "ignore_eos": true}),
             LENGTH,
@@ -224,13 +224,13 @@ fn conversations(model: &Model) -> Vec<Row> {
             LENGTH,
         ),
         chat(
-            "an answer without a limit",
+            "a chat without max_tokens",
             &hello,
             &json!({"stop_token_ids": [model.stop_id], "temperature": 0}),
             STOP,
         ),
         chat(
-            "an answer that is too long",
+            "max_completion_tokens over the context",
             &hello,
             &json!({"max_completion_tokens": model.context_length}),
             Ends::Failing("context_length_exceeded"),
@@ -239,68 +239,68 @@ fn conversations(model: &Model) -> Vec<Row> {
 }
 
 /// Requests that are refused.
-fn refusals(model: &Model) -> Vec<Row> {
+fn rejections(model: &Model) -> Vec<Row> {
     let prompt = json!(PROMPT);
     let invalid = Ends::Failing("invalid_value");
-    let ask = |name, fields: &Value, ends| completion(name, &prompt, fields, ends);
+    let row = |name, fields: &Value, ends| completion(name, &prompt, fields, ends);
     vec![
-        ask(
+        row(
             "an unknown model",
             &json!({"model": "nobody"}),
             Ends::Failing("model_not_found"),
         ),
-        ask(
+        row(
             "max_tokens over the context",
             &json!({"max_tokens": model.context_length}),
             Ends::Failing("context_length_exceeded"),
         ),
-        ask(
+        row(
             "a suffix",
             &json!({"suffix": "."}),
             Ends::Failing("unsupported_parameter"),
         ),
-        ask(
+        row(
             "a temperature out of range",
             &json!({"temperature": 2.5}),
             invalid,
         ),
-        ask("a top_p out of range", &json!({"top_p": -0.5}), invalid),
-        ask("a top_k out of range", &json!({"top_k": -2}), invalid),
-        ask("a min_p out of range", &json!({"min_p": 1.5}), invalid),
-        ask(
+        row("a top_p out of range", &json!({"top_p": -0.5}), invalid),
+        row("a top_k out of range", &json!({"top_k": -2}), invalid),
+        row("a min_p out of range", &json!({"min_p": 1.5}), invalid),
+        row(
             "a presence_penalty out of range",
             &json!({"presence_penalty": 3}),
             invalid,
         ),
-        ask(
+        row(
             "a frequency_penalty out of range",
             &json!({"frequency_penalty": -3}),
             invalid,
         ),
-        ask(
+        row(
             "a repetition_penalty out of range",
             &json!({"repetition_penalty": 0}),
             invalid,
         ),
-        ask(
+        row(
             "a logit_bias out of range",
             &json!({"logit_bias": {"1": 101}}),
             invalid,
         ),
-        ask("an n out of range", &json!({"n": 0}), invalid),
-        ask("max_tokens of none", &json!({"max_tokens": 0}), invalid),
-        ask(
+        row("an n out of range", &json!({"n": 0}), invalid),
+        row("max_tokens of 0", &json!({"max_tokens": 0}), invalid),
+        row(
             "min_tokens over max_tokens",
             &json!({"max_tokens": 3, "min_tokens": 4}),
             invalid,
         ),
-        ask(
+        row(
             "too many stop strings",
             &json!({"stop": vec!["a"; 17]}),
             invalid,
         ),
-        ask("an empty stop string", &json!({"stop": ""}), invalid),
-        ask(
+        row("an empty stop string", &json!({"stop": ""}), invalid),
+        row(
             "too many stop tokens",
             &json!({"stop_token_ids": vec![1; 129]}),
             invalid,
@@ -314,7 +314,7 @@ fn test_model() -> Model {
         name: "llm_test",
         stop: "token_5",
         stop_id: 5,
-        liked_id: 1,
+        biased_id: 1,
         context_length: 1_048_576,
     }
 }
@@ -323,20 +323,20 @@ async fn assert_table(servers: &Servers, model: &Model) {
     for row in rows(model)
         .iter()
         .chain(&conversations(model))
-        .chain(&refusals(model))
+        .chain(&rejections(model))
     {
-        assert_all_lanes_agree(servers, row).await;
+        assert_all_transports_agree(servers, row).await;
     }
 }
 
 #[tokio::test]
-async fn every_lane_of_the_test_runner_says_the_same() {
+async fn every_transport_returns_the_same_for_the_test_runner() {
     let servers = Servers::start(Setup::test_runner(full_speed())).await;
     assert_table(&servers, &test_model()).await;
 }
 
 #[tokio::test]
-async fn a_failure_in_the_middle_is_the_same_by_every_lane() {
+async fn a_mid_stream_failure_is_the_same_over_every_transport() {
     let options = TestRunnerOptions {
         fail_at: Some(3),
         ..full_speed()
@@ -352,18 +352,18 @@ async fn a_failure_in_the_middle_is_the_same_by_every_lane() {
             ends,
         ),
         chat(
-            "a failure of an answer",
+            "a failure of a chat",
             &json!("Hi"),
             &json!({"max_tokens": 9}),
             ends,
         ),
     ] {
-        assert_all_lanes_agree(&servers, &row).await;
+        assert_all_transports_agree(&servers, &row).await;
     }
 }
 
 #[tokio::test]
-async fn a_deadline_that_passes_is_the_same_by_every_lane() {
+async fn an_expired_deadline_is_the_same_over_every_transport() {
     let servers = Servers::start(Setup::test_runner(silent_at(3))).await;
     let ends = Ends::Failing("deadline_exceeded");
     let timeout = Duration::from_millis(300);
@@ -375,22 +375,22 @@ async fn a_deadline_that_passes_is_the_same_by_every_lane() {
             ends,
         ),
         chat(
-            "a deadline of an answer",
+            "a deadline of a chat",
             &json!("Hi"),
             &json!({"max_tokens": 9}),
             ends,
         ),
     ] {
-        assert_all_lanes_agree(&servers, &row.within(timeout)).await;
+        assert_all_transports_agree(&servers, &row.within(timeout)).await;
     }
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_frees_its_slot_by_every_lane() {
-    let (setup, mut seen) = slot_events(silent_at(3));
+async fn a_disconnect_frees_the_slot_over_every_transport() {
+    let (setup, mut events) = slot_events(silent_at(3));
     let servers = Servers::start(setup).await;
     let row = completion(
-        "abandoned",
+        "disconnected",
         &json!(PROMPT),
         &json!({"max_tokens": 9}),
         LENGTH,
@@ -398,13 +398,13 @@ async fn a_client_that_goes_away_frees_its_slot_by_every_lane() {
     for transport in Transport::ALL {
         let open = servers.begin(transport, &row).await;
         assert_eq!(
-            seen.recv().await,
+            events.recv().await,
             Some(SlotEvent::Admitted),
             "{transport:?}"
         );
         drop(open);
         assert_eq!(
-            seen.recv().await,
+            events.recv().await,
             Some(SlotEvent::Released),
             "{transport:?}"
         );

@@ -1,4 +1,4 @@
-//! What came of a request, in words that all lanes share.
+//! The outcome of a request in a form that is the same for all transports.
 
 use serde_json::Value;
 
@@ -6,52 +6,52 @@ use crate::table::Row;
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Outcome {
-    /// The prompt's text, where it was asked for.
+    /// The echoed prompt, if `echo` was set.
     pub(crate) echo: Option<String>,
-    /// The prompt's tokens, where their log probabilities were asked for.
-    pub(crate) scored: Vec<Likelihood>,
+    /// The logprobs of the prompt's tokens, if they were requested.
+    pub(crate) scored: Vec<TokenLogprob>,
     pub(crate) choices: Vec<Choice>,
-    /// Tokens of the prompt and of the completion; not where the request failed.
+    /// Number of prompt tokens and completion tokens. `None` if the request failed.
     pub(crate) usage: Option<(u32, u32)>,
-    /// Its code and its field.
+    /// Error code and field.
     pub(crate) error: Option<(String, Option<String>)>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Choice {
     pub(crate) text: String,
-    /// Not every transport tells them.
+    /// Token ids. `None` for unary responses, which do not have them.
     pub(crate) ids: Option<Vec<u32>>,
     pub(crate) finish: Option<String>,
-    pub(crate) logprobs: Vec<Likelihood>,
+    pub(crate) logprobs: Vec<TokenLogprob>,
 }
 
-/// How likely a token was. Spellings are as OpenAI's older form has them.
+/// The logprob of a token. Tokens that are not UTF-8 are written as in OpenAI's completions: `bytes:\xf0`.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Likelihood {
+pub(crate) struct TokenLogprob {
     token: String,
     logprob: Option<f32>,
-    /// In the order of their spellings: objects have no other.
+    /// Sorted by token, because JSON objects have no order.
     top: Vec<(String, f32)>,
 }
 
-impl Likelihood {
+impl TokenLogprob {
     pub(crate) fn new(token: &[u8], logprob: Option<f32>, top: Vec<(Vec<u8>, f32)>) -> Self {
         let mut top: Vec<_> = top
             .into_iter()
-            .map(|(token, logprob)| (spelled(&token), logprob))
+            .map(|(token, logprob)| (printable(&token), logprob))
             .collect();
         top.sort_by(|one, other| one.0.cmp(&other.0));
         Self {
-            token: spelled(token),
+            token: printable(token),
             logprob,
             top,
         }
     }
 }
 
-/// Bytes that are no text are written out.
-fn spelled(bytes: &[u8]) -> String {
+/// Token bytes as text, or hex-escaped if they are not UTF-8.
+fn printable(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => text.to_owned(),
         Err(_) => {
@@ -69,7 +69,7 @@ impl Outcome {
         }
     }
 
-    /// An answer in one piece.
+    /// Parses a unary response.
     pub(crate) fn of_body(row: &Row, body: &Value) -> Self {
         if let Some(error) = error(body) {
             return Self::failed(error);
@@ -84,23 +84,23 @@ impl Outcome {
             } else {
                 &object["text"]
             };
-            let logprobs = likelihoods(row, &object["logprobs"]);
-            outcome.begin(row, text.as_str().expect("a text"), logprobs, object);
+            let logprobs = logprobs_of(row, &object["logprobs"]);
+            outcome.add_choice(row, text.as_str().expect("a text"), logprobs, object);
         }
         outcome
     }
 
     /// A choice that is told in one piece, with the prompt before it where that was asked for.
-    fn begin(&mut self, row: &Row, text: &str, mut logprobs: Vec<Likelihood>, object: &Value) {
+    fn add_choice(&mut self, row: &Row, text: &str, mut logprobs: Vec<TokenLogprob>, object: &Value) {
         let mut text = text.to_owned();
         if row.echoes() {
             let rest = text.split_off(row.prompt().len());
             self.echo = Some(std::mem::replace(&mut text, rest));
-            // The first token of a prompt has no log probability, and every other has one.
-            let prompt_tokens = self.usage.expect("a whole answer").0;
+            // The logprobs of the prompt come first.
+            let prompt_tokens = self.usage.expect("a whole response has a usage").0;
             let scored = logprobs
                 .len()
-                .min(usize::try_from(prompt_tokens).expect("few"));
+                .min(usize::try_from(prompt_tokens).expect("a small number"));
             let rest = logprobs.split_off(scored);
             self.scored = std::mem::replace(&mut logprobs, rest);
         }
@@ -112,7 +112,7 @@ impl Outcome {
         });
     }
 
-    /// An answer in many lines.
+    /// Parses the objects of a streamed response.
     pub(crate) fn of_lines(row: &Row, lines: &[Value]) -> Self {
         let mut outcome = Self::default();
         for line in lines {
@@ -120,14 +120,14 @@ impl Outcome {
             outcome.error = error(line);
             outcome.usage = outcome.usage.or_else(|| usage(line));
             for object in line["choices"].as_array().into_iter().flatten() {
-                outcome.line(row, object);
+                outcome.add_line(row, object);
             }
         }
         outcome
     }
 
-    fn line(&mut self, row: &Row, object: &Value) {
-        let at = usize::try_from(object["index"].as_u64().expect("an index")).expect("few");
+    fn add_line(&mut self, row: &Row, object: &Value) {
+        let at = usize::try_from(object["index"].as_u64().expect("an index")).expect("a small number");
         let is_first = self.choices.len() <= at;
         if is_first {
             self.choices.resize(at + 1, Choice::default());
@@ -138,7 +138,7 @@ impl Outcome {
             &object["text"]
         };
         let text = text.as_str().unwrap_or_default();
-        let logprobs = likelihoods(row, &object["logprobs"]);
+        let logprobs = logprobs_of(row, &object["logprobs"]);
         let choice = &mut self.choices[at];
         if row.echoes() && choice.ids.is_none() {
             choice.ids = Some(Vec::new());
@@ -155,8 +155,8 @@ impl Outcome {
         choice.finish = object["finish_reason"].as_str().map(str::to_owned);
     }
 
-    /// The same, with nothing that only some lanes tell.
-    pub(crate) fn told_by_all(mut self) -> Self {
+    /// Removes the token ids, which unary responses do not have.
+    pub(crate) fn without_token_ids(mut self) -> Self {
         for choice in &mut self.choices {
             choice.ids = None;
         }
@@ -174,67 +174,67 @@ fn usage(object: &Value) -> Option<(u32, u32)> {
     let usage = object.get("usage").filter(|usage| !usage.is_null())?;
     let count = |field: &str| {
         let count = usage[field].as_u64().expect("a count");
-        u32::try_from(count).expect("few")
+        u32::try_from(count).expect("a small number")
     };
     let (prompt, completion) = (count("prompt_tokens"), count("completion_tokens"));
     assert_eq!(count("total_tokens"), prompt + completion);
     Some((prompt, completion))
 }
 
-fn likelihoods(row: &Row, logprobs: &Value) -> Vec<Likelihood> {
+fn logprobs_of(row: &Row, logprobs: &Value) -> Vec<TokenLogprob> {
     if logprobs.is_null() {
         return Vec::new();
     }
     if row.is_chat() {
         return objects(&logprobs["content"])
             .iter()
-            .map(chat_likelihood)
+            .map(chat_logprob)
             .collect();
     }
     let columns = ["tokens", "token_logprobs", "top_logprobs", "text_offset"];
-    let [tokens, own, top, offsets] = columns.map(|column| objects(&logprobs[column]));
+    let [tokens, sampled, top, offsets] = columns.map(|column| objects(&logprobs[column]));
     assert!(
-        [own, top, offsets]
+        [sampled, top, offsets]
             .iter()
             .all(|column| column.len() == tokens.len())
     );
-    let one = |at: usize| Likelihood {
+    let one = |at: usize| TokenLogprob {
         token: tokens[at].as_str().expect("a token").to_owned(),
-        logprob: own[at].as_f64().map(narrowed),
+        logprob: sampled[at].as_f64().map(as_f32),
         top: top[at]
             .as_object()
             .into_iter()
             .flatten()
-            .map(|(token, logprob)| (token.clone(), narrowed(logprob.as_f64().expect("one"))))
+            .map(|(token, logprob)| (token.clone(), as_f32(logprob.as_f64().expect("a number"))))
             .collect(),
     };
     (0..tokens.len()).map(one).collect()
 }
 
-fn chat_likelihood(object: &Value) -> Likelihood {
+fn chat_logprob(object: &Value) -> TokenLogprob {
     let bytes = |object: &Value| -> Vec<u8> {
         let bytes = objects(&object["bytes"]).iter();
         bytes
             .map(|byte| u8::try_from(byte.as_u64().expect("a byte")).expect("a byte"))
             .collect()
     };
-    let logprob = |object: &Value| object["logprob"].as_f64().map(narrowed);
+    let logprob = |object: &Value| object["logprob"].as_f64().map(as_f32);
     let top = objects(&object["top_logprobs"]).iter();
     let top = top
-        .map(|top| (bytes(top), logprob(top).expect("one")))
+        .map(|top| (bytes(top), logprob(top).expect("a number")))
         .collect();
-    Likelihood::new(&bytes(object), logprob(object), top)
+    TokenLogprob::new(&bytes(object), logprob(object), top)
 }
 
 fn objects(list: &Value) -> &[Value] {
     list.as_array().expect("a list")
 }
 
-/// A number that was written with as many digits as tell it from its neighbours.
+/// Converts a JSON number back to the `f32` that it was printed from.
 #[expect(
     clippy::as_conversions,
-    reason = "there is no other way to round a float"
+    reason = "std has no other conversion that rounds a float"
 )]
-fn narrowed(number: f64) -> f32 {
+fn as_f32(number: f64) -> f32 {
     number as f32
 }

@@ -1,4 +1,4 @@
-//! The test runner, with somebody who sees when its device takes a sequence and when it lets go of it.
+//! The test runner with a record of when its device admits and releases sequences.
 
 use std::sync::Arc;
 
@@ -11,26 +11,26 @@ use tokio::sync::mpsc;
 
 use crate::support::Setup;
 
-/// What a device does with a sequence.
+/// An event of the device's only slot.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum SlotEvent {
     Admitted,
     Released,
 }
 
-/// A server of a runner that behaves so, and what is seen of it.
+/// A server on the test runner with one slot, and the events of that slot.
 pub(crate) fn slot_events(options: TestRunnerOptions) -> (Setup, mpsc::Receiver<SlotEvent>) {
-    let (seen, receiver) = mpsc::channel(16);
+    let (sender, events) = mpsc::channel(16);
     let loader = Recording {
         inner: TestRunnerLoader::new(options),
-        seen,
+        events: sender,
     };
-    (Setup::runner("llm_test", Arc::new(loader), 1), receiver)
+    (Setup::runner("llm_test", Arc::new(loader), 1), events)
 }
 
 struct Recording<T> {
     inner: T,
-    seen: mpsc::Sender<SlotEvent>,
+    events: mpsc::Sender<SlotEvent>,
 }
 
 impl Loader for Recording<TestRunnerLoader> {
@@ -38,7 +38,7 @@ impl Loader for Recording<TestRunnerLoader> {
         let LoadedModel { model, runner } = self.inner.load(slots, progress)?;
         let runner = Recording {
             inner: runner,
-            seen: self.seen.clone(),
+            events: self.events.clone(),
         };
         Ok(LoadedModel {
             model,
@@ -54,17 +54,17 @@ impl Loader for Recording<TestRunnerLoader> {
 impl Runner for Recording<Box<dyn Runner>> {
     fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
         let admitted = self.inner.admit(slot, sequence);
-        self.seen
+        self.events
             .try_send(SlotEvent::Admitted)
-            .expect("it is looked at");
+            .expect("the test reads the events");
         admitted
     }
 
     fn release(&mut self, slot: Slot) {
         self.inner.release(slot);
-        self.seen
+        self.events
             .try_send(SlotEvent::Released)
-            .expect("it is looked at");
+            .expect("the test reads the events");
     }
 
     fn next(&mut self, credit: &dyn SlotCredit) -> Next {

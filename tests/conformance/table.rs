@@ -1,4 +1,4 @@
-//! The table: requests that use every field, and that end in every way.
+//! Rows of the conformance table: requests that use every field and end in every way.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokenway::proto::v1;
 use tokenway::proto::v1::completion_request::Input;
 
-/// A request, as its body over HTTP is; what it should come to; and how long it may take.
+/// A request as an HTTP body, its expected end and its deadline.
 pub(crate) struct Row {
     pub(crate) name: &'static str,
     route: Route,
@@ -21,19 +21,19 @@ enum Route {
     Chat,
 }
 
-/// How a request ends.
+/// Expected end of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ends {
-    /// Every choice with this reason.
+    /// Every choice has this finish reason.
     With(&'static str),
-    /// With this error.
+    /// The request fails with this error code.
     Failing(&'static str),
 }
 
 pub(crate) const LENGTH: Ends = Ends::With("length");
 pub(crate) const STOP: Ends = Ends::With("stop");
 
-/// A completion of `prompt`, with these fields besides.
+/// A completion of `prompt` with additional fields.
 pub(crate) fn completion(name: &'static str, prompt: &Value, fields: &Value, ends: Ends) -> Row {
     row(
         name,
@@ -44,7 +44,7 @@ pub(crate) fn completion(name: &'static str, prompt: &Value, fields: &Value, end
     )
 }
 
-/// An answer to `content`, with these fields besides.
+/// A chat completion for `content` with additional fields.
 pub(crate) fn chat(name: &'static str, content: &Value, fields: &Value, ends: Ends) -> Row {
     let messages = json!([{"role": "user", "content": content}]);
     row(
@@ -93,22 +93,22 @@ impl Row {
         self.body["echo"] == json!(true)
     }
 
-    /// Whether only an answer in one piece can hold it.
-    pub(crate) fn is_unary(&self) -> bool {
+    /// True if the request needs a unary response.
+    pub(crate) fn needs_unary(&self) -> bool {
         self.body.get("best_of").is_some()
     }
 
     pub(crate) fn prompt(&self) -> &str {
-        self.body["prompt"].as_str().expect("a prompt that is text")
+        self.body["prompt"].as_str().expect("the prompt is text")
     }
 
     /// The same request over gRPC.
     pub(crate) fn message(&self) -> v1::CompletionRequest {
         let body = &self.body;
         let int = |name: &str| body[name].as_i64();
-        let small = |name: &str| int(name).map(|it| i32::try_from(it).expect("small"));
+        let small = |name: &str| int(name).map(|it| i32::try_from(it).expect("the value fits in i32"));
         let count = |name: &str| int(name).map(|it| u32::try_from(it).expect("a count"));
-        let number = |name: &str| body[name].as_f64().map(narrowed);
+        let number = |name: &str| body[name].as_f64().map(as_f32);
         let flag = |name: &str| body[name].as_bool().unwrap_or(false);
         let text = |name: &str| body[name].as_str().map(str::to_owned);
         let logprobs = if self.is_chat() {
@@ -177,7 +177,7 @@ impl Row {
         let bias = self.body["logit_bias"].as_object().into_iter().flatten();
         bias.map(|(id, bias)| {
             let bias = bias.as_f64().expect("a number");
-            (id.parse().expect("an id"), narrowed(bias))
+            (id.parse().expect("an id"), as_f32(bias))
         })
         .collect()
     }
@@ -202,8 +202,8 @@ fn ids(list: &Value) -> Vec<u32> {
 
 #[expect(
     clippy::as_conversions,
-    reason = "there is no other way to round a float"
+    reason = "std has no other conversion that rounds a float"
 )]
-fn narrowed(number: f64) -> f32 {
+fn as_f32(number: f64) -> f32 {
     number as f32
 }

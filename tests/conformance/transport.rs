@@ -1,4 +1,4 @@
-//! The ways by which a request reaches an engine, and what each of them says of it, in the same words.
+//! The transports over which a request can reach an engine, and the conversion of their responses into an `Outcome`.
 
 use std::time::Duration;
 
@@ -9,19 +9,19 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tonic::{Request, Status, Streaming};
 
-use crate::outcome::{Choice, Likelihood, Outcome};
+use crate::outcome::{Choice, TokenLogprob, Outcome};
 use crate::support::http::{self, End};
 use crate::support::{Setup, TestServer, grpc};
 use crate::table::Row;
 
-/// A way to an engine.
+/// An API with its response format and, for HTTP, the place of the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transport {
     Grpc,
     Http(Format, Deployment),
 }
 
-/// The form of an answer over HTTP.
+/// Response format of the HTTP API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     Ndjson,
@@ -29,21 +29,21 @@ pub(crate) enum Format {
     Unary,
 }
 
-/// Where the HTTP door is.
+/// Place of the HTTP API: in the engine's process or in a separate gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Deployment {
     InProcess,
     Remote,
 }
 
-/// A request whose answer nobody reads.
-#[expect(dead_code, reason = "it is only held, and dropped")]
+/// A request whose response is not read.
+#[expect(dead_code, reason = "the value is only held and dropped")]
 pub(crate) enum Open {
     Grpc(Streaming<v1::CompletionEvent>),
     Http(TcpStream),
 }
 
-/// An engine with an HTTP door of its own, and a gateway before it.
+/// An engine that serves both APIs, and a gateway in front of it.
 pub(crate) struct Servers {
     pub(crate) engine: TestServer,
     gateway: TestServer,
@@ -60,10 +60,10 @@ impl Transport {
         Self::Http(Format::Unary, Deployment::Remote),
     ];
 
-    /// Whether the transport can carry what the row asks for.
-    pub(crate) fn takes(self, row: &Row) -> bool {
+    /// True if the transport supports the row. `best_of` needs a unary response.
+    pub(crate) fn supports(self, row: &Row) -> bool {
         match self {
-            Self::Grpc | Self::Http(Format::Ndjson | Format::Sse, _) => !row.is_unary(),
+            Self::Grpc | Self::Http(Format::Ndjson | Format::Sse, _) => !row.needs_unary(),
             Self::Http(Format::Unary, _) => true,
         }
     }
@@ -76,30 +76,30 @@ impl Servers {
         Self { engine, gateway }
     }
 
-    /// What becomes of a row by this transport.
+    /// Sends a row over this transport and reads its outcome.
     pub(crate) async fn run(&self, transport: Transport, row: &Row) -> Outcome {
         match transport {
             Transport::Grpc => self.over_grpc(row).await,
-            Transport::Http(form, place) => self.over_http(row, form, self.door(place)).await,
+            Transport::Http(format, deployment) => self.over_http(row, format, self.http_server(deployment)).await,
         }
     }
 
-    /// Sends a row, and leaves what comes of it to be read, or to be dropped.
+    /// Sends a row without reading its response.
     pub(crate) async fn begin(&self, transport: Transport, row: &Row) -> Open {
         match transport {
             Transport::Grpc => Open::Grpc(self.engine.stream(row.message()).await),
-            Transport::Http(form, place) => {
-                let address = self.door(place).http_address();
-                let mut stream = TcpStream::connect(address).await.expect("a connection");
-                let bytes = request(row, form).bytes();
+            Transport::Http(format, deployment) => {
+                let address = self.http_server(deployment).http_address();
+                let mut stream = TcpStream::connect(address).await.expect("the server accepts connections");
+                let bytes = request(row, format).bytes();
                 stream.write_all(&bytes).await.expect("the request is sent");
                 Open::Http(stream)
             }
         }
     }
 
-    fn door(&self, place: Deployment) -> &TestServer {
-        match place {
+    fn http_server(&self, deployment: Deployment) -> &TestServer {
+        match deployment {
             Deployment::InProcess => &self.engine,
             Deployment::Remote => &self.gateway,
         }
@@ -120,7 +120,7 @@ impl Servers {
                 .prompt
                 .tokens
                 .iter()
-                .filter_map(likelihood(row))
+                .filter_map(logprob_of(row))
                 .collect(),
             choices: completion
                 .choices
@@ -139,9 +139,9 @@ impl Servers {
         outcome
     }
 
-    async fn over_http(&self, row: &Row, form: Format, door: &TestServer) -> Outcome {
-        let (response, body) = request(row, form).fetch(door).await;
-        let lines = match form {
+    async fn over_http(&self, row: &Row, format: Format, server: &TestServer) -> Outcome {
+        let (response, body) = request(row, format).fetch(server).await;
+        let lines = match format {
             Format::Ndjson if response.status == 200 => body.lines(),
             Format::Sse if response.status == 200 => events(&body),
             Format::Ndjson | Format::Sse | Format::Unary => {
@@ -150,23 +150,23 @@ impl Servers {
             }
         };
         let outcome = Outcome::of_lines(row, &lines);
-        let is_whole = if outcome.error.is_some() {
+        let expected_end = if outcome.error.is_some() {
             End::Unclean
         } else {
             End::Clean
         };
-        assert_eq!(body.end, is_whole, "{}", body.text);
+        assert_eq!(body.end, expected_end, "{}", body.text);
         outcome
     }
 }
 
-fn request(row: &Row, form: Format) -> http::Request {
+fn request(row: &Row, format: Format) -> http::Request {
     let mut body = row.body.clone();
-    if form != Format::Unary {
+    if format != Format::Unary {
         body["stream"] = json!(true);
         body["stream_options"] = json!({"include_usage": true, "return_token_ids": true});
     }
-    let request = http::post(row.path(), body.to_string()).accept(match form {
+    let request = http::post(row.path(), body.to_string()).accept(match format {
         Format::Ndjson => "application/x-ndjson",
         Format::Sse => "text/event-stream",
         Format::Unary => "application/json",
@@ -177,7 +177,7 @@ fn request(row: &Row, form: Format) -> http::Request {
     }
 }
 
-/// The objects of a stream of server-sent events, which says `[DONE]` where it is whole.
+/// The objects of an SSE stream. A stream that ends cleanly must end with `[DONE]`.
 fn events(body: &http::Body) -> Vec<Value> {
     let mut events = body.events();
     if body.end == End::Clean {
@@ -200,27 +200,27 @@ fn choice_of(row: &Row, choice: &grpc::Choice) -> Choice {
             v1::FinishReason::Stop => Some("stop".to_owned()),
             v1::FinishReason::Length => Some("length".to_owned()),
         },
-        logprobs: choice.tokens.iter().filter_map(likelihood(row)).collect(),
+        logprobs: choice.tokens.iter().filter_map(logprob_of(row)).collect(),
     }
 }
 
-fn likelihood(row: &Row) -> impl Fn(&v1::Token) -> Option<Likelihood> {
-    let shows_own = !row.is_chat();
+fn logprob_of(row: &Row) -> impl Fn(&v1::Token) -> Option<TokenLogprob> {
+    let adds_sampled = !row.is_chat();
     move |token| {
         let logprobs = token.logprobs.as_ref()?;
-        let own = logprobs
+        let sampled = logprobs
             .logprob
-            .map(|own| (logprobs.token_bytes.clone(), own));
+            .map(|logprob| (logprobs.token_bytes.clone(), logprob));
         let top = logprobs
             .top
             .iter()
             .map(|top| (top.token_bytes.clone(), top.logprob));
         let mut top: Vec<_> = top.collect();
-        // OpenAI's older form has the token itself among the likeliest.
-        if let Some(own) = own.filter(|own| shows_own && !top.contains(own)) {
-            top.push(own);
+        // OpenAI's completions include the sampled token in `top_logprobs`.
+        if let Some(sampled) = sampled.filter(|it| adds_sampled && !top.contains(it)) {
+            top.push(sampled);
         }
-        Some(Likelihood::new(
+        Some(TokenLogprob::new(
             &logprobs.token_bytes,
             logprobs.logprob,
             top,
@@ -228,7 +228,7 @@ fn likelihood(row: &Row) -> impl Fn(&v1::Token) -> Option<Likelihood> {
     }
 }
 
-/// An error's code, and its field as the row's route names it.
+/// The code of an error and its field, with the name that the row's route uses.
 fn error_of(row: &Row, status: &Status) -> (String, Option<String>) {
     let error = Error::from(status);
     let param = error.param.map(|param| match param.as_str() {

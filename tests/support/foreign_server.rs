@@ -1,5 +1,5 @@
-//! Servers of somebody else's: their streams end as if all were well, but without their end, which a client
-//! must not take for a whole answer; or they refuse in words of their own.
+//! Servers that are not Tokenway's. One truncates its streams: the body ends cleanly, but without a finish reason or
+//! summary, and clients must report that. The other rejects every completion with a given status.
 
 use axum::Router;
 use axum::http::HeaderMap;
@@ -21,7 +21,7 @@ const MODELS: &str = r#"{"object":"list","data":[
 const LINE: &str = r#"{"id":"cmpl-1","object":"text_completion","created":0,"model":"short",
     "choices":[{"index":0,"text":"token_0","logprobs":null,"finish_reason":null}]}"#;
 
-/// The HTTP door of such a server, by its URL. It ends with the test's runtime.
+/// Starts an HTTP server that truncates its streams and returns its URL. It ends with the test's runtime.
 pub async fn http() -> String {
     let router = Router::new()
         .route("/v1/models", get(|| async { json(MODELS) }))
@@ -31,15 +31,15 @@ pub async fn http() -> String {
     format!("http://{address}")
 }
 
-/// The gRPC door of such a server, by its address.
+/// Starts a gRPC server that truncates its streams and returns its address.
 pub async fn grpc() -> String {
-    engine(Foreign { refusal: None }).await
+    engine(Foreign { rejection: None }).await
 }
 
-/// The gRPC door of a server that refuses every completion so, by its address.
-pub async fn refusing(refusal: Status) -> String {
-    let refusal = Some(refusal);
-    engine(Foreign { refusal }).await
+/// Starts a gRPC server that rejects every completion with this status and returns its address.
+pub async fn rejecting(status: Status) -> String {
+    let rejection = Some(status);
+    engine(Foreign { rejection }).await
 }
 
 async fn engine(service: Foreign) -> String {
@@ -54,7 +54,7 @@ async fn engine(service: Foreign) -> String {
         .register_encoded_file_descriptor_set(DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1alpha()
-        .expect("the descriptors are whole");
+        .expect("the descriptors are valid");
     let routes = Routes::new(InferenceServer::new(service))
         .add_service(health)
         .add_service(reflection);
@@ -65,8 +65,8 @@ async fn engine(service: Foreign) -> String {
 }
 
 async fn listen() -> (TcpListener, String) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("it is bound").to_string();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port exists");
+    let address = listener.local_addr().expect("the listener is bound").to_string();
     (listener, address)
 }
 
@@ -87,7 +87,7 @@ fn json(body: &'static str) -> impl IntoResponse {
 }
 
 struct Foreign {
-    refusal: Option<Status>,
+    rejection: Option<Status>,
 }
 
 #[tonic::async_trait]
@@ -98,8 +98,8 @@ impl Inference for Foreign {
         &self,
         _request: Request<v1::CompletionRequest>,
     ) -> Result<Response<Self::CompleteStream>, Status> {
-        if let Some(refusal) = &self.refusal {
-            return Err(refusal.clone());
+        if let Some(rejection) = &self.rejection {
+            return Err(rejection.clone());
         }
         let token = v1::Token {
             text: "token_0".to_owned(),
@@ -119,27 +119,27 @@ impl Inference for Foreign {
         &self,
         _request: Request<v1::ListModelsRequest>,
     ) -> Result<Response<v1::ListModelsResponse>, Status> {
-        Err(Status::unimplemented("it only streams"))
+        Err(Status::unimplemented("only Complete is implemented"))
     }
 
     async fn get_model(
         &self,
         _request: Request<v1::GetModelRequest>,
     ) -> Result<Response<v1::GetModelResponse>, Status> {
-        Err(Status::unimplemented("it only streams"))
+        Err(Status::unimplemented("only Complete is implemented"))
     }
 
     async fn tokenize(
         &self,
         _request: Request<v1::TokenizeRequest>,
     ) -> Result<Response<v1::TokenizeResponse>, Status> {
-        Err(Status::unimplemented("it only streams"))
+        Err(Status::unimplemented("only Complete is implemented"))
     }
 
     async fn detokenize(
         &self,
         _request: Request<v1::DetokenizeRequest>,
     ) -> Result<Response<v1::DetokenizeResponse>, Status> {
-        Err(Status::unimplemented("it only streams"))
+        Err(Status::unimplemented("only Complete is implemented"))
     }
 }

@@ -1,4 +1,4 @@
-//! An HTTP/2 client that writes its frames by hand: many at once, and such as no library would send.
+//! An HTTP/2 client that writes frames by hand, to send many at once and in sequences that no library sends.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -14,10 +14,10 @@ const WINDOW_UPDATE: u8 = 8;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-/// A connection whose peer may send as much as it likes.
+/// A connection with a receive window of 1 GiB.
 pub struct Frames {
     stream: TcpStream,
-    /// Which API it asks.
+    /// The API that its requests use.
     api: Api,
 }
 
@@ -36,28 +36,28 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// The code of a GOAWAY frame.
+    /// The error code of a GOAWAY frame.
     pub fn code(&self) -> u32 {
         assert_eq!(self.kind, GO_AWAY);
         u32::from_be_bytes(self.payload[4..8].try_into().expect("four bytes"))
     }
 
     pub fn ends_stream(&self, stream: u32) -> bool {
-        let may_end = matches!(self.kind, DATA | HEADERS);
-        self.stream == stream && may_end && self.flags & END_STREAM != 0
+        let has_end_flag = matches!(self.kind, DATA | HEADERS);
+        self.stream == stream && has_end_flag && self.flags & END_STREAM != 0
     }
 }
 
 impl Frames {
     pub async fn open(address: &str, api: Api) -> Self {
-        let mut stream = TcpStream::connect(address).await.expect("it answers");
+        let mut stream = TcpStream::connect(address).await.expect("the server accepts connections");
         let window = frame(WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes());
         let opening = [PREFACE, &frame(SETTINGS, 0, 0, &[]), &window].concat();
-        stream.write_all(&opening).await.expect("it is taken");
+        stream.write_all(&opening).await.expect("the preface is written");
         Self { stream, api }
     }
 
-    /// The bytes of a request for a completion.
+    /// The bytes of a completion request on this stream.
     pub fn request(&self, stream: u32, body: &[u8]) -> Vec<u8> {
         let (path, kind, prefix) = match self.api {
             Api::Http => ("/v1/completions", "application/json", Vec::new()),
@@ -75,7 +75,7 @@ impl Frames {
             let length = u8::try_from(text.len()).expect("a short text");
             [prefix, &[length], text.as_bytes()].concat()
         };
-        // POST and http from HPACK's static table, then literals whose names are in it.
+        // HPACK: `:method POST` and `:scheme http` are indexed; the others are literals, most with an indexed name.
         let head = [
             b"\x83\x86".to_vec(),
             text(b"\x04", path),
@@ -88,7 +88,7 @@ impl Frames {
         [headers, frame(DATA, END_STREAM, stream, &body)].concat()
     }
 
-    /// The bytes of requests that are each cancelled at once, on the odd streams from this one on.
+    /// The bytes of `count` requests, each followed by its RST_STREAM, on the odd streams from `first`.
     pub fn cancelled(&self, first: u32, count: u32, body: &[u8]) -> Vec<u8> {
         let streams = (0..count).map(|number| first + 2 * number);
         let cancelled =
@@ -96,7 +96,7 @@ impl Frames {
         cancelled.collect()
     }
 
-    /// The frames that cancel so many streams, from this one on.
+    /// The RST_STREAM frames of `count` streams from `first`.
     pub fn resets(first: u32, count: u32) -> Vec<u8> {
         let streams = (0..count).map(|number| first + 2 * number);
         streams.flat_map(reset).collect()
@@ -106,22 +106,22 @@ impl Frames {
         self.stream.write_all(bytes).await
     }
 
-    /// The next frame; `None` at the end of the connection.
+    /// The next frame, or `None` at the end of the connection.
     pub async fn next(&mut self) -> Option<Frame> {
         next(&mut self.stream).await
     }
 
-    /// Writes all this, and reads at the same time until the first frame of this kind.
+    /// Writes `bytes` and concurrently reads until the first frame of this kind.
     pub async fn write_until(&mut self, bytes: &[u8], kind: u8) -> Frame {
         let (mut reading, mut writing) = self.stream.split();
         let write = async {
-            // Whoever has ended the connection takes no more of it.
+            // A server that has closed the connection accepts no more bytes.
             let _ = writing.write_all(bytes).await;
             std::future::pending::<()>().await;
         };
         let read = async {
             loop {
-                let frame = next(&mut reading).await.expect("a frame before the end");
+                let frame = next(&mut reading).await.expect("the frame arrives before the connection ends");
                 if frame.kind == kind {
                     return frame;
                 }
@@ -129,7 +129,7 @@ impl Frames {
         };
         tokio::select! {
             frame = read => frame,
-            () = write => unreachable!("it waits for ever"),
+            () = write => unreachable!("the write future never completes"),
         }
     }
 }

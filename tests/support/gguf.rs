@@ -1,6 +1,6 @@
-//! A tiny GGUF model that llama.cpp runs, written by the test itself, and ways to break it.
+//! A tiny GGUF model that llama.cpp can run, built by the test so that it can be damaged in any place.
 
-/// A model file in parts, each of which a test may change before it is written.
+/// The parts of a model file. A test may change any of them before it writes the file.
 #[derive(Clone)]
 pub struct Gguf {
     pub version: u32,
@@ -8,7 +8,7 @@ pub struct Gguf {
     pub tensors: Vec<Tensor>,
 }
 
-/// A value of the metadata.
+/// A metadata value.
 #[derive(Clone, Debug)]
 pub enum Value {
     U32(u32),
@@ -22,7 +22,7 @@ pub enum Value {
     F32s(Vec<f32>),
 }
 
-/// A tensor of 32-bit floats, as the header describes it, with as many bytes of data as it has.
+/// A tensor: its header entry and its data.
 #[derive(Clone)]
 pub struct Tensor {
     pub name: String,
@@ -36,13 +36,13 @@ const WIDTH: u64 = 32;
 const HEAD: u64 = 16;
 const FEED_FORWARD: u64 = 64;
 
-/// The tokens `<s>` and `</s>`, behind one token for each byte.
+/// Ids of the tokens `<s>` and `</s>`. The ids below 256 are the bytes.
 pub const BOS: u32 = 256;
 pub const EOS: u32 = 257;
 const TOKENS: u64 = 258;
 
 impl Gguf {
-    /// One layer, 32 values wide, with a token for each byte: its text is noise.
+    /// A model with one layer, an embedding length of 32 and one token per byte. Its output is noise.
     pub fn tiny() -> Self {
         let number = |key: &str, value: u32| (format!("llama.{key}"), Value::U32(value));
         let text = |key: &str, value: &str| (key.to_owned(), Value::Text(value.to_owned()));
@@ -105,7 +105,7 @@ impl Gguf {
         }
     }
 
-    /// The model with another value for this key, or with one more.
+    /// Sets the value of a key, and adds the key if it is missing.
     pub fn with(mut self, key: &str, value: Value) -> Self {
         match self.values.iter_mut().find(|(name, _)| name == key) {
             Some((_, old)) => *old = value,
@@ -114,13 +114,13 @@ impl Gguf {
         self
     }
 
-    /// The model without this key.
+    /// Removes a key.
     pub fn without(mut self, key: &str) -> Self {
         self.values.retain(|(name, _)| name != key);
         self
     }
 
-    /// The bytes of the file.
+    /// The bytes of the model file.
     pub fn bytes(&self) -> Vec<u8> {
         let mut out = b"GGUF".to_vec();
         out.extend(self.version.to_le_bytes());
@@ -202,19 +202,19 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
     out.extend(text.as_bytes());
 }
 
-/// GPT-2's names of the bytes, each a character that can be printed, and the two special tokens.
+/// GPT-2's printable character for each byte, followed by the two special tokens.
 fn tokens() -> Vec<String> {
     let mut unprintable = (256..).filter_map(char::from_u32);
     let name = |byte: u8| match byte {
         b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => char::from(byte),
-        _ => unprintable.next().expect("there are many characters"),
+        _ => unprintable.next().expect("the range has enough characters"),
     };
     let bytes = (0..=255).map(name).map(String::from).collect::<Vec<_>>();
     let special = ["<s>", "</s>"].map(str::to_owned);
     bytes.into_iter().chain(special).collect()
 }
 
-/// A tensor of small numbers, the same each time.
+/// A tensor of pseudo-random values from -0.5 to 0.5 with a fixed seed.
 fn tensor(name: &str, dimensions: &[u64]) -> Tensor {
     let count: u64 = dimensions.iter().product();
     let mut state = 1_u32;

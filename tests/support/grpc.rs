@@ -1,4 +1,4 @@
-//! Completions over the gRPC door, collected.
+//! Completions over the gRPC API, collected and checked.
 
 use tokenway::error::Error;
 use tokenway::proto::v1;
@@ -8,18 +8,18 @@ use tonic::{Code, Status, Streaming};
 
 use super::TestServer;
 
-/// A completion that was read to its end.
+/// A completion stream that was read to its end.
 #[derive(Debug, Default)]
 pub struct Completion {
     pub started: Option<v1::Started>,
     pub prompt: Prompt,
-    /// Each choice's tokens.
+    /// Tokens and finish reason of each choice.
     pub choices: Vec<Choice>,
     pub summary: Option<v1::Summary>,
     pub error: Option<Status>,
 }
 
-/// The prompt, as far as it was told.
+/// The echoed prompt.
 #[derive(Clone, Debug, Default)]
 pub struct Prompt {
     pub text: String,
@@ -32,7 +32,7 @@ pub struct Choice {
     pub finish: v1::FinishReason,
 }
 
-/// A request for this many tokens.
+/// A request for up to `max_tokens` tokens.
 pub fn request(prompt: &str, max_tokens: u32) -> v1::CompletionRequest {
     v1::CompletionRequest {
         input: Some(Input::Prompt(prompt.to_owned())),
@@ -41,22 +41,22 @@ pub fn request(prompt: &str, max_tokens: u32) -> v1::CompletionRequest {
     }
 }
 
-/// What the gRPC door says to a request that it refuses.
+/// Sends a request that must be rejected. Returns the status code and the error.
 pub async fn grpc_error(server: &TestServer, request: v1::CompletionRequest) -> (Code, Error) {
-    let answer = server.grpc().await.complete(request).await;
-    let status = answer.expect_err("a refusal");
+    let response = server.grpc().await.complete(request).await;
+    let status = response.expect_err("the request is rejected");
     (status.code(), Error::from(&status))
 }
 
-/// Reads a stream to its end, checking the indices.
+/// Reads a stream to its end and checks that the token indices have no gap.
 pub async fn collect(stream: Streaming<v1::CompletionEvent>) -> Completion {
     collect_from(stream, |_| ()).await
 }
 
-/// Reads a stream to its end, checking the indices; `seen` is told how many tokens of the first choice have come.
+/// Same as `collect`. Calls `progress` after each event with the number of tokens of the first choice.
 pub async fn collect_from(
     mut stream: Streaming<v1::CompletionEvent>,
-    mut seen: impl FnMut(u32),
+    mut progress: impl FnMut(u32),
 ) -> Completion {
     let mut completion = Completion::default();
     loop {
@@ -64,10 +64,10 @@ pub async fn collect_from(
             Ok(Some(event)) => {
                 assert!(
                     completion.summary.is_none(),
-                    "something follows the summary: {event:?}"
+                    "an event follows the summary: {event:?}"
                 );
                 completion.take(event);
-                seen(u32::try_from(completion.count(0)).expect("a test's tokens are few"));
+                progress(u32::try_from(completion.count(0)).expect("the count fits in u32"));
             }
             Ok(None) => return completion,
             Err(status) => {
@@ -80,30 +80,30 @@ pub async fn collect_from(
 
 impl Completion {
     pub fn take(&mut self, event: v1::CompletionEvent) {
-        match event.event.expect("an event is one of them") {
+        match event.event.expect("the event has a known type") {
             Event::Started(started) => {
                 assert!(
                     self.started.is_none() && self.choices.is_empty(),
-                    "a start is first"
+                    "`started` comes first"
                 );
                 self.started = Some(started);
             }
             Event::Prompt(part) => {
-                assert!(self.started.is_some(), "a start is first");
-                assert!(self.choices.is_empty(), "the prompt is before the tokens");
+                assert!(self.started.is_some(), "`started` comes first");
+                assert!(self.choices.is_empty(), "the prompt comes before the tokens");
                 self.prompt.text.push_str(&part.text);
                 if let Some(tokens) = part.tokens {
                     let known = &mut self.prompt.tokens;
                     assert_eq!(
                         usize::try_from(tokens.first_index),
                         Ok(known.len()),
-                        "a gap"
+                        "the token indices have a gap"
                     );
                     known.extend(tokens.tokens.iter().map(v1::Token::from));
                 }
             }
             Event::Tokens(tokens) => {
-                let at = usize::try_from(tokens.choice).expect("a choice's number");
+                let at = usize::try_from(tokens.choice).expect("a choice index");
                 if self.choices.len() <= at {
                     self.choices.resize(at + 1, Choice::default());
                 }
@@ -112,12 +112,12 @@ impl Completion {
                 assert_eq!(
                     usize::try_from(tokens.first_index),
                     Ok(choice.tokens.len()),
-                    "a gap"
+                    "the token indices have a gap"
                 );
                 assert_eq!(
                     choice.finish,
                     v1::FinishReason::Unspecified,
-                    "tokens after the end"
+                    "tokens follow the finish reason"
                 );
                 choice
                     .tokens
@@ -128,7 +128,7 @@ impl Completion {
         }
     }
 
-    /// How many tokens of a choice have come so far.
+    /// The number of tokens received for a choice.
     pub fn count(&self, choice: usize) -> usize {
         self.choices.get(choice).map_or(0, |it| it.tokens.len())
     }
@@ -145,6 +145,6 @@ impl Completion {
         self.summary
             .as_ref()
             .and_then(|summary| summary.usage)
-            .expect("a summary with its usage")
+            .expect("the summary has a usage")
     }
 }

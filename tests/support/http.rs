@@ -1,4 +1,4 @@
-//! A raw HTTP/1.1 client: it shows exactly what came over the socket, and how it ended.
+//! A raw HTTP/1.1 client that shows exactly what was received and how the body ended.
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -6,7 +6,7 @@ use tokio::net::TcpStream;
 
 use super::TestServer;
 
-/// A request to be sent.
+/// A request that has not been sent.
 pub struct Request {
     method: &'static str,
     path: String,
@@ -14,26 +14,26 @@ pub struct Request {
     body: Vec<u8>,
 }
 
-/// An answer, whose body is read as it comes.
+/// A response whose body is read incrementally.
 pub struct Response {
     pub status: u16,
     headers: Vec<(String, String)>,
     stream: TcpStream,
-    /// What was received and not decoded.
+    /// Bytes received but not yet decoded.
     raw: Vec<u8>,
-    /// What was decoded and not taken.
+    /// Body bytes decoded but not yet returned.
     decoded: Vec<u8>,
-    /// The body's length as announced; `None` where it is chunked.
+    /// Bytes of the body still to come by `content-length`. `None` if the body is chunked.
     remaining: Option<usize>,
     end: Option<End>,
 }
 
-/// How a body ended.
+/// The way a body ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// As HTTP says that it must.
+    /// With its last chunk or its full `content-length`.
     Clean,
-    /// The connection closed before.
+    /// The connection closed before the body was complete.
     Unclean,
 }
 
@@ -44,7 +44,7 @@ pub struct Body {
     pub end: End,
 }
 
-/// A completion request with this body.
+/// A `POST /v1/completions` with this body.
 pub fn completion(body: &Value) -> Request {
     post("/v1/completions", body.to_string())
 }
@@ -74,7 +74,7 @@ impl Request {
         self
     }
 
-    /// Sets a header, in the place of any of that name.
+    /// Sets a header and replaces any other of the same name.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.retain(|(known, _)| known != name);
         self.headers.push((name.to_owned(), value.to_owned()));
@@ -90,7 +90,7 @@ impl Request {
         self.header("accept", accept)
     }
 
-    /// The request's bytes.
+    /// The bytes of the request.
     pub fn bytes(&self) -> Vec<u8> {
         let mut head = format!("{} {} HTTP/1.1\r\n", self.method, self.path);
         if !self.headers.iter().any(|(name, _)| name == "host") {
@@ -110,24 +110,24 @@ impl Request {
         [head.as_bytes(), b"\r\n", &self.body].concat()
     }
 
-    /// Sends the request on a connection of its own, and reads the answer's head.
+    /// Sends the request on a new connection and reads the response head.
     pub async fn send(self, server: &TestServer) -> Response {
         self.send_to(&server.http_address()).await
     }
 
-    /// Sends the request to a server that is not the test's own.
+    /// Sends the request to any address.
     pub async fn send_to(self, address: &str) -> Response {
         let mut stream = TcpStream::connect(address)
             .await
-            .expect("the HTTP door answers");
+            .expect("the HTTP API accepts connections");
         stream
             .write_all(&self.bytes())
             .await
-            .expect("the request is taken");
+            .expect("the request is written");
         Response::read_head(stream).await
     }
 
-    /// Sends the request and reads the answer to its end.
+    /// Sends the request and reads the whole response.
     pub async fn fetch(self, server: &TestServer) -> (Response, Body) {
         let mut response = self.send(server).await;
         let body = response.rest().await;
@@ -136,7 +136,7 @@ impl Request {
 }
 
 impl Response {
-    /// Reads an answer's head from a connection.
+    /// Reads a response head from a connection.
     pub async fn read_head(mut stream: TcpStream) -> Self {
         let mut raw = Vec::new();
         let head_end = loop {
@@ -146,8 +146,8 @@ impl Response {
             let read = stream
                 .read_buf(&mut raw)
                 .await
-                .expect("the answer can be read");
-            assert!(read > 0, "no answer: {}", String::from_utf8_lossy(&raw));
+                .expect("the response can be read");
+            assert!(read > 0, "the connection closed before the response head: {}", String::from_utf8_lossy(&raw));
         };
         let head = String::from_utf8(raw[..head_end].to_vec()).expect("a head is ASCII");
         raw.drain(..head_end + 4);
@@ -177,13 +177,13 @@ impl Response {
         self.headers_of(name).next()
     }
 
-    /// Every value of a header that may come several times.
+    /// Every value of a header that may be repeated.
     pub fn headers_of(&self, name: &str) -> impl Iterator<Item = &str> {
         let values = self.headers.iter().filter(move |(known, _)| known == name);
         values.map(|(_, value)| value.as_str())
     }
 
-    /// The next line, without its end; `None` at the body's end.
+    /// The next line without its line break, or `None` at the end of the body.
     pub async fn line(&mut self) -> Option<String> {
         loop {
             if let Some(at) = self.decoded.iter().position(|byte| *byte == b'\n') {
@@ -197,13 +197,13 @@ impl Response {
         }
     }
 
-    /// The next line as JSON.
+    /// The next line, parsed as JSON.
     pub async fn json_line(&mut self) -> Option<Value> {
         let line = self.line().await?;
         Some(serde_json::from_str(&line).expect("a line is JSON"))
     }
 
-    /// Everything that is left.
+    /// The rest of the body.
     pub async fn rest(&mut self) -> Body {
         while self.end.is_none() {
             self.receive().await;
@@ -211,14 +211,14 @@ impl Response {
         let text = String::from_utf8(std::mem::take(&mut self.decoded)).expect("a body is UTF-8");
         Body {
             text,
-            end: self.end.expect("it has ended"),
+            end: self.end.expect("the body has ended"),
         }
     }
 
     async fn receive(&mut self) {
         let before = self.decoded.len();
         self.decode();
-        // What came together with the head may be all that comes for long.
+        // Bytes that arrived together with the head may be all for a while, so decode before reading.
         if self.end.is_some() || self.decoded.len() > before {
             return;
         }
@@ -260,7 +260,7 @@ impl Body {
         serde_json::from_str(&self.text).expect("the body is JSON")
     }
 
-    /// The NDJSON lines.
+    /// The NDJSON lines, parsed.
     pub fn lines(&self) -> Vec<Value> {
         self.text
             .lines()
@@ -268,7 +268,7 @@ impl Body {
             .collect()
     }
 
-    /// The data of the server-sent events, as text.
+    /// The `data` of each server-sent event, as text.
     pub fn events(&self) -> Vec<&str> {
         self.text
             .split_terminator("\n\n")
@@ -276,7 +276,7 @@ impl Body {
             .collect()
     }
 
-    /// The error object's code and param.
+    /// `code` and `param` of the error object.
     pub fn error(&self) -> (String, Option<String>) {
         let error = &self.json()["error"];
         let text = |name: &str| error[name].as_str().map(str::to_owned);
@@ -284,7 +284,7 @@ impl Body {
     }
 }
 
-/// The texts of a choice's lines.
+/// The text of each line of a choice.
 pub fn texts(lines: &[Value], choice: u64) -> Vec<String> {
     let of_choice = lines
         .iter()
@@ -301,11 +301,11 @@ fn find(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
         .position(|window| window == pattern)
 }
 
-/// An HTTP refusal: its status, its code and its field.
-pub type Refusal = (u16, String, Option<String>);
+/// An HTTP error: status, `code` and `param`.
+pub type HttpError = (u16, String, Option<String>);
 
-/// What a server says to a request that it refuses.
-pub async fn refusal(server: &TestServer, request: Request) -> Refusal {
+/// Sends a request that must be rejected and returns its error.
+pub async fn http_error(server: &TestServer, request: Request) -> HttpError {
     let (response, body) = request.fetch(server).await;
     assert_eq!(response.header("content-type"), Some("application/json"));
     assert!(response.header("x-request-id").is_some());
@@ -313,6 +313,6 @@ pub async fn refusal(server: &TestServer, request: Request) -> Refusal {
     (response.status, code, param)
 }
 
-pub fn refused(status: u16, code: &str, param: Option<&str>) -> Refusal {
+pub fn expected_error(status: u16, code: &str, param: Option<&str>) -> HttpError {
     (status, code.to_owned(), param.map(str::to_owned))
 }

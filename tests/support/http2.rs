@@ -1,4 +1,4 @@
-//! An HTTP/2 client with windows as small as a test wants them, over one connection.
+//! An HTTP/2 client over one connection, with a flow-control window chosen by the test.
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokenway::proto::v1;
 use tokio::net::TcpStream;
 
-/// A connection; it ends with the test's runtime.
+/// An HTTP/2 connection. It ends with the test's runtime.
 pub struct Connection {
     requests: SendRequest<Bytes>,
     address: String,
@@ -19,29 +19,29 @@ pub struct Connection {
 /// A body that was read to its end.
 pub struct Body {
     pub bytes: Vec<u8>,
-    /// Why the stream was reset; `None` where it ended well.
+    /// The reason if the stream was reset, `None` if it ended cleanly.
     pub reset: Option<Reason>,
 }
 
 impl Connection {
-    /// Connects; the server may send no more of a stream than `window` bytes ahead of its reader.
+    /// Connects with `window` bytes as the initial window of each stream.
     pub async fn open(address: &str, window: u32) -> Self {
-        let socket = TcpStream::connect(address).await.expect("the door answers");
+        let socket = TcpStream::connect(address).await.expect("the server accepts connections");
         let mut settings = h2::client::Builder::new();
         settings.initial_window_size(window);
-        let (requests, connection) = settings.handshake(socket).await.expect("it speaks HTTP/2");
+        let (requests, connection) = settings.handshake(socket).await.expect("the server speaks HTTP/2");
         tokio::spawn(connection);
         let address = address.to_owned();
         Self { requests, address }
     }
 
-    /// Asks the HTTP door for a completion, and reads the answer's head.
+    /// Starts a completion over the HTTP API and reads the response head.
     pub async fn completion(&self, body: &Value) -> RecvStream {
         let body = body.to_string().into();
         self.post("/v1/completions", "application/json", body).await
     }
 
-    /// Asks the gRPC door for a completion, and reads the answer's head.
+    /// Starts a completion over the gRPC API and reads the response head.
     pub async fn grpc_completion(&self, request: &v1::CompletionRequest) -> RecvStream {
         let message = request.encode_to_vec();
         let length = u32::try_from(message.len()).expect("a short message");
@@ -50,28 +50,28 @@ impl Connection {
         self.post(path, "application/grpc", framed.into()).await
     }
 
-    /// The status of the answer to a request without a body.
+    /// Sends a request without a body and returns the response status.
     pub async fn status(&self, request: Request<()>) -> StatusCode {
         let requests = self.requests.clone().ready().await;
-        let sent = requests.expect("it is open").send_request(request, true);
+        let sent = requests.expect("the connection is open").send_request(request, true);
         let (answer, _) = sent.expect("the request is sent");
-        answer.await.expect("an answer").status()
+        answer.await.expect("the server responds").status()
     }
 
-    /// A request for this path, to be filled.
+    /// A `GET` request builder for this path.
     pub fn get(&self, path: &str) -> Builder {
         Request::get(format!("http://{}{path}", self.address))
     }
 
-    /// Sends a body of this size to where there is nothing. The status of the answer, and whether all of
-    /// the body was taken.
+    /// Uploads `size` bytes to a path that does not exist. Returns the response status and whether the whole body was
+    /// accepted.
     pub async fn upload_to_nowhere(&self, mut size: usize) -> (StatusCode, bool) {
         let request = Request::post(format!("http://{}/nowhere", self.address));
-        let request = request.body(()).expect("a whole request");
+        let request = request.body(()).expect("the request is valid");
         let requests = self.requests.clone().ready().await;
-        let sent = requests.expect("it is open").send_request(request, false);
+        let sent = requests.expect("the connection is open").send_request(request, false);
         let (answer, mut upload) = sent.expect("the request is sent");
-        let answer = answer.await.expect("an answer").status();
+        let answer = answer.await.expect("the server responds").status();
         while size > 0 {
             upload.reserve_capacity(size);
             let room = std::future::poll_fn(|cx| upload.poll_capacity(cx)).await;
@@ -92,16 +92,16 @@ impl Connection {
             .header("content-type", content_type)
             .header("te", "trailers")
             .body(())
-            .expect("a whole request");
+            .expect("the request is valid");
         let requests = self.requests.clone().ready().await;
-        let sent = requests.expect("it is open").send_request(request, false);
+        let sent = requests.expect("the connection is open").send_request(request, false);
         let (answer, mut upload) = sent.expect("the request is sent");
         upload.send_data(body, true).expect("the body is sent");
-        answer.await.expect("an answer").into_body()
+        answer.await.expect("the server responds").into_body()
     }
 }
 
-/// Reads a body to its end, and gives back each piece of its window as soon as that is read.
+/// Reads a body to its end and releases window capacity as soon as it is read.
 pub async fn read(mut stream: RecvStream) -> Body {
     let mut bytes = Vec::new();
     loop {
@@ -109,10 +109,10 @@ pub async fn read(mut stream: RecvStream) -> Body {
             Some(Ok(piece)) => {
                 bytes.extend_from_slice(&piece);
                 let window = stream.flow_control();
-                window.release_capacity(piece.len()).expect("it was taken");
+                window.release_capacity(piece.len()).expect("the capacity was used");
             }
             Some(Err(error)) => {
-                let reset = Some(error.reason().expect("a reset"));
+                let reset = Some(error.reason().expect("the stream was reset"));
                 return Body { bytes, reset };
             }
             None => return Body { bytes, reset: None },
@@ -120,13 +120,13 @@ pub async fn read(mut stream: RecvStream) -> Body {
     }
 }
 
-/// Waits until a stream is reset, and takes nothing of it but what its window holds.
+/// Waits until a stream is reset, without releasing any window capacity.
 pub async fn reset(mut stream: RecvStream) -> Reason {
     loop {
         match stream.data().await {
             Some(Ok(_)) => {}
-            Some(Err(error)) => return error.reason().expect("a reset"),
-            None => panic!("the stream ended as if it were whole"),
+            Some(Err(error)) => return error.reason().expect("the stream was reset"),
+            None => panic!("the stream ended cleanly instead of being reset"),
         }
     }
 }

@@ -1,9 +1,9 @@
-//! What the tests share: a server on free ports, and clients of both doors.
+//! Shared by the integration tests: a server on free ports, and clients of the HTTP and gRPC APIs.
 
 #![allow(
     dead_code,
     unreachable_pub,
-    reason = "each test file is a crate of its own and uses a part of this"
+    reason = "each test file is its own crate and uses only some of these helpers"
 )]
 
 use std::ops::Deref;
@@ -35,7 +35,7 @@ pub mod http;
 pub mod http2;
 pub mod program;
 
-/// Where the real model's file is.
+/// Path of the real model's GGUF file.
 pub fn model_path() -> PathBuf {
     let path = std::env::var_os("TOKENWAY_TEST_MODEL").map_or_else(
         || {
@@ -46,24 +46,26 @@ pub fn model_path() -> PathBuf {
     );
     assert!(
         path.exists(),
-        "there is no model at {}: `make model` fetches it",
+        "no model file at {}: run `make model` to download it",
         path.display()
     );
     path
 }
 
-/// A server that the tests of one process share, because loading a model takes its time. It lasts as long as any test
-/// holds it, and not until the process ends: a device that computes while the process exits would crash it.
+/// A server shared by the tests of one process, because loading a model is slow.
+///
+/// It is dropped with the last test that holds it, never at process exit: a device that still computes while the
+/// process exits would crash.
 pub struct SharedServer(Option<(Runtime, TestServer)>);
 
 impl SharedServer {
-    /// The server that `kept` knows, or a new one.
+    /// Returns the server in `kept`, or starts a new one.
     pub fn get(kept: &Mutex<Weak<Self>>, setup: impl FnOnce() -> Setup + Send) -> Arc<Self> {
         let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(shared) = kept.upgrade() {
             return shared;
         }
-        let started = apart(|| {
+        let started = on_another_thread(|| {
             let runtime = Runtime::new().expect("a runtime");
             let server = runtime.block_on(setup().start());
             (runtime, server)
@@ -78,7 +80,7 @@ impl Deref for SharedServer {
     type Target = TestServer;
 
     fn deref(&self) -> &TestServer {
-        &self.0.as_ref().expect("it is there until the end").1
+        &self.0.as_ref().expect("the server is set until drop").1
     }
 }
 
@@ -87,46 +89,46 @@ impl Drop for SharedServer {
         let Some((runtime, server)) = self.0.take() else {
             return;
         };
-        apart(move || {
+        on_another_thread(move || {
             drop(server);
             drop(runtime);
         });
     }
 }
 
-/// A runtime can neither be entered nor dropped within a test's own.
-fn apart<T: Send>(what: impl FnOnce() -> T + Send) -> T {
+/// Runs `function` on its own thread, because a runtime can be neither entered nor dropped inside the test's runtime.
+fn on_another_thread<T: Send>(function: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
-        let done = scope.spawn(what).join();
-        done.expect("it does not panic")
+        let joined = scope.spawn(function).join();
+        joined.expect("the function does not panic")
     })
 }
 
-/// A server that runs until the test ends.
+/// A server that runs until it is dropped.
 pub struct TestServer {
     server: Server,
 }
 
-/// What is to be served, and how.
+/// Builder of a `TestServer`.
 #[derive(Clone)]
 pub struct Setup {
     pub parts: ServerParts,
 }
 
-/// The test runner as fast as its reader.
+/// Options of the test runner without any delay between tokens.
 pub fn full_speed() -> TestRunnerOptions {
-    every(Duration::ZERO)
+    with_interval(Duration::ZERO)
 }
 
-/// The test runner at a cadence.
-pub fn every(interval: Duration) -> TestRunnerOptions {
+/// Options of the test runner with this time between tokens.
+pub fn with_interval(interval: Duration) -> TestRunnerOptions {
     TestRunnerOptions {
         interval,
         ..TestRunnerOptions::default()
     }
 }
 
-/// The test runner, silent from this token on.
+/// Options of the test runner that stops emitting before the token of this index.
 pub fn silent_at(index: u32) -> TestRunnerOptions {
     TestRunnerOptions {
         silent_at: Some(index),
@@ -135,7 +137,7 @@ pub fn silent_at(index: u32) -> TestRunnerOptions {
 }
 
 impl Setup {
-    /// The test runner behind both doors.
+    /// The test runner, served over HTTP and gRPC.
     pub fn test_runner(options: TestRunnerOptions) -> Self {
         Self::runner("llm_test", Arc::new(TestRunnerLoader::new(options)), 1024)
     }
@@ -145,7 +147,7 @@ impl Setup {
         Self::runner("llm_test", Arc::new(Unloadable), 1)
     }
 
-    /// Any runner behind both doors.
+    /// One model on any runner, served over HTTP and gRPC.
     pub fn runner(name: &str, loader: Arc<dyn Loader>, slots: usize) -> Self {
         let loopback = || Address::Tcp("127.0.0.1:0".to_owned());
         let engine = EngineParts {
@@ -168,7 +170,7 @@ impl Setup {
         }
     }
 
-    /// A gateway in front of other servers' gRPC doors.
+    /// A gateway that connects to the gRPC APIs of other servers.
     pub fn gateway(engines: &[&TestServer]) -> Self {
         let addresses = engines.iter().map(|engine| engine.grpc_url()).collect();
         let mut setup = Self::test_runner(full_speed());
@@ -180,40 +182,40 @@ impl Setup {
     pub fn engine(&mut self) -> &mut EngineParts {
         match &mut self.parts.source {
             Source::Engine(engine) => engine,
-            Source::Remote(_) => panic!("this server has no engine"),
+            Source::Remote(_) => panic!("a gateway has no engine"),
         }
     }
 
-    /// Another model besides, on the test runner.
-    pub fn and_model(mut self, name: &str, options: TestRunnerOptions) -> Self {
+    /// Adds another model on the test runner.
+    pub fn with_model(mut self, name: &str, options: TestRunnerOptions) -> Self {
         let loader = Arc::new(TestRunnerLoader::new(options));
         self.engine().models.push(model(name, loader, 1024));
         self
     }
 
-    /// Requests for a model that is not served take the first.
-    pub fn any_model(mut self) -> Self {
+    /// Requests for an unknown model use the first model.
+    pub fn unknown_model_uses_first(mut self) -> Self {
         self.engine().unknown_model = UnknownModel::First;
         self
     }
 
-    /// Fields that are unknown are ignored.
+    /// Ignores unknown request fields instead of rejecting them.
     pub fn ignoring_unknown_fields(mut self) -> Self {
         self.http().unknown_fields = UnknownFields::Ignore;
         self
     }
 
-    /// A streamed request that waits for so long gets its headers.
+    /// Sends the headers of a streamed response after this long in the queue.
     pub fn headers_after(mut self, after: Duration) -> Self {
         self.http().headers_after = Some(after);
         self
     }
 
     fn http(&mut self) -> &mut HttpFrontend {
-        self.parts.http.as_mut().expect("it has the HTTP API")
+        self.parts.http.as_mut().expect("the HTTP API is enabled")
     }
 
-    /// A choice whose worker is lost ends with it.
+    /// Ends a choice when its worker is lost, instead of resuming it.
     pub fn without_resumption(mut self) -> Self {
         self.engine().workers.resumption.max_consecutive = 0;
         self
@@ -244,18 +246,17 @@ impl Setup {
         self
     }
 
-    /// Starts the server and waits until its model is loaded. A gateway has none, and its engines may
-    /// be whatever the test wants.
+    /// Starts the server and waits until its models are loaded. A gateway loads no model, so it is not waited for.
     pub async fn start(self) -> TestServer {
         let has_engine = matches!(self.parts.source, Source::Engine(_));
         let server = self.start_loading().await;
         if has_engine {
-            server.ready().await.expect("the model loads");
+            server.ready().await.expect("the model is loaded");
         }
         server
     }
 
-    /// Starts the server without waiting.
+    /// Starts the server without waiting for its models.
     pub async fn start_loading(self) -> TestServer {
         TestServer {
             server: Server::start(self.parts).await.expect("the server starts"),
@@ -264,7 +265,7 @@ impl Setup {
 }
 
 impl TestServer {
-    /// Waits until the model is loaded, or says why it cannot be.
+    /// Waits until the server is ready. Returns the error if a model cannot be loaded.
     pub async fn ready(&self) -> Result<(), StartError> {
         self.server.ready(|_| ()).await
     }
@@ -272,7 +273,7 @@ impl TestServer {
     pub fn http_address(&self) -> String {
         self.server
             .http_address()
-            .expect("it has an HTTP door")
+            .expect("the HTTP API is enabled")
             .to_string()
     }
 
@@ -283,7 +284,7 @@ impl TestServer {
     pub fn grpc_address(&self) -> String {
         self.server
             .grpc_address()
-            .expect("it has a gRPC door")
+            .expect("the gRPC API is enabled")
             .to_string()
     }
 
@@ -294,57 +295,57 @@ impl TestServer {
     pub async fn grpc(&self) -> InferenceClient<Channel> {
         InferenceClient::connect(self.grpc_url())
             .await
-            .expect("the gRPC door answers")
+            .expect("the gRPC API accepts connections")
     }
 
-    /// Asks the gRPC door for a completion, and waits until it is admitted.
+    /// Starts a completion over gRPC and waits until it is admitted.
     pub async fn stream(
         &self,
         request: impl IntoRequest<v1::CompletionRequest>,
     ) -> Streaming<v1::CompletionEvent> {
-        let answer = self.grpc().await.complete(request).await;
-        answer.expect("the request is admitted").into_inner()
+        let response = self.grpc().await.complete(request).await;
+        response.expect("the request is admitted").into_inner()
     }
 
     pub fn telemetry(&self) -> &Telemetry {
         self.server.telemetry()
     }
 
-    /// Waits until the model is loaded.
+    /// Waits until all models are loaded.
     pub async fn loaded(&self) {
-        self.server.ready(|_| ()).await.expect("the model loads");
+        self.server.ready(|_| ()).await.expect("the model is loaded");
     }
 
-    /// Waits until so much of all models together is loaded, and not all.
-    pub async fn loaded_so_far(&self, fraction: f32) {
-        let mut readiness = self.server.readiness().expect("it has an engine");
-        let so_far = |readiness: &Readiness| *readiness == Readiness::Loading(fraction);
-        readiness.wait_for(so_far).await.expect("the engine runs");
+    /// Waits until readiness is exactly `Loading(fraction)`.
+    pub async fn loaded_fraction(&self, fraction: f32) {
+        let mut readiness = self.server.readiness().expect("the server has an engine");
+        let is_loaded = |readiness: &Readiness| *readiness == Readiness::Loading(fraction);
+        readiness.wait_for(is_loaded).await.expect("the engine is running");
     }
 
-    /// Waits until the model cannot be loaded.
+    /// Waits until loading has failed.
     pub async fn failed(&self) {
-        let mut readiness = self.server.readiness().expect("it has an engine");
+        let mut readiness = self.server.readiness().expect("the server has an engine");
         let failed = |readiness: &Readiness| matches!(readiness, Readiness::Failed { .. });
-        readiness.wait_for(failed).await.expect("the engine runs");
+        readiness.wait_for(failed).await.expect("the engine is running");
     }
 
-    /// Waits until not every model has a worker that is up.
+    /// Waits until at least one model has no ready worker.
     pub async fn not_ready(&self) {
-        let mut readiness = self.server.readiness().expect("it has an engine");
+        let mut readiness = self.server.readiness().expect("the server has an engine");
         let lost = |readiness: &Readiness| *readiness != Readiness::Ready;
-        readiness.wait_for(lost).await.expect("the engine runs");
+        readiness.wait_for(lost).await.expect("the engine is running");
     }
 
-    /// Waits until a worker that was lost is back.
+    /// Waits until a worker is lost and ready again.
     pub async fn restarted(&self) {
         self.not_ready().await;
-        let mut readiness = self.server.readiness().expect("it has an engine");
+        let mut readiness = self.server.readiness().expect("the server has an engine");
         let ready = |readiness: &Readiness| *readiness == Readiness::Ready;
-        readiness.wait_for(ready).await.expect("the engine runs");
+        readiness.wait_for(ready).await.expect("the engine is running");
     }
 
-    /// Ends the server; what it counted is left.
+    /// Drains the server and returns its final metrics.
     pub async fn drain(self) -> Counts {
         let telemetry = self.server.telemetry().clone();
         self.server.drain().await;
@@ -369,7 +370,7 @@ struct Unloadable;
 
 impl Loader for Unloadable {
     fn load(&self, _slots: usize, _progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
-        Err(LoadError("its file is missing".to_owned()))
+        Err(LoadError("the model file is missing".to_owned()))
     }
 
     fn name(&self) -> &'static str {
@@ -377,27 +378,27 @@ impl Loader for Unloadable {
     }
 }
 
-/// A server's metrics at one moment.
+/// A snapshot of a server's metrics, in the Prometheus text format.
 #[derive(Debug)]
 pub struct Counts(pub String);
 
 impl Counts {
-    /// What a server has counted so far.
+    /// Takes a snapshot.
     pub fn now(server: &TestServer) -> Self {
         Self(server.telemetry().render())
     }
 
-    /// A metric by its name with its labels, as they are written; 0 where it was never counted.
+    /// The value of a series, given as `name{labels}`. 0 if the series does not exist.
     pub fn get(&self, metric: &str) -> f64 {
         let value = self
             .0
             .lines()
             .find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '));
-        value.map_or(0.0, |value| value.parse().expect("a metric is a number"))
+        value.map_or(0.0, |value| value.parse().expect("a metric value is a number"))
     }
 
-    /// Every gauge of running work must be back at zero when a server has ended.
-    pub fn assert_nothing_is_left(&self) {
+    /// Asserts that every gauge of running work is zero.
+    pub fn assert_all_gauges_are_zero(&self) {
         for gauge in [
             "tokenway_requests_in_flight{api=\"grpc\"}",
             "tokenway_requests_in_flight{api=\"http\"}",

@@ -1,4 +1,5 @@
-//! Other programs: the examples, and clients in Python and Node. They end with the test that runs them.
+//! Child processes of the tests: `tokenway`, the examples, and clients in Python, Node, curl and Chromium. They are
+//! killed when the test drops them.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{PipeReader, pipe};
@@ -10,10 +11,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 
-/// A program to be run.
+/// A program that has not been started.
 pub struct Program(Command);
 
-/// What a program did until its end.
+/// Exit code and output of a finished program.
 #[derive(Debug)]
 pub struct Outcome {
     pub code: Option<i32>,
@@ -21,55 +22,56 @@ pub struct Outcome {
     pub stderr: String,
 }
 
-/// A program that runs until it is interrupted, or the test ends.
+/// A running child process. It is killed when it is dropped.
 pub struct Running {
     child: Child,
-    /// What it prints, while that is read.
+    /// Its standard output, while the test reads it.
     lines: Option<Lines<BufReader<ChildStdout>>>,
-    /// What it logs, where that is read.
+    /// Its standard error, if the test reads it.
     log: Option<Lines<BufReader<ChildStderr>>>,
 }
 
-/// An example of this crate, as `cargo run --example NAME` would run it.
+/// An example of this crate, as `cargo run --example NAME` runs it.
 pub fn example(name: &str) -> Program {
     let binaries = Path::new(env!("CARGO_BIN_EXE_tokenway"))
         .parent()
-        .expect("a binary lies in a folder");
+        .expect("the binary is in a folder");
     let binary = binaries.join("examples").join(name);
     assert!(
         binary.is_file(),
-        "{} is missing: `cargo build --examples` makes it, and so does testing everything",
+        "{} is missing: build it with `cargo build --examples`, or run all tests",
         binary.display()
     );
     Program::new(&binary)
 }
 
-/// `tokenway` itself. No setting of the machine's environment reaches it.
+/// `tokenway`, with an empty environment.
 pub fn tokenway() -> Program {
     let mut program = Program::new(Path::new(env!("CARGO_BIN_EXE_tokenway")));
     program.0.env_clear();
     program
 }
 
-/// A Python script, by its path within the project, with what the examples and tests need installed.
+/// A Python script, given by its path in the repository, in the virtual environment of the examples and tests.
 pub fn python(script: &str) -> Program {
     python_of("TOKENWAY_TEST_PYTHON", ".venv", script)
 }
 
-/// A Python script that uses lm-eval, which has a virtual environment of its own: it is large.
+/// A Python script in the virtual environment of lm-eval, which is separate because it is large.
 pub fn lm_eval(script: &str) -> Program {
     python_of("TOKENWAY_TEST_LM_EVAL_PYTHON", ".venv-lm-eval", script)
 }
 
-/// The Python worker of the examples, with these arguments.
+/// The Python worker of the examples.
 pub fn python_worker() -> Program {
     python_module("tokenway_worker")
 }
 
-/// What starts the Python worker for an engine that runs in the test: it finds its runner in this folder, too.
+/// Path and arguments with which an engine in the test starts the Python worker. `runners` is a folder that is added
+/// to its module path.
 pub fn python_worker_command(runners: &str) -> (PathBuf, Vec<OsString>) {
     let paths = [project("examples/python_worker"), project(runners)];
-    let paths = std::env::join_paths(paths).expect("they hold no colon");
+    let paths = std::env::join_paths(paths).expect("the paths contain no colon");
     let mut variable = OsString::from("PYTHONPATH=");
     variable.push(paths);
     let interpreter = interpreter("TOKENWAY_TEST_WORKER_PYTHON", ".venv-python-worker");
@@ -98,7 +100,7 @@ fn python_module(module: &str) -> Program {
 fn python_of(variable: &str, venv: &str, script: &str) -> Program {
     let interpreter = interpreter(variable, venv);
     let mut program = Program::new(&interpreter).without_proxy();
-    // The tests' scripts use the example's client.
+    // The test scripts import the client of the examples.
     program.0.env("PYTHONPATH", project("examples"));
     program.0.env("PYTHONDONTWRITEBYTECODE", "1");
     program.arg(project(script))
@@ -109,32 +111,33 @@ fn interpreter(variable: &str, venv: &str) -> PathBuf {
         std::env::var_os(variable).map_or_else(|| project(venv).join("bin/python"), PathBuf::from);
     assert!(
         interpreter.exists(),
-        "there is no {}: `make test` makes it, or {variable} names another",
+        "{} does not exist: `make test` creates it, or set {variable} to another interpreter",
         interpreter.display()
     );
     interpreter
 }
 
-/// A script for Node, by its path within the project, with what it needs installed beside it.
+/// A Node script, given by its path in the repository.
 pub fn node(script: &str) -> Program {
     let modules = project("tests/clients/node_modules");
     assert!(
         modules.exists(),
-        "there is no {}: `scripts/node.sh` makes it",
+        "{} does not exist: `scripts/node.sh` creates it",
         modules.display()
     );
     let program = Program::new(Path::new("node")).without_proxy();
     program.arg(project(script))
 }
 
-/// curl, with no settings of the machine's own.
+/// curl, without the machine's configuration file.
 pub fn curl() -> Program {
     let program = Program::new(Path::new("curl")).without_proxy();
     program.args(["--disable", "--silent", "--show-error"])
 }
 
-/// Chromium without a window, which prints the page at this URL as it is once its scripts have run. `profile` is an
-/// empty folder. Every name that is not this machine's leads to this machine.
+/// Headless Chromium, which prints the DOM of the page at `url` after its scripts have run.
+///
+/// `profile` is an empty folder. Every host name resolves to 127.0.0.1.
 pub fn chromium(url: &str, profile: &Path) -> Program {
     let binary = std::env::var_os("TOKENWAY_TEST_CHROMIUM").unwrap_or_else(|| "chromium".into());
     let mut folder = OsString::from("--user-data-dir=");
@@ -147,36 +150,36 @@ pub fn chromium(url: &str, profile: &Path) -> Program {
         "--disable-dev-shm-usage",
         "--no-proxy-server",
         "--host-resolver-rules=MAP * 127.0.0.1",
-        // Scripts wait for the network for as long as that takes.
+        // Virtual time advances only while no request is pending, so scripts may wait for the network.
         "--virtual-time-budget=10000",
         "--dump-dom",
         url,
     ])
 }
 
-/// `tokenway serve` on free ports: the process, and the URLs of its HTTP and its gRPC door.
+/// Starts `tokenway serve` on free ports. Returns the process and the URLs of its HTTP and gRPC APIs.
 pub async fn serving(arguments: &[&str]) -> (Running, [String; 2]) {
     let free = "127.0.0.1:0";
     let mut program = tokenway().args(["serve", "--http-listen", free, "--grpc-listen", free]);
     program.0.stderr(Stdio::piped());
     let mut running = program.args(arguments).start();
-    let mut door = async || {
+    let mut url = async || {
         let line = running.line().await;
         line.split_whitespace()
             .nth(1)
             .expect("an address")
             .to_owned()
     };
-    let doors = [door().await, door().await];
-    // What it tells of workers comes before.
+    let urls = [url().await, url().await];
+    // Lines about workers come first.
     while !running.line().await.starts_with("ready ") {}
-    (running, doors)
+    (running, urls)
 }
 
-/// The arguments that the header of an example gives it: what stands behind `command`, with quotes and
-/// a backslash at a line's end as a shell reads them.
+/// The arguments after `command` in an example's header, split as a shell splits them (quotes, and a backslash at the
+/// end of a line).
 pub fn header_arguments(source: &str, command: &str) -> Vec<String> {
-    let text = std::fs::read_to_string(project(source)).expect("an example can be read");
+    let text = std::fs::read_to_string(project(source)).expect("the example can be read");
     let text = text.replace("\\\n//!", "");
     let line = text.lines().find_map(|line| line.split_once(command));
     let (_, arguments) = line.unwrap_or_else(|| panic!("'{command}' is not in {source}'s header"));
@@ -202,7 +205,7 @@ impl Program {
         Self(command)
     }
 
-    /// A proxy of the machine's is not to see what stays on the machine.
+    /// Sends requests to this machine directly, not through a configured proxy.
     fn without_proxy(self) -> Self {
         self.env("NO_PROXY", "127.0.0.1")
             .env("no_proxy", "127.0.0.1")
@@ -222,34 +225,34 @@ impl Program {
         self
     }
 
-    /// Writes its standard error to a file.
+    /// Redirects its standard error to a new file at `path`.
     pub fn log_to(mut self, path: &Path) -> Self {
-        let file = std::fs::File::create(path).expect("the file can be made");
+        let file = std::fs::File::create(path).expect("the file can be created");
         self.0.stderr(file);
         self
     }
 
-    /// Writes its standard error to this file or pipe.
+    /// Redirects its standard error to an open file or pipe.
     pub fn log_to_file(mut self, file: impl Into<Stdio>) -> Self {
         self.0.stderr(file);
         self
     }
 
-    /// Writes its standard error to a pipe, whose reading end is left.
+    /// Redirects its standard error to a pipe and returns the reading end.
     pub fn log_to_pipe(mut self) -> (Self, PipeReader) {
         let (reader, writer) = pipe().expect("a pipe");
         self.0.stderr(writer);
         (self, reader)
     }
 
-    /// Starts it with a standard output that the test keeps no end of.
+    /// Starts it with this standard output. The test keeps no copy of the writing end.
     pub fn start_with_output(mut self, stdout: impl Into<Stdio>) -> Running {
         let mut child = self
             .0
             .stdout(stdout)
             .spawn()
-            .expect("the program can be run");
-        // The test's copies of what it writes to would keep a pipe open.
+            .expect("the program can be started");
+        // A copy of the writing end in the test would keep the pipe open.
         drop(self);
         let stderr = child.stderr.take();
         Running {
@@ -259,10 +262,10 @@ impl Program {
         }
     }
 
-    /// Runs it to its end.
+    /// Runs it until it exits.
     pub async fn run(mut self) -> Outcome {
-        let output = self.0.output().await.expect("the program can be run");
-        let text = |bytes| String::from_utf8(bytes).expect("a program prints UTF-8");
+        let output = self.0.output().await.expect("the program can be started");
+        let text = |bytes| String::from_utf8(bytes).expect("the output is UTF-8");
         Outcome {
             code: output.status.code(),
             stdout: text(output.stdout),
@@ -270,23 +273,23 @@ impl Program {
         }
     }
 
-    /// Starts it; what it prints is read line by line.
+    /// Starts it with its standard output readable line by line.
     pub fn start(self) -> Running {
         let mut running = self.start_with_output(Stdio::piped());
-        let stdout = running.child.stdout.take().expect("it is piped");
+        let stdout = running.child.stdout.take().expect("the output is piped");
         running.lines = Some(BufReader::new(stdout).lines());
         running
     }
 }
 
 impl Outcome {
-    /// What it printed, where it ended well.
+    /// Asserts exit code 0 and returns the standard output.
     pub fn success(self) -> String {
         assert_eq!(self.code, Some(0), "{}{}", self.stdout, self.stderr);
         self.stdout
     }
 
-    /// What it said of its failure, where it failed in an orderly way.
+    /// Asserts exit code 1 and returns the standard error.
     pub fn failure(self) -> String {
         assert_eq!(self.code, Some(1), "{}{}", self.stdout, self.stderr);
         self.stderr
@@ -294,11 +297,11 @@ impl Outcome {
 }
 
 impl Running {
-    /// The next line that it prints.
+    /// The next line of its standard output.
     pub async fn line(&mut self) -> String {
-        let lines = self.lines.as_mut().expect("its output is read");
+        let lines = self.lines.as_mut().expect("the output is readable");
         let line = lines.next_line().await;
-        line.expect("it prints UTF-8").expect("it prints a line")
+        line.expect("the output is UTF-8").expect("the program prints a line")
     }
 
     /// Closes the reading end of its standard output.
@@ -311,37 +314,37 @@ impl Running {
         self.log = None;
     }
 
-    /// Waits until it logs a line with this in it.
-    pub async fn logs(&mut self, what: &str) {
-        let log = self.log.as_mut().expect("its log is read");
+    /// Waits for a log line that contains `text`.
+    pub async fn logs(&mut self, text: &str) {
+        let log = self.log.as_mut().expect("the log is readable");
         loop {
-            let line = log.next_line().await.expect("it logs UTF-8");
-            if line.expect("it runs").contains(what) {
+            let line = log.next_line().await.expect("the log is UTF-8");
+            if line.expect("the process is running").contains(text) {
                 return;
             }
         }
     }
 
-    /// Sends it a signal.
+    /// Sends it this signal.
     pub fn signal(&self, signal: Signal) {
-        kill_process(self.id(), signal).expect("it runs");
+        kill_process(self.id(), signal).expect("the process is running");
     }
 
-    /// Stops it where it is, as a debugger would; it has stopped when this returns.
+    /// Suspends it with SIGSTOP and waits until it has stopped.
     pub fn stop(&self) {
         self.signal(Signal::STOP);
-        let stopped = waitpid(Some(self.id()), WaitOptions::UNTRACED).expect("it is a child");
+        let stopped = waitpid(Some(self.id()), WaitOptions::UNTRACED).expect("the process is a child");
         assert!(stopped.is_some_and(|(_, status)| status.stopped()));
     }
 
-    /// The processes that it has started and that still run.
+    /// Its running child processes.
     pub fn children(&self) -> Vec<Pid> {
         let tasks = format!("/proc/{}/task", self.id().as_raw_nonzero());
-        let tasks = std::fs::read_dir(tasks).expect("it runs");
+        let tasks = std::fs::read_dir(tasks).expect("the process is running");
         let mut children = Vec::new();
         for task in tasks {
-            let path = task.expect("a thread").path().join("children");
-            // A thread may just have ended.
+            let path = task.expect("a directory entry").path().join("children");
+            // The thread may have exited meanwhile.
             let listed = std::fs::read_to_string(path).unwrap_or_default();
             let ids = listed.split_whitespace().filter_map(|id| id.parse().ok());
             children.extend(ids.filter_map(Pid::from_raw));
@@ -350,42 +353,42 @@ impl Running {
         children
     }
 
-    /// Sends a signal to a process that it has started. It may just have ended.
+    /// Sends a signal to one of its children, which may already have exited.
     pub fn signal_child(&self, child: Pid, signal: Signal) {
         let _ = kill_process(child, signal);
     }
 
     fn id(&self) -> Pid {
-        let id = self.child.id().expect("it runs");
+        let id = self.child.id().expect("the process is running");
         let id = i32::try_from(id).ok().and_then(Pid::from_raw);
         id.expect("a process has an id")
     }
 
-    /// Waits for its end; its exit code is left.
+    /// Waits until it exits and returns its exit code, or `None` if a signal ended it.
     pub async fn end(self) -> Option<i32> {
         self.status().await.code()
     }
 
-    /// Waits for its end, which a signal may have brought.
+    /// Waits until it exits.
     pub async fn status(mut self) -> ExitStatus {
-        self.child.wait().await.expect("it ends")
+        self.child.wait().await.expect("the process exits")
     }
 
-    /// Sends what Ctrl-C sends, and waits for its end; its exit code is left.
+    /// Sends SIGINT, as Ctrl-C does, waits until it exits, and returns its exit code.
     pub async fn interrupt(self) -> Option<i32> {
         self.signal(Signal::INT);
         self.end().await
     }
 }
 
-/// Waits until there is no such process any more.
+/// Waits until the process has exited.
 pub async fn gone(process: Pid) {
-    // One that has ended already cannot be opened.
+    // A process that has already exited cannot be opened.
     if let Ok(handle) = pidfd_open(process, PidfdFlags::empty()) {
         let ended = tokio::task::spawn_blocking(move || {
             poll(&mut [PollFd::new(&handle, PollFlags::IN)], None)
         });
-        let ended = ended.await.expect("it does not panic");
+        let ended = ended.await.expect("the task does not panic");
         assert_eq!(ended, Ok(1));
     }
 }

@@ -16,7 +16,7 @@ from tokenway_worker import Cancelled, Emit, Request, Token
 Start = Callable[[ScriptedRunner], Running]
 
 
-def test_a_worker_says_who_it_is_and_what_it_serves(start: Start, engine: Engine) -> None:
+def test_a_worker_sends_its_identity_and_its_model(start: Start, engine: Engine) -> None:
     start(ScriptedRunner(slots=3))
     attachment = engine.attached()
     hello = attachment.welcome()
@@ -33,7 +33,7 @@ def test_a_worker_says_who_it_is_and_what_it_serves(start: Start, engine: Engine
     assert (ready.model.bos_token, ready.model.eos_token) == ("<s>", "</s>")
 
 
-def test_nothing_is_said_before_the_welcome_but_hello(start: Start, engine: Engine) -> None:
+def test_only_hello_is_sent_before_the_welcome(start: Start, engine: Engine) -> None:
     runner = ScriptedRunner()
     running = start(runner)
     attachment = engine.attached()
@@ -44,7 +44,7 @@ def test_nothing_is_said_before_the_welcome_but_hello(start: Start, engine: Engi
     assert runner.loads == 0
 
 
-def test_how_far_the_model_is_loaded_is_told_while_it_loads(start: Start, engine: Engine) -> None:
+def test_loading_progress_is_reported(start: Start, engine: Engine) -> None:
     class LoadingRunner(ScriptedRunner):
         def load(self, progress: Callable[[float], None]) -> None:
             progress(0.5)
@@ -78,7 +78,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_worker(
     assert running.code() == 1
 
 
-def test_an_engine_that_is_not_there_yet_is_dialled_until_it_is(
+def test_the_worker_retries_until_the_engine_is_up(
     start: Start, engine: Engine, path: Path
 ) -> None:
     engine.die()
@@ -88,7 +88,7 @@ def test_an_engine_that_is_not_there_yet_is_dialled_until_it_is(
     late.die()
 
 
-def test_a_lost_engine_is_dialled_again_and_what_ran_is_dropped(
+def test_the_worker_reconnects_and_drops_running_sequences(
     attach: Attach, engine: Engine, path: Path
 ) -> None:
     runner = ScriptedRunner()
@@ -110,7 +110,7 @@ def test_a_lost_engine_is_dialled_again_and_what_ran_is_dropped(
     back.die()
 
 
-def test_a_worker_is_ready_again_only_when_its_slots_are_free(
+def test_a_reconnected_worker_is_ready_only_when_its_slots_are_free(
     attach: Attach, engine: Engine
 ) -> None:
     gate = Gate()
@@ -153,7 +153,7 @@ def refuse(attachment: Attachment, code: grpc.StatusCode, is_welcome: bool) -> N
         grpc.StatusCode.UNIMPLEMENTED,
     ],
 )
-def test_a_worker_that_is_refused_ends_and_says_why(
+def test_a_rejected_worker_exits_with_the_reason(
     start: Start,
     engine: Engine,
     caplog: pytest.LogCaptureFixture,
@@ -180,7 +180,7 @@ def test_a_worker_that_is_refused_ends_and_says_why(
         grpc.StatusCode.INTERNAL,
     ],
 )
-def test_every_other_end_is_dialled_again(
+def test_every_other_status_is_retried(
     start: Start,
     engine: Engine,
     caplog: pytest.LogCaptureFixture,
@@ -243,7 +243,7 @@ def test_an_idle_worker_ends_when_it_is_drained(start: Start, engine: Engine) ->
     assert running.code() == 0
 
 
-def test_a_drained_worker_that_breaks_the_contract_ends_as_any_other(
+def test_a_protocol_violation_of_a_draining_worker_exits_with_1(
     start: Start, engine: Engine
 ) -> None:
     running = start(ScriptedRunner())

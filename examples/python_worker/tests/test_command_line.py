@@ -43,7 +43,7 @@ def welcome(engine: Engine) -> Attachment:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_busy_worker_well(engine: Engine, number: signal.Signals) -> None:
+def test_a_signal_ends_a_busy_worker_with_exit_code_0(engine: Engine, number: signal.Signals) -> None:
     args = ["--engine", engine.target, "--runner", "echo", "--interval-ms", "3599999"]
     with process(*args) as worker:
         attachment = welcome(engine)
@@ -77,7 +77,7 @@ def test_options_and_the_child_token_reach_the_engine(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("args", "begins"), [([], "process"), (["--device", "3"], "device 3 of process")]
 )
-def test_a_worker_without_a_name_is_called_by_its_process_and_host(
+def test_the_default_name_is_the_process_and_host(
     engine: Engine, args: list[str], begins: str
 ) -> None:
     with process("--engine", engine.target, "--runner", "echo", *args) as worker:
@@ -89,14 +89,14 @@ def test_a_worker_without_a_name_is_called_by_its_process_and_host(
     ("args", "milliseconds"),
     [([], 60_000), (["--heartbeat-timeout", "0"], 0), (["--heartbeat-timeout", "2.5"], 2_500)],
 )
-def test_the_engine_is_told_how_long_the_worker_may_be_silent(
+def test_the_silence_limit_reaches_the_engine(
     engine: Engine, args: list[str], milliseconds: int
 ) -> None:
     with process("--engine", engine.target, "--runner", "echo", *args):
         assert engine.attached().welcome().heartbeat_timeout_ms == milliseconds
 
 
-def test_the_models_file_reaches_the_runner(engine: Engine, tmp_path: Path) -> None:
+def test_the_model_path_reaches_the_runner(engine: Engine, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from tokenway_worker import LoadError\n"
         "class Mine:\n"
@@ -150,7 +150,7 @@ def test_no_prompt_is_in_the_log(engine: Engine) -> None:
             assert secret not in log
 
 
-def test_a_runner_of_ones_own_is_named_by_its_class(engine: Engine, tmp_path: Path) -> None:
+def test_a_custom_runner_is_named_by_its_class(engine: Engine, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from tokenway_worker.echo import EchoRunner\nclass Mine(EchoRunner): ...\n"
     )
@@ -185,14 +185,14 @@ def test_a_runner_of_ones_own_is_named_by_its_class(engine: Engine, tmp_path: Pa
         ),
     ],
 )
-def test_a_bad_argument_is_told_with_what_to_do(args: str, says: str) -> None:
+def test_an_invalid_argument_is_reported_with_a_hint(args: str, says: str) -> None:
     with process(*args.split()) as worker:
         _, log = worker.communicate(timeout=PATIENCE_S)
         assert worker.returncode == 2
         assert says in log
 
 
-def test_a_contract_that_is_not_there_is_told_with_what_to_do() -> None:
+def test_a_missing_proto_file_is_reported_with_a_hint() -> None:
     args = ["--engine", "unix:/x", "--runner", "echo"]
     with process(*args, TOKENWAY_PROTO_FOLDER="/no") as worker:
         _, log = worker.communicate(timeout=PATIENCE_S)
@@ -201,7 +201,7 @@ def test_a_contract_that_is_not_there_is_told_with_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("is_trusted", [True, False])
-def test_over_tcp_both_sides_show_a_certificate(tmp_path: Path, is_trusted: bool) -> None:
+def test_tcp_requires_mutual_tls(tmp_path: Path, is_trusted: bool) -> None:
     ca, other = trustme.CA(), trustme.CA()
     engines = ca.issue_cert("localhost")
     workers = (ca if is_trusted else other).issue_cert("worker")
@@ -227,7 +227,7 @@ def test_over_tcp_both_sides_show_a_certificate(tmp_path: Path, is_trusted: bool
     engine.die()
 
 
-def test_a_worker_outlives_an_address_that_nobody_listens_on() -> None:
+def test_a_worker_keeps_retrying_an_unreachable_address() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]

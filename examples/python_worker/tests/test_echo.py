@@ -31,25 +31,25 @@ def run(text: str, max_tokens: int, **fields: Any) -> tuple[bytes, bool]:
     return b"".join(it.data for it in [*tokens, *filter(None, [last])]), last is not None
 
 
-def test_the_prompt_comes_back_and_then_the_end() -> None:
+def test_the_prompt_is_echoed_and_then_ends() -> None:
     assert run("naïve", 100) == ("naïve".encode(), True)
     assert run("naïve", 3) == (b"na\xc3", False)
 
 
-def test_it_goes_on_exactly_where_it_was() -> None:
+def test_a_resumed_sequence_continues_exactly() -> None:
     whole, _ = run("naïve", 100)
     for place in range(len(whole) + 1):
         assert run("naïve", 100, delivered=tuple(whole[:place])) == (whole[place:], True)
 
 
-def test_what_ends_it_can_be_asked_for() -> None:
+def test_stop_tokens_min_tokens_and_ignore_eos_are_honoured() -> None:
     assert run("1232", 100, stop_token_ids=frozenset(b"2")) == (b"12", True)
     assert run("1232", 100, stop_token_ids=frozenset(b"2"), min_tokens=2) == (b"1232", True)
     assert run("ab", 100, min_tokens=5) == (b"ababa", True)
     assert run("ab", 5, ignore_eos=True) == (b"ababa", False)
 
 
-def test_an_end_of_sequence_is_no_prompt() -> None:
+def test_an_eos_token_in_the_prompt_is_rejected() -> None:
     with pytest.raises(Invalid):
         EchoRunner(Options()).check(Request(prompt=(END_OF_SEQUENCE,), max_tokens=1))
 

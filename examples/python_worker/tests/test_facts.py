@@ -18,7 +18,7 @@ from tokenway_worker.echo import EchoRunner
 IN_TREE = Path(__file__).resolve().parents[3] / "proto"
 
 
-def test_a_runner_that_names_nothing_honours_nothing(
+def test_a_runner_honours_nothing_by_default(
     start: Callable[[Runner], Running], engine: Engine
 ) -> None:
     runner = ScriptedRunner()
@@ -29,18 +29,18 @@ def test_a_runner_that_names_nothing_honours_nothing(
     assert tuple(attachment.hear("ready").model.unsupported) == ALL_PARAMETERS
 
 
-def test_what_is_honoured_is_not_unsupported() -> None:
+def test_honoured_parameters_are_not_unsupported() -> None:
     facts = ModelFacts("some", 100, 1000, honours=("top_p", "logprobs"))
     left = [name for name in ALL_PARAMETERS if name not in ("top_p", "logprobs")]
     assert list(facts.unsupported) == left
 
 
-def test_a_name_that_is_no_parameter_is_an_error_that_names_it() -> None:
+def test_an_unknown_parameter_is_named_in_the_error() -> None:
     with pytest.raises(ValueError, match=r"honours names 'logprob', which is none of temperature,"):
         ModelFacts("some", 100, 1000, honours=("top_p", "logprob"))
 
 
-def test_all_parameters_are_those_of_the_contract() -> None:
+def test_all_parameters_match_the_proto_file() -> None:
     proto = Path(os.environ.get(wire.PROTO_FOLDER) or IN_TREE) / wire.PROTO
     before, _, _ = proto.read_text().partition("repeated string unsupported")
     comment = before[before.rindex(";") :].replace("//", " ")
@@ -49,7 +49,7 @@ def test_all_parameters_are_those_of_the_contract() -> None:
     assert tuple(name.strip() for name in names) == ALL_PARAMETERS
 
 
-def test_the_echo_runner_refuses_what_it_does_not_look_at() -> None:
+def test_the_echo_runner_declares_what_it_ignores_as_unsupported() -> None:
     assert EchoRunner(Options()).model.unsupported == (
         "temperature",
         "top_p",

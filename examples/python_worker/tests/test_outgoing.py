@@ -28,7 +28,7 @@ def parts(message: Any) -> list[tuple[int, int, list[int], int]]:
     return said
 
 
-def test_what_is_ready_together_is_one_step() -> None:
+def test_pending_tokens_are_sent_as_one_step() -> None:
     out = outgoing()
     out.token(1, 4, token(10), 0)
     out.token(2, 0, token(20), 0)
@@ -38,7 +38,7 @@ def test_what_is_ready_together_is_one_step() -> None:
     assert parts(step) == [(1, 4, [10, 11], 0), (2, 0, [20], 2)]
 
 
-def test_tokens_of_the_prompt_are_told_apart_from_those_behind_it() -> None:
+def test_prompt_tokens_and_completion_tokens_are_separate_parts() -> None:
     out = outgoing()
     out.token(1, 0, replace(token(5), is_prompt=True), 0)
     out.token(1, 1, replace(token(6), is_prompt=True), 0)
@@ -49,7 +49,7 @@ def test_tokens_of_the_prompt_are_told_apart_from_those_behind_it() -> None:
     assert (parts(second), second.step.sequences[0].is_prompt) == ([(1, 0, [10], 2)], False)
 
 
-def test_a_step_holds_what_fits_and_then_the_others_have_their_turn() -> None:
+def test_a_full_step_gives_the_next_step_to_other_sequences() -> None:
     out = outgoing()
     for index in range(STEP_TOKENS + 1):
         out.token(1, index, token(7), 0)
@@ -61,7 +61,7 @@ def test_a_step_holds_what_fits_and_then_the_others_have_their_turn() -> None:
     assert parts(second) == [(2, 0, [20], 0), (1, STEP_TOKENS, [7], 2)]
 
 
-def test_a_sequence_that_is_forgotten_says_nothing() -> None:
+def test_a_forgotten_sequence_sends_nothing() -> None:
     out = outgoing()
     out.token(1, 0, token(10), 0)
     out.token(2, 0, token(20), 0)
@@ -70,7 +70,7 @@ def test_a_sequence_that_is_forgotten_says_nothing() -> None:
     assert parts(step) == [(2, 0, [20], 0)]
 
 
-def test_what_was_made_is_sent_before_the_stream_ends() -> None:
+def test_pending_tokens_are_sent_before_the_stream_ends() -> None:
     out = outgoing()
     out.say(wire.accepted(1))
     out.token(1, 0, token(10), 0)
@@ -83,7 +83,7 @@ def test_what_was_made_is_sent_before_the_stream_ends() -> None:
     assert parts(step) == [(1, 0, [10], 0)]
 
 
-def test_an_engine_that_does_not_read_is_given_up() -> None:
+def test_a_full_buffer_breaks_the_stream() -> None:
     full = [False]
     out = outgoing(2, full)
     for sequence in range(3):
@@ -92,7 +92,7 @@ def test_an_engine_that_does_not_read_is_given_up() -> None:
     assert list(out) == []
 
 
-def test_only_the_latest_progress_waits() -> None:
+def test_only_the_latest_progress_is_kept() -> None:
     out = outgoing(2)
     for percent in range(100):
         out.say(wire.loading(percent / 100))

@@ -11,7 +11,7 @@ from test_command_line import PACKAGE, process, welcome
 STOPPED, LENGTH = 1, 2
 
 
-def test_the_readmes_runner_runs_as_it_is(engine: Engine, tmp_path: Path) -> None:
+def test_the_runner_of_the_readme_runs(engine: Engine, tmp_path: Path) -> None:
     [code] = re.findall(r"```python\n(.*?)```", (PACKAGE / "README.md").read_text(), re.DOTALL)
     (tmp_path / "my_module.py").write_text(code)
     args = ["--engine", engine.target, "--runner", "my_module:MyRunner"]

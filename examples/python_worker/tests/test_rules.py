@@ -88,7 +88,7 @@ def run_beside_another(attachment: Attachment, **fields: Any) -> Tokens:
         (replace(token(5), is_prompt=True), SCORES, NO_LOGPROB),
     ],
 )
-def test_a_token_that_breaks_the_contract_ends_its_sequence_only(
+def test_an_invalid_token_fails_only_its_sequence(
     attach: Attach,
     caplog: pytest.LogCaptureFixture,
     emitted: Token,
@@ -125,7 +125,7 @@ def test_a_token_that_breaks_the_contract_ends_its_sequence_only(
         (None, {}, "left the sequence without an end"),
     ],
 )
-def test_an_end_that_breaks_the_contract_is_a_failure_of_its_sequence_only(
+def test_an_invalid_end_fails_only_its_sequence(
     attach: Attach,
     caplog: pytest.LogCaptureFixture,
     last: Token | None,
@@ -145,7 +145,7 @@ def test_an_end_that_breaks_the_contract_is_a_failure_of_its_sequence_only(
     assert f"sequence 2 fails at token {at}: the runner {did}" in caplog.text
 
 
-def test_a_scored_prompt_has_no_more_tokens_than_it_has_and_ends_nothing(attach: Attach) -> None:
+def test_extra_prompt_tokens_and_a_prompt_token_as_the_end_are_failures(attach: Attach) -> None:
     def act(request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:
         if request.prompt == (6,):
             return count(request, emit, cancelled)
@@ -183,7 +183,7 @@ def test_a_scored_prompt_has_no_more_tokens_than_it_has_and_ends_nothing(attach:
         (token(8), {"ignore_eos": True, "stop_token_ids": [8]}),
     ],
 )
-def test_an_end_that_the_contract_allows_is_one(
+def test_a_valid_end_is_accepted(
     attach: Attach, last: Token, fields: dict[str, Any]
 ) -> None:
     def act(request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:
@@ -197,7 +197,7 @@ def test_an_end_that_the_contract_allows_is_one(
 
 
 @pytest.mark.parametrize(("max_tokens", "faulty", "end"), [(2, 7, LENGTH), (5, 1000, FAILED)])
-def test_nothing_follows_an_end_that_the_runner_does_not_heed(
+def test_nothing_is_sent_after_the_end(
     attach: Attach, max_tokens: int, faulty: int, end: int
 ) -> None:
     def act(request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:

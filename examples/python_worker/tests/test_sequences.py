@@ -38,7 +38,7 @@ def assert_silent(attachment: Attachment) -> None:
     assert attachment.hear("answer").question == 77
 
 
-def test_all_tokens_come_in_order_and_the_last_carries_the_end(attach: Attach) -> None:
+def test_tokens_arrive_in_order_and_the_last_carries_the_end(attach: Attach) -> None:
     attachment = attach(ScriptedRunner())
     submit(attachment, 1)
     assert attachment.hear("accepted").sequence == 1
@@ -52,7 +52,7 @@ def test_all_tokens_come_in_order_and_the_last_carries_the_end(attach: Attach) -
     assert_silent(attachment)
 
 
-def test_a_runner_need_not_count(attach: Attach) -> None:
+def test_max_tokens_ends_a_runner_that_does_not_count(attach: Attach) -> None:
     def act(request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:
         while True:
             emit(token(7))
@@ -89,7 +89,7 @@ def test_the_token_that_stops_a_sequence_is_its_last(attach: Attach) -> None:
         (STOP, {}, STOPPED),
     ],
 )
-def test_the_last_of_max_tokens_may_be_returned_and_is_no_stop_token(
+def test_the_last_of_max_tokens_may_be_returned(
     attach: Attach, last: int, fields: dict[str, Any], end: int
 ) -> None:
     def act(request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:
@@ -105,7 +105,7 @@ def test_the_last_of_max_tokens_may_be_returned_and_is_no_stop_token(
     assert_silent(attachment)
 
 
-def test_a_sequence_without_credit_waits_and_keeps_nobody_waiting(attach: Attach) -> None:
+def test_a_sequence_without_credit_does_not_delay_others(attach: Attach) -> None:
     attachment = attach(ScriptedRunner())
     submit(attachment, 1, credit=2)
     attachment.hear("accepted")
@@ -125,7 +125,7 @@ def test_a_sequence_without_credit_waits_and_keeps_nobody_waiting(attach: Attach
     assert (slow.ids, slow.end) == ([100, 101, 102, 103, 104], LENGTH)
 
 
-def test_a_device_makes_no_token_without_credit_for_it(attach: Attach) -> None:
+def test_no_token_is_made_without_credit(attach: Attach) -> None:
     made: list[int] = []
 
     def act(request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:
@@ -158,7 +158,7 @@ def test_the_token_that_stops_a_sequence_needs_credit_too(attach: Attach) -> Non
     assert (part.first_index, part.ids, part.end) == (1, [STOP], STOPPED)
 
 
-def test_nothing_follows_a_cancel_and_the_slot_is_free(attach: Attach) -> None:
+def test_nothing_is_sent_after_a_cancel_and_the_slot_is_free(attach: Attach) -> None:
     gate = Gate()
 
     def act(request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:
@@ -185,7 +185,7 @@ def test_nothing_follows_a_cancel_and_the_slot_is_free(attach: Attach) -> None:
     assert_silent(attachment)
 
 
-def test_a_sequence_that_is_cancelled_before_it_has_a_slot_never_runs(attach: Attach) -> None:
+def test_a_sequence_cancelled_while_it_waits_never_runs(attach: Attach) -> None:
     gate = Gate()
 
     def act(request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:
@@ -209,7 +209,7 @@ def test_a_sequence_that_is_cancelled_before_it_has_a_slot_never_runs(attach: At
     assert runner.checked == [(5,), (7,)]
 
 
-def test_a_cancel_wakes_who_waits_for_credit_and_who_sleeps(attach: Attach) -> None:
+def test_a_cancel_wakes_sequences_that_wait_or_sleep(attach: Attach) -> None:
     asleep = threading.Event()
 
     def act(request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:
@@ -235,7 +235,7 @@ def test_a_cancel_wakes_who_waits_for_credit_and_who_sleeps(attach: Attach) -> N
     assert_silent(attachment)
 
 
-def test_generation_goes_on_behind_the_delivered_tokens(attach: Attach) -> None:
+def test_a_resumed_sequence_starts_after_its_delivered_tokens(attach: Attach) -> None:
     attachment = attach(ScriptedRunner())
     submit(attachment, 1, delivered=[100, 101], max_tokens=5)
     attachment.hear("accepted")
@@ -258,7 +258,7 @@ def test_generation_goes_on_behind_the_delivered_tokens(attach: Attach) -> None:
         ({"delivered": [5] * 5}, True, "All tokens have been delivered."),
     ],
 )
-def test_what_cannot_run_is_refused_and_the_slot_stays_free(
+def test_an_invalid_sequence_is_rejected_and_the_slot_stays_free(
     attach: Attach, fields: dict[str, Any], is_invalid: bool, message: str
 ) -> None:
     attachment = attach(ScriptedRunner(slots=1))
@@ -271,7 +271,7 @@ def test_what_cannot_run_is_refused_and_the_slot_stays_free(
     assert attachment.hear_steps(2).end == LENGTH
 
 
-def test_more_sequences_than_slots_are_refused(attach: Attach) -> None:
+def test_more_sequences_than_slots_are_rejected(attach: Attach) -> None:
     attachment = attach(ScriptedRunner(slots=1))
     submit(attachment, 1, credit=1)
     attachment.hear("accepted")
@@ -291,7 +291,7 @@ def test_more_sequences_than_slots_are_refused(attach: Attach) -> None:
         (None, False, "the runner left the sequence without an end"),
     ],
 )
-def test_a_sequence_that_fails_ends_with_its_failure(
+def test_a_failing_sequence_ends_with_its_reason(
     attach: Attach,
     caplog: pytest.LogCaptureFixture,
     error: BaseException | None,
@@ -318,7 +318,7 @@ def test_a_sequence_that_fails_ends_with_its_failure(
     assert attachment.hear_steps(2).end == LENGTH
 
 
-def test_a_sequence_that_fails_before_its_first_token_fails_at_its_index(attach: Attach) -> None:
+def test_a_failure_before_the_first_token_has_the_next_index(attach: Attach) -> None:
     def act(request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:
         raise Failed("no memory")
 
@@ -329,7 +329,7 @@ def test_a_sequence_that_fails_before_its_first_token_fails_at_its_index(attach:
     assert (tokens.first_index, tokens.ids, tokens.end) == (2, [], FAILED)
 
 
-def test_a_lost_device_takes_all_its_sequences_and_is_loaded_again(attach: Attach) -> None:
+def test_a_lost_device_drops_its_sequences_and_is_reloaded(attach: Attach) -> None:
     gate = Gate()
 
     def act(request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:
@@ -362,7 +362,7 @@ def test_a_lost_device_takes_all_its_sequences_and_is_loaded_again(attach: Attac
     assert attachment.hear_steps(4).ids == [100, 101, 102, 103, 104]
 
 
-def test_a_scored_prompt_comes_first_with_indices_of_its_own(attach: Attach) -> None:
+def test_a_scored_prompt_is_sent_first_with_its_own_indices(attach: Attach) -> None:
     def scored(id: int, logprob: float | None, is_prompt: bool) -> Token:
         top = (TopLogprob(id, b"<top>", float("-inf")),)
         return Token(
@@ -397,7 +397,7 @@ def test_a_scored_prompt_comes_first_with_indices_of_its_own(attach: Attach) -> 
     assert before_ns < last.emitted_ns[0] < time.monotonic_ns()
 
 
-def test_a_prompt_that_is_all_that_is_asked_for_ends_with_its_last_token(attach: Attach) -> None:
+def test_scoring_alone_ends_with_the_last_prompt_token(attach: Attach) -> None:
     def act(request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:
         for id in request.prompt:
             emit(Token(id, b"", is_prompt=True, logprobs=Logprobs(-1.5, b"<name>")))
@@ -410,7 +410,7 @@ def test_a_prompt_that_is_all_that_is_asked_for_ends_with_its_last_token(attach:
     assert (tokens.ids, tokens.end) == ([5, 6], LENGTH)
 
 
-def test_a_runner_is_given_all_that_the_engine_says(attach: Attach) -> None:
+def test_a_runner_receives_every_request_field(attach: Attach) -> None:
     given: list[Request] = []
 
     def act(request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:

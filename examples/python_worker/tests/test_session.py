@@ -50,7 +50,7 @@ def take_until(taken: Taken, kind: str) -> list[Any]:
     return messages
 
 
-def test_an_end_that_is_still_here_is_dropped_by_a_cancel() -> None:
+def test_a_cancel_drops_an_unsent_end() -> None:
     runner = ScriptedRunner()
     kinds: list[str] = []
 
@@ -69,7 +69,7 @@ def test_an_end_that_is_still_here_is_dropped_by_a_cancel() -> None:
     assert "step" not in kinds
 
 
-def test_a_device_that_another_stream_found_lost_is_a_crash_of_this_one() -> None:
+def test_a_device_lost_on_another_stream_is_reported_as_a_crash() -> None:
     runner = ScriptedRunner()
     device = Device(runner)
 

@@ -18,7 +18,7 @@ def ask(attachment: Attachment, number: int, **about: Any) -> Any:
     return answer
 
 
-def test_every_kind_of_question_is_answered(attach: Attach) -> None:
+def test_every_kind_of_tokenizer_call_is_answered(attach: Attach) -> None:
     attachment = attach(ScriptedRunner())
     assert ask(attachment, 1, tokenize={"text": "ab"}).ids.ids == [97, 98]
     assert ask(attachment, 2, tokenize={"text": "ab", "begins": True}).ids.ids == [1, 97, 98]
@@ -29,7 +29,7 @@ def test_every_kind_of_question_is_answered(attach: Attach) -> None:
     assert text == "user(Bo): Hi|bot(): ?|"
 
 
-def test_a_question_without_an_answer_is_told_why(attach: Attach) -> None:
+def test_a_failed_tokenizer_call_has_its_reason(attach: Attach) -> None:
     attachment = attach(ScriptedRunner())
     invalid = ask(attachment, 1, tokenize={"text": "?"}).failure
     assert (invalid.is_invalid, invalid.message) == (True, "A question mark is no text.")
@@ -41,7 +41,7 @@ def test_a_question_without_an_answer_is_told_why(attach: Attach) -> None:
     assert not newer.is_invalid
 
 
-def test_a_question_that_finds_the_device_lost_has_it_loaded_again(attach: Attach) -> None:
+def test_a_tokenizer_call_that_finds_the_device_lost_reloads_it(attach: Attach) -> None:
     class DyingRunner(ScriptedRunner):
         def tokenize(self, text: str, begins: bool) -> list[int]:
             if self.loads == 1:
@@ -57,7 +57,7 @@ def test_a_question_that_finds_the_device_lost_has_it_loaded_again(attach: Attac
     assert ask(attachment, 2, tokenize={"text": "a"}).ids.ids == [1]
 
 
-def test_an_answer_that_no_message_can_hold_is_a_failure(attach: Attach) -> None:
+def test_an_oversized_answer_is_a_failure(attach: Attach) -> None:
     class WordyRunner(ScriptedRunner):
         def tokenize(self, text: str, begins: bool) -> list[int]:
             return [999] * (wire.MAX_MESSAGE_BYTES // 2)
@@ -66,7 +66,7 @@ def test_an_answer_that_no_message_can_hold_is_a_failure(attach: Attach) -> None
     assert failure.is_invalid
 
 
-def test_a_question_is_answered_while_the_device_computes(attach: Attach) -> None:
+def test_tokenizer_calls_are_answered_while_the_device_computes(attach: Attach) -> None:
     gate = Gate()
 
     def act(request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:
@@ -81,7 +81,7 @@ def test_a_question_is_answered_while_the_device_computes(attach: Attach) -> Non
     gate.open()
 
 
-def test_more_questions_than_can_wait_are_answered_with_a_failure(attach: Attach) -> None:
+def test_tokenizer_calls_over_the_queue_capacity_fail(attach: Attach) -> None:
     gate = Gate()
 
     class SlowRunner(ScriptedRunner):
@@ -103,7 +103,7 @@ def test_more_questions_than_can_wait_are_answered_with_a_failure(attach: Attach
     assert len(answered) == answers.CAPACITY
 
 
-def test_heartbeats_go_on_and_tell_how_long_a_call_of_the_device_lasts(attach: Attach) -> None:
+def test_heartbeats_report_the_duration_of_a_device_call(attach: Attach) -> None:
     gate = Gate()
 
     def act(request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:
@@ -133,7 +133,7 @@ def await_beat_below(attachment: Attachment, step_ms: int) -> None:
         assert beat < step_ms + 3000
 
 
-def test_a_runner_that_never_leaves_python_cannot_keep_a_heartbeat_back(attach: Attach) -> None:
+def test_a_busy_python_loop_does_not_stop_heartbeats(attach: Attach) -> None:
     is_over: list[bool] = []
 
     def act(request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:
@@ -149,7 +149,7 @@ def test_a_runner_that_never_leaves_python_cannot_keep_a_heartbeat_back(attach: 
     is_over.append(True)
 
 
-def test_a_runner_that_asks_whether_it_is_cancelled_begins_another_call(attach: Attach) -> None:
+def test_checking_for_cancellation_restarts_the_call_duration(attach: Attach) -> None:
     gate, later = Gate(), Gate()
 
     def act(request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:

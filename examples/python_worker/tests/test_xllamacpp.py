@@ -106,7 +106,7 @@ def test_the_capital_of_france_is_paris(worker: Asking) -> None:
     assert (tokens.ids, tokens.data, tokens.end) == ([PARIS], b" Paris", LENGTH)
 
 
-def test_a_greedy_run_goes_on_the_same_behind_its_first_tokens(worker: Asking) -> None:
+def test_a_resumed_greedy_sequence_has_the_same_tokens(worker: Asking) -> None:
     whole = worker.run(max_tokens=12)
     assert len(whole.ids) == 12
     for place in (1, 5, 11):
@@ -115,7 +115,7 @@ def test_a_greedy_run_goes_on_the_same_behind_its_first_tokens(worker: Asking) -
         assert rest.ids == whole.ids[place:]
 
 
-def test_a_prompt_of_several_portions_is_read_whole(worker: Asking) -> None:
+def test_a_prompt_of_several_chunks_is_read_completely(worker: Asking) -> None:
     walk = " The weather was fine that day, and we went for a long walk by the river." * 10
     text = f"The password is swordfish.{walk} The password is"
     prompt = list(worker.ask(tokenize={"text": text}).ids.ids)
@@ -126,7 +126,7 @@ def test_a_prompt_of_several_portions_is_read_whole(worker: Asking) -> None:
         assert len(worker.run(prompt=prompt[:length], max_tokens=2).ids) == 2
 
 
-def test_a_sequence_has_the_same_tokens_alone_and_beside_another(worker: Asking) -> None:
+def test_tokens_do_not_depend_on_other_sequences(worker: Asking) -> None:
     alone = worker.run(max_tokens=12).ids
     first, second = worker.submit(max_tokens=12), worker.submit(max_tokens=12)
     both = {first: Tokens(first), second: Tokens(second)}
@@ -136,7 +136,7 @@ def test_a_sequence_has_the_same_tokens_alone_and_beside_another(worker: Asking)
     assert [tokens.ids for tokens in both.values()] == [alone, alone]
 
 
-def test_a_token_that_is_a_part_of_a_character_has_its_own_bytes(worker: Asking) -> None:
+def test_a_partial_character_token_has_its_own_bytes(worker: Asking) -> None:
     tokens = worker.run(max_tokens=1, sampling={"logit_bias": {PART_OF_A_CHARACTER: 100.0}})
     assert (tokens.ids, tokens.data) == ([PART_OF_A_CHARACTER], b"\xf0\x9f")
     text = "🦙 naïve 漢字"
@@ -144,13 +144,13 @@ def test_a_token_that_is_a_part_of_a_character_has_its_own_bytes(worker: Asking)
     assert worker.ask(detokenize={"ids": ids}).pieces.bytes == text.encode()
 
 
-def test_a_special_token_is_known_by_its_name_and_never_shown(worker: Asking) -> None:
+def test_a_special_token_is_parsed_by_name_and_has_no_bytes(worker: Asking) -> None:
     ids = list(worker.ask(tokenize={"text": "<|im_end|>", "begins": True}).ids.ids)
     assert ids == [END_OF_SEQUENCE]
     assert list(worker.ask(detokenize={"ids": ids}).pieces.lengths) == [0]
 
 
-def test_the_end_of_a_sequence_ends_it_unless_it_is_to_be_ignored(worker: Asking) -> None:
+def test_eos_ends_a_sequence_unless_ignored(worker: Asking) -> None:
     ending = {"logit_bias": {END_OF_SEQUENCE: 100.0}}
     ended = worker.run(sampling=ending)
     assert (ended.ids, ended.data, ended.end) == ([END_OF_SEQUENCE], b"", STOPPED)
@@ -170,14 +170,14 @@ def test_a_stop_token_ends_a_sequence_with_its_bytes(worker: Asking) -> None:
         ({"stop_token_ids": [PARIS], "sampling": {"logit_bias": {PARIS: 100.0}}}, PARIS),
     ],
 )
-def test_nothing_ends_a_sequence_before_its_fewest_tokens(
+def test_nothing_ends_a_sequence_before_min_tokens(
     worker: Asking, fields: dict[str, Any], end: int
 ) -> None:
     tokens = worker.run(min_tokens=2, **fields)
     assert (len(tokens.ids), tokens.ids.index(end), tokens.end) == (3, 2, STOPPED)
 
 
-def test_what_is_drawn_depends_on_seed_choice_and_position_alone(worker: Asking) -> None:
+def test_sampling_depends_only_on_seed_choice_and_position(worker: Asking) -> None:
     def drawn(seed: int, choice: int, delivered: list[int]) -> list[int]:
         sampling = {"temperature": 1.5, "seed": seed, "choice": choice}
         return worker.run(sampling=sampling, max_tokens=12, delivered=delivered).ids
@@ -193,12 +193,12 @@ def test_what_is_drawn_depends_on_seed_choice_and_position_alone(worker: Asking)
 
 
 @pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 0.0}, {"min_p": 1.0}])
-def test_what_keeps_only_the_likeliest_is_greedy(worker: Asking, narrow: dict[str, Any]) -> None:
+def test_keeping_only_the_top_token_is_greedy(worker: Asking, narrow: dict[str, Any]) -> None:
     sampling = {"temperature": 2.0, "seed": 5, **narrow}
     assert worker.run(sampling=sampling).ids == worker.run().ids
 
 
-def test_penalties_count_what_they_should(worker: Asking) -> None:
+def test_penalties_count_the_right_tokens(worker: Asking) -> None:
     filler = list(worker.ask(tokenize={"text": " and so on, one after the other," * 15}).ids.ids)
     prompt = [PARIS, *filler, *FRANCE]
 
@@ -217,7 +217,7 @@ def test_penalties_count_what_they_should(worker: Asking) -> None:
     assert bias(request, made, 4) == [[PARIS, 0.75], [9, 1], [8, False]]
 
 
-def test_a_conversation_is_rendered_up_to_where_the_model_is_to_answer(worker: Asking) -> None:
+def test_a_chat_is_rendered_with_the_generation_prompt(worker: Asking) -> None:
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Hi {{ 1 }} é"},
@@ -229,7 +229,7 @@ def test_a_conversation_is_rendered_up_to_where_the_model_is_to_answer(worker: A
     )
 
 
-def test_no_call_of_the_device_reads_more_than_a_portion(
+def test_no_device_call_reads_more_than_a_chunk(
     runner: XllamacppRunner, worker: Asking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, read = runner._server, []
@@ -248,7 +248,7 @@ def test_no_call_of_the_device_reads_more_than_a_portion(
     assert read == [STEP_TOKENS, STEP_TOKENS, 150 - 2 * STEP_TOKENS, 1, 1, len(FRANCE), 1, 1]
 
 
-def test_a_cancelled_prompt_is_read_no_further(runner: XllamacppRunner, worker: Asking) -> None:
+def test_a_cancel_stops_prefill(runner: XllamacppRunner, worker: Asking) -> None:
     class CancelledAfter:
         """Cancels when it has been asked so many times."""
 
@@ -268,7 +268,7 @@ def test_a_cancelled_prompt_is_read_no_further(runner: XllamacppRunner, worker: 
     assert cancelled.asked == 3
 
 
-def test_a_dead_llama_cpp_is_a_crash_and_is_loaded_again(
+def test_a_killed_llama_cpp_is_a_crash_and_is_reloaded(
     runner: XllamacppRunner, worker: Asking
 ) -> None:
     worker.submit(max_tokens=900, credit=1)
@@ -281,7 +281,7 @@ def test_a_dead_llama_cpp_is_a_crash_and_is_loaded_again(
     assert worker.run(max_tokens=1).ids == [PARIS]
 
 
-def test_what_cannot_be_loaded_says_what_to_do(tmp_path: Path) -> None:
+def test_a_load_error_says_what_to_do(tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
     with pytest.raises(LoadError, match="--model-path must name a GGUF file"):
         XllamacppRunner(Options())

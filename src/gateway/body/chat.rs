@@ -15,23 +15,23 @@ use crate::request::MAX_LOGPROBS;
 #[cfg(test)]
 mod tests;
 
-/// A conversation to go on with, and how.
+/// Body of a chat completion request.
 #[derive(Debug, ToSchema)]
 pub(in crate::gateway) struct ChatBody {
-    /// The messages so far, oldest first.
+    /// The conversation so far, oldest message first.
     #[schema(value_type = Vec<Message>, min_items = 1)]
     messages: v1::Chat,
-    /// The most tokens to generate for each choice; by default the rest of the model's context.
+    /// Maximum number of tokens to generate per choice. Default: the rest of the model's context.
     #[schema(minimum = 1)]
     max_completion_tokens: Option<u32>,
-    /// The older name of `max_completion_tokens`. Where both are given they must be equal.
+    /// Older name of `max_completion_tokens`. If both are set, they must be equal.
     #[schema(minimum = 1)]
     max_tokens: Option<u32>,
-    /// Whether each token's log probability is shown.
+    /// Returns each token's log probability.
     #[schema(default = false)]
     logprobs: Option<bool>,
-    /// Shows the log probabilities of this many of the likeliest tokens at each position too. Only with
-    /// `logprobs`.
+    /// Also returns the log probabilities of this many of the likeliest tokens at each position. Only allowed with
+    /// `logprobs: true`.
     #[schema(maximum = 20)]
     top_logprobs: Option<u32>,
     #[schema(ignore)]
@@ -39,10 +39,10 @@ pub(in crate::gateway) struct ChatBody {
 }
 
 impl ChatBody {
-    /// What OpenAI or vLLM has for chats and this server does not.
+    /// OpenAI and vLLM chat fields that this server does not support.
     pub(in crate::gateway) const UNSUPPORTED: &[Unsupported] = &[
         ("tools", "[[]]"),
-        // Without tools, how to choose and call them changes nothing.
+        // Without tools, these two fields have no effect.
         ("tool_choice", r#"["none", "auto"]"#),
         ("parallel_tool_calls", "[true, false]"),
         ("functions", "[[]]"),
@@ -61,15 +61,15 @@ impl ChatBody {
     /// Reads a body.
     ///
     /// # Errors
-    /// Names the first field that is at fault.
+    /// An error that names the first invalid field.
     pub(in crate::gateway) fn parse(fields: &mut Fields) -> Result<ParsedBody, Error> {
         let body = Self::read(fields)?;
         fields.finish()?;
-        body.asked()
+        body.into_parsed()
     }
 
     pub(in crate::gateway) fn read(fields: &mut Fields) -> Result<Self, Error> {
-        fields.refuse(Self::UNSUPPORTED)?;
+        fields.reject_unsupported(Self::UNSUPPORTED)?;
         Ok(Self {
             messages: Message::read_all(fields, "messages")?,
             max_completion_tokens: fields.integer("max_completion_tokens")?,
@@ -80,12 +80,15 @@ impl ChatBody {
         })
     }
 
-    fn asked(self) -> Result<ParsedBody, Error> {
-        let logprobs = self.shown_logprobs()?;
+    fn into_parsed(self) -> Result<ParsedBody, Error> {
+        let logprobs = self.top_logprobs()?;
         if let (Some(older), Some(limit)) = (self.max_tokens, self.max_completion_tokens)
             && older != limit
         {
-            let message = "max_tokens and max_completion_tokens are one limit; give one of them.";
+            let message = format!(
+                "max_tokens and max_completion_tokens must be equal if both are set \
+                 (got {older} and {limit})."
+            );
             return Err(Error::invalid_value("max_tokens", message));
         }
         for (name, limit) in [
@@ -95,7 +98,7 @@ impl ChatBody {
             if limit == Some(0) {
                 return Err(Error::invalid_value(
                     name,
-                    format!("{name} must be at least 1."),
+                    format!("{name} must be at least 1 (got 0)."),
                 ));
             }
         }
@@ -115,7 +118,7 @@ impl ChatBody {
         Ok(ParsedBody {
             messages: messages(vec![Input::Chat(self.messages)], &message),
             candidates: n,
-            shown: ResponseOptions {
+            response: ResponseOptions {
                 choices: n,
                 logprobs,
             },
@@ -124,10 +127,10 @@ impl ChatBody {
         })
     }
 
-    fn shown_logprobs(&self) -> Result<Option<u32>, Error> {
+    fn top_logprobs(&self) -> Result<Option<u32>, Error> {
         let message = match (self.logprobs.unwrap_or(false), self.top_logprobs) {
             (true, Some(top)) if top > MAX_LOGPROBS => {
-                format!("top_logprobs must be from 0 to {MAX_LOGPROBS}.")
+                format!("top_logprobs must be from 0 to {MAX_LOGPROBS} (got {top}).")
             }
             (true, top) => return Ok(Some(top.unwrap_or(0))),
             (false, None | Some(0)) => return Ok(None),

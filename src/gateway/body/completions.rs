@@ -13,34 +13,34 @@ use crate::gateway::size;
 use crate::proto::v1;
 use crate::proto::v1::completion_request::Input;
 
-/// The most of the likeliest tokens that a completion shows at each position, as with OpenAI.
+/// Largest `logprobs`, as in OpenAI's API.
 pub(super) const MAX_LOGPROBS: u32 = 5;
 
-/// The most candidates of which the best are shown, as with OpenAI.
+/// Largest `best_of`, as in OpenAI's API.
 const MAX_BEST_OF: u32 = 20;
 
-/// What to complete, and how.
+/// Body of a completion request.
 #[derive(Debug, ToSchema)]
 pub(in crate::gateway) struct CompletionsBody {
-    /// What to complete: text, or token ids; or a list of either.
+    /// One or more prompts, each a string or a list of token ids.
     #[schema(schema_with = schema::prompt, required)]
     prompt: Vec<Input>,
-    /// Text that follows what is to be generated. Only with a prompt that is text, and only for models with
+    /// Text after the completion, for fill-in-the-middle. Requires a text prompt and a model with
     /// fill-in-the-middle tokens.
     suffix: Option<String>,
-    /// The most tokens to generate for each choice; 0 only with `echo`. The prompt and these together must
-    /// fit into the model's context.
+    /// Maximum number of tokens to generate per choice; 0 is only allowed with `echo`. The prompt and
+    /// `max_tokens` together must fit into the model's context.
     #[schema(default = 16)]
     max_tokens: Option<u32>,
-    /// How many candidates to generate for each prompt, of which the `n` with the highest log probability per
-    /// token are shown. At least `n`, and at most 20 where it is more than `n`; more than `n` only without
-    /// `stream`. Prompts times candidates are at most 128. The usage counts all of them.
+    /// Number of candidates to generate per prompt. The response has the `n` candidates with the highest log
+    /// probability per token. Must be at least `n`; above `n` it is at most 20 and cannot be streamed. Prompts
+    /// times candidates must be at most 128. The usage counts every candidate.
     #[schema(minimum = 1, maximum = 128)]
     best_of: Option<u32>,
-    /// Shows each token's log probability, and those of this many of the likeliest tokens at its position.
+    /// Returns each token's log probability, and those of this many of the likeliest tokens at its position.
     #[schema(schema_with = schema::logprobs, required = false)]
     logprobs: Option<u32>,
-    /// Whether each choice begins with the prompt.
+    /// Returns the prompt before each choice.
     #[schema(default = false)]
     echo: Option<bool>,
     #[schema(ignore)]
@@ -51,11 +51,11 @@ impl CompletionsBody {
     /// Reads a body.
     ///
     /// # Errors
-    /// Names the first field that is at fault.
+    /// An error that names the first invalid field.
     pub(in crate::gateway) fn parse(fields: &mut Fields) -> Result<ParsedBody, Error> {
         let body = Self::read(fields)?;
         fields.finish()?;
-        body.asked()
+        body.into_parsed()
     }
 
     pub(in crate::gateway) fn read(fields: &mut Fields) -> Result<Self, Error> {
@@ -70,13 +70,15 @@ impl CompletionsBody {
         })
     }
 
-    fn asked(self) -> Result<ParsedBody, Error> {
+    fn into_parsed(self) -> Result<ParsedBody, Error> {
         let prompts = self.prompt.len();
         let stream = self.shared_fields.stream();
         let n = self.shared_fields.n.unwrap_or(1);
         let candidates = self.best_of.unwrap_or(n);
-        if self.logprobs.is_some_and(|top| top > MAX_LOGPROBS) {
-            let message = format!("logprobs must be from 0 to {MAX_LOGPROBS}.");
+        if let Some(top) = self.logprobs
+            && top > MAX_LOGPROBS
+        {
+            let message = format!("logprobs must be from 0 to {MAX_LOGPROBS} (got {top}).");
             return Err(Error::invalid_value("logprobs", message));
         }
         if let Some(best_of) = self.best_of {
@@ -91,7 +93,7 @@ impl CompletionsBody {
         let message = v1::CompletionRequest {
             suffix: self.suffix,
             max_tokens: self.max_tokens,
-            // Candidates are ranked by their log probabilities.
+            // Ranking candidates needs their log probabilities.
             logprobs: self.logprobs.or(is_ranked.then_some(0)),
             echo: self.echo.unwrap_or(false),
             n: Some(candidates),
@@ -100,7 +102,7 @@ impl CompletionsBody {
         Ok(ParsedBody {
             messages: messages(self.prompt, &message),
             candidates,
-            shown: ResponseOptions {
+            response: ResponseOptions {
                 choices: n,
                 logprobs: self.logprobs,
             },
@@ -116,30 +118,30 @@ impl CompletionsBody {
 
 fn check_best_of(best_of: u32, n: u32, is_stream: bool) -> Result<(), Error> {
     let message = if !(1..=MAX_BEST_OF).contains(&best_of) && best_of != n {
-        format!("best_of must be from 1 to {MAX_BEST_OF}.")
+        format!("best_of must be from 1 to {MAX_BEST_OF} (got {best_of}).")
     } else if best_of < n {
-        "best_of must be at least n.".to_owned()
+        format!("best_of must be at least n, which is {n} (got {best_of}).")
     } else if best_of > n && is_stream {
-        "best_of cannot be streamed: which choices are the best is known at their end.".to_owned()
+        "best_of above n cannot be streamed. Set stream to false, or best_of to n.".to_owned()
     } else {
         return Ok(());
     };
     Err(Error::invalid_value("best_of", message))
 }
 
-/// Each prompt's message has a copy of the suffix.
+/// Bounds the memory for the copies of the suffix: one for each prompt's message.
 fn check_suffix(suffix: Option<&str>, prompts: usize) -> Result<(), Error> {
     let copies = suffix.map_or(0, str::len).saturating_mul(prompts);
     if copies <= MAX_BODY_BYTES {
         return Ok(());
     }
-    let message = "suffix is too long for so many prompts.";
+    let message = "suffix is too long for this many prompts. Shorten it, or send fewer prompts.";
     Err(Error::invalid_value("suffix", message))
 }
 
-/// Each choice repeats its prompt, and tells the log probabilities of each of its tokens: an answer must
-/// not be larger by far than what was asked. Here what is certain is looked at; how many tokens a text has, the
-/// engine says.
+/// Rejects an echo whose response would be far larger than its request: each choice repeats its prompt, with log
+/// probabilities for each prompt token if requested. The number of tokens of a text prompt is not known yet, so
+/// this check counts a lower bound.
 fn check_echo(prompts: &[Input], choices: u32, logprobs: Option<u32>) -> Result<(), Error> {
     let top = logprobs.map(|top| usize::try_from(top).unwrap_or(usize::MAX));
     let size = |prompt: &Input| match prompt {
@@ -147,21 +149,21 @@ fn check_echo(prompts: &[Input], choices: u32, logprobs: Option<u32>) -> Result<
         Input::PromptTokenIds(ids) => top.map_or(0, |top| size::of_logprobs(ids.ids.len(), top)),
         Input::Chat(_) => 0,
     };
-    let of_all = prompts.iter().map(size).sum::<usize>();
+    let total = prompts.iter().map(size).sum::<usize>();
     let choices = usize::try_from(choices).unwrap_or(usize::MAX);
-    size::check_echo(of_all.saturating_mul(choices))
+    size::check_echo(total.saturating_mul(choices))
 }
 
-/// How many of the likeliest tokens to show. `false`, which chats have in this place, asks for none.
+/// Reads `logprobs`. `false`, the default of the chat field of that name, is accepted and means none.
 fn logprobs(fields: &mut Fields) -> Result<Option<u32>, Error> {
     const NAME: &str = "logprobs";
     match fields.take(NAME) {
         None | Some(Value::Bool(false)) => Ok(None),
-        Some(value) => fields.whole(NAME, &value).map(Some),
+        Some(value) => fields.integer_value(NAME, &value).map(Some),
     }
 }
 
-/// The prompts, in any of OpenAI's four forms.
+/// Reads `prompt`: a string, a list of strings, a list of token ids, or a list of lists of token ids.
 fn prompts(fields: &mut Fields) -> Result<Vec<Input>, Error> {
     match fields.required("prompt")? {
         Value::String(text) => Ok(vec![Input::Prompt(text)]),
@@ -173,15 +175,15 @@ fn prompts(fields: &mut Fields) -> Result<Vec<Input>, Error> {
             Some(Value::Number(_)) => Ok(vec![token_ids(fields, &items)?]),
             Some(first) => {
                 let kind = std::mem::discriminant(first);
-                let odd = items
+                let mismatch = items
                     .iter()
                     .find(|item| std::mem::discriminant(*item) != kind);
-                match odd {
+                match mismatch {
                     None => items
                         .into_iter()
-                        .map(|item| one_of_many(fields, item))
+                        .map(|item| list_item(fields, item))
                         .collect(),
-                    Some(odd) => Err(wrong_prompt(odd)),
+                    Some(item) => Err(wrong_prompt(item)),
                 }
             }
         },
@@ -191,7 +193,7 @@ fn prompts(fields: &mut Fields) -> Result<Vec<Input>, Error> {
     }
 }
 
-fn one_of_many(fields: &Fields, item: Value) -> Result<Input, Error> {
+fn list_item(fields: &Fields, item: Value) -> Result<Input, Error> {
     match item {
         Value::String(text) => Ok(Input::Prompt(text)),
         Value::Array(ids) => token_ids(fields, &ids),
@@ -205,11 +207,11 @@ fn token_ids(fields: &Fields, items: &[Value]) -> Result<Input, Error> {
     if items.is_empty() {
         return Err(Error::invalid_value(
             "prompt",
-            "prompt must not hold an empty list.",
+            "prompt must not contain an empty list.",
         ));
     }
     let id = |item: &Value| match item {
-        Value::Number(_) => fields.whole("prompt", item),
+        Value::Number(_) => fields.integer_value("prompt", item),
         Value::Null | Value::Bool(_) | Value::String(_) | Value::Array(_) | Value::Object(_) => {
             Err(wrong_prompt(item))
         }
@@ -220,8 +222,8 @@ fn token_ids(fields: &Fields, items: &[Value]) -> Result<Input, Error> {
 
 fn wrong_prompt(value: &Value) -> Error {
     let message = format!(
-        "prompt must be a string, a list of strings, a list of token ids or a list of such lists; \
-         it holds {}.",
+        "prompt must be a string, a list of strings, a list of token ids or a list of lists of token \
+         ids (found {}).",
         json_type_name(value)
     );
     Error::new(ErrorKind::InvalidType, message).with_param("prompt")

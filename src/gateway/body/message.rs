@@ -1,4 +1,4 @@
-//! The messages of a conversation.
+//! Chat messages.
 
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -11,48 +11,48 @@ use crate::proto::v1;
 /// One turn of a conversation.
 #[derive(Debug, ToSchema)]
 pub(in crate::gateway) struct Message {
-    /// Who speaks.
+    /// The role of the author.
     #[schema(schema_with = schema::role, required)]
     role: &'static str,
-    /// What was said: text, or parts of text, which are joined by line breaks.
+    /// Text, or a list of text parts, which are joined with line breaks.
     #[schema(schema_with = schema::content, required)]
     content: String,
-    /// Tells participants of the same role apart.
+    /// Distinguishes participants with the same role.
     name: Option<String>,
 }
 
 impl Message {
-    /// The roles that a client may name, each with the engine's name for it.
+    /// Supported roles, each with the engine's name for it.
     pub(super) const ROLES: [(&str, &'static str); 4] = [
         ("system", "system"),
-        // OpenAI's later name of the same.
+        // OpenAI's newer name for `system`.
         ("developer", "system"),
         ("user", "user"),
         ("assistant", "assistant"),
     ];
 
-    /// The roles of those who answer to tool calls.
+    /// Roles of tool results.
     const UNSUPPORTED_ROLES: [&str; 2] = ["tool", "function"];
 
-    /// What OpenAI's messages have and these do not.
+    /// OpenAI message fields that this server does not support.
     pub(in crate::gateway) const UNSUPPORTED: &[Unsupported] = &[
         ("tool_calls", "[[]]"),
         ("tool_call_id", "[]"),
         ("function_call", "[]"),
         ("audio", "[]"),
         ("refusal", "[]"),
-        // Answers of OpenAI's have it, and clients send them back.
+        // OpenAI's responses have this field, and clients send those messages back.
         ("annotations", "[[]]"),
     ];
 
-    /// A field that holds messages.
+    /// Reads the required field `name`, a list of messages.
     pub(super) fn read_all(fields: &mut Fields, name: &str) -> Result<v1::Chat, Error> {
         let items = fields.required_list(name, "a list of messages")?;
         if items.is_empty() {
-            return Err(fields.invalid(name, "have at least one message"));
+            return Err(fields.invalid(name, "contain at least one message"));
         }
         let read = |(index, item)| {
-            let mut message = fields.within(&format!("{name}[{index}]"), item)?;
+            let mut message = fields.nested(&format!("{name}[{index}]"), item)?;
             let read = Self::read(&mut message)?;
             fields.finish_nested(message)?;
             Ok(read.into())
@@ -66,8 +66,8 @@ impl Message {
 
     pub(in crate::gateway) fn read(fields: &mut Fields) -> Result<Self, Error> {
         let role = role(fields)?;
-        // What a message calls is named before what it then may lack.
-        fields.refuse(Self::UNSUPPORTED)?;
+        // A message with `tool_calls` may lack `content`; the error must name `tool_calls`.
+        fields.reject_unsupported(Self::UNSUPPORTED)?;
         Ok(Self {
             role,
             content: content(fields)?,
@@ -88,7 +88,7 @@ impl From<Message> for v1::ChatMessage {
 
 fn role(fields: &mut Fields) -> Result<&'static str, Error> {
     let role = fields.required("role")?;
-    let role = fields.text("role", role)?;
+    let role = fields.string_value("role", role)?;
     let known = Message::ROLES.iter().find(|(name, _)| *name == role);
     match known {
         Some((_, engine_name)) => Ok(engine_name),
@@ -101,7 +101,7 @@ fn content(fields: &mut Fields) -> Result<String, Error> {
     match fields.required("content")? {
         Value::String(text) => Ok(text),
         Value::Array(parts) if parts.is_empty() => {
-            Err(fields.invalid("content", "have at least one part"))
+            Err(fields.invalid("content", "contain at least one part"))
         }
         Value::Array(parts) => {
             let texts: Result<Vec<_>, _> = parts
@@ -118,13 +118,13 @@ fn content(fields: &mut Fields) -> Result<String, Error> {
 }
 
 fn text_of_part(message: &mut Fields, name: &str, part: Value) -> Result<String, Error> {
-    let mut part = message.within(name, part)?;
+    let mut part = message.nested(name, part)?;
     let kind = part.required("type")?;
-    if part.text("type", kind)? != "text" {
+    if part.string_value("type", kind)? != "text" {
         return Err(part.unsupported("type"));
     }
     let text = part.required("text")?;
-    let text = part.text("text", text)?;
+    let text = part.string_value("text", text)?;
     message.finish_nested(part)?;
     Ok(text)
 }

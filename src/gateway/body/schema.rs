@@ -1,4 +1,4 @@
-//! The schemas of fields that come in more than one form.
+//! OpenAPI schemas of fields that accept several JSON types.
 
 use utoipa::openapi::schema::{AnyOfBuilder, ArrayBuilder, ObjectBuilder, Type};
 use utoipa::openapi::{RefOr, Schema};
@@ -7,14 +7,13 @@ use super::completions::MAX_LOGPROBS;
 use super::message::Message;
 use crate::request::{MAX_LOGIT_BIASES, MAX_STOP_BYTES, MAX_STOP_STRINGS};
 
-/// Four forms: text, ids, and a list of either.
 pub(super) fn prompt() -> RefOr<Schema> {
     let text = || ObjectBuilder::new().schema_type(Type::String);
     let ids = || ArrayBuilder::new().items(token_id()).min_items(Some(1));
     let many = || ArrayBuilder::new().min_items(Some(1)).max_items(Some(128));
     AnyOfBuilder::new()
         .description(Some(
-            "What to complete: text, or token ids; or a list of either.",
+            "One or more prompts, each a string or a list of token ids.",
         ))
         .item(text())
         .item(ids())
@@ -23,7 +22,6 @@ pub(super) fn prompt() -> RefOr<Schema> {
         .into()
 }
 
-/// One string, or a list of them.
 pub(super) fn stop() -> RefOr<Schema> {
     let text = || {
         ObjectBuilder::new()
@@ -36,7 +34,7 @@ pub(super) fn stop() -> RefOr<Schema> {
         .max_items(Some(MAX_STOP_STRINGS));
     AnyOfBuilder::new()
         .description(Some(
-            "A string that ends a choice, or up to 16 of them. The text ends before the match.",
+            "Up to 16 stop strings. A choice ends before the first match.",
         ))
         .item(text())
         .item(many)
@@ -44,7 +42,6 @@ pub(super) fn stop() -> RefOr<Schema> {
         .into()
 }
 
-/// How many of the likeliest tokens; `false` for none.
 pub(super) fn logprobs() -> RefOr<Schema> {
     let count = ObjectBuilder::new()
         .schema_type(Type::Integer)
@@ -55,8 +52,8 @@ pub(super) fn logprobs() -> RefOr<Schema> {
         .enum_values(Some([false]));
     AnyOfBuilder::new()
         .description(Some(
-            "Shows each token's log probability, and those of this many of the likeliest tokens at its \
-             position. `false` asks for none.",
+            "Returns each token's log probability, and those of this many of the likeliest tokens at its \
+             position. `false` means none.",
         ))
         .item(count)
         .item(none)
@@ -64,7 +61,6 @@ pub(super) fn logprobs() -> RefOr<Schema> {
         .into()
 }
 
-/// Numbers by token ids.
 pub(super) fn logit_bias() -> RefOr<Schema> {
     let id = ObjectBuilder::new()
         .schema_type(Type::String)
@@ -80,24 +76,24 @@ pub(super) fn logit_bias() -> RefOr<Schema> {
         .max_properties(Some(MAX_LOGIT_BIASES));
     AnyOfBuilder::new()
         .description(Some(
-            "Added to the logits of tokens before sampling, by their ids.",
+            "Values to add to token logits before sampling, by token id.",
         ))
         .item(biases)
         .item(null())
         .into()
 }
 
-/// Who may speak.
 pub(super) fn role() -> RefOr<Schema> {
     let roles = Message::ROLES.map(|(name, _)| name);
     ObjectBuilder::new()
         .schema_type(Type::String)
-        .description(Some("Who speaks. `developer` is told as `system`."))
+        .description(Some(
+            "The role of the author. `developer` is treated as `system`.",
+        ))
         .enum_values(Some(roles))
         .into()
 }
 
-/// Text, or parts of it.
 pub(super) fn content() -> RefOr<Schema> {
     let text = || ObjectBuilder::new().schema_type(Type::String);
     let part = ObjectBuilder::new()
@@ -108,7 +104,7 @@ pub(super) fn content() -> RefOr<Schema> {
         .additional_properties(Some(null()));
     AnyOfBuilder::new()
         .description(Some(
-            "What was said: text, or parts of text, which are joined by line breaks.",
+            "Text, or a list of text parts, which are joined with line breaks.",
         ))
         .item(text())
         .item(ArrayBuilder::new().items(part).min_items(Some(1)))

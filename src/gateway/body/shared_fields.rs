@@ -1,4 +1,4 @@
-//! The fields that both kinds of completion share.
+//! Request fields that `/v1/completions` and `/v1/chat/completions` share.
 
 use std::collections::HashMap;
 
@@ -14,88 +14,88 @@ use crate::request::{
     MAX_USER_BYTES, TokenId,
 };
 
-/// How to generate, and how to answer.
+/// Sampling and response options.
 #[derive(Debug, ToSchema)]
 pub(in crate::gateway) struct SharedFields {
-    /// The model. It may be left out where only one is served.
+    /// Model name. Optional if the server has only one model.
     #[schema(max_length = 256)]
     pub(super) model: Option<String>,
-    /// How many choices to generate for each prompt. Prompts times choices are at most 128.
+    /// Number of choices to generate per prompt. Prompts times choices must be at most 128.
     #[schema(minimum = 1, maximum = 128, default = 1)]
     pub(super) n: Option<u32>,
-    /// Sampling temperature; 0 always takes the likeliest token.
+    /// Sampling temperature. At 0 the likeliest token is always chosen.
     #[schema(minimum = 0, maximum = 2, default = 1)]
     pub(super) temperature: Option<f32>,
-    /// Keeps the likeliest tokens whose probabilities add up to this.
+    /// Samples only from the likeliest tokens whose probabilities add up to this value.
     #[schema(minimum = 0, maximum = 1, default = 1)]
     pub(super) top_p: Option<f32>,
-    /// Keeps this many of the likeliest tokens; 0 or -1 keeps all.
+    /// Samples only from this many of the likeliest tokens; 0 or -1 means all.
     #[schema(minimum = -1, default = 0)]
     pub(super) top_k: Option<i32>,
-    /// Keeps tokens at least this likely relative to the likeliest.
+    /// Samples only from tokens whose probability is at least this fraction of the likeliest token's.
     #[schema(minimum = 0, maximum = 1, default = 0)]
     pub(super) min_p: Option<f32>,
-    /// Added against tokens that have been generated at all.
+    /// Subtracted from the logit of each token that the completion already contains.
     #[schema(minimum = -2, maximum = 2, default = 0)]
     pub(super) presence_penalty: Option<f32>,
-    /// Added against tokens for each time they have been generated.
+    /// Subtracted from a token's logit once for each time the completion already contains the token.
     #[schema(minimum = -2, maximum = 2, default = 0)]
     pub(super) frequency_penalty: Option<f32>,
-    /// Divides the logits of tokens in the prompt or the completion.
+    /// Makes tokens of the prompt and the completion less likely if above 1, more likely if below.
     #[schema(exclusive_minimum = 0, maximum = 2, default = 1)]
     pub(super) repetition_penalty: Option<f32>,
-    /// Added to the logits of tokens before sampling, by their ids.
+    /// Values to add to token logits before sampling, by token id.
     #[schema(schema_with = schema::logit_bias, required = false)]
     pub(super) logit_bias: HashMap<TokenId, f32>,
-    /// Seeds the sampling: the same seed, choice and position sample alike. One is drawn by default.
+    /// Sampling seed. The same seed, choice and position sample the same way. Random by default.
     pub(super) seed: Option<i64>,
-    /// A string that ends a choice, or up to 16 of them. The text ends before the match.
+    /// Up to 16 stop strings. A choice ends before the first match.
     #[schema(schema_with = schema::stop, required = false)]
     pub(super) stop: Vec<String>,
     /// Up to 128 token ids that end a choice.
     #[schema(max_items = 128, required = false, nullable)]
     pub(super) stop_token_ids: Vec<TokenId>,
-    /// Whether the text ends after the stop string or stop token that matched rather than before it.
+    /// Includes the matched stop string or stop token in the text.
     #[schema(default = false)]
     pub(super) include_stop_str_in_output: Option<bool>,
-    /// No choice ends by the model's will, a stop string or a stop token before it has so many tokens; at
-    /// most `max_tokens`.
+    /// Minimum number of tokens per choice; at most `max_tokens`. Before that, no end-of-sequence token, stop
+    /// string or stop token ends a choice.
     #[schema(default = 0)]
     pub(super) min_tokens: Option<u32>,
-    /// Whether the end-of-sequence token is a token like any other, which ends nothing.
+    /// Continues after the end-of-sequence token, as after any other token.
     #[schema(default = false)]
     pub(super) ignore_eos: Option<bool>,
-    /// Lower goes first in the queue.
+    /// Queue priority. Lower values are scheduled first.
     #[schema(default = 0)]
     pub(super) priority: Option<i32>,
-    /// Who the request is for, as the caller names them.
+    /// Identifier of the end user, chosen by the client.
     #[schema(max_length = 512)]
     pub(super) user: Option<String>,
-    /// Whether the tokens are sent one by one as they are generated.
+    /// Streams tokens as they are generated.
     #[schema(default = false)]
     pub(super) stream: Option<bool>,
-    /// What a stream holds besides the text. Only with `stream`.
+    /// Extra data in the stream. Only allowed with `stream: true`.
     pub(super) stream_options: Option<StreamOptions>,
 }
 
 impl SharedFields {
-    /// Hints that change no answer, with their descriptions. Their type is checked; then they are dropped.
+    /// Fields that are ignored after their type has been checked, with their descriptions.
     pub(in crate::gateway) const HINTS: [(&str, &str); 3] = [
         (
             "prompt_cache_key",
-            "OpenAI's hint for its prompt cache. It changes nothing here.",
+            "Accepted and ignored: a hint for OpenAI's prompt cache.",
         ),
         (
             "prompt_cache_retention",
-            "OpenAI's hint for its prompt cache. It changes nothing here.",
+            "Accepted and ignored: a hint for OpenAI's prompt cache.",
         ),
         (
             "safety_identifier",
-            "OpenAI's successor of `user`. It changes nothing here.",
+            "Accepted and ignored: OpenAI's replacement for `user`.",
         ),
     ];
 
-    /// What OpenAI or vLLM has and this server does not.
+    /// OpenAI and vLLM fields that this server does not support.
     pub(in crate::gateway) const UNSUPPORTED: &[Unsupported] = &[
         ("response_format", r#"[{"type": "text"}]"#),
         ("store", "[false]"),
@@ -108,12 +108,12 @@ impl SharedFields {
     ];
 
     pub(super) fn read(fields: &mut Fields) -> Result<Self, Error> {
-        fields.refuse(Self::UNSUPPORTED)?;
+        fields.reject_unsupported(Self::UNSUPPORTED)?;
         for (hint, _) in Self::HINTS {
             fields.string(hint)?;
         }
         let stream = fields.bool("stream")?;
-        let shared_fields = Self {
+        let read = Self {
             stream_options: stream_options(fields, stream.unwrap_or(false))?,
             stream,
             model: fields.string("model")?,
@@ -135,14 +135,14 @@ impl SharedFields {
             priority: fields.integer("priority")?,
             user: fields.string("user")?,
         };
-        if shared_fields.n == Some(0) {
-            return Err(fields.invalid("n", "be at least 1"));
+        if read.n == Some(0) {
+            return Err(fields.invalid("n", "be at least 1 (got 0)"));
         }
-        shared_fields.check_sizes()?;
-        Ok(shared_fields)
+        read.check_sizes()?;
+        Ok(read)
     }
 
-    /// What of the engine's message these fields say.
+    /// Engine request with these fields set; the caller adds the rest.
     pub(super) fn message(self) -> v1::CompletionRequest {
         v1::CompletionRequest {
             include_stamps: self.stream().is_some_and(|stream| stream.include_stamps),
@@ -168,13 +168,13 @@ impl SharedFields {
         }
     }
 
-    /// Whether the answer is a stream, and what it holds besides the text.
+    /// Stream options; `None` if the response is not streamed.
     pub(super) fn stream(&self) -> Option<StreamOptions> {
         let is_stream = self.stream.unwrap_or(false);
         is_stream.then(|| self.stream_options.unwrap_or_default())
     }
 
-    /// What each prompt's message has a copy of must be small. Whether it is right, the engine says.
+    /// Bounds the fields that are copied into every prompt's message. The engine validates their values.
     fn check_sizes(&self) -> Result<(), Error> {
         let stop: usize = self.stop.iter().map(String::len).sum();
         let bytes = |text: &Option<String>| text.as_ref().map_or(0, String::len);
@@ -196,7 +196,7 @@ impl SharedFields {
             ),
         ] {
             if size > limit {
-                let text = format!("{param} must be at most {limit} {unit}.");
+                let text = format!("{param} must have at most {limit} {unit} (got {size}).");
                 return Err(Error::invalid_value(param, text));
             }
         }
@@ -218,7 +218,7 @@ fn stream_options(fields: &mut Fields, is_stream: bool) -> Result<Option<StreamO
 }
 
 fn stop(fields: &mut Fields) -> Result<Vec<String>, Error> {
-    const WANTED: &str = "a string or a list of strings";
+    const EXPECTED: &str = "a string or a list of strings";
     let items = match fields.take("stop") {
         None => Vec::new(),
         Some(Value::Array(items)) => items,
@@ -227,7 +227,7 @@ fn stop(fields: &mut Fields) -> Result<Vec<String>, Error> {
     let text = |item| match item {
         Value::String(stop) => Ok(stop),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
-            Err(fields.wrong_type("stop", WANTED, &item))
+            Err(fields.wrong_type("stop", EXPECTED, &item))
         }
     };
     items.into_iter().map(text).collect()
@@ -237,7 +237,9 @@ fn stop_token_ids(fields: &mut Fields) -> Result<Vec<TokenId>, Error> {
     const NAME: &str = "stop_token_ids";
     let ids = fields.list(NAME, "a list of token ids")?;
     let ids = ids.unwrap_or_default();
-    ids.iter().map(|id| fields.whole(NAME, id)).collect()
+    ids.iter()
+        .map(|id| fields.integer_value(NAME, id))
+        .collect()
 }
 
 fn logit_bias(fields: &mut Fields) -> Result<HashMap<TokenId, f32>, Error> {
@@ -247,13 +249,13 @@ fn logit_bias(fields: &mut Fields) -> Result<HashMap<TokenId, f32>, Error> {
     };
     let mut known = HashMap::new();
     for (id, bias) in biases.take_all() {
-        let bias = biases.float(&id, &bias)?;
-        // Another token_bytes of a number, such as `01`, would name a token twice.
+        let bias = biases.float_value(&id, &bias)?;
+        // `01` and `1` would be two keys for the same token.
         let token = id
             .parse()
             .ok()
             .filter(|token: &TokenId| token.to_string() == id);
-        let token = token.ok_or_else(|| fields.invalid(NAME, "have token ids as its keys"))?;
+        let token = token.ok_or_else(|| fields.invalid(NAME, "have token ids as keys"))?;
         known.insert(token, bias);
     }
     Ok(known)

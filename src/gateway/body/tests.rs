@@ -1,5 +1,5 @@
-//! What the bodies of completions and of tokens may hold, and which field is at fault where they hold
-//! anything else.
+//! Tests of the bodies of `/v1/completions`, `/tokenize` and `/detokenize`: accepted fields, and the field that an
+//! error names.
 
 use serde_json::{Value, json};
 
@@ -17,15 +17,15 @@ fn completions(body: &Value) -> Result<ParsedBody, Error> {
     CompletionsBody::parse(&mut fields(body)?)
 }
 
-fn told(error: Error) -> (&'static str, Option<String>) {
+fn code_and_param(error: Error) -> (&'static str, Option<String>) {
     (error.kind.row().code, error.param)
 }
 
-fn refusal(body: &Value) -> (&'static str, Option<String>) {
-    told(completions(body).expect_err(&body.to_string()))
+fn rejected(body: &Value) -> (&'static str, Option<String>) {
+    code_and_param(completions(body).expect_err(&body.to_string()))
 }
 
-fn fault(code: &'static str, param: &str) -> (&'static str, Option<String>) {
+fn error(code: &'static str, param: &str) -> (&'static str, Option<String>) {
     (code, Some(param.to_owned()))
 }
 
@@ -74,9 +74,9 @@ fn hints_and_defaults_that_change_no_answer_are_accepted() {
         json!({"prompt": "a", "skip_special_tokens": true, "length_penalty": 1}),
         json!({"prompt": "a", "response_format": {"type": "text"}}),
     ] {
-        let asked = completions(&body).unwrap_or_else(|error| panic!("{body}: {error:?}"));
-        assert_eq!(asked.messages, plain.messages, "{body}");
-        assert_eq!(asked.shown, plain.shown, "{body}");
+        let parsed = completions(&body).unwrap_or_else(|error| panic!("{body}: {error:?}"));
+        assert_eq!(parsed.messages, plain.messages, "{body}");
+        assert_eq!(parsed.response, plain.response, "{body}");
     }
 }
 
@@ -125,11 +125,11 @@ fn best_of_requests_log_probabilities_without_returning_them() {
     let body = completions(&json!({"prompt": "a", "best_of": 5, "n": 2})).unwrap();
     let message = &body.messages[0];
     assert_eq!((message.n, message.logprobs), (Some(5), Some(0)));
-    let shown = ResponseOptions {
+    let expected = ResponseOptions {
         choices: 2,
         logprobs: None,
     };
-    assert_eq!((body.candidates, body.shown), (5, shown));
+    assert_eq!((body.candidates, body.response), (5, expected));
 }
 
 #[test]
@@ -157,11 +157,11 @@ fn a_wrong_type_is_rejected_and_the_field_named() {
         ("user", json!(7)),
     ] {
         let mut body = json!({"prompt": "a"});
-        let field = name.split('.').next().expect("a name");
+        let field = name.split('.').next().expect("the name is not empty");
         body[field] = value;
-        assert_eq!(refusal(&body), fault("invalid_type", name), "{body}");
+        assert_eq!(rejected(&body), error("invalid_type", name), "{body}");
     }
-    assert_eq!(refusal(&json!([])), ("invalid_type", None));
+    assert_eq!(rejected(&json!([])), ("invalid_type", None));
 }
 
 #[test]
@@ -215,39 +215,39 @@ fn an_out_of_range_missing_or_unknown_field_is_rejected_and_named() {
             json!({"prompt": "a", "stream_options": {"include_usage": true}}),
         ),
     ] {
-        assert_eq!(refusal(&body), fault("invalid_value", name), "{name}");
+        assert_eq!(rejected(&body), error("invalid_value", name), "{name}");
     }
-    let missing = fault("missing_parameter", "prompt");
-    assert_eq!(refusal(&json!({"prompt": null})), missing);
-    let unknown = fault("unknown_parameter", "temprature");
-    assert_eq!(refusal(&json!({"prompt": "a", "temprature": 1})), unknown);
+    let missing = error("missing_parameter", "prompt");
+    assert_eq!(rejected(&json!({"prompt": null})), missing);
+    let unknown = error("unknown_parameter", "temprature");
+    assert_eq!(rejected(&json!({"prompt": "a", "temprature": 1})), unknown);
     let options = json!({"include_obfuscation": 1});
     let body = json!({"prompt": "a", "stream": true, "stream_options": options});
-    let unsupported = fault(
+    let unsupported = error(
         "unsupported_parameter",
         "stream_options.include_obfuscation",
     );
-    assert_eq!(refusal(&body), unsupported);
+    assert_eq!(rejected(&body), unsupported);
 }
 
 #[test]
 fn an_echo_that_would_make_the_response_too_large_is_rejected() {
     let long = "a ".repeat(1_000_000);
-    let asked = |n: u32, logprobs: Value| {
+    let parse = |n: u32, logprobs: Value| {
         let body = json!({"prompt": long, "echo": true, "n": n, "logprobs": logprobs});
-        completions(&body).map_err(|error| told(error).1)
+        completions(&body).map_err(|error| error.param)
     };
-    assert!(asked(1, json!(null)).is_ok());
-    assert!(asked(32, json!(null)).is_ok());
-    let refused = Some(Some("echo".to_owned()));
-    assert_eq!(asked(128, json!(null)).err(), refused);
-    // How many tokens it has, the engine says.
-    assert!(asked(1, json!(5)).is_ok());
+    assert!(parse(1, json!(null)).is_ok());
+    assert!(parse(32, json!(null)).is_ok());
+    let echo = Some(Some("echo".to_owned()));
+    assert_eq!(parse(128, json!(null)).err(), echo);
+    // The engine checks this one: the number of tokens is not known here.
+    assert!(parse(1, json!(5)).is_ok());
     let body = json!({"prompt": "\u{1}".repeat(600_000), "echo": true, "n": 20});
-    assert_eq!(refusal(&body), fault("invalid_value", "echo"));
+    assert_eq!(rejected(&body), error("invalid_value", "echo"));
     let ids = vec![1; 500_000];
     let body = json!({"prompt": ids, "echo": true, "logprobs": 5});
-    assert_eq!(refusal(&body), fault("invalid_value", "echo"));
+    assert_eq!(rejected(&body), error("invalid_value", "echo"));
 }
 
 #[test]
@@ -282,7 +282,7 @@ fn tokenize_takes_text_or_a_conversation() {
             json!({"messages": messages, "add_generation_prompt": false}),
         ),
     ] {
-        assert_eq!(told(parse(body).unwrap_err()), fault(code, param));
+        assert_eq!(code_and_param(parse(body).unwrap_err()), error(code, param));
     }
 }
 
@@ -296,18 +296,21 @@ fn detokenize_takes_a_list_of_token_ids() {
         ("invalid_type", json!({"tokens": ["a"]})),
         ("invalid_value", json!({"tokens": [-1]})),
     ] {
-        assert_eq!(told(parse(body).unwrap_err()), fault(code, "tokens"));
+        assert_eq!(
+            code_and_param(parse(body).unwrap_err()),
+            error(code, "tokens")
+        );
     }
 }
 
 #[test]
 fn an_out_of_range_number_is_not_rounded_into_the_range() {
-    let taken = |temperature: f64| {
+    let read = |temperature: f64| {
         let body = completions(&json!({"prompt": "a", "temperature": temperature})).unwrap();
         body.messages[0].temperature()
     };
-    assert_eq!((taken(2.0), taken(0.0), taken(0.7)), (2.0, 0.0, 0.7));
-    assert!(taken(2.000_000_1) > 2.0 && taken(-1e-50) < 0.0);
+    assert_eq!((read(2.0), read(0.0), read(0.7)), (2.0, 0.0, 0.7));
+    assert!(read(2.000_000_1) > 2.0 && read(-1e-50) < 0.0);
 }
 
 #[test]
@@ -315,10 +318,10 @@ fn invalid_json_is_rejected() {
     let deep = "[".repeat(100_000);
     for body in ["", "{", "{\"prompt\": NaN}", "\u{feff}{}", &deep] {
         let error = Fields::parse(body.as_bytes(), UnknownFields::Refuse).err();
-        let error = error.expect("no JSON");
+        let error = error.expect("the JSON is invalid");
         assert_eq!(error.kind, ErrorKind::InvalidJson);
     }
     let error = Fields::parse(b"{\"prompt\": \"\xff\"}", UnknownFields::Refuse).err();
-    let error = error.expect("no UTF-8");
+    let error = error.expect("the UTF-8 is invalid");
     assert_eq!(error.kind, ErrorKind::InvalidJson);
 }

@@ -1,4 +1,4 @@
-//! The bodies of `/tokenize` and `/detokenize`, in vLLM's form.
+//! Bodies of `/tokenize` and `/detokenize`, compatible with vLLM.
 
 use utoipa::openapi::schema::{OneOfBuilder, Schema};
 use utoipa::openapi::{Ref, RefOr};
@@ -11,7 +11,7 @@ use crate::proto::v1;
 use crate::proto::v1::tokenize_request::Input;
 use crate::request::TokenId;
 
-/// What to tokenize.
+/// Body of a tokenize request.
 pub(in crate::gateway) enum TokenizeBody {
     Text(TokenizeText),
     Chat(TokenizeChat),
@@ -20,42 +20,41 @@ pub(in crate::gateway) enum TokenizeBody {
 /// Text to tokenize.
 #[derive(Debug, ToSchema)]
 pub(in crate::gateway) struct TokenizeText {
-    /// The model. It may be left out where only one is served.
+    /// Model name. Optional if the server has only one model.
     #[schema(max_length = 256)]
     model: Option<String>,
-    /// The text.
+    /// The text to tokenize.
     prompt: String,
-    /// Whether the tokens begin with what the model begins a prompt with, where it has such a token.
+    /// Adds the model's beginning-of-sequence token, if it has one.
     #[schema(default = true)]
     add_special_tokens: Option<bool>,
 }
 
-/// A conversation to render by the model's chat template and to tokenize.
+/// Conversation to render with the model's chat template and tokenize.
 #[derive(Debug, ToSchema)]
 pub(in crate::gateway) struct TokenizeChat {
-    /// The model. It may be left out where only one is served.
+    /// Model name. Optional if the server has only one model.
     #[schema(max_length = 256)]
     model: Option<String>,
-    /// The messages, oldest first.
+    /// Messages, oldest first.
     #[schema(value_type = Vec<Message>, min_items = 1)]
     messages: v1::Chat,
-    /// Whether the tokens begin with what the model begins a prompt with, where it has such a token.
+    /// Adds the model's beginning-of-sequence token, if it has one.
     #[schema(default = true)]
     add_special_tokens: Option<bool>,
 }
 
-/// Token ids to turn into text.
+/// Token ids to convert to text.
 #[derive(Debug, ToSchema)]
 pub(in crate::gateway) struct DetokenizeBody {
-    /// The model. It may be left out where only one is served.
+    /// Model name. Optional if the server has only one model.
     #[schema(max_length = 256)]
     model: Option<String>,
-    /// The ids.
+    /// Token ids.
     tokens: Vec<TokenId>,
 }
 
 impl PartialSchema for TokenizeBody {
-    /// One of the two.
     fn schema() -> RefOr<Schema> {
         OneOfBuilder::new()
             .item(Ref::from_schema_name("TokenizeText"))
@@ -67,22 +66,22 @@ impl PartialSchema for TokenizeBody {
 impl ToSchema for TokenizeBody {}
 
 impl TokenizeText {
-    /// What vLLM has and this server does not.
+    /// vLLM fields that this server does not support.
     pub(in crate::gateway) const UNSUPPORTED: &[Unsupported] = &[("return_token_strs", "[false]")];
 
     pub(in crate::gateway) fn read(fields: &mut Fields) -> Result<Self, Error> {
-        fields.refuse(Self::UNSUPPORTED)?;
+        fields.reject_unsupported(Self::UNSUPPORTED)?;
         let prompt = fields.required("prompt")?;
         Ok(Self {
             model: fields.string("model")?,
-            prompt: fields.text("prompt", prompt)?,
+            prompt: fields.string_value("prompt", prompt)?,
             add_special_tokens: fields.bool("add_special_tokens")?,
         })
     }
 }
 
 impl TokenizeChat {
-    /// What vLLM has and this server does not.
+    /// vLLM fields that this server does not support.
     pub(in crate::gateway) const UNSUPPORTED: &[Unsupported] = &[
         ("return_token_strs", "[false]"),
         ("add_generation_prompt", "[true]"),
@@ -90,7 +89,7 @@ impl TokenizeChat {
     ];
 
     pub(in crate::gateway) fn read(fields: &mut Fields) -> Result<Self, Error> {
-        fields.refuse(Self::UNSUPPORTED)?;
+        fields.reject_unsupported(Self::UNSUPPORTED)?;
         Ok(Self {
             model: fields.string("model")?,
             messages: Message::read_all(fields, "messages")?,
@@ -103,13 +102,13 @@ impl TokenizeBody {
     /// Reads a body.
     ///
     /// # Errors
-    /// Names the first field that is at fault.
+    /// An error that names the first invalid field.
     pub(in crate::gateway) fn parse(fields: &mut Fields) -> Result<v1::TokenizeRequest, Error> {
         let body = match (fields.has("prompt"), fields.has("messages")) {
             (true, false) => Self::Text(TokenizeText::read(fields)?),
             (false, true) => Self::Chat(TokenizeChat::read(fields)?),
             (true, true) => {
-                let message = "prompt and messages exclude each other.";
+                let message = "prompt and messages cannot be used together. Send one of them.";
                 return Err(Error::invalid_value("prompt", message));
             }
             (false, false) => {
@@ -149,7 +148,7 @@ impl DetokenizeBody {
     /// Reads a body.
     ///
     /// # Errors
-    /// Names the first field that is at fault.
+    /// An error that names the first invalid field.
     pub(in crate::gateway) fn parse(fields: &mut Fields) -> Result<v1::DetokenizeRequest, Error> {
         let body = Self::read(fields)?;
         fields.finish()?;
@@ -162,7 +161,10 @@ impl DetokenizeBody {
     pub(in crate::gateway) fn read(fields: &mut Fields) -> Result<Self, Error> {
         const NAME: &str = "tokens";
         let ids = fields.required_list(NAME, "a list of token ids")?;
-        let ids: Result<_, Error> = ids.iter().map(|id| fields.whole(NAME, id)).collect();
+        let ids: Result<_, Error> = ids
+            .iter()
+            .map(|id| fields.integer_value(NAME, id))
+            .collect();
         Ok(Self {
             model: fields.string("model")?,
             tokens: ids?,

@@ -1,4 +1,4 @@
-//! Binding every TCP address of a host.
+//! Binding of every IP address of a host to one TCP port.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -8,26 +8,26 @@ use tokio::net::TcpListener;
 
 use super::BACKLOG;
 
-/// How often a free port is looked for that is free at every address.
+/// Attempts to find a port that is free at every address.
 const MAX_PORT_ATTEMPTS: usize = 16;
 
-/// Binds a socket; tests bind as another machine would.
+/// Function that binds one socket; tests replace it to simulate another machine.
 trait Bind: Fn(SocketAddr, Ipv6Only) -> io::Result<Socket> {}
 
 impl<F: Fn(SocketAddr, Ipv6Only) -> io::Result<Socket>> Bind for F {}
 
-/// Whether a socket of IPv6 may take IPv4's connections, too.
+/// Setting of `IPV6_V6ONLY`, which keeps an IPv6 socket from accepting IPv4 connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ipv6Only {
-    /// As the system has it.
-    Default,
-    /// It may not: the host's IPv4 address has a socket of its own.
-    Own,
+    /// The operating system's default.
+    SystemDefault,
+    /// Only IPv6, because the host's IPv4 address has a socket of its own.
+    Yes,
 }
 
-/// Binds all of these addresses, which have the same port. Port 0 takes one that is free at all of them.
-/// An address that this machine does not have is passed over, so long as there is another: a host name may
-/// have an IPv6 address where IPv6 is switched off.
+/// Binds all addresses, which have the same port. Port 0 chooses one port that is free at all of them. Skips an
+/// address that this machine does not have if another can be bound: a host name may have an IPv6 address although IPv6
+/// is disabled.
 pub(super) fn bind(addresses: &[SocketAddr]) -> io::Result<Vec<TcpListener>> {
     let mut addresses = addresses.to_vec();
     addresses.sort_by_key(SocketAddr::is_ipv4);
@@ -42,29 +42,29 @@ pub(super) fn bind(addresses: &[SocketAddr]) -> io::Result<Vec<TcpListener>> {
         .collect()
 }
 
-/// Binds each address. Where any port will do, another is tried if it is taken at one of them.
+/// Binds all addresses. With port 0, tries another port if the chosen one is in use at one of the addresses.
 fn bind_at_one_port(addresses: &[SocketAddr], bind: &impl Bind) -> io::Result<Vec<Socket>> {
     let is_any_port = addresses.iter().all(|address| address.port() == 0);
-    let mut tries = if is_any_port { MAX_PORT_ATTEMPTS } else { 1 };
+    let mut attempts = if is_any_port { MAX_PORT_ATTEMPTS } else { 1 };
     loop {
-        tries -= 1;
+        attempts -= 1;
         match bind_all(addresses, bind) {
-            Err(error) if error.kind() == ErrorKind::AddrInUse && tries > 0 => {}
+            Err(error) if error.kind() == ErrorKind::AddrInUse && attempts > 0 => {}
             bound => return bound,
         }
     }
 }
 
-/// Binds each address once. Where the port is 0, the first address chooses it for all.
+/// Binds each address once. With port 0, the first socket determines the port of the others.
 fn bind_all(addresses: &[SocketAddr], bind: &impl Bind) -> io::Result<Vec<Socket>> {
-    let is_one_of_many = addresses.len() > 1;
-    let family = if is_one_of_many {
-        Ipv6Only::Own
+    let has_several = addresses.len() > 1;
+    let ipv6_only = if has_several {
+        Ipv6Only::Yes
     } else {
-        Ipv6Only::Default
+        Ipv6Only::SystemDefault
     };
     let mut bound: Vec<Socket> = Vec::new();
-    let mut passed_over = None;
+    let mut unavailable = None;
     for address in addresses {
         let mut address = *address;
         if let Some(first) = bound
@@ -73,39 +73,39 @@ fn bind_all(addresses: &[SocketAddr], bind: &impl Bind) -> io::Result<Vec<Socket
         {
             address.set_port(first.port());
         }
-        match bind(address, family) {
+        match bind(address, ipv6_only) {
             Ok(socket) => bound.push(socket),
             Err(error) if is_unavailable(&error) => {
-                if is_one_of_many {
-                    tracing::warn!(%address, %error, "an address of the host is not listened on");
+                if has_several {
+                    tracing::warn!(%address, %error, "cannot bind an address of the host; skipping it");
                 }
-                passed_over = Some(error);
+                unavailable = Some(error);
             }
-            Err(error) if is_one_of_many => {
+            Err(error) if has_several => {
                 return Err(io::Error::new(error.kind(), format!("{address}: {error}")));
             }
             Err(error) => return Err(error),
         }
     }
     if bound.is_empty() {
-        let message = "the host has no address";
+        let message = "the host name has no address";
         return Err(
-            passed_over.unwrap_or_else(|| io::Error::new(ErrorKind::AddrNotAvailable, message))
+            unavailable.unwrap_or_else(|| io::Error::new(ErrorKind::AddrNotAvailable, message))
         );
     }
     Ok(bound)
 }
 
-/// Whether this machine does not have the address, or no address of its family.
+/// Returns true if this machine does not have the address, or does not support its address family.
 fn is_unavailable(error: &io::Error) -> bool {
     let no_such_family = rustix::io::Errno::AFNOSUPPORT.raw_os_error();
     error.kind() == ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(no_such_family)
 }
 
-fn bind_one(address: SocketAddr, family: Ipv6Only) -> io::Result<Socket> {
+fn bind_one(address: SocketAddr, ipv6_only: Ipv6Only) -> io::Result<Socket> {
     let domain = Domain::for_address(address);
     let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
-    if address.is_ipv6() && family == Ipv6Only::Own {
+    if address.is_ipv6() && ipv6_only == Ipv6Only::Yes {
         socket.set_only_v6(true)?;
     }
     socket.set_reuse_address(true)?;
@@ -129,13 +129,13 @@ mod tests {
         sockets.iter().map(port).collect()
     }
 
-    /// A machine without IPv6.
-    fn without_ipv6(address: SocketAddr, family: Ipv6Only) -> io::Result<Socket> {
+    /// Binds like a machine without IPv6.
+    fn without_ipv6(address: SocketAddr, ipv6_only: Ipv6Only) -> io::Result<Socket> {
         if address.is_ipv6() {
             let errno = rustix::io::Errno::AFNOSUPPORT.raw_os_error();
             return Err(io::Error::from_raw_os_error(errno));
         }
-        bind_one(address, family)
+        bind_one(address, ipv6_only)
     }
 
     #[test]
@@ -156,7 +156,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_port_in_use_at_one_address_is_an_error() {
-        let taken = bind_one(address("127.0.0.2", 0), Ipv6Only::Default).unwrap();
+        let taken = bind_one(address("127.0.0.2", 0), Ipv6Only::SystemDefault).unwrap();
         taken.listen(1).unwrap();
         let port = ports(std::slice::from_ref(&taken))[0];
         let both = [address("127.0.0.1", port), address("127.0.0.2", port)];
@@ -167,20 +167,20 @@ mod tests {
 
     #[test]
     fn port_0_binds_the_same_free_port_at_every_address() {
-        let tries = Cell::new(0);
-        // Somebody else has the second address's port at the first try.
-        let contended = |address: SocketAddr, family: Ipv6Only| {
-            tries.set(tries.get() + 1);
-            if tries.get() == 2 {
+        let calls = Cell::new(0);
+        // The first chosen port is in use at the second address.
+        let contended = |address: SocketAddr, ipv6_only: Ipv6Only| {
+            calls.set(calls.get() + 1);
+            if calls.get() == 2 {
                 return Err(ErrorKind::AddrInUse.into());
             }
-            bind_one(address, family)
+            bind_one(address, ipv6_only)
         };
         let both = [address("127.0.0.1", 0), address("127.0.0.2", 0)];
         let bound = bind_at_one_port(&both, &contended).unwrap();
         let [first, second] = ports(&bound)[..] else {
-            panic!("two sockets")
+            panic!("expected two sockets")
         };
-        assert_eq!((first, tries.get()), (second, 4));
+        assert_eq!((first, calls.get()), (second, 4));
     }
 }

@@ -1,7 +1,7 @@
-//! The chat template that a model file carries, rendered as Hugging Face's `apply_chat_template`
-//! does. It knows messages and text; it must not know tokens or the device.
+//! Renders a model's chat template like Hugging Face's `apply_chat_template`. This module knows messages
+//! and text; it must not know tokens or the device.
 //!
-//! llama.cpp's own template engine is never used: it knows a fixed list of templates, and aborts the
+//! llama.cpp's template engine is not used: it supports a fixed list of templates, and aborts the
 //! process on some inputs.
 
 use jiff::Zoned;
@@ -19,25 +19,27 @@ mod clock;
 mod generation_tags;
 mod json;
 
-const NAME: &str = "chat";
+const TEMPLATE_NAME: &str = "chat";
 
-/// The most work of one rendering, in minijinja's fuel: a unit is an instruction, or 64 bytes that the template
-/// makes. So a template that loops without an end stops within a fraction of a second, with at most 64 MiB made.
+/// Maximum work of one rendering, in minijinja's units of fuel: one per instruction, and one per 64
+/// bytes that the template creates. An endless template stops within a fraction of a second, after at
+/// most 64 MiB.
 const MAX_FUEL: u64 = 1_000_000;
 
-/// Work for which the caller's thread has stack enough: minijinja recurses into nested lists, about 512 bytes for
-/// each level, and a template can nest one level for less than two units of fuel.
+/// Maximum work on the caller's thread, limited by its stack. minijinja recurses into nested lists and
+/// needs about 512 bytes of stack per level; a template can add a level with less than two units of
+/// fuel.
 const INLINE_FUEL: u64 = 5_000;
 
-/// Stack for the lists that [`MAX_FUEL`] can nest. What is not used is never mapped.
+/// Stack for lists that are nested as deeply as [`MAX_FUEL`] allows. Unused stack is never mapped.
 const STACK_BYTES: usize = 320 * 1024 * 1024;
 
-/// A compiled template with the special tokens that it may name.
+/// A compiled template, and the special tokens that it may use.
 pub(super) struct ChatTemplate {
-    /// Renders on the caller's thread, as far as [`INLINE_FUEL`] goes.
+    /// Environment with [`INLINE_FUEL`], for the caller's thread.
     inline: Environment<'static>,
-    /// Renders on a thread of its own what takes more.
-    apart: Environment<'static>,
+    /// Environment with [`MAX_FUEL`], for a separate thread with a large stack.
+    threaded: Environment<'static>,
     bos_token: String,
     eos_token: String,
 }
@@ -46,7 +48,7 @@ impl ChatTemplate {
     /// Compiles a template.
     ///
     /// # Errors
-    /// What is wrong with it, in words.
+    /// The template is invalid; the text says why.
     pub(super) fn new(source: &str, bos_token: String, eos_token: String) -> Result<Self, String> {
         Self::with_clock(source, bos_token, eos_token, Zoned::now)
     }
@@ -59,35 +61,35 @@ impl ChatTemplate {
     ) -> Result<Self, String> {
         let mut environment = environment(clock).map_err(|error| error.to_string())?;
         environment
-            .add_template_owned(NAME, generation_tags::without_generation_tags(source))
+            .add_template_owned(TEMPLATE_NAME, generation_tags::replace(source))
             .map_err(|error| error.to_string())?;
         let mut inline = environment.clone();
         inline.set_fuel(Some(INLINE_FUEL));
         Ok(Self {
             inline,
-            apart: environment,
+            threaded: environment,
             bos_token,
             eos_token,
         })
     }
 
-    /// The prompt that asks the model for the next turn.
+    /// Renders messages into a prompt that ends with the start of the assistant's turn.
     ///
     /// # Errors
-    /// When the template refuses the messages, or takes too much work.
+    /// The template rejects the messages, fails, or takes too much work.
     pub(super) fn render(&self, messages: &[ChatMessage]) -> Result<String, ModelError> {
         let messages: Value = messages
             .iter()
             .map(|message| {
-                let name = message.name.iter();
-                let said = [("role", &message.role), ("content", &message.content)];
-                let fields = said.into_iter().chain(name.map(|name| ("name", name)));
+                let name = message.name.iter().map(|name| ("name", name));
+                let fields = [("role", &message.role), ("content", &message.content)];
+                let fields = fields.into_iter().chain(name);
                 Value::from_pairs(fields.map(|(key, value)| (key, Value::from(value))))
             })
             .collect();
         let context = Value::from_pairs([
             ("messages", messages),
-            // Hugging Face defines these two also where a request has none.
+            // Hugging Face defines these two even if the request has none.
             ("tools", Value::from(())),
             ("documents", Value::from(())),
             ("bos_token", Value::from(&self.bos_token)),
@@ -95,20 +97,20 @@ impl ChatTemplate {
             ("add_generation_prompt", Value::from(true)),
         ]);
         match render(&self.inline, &context) {
-            Err(error) if error.kind() == ErrorKind::OutOfFuel => self.render_apart(&context),
-            rendered => rendered.map_err(|error| ModelError::Invalid(reason(&error))),
+            Err(error) if error.kind() == ErrorKind::OutOfFuel => self.render_on_thread(&context),
+            rendered => rendered.map_err(|error| ModelError::Invalid(message_for(&error))),
         }
     }
 
-    fn render_apart(&self, context: &Value) -> Result<String, ModelError> {
-        let failed = || ModelError::Failed("a chat template could not be rendered".to_owned());
+    fn render_on_thread(&self, context: &Value) -> Result<String, ModelError> {
+        let failed = || ModelError::Failed("The chat template could not be rendered.".to_owned());
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new()
                 .name("chat-template".to_owned())
                 .stack_size(STACK_BYTES)
                 .spawn_scoped(scope, || {
-                    let rendered = render(&self.apart, context);
-                    rendered.map_err(|error| ModelError::Invalid(reason(&error)))
+                    let rendered = render(&self.threaded, context);
+                    rendered.map_err(|error| ModelError::Invalid(message_for(&error)))
                 });
             let joined = thread.map_err(|_| failed())?.join();
             joined.unwrap_or_else(|_| Err(failed()))
@@ -117,20 +119,20 @@ impl ChatTemplate {
 }
 
 fn render(environment: &Environment<'_>, context: &Value) -> Result<String, Error> {
-    environment.get_template(NAME)?.render(context)
+    environment.get_template(TEMPLATE_NAME)?.render(context)
 }
 
-/// Jinja as Hugging Face sets it up.
+/// Jinja with the settings, functions, filters and tests of Hugging Face.
 fn environment(clock: Clock) -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
-    // Templates are written for these two settings of Jinja, which are not its defaults.
+    // Templates are written for these two non-default settings of Jinja.
     let syntax = SyntaxConfig::builder()
         .trim_blocks(true)
         .lstrip_blocks(true)
         .build()?;
     environment.set_syntax(syntax);
     environment.set_fuel(Some(MAX_FUEL));
-    environment.set_unknown_method_callback(method);
+    environment.set_unknown_method_callback(python_method);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", move |format: &str| {
         clock::strftime(&clock(), format)
@@ -138,7 +140,7 @@ fn environment(clock: Clock) -> Result<Environment<'static>, Error> {
     environment.add_function("cycler", cycler);
     environment.add_function("joiner", joiner);
     environment.add_filter("tojson", json::tojson);
-    // These two take more work than their fuel pays for, and no template needs them.
+    // Removed because they do more work than fuel counts, and no template needs them.
     environment.remove_filter("pprint");
     environment.remove_global("debug");
     environment.add_test("callable", is_callable);
@@ -147,33 +149,35 @@ fn environment(clock: Clock) -> Result<Environment<'static>, Error> {
     Ok(environment)
 }
 
-/// Python's methods. The width and the precision of a `format` are bounded, because its fuel does not pay for them: a
-/// template could ask for more memory than there is, and end the process.
-fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+/// Calls a Python method. The width and precision of `format` are limited, because fuel does not count
+/// them: a template could allocate all memory and end the process.
+fn python_method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     if name == "format" && value.as_str().is_some_and(has_long_number) {
-        let message = "`format` takes widths and precisions up to 9999";
+        let message = "`format` supports widths and precisions up to 9999";
         return Err(Error::new(ErrorKind::InvalidOperation, message));
     }
     unknown_method_callback(state, value, name, args)
 }
 
-/// Whether a text has a number of more than four digits in it.
+/// Returns true if a text contains a number of more than four digits.
 fn has_long_number(text: &str) -> bool {
     text.split(|character: char| !character.is_ascii_digit())
         .any(|number| number.len() > 4)
 }
 
-/// Why a template did not render: its own words where it refuses the messages.
-fn reason(error: &Error) -> String {
+/// The error message for a failed rendering. If the template called `raise_exception`, the message
+/// contains its text.
+fn message_for(error: &Error) -> String {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(cause) = source {
-        if let Some(Refusal(words)) = cause.downcast_ref() {
-            return format!("The model's chat template refused the messages: {words}");
+        if let Some(RaisedException(text)) = cause.downcast_ref() {
+            return format!("The model's chat template rejected the messages: {text}");
         }
         source = cause.source();
     }
     if error.kind() == ErrorKind::OutOfFuel {
-        return "The model's chat template takes too long for these messages; send fewer or shorter ones."
+        return "The model's chat template takes too much work for these messages; send fewer or \
+                shorter messages."
             .to_owned();
     }
     let line = error
@@ -185,23 +189,23 @@ fn reason(error: &Error) -> String {
     format!("The model's chat template cannot render these messages: {detail}{line}")
 }
 
-/// A template's own words with which it refuses messages.
+/// The text that a template passed to `raise_exception`.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct Refusal(String);
+struct RaisedException(String);
 
-/// What templates call to refuse messages.
+/// The function that templates call to reject messages.
 fn raise_exception(message: String) -> Result<Value, Error> {
     let error = Error::new(ErrorKind::InvalidOperation, message.clone());
-    Err(error.with_source(Refusal(message)))
+    Err(error.with_source(RaisedException(message)))
 }
 
-/// As Jinja has it: also what is undefined can be iterated, and `none` cannot.
+/// Jinja's rule: an undefined value is iterable, and `none` is not.
 fn is_iterable(value: &Value) -> bool {
     value.kind() == ValueKind::Iterable || is_sequence(value)
 }
 
-/// As Jinja has it: whatever has a length and items, so also a text, a map, and what is undefined.
+/// Jinja's rule: a sequence has a length and items, so strings, maps and undefined values count too.
 fn is_sequence(value: &Value) -> bool {
     matches!(
         value.kind(),
@@ -209,7 +213,7 @@ fn is_sequence(value: &Value) -> bool {
     )
 }
 
-/// Macros and functions are the only values that minijinja can only call.
+/// minijinja reports macros and functions, and nothing else here, as plain values.
 fn is_callable(value: &Value) -> bool {
     value.kind() == ValueKind::Plain
 }

@@ -1,9 +1,8 @@
-//! A llama.cpp context as a runner: continuous batching. Each step decodes one row for every sequence
-//! that is past its prompt, and a chunk of the prompts that are not.
+//! The runner on a llama.cpp context: continuous batching. Each step decodes one row for every sequence
+//! that has finished its prompt, and a chunk of the unfinished prompts.
 //!
-//! llama.cpp checks little and aborts the process on much, so every bound is checked before a call:
-//! ids, slots and cells when a sequence is admitted, rows when a batch is filled. It must not know
-//! the text of a token.
+//! llama.cpp aborts the process on many invalid arguments, so every bound is checked before a call:
+//! ids, slots and cells when a sequence is admitted, rows when a batch is filled.
 
 use std::sync::Arc;
 
@@ -19,13 +18,13 @@ use super::sampling::Sampler;
 use super::sequence::ActiveSequence;
 use crate::request::TokenId;
 use crate::runner::{
-    Model, ModelError, Next, Runner, Sequence, Slot, SlotCredit, Step, StepError, Token,
+    Model, ModelError, Next, SlotCredit, Runner, Sequence, Slot, Step, StepError, Token,
 };
 use crate::tokens::{Logprobs, TopLogprob};
 
-/// The most rows of prompts in one step, so that a long prompt delays the running sequences little.
-/// One less than the 64 at which llama.cpp's attention changes to a kernel that rounds otherwise: a
-/// row's result does not depend on the chunk it came in.
+/// Maximum number of prompt rows in one step, so that a long prompt delays running sequences little.
+/// From 64 rows on llama.cpp's attention uses a kernel that rounds differently; below it, a row's result
+/// does not depend on its chunk.
 pub(super) const PREFILL_ROWS: usize = 63;
 
 self_cell!(
@@ -42,29 +41,28 @@ pub(super) struct LlamaRunner {
     context: Context,
     model: Arc<GgufModel>,
     batch: LlamaBatch<'static>,
-    /// By slot; a slot is llama.cpp's sequence id.
+    /// One entry per slot. The slot's index is llama.cpp's sequence id.
     sequences: Vec<Option<ActiveSequence>>,
     admitted: u64,
     sampler: Sampler,
-    /// The sequences of the current batch, and how far each gets by it.
+    /// The sequences of the current batch.
     parts: Vec<BatchPart>,
 }
 
-/// What a batch holds of one sequence.
+/// The rows of one sequence in a batch.
 struct BatchPart {
     slot: Slot,
     rows: usize,
-    /// Its first row's place in the batch.
+    /// Index of the first row in the batch.
     first_row: i32,
-    /// Whether the last row's logits give the next token; not while the prompt goes on.
+    /// True if the next token is sampled from the last row's logits; false while prompt rows are left.
     samples: bool,
 }
 
 impl LlamaRunner {
-    /// A runner on a context that was made for as many sequences as there are slots, and for as many
-    /// rows as [`rows`] says.
+    /// Creates a runner. `context` must be made for `slots` sequences and [`rows`] rows.
     pub(super) fn new(context: Context, slots: usize) -> Self {
-        // llama.cpp may allow fewer, and a batch that is larger than that aborts the process.
+        // llama.cpp may allow fewer rows, and aborts the process on a larger batch.
         let allowed = context.with_dependent(|_, context| context.n_batch());
         let allowed = usize::try_from(allowed).unwrap_or(usize::MAX);
         Self {
@@ -78,7 +76,7 @@ impl LlamaRunner {
         }
     }
 
-    /// What keeps this device from running the sequence, if anything does.
+    /// Checks that this device can run the sequence in the slot.
     fn check(&self, slot: Slot, sequence: &Sequence) -> Result<(), ModelError> {
         match self.sequences.get(slot.0) {
             Some(None) => {}
@@ -98,24 +96,27 @@ impl LlamaRunner {
         let cells = sequence.prompt.len().saturating_add(max_tokens);
         if cells > usize::try_from(context_length).unwrap_or(usize::MAX) {
             return Err(invalid(format!(
-                "This model's context is {context_length} tokens; the prompt and max_tokens need {cells}."
+                "This model's context is {context_length} tokens; the prompt and `max_tokens` need {cells}."
             )));
         }
         if sequence.delivered.len() >= max_tokens && !sequence.scores_prompt {
-            return Err(invalid("All of max_tokens are delivered.".to_owned()));
+            return Err(invalid(
+                "The resumed request already has `max_tokens` tokens; nothing is left to generate."
+                    .to_owned(),
+            ));
         }
         Ok(())
     }
 
-    /// Decides how many rows each sequence has in this step. Whoever needs one row only has it; the
-    /// others share the rows for prompts, the longest waiting first.
+    /// Decides how many rows each sequence gets in this step. A sequence that needs one row always gets
+    /// it. The others share the prefill rows; the sequence that was admitted first goes first.
     fn plan(&mut self, step: &Step<'_>) {
         self.parts.clear();
-        for (index, running) in self.sequences.iter().enumerate() {
-            let (slot, Some(running)) = (Slot(index), running) else {
+        for (index, sequence) in self.sequences.iter().enumerate() {
+            let (slot, Some(sequence)) = (Slot(index), sequence) else {
                 continue;
             };
-            let rows = running.rows(step.credit(slot));
+            let rows = sequence.rows(step.credit(slot));
             if rows > 0 {
                 self.parts.push(BatchPart {
                     slot,
@@ -126,12 +127,12 @@ impl LlamaRunner {
             }
         }
         let sequences = &self.sequences;
-        let number = |part: &BatchPart| {
+        let admission = |part: &BatchPart| {
             sequences[part.slot.0]
                 .as_ref()
-                .map(|running| running.number)
+                .map(|sequence| sequence.admission)
         };
-        self.parts.sort_unstable_by_key(number);
+        self.parts.sort_unstable_by_key(admission);
         let mut left = PREFILL_ROWS;
         for part in &mut self.parts {
             if part.rows > 1 {
@@ -140,25 +141,25 @@ impl LlamaRunner {
             }
         }
         self.parts.retain(|part| part.rows > 0);
-        // llama.cpp computes consecutive sequences of a batch together, in this order only.
+        // llama.cpp computes sequences together only if their ids ascend within the batch.
         self.parts.sort_unstable_by_key(|part| part.slot);
     }
 
-    /// Puts the planned rows into the batch. Only the row that the next token follows has an output, or
-    /// every row of a prompt whose tokens are asked for.
+    /// Puts the planned rows into the batch. Logits are requested for rows that are sampled from, and
+    /// for all rows of a prompt that is scored.
     fn fill(&mut self) -> Result<(), BatchError> {
         self.batch.clear();
         for part in &mut self.parts {
-            let Some(running) = &self.sequences[part.slot.0] else {
+            let Some(sequence) = &self.sequences[part.slot.0] else {
                 continue;
             };
             let seq_id = i32::try_from(part.slot.0)?;
             part.first_row = self.batch.n_tokens();
-            part.samples = running.samples_after(part.rows);
-            let (first, tokens) = running.next_rows(part.rows);
+            part.samples = sequence.samples_after(part.rows);
+            let (first, tokens) = sequence.next_rows(part.rows);
             for (offset, id) in tokens.iter().enumerate() {
                 let is_sampled = part.samples && offset + 1 == part.rows;
-                let has_output = is_sampled || running.is_scoring();
+                let has_output = is_sampled || sequence.is_scoring();
                 let position = i32::try_from(first + offset)?;
                 let token = LlamaToken(i32::try_from(*id)?);
                 self.batch.add(token, position, &[seq_id], has_output)?;
@@ -167,24 +168,24 @@ impl LlamaRunner {
         Ok(())
     }
 
-    /// Emits what the decoded rows tell: the tokens of prompts that are asked for, and the next token of
-    /// every sequence whose prompt is through.
+    /// Emits the tokens of scored prompts, and the next token of every sequence that has finished its
+    /// prompt.
     fn emit(&mut self, step: &mut Step<'_>) {
         let (sequences, sampler, model) = (&mut self.sequences, &mut self.sampler, &self.model);
         let parts = &self.parts;
         self.context.with_dependent_mut(|_, context| {
             for part in parts {
-                let Some(running) = &mut sequences[part.slot.0] else {
+                let Some(sequence) = &mut sequences[part.slot.0] else {
                     continue;
                 };
                 let mut emitted = Ok(());
-                if running.is_scoring() {
-                    emitted = emit_prompt(step, part, running, model, context);
+                if sequence.is_scoring() {
+                    emitted = emit_prompt(step, part, sequence, model, context);
                 }
-                running.took(part.rows);
+                sequence.advance(part.rows);
                 if part.samples && emitted.is_ok() {
                     let logits = part.logits(context, part.rows - 1);
-                    emitted = emit_next(step, part.slot, running, model, (sampler, logits));
+                    emitted = emit_next(step, part.slot, sequence, model, (sampler, logits));
                 }
                 if let Err(error) = emitted {
                     step.fail(part.slot, error);
@@ -195,9 +196,9 @@ impl LlamaRunner {
 }
 
 impl BatchPart {
-    /// The logits of one of its rows that have an output.
+    /// The logits of one of the part's rows, for which logits were requested.
     fn logits<'a>(&self, context: &'a LlamaContext<'_>, offset: usize) -> &'a [f32] {
-        let offset = i32::try_from(offset).expect("a batch's rows are few");
+        let offset = i32::try_from(offset).expect("a batch has at most slots + 63 rows");
         context.get_logits_ith(self.first_row + offset)
     }
 }
@@ -206,30 +207,30 @@ impl Runner for LlamaRunner {
     fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
         self.check(slot, &sequence)?;
         self.admitted += 1;
-        let running = ActiveSequence::new(&sequence, self.model.ends(), self.admitted);
-        self.sequences[slot.0] = Some(running);
+        let active = ActiveSequence::new(&sequence, self.model.end_tokens(), self.admitted);
+        self.sequences[slot.0] = Some(active);
         Ok(())
     }
 
     fn release(&mut self, slot: Slot) {
-        let Some(running) = self.sequences.get_mut(slot.0) else {
+        let Some(sequence) = self.sequences.get_mut(slot.0) else {
             return;
         };
-        *running = None;
+        *sequence = None;
         let removed = i32::try_from(slot.0).map(|seq_id| {
             self.context
                 .with_dependent_mut(|_, context| context.kv_cache_seq_rm(seq_id, None, None))
         });
         if !matches!(removed, Ok(Ok(()))) {
-            tracing::error!(slot = slot.0, "a sequence's cells could not be freed");
+            tracing::error!(slot = slot.0, "could not free the KV cache of a slot");
         }
     }
 
     fn next(&mut self, credit: &dyn SlotCredit) -> Next {
         let mut sequences = self.sequences.iter().enumerate();
-        let any = sequences.any(|(index, running)| {
-            let running = running.as_ref();
-            running.is_some_and(|running| running.rows(credit.credit(Slot(index))) > 0)
+        let any = sequences.any(|(index, sequence)| {
+            let sequence = sequence.as_ref();
+            sequence.is_some_and(|sequence| sequence.rows(credit.credit(Slot(index))) > 0)
         });
         if any { Next::Now } else { Next::Idle }
     }
@@ -240,73 +241,78 @@ impl Runner for LlamaRunner {
             return Ok(());
         }
         self.fill()
-            .map_err(|error| StepError(format!("a batch could not be filled: {error}")))?;
+            .map_err(|error| StepError(format!("could not fill a batch: {error}")))?;
         let (context, batch) = (&mut self.context, &mut self.batch);
         match context.with_dependent_mut(|_, context| context.decode(batch)) {
             Ok(()) => self.emit(step),
-            // The context is as it was before. Every sequence has its own cells, as many as it may
-            // need, so this does not happen; were it to, it is not the device's end.
+            // Not expected, because each sequence has enough cells for its whole context. llama.cpp
+            // leaves the context unchanged, so only these sequences fail and the device continues.
             Err(DecodeError::NoKvCacheSlot) => {
                 for part in &self.parts {
-                    step.fail(part.slot, failed("the device has no cell left".to_owned()));
+                    step.fail(part.slot, failed("The KV cache is full.".to_owned()));
                 }
             }
             Err(error @ (DecodeError::NTokensZero | DecodeError::Unknown(_))) => {
-                return Err(StepError(format!("the device could not decode: {error}")));
+                return Err(StepError(format!("llama.cpp could not decode: {error}")));
             }
         }
         Ok(())
     }
 }
 
-/// How many rows a batch has: one for each sequence, and the prompts' share.
+/// Number of rows in a batch: one per slot, and the prefill rows.
 pub(super) fn rows(slots: usize) -> usize {
     slots + PREFILL_ROWS
 }
 
-/// Emits the tokens of a prompt that these rows tell of: each the one behind it.
+/// Emits scored prompt tokens. Each row's logits give the log probabilities of the token after it.
 fn emit_prompt(
     step: &mut Step<'_>,
     part: &BatchPart,
-    running: &ActiveSequence,
+    sequence: &ActiveSequence,
     model: &GgufModel,
     context: &LlamaContext<'_>,
 ) -> Result<(), ModelError> {
-    if running.taken() == 0
-        && let Some(id) = running.prompt_token(0)
+    if sequence.computed() == 0
+        && let Some(id) = sequence.prompt_token(0)
     {
         let logprobs = Logprobs {
-            token_bytes: model.vocabulary_bytes(id),
+            token_bytes: model.full_bytes(id),
             ..Logprobs::default()
         };
-        step.prompt(part.slot, token(model, id, Some(logprobs))?);
+        step.emit_prompt(part.slot, token(model, id, Some(logprobs))?);
     }
     for offset in 0..part.rows {
-        let Some(id) = running.prompt_token(running.taken() + offset + 1) else {
+        let Some(id) = sequence.prompt_token(sequence.computed() + offset + 1) else {
             continue;
         };
-        let logprobs = logprobs(model, part.logits(context, offset), id, running)?;
-        step.prompt(part.slot, token(model, id, logprobs)?);
+        let logprobs = logprobs(model, part.logits(context, offset), id, sequence)?;
+        step.emit_prompt(part.slot, token(model, id, logprobs)?);
     }
     Ok(())
 }
 
-/// Samples the next token of a sequence from its logits, and emits it.
+/// Samples and emits the next token of a sequence.
 fn emit_next(
     step: &mut Step<'_>,
     slot: Slot,
-    running: &mut ActiveSequence,
+    sequence: &mut ActiveSequence,
     model: &GgufModel,
     (sampler, logits): (&mut Sampler, &[f32]),
 ) -> Result<(), ModelError> {
-    let (sampling, history) = (&running.sampling, &running.history);
-    let id = sampler.sample(logits, sampling, history, running.moved(), running.draw());
+    let id = sampler.sample(
+        logits,
+        &sequence.sampling,
+        &sequence.history,
+        sequence.logit_adjustments(),
+        sequence.draw_key(),
+    );
     let id = id.map_err(|error| failed(error.to_string()))?;
-    let logprobs = logprobs(model, logits, id, running)?;
+    let logprobs = logprobs(model, logits, id, sequence)?;
     let token = token(model, id, logprobs)?;
-    let is_end = model.ends().contains(&id);
-    running.push(id);
-    if running.ends_with(id, is_end) {
+    let is_end_token = model.end_tokens().contains(&id);
+    sequence.push(id);
+    if sequence.ends_with(id, is_end_token) {
         step.end(slot, token);
     } else {
         step.emit(slot, token);
@@ -314,34 +320,34 @@ fn emit_next(
     Ok(())
 }
 
-/// What the model thought of this token, where its sequence asks.
+/// The log probabilities of this token, if the sequence asks for them.
 fn logprobs(
     model: &GgufModel,
     logits: &[f32],
     id: TokenId,
-    running: &ActiveSequence,
+    sequence: &ActiveSequence,
 ) -> Result<Option<Logprobs>, ModelError> {
-    let Some(top) = running.logprobs else {
+    let Some(top) = sequence.logprobs else {
         return Ok(None);
     };
     let position = logprobs::of(logits, id, top).map_err(|error| failed(error.to_string()))?;
     let top = position.top.into_iter().map(|(id, logprob)| TopLogprob {
         id,
-        token_bytes: model.vocabulary_bytes(id),
+        token_bytes: model.full_bytes(id),
         logprob,
     });
     Ok(Some(Logprobs {
         logprob: Some(position.logprob),
-        token_bytes: model.vocabulary_bytes(id),
+        token_bytes: model.full_bytes(id),
         top: top.collect(),
     }))
 }
 
 fn token(model: &GgufModel, id: TokenId, logprobs: Option<Logprobs>) -> Result<Token, ModelError> {
-    let bytes = model.token_bytes(id);
+    let unknown = || failed(format!("Token id {id} is not in this model's vocabulary."));
     Ok(Token {
         id,
-        bytes: bytes.ok_or_else(|| failed(format!("token {id} is not in the vocabulary")))?,
+        bytes: model.visible_bytes(id).ok_or_else(unknown)?,
         due_ns: 0,
         emitted_ns: 0,
         logprobs: logprobs.map(Box::new),
@@ -356,10 +362,10 @@ fn failed(reason: String) -> ModelError {
     ModelError::Failed(reason)
 }
 
-/// Why a batch could not be filled; the checks before rule it out.
+/// The reason a batch could not be filled. Not expected, because sequences are checked on admission.
 #[derive(Debug, thiserror::Error)]
 enum BatchError {
-    #[error("a number is too large: {0}")]
+    #[error("a number does not fit 32 bits: {0}")]
     Number(#[from] std::num::TryFromIntError),
     #[error("{0}")]
     Full(#[from] BatchAddError),

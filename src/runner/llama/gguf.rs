@@ -1,8 +1,8 @@
-//! The header of a GGUF file, read before llama.cpp loads the file: llama.cpp takes what the header says on trust
-//! in many places, and aborts the process where it is wrong.
+//! Reads and checks the header of a GGUF file before llama.cpp loads the file, because llama.cpp aborts
+//! the process on many invalid headers.
 //!
-//! Nothing is allocated by a number from the file before that number has been held against the file's size. The
-//! file must not change while it is read or served: llama.cpp maps it into memory.
+//! Memory is allocated only for lengths that fit into the file. The file must not change while it is read
+//! or served: llama.cpp maps it into memory.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -14,25 +14,26 @@ mod tensors;
 
 pub(super) use model::check_model;
 
-/// The first bytes of every GGUF file.
+/// First bytes of every GGUF file.
 const MAGIC: [u8; 4] = *b"GGUF";
 
-/// The versions that llama.cpp reads.
+/// Versions that llama.cpp reads.
 const VERSIONS: std::ops::RangeInclusive<u32> = 2..=3;
 
-/// The longest key, tensor name or text that is kept; longer texts are skipped.
-const MAX_TEXT: u64 = 64 * 1024;
+/// Maximum length in bytes of a key or tensor name, and of a string value that is kept. Longer string
+/// values are skipped.
+const MAX_STRING_BYTES: u64 = 64 * 1024;
 
-/// The longest list of numbers that is kept: more than any model has layers.
+/// Maximum length of an integer array that is kept: more than any model has layers.
 const MAX_KEPT_NUMBERS: u64 = 4096;
 
-/// The list of texts that must not repeat: llama.cpp looks tokens up by their text.
-const TOKENS: &str = "tokenizer.ggml.tokens";
+/// Key of the vocabulary. Its entries must be distinct, because llama.cpp looks tokens up by their text.
+const TOKENS_KEY: &str = "tokenizer.ggml.tokens";
 
-/// Whether the file begins as GGUF files do.
+/// Checks that the file starts with [`MAGIC`].
 ///
 /// # Errors
-/// When it cannot be read, or does not.
+/// The file cannot be read or starts with other bytes.
 pub(super) fn check_magic(path: &Path) -> Result<(), String> {
     let mut magic = [0; MAGIC.len()];
     match File::open(path).and_then(|mut file| file.read(&mut magic)) {
@@ -42,54 +43,55 @@ pub(super) fn check_magic(path: &Path) -> Result<(), String> {
     }
 }
 
-/// The header of a file.
+/// The header of a GGUF file.
 pub(super) struct Header {
     values: HashMap<String, Value>,
     tensors: Vec<Tensor>,
-    /// A byte for which the vocabulary has no token, neither `<0x0A>` nor the byte itself.
+    /// The first byte for which the vocabulary has no token: neither the byte itself nor `<0x0A>`.
     missing_byte: Option<u8>,
 }
 
-/// A value of the metadata, as much of it as is checked.
+/// The parts of a metadata value that are checked.
 #[derive(Clone, Debug, PartialEq)]
 enum Value {
     Integer(i128),
     Float(f64),
-    /// A boolean, or a text that is too long to be kept.
-    Other,
-    Text(String),
-    List {
-        element: Element,
+    /// A boolean, or a string that is too long to be kept.
+    Unchecked,
+    String(String),
+    Array {
+        element: ValueType,
         count: u64,
-        /// The numbers of a short list of integers.
+        /// The elements of a short integer array; empty for any other array.
         numbers: Vec<i128>,
     },
 }
 
-/// The type of a value, or of a list's elements.
+/// The type of a value or of an array's elements. Numbers have their size in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Element {
+enum ValueType {
     Unsigned(usize),
     Signed(usize),
     Float(usize),
     Bool,
-    Text,
+    String,
 }
 
-/// What a file says of one tensor.
+/// The entry of one tensor in the header.
 struct Tensor {
     name: String,
     dimensions: Vec<u64>,
-    kind: u32,
-    /// Bytes from the start of the data.
+    /// ggml's number of the tensor's data type.
+    data_type: u32,
+    /// Offset in bytes from the start of the data section.
     offset: u64,
 }
 
 impl Header {
-    /// Reads the header of a file, and checks its structure.
+    /// Reads the header of a file and checks its structure.
     ///
     /// # Errors
-    /// When the file cannot be read, is no GGUF file, is cut short, or contradicts itself.
+    /// The file cannot be read, is not a GGUF file, is truncated, or is inconsistent.
     pub(super) fn read(path: &Path) -> Result<Self, String> {
         check_magic(path)?;
         let cannot_be_read = |error: io::Error| format!("the model file cannot be read: {error}");
@@ -110,16 +112,16 @@ impl Header {
         }
         let version = u32::from_le_bytes(input.array()?);
         if !VERSIONS.contains(&version) {
-            return Err(format!("its GGUF version is {version}; it must be 2 or 3"));
+            return Err(format!("the GGUF version must be 2 or 3 (got {version})"));
         }
         let tensor_count = input.count("tensors", 24)?;
         let value_count = input.count("metadata values", 13)?;
         let mut values = HashMap::new();
         for _ in 0..value_count {
-            let key = input.short_text("a key of the metadata")?;
+            let key = input.short_string("a metadata key")?;
             let value = input.value(&key)?;
             if values.insert(key.clone(), value).is_some() {
-                return Err(format!("`{key}` appears twice"));
+                return Err(format!("`{key}` is in the file twice"));
             }
         }
         let mut tensors = Vec::new();
@@ -139,42 +141,44 @@ impl Header {
         self.values.get(key)
     }
 
-    /// A whole number of the metadata.
+    /// The integer with this key, or `None` if the key is absent.
     ///
     /// # Errors
-    /// When the value is another kind.
+    /// The value has another type.
     fn integer(&self, key: &str) -> Result<Option<i128>, String> {
         match self.values.get(key) {
             None => Ok(None),
             Some(Value::Integer(value)) => Ok(Some(*value)),
-            Some(_) => Err(format!("`{key}` must be a whole number")),
+            Some(_) => Err(format!("`{key}` must be an integer")),
         }
     }
 
-    fn text(&self, key: &str) -> Option<&str> {
+    fn string(&self, key: &str) -> Option<&str> {
         match self.values.get(key) {
-            Some(Value::Text(text)) => Some(text),
+            Some(Value::String(string)) => Some(string),
             _ => None,
         }
     }
 }
 
-/// A file that is read from its start to its end, and how much of it is left.
+/// Reads a file front to back and checks every length against the rest of the file.
 struct Input<R> {
     source: R,
+    /// Number of bytes read.
     position: u64,
+    /// Size of the file in bytes.
     length: u64,
     missing_byte: Option<u8>,
 }
 
 impl<R: Read> Input<R> {
-    fn left(&self) -> u64 {
+    fn remaining(&self) -> u64 {
         self.length - self.position
     }
 
     /// Counts these bytes as read.
     fn advance(&mut self, bytes: u64) -> Result<(), String> {
-        if bytes > self.left() {
+        if bytes > self.remaining() {
             return Err(self.truncated());
         }
         self.position += bytes;
@@ -183,7 +187,7 @@ impl<R: Read> Input<R> {
 
     fn truncated(&self) -> String {
         let length = self.length;
-        format!("the file is truncated: it ends at {length} bytes, within its header")
+        format!("the file is truncated: its {length} bytes end within the header")
     }
 
     fn read(&mut self, bytes: &mut [u8]) -> Result<(), String> {
@@ -216,22 +220,22 @@ impl<R: Read> Input<R> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    /// A count of things that take at least so many bytes each.
-    fn count(&mut self, things: &str, bytes_each: u64) -> Result<u64, String> {
+    /// Reads a number of items, each of which takes at least `min_bytes` bytes.
+    fn count(&mut self, items: &str, min_bytes: u64) -> Result<u64, String> {
         let count = self.u64()?;
-        if count.saturating_mul(bytes_each) > self.length {
+        if count.saturating_mul(min_bytes) > self.length {
             let length = self.length;
             return Err(format!(
-                "it says that it has {count} {things}, more than its {length} bytes can hold; it is truncated or \
-                 damaged"
+                "the header declares {count} {items}, which do not fit into the file's {length} \
+                 bytes; the file is truncated or damaged"
             ));
         }
         Ok(count)
     }
 
-    /// A text that is kept: its bytes need not be UTF-8.
+    /// Reads the bytes of a string, which need not be UTF-8.
     fn bytes(&mut self, length: u64) -> Result<Vec<u8>, String> {
-        if length > self.left() {
+        if length > self.remaining() {
             return Err(self.truncated());
         }
         let mut bytes = vec![0; usize::try_from(length).map_err(|_| self.truncated())?];
@@ -239,11 +243,12 @@ impl<R: Read> Input<R> {
         Ok(bytes)
     }
 
-    fn short_text(&mut self, what: &str) -> Result<String, String> {
+    /// Reads a string of at most [`MAX_STRING_BYTES`]. `what` names it in errors.
+    fn short_string(&mut self, what: &str) -> Result<String, String> {
         let length = self.u64()?;
-        if length > MAX_TEXT {
+        if length > MAX_STRING_BYTES {
             return Err(format!(
-                "{what} is {length} bytes long; at most {MAX_TEXT} are allowed"
+                "{what} must be at most {MAX_STRING_BYTES} bytes long (got {length})"
             ));
         }
         let bytes = self.bytes(length)?;
@@ -251,69 +256,73 @@ impl<R: Read> Input<R> {
     }
 
     fn value(&mut self, key: &str) -> Result<Value, String> {
-        const LIST: u32 = 9;
-        let kind = self.u32()?;
-        if kind == LIST {
-            let kind = self.u32()?;
-            return self.list(key, element(key, kind)?);
+        const ARRAY: u32 = 9;
+        let code = self.u32()?;
+        if code == ARRAY {
+            let code = self.u32()?;
+            return self.read_array(key, value_type(key, code)?);
         }
-        match element(key, kind)? {
-            Element::Text => {
+        match value_type(key, code)? {
+            ValueType::String => {
                 let length = self.u64()?;
-                if length > MAX_TEXT {
+                if length > MAX_STRING_BYTES {
                     self.skip(length)?;
-                    return Ok(Value::Other);
+                    return Ok(Value::Unchecked);
                 }
                 let bytes = self.bytes(length)?;
-                Ok(Value::Text(String::from_utf8_lossy(&bytes).into_owned()))
+                Ok(Value::String(String::from_utf8_lossy(&bytes).into_owned()))
             }
-            number @ (Element::Unsigned(_) | Element::Signed(_)) => {
-                Ok(Value::Integer(self.number(number)?))
+            integer @ (ValueType::Unsigned(_) | ValueType::Signed(_)) => {
+                Ok(Value::Integer(self.integer(integer)?))
             }
-            Element::Float(4) => Ok(Value::Float(f32::from_le_bytes(self.array()?).into())),
-            Element::Float(_) => Ok(Value::Float(f64::from_le_bytes(self.array()?))),
-            Element::Bool => {
+            ValueType::Float(4) => Ok(Value::Float(f32::from_le_bytes(self.array()?).into())),
+            ValueType::Float(_) => Ok(Value::Float(f64::from_le_bytes(self.array()?))),
+            ValueType::Bool => {
                 self.skip(1)?;
-                Ok(Value::Other)
+                Ok(Value::Unchecked)
             }
         }
     }
 
-    fn list(&mut self, key: &str, element: Element) -> Result<Value, String> {
+    fn read_array(&mut self, key: &str, element: ValueType) -> Result<Value, String> {
         let count = self.u64()?;
-        if count.saturating_mul(element.size()) > self.left() {
+        if count.saturating_mul(element.size()) > self.remaining() {
             return Err(format!(
-                "the file is truncated: it ends at {} bytes, before the {count} values of `{key}`",
+                "the file is truncated: its {} bytes end before the {count} values of `{key}`",
                 self.length
             ));
         }
         let mut numbers = Vec::new();
         match element {
-            Element::Text if key == TOKENS => self.distinct_texts(count)?,
-            Element::Text => {
+            ValueType::String if key == TOKENS_KEY => self.read_tokens(count)?,
+            ValueType::String => {
                 for _ in 0..count {
                     let length = self.u64()?;
                     self.skip(length)?;
                 }
             }
-            Element::Unsigned(_) | Element::Signed(_) if count <= MAX_KEPT_NUMBERS => {
+            ValueType::Unsigned(_) | ValueType::Signed(_) if count <= MAX_KEPT_NUMBERS => {
                 for _ in 0..count {
-                    numbers.push(self.number(element)?);
+                    numbers.push(self.integer(element)?);
                 }
             }
-            Element::Unsigned(_) | Element::Signed(_) | Element::Float(_) | Element::Bool => {
+            ValueType::Unsigned(_)
+            | ValueType::Signed(_)
+            | ValueType::Float(_)
+            | ValueType::Bool => {
                 self.skip(count * element.size())?;
             }
         }
-        Ok(Value::List {
+        Ok(Value::Array {
             element,
             count,
             numbers,
         })
     }
 
-    /// Reads the texts of tokens. llama.cpp aborts where two are the same; it names an empty one by its index.
-    fn distinct_texts(&mut self, count: u64) -> Result<(), String> {
+    /// Reads the vocabulary. llama.cpp aborts if two tokens are equal; it renames an empty token to
+    /// `[EMPTY_<index>]`.
+    fn read_tokens(&mut self, count: u64) -> Result<(), String> {
         let mut seen: HashSet<Vec<u8>> = HashSet::new();
         for index in 0..count {
             let length = self.u64()?;
@@ -324,7 +333,7 @@ impl<R: Read> Input<R> {
             if let Some(text) = seen.replace(text) {
                 let text = String::from_utf8_lossy(&text);
                 return Err(format!(
-                    "`{TOKENS}` has the token {text:?} twice, the second time as {index}"
+                    "`{TOKENS_KEY}` has the token {text:?} twice, the second time at index {index}"
                 ));
             }
         }
@@ -334,11 +343,11 @@ impl<R: Read> Input<R> {
         Ok(())
     }
 
-    fn number(&mut self, element: Element) -> Result<i128, String> {
+    fn integer(&mut self, value_type: ValueType) -> Result<i128, String> {
         let mut bytes = [0; 16];
-        let size = usize::try_from(element.size()).unwrap_or(8);
+        let size = usize::try_from(value_type.size()).unwrap_or(8);
         self.read(&mut bytes[..size])?;
-        let is_negative = matches!(element, Element::Signed(_)) && bytes[size - 1] >= 0x80;
+        let is_negative = matches!(value_type, ValueType::Signed(_)) && bytes[size - 1] >= 0x80;
         if is_negative {
             bytes[size..].fill(0xff);
         }
@@ -346,55 +355,53 @@ impl<R: Read> Input<R> {
     }
 
     fn tensor(&mut self) -> Result<Tensor, String> {
-        let name = self.short_text("the name of a tensor")?;
+        let name = self.short_string("a tensor name")?;
         let count = self.u32()?;
         if count > tensors::MAX_DIMENSIONS {
             let max = tensors::MAX_DIMENSIONS;
             return Err(format!(
-                "tensor `{name}` has {count} dimensions; at most {max} are allowed"
+                "tensor `{name}` must have at most {max} dimensions (got {count})"
             ));
         }
         let dimensions = (0..count).map(|_| self.u64()).collect::<Result<_, _>>()?;
         Ok(Tensor {
             name,
             dimensions,
-            kind: self.u32()?,
+            data_type: self.u32()?,
             offset: self.u64()?,
         })
     }
 }
 
-impl Element {
-    /// Bytes of one; of a text its length alone.
+impl ValueType {
+    /// Size of a value in bytes; for a string, of its length field alone.
     fn size(self) -> u64 {
         let size = match self {
             Self::Unsigned(size) | Self::Signed(size) | Self::Float(size) => size,
             Self::Bool => 1,
-            Self::Text => 8,
+            Self::String => 8,
         };
         u64::try_from(size).unwrap_or(u64::MAX)
     }
 }
 
-/// The type that a number in the file stands for.
-fn element(key: &str, kind: u32) -> Result<Element, String> {
-    Ok(match kind {
-        0 => Element::Unsigned(1),
-        1 => Element::Signed(1),
-        2 => Element::Unsigned(2),
-        3 => Element::Signed(2),
-        4 => Element::Unsigned(4),
-        5 => Element::Signed(4),
-        6 => Element::Float(4),
-        7 => Element::Bool,
-        8 => Element::Text,
-        10 => Element::Unsigned(8),
-        11 => Element::Signed(8),
-        12 => Element::Float(8),
+/// Decodes a type code of the GGUF format.
+fn value_type(key: &str, code: u32) -> Result<ValueType, String> {
+    Ok(match code {
+        0 => ValueType::Unsigned(1),
+        1 => ValueType::Signed(1),
+        2 => ValueType::Unsigned(2),
+        3 => ValueType::Signed(2),
+        4 => ValueType::Unsigned(4),
+        5 => ValueType::Signed(4),
+        6 => ValueType::Float(4),
+        7 => ValueType::Bool,
+        8 => ValueType::String,
+        10 => ValueType::Unsigned(8),
+        11 => ValueType::Signed(8),
+        12 => ValueType::Float(8),
         _ => {
-            return Err(format!(
-                "`{key}` is of type {kind}, which GGUF does not have"
-            ));
+            return Err(format!("`{key}` has the unknown GGUF type {code}"));
         }
     })
 }

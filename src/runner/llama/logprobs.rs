@@ -1,5 +1,5 @@
-//! What a row of logits says of a token: its log probability, and those of the likeliest. It must not
-//! know how the token was chosen.
+//! Log probabilities of a row of logits: those of one token and of the most likely tokens. This module
+//! must not know how the token was sampled.
 
 use std::cmp::Ordering;
 
@@ -7,21 +7,25 @@ use super::sampling::InvalidLogits;
 use crate::request::TokenId;
 use crate::tokens::MIN_LOGPROB;
 
-/// The log probabilities of one position.
+/// The log probabilities of one position, as natural logarithms.
 #[derive(Debug, PartialEq)]
-pub(super) struct Position {
-    /// That of the token that was asked for.
+pub(super) struct PositionLogprobs {
+    /// Log probability of the given token.
     pub(super) logprob: f32,
-    /// The likeliest tokens with theirs, the likeliest first and the lower id of equals.
+    /// The most likely tokens in descending order. Ties are ordered by id.
     pub(super) top: Vec<(TokenId, f32)>,
 }
 
-/// The log probability of this token and those of the `top` likeliest, by the logits of the whole
-/// vocabulary in the order of its ids.
+/// Computes the log probability of `token` and of the `top` most likely tokens. `logits` has one entry
+/// per token of the vocabulary, in the order of ids.
 ///
 /// # Errors
-/// When the logits are no distribution.
-pub(super) fn of(logits: &[f32], token: TokenId, top: u32) -> Result<Position, InvalidLogits> {
+/// A logit is NaN, or the largest one is infinite.
+pub(super) fn of(
+    logits: &[f32],
+    token: TokenId,
+    top: u32,
+) -> Result<PositionLogprobs, InvalidLogits> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     if !max.is_finite() || logits.iter().any(|logit| logit.is_nan()) {
         return Err(InvalidLogits);
@@ -30,26 +34,26 @@ pub(super) fn of(logits: &[f32], token: TokenId, top: u32) -> Result<Position, I
         .iter()
         .map(|logit| f64::from(logit - max).exp())
         .sum();
-    let total = narrowed(total.ln());
+    let total = to_f32(total.ln());
     let logprob = |logit: f32| (logit - max - total).max(MIN_LOGPROB);
     let own = usize::try_from(token).ok().and_then(|at| logits.get(at));
-    let likeliest = likeliest(logits, usize::try_from(top).unwrap_or(usize::MAX));
-    Ok(Position {
+    let largest = largest(logits, usize::try_from(top).unwrap_or(usize::MAX));
+    Ok(PositionLogprobs {
         logprob: own.map_or(MIN_LOGPROB, |logit| logprob(*logit)),
-        top: likeliest
+        top: largest
             .into_iter()
             .map(|(id, logit)| (id, logprob(logit)))
             .collect(),
     })
 }
 
-/// The `count` largest logits in order. `count` is small.
-fn likeliest(logits: &[f32], count: usize) -> Vec<(TokenId, f32)> {
+/// The `count` largest logits in descending order. An insertion sort, because `count` is small.
+fn largest(logits: &[f32], count: usize) -> Vec<(TokenId, f32)> {
     let mut best: Vec<(TokenId, f32)> = Vec::with_capacity(count + 1);
     for (id, &logit) in (0..).zip(logits) {
-        let is_among_them =
+        let is_candidate =
             best.len() < count || best.last().is_some_and(|(_, least)| logit > *least);
-        if is_among_them && count > 0 {
+        if is_candidate && count > 0 {
             let at = best.partition_point(|(_, better)| better.total_cmp(&logit) != Ordering::Less);
             best.insert(at, (id, logit));
             best.truncate(count);
@@ -60,9 +64,9 @@ fn likeliest(logits: &[f32], count: usize) -> Vec<(TokenId, f32)> {
 
 #[expect(
     clippy::as_conversions,
-    reason = "there is no other way to round a float"
+    reason = "`as` is the only conversion from f64 to f32"
 )]
-fn narrowed(number: f64) -> f32 {
+fn to_f32(number: f64) -> f32 {
     number as f32
 }
 
@@ -71,11 +75,11 @@ mod tests {
     use super::*;
 
     fn logits(probabilities: &[f32]) -> Vec<f32> {
-        // Moved by a constant: only differences count.
+        // Adding a constant to all logits does not change the probabilities.
         probabilities.iter().map(|p| p.ln() + 3.0).collect()
     }
 
-    fn assert_near(position: &Position, probability: f32, top: &[(TokenId, f32)]) {
+    fn assert_near(position: &PositionLogprobs, probability: f32, top: &[(TokenId, f32)]) {
         let is_near = |logprob: f32, probability: f32| (logprob.exp() - probability).abs() < 1e-6;
         assert!(is_near(position.logprob, probability), "{position:?}");
         assert_eq!(position.top.len(), top.len(), "{position:?}");

@@ -1,5 +1,5 @@
-//! What every thread may ask of a GGUF model: its facts, its tokenizer, its chat template. It must
-//! not know the device's context.
+//! The parts of a GGUF model that all threads share: facts, tokenizer and chat template. This module
+//! must not know the device's context.
 
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
@@ -9,35 +9,36 @@ use super::chat::ChatTemplate;
 use crate::request::{ChatMessage, Parameter, TokenId};
 use crate::runner::{BosPolicy, LoadError, Model, ModelError, ModelFacts, Resumption, TokenBytes};
 
-/// The longest prompt that is tokenized, whatever the context: the doors let no more through.
+/// Maximum length of a prompt in bytes, for any context: the size limit of requests in the HTTP and
+/// gRPC APIs.
 const MAX_PROMPT_BYTES: usize = 4 * 1024 * 1024;
 
-/// Texts longer than this are tokenized on a thread of their own, see [`stack_for`].
-const SMALL_TEXT: usize = 1024;
+/// Texts longer than this many bytes are tokenized on a separate thread, see [`stack_for`].
+const MAX_INLINE_BYTES: usize = 1024;
 
 /// A model file in memory.
 pub(super) struct GgufModel {
     llama: LlamaModel,
     facts: ModelFacts,
-    vocabulary: Vec<Piece>,
-    /// The tokens by which the model ends its output.
-    ends: Vec<TokenId>,
-    /// The token that begins every prompt, where the model has one.
+    vocabulary: Vec<VocabularyEntry>,
+    /// The tokens that end a completion (llama.cpp's "end of generation" tokens).
+    end_tokens: Vec<TokenId>,
+    /// The token that begins every prompt, if the model adds one.
     bos: Option<TokenId>,
     infill: Option<InfillTokens>,
-    /// Or why the model cannot chat.
+    /// The chat template, or the reason that chats are rejected.
     chat: Result<ChatTemplate, String>,
 }
 
 /// One token of the vocabulary.
-struct Piece {
-    /// What is shown of it: nothing of a special token.
-    bytes: TokenBytes,
-    /// Its name, where that is not what is shown.
-    name: Option<Box<[u8]>>,
+struct VocabularyEntry {
+    /// Text in a completion; empty for a special token.
+    visible: TokenBytes,
+    /// Full text, if it differs from `visible`.
+    full: Option<Box<[u8]>>,
 }
 
-/// The tokens between which a model fills a gap.
+/// The fill-in-the-middle tokens of a model.
 #[derive(Clone, Copy)]
 struct InfillTokens {
     prefix: TokenId,
@@ -48,18 +49,18 @@ struct InfillTokens {
 impl InfillTokens {
     fn of(vocab: &LlamaVocab<'_>) -> Option<Self> {
         Some(Self {
-            prefix: special(vocab.fim_pre())?,
-            suffix: special(vocab.fim_suf())?,
-            middle: special(vocab.fim_mid())?,
+            prefix: token_id(vocab.fim_pre())?,
+            suffix: token_id(vocab.fim_suf())?,
+            middle: token_id(vocab.fim_mid())?,
         })
     }
 }
 
 impl GgufModel {
-    /// Reads out what is asked for again and again.
+    /// Reads the model's facts and vocabulary once, so that later calls need no llama.cpp.
     ///
     /// # Errors
-    /// When the model is none that completes text.
+    /// The model cannot complete text.
     pub(super) fn new(
         llama: LlamaModel,
         name: String,
@@ -69,29 +70,29 @@ impl GgufModel {
         check_can_complete(&llama)?;
         let vocab = llama.vocab();
         let mut longest = 1;
-        let vocabulary: Vec<Piece> = vocab
+        let vocabulary: Vec<VocabularyEntry> = vocab
             .tokens()
             .map(|token| {
-                let name = vocab.token_to_piece(token, true, None);
-                longest = longest.max(name.len());
-                let bytes = TokenBytes::from_slice(&vocab.token_to_piece(token, false, None));
-                let is_shown = *bytes == *name;
-                Piece {
-                    bytes,
-                    name: (!is_shown).then(|| name.into()),
+                let full = vocab.token_to_piece(token, true, None);
+                longest = longest.max(full.len());
+                let visible = TokenBytes::from_slice(&vocab.token_to_piece(token, false, None));
+                let is_visible = *visible == *full;
+                VocabularyEntry {
+                    visible,
+                    full: (!is_visible).then(|| full.into()),
                 }
             })
             .collect();
-        let ends = vocab.tokens().filter(|token| vocab.is_eog(*token));
-        let ends = ends.filter_map(special).collect();
+        let end_tokens = vocab.tokens().filter(|token| vocab.is_eog(*token));
+        let end_tokens = end_tokens.filter_map(token_id).collect();
         let infill = InfillTokens::of(&vocab);
-        let bos = special(vocab.bos()).filter(|_| vocab.should_add_bos());
-        let token_text = |token: LlamaToken| {
-            // llama.cpp has no text of a token that the model does not have.
-            let bytes = special(token).map(|_| vocab.token_to_piece(token, true, None));
+        let bos = token_id(vocab.bos()).filter(|_| vocab.should_add_bos());
+        let text_of = |token: LlamaToken| {
+            // llama.cpp has no text for a token that the model does not have.
+            let bytes = token_id(token).map(|_| vocab.token_to_piece(token, true, None));
             String::from_utf8(bytes.unwrap_or_default()).unwrap_or_default()
         };
-        let (bos_token, eos_token) = (token_text(vocab.bos()), token_text(vocab.eos()));
+        let (bos_token, eos_token) = (text_of(vocab.bos()), text_of(vocab.eos()));
         let facts = ModelFacts {
             name: llama.meta_val_str("general.name").unwrap_or(name),
             context_length,
@@ -110,7 +111,7 @@ impl GgufModel {
             llama,
             facts,
             vocabulary,
-            ends,
+            end_tokens,
             bos,
             infill,
             chat,
@@ -121,31 +122,33 @@ impl GgufModel {
         &self.llama
     }
 
-    /// Whether the vocabulary has this token.
+    /// Returns true if the vocabulary has this token.
     pub(super) fn has(&self, id: TokenId) -> bool {
-        self.piece(id).is_some()
+        self.entry(id).is_some()
     }
 
-    /// The tokens by which the model ends its output.
-    pub(super) fn ends(&self) -> &[TokenId] {
-        &self.ends
+    /// The tokens that end a completion.
+    pub(super) fn end_tokens(&self) -> &[TokenId] {
+        &self.end_tokens
     }
 
-    /// What names a token, also one that is never shown.
-    pub(super) fn vocabulary_bytes(&self, id: TokenId) -> Vec<u8> {
-        let name = |piece: &Piece| match &piece.name {
-            Some(name) => name.to_vec(),
-            None => piece.bytes.to_vec(),
+    /// The full bytes of a token, including the text of special tokens. Empty for an id outside the
+    /// vocabulary.
+    pub(super) fn full_bytes(&self, id: TokenId) -> Vec<u8> {
+        let full = |entry: &VocabularyEntry| match &entry.full {
+            Some(full) => full.to_vec(),
+            None => entry.visible.to_vec(),
         };
-        self.piece(id).map_or_else(Vec::new, name)
+        self.entry(id).map_or_else(Vec::new, full)
     }
 
-    /// The bytes of a token, or `None` for an id outside the vocabulary.
-    pub(super) fn token_bytes(&self, id: TokenId) -> Option<TokenBytes> {
-        self.piece(id).map(|piece| piece.bytes.clone())
+    /// The bytes of a token in a completion: empty for a special token, `None` for an id outside the
+    /// vocabulary.
+    pub(super) fn visible_bytes(&self, id: TokenId) -> Option<TokenBytes> {
+        self.entry(id).map(|entry| entry.visible.clone())
     }
 
-    fn piece(&self, id: TokenId) -> Option<&Piece> {
+    fn entry(&self, id: TokenId) -> Option<&VocabularyEntry> {
         self.vocabulary.get(usize::try_from(id).ok()?)
     }
 
@@ -155,9 +158,9 @@ impl GgufModel {
         ids.collect::<Result<_, _>>().map_err(|_| cannot_tokenize())
     }
 
-    /// The ids of a text, with as much stack as it takes.
-    fn tokenize_bare(&self, text: &str) -> Result<Vec<TokenId>, ModelError> {
-        if text.len() <= SMALL_TEXT {
+    /// Tokenizes without BOS. Long texts run on a thread with a large enough stack.
+    fn tokenize_without_bos(&self, text: &str) -> Result<Vec<TokenId>, ModelError> {
+        if text.len() <= MAX_INLINE_BYTES {
             return self.token_ids(text);
         }
         std::thread::scope(|scope| {
@@ -177,31 +180,33 @@ impl Model for GgufModel {
     }
 
     fn tokenize(&self, text: &str, bos: BosPolicy) -> Result<Vec<TokenId>, ModelError> {
-        let ids = self.tokenize_bare(text)?;
+        let ids = self.tokenize_without_bos(text)?;
         Ok(match bos {
-            BosPolicy::Add => begun(ids, self.bos),
+            BosPolicy::Add => with_bos(ids, self.bos),
             BosPolicy::Omit => ids,
         })
     }
 
-    /// What comes before the gap, what comes after it, and then the gap: the order that llama.cpp's own
-    /// server uses.
+    /// Orders the parts as prefix, suffix, middle, like llama.cpp's server.
     fn infill(&self, prefix: &str, suffix: &str) -> Result<Vec<TokenId>, ModelError> {
         let Some(tokens) = self.infill else {
             let message = "This model has no fill-in-the-middle tokens.";
             return Err(ModelError::Invalid(message.to_owned()));
         };
         let mut ids = vec![tokens.prefix];
-        ids.extend(self.tokenize_bare(prefix)?);
+        ids.extend(self.tokenize_without_bos(prefix)?);
         ids.push(tokens.suffix);
-        ids.extend(self.tokenize_bare(suffix)?);
+        ids.extend(self.tokenize_without_bos(suffix)?);
         ids.push(tokens.middle);
-        Ok(begun(ids, self.bos))
+        Ok(with_bos(ids, self.bos))
     }
 
     fn pieces(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
-        let unknown = || ModelError::Failed("a token is not in the vocabulary".to_owned());
-        let bytes = |id: &TokenId| self.token_bytes(*id).ok_or_else(unknown);
+        let bytes = |id: &TokenId| {
+            let unknown =
+                || ModelError::Failed(format!("Token id {id} is not in this model's vocabulary."));
+            self.visible_bytes(*id).ok_or_else(unknown)
+        };
         ids.iter().map(bytes).collect()
     }
 
@@ -213,14 +218,13 @@ impl Model for GgufModel {
     }
 }
 
-/// A token's id, where the model has such a token.
-fn special(token: LlamaToken) -> Option<TokenId> {
+/// The token's id, or `None` for llama.cpp's marker of an absent token (-1).
+fn token_id(token: LlamaToken) -> Option<TokenId> {
     TokenId::try_from(token.0).ok()
 }
 
-/// The ids with the model's bos token first, where it has one. A text that begins with that
-/// token already, as a rendered chat may, gets no second one.
-fn begun(mut ids: Vec<TokenId>, bos: Option<TokenId>) -> Vec<TokenId> {
+/// Puts the BOS token first, unless it is there already: a chat template may have written it.
+fn with_bos(mut ids: Vec<TokenId>, bos: Option<TokenId>) -> Vec<TokenId> {
     if let Some(bos) = bos
         && ids.first() != Some(&bos)
     {
@@ -229,14 +233,14 @@ fn begun(mut ids: Vec<TokenId>, bos: Option<TokenId>) -> Vec<TokenId> {
     ids
 }
 
-/// How much stack it takes to tokenize a text. Some tokenizers split words by `std::regex`, which
-/// recurses for each character of a word: 20,000 letters in a row overflowed 2 MiB of stack at 325
-/// bytes for each. This has three times as much; what is not used is never mapped.
+/// Stack size in bytes for tokenizing a text. Some tokenizers split words with `std::regex`, which
+/// recurses once per character of a word: 20,000 letters in a row overflowed 2 MiB of stack, at 325
+/// bytes per letter. 1 KiB per byte of text is three times that; unused stack is never mapped.
 fn stack_for(text: &str) -> usize {
     MAX_PROMPT_BYTES / 4 + text.len() * 1024
 }
 
-/// No prompt that fits the context is longer than this: the longest token, all over the context.
+/// Upper bound for a prompt that fits the context: every token of it is the longest one.
 fn max_prompt_bytes(context_length: u32, longest_token: usize) -> usize {
     let context_length = usize::try_from(context_length).unwrap_or(usize::MAX);
     context_length
@@ -245,11 +249,11 @@ fn max_prompt_bytes(context_length: u32, longest_token: usize) -> usize {
 }
 
 fn cannot_tokenize() -> ModelError {
-    ModelError::Failed("the text could not be tokenized".to_owned())
+    ModelError::Failed("The text could not be tokenized.".to_owned())
 }
 
-/// llama.cpp loads models without a tokenizer, embedding models and encoders too, and aborts the
-/// process when they are asked for a completion.
+/// Rejects models without a tokenizer, embedding models and encoders. llama.cpp loads them, but aborts
+/// the process when it samples from them.
 fn check_can_complete(llama: &LlamaModel) -> Result<(), LoadError> {
     let meta = |key: &str| llama.meta_val_str(key).ok();
     let architecture = meta("general.architecture").unwrap_or_default();
@@ -258,11 +262,11 @@ fn check_can_complete(llama: &LlamaModel) -> Result<(), LoadError> {
     } else if meta(&format!("{architecture}.attention.causal")).as_deref() == Some("false") {
         "does not complete text: its attention is not causal"
     } else if llama.decode_start_token().0 >= 0 {
-        "does not complete text: it is an encoder with a decoder"
+        "does not complete text: it has an encoder"
     } else {
         return Ok(());
     };
-    Err(LoadError(format!("it {reason}")))
+    Err(LoadError(format!("the model {reason}")))
 }
 
 fn chat_template(llama: &LlamaModel, bos: String, eos: String) -> Result<ChatTemplate, String> {
@@ -274,8 +278,8 @@ fn chat_template(llama: &LlamaModel, bos: String, eos: String) -> Result<ChatTem
         .map_err(|error| error.to_string())
         .and_then(|source| ChatTemplate::new(&source, bos, eos));
     compiled.map_err(|error| {
-        tracing::warn!(%error, "the model's chat template cannot be used");
-        "This model's chat template cannot be used.".to_owned()
+        tracing::warn!(%error, "the model's chat template is invalid; chat requests are rejected");
+        "This model's chat template is invalid, so it cannot chat; send a prompt instead.".to_owned()
     })
 }
 
@@ -285,10 +289,10 @@ mod tests {
 
     #[test]
     fn bos_is_added_once() {
-        assert_eq!(begun(vec![5, 6], None), [5, 6]);
-        assert_eq!(begun(vec![5, 6], Some(1)), [1, 5, 6]);
-        assert_eq!(begun(vec![1, 5, 6], Some(1)), [1, 5, 6]);
-        assert_eq!(begun(vec![], Some(1)), [1]);
+        assert_eq!(with_bos(vec![5, 6], None), [5, 6]);
+        assert_eq!(with_bos(vec![5, 6], Some(1)), [1, 5, 6]);
+        assert_eq!(with_bos(vec![1, 5, 6], Some(1)), [1, 5, 6]);
+        assert_eq!(with_bos(vec![], Some(1)), [1]);
     }
 
     #[test]

@@ -1,19 +1,20 @@
-//! How the next token is chosen from a row of logits: arithmetic that depends on its arguments only,
-//! so that a choice has the same tokens alone and in a batch. It must not know the device.
+//! Samples the next token from a row of logits. The result depends only on the arguments, so that a
+//! choice has the same tokens alone and in a batch. This module must not know the device.
 //!
-//! The order is: bias, penalties, bans, temperature, top-k, top-p (of what top-k kept), min-p, one random draw.
+//! Steps in order: bias, penalties, banned tokens, temperature, top-k, top-p (of the tokens that top-k
+//! kept), min-p, one random draw.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use crate::request::{Sampling, TokenId};
 
-/// The model's numbers are no distribution: one is NaN, or the largest is infinite.
+/// A logit is NaN, or the largest logit is infinite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the model's logits are not a distribution")]
+#[error("The model computed invalid logits (NaN or infinity).")]
 pub(super) struct InvalidLogits;
 
-/// What a random draw is keyed by, and nothing else.
+/// The key of a random draw. Equal keys give equal draws.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DrawKey {
     pub(super) seed: u64,
@@ -23,14 +24,13 @@ pub(super) struct DrawKey {
 }
 
 impl DrawKey {
-    /// A number from 0 up to, not including, 1: 52 bits of a counter-based hash, which is the
-    /// finalizer of SplitMix64 (Steele, Lea and Flood, 2014; its constants are Stafford's mix 13)
-    /// applied once for each part of the key.
+    /// A number in [0, 1) with 52 random bits. Applies SplitMix64's finalizer (Steele, Lea and Flood,
+    /// 2014; the constants are Stafford's mix 13) once per part of the key.
     fn uniform(self) -> f64 {
         let seed = mix(self.seed);
         let choice = mix(seed.wrapping_add(u64::from(self.choice)));
         let bits = mix(choice.wrapping_add(u64::from(self.position)));
-        // The bits are the fraction of a number from 1 to 2.
+        // The bits become the mantissa of a number in [1, 2).
         f64::from_bits(0x3FF0_0000_0000_0000 | (bits >> 12)) - 1.0
     }
 }
@@ -42,20 +42,20 @@ fn mix(value: u64) -> u64 {
     value ^ (value >> 31)
 }
 
-/// Which tokens a sequence has seen, for its penalties. A sequence without penalties keeps nothing.
+/// The tokens of a sequence, counted for its penalties. Empty for a sequence without penalties.
 pub(super) struct History {
-    /// How often each token stands in the completion: 0 for one that stands in the prompt only.
-    seen: Option<HashMap<TokenId, u32>>,
+    /// Number of times each token is in the completion. 0 for a token that is only in the prompt.
+    counts: Option<HashMap<TokenId, u32>>,
 }
 
 impl History {
-    /// The history of a sequence with this prompt and the completion so far.
+    /// Counts the tokens of a prompt and of the completion so far.
     pub(super) fn new(sampling: &Sampling, prompt: &[TokenId], completion: &[TokenId]) -> Self {
         let neutral = sampling.repetition_penalty == 1.0
             && sampling.presence_penalty == 0.0
             && sampling.frequency_penalty == 0.0;
         let mut history = Self {
-            seen: (!neutral).then(|| prompt.iter().map(|id| (*id, 0)).collect()),
+            counts: (!neutral).then(|| prompt.iter().map(|id| (*id, 0)).collect()),
         };
         for id in completion {
             history.push(*id);
@@ -63,25 +63,25 @@ impl History {
         history
     }
 
-    /// Notes a token of the completion.
+    /// Counts one more token of the completion.
     pub(super) fn push(&mut self, id: TokenId) {
-        if let Some(seen) = &mut self.seen {
-            *seen.entry(id).or_default() += 1;
+        if let Some(counts) = &mut self.counts {
+            *counts.entry(id).or_default() += 1;
         }
     }
 }
 
-/// What a request does to the logits besides its penalties.
+/// Changes to the logits besides the penalties.
 #[derive(Clone, Copy, Default)]
 pub(super) struct LogitAdjustments<'a> {
-    /// Added to the logits of these tokens.
+    /// Values to add to the logits of these tokens.
     pub(super) bias: &'a [(TokenId, f32)],
-    /// Tokens that must not come now.
+    /// Tokens that must not be sampled.
     pub(super) banned: &'a [TokenId],
 }
 
 impl LogitAdjustments<'_> {
-    fn is_nothing(&self) -> bool {
+    fn is_empty(&self) -> bool {
         self.bias.is_empty() && self.banned.is_empty()
     }
 
@@ -102,15 +102,15 @@ impl LogitAdjustments<'_> {
     }
 }
 
-/// A token that may be drawn.
+/// A token that may be sampled.
 struct Candidate {
     id: TokenId,
     logit: f32,
-    /// Its probability relative to the likeliest token, which has 1.
+    /// Probability relative to the most likely token, which has 1.
     weight: f32,
 }
 
-/// Chooses tokens; its buffers are used again for each of them.
+/// Samples tokens, and reuses its buffers.
 #[derive(Default)]
 pub(super) struct Sampler {
     adjusted: Vec<f32>,
@@ -118,35 +118,36 @@ pub(super) struct Sampler {
 }
 
 impl Sampler {
-    /// The next token of a sequence, by the logits of the whole vocabulary in the order of its ids.
+    /// Samples the next token of a sequence. `logits` has one entry per token of the vocabulary, in the
+    /// order of ids.
     ///
     /// # Errors
-    /// When the logits are no distribution.
+    /// A logit is NaN, or the largest one is infinite.
     pub(super) fn sample(
         &mut self,
         logits: &[f32],
         sampling: &Sampling,
         history: &History,
-        moved: LogitAdjustments<'_>,
-        draw: DrawKey,
+        adjustments: LogitAdjustments<'_>,
+        draw_key: DrawKey,
     ) -> Result<TokenId, InvalidLogits> {
         if logits.iter().any(|logit| logit.is_nan()) {
             return Err(InvalidLogits);
         }
-        let logits = if history.seen.is_none() && moved.is_nothing() {
+        let logits = if history.counts.is_none() && adjustments.is_empty() {
             logits
         } else {
             let adjusted = &mut self.adjusted;
             adjusted.clear();
             adjusted.extend_from_slice(logits);
-            moved.add_bias(adjusted);
-            if let Some(seen) = &history.seen {
-                penalize(adjusted, seen, sampling);
+            adjustments.add_bias(adjusted);
+            if let Some(counts) = &history.counts {
+                penalize(adjusted, counts, sampling);
             }
-            moved.ban(adjusted);
+            adjustments.ban(adjusted);
             adjusted
         };
-        let (greedy, max) = likeliest(logits).ok_or(InvalidLogits)?;
+        let (greedy, max) = largest(logits).ok_or(InvalidLogits)?;
         if sampling.temperature <= 0.0 {
             return Ok(greedy);
         }
@@ -163,7 +164,7 @@ impl Sampler {
         }
         keep_top_p(candidates, sampling.top_p);
         candidates.retain(|candidate| candidate.weight >= sampling.min_p);
-        Ok(drawn(candidates, draw.uniform()).unwrap_or(greedy))
+        Ok(draw(candidates, draw_key.uniform()).unwrap_or(greedy))
     }
 }
 
@@ -176,16 +177,16 @@ impl Candidate {
         }
     }
 
-    /// The likelier first; of two as likely, the lower id.
+    /// Orders by descending logit, then by ascending id.
     fn order(&self, other: &Self) -> Ordering {
         let by_logit = other.logit.total_cmp(&self.logit);
         by_logit.then(self.id.cmp(&other.id))
     }
 }
 
-/// The repetition penalty counts the prompt, the two others do not: as in OpenAI's API and vLLM.
-fn penalize(logits: &mut [f32], seen: &HashMap<TokenId, u32>, sampling: &Sampling) {
-    for (id, count) in seen {
+/// Applies the penalties like OpenAI's API and vLLM: only the repetition penalty counts the prompt.
+fn penalize(logits: &mut [f32], counts: &HashMap<TokenId, u32>, sampling: &Sampling) {
+    for (id, count) in counts {
         let Some(logit) = logit_of(logits, *id) else {
             continue;
         };
@@ -195,11 +196,11 @@ fn penalize(logits: &mut [f32], seen: &HashMap<TokenId, u32>, sampling: &Samplin
             *logit *= sampling.repetition_penalty;
         }
         if *count > 0 {
-            // Beyond 65,535 of one token the penalty no longer grows.
+            // The frequency penalty stops growing after 65,535 occurrences of a token.
             let count = u16::try_from(*count).map_or(f32::from(u16::MAX), f32::from);
             *logit -= sampling.frequency_penalty * count + sampling.presence_penalty;
         }
-        // A penalty near zero must not make an infinity, which would be taken for the model's fault.
+        // A repetition penalty near zero must not make a logit infinite: it would count as invalid.
         *logit = logit.clamp(f32::MIN, f32::MAX);
     }
 }
@@ -208,8 +209,8 @@ fn logit_of(logits: &mut [f32], id: TokenId) -> Option<&mut f32> {
     logits.get_mut(usize::try_from(id).ok()?)
 }
 
-/// The token with the largest logit, the lowest id among equals; `None` when that is no number.
-fn likeliest(logits: &[f32]) -> Option<(TokenId, f32)> {
+/// The token with the largest logit; the lowest id among equals. `None` if the logit is infinite.
+fn largest(logits: &[f32]) -> Option<(TokenId, f32)> {
     let mut best: Option<(TokenId, f32)> = None;
     for (id, &logit) in (0..).zip(logits) {
         if best.is_none_or(|(_, largest)| logit > largest) {
@@ -219,7 +220,7 @@ fn likeliest(logits: &[f32]) -> Option<(TokenId, f32)> {
     best.filter(|(_, logit)| logit.is_finite())
 }
 
-/// Keeps the `top_k` likeliest, in order; 0 keeps all as they are.
+/// Keeps the `top_k` most likely candidates and sorts them; 0 keeps all candidates unsorted.
 fn keep_top_k(candidates: &mut Vec<Candidate>, top_k: u32) {
     let Some(top_k) = usize::try_from(top_k).ok().filter(|top_k| *top_k > 0) else {
         return;
@@ -231,14 +232,14 @@ fn keep_top_k(candidates: &mut Vec<Candidate>, top_k: u32) {
     candidates.sort_unstable_by(Candidate::order);
 }
 
-/// Keeps the fewest of the likeliest that together have at least `top_p` of the probability.
+/// Keeps the smallest set of most likely candidates that has at least `top_p` of the probability.
 fn keep_top_p(candidates: &mut Vec<Candidate>, top_p: f32) {
     if top_p >= 1.0 {
         return;
     }
     let (total, top_p) = (total(candidates), f64::from(top_p));
-    // All that are below this bound have less than 1 - top_p together, so the nucleus needs none of
-    // them; what is left to sort is short.
+    // Candidates below this bound have less than 1 - top_p of the probability in total, so none of them
+    // is in the nucleus. Dropping them first leaves few candidates to sort.
     let count = u32::try_from(candidates.len()).unwrap_or(u32::MAX);
     let bound = total * (1.0 - top_p) / f64::from(count);
     candidates.retain(|candidate| f64::from(candidate.weight) >= bound);
@@ -260,8 +261,8 @@ fn total(candidates: &[Candidate]) -> f64 {
     weights.sum()
 }
 
-/// The candidate at this fraction of the probability.
-fn drawn(candidates: &[Candidate], uniform: f64) -> Option<TokenId> {
+/// Picks the candidate at this fraction of the cumulative probability.
+fn draw(candidates: &[Candidate], uniform: f64) -> Option<TokenId> {
     let target = uniform * total(candidates);
     let mut mass = 0.0;
     let drawn = candidates.iter().find(|candidate| {

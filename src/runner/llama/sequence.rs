@@ -1,5 +1,5 @@
-//! One sequence on the device: its tokens, and how far the device has taken them in. It must not
-//! know the device or the other sequences.
+//! The state of one sequence on the device: its tokens, and how many of them the device has computed.
+//! This module must not know the device or other sequences.
 
 use std::sync::Arc;
 
@@ -9,132 +9,139 @@ use crate::runner::Sequence;
 
 /// A sequence that has a slot.
 pub(super) struct ActiveSequence {
-    /// The prompt and then the completion so far.
+    /// The prompt, followed by the completion so far.
     tokens: Vec<TokenId>,
     prompt_len: usize,
-    /// How many of `tokens` the device has taken in. One is always left while the sequence runs: the
-    /// device is asked for what follows it.
-    taken: usize,
-    /// How long `tokens` may become.
-    limit: usize,
+    /// Number of `tokens` that the device has computed. At least one is left while the sequence runs,
+    /// because the logits of the last token give the next one.
+    computed: usize,
+    /// Maximum length of `tokens`.
+    max_len: usize,
     pub(super) sampling: Sampling,
     pub(super) history: History,
     bias: Arc<[(TokenId, f32)]>,
     stop_tokens: StopTokens,
-    /// The tokens that would end it, where something must come before them.
-    ends: Vec<TokenId>,
-    /// With how many of the likeliest tokens each token is told.
+    /// Tokens that are banned before `min_tokens`, because they would end the sequence. Empty if
+    /// `min_tokens` is 0.
+    early_end_tokens: Vec<TokenId>,
+    /// Number of most likely tokens to report with each token.
     pub(super) logprobs: Option<u32>,
     scores_prompt: bool,
     seed: u64,
     choice: u32,
-    /// Counts admissions: the lower has waited longer.
-    pub(super) number: u64,
+    /// Number of sequences admitted before this one. A lower number has waited longer.
+    pub(super) admission: u64,
 }
 
 impl ActiveSequence {
-    /// A sequence that has taken nothing yet. `ends` are the tokens by which the model ends its output.
-    pub(super) fn new(sequence: &Sequence, ends: &[TokenId], number: u64) -> Self {
+    /// Creates a sequence of which nothing is computed. `end_tokens` are the tokens with which the model
+    /// ends a completion.
+    pub(super) fn new(sequence: &Sequence, end_tokens: &[TokenId], admission: u64) -> Self {
         let prompt_len = sequence.prompt.len();
         let max_tokens = usize::try_from(sequence.max_tokens).unwrap_or(usize::MAX);
-        let limit = prompt_len.saturating_add(max_tokens);
-        let mut tokens = Vec::with_capacity(limit);
+        let max_len = prompt_len.saturating_add(max_tokens);
+        let mut tokens = Vec::with_capacity(max_len);
         tokens.extend_from_slice(&sequence.prompt);
         tokens.extend_from_slice(&sequence.delivered);
         Self {
             tokens,
             prompt_len,
-            taken: 0,
-            limit,
+            computed: 0,
+            max_len,
             sampling: sequence.sampling,
             history: History::new(&sequence.sampling, &sequence.prompt, &sequence.delivered),
             bias: Arc::clone(&sequence.logit_bias),
-            ends: all_ends(&sequence.stop_tokens, ends),
+            early_end_tokens: early_end_tokens(&sequence.stop_tokens, end_tokens),
             stop_tokens: sequence.stop_tokens.clone(),
             logprobs: sequence.logprobs,
             scores_prompt: sequence.scores_prompt,
             seed: sequence.seed,
             choice: sequence.choice,
-            number,
+            admission,
         }
     }
 
-    /// How many tokens the device has to take in before the next one can be sampled; 0 when there is
-    /// no next one, and nothing of the prompt left to score.
+    /// Number of tokens to compute before the next one can be sampled. 0 if the sequence is complete
+    /// and no prompt token is left to score.
     fn pending(&self) -> usize {
-        if self.tokens.len() >= self.limit && !self.is_scoring() {
+        if self.tokens.len() >= self.max_len && !self.is_scoring() {
             return 0;
         }
-        self.tokens.len() - self.taken
+        self.tokens.len() - self.computed
     }
 
-    /// How many rows of it the next step may hold, where there is credit for so many tokens.
+    /// Maximum number of the sequence's rows in the next step, given its credit in tokens.
     pub(super) fn rows(&self, credit: usize) -> usize {
         if credit == 0 {
             0
         } else if self.is_scoring() {
-            // The first row tells of the prompt's first token too; each, of the prompt's token behind it; and the
-            // last may be followed by a token of the completion.
-            let credit = credit.saturating_sub(usize::from(self.taken == 0));
-            let behind = self.prompt_len - self.taken - 1;
+            // Each row emits the prompt token after it. The first row also emits the prompt's first
+            // token, and the last row may emit a token of the completion.
+            let credit = credit.saturating_sub(usize::from(self.computed == 0));
+            let scored = self.prompt_len - self.computed - 1;
             let all = self.pending();
-            if behind + usize::from(self.samples_after(all)) <= credit {
+            if scored + usize::from(self.samples_after(all)) <= credit {
                 all
             } else {
-                credit.min(behind)
+                credit.min(scored)
             }
         } else {
             self.pending()
         }
     }
 
-    /// Whether the device is still taking in a prompt whose tokens are asked for.
+    /// Returns true while the prompt is being computed and its tokens are to be emitted.
     pub(super) fn is_scoring(&self) -> bool {
-        self.scores_prompt && self.taken < self.prompt_len
+        self.scores_prompt && self.computed < self.prompt_len
     }
 
-    /// Whether the token after so many rows is to be sampled.
+    /// Returns true if the next token can be sampled after `rows` more rows.
     pub(super) fn samples_after(&self, rows: usize) -> bool {
-        self.taken + rows == self.tokens.len() && self.tokens.len() < self.limit
+        self.computed + rows == self.tokens.len() && self.tokens.len() < self.max_len
     }
 
-    /// The prompt's token at this position.
+    /// The prompt's token at this position, from 0.
     pub(super) fn prompt_token(&self, position: usize) -> Option<TokenId> {
         self.tokens[..self.prompt_len].get(position).copied()
     }
 
-    /// What the request does to the logits of the next token.
-    pub(super) fn moved(&self) -> LogitAdjustments<'_> {
-        let is_too_early = self.draw().position < self.stop_tokens.min_tokens;
+    /// The bias and the banned tokens for the next token.
+    pub(super) fn logit_adjustments(&self) -> LogitAdjustments<'_> {
+        let is_too_early = self.draw_key().position < self.stop_tokens.min_tokens;
         LogitAdjustments {
             bias: &self.bias,
-            banned: if is_too_early { &self.ends } else { &[] },
+            banned: if is_too_early {
+                &self.early_end_tokens
+            } else {
+                &[]
+            },
         }
     }
 
-    /// Whether this token ends it. `is_end` says that the model ends its output by it.
-    pub(super) fn ends_with(&self, id: TokenId, is_end: bool) -> bool {
-        (is_end && !self.stop_tokens.ignore_eos) || self.stop_tokens.ids.contains(&id)
+    /// Returns true if this token ends the sequence. `is_end_token` is true for the tokens with which
+    /// the model ends a completion.
+    pub(super) fn ends_with(&self, id: TokenId, is_end_token: bool) -> bool {
+        (is_end_token && !self.stop_tokens.ignore_eos) || self.stop_tokens.ids.contains(&id)
     }
 
-    /// The next `rows` tokens for the device, and the position of the first.
+    /// The next `rows` tokens to compute, and the position of the first.
     pub(super) fn next_rows(&self, rows: usize) -> (usize, &[TokenId]) {
-        let end = (self.taken + rows).min(self.tokens.len());
-        (self.taken, &self.tokens[self.taken..end])
+        let end = (self.computed + rows).min(self.tokens.len());
+        (self.computed, &self.tokens[self.computed..end])
     }
 
-    /// Notes that the device has taken in `rows` tokens more.
-    pub(super) fn took(&mut self, rows: usize) {
-        self.taken = (self.taken + rows).min(self.tokens.len());
+    /// Records that the device has computed `rows` more tokens.
+    pub(super) fn advance(&mut self, rows: usize) {
+        self.computed = (self.computed + rows).min(self.tokens.len());
     }
 
-    /// How many tokens the device has taken in.
-    pub(super) fn taken(&self) -> usize {
-        self.taken
+    /// Number of tokens that the device has computed.
+    pub(super) fn computed(&self) -> usize {
+        self.computed
     }
 
-    /// What the next random draw is keyed by.
-    pub(super) fn draw(&self) -> DrawKey {
+    /// The key of the random draw for the next token.
+    pub(super) fn draw_key(&self) -> DrawKey {
         let position = self.tokens.len() - self.prompt_len;
         DrawKey {
             seed: self.seed,
@@ -150,11 +157,11 @@ impl ActiveSequence {
     }
 }
 
-/// The tokens that would end a sequence, where it matters which they are.
-fn all_ends(stop_tokens: &StopTokens, ends: &[TokenId]) -> Vec<TokenId> {
+/// All tokens that would end the sequence, if `min_tokens` bans them at first.
+fn early_end_tokens(stop_tokens: &StopTokens, end_tokens: &[TokenId]) -> Vec<TokenId> {
     if stop_tokens.min_tokens == 0 {
         return Vec::new();
     }
-    let own = if stop_tokens.ignore_eos { &[] } else { ends };
-    own.iter().chain(&*stop_tokens.ids).copied().collect()
+    let end_tokens = if stop_tokens.ignore_eos { &[] } else { end_tokens };
+    end_tokens.iter().chain(&*stop_tokens.ids).copied().collect()
 }

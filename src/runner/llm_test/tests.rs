@@ -1,4 +1,4 @@
-//! The test runner's pace, its credit, and how its sequences end.
+//! Tests of the test runner's deadlines, credit and ends of sequences.
 
 use super::*;
 use crate::request::{Caller, Sampling, StopTokens};
@@ -109,14 +109,14 @@ fn a_released_sequence_emits_nothing() {
 fn a_reused_slot_does_not_inherit_the_wait_for_credit() {
     let mut runner = runner(Duration::ZERO);
     runner.admit(Slot(0), sequence(100)).unwrap();
-    assert!(step(&mut runner, 0).is_empty(), "it waits for credit");
+    assert!(step(&mut runner, 0).is_empty(), "it has no credit");
     runner.release(Slot(0));
     runner.admit(Slot(0), sequence(100)).unwrap();
     assert!(matches!(runner.next(&FixedCredit(3)), Next::At(_)));
     assert_eq!(
         step(&mut runner, 3).len(),
         3,
-        "no more than it has credit for"
+        "the credit is 3"
     );
 }
 

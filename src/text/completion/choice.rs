@@ -159,7 +159,7 @@ impl Choice {
     ) -> Option<CompletionEvent> {
         let again = self.already_delivered.min(tokens.len());
         self.already_delivered -= again;
-        let tokens = tokens.without_first(again);
+        let tokens = tokens.skip_first(again);
         if tokens.is_empty() && finish.is_none() {
             return None;
         }

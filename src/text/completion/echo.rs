@@ -62,7 +62,7 @@ impl ScoredPrompt {
             }
             Some(_) | None => &token.bytes,
         };
-        prompt.push_written(token.id, Timestamps::default(), |text| {
+        prompt.push_with(token.id, Timestamps::default(), |text| {
             let begin = text.len();
             self.utf8.push(bytes, text);
             if self.left == 0 {
@@ -70,7 +70,7 @@ impl ScoredPrompt {
             }
             self.pass(&text[begin..]);
         });
-        prompt.attach(token.logprobs);
+        prompt.set_last_logprobs(token.logprobs);
     }
 
     fn goes_on_with(&self, token_bytes: &[u8]) -> bool {

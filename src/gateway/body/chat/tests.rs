@@ -1,4 +1,4 @@
-//! What a chat's body may hold, and which field is at fault where it holds anything else.
+//! Tests of the chat body: accepted fields, and the field that an error names.
 
 use serde_json::{Value, json};
 
@@ -7,15 +7,15 @@ use crate::gateway::unknown::UnknownFields;
 
 fn chat(body: &Value) -> Result<ParsedBody, Error> {
     let fields = Fields::parse(body.to_string().as_bytes(), UnknownFields::Refuse);
-    ChatBody::parse(&mut fields.expect("an object"))
+    ChatBody::parse(&mut fields.expect("the body is an object"))
 }
 
-fn refusal(body: &Value) -> (&'static str, Option<String>) {
+fn rejected(body: &Value) -> (&'static str, Option<String>) {
     let error = chat(body).expect_err(&body.to_string());
     (error.kind.row().code, error.param)
 }
 
-fn fault(code: &'static str, param: &str) -> (&'static str, Option<String>) {
+fn error(code: &'static str, param: &str) -> (&'static str, Option<String>) {
     (code, Some(param.to_owned()))
 }
 
@@ -49,9 +49,9 @@ fn hints_and_defaults_that_change_no_answer_are_accepted() {
         let mut body = json!({"messages": [{"role": "user", "content": "a"}], "max_tokens": 5});
         let all = body.as_object_mut().unwrap();
         all.extend(fields.as_object().unwrap().clone());
-        let asked = chat(&body).unwrap_or_else(|error| panic!("{body}: {error:?}"));
-        assert_eq!(asked.messages, plain.messages, "{body}");
-        assert_eq!(asked.shown, plain.shown, "{body}");
+        let parsed = chat(&body).unwrap_or_else(|error| panic!("{body}: {error:?}"));
+        assert_eq!(parsed.messages, plain.messages, "{body}");
+        assert_eq!(parsed.response, plain.response, "{body}");
     }
 }
 
@@ -65,12 +65,12 @@ fn ignored_unknown_fields_are_named_in_the_response() {
         "stream": true, "stream_options": {"cat": 1}, "no_stop_trim": false,
     });
     let fields = Fields::parse(body.to_string().as_bytes(), UnknownFields::Ignore);
-    let mut fields = fields.expect("an object");
+    let mut fields = fields.expect("the body is an object");
     assert!(ChatBody::parse(&mut fields).is_ok());
     let response = fields.into_ignored().name_in(Default::default());
     let names = response.headers()["x-ignored-fields"]
         .to_str()
-        .expect("ASCII");
+        .expect("the header is ASCII");
     let mut names: Vec<_> = names.split(',').collect();
     names.sort_unstable();
     let expected = [
@@ -80,10 +80,11 @@ fn ignored_unknown_fields_are_named_in_the_response() {
         "stream_options.cat",
     ];
     assert_eq!(names, expected);
-    // What is known and cannot be honoured is no unknown field.
+    // An unsupported field is rejected, not ignored like an unknown one.
     let body = json!({"messages": [{"role": "user", "content": "a"}], "tools": [{}]});
     let fields = Fields::parse(body.to_string().as_bytes(), UnknownFields::Ignore);
-    let error = ChatBody::parse(&mut fields.expect("an object")).expect_err("tools");
+    let error = ChatBody::parse(&mut fields.expect("the body is an object"))
+        .expect_err("tools are unsupported");
     assert_eq!(error.param.as_deref(), Some("tools"));
 }
 
@@ -194,18 +195,18 @@ fn an_invalid_message_is_rejected_and_the_field_path_named() {
         ),
     ] {
         let body = json!({"messages": [user, message]});
-        assert_eq!(refusal(&body), fault(code, param), "{body}");
+        assert_eq!(rejected(&body), error(code, param), "{body}");
     }
 }
 
 #[test]
 fn a_message_from_an_openai_response_can_be_sent_back() {
-    let answered = json!({
+    let response = json!({
         "role": "assistant", "content": "a", "refusal": null, "annotations": [], "tool_calls": [],
         "audio": null, "function_call": null,
     });
     let user = json!({"role": "user", "content": "b"});
-    let body = json!({"messages": [user, answered, user]});
+    let body = json!({"messages": [user, response, user]});
     assert!(chat(&body).is_ok());
 }
 
@@ -242,11 +243,11 @@ fn an_invalid_chat_field_is_rejected_and_named() {
     ] {
         let mut body = json!({"messages": [{"role": "user", "content": "a"}]});
         body[param] = value;
-        assert_eq!(refusal(&body), fault(code, param), "{body}");
+        assert_eq!(rejected(&body), error(code, param), "{body}");
     }
     let messages = json!([{"role": "user", "content": "a"}]);
     let body = json!({"messages": messages, "logprobs": true, "top_logprobs": 21});
-    assert_eq!(refusal(&body), fault("invalid_value", "top_logprobs"));
+    assert_eq!(rejected(&body), error("invalid_value", "top_logprobs"));
     let body = json!({"messages": messages, "max_tokens": 1, "max_completion_tokens": 2});
-    assert_eq!(refusal(&body), fault("invalid_value", "max_tokens"));
+    assert_eq!(rejected(&body), error("invalid_value", "max_tokens"));
 }

@@ -1,19 +1,19 @@
-//! The local date and time that a chat template writes: `strftime_now(format)`, as Python's
-//! `datetime.now().strftime(format)` does.
+//! The template function `strftime_now(format)`, which formats the local time like Python's
+//! `datetime.now().strftime(format)`.
 
 use jiff::Zoned;
 use jiff::fmt::strtime::{BrokenDownTime, Config, PosixCustom};
 use minijinja::{Error, ErrorKind};
 
-/// Tells a template the time. Tests have clocks that stand still.
+/// A source of the current time. Tests use a fixed time.
 pub(super) type Clock = fn() -> Zoned;
 
-/// A format of Python for this time. Directives that Python does not know are written as they are.
+/// Formats the time like Python. Directives that Python does not know are left unchanged.
 ///
 /// # Errors
-/// When the time has no value for a directive.
+/// The time has no value for a directive.
 pub(super) fn strftime(now: &Zoned, format: &str) -> Result<String, Error> {
-    // Day and month names are the English ones, and `%c` has the form of Python's C locale.
+    // English names of days and months, and `%c` as in Python's C locale.
     let config = Config::new().custom(PosixCustom::new()).lenient(true);
     let time = BrokenDownTime::from(now);
     time.to_string_with_config(&config, python_directives(format))
@@ -23,42 +23,42 @@ pub(super) fn strftime(now: &Zoned, format: &str) -> Result<String, Error> {
         })
 }
 
-/// The directives that jiff and Python read differently, in jiff's terms: Python's `now()` knows no time zone,
-/// so `%z` and `%Z` are empty; `%f` is always six digits; and jiff has some of its own.
+/// Rewrites the directives that jiff and Python treat differently. Python's `now()` has no time zone, so
+/// `%z` and `%Z` are empty; `%f` always has six digits; and directives that only jiff knows are escaped.
 fn python_directives(format: &str) -> String {
-    let mut written = String::with_capacity(format.len());
+    let mut output = String::with_capacity(format.len());
     let mut rest = format;
     while let Some(at) = rest.find('%') {
-        written.push_str(&rest[..at]);
+        output.push_str(&rest[..at]);
         let after = &rest[at + 1..];
         let Some(directive) = after.chars().next() else {
-            // Python writes a percent sign at the end as it is.
-            written.push_str("%%");
-            return written;
+            // Python leaves a percent sign at the end unchanged.
+            output.push_str("%%");
+            return output;
         };
         match directive {
             'z' | 'Z' => {}
-            'f' => written.push_str("%6f"),
+            'f' => output.push_str("%6f"),
             'N' | 'Q' | 'q' | '.' | ':' => {
-                written.push_str("%%");
-                written.push(directive);
+                output.push_str("%%");
+                output.push(directive);
             }
             _ => {
-                written.push('%');
-                written.push(directive);
+                output.push('%');
+                output.push(directive);
             }
         }
         rest = &after[directive.len_utf8()..];
     }
-    written.push_str(rest);
-    written
+    output.push_str(rest);
+    output
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn written(format: &str) -> String {
+    fn format_fixed_time(format: &str) -> String {
         let now: Zoned = "2024-07-04T17:08:09.000123+02:00[Europe/Berlin]"
             .parse()
             .unwrap();
@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn strftime_matches_python() {
-        // Each was written by Python 3.11 for datetime(2024, 7, 4, 17, 8, 9, 123).
+        // Output of Python 3.11 for datetime(2024, 7, 4, 17, 8, 9, 123).
         for (format, python) in [
             ("%d %b %Y", "04 Jul 2024"),
             ("%B %d, %Y", "July 04, 2024"),
@@ -84,7 +84,7 @@ mod tests {
             ("[%z%Z]", "[]"),
             ("100%% é %! %Q %", "100% é %! %Q %"),
         ] {
-            assert_eq!(written(format), python, "{format}");
+            assert_eq!(format_fixed_time(format), python, "{format}");
         }
     }
 }

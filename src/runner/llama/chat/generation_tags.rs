@@ -1,26 +1,26 @@
-//! The tag `{% generation %}`, which is Hugging Face's own addition to Jinja: it marks the assistant's
-//! words for training, and renders its body as it is.
+//! Support for Hugging Face's tag `{% generation %}`, which marks the assistant's text for training and
+//! renders its body unchanged.
 //!
-//! minijinja takes no tags of others. `{% with %}` renders its body in the same way, in a scope of its own as
-//! well, so the tag's name is replaced before the template is compiled. Only the name changes: no line is added
-//! or removed, and errors name the lines of the model's own template.
+//! minijinja has no custom tags. `{% with %}` also renders its body unchanged and in its own scope, so
+//! the tag's name is replaced before the template is compiled. Only the name changes, so line numbers in
+//! errors stay correct.
 
-/// The template with `{% generation %}` written as `{% with %}`. Text, strings, comments and raw blocks that
-/// contain the word stay as they are.
-pub(super) fn without_generation_tags(source: &str) -> String {
-    let mut written = String::with_capacity(source.len());
+/// Replaces `{% generation %}` with `{% with %}`. The word stays unchanged in text, strings, comments and
+/// raw blocks.
+pub(super) fn replace(source: &str) -> String {
+    let mut output = String::with_capacity(source.len());
     let mut rest = source;
     while let Some((text, opening, after)) = split_at_opening(rest) {
-        written.push_str(text);
-        written.push_str(opening);
+        output.push_str(text);
+        output.push_str(opening);
         rest = match opening {
-            "{#" => copy_through(&mut written, after, "#}"),
-            "{{" => copy_until(&mut written, after, closing(after, "}}")),
-            _ => copy_tag(&mut written, after),
+            "{#" => copy_through(&mut output, after, "#}"),
+            "{{" => copy_until(&mut output, after, closing(after, "}}")),
+            _ => copy_tag(&mut output, after),
         };
     }
-    written.push_str(rest);
-    written
+    output.push_str(rest);
+    output
 }
 
 /// The text before the first opening delimiter, the delimiter, and what follows it.
@@ -34,25 +34,25 @@ fn split_at_opening(source: &str) -> Option<(&str, &str, &str)> {
     Some((text, opening, after))
 }
 
-/// Copies one block tag whose opening delimiter has been copied, and the raw text behind `{% raw %}`.
-fn copy_tag<'a>(written: &mut String, tag: &'a str) -> &'a str {
+/// Copies a block tag whose opening delimiter is already copied, and for `{% raw %}` its raw text too.
+fn copy_tag<'a>(output: &mut String, tag: &'a str) -> &'a str {
     let end = closing(tag, "%}");
     let Some(inside) = tag.get(..end).and_then(|tag| tag.strip_suffix("%}")) else {
-        return copy_until(written, tag, end);
+        return copy_until(output, tag, end);
     };
     match inside.trim_matches(|it: char| it.is_whitespace() || it == '-' || it == '+') {
-        "generation" => written.push_str(&tag[..end].replace("generation", "with")),
-        "endgeneration" => written.push_str(&tag[..end].replace("endgeneration", "endwith")),
+        "generation" => output.push_str(&tag[..end].replace("generation", "with")),
+        "endgeneration" => output.push_str(&tag[..end].replace("endgeneration", "endwith")),
         "raw" => {
-            let raw = copy_until(written, tag, end);
-            return copy_until(written, raw, end_of_raw(raw));
+            let raw = copy_until(output, tag, end);
+            return copy_until(output, raw, end_of_raw(raw));
         }
-        _ => return copy_until(written, tag, end),
+        _ => return copy_until(output, tag, end),
     }
     &tag[end..]
 }
 
-/// Where the tag ends that ends a raw block.
+/// Index after the `{% endraw %}` tag, or the length of `raw` if there is none.
 fn end_of_raw(raw: &str) -> usize {
     let ends = raw.match_indices("{%").find_map(|(at, _)| {
         let tag = &raw[at + 2..];
@@ -64,8 +64,8 @@ fn end_of_raw(raw: &str) -> usize {
     ends.unwrap_or(raw.len())
 }
 
-/// Where an expression or a tag ends, its closing delimiter included: the first one outside strings and
-/// brackets, as in Jinja. The end of the template, where it is not closed.
+/// Index after the closing delimiter of an expression or a tag: the first one outside strings and
+/// brackets, as in Jinja. The length of `code` if it is not closed.
 fn closing(code: &str, delimiter: &str) -> usize {
     let mut depth = 0_usize;
     let mut quote = None;
@@ -94,14 +94,14 @@ fn closing(code: &str, delimiter: &str) -> usize {
     code.len()
 }
 
-fn copy_through<'a>(written: &mut String, source: &'a str, delimiter: &str) -> &'a str {
+fn copy_through<'a>(output: &mut String, source: &'a str, delimiter: &str) -> &'a str {
     let end = source.find(delimiter).map(|at| at + delimiter.len());
-    copy_until(written, source, end.unwrap_or(source.len()))
+    copy_until(output, source, end.unwrap_or(source.len()))
 }
 
-fn copy_until<'a>(written: &mut String, source: &'a str, end: usize) -> &'a str {
+fn copy_until<'a>(output: &mut String, source: &'a str, end: usize) -> &'a str {
     let (copied, rest) = source.split_at(end);
-    written.push_str(copied);
+    output.push_str(copied);
     rest
 }
 
@@ -110,45 +110,45 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn stays(source: &str) {
-        assert_eq!(without_generation_tags(source), source);
+    fn assert_unchanged(source: &str) {
+        assert_eq!(replace(source), source);
     }
 
     #[test]
-    fn the_tags_are_replaced_with_their_whitespace_control() {
+    fn tags_are_replaced_and_keep_their_whitespace_control() {
         let source =
             "a{% generation %}b{%- endgeneration -%}c{%+generation-%}\n{% endgeneration %}";
-        let written = "a{% with %}b{%- endwith -%}c{%+with-%}\n{% endwith %}";
-        assert_eq!(without_generation_tags(source), written);
+        let expected = "a{% with %}b{%- endwith -%}c{%+with-%}\n{% endwith %}";
+        assert_eq!(replace(source), expected);
     }
 
     #[test]
-    fn a_tag_keeps_its_lines() {
-        let written = without_generation_tags("{%-\n generation\n-%}\nx");
-        assert_eq!(written, "{%-\n with\n-%}\nx");
+    fn a_tag_keeps_its_line_breaks() {
+        let output = replace("{%-\n generation\n-%}\nx");
+        assert_eq!(output, "{%-\n with\n-%}\nx");
     }
 
     #[test]
     fn generation_outside_a_tag_is_left_unchanged() {
-        stays("generation {{ '{% generation %}' }} {{ {'a': {'b': generation}} }}");
-        stays("{# {% generation %} #}{% set generation = \"%} {% generation %}\" %}");
-        stays("{%- raw -%}{{ {% generation %} '{%- endraw -%}");
-        stays("{% if generation %}{% endif %}");
+        assert_unchanged("generation {{ '{% generation %}' }} {{ {'a': {'b': generation}} }}");
+        assert_unchanged("{# {% generation %} #}{% set generation = \"%} {% generation %}\" %}");
+        assert_unchanged("{%- raw -%}{{ {% generation %} '{%- endraw -%}");
+        assert_unchanged("{% if generation %}{% endif %}");
     }
 
     #[test]
     fn tags_after_other_code_are_replaced() {
         let source = "{{ '}}' ~ '\\'' }}{# ' #}{% raw %}{{ \" {% endraw %}{% generation %}";
-        let written = "{{ '}}' ~ '\\'' }}{# ' #}{% raw %}{{ \" {% endraw %}{% with %}";
-        assert_eq!(without_generation_tags(source), written);
+        let expected = "{{ '}}' ~ '\\'' }}{# ' #}{% raw %}{{ \" {% endraw %}{% with %}";
+        assert_eq!(replace(source), expected);
     }
 
     #[test]
     fn unclosed_templates_are_left_unchanged() {
-        stays("{% generation");
-        stays("{{ 'a");
-        stays("{# a");
-        stays("{% raw %} {% generation %}");
-        stays("{");
+        assert_unchanged("{% generation");
+        assert_unchanged("{{ 'a");
+        assert_unchanged("{# a");
+        assert_unchanged("{% raw %} {% generation %}");
+        assert_unchanged("{");
     }
 }

@@ -1,5 +1,5 @@
-//! The filter `tojson` as Hugging Face sets it up: Python's `json.dumps(value, ensure_ascii=False)`, which escapes
-//! nothing for HTML, with its arguments.
+//! The template filter `tojson` of Hugging Face: Python's `json.dumps(value, ensure_ascii=False)` with its
+//! arguments, and without HTML escapes.
 
 use std::io::{self, Write};
 
@@ -8,19 +8,19 @@ use minijinja::{Error, ErrorKind};
 use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
 
-/// The most that one value may be written as: more than any prompt may have.
+/// Maximum length of the JSON of one value, in bytes: more than any prompt may have.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
 
-/// The most lists and maps inside each other, so that writing them never takes all of the stack.
+/// Maximum nesting of lists and maps, so that serializing them does not overflow the stack.
 const MAX_DEPTH: usize = 128;
 
-/// The most spaces, or characters of a separator, that a template may ask for.
+/// Maximum length of the indentation and of a separator, in bytes.
 const MAX_WIDTH: usize = 64;
 
 /// `value | tojson(ensure_ascii=false, indent=none, separators=none, sort_keys=false)`.
 ///
 /// # Errors
-/// When an argument is not one of `json.dumps`, or the value has no JSON.
+/// An argument is unknown or too large, or the value cannot be written as JSON.
 #[expect(
     clippy::needless_pass_by_value,
     reason = "minijinja passes arguments by value"
@@ -39,10 +39,12 @@ pub(super) fn tojson(
     let item = if indent.is_some() { "," } else { ", " };
     let separators = separators.unwrap_or_else(|| vec![item.to_owned(), ": ".to_owned()]);
     let Ok([item, key]) = <[String; 2]>::try_from(separators) else {
-        return Err(refused("separators must be two texts"));
+        return Err(invalid("`separators` must be a list of two strings"));
     };
     if item.len().max(key.len()) > MAX_WIDTH {
-        return Err(refused(&format!("separators are longer than {MAX_WIDTH}")));
+        return Err(invalid(&format!(
+            "`separators` must be at most {MAX_WIDTH} bytes each"
+        )));
     }
     let python = PythonFormatter {
         item,
@@ -56,20 +58,20 @@ pub(super) fn tojson(
         Some(true) => sorted(value, MAX_DEPTH)?,
         _ => value.clone(),
     };
-    let mut written = Bounded(Vec::new());
-    let mut serializer = Serializer::with_formatter(&mut written, python);
+    let mut output = LimitedBuffer(Vec::new());
+    let mut serializer = Serializer::with_formatter(&mut output, python);
     value
         .serialize(&mut serializer)
-        .map_err(|error| refused(&error.to_string()))?;
-    let text = String::from_utf8(written.0).map_err(|error| refused(&error.to_string()))?;
+        .map_err(|error| invalid(&error.to_string()))?;
+    let text = String::from_utf8(output.0).map_err(|error| invalid(&error.to_string()))?;
     Ok(Value::from(text))
 }
 
-fn refused(reason: &str) -> Error {
+fn invalid(reason: &str) -> Error {
     Error::new(ErrorKind::InvalidOperation, format!("tojson: {reason}"))
 }
 
-/// The indentation of one level, from a count of spaces or from a text. `none` is no indentation.
+/// The indentation of one level, from a number of spaces or a string. `None` means no indentation.
 fn spaces(indent: &Value) -> Result<Option<String>, Error> {
     if indent.is_none() {
         return Ok(None);
@@ -82,15 +84,17 @@ fn spaces(indent: &Value) -> Result<Option<String>, Error> {
         }
     };
     if text.len() > MAX_WIDTH {
-        return Err(refused(&format!("indent is more than {MAX_WIDTH}")));
+        return Err(invalid(&format!(
+            "`indent` must be at most {MAX_WIDTH} bytes"
+        )));
     }
     Ok(Some(text))
 }
 
-/// The value with the keys of its maps, and of the maps inside, in order.
+/// A copy of the value with the keys of all its maps sorted.
 fn sorted(value: &Value, depth: usize) -> Result<Value, Error> {
     let Some(depth) = depth.checked_sub(1) else {
-        return Err(refused(&format!(
+        return Err(invalid(&format!(
             "the value is nested deeper than {MAX_DEPTH} levels"
         )));
     };
@@ -110,10 +114,10 @@ fn sorted(value: &Value, depth: usize) -> Result<Value, Error> {
     Ok(value.clone())
 }
 
-/// Memory for one value, and no more.
-struct Bounded(Vec<u8>);
+/// A buffer that fails when it would exceed [`MAX_BYTES`].
+struct LimitedBuffer(Vec<u8>);
 
-impl Write for Bounded {
+impl Write for LimitedBuffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.0.len() + bytes.len() > MAX_BYTES {
             let reason = format!("the value is longer than {MAX_BYTES} bytes");
@@ -128,15 +132,15 @@ impl Write for Bounded {
     }
 }
 
-/// The layout of `json.dumps`.
+/// Writes JSON in the layout of `json.dumps`.
 struct PythonFormatter {
     item: String,
     key: String,
-    /// One level of indentation; `None` writes everything on one line.
+    /// Indentation of one level; `None` writes everything on one line.
     indent: Option<String>,
     ensures_ascii: bool,
     depth: usize,
-    /// Whether the list or map that is being written has an item yet: an empty one has no lines.
+    /// True if the current list or map has an item. An empty one is written without line breaks.
     has_items: bool,
 }
 
@@ -254,7 +258,7 @@ mod tests {
 
     #[test]
     fn tojson_matches_json_dumps() {
-        // Each was written by Python's json.dumps.
+        // Output of Python's json.dumps.
         for (expression, python) in [
             ("\"<a href='x'>&é\" | tojson", "\"<a href='x'>&é\""),
             (

@@ -32,7 +32,7 @@ fn chatml_ends_with_an_open_assistant_turn() {
 }
 
 #[test]
-fn templates_can_use_python_string_methods() {
+fn templates_can_use_python_methods_and_namespaces() {
     let template = template(
         "{{ bos_token }}\n\
          {%- set ns = namespace(system='') %}\n\
@@ -77,9 +77,9 @@ fn block_tags_are_trimmed_with_their_line() {
 #[test]
 fn raise_exception_rejects_the_messages() {
     let template = template("{{ raise_exception('Roles must alternate') }}");
-    let refused = template.render(&[message("user", "Hi")]);
-    let reason = "The model's chat template refused the messages: Roles must alternate";
-    assert_eq!(refused, Err(ModelError::Invalid(reason.to_owned())));
+    let rendered = template.render(&[message("user", "Hi")]);
+    let reason = "The model's chat template rejected the messages: Roles must alternate";
+    assert_eq!(rendered, Err(ModelError::Invalid(reason.to_owned())));
 }
 
 #[test]
@@ -94,11 +94,11 @@ fn a_render_error_names_the_line() {
         "{# a #}\n{% generation %}\n{{ messages[0].content.nothing() }}\n{% endgeneration %}",
     );
     let Err(ModelError::Invalid(reason)) = template.render(&[message("user", "Hi")]) else {
-        panic!("it rendered");
+        panic!("the template did not fail");
     };
-    let begin = "The model's chat template cannot render these messages: ";
+    let start = "The model's chat template cannot render these messages: ";
     assert!(
-        reason.starts_with(begin) && reason.ends_with(" (line 3)"),
+        reason.starts_with(start) && reason.ends_with(" (line 3)"),
         "{reason}"
     );
 }
@@ -109,9 +109,9 @@ fn raise_exception_inside_a_macro_keeps_its_message() {
         "{% macro check(m) %}{{ raise_exception('No ' ~ m.role) }}{% endmacro %}\
          {% for m in messages %}{{ check(m) }}{% endfor %}",
     );
-    let reason = "The model's chat template refused the messages: No user";
-    let refused = template.render(&[message("user", "Hi")]);
-    assert_eq!(refused, Err(ModelError::Invalid(reason.to_owned())));
+    let reason = "The model's chat template rejected the messages: No user";
+    let rendered = template.render(&[message("user", "Hi")]);
+    assert_eq!(rendered, Err(ModelError::Invalid(reason.to_owned())));
 }
 
 #[test]
@@ -167,7 +167,7 @@ fn deeply_nested_lists_do_not_overflow_the_stack() {
             "{{ n.l | tojson }}",
             "{{ [n.l] | unique }}",
         ] {
-            // Whether it renders or is stopped: an overflow would end the process.
+            // Success and failure are both fine. A stack overflow would end the process.
             let _ = nest(count, end).render(&[message("user", "Hi")]);
         }
     }
@@ -184,8 +184,9 @@ fn a_conversation_of_four_megabytes_renders() {
     assert!(rendered.len() > 4_000_000, "{}", rendered.len());
 }
 
-/// Sends the conversations to Python's Jinja, set up as Hugging Face does. Gives the template's name with, for each
-/// conversation, `{"text": …}`, `{"refused": …}` in the template's own words, or `{"failed": …}`.
+/// Renders the conversations with Python's Jinja, with Hugging Face's settings. Returns for each template
+/// its name and one result per conversation: `{"text": …}`, `{"refused": …}` with the text of
+/// `raise_exception`, or `{"failed": …}`.
 fn rendered_by_python(folder: &Path, conversations: &Json) -> Vec<(String, Vec<Json>)> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let interpreter = std::env::var_os("TOKENWAY_TEST_PYTHON");
@@ -196,23 +197,24 @@ fn rendered_by_python(folder: &Path, conversations: &Json) -> Vec<(String, Vec<J
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .expect("`scripts/venv.sh` makes .venv");
+        .expect("Python starts (`scripts/venv.sh` makes .venv)");
     let request = json!({
         "bos_token": "<s>", "eos_token": "</s>", "now": NOW, "conversations": conversations,
     });
-    let mut stdin = python.stdin.take().expect("a pipe");
+    let mut stdin = python.stdin.take().expect("stdin is a pipe");
     stdin
         .write_all(request.to_string().as_bytes())
-        .expect("Python reads");
+        .expect("Python reads its standard input");
     drop(stdin);
-    let output = python.wait_with_output().expect("Python runs");
-    assert!(output.status.success(), "the reference renderer failed");
-    serde_json::from_slice(&output.stdout).expect("JSON of names and results")
+    let output = python.wait_with_output().expect("Python exits");
+    assert!(output.status.success(), "chat_templates.py failed");
+    serde_json::from_slice(&output.stdout).expect("chat_templates.py prints JSON")
 }
 
 const NOW: &str = "2024-07-04T17:08:09";
 
-fn noon() -> Zoned {
+/// A clock that stands at [`NOW`].
+fn fixed_clock() -> Zoned {
     let now: jiff::civil::DateTime = NOW.parse().unwrap();
     now.to_zoned(jiff::tz::TimeZone::UTC).unwrap()
 }
@@ -257,7 +259,7 @@ fn real_templates_render_as_hugging_face_renders_them() {
     let at = folder.display();
     assert!(
         folder.is_dir(),
-        "there are no templates at {at}: `scripts/chat_templates.sh` fetches them"
+        "{at} does not exist: `scripts/chat_templates.sh` downloads the templates"
     );
     let conversations = conversations();
     let python = rendered_by_python(&folder, &conversations);
@@ -265,7 +267,7 @@ fn real_templates_render_as_hugging_face_renders_them() {
     let mut differences = Vec::new();
     for (name, expected) in python {
         let source = std::fs::read_to_string(folder.join(&name)).unwrap();
-        let compiled = ChatTemplate::with_clock(&source, "<s>".into(), "</s>".into(), noon);
+        let compiled = ChatTemplate::with_clock(&source, "<s>".into(), "</s>".into(), fixed_clock);
         let template = match compiled {
             Ok(template) => template,
             Err(error) => {
@@ -281,7 +283,7 @@ fn real_templates_render_as_hugging_face_renders_them() {
                 .map(|it| message(it[0].as_str().unwrap(), it[1].as_str().unwrap()))
                 .collect();
             let rendered = template.render(&messages);
-            if !agrees(&rendered, &expected) {
+            if !matches_python(&rendered, &expected) {
                 differences.push(format!(
                     "{name} {conversation}\n  expected {expected}\n  got {rendered:?}"
                 ));
@@ -296,12 +298,12 @@ fn real_templates_render_as_hugging_face_renders_them() {
     );
 }
 
-fn agrees(rendered: &Result<String, ModelError>, expected: &Json) -> bool {
+fn matches_python(rendered: &Result<String, ModelError>, expected: &Json) -> bool {
     match rendered {
         Ok(text) => expected["text"] == **text,
         Err(ModelError::Invalid(reason)) => match expected["refused"].as_str() {
-            Some(words) => {
-                *reason == format!("The model's chat template refused the messages: {words}")
+            Some(text) => {
+                *reason == format!("The model's chat template rejected the messages: {text}")
             }
             None => expected.get("failed").is_some(),
         },
@@ -321,7 +323,7 @@ fn format_widths_above_9999_are_rejected() {
         "{{ '{:.100000f}'.format(0.5) }}",
     ] {
         let Err(ModelError::Invalid(error)) = render(text) else {
-            panic!("{text} is refused");
+            panic!("{text} was not rejected");
         };
         assert!(error.contains("up to 9999"), "{error}");
     }

@@ -1,5 +1,5 @@
-//! What only the device's inside shows: the bits of its logits, the rows of its batches, and how it
-//! recovers.
+//! Tests that need access to the device's internals: the bits of its logits, the rows of its batches,
+//! and its recovery.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use crate::request::{Caller, Sampling, StopTokens};
 use crate::runner::llama::{LlamaLoader, LlamaOptions, backend, load_file};
 use crate::runner::{Emission, Resumption};
 
-/// SlotCredit for all slots but one.
+/// One token of credit for every slot except the given one.
 struct CreditExcept(Option<Slot>);
 
 impl SlotCredit for CreditExcept {
@@ -25,8 +25,11 @@ fn loader(threads: usize) -> LlamaLoader {
         },
         PathBuf::from,
     );
-    let there = model_path.exists();
-    assert!(there, "there is no model: `make model` fetches it");
+    let at = model_path.display();
+    assert!(
+        model_path.exists(),
+        "{at} does not exist: `make model` downloads it"
+    );
     LlamaLoader::new(LlamaOptions {
         model_path,
         threads,
@@ -39,9 +42,9 @@ fn runner(slots: usize) -> LlamaRunner {
     loaded.expect("the model loads").1
 }
 
-/// The beginning of an endless text.
+/// A prompt of this many tokens. Longer prompts start with the shorter ones.
 fn text(tokens: usize) -> Vec<TokenId> {
-    // Ids of ordinary words; what they say does not matter.
+    // Any ids of ordinary words do.
     (0..tokens)
         .map(|index| TokenId::try_from(1000 + index * 37 % 8000).unwrap())
         .collect()
@@ -75,13 +78,11 @@ struct Output {
     bits: Vec<u32>,
 }
 
-/// Steps once, without credit for `stalled`.
+/// Runs one step without credit for `stalled`.
 fn step(runner: &mut LlamaRunner, stalled: Option<Slot>) -> Vec<Output> {
     let mut emissions = Vec::new();
     let credit = CreditExcept(stalled);
-    runner
-        .step(&mut Step::new(&credit, &mut emissions))
-        .unwrap();
+    runner.step(&mut Step::new(&credit, &mut emissions)).unwrap();
     let parts = runner.parts.iter().filter(|part| part.samples);
     let outputs = parts.zip(emissions).map(|(part, emission)| {
         let (Emission::Token(slot, token) | Emission::EndOfSequence(slot, token)) = emission else {
@@ -97,7 +98,7 @@ fn step(runner: &mut LlamaRunner, stalled: Option<Slot>) -> Vec<Output> {
     outputs.collect()
 }
 
-/// Steps until the slot's sequence has this many outputs.
+/// Runs steps until the slot's sequence has this many outputs.
 fn run(runner: &mut LlamaRunner, slot: Slot, count: usize) -> Vec<Output> {
     let mut made = Vec::new();
     while made.len() < count {
@@ -116,12 +117,12 @@ fn assert_same_bits(outputs: &[Output], expected: &[Output]) {
     let same = outputs.iter().zip(expected).all(|(a, b)| a.bits == b.bits);
     assert!(
         same,
-        "the tokens are the same, the bits of their logits are not"
+        "the tokens are equal but the bits of their logits differ"
     );
 }
 
-/// What [`Resumption::Exact`] stands on. The prompt is long enough for several chunks, and the cells
-/// pass the 512 from which llama.cpp may divide a lone sequence's attention.
+/// Proves [`Resumption::Exact`]. The prompt needs several chunks, and the sequence passes the 512 cells
+/// from which llama.cpp may split a lone sequence's attention.
 #[test]
 fn logits_are_bit_identical_alone_in_a_batch_and_after_a_resumption() {
     let mut runner = runner(4);
@@ -176,22 +177,27 @@ fn a_resumed_sequence_samples_the_same_tokens_with_penalties() {
 }
 
 #[test]
-fn prompts_share_the_rows_of_a_step_and_delay_no_running_sequence() {
+fn prompts_share_the_prefill_rows_and_delay_no_running_sequence() {
     let mut runner = runner(3);
     runner.admit(Slot(2), greedy(&text(5), 100)).unwrap();
     run(&mut runner, Slot(2), 1);
     runner.admit(Slot(1), greedy(&text(100), 1)).unwrap();
     runner.admit(Slot(0), greedy(&text(50), 1)).unwrap();
-    // The prompt in slot 1 came first: 63 rows, then its last 37, with 26 of the other's 50.
+    // The prompt in slot 1 was admitted first. It gets 63 rows, then its last 37; the other prompt gets
+    // 26 rows in the second step and its last 24 in the third.
     for (rows, finished) in [(63, vec![]), (63, vec![Slot(1)]), (24, vec![Slot(0)])] {
         let outputs = step(&mut runner, None);
         assert_eq!(runner.batch.n_tokens(), rows + 1);
         let mut slots: Vec<_> = outputs.iter().map(|output| output.slot).collect();
-        assert_eq!(slots.pop(), Some(Slot(2)), "it has a token in every step");
+        assert_eq!(slots.pop(), Some(Slot(2)), "slot 2 has a token in every step");
         assert_eq!(slots, finished);
     }
     step(&mut runner, None);
-    assert_eq!(runner.batch.n_tokens(), 1, "who has max_tokens has no row");
+    assert_eq!(
+        runner.batch.n_tokens(),
+        1,
+        "a sequence with max_tokens tokens has no row"
+    );
 }
 
 #[test]
@@ -222,14 +228,14 @@ fn a_sequence_without_credit_is_skipped_and_loses_no_token() {
     assert_eq!(
         runner.next(&CreditExcept(None)),
         Next::Idle,
-        "it has max_tokens"
+        "the sequence has max_tokens tokens"
     );
 }
 
 #[test]
 fn sequences_that_would_abort_llama_cpp_are_rejected() {
     let mut runner = runner(1);
-    let refused = |runner: &mut LlamaRunner, slot, sequence| {
+    let rejection = |runner: &mut LlamaRunner, slot, sequence| {
         runner.admit(Slot(slot), sequence).unwrap_err().to_string()
     };
     let resumed = |delivered| Sequence {
@@ -243,23 +249,23 @@ fn sequences_that_would_abort_llama_cpp_are_rejected() {
             "49152 is not in this model's vocabulary",
         ),
         (resumed(vec![u32::MAX]), "not in this model's vocabulary"),
-        (resumed(vec![1, 2]), "delivered"),
+        (resumed(vec![1, 2]), "already has `max_tokens` tokens"),
         (greedy(&text(2000), 49), "context is 2048"),
         (greedy(&[1], u32::MAX), "context is 2048"),
     ] {
-        let error = refused(&mut runner, 0, sequence);
+        let error = rejection(&mut runner, 0, sequence);
         assert!(error.contains(reason), "{error}");
     }
-    assert!(refused(&mut runner, 1, greedy(&[1], 4)).contains("no slot 1"));
+    assert!(rejection(&mut runner, 1, greedy(&[1], 4)).contains("no slot 1"));
     runner.admit(Slot(0), greedy(&text(3), 4)).unwrap();
-    assert!(refused(&mut runner, 0, greedy(&[1], 4)).contains("not free"));
+    assert!(rejection(&mut runner, 0, greedy(&[1], 4)).contains("not free"));
     runner.release(Slot(7));
     assert_eq!(run(&mut runner, Slot(0), 4).len(), 4);
 }
 
 #[test]
 fn a_full_kv_cache_fails_its_sequences_and_the_device_continues() {
-    // A model that believes in more cells than the context has, which no loader makes.
+    // The model's context length exceeds the cells of the context. No loader does that.
     let loader = loader(1);
     let backend = backend().unwrap();
     let llama = load_file(backend, &loader.options.model_path, &|_| ()).unwrap();
@@ -274,11 +280,9 @@ fn a_full_kv_cache_fails_its_sequences_and_the_device_continues() {
     let mut emissions = Vec::new();
     while emissions.is_empty() {
         let credit = CreditExcept(None);
-        runner
-            .step(&mut Step::new(&credit, &mut emissions))
-            .unwrap();
+        runner.step(&mut Step::new(&credit, &mut emissions)).unwrap();
     }
-    let error = ModelError::Failed("the device has no cell left".to_owned());
+    let error = ModelError::Failed("The KV cache is full.".to_owned());
     assert_eq!(emissions, [Emission::Failed(Slot(0), error)]);
     runner.release(Slot(0));
     for slot in [Slot(0), Slot(1)] {

@@ -1,20 +1,20 @@
-//! Sampling from distributions whose answer is known.
+//! Tests with distributions whose result is known.
 
 use super::*;
 
-/// Logits of these probabilities.
+/// The logits for these probabilities.
 fn logits(probabilities: &[f32]) -> Vec<f32> {
     probabilities.iter().map(|p| p.ln()).collect()
 }
 
-fn hot() -> Sampling {
+fn temperature_one() -> Sampling {
     Sampling::default()
 }
 
 fn greedy() -> Sampling {
     Sampling {
         temperature: 0.0,
-        ..hot()
+        ..temperature_one()
     }
 }
 
@@ -24,12 +24,11 @@ fn choose(logits: &[f32], sampling: &Sampling, history: &History) -> TokenId {
         choice: 0,
         position: 0,
     };
-    let chosen =
-        Sampler::default().sample(logits, sampling, history, LogitAdjustments::default(), draw);
-    chosen.expect("the logits are a distribution")
+    let chosen = Sampler::default().sample(logits, sampling, history, LogitAdjustments::default(), draw);
+    chosen.expect("the logits are valid")
 }
 
-/// How often each token is drawn, as fractions of 20,000 positions.
+/// Samples at 20,000 positions and returns the fraction of each token.
 fn frequencies(logits: &[f32], sampling: &Sampling) -> Vec<f64> {
     let history = History::new(sampling, &[], &[]);
     let mut sampler = Sampler::default();
@@ -41,13 +40,7 @@ fn frequencies(logits: &[f32], sampling: &Sampling) -> Vec<f64> {
             position,
         };
         let id = sampler
-            .sample(
-                logits,
-                sampling,
-                &history,
-                LogitAdjustments::default(),
-                draw,
-            )
+            .sample(logits, sampling, &history, LogitAdjustments::default(), draw)
             .unwrap();
         counts[usize::try_from(id).unwrap()] += 1;
     }
@@ -55,7 +48,7 @@ fn frequencies(logits: &[f32], sampling: &Sampling) -> Vec<f64> {
     counts.into_iter().map(fraction).collect()
 }
 
-/// Five standard deviations of a fraction of 20,000 draws are at most 0.018.
+/// Allows an error of 0.018, which is five standard deviations of a fraction of 20,000 draws.
 fn assert_near(frequencies: &[f64], expected: &[f64]) {
     assert_eq!(frequencies.len(), expected.len());
     for (frequency, expected) in frequencies.iter().zip(expected) {
@@ -78,7 +71,7 @@ fn greedy_takes_the_largest_logit_and_breaks_ties_by_id() {
 #[test]
 fn draws_follow_the_distribution() {
     assert_near(
-        &frequencies(&logits(&FOUR), &hot()),
+        &frequencies(&logits(&FOUR), &temperature_one()),
         &[0.1, 0.5, 0.25, 0.15],
     );
 }
@@ -87,7 +80,7 @@ fn draws_follow_the_distribution() {
 fn temperature_flattens_the_distribution() {
     let warm = Sampling {
         temperature: 2.0,
-        ..hot()
+        ..temperature_one()
     };
     let roots: Vec<f64> = FOUR.iter().map(|p| f64::from(*p).sqrt()).collect();
     let sum: f64 = roots.iter().sum();
@@ -97,12 +90,12 @@ fn temperature_flattens_the_distribution() {
 
 #[test]
 fn top_k_keeps_the_most_likely_tokens() {
-    let two = Sampling { top_k: 2, ..hot() };
+    let two = Sampling { top_k: 2, ..temperature_one() };
     let expected = [0.0, 2.0 / 3.0, 1.0 / 3.0, 0.0];
     assert_near(&frequencies(&logits(&FOUR), &two), &expected);
-    let equals = Sampling { top_k: 1, ..hot() };
+    let equals = Sampling { top_k: 1, ..temperature_one() };
     assert_near(&frequencies(&[1.0, 1.0, 0.0], &equals), &[1.0, 0.0, 0.0]);
-    let more_than_there_are = Sampling { top_k: 9, ..hot() };
+    let more_than_there_are = Sampling { top_k: 9, ..temperature_one() };
     let expected = [0.1, 0.5, 0.25, 0.15];
     assert_near(
         &frequencies(&logits(&FOUR), &more_than_there_are),
@@ -112,7 +105,7 @@ fn top_k_keeps_the_most_likely_tokens() {
 
 #[test]
 fn top_p_keeps_the_smallest_set_that_reaches_it() {
-    let nucleus = |top_p| Sampling { top_p, ..hot() };
+    let nucleus = |top_p| Sampling { top_p, ..temperature_one() };
     let two_thirds = [0.0, 2.0 / 3.0, 1.0 / 3.0, 0.0];
     assert_near(&frequencies(&logits(&FOUR), &nucleus(0.7)), &two_thirds);
     let one = [0.0, 1.0, 0.0, 0.0];
@@ -127,7 +120,7 @@ fn top_p_applies_after_top_k() {
     let both = Sampling {
         top_k: 2,
         top_p: 0.6,
-        ..hot()
+        ..temperature_one()
     };
     assert_near(&frequencies(&logits(&FOUR), &both), &[0.0, 1.0, 0.0, 0.0]);
 }
@@ -136,13 +129,13 @@ fn top_p_applies_after_top_k() {
 fn min_p_is_relative_to_the_most_likely_token() {
     let half = Sampling {
         min_p: 0.4,
-        ..hot()
+        ..temperature_one()
     };
     let expected = [0.0, 2.0 / 3.0, 1.0 / 3.0, 0.0];
     assert_near(&frequencies(&logits(&FOUR), &half), &expected);
     let all = Sampling {
         min_p: 1.0,
-        ..hot()
+        ..temperature_one()
     };
     assert_near(&frequencies(&logits(&FOUR), &all), &[0.0, 1.0, 0.0, 0.0]);
 }
@@ -212,7 +205,7 @@ fn a_history_grows_with_the_completion() {
 fn a_penalty_near_zero_does_not_make_the_logits_invalid() {
     let sampling = Sampling {
         repetition_penalty: f32::MIN_POSITIVE,
-        ..hot()
+        ..temperature_one()
     };
     let history = History::new(&sampling, &[1], &[]);
     assert_eq!(choose(&[9.0, 8.0], &sampling, &history), 1);
@@ -228,20 +221,15 @@ fn invalid_logits_are_an_error() {
         &[],
     ];
     for row in rows {
-        for sampling in [greedy(), hot()] {
+        for sampling in [greedy(), temperature_one()] {
             let history = History::new(&sampling, &[], &[]);
             let draw = DrawKey {
                 seed: 1,
                 choice: 0,
                 position: 0,
             };
-            let chosen = Sampler::default().sample(
-                row,
-                &sampling,
-                &history,
-                LogitAdjustments::default(),
-                draw,
-            );
+            let chosen =
+                Sampler::default().sample(row, &sampling, &history, LogitAdjustments::default(), draw);
             assert_eq!(chosen, Err(InvalidLogits), "{row:?}");
         }
     }
@@ -253,7 +241,7 @@ fn bias_is_added_before_penalties_and_banned_tokens_are_never_sampled() {
         repetition_penalty: 2.0,
         ..greedy()
     };
-    let chosen = |logits: &[f32], moved| {
+    let chosen = |logits: &[f32], adjustments| {
         let draw = DrawKey {
             seed: 0,
             choice: 0,
@@ -261,8 +249,8 @@ fn bias_is_added_before_penalties_and_banned_tokens_are_never_sampled() {
         };
         // Token 1 stands in the prompt, so its logit is halved.
         let history = History::new(&penalized, &[1], &[]);
-        let chosen = Sampler::default().sample(logits, &penalized, &history, moved, draw);
-        chosen.expect("the logits are a distribution")
+        let chosen = Sampler::default().sample(logits, &penalized, &history, adjustments, draw);
+        chosen.expect("the logits are valid")
     };
     let biased = |bias| LogitAdjustments {
         bias,
@@ -293,6 +281,6 @@ fn a_draw_depends_on_each_part_of_its_key() {
     for other in [draw(8, 1, 3), draw(7, 2, 3), draw(7, 1, 4), draw(7, 3, 1)] {
         assert_ne!(base, other);
     }
-    // Clients rely on a seed from one release to the next.
+    // A seed must give the same tokens in every release.
     assert_eq!(base, 0.621_529_640_770_632_6);
 }

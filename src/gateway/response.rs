@@ -1,4 +1,4 @@
-//! The JSON objects of answers. The API's description is made from them.
+//! The JSON objects of successful responses. `openapi.rs` builds the API description from these structs.
 
 use std::collections::BTreeMap;
 
@@ -15,28 +15,28 @@ use crate::telemetry::WorkerCounts;
 /// A completion that is not streamed.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Completion {
-    /// `cmpl-` and the request's id.
+    /// `cmpl-` followed by the request id.
     pub(super) id: String,
     /// `text_completion`.
     pub(super) object: &'static str,
-    /// When it was made, in seconds since the Unix epoch.
+    /// Creation time, in seconds since the Unix epoch.
     pub(super) created: u64,
-    /// The model.
+    /// Name of the model.
     pub(super) model: String,
-    /// Each prompt's choices.
+    /// Choices of all prompts, ordered by index.
     pub(super) choices: Vec<CompletionChoice>,
-    /// What was used.
+    /// Token counts.
     pub(super) usage: Usage,
 }
 
 /// One choice of a completion.
 #[derive(Serialize, ToSchema)]
 pub(super) struct CompletionChoice {
-    /// Its index among all choices of the answer: prompt times `n` plus the choice of the prompt.
+    /// Index among all choices of the response: the prompt's index times `n`, plus the index within the prompt.
     pub(super) index: u32,
-    /// Its text.
+    /// Generated text, after the prompt if `echo` is set.
     pub(super) text: String,
-    /// Its tokens' log probabilities, where they are asked for.
+    /// Log probabilities of the tokens; null unless `logprobs` is set.
     #[schema(required)]
     pub(super) logprobs: Option<CompletionLogprobs>,
     /// `stop` or `length`.
@@ -44,31 +44,31 @@ pub(super) struct CompletionChoice {
     pub(super) finish_reason: Option<&'static str>,
 }
 
-/// A chat's completion that is not streamed.
+/// A chat completion that is not streamed.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ChatCompletion {
-    /// `chatcmpl-` and the request's id.
+    /// `chatcmpl-` followed by the request id.
     pub(super) id: String,
     /// `chat.completion`.
     pub(super) object: &'static str,
-    /// When it was made, in seconds since the Unix epoch.
+    /// Creation time, in seconds since the Unix epoch.
     pub(super) created: u64,
-    /// The model.
+    /// Name of the model.
     pub(super) model: String,
-    /// The choices.
+    /// Choices, ordered by index.
     pub(super) choices: Vec<ChatChoice>,
-    /// What was used.
+    /// Token counts.
     pub(super) usage: Usage,
 }
 
-/// One choice of a chat's completion.
+/// One choice of a chat completion.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ChatChoice {
-    /// Its index.
+    /// Index of the choice, from 0.
     pub(super) index: u32,
-    /// What is answered.
+    /// Generated message.
     pub(super) message: ChatAnswer,
-    /// Its tokens' log probabilities, where they are asked for.
+    /// Log probabilities of the tokens; null unless `logprobs` is set.
     #[schema(required)]
     pub(super) logprobs: Option<ChatLogprobs>,
     /// `stop` or `length`.
@@ -76,26 +76,26 @@ pub(super) struct ChatChoice {
     pub(super) finish_reason: Option<&'static str>,
 }
 
-/// What a chat's completion answers.
+/// The generated message of a chat completion.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ChatAnswer {
     /// `assistant`.
     pub(super) role: &'static str,
-    /// The text.
+    /// Generated text.
     pub(super) content: String,
-    /// Always null: nothing here refuses to answer.
+    /// Always null: the server does not detect refusals.
     #[schema(required)]
     pub(super) refusal: Option<&'static str>,
 }
 
-/// Tokens that were used.
+/// Token counts of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub(super) struct Usage {
-    /// Tokens of the prompts, each counted once.
+    /// Tokens of all prompts; each prompt counts once, however many choices it has.
     pub(super) prompt_tokens: u64,
-    /// Tokens generated over all choices, shown or not.
+    /// Generated tokens of all choices, including those that `best_of` discards.
     pub(super) completion_tokens: u64,
-    /// Both together.
+    /// Sum of the prompt and completion tokens.
     pub(super) total_tokens: u64,
 }
 
@@ -115,52 +115,52 @@ impl From<v1::Usage> for Usage {
     }
 }
 
-/// One event of a stream of server-sent events.
+/// One server-sent event of a stream.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "`LineWriter` writes it; this is its description")]
+#[expect(dead_code, reason = "only describes what `LineWriter` writes")]
 pub(super) struct ServerSentEvent {
-    /// The JSON object of a line, or `[DONE]` after the last.
+    /// A JSON object, or `[DONE]` in the last event of a successful stream.
     data: String,
 }
 
-/// The tokens of a text.
+/// Tokens of a text or a chat.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Tokenized {
-    /// How many.
+    /// Number of tokens.
     pub(super) count: usize,
-    /// The model's context, in tokens.
+    /// Context length of the model, in tokens.
     pub(super) max_model_len: u32,
-    /// Their ids, in order.
+    /// Token ids, in order.
     pub(super) tokens: Vec<u32>,
 }
 
-/// The text of tokens.
+/// Text of a list of tokens.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Detokenized {
-    /// The text; bytes that are no UTF-8 are replaced by U+FFFD. Tokens that steer the model, such as the
-    /// end of the sequence, have none.
+    /// Text, with invalid UTF-8 replaced by U+FFFD. Control tokens, such as the end-of-sequence token, have no
+    /// text.
     pub(super) prompt: String,
 }
 
-/// What a client must know of the tokenizer of a model to count as the model does.
+/// Facts about a model's tokenizer that a client needs to count tokens as the model does.
 #[derive(Serialize, ToSchema)]
 pub(super) struct TokenizerInfo {
-    /// How the token is spelled with which the model begins every prompt.
+    /// Beginning-of-sequence token (BOS), which starts every prompt; null if the model has none.
     #[schema(required)]
     bos_token: Option<String>,
-    /// How the token is spelled by which the model ends its output.
+    /// End-of-sequence token (EOS), which ends the output; null if the model has none.
     #[schema(required)]
     eos_token: Option<String>,
-    /// The model's context, in tokens.
+    /// Context length of the model, in tokens.
     model_max_length: u32,
 }
 
 impl From<v1::Model> for TokenizerInfo {
     fn from(model: v1::Model) -> Self {
-        let known = |token_bytes: String| Some(token_bytes).filter(|it| !it.is_empty());
+        let non_empty = |token: String| Some(token).filter(|token| !token.is_empty());
         Self {
-            bos_token: known(model.bos_token),
-            eos_token: known(model.eos_token),
+            bos_token: non_empty(model.bos_token),
+            eos_token: non_empty(model.eos_token),
             model_max_length: model.context_length,
         }
     }
@@ -171,24 +171,24 @@ impl From<v1::Model> for TokenizerInfo {
 pub(super) struct ModelList {
     /// `list`.
     pub(super) object: &'static str,
-    /// The models, by name.
+    /// Models, ordered by name.
     pub(super) data: Vec<Model>,
 }
 
-/// One model.
+/// A model that the server offers.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Model {
-    /// The name that requests give.
+    /// Name of the model, as used in requests.
     id: String,
     /// `model`.
     object: &'static str,
-    /// When it began to be served, in seconds since the Unix epoch.
+    /// Time when the server started to serve the model, in seconds since the Unix epoch.
     created: i64,
     /// `tokenway`.
     owned_by: &'static str,
-    /// Its context, in tokens.
+    /// Context length, in tokens.
     max_model_len: u32,
-    /// Other names that requests may give.
+    /// Other names of the model that requests may use.
     aliases: Vec<String>,
 }
 
@@ -205,18 +205,19 @@ impl From<v1::Model> for Model {
     }
 }
 
-/// The server's state.
+/// State of the server.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Status {
     /// `alive`, `ready` or `healthy`.
     status: &'static str,
-    /// At `/readyz`, how many of the engine's workers are `loading`, `ready`, `lost`, `failed` or `given_up`.
+    /// Number of this engine's workers in each state: `loading`, `ready`, `lost`, `failed` or `given_up`. Only at
+    /// `/readyz`.
     #[serde(skip_serializing_if = "Option::is_none")]
     workers: Option<BTreeMap<&'static str, u32>>,
 }
 
 impl Status {
-    pub(super) fn of(status: &'static str) -> Self {
+    pub(super) fn new(status: &'static str) -> Self {
         Self {
             status,
             workers: None,
@@ -237,7 +238,7 @@ impl Status {
     }
 }
 
-/// OpenAI's name of a finish reason.
+/// Returns OpenAI's name of a finish reason.
 pub(super) fn finish_reason(reason: v1::FinishReason) -> Option<&'static str> {
     match reason {
         v1::FinishReason::Unspecified => None,
@@ -246,7 +247,7 @@ pub(super) fn finish_reason(reason: v1::FinishReason) -> Option<&'static str> {
     }
 }
 
-/// An answer of one JSON object.
+/// Builds a response with status 200 and a JSON body.
 pub(super) fn json(object: &impl Serialize) -> Response {
     ([(CONTENT_TYPE, "application/json")], to_vec(object)).into_response()
 }
