@@ -3,7 +3,7 @@
 help: ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-run: ## Fetch a real model, build, and serve it on both doors
+run: ## Fetch a real model, build, and serve it on both APIs
 	@scripts/run.sh $(ARGS)
 
 test: ## Install what the tests need, and run all of them
@@ -15,7 +15,7 @@ test-long: ## End processes two hundred times in each way, while the real model 
 build: ## Build the server and the performance test
 	@bash -c 'set -euo pipefail; source scripts/llama.sh; cargo build --release "$${FEATURES[@]}"'
 
-perf: ## Measure what each door adds to a token: target/overhead.html
+perf: ## Measure what each API adds to a token: target/overhead.html
 	@scripts/perf.sh $(ARGS)
 
 venv: ## The Python of the examples and of the tests with third-party clients

@@ -1,15 +1,14 @@
-//! A runner of one's own behind both doors: `echo` gives the prompt back, one character after the
-//! other, at its own pace.
+//! A custom runner served over HTTP and gRPC: `echo` repeats the prompt, one character per token, at a fixed interval.
 //!
-//! It shows all that a runner needs: a [`Loader`] that loads it on its worker's thread, a [`Model`]
-//! that every thread may ask, and a [`Runner`] that does what the device does. Everything else
-//! (queue, slots, back-pressure, cancellation, stop strings, both protocols) is Tokenway's.
+//! A runner consists of a [`Loader`], which loads it on its worker's thread, a [`Model`], which every thread may
+//! call, and a [`Runner`], which runs the device. Tokenway does the rest: queue, slots, back-pressure, cancellation,
+//! stop strings and both APIs.
 //!
 //! ```console
 //! cargo run --example custom_runner
 //! ```
 //!
-//! It serves until Ctrl-C. Meanwhile, in another terminal:
+//! It serves until Ctrl-C. In another terminal:
 //!
 //! ```console
 //! curl -N http://127.0.0.1:8000/v1/completions -H 'content-type: application/json' \
@@ -18,7 +17,7 @@
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "an example tells its user what it sees"
+    reason = "an example prints its output"
 )]
 
 use std::error::Error;
@@ -40,16 +39,16 @@ use tokenway::server::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-/// The token that ends a sequence: the control character 'end of transmission'.
+/// The eos token: the control character 'end of transmission'.
 const END_OF_SEQUENCE: TokenId = 4;
 
-/// Serves the echo runner on both doors.
+/// Serves the echo runner over HTTP and gRPC.
 #[derive(Parser)]
 struct Args {
-    /// Where the HTTP door listens.
+    /// Address of the HTTP API.
     #[arg(long, default_value = "127.0.0.1:8000")]
     http_listen: Address,
-    /// Where the gRPC door listens.
+    /// Address of the gRPC API.
     #[arg(long, default_value = "127.0.0.1:50051")]
     grpc_listen: Address,
     /// The time between two tokens of a sequence, in milliseconds.
@@ -69,19 +68,19 @@ async fn main() -> ExitCode {
 }
 
 async fn serve(args: Args) -> Result<(), Box<dyn Error>> {
-    // From here on Ctrl-C is ours to answer.
+    // From here on Ctrl-C no longer ends the process by itself.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let server = Server::start(parts(args)).await?;
     server.ready(|_| ()).await?;
     if let (Some(http), Some(grpc)) = (server.http_address(), server.grpc_address()) {
-        println!("echo answers at http://{http} and, over gRPC, at http://{grpc}");
+        println!("echo serves HTTP at http://{http} and gRPC at http://{grpc}");
     }
     interrupt.recv().await;
     server.drain().await;
     Ok(())
 }
 
-/// One model on one worker, behind both doors.
+/// One model on one worker, served over HTTP and gRPC.
 fn parts(args: Args) -> ServerParts {
     let model = ModelParts {
         name: "echo".to_owned(),
@@ -112,7 +111,7 @@ fn parts(args: Args) -> ServerParts {
     }
 }
 
-/// Makes the runner on its worker's thread: at the start, and again after a crash.
+/// Creates the runner on its worker's thread, at the start and again after a crash.
 struct EchoLoader {
     interval: Duration,
 }
@@ -129,9 +128,9 @@ impl Loader for EchoLoader {
                     context_length: 4096,
                     max_prompt_bytes: 16 * 1024,
                     vocabulary_size: u32::from(char::MAX) + 1,
-                    // The same prompt always has the same tokens.
+                    // The same prompt always gives the same tokens.
                     resumption: Resumption::Exact,
-                    // Its answer does not depend on how to sample, so a request that cares is refused.
+                    // The output does not depend on sampling, so requests with sampling parameters are rejected.
                     unsupported: Parameter::ALL.to_vec(),
                     bos_token: None,
                     eos_token: None,
@@ -149,8 +148,7 @@ impl Loader for EchoLoader {
     }
 }
 
-/// A model whose tokens are characters: a vocabulary must be fixed, and that of Unicode is. A
-/// token's id is its character's number.
+/// A model whose vocabulary is Unicode: a token's id is the code point of its character.
 struct EchoModel {
     facts: ModelFacts,
 }
@@ -166,7 +164,7 @@ impl Model for EchoModel {
 
     fn pieces(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
         let no_character =
-            |id: &TokenId| ModelError::Invalid(format!("Token id {id} is no character."));
+            |id: &TokenId| ModelError::Invalid(format!("Token id {id} is not a character."));
         let piece = |id: &TokenId| bytes_of(*id).ok_or_else(|| no_character(id));
         ids.iter().map(piece).collect()
     }
@@ -177,18 +175,18 @@ impl Model for EchoModel {
     }
 }
 
-/// The device: one place for each slot.
+/// The device, with one optional sequence per slot.
 struct EchoRunner {
     interval_ns: u64,
     sequences: Vec<Option<Echo>>,
 }
 
-/// A sequence in its slot.
+/// A running sequence.
 struct Echo {
     prompt: Arc<[TokenId]>,
-    /// The index of its next token.
+    /// Index of the next token.
     next: usize,
-    /// When that is due. Deadlines are absolute: after a delay the sequence catches up.
+    /// Time at which the next token is due. Due times are absolute, so a delayed sequence catches up.
     due_ns: u64,
 }
 
@@ -196,7 +194,7 @@ impl Runner for EchoRunner {
     fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
         self.sequences[slot.0] = Some(Echo {
             prompt: sequence.prompt,
-            // What a client already has from before a crash is not made again.
+            // Tokens that the client already has, from before a crash, are not repeated.
             next: sequence.delivered.len(),
             due_ns: monotonic_ns().saturating_add(self.interval_ns),
         });
@@ -237,7 +235,7 @@ fn token(id: TokenId, due_ns: u64) -> Token {
         id,
         bytes: bytes_of(id).unwrap_or_default(),
         due_ns,
-        // The worker stamps it.
+        // 0: the worker sets the timestamp.
         emitted_ns: 0,
         logprobs: None,
     }

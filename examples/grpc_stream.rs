@@ -1,5 +1,4 @@
-//! Streams a completion over gRPC with the crate's generated client, then prints its usage and
-//! timings.
+//! Streams a completion over gRPC with the crate's generated client, then prints usage and timings.
 //!
 //! With a server on its default addresses (`tokenway serve`):
 //!
@@ -7,12 +6,12 @@
 //! cargo run --example grpc_stream -- "The capital of France is" --max-tokens 32
 //! ```
 //!
-//! It ends with exit code 1 where the server refuses, the stream ends with an error, or the stream
-//! ends without its summary and was therefore cut short.
+//! The exit code is 1 if the server rejects the request, or if the stream ends with an error or without a summary
+//! (which means that it was truncated).
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "an example tells its user what it sees"
+    reason = "an example prints its output"
 )]
 
 use std::error::Error;
@@ -30,15 +29,15 @@ use tonic::{Request, Status, Streaming};
 /// Streams a completion over gRPC.
 #[derive(Parser)]
 struct Args {
-    /// What to complete.
+    /// The prompt.
     prompt: String,
-    /// The most tokens to generate.
+    /// Maximum number of tokens to generate.
     #[arg(long, default_value_t = 32)]
     max_tokens: u32,
-    /// Where the server's gRPC door is.
+    /// URL of the server's gRPC API.
     #[arg(long, default_value = "http://127.0.0.1:50051")]
     url: String,
-    /// How long the whole stream may take, in seconds.
+    /// Deadline of the whole stream, in seconds.
     #[arg(long, default_value_t = 60)]
     timeout: u64,
 }
@@ -63,23 +62,23 @@ async fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         max_tokens: Some(args.max_tokens),
         ..CompletionRequest::default()
     });
-    // The deadline travels with the request, and the server holds the whole stream to it.
+    // The deadline is sent with the request, and the server enforces it for the whole stream.
     request.set_timeout(Duration::from_secs(args.timeout));
     let response = client
         .complete(request)
         .await
-        .map_err(|status| told(&status))?;
+        .map_err(|status| readable(&status))?;
     let summary = print_stream(response.into_inner()).await?;
     print_summary(&summary);
     Ok(())
 }
 
-/// Prints the text of each token as it comes.
+/// Prints the text of each token as it arrives.
 ///
-/// Dropping the stream before its end cancels the request: the server frees its slot at once.
+/// Dropping the stream before its end cancels the request, and the server frees its slot at once.
 async fn print_stream(mut stream: Streaming<CompletionEvent>) -> Result<Summary, Box<dyn Error>> {
     let mut next_index = 0;
-    while let Some(event) = stream.message().await.map_err(|status| told(&status))? {
+    while let Some(event) = stream.message().await.map_err(|status| readable(&status))? {
         match event.event {
             Some(Event::Tokens(tokens)) => {
                 if tokens.first_index != next_index {
@@ -95,11 +94,11 @@ async fn print_stream(mut stream: Streaming<CompletionEvent>) -> Result<Summary,
                 }
             }
             Some(Event::Summary(summary)) => return Ok(summary),
-            // The start says which seed was drawn; an event that is unknown is from a newer server.
+            // `Started` carries the seed. An unknown event comes from a newer server.
             Some(Event::Started(_) | Event::Prompt(_)) | None => {}
         }
     }
-    Err("the stream ended without a summary: it was cut short".into())
+    Err("the stream ended without a summary: it was truncated".into())
 }
 
 fn print_summary(summary: &Summary) {
@@ -126,17 +125,17 @@ fn name(reason: FinishReason) -> &'static str {
 }
 
 /// A status as its user should read it: the message, and the code by which programs know the error.
-fn told(status: &Status) -> Box<dyn Error> {
+fn readable(status: &Status) -> Box<dyn Error> {
     let error = tokenway::error::Error::from(status);
     format!("{} ({})", error.message, error.kind.row().code).into()
 }
 
 fn no_answer(url: &str, error: &dyn Error) -> String {
     let causes = with_causes(error);
-    format!("no answer from {url}: {causes}\nThe server must run: `make run` starts it.")
+    format!("no answer from {url}: {causes}\nIs the server running? Start it with `make run`.")
 }
 
-/// An error and what caused it, in one line.
+/// Formats an error and its causes on one line.
 fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

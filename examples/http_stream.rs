@@ -1,4 +1,4 @@
-//! Streams a completion over HTTP as NDJSON, one line for each token, with a plain hyper client.
+//! Streams a completion over HTTP as NDJSON, one line per token, with a plain hyper client.
 //!
 //! With a server on its default addresses (`tokenway serve`):
 //!
@@ -6,12 +6,12 @@
 //! cargo run --example http_stream -- "The capital of France is" --max-tokens 32
 //! ```
 //!
-//! It ends with exit code 1 where the server refuses, the stream reports an error, or the stream
-//! ends without a finish reason and was therefore cut short.
+//! The exit code is 1 if the server rejects the request, or if the stream reports an error or ends without a finish
+//! reason (which means that it was truncated).
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "an example tells its user what it sees"
+    reason = "an example prints its output"
 )]
 
 use std::error::Error;
@@ -32,17 +32,17 @@ use serde_json::json;
 /// Streams a completion over HTTP.
 #[derive(Parser)]
 struct Args {
-    /// What to complete.
+    /// The prompt.
     prompt: String,
-    /// The most tokens to generate.
+    /// Maximum number of tokens to generate.
     #[arg(long, default_value_t = 32)]
     max_tokens: u32,
-    /// Where the server's HTTP door is.
+    /// URL of the server's HTTP API.
     #[arg(long, default_value = "http://127.0.0.1:8000")]
     url: String,
 }
 
-/// A line of the stream: a part of the completion, or the error that ends it.
+/// A line of the stream: part of the completion, or the error that ends it.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Line {
@@ -56,7 +56,7 @@ struct Choice {
     finish_reason: Option<String>,
 }
 
-/// OpenAI's error object, which is also the body of every refusal.
+/// OpenAI's error object, which is also in the body of every error response.
 #[derive(Deserialize)]
 struct ErrorObject {
     message: String,
@@ -64,7 +64,7 @@ struct ErrorObject {
 }
 
 #[derive(Deserialize)]
-struct Refusal {
+struct ErrorResponse {
     error: ErrorObject,
 }
 
@@ -84,8 +84,8 @@ async fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     if response.status() != StatusCode::OK {
         let status = response.status();
         let body = response.into_body().collect().await?.to_bytes();
-        let Ok(Refusal { error }) = serde_json::from_slice(&body) else {
-            return Err(format!("{status}, which is not from Tokenway").into());
+        let Ok(ErrorResponse { error }) = serde_json::from_slice(&body) else {
+            return Err(format!("{status}, and the response is not from Tokenway").into());
         };
         return Err(format!("{status}: {} ({})", error.message, error.code).into());
     }
@@ -98,7 +98,7 @@ async fn send(args: &Args) -> Result<Response<Incoming>, Box<dyn Error>> {
     let body = json!({"prompt": args.prompt, "max_tokens": args.max_tokens, "stream": true});
     let request = Request::post(format!("{}/v1/completions", args.url))
         .header(CONTENT_TYPE, "application/json")
-        // The same stream comes as server-sent events to who accepts only those.
+        // `text/event-stream` would give the same stream as server-sent events.
         .header(ACCEPT, "application/x-ndjson")
         .body(Full::new(Bytes::from(body.to_string())))?;
     let client = Client::builder(TokioExecutor::new()).build_http();
@@ -109,13 +109,14 @@ async fn send(args: &Args) -> Result<Response<Incoming>, Box<dyn Error>> {
     Ok(response)
 }
 
-/// Prints the text of each token as it comes. Dropping the body before its end would cancel the
-/// work on the server.
+/// Prints the text of each token as it arrives.
+///
+/// Dropping the body before its end cancels the request, and the server frees its slot at once.
 async fn print_stream(mut body: Incoming) -> Result<String, Box<dyn Error>> {
     let mut received = BytesMut::new();
     let mut finish_reason = None;
     while let Some(frame) = body.frame().await {
-        // Frames and lines are independent: a frame may hold many lines, or a part of one.
+        // A frame may hold many lines, or part of one.
         if let Ok(data) = frame?.into_data() {
             received.extend_from_slice(&data);
         }
@@ -134,15 +135,15 @@ async fn print_stream(mut body: Incoming) -> Result<String, Box<dyn Error>> {
         }
         io::stdout().flush()?;
     }
-    finish_reason.ok_or_else(|| "the stream ended without a finish reason: it was cut short".into())
+    finish_reason.ok_or_else(|| "the stream ended without a finish reason: it was truncated".into())
 }
 
 fn no_answer(url: &str, error: &dyn Error) -> String {
     let causes = with_causes(error);
-    format!("no answer from {url}: {causes}\nThe server must run: `make run` starts it.")
+    format!("no answer from {url}: {causes}\nIs the server running? Start it with `make run`.")
 }
 
-/// An error and what caused it, in one line.
+/// Formats an error and its causes on one line.
 fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,13 +1,13 @@
-"""Streams a completion over gRPC from Python, with no generated code: the server describes its own
-messages (reflection), and they are built from that.
+"""Streams a completion over gRPC from Python without generated code: the message types come from the
+server's reflection service.
 
 With a server on its default addresses (`tokenway serve`):
 
     pip install -r examples/requirements.txt
     python examples/python_grpc_client.py "The capital of France is" --max-tokens 32
 
-It ends with exit code 1 where the server is not serving or refuses, the stream ends with an error, or
-the stream ends without its summary and was therefore cut short.
+The exit code is 1 if the server is not serving or rejects the request, or if the stream ends with an
+error or without a summary (which means that it was truncated).
 """
 
 import argparse
@@ -27,22 +27,22 @@ from grpc_status import rpc_status
 
 
 class Service:
-    """A service as its server describes it."""
+    """A service, built from the server's reflection."""
 
     def __init__(self, channel: grpc.Channel, name: str) -> None:
-        # A pool of its own: in the default one, a package that brings its own copy of a proto (such
-        # as that of the health service) would be in the way.
+        # A separate pool: the default pool may already hold another package's copy of a proto file,
+        # such as that of the health service.
         pool = DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
         self._channel = channel
         self._name = name
         self._methods = pool.FindServiceByName(name).methods_by_name
 
     def request(self, method: str, **fields: Any) -> Message:
-        """A request of this method, with these fields."""
+        """A request message of this method with these fields."""
         return GetMessageClass(self._methods[method].input_type)(**fields)
 
     def method(self, method: str) -> Callable[..., Any]:
-        """This method, to be called with its request."""
+        """This method as a callable."""
         descriptor = self._methods[method]
         channel = self._channel
         kind: Any = channel.unary_stream if descriptor.server_streaming else channel.unary_unary
@@ -54,8 +54,8 @@ class Service:
 
 
 def reason(error: grpc.RpcError) -> str:
-    """The code by which programs know an error, such as `queue_full`; where the error is not from
-    Tokenway itself (nobody listens, say), gRPC's own code."""
+    """Tokenway's error code, such as `queue_full`, or gRPC's status code if the error is not from
+    Tokenway (for example, if nothing listens)."""
     status = rpc_status.from_call(error)
     for detail in status.details if status else ():
         info = ErrorInfo()
@@ -65,7 +65,7 @@ def reason(error: grpc.RpcError) -> str:
 
 
 def check_health(channel: grpc.Channel) -> None:
-    """Fails unless the server takes requests."""
+    """Raises `RuntimeError` unless the server is serving."""
     health = Service(channel, "grpc.health.v1.Health")
     request = health.request("Check", service="tokenway.v1.Inference")
     answer = health.method("Check")(request, timeout=5)
@@ -75,11 +75,11 @@ def check_health(channel: grpc.Channel) -> None:
 
 
 def stream(channel: grpc.Channel, prompt: str, max_tokens: int) -> None:
-    """Prints each token as it comes, then what it took."""
+    """Prints each token as it arrives, then usage and timings."""
     inference = Service(channel, "tokenway.v1.Inference")
     request = inference.request("Complete", prompt=prompt, max_tokens=max_tokens)
-    # The server holds the whole stream to this deadline. `events.cancel()` would end it at once, and
-    # free its slot on the server.
+    # The server enforces this deadline for the whole stream. `events.cancel()` would cancel the
+    # request and free its slot at once.
     events = inference.method("Complete")(request, timeout=60)
     summary = None
     for event in events:
@@ -89,7 +89,7 @@ def stream(channel: grpc.Channel, prompt: str, max_tokens: int) -> None:
         elif event.HasField("summary"):
             summary = event.summary
     if summary is None:
-        raise RuntimeError("the stream ended without a summary: it was cut short")
+        raise RuntimeError("the stream ended without a summary: it was truncated")
     usage, timings = summary.usage, summary.timings
     print(
         f"\nusage: {usage.prompt_tokens} prompt tokens, {usage.completion_tokens} completion tokens"
@@ -102,9 +102,9 @@ def stream(channel: grpc.Channel, prompt: str, max_tokens: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Streams a completion over gRPC.")
-    parser.add_argument("prompt", help="what to complete")
-    parser.add_argument("--max-tokens", type=int, default=32, help="the most tokens to generate")
-    parser.add_argument("--address", default="127.0.0.1:50051", help="the server's gRPC door")
+    parser.add_argument("prompt", help="the prompt")
+    parser.add_argument("--max-tokens", type=int, default=32, help="maximum number of tokens to generate")
+    parser.add_argument("--address", default="127.0.0.1:50051", help="address of the server's gRPC API")
     args = parser.parse_args()
     with grpc.insecure_channel(args.address) as channel:
         try:
@@ -113,7 +113,7 @@ def main() -> int:
         except grpc.RpcError as error:
             print(f"error: {error.details()} ({reason(error)})", file=sys.stderr)
             if reason(error) == "UNAVAILABLE":
-                print("The server must run: `make run` starts it.", file=sys.stderr)
+                print("Is the server running? Start it with `make run`.", file=sys.stderr)
             return 1
         except RuntimeError as error:
             print(f"error: {error}", file=sys.stderr)

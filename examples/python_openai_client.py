@@ -1,11 +1,11 @@
-"""Uses Tokenway through OpenAI's own Python library: a completion as a stream, then one as a whole.
+"""Uses Tokenway with OpenAI's Python library: a streamed completion, then a unary one.
 
 With a server on its default addresses (`tokenway serve`):
 
     pip install -r examples/requirements.txt
     python examples/python_openai_client.py "The capital of France is" --max-tokens 32
 
-It ends with exit code 1 where the server cannot be reached or refuses, or a stream fails.
+The exit code is 1 if the server cannot be reached or rejects the request, or if a stream fails.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from openai import APIConnectionError, APIError, OpenAI
 
 
 def stream(client: OpenAI, model: str, prompt: str, max_tokens: int) -> None:
-    """Prints each token as it comes. A stream that fails raises an `APIError`."""
+    """Prints each token as it arrives. A failing stream raises `APIError`."""
     finish_reason = usage = None
     chunks = client.completions.create(
         model=model,
@@ -29,37 +29,37 @@ def stream(client: OpenAI, model: str, prompt: str, max_tokens: int) -> None:
             print(choice.text, end="", flush=True)
             finish_reason = choice.finish_reason or finish_reason
         usage = chunk.usage or usage
-    # The usage is last. Tokenway never ends a stream that failed as if it were whole, but what stands
-    # between it and this client might, and the library would not notice.
+    # The usage comes last. Tokenway never ends a failed stream cleanly, but a proxy in between may
+    # truncate a stream, and the library would not notice.
     if usage is None:
-        raise RuntimeError("the stream ended without its usage: it was cut short")
+        raise RuntimeError("the stream ended without its usage: it was truncated")
     print(f"\nfinish reason: {finish_reason}")
     print(
         f"usage: {usage.prompt_tokens} prompt tokens, {usage.completion_tokens} completion tokens"
     )
 
 
-def whole(client: OpenAI, model: str, prompt: str, max_tokens: int) -> None:
-    """Prints the completion when all of it is there."""
+def unary(client: OpenAI, model: str, prompt: str, max_tokens: int) -> None:
+    """Prints a unary completion."""
     completion = client.completions.create(model=model, prompt=prompt, max_tokens=max_tokens)
-    print(f"as a whole: {completion.choices[0].text}")
+    print(f"unary: {completion.choices[0].text}")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Completes a prompt with OpenAI's library.")
-    parser.add_argument("prompt", help="what to complete")
-    parser.add_argument("--max-tokens", type=int, default=32, help="the most tokens to generate")
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server's HTTP door")
+    parser.add_argument("prompt", help="the prompt")
+    parser.add_argument("--max-tokens", type=int, default=32, help="maximum number of tokens to generate")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="URL of the server's HTTP API")
     args = parser.parse_args()
-    # The library insists on a key; a server without keys ignores it.
+    # The library requires a key. The server ignores it.
     with OpenAI(base_url=f"{args.url}/v1", api_key="unused") as client:
         try:
             model = client.models.list().data[0].id
             stream(client, model, args.prompt, args.max_tokens)
-            whole(client, model, args.prompt, args.max_tokens)
+            unary(client, model, args.prompt, args.max_tokens)
         except APIConnectionError as error:
             print(f"error: the connection to {args.url} failed: {error.__cause__}", file=sys.stderr)
-            print("The server must run: `make run` starts it.", file=sys.stderr)
+            print("Is the server running? Start it with `make run`.", file=sys.stderr)
             return 1
         except APIError as error:
             print(f"error: {error.message} ({error.code})", file=sys.stderr)

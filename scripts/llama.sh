@@ -1,17 +1,16 @@
-# Sourced: sees to what Tokenway is built with. That is cargo, without which it ends; and cmake and
-# libclang for llama.cpp. Afterwards FEATURES holds the flags for cargo that build the real model in, or
-# nothing where that cannot be had; a message says why. LLAMA_TOOLS=pypi takes cmake and libclang from
-# PyPI even where the system has its own.
+# To be sourced. Checks and installs the build tools: cargo, which is required, and cmake and libclang for llama.cpp.
+# Sets FEATURES to the cargo flags that include llama.cpp, or to nothing if its tools are missing; a message says why.
+# LLAMA_TOOLS=pypi uses cmake and libclang from PyPI even if the system has them.
 
 FEATURES=()
 
 command -v cargo >/dev/null || {
-    echo "cargo is needed to build Tokenway. https://rustup.rs installs it; then open a new shell (or" \
-        "run '. ~/.cargo/env') and run this again." >&2
+    echo "cargo is needed to build Tokenway. Install it from https://rustup.rs, open a new shell (or" \
+        "run '. ~/.cargo/env') and run this command again." >&2
     exit 1
 }
 
-# Whether bindgen would find a libclang, by the places where it looks.
+# Searches libclang where bindgen searches it.
 has_libclang() {
     [[ -n ${LIBCLANG_PATH:-} ]] && return 0
     local found
@@ -33,11 +32,11 @@ has_python_venv() {
 
 install_from_debian() {
     [[ ${LLAMA_TOOLS:-} != pypi && $(id -u) == 0 ]] && command -v apt-get >/dev/null || return 1
-    echo "Installing cmake and libclang with apt-get, which llama.cpp is built with …"
+    echo "Installing cmake and libclang, which llama.cpp needs, with apt-get …"
     apt-get update -qq || return 1
-    # Debian's own choice among its versions of libclang.
+    # libclang1 is Debian's default version.
     local packages=(cmake g++ libclang1)
-    # The model, and the Python of the examples, come by pip.
+    # pip installs the model and the examples' Python packages.
     has_python_venv || packages+=(python3 python3-venv)
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
         "${packages[@]}" >/dev/null
@@ -52,7 +51,7 @@ install_from_pypi() {
     local venv=target/llama-tools libclang
     if [[ ! -x $venv/bin/cmake || -z $(pypi_libclang) ]]; then
         has_python_venv || return 1
-        echo "Installing cmake and libclang into $venv, which llama.cpp is built with …"
+        echo "Installing cmake and libclang, which llama.cpp needs, into $venv …"
         python3 -m venv --clear "$venv" || return 1
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check cmake libclang || return 1
     fi
@@ -63,13 +62,13 @@ install_from_pypi() {
 
 if has_llama_tools || install_from_debian || install_from_pypi; then
     FEATURES=(--features llama-cpp)
-    # A libclang without its compiler does not know where the compiler's own headers are.
+    # libclang without clang does not find the compiler's built-in headers.
     if command -v gcc >/dev/null; then
         BINDGEN_EXTRA_CLANG_ARGS="${BINDGEN_EXTRA_CLANG_ARGS:--I$(gcc -print-file-name=include)}"
         export BINDGEN_EXTRA_CLANG_ARGS
     fi
 else
-    echo "What llama.cpp is built with is missing and could not be installed, so the real model is left" \
-        "out. To have it, install a C++ compiler, cmake and libclang (Debian, Ubuntu: sudo apt-get" \
-        "install g++ cmake libclang1) and run this again." >&2
+    echo "The build tools of llama.cpp are missing and could not be installed, so Tokenway is built without" \
+        "it. To include it, install a C++ compiler, cmake and libclang (Debian, Ubuntu: sudo apt-get" \
+        "install g++ cmake libclang1) and run this command again." >&2
 fi

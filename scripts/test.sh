@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# `make test`: installs what the tests need and is missing, and runs all of them. Arguments go to the
-# test runner.
+# `make test`: installs missing test dependencies and runs all tests. Arguments go to the test runner.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -11,7 +10,7 @@ scripts/node.sh
 for client in curl "${TOKENWAY_TEST_CHROMIUM:-chromium}"; do
     command -v "$client" >/dev/null && continue
     [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null || {
-        echo "$client is needed, as a client of the tests. On Debian: sudo apt-get install $client" >&2
+        echo "The tests need $client. On Debian: sudo apt-get install $client" >&2
         exit 1
     }
     apt-get update -qq
@@ -19,12 +18,12 @@ for client in curl "${TOKENWAY_TEST_CHROMIUM:-chromium}"; do
 done
 if ((${#FEATURES[@]})); then
     TOKENWAY_TEST_MODEL=$(scripts/model.sh) || {
-        echo "The tests of the real model cannot run. \`cargo test\` runs all the others." >&2
+        echo "The tests with the real model cannot run. \`cargo test\` runs all others." >&2
         exit 1
     }
     export TOKENWAY_TEST_MODEL
     TOKENWAY_TEST_TEMPLATES=$(scripts/chat_templates.sh) || {
-        echo "The test of real chat templates cannot run. \`cargo test\` runs all the others." >&2
+        echo "The test with real chat templates cannot run. \`cargo test\` runs all others." >&2
         exit 1
     }
     export TOKENWAY_TEST_TEMPLATES

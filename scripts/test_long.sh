@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# `make test-long`: ends processes two hundred times in each way that tests/exit_codes.rs knows, while the real model computes
-# or loads. TOKENWAY_TEST_EXITS sets another number. It takes a quarter of an hour, about.
+# `make test-long`: runs each test of tests/exit_codes.rs two hundred times, while the real model computes or loads.
+# TOKENWAY_TEST_EXITS sets another number. Takes about 15 minutes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

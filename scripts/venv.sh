@@ -1,21 +1,20 @@
 #!/usr/bin/env bash
-# Makes .venv, the Python that runs the Python examples and the tests with third-party clients; or
-# another: `scripts/venv.sh FOLDER REQUIREMENTS…`. It installs again only when what is required has
-# changed.
+# Creates a Python virtual environment: `scripts/venv.sh [FOLDER REQUIREMENTS…]`. The default is .venv with the
+# packages of the examples and of the third-party test clients. Installs again only when the requirements have changed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 venv=${1:-.venv}
 requirements=("${@:2}")
 ((${#requirements[@]})) || requirements=(examples/requirements.txt tests/clients/requirements.txt)
-stamp=$venv/requirements.sha256
+checksum_file=$venv/requirements.sha256
 wanted=$(cat "${requirements[@]}" | sha256sum)
 
-if [[ -x $venv/bin/python && -f $stamp && $(<"$stamp") == "$wanted" ]]; then
+if [[ -x $venv/bin/python && -f $checksum_file && $(<"$checksum_file") == "$wanted" ]]; then
     exit 0
 fi
 
-# Debian's python3 comes without ensurepip, which venv needs.
+# Debian's python3 lacks ensurepip, which venv needs.
 can_make_venv() {
     python3 -c 'import ensurepip, venv' 2>/dev/null
 }
@@ -33,13 +32,13 @@ if ! can_make_venv; then
     fi
 fi
 
-# The stamp goes first: an installation that is broken off is begun again.
-rm -f "$stamp"
-echo "Installing what Python needs into $venv …" >&2
+# Removed first, so that an interrupted installation is repeated.
+rm -f "$checksum_file"
+echo "Installing Python packages into $venv …" >&2
 python3 -m venv --clear "$venv"
 install=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
 for file in "${requirements[@]}"; do
     install+=(--requirement "$file")
 done
 "${install[@]}"
-echo "$wanted" >"$stamp"
+echo "$wanted" >"$checksum_file"

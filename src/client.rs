@@ -1,5 +1,5 @@
-//! `tokenway complete`: a client for either door that streams a completion to the terminal. It knows a
-//! server only by its public contract.
+//! `tokenway complete`: a client for the HTTP API and the gRPC API that streams a completion to the terminal. It uses
+//! only the public API of a server.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -9,85 +9,85 @@ use clap::{ArgAction, Args};
 mod grpc;
 mod http;
 
-/// How long a server may take to answer a connection.
+/// Maximum time to connect to a server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What is asked of which server.
+/// Options of `tokenway complete`: the request and the server.
 #[derive(Args, Clone, Debug)]
 pub struct ClientOptions {
-    /// What to complete
+    /// Prompt to complete
     prompt: String,
-    /// Ask the HTTP door (the default)
+    /// Use the HTTP API (the default)
     #[arg(long, conflicts_with = "grpc", action = ArgAction::SetTrue)]
     http: bool,
-    /// Ask the gRPC door
+    /// Use the gRPC API
     #[arg(long, action = ArgAction::SetTrue)]
     grpc: bool,
-    /// The door's address, `http://host:port`, `host:port` or `unix:/path` [default: http://127.0.0.1:8000, or
+    /// Address of the server: `http://host:port`, `host:port` or `unix:/path` [default: http://127.0.0.1:8000, or
     /// http://127.0.0.1:50051 with --grpc]
     #[arg(long, env = "TOKENWAY_SERVER", value_name = "ADDRESS")]
     server: Option<String>,
-    /// The model [default: the server's only one]
+    /// Name of the model [default: the server's only model]
     #[arg(long)]
     model: Option<String>,
-    /// The most tokens to generate
+    /// Maximum number of tokens to generate
     #[arg(long, default_value_t = 64)]
     max_tokens: u32,
-    /// Sampling temperature, 0 to 2; 0 is greedy
+    /// Sampling temperature, 0 to 2; 0 selects greedy decoding
     #[arg(long, default_value_t = 0.0)]
     temperature: f32,
-    /// Seeds the sampling [default: one is drawn]
+    /// Sampling seed [default: a random seed]
     #[arg(long)]
     seed: Option<i64>,
-    /// A string that ends the completion; may be repeated
+    /// Stop string that ends the completion; may be repeated
     #[arg(long)]
     stop: Vec<String>,
 }
 
-/// Why a completion is not whole.
+/// Reason why a completion failed or is incomplete.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The address is none.
-    #[error("'{0}' is no address of a server; it must be http://host:port or unix:/path")]
+    /// The address is invalid.
+    #[error("'{0}' is not a valid server address; use http://host:port or unix:/path")]
     Address(String),
-    /// Nobody answers.
-    #[error("no server answers at {address}: {problem}\n`tokenway serve` starts one")]
+    /// The client cannot connect.
+    #[error("cannot connect to {address}: {problem}\nstart a server with `tokenway serve`")]
     Connect {
-        /// Where.
+        /// Address of the server.
         address: String,
-        /// What the system says.
+        /// Error of the system.
         problem: String,
     },
-    /// Somebody answers, but not what the other door would.
-    #[error("{address} is no {asked} door; {advice}")]
+    /// The server speaks another protocol.
+    #[error("{address} does not serve the {expected} API; {advice}")]
     WrongProtocol {
-        /// Where.
+        /// Address of the server.
         address: String,
-        /// Which door was asked for.
-        asked: &'static str,
-        /// How the other one is asked.
+        /// Protocol that the client used.
+        expected: &'static str,
+        /// Hint how to use the other protocol.
         advice: &'static str,
     },
-    /// The server refused the request, or its stream failed.
-    #[error("the server says {code}: {message}")]
+    /// The server rejected the request, or its stream ended with an error.
+    #[error("the server returned the error {code}: {message}")]
     Server {
-        /// The error's code.
+        /// Error code.
         code: String,
-        /// What happened.
+        /// Error message.
         message: String,
     },
-    /// The stream ended before its end.
+    /// The stream ended before the completion was finished.
     #[error("the completion was cut short: {0}")]
     Truncated(String),
-    /// The terminal takes no more.
+    /// The output cannot be written.
     #[error("cannot write the completion: {0}")]
     Output(#[from] io::Error),
 }
 
-/// Streams one completion to `out`, each token as it comes.
+/// Streams one completion to `out`. Each token is written as soon as it arrives.
 ///
 /// # Errors
-/// Whatever keeps the completion from being whole; what came before has been written.
+/// Returns an error if the completion is not complete. The text received before has been written.
 pub async fn complete(options: &ClientOptions, out: &mut dyn Write) -> Result<(), ClientError> {
     if options.grpc {
         grpc::complete(options, out).await?;
@@ -102,7 +102,7 @@ impl ClientOptions {
     fn address(&self, default: &str) -> String {
         match &self.server {
             None => default.to_owned(),
-            // As addresses are written elsewhere on the command line.
+            // Other options of the command line accept addresses without a scheme too.
             Some(server) if !server.contains("://") && !server.starts_with("unix:") => {
                 format!("http://{server}")
             }
@@ -111,6 +111,7 @@ impl ClientOptions {
     }
 }
 
+/// Writes text and flushes it, so that it appears at once.
 fn show(out: &mut dyn Write, text: &str) -> Result<(), ClientError> {
     out.write_all(text.as_bytes())?;
     Ok(out.flush()?)

@@ -1,7 +1,7 @@
-//! Which engines exist, and which of them takes the next request: the one of this process, or a list
-//! of others.
+//! The set of engines, and the choice of the engine for the next request. There is either one engine in this process or
+//! a list of remote engines. This module must not know how tokens are generated.
 //!
-//! Membership only says where to ask. That an engine has failed is noticed by the stream itself.
+//! Health checks only choose where to send a request. The stream of a request detects when its engine fails.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,15 +30,15 @@ mod tests;
 use engine::Engine;
 pub use events::CheckedEvents;
 
-/// The engines. Clones share them.
+/// The engines that can complete requests. Clones share the engines.
 #[derive(Clone)]
 pub struct Cluster {
     engines: Arc<[Engine]>,
 }
 
 impl Cluster {
-    /// The engine of this process: its gRPC service, called without a socket, and without a message being
-    /// encoded.
+    /// Creates a cluster of the engine in this process. Its gRPC service is called directly, without a socket and
+    /// without encoding messages.
     #[must_use]
     pub fn local(service: impl Inference) -> Self {
         Self {
@@ -46,11 +46,11 @@ impl Cluster {
         }
     }
 
-    /// Engines elsewhere, each `http://host:port` or `unix:/path`. They may come up later. `tasks` watches
-    /// them until `stop`.
+    /// Creates a cluster of remote engines. Each address is `http://host:port` or `unix:/path`. Engines may start
+    /// later. Tasks in `tasks` watch the engines until `stop` is cancelled.
     ///
     /// # Errors
-    /// Names the address that is none.
+    /// Returns a message about the first invalid address.
     pub fn remote(
         addresses: &[String],
         (tasks, critical): (&TaskTracker, &CriticalTasks),
@@ -66,24 +66,24 @@ impl Cluster {
         })
     }
 
-    /// Whether any engine takes requests, as far as is known.
+    /// Returns true unless every engine is known to be down.
     #[must_use]
     pub fn is_up(&self) -> bool {
         self.engines.iter().any(|engine| engine.is_up())
     }
 
-    /// Waits until an engine has said that it takes requests.
-    pub async fn up(&self) {
+    /// Waits until an engine reports that it accepts requests.
+    pub async fn wait_until_up(&self) {
         let engines = self.engines.iter();
-        let up = engines.map(|engine| Box::pin(engine.up()));
+        let up = engines.map(|engine| Box::pin(engine.wait_until_up()));
         select_all(up).await;
     }
 
-    /// Starts a completion: it has been admitted by an engine. An engine that cannot take it now is
-    /// passed over for the next. `delivery_context` says how its tokens will leave this process.
+    /// Starts a completion. Returns once an engine has admitted it. Skips engines that cannot accept it now.
+    /// `delivery_context` describes how this process delivers the tokens.
     ///
     /// # Errors
-    /// What the last engine said that was asked; an engine without the model speaks for itself only.
+    /// Returns the most informative error of the engines that were tried.
     pub async fn complete(
         &self,
         message: &v1::CompletionRequest,
@@ -91,113 +91,116 @@ impl Cluster {
         timeout: std::time::Duration,
         delivery_context: &DeliveryContext,
     ) -> Result<CheckedEvents, Error> {
-        let begun = self.ask(&message.model, |engine| {
+        let source = self.try_engines(&message.model, |engine| {
             let mut request = Request::new(message.clone());
             request.set_timeout(timeout);
-            // It reaches an engine of this process; another process takes this door for its client.
+            // Extensions reach only an engine in this process. A remote engine treats this gateway as its client.
             request.extensions_mut().insert(delivery_context.clone());
             if let Ok(id) = MetadataValue::try_from(&*id.0) {
                 request.metadata_mut().insert("x-request-id", id);
             }
             engine.complete(request)
         });
-        Ok(CheckedEvents::new(begun.await?, message.n.unwrap_or(1)))
+        Ok(CheckedEvents::new(source.await?, message.n.unwrap_or(1)))
     }
 
-    /// The models of all engines that answer, each name once.
+    /// Returns the models of all engines that respond, sorted by name. Each name is listed once.
     ///
     /// # Errors
-    /// What the last engine said, when none answers.
+    /// Returns the error of the last engine if no engine responds.
     pub async fn list_models(&self) -> Result<Vec<v1::Model>, Error> {
-        let asked = self
+        let calls = self
             .by_load()
             .into_iter()
             .map(|engine| async move { engine.list_models().await });
-        let (mut models, mut refusal) = (BTreeMap::new(), Some(no_engine()));
-        for answer in join_all(asked).await {
-            match answer {
+        let (mut models, mut error) = (BTreeMap::new(), Some(no_engine()));
+        for result in join_all(calls).await {
+            match result {
                 Ok(listed) => {
                     models.extend(listed.into_iter().map(|model| (model.name.clone(), model)));
-                    refusal = None;
+                    error = None;
                 }
-                Err(status) => refusal = refusal.map(|_| events::refusal(&status)),
+                Err(status) => error = error.map(|_| events::rejection(&status)),
             }
         }
-        match refusal {
+        match error {
             None => Ok(models.into_values().collect()),
-            Some(refusal) => Err(refusal),
+            Some(error) => Err(error),
         }
     }
 
-    /// One model.
+    /// Returns the description of one model.
     ///
     /// # Errors
-    /// When no engine has it, or none answers.
+    /// Returns an error if no engine has the model, or no engine responds.
     pub async fn get_model(&self, model: &str) -> Result<v1::Model, Error> {
-        let found = self.ask(model, |engine| engine.get_model(model)).await?;
+        let found = self
+            .try_engines(model, |engine| engine.get_model(model))
+            .await?;
         found.ok_or_else(Error::internal)
     }
 
-    /// The tokens of a text, by its model's own tokenizer.
+    /// Converts text or a chat into token ids, with the tokenizer of its model.
     ///
     /// # Errors
-    /// What the last engine said that was asked; an engine without the model speaks for itself only.
+    /// Returns the most informative error of the engines that were tried.
     pub async fn tokenize(
         &self,
         message: &v1::TokenizeRequest,
     ) -> Result<v1::TokenizeResponse, Error> {
-        self.ask(&message.model, |engine| engine.tokenize(message.clone()))
+        self.try_engines(&message.model, |engine| engine.tokenize(message.clone()))
             .await
     }
 
-    /// The text of tokens.
+    /// Converts token ids into text.
     ///
     /// # Errors
-    /// What the last engine said that was asked; an engine without the model speaks for itself only.
+    /// Returns the most informative error of the engines that were tried.
     pub async fn detokenize(
         &self,
         message: &v1::DetokenizeRequest,
     ) -> Result<v1::DetokenizeResponse, Error> {
-        self.ask(&message.model, |engine| engine.detokenize(message.clone()))
+        self.try_engines(&message.model, |engine| engine.detokenize(message.clone()))
             .await
     }
 
-    /// The first answer of an engine that can give one.
-    async fn ask<'a, T, F>(
+    /// Calls one engine after the other until a call succeeds, or fails with an error that every engine would return.
+    async fn try_engines<'a, T, F>(
         &'a self,
         model: &str,
-        question: impl Fn(&'a Engine) -> F,
+        call: impl Fn(&'a Engine) -> F,
     ) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Status>>,
     {
         if model.is_empty() {
-            self.check_one_model().await?;
+            self.check_model_is_unambiguous().await?;
         }
-        let mut refusal = None;
+        let mut last_error = None;
         for engine in self.for_model(model) {
-            match question(engine).await {
-                Ok(answer) => return Ok(answer),
+            match call(engine).await {
+                Ok(response) => return Ok(response),
                 Err(status) => {
-                    let refused = events::refusal(&status);
-                    if !another_engine_may_accept(refused.kind) {
-                        return Err(refused);
+                    let error = events::rejection(&status);
+                    if !another_engine_may_accept(error.kind) {
+                        return Err(error);
                     }
-                    refusal = Some(more_informative(refusal, refused));
+                    last_error = Some(more_informative(last_error, error));
                 }
             }
         }
-        Err(match refusal {
+        Err(match last_error {
             None => no_engine(),
-            Some(refusal) if refusal.kind == ErrorKind::ModelNotFound => {
-                self.not_found(model, refusal).await
+            Some(error) if error.kind == ErrorKind::ModelNotFound => {
+                self.not_found(model, error).await
             }
-            Some(refusal) => refusal,
+            Some(error) => error,
         })
     }
 
-    /// Engines that have one model each may have several between them: then none is meant by no name.
-    async fn check_one_model(&self) -> Result<(), Error> {
+    /// Rejects a request without a model name if the engines together have several models. Each engine alone may have
+    /// only one, and would accept the request.
+    async fn check_model_is_unambiguous(&self) -> Result<(), Error> {
         let names = self.names().await;
         if names.len() < 2 {
             return Ok(());
@@ -206,25 +209,25 @@ impl Cluster {
         Err(Error::new(ErrorKind::MissingParameter, message).with_param("model"))
     }
 
-    /// What is told where no engine that was asked has the model: one that is not up may have it.
-    async fn not_found(&self, model: &str, refusal: Error) -> Error {
+    /// Returns the error for a model that no reachable engine has: `NoWorker` if an engine that is down has it.
+    async fn not_found(&self, model: &str, error: Error) -> Error {
         let mut down = self.engines.iter().filter(|engine| !engine.is_up());
-        if down.any(|engine| engine.models().iter().any(|it| is_named(it, model))) {
+        if down.any(|engine| engine.models().iter().any(|it| has_name(it, model))) {
             let message = format!("No engine that serves the model '{model}' is up.");
             return Error::new(ErrorKind::NoWorker, message);
         }
-        // Each engine speaks for itself only.
+        // The message of an engine lists only its own models.
         match &self.names().await[..] {
-            [] => refusal,
+            [] => error,
             names => {
                 let names = names.join(", ");
                 let message = format!("There is no model '{model}'. The engines have: {names}.");
-                Error { message, ..refusal }
+                Error { message, ..error }
             }
         }
     }
 
-    /// The names of all models of several engines; none of a single one, which can say itself.
+    /// Returns the names of all models, for error messages. Empty for a single engine, whose own message lists them.
     async fn names(&self) -> Vec<String> {
         if self.engines.len() < 2 {
             return Vec::new();
@@ -241,22 +244,23 @@ impl Cluster {
         names.into_values().collect()
     }
 
-    /// The engines in the order in which they are asked for a model: those that list it by name, then those that
-    /// list it as an alias, then the others, each group by load. An engine with `--any-model` takes what none lists.
+    /// Returns the engines in the order to try them for a model: first those that list it by name, then those that list
+    /// it as an alias, then the others, each group by load. The others matter because an engine with `--any-model`
+    /// accepts models that it does not list.
     fn for_model(&self, model: &str) -> Vec<&Engine> {
         let mut engines = self.by_load();
         if engines.len() > 1 && !model.is_empty() {
             engines.sort_by_key(|engine| {
                 let models = engine.models();
                 let is_name = models.iter().any(|it| it.name == model);
-                let is_alias = models.iter().any(|it| is_named(it, model));
+                let is_alias = models.iter().any(|it| has_name(it, model));
                 (!is_name, !is_alias)
             });
         }
         engines
     }
 
-    /// The engines that are up, the least busy first; where none is known to be up, all of them.
+    /// Returns the engines that are not known to be down, or all engines if none is left, sorted by load.
     fn by_load(&self) -> Vec<&Engine> {
         let mut engines: Vec<_> = self
             .engines
@@ -271,24 +275,24 @@ impl Cluster {
     }
 }
 
-/// A model's name, and how a list of models tells it.
+/// Returns a model's name, and its entry in a list of models.
 fn listed(model: &v1::Model) -> (String, String) {
-    let told = match &model.aliases[..] {
+    let entry = match &model.aliases[..] {
         [] => model.name.clone(),
         aliases => format!("{} (also {})", model.name, aliases.join(", ")),
     };
-    (model.name.clone(), told)
+    (model.name.clone(), entry)
 }
 
-/// Whether this is an address that an engine can have.
+/// Checks the address of a remote engine.
 ///
 /// # Errors
-/// What is wrong with it.
+/// Returns a message that describes the problem.
 pub fn check_address(address: &str) -> Result<(), String> {
     remote::endpoint(address).map(|_| ())
 }
 
-/// Whether another engine may take what this one refused.
+/// Returns true if another engine may accept a request that one engine rejected with this error.
 fn another_engine_may_accept(kind: ErrorKind) -> bool {
     matches!(
         kind,
@@ -302,8 +306,8 @@ fn another_engine_may_accept(kind: ErrorKind) -> bool {
     )
 }
 
-/// What is told of two refusals: the later, but that an engine does not have the model says nothing of
-/// an engine that may.
+/// Chooses the error to report: the later one, unless it is `ModelNotFound`, which does not explain why an engine that
+/// may have the model rejected the request.
 fn more_informative(earlier: Option<Error>, later: Error) -> Error {
     match earlier {
         Some(earlier) if later.kind == ErrorKind::ModelNotFound => earlier,
@@ -311,10 +315,10 @@ fn more_informative(earlier: Option<Error>, later: Error) -> Error {
     }
 }
 
-fn is_named(model: &v1::Model, name: &str) -> bool {
+fn has_name(model: &v1::Model, name: &str) -> bool {
     model.name == name || model.aliases.iter().any(|alias| alias == name)
 }
 
 fn no_engine() -> Error {
-    Error::from(&Status::unavailable("no engine"))
+    Error::from(&Status::unavailable("there is no engine"))
 }

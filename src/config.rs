@@ -1,8 +1,9 @@
-//! The command line, the environment and the settings file: the one place that reads them.
+//! Reads the settings from the command line, the environment and the settings file. No other module
+//! reads them.
 //!
-//! A flag goes before its environment variable, that before the file's key, and that before the
-//! default. Whatever is invalid is an error before anything binds. It must not start anything: it
-//! makes [`ServerParts`].
+//! A flag overrides its environment variable, which overrides the file's key, which overrides the
+//! default. Invalid settings are reported before anything starts: this module only builds
+//! [`ServerParts`].
 
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ use values::{EngineAddress, Seconds};
 use worker::WorkerCommand;
 pub use worker::WorkerTask;
 
-/// Streams the tokens of a large language model over gRPC and over OpenAI's HTTP.
+/// Serves large language models over gRPC and over an OpenAI-compatible HTTP API.
 #[derive(Parser)]
 #[command(version, args_conflicts_with_subcommands = true)]
 struct CommandLine {
@@ -40,16 +41,16 @@ struct CommandLine {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve both doors over an engine in this process (the default command)
+    /// Serve the HTTP and gRPC APIs with an engine in this process (the default command)
     Serve(Box<Serve>),
-    /// Serve an engine's gRPC door alone
+    /// Serve an engine over the gRPC API only
     Engine(Box<EngineCommand>),
-    /// Serve the HTTP door alone, in front of engines elsewhere
+    /// Serve the HTTP API in front of remote engines
     #[command(override_usage = "tokenway gateway --engine <ADDRESS> [OPTIONS]")]
     Gateway(Box<GatewayCommand>),
-    /// Run a model for an engine in another process: dial its worker socket
+    /// Run a model for an engine in another process, by connecting to the engine's worker socket
     Worker(Box<WorkerCommand>),
-    /// Stream a completion from a running server to this terminal
+    /// Stream a completion from a running server to the terminal
     Complete(ClientOptions),
 }
 
@@ -94,8 +95,8 @@ struct GatewayCommand {
 #[derive(Args, Clone, Default, Deserialize)]
 #[serde(default)]
 struct GatewaySettings {
-    /// Required, here or in the settings file: an engine's gRPC address, `http://host:port` or
-    /// `unix:/path`; several by commas or by repeating the flag
+    /// Address of an engine's gRPC API, `http://host:port` or `unix:/path`. Separate several engines with
+    /// commas, or repeat the flag. Required, here or in the settings file
     #[arg(
         long,
         env = "TOKENWAY_ENGINE",
@@ -108,9 +109,9 @@ struct GatewaySettings {
 #[derive(Args, Clone, Default, Deserialize)]
 #[serde(default)]
 struct GrpcSettings {
-    /// Where the gRPC door listens: `host:port` (port 0 takes a free one) or `unix:/path`, for which gRPC's
-    /// clients in Python, C++ and Java need the channel option `grpc.default_authority=localhost`
-    /// [default: 127.0.0.1:50051]
+    /// Address on which the gRPC API listens: `host:port` (port 0 chooses a free port) or `unix:/path`. For a
+    /// Unix socket, gRPC clients in Python, C++ and Java need the channel option
+    /// `grpc.default_authority=localhost` [default: 127.0.0.1:50051]
     #[arg(long, env = "TOKENWAY_GRPC_LISTEN", value_name = "ADDRESS")]
     grpc_listen: Option<Address>,
 }
@@ -118,7 +119,7 @@ struct GrpcSettings {
 #[derive(Args, Clone, Copy, Default, Deserialize)]
 #[serde(default)]
 struct ServerSettings {
-    /// How long a request may take where its client does not say, in seconds [default: 600]
+    /// Time limit in seconds for a request whose client sets none. Above 0 [default: 600]
     #[arg(
         long,
         env = "TOKENWAY_REQUEST_TIMEOUT",
@@ -126,8 +127,9 @@ struct ServerSettings {
         allow_negative_numbers = true
     )]
     request_timeout: Option<Seconds>,
-    /// How long a server that ends goes on answering 'draining' before it closes its listeners, in
-    /// seconds: longer than a load balancer takes to notice [default: 1]
+    /// Time in seconds between the start of a shutdown and the closing of the listeners. New requests are
+    /// answered with the error `draining` in this time. Set it longer than a load balancer needs to notice.
+    /// 0 closes the listeners at once [default: 1]
     #[arg(
         long,
         env = "TOKENWAY_DRAIN_GRACE",
@@ -135,7 +137,8 @@ struct ServerSettings {
         allow_negative_numbers = true
     )]
     drain_grace: Option<Seconds>,
-    /// How long running streams may take to end after that, in seconds [default: 30]
+    /// Time in seconds that running streams get to finish after the listeners are closed. 0 ends them at
+    /// once [default: 30]
     #[arg(
         long,
         env = "TOKENWAY_DRAIN_TIMEOUT",
@@ -143,8 +146,8 @@ struct ServerSettings {
         allow_negative_numbers = true
     )]
     drain_timeout: Option<Seconds>,
-    /// How long an idle connection is kept open, in seconds: longer than the load balancer in front keeps
-    /// its own. Above 0 [default: 75]
+    /// Time in seconds for which an idle connection is kept open. Set it longer than the idle timeout of a
+    /// load balancer in front. Above 0 [default: 75]
     #[arg(
         long,
         env = "TOKENWAY_KEEP_ALIVE_TIMEOUT",
@@ -152,8 +155,8 @@ struct ServerSettings {
         allow_negative_numbers = true
     )]
     keep_alive_timeout: Option<Seconds>,
-    /// How long the headers of a request may take, and the first bytes of a new connection, in seconds.
-    /// Above 0 [default: 10]
+    /// Time limit in seconds for a client to send a request's headers, and the first bytes of a new
+    /// connection. Above 0 [default: 10]
     #[arg(
         long,
         env = "TOKENWAY_HEADER_TIMEOUT",
@@ -161,7 +164,7 @@ struct ServerSettings {
         allow_negative_numbers = true
     )]
     header_timeout: Option<Seconds>,
-    /// How long the body of a request may make no progress, in seconds. Above 0 [default: 30]
+    /// Time in seconds after which a request ends if its body makes no progress. Above 0 [default: 30]
     #[arg(
         long,
         env = "TOKENWAY_BODY_TIMEOUT",
@@ -169,8 +172,8 @@ struct ServerSettings {
         allow_negative_numbers = true
     )]
     body_timeout: Option<Seconds>,
-    /// How long a client may read nothing of its answer before its connection is closed, in seconds: longer
-    /// than --slow-reader-timeout, after which its stream ends with an error. Above 0 [default: 30]
+    /// Time in seconds after which a connection is closed if its client reads nothing of the response. Set
+    /// it longer than --slow-reader-timeout, after which a stream ends with an error. Above 0 [default: 30]
     #[arg(
         long,
         env = "TOKENWAY_WRITE_TIMEOUT",
@@ -178,38 +181,39 @@ struct ServerSettings {
         allow_negative_numbers = true
     )]
     write_timeout: Option<Seconds>,
-    /// Listen also on addresses that other machines reach: serves without any authentication, so
-    /// whoever reaches them may use the model
+    /// Allow listening on addresses that other machines can reach. The server serves without any
+    /// authentication: everyone who can reach the address can use the model [default: false]
     #[arg(long, env = "TOKENWAY_INSECURE", num_args = 0..=1, require_equals = true,
         default_missing_value = "true")]
     insecure: Option<bool>,
 }
 
-/// What the command line asks for.
+/// The command to run, with its settings.
 pub enum Task {
-    /// Serve.
+    /// Run a server: `serve`, `engine` or `gateway`.
     Serve(Box<ServerParts>),
-    /// Run a model for an engine elsewhere.
+    /// Run a model for a remote engine: `worker`.
     Work(Box<WorkerTask>),
-    /// Ask a running server.
+    /// Send a request to a running server: `complete`.
     Complete(ClientOptions),
 }
 
-/// Why the settings cannot be used.
+/// The reason the settings cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The command line or the environment. It is clap's, and `--help` is one of them.
+    /// An error of clap about the command line or the environment. `--help` and `--version` are such
+    /// errors too.
     #[error(transparent)]
     CommandLine(#[from] clap::Error),
-    /// The settings file.
-    #[error("the settings file {path}: {problem}")]
+    /// The settings file cannot be read or is invalid.
+    #[error("settings file {path}: {problem}")]
     File {
-        /// Which file.
+        /// Path of the file.
         path: String,
-        /// What is wrong with it.
+        /// Description of the error.
         problem: String,
     },
-    /// A setting that is valid by itself but not with the others.
+    /// A setting is invalid in combination with others.
     #[error("{0}")]
     Invalid(String),
 }
@@ -217,28 +221,30 @@ pub enum ConfigError {
 /// Reads the command line, the environment and the settings file.
 ///
 /// # Errors
-/// The first setting that is at fault, by its name.
+/// A setting is invalid. The text names the first invalid one.
 pub fn read(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Task, ConfigError> {
     let arguments: Vec<_> = arguments.into_iter().collect();
     let matches = CommandLine::command()
         .try_get_matches_from(&arguments)
-        .map_err(|error| variable::name_in(error, &arguments))?;
+        .map_err(|error| variable::name_variable(error, &arguments))?;
     let CommandLine { command, serve } = CommandLine::from_arg_matches(&matches)?;
-    let given = matches.subcommand().map_or(&matches, |(_, given)| given);
+    let matches = matches
+        .subcommand()
+        .map_or(&matches, |(_, matches)| matches);
     let parts = match command.unwrap_or(Command::Serve(Box::new(serve))) {
         Command::Complete(options) => return Ok(Task::Complete(options)),
         Command::Worker(worker) => return Ok(Task::Work(Box::new(worker.task()?))),
-        Command::Serve(serve) => serve.parts(given)?,
-        Command::Engine(engine) => engine.parts(given)?,
+        Command::Serve(serve) => serve.parts(matches)?,
+        Command::Engine(engine) => engine.parts(matches)?,
         Command::Gateway(gateway) => gateway.parts()?,
     };
     Ok(Task::Serve(Box::new(parts)))
 }
 
 impl Serve {
-    fn parts(self, given: &ArgMatches) -> Result<ServerParts, ConfigError> {
+    fn parts(self, matches: &ArgMatches) -> Result<ServerParts, ConfigError> {
         let file = self.file.read()?;
-        let engine = self.engine.parts(&file, given)?;
+        let engine = self.engine.parts(&file, matches)?;
         let http = self.http.or(file.settings()?);
         let grpc = self.grpc.or(file.settings()?);
         let server = self.server.or(file.settings()?);
@@ -247,9 +253,9 @@ impl Serve {
 }
 
 impl EngineCommand {
-    fn parts(self, given: &ArgMatches) -> Result<ServerParts, ConfigError> {
+    fn parts(self, matches: &ArgMatches) -> Result<ServerParts, ConfigError> {
         let file = self.file.read()?;
-        let engine = self.engine.parts(&file, given)?;
+        let engine = self.engine.parts(&file, matches)?;
         let grpc = self.grpc.or(file.settings()?);
         let server = self.server.or(file.settings()?);
         server.parts(Source::Engine(engine), None, Some(grpc))
@@ -262,7 +268,7 @@ impl GatewayCommand {
         let gateway: GatewaySettings = file.settings()?;
         let engines = self.gateway.engine.or(gateway.engine).unwrap_or_default();
         if engines.is_empty() {
-            let message = "a gateway needs at least one --engine http://host:port or unix:/path";
+            let message = "--engine is required for a gateway: give http://host:port or unix:/path";
             return Err(ConfigError::Invalid(message.to_owned()));
         }
         let engines = engines.into_iter().map(String::from).collect();
@@ -279,7 +285,7 @@ impl GrpcSettings {
         }
     }
 
-    fn listen(self) -> Address {
+    fn address(self) -> Address {
         self.grpc_listen.unwrap_or_else(|| loopback(50_051))
     }
 }
@@ -304,15 +310,16 @@ impl ServerSettings {
         http: Option<HttpSettings>,
         grpc: Option<GrpcSettings>,
     ) -> Result<ServerParts, ConfigError> {
-        let (http, grpc) = (http.map(HttpSettings::door), grpc.map(GrpcSettings::listen));
+        let http = http.map(HttpSettings::frontend);
+        let grpc = grpc.map(GrpcSettings::address);
         if !self.insecure.unwrap_or(false) {
-            let http = http.iter().map(|door| ("http-listen", &door.listen));
-            http.chain(grpc.iter().map(|listen| ("grpc-listen", listen)))
+            let http = http.iter().map(|http| ("http-listen", &http.listen));
+            http.chain(grpc.iter().map(|address| ("grpc-listen", address)))
                 .try_for_each(|(setting, address)| reject_public_address(setting, address))?;
         }
         let request_timeout = seconds(self.request_timeout, 600);
         if request_timeout.is_zero() {
-            let message = "--request-timeout must be above 0: no request could be answered in time";
+            let message = "--request-timeout must be above 0 seconds (got 0)";
             return Err(ConfigError::Invalid(message.to_owned()));
         }
         Ok(ServerParts {
@@ -330,15 +337,15 @@ impl ServerSettings {
 }
 
 impl ServerSettings {
-    /// The time limits of connections. None of them can be switched off: a client that stops in the middle
-    /// would keep its connection for ever.
+    /// The time limits of connections. None can be disabled, because a client that stops halfway would
+    /// hold its connection forever.
     fn limits(&self) -> Result<Limits, ConfigError> {
         let default = Limits::default();
         let above_zero = |setting: &str, value: Option<Seconds>, default: Duration| {
             let time = value.map_or(default, Duration::from);
             if time.is_zero() {
                 let message = format!(
-                    "--{setting} must be above 0 seconds (got 0); a large number is as good as no limit"
+                    "--{setting} must be above 0 seconds (got 0); set a large number for no limit"
                 );
                 return Err(ConfigError::Invalid(message));
             }
@@ -362,14 +369,14 @@ impl ServerSettings {
     }
 }
 
-/// Whoever reaches the address may use the model, as long as there are no keys.
+/// Rejects an address that other machines can reach, because the server does not authenticate clients.
 fn reject_public_address(setting: &str, address: &Address) -> Result<(), ConfigError> {
     if address.is_loopback() {
         return Ok(());
     }
     Err(ConfigError::Invalid(format!(
-        "--{setting} {address} can be reached from other machines, and nobody has to show a key. Use \
-         a loopback address or unix:/path, or say --insecure if that is meant."
+        "--{setting} {address} can be reached from other machines, and the server does not \
+         authenticate clients. Use a loopback address or unix:/path, or set --insecure to allow it."
     )))
 }
 
@@ -381,8 +388,8 @@ fn seconds(setting: Option<Seconds>, default: u64) -> Duration {
     setting.map_or(Duration::from_secs(default), Duration::from)
 }
 
+/// Default number of threads of a model: all cores but one, which is left for the HTTP and gRPC APIs.
 #[cfg(feature = "llama-cpp")]
-/// How many threads a model may compute on: one core is left for the doors.
 fn default_threads() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
     cores.saturating_sub(1).max(1)

@@ -103,6 +103,10 @@ mod tests {
         assert_eq!((first.task, &*first.message), ("first", "number 1"));
         critical.spawn(&tasks, "second", async { panic!("number 2") });
         tasks.wait().await;
-        assert_eq!(critical.panicked().await, first, "a later panic does not replace the first");
+        assert_eq!(
+            critical.panicked().await,
+            first,
+            "a later panic does not replace the first"
+        );
     }
 }

@@ -1,11 +1,12 @@
-//! The messages and services of `proto/`: generated, but for those that carry tokens.
+//! Messages and services of `proto/`. They are generated, except the messages that carry tokens, which are written by
+//! hand because they dominate the encoding cost.
 
 mod codec;
 mod packed_varints;
 mod step;
 mod tokens;
 
-/// The public contract: `tokenway.v1`.
+/// Public API: `tokenway.v1`.
 #[allow(
     missing_docs,
     unreachable_pub,
@@ -23,7 +24,7 @@ pub mod v1 {
     tonic::include_proto!("tokenway.v1");
 }
 
-/// The contract between an engine and its device workers: `tokenway.worker.v1`.
+/// Protocol between an engine and its device workers: `tokenway.worker.v1`.
 #[allow(
     missing_docs,
     unreachable_pub,
@@ -42,6 +43,6 @@ pub mod worker {
     tonic::include_proto!("tokenway.worker.v1");
 }
 
-/// The descriptors of the public contract, for reflection.
+/// Encoded file descriptors of the public API, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] =
     include_bytes!(concat!(env!("OUT_DIR"), "/tokenway_descriptors.bin"));

@@ -154,7 +154,7 @@ pub struct Sequence {
     pub logprobs: Option<u32>,
     /// Emit the prompt's tokens too, with their log probabilities, before the completion's tokens.
     pub scores_prompt: bool,
-    /// Whether the client asked for each token's deadline and emission time.
+    /// True if the client asked for the deadline and the emission time of each token.
     pub timestamps: bool,
     /// The client that sent the request.
     pub caller: Caller,

@@ -1,7 +1,7 @@
-//! Builds the parts, serves, and drains.
+//! Builds a server from its parts, serves, and shuts down.
 //!
-//! A server is an engine behind one or two doors, or the HTTP door alone in front of engines
-//! elsewhere. It must not read settings: `config` gives it [`ServerParts`].
+//! A server is either an engine with the HTTP API, the gRPC API or both, or the HTTP API in front of remote engines (a
+//! gateway). This module must not read settings: `config` passes it [`ServerParts`].
 
 use std::io;
 use std::sync::Arc;
@@ -31,69 +31,71 @@ pub mod run;
 
 use engine::Engine;
 pub use engine::{EngineParts, Isolation, ModelParts, WorkerParts};
-use health::Ready;
-use listeners::{Listeners, addresses, bind, why, worker_socket, worker_tls};
+use health::ServerHealth;
+use listeners::{Listeners, addresses, bind, bind_error_reason, worker_socket, worker_tls};
 pub use parts::{Drain, HttpFrontend, ServerParts, Source};
 
-/// How long the last answers may take to reach their clients once everything has ended.
+/// Maximum time to send the last responses after all requests have ended.
 const FINAL_WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a device may take to return from its last step.
+/// Maximum time for a device to return from its last step.
 const DEVICE_STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Why a server did not start.
+/// Reason why a server did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// An address cannot be listened on.
+    /// The server cannot listen on an address.
     #[error(
-        "cannot listen on {address}: {}; --{setting} chooses another address",
-        why(address, source)
+        "cannot listen on {address}: {}; choose another address with --{setting}",
+        bind_error_reason(address, source)
     )]
     Listen {
-        /// What chooses it.
+        /// Setting that contains the address.
         setting: &'static str,
-        /// The address.
+        /// Address.
         address: Address,
-        /// What the system says.
+        /// Error of the system.
         source: io::Error,
     },
-    /// A worker's thread cannot be started.
-    #[error("cannot start a worker's thread: {0}")]
+    /// A worker thread cannot be started.
+    #[error("cannot start a worker thread: {0}")]
     Thread(io::Error),
-    /// A folder for the worker socket cannot be made.
-    #[error("cannot make a folder for the worker socket: {0}; --worker-listen chooses a place")]
+    /// The folder for the worker socket cannot be created.
+    #[error(
+        "cannot create a folder for the worker socket: {0}; choose the socket with --worker-listen"
+    )]
     WorkerSocket(io::Error),
-    /// An engine's address is none.
+    /// The address of a remote engine is invalid.
     #[error("{0}")]
     Engine(String),
     /// A model cannot be loaded.
     #[error("cannot load the model '{model}': {reason}")]
     Model {
-        /// Which.
+        /// Name of the model.
         model: String,
-        /// What its runner says.
+        /// Reason from its runner.
         reason: String,
     },
-    /// It ended before its models were loaded.
-    #[error("the server ended before its models were loaded")]
+    /// The server stopped before its models were loaded.
+    #[error("the server stopped before its models were loaded")]
     Ended,
 }
 
-/// A server that runs. It ends in order by [`Server::drain`]. Dropping it cuts off whatever still runs: its connections
-/// close, its worker processes are told to end, and its devices' threads are joined, at most for some seconds.
+/// A running server. [`Server::drain`] shuts it down in order. Dropping it stops it at once: it closes the connections,
+/// stops the worker processes, and joins the device threads, for at most a few seconds.
 pub struct Server {
     http_addresses: Vec<Address>,
     grpc_addresses: Vec<Address>,
     worker_addresses: Vec<Address>,
-    /// Where the worker socket is that nobody has chosen a place for. It goes with the server.
-    _private: Option<TempDir>,
+    /// Temporary folder of the worker socket if no setting chooses its path. Deleted with the server.
+    _socket_folder: Option<TempDir>,
     telemetry: Telemetry,
     engine: Option<Engine>,
-    readiness: Ready,
-    doors: Listeners,
-    /// Where workers dial in: it is open until the last of them has ended.
+    health: ServerHealth,
+    public_listeners: Listeners,
+    /// Listeners for remote workers. They stay open until the last worker has ended.
     worker_listeners: Listeners,
-    /// What still runs then is ended with an error.
+    /// Cancelled after the drain: requests that still run end with an error.
     stopping: CancellationToken,
     tasks: TaskTracker,
     critical: CriticalTasks,
@@ -101,16 +103,16 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds the doors and starts the workers. Models load in the background: until one has, the doors
-    /// answer its requests with 'not ready'.
+    /// Binds the listeners and starts the workers. Models load in the background. Until a model is loaded, its requests
+    /// are rejected as not ready.
     ///
     /// # Errors
-    /// What keeps the server from starting. Nothing is left running then.
+    /// Returns an error if the server cannot start. Nothing is left running then.
     pub async fn start(parts: ServerParts) -> Result<Self, StartError> {
-        let http_listen = parts.http.as_ref().map(|door| &door.listen);
+        let http_listen = parts.http.as_ref().map(|frontend| &frontend.listen);
         let http = bind("http-listen", http_listen).await?;
         let grpc = bind("grpc-listen", parts.grpc.as_ref()).await?;
-        let (worker_socket, private) = worker_socket(&parts.source)?;
+        let (worker_socket, socket_folder) = worker_socket(&parts.source)?;
         let workers = bind("worker-listen", worker_socket.as_ref()).await?;
         let worker_addresses = addresses(workers.as_ref());
         let (telemetry, tasks, critical) = (
@@ -128,11 +130,11 @@ impl Server {
             http_addresses: Vec::new(),
             grpc_addresses: Vec::new(),
             worker_addresses,
-            _private: private,
+            _socket_folder: socket_folder,
             telemetry,
             engine: backend.engine,
-            readiness: backend.readiness,
-            doors: Listeners::default(),
+            health: backend.health,
+            public_listeners: Listeners::default(),
             worker_listeners: Listeners::default(),
             stopping: CancellationToken::new(),
             tasks,
@@ -140,9 +142,9 @@ impl Server {
             drain: parts.drain,
         };
         if let (Some(listener), Some(engine)) = (workers, &server.engine) {
-            let routes = Routes::new(engine.door.clone().into_server()).prepare();
+            let routes = Routes::new(engine.attach_service.clone().into_server()).prepare();
             let limits = Limits {
-                // Each worker's session has limits of its own for a worker that sends or reads nothing.
+                // The session of each worker has its own timeouts for a worker that sends or reads nothing.
                 body_timeout: MAX_HEARTBEAT_TIMEOUT,
                 write_timeout: MAX_HEARTBEAT_TIMEOUT,
                 ..parts.limits.clone()
@@ -158,78 +160,81 @@ impl Server {
         }
         if let (Some(listener), Some(service)) = (grpc, backend.service) {
             server.grpc_addresses = addresses(Some(&listener));
-            let (ready, closing) = (server.readiness.clone(), server.doors.shutdown.stop.clone());
+            let (ready, closing) = (
+                server.health.clone(),
+                server.public_listeners.shutdown.stop.clone(),
+            );
             let tasks = (&server.tasks, &server.critical);
             let routes = health::routes(service, ready, tasks, closing).await;
             let settings = server.settings(Frontend::Grpc, Protocol::Grpc, &parts.limits);
-            let serving = server.doors.serve(listener, settings, routes);
+            let serving = server.public_listeners.serve(listener, settings, routes);
             server
-                .doors
+                .public_listeners
                 .open(&server.critical, "gRPC listener", serving);
         }
-        if let (Some(listener), Some(door)) = (http, parts.http) {
+        if let (Some(listener), Some(frontend)) = (http, parts.http) {
             server.http_addresses = addresses(Some(&listener));
-            let (ready, open) = (server.readiness.clone(), server.readiness.clone());
-            let workers = server.readiness.clone();
+            let (ready, open) = (server.health.clone(), server.health.clone());
+            let workers = server.health.clone();
             let router = gateway::router(Gateway {
                 cluster: backend.cluster,
                 telemetry: server.telemetry.clone(),
                 check_ready: Arc::new(move || ready.check()),
-                worker_counts: Arc::new(move || workers.workers()),
-                check_accepting: Arc::new(move || open.check_open()),
+                worker_counts: Arc::new(move || workers.worker_counts()),
+                check_accepting: Arc::new(move || open.check_accepting()),
                 stopping: server.stopping.clone(),
-                stream_format: door.stream_format,
-                unknown_fields: door.unknown_fields,
-                headers_after: door.headers_after,
-                origins: door.origins(),
+                stream_format: frontend.stream_format,
+                unknown_fields: frontend.unknown_fields,
+                headers_after: frontend.headers_after,
+                origins: frontend.origins(),
                 request_timeout: parts.request_timeout,
             });
             let settings = server.settings(Frontend::Http, Protocol::Http, &parts.limits);
-            let serving = server.doors.serve(listener, settings, router);
+            let serving = server.public_listeners.serve(listener, settings, router);
             server
-                .doors
+                .public_listeners
                 .open(&server.critical, "HTTP listener", serving);
         }
         Ok(server)
     }
 
-    /// The first address of the HTTP API.
+    /// Returns the first address of the HTTP API.
     #[must_use]
     pub fn http_address(&self) -> Option<&Address> {
         self.http_addresses.first()
     }
 
-    /// The first address of the gRPC API.
+    /// Returns the first address of the gRPC API.
     #[must_use]
     pub fn grpc_address(&self) -> Option<&Address> {
         self.grpc_addresses.first()
     }
 
-    /// Every address of the HTTP API: a host name may stand for several.
+    /// Returns all addresses of the HTTP API. A host name may resolve to several.
     #[must_use]
     pub fn http_addresses(&self) -> &[Address] {
         &self.http_addresses
     }
 
-    /// Every address of the gRPC API.
+    /// Returns all addresses of the gRPC API.
     #[must_use]
     pub fn grpc_addresses(&self) -> &[Address] {
         &self.grpc_addresses
     }
 
-    /// Every address at which workers dial in.
+    /// Returns all addresses for remote workers.
     #[must_use]
     pub fn worker_addresses(&self) -> &[Address] {
         &self.worker_addresses
     }
 
-    /// What the server counts.
+    /// Returns the metrics of the server.
     #[must_use]
     pub fn telemetry(&self) -> &Telemetry {
         &self.telemetry
     }
 
-    /// How able the engine's workers are, as it changes; `None` without an engine.
+    /// Returns a watch of the engine's readiness, or `None` without an engine.
     #[must_use]
     pub fn readiness(&self) -> Option<watch::Receiver<Readiness>> {
         self.engine
@@ -237,52 +242,51 @@ impl Server {
             .map(|engine| engine.scheduler.readiness())
     }
 
-    /// Waits until every model is loaded, telling `progress` how far that is, from 0 to 1. Without an
-    /// engine of its own it waits until one of those elsewhere takes requests.
+    /// Waits until every model is loaded, and calls `progress` with the loaded fraction, from 0 to 1. A gateway waits
+    /// until one of its engines accepts requests.
     ///
     /// # Errors
-    /// When a model cannot be loaded.
+    /// Returns an error if a model cannot be loaded.
     pub async fn ready(&self, progress: impl FnMut(f32)) -> Result<(), StartError> {
         let Some(engine) = &self.engine else {
-            self.readiness.up().await;
+            self.health.wait_until_up().await;
             return Ok(());
         };
         health::wait_for_models(engine.scheduler.readiness(), progress).await
     }
 
-    /// Waits until a task that the server cannot work without has panicked. It is then to be drained, and another one
-    /// started.
+    /// Waits until a critical task has panicked. The caller should then drain the server and start another one.
     pub async fn panicked(&self) -> TaskPanicked {
         self.critical.panicked().await
     }
 
-    /// Ends the server: new work is refused for the grace time, then the listeners close, running
-    /// streams may end until the time-out, and what is left then is ended with an error.
+    /// Shuts the server down. It rejects new requests during the grace time, then closes the listeners, waits for
+    /// running streams until the drain timeout, and ends the remaining streams with an error.
     pub async fn drain(mut self) {
-        self.end().await;
+        self.shut_down().await;
     }
 
-    async fn end(&mut self) {
-        self.readiness.set_draining();
+    async fn shut_down(&mut self) {
+        self.health.set_draining();
         if let Some(engine) = &self.engine {
             engine.scheduler.drain();
         }
         sleep(self.drain.grace).await;
-        self.doors.close();
-        if timeout(self.drain.timeout, self.doors.wait())
+        self.public_listeners.close();
+        if timeout(self.drain.timeout, self.public_listeners.wait())
             .await
             .is_err()
         {
-            tracing::warn!("streams were still running at the end of the drain; they are ended");
+            tracing::warn!("the drain timed out; the remaining streams end with an error");
         }
         self.stopping.cancel();
         if let Some(engine) = &self.engine {
             engine.scheduler.stop();
         }
-        // What has been told of the end is still on its way to the clients.
-        let _ = timeout(FINAL_WRITE_TIMEOUT, self.doors.wait()).await;
-        self.doors.abort().await;
-        self.readiness.set_stopped();
+        // The final errors may not have reached the clients yet.
+        let _ = timeout(FINAL_WRITE_TIMEOUT, self.public_listeners.wait()).await;
+        self.public_listeners.abort().await;
+        self.health.set_stopped();
         if let Some(engine) = self.engine.take() {
             engine.join(DEVICE_STOP_TIMEOUT).await;
         }
@@ -292,7 +296,7 @@ impl Server {
         let _ = timeout(DEVICE_STOP_TIMEOUT, self.tasks.wait()).await;
     }
 
-    /// Drops the server without waiting for its devices. The process must then leave by [`crate::exit`].
+    /// Drops the server without waiting for its devices. The process must then exit through [`crate::exit`].
     fn abandon(mut self) {
         if let Some(engine) = self.engine.take() {
             engine.abandon();
@@ -303,7 +307,12 @@ impl Server {
         self.critical.first_panic()
     }
 
-    fn settings(&self, frontend: Frontend, protocol: Protocol, limits: &Limits) -> FrontendSettings {
+    fn settings(
+        &self,
+        frontend: Frontend,
+        protocol: Protocol,
+        limits: &Limits,
+    ) -> FrontendSettings {
         FrontendSettings {
             frontend,
             protocol,
@@ -316,21 +325,21 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.readiness.set_draining();
+        self.health.set_draining();
         self.stopping.cancel();
-        self.doors.cut_off();
+        self.public_listeners.cut_off();
         self.worker_listeners.cut_off();
-        self.readiness.set_stopped();
+        self.health.set_stopped();
     }
 }
 
-/// Where the doors' requests go.
+/// Backend of the HTTP API and the gRPC API: an engine, or remote engines.
 struct Backend {
     engine: Option<Engine>,
-    /// The engine's own door.
+    /// Service for gRPC clients, if there is an engine.
     service: Option<grpc::Service>,
     cluster: Cluster,
-    readiness: Ready,
+    health: ServerHealth,
 }
 
 impl Backend {
@@ -345,7 +354,7 @@ impl Backend {
                 let engine = Engine::start(engine, worker_socket, telemetry, tasks);
                 let engine = engine.map_err(StartError::Thread)?;
                 let scheduler = engine.scheduler.clone();
-                let readiness = Ready::of_engine(&scheduler);
+                let health = ServerHealth::of_engine(&scheduler);
                 let service =
                     grpc::Service::new(scheduler, telemetry.clone(), parts.request_timeout);
                 let cluster = Cluster::local(service.uncounted());
@@ -353,19 +362,19 @@ impl Backend {
                     engine: Some(engine),
                     service: Some(service),
                     cluster,
-                    readiness,
+                    health,
                 })
             }
             Source::Remote(addresses) => {
                 let stop = CancellationToken::new();
                 let cluster =
                     Cluster::remote(addresses, tasks, &stop).map_err(StartError::Engine)?;
-                let readiness = Ready::of_cluster(cluster.clone(), stop);
+                let health = ServerHealth::of_cluster(cluster.clone(), stop);
                 Ok(Self {
                     engine: None,
                     service: None,
                     cluster,
-                    readiness,
+                    health,
                 })
             }
         }

@@ -159,7 +159,8 @@ mod tests {
         last: &[u8],
         reason: FinishReason,
     ) -> (Vec<String>, FinishReason) {
-        let strings = StopStrings::new(&stopping.strings).with_included_match(stopping.include_stop);
+        let strings =
+            StopStrings::new(&stopping.strings).with_included_match(stopping.include_stop);
         let mut choice = IncrementalDetokenizer::new(Arc::new(strings), stopping);
         let mut ready = TokenBatch::default();
         for bytes in tokens {
@@ -231,9 +232,15 @@ mod tests {
             )
         };
         let owned = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
-        assert_eq!(finish(3), (owned(&["a", "S", "TOP."]), FinishReason::Length));
+        assert_eq!(
+            finish(3),
+            (owned(&["a", "S", "TOP."]), FinishReason::Length)
+        );
         // The first two tokens are below `min_tokens`, so a match cannot include them.
-        assert_eq!(finish(2), (owned(&["a", "S", "TOP."]), FinishReason::Length));
+        assert_eq!(
+            finish(2),
+            (owned(&["a", "S", "TOP."]), FinishReason::Length)
+        );
         assert_eq!(finish(1), (owned(&["a"]), FinishReason::Stop));
     }
 }

@@ -1,8 +1,10 @@
-//! A device worker, as the rest of the engine sees it: a handle that takes sequences, and events that
-//! come back. It must not know requests or queues, nor how tokens become text.
+//! Device workers. The rest of the engine gives a worker sequences through its [`WorkerHandle`] and receives its
+//! [`WorkerEvent`]s.
 //!
-//! The handle says nothing about where the worker runs: on a thread of this process ([`thread`]), or in
-//! another that has dialled in ([`attached`]). [`attach`] is the other end of that.
+//! A handle hides where the worker runs: on a thread of this process ([`thread`]), or in another process that has
+//! connected to the engine ([`attached`]). [`attach`] is the worker's side of such a connection.
+//!
+//! This module must not know about requests, queues, or how tokens become text.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -30,30 +32,31 @@ mod wire;
 
 use token_channel::TokenSender;
 
-/// Names a worker within its engine.
+/// Identifies a worker within its engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WorkerId(pub usize);
 
-/// Counts the times that a worker loaded its model, so that work meant for an earlier life is not
-/// taken for work of this one.
+/// The number of one run of a worker, from loading its model to its loss. It grows with every load.
+///
+/// Submissions and events carry it, so that one from before a crash is recognised and dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Generation(pub u64);
 
-/// A sequence on its way to a slot, with the token_channel that its tokens will take.
+/// A sequence to run, with the token channel that carries its output.
 pub struct Assignment {
-    /// What to generate.
+    /// The sequence.
     pub sequence: Sequence,
-    /// Where the tokens go.
+    /// The sending half of its token channel.
     pub token_channel: TokenSender,
-    /// When nobody waits for them any more.
+    /// The worker fails the sequence at this time.
     pub deadline: Instant,
-    /// Whether it was on a worker when that crashed, and has made no token since: it may be why.
+    /// The sequence ran on a worker that crashed, and has produced no token since. It may have caused the crash.
     pub is_suspect: bool,
 }
 
 #[cfg(test)]
 impl Assignment {
-    /// A sequence of so many tokens whose reader has room for one, and that reader.
+    /// A sequence of up to `max_tokens` tokens, and the receiver of its token channel, which has room for one token.
     fn for_test(max_tokens: u32, deadline: Instant) -> (Self, token_channel::TokenReceiver) {
         let queue = Arc::new(Notify::new());
         let (sender, receiver) = token_channel::token_channel(1, queue, metrics::Counter::noop());
@@ -81,105 +84,114 @@ impl Assignment {
     }
 }
 
-/// What a worker tells the scheduler. Tokens do not come this way.
+/// A worker's report to the scheduler. Tokens travel on token channels instead. Each `String` is a reason for the
+/// operator.
 pub enum WorkerEvent {
-    /// A worker has dialled in, for the model of this place in the catalog; its handle is this from now on.
+    /// A worker process has connected. It serves the model at this index of the catalog, through this handle.
     Joined(WorkerId, usize, WorkerHandle),
-    /// How far the model is loaded, from 0 to 1.
+    /// Loading progress of the model, from 0 to 1.
     Loading(WorkerId, f32),
     /// The model is loaded and all slots are free.
     Ready(WorkerId, Generation, ServedModel),
-    /// A slot is free again; the sequence had asked for so many tokens.
+    /// A slot is free again. Its sequence had this `max_tokens`.
     Released(WorkerId, Generation, u32),
-    /// Whether a call of a worker's device takes too long, here where it cannot be ended.
+    /// True when a device call on a thread of this process exceeds the step limit; false when it has returned. Such a
+    /// call cannot be ended.
     Stuck(WorkerId, bool),
-    /// A sequence that was on a worker when that crashed has made a token on this one.
+    /// A crash suspect has produced a token or has ended.
     SuspectCleared(WorkerId, Generation),
-    /// The worker crashed: everything it held is gone. It loads its model again.
+    /// The worker crashed and lost all its sequences. It loads its model again.
     Lost(WorkerId, String),
-    /// The model could not be loaded at all.
+    /// The model cannot be loaded. The worker tries again.
     LoadFailed(WorkerId, String),
-    /// It could not be started so often that it is not started any more.
+    /// The worker failed to start too often, and is not started again.
     GivenUp(WorkerId, String),
-    /// The worker has gone, and nobody here starts it again: everything it held is gone, too.
+    /// A worker that this engine did not start has disconnected. All its sequences are lost.
     Left(WorkerId, String),
 }
 
-/// What a worker serves once it is ready.
+/// The model of a worker that is ready.
 pub struct ServedModel {
     /// The model.
     pub model: Arc<dyn Model>,
-    /// How many sequences it runs at once.
+    /// Number of sequences that the worker runs at once.
     pub slots: usize,
 }
 
-/// Gives a worker sequences to run, and its attention to those it has.
+/// Submits sequences to a worker, wakes it and ends it.
 #[derive(Clone)]
 pub struct WorkerHandle {
     commands: mpsc::Sender<(Generation, Assignment)>,
-    wake: Wake,
+    waker: WorkerWaker,
 }
 
 impl WorkerHandle {
-    /// Hands a sequence to the worker, which then answers on its token_channel: accepted, or refused.
+    /// Submits a sequence. The worker accepts or rejects it through the token channel.
     ///
     /// # Errors
-    /// Gives the assignment back when the worker is gone, or has more than it has slots for.
-    pub fn submit(&self, life: Generation, assignment: Assignment) -> Result<(), Box<Assignment>> {
-        assignment.token_channel.placed(self.wake.clone());
+    /// Returns the assignment when the worker is gone or its command queue is full.
+    pub fn submit(
+        &self,
+        generation: Generation,
+        assignment: Assignment,
+    ) -> Result<(), Box<Assignment>> {
+        assignment.token_channel.set_worker(self.waker.clone());
         self.commands
-            .try_send((life, assignment))
+            .try_send((generation, assignment))
             .map_err(|error| match error {
                 TrySendError::Full((_, assignment)) | TrySendError::Closed((_, assignment)) => {
                     Box::new(assignment)
                 }
             })?;
-        self.wake.attend();
+        self.waker.wake();
         Ok(())
     }
 
-    /// The same for a worker whose sequences are cancelled elsewhere: those that were keep their places until it
-    /// looks, which may be a whole call of its device away. One whose thread has ended drops what it is handed.
-    async fn submit_when_room(&self, life: Generation, assignment: Assignment) {
-        let _ = self.commands.send((life, assignment)).await;
-        self.wake.attend();
+    /// Submits a sequence, and waits while the command queue is full.
+    ///
+    /// A remote engine cancels sequences on its own, and may submit the next ones before the device thread has noticed:
+    /// cancelled sequences stay in the queue until the current device call returns. If the thread has ended, the
+    /// assignment is dropped.
+    async fn submit_when_room(&self, generation: Generation, assignment: Assignment) {
+        let _ = self.commands.send((generation, assignment)).await;
+        self.waker.wake();
     }
 
-    /// Makes the worker look at its lanes.
-    fn attend(&self) {
-        self.wake.attend();
+    /// Makes the worker check its token channels.
+    fn wake(&self) {
+        self.waker.wake();
     }
 
-    /// How long the call of the device that is under way has lasted.
+    /// Duration of the current device call so far; zero between calls.
     pub(crate) fn step_duration(&self) -> Duration {
-        match self.wake.flags.step_started_ns.load(Ordering::Relaxed) {
+        match self.waker.flags.step_started_ns.load(Ordering::Relaxed) {
             0 => Duration::ZERO,
-            began_ns => Duration::from_nanos(monotonic_ns().saturating_sub(began_ns)),
+            started_ns => Duration::from_nanos(monotonic_ns().saturating_sub(started_ns)),
         }
     }
 
-    /// Tells the worker to end once its sequences have ended.
+    /// Asks the worker to end once its sequences have ended.
     pub fn drain(&self) {
-        self.wake.flags.draining.store(true, Ordering::SeqCst);
-        self.wake.attend();
+        self.waker.flags.draining.store(true, Ordering::SeqCst);
+        self.waker.wake();
     }
 
-    /// Tells the worker to end now, and to drop what it still runs.
+    /// Asks the worker to end now. Its sequences fail with [`token_channel::Failure::Draining`].
     pub fn stop(&self) {
-        self.wake.stop();
+        self.waker.stop();
     }
 }
 
-/// Makes a worker look at its lanes: one was closed (its client went away) or has room again.
+/// Makes a worker check its token channels, because a reader went away or has room again.
 ///
-/// It is a flag and an unpark, not a message: it cannot be lost, cannot wait and cannot overflow.
+/// It sets a flag and unparks, and sends no message: it cannot be lost, cannot block and cannot overflow.
 #[derive(Clone, Debug)]
-pub struct Wake {
+pub struct WorkerWaker {
     flags: Arc<Flags>,
-    sleeper: WakeTarget,
+    target: WakeTarget,
 }
 
-/// Who waits for attention.
+/// The thread or task that runs the worker.
 #[derive(Clone, Debug)]
 enum WakeTarget {
     Thread(Thread),
@@ -188,26 +200,27 @@ enum WakeTarget {
 
 #[derive(Debug, Default)]
 struct Flags {
+    /// Set by [`WorkerWaker::wake`], until the worker has checked its token channels.
     attention: AtomicBool,
     draining: AtomicBool,
     stopping: AtomicBool,
-    /// When the call of the device that is under way began, by CLOCK_MONOTONIC; 0 where there is none.
+    /// Start of the current device call, in nanoseconds of CLOCK_MONOTONIC; 0 between calls.
     step_started_ns: AtomicU64,
 }
 
-impl Wake {
-    /// Wakes the worker if it waits, or makes it look before it waits again.
-    pub fn attend(&self) {
+impl WorkerWaker {
+    /// Wakes the worker. If it is awake, it checks its token channels again before it sleeps.
+    pub fn wake(&self) {
         self.flags.attention.store(true, Ordering::SeqCst);
-        match &self.sleeper {
+        match &self.target {
             WakeTarget::Thread(thread) => thread.unpark(),
             WakeTarget::Task(notify) => notify.notify_one(),
         }
     }
 
-    /// Tells the worker to end now.
+    /// Asks the worker to end now.
     fn stop(&self) {
         self.flags.stopping.store(true, Ordering::SeqCst);
-        self.attend();
+        self.wake();
     }
 }

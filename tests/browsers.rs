@@ -4,7 +4,9 @@
 mod support;
 
 use serde_json::json;
-use support::http::{End, HttpError, Request, Response, completion, get, post, http_error, expected_error};
+use support::http::{
+    End, HttpError, Request, Response, completion, expected_error, get, http_error, post,
+};
 use support::http2::Connection;
 use support::program::chromium;
 use support::{Setup, TestServer, full_speed};
@@ -75,7 +77,11 @@ async fn foreign_host_names_are_rejected() {
     ] {
         for request in every_kind() {
             let request = request.header("host", host);
-            assert_eq!(http_error(&server, request).await, forbidden("host"), "{host}");
+            assert_eq!(
+                http_error(&server, request).await,
+                forbidden("host"),
+                "{host}"
+            );
         }
     }
 }
@@ -136,7 +142,10 @@ async fn allowed_hosts_are_served_and_a_star_allows_every_host() {
     }
     let any = server(&["*"], &[]).await;
     for host in ["rebound.example", "what is this"] {
-        assert_eq!(status(&any, completion_request().header("host", host)).await, 200);
+        assert_eq!(
+            status(&any, completion_request().header("host", host)).await,
+            200
+        );
     }
 }
 
@@ -178,7 +187,9 @@ async fn a_unix_socket_accepts_any_host_name() {
             "HTTP/1.1 403",
         ),
     ] {
-        let mut stream = UnixStream::connect(&path).await.expect("the server accepts connections");
+        let mut stream = UnixStream::connect(&path)
+            .await
+            .expect("the server accepts connections");
         let request = format!("GET /v1/models HTTP/1.1\r\n{headers}\r\nconnection: close\r\n\r\n");
         let sent = stream.write_all(request.as_bytes()).await;
         sent.expect("the request is written");
@@ -232,7 +243,9 @@ async fn the_servers_own_origin_is_served() {
         ("rebound.example", "http://rebound.example", 403),
         ("", "http://localhost", 403),
     ] {
-        let request = completion_request().header("host", host).header("origin", origin);
+        let request = completion_request()
+            .header("host", host)
+            .header("origin", origin);
         let got = status(&server, request).await;
         assert_eq!(got, expected, "{host} {origin}");
     }
@@ -279,8 +292,14 @@ async fn an_allowed_origin_can_read_responses_and_errors() {
         (completion_request().header("x-request-id", "é"), 400),
         (get("/nothing"), 404),
         (get("/v1/completions"), 405),
-        (completion_request().header("content-length", "5000000"), 413),
-        (completion_request().header("content-type", "text/plain"), 415),
+        (
+            completion_request().header("content-length", "5000000"),
+            413,
+        ),
+        (
+            completion_request().header("content-type", "text/plain"),
+            415,
+        ),
     ] {
         let response = request.header("origin", PAGE).send(&server).await;
         assert_eq!(response.status, expected);
@@ -312,7 +331,10 @@ async fn an_allowed_origin_can_read_a_stream_up_to_its_error() {
 async fn a_star_allows_every_origin() {
     let server = server(&[], &["*"]).await;
     for origin in ["http://anything.example", "null"] {
-        let response = completion_request().header("origin", origin).send(&server).await;
+        let response = completion_request()
+            .header("origin", origin)
+            .send(&server)
+            .await;
         assert_eq!(response.status, 200);
         let allowed = response.header("access-control-allow-origin");
         assert_eq!(allowed, Some(origin));
@@ -340,8 +362,13 @@ async fn seen_by_page(page: &str, server: &TestServer) -> Vec<String> {
 
 /// Serves the page on every path until the test ends. Returns its origin.
 async fn serve_page() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port exists");
-    let origin = format!("http://{}", listener.local_addr().expect("the listener is bound"));
+    let listener = TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a free port exists");
+    let origin = format!(
+        "http://{}",
+        listener.local_addr().expect("the listener is bound")
+    );
     let page = include_str!("clients/page.html");
     let answer = format!(
         "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{page}",

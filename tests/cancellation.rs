@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use support::http::{Response, completion};
-use support::{Setup, TestServer, with_interval, grpc, silent_at};
+use support::{Setup, TestServer, grpc, silent_at, with_interval};
 use tokenway::proto::v1;
 use tokenway::runner::llm_test::TestRunnerOptions;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -104,7 +104,12 @@ async fn a_client_that_disconnects_after_many_pipelined_requests_does_not_stay_q
     // More than hyper reads at once, and hyper does not notice the end of the connection behind unread bytes.
     let health_check = support::http::get("/livez").bytes();
     let body = json!({"prompt": "a", "max_tokens": 10, "stream": true});
-    let bytes = [&health_check.repeat(20)[..], &completion(&body).bytes(), &health_check].concat();
+    let bytes = [
+        &health_check.repeat(20)[..],
+        &completion(&body).bytes(),
+        &health_check,
+    ]
+    .concat();
     for _ in 0..30 {
         let mut stream = TcpStream::connect(server.http_address()).await.unwrap();
         stream.write_all(&bytes).await.unwrap();

@@ -3,7 +3,7 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::http::{End, Request, post, http_error, expected_error};
+use support::http::{End, Request, expected_error, http_error, post};
 use support::{Setup, TestServer, full_speed};
 
 /// The test runner's logprob of the sampled token (probability 1/2). `QUARTER` is that of the next id.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use support::program::{Program, Running, node, python, serving};
-use support::{Setup, TestServer, with_interval, full_speed, grpc, silent_at};
+use support::{Setup, TestServer, full_speed, grpc, silent_at, with_interval};
 use tokenway::listen::Address;
 use tokenway::proto::v1;
 use tokenway::runner::llm_test::TestRunnerOptions;

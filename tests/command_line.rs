@@ -206,7 +206,7 @@ async fn an_unusable_model_is_rejected_before_anything_listens() {
         ),
         (
             &["--model-path", &text],
-            "text.gguf: this is not a GGUF model file; `make model` fetches one",
+            "text.gguf: this is not a GGUF model file; `make model` downloads one",
         ),
         (&["--model-path", &gguf, "--slots", "257"], "--slots"),
     ] {
@@ -244,8 +244,8 @@ async fn an_address_in_use_is_reported_with_its_flag() {
     for setting in ["--http-listen", "--grpc-listen"] {
         let failure = serve_with(setting, &taken).run().await.failure();
         assert!(failure.contains(&taken), "{failure}");
-        let said = format!("{setting} chooses another");
-        assert!(failure.contains(&said), "{failure}");
+        let expected = format!("{setting} chooses another");
+        assert!(failure.contains(&expected), "{failure}");
     }
 }
 
@@ -262,7 +262,7 @@ async fn complete_reports_every_failure_with_exit_code_1() {
             &["--server", &grpc, "--grpc", "--model", "nobody"],
             "model_not_found",
         ),
-        (&["--server", &grpc], "say --grpc"),
+        (&["--server", &grpc], "use --grpc"),
         (&["--server", &http, "--grpc"], "leave out --grpc"),
         (&["--server", "ftp://a"], "ftp://a"),
         (&["--server", "unix:/nowhere.sock"], "/nowhere.sock"),

@@ -28,7 +28,10 @@ async fn server(change: impl FnOnce(&mut Limits)) -> TestServer {
 async fn closed_soon(server: &TestServer, bytes: &[u8]) -> String {
     let connected = TcpStream::connect(server.http_address()).await;
     let mut stream = connected.expect("the server accepts connections");
-    stream.write_all(bytes).await.expect("the bytes are written");
+    stream
+        .write_all(bytes)
+        .await
+        .expect("the bytes are written");
     let mut answer = Vec::new();
     let closed = timeout(SOON, stream.read_to_end(&mut answer)).await;
     closed
@@ -70,10 +73,15 @@ async fn answered_once(server: &TestServer, request: &[u8]) -> (TcpStream, Strin
     let mut stream = TcpStream::connect(server.http_address())
         .await
         .expect("the server accepts connections");
-    stream.write_all(request).await.expect("the request is written");
+    stream
+        .write_all(request)
+        .await
+        .expect("the request is written");
     let mut answer = String::new();
     while !answer.ends_with('}') {
-        answer.push(char::from(stream.read_u8().await.expect("the server responds")));
+        answer.push(char::from(
+            stream.read_u8().await.expect("the server responds"),
+        ));
     }
     (stream, answer)
 }
@@ -158,7 +166,7 @@ async fn closed_soon_after_preface(server: &TestServer) -> Vec<u8> {
     closed
         .expect("the server closes the connection")
         .expect("the response can be read");
-received
+    received
 }
 
 #[tokio::test]
@@ -167,7 +175,11 @@ async fn an_idle_http2_connection_is_closed() {
     let received = closed_soon_after_preface(&server).await;
     // The last stream id is the maximum: a request that is already on its way would still be served.
     let go_away = b"\0\0\x08\x07\0\0\0\0\0\x7f\xff\xff\xff\0\0\0\0";
-    assert!(received.windows(go_away.len()).any(|frame| frame == go_away));
+    assert!(
+        received
+            .windows(go_away.len())
+            .any(|frame| frame == go_away)
+    );
 }
 
 #[tokio::test]

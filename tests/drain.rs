@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::http::{End, completion, get, http_error};
-use support::{Setup, with_interval, grpc, silent_at};
+use support::{Setup, grpc, silent_at, with_interval};
 use tokenway::error::{Error, ErrorKind};
 
 #[tokio::test]
@@ -43,7 +43,9 @@ async fn a_drain_rejects_new_requests_and_ends_streams_that_take_too_long() {
 
 #[tokio::test]
 async fn engines_and_gateways_report_draining_over_http() {
-    let engine = Setup::test_runner(with_interval(Duration::ZERO)).start().await;
+    let engine = Setup::test_runner(with_interval(Duration::ZERO))
+        .start()
+        .await;
     for setup in [
         Setup::test_runner(with_interval(Duration::ZERO)),
         Setup::gateway(&[&engine]),

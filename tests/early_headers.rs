@@ -1,11 +1,11 @@
-//! Streamed requests that wait in the queue for longer than proxies wait for headers.
+//! Early response headers for streamed requests that wait in the queue longer than proxies wait for headers.
 
 mod support;
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::http::{End, Request, Response, completion, http_error, expected_error};
+use support::http::{End, Request, Response, completion, expected_error, http_error};
 use support::{Counts, Setup, TestServer, grpc, silent_at};
 use tokenway::proto::v1;
 use tokio::time::timeout;
@@ -13,15 +13,21 @@ use tonic::Streaming;
 
 const SHORT: Duration = Duration::from_millis(50);
 
-/// A server with one slot whose sequences fall silent behind their first token.
+/// A server with one slot whose sequences stop after their first token.
 fn one_slot() -> Setup {
     Setup::test_runner(silent_at(1)).slots(1)
 }
 
-/// A stream that holds the server's only slot.
+/// Starts a stream that occupies the server's only slot.
 async fn hold_the_slot(server: &TestServer) -> Streaming<v1::CompletionEvent> {
     let mut stream = server.stream(grpc::request("a", 100)).await;
-    assert!(stream.message().await.expect("the stream continues").is_some());
+    assert!(
+        stream
+            .message()
+            .await
+            .expect("the stream continues")
+            .is_some()
+    );
     stream
 }
 
@@ -29,7 +35,7 @@ fn stream(prompt: &Value, accept: &str) -> Request {
     completion(&json!({"prompt": prompt, "max_tokens": 1, "stream": true})).accept(accept)
 }
 
-/// Waits until a server has counted so much.
+/// Waits until a metric has this value.
 async fn counted(server: &TestServer, metric: &str, value: f64) {
     let reached = async {
         while Counts::now(server).get(metric) != value {
@@ -40,7 +46,7 @@ async fn counted(server: &TestServer, metric: &str, value: f64) {
     assert!(reached.is_ok(), "{metric}: {}", Counts::now(server).0);
 }
 
-fn assert_the_headers_are_those_of_a_stream(response: &Response, content_type: &str) {
+fn assert_stream_headers(response: &Response, content_type: &str) {
     assert_eq!(response.status, 200);
     assert_eq!(response.header("content-type"), Some(content_type));
     assert_eq!(response.header("vary"), Some("accept"));
@@ -64,7 +70,7 @@ async fn a_queued_stream_gets_early_headers_and_then_its_tokens() {
         ] {
             let running = hold_the_slot(&engine).await;
             let mut response = stream(&json!("a"), accept).send(server).await;
-            assert_the_headers_are_those_of_a_stream(&response, content_type);
+            assert_stream_headers(&response, content_type);
             drop(running);
             let line = response.line().await.expect("a token");
             let line: Value =
@@ -110,9 +116,9 @@ async fn an_error_after_the_headers_is_an_error_record_and_an_unclean_end() {
     counts.assert_all_gauges_are_zero();
     let failed = "tokenway_requests_total{api=\"http\",outcome=\"deadline_exceeded\"}";
     assert_eq!(counts.get(failed), 2.0, "{}", counts.0);
-    // What came after the headers is no refusal.
-    let refused = "tokenway_requests_rejected_total{api=\"http\",reason=\"deadline_exceeded\"}";
-    assert_eq!(counts.get(refused), 0.0, "{}", counts.0);
+    // An error after the headers does not count as a rejected request.
+    let rejected = "tokenway_requests_rejected_total{api=\"http\",reason=\"deadline_exceeded\"}";
+    assert_eq!(counts.get(rejected), 0.0, "{}", counts.0);
 }
 
 #[tokio::test]
@@ -127,7 +133,10 @@ async fn a_queued_stream_reports_draining_after_its_headers() {
     let body = response.rest().await;
     assert_eq!(body.end, End::Unclean);
     assert_eq!(body.json()["error"]["code"], "draining");
-    draining.await.expect("it ends").assert_all_gauges_are_zero();
+    draining
+        .await
+        .expect("the task does not panic")
+        .assert_all_gauges_are_zero();
 }
 
 #[tokio::test]
@@ -145,7 +154,7 @@ async fn a_client_that_disconnects_after_early_headers_leaves_the_queue() {
     counts.assert_all_gauges_are_zero();
     let cancelled = "tokenway_requests_total{api=\"http\",outcome=\"cancelled\"}";
     assert_eq!(counts.get(cancelled), 1.0, "{}", counts.0);
-    // Of the request that held the slot only.
+    // Only the request in the slot generates a token.
     assert_eq!(counts.get("tokenway_tokens_generated_total"), 1.0);
 }
 
@@ -164,6 +173,9 @@ async fn immediate_rejections_and_unary_requests_keep_their_status() {
     assert_eq!(http_error(&server, too_long).await, expected);
     let queued = server.stream(grpc::request("a", 1)).await;
     let expected = expected_error(429, "queue_full", None);
-    assert_eq!(http_error(&server, stream(&json!("a"), "*/*")).await, expected);
+    assert_eq!(
+        http_error(&server, stream(&json!("a"), "*/*")).await,
+        expected
+    );
     drop((running, queued));
 }

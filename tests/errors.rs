@@ -4,7 +4,7 @@ mod support;
 
 use serde_json::json;
 use support::grpc::grpc_error;
-use support::http::{HttpError, completion, get, post, http_error, expected_error};
+use support::http::{HttpError, completion, expected_error, get, http_error, post};
 use support::{Setup, TestServer, full_speed, grpc};
 use tokenway::error::ErrorKind;
 use tokenway::proto::v1;
@@ -235,7 +235,10 @@ async fn invalid_paths_methods_types_and_sizes_have_an_error_object() {
             expected_error(404, "model_not_found", Some("model")),
         ),
         (get("/v1/nothing"), expected_error(404, "not_found", None)),
-        (get("/../../etc/passwd"), expected_error(404, "not_found", None)),
+        (
+            get("/../../etc/passwd"),
+            expected_error(404, "not_found", None),
+        ),
         (
             get("/v1/completions"),
             expected_error(405, "method_not_allowed", None),

@@ -36,7 +36,10 @@ fn unreachable_address() -> (TcpSocket, String) {
     let socket = TcpSocket::new_v4().expect("a socket");
     let any_port = "127.0.0.1:0".parse().expect("an address");
     socket.bind(any_port).expect("a free port exists");
-    let address = socket.local_addr().expect("the listener is bound").to_string();
+    let address = socket
+        .local_addr()
+        .expect("the listener is bound")
+        .to_string();
     (socket, address)
 }
 
@@ -77,7 +80,7 @@ async fn http_stream_reports_a_truncated_stream() {
         .arg(foreign_server::http().await);
     let outcome = example.run().await;
     assert_eq!(outcome.stdout, tokens(1));
-    assert!(outcome.failure().contains("it was cut short"));
+    assert!(outcome.failure().contains("it was truncated"));
 }
 
 #[tokio::test]
@@ -137,7 +140,7 @@ async fn grpc_stream_reports_a_stream_without_a_summary() {
     let url = format!("http://{}", foreign_server::grpc().await);
     let outcome = rust("grpc_stream").arg("--url").arg(url).run().await;
     assert_eq!(outcome.stdout, tokens(1));
-    assert!(outcome.failure().contains("it was cut short"));
+    assert!(outcome.failure().contains("it was truncated"));
 }
 
 #[tokio::test]
@@ -222,7 +225,10 @@ async fn custom_runner_echoes_the_prompt_over_grpc_until_interrupted() {
         .expect("the server accepts connections");
     let mut request = grpc::request("Grüße, 東京", 64);
     request.n = Some(2);
-    let stream = client.complete(request).await.expect("the request is admitted");
+    let stream = client
+        .complete(request)
+        .await
+        .expect("the request is admitted");
     let completion = grpc::collect(stream.into_inner()).await;
     for choice in 0..2 {
         assert_eq!(completion.texts(choice).concat(), "Grüße, 東京");
@@ -283,7 +289,7 @@ async fn the_python_grpc_client_reports_a_stream_without_a_summary() {
     let example = script("python_grpc_client").arg("--address");
     let outcome = example.arg(foreign_server::grpc().await).run().await;
     assert_eq!(outcome.stdout, tokens(1));
-    assert!(outcome.failure().contains("it was cut short"));
+    assert!(outcome.failure().contains("it was truncated"));
 }
 
 #[tokio::test]
@@ -315,7 +321,7 @@ async fn the_python_openai_client_prints_a_stream_and_a_unary_completion() {
         &*tokens,
         "finish reason: length",
         "usage: 5 prompt tokens, 32 completion tokens",
-        &format!("as a whole: {tokens}"),
+        &format!("unary: {tokens}"),
     ];
     assert_eq!(printed.lines().collect::<Vec<_>>(), expected);
 }
@@ -334,7 +340,7 @@ async fn the_python_openai_client_reports_a_truncated_stream() {
     let example = script("python_openai_client").arg("--url");
     let outcome = example.arg(foreign_server::http().await).run().await;
     assert_eq!(outcome.stdout, tokens(1));
-    assert!(outcome.failure().contains("it was cut short"));
+    assert!(outcome.failure().contains("it was truncated"));
 }
 
 #[tokio::test]

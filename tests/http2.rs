@@ -9,7 +9,7 @@ use prost::Message;
 use serde_json::{Value, json};
 use support::frames::{Api, DATA, Frames, GO_AWAY};
 use support::http2::{Connection, read, reset};
-use support::{Setup, TestServer, with_interval, full_speed, grpc};
+use support::{Setup, TestServer, full_speed, grpc, with_interval};
 use tokenway::runner::llm_test::TestRunnerOptions;
 
 #[tokio::test]
@@ -53,8 +53,12 @@ async fn an_unread_stream_is_reset_without_affecting_others() {
     assert_eq!(lines.lines().count(), tokens);
 
     let grpc_connection = Connection::open(&server.grpc_address(), window).await;
-    let stalled = grpc_connection.grpc_completion(&grpc::request("a", 1_000_000)).await;
-    let steady = grpc_connection.grpc_completion(&grpc::request("a", 10_000)).await;
+    let stalled = grpc_connection
+        .grpc_completion(&grpc::request("a", 1_000_000))
+        .await;
+    let steady = grpc_connection
+        .grpc_completion(&grpc::request("a", 10_000))
+        .await;
     let (reason, steady) = tokio::join!(reset(stalled), read(steady));
     assert_eq!((reason, steady.reset), (Reason::CANCEL, None));
     server.drain().await.assert_all_gauges_are_zero();

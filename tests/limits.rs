@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::http::{End, completion, texts};
-use support::{Counts, Setup, TestServer, with_interval, full_speed, grpc, silent_at};
+use support::{Counts, Setup, TestServer, full_speed, grpc, silent_at, with_interval};
 use tokenway::error::{Error, ErrorKind};
 use tokenway::proto::v1;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

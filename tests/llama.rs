@@ -1,5 +1,4 @@
-//! A real model through both doors: what it writes, and that nothing of it depends on what else the
-//! device runs.
+//! A real model over both APIs: its output, and that it does not depend on other sequences on the device.
 
 mod support;
 
@@ -17,7 +16,7 @@ use tonic::{Code, Streaming};
 
 const FRANCE: &str = "The capital of France is";
 
-/// What the model goes on with: 16 tokens, greedily.
+/// The greedy completion of `FRANCE`, 16 tokens.
 const PARIS: &str = " Paris.\n\nThe United States has a population of approximately 321";
 
 fn options(model_path: PathBuf) -> LlamaOptions {
@@ -36,7 +35,7 @@ fn setup(slots: usize) -> Setup {
     setup_with(options(model_path()), slots)
 }
 
-/// A server with eight slots that all tests of this process share: loading takes its time.
+/// A server with eight slots, shared by the tests of this process because loading is slow.
 fn shared() -> Arc<SharedServer> {
     static SHARED: Mutex<Weak<SharedServer>> = Mutex::new(Weak::new());
     SharedServer::get(&SHARED, || setup(8))
@@ -72,7 +71,7 @@ fn ids(completion: &grpc::Completion, choice: usize) -> Vec<u32> {
     tokens.iter().map(|token| token.id).collect()
 }
 
-/// The next tokens of a stream whose start is read, until there are this many.
+/// Reads from a started stream until it has this many tokens.
 async fn read_tokens(stream: &mut Streaming<v1::CompletionEvent>, count: usize) {
     let mut read = grpc::Completion::default();
     while read.choices.first().map_or(0, |choice| choice.tokens.len()) < count {
@@ -80,7 +79,7 @@ async fn read_tokens(stream: &mut Streaming<v1::CompletionEvent>, count: usize) 
     }
 }
 
-fn completed(text: &str, completion: &grpc::Completion) {
+fn assert_text(text: &str, completion: &grpc::Completion) {
     assert_eq!(completion.texts(0).concat(), text);
 }
 
@@ -89,7 +88,7 @@ async fn greedy_text_is_the_same_over_every_api_and_format() {
     let shared = shared();
     let server: &TestServer = &shared;
     let over_grpc = complete(server, greedy(FRANCE, 16)).await;
-    completed(PARIS, &over_grpc);
+    assert_text(PARIS, &over_grpc);
     assert_eq!(over_grpc.choices[0].finish, v1::FinishReason::Length);
     let usage = over_grpc.usage();
     assert_eq!((usage.prompt_tokens, usage.completion_tokens), (5, 16));
@@ -127,10 +126,18 @@ async fn greedy_tokens_do_not_depend_on_the_batch_or_the_slot() {
     let server = setup(8).start().await;
     let alone = ids(&complete(&server, greedy(FRANCE, 32)).await, 0);
     let client = server.grpc().await;
-    let begin = async |request| {
-        let stream = client.clone().complete(request).await.expect("the request is admitted");
+    let start = async |request| {
+        let stream = client
+            .clone()
+            .complete(request)
+            .await
+            .expect("the request is admitted");
         let mut stream = stream.into_inner();
-        stream.message().await.expect("a stream").expect("a start");
+        stream
+            .message()
+            .await
+            .expect("a stream")
+            .expect("a `started` event");
         stream
     };
     let mut others = Vec::new();
@@ -142,11 +149,11 @@ async fn greedy_tokens_do_not_depend_on_the_batch_or_the_slot() {
         "Dear",
         "The",
     ] {
-        others.push(begin(seeded(prompt, 80, 1)).await);
+        others.push(start(seeded(prompt, 80, 1)).await);
     }
-    let mut cancelled = begin(greedy("In the beginning", 80)).await;
+    let mut cancelled = start(greedy("In the beginning", 80)).await;
     read_tokens(&mut cancelled, 2).await;
-    let mut in_batch = begin(greedy(FRANCE, 32)).await;
+    let mut in_batch = start(greedy(FRANCE, 32)).await;
     let mut read = grpc::Completion::default();
     let first = in_batch.message().await.expect("a stream").expect("tokens");
     read.take(first);
@@ -157,7 +164,7 @@ async fn greedy_tokens_do_not_depend_on_the_batch_or_the_slot() {
     );
 
     drop(cancelled);
-    // Its long prompt is computed in chunks while the others go on; then the same slot is free again.
+    // The long prompt is prefilled in chunks while the others decode. Then its slot is free again.
     let long = complete(&server, greedy(&"A long prompt. ".repeat(40), 1)).await;
     assert_eq!(long.choices[0].tokens.len(), 1);
     let slot_used_before = ids(&complete(&server, greedy(FRANCE, 32)).await, 0);
@@ -176,8 +183,8 @@ async fn seeded_tokens_do_not_depend_on_the_batch_and_differ_between_choices() {
     let server: &TestServer = &shared;
     let request = || seeded("The best thing about the sea is", 24, 3);
     let first = complete(server, request()).await;
-    let noise = (0..4).map(|_| complete(server, grpc::request("Once upon a time", 40)));
-    let (again, _) = tokio::join!(complete(server, request()), join_all(noise));
+    let others = (0..4).map(|_| complete(server, grpc::request("Once upon a time", 40)));
+    let (again, _) = tokio::join!(complete(server, request()), join_all(others));
     let choices: Vec<_> = (0..3).map(|choice| ids(&first, choice)).collect();
     for (choice, tokens) in choices.iter().enumerate() {
         assert_eq!(ids(&again, choice), *tokens);
@@ -237,7 +244,7 @@ async fn a_stop_string_ends_the_choice_and_is_never_sent() {
     assert_eq!(text, " Paris.\n\nThe United States ");
     let (usage, choice) = (&lines[lines.len() - 1], &lines[lines.len() - 2]);
     assert_eq!(choice["choices"][0]["finish_reason"], "stop");
-    // The tokens of the match, ` has`, ` a` and ` population`, are counted.
+    // The tokens of the stop string, ` has`, ` a` and ` population`, are counted.
     assert_eq!(usage["usage"]["completion_tokens"], 10);
 }
 
@@ -260,7 +267,7 @@ async fn a_chat_uses_the_models_template_and_ends_at_eos() {
     assert_eq!(
         chat.usage().completion_tokens,
         7,
-        "the end of sequence is counted"
+        "the eos token is counted"
     );
 
     let rendered = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by \
@@ -298,7 +305,7 @@ async fn invalid_prompts_are_rejected_and_the_server_keeps_serving() {
         let body = json!({"prompt": prompt, "max_tokens": max_tokens});
         let (response, body) = completion(&body).fetch(server).await;
         assert_eq!(response.status, 400, "{shown}: {}", body.text);
-        // What no prompt would leave room for is the fault of max_tokens.
+        // If `max_tokens` alone exceeds the context, the error names `max_tokens`, not the prompt.
         let param = if max_tokens == u32::MAX {
             "max_tokens"
         } else {
@@ -313,20 +320,16 @@ async fn invalid_prompts_are_rejected_and_the_server_keeps_serving() {
                 ids: serde_json::from_value(prompt).unwrap(),
             }),
         });
-        let refused = server.grpc().await.complete(request).await.unwrap_err();
-        assert_eq!(
-            refused.code(),
-            Code::InvalidArgument,
-            "{shown}: {refused:?}"
-        );
+        let result = server.grpc().await.complete(request).await.unwrap_err();
+        assert_eq!(result.code(), Code::InvalidArgument, "{shown}: {result:?}");
     }
     let announced = post("/v1/completions", "").header("content-length", "12000000");
     let (response, _) = announced.fetch(server).await;
     assert_eq!(response.status, 413);
     let twelve_megabytes = grpc::request(&"word ".repeat(2_400_000), 4);
-    let refused = server.grpc().await.complete(twelve_megabytes).await;
-    assert_eq!(refused.unwrap_err().code(), Code::OutOfRange);
-    completed(PARIS, &complete(server, greedy(FRANCE, 16)).await);
+    let result = server.grpc().await.complete(twelve_megabytes).await;
+    assert_eq!(result.unwrap_err().code(), Code::OutOfRange);
+    assert_text(PARIS, &complete(server, greedy(FRANCE, 16)).await);
 }
 
 #[tokio::test]

@@ -1,11 +1,11 @@
-//! What each field of a request does to a real model.
+//! The effect of each request field on a real model.
 
 mod support;
 
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::sync::{Arc, Mutex, Weak};
 
-use support::grpc::{self, Completion, grpc_error, request};
+use support::grpc::{self, Completion, grpc_error};
 use support::{Setup, SharedServer, model_path};
 use tokenway::error::ErrorKind;
 use tokenway::proto::v1;
@@ -14,7 +14,7 @@ use tokenway::runner::llama::{LlamaLoader, LlamaOptions};
 
 const FRANCE: &str = "The capital of France is";
 
-/// A turn that the model answers in a few words, and then ends.
+/// A chat turn that the model answers in a few words before it emits its eos token.
 const QUESTION: &str = "<|im_start|>user\nSay only: yes<|im_end|>\n<|im_start|>assistant\n";
 
 fn setup(model_path: std::path::PathBuf) -> Setup {
@@ -26,7 +26,7 @@ fn setup(model_path: std::path::PathBuf) -> Setup {
     Setup::runner("smollm2", Arc::new(loader), 4)
 }
 
-/// A server that all tests of this process share: loading takes its time.
+/// A server shared by the tests of this process because loading is slow.
 fn shared() -> Arc<SharedServer> {
     static SHARED: Mutex<Weak<SharedServer>> = Mutex::new(Weak::new());
     SharedServer::get(&SHARED, || setup(model_path()))
@@ -35,7 +35,7 @@ fn shared() -> Arc<SharedServer> {
 fn greedy(prompt: &str, max_tokens: u32) -> v1::CompletionRequest {
     v1::CompletionRequest {
         temperature: Some(0.0),
-        ..request(prompt, max_tokens)
+        ..grpc::request(prompt, max_tokens)
     }
 }
 
@@ -59,11 +59,11 @@ fn logprobs(tokens: &[v1::Token]) -> Vec<&v1::Logprobs> {
 async fn logit_bias_forces_or_forbids_a_token() {
     let unbiased = ids(&complete(greedy(FRANCE, 3)).await);
     let biased = async |id, bias| {
-        let asked = v1::CompletionRequest {
+        let request = v1::CompletionRequest {
             logit_bias: [(id, bias)].into(),
             ..greedy(FRANCE, 3)
         };
-        ids(&complete(asked).await)
+        ids(&complete(request).await)
     };
     assert_eq!(biased(unbiased[1], 100.0).await, [unbiased[1]; 3]);
     let without = biased(unbiased[0], -100.0).await;
@@ -78,11 +78,11 @@ async fn logit_bias_forces_or_forbids_a_token() {
 
 #[tokio::test]
 async fn top_logprobs_are_sorted_and_greedy_takes_the_first() {
-    let asked = v1::CompletionRequest {
+    let request = v1::CompletionRequest {
         logprobs: Some(20),
         ..greedy(FRANCE, 4)
     };
-    let completion = complete(asked).await;
+    let completion = complete(request).await;
     let tokens = &completion.choices[0].tokens;
     for (token, logprobs) in tokens.iter().zip(logprobs(tokens)) {
         let top = &logprobs.top;
@@ -92,8 +92,8 @@ async fn top_logprobs_are_sorted_and_greedy_takes_the_first() {
             (token.id, logprobs.logprob)
         );
         assert!(top.is_sorted_by(|one, other| one.logprob >= other.logprob));
-        let together: f32 = top.iter().map(|top| top.logprob.exp()).sum();
-        assert!((0.1..=1.0).contains(&together), "{together}");
+        let total: f32 = top.iter().map(|top| top.logprob.exp()).sum();
+        assert!((0.1..=1.0).contains(&total), "{total}");
         assert_eq!(logprobs.token_bytes, token.text.as_bytes());
     }
 }
@@ -113,9 +113,9 @@ async fn logprobs_are_taken_before_the_bias() {
     };
     let forced = complete(forced).await;
     assert_eq!(ids(&forced), [100]);
-    let told = logprobs(&forced.choices[0].tokens)[0];
-    assert_eq!(&told.top[0], likeliest);
-    assert!(told.logprob() < likeliest.logprob);
+    let reported = logprobs(&forced.choices[0].tokens)[0];
+    assert_eq!(&reported.top[0], likeliest);
+    assert!(reported.logprob() < likeliest.logprob);
 }
 
 #[tokio::test]
@@ -144,7 +144,7 @@ async fn scoring_a_prompt_gives_the_logprobs_of_sampling_it() {
         read.prompt.text,
         format!("{FRANCE}{}", written.texts(0).concat())
     );
-    // More than one chunk of a prompt, and the bits of one token after the other.
+    // The prompt spans several prefill chunks, and every logprob must be equal to the last bit.
     let expected = [&prompt[..], completion].concat();
     assert_eq!(logprobs(&read.prompt.tokens), logprobs(&expected));
     assert_eq!(prompt[0].logprobs.as_ref().and_then(|it| it.logprob), None);
@@ -157,7 +157,7 @@ async fn scoring_the_prompt_does_not_change_the_completion() {
         echo,
         logprobs: Some(0),
         n: Some(n),
-        ..request(&"one two three four ".repeat(20), 12)
+        ..grpc::request(&"one two three four ".repeat(20), 12)
     };
     let (plain, echoed) = tokio::join!(complete(sampled(false, 2)), complete(sampled(true, 2)));
     for choice in 0..2 {
@@ -167,54 +167,56 @@ async fn scoring_the_prompt_does_not_change_the_completion() {
 
 #[tokio::test]
 async fn ignore_eos_and_min_tokens_suppress_the_eos_token() {
-    let asked = |min_tokens, ignore_eos| v1::CompletionRequest {
+    let with = |min_tokens, ignore_eos| v1::CompletionRequest {
         logprobs: Some(0),
         min_tokens,
         ignore_eos,
         ..greedy(QUESTION, 40)
     };
-    let ended = complete(asked(0, false)).await;
+    let ended = complete(with(0, false)).await;
     let tokens = &ended.choices[0].tokens;
     assert_eq!(ended.choices[0].finish, v1::FinishReason::Stop);
-    let last = tokens.last().expect("an end of sequence");
+    let last = tokens.last().expect("the eos token");
     assert_eq!(last.text, "");
     assert_eq!(
-        last.logprobs.as_ref().expect("logprobs were requested").token_bytes,
+        last.logprobs
+            .as_ref()
+            .expect("logprobs were requested")
+            .token_bytes,
         b"<|im_end|>"
     );
     let (count, end) = (tokens.len(), last.id);
     assert!(count < 30, "{count}");
-    let ignoring = complete(asked(0, true)).await;
+    let ignoring = complete(with(0, true)).await;
     assert_eq!(ignoring.choices[0].finish, v1::FinishReason::Length);
     assert_eq!(ids(&ignoring)[..count], ids(&ended));
-    let longer = complete(asked(30, false)).await;
+    let longer = complete(with(30, false)).await;
     assert!(longer.choices[0].tokens.len() > 30);
     assert!(!ids(&longer)[..30].contains(&end));
 }
 
 #[tokio::test]
 async fn suffix_requires_fill_in_the_middle_tokens() {
-    let asked = v1::CompletionRequest {
+    let request = v1::CompletionRequest {
         suffix: Some(" is the capital of France.".to_owned()),
         echo: true,
         ..greedy("The city of", 4)
     };
-    let (_, error) = grpc_error(&shared(), asked.clone()).await;
+    let (_, error) = grpc_error(&shared(), request.clone()).await;
     assert_eq!(error.kind, ErrorKind::UnsupportedParameter);
     assert_eq!(error.param.as_deref(), Some("suffix"));
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("infill.gguf");
     write_infill_model(&path);
     let server = setup(path).start().await;
-    let completion = grpc::collect(server.stream(asked).await).await;
+    let completion = grpc::collect(server.stream(request).await).await;
     assert_eq!(completion.prompt.text, "The city of");
-    // Three for the gap, three for what is before it, six for what comes after it.
+    // Three fill-in-the-middle tokens, three of the prompt, six of the suffix.
     assert_eq!(completion.usage().prompt_tokens, 3 + 3 + 6);
     assert_eq!(completion.usage().completion_tokens, 4);
 }
 
-/// The model, with three of its tokens renamed to those between which a gap is filled: llama.cpp knows
-/// them by their names.
+/// Copies the model and renames three of its tokens to fill-in-the-middle tokens, which llama.cpp finds by name.
 fn write_infill_model(path: &std::path::Path) {
     std::fs::copy(model_path(), path).expect("a copy");
     let file = std::fs::OpenOptions::new()
@@ -226,18 +228,18 @@ fn write_infill_model(path: &std::path::Path) {
     file.read_exact(&mut head).expect("the vocabulary");
     for (old, new) in RENAMED {
         let entry = |name: &str| {
-            let length = u64::try_from(name.len()).expect("short");
+            let length = u64::try_from(name.len()).expect("a short name");
             [&length.to_le_bytes()[..], name.as_bytes()].concat()
         };
         let old = entry(old);
         let at = head.windows(old.len()).position(|window| window == old);
         let at = u64::try_from(at.expect("the token is there")).expect("an offset");
         file.seek(SeekFrom::Start(at)).expect("within the file");
-        file.write_all(&entry(new)).expect("it is written");
+        file.write_all(&entry(new)).expect("the name is written");
     }
 }
 
-/// Tokens of the vocabulary, and names of the same length, which stands before each.
+/// Tokens of the vocabulary and their new names. Lengths are equal, because each name is stored with its length.
 const RENAMED: [(&str, &str); 3] = [
     ("inflammatory", "<fim-prefix>"),
     ("disciplinary", "<fim-suffix>"),

@@ -1,4 +1,4 @@
-//! A real model on worker processes that are killed: what it writes is what it would have written.
+//! A real model on worker processes that are killed: resumed streams have the tokens of an undisturbed run.
 
 mod support;
 
@@ -13,7 +13,7 @@ use tonic::transport::Channel;
 
 const TOKENS: u32 = 60;
 
-/// What depends on every token before it: its seed, its penalties, and where it is held back for a stop string.
+/// A request in which each token depends on all tokens before it, through sampling, penalties and a stop string.
 fn request(seed: i64) -> v1::CompletionRequest {
     v1::CompletionRequest {
         seed: Some(seed),
@@ -29,10 +29,14 @@ fn request(seed: i64) -> v1::CompletionRequest {
 async fn stream(
     client: &InferenceClient<Channel>,
     seed: i64,
-    seen: impl FnMut(u32),
+    progress: impl FnMut(u32),
 ) -> Vec<v1::Token> {
     let stream = client.clone().complete(request(seed)).await;
-    let completion = collect_from(stream.expect("the request is admitted").into_inner(), seen).await;
+    let completion = collect_from(
+        stream.expect("the request is admitted").into_inner(),
+        progress,
+    )
+    .await;
     assert!(completion.error.is_none(), "{:?}", completion.error);
     completion
         .choices
@@ -58,20 +62,22 @@ async fn killing_workers_does_not_change_the_tokens_of_a_real_model() {
         "--model-path",
         path,
     ];
-    let (server, [_, door]) = serving(&arguments).await;
-    let client = InferenceClient::connect(door).await.expect("the server accepts connections");
+    let (server, [_, grpc_url]) = serving(&arguments).await;
+    let client = InferenceClient::connect(grpc_url)
+        .await
+        .expect("the server accepts connections");
     let undisturbed = join_all((0..6).map(|seed| stream(&client, seed, |_| ()))).await;
     let others = join_all((1..6).map(|seed| stream(&client, seed, |_| ())));
     let mut faults = [15, 40].into_iter().peekable();
-    let watched = stream(&client, 0, |seen| {
-        if faults.next_if(|at| *at < seen).is_some() {
+    let with_faults = stream(&client, 0, |count| {
+        if faults.next_if(|at| *at < count).is_some() {
             for worker in server.children() {
                 server.signal_child(worker, Signal::KILL);
             }
         }
     });
-    let (watched, others) = tokio::join!(watched, others);
-    let killed: Vec<_> = std::iter::once(watched).chain(others).collect();
-    assert_eq!(killed, undisturbed);
-    assert!(killed.iter().all(|tokens| tokens.len() == 60));
+    let (with_faults, others) = tokio::join!(with_faults, others);
+    let resumed: Vec<_> = std::iter::once(with_faults).chain(others).collect();
+    assert_eq!(resumed, undisturbed);
+    assert!(resumed.iter().all(|tokens| tokens.len() == 60));
 }

@@ -1,5 +1,5 @@
-//! What lm-eval makes of a real model behind the HTTP door. Its side of each test is
-//! `tests/clients/lm_eval_client.py`, and has the test's name.
+//! lm-eval on a real model over the HTTP API. The client side of each test is the function of the same name in
+//! `tests/clients/lm_eval_client.py`.
 
 mod support;
 

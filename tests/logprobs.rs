@@ -1,16 +1,15 @@
-//! What is told of a completion besides its text: log probabilities, the prompt, the best of several, the
-//! usage so far.
+//! Completions over the HTTP API: logprobs, echo, `best_of`, stop conditions and continuous usage.
 
 mod support;
 
 use serde_json::{Value, json};
-use support::http::{completion, http_error, expected_error, texts};
+use support::http::{completion, expected_error, http_error, texts};
 use support::{Setup, TestServer, full_speed};
 
-/// The test runner's log probability of the token that comes, and of the next id.
+/// The test runner's logprob of the sampled token (probability 1/2). `QUARTER` is that of the next id.
 #[expect(
     clippy::approx_constant,
-    reason = "it is ln 2 as 32 bits of it are written"
+    reason = "the value is -ln 2 as an f32 prints it"
 )]
 const HALF: f64 = -0.693_147_2;
 const QUARTER: f64 = -1.386_294_4;
@@ -33,7 +32,7 @@ async fn lines(server: &TestServer, body: &Value) -> Vec<Value> {
     answer.lines()
 }
 
-/// The log probabilities of a stream's lines, put together.
+/// The logprobs of all lines of a stream, concatenated.
 fn joined(lines: &[Value]) -> Value {
     let mut joined = json!({});
     for name in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
@@ -67,7 +66,7 @@ async fn each_token_has_its_logprob_and_the_top_logprobs() {
 #[tokio::test]
 async fn an_echoed_prompt_is_one_line_before_each_choices_tokens() {
     let server = server().await;
-    // More tokens than one message holds.
+    // More tokens than one gRPC message holds.
     let body = json!({"prompt": ["é b", "c"], "echo": true, "max_tokens": 600, "n": 2});
     let tokens: Vec<_> = (0..600).map(|index| format!("token_{index}")).collect();
     let lines = lines(&server, &body).await;

@@ -1,5 +1,5 @@
-//! What an operator sees of a model file that is damaged: an error that says what is wrong with it, and never the
-//! end of the process by a signal, which llama.cpp's own checks end in.
+//! Damaged model files: the operator gets an error that says what is wrong, and the process never aborts. llama.cpp's
+//! own checks would abort it.
 
 mod support;
 
@@ -15,7 +15,7 @@ use support::http::{completion, post};
 use support::{Setup, program};
 use tokenway::runner::llama::{LlamaLoader, LlamaOptions};
 
-/// Names the folder of files to the test that is a program of its own.
+/// Environment variable that passes the folder to the test that runs as its own process.
 const FOLDER: &str = "TOKENWAY_TEST_MODEL_FILES";
 
 fn setup(model_path: PathBuf) -> Setup {
@@ -33,12 +33,12 @@ fn write(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
     path
 }
 
-/// Why `tokenway serve` does not start with this file.
-async fn refusal(model: &Gguf) -> String {
-    refusal_of(&model.bytes()).await
+/// The error with which `tokenway serve` rejects this model.
+async fn load_error(model: &Gguf) -> String {
+    load_error_of(&model.bytes()).await
 }
 
-async fn refusal_of(bytes: &[u8]) -> String {
+async fn load_error_of(bytes: &[u8]) -> String {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = write(folder.path(), "model.gguf", bytes);
     let outcome = program::tokenway()
@@ -92,9 +92,9 @@ async fn a_template_exception_is_a_400_with_its_message() {
 async fn an_invalid_layer_count_is_rejected_with_its_limits() {
     for count in [0, 513, u32::MAX] {
         let model = Gguf::tiny().with("llama.block_count", Value::U32(count));
-        let reason = format!("`llama.block_count` is {count}; it must be from 1 to 512");
-        let refused = refusal(&model).await;
-        assert!(refused.contains(&reason), "{refused}");
+        let reason = format!("`llama.block_count` must be from 1 to 512 (got {count})");
+        let error = load_error(&model).await;
+        assert!(error.contains(&reason), "{error}");
     }
 }
 
@@ -102,18 +102,18 @@ async fn an_invalid_layer_count_is_rejected_with_its_limits() {
 async fn a_truncated_file_is_reported_as_truncated() {
     let bytes = Gguf::tiny().bytes();
     for length in [10, 100, bytes.len() / 2, bytes.len() - 1] {
-        let refused = refusal_of(&bytes[..length]).await;
-        assert!(refused.contains("truncated"), "{length}: {refused}");
+        let error = load_error_of(&bytes[..length]).await;
+        assert!(error.contains("truncated"), "{length}: {error}");
     }
 }
 
-/// Every file of a folder is loaded and asked for tokens. It says before each which it is, so that the one that ends
-/// the process is known.
+/// Loads every file of a folder and generates tokens with it. Prints the name before each file, so that the file that
+/// aborts the process is known.
 #[tokio::test]
-#[ignore = "a program of its own, which the test below starts"]
+#[ignore = "runs as a separate process, started by the tests below"]
 #[expect(
     clippy::print_stdout,
-    reason = "the test that starts this program reads its output"
+    reason = "the test that starts this process reads its output"
 )]
 async fn load_every_file_of_the_folder() {
     let folder = std::env::var_os(FOLDER).expect("a temporary folder");
@@ -141,7 +141,7 @@ async fn load_every_file_of_the_folder() {
     }
 }
 
-/// The files of a folder that end the process by a signal. Each other one is removed.
+/// Returns the files that abort the process. Removes the files that were tried.
 fn files_that_abort(folder: &Path) -> Vec<String> {
     let mut aborting = Vec::new();
     let count = fs::read_dir(folder).expect("a temporary folder").count();
@@ -157,23 +157,23 @@ fn files_that_abort(folder: &Path) -> Vec<String> {
             .output()
             .expect("the test starts");
         let output = String::from_utf8_lossy(&child.stdout).into_owned();
-        let begun: BTreeSet<&str> = output
+        let started: BTreeSet<&str> = output
             .lines()
             .filter_map(|line| line.strip_prefix("BEGIN "))
             .collect();
         if child.status.success() {
             return aborting;
         }
-        let last = begun.last().expect("a file was begun");
+        let last = started.last().expect("at least one file was started");
         aborting.push(format!("{last} ({})", child.status));
-        for name in &begun {
-            fs::remove_file(folder.join(name)).expect("it can be removed");
+        for name in &started {
+            fs::remove_file(folder.join(name)).expect("the file can be removed");
         }
     }
     aborting
 }
 
-/// The values that are put in the place of one, each of the same type.
+/// Replacement values of the same type.
 fn others(value: &Value) -> Vec<Value> {
     match value {
         Value::U32(it) => [
@@ -204,14 +204,14 @@ fn others(value: &Value) -> Vec<Value> {
     }
 }
 
-/// The list as other lengths: empty, one, one less, and one more, whose last value is there twice.
+/// The list with other lengths: 0, 1, one less, and one more by repeating the last value.
 fn lengths<T: Clone>(list: &[T]) -> Vec<Vec<T>> {
     let longer = list.iter().chain(list.last()).cloned().collect();
     let shorter = list[..list.len() - 1].to_vec();
     vec![Vec::new(), list[..1].to_vec(), shorter, longer]
 }
 
-/// Keys that the tiny model does without, and that others have.
+/// Keys that the tiny model lacks and other models have.
 fn more_keys() -> Vec<(String, Value)> {
     let number = |key: &str| (format!("llama.{key}"), Value::U32(4));
     let token = |key: &str| (format!("tokenizer.ggml.{key}_token_id"), Value::U32(4));
@@ -295,7 +295,7 @@ fn write_broken_values(folder: &Path) {
     }
 }
 
-/// Types of tensors whose blocks fit the tiny model's rows: the type, the values of a block, and its bytes.
+/// Tensor types whose blocks fit the tiny model's rows: type, values per block, bytes per block.
 const KINDS: [(u32, u64, u64); 17] = [
     (1, 1, 2),
     (2, 32, 18),
@@ -328,7 +328,7 @@ fn write_broken_tensors(folder: &Path) {
         for axis in 0..tiny.tensors[index].dimensions.len() {
             for size in [0, 1, 16, 64, u64::MAX / 2, u64::MAX] {
                 change(&format!("{axis} {size}"), &|it| it.dimensions[axis] = size);
-                // As many bytes as the shape needs, so that only the shape is wrong.
+                // The data has the size of the new shape, so that only the shape is wrong.
                 if size <= 64 {
                     change(&format!("{axis} {size} whole"), &|it| {
                         it.dimensions[axis] = size;

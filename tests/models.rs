@@ -1,4 +1,4 @@
-//! Several models in one server, by `[[model]]` tables in its settings file.
+//! Several models in one server, from `[[model]]` tables in the settings file.
 
 mod support;
 
@@ -12,8 +12,7 @@ use tokenway::proto::v1::inference_client::InferenceClient;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
-/// One that answers, where nobody may wait, and one whose sequences never end, with one place in its
-/// queue.
+/// A model without a queue that completes requests, and one with a queue of one whose sequences never end.
 const TWO: &str = r#"
 [[model]]
 name = "quick"
@@ -32,13 +31,13 @@ test_runner_silent_at = 1
 
 const LISTED: &str = "quick (also default, q:latest, test), stuck (also silent).";
 
-/// A server of several models.
+/// A running server with several models.
 struct Served {
     running: Running,
     http: String,
     grpc: InferenceClient<Channel>,
     ready: Vec<String>,
-    /// Its settings file is there as long as it is.
+    /// Holds the settings file.
     _folder: tempfile::TempDir,
 }
 
@@ -46,17 +45,17 @@ fn program(settings: &str) -> (Program, tempfile::TempDir) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("models.toml");
     std::fs::write(&path, settings).expect("a file");
-    let doors = [
+    let listen = [
         "--http-listen",
         "127.0.0.1:0",
         "--grpc-listen",
         "127.0.0.1:0",
     ];
     let program = tokenway().args(["serve", "--drain-grace", "0", "--config"]);
-    (program.arg(path).args(doors), folder)
+    (program.arg(path).args(listen), folder)
 }
 
-/// A server of two models, which are ready.
+/// Starts a server of two models and waits until they are ready.
 async fn served(settings: &str) -> Served {
     let (program, folder) = program(settings);
     let mut running = program.start();
@@ -74,7 +73,7 @@ async fn served(settings: &str) -> Served {
 }
 
 impl Served {
-    /// What the HTTP door answers to a request for a token of this model.
+    /// Requests one token of this model over the HTTP API.
     async fn complete(&self, model: Option<&str>) -> (u16, Body) {
         let mut body = json!({"prompt": "a", "max_tokens": 1});
         if let Some(model) = model {
@@ -84,7 +83,7 @@ impl Served {
         (response.status, response.rest().await)
     }
 
-    /// Asks the gRPC door, and waits until it admits the request.
+    /// Starts a completion over the gRPC API and waits until it is admitted.
     async fn stream(
         &self,
         model: &str,
@@ -120,25 +119,28 @@ async fn serve_prints_each_models_slots_and_aliases() {
 #[tokio::test]
 async fn both_apis_accept_names_and_aliases_and_return_the_name() {
     let server = served(TWO).await;
-    for (asked, told) in [
+    for (requested, name) in [
         ("quick", "quick"),
         ("default", "quick"),
         ("q:latest", "quick"),
         ("silent", "stuck"),
     ] {
-        let (status, body) = server.complete(Some(asked)).await;
-        assert_eq!((status, &body.json()["model"]), (200, &json!(told)));
-        let stream = server.stream(asked, 1).await.expect("the request is admitted");
+        let (status, body) = server.complete(Some(requested)).await;
+        assert_eq!((status, &body.json()["model"]), (200, &json!(name)));
+        let stream = server
+            .stream(requested, 1)
+            .await
+            .expect("the request is admitted");
         let completion = grpc::collect(stream).await;
-        assert_eq!(completion.started.expect("a start").model, told);
-        let (status, model) = server.get(&format!("/v1/models/{asked}")).await;
-        assert_eq!((status, &model["id"]), (200, &json!(told)));
+        assert_eq!(completion.started.expect("a `started` event").model, name);
+        let (status, model) = server.get(&format!("/v1/models/{requested}")).await;
+        assert_eq!((status, &model["id"]), (200, &json!(name)));
         let request = v1::GetModelRequest {
-            model: asked.to_owned(),
+            model: requested.to_owned(),
         };
         let model = server.grpc.clone().get_model(request).await;
-        let model = model.expect("it is there").into_inner().model;
-        assert_eq!(model.expect("a model").name, told);
+        let model = model.expect("the model exists").into_inner().model;
+        assert_eq!(model.expect("a model").name, name);
     }
 }
 
@@ -151,7 +153,7 @@ async fn every_model_is_listed_once_under_its_name() {
     assert_eq!(ids, ["quick", "stuck"]);
     let mut client = server.grpc.clone();
     let listed = client.list_models(v1::ListModelsRequest {}).await;
-    let listed = listed.expect("they are there").into_inner().models;
+    let listed = listed.expect("the request succeeds").into_inner().models;
     let names: Vec<_> = listed.iter().map(|model| &*model.name).collect();
     assert_eq!(names, ["quick", "stuck"]);
 }
@@ -160,7 +162,7 @@ async fn every_model_is_listed_once_under_its_name() {
 async fn missing_and_unknown_names_are_rejected_with_the_list_of_models() {
     let server = served(TWO).await;
     let (unnamed, unknown) = (ErrorKind::MissingParameter, ErrorKind::ModelNotFound);
-    for (model, refusal, grpc_code, said) in [
+    for (model, http, grpc_code, expected) in [
         (
             None,
             (400, "missing_parameter", unnamed),
@@ -174,17 +176,17 @@ async fn missing_and_unknown_names_are_rejected_with_the_list_of_models() {
             "There is no model 'nobody'. This server has: ",
         ),
     ] {
-        let (status, code, kind) = refusal;
-        let message = format!("{said}{LISTED}");
+        let (status, code, kind) = http;
+        let message = format!("{expected}{LISTED}");
         let param = Some("model".to_owned());
         let (answered, body) = server.complete(model).await;
         assert_eq!(answered, status);
         assert_eq!(body.error(), (code.to_owned(), param.clone()));
         assert_eq!(body.json()["error"]["message"], message);
-        let refused = server.stream(model.unwrap_or(""), 1).await;
-        let refused = refused.expect_err("the request is rejected");
-        let error = Error::from(&refused);
-        assert_eq!((refused.code(), error.kind), (grpc_code, kind));
+        let status = server.stream(model.unwrap_or(""), 1).await;
+        let status = status.expect_err("the request is rejected");
+        let error = Error::from(&status);
+        assert_eq!((status.code(), error.kind), (grpc_code, kind));
         assert_eq!((error.param, error.message), (param, message));
     }
     let (status, body) = server.get("/v1/models/nobody").await;
@@ -197,13 +199,22 @@ async fn missing_and_unknown_names_are_rejected_with_the_list_of_models() {
 async fn a_full_queue_of_one_model_does_not_affect_another() {
     let server = served(TWO).await;
     let mut running = server.stream("stuck", 9).await.expect("a slot is free");
-    assert!(running.message().await.expect("the stream continues").is_some());
-    let _queued = server.stream("stuck", 9).await.expect("there is a place");
+    assert!(
+        running
+            .message()
+            .await
+            .expect("the stream continues")
+            .is_some()
+    );
+    let _queued = server.stream("stuck", 9).await.expect("the queue has room");
     for model in ["stuck", "silent"] {
         let (status, body) = server.complete(Some(model)).await;
         assert_eq!((status, &*body.error().0), (429, "queue_full"));
-        let refused = server.stream(model, 1).await.expect_err("it is full");
-        assert_eq!(Error::from(&refused).kind, ErrorKind::QueueFull);
+        let status = server
+            .stream(model, 1)
+            .await
+            .expect_err("the queue is full");
+        assert_eq!(Error::from(&status).kind, ErrorKind::QueueFull);
     }
     assert_eq!(server.complete(Some("quick")).await.0, 200);
     let stream = server.stream("default", 3).await.expect("a slot is free");
@@ -212,11 +223,11 @@ async fn a_full_queue_of_one_model_does_not_affect_another() {
 
 #[tokio::test]
 async fn single_model_settings_beside_model_tables_are_rejected() {
-    let beside = |given: &str| format!("{given} cannot be given beside [[model]] tables");
-    let refused = |outcome: &Outcome, said: &str| {
+    let beside = |given: &str| format!("{given} cannot be set beside [[model]] tables");
+    let assert_rejected = |outcome: &Outcome, expected: &str| {
         let ended = (outcome.code, &*outcome.stdout);
         assert_eq!(ended, (Some(2), ""), "{outcome:?}");
-        assert!(outcome.stderr.contains(said), "{outcome:?}");
+        assert!(outcome.stderr.contains(expected), "{outcome:?}");
     };
     for (variable, value) in [
         ("MODEL_RUNNER", "llm_test"),
@@ -226,17 +237,17 @@ async fn single_model_settings_beside_model_tables_are_rejected() {
     ] {
         let (program, _folder) = program(TWO);
         let outcome = program.env(variable, value).run().await;
-        expected_error(&outcome, &beside(variable));
+        assert_rejected(&outcome, &beside(variable));
     }
     let (flag, _folder) = program(TWO);
     let flag = flag.args(["--runner", "llm_test"]);
     let outcome = flag.env("MODEL_RUNNER", "llm_test").run().await;
-    expected_error(&outcome, &beside("--runner"));
+    assert_rejected(&outcome, &beside("--runner"));
     let (key, _folder) = program(&format!("workers = 2\n{TWO}"));
-    expected_error(&key.run().await, &beside("workers"));
+    assert_rejected(&key.run().await, &beside("workers"));
     let (twice, _folder) = program(&TWO.replace("silent\"", "quick\""));
-    let said = "model[1].name and model[2].aliases[1] are both 'quick'";
-    expected_error(&twice.run().await, said);
+    let expected = "model[1].name and model[2].aliases[1] are both 'quick'";
+    assert_rejected(&twice.run().await, expected);
 }
 
 #[tokio::test]

@@ -1,5 +1,4 @@
-//! The HTTP door is as `GET /openapi.json` describes it: schemathesis, which nobody here wrote, finds no
-//! answer outside the description.
+//! The HTTP API matches its description in `GET /openapi.json`, checked with schemathesis.
 
 mod support;
 
@@ -16,10 +15,10 @@ use tokenway::runner::{
     BosPolicy, LoadError, LoadedModel, Loader, Model, ModelError, ModelFacts, TokenBytes,
 };
 
-/// The context of the model that is asked anything at all: no request of it is long.
+/// Context length of the model, short so that no generated request runs long.
 const CONTEXT: u32 = 64;
 
-/// The test runner with a short context.
+/// A loader of the test runner with a short context.
 struct Short(TestRunnerLoader);
 
 struct ShortModel {
@@ -79,7 +78,7 @@ async fn the_compatibility_page_names_every_field_and_route() {
     let (_, body) = get("/openapi.json").fetch(&server).await;
     let description = body.json();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/compatibility.md");
-    let page = std::fs::read_to_string(path).expect("the page is there");
+    let page = std::fs::read_to_string(path).expect("the page exists");
     let names = |object: &Value| -> Vec<String> {
         let object = object.as_object().expect("an object");
         object.keys().cloned().collect()
@@ -96,9 +95,9 @@ async fn the_compatibility_page_names_every_field_and_route() {
         }
     }
     for route in names(&description["paths"]) {
-        let is_told = ["GET", "POST"]
+        let is_named = ["GET", "POST"]
             .iter()
             .any(|it| page.contains(&format!("`{it} {route}`")));
-        assert!(is_told, "{route}");
+        assert!(is_named, "{route}");
     }
 }

@@ -1,11 +1,10 @@
-//! What a request may ask of its completion, over gRPC: each field changes what it should, and a field
-//! that the model cannot honour is refused.
+//! Request fields over gRPC: each has its effect, and a field that the model does not support is rejected.
 
 mod support;
 
 use std::f32::consts::LN_2;
 
-use support::grpc::{self, Completion, grpc_error, request};
+use support::grpc::{self, Completion, grpc_error};
 use support::{Setup, TestServer, full_speed};
 use tokenway::error::{Error, ErrorKind};
 use tokenway::proto::v1;
@@ -22,13 +21,13 @@ async fn complete(request: v1::CompletionRequest) -> Completion {
     grpc::collect(answer.expect("the request is admitted").into_inner()).await
 }
 
-/// The code and the field of a refusal.
-async fn refused(request: v1::CompletionRequest) -> (ErrorKind, Option<String>) {
+/// Sends a request that must be rejected. Returns the kind and the field of the error.
+async fn error_of(request: v1::CompletionRequest) -> (ErrorKind, Option<String>) {
     let (_, error) = grpc_error(&server().await, request).await;
     (error.kind, error.param)
 }
 
-/// A conversation that a user begins so.
+/// A chat with one user message.
 fn chat(content: &str) -> v1::Chat {
     let message = v1::ChatMessage {
         role: "user".to_owned(),
@@ -40,20 +39,20 @@ fn chat(content: &str) -> v1::Chat {
     }
 }
 
-fn likelihoods(tokens: &[v1::Token]) -> Vec<Option<&v1::Logprobs>> {
+fn logprobs_of(tokens: &[v1::Token]) -> Vec<Option<&v1::Logprobs>> {
     tokens.iter().map(|token| token.logprobs.as_ref()).collect()
 }
 
 #[tokio::test]
 async fn each_token_has_its_logprob_and_the_top_logprobs() {
-    let asked = v1::CompletionRequest {
+    let request = v1::CompletionRequest {
         logprobs: Some(2),
-        ..request("a", 3)
+        ..grpc::request("a", 3)
     };
-    let completion = complete(asked).await;
+    let completion = complete(request).await;
     let tokens = &completion.choices[0].tokens;
     assert_eq!(completion.texts(0).concat(), "token_0token_1token_2");
-    for (index, logprobs) in (0..).zip(likelihoods(tokens)) {
+    for (index, logprobs) in (0..).zip(logprobs_of(tokens)) {
         let logprobs = logprobs.expect("logprobs were requested");
         assert_eq!(logprobs.logprob, Some(-LN_2));
         assert_eq!(logprobs.token_bytes, format!("token_{index}").into_bytes());
@@ -64,19 +63,19 @@ async fn each_token_has_its_logprob_and_the_top_logprobs() {
             .collect();
         assert_eq!(top, [(index, -LN_2), (index + 1, -2.0 * LN_2)]);
     }
-    let without = complete(request("a", 3)).await;
-    assert_eq!(likelihoods(&without.choices[0].tokens), [None; 3]);
+    let without = complete(grpc::request("a", 3)).await;
+    assert_eq!(logprobs_of(&without.choices[0].tokens), [None; 3]);
 }
 
 #[tokio::test]
 async fn held_back_tokens_keep_their_logprobs() {
-    let asked = v1::CompletionRequest {
+    let request = v1::CompletionRequest {
         logprobs: Some(0),
         stop: vec!["token_1token_9".to_owned()],
-        ..request("a", 4)
+        ..grpc::request("a", 4)
     };
-    let completion = complete(asked).await;
-    for (index, logprobs) in likelihoods(&completion.choices[0].tokens)
+    let completion = complete(request).await;
+    for (index, logprobs) in logprobs_of(&completion.choices[0].tokens)
         .into_iter()
         .enumerate()
     {
@@ -89,36 +88,36 @@ async fn held_back_tokens_keep_their_logprobs() {
 async fn the_prompt_is_echoed_as_it_was_sent() {
     let long = "wörd ".repeat(40_000);
     for prompt in ["The capital  of\nFrance", &long] {
-        let asked = v1::CompletionRequest {
+        let request = v1::CompletionRequest {
             echo: true,
-            ..request(prompt, 1)
+            ..grpc::request(prompt, 1)
         };
-        let completion = complete(asked).await;
+        let completion = complete(request).await;
         assert_eq!(completion.prompt.text, prompt);
         assert!(completion.prompt.tokens.is_empty());
         assert_eq!(completion.texts(0), ["token_0"]);
     }
     let ids = v1::TokenIds { ids: vec![7, 8] };
-    let asked = v1::CompletionRequest {
+    let request = v1::CompletionRequest {
         echo: true,
         input: Some(Input::PromptTokenIds(ids)),
-        ..request("", 1)
+        ..grpc::request("", 1)
     };
-    assert_eq!(complete(asked).await.prompt.text, "token_7token_8");
-    assert_eq!(complete(request("a", 1)).await.prompt.text, "");
+    assert_eq!(complete(request).await.prompt.text, "token_7token_8");
+    assert_eq!(complete(grpc::request("a", 1)).await.prompt.text, "");
 }
 
 #[tokio::test]
 async fn echoed_prompt_tokens_have_logprobs_except_the_first() {
-    // More tokens than may wait for their reader, and several choices.
+    // More tokens than the read-ahead limit, and several choices.
     let prompt = "word ".repeat(1_000);
-    let asked = v1::CompletionRequest {
+    let request = v1::CompletionRequest {
         echo: true,
         logprobs: Some(1),
         n: Some(3),
-        ..request(&prompt, 2)
+        ..grpc::request(&prompt, 2)
     };
-    let completion = complete(asked).await;
+    let completion = complete(request).await;
     assert_eq!(completion.prompt.text, prompt);
     let tokens = &completion.prompt.tokens;
     assert_eq!(tokens.len(), 1_000);
@@ -139,12 +138,12 @@ async fn echoed_prompt_tokens_have_logprobs_except_the_first() {
 async fn echo_with_max_tokens_0_scores_the_prompt_alone() {
     for logprobs in [None, Some(0)] {
         for prompt in ["one", "one two three"] {
-            let asked = v1::CompletionRequest {
+            let request = v1::CompletionRequest {
                 echo: true,
                 logprobs,
-                ..request(prompt, 0)
+                ..grpc::request(prompt, 0)
             };
-            let completion = complete(asked).await;
+            let completion = complete(request).await;
             assert_eq!(completion.prompt.text, prompt);
             let scored = logprobs.map_or(0, |_| prompt.split(' ').count());
             assert_eq!(completion.prompt.tokens.len(), scored);
@@ -153,45 +152,45 @@ async fn echo_with_max_tokens_0_scores_the_prompt_alone() {
             assert_eq!(completion.usage().completion_tokens, 0);
         }
     }
-    let without_echo = refused(request("a", 0)).await;
+    let without_echo = error_of(grpc::request("a", 0)).await;
     let expected = (ErrorKind::InvalidValue, Some("max_tokens".to_owned()));
     assert_eq!(without_echo, expected);
 }
 
 #[tokio::test]
 async fn a_stop_token_ends_a_choice_only_after_min_tokens() {
-    let asked = |min_tokens, is_shown| v1::CompletionRequest {
+    let with = |min_tokens, is_shown| v1::CompletionRequest {
         stop_token_ids: vec![5, 2],
         min_tokens,
         include_stop_str_in_output: is_shown,
-        ..request("a", 20)
+        ..grpc::request("a", 20)
     };
-    let completion = complete(asked(0, false)).await;
+    let completion = complete(with(0, false)).await;
     assert_eq!(completion.texts(0), ["token_0", "token_1", ""]);
     assert_eq!(completion.choices[0].finish, v1::FinishReason::Stop);
     assert_eq!(completion.usage().completion_tokens, 3);
-    let completion = complete(asked(2, true)).await;
+    let completion = complete(with(2, true)).await;
     assert_eq!(completion.texts(0), ["token_0", "token_1", "token_2"]);
-    let completion = complete(asked(3, false)).await;
+    let completion = complete(with(3, false)).await;
     assert_eq!(completion.choices[0].tokens.len(), 6);
     let over = v1::CompletionRequest {
         min_tokens: 21,
-        ..asked(0, false)
+        ..with(0, false)
     };
     let expected = (ErrorKind::InvalidValue, Some("min_tokens".to_owned()));
-    assert_eq!(refused(over).await, expected);
+    assert_eq!(error_of(over).await, expected);
 }
 
 #[tokio::test]
 async fn a_stop_string_matches_only_after_min_tokens() {
-    let asked = |min_tokens, is_shown| v1::CompletionRequest {
+    let with = |min_tokens, is_shown| v1::CompletionRequest {
         stop: vec!["en_2tok".to_owned()],
         min_tokens,
         include_stop_str_in_output: is_shown,
-        ..request("a", 5)
+        ..grpc::request("a", 5)
     };
     let text = async |min_tokens, is_shown| {
-        let completion = complete(asked(min_tokens, is_shown)).await;
+        let completion = complete(with(min_tokens, is_shown)).await;
         (completion.texts(0).concat(), completion.choices[0].finish)
     };
     let (stop, length) = (v1::FinishReason::Stop, v1::FinishReason::Length);
@@ -208,10 +207,10 @@ async fn a_stop_string_matches_only_after_min_tokens() {
 async fn unsupported_parameters_are_rejected_with_their_field() {
     let infill = v1::CompletionRequest {
         suffix: Some("b".to_owned()),
-        ..request("a", 1)
+        ..grpc::request("a", 1)
     };
     let expected = (ErrorKind::UnsupportedParameter, Some("suffix".to_owned()));
-    assert_eq!(refused(infill).await, expected);
+    assert_eq!(error_of(infill).await, expected);
     let server = server().await;
     let mut client = server.grpc().await;
     let models = client.list_models(v1::ListModelsRequest {}).await;
@@ -221,23 +220,23 @@ async fn unsupported_parameters_are_rejected_with_their_field() {
 
 #[tokio::test]
 async fn a_chat_without_max_tokens_may_fill_the_context() {
-    let asked = v1::CompletionRequest {
+    let request = v1::CompletionRequest {
         input: Some(Input::Chat(chat("Hi"))),
         max_tokens: None,
         stop_token_ids: vec![100],
         echo: true,
-        ..request("", 1)
+        ..grpc::request("", 1)
     };
-    let completion = complete(asked).await;
+    let completion = complete(request).await;
     assert_eq!(completion.prompt.text, "user: Hi");
     assert_eq!(completion.usage().completion_tokens, 101);
     let too_long = v1::CompletionRequest {
         input: Some(Input::Chat(chat(&"word ".repeat(700_000)))),
         max_tokens: Some(400_000),
-        ..request("", 1)
+        ..grpc::request("", 1)
     };
     let expected = (ErrorKind::ContextLengthExceeded, Some("chat".to_owned()));
-    assert_eq!(refused(too_long).await, expected);
+    assert_eq!(error_of(too_long).await, expected);
 }
 
 #[tokio::test]
@@ -258,7 +257,7 @@ async fn text_and_chats_are_tokenized() {
     );
     let chat = TokenizeInput::Chat(chat("one two"));
     let answer = tokenized(Some(chat)).await.expect("ids").into_inner();
-    assert_eq!(answer.token_ids, [0, 1, 2], "the role is a word too");
+    assert_eq!(answer.token_ids, [0, 1, 2], "the role is a word, too");
     let nothing = tokenized(None).await.expect_err("the request is rejected");
     assert_eq!(Error::from(&nothing).kind, ErrorKind::MissingParameter);
 }

@@ -1,5 +1,4 @@
-//! Workers in Python, of the package in `examples/python_worker`: its own tests, and its two runners behind both
-//! doors of a real engine.
+//! The Python worker of `examples/python_worker`: its own tests, and its two runners behind a real engine.
 
 mod support;
 
@@ -21,7 +20,7 @@ use tokenway::server::Isolation;
 use tokenway::worker::child;
 use tonic::transport::Channel;
 
-/// An engine whose workers dial in, and where they do.
+/// An engine with remote workers, and the path of its worker socket.
 struct Engine {
     _running: Running,
     http: String,
@@ -30,12 +29,12 @@ struct Engine {
     _folder: TempDir,
 }
 
-/// An engine with these workers, once the first of them serves.
+/// Starts an engine and one worker, which is added to `workers`, and waits until the engine is ready.
 async fn engine(workers: &mut Vec<Running>, worker: impl Fn(&str) -> Program) -> Engine {
     engine_with(&[], workers, worker).await
 }
 
-/// The same, with these settings of the engine.
+/// Same as `engine`, with additional engine flags.
 async fn engine_with(
     settings: &[&str],
     workers: &mut Vec<Running>,
@@ -52,11 +51,13 @@ async fn engine_with(
         "--worker-listen",
         &socket,
     ];
-    let (running, [http, door]) = serving(&[&attached[..], settings].concat()).await;
+    let (running, [http, grpc_url]) = serving(&[&attached[..], settings].concat()).await;
     Engine {
         _running: running,
         http: http.replace("http://", ""),
-        grpc: InferenceClient::connect(door).await.expect("the server accepts connections"),
+        grpc: InferenceClient::connect(grpc_url)
+            .await
+            .expect("the server accepts connections"),
         socket,
         _folder: folder,
     }
@@ -66,13 +67,17 @@ impl Engine {
     async fn stream(
         &self,
         request: v1::CompletionRequest,
-        seen: impl FnMut(u32),
+        progress: impl FnMut(u32),
     ) -> grpc::Completion {
         let stream = self.grpc.clone().complete(request).await;
-        collect_from(stream.expect("the request is admitted").into_inner(), seen).await
+        collect_from(
+            stream.expect("the request is admitted").into_inner(),
+            progress,
+        )
+        .await
     }
 
-    /// How many workers the engine has lost, as its metrics say it.
+    /// The value of `tokenway_workers_lost_total`.
     async fn workers_lost(&self) -> String {
         let metrics = get("/metrics").send_to(&self.http).await.rest().await;
         let lost = metrics
@@ -128,29 +133,29 @@ async fn the_packages_own_tests_pass() {
 async fn streams_survive_a_killed_python_worker() {
     let mut workers = Vec::new();
     let engine = engine(&mut workers, echo).await;
-    // It is repeated byte by byte.
+    // The echo runner repeats it byte by byte.
     let prompt = &"one two three ".repeat(20);
-    let unkilled = engine.stream(grpc::request(prompt, 200), |_| ()).await;
+    let undisturbed = engine.stream(grpc::request(prompt, 200), |_| ()).await;
     workers.push(echo(&engine.socket).start());
     let others = (0..8).map(|_| engine.stream(grpc::request(prompt, 200), |_| ()));
     let mut first = Some(workers.swap_remove(0));
-    let watched = engine.stream(grpc::request(prompt, 200), |seen| {
-        if seen > 20
+    let with_fault = engine.stream(grpc::request(prompt, 200), |count| {
+        if count > 20
             && let Some(worker) = first.take()
         {
             worker.signal(Signal::KILL);
         }
     });
-    let (mut all, watched) = tokio::join!(join_all(others), watched);
-    all.push(watched);
-    assert_eq!(unkilled.count(0), 200);
+    let (mut all, with_fault) = tokio::join!(join_all(others), with_fault);
+    all.push(with_fault);
+    assert_eq!(undisturbed.count(0), 200);
     for completion in all {
         assert!(completion.error.is_none(), "{:?}", completion.error);
-        assert_eq!(completion.texts(0), unkilled.texts(0));
+        assert_eq!(completion.texts(0), undisturbed.texts(0));
     }
 }
 
-/// An echo worker whose device holds Python's interpreter for so long behind each token.
+/// An echo worker whose device holds Python's GIL for this long after each token.
 fn holding(socket: &str, holds: Duration) -> Program {
     let folder = env!("CARGO_MANIFEST_DIR");
     echo(socket)
@@ -165,9 +170,9 @@ fn holding(socket: &str, holds: Duration) -> Program {
 #[tokio::test]
 async fn a_device_call_that_holds_the_gil_does_not_lose_the_worker() {
     let mut workers = Vec::new();
-    let held = Duration::from_secs(1);
+    let gil_held = Duration::from_secs(1);
     let engine = engine_with(&["--heartbeat-timeout", "0.2"], &mut workers, |socket| {
-        holding(socket, held)
+        holding(socket, gil_held)
     })
     .await;
     let completion = engine.stream(grpc::request("abc", 3), |_| ()).await;
@@ -188,12 +193,12 @@ async fn killing_a_worker_that_holds_the_gil_is_detected_at_once() {
     let killed = async {
         assert_eq!(workers[0].line().await, "holding");
         workers.push(echo(&engine.socket).start());
-        let began = Instant::now();
+        let killed_at = Instant::now();
         workers[0].signal(Signal::KILL);
-        began
+        killed_at
     };
-    let (completion, began) = tokio::join!(stream, killed);
-    let took = began.elapsed();
+    let (completion, killed_at) = tokio::join!(stream, killed);
+    let took = killed_at.elapsed();
     assert!(took < Duration::from_secs(20), "{took:?}");
     assert_eq!(completion.texts(0).concat(), "abc");
     assert_eq!(engine.workers_lost().await, "1");
@@ -229,7 +234,7 @@ async fn a_disconnect_frees_the_slot_of_a_real_model_on_a_python_worker() {
             .expect("the stream continues");
     }
     drop(stream);
-    // All 900 tokens would take a quarter of a minute.
+    // All 900 tokens would take about 15 seconds.
     let next = engine
         .stream(greedy("The capital of France is", 1), |_| ())
         .await;

@@ -1,5 +1,5 @@
-//! What becomes of streams whose worker is lost: they go on on another, or again on the same, and their clients
-//! see a pause and nothing else.
+//! Streams whose worker is lost are resumed on another worker, or on the same one after a restart. Clients only see a
+//! pause.
 
 mod support;
 
@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use serde_json::json;
 use support::grpc::{collect, collect_from, grpc_error};
 use support::http::{completion, texts};
-use support::{Counts, Setup, with_interval, full_speed, grpc};
+use support::{Counts, Setup, full_speed, grpc, with_interval};
 use tokenway::error::ErrorKind;
 use tokenway::proto::v1;
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
@@ -21,14 +21,14 @@ use tokenway::runner::{
 };
 use tonic::Code;
 
-/// A prompt of so many words crashes the device that runs it, at its first step.
+/// A prompt of `POISON_WORDS` words crashes the device in its first step.
 const POISON: &str = "this prompt has seven words exactly here";
 const POISON_WORDS: usize = 7;
 
-/// The test runner on devices that can be made to crash.
+/// A loader of the test runner whose devices crash on demand.
 struct Fragile {
     loader: TestRunnerLoader,
-    /// How many of the next steps that make a token crash their device.
+    /// Number of upcoming steps that crash their device.
     crashes: Arc<AtomicUsize>,
 }
 
@@ -69,16 +69,16 @@ impl Runner for FragileRunner {
     }
 
     fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError> {
-        let take = |left: usize| left.checked_sub(1);
+        let decrement = |left: usize| left.checked_sub(1);
         let order = Ordering::SeqCst;
-        if self.is_poisoned || self.crashes.fetch_update(order, order, take).is_ok() {
-            return Err(StepError("it was asked to crash".to_owned()));
+        if self.is_poisoned || self.crashes.fetch_update(order, order, decrement).is_ok() {
+            return Err(StepError("the test made the device crash".to_owned()));
         }
         self.runner.step(step)
     }
 }
 
-/// A server whose workers can be made to crash, and how many of their next steps do.
+/// A server whose workers crash on demand, and the counter of upcoming crashes.
 fn fragile(options: TestRunnerOptions, workers: usize) -> (Setup, Arc<AtomicUsize>) {
     let crashes = Arc::new(AtomicUsize::new(0));
     let loader = Fragile {
@@ -102,12 +102,12 @@ async fn a_worker_crash_loses_and_repeats_no_token() {
     let http = (0..8).map(|_| completion(&body).fetch(&server));
     let grpc =
         (0..8).map(|_| async { collect(server.stream(grpc::request("a", 300)).await).await });
-    // One worker crashes early, and one when all have long gone on.
+    // One worker crashes early and one late.
     let crash = async {
         let stream = server.stream(grpc::request("a", 300)).await;
         let mut faults = [10, 200].into_iter().peekable();
-        collect_from(stream, |seen| {
-            if faults.next_if(|at| *at < seen).is_some() {
+        collect_from(stream, |count| {
+            if faults.next_if(|at| *at < count).is_some() {
                 crashes.store(1, Ordering::SeqCst);
             }
         })
@@ -167,7 +167,7 @@ async fn delivered_tokens_are_not_resent_and_count_in_the_usage() {
     let mut indices = Vec::new();
     let mut usage = None;
     while let Some(event) = stream.message().await.expect("the stream continues") {
-        match event.event.expect("one of them") {
+        match event.event.expect("the event has a known type") {
             v1::completion_event::Event::Tokens(tokens) if tokens.choice == 1 => {
                 indices.extend(tokens.tokens.iter().map(|token| token.id));
             }
@@ -184,7 +184,7 @@ async fn delivered_tokens_are_not_resent_and_count_in_the_usage() {
 #[tokio::test]
 async fn a_held_back_token_is_not_sent_twice_after_resuming() {
     let server = Setup::test_runner(full_speed()).start().await;
-    // `token_1` may begin the stop string, and is told only when `token_2` has shown that it does not.
+    // `token_1` may start the stop string, so it is held back until `token_2` shows that it does not.
     let request = |resume| v1::CompletionRequest {
         stop: vec!["token_1token_3".to_owned()],
         seed: Some(1),
@@ -196,16 +196,16 @@ async fn a_held_back_token_is_not_sent_twice_after_resuming() {
         token_ids: vec![0, 1],
     };
     let mut stream = server.stream(request(vec![held])).await;
-    let mut told = Vec::new();
+    let mut received = Vec::new();
     while let Some(event) = stream.message().await.expect("the stream continues") {
         if let Some(v1::completion_event::Event::Tokens(tokens)) = event.event {
             for (index, token) in (tokens.first_index..).zip(tokens.tokens.iter()) {
-                told.push((index, token.text.to_owned()));
+                received.push((index, token.text.to_owned()));
             }
         }
     }
     let expected: Vec<_> = (2..5).zip(tokens(2, 5)).collect();
-    assert_eq!(told, expected);
+    assert_eq!(received, expected);
 }
 
 #[tokio::test]

@@ -1,5 +1,4 @@
-//! What the worker makes of a runner that is not the test runner: one that ends by itself, does not
-//! stamp, fails as a whole, or breaks its promise about credit.
+//! Runners with scripted behaviour: an eos token, no timestamps, a device failure, or more tokens than there is credit.
 
 mod support;
 
@@ -17,28 +16,28 @@ use tokenway::runner::{
 };
 use tokio::sync::mpsc;
 
-/// What the device does in its first step with a sequence.
+/// The device's behaviour in its first step with a sequence.
 #[derive(Clone, Copy)]
-enum Does {
-    /// One token, then its end of sequence.
-    EndItself,
-    /// It fails as a whole.
+enum Behaviour {
+    /// Emits one token, then its eos token.
+    EmitEos,
+    /// Fails, and with it all its sequences.
     Fail,
-    /// More tokens than any lane has credit for.
-    IgnoreRoom,
-    /// Two tokens without any stamp.
-    NotStamp,
+    /// Emits more tokens than there is credit.
+    IgnoreCredit,
+    /// Emits two tokens without timestamps.
+    NoTimestamps,
 }
 
 struct Device {
-    does: Does,
+    behaviour: Behaviour,
     running: Option<Slot>,
 }
 
-/// A device that ends itself, and says on whose behalf it was asked.
-struct Asked(mpsc::Sender<Caller>);
+/// A loader of a device that reports the caller of each sequence.
+struct ReportsCaller(mpsc::Sender<Caller>);
 
-struct AskedDevice {
+struct ReportingDevice {
     callers: mpsc::Sender<Caller>,
     device: Device,
 }
@@ -73,30 +72,30 @@ impl Runner for Device {
         let Some(slot) = self.running else {
             return Ok(());
         };
-        match self.does {
-            Does::EndItself => {
+        match self.behaviour {
+            Behaviour::EmitEos => {
                 step.emit(slot, token(0));
                 step.end(slot, token(1));
             }
-            Does::Fail => return Err(StepError("the device is gone".to_owned())),
-            Does::IgnoreRoom => (0..10_000).for_each(|id| step.emit(slot, token(id))),
-            Does::NotStamp => (0..2).for_each(|id| step.emit(slot, token(id))),
+            Behaviour::Fail => return Err(StepError("the device is gone".to_owned())),
+            Behaviour::IgnoreCredit => (0..10_000).for_each(|id| step.emit(slot, token(id))),
+            Behaviour::NoTimestamps => (0..2).for_each(|id| step.emit(slot, token(id))),
         }
         Ok(())
     }
 }
 
-impl Loader for Asked {
+impl Loader for ReportsCaller {
     fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
-        let LoadedModel { model, .. } = Does::EndItself.load(slots, progress)?;
+        let LoadedModel { model, .. } = Behaviour::EmitEos.load(slots, progress)?;
         let device = Device {
-            does: Does::EndItself,
+            behaviour: Behaviour::EmitEos,
             running: None,
         };
         let callers = self.0.clone();
         Ok(LoadedModel {
             model,
-            runner: Box::new(AskedDevice { callers, device }),
+            runner: Box::new(ReportingDevice { callers, device }),
         })
     }
 
@@ -105,12 +104,12 @@ impl Loader for Asked {
     }
 }
 
-impl Runner for AskedDevice {
+impl Runner for ReportingDevice {
     fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
         let caller = sequence.caller.clone();
         self.callers
             .blocking_send(caller)
-            .expect("the test listens");
+            .expect("the test receives the callers");
         self.device.admit(slot, sequence)
     }
 
@@ -141,11 +140,13 @@ impl Model for Facts {
     }
 
     fn render_chat(&self, _messages: &[ChatMessage]) -> Result<String, ModelError> {
-        Err(ModelError::Invalid("there is no template".to_owned()))
+        Err(ModelError::Invalid(
+            "the model has no chat template".to_owned(),
+        ))
     }
 }
 
-impl Loader for Does {
+impl Loader for Behaviour {
     fn load(&self, _slots: usize, _progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
         let facts = ModelFacts {
             name: "scripted".to_owned(),
@@ -160,7 +161,7 @@ impl Loader for Does {
         Ok(LoadedModel {
             model: Arc::new(Facts(facts)),
             runner: Box::new(Device {
-                does: *self,
+                behaviour: *self,
                 running: None,
             }),
         })
@@ -171,8 +172,10 @@ impl Loader for Does {
     }
 }
 
-async fn server(does: Does) -> TestServer {
-    Setup::runner("scripted", Arc::new(does), 1).start().await
+async fn server(behaviour: Behaviour) -> TestServer {
+    Setup::runner("scripted", Arc::new(behaviour), 1)
+        .start()
+        .await
 }
 
 async fn complete(server: &TestServer, request: v1::CompletionRequest) -> grpc::Completion {
@@ -187,7 +190,7 @@ fn kind(completion: &grpc::Completion) -> ErrorKind {
 
 #[tokio::test]
 async fn an_eos_token_is_a_last_line_without_text_and_counts_in_the_usage() {
-    let server = server(Does::EndItself).await;
+    let server = server(Behaviour::EmitEos).await;
     let options = json!({"include_usage": true});
     let body = json!({"prompt": "a", "max_tokens": 9, "stream": true, "stream_options": options});
     let (_, body) = completion(&body).fetch(&server).await;
@@ -204,21 +207,21 @@ async fn an_eos_token_is_a_last_line_without_text_and_counts_in_the_usage() {
 
 #[tokio::test]
 async fn a_device_failure_ends_its_sequences_with_worker_lost() {
-    let server = server(Does::Fail).await;
+    let server = server(Behaviour::Fail).await;
     let completion = complete(&server, grpc::request("a", 9)).await;
     assert_eq!(kind(&completion), ErrorKind::WorkerLost);
 }
 
 #[tokio::test]
-async fn a_runner_that_ignores_room_fails_the_sequence() {
-    let server = server(Does::IgnoreRoom).await;
+async fn a_runner_that_ignores_credit_fails_the_sequence() {
+    let server = server(Behaviour::IgnoreCredit).await;
     let completion = complete(&server, grpc::request("a", 10_000)).await;
     assert_eq!(kind(&completion), ErrorKind::Internal);
 }
 
 #[tokio::test]
 async fn the_worker_sets_timestamps_that_the_runner_leaves_out() {
-    let server = server(Does::NotStamp).await;
+    let server = server(Behaviour::NoTimestamps).await;
     let mut request = grpc::request("a", 2);
     request.include_stamps = true;
     let completion = complete(&server, request).await;
@@ -228,7 +231,7 @@ async fn the_worker_sets_timestamps_that_the_runner_leaves_out() {
 
 #[tokio::test]
 async fn an_invalid_prompt_is_rejected() {
-    let server = server(Does::EndItself).await;
+    let server = server(Behaviour::EmitEos).await;
     let mut client = server.grpc().await;
     let too_long = client.complete(grpc::request("123456789", 1)).await;
     let kind = |status: &tonic::Status| Error::from(status).kind;
@@ -247,8 +250,8 @@ async fn an_invalid_prompt_is_rejected() {
 
 #[tokio::test]
 async fn the_runner_receives_the_user_over_both_apis() {
-    let (asked, mut callers) = mpsc::channel(2);
-    let server = Setup::runner("scripted", Arc::new(Asked(asked)), 1)
+    let (sender, mut callers) = mpsc::channel(2);
+    let server = Setup::runner("scripted", Arc::new(ReportsCaller(sender)), 1)
         .start()
         .await;
     let over_grpc = v1::CompletionRequest {

@@ -1,10 +1,10 @@
-//! Every form of a stream has each token once, in order, and one end.
+//! Every stream format has each token once, in order, and one end.
 
 mod support;
 
 use serde_json::{Value, json};
 use support::http::{End, completion, texts};
-use support::{Setup, with_interval, full_speed, grpc};
+use support::{Setup, full_speed, grpc, with_interval};
 use tokenway::proto::v1;
 
 use std::time::Duration;
@@ -98,7 +98,7 @@ async fn a_grpc_stream_has_a_start_each_token_once_and_a_summary() {
     let completion = grpc::collect(response.into_inner()).await;
     assert_eq!(completion.texts(0), tokens(2048));
     assert_eq!(completion.choices[0].finish, v1::FinishReason::Length);
-    let started = completion.started.as_ref().expect("a start");
+    let started = completion.started.as_ref().expect("a `started` event");
     assert_eq!((started.prompt_tokens, started.seed), (3, -5));
     assert_eq!((started.model.as_str()), "llm_test");
     let usage = completion.usage();
@@ -124,8 +124,8 @@ async fn grpc_timestamps_are_sent_only_on_request() {
         let stream = client.complete(request).await.unwrap().into_inner();
         let completion = grpc::collect(stream).await;
         for token in &completion.choices[0].tokens {
-            let stamped = (token.due_ns.is_some(), token.emitted_ns.is_some());
-            assert_eq!(stamped, (include_stamps, include_stamps));
+            let has_timestamps = (token.due_ns.is_some(), token.emitted_ns.is_some());
+            assert_eq!(has_timestamps, (include_stamps, include_stamps));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a running server shows of the time that its tokens take.
+//! Token timings in metrics and responses.
 
 mod support;
 
@@ -7,7 +7,7 @@ use support::grpc;
 use support::http::completion;
 use support::{Counts, Setup, TestServer, full_speed};
 
-/// The objects of a stream of so many tokens, asked for with these options.
+/// The objects of a stream of `tokens` tokens for each of two prompts, with these stream options.
 async fn objects(server: &TestServer, tokens: u32, options: &Value) -> Vec<Value> {
     let body = json!({
         "prompt": ["a", "b"], "max_tokens": tokens, "stream": true, "stream_options": options,
@@ -16,9 +16,9 @@ async fn objects(server: &TestServer, tokens: u32, options: &Value) -> Vec<Value
     body.lines()
 }
 
-/// How many tokens are counted in a stage of a lane.
-fn counted(counts: &Counts, lane: &str, stage: &str) -> f64 {
-    let labels = format!("format=\"{lane}\",stage=\"{stage}\"");
+/// Number of tokens counted in a stage of a response format.
+fn counted(counts: &Counts, format: &str, stage: &str) -> f64 {
+    let labels = format!("format=\"{format}\",stage=\"{stage}\"");
     counts.get(&format!("tokenway_token_latency_seconds_count{{{labels}}}"))
 }
 
@@ -34,13 +34,13 @@ async fn each_token_is_counted_once_per_stage() {
     ask(3_000, false).fetch(&server).await;
     grpc::collect(server.stream(grpc::request("a", 4_000)).await).await;
     let metrics = server.drain().await;
-    for (lane, tokens) in [
+    for (format, tokens) in [
         ("http_ndjson", 1_000.0),
         ("http_sse", 2_000.0),
         ("grpc", 4_000.0),
     ] {
         for stage in ["engine", "frontend", "socket"] {
-            assert_eq!(counted(&metrics, lane, stage), tokens, "{lane} {stage}");
+            assert_eq!(counted(&metrics, format, stage), tokens, "{format} {stage}");
         }
     }
     assert_eq!(counted(&metrics, "http_unary", "engine"), 3_000.0);

@@ -1,9 +1,9 @@
-//! Text as tokens and back, over the HTTP door of a server and of a gateway.
+//! `/tokenize`, `/detokenize` and `/tokenizer_info` of a server and of a gateway.
 
 mod support;
 
 use serde_json::{Value, json};
-use support::http::{get, post, http_error, expected_error};
+use support::http::{expected_error, get, http_error, post};
 use support::{Counts, Setup, TestServer, full_speed};
 
 async fn answer(server: &TestServer, path: &str, body: &Value) -> Value {

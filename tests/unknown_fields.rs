@@ -3,7 +3,7 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::http::{Request, completion, post, http_error, expected_error};
+use support::http::{Request, completion, expected_error, http_error, post};
 use support::{Counts, Setup, TestServer, full_speed};
 
 const IGNORED: &str = "tokenway_ignored_fields_total";
@@ -75,7 +75,10 @@ async fn an_unknown_field_is_rejected_and_the_error_names_the_setting() {
 async fn ignored_fields_are_counted_and_listed_in_a_response_header() {
     let engine = server().await;
     let gateway = Setup::gateway(&[&engine]).ignoring_unknown_fields();
-    for server in [server_ignoring_unknown_fields().await, gateway.start().await] {
+    for server in [
+        server_ignoring_unknown_fields().await,
+        gateway.start().await,
+    ] {
         let stream = json!({"cat": 1, "stream": true, "stream_options": {"dog": 2}});
         for (request, expected) in [
             (text(&json!({"cat": 1})), "cat"),

@@ -3,7 +3,7 @@
 mod support;
 
 use serde_json::json;
-use support::http::{completion, get, http_error, expected_error};
+use support::http::{completion, expected_error, get, http_error};
 use support::{Setup, TestServer, full_speed, grpc};
 use tokenway::proto::v1;
 
@@ -49,7 +49,10 @@ async fn unknown_model_names_are_served_by_the_first_model_when_configured() {
 
 #[tokio::test]
 async fn a_gateway_prefers_the_engine_that_lists_the_model() {
-    let any = Setup::test_runner(full_speed()).unknown_model_uses_first().start().await;
+    let any = Setup::test_runner(full_speed())
+        .unknown_model_uses_first()
+        .start()
+        .await;
     let other = Setup::test_runner(full_speed()).with_model("second", full_speed());
     let other = other.start().await;
     for engines in [[&any, &other], [&other, &any]] {

@@ -1,4 +1,4 @@
-//! Output that nobody reads: a server goes on serving, drains in order, and loses no token.
+//! Standard output and standard error that nobody reads: the server keeps serving, drains cleanly and loses no token.
 
 mod support;
 
@@ -17,14 +17,14 @@ use tokenway::server::Source;
 
 const TOKENS: usize = 100;
 
-/// The tokens of a stream that leaves much trace.
+/// Tokens of a stream that writes megabytes of trace log.
 const MANY_TOKENS: u32 = 20_000;
 
 /// The capacity of a pipe on Linux, in bytes.
 const PIPE: usize = 64 * 1024;
 
-/// An engine behind a Unix socket, and a gateway in this test that knows when it is up. It says so without a line of
-/// output.
+/// An engine process behind a Unix socket, and a gateway in the test. The gateway shows when the engine is up, because
+/// the engine's output cannot be read.
 struct Fleet {
     engine: Running,
     gateway: TestServer,
@@ -41,7 +41,7 @@ async fn fleet(start: impl FnOnce(Program) -> Running) -> Fleet {
     setup.parts.source = Source::Remote(vec![socket]);
     setup.parts.grpc = None;
     let gateway = setup.start_loading().await;
-    gateway.ready().await.expect("the engine comes up");
+    gateway.ready().await.expect("the engine is up");
     Fleet {
         engine,
         gateway,
@@ -50,18 +50,18 @@ async fn fleet(start: impl FnOnce(Program) -> Running) -> Fleet {
 }
 
 impl Fleet {
-    /// A stream that has begun is whole though the engine drains, and the engine ends in order.
-    async fn drains_in_order(self) {
+    /// Asserts that a running stream is complete when the engine drains, and that the engine exits with 0.
+    async fn assert_drains_cleanly(self) {
         let body = json!({"prompt": "a", "max_tokens": TOKENS, "stream": true});
         let mut stream = completion(&body).send(&self.gateway).await;
         assert!(stream.line().await.is_some());
         self.engine.signal(Signal::TERM);
-        is_whole(stream, TOKENS - 1).await;
+        assert_rest_is_complete(stream, TOKENS - 1).await;
         assert_eq!(self.engine.end().await, Some(0));
     }
 }
 
-async fn is_whole(mut stream: Response, left: usize) {
+async fn assert_rest_is_complete(mut stream: Response, left: usize) {
     let rest = stream.rest().await;
     assert_eq!((rest.end, rest.lines().len()), (End::Clean, left));
 }
@@ -73,48 +73,48 @@ fn full_disk() -> File {
 
 #[tokio::test]
 async fn a_full_disk_loses_output_and_nothing_else() {
-    let on_full_disk = |program: Program| {
+    let with_full_disk = |program: Program| {
         program
             .log_to_file(full_disk())
             .start_with_output(full_disk())
     };
-    fleet(on_full_disk).await.drains_in_order().await;
+    fleet(with_full_disk).await.assert_drains_cleanly().await;
 }
 
 #[tokio::test]
 async fn closed_pipes_lose_output_and_nothing_else() {
-    let into_closed_pipes = |program: Program| {
-        let (reader, writer) = pipe().expect("a pipe");
+    let with_closed_pipes = |program: Program| {
+        let (reader, writer) = pipe().expect("a pipe can be created");
         let (program, log) = program.log_to_pipe();
         drop((reader, log));
         program.start_with_output(writer)
     };
-    fleet(into_closed_pipes).await.drains_in_order().await;
+    fleet(with_closed_pipes).await.assert_drains_cleanly().await;
 }
 
 #[tokio::test]
 async fn full_pipes_lose_output_and_nothing_else() {
     let ((output, writer), (log, log_writer)) = (full_pipe(), full_pipe());
-    let into_full_pipes = |program: Program| {
+    let with_full_pipes = |program: Program| {
         let program = program.log_to_file(log_writer);
         program.start_with_output(writer)
     };
-    fleet(into_full_pipes).await.drains_in_order().await;
+    fleet(with_full_pipes).await.assert_drains_cleanly().await;
     drop((output, log));
 }
 
-/// A pipe that is full, and that nobody reads while its reading end is kept.
+/// A full pipe. It stays open, and full, while the reading end is held.
 fn full_pipe() -> (PipeReader, PipeWriter) {
-    let (reader, mut writer) = pipe().expect("a pipe");
-    writer.write_all(&[b'\n'; PIPE]).expect("a pipe holds it");
+    let (reader, mut writer) = pipe().expect("a pipe can be created");
+    writer.write_all(&[b'\n'; PIPE]).expect("the pipe has room");
     (reader, writer)
 }
 
 #[tokio::test]
 async fn dropped_log_lines_are_counted() {
     let free = "127.0.0.1:0";
-    let doors = ["serve", "--http-listen", free, "--grpc-listen", free];
-    let program = tokenway().args(doors).args(["--drain-grace", "0"]);
+    let listen = ["serve", "--http-listen", free, "--grpc-listen", free];
+    let program = tokenway().args(listen).args(["--drain-grace", "0"]);
     let program = program.env("TOKENWAY_LOG", "trace");
     let (log, writer) = full_pipe();
     let program = program.env("TEST_RUNNER_FREQUENCY_MS", "0");
@@ -127,7 +127,7 @@ async fn dropped_log_lines_are_counted() {
     assert!(running.line().await.starts_with("ready "));
     let client = InferenceClient::connect(grpc_url).await;
     let client = client.expect("the server accepts connections");
-    // The frames of these streams are several megabytes of trace.
+    // These streams write several megabytes of trace log.
     let streams = (0..8).map(|_| async {
         let stream = client
             .clone()
@@ -143,7 +143,10 @@ async fn dropped_log_lines_are_counted() {
     let dropped = metrics
         .lines()
         .find_map(|line| line.strip_prefix("tokenway_log_lines_dropped_total "));
-    let dropped: f64 = dropped.expect("it is counted").parse().expect("a number");
+    let dropped: f64 = dropped
+        .expect("the metric exists")
+        .parse()
+        .expect("a number");
     assert!(dropped > 0.0, "{metrics}");
     assert_eq!(running.interrupt().await, Some(0));
     drop(log);
@@ -171,7 +174,7 @@ async fn a_worker_with_an_unread_log_keeps_serving() {
     let stream = completion(&body)
         .send_to(&http.replace("http://", ""))
         .await;
-    is_whole(stream, TOKENS).await;
+    assert_rest_is_complete(stream, TOKENS).await;
     worker.signal(Signal::TERM);
     assert_eq!(worker.end().await, Some(0));
     assert_eq!(engine.interrupt().await, Some(0));
@@ -190,21 +193,21 @@ async fn a_lost_worker_process_is_replaced_with_unread_output() {
     let mut stream = completion(&body).send_to(&address).await;
     assert!(stream.line().await.is_some());
     let [child] = server.children()[..] else {
-        panic!("one worker")
+        panic!("expected one worker process")
     };
     server.signal_child(child, Signal::KILL);
     gone(child).await;
-    is_whole(stream, TOKENS - 1).await;
+    assert_rest_is_complete(stream, TOKENS - 1).await;
     assert_eq!(server.interrupt().await, Some(0));
 }
 
 #[tokio::test]
 async fn help_into_a_closed_pipe_exits_with_0() {
-    let (reader, writer) = pipe().expect("a pipe");
+    let (reader, writer) = pipe().expect("a pipe can be created");
     drop(reader);
     let (program, log) = tokenway().arg("--help").log_to_pipe();
     let running = program.start_with_output(writer);
     assert_eq!(running.end().await, Some(0));
-    let log = std::io::read_to_string(log).expect("it logs UTF-8");
+    let log = std::io::read_to_string(log).expect("the log is UTF-8");
     assert_eq!(log, "");
 }

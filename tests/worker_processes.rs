@@ -55,7 +55,11 @@ async fn streams_survive(
         let mut client = client.clone();
         async move {
             let stream = client.complete(grpc::request("a", TOKENS)).await;
-            collect_from(stream.expect("the request is admitted").into_inner(), |_| ()).await
+            collect_from(
+                stream.expect("the request is admitted").into_inner(),
+                |_| (),
+            )
+            .await
         }
     });
     let faults_count = faults.len();
@@ -72,7 +76,8 @@ async fn streams_survive(
         })
         .await
     };
-    let (over_http, mut over_grpc, with_faults) = tokio::join!(join_all(over_http), join_all(over_grpc), with_faults);
+    let (over_http, mut over_grpc, with_faults) =
+        tokio::join!(join_all(over_http), join_all(over_grpc), with_faults);
     for (status, body) in over_http {
         assert_eq!(status, 200, "{}", body.text);
         assert_eq!(texts(&body.lines(), 0), tokens());
@@ -93,7 +98,10 @@ async fn metric(http: &str, name: &str) -> f64 {
     let value = text
         .lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    value.expect("the metric exists").parse().expect("the value is a number")
+    value
+        .expect("the metric exists")
+        .parse()
+        .expect("the value is a number")
 }
 
 #[tokio::test]
@@ -113,9 +121,11 @@ async fn streams_survive_a_hung_worker_process_and_it_is_replaced() {
     let arguments = [&["--isolation", "process"], &THREE_WORKERS[..]].concat();
     let (mut server, urls) = serving(&arguments).await;
     for hung in streams_survive(&server, &urls, &[(20, Signal::STOP)]).await {
-        server.logs("it sent no heartbeat in time").await;
+        server
+            .logs("it sent no heartbeat within its heartbeat timeout")
+            .await;
         gone(hung).await;
-        server.logs("a worker has dialled in").await;
+        server.logs("a worker has connected").await;
     }
 }
 
@@ -181,7 +191,9 @@ async fn streams_survive_a_killed_remote_worker_and_a_new_one_may_join() {
     };
     let first = start_worker();
     let (_server, [http, grpc_url]) = serving(&arguments).await;
-    let client = InferenceClient::connect(grpc_url).await.expect("the server accepts connections");
+    let client = InferenceClient::connect(grpc_url)
+        .await
+        .expect("the server accepts connections");
     let mut second = None;
     let mut first = Some(first);
     let stream = client.clone().complete(grpc::request("a", TOKENS)).await;
@@ -189,7 +201,10 @@ async fn streams_survive_a_killed_remote_worker_and_a_new_one_may_join() {
     let completion = collect_from(stream, |count| {
         if count > 20 && second.is_none() {
             second = Some(start_worker());
-            first.take().expect("the worker is running").signal(Signal::KILL);
+            first
+                .take()
+                .expect("the worker is running")
+                .signal(Signal::KILL);
         }
     })
     .await;

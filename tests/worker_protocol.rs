@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use serde_json::json;
-use support::http::{HttpError, get, post, http_error, expected_error};
+use support::http::{HttpError, expected_error, get, http_error, post};
 use support::{Counts, Setup, TestServer, full_speed, grpc};
 use tempfile::TempDir;
 use tokenway::error::{Error, ErrorKind};
@@ -75,7 +75,7 @@ fn ready() -> proto::Ready {
             ..proto::Model::default()
         }),
         slots: 2,
-        life: 1,
+        generation: 1,
     }
 }
 
@@ -98,7 +98,10 @@ impl Engine {
 
     /// Connects a worker that is ready and waits until the engine knows it.
     async fn worker(&self) -> Worker {
-        let worker = self.connect(Sent::Hello(hello())).await.expect("the worker is accepted");
+        let worker = self
+            .connect(Sent::Hello(hello()))
+            .await
+            .expect("the worker is accepted");
         worker.send(Sent::Ready(ready())).await;
         self.server.loaded().await;
         worker
@@ -122,14 +125,20 @@ impl Engine {
             name: name.to_owned(),
             ..hello()
         };
-        let worker = self.connect(Sent::Hello(hello)).await.expect("the worker is accepted");
+        let worker = self
+            .connect(Sent::Hello(hello))
+            .await
+            .expect("the worker is accepted");
         worker.send(Sent::Ready(ready())).await;
         worker
     }
 
     /// Connects two workers that are ready and idle, and waits until the engine knows both.
     async fn two_workers(&self) -> [Worker; 2] {
-        let mut one = self.connect(Sent::Hello(hello())).await.expect("the worker is accepted");
+        let mut one = self
+            .connect(Sent::Hello(hello()))
+            .await
+            .expect("the worker is accepted");
         let ready = proto::Ready {
             slots: 1,
             ..ready()
@@ -185,7 +194,10 @@ impl Engine {
             name: name.to_owned(),
             ..hello()
         };
-        let mut worker = self.connect(Sent::Hello(hello)).await.expect("the worker is accepted");
+        let mut worker = self
+            .connect(Sent::Hello(hello))
+            .await
+            .expect("the worker is accepted");
         for message in messages {
             worker.send(message).await;
         }
@@ -217,7 +229,10 @@ impl Worker {
 
     /// Ends the stream. The engine has read every message when this returns.
     async fn leave(self) {
-        let Self { sender, mut receiver } = self;
+        let Self {
+            sender,
+            mut receiver,
+        } = self;
         drop(sender);
         while let Ok(Some(_)) = receiver.message().await {}
     }
@@ -233,12 +248,16 @@ impl Worker {
         let Message::Question(call) = self.receive().await.expect("the stream continues") else {
             panic!("expected a tokenizer call");
         };
-        (call.question, call.about.expect("the call has a known type"))
+        (
+            call.question,
+            call.about.expect("the call has a known type"),
+        )
     }
 
     /// Accepts a sequence and emits the token of this index. The index is also the token's id.
     async fn emit(&self, sequence: u64, index: u32) {
-        self.send(Sent::Accepted(proto::Accepted { sequence })).await;
+        self.send(Sent::Accepted(proto::Accepted { sequence }))
+            .await;
         let entry = proto::SequenceStep {
             sequence,
             first_index: index,
@@ -275,25 +294,29 @@ async fn an_invalid_hello_is_rejected_with_its_reason() {
         (
             changed(|hello| hello.model = "nobody".to_owned()),
             Code::NotFound,
-            "there is no model 'nobody'; there are: llm_test",
+            "hello.model must be one of: llm_test (got 'nobody')",
         ),
         (
             changed(|hello| hello.child_token = "stolen".to_owned()),
             Code::PermissionDenied,
-            "there is no such child",
+            "hello.child_token is unknown",
         ),
         (
             changed(|hello| hello.name = "two\nlines".to_owned()),
             Code::InvalidArgument,
-            "hello.name must be",
+            "hello.name must have",
         ),
         (
             Sent::Heartbeat(proto::Heartbeat { step_ms: 0 }),
             Code::FailedPrecondition,
-            "hello comes first",
+            "hello must be the first message",
         ),
     ] {
-        let status = engine.connect(first).await.err().expect("the request is rejected");
+        let status = engine
+            .connect(first)
+            .await
+            .err()
+            .expect("the request is rejected");
         assert_eq!(status.code(), code, "{status:?}");
         assert!(status.message().contains(expected), "{status:?}");
     }
@@ -316,7 +339,7 @@ async fn a_protocol_violation_is_reported_with_its_rule() {
     for (message, rule) in [
         (Sent::Crashed(too_large), "too large"),
         (changed(|ready| ready.slots = 0), "ready.slots"),
-        (changed(|ready| ready.life = 0), "ready.life"),
+        (changed(|ready| ready.generation = 0), "ready.generation"),
         (
             changed(|ready| ready.model = None),
             "ready.model is missing",
@@ -333,10 +356,10 @@ async fn a_protocol_violation_is_reported_with_its_rule() {
             changed(|ready| of_model(ready).unsupported = vec!["colour".to_owned()]),
             "'colour'",
         ),
-        (Sent::Hello(hello()), "hello comes once"),
+        (Sent::Hello(hello()), "hello must be sent only once"),
         (
             Sent::Step(proto::Step::default()),
-            "ready comes before anything about sequences",
+            "crashed must be sent after ready",
         ),
     ] {
         let status = engine.status_after(rule, [message]).await;
@@ -352,7 +375,7 @@ async fn a_protocol_violation_is_reported_with_its_rule() {
     let twice = [Sent::Ready(ready()), crashed, Sent::Ready(ready())];
     let status = engine.status_after("same generation", twice).await;
     assert!(
-        status.message().contains("ready.life must be higher"),
+        status.message().contains("ready.generation must be higher"),
         "{status:?}"
     );
     let _first = engine.worker().await;
@@ -378,17 +401,14 @@ async fn only_the_violating_worker_gets_a_reconnect_penalty() {
     let status = engine.connect(hello_from("one")).await.err();
     let status = status.expect("the request is rejected");
     assert_eq!(status.code(), Code::Unavailable);
-    assert!(
-        status.message().contains("may dial in again in"),
-        "{status:?}"
-    );
+    assert!(status.message().contains("may reconnect in"), "{status:?}");
     assert!(engine.connect(hello_from("another")).await.is_ok());
 }
 
 #[tokio::test]
 async fn a_worker_that_ignores_a_sequence_is_lost() {
     let engine = engine(|setup| {
-        let timeouts = &mut setup.engine().workers.patience;
+        let timeouts = &mut setup.engine().workers.timeouts;
         timeouts.heartbeat_timeout = Duration::from_millis(200);
         timeouts.step_limit = Some(Duration::from_millis(100));
     })
@@ -412,7 +432,7 @@ async fn a_worker_that_ignores_a_sequence_is_lost() {
             _ = heartbeat.tick() => worker.send(Sent::Heartbeat(proto::Heartbeat::default())).await,
         }
     };
-    let reason = "neither accepted nor refused a sequence";
+    let reason = "neither accepted nor rejected a sequence";
     assert!(status.message().contains(reason), "{status:?}");
 }
 
@@ -463,20 +483,22 @@ async fn every_sequence_reaches_a_worker_with_thousands_of_slots() {
 #[tokio::test]
 async fn a_worker_without_heartbeats_is_lost_with_deadline_exceeded() {
     let engine = engine(|setup| {
-        setup.engine().workers.patience.heartbeat_timeout = Duration::from_millis(100);
+        setup.engine().workers.timeouts.heartbeat_timeout = Duration::from_millis(100);
     })
     .await;
     let mut worker = engine.worker().await;
-    let status = worker.receive().await.expect_err("the worker sends no heartbeat");
+    let status = worker
+        .receive()
+        .await
+        .expect_err("the worker sends no heartbeat");
     assert_eq!(status.code(), Code::DeadlineExceeded);
     engine.server.not_ready().await;
     let no_worker = expected_error(503, "no_worker", None);
     assert_eq!(http_error(&engine.server, get("/readyz")).await, no_worker);
     let (_, body) = get("/readyz").fetch(&engine.server).await;
     assert!(
-        body
-            .text
-            .contains("No worker of the model 'llm_test' has dialled in"),
+        body.text
+            .contains("No worker of the model 'llm_test' has connected"),
         "{}",
         body.text
     );
@@ -486,7 +508,7 @@ async fn a_worker_without_heartbeats_is_lost_with_deadline_exceeded() {
 async fn an_out_of_range_heartbeat_timeout_is_rejected_with_its_field() {
     let engine = engine(|_| ()).await;
     for out_of_range in [1, 99, 3_600_001] {
-        let refused = engine
+        let result = engine
             .connect_with_heartbeat_timeout(out_of_range)
             .await
             .err();
@@ -508,7 +530,7 @@ async fn an_out_of_range_heartbeat_timeout_is_rejected_with_its_field() {
 #[tokio::test]
 async fn the_declared_heartbeat_timeout_replaces_the_engines() {
     let engine = engine(|setup| {
-        setup.engine().workers.patience.heartbeat_timeout = Duration::from_millis(100);
+        setup.engine().workers.timeouts.heartbeat_timeout = Duration::from_millis(100);
         // A worker's stream is one long request. The limits on client requests must not apply to it.
         setup.parts.limits.body_timeout = Duration::from_millis(500);
         setup.parts.limits.write_timeout = Duration::from_millis(500);
@@ -529,7 +551,7 @@ async fn the_declared_heartbeat_timeout_replaces_the_engines() {
 #[tokio::test]
 async fn the_declared_heartbeat_timeout_raises_the_step_limit() {
     let engine = engine(|setup| {
-        setup.engine().workers.patience.step_limit = Some(Duration::from_secs(1));
+        setup.engine().workers.timeouts.step_limit = Some(Duration::from_secs(1));
     })
     .await;
     let mut worker = engine
@@ -594,14 +616,17 @@ async fn a_request_whose_workers_are_lost_before_they_accept_it_ends_with_worker
 #[tokio::test]
 async fn a_worker_over_the_step_limit_is_lost() {
     let engine = engine(|setup| {
-        setup.engine().workers.patience.step_limit = Some(Duration::from_secs(1));
+        setup.engine().workers.timeouts.step_limit = Some(Duration::from_secs(1));
     })
     .await;
     let mut worker = engine.worker().await;
     worker
         .send(Sent::Heartbeat(proto::Heartbeat { step_ms: 1_001 }))
         .await;
-    let status = worker.receive().await.expect_err("the step limit is exceeded");
+    let status = worker
+        .receive()
+        .await
+        .expect_err("the step limit is exceeded");
     assert!(status.message().contains("step limit"), "{status:?}");
     engine.server.not_ready().await;
 }
@@ -628,7 +653,7 @@ async fn worker_messages_become_the_clients_tokens() {
         .await;
     let submit = worker.next_submit().await;
     assert_eq!(
-        (submit.prompt, submit.max_tokens, submit.life),
+        (submit.prompt, submit.max_tokens, submit.generation),
         (vec![7, 8], 3, 1)
     );
     assert_eq!(submit.credit, 3);
@@ -673,7 +698,10 @@ async fn crashed_choices_resume_one_at_a_time_and_fail_on_the_second_crash() {
         worker.emit(submit.sequence, 0).await;
     }
     let crashes = |generation| {
-        let again = Sent::Ready(proto::Ready { life: generation, ..ready() });
+        let again = Sent::Ready(proto::Ready {
+            generation,
+            ..ready()
+        });
         [Sent::Crashed(proto::Crashed::default()), again]
     };
     for message in crashes(2) {
@@ -684,7 +712,7 @@ async fn crashed_choices_resume_one_at_a_time_and_fail_on_the_second_crash() {
     worker.emit(one.sequence, 1).await;
     let other = worker.next_submit().await;
     for again in [&one, &other] {
-        assert_eq!((&*again.delivered, again.life), (&[0][..], 2));
+        assert_eq!((&*again.delivered, again.generation), (&[0][..], 2));
     }
     let choice = |submit: &proto::Submit| submit.sampling.as_ref().map(|it| it.choice);
     let mut resumed = [choice(&one), choice(&other)];
@@ -762,7 +790,9 @@ async fn an_invalid_prompt_score_moves_the_request_to_another_worker() {
     let status = wrong.ended().await;
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert!(
-        status.message().contains("before all of its prompt's"),
+        status
+            .message()
+            .contains("before the last of its prompt tokens"),
         "{status:?}"
     );
     let submit = right.next_submit().await;
@@ -790,7 +820,7 @@ async fn a_mismatched_tokenizer_answer_loses_the_worker_and_another_is_asked() {
     wrong.answer(question, text).await;
     let status = wrong.ended().await;
     assert_eq!(status.code(), Code::FailedPrecondition);
-    assert!(status.message().contains("does not fit"), "{status:?}");
+    assert!(status.message().contains("does not match"), "{status:?}");
     let (question, _) = right.next_call().await;
     right.answer(question, ids()).await;
     for post in posts {
@@ -801,7 +831,7 @@ async fn a_mismatched_tokenizer_answer_loses_the_worker_and_another_is_asked() {
 #[tokio::test]
 async fn a_tokenizer_call_timeout_loses_the_worker_and_another_is_asked() {
     let engine = engine(|setup| {
-        setup.engine().workers.patience.tokenizer_call_timeout = Duration::from_millis(500);
+        setup.engine().workers.timeouts.tokenizer_call_timeout = Duration::from_millis(500);
     })
     .await;
     let [mut slow, mut right] = engine.two_workers().await;
@@ -813,7 +843,7 @@ async fn a_tokenizer_call_timeout_loses_the_worker_and_another_is_asked() {
     }
     let status = slow.ended().await;
     assert_eq!(status.code(), Code::DeadlineExceeded);
-    let reason = "answered none in time";
+    let reason = "did not answer its tokenizer calls";
     assert!(status.message().contains(reason), "{status:?}");
 }
 

@@ -111,7 +111,10 @@ async fn only_workers_with_a_trusted_certificate_are_accepted() {
         "--test-runner-frequency-ms",
         "0",
     ];
-    let _worker = tokenway().args(worker_arguments).args(worker.flags(&ours)).start();
+    let _worker = tokenway()
+        .args(worker_arguments)
+        .args(worker.flags(&ours))
+        .start();
     let (_server, [http, _]) = serving(&[&attached[..], &engine.flags(&ours)].concat()).await;
     let body = json!({"prompt": "a", "max_tokens": 3, "stream": true});
     let mut response = completion(&body)
@@ -122,7 +125,10 @@ async fn only_workers_with_a_trusted_certificate_are_accepted() {
 
     let ca = Certificate::from_pem(ours.issuer.pem());
     let without_identity = ClientTlsConfig::new().ca_certificate(ca);
-    for tls in [without_identity.clone(), without_identity.identity(stranger.identity())] {
+    for tls in [
+        without_identity.clone(),
+        without_identity.identity(stranger.identity()),
+    ] {
         let endpoint = Endpoint::from_shared(format!("https://{address}"));
         let endpoint = endpoint.expect("an address").tls_config(tls).expect("TLS");
         // In TLS 1.3 the client's handshake can complete before the engine rejects its certificate.
@@ -142,6 +148,8 @@ async fn only_workers_with_a_trusted_certificate_are_accepted() {
             let attached = client.attach(tokio_stream::iter([hello])).await;
             attached.map_err(|status| status.to_string())
         };
-        attached.await.expect_err("the engine rejects the certificate");
+        attached
+            .await
+            .expect_err("the engine rejects the certificate");
     }
 }

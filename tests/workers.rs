@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use support::grpc::grpc_error;
-use support::http::{End, completion, get, http_error, expected_error};
+use support::http::{End, completion, expected_error, get, http_error};
 use support::{Counts, Setup, full_speed, grpc};
 use tokenway::error::{Error, ErrorKind};
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
@@ -88,7 +88,8 @@ async fn an_unavailable_model_rejects_only_its_own_requests() {
         .with_model("other", full_speed())
         .start_loading()
         .await;
-    let request = |model: &str| completion(&json!({"prompt": "a", "model": model, "max_tokens": 1}));
+    let request =
+        |model: &str| completion(&json!({"prompt": "a", "model": model, "max_tokens": 1}));
     let health = || async { http_error(&server, get("/health")).await };
     server.loaded_fraction(0.5).await;
     assert_eq!(
@@ -120,8 +121,14 @@ async fn an_unavailable_model_rejects_only_its_own_requests() {
 async fn a_load_failure_names_the_model() {
     let (setup, permits) = waiting(full_speed());
     drop(permits);
-    let server = setup.with_model("other", full_speed()).start_loading().await;
-    let failure = server.ready().await.expect_err("the model cannot be loaded");
+    let server = setup
+        .with_model("other", full_speed())
+        .start_loading()
+        .await;
+    let failure = server
+        .ready()
+        .await
+        .expect_err("the model cannot be loaded");
     assert_eq!(
         failure.to_string(),
         "cannot load the model 'llm_test': there is no device any more"
@@ -250,7 +257,7 @@ async fn a_hung_device_is_not_ready_until_it_returns_and_keeps_its_streams() {
         permits: Arc::new(Mutex::new(receiver)),
     };
     let mut setup = Setup::runner("llm_test", Arc::new(loader), 4);
-    setup.engine().workers.patience.step_limit = Some(Duration::from_millis(50));
+    setup.engine().workers.timeouts.step_limit = Some(Duration::from_millis(50));
     let server = setup.start().await;
     let stream = server.stream(grpc::request("a", 3)).await;
     server.not_ready().await;

@@ -1,4 +1,4 @@
-//! A completion over the gRPC door.
+//! Completion over the gRPC API.
 
 use std::io::Write;
 
@@ -38,16 +38,20 @@ pub(super) async fn complete(
         ..v1::CompletionRequest::default()
     };
     let response = InferenceClient::new(channel).complete(request).await;
-    let response = response.map_err(|status| refused(&status))?;
+    let response = response.map_err(|status| server_error(&status))?;
     if !is_grpc(response.metadata()) {
         return Err(ClientError::WrongProtocol {
             address,
-            asked: "gRPC",
-            advice: "if it is the HTTP door, leave out --grpc",
+            expected: "gRPC",
+            advice: "for the HTTP API leave out --grpc",
         });
     }
     let mut events = response.into_inner();
-    while let Some(event) = events.message().await.map_err(|status| refused(&status))? {
+    while let Some(event) = events
+        .message()
+        .await
+        .map_err(|status| server_error(&status))?
+    {
         match event.event {
             Some(Event::Tokens(tokens)) => {
                 show(out, tokens.tokens.text())?;
@@ -57,17 +61,17 @@ pub(super) async fn complete(
         }
     }
     Err(ClientError::Truncated(
-        "the stream ended without its summary".to_owned(),
+        "the stream ended without a summary".to_owned(),
     ))
 }
 
-/// Whether an answer is gRPC at all: tonic looks no further than HTTP/2.
+/// Returns true if the response is gRPC. tonic accepts any HTTP/2 response.
 fn is_grpc(headers: &MetadataMap) -> bool {
     let content_type = headers.get(CONTENT_TYPE.as_str());
     content_type.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
-fn refused(status: &tonic::Status) -> ClientError {
+fn server_error(status: &tonic::Status) -> ClientError {
     let error = Error::from(status);
     ClientError::Server {
         code: error.kind.row().code.to_owned(),
@@ -75,11 +79,11 @@ fn refused(status: &tonic::Status) -> ClientError {
     }
 }
 
-/// The innermost reason, which says the most: that a connection was refused, for one.
+/// Returns the message of the innermost error, which is the most specific, such as "connection refused".
 fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut reason = error;
-    while let Some(source) = reason.source() {
-        reason = source;
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
     }
-    reason.to_string()
+    cause.to_string()
 }

@@ -1,4 +1,4 @@
-//! A completion over the HTTP door, as NDJSON.
+//! Completion over the HTTP API, with an NDJSON stream.
 
 use std::io::Write;
 use std::pin::pin;
@@ -26,8 +26,8 @@ pub(super) async fn complete(
 ) -> Result<(), ClientError> {
     let address = options.address(DEFAULT_ADDRESS);
     if let Some(path) = address.strip_prefix("unix:") {
-        let stream = connected(&address, UnixStream::connect(path)).await?;
-        return over(stream, "localhost", options, out).await;
+        let stream = connect(&address, UnixStream::connect(path)).await?;
+        return exchange(stream, "localhost", options, out).await;
     }
     let invalid = || ClientError::Address(address.clone());
     let host = address
@@ -39,11 +39,12 @@ pub(super) async fn complete(
     } else {
         format!("{host}:80")
     };
-    let stream = connected(&address, TcpStream::connect(with_port)).await?;
-    over(stream, host, options, out).await
+    let stream = connect(&address, TcpStream::connect(with_port)).await?;
+    exchange(stream, host, options, out).await
 }
 
-async fn connected<S>(
+/// Waits for a connection, up to the connect timeout.
+async fn connect<S>(
     address: &str,
     connecting: impl Future<Output = std::io::Result<S>>,
 ) -> Result<S, ClientError> {
@@ -53,12 +54,15 @@ async fn connected<S>(
     };
     match timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(connected) => connected.map_err(|error| failed(error.to_string())),
-        Err(_) => Err(failed("it takes too long".to_owned())),
+        Err(_) => Err(failed(format!(
+            "timed out after {} s",
+            CONNECT_TIMEOUT.as_secs()
+        ))),
     }
 }
 
-/// Sends the request on a connection of its own and shows the answer as it comes.
-async fn over<S>(
+/// Sends the request over a connection, and writes the response to `out` while it arrives.
+async fn exchange<S>(
     stream: S,
     host: &str,
     options: &ClientOptions,
@@ -77,18 +81,18 @@ where
         .header(ACCEPT, "application/x-ndjson")
         .body(Full::new(Bytes::from(body(options).to_string())))
         .map_err(|_| ClientError::Address(host.to_owned()))?;
-    // The connection moves while the exchange is waited for, and both end here.
+    // Only polling the connection drives it, so it is polled together with the response.
     let mut connection = pin!(connection.fuse());
-    let mut answer = pin!(sender.send_request(request));
-    let answer = tokio::select! {
+    let mut response = pin!(sender.send_request(request));
+    let response = tokio::select! {
         biased;
         ended = &mut connection => match ended {
-            Ok(()) => answer.await,
+            Ok(()) => response.await,
             Err(error) => Err(error),
         },
-        answer = &mut answer => answer,
+        response = &mut response => response,
     };
-    let response = answer.map_err(|error| {
+    let response = response.map_err(|error| {
         if error.is_incomplete_message() {
             broken(error)
         } else {
@@ -99,23 +103,23 @@ where
         if response.status().is_success() {
             show_lines(response.into_body(), out).await
         } else {
-            Err(refusal(response.into_body()).await)
+            Err(error_of(response.into_body()).await)
         }
     };
     let mut shown = pin!(shown);
     tokio::select! {
         result = &mut shown => result,
-        // What was received before that is shown, and then how it ended.
+        // The connection has ended. The data received before is written, then the result returned.
         _ = connection => shown.await,
     }
 }
 
-/// What is told where the answer is none of HTTP/1.1.
+/// Returns the error for a response that is not HTTP/1.1.
 fn wrong_protocol(options: &ClientOptions) -> ClientError {
     ClientError::WrongProtocol {
         address: options.address(DEFAULT_ADDRESS),
-        asked: "HTTP",
-        advice: "if it is the gRPC door, say --grpc",
+        expected: "HTTP",
+        advice: "for the gRPC API use --grpc",
     }
 }
 
@@ -151,10 +155,10 @@ async fn show_lines(mut body: Incoming, out: &mut dyn Write) -> Result<(), Clien
     }
 }
 
-/// Shows a line's text; true where it is the last one.
+/// Writes the text of a line. Returns true for the last line.
 fn show_line(line: &[u8], out: &mut dyn Write) -> Result<bool, ClientError> {
     let line: Value = serde_json::from_slice(line)
-        .map_err(|error| ClientError::Truncated(format!("a line is no JSON: {error}")))?;
+        .map_err(|error| ClientError::Truncated(format!("a line is not valid JSON: {error}")))?;
     if !line["error"].is_null() {
         return Err(server_error(&line));
     }
@@ -163,7 +167,8 @@ fn show_line(line: &[u8], out: &mut dyn Write) -> Result<bool, ClientError> {
     Ok(!choice["finish_reason"].is_null())
 }
 
-async fn refusal(body: Incoming) -> ClientError {
+/// Reads the error object of an unsuccessful response.
+async fn error_of(body: Incoming) -> ClientError {
     match body.collect().await {
         Ok(body) => server_error(&serde_json::from_slice(&body.to_bytes()).unwrap_or_default()),
         Err(error) => ClientError::Truncated(error.to_string()),
@@ -174,7 +179,7 @@ fn server_error(object: &Value) -> ClientError {
     let text = |name: &str| {
         object["error"][name]
             .as_str()
-            .unwrap_or("no reason")
+            .unwrap_or("unknown")
             .to_owned()
     };
     ClientError::Server {

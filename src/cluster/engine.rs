@@ -1,4 +1,4 @@
-//! One engine: how it is called, and how busy it is.
+//! One engine: the calls of its service, and its number of open streams.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,46 +18,49 @@ use crate::proto::v1;
 use crate::proto::v1::inference_client::InferenceClient;
 use crate::proto::v1::inference_server::Inference;
 
-/// A connection to an engine elsewhere.
+/// A connection to a remote engine.
 pub(super) type EngineChannel = BoxCloneSyncService<HttpRequest<Body>, HttpResponse<Body>, Status>;
 
-/// The events of a completion, from the service in this process.
+/// Events of a completion by the engine in this process.
 pub(super) type EventStream =
     Pin<Box<dyn Stream<Item = Result<v1::CompletionEvent, Status>> + Send>>;
 
+/// An engine that completes requests.
 pub(super) struct Engine {
     backend: Backend,
     in_flight: Arc<AtomicUsize>,
     health: Health,
 }
 
+/// Connection to the service of an engine.
 enum Backend {
-    /// It is in this process: its service is a value to be called. To encode and decode what it says was
-    /// half of what a token cost.
-    InProcess(Box<dyn InProcess>),
-    /// It is elsewhere. A stream is read on into a buffer of its own, so that one that nobody reads takes
-    /// nothing from the others of its connection.
+    /// An engine in this process, whose service is called directly. Encoding and decoding its messages was half of the
+    /// cost of a token.
+    InProcess(Box<dyn InferenceService>),
+    /// A remote engine. Each stream is read into a buffer of its own, so that an unread stream does not use up the
+    /// flow-control window that its connection shares with other streams.
     Remote(Connections),
 }
 
-/// An engine's connections, which take turns.
+/// Connections to one remote engine, used in turn.
 struct Connections {
     channels: Vec<EngineChannel>,
     next: AtomicUsize,
-    /// They read its streams.
+    /// Tasks that read the streams of the engine.
     tasks: TaskTracker,
 }
 
 impl Connections {
+    /// Returns a client on the next connection.
     fn client(&self) -> InferenceClient<EngineChannel> {
-        let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        InferenceClient::new(self.channels[turn % self.channels.len()].clone())
+        let index = self.next.fetch_add(1, Ordering::Relaxed) % self.channels.len();
+        InferenceClient::new(self.channels[index].clone())
     }
 }
 
-/// The service `Inference` as a gateway calls it.
+/// Object-safe form of [`Inference`], without the parts of gRPC that this process does not need.
 #[tonic::async_trait]
-trait InProcess: Send + Sync {
+trait InferenceService: Send + Sync {
     async fn complete(
         &self,
         request: Request<v1::CompletionRequest>,
@@ -77,7 +80,7 @@ trait InProcess: Send + Sync {
 }
 
 #[tonic::async_trait]
-impl<I: Inference> InProcess for I {
+impl<I: Inference> InferenceService for I {
     async fn complete(
         &self,
         request: Request<v1::CompletionRequest>,
@@ -114,12 +117,12 @@ impl<I: Inference> InProcess for I {
 }
 
 impl Engine {
-    /// The engine of this process.
+    /// Creates the engine in this process.
     pub(super) fn local(service: impl Inference) -> Self {
-        Self::new(Backend::InProcess(Box::new(service)), Health::always())
+        Self::new(Backend::InProcess(Box::new(service)), Health::always_up())
     }
 
-    /// An engine elsewhere. `tasks` read its streams.
+    /// Creates a remote engine. Its streams are read by tasks in `tasks`.
     pub(super) fn remote(channels: Vec<EngineChannel>, health: Health, tasks: TaskTracker) -> Self {
         let connections = Connections {
             channels,
@@ -137,22 +140,23 @@ impl Engine {
         }
     }
 
-    /// Whether it takes requests, as far as is known.
+    /// Returns true unless the engine is known to be down.
     pub(super) fn is_up(&self) -> bool {
         self.health.is_up()
     }
 
-    /// Waits until it has said that it takes requests.
-    pub(super) async fn up(&self) {
-        self.health.clone().up().await;
+    /// Waits until the engine reports that it accepts requests.
+    pub(super) async fn wait_until_up(&self) {
+        self.health.clone().wait_until_up().await;
     }
 
-    /// Its models, as far as is known; none of an engine of this process, which says itself.
+    /// Returns the models that a remote engine listed when it last came up. Empty for the engine in this process, which
+    /// checks model names itself.
     pub(super) fn models(&self) -> watch::Ref<'_, Vec<v1::Model>> {
         self.health.models()
     }
 
-    /// How many of its streams are open.
+    /// Returns the number of open streams.
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Relaxed)
     }
@@ -161,7 +165,7 @@ impl Engine {
         &self,
         request: Request<v1::CompletionRequest>,
     ) -> Result<EventSource, Status> {
-        let guard = self.guard();
+        let guard = self.in_flight_guard();
         match &self.backend {
             Backend::InProcess(service) => {
                 let stream = service.complete(request).await?;
@@ -229,7 +233,7 @@ impl Engine {
         }
     }
 
-    fn guard(&self) -> InFlightGuard {
+    fn in_flight_guard(&self) -> InFlightGuard {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         InFlightGuard {
             in_flight: Arc::clone(&self.in_flight),
@@ -237,7 +241,7 @@ impl Engine {
     }
 }
 
-/// Counts a stream towards its engine's load.
+/// Counts a stream in the load of its engine until it is dropped.
 pub(super) struct InFlightGuard {
     in_flight: Arc<AtomicUsize>,
 }

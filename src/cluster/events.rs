@@ -1,4 +1,5 @@
-//! One completion's events from an engine, checked: nothing is missing, and the end is the end.
+//! The event stream of one completion, with checks: no token is missing, repeated or out of order, and nothing
+//! follows the terminal event.
 
 use std::error::Error as _;
 use std::pin::Pin;
@@ -13,29 +14,29 @@ use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
 
-/// The events of one completion. It ends after the summary, or after one error.
+/// Events of one completion. The stream ends after the summary or after one error.
 pub struct CheckedEvents {
     source: EventSource,
-    /// For each choice, the index that its next token must have.
+    /// Expected index of the next token, for each choice.
     next_indices: Vec<u32>,
-    /// The index that the prompt's next token must have.
-    next_of_prompt: u32,
+    /// Expected index of the next prompt token.
+    next_prompt_index: u32,
     ended: bool,
 }
 
-/// An event that was read ahead of its reader, with its share of what may be.
-pub(super) struct ReadAhead {
+/// An event that was read before its reader asked for it, with the read-ahead permits of its tokens.
+pub(super) struct BufferedEvent {
     pub(super) event: Result<v1::CompletionEvent, Status>,
-    pub(super) _share: OwnedSemaphorePermit,
+    pub(super) _permit: OwnedSemaphorePermit,
 }
 
-/// Where events come from.
+/// Source of the events.
 pub(super) enum EventSource {
     InProcess(
         EventStream,
-        #[expect(dead_code, reason = "its drop counts")] InFlightGuard,
+        #[expect(dead_code, reason = "dropping it decrements the engine's load")] InFlightGuard,
     ),
-    ReadAhead(mpsc::Receiver<ReadAhead>),
+    ReadAhead(mpsc::Receiver<BufferedEvent>),
 }
 
 impl CheckedEvents {
@@ -43,13 +44,13 @@ impl CheckedEvents {
         Self {
             source,
             next_indices: vec![0; usize::try_from(choices).unwrap_or(0)],
-            next_of_prompt: 0,
+            next_prompt_index: 0,
             ended: false,
         }
     }
 
-    /// Whether the tokens are of a choice that was asked for, and follow on from those before them.
-    fn follows(&mut self, tokens: &v1::Tokens) -> bool {
+    /// Returns true if the tokens belong to a requested choice and continue it without a gap.
+    fn tokens_follow(&mut self, tokens: &v1::Tokens) -> bool {
         let choice = usize::try_from(tokens.choice).ok();
         let Some(next) = choice.and_then(|at| self.next_indices.get_mut(at)) else {
             return false;
@@ -59,30 +60,30 @@ impl CheckedEvents {
         follows
     }
 
-    /// Whether a part of the prompt follows on from those before it.
+    /// Returns true if this part continues the prompt without a gap.
     fn prompt_follows(&mut self, prompt: &v1::EchoedPrompt) -> bool {
         let Some(tokens) = &prompt.tokens else {
             return true;
         };
-        let follows = tokens.first_index == self.next_of_prompt;
-        self.next_of_prompt += u32::try_from(tokens.tokens.len()).unwrap_or(u32::MAX);
+        let follows = tokens.first_index == self.next_prompt_index;
+        self.next_prompt_index += u32::try_from(tokens.tokens.len()).unwrap_or(u32::MAX);
         follows
     }
 
     fn check(&mut self, event: v1::CompletionEvent) -> Result<Event, Error> {
         match event.event {
             Some(Event::Prompt(prompt)) if !self.prompt_follows(&prompt) => Err(upstream_error(
-                "The engine's prompt tokens are not those that come next.",
+                "The engine sent prompt tokens with an unexpected index.",
             )),
-            Some(Event::Tokens(tokens)) if !self.follows(&tokens) => Err(upstream_error(
-                "The engine's tokens are not those that come next.",
+            Some(Event::Tokens(tokens)) if !self.tokens_follow(&tokens) => Err(upstream_error(
+                "The engine sent tokens with an unexpected choice or index.",
             )),
             Some(event) => {
                 self.ended = matches!(event, Event::Summary(_));
                 Ok(event)
             }
             None => Err(upstream_error(
-                "The engine sent an event that this gateway does not know.",
+                "The engine sent an event of an unknown type.",
             )),
         }
     }
@@ -103,33 +104,33 @@ impl Stream for CheckedEvents {
         let event = match next {
             Some(Ok(event)) => this.check(event),
             Some(Err(status)) => Err(in_stream_error(&status)),
-            None => Err(upstream_error("The engine's stream was cut off.")),
+            None => Err(upstream_error(
+                "The engine's stream ended without a summary.",
+            )),
         };
         this.ended |= event.is_err();
         Poll::Ready(Some(event))
     }
 }
 
-/// What an engine's refusal means, or that of the connection to it: nobody there, no answer in time, or
-/// a break.
-pub(super) fn refusal(status: &Status) -> Error {
+/// Converts the status of a rejected call. A status without details does not come from a Tokenway engine: the engine is
+/// unreachable, did not answer in time, or its connection broke.
+pub(super) fn rejection(status: &Status) -> Error {
     let error = Error::from(status);
-    let is_foreign = status.details().is_empty();
+    let has_no_details = status.details().is_empty();
     match status.code() {
-        // tonic's channel gives up at the request's deadline with this.
-        Code::Cancelled if is_foreign => Error::new(
+        // tonic's channel returns CANCELLED when the request's deadline passes.
+        Code::Cancelled if has_no_details => Error::new(
             ErrorKind::DeadlineExceeded,
-            "The request's deadline passed, and the engine had not answered.",
+            "The engine did not answer before the request's deadline.",
         ),
-        Code::Unknown | Code::Internal | Code::DataLoss if is_foreign => {
-            upstream_error("The connection to the engine broke.")
-        }
-        // HTTP/2's own words for a connection that is closed over what it carried (ENHANCE_YOUR_CALM,
-        // INADEQUATE_SECURITY). The engine has said nothing.
+        Code::Unknown | Code::Internal | Code::DataLoss if has_no_details => broken_connection(),
+        // tonic maps the HTTP/2 errors ENHANCE_YOUR_CALM and INADEQUATE_SECURITY to these codes. Such a status has a
+        // source; a status that an engine sent has none.
         Code::ResourceExhausted | Code::PermissionDenied
-            if is_foreign && status.source().is_some() =>
+            if has_no_details && status.source().is_some() =>
         {
-            upstream_error("The connection to the engine broke.")
+            broken_connection()
         }
         Code::Ok
         | Code::Cancelled
@@ -151,14 +152,18 @@ pub(super) fn refusal(status: &Status) -> Error {
     }
 }
 
-/// What ends a stream in the middle. Whatever an engine did not say itself, such as a connection that
-/// broke, is the engine's failure; its gRPC code is no guide (a killed peer shows as `Unknown`).
+/// Converts the status that ended a running stream. A status without details, such as that of a broken connection, is
+/// an upstream error whatever its code: a killed peer shows as `Unknown`, for example.
 fn in_stream_error(status: &Status) -> Error {
     let error = Error::from(status);
     if status.details().is_empty() && error.kind != ErrorKind::DeadlineExceeded {
-        return upstream_error("The connection to the engine broke.");
+        return broken_connection();
     }
     error
+}
+
+fn broken_connection() -> Error {
+    upstream_error("The connection to the engine broke.")
 }
 
 fn upstream_error(message: &str) -> Error {
@@ -186,19 +191,19 @@ mod tests {
         }
     }
 
-    /// What a gateway makes of these events of an engine, whose stream then ends.
+    /// Runs the checks on an engine's stream of these events.
     async fn checked(
         engine: Vec<Result<v1::CompletionEvent, Status>>,
     ) -> Vec<Result<Event, ErrorKind>> {
         let (sender, receiver) = mpsc::channel(engine.len().max(1));
-        let shares = Arc::new(Semaphore::new(engine.len()));
+        let permits = Arc::new(Semaphore::new(engine.len()));
         for event in engine {
-            let share = Arc::clone(&shares).try_acquire_owned().unwrap();
-            let read = ReadAhead {
+            let permit = Arc::clone(&permits).try_acquire_owned().unwrap();
+            let buffered = BufferedEvent {
                 event,
-                _share: share,
+                _permit: permit,
             };
-            sender.try_send(read).ok().unwrap();
+            sender.try_send(buffered).ok().unwrap();
         }
         drop(sender);
         CheckedEvents::new(EventSource::ReadAhead(receiver), 2)
@@ -241,12 +246,12 @@ mod tests {
         let closed = h2::Error::from(h2::Reason::ENHANCE_YOUR_CALM);
         let status = Status::from_error(Box::new(closed));
         assert_eq!(status.code(), Code::ResourceExhausted);
-        assert_eq!(refusal(&status).kind, ErrorKind::UpstreamError);
-        // An engine of somebody else's may say that it is full without saying more.
+        assert_eq!(rejection(&status).kind, ErrorKind::UpstreamError);
+        // An engine that is not Tokenway's may report a full queue without error details.
         let full = Status::resource_exhausted("full");
-        assert_ne!(refusal(&full).kind, ErrorKind::UpstreamError);
+        assert_ne!(rejection(&full).kind, ErrorKind::UpstreamError);
         let full = Status::from(Error::new(ErrorKind::QueueFull, "The queue is full."));
-        assert_eq!(refusal(&full).kind, ErrorKind::QueueFull);
+        assert_eq!(rejection(&full).kind, ErrorKind::QueueFull);
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! Engines elsewhere: connections to them, whether they are up, and reading their streams.
+//! Remote engines: their connections, their health, and the tasks that read their streams.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,70 +15,71 @@ use tonic_health::pb::health_client::HealthClient;
 use tower::ServiceExt;
 
 use super::engine::{EngineChannel, InFlightGuard};
-use super::events::ReadAhead;
+use super::events::BufferedEvent;
 use crate::critical::CriticalTasks;
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
 use crate::proto::v1::inference_client::InferenceClient;
 
-/// How many connections go to each engine: one would have all streams wait for one socket.
+/// Number of connections to each engine. With a single one, all streams would wait for one socket.
 const CONNECTIONS_PER_ENGINE: usize = 2;
 
-/// How many events of a stream are read ahead of its reader, and how many tokens they hold together.
+/// Maximum number of events in the read-ahead buffer of a stream.
 const READ_AHEAD_EVENTS: usize = 64;
+/// Maximum number of tokens in the read-ahead buffer of a stream.
 const READ_AHEAD_TOKENS: u32 = 256;
 
-/// h2 counts unread small frames, such as tokens, against its connection and kills it when half the
-/// connection's window is spent. A large window makes that budget larger than what can lie unread;
-/// small ones for the streams keep that little.
+/// Flow-control window of a connection, in bytes. h2 charges small unread frames, such as tokens, to the connection,
+/// and closes the connection when they use up half of its window. This window is larger than the unread data of all
+/// streams can become.
 const CONNECTION_WINDOW: u32 = 1 << 30;
+/// Flow-control window of a stream, in bytes. It is small to limit the unread data.
 const STREAM_WINDOW: u32 = 64 * 1024;
 
-/// How many streams that were given up a connection remembers at once: for what an engine still sends on
-/// these, nobody has to be told.
+/// Number of reset streams that a connection remembers. h2 ignores frames that the engine still sends on such a stream.
 const REMEMBERED_RESET_STREAMS: usize = 10_000;
 
-/// How long the trailers of a stream may take that has said its last.
+/// Maximum wait for the trailers of a stream after its last event.
 const TRAILERS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A peer that has hung is noticed within a second.
+/// Ping interval, and also the maximum wait for the reply. A hung engine is detected within their sum, one second.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long an engine that comes up may take to list its models.
+/// Maximum wait for the model list of an engine that came up.
 const LIST_MODELS_TIMEOUT: Duration = Duration::from_secs(1);
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long to wait before an engine that is down is asked again.
+/// Delay before the next health check of an engine that is down.
 const RETRY_DELAY: Duration = Duration::from_millis(250);
 
-/// What is known of an engine, as it changes.
+/// Current health and models of one engine.
 #[derive(Clone)]
 pub(super) struct Health {
     state: watch::Receiver<State>,
-    /// Its models, as it listed them when it last came up.
+    /// Models that the engine listed when it last came up.
     models: watch::Receiver<Vec<v1::Model>>,
 }
 
-/// Whether an engine takes requests.
+/// Availability of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// It has not answered yet: it is worth asking.
+    /// The engine has not answered yet. It counts as up, so that requests try it.
     Unknown,
     Up,
     Down,
 }
 
 impl Health {
-    /// The health of the engine of this process, which says itself what it cannot do.
-    pub(super) fn always() -> Self {
+    /// Returns the health of the engine in this process. It always counts as up, because it rejects requests itself.
+    pub(super) fn always_up() -> Self {
         Self {
             state: watch::channel(State::Up).1,
             models: watch::channel(Vec::new()).1,
         }
     }
 
-    /// That of an engine that is down, and had these models when it was up.
+    /// Returns the health of an engine that is down and had these models when it was up.
     #[cfg(test)]
     pub(super) fn down(models: Vec<v1::Model>) -> Self {
         Self {
@@ -87,23 +88,24 @@ impl Health {
         }
     }
 
+    /// Returns true unless the engine is known to be down.
     pub(super) fn is_up(&self) -> bool {
         *self.state.borrow() != State::Down
     }
 
-    /// Waits until the engine has said that it takes requests.
-    pub(super) async fn up(mut self) {
-        // Nobody watches any more once the server ends: then there is nothing to wait for either.
+    /// Waits until the engine reports that it accepts requests.
+    pub(super) async fn wait_until_up(mut self) {
+        // An error means that the watch task has ended because the server is shutting down.
         let _ = self.state.wait_for(|state| *state == State::Up).await;
     }
 
-    /// Its models, as far as is known.
+    /// Returns the models that the engine listed when it last came up.
     pub(super) fn models(&self) -> watch::Ref<'_, Vec<v1::Model>> {
         self.models.borrow()
     }
 }
 
-/// Connects to an engine, now or as soon as it is there, and watches its health.
+/// Creates the connections to an engine, and starts a task that watches its health. The engine may be started later.
 pub(super) fn connect(
     address: &str,
     (tasks, critical): (&TaskTracker, &CriticalTasks),
@@ -117,44 +119,41 @@ pub(super) fn connect(
                 .map_err(|error| Status::from_error(error.into())),
         )
     };
-    let (state, state_seen) = watch::channel(State::Unknown);
-    let (models, models_seen) = watch::channel(Vec::new());
+    let (state_sender, state) = watch::channel(State::Unknown);
+    let (models_sender, models) = watch::channel(Vec::new());
     let engine = (address.to_owned(), endpoint.connect_lazy());
-    let (follow, stop) = (follow(engine, state, models), stop.clone());
+    let watching = watch_engine(engine, state_sender, models_sender);
+    let stop = stop.clone();
     critical.spawn(tasks, "engine watch", async move {
-        stop.run_until_cancelled_owned(follow).await;
+        stop.run_until_cancelled_owned(watching).await;
     });
     let channels = (0..CONNECTIONS_PER_ENGINE).map(|_| channel()).collect();
-    let health = Health {
-        state: state_seen,
-        models: models_seen,
-    };
-    Ok((channels, health))
+    Ok((channels, Health { state, models }))
 }
 
-/// How an engine is reached.
+/// Parses the address of an engine, and sets the options of its connections.
 pub(super) fn endpoint(address: &str) -> Result<Endpoint, String> {
-    let is_known = ["http://", "unix:/"]
+    let has_known_scheme = ["http://", "unix:/"]
         .iter()
-        .any(|form| address.starts_with(form));
-    // The service has a path of its own, and a path before it would be passed over.
+        .any(|scheme| address.starts_with(scheme));
+    // gRPC defines the path of a call, so tonic would ignore a path in the address.
     let has_path = address
         .strip_prefix("http://")
         .is_some_and(|rest| rest.trim_end_matches('/').contains('/'));
     let endpoint = Endpoint::from_shared(address.to_owned())
         .ok()
-        .filter(|_| is_known && !has_path);
+        .filter(|_| has_known_scheme && !has_path);
     let endpoint = endpoint.ok_or_else(|| {
-        format!("'{address}' is no engine's address; it must be http://host:port or unix:/path")
+        format!("'{address}' is not a valid engine address; use http://host:port or unix:/path")
     })?;
     Ok(endpoint
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        // What an engine still sends on a stream that was given up is an error of the connection's, once
-        // the stream is forgotten, and so many such errors end it: clients that go away would end the
-        // streams of all others. An engine is no stranger.
+        // An engine may still send on a stream that the gateway has reset. For a stream that h2 no longer remembers
+        // this is a local error, and too many of them close the connection. Clients that disconnect could then end
+        // the streams of all other clients, so the limit is off. Engines are trusted.
         .http2_max_concurrent_reset_streams(REMEMBERED_RESET_STREAMS)
         .http2_max_local_error_reset_streams(None)
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
@@ -162,25 +161,25 @@ pub(super) fn endpoint(address: &str) -> Result<Endpoint, String> {
         .keep_alive_while_idle(true))
 }
 
-/// Keeps `health` and `models` true to what the engine says of itself, for ever.
-async fn follow(
+/// Watches the health service of the engine and keeps `state` and `models` up to date. Never returns.
+async fn watch_engine(
     (address, channel): (String, Channel),
-    health: watch::Sender<State>,
+    state: watch::Sender<State>,
     models: watch::Sender<Vec<v1::Model>>,
 ) {
-    let mut client = HealthClient::new(channel.clone());
+    let mut health = HealthClient::new(channel.clone());
     let mut inference = InferenceClient::new(channel);
     loop {
-        if let Ok(response) = client.watch(HealthCheckRequest::default()).await {
-            let mut answers = response.into_inner();
-            while let Ok(Some(answer)) = answers.message().await {
-                let state = match answer.status() {
+        if let Ok(response) = health.watch(HealthCheckRequest::default()).await {
+            let mut reports = response.into_inner();
+            while let Ok(Some(report)) = reports.message().await {
+                let reported = match report.status() {
                     ServingStatus::Serving => State::Up,
                     ServingStatus::Unknown
                     | ServingStatus::NotServing
                     | ServingStatus::ServiceUnknown => State::Down,
                 };
-                if state == State::Up
+                if reported == State::Up
                     && let Ok(Ok(listed)) = timeout(
                         LIST_MODELS_TIMEOUT,
                         inference.list_models(v1::ListModelsRequest {}),
@@ -189,39 +188,39 @@ async fn follow(
                 {
                     models.send_replace(listed.into_inner().models);
                 }
-                tell(&health, state, &address);
+                set_state(&state, reported, &address);
             }
         }
-        tell(&health, State::Down, &address);
+        set_state(&state, State::Down, &address);
         sleep(RETRY_DELAY).await;
     }
 }
 
-/// Notes what an engine can do, and logs it where that has changed.
-fn tell(health: &watch::Sender<State>, state: State, engine: &str) {
-    if health.send_replace(state) == state {
+/// Sets the state of an engine, and logs a change.
+fn set_state(state: &watch::Sender<State>, new: State, engine: &str) {
+    if state.send_replace(new) == new {
         return;
     }
-    if state == State::Up {
+    if new == State::Up {
         tracing::info!(engine, "an engine is up");
     } else {
         tracing::warn!(engine, "an engine is down");
     }
 }
 
-/// Reads a stream on into a bounded buffer, and stops only while that is full. It ends at once when
-/// nobody reads the buffer any more, and with it the RPC.
+/// Starts a task that reads a stream into a bounded buffer, and pauses while the buffer is full. Dropping the receiver
+/// ends the task and cancels the RPC.
 pub(super) fn read_ahead(
     mut stream: Streaming<v1::CompletionEvent>,
     guard: InFlightGuard,
     tasks: &TaskTracker,
-) -> mpsc::Receiver<ReadAhead> {
+) -> mpsc::Receiver<BufferedEvent> {
     let (sender, receiver) = mpsc::channel(READ_AHEAD_EVENTS);
-    let shares = Arc::new(Semaphore::new(
+    let permits = Arc::new(Semaphore::new(
         usize::try_from(READ_AHEAD_TOKENS).unwrap_or(Semaphore::MAX_PERMITS),
     ));
     tasks.spawn(async move {
-        let _lease = guard;
+        let _guard = guard;
         loop {
             let event = tokio::select! {
                 event = stream.message() => event.transpose(),
@@ -229,19 +228,20 @@ pub(super) fn read_ahead(
             };
             let Some(event) = event else { return };
             let is_last = is_last(&event);
-            // When nobody reads any more, what was read ahead is dropped, and its shares come back.
-            let share = Arc::clone(&shares).acquire_many_owned(tokens_of(&event));
-            let share = share.await.expect("the semaphore is never closed");
-            let read = ReadAhead {
+            // This cannot hang without a reader: dropping the receiver drops the buffered events and frees their
+            // permits.
+            let permit = Arc::clone(&permits).acquire_many_owned(permits_of(&event));
+            let permit = permit.await.expect("the semaphore is never closed");
+            let buffered = BufferedEvent {
                 event,
-                _share: share,
+                _permit: permit,
             };
-            let is_read = sender.send(read).await.is_ok();
+            let has_reader = sender.send(buffered).await.is_ok();
             if is_last {
-                // The stream is over but for its trailers. Left without them it would be reset.
+                // Only the trailers are left. Dropping the stream before they arrive would reset it.
                 let _ = timeout(TRAILERS_TIMEOUT, stream.message()).await;
             }
-            if is_last || !is_read {
+            if is_last || !has_reader {
                 return;
             }
         }
@@ -249,14 +249,15 @@ pub(super) fn read_ahead(
     receiver
 }
 
-/// Whether nothing follows but the stream's end.
+/// Returns true for the last event of a stream: a summary or an error.
 fn is_last(event: &Result<v1::CompletionEvent, Status>) -> bool {
     let event = event.as_ref().map(|event| &event.event);
     matches!(event, Ok(Some(Event::Summary(_))) | Err(_))
 }
 
-/// An event's share of the tokens that may be read ahead: no event's is larger than all of it.
-fn tokens_of(event: &Result<v1::CompletionEvent, Status>) -> u32 {
+/// Returns the number of read-ahead permits that an event takes: its token count, clamped to 1..=READ_AHEAD_TOKENS so
+/// that acquiring them can always succeed.
+fn permits_of(event: &Result<v1::CompletionEvent, Status>) -> u32 {
     match event.as_ref().map(|event| &event.event) {
         Ok(Some(
             Event::Tokens(tokens)
@@ -282,16 +283,18 @@ mod tests {
 
     use super::*;
 
-    async fn becomes(health: &mut Health, expected: State) {
-        let known = health.state.wait_for(|state| *state == expected);
-        let known = timeout(Duration::from_secs(10), known).await;
-        known.expect("it is noticed").expect("it is watched");
+    async fn wait_for_state(health: &mut Health, expected: State) {
+        let changed = health.state.wait_for(|state| *state == expected);
+        let changed = timeout(Duration::from_secs(10), changed).await;
+        changed
+            .expect("the state changes in time")
+            .expect("the engine is watched");
     }
 
     #[tokio::test]
     async fn an_engine_is_up_while_it_reports_serving_and_is_reachable() {
         let (reporter, service) = health_reporter();
-        // On a runtime of its own, with which its connections end.
+        // The engine has a runtime of its own, so that shutting the runtime down closes its connections.
         let engine = Runtime::new().unwrap();
         let bound = engine.spawn(TcpListener::bind("127.0.0.1:0"));
         let listener = bound.await.unwrap().unwrap();
@@ -302,15 +305,15 @@ mod tests {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let critical = CriticalTasks::default();
         let (_, mut health) = connect(&address, (&tasks, &critical), &stop).unwrap();
-        assert!(health.is_up(), "until it is known it is worth asking");
+        assert!(health.is_up(), "an unknown state counts as up");
         let not_serving = tonic_health::ServingStatus::NotServing;
         reporter.set_service_status("", not_serving).await;
-        becomes(&mut health, State::Down).await;
+        wait_for_state(&mut health, State::Down).await;
         let serving = tonic_health::ServingStatus::Serving;
         reporter.set_service_status("", serving).await;
-        becomes(&mut health, State::Up).await;
+        wait_for_state(&mut health, State::Up).await;
         engine.shutdown_background();
-        becomes(&mut health, State::Down).await;
+        wait_for_state(&mut health, State::Down).await;
         stop.cancel();
     }
 }

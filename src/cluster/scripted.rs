@@ -1,4 +1,4 @@
-//! An engine that does what a test says.
+//! A test engine whose responses are defined by the test.
 
 use std::pin::Pin;
 
@@ -9,19 +9,19 @@ use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
 use crate::proto::v1::inference_server::Inference;
 
-/// A stream of events.
+/// Event stream that the test defines.
 pub(crate) type Script = Pin<Box<dyn Stream<Item = Result<v1::CompletionEvent, Status>> + Send>>;
 
-type Answer = dyn Fn(&v1::CompletionRequest) -> Result<Script, Status> + Send + Sync;
+type Respond = dyn Fn(&v1::CompletionRequest) -> Result<Script, Status> + Send + Sync;
 
-/// An engine that answers each request for a completion so, and nothing else.
+/// Creates an engine that responds to completion requests with `respond`, and supports no other call.
 pub(crate) fn engine(
-    answer: impl Fn(&v1::CompletionRequest) -> Result<Script, Status> + Send + Sync + 'static,
+    respond: impl Fn(&v1::CompletionRequest) -> Result<Script, Status> + Send + Sync + 'static,
 ) -> ScriptedEngine {
-    ScriptedEngine(Box::new(answer))
+    ScriptedEngine(Box::new(respond))
 }
 
-/// The event with which a completion begins.
+/// Returns the first event of a completion.
 pub(crate) fn started(model: &str) -> Result<v1::CompletionEvent, Status> {
     let started = v1::Started {
         model: model.to_owned(),
@@ -30,7 +30,7 @@ pub(crate) fn started(model: &str) -> Result<v1::CompletionEvent, Status> {
     Ok(event(Event::Started(started)))
 }
 
-/// The first choice's token of this index.
+/// Returns the event for the token of choice 0 at this index.
 pub(crate) fn token(index: u32, text: &str) -> Result<v1::CompletionEvent, Status> {
     let token = v1::Token {
         text: text.to_owned(),
@@ -43,7 +43,7 @@ pub(crate) fn token(index: u32, text: &str) -> Result<v1::CompletionEvent, Statu
     })))
 }
 
-/// The event with which a completion ends.
+/// Returns the last event of a completion.
 pub(crate) fn summary() -> Result<v1::CompletionEvent, Status> {
     Ok(event(Event::Summary(v1::Summary::default())))
 }
@@ -52,8 +52,8 @@ fn event(event: Event) -> v1::CompletionEvent {
     v1::CompletionEvent { event: Some(event) }
 }
 
-/// An engine that does what a test says.
-pub(crate) struct ScriptedEngine(Box<Answer>);
+/// Engine that responds to completion requests with a closure.
+pub(crate) struct ScriptedEngine(Box<Respond>);
 
 #[tonic::async_trait]
 impl Inference for ScriptedEngine {
@@ -70,27 +70,35 @@ impl Inference for ScriptedEngine {
         &self,
         _request: Request<v1::ListModelsRequest>,
     ) -> Result<Response<v1::ListModelsResponse>, Status> {
-        Err(Status::unimplemented("it only streams"))
+        Err(Status::unimplemented(
+            "the scripted engine only supports Complete",
+        ))
     }
 
     async fn get_model(
         &self,
         _request: Request<v1::GetModelRequest>,
     ) -> Result<Response<v1::GetModelResponse>, Status> {
-        Err(Status::unimplemented("it only streams"))
+        Err(Status::unimplemented(
+            "the scripted engine only supports Complete",
+        ))
     }
 
     async fn tokenize(
         &self,
         _request: Request<v1::TokenizeRequest>,
     ) -> Result<Response<v1::TokenizeResponse>, Status> {
-        Err(Status::unimplemented("it only streams"))
+        Err(Status::unimplemented(
+            "the scripted engine only supports Complete",
+        ))
     }
 
     async fn detokenize(
         &self,
         _request: Request<v1::DetokenizeRequest>,
     ) -> Result<Response<v1::DetokenizeResponse>, Status> {
-        Err(Status::unimplemented("it only streams"))
+        Err(Status::unimplemented(
+            "the scripted engine only supports Complete",
+        ))
     }
 }

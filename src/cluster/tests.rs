@@ -1,5 +1,5 @@
-//! Which engine takes a request, and how far its stream is read for nobody. The clock is paused: it
-//! moves on only when nothing else can.
+//! Tests of the choice of an engine, and of reading streams ahead. The clock is paused: it advances only when every
+//! task is idle.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -22,15 +22,15 @@ use scripted::{Script, ScriptedEngine, engine, started, token};
 
 const LONG: Duration = Duration::from_secs(3_600);
 
-/// Engines elsewhere that answer like this.
+/// Creates a cluster of remote engines that are up.
 fn cluster<const N: usize>(engines: [ScriptedEngine; N]) -> Cluster {
-    let up = |engine| elsewhere(engine, Health::always());
+    let up = |engine| remote_engine(engine, Health::always_up());
     Cluster {
         engines: engines.into_iter().map(up).collect(),
     }
 }
 
-fn elsewhere(engine: ScriptedEngine, health: Health) -> Engine {
+fn remote_engine(engine: ScriptedEngine, health: Health) -> Engine {
     let service = InferenceServer::new(engine);
     let service =
         ServiceExt::<HttpRequest<Body>>::map_err(service, |never: Infallible| match never {});
@@ -45,22 +45,23 @@ async fn complete(cluster: &Cluster) -> Result<CheckedEvents, Error> {
         .await
 }
 
-/// An engine that begins every completion and says nothing more.
+/// Creates an engine that starts every completion and then sends nothing.
 fn silent(name: &'static str) -> ScriptedEngine {
     engine(move |_| {
-        let begun = tokio_stream::once(started(name));
-        Ok(Box::pin(begun.chain(tokio_stream::pending())))
+        let started = tokio_stream::once(started(name));
+        Ok(Box::pin(started.chain(tokio_stream::pending())))
     })
 }
 
-fn refusing(kind: ErrorKind) -> ScriptedEngine {
-    engine(move |_| Err(Error::new(kind, "no").into()))
+fn rejecting(kind: ErrorKind) -> ScriptedEngine {
+    engine(move |_| Err(Error::new(kind, "rejected").into()))
 }
 
-async fn taken_by(events: &mut CheckedEvents) -> String {
+/// Returns the model name in the `started` event. In these tests it identifies the engine.
+async fn started_by(events: &mut CheckedEvents) -> String {
     match events.next().await {
         Some(Ok(Event::Started(started))) => started.model,
-        other => panic!("no start: {other:?}"),
+        other => panic!("expected a started event: {other:?}"),
     }
 }
 
@@ -75,44 +76,44 @@ fn delivery_context() -> DeliveryContext {
 async fn the_engine_with_the_fewest_streams_gets_the_next_request() {
     let cluster = cluster([silent("a"), silent("b")]);
     let mut first = complete(&cluster).await.unwrap();
-    assert_eq!(taken_by(&mut first).await, "a");
+    assert_eq!(started_by(&mut first).await, "a");
     let mut second = complete(&cluster).await.unwrap();
-    assert_eq!(taken_by(&mut second).await, "b");
+    assert_eq!(started_by(&mut second).await, "b");
 }
 
 #[tokio::test]
 async fn an_engine_that_cannot_accept_a_request_is_skipped() {
     use ErrorKind::{Draining, ModelNotFound, NoWorker, NotReady, QueueFull};
     for kind in [Draining, ModelNotFound, NoWorker, NotReady, QueueFull] {
-        let cluster = cluster([refusing(kind), silent("b")]);
+        let cluster = cluster([rejecting(kind), silent("b")]);
         let mut events = complete(&cluster).await.unwrap();
-        assert_eq!(taken_by(&mut events).await, "b");
+        assert_eq!(started_by(&mut events).await, "b");
     }
 }
 
 #[tokio::test]
 async fn an_invalid_request_is_sent_to_one_engine_only() {
-    let cluster = cluster([refusing(ErrorKind::InvalidValue), silent("b")]);
-    let refusal = complete(&cluster).await.err().map(|error| error.kind);
-    assert_eq!(refusal, Some(ErrorKind::InvalidValue));
+    let cluster = cluster([rejecting(ErrorKind::InvalidValue), silent("b")]);
+    let error = complete(&cluster).await.err().map(|error| error.kind);
+    assert_eq!(error, Some(ErrorKind::InvalidValue));
 }
 
 #[tokio::test]
 async fn model_not_found_is_returned_only_if_every_engine_returns_it() {
     let (full, unknown) = (ErrorKind::QueueFull, ErrorKind::ModelNotFound);
-    for (engines, told) in [
+    for (engines, expected) in [
         ([unknown, full], full),
         ([full, unknown], full),
         ([unknown, unknown], unknown),
     ] {
-        let cluster = cluster(engines.map(refusing));
-        let refusal = complete(&cluster).await.err().map(|error| error.kind);
-        assert_eq!(refusal, Some(told), "{engines:?}");
+        let cluster = cluster(engines.map(rejecting));
+        let error = complete(&cluster).await.err().map(|error| error.kind);
+        assert_eq!(error, Some(expected), "{engines:?}");
     }
 }
 
-/// An engine that sends what the test sends.
-fn fed(
+/// Creates an engine that forwards the events that the test sends.
+fn forwarding_engine(
     capacity: usize,
 ) -> (
     mpsc::Sender<Result<v1::CompletionEvent, Status>>,
@@ -121,8 +122,8 @@ fn fed(
     let (sender, receiver) = mpsc::channel(capacity);
     let receiver = std::sync::Mutex::new(Some(receiver));
     let engine = engine(move |_| {
-        let receiver = receiver.lock().expect("nothing panics").take();
-        let events = ReceiverStream::new(receiver.expect("one request"));
+        let receiver = receiver.lock().expect("the lock is not poisoned").take();
+        let events = ReceiverStream::new(receiver.expect("the test sends one request"));
         let script: Script = Box::pin(events);
         Ok(script)
     });
@@ -131,43 +132,46 @@ fn fed(
 
 #[tokio::test(start_paused = true)]
 async fn an_unread_stream_is_read_ahead_up_to_a_limit() {
-    let (sender, engine) = fed(1);
+    let (sender, engine) = forwarding_engine(1);
     let _unread = complete(&cluster([engine])).await.unwrap();
-    let mut taken = 0;
-    while taken < 1_000
-        && let Ok(sent) = timeout(LONG, sender.send(token(taken, "a"))).await
+    let mut sent_events = 0;
+    while sent_events < 1_000
+        && let Ok(sent) = timeout(LONG, sender.send(token(sent_events, "a"))).await
     {
         sent.expect("the stream is open");
-        taken += 1;
+        sent_events += 1;
     }
-    assert!((64..100).contains(&taken), "{taken} events");
+    assert!(
+        (64..100).contains(&sent_events),
+        "{sent_events} events were read"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn dropping_the_events_cancels_an_idle_stream() {
-    let (sender, engine) = fed(1);
+    let (sender, engine) = forwarding_engine(1);
     let events = complete(&cluster([engine])).await.unwrap();
     drop(events);
-    let noticed = timeout(LONG, sender.closed()).await;
-    assert!(noticed.is_ok(), "nobody has told the engine");
+    let closed = timeout(LONG, sender.closed()).await;
+    assert!(closed.is_ok(), "the stream is not cancelled");
 }
 
 #[tokio::test(start_paused = true)]
 async fn dropping_the_events_cancels_a_stream_with_a_full_buffer() {
-    let (sender, engine) = fed(1);
+    let (sender, engine) = forwarding_engine(1);
     let events = complete(&cluster([engine])).await.unwrap();
     let mut index = 0;
     while timeout(LONG, sender.send(token(index, "a"))).await.is_ok() {
         index += 1;
     }
     drop(events);
-    let noticed = timeout(LONG, sender.closed()).await;
-    assert!(noticed.is_ok(), "nobody has told the engine");
+    let closed = timeout(LONG, sender.closed()).await;
+    assert!(closed.is_ok(), "the stream is not cancelled");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_finished_stream_is_given_one_second_to_send_its_trailers() {
-    let (sender, engine) = fed(2);
+    let (sender, engine) = forwarding_engine(2);
     let mut events = complete(&cluster([engine])).await.unwrap();
     sender.send(started("m")).await.unwrap();
     sender.send(scripted::summary()).await.unwrap();
@@ -175,9 +179,9 @@ async fn a_finished_stream_is_given_one_second_to_send_its_trailers() {
     drop(events);
     let half_a_second = Duration::from_millis(500);
     let reset = timeout(half_a_second, sender.closed()).await;
-    assert!(reset.is_err(), "it was reset before its trailers");
-    let given_up = timeout(LONG, sender.closed()).await;
-    assert!(given_up.is_ok(), "it is waited for for ever");
+    assert!(reset.is_err(), "the stream was reset before its trailers");
+    let reset_later = timeout(LONG, sender.closed()).await;
+    assert!(reset_later.is_ok(), "the stream is never reset");
 }
 
 #[tokio::test]
@@ -187,12 +191,12 @@ async fn a_model_whose_only_engine_is_down_answers_no_worker() {
         aliases: vec!["also".to_owned()],
         ..v1::Model::default()
     };
-    let has_it = elsewhere(silent("m"), Health::down(vec![model]));
-    let has_not = elsewhere(refusing(ErrorKind::ModelNotFound), Health::always());
+    let with_model = remote_engine(silent("m"), Health::down(vec![model]));
+    let without_model = remote_engine(rejecting(ErrorKind::ModelNotFound), Health::always_up());
     let cluster = Cluster {
-        engines: [has_it, has_not].into(),
+        engines: [with_model, without_model].into(),
     };
-    let refused = async |model: &str| {
+    let error_kind = async |model: &str| {
         let request = v1::CompletionRequest {
             model: model.to_owned(),
             ..v1::CompletionRequest::default()
@@ -204,7 +208,7 @@ async fn a_model_whose_only_engine_is_down_answers_no_worker() {
         answer.err().map(|error| error.kind)
     };
     for name in ["m", "also"] {
-        assert_eq!(refused(name).await, Some(ErrorKind::NoWorker));
+        assert_eq!(error_kind(name).await, Some(ErrorKind::NoWorker));
     }
-    assert_eq!(refused("n").await, Some(ErrorKind::ModelNotFound));
+    assert_eq!(error_kind("n").await, Some(ErrorKind::ModelNotFound));
 }

@@ -1,8 +1,8 @@
-//! The models of an engine: one by the flags, or one for each `[[model]]` table of the settings file.
+//! Settings of an engine's models: one model from flags, or one per `[[model]]` table of the settings file.
 //!
-//! Beside tables, what is for one model alone is refused as a flag, as an environment variable and as
-//! a key above them: it is not clear for which. `queue_depth`, `slow_reader_timeout` and `isolation` hold there
-//! for every model that does not say otherwise.
+//! If the file has tables, settings of a single model are rejected outside them, because they would be
+//! ambiguous. `queue_depth`, `slow_reader_timeout` and `isolation` are allowed there and apply to every
+//! model that does not set them.
 
 use std::collections::BTreeMap;
 use std::iter::once;
@@ -18,20 +18,21 @@ use crate::runner::llm_test::LLM_TEST;
 use crate::scheduler::UnknownModel;
 use crate::server::{EngineParts, ModelParts, WorkerParts};
 
-/// Name of the model in the reference system's performance test.
+/// Model name that the reference system's performance test uses.
 const REFERENCE_ALIAS: &str = "test";
 
-/// What may be given beside `[[model]]` tables, for every model.
-const OF_EVERY_MODEL: [&str; 3] = ["queue_depth", "slow_reader_timeout", "isolation"];
+/// Model settings that are allowed outside `[[model]]` tables.
+const SHARED_KEYS: [&str; 3] = ["queue_depth", "slow_reader_timeout", "isolation"];
 
 #[derive(Args, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct EngineSettings {
-    /// The name that requests give the model [default: llm_test, or the model file's name]
+    /// Name by which requests select the model [default: llm_test, or the model file's name without its
+    /// extension]
     #[arg(long, env = "TOKENWAY_MODEL_NAME", value_name = "NAME")]
     model_name: Option<String>,
-    /// Other names of the model; several by commas or by repeating the flag. Each must differ from the others and
-    /// from --model-name [default: test for llm_test, else none]
+    /// Additional names of the model. Separate several with commas, or repeat the flag. Each must differ from
+    /// the others and from --model-name [default: test for llm_test, otherwise none]
     #[arg(
         long,
         env = "TOKENWAY_MODEL_ALIAS",
@@ -39,8 +40,8 @@ pub(super) struct EngineSettings {
         value_name = "NAME"
     )]
     model_alias: Option<Vec<String>>,
-    /// Serve a request that names an unknown model, or none: with the first model. Answers say the model's own
-    /// name [default: false]
+    /// Serve requests that name an unknown model or none with the first model. Responses carry the model's
+    /// own name [default: false]
     #[arg(long, env = "TOKENWAY_ANY_MODEL", num_args = 0..=1, require_equals = true,
         default_missing_value = "true")]
     any_model: Option<bool>,
@@ -63,7 +64,8 @@ struct ModelTable {
 }
 
 impl EngineSettings {
-    /// The models of the flags and the file; `matches` say how the flags were given.
+    /// Builds the engine's models from flags and file. `matches` tells which flags and environment variables
+    /// are set.
     pub(super) fn parts(
         self,
         file: &SettingsFile,
@@ -92,18 +94,18 @@ impl EngineSettings {
             if are_several && table.name.is_none() {
                 let key = origin.name("name");
                 return Err(file.error(format!(
-                    "{key} is missing: requests choose one of several models by it"
+                    "{key} is missing: each of several models needs a name"
                 )));
             }
-            let own = table.settings.or_of_every_model(&settings);
-            models.push(own.parts(table.name, table.aliases, &origin)?);
+            let model = table.settings.or_shared(&settings);
+            models.push(model.parts(table.name, table.aliases, &origin)?);
         }
         check_unique_names(&models, file)?;
         engine(models, workers, unknown_model)
     }
 }
 
-/// An engine whose workers can all reach it.
+/// Builds the engine, after a check that attached models have a worker socket.
 fn engine(
     mut models: Vec<ModelParts>,
     workers: WorkerParts,
@@ -112,11 +114,11 @@ fn engine(
     let attached = models.iter().find(|model| model.workers == 0);
     if let Some(model) = attached.filter(|_| workers.listen.is_none()) {
         return Err(ConfigError::Invalid(format!(
-            "the workers of the model '{}' dial in, but there is no --worker-listen unix:/path for them",
+            "--worker-listen is required: model '{}' has only remote workers, which connect to it",
             model.name
         )));
     }
-    add_reference_name(&mut models);
+    add_reference_alias(&mut models);
     Ok(EngineParts {
         models,
         unknown_model,
@@ -124,9 +126,9 @@ fn engine(
     })
 }
 
-/// Lets the first test runner answer to the name that the reference system's performance test asks for, unless a
-/// model has this name.
-fn add_reference_name(models: &mut [ModelParts]) {
+/// Adds the alias of the reference system's performance test to the first test runner, unless a model has
+/// this name.
+fn add_reference_alias(models: &mut [ModelParts]) {
     let is_reference = |name: &String| name == REFERENCE_ALIAS;
     let is_taken =
         |model: &ModelParts| is_reference(&model.name) || model.aliases.iter().any(is_reference);
@@ -140,32 +142,32 @@ fn add_reference_name(models: &mut [ModelParts]) {
 }
 
 fn reject_single_model_keys(file: &SettingsFile, matches: &ArgMatches) -> Result<(), ConfigError> {
-    let of_one = model_keys()
+    let keys = model_keys()
         .into_iter()
         .chain(["model_name", "model_alias"].map(str::to_owned));
-    for key in of_one.filter(|key| !OF_EVERY_MODEL.contains(&&**key)) {
+    for key in keys.filter(|key| !SHARED_KEYS.contains(&&**key)) {
         let in_file = || file.has(&key).then(|| key.clone());
-        if let Some(given) = variable::given(matches, &key).or_else(in_file) {
-            let own = match &*key {
+        if let Some(setting) = variable::source(matches, &key).or_else(in_file) {
+            let table_key = match &*key {
                 "model_name" => "name",
                 "model_alias" => "aliases",
                 key => key,
             };
             return Err(file.error(format!(
-                "{given} cannot be given beside [[model]] tables, each of which has its own '{own}'"
+                "{setting} cannot be set beside [[model]] tables; set '{table_key}' in each table"
             )));
         }
     }
     Ok(())
 }
 
-/// Refuses an alias that says nothing: it is a slip, as it is in a `[[model]]` table.
+/// Rejects redundant aliases, as in `[[model]]` tables, because they are probably a mistake.
 fn check_aliases(model: &ModelParts) -> Result<(), ConfigError> {
     for (at, alias) in model.aliases.iter().enumerate() {
         let problem = if *alias == model.name {
-            "is the model's own name; leave it out"
+            "is the model's own name; remove it"
         } else if model.aliases[..at].contains(alias) {
-            "is given twice; give it once"
+            "is set twice; set it once"
         } else {
             continue;
         };
@@ -175,17 +177,18 @@ fn check_aliases(model: &ModelParts) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// A name that two models have would be a request's guess.
+/// Checks that no two models share a name or an alias.
 fn check_unique_names(models: &[ModelParts], file: &SettingsFile) -> Result<(), ConfigError> {
-    let mut known: BTreeMap<&str, String> = BTreeMap::new();
+    let mut seen: BTreeMap<&str, String> = BTreeMap::new();
     for (number, model) in (1..).zip(models) {
         let origin = Origin::Table(file, number);
         let aliases = (1..).zip(&model.aliases);
         let aliases = aliases.map(|(at, alias)| (format!("aliases[{at}]"), alias));
         for (key, name) in once(("name".to_owned(), &model.name)).chain(aliases) {
-            let here = origin.name(&key);
-            if let Some(there) = known.insert(name, here.clone()) {
-                let problem = format!("{there} and {here} are both '{name}'; each must differ");
+            let setting = origin.name(&key);
+            if let Some(other) = seen.insert(name, setting.clone()) {
+                let problem =
+                    format!("{other} and {setting} are both '{name}'; each must be different");
                 return Err(file.error(problem));
             }
         }

@@ -1,7 +1,7 @@
-//! The optional settings file: TOML whose keys are the flags' names with `_` for `-`.
+//! The optional settings file: TOML whose keys are the flags' names with `_` instead of `-`.
 //!
-//! One file may serve `serve`, `engine` and `gateway`: each takes the keys that concern it. A key that
-//! no command knows is an error, and so is one that no model knows in a `[[model]]` table.
+//! `serve`, `engine` and `gateway` can share one file: each uses the keys that it knows. A key that no
+//! command knows is an error; in a `[[model]]` table, a key that is no model setting is an error.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -13,18 +13,18 @@ use toml::{Table, Value};
 use super::model::ModelSettings;
 use super::{ConfigError, EngineCommand, GatewayCommand, Serve};
 
-/// The key of the tables that have a model each.
+/// Key of the `[[model]]` tables.
 const MODEL: &str = "model";
 
 #[derive(Args)]
 pub(super) struct FileOption {
-    /// A TOML file with settings; its keys are the names of the flags with `_` for `-`, and a
-    /// `[[model]]` table for each model serves several
+    /// Path of a TOML file with settings. Its keys are the flags' names with `_` instead of `-`. To serve
+    /// several models, write one `[[model]]` table per model [default: none]
     #[arg(long, env = "TOKENWAY_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
-/// A settings file's keys; none where there is no file.
+/// The keys of the settings file. Empty if there is no file.
 #[derive(Default)]
 pub(super) struct SettingsFile {
     path: String,
@@ -33,7 +33,7 @@ pub(super) struct SettingsFile {
 }
 
 impl FileOption {
-    /// Reads the file, if there is one.
+    /// Reads the file if `--config` is set.
     pub(super) fn read(&self) -> Result<SettingsFile, ConfigError> {
         let mut file = SettingsFile::default();
         let Some(path) = &self.config else {
@@ -48,7 +48,7 @@ impl FileOption {
         if let Some(unknown) = file.keys.keys().find(|key| !known.contains(*key)) {
             let known = list(&known);
             return Err(file.error(format!(
-                "the key '{unknown}' is unknown; the keys are {known}"
+                "the key '{unknown}' is unknown; known keys are {known}"
             )));
         }
         if let Some(models) = file.keys.remove(MODEL) {
@@ -59,20 +59,20 @@ impl FileOption {
 }
 
 impl SettingsFile {
-    /// The settings of one kind.
+    /// Reads the settings of type `S` from the keys outside `[[model]]` tables.
     pub(super) fn settings<S: DeserializeOwned>(&self) -> Result<S, ConfigError> {
         self.settings_in(&self.keys, "")
     }
 
-    /// The settings of each `[[model]]` table.
+    /// Reads the settings of each `[[model]]` table.
     pub(super) fn models<S: DeserializeOwned>(&self) -> Result<Vec<S>, ConfigError> {
         let tables = (1..).zip(&self.models);
         tables
-            .map(|(number, table)| self.settings_in(table, &in_model(number)))
+            .map(|(number, table)| self.settings_in(table, &model_prefix(number)))
             .collect()
     }
 
-    /// Whether it has this key, above its tables.
+    /// Returns true if the key is set outside `[[model]]` tables.
     pub(super) fn has(&self, key: &str) -> bool {
         self.keys.contains_key(key)
     }
@@ -89,11 +89,11 @@ impl SettingsFile {
         keys: &Table,
         prefix: &str,
     ) -> Result<S, ConfigError> {
-        // One by one first: an error of the whole does not always say which key is at fault.
+        // Check each key alone first, because an error of the whole table may not name the key.
         for (key, value) in keys {
             let alone = Table::from_iter([(key.clone(), value.clone())]);
             if let Err(error) = alone.try_into::<S>() {
-                let problem = format!("{prefix}{key}: {}", in_words(error.message()));
+                let problem = format!("{prefix}{key}: {}", with_toml_types(error.message()));
                 return Err(self.error(problem));
             }
         }
@@ -101,9 +101,10 @@ impl SettingsFile {
         settings.map_err(|error: toml::de::Error| self.error(error.to_string()))
     }
 
-    /// The tables under `[[model]]`, whose keys are known.
+    /// The `[[model]]` tables, after a check of their keys.
     fn model_tables(&self, value: Value) -> Result<Vec<Table>, ConfigError> {
-        let no_tables = || self.error("model: each model is a table under [[model]]".to_owned());
+        let no_tables =
+            || self.error("model: write each model as a table under [[model]]".to_owned());
         let models: Vec<Table> = value.try_into().map_err(|_| no_tables())?;
         if models.is_empty() {
             return Err(no_tables());
@@ -112,10 +113,10 @@ impl SettingsFile {
         known.extend(model_keys());
         for (number, model) in (1..).zip(&models) {
             if let Some(unknown) = model.keys().find(|key| !known.contains(*key)) {
-                let (prefix, known) = (in_model(number), list(&known));
+                let (prefix, known) = (model_prefix(number), list(&known));
                 return Err(self.error(format!(
-                    "the key '{prefix}{unknown}' is unknown; the keys of a model are {known}; the \
-                     server's stand above the first [[model]]"
+                    "the key '{prefix}{unknown}' is unknown; known keys of a model are {known}; \
+                     server keys must be above the first [[model]]"
                 )));
             }
         }
@@ -123,8 +124,8 @@ impl SettingsFile {
     }
 }
 
-/// What stands before a key of a `[[model]]` table where it is named; tables are counted from 1.
-fn in_model(number: usize) -> String {
+/// The prefix of a `[[model]]` table's keys in errors. Tables are numbered from 1.
+fn model_prefix(number: usize) -> String {
     format!("{MODEL}[{number}].")
 }
 
@@ -133,26 +134,23 @@ fn list(keys: &BTreeSet<String>) -> String {
     keys.join(", ")
 }
 
-/// Says what was expected as TOML calls it, not as Rust does.
-fn in_words(message: &str) -> String {
-    let words = [
-        ("expected i64", "expected a whole number"),
-        (
-            "expected u32",
-            "expected a whole number from 0 to 4294967295",
-        ),
+/// Replaces names of Rust types in an error message with TOML's.
+fn with_toml_types(message: &str) -> String {
+    let names = [
+        ("expected i64", "expected an integer"),
+        ("expected u32", "expected an integer from 0 to 4294967295"),
         ("expected f64", "expected a number"),
         ("expected path string", "expected a string"),
         ("expected a sequence", "expected a list"),
     ];
     let mut message = message.to_owned();
-    for (rust, toml) in words {
+    for (rust, toml) in names {
         message = message.replace(rust, toml);
     }
     message
 }
 
-/// The keys of all commands: clap knows them as the fields' names.
+/// The keys of all commands. clap's argument ids are the field names, which are the keys.
 fn known_keys() -> BTreeSet<String> {
     let commands = [
         Serve::augment_args(Command::new("serve")),
@@ -165,7 +163,7 @@ fn known_keys() -> BTreeSet<String> {
         .collect()
 }
 
-/// The keys of a model that are flags, too.
+/// The keys of a `[[model]]` table that are also flags.
 pub(super) fn model_keys() -> Vec<String> {
     keys(&ModelSettings::augment_args(Command::new(MODEL)))
 }

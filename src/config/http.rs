@@ -14,20 +14,21 @@ use crate::server::HttpFrontend;
 #[derive(Args, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct HttpSettings {
-    /// Where the HTTP door listens: `host:port` (port 0 takes a free one) or `unix:/path`
+    /// Address on which the HTTP API listens: `host:port` (port 0 chooses a free port) or `unix:/path`
     /// [default: 127.0.0.1:8000]
     #[arg(long, env = "TOKENWAY_HTTP_LISTEN", value_name = "ADDRESS")]
     http_listen: Option<Address>,
-    /// The form of a completion's stream whose client accepts anything: `ndjson` or `sse`
-    /// [default: ndjson]
+    /// Format of streamed completions for clients whose `Accept` header allows any format: `ndjson` or
+    /// `sse`. Chat streams default to SSE [default: ndjson]
     #[arg(long, env = "TOKENWAY_STREAM_FORMAT", value_name = "FORMAT")]
     stream_format: Option<StreamFormat>,
-    /// Fields of a request that are unknown: `refuse` answers 400; `ignore` drops them and names them in the
-    /// response header x-ignored-fields [default: refuse]
+    /// Action for unknown fields in a request: `refuse` rejects the request with status 400; `ignore` drops
+    /// the fields and lists them in the response header x-ignored-fields [default: refuse]
     #[arg(long, env = "TOKENWAY_UNKNOWN_FIELDS", value_name = "ACTION")]
     unknown_fields: Option<UnknownFields>,
-    /// How long a streamed request waits in the queue before its headers are sent, in seconds, so that proxies do
-    /// not time out: a refusal after it is a record in the stream. 0 waits without end [default: 30]
+    /// Time in seconds after which a streamed request that still waits in the queue gets its response
+    /// headers, so that proxies do not time out. A later error is a record in the stream instead of a status
+    /// code. 0: headers are sent only once a worker has started the request [default: 30]
     #[arg(
         long,
         env = "TOKENWAY_HEADERS_AFTER",
@@ -35,9 +36,10 @@ pub(super) struct HttpSettings {
         allow_negative_numbers = true
     )]
     headers_after: Option<Seconds>,
-    /// Host names that the HTTP API answers to besides localhost, its subdomains and IP addresses: `name`,
-    /// `name:port`, `.name` with its subdomains, `*.name` for these alone; several by commas or by repeating the
-    /// flag. `*` is any name, and gives up the protection against DNS rebinding [default: none]
+    /// Host names that clients may use besides localhost, its subdomains and IP addresses: `name`,
+    /// `name:port`, `.name` (with its subdomains) or `*.name` (its subdomains only). Separate several with
+    /// commas, or repeat the flag. `*` allows every name and disables the protection against DNS rebinding
+    /// [default: none]
     #[arg(
         long,
         env = "TOKENWAY_ALLOWED_HOSTS",
@@ -45,8 +47,9 @@ pub(super) struct HttpSettings {
         value_name = "HOST"
     )]
     allowed_hosts: Option<Vec<AllowedHost>>,
-    /// Origins whose web pages may use the HTTP API from a browser, such as `http://localhost:3000`; several by
-    /// commas or by repeating the flag. `*` is every page [default: none but the server's own]
+    /// Origins whose web pages may use the HTTP API from a browser, such as `http://localhost:3000`. Separate
+    /// several with commas, or repeat the flag. `*` allows every origin [default: the server's own origin
+    /// only]
     #[arg(
         long,
         env = "TOKENWAY_CORS_ORIGINS",
@@ -68,7 +71,7 @@ impl HttpSettings {
         }
     }
 
-    pub(super) fn door(self) -> HttpFrontend {
+    pub(super) fn frontend(self) -> HttpFrontend {
         let listen = self.http_listen.unwrap_or_else(|| loopback(8_000));
         let default = HttpFrontend::at(listen);
         let headers_after = match self.headers_after {

@@ -1,4 +1,4 @@
-//! The settings of one model: on how many workers it runs, where these are, and what becomes of its requests.
+//! Settings of one model: its workers, its queue and its slow readers.
 
 use std::ffi::OsString;
 
@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
 use super::file::SettingsFile;
-use super::runner::{Loading, RunnerSettings};
+use super::runner::{LoaderSettings, RunnerSettings};
 use super::values::{Count, Seconds};
 use super::{ConfigError, seconds};
 use crate::request::MAX_MODEL_NAME_BYTES;
@@ -19,17 +19,18 @@ pub(super) struct ModelSettings {
     #[command(flatten)]
     #[serde(flatten)]
     runner: RunnerSettings,
-    /// How many workers the engine starts, each of which loads the model [default: 1, or none for attached]
+    /// Number of workers that the engine starts. Each loads the model [default: 1, or 0 for --runner attached]
     #[arg(long, env = "TOKENWAY_WORKERS", value_name = "N")]
     workers: Option<Count<u16>>,
-    /// Where these workers run: each on a thread of the engine, or each in a process of its own, which may die
-    /// without the engine [default: thread]
+    /// Place of these workers: a thread of the engine, or a child process for each worker, whose crash does
+    /// not affect the engine [default: thread]
     #[arg(long, env = "TOKENWAY_ISOLATION", value_name = "PLACE")]
     isolation: Option<IsolationKind>,
-    /// How many requests may wait for a slot; the next is refused [default: 1024]
+    /// Maximum number of requests that wait for a slot. Further requests are rejected with the error
+    /// `queue_full`. 0: no request waits [default: 1024]
     #[arg(long, env = "TOKENWAY_QUEUE_DEPTH", value_name = "N")]
     queue_depth: Option<u32>,
-    /// How long a reader may make no progress before its stream is given up, in seconds [default: 10]
+    /// Time in seconds after which a stream ends with an error if its client reads nothing [default: 10]
     #[arg(
         long,
         env = "TOKENWAY_SLOW_READER_TIMEOUT",
@@ -39,13 +40,13 @@ pub(super) struct ModelSettings {
     slow_reader_timeout: Option<Seconds>,
 }
 
-/// Where an engine's own workers run.
+/// Place of an engine's local workers, the value of `--isolation`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(try_from = "String")]
 pub(super) enum IsolationKind {
-    /// Each on a thread of the engine.
+    /// Each worker is a thread of the engine.
     Thread,
-    /// Each in a process of its own.
+    /// Each worker is a child process of the engine.
     Process,
 }
 
@@ -53,20 +54,20 @@ impl TryFrom<String> for IsolationKind {
     type Error = &'static str;
 
     fn try_from(name: String) -> Result<Self, Self::Error> {
-        Self::from_str(&name, false).map_err(|_| "it must be thread or process")
+        Self::from_str(&name, false).map_err(|_| "must be thread or process")
     }
 }
 
-/// Where a model's settings stand, by which errors name them.
+/// Source of a model's settings. Errors name settings in the source's notation.
 pub(super) enum Origin<'a> {
-    /// Among the flags, or what stands for them.
+    /// Flags, environment variables, or keys outside `[[model]]` tables.
     Flags,
-    /// In this table of the settings file, counted from 1.
+    /// The `[[model]]` table with this number, from 1.
     Table(&'a SettingsFile, usize),
 }
 
 impl Origin<'_> {
-    /// A setting as its operator wrote it.
+    /// The name of a setting in this source, such as `--queue-depth` or `model[1].queue_depth`.
     pub(super) fn name(&self, key: &str) -> String {
         match self {
             Self::Flags if key == "aliases" => "--model-alias".to_owned(),
@@ -85,31 +86,35 @@ impl Origin<'_> {
         }
     }
 
-    /// Refuses a name that no request could give.
+    /// Rejects a model name that no request could use.
     pub(super) fn check_name(&self, key: &str, name: &str) -> Result<(), ConfigError> {
         let key = self.name(key);
         if name.is_empty() {
-            let problem = format!("{key} must not be empty: requests name the model by it");
+            let problem =
+                format!("{key} must not be empty: requests select the model by this name");
             return Err(self.error(problem));
         }
         if name.len() > MAX_MODEL_NAME_BYTES {
-            let problem = format!("{key} must be at most {MAX_MODEL_NAME_BYTES} bytes");
+            let length = name.len();
+            let problem =
+                format!("{key} must be at most {MAX_MODEL_NAME_BYTES} bytes long (got {length})");
             return Err(self.error(problem));
         }
         Ok(())
     }
 
-    /// Refuses settings that the chosen runner would not read: whoever gave them meant another.
+    /// Rejects settings that the chosen runner does not use, because they are probably a mistake.
+    /// `purpose` says what the settings are for.
     pub(super) fn reject_unused(
         &self,
         settings: &[(&str, bool)],
-        reader: &str,
+        purpose: &str,
         runner: &str,
     ) -> Result<(), ConfigError> {
         match settings.iter().find(|(_, is_set)| *is_set) {
             None => Ok(()),
             Some((key, _)) => Err(self.error(format!(
-                "{} is for the runner {reader}, but the runner is {runner}",
+                "{} is {purpose} (the runner is {runner})",
                 self.name(key)
             ))),
         }
@@ -127,17 +132,17 @@ impl ModelSettings {
         }
     }
 
-    /// What a model takes from `every`, which holds for all models, where it does not say itself.
-    pub(super) fn or_of_every_model(self, every: &Self) -> Self {
+    /// Fills unset settings from `shared`, the settings that apply to all models.
+    pub(super) fn or_shared(self, shared: &Self) -> Self {
         Self {
-            queue_depth: self.queue_depth.or(every.queue_depth),
-            slow_reader_timeout: self.slow_reader_timeout.or(every.slow_reader_timeout),
-            isolation: self.isolation.or(every.isolation),
+            queue_depth: self.queue_depth.or(shared.queue_depth),
+            slow_reader_timeout: self.slow_reader_timeout.or(shared.slow_reader_timeout),
+            isolation: self.isolation.or(shared.isolation),
             ..self
         }
     }
 
-    /// The model under this name, or under its runner's own.
+    /// Builds the model with this name, or with the runner's default name.
     pub(super) fn parts(
         self,
         name: Option<String>,
@@ -146,17 +151,17 @@ impl ModelSettings {
     ) -> Result<ModelParts, ConfigError> {
         let is_attached = self.runner.is_attached();
         if is_attached {
-            self.reject_local_worker_settings(name.is_some(), origin)?;
+            self.check_attached(name.is_some(), origin)?;
         }
         let (workers, isolation) = (self.workers, self.isolation);
         let (queue_depth, slow_reader) = (self.queue_depth, self.slow_reader_timeout);
         let arguments = self.runner.worker_arguments();
-        let Loading {
-            own_name,
+        let LoaderSettings {
+            default_name,
             loader,
             slots,
-        } = self.runner.loading(origin)?;
-        let name = name.unwrap_or(own_name);
+        } = self.runner.loader(origin)?;
+        let name = name.unwrap_or(default_name);
         origin.check_name("model_name", &name)?;
         for alias in &aliases {
             origin.check_name("aliases", alias)?;
@@ -179,37 +184,35 @@ impl ModelSettings {
         })
     }
 
-    /// A model whose workers all dial in has none of the engine's own, and a name by which they dial.
-    fn reject_local_worker_settings(
-        &self,
-        has_name: bool,
-        origin: &Origin<'_>,
-    ) -> Result<(), ConfigError> {
+    /// Checks an attached model: it has no local workers, and it needs a name that its workers give when
+    /// they connect.
+    fn check_attached(&self, has_name: bool, origin: &Origin<'_>) -> Result<(), ConfigError> {
         let is_process = self.isolation == Some(IsolationKind::Process);
-        let of_own_workers = [
+        let local_worker_settings = [
             ("workers", self.workers.is_some()),
             ("isolation", is_process),
         ];
-        origin.reject_unused(&of_own_workers, "of an engine's own workers", "attached")?;
+        origin.reject_unused(&local_worker_settings, "for local workers only", "attached")?;
         if has_name {
             return Ok(());
         }
         let key = origin.name("model_name");
-        let problem = format!("the runner attached needs {key}: workers dial in for it by this");
-        Err(origin.error(problem))
+        Err(origin.error(format!(
+            "{key} is required for the runner attached: its workers give this name when they connect"
+        )))
     }
 }
 
-/// This program as a worker of the model of this name.
+/// The command that runs this executable as a worker of the named model.
 fn worker_program(name: &str, arguments: Vec<OsString>) -> Result<Program, ConfigError> {
     let path = std::env::current_exe().map_err(|error| {
         ConfigError::Invalid(format!(
-            "--isolation process: where this program is cannot be told: {error}"
+            "--isolation process: could not find the path of this executable: {error}"
         ))
     })?;
-    let own = ["worker", "--model", name].map(OsString::from);
+    let command = ["worker", "--model", name].map(OsString::from);
     Ok(Program {
         path,
-        arguments: own.into_iter().chain(arguments).collect(),
+        arguments: command.into_iter().chain(arguments).collect(),
     })
 }

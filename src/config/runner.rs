@@ -1,5 +1,5 @@
-//! The settings of what runs a model: which runner, on which file, with how many slots, and how the test runner
-//! behaves. An engine has them for each model, and a worker for its own.
+//! Settings of a runner: its kind, model file, slots, and the test runner's behaviour. An engine has them
+//! for each model; a worker has them for its own model.
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -15,17 +15,17 @@ use super::values::{Count, Milliseconds};
 use crate::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use crate::runner::{LoadError, LoadedModel, Loader};
 
-/// Which runner serves the model.
+/// Kind of runner, the value of `--runner`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(try_from = "String")]
 pub(super) enum RunnerKind {
-    /// The reference's test runner: `token_0`, `token_1`, … at an exact cadence.
+    /// Test runner of the reference system: emits `token_0`, `token_1`, … at a fixed interval.
     #[value(name = "llm_test")]
     LlmTest,
-    /// A GGUF model on llama.cpp.
+    /// GGUF model on llama.cpp.
     #[value(name = "llama")]
     Llama,
-    /// Whatever the workers run that dial in for the model.
+    /// No local runner: remote workers connect and serve the model.
     #[value(name = "attached")]
     Attached,
 }
@@ -34,27 +34,27 @@ impl TryFrom<String> for RunnerKind {
     type Error = &'static str;
 
     fn try_from(name: String) -> Result<Self, Self::Error> {
-        Self::from_str(&name, false).map_err(|_| "it must be llm_test, llama or attached")
+        Self::from_str(&name, false).map_err(|_| "must be llm_test, llama or attached")
     }
 }
 
 #[derive(Args, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct RunnerSettings {
-    /// What runs the model [default: llama where --model-path is given, else llm_test]
+    /// Runner of the model [default: llama if --model-path is set, otherwise llm_test]
     #[arg(long, env = "MODEL_RUNNER", value_name = "RUNNER")]
     runner: Option<RunnerKind>,
-    /// The GGUF file of the model (llama)
+    /// Path of the model's GGUF file (llama only)
     #[arg(long, env = "TOKENWAY_MODEL_PATH", value_name = "FILE")]
     model_path: Option<PathBuf>,
-    /// The most tokens of one sequence, prompt and completion together (llama) [default: what the
-    /// model was trained on, at most 2048]
+    /// Maximum number of tokens in one sequence, prompt plus completion (llama only) [default: the length
+    /// that the model was trained on, but at most 2048]
     #[arg(long, env = "TOKENWAY_CONTEXT_LENGTH", value_name = "TOKENS")]
     context_length: Option<Count<u32>>,
-    /// How many threads the model computes on (llama) [default: one less than there are cores]
+    /// Number of threads for computing the model (llama only) [default: the number of cores minus one]
     #[arg(long, env = "TOKENWAY_THREADS", value_name = "N")]
     threads: Option<Count<u16>>,
-    /// How many sequences each worker runs at once [default: 1024 for llm_test, 8 for llama]
+    /// Number of sequences that each worker runs at the same time [default: 1024 for llm_test, 8 for llama]
     #[arg(long, env = "TOKENWAY_SLOTS", value_name = "N")]
     slots: Option<Count<u16>>,
     #[command(flatten)]
@@ -62,12 +62,12 @@ pub(super) struct RunnerSettings {
     test_runner: TestRunnerSettings,
 }
 
-/// How the test runner behaves. What makes it misbehave is for tests of clients.
+/// Behaviour of the test runner. The faults are for tests of clients.
 #[derive(Args, Clone, Copy, Default, PartialEq, Deserialize)]
 #[serde(default)]
 struct TestRunnerSettings {
-    /// The time between two tokens of a sequence, in milliseconds; 0 is as fast as they are read
-    /// (llm_test) [default: 20]
+    /// Time in milliseconds between two tokens of a sequence. 0: as fast as the client reads (llm_test only)
+    /// [default: 20]
     #[arg(
         long,
         env = "TEST_RUNNER_FREQUENCY_MS",
@@ -75,7 +75,7 @@ struct TestRunnerSettings {
         allow_negative_numbers = true
     )]
     test_runner_frequency_ms: Option<Milliseconds>,
-    /// What the first token waits for besides, in milliseconds (llm_test) [default: 0]
+    /// Extra delay of the first token, in milliseconds (llm_test only) [default: 0]
     #[arg(
         long,
         env = "TEST_RUNNER_FIRST_TOKEN_DELAY_MS",
@@ -83,23 +83,25 @@ struct TestRunnerSettings {
         allow_negative_numbers = true
     )]
     test_runner_first_token_delay_ms: Option<Milliseconds>,
-    /// The index of the token before which every sequence falls silent (llm_test) [default: none]
+    /// Stop every sequence, without ending it, before the token with this index, from 0 (llm_test only)
+    /// [default: never]
     #[arg(long, env = "TEST_RUNNER_SILENT_AT", value_name = "INDEX")]
     test_runner_silent_at: Option<u32>,
-    /// The index of the token in whose place every sequence fails (llm_test) [default: none]
+    /// Fail every sequence in place of the token with this index, from 0 (llm_test only) [default: never]
     #[arg(long, env = "TEST_RUNNER_FAIL_AT", value_name = "INDEX")]
     test_runner_fail_at: Option<u32>,
-    /// The index of the token in whose place the worker panics (llm_test) [default: none]
+    /// Panic in place of the token with this index, from 0, so that the worker loses all its sequences
+    /// (llm_test only) [default: never]
     #[arg(long, env = "TEST_RUNNER_PANIC_AT", value_name = "INDEX")]
     test_runner_panic_at: Option<u32>,
 }
 
-/// What loads a model.
-pub(super) struct Loading {
-    /// The name that the model has where nobody gives it one.
-    pub(super) own_name: String,
+/// A model's loader, and the defaults that depend on the runner.
+pub(super) struct LoaderSettings {
+    /// Name of the model if the settings give none.
+    pub(super) default_name: String,
     pub(super) loader: Arc<dyn Loader>,
-    /// How many sequences each worker runs at once.
+    /// Number of sequences that each worker runs at the same time.
     pub(super) slots: usize,
 }
 
@@ -115,7 +117,7 @@ impl RunnerSettings {
         }
     }
 
-    /// Whether the workers all dial in, and the engine starts none.
+    /// Returns true if all workers are remote and the engine starts none.
     pub(super) fn is_attached(&self) -> bool {
         self.runner == Some(RunnerKind::Attached)
     }
@@ -129,22 +131,22 @@ impl RunnerSettings {
         self.runner.unwrap_or(by_path)
     }
 
-    /// What loads the model.
-    pub(super) fn loading(self, origin: &Origin<'_>) -> Result<Loading, ConfigError> {
+    /// Builds the model's loader.
+    pub(super) fn loader(self, origin: &Origin<'_>) -> Result<LoaderSettings, ConfigError> {
         let slots = self.slots;
-        let (own_name, loader, default_slots) = match self.kind() {
-            RunnerKind::LlmTest => self.test_model(origin)?,
-            RunnerKind::Llama => self.real_model(origin)?,
-            RunnerKind::Attached => self.attached_model(origin)?,
+        let (default_name, loader, default_slots) = match self.kind() {
+            RunnerKind::LlmTest => self.test_loader(origin)?,
+            RunnerKind::Llama => self.llama_loader(origin)?,
+            RunnerKind::Attached => self.attached_loader(origin)?,
         };
-        Ok(Loading {
-            own_name,
+        Ok(LoaderSettings {
+            default_name,
             loader,
             slots: slots.map_or(default_slots, count),
         })
     }
 
-    /// What tells a worker in a process of its own to run the model in the same way.
+    /// The flags that give a worker process the same settings.
     pub(super) fn worker_arguments(&self) -> Vec<OsString> {
         let runner = match self.kind() {
             RunnerKind::LlmTest => "llm_test",
@@ -162,12 +164,12 @@ impl RunnerSettings {
         arguments.0
     }
 
-    /// A model whose workers all dial in, and say themselves what they run.
-    fn attached_model(
+    /// The loader of a model whose workers are all remote and bring their own runner.
+    fn attached_loader(
         self,
         origin: &Origin<'_>,
     ) -> Result<(String, Arc<dyn Loader>, usize), ConfigError> {
-        let of_own_workers = [
+        let worker_settings = [
             ("model_path", self.model_path.is_some()),
             ("context_length", self.context_length.is_some()),
             ("threads", self.threads.is_some()),
@@ -177,11 +179,15 @@ impl RunnerSettings {
                 self.test_runner != TestRunnerSettings::default(),
             ),
         ];
-        origin.reject_unused(&of_own_workers, "of a worker", "attached")?;
-        Ok((String::new(), Arc::new(Attached), 1))
+        origin.reject_unused(
+            &worker_settings,
+            "a setting of `tokenway worker`",
+            "attached",
+        )?;
+        Ok((String::new(), Arc::new(AttachedLoader), 1))
     }
 
-    fn test_model(
+    fn test_loader(
         self,
         origin: &Origin<'_>,
     ) -> Result<(String, Arc<dyn Loader>, usize), ConfigError> {
@@ -190,13 +196,13 @@ impl RunnerSettings {
             ("context_length", self.context_length.is_some()),
             ("threads", self.threads.is_some()),
         ];
-        origin.reject_unused(&only_llama, "llama", "llm_test")?;
+        origin.reject_unused(&only_llama, "for the runner llama only", "llm_test")?;
         let loader = TestRunnerLoader::new(self.test_runner.options());
         Ok((loader.name().to_owned(), Arc::new(loader), 1_024))
     }
 
     #[cfg(feature = "llama-cpp")]
-    fn real_model(
+    fn llama_loader(
         self,
         origin: &Origin<'_>,
     ) -> Result<(String, Arc<dyn Loader>, usize), ConfigError> {
@@ -206,21 +212,21 @@ impl RunnerSettings {
             "test_runner_…",
             self.test_runner != TestRunnerSettings::default(),
         )];
-        origin.reject_unused(&only_test, "llm_test", "llama")?;
+        origin.reject_unused(&only_test, "for the runner llm_test only", "llama")?;
         let Some(model_path) = self.model_path else {
             let key = origin.name("model_path");
             return Err(origin.error(format!(
-                "the runner llama needs {key}, a GGUF file; `make model` fetches one"
+                "{key} is required for --runner llama: give a GGUF file; `make model` downloads one"
             )));
         };
         check_file(&model_path).map_err(|error| {
             let (key, path) = (origin.name("model_path"), model_path.display());
-            origin.error(format!("{key} {path}: {error}; `make model` fetches one"))
+            origin.error(format!("{key} {path}: {error}; `make model` downloads one"))
         })?;
-        if self.slots.is_some_and(|slots| count(slots) > MAX_SLOTS) {
+        if let Some(slots) = self.slots.map(count).filter(|slots| *slots > MAX_SLOTS) {
             let key = origin.name("slots");
             return Err(origin.error(format!(
-                "{key}: llama.cpp runs at most {MAX_SLOTS} sequences at once"
+                "{key} must be at most {MAX_SLOTS} for --runner llama (got {slots})"
             )));
         }
         let file_name = model_path
@@ -236,13 +242,13 @@ impl RunnerSettings {
     }
 
     #[cfg(not(feature = "llama-cpp"))]
-    fn real_model(
+    fn llama_loader(
         self,
         origin: &Origin<'_>,
     ) -> Result<(String, Arc<dyn Loader>, usize), ConfigError> {
         let key = origin.name("runner");
         Err(origin.error(format!(
-            "{key}: this build has no runner llama; `make build` makes one that has it"
+            "{key}: this build does not include llama; `make build` builds it with llama.cpp"
         )))
     }
 }
@@ -295,11 +301,11 @@ impl TestRunnerSettings {
     }
 }
 
-/// Flags with their values.
+/// Command-line flags with their values.
 struct Arguments(Vec<OsString>);
 
 impl Arguments {
-    /// Adds a flag, where it has a value.
+    /// Adds a flag if it has a value.
     fn add(&mut self, flag: &str, value: Option<impl AsRef<OsStr>>) {
         if let Some(value) = value {
             self.0.push(format!("--{flag}").into());
@@ -308,13 +314,13 @@ impl Arguments {
     }
 }
 
-/// Stands for what the workers run that dial in.
-struct Attached;
+/// The loader of an attached model, which loads nothing: its workers are remote.
+struct AttachedLoader;
 
-impl Loader for Attached {
+impl Loader for AttachedLoader {
     fn load(&self, _slots: usize, _progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
         Err(LoadError(
-            "its workers dial in; the engine starts none".to_owned(),
+            "the model has only remote workers; the engine cannot load it".to_owned(),
         ))
     }
 

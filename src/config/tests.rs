@@ -5,7 +5,7 @@ use crate::gateway::{OriginPolicy, StreamFormat, UnknownFields};
 use crate::scheduler::UnknownModel;
 use crate::server::Isolation;
 
-/// What these arguments ask for, after `tokenway`.
+/// Reads the command line `tokenway <arguments>`.
 fn read_line(arguments: &[&str]) -> Result<Task, ConfigError> {
     read(["tokenway"].iter().chain(arguments).map(OsString::from))
 }
@@ -13,14 +13,14 @@ fn read_line(arguments: &[&str]) -> Result<Task, ConfigError> {
 fn parts(arguments: &[&str]) -> ServerParts {
     match read_line(arguments) {
         Ok(Task::Serve(parts)) => *parts,
-        Ok(Task::Work(_) | Task::Complete(_)) => panic!("{arguments:?} serves nothing"),
+        Ok(Task::Work(_) | Task::Complete(_)) => panic!("{arguments:?} is not a server command"),
         Err(error) => panic!("{arguments:?}: {error}"),
     }
 }
 
-fn refusal(arguments: &[&str]) -> String {
+fn error_of(arguments: &[&str]) -> String {
     match read_line(arguments) {
-        Ok(_) => panic!("{arguments:?} is taken"),
+        Ok(_) => panic!("{arguments:?} is accepted"),
         Err(error) => error.to_string(),
     }
 }
@@ -28,7 +28,7 @@ fn refusal(arguments: &[&str]) -> String {
 fn engine(parts: &ServerParts) -> &crate::server::EngineParts {
     match &parts.source {
         Source::Engine(engine) => engine,
-        Source::Remote(_) => panic!("there is no engine"),
+        Source::Remote(_) => panic!("the source is not a local engine"),
     }
 }
 
@@ -90,26 +90,23 @@ fn aliases_come_from_commas_repeated_flags_and_the_file() {
 
 #[test]
 fn redundant_and_empty_aliases_are_rejected() {
-    for (aliases, said) in [
+    for (aliases, expected) in [
         ("llm_test", "--model-alias llm_test is the model's own name"),
-        ("a,b,a", "--model-alias a is given twice"),
+        ("a,b,a", "--model-alias a is set twice"),
         ("a,", "--model-alias must not be empty"),
     ] {
-        let said_so = refusal(&["--model-alias", aliases]);
-        assert!(said_so.contains(said), "{said_so}");
+        let error = error_of(&["--model-alias", aliases]);
+        assert!(error.contains(expected), "{error}");
     }
     let (_folder, path) = settings_file("[[model]]\nname = \"a\"");
-    let said_so = refusal(&["--config", &path, "--model-alias", "b"]);
-    assert!(
-        said_so.contains("each of which has its own 'aliases'"),
-        "{said_so}"
-    );
+    let error = error_of(&["--config", &path, "--model-alias", "b"]);
+    assert!(error.contains("set 'aliases' in each table"), "{error}");
 }
 
 #[test]
 fn the_first_test_runner_gets_the_alias_test_unless_it_is_taken() {
-    let named = parts(&["--model-name", "test"]);
-    assert_eq!(names(&named), [("test", vec![])]);
+    let renamed = parts(&["--model-name", "test"]);
+    assert_eq!(names(&renamed), [("test", vec![])]);
     let two = "[[model]]\nname = \"a\"\n[[model]]\nname = \"b\"\n";
     let (_folder, path) = settings_file(two);
     let first = parts(&["--config", &path]);
@@ -130,7 +127,7 @@ fn the_first_test_runner_gets_the_alias_test_unless_it_is_taken() {
 
 #[test]
 fn unknown_fields_and_headers_after_are_http_settings() {
-    let http = |line: &[&str]| parts(line).http.expect("it has the HTTP API");
+    let http = |line: &[&str]| parts(line).http.expect("the HTTP API is enabled");
     let ignoring = http(&["--unknown-fields", "ignore", "--headers-after", "0.05"]);
     assert_eq!(ignoring.unknown_fields, UnknownFields::Ignore);
     assert_eq!(ignoring.headers_after, Some(Duration::from_millis(50)));
@@ -140,8 +137,8 @@ fn unknown_fields_and_headers_after_are_http_settings() {
     let by_file = http(&["--config", &path]);
     assert_eq!(by_file.unknown_fields, UnknownFields::Ignore);
     assert_eq!(by_file.headers_after, Some(Duration::from_secs(2)));
-    let said = refusal(&["--unknown-fields", "drop"]);
-    assert!(said.contains("it must be refuse or ignore"), "{said}");
+    let error = error_of(&["--unknown-fields", "drop"]);
+    assert!(error.contains("must be refuse or ignore"), "{error}");
 }
 
 #[test]
@@ -157,7 +154,7 @@ fn each_command_opens_its_own_apis() {
     ]);
     assert!(gateway.http.is_some() && gateway.grpc.is_none());
     let Source::Remote(engines) = gateway.source else {
-        panic!("it has an engine of its own")
+        panic!("the source is a local engine")
     };
     assert_eq!(engines, ["http://a:1", "unix:/b", "http://c:2"]);
 }
@@ -202,20 +199,17 @@ fn hosts_and_origins_are_lists_in_flags_and_in_the_file() {
         &path,
     ];
     assert_eq!(of(&flags), origins(&["d", "e", "*"], &["http://c.example"]));
-    let refused = refusal(&["--cors-origins", "http://a,b"]);
-    assert!(refused.contains("'b' must be an origin"), "{refused}");
-    let refused = refusal(&["--allowed-hosts", "http://a"]);
-    assert!(
-        refused.contains("'http://a' must be a host name"),
-        "{refused}"
-    );
+    let error = error_of(&["--cors-origins", "http://a,b"]);
+    assert!(error.contains("'b' must be an origin"), "{error}");
+    let error = error_of(&["--allowed-hosts", "http://a"]);
+    assert!(error.contains("'http://a' must be a host name"), "{error}");
 }
 
 #[test]
 fn one_file_serves_every_command() {
     let (_folder, path) = settings_file("engine = [\"http://a:1\"]\nslots = 3");
     let Source::Remote(engines) = parts(&["gateway", "--config", &path]).source else {
-        panic!("it has an engine of its own")
+        panic!("the source is a local engine")
     };
     assert_eq!(engines, ["http://a:1"]);
     assert_eq!(engine(&parts(&["--config", &path])).models[0].slots, 3);
@@ -223,12 +217,12 @@ fn one_file_serves_every_command() {
 
 #[test]
 fn errors_in_a_file_name_the_key() {
-    for (text, named) in [
-        ("slotz = 3", "'slotz' is unknown; the keys are "),
+    for (text, expected) in [
+        ("slotz = 3", "'slotz' is unknown; known keys are "),
         ("slotz = 3", "resume_timeout, runner, slots, "),
         (
             "slots = \"many\"",
-            "slots: invalid type: string \"many\", expected a whole number",
+            "slots: invalid type: string \"many\", expected an integer",
         ),
         (
             "test_runner_frequency_ms = true",
@@ -240,15 +234,15 @@ fn errors_in_a_file_name_the_key() {
         ),
         (
             "runner = \"magic\"",
-            "runner: it must be llm_test, llama or attached",
+            "runner: must be llm_test, llama or attached",
         ),
         (
             "isolation = \"jail\"",
-            "isolation: it must be thread or process",
+            "isolation: must be thread or process",
         ),
         ("worker_listen = \"nowhere\"", "worker_listen"),
-        ("slots = 0", "slots: it must be at least 1"),
-        ("workers = 65536", "workers: 65536 is too many"),
+        ("slots = 0", "slots: must be at least 1 (got 0)"),
+        ("workers = 65536", "workers: 65536 is too large"),
         ("drain_grace = -1", "drain_grace"),
         ("http_listen = \"nowhere\"", "http_listen"),
         (
@@ -267,33 +261,30 @@ fn errors_in_a_file_name_the_key() {
         } else {
             "serve"
         };
-        let refusal = refusal(&[command, "--config", &path]);
-        assert!(
-            refusal.contains(named) && refusal.contains(&path),
-            "{refusal}"
-        );
+        let error = error_of(&[command, "--config", &path]);
+        assert!(error.contains(expected) && error.contains(&path), "{error}");
     }
-    assert!(refusal(&["--config", "/nowhere.toml"]).contains("/nowhere.toml"));
+    assert!(error_of(&["--config", "/nowhere.toml"]).contains("/nowhere.toml"));
 }
 
 #[test]
 fn errors_on_the_command_line_name_the_flag() {
-    for (arguments, named) in [
+    for (arguments, expected) in [
         (
             &["serve", "--slots", "0"][..],
-            "'--slots <N>': it must be at least 1",
+            "'--slots <N>': must be at least 1 (got 0)",
         ),
         (
             &["serve", "--workers", "0"],
-            "'--workers <N>': it must be at least 1",
+            "'--workers <N>': must be at least 1 (got 0)",
         ),
         (
             &["serve", "--threads", "0"],
-            "'--threads <N>': it must be at least 1",
+            "'--threads <N>': must be at least 1 (got 0)",
         ),
         (
             &["serve", "--context-length", "0"],
-            "'--context-length <TOKENS>': it must be at least 1",
+            "'--context-length <TOKENS>': must be at least 1 (got 0)",
         ),
         (&["serve", "--drain-grace", "-1"], "--drain-grace"),
         (&["serve", "--request-timeout", "soon"], "--request-timeout"),
@@ -316,7 +307,7 @@ fn errors_on_the_command_line_name_the_flag() {
         ),
         (
             &["serve", "--model-name", &"a".repeat(257)],
-            "--model-name must be at most 256 bytes",
+            "--model-name must be at most 256 bytes long (got 257)",
         ),
         (&["gateway", "--engine", "http://a:1/path"], "--engine"),
         (&["serve", "--runner", "llama"], "llama"),
@@ -328,18 +319,18 @@ fn errors_on_the_command_line_name_the_flag() {
         ),
         (&["engine", "--http-listen", "127.0.0.1:0"], "--http-listen"),
     ] {
-        let refusal = refusal(arguments);
-        assert!(refusal.contains(named), "{arguments:?}: {refusal}");
+        let error = error_of(arguments);
+        assert!(error.contains(expected), "{arguments:?}: {error}");
     }
 }
 
 #[test]
 fn a_public_address_needs_insecure() {
     for (setting, address) in [("--http-listen", "0.0.0.0:0"), ("--grpc-listen", "[::]:0")] {
-        let refusal = refusal(&["serve", setting, address]);
+        let error = error_of(&["serve", setting, address]);
         assert!(
-            refusal.contains(setting) && refusal.contains("--insecure"),
-            "{refusal}"
+            error.contains(setting) && error.contains("--insecure"),
+            "{error}"
         );
         parts(&["serve", setting, address, "--insecure"]);
     }
@@ -360,14 +351,14 @@ fn each_model_table_has_its_own_settings() {
         (a.queue_depth, a.slow_reader_timeout.as_millis()),
         (0, 2_000)
     );
-    // The name of the reference system's own test.
+    // The alias of the reference system's performance test.
     assert_eq!(a.aliases, ["test"]);
     assert_eq!((b.name.as_str(), b.workers, b.slots), ("b", 1, 1_024));
     assert_eq!((b.queue_depth, b.slow_reader_timeout.as_millis()), (5, 500));
     assert_eq!(b.aliases, ["bee", "c"]);
     let flag = parts(&["engine", "--config", &path, "--queue-depth", "7"]);
     let depths: Vec<_> = engine(&flag).models.iter().map(|m| m.queue_depth).collect();
-    assert_eq!(depths, [0, 7], "a model's own goes before the flag");
+    assert_eq!(depths, [0, 7], "a model table overrides the flag");
 }
 
 #[test]
@@ -387,7 +378,7 @@ fn a_gateway_takes_a_file_with_models_and_checks_their_keys() {
     let (_folder, path) = settings_file("[[model]]\nname = \"a\"");
     parts(&arguments(&path));
     let (_folder, path) = settings_file("[[model]]\nslotz = 1");
-    assert!(refusal(&arguments(&path)).contains("'model[1].slotz'"));
+    assert!(error_of(&arguments(&path)).contains("'model[1].slotz'"));
 }
 
 #[test]
@@ -397,10 +388,10 @@ fn errors_in_a_model_table_name_the_key() {
     let alias = format!("[[model]]\naliases = [\"{long}\"]");
     let a = "[[model]]\nname = \"a\"\n";
     let same = |second: &str| format!("{a}aliases = [\"x\", \"y\"]\n[[model]]\n{second}");
-    for (text, named) in [
+    for (text, expected) in [
         (
             format!("{a}[[model]]\nslotz = 3"),
-            "the key 'model[2].slotz' is unknown; the keys of a model are aliases, context_length, isolation, model_path, name, ",
+            "the key 'model[2].slotz' is unknown; known keys of a model are aliases, context_length, ",
         ),
         (
             format!("{a}http_listen = \"unix:/a\""),
@@ -412,7 +403,7 @@ fn errors_in_a_model_table_name_the_key() {
         ),
         (
             format!("{a}slots = 0"),
-            "model[1].slots: it must be at least 1",
+            "model[1].slots: must be at least 1 (got 0)",
         ),
         (
             format!("{a}aliases = \"b\""),
@@ -424,7 +415,7 @@ fn errors_in_a_model_table_name_the_key() {
         ),
         (
             format!("{a}threads = 2"),
-            "model[1].threads is for the runner llama",
+            "model[1].threads is for the runner llama only (the runner is llm_test)",
         ),
         (
             format!("{a}[[model]]\nslots = 1"),
@@ -464,10 +455,10 @@ fn errors_in_a_model_table_name_the_key() {
         ("model = [\"a\"]".to_owned(), "a table under [[model]]"),
     ] {
         let (_folder, path) = settings_file(&text);
-        let refusal = refusal(&["serve", "--config", &path]);
+        let error = error_of(&["serve", "--config", &path]);
         assert!(
-            refusal.contains(named) && refusal.contains(&path),
-            "{text}: {refusal}"
+            error.contains(expected) && error.contains(&path),
+            "{text}: {error}"
         );
     }
 }
@@ -477,10 +468,10 @@ fn single_model_settings_are_rejected_beside_model_tables() {
     let table = "[[model]]\nname = \"a\"";
     for key in ["slots = 1", "model_name = \"b\"", "test_runner_fail_at = 1"] {
         let (_folder, path) = settings_file(&format!("{key}\n{table}"));
-        let (key, _) = key.split_once(' ').expect("a key and a value");
-        let refusal = refusal(&["--config", &path]);
-        let said = format!("{key} cannot be given beside [[model]] tables");
-        assert!(refusal.contains(&said), "{refusal}");
+        let (key, _) = key.split_once(' ').expect("the line has a key and a value");
+        let error = error_of(&["--config", &path]);
+        let said = format!("{key} cannot be set beside [[model]] tables");
+        assert!(error.contains(&said), "{error}");
     }
     let (_folder, path) = settings_file(table);
     for [flag, value] in [
@@ -495,9 +486,9 @@ fn single_model_settings_are_rejected_beside_model_tables() {
         ["--test-runner-panic-at", "1"],
     ] {
         for command in [&["--config", &path][..], &["engine", "--config", &path]] {
-            let refusal = refusal(&[command, &[flag, value]].concat());
-            let said = format!("{flag} cannot be given beside [[model]] tables");
-            assert!(refusal.contains(&said), "{refusal}");
+            let error = error_of(&[command, &[flag, value]].concat());
+            let expected = format!("{flag} cannot be set beside [[model]] tables");
+            assert!(error.contains(&expected), "{error}");
         }
     }
 }
@@ -518,7 +509,7 @@ fn worker_processes_run_this_program_with_the_same_settings() {
     ]);
     let model = &engine(&parts).models[0];
     let Isolation::Process(program) = &model.isolation else {
-        panic!("its workers are threads");
+        panic!("the workers are threads");
     };
     let arguments = [
         "worker",
@@ -536,7 +527,7 @@ fn worker_processes_run_this_program_with_the_same_settings() {
     let mut as_worker = arguments.to_vec();
     as_worker.extend(["--engine", "unix:/workers.sock", "--device", "1"]);
     let Ok(Task::Work(worker)) = read_line(&as_worker) else {
-        panic!("it is no worker");
+        panic!("the command is not a worker");
     };
     assert_eq!((worker.parts.slots, &*worker.parts.model), (5, "m"));
 }
@@ -544,8 +535,8 @@ fn worker_processes_run_this_program_with_the_same_settings() {
 #[test]
 fn worker_timeouts_and_resumptions_can_be_set() {
     let workers = engine(&parts(&[])).workers.clone();
-    assert_eq!(workers.patience.heartbeat_timeout, Duration::from_secs(2));
-    assert_eq!(workers.patience.step_limit, Some(Duration::from_secs(30)));
+    assert_eq!(workers.timeouts.heartbeat_timeout, Duration::from_secs(2));
+    assert_eq!(workers.timeouts.step_limit, Some(Duration::from_secs(30)));
     assert_eq!(workers.resumption.max_consecutive, 2);
     assert_eq!(
         workers.resumption.acceptance_timeout,
@@ -563,10 +554,10 @@ fn worker_timeouts_and_resumptions_can_be_set() {
     ];
     let workers = engine(&parts(&arguments)).workers.clone();
     assert_eq!(
-        workers.patience.heartbeat_timeout,
+        workers.timeouts.heartbeat_timeout,
         Duration::from_millis(500)
     );
-    assert_eq!(workers.patience.step_limit, None);
+    assert_eq!(workers.timeouts.step_limit, None);
     assert_eq!(workers.resumption.max_consecutive, 7);
     assert_eq!(
         workers.resumption.acceptance_timeout,
@@ -578,9 +569,9 @@ fn worker_timeouts_and_resumptions_can_be_set() {
 fn an_attached_model_needs_a_name_and_a_worker_socket_and_takes_no_local_workers() {
     let attached = ["--runner", "attached", "--model-name", "m"];
     let listen = ["--worker-listen", "unix:/workers.sock"];
-    let taken = parts(&[&attached[..], &listen].concat());
-    assert_eq!(engine(&taken).models[0].workers, 0);
-    for (arguments, named) in [
+    let parts = parts(&[&attached[..], &listen].concat());
+    assert_eq!(engine(&parts).models[0].workers, 0);
+    for (arguments, expected) in [
         (&[&attached[..]].concat(), "--worker-listen"),
         (&[&attached[..2], &listen].concat(), "--model-name"),
         (
@@ -593,7 +584,7 @@ fn an_attached_model_needs_a_name_and_a_worker_socket_and_takes_no_local_workers
         ),
         (
             &[&attached[..], &["--worker-listen", "127.0.0.1:1"]].concat(),
-            "over TCP both sides must show certificates",
+            "worker connections over TCP require mutual TLS",
         ),
         (
             &["--heartbeat-timeout", "0.01"].to_vec(),
@@ -606,11 +597,11 @@ fn an_attached_model_needs_a_name_and_a_worker_socket_and_takes_no_local_workers
         (&["worker", "--engine", "nowhere"].to_vec(), "--engine"),
         (
             &["worker", "--engine", "a:1", "--worker-tls-ca", "/a"].to_vec(),
-            "go together",
+            "set all of --worker-tls-ca",
         ),
     ] {
-        let refusal = refusal(arguments);
-        assert!(refusal.contains(named), "{refusal}");
+        let error = error_of(arguments);
+        assert!(error.contains(expected), "{error}");
     }
 }
 
@@ -650,7 +641,7 @@ fn connection_timeouts_can_be_set_but_not_disabled() {
     for setting in ["keep-alive", "header", "body", "write"] {
         let flag = format!("--{setting}-timeout");
         let expected = format!("{flag} must be above 0 seconds (got 0)");
-        let refusal = refusal(&["serve", &flag, "0"]);
-        assert!(refusal.contains(&expected), "{refusal}");
+        let error = error_of(&["serve", &flag, "0"]);
+        assert!(error.contains(&expected), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! Values of settings that have a form of their own.
+//! Types of settings that need parsing: counts, times, addresses and choices.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::gateway::{AllowedHost, AllowedOrigin, StreamFormat, UnknownFields};
 use crate::listen::Address;
 use crate::request::MAX_TIMEOUT;
 
-/// A number of things, at least one.
+/// An integer of at least 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "i64", bound = "N: TryFrom<i64>")]
 pub(super) struct Count<N>(N);
@@ -26,10 +26,10 @@ impl<N: TryFrom<i64>> TryFrom<i64> for Count<N> {
 
     fn try_from(number: i64) -> Result<Self, String> {
         if number < 1 {
-            return Err("it must be at least 1".to_owned());
+            return Err(format!("must be at least 1 (got {number})"));
         }
-        let fits = N::try_from(number).map(Self);
-        fits.map_err(|_| format!("{number} is too many"))
+        let count = N::try_from(number).map(Self);
+        count.map_err(|_| format!("{number} is too large"))
     }
 }
 
@@ -37,14 +37,12 @@ impl<N: TryFrom<i64>> FromStr for Count<N> {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let number: i64 = text
-            .parse()
-            .map_err(|_| "it must be a whole number".to_owned())?;
+        let number: i64 = text.parse().map_err(|_| "must be an integer".to_owned())?;
         Self::try_from(number)
     }
 }
 
-/// A span of time, written in seconds with fractions.
+/// A duration from 0 seconds to ten years, given as a number of seconds such as `0.5`.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(try_from = "f64")]
 pub(super) struct Seconds(Duration);
@@ -57,7 +55,7 @@ impl TryFrom<f64> for Seconds {
             .ok()
             .filter(|time| *time <= MAX_TIMEOUT)
             .map(Self)
-            .ok_or_else(|| format!("{seconds} is no number of seconds from 0 to ten years"))
+            .ok_or_else(|| format!("must be from 0 seconds to ten years (got {seconds})"))
     }
 }
 
@@ -67,7 +65,7 @@ impl FromStr for Seconds {
     fn from_str(text: &str) -> Result<Self, String> {
         let seconds: f64 = text
             .parse()
-            .map_err(|_| "it must be a number of seconds".to_owned())?;
+            .map_err(|_| "must be a number of seconds".to_owned())?;
         Self::try_from(seconds)
     }
 }
@@ -78,7 +76,7 @@ impl From<Seconds> for Duration {
     }
 }
 
-/// A span of time, written in milliseconds with fractions.
+/// A duration of at least 0, given as a number of milliseconds such as `0.5`.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(try_from = "f64")]
 pub(super) struct Milliseconds(Duration);
@@ -89,7 +87,7 @@ impl TryFrom<f64> for Milliseconds {
     fn try_from(milliseconds: f64) -> Result<Self, String> {
         Duration::try_from_secs_f64(milliseconds / 1_000.0)
             .map(Self)
-            .map_err(|_| format!("{milliseconds} is no number of milliseconds from 0 on"))
+            .map_err(|_| format!("must be at least 0 milliseconds (got {milliseconds})"))
     }
 }
 
@@ -99,7 +97,7 @@ impl FromStr for Milliseconds {
     fn from_str(text: &str) -> Result<Self, String> {
         let milliseconds: f64 = text
             .parse()
-            .map_err(|_| "it must be a number of milliseconds".to_owned())?;
+            .map_err(|_| "must be a number of milliseconds".to_owned())?;
         Self::try_from(milliseconds)
     }
 }
@@ -110,7 +108,7 @@ impl From<Milliseconds> for Duration {
     }
 }
 
-/// The address of an engine's gRPC door.
+/// The address of an engine's gRPC API.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub(super) struct EngineAddress(String);
@@ -145,7 +143,7 @@ impl FromStr for StreamFormat {
         match text {
             "ndjson" => Ok(Self::Ndjson),
             "sse" => Ok(Self::Sse),
-            _ => Err("it must be ndjson or sse".to_owned()),
+            _ => Err("must be ndjson or sse".to_owned()),
         }
     }
 }
@@ -164,7 +162,7 @@ impl FromStr for UnknownFields {
         match text {
             "refuse" => Ok(Self::Refuse),
             "ignore" => Ok(Self::Ignore),
-            _ => Err("it must be refuse or ignore".to_owned()),
+            _ => Err("must be refuse or ignore".to_owned()),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Tells a value by the name under which it was given: clap names the flag, also where the value is its
-//! environment variable's.
+//! Names the flag or the environment variable that set a value, in errors. clap always names the flag,
+//! even if the value comes from the environment.
 
 use std::ffi::OsString;
 use std::iter::once;
@@ -10,25 +10,25 @@ use clap::{ArgMatches, CommandFactory};
 
 use super::CommandLine;
 
-/// Names the environment variable where `error` is about a flag that is not among the arguments.
-pub(super) fn name_in(mut error: clap::Error, arguments: &[OsString]) -> clap::Error {
+/// Names the environment variable in `error` if the flag is not among the arguments.
+pub(super) fn name_variable(mut error: clap::Error, arguments: &[OsString]) -> clap::Error {
     let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else {
         return error;
     };
-    // It is the flag as the help shows it, with the name of its value.
+    // clap gives the flag with the name of its value, such as `--slots <N>`.
     let flag = argument.split([' ', '=', '[']).next().unwrap_or_default();
-    let is_given = arguments.iter().any(|given| {
-        let rest = given.to_str().and_then(|given| given.strip_prefix(flag));
+    let is_on_command_line = arguments.iter().any(|argument| {
+        let rest = argument.to_str().and_then(|it| it.strip_prefix(flag));
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
     });
-    if !is_given && let Some(variable) = variable_of(flag) {
+    if !is_on_command_line && let Some(variable) = variable_of(flag) {
         error.insert(ContextKind::InvalidArg, ContextValue::String(variable));
     }
     error
 }
 
-/// The flag or the environment variable by which this field's value was given, if it was.
-pub(super) fn given(matches: &ArgMatches, field: &str) -> Option<String> {
+/// The flag or the environment variable that set this field, or `None` if neither did.
+pub(super) fn source(matches: &ArgMatches, field: &str) -> Option<String> {
     let flag = format!("--{}", field.replace('_', "-"));
     match matches.value_source(field)? {
         ValueSource::EnvVariable => variable_of(&flag),

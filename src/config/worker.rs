@@ -1,5 +1,5 @@
-//! The settings of workers in other processes: where they dial in, how long they are waited for, and how a
-//! worker is run that dials.
+//! Settings of workers in other processes: the engine's worker socket and timeouts, and the command
+//! `tokenway worker`.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
 use super::model::Origin;
-use super::runner::{Loading, RunnerSettings};
+use super::runner::{LoaderSettings, RunnerSettings};
 use super::values::Seconds;
 use super::{ConfigError, seconds};
 use crate::listen::{Address, MutualTls, TlsFiles};
@@ -19,18 +19,18 @@ use crate::worker::attach::{self, AttachOptions};
 use crate::worker::attached::{TOKENIZER_CALL_TIMEOUT, WorkerTimeouts};
 use crate::worker::engine_address::EngineAddress;
 
-/// The certificates of one side, all or none.
+/// The TLS files of an engine or a worker: all three or none.
 #[derive(Args, Clone, Default, Deserialize)]
 #[serde(default)]
 struct TlsSettings {
-    /// The authorities of the other side's certificate, a PEM file: between an engine and workers that dial in
-    /// over TCP both sides show one
+    /// CA certificates (PEM file) that verify the certificate of the other end of worker connections. Worker
+    /// connections over TCP require mutual TLS: the engine and the workers each need all three files
     #[arg(long, env = "TOKENWAY_WORKER_TLS_CA", value_name = "FILE")]
     worker_tls_ca: Option<PathBuf>,
-    /// This side's certificate, a PEM file
+    /// Certificate (PEM file) that this process presents on worker connections
     #[arg(long, env = "TOKENWAY_WORKER_TLS_CERT", value_name = "FILE")]
     worker_tls_cert: Option<PathBuf>,
-    /// Its private key, a PEM file
+    /// Private key (PEM file) of the certificate in --worker-tls-cert
     #[arg(long, env = "TOKENWAY_WORKER_TLS_KEY", value_name = "FILE")]
     worker_tls_key: Option<PathBuf>,
 }
@@ -57,14 +57,16 @@ impl TlsSettings {
                 key,
             })),
             _ => {
-                let message = "--worker-tls-ca, --worker-tls-cert and --worker-tls-key go together";
+                let message =
+                    "set all of --worker-tls-ca, --worker-tls-cert and --worker-tls-key, or none";
                 Err(ConfigError::Invalid(message.to_owned()))
             }
         }
     }
 }
 
-/// Whoever can open a TCP port of this machine could be a worker, and would be sent prompts.
+/// Requires mutual TLS over TCP: otherwise everyone who can connect to the port could act as a worker and
+/// receive prompts.
 fn check_transport(
     flag: &str,
     address: &Address,
@@ -72,11 +74,11 @@ fn check_transport(
 ) -> Result<(), ConfigError> {
     match (address, files) {
         (Address::Tcp(_), None) => Err(ConfigError::Invalid(format!(
-            "--{flag} {address}: over TCP both sides must show certificates. Give --worker-tls-ca, \
-             --worker-tls-cert and --worker-tls-key, or use unix:/path"
+            "--{flag} {address}: worker connections over TCP require mutual TLS. Set \
+             --worker-tls-ca, --worker-tls-cert and --worker-tls-key, or use unix:/path"
         ))),
         (Address::Unix(_), Some(_)) => Err(ConfigError::Invalid(format!(
-            "--{flag} {address}: a Unix socket has no TLS; leave --worker-tls-… out"
+            "--{flag} {address}: a Unix socket has no TLS; remove the --worker-tls-… flags"
         ))),
         (Address::Tcp(_), Some(_)) | (Address::Unix(_), None) => Ok(()),
     }
@@ -85,15 +87,16 @@ fn check_transport(
 #[derive(Args, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct WorkerSettings {
-    /// Where workers dial in: `unix:/path` in a folder that only they can enter, or `host:port` with certificates
-    /// on both sides. Never a public door [default: none, or a private Unix socket with --isolation process]
+    /// Address of the worker socket, to which workers connect: `unix:/path` in a folder that only workers can
+    /// enter, or `host:port` with mutual TLS. Do not expose it to clients [default: none, or a private Unix
+    /// socket with --isolation process]
     #[arg(long, env = "TOKENWAY_WORKER_LISTEN", value_name = "ADDRESS")]
     worker_listen: Option<Address>,
     #[command(flatten)]
     #[serde(flatten)]
     tls: TlsSettings,
-    /// After so many seconds without a message a worker in another process is lost, unless it has declared a silence
-    /// limit of its own; at least 0.1 [default: 2]
+    /// Time in seconds without a message after which a worker process counts as lost. A worker may declare
+    /// another timeout for itself. At least 0.1 [default: 2]
     #[arg(
         long,
         env = "TOKENWAY_HEARTBEAT_TIMEOUT",
@@ -101,8 +104,8 @@ pub(super) struct WorkerSettings {
         allow_negative_numbers = true
     )]
     heartbeat_timeout: Option<Seconds>,
-    /// A worker in another process is lost when one call of its device takes longer, in seconds, or as long as the
-    /// heartbeat timeout that it has declared; 0 is no limit [default: 30]
+    /// Maximum time in seconds of one device call. A worker process whose call takes longer counts as lost. If
+    /// the worker has declared a longer heartbeat timeout, that time applies. 0: no limit [default: 30]
     #[arg(
         long,
         env = "TOKENWAY_STEP_LIMIT",
@@ -110,11 +113,13 @@ pub(super) struct WorkerSettings {
         allow_negative_numbers = true
     )]
     step_limit: Option<Seconds>,
-    /// How often in a row a choice whose worker is lost goes on elsewhere without having made a token in between; with
-    /// fewer than 16 tokens each time it goes on 8 times, or this often if that is more [default: 2]
+    /// Maximum number of times in a row that a completion is resumed on another worker without a new token in
+    /// between. A completion that generates fewer than 16 tokens on each worker is resumed at most 8 times, or
+    /// this many times if that is more [default: 2]
     #[arg(long, env = "TOKENWAY_MAX_RESUMPTIONS", value_name = "N")]
     max_resumptions: Option<u32>,
-    /// How long it waits each time for a worker that takes it, in seconds [default: 60]
+    /// Time in seconds that an interrupted completion waits for another worker, each time it is resumed
+    /// [default: 60]
     #[arg(
         long,
         env = "TOKENWAY_RESUME_TIMEOUT",
@@ -141,7 +146,8 @@ impl WorkerSettings {
         match &self.worker_listen {
             Some(address) => check_transport("worker-listen", address, files.as_ref())?,
             None if files.is_some() => {
-                let message = "--worker-tls-… is for --worker-listen host:port, which is not given";
+                let message = "--worker-tls-… requires --worker-listen host:port; set it, or remove the \
+                               --worker-tls-… flags";
                 return Err(ConfigError::Invalid(message.to_owned()));
             }
             None => {}
@@ -150,14 +156,15 @@ impl WorkerSettings {
         let tls = tls.map_err(|error| ConfigError::Invalid(format!("--worker-tls-…: {error}")))?;
         let heartbeat_timeout = seconds(self.heartbeat_timeout, 2);
         if heartbeat_timeout.as_millis() < 100 {
-            let message = "--heartbeat-timeout must be at least 0.1 seconds";
-            return Err(ConfigError::Invalid(message.to_owned()));
+            let got = heartbeat_timeout.as_secs_f64();
+            let message = format!("--heartbeat-timeout must be at least 0.1 seconds (got {got})");
+            return Err(ConfigError::Invalid(message));
         }
         let step_limit = seconds(self.step_limit, 30);
         Ok(WorkerParts {
             listen: self.worker_listen,
             tls,
-            patience: WorkerTimeouts {
+            timeouts: WorkerTimeouts {
                 heartbeat_timeout,
                 step_limit: Some(step_limit).filter(|limit| !limit.is_zero()),
                 tokenizer_call_timeout: TOKENIZER_CALL_TIMEOUT,
@@ -172,19 +179,20 @@ impl WorkerSettings {
 
 #[derive(Args)]
 pub(super) struct WorkerCommand {
-    /// The engine's worker socket: `unix:/path` or `host:port`
+    /// Address of the engine's worker socket: `unix:/path` or `host:port`
     #[arg(long, env = "TOKENWAY_WORKER_ENGINE", value_name = "ADDRESS")]
     engine: Address,
-    /// The model to serve, by the name that the engine gives it [default: the engine's only one]
+    /// Name that the engine gives the model to serve [default: the engine's only model]
     #[arg(long, env = "TOKENWAY_MODEL_NAME", value_name = "NAME")]
     model: Option<String>,
-    /// Which of the machine's devices this worker is for, from 0: by it workers are told apart
+    /// Number that distinguishes the workers of this machine, for example the index of a device. It is part of
+    /// the worker's default name
     #[arg(long, env = "TOKENWAY_DEVICE", value_name = "N", default_value_t = 0)]
     device: u16,
-    /// What this worker is called in logs, up to 64 bytes [default: its device, process and host]
+    /// Name of this worker in the engine's logs, up to 64 bytes [default: its device, process id and host]
     #[arg(long, env = "TOKENWAY_WORKER_NAME", value_name = "NAME")]
     name: Option<String>,
-    /// What an engine gives a worker that it starts itself
+    /// Secret that an engine gives to a worker process that it starts
     #[arg(long, env = "TOKENWAY_CHILD_TOKEN", hide = true)]
     child_token: Option<String>,
     #[command(flatten)]
@@ -193,27 +201,28 @@ pub(super) struct WorkerCommand {
     runner: RunnerSettings,
 }
 
-/// A worker that dials an engine.
+/// The settings of a worker that connects to an engine.
 pub struct WorkerTask {
-    /// How it dials.
+    /// The engine's address, the model, and the loader.
     pub parts: AttachOptions,
-    /// Cancelled when it is to end.
+    /// Cancelled to stop the worker.
     pub stopping: CancellationToken,
 }
 
 impl WorkerCommand {
     pub(super) fn task(self) -> Result<WorkerTask, ConfigError> {
         if self.runner.is_attached() {
-            let message = "--runner attached is for an engine; a worker needs one of its own";
+            let message =
+                "--runner attached is for engines; a worker needs --runner llama or llm_test";
             return Err(ConfigError::Invalid(message.to_owned()));
         }
-        let Loading { loader, slots, .. } = self.runner.loading(&Origin::Flags)?;
-        let own_name = || attach::own_name(self.device);
+        let LoaderSettings { loader, slots, .. } = self.runner.loader(&Origin::Flags)?;
+        let default_name = || attach::default_name(self.device);
         Ok(WorkerTask {
             parts: AttachOptions {
                 engine: engine_address(self.engine, self.tls)?,
                 model: self.model.unwrap_or_default(),
-                name: self.name.unwrap_or_else(own_name),
+                name: self.name.unwrap_or_else(default_name),
                 child_token: self.child_token,
                 loader,
                 slots,

@@ -43,8 +43,7 @@ impl DeliveryTimer {
             return;
         }
         let now_ns = monotonic_ns();
-        self.frontend
-            .record(tokens, now_ns.saturating_sub(start.0));
+        self.frontend.record(tokens, now_ns.saturating_sub(start.0));
         if let Some(flush) = &self.flush {
             flush.time(&self.socket, tokens, now_ns);
         }

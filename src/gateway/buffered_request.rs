@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 use super::completion_stream::deadline_exceeded;
 use super::{Gateway, MAX_BODY_BYTES};
 use crate::error::{Error, ErrorKind};
-use crate::request::LONGEST_TIMEOUT;
+use crate::request::MAX_TIMEOUT;
 
 /// A request whose whole body has been read, and not yet parsed.
 pub(super) struct BufferedRequest {
@@ -43,7 +43,7 @@ impl BufferedRequest {
     }
 }
 
-/// Parses `x-request-timeout`, in seconds. Longer timeouts are cut to [`LONGEST_TIMEOUT`].
+/// Parses `x-request-timeout`, in seconds. Longer timeouts are cut to [`MAX_TIMEOUT`].
 fn request_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
     const NAME: &str = "x-request-timeout";
     let Some(value) = headers.get(NAME) else {
@@ -56,7 +56,7 @@ fn request_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
     seconds
         .filter(|seconds| *seconds > 0.0)
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .map(|timeout| Some(timeout.min(LONGEST_TIMEOUT)))
+        .map(|timeout| Some(timeout.min(MAX_TIMEOUT)))
         .ok_or_else(|| {
             let message = "x-request-timeout must be a number of seconds above 0.";
             Error::invalid_value(NAME, message)

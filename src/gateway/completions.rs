@@ -1,4 +1,7 @@
-//! `POST /v1/completions` and `POST /v1/chat/completions`, from the request's head to the response's.
+//! `POST /v1/completions` and `POST /v1/chat/completions`.
+//!
+//! A request passes through four stages: [`BufferedRequest`], [`ParsedRequest`], [`AdmittedRequest`] and
+//! [`StartedCompletion`]. The last becomes a streamed body or one JSON response.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,17 +17,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::Gateway;
 use super::accept::{StreamFormat, negotiate};
-use super::answer::{ChatCompletion, Completion, ServerSentEvent};
 use super::body::chat::ChatBody;
 use super::body::completions::CompletionsBody;
 use super::body::{ParsedBody, Route, StreamOptions};
 use super::buffered_request::BufferedRequest;
-use super::completion_stream::{CompletionStream, MergedStreams, deadline_exceeded, stopped};
+use super::completion_stream::{CompletionStream, MergedStreams, deadline_exceeded, shutting_down};
 use super::echo::Echo;
 use super::error_response::ErrorResponse;
 use super::fields::Fields;
 use super::lines::{LineWriter, ResponseMetadata};
 use super::queued_body::{QueuedBody, QueuedStream, StartFuture};
+use super::response::{ChatCompletion, Completion, ServerSentEvent};
 use super::stream::{self, DeliveryTracker, StreamParts, TokenBody};
 use super::unary;
 use super::unknown::IgnoredFields;
@@ -33,7 +36,7 @@ use crate::error::Error;
 use crate::request::RequestId;
 use crate::telemetry::{CountedRequest, DeliveryContext, Frontend, ResponseFormat, StreamCount};
 
-/// How long the engine may take to tell of a deadline that has passed before the gateway does.
+/// Extra time for the engine to report a passed deadline itself, before the gateway does.
 const DEADLINE_GRACE: Duration = Duration::from_secs(1);
 
 /// Completes prompts.
@@ -43,9 +46,9 @@ const DEADLINE_GRACE: Duration = Duration::from_secs(1);
     request_body = CompletionsBody,
     responses((
         status = 200,
-        description = "The completion; with `stream: true` its tokens, one a line or one an event. The headers \
-            of a stream are sent when a worker begins, or after the server's `--headers-after`: from \
-            then on a error_response is an error record in the stream.",
+        description = "The completion. With `stream: true`, one line or server-sent event per \
+            token. The headers of a stream are sent when a worker starts the request, or after the \
+            server's `--headers-after`. A later rejection is an error record in the stream.",
         content(
             (Completion = "application/json"),
             (String = "application/x-ndjson"),
@@ -53,8 +56,8 @@ const DEADLINE_GRACE: Duration = Duration::from_secs(1);
         ),
         headers(
             ("vary" = String, description = "`accept`."),
-            ("cache-control" = String, description = "Of a stream: that no proxy keeps it."),
-            ("x-accel-buffering" = String, description = "Of a stream: that no proxy holds it up.")
+            ("cache-control" = String, description = "Streams only: disables caching."),
+            ("x-accel-buffering" = String, description = "Streams only: disables buffering.")
         )
     ))
 )]
@@ -63,19 +66,19 @@ pub(super) async fn complete(
     Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, ErrorResponse> {
-    answer(&gateway, &id, request, Route::Completions).await
+    handle(&gateway, &id, request, Route::Completions).await
 }
 
-/// Goes on with a conversation.
+/// Completes a chat.
 #[utoipa::path(
     post,
     path = "/v1/chat/completions",
     request_body = ChatBody,
     responses((
         status = 200,
-        description = "The answer; with `stream: true` its tokens, one a line or one an event. The headers \
-            of a stream are sent when a worker begins, or after the server's `--headers-after`: from \
-            then on a error_response is an error record in the stream.",
+        description = "The completion. With `stream: true`, one line or server-sent event per \
+            token. The headers of a stream are sent when a worker starts the request, or after the \
+            server's `--headers-after`. A later rejection is an error record in the stream.",
         content(
             (ChatCompletion = "application/json"),
             (String = "application/x-ndjson"),
@@ -83,8 +86,8 @@ pub(super) async fn complete(
         ),
         headers(
             ("vary" = String, description = "`accept`."),
-            ("cache-control" = String, description = "Of a stream: that no proxy keeps it."),
-            ("x-accel-buffering" = String, description = "Of a stream: that no proxy holds it up.")
+            ("cache-control" = String, description = "Streams only: disables caching."),
+            ("x-accel-buffering" = String, description = "Streams only: disables buffering.")
         )
     ))
 )]
@@ -93,10 +96,10 @@ pub(super) async fn chat(
     Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, ErrorResponse> {
-    answer(&gateway, &id, request, Route::Chat).await
+    handle(&gateway, &id, request, Route::Chat).await
 }
 
-async fn answer(
+async fn handle(
     gateway: &Gateway,
     id: &RequestId,
     request: Request,
@@ -106,25 +109,25 @@ async fn answer(
     let flush = request.extensions().get::<FlushHandle>().cloned();
     let mut parsed = match ParsedRequest::read(gateway, request, route).await {
         Ok(parsed) => parsed,
-        Err(error) => return Err(refuse(gateway, counted, error)),
+        Err(error) => return Err(reject(gateway, counted, error)),
     };
     let ignored = std::mem::take(&mut parsed.ignored);
     ignored.count_in(&gateway.telemetry);
-    let leaving = DeliveryTracker {
-        clock: DeliveryTimer::new(&gateway.telemetry, parsed.format(), flush.clone()),
+    let tracker = DeliveryTracker {
+        timer: DeliveryTimer::new(&gateway.telemetry, parsed.format(), flush.clone()),
         flush,
     };
-    let response = respond(gateway, id, parsed, leaving, counted).await?;
+    let response = complete_parsed(gateway, id, parsed, tracker, counted).await?;
     Ok(ignored.name_in(response))
 }
 
-/// Answers a request whose body is valid. The headers of a stream are sent when a worker has begun, or when the
-/// request has waited for `headers_after`.
-async fn respond(
+/// Completes a parsed request. The headers of a stream are returned when a worker has started the request, or when
+/// it has been queued for `headers_after`.
+async fn complete_parsed(
     gateway: &Gateway,
     id: &RequestId,
     parsed: ParsedRequest,
-    leaving: DeliveryTracker,
+    tracker: DeliveryTracker,
     counted: CountedRequest,
 ) -> Result<Response, ErrorResponse> {
     let (names, stream) = (parsed.body.names, parsed.stream);
@@ -132,100 +135,91 @@ async fn respond(
     let admitted = match AdmittedRequest::admit(gateway, id, parsed, counted.stream()).await {
         Ok(admitted) => admitted,
         Err(error) => {
-            return Err(refuse(
-                gateway,
-                counted,
-                names.with_client_field_name(error),
-            ));
+            let error = names.with_client_field_name(error);
+            return Err(reject(gateway, counted, error));
         }
     };
-    let mut beginning: StartFuture = Box::pin(admitted.begin());
-    let begun = match (gateway.headers_after, stream) {
-        (Some(after), Some(stream)) => match timeout(after, &mut beginning).await {
-            Ok(begun) => begun,
+    let mut start: StartFuture = Box::pin(admitted.wait_for_start());
+    let started = match (gateway.headers_after, stream) {
+        (Some(after), Some(stream)) => match timeout(after, &mut start).await {
+            Ok(started) => started,
             Err(_) => {
-                // Neither a comment nor a error_response has the model in it.
-                let lines = LineWriter::new(stream.0, stream.1, head(route, id, ""));
-                let queued_body =
-                    QueuedStream::new(beginning, stream, StreamParts::new(lines, names));
-                let body = Body::new(QueuedBody::new(queued_body, leaving, counted));
+                // The model is not known yet. Keep-alives and error records do not contain it.
+                let writer = LineWriter::new(stream.0, stream.1, metadata(route, id, ""));
+                let queued = QueuedStream::new(start, stream, StreamParts::new(writer, names));
+                let body = Body::new(QueuedBody::new(queued, tracker, counted));
                 return Ok(stream::response(body, stream.0));
             }
         },
-        (None, _) | (_, None) => beginning.await,
+        (None, _) | (_, None) => start.await,
     };
-    match begun {
-        Ok(begun) => begun.respond(leaving, counted).await,
-        Err(error) => Err(refuse(
-            gateway,
-            counted,
-            names.with_client_field_name(error),
-        )),
+    match started {
+        Ok(started) => started.respond(tracker, counted).await,
+        Err(error) => {
+            let error = names.with_client_field_name(error);
+            Err(reject(gateway, counted, error))
+        }
     }
 }
 
-/// Counts a request that is refused before anything was sent.
-fn refuse(gateway: &Gateway, mut counted: CountedRequest, error: Error) -> ErrorResponse {
+/// Counts a request that failed before any part of the response was sent.
+fn reject(gateway: &Gateway, mut counted: CountedRequest, error: Error) -> ErrorResponse {
     counted.ended(Err(&error));
     gateway.telemetry.refused(Frontend::Http, &error);
     error.into()
 }
 
-/// A request whose body is valid.
+/// A request with a valid body.
 struct ParsedRequest {
     route: Route,
     body: ParsedBody,
-    /// The fields of the body that are unknown.
+    /// Unknown fields of the body.
     ignored: IgnoredFields,
-    /// The form of its stream, if it is to be one.
+    /// Format and options of the stream; `None` for a response that is not streamed.
     stream: Option<(StreamFormat, StreamOptions)>,
-    /// When the client no longer waits.
+    /// Time when the client stops waiting.
     deadline: Instant,
 }
 
 impl ParsedRequest {
     async fn read(gateway: &Gateway, request: Request, route: Route) -> Result<Self, Error> {
-        let buffered_request = BufferedRequest::read(gateway, request).await?;
-        let mut fields = Fields::parse(&buffered_request.body, gateway.unknown_fields)?;
+        let request = BufferedRequest::read(gateway, request).await?;
+        let mut fields = Fields::parse(&request.body, gateway.unknown_fields)?;
         let (body, default_format) = match route {
             Route::Completions => (CompletionsBody::parse(&mut fields)?, gateway.stream_format),
-            // What every client of a chat reads.
+            // Chat clients expect server-sent events unless they ask for another format.
             Route::Chat => (ChatBody::parse(&mut fields)?, StreamFormat::Sse),
         };
         let stream = match body.stream {
-            Some(options) => Some((
-                negotiate(&buffered_request.headers, default_format)?,
-                options,
-            )),
+            Some(options) => Some((negotiate(&request.headers, default_format)?, options)),
             None => None,
         };
-        (gateway.open)()?;
+        (gateway.check_accepting)()?;
         Ok(Self {
             route,
             body,
             ignored: fields.into_ignored(),
             stream,
-            deadline: buffered_request.deadline,
+            deadline: request.deadline,
         })
     }
 
-    /// The prompts that the answer repeats, where it does.
+    /// Prepares to repeat the prompts; `None` unless the request sets `echo`.
     ///
     /// # Errors
-    /// When the answer would be too long.
-    fn echo(&self, completion_stream: &CompletionStream) -> Result<Option<Echo>, Error> {
+    /// If the response would be too large.
+    fn echo(&self, stream: &CompletionStream) -> Result<Option<Echo>, Error> {
         if !self.body.messages.iter().any(|message| message.echo) {
             return Ok(None);
         }
         let prompts = self.body.messages.len();
-        let echo = Echo::new(prompts, completion_stream.choices() / prompts.max(1));
+        let echo = Echo::new(prompts, stream.choices() / prompts.max(1));
         if let Some(top) = self.body.response.logprobs {
-            echo.check(completion_stream.first().prompt_tokens, top)?;
+            echo.check_logprobs(stream.first_started().prompt_tokens, top)?;
         }
         Ok(Some(echo))
     }
 
-    /// How the tokens of its answer leave.
     fn format(&self) -> ResponseFormat {
         match self.stream {
             Some((StreamFormat::Ndjson, _)) => ResponseFormat::HttpNdjson,
@@ -235,17 +229,17 @@ impl ParsedRequest {
     }
 }
 
-/// A request whose prompts are all admitted: checked, and in a queue.
+/// A request whose prompts have all been checked and queued by an engine.
 struct AdmittedRequest {
     parsed: ParsedRequest,
     merged: MergedStreams,
     id: RequestId,
-    /// Cancelled when the server waits no longer for the request.
+    /// Cancelled when the server stops waiting for running requests.
     stopping: CancellationToken,
 }
 
 impl AdmittedRequest {
-    /// Opens an RPC for each prompt, one after the other, so that the first prompt is first in the queue.
+    /// Opens an RPC for each prompt, one after the other, so that the prompts are queued in order.
     async fn admit(
         gateway: &Gateway,
         id: &RequestId,
@@ -259,10 +253,10 @@ impl AdmittedRequest {
         let admitting = async {
             let mut merged = MergedStreams::new(parsed.body.candidates);
             for message in &parsed.body.messages {
-                let left = parsed.deadline.saturating_duration_since(Instant::now());
+                let timeout = parsed.deadline.saturating_duration_since(Instant::now());
                 let events = gateway
                     .cluster
-                    .complete(message, id, left, &delivery_context);
+                    .complete(message, id, timeout, &delivery_context);
                 merged.push(events.await?);
             }
             Ok(merged)
@@ -277,118 +271,114 @@ impl AdmittedRequest {
         })
     }
 
-    /// Waits until a worker has taken one of the prompts: from then on there is something to stream, and until
-    /// then a error_response has a status of its own.
-    async fn begin(self) -> Result<StartedCompletion, Error> {
+    /// Waits until a worker starts one of the prompts. An error before that is a response with its own status;
+    /// afterwards it can only be an error record in the stream.
+    async fn wait_for_start(self) -> Result<StartedCompletion, Error> {
         let (deadline, stopping) = (self.parsed.deadline, self.stopping);
-        let started = CompletionStream::wait_for_start(
+        let stream = CompletionStream::wait_for_start(
             self.merged,
             deadline + DEADLINE_GRACE,
             stopping.clone(),
         );
-        let completion_stream = in_time(deadline, &stopping, started).await?;
-        let begun = StartedCompletion {
-            head: head(
-                self.parsed.route,
-                &self.id,
-                &completion_stream.first().model,
-            ),
-            echo: self.parsed.echo(&completion_stream)?,
+        let stream = in_time(deadline, &stopping, stream).await?;
+        let model = &stream.first_started().model;
+        Ok(StartedCompletion {
+            metadata: metadata(self.parsed.route, &self.id, model),
+            echo: self.parsed.echo(&stream)?,
             parsed: self.parsed,
-            completion_stream,
-        };
-        Ok(begun)
+            stream,
+        })
     }
 }
 
-/// Gives up where the server stops, or where the engine does not tell of a deadline that has passed.
+/// Runs `future` until the server stops, or [`DEADLINE_GRACE`] after the deadline.
 async fn in_time<T>(
     deadline: Instant,
     stopping: &CancellationToken,
-    answer: impl Future<Output = Result<T, Error>>,
+    future: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
     tokio::select! {
-        answer = timeout_at(deadline + DEADLINE_GRACE, answer) => {
-            answer.unwrap_or_else(|_| Err(deadline_exceeded()))
+        result = timeout_at(deadline + DEADLINE_GRACE, future) => {
+            result.unwrap_or_else(|_| Err(deadline_exceeded()))
         }
-        () = stopping.cancelled() => Err(stopped()),
+        () = stopping.cancelled() => Err(shutting_down()),
     }
 }
 
-/// A request of which a worker has begun.
+/// A request that a worker has started.
 pub(super) struct StartedCompletion {
     parsed: ParsedRequest,
-    completion_stream: CompletionStream,
-    head: ResponseMetadata,
-    /// The prompts, where they are echoed.
+    stream: CompletionStream,
+    metadata: ResponseMetadata,
+    /// Prompts to repeat, if the request sets `echo`.
     echo: Option<Echo>,
 }
 
 impl StartedCompletion {
     async fn respond(
         self,
-        leaving: DeliveryTracker,
+        tracker: DeliveryTracker,
         mut counted: CountedRequest,
     ) -> Result<Response, ErrorResponse> {
         if let Some(stream) = self.parsed.stream {
-            let body = Body::new(self.into_body(stream, leaving, counted));
+            let body = Body::new(self.into_body(stream, tracker, counted));
             return Ok(stream::response(body, stream.0));
         }
         let body = &self.parsed.body;
-        let answer = unary::collect(self.completion_stream, body, self.echo, self.head).await;
-        let answer = answer.map_err(|error| body.names.with_client_field_name(error));
-        counted.ended(answer.as_ref().map(|_| ()));
-        let mut response = answer?;
+        let response = unary::collect(self.stream, body, self.echo, self.metadata).await;
+        let response = response.map_err(|error| body.names.with_client_field_name(error));
+        counted.ended(response.as_ref().map(|_| ()));
+        let mut response = response?;
         let headers = response.headers_mut();
         headers.insert(VARY, HeaderValue::from_static("accept"));
         Ok(response)
     }
 
-    /// The body of its stream, in this form.
+    /// The body of the streamed response.
     pub(super) fn into_body(
         self,
         (format, options): (StreamFormat, StreamOptions),
-        leaving: DeliveryTracker,
+        tracker: DeliveryTracker,
         counted: CountedRequest,
     ) -> TokenBody {
         let Self {
             parsed,
-            completion_stream,
-            head,
+            stream,
+            metadata,
             echo,
         } = self;
-        let is_chat = head.route == Route::Chat;
-        let mut lines = LineWriter::new(format, options, head);
+        let is_chat = metadata.route == Route::Chat;
+        let mut writer = LineWriter::new(format, options, metadata);
         if parsed.body.response.logprobs.is_some() {
-            lines = lines.with_logprobs();
+            writer = writer.with_logprobs();
         }
-        lines.begun(completion_stream.first().prompt_tokens);
-        let mut first = BytesMut::new();
+        writer.add_prompt(stream.first_started().prompt_tokens);
+        let mut preamble = BytesMut::new();
         if is_chat {
             for choice in 0..parsed.body.candidates {
-                lines.role(&mut first, choice);
+                writer.role(&mut preamble, choice);
             }
         }
-        let told = StreamParts {
+        let parts = StreamParts {
             echo,
-            first,
-            ..StreamParts::new(lines, parsed.body.names)
+            preamble,
+            ..StreamParts::new(writer, parsed.body.names)
         };
-        TokenBody::new(completion_stream, told, leaving, counted)
+        TokenBody::new(stream, parts, tracker, counted)
     }
 }
 
-fn head(route: Route, id: &RequestId, model: &str) -> ResponseMetadata {
+fn metadata(route: Route, id: &RequestId, model: &str) -> ResponseMetadata {
     let since_epoch = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
-    let kind = match route {
+    let prefix = match route {
         Route::Completions => "cmpl",
         Route::Chat => "chatcmpl",
     };
     ResponseMetadata {
         route,
-        id: format!("{kind}-{}", id.0),
+        id: format!("{prefix}-{}", id.0),
         created: since_epoch.as_secs(),
         model: model.to_owned(),
     }

@@ -1,70 +1,68 @@
-//! The prompts that an answer repeats: gathered from the engine's events, and given out once for each
-//! choice.
+//! Prompts that a response repeats (`echo`): collected from the engine's events and returned once per choice.
 
 use std::sync::Arc;
 
-use super::logprobs::{CompletionLogprobs, characters};
+use super::logprobs::{CompletionLogprobs, char_count};
 use super::size;
 use crate::error::Error;
 use crate::proto::v1;
 use crate::tokens::TokenBatch;
 
-/// The prompts of one request. Each is kept until all its choices have begun.
+/// The prompts of one request. A prompt is freed once all its choices have started.
 pub(super) struct Echo {
-    prompts: Vec<Echoed>,
-    /// Which choices have begun.
-    begun: Vec<bool>,
+    prompts: Vec<SharedPrompt>,
+    /// For each choice, `true` once it has started.
+    started: Vec<bool>,
     choices_per_prompt: usize,
-    /// What all choices together repeat, as far as it is known.
+    /// Bytes that all choices together repeat, for the parts received so far.
     size: usize,
 }
 
-struct Echoed {
+struct SharedPrompt {
     prompt: Arc<Prompt>,
-    /// How many choices have not begun.
-    left: usize,
+    /// Number of choices that have not started.
+    remaining: usize,
 }
 
-/// One prompt, as far as it has been told.
+/// The parts of one prompt received so far.
 #[derive(Clone, Default)]
 pub(super) struct Prompt {
-    /// Its text.
     pub(super) text: String,
-    /// Its tokens, where log probabilities are asked for.
+    /// Tokens with log probabilities; empty unless the request sets `logprobs`.
     tokens: Vec<TokenBatch>,
-    /// What it takes in an answer.
+    /// Estimated size in a response, in bytes.
     pub(super) size: usize,
 }
 
 impl Echo {
     pub(super) fn new(prompts: usize, choices_per_prompt: usize) -> Self {
-        let echoed = || Echoed {
+        let prompt = || SharedPrompt {
             prompt: Arc::default(),
-            left: choices_per_prompt,
+            remaining: choices_per_prompt,
         };
         Self {
-            prompts: std::iter::repeat_with(echoed).take(prompts).collect(),
-            begun: vec![false; prompts * choices_per_prompt],
+            prompts: std::iter::repeat_with(prompt).take(prompts).collect(),
+            started: vec![false; prompts * choices_per_prompt],
             choices_per_prompt,
             size: 0,
         }
     }
 
-    /// Looks whether a prompt of so many tokens, each with the log probabilities of so many, can be repeated at all.
+    /// Checks the size of a prompt of `tokens` tokens, each with `top` top log probabilities, before it arrives.
     ///
     /// # Errors
-    /// When the answer would be too long.
-    pub(super) fn check(&self, tokens: u32, top: u32) -> Result<(), Error> {
-        let (tokens, top) = (usize_of(tokens), usize_of(top));
+    /// If the response would be too large.
+    pub(super) fn check_logprobs(&self, tokens: u32, top: u32) -> Result<(), Error> {
+        let (tokens, top) = (to_usize(tokens), to_usize(top));
         let size = size::of_logprobs(tokens, top).saturating_mul(self.choices_per_prompt);
         size::check_echo(size)
     }
 
-    /// Takes the next part of a prompt.
+    /// Appends a part to a prompt.
     ///
     /// # Errors
-    /// When the answer would be too long with it.
-    pub(super) fn take(&mut self, prompt: u32, part: v1::EchoedPrompt) -> Result<(), Error> {
+    /// If it makes the response too large.
+    pub(super) fn add(&mut self, prompt: u32, part: v1::EchoedPrompt) -> Result<(), Error> {
         let of_tokens = part
             .tokens
             .iter()
@@ -72,7 +70,7 @@ impl Echo {
         let size = size::of_text(&part.text) + of_tokens.sum::<usize>();
         self.size += size.saturating_mul(self.choices_per_prompt);
         size::check_echo(self.size)?;
-        let prompt = Arc::make_mut(&mut self.prompts[at(prompt)].prompt);
+        let prompt = Arc::make_mut(&mut self.prompts[to_index(prompt)].prompt);
         prompt.size += size;
         prompt.text.push_str(&part.text);
         prompt
@@ -81,40 +79,40 @@ impl Echo {
         Ok(())
     }
 
-    /// The prompt of a choice that begins now; `None` for one that has begun. All of a prompt comes before
-    /// the first of its choices.
-    pub(super) fn begin(&mut self, choice: u32) -> Option<Arc<Prompt>> {
-        let choice = at(choice);
-        if std::mem::replace(&mut self.begun[choice], true) {
+    /// Returns the prompt on the first call for a choice, then `None`. The engine sends the whole prompt before the
+    /// first token of its choices, so the prompt is complete.
+    pub(super) fn start_choice(&mut self, choice: u32) -> Option<Arc<Prompt>> {
+        let choice = to_index(choice);
+        if std::mem::replace(&mut self.started[choice], true) {
             return None;
         }
-        let echoed = &mut self.prompts[choice / self.choices_per_prompt];
-        echoed.left -= 1;
-        Some(if echoed.left == 0 {
-            std::mem::take(&mut echoed.prompt)
+        let shared = &mut self.prompts[choice / self.choices_per_prompt];
+        shared.remaining -= 1;
+        Some(if shared.remaining == 0 {
+            std::mem::take(&mut shared.prompt)
         } else {
-            Arc::clone(&echoed.prompt)
+            Arc::clone(&shared.prompt)
         })
     }
 }
 
 impl Prompt {
-    /// The log probabilities of its tokens.
+    /// Log probabilities of the prompt's tokens.
     pub(super) fn logprobs(&self) -> CompletionLogprobs {
         let mut logprobs = CompletionLogprobs::default();
         let mut offset = 0;
         for token in self.tokens.iter().flat_map(TokenBatch::iter) {
             logprobs.push(&token, offset);
-            offset += characters(token.text);
+            offset += char_count(token.text);
         }
         logprobs
     }
 }
 
-fn at(index: u32) -> usize {
-    usize::try_from(index).expect("there are at most 128 choices")
+fn to_index(index: u32) -> usize {
+    usize::try_from(index).expect("a request has at most 128 choices")
 }
 
-fn usize_of(number: u32) -> usize {
+fn to_usize(number: u32) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }

@@ -1,4 +1,4 @@
-//! Errors as HTTP answers: OpenAI's error object, and headers that say whether and when to retry.
+//! Converts errors to HTTP responses: OpenAI's error object, and headers that say whether and when to retry.
 
 use std::any::Any;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use super::body::Route;
 use super::json;
 use crate::error::{Error, ErrorKind};
 
-/// An error on its way to a client that has received nothing yet.
+/// An error response, for a client that has not received any part of a response.
 #[derive(Debug)]
 pub(super) struct ErrorResponse(Error);
 
@@ -55,28 +55,28 @@ impl IntoResponse for ErrorResponse {
 /// OpenAI's error object.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ErrorObject<'a> {
-    /// What failed.
+    /// The error.
     error: ErrorBody<'a>,
 }
 
-/// What failed, and how.
+/// Details of an error.
 #[derive(Serialize, ToSchema)]
 struct ErrorBody<'a> {
-    /// What happened, and what to do about it.
+    /// Description of the error, and how to fix it.
     message: &'a str,
-    /// The kind of error, such as `invalid_request_error`.
+    /// Category of the error, such as `invalid_request_error`.
     r#type: &'static str,
-    /// The field that is at fault.
+    /// Name of the invalid field; null if no single field is invalid.
     #[schema(required)]
     param: Option<&'a str>,
-    /// Which error.
+    /// Error code.
     #[schema(schema_with = code)]
     code: &'static str,
-    /// In a stream: how many tokens came before.
+    /// Streams only: number of tokens sent before the error.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     tokens_delivered: Option<u64>,
-    /// In a stream: whether the same request can succeed later.
+    /// Streams only: true if the same request can succeed later.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     retryable: Option<bool>,
@@ -99,7 +99,7 @@ impl<'a> From<&'a Error> for ErrorObject<'a> {
 }
 
 impl<'a> ErrorObject<'a> {
-    /// The last record of a stream that failed after so many tokens.
+    /// The error record that ends a failed stream.
     pub(super) fn in_stream(error: &'a Error, tokens_delivered: u64) -> Self {
         let mut object = Self::from(error);
         object.error.tokens_delivered = Some(tokens_delivered);
@@ -108,17 +108,17 @@ impl<'a> ErrorObject<'a> {
     }
 }
 
-/// Every code that there is.
+/// Schema of `code`, with every error code.
 fn code() -> RefOr<Schema> {
     let codes = ErrorKind::ALL.map(|kind| kind.row().code);
     ObjectBuilder::new()
         .schema_type(Type::String)
-        .description(Some("Which error."))
+        .description(Some("Error code."))
         .enum_values(Some(codes))
         .into()
 }
 
-/// How a route's clients know the fields that the engine names in its errors.
+/// Maps the field names in engine errors to the names of one endpoint's fields.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FieldNames {
     renamed: &'static [(&'static str, &'static str)],
@@ -127,7 +127,7 @@ pub(super) struct FieldNames {
 }
 
 impl FieldNames {
-    /// `/tokenize`, whether it is text or a conversation.
+    /// `/tokenize`, for text and for chats.
     pub(super) const TOKENIZE: Self = Self::new(&[("text", "prompt"), ("chat", "messages")]);
 
     /// `/detokenize`.
@@ -141,7 +141,7 @@ impl FieldNames {
         }
     }
 
-    /// Those of a kind of completion.
+    /// A completion endpoint.
     pub(super) fn of(route: Route) -> Self {
         match route {
             Route::Completions => Self::new(&[("prompt_token_ids", "prompt")]),
@@ -149,7 +149,7 @@ impl FieldNames {
         }
     }
 
-    /// The client has named its limit by the newer of its two names.
+    /// For a client that sets `max_completion_tokens` instead of `max_tokens`.
     pub(super) fn with_max_completion_tokens(self) -> Self {
         Self {
             max_tokens: "max_completion_tokens",
@@ -157,7 +157,7 @@ impl FieldNames {
         }
     }
 
-    /// The client has not asked for log probabilities: the best candidates are chosen by them.
+    /// For a client that sets `best_of` but not `logprobs`. `best_of` asks the engine for log probabilities.
     pub(super) fn with_best_of(self) -> Self {
         Self {
             logprobs: "best_of",
@@ -165,7 +165,7 @@ impl FieldNames {
         }
     }
 
-    /// The error with its field as the client knows it.
+    /// Replaces the engine's field name in an error by the client's.
     pub(super) fn with_client_field_name(self, mut error: Error) -> Error {
         if let Some(param) = &mut error.param {
             let own = [("max_tokens", self.max_tokens), ("logprobs", self.logprobs)];
@@ -178,14 +178,14 @@ impl FieldNames {
     }
 }
 
-/// The answer where a handler panicked.
-pub(super) fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response<Body> {
-    // The panic hook has told the log what it was.
+/// The response for a handler that panicked.
+pub(super) fn internal_error(panic: Box<dyn Any + Send + 'static>) -> Response<Body> {
+    // The panic hook has logged the panic.
     drop(panic);
     ErrorResponse(Error::internal()).into_response()
 }
 
-/// Rounded up: a client that comes back too early is refused again.
+/// Rounds up, since a client that retries too early is rejected again.
 fn whole_seconds(delay: Duration) -> u64 {
     delay.as_secs() + u64::from(delay.subsec_nanos() > 0)
 }

@@ -1,16 +1,18 @@
-//! A stream's lines: one JSON object for each token, written by hand around the parts that are the
-//! same in all of them, because this runs for every token.
+//! Writes the lines of a stream: one JSON object per token.
+//!
+//! This runs for every token, so the parts that all objects of a response share are encoded once, and only the rest
+//! is encoded per token.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::accept::StreamFormat;
-use super::answer::Usage;
 use super::body::{Route, StreamOptions};
 use super::echo::Prompt;
 use super::error_response::ErrorObject;
-use super::logprobs::{ChatLogprobs, CompletionLogprobs, characters};
+use super::logprobs::{ChatLogprobs, CompletionLogprobs, char_count};
+use super::response::Usage;
 use crate::error::Error;
 use crate::tokens::{TextToken, TokenBatch};
 
@@ -18,70 +20,69 @@ mod json;
 #[cfg(test)]
 mod tests;
 
-use json::{put_json_string, put_number, put_timestamp};
+use json::{put_json_string, put_number, put_timestamps};
 
-/// What one line takes besides its prefix, about: a short text, and what stands around it.
-const LINE: usize = 96;
+/// Estimated length of a line without its prefix, in bytes.
+const LINE_BYTES: usize = 96;
 
-/// What a line's stamp takes.
-const STAMP: usize = 80;
+/// Estimated length of a line's timestamps, in bytes.
+const TIMESTAMPS_BYTES: usize = 80;
 
-/// Writes the lines of one response.
+/// Writes the lines of one streamed response: NDJSON lines or server-sent events.
 pub struct LineWriter {
     format: StreamFormat,
     options: StreamOptions,
-    /// Everything up to the choice's index.
+    /// JSON up to the choice's index.
     prefix: Bytes,
-    /// Everything between the choice's index and a text.
+    /// JSON between the choice's index and the text.
     before_text: &'static str,
-    /// What closes a text.
+    /// JSON that closes the object around the text.
     after_text: &'static str,
-    /// Everything after the text of a token with which nothing ends; `None` where each token has an
-    /// end of its own, with its id, its times or its log probabilities.
-    tail: Option<Bytes>,
+    /// JSON after the text of a token that does not end its choice. `None` if that differs per token: with token ids,
+    /// timestamps, usage or log probabilities.
+    suffix: Option<Bytes>,
     has_logprobs: bool,
-    /// For each choice, how many characters its lines have so far. Only for the log probabilities of
-    /// completions.
+    /// Number of characters written for each choice. Used only for the log probabilities of `/v1/completions`.
     offsets: Vec<u64>,
-    /// Tokens of the prompts that have begun.
+    /// Tokens of the prompts that workers have started.
     prompt_tokens: u64,
-    /// Tokens that have their line.
+    /// Tokens written.
     completion_tokens: u64,
-    head: ResponseMetadata,
+    metadata: ResponseMetadata,
 }
 
-/// What every object of a response has in common.
+/// Fields that all objects of a response share.
 #[derive(Clone)]
 pub struct ResponseMetadata {
-    /// Which kind of object it is.
+    /// Endpoint, which determines the type of the objects.
     pub route: Route,
-    /// The response's id, `cmpl-…` or `chatcmpl-…`.
+    /// Id of the response: `cmpl-…` or `chatcmpl-…`.
     pub id: String,
-    /// When it was made, in seconds since the Unix epoch.
+    /// Creation time, in seconds since the Unix epoch.
     pub created: u64,
-    /// The model.
+    /// Name of the model.
     pub model: String,
 }
 
-/// A choice's tokens to be written.
+/// Tokens of one choice.
 pub struct ChoiceTokens<'a> {
-    /// The choice's index among all of the response.
+    /// Index of the choice in the response.
     pub index: u32,
-    /// Its tokens.
+    /// Tokens, in order.
     pub tokens: &'a TokenBatch,
-    /// Why it ends, if it ends here.
+    /// Finish reason, if these are the last tokens of the choice.
     pub finish_reason: Option<&'static str>,
 }
 
-/// What follows a line's text.
+/// The fields of a line that follow its text.
 #[derive(Default)]
-struct Rest<'a> {
+struct LineEnd<'a> {
     token: Option<&'a TextToken<'a>>,
     logprobs: Option<LineLogprobs>,
     finish_reason: Option<&'static str>,
 }
 
-/// The log probabilities of one line.
+/// Log probabilities of one line.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum LineLogprobs {
@@ -99,91 +100,93 @@ impl ResponseMetadata {
 }
 
 impl LineWriter {
-    /// The lines of a stream of this form, with what is asked for besides the text.
+    /// A writer for a stream without log probabilities.
     #[must_use]
-    pub fn new(format: StreamFormat, options: StreamOptions, head: ResponseMetadata) -> Self {
+    pub fn new(format: StreamFormat, options: StreamOptions, metadata: ResponseMetadata) -> Self {
         let mut prefix = BytesMut::new();
         prefix.put_slice(b"{\"id\":");
-        put_json_string(&mut prefix, &head.id);
+        put_json_string(&mut prefix, &metadata.id);
         prefix.put_slice(b",\"object\":");
-        put_json_string(&mut prefix, head.object());
+        put_json_string(&mut prefix, metadata.object());
         prefix.put_slice(b",\"created\":");
-        put_number(&mut prefix, head.created);
+        put_number(&mut prefix, metadata.created);
         prefix.put_slice(b",\"model\":");
-        put_json_string(&mut prefix, &head.model);
+        put_json_string(&mut prefix, &metadata.model);
         prefix.put_slice(b",\"choices\":[{\"index\":");
-        let (before_text, after_text) = match head.route {
+        let (before_text, after_text) = match metadata.route {
             Route::Completions => (",\"text\":", ""),
             Route::Chat => (",\"delta\":{\"content\":", "}"),
         };
-        let mut lines = Self {
+        let mut writer = Self {
             format,
             options,
             prefix: prefix.freeze(),
             before_text,
             after_text,
-            tail: None,
+            suffix: None,
             has_logprobs: false,
             offsets: Vec::new(),
             prompt_tokens: 0,
             completion_tokens: 0,
-            head,
+            metadata,
         };
         if !options.return_token_ids && !options.include_stamps && !options.continuous_usage_stats {
-            let mut tail = BytesMut::new();
-            tail.put_slice(after_text.as_bytes());
-            lines.put_rest(&mut tail, &Rest::default());
-            lines.tail = Some(tail.freeze());
+            let mut suffix = BytesMut::new();
+            suffix.put_slice(after_text.as_bytes());
+            writer.put_end(&mut suffix, &LineEnd::default());
+            writer.suffix = Some(suffix.freeze());
         }
-        lines
+        writer
     }
 
-    /// The same lines with each token's log probabilities.
+    /// Adds log probabilities to each token.
     #[must_use]
     pub fn with_logprobs(mut self) -> Self {
-        self.tail = None;
+        self.suffix = None;
         self.has_logprobs = true;
         self
     }
 
-    /// Counts a prompt that has begun.
-    pub(super) fn begun(&mut self, prompt_tokens: u32) {
+    /// Adds a prompt that a worker has started to the usage.
+    pub(super) fn add_prompt(&mut self, prompt_tokens: u32) {
         self.prompt_tokens += u64::from(prompt_tokens);
     }
 
-    /// The line that comes before a chat's choice: who speaks.
+    /// Writes the first line of a chat choice, which has the role and no text.
     pub(super) fn role(&self, out: &mut BytesMut, index: u32) {
-        self.put_head(out, index);
+        self.put_start(out, index);
         out.put_slice(b",\"delta\":{\"role\":\"assistant\",\"content\":\"\"}");
-        self.put_rest(out, &Rest::default());
+        self.put_end(out, &LineEnd::default());
     }
 
-    /// The line that comes before a choice whose prompt is echoed.
+    /// Writes the first line of a choice that repeats its prompt.
     pub(super) fn prompt(&mut self, out: &mut BytesMut, index: u32, prompt: &Prompt) {
         let logprobs = self.has_logprobs.then(|| prompt.logprobs());
-        *self.offset(index) = characters(&prompt.text);
-        self.put_head(out, index);
+        *self.offset(index) = char_count(&prompt.text);
+        self.put_start(out, index);
         self.put_text(out, &prompt.text);
-        let rest = Rest {
+        let end = LineEnd {
             logprobs: logprobs
                 .filter(|logprobs| !logprobs.is_empty())
                 .map(LineLogprobs::Completion),
-            ..Rest::default()
+            ..LineEnd::default()
         };
-        self.put_rest(out, &rest);
+        self.put_end(out, &end);
     }
 
-    /// One line for each token. The finish reason of a completion is on the line of its last token. The
-    /// finish reason of a chat is on a line of its own, which has no content: clients of OpenAI's streams
-    /// stop reading content at the finish reason. A choice that ends with no token has such a line, too.
+    /// Writes one line per token.
+    ///
+    /// The last token's line of a `/v1/completions` choice has the finish reason. A chat choice ends with an extra
+    /// line that has the finish reason and no content, because OpenAI clients stop reading content at the finish
+    /// reason. A choice that ends without a further token gets an extra line on both endpoints.
     pub fn tokens(&mut self, out: &mut BytesMut, choice: &ChoiceTokens<'_>) {
-        let on_last_token = match self.head.route {
+        let on_last_token = match self.metadata.route {
             Route::Completions => choice.finish_reason,
             Route::Chat => None,
         };
         self.token_lines(out, choice, on_last_token);
-        let is_told = on_last_token.is_some() && !choice.tokens.is_empty();
-        if choice.finish_reason.is_some() && !is_told {
+        let is_written = on_last_token.is_some() && !choice.tokens.is_empty();
+        if choice.finish_reason.is_some() && !is_written {
             self.finish(out, choice);
         }
     }
@@ -197,21 +200,26 @@ impl LineWriter {
         let Some(last) = choice.tokens.len().checked_sub(1) else {
             return;
         };
-        let stamp = if self.options.include_stamps {
-            STAMP
+        let timestamps = if self.options.include_stamps {
+            TIMESTAMPS_BYTES
         } else {
             0
         };
-        out.reserve(choice.tokens.len() * (self.prefix.len() + LINE + stamp));
+        out.reserve(choice.tokens.len() * (self.prefix.len() + LINE_BYTES + timestamps));
         for (at, token) in choice.tokens.iter().enumerate() {
             let finish_reason = on_last_token.filter(|_| at == last);
             self.token(out, choice.index, &token, finish_reason);
         }
     }
 
-    /// The last object of a stream that shows what it used or what it took. `timings` are asked for
-    /// only where they are shown.
-    pub(super) fn last(&self, out: &mut BytesMut, usage: Usage, timings: impl FnOnce() -> Value) {
+    /// Writes the last object of a successful stream, if the request asks for usage or timings. Calls `timings` only
+    /// if they are written.
+    pub(super) fn usage_and_timings(
+        &self,
+        out: &mut BytesMut,
+        usage: Usage,
+        timings: impl FnOnce() -> Value,
+    ) {
         let StreamOptions {
             include_usage,
             include_timings,
@@ -221,10 +229,10 @@ impl LineWriter {
             return;
         }
         let mut object = json!({
-            "id": self.head.id,
-            "object": self.head.object(),
-            "created": self.head.created,
-            "model": self.head.model,
+            "id": self.metadata.id,
+            "object": self.metadata.object(),
+            "created": self.metadata.created,
+            "model": self.metadata.model,
             "choices": [],
         });
         if include_usage {
@@ -236,19 +244,19 @@ impl LineWriter {
         self.put_object(out, &object);
     }
 
-    /// The end of a stream that succeeded.
+    /// Writes the end marker of a successful stream. NDJSON has none.
     pub(super) fn done(&self, out: &mut BytesMut) {
         if self.format == StreamFormat::Sse {
             out.put_slice(b"data: [DONE]\n\n");
         }
     }
 
-    /// The end of a stream that failed.
+    /// Writes the error record that ends a failed stream.
     pub(super) fn error(&self, out: &mut BytesMut, error: &Error, tokens_delivered: u64) {
         self.put_object(out, &ErrorObject::in_stream(error, tokens_delivered));
     }
 
-    /// What keeps a silent stream alive, where the form has such a thing.
+    /// Returns a comment for keeping an idle connection open. NDJSON has no comments.
     pub(super) fn keep_alive(&self) -> Option<Bytes> {
         match self.format {
             StreamFormat::Sse => Some(Bytes::from_static(b": keep-alive\n\n")),
@@ -264,50 +272,50 @@ impl LineWriter {
         finish_reason: Option<&'static str>,
     ) {
         self.completion_tokens += 1;
-        self.put_head(out, index);
-        match &self.tail {
-            Some(tail) if finish_reason.is_none() => {
+        self.put_start(out, index);
+        match &self.suffix {
+            Some(suffix) if finish_reason.is_none() => {
                 out.put_slice(self.before_text.as_bytes());
                 put_json_string(out, token.text);
-                out.put_slice(tail);
+                out.put_slice(suffix);
             }
             Some(_) | None => {
                 self.put_text(out, token.text);
-                let rest = Rest {
+                let end = LineEnd {
                     token: Some(token),
                     logprobs: self.logprobs(index, token),
                     finish_reason,
                 };
-                self.put_rest(out, &rest);
+                self.put_end(out, &end);
             }
         }
     }
 
-    /// A line that has the finish reason and no token.
+    /// Writes a line with the finish reason and without a token.
     fn finish(&self, out: &mut BytesMut, choice: &ChoiceTokens<'_>) {
-        self.put_head(out, choice.index);
-        match self.head.route {
+        self.put_start(out, choice.index);
+        match self.metadata.route {
             Route::Completions => self.put_text(out, ""),
             Route::Chat => out.put_slice(b",\"delta\":{}"),
         }
-        let rest = Rest {
+        let end = LineEnd {
             finish_reason: choice.finish_reason,
-            ..Rest::default()
+            ..LineEnd::default()
         };
-        self.put_rest(out, &rest);
+        self.put_end(out, &end);
     }
 
     fn logprobs(&mut self, index: u32, token: &TextToken<'_>) -> Option<LineLogprobs> {
         if !self.has_logprobs {
             return None;
         }
-        match self.head.route {
+        match self.metadata.route {
             Route::Completions => {
                 let offset = self.offset(index);
-                let begin = *offset;
-                *offset += characters(token.text);
+                let text_offset = *offset;
+                *offset += char_count(token.text);
                 let mut logprobs = CompletionLogprobs::default();
-                logprobs.push(token, begin);
+                logprobs.push(token, text_offset);
                 (!logprobs.is_empty()).then_some(LineLogprobs::Completion(logprobs))
             }
             Route::Chat => {
@@ -318,18 +326,18 @@ impl LineWriter {
         }
     }
 
-    /// How many characters a choice's lines have so far.
+    /// Number of characters written for a choice.
     fn offset(&mut self, index: u32) -> &mut u64 {
-        let at = usize::try_from(index).expect("there are at most 128 choices");
+        let at = usize::try_from(index).expect("a request has at most 128 choices");
         if self.offsets.len() <= at {
             self.offsets.resize(at + 1, 0);
         }
         &mut self.offsets[at]
     }
 
-    /// Everything up to the text.
-    fn put_head(&self, out: &mut BytesMut, index: u32) {
-        self.begin(out);
+    /// Writes everything before the text.
+    fn put_start(&self, out: &mut BytesMut, index: u32) {
+        self.begin_record(out);
         out.put_slice(&self.prefix);
         put_number(out, index);
     }
@@ -340,30 +348,30 @@ impl LineWriter {
         out.put_slice(self.after_text.as_bytes());
     }
 
-    /// Everything after the text.
-    fn put_rest(&self, out: &mut BytesMut, rest: &Rest<'_>) {
+    /// Writes everything after the text.
+    fn put_end(&self, out: &mut BytesMut, end: &LineEnd<'_>) {
         out.put_slice(b",\"logprobs\":");
-        match &rest.logprobs {
+        match &end.logprobs {
             None => out.put_slice(b"null"),
             Some(logprobs) => put_json(out, logprobs),
         }
         out.put_slice(b",\"finish_reason\":");
-        match rest.finish_reason {
+        match end.finish_reason {
             None => out.put_slice(b"null"),
             Some(reason) => put_json_string(out, reason),
         }
         if self.options.return_token_ids {
             out.put_slice(b",\"token_ids\":[");
-            if let Some(token) = rest.token {
+            if let Some(token) = end.token {
                 put_number(out, token.id);
             }
             out.put_slice(b"]");
         }
         out.put_slice(b"}]");
         if self.options.include_stamps
-            && let Some(token) = rest.token
+            && let Some(token) = end.token
         {
-            put_timestamp(out, token.timestamps);
+            put_timestamps(out, token.timestamps);
         }
         if self.options.continuous_usage_stats {
             out.put_slice(b",\"usage\":");
@@ -372,22 +380,22 @@ impl LineWriter {
             out.put_slice(b",\"usage\":null");
         }
         out.put_slice(b"}");
-        self.end(out);
+        self.end_record(out);
     }
 
     fn put_object(&self, out: &mut BytesMut, object: &impl Serialize) {
-        self.begin(out);
+        self.begin_record(out);
         put_json(out, object);
-        self.end(out);
+        self.end_record(out);
     }
 
-    fn begin(&self, out: &mut BytesMut) {
+    fn begin_record(&self, out: &mut BytesMut) {
         if self.format == StreamFormat::Sse {
             out.put_slice(b"data: ");
         }
     }
 
-    fn end(&self, out: &mut BytesMut) {
+    fn end_record(&self, out: &mut BytesMut) {
         out.put_slice(match self.format {
             StreamFormat::Ndjson => b"\n",
             StreamFormat::Sse => b"\n\n",
@@ -396,5 +404,5 @@ impl LineWriter {
 }
 
 fn put_json(out: &mut BytesMut, object: &impl Serialize) {
-    super::json::write(out.writer(), object).expect("memory takes all that is written");
+    super::json::write(out.writer(), object).expect("writing to memory cannot fail");
 }

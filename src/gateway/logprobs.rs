@@ -1,4 +1,4 @@
-//! Log probabilities as OpenAI shows them, in the two forms of its two kinds of completion.
+//! Log probabilities in OpenAI's formats: one for completions, another for chat completions.
 
 use std::collections::BTreeMap;
 
@@ -7,84 +7,83 @@ use utoipa::ToSchema;
 
 use crate::tokens::{Logprobs, TextToken};
 
-/// The log probabilities of a completion's tokens: lists of the same length.
+/// Log probabilities of the tokens of a completion. All lists have one item per token.
 #[derive(Debug, Default, PartialEq, Serialize, ToSchema)]
 pub(super) struct CompletionLogprobs {
-    /// How each token is spelled. One that is no text by itself is its bytes, such as `bytes:\xe2\x96`.
+    /// Text of each token. A token that is not valid UTF-8 is shown as its bytes, such as `bytes:\xe2\x96`.
     tokens: Vec<String>,
-    /// Each token's log probability; null for a prompt's first token, which nothing comes before.
+    /// Log probability of each token; null for the first token of a prompt, which has no context.
     token_logprobs: Vec<Option<f32>>,
-    /// The likeliest tokens at each position, and the token itself.
+    /// Likeliest tokens at each position, and the token itself.
     top_logprobs: Vec<Option<BTreeMap<String, f32>>>,
-    /// Where each token's text begins within its choice, in characters.
+    /// Offset of each token's text within its choice, in characters.
     text_offset: Vec<u64>,
 }
 
-/// The log probabilities of a chat's tokens.
+/// Log probabilities of the tokens of a chat completion.
 #[derive(Debug, Default, PartialEq, Serialize, ToSchema)]
 pub(super) struct ChatLogprobs {
-    /// Those of the answer's tokens.
+    /// One item per token of the message.
     content: Vec<TokenLogprob>,
-    /// Always null: nothing here refuses to answer.
+    /// Always null: the server does not detect refusals.
     #[schema(required)]
     refusal: Option<Vec<TokenLogprob>>,
 }
 
-/// A token's log probability.
+/// Log probability of one token.
 #[derive(Debug, PartialEq, Serialize, ToSchema)]
 struct TokenLogprob {
-    /// How it is spelled, with U+FFFD for what is no text by itself.
+    /// Text of the token, with invalid UTF-8 replaced by U+FFFD.
     token: String,
-    /// Its log probability.
+    /// Log probability of the token.
     logprob: f32,
-    /// Its bytes.
+    /// Bytes of the token.
     bytes: Vec<u8>,
-    /// The likeliest tokens at its position.
+    /// Likeliest tokens at this position.
     top_logprobs: Vec<LikelyToken>,
 }
 
-/// One of the likeliest tokens of a position.
+/// One of the likeliest tokens at a position.
 #[derive(Debug, PartialEq, Serialize, ToSchema)]
 struct LikelyToken {
-    /// How it is spelled, with U+FFFD for what is no text by itself.
+    /// Text of the token, with invalid UTF-8 replaced by U+FFFD.
     token: String,
-    /// Its log probability.
+    /// Log probability of the token.
     logprob: f32,
-    /// Its bytes.
+    /// Bytes of the token.
     bytes: Vec<u8>,
 }
 
 impl CompletionLogprobs {
-    /// Appends a token whose text begins at this character of its choice. One that came without its log
-    /// probability is passed over.
+    /// Appends a token. `text_offset` counts characters from the start of the choice. A token without log
+    /// probabilities is skipped.
     pub(super) fn push(&mut self, token: &TextToken<'_>, text_offset: u64) {
         let Some(logprobs) = token.logprobs else {
             return;
         };
-        let spelled = spelled(&logprobs.token_bytes);
+        let text = token_text(&logprobs.token_bytes);
         self.top_logprobs.push(logprobs.logprob.map(|logprob| {
             let mut top = BTreeMap::new();
             for likely in &logprobs.top {
-                // Two tokens may be spelled alike; the likelier comes first.
-                let name = self::spelled(&likely.token_bytes);
-                top.entry(name).or_insert(likely.logprob);
+                // Different tokens can have the same text. The first one is the likeliest, and is kept.
+                let text = token_text(&likely.token_bytes);
+                top.entry(text).or_insert(likely.logprob);
             }
-            top.entry(spelled.clone()).or_insert(logprob);
+            top.entry(text.clone()).or_insert(logprob);
             top
         }));
-        self.tokens.push(spelled);
+        self.tokens.push(text);
         self.token_logprobs.push(logprobs.logprob);
         self.text_offset.push(text_offset);
     }
 
-    /// Whether no token is in it.
     pub(super) fn is_empty(&self) -> bool {
         self.tokens.is_empty()
     }
 }
 
 impl ChatLogprobs {
-    /// Appends a token. One that came without its log probability is passed over.
+    /// Appends a token. A token without a log probability is skipped.
     pub(super) fn push(&mut self, token: &TextToken<'_>) {
         let Some(Logprobs {
             logprob: Some(logprob),
@@ -107,19 +106,17 @@ impl ChatLogprobs {
         });
     }
 
-    /// Whether no token is in it.
     pub(super) fn is_empty(&self) -> bool {
         self.content.is_empty()
     }
 }
 
-/// How many characters a text has.
-pub(super) fn characters(text: &str) -> u64 {
+pub(super) fn char_count(text: &str) -> u64 {
     u64::try_from(text.chars().count()).unwrap_or(u64::MAX)
 }
 
-/// The token as text, or its bytes as OpenAI spells them.
-fn spelled(bytes: &[u8]) -> String {
+/// Returns the text of a token, or its escaped bytes in OpenAI's notation if it is not valid UTF-8.
+fn token_text(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => text.to_owned(),
         Err(_) => {
@@ -161,7 +158,7 @@ mod tests {
         let logprobs = Logprobs {
             logprob: Some(-3.5),
             token_bytes: b"\xe2\x96a".to_vec(),
-            // Two tokens that are spelled alike.
+            // Two tokens with the same text.
             top: vec![top(b"b", -0.5), top(b"b", -1.5)],
         };
         let mut shown = CompletionLogprobs::default();

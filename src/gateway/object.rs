@@ -1,5 +1,4 @@
-//! A body as a JSON object in which no key comes twice: whichever of the two counted, the client could
-//! not know.
+//! Parses a body as a JSON object. Duplicate keys are rejected, since the client could not know which value is used.
 
 use std::fmt;
 
@@ -10,29 +9,29 @@ use serde_json::{Map, Value};
 use super::fields::json_type_name;
 use crate::error::{Error, ErrorKind};
 
-/// Reads a body.
+/// Parses a body.
 ///
 /// # Errors
-/// When it is no JSON or no object, or an object in it names a field twice.
+/// If the body is not a JSON object, or any object in it has a duplicate key.
 pub(super) fn parse(body: &[u8]) -> Result<Map<String, Value>, Error> {
-    let mut repeated = None;
+    let mut duplicate = None;
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let keys = UniqueKeys {
-        place: Place::Body,
-        repeated: &mut repeated,
+        path: Path::Body,
+        duplicate: &mut duplicate,
     };
     let value = keys
         .deserialize(&mut deserializer)
         .and_then(|value| deserializer.end().map(|()| value));
-    match (value, repeated) {
+    match (value, duplicate) {
         (_, Some(name)) => {
-            let message = format!("The field '{name}' is there twice.");
+            let message = format!("The field '{name}' appears twice. Send it once.");
             Err(Error::invalid_value(&name, message))
         }
         (Ok(Value::Object(fields)), None) => Ok(fields),
         (Ok(value), None) => {
             let message = format!(
-                "The body must be an object, not {}.",
+                "The body must be a JSON object, not {}.",
                 json_type_name(&value)
             );
             Err(Error::new(ErrorKind::InvalidType, message))
@@ -44,29 +43,29 @@ pub(super) fn parse(body: &[u8]) -> Result<Map<String, Value>, Error> {
     }
 }
 
-/// Where in the body a value is. It is spelled out only for an error.
+/// Path of a value in the body. It is formatted only for errors.
 #[derive(Clone, Copy)]
-enum Place<'a> {
+enum Path<'a> {
     Body,
-    Field(&'a Place<'a>, &'a str),
-    Item(&'a Place<'a>, usize),
+    Field(&'a Path<'a>, &'a str),
+    Item(&'a Path<'a>, usize),
 }
 
-impl fmt::Display for Place<'_> {
+impl fmt::Display for Path<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Body => Ok(()),
             Self::Field(Self::Body, name) => formatter.write_str(name),
-            Self::Field(within, name) => write!(formatter, "{within}.{name}"),
-            Self::Item(within, index) => write!(formatter, "{within}[{index}]"),
+            Self::Field(parent, name) => write!(formatter, "{parent}.{name}"),
+            Self::Item(parent, index) => write!(formatter, "{parent}[{index}]"),
         }
     }
 }
 
-/// Reads a value; where an object in it has a key that comes twice, notes its full name and fails.
+/// Deserializes a value. On a duplicate key, it stores the key's full path in `duplicate` and fails.
 struct UniqueKeys<'a> {
-    place: Place<'a>,
-    repeated: &'a mut Option<String>,
+    path: Path<'a>,
+    duplicate: &'a mut Option<String>,
 }
 
 impl<'de> DeserializeSeed<'de> for UniqueKeys<'_> {
@@ -87,14 +86,14 @@ impl<'de> Visitor<'de> for UniqueKeys<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut fields = Map::new();
         while let Some(name) = entries.next_key::<String>()? {
-            let place = Place::Field(&self.place, &name);
+            let path = Path::Field(&self.path, &name);
             if fields.contains_key(&name) {
-                *self.repeated = Some(place.to_string());
-                return Err(A::Error::custom("a field is there twice"));
+                *self.duplicate = Some(path.to_string());
+                return Err(A::Error::custom("duplicate key"));
             }
             let value = entries.next_value_seed(UniqueKeys {
-                place,
-                repeated: self.repeated,
+                path,
+                duplicate: self.duplicate,
             })?;
             fields.insert(name, value);
         }
@@ -104,8 +103,8 @@ impl<'de> Visitor<'de> for UniqueKeys<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut values = Vec::new();
         while let Some(value) = items.next_element_seed(UniqueKeys {
-            place: Place::Item(&self.place, values.len()),
-            repeated: self.repeated,
+            path: Path::Item(&self.path, values.len()),
+            duplicate: self.duplicate,
         })? {
             values.push(value);
         }
@@ -179,7 +178,7 @@ mod tests {
         });
         let fields = parse(body.to_string().as_bytes()).unwrap();
         assert_eq!(Value::Object(fields), body);
-        for odd in [
+        for other in [
             json!(null),
             json!(true),
             json!(-1),
@@ -187,10 +186,10 @@ mod tests {
             json!("a"),
             json!([1]),
         ] {
-            let error = parse(odd.to_string().as_bytes()).unwrap_err();
+            let error = parse(other.to_string().as_bytes()).unwrap_err();
             assert_eq!(error.kind, ErrorKind::InvalidType);
             assert!(
-                error.message.contains(json_type_name(&odd)),
+                error.message.contains(json_type_name(&other)),
                 "{}",
                 error.message
             );

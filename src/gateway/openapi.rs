@@ -1,5 +1,6 @@
-//! `GET /openapi.json`: the door described, made from the structs that its bodies are read into and its
-//! answers are written from, and from the table of errors.
+//! `GET /openapi.json`: the API description.
+//!
+//! It is generated from the structs of request and response bodies, and from the table of errors.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -15,7 +16,6 @@ use utoipa::openapi::{
     ContentBuilder, Header, Ref, RefOr, Response as ResponseObject, ResponseBuilder,
 };
 
-use super::answer;
 use super::body::chat::ChatBody;
 use super::body::completions::CompletionsBody;
 use super::body::message::Message;
@@ -24,12 +24,13 @@ use super::body::tokenize::{DetokenizeBody, TokenizeChat, TokenizeText};
 use super::body::{StreamOptions, schema};
 use super::error_response::ErrorObject;
 use super::fields::Unsupported;
+use super::response;
 use super::unknown::X_IGNORED_FIELDS;
 use super::{completions, tokenize};
 use crate::error::ErrorKind;
 
-/// Tokenway's HTTP door. It streams with `stream: true`: as newline-delimited JSON or as server-sent events,
-/// by the request's `Accept`.
+/// Tokenway's HTTP API. With `stream: true` a completion is streamed as newline-delimited JSON or as server-sent
+/// events, as the request's `Accept` header prefers.
 #[derive(OpenApi)]
 #[openapi(
     paths(
@@ -56,13 +57,13 @@ use crate::error::ErrorKind;
         TokenizeChat,
         DetokenizeBody,
         ErrorObject,
-        answer::Completion,
-        answer::ChatCompletion,
+        response::Completion,
+        response::ChatCompletion,
     ))
 )]
 struct Api;
 
-/// What only a request with a body can be refused with.
+/// Errors of all requests with a body.
 const BODY_ERRORS: [ErrorKind; 14] = [
     ErrorKind::InvalidJson,
     ErrorKind::InvalidType,
@@ -80,7 +81,7 @@ const BODY_ERRORS: [ErrorKind; 14] = [
     ErrorKind::DeadlineExceeded,
 ];
 
-/// What only a request for tokens can be refused with.
+/// Further errors of completion requests.
 const COMPLETION_ERRORS: [ErrorKind; 4] = [
     ErrorKind::NotAcceptable,
     ErrorKind::QueueFull,
@@ -88,7 +89,7 @@ const COMPLETION_ERRORS: [ErrorKind; 4] = [
     ErrorKind::WorkerLost,
 ];
 
-/// What a request for models can be refused with.
+/// Errors of requests that look up a model.
 const MODEL_ERRORS: [ErrorKind; 5] = [
     ErrorKind::ModelNotFound,
     ErrorKind::UpstreamError,
@@ -97,14 +98,14 @@ const MODEL_ERRORS: [ErrorKind; 5] = [
     ErrorKind::DeadlineExceeded,
 ];
 
-/// Why the server takes no requests.
+/// Errors of `/readyz` and `/health`.
 const READINESS_ERRORS: [ErrorKind; 3] = [
     ErrorKind::NotReady,
     ErrorKind::Draining,
     ErrorKind::NoWorker,
 ];
 
-/// What every request can be refused with: for its headers, or by a panic.
+/// Errors of every request: invalid headers, or a panic of the handler.
 const COMMON_ERRORS: [ErrorKind; 4] = [
     ErrorKind::HostNotAllowed,
     ErrorKind::InvalidValue,
@@ -112,16 +113,16 @@ const COMMON_ERRORS: [ErrorKind; 4] = [
     ErrorKind::Internal,
 ];
 
-/// Describes this door.
+/// This API description.
 #[utoipa::path(
     get,
     path = "/openapi.json",
-    responses((status = 200, description = "This description.", body = Object))
+    responses((status = 200, description = "The description.", body = Object))
 )]
 pub(super) async fn openapi() -> Response {
     static DOCUMENT: LazyLock<String> = LazyLock::new(|| {
         let document = describe().to_json();
-        document.expect("a description's keys are texts")
+        document.expect("every key of the document is a string")
     });
     ([(CONTENT_TYPE, "application/json")], DOCUMENT.as_str()).into_response()
 }
@@ -142,8 +143,8 @@ fn describe() -> utoipa::openapi::OpenApi {
 
 type Schemas = BTreeMap<String, RefOr<Schema>>;
 
-/// Adds to the bodies what their structs do not say: the fields that they share, those that only ask for
-/// nothing, and that nothing else is taken but null.
+/// Completes the schemas of the bodies: the fields that completions and chats share, unsupported fields with the
+/// values that are accepted, and null as the only value of any other field.
 fn describe_bodies(schemas: &mut Schemas) {
     let shared = object(schemas, "SharedFields").properties.clone();
     schemas.remove("SharedFields");
@@ -165,9 +166,9 @@ fn describe_bodies(schemas: &mut Schemas) {
     ];
     for (name, unsupported) in tables {
         let body = object(schemas, name);
-        for (field, asks_nothing) in unsupported {
+        for (field, no_op_values) in unsupported {
             body.properties
-                .insert((*field).to_owned(), unsupported_field(asks_nothing));
+                .insert((*field).to_owned(), unsupported_field(no_op_values));
         }
         body.additional_properties = Some(Box::new(schema::null().into()));
     }
@@ -176,7 +177,7 @@ fn describe_bodies(schemas: &mut Schemas) {
 fn object<'a>(schemas: &'a mut Schemas, name: &str) -> &'a mut Object {
     match schemas.get_mut(name) {
         Some(RefOr::T(Schema::Object(object))) => object,
-        _ => panic!("{name} is not described as an object"),
+        _ => panic!("the schema {name} is not an object"),
     }
 }
 
@@ -187,20 +188,21 @@ fn hint(description: &str) -> RefOr<Schema> {
         .into()
 }
 
-fn unsupported_field(asks_nothing: &str) -> RefOr<Schema> {
+/// Schema of an unsupported field. `no_op_values` is a JSON list of the values that have no effect.
+fn unsupported_field(no_op_values: &str) -> RefOr<Schema> {
     let mut values: Vec<Value> =
-        serde_json::from_str(asks_nothing).expect("a table holds lists of JSON");
+        serde_json::from_str(no_op_values).expect("the tables hold JSON lists");
     values.push(Value::Null);
     ObjectBuilder::new()
         .schema_type(SchemaType::AnyValue)
         .description(Some(
-            "Not honoured: only these values are taken, which ask for nothing.",
+            "Not supported. Only these values are accepted; they have no effect.",
         ))
         .enum_values(Some(values))
         .into()
 }
 
-/// Adds to an operation what all have in common: headers, and error_responses.
+/// Adds the headers and error responses that all operations share.
 fn describe_operation(path: &str, has_body: bool, operation: &mut Operation) {
     let parameters = operation.parameters.get_or_insert_with(Vec::new);
     parameters.push(request_id());
@@ -208,15 +210,15 @@ fn describe_operation(path: &str, has_body: bool, operation: &mut Operation) {
         parameters.push(request_timeout());
     }
     let responses = &mut operation.responses.responses;
-    for (status, refused) in error_responses(path) {
-        responses.insert(status, refused.into());
+    for (status, response) in error_responses(path) {
+        responses.insert(status, response.into());
     }
-    if has_body && let Some(RefOr::T(answer)) = responses.get_mut("200") {
-        answer.headers.insert(
+    if has_body && let Some(RefOr::T(response)) = responses.get_mut("200") {
+        response.headers.insert(
             X_IGNORED_FIELDS.to_owned(),
             header(
                 Type::String,
-                "With `--unknown-fields ignore`: the fields that were ignored, by commas.",
+                "With `--unknown-fields ignore`: the ignored fields, separated by commas.",
             ),
         );
     }
@@ -224,15 +226,18 @@ fn describe_operation(path: &str, has_body: bool, operation: &mut Operation) {
         if let RefOr::T(response) = response {
             response.headers.insert(
                 "x-request-id".to_owned(),
-                header(Type::String, "The request's own id, or one made here."),
+                header(
+                    Type::String,
+                    "Id of the request: the client's, or a random one.",
+                ),
             );
         }
     }
 }
 
-/// The error_kinds of error_response that a path can answer with.
+/// Errors that a path can return.
 fn error_kinds(path: &str) -> Vec<ErrorKind> {
-    let own: &[&[ErrorKind]] = match path {
+    let specific: &[&[ErrorKind]] = match path {
         "/v1/completions" | "/v1/chat/completions" => {
             &[&BODY_ERRORS, &COMPLETION_ERRORS, &MODEL_ERRORS]
         }
@@ -246,11 +251,11 @@ fn error_kinds(path: &str) -> Vec<ErrorKind> {
         "/readyz" | "/health" => &[&READINESS_ERRORS],
         _ => &[],
     };
-    let own = own.iter().copied().flatten();
-    own.chain(&COMMON_ERRORS).copied().collect()
+    let specific = specific.iter().copied().flatten();
+    specific.chain(&COMMON_ERRORS).copied().collect()
 }
 
-/// A path's error_responses by their status.
+/// Error responses of a path, by status.
 fn error_responses(path: &str) -> BTreeMap<String, ResponseObject> {
     let mut codes: BTreeMap<u16, Vec<&str>> = BTreeMap::new();
     for kind in error_kinds(path) {
@@ -280,12 +285,12 @@ fn error_headers(status: u16) -> BTreeMap<String, RefOr<Header>> {
             (
                 "retry-after",
                 Type::Integer,
-                "Seconds until a retry may help.",
+                "Seconds to wait before a retry.",
             ),
             (
                 "retry-after-ms",
                 Type::Integer,
-                "Milliseconds until a retry may help.",
+                "Milliseconds to wait before a retry.",
             ),
         ],
         406 => &[
@@ -317,7 +322,9 @@ fn request_id() -> RefOr<Parameter> {
     let parameter = ParameterBuilder::new()
         .name("x-request-id")
         .parameter_in(ParameterIn::Header)
-        .description(Some("Names the request in its answer and in logs."))
+        .description(Some(
+            "Id of the request, returned in the response and used in logs.",
+        ))
         .schema(Some(id));
     RefOr::T(parameter.build())
 }
@@ -329,7 +336,9 @@ fn request_timeout() -> RefOr<Parameter> {
     let parameter = ParameterBuilder::new()
         .name("x-request-timeout")
         .parameter_in(ParameterIn::Header)
-        .description(Some("The seconds that the whole answer may take."))
+        .description(Some(
+            "Timeout of the whole response, in seconds from the arrival of the request.",
+        ))
         .schema(Some(seconds));
     RefOr::T(parameter.build())
 }
@@ -346,20 +355,20 @@ mod tests {
     use crate::gateway::unknown::UnknownFields;
 
     /// The names of a schema's fields.
-    fn described(name: &str) -> BTreeSet<String> {
-        let document = serde_json::to_value(describe()).expect("a description is JSON");
+    fn fields_in_schema(name: &str) -> BTreeSet<String> {
+        let document = serde_json::to_value(describe()).expect("the description is valid JSON");
         let properties = &document["components"]["schemas"][name]["properties"];
-        let properties = properties.as_object().expect("it is an object");
+        let properties = properties.as_object().expect("the schema has properties");
         properties.keys().cloned().collect()
     }
 
-    /// The names of the fields that are looked for in a body.
-    fn known<T>(
+    /// The names of the fields that `read` looks up in a body.
+    fn fields_read<T>(
         body: &Value,
         read: impl FnOnce(&mut Fields) -> Result<T, Error>,
     ) -> BTreeSet<String> {
-        let mut fields =
-            Fields::parse(body.to_string().as_bytes(), UnknownFields::Refuse).expect("an object");
+        let mut fields = Fields::parse(body.to_string().as_bytes(), UnknownFields::Refuse)
+            .expect("a JSON object");
         assert!(read(&mut fields).is_ok(), "{body}");
         fields.requested
     }
@@ -370,27 +379,37 @@ mod tests {
         let messages = json!({"messages": [message]});
         let prompt = json!({"prompt": "a"});
         let tokens = json!({"tokens": []});
-        for (name, known) in [
-            ("CompletionsBody", known(&prompt, CompletionsBody::read)),
-            ("ChatBody", known(&messages, ChatBody::read)),
-            ("StreamOptions", known(&json!({}), StreamOptions::read)),
-            ("Message", known(&message, Message::read)),
-            ("TokenizeText", known(&prompt, TokenizeText::read)),
-            ("TokenizeChat", known(&messages, TokenizeChat::read)),
-            ("DetokenizeBody", known(&tokens, DetokenizeBody::read)),
+        for (name, read) in [
+            (
+                "CompletionsBody",
+                fields_read(&prompt, CompletionsBody::read),
+            ),
+            ("ChatBody", fields_read(&messages, ChatBody::read)),
+            (
+                "StreamOptions",
+                fields_read(&json!({}), StreamOptions::read),
+            ),
+            ("Message", fields_read(&message, Message::read)),
+            ("TokenizeText", fields_read(&prompt, TokenizeText::read)),
+            ("TokenizeChat", fields_read(&messages, TokenizeChat::read)),
+            ("DetokenizeBody", fields_read(&tokens, DetokenizeBody::read)),
         ] {
-            assert_eq!(described(name), known, "{name}");
+            assert_eq!(fields_in_schema(name), read, "{name}");
         }
     }
 
     #[test]
     fn every_response_has_a_request_id_and_every_error_is_an_error_object() {
-        let document = serde_json::to_value(describe()).expect("a description is JSON");
-        let paths = document["paths"].as_object().expect("there are paths");
+        let document = serde_json::to_value(describe()).expect("the description is valid JSON");
+        let paths = document["paths"]
+            .as_object()
+            .expect("the description has paths");
         assert_eq!(paths.len(), 12);
         for (path, item) in paths {
-            for operation in item.as_object().expect("operations").values() {
-                let responses = operation["responses"].as_object().expect("responses");
+            for operation in item.as_object().expect("a path has operations").values() {
+                let responses = operation["responses"]
+                    .as_object()
+                    .expect("an operation has responses");
                 for (status, response) in responses {
                     let headers = &response["headers"];
                     assert!(headers["x-request-id"].is_object(), "{path} {status}");

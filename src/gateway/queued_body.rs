@@ -14,14 +14,13 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::accept::StreamFormat;
 use super::body::StreamOptions;
 use super::completions::StartedCompletion;
-use super::stream::{
-    DeliveryTracker, KEEP_ALIVE_INTERVAL, StreamAborted, StreamParts, TokenBody,
-};
+use super::stream::{DeliveryTracker, KEEP_ALIVE_INTERVAL, StreamAborted, StreamParts, TokenBody};
 use crate::error::Error;
 use crate::telemetry::CountedRequest;
 
 /// Completes when a worker has started the request, or the request has failed.
-pub(super) type StartFuture = Pin<Box<dyn Future<Output = Result<StartedCompletion, Error>> + Send>>;
+pub(super) type StartFuture =
+    Pin<Box<dyn Future<Output = Result<StartedCompletion, Error>> + Send>>;
 
 /// The body of a stream that a worker may not have started yet. Dropping it cancels the request.
 pub(super) struct QueuedBody {
@@ -35,6 +34,7 @@ pub(super) struct QueuedStream {
     stream: (StreamFormat, StreamOptions),
     /// Writes keep-alives, and the error record if the request fails.
     parts: StreamParts,
+    /// Timer of the keep-alive comments; `None` for NDJSON, which has no comments.
     keep_alive: Option<Pin<Box<Sleep>>>,
 }
 

@@ -1,4 +1,4 @@
-//! Every answer names its request: by the client's own `x-request-id`, or by one made here.
+//! Assigns each request its id, from the client's `x-request-id` or at random, and returns it in every response.
 
 use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue};
@@ -11,25 +11,27 @@ use crate::request::RequestId;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The longest id that is taken over from a client, in bytes.
-const LIMIT: usize = 128;
+/// Maximum length of a client's request id, in bytes.
+const MAX_BYTES: usize = 128;
 
-/// What was wrong with a request's own id.
+/// Request extension that marks an invalid id. [`reject_invalid`] answers with the error.
 #[derive(Clone)]
 struct InvalidRequestId(Error);
 
-/// Gives the request its id, and the answer the same. It is outside of everything that can refuse the request.
-pub(super) async fn carry(mut request: Request, next: Next) -> Response {
-    let (id, problem) = match request.headers().get(&X_REQUEST_ID) {
+/// Adds the id to the request and to the response. This is the outermost layer, so that error responses have the id.
+///
+/// An invalid id is replaced by a random one here and rejected later, by [`reject_invalid`].
+pub(super) async fn assign(mut request: Request, next: Next) -> Response {
+    let (id, error) = match request.headers().get(&X_REQUEST_ID) {
         None => (RequestId::random(), None),
         Some(value) => match value.to_str() {
             Ok(id) if is_valid(id) => (RequestId(id.into()), None),
             Ok(_) | Err(_) => (RequestId::random(), Some(invalid())),
         },
     };
-    let value = HeaderValue::from_str(&id.0).expect("it was a header, or is hexadecimal");
+    let value = HeaderValue::from_str(&id.0).expect("the id came from a header or is hexadecimal");
     request.extensions_mut().insert(id);
-    if let Some(error) = problem {
+    if let Some(error) = error {
         request.extensions_mut().insert(InvalidRequestId(error));
     }
     let mut response = next.run(request).await;
@@ -37,8 +39,8 @@ pub(super) async fn carry(mut request: Request, next: Next) -> Response {
     response
 }
 
-/// Refuses a request whose own id is invalid. It is inside of what adds headers for browsers to every answer.
-pub(super) async fn check(mut request: Request, next: Next) -> Response {
+/// Rejects a request with an invalid id. This layer is inside the CORS layer, so that browsers can read the error.
+pub(super) async fn reject_invalid(mut request: Request, next: Next) -> Response {
     match request.extensions_mut().remove() {
         Some(InvalidRequestId(error)) => ErrorResponse::from(error).into_response(),
         None => next.run(request).await,
@@ -46,10 +48,10 @@ pub(super) async fn check(mut request: Request, next: Next) -> Response {
 }
 
 fn is_valid(id: &str) -> bool {
-    (1..=LIMIT).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
+    (1..=MAX_BYTES).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 fn invalid() -> Error {
-    let message = format!("x-request-id must have 1 to {LIMIT} visible ASCII characters.");
+    let message = format!("x-request-id must have 1 to {MAX_BYTES} visible ASCII characters.");
     Error::invalid_value("x-request-id", message)
 }

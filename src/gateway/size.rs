@@ -1,22 +1,23 @@
-//! What an answer takes: its parts are counted before they are gathered, so that no small request makes a large
-//! one without end.
+//! Estimates and limits the size of responses. Parts are counted before they are collected, so that a small request
+//! cannot make the server hold an arbitrarily large response.
 
 use super::json;
 use crate::error::Error;
 use crate::tokens::TokenBatch;
 
-/// What one answer may take, in bytes, about: what is gathered of an answer in one piece, and what all choices
-/// repeat of their prompts.
-pub(super) const LIMIT: usize = 64 * 1024 * 1024;
+/// Limit for a unary response, and for the prompts that all choices of a response repeat, in bytes.
+const MAX_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
 
-/// An answer in one piece that is larger is written on a thread that may take its time.
-pub(super) const LARGE: usize = 1024 * 1024;
+/// Size, in bytes, from which a unary response is encoded on a blocking thread.
+pub(super) const BLOCKING_THRESHOLD: usize = 1024 * 1024;
 
-/// What the log probability of a token takes, and each of those of the likeliest beside it.
-const LOGPROB: usize = 256;
-const LIKELY: usize = 64;
+/// Estimated JSON size of a token's log probability without its top log probabilities, in bytes.
+const LOGPROB_BYTES: usize = 256;
 
-/// What a text takes in JSON, which writes control characters and line breaks as six.
+/// Estimated JSON size of one top log probability, in bytes.
+const TOP_LOGPROB_BYTES: usize = 64;
+
+/// Size of a text as a JSON string without its quotes, in bytes.
 pub(super) fn of_text(text: &str) -> usize {
     let escaped = text.bytes().map(|byte| match byte {
         b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 1,
@@ -28,43 +29,43 @@ pub(super) fn of_text(text: &str) -> usize {
     text.len() + escaped.sum::<usize>() + line_breaks.sum::<usize>()
 }
 
-/// What the log probabilities of so many tokens take, each with so many of the likeliest.
+/// Estimated size of the log probabilities of `tokens` tokens, each with `top` top log probabilities, in bytes.
 pub(super) fn of_logprobs(tokens: usize, top: usize) -> usize {
-    tokens.saturating_mul(LOGPROB + top.saturating_mul(LIKELY))
+    tokens.saturating_mul(LOGPROB_BYTES + top.saturating_mul(TOP_LOGPROB_BYTES))
 }
 
-/// What tokens take with their log probabilities.
+/// Estimated size of tokens with their log probabilities, in bytes.
 pub(super) fn of_tokens(tokens: &TokenBatch) -> usize {
     let logprobs = tokens.iter().filter_map(|token| token.logprobs);
     let of_logprobs = logprobs.map(|logprobs| of_logprobs(1, logprobs.top.len()));
     of_text(tokens.text()) + of_logprobs.sum::<usize>()
 }
 
-/// Refuses an answer of which so much is repeated prompts.
+/// Checks the size of the prompts that a response repeats.
 ///
 /// # Errors
-/// When that is too much.
+/// If `size` is above the limit.
 pub(super) fn check_echo(size: usize) -> Result<(), Error> {
-    if size <= LIMIT {
+    if size <= MAX_RESPONSE_BYTES {
         return Ok(());
     }
-    let message = "The answer would be too long: each choice repeats the prompt, with logprobs those of \
-                   each of its tokens. Ask for fewer choices, fewer logprobs or a shorter prompt.";
+    let message = "The response would be too large: with `echo`, each choice repeats the prompt and \
+                   its logprobs. Ask for fewer choices or `logprobs`, or send a shorter prompt.";
     Err(Error::invalid_value("echo", message))
 }
 
-/// Refuses an answer in one piece that has grown to this size.
+/// Checks the size that a unary response has reached.
 ///
 /// # Errors
-/// When that is too much.
-pub(super) fn check_piece(size: usize) -> Result<(), Error> {
-    if size <= LIMIT {
+/// If `size` is above the limit.
+pub(super) fn check_unary(size: usize) -> Result<(), Error> {
+    if size <= MAX_RESPONSE_BYTES {
         return Ok(());
     }
     let message = format!(
-        "The answer has grown past {} MiB, the most that is sent in one piece. Ask for stream: true, or \
-         for fewer tokens, choices or logprobs.",
-        LIMIT / 1024 / 1024
+        "The response is larger than {} MiB, the limit without streaming. Set `stream` to true, or \
+         ask for fewer tokens, choices or `logprobs`.",
+        MAX_RESPONSE_BYTES / 1024 / 1024
     );
     Err(Error::invalid_value("stream", message))
 }

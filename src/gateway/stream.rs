@@ -1,9 +1,8 @@
-//! A streamed completion: the response's body, as it is made.
+//! The response body of a streamed completion.
 //!
-//! Tokens that are ready together share a frame; a lone token never waits, not even for a look at whether
-//! there is another. An error after the first
-//! byte is told by a record of its own, and once that has left for the socket the body ends with an
-//! error, so that a client which ignores the record still sees a broken stream.
+//! Tokens that are ready together share a frame. A single token is sent at once, without polling for another.
+//! An error after the first byte becomes an error record. After the record has been flushed to the socket, the
+//! body ends with an error, so that a client that ignores the record still sees a broken stream.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -17,99 +16,100 @@ use http_body::Frame;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::accept::StreamFormat;
-use super::answer::finish_reason;
 use super::completion_stream::{CompletionStream, MergedEvent};
 use super::echo::Echo;
 use super::error_response::FieldNames;
 use super::lines::{ChoiceTokens, LineWriter};
+use super::response::finish_reason;
 use super::timings;
 use crate::delivery::{DeliveryTimer, FlushHandle, WriteStart};
 use crate::error::Error;
 use crate::proto::v1;
 use crate::telemetry::CountedRequest;
 
-/// A frame is ended once it is so large: what is more waits for the next.
-const MAX_FRAME_BYTES: usize = 64 * 1024;
+/// Frame size, in bytes, after which no more lines are added. The last event may exceed it.
+const TARGET_FRAME_BYTES: usize = 64 * 1024;
 
-/// How often a silent stream of server-sent events says that it is alive.
+/// Interval of keep-alive comments on an idle stream of server-sent events.
 pub(super) const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
-/// How long the last record of a failed stream may take to leave.
+/// Time limit for flushing the error record of a failed stream to the socket.
 const ERROR_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a peer on HTTP/2 has to read that record before its stream is reset: some clients, curl among
-/// them, throw away what they have not read of a stream that was reset.
+/// Delay between the error record and the reset of an HTTP/2 stream. Some clients, such as curl, discard unread data
+/// of a stream that is reset.
 const HTTP2_RESET_DELAY: Duration = Duration::from_millis(100);
 
 /// The body of a streamed completion.
 pub(super) struct TokenBody {
-    completion_stream: Option<CompletionStream>,
-    lines: LineWriter,
-    /// The prompts, where they are echoed.
+    /// `None` once the stream has ended or failed.
+    stream: Option<CompletionStream>,
+    writer: LineWriter,
+    /// Prompts to repeat, if the request sets `echo`.
     echo: Option<Echo>,
     names: FieldNames,
-    /// Where the lines are written. Once a frame has left for the socket its memory is used again.
+    /// Lines of the next frame. Its memory is reused after the frame has been written to the socket.
     buffer: BytesMut,
     flush: Option<FlushHandle>,
-    clock: DeliveryTimer,
+    timer: DeliveryTimer,
+    /// Timer of the keep-alive comments; `None` for NDJSON, which has no comments.
     keep_alive: Option<Pin<Box<Sleep>>>,
-    /// Whether there was nothing to write when the connection last asked.
-    has_waited: bool,
+    /// The last poll found nothing to write.
+    was_idle: bool,
     tokens_delivered: u64,
-    ending: StreamState,
+    state: StreamState,
     counted: CountedRequest,
 }
 
-/// How a stream's events are told.
+/// The parts with which a [`TokenBody`] writes its events.
 pub(super) struct StreamParts {
-    pub(super) lines: LineWriter,
-    /// The prompts, where they are echoed.
+    pub(super) writer: LineWriter,
+    /// Prompts to repeat, if the request sets `echo`.
     pub(super) echo: Option<Echo>,
-    /// How the client knows the field that is at fault.
+    /// Names that the client uses for the fields in errors.
     pub(super) names: FieldNames,
-    /// What comes before all events.
-    pub(super) first: BytesMut,
+    /// Bytes to send before the first event.
+    pub(super) preamble: BytesMut,
 }
 
 impl StreamParts {
-    /// Nothing but these lines.
-    pub(super) fn new(lines: LineWriter, names: FieldNames) -> Self {
+    /// Parts without echoed prompts and without a preamble.
+    pub(super) fn new(writer: LineWriter, names: FieldNames) -> Self {
         Self {
-            lines,
+            writer,
             echo: None,
             names,
-            first: BytesMut::new(),
+            preamble: BytesMut::new(),
         }
     }
 }
 
-/// What watches a response leave.
+/// Follows a response on its way to the socket.
 pub(super) struct DeliveryTracker {
-    /// Its connection; `None` where nothing was listening.
+    /// Flushes of the connection; `None` if the request did not come over a socket.
     pub(super) flush: Option<FlushHandle>,
-    pub(super) clock: DeliveryTimer,
+    pub(super) timer: DeliveryTimer,
 }
 
-/// How far the end has come.
+/// Progress of a stream towards its end.
 enum StreamState {
-    /// There is more.
     Open,
-    /// All has been said.
-    Whole,
-    /// The error's record was handed over, all but this last byte.
+    /// The stream succeeded; its last lines are written.
+    Finished,
+    /// The stream failed. The body has returned the error record except for this last byte.
     LastByte(Bytes),
-    /// All of the record was handed over; it is on its way to the socket.
-    Failing(Pin<Box<dyn Future<Output = ()> + Send>>),
-    /// The record has left.
-    Broken,
+    /// The body has returned the whole error record. The future completes once the record is flushed.
+    Flushing(Pin<Box<dyn Future<Output = ()> + Send>>),
+    /// The body has returned its error.
+    Aborted,
 }
 
-/// Why a body ends without its end. hyper closes or resets the stream for it.
+/// Error that ends a body after its error record. hyper then closes the connection or resets the stream.
 #[derive(Debug, thiserror::Error)]
 #[error("the completion failed; its last record says why")]
 pub(super) struct StreamAborted;
 
-/// The response whose body is this stream.
+/// Builds the response, with the headers of a stream.
 pub(super) fn response(body: Body, format: StreamFormat) -> Response<Body> {
     let content_type = match format {
         StreamFormat::Ndjson => "application/x-ndjson",
@@ -128,84 +128,82 @@ pub(super) fn response(body: Body, format: StreamFormat) -> Response<Body> {
 }
 
 impl TokenBody {
-    /// The body of a request of which a worker has begun.
+    /// The body of a request that a worker has started.
     pub(super) fn new(
-        completion_stream: CompletionStream,
-        told: StreamParts,
-        left: DeliveryTracker,
+        stream: CompletionStream,
+        parts: StreamParts,
+        tracker: DeliveryTracker,
         counted: CountedRequest,
     ) -> Self {
-        Self::of(Some(completion_stream), told, left, counted)
+        Self::build(Some(stream), parts, tracker, counted)
     }
 
-    /// The rest of the body of a request that has failed, and the frame that comes before it.
+    /// The body of a request that failed before it started, and the first frame: the error record without its last
+    /// byte, which the body sends.
     pub(super) fn failed(
         error: &Error,
-        told: StreamParts,
-        left: DeliveryTracker,
+        parts: StreamParts,
+        tracker: DeliveryTracker,
         counted: CountedRequest,
     ) -> (Self, Bytes) {
-        let mut body = Self::of(None, told, left, counted);
+        let mut body = Self::build(None, parts, tracker, counted);
         body.fail(error);
         let record = body.buffer.split().freeze();
         (body, record)
     }
 
-    fn of(
-        completion_stream: Option<CompletionStream>,
-        told: StreamParts,
-        left: DeliveryTracker,
+    fn build(
+        stream: Option<CompletionStream>,
+        parts: StreamParts,
+        tracker: DeliveryTracker,
         counted: CountedRequest,
     ) -> Self {
-        let keep_alive = told
-            .lines
-            .keep_alive()
-            .map(|_| Box::pin(sleep(KEEP_ALIVE_INTERVAL)));
+        let has_keep_alive = parts.writer.keep_alive().is_some();
         Self {
-            completion_stream,
-            lines: told.lines,
-            echo: told.echo,
-            names: told.names,
-            buffer: told.first,
-            flush: left.flush,
-            clock: left.clock,
-            keep_alive,
-            has_waited: false,
+            stream,
+            writer: parts.writer,
+            echo: parts.echo,
+            names: parts.names,
+            buffer: parts.preamble,
+            flush: tracker.flush,
+            timer: tracker.timer,
+            keep_alive: has_keep_alive.then(|| Box::pin(sleep(KEEP_ALIVE_INTERVAL))),
+            was_idle: false,
             tokens_delivered: 0,
-            ending: StreamState::Open,
+            state: StreamState::Open,
             counted,
         }
     }
 
-    /// Writes what is ready now. Pending when nothing is.
+    /// Writes the lines of the events that are ready. Pending if there are none.
     fn poll_lines(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
-        let turn = WriteStart::begin();
-        // hyper asks again before it flushes. What it gets then is gathered: it did not wait for it.
-        let has_waited = std::mem::take(&mut self.has_waited);
-        let mut is_lone = false;
-        while self.buffer.len() < MAX_FRAME_BYTES && !is_lone {
-            let Some(completion_stream) = &mut self.completion_stream else {
+        let start = WriteStart::begin();
+        // hyper polls again before it flushes. Tokens of that second poll are batched; only a token that hyper was
+        // waiting for is sent alone.
+        let was_idle = std::mem::take(&mut self.was_idle);
+        let mut is_single_token = false;
+        while self.buffer.len() < TARGET_FRAME_BYTES && !is_single_token {
+            let Some(stream) = &mut self.stream else {
                 break;
             };
-            match completion_stream.poll_next(cx) {
+            match stream.poll_next(cx) {
                 Poll::Pending if self.buffer.is_empty() => {
-                    self.has_waited = true;
+                    self.was_idle = true;
                     return Poll::Pending;
                 }
                 Poll::Pending => break,
                 Poll::Ready(Ok(MergedEvent::Started(started))) => {
-                    self.lines.begun(started.prompt_tokens);
+                    self.writer.add_prompt(started.prompt_tokens);
                 }
                 Poll::Ready(Ok(MergedEvent::Prompt(prompt, part))) => {
-                    let taken = self.echo.as_mut().map(|echo| echo.take(prompt, part));
-                    if let Some(Err(error)) = taken {
+                    let added = self.echo.as_mut().map(|echo| echo.add(prompt, part));
+                    if let Some(Err(error)) = added {
                         self.fail(&error);
                     }
                 }
                 Poll::Ready(Ok(MergedEvent::Tokens(tokens))) => {
-                    is_lone =
-                        has_waited && tokens.tokens.len() == 1 && completion_stream.choices() == 1;
-                    self.write(&tokens, turn);
+                    is_single_token = was_idle && tokens.tokens.len() == 1 && stream.choices() == 1;
+                    self.write(&tokens, start);
                 }
                 Poll::Ready(Ok(MergedEvent::Ended(usage, timings))) => self.end(usage, &timings),
                 Poll::Ready(Err(error)) => self.fail(&error),
@@ -214,48 +212,51 @@ impl TokenBody {
         Poll::Ready(self.buffer.split().freeze())
     }
 
-    fn write(&mut self, tokens: &v1::Tokens, turn: WriteStart) {
+    fn write(&mut self, tokens: &v1::Tokens, start: WriteStart) {
         let choice = ChoiceTokens {
             index: tokens.choice,
             tokens: &tokens.tokens,
             finish_reason: finish_reason(tokens.finish_reason()),
         };
-        if let Some(prompt) = self.echo.as_mut().and_then(|echo| echo.begin(choice.index)) {
-            self.lines.prompt(&mut self.buffer, choice.index, &prompt);
+        let echo = self.echo.as_mut();
+        if let Some(prompt) = echo.and_then(|echo| echo.start_choice(choice.index)) {
+            self.writer.prompt(&mut self.buffer, choice.index, &prompt);
         }
-        self.lines.tokens(&mut self.buffer, &choice);
+        self.writer.tokens(&mut self.buffer, &choice);
         let count = u64::try_from(tokens.tokens.len()).unwrap_or(0);
         self.tokens_delivered += count;
-        self.clock.written(turn, count);
+        self.timer.written(start, count);
     }
 
     fn end(&mut self, usage: v1::Usage, timings: &v1::Timings) {
-        let stages = self.clock.summaries();
+        let stages = self.timer.summaries();
         let timings = || timings::object(timings, stages);
-        self.lines.last(&mut self.buffer, usage.into(), timings);
-        self.lines.done(&mut self.buffer);
+        self.writer
+            .usage_and_timings(&mut self.buffer, usage.into(), timings);
+        self.writer.done(&mut self.buffer);
         self.counted.ended(Ok(()));
-        self.completion_stream = None;
-        self.ending = StreamState::Whole;
+        self.stream = None;
+        self.state = StreamState::Finished;
     }
 
     fn fail(&mut self, error: &Error) {
         let buffer = &mut self.buffer;
-        let told = self.names.with_client_field_name(error.clone());
-        self.lines.error(buffer, &told, self.tokens_delivered);
+        let client_error = self.names.with_client_field_name(error.clone());
+        self.writer
+            .error(buffer, &client_error, self.tokens_delivered);
         self.counted.ended(Err(error));
-        self.completion_stream = None;
-        // On HTTP/2 hyper takes a frame as soon as the peer's window has room for a byte of it, and
-        // then asks for the next. With a frame of one byte that byte is the record's last.
+        self.stream = None;
+        // On HTTP/2, hyper polls for the next frame as soon as the peer's window has room for one byte of this frame.
+        // A last frame of one byte therefore means that the whole record has been sent.
         let last = buffer.split_off(buffer.len() - 1);
-        self.ending = StreamState::LastByte(last.freeze());
+        self.state = StreamState::LastByte(last.freeze());
     }
 
-    /// Waits until the record has left for the socket.
-    fn flushed(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    /// Waits until the error record has been flushed to the socket.
+    fn wait_for_flush(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         let flush = self.flush.take();
         Box::pin(async move {
-            // Asked only when the last byte has been taken: on the next poll.
+            // First polled after hyper has taken the last byte, so the wait covers that byte.
             if let Some(flush) = flush {
                 flush.wait(ERROR_FLUSH_TIMEOUT).await;
                 if flush.is_http2() {
@@ -265,9 +266,9 @@ impl TokenBody {
         })
     }
 
-    /// A comment when the stream has been silent for long.
+    /// Returns a keep-alive comment when the interval has passed.
     fn poll_keep_alive(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
-        let (Some(timer), Some(comment)) = (&mut self.keep_alive, self.lines.keep_alive()) else {
+        let (Some(timer), Some(comment)) = (&mut self.keep_alive, self.writer.keep_alive()) else {
             return Poll::Pending;
         };
         ready!(timer.as_mut().poll(cx));
@@ -285,20 +286,20 @@ impl http_body::Body for TokenBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, StreamAborted>>> {
         let this = self.get_mut();
-        match &mut this.ending {
+        match &mut this.state {
             StreamState::Open => {}
-            StreamState::Whole => return Poll::Ready(None),
+            StreamState::Finished => return Poll::Ready(None),
             StreamState::LastByte(last) => {
                 let last = std::mem::take(last);
-                this.ending = StreamState::Failing(this.flushed());
+                this.state = StreamState::Flushing(this.wait_for_flush());
                 return Poll::Ready(Some(Ok(Frame::data(last))));
             }
-            StreamState::Failing(flushed) => {
+            StreamState::Flushing(flushed) => {
                 ready!(flushed.as_mut().poll(cx));
-                this.ending = StreamState::Broken;
+                this.state = StreamState::Aborted;
                 return Poll::Ready(Some(Err(StreamAborted)));
             }
-            StreamState::Broken => return Poll::Ready(None),
+            StreamState::Aborted => return Poll::Ready(None),
         }
         match this.poll_lines(cx) {
             Poll::Ready(lines) => {

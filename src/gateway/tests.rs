@@ -1,5 +1,4 @@
-//! The HTTP door before an engine that does what a test says. The clock is paused: it moves on only
-//! when nothing else can.
+//! The HTTP API in front of a scripted engine. Tests with a paused clock advance time only when all tasks are idle.
 
 use std::time::Duration;
 
@@ -18,22 +17,22 @@ use crate::delivery::FlushHandle;
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
 
-/// The door's answer to these prompts, each of which the engine completes so.
+/// Streams a completion of these prompts. The engine runs `script` for each prompt.
 async fn stream(
     prompts: &Value,
     accept: &str,
     script: impl Fn() -> Script + Send + Sync + 'static,
 ) -> Response {
-    answer(&json!({"prompt": prompts, "stream": true}), accept, script).await
+    post(&json!({"prompt": prompts, "stream": true}), accept, script).await
 }
 
-/// The door's answer to a body, each prompt of which the engine completes so.
-async fn answer(
+/// Sends a request body. The engine runs `script` for each prompt.
+async fn post(
     body: &Value,
     accept: &str,
     script: impl Fn() -> Script + Send + Sync + 'static,
 ) -> Response {
-    answer_to(request(body, accept), script).await
+    send(request(body, accept), script).await
 }
 
 fn request(body: &Value, accept: &str) -> Request<Body> {
@@ -44,15 +43,15 @@ fn request(body: &Value, accept: &str) -> Request<Body> {
         .expect("a request")
 }
 
-async fn answer_to(
+async fn send(
     request: Request<Body>,
     script: impl Fn() -> Script + Send + Sync + 'static,
 ) -> Response {
-    answer_after(None, request, script).await
+    send_with(None, request, script).await
 }
 
-/// The door's answer, whose headers wait for so long.
-async fn answer_after(
+/// Sends a request to a gateway with this `headers_after`.
+async fn send_with(
     headers_after: Option<Duration>,
     request: Request<Body>,
     script: impl Fn() -> Script + Send + Sync + 'static,
@@ -60,9 +59,9 @@ async fn answer_after(
     let router = router(Gateway {
         cluster: Cluster::local(engine(move |_| Ok(script()))),
         telemetry: Telemetry::new(),
-        ready: Arc::new(|| Ok(())),
-        workers: Arc::new(|| None),
-        open: Arc::new(|| Ok(())),
+        check_ready: Arc::new(|| Ok(())),
+        worker_counts: Arc::new(|| None),
+        check_accepting: Arc::new(|| Ok(())),
         stream_format: StreamFormat::Ndjson,
         unknown_fields: UnknownFields::Refuse,
         headers_after,
@@ -76,17 +75,17 @@ async fn answer_after(
     }
 }
 
-/// A completion of so many tokens that are ready at once.
-fn whole(tokens: u32, text: &'static str) -> Script {
+/// A completion whose tokens are all ready at once.
+fn ready_tokens(tokens: u32, text: &'static str) -> Script {
     let tokens = (0..tokens).map(move |index| token(index, text));
     let events = std::iter::once(started("m")).chain(tokens);
-    // tokio's own pauses after every 32.
+    // Not `tokio_stream::iter`, which yields after every 32 items.
     Box::pin(futures_util::stream::iter(events.chain([summary()])))
 }
 
-/// A completion that begins, has so many tokens, and then says nothing.
-fn silent(events: u32) -> Script {
-    let tokens = (0..events).map(|index| token(index, "a"));
+/// A completion that sends `tokens` tokens, and then neither continues nor ends.
+fn stalled(tokens: u32) -> Script {
+    let tokens = (0..tokens).map(|index| token(index, "a"));
     let events = tokio_stream::iter(std::iter::once(started("m")).chain(tokens));
     Box::pin(events.chain(tokio_stream::pending()))
 }
@@ -103,7 +102,7 @@ async fn next_frame(body: &mut Body) -> Option<String> {
 
 #[tokio::test]
 async fn tokens_that_are_ready_together_share_frames_of_about_64_kib() {
-    let response = stream(&json!("a"), "*/*", || whole(3_000, "some text")).await;
+    let response = stream(&json!("a"), "*/*", || ready_tokens(3_000, "some text")).await;
     let mut body = response.into_body();
     let (mut frames, mut lines) = (0, 0);
     while let Some(frame) = next_frame(&mut body).await {
@@ -117,7 +116,7 @@ async fn tokens_that_are_ready_together_share_frames_of_about_64_kib() {
 
 #[tokio::test]
 async fn a_prompt_that_always_has_tokens_does_not_starve_the_others() {
-    let response = stream(&json!(["a", "b", "c"]), "*/*", || whole(100, "x")).await;
+    let response = stream(&json!(["a", "b", "c"]), "*/*", || ready_tokens(100, "x")).await;
     let mut body = response.into_body();
     let frame = next_frame(&mut body).await.expect("lines");
     let lines = frame.lines().map(serde_json::from_str::<Value>);
@@ -133,139 +132,139 @@ async fn a_prompt_that_always_has_tokens_does_not_starve_the_others() {
 
 #[tokio::test(start_paused = true)]
 async fn an_idle_sse_stream_sends_a_keep_alive_every_15_seconds() {
-    let began = Instant::now();
-    let response = stream(&json!("a"), "text/event-stream", || silent(1)).await;
+    let start = Instant::now();
+    let response = stream(&json!("a"), "text/event-stream", || stalled(1)).await;
     let mut body = response.into_body();
     let first = next_frame(&mut body).await.expect("a token");
     assert!(first.starts_with("data: "), "{first}");
     for times in 1..=3 {
         let comment = next_frame(&mut body).await.expect("a comment");
         assert!(comment.starts_with(':'), "{comment}");
-        assert_eq!(began.elapsed().as_secs(), 15 * times);
+        assert_eq!(start.elapsed().as_secs(), 15 * times);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_gateway_fails_a_stream_one_second_after_its_deadline() {
-    let began = Instant::now();
-    let response = stream(&json!("a"), "*/*", || silent(1)).await;
+    let start = Instant::now();
+    let response = stream(&json!("a"), "*/*", || stalled(1)).await;
     let mut body = response.into_body();
     next_frame(&mut body).await.expect("a token");
     let record = next_frame(&mut body).await.expect("a record");
     assert!(record.contains("\"deadline_exceeded\""), "{record}");
     // The record's last byte is a frame of its own.
     assert_eq!(next_frame(&mut body).await.as_deref(), Some("\n"));
-    assert!(body.frame().await.expect("an end").is_err());
-    assert_eq!(began.elapsed().as_secs(), 61);
+    assert!(body.frame().await.expect("an error").is_err());
+    assert_eq!(start.elapsed().as_secs(), 61);
 }
 
 #[tokio::test(start_paused = true)]
 async fn only_http2_delays_the_abort_that_follows_the_error_record() {
     for (version, expected) in [(Version::HTTP_11, 1_000), (Version::HTTP_2, 1_100)] {
         let mut request = request(&json!({"prompt": "a", "stream": true}), "*/*");
-        // Nothing leaves this socket, for which the record waits a second.
+        // No flush ever happens on this connection, so the body waits for the flush timeout of one second.
         let flush = FlushHandle::new(Arc::default(), version);
         request.extensions_mut().insert(flush);
         let failing = || -> Script {
             let broken = Err(tonic::Status::internal("broken"));
             Box::pin(tokio_stream::iter([started("m"), token(0, "a"), broken]))
         };
-        let mut body = answer_to(request, failing).await.into_body();
+        let mut body = send(request, failing).await.into_body();
         while next_frame(&mut body).await.expect("a record") != "\n" {}
-        let told = Instant::now();
-        assert!(body.frame().await.expect("an end").is_err());
-        assert_eq!(told.elapsed().as_millis(), expected, "{version:?}");
+        let sent = Instant::now();
+        assert!(body.frame().await.expect("an error").is_err());
+        assert_eq!(sent.elapsed().as_millis(), expected, "{version:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_completion_that_does_not_start_before_the_deadline_answers_504() {
     let nothing = || -> Script { Box::pin(tokio_stream::pending()) };
-    let began = Instant::now();
+    let start = Instant::now();
     let response = stream(&json!("a"), "*/*", nothing).await;
     assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
-    assert_eq!(began.elapsed().as_secs(), 61);
+    assert_eq!(start.elapsed().as_secs(), 61);
 }
 
-/// The answer to a prompt that waits for so many seconds until a worker has begun, and its headers for 30.
-async fn waiting(seconds: u64, accept: &str) -> Response {
+/// Streams a completion that a worker starts after `seconds`, with `headers_after` of 30 seconds.
+async fn queued(seconds: u64, accept: &str) -> Response {
     let script = move || -> Script {
-        let begun = async move {
+        let delayed = async move {
             sleep(Duration::from_secs(seconds)).await;
             started("m")
         };
-        let events = futures_util::stream::once(begun);
+        let events = futures_util::stream::once(delayed);
         Box::pin(events.chain(tokio_stream::iter([token(0, "a"), summary()])))
     };
     let request = request(&json!({"prompt": ["a", "b"], "stream": true}), accept);
-    answer_after(Some(Duration::from_secs(30)), request, script).await
+    send_with(Some(Duration::from_secs(30)), request, script).await
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_queued_sse_stream_sends_headers_after_30_seconds_and_then_keep_alives() {
-    let began = Instant::now();
-    let response = waiting(55, "text/event-stream").await;
+    let start = Instant::now();
+    let response = queued(55, "text/event-stream").await;
     assert_eq!(response.status(), StatusCode::OK);
-    assert_eq!(began.elapsed().as_secs(), 30);
+    assert_eq!(start.elapsed().as_secs(), 30);
     let mut body = response.into_body();
     let comment = next_frame(&mut body).await.expect("a comment");
     assert!(
         comment.starts_with(':') && comment.ends_with("\n\n"),
         "{comment}"
     );
-    assert_eq!(began.elapsed().as_secs(), 45);
+    assert_eq!(start.elapsed().as_secs(), 45);
     let tokens = next_frame(&mut body).await.expect("tokens");
     assert!(
         tokens.starts_with("data: ") && tokens.contains("\"text\":\"a\""),
         "{tokens}"
     );
-    assert_eq!(began.elapsed().as_secs(), 55);
+    assert_eq!(start.elapsed().as_secs(), 55);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_queued_ndjson_stream_sends_headers_but_no_keep_alives() {
-    let began = Instant::now();
-    let response = waiting(55, "application/x-ndjson").await;
-    assert_eq!(began.elapsed().as_secs(), 30);
+    let start = Instant::now();
+    let response = queued(55, "application/x-ndjson").await;
+    assert_eq!(start.elapsed().as_secs(), 30);
     let mut body = response.into_body();
     let tokens = next_frame(&mut body).await.expect("tokens");
     assert!(tokens.starts_with('{'), "{tokens}");
-    assert_eq!(began.elapsed().as_secs(), 55);
+    assert_eq!(start.elapsed().as_secs(), 55);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_starts_before_headers_after_sends_its_headers_at_once() {
-    let began = Instant::now();
-    let response = waiting(29, "text/event-stream").await;
-    assert_eq!(began.elapsed().as_secs(), 29);
+    let start = Instant::now();
+    let response = queued(29, "text/event-stream").await;
+    assert_eq!(start.elapsed().as_secs(), 29);
     let first = next_frame(&mut response.into_body()).await;
     assert!(first.expect("tokens").starts_with("data: "));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_deadline_that_passes_after_the_headers_sends_an_error_record_and_aborts() {
-    let began = Instant::now();
-    let mut body = waiting(100, "application/x-ndjson").await.into_body();
+    let start = Instant::now();
+    let mut body = queued(100, "application/x-ndjson").await.into_body();
     let record = next_frame(&mut body).await.expect("a record");
     let object: Value = serde_json::from_str(&record).expect("JSON");
     assert_eq!(object["error"]["code"], "deadline_exceeded");
     assert_eq!(object["error"]["tokens_delivered"], 0);
     assert_eq!(next_frame(&mut body).await.as_deref(), Some("\n"));
-    assert!(body.frame().await.expect("an end").is_err());
-    assert_eq!(began.elapsed().as_secs(), 61);
+    assert!(body.frame().await.expect("an error").is_err());
+    assert_eq!(start.elapsed().as_secs(), 61);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_unary_response_never_sends_its_headers_early() {
     let nothing = || -> Script { Box::pin(tokio_stream::pending()) };
-    let began = Instant::now();
+    let start = Instant::now();
     let request = request(&json!({"prompt": "a"}), "*/*");
-    let response = answer_after(Some(Duration::from_secs(30)), request, nothing).await;
+    let response = send_with(Some(Duration::from_secs(30)), request, nothing).await;
     assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
-    assert_eq!(began.elapsed().as_secs(), 61);
+    assert_eq!(start.elapsed().as_secs(), 61);
 }
 
-/// A choice's tokens, each with its log probability, and its end.
+/// The last message of a choice: its tokens with their log probabilities.
 fn choice(choice: u32, tokens: &[(&str, f32)]) -> v1::CompletionEvent {
     let token = |(text, logprob): &(&str, f32)| v1::Token {
         text: (*text).to_owned(),
@@ -291,7 +290,7 @@ async fn the_best_candidates_have_the_highest_log_probability_per_token() {
     let script = || -> Script {
         let candidates = [
             choice(0, &[("worst", -9.0)]),
-            // Less likely as a whole than the next, and likelier per token.
+            // Less likely than the next choice as a whole, but likelier per token.
             choice(1, &[("lo", -1.0), ("ng", -1.0), ("er", -1.0)]),
             choice(2, &[("short", -2.0)]),
         ];
@@ -299,7 +298,7 @@ async fn the_best_candidates_have_the_highest_log_probability_per_token() {
         Box::pin(tokio_stream::iter(events.chain([summary()])))
     };
     let body = json!({"prompt": "a", "best_of": 3, "n": 2});
-    let response = answer(&body, "*/*", script).await;
+    let response = post(&body, "*/*", script).await;
     let body = response.into_body().collect().await.expect("a body");
     let body: Value = serde_json::from_slice(&body.to_bytes()).expect("JSON");
     let choices = body["choices"].as_array().expect("choices");

@@ -1,12 +1,12 @@
-//! What a request took, as `stream_options.include_timings` shows it.
+//! Latencies of a request, for `stream_options.include_timings`.
 
 use serde_json::{Value, json};
 
 use crate::proto::v1;
 use crate::telemetry::StageSummary;
 
-/// Adds what another prompt of the same request took: the request is as early as its first prompt, and
-/// as long as its longest.
+/// Merges the timings of another prompt of the same request. The queue and first-token times are the minimum, the
+/// total is the maximum. The frontend and socket stages stay empty: the gateway measures them itself.
 pub(super) fn merge(timings: Option<v1::Timings>, other: v1::Timings) -> v1::Timings {
     let Some(timings) = timings else { return other };
     v1::Timings {
@@ -19,6 +19,7 @@ pub(super) fn merge(timings: Option<v1::Timings>, other: v1::Timings) -> v1::Tim
     }
 }
 
+/// Merges the mean, weighted by tokens, and the maximum of a stage.
 fn merge_stages(
     one: Option<v1::StageTiming>,
     other: Option<v1::StageTiming>,
@@ -36,8 +37,8 @@ fn merge_stages(
     })
 }
 
-/// The object `timings`. Its times are from the request's arrival at the engine; the stages are those
-/// of its tokens.
+/// Builds the JSON object `timings`. Its times count from the arrival of the request at the engine. `stages` has the
+/// time per token in each stage.
 pub(super) fn object(
     timings: &v1::Timings,
     (frontend, socket): (StageSummary, StageSummary),

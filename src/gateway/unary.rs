@@ -1,73 +1,75 @@
-//! A completion that is not streamed: one JSON body.
+//! Unary responses: collects a completion and returns it as one JSON body.
 
 use axum::response::Response;
 
-use super::answer::{
-    self, ChatAnswer, ChatChoice, ChatCompletion, Completion, CompletionChoice, finish_reason,
-};
 use super::body::{ParsedBody, ResponseOptions, Route};
 use super::completion_stream::{CompletionStream, MergedEvent};
 use super::echo::{Echo, Prompt};
 use super::lines::ResponseMetadata;
-use super::logprobs::{ChatLogprobs, CompletionLogprobs, characters};
+use super::logprobs::{ChatLogprobs, CompletionLogprobs, char_count};
+use super::response::{
+    self, ChatAnswer, ChatChoice, ChatCompletion, Completion, CompletionChoice, finish_reason,
+};
 use super::size;
 use crate::error::Error;
 use crate::proto::v1;
 use crate::tokens::TextToken;
 
-/// Collects the whole completion.
+/// Collects the whole completion, then builds the response.
 ///
 /// # Errors
-/// What ended it before it was whole, also that it has grown too large: then nothing of it is sent.
+/// If the completion fails or becomes too large. No part of it is sent then.
 pub(super) async fn collect(
-    mut completion_stream: CompletionStream,
+    mut stream: CompletionStream,
     body: &ParsedBody,
     mut echo: Option<Echo>,
-    head: ResponseMetadata,
+    metadata: ResponseMetadata,
 ) -> Result<Response, Error> {
-    let choice = || Choice::new(head.route, body.response.logprobs.is_some());
+    let choice = || Choice::new(metadata.route, body.response.logprobs.is_some());
     let mut choices: Vec<Choice> = std::iter::repeat_with(choice)
-        .take(completion_stream.choices())
+        .take(stream.choices())
         .collect();
-    let mut held = 0;
+    let mut total_size = 0;
     let usage = loop {
-        match completion_stream.next().await? {
+        match stream.next().await? {
             MergedEvent::Started(_) => {}
             MergedEvent::Prompt(prompt, part) => {
                 if let Some(echo) = &mut echo {
-                    echo.take(prompt, part)?;
+                    echo.add(prompt, part)?;
                 }
             }
             MergedEvent::Tokens(tokens) => {
-                let at = usize::try_from(tokens.choice).expect("at most 128");
-                if let Some(prompt) = echo.as_mut().and_then(|echo| echo.begin(tokens.choice)) {
-                    held += prompt.size;
-                    choices[at].begin(&prompt);
+                let choice = &mut choices[to_usize(tokens.choice)];
+                let echo = echo.as_mut();
+                if let Some(prompt) = echo.and_then(|echo| echo.start_choice(tokens.choice)) {
+                    total_size += prompt.size;
+                    choice.set_prompt(&prompt);
                 }
-                choices[at].take(&tokens);
-                held += size::of_tokens(&tokens.tokens);
-                size::check_piece(held)?;
+                choice.add(&tokens);
+                total_size += size::of_tokens(&tokens.tokens);
+                size::check_unary(total_size)?;
             }
             MergedEvent::Ended(usage, _) => break usage,
         }
     };
-    let choices = best(choices, body);
-    if held < size::LARGE {
-        return Ok(answer(choices, head, usage));
+    let choices = select_likeliest(choices, body);
+    if total_size < size::BLOCKING_THRESHOLD {
+        return Ok(build_response(choices, metadata, usage));
     }
-    let written = tokio::task::spawn_blocking(move || answer(choices, head, usage));
-    written.await.map_err(|_| Error::internal())
+    // Encoding a large response would block this thread's other tasks.
+    let response = tokio::task::spawn_blocking(move || build_response(choices, metadata, usage));
+    response.await.map_err(|_| Error::internal())
 }
 
-/// A choice as far as it has come.
+/// The parts of a choice received so far.
 struct Choice {
     text: String,
-    finish: Option<&'static str>,
+    finish_reason: Option<&'static str>,
     logprobs: Option<ChoiceLogprobs>,
-    /// The sum of its tokens' log probabilities.
+    /// Sum of the log probabilities of the generated tokens.
     total_logprob: f64,
-    /// How many tokens have one.
-    scored: u32,
+    /// Number of tokens in `total_logprob`.
+    scored_tokens: u32,
 }
 
 enum ChoiceLogprobs {
@@ -79,27 +81,28 @@ impl Choice {
     fn new(route: Route, has_logprobs: bool) -> Self {
         Self {
             text: String::new(),
-            finish: None,
+            finish_reason: None,
             logprobs: has_logprobs.then(|| match route {
                 Route::Completions => ChoiceLogprobs::Completion(CompletionLogprobs::default()),
                 Route::Chat => ChoiceLogprobs::Chat(ChatLogprobs::default()),
             }),
             total_logprob: 0.0,
-            scored: 0,
+            scored_tokens: 0,
         }
     }
 
-    fn begin(&mut self, prompt: &Prompt) {
+    /// Starts the choice with the text and log probabilities of its prompt.
+    fn set_prompt(&mut self, prompt: &Prompt) {
         self.text.push_str(&prompt.text);
         if let Some(ChoiceLogprobs::Completion(logprobs)) = &mut self.logprobs {
             *logprobs = prompt.logprobs();
         }
     }
 
-    fn take(&mut self, tokens: &v1::Tokens) {
-        self.finish = finish_reason(tokens.finish_reason()).or(self.finish);
+    fn add(&mut self, tokens: &v1::Tokens) {
+        self.finish_reason = finish_reason(tokens.finish_reason()).or(self.finish_reason);
         let mut offset = match &self.logprobs {
-            Some(ChoiceLogprobs::Completion(_)) => characters(&self.text),
+            Some(ChoiceLogprobs::Completion(_)) => char_count(&self.text),
             Some(ChoiceLogprobs::Chat(_)) | None => 0,
         };
         self.text.push_str(tokens.tokens.text());
@@ -108,11 +111,11 @@ impl Choice {
             .iter()
             .filter(|token| token.logprobs.is_some())
         {
-            self.score(&token);
+            self.add_score(&token);
             match &mut self.logprobs {
                 Some(ChoiceLogprobs::Completion(logprobs)) => {
                     logprobs.push(&token, offset);
-                    offset += characters(token.text);
+                    offset += char_count(token.text);
                 }
                 Some(ChoiceLogprobs::Chat(logprobs)) => logprobs.push(&token),
                 None => {}
@@ -120,47 +123,51 @@ impl Choice {
         }
     }
 
-    fn score(&mut self, token: &TextToken<'_>) {
+    fn add_score(&mut self, token: &TextToken<'_>) {
         if let Some(logprob) = token.logprobs.and_then(|logprobs| logprobs.logprob) {
             self.total_logprob += f64::from(logprob);
-            self.scored += 1;
+            self.scored_tokens += 1;
         }
     }
 
-    /// The log probability per token.
+    /// Mean log probability per token, so that long choices are not at a disadvantage.
     fn mean_logprob(&self) -> f64 {
-        self.total_logprob / f64::from(self.scored.max(1))
+        self.total_logprob / f64::from(self.scored_tokens.max(1))
     }
 }
 
-/// The choices that are shown: all, or the likeliest of each prompt's candidates.
-fn best(mut choices: Vec<Choice>, body: &ParsedBody) -> Vec<Choice> {
-    let ResponseOptions { choices: shown, .. } = body.response;
-    if shown == body.candidates {
+/// Returns the choices of the response: with `best_of` the `n` likeliest of each prompt, otherwise all.
+fn select_likeliest(mut choices: Vec<Choice>, body: &ParsedBody) -> Vec<Choice> {
+    let ResponseOptions { choices: n, .. } = body.response;
+    if n == body.candidates {
         return choices;
     }
-    let size = |choices| usize::try_from(choices).expect("at most 128");
-    let mut best = Vec::new();
+    let mut selected = Vec::new();
     while !choices.is_empty() {
-        let others = choices.split_off(size(body.candidates).min(choices.len()));
+        let candidates = to_usize(body.candidates).min(choices.len());
+        let other_prompts = choices.split_off(candidates);
         choices.sort_by(|one, other| other.mean_logprob().total_cmp(&one.mean_logprob()));
-        choices.truncate(size(shown));
-        best.append(&mut choices);
-        choices = others;
+        choices.truncate(to_usize(n));
+        selected.append(&mut choices);
+        choices = other_prompts;
     }
-    best
+    selected
 }
 
-fn answer(choices: Vec<Choice>, head: ResponseMetadata, usage: v1::Usage) -> Response {
+fn to_usize(choices: u32) -> usize {
+    usize::try_from(choices).expect("a request has at most 128 choices")
+}
+
+fn build_response(choices: Vec<Choice>, metadata: ResponseMetadata, usage: v1::Usage) -> Response {
     let choices = (0..).zip(choices);
     let ResponseMetadata {
         route,
         id,
         created,
         model,
-    } = head;
+    } = metadata;
     match route {
-        Route::Completions => answer::json(&Completion {
+        Route::Completions => response::json(&Completion {
             id,
             object: "text_completion",
             created,
@@ -168,7 +175,7 @@ fn answer(choices: Vec<Choice>, head: ResponseMetadata, usage: v1::Usage) -> Res
             choices: choices.map(completion_choice).collect(),
             usage: usage.into(),
         }),
-        Route::Chat => answer::json(&ChatCompletion {
+        Route::Chat => response::json(&ChatCompletion {
             id,
             object: "chat.completion",
             created,
@@ -187,7 +194,7 @@ fn completion_choice((index, choice): (u32, Choice)) -> CompletionChoice {
             Some(ChoiceLogprobs::Completion(logprobs)) => Some(logprobs),
             Some(ChoiceLogprobs::Chat(_)) | None => None,
         },
-        finish_reason: choice.finish,
+        finish_reason: choice.finish_reason,
     }
 }
 
@@ -203,6 +210,6 @@ fn chat_choice((index, choice): (u32, Choice)) -> ChatChoice {
             Some(ChoiceLogprobs::Chat(logprobs)) => Some(logprobs),
             Some(ChoiceLogprobs::Completion(_)) | None => None,
         },
-        finish_reason: choice.finish,
+        finish_reason: choice.finish_reason,
     }
 }

@@ -1,4 +1,4 @@
-//! The proto's messages as the engine's requests, checked field by field.
+//! Converts proto messages to the engine's requests, and checks every field.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,12 +14,12 @@ use crate::request::{
     Sampling, StopTokens, Stopping, TokenId,
 };
 
-/// The model's name, or `None` where the field is empty.
+/// Returns the model name, or `None` if the field is empty.
 pub(super) fn model_name(model: &str) -> Option<&str> {
     Some(model).filter(|name| !name.is_empty())
 }
 
-/// A request as its client sent it, or the first field that is at fault.
+/// Converts a request, or returns an error for the first invalid field.
 pub(super) fn completion_request(
     mut message: v1::CompletionRequest,
     id: RequestId,
@@ -73,7 +73,7 @@ pub(super) fn completion_request(
     })
 }
 
-/// What ends a choice, taken out of the message.
+/// Takes the stop conditions out of the message.
 fn stopping(message: &mut v1::CompletionRequest) -> Result<Stopping, Error> {
     let strings = std::mem::take(&mut message.stop);
     let ids = std::mem::take(&mut message.stop_token_ids);
@@ -86,7 +86,7 @@ fn stopping(message: &mut v1::CompletionRequest) -> Result<Stopping, Error> {
     check(
         "stop",
         strings.iter().all(fits),
-        "be strings of 1 to 1024 bytes",
+        "contain only strings of 1 to 1024 bytes",
     )?;
     check(
         "stop_token_ids",
@@ -104,7 +104,7 @@ fn stopping(message: &mut v1::CompletionRequest) -> Result<Stopping, Error> {
     })
 }
 
-/// The bias of each token, in the order of their ids.
+/// Returns the logit biases, sorted by token id.
 fn logit_bias(message: &v1::CompletionRequest) -> Result<Arc<[(TokenId, f32)]>, Error> {
     let bias = &message.logit_bias;
     check(
@@ -127,7 +127,7 @@ fn input(input: Option<ProtoInput>, suffix: Option<String>) -> Result<Input, Err
         return match input {
             Some(ProtoInput::Prompt(prefix)) => Ok(Input::Infill { prefix, suffix }),
             Some(ProtoInput::PromptTokenIds(_) | ProtoInput::Chat(_)) | None => {
-                let message = "suffix goes with a prompt that is text.";
+                let message = "suffix requires a text prompt. Set prompt, or leave out suffix.";
                 Err(Error::invalid_value("suffix", message))
             }
         };
@@ -140,14 +140,18 @@ fn input(input: Option<ProtoInput>, suffix: Option<String>) -> Result<Input, Err
         .with_param("prompt")),
         Some(ProtoInput::Prompt(text)) => Ok(Input::Text(text)),
         Some(ProtoInput::PromptTokenIds(v1::TokenIds { ids })) => {
-            check("prompt_token_ids", !ids.is_empty(), "have at least one id")?;
+            check(
+                "prompt_token_ids",
+                !ids.is_empty(),
+                "contain at least one id",
+            )?;
             Ok(Input::TokenIds(ids))
         }
         Some(ProtoInput::Chat(chat)) => chat_messages(chat).map(Input::Chat),
     }
 }
 
-/// A conversation's messages.
+/// Converts the messages of a chat. There must be at least one, and each must have a role.
 pub(super) fn chat_messages(chat: v1::Chat) -> Result<Vec<ChatMessage>, Error> {
     check(
         "chat",
@@ -158,7 +162,7 @@ pub(super) fn chat_messages(chat: v1::Chat) -> Result<Vec<ChatMessage>, Error> {
     check(
         "chat",
         chat.messages.iter().all(has_role),
-        "have a role in each message",
+        "have a role in every message",
     )?;
     let message = |message: v1::ChatMessage| ChatMessage {
         role: message.role,
@@ -185,7 +189,7 @@ fn sampling(message: &v1::CompletionRequest) -> Result<Sampling, Error> {
             .repetition_penalty
             .unwrap_or(default.repetition_penalty),
     };
-    // NaN is in no range, so it is refused with the rest.
+    // NaN is in no range, so it is rejected too.
     let in_range = |value: f32, low, high| (low..=high).contains(&value);
     let above_zero = |value: f32, high| value > 0.0 && value <= high;
     check(
@@ -218,8 +222,8 @@ fn sampling(message: &v1::CompletionRequest) -> Result<Sampling, Error> {
     Ok(sampling)
 }
 
-/// The ids that the client has of each choice. What it has was drawn by a seed: without that, what follows would
-/// be drawn by another.
+/// Returns the token ids that the client already has, indexed by choice. They were sampled with a seed; without the
+/// same seed the following tokens would be sampled with another.
 fn resume(
     resumed: Vec<v1::ResumedChoice>,
     choices: u32,
@@ -228,16 +232,16 @@ fn resume(
     check(
         "seed",
         resumed.is_empty() || seed.is_some(),
-        "be given with resume: `started` has told it",
+        "be set together with resume; the `started` event of the interrupted stream reports it",
     )?;
     let mut ids = Vec::new();
     for v1::ResumedChoice { choice, token_ids } in resumed {
-        check("resume", choice < choices, "be of choices below n")?;
+        check("resume", choice < choices, "refer to choices below n")?;
         let choice = usize::try_from(choice).unwrap_or(usize::MAX);
         if ids.len() <= choice {
             ids.resize(choice + 1, Vec::new());
         }
-        check("resume", ids[choice].is_empty(), "have each choice once")?;
+        check("resume", ids[choice].is_empty(), "list each choice once")?;
         ids[choice] = token_ids;
     }
     Ok(ids)

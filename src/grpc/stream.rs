@@ -1,4 +1,4 @@
-//! A completion's events as proto messages, counted at the door where the request metrics.
+//! Converts the events of a completion to proto messages, and records the request's metrics.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -14,7 +14,7 @@ use crate::request::FinishReason;
 use crate::telemetry::{CountedRequest, StageSummary};
 use crate::text::completion::{Completion, CompletionEvent, Summary};
 
-/// The response stream of `Complete`.
+/// Response stream of `Complete`.
 pub struct EventStream {
     completion: Completion,
     started: v1::Started,
@@ -22,10 +22,10 @@ pub struct EventStream {
     metrics: Option<RequestMetrics>,
 }
 
-/// What is kept of a request by the door where it metrics.
+/// Metrics of one request. They exist only if this service counts the request.
 pub(super) struct RequestMetrics {
     pub(super) counted: CountedRequest,
-    pub(super) clock: DeliveryTimer,
+    pub(super) timer: DeliveryTimer,
 }
 
 impl EventStream {
@@ -79,8 +79,8 @@ impl EventStream {
                 })
             }
             CompletionEvent::Summary(summary) => {
-                let clock = self.metrics.as_ref().map(|metrics| &metrics.clock);
-                Event::Summary(summary_message(&summary, clock))
+                let timer = self.metrics.as_ref().map(|metrics| &metrics.timer);
+                Event::Summary(summary_message(&summary, timer))
             }
         };
         v1::CompletionEvent { event: Some(event) }
@@ -92,7 +92,7 @@ impl Stream for EventStream {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        let turn = this.metrics.is_some().then(WriteStart::begin);
+        let write_start = this.metrics.is_some().then(WriteStart::begin);
         let Some(event) = ready!(Pin::new(&mut this.completion).poll_next(cx)) else {
             return Poll::Ready(None);
         };
@@ -111,11 +111,11 @@ impl Stream for EventStream {
             Ok(event) => this.message(event),
             Err(error) => return Poll::Ready(Some(Err(error.into()))),
         };
-        if let Some(RequestMetrics { clock, .. }) = &this.metrics
-            && let Some(turn) = turn
+        if let Some(RequestMetrics { timer, .. }) = &this.metrics
+            && let Some(write_start) = write_start
             && let Some(Event::Tokens(tokens)) = &message.event
         {
-            clock.written(turn, u64::try_from(tokens.tokens.len()).unwrap_or(0));
+            timer.written(write_start, u64::try_from(tokens.tokens.len()).unwrap_or(0));
         }
         Poll::Ready(Some(Ok(message)))
     }
@@ -129,8 +129,8 @@ fn finish_reason(reason: Option<FinishReason>) -> v1::FinishReason {
     }
 }
 
-fn summary_message(summary: &Summary, clock: Option<&DeliveryTimer>) -> v1::Summary {
-    let (frontend, socket) = clock.map(DeliveryTimer::summaries).unzip();
+fn summary_message(summary: &Summary, timer: Option<&DeliveryTimer>) -> v1::Summary {
+    let (frontend, socket) = timer.map(DeliveryTimer::summaries).unzip();
     let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     v1::Summary {
         usage: Some(v1::Usage {

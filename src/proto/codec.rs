@@ -1,4 +1,5 @@
-//! prost's codec with buffers of other sizes than tonic's 8 KiB, one for either direction on either side.
+//! Codecs that use prost with other initial buffer sizes than tonic's 8 KiB. Each stream has one buffer for encoding
+//! and one for decoding. Buffers grow as needed.
 
 use std::marker::PhantomData;
 
@@ -6,17 +7,17 @@ use prost::Message;
 use tonic::codec::{BufferSettings, Codec};
 use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
-/// For streams of which there are many, each of lone tokens: larger buffers would be most of what a stream takes.
-/// They grow with the messages.
+/// Codec for the public API, which has many streams of small messages. With larger buffers, most of a stream's memory
+/// would be buffers.
 pub(super) type SmallBufferCodec<Encode, Decode> = BufferCodec<Encode, Decode, 256>;
 
-/// For the one stream of a worker, whose messages are of all its sequences.
+/// Codec for the worker protocol, which has one stream per worker. Its messages carry the tokens of all sequences.
 pub(super) type LargeBufferCodec<Encode, Decode> = BufferCodec<Encode, Decode, { 64 * 1024 }>;
 
-/// Messages that are ready together are handed on once they are so many bytes. It is tonic's own.
+/// Number of encoded bytes after which tonic passes on the messages encoded so far. This is tonic's default.
 const YIELD_THRESHOLD_BYTES: usize = 32 * 1024;
 
-/// prost's codec with buffers that hold so many bytes at first.
+/// prost codec whose buffers have an initial capacity of `BYTES`.
 #[derive(Debug)]
 pub(super) struct BufferCodec<Encode, Decode, const BYTES: usize>(PhantomData<(Encode, Decode)>);
 

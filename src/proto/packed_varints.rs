@@ -1,4 +1,4 @@
-//! A list of numbers as it is on the wire, where one behind the other takes the fewest bytes.
+//! A list of numbers in its wire encoding.
 
 use bytes::{Buf, BufMut};
 use prost::DecodeError;
@@ -6,19 +6,19 @@ use prost::encoding::{
     DecodeContext, WireType, bytes as raw, decode_varint, encode_varint, uint32,
 };
 
-/// A packed `repeated uint32`. It is not taken apart until it is read, and a message that is sent is a copy of
-/// what was pushed.
+/// A packed `repeated uint32`, stored as encoded varints. Decoding copies the bytes and parses them only when they are
+/// iterated. Encoding copies the stored bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PackedVarints {
     wire: Vec<u8>,
     count: usize,
 }
 
-/// The bit of a byte that says that its number goes on in the next.
+/// Bit that is set in every byte of a varint except the last.
 const CONTINUATION_BIT: u8 = 0x80;
 
 impl PackedVarints {
-    /// None yet, with room for so many bytes.
+    /// Creates an empty list with a capacity of `bytes` encoded bytes.
     #[must_use]
     pub fn with_capacity(bytes: usize) -> Self {
         Self {
@@ -33,19 +33,19 @@ impl PackedVarints {
         self.count += 1;
     }
 
-    /// How many there are.
+    /// Returns the number of elements.
     #[must_use]
     pub fn len(&self) -> usize {
         self.count
     }
 
-    /// Whether there are none.
+    /// Returns true if the list is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// The numbers, in order.
+    /// Iterates over the numbers in order.
     #[must_use]
     pub fn iter(&self) -> PackedVarintsIter<'_> {
         PackedVarintsIter {
@@ -61,7 +61,7 @@ impl PackedVarints {
         ctx: DecodeContext,
     ) -> Result<(), DecodeError> {
         if wire_type != WireType::LengthDelimited {
-            // Whoever writes them one by one may do so.
+            // The proto3 specification also allows unpacked elements.
             let mut number = 0;
             uint32::merge(wire_type, &mut number, buf, ctx)?;
             self.push(number);
@@ -72,7 +72,7 @@ impl PackedVarints {
         let end = wire.iter().rposition(|byte| byte & CONTINUATION_BIT == 0);
         let mut rest = &wire[end.map_or(0, |end| end + 1)..];
         if !rest.is_empty() {
-            // A number that is cut off: prost knows what to say.
+            // The last number is truncated. Decoding it produces prost's error.
             decode_varint(&mut rest)?;
         }
         self.count += wire
@@ -112,7 +112,7 @@ impl FromIterator<u32> for PackedVarints {
     }
 }
 
-/// The numbers of a [`PackedVarints`].
+/// Iterator over the numbers of a [`PackedVarints`].
 #[derive(Clone, Debug)]
 pub struct PackedVarintsIter<'a> {
     wire: &'a [u8],
@@ -130,9 +130,9 @@ impl Iterator for PackedVarintsIter<'_> {
         let (number, rest) = self.wire.split_at(end + 1);
         self.wire = rest;
         self.count -= 1;
-        // What is above the lowest 32 bits is dropped, as it is elsewhere.
-        let with = |number: u32, byte: &u8| number << 7 | u32::from(byte & !CONTINUATION_BIT);
-        Some(number.iter().rev().fold(0, with))
+        // Bits above the lowest 32 are dropped, as in prost's decoding of uint32.
+        let append = |number: u32, byte: &u8| number << 7 | u32::from(byte & !CONTINUATION_BIT);
+        Some(number.iter().rev().fold(0, append))
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {

@@ -1,8 +1,9 @@
-//! The messages `Step` and `SequenceStep`, by hand: on the wire they are what `worker.proto` says, and in memory
-//! their lists of small numbers stay as they are on the wire. Every token of a worker in another process is in one,
-//! so they are most of what encoding and decoding cost there.
+//! Hand-written messages `Step` and `SequenceStep`. Their wire format is the one in `worker.proto`. In memory their
+//! lists of small numbers keep the wire encoding. These messages carry every token of a worker in another process, so
+//! they dominate the encoding and decoding cost there.
 //!
-//! An entry takes two bytes of a message and a hundred times as many of memory, so what is kept is bounded here.
+//! An entry can be as small as two bytes on the wire and uses a hundred times as much memory, so decoding limits the
+//! number of entries.
 
 use bytes::{Buf, BufMut};
 use prost::DecodeError;
@@ -14,47 +15,47 @@ use prost::encoding::{
 use super::packed_varints::PackedVarints;
 use super::worker::{End, Failure, Logprobs};
 
-/// The most entries of a step: two for each of the most slots of a worker, one of the prompt and one of the
-/// completion.
+/// Maximum number of entries in a step: for each of a worker's 65,536 slots one entry of prompt tokens and one of
+/// completion tokens.
 pub const MAX_STEP_ENTRIES: usize = 131_072;
 
-/// What a step of the device made.
+/// Output of one device step.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Step {
-    /// What it made of each sequence. Of more than [`MAX_STEP_ENTRIES`] one more is kept, which tells that they are
-    /// too many.
+    /// Output for each sequence. Decoding keeps at most one entry more than [`MAX_STEP_ENTRIES`], so that the receiver
+    /// can detect an oversized step.
     pub sequences: Vec<SequenceStep>,
 }
 
-/// What a step made of one sequence.
+/// Output of a device step for one sequence.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SequenceStep {
-    /// Which sequence.
+    /// Id of the sequence.
     pub sequence: u64,
-    /// The index of the first token.
+    /// Index of the first token.
     pub first_index: u32,
-    /// The tokens' ids.
+    /// Ids of the tokens.
     pub ids: PackedVarints,
-    /// The bytes of all tokens.
+    /// Concatenated bytes of all tokens.
     pub bytes: Vec<u8>,
-    /// How many of these bytes each token has.
+    /// Number of these bytes in each token.
     pub lengths: PackedVarints,
-    /// Whether these are tokens of the prompt.
+    /// True if these are prompt tokens.
     pub is_prompt: bool,
-    /// When each token was due.
+    /// Scheduled emission time of each token, in nanoseconds of CLOCK_MONOTONIC.
     pub due_ns: Vec<u64>,
-    /// When each token was emitted.
+    /// Actual emission time of each token, in nanoseconds of CLOCK_MONOTONIC.
     pub emitted_ns: Vec<u64>,
-    /// How likely each token was. Of more than there are ids before them one more is kept, which tells that they
-    /// are too many.
+    /// Log probabilities of each token. Decoding keeps at most one item more than the ids before it, so that the
+    /// receiver can detect surplus items.
     pub logprobs: Vec<Logprobs>,
-    /// How the sequence ended, where it did.
+    /// Reason why the sequence ended, a value of [`End`].
     pub end: i32,
-    /// Why it cannot go on, where it failed.
+    /// Description of the failure if the sequence failed.
     pub failure: Option<Failure>,
 }
 
-/// The numbers of the fields.
+/// Field numbers of `Step` (`SEQUENCES`) and `SequenceStep` (all others).
 mod field {
     pub(super) const SEQUENCES: u32 = 1;
 
@@ -72,33 +73,33 @@ mod field {
 }
 
 impl SequenceStep {
-    /// How the sequence ended.
+    /// Returns the reason why the sequence ended.
     #[must_use]
     pub fn end(&self) -> End {
         End::try_from(self.end).unwrap_or_default()
     }
 
-    /// Times as a list has them; the list has room for as many as there are ids, which come before it.
+    /// Decodes a list of times. It reserves capacity for one time per id; the ids come first on the wire.
     fn merge_times(
         times: &mut Vec<u64>,
         (tokens, wire_type): (usize, WireType),
         buf: &mut impl Buf,
         ctx: DecodeContext,
     ) -> Result<(), DecodeError> {
-        // Not more than the message can hold, whatever it says.
+        // The reservation is bounded by the rest of the message, because the peer chooses the number of ids.
         times.reserve(tokens.min(buf.remaining() / size_of::<u64>()));
         fixed64::merge_repeated(wire_type, times, buf, ctx)
     }
 }
 
-/// Appends a message to a list, or passes it over where the list has more than `most` already.
+/// Decodes a message and appends it to a list. Skips the message if the list already has more than `max` items.
 fn merge_bounded<M: prost::Message + Default>(
-    (list, most): (&mut Vec<M>, usize),
+    (list, max): (&mut Vec<M>, usize),
     (tag, wire_type): (u32, WireType),
     buf: &mut impl Buf,
     ctx: DecodeContext,
 ) -> Result<(), DecodeError> {
-    if list.len() > most {
+    if list.len() > max {
         return skip_field(wire_type, tag, buf, ctx);
     }
     message::merge_repeated(wire_type, list, buf, ctx)
@@ -237,7 +238,7 @@ mod tests {
 
     use super::*;
 
-    /// The message as prost would have it.
+    /// `SequenceStep` as prost would generate it.
     #[derive(Clone, PartialEq, Message)]
     struct Generated {
         #[prost(uint64, tag = "1")]
@@ -264,13 +265,14 @@ mod tests {
         failure: Option<Failure>,
     }
 
+    /// `Step` as prost would generate it.
     #[derive(Clone, PartialEq, Message)]
     struct GeneratedStep {
         #[prost(message, repeated, tag = "1")]
         sequences: Vec<Generated>,
     }
 
-    /// Its lists as they are when written number by number.
+    /// Lists of `SequenceStep` in the unpacked encoding.
     #[derive(Clone, PartialEq, Message)]
     struct Unpacked {
         #[prost(uint32, repeated, packed = "false", tag = "3")]
@@ -281,7 +283,7 @@ mod tests {
         due_ns: Vec<u64>,
     }
 
-    /// Numbers of every length.
+    /// Ids with varints of different lengths.
     const IDS: [u32; 8] = [0, 1, 127, 128, 16_383, 16_384, 1 << 28, u32::MAX];
 
     fn full() -> Generated {
@@ -301,12 +303,12 @@ mod tests {
             end: End::Failed.into(),
             failure: Some(Failure {
                 is_invalid: true,
-                message: "why".to_owned(),
+                message: "out of memory".to_owned(),
             }),
         }
     }
 
-    fn by_hand(message: Generated) -> SequenceStep {
+    fn hand_written(message: Generated) -> SequenceStep {
         SequenceStep {
             sequence: message.sequence,
             first_index: message.first_index,
@@ -326,7 +328,7 @@ mod tests {
     fn a_sequence_step_encodes_like_the_generated_message() {
         for message in [full(), Generated::default()] {
             let wire = message.encode_to_vec();
-            let step = by_hand(message);
+            let step = hand_written(message);
             assert_eq!(step.encode_to_vec(), wire);
             assert_eq!(SequenceStep::decode(&*wire), Ok(step));
         }
@@ -339,7 +341,7 @@ mod tests {
                 sequences: sequences.clone(),
             };
             let wire = wire.encode_to_vec();
-            let sequences = sequences.into_iter().map(by_hand).collect();
+            let sequences = sequences.into_iter().map(hand_written).collect();
             let step = Step { sequences };
             assert_eq!(step.encode_to_vec(), wire);
             assert_eq!(Step::decode(&*wire), Ok(step));
@@ -353,7 +355,7 @@ mod tests {
             (MAX_STEP_ENTRIES + 1, MAX_STEP_ENTRIES + 1),
             (8 * MAX_STEP_ENTRIES, MAX_STEP_ENTRIES + 1),
         ] {
-            // Field 1, no byte.
+            // Field 1 with length 0.
             let wire = [0x0a, 0].repeat(count);
             let step = Step::decode(&*wire).unwrap();
             assert_eq!(step.sequences.len(), kept);
@@ -363,11 +365,11 @@ mod tests {
     #[test]
     fn decoding_keeps_at_most_one_logprobs_entry_more_than_ids() {
         for (count, kept) in [(7, 7), (8, 8), (100, 9)] {
-            let told = Generated {
+            let message = Generated {
                 logprobs: vec![Logprobs::default(); count],
                 ..full()
             };
-            let step = SequenceStep::decode(&*told.encode_to_vec()).unwrap();
+            let step = SequenceStep::decode(&*message.encode_to_vec()).unwrap();
             assert_eq!(step.logprobs.len(), kept);
         }
     }
@@ -391,21 +393,20 @@ mod tests {
 
     #[test]
     fn a_truncated_list_is_an_error() {
-        // Field 3, two bytes, the second of which says that its number goes on.
+        // In order: a truncated varint in field 3, a length beyond the message, and a fixed64 list of 3 bytes.
         for wire in [&[0x1a, 2, 1, 0x80][..], &[0x1a, 2, 1], &[0x3a, 3, 0, 0, 0]] {
-            SequenceStep::decode(wire).expect_err("it is broken");
+            SequenceStep::decode(wire).expect_err("the list is truncated");
         }
     }
 
     #[test]
     fn decoding_reserves_no_more_than_the_message_can_hold() {
-        // Many ids, and room for one time.
-        let ids = Generated {
+        let message = Generated {
             ids: vec![0; 100_000],
             due_ns: vec![1],
             ..Generated::default()
         };
-        let step = SequenceStep::decode(&*ids.encode_to_vec()).unwrap();
+        let step = SequenceStep::decode(&*message.encode_to_vec()).unwrap();
         assert!(step.due_ns.capacity() < 16, "{}", step.due_ns.capacity());
     }
 }

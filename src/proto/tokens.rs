@@ -1,6 +1,6 @@
-//! The message `Tokens`, by hand: on the wire it is what `inference.proto` says, and in memory all of
-//! its tokens share two allocations, where the generated code makes one for the text of each. It is
-//! most of what a stream sends, so most of what encoding and decoding cost.
+//! Hand-written message `Tokens`. Its wire format is the one in `inference.proto`. In memory all tokens of a message
+//! share two allocations, while generated code would allocate the text of each token. Most messages of a stream are
+//! `Tokens`, so they dominate the encoding and decoding cost.
 
 use bytes::{Buf, BufMut};
 use prost::DecodeError;
@@ -12,20 +12,20 @@ use prost::encoding::{
 use super::v1;
 use crate::tokens::{Logprobs, TextToken, Timestamps, TokenBatch, TopLogprob};
 
-/// Tokens of one choice that were ready together.
+/// Consecutive tokens of one choice that were ready at the same time.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tokens {
-    /// Which choice, from 0.
+    /// Index of the choice, from 0.
     pub choice: u32,
-    /// The index of the first token within its choice, from 0. A gap is an error.
+    /// Index of the first token within its choice, from 0. A gap is an error.
     pub first_index: u32,
-    /// The tokens. Empty only where a choice ends with no token of its own.
+    /// Tokens, in order. Empty only in the last message of a choice that ends without a further token.
     pub tokens: TokenBatch,
-    /// Set in the message whose last token ends the choice.
+    /// Finish reason, a value of [`v1::FinishReason`]. Set in the last message of the choice.
     pub finish_reason: i32,
 }
 
-/// The numbers of the fields of `Tokens`.
+/// Field numbers of `Tokens`.
 mod field {
     pub(super) const CHOICE: u32 = 1;
     pub(super) const FIRST_INDEX: u32 = 2;
@@ -33,7 +33,7 @@ mod field {
     pub(super) const FINISH_REASON: u32 = 4;
 }
 
-/// The numbers of the fields of `Token`.
+/// Field numbers of `Token`.
 mod token_field {
     pub(super) const ID: u32 = 1;
     pub(super) const TEXT: u32 = 2;
@@ -42,12 +42,11 @@ mod token_field {
     pub(super) const LOGPROBS: u32 = 5;
 }
 
-/// What the shortest token takes of a message, about: so a message has room for no more than its
-/// length by this.
+/// Approximate encoded size of a short token, used to estimate the number of tokens in a message.
 const TYPICAL_TOKEN_BYTES: usize = 8;
 
 impl Tokens {
-    /// Why the choice ends here, if it does.
+    /// Returns the finish reason, which is `Unspecified` unless the choice ends with this message.
     #[must_use]
     pub fn finish_reason(&self) -> v1::FinishReason {
         v1::FinishReason::try_from(self.finish_reason).unwrap_or_default()
@@ -81,7 +80,7 @@ impl prost::Message for Tokens {
             field::TOKENS => {
                 check_wire_type(WireType::LengthDelimited, wire_type)?;
                 if self.tokens.is_empty() {
-                    // All of the rest may be tokens, and most of it is.
+                    // The rest of the message is mostly tokens. Half of the estimate avoids reserving too much.
                     let rest = buf.remaining();
                     self.tokens
                         .reserve(rest / TYPICAL_TOKEN_BYTES / 2, rest / 2);
@@ -156,20 +155,20 @@ fn times(timestamps: Timestamps) -> [(u32, u64); 2] {
     ]
 }
 
-/// Reads one token, whose text goes straight behind those before it.
+/// Decodes one token and appends it, including its text, to the batch.
 fn merge_token(
     batch: &mut TokenBatch,
     buf: &mut impl Buf,
     ctx: &DecodeContext,
 ) -> Result<(), DecodeError> {
-    // Reading from a slice is several times as fast as from a buffer of pieces.
-    let mut ahead = buf.chunk();
-    if merge_token_from(batch, &mut ahead, ctx).is_ok() {
-        let read = buf.chunk().len() - ahead.len();
+    // Decoding from a slice is several times as fast as from a buffer of several chunks.
+    let mut slice = buf.chunk();
+    if merge_token_from(batch, &mut slice, ctx).is_ok() {
+        let read = buf.chunk().len() - slice.len();
         buf.advance(read);
         return Ok(());
     }
-    // It is in two pieces, or broken. A text that was set is set again.
+    // The token spans two chunks or is invalid. Decoding again overwrites a text that was set already.
     merge_token_from(batch, buf, ctx)
 }
 
@@ -206,23 +205,23 @@ fn merge_text(
     buf: &mut impl Buf,
     ctx: DecodeContext,
 ) -> Result<(), DecodeError> {
-    let mut ahead = buf.chunk();
+    let mut slice = buf.chunk();
     if wire_type == WireType::LengthDelimited
-        && let Some(text) = next_text(&mut ahead)
+        && let Some(text) = next_text(&mut slice)
     {
         batch.set_text(text);
-        let read = buf.chunk().len() - ahead.len();
+        let read = buf.chunk().len() - slice.len();
         buf.advance(read);
         return Ok(());
     }
-    // It is no text, or in two pieces: prost knows what to say.
+    // The text spans two chunks or is invalid. prost handles both cases, and returns its own error.
     let mut text = String::new();
     string::merge(wire_type, &mut text, buf, ctx)?;
     batch.set_text(&text);
     Ok(())
 }
 
-/// The text that stands next in these bytes with its length before it.
+/// Reads a length-prefixed text from the start of `bytes`. Returns `None` if it is incomplete or not UTF-8.
 fn next_text<'a>(bytes: &mut &'a [u8]) -> Option<&'a str> {
     let len = usize::try_from(decode_varint(bytes).ok()?).ok()?;
     let (text, rest) = bytes.split_at_checked(len)?;
@@ -323,7 +322,7 @@ mod tests {
 
     use super::*;
 
-    /// The message as prost would have it.
+    /// `Tokens` as prost would generate it.
     #[derive(Clone, PartialEq, Message)]
     struct Generated {
         #[prost(uint32, tag = "1")]
@@ -346,8 +345,8 @@ mod tests {
         }
     }
 
-    /// A token with logprobs of every kind.
-    fn likely(id: u32, text: &str) -> v1::Token {
+    /// A token with all kinds of log probabilities.
+    fn with_logprobs(id: u32, text: &str) -> v1::Token {
         let top = |id, logprob| v1::TopLogprob {
             id,
             token_bytes: vec![0xff; 3],
@@ -370,7 +369,7 @@ mod tests {
             token(0, "", None),
             token(300, "é\n\0", Some(u64::MAX)),
             token(u32::MAX, &long, None),
-            likely(5, "likely"),
+            with_logprobs(5, "likely"),
             v1::Token {
                 logprobs: Some(v1::Logprobs::default()),
                 ..token(1, "x", Some(300))
@@ -392,7 +391,7 @@ mod tests {
         vec![empty, full, unknown_reason]
     }
 
-    fn by_hand(message: &Generated) -> Tokens {
+    fn hand_written(message: &Generated) -> Tokens {
         Tokens {
             choice: message.choice,
             first_index: message.first_index,
@@ -405,10 +404,10 @@ mod tests {
     fn tokens_encode_like_the_generated_message() {
         for message in messages() {
             let bytes = message.encode_to_vec();
-            let by_hand = by_hand(&message);
-            assert_eq!(by_hand.encode_to_vec(), bytes);
-            assert_eq!(by_hand.encoded_len(), bytes.len());
-            assert_eq!(Tokens::decode(&bytes[..]).unwrap(), by_hand);
+            let hand_written = hand_written(&message);
+            assert_eq!(hand_written.encode_to_vec(), bytes);
+            assert_eq!(hand_written.encoded_len(), bytes.len());
+            assert_eq!(Tokens::decode(&bytes[..]).unwrap(), hand_written);
         }
     }
 
@@ -419,7 +418,7 @@ mod tests {
         for at in 0..bytes.len() {
             let (one, other) = bytes.split_at(at);
             let read = Tokens::decode(one.chain(other)).unwrap();
-            assert_eq!(read, by_hand(message));
+            assert_eq!(read, hand_written(message));
         }
     }
 
@@ -427,13 +426,13 @@ mod tests {
     fn decoding_fails_wherever_the_generated_message_fails() {
         let bytes = messages()[1].encode_to_vec();
         for at in 0..bytes.len() {
-            // Cut off, and with each byte changed: a length that is none, text that is no UTF-8.
+            // Truncate the message at each byte, and change each byte. This produces invalid lengths and invalid UTF-8.
             let mut changed = bytes.clone();
             changed[at] ^= 0x80;
             for broken in [&bytes[..at], &changed] {
                 let (generated, read) = (Generated::decode(broken), Tokens::decode(broken));
                 match (generated, read) {
-                    (Ok(generated), Ok(read)) => assert_eq!(read, by_hand(&generated)),
+                    (Ok(generated), Ok(read)) => assert_eq!(read, hand_written(&generated)),
                     (Err(generated), Err(_)) => drop(generated),
                     (generated, read) => panic!("{at}: {generated:?} {read:?}"),
                 }

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    BosPolicy, LoadError, LoadedModel, Loader, Model, ModelError, ModelFacts, Next, Resumption, SlotCredit,
-    Runner, Sequence, Slot, Step, StepError, Token, TokenBytes, monotonic_ns,
+    BosPolicy, LoadError, LoadedModel, Loader, Model, ModelError, ModelFacts, Next, Resumption,
+    Runner, Sequence, Slot, SlotCredit, Step, StepError, Token, TokenBytes, monotonic_ns,
 };
 use crate::request::{ChatMessage, Parameter, StopTokens, TokenId};
 use crate::tokens::{Logprobs, TopLogprob};
@@ -255,7 +255,11 @@ impl TestRunner {
             step.fail(slot, ModelError::Failed(message));
             return false;
         }
-        let emitted_ns = if sequence.timestamps { monotonic_ns() } else { 0 };
+        let emitted_ns = if sequence.timestamps {
+            monotonic_ns()
+        } else {
+            0
+        };
         let due_ns = if self.interval_ns == 0 {
             emitted_ns
         } else {
@@ -304,7 +308,10 @@ impl TestRunner {
             usize::try_from(index.saturating_sub(sequence.next_index)).unwrap_or(MAX_BURST)
         };
         let left = self.options.silent_at.map_or(MAX_BURST, until);
-        credit.min(MAX_BURST).min(left).min(until(sequence.max_tokens))
+        credit
+            .min(MAX_BURST)
+            .min(left)
+            .min(until(sequence.max_tokens))
     }
 }
 

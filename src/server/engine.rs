@@ -1,4 +1,4 @@
-//! Puts an engine together: its workers' threads and processes, and the scheduler before them.
+//! Assembles an engine: the scheduler, and the threads and processes of its local workers.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -23,43 +23,43 @@ use crate::worker::device_thread::DeviceThread;
 use crate::worker::thread::{SpawnOptions, spawn};
 use crate::worker::{WorkerEvent, WorkerHandle, WorkerId};
 
-/// How many events of workers may wait for the scheduler, which takes them without delay.
+/// Capacity of the channel for worker events to the scheduler, which handles them without delay.
 const WORKER_EVENT_CAPACITY: usize = 1024;
 
-/// How often a worker's device is looked at, whether it returns.
+/// Interval of the check for device calls that exceed the step limit.
 const STEP_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The models of an engine and how it runs them.
+/// Parts of an engine: its models and its worker settings.
 #[derive(Clone)]
 pub struct EngineParts {
-    /// The models, in the order in which they are listed. No name or alias is given twice.
+    /// Models, in the order in which they are listed. Names and aliases are unique.
     pub models: Vec<ModelParts>,
-    /// What happens to a request for a model that is not among them.
+    /// Treatment of a request for an unknown model.
     pub unknown_model: UnknownModel,
-    /// How it deals with its workers.
+    /// Worker settings.
     pub workers: WorkerParts,
 }
 
-/// How an engine deals with its workers.
+/// Worker settings of an engine.
 #[derive(Clone)]
 pub struct WorkerParts {
-    /// Where workers dial in; `None` where none may, but those that the engine starts itself.
+    /// Address for remote workers. With `None` only processes that the engine starts can connect.
     pub listen: Option<Address>,
-    /// What they have to show there, and are shown.
+    /// Mutual TLS for remote workers over TCP.
     pub tls: Option<MutualTls>,
-    /// How long it waits for them.
-    pub patience: WorkerTimeouts,
-    /// How far a choice is followed whose workers are lost.
+    /// Timeouts of workers.
+    pub timeouts: WorkerTimeouts,
+    /// Limits for resuming a choice whose worker was lost.
     pub resumption: ResumptionLimits,
 }
 
 impl Default for WorkerParts {
-    /// No socket; heartbeats within 2 s, steps within 30 s.
+    /// Returns the defaults: no address for remote workers, a heartbeat timeout of 2 s and a step limit of 30 s.
     fn default() -> Self {
         Self {
             listen: None,
             tls: None,
-            patience: WorkerTimeouts {
+            timeouts: WorkerTimeouts {
                 heartbeat_timeout: Duration::from_secs(2),
                 step_limit: Some(Duration::from_secs(30)),
                 tokenizer_call_timeout: TOKENIZER_CALL_TIMEOUT,
@@ -69,49 +69,49 @@ impl Default for WorkerParts {
     }
 }
 
-/// Where a model's workers run.
+/// Isolation of a model's local workers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Isolation {
-    /// On threads of the engine.
+    /// Workers run on threads of the engine.
     Thread,
-    /// Each in a process of its own.
+    /// Each worker runs in a process of its own.
     Process(Program),
 }
 
 /// One model and its workers.
 #[derive(Clone)]
 pub struct ModelParts {
-    /// The name that requests give.
+    /// Name of the model in requests.
     pub name: String,
-    /// Other names that requests may give.
+    /// Other names that requests may use.
     pub aliases: Vec<String>,
-    /// Loads it, once for each worker.
+    /// Loader of the model. Each worker loads it once.
     pub loader: Arc<dyn Loader>,
-    /// How many workers of the engine's own run it.
+    /// Number of local workers.
     pub workers: usize,
-    /// Where these run.
+    /// Isolation of the local workers.
     pub isolation: Isolation,
-    /// How many sequences each of them runs at once.
+    /// Number of sequences that each local worker runs at once.
     pub slots: usize,
-    /// The most of its requests that may wait for a first slot.
+    /// Maximum number of the model's requests that wait for their first slot.
     pub queue_depth: usize,
-    /// How long a reader of it may make no progress.
+    /// Maximum time without progress of a stream's reader.
     pub slow_reader_timeout: Duration,
 }
 
-/// An engine that runs. When it is dropped, its workers are stopped and their threads joined.
+/// A running engine. Dropping it stops its workers and joins their threads.
 pub(super) struct Engine {
     pub(super) scheduler: Scheduler,
-    /// Where workers dial in.
-    pub(super) door: AttachService,
+    /// Service to which remote workers connect.
+    pub(super) attach_service: AttachService,
     threads: Vec<DeviceThread>,
-    /// The children's processes, and what watches workers, are to end.
-    ending: CancellationToken,
+    /// Cancelled to stop the child processes and the tasks that watch workers.
+    stopping: CancellationToken,
     children: TaskTracker,
 }
 
 impl Engine {
-    /// Starts the workers, which load their models in the background. Those in processes of their own dial in at
+    /// Starts the workers, which load their models in the background. Workers in processes of their own connect to
     /// `worker_socket`.
     pub(super) fn start(
         parts: &EngineParts,
@@ -120,34 +120,34 @@ impl Engine {
         (tasks, critical): (&TaskTracker, &CriticalTasks),
     ) -> std::io::Result<Self> {
         let (events_sender, events) = mpsc::channel(WORKER_EVENT_CAPACITY);
-        let own = parts.models.iter().map(|model| model.workers).sum();
-        let door = AttachService::new(
-            parts.models.iter().map(offered).collect(),
-            own,
-            parts.workers.patience,
+        let local_workers = parts.models.iter().map(|model| model.workers).sum();
+        let attach_service = AttachService::new(
+            parts.models.iter().map(attachable_model).collect(),
+            local_workers,
+            parts.workers.timeouts,
             events_sender.clone(),
             (telemetry.clone(), tasks.clone()),
         );
-        let mut starting = WorkerStarter {
-            step_limit: parts.workers.patience.step_limit,
-            engine: worker_socket,
+        let mut starter = WorkerStarter {
+            step_limit: parts.workers.timeouts.step_limit,
+            worker_socket,
             telemetry,
             critical,
             events: events_sender,
-            door: door.clone(),
+            attach_service: attach_service.clone(),
             workers: Vec::new(),
             threads: Vec::new(),
-            ending: CancellationToken::new(),
+            stopping: CancellationToken::new(),
             children: TaskTracker::new(),
         };
-        for (place, model) in parts.models.iter().enumerate() {
+        for (model_index, model) in parts.models.iter().enumerate() {
             for device in 0..model.workers {
-                starting.start(place, model, device)?;
+                starter.start(model_index, model, device)?;
             }
         }
         let (scheduler, task) = Scheduler::new(SchedulerParts {
             catalog: catalog(&parts.models).with_unknown_model(parts.unknown_model),
-            workers: starting.workers,
+            workers: starter.workers,
             events,
             queue_depths: parts.models.iter().map(|model| model.queue_depth).collect(),
             resumption: parts.workers.resumption,
@@ -156,27 +156,27 @@ impl Engine {
         critical.spawn(tasks, "scheduler", task);
         Ok(Self {
             scheduler,
-            door,
-            threads: starting.threads,
-            ending: starting.ending,
-            children: starting.children,
+            attach_service,
+            threads: starter.threads,
+            stopping: starter.stopping,
+            children: starter.children,
         })
     }
 
-    /// Waits until every worker's process has ended, and every thread, or `at_most` so long: a device call that hangs
-    /// cannot be interrupted.
-    pub(super) async fn join(mut self, at_most: Duration) {
-        self.ending.cancel();
+    /// Stops the workers, waits until every worker process has exited, and then waits up to `max_wait` for the
+    /// threads. A hung device call cannot be interrupted.
+    pub(super) async fn join(mut self, max_wait: Duration) {
+        self.stopping.cancel();
         self.children.close();
         self.children.wait().await;
         let threads = std::mem::take(&mut self.threads);
-        let deadline = Instant::now() + at_most;
+        let deadline = Instant::now() + max_wait;
         let joined = tokio::task::spawn_blocking(move || join_until(threads, deadline));
-        // It contains no panic of its own.
+        // `join_until` does not panic, so there is no error to handle.
         let _ = joined.await;
     }
 
-    /// Stops every worker, and waits for none. The process must then leave by [`crate::exit`].
+    /// Stops every worker without waiting for them. The process must then exit through [`crate::exit`].
     pub(super) fn abandon(mut self) {
         for thread in std::mem::take(&mut self.threads) {
             thread.abandon();
@@ -186,16 +186,16 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.ending.cancel();
+        self.stopping.cancel();
         self.scheduler.stop();
-        // All of them end at once, and then each is waited for.
+        // Dropping a thread joins it. Stopping all threads first lets them end at the same time.
         for thread in &self.threads {
             thread.stop();
         }
     }
 }
 
-/// Stops and joins threads. Those that do not end in time are abandoned.
+/// Stops and joins threads. Abandons threads that do not end before the deadline.
 fn join_until(threads: Vec<DeviceThread>, deadline: Instant) {
     for thread in &threads {
         thread.stop();
@@ -208,23 +208,28 @@ fn join_until(threads: Vec<DeviceThread>, deadline: Instant) {
     }
 }
 
-/// An engine's own workers, as they are started.
+/// Starts the local workers of an engine, and collects their handles.
 struct WorkerStarter<'a> {
-    /// How long one call of a device may last.
+    /// Maximum duration of one device call.
     step_limit: Option<Duration>,
-    engine: Option<&'a Address>,
+    worker_socket: Option<&'a Address>,
     telemetry: &'a Telemetry,
     critical: &'a CriticalTasks,
     events: mpsc::Sender<WorkerEvent>,
-    door: AttachService,
+    attach_service: AttachService,
     workers: Vec<OwnedWorker>,
     threads: Vec<DeviceThread>,
-    ending: CancellationToken,
+    stopping: CancellationToken,
     children: TaskTracker,
 }
 
 impl WorkerStarter<'_> {
-    fn start(&mut self, place: usize, model: &ModelParts, device: usize) -> std::io::Result<()> {
+    fn start(
+        &mut self,
+        model_index: usize,
+        model: &ModelParts,
+        device: usize,
+    ) -> std::io::Result<()> {
         let worker = WorkerId(self.workers.len());
         let handle = match &model.isolation {
             Isolation::Thread => {
@@ -240,30 +245,32 @@ impl WorkerStarter<'_> {
                 self.threads.push(thread);
                 if let Some(limit) = self.step_limit {
                     let watched = watch_steps(worker, handle.clone(), limit, self.events.clone());
-                    let ending = self.ending.clone();
+                    let stopping = self.stopping.clone();
                     self.critical
                         .spawn(&self.children, "device watch", async move {
-                            ending.run_until_cancelled_owned(watched).await;
+                            stopping.run_until_cancelled_owned(watched).await;
                         });
                 }
                 Some(handle)
             }
             Isolation::Process(program) => {
-                let engine = self.engine.ok_or_else(|| {
-                    std::io::Error::other("there is no worker socket for its processes")
+                let socket = self.worker_socket.ok_or_else(|| {
+                    std::io::Error::other(
+                        "worker processes need a worker socket, but there is none",
+                    )
                 })?;
-                let place = ChildSpec {
+                let spec = ChildSpec {
                     worker,
-                    model: (place, model.name.clone()),
+                    model: (model_index, model.name.clone()),
                     device,
-                    engine: engine.to_string(),
+                    engine: socket.to_string(),
                 };
                 let supervised = supervise(
                     program.clone(),
-                    place,
-                    self.door.clone(),
+                    spec,
+                    self.attach_service.clone(),
                     self.events.clone(),
-                    self.ending.clone(),
+                    self.stopping.clone(),
                 );
                 self.critical
                     .spawn(&self.children, "worker process", supervised);
@@ -272,14 +279,15 @@ impl WorkerStarter<'_> {
         };
         self.workers.push(OwnedWorker {
             worker,
-            model: place,
+            model: model_index,
             handle,
         });
         Ok(())
     }
 }
 
-/// Tells of a device on a thread whose call takes too long: it cannot be ended, but it need not be given more.
+/// Reports when a device call on a thread exceeds the step limit, and when it returns. The call cannot be interrupted,
+/// but the scheduler gives a stuck worker no more sequences.
 async fn watch_steps(
     worker: WorkerId,
     handle: WorkerHandle,
@@ -287,9 +295,9 @@ async fn watch_steps(
     events: mpsc::Sender<WorkerEvent>,
 ) {
     let mut was_stuck = false;
-    let mut looks = interval(STEP_CHECK_INTERVAL.min(limit));
+    let mut checks = interval(STEP_CHECK_INTERVAL.min(limit));
     loop {
-        looks.tick().await;
+        checks.tick().await;
         let is_stuck = handle.step_duration() > limit;
         if is_stuck != was_stuck {
             was_stuck = is_stuck;
@@ -304,7 +312,7 @@ async fn watch_steps(
     }
 }
 
-fn offered(model: &ModelParts) -> AttachableModel {
+fn attachable_model(model: &ModelParts) -> AttachableModel {
     AttachableModel {
         name: model.name.clone(),
         aliases: model.aliases.clone(),

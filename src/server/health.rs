@@ -1,4 +1,4 @@
-//! Whether the server takes requests, and how both doors tell it.
+//! Health of the server: whether it accepts requests, for the HTTP health endpoints and the gRPC health service.
 
 use http::Response;
 use tokio::sync::watch;
@@ -19,12 +19,12 @@ use crate::proto::DESCRIPTORS;
 use crate::scheduler::{Readiness, Scheduler};
 use crate::telemetry::WorkerCounts;
 
-/// The names under which health is asked for: the whole server, and its service.
+/// Service names with a health status: the whole server (empty), and the inference service.
 const SERVICES: [&str; 2] = ["", "tokenway.v1.Inference"];
 
-/// Whether requests are taken. Clones know the same.
+/// Health of a server. Clones share it.
 #[derive(Clone)]
-pub(super) struct Ready {
+pub(super) struct ServerHealth {
     backend: Backend,
     draining: CancellationToken,
     stopped: CancellationToken,
@@ -36,7 +36,7 @@ enum Backend {
     Cluster(Cluster),
 }
 
-impl Ready {
+impl ServerHealth {
     pub(super) fn of_engine(scheduler: &Scheduler) -> Self {
         Self {
             backend: Backend::Engine(scheduler.readiness(), scheduler.workers()),
@@ -45,7 +45,7 @@ impl Ready {
         }
     }
 
-    /// `stopped` is cancelled when nobody asks any more.
+    /// Creates the health of a gateway. `stopped` also stops the tasks that watch the engines.
     pub(super) fn of_cluster(cluster: Cluster, stopped: CancellationToken) -> Self {
         Self {
             backend: Backend::Cluster(cluster),
@@ -54,9 +54,9 @@ impl Ready {
         }
     }
 
-    /// Whether requests for every model are taken now: what the health tells.
+    /// Checks that the server accepts requests for every model now. This is the result of the health endpoints.
     pub(super) fn check(&self) -> Result<(), Error> {
-        self.check_open()?;
+        self.check_accepting()?;
         let Backend::Engine(readiness, _) = &self.backend else {
             return Ok(());
         };
@@ -68,18 +68,18 @@ impl Ready {
             ),
             Readiness::Failed { model, .. } => (
                 ErrorKind::NotReady,
-                format!("The model '{model}' cannot be loaded. It is tried again."),
+                format!("The model '{model}' could not be loaded. The server tries again."),
             ),
             Readiness::GivenUp { model, .. } => (
                 ErrorKind::NotReady,
                 format!(
-                    "The model '{model}' cannot be loaded. Its workers were started too often in vain, and are \
-                     not started again: the server's log says why."
+                    "The model '{model}' could not be loaded. Its workers failed too often and are not started \
+                     again. The server log has the reason."
                 ),
             ),
             Readiness::NoWorker(model) => (
                 ErrorKind::NoWorker,
-                format!("No worker of the model '{model}' has dialled in."),
+                format!("No worker of the model '{model}' has connected."),
             ),
             Readiness::Lost(model) => (
                 ErrorKind::NoWorker,
@@ -89,17 +89,17 @@ impl Ready {
         Err(Error::new(kind, message))
     }
 
-    /// How many of this engine's workers are in each state; `None` without an engine of its own.
-    pub(super) fn workers(&self) -> Option<WorkerCounts> {
+    /// Returns the number of workers in each state, or `None` for a gateway.
+    pub(super) fn worker_counts(&self) -> Option<WorkerCounts> {
         match &self.backend {
             Backend::Engine(_, workers) => Some(workers.borrow().clone()),
             Backend::Cluster(_) => None,
         }
     }
 
-    /// Whether requests are taken at all. The engine of this process says itself which of its models
-    /// takes none.
-    pub(super) fn check_open(&self) -> Result<(), Error> {
+    /// Checks that the server accepts requests at all. An engine in this process rejects requests for models that are
+    /// not ready itself.
+    pub(super) fn check_accepting(&self) -> Result<(), Error> {
         if self.draining.is_cancelled() {
             return Err(Error::new(
                 ErrorKind::Draining,
@@ -113,10 +113,10 @@ impl Ready {
         }
     }
 
-    /// Waits until one of the engines elsewhere takes requests.
-    pub(super) async fn up(&self) {
+    /// Waits until a remote engine accepts requests. Returns at once without remote engines.
+    pub(super) async fn wait_until_up(&self) {
         match &self.backend {
-            Backend::Cluster(cluster) => cluster.up().await,
+            Backend::Cluster(cluster) => cluster.wait_until_up().await,
             Backend::Engine(..) => {}
         }
     }
@@ -130,56 +130,59 @@ impl Ready {
     }
 }
 
-/// The gRPC door's services: inference, health and reflection.
+/// Returns the services of the gRPC API: inference, health and reflection.
 ///
-/// Once `closing` is cancelled, whoever watches the health is let go: an open stream would hold up
-/// the drain.
+/// Cancelling `closing` ends the health watch streams, because an open stream would delay the drain.
 pub(super) async fn routes(
     service: grpc::Service,
-    ready: Ready,
+    health: ServerHealth,
     (tasks, critical): (&TaskTracker, &CriticalTasks),
     closing: CancellationToken,
 ) -> MapResponse<Routes, fn(Response<Body>) -> Response<Body>> {
-    let (reporter, health) = tonic_health::server::health_reporter();
-    tell(&reporter, &ready).await;
-    let stopped = ready.stopped.clone();
+    let (reporter, health_service) = tonic_health::server::health_reporter();
+    report(&reporter, &health).await;
+    let stopped = health.stopped.clone();
     critical.spawn(tasks, "health", async move {
-        let follow = follow(reporter, ready, closing);
-        stopped.run_until_cancelled_owned(follow).await;
+        let reporting = report_changes(reporter, health, closing);
+        stopped.run_until_cancelled_owned(reporting).await;
     });
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            // Each version would name itself only.
+            // Each reflection version would list only itself, so the descriptors of both are registered by hand.
             .include_reflection_service(false)
             .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(
                 tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
             )
     };
-    let invariant = "the descriptors were compiled with the crate";
+    let invariant = "the compiled descriptors are valid";
     let routes = Routes::new(service.into_server())
-        .add_service(health)
+        .add_service(health_service)
         .add_service(reflection().build_v1().expect(invariant))
         .add_service(reflection().build_v1alpha().expect(invariant))
         .prepare();
     MapResponse::new(routes, grpc::with_error_details)
 }
 
-/// Tells the health service of every change.
-async fn follow(mut reporter: HealthReporter, mut ready: Ready, closing: CancellationToken) {
-    let draining = ready.draining.clone();
+/// Reports every change to the health service, until `closing` is cancelled.
+async fn report_changes(
+    mut reporter: HealthReporter,
+    mut health: ServerHealth,
+    closing: CancellationToken,
+) {
+    let draining = health.draining.clone();
     let mut is_draining = false;
     while !is_draining {
-        let Backend::Engine(readiness, _) = &mut ready.backend else {
+        let Backend::Engine(readiness, _) = &mut health.backend else {
             return;
         };
         tokio::select! {
             changed = readiness.changed() => if changed.is_err() { return },
             () = draining.cancelled() => is_draining = true,
         }
-        tell(&reporter, &ready).await;
+        report(&reporter, &health).await;
     }
     closing.cancelled().await;
     for service in SERVICES {
@@ -187,8 +190,8 @@ async fn follow(mut reporter: HealthReporter, mut ready: Ready, closing: Cancell
     }
 }
 
-async fn tell(reporter: &HealthReporter, ready: &Ready) {
-    let status = match ready.check() {
+async fn report(reporter: &HealthReporter, health: &ServerHealth) {
+    let status = match health.check() {
         Ok(()) => ServingStatus::Serving,
         Err(_) => ServingStatus::NotServing,
     };
@@ -197,7 +200,7 @@ async fn tell(reporter: &HealthReporter, ready: &Ready) {
     }
 }
 
-/// Waits until all models are loaded.
+/// Waits until every model is loaded. Returns an error as soon as a load has failed.
 pub(super) async fn wait_for_models(
     mut readiness: watch::Receiver<Readiness>,
     mut progress: impl FnMut(f32),

@@ -1,4 +1,4 @@
-//! The server's listeners: bound before anything starts, opened and closed together.
+//! Listeners of the server. They are bound before anything else starts, so that an address in use fails early.
 
 use std::io;
 
@@ -13,7 +13,7 @@ use crate::listen::{
     self, Address, FrontendService, FrontendSettings, Listener, MutualTls, Shutdown,
 };
 
-/// Listeners that are opened and closed together.
+/// A group of listeners that close together.
 #[derive(Default)]
 pub(super) struct Listeners {
     tasks: TaskTracker,
@@ -21,6 +21,7 @@ pub(super) struct Listeners {
 }
 
 impl Listeners {
+    /// Starts the accept loop of a listener.
     pub(super) fn open(
         &self,
         critical: &CriticalTasks,
@@ -30,6 +31,7 @@ impl Listeners {
         critical.spawn(&self.tasks, name, serving);
     }
 
+    /// Returns the accept loop of a listener.
     pub(super) fn serve<S, B>(
         &self,
         listener: Listener,
@@ -45,38 +47,38 @@ impl Listeners {
         listen::serve(listener, service, settings, self.shutdown.clone())
     }
 
-    /// Takes no further requests.
+    /// Stops accepting connections and requests. Running requests continue.
     pub(super) fn close(&self) {
         self.shutdown.stop.cancel();
         self.tasks.close();
     }
 
-    /// Closes everything now, and waits for nothing.
+    /// Closes all connections at once, without waiting for the tasks to end.
     pub(super) fn cut_off(&self) {
         self.shutdown.stop.cancel();
         self.shutdown.abort.cancel();
     }
 
-    /// Waits until the last request has ended.
+    /// Waits until the last connection has ended.
     pub(super) async fn wait(&self) {
         self.tasks.wait().await;
     }
 
-    /// Waits for nothing that is left.
+    /// Closes all connections at once, and waits for the tasks to end.
     pub(super) async fn abort(&self) {
         self.shutdown.abort.cancel();
         self.tasks.wait().await;
     }
 }
 
-/// Why the address cannot be listened on: the system's message, or the folder that a socket lacks.
-pub(super) fn why(address: &Address, source: &io::Error) -> String {
+/// Returns the reason why binding failed: the missing folder of a Unix socket, or the error of the system.
+pub(super) fn bind_error_reason(address: &Address, source: &io::Error) -> String {
     let folder = match address {
         Address::Unix(path) => path.parent().filter(|folder| !folder.exists()),
         Address::Tcp(_) => None,
     };
     match folder {
-        Some(folder) => format!("there is no folder {}", folder.display()),
+        Some(folder) => format!("the folder {} does not exist", folder.display()),
         None => source.to_string(),
     }
 }
@@ -100,8 +102,8 @@ pub(super) async fn bind(
     })
 }
 
-/// Where the engine's workers are to dial in: where its settings say, or, where it starts processes of its own,
-/// in a folder that is made for it and that only its user may enter.
+/// Returns the address of the worker socket, if the server needs one. It is the configured address; or, if the engine
+/// starts worker processes, a socket in a new temporary folder that only the current user may enter.
 pub(super) fn worker_socket(
     source: &Source,
 ) -> Result<(Option<Address>, Option<TempDir>), StartError> {
@@ -121,7 +123,7 @@ pub(super) fn worker_socket(
     Ok((Some(address), Some(folder)))
 }
 
-/// The certificates that workers must show, and are shown, over TCP.
+/// Returns the mutual TLS settings of the worker socket.
 pub(super) fn worker_tls(source: &Source) -> Option<MutualTls> {
     match source {
         Source::Engine(engine) => engine.workers.tls.clone(),

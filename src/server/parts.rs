@@ -1,4 +1,5 @@
-//! What a server is made of, as the settings or an embedding program say. It must not know how the parts are put together.
+//! Parts of a server, as chosen by the settings or by an embedding program. This module must not know how the parts are
+//! put together.
 
 use std::time::Duration;
 
@@ -6,54 +7,54 @@ use super::engine::EngineParts;
 use crate::gateway::{OriginPolicy, StreamFormat, UnknownFields};
 use crate::listen::{Address, Limits};
 
-/// How long a streamed request waits in the queue, by default, before its headers are sent: less than the 60 s after
-/// which load balancers give up a silent answer.
+/// Default of [`HttpFrontend::headers_after`]. It is less than 60 s, the common idle timeout of load balancers.
 const HEADERS_AFTER: Duration = Duration::from_secs(30);
 
-/// What a server is made of.
+/// Parts of a server.
 #[derive(Clone)]
 pub struct ServerParts {
-    /// Where tokens come from.
+    /// Source of the tokens.
     pub source: Source,
-    /// The HTTP door, if there is one.
+    /// HTTP API, if enabled.
     pub http: Option<HttpFrontend>,
-    /// Where the gRPC door listens, if there is one. It needs an engine of this process.
+    /// Address of the gRPC API, if enabled. It requires an engine in this process.
     pub grpc: Option<Address>,
-    /// What both doors put up with.
+    /// Connection limits of both APIs.
     pub limits: Limits,
-    /// How long a request may take where its client does not say.
+    /// Timeout of a request whose client sets none.
     pub request_timeout: Duration,
-    /// How the server ends.
+    /// Durations of the shutdown.
     pub drain: Drain,
 }
 
-/// Where a server's tokens come from.
+/// Source of a server's tokens.
 #[derive(Clone)]
 pub enum Source {
     /// An engine in this process.
     Engine(EngineParts),
-    /// Engines elsewhere, by their addresses.
+    /// Remote engines, by address.
     Remote(Vec<String>),
 }
 
-/// The HTTP door.
+/// Settings of the HTTP API.
 #[derive(Clone)]
 pub struct HttpFrontend {
-    /// Where it listens.
+    /// Address to listen on.
     pub listen: Address,
-    /// The form of a stream whose client has no preference.
+    /// Stream format for clients that accept several formats equally.
     pub stream_format: StreamFormat,
-    /// What happens to fields of a request that are unknown.
+    /// Treatment of unknown request fields.
     pub unknown_fields: UnknownFields,
-    /// How long a streamed request waits in the queue before its headers are sent; `None` is without end.
+    /// Time in the queue after which a streamed request gets its response headers. `None` sends them only when the
+    /// request starts.
     pub headers_after: Option<Duration>,
-    /// Under which host names, and for pages of which origins, requests are taken.
+    /// Host names and origins from which requests are accepted.
     pub origins: OriginPolicy,
 }
 
 impl HttpFrontend {
-    /// The HTTP API at this address, with the defaults of the command line: NDJSON, unknown fields are refused, headers
-    /// after 30 s in the queue, and no host names or origins besides the server's own.
+    /// Creates an HTTP API at this address with the defaults of the command line: NDJSON, unknown fields are rejected,
+    /// headers after 30 s in the queue, and no host names or origins besides the server's own.
     #[must_use]
     pub fn at(listen: Address) -> Self {
         Self {
@@ -65,12 +66,13 @@ impl HttpFrontend {
         }
     }
 
-    /// Whether other machines reach the HTTP API, but no host name that they may use is allowed.
+    /// Returns true if other machines can reach the HTTP API, but only by IP address because no host name is allowed.
     pub(super) fn rejects_host_names(&self) -> bool {
         !self.listen.is_loopback() && self.origins.allowed_hosts.is_empty()
     }
 
-    /// The policy at the address where it listens. Browsers do not reach a Unix socket, so its host names are not checked.
+    /// Returns the origin policy for the listening address. Browsers cannot connect to a Unix socket, so it needs no
+    /// check of host names.
     pub(super) fn origins(&self) -> OriginPolicy {
         match self.listen {
             Address::Tcp(_) => self.origins.clone(),
@@ -79,12 +81,12 @@ impl HttpFrontend {
     }
 }
 
-/// How a server ends.
+/// Durations of a server's shutdown.
 #[derive(Clone, Copy, Debug)]
 pub struct Drain {
-    /// How long it goes on answering 'not ready' before it closes its listeners, so that load
-    /// balancers notice.
+    /// Time during which the server still listens but reports that it is not ready, so that load balancers stop sending
+    /// requests.
     pub grace: Duration,
-    /// How long running streams may take to end.
+    /// Maximum time for running streams to finish.
     pub timeout: Duration,
 }

@@ -1,5 +1,4 @@
-//! A server as a program runs it: it says where it listens, shows how far its models are loaded, and
-//! drains when it is told to end.
+//! Runs a server as a program: prints its addresses, shows the progress of loading models, and drains on a signal.
 
 use std::io;
 use std::time::Duration;
@@ -15,36 +14,37 @@ use crate::output::Output;
 
 mod progress;
 
-/// Within so long the same signal is the same order: who stops a process and its group, as `timeout`
-/// does, tells it twice.
+/// A repeated signal within this time does not count. `timeout`, for example, signals a process and its group, so the
+/// process gets the signal twice.
 const DUPLICATE_SIGNAL_WINDOW: Duration = Duration::from_millis(500);
 
-/// How finely the progress of loading is shown.
+/// Number of steps of the progress bar.
 const PROGRESS_STEPS: f32 = 1_000.0;
 
-/// Why a server did not run to an orderly end.
+/// Reason why a server did not shut down in order.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// It did not start.
+    /// The server did not start.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// The system gives no signals.
+    /// Signal handlers cannot be installed.
     #[error("cannot install signal handlers: {0}")]
     Signals(#[from] io::Error),
-    /// A second signal came before it had drained.
-    #[error("stopped before the drain was over; what was running was cut off")]
+    /// A second signal arrived before the drain was finished.
+    #[error(
+        "stopped by a second signal before the drain was finished; running requests were cut off"
+    )]
     StoppedAtOnce,
-    /// A task that it cannot work without has panicked. It has drained, as far as it could.
+    /// A critical task panicked. The server has drained as far as it could.
     #[error(transparent)]
     Panicked(#[from] TaskPanicked),
 }
 
-/// Serves until SIGTERM or Ctrl-C, then drains; a second signal ends it at once. Standard output, the first of the
-/// streams, is told where the server listens and when it is ready; a bar is drawn on standard error, the second, where
-/// that is a terminal.
+/// Serves until SIGTERM or Ctrl-C, then drains. A second signal stops the server at once. Addresses and readiness are
+/// printed to `out` (standard output). A progress bar is drawn on `err` (standard error) if it is a terminal.
 ///
 /// # Errors
-/// When it cannot start, or is not left to drain, or a task that it needs has panicked.
+/// Returns an error if the server cannot start, a second signal interrupts the drain, or a critical task panics.
 pub async fn until_signalled(
     parts: ServerParts,
     (out, err): (&Output, &Output),
@@ -67,51 +67,52 @@ pub async fn until_signalled(
         }
         Source::Engine(engine) => announce_workers(&server, engine, out),
     }
-    let serving = tokio::select! {
-        loaded = ready(&server, err) => match loaded {
-            Ok(()) => Serving::Ready,
-            Err(error) => Serving::Over(Err(error.into())),
+    let startup = tokio::select! {
+        loaded = wait_until_ready(&server, err) => match loaded {
+            Ok(()) => Startup::Ready,
+            Err(error) => Startup::ShutDown(Err(error.into())),
         },
-        over = over(&server, &mut signals) => Serving::Over(over),
+        outcome = wait_for_shutdown(&server, &mut signals) => Startup::ShutDown(outcome),
     };
-    let outcome = match serving {
-        Serving::Ready => {
+    let outcome = match startup {
+        Startup::Ready => {
             for line in ready_lines(&source) {
                 out.line(format_args!("ready    {line}"));
             }
-            over(&server, &mut signals).await
+            wait_for_shutdown(&server, &mut signals).await
         }
-        Serving::Over(outcome) => outcome,
+        Startup::ShutDown(outcome) => outcome,
     };
     if !matches!(outcome, Err(RunError::Start(_))) {
         let seconds = drain.grace.as_secs_f64();
         out.line(format_args!(
-            "draining new work is refused; the listeners close in {seconds} s"
+            "draining new requests are rejected; the listeners close in {seconds} s"
         ));
     }
-    end(server, &mut signals).await?;
+    drain_server(server, &mut signals).await?;
     outcome
 }
 
-/// What came first.
-enum Serving {
-    /// The models are loaded.
+/// Event that ends the start-up.
+enum Startup {
+    /// All models are loaded.
     Ready,
-    /// The server is to end, and whether that is a failure.
-    Over(Result<(), RunError>),
+    /// The server must shut down, because of a signal or an error.
+    ShutDown(Result<(), RunError>),
 }
 
-/// Waits until the server is to end.
-async fn over(server: &Server, signals: &mut Signals) -> Result<(), RunError> {
+/// Waits until the server must shut down.
+async fn wait_for_shutdown(server: &Server, signals: &mut Signals) -> Result<(), RunError> {
     tokio::select! {
         () = signals.next() => Ok(()),
         panicked = server.panicked() => Err(panicked.into()),
     }
 }
 
-async fn end(mut server: Server, signals: &mut Signals) -> Result<(), RunError> {
+/// Shuts the server down, or abandons it on another signal.
+async fn drain_server(mut server: Server, signals: &mut Signals) -> Result<(), RunError> {
     tokio::select! {
-        () = server.end() => match server.first_panic() {
+        () = server.shut_down() => match server.first_panic() {
             None => Ok(()),
             Some(panicked) => Err(panicked.into()),
         },
@@ -122,7 +123,7 @@ async fn end(mut server: Server, signals: &mut Signals) -> Result<(), RunError> 
     }
 }
 
-/// One line for each model, or one for the engines.
+/// Returns one line for each model, or one line for the remote engines.
 fn ready_lines(source: &Source) -> Vec<String> {
     match source {
         Source::Remote(engines) => vec![format!("in front of {}", engines.join(", "))],
@@ -144,15 +145,15 @@ fn ready_line(model: &ModelParts) -> String {
     format!("{name} ({runner}; {of_workers}{aliases})")
 }
 
-/// What the HTTP door answers; its description names the rest.
+/// Main paths of the HTTP API. `/openapi.json` lists all of them.
 const HTTP_PATHS: &str = "/v1/completions /v1/chat/completions /v1/models /tokenize /detokenize \
      /health /metrics /openapi.json";
 
-/// What an operator has to know whose clients come from other machines by a name.
+/// Note for a server that other machines can reach only by IP address.
 const HOSTS_NOTE: &str =
-    "the HTTP API answers to localhost and to IP addresses; --allowed-hosts NAME adds a host name";
+    "the HTTP API accepts localhost and IP addresses; add a host name with --allowed-hosts NAME";
 
-/// One line for each open address.
+/// Prints one line for each address of the APIs.
 fn announce(server: &Server, out: &Output) {
     for address in server.http_addresses() {
         let url = url(address);
@@ -161,7 +162,7 @@ fn announce(server: &Server, out: &Output) {
     for address in server.grpc_addresses() {
         let hint = match address {
             Address::Tcp(_) => "",
-            // Their libraries take the socket's path for the name of the host (docs/deployment.md).
+            // Their gRPC libraries send the path of the socket as the host name (docs/deployment.md).
             Address::Unix(_) => "; in Python, C++ and Java set grpc.default_authority to localhost",
         };
         let url = url(address);
@@ -171,7 +172,7 @@ fn announce(server: &Server, out: &Output) {
     }
 }
 
-/// One line for the socket that workers dial, and one for the models that have no others.
+/// Prints the addresses for remote workers, and the models that have only remote workers.
 fn announce_workers(server: &Server, engine: &EngineParts, out: &Output) {
     if engine.workers.listen.is_none() {
         return;
@@ -196,8 +197,8 @@ fn url(address: &Address) -> String {
     }
 }
 
-/// Waits for the models, with a bar where somebody looks.
-async fn ready(server: &Server, err: &Output) -> Result<(), StartError> {
+/// Waits until all models are loaded, and shows a progress bar.
+async fn wait_until_ready(server: &Server, err: &Output) -> Result<(), StartError> {
     let bar = ProgressBar::new(1_000);
     bar.set_draw_target(progress::target(err));
     let style = ProgressStyle::with_template("loading  {bar:40} {percent}% {elapsed}");
@@ -211,26 +212,26 @@ async fn ready(server: &Server, err: &Output) -> Result<(), StartError> {
 }
 
 fn position(fraction: f32) -> u64 {
-    // Progress is for the eye: a whole number of thousandths between 0 and 1,000.
+    // Rounds down to a step. The search avoids a lossy cast from f32.
     (0..=1_000_u16)
         .rev()
         .find(|step| f32::from(*step) <= fraction * PROGRESS_STEPS)
         .map_or(0, u64::from)
 }
 
-/// What tells a program to end.
+/// Signals that stop the program.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
-    last: Last,
+    last: LastSignal,
 }
 
-/// The last signal that came.
+/// Last signal, and the time when it arrived.
 #[derive(Default)]
-struct Last(Option<(SignalKind, Instant)>);
+struct LastSignal(Option<(SignalKind, Instant)>);
 
-impl Last {
-    /// Notes a signal; true where it is not the one before, told twice.
+impl LastSignal {
+    /// Records a signal. Returns false for a repetition of the last signal.
     fn is_new(&mut self, kind: SignalKind) -> bool {
         let now = Instant::now();
         if self
@@ -249,10 +250,11 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
-            last: Last::default(),
+            last: LastSignal::default(),
         })
     }
 
+    /// Waits for a signal that is not a repetition.
     async fn next(&mut self) {
         loop {
             let kind = tokio::select! {
@@ -273,12 +275,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_signal_repeated_within_half_a_second_counts_once() {
         let (terminate, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
-        let mut last = Last::default();
+        let mut last = LastSignal::default();
         assert!(last.is_new(terminate));
         tokio::time::advance(Duration::from_millis(499)).await;
         assert!(!last.is_new(terminate));
-        assert!(last.is_new(interrupt), "another signal is another order");
+        assert!(last.is_new(interrupt), "a different signal counts");
         tokio::time::advance(Duration::from_millis(500)).await;
-        assert!(last.is_new(interrupt), "this is said again");
+        assert!(last.is_new(interrupt), "a later repetition counts");
     }
 }

@@ -115,7 +115,8 @@ impl Completion {
     /// # Errors
     /// When a choice has ended with what the client has of it.
     pub fn new(admitted: Admitted, stopping: &Stopping, times: StageTimes) -> Result<Self, Error> {
-        let strings = StopStrings::new(&stopping.strings).shown(stopping.include_stop);
+        let strings =
+            StopStrings::new(&stopping.strings).with_included_match(stopping.include_stop);
         let strings = Arc::new(strings);
         let mut resumed = admitted.resumed.into_iter();
         let mut choices = Vec::with_capacity(admitted.lanes.len());
@@ -204,7 +205,11 @@ impl Completion {
         record_engine_latency(&self.outputs, &self.times);
         let choice = &mut self.choices[index];
         let made_before = choice.made;
-        let count = self.outputs.iter().map(|it| it.made().len()).sum();
+        let count = self
+            .outputs
+            .iter()
+            .map(|it| it.completion_tokens().len())
+            .sum();
         let mut tokens = TokenBatch::default();
         tokens.reserve(count, count * BYTES_PER_TOKEN);
         let mut prompt = TokenBatch::default();
@@ -311,7 +316,7 @@ impl Stream for Completion {
 pub fn record_engine_latency(outputs: &[Output], times: &StageTimes) {
     let emitted = outputs
         .iter()
-        .flat_map(Output::made)
+        .flat_map(Output::completion_tokens)
         .map(|token| token.emitted_ns);
     let now_ns = monotonic_ns();
     times.record_each(emitted.map(|emitted_ns| now_ns.saturating_sub(emitted_ns)));

@@ -134,11 +134,7 @@ impl<T> StopMatcher<T> {
             Some((end - stop.bytes.len(), end))
         });
         if let Some((start, end)) = matches.min() {
-            let cut = if self.stops.include_match {
-                end
-            } else {
-                start
-            };
+            let cut = if self.stops.include_match { end } else { start };
             self.tail.truncate(cut);
             self.release_up_to_cut(cut, release);
             self.matched.fill(0);

@@ -1,7 +1,7 @@
-//! The worker's end of an `Attach` stream: a thread runs the device, and this connects it with an engine.
+//! The worker's side of an `Attach` stream: it connects a device thread with an engine in another process.
 //!
-//! What the device makes leaves by its outbox as soon as it is there, from the device's own thread. Nothing here waits
-//! for the device: heartbeats go on while it computes. A worker that loses its engine drops what it runs, and dials again.
+//! The device thread sends its tokens itself, through the outbox. Nothing here waits for the device, so that heartbeats
+//! continue while it computes. A worker that loses its engine drops its sequences and reconnects.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,8 +25,8 @@ use super::thread::{SpawnOptions, spawn};
 use super::wire;
 use super::{Generation, ServedModel, WorkerEvent, WorkerHandle, WorkerId};
 use crate::proto::worker as proto;
-use crate::proto::worker::attach_request::Message as Said;
-use crate::proto::worker::attach_response::Message;
+use crate::proto::worker::attach_request::Message as WorkerMessage;
+use crate::proto::worker::attach_response::Message as EngineMessage;
 use crate::proto::worker::device_worker_client::DeviceWorkerClient;
 use crate::request::MAX_TIMEOUT;
 use crate::runner::Loader;
@@ -34,32 +34,33 @@ use crate::telemetry::Telemetry;
 
 mod engine_connection;
 
-/// How long a worker waits before it dials again; doubled each time up to the last.
+/// Delay before a worker reconnects. It doubles with each failure, up to the limit.
 const BACK_OFF: Duration = Duration::from_millis(100);
 const BACK_OFF_LIMIT: Duration = Duration::from_secs(5);
 
-/// The longest wait for the device's last call when the worker ends. The engine kills a child that takes longer.
-const LAST_STEP: Duration = Duration::from_secs(1);
+/// Longest wait for the current device call when the worker ends. The engine kills a child that takes longer.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A worker that dials an engine.
+/// Parameters of a worker that connects to an engine.
 pub struct AttachOptions {
-    /// How the engine is reached.
+    /// The engine's address.
     pub engine: EngineAddress,
-    /// The model, as the engine names it; empty for its only one.
+    /// The model's name at the engine; empty if the engine has only one model.
     pub model: String,
-    /// Tells the worker apart in logs.
+    /// The worker's name in logs.
     pub name: String,
-    /// What the engine gave it, where the engine has started it: then it ends with its stream.
+    /// The token of a child, from the engine that has started it. A child ends when its stream ends.
     pub child_token: Option<String>,
     /// Loads the model.
     pub loader: Arc<dyn Loader>,
-    /// How many sequences it runs at once.
+    /// Number of sequences that the worker runs at once.
     pub slots: usize,
 }
 
-/// What a worker of this device calls itself: as no other does, and in containers all processes have the same number.
+/// The default name of a worker for this device. It contains the host name, because workers in containers often have
+/// the same process id.
 #[must_use]
-pub fn own_name(device: u16) -> String {
+pub fn default_name(device: u16) -> String {
     let process = std::process::id();
     let system = uname();
     let host = system.nodename().to_string_lossy();
@@ -68,37 +69,36 @@ pub fn own_name(device: u16) -> String {
     name
 }
 
-/// Why a worker ended.
+/// The error with which a worker ended.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
-    /// It cannot be made to end with its engine.
-    #[error("cannot be tied to the engine's life: {0}")]
-    Parent(std::io::Error),
-    /// The system gives no signals.
-    #[error("cannot hear signals: {0}")]
+    /// The worker cannot be made to end together with the engine that has started it.
+    #[error("cannot end together with the engine: {0}")]
+    ParentDeathSignal(std::io::Error),
+    /// The signal handlers cannot be installed.
+    #[error("cannot install signal handlers: {0}")]
     Signals(std::io::Error),
-    /// Its thread cannot be started.
-    #[error("cannot start the device's thread: {0}")]
+    /// The device thread cannot be started.
+    #[error("cannot start the device thread: {0}")]
     Thread(std::io::Error),
-    /// The engine does not take it, and never will.
-    #[error("the engine refuses this worker: {0}")]
-    Refused(String),
-    /// The engine that started it is gone.
-    #[error("the engine is gone: {0}")]
-    Gone(String),
+    /// The engine rejected the worker, and would reject it again.
+    #[error("the engine rejected this worker: {0}")]
+    Rejected(String),
+    /// A child has lost the engine that has started it.
+    #[error("the connection to the engine is lost: {0}")]
+    EngineLost(String),
 }
 
-/// Runs a worker until SIGTERM or Ctrl-C, or until the engine lets it end. One that an engine has started ends
-/// with that engine.
+/// Runs a worker until SIGTERM or SIGINT, or until the engine drains it. A child also ends when its engine ends.
 ///
 /// # Errors
-/// When it cannot run, or the engine does not take it.
+/// When the worker cannot run, or the engine rejects it.
 pub async fn until_signalled(
-    parts: AttachOptions,
+    options: AttachOptions,
     stopping: CancellationToken,
 ) -> Result<(), AttachError> {
-    if parts.child_token.is_some() {
-        die_with_parent().map_err(AttachError::Parent)?;
+    if options.child_token.is_some() {
+        die_with_parent().map_err(AttachError::ParentDeathSignal)?;
     }
     let (mut terminate, mut interrupt) = (
         signal(SignalKind::terminate()).map_err(AttachError::Signals)?,
@@ -113,116 +113,118 @@ pub async fn until_signalled(
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        ended = run(parts, stopping.clone()) => ended,
+        ended = run(options, stopping.clone()) => ended,
         () = signalled => Ok(()),
     }
 }
 
-/// Has the kernel end this process with the one that started it, also where that is killed.
+/// Makes the kernel kill this process when its parent ends, even if the parent is killed.
 fn die_with_parent() -> std::io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let parent = std::env::var(PARENT_VARIABLE).ok();
     let parent = parent.and_then(|parent| parent.parse().ok());
-    let has_gone = parent.is_some_and(|parent: i32| {
-        // It may have gone before the kernel was asked.
+    let parent_ended = parent.is_some_and(|parent: i32| {
+        // The parent may have ended before the signal was set.
         getppid().is_none_or(|now| now.as_raw_nonzero().get() != parent)
     });
-    if has_gone {
+    if parent_ended {
         return Err(std::io::Error::other(
-            "the engine that started it has ended",
+            "the engine that started this worker has ended",
         ));
     }
     Ok(())
 }
 
-/// Runs a worker until the engine lets it end, or `stopping` is cancelled.
+/// Runs a worker until the engine drains it, or `stopping` is cancelled.
 ///
 /// # Errors
-/// When it cannot run, or the engine does not take it.
-pub async fn run(parts: AttachOptions, stopping: CancellationToken) -> Result<(), AttachError> {
-    let (events_sender, events) = mpsc::channel(parts.slots.saturating_mul(2) + 16);
-    let bell = StepNotifier::default();
-    let rung = bell.clone();
+/// When the worker cannot run, or the engine rejects it.
+pub async fn run(options: AttachOptions, stopping: CancellationToken) -> Result<(), AttachError> {
+    let (events_sender, events) = mpsc::channel(options.slots.saturating_mul(2) + 16);
+    let step_notifier = StepNotifier::default();
+    let after_step = step_notifier.clone();
     let (handle, thread) = spawn(SpawnOptions {
         id: WorkerId(0),
-        loader: Arc::clone(&parts.loader),
-        slots: parts.slots,
-        // The engine knows its readers.
+        loader: Arc::clone(&options.loader),
+        slots: options.slots,
+        // The engine watches its readers itself.
         slow_reader_timeout: MAX_TIMEOUT,
         events: events_sender,
         telemetry: Telemetry::new(),
-        after_step: Some(Box::new(move || rung.ring())),
+        after_step: Some(Box::new(move || after_step.notify())),
     })
     .map_err(AttachError::Thread)?;
     let mut worker = Worker {
         handle,
-        bell,
+        step_notifier,
         events,
         ready: None,
-        parts,
+        options,
     };
-    let ended = stopping.run_until_cancelled(worker.dial_on()).await;
-    // The thread waits for nobody who took its events.
+    let ended = stopping
+        .run_until_cancelled(worker.connect_until_drained())
+        .await;
+    // This drops the receiver of the thread's events, so that the thread does not block on sending one.
     drop(worker);
     let joined = tokio::task::spawn_blocking(move || join(thread));
-    // It contains no panic of its own.
+    // `join` does not panic.
     let _ = joined.await;
     ended.unwrap_or(Ok(()))
 }
 
-/// Stops the device. Its last call is waited for, but not for long: it cannot be interrupted.
+/// Stops the device thread, and waits a short time for the current device call, which cannot be interrupted.
 fn join(mut thread: DeviceThread) {
     thread.stop();
-    if !thread.join_until(Instant::now() + LAST_STEP) {
-        tracing::warn!("a device call did not return; the worker ends without it");
+    if !thread.join_until(Instant::now() + JOIN_TIMEOUT) {
+        tracing::warn!("a device call did not return; the worker exits without waiting for it");
         thread.abandon();
     }
 }
 
 struct Worker {
-    parts: AttachOptions,
+    options: AttachOptions,
     handle: WorkerHandle,
-    bell: StepNotifier,
+    step_notifier: StepNotifier,
     events: mpsc::Receiver<WorkerEvent>,
-    /// What is served, while the model is loaded.
+    /// The loaded model and its generation.
     ready: Option<(Generation, ServedModel)>,
 }
 
-/// What came of a connection.
-struct Held {
-    end: End,
-    /// Whether the engine took the worker on.
-    was_welcome: bool,
+/// The outcome of one connection attempt.
+struct ConnectionOutcome {
+    end: ConnectionEnd,
+    /// The engine accepted the worker.
+    was_accepted: bool,
 }
 
-/// How a connection ended.
-enum End {
-    /// The engine is ending.
+/// The end of a connection.
+enum ConnectionEnd {
+    /// The engine has drained the worker, or the device thread has ended.
     Drained,
-    /// It broke, or could not be made.
+    /// The connection broke, or could not be established.
     Broken(Status),
 }
 
 impl Worker {
-    /// Dials until the engine lets the worker end.
-    async fn dial_on(&mut self) -> Result<(), AttachError> {
+    /// Connects, and reconnects, until the engine drains the worker.
+    async fn connect_until_drained(&mut self) -> Result<(), AttachError> {
         let mut back_off = BACK_OFF;
         loop {
-            let Held { end, was_welcome } = self.dial().await;
-            if was_welcome {
+            let ConnectionOutcome { end, was_accepted } = self.connect_once().await;
+            if was_accepted {
                 back_off = BACK_OFF;
             }
             match end {
-                End::Drained => return Ok(()),
-                End::Broken(status) if is_final(status.code()) => {
-                    return Err(AttachError::Refused(status.message().to_owned()));
+                ConnectionEnd::Drained => return Ok(()),
+                ConnectionEnd::Broken(status) if is_final(status.code()) => {
+                    return Err(AttachError::Rejected(status.message().to_owned()));
                 }
-                End::Broken(status) if self.parts.child_token.is_some() => {
-                    return Err(AttachError::Gone(status.message().to_owned()));
+                ConnectionEnd::Broken(status) if self.options.child_token.is_some() => {
+                    return Err(AttachError::EngineLost(status.message().to_owned()));
                 }
-                End::Broken(status) => {
-                    let (engine, reason) = (&self.parts.engine, status.message());
-                    tracing::warn!(%engine, reason, "no engine; it is dialled again");
+                ConnectionEnd::Broken(status) => {
+                    let (engine, reason) = (&self.options.engine, status.message());
+                    tracing::warn!(%engine, reason, "no connection to the engine; reconnecting");
                 }
             }
             sleep(back_off).await;
@@ -230,101 +232,109 @@ impl Worker {
         }
     }
 
-    /// Holds one stream, and the tasks of its connection.
-    async fn dial(&mut self) -> Held {
+    /// Runs one connection and its tasks to their end.
+    async fn connect_once(&mut self) -> ConnectionOutcome {
         let tasks = Tasks::new();
-        let held = tokio::select! {
-            held = self.hold(&tasks) => held,
+        let outcome = tokio::select! {
+            outcome = self.connect(&tasks) => outcome,
             never = tasks.run() => match never {},
         };
-        self.bell.ring_for_nobody();
+        self.step_notifier.disconnect();
         tasks.end();
-        held
+        outcome
     }
 
-    async fn hold(&mut self, tasks: &Tasks) -> Held {
-        let refused = |status| Held {
-            end: End::Broken(status),
-            was_welcome: false,
+    async fn connect(&mut self, tasks: &Tasks) -> ConnectionOutcome {
+        let failed = |status| ConnectionOutcome {
+            end: ConnectionEnd::Broken(status),
+            was_accepted: false,
         };
-        let channel = match self.parts.engine.connect(tasks).await {
+        let channel = match self.options.engine.connect(tasks).await {
             Ok(channel) => channel,
-            Err(error) => return refused(Status::from_error(error.into())),
+            Err(error) => return failed(Status::from_error(error.into())),
         };
         let outbox = Arc::<Outbox>::default();
-        outbox.say(Said::Hello(proto::Hello {
+        outbox.send(WorkerMessage::Hello(proto::Hello {
             protocol_version: wire::PROTOCOL_VERSION,
-            model: self.parts.model.clone(),
-            name: self.parts.name.clone(),
-            child_token: self.parts.child_token.clone().unwrap_or_default(),
-            // As long as the engine says: the heartbeats' task waits for no call of the device.
+            model: self.options.model.clone(),
+            name: self.options.name.clone(),
+            child_token: self.options.child_token.clone().unwrap_or_default(),
+            // The engine's own timeout, because device calls never delay the heartbeats of this worker.
             heartbeat_timeout_ms: 0,
         }));
         let (mut inbound, welcome) = match attach(channel, &outbox).await {
             Ok(attached) => attached,
-            Err(status) => return refused(status),
+            Err(status) => return failed(status),
         };
-        tracing::info!(engine = %self.parts.engine, "the engine has taken this worker on");
-        self.bell.ring_for(&outbox, tasks);
-        let reading = EngineConnection::new(&self.handle, outbox);
-        let beat = Duration::from_millis(welcome.heartbeat_interval_ms.max(1).into());
+        tracing::info!(engine = %self.options.engine, "the engine has accepted this worker");
+        self.step_notifier.connect(&outbox, tasks);
+        let connection = EngineConnection::new(&self.handle, outbox);
+        let heartbeat_interval = Duration::from_millis(welcome.heartbeat_interval_ms.max(1).into());
         let end = tokio::select! {
-            end = reading.read(&mut inbound) => end,
-            end = self.tell_on(&reading, beat) => end,
+            end = connection.handle_messages(&mut inbound) => end,
+            end = self.report_events(&connection, heartbeat_interval) => end,
         };
-        // What ran for that engine runs for nobody now.
-        reading.cancel_all();
-        Held {
+        // Nobody reads the sequences of a lost engine.
+        connection.cancel_all();
+        ConnectionOutcome {
             end,
-            was_welcome: true,
+            was_accepted: true,
         }
     }
 
-    /// Tells the engine of the device, besides what it makes.
-    async fn tell_on(&mut self, reading: &EngineConnection, beat: Duration) -> End {
-        if let Some((life, served)) = &self.ready {
-            reading.begin(*life, &served.model);
-            reading.outbox.say(self.offer(*life, served));
+    /// Reports the device thread's events and heartbeats to the engine.
+    async fn report_events(
+        &mut self,
+        connection: &EngineConnection,
+        heartbeat_interval: Duration,
+    ) -> ConnectionEnd {
+        if let Some((generation, served)) = &self.ready {
+            connection.start_generation(*generation, &served.model);
+            connection
+                .outbox
+                .send(self.ready_message(*generation, served));
         }
-        let mut heartbeat = interval(beat);
+        let mut heartbeat = interval(heartbeat_interval);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 event = self.events.recv() => match event {
-                    Some(event) => self.tell(event, reading),
-                    // The device's thread has ended, as it was told to.
-                    None => return End::Drained,
+                    Some(event) => self.report(event, connection),
+                    // The device thread has ended, because the engine has drained this worker.
+                    None => return ConnectionEnd::Drained,
                 },
                 _ = heartbeat.tick() => {
                     let step_ms = u32::try_from(self.handle.step_duration().as_millis());
                     let step_ms = step_ms.unwrap_or(u32::MAX);
-                    reading.outbox.beat(proto::Heartbeat { step_ms });
+                    connection.outbox.set_heartbeat(proto::Heartbeat { step_ms });
                 }
             }
         }
     }
 
-    /// What the engine is told of this event.
-    fn tell(&mut self, event: WorkerEvent, reading: &EngineConnection) {
-        let said = match event {
-            WorkerEvent::Loading(_, fraction) => Said::Loading(proto::Loading { fraction }),
-            WorkerEvent::Ready(_, life, served) => {
-                reading.begin(life, &served.model);
-                let offer = self.offer(life, &served);
-                self.ready = Some((life, served));
-                offer
+    /// Reports one event to the engine.
+    fn report(&mut self, event: WorkerEvent, connection: &EngineConnection) {
+        let message = match event {
+            WorkerEvent::Loading(_, fraction) => {
+                WorkerMessage::Loading(proto::Loading { fraction })
+            }
+            WorkerEvent::Ready(_, generation, served) => {
+                connection.start_generation(generation, &served.model);
+                let ready = self.ready_message(generation, &served);
+                self.ready = Some((generation, served));
+                ready
             }
             WorkerEvent::Lost(_, reason) => {
                 self.ready = None;
-                reading.cancel_all();
-                let reason = wire::cut(&reason);
-                Said::Crashed(proto::Crashed { reason })
+                connection.cancel_all();
+                let reason = wire::sanitize(&reason);
+                WorkerMessage::Crashed(proto::Crashed { reason })
             }
             WorkerEvent::LoadFailed(_, reason) => {
-                let reason = wire::cut(&reason);
-                Said::LoadFailed(proto::LoadFailed { reason })
+                let reason = wire::sanitize(&reason);
+                WorkerMessage::LoadFailed(proto::LoadFailed { reason })
             }
-            // The engine sees the end of each sequence itself.
+            // The engine sees the end of each sequence in its steps. A worker thread sends none of the other events.
             WorkerEvent::Released(..)
             | WorkerEvent::SuspectCleared(..)
             | WorkerEvent::Stuck(..)
@@ -332,19 +342,26 @@ impl Worker {
             | WorkerEvent::Joined(..)
             | WorkerEvent::Left(..) => return,
         };
-        reading.outbox.say(said);
+        connection.outbox.send(message);
     }
 
-    fn offer(&self, Generation(life): Generation, served: &ServedModel) -> Said {
-        Said::Ready(proto::Ready {
-            model: Some(wire::model(served.model.facts(), self.parts.loader.name())),
+    fn ready_message(
+        &self,
+        Generation(generation): Generation,
+        served: &ServedModel,
+    ) -> WorkerMessage {
+        WorkerMessage::Ready(proto::Ready {
+            model: Some(wire::model(
+                served.model.facts(),
+                self.options.loader.name(),
+            )),
             slots: u32::try_from(served.slots).unwrap_or(u32::MAX),
-            life,
+            generation,
         })
     }
 }
 
-/// Opens the stream, and waits until the worker is taken on.
+/// Opens the stream, and waits until the engine has accepted the worker.
 async fn attach(
     channel: Channel,
     outbox: &Arc<Outbox>,
@@ -352,15 +369,17 @@ async fn attach(
     let mut client = DeviceWorkerClient::new(channel)
         .max_decoding_message_size(wire::MESSAGE_LIMIT)
         .max_encoding_message_size(wire::MESSAGE_LIMIT);
-    let response = client.attach(OutboundMessages::of(outbox)).await?;
+    let response = client.attach(OutboundMessages::new(outbox)).await?;
     let mut inbound = response.into_inner();
     match inbound.message().await?.and_then(|first| first.message) {
-        Some(Message::Welcome(welcome)) => Ok((inbound, welcome)),
-        Some(_) | None => Err(Status::failed_precondition("welcome comes first")),
+        Some(EngineMessage::Welcome(welcome)) => Ok((inbound, welcome)),
+        Some(_) | None => Err(Status::failed_precondition(
+            "welcome must be the first message",
+        )),
     }
 }
 
-/// Whether an engine that answers so will never take this worker.
+/// Returns true if an engine that answers with this code would reject the worker again.
 fn is_final(code: Code) -> bool {
     matches!(
         code,

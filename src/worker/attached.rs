@@ -1,8 +1,8 @@
-//! Workers that are elsewhere: they dial the engine's worker socket and hold one stream each, by the
-//! contract of `worker.proto`. This is where such a stream becomes the same handle that a thread has.
+//! The engine's side of remote workers. A worker process connects to the engine's worker socket and opens one `Attach`
+//! stream, as `worker.proto` defines. For each stream, this module creates the same handle that a worker thread has.
 //!
-//! A worker that the engine has started itself shows the token that it was given, and is that worker; every
-//! other is a new one, for as long as its stream lasts.
+//! A child worker, which the engine has started itself, sends the token that the engine gave it, and keeps its id over
+//! restarts. Every other worker gets a new id for each stream.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -19,13 +19,13 @@ use tonic::{Request, Response, Status, Streaming};
 use self::reconnect_penalty::ReconnectPenalties;
 use self::registration::{ChildRegistration, Registration};
 use self::session::Session;
-use self::session_end::End;
+use self::session_end::SessionEnd;
 use self::timeouts::SessionTimeouts;
 use super::wire;
-use super::{Flags, Wake, WakeTarget, WorkerEvent, WorkerHandle, WorkerId};
+use super::{Flags, WakeTarget, WorkerEvent, WorkerHandle, WorkerId, WorkerWaker};
 use crate::proto::worker as proto;
-use crate::proto::worker::attach_request::Message as Said;
-use crate::proto::worker::attach_response::Message;
+use crate::proto::worker::attach_request::Message as WorkerMessage;
+use crate::proto::worker::attach_response::Message as EngineMessage;
 use crate::proto::worker::device_worker_server::{DeviceWorker, DeviceWorkerServer};
 use crate::telemetry::Telemetry;
 
@@ -41,91 +41,94 @@ mod tests;
 mod timeouts;
 mod tokenizer_calls;
 
-pub(super) use self::registration::{ChildState, Ended, Exit};
+pub(super) use self::registration::{ChildState, ExitKind, ProcessExit};
 pub use super::wire::MAX_HEARTBEAT_TIMEOUT;
 
-/// How long a worker may take to say who it is.
-const HELLO: Duration = Duration::from_secs(5);
+/// Time within which a worker must send `hello`.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How many messages may wait for a worker to read them.
-const OUTBOUND: usize = 256;
+/// Capacity of the queue of messages to one worker.
+const OUTBOUND_CAPACITY: usize = 256;
 
-/// How many sequences may wait for a session to take them: as many as there may be slots, in the worker's life and in
-/// the one before it. The scheduler has counted each, so none may find it full.
-const COMMANDS: usize = 2 * 65_536;
+/// Capacity of the queue of submissions to one session: the most slots of the worker, for its current generation and
+/// for the one before. The scheduler never submits more, so the queue is never full.
+const COMMAND_CAPACITY: usize = 2 * 65_536;
 
-/// How many workers may be dialled in at once.
-const WORKERS: usize = 1_024;
+/// Most workers that may be connected at once.
+const MAX_WORKERS: usize = 1_024;
 
-/// How long a child that has ended its stream may take to end, before it is made to.
+/// Time that a child has to exit after its stream has ended. It is then killed.
 pub(super) const CHILD_EXIT_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// How long the engine waits for a worker.
+/// The engine's timeouts for its workers.
 #[derive(Clone, Copy, Debug)]
 pub struct WorkerTimeouts {
-    /// After so long without a message it is lost. Workers send a heartbeat four times as often. A worker may declare
-    /// another limit of its own.
+    /// A worker that sends no message for this long is lost. Workers send a heartbeat four times as often. A worker may
+    /// declare a different timeout in its `hello`.
     pub heartbeat_timeout: Duration,
-    /// How long one call of its device may last; `None` is as long as it likes.
+    /// Longest device call; `None` means no limit.
     pub step_limit: Option<Duration>,
-    /// How long a worker may take to answer a question: [`TOKENIZER_CALL_TIMEOUT`], by the contract. Tests wait less.
+    /// Longest wait for the answer to a tokenizer call. `worker.proto` sets it to [`TOKENIZER_CALL_TIMEOUT`]; tests use
+    /// a shorter one.
     pub tokenizer_call_timeout: Duration,
 }
 
-/// How long a worker may take to answer what only its tokenizer or template knows.
+/// Longest wait for a worker to answer a tokenizer call, as `worker.proto` defines it.
 pub const TOKENIZER_CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A model that workers may dial in for.
+/// A model that remote workers may serve.
 pub struct AttachableModel {
-    /// Its name.
+    /// The model's name.
     pub name: String,
-    /// Its other names.
+    /// Other names that a worker may use for the model.
     pub aliases: Vec<String>,
-    /// How long a reader of it may make no progress.
+    /// Longest time in which a reader may read nothing while its token channel is full.
     pub slow_reader_timeout: Duration,
 }
 
-/// Takes on the workers that dial in. Clones share them.
+/// The `DeviceWorker` gRPC service, which accepts remote workers. Clones share their state.
 #[derive(Clone)]
 pub struct AttachService(Arc<Inner>);
 
 struct Inner {
-    seats: Vec<Arc<Registration>>,
-    patience: WorkerTimeouts,
+    /// One per model, in the order of the catalog.
+    registrations: Vec<Arc<Registration>>,
+    timeouts: WorkerTimeouts,
     next_worker: AtomicUsize,
-    places: Arc<Semaphore>,
-    offenders: ReconnectPenalties,
+    /// One permit per connected worker.
+    connections: Arc<Semaphore>,
+    penalties: ReconnectPenalties,
     events: mpsc::Sender<WorkerEvent>,
     telemetry: Telemetry,
     tasks: TaskTracker,
 }
 
 impl AttachService {
-    /// A door for workers of these models, in the catalog's order. The engine's own workers have the ids below
-    /// `first_worker`.
+    /// Creates the service. `models` has the order of the catalog. The ids below `first_worker` belong to the workers
+    /// that the engine starts itself.
     #[must_use]
     pub fn new(
         models: Vec<AttachableModel>,
         first_worker: usize,
-        patience: WorkerTimeouts,
+        timeouts: WorkerTimeouts,
         events: mpsc::Sender<WorkerEvent>,
         (telemetry, tasks): (Telemetry, TaskTracker),
     ) -> Self {
-        let seats = models.into_iter().enumerate();
-        let seats = seats.map(|(place, offered)| Arc::new(Registration::new(place, offered)));
+        let models = models.into_iter().enumerate();
+        let registrations = models.map(|(index, model)| Arc::new(Registration::new(index, model)));
         Self(Arc::new(Inner {
-            seats: seats.collect(),
-            patience,
+            registrations: registrations.collect(),
+            timeouts,
             next_worker: AtomicUsize::new(first_worker),
-            places: Arc::new(Semaphore::new(WORKERS)),
-            offenders: ReconnectPenalties::default(),
+            connections: Arc::new(Semaphore::new(MAX_WORKERS)),
+            penalties: ReconnectPenalties::default(),
             events,
             telemetry,
             tasks,
         }))
     }
 
-    /// The door as a service, with its limits.
+    /// Wraps the service for tonic, with its message limits.
     #[must_use]
     pub fn into_server(self) -> DeviceWorkerServer<Self> {
         DeviceWorkerServer::new(self)
@@ -133,114 +136,118 @@ impl AttachService {
             .max_encoding_message_size(wire::MESSAGE_LIMIT)
     }
 
-    /// Expects a child with this token, as this worker of the model of this place.
-    pub(super) fn expect(
+    /// Registers a child: the worker that sends `token` becomes `worker`, for the model at index `model`.
+    pub(super) fn register_child(
         &self,
-        place: usize,
+        model: usize,
         worker: WorkerId,
         token: String,
-        exit: watch::Receiver<Option<Ended>>,
+        exit: watch::Receiver<Option<ProcessExit>>,
     ) -> ChildState {
-        let watch = ChildState::default();
+        let state = ChildState::default();
         let child = ChildRegistration {
             worker,
-            watch: watch.clone(),
+            state: state.clone(),
             exit,
         };
-        self.0.seats[place].children().insert(token, child);
-        watch
+        self.0.registrations[model].children().insert(token, child);
+        state
     }
 
-    /// Expects that child no more.
-    pub(super) fn forget(&self, place: usize, token: &str) {
-        self.0.seats[place].children().remove(token);
+    /// Removes a child's registration.
+    pub(super) fn unregister_child(&self, model: usize, token: &str) {
+        self.0.registrations[model].children().remove(token);
     }
 
-    /// Where a worker with these first words belongs.
-    fn seat(
+    /// Checks a worker's `hello`, and returns the registration of its model and, for a child, the child's own.
+    fn register(
         &self,
         hello: &proto::Hello,
     ) -> Result<(Arc<Registration>, Option<ChildRegistration>), Status> {
         if hello.protocol_version != wire::PROTOCOL_VERSION {
             return Err(Status::failed_precondition(format!(
-                "this engine speaks protocol_version {}, and the worker {}",
+                "this engine speaks protocol_version {}, but the worker speaks {}",
                 wire::PROTOCOL_VERSION,
                 hello.protocol_version
             )));
         }
         let checked = wire::check_name("hello.name", &hello.name);
         checked.map_err(|violation| Status::invalid_argument(violation.to_string()))?;
-        let seat = self.seat_of(&hello.model)?;
+        let registration = self.registration_of(&hello.model)?;
         if hello.child_token.is_empty() {
-            return Ok((seat, None));
+            return Ok((registration, None));
         }
-        let child = seat.children().get(&hello.child_token).cloned();
-        let child = child.ok_or_else(|| Status::permission_denied("there is no such child"))?;
-        if !child.watch.attach() {
-            let message = "this child has had its stream";
+        let child = registration.children().get(&hello.child_token).cloned();
+        let child =
+            child.ok_or_else(|| Status::permission_denied("hello.child_token is unknown"))?;
+        if !child.state.attach() {
+            let message = "hello.child_token has been used before";
             return Err(Status::permission_denied(message));
         }
-        Ok((seat, Some(child)))
+        Ok((registration, Some(child)))
     }
 
-    fn seat_of(&self, model: &str) -> Result<Arc<Registration>, Status> {
-        let named = |seat: &&Arc<Registration>| {
-            seat.name == model || seat.aliases.iter().any(|alias| alias == model)
+    fn registration_of(&self, model: &str) -> Result<Arc<Registration>, Status> {
+        let has_name = |registration: &&Arc<Registration>| {
+            registration.name == model || registration.aliases.iter().any(|alias| alias == model)
         };
-        let found = match (&self.0.seats[..], model) {
+        let found = match (&self.0.registrations[..], model) {
             ([only], "") => Some(only),
-            (seats, _) => seats.iter().find(named),
+            (registrations, _) => registrations.iter().find(has_name),
         };
         found.map(Arc::clone).ok_or_else(|| {
-            let names: Vec<_> = self.0.seats.iter().map(|seat| &*seat.name).collect();
+            let models = self.0.registrations.iter();
+            let names: Vec<_> = models.map(|model| &*model.name).collect();
             let names = names.join(", ");
-            Status::not_found(format!("there is no model '{model}'; there are: {names}"))
+            Status::not_found(format!(
+                "hello.model must be one of: {names} (got '{model}')"
+            ))
         })
     }
 
-    /// Whether a worker that says this may dial in now.
-    fn check_offences(&self, hello: &proto::Hello) -> Result<(), Status> {
-        match self.0.offenders.wait_of(&hello.name) {
+    /// Rejects a worker whose name has a reconnect penalty. A child is exempt.
+    fn check_penalty(&self, hello: &proto::Hello) -> Result<(), Status> {
+        match self.0.penalties.remaining(&hello.name) {
             Some(wait) if hello.child_token.is_empty() => Err(Status::unavailable(format!(
-                "a worker of this name broke the contract; it may dial in again in {} ms",
+                "a worker with this name violated the protocol; it may reconnect in {} ms",
                 wait.as_millis()
             ))),
             Some(_) | None => Ok(()),
         }
     }
 
-    /// Serves a worker to its end, and tells of it.
+    /// Runs a worker's session to its end, and reports the end to the scheduler and to the worker.
     async fn serve(
         self,
         session: Session,
-        (child, called): (Option<ChildRegistration>, String),
+        (child, name): (Option<ChildRegistration>, String),
         inbound: Streaming<proto::AttachRequest>,
-        _place: OwnedSemaphorePermit,
+        _connection: OwnedSemaphorePermit,
     ) {
         let (worker, outbound) = (session.worker, session.outbound.clone());
-        // The scheduler has to know that the worker is lost, whatever ends its session. Nothing of a session that
-        // panicked is used.
+        // The scheduler must learn that the worker is lost, even if its session panics. Nothing of a session that
+        // panicked is used again.
         let served = AssertUnwindSafe(session.run(inbound)).catch_unwind().await;
-        let end = served.unwrap_or(End::Panicked);
+        let end = served.unwrap_or(SessionEnd::Panicked);
         let reason = end.reason();
         if let Some(status) = end.status() {
-            // One that does not read any more is not told.
+            // The queue is full if the worker has stopped reading. It then gets no status.
             let _ = outbound.try_send(Err(status));
         }
-        if matches!(end, End::Broke(_)) {
-            self.0.offenders.add(called);
+        if matches!(end, SessionEnd::Violation(_)) {
+            self.0.penalties.add(name);
         }
-        if !matches!(end, End::Stopped) {
+        if !matches!(end, SessionEnd::Stopped) {
             self.0.telemetry.workers_lost.increment(1);
         }
         let event = match &child {
             Some(_) => WorkerEvent::Lost(worker, reason),
             None => WorkerEvent::Left(worker, reason),
         };
-        // Nobody listens any more once the engine has ended.
+        // The receiver is gone once the engine has ended.
         let _ = self.0.events.send(event).await;
         if let Some(child) = child {
-            child.watch.detached.cancel();
+            child.state.detached.cancel();
         }
     }
 }
@@ -253,55 +260,57 @@ impl DeviceWorker for AttachService {
         &self,
         request: Request<Streaming<proto::AttachRequest>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
-        let place = Arc::clone(&self.0.places).try_acquire_owned();
-        let place = place.map_err(|_| {
-            Status::resource_exhausted(format!("there are {WORKERS} workers already"))
+        let connection = Arc::clone(&self.0.connections).try_acquire_owned();
+        let connection = connection.map_err(|_| {
+            Status::resource_exhausted(format!("{MAX_WORKERS} workers are connected already"))
         })?;
         let mut inbound = request.into_inner();
-        let first = timeout(HELLO, inbound.message()).await;
+        let first = timeout(HELLO_TIMEOUT, inbound.message()).await;
         let first =
-            first.map_err(|_| Status::deadline_exceeded("hello did not come in time"))??;
-        let Some(Said::Hello(hello)) = first.and_then(|first| first.message) else {
-            return Err(Status::failed_precondition("hello comes first"));
+            first.map_err(|_| Status::deadline_exceeded("hello did not arrive in time"))??;
+        let Some(WorkerMessage::Hello(hello)) = first.and_then(|first| first.message) else {
+            return Err(Status::failed_precondition(
+                "hello must be the first message",
+            ));
         };
-        let silence = wire::heartbeat_timeout(&hello)
+        let declared_timeout = wire::heartbeat_timeout(&hello)
             .map_err(|violation| Status::invalid_argument(violation.to_string()))?;
-        let timeouts = SessionTimeouts::new(self.0.patience, silence);
-        let (seat, child) = self.seat(&hello)?;
-        self.check_offences(&hello)?;
+        let timeouts = SessionTimeouts::new(self.0.timeouts, declared_timeout);
+        let (registration, child) = self.register(&hello)?;
+        self.check_penalty(&hello)?;
         let worker = match &child {
             Some(child) => child.worker,
             None => WorkerId(self.0.next_worker.fetch_add(1, Ordering::SeqCst)),
         };
-        let (outbound, messages) = mpsc::channel(OUTBOUND);
-        let (commands, assignments) = mpsc::channel(COMMANDS);
-        let (flags, attention) = (Arc::<Flags>::default(), Arc::new(Notify::new()));
-        let wake = Wake {
+        let (outbound, messages) = mpsc::channel(OUTBOUND_CAPACITY);
+        let (commands, assignments) = mpsc::channel(COMMAND_CAPACITY);
+        let (flags, wake) = (Arc::<Flags>::default(), Arc::new(Notify::new()));
+        let waker = WorkerWaker {
             flags: Arc::clone(&flags),
-            sleeper: WakeTarget::Task(Arc::clone(&attention)),
+            target: WakeTarget::Task(Arc::clone(&wake)),
         };
-        let handle = WorkerHandle { commands, wake };
+        let handle = WorkerHandle { commands, waker };
         let welcome = proto::AttachResponse {
-            message: Some(Message::Welcome(timeouts.welcome())),
+            message: Some(EngineMessage::Welcome(timeouts.welcome())),
         };
-        // It is the first message of a queue that has room.
+        // This is the first message, so the queue is not full.
         let _ = outbound.try_send(Ok(welcome));
         tracing::info!(
             worker = worker.0,
-            model = seat.name,
+            model = registration.name,
             name = hello.name,
-            "a worker has dialled in"
+            "a worker has connected"
         );
-        let joined = WorkerEvent::Joined(worker, seat.place, handle);
+        let joined = WorkerEvent::Joined(worker, registration.model, handle);
         let joined = self.0.events.send(joined).await;
-        joined.map_err(|_| Status::unavailable("the engine is ending"))?;
+        joined.map_err(|_| Status::unavailable("the engine is shutting down"))?;
         let session = Session {
             worker,
             child: child.clone(),
-            seat,
+            registration,
             timeouts,
             flags,
-            attention,
+            wake,
             commands: assignments,
             outbound,
             events: self.0.events.clone(),
@@ -309,7 +318,7 @@ impl DeviceWorker for AttachService {
         };
         self.0.tasks.spawn(
             self.clone()
-                .serve(session, (child, hello.name), inbound, place),
+                .serve(session, (child, hello.name), inbound, connection),
         );
         Ok(Response::new(ReceiverStream::new(messages)))
     }

@@ -1,7 +1,7 @@
-//! A worker in a process of its own, which the engine starts, watches and starts again.
+//! Child workers: worker processes that the engine starts, supervises and restarts.
 //!
-//! The process dials in like any other worker. What is particular to it is that its end is known, and how it
-//! ended; that one whose stream has ended is made to end; and that none outlives the engine.
+//! A child connects like any other worker. In addition, the engine learns how its process ended, kills it once its
+//! stream has ended, and makes sure that it does not outlive the engine.
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -16,96 +16,95 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::attached::{AttachService, ChildState, Ended, Exit};
+use super::attached::{AttachService, ChildState, ExitKind, ProcessExit};
 use super::{WorkerEvent, WorkerId};
 
-/// By what a child is told what it is to show when it dials in.
+/// Environment variable with the token that a child sends in its `hello`.
 pub const TOKEN_VARIABLE: &str = "TOKENWAY_CHILD_TOKEN";
 
-/// By what a child is told who has started it: it ends with that process.
+/// Environment variable with the process id of the engine. The child ends when that process ends.
 pub const PARENT_VARIABLE: &str = "TOKENWAY_CHILD_PARENT";
 
-/// How long a child is waited for before it is started again; doubled each time that it did not get ready, up to
-/// the last.
+/// Delay before a child is restarted. It doubles each time that the child did not become ready, up to the limit.
 const BACK_OFF: Duration = Duration::from_millis(100);
 const BACK_OFF_LIMIT: Duration = Duration::from_secs(10);
 
-/// A child that so many times in a row did not get ready is not started again.
-const GIVE_UP: u32 = 10;
+/// A child is given up after this many starts in a row without becoming ready.
+const MAX_FAILED_STARTS: u32 = 10;
 
-/// How long a child may take to end that has nothing more to do.
-const LAST_STEP: Duration = Duration::from_secs(2);
+/// Time that a child has to exit after the engine has asked it to drain. It is then killed.
+const DRAIN_EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The signals by which somebody ends a process from outside.
-const FROM_OUTSIDE: [i32; 4] = [1, 2, 9, 15];
+/// Signals that others send to end a process: SIGHUP, SIGINT, SIGKILL and SIGTERM. An exit by one of them is no crash.
+const KILL_SIGNALS: [i32; 4] = [1, 2, 9, 15];
 
-/// The longest line of a child's log that is forwarded whole, in bytes.
-const LINE: usize = 4 * 1024;
+/// Longest line of a child's log that is forwarded whole, in bytes.
+const MAX_LINE_BYTES: usize = 4 * 1024;
 
-/// What is started.
+/// The program of a child worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Program {
-    /// The program.
+    /// Path of the executable.
     pub path: PathBuf,
-    /// Its arguments, which do not say yet where the engine is.
+    /// Arguments. `--engine`, `--device` and `--name` are added to them.
     pub arguments: Vec<OsString>,
 }
 
-/// One child's place in its engine.
+/// The model, device and engine of one child.
 pub(crate) struct ChildSpec {
     pub(crate) worker: WorkerId,
-    /// Its model's place in the catalog, and the model's name.
+    /// Index of the model in the catalog, and the model's name.
     pub(crate) model: (usize, String),
-    /// Which device it is for, from 0.
+    /// Index of the device, from 0.
     pub(crate) device: usize,
-    /// Where the engine's worker socket is.
+    /// Address of the engine's worker socket.
     pub(crate) engine: String,
 }
 
-/// Keeps a child running until `stopping` is cancelled, or it is given up.
+/// Runs a child, and restarts it when it ends, until `stopping` is cancelled or the child is given up.
 pub(crate) async fn supervise(
     program: Program,
-    place: ChildSpec,
-    door: AttachService,
+    spec: ChildSpec,
+    service: AttachService,
     events: mpsc::Sender<WorkerEvent>,
     stopping: CancellationToken,
 ) {
-    let (worker, model) = (place.worker, place.model.1.clone());
+    let (worker, model) = (spec.worker, spec.model.1.clone());
     let mut back_off = BACK_OFF;
-    let mut in_vain = 0;
+    let mut failed_starts = 0;
     loop {
-        let life = live(&program, &place, &door, &stopping).await;
+        let outcome = run_once(&program, &spec, &service, &stopping).await;
         if stopping.is_cancelled() {
             return;
         }
-        let ended = match life {
-            Life::WasReady => {
+        let failed_start = match outcome {
+            RunOutcome::BecameReady => {
                 back_off = BACK_OFF;
-                in_vain = 0;
+                failed_starts = 0;
                 None
             }
-            Life::NeverReady(ended) => {
-                in_vain += 1;
-                Some(ended)
+            RunOutcome::NeverReady(exit) => {
+                failed_starts += 1;
+                Some(exit)
             }
         };
-        if let Some(Ended {
+        if let Some(ProcessExit {
             reason, was_killed, ..
-        }) = ended
+        }) = failed_start
         {
-            if in_vain >= GIVE_UP {
-                let reason = format!("{reason}; it was started {GIVE_UP} times in vain");
-                // Nobody listens any more once the engine has ended.
+            if failed_starts >= MAX_FAILED_STARTS {
+                let reason = format!("{reason}; it failed to start {MAX_FAILED_STARTS} times");
+                // The receiver is gone once the engine has ended.
                 let _ = events.send(WorkerEvent::GivenUp(worker, reason)).await;
                 return;
             }
             if was_killed {
-                // That says nothing of its model.
+                // A kill does not mean that the model cannot be loaded.
                 tracing::warn!(
                     worker = worker.0,
                     model,
                     reason,
-                    "a worker was killed while it loaded"
+                    "a worker was killed while loading its model"
                 );
             } else {
                 let _ = events.send(WorkerEvent::LoadFailed(worker, reason)).await;
@@ -118,109 +117,110 @@ pub(crate) async fn supervise(
         {
             return;
         }
-        if in_vain > 0 {
+        if failed_starts > 0 {
             back_off = (back_off * 2).min(BACK_OFF_LIMIT);
         }
     }
 }
 
-/// How a child's life ended.
-enum Life {
-    /// Its model was loaded. Who was on it has been told.
-    WasReady,
-    /// It was not, for this reason.
-    NeverReady(Ended),
+/// The outcome of one run of a child's process.
+enum RunOutcome {
+    /// The model was loaded. The session has reported the end of its sequences.
+    BecameReady,
+    /// The process ended before its model was loaded.
+    NeverReady(ProcessExit),
 }
 
-async fn live(
+async fn run_once(
     program: &Program,
-    place: &ChildSpec,
-    door: &AttachService,
+    spec: &ChildSpec,
+    service: &AttachService,
     stopping: &CancellationToken,
-) -> Life {
+) -> RunOutcome {
     let token = uuid::Uuid::new_v4().simple().to_string();
-    let (exited, exit) = watch::channel(None);
-    let watch = door.expect(place.model.0, place.worker, token.clone(), exit);
-    let life = match start(program, place, &token) {
+    let (exit_sender, exit_receiver) = watch::channel(None);
+    let state = service.register_child(spec.model.0, spec.worker, token.clone(), exit_receiver);
+    let outcome = match start(program, spec, &token) {
         Ok(child) => {
-            let exit = watch_over(child, place, (&watch, &exited), stopping).await;
-            if watch.was_ready() {
-                Life::WasReady
+            let exit = wait_for_exit(child, spec, (&state, &exit_sender), stopping).await;
+            if state.was_ready() {
+                RunOutcome::BecameReady
             } else {
-                Life::NeverReady(exit)
+                RunOutcome::NeverReady(exit)
             }
         }
         Err(error) => {
             let path = program.path.display();
-            Life::NeverReady(Ended {
-                kind: Exit::Ended,
+            RunOutcome::NeverReady(ProcessExit {
+                kind: ExitKind::Ended,
                 was_killed: false,
                 reason: format!("{path} cannot be started: {error}"),
             })
         }
     };
-    door.forget(place.model.0, &token);
-    life
+    service.unregister_child(spec.model.0, &token);
+    outcome
 }
 
-fn start(program: &Program, place: &ChildSpec, token: &str) -> std::io::Result<Child> {
+fn start(program: &Program, spec: &ChildSpec, token: &str) -> std::io::Result<Child> {
     let mut command = Command::new(&program.path);
-    // What it is to do its arguments say. The engine's own settings are none of a worker's.
+    // The arguments configure the worker completely, so it must not inherit the engine's settings.
     for (name, _) in std::env::vars_os().filter(|(name, _)| is_setting(name)) {
         command.env_remove(name);
     }
     command
         .args(&program.arguments)
         .arg("--engine")
-        .arg(&place.engine)
+        .arg(&spec.engine)
         .arg("--device")
-        .arg(place.device.to_string())
+        .arg(spec.device.to_string())
         .arg("--name")
-        .arg(name(place))
+        .arg(name(spec))
         .env(TOKEN_VARIABLE, token)
         .env(PARENT_VARIABLE, std::process::id().to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
-        // Ctrl-C in a terminal goes to a whole group: it is the engine's to say when its workers end.
+        // Ctrl-C in a terminal signals the whole process group, but only the engine decides when its workers end.
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
 }
 
-/// Whether an environment variable is a setting of a server's; how much is logged holds for its workers, too.
+/// Returns true if an environment variable is a setting of the server. `TOKENWAY_LOG` is kept: it also applies to
+/// workers.
 fn is_setting(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
-    let begins = ["TOKENWAY_", "TEST_RUNNER_", "MODEL_RUNNER"];
-    name != "TOKENWAY_LOG" && begins.iter().any(|begin| name.starts_with(begin))
+    let prefixes = ["TOKENWAY_", "TEST_RUNNER_", "MODEL_RUNNER"];
+    name != "TOKENWAY_LOG" && prefixes.iter().any(|prefix| name.starts_with(prefix))
 }
 
-fn name(place: &ChildSpec) -> String {
-    format!("worker-{}", place.worker.0)
+fn name(spec: &ChildSpec) -> String {
+    format!("worker-{}", spec.worker.0)
 }
 
-/// Waits for a child's end, and makes it end when it is of no use any more.
-async fn watch_over(
+/// Waits until a child exits. Kills it if it does not exit soon after its stream has ended or `stopping` is cancelled.
+async fn wait_for_exit(
     mut child: Child,
-    place: &ChildSpec,
-    (watch, exited): (&ChildState, &watch::Sender<Option<Ended>>),
+    spec: &ChildSpec,
+    (state, exit_sender): (&ChildState, &watch::Sender<Option<ProcessExit>>),
     stopping: &CancellationToken,
-) -> Ended {
+) -> ProcessExit {
     let log = child.stderr.take();
-    let name = name(place);
+    let name = name(spec);
     let mut forwarding = pin!(async {
         if let Some(log) = log {
-            forward(log, &name).await;
+            forward_log(log, &name).await;
         }
     });
-    let mut has_said_all = false;
+    let mut log_ended = false;
     let status = loop {
         tokio::select! {
             status = child.wait() => break Some(status),
-            () = watch.detached() => break None,
-            // It was told to end by its stream.
-            () = stopping.cancelled() => break timeout(LAST_STEP, child.wait()).await.ok(),
-            () = &mut forwarding, if !has_said_all => has_said_all = true,
+            () = state.detached() => break None,
+            // Its stream has asked the child to drain.
+            () = stopping.cancelled() => break timeout(DRAIN_EXIT_TIMEOUT, child.wait()).await.ok(),
+            () = &mut forwarding, if !log_ended => log_ended = true,
         }
     };
     let status = match status {
@@ -228,54 +228,54 @@ async fn watch_over(
         None => match timeout(super::attached::CHILD_EXIT_TIMEOUT, child.wait()).await {
             Ok(status) => status,
             Err(_) => {
-                // It has ended already where it cannot be killed.
+                // The kill fails only if the process has ended.
                 let _ = child.start_kill();
                 child.wait().await
             }
         },
     };
-    let ended = ended(status);
-    // Whoever waits to know how it ended knows it before its last words are read.
-    exited.send_replace(Some(ended.clone()));
-    if !has_said_all {
+    let exit = classify(status);
+    // The session must not wait until the rest of the log is read.
+    exit_sender.send_replace(Some(exit.clone()));
+    if !log_ended {
         let _ = timeout(super::attached::CHILD_EXIT_TIMEOUT, forwarding).await;
     }
-    ended
+    exit
 }
 
-fn ended(status: std::io::Result<ExitStatus>) -> Ended {
+fn classify(status: std::io::Result<ExitStatus>) -> ProcessExit {
     let status = match status {
         Ok(status) => status,
         Err(error) => {
-            return Ended {
-                kind: Exit::Ended,
+            return ProcessExit {
+                kind: ExitKind::Ended,
                 was_killed: false,
-                reason: format!("its process is lost: {error}"),
+                reason: format!("the exit status of its process is unknown: {error}"),
             };
         }
     };
     let kind = match (status.code(), status.signal()) {
-        // 101 is a panic's.
-        (Some(101), _) => Exit::Crashed,
-        (Some(_), _) => Exit::Ended,
-        (None, Some(signal)) if FROM_OUTSIDE.contains(&signal) => Exit::Ended,
-        (None, _) => Exit::Crashed,
+        // Rust exits with 101 after a panic.
+        (Some(101), _) => ExitKind::Crashed,
+        (Some(_), _) => ExitKind::Ended,
+        (None, Some(signal)) if KILL_SIGNALS.contains(&signal) => ExitKind::Ended,
+        (None, _) => ExitKind::Crashed,
     };
-    let was_killed = status.signal().is_some() && kind == Exit::Ended;
-    Ended {
+    let was_killed = status.signal().is_some() && kind == ExitKind::Ended;
+    ProcessExit {
         kind,
         was_killed,
         reason: if was_killed {
             format!("its process was killed: {status}")
         } else {
-            format!("its process ended: {status}; its log lines say why")
+            format!("its process ended: {status}; see its log lines")
         },
     }
 }
 
-/// Passes a child's log on, line by line, with its name.
-async fn forward(log: impl AsyncRead + Unpin, worker: &str) {
-    let mut log = BufReader::with_capacity(LINE, log);
+/// Forwards a child's log line by line, with the worker's name.
+async fn forward_log(log: impl AsyncRead + Unpin, worker: &str) {
+    let mut log = BufReader::with_capacity(MAX_LINE_BYTES, log);
     let mut line = Vec::new();
     loop {
         let taken = match log.fill_buf().await {
@@ -288,21 +288,21 @@ async fn forward(log: impl AsyncRead + Unpin, worker: &str) {
             }
         };
         log.consume(taken);
-        // A line that does not end is passed on in pieces.
-        if line.ends_with(b"\n") || line.len() >= LINE {
-            tell(worker, &line);
+        // A line that is too long is forwarded in pieces.
+        if line.ends_with(b"\n") || line.len() >= MAX_LINE_BYTES {
+            log_line(worker, &line);
             line.clear();
         }
     }
-    tell(worker, &line);
+    log_line(worker, &line);
 }
 
-fn tell(worker: &str, line: &[u8]) {
+fn log_line(worker: &str, line: &[u8]) {
     let text = String::from_utf8_lossy(line);
     let text = text.trim();
     let (level, rest) = text.split_once(' ').unwrap_or((text, ""));
     let rest = rest.trim_start();
-    // A worker's own lines begin with their level. Any other is a panic's, or the system's.
+    // The worker's logger starts each line with its level. Other lines come from a panic or a library.
     match level {
         "ERROR" => tracing::error!(target: "tokenway::worker", worker, "{rest}"),
         "WARN" => tracing::warn!(target: "tokenway::worker", worker, "{rest}"),
@@ -324,21 +324,21 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_child_that_failed_to_start_ten_times_is_given_up() {
-        let (events, mut told) = mpsc::channel(16);
-        let offered = AttachableModel {
+        let (events, mut received) = mpsc::channel(16);
+        let model = AttachableModel {
             name: "m".to_owned(),
             aliases: Vec::new(),
             slow_reader_timeout: Duration::from_secs(10),
         };
-        let patience = WorkerTimeouts {
+        let timeouts = WorkerTimeouts {
             heartbeat_timeout: Duration::from_secs(2),
             step_limit: None,
             tokenizer_call_timeout: Duration::from_secs(10),
         };
-        let door = AttachService::new(
-            vec![offered],
+        let service = AttachService::new(
+            vec![model],
             1,
-            patience,
+            timeouts,
             events.clone(),
             (Telemetry::new(), TaskTracker::new()),
         );
@@ -346,21 +346,21 @@ mod tests {
             path: "/there/is/no/such/program".into(),
             arguments: Vec::new(),
         };
-        let place = ChildSpec {
+        let spec = ChildSpec {
             worker: WorkerId(0),
             model: (0, "m".into()),
             device: 0,
             engine: "unix:/there/is/no/such/socket".to_owned(),
         };
-        supervise(program, place, door, events, CancellationToken::new()).await;
-        for _ in 1..GIVE_UP {
+        supervise(program, spec, service, events, CancellationToken::new()).await;
+        for _ in 1..MAX_FAILED_STARTS {
             assert!(matches!(
-                told.recv().await,
+                received.recv().await,
                 Some(WorkerEvent::LoadFailed(..))
             ));
         }
-        let Some(WorkerEvent::GivenUp(_, reason)) = told.recv().await else {
-            panic!("it is given up");
+        let Some(WorkerEvent::GivenUp(_, reason)) = received.recv().await else {
+            panic!("expected GivenUp");
         };
         assert!(reason.contains("cannot be started"), "{reason}");
     }

@@ -1,6 +1,6 @@
-//! The thread of a worker's device, which is joined when its owner drops it.
+//! The thread of a worker's device. Dropping its handle joins the thread.
 //!
-//! It must not know what runs on the thread.
+//! This module must not know what runs on the thread.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -8,74 +8,71 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Flags, Wake, WakeTarget};
+use super::{Flags, WakeTarget, WorkerWaker};
 
-/// The longest time that dropping a [`DeviceThread`] waits for the device's last call to return.
-const LAST_CALL: Duration = Duration::from_secs(5);
+/// Longest time that dropping a [`DeviceThread`] waits for the current device call.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A worker's thread. When this is dropped the worker is stopped and its thread joined, so that no device computes
-/// behind the back of its owner, or of a process that exits.
+/// A handle on a worker's thread. Dropping it stops the worker and joins the thread, so that the device never computes
+/// after its owner has gone or while the process exits.
 #[derive(Debug)]
 pub struct DeviceThread {
-    wake: Wake,
-    ended: Arc<Ended>,
-    /// `None` once it is joined or abandoned.
+    waker: WorkerWaker,
+    ended: Arc<EndSignal>,
+    /// `None` once the thread is joined or abandoned.
     thread: Option<JoinHandle<()>>,
 }
 
 impl DeviceThread {
-    /// Starts a thread of this name that runs until it is stopped by these flags.
+    /// Starts a thread named `name`. `run` must return soon after `flags` ask it to stop.
     ///
     /// # Errors
-    /// When the system has no thread left.
+    /// When the system cannot start another thread.
     pub(super) fn spawn(
         name: String,
         flags: Arc<Flags>,
         run: impl FnOnce() + Send + 'static,
     ) -> std::io::Result<Self> {
-        let ended = Arc::new(Ended::default());
-        let ends = SignalEndOnDrop(Arc::clone(&ended));
+        let ended = Arc::new(EndSignal::default());
+        let signal = SignalEndOnDrop(Arc::clone(&ended));
         let thread = std::thread::Builder::new().name(name).spawn(move || {
-            let _ends = ends;
+            let _signal = signal;
             run();
         })?;
-        let sleeper = WakeTarget::Thread(thread.thread().clone());
+        let target = WakeTarget::Thread(thread.thread().clone());
         Ok(Self {
-            wake: Wake { flags, sleeper },
+            waker: WorkerWaker { flags, target },
             ended,
             thread: Some(thread),
         })
     }
 
-    /// Wakes the thread.
-    pub(super) fn wake(&self) -> &Wake {
-        &self.wake
+    pub(super) fn waker(&self) -> &WorkerWaker {
+        &self.waker
     }
 
-    /// Tells the worker to end now, and to drop what it still runs. The call of its device that is under way goes on.
+    /// Asks the worker to end now and to drop its sequences. The current device call still runs to its end.
     pub fn stop(&self) {
-        self.wake.stop();
+        self.waker.stop();
     }
 
-    /// Waits for the thread's end, at most until the deadline. True once it has ended. A call of the device that hangs
-    /// cannot be interrupted.
-    ///
-    /// It blocks the calling thread.
+    /// Blocks until the thread has ended or the deadline has passed. Returns true if the thread has ended. A device
+    /// call that hangs cannot be interrupted.
     #[must_use]
     pub fn join_until(&mut self, deadline: Instant) -> bool {
-        let at_most = deadline.saturating_duration_since(Instant::now());
-        if !self.ended.wait(at_most) {
+        let timeout = deadline.saturating_duration_since(Instant::now());
+        if !self.ended.wait(timeout) {
             return false;
         }
         if let Some(thread) = self.thread.take() {
-            // Nothing but its own end is left for the thread. A panic was reported by the hook.
+            // The thread is already returning, so this does not block. The panic hook has reported any panic.
             let _ = thread.join();
         }
         true
     }
 
-    /// Stops the worker and waits for nothing. The device may go on computing, so the process must not exit in a way
-    /// that runs destructors: see [`crate::exit`].
+    /// Stops the worker without waiting for its thread. The device may still compute, so the process must then exit
+    /// without running destructors: see [`crate::exit`].
     pub fn abandon(mut self) {
         self.stop();
         self.thread = None;
@@ -88,34 +85,34 @@ impl Drop for DeviceThread {
             return;
         }
         self.stop();
-        if !self.join_until(Instant::now() + LAST_CALL) {
+        if !self.join_until(Instant::now() + JOIN_TIMEOUT) {
             tracing::warn!("a device call did not return; its thread is abandoned");
         }
     }
 }
 
-/// Whether a thread has come to its end.
+/// Signals the end of a thread.
 #[derive(Debug, Default)]
-struct Ended {
+struct EndSignal {
     has_ended: Mutex<bool>,
     changed: Condvar,
 }
 
-impl Ended {
-    fn wait(&self, at_most: Duration) -> bool {
+impl EndSignal {
+    fn wait(&self, timeout: Duration) -> bool {
         let has_ended = self
             .has_ended
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let waited = self
             .changed
-            .wait_timeout_while(has_ended, at_most, |has_ended| !*has_ended);
+            .wait_timeout_while(has_ended, timeout, |has_ended| !*has_ended);
         *waited.unwrap_or_else(PoisonError::into_inner).0
     }
 }
 
-/// Says that a thread has ended, also where it panics.
-struct SignalEndOnDrop(Arc<Ended>);
+/// Signals the end of its thread, even when the thread panics.
+struct SignalEndOnDrop(Arc<EndSignal>);
 
 impl Drop for SignalEndOnDrop {
     fn drop(&mut self) {

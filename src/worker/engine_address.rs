@@ -1,4 +1,4 @@
-//! Where a worker's engine is, and how it is reached.
+//! The address of an engine's worker socket, and the worker's connection to it.
 
 use std::fmt::{Display, Formatter};
 use std::path::PathBuf;
@@ -11,15 +11,16 @@ use tower::service_fn;
 use super::socket::Socket;
 use super::tasks::Tasks;
 
-/// What the connection's windows hold. One stream carries everything, and is always read.
-const WINDOW: u32 = 4 * 1024 * 1024;
+/// HTTP/2 flow-control window of the stream and of the connection, in bytes. The connection has one stream, and the
+/// worker always reads it.
+const FLOW_CONTROL_WINDOW: u32 = 4 * 1024 * 1024;
 
-/// An engine's worker socket.
+/// The address of an engine's worker socket.
 #[derive(Clone, Debug)]
 pub enum EngineAddress {
-    /// On this machine, by the path of its socket.
+    /// Path of a Unix socket on this machine.
     Unix(PathBuf),
-    /// Anywhere, with certificates on both sides.
+    /// TCP endpoint with mutual TLS.
     Tls(Box<Endpoint>),
 }
 
@@ -33,7 +34,7 @@ impl Display for EngineAddress {
 }
 
 impl EngineAddress {
-    /// Connects; the connection is run by these tasks.
+    /// Connects to the engine. The connection runs on `tasks`.
     pub(super) async fn connect(&self, tasks: &Tasks) -> Result<Channel, Error> {
         match self {
             Self::Unix(path) => {
@@ -42,21 +43,21 @@ impl EngineAddress {
                     let path = Arc::clone(&path);
                     async move { Socket::connect(&path).await.map(TokioIo::new) }
                 });
-                // A Unix socket has no host; HTTP/2 wants one.
+                // HTTP/2 needs a host name, and a Unix socket has none.
                 let engine = Endpoint::from_static("http://localhost");
-                let engine = windows(engine).executor(tasks.clone());
+                let engine = with_windows(engine).executor(tasks.clone());
                 engine.connect_with_connector(socket).await
             }
             Self::Tls(engine) => {
-                let engine = windows(Endpoint::clone(engine)).executor(tasks.clone());
+                let engine = with_windows(Endpoint::clone(engine)).executor(tasks.clone());
                 engine.connect().await
             }
         }
     }
 }
 
-fn windows(engine: Endpoint) -> Endpoint {
+fn with_windows(engine: Endpoint) -> Endpoint {
     engine
-        .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
+        .initial_stream_window_size(FLOW_CONTROL_WINDOW)
+        .initial_connection_window_size(FLOW_CONTROL_WINDOW)
 }

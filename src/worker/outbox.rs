@@ -1,8 +1,8 @@
-//! The lanes of sequences whose engine is elsewhere: what a step makes is gathered, and leaves as one
-//! message. A token_channel's room is the credit that the engine has given.
+//! The outbox of a worker process: messages and tokens on their way to the engine. The tokens of one step leave
+//! together as one message.
 //!
-//! The device's thread fills it and the worker's connection empties it. What it holds is bounded by the
-//! credit of the worker's sequences.
+//! The device thread fills the outbox, and the worker's connection empties it. The credit of the worker's sequences
+//! bounds its size.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -22,97 +22,96 @@ use crate::proto::worker::attach_request::Message;
 use crate::request::FinishReason;
 use crate::runner::Token;
 
-/// What an entry of a step has room for at first, in tokens: a device makes few of a sequence at once.
-const TOKENS: usize = 8;
+/// Initial capacity of a step entry, in tokens. A device rarely produces more for one sequence at once.
+const TOKENS_PER_ENTRY: usize = 8;
 
-/// Once a step is about so large, in bytes, what is more is the next one's. With an engine that does not read for a
-/// while, and log probabilities, one step of all would be larger than a message may be.
-const STEP: usize = 1024 * 1024;
+/// A step message of this many bytes is closed, and later tokens go into the next one. If the engine does not read for
+/// a while, a single step with log probabilities could exceed the message limit.
+const STEP_BYTES: usize = 1024 * 1024;
 
-/// What is on its way to one engine, by one connection.
+/// Messages that wait to be sent on one connection.
 #[derive(Default)]
 pub(super) struct Outbox {
-    gathered: Mutex<PendingMessages>,
-    /// Woken when there is something to send.
+    pending: Mutex<PendingMessages>,
+    /// Wakes the stream that sends the messages.
     sender: AtomicWaker,
 }
 
-/// Messages leave in this order.
+/// Unsent messages. The fields `messages`, `step` and `heartbeat` are sent in this order.
 #[derive(Default)]
 struct PendingMessages {
     messages: VecDeque<Message>,
-    /// What a step makes of which not all is told yet.
+    /// The step message that still collects tokens.
     step: proto::Step,
-    /// How large it is, about, in bytes.
+    /// Approximate size of `step`, in bytes.
     step_bytes: usize,
-    /// Counts the steps, so that a token_channel knows whether its entry is in this one.
-    number: u64,
-    /// The last heartbeat, where it has not left.
+    /// Number of step messages closed so far. A channel compares it to find out whether its entry is in `step`.
+    step_number: u64,
+    /// The latest heartbeat.
     heartbeat: Option<proto::Heartbeat>,
 }
 
 impl PendingMessages {
-    /// Has a token of so many bytes be part of a step that is not too large.
-    fn make_room(&mut self, bytes: usize) {
-        if self.step_bytes >= STEP {
-            self.end_step();
+    /// Reserves `bytes` for a token, in a new step message if the current one is large enough.
+    fn reserve(&mut self, bytes: usize) {
+        if self.step_bytes >= STEP_BYTES {
+            self.close_step();
         }
         self.step_bytes += bytes;
     }
 
-    fn end_step(&mut self) {
+    fn close_step(&mut self) {
         if !self.step.sequences.is_empty() {
             let step = std::mem::take(&mut self.step);
             self.step_bytes = 0;
             self.messages.push_back(Message::Step(step));
-            self.number += 1;
+            self.step_number += 1;
         }
     }
 }
 
 impl Outbox {
-    /// Says this behind all that was said before.
-    pub(super) fn say(&self, message: Message) {
-        let mut gathered = self.gathered();
-        gathered.end_step();
-        gathered.messages.push_back(message);
-        drop(gathered);
+    /// Queues a message after everything that was queued before.
+    pub(super) fn send(&self, message: Message) {
+        let mut pending = self.pending();
+        pending.close_step();
+        pending.messages.push_back(message);
+        drop(pending);
         self.sender.wake();
     }
 
-    /// Says that the worker lives; of several that have not left the last one counts.
-    pub(super) fn beat(&self, heartbeat: proto::Heartbeat) {
-        self.gathered().heartbeat = Some(heartbeat);
+    /// Queues a heartbeat. It replaces an unsent one.
+    pub(super) fn set_heartbeat(&self, heartbeat: proto::Heartbeat) {
+        self.pending().heartbeat = Some(heartbeat);
         self.sender.wake();
     }
 
-    fn has_something(&self) -> bool {
-        let gathered = self.gathered();
-        !gathered.messages.is_empty() || !gathered.step.sequences.is_empty()
+    fn has_tokens_or_messages(&self) -> bool {
+        let pending = self.pending();
+        !pending.messages.is_empty() || !pending.step.sequences.is_empty()
     }
 
-    /// What there is to send, in exchange for an empty list.
+    /// Moves all unsent messages into `messages`, which must be empty.
     fn take(&self, messages: &mut VecDeque<Message>) {
-        let mut gathered = self.gathered();
-        gathered.end_step();
-        std::mem::swap(messages, &mut gathered.messages);
-        messages.extend(gathered.heartbeat.take().map(Message::Heartbeat));
+        let mut pending = self.pending();
+        pending.close_step();
+        std::mem::swap(messages, &mut pending.messages);
+        messages.extend(pending.heartbeat.take().map(Message::Heartbeat));
     }
 
-    /// Held for a push or a take.
-    fn gathered(&self) -> MutexGuard<'_, PendingMessages> {
-        self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pending(&self) -> MutexGuard<'_, PendingMessages> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// All that is said by an outbox, as it is sent.
+/// The stream of an outbox's messages, as tonic sends them.
 pub(super) struct OutboundMessages {
     outbox: Arc<Outbox>,
     messages: VecDeque<Message>,
 }
 
 impl OutboundMessages {
-    pub(super) fn of(outbox: &Arc<Outbox>) -> Self {
+    pub(super) fn new(outbox: &Arc<Outbox>) -> Self {
         Self {
             outbox: Arc::clone(outbox),
             messages: VecDeque::new(),
@@ -136,35 +135,35 @@ impl Stream for OutboundMessages {
     }
 }
 
-/// Rung by a device's thread after each step: what was gathered leaves by the connection that there is.
+/// Called by the device thread after each step: sends the outbox of the current connection, if there is one.
 #[derive(Clone, Default)]
 pub(super) struct StepNotifier(Arc<Mutex<Option<Connection>>>);
 
 struct Connection {
     outbox: Arc<Outbox>,
-    /// What sends it.
+    /// The tasks that send the outbox.
     tasks: Tasks,
 }
 
 impl StepNotifier {
-    pub(super) fn ring(&self) {
+    pub(super) fn notify(&self) {
         if let Some(Connection { outbox, tasks }) = &*self.connection()
-            && outbox.has_something()
+            && outbox.has_tokens_or_messages()
         {
             tasks.wake_here(|| outbox.sender.wake());
         }
     }
 
-    /// Has it ring for this outbox, which these tasks send, and for no other.
-    pub(super) fn ring_for(&self, outbox: &Arc<Outbox>, tasks: &Tasks) {
+    /// Sets the current connection: `tasks` send `outbox`.
+    pub(super) fn connect(&self, outbox: &Arc<Outbox>, tasks: &Tasks) {
         *self.connection() = Some(Connection {
             outbox: Arc::clone(outbox),
             tasks: tasks.clone(),
         });
     }
 
-    /// The connection is gone.
-    pub(super) fn ring_for_nobody(&self) {
+    /// Clears the current connection.
+    pub(super) fn disconnect(&self) {
         *self.connection() = None;
     }
 
@@ -173,7 +172,7 @@ impl StepNotifier {
     }
 }
 
-/// What the connection knows of a sequence.
+/// The engine's reader of one sequence: its credit, and whether it has cancelled the sequence.
 pub(super) struct RemoteReader {
     credit: AtomicUsize,
     is_cancelled: AtomicBool,
@@ -195,28 +194,29 @@ impl RemoteReader {
         self.is_cancelled.store(true, Ordering::SeqCst);
     }
 
-    /// Whether the device has dropped the sequence's token_channel.
+    /// Returns true if the device thread has dropped the sequence's channel.
     pub(super) fn has_ended(self: &Arc<Self>) -> bool {
         Arc::strong_count(self) == 1
     }
 }
 
-/// One sequence's token_channel to an engine elsewhere. It stays on its device's thread.
+/// The token channel of one sequence to a remote engine. Only the device thread uses it. Its room is the credit that
+/// the engine has granted.
 pub(super) struct RemoteChannel {
     sequence: u64,
     reader: Arc<RemoteReader>,
     outbox: Arc<Outbox>,
-    /// Whether the engine wants to know when tokens were due and emitted.
+    /// The engine asked for the times at which tokens were due and emitted.
     timestamps: bool,
     /// The index of the next token of the completion, and of the prompt.
     next_index: Cell<u32>,
-    next_of_prompt: Cell<u32>,
-    /// Where the entry of the last token is, and in which message.
+    next_prompt_index: Cell<u32>,
+    /// Position of this sequence's latest entry: the step number, and the index within the step.
     entry: Cell<Option<(u64, usize)>>,
 }
 
 impl RemoteChannel {
-    /// The token_channel of this sequence, of which so many tokens are delivered.
+    /// Creates the channel of a sequence that already has `delivered` completion tokens.
     pub(super) fn new(
         (sequence, reader): (u64, Arc<RemoteReader>),
         outbox: Arc<Outbox>,
@@ -229,7 +229,7 @@ impl RemoteChannel {
             outbox,
             timestamps,
             next_index: Cell::new(u32::try_from(delivered).unwrap_or(u32::MAX)),
-            next_of_prompt: Cell::new(0),
+            next_prompt_index: Cell::new(0),
             entry: Cell::new(None),
         }
     }
@@ -249,9 +249,9 @@ impl RemoteChannel {
         let accepted = proto::Accepted {
             sequence: self.sequence,
         };
-        // Before the step that goes on being gathered: nothing of this sequence is in it.
-        let mut gathered = self.outbox.gathered();
-        gathered.messages.push_back(Message::Accepted(accepted));
+        // The message overtakes the step that still collects tokens, which has none of this sequence yet.
+        let mut pending = self.outbox.pending();
+        pending.messages.push_back(Message::Accepted(accepted));
         SendOutcome::Delivered
     }
 
@@ -269,16 +269,16 @@ impl RemoteChannel {
             FinishReason::Length => proto::End::Length,
         };
         match token {
-            // With it in one entry: the connection may take what is gathered at any moment. There is room for it, or
-            // nobody waits for it.
+            // The token and its end must share one entry, because the connection may take the pending messages at any
+            // moment. The token has credit, unless the sequence was cancelled.
             Some(token) => drop(self.send(token, false, end)),
-            None => self.entry(&mut self.outbox.gathered(), false).end = end.into(),
+            None => self.entry(&mut self.outbox.pending(), false).end = end.into(),
         }
     }
 
     pub(super) fn fail(&self, failure: &Failure) {
-        let mut gathered = self.outbox.gathered();
-        let entry = self.entry(&mut gathered, false);
+        let mut pending = self.outbox.pending();
+        let entry = self.entry(&mut pending, false);
         entry.end = proto::End::Failed.into();
         entry.failure = Some(wire::failure(failure));
     }
@@ -287,17 +287,17 @@ impl RemoteChannel {
         if self.is_cancelled() {
             return SendOutcome::Closed;
         }
-        // Only this thread takes credit, so what is seen here is still there.
+        // Only this thread takes credit, so it cannot shrink between this check and the subtraction.
         if self.credit() == 0 {
-            return SendOutcome::NoRoom;
+            return SendOutcome::NoCredit;
         }
         self.reader.credit.fetch_sub(1, Ordering::SeqCst);
-        let mut gathered = self.outbox.gathered();
-        gathered.make_room(wire::size(&token));
-        let entry = self.entry(&mut gathered, is_prompt);
+        let mut pending = self.outbox.pending();
+        pending.reserve(wire::size(&token));
+        let entry = self.entry(&mut pending, is_prompt);
         wire::push(entry, token, self.timestamps);
         entry.end = end.into();
-        drop(gathered);
+        drop(pending);
         let next = self.next(is_prompt);
         next.set(next.get() + 1);
         SendOutcome::Delivered
@@ -305,37 +305,37 @@ impl RemoteChannel {
 
     fn next(&self, is_prompt: bool) -> &Cell<u32> {
         if is_prompt {
-            &self.next_of_prompt
+            &self.next_prompt_index
         } else {
             &self.next_index
         }
     }
 
-    /// What a step makes of the sequence; nothing yet.
+    /// An empty entry for this sequence.
     fn new_entry(&self, is_prompt: bool) -> proto::SequenceStep {
-        let times = if self.timestamps { TOKENS } else { 0 };
+        let times = if self.timestamps { TOKENS_PER_ENTRY } else { 0 };
         proto::SequenceStep {
             sequence: self.sequence,
             first_index: self.next(is_prompt).get(),
             is_prompt,
-            ids: proto::PackedVarints::with_capacity(TOKENS * size_of::<u32>()),
-            lengths: proto::PackedVarints::with_capacity(TOKENS),
-            bytes: Vec::with_capacity(TOKENS * size_of::<u64>()),
+            ids: proto::PackedVarints::with_capacity(TOKENS_PER_ENTRY * size_of::<u32>()),
+            lengths: proto::PackedVarints::with_capacity(TOKENS_PER_ENTRY),
+            bytes: Vec::with_capacity(TOKENS_PER_ENTRY * size_of::<u64>()),
             due_ns: Vec::with_capacity(times),
             emitted_ns: Vec::with_capacity(times),
             ..proto::SequenceStep::default()
         }
     }
 
-    /// The sequence's entry in what is gathered; a new one where it has none of this kind.
+    /// Returns the sequence's entry in the pending step, for prompt or completion tokens. Adds one if there is none.
     fn entry<'a>(
         &self,
-        gathered: &'a mut PendingMessages,
+        pending: &'a mut PendingMessages,
         is_prompt: bool,
     ) -> &'a mut proto::SequenceStep {
-        let number = gathered.number;
-        let sequences = &mut gathered.step.sequences;
-        let known = self.entry.get().filter(|(of, _)| *of == number);
+        let number = pending.step_number;
+        let sequences = &mut pending.step.sequences;
+        let known = self.entry.get().filter(|(step, _)| *step == number);
         let at = match known {
             Some((_, at)) if sequences[at].is_prompt == is_prompt => at,
             Some(_) | None => {

@@ -1,6 +1,6 @@
-//! The sequences that a worker runs, slot by slot: who has credit, who has gone, who took too long.
+//! The slots of a worker: the sequence in each, its token channel, its deadline and its reader's progress.
 //!
-//! It touches no device: the step loop tells it what the device made.
+//! This module must not touch the device. The step loop passes it the device's tokens.
 
 use std::cell::Cell;
 
@@ -13,40 +13,43 @@ use crate::runner::{Slot, SlotCredit, Token, monotonic_ns};
 
 /// All slots of one worker.
 pub(super) struct Slots {
-    running: Vec<Option<Running>>,
+    occupants: Vec<Option<Occupant>>,
     free: Vec<Slot>,
     slow_reader_ns: u64,
-    /// The earliest deadline of any sequence, or later: a sequence that ended may have had it.
+    /// A lower bound of all deadlines, in nanoseconds of CLOCK_MONOTONIC. It is too early if the sequence that had the
+    /// earliest deadline has ended; [`Slots::sweep`] then computes it again.
     next_deadline_ns: u64,
-    /// Whether a token_channel has been found full since the last look.
+    /// A channel has been found full since the last sweep.
     any_stalled: Cell<bool>,
-    /// How many suspects have made a token, or ended, since that was last asked.
+    /// Number of crash suspects that have produced a token or ended since the last [`Slots::take_cleared`].
     cleared: usize,
 }
 
-struct Running {
+/// The sequence in one slot.
+struct Occupant {
     token_channel: TokenSender,
-    /// How many of the prompt's tokens are still to be sent, where they are asked for.
+    /// Number of prompt tokens that are still to be sent; 0 if they were not requested.
     prompt_left: usize,
-    made: u32,
+    /// Number of completion tokens so far, including those delivered before a resumption.
+    token_count: u32,
     max_tokens: u32,
     is_suspect: bool,
     deadline_ns: u64,
-    /// When the token_channel was first found full; 0 while it has credit.
+    /// The time at which the channel was first found full; 0 while it has room.
     stalled_ns: Cell<u64>,
 }
 
 impl Assignment {
-    /// What its device is to run, with its deadline by CLOCK_MONOTONIC; `None` where it has ended here: it has
-    /// expired, nobody waits for it, or it asks for nothing.
-    pub(super) fn if_still_wanted(self) -> Option<(Self, u64)> {
+    /// Returns the assignment and its deadline in nanoseconds of CLOCK_MONOTONIC. Returns `None` if the sequence needs
+    /// no slot: it has expired, its reader is gone, or it requests no tokens. It then has ended.
+    pub(super) fn into_runnable(self) -> Option<(Self, u64)> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             self.token_channel.fail(Failure::DeadlineExceeded);
             return None;
         }
-        let asks_nothing = self.sequence.max_tokens == 0 && !self.sequence.scores_prompt;
-        if asks_nothing {
+        let requests_nothing = self.sequence.max_tokens == 0 && !self.sequence.scores_prompt;
+        if requests_nothing {
             if self.token_channel.accept() == SendOutcome::Delivered {
                 self.token_channel.finish(None, FinishReason::Length);
             }
@@ -58,7 +61,7 @@ impl Assignment {
     }
 }
 
-/// A slot that has become free, and what its sequence had asked for.
+/// A slot that has become free, and the `max_tokens` of its sequence.
 pub(super) struct Freed {
     pub(super) slot: Slot,
     pub(super) max_tokens: u32,
@@ -67,7 +70,7 @@ pub(super) struct Freed {
 impl Slots {
     pub(super) fn new(count: usize, slow_reader_ns: u64) -> Self {
         Self {
-            running: (0..count).map(|_| None).collect(),
+            occupants: (0..count).map(|_| None).collect(),
             free: (0..count).rev().map(Slot).collect(),
             slow_reader_ns,
             next_deadline_ns: u64::MAX,
@@ -76,40 +79,40 @@ impl Slots {
         }
     }
 
-    /// How many suspects are none any more, since that was last asked.
+    /// Returns and resets the number of crash suspects cleared since the last call.
     pub(super) fn take_cleared(&mut self) -> usize {
         std::mem::take(&mut self.cleared)
     }
 
-    /// Closes every token_channel without an end, because the device crashed.
+    /// Closes all channels without an end and marks them as crashed.
     pub(super) fn crash_all(&mut self) {
-        for running in self.running.iter_mut().filter_map(Option::take) {
-            running.token_channel.crash();
+        for occupant in self.occupants.iter_mut().filter_map(Option::take) {
+            occupant.token_channel.crash();
         }
     }
 
-    /// Says that a sequence has its slot.
+    /// Reports that the sequence in this slot is accepted.
     pub(super) fn accept(&self, slot: Slot) -> Option<SendOutcome> {
-        let running = self.running.get(slot.0)?.as_ref()?;
-        Some(running.token_channel.accept())
+        let occupant = self.occupants.get(slot.0)?.as_ref()?;
+        Some(occupant.token_channel.accept())
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.free.len() == self.running.len()
+        self.free.len() == self.occupants.len()
     }
 
-    /// How many sequences there are, as a gauge counts.
+    /// Number of occupied slots, as a gauge value.
     pub(super) fn count(&self) -> f64 {
-        let count = self.running.len() - self.free.len();
+        let count = self.occupants.len() - self.free.len();
         u32::try_from(count).map_or(f64::from(u32::MAX), f64::from)
     }
 
-    /// The slot that the next sequence will take.
+    /// The slot that the next sequence takes; `None` if all are occupied.
     pub(super) fn next_free(&self) -> Option<Slot> {
         self.free.last().copied()
     }
 
-    /// Puts a sequence into the next free slot.
+    /// Puts a sequence into `slot`, which must be the next free one.
     pub(super) fn occupy(&mut self, slot: Slot, assignment: Assignment, deadline_ns: u64) {
         debug_assert_eq!(self.next_free(), Some(slot));
         self.free.pop();
@@ -120,9 +123,9 @@ impl Slots {
         } else {
             0
         };
-        self.running[slot.0] = Some(Running {
+        self.occupants[slot.0] = Some(Occupant {
             prompt_left,
-            made: u32::try_from(sequence.delivered.len()).unwrap_or(u32::MAX),
+            token_count: u32::try_from(sequence.delivered.len()).unwrap_or(u32::MAX),
             max_tokens: sequence.max_tokens,
             is_suspect: assignment.is_suspect,
             token_channel: assignment.token_channel,
@@ -131,57 +134,59 @@ impl Slots {
         });
     }
 
-    /// Sends a token of the prompt to its reader. `Some` when the slot became free by it.
+    /// Sends a prompt token to its reader. Returns the slot if this freed it.
     pub(super) fn prompt(&mut self, slot: Slot, token: Token) -> Option<Freed> {
-        let running = self.running.get_mut(slot.0)?.as_mut()?;
-        running.prompt_left = running.prompt_left.saturating_sub(1);
-        let is_all = running.prompt_left == 0 && running.max_tokens == 0;
-        let sent = running.token_channel.prompt(token);
-        if is_all && sent == SendOutcome::Delivered {
+        let occupant = self.occupants.get_mut(slot.0)?.as_mut()?;
+        occupant.prompt_left = occupant.prompt_left.saturating_sub(1);
+        let is_last = occupant.prompt_left == 0 && occupant.max_tokens == 0;
+        let outcome = occupant.token_channel.prompt(token);
+        if is_last && outcome == SendOutcome::Delivered {
             return self.finish(slot, None, FinishReason::Length);
         }
-        self.after(slot, sent)
+        self.handle_outcome(slot, outcome)
     }
 
-    /// Sends a token to its reader. `Some` when the slot became free by it.
+    /// Sends a completion token to its reader. Returns the slot if this freed it.
     pub(super) fn token(&mut self, slot: Slot, token: Token) -> Option<Freed> {
-        let running = self.running.get_mut(slot.0)?.as_mut()?;
-        running.made += 1;
-        self.cleared += usize::from(std::mem::take(&mut running.is_suspect));
-        if running.made >= running.max_tokens {
+        let occupant = self.occupants.get_mut(slot.0)?.as_mut()?;
+        occupant.token_count += 1;
+        self.cleared += usize::from(std::mem::take(&mut occupant.is_suspect));
+        if occupant.token_count >= occupant.max_tokens {
             return self.finish(slot, Some(token), FinishReason::Length);
         }
-        let sent = running.token_channel.token(token);
-        self.after(slot, sent)
+        let outcome = occupant.token_channel.token(token);
+        self.handle_outcome(slot, outcome)
     }
 
-    /// Sends tokens that were made together to their reader; with the last of them the sequence may have come to an
-    /// end of its own. `Some` when the slot became free by them.
+    /// Sends the completion tokens of one step to their reader. If `ends`, the last token stops the sequence. Returns
+    /// the slot if this freed it.
     pub(super) fn tokens(
         &mut self,
         slot: Slot,
         mut tokens: impl ExactSizeIterator<Item = Token>,
         ends: bool,
     ) -> Option<Freed> {
-        let running = self.running.get_mut(slot.0)?.as_mut()?;
+        let occupant = self.occupants.get_mut(slot.0)?.as_mut()?;
         let count = tokens.len();
         if count == 0 {
             return None;
         }
-        self.cleared += usize::from(std::mem::take(&mut running.is_suspect));
-        let made = u32::try_from(count).unwrap_or(u32::MAX);
-        running.made = running.made.saturating_add(made);
+        self.cleared += usize::from(std::mem::take(&mut occupant.is_suspect));
+        let new_tokens = u32::try_from(count).unwrap_or(u32::MAX);
+        occupant.token_count = occupant.token_count.saturating_add(new_tokens);
         let reason = if ends {
             Some(FinishReason::Stop)
         } else {
-            (running.made >= running.max_tokens).then_some(FinishReason::Length)
+            (occupant.token_count >= occupant.max_tokens).then_some(FinishReason::Length)
         };
-        let before = count - usize::from(reason.is_some());
-        let freed = if before == 0 {
+        let count_before_end = count - usize::from(reason.is_some());
+        let freed = if count_before_end == 0 {
             None
         } else {
-            let sent = running.token_channel.tokens(tokens.by_ref().take(before));
-            self.after(slot, sent)
+            let outcome = occupant
+                .token_channel
+                .tokens(tokens.by_ref().take(count_before_end));
+            self.handle_outcome(slot, outcome)
         };
         match reason {
             Some(reason) if freed.is_none() => self.finish(slot, tokens.next(), reason),
@@ -189,17 +194,17 @@ impl Slots {
         }
     }
 
-    /// What becomes of a slot whose token was sent so.
-    fn after(&mut self, slot: Slot, sent: SendOutcome) -> Option<Freed> {
-        match sent {
+    /// Frees the slot if its reader is gone or its runner exceeded the credit.
+    fn handle_outcome(&mut self, slot: Slot, outcome: SendOutcome) -> Option<Freed> {
+        match outcome {
             SendOutcome::Delivered => None,
             SendOutcome::Closed => self.vacate(slot).map(|(_, freed)| freed),
-            SendOutcome::NoRoom => {
+            SendOutcome::NoCredit => {
                 tracing::error!(
                     slot = slot.0,
-                    "the runner emitted a token without credit for it"
+                    "the runner emitted a token for a slot without credit"
                 );
-                let error = "the runner emitted a token without credit for it".to_owned();
+                let error = "the runner emitted a token for a slot without credit".to_owned();
                 self.fail(
                     slot,
                     Failure::Model(crate::runner::ModelError::Failed(error)),
@@ -208,91 +213,89 @@ impl Slots {
         }
     }
 
-    /// Ends a sequence well.
+    /// Ends a sequence successfully. `token` is its last token, unless that was sent before.
     pub(super) fn finish(
         &mut self,
         slot: Slot,
         token: Option<Token>,
         reason: FinishReason,
     ) -> Option<Freed> {
-        let (running, freed) = self.vacate(slot)?;
-        running.token_channel.finish(token, reason);
+        let (occupant, freed) = self.vacate(slot)?;
+        occupant.token_channel.finish(token, reason);
         Some(freed)
     }
 
     /// Ends a sequence with a failure.
     pub(super) fn fail(&mut self, slot: Slot, failure: Failure) -> Option<Freed> {
-        let (running, freed) = self.vacate(slot)?;
-        running.token_channel.fail(failure);
+        let (occupant, freed) = self.vacate(slot)?;
+        occupant.token_channel.fail(failure);
         Some(freed)
     }
 
-    /// Whether a look at every slot is due by the clock: a deadline, or a reader's patience, may have
-    /// run out.
-    pub(super) fn look_due(&self, now_ns: u64) -> bool {
-        now_ns >= self.next_look_ns()
+    /// Returns true if a deadline or a slow-reader timeout may have passed, so that [`Slots::sweep`] is due.
+    pub(super) fn sweep_is_due(&self, now_ns: u64) -> bool {
+        now_ns >= self.next_sweep_ns()
     }
 
-    /// When the next look by the clock is due.
-    pub(super) fn next_look_ns(&self) -> u64 {
+    /// The time of the next sweep, in nanoseconds of CLOCK_MONOTONIC; `u64::MAX` if none is needed.
+    pub(super) fn next_sweep_ns(&self) -> u64 {
         if !self.any_stalled.get() {
             return self.next_deadline_ns;
         }
         let stalled = self
-            .running
+            .occupants
             .iter()
             .flatten()
-            .map(|running| running.stalled_ns.get());
+            .map(|occupant| occupant.stalled_ns.get());
         let first = stalled.filter(|since| *since > 0).min();
-        let patience_ends =
+        let reader_timeout_ns =
             first.map_or(u64::MAX, |since| since.saturating_add(self.slow_reader_ns));
-        self.next_deadline_ns.min(patience_ends)
+        self.next_deadline_ns.min(reader_timeout_ns)
     }
 
-    /// Looks at every slot and ends what nobody waits for: the reader went away, stopped reading, or
-    /// its deadline passed.
-    pub(super) fn look(&mut self, now_ns: u64) -> Vec<Freed> {
+    /// Ends every sequence whose reader is gone or too slow, or whose deadline has passed.
+    pub(super) fn sweep(&mut self, now_ns: u64) -> Vec<Freed> {
         let mut freed = Vec::new();
         self.next_deadline_ns = u64::MAX;
         self.any_stalled.set(false);
-        for index in 0..self.running.len() {
-            let Some(running) = &self.running[index] else {
+        for index in 0..self.occupants.len() {
+            let Some(occupant) = &self.occupants[index] else {
                 continue;
             };
             let slot = Slot(index);
-            if running.token_channel.is_closed() {
+            if occupant.token_channel.is_closed() {
                 freed.extend(self.vacate(slot).map(|(_, freed)| freed));
-            } else if now_ns >= running.deadline_ns {
+            } else if now_ns >= occupant.deadline_ns {
                 freed.extend(self.fail(slot, Failure::DeadlineExceeded));
-            } else if running.has_stalled_for(self.slow_reader_ns, now_ns) {
+            } else if occupant.has_stalled_for(self.slow_reader_ns, now_ns) {
                 freed.extend(self.fail(slot, Failure::SlowReader));
             } else {
-                self.next_deadline_ns = self.next_deadline_ns.min(running.deadline_ns);
+                self.next_deadline_ns = self.next_deadline_ns.min(occupant.deadline_ns);
                 self.any_stalled
-                    .set(self.any_stalled.get() || running.stalled_ns.get() > 0);
+                    .set(self.any_stalled.get() || occupant.stalled_ns.get() > 0);
             }
         }
         freed
     }
 
-    /// Ends everything with the same failure.
+    /// Ends all sequences with the same failure.
     pub(super) fn fail_all(&mut self, failure: &Failure) -> Vec<Freed> {
-        (0..self.running.len())
+        (0..self.occupants.len())
             .filter_map(|at| self.fail(Slot(at), failure.clone()))
             .collect()
     }
 
-    fn vacate(&mut self, slot: Slot) -> Option<(Running, Freed)> {
-        let running = self.running.get_mut(slot.0)?.take()?;
+    fn vacate(&mut self, slot: Slot) -> Option<(Occupant, Freed)> {
+        let occupant = self.occupants.get_mut(slot.0)?.take()?;
         self.free.push(slot);
-        self.cleared += usize::from(running.is_suspect);
-        let max_tokens = running.max_tokens;
-        Some((running, Freed { slot, max_tokens }))
+        self.cleared += usize::from(occupant.is_suspect);
+        let max_tokens = occupant.max_tokens;
+        Some((occupant, Freed { slot, max_tokens }))
     }
 }
 
-impl Running {
-    /// Whether the token_channel has been full for at least `limit_ns`; forgets a stall that is over.
+impl Occupant {
+    /// Returns true if the channel has been full for at least `limit_ns`. Resets the stall if there is room again.
     fn has_stalled_for(&self, limit_ns: u64, now_ns: u64) -> bool {
         let since = self.stalled_ns.get();
         if since == 0 {
@@ -308,15 +311,15 @@ impl Running {
 
 impl SlotCredit for Slots {
     fn credit(&self, slot: Slot) -> usize {
-        let Some(Some(running)) = self.running.get(slot.0) else {
+        let Some(Some(occupant)) = self.occupants.get(slot.0) else {
             return 0;
         };
-        let credit = running.token_channel.credit();
-        if credit == 0 && running.stalled_ns.get() == 0 {
-            running.stalled_ns.set(monotonic_ns());
+        let credit = occupant.token_channel.credit();
+        if credit == 0 && occupant.stalled_ns.get() == 0 {
+            occupant.stalled_ns.set(monotonic_ns());
             self.any_stalled.set(true);
         } else if credit > 0 {
-            running.stalled_ns.set(0);
+            occupant.stalled_ns.set(0);
         }
         credit
     }
@@ -328,9 +331,9 @@ mod tests {
     use crate::runner::TokenBytes;
     use crate::worker::token_channel::TokenReceiver;
 
-    const PATIENCE_NS: u64 = 1_000_000_000;
+    const SLOW_READER_NS: u64 = 1_000_000_000;
     const NO_DEADLINE: u64 = u64::MAX;
-    /// Long after every patience, and before no deadline.
+    /// A time after every slow-reader timeout and before `NO_DEADLINE`.
     const FAR: u64 = u64::MAX - 1;
 
     fn token() -> Token {
@@ -343,9 +346,9 @@ mod tests {
         }
     }
 
-    /// One slot, taken by a sequence that has no credit for a second token.
-    fn full() -> (Slots, TokenReceiver) {
-        let mut slots = Slots::new(1, PATIENCE_NS);
+    /// One slot with a sequence whose channel is full.
+    fn full_channel() -> (Slots, TokenReceiver) {
+        let mut slots = Slots::new(1, SLOW_READER_NS);
         let (assignment, receiver) = Assignment::for_test(100, Instant::now());
         slots.occupy(Slot(0), assignment, NO_DEADLINE);
         assert!(slots.token(Slot(0), token()).is_none());
@@ -353,25 +356,25 @@ mod tests {
         (slots, receiver)
     }
 
-    async fn read(token_channel: &mut TokenReceiver) {
+    async fn read(receiver: &mut TokenReceiver) {
         let mut outputs = Vec::new();
-        std::future::poll_fn(|cx| token_channel.poll_recv_many(cx, &mut outputs, 16)).await;
+        std::future::poll_fn(|cx| receiver.poll_recv_many(cx, &mut outputs, 16)).await;
     }
 
     #[test]
     fn a_reader_that_stops_reading_is_dropped_after_the_slow_reader_timeout() {
-        let (mut slots, _reader) = full();
-        let due = slots.next_look_ns();
-        assert!(slots.look(due - 1).is_empty());
-        assert_eq!(slots.next_look_ns(), due);
-        assert_eq!(slots.look(due).len(), 1);
+        let (mut slots, _reader) = full_channel();
+        let due = slots.next_sweep_ns();
+        assert!(slots.sweep(due - 1).is_empty());
+        assert_eq!(slots.next_sweep_ns(), due);
+        assert_eq!(slots.sweep(due).len(), 1);
     }
 
     #[tokio::test]
     async fn a_reader_that_makes_progress_gets_the_full_timeout_again() {
-        let (mut slots, mut reader) = full();
+        let (mut slots, mut reader) = full_channel();
         read(&mut reader).await;
-        assert!(slots.look(FAR).is_empty());
-        assert!(!slots.look_due(FAR), "nobody stands still any more");
+        assert!(slots.sweep(FAR).is_empty());
+        assert!(!slots.sweep_is_due(FAR), "no reader is stalled any more");
     }
 }

@@ -1,8 +1,8 @@
-//! A Unix socket that wakes its owner when there is something to read, and not each time its peer has read.
+//! A Unix socket that waits for writability only while its send buffer is full.
 //!
-//! Linux tells everyone who waits to write to a Unix socket whenever the peer has taken something, also where
-//! nothing ever had to wait, and tokio's own socket always waits for both. A device worker that sends lone tokens
-//! would be woken twice for each.
+//! tokio's `UnixStream` registers for reads and writes at once, and Linux reports a Unix socket as writable each time
+//! that its peer has read. A device worker that sends one token at a time would therefore be woken twice for each
+//! token.
 
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
@@ -17,13 +17,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe::{Receiver, Sender};
 
-/// A Unix socket that is written to more often than read.
+/// The worker's end of a connection to its engine over a Unix socket.
 pub(super) struct Socket {
     writing: OwnedFd,
-    /// tokio's reading end of a pipe is a descriptor that waits for what can be read and for nothing else.
+    /// The same socket as a pipe's reading end, which tokio registers for readability only.
     reading: Receiver,
-    /// Waits for room, while there is none.
-    full: Option<Sender>,
+    /// The same socket as a pipe's writing end, which tokio registers for writability only. `Some` while the send
+    /// buffer is full.
+    blocked: Option<Sender>,
 }
 
 impl Socket {
@@ -34,38 +35,38 @@ impl Socket {
         Ok(Self {
             writing,
             reading,
-            full: None,
+            blocked: None,
         })
     }
 
-    /// Writes what there is room for; where there is none, waits for it.
-    fn poll_with(
+    /// Writes as much as fits. If nothing fits, waits until the socket is writable.
+    fn poll_write_with(
         &mut self,
         cx: &mut Context<'_>,
         write: impl Fn(&OwnedFd) -> rustix::io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         let write = |socket: &OwnedFd| retry_on_intr(|| write(socket)).map_err(io::Error::from);
-        if self.full.is_none() {
+        if self.blocked.is_none() {
             match write(&self.writing) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let writing = self.writing.try_clone()?;
-                    self.full = Some(Sender::from_owned_fd_unchecked(writing)?);
+                    self.blocked = Some(Sender::from_owned_fd_unchecked(writing)?);
                 }
                 written => return Poll::Ready(written),
             }
         }
-        while let Some(full) = &self.full {
-            ready!(full.poll_write_ready(cx))?;
-            match full.try_io(|| write(&self.writing)) {
-                // It only seemed to have room.
+        while let Some(blocked) = &self.blocked {
+            ready!(blocked.poll_write_ready(cx))?;
+            match blocked.try_io(|| write(&self.writing)) {
+                // The readiness was spurious.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 written => {
-                    self.full = None;
+                    self.blocked = None;
                     return Poll::Ready(written);
                 }
             }
         }
-        unreachable!("what is full stays so until something was written")
+        unreachable!("`blocked` is cleared only when a write returns")
     }
 }
 
@@ -85,7 +86,7 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.poll_with(cx, |socket| write(socket, bytes))
+        self.poll_write_with(cx, |socket| write(socket, bytes))
     }
 
     fn poll_write_vectored(
@@ -93,7 +94,7 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.poll_with(cx, |socket| writev(socket, slices))
+        self.poll_write_with(cx, |socket| writev(socket, slices))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -116,10 +117,10 @@ mod tests {
 
     use super::*;
 
-    /// More than a socket holds.
-    const MUCH: usize = 8 * 1024 * 1024;
+    /// More bytes than a socket buffer holds.
+    const PAYLOAD_BYTES: usize = 8 * 1024 * 1024;
 
-    /// A socket, and its peer.
+    /// A socket and its peer.
     async fn pair() -> (Socket, UnixStream) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.sock");
@@ -131,7 +132,7 @@ mod tests {
     #[tokio::test]
     async fn a_write_waits_until_the_peer_has_read() {
         let (mut socket, mut peer) = pair().await;
-        let bytes: Vec<_> = (0..=u8::MAX).cycle().take(MUCH).collect();
+        let bytes: Vec<_> = (0..=u8::MAX).cycle().take(PAYLOAD_BYTES).collect();
         let write = async {
             socket.write_all(&bytes).await.unwrap();
             socket.shutdown().await.unwrap();
@@ -142,7 +143,7 @@ mod tests {
             read
         };
         let ((), read) = tokio::join!(write, read);
-        assert!(read == bytes, "{} of {MUCH} bytes", read.len());
+        assert!(read == bytes, "{} of {PAYLOAD_BYTES} bytes", read.len());
     }
 
     #[tokio::test]

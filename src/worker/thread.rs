@@ -1,5 +1,4 @@
-//! A worker on a thread of this process: it loads the model, steps it, and loads it again after a
-//! crash.
+//! A worker on a thread of this process. It loads the model, steps the device, and loads the model again after a crash.
 
 use std::num::NonZeroU64;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,65 +23,65 @@ use crate::telemetry::Telemetry;
 #[cfg(test)]
 mod tests;
 
-/// How long before a deadline the thread stops sleeping and spins. The kernel wakes a thread some
-/// tens of microseconds late; a spin is on time.
+/// Time before a wake-up, in nanoseconds, at which the thread stops sleeping and spins. The kernel wakes a thread tens
+/// of microseconds late.
 const SPIN_NS: u64 = 50_000;
 
-/// How long a crashed worker waits before it loads its model again; doubled each time up to the last.
+/// Delay before a crashed worker loads its model again. It doubles with each crash, up to the limit.
 const BACK_OFF: Duration = Duration::from_millis(100);
 const BACK_OFF_LIMIT: Duration = Duration::from_secs(10);
 
-/// A life longer than this was a good one: the next crash backs off from the beginning.
-const GOOD_LIFE: Duration = Duration::from_secs(30);
+/// A worker that ran for longer than this before it crashed starts again with the first back-off.
+const STABLE_AFTER: Duration = Duration::from_secs(30);
 
-/// What a worker needs to begin.
+/// Parameters of [`spawn`].
 pub struct SpawnOptions {
-    /// Its name.
+    /// The worker's id.
     pub id: WorkerId,
-    /// Loads its model.
+    /// Loads the model.
     pub loader: Arc<dyn Loader>,
-    /// How many sequences it runs at once.
+    /// Number of sequences that the worker runs at once.
     pub slots: usize,
-    /// How long a reader may make no progress.
+    /// Longest time in which a reader may read nothing while its token channel is full.
     pub slow_reader_timeout: Duration,
-    /// Where its events go.
+    /// Receives the worker's events.
     pub events: mpsc::Sender<WorkerEvent>,
-    /// What it counts into.
+    /// The metrics that the worker updates.
     pub telemetry: Telemetry,
-    /// Called after each step, where what it made is gathered for an engine elsewhere.
+    /// Called after each step. A worker process sends the step's tokens to its engine here.
     pub after_step: Option<Box<dyn Fn() + Send>>,
 }
 
-/// Starts a worker's thread. It ends when it is drained or stopped, or nobody takes its events.
+/// Starts a worker's thread. It ends when it is drained or stopped, or when the receiver of its events is dropped.
 ///
 /// # Errors
-/// When the system has no thread left.
-pub fn spawn(spawn: SpawnOptions) -> std::io::Result<(WorkerHandle, DeviceThread)> {
-    // The scheduler never has more sequences under way than there are slots.
-    let (commands, receiver) = mpsc::channel(spawn.slots + 1);
+/// When the system cannot start another thread.
+pub fn spawn(options: SpawnOptions) -> std::io::Result<(WorkerHandle, DeviceThread)> {
+    // The scheduler never has more sequences on a worker than the worker has slots.
+    let (commands, receiver) = mpsc::channel(options.slots + 1);
     let flags = Arc::new(Flags::default());
     let worker = Worker {
-        spawn,
+        options,
         commands: receiver,
         flags: Arc::clone(&flags),
-        life: Generation(0),
+        generation: Generation(0),
     };
-    let name = format!("worker-{}", worker.spawn.id.0);
+    let name = format!("worker-{}", worker.options.id.0);
     let thread = DeviceThread::spawn(name, flags, move || worker.run())?;
-    let wake = thread.wake().clone();
-    Ok((WorkerHandle { commands, wake }, thread))
+    let waker = thread.waker().clone();
+    Ok((WorkerHandle { commands, waker }, thread))
 }
 
 struct Worker {
-    spawn: SpawnOptions,
+    options: SpawnOptions,
     commands: mpsc::Receiver<(Generation, Assignment)>,
     flags: Arc<Flags>,
-    life: Generation,
+    generation: Generation,
 }
 
-/// How a life of the worker ended.
-enum End {
-    /// It was told to, or nobody listens to it any more.
+/// The end of one generation of the worker.
+enum GenerationEnd {
+    /// The worker was stopped or drained, or the receiver of its events is gone.
     Stopped,
     /// The model could not be loaded.
     LoadFailed(String),
@@ -92,78 +91,80 @@ enum End {
 
 impl Worker {
     fn run(mut self) {
-        // Without this the kernel may wake the thread 50 µs late to save power.
+        // With the default timer slack, the kernel may wake the thread 50 µs late to save power.
         let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
         let mut back_off = BACK_OFF;
         loop {
-            self.life.0 += 1;
-            let began = Instant::now();
-            let end = catch_unwind(AssertUnwindSafe(|| self.live()))
-                .unwrap_or_else(|panic| End::Crashed(message_of(&*panic)));
-            if began.elapsed() > GOOD_LIFE {
+            self.generation.0 += 1;
+            let started = Instant::now();
+            let end = catch_unwind(AssertUnwindSafe(|| self.run_generation()))
+                .unwrap_or_else(|panic| GenerationEnd::Crashed(runner_panic(&*panic)));
+            if started.elapsed() > STABLE_AFTER {
                 back_off = BACK_OFF;
             }
             let event = match end {
-                End::Stopped => return,
-                End::LoadFailed(reason) => WorkerEvent::LoadFailed(self.spawn.id, reason),
-                End::Crashed(reason) => {
-                    self.spawn.telemetry.workers_lost.increment(1);
-                    WorkerEvent::Lost(self.spawn.id, reason)
+                GenerationEnd::Stopped => return,
+                GenerationEnd::LoadFailed(reason) => {
+                    WorkerEvent::LoadFailed(self.options.id, reason)
+                }
+                GenerationEnd::Crashed(reason) => {
+                    self.options.telemetry.workers_lost.increment(1);
+                    WorkerEvent::Lost(self.options.id, reason)
                 }
             };
-            if !self.tell(event) || !wait_out(back_off, || self.is_ending()) {
+            if !self.report(event) || !wait_back_off(back_off, || self.is_ending()) {
                 return;
             }
             back_off = next_back_off(back_off);
         }
     }
 
-    /// One life: load, then step until the end.
-    fn live(&mut self) -> End {
-        let id = self.spawn.id;
+    /// Loads the model, and steps it until the worker stops or crashes.
+    fn run_generation(&mut self) -> GenerationEnd {
+        let id = self.options.id;
         let progress = |fraction: f32| {
-            // Progress is for the eye: where nobody keeps up, the next one says more.
+            // Progress is only informative. If the queue is full, the next report replaces this one.
             let _ = self
-                .spawn
+                .options
                 .events
                 .try_send(WorkerEvent::Loading(id, fraction));
         };
-        let load = || self.spawn.loader.load(self.spawn.slots, &progress);
-        // Nothing of a load that panics is used.
+        let load = || self.options.loader.load(self.options.slots, &progress);
+        // Nothing that a panicking load has touched is used again.
         let LoadedModel { model, runner } = match catch_unwind(AssertUnwindSafe(load)) {
             Ok(Ok(loaded)) => loaded,
-            Ok(Err(error)) => return End::LoadFailed(error.0),
-            Err(panic) => return End::LoadFailed(message_of(&*panic)),
+            Ok(Err(error)) => return GenerationEnd::LoadFailed(error.0),
+            Err(panic) => return GenerationEnd::LoadFailed(runner_panic(&*panic)),
         };
-        let slots = self.spawn.slots;
-        if !self.tell(WorkerEvent::Ready(
+        let slots = self.options.slots;
+        if !self.report(WorkerEvent::Ready(
             id,
-            self.life,
+            self.generation,
             ServedModel { model, slots },
         )) {
-            return End::Stopped;
+            return GenerationEnd::Stopped;
         }
         let slow_reader_ns =
-            u64::try_from(self.spawn.slow_reader_timeout.as_nanos()).unwrap_or(u64::MAX);
+            u64::try_from(self.options.slow_reader_timeout.as_nanos()).unwrap_or(u64::MAX);
         let mut device = Device {
             worker: self,
             runner,
             slots: Slots::new(slots, slow_reader_ns),
             emissions: Vec::new(),
-            has_ended: false,
+            has_stopped: false,
         };
         match device.run() {
             Ok(()) => {
-                device.has_ended = true;
-                End::Stopped
+                device.has_stopped = true;
+                GenerationEnd::Stopped
             }
-            Err(error) => End::Crashed(error.0),
+            Err(error) => GenerationEnd::Crashed(error.0),
         }
     }
 
-    fn tell(&self, event: WorkerEvent) -> bool {
-        // The scheduler takes events without ever waiting for a worker, so this wait is short.
-        self.spawn.events.blocking_send(event).is_ok()
+    fn report(&self, event: WorkerEvent) -> bool {
+        // The scheduler never waits for a worker while it receives events, so this blocks only briefly.
+        self.options.events.blocking_send(event).is_ok()
     }
 
     fn is_ending(&self) -> bool {
@@ -171,15 +172,15 @@ impl Worker {
     }
 }
 
-/// One life's device and the sequences on it. When it is dropped with sequences left, their lanes
-/// close without an end, which is how their streams learn that they were lost.
+/// The device of one generation, and its sequences. If it is dropped with sequences left, their token channels close
+/// without an end, so that their streams learn that the sequences are lost.
 struct Device<'a> {
     worker: &'a mut Worker,
     runner: Box<dyn Runner>,
     slots: Slots,
     emissions: Vec<Emission>,
-    /// Whether its end was an orderly one.
-    has_ended: bool,
+    /// The generation ended without a crash.
+    has_stopped: bool,
 }
 
 impl Device<'_> {
@@ -187,14 +188,14 @@ impl Device<'_> {
         loop {
             let now_ns = monotonic_ns();
             let attention = self.worker.flags.attention.swap(false, Ordering::SeqCst);
-            if attention || self.slots.look_due(now_ns) {
-                for freed in self.slots.look(now_ns) {
+            if attention || self.slots.sweep_is_due(now_ns) {
+                for freed in self.slots.sweep(now_ns) {
                     self.release(&freed);
                 }
                 self.admit_new();
                 self.flush();
                 if self.worker.flags.stopping.load(Ordering::SeqCst) {
-                    self.give_up();
+                    self.fail_all();
                 }
                 if self.is_done() {
                     return Ok(());
@@ -203,8 +204,8 @@ impl Device<'_> {
             match self.runner.next(&self.slots) {
                 Next::Now => self.step(now_ns)?,
                 Next::At(due_ns) if due_ns <= now_ns => self.step(now_ns)?,
-                Next::At(due_ns) => self.wait_until(due_ns.min(self.slots.next_look_ns())),
-                Next::Idle => self.wait_until(self.slots.next_look_ns()),
+                Next::At(due_ns) => self.wait_until(due_ns.min(self.slots.next_sweep_ns())),
+                Next::Idle => self.wait_until(self.slots.next_sweep_ns()),
             }
         }
     }
@@ -215,14 +216,14 @@ impl Device<'_> {
             || (flags.draining.load(Ordering::SeqCst) && self.slots.is_empty())
     }
 
-    /// Tells everyone who still waits that the server does not.
-    fn give_up(&mut self) {
+    /// Fails all sequences, because the server is shutting down.
+    fn fail_all(&mut self) {
         for freed in self.slots.fail_all(&Failure::Draining) {
             self.release(&freed);
         }
     }
 
-    /// Sleeps until shortly before `until_ns` and spins the rest; attention ends either.
+    /// Sleeps until shortly before `until_ns`, and spins for the rest. Returns early when the worker is woken.
     fn wait_until(&self, until_ns: u64) {
         loop {
             if self.worker.flags.attention.load(Ordering::SeqCst) {
@@ -241,9 +242,9 @@ impl Device<'_> {
     }
 
     fn admit_new(&mut self) {
-        while let Ok((life, assignment)) = self.worker.commands.try_recv() {
-            // What was sent to an earlier life was counted against slots that are gone: it is lost.
-            if life == self.worker.life {
+        while let Ok((generation, assignment)) = self.worker.commands.try_recv() {
+            // The scheduler counts submissions to an earlier generation as lost.
+            if generation == self.worker.generation {
                 self.admit(assignment);
             }
         }
@@ -251,59 +252,63 @@ impl Device<'_> {
 
     fn admit(&mut self, assignment: Assignment) {
         let max_tokens = assignment.sequence.max_tokens;
-        let Some((assignment, deadline_ns)) = assignment.if_still_wanted() else {
-            return self.tell_released(max_tokens);
+        let Some((assignment, deadline_ns)) = assignment.into_runnable() else {
+            return self.report_released(max_tokens);
         };
         let Some(slot) = self.next_free() else {
             tracing::error!("the scheduler assigned a sequence to a worker without a free slot");
-            return self.tell_released(max_tokens);
+            return self.report_released(max_tokens);
         };
         if assignment.token_channel.accept() != SendOutcome::Delivered {
-            return self.tell_released(max_tokens);
+            return self.report_released(max_tokens);
         }
         match self.runner.admit(slot, assignment.sequence.clone()) {
             Ok(()) => {
                 self.slots.occupy(slot, assignment, deadline_ns);
-                self.worker.spawn.telemetry.sequences_running.increment(1.0);
+                self.worker
+                    .options
+                    .telemetry
+                    .sequences_running
+                    .increment(1.0);
             }
             Err(error) => {
                 assignment.token_channel.fail(Failure::Model(error));
-                self.tell_released(max_tokens);
+                self.report_released(max_tokens);
             }
         }
     }
 
-    /// A free slot. One whose sequence was cancelled since the last look is free, too.
+    /// A free slot. If there is none, frees the slots of sequences that were cancelled since the last sweep.
     fn next_free(&mut self) -> Option<Slot> {
         if let Some(slot) = self.slots.next_free() {
             return Some(slot);
         }
-        for freed in self.slots.look(monotonic_ns()) {
+        for freed in self.slots.sweep(monotonic_ns()) {
             self.release(&freed);
         }
         self.slots.next_free()
     }
 
-    fn step(&mut self, began_ns: u64) -> Result<(), StepError> {
-        let began = &self.worker.flags.step_started_ns;
-        began.store(began_ns, Ordering::Relaxed);
+    fn step(&mut self, started_ns: u64) -> Result<(), StepError> {
+        let step_started_ns = &self.worker.flags.step_started_ns;
+        step_started_ns.store(started_ns, Ordering::Relaxed);
         self.runner
             .step(&mut Step::new(&self.slots, &mut self.emissions))?;
-        began.store(0, Ordering::Relaxed);
+        step_started_ns.store(0, Ordering::Relaxed);
         let mut emissions = std::mem::take(&mut self.emissions);
         let mut tokens = 0;
-        // Once for all of a step: a token's way is timed from here where its runner does not say.
+        // The emission time of all tokens of the step for which the runner set none.
         let now_ns = monotonic_ns();
         for emission in emissions.drain(..) {
             let freed = match emission {
                 Emission::Prompt(slot, token) => self.slots.prompt(slot, token),
                 Emission::Token(slot, token) => {
                     tokens += 1;
-                    self.slots.token(slot, stamped(token, now_ns))
+                    self.slots.token(slot, with_timestamp(token, now_ns))
                 }
                 Emission::EndOfSequence(slot, token) => {
                     tokens += 1;
-                    let token = stamped(token, now_ns);
+                    let token = with_timestamp(token, now_ns);
                     self.slots.finish(slot, Some(token), FinishReason::Stop)
                 }
                 Emission::Failed(slot, error) => self.slots.fail(slot, Failure::Model(error)),
@@ -313,46 +318,50 @@ impl Device<'_> {
             }
         }
         self.emissions = emissions;
-        self.worker.spawn.telemetry.tokens.increment(tokens);
+        self.worker.options.telemetry.tokens.increment(tokens);
         self.flush();
-        self.tell_cleared();
+        self.report_cleared();
         Ok(())
     }
 
-    /// Lets an engine elsewhere have what has been gathered for it.
+    /// Sends gathered tokens to the remote engine, if there is one.
     fn flush(&self) {
-        if let Some(after_step) = &self.worker.spawn.after_step {
+        if let Some(after_step) = &self.worker.options.after_step {
             after_step();
         }
     }
 
-    fn tell_cleared(&mut self) {
+    fn report_cleared(&mut self) {
         for _ in 0..self.slots.take_cleared() {
-            self.tell(WorkerEvent::SuspectCleared(
-                self.worker.spawn.id,
-                self.worker.life,
+            self.report(WorkerEvent::SuspectCleared(
+                self.worker.options.id,
+                self.worker.generation,
             ));
         }
     }
 
     fn release(&mut self, freed: &Freed) {
         self.runner.release(freed.slot);
-        self.worker.spawn.telemetry.sequences_running.decrement(1.0);
-        self.tell_cleared();
-        self.tell_released(freed.max_tokens);
+        self.worker
+            .options
+            .telemetry
+            .sequences_running
+            .decrement(1.0);
+        self.report_cleared();
+        self.report_released(freed.max_tokens);
     }
 
-    fn tell_released(&self, max_tokens: u32) {
-        self.tell(WorkerEvent::Released(
-            self.worker.spawn.id,
-            self.worker.life,
+    fn report_released(&self, max_tokens: u32) {
+        self.report(WorkerEvent::Released(
+            self.worker.options.id,
+            self.worker.generation,
             max_tokens,
         ));
     }
 
-    fn tell(&self, event: WorkerEvent) {
-        if !self.worker.tell(event) {
-            // Nobody gives this worker work any more.
+    fn report(&self, event: WorkerEvent) {
+        if !self.worker.report(event) {
+            // The scheduler has ended, so this worker gets no more sequences.
             self.worker.flags.stopping.store(true, Ordering::SeqCst);
             self.worker.flags.attention.store(true, Ordering::SeqCst);
         }
@@ -363,11 +372,11 @@ impl Drop for Device<'_> {
     fn drop(&mut self) {
         let left = self.slots.count();
         self.worker
-            .spawn
+            .options
             .telemetry
             .sequences_running
             .decrement(left);
-        if !self.has_ended {
+        if !self.has_stopped {
             self.slots.crash_all();
         }
         self.worker
@@ -377,8 +386,8 @@ impl Drop for Device<'_> {
     }
 }
 
-/// Waits out a back-off. False when the worker is to end instead, of which an unpark tells.
-fn wait_out(back_off: Duration, is_ending: impl Fn() -> bool) -> bool {
+/// Sleeps for `back_off`. Returns false as soon as `is_ending` is true, which is checked after each unpark.
+fn wait_back_off(back_off: Duration, is_ending: impl Fn() -> bool) -> bool {
     let until = Instant::now() + back_off;
     loop {
         if is_ending() {
@@ -392,7 +401,7 @@ fn wait_out(back_off: Duration, is_ending: impl Fn() -> bool) -> bool {
     }
 }
 
-fn stamped(mut token: Token, now_ns: u64) -> Token {
+fn with_timestamp(mut token: Token, now_ns: u64) -> Token {
     if token.emitted_ns == 0 {
         token.emitted_ns = now_ns;
     }
@@ -403,6 +412,6 @@ fn next_back_off(back_off: Duration) -> Duration {
     (back_off * 2).min(BACK_OFF_LIMIT)
 }
 
-fn message_of(panic: &(dyn std::any::Any + Send)) -> String {
+fn runner_panic(panic: &(dyn std::any::Any + Send)) -> String {
     format!("the runner panicked: {}", panic_message(panic))
 }

@@ -1,7 +1,7 @@
-//! The way of one sequence's tokens, from the worker straight to the stream of its request. As many tokens as the
-//! sequence has credit can be on it, and then the worker waits for its reader.
+//! The token channel: it carries one sequence's tokens from the worker to the stream of its request.
 //!
-//! The end of a sequence takes no credit, so that a reader that has stopped reading is still told how it ended.
+//! The channel holds at most as many unread tokens as the sequence has credit. While it is full, the worker skips the
+//! sequence. The end of a sequence takes no credit, so a slow reader still learns how its sequence ended.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,46 +12,46 @@ use metrics::Counter;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{self, error::TrySendError};
 
-use super::Wake;
+use super::WorkerWaker;
 use super::outbox::RemoteChannel;
 use crate::request::FinishReason;
 use crate::runner::{ModelError, Token};
 use crate::telemetry::StreamCount;
 
-/// What a stream receives of one of its sequences, in this order.
+/// A message on a token channel. A sequence sends them in the order of these variants.
 #[derive(Debug)]
 pub enum Output {
-    /// A worker has taken the sequence.
+    /// A worker has accepted the sequence.
     Accepted,
     /// The next token of the prompt.
     Prompt(Token),
-    /// The next token.
+    /// The next token of the completion.
     Token(Token),
-    /// The next tokens, which came together.
+    /// The next tokens of the completion, from one step.
     Tokens(Vec<Token>),
-    /// The end, with the last token where it was known to be the last when it was made.
+    /// The sequence finished. The token is the last one, unless that was sent before.
     Finished(Option<Token>, FinishReason),
-    /// The end, with no success.
+    /// The sequence failed.
     Failed(Failure),
 }
 
-/// Why a worker gave up a sequence. A worker that crashes says nothing: its lanes just close.
+/// The reason why a worker ended a sequence early. A crash sends no failure: the channel closes without an end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// The model refused it or failed on it.
+    /// The model rejected the sequence or failed on it.
     Model(ModelError),
-    /// Its reader made no progress for too long.
+    /// The reader made no progress within the slow-reader timeout.
     SlowReader,
-    /// Its deadline passed.
+    /// The deadline passed.
     DeadlineExceeded,
-    /// The server is shutting down and waited long enough.
+    /// The server is shutting down.
     Draining,
 }
 
-/// A token_channel on which the sequence can run `credit` tokens ahead of its reader.
+/// Creates a channel that holds at most `credit` unread tokens.
 ///
-/// `queue` is notified when the reader goes away before a worker has the sequence; `wasted` counts
-/// the tokens that nobody read.
+/// `queue` is notified if the receiver is dropped before a worker has the sequence. `wasted` counts the tokens that
+/// were sent and never read.
 ///
 /// # Panics
 /// When `credit` is 0.
@@ -63,9 +63,9 @@ pub fn token_channel(
 ) -> (TokenSender, TokenReceiver) {
     assert!(
         credit > 0,
-        "a token_channel without credit could never move"
+        "a channel without credit can never carry a token"
     );
-    // Every output has a token but its first and its last.
+    // Only `Accepted` and the end carry no token.
     let (outputs, receiver) = mpsc::channel(credit + 2);
     let shared = Arc::new(Shared {
         credit,
@@ -76,7 +76,7 @@ pub fn token_channel(
         queue,
         stream: OnceLock::new(),
     });
-    let sender = TokenSender(Way::Here(LocalChannel {
+    let sender = TokenSender(Route::Local(LocalChannel {
         outputs,
         sent: Cell::new(0),
         shared: Arc::clone(&shared),
@@ -92,155 +92,152 @@ pub fn token_channel(
 }
 
 struct Shared {
-    /// How many tokens may be on the token_channel.
+    /// Most unread tokens on the channel.
     credit: usize,
-    /// How many the reader has taken.
+    /// Number of tokens that the reader has taken so far.
     taken: AtomicUsize,
-    /// Whether the worker passes the sequence over until there is credit again.
+    /// Set while the channel is full. The reader then wakes the worker once it has made room.
     stalled: AtomicBool,
-    /// Whether the token_channel closed without an end because its worker crashed, rather than that it was killed or
-    /// could not be reached any more.
+    /// The channel closed without an end because its worker crashed. False if the worker was killed or became
+    /// unreachable.
     has_crashed: AtomicBool,
-    /// The worker that has the sequence.
-    worker: OnceLock<Wake>,
+    /// Wakes the worker that has the sequence.
+    worker: OnceLock<WorkerWaker>,
     queue: Arc<Notify>,
-    /// The stream that reads the token_channel, as the metrics count it.
+    /// Counts the reading stream in the metrics.
     stream: OnceLock<StreamCount>,
 }
 
-/// The worker's end.
-pub struct TokenSender(Way);
+/// The worker's half of a token channel.
+pub struct TokenSender(Route);
 
-/// Where a token_channel leads.
-enum Way {
-    /// To a stream of this process.
-    Here(LocalChannel),
-    /// To an engine elsewhere.
-    Elsewhere(RemoteChannel),
+/// The destination of a token channel.
+enum Route {
+    /// A stream in this process.
+    Local(LocalChannel),
+    /// The engine in another process.
+    Remote(RemoteChannel),
 }
 
 struct LocalChannel {
     outputs: mpsc::Sender<Output>,
-    /// How many tokens were sent.
+    /// Number of tokens sent so far.
     sent: Cell<usize>,
     shared: Arc<Shared>,
 }
 
-/// What became of a token that was sent.
+/// The result of sending an output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SendOutcome {
-    /// Its reader will have it.
+    /// The output is on the channel.
     Delivered,
     /// The reader is gone.
     Closed,
-    /// There was no credit for it.
-    NoRoom,
+    /// The channel has no credit left for it.
+    NoCredit,
 }
 
 impl TokenSender {
-    /// A token_channel to an engine elsewhere.
-    pub(super) fn elsewhere(token_channel: RemoteChannel) -> Self {
-        Self(Way::Elsewhere(token_channel))
+    /// Wraps a channel to an engine in another process.
+    pub(super) fn remote(channel: RemoteChannel) -> Self {
+        Self(Route::Remote(channel))
     }
 
-    /// Whether the reader is gone.
+    /// Returns true if the reader is gone.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         match &self.0 {
-            Way::Here(token_channel) => token_channel.outputs.is_closed(),
-            Way::Elsewhere(token_channel) => token_channel.is_cancelled(),
+            Route::Local(channel) => channel.outputs.is_closed(),
+            Route::Remote(channel) => channel.is_cancelled(),
         }
     }
 
-    /// How many more tokens the reader has credit for. At 0, the worker is woken when that changes.
+    /// Number of tokens that can be sent now. If it is 0, the worker is woken once there is room again.
     #[must_use]
     pub fn credit(&self) -> usize {
         match &self.0 {
-            Way::Here(token_channel) => token_channel.credit(),
-            Way::Elsewhere(token_channel) => token_channel.credit(),
+            Route::Local(channel) => channel.credit(),
+            Route::Remote(channel) => channel.credit(),
         }
     }
 
-    /// Says that a worker has the sequence now.
+    /// Reports that a worker has accepted the sequence.
     pub fn accept(&self) -> SendOutcome {
         match &self.0 {
-            Way::Here(token_channel) => token_channel.send(0, || Output::Accepted),
-            Way::Elsewhere(token_channel) => token_channel.accept(),
+            Route::Local(channel) => channel.send(0, || Output::Accepted),
+            Route::Remote(channel) => channel.accept(),
         }
     }
 
     /// Sends the next token of the prompt.
     pub fn prompt(&self, token: Token) -> SendOutcome {
         match &self.0 {
-            Way::Here(token_channel) => token_channel.send(1, || Output::Prompt(token)),
-            Way::Elsewhere(token_channel) => token_channel.prompt(token),
+            Route::Local(channel) => channel.send(1, || Output::Prompt(token)),
+            Route::Remote(channel) => channel.prompt(token),
         }
     }
 
-    /// Sends the next token.
+    /// Sends the next token of the completion.
     pub fn token(&self, token: Token) -> SendOutcome {
         match &self.0 {
-            Way::Here(token_channel) => token_channel.send(1, || Output::Token(token)),
-            Way::Elsewhere(token_channel) => token_channel.token(token),
+            Route::Local(channel) => channel.send(1, || Output::Token(token)),
+            Route::Remote(channel) => channel.token(token),
         }
     }
 
-    /// Sends the next tokens, which came together. Where there is no credit for all of them, some may be sent.
+    /// Sends the next tokens of the completion together. On `NoCredit`, some of them may have been sent.
     pub(super) fn tokens(&self, mut tokens: impl ExactSizeIterator<Item = Token>) -> SendOutcome {
         match &self.0 {
-            Way::Here(token_channel) => {
-                token_channel.send(tokens.len(), || match (tokens.len(), tokens.next()) {
+            Route::Local(channel) => {
+                channel.send(tokens.len(), || match (tokens.len(), tokens.next()) {
                     (1, Some(token)) => Output::Token(token),
                     (_, first) => Output::Tokens(first.into_iter().chain(tokens).collect()),
                 })
             }
-            Way::Elsewhere(token_channel) => tokens
+            Route::Remote(channel) => tokens
                 .find_map(|token| {
-                    Some(token_channel.token(token)).filter(|sent| *sent != SendOutcome::Delivered)
+                    Some(channel.token(token)).filter(|sent| *sent != SendOutcome::Delivered)
                 })
                 .unwrap_or(SendOutcome::Delivered),
         }
     }
 
-    /// Ends the token_channel well.
+    /// Ends the sequence successfully. `token` is its last token, unless that was sent before.
     pub fn finish(self, token: Option<Token>, reason: FinishReason) {
         match self.0 {
-            Way::Here(token_channel) => {
-                token_channel.end(Output::Finished(token, reason));
+            Route::Local(channel) => {
+                channel.end(Output::Finished(token, reason));
             }
-            Way::Elsewhere(token_channel) => token_channel.finish(token, reason),
+            Route::Remote(channel) => channel.finish(token, reason),
         }
     }
 
-    /// Ends the token_channel with a failure.
+    /// Ends the sequence with a failure.
     pub fn fail(self, failure: Failure) {
         match self.0 {
-            Way::Here(token_channel) => {
-                token_channel.end(Output::Failed(failure));
+            Route::Local(channel) => {
+                channel.end(Output::Failed(failure));
             }
-            Way::Elsewhere(token_channel) => token_channel.fail(&failure),
+            Route::Remote(channel) => channel.fail(&failure),
         }
     }
 
-    /// Closes the token_channel without an end, because its worker crashed. A token_channel that is just dropped says only that
-    /// its worker is gone.
+    /// Closes the channel without an end, and records that its worker crashed. Dropping the sender also closes the
+    /// channel, but records no crash.
     pub(super) fn crash(self) {
         match self.0 {
-            Way::Here(token_channel) => token_channel
-                .shared
-                .has_crashed
-                .store(true, Ordering::SeqCst),
-            // The worker says so for all its sequences.
-            Way::Elsewhere(_) => {}
+            Route::Local(channel) => channel.shared.has_crashed.store(true, Ordering::SeqCst),
+            // One `Crashed` message tells the engine about all sequences of this worker.
+            Route::Remote(_) => {}
         }
     }
 
-    /// Notes which worker is to be woken from now on.
-    pub(super) fn placed(&self, worker: Wake) {
+    /// Sets the worker that the reader wakes. Later calls have no effect.
+    pub(super) fn set_worker(&self, worker: WorkerWaker) {
         match &self.0 {
-            // A token_channel is placed once; were it placed twice, the first worker would have dropped it.
-            Way::Here(token_channel) => drop(token_channel.shared.worker.set(worker)),
-            Way::Elsewhere(_) => {}
+            // A sequence is placed on one worker only. A worker that loses it drops this sender.
+            Route::Local(channel) => drop(channel.shared.worker.set(worker)),
+            Route::Remote(_) => {}
         }
     }
 }
@@ -254,28 +251,28 @@ impl LocalChannel {
     }
 
     fn free(&self) -> usize {
-        // Only the worker sends, so what is free now is still free when it does.
-        let on_the_lane = self.sent.get() - self.shared.taken.load(Ordering::SeqCst);
-        self.shared.credit - on_the_lane
+        // Only this thread sends, so the room cannot shrink between this check and the send.
+        let unread = self.sent.get() - self.shared.taken.load(Ordering::SeqCst);
+        self.shared.credit - unread
     }
 
-    /// Asks to be woken, and then looks again: a reader that has made credit in between has either seen
-    /// the flag, or is seen here.
+    /// Asks to be woken, and then checks again. A reader that makes room at this moment either sees the flag, or has
+    /// made the room that this check finds.
     fn stall(&self) -> usize {
         self.shared.stalled.store(true, Ordering::SeqCst);
         self.free()
     }
 
-    /// Sends an output of so many tokens.
+    /// Sends an output that takes `tokens` credit.
     fn send(&self, tokens: usize, output: impl FnOnce() -> Output) -> SendOutcome {
         if self.free() < tokens {
-            return SendOutcome::NoRoom;
+            return SendOutcome::NoCredit;
         }
         self.sent.set(self.sent.get() + tokens);
         match self.outputs.try_send(output()) {
             Ok(()) => SendOutcome::Delivered,
             Err(TrySendError::Closed(_)) => SendOutcome::Closed,
-            Err(TrySendError::Full(_)) => SendOutcome::NoRoom,
+            Err(TrySendError::Full(_)) => SendOutcome::NoCredit,
         }
     }
 
@@ -285,14 +282,14 @@ impl LocalChannel {
         {
             stream.linger();
         }
-        // A reader that has gone need not be told.
+        // If the reader is gone, nobody needs the end.
         let _ = self.outputs.try_send(output);
     }
 }
 
 impl Output {
-    /// Its tokens of the completion.
-    pub fn made(&self) -> &[Token] {
+    /// The completion tokens in this output.
+    pub fn completion_tokens(&self) -> &[Token] {
         match self {
             Self::Token(token) | Self::Finished(Some(token), _) => std::slice::from_ref(token),
             Self::Tokens(tokens) => tokens,
@@ -300,8 +297,8 @@ impl Output {
         }
     }
 
-    /// How many tokens it takes of its token_channel's credit.
-    fn tokens(&self) -> usize {
+    /// Credit that this output takes.
+    fn credit(&self) -> usize {
         match self {
             Self::Prompt(_) | Self::Token(_) => 1,
             Self::Tokens(tokens) => tokens.len(),
@@ -310,7 +307,7 @@ impl Output {
     }
 }
 
-/// The stream's end. Dropping it cancels the sequence at once, wherever it is.
+/// The reader's half of a token channel. Dropping it cancels the sequence, whether queued or running.
 pub struct TokenReceiver {
     receiver: mpsc::Receiver<Output>,
     shared: Arc<Shared>,
@@ -318,8 +315,7 @@ pub struct TokenReceiver {
 }
 
 impl TokenReceiver {
-    /// Receives what is there, up to `limit` outputs, or waits. Ready with 0 when the token_channel has
-    /// closed.
+    /// Receives up to `limit` outputs; waits if there are none. Ready with 0 when the channel is closed and empty.
     pub fn poll_recv_many(
         &mut self,
         cx: &mut Context<'_>,
@@ -329,37 +325,37 @@ impl TokenReceiver {
         let before = outputs.len();
         let received = self.receiver.poll_recv_many(cx, outputs, limit);
         if received.is_ready() {
-            self.give_credit(outputs[before..].iter().map(Output::tokens).sum());
+            self.return_credit(outputs[before..].iter().map(Output::credit).sum());
         }
         received
     }
 
-    /// Has this stream counted as given up when the token_channel ends because its reader is too slow: such a reader
-    /// may not come to read the end for long.
+    /// Sets the stream's metrics counter. The sender marks the stream as lingering when the sequence ends with
+    /// `SlowReader`, because such a reader may not read that end for a long time.
     pub fn set_stream_count(&self, stream: StreamCount) {
-        // A token_channel has one stream for as long as it lives.
+        // The stream of a channel never changes.
         let _ = self.shared.stream.set(stream);
     }
 
-    /// Has the token_channel counted for the same stream as this one, which it inherit_stream_count.
+    /// Takes over the metrics counter of the channel that this one replaces.
     pub fn inherit_stream_count(&self, lost: &Self) {
         if let Some(stream) = lost.shared.stream.get() {
             self.set_stream_count(stream.clone());
         }
     }
 
-    /// Whether the token_channel closed without an end because its worker crashed.
+    /// Returns true if the channel closed without an end because its worker crashed.
     #[must_use]
     pub fn has_crashed(&self) -> bool {
         self.shared.has_crashed.load(Ordering::SeqCst)
     }
 
-    fn give_credit(&self, tokens: usize) {
+    fn return_credit(&self, tokens: usize) {
         self.shared.taken.fetch_add(tokens, Ordering::SeqCst);
         if self.shared.stalled.swap(false, Ordering::SeqCst)
             && let Some(worker) = self.shared.worker.get()
         {
-            worker.attend();
+            worker.wake();
         }
     }
 }
@@ -368,11 +364,11 @@ impl Drop for TokenReceiver {
     fn drop(&mut self) {
         self.receiver.close();
         while let Ok(output) = self.receiver.try_recv() {
-            let wasted = u64::try_from(output.made().len()).unwrap_or(u64::MAX);
+            let wasted = u64::try_from(output.completion_tokens().len()).unwrap_or(u64::MAX);
             self.wasted.increment(wasted);
         }
         match self.shared.worker.get() {
-            Some(worker) => worker.attend(),
+            Some(worker) => worker.wake(),
             None => self.shared.queue.notify_one(),
         }
     }

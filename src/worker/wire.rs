@@ -1,5 +1,5 @@
-//! The messages of `worker.proto` as the engine's own types, and back. What comes from outside is checked
-//! field by field; a worker that breaks a rule is told which.
+//! Conversion between the messages of `worker.proto` and the crate's own types. Each field of a received message is
+//! checked, and a [`Violation`] names the field that is wrong.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -13,39 +13,40 @@ use crate::request::{
 use crate::runner::{ModelError, ModelFacts, Resumption, Sequence, Token, TokenBytes};
 use crate::tokens::{Logprobs, MIN_LOGPROB, TopLogprob};
 
-/// The version of the contract that this program speaks.
+/// The version of `worker.proto` that this program speaks.
 pub(super) const PROTOCOL_VERSION: u32 = 1;
 
-/// The largest message, in bytes.
+/// Largest message, in bytes.
 pub(super) const MESSAGE_LIMIT: usize = 16 * 1024 * 1024;
 
-/// The longest text that a worker may tokenize, in bytes: what fits into a message with the rest of it.
+/// Longest text that a worker may tokenize, in bytes. It fits into one message.
 const MAX_PROMPT_BYTES: u32 = 4 * 1024 * 1024;
 
-/// The most slots of a worker.
+/// Most slots of a worker.
 const MAX_SLOTS: u32 = 65_536;
 
-/// The longest name of a runner, or of a worker.
+/// Longest name of a runner or a worker, in bytes.
 pub(super) const MAX_NAME_BYTES: usize = 64;
 
-/// The longest token, in bytes.
+/// Longest token, in bytes.
 const MAX_TOKEN_BYTES: u32 = 1_024;
 
-/// How far above 0 a log probability may be that a device has rounded.
-const ROUNDING: f32 = 0.001;
+/// Largest log probability. It is above 0 to allow for rounding on the device.
+const MAX_LOGPROB: f32 = 0.001;
 
-/// The longest reason or message, in bytes; what is longer is cut.
+/// Longest reason or error message, in bytes. Longer ones are truncated.
 const MAX_REASON_BYTES: usize = 1_024;
 
-/// The shortest and the longest silence that a worker may declare. The shortest is that of `--heartbeat-timeout`. An
-/// hour is well over any compilation of kernels; past it nobody would know a worker that hangs from one that computes.
+/// The heartbeat timeouts that a worker may declare in `hello.heartbeat_timeout_ms`. The minimum is that of
+/// `--heartbeat-timeout`.
 const HEARTBEAT_TIMEOUTS: RangeInclusive<Duration> =
     Duration::from_millis(100)..=MAX_HEARTBEAT_TIMEOUT;
 
-/// The longest silence that a worker may declare.
+/// Longest heartbeat timeout that a worker may declare. An hour exceeds any kernel compilation; a worker that is silent
+/// for longer is assumed to hang.
 pub const MAX_HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(3_600);
 
-/// Which rule of the contract was broken.
+/// A violation of the worker protocol. The text names the field and the rule.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Violation(pub(super) String);
@@ -58,21 +59,21 @@ fn check(holds: bool, rule: &str) -> Result<(), Violation> {
     }
 }
 
-/// How a sequence is named between an engine and a worker.
+/// Identifies a sequence between an engine and a worker.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct SequenceId {
-    /// Its number in the worker's stream.
+    /// The sequence's number in the worker's stream.
     pub(super) number: u64,
-    /// The worker's life, as that counts.
-    pub(super) life: u64,
+    /// The worker's generation: the `ready.generation` that the worker has reported.
+    pub(super) generation: u64,
 }
 
-/// A sequence as a worker is given it, under this name and with so much credit.
-pub(super) fn submit(sequence: &Sequence, named: SequenceId, credit: u32) -> proto::Submit {
+/// Converts a sequence to the message that submits it to a worker.
+pub(super) fn submit(sequence: &Sequence, id: SequenceId, credit: u32) -> proto::Submit {
     let sampling = &sequence.sampling;
     proto::Submit {
-        sequence: named.number,
-        life: named.life,
+        sequence: id.number,
+        generation: id.generation,
         prompt: sequence.prompt.to_vec(),
         delivered: sequence.delivered.clone(),
         max_tokens: sequence.max_tokens,
@@ -99,22 +100,22 @@ pub(super) fn submit(sequence: &Sequence, named: SequenceId, credit: u32) -> pro
     }
 }
 
-/// The sequence that a worker was given.
+/// Converts a submission to a sequence, on the worker's side.
 pub(super) fn sequence(submit: proto::Submit) -> Result<Sequence, Violation> {
     check(!submit.prompt.is_empty(), "submit.prompt must not be empty")?;
     check(submit.credit > 0, "submit.credit must be at least 1")?;
     let top = submit.logprobs.unwrap_or(0);
     check(top <= MAX_LOGPROBS, "submit.logprobs must be at most 20")?;
     let ids = submit.stop_token_ids;
-    let rule = "submit.stop_token_ids must be at most 128";
+    let rule = "submit.stop_token_ids must have at most 128 ids";
     check(ids.len() <= MAX_STOP_TOKENS, rule)?;
-    let rule = "submit.user must be at most 512 bytes";
+    let rule = "submit.user must have at most 512 bytes";
     check(submit.user.len() <= MAX_USER_BYTES, rule)?;
     let sampling = submit
         .sampling
         .ok_or_else(|| Violation("submit.sampling is missing".to_owned()))?;
     let mut logit_bias: Vec<(TokenId, f32)> = sampling.logit_bias.into_iter().collect();
-    let rule = "submit.sampling.logit_bias must be at most 1024 ids";
+    let rule = "submit.sampling.logit_bias must have at most 1024 ids";
     check(logit_bias.len() <= MAX_LOGIT_BIASES, rule)?;
     logit_bias.sort_unstable_by_key(|(id, _)| *id);
     Ok(Sequence {
@@ -149,23 +150,26 @@ pub(super) fn sequence(submit: proto::Submit) -> Result<Sequence, Violation> {
     })
 }
 
-/// How large a token is as a part of a step, about, in bytes.
+/// Approximate size of a token within a step message, in bytes.
 pub(super) fn size(token: &Token) -> usize {
-    /// Its numbers, and what is told of lengths.
-    const NUMBERS: usize = 32;
+    /// Size of a token's numbers and length prefixes.
+    const FIXED_BYTES: usize = 32;
     let logprobs = token.logprobs.as_ref().map_or(0, |logprobs| {
-        let top = logprobs.top.iter().map(|it| NUMBERS + it.token_bytes.len());
-        NUMBERS + logprobs.token_bytes.len() + top.sum::<usize>()
+        let top = logprobs
+            .top
+            .iter()
+            .map(|it| FIXED_BYTES + it.token_bytes.len());
+        FIXED_BYTES + logprobs.token_bytes.len() + top.sum::<usize>()
     });
-    NUMBERS + token.bytes.len() + logprobs
+    FIXED_BYTES + token.bytes.len() + logprobs
 }
 
-/// Appends a token to what a step made of its sequence.
-pub(super) fn push(entry: &mut proto::SequenceStep, token: Token, stamps: bool) {
+/// Appends a token to its sequence's entry in a step message.
+pub(super) fn push(entry: &mut proto::SequenceStep, token: Token, timestamps: bool) {
     entry.ids.push(token.id);
     entry.bytes.extend_from_slice(&token.bytes);
     entry.lengths.push(length(&token.bytes));
-    if stamps {
+    if timestamps {
         entry.due_ns.push(token.due_ns);
         entry.emitted_ns.push(token.emitted_ns);
     }
@@ -174,38 +178,41 @@ pub(super) fn push(entry: &mut proto::SequenceStep, token: Token, stamps: bool) 
     }
 }
 
-/// Whether a step is of no more sequences than a worker may have; not all of a longer one was kept.
+/// Checks the number of a step's entries. The decoder has dropped the entries above the limit.
 pub(super) fn check_step(step: &proto::Step) -> Result<(), Violation> {
-    let rule = "a step has at most 131072 entries";
+    let rule = "step.sequences must have at most 131072 entries";
     check(step.sequences.len() <= proto::MAX_STEP_ENTRIES, rule)
 }
 
-/// The tokens that a step made of a sequence, in order, each id of a vocabulary of this size. Those whose emission is
-/// not told were emitted `now_ns`.
+/// Decodes the tokens of one step entry, in order. Checks that ids are below `vocabulary_size`. A token without an
+/// emission time gets `now_ns`.
 pub(super) fn tokens(
     entry: &mut proto::SequenceStep,
     vocabulary_size: u32,
     now_ns: u64,
 ) -> Result<impl ExactSizeIterator<Item = Token> + '_, Violation> {
     let count = entry.ids.len();
-    for (list, length, may_be_empty) in [
+    for (field, length, may_be_empty) in [
         ("lengths", entry.lengths.len(), false),
         ("due_ns", entry.due_ns.len(), true),
         ("emitted_ns", entry.emitted_ns.len(), true),
         ("logprobs", entry.logprobs.len(), true),
     ] {
         if length != count && !(may_be_empty && length == 0) {
-            let rule = format!("a step's {list} must be as many as its ids, {count}");
-            return Err(Violation(rule));
+            return Err(Violation(format!(
+                "step.sequences.{field} must have as many entries as ids (got {length} and {count})"
+            )));
         }
     }
     if let Some(id) = entry.ids.iter().find(|id| *id >= vocabulary_size) {
-        return Err(Violation(format!("the vocabulary has no token {id}")));
+        return Err(Violation(format!(
+            "step.sequences.ids must be below the vocabulary size {vocabulary_size} (got {id})"
+        )));
     }
-    let rule = "a token must be at most 1024 bytes";
+    let rule = "step.sequences.lengths must be at most 1024 bytes each";
     check(entry.lengths.iter().all(|it| it <= MAX_TOKEN_BYTES), rule)?;
     let bytes: u64 = entry.lengths.iter().map(u64::from).sum();
-    let rule = "a step's lengths must add up to its bytes";
+    let rule = "step.sequences.lengths must add up to the length of bytes";
     check(usize::try_from(bytes) == Ok(entry.bytes.len()), rule)?;
     entry.logprobs.iter().try_for_each(check_logprobs)?;
     let mut logprobs = std::mem::take(&mut entry.logprobs).into_iter();
@@ -213,7 +220,7 @@ pub(super) fn tokens(
     let (mut ids, mut lengths) = (entry.ids.iter(), entry.lengths.iter());
     let mut rest = &entry.bytes[..];
     Ok((0..count).map(move |at| {
-        // There are as many of each.
+        // The lists have the same length, as checked above.
         let id = ids.next().unwrap_or_default();
         let length = lengths.next().unwrap_or_default();
         let (bytes, after) = rest.split_at(usize::try_from(length).unwrap_or(0));
@@ -222,35 +229,36 @@ pub(super) fn tokens(
             id,
             bytes: TokenBytes::from_slice(bytes),
             due_ns: entry.due_ns.get(at).copied().unwrap_or(0),
-            emitted_ns: told(&entry.emitted_ns, at).unwrap_or(now_ns),
+            emitted_ns: known_time(&entry.emitted_ns, at).unwrap_or(now_ns),
             logprobs: logprobs.next().map(|logprobs| Box::new(logprobs.into())),
         }
     }))
 }
 
-/// A time that is told; 0 is none.
-fn told(times: &[u64], at: usize) -> Option<u64> {
+/// The time at this index; `None` if it is absent or 0.
+fn known_time(times: &[u64], at: usize) -> Option<u64> {
     times.get(at).copied().filter(|ns| *ns > 0)
 }
 
-/// What is told of a token's position must be bounded, and be numbers that JSON has.
+/// Checks that log probabilities are bounded in size, and are finite, because JSON has no other numbers.
 fn check_logprobs(logprobs: &proto::Logprobs) -> Result<(), Violation> {
     let limit = usize::try_from(MAX_LOGPROBS).unwrap_or(usize::MAX);
-    let rule = "a token has at most 20 of the likeliest beside it";
+    let rule = "step.sequences.logprobs.top must have at most 20 tokens";
     check(logprobs.top.len() <= limit, rule)?;
     let is_short = |token_bytes: &[u8]| length(token_bytes) <= MAX_TOKEN_BYTES;
-    let is_number = |logprob: f32| (MIN_LOGPROB..=ROUNDING).contains(&logprob);
-    let rule = "a log probability is from -9999 to 0, and a token_bytes at most 1024 bytes";
-    let is_right = logprobs.logprob.is_none_or(is_number) && is_short(&logprobs.token_bytes);
+    let is_in_range = |logprob: f32| (MIN_LOGPROB..=MAX_LOGPROB).contains(&logprob);
+    let rule =
+        "step.sequences.logprobs must be from -9999 to 0, and token_bytes at most 1024 bytes";
+    let is_valid = logprobs.logprob.is_none_or(is_in_range) && is_short(&logprobs.token_bytes);
     let top = &mut logprobs.top.iter();
     check(
-        is_right && top.all(|it| is_number(it.logprob) && is_short(&it.token_bytes)),
+        is_valid && top.all(|it| is_in_range(it.logprob) && is_short(&it.token_bytes)),
         rule,
     )
 }
 
 fn length(bytes: &[u8]) -> u32 {
-    u32::try_from(bytes.len()).expect("a token is short")
+    u32::try_from(bytes.len()).expect("a token has at most 1024 bytes")
 }
 
 impl From<Logprobs> for proto::Logprobs {
@@ -283,37 +291,37 @@ impl From<proto::Logprobs> for Logprobs {
     }
 }
 
-/// What a worker says of why it gave up a sequence.
+/// Converts the failure of a sequence, on the worker's side.
 pub(super) fn failure(failure: &Failure) -> proto::Failure {
     match failure {
-        Failure::Model(error) => of_model(error),
-        // The engine has clocks and readers of its own, and asks a worker to end.
+        Failure::Model(error) => model_failure(error),
+        // The engine checks deadlines and readers itself, and it asks a worker to drain. It knows these reasons.
         Failure::SlowReader | Failure::DeadlineExceeded | Failure::Draining => proto::Failure {
             is_invalid: false,
-            message: "the worker gave it up".to_owned(),
+            message: "the worker ended the sequence".to_owned(),
         },
     }
 }
 
-/// What a worker says of an input that its model refuses.
-pub(super) fn of_model(error: &ModelError) -> proto::Failure {
+/// Converts a model's error, on the worker's side.
+pub(super) fn model_failure(error: &ModelError) -> proto::Failure {
     let (is_invalid, message) = match error {
         ModelError::Invalid(message) => (true, message),
         ModelError::Failed(message) | ModelError::Unavailable(message) => (false, message),
     };
     proto::Failure {
         is_invalid,
-        message: cut(message),
+        message: sanitize(message),
     }
 }
 
-/// Why a worker gave up a sequence, or refused an input.
+/// Converts a worker's failure to a model error, on the engine's side.
 pub(super) fn model_error(failure: Option<proto::Failure>) -> ModelError {
     let proto::Failure {
         is_invalid,
         message,
     } = failure.unwrap_or_default();
-    let message = cut(&message);
+    let message = sanitize(&message);
     if is_invalid {
         ModelError::Invalid(message)
     } else {
@@ -321,13 +329,13 @@ pub(super) fn model_error(failure: Option<proto::Failure>) -> ModelError {
     }
 }
 
-/// A reason as it is told: one that is too long is cut, and what would break a log's line is a space.
-pub(super) fn cut(reason: &str) -> String {
+/// Truncates a reason, and replaces control characters by spaces, so that it fits on one log line.
+pub(super) fn sanitize(reason: &str) -> String {
     let end = reason.floor_char_boundary(MAX_REASON_BYTES);
     reason[..end].replace(char::is_control, " ")
 }
 
-/// What a worker says of its model.
+/// Converts a model's facts, on the worker's side.
 pub(super) fn model(facts: &ModelFacts, runner: &str) -> proto::Model {
     let resumption = match facts.resumption {
         Resumption::Exact => proto::Resumption::Exact,
@@ -349,21 +357,21 @@ pub(super) fn model(facts: &ModelFacts, runner: &str) -> proto::Model {
     }
 }
 
-/// What a worker serves, by its own words.
+/// A worker's `ready` message, after its checks.
 #[derive(Clone, Debug)]
 pub(super) struct ReadyReport {
     pub(super) facts: ModelFacts,
     pub(super) runner: String,
     pub(super) slots: usize,
-    /// Which life of the worker this is, as that counts.
-    pub(super) life: u64,
+    /// The worker's generation, from `ready.generation`.
+    pub(super) generation: u64,
 }
 
-/// The offer of a worker for the model of this name.
-pub(super) fn offer(ready: proto::Ready, name: &str) -> Result<ReadyReport, Violation> {
+/// Checks a worker's `ready` for the model with this name.
+pub(super) fn ready_report(ready: proto::Ready, name: &str) -> Result<ReadyReport, Violation> {
     let rule = "ready.slots must be from 1 to 65536";
     check((1..=MAX_SLOTS).contains(&ready.slots), rule)?;
-    check(ready.life > 0, "ready.life must be at least 1")?;
+    check(ready.generation > 0, "ready.generation must be at least 1")?;
     let model = ready
         .model
         .ok_or_else(|| Violation("ready.model is missing".to_owned()))?;
@@ -384,7 +392,7 @@ pub(super) fn offer(ready: proto::Ready, name: &str) -> Result<ReadyReport, Viol
         proto::Resumption::No | proto::Resumption::Unspecified => Resumption::No,
     };
     let unsupported: Result<Vec<_>, _> = model.unsupported.iter().map(parameter).collect();
-    let spelled = |token: String| Some(token).filter(|token| !token.is_empty());
+    let non_empty = |token: String| Some(token).filter(|token| !token.is_empty());
     Ok(ReadyReport {
         facts: ModelFacts {
             name: name.to_owned(),
@@ -393,12 +401,12 @@ pub(super) fn offer(ready: proto::Ready, name: &str) -> Result<ReadyReport, Viol
             vocabulary_size: model.vocabulary_size,
             resumption,
             unsupported: unsupported?,
-            bos_token: spelled(model.bos_token),
-            eos_token: spelled(model.eos_token),
+            bos_token: non_empty(model.bos_token),
+            eos_token: non_empty(model.eos_token),
         },
         runner: model.runner,
         slots: usize::try_from(ready.slots).unwrap_or(usize::MAX),
-        life: ready.life,
+        generation: ready.generation,
     })
 }
 
@@ -407,42 +415,42 @@ fn parameter(name: &String) -> Result<Parameter, Violation> {
     known.ok_or_else(|| {
         let names = Parameter::ALL.map(Parameter::name).join(", ");
         Violation(format!(
-            "ready.model.unsupported names '{}', which is none of {names}",
-            cut(name)
+            "ready.model.unsupported must only contain {names} (got '{}')",
+            sanitize(name)
         ))
     })
 }
 
-/// How long a worker may be silent, by its `hello`; `None` is as long as the engine says.
+/// The heartbeat timeout that a worker declares in its `hello`; `None` means the engine's own.
 ///
 /// # Errors
-/// When it is out of range.
+/// When the timeout is out of range.
 pub(super) fn heartbeat_timeout(hello: &proto::Hello) -> Result<Option<Duration>, Violation> {
     if hello.heartbeat_timeout_ms == 0 {
         return Ok(None);
     }
-    let limit = Duration::from_millis(hello.heartbeat_timeout_ms.into());
-    if HEARTBEAT_TIMEOUTS.contains(&limit) {
-        return Ok(Some(limit));
+    let timeout = Duration::from_millis(hello.heartbeat_timeout_ms.into());
+    if HEARTBEAT_TIMEOUTS.contains(&timeout) {
+        return Ok(Some(timeout));
     }
     Err(Violation(format!(
-        "hello.heartbeat_timeout_ms must be 0 or from {} to {}, and is {}",
+        "hello.heartbeat_timeout_ms must be 0 or from {} to {} (got {})",
         HEARTBEAT_TIMEOUTS.start().as_millis(),
         HEARTBEAT_TIMEOUTS.end().as_millis(),
         hello.heartbeat_timeout_ms
     )))
 }
 
-/// Whether a name can stand in a log line.
+/// Checks that a name fits on a log line.
 pub(super) fn check_name(field: &str, name: &str) -> Result<(), Violation> {
     let is_printable = name
         .bytes()
         .all(|byte| byte.is_ascii_graphic() || byte == b' ');
-    let rule = format!("{field} must be at most {MAX_NAME_BYTES} printable ASCII characters");
+    let rule = format!("{field} must have at most {MAX_NAME_BYTES} printable ASCII characters");
     check(is_printable && name.len() <= MAX_NAME_BYTES, &rule)
 }
 
-/// The bytes of tokens, as an answer holds them.
+/// Converts token bytes to the message of an answer.
 pub(super) fn pieces(pieces: &[TokenBytes]) -> proto::Pieces {
     proto::Pieces {
         bytes: pieces.concat(),
@@ -450,13 +458,13 @@ pub(super) fn pieces(pieces: &[TokenBytes]) -> proto::Pieces {
     }
 }
 
-/// Whether these are the bytes of so many tokens.
-pub(super) fn are_pieces(pieces: &proto::Pieces, count: usize) -> bool {
+/// Returns true if the message holds the bytes of `count` tokens.
+pub(super) fn has_pieces(pieces: &proto::Pieces, count: usize) -> bool {
     let bytes: u64 = pieces.lengths.iter().map(|it| u64::from(*it)).sum();
     pieces.lengths.len() == count && usize::try_from(bytes) == Ok(pieces.bytes.len())
 }
 
-/// The bytes of so many tokens.
+/// Splits the message into the bytes of `count` tokens.
 pub(super) fn token_bytes(pieces: &proto::Pieces, count: usize) -> Option<Vec<TokenBytes>> {
     let mut rest = &pieces.bytes[..];
     let mut all = Vec::with_capacity(count);

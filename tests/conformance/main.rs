@@ -45,7 +45,9 @@ async fn assert_all_transports_agree(servers: &Servers, row: &Row) {
         .filter(|transport| transport.supports(row));
     let outcomes = transports.map(async |transport| (transport, servers.run(transport, row).await));
     let mut outcomes = join_all(outcomes).await.into_iter();
-    let (first, expected) = &outcomes.next().expect("at least one transport supports the row");
+    let (first, expected) = &outcomes
+        .next()
+        .expect("at least one transport supports the row");
     assert_ends(row, expected);
     for (transport, outcome) in outcomes {
         let at = format!("'{}' over {first:?} and over {transport:?}", row.name);
@@ -238,7 +240,7 @@ fn conversations(model: &Model) -> Vec<Row> {
     ]
 }
 
-/// Requests that are refused.
+/// Requests that are rejected.
 fn rejections(model: &Model) -> Vec<Row> {
     let prompt = json!(PROMPT);
     let invalid = Ends::Failing("invalid_value");

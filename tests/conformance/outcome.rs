@@ -90,8 +90,14 @@ impl Outcome {
         outcome
     }
 
-    /// A choice that is told in one piece, with the prompt before it where that was asked for.
-    fn add_choice(&mut self, row: &Row, text: &str, mut logprobs: Vec<TokenLogprob>, object: &Value) {
+    /// Adds a choice of a unary response and splits off the echoed prompt.
+    fn add_choice(
+        &mut self,
+        row: &Row,
+        text: &str,
+        mut logprobs: Vec<TokenLogprob>,
+        object: &Value,
+    ) {
         let mut text = text.to_owned();
         if row.echoes() {
             let rest = text.split_off(row.prompt().len());
@@ -127,7 +133,8 @@ impl Outcome {
     }
 
     fn add_line(&mut self, row: &Row, object: &Value) {
-        let at = usize::try_from(object["index"].as_u64().expect("an index")).expect("a small number");
+        let at =
+            usize::try_from(object["index"].as_u64().expect("an index")).expect("a small number");
         let is_first = self.choices.len() <= at;
         if is_first {
             self.choices.resize(at + 1, Choice::default());

@@ -106,7 +106,8 @@ impl Row {
     pub(crate) fn message(&self) -> v1::CompletionRequest {
         let body = &self.body;
         let int = |name: &str| body[name].as_i64();
-        let small = |name: &str| int(name).map(|it| i32::try_from(it).expect("the value fits in i32"));
+        let small =
+            |name: &str| int(name).map(|it| i32::try_from(it).expect("the value fits in i32"));
         let count = |name: &str| int(name).map(|it| u32::try_from(it).expect("a count"));
         let number = |name: &str| body[name].as_f64().map(as_f32);
         let flag = |name: &str| body[name].as_bool().unwrap_or(false);

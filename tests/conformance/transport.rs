@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tonic::{Request, Status, Streaming};
 
-use crate::outcome::{Choice, TokenLogprob, Outcome};
+use crate::outcome::{Choice, Outcome, TokenLogprob};
 use crate::support::http::{self, End};
 use crate::support::{Setup, TestServer, grpc};
 use crate::table::Row;
@@ -80,7 +80,10 @@ impl Servers {
     pub(crate) async fn run(&self, transport: Transport, row: &Row) -> Outcome {
         match transport {
             Transport::Grpc => self.over_grpc(row).await,
-            Transport::Http(format, deployment) => self.over_http(row, format, self.http_server(deployment)).await,
+            Transport::Http(format, deployment) => {
+                self.over_http(row, format, self.http_server(deployment))
+                    .await
+            }
         }
     }
 
@@ -90,7 +93,9 @@ impl Servers {
             Transport::Grpc => Open::Grpc(self.engine.stream(row.message()).await),
             Transport::Http(format, deployment) => {
                 let address = self.http_server(deployment).http_address();
-                let mut stream = TcpStream::connect(address).await.expect("the server accepts connections");
+                let mut stream = TcpStream::connect(address)
+                    .await
+                    .expect("the server accepts connections");
                 let bytes = request(row, format).bytes();
                 stream.write_all(&bytes).await.expect("the request is sent");
                 Open::Http(stream)

@@ -65,8 +65,13 @@ async fn engine(service: Foreign) -> String {
 }
 
 async fn listen() -> (TcpListener, String) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port exists");
-    let address = listener.local_addr().expect("the listener is bound").to_string();
+    let listener = TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a free port exists");
+    let address = listener
+        .local_addr()
+        .expect("the listener is bound")
+        .to_string();
     (listener, address)
 }
 

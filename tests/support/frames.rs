@@ -50,10 +50,15 @@ impl Frame {
 
 impl Frames {
     pub async fn open(address: &str, api: Api) -> Self {
-        let mut stream = TcpStream::connect(address).await.expect("the server accepts connections");
+        let mut stream = TcpStream::connect(address)
+            .await
+            .expect("the server accepts connections");
         let window = frame(WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes());
         let opening = [PREFACE, &frame(SETTINGS, 0, 0, &[]), &window].concat();
-        stream.write_all(&opening).await.expect("the preface is written");
+        stream
+            .write_all(&opening)
+            .await
+            .expect("the preface is written");
         Self { stream, api }
     }
 
@@ -121,7 +126,9 @@ impl Frames {
         };
         let read = async {
             loop {
-                let frame = next(&mut reading).await.expect("the frame arrives before the connection ends");
+                let frame = next(&mut reading)
+                    .await
+                    .expect("the frame arrives before the connection ends");
                 if frame.kind == kind {
                     return frame;
                 }

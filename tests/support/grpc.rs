@@ -90,7 +90,10 @@ impl Completion {
             }
             Event::Prompt(part) => {
                 assert!(self.started.is_some(), "`started` comes first");
-                assert!(self.choices.is_empty(), "the prompt comes before the tokens");
+                assert!(
+                    self.choices.is_empty(),
+                    "the prompt comes before the tokens"
+                );
                 self.prompt.text.push_str(&part.text);
                 if let Some(tokens) = part.tokens {
                     let known = &mut self.prompt.tokens;

@@ -147,7 +147,11 @@ impl Response {
                 .read_buf(&mut raw)
                 .await
                 .expect("the response can be read");
-            assert!(read > 0, "the connection closed before the response head: {}", String::from_utf8_lossy(&raw));
+            assert!(
+                read > 0,
+                "the connection closed before the response head: {}",
+                String::from_utf8_lossy(&raw)
+            );
         };
         let head = String::from_utf8(raw[..head_end].to_vec()).expect("a head is ASCII");
         raw.drain(..head_end + 4);

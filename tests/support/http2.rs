@@ -26,10 +26,15 @@ pub struct Body {
 impl Connection {
     /// Connects with `window` bytes as the initial window of each stream.
     pub async fn open(address: &str, window: u32) -> Self {
-        let socket = TcpStream::connect(address).await.expect("the server accepts connections");
+        let socket = TcpStream::connect(address)
+            .await
+            .expect("the server accepts connections");
         let mut settings = h2::client::Builder::new();
         settings.initial_window_size(window);
-        let (requests, connection) = settings.handshake(socket).await.expect("the server speaks HTTP/2");
+        let (requests, connection) = settings
+            .handshake(socket)
+            .await
+            .expect("the server speaks HTTP/2");
         tokio::spawn(connection);
         let address = address.to_owned();
         Self { requests, address }
@@ -53,7 +58,9 @@ impl Connection {
     /// Sends a request without a body and returns the response status.
     pub async fn status(&self, request: Request<()>) -> StatusCode {
         let requests = self.requests.clone().ready().await;
-        let sent = requests.expect("the connection is open").send_request(request, true);
+        let sent = requests
+            .expect("the connection is open")
+            .send_request(request, true);
         let (answer, _) = sent.expect("the request is sent");
         answer.await.expect("the server responds").status()
     }
@@ -69,7 +76,9 @@ impl Connection {
         let request = Request::post(format!("http://{}/nowhere", self.address));
         let request = request.body(()).expect("the request is valid");
         let requests = self.requests.clone().ready().await;
-        let sent = requests.expect("the connection is open").send_request(request, false);
+        let sent = requests
+            .expect("the connection is open")
+            .send_request(request, false);
         let (answer, mut upload) = sent.expect("the request is sent");
         let answer = answer.await.expect("the server responds").status();
         while size > 0 {
@@ -94,7 +103,9 @@ impl Connection {
             .body(())
             .expect("the request is valid");
         let requests = self.requests.clone().ready().await;
-        let sent = requests.expect("the connection is open").send_request(request, false);
+        let sent = requests
+            .expect("the connection is open")
+            .send_request(request, false);
         let (answer, mut upload) = sent.expect("the request is sent");
         upload.send_data(body, true).expect("the body is sent");
         answer.await.expect("the server responds").into_body()
@@ -109,7 +120,9 @@ pub async fn read(mut stream: RecvStream) -> Body {
             Some(Ok(piece)) => {
                 bytes.extend_from_slice(&piece);
                 let window = stream.flow_control();
-                window.release_capacity(piece.len()).expect("the capacity was used");
+                window
+                    .release_capacity(piece.len())
+                    .expect("the capacity was used");
             }
             Some(Err(error)) => {
                 let reset = Some(error.reason().expect("the stream was reset"));

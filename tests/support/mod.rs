@@ -313,28 +313,40 @@ impl TestServer {
 
     /// Waits until all models are loaded.
     pub async fn loaded(&self) {
-        self.server.ready(|_| ()).await.expect("the model is loaded");
+        self.server
+            .ready(|_| ())
+            .await
+            .expect("the model is loaded");
     }
 
     /// Waits until readiness is exactly `Loading(fraction)`.
     pub async fn loaded_fraction(&self, fraction: f32) {
         let mut readiness = self.server.readiness().expect("the server has an engine");
         let is_loaded = |readiness: &Readiness| *readiness == Readiness::Loading(fraction);
-        readiness.wait_for(is_loaded).await.expect("the engine is running");
+        readiness
+            .wait_for(is_loaded)
+            .await
+            .expect("the engine is running");
     }
 
     /// Waits until loading has failed.
     pub async fn failed(&self) {
         let mut readiness = self.server.readiness().expect("the server has an engine");
         let failed = |readiness: &Readiness| matches!(readiness, Readiness::Failed { .. });
-        readiness.wait_for(failed).await.expect("the engine is running");
+        readiness
+            .wait_for(failed)
+            .await
+            .expect("the engine is running");
     }
 
     /// Waits until at least one model has no ready worker.
     pub async fn not_ready(&self) {
         let mut readiness = self.server.readiness().expect("the server has an engine");
         let lost = |readiness: &Readiness| *readiness != Readiness::Ready;
-        readiness.wait_for(lost).await.expect("the engine is running");
+        readiness
+            .wait_for(lost)
+            .await
+            .expect("the engine is running");
     }
 
     /// Waits until a worker is lost and ready again.
@@ -342,7 +354,10 @@ impl TestServer {
         self.not_ready().await;
         let mut readiness = self.server.readiness().expect("the server has an engine");
         let ready = |readiness: &Readiness| *readiness == Readiness::Ready;
-        readiness.wait_for(ready).await.expect("the engine is running");
+        readiness
+            .wait_for(ready)
+            .await
+            .expect("the engine is running");
     }
 
     /// Drains the server and returns its final metrics.
@@ -394,7 +409,9 @@ impl Counts {
             .0
             .lines()
             .find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '));
-        value.map_or(0.0, |value| value.parse().expect("a metric value is a number"))
+        value.map_or(0.0, |value| {
+            value.parse().expect("a metric value is a number")
+        })
     }
 
     /// Asserts that every gauge of running work is zero.

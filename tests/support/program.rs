@@ -301,7 +301,8 @@ impl Running {
     pub async fn line(&mut self) -> String {
         let lines = self.lines.as_mut().expect("the output is readable");
         let line = lines.next_line().await;
-        line.expect("the output is UTF-8").expect("the program prints a line")
+        line.expect("the output is UTF-8")
+            .expect("the program prints a line")
     }
 
     /// Closes the reading end of its standard output.
@@ -333,7 +334,8 @@ impl Running {
     /// Suspends it with SIGSTOP and waits until it has stopped.
     pub fn stop(&self) {
         self.signal(Signal::STOP);
-        let stopped = waitpid(Some(self.id()), WaitOptions::UNTRACED).expect("the process is a child");
+        let stopped =
+            waitpid(Some(self.id()), WaitOptions::UNTRACED).expect("the process is a child");
         assert!(stopped.is_some_and(|(_, status)| status.stopped()));
     }
 

@@ -1,4 +1,4 @@
-"""Starts engines and workers, and ends them when their test is over."""
+"""Fixtures that start engines and workers, and stop them after the test."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from engine import PATIENCE_S, Attachment, Engine
+from engine import TIMEOUT_S, Attachment, Engine
 
 from tokenway_worker import Runner
 from tokenway_worker import worker as workers
@@ -25,14 +25,14 @@ class Running:
         self._thread.start()
 
     def code(self) -> int:
-        """Its exit code, once it has ended by itself."""
-        self._thread.join(PATIENCE_S)
+        """Waits until the worker has ended and returns its exit code."""
+        self._thread.join(TIMEOUT_S)
         assert self._codes, "the worker has not ended"
         return self._codes[0]
 
     def stop(self) -> None:
         self.worker.stop()
-        self._thread.join(PATIENCE_S)
+        self._thread.join(TIMEOUT_S)
         self.worker.close()
 
 
@@ -41,7 +41,7 @@ Attach = Callable[[Runner], Attachment]
 
 @pytest.fixture
 def path() -> Iterator[Path]:
-    # Not pytest's own folder, whose path may be longer than a socket's may be.
+    # pytest's own temporary path may be too long for a socket.
     with tempfile.TemporaryDirectory(prefix="tokenway-") as folder:
         yield Path(folder) / "workers.sock"
 
@@ -55,7 +55,7 @@ def engine(path: Path) -> Iterator[Engine]:
 
 @pytest.fixture
 def start(engine: Engine) -> Iterator[Callable[[Runner], Running]]:
-    """Starts a worker that dials the engine."""
+    """Starts a worker that connects to the engine."""
     started = []
 
     def start(runner: Runner) -> Running:
@@ -70,13 +70,13 @@ def start(engine: Engine) -> Iterator[Callable[[Runner], Running]]:
 
 @pytest.fixture
 def attach(start: Callable[[Runner], Running], engine: Engine) -> Attach:
-    """A worker that is ready to run sequences."""
+    """Connects a worker and waits until it is ready."""
 
     def attach(runner: Runner) -> Attachment:
         start(runner)
         attachment = engine.attached()
         attachment.welcome()
-        attachment.hear("ready")
+        attachment.receive("ready")
         return attachment
 
     return attach

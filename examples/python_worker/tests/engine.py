@@ -1,8 +1,6 @@
-"""A fake engine: it serves `Attach` on a Unix socket, as `worker.proto` says, and does nothing
-else.
+"""A fake engine that only serves `Attach` of `worker.proto` on a Unix socket.
 
-What waits here waits for an event, at most as long as `PATIENCE_S`: a test that fails does not
-hang.
+Every wait ends after `TIMEOUT_S` at the latest, so a failing test does not hang.
 """
 
 from __future__ import annotations
@@ -18,62 +16,62 @@ import grpc
 
 from tokenway_worker import wire
 
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 
 HEARTBEAT_MS = 20
 
-# What a refused worker is told.
-REFUSAL = "it is not taken"
+# Message of a rejection.
+REFUSAL = "the worker is rejected"
 
 
 class Attachment:
-    """One worker's stream, as its engine has it."""
+    """The engine's end of one worker's stream."""
 
     def __init__(self, context: grpc.ServicerContext) -> None:
         self._context = context
         self._status: grpc.StatusCode | None = None
         self.heartbeats: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._received: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._said: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        # Which life of the worker was ready last.
-        self.life = 0
+        # Last generation for which the worker sent `ready`.
+        self.generation = 0
 
     def say(self, **message: Any) -> None:
-        """Says this to the worker; what it submits, to the life that is ready."""
+        """Sends a message. A submit gets the current generation."""
         if "submit" in message:
-            message["submit"] = {"life": self.life, **message["submit"]}
+            message["submit"] = {"generation": self.generation, **message["submit"]}
         self._said.put(wire.message_class("AttachResponse")(**message))
 
-    def hear(self, kind: str) -> Any:
-        """The next message besides heartbeats, which must be of this kind."""
-        message = self._heard.get(timeout=PATIENCE_S)
+    def receive(self, kind: str) -> Any:
+        """The next message, without heartbeats. Asserts its kind."""
+        message = self._received.get(timeout=TIMEOUT_S)
         assert message is not None, f"the stream ended before {kind}"
         assert message.WhichOneof("message") == kind, message
         return getattr(message, kind)
 
-    def hear_any(self, *kinds: str) -> tuple[str, Any]:
-        """The next message, which must be of one of these kinds, and of which."""
-        message = self._heard.get(timeout=PATIENCE_S)
+    def receive_any(self, *kinds: str) -> tuple[str, Any]:
+        """The next message and its kind, which must be one of these."""
+        message = self._received.get(timeout=TIMEOUT_S)
         assert message is not None, f"the stream ended before any of {kinds}"
         kind: str = message.WhichOneof("message")
         assert kind in kinds, message
         return kind, getattr(message, kind)
 
-    def hear_end(self) -> None:
-        """The worker's end of the stream, with nothing before it."""
-        message = self._heard.get(timeout=PATIENCE_S)
+    def receive_end(self) -> None:
+        """Asserts that the worker ends the stream with no message before."""
+        message = self._received.get(timeout=TIMEOUT_S)
         assert message is None, message
 
-    def hear_steps(self, sequence: int) -> Tokens:
-        """All that comes of a sequence until its end, when nothing else runs."""
+    def receive_steps(self, sequence: int) -> Tokens:
+        """All tokens of a sequence until its end. No other sequence may run."""
         tokens = Tokens(sequence)
         while not tokens.end:
-            tokens.take(self.hear("step"))
+            tokens.take(self.receive("step"))
         return tokens
 
     def welcome(self) -> Any:
-        """Takes the worker on, up to its `ready`."""
-        hello = self.hear("hello")
+        """Receives `hello` and sends `welcome`."""
+        hello = self.receive("hello")
         self.say(welcome={"heartbeat_interval_ms": HEARTBEAT_MS, "heartbeat_timeout_ms": 2000})
         return hello
 
@@ -87,30 +85,30 @@ class Attachment:
         self._said.put(None)
 
     def listen(self, requests: Iterator[Any]) -> None:
-        """Hears the worker until its end of the stream."""
+        """Receives messages until the worker ends the stream."""
         try:
             for request in requests:
                 if request.WhichOneof("message") == "ready":
-                    self.life = request.ready.life
+                    self.generation = request.ready.generation
                 if request.WhichOneof("message") == "heartbeat":
                     self.heartbeats.put(request.heartbeat.step_ms)
                 else:
-                    self._heard.put(request)
+                    self._received.put(request)
         except grpc.RpcError:
             pass
-        self._heard.put(None)
-        # An engine ends its end of a stream when the worker has ended the other.
+        self._received.put(None)
+        # An engine ends the stream when the worker has ended its side.
         self._said.put(None)
 
     def speak(self) -> Iterator[Any]:
-        """What the worker is to hear."""
+        """Yields the messages for the worker."""
         yield from iter(self._said.get, None)
         if self._status:
             self._context.abort(self._status, REFUSAL)
 
 
 class Tokens:
-    """What has come of one sequence, checked as an engine checks it."""
+    """Received tokens of one sequence, with an engine's checks."""
 
     def __init__(self, sequence: int) -> None:
         self.sequence = sequence
@@ -122,14 +120,14 @@ class Tokens:
         self.steps: list[Any] = []
 
     def take(self, step: Any) -> None:
-        """Takes what a step made of it."""
+        """Adds the tokens of a step."""
         for part in step.sequences:
             self.take_part(part)
 
     def take_part(self, part: Any) -> None:
-        """Takes what a step made of one sequence, which must be this one."""
+        """Adds the entry of a step that belongs to this sequence."""
         assert part.sequence == self.sequence, part
-        assert not self.end, "something follows the end"
+        assert not self.end, "tokens follow the end"
         assert len(part.lengths) == len(part.ids)
         assert sum(part.lengths) == len(part.bytes)
         if self.first_index is None:
@@ -169,12 +167,12 @@ class Engine:
         self._server.start()
 
     def attached(self) -> Attachment:
-        """The next worker that attaches."""
-        return self._attached.get(timeout=PATIENCE_S)
+        """Waits for the next worker that connects."""
+        return self._attached.get(timeout=TIMEOUT_S)
 
     def die(self) -> None:
-        """Breaks all streams off and frees the path."""
-        self._server.stop(None).wait(PATIENCE_S)
+        """Breaks all streams and frees the path."""
+        self._server.stop(None).wait(TIMEOUT_S)
 
     def _attach(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
         attachment = Attachment(context)

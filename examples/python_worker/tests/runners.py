@@ -1,4 +1,4 @@
-"""Runners that do what a test tells them."""
+"""Runners that are scripted by a test."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tokenway_worker import (
     Token,
 )
 
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 VOCABULARY = 1000
 STOP = 999
 
@@ -29,19 +29,19 @@ Act = Callable[[Request, Emit, Cancelled], Token | None]
 
 
 def token(id: int) -> Token:
-    """A token whose bytes tell its id."""
+    """A token whose bytes contain its id."""
     return Token(id, b"" if id == STOP else f"<{id}>".encode())
 
 
 def count(request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:
-    """Makes the numbers from 100 on, each at its index."""
+    """Emits the token 100 + index at each index."""
     for index in range(len(request.delivered), request.max_tokens):
         emit(token(100 + index))
     return None
 
 
 class ScriptedRunner(Runner):
-    """Runs sequences as `act` does, and notes how each came out."""
+    """Runs `act` for each sequence and records how it ended."""
 
     def __init__(self, act: Act = count, slots: int = 2) -> None:
         self.slots = slots
@@ -49,7 +49,7 @@ class ScriptedRunner(Runner):
         self.loads = 0
         self.checked: list[tuple[int, ...]] = []
         self.load_error: str | None = None
-        # The first token of each prompt that has left its slot, and whether by `Ended`.
+        # For each ended sequence: its first prompt token, and true if it was ended by `Ended`.
         self.left: queue.SimpleQueue[tuple[int, bool]] = queue.SimpleQueue()
         self.model = ModelFacts(
             runner="scripted",
@@ -98,21 +98,21 @@ class ScriptedRunner(Runner):
 
 
 class Gate:
-    """Holds a runner inside its device, as a long call of it would, until the test opens it."""
+    """Blocks a runner inside a device call until the test opens the gate."""
 
     def __init__(self) -> None:
         self._is_open = threading.Event()
         self._entered: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def enter(self, request: Request) -> None:
-        """The runner's side: returns when the gate is open."""
+        """Called by the runner. Returns when the gate is open."""
         self._entered.put(request.prompt[0])
-        self._is_open.wait(PATIENCE_S)
+        self._is_open.wait(TIMEOUT_S)
 
     def await_entered(self) -> int:
-        """Returns when a runner has entered: the first token of its prompt."""
-        return self._entered.get(timeout=PATIENCE_S)
+        """Waits until a runner has entered. Returns the first token of its prompt."""
+        return self._entered.get(timeout=TIMEOUT_S)
 
     def open(self) -> None:
-        """Lets all runners on."""
+        """Lets all runners continue."""
         self._is_open.set()

@@ -1,4 +1,4 @@
-"""How a worker comes to an engine, and how it leaves."""
+"""Connecting to an engine, reconnecting, draining and stopping."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_worker_sends_its_identity_and_its_model(start: Start, engine: Engine)
     hello = attachment.welcome()
     assert hello.protocol_version == 1
     assert (hello.model, hello.name, hello.child_token) == ("model", "worker-7", "secret")
-    ready = attachment.hear("ready")
+    ready = attachment.receive("ready")
     assert ready.slots == 3
     assert ready.model.runner == "scripted"
     assert ready.model.context_length == 100
@@ -37,9 +37,9 @@ def test_only_hello_is_sent_before_the_welcome(start: Start, engine: Engine) -> 
     runner = ScriptedRunner()
     running = start(runner)
     attachment = engine.attached()
-    attachment.hear("hello")
+    attachment.receive("hello")
     running.stop()
-    attachment.hear_end()
+    attachment.receive_end()
     assert attachment.heartbeats.empty()
     assert runner.loads == 0
 
@@ -55,13 +55,13 @@ def test_loading_progress_is_reported(start: Start, engine: Engine) -> None:
     start(LoadingRunner())
     attachment = engine.attached()
     attachment.welcome()
-    assert attachment.hear("loading").fraction == 0.5
-    # It lives while it loads.
+    assert attachment.receive("loading").fraction == 0.5
+    # Heartbeats are sent while the model loads.
     beats = [attachment.heartbeats.get(timeout=20) for _ in range(3)]
     assert beats == [0, 0, 0]
     gate.open()
-    assert attachment.hear("loading").fraction == 1.0
-    attachment.hear("ready")
+    assert attachment.receive("loading").fraction == 1.0
+    attachment.receive("ready")
 
 
 @pytest.mark.parametrize("error", ["no such file", "x" * 2000])
@@ -73,8 +73,8 @@ def test_a_model_that_cannot_be_loaded_ends_the_worker(
     running = start(runner)
     attachment = engine.attached()
     attachment.welcome()
-    assert attachment.hear("load_failed").reason == error[:1024]
-    attachment.hear_end()
+    assert attachment.receive("load_failed").reason == error[:1024]
+    attachment.receive_end()
     assert running.code() == 1
 
 
@@ -94,19 +94,19 @@ def test_the_worker_reconnects_and_drops_running_sequences(
     runner = ScriptedRunner()
     attachment = attach(runner)
     attachment.say(submit={"sequence": 1, "prompt": [5], "max_tokens": 9, "credit": 1})
-    attachment.hear("accepted")
-    attachment.hear("step")
+    attachment.receive("accepted")
+    attachment.receive("step")
     engine.die()
     assert runner.left.get(timeout=20) == (5, True)
 
     back = Engine(path)
     attachment = back.attached()
     attachment.welcome()
-    assert attachment.hear("ready").slots == 2
+    assert attachment.receive("ready").slots == 2
     assert runner.loads == 1, "the model stays loaded"
     attachment.say(submit={"sequence": 1, "prompt": [6], "max_tokens": 2, "credit": 9})
-    attachment.hear("accepted")
-    assert attachment.hear_steps(1).ids == [100, 101]
+    attachment.receive("accepted")
+    assert attachment.receive_steps(1).ids == [100, 101]
     back.die()
 
 
@@ -121,24 +121,24 @@ def test_a_reconnected_worker_is_ready_only_when_its_slots_are_free(
 
     attachment = attach(ScriptedRunner(act))
     attachment.say(submit={"sequence": 1, "prompt": [5], "max_tokens": 9, "credit": 9})
-    attachment.hear("accepted")
+    attachment.receive("accepted")
     gate.await_entered()
     attachment.end()
 
     again = engine.attached()
     again.welcome()
     again.say(question={"question": 1, "tokenize": {"text": "a"}})
-    again.hear("answer")
+    again.receive("answer")
     gate.open()
-    again.hear("ready")
+    again.receive("ready")
 
 
 def refuse(attachment: Attachment, code: grpc.StatusCode, is_welcome: bool) -> None:
     if is_welcome:
         attachment.welcome()
-        attachment.hear("ready")
+        attachment.receive("ready")
     else:
-        attachment.hear("hello")
+        attachment.receive("hello")
     attachment.refuse(code)
 
 
@@ -163,12 +163,12 @@ def test_a_rejected_worker_exits_with_the_reason(
     running = start(ScriptedRunner())
     refuse(engine.attached(), code, is_welcome)
     assert running.code() == 1
-    assert f"the engine refuses this worker: {REFUSAL}" in caplog.text
+    assert f"the engine rejects this worker: {REFUSAL}" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("is_welcome", "says"),
-    [(False, "not attached to an engine at "), (True, "lost the engine at ")],
+    [(False, "cannot connect to an engine at "), (True, "lost the engine at ")],
 )
 @pytest.mark.parametrize(
     "code",
@@ -190,9 +190,9 @@ def test_every_other_status_is_retried(
 ) -> None:
     start(ScriptedRunner())
     refuse(engine.attached(), code, is_welcome)
-    engine.attached().hear("hello")
+    engine.attached().receive("hello")
     [warning] = [it.getMessage() for it in caplog.records if it.levelname == "WARNING"]
-    assert warning == f"{says}{engine.target}, dialling again: {code.name}: {REFUSAL}"
+    assert warning == f"{says}{engine.target}, reconnecting: {code.name}: {REFUSAL}"
 
 
 def test_a_drained_worker_ends_with_its_last_sequence(start: Start, engine: Engine) -> None:
@@ -200,21 +200,21 @@ def test_a_drained_worker_ends_with_its_last_sequence(start: Start, engine: Engi
     running = start(runner)
     attachment = engine.attached()
     attachment.welcome()
-    attachment.hear("ready")
+    attachment.receive("ready")
     attachment.say(submit={"sequence": 1, "prompt": [5], "max_tokens": 3, "credit": 1})
-    attachment.hear("accepted")
-    attachment.hear("step")
+    attachment.receive("accepted")
+    attachment.receive("step")
     attachment.say(drain={})
     refuse_another(attachment)
     attachment.say(credit={"grants": [{"sequence": 1, "tokens": 2}]})
-    assert attachment.hear_steps(1).ids == [101, 102]
-    attachment.hear_end()
+    assert attachment.receive_steps(1).ids == [101, 102]
+    attachment.receive_end()
     assert running.code() == 0
 
 
 def refuse_another(attachment: Attachment) -> None:
     attachment.say(submit={"sequence": 2, "prompt": [5], "max_tokens": 3, "credit": 1})
-    assert not attachment.hear("refused").failure.is_invalid
+    assert not attachment.receive("refused").failure.is_invalid
 
 
 def test_a_drained_worker_ends_when_its_last_sequence_is_cancelled(
@@ -223,13 +223,13 @@ def test_a_drained_worker_ends_when_its_last_sequence_is_cancelled(
     running = start(ScriptedRunner())
     attachment = engine.attached()
     attachment.welcome()
-    attachment.hear("ready")
+    attachment.receive("ready")
     attachment.say(submit={"sequence": 1, "prompt": [5], "max_tokens": 3, "credit": 1})
-    attachment.hear("accepted")
-    attachment.hear("step")
+    attachment.receive("accepted")
+    attachment.receive("step")
     attachment.say(drain={})
     attachment.say(cancel={"sequences": [1]})
-    attachment.hear_end()
+    attachment.receive_end()
     assert running.code() == 0
 
 
@@ -237,9 +237,9 @@ def test_an_idle_worker_ends_when_it_is_drained(start: Start, engine: Engine) ->
     running = start(ScriptedRunner())
     attachment = engine.attached()
     attachment.welcome()
-    attachment.hear("ready")
+    attachment.receive("ready")
     attachment.say(drain={})
-    attachment.hear_end()
+    attachment.receive_end()
     assert running.code() == 0
 
 
@@ -249,9 +249,9 @@ def test_a_protocol_violation_of_a_draining_worker_exits_with_1(
     running = start(ScriptedRunner())
     attachment = engine.attached()
     attachment.welcome()
-    attachment.hear("ready")
+    attachment.receive("ready")
     attachment.say(submit={"sequence": 1, "prompt": [5], "max_tokens": 3, "credit": 1})
-    attachment.hear("accepted")
+    attachment.receive("accepted")
     attachment.say(drain={})
     attachment.refuse(grpc.StatusCode.FAILED_PRECONDITION)
     assert running.code() == 1
@@ -262,11 +262,11 @@ def test_a_stopped_worker_ends_its_stream(start: Start, engine: Engine) -> None:
     running = start(runner)
     attachment = engine.attached()
     attachment.welcome()
-    attachment.hear("ready")
+    attachment.receive("ready")
     attachment.say(submit={"sequence": 1, "prompt": [5], "max_tokens": 9, "credit": 1})
-    attachment.hear("accepted")
-    attachment.hear("step")
+    attachment.receive("accepted")
+    attachment.receive("step")
     running.worker.stop()
-    attachment.hear_end()
+    attachment.receive_end()
     assert running.code() == 0
     assert runner.left.get(timeout=20) == (5, True)

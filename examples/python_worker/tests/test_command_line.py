@@ -1,4 +1,4 @@
-"""What is started from a shell: the worker as a process."""
+"""The worker as a process: command line, signals and exit codes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 import trustme
-from engine import PATIENCE_S, Attachment, Engine
+from engine import TIMEOUT_S, Attachment, Engine
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -43,24 +43,26 @@ def welcome(engine: Engine) -> Attachment:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_busy_worker_with_exit_code_0(engine: Engine, number: signal.Signals) -> None:
+def test_a_signal_ends_a_busy_worker_with_exit_code_0(
+    engine: Engine, number: signal.Signals
+) -> None:
     args = ["--engine", engine.target, "--runner", "echo", "--interval-ms", "3599999"]
     with process(*args) as worker:
         attachment = welcome(engine)
-        attachment.hear("ready")
+        attachment.receive("ready")
         attachment.say(submit={"sequence": 1, "prompt": [65], "max_tokens": 5, "credit": 5})
-        attachment.hear("accepted")
+        attachment.receive("accepted")
         worker.send_signal(number)
-        attachment.hear_end()
-        assert worker.wait(PATIENCE_S) == 0
+        attachment.receive_end()
+        assert worker.wait(TIMEOUT_S) == 0
 
 
 def test_a_drained_worker_exits_with_0(engine: Engine) -> None:
     with process("--engine", engine.target, "--runner", "echo") as worker:
         attachment = welcome(engine)
-        attachment.hear("ready")
+        attachment.receive("ready")
         attachment.say(drain={})
-        assert worker.wait(PATIENCE_S) == 0
+        assert worker.wait(TIMEOUT_S) == 0
 
 
 def test_options_and_the_child_token_reach_the_engine(engine: Engine) -> None:
@@ -70,7 +72,7 @@ def test_options_and_the_child_token_reach_the_engine(engine: Engine) -> None:
         attachment = engine.attached()
         hello = attachment.welcome()
         assert (hello.model, hello.name, hello.child_token) == ("m", "n", "t0ken")
-        ready = attachment.hear("ready")
+        ready = attachment.receive("ready")
         assert (ready.slots, ready.model.context_length) == (7, 99)
 
 
@@ -89,7 +91,7 @@ def test_the_default_name_is_the_process_and_host(
     ("args", "milliseconds"),
     [([], 60_000), (["--heartbeat-timeout", "0"], 0), (["--heartbeat-timeout", "2.5"], 2_500)],
 )
-def test_the_silence_limit_reaches_the_engine(
+def test_the_heartbeat_timeout_reaches_the_engine(
     engine: Engine, args: list[str], milliseconds: int
 ) -> None:
     with process("--engine", engine.target, "--runner", "echo", *args):
@@ -104,7 +106,7 @@ def test_the_model_path_reaches_the_runner(engine: Engine, tmp_path: Path) -> No
     )
     args = ["--engine", engine.target, "--runner", "mine:Mine", "--model-path", "m.gguf"]
     with process(*args, PYTHONPATH=str(tmp_path)) as worker:
-        _, log = worker.communicate(timeout=PATIENCE_S)
+        _, log = worker.communicate(timeout=TIMEOUT_S)
         assert "it is m.gguf" in log
 
 
@@ -120,14 +122,14 @@ def test_a_child_ends_with_the_engine_that_started_it(engine: Engine) -> None:
         start_new_session=True,
     )
     try:
-        welcome(engine).hear("ready")
+        welcome(engine).receive("ready")
         started.kill()
         engine.die()
-        # To its end, which is the worker's: nobody else can write any more.
-        _, log = started.communicate(timeout=PATIENCE_S)
+        # Reads until the worker, the last writer, has exited.
+        _, log = started.communicate(timeout=TIMEOUT_S)
         assert "the engine that started this worker is gone" in log
     finally:
-        # Of both, whichever is left.
+        # Kills the parent and the worker, if they still run.
         with suppress(ProcessLookupError):
             os.killpg(started.pid, signal.SIGKILL)
 
@@ -136,16 +138,16 @@ def test_no_prompt_is_in_the_log(engine: Engine) -> None:
     args = ["--engine", engine.target, "--runner", "echo", "--interval-ms", "0"]
     with process(*args, TOKENWAY_CHILD_TOKEN="t0ken") as worker:
         attachment = welcome(engine)
-        attachment.hear("ready")
+        attachment.receive("ready")
         attachment.say(question={"question": 1, "tokenize": {"text": "canary"}})
-        ids = list(attachment.hear("answer").ids.ids)
+        ids = list(attachment.receive("answer").ids.ids)
         asks = {"prompt": ids, "max_tokens": 50, "credit": 50, "user": "somebody"}
         attachment.say(submit={"sequence": 1, **asks})
-        attachment.hear("accepted")
-        assert attachment.hear_steps(1).data == b"canary"
+        attachment.receive("accepted")
+        assert attachment.receive_steps(1).data == b"canary"
         attachment.say(drain={})
-        _, log = worker.communicate(timeout=PATIENCE_S)
-        assert "dialling" in log
+        _, log = worker.communicate(timeout=TIMEOUT_S)
+        assert "connecting" in log
         for secret in ["canary", "somebody", "t0ken"]:
             assert secret not in log
 
@@ -156,7 +158,7 @@ def test_a_custom_runner_is_named_by_its_class(engine: Engine, tmp_path: Path) -
     )
     args = ["--engine", engine.target, "--runner", "mine:Mine"]
     with process(*args, PYTHONPATH=str(tmp_path)):
-        welcome(engine).hear("ready")
+        welcome(engine).receive("ready")
 
 
 @pytest.mark.parametrize(
@@ -166,13 +168,13 @@ def test_a_custom_runner_is_named_by_its_class(engine: Engine, tmp_path: Path) -
         ("--engine unix: --runner echo", "must be unix:/path/to.sock or HOST:PORT"),
         ("--engine somewhere --runner echo", "must be unix:/path/to.sock or HOST:PORT"),
         ("--engine unix:/x --runner other", "must be echo, xllamacpp, or module:Class"),
-        ("--engine unix:/x --runner echo --slots 0", "is not a whole number from 1 on"),
-        ("--engine unix:/x --runner echo --slots 65537", "at most 65,536 slots"),
+        ("--engine unix:/x --runner echo --slots 0", "is not a whole number of at least 1"),
+        ("--engine unix:/x --runner echo --slots 65537", "--slots must be at most 65,536"),
         ("--engine unix:/x --runner echo --interval-ms -1", "is not a number of milliseconds"),
         ("--engine unix:/x --runner echo --heartbeat-timeout 3601", "seconds, 0 or 0.1 to 3600"),
         ("--engine unix:/x --runner echo --heartbeat-timeout 0.05", "seconds, 0 or 0.1 to 3600"),
         ("--engine unix:/x --runner echo --heartbeat-timeout nan", "seconds, 0 or 0.1 to 3600"),
-        ("--engine unix:/x --runner echo --device x", "is not a whole number from 0 on"),
+        ("--engine unix:/x --runner echo --device x", "is not a whole number of at least 0"),
         ("--engine unix:/x --runner echo --name é", "up to 64 printable ASCII characters"),
         ("--engine h:1 --runner echo --tls-ca ca.pem", "add --tls-cert and --tls-key"),
         (
@@ -187,7 +189,7 @@ def test_a_custom_runner_is_named_by_its_class(engine: Engine, tmp_path: Path) -
 )
 def test_an_invalid_argument_is_reported_with_a_hint(args: str, says: str) -> None:
     with process(*args.split()) as worker:
-        _, log = worker.communicate(timeout=PATIENCE_S)
+        _, log = worker.communicate(timeout=TIMEOUT_S)
         assert worker.returncode == 2
         assert says in log
 
@@ -195,7 +197,7 @@ def test_an_invalid_argument_is_reported_with_a_hint(args: str, says: str) -> No
 def test_a_missing_proto_file_is_reported_with_a_hint() -> None:
     args = ["--engine", "unix:/x", "--runner", "echo"]
     with process(*args, TOKENWAY_PROTO_FOLDER="/no") as worker:
-        _, log = worker.communicate(timeout=PATIENCE_S)
+        _, log = worker.communicate(timeout=TIMEOUT_S)
         assert worker.returncode == 2
         assert "set TOKENWAY_PROTO_FOLDER to Tokenway's folder `proto`" in log
 
@@ -218,11 +220,11 @@ def test_tcp_requires_mutual_tls(tmp_path: Path, is_trusted: bool) -> None:
     engine = Engine("localhost:0", credentials)
     with process("--engine", engine.target, "--runner", "echo", *args) as worker:
         if is_trusted:
-            welcome(engine).hear("ready")
+            welcome(engine).receive("ready")
         else:
             assert worker.stderr
             assert any(
-                f"not attached to an engine at {engine.target}" in it for it in worker.stderr
+                f"cannot connect to an engine at {engine.target}" in it for it in worker.stderr
             )
     engine.die()
 
@@ -234,8 +236,8 @@ def test_a_worker_keeps_retrying_an_unreachable_address() -> None:
         args = ["--engine", f"127.0.0.1:{port}", "--runner", "echo"]
         with process(*args) as worker:
             assert worker.stderr
-            says = f"not attached to an engine at 127.0.0.1:{port}, dialling again: UNAVAILABLE"
+            says = f"cannot connect to an engine at 127.0.0.1:{port}, reconnecting: UNAVAILABLE"
             attempts = (line for line in worker.stderr if says in line)
             assert next(attempts) and next(attempts)
             worker.terminate()
-            assert worker.wait(PATIENCE_S) == 0
+            assert worker.wait(TIMEOUT_S) == 0

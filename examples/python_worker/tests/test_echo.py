@@ -11,7 +11,7 @@ from tokenway_worker.echo import END_OF_SEQUENCE, EchoRunner
 
 
 class Never:
-    """Nobody cancels."""
+    """A `Cancelled` that is never cancelled."""
 
     def __call__(self) -> bool:
         return False
@@ -21,7 +21,7 @@ class Never:
 
 
 def run(text: str, max_tokens: int, **fields: Any) -> tuple[bytes, bool]:
-    """All its bytes, and whether it ended before it had `max_tokens`."""
+    """Returns all bytes, and true if the sequence ended before `max_tokens`."""
     runner = EchoRunner(Options())
     prompt = tuple(runner.tokenize(text, True))
     request = Request(prompt=prompt, max_tokens=max_tokens, **fields)

@@ -1,4 +1,4 @@
-"""What a runner says that it honours."""
+"""Declaration of the parameters that a runner honours."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_runner_honours_nothing_by_default(
     start(runner)
     attachment = engine.attached()
     attachment.welcome()
-    assert tuple(attachment.hear("ready").model.unsupported) == ALL_PARAMETERS
+    assert tuple(attachment.receive("ready").model.unsupported) == ALL_PARAMETERS
 
 
 def test_honoured_parameters_are_not_unsupported() -> None:

@@ -1,4 +1,4 @@
-"""What goes out on a stream, and in which portions."""
+"""The send buffer of a stream."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def outgoing(capacity: int = 10, full: list[bool] | None = None) -> Outgoing:
 
 
 def taken(out: Outgoing) -> list[Any]:
-    """All that waits."""
+    """All queued messages."""
     out.close()
     return list(out)
 

@@ -1,5 +1,5 @@
-"""What becomes of a runner's token that the contract does not allow: an engine would give up the
-whole worker for it, so one sequence ends before.
+"""Tokens that violate the protocol. The engine would drop the whole worker for one, so the worker
+fails the sequence instead.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ STOPPED, LENGTH, FAILED = 1, 2, 3
 NAN, INFINITE = float("nan"), float("inf")
 
 
-def told(logprob: float | None = -1.5, *top: TopLogprob, token_bytes: bytes = b"x") -> Token:
+def token_with_logprob(
+    logprob: float | None = -1.5, *top: TopLogprob, token_bytes: bytes = b"x"
+) -> Token:
     return Token(7, b"x", logprobs=Logprobs(logprob, token_bytes, top))
 
 
-def likely(logprob: float = -1.5, id: int = 7, token_bytes: bytes = b"x") -> TopLogprob:
+def top_logprob(logprob: float = -1.5, id: int = 7, token_bytes: bytes = b"x") -> TopLogprob:
     return TopLogprob(id, token_bytes, logprob)
 
 
 ASKS: dict[str, Any] = {"logprobs": 1}
 SCORES: dict[str, Any] = {"logprobs": 1, "scores_prompt": True}
-OF_PROMPT = replace(told(), is_prompt=True)
+OF_PROMPT = replace(token_with_logprob(), is_prompt=True)
 NO_ID = "emitted an id that is none of the vocabulary's 1000"
 NO_DATA = "emitted a token whose data are not up to 1024 bytes"
 NO_LOGPROB = "emitted a token without its log probability, which was asked for"
@@ -38,16 +40,16 @@ NO_TOKEN_BYTES = "emitted a token whose token_bytes is not up to 1024 bytes"
 
 
 def run_beside_another(attachment: Attachment, **fields: Any) -> Tokens:
-    """All of a sequence whose prompt is 5, while another runs that has to live on."""
+    """Runs a sequence with prompt 5 beside another sequence, which must not be affected."""
     asks = {"max_tokens": 5, "credit": 100}
     attachment.say(submit={"sequence": 1, **asks, "prompt": [6], "credit": 1})
-    attachment.hear("accepted")
-    attachment.hear("step")
+    attachment.receive("accepted")
+    attachment.receive("step")
     attachment.say(submit={"sequence": 2, **asks, "prompt": [5], **fields})
-    attachment.hear("accepted")
-    tokens = attachment.hear_steps(2)
+    attachment.receive("accepted")
+    tokens = attachment.receive_steps(2)
     attachment.say(credit={"grants": [{"sequence": 1, "tokens": 4}]})
-    assert attachment.hear_steps(1).ids == [101, 102, 103, 104]
+    assert attachment.receive_steps(1).ids == [101, 102, 103, 104]
     return tokens
 
 
@@ -61,27 +63,27 @@ def run_beside_another(attachment: Attachment, **fields: Any) -> Tokens:
         (Token(7, "text"), {}, NO_DATA),  # type: ignore[arg-type]
         (Token(7, b"x", due_ns=-1), {}, "emitted a token whose due_ns is no time"),
         (token(7), ASKS, NO_LOGPROB),
-        (told(None), ASKS, NO_LOGPROB),
-        (told(NAN), ASKS, NO_NUMBER),
-        (told(INFINITE), ASKS, NO_NUMBER),
-        (told(1e39), ASKS, NO_NUMBER),
-        (told(NAN), {}, NO_NUMBER),
-        (told(-1.5, likely(NAN)), ASKS, NO_NUMBER),
+        (token_with_logprob(None), ASKS, NO_LOGPROB),
+        (token_with_logprob(NAN), ASKS, NO_NUMBER),
+        (token_with_logprob(INFINITE), ASKS, NO_NUMBER),
+        (token_with_logprob(1e39), ASKS, NO_NUMBER),
+        (token_with_logprob(NAN), {}, NO_NUMBER),
+        (token_with_logprob(-1.5, top_logprob(NAN)), ASKS, NO_NUMBER),
         (
-            told(-1.5, likely(id=1000)),
+            token_with_logprob(-1.5, top_logprob(id=1000)),
             ASKS,
             "told of a likely token that is none of the vocabulary's",
         ),
-        (told(token_bytes=b"x" * 1025), ASKS, NO_TOKEN_BYTES),
-        (told(-1.5, likely(token_bytes=b"x" * 1025)), ASKS, NO_TOKEN_BYTES),
+        (token_with_logprob(token_bytes=b"x" * 1025), ASKS, NO_TOKEN_BYTES),
+        (token_with_logprob(-1.5, top_logprob(token_bytes=b"x" * 1025)), ASKS, NO_TOKEN_BYTES),
         (
-            told(-1.5, *[likely()] * 21),
+            token_with_logprob(-1.5, *[top_logprob()] * 21),
             ASKS,
             "emitted a token with more than 20 of the likeliest beside it",
         ),
         (OF_PROMPT, {}, "emitted a token of the prompt that nobody asked for"),
         (
-            told(),
+            token_with_logprob(),
             SCORES,
             "emitted a token before those of the prompt, which were asked for",
         ),
@@ -169,8 +171,8 @@ def test_extra_prompt_tokens_and_a_prompt_token_as_the_end_are_failures(attach: 
             **SCORES,
         }
     )
-    attachment.hear("accepted")
-    last = attachment.hear_steps(3)
+    attachment.receive("accepted")
+    last = attachment.receive_steps(3)
     assert last.ids == []
     assert last.failure.message == "the runner ended the sequence with a token of the prompt"
 
@@ -183,9 +185,7 @@ def test_extra_prompt_tokens_and_a_prompt_token_as_the_end_are_failures(attach: 
         (token(8), {"ignore_eos": True, "stop_token_ids": [8]}),
     ],
 )
-def test_a_valid_end_is_accepted(
-    attach: Attach, last: Token, fields: dict[str, Any]
-) -> None:
+def test_a_valid_end_is_accepted(attach: Attach, last: Token, fields: dict[str, Any]) -> None:
     def act(request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:
         if request.prompt == (6,):
             return count(request, emit, cancelled)
@@ -215,4 +215,4 @@ def test_nothing_is_sent_after_the_end(
     tokens = run_beside_another(attachment, max_tokens=max_tokens)
     assert (tokens.ids, tokens.end) == ([7, 7][: 2 if end == LENGTH else 1], end)
     attachment.say(question={"question": 1, "detokenize": {"ids": []}})
-    attachment.hear("answer")
+    attachment.receive("answer")

@@ -1,4 +1,4 @@
-"""What becomes of a sequence."""
+"""Tokens, ends, failures and cancellation of sequences."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ def submit(attachment: Attachment, sequence: int, **fields: Any) -> None:
 
 
 def assert_silent(attachment: Attachment) -> None:
-    """The worker has heard all that was said before, and has nothing to say but this answer."""
+    """Asserts that the worker has handled all messages and sends nothing but this answer."""
     attachment.say(question={"question": 77, "detokenize": {"ids": []}})
-    assert attachment.hear("answer").question == 77
+    assert attachment.receive("answer").question == 77
 
 
 def test_tokens_arrive_in_order_and_the_last_carries_the_end(attach: Attach) -> None:
     attachment = attach(ScriptedRunner())
     submit(attachment, 1)
-    assert attachment.hear("accepted").sequence == 1
-    tokens = attachment.hear_steps(1)
+    assert attachment.receive("accepted").sequence == 1
+    tokens = attachment.receive_steps(1)
     assert tokens.ids == [100, 101, 102, 103, 104]
     assert tokens.data == b"<100><101><102><103><104>"
     assert tokens.first_index == 0
     assert tokens.end == LENGTH
     assert 104 in tokens.steps[-1].ids, "the end comes with the last token"
-    assert not tokens.steps[-1].emitted_ns, "nobody asked when"
+    assert not tokens.steps[-1].emitted_ns, "timestamps were not requested"
     assert_silent(attachment)
 
 
@@ -59,8 +59,8 @@ def test_max_tokens_ends_a_runner_that_does_not_count(attach: Attach) -> None:
 
     attachment = attach(ScriptedRunner(act))
     submit(attachment, 1, max_tokens=3)
-    attachment.hear("accepted")
-    tokens = attachment.hear_steps(1)
+    attachment.receive("accepted")
+    tokens = attachment.receive_steps(1)
     assert (tokens.ids, tokens.end) == ([7, 7, 7], LENGTH)
 
 
@@ -74,8 +74,8 @@ def test_the_token_that_stops_a_sequence_is_its_last(attach: Attach) -> None:
 
     attachment = attach(ScriptedRunner(act))
     submit(attachment, 1, stop_token_ids=[8])
-    attachment.hear("accepted")
-    tokens = attachment.hear_steps(1)
+    attachment.receive("accepted")
+    tokens = attachment.receive_steps(1)
     assert (tokens.ids, tokens.data, tokens.end) == ([7, STOP], b"<7>", STOPPED)
     assert tokens.steps[-1].ids[-1] == STOP, "the end comes with the last token"
 
@@ -99,8 +99,8 @@ def test_the_last_of_max_tokens_may_be_returned(
 
     attachment = attach(ScriptedRunner(act))
     submit(attachment, 1, **fields)
-    attachment.hear("accepted")
-    tokens = attachment.hear_steps(1)
+    attachment.receive("accepted")
+    tokens = attachment.receive_steps(1)
     assert (tokens.ids, tokens.end) == ([100, 101, 102, 103, last], end)
     assert_silent(attachment)
 
@@ -108,20 +108,20 @@ def test_the_last_of_max_tokens_may_be_returned(
 def test_a_sequence_without_credit_does_not_delay_others(attach: Attach) -> None:
     attachment = attach(ScriptedRunner())
     submit(attachment, 1, credit=2)
-    attachment.hear("accepted")
+    attachment.receive("accepted")
     slow = Tokens(1)
     while len(slow.ids) < 2:
-        slow.take(attachment.hear("step"))
+        slow.take(attachment.receive("step"))
     submit(attachment, 2)
-    assert attachment.hear("accepted").sequence == 2
-    assert attachment.hear_steps(2).ids == [100, 101, 102, 103, 104]
+    assert attachment.receive("accepted").sequence == 2
+    assert attachment.receive_steps(2).ids == [100, 101, 102, 103, 104]
     assert_silent(attachment)
     attachment.say(credit={"grants": [{"sequence": 2, "tokens": 9}, {"sequence": 1, "tokens": 2}]})
     while len(slow.ids) < 4:
-        slow.take(attachment.hear("step"))
+        slow.take(attachment.receive("step"))
     assert_silent(attachment)
     attachment.say(credit={"grants": [{"sequence": 1, "tokens": 1}]})
-    slow.take(attachment.hear("step"))
+    slow.take(attachment.receive("step"))
     assert (slow.ids, slow.end) == ([100, 101, 102, 103, 104], LENGTH)
 
 
@@ -135,10 +135,10 @@ def test_no_token_is_made_without_credit(attach: Attach) -> None:
 
     attachment = attach(ScriptedRunner(act))
     submit(attachment, 1, credit=2)
-    attachment.hear("accepted")
+    attachment.receive("accepted")
     tokens = Tokens(1)
     while len(tokens.ids) < 2:
-        tokens.take(attachment.hear("step"))
+        tokens.take(attachment.receive("step"))
     assert_silent(attachment)
     assert made == [0, 1]
 
@@ -150,11 +150,11 @@ def test_the_token_that_stops_a_sequence_needs_credit_too(attach: Attach) -> Non
 
     attachment = attach(ScriptedRunner(act))
     submit(attachment, 1, credit=1)
-    attachment.hear("accepted")
-    assert attachment.hear("step").sequences[0].ids == [7]
+    attachment.receive("accepted")
+    assert attachment.receive("step").sequences[0].ids == [7]
     assert_silent(attachment)
     attachment.say(credit={"grants": [{"sequence": 1, "tokens": 1}]})
-    [part] = attachment.hear("step").sequences
+    [part] = attachment.receive("step").sequences
     assert (part.first_index, part.ids, part.end) == (1, [STOP], STOPPED)
 
 
@@ -171,17 +171,17 @@ def test_nothing_is_sent_after_a_cancel_and_the_slot_is_free(attach: Attach) -> 
     runner = ScriptedRunner(act, slots=1)
     attachment = attach(runner)
     submit(attachment, 1)
-    attachment.hear("accepted")
-    attachment.hear("step")
+    attachment.receive("accepted")
+    attachment.receive("step")
     gate.await_entered()
     attachment.say(cancel={"sequences": [1, 99]})
-    # The next one waits for the slot: its device is still at work.
+    # The next sequence waits for the slot, because the device call is still running.
     submit(attachment, 2, prompt=[6])
     assert_silent(attachment)
     gate.open()
     assert runner.left.get(timeout=20) == (5, True)
-    assert attachment.hear("accepted").sequence == 2
-    assert attachment.hear_steps(2).end == LENGTH
+    assert attachment.receive("accepted").sequence == 2
+    assert attachment.receive_steps(2).end == LENGTH
     assert_silent(attachment)
 
 
@@ -196,7 +196,7 @@ def test_a_sequence_cancelled_while_it_waits_never_runs(attach: Attach) -> None:
     runner = ScriptedRunner(act, slots=1)
     attachment = attach(runner)
     submit(attachment, 1)
-    attachment.hear("accepted")
+    attachment.receive("accepted")
     gate.await_entered()
     attachment.say(cancel={"sequences": [1]})
     submit(attachment, 2, prompt=[6])
@@ -204,8 +204,8 @@ def test_a_sequence_cancelled_while_it_waits_never_runs(attach: Attach) -> None:
     submit(attachment, 3, prompt=[7])
     assert_silent(attachment)
     gate.open()
-    assert attachment.hear("accepted").sequence == 3
-    assert attachment.hear_steps(3).end == LENGTH
+    assert attachment.receive("accepted").sequence == 3
+    assert attachment.receive_steps(3).end == LENGTH
     assert runner.checked == [(5,), (7,)]
 
 
@@ -223,23 +223,23 @@ def test_a_cancel_wakes_sequences_that_wait_or_sleep(attach: Attach) -> None:
     runner = ScriptedRunner(act)
     attachment = attach(runner)
     submit(attachment, 1, prompt=[5], credit=1)
-    attachment.hear("accepted")
-    attachment.hear("step")
+    attachment.receive("accepted")
+    attachment.receive("step")
     submit(attachment, 2, prompt=[6])
-    attachment.hear("accepted")
+    attachment.receive("accepted")
     assert asleep.wait(20)
-    began_s = time.monotonic()
+    started_s = time.monotonic()
     attachment.say(cancel={"sequences": [1, 2]})
     assert {runner.left.get(timeout=20) for _ in range(2)} == {(5, True), (6, True)}
-    assert time.monotonic() - began_s < 1.0
+    assert time.monotonic() - started_s < 1.0
     assert_silent(attachment)
 
 
 def test_a_resumed_sequence_starts_after_its_delivered_tokens(attach: Attach) -> None:
     attachment = attach(ScriptedRunner())
     submit(attachment, 1, delivered=[100, 101], max_tokens=5)
-    attachment.hear("accepted")
-    tokens = attachment.hear_steps(1)
+    attachment.receive("accepted")
+    tokens = attachment.receive_steps(1)
     assert (tokens.first_index, tokens.ids, tokens.end) == (2, [102, 103, 104], LENGTH)
 
 
@@ -247,15 +247,15 @@ def test_a_resumed_sequence_starts_after_its_delivered_tokens(attach: Attach) ->
     ("fields", "is_invalid", "message"),
     [
         ({"prompt": [13]}, True, "13 is not lucky."),
-        ({"prompt": []}, True, "The prompt has no token."),
-        ({"prompt": [1000]}, True, "A token is not one of the vocabulary's."),
-        ({"delivered": [1000]}, True, "A token is not one of the vocabulary's."),
+        ({"prompt": []}, True, "The prompt is empty."),
+        ({"prompt": [1000]}, True, "A token id is not in the vocabulary."),
+        ({"delivered": [1000]}, True, "A token id is not in the vocabulary."),
         (
             {"prompt": [5] * 96},
             True,
-            "The prompt and max_tokens together are longer than the context.",
+            "The prompt and max_tokens exceed the context length.",
         ),
-        ({"delivered": [5] * 5}, True, "All tokens have been delivered."),
+        ({"delivered": [5] * 5}, True, "The resumed request already has max_tokens tokens."),
     ],
 )
 def test_an_invalid_sequence_is_rejected_and_the_slot_stays_free(
@@ -263,21 +263,21 @@ def test_an_invalid_sequence_is_rejected_and_the_slot_stays_free(
 ) -> None:
     attachment = attach(ScriptedRunner(slots=1))
     submit(attachment, 1, **fields)
-    refused = attachment.hear("refused")
+    refused = attachment.receive("refused")
     assert refused.sequence == 1
     assert (refused.failure.is_invalid, refused.failure.message) == (is_invalid, message)
     submit(attachment, 2)
-    attachment.hear("accepted")
-    assert attachment.hear_steps(2).end == LENGTH
+    attachment.receive("accepted")
+    assert attachment.receive_steps(2).end == LENGTH
 
 
 def test_more_sequences_than_slots_are_rejected(attach: Attach) -> None:
     attachment = attach(ScriptedRunner(slots=1))
     submit(attachment, 1, credit=1)
-    attachment.hear("accepted")
-    attachment.hear("step")
+    attachment.receive("accepted")
+    attachment.receive("step")
     submit(attachment, 2)
-    refused = attachment.hear("refused")
+    refused = attachment.receive("refused")
     assert (refused.sequence, refused.failure.is_invalid) == (2, False)
 
 
@@ -308,14 +308,14 @@ def test_a_failing_sequence_ends_with_its_reason(
 
     attachment = attach(ScriptedRunner(act, slots=1))
     submit(attachment, 1)
-    attachment.hear("accepted")
-    tokens = attachment.hear_steps(1)
+    attachment.receive("accepted")
+    tokens = attachment.receive_steps(1)
     assert (tokens.ids, tokens.end) == ([7], FAILED)
     assert (tokens.failure.is_invalid, tokens.failure.message) == (is_invalid, message)
     assert "secret" not in caplog.text
     submit(attachment, 2, prompt=[6])
-    attachment.hear("accepted")
-    assert attachment.hear_steps(2).end == LENGTH
+    attachment.receive("accepted")
+    assert attachment.receive_steps(2).end == LENGTH
 
 
 def test_a_failure_before_the_first_token_has_the_next_index(attach: Attach) -> None:
@@ -324,8 +324,8 @@ def test_a_failure_before_the_first_token_has_the_next_index(attach: Attach) -> 
 
     attachment = attach(ScriptedRunner(act))
     submit(attachment, 1, delivered=[100, 101])
-    attachment.hear("accepted")
-    tokens = attachment.hear_steps(1)
+    attachment.receive("accepted")
+    tokens = attachment.receive_steps(1)
     assert (tokens.first_index, tokens.ids, tokens.end) == (2, [], FAILED)
 
 
@@ -342,24 +342,24 @@ def test_a_lost_device_drops_its_sequences_and_is_reloaded(attach: Attach) -> No
     runner = ScriptedRunner(act)
     attachment = attach(runner)
     submit(attachment, 1, prompt=[6])
-    attachment.hear("accepted")
+    attachment.receive("accepted")
     gate.await_entered()
     submit(attachment, 2, prompt=[5])
-    attachment.hear("accepted")
-    assert attachment.hear("crashed").reason == "the chip is gone"
-    # It is not ready before the other has left, too. A sequence that crossed the word of the loss
-    # is passed over, also when it comes late.
+    attachment.receive("accepted")
+    assert attachment.receive("crashed").reason == "the chip is gone"
+    # The worker is ready again only after the other sequence has left the device. A sequence that
+    # the engine submitted before it knew of the loss is ignored, also if it arrives late.
     submit(attachment, 3, prompt=[7])
-    lost = attachment.life
+    lost = attachment.generation
     gate.open()
-    attachment.hear("ready")
+    attachment.receive("ready")
     assert runner.loads == 2
-    attachment.life, ready = lost, attachment.life
+    attachment.generation, ready = lost, attachment.generation
     submit(attachment, 5, prompt=[7])
-    attachment.life = ready
+    attachment.generation = ready
     submit(attachment, 4, prompt=[7])
-    attachment.hear("accepted")
-    assert attachment.hear_steps(4).ids == [100, 101, 102, 103, 104]
+    attachment.receive("accepted")
+    assert attachment.receive_steps(4).ids == [100, 101, 102, 103, 104]
 
 
 def test_a_scored_prompt_is_sent_first_with_its_own_indices(attach: Attach) -> None:
@@ -380,10 +380,10 @@ def test_a_scored_prompt_is_sent_first_with_its_own_indices(attach: Attach) -> N
     asks = {"logprobs": 1, "scores_prompt": True, "stamps": True}
     before_ns = time.monotonic_ns()
     submit(attachment, 1, prompt=[5, 6], max_tokens=1, credit=1, **asks)
-    attachment.hear("accepted")
+    attachment.receive("accepted")
     prompt, completion = Tokens(1), Tokens(1)
     for tokens in (prompt, prompt, completion):
-        step = attachment.hear("step")
+        step = attachment.receive("step")
         assert step.sequences[0].is_prompt == (tokens is prompt)
         tokens.take(step)
         attachment.say(credit={"grants": [{"sequence": 1, "tokens": 1}]})
@@ -405,8 +405,8 @@ def test_scoring_alone_ends_with_the_last_prompt_token(attach: Attach) -> None:
 
     attachment = attach(ScriptedRunner(act))
     submit(attachment, 1, prompt=[5, 6], max_tokens=0, scores_prompt=True)
-    attachment.hear("accepted")
-    tokens = attachment.hear_steps(1)
+    attachment.receive("accepted")
+    tokens = attachment.receive_steps(1)
     assert (tokens.ids, tokens.end) == ([5, 6], LENGTH)
 
 
@@ -439,13 +439,13 @@ def test_a_runner_receives_every_request_field(attach: Attach) -> None:
         min_tokens=2,
         user="somebody",
     )
-    attachment.hear("accepted")
-    attachment.hear("step")
+    attachment.receive("accepted")
+    attachment.receive("step")
     submit(attachment, 2)
-    attachment.hear("accepted")
-    attachment.hear("step")
+    attachment.receive("accepted")
+    attachment.receive("step")
     request, bare = given
-    assert bare.sampling.repetition_penalty == 1.0, "nobody can ask for 0"
+    assert bare.sampling.repetition_penalty == 1.0, "0 cannot be requested"
     said = {name: getattr(request.sampling, name) for name in sampling}
     assert said == sampling
     assert (request.prompt, request.delivered, request.max_tokens) == ((5,), (), 5)

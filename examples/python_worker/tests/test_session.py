@@ -1,4 +1,4 @@
-"""What cannot be timed over a socket: a test takes the worker's messages itself, one by one."""
+"""Races that cannot be timed over a socket. The tests take the worker's messages one by one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Taken = Iterator[Any]
 
 
 class Scripted:
-    """A call whose engine is a script: it takes messages, and yields what it says."""
+    """A call with a scripted engine: it takes messages and yields responses."""
 
     def __init__(self, script: Iterator[dict[str, Any]]) -> None:
         self._script = script
@@ -44,7 +44,7 @@ def take_until(taken: Taken, kind: str) -> list[Any]:
     """The messages up to the first of this kind."""
     messages = [next(taken)]
     while messages[-1].WhichOneof("message") != kind:
-        # Heartbeats always come: a thousand of them are 20 seconds.
+        # Heartbeats arrive every 20 ms, so a thousand of them are 20 seconds.
         assert len(messages) < 1000, f"nothing came but {messages[-1]}"
         messages.append(next(taken))
     return messages
@@ -56,11 +56,11 @@ def test_a_cancel_drops_an_unsent_end() -> None:
 
     def script(taken: Taken) -> Iterator[dict[str, Any]]:
         take_until(taken, "ready")
-        submit = {"sequence": 1, "life": 1, "prompt": [5], "max_tokens": 3, "credit": 9}
+        submit = {"sequence": 1, "generation": 1, "prompt": [5], "max_tokens": 3, "credit": 9}
         yield {"submit": submit}
         runner.left.get(timeout=20)
         yield {"cancel": {"sequences": [1]}}
-        # A heartbeat is made when the one before it has been taken, so nothing else waits then.
+        # A second heartbeat shows that nothing else was queued before it.
         said = take_until(taken, "heartbeat") + take_until(taken, "heartbeat")
         kinds.extend(message.WhichOneof("message") for message in said)
 

@@ -1,4 +1,4 @@
-"""What a worker answers, and that it lives, whatever its device does."""
+"""Tokenizer calls and heartbeats, also while the device computes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokenway_worker import Cancelled, DeviceLost, Emit, Request, Token, answers
 
 def ask(attachment: Attachment, number: int, **about: Any) -> Any:
     attachment.say(question={"question": number, **about})
-    answer = attachment.hear("answer")
+    answer = attachment.receive("answer")
     assert answer.question == number
     return answer
 
@@ -34,7 +34,7 @@ def test_a_failed_tokenizer_call_has_its_reason(attach: Attach) -> None:
     invalid = ask(attachment, 1, tokenize={"text": "?"}).failure
     assert (invalid.is_invalid, invalid.message) == (True, "A question mark is no text.")
     unknown = ask(attachment, 2, detokenize={"ids": [1000]}).failure
-    assert (unknown.is_invalid, unknown.message) == (True, "An id is not one of the vocabulary's.")
+    assert (unknown.is_invalid, unknown.message) == (True, "A token id is not in the vocabulary.")
     infill = ask(attachment, 3, infill={"prefix": "a", "suffix": "b"}).failure
     assert infill.is_invalid
     newer = ask(attachment, 4).failure
@@ -50,8 +50,8 @@ def test_a_tokenizer_call_that_finds_the_device_lost_reloads_it(attach: Attach) 
 
     attachment = attach(DyingRunner())
     attachment.say(question={"question": 1, "tokenize": {"text": "a"}})
-    assert attachment.hear("crashed").reason == "the chip is gone"
-    said = dict(attachment.hear_any("answer", "ready") for _ in range(2))
+    assert attachment.receive("crashed").reason == "the chip is gone"
+    said = dict(attachment.receive_any("answer", "ready") for _ in range(2))
     assert not said["answer"].failure.is_invalid
     assert said["ready"].slots == 2
     assert ask(attachment, 2, tokenize={"text": "a"}).ids.ids == [1]
@@ -75,7 +75,7 @@ def test_tokenizer_calls_are_answered_while_the_device_computes(attach: Attach) 
 
     attachment = attach(ScriptedRunner(act, slots=1))
     attachment.say(submit={"sequence": 1, "prompt": [5], "max_tokens": 5, "credit": 5})
-    attachment.hear("accepted")
+    attachment.receive("accepted")
     gate.await_entered()
     assert ask(attachment, 1, tokenize={"text": "ab"}).ids.ids == [97, 98]
     gate.open()
@@ -95,11 +95,11 @@ def test_tokenizer_calls_over_the_queue_capacity_fail(attach: Attach) -> None:
         gate.await_entered()
     for number in range(answers.CAPACITY + 1):
         attachment.say(question={"question": 100 + number, "tokenize": {"text": "a"}})
-    refused = attachment.hear("answer")
+    refused = attachment.receive("answer")
     assert refused.question == 100 + answers.CAPACITY
     assert not refused.failure.is_invalid
     gate.open()
-    answered = {attachment.hear("answer").question for _ in range(answers.CAPACITY)}
+    answered = {attachment.receive("answer").question for _ in range(answers.CAPACITY)}
     assert len(answered) == answers.CAPACITY
 
 
@@ -114,7 +114,7 @@ def test_heartbeats_report_the_duration_of_a_device_call(attach: Attach) -> None
     attachment = attach(ScriptedRunner(act))
     assert attachment.heartbeats.get(timeout=20) == 0
     attachment.say(submit={"sequence": 1, "prompt": [5], "max_tokens": 2, "credit": 1})
-    attachment.hear("accepted")
+    attachment.receive("accepted")
     gate.await_entered()
     beats = [attachment.heartbeats.get(timeout=20)]
     while beats[-1] < 100:
@@ -122,13 +122,13 @@ def test_heartbeats_report_the_duration_of_a_device_call(attach: Attach) -> None
     # Five intervals of 20 ms are 100 ms; a busy machine may miss some.
     assert len([beat for beat in beats if beat > 0]) >= 2
     gate.open()
-    attachment.hear("step")
-    # Now it stands without credit: no call of the device is under way.
+    attachment.receive("step")
+    # The sequence now waits for credit, so no device call is running.
     await_beat_below(attachment, 1)
 
 
 def await_beat_below(attachment: Attachment, step_ms: int) -> None:
-    """Returns when a heartbeat tells of a shorter call than this; fails where one only lasts on."""
+    """Returns when a heartbeat reports a shorter call than `step_ms`. Fails if the call goes on."""
     while (beat := attachment.heartbeats.get(timeout=20)) >= step_ms:
         assert beat < step_ms + 3000
 
@@ -143,7 +143,7 @@ def test_a_busy_python_loop_does_not_stop_heartbeats(attach: Attach) -> None:
 
     attachment = attach(ScriptedRunner(act))
     attachment.say(submit={"sequence": 1, "prompt": [5], "max_tokens": 2, "credit": 1})
-    attachment.hear("accepted")
+    attachment.receive("accepted")
     while attachment.heartbeats.get(timeout=20) < 200:
         pass
     is_over.append(True)
@@ -160,7 +160,7 @@ def test_checking_for_cancellation_restarts_the_call_duration(attach: Attach) ->
 
     attachment = attach(ScriptedRunner(act))
     attachment.say(submit={"sequence": 1, "prompt": [5], "max_tokens": 2, "credit": 1})
-    attachment.hear("accepted")
+    attachment.receive("accepted")
     gate.await_entered()
     longest = 0
     while longest < 100:

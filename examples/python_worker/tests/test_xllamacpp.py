@@ -35,39 +35,39 @@ END_OF_SEQUENCE = 2
 
 
 class Asking:
-    """An engine's end of the worker's stream, with numbers that are never used again."""
+    """An engine's end of the worker's stream. Sequence and call numbers are unique."""
 
     def __init__(self, attachment: Attachment) -> None:
         self._attachment = attachment
         self._last = 0
 
     def ask(self, **about: Any) -> Any:
-        """The answer to a question."""
+        """Makes a tokenizer call and returns its answer."""
         self._last += 1
         self._attachment.say(question={"question": self._last, **about})
-        return self._attachment.hear("answer")
+        return self._attachment.receive("answer")
 
     def submit(self, **fields: Any) -> int:
-        """Begins a sequence, greedy unless the fields say otherwise."""
+        """Starts a sequence, greedy unless `fields` say otherwise."""
         self._last += 1
         said = {"prompt": FRANCE, "max_tokens": 8, "credit": 1000, **fields}
         sampling = {"top_p": 1.0, "repetition_penalty": 1.0, **said.pop("sampling", {})}
         self._attachment.say(submit={"sequence": self._last, **said, "sampling": sampling})
-        assert self._attachment.hear("accepted").sequence == self._last
+        assert self._attachment.receive("accepted").sequence == self._last
         return self._last
 
     def run(self, **fields: Any) -> Tokens:
-        """All of a sequence."""
-        return self._attachment.hear_steps(self.submit(**fields))
+        """Runs a sequence to its end."""
+        return self._attachment.receive_steps(self.submit(**fields))
 
-    def hear(self, kind: str) -> Any:
+    def receive(self, kind: str) -> Any:
         """The next message."""
-        return self._attachment.hear(kind)
+        return self._attachment.receive(kind)
 
     def await_ready(self) -> Any:
-        """What the worker serves, when it is loaded."""
+        """Waits for `ready` and returns it."""
         while True:
-            kind, said = self._attachment.hear_any("loading", "ready")
+            kind, said = self._attachment.receive_any("loading", "ready")
             if kind == "ready":
                 return said
 
@@ -83,7 +83,7 @@ def runner() -> XllamacppRunner:
 
 @pytest.fixture(scope="module")
 def worker(runner: XllamacppRunner) -> Iterator[Asking]:
-    """A worker that is loaded once for all tests."""
+    """A worker that is shared by all tests."""
     with tempfile.TemporaryDirectory(prefix="tokenway-") as folder:
         engine = Engine(Path(folder) / "workers.sock")
         running = Running(Worker(runner, Address(engine.target), Identity()))
@@ -121,7 +121,7 @@ def test_a_prompt_of_several_chunks_is_read_completely(worker: Asking) -> None:
     prompt = list(worker.ask(tokenize={"text": text}).ids.ids)
     assert len(prompt) > 2 * STEP_TOKENS
     assert worker.run(prompt=prompt, max_tokens=3).data.startswith(b" swordfish")
-    # Up to the token where a portion ends, one before it and one behind.
+    # Prompts that end at a chunk boundary, one token before it and one after it.
     for length in (STEP_TOKENS - 1, STEP_TOKENS, STEP_TOKENS + 1):
         assert len(worker.run(prompt=prompt[:length], max_tokens=2).ids) == 2
 
@@ -131,7 +131,7 @@ def test_tokens_do_not_depend_on_other_sequences(worker: Asking) -> None:
     first, second = worker.submit(max_tokens=12), worker.submit(max_tokens=12)
     both = {first: Tokens(first), second: Tokens(second)}
     while not all(tokens.end for tokens in both.values()):
-        for part in worker.hear("step").sequences:
+        for part in worker.receive("step").sequences:
             both[part.sequence].take_part(part)
     assert [tokens.ids for tokens in both.values()] == [alone, alone]
 
@@ -187,7 +187,7 @@ def test_sampling_depends_only_on_seed_choice_and_position(worker: Asking) -> No
     assert drawn(7, 1, whole[:5]) == whole[5:]
     assert drawn(8, 1, []) != whole
     assert drawn(7, 2, []) != whole
-    # Clients rely on a seed from one release to the next.
+    # A seed must give the same tokens in every release.
     assert sampling_fields(Sampling(seed=7, choice=1), 3, 99)["seed"] == 385295639
     assert 0 <= draw_seed(2**64 - 1, 2**32 - 1, 2**32 - 1) < 2**31
 
@@ -206,8 +206,10 @@ def test_penalties_count_the_right_tokens(worker: Asking) -> None:
         return worker.run(prompt=prompt, max_tokens=1, sampling=sampling).ids[0]
 
     assert first() == PARIS
-    assert first(repetition_penalty=1.9) != PARIS, "it stands in the prompt"
-    assert first(presence_penalty=2.0, frequency_penalty=2.0) == PARIS, "it was not made"
+    assert first(repetition_penalty=1.9) != PARIS, "the repetition penalty counts the prompt"
+    assert first(presence_penalty=2.0, frequency_penalty=2.0) == PARIS, (
+        "the other penalties count only the completion"
+    )
     made = Counter({PARIS: 3})
     sampling = Sampling(presence_penalty=0.5, frequency_penalty=0.25, logit_bias={PARIS: 2.0, 9: 1})
     request = Request(
@@ -250,7 +252,7 @@ def test_no_device_call_reads_more_than_a_chunk(
 
 def test_a_cancel_stops_prefill(runner: XllamacppRunner, worker: Asking) -> None:
     class CancelledAfter:
-        """Cancels when it has been asked so many times."""
+        """Reports cancellation on the third call."""
 
         asked = 0
 
@@ -272,11 +274,11 @@ def test_a_killed_llama_cpp_is_a_crash_and_is_reloaded(
     runner: XllamacppRunner, worker: Asking
 ) -> None:
     worker.submit(max_tokens=900, credit=1)
-    worker.hear("step")
+    worker.receive("step")
     assert runner._server
     os.kill(runner._server.pid, signal.SIGKILL)
     worker.submit()
-    assert "llama.cpp" in worker.hear("crashed").reason
+    assert "llama.cpp" in worker.receive("crashed").reason
     worker.await_ready()
     assert worker.run(max_tokens=1).ids == [PARIS]
 
@@ -290,6 +292,6 @@ def test_a_load_error_says_what_to_do(tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF, but not really")
     runner = XllamacppRunner(Options(model_path=broken))
-    with pytest.raises(LoadError, match=r"llama\.cpp ended with exit code 1; it says why above"):
+    with pytest.raises(LoadError, match=r"llama\.cpp exited with code 1"):
         runner.load(lambda _: None)
     runner.close()

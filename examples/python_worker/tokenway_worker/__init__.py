@@ -1,9 +1,9 @@
 """A device worker for Tokenway: one function serves a model.
 
-What a runner's author needs is here. The rest of the package is the worker itself, read in this
-order: `runner` (the seam), `wire` (the messages), `outgoing` (what goes out, and when), `rules`
-(what a token must keep), `sequence` (one sequence in its slot), `device` (the slots' threads),
-`answers` (tokenizer and template), `session` (one stream), `worker` (dialling, again and again).
+Runners need only the names exported here. The rest of the package is the worker itself, best read
+in this order: `runner` (the runner interface), `wire` (the messages), `outgoing` (the send buffer),
+`rules` (token checks), `sequence` (one running sequence), `device` (one thread per slot), `answers`
+(tokenizer calls), `session` (one stream), `worker` (connecting and reconnecting).
 """
 
 from .runner import (

@@ -25,12 +25,12 @@ RUNNERS = {
 }
 CHILD_TOKEN = "TOKENWAY_CHILD_TOKEN"
 
-# What wakes the main thread when the worker has ended by itself.
+# Byte that wakes the main thread when the worker has ended without a signal.
 NO_SIGNAL = b"\0"
 
 
 class UsageError(Exception):
-    """The arguments do not go together, and what to do about it."""
+    """Invalid arguments. The message says what to do."""
 
 
 def main() -> int:
@@ -53,7 +53,7 @@ def _serve(worker: Worker) -> int:
     """Runs the worker until it ends, or a signal ends it."""
     wakes, wake = socket.socketpair()
     wake.setblocking(False)
-    # The system may hand a signal to any thread, which wakes no other. This socket wakes this one.
+    # The system may deliver a signal to any thread. This socket wakes the main thread.
     signal.set_wakeup_fd(wake.fileno())
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
@@ -66,7 +66,7 @@ def _serve(worker: Worker) -> int:
     threading.Thread(target=run, name="worker", daemon=True).start()
     if wakes.recv(1) != NO_SIGNAL:
         worker.stop()
-        # A second signal does not wait for the engine's farewell.
+        # A second signal exits without waiting for the engine to end the stream.
         wakes.recv(1)
     worker.close()
     return codes[0] if codes else 0
@@ -76,9 +76,9 @@ def _run(worker: Worker) -> int:
     try:
         return worker.run()
     except Exception as error:
-        # Not its message, which may hold what a client wrote.
+        # The message is not logged, because it may contain a client's text.
         where = "".join(traceback.format_tb(error.__traceback__))
-        logging.error("the worker ends by a fault of its own, %s:\n%s", type(error).__name__, where)
+        logging.error("the worker failed with %s:\n%s", type(error).__name__, where)
         return 1
 
 
@@ -90,9 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--engine", required=True, help="the worker socket: unix:/path/to.sock or HOST:PORT")
     add("--runner", required=True, help="echo, xllamacpp, or your own as module:Class")
-    add("--model", default="", help="the model, as the engine names it (default: its only one)")
-    add("--model-path", type=Path, help="the model's file")
-    add("--slots", type=_slots, default=4, help="how many sequences run at once (default: 4)")
+    add("--model", default="", help="name of the model in the engine (default: its only model)")
+    add("--model-path", type=Path, help="path of the model file")
+    add("--slots", type=_slots, default=4, help="number of sequences that run at once (default: 4)")
     cores = max((os.cpu_count() or 2) - 1, 1)
     add(
         "--threads",
@@ -104,53 +104,53 @@ def _parser() -> argparse.ArgumentParser:
         "--context-length",
         type=_positive,
         default=2048,
-        help="tokens of a sequence, prompt and completion together (default: 2048)",
+        help="maximum number of tokens of a sequence, prompt and completion (default: 2048)",
     )
     add(
         "--interval-ms",
         type=_milliseconds,
         default=20.0,
-        help="the time between two tokens of the echo runner (default: 20)",
+        help="time between two tokens of the echo runner (default: 20)",
     )
-    add("--device", type=_device, help="which of several accelerators, from 0")
-    add("--name", help="what this worker is called in logs (default: its process and host)")
+    add("--device", type=_device, help="index of the accelerator, from 0")
+    add("--name", help="name of this worker in logs (default: its process and host)")
     add(
         "--heartbeat-timeout",
         type=_silence,
         default=HEARTBEAT_TIMEOUT_S,
         metavar="SECONDS",
-        help="how long a device call may hold the interpreter, and so stop the heartbeats, before"
-        " the engine counts this worker as lost: 0.1 to 3600, or 0 for the engine's own"
+        help="time without heartbeats, for example while a device call holds the GIL, after which the"
+        " engine counts this worker as lost: 0.1 to 3600, or 0 for the engine's own"
         " --heartbeat-timeout (default: 60)",
     )
     add(
         "--child-token",
         default=os.environ.get(CHILD_TOKEN, ""),
-        help=f"what the engine gave a worker that it started (default: ${CHILD_TOKEN})",
+        help=f"token from the engine that started this worker (default: ${CHILD_TOKEN})",
     )
-    add("--tls-ca", type=Path, help="a file with the certificates that the engine's is checked by")
-    add("--tls-cert", type=Path, help="a file with this worker's certificate")
-    add("--tls-key", type=Path, help="a file with the key of this worker's certificate")
+    add("--tls-ca", type=Path, help="CA certificates (PEM) used to verify the engine")
+    add("--tls-cert", type=Path, help="this worker's certificate (PEM)")
+    add("--tls-key", type=Path, help="key of this worker's certificate (PEM)")
     return parser
 
 
 def _positive(text: str) -> int:
     value = int(text) if text.isdecimal() else 0
     if not 0 < value < 2**32:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return value
 
 
 def _slots(text: str) -> int:
     slots = _positive(text)
     if slots > 65_536:
-        raise argparse.ArgumentTypeError("an engine takes at most 65,536 slots of one worker")
+        raise argparse.ArgumentTypeError("--slots must be at most 65,536")
     return slots
 
 
 def _device(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
 
 
@@ -191,9 +191,9 @@ def _credentials(args: argparse.Namespace) -> grpc.ChannelCredentials | None:
     if len(missing) == len(files):
         return None
     if missing:
-        raise UsageError(f"TLS goes both ways here: add {' and '.join(missing)}")
+        raise UsageError(f"worker connections require mutual TLS: add {' and '.join(missing)}")
     if args.engine.startswith("unix:"):
-        raise UsageError("a Unix socket has no TLS: leave out --tls-ca, --tls-cert and --tls-key")
+        raise UsageError("a Unix socket has no TLS: remove --tls-ca, --tls-cert and --tls-key")
     contents = []
     for name, path in files.items():
         try:
@@ -209,7 +209,7 @@ def _name(args: argparse.Namespace) -> str:
     if name is None:
         device = "" if args.device is None else f"device {args.device} of "
         own = f"{device}process {os.getpid()} on {socket.gethostname()}"
-        # A host's name alone may be as long as all of this may be.
+        # Host names can be 64 characters long, the limit of the whole name.
         return own.encode("ascii", "replace").decode()[:64]
     if len(name) > 64 or not (name.isascii() and name.isprintable()):
         raise UsageError("--name must be up to 64 printable ASCII characters")

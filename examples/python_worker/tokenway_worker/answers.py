@@ -1,5 +1,5 @@
-"""Answers what only a tokenizer or a chat template knows, on threads of its own, so that neither
-the device nor the stream waits for it.
+"""Answers tokenizer calls (text, token ids, chat templates) on separate threads, so that neither
+the device nor the stream waits for them.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from .failures import Failure, failure_of
 from .outgoing import Outgoing
 from .runner import DeviceLost
 
-# More than one, so that a long text keeps no short one waiting.
+# More than one, so that a long text does not delay a short one.
 THREADS = 2
-# How many questions may wait. The engine asks about each request once or twice, so more than this
-# is a burst that would not be answered in time.
+# Maximum number of queued calls. The engine makes one or two per request, so a longer queue could
+# not be answered in time.
 CAPACITY = 256
 
 
@@ -27,7 +27,7 @@ OnLost = Callable[[str], None]
 
 
 class Answers:
-    """Takes questions and says their answers."""
+    """Queues tokenizer calls and sends their answers."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -38,12 +38,12 @@ class Answers:
             threading.Thread(target=self._serve, name=name, daemon=True).start()
 
     def ask(self, question: wire.Question, outgoing: Outgoing, on_lost: OnLost) -> None:
-        """Answers a question when its turn comes, on the stream where it was asked. `on_lost`
-        is told that the device failed, where the question has shown it."""
+        """Queues a call. Its answer is sent on the stream it came from. Calls `on_lost` if the call
+        shows that the device has failed."""
         try:
             self._questions.put_nowait((question, outgoing, on_lost))
         except queue.Full:
-            failure = Failure(False, f"{CAPACITY} questions are waiting already")
+            failure = Failure(False, f"{CAPACITY} tokenizer calls are already waiting")
             outgoing.say(wire.answer_failure(question.number, failure))
 
     def _serve(self) -> None:
@@ -58,7 +58,7 @@ class Answers:
             self._device.is_loaded = False
             on_lost(str(error))
             return wire.answer_failure(question.number, Failure(False, str(error)))
-        # All: a thread that ended here would leave later questions without an answer.
+        # Catches everything: if this thread ended, later calls would get no answer.
         except BaseException as error:
             return wire.answer_failure(question.number, failure_of(error))
         if answer.ByteSize() > wire.MAX_MESSAGE_BYTES:
@@ -69,14 +69,14 @@ class Answers:
     def _answer_to(self, question: wire.Question) -> Message:
         number, runner = question.number, self._device.runner
         if not self._device.is_loaded:
-            # On a stream that is ready this is news: another stream's question has found it out.
+            # A call of another stream has found the device lost; this stream does not know it yet.
             raise DeviceLost("the model is not loaded")
         match question.about:
             case wire.Tokenize(text, begins):
                 return wire.answer_ids(number, runner.tokenize(text, begins))
             case wire.Detokenize(ids):
                 if any(id >= runner.model.vocabulary_size for id in ids):
-                    unknown = Failure(True, "An id is not one of the vocabulary's.")
+                    unknown = Failure(True, "A token id is not in the vocabulary.")
                     return wire.answer_failure(number, unknown)
                 return wire.answer_pieces(number, runner.detokenize(ids))
             case wire.RenderChat(messages):
@@ -84,4 +84,6 @@ class Answers:
             case wire.Infill(prefix, suffix):
                 return wire.answer_ids(number, runner.infill(prefix, suffix))
             case None:
-                return wire.answer_failure(number, Failure(False, "the question is not known here"))
+                return wire.answer_failure(
+                    number, Failure(False, "this worker does not know this kind of call")
+                )

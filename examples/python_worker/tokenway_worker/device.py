@@ -1,5 +1,5 @@
-"""The device: a runner, loaded once, and one thread for each of its slots. It must not know
-streams: it outlives them.
+"""The device: a runner, loaded once, and one thread for each of its slots. It outlives streams and
+must not know them.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Device:
         self._has_threads = False
 
     def prepare(self, tell: Callable[[float], None]) -> None:
-        """Returns when the model is loaded and every slot is free. Who asks last is told how far it
-        is. Raises `LoadError`."""
+        """Returns when the model is loaded and every slot is free. Raises `LoadError`. `tell` gets
+        the loading progress; the last caller's `tell` replaces earlier ones."""
         self._tell = tell
         with self._loading:
-            # What was cancelled may still be in a call of the device.
+            # A cancelled sequence may still be in a device call.
             with self._changed:
                 self._changed.wait_for(lambda: not any(self._running))
             if not self.is_loaded:
@@ -49,32 +49,32 @@ class Device:
             self._changed.notify_all()
 
     def withdraw(self, sequence: Sequence) -> None:
-        """Forgets a sequence that was cancelled, where it still waits for its slot."""
+        """Removes a cancelled sequence if it still waits for a slot."""
         with self._changed:
             if sequence in self._waiting:
                 self._waiting.remove(sequence)
 
     def step_ms(self) -> int:
-        """How long the longest call of the device that is under way has lasted."""
+        """Duration of the longest device call that is running, in milliseconds."""
         running = [sequence for sequence in self._running if sequence]
         since_s = [since for it in running if (since := it.computes_since_s()) is not None]
         return int((time.monotonic() - min(since_s)) * 1000) if since_s else 0
 
     def _load(self) -> None:
-        began_s = time.monotonic()
+        started_s = time.monotonic()
         try:
-            # Not `self._tell` itself: another stream may have come by the next time it is called.
+            # Reads `self._tell` on each call, because a new stream may have replaced it.
             self.runner.load(lambda fraction: self._tell(fraction))
         except LoadError:
             raise
         except Exception as error:
             raise LoadError(f"{type(error).__name__}: {error}") from error
         self.is_loaded = True
-        log.info("the model is loaded, in %.1f s", time.monotonic() - began_s)
+        log.info("the model is loaded, in %.1f s", time.monotonic() - started_s)
         if not self._has_threads:
             self._has_threads = True
             for slot in range(self.runner.slots):
-                # A daemon: a call that never returns must not keep the process from its end.
+                # A daemon, so that a device call that never returns cannot keep the process alive.
                 name = f"slot-{slot}"
                 threading.Thread(target=self._serve, args=(slot,), name=name, daemon=True).start()
 
@@ -107,9 +107,9 @@ class Device:
         except DeviceLost as error:
             self.is_loaded = False
             sequence.on_lost(str(error))
-        # All: a thread that ended here would take its slot with it, and leave a stream without an
-        # end.
+        # Catches everything: if this thread ended, its slot would be lost and the sequence would
+        # not end.
         except BaseException as error:
             sequence.fail(failure_of(error))
-        # Whoever is over hears nothing of this.
+        # Has no effect if the sequence has ended.
         sequence.fault("left the sequence without an end")

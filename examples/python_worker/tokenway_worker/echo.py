@@ -1,8 +1,8 @@
-"""Gives the prompt back, byte by byte, at its own pace: a runner without a model, to try an engine
-with.
+"""Repeats the prompt, one byte per token, at a fixed interval: a runner without a model, for trying
+out an engine.
 
-Its tokens are bytes. Which one comes depends on the prompt and the position alone, so a sequence
-that goes on elsewhere goes on exactly.
+Tokens are bytes. Each depends only on the prompt and the position, so a resumed sequence continues
+exactly.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .runner import (
     Token,
 )
 
-# The token behind the last byte.
+# Id of the eos token, after the ids of all bytes.
 END_OF_SEQUENCE = 256
 
 
@@ -39,19 +39,19 @@ class EchoRunner(Runner):
             vocabulary_size=END_OF_SEQUENCE + 1,
             max_prompt_bytes=options.context_length,
             resumption=Resumption.EXACT,
-            # Its tokens do not depend on how to sample, so a request that cares is refused.
+            # Tokens do not depend on sampling, so requests with sampling parameters are rejected.
             honours=("min_tokens", "ignore_eos", "stop_token_ids"),
         )
 
     def check(self, request: Request) -> None:
         if END_OF_SEQUENCE in request.prompt:
-            raise Invalid("The end of a sequence cannot be part of a prompt.")
+            raise Invalid("The prompt must not contain the end-of-sequence token.")
 
     def generate(self, request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:
         prompt = request.prompt
         due_ns = time.monotonic_ns()
         for index in range(len(request.delivered), request.max_tokens):
-            # Deadlines are absolute: after a delay the sequence catches up.
+            # Due times are absolute, so a delayed sequence catches up.
             due_ns += self._interval_ns
             cancelled.wait((due_ns - time.monotonic_ns()) / 1e9)
             is_early = index < request.min_tokens

@@ -1,4 +1,4 @@
-"""What becomes of an exception that a runner raises: what its client is told, and what a log is."""
+"""Conversion of a runner's exceptions into failures for the client and log lines."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ log = logging.getLogger("tokenway_worker")
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a sequence was refused or did not go on, or a question has no answer."""
+    """Reason why a sequence was rejected or failed, or why a tokenizer call failed."""
 
-    # Whether the request is at fault. Only then its client is told the message.
+    # True if the request is at fault. Only then does the client get the message.
     is_invalid: bool
     message: str
 
 
 def failure_of(error: BaseException) -> Failure:
-    """The failure that an exception is. One that the seam does not know is logged."""
+    """Converts an exception. Logs it if it is not one of the runner interface's exceptions."""
     if isinstance(error, Invalid):
         return Failure(True, str(error))
     if isinstance(error, Failed):
         return Failure(False, str(error))
     name = type(error).__name__
-    # Not its message, which may hold what a client wrote: where it happened says enough.
+    # The message is not logged, because it may contain a client's text.
     log.error("the runner raised %s:\n%s", name, "".join(traceback.format_tb(error.__traceback__)))
     return Failure(False, f"the runner raised {name}")

@@ -1,12 +1,11 @@
-"""llama.cpp's server, in a process of its own.
+"""llama.cpp's server in its own process.
 
-xllamacpp holds Python's interpreter lock while it loads a model, takes SIGTERM for itself, and
-ends its process on some faults. Here none of that reaches the worker: it keeps its heartbeat, its
-signals and its stream, and a dead llama.cpp is a device that is loaded again.
+xllamacpp holds the GIL while it loads a model, handles SIGTERM itself, and aborts its process on
+some errors. In a separate process none of this affects the worker's heartbeats, signals or stream.
+If this process dies, the worker reports a crash and starts it again.
 
-Both ends hold one end of a socket, which is this process's standard input. When the model is
-loaded, the path of the server's Unix socket comes through it; its end is the end of this process,
-also where the worker was killed.
+Standard input is one end of a socket pair with the worker. When the model is loaded, this process
+sends the path of its Unix socket. It exits when the worker closes its end or is killed.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ import xllamacpp
 
 
 def main(options: dict[str, Any]) -> None:
-    """Serves until the worker is gone."""
+    """Serves until the worker closes its end of the socket."""
     worker = socket.socket(fileno=sys.stdin.fileno())
-    # Nobody else may enter this folder: the server asks for no key.
+    # A private folder, because the server requires no key.
     with tempfile.TemporaryDirectory(prefix="tokenway-") as folder:
         path = f"{folder}/llama.sock"
         params = xllamacpp.CommonParams()
@@ -33,33 +32,32 @@ def main(options: dict[str, Any]) -> None:
         params.model.path = options["model"]
         params.n_parallel = options["slots"]
         params.n_ctx = options["slots"] * options["context_length"]
-        # Each slot has cells of its own, so what one sequence reads is the same alone and in a
-        # batch.
+        # Each slot has its own KV cells, so a sequence computes the same alone and in a batch.
         params.kv_unified = False
         params.cpuparams.n_threads = options["threads"]
         params.cpuparams_batch.n_threads = options["threads"]
-        # A step is no longer than this, so that whoever decodes does not wait for who prefills.
+        # Limits the batch, so that prefill does not delay sequences that decode.
         params.n_batch = params.n_ubatch = max(options["step_tokens"], options["slots"])
-        # What a slot has read is dropped with its sequence, and no prompt is kept elsewhere.
+        # No prompt cache: a slot's state is dropped with its sequence.
         params.cache_ram_mib = 0
-        # A conversation that ends with the model's turn gets a new one, as in every other runner.
+        # A chat that ends with an assistant message gets a new turn, as in every other runner.
         params.prefill_assistant = False
         params.endpoint_slots = params.ui = False
-        # Errors only: they hold no prompt.
+        # Errors only, because they contain no prompt.
         params.verbosity = 1
         if options["device"] is not None and _gpus() > 1:
             params.split_mode = xllamacpp.llama_split_mode.LLAMA_SPLIT_MODE_NONE
             params.main_gpu = options["device"]
         try:
-            # It serves for as long as it is held.
+            # The server runs while this variable exists.
             _server = xllamacpp.Server(params)
         except RuntimeError as error:
             sys.exit(f"llama.cpp: {error}")
-        # The worker may be gone by now, with a word of ours unread or without.
+        # The worker may have exited meanwhile.
         with contextlib.suppress(OSError):
             worker.sendall(path.encode())
             worker.recv(1)
-    # At once: what llama.cpp still computes is for nobody, and Python's own end would wait for it.
+    # Exits at once. A normal exit would wait for llama.cpp's running computation.
     os._exit(0)
 
 

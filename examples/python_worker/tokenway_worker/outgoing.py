@@ -1,7 +1,7 @@
-"""What the worker has to say on one stream: in which order, and how much at once.
+"""The send buffer of one stream: order and size of the messages.
 
-gRPC takes one message after the other, on a thread of its own. So heartbeats are made where
-messages are taken, and nothing that a runner does can keep one back. It must not know runners.
+gRPC takes one message after the other on its own thread. Heartbeats are created when a message is
+taken, so nothing that a runner does can delay them. This module must not know runners.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from . import wire
 from .failures import Failure
 from .runner import Token
 
-# The most tokens in one message: each with the log probabilities of twenty others, they fit.
+# Maximum number of tokens per message. They fit even if each has the logprobs of twenty others.
 STEP_TOKENS = 2048
 
 
 @dataclass(slots=True)
 class _Emitted:
-    """A token that waits to be taken."""
+    """A token that waits to be sent."""
 
     index: int
     token: Token
@@ -34,7 +34,7 @@ class _Emitted:
 
 @dataclass(slots=True)
 class _Pending:
-    """What waits to be taken of one sequence. Its credit bounds it."""
+    """Unsent tokens and the end of one sequence. The sequence's credit bounds it."""
 
     next_index: int = 0
     tokens: deque[_Emitted] = field(default_factory=deque)
@@ -43,16 +43,17 @@ class _Pending:
 
 
 class Outgoing(Iterator[Message]):
-    """The requests of one stream, as gRPC takes them.
+    """Iterator over the messages of one stream, consumed by gRPC.
 
-    `capacity` bounds what is said besides tokens; an engine that lets so much lie is given up by
-    `on_full`. `step_ms` says how long the device has computed.
+    `capacity` is the maximum number of queued messages besides tokens. If the engine does not read
+    and the queue fills up, `on_full` is called and the stream is broken off. `step_ms` returns the
+    duration of the running device call.
     """
 
     def __init__(
         self, capacity: int, step_ms: Callable[[], int], on_full: Callable[[], None]
     ) -> None:
-        # It guards everything of the stream: what is said, and what each sequence may say.
+        # Guards all state of the stream and of its sequences.
         self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)
         self._capacity = capacity
@@ -67,11 +68,11 @@ class Outgoing(Iterator[Message]):
 
     @property
     def is_closed(self) -> bool:
-        """Whether nothing more can be said."""
+        """True if no more messages can be queued."""
         return self._is_closed
 
     def say(self, message: Message) -> None:
-        """Says this after what was said before, and before the tokens that wait."""
+        """Queues a message. Messages are sent in order, and before waiting tokens."""
         with self.lock:
             if self._is_closed:
                 return
@@ -85,7 +86,7 @@ class Outgoing(Iterator[Message]):
             self._changed.notify()
 
     def token(self, sequence: int, index: int, token: Token, emitted_ns: int) -> None:
-        """Sends a token with the next step; `emitted_ns` 0 is no time."""
+        """Queues a token for the next step. An `emitted_ns` of 0 means no timestamp."""
         with self.lock:
             pending = self._of(sequence)
             if pending:
@@ -94,31 +95,31 @@ class Outgoing(Iterator[Message]):
     def end(
         self, sequence: int, next_index: int, end: wire.End, failure: Failure | None = None
     ) -> None:
-        """Ends a sequence, in the same step as its last token where that is still here."""
+        """Queues the end of a sequence, in the same step as its last token if that is unsent."""
         with self.lock:
             pending = self._of(sequence)
             if pending:
                 pending.next_index, pending.end, pending.failure = next_index, end, failure
 
     def forget(self, sequence: int) -> None:
-        """Drops what waits of a sequence."""
+        """Drops the unsent tokens and the end of a sequence."""
         with self.lock:
             self._pending.pop(sequence, None)
 
     def begin_heartbeats(self, interval_s: float) -> None:
-        """Sends a heartbeat at once, and then so often."""
+        """Sends a heartbeat at once and then at this interval."""
         with self.lock:
             self._heartbeat_interval_s = interval_s
             self._changed.notify()
 
     def close(self) -> None:
-        """Ends the stream when all that waits has been sent."""
+        """Ends the stream after everything queued has been sent."""
         with self.lock:
             self._is_closed = True
             self._changed.notify()
 
     def break_off(self) -> None:
-        """Ends the stream now. Nothing is said any more."""
+        """Ends the stream now and drops everything queued."""
         with self.lock:
             self._is_closed = self._is_broken = True
             self._said.clear()
@@ -130,8 +131,8 @@ class Outgoing(Iterator[Message]):
             while True:
                 if self._is_broken:
                     raise StopIteration
-                patience_s = self._until_heartbeat()
-                if patience_s is not None and patience_s <= 0:
+                timeout_s = self._until_heartbeat()
+                if timeout_s is not None and timeout_s <= 0:
                     return self._heartbeat()
                 if self._said:
                     return self._said.popleft()
@@ -139,7 +140,7 @@ class Outgoing(Iterator[Message]):
                     return self._step()
                 if self._is_closed:
                     raise StopIteration
-                self._changed.wait(patience_s)
+                self._changed.wait(timeout_s)
 
     def _of(self, sequence: int) -> _Pending | None:
         if self._is_closed:
@@ -157,7 +158,7 @@ class Outgoing(Iterator[Message]):
         return wire.heartbeat(self._step_ms())
 
     def _step(self) -> Message:
-        """All that is ready, as far as one message may hold it."""
+        """Builds a step from all waiting tokens, up to `STEP_TOKENS`."""
         room = STEP_TOKENS
         steps: list[wire.SequenceStep] = []
         for sequence in list(self._pending):
@@ -168,14 +169,13 @@ class Outgoing(Iterator[Message]):
             steps.append(step)
             room -= len(step.tokens)
             if pending.tokens:
-                # Behind the others, so that one that has much to say keeps nobody waiting.
+                # Moved to the end, so that a long sequence does not delay others.
                 self._pending[sequence] = pending
         return wire.step(steps)
 
 
 def _take(sequence: int, pending: _Pending, room: int) -> wire.SequenceStep:
-    """Up to so many tokens, either of the prompt or of the completion, with the end behind the
-    last."""
+    """Takes up to `room` tokens, of the prompt or of the completion, and the end after the last."""
     tokens = pending.tokens
     first_index = tokens[0].index if tokens else pending.next_index
     is_prompt = bool(tokens) and tokens[0].token.is_prompt

@@ -1,7 +1,7 @@
-"""What the contract asks of a token. An engine that is sent another gives up the whole worker, so
-the one sequence is to end before that.
+"""Checks of tokens against the protocol. The engine would drop the whole worker for an invalid
+token, so the worker fails the sequence instead.
 
-It must not know streams or credit. Nothing that it says holds what a client wrote.
+This module must not know streams or credit. Its messages never contain a client's text.
 """
 
 from __future__ import annotations
@@ -10,23 +10,24 @@ from dataclasses import dataclass
 
 from .runner import Logprobs, Request, Token
 
-# The longest token, and the longest token_bytes of one.
+# Maximum length of a token's data and of its `token_bytes`.
 MAX_TOKEN_BYTES = 1024
-# The most of the likeliest tokens beside one.
+# Maximum number of top logprobs per token.
 MAX_TOP_LOGPROBS = 20
-# The largest number of 32 bits: in a message, what is above it is infinite.
+# Largest 32-bit float. A larger value would become infinite in a message.
 MAX_LOGPROB = 3.4028234663852886e38
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What is asked of one sequence's tokens, on a model with so many."""
+    """Checks for the tokens of one sequence."""
 
     request: Request
     vocabulary_size: int
 
     def broken_by(self, token: Token, of_prompt: int) -> str | None:
-        """What a runner did wrong that emits this token behind so many of the prompt's."""
+        """The rule that this token breaks, if any. `of_prompt` prompt tokens were emitted
+        before."""
         if not self._is_id(token.id):
             return f"emitted an id that is none of the vocabulary's {self.vocabulary_size}"
         if not _is_short(token.data):
@@ -42,16 +43,16 @@ class Rules:
             broken = self._broken_logprobs(token.logprobs)
             if broken:
                 return broken
-        is_asked = self.request.logprobs is not None or token.is_prompt
-        # Nothing comes before the first token of a prompt.
+        needs_logprob = self.request.logprobs is not None or token.is_prompt
+        # The first token of a prompt has no logprob.
         is_first = token.is_prompt and of_prompt == 0
-        is_told = token.logprobs and (token.logprobs.logprob is not None or is_first)
-        if is_asked and not is_told:
+        has_logprob = token.logprobs and (token.logprobs.logprob is not None or is_first)
+        if needs_logprob and not has_logprob:
             return "emitted a token without its log probability, which was asked for"
         return None
 
     def broken_by_end(self, token: Token, count: int) -> str | None:
-        """What a runner did wrong that ends the sequence with this token, its last of so many."""
+        """The rule that is broken if this token, the `count`th, ends the sequence."""
         if token.is_prompt:
             return "ended the sequence with a token of the prompt"
         if count < self.request.min_tokens:
@@ -67,11 +68,11 @@ class Rules:
             return "told of a likely token that is none of the vocabulary's"
         if not all(map(_is_short, [it.token_bytes, *(top.token_bytes for top in it.top)])):
             return f"emitted a token whose token_bytes is not up to {MAX_TOKEN_BYTES} bytes"
-        told = [top.logprob for top in it.top]
+        logprobs = [top.logprob for top in it.top]
         if it.logprob is not None:
-            told.append(it.logprob)
-        # Minus infinity is sent as the least that the contract knows. No comparison holds for NaN.
-        if not all(logprob <= MAX_LOGPROB for logprob in told):
+            logprobs.append(it.logprob)
+        # Minus infinity is allowed and sent as -9999. Comparisons with NaN are false.
+        if not all(logprob <= MAX_LOGPROB for logprob in logprobs):
             return "emitted a token with a log probability that is no finite number"
         return None
 
@@ -79,12 +80,12 @@ class Rules:
         return _is_whole(id) and 0 <= id < self.vocabulary_size
 
 
-# What is not of its type cannot be sent. That would show only on the thread that sends, which
-# serves all sequences.
+# Types are checked here because a wrong type would fail only on the sending thread, which serves
+# all sequences.
 
 
 def _is_whole(number: int) -> bool:
-    # Not `isinstance`: an array's elements are numbers, too.
+    # Not `isinstance`, so that elements of arrays are accepted as well.
     return hasattr(number, "__index__")
 
 

@@ -1,7 +1,7 @@
-"""The seam: what a runner is, what it is given, and what it may raise.
+"""The runner interface: the class to implement, its arguments and its exceptions.
 
-A runner knows tokens and its device. It knows no stream, no credit and no engine: `emit` waits
-where it must, and raises where nobody wants more.
+A runner knows tokens and its device, but no streams, credit or engine: `emit` blocks while there is
+no credit and raises when no more tokens are needed.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-# What a request may ask for and a runner may be unable to do: all that `worker.proto` names at
-# `Model.unsupported`.
+# Parameters that a runner may not support: all names listed at `Model.unsupported` in
+# `worker.proto`.
 ALL_PARAMETERS = (
     "temperature",
     "top_p",
@@ -32,130 +32,127 @@ ALL_PARAMETERS = (
     "suffix",
 )
 
-# The longest text that a runner should take. Messages are at most 4 MiB, and an id takes up to
-# three bytes below two million: however small its tokens, the ids of such a text fit.
+# Default limit for prompt texts. Even with one token per byte, the ids of such a text fit into a 4
+# MiB message (an id below two million takes up to three bytes).
 MAX_PROMPT_BYTES = 1024 * 1024
 
 
 class Runner(ABC):
-    """What runs one model on one device.
+    """Runs one model on one device.
 
-    `load` comes first. Then `generate` is called on one thread for each slot, and `tokenize`,
-    `detokenize`, `render_chat` and `infill` meanwhile on others.
+    `load` is called first. Then `generate` is called on one thread per slot, and concurrently
+    `tokenize`, `detokenize`, `render_chat` and `infill` on other threads.
 
-    All threads share Python's interpreter lock. A library that holds it throughout a long call
-    would silence the heartbeat: call it in a process of its own, as the `xllamacpp` runner does.
+    All threads share the GIL. A library that holds it during a long call stops the heartbeats: run
+    it in a separate process, as the `xllamacpp` runner does.
     """
 
-    # What the model is and can. It must be known once `load` has returned.
+    # Facts about the model. Must be set when `load` returns.
     model: ModelFacts
-    # How many sequences run at once, 1 to 65,536. It must be known before `load`.
+    # Number of sequences that run at once, 1 to 65,536. Must be set before `load`.
     slots: int
 
     def load(self, progress: Callable[[float], None]) -> None:  # noqa: B027
-        """Loads the model, and tells how far it is, from 0 to 1. Runs again after a `DeviceLost`.
+        """Loads the model and reports progress from 0 to 1. Called again after `DeviceLost`.
 
-        Raises `LoadError`, so that an operator can mend it.
+        Raises `LoadError` with a message for the operator.
         """
 
     def check(self, request: Request) -> None:  # noqa: B027
-        """Raises `Invalid` for a request that this runner does not take, before it begins.
+        """Raises `Invalid` for a request that this runner rejects, before `generate`.
 
-        What every model asks (ids of the vocabulary, a prompt that fits) has been checked.
+        Vocabulary and context length have already been checked.
         """
 
     @abstractmethod
     def generate(self, request: Request, emit: Emit, cancelled: Cancelled) -> Token | None:
-        """Makes a sequence's tokens, behind `request.delivered`, and emits each at once.
+        """Generates the tokens after `request.delivered` and emits each at once.
 
-        `emit` returns when there is room for another token, and raises `Ended` when nobody wants
-        another: the sequence was cancelled, or has `max_tokens`. Let that pass through.
+        `emit` returns when there is credit for another token. It raises `Ended` when the sequence
+        was cancelled or has `max_tokens`. Do not catch it.
 
-        Returns the token by which the sequence ended, if that is not `max_tokens`: the model's end
-        of sequence or a stop token (`Request.is_end`). It is sent as the last. The last of
-        `max_tokens` may be returned, too.
+        Returns the token that ended the sequence, eos or a stop token (`Request.is_end`), which is
+        sent as the last token. The last of `max_tokens` may also be returned.
 
-        A runner that breaks what the contract asks of a token (`rules`) loses this sequence: it
-        ends with a failure that says so, and `emit` raises `Ended`.
+        If a token violates the protocol (`rules`), the sequence fails and `emit` raises `Ended`.
 
-        Raises `Invalid` where the request is at fault, `Failed` where this sequence cannot go on,
-        and `DeviceLost` where no sequence can. Every other exception counts as `Failed`.
+        Raises `Invalid` if the request is at fault, `Failed` if this sequence cannot continue, and
+        `DeviceLost` if no sequence can. Any other exception counts as `Failed`.
         """
 
     @abstractmethod
     def tokenize(self, text: str, begins: bool) -> Sequence[int]:
-        """The ids of a text. Where it `begins`, the token with which the model begins every prompt
-        comes first, unless the text begins with it already.
+        """The token ids of a text. If `begins` is true, the bos token comes first, unless the text
+        already starts with it.
 
-        This and the other questions may raise what `generate` may.
+        This and the other tokenizer methods may raise the same exceptions as `generate`.
         """
 
     @abstractmethod
     def detokenize(self, ids: Sequence[int]) -> Sequence[bytes]:
-        """The bytes of each token: none for one that is never shown."""
+        """The bytes of each token. Empty for tokens that are never shown."""
 
     def render_chat(self, messages: Sequence[ChatMessage]) -> str:
-        """A conversation as the model's template renders it, up to where the model is to answer."""
+        """Renders a chat with the model's template, up to the start of the model's reply."""
         raise Invalid("This model has no chat template.")
 
     def infill(self, prefix: str, suffix: str) -> Sequence[int]:
-        """The prompt that asks to fill a gap. Not asked unless `suffix` is honoured."""
+        """The fill-in-the-middle prompt. Called only if `suffix` is honoured."""
         raise Invalid("This model has no fill-in-the-middle tokens.")
 
     def close(self) -> None:  # noqa: B027
-        """Frees what `load` has taken. The worker ends after it."""
+        """Releases the resources of `load`. Called before the worker exits."""
 
 
 class Emit(Protocol):
-    """Hands a token on."""
+    """Sends a token."""
 
     def __call__(self, token: Token, /) -> None:
-        """Sends it at once, and returns when there is room for another.
+        """Sends a token at once and returns when there is credit for another.
 
-        Raises `Ended` when nobody wants another.
+        Raises `Ended` when the sequence has ended.
         """
 
 
 class Cancelled(Protocol):
-    """Tells a runner that nobody waits for its sequence any more."""
+    """Reports whether the sequence has been cancelled."""
 
     def __call__(self) -> bool:
-        """Whether that is so. Ask between two calls of the device: that costs nothing, and
-        tells the engine that the last one has returned."""
+        """True if the sequence is cancelled. Call it between two device calls: it is cheap and
+        shows the engine that the last call has returned."""
 
     def wait(self, seconds: float) -> bool:
-        """Sleeps for so long, or until that is so; and whether it is. No call of the device is
-        taken to be under way meanwhile."""
+        """Sleeps until cancelled, at most this long. Returns true if cancelled. The time does not
+        count as a device call."""
 
 
 class Resumption(enum.IntEnum):
-    """How well a sequence goes on from its prompt and the tokens made so far."""
+    """Quality of resuming a sequence from its prompt and its delivered tokens."""
 
-    # The tokens are those that an undisturbed run would have made.
+    # The tokens are those of an undisturbed run.
     EXACT = 1
-    # No token is lost or repeated; those that follow may be others.
+    # No token is lost or repeated, but the following tokens may differ.
     CONTIGUOUS = 2
-    # It cannot go on.
+    # The sequence cannot be resumed.
     NO = 3
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What a model is and can. Every worker of a model must say the same of it."""
+    """Facts about a model. All workers of a model must report the same."""
 
-    # Which kind of runner serves it, up to 64 printable ASCII characters.
+    # Kind of the runner, up to 64 printable ASCII characters.
     runner: str
-    # The most tokens of one sequence, prompt and completion together.
+    # Maximum number of tokens of a sequence, prompt and completion.
     context_length: int
-    # Every id below this is a token.
+    # Number of tokens. Ids are below it.
     vocabulary_size: int
-    # The longest text that it tokenizes, in bytes.
+    # Maximum length of a text to tokenize, in bytes.
     max_prompt_bytes: int = MAX_PROMPT_BYTES
     resumption: Resumption = Resumption.CONTIGUOUS
-    # Those of `ALL_PARAMETERS` that it honours: the engine refuses requests that need another, so
-    # none is passed over in silence.
+    # Supported names of `ALL_PARAMETERS`. The engine rejects requests that need any other.
     honours: tuple[str, ...] = ()
-    # How the token is spelled that begins every prompt, and that ends the output, if there is one.
+    # Text of the bos and eos tokens. Empty if there is none.
     bos_token: str = ""
     eos_token: str = ""
 
@@ -167,14 +164,14 @@ class ModelFacts:
 
     @property
     def unsupported(self) -> tuple[str, ...]:
-        """Those of `ALL_PARAMETERS` that it does not honour."""
+        """Names of `ALL_PARAMETERS` that are not honoured."""
         return tuple(name for name in ALL_PARAMETERS if name not in self.honours)
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to choose the next token. What is drawn must depend on `seed`, `choice` and the token's
-    position alone, so that a sequence is sampled alike wherever it goes on."""
+    """Sampling parameters. Random numbers must depend only on `seed`, `choice` and the token's
+    position, so that a resumed sequence samples the same tokens on any worker."""
 
     seed: int = 0
     choice: int = 0
@@ -190,66 +187,63 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A sequence to run. Its text is in no log, nor is its `user`."""
+    """A sequence to run. `repr` hides its tokens and `user`, so that they are not logged."""
 
     prompt: tuple[int, ...] = field(repr=False)
-    # The most tokens, with those delivered. 0 only with `scores_prompt`.
+    # Maximum number of tokens, including delivered ones. 0 only with `scores_prompt`.
     max_tokens: int
-    # The tokens that its client already has. To penalties they are output like any other.
+    # Tokens that the client already has. Penalties count them as output.
     delivered: tuple[int, ...] = field(default=(), repr=False)
     sampling: Sampling = field(default=Sampling(), repr=False)
     stop_token_ids: frozenset[int] = frozenset()
-    # Whether the model's own end-of-sequence tokens end nothing.
+    # True if eos tokens do not end the sequence.
     ignore_eos: bool = False
-    # Nothing but `max_tokens` ends it before it has so many tokens: the sampler must not choose
-    # what would.
+    # Before this many tokens, the sampler must not choose eos or stop tokens.
     min_tokens: int = 0
-    # Tell log probabilities, and those of so many of the likeliest tokens.
+    # Number of top logprobs to report per token. None: no logprobs.
     logprobs: int | None = None
-    # Emit the prompt's own tokens first (`Token.is_prompt`), each with its log probabilities.
+    # Emit the prompt's tokens first (`Token.is_prompt`), each with its logprobs.
     scores_prompt: bool = False
-    # Whether tokens carry when they were due and emitted.
+    # True if tokens need timestamps.
     stamps: bool = False
     user: str = field(default="", repr=False)
-    # In which slot it runs, from 0: no other sequence is there.
+    # Slot of the sequence, from 0. No other sequence uses it.
     slot: int = 0
 
     def is_end(self, token: int, is_eos: bool) -> bool:
-        """Whether this token ends it. `is_eos`: the model ends its output by it."""
+        """True if this token ends the sequence. `is_eos` is true for the model's eos tokens."""
         return (is_eos and not self.ignore_eos) or token in self.stop_token_ids
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token as a device made it."""
+    """A generated token."""
 
     id: int
-    # Its bytes, not always whole characters; none for one that is never shown.
+    # Bytes of the token, possibly part of a character. Empty for tokens that are never shown.
     data: bytes
-    # When it was due, in nanoseconds of `time.monotonic_ns`; 0 from a runner that keeps no
-    # schedule.
+    # Time at which it was due (`time.monotonic_ns`). 0 if the runner has no schedule.
     due_ns: int = 0
     logprobs: Logprobs | None = None
-    # Whether it is one of the prompt's, where `Request.scores_prompt` asks for them.
+    # True for a token of the prompt (`Request.scores_prompt`).
     is_prompt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class TopLogprob:
-    """One of the likeliest tokens of a position."""
+    """One of the most likely tokens at a position."""
 
     id: int
-    # The bytes that name it, also where it is never shown.
+    # Bytes that name the token, also if it is never shown.
     token_bytes: bytes
     logprob: float
 
 
 @dataclass(frozen=True, slots=True)
 class Logprobs:
-    """What the model thought of one position, by its logits before bias, penalties and
-    temperature."""
+    """Logprobs at one position, from the logits before bias, penalties and temperature."""
 
-    # None for the first token of a prompt, which nothing comes before.
+    # None for the first token of a prompt.
     logprob: float | None
     token_bytes: bytes
     top: tuple[TopLogprob, ...] = ()
@@ -257,17 +251,17 @@ class Logprobs:
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """One turn of a conversation."""
+    """One message of a chat."""
 
     role: str
     content: str
-    # Tells participants of the same role apart. Empty: nobody.
+    # Distinguishes participants of the same role. Empty if not given.
     name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line says to a runner, which takes it as its only argument."""
+    """Command-line options. A runner's constructor takes them as its only argument."""
 
     model_path: Path | None = None
     slots: int = 4
@@ -278,20 +272,20 @@ class Options:
 
 
 class Ended(Exception):
-    """Nobody wants another token of this sequence. No error: let it pass through `generate`."""
+    """The sequence has ended. Not an error: do not catch it in `generate`."""
 
 
 class Invalid(Exception):
-    """The request is at fault. Its client is told the message."""
+    """The request is at fault. The client gets the message."""
 
 
 class Failed(Exception):
-    """This sequence cannot go on; the others do. Its client is not told the message."""
+    """This sequence cannot continue, but others can. The client does not get the message."""
 
 
 class DeviceLost(Exception):
-    """The device failed, and all its sequences with it. The model is loaded again."""
+    """The device and all its sequences have failed. The model is reloaded."""
 
 
 class LoadError(Exception):
-    """The model cannot be loaded, and why."""
+    """The model cannot be loaded. The message says why."""

@@ -1,5 +1,5 @@
-"""One sequence in its slot, as the thread that makes its tokens sees it: how many it may emit, and
-whether anybody waits for them. It must not know what makes the tokens.
+"""One running sequence: its credit, its end, and the checks of its tokens. It must not know
+runners.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ log = logging.getLogger("tokenway_worker")
 
 
 class Sequence:
-    """A sequence that the engine has submitted. It ends once: by its tokens, a failure or a cancel.
+    """A sequence that the engine has submitted. It ends once: with its last token, a failure or a
+    cancel.
 
-    `on_over` is told of the first two, `on_lost` that the device failed under it. The lock of its
-    stream guards it, so nothing of it is sent once it is over.
+    `on_over` is called for the first two, and `on_lost` if the device fails. The stream's lock
+    guards it, so nothing is sent after its end.
     """
 
     def __init__(
@@ -46,24 +47,24 @@ class Sequence:
         self._is_over = False
         self._computes_since_s: float | None = None
 
-    # What the stream does.
+    # Called by the stream.
 
     def grant(self, tokens: int) -> None:
-        """Lets it emit so many more tokens."""
+        """Adds credit for this many tokens."""
         with self._changed:
             self._credit += tokens
             self._changed.notify()
 
     def cancel(self) -> None:
-        """Ends it without a word."""
+        """Ends the sequence without sending anything."""
         with self._changed:
             self._is_over = True
             self._changed.notify()
 
-    # What its slot does.
+    # Called by the slot's thread.
 
     def accept(self) -> bool:
-        """Says that it has its slot; false where nobody waits for it any more."""
+        """Sends `accepted`. Returns false if the sequence was cancelled."""
         with self._changed:
             if not self._is_over:
                 self._outgoing.say(wire.accepted(self.number))
@@ -71,15 +72,14 @@ class Sequence:
             return not self._is_over
 
     def refuse(self, failure: Failure) -> None:
-        """Says that it is not run."""
+        """Sends `refused`."""
         with self._changed:
             if not self._is_over:
                 self._outgoing.say(wire.refused(self.number, failure))
                 self._finish()
 
     def emit(self, token: Token) -> None:
-        """Sends a token, and waits until there is room for the next. Raises `Ended` when there
-        is to be none."""
+        """Sends a token and waits for credit for the next. Raises `Ended` if there is no next."""
         with self._changed:
             self._await_credit()
             self._check(self._rules.broken_by(token, self._next_of_prompt))
@@ -90,7 +90,7 @@ class Sequence:
             self._await_credit()
 
     def stop(self, token: Token) -> None:
-        """Sends the token that ends it."""
+        """Sends the token that ends the sequence."""
         with self._changed:
             if self._is_last_of_max_tokens(token):
                 self.emit(token)
@@ -101,13 +101,13 @@ class Sequence:
             self._end(wire.End.STOP)
 
     def fail(self, failure: Failure) -> None:
-        """Ends it with a failure, unless it is over."""
+        """Ends the sequence with a failure, unless it has ended."""
         with self._changed:
             if not self._is_over:
                 self._end(wire.End.FAILED, failure)
 
     def fault(self, rule: str) -> None:
-        """Ends it because of what its runner did against the contract, unless it is over."""
+        """Ends the sequence because its runner violated the protocol, unless it has ended."""
         with self._changed:
             if not self._is_over:
                 at = self._next_index
@@ -115,12 +115,13 @@ class Sequence:
                 self._end(wire.End.FAILED, Failure(False, f"the runner {rule}"))
 
     def __call__(self) -> bool:
-        """Whether it is over. The device has returned from its last call, or it could not ask."""
+        """True if the sequence has ended. The call also shows that the last device call has
+        returned."""
         self._computes()
         return self._is_over
 
     def wait(self, seconds: float) -> bool:
-        """Sleeps for so long, or until it is over; and whether it is."""
+        """Sleeps until the sequence ends, at most this long. Returns true if it has ended."""
         with self._changed:
             self._computes_since_s = None
             self._changed.wait_for(lambda: self._is_over, seconds)
@@ -128,7 +129,7 @@ class Sequence:
             return self._is_over
 
     def computes_since_s(self) -> float | None:
-        """Since when, on the monotonic clock, a call of the device has been under way for it."""
+        """Monotonic start time of the running device call, or None."""
         return self._computes_since_s
 
     def _computes(self) -> None:
@@ -158,16 +159,16 @@ class Sequence:
         self._outgoing.token(self.number, index, token, emitted_ns)
 
     def _has_all(self, token: Token) -> bool:
-        """Whether this was the last token of all that were asked for."""
+        """True if this was the last requested token."""
         if token.is_prompt and self._next_of_prompt < len(self.request.prompt):
             return False
         return self._next_index >= self.request.max_tokens
 
     def _is_last_of_max_tokens(self, token: Token) -> bool:
-        """Whether nothing but `max_tokens` ends the sequence with this token.
+        """True if only `max_tokens` ends the sequence with this token.
 
-        The model's end of sequence has no bytes, and is hidden as stop tokens are. A runner may
-        return its last token where it should emit it, and then the text must not lose that token.
+        Eos and stop tokens are hidden from the text. A runner may return its last token instead of
+        emitting it, and then the token must not be hidden.
         """
         is_stop = token.is_prompt or not token.data or token.id in self.request.stop_token_ids
         return not is_stop and self._next_index + 1 == self.request.max_tokens

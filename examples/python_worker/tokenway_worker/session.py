@@ -1,6 +1,6 @@
-"""One stream to an engine, from `hello` to its end: who runs on it, and what is said when.
+"""One stream to an engine, from `hello` to its end: its sequences and its messages.
 
-It must not know how the engine is reached, nor what makes the tokens.
+It must not know how to connect to the engine, nor runners.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from .sequence import Sequence
 
 log = logging.getLogger("tokenway_worker")
 
-# How long the engine may take to welcome a worker, and to end a stream that the worker has ended.
+# Timeouts for the engine's `welcome` and for the end of a stream that the worker has ended.
 WELCOME_S = 10.0
 FAREWELL_S = 5.0
-# What may wait to be said, besides a few messages for each slot.
+# Capacity of the send queue, besides a few messages per slot.
 CAPACITY = 1024
 
 
 class Call(Protocol):
-    """What the engine says, as it comes."""
+    """Responses of the engine."""
 
     def __iter__(self) -> Iterator[Any]: ...
     def cancel(self) -> bool: ...
 
 
 class Session:
-    """The worker on one stream. The lock of what goes out guards all of it."""
+    """The worker's state on one stream, guarded by the lock of its send buffer."""
 
     def __init__(self, device: Device, answers: Answers, hello: Message) -> None:
         self._device = device
@@ -49,15 +49,15 @@ class Session:
         self._call: Call | None = None
         self._live: dict[int, Sequence] = {}
         self._is_ready = False
-        self._life = 0
+        self._generation = 0
         self._timer: threading.Timer | None = None
-        # What the stream has shown, for the worker to go by when it has ended.
+        # Read by the worker after the stream has ended.
         self.is_welcome = False
         self.is_draining = False
         self.load_error: str | None = None
 
     def run(self, attach: Callable[[Iterator[Message]], Call]) -> None:
-        """Serves until the stream ends. Raises what ends it, if that is not a farewell."""
+        """Serves until the stream ends. Raises the RPC error, if any."""
         try:
             with self._lock:
                 if self._outgoing.is_closed:
@@ -65,18 +65,18 @@ class Session:
                 self._call = attach(self._outgoing)
                 self._end_in(WELCOME_S)
             for response in self._call:
-                self._hear(wire.heard(response))
+                self._handle_message(wire.parse(response))
         finally:
             self._leave()
 
     def finish(self) -> None:
-        """Ends the stream once what has been made is sent. What still runs is the engine's to
-        place."""
+        """Ends the stream after everything queued is sent. The engine resumes running sequences on
+        other workers."""
         with self._lock:
             self._outgoing.close()
             self._end_in(FAREWELL_S)
 
-    def _hear(self, said: wire.Heard | None) -> None:
+    def _handle_message(self, said: wire.EngineMessage | None) -> None:
         match said:
             case wire.Welcome(interval_s):
                 self._welcome(interval_s)
@@ -89,7 +89,7 @@ class Session:
             case wire.Question():
                 self._answers.ask(said, self._outgoing, self._lost)
             case wire.Drain():
-                log.info("the engine lets this worker end")
+                log.info("the engine drains this worker")
                 with self._lock:
                     self.is_draining = True
                     self._end_if_drained()
@@ -105,7 +105,7 @@ class Session:
         self._prepare()
 
     def _prepare(self) -> None:
-        # Not here: a model may load for minutes, and whoever cancels must be heard meanwhile.
+        # On a separate thread: loading may take minutes, and messages must be handled meanwhile.
         threading.Thread(target=self._load, name="load", daemon=True).start()
 
     def _load(self) -> None:
@@ -119,14 +119,14 @@ class Session:
             return
         with self._lock:
             self._is_ready = True
-            self._life += 1
+            self._generation += 1
             runner = self._device.runner
-            self._outgoing.say(wire.ready(runner.model, runner.slots, self._life))
+            self._outgoing.say(wire.ready(runner.model, runner.slots, self._generation))
 
     def _submit(self, submit: wire.Submit) -> None:
         with self._lock:
-            if submit.life != self._life or not self._is_ready:
-                # It crossed the word that the device failed: the engine counts it as lost.
+            if submit.generation != self._generation or not self._is_ready:
+                # Submitted before the engine knew that the device failed. It counts as lost there.
                 return
             failure = self._reason_to_refuse(submit)
             if failure:
@@ -139,9 +139,9 @@ class Session:
 
     def _reason_to_refuse(self, submit: wire.Submit) -> Failure | None:
         if self.is_draining:
-            return Failure(False, "the worker takes no sequences now")
+            return Failure(False, "the worker is draining")
         if submit.sequence in self._live or len(self._live) >= self._device.runner.slots:
-            return Failure(False, "the worker has no slot for the sequence")
+            return Failure(False, "the worker has no free slot")
         message = _fault(submit.request, self._device)
         return Failure(True, message) if message else None
 
@@ -157,19 +157,19 @@ class Session:
             for sequence in cancelled:
                 sequence.cancel()
             for number in numbers:
-                # Also of one that has ended, and whose end is still here.
+                # Also drops the unsent end of a sequence that has ended.
                 self._outgoing.forget(number)
             self._end_if_drained()
         for sequence in cancelled:
             self._device.withdraw(sequence)
 
     def _over(self, sequence: Sequence) -> None:
-        """A sequence has told its end."""
+        """Removes a sequence that has ended."""
         self._live.pop(sequence.number, None)
         self._end_if_drained()
 
     def _lost(self, reason: str) -> None:
-        """The device failed. Only the first to find out is heard."""
+        """Reports that the device failed. Only the first report counts."""
         with self._lock:
             if not self._is_ready:
                 return
@@ -185,12 +185,12 @@ class Session:
             self.finish()
 
     def _not_read(self) -> None:
-        log.error("the engine does not read what this worker says; the stream is given up")
+        log.error("the engine does not read this worker's messages; closing the stream")
         if self._call:
             self._call.cancel()
 
     def _end_in(self, seconds: float) -> None:
-        """Ends the stream then, if nobody has by that time."""
+        """Cancels the stream after this time, unless it has ended."""
         if self._timer:
             self._timer.cancel()
         if self._call:
@@ -208,16 +208,16 @@ class Session:
 
 
 def _fault(request: Request, device: Device) -> str | None:
-    """What is wrong with a request for this model: the engine checks as much, and a device that is
-    given more than it can hold may not survive it."""
+    """Checks a request against the model's limits. The engine checks them too, but an invalid
+    request could crash the device."""
     model = device.runner.model
     ids = (*request.prompt, *request.delivered)
     if not request.prompt:
-        return "The prompt has no token."
+        return "The prompt is empty."
     if max(ids) >= model.vocabulary_size:
-        return "A token is not one of the vocabulary's."
+        return "A token id is not in the vocabulary."
     if len(request.prompt) + request.max_tokens > model.context_length:
-        return "The prompt and max_tokens together are longer than the context."
+        return "The prompt and max_tokens exceed the context length."
     if len(request.delivered) >= request.max_tokens and not request.scores_prompt:
-        return "All tokens have been delivered."
+        return "The resumed request already has max_tokens tokens."
     return None

@@ -1,8 +1,8 @@
-"""The messages of `worker.proto`, and what they say in this package's terms.
+"""Conversion between the messages of `worker.proto` and this package's types.
 
-The contract is compiled as the worker starts, into memory: no generated code can be older than it,
-two workers that start at once do not write the same file, and nothing but this module handles
-messages that the type checker does not know. It must not know runners or streams.
+The proto file is compiled in memory when the worker starts, so there is no generated code that
+could be outdated. Only this module handles messages, which the type checker does not know. It must
+not know runners or streams.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from .runner import ChatMessage, Logprobs, ModelFacts, Request, Sampling, Token
 PROTOCOL_VERSION = 1
 PACKAGE = "tokenway.worker.v1"
 METHOD = f"/{PACKAGE}.DeviceWorker/Attach"
-# The most bytes of one message, in both directions.
+# Maximum size of a message in bytes, in both directions.
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
 PROTO = "tokenway/worker/v1/worker.proto"
-# Where the contract lies, for a package that was taken out of Tokenway's tree.
+# Environment variable with the proto folder, for a package outside Tokenway's repository.
 PROTO_FOLDER = "TOKENWAY_PROTO_FOLDER"
 
 
 class ContractError(Exception):
-    """The contract cannot be read, and what to do about it."""
+    """The proto file cannot be read or compiled. The message says what to do."""
 
 
 @cache
 def message_class(name: str) -> type[Message]:
-    """The class of a message of the contract. Raises `ContractError`."""
+    """The class of a message of `worker.proto`. Raises `ContractError`."""
     return GetMessageClass(_contract().FindMessageTypeByName(f"{PACKAGE}.{name}"))
 
 
@@ -52,27 +52,27 @@ def _contract() -> DescriptorPool:
     folder = Path(os.environ.get(PROTO_FOLDER) or in_tree)
     if not (folder / PROTO).is_file():
         raise ContractError(
-            f"{folder / PROTO} is not there: set {PROTO_FOLDER} to Tokenway's folder `proto`"
+            f"{folder / PROTO} does not exist: set {PROTO_FOLDER} to Tokenway's folder `proto`"
         )
     with tempfile.TemporaryDirectory() as work:
         compiled = Path(work) / "worker.binpb"
         code = protoc.main(["protoc", f"-I{folder}", f"--descriptor_set_out={compiled}", PROTO])
         if code != 0:
-            raise ContractError(f"{folder / PROTO} cannot be compiled; protoc says why above")
+            raise ContractError(f"{folder / PROTO} cannot be compiled (see protoc's output above)")
         files = FileDescriptorSet.FromString(compiled.read_bytes())
-    # A pool of its own: in the default one, another copy of the contract would be in the way.
+    # A separate pool, because the default pool may already hold another copy of the proto file.
     pool = DescriptorPool()
     for file in files.file:
         pool.Add(file)
     return pool
 
 
-# What the engine says.
+# Messages of the engine.
 
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The worker is taken."""
+    """The engine has accepted the worker."""
 
     heartbeat_interval_s: float
 
@@ -82,29 +82,29 @@ class Submit:
     """A sequence to run."""
 
     sequence: int
-    # Of which `ready`.
-    life: int
+    # Generation of the worker (`ready.generation`).
+    generation: int
     credit: int
     request: Request
 
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """Sequences, and how many more tokens each may emit."""
+    """Additional tokens that sequences may emit, as (sequence, tokens)."""
 
     grants: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Sequences that nobody waits for any more."""
+    """Sequences to cancel."""
 
     sequences: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenize:
-    """Asks for the ids of a text."""
+    """Requests the token ids of a text."""
 
     text: str
     begins: bool
@@ -112,21 +112,21 @@ class Tokenize:
 
 @dataclass(frozen=True, slots=True)
 class Detokenize:
-    """Asks for the bytes of ids."""
+    """Requests the bytes of token ids."""
 
     ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class RenderChat:
-    """Asks for a conversation as text."""
+    """Requests a chat rendered as text."""
 
     messages: tuple[ChatMessage, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Infill:
-    """Asks for the prompt that fills a gap."""
+    """Requests a fill-in-the-middle prompt."""
 
     prefix: str
     suffix: str
@@ -134,7 +134,7 @@ class Infill:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question to the tokenizer or the template. None: about something newer than this worker."""
+    """A tokenizer call. `about` is None if its kind is unknown to this worker."""
 
     number: int
     about: Tokenize | Detokenize | RenderChat | Infill | None
@@ -142,21 +142,22 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """No further sequence comes."""
+    """The engine will submit no further sequence."""
 
 
-Heard = Welcome | Submit | Credit | Cancel | Question | Drain
+EngineMessage = Welcome | Submit | Credit | Cancel | Question | Drain
 
 
-def heard(response: Any) -> Heard | None:
-    """What the engine says. None: something newer than this worker, which passes it over."""
+def parse(response: Any) -> EngineMessage | None:
+    """Parses a message. Returns None if its kind is unknown to this worker, which then ignores
+    it."""
     kind = response.WhichOneof("message")
     said: Any = getattr(response, kind) if kind else None
     match kind:
         case "welcome":
             return Welcome(max(said.heartbeat_interval_ms, 1) / 1000)
         case "submit":
-            return Submit(said.sequence, said.life, said.credit, _request(said))
+            return Submit(said.sequence, said.generation, said.credit, _request(said))
         case "credit":
             return Credit(tuple((grant.sequence, grant.tokens) for grant in said.grants))
         case "cancel":
@@ -183,7 +184,7 @@ def _request(submit: Any) -> Request:
             min_p=sampling.min_p,
             presence_penalty=sampling.presence_penalty,
             frequency_penalty=sampling.frequency_penalty,
-            # 0 cannot be asked for: where it is left out, there is none.
+            # 0 is not a valid penalty, so it means that the field is unset.
             repetition_penalty=sampling.repetition_penalty or 1.0,
             logit_bias=dict(sampling.logit_bias),
         ),
@@ -213,11 +214,11 @@ def _about(question: Any) -> Tokenize | Detokenize | RenderChat | Infill | None:
     return None
 
 
-# What the worker says.
+# Messages of the worker.
 
 
 class End(IntEnum):
-    """How a sequence ended."""
+    """End of a sequence."""
 
     GOES_ON = 0
     STOP = 1
@@ -227,12 +228,12 @@ class End(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class SequenceStep:
-    """What a step made of one sequence."""
+    """Tokens of one sequence in a step."""
 
     sequence: int
     first_index: int
     tokens: Listing[Token]
-    # When each was emitted; empty where nobody asked.
+    # Emission times. Empty if timestamps were not requested.
     emitted_ns: Listing[int]
     is_prompt: bool
     end: End
@@ -252,12 +253,13 @@ def hello(model: str, name: str, child_token: str, heartbeat_timeout_s: float = 
 
 
 def loading(fraction: float) -> Message:
-    """How far the model is loaded."""
+    """Loading progress, from 0 to 1."""
     return _say(loading={"fraction": min(max(fraction, 0.0), 1.0)})
 
 
-def ready(model: ModelFacts, slots: int, life: int) -> Message:
-    """What this worker serves, from now on; `life` counts how often on this stream."""
+def ready(model: ModelFacts, slots: int, generation: int) -> Message:
+    """The model that this worker serves. `generation` counts the `ready` messages of this
+    stream."""
     said = {
         "runner": model.runner,
         "context_length": model.context_length,
@@ -268,31 +270,31 @@ def ready(model: ModelFacts, slots: int, life: int) -> Message:
         "bos_token": model.bos_token,
         "eos_token": model.eos_token,
     }
-    return _say(ready={"model": said, "slots": slots, "life": life})
+    return _say(ready={"model": said, "slots": slots, "generation": generation})
 
 
 def accepted(sequence: int) -> Message:
-    """A sequence has its slot."""
+    """A sequence has a slot."""
     return _say(accepted={"sequence": sequence})
 
 
 def refused(sequence: int, failure: Failure) -> Message:
-    """A sequence is not run."""
+    """A sequence is rejected."""
     return _say(refused={"sequence": sequence, "failure": _failure(failure)})
 
 
 def step(sequences: Listing[SequenceStep]) -> Message:
-    """What was ready together."""
+    """Tokens of one or more sequences."""
     return _say(step={"sequences": [_sequence_step(it) for it in sequences]})
 
 
 def heartbeat(step_ms: int) -> Message:
-    """The worker lives."""
+    """The worker is alive. `step_ms` is the duration of the running device call."""
     return _say(heartbeat={"step_ms": min(step_ms, 0xFFFF_FFFF)})
 
 
 def crashed(reason: str) -> Message:
-    """The device failed."""
+    """The device has failed."""
     return _say(crashed={"reason": _up_to_1_kib(reason)})
 
 
@@ -302,28 +304,28 @@ def load_failed(reason: str) -> Message:
 
 
 def answer_ids(question: int, ids: Listing[int]) -> Message:
-    """The ids that were asked for."""
+    """Answers with token ids."""
     return _say(answer={"question": question, "ids": {"ids": ids}})
 
 
 def answer_pieces(question: int, pieces: Listing[bytes]) -> Message:
-    """The tokens' bytes that were asked for."""
+    """Answers with the bytes of each token."""
     said = {"bytes": b"".join(pieces), "lengths": [len(piece) for piece in pieces]}
     return _say(answer={"question": question, "pieces": said})
 
 
 def answer_text(question: int, text: str) -> Message:
-    """The text that was asked for."""
+    """Answers with a text."""
     return _say(answer={"question": question, "text": text})
 
 
 def answer_failure(question: int, failure: Failure) -> Message:
-    """Why there is no answer."""
+    """Answers with a failure."""
     return _say(answer={"question": question, "failure": _failure(failure)})
 
 
 def is_loading(message: Any) -> bool:
-    """Whether it only says how far the model is loaded."""
+    """True if the message only reports loading progress."""
     return bool(message.WhichOneof("message") == "loading")
 
 
@@ -342,7 +344,7 @@ def _sequence_step(it: SequenceStep) -> dict[str, Any]:
         "emitted_ns": it.emitted_ns,
         "end": int(it.end),
     }
-    # The lists are as long as the ids or empty, so one token without a time leaves out all times.
+    # A list is as long as the ids or empty, so all times are left out if one token has none.
     if it.emitted_ns and all(token.due_ns for token in it.tokens):
         said["due_ns"] = [token.due_ns for token in it.tokens]
     logprobs = [token.logprobs for token in it.tokens if token.logprobs is not None]
@@ -358,13 +360,14 @@ def _logprobs(it: Logprobs) -> dict[str, Any]:
     if it.logprob is not None:
         said["logprob"] = _bounded(it.logprob)
     said["top"] = [
-        {"id": top.id, "token_bytes": top.token_bytes, "logprob": _bounded(top.logprob)} for top in it.top
+        {"id": top.id, "token_bytes": top.token_bytes, "logprob": _bounded(top.logprob)}
+        for top in it.top
     ]
     return said
 
 
 def _bounded(logprob: float) -> float:
-    """The contract knows no minus infinity."""
+    """Replaces minus infinity, which `worker.proto` does not allow."""
     return max(logprob, -9999.0)
 
 

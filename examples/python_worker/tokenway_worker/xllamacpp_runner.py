@@ -1,10 +1,10 @@
-"""A GGUF model on llama.cpp, by the PyPI package `xllamacpp`.
+"""A GGUF model on llama.cpp, with the PyPI package `xllamacpp`.
 
-Each token is one request to llama.cpp's server, which keeps what its slot has read and so decodes
-one token for it. That costs about a tenth (1.5 s instead of 1.4 s for 100 tokens of SmolLM2-135M
-on one core), and gives what its streams cannot: the id of every token (a stream leaves out those
-inside an unfinished character), a seed for each position, a device that stands still where there
-is no credit, and a cancellation that is heard before the next token.
+Each token is one request to llama.cpp's server, which keeps the state of its slot and decodes one
+token. This is about 7% slower (1.5 s instead of 1.4 s for 100 tokens of SmolLM2-135M on one core),
+but provides what llama.cpp's streams cannot: the id of every token (a stream leaves out those
+inside an unfinished character), a seed per position, no computation without credit, and
+cancellation before the next token.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from .runner import (
     Token,
 )
 
-# How much of a prompt is read at once: 0.4 s on one slow core, after which a cancellation is heard
-# and the others' tokens have their turn. A GPU reads ten times as much in no more time.
+# Tokens per prefill chunk: 0.4 s on one slow core. Between chunks, cancellation is checked and
+# other sequences decode.
 STEP_TOKENS = 64
 
-# The order in which Tokenway's own llama.cpp runner samples. Bias comes before these, the draw
+# Sampler order of Tokenway's own llama.cpp runner. The bias comes before these, the random draw
 # after.
 SAMPLERS = ["penalties", "temperature", "top_k", "top_p", "min_p"]
 
-# Not `logprobs`, `echo` and `suffix`: the server tells no log probabilities of a token inside an
-# unfinished character, none of a prompt's tokens, and fills gaps with no prompt that could be told.
+# Without `logprobs`, `echo` and `suffix`: the server has no logprobs for tokens inside an
+# unfinished character or in a prompt, and does not report its fill-in-the-middle prompt.
 HONOURS = (
     "temperature",
     "top_p",
@@ -68,12 +68,12 @@ HONOURS = (
 
 SERVER = Path(__file__).with_name("llama_server.py")
 
-# How long the server may take to end by itself.
+# Time for the server to exit by itself.
 FAREWELL_S = 5.0
 
 
 class XllamacppRunner(Runner):
-    """One GGUF model, as many sequences at once as it has slots."""
+    """Runs one GGUF model."""
 
     def __init__(self, options: Options) -> None:
         if importlib.util.find_spec("xllamacpp") is None:
@@ -91,7 +91,7 @@ class XllamacppRunner(Runner):
     @property
     def _llama(self) -> _Server:
         if self._server is None:
-            raise DeviceLost("llama.cpp's server is not there")
+            raise DeviceLost("llama.cpp's server is not running")
         return self._server
 
     def load(self, progress: Callable[[float], None]) -> None:
@@ -101,7 +101,7 @@ class XllamacppRunner(Runner):
         server.await_model()
         props = server.get("/props")
         bos_token, eos_token = props["bos_token"], props["eos_token"]
-        # What begins every text, where the model says that something does.
+        # The bos token, if the model adds one.
         begun = server.post("/tokenize", {"content": "", "add_special": True})["tokens"]
         named = self._ids(bos_token)
         self._bos = named[0] if begun[:1] == named[:1] and named else None
@@ -113,10 +113,10 @@ class XllamacppRunner(Runner):
             runner="xllamacpp",
             context_length=context_length,
             vocabulary_size=vocabulary_size,
-            # No prompt that fits the context is longer than this.
+            # Upper bound for a prompt that fits the context.
             max_prompt_bytes=min(context_length * longest, MAX_PROMPT_BYTES),
-            # Delivered tokens are read as a prompt is, by other kernels than those that made them:
-            # what follows is almost always the same, and nobody has proved that it always is.
+            # Delivered tokens are prefilled, by other kernels than those that decoded them. The
+            # following tokens are almost always the same, but not guaranteed to be.
             resumption=Resumption.CONTIGUOUS,
             honours=HONOURS,
             bos_token=bos_token if self._bos is not None else "",
@@ -173,10 +173,10 @@ class XllamacppRunner(Runner):
             self._server = None
 
     def _prefill(self, slot: int, ids: list[int], cancelled: Cancelled) -> bool:
-        """Reads all but the end of a prompt, a portion at a time; whether it has read any.
+        """Prefills all but the end of a prompt, in chunks. Returns true if there was any chunk.
 
-        The first portion reads nothing of what the slot holds: the same prompt is always read in
-        the same portions, so it has the same tokens whatever ran there before.
+        The first chunk does not reuse the slot's state. The same prompt is always split into the
+        same chunks, so its tokens do not depend on what ran in the slot before.
         """
         has_read = False
         for end in range(STEP_TOKENS, len(ids), STEP_TOKENS):
@@ -187,7 +187,7 @@ class XllamacppRunner(Runner):
         return has_read
 
     def _complete(self, slot: int, ids: list[int], has_read: bool, **fields: Any) -> dict[str, Any]:
-        """Lets a slot read these ids, of which `has_read` says that it holds the beginning."""
+        """Sends a completion request for these ids. `has_read`: reuse the slot's state."""
         asked = {
             "prompt": ids,
             "id_slot": slot,
@@ -199,7 +199,7 @@ class XllamacppRunner(Runner):
         try:
             return self._llama.post("/completion", asked)
         except Invalid as error:
-            # The request has been checked: what is wrong now is not its client's fault.
+            # The request has already been checked, so this error is not the client's fault.
             raise Failed(str(error)) from error
 
     def _ids(self, text: str) -> list[int]:
@@ -208,14 +208,14 @@ class XllamacppRunner(Runner):
         return ids
 
     def _read_pieces(self, vocabulary_size: int) -> list[bytes]:
-        """The bytes of every token.
+        """Reads the bytes of every token.
 
-        Text would not do: a token may be a part of a character, of which text has only replacement
-        characters. The probabilities of a next token come with the bytes of each, as llama.cpp
-        itself shows it, so all of them at once are the vocabulary, whatever kind of tokenizer it
-        has. Special tokens have none: they are never shown.
+        Detokenizing to text is not enough, because a token may be part of a character. The top
+        logprobs of a token have the bytes of each token, so requesting all of them yields the whole
+        vocabulary, for any kind of tokenizer. Special tokens have no bytes, because they are never
+        shown.
         """
-        # The token that comes must be a whole character, or nothing is told: this one is.
+        # The server reports logprobs only if the sampled token is a whole character, so force one.
         whole = self._ids("a")[-1]
         said = self._complete(
             0,
@@ -233,8 +233,8 @@ class XllamacppRunner(Runner):
 
 
 def sampling_fields(sampling: Sampling, position: int, length: int) -> dict[str, Any]:
-    """How llama.cpp is to choose the token at this position, behind so many of prompt and
-    completion."""
+    """llama.cpp's sampling fields for the token at this position, after `length` tokens of prompt
+    and completion."""
     return {
         "samplers": SAMPLERS,
         "seed": draw_seed(sampling.seed, sampling.choice, position),
@@ -243,27 +243,26 @@ def sampling_fields(sampling: Sampling, position: int, length: int) -> dict[str,
         "top_p": sampling.top_p,
         "min_p": sampling.min_p,
         "repeat_penalty": sampling.repetition_penalty,
-        # All of prompt and completion.
+        # The whole prompt and completion.
         "repeat_last_n": length,
     }
 
 
 def draw_seed(seed: int, choice: int, position: int) -> int:
-    """What seeds one draw: it depends on nothing but the request's seed, the choice and the
-    position.
+    """Seed of one draw. It depends only on the request's seed, the choice and the position.
 
-    31 bits: the largest number of 32 would let llama.cpp draw a seed of its own.
+    31 bits, because llama.cpp draws a random seed if it gets the largest 32-bit number.
     """
     key = struct.pack("<QII", seed, choice, position)
     return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "little") >> 1
 
 
 def bias(request: Request, made: Counter[int], position: int) -> list[list[Any]]:
-    """What is added to logits: the request's bias, and the penalties that count the completion
-    only.
+    """Logit bias: the request's bias and the penalties that count only the completion.
 
-    llama.cpp's own count the prompt, too. Both are sums, so a bias does the same, except together
-    with a repetition penalty, which then divides what they have left.
+    llama.cpp's presence and frequency penalties also count the prompt. They are sums, so a bias has
+    the same effect, except together with a repetition penalty, which then divides the reduced
+    logits.
     """
     sampling = request.sampling
     added: dict[int, float | bool] = dict(sampling.logit_bias)
@@ -272,7 +271,7 @@ def bias(request: Request, made: Counter[int], position: int) -> list[list[Any]]
             penalty = sampling.presence_penalty + count * sampling.frequency_penalty
             added[id] = added.get(id, 0.0) - penalty
     if position < request.min_tokens:
-        # False is minus infinity. The model's own ends are `ignore_eos`.
+        # False means minus infinity. Eos tokens are handled by `ignore_eos`.
         added.update((id, False) for id in request.stop_token_ids)
     return [[id, amount] for id, amount in added.items()]
 
@@ -290,8 +289,7 @@ class _Connection(http.client.HTTPConnection):
 
 
 class _Server:
-    """The process in which llama.cpp's server runs (`llama_server`), and what can be asked of
-    it."""
+    """Process of llama.cpp's server (`llama_server`) and its HTTP client."""
 
     def __init__(self, options: Options) -> None:
         said = {
@@ -302,13 +300,13 @@ class _Server:
             "step_tokens": STEP_TOKENS,
             "device": options.device,
         }
-        self._life, its_end = socket.socketpair()
-        with its_end:
+        self._control_socket, child_end = socket.socketpair()
+        with child_end:
             self._process = subprocess.Popen(
-                # By its path: it needs nothing of this package, wherever that was found.
+                # Started by path, because it imports nothing from this package.
                 [sys.executable, "-P", str(SERVER), json.dumps(said)],
-                stdin=its_end.fileno(),
-                # A Ctrl-C is for the worker, which ends this process itself.
+                stdin=child_end.fileno(),
+                # Ctrl-C goes only to the worker, which ends this process itself.
                 start_new_session=True,
             )
         self.pid = self._process.pid
@@ -316,26 +314,26 @@ class _Server:
 
     def await_model(self) -> None:
         """Returns when the model is loaded. Raises `LoadError`."""
-        self._path = self._life.recv(4096).decode()
+        self._path = self._control_socket.recv(4096).decode()
         if not self._path:
             code = self._process.wait()
-            raise LoadError(f"llama.cpp ended with exit code {code}; it says why above")
+            raise LoadError(f"llama.cpp exited with code {code} (see its output above)")
 
     def get(self, route: str) -> dict[str, Any]:
-        """What a route says. Raises `DeviceLost` where nobody answers."""
+        """Sends a GET request. Raises `DeviceLost` if the server does not respond."""
         return self._ask("GET", route, None)
 
     def post(self, route: str, asked: dict[str, Any]) -> dict[str, Any]:
-        """What a route says to this. Raises `Invalid` and `Failed`, as the server tells whose
-        fault it is, and `DeviceLost` where nobody answers."""
+        """Sends a POST request. Raises `Invalid` or `Failed` for an error response, and
+        `DeviceLost` if the server does not respond."""
         return self._ask("POST", route, json.dumps(asked))
 
     def close(self) -> None:
         """Ends the process."""
-        # Not only closed: a thread that waits for the model still holds it open.
+        # Shut down first: a thread that waits for the model still uses the socket.
         with contextlib.suppress(OSError):
-            self._life.shutdown(socket.SHUT_RDWR)
-        self._life.close()
+            self._control_socket.shutdown(socket.SHUT_RDWR)
+        self._control_socket.close()
         try:
             self._process.wait(FAREWELL_S)
         except subprocess.TimeoutExpired:
@@ -343,8 +341,8 @@ class _Server:
             self._process.wait()
 
     def _ask(self, method: str, route: str, body: str | None) -> dict[str, Any]:
-        # A connection for each: over a Unix socket that is less work than to find out whether the
-        # server still holds an old one.
+        # One connection per request. Over a Unix socket this is cheaper than checking whether a
+        # kept connection is still open.
         connection = _Connection(self._path)
         try:
             connection.request(method, route, body, {"Content-Type": "application/json"})

@@ -1,4 +1,4 @@
-//! The parts of a line that are written for every token.
+//! Encoders for the parts of a line that differ per token.
 
 use bytes::{BufMut, BytesMut};
 
@@ -9,15 +9,15 @@ pub(super) fn put_number(out: &mut BytesMut, number: impl itoa::Integer) {
     out.put_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
-pub(super) fn put_timestamp(out: &mut BytesMut, stamp: Timestamps) {
+pub(super) fn put_timestamps(out: &mut BytesMut, timestamps: Timestamps) {
     out.put_slice(b",\"stamp\":{\"due_ns\":");
-    put_time(out, stamp.due_ns);
+    put_time(out, timestamps.due_ns);
     out.put_slice(b",\"emitted_ns\":");
-    put_time(out, stamp.emitted_ns);
+    put_time(out, timestamps.emitted_ns);
     out.put_slice(b"}");
 }
 
-/// A time that may be unknown.
+/// Writes a time in nanoseconds; 0 means unknown.
 fn put_time(out: &mut BytesMut, time_ns: u64) {
     match time_ns {
         0 => out.put_slice(b"null"),
@@ -25,7 +25,7 @@ fn put_time(out: &mut BytesMut, time_ns: u64) {
     }
 }
 
-/// A JSON string. Most tokens need no escape, and are copied at once.
+/// Writes a JSON string. The stretches between characters that need an escape are copied as a whole.
 pub(super) fn put_json_string(out: &mut BytesMut, text: &str) {
     out.put_u8(b'"');
     let bytes = text.as_bytes();
@@ -57,7 +57,7 @@ pub(super) fn put_json_string(out: &mut BytesMut, text: &str) {
     out.put_u8(b'"');
 }
 
-/// Whether this byte needs an escape, or begins a character that may need one.
+/// Returns true for a byte that needs an escape, and for the first byte of a character that may need one.
 fn may_need_escape(byte: u8) -> bool {
     byte < 0x20 || matches!(byte, b'"' | b'\\' | FIRST_OF_TWO | FIRST_OF_THREE)
 }

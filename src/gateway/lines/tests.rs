@@ -1,16 +1,16 @@
-//! LineWriter against the JSON that they should be.
+//! Lines compared with the JSON that is expected.
 
 use super::*;
 use crate::tokens::{Logprobs, Timestamps};
 
-fn lines(format: StreamFormat, options: StreamOptions) -> LineWriter {
-    let head = ResponseMetadata {
+fn writer(format: StreamFormat, options: StreamOptions) -> LineWriter {
+    let metadata = ResponseMetadata {
         route: Route::Completions,
         id: "cmpl-1".to_owned(),
         created: 7,
         model: "m\"1".to_owned(),
     };
-    LineWriter::new(format, options, head)
+    LineWriter::new(format, options, metadata)
 }
 
 fn tokens(texts: &[&str]) -> TokenBatch {
@@ -38,7 +38,7 @@ fn written(write: impl FnOnce(&mut BytesMut)) -> String {
 
 #[test]
 fn each_token_is_one_line_with_an_openai_object() {
-    let mut lines = lines(StreamFormat::Ndjson, StreamOptions::default());
+    let mut writer = writer(StreamFormat::Ndjson, StreamOptions::default());
     let tokens = tokens(&["a", "b"]);
     let text = written(|out| {
         let choice = ChoiceTokens {
@@ -46,7 +46,7 @@ fn each_token_is_one_line_with_an_openai_object() {
             tokens: &tokens,
             finish_reason: Some("length"),
         };
-        lines.tokens(out, &choice);
+        writer.tokens(out, &choice);
     });
     assert_eq!(
         text,
@@ -67,21 +67,21 @@ fn a_line_with_every_option_is_valid_json() {
         include_timings: true,
         return_token_ids: true,
     };
-    let nasty: String = (0..0x30_u8)
+    let escaped: String = (0..0x30_u8)
         .map(char::from)
         .chain("\"\\é😀\u{7f}°“\u{85}\u{2028}\u{2029}\u{84}\u{2027}".chars())
         .collect();
     let text = written(|out| {
-        let tokens = tokens(&[&nasty]);
+        let tokens = tokens(&[&escaped]);
         let choice = ChoiceTokens {
             index: 0,
             tokens: &tokens,
             finish_reason: None,
         };
-        lines(StreamFormat::Ndjson, options).tokens(out, &choice);
+        writer(StreamFormat::Ndjson, options).tokens(out, &choice);
     });
     let line: Value = serde_json::from_str(&text).unwrap();
-    assert_eq!(line["choices"][0]["text"], nasty);
+    assert_eq!(line["choices"][0]["text"], escaped);
     assert_eq!(line["choices"][0]["token_ids"], json!([9]));
     assert_eq!(line["stamp"], json!({"due_ns": 1, "emitted_ns": 2}));
     assert_eq!(line.get("usage"), Some(&Value::Null));
@@ -114,18 +114,18 @@ fn line_separators_in_any_text_are_escaped() {
         ..StreamOptions::default()
     };
     for route in [Route::Completions, Route::Chat] {
-        let head = ResponseMetadata {
+        let metadata = ResponseMetadata {
             route,
             id: "cmpl-1".to_owned(),
             created: 7,
             model: TEXT.to_owned(),
         };
-        let mut lines = LineWriter::new(StreamFormat::Ndjson, options, head).with_logprobs();
+        let mut writer = LineWriter::new(StreamFormat::Ndjson, options, metadata).with_logprobs();
         let text = written(|out| {
-            lines.tokens(out, &choice);
-            lines.last(out, Usage::new(1, 1), || Value::Null);
+            writer.tokens(out, &choice);
+            writer.usage_and_timings(out, Usage::new(1, 1), || Value::Null);
             let error = Error::invalid_value(TEXT, TEXT);
-            lines.error(out, &error, 0);
+            writer.error(out, &error, 0);
         });
         assert!(!text.contains(['\u{85}', '\u{2028}', '\u{2029}']), "{text}");
         let objects: Vec<Value> = text
@@ -166,7 +166,7 @@ fn a_finish_reason_without_a_token_has_its_own_line() {
             tokens: &TokenBatch::default(),
             finish_reason: Some("stop"),
         };
-        lines(StreamFormat::Sse, StreamOptions::default()).tokens(out, &choice);
+        writer(StreamFormat::Sse, StreamOptions::default()).tokens(out, &choice);
     });
     let line: Value =
         serde_json::from_str(text.strip_prefix("data: ").unwrap().trim_end()).unwrap();
@@ -177,8 +177,8 @@ fn a_finish_reason_without_a_token_has_its_own_line() {
 
 #[test]
 fn only_sse_has_a_done_event_and_keep_alives() {
-    let sse = lines(StreamFormat::Sse, StreamOptions::default());
-    let ndjson = lines(StreamFormat::Ndjson, StreamOptions::default());
+    let sse = writer(StreamFormat::Sse, StreamOptions::default());
+    let ndjson = writer(StreamFormat::Ndjson, StreamOptions::default());
     assert_eq!(written(|out| sse.done(out)), "data: [DONE]\n\n");
     assert_eq!(written(|out| ndjson.done(out)), "");
     assert!(
@@ -193,18 +193,18 @@ fn chat_lines(
     options: StreamOptions,
     write: impl FnOnce(&mut LineWriter, &mut BytesMut),
 ) -> Vec<Value> {
-    let mut head = lines(StreamFormat::Ndjson, options).head;
-    head.route = Route::Chat;
-    let mut lines = LineWriter::new(StreamFormat::Ndjson, options, head);
-    let text = written(|out| write(&mut lines, out));
+    let mut metadata = writer(StreamFormat::Ndjson, options).metadata;
+    metadata.route = Route::Chat;
+    let mut writer = LineWriter::new(StreamFormat::Ndjson, options, metadata);
+    let text = written(|out| write(&mut writer, out));
     let lines = text.lines().map(serde_json::from_str);
     lines.map(|line| line.expect("JSON")).collect()
 }
 
 #[test]
 fn a_chat_stream_is_a_role_line_then_token_lines_then_a_finish_line() {
-    let lines = chat_lines(StreamOptions::default(), |lines, out| {
-        lines.role(out, 1);
+    let lines = chat_lines(StreamOptions::default(), |writer, out| {
+        writer.role(out, 1);
         for (tokens, finish_reason) in [
             (tokens(&["a"]), None),
             (tokens(&["b"]), Some("length")),
@@ -215,7 +215,7 @@ fn a_chat_stream_is_a_role_line_then_token_lines_then_a_finish_line() {
                 tokens: &tokens,
                 finish_reason,
             };
-            lines.tokens(out, &choice);
+            writer.tokens(out, &choice);
         }
     });
     assert_eq!(lines[0]["object"], "chat.completion.chunk");
@@ -223,7 +223,11 @@ fn a_chat_stream_is_a_role_line_then_token_lines_then_a_finish_line() {
         .iter()
         .map(|line| line["choices"][0].clone())
         .collect();
-    let choice = |delta: Value, reason: Option<&str>| json!({"index": 1, "delta": delta, "logprobs": null, "finish_reason": reason});
+    let choice = |delta: Value, reason: Option<&str>| {
+        json!({
+            "index": 1, "delta": delta, "logprobs": null, "finish_reason": reason,
+        })
+    };
     let expected = [
         choice(json!({"role": "assistant", "content": ""}), None),
         choice(json!({"content": "a"}), None),
@@ -242,14 +246,14 @@ fn the_finish_line_of_a_chat_has_the_usage_and_no_token() {
         return_token_ids: true,
         ..StreamOptions::default()
     };
-    let lines = chat_lines(options, |lines, out| {
-        lines.begun(2);
+    let lines = chat_lines(options, |writer, out| {
+        writer.add_prompt(2);
         let choice = ChoiceTokens {
             index: 0,
             tokens: &tokens(&["a", "b"]),
             finish_reason: Some("stop"),
         };
-        lines.tokens(out, &choice);
+        writer.tokens(out, &choice);
     });
     let shown = |line: &Value| {
         (
@@ -271,10 +275,10 @@ fn continuous_usage_counts_started_prompts_and_written_tokens() {
         include_usage: true,
         ..StreamOptions::default()
     };
-    let lines = chat_lines(options, |lines, out| {
-        lines.begun(2);
-        lines.role(out, 0);
-        lines.begun(3);
+    let lines = chat_lines(options, |writer, out| {
+        writer.add_prompt(2);
+        writer.role(out, 0);
+        writer.add_prompt(3);
         for index in 0..2 {
             let tokens = tokens(&["a", "b"]);
             let choice = ChoiceTokens {
@@ -282,7 +286,7 @@ fn continuous_usage_counts_started_prompts_and_written_tokens() {
                 tokens: &tokens,
                 finish_reason: None,
             };
-            lines.tokens(out, &choice);
+            writer.tokens(out, &choice);
         }
     });
     let usage = |prompt, completion| json!(Usage::new(prompt, completion));
@@ -301,7 +305,7 @@ fn continuous_usage_counts_started_prompts_and_written_tokens() {
 
 #[test]
 fn text_offsets_count_characters_and_continue_across_the_lines_of_a_choice() {
-    let mut lines = lines(StreamFormat::Ndjson, StreamOptions::default()).with_logprobs();
+    let mut writer = writer(StreamFormat::Ndjson, StreamOptions::default()).with_logprobs();
     let logprobs = Logprobs {
         logprob: Some(-0.5),
         token_bytes: b"x".to_vec(),
@@ -321,7 +325,7 @@ fn text_offsets_count_characters_and_continue_across_the_lines_of_a_choice() {
                 tokens: &tokens,
                 finish_reason: None,
             };
-            lines.tokens(out, &choice);
+            writer.tokens(out, &choice);
         }
     });
     let offsets = text.lines().map(|line| {

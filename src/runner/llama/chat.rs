@@ -151,7 +151,12 @@ fn environment(clock: Clock) -> Result<Environment<'static>, Error> {
 
 /// Calls a Python method. The width and precision of `format` are limited, because fuel does not count
 /// them: a template could allocate all memory and end the process.
-fn python_method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+fn python_method(
+    state: &mut State,
+    value: &Value,
+    name: &str,
+    args: &[Value],
+) -> Result<Value, Error> {
     if name == "format" && value.as_str().is_some_and(has_long_number) {
         let message = "`format` supports widths and precisions up to 9999";
         return Err(Error::new(ErrorKind::InvalidOperation, message));

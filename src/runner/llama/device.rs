@@ -18,7 +18,7 @@ use super::sampling::Sampler;
 use super::sequence::ActiveSequence;
 use crate::request::TokenId;
 use crate::runner::{
-    Model, ModelError, Next, SlotCredit, Runner, Sequence, Slot, Step, StepError, Token,
+    Model, ModelError, Next, Runner, Sequence, Slot, SlotCredit, Step, StepError, Token,
 };
 use crate::tokens::{Logprobs, TopLogprob};
 

@@ -279,7 +279,8 @@ fn chat_template(llama: &LlamaModel, bos: String, eos: String) -> Result<ChatTem
         .and_then(|source| ChatTemplate::new(&source, bos, eos));
     compiled.map_err(|error| {
         tracing::warn!(%error, "the model's chat template is invalid; chat requests are rejected");
-        "This model's chat template is invalid, so it cannot chat; send a prompt instead.".to_owned()
+        "This model's chat template is invalid, so it cannot chat; send a prompt instead."
+            .to_owned()
     })
 }
 

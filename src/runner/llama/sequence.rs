@@ -29,7 +29,7 @@ pub(super) struct ActiveSequence {
     scores_prompt: bool,
     seed: u64,
     choice: u32,
-    /// Number of sequences admitted before this one. A lower number has waited longer.
+    /// Order of admission on this device. The lowest number has waited longest.
     pub(super) admission: u64,
 }
 
@@ -162,6 +162,14 @@ fn early_end_tokens(stop_tokens: &StopTokens, end_tokens: &[TokenId]) -> Vec<Tok
     if stop_tokens.min_tokens == 0 {
         return Vec::new();
     }
-    let end_tokens = if stop_tokens.ignore_eos { &[] } else { end_tokens };
-    end_tokens.iter().chain(&*stop_tokens.ids).copied().collect()
+    let end_tokens = if stop_tokens.ignore_eos {
+        &[]
+    } else {
+        end_tokens
+    };
+    end_tokens
+        .iter()
+        .chain(&*stop_tokens.ids)
+        .copied()
+        .collect()
 }

@@ -113,11 +113,7 @@ fn a_reused_slot_does_not_inherit_the_wait_for_credit() {
     runner.release(Slot(0));
     runner.admit(Slot(0), sequence(100)).unwrap();
     assert!(matches!(runner.next(&FixedCredit(3)), Next::At(_)));
-    assert_eq!(
-        step(&mut runner, 3).len(),
-        3,
-        "the credit is 3"
-    );
+    assert_eq!(step(&mut runner, 3).len(), 3, "the credit is 3");
 }
 
 #[test]

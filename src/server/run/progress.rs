@@ -1,4 +1,5 @@
-//! A terminal for the progress bar that neither blocks nor fails: a terminal may be stopped (Ctrl-S), or go away.
+//! Terminal for the progress bar. Writing to it neither blocks nor fails, even if the real terminal is stopped
+//! (Ctrl-S) or closed.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -7,10 +8,10 @@ use rustix::termios::tcgetwinsize;
 
 use crate::output::Output;
 
-/// The width of a terminal that does not tell its own, in characters.
-const WIDTH: u16 = 80;
+/// Width of a terminal that does not report its size, in characters.
+const DEFAULT_WIDTH: u16 = 80;
 
-/// Draws on standard error where that is a terminal, and nowhere else.
+/// Returns a draw target on standard error, or a hidden one if standard error is not a terminal.
 pub(super) fn target(stderr: &Output) -> ProgressDrawTarget {
     if io::stderr().is_terminal() {
         ProgressDrawTarget::term_like(Box::new(Terminal(stderr.clone())))
@@ -40,7 +41,9 @@ impl TermLike for Terminal {
     fn width(&self) -> u16 {
         let size = tcgetwinsize(io::stderr()).ok();
         let columns = size.map(|size| size.ws_col);
-        columns.filter(|columns| *columns > 0).unwrap_or(WIDTH)
+        columns
+            .filter(|columns| *columns > 0)
+            .unwrap_or(DEFAULT_WIDTH)
     }
 
     fn move_cursor_up(&self, n: usize) -> io::Result<()> {

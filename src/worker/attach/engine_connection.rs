@@ -1,5 +1,7 @@
-//! What an engine says to a worker on one connection: sequences for the device's thread, and questions, which are
-//! answered on threads that may wait. It must not know how the engine is reached.
+//! The messages that an engine sends on one connection. Sequences go to the device thread; tokenizer calls are answered
+//! on blocking threads.
+//!
+//! This module must not know how the connection to the engine is made.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,11 +10,11 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
-use super::End;
+use super::ConnectionEnd;
 use crate::proto::worker as proto;
 use crate::proto::worker::answer::Answer;
-use crate::proto::worker::attach_request::Message as Said;
-use crate::proto::worker::attach_response::Message;
+use crate::proto::worker::attach_request::Message as WorkerMessage;
+use crate::proto::worker::attach_response::Message as EngineMessage;
 use crate::proto::worker::question::About;
 use crate::request::{ChatMessage, MAX_TIMEOUT};
 use crate::runner::{BosPolicy, Model};
@@ -20,20 +22,21 @@ use crate::worker::outbox::{Outbox, RemoteChannel, RemoteReader};
 use crate::worker::token_channel::TokenSender;
 use crate::worker::{Assignment, Generation, WorkerHandle, wire};
 
-/// How many questions may be open at once; the next is refused.
-const QUESTIONS: usize = 64;
+/// Most tokenizer calls that are answered at once. Further ones are rejected.
+const MAX_OPEN_CALLS: usize = 64;
 
-/// What one connection has brought: the sequences that its engine has submitted.
+/// One connection to an engine, and the sequences that the engine has submitted on it.
 pub(super) struct EngineConnection {
     handle: WorkerHandle,
     pub(super) outbox: Arc<Outbox>,
-    running: Mutex<Running>,
+    state: Mutex<State>,
 }
 
 #[derive(Default)]
-struct Running {
-    /// The life that the engine submits to, and its model.
-    life: Option<(Generation, Arc<dyn Model>)>,
+struct State {
+    /// The generation that the engine knows, and its model.
+    loaded: Option<(Generation, Arc<dyn Model>)>,
+    /// The engine's reader of each sequence, by the sequence's number.
     readers: HashMap<u64, Arc<RemoteReader>>,
 }
 
@@ -42,77 +45,89 @@ impl EngineConnection {
         Self {
             handle: handle.clone(),
             outbox,
-            running: Mutex::default(),
+            state: Mutex::default(),
         }
     }
 
-    /// The engine is told that a life has begun.
-    pub(super) fn begin(&self, life: Generation, model: &Arc<dyn Model>) {
-        self.running().life = Some((life, Arc::clone(model)));
+    /// Accepts sequences for this generation from now on.
+    pub(super) fn start_generation(&self, generation: Generation, model: &Arc<dyn Model>) {
+        self.state().loaded = Some((generation, Arc::clone(model)));
     }
 
-    /// Nobody waits for anything any more.
+    /// Cancels all sequences, and accepts no more until the next generation starts.
     pub(super) fn cancel_all(&self) {
-        let mut running = self.running();
-        running.life = None;
-        for (_, reader) in running.readers.drain() {
+        let mut state = self.state();
+        state.loaded = None;
+        for (_, reader) in state.readers.drain() {
             reader.cancel();
         }
-        drop(running);
-        self.handle.attend();
+        drop(state);
+        self.handle.wake();
     }
 
-    /// Does what the engine says, until the stream ends.
-    pub(super) async fn read(&self, inbound: &mut Streaming<proto::AttachResponse>) -> End {
-        let mut answering = JoinSet::new();
+    /// Handles the engine's messages until the stream ends.
+    pub(super) async fn handle_messages(
+        &self,
+        inbound: &mut Streaming<proto::AttachResponse>,
+    ) -> ConnectionEnd {
+        let mut open_calls = JoinSet::new();
         let mut is_draining = false;
         loop {
             let message = match inbound.message().await {
                 Ok(Some(message)) => message.message,
-                Ok(None) if is_draining => return End::Drained,
-                Ok(None) => return End::Broken(Status::unavailable("the engine ended the stream")),
-                Err(status) => return End::Broken(status),
+                Ok(None) if is_draining => return ConnectionEnd::Drained,
+                Ok(None) => {
+                    return ConnectionEnd::Broken(Status::unavailable(
+                        "the engine ended the stream",
+                    ));
+                }
+                Err(status) => return ConnectionEnd::Broken(status),
             };
             match message {
-                Some(Message::Submit(submit)) => match self.taken(submit) {
-                    Ok(Some((life, assignment))) => {
-                        self.handle.submit_when_room(life, assignment).await;
+                Some(EngineMessage::Submit(submit)) => match self.assignment(submit) {
+                    Ok(Some((generation, assignment))) => {
+                        self.handle.submit_when_room(generation, assignment).await;
                     }
                     Ok(None) => {}
-                    Err(rule) => return End::Broken(Status::failed_precondition(rule)),
+                    Err(violation) => {
+                        return ConnectionEnd::Broken(Status::failed_precondition(violation));
+                    }
                 },
-                Some(Message::Credit(proto::Credit { grants })) => self.grant(&grants),
-                Some(Message::Cancel(proto::Cancel { sequences })) => self.cancel(&sequences),
-                Some(Message::Question(question)) => {
-                    while answering.try_join_next().is_some() {}
-                    self.answer(question, &mut answering);
+                Some(EngineMessage::Credit(proto::Credit { grants })) => self.grant(&grants),
+                Some(EngineMessage::Cancel(proto::Cancel { sequences })) => self.cancel(&sequences),
+                Some(EngineMessage::Question(question)) => {
+                    while open_calls.try_join_next().is_some() {}
+                    self.answer_call(question, &mut open_calls);
                 }
-                Some(Message::Drain(proto::Drain {})) => {
+                Some(EngineMessage::Drain(proto::Drain {})) => {
                     is_draining = true;
                     self.handle.drain();
                 }
-                // A message that is newer than this worker.
-                Some(Message::Welcome(_)) | None => {}
+                // A message that this worker does not know yet.
+                Some(EngineMessage::Welcome(_)) | None => {}
             }
         }
     }
 
-    /// What the device is to run; nothing where the life is over that it was meant for.
-    fn taken(&self, submit: proto::Submit) -> Result<Option<(Generation, Assignment)>, String> {
-        let (number, of) = (submit.sequence, Generation(submit.life));
+    /// Converts a submission. Returns `None` if it is for an earlier generation.
+    fn assignment(
+        &self,
+        submit: proto::Submit,
+    ) -> Result<Option<(Generation, Assignment)>, String> {
+        let (number, generation) = (submit.sequence, Generation(submit.generation));
         let credit = usize::try_from(submit.credit).unwrap_or(usize::MAX);
         let sequence = wire::sequence(submit).map_err(|violation| violation.to_string())?;
         let reader = RemoteReader::new(credit);
-        let mut running = self.running();
-        // It crosses the word that the model is gone: the engine counts it as lost.
-        let life = running.life.as_ref().map(|(life, _)| *life);
-        let Some(life) = life.filter(|life| *life == of) else {
+        let mut state = self.state();
+        // The submission has crossed a `crashed` message. The engine counts the sequence as lost.
+        let current = state.loaded.as_ref().map(|(generation, _)| *generation);
+        if current != Some(generation) {
             return Ok(None);
-        };
-        running.readers.retain(|_, reader| !reader.has_ended());
-        running.readers.insert(number, Arc::clone(&reader));
-        drop(running);
-        let token_channel = RemoteChannel::new(
+        }
+        state.readers.retain(|_, reader| !reader.has_ended());
+        state.readers.insert(number, Arc::clone(&reader));
+        drop(state);
+        let channel = RemoteChannel::new(
             (number, reader),
             Arc::clone(&self.outbox),
             sequence.delivered.len(),
@@ -120,75 +135,74 @@ impl EngineConnection {
         );
         let assignment = Assignment {
             sequence,
-            token_channel: TokenSender::elsewhere(token_channel),
+            token_channel: TokenSender::remote(channel),
             deadline: Instant::now() + MAX_TIMEOUT,
             is_suspect: false,
         };
-        Ok(Some((life, assignment)))
+        Ok(Some((generation, assignment)))
     }
 
     fn grant(&self, grants: &[proto::Grant]) {
-        let running = self.running();
+        let state = self.state();
         for grant in grants {
-            if let Some(reader) = running.readers.get(&grant.sequence) {
+            if let Some(reader) = state.readers.get(&grant.sequence) {
                 reader.grant(usize::try_from(grant.tokens).unwrap_or(usize::MAX));
             }
         }
-        drop(running);
-        self.handle.attend();
+        drop(state);
+        self.handle.wake();
     }
 
     fn cancel(&self, sequences: &[u64]) {
-        let mut running = self.running();
+        let mut state = self.state();
         for sequence in sequences {
-            if let Some(reader) = running.readers.remove(sequence) {
+            if let Some(reader) = state.readers.remove(sequence) {
                 reader.cancel();
             }
         }
-        drop(running);
-        self.handle.attend();
+        drop(state);
+        self.handle.wake();
     }
 
-    /// Asks the model on a thread that may wait.
-    fn answer(&self, question: proto::Question, answering: &mut JoinSet<()>) {
+    /// Answers a tokenizer call on a blocking thread.
+    fn answer_call(&self, question: proto::Question, open_calls: &mut JoinSet<()>) {
         let proto::Question { question, about } = question;
         let model = self
-            .running()
-            .life
+            .state()
+            .loaded
             .as_ref()
             .map(|(_, model)| Arc::clone(model));
         let outbox = Arc::clone(&self.outbox);
-        let is_full = answering.len() >= QUESTIONS;
-        answering.spawn(async move {
+        let is_full = open_calls.len() >= MAX_OPEN_CALLS;
+        open_calls.spawn(async move {
             let answer = match (model, about) {
                 (Some(model), Some(about)) if !is_full => {
-                    let asked = tokio::task::spawn_blocking(move || answer(&*model, about));
-                    asked
+                    let answer = tokio::task::spawn_blocking(move || answer(&*model, about));
+                    answer
                         .await
-                        .unwrap_or_else(|_| no_answer("the tokenizer panicked"))
+                        .unwrap_or_else(|_| failed("the tokenizer panicked"))
                 }
-                (Some(_) | None, _) => no_answer("the worker cannot say"),
+                (Some(_) | None, _) => failed("the worker cannot answer this call now"),
             };
             let answer = Some(answer);
-            outbox.say(Said::Answer(proto::Answer { question, answer }));
+            outbox.send(WorkerMessage::Answer(proto::Answer { question, answer }));
         });
     }
 
-    /// Held for a look or a change.
-    fn running(&self) -> MutexGuard<'_, Running> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn answer(model: &dyn Model, about: About) -> Answer {
     let answered = match about {
         About::Tokenize(proto::Tokenize { text, begins }) => {
-            let beginning = if begins {
+            let bos = if begins {
                 BosPolicy::Add
             } else {
                 BosPolicy::Omit
             };
-            let ids = model.tokenize(&text, beginning);
+            let ids = model.tokenize(&text, bos);
             ids.map(|ids| Answer::Ids(proto::TokenIds { ids }))
         }
         About::Infill(proto::Infill { prefix, suffix }) => {
@@ -209,13 +223,13 @@ fn answer(model: &dyn Model, about: About) -> Answer {
             model.render_chat(&messages).map(Answer::Text)
         }
     };
-    answered.unwrap_or_else(|error| Answer::Failure(wire::of_model(&error)))
+    answered.unwrap_or_else(|error| Answer::Failure(wire::model_failure(&error)))
 }
 
-fn no_answer(why: &str) -> Answer {
+fn failed(reason: &str) -> Answer {
     Answer::Failure(proto::Failure {
         is_invalid: false,
-        message: why.to_owned(),
+        message: reason.to_owned(),
     })
 }
 
@@ -231,34 +245,38 @@ mod tests {
     use crate::runner::Loader as _;
     use crate::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
     use crate::worker::wire::SequenceId;
-    use crate::worker::{Flags, Wake, WakeTarget};
+    use crate::worker::{Flags, WakeTarget, WorkerWaker};
 
     fn submit(number: u64) -> proto::Submit {
         let (assignment, _) = Assignment::for_test(1, Instant::now());
-        wire::submit(&assignment.sequence, SequenceId { number, life: 1 }, 1)
+        wire::submit(
+            &assignment.sequence,
+            SequenceId {
+                number,
+                generation: 1,
+            },
+            1,
+        )
     }
 
     #[tokio::test]
     async fn a_cancelled_sequence_makes_room_for_the_next_submission() {
         let (commands, mut device) = mpsc::channel(1);
-        let wake = Wake {
+        let waker = WorkerWaker {
             flags: Arc::<Flags>::default(),
-            sleeper: WakeTarget::Task(Arc::<Notify>::default()),
+            target: WakeTarget::Task(Arc::<Notify>::default()),
         };
-        let reading = EngineConnection::new(&WorkerHandle { commands, wake }, Arc::default());
+        let connection = EngineConnection::new(&WorkerHandle { commands, waker }, Arc::default());
         let loader = TestRunnerLoader::new(TestRunnerOptions::default());
-        let loaded = loader.load(1, &|_| ()).expect("it loads");
-        reading.begin(Generation(1), &loaded.model);
-        let (life, first) = reading.taken(submit(1)).unwrap().unwrap();
-        reading.handle.submit_when_room(life, first).await;
-        reading.cancel(&[1]);
-        let (life, second) = reading.taken(submit(2)).unwrap().unwrap();
-        let mut second = pin!(reading.handle.submit_when_room(life, second));
+        let loaded = loader.load(1, &|_| ()).expect("the test model loads");
+        connection.start_generation(Generation(1), &loaded.model);
+        let (generation, first) = connection.assignment(submit(1)).unwrap().unwrap();
+        connection.handle.submit_when_room(generation, first).await;
+        connection.cancel(&[1]);
+        let (generation, second) = connection.assignment(submit(2)).unwrap().unwrap();
+        let mut second = pin!(connection.handle.submit_when_room(generation, second));
         poll_fn(|cx| {
-            assert!(
-                second.as_mut().poll(cx).is_pending(),
-                "there is no room yet"
-            );
+            assert!(second.as_mut().poll(cx).is_pending(), "the queue is full");
             Poll::Ready(())
         })
         .await;

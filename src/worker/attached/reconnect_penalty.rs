@@ -1,5 +1,7 @@
-//! Workers that broke the contract, by the names that they give themselves. Each has to wait before it may dial in
-//! again: one that is new has nothing to do, so it would be given the next requests at once, and lose them, too.
+//! Reconnect penalties: a worker that violated the protocol must wait before it may reconnect. Without a penalty it
+//! would, as the least loaded worker, get the next requests at once, and lose them too.
+//!
+//! Penalties apply to the names that workers give themselves.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -7,46 +9,49 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long a worker waits after it broke the contract once; doubled each time, up to the last.
-const WAIT: Duration = Duration::from_secs(1);
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// The penalty for a first violation. It doubles with each further violation, up to the maximum.
+const FIRST_PENALTY: Duration = Duration::from_secs(1);
+const MAX_PENALTY: Duration = Duration::from_secs(60);
 
-/// A worker that has broken nothing for so long is one like any other.
-const FORGIVEN: Duration = Duration::from_secs(600);
+/// A name without violations for this long is forgotten.
+const FORGET_AFTER: Duration = Duration::from_secs(600);
 
-/// How many names are kept.
-const NAMES: usize = 1_024;
+/// Most names that are remembered.
+const MAX_NAMES: usize = 1_024;
 
-/// Who has broken the contract.
+/// The penalties by worker name.
 #[derive(Default)]
 pub(super) struct ReconnectPenalties(Mutex<HashMap<String, Penalty>>);
 
 #[derive(Clone, Copy)]
 struct Penalty {
-    at: Instant,
-    wait: Duration,
+    /// Time of the latest violation.
+    since: Instant,
+    duration: Duration,
 }
 
 impl ReconnectPenalties {
-    /// How long the worker of this name has still to wait.
-    pub(super) fn wait_of(&self, name: &str) -> Option<Duration> {
-        let offences = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let offence = offences.get(name)?;
-        let left = offence.wait.checked_sub(offence.at.elapsed())?;
+    /// Remaining penalty of a worker name.
+    pub(super) fn remaining(&self, name: &str) -> Option<Duration> {
+        let penalties = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let penalty = penalties.get(name)?;
+        let left = penalty.duration.checked_sub(penalty.since.elapsed())?;
         Some(left).filter(|left| !left.is_zero())
     }
 
-    /// The worker of this name has broken the contract.
+    /// Records a violation by the worker with this name. Once `MAX_NAMES` are remembered, new names are not.
     pub(super) fn add(&self, name: String) {
-        let mut offences = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        offences.retain(|_, offence| offence.at.elapsed() < FORGIVEN);
-        let before = offences.get(&name).copied();
-        if before.is_none() && offences.len() >= NAMES {
+        let mut penalties = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        penalties.retain(|_, penalty| penalty.since.elapsed() < FORGET_AFTER);
+        let previous = penalties.get(&name).copied();
+        if previous.is_none() && penalties.len() >= MAX_NAMES {
             return;
         }
-        let wait = before.map_or(WAIT, |offence| (offence.wait * 2).min(LONGEST_WAIT));
-        let at = Instant::now();
-        offences.insert(name, Penalty { at, wait });
+        let duration = previous.map_or(FIRST_PENALTY, |penalty| {
+            (penalty.duration * 2).min(MAX_PENALTY)
+        });
+        let since = Instant::now();
+        penalties.insert(name, Penalty { since, duration });
     }
 }
 
@@ -58,28 +63,28 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_violation_doubles_the_penalty_until_it_is_forgotten() {
-        let offenders = ReconnectPenalties::default();
-        assert_eq!(offenders.wait_of("a"), None);
+        let penalties = ReconnectPenalties::default();
+        assert_eq!(penalties.remaining("a"), None);
         for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
-            offenders.add("a".to_owned());
+            penalties.add("a".to_owned());
             let wait = Duration::from_secs(seconds);
-            assert_eq!(offenders.wait_of("a"), Some(wait));
-            assert_eq!(offenders.wait_of("b"), None);
+            assert_eq!(penalties.remaining("a"), Some(wait));
+            assert_eq!(penalties.remaining("b"), None);
             advance(wait).await;
-            assert_eq!(offenders.wait_of("a"), None);
+            assert_eq!(penalties.remaining("a"), None);
         }
-        advance(FORGIVEN).await;
-        offenders.add("a".to_owned());
-        assert_eq!(offenders.wait_of("a"), Some(WAIT));
+        advance(FORGET_AFTER).await;
+        penalties.add("a".to_owned());
+        assert_eq!(penalties.remaining("a"), Some(FIRST_PENALTY));
     }
 
     #[tokio::test(start_paused = true)]
     async fn at_most_max_names_are_remembered() {
-        let offenders = ReconnectPenalties::default();
-        for name in 0..=NAMES {
-            offenders.add(name.to_string());
+        let penalties = ReconnectPenalties::default();
+        for name in 0..=MAX_NAMES {
+            penalties.add(name.to_string());
         }
-        assert_eq!(offenders.wait_of("0"), Some(WAIT));
-        assert_eq!(offenders.wait_of(&NAMES.to_string()), None);
+        assert_eq!(penalties.remaining("0"), Some(FIRST_PENALTY));
+        assert_eq!(penalties.remaining(&MAX_NAMES.to_string()), None);
     }
 }

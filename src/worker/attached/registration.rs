@@ -1,4 +1,4 @@
-//! What is known of a model's workers, and of those that the engine starts itself.
+//! The registration of each model that remote workers serve, and of each child worker.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,122 +15,121 @@ use crate::runner::ModelFacts;
 use crate::worker::WorkerId;
 use crate::worker::wire::{ReadyReport, Violation};
 
-/// What is known of a model's workers.
+/// A model, its children, and the workers that answer its tokenizer calls.
 pub(super) struct Registration {
-    /// Its place in the catalog.
-    pub(super) place: usize,
+    /// Index of the model in the catalog.
+    pub(super) model: usize,
     pub(super) name: String,
     pub(super) aliases: Vec<String>,
     pub(super) slow_reader_timeout: Duration,
-    pub(super) interpreters: Arc<RemoteTokenizers>,
-    /// What the first worker said of the model: every other says the same.
+    pub(super) tokenizers: Arc<RemoteTokenizers>,
+    /// The facts and the runner that the first worker reported. Every other worker must report the same.
     known: Mutex<Option<(ModelFacts, String)>>,
-    /// The workers that the engine starts itself, by their tokens.
+    /// The children of this model, by their tokens.
     children: Mutex<HashMap<String, ChildRegistration>>,
 }
 
 impl Registration {
-    /// That of the model of this place, of which no worker has said anything.
-    pub(super) fn new(place: usize, offered: AttachableModel) -> Self {
+    /// Registers the model at this index of the catalog.
+    pub(super) fn new(index: usize, model: AttachableModel) -> Self {
         Self {
-            place,
-            name: offered.name,
-            aliases: offered.aliases,
-            slow_reader_timeout: offered.slow_reader_timeout,
-            interpreters: Arc::default(),
+            model: index,
+            name: model.name,
+            aliases: model.aliases,
+            slow_reader_timeout: model.slow_reader_timeout,
+            tokenizers: Arc::default(),
             known: Mutex::default(),
             children: Mutex::default(),
         }
     }
 
-    /// Whether a worker's offer fits what other workers have said of the model.
-    pub(super) fn agree(&self, offer: &ReadyReport) -> Result<(), Violation> {
+    /// Checks that a worker reports the same facts as the model's other workers.
+    pub(super) fn check_facts(&self, ready: &ReadyReport) -> Result<(), Violation> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let (facts, runner) =
-            known.get_or_insert_with(|| (offer.facts.clone(), offer.runner.clone()));
-        if *runner == offer.runner && are_alike(facts, &offer.facts) {
+            known.get_or_insert_with(|| (ready.facts.clone(), ready.runner.clone()));
+        if *runner == ready.runner && are_equivalent(facts, &ready.facts) {
             return Ok(());
         }
         Err(Violation(format!(
-            "ready.model differs from what another worker of '{}' has said",
+            "ready.model differs from what another worker of '{}' has reported",
             self.name
         )))
     }
 
-    /// Held for a look or a change.
     pub(super) fn children(&self) -> MutexGuard<'_, HashMap<String, ChildRegistration>> {
         self.children.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A worker that the engine starts itself.
+/// A worker process that the engine has started.
 #[derive(Clone)]
 pub(super) struct ChildRegistration {
     pub(super) worker: WorkerId,
-    pub(super) watch: ChildState,
-    /// How the process has ended, once it has.
-    pub(super) exit: watch::Receiver<Option<Ended>>,
+    pub(super) state: ChildState,
+    /// The exit of the process, once it has ended.
+    pub(super) exit: watch::Receiver<Option<ProcessExit>>,
 }
 
 impl ChildRegistration {
-    /// How its process ended, which has or is about to. It is asked by what the session has: who starts the process
-    /// again has forgotten this life by then.
-    pub(super) async fn ended(&mut self) -> Option<Ended> {
+    /// Waits for the exit of a process that has ended or is about to end; `None` if it does not end in time.
+    pub(super) async fn wait_for_exit(&mut self) -> Option<ProcessExit> {
         let exit = timeout(CHILD_EXIT_TIMEOUT, self.exit.wait_for(Option::is_some)).await;
         exit.ok()?.ok()?.clone()
     }
 }
 
-/// What becomes of one life of a child.
+/// The state of one run of a child's process. Clones share it.
 #[derive(Clone, Default)]
 pub(in crate::worker) struct ChildState {
-    /// Cancelled when its stream has ended: then it is of no use.
+    /// Cancelled when the child's stream has ended. The process is then useless, and is killed if it does not exit.
     pub(super) detached: CancellationToken,
     was_attached: Arc<AtomicBool>,
     was_ready: Arc<AtomicBool>,
 }
 
 impl ChildState {
-    /// Waits until its stream has ended.
+    /// Waits until the child's stream has ended.
     pub(in crate::worker) async fn detached(&self) {
         self.detached.cancelled().await;
     }
 
-    /// Takes its seat, which it has once: who shows its token after it is another.
+    /// Returns true for the first stream with this child's token, and false for every later one.
     pub(super) fn attach(&self) -> bool {
         !self.was_attached.swap(true, Ordering::SeqCst)
     }
 
-    pub(super) fn is_ready(&self) {
+    pub(super) fn set_ready(&self) {
         self.was_ready.store(true, Ordering::SeqCst);
     }
 
-    /// Whether its model was loaded.
+    /// Returns true if the child's model was loaded.
     pub(in crate::worker) fn was_ready(&self) -> bool {
         self.was_ready.load(Ordering::SeqCst)
     }
 }
 
-/// How a child's process ended, and how that is told.
+/// The exit of a child's process.
 #[derive(Clone, Debug)]
-pub(in crate::worker) struct Ended {
-    pub(in crate::worker) kind: Exit,
-    /// Whether somebody ended it from outside, by a signal.
+pub(in crate::worker) struct ProcessExit {
+    pub(in crate::worker) kind: ExitKind,
+    /// A signal from outside ended the process.
     pub(in crate::worker) was_killed: bool,
+    /// The reason, for the operator.
     pub(in crate::worker) reason: String,
 }
 
-/// Whose fault a child's end was.
+/// The kind of a child's exit. A sequence that was running during a crash becomes a crash suspect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::worker) enum Exit {
-    /// By a fault of its own.
+pub(in crate::worker) enum ExitKind {
+    /// The process panicked, or died by a signal such as SIGSEGV.
     Crashed,
-    /// It was killed, or was told to end.
+    /// The process exited or was killed from outside.
     Ended,
 }
 
-/// Whether two workers of a model say the same of it.
-fn are_alike(one: &ModelFacts, other: &ModelFacts) -> bool {
+/// Compares the facts of a model that two workers report. The name comes from the engine, so it is not compared.
+fn are_equivalent(one: &ModelFacts, other: &ModelFacts) -> bool {
     one.context_length == other.context_length
         && one.max_prompt_bytes == other.max_prompt_bytes
         && one.vocabulary_size == other.vocabulary_size

@@ -1,4 +1,4 @@
-//! The tokenizer and the chat template of a model whose workers are elsewhere: any of them is asked.
+//! The tokenizer and the chat template of a model whose workers are remote. A call goes to any worker of the model.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,97 +15,96 @@ use crate::request::{ChatMessage, TokenId};
 use crate::runner::{BosPolicy, Model, ModelError, ModelFacts, TokenBytes};
 use crate::worker::{WorkerId, wire};
 
-/// How many questions may wait for a worker's connection; who asks the next waits too.
-const QUESTIONS: usize = 64;
+/// Capacity of the queue of calls to one worker. A caller waits while it is full.
+const QUEUE_CAPACITY: usize = 64;
 
-/// A question on its way to a worker, and where its answer goes.
+/// A tokenizer call on its way to a worker, and the channel for its answer.
 pub(super) struct TokenizerRequest {
     pub(super) about: About,
     pub(super) answer: oneshot::Sender<Answer>,
 }
 
-/// The workers of one model that can be asked.
+/// The workers of one model that answer tokenizer calls.
 #[derive(Default)]
 pub(super) struct RemoteTokenizers {
     ready: Mutex<VecDeque<(WorkerId, mpsc::Sender<TokenizerRequest>)>>,
 }
 
 impl RemoteTokenizers {
-    /// A worker can be asked from now on: what it is asked comes here.
+    /// Adds a worker, and returns the queue of its calls.
     pub(super) fn add(&self, worker: WorkerId) -> mpsc::Receiver<TokenizerRequest> {
-        let (sender, receiver) = mpsc::channel(QUESTIONS);
+        let (sender, receiver) = mpsc::channel(QUEUE_CAPACITY);
         self.ready().push_back((worker, sender));
         receiver
     }
 
-    /// A worker can no longer be asked. What it was asked and has not answered, another is asked.
+    /// Removes a worker. Dropping its queue makes the callers of its unanswered calls try another worker.
     pub(super) fn remove(&self, worker: WorkerId) {
         self.ready().retain(|(known, _)| *known != worker);
     }
 
-    /// Asks one worker after the other, each for so long, until one answers.
-    async fn ask(&self, about: &About, patience: Duration) -> Result<Answer, ModelError> {
-        let message = "No worker of this model could be asked.";
-        let mut refusal = ModelError::Unavailable(message.to_owned());
-        for questions in self.in_turn() {
-            match timeout(patience, ask_one(&questions, about.clone())).await {
+    /// Calls one worker after the other, with a timeout of `per_worker` each, until one answers.
+    async fn call(&self, about: &About, per_worker: Duration) -> Result<Answer, ModelError> {
+        let message = "No worker of this model answered the tokenizer call.";
+        let mut last_error = ModelError::Unavailable(message.to_owned());
+        for queue in self.rotate() {
+            match timeout(per_worker, call_one(&queue, about.clone())).await {
                 Ok(Some(Answer::Failure(failure))) => match wire::model_error(Some(failure)) {
                     invalid @ ModelError::Invalid(_) => return Err(invalid),
-                    // Another may be able to say.
-                    other @ (ModelError::Failed(_) | ModelError::Unavailable(_)) => refusal = other,
+                    // Another worker may succeed.
+                    other @ (ModelError::Failed(_) | ModelError::Unavailable(_)) => {
+                        last_error = other;
+                    }
                 },
                 Ok(Some(answer)) => return Ok(answer),
                 Ok(None) | Err(_) => {}
             }
         }
-        Err(refusal)
+        Err(last_error)
     }
 
-    /// All of them. Each call begins with another, so that one that is slow is not the first that everybody asks.
-    fn in_turn(&self) -> Vec<mpsc::Sender<TokenizerRequest>> {
+    /// The queues of all workers. Each call starts with the next worker, so that a slow worker does not delay every
+    /// caller.
+    fn rotate(&self) -> Vec<mpsc::Sender<TokenizerRequest>> {
         let mut ready = self.ready();
-        let in_turn = ready.iter().map(|(_, questions)| questions.clone());
-        let in_turn = in_turn.collect();
+        let queues = ready.iter().map(|(_, queue)| queue.clone());
+        let queues = queues.collect();
         if let Some(first) = ready.pop_front() {
             ready.push_back(first);
         }
-        in_turn
+        queues
     }
 
-    /// Held for a change or a copy.
     fn ready(&self) -> MutexGuard<'_, VecDeque<(WorkerId, mpsc::Sender<TokenizerRequest>)>> {
         self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Asks a worker. It is gone where there is no answer.
-async fn ask_one(questions: &mpsc::Sender<TokenizerRequest>, about: About) -> Option<Answer> {
-    let (answer, answered) = oneshot::channel();
-    questions
-        .send(TokenizerRequest { about, answer })
-        .await
-        .ok()?;
-    answered.await.ok()
+/// Calls a worker. Returns `None` if it has disconnected.
+async fn call_one(queue: &mpsc::Sender<TokenizerRequest>, about: About) -> Option<Answer> {
+    let (answer, receiver) = oneshot::channel();
+    queue.send(TokenizerRequest { about, answer }).await.ok()?;
+    receiver.await.ok()
 }
 
-/// A model whose workers are elsewhere.
+/// A model whose workers are remote.
 pub(super) struct RemoteModel {
     pub(super) facts: ModelFacts,
-    pub(super) interpreters: Arc<RemoteTokenizers>,
-    /// How long each worker is asked.
-    pub(super) patience: Duration,
+    pub(super) tokenizers: Arc<RemoteTokenizers>,
+    /// Longest wait for one worker's answer.
+    pub(super) call_timeout: Duration,
 }
 
 impl RemoteModel {
-    /// Asks, and waits: this is no thread of the runtime's own.
-    fn ask(&self, about: &About) -> Result<Answer, ModelError> {
-        Handle::current().block_on(self.interpreters.ask(about, self.patience))
+    /// Blocks until the call is answered. It never runs on a runtime thread, because `tokenizes_inline` is false.
+    fn call(&self, about: &About) -> Result<Answer, ModelError> {
+        Handle::current().block_on(self.tokenizers.call(about, self.call_timeout))
     }
 
     fn ids(&self, about: &About) -> Result<Vec<TokenId>, ModelError> {
-        match self.ask(about)? {
+        match self.call(about)? {
             Answer::Ids(proto::TokenIds { ids }) => Ok(ids),
-            Answer::Pieces(_) | Answer::Text(_) | Answer::Failure(_) => Err(other_answer()),
+            Answer::Pieces(_) | Answer::Text(_) | Answer::Failure(_) => Err(mismatched_answer()),
         }
     }
 }
@@ -131,11 +130,11 @@ impl Model for RemoteModel {
 
     fn pieces(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
         let about = About::Detokenize(proto::Detokenize { ids: ids.to_vec() });
-        match self.ask(&about)? {
+        match self.call(&about)? {
             Answer::Pieces(pieces) => {
-                wire::token_bytes(&pieces, ids.len()).ok_or_else(other_answer)
+                wire::token_bytes(&pieces, ids.len()).ok_or_else(mismatched_answer)
             }
-            Answer::Ids(_) | Answer::Text(_) | Answer::Failure(_) => Err(other_answer()),
+            Answer::Ids(_) | Answer::Text(_) | Answer::Failure(_) => Err(mismatched_answer()),
         }
     }
 
@@ -146,9 +145,9 @@ impl Model for RemoteModel {
             name: message.name.clone().unwrap_or_default(),
         };
         let messages = messages.iter().map(message).collect();
-        match self.ask(&About::RenderChat(proto::RenderChat { messages }))? {
+        match self.call(&About::RenderChat(proto::RenderChat { messages }))? {
             Answer::Text(text) => Ok(text),
-            Answer::Ids(_) | Answer::Pieces(_) | Answer::Failure(_) => Err(other_answer()),
+            Answer::Ids(_) | Answer::Pieces(_) | Answer::Failure(_) => Err(mismatched_answer()),
         }
     }
 
@@ -157,16 +156,16 @@ impl Model for RemoteModel {
     }
 }
 
-/// The worker's session lets no such answer through.
-fn other_answer() -> ModelError {
-    ModelError::Failed("a worker's answer does not fit its question".to_owned())
+/// An answer of the wrong kind. The worker's session has rejected those, so this is never returned.
+fn mismatched_answer() -> ModelError {
+    ModelError::Failed("a worker's answer does not match its tokenizer call".to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const TIMEOUT: Duration = Duration::from_secs(10);
 
     fn about() -> About {
         About::Tokenize(proto::Tokenize::default())
@@ -176,44 +175,44 @@ mod tests {
         Answer::Text(of.to_owned())
     }
 
-    /// Answers the next question with this.
-    async fn answer(questions: &mut mpsc::Receiver<TokenizerRequest>, with: Answer) {
-        let asked = questions.recv().await.expect("somebody asks");
-        asked.answer.send(with).expect("it is waited for");
+    /// Answers the next call.
+    async fn answer(queue: &mut mpsc::Receiver<TokenizerRequest>, with: Answer) {
+        let request = queue.recv().await.expect("a call");
+        request.answer.send(with).expect("a waiting caller");
     }
 
     #[tokio::test]
     async fn tokenizer_calls_rotate_over_the_workers() {
-        let interpreters = RemoteTokenizers::default();
-        let mut one = interpreters.add(WorkerId(1));
-        let mut two = interpreters.add(WorkerId(2));
+        let tokenizers = RemoteTokenizers::default();
+        let mut one = tokenizers.add(WorkerId(1));
+        let mut two = tokenizers.add(WorkerId(2));
         for _ in 0..2 {
             let about = about();
-            let (told, ()) = tokio::join!(
-                interpreters.ask(&about, PATIENCE),
+            let (answered, ()) = tokio::join!(
+                tokenizers.call(&about, TIMEOUT),
                 answer(&mut one, text("one"))
             );
-            assert_eq!(told, Ok(text("one")));
-            let (told, ()) = tokio::join!(
-                interpreters.ask(&about, PATIENCE),
+            assert_eq!(answered, Ok(text("one")));
+            let (answered, ()) = tokio::join!(
+                tokenizers.call(&about, TIMEOUT),
                 answer(&mut two, text("two"))
             );
-            assert_eq!(told, Ok(text("two")));
+            assert_eq!(answered, Ok(text("two")));
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_call_skips_workers_that_left_or_do_not_answer() {
-        let interpreters = RemoteTokenizers::default();
-        let leaves = interpreters.add(WorkerId(1));
-        let _says_nothing = interpreters.add(WorkerId(2));
-        let mut answers = interpreters.add(WorkerId(3));
-        drop(leaves);
+        let tokenizers = RemoteTokenizers::default();
+        let leaving = tokenizers.add(WorkerId(1));
+        let _silent = tokenizers.add(WorkerId(2));
+        let mut answering = tokenizers.add(WorkerId(3));
+        drop(leaving);
         let about = about();
-        let (told, ()) = tokio::join!(
-            interpreters.ask(&about, PATIENCE),
-            answer(&mut answers, text("three"))
+        let (answered, ()) = tokio::join!(
+            tokenizers.call(&about, TIMEOUT),
+            answer(&mut answering, text("three"))
         );
-        assert_eq!(told, Ok(text("three")));
+        assert_eq!(answered, Ok(text("three")));
     }
 }

@@ -1,7 +1,6 @@
-//! The sequences on a worker that is elsewhere: which are under way, how far each has come, and how much
-//! credit it has left.
+//! The sequences on a remote worker: the progress and the credit of each, and the check of what the worker sends.
 //!
-//! It sends nothing: what is to be told, to the worker or to the scheduler, is gathered in [`Effects`].
+//! This module sends nothing. It collects messages to the worker and to the scheduler in [`Effects`].
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,18 +13,18 @@ use crate::worker::slots::{Freed, Slots};
 use crate::worker::token_channel::Failure;
 use crate::worker::wire::{self, SequenceId, Violation};
 
-/// A sequence is given more credit once it can have so much at once, or has none left.
-const GRANT: usize = 128;
+/// Smallest grant of credit, in tokens, to a sequence that still has credit. Fewer grants mean fewer messages.
+const MIN_GRANT: usize = 128;
 
-/// Every sequence of one worker's life.
+/// All sequences of one generation of a worker.
 pub(super) struct Sequences {
     slots: Slots,
-    /// By slot.
-    under_way: Vec<Option<RemoteSequence>>,
+    /// The sequence in each slot.
+    by_slot: Vec<Option<RemoteSequence>>,
     by_number: HashMap<u64, Slot>,
-    /// Every id below this is a token.
+    /// Token ids are below this.
     vocabulary_size: u32,
-    /// The worker's life; and the last sequence's number, which count on over all lives.
+    /// The id of the latest sequence. Its number keeps counting over all generations.
     last: SequenceId,
     effects: Effects,
 }
@@ -35,42 +34,44 @@ struct RemoteSequence {
     number: u64,
     submitted_ns: u64,
     is_accepted: bool,
-    /// Whether each of its tokens is to come with its log probabilities.
+    /// Each token must have its log probabilities.
     wants_logprobs: bool,
+    /// Index of the next token of the completion.
     next_index: u32,
-    next_of_prompt: u32,
-    /// The prompt, while not all of its tokens have come that are asked for.
+    /// Index of the next token of the prompt.
+    next_prompt_index: u32,
+    /// The prompt, until all of its requested tokens have arrived.
     scoring: Option<Arc<[TokenId]>>,
     max_tokens: u32,
     min_tokens: u32,
-    /// How many tokens it may emit before it is given more credit.
+    /// Number of tokens that the worker may still emit.
     credit: usize,
-    /// How many tokens it has not been given credit for.
+    /// Number of remaining tokens for which no credit has been granted yet.
     not_granted: usize,
 }
 
-/// What is to be told.
+/// The messages and metrics that follow from a change.
 #[derive(Default)]
 pub(super) struct Effects {
-    /// To the worker: that these have more credit.
+    /// To the worker: more credit for sequences.
     pub(super) grants: Vec<proto::Grant>,
-    /// To the worker: that nobody waits for these any more.
+    /// To the worker: the numbers of cancelled sequences.
     pub(super) cancelled: Vec<u64>,
-    /// To the scheduler: what the sequences had asked for whose slots are free.
+    /// To the scheduler: the `max_tokens` of each sequence whose slot is free again.
     pub(super) released: Vec<u32>,
-    /// To the scheduler: how many suspects are none any more.
+    /// To the scheduler: the number of cleared crash suspects.
     pub(super) cleared: usize,
-    /// To the metrics: tokens of completions.
+    /// To the metrics: the number of completion tokens.
     pub(super) tokens: u64,
 }
 
 impl Sequences {
-    /// None yet, on a worker with so many slots, in this life; the last sequence of the life before had this
-    /// number.
+    /// Creates the slots of a worker. `last` has the generation of this load, and the number of the latest sequence of
+    /// the previous one.
     pub(super) fn new(slots: usize, slow_reader_ns: u64, last: SequenceId) -> Self {
         Self {
             slots: Slots::new(slots, slow_reader_ns),
-            under_way: (0..slots).map(|_| None).collect(),
+            by_slot: (0..slots).map(|_| None).collect(),
             by_number: HashMap::new(),
             vocabulary_size: u32::MAX,
             last,
@@ -78,40 +79,41 @@ impl Sequences {
         }
     }
 
-    /// Of a model with so many tokens.
-    pub(super) fn of(self, vocabulary_size: u32) -> Self {
+    /// Sets the vocabulary size, below which token ids must be.
+    pub(super) fn with_vocabulary(self, vocabulary_size: u32) -> Self {
         Self {
             vocabulary_size,
             ..self
         }
     }
 
-    /// The number of the last sequence.
+    /// The number of the latest sequence.
     pub(super) fn last_number(&self) -> u64 {
         self.last.number
     }
 
-    /// How many there are, as a gauge counts.
+    /// Number of sequences, as a gauge value.
     pub(super) fn count(&self) -> f64 {
         self.slots.count()
     }
 
-    /// When the sequence was submitted that has waited longest for the worker to take it.
-    pub(super) fn waits_since_ns(&self) -> Option<u64> {
-        let waiting = self.under_way.iter().flatten().filter(|it| !it.is_accepted);
+    /// The submission time of the oldest sequence that the worker has neither accepted nor rejected, in nanoseconds of
+    /// CLOCK_MONOTONIC.
+    pub(super) fn oldest_unaccepted_ns(&self) -> Option<u64> {
+        let waiting = self.by_slot.iter().flatten().filter(|it| !it.is_accepted);
         waiting.map(|it| it.submitted_ns).min()
     }
 
-    /// What is to be told since this was last asked.
+    /// Returns and resets the effects since the last call.
     pub(super) fn take_effects(&mut self) -> Effects {
         self.effects.cleared += self.slots.take_cleared();
         std::mem::take(&mut self.effects)
     }
 
-    /// Takes a sequence, and says what the worker is to be told; nothing where it has ended already.
+    /// Adds a sequence, and returns the message that submits it to the worker. Returns `None` if it has already ended.
     pub(super) fn submit(&mut self, assignment: Assignment) -> Option<proto::Submit> {
         let max_tokens = assignment.sequence.max_tokens;
-        let Some((assignment, deadline_ns)) = assignment.if_still_wanted() else {
+        let Some((assignment, deadline_ns)) = assignment.into_runnable() else {
             self.effects.released.push(max_tokens);
             return None;
         };
@@ -124,78 +126,80 @@ impl Sequences {
         let (number, sequence) = (self.last.number, &assignment.sequence);
         let delivered = sequence.delivered.len();
         let scoring = sequence.scores_prompt.then(|| Arc::clone(&sequence.prompt));
-        let scored = scoring.as_ref().map_or(0, |prompt| prompt.len());
-        let wanted = usize::try_from(max_tokens).unwrap_or(usize::MAX);
-        let wanted = wanted.saturating_sub(delivered).saturating_add(scored);
-        let credit = assignment.token_channel.credit().clamp(1, wanted.max(1));
-        let credit_given = u32::try_from(credit).unwrap_or(u32::MAX);
-        let submit = wire::submit(sequence, self.last, credit_given);
-        self.under_way[slot.0] = Some(RemoteSequence {
+        let prompt_tokens = scoring.as_ref().map_or(0, |prompt| prompt.len());
+        let remaining = usize::try_from(max_tokens).unwrap_or(usize::MAX);
+        let remaining = remaining
+            .saturating_sub(delivered)
+            .saturating_add(prompt_tokens);
+        let credit = assignment.token_channel.credit().clamp(1, remaining.max(1));
+        let initial_credit = u32::try_from(credit).unwrap_or(u32::MAX);
+        let submit = wire::submit(sequence, self.last, initial_credit);
+        self.by_slot[slot.0] = Some(RemoteSequence {
             number,
             submitted_ns: monotonic_ns(),
             is_accepted: false,
             wants_logprobs: sequence.logprobs.is_some(),
             next_index: u32::try_from(delivered).unwrap_or(u32::MAX),
-            next_of_prompt: 0,
+            next_prompt_index: 0,
             scoring,
             max_tokens,
             min_tokens: sequence.stop_tokens.min_tokens,
             credit,
-            not_granted: wanted.saturating_sub(credit),
+            not_granted: remaining.saturating_sub(credit),
         });
         self.by_number.insert(number, slot);
         self.slots.occupy(slot, assignment, deadline_ns);
         Some(submit)
     }
 
-    /// The worker has a sequence.
+    /// Handles `accepted`. Ignores an unknown number, because the sequence may have been cancelled.
     pub(super) fn accepted(&mut self, number: u64) {
         let Some(&slot) = self.by_number.get(&number) else {
             return;
         };
-        if let Some(under_way) = &mut self.under_way[slot.0]
-            && !std::mem::replace(&mut under_way.is_accepted, true)
+        if let Some(sequence) = &mut self.by_slot[slot.0]
+            && !std::mem::replace(&mut sequence.is_accepted, true)
         {
-            // A reader that has gone is found by the next look.
+            // If the reader is gone, the next sweep finds that.
             let _ = self.slots.accept(slot);
         }
     }
 
-    /// The worker does not run a sequence.
+    /// Handles `refused`: the worker does not run a sequence.
     pub(super) fn refused(&mut self, refused: proto::Refused) {
         if let Some(&slot) = self.by_number.get(&refused.sequence) {
             let failure = Failure::Model(wire::model_error(refused.failure));
             let freed = self.slots.fail(slot, failure);
-            self.forget(freed);
+            self.release(freed);
         }
     }
 
-    /// Passes on what a step made, and gives credit to those who may have more.
+    /// Sends a step's tokens to their readers, and grants more credit.
     ///
     /// # Errors
-    /// When the worker breaks a rule.
+    /// When the step violates the protocol.
     pub(super) fn step(&mut self, step: proto::Step, now_ns: u64) -> Result<(), Violation> {
         wire::check_step(&step)?;
         for entry in step.sequences {
-            // One that was cancelled, or has ended here, may still have tokens on their way.
+            // Tokens of a sequence that has been cancelled or has ended here may still arrive.
             if let Some(&slot) = self.by_number.get(&entry.sequence) {
-                self.take(slot, entry, now_ns)?;
-                self.give_credit(slot);
+                self.apply(slot, entry, now_ns)?;
+                self.grant_credit(slot);
             }
         }
         Ok(())
     }
 
-    fn take(
+    fn apply(
         &mut self,
         slot: Slot,
         mut entry: proto::SequenceStep,
         now_ns: u64,
     ) -> Result<(), Violation> {
-        let under_way = self.under_way[slot.0]
+        let sequence = self.by_slot[slot.0]
             .as_mut()
-            .expect("what has a number is under way");
-        under_way.check(&entry)?;
+            .expect("each number in `by_number` has an occupied slot");
+        sequence.check(&entry)?;
         let (end, is_prompt) = (entry.end(), entry.is_prompt);
         let failure = entry.failure.take();
         let tokens = wire::tokens(&mut entry, self.vocabulary_size, now_ns)?;
@@ -214,128 +218,131 @@ impl Sequences {
                 self.slots.fail(slot, failure)
             }
         });
-        self.forget(freed);
+        self.release(freed);
         Ok(())
     }
 
-    /// When the clock is to be looked at again.
-    pub(super) fn next_look_ns(&self) -> u64 {
-        self.slots.next_look_ns()
+    /// The time of the next sweep, in nanoseconds of CLOCK_MONOTONIC; `u64::MAX` if none is needed.
+    pub(super) fn next_sweep_ns(&self) -> u64 {
+        self.slots.next_sweep_ns()
     }
 
-    /// Ends what nobody waits for, and gives credit to those whose readers have read.
-    pub(super) fn look(&mut self, now_ns: u64) {
-        for freed in self.slots.look(now_ns) {
+    /// Ends every sequence whose reader is gone or too slow, or whose deadline has passed. Grants credit to sequences
+    /// whose readers have read.
+    pub(super) fn sweep(&mut self, now_ns: u64) {
+        for freed in self.slots.sweep(now_ns) {
             self.cancel(freed);
         }
-        for slot in 0..self.under_way.len() {
-            self.give_credit(Slot(slot));
+        for slot in 0..self.by_slot.len() {
+            self.grant_credit(Slot(slot));
         }
     }
 
-    /// Ends everything with the same failure.
+    /// Ends all sequences with the same failure.
     pub(super) fn fail_all(&mut self, failure: &Failure) {
         for freed in self.slots.fail_all(failure) {
             self.cancel(freed);
         }
     }
 
-    /// Closes every token_channel without an end, because the device crashed.
+    /// Closes all token channels without an end and marks them as crashed.
     pub(super) fn crash_all(&mut self) {
         self.slots.crash_all();
     }
 
     fn cancel(&mut self, freed: Freed) {
-        let under_way = self.under_way[freed.slot.0].as_ref();
-        let number = under_way.map(|under_way| under_way.number);
+        let sequence = self.by_slot[freed.slot.0].as_ref();
+        let number = sequence.map(|sequence| sequence.number);
         self.effects.cancelled.extend(number);
-        self.forget(Some(freed));
+        self.release(Some(freed));
     }
 
-    fn forget(&mut self, freed: Option<Freed>) {
+    fn release(&mut self, freed: Option<Freed>) {
         let Some(freed) = freed else {
             return;
         };
-        if let Some(under_way) = self.under_way[freed.slot.0].take() {
-            self.by_number.remove(&under_way.number);
+        if let Some(sequence) = self.by_slot[freed.slot.0].take() {
+            self.by_number.remove(&sequence.number);
         }
         self.effects.released.push(freed.max_tokens);
     }
 
-    fn give_credit(&mut self, slot: Slot) {
-        let Some(under_way) = &mut self.under_way[slot.0] else {
+    fn grant_credit(&mut self, slot: Slot) {
+        let Some(sequence) = &mut self.by_slot[slot.0] else {
             return;
         };
-        if under_way.not_granted == 0 || !under_way.is_accepted {
+        if sequence.not_granted == 0 || !sequence.is_accepted {
             return;
         }
         let credit = self.slots.credit(slot);
         let tokens = credit
-            .saturating_sub(under_way.credit)
-            .min(under_way.not_granted);
-        if tokens == 0 || (tokens < GRANT && under_way.credit > 0) {
+            .saturating_sub(sequence.credit)
+            .min(sequence.not_granted);
+        if tokens == 0 || (tokens < MIN_GRANT && sequence.credit > 0) {
             return;
         }
-        under_way.credit += tokens;
-        under_way.not_granted -= tokens;
+        sequence.credit += tokens;
+        sequence.not_granted -= tokens;
         self.effects.grants.push(proto::Grant {
-            sequence: under_way.number,
+            sequence: sequence.number,
             tokens: u32::try_from(tokens).unwrap_or(u32::MAX),
         });
     }
 }
 
 impl RemoteSequence {
-    /// Whether what a step made follows what came before, and was allowed.
+    /// Checks that a step entry continues the sequence and stays within its credit, and updates the progress.
     fn check(&mut self, entry: &proto::SequenceStep) -> Result<(), Violation> {
         if !self.is_accepted {
-            return Err(self.broke("has tokens before it was accepted"));
+            return Err(self.violation("has tokens before it was accepted"));
         }
         let next = if entry.is_prompt {
-            self.next_of_prompt
+            self.next_prompt_index
         } else {
             self.next_index
         };
         if entry.first_index != next {
             let first = entry.first_index;
-            return Err(self.broke(&format!("goes on at {first}, where {next} was next")));
+            return Err(self.violation(&format!("has first_index {first}, expected {next}")));
         }
         let count = entry.ids.len();
         self.credit = self
             .credit
             .checked_sub(count)
-            .ok_or_else(|| self.broke("has more tokens than it had credit for"))?;
+            .ok_or_else(|| self.violation("has more tokens than credit"))?;
         if (self.wants_logprobs || entry.is_prompt) && entry.logprobs.len() != count {
-            return Err(self.broke("has tokens without their log probabilities"));
+            return Err(self.violation("has tokens without their log probabilities"));
         }
         let next = next.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
         if entry.is_prompt {
             self.check_prompt(entry)?;
-            self.next_of_prompt = next;
+            self.next_prompt_index = next;
         } else {
             if self.scoring.is_some() && count > 0 {
-                return Err(self.broke("has tokens before all of its prompt's"));
+                return Err(
+                    self.violation("has completion tokens before the last of its prompt tokens")
+                );
             }
             self.next_index = next;
         }
         self.check_end(entry)
     }
 
-    /// Whether these are the prompt's own tokens, and were asked for.
+    /// Checks that the prompt tokens were requested and match the prompt.
     fn check_prompt(&mut self, entry: &proto::SequenceStep) -> Result<(), Violation> {
         let count = entry.ids.len();
         if count == 0 {
             return Ok(());
         }
-        let left = self.scoring.as_ref().and_then(|prompt| {
-            let come = usize::try_from(self.next_of_prompt).ok()?;
-            prompt.get(come..)?.split_at_checked(count)
+        let remaining = self.scoring.as_ref().and_then(|prompt| {
+            let received = usize::try_from(self.next_prompt_index).ok()?;
+            prompt.get(received..)?.split_at_checked(count)
         });
-        let Some((expected, rest)) = left else {
-            return Err(self.broke("has tokens of its prompt that nobody asked for"));
+        let Some((expected, rest)) = remaining else {
+            return Err(self.violation("has prompt tokens that were not requested"));
         };
         if !entry.ids.iter().eq(expected.iter().copied()) {
-            return Err(self.broke("has other tokens for its prompt's than it has"));
+            return Err(self.violation("has prompt tokens that differ from its prompt"));
         }
         if rest.is_empty() {
             self.scoring = None;
@@ -343,14 +350,14 @@ impl RemoteSequence {
         Ok(())
     }
 
-    /// Whether it may end so, with all that has come.
+    /// Checks that the sequence may end as the entry says.
     fn check_end(&self, entry: &proto::SequenceStep) -> Result<(), Violation> {
-        let how = match entry.end() {
+        let problem = match entry.end() {
             proto::End::Unspecified | proto::End::Failed => return Ok(()),
             proto::End::Stop | proto::End::Length if self.scoring.is_some() => {
-                "before it has all of its prompt's tokens"
+                "before the last of its prompt tokens"
             }
-            proto::End::Stop if entry.is_prompt => "with END_STOP and a token of its prompt",
+            proto::End::Stop if entry.is_prompt => "with END_STOP and a prompt token",
             proto::End::Stop if entry.ids.is_empty() => "with END_STOP and no token",
             proto::End::Stop if self.next_index < self.min_tokens => {
                 "with END_STOP before it has min_tokens"
@@ -360,10 +367,10 @@ impl RemoteSequence {
             }
             proto::End::Stop | proto::End::Length => return Ok(()),
         };
-        Err(self.broke(&format!("ends {how}")))
+        Err(self.violation(&format!("ends {problem}")))
     }
 
-    fn broke(&self, how: &str) -> Violation {
-        Violation(format!("sequence {} {how}", self.number))
+    fn violation(&self, problem: &str) -> Violation {
+        Violation(format!("sequence {} {problem}", self.number))
     }
 }

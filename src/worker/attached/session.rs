@@ -1,7 +1,7 @@
-//! One worker's stream, from its welcome to its end: what it sends goes into lanes, what the scheduler and
-//! the lanes say goes to it.
+//! The session of one worker, from its `welcome` to its end. It forwards the worker's tokens to their token channels,
+//! and sends the worker submissions, credit, cancellations and tokenizer calls.
 //!
-//! It waits for nobody but the worker, and for the worker only as long as its heartbeat timeout.
+//! A session waits for nothing but its worker, and for its worker no longer than the heartbeat timeout.
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -15,178 +15,191 @@ use tonic::{Code, Status, Streaming};
 use super::heartbeat::HeartbeatMonitor;
 use super::remote_tokenizer::{RemoteModel, TokenizerRequest};
 use super::sequences::{Effects, Sequences};
-use super::session_end::End;
+use super::session_end::SessionEnd;
 use super::timeouts::SessionTimeouts;
 use super::tokenizer_calls::TokenizerCalls;
-use super::{ChildRegistration, Exit, Registration};
+use super::{ChildRegistration, ExitKind, Registration};
 use crate::proto::worker as proto;
-use crate::proto::worker::attach_request::Message as Said;
-use crate::proto::worker::attach_response::Message;
+use crate::proto::worker::attach_request::Message as WorkerMessage;
+use crate::proto::worker::attach_response::Message as EngineMessage;
 use crate::runner::monotonic_ns;
 use crate::telemetry::Telemetry;
 use crate::worker::token_channel::Failure;
 use crate::worker::wire::{self, ReadyReport, SequenceId, Violation};
 use crate::worker::{Assignment, Flags, Generation, ServedModel, WorkerEvent, WorkerId};
 
-/// A worker that was taken on.
+/// The session of an accepted worker.
 pub(super) struct Session {
     pub(super) worker: WorkerId,
-    /// Set where the engine has started it: it is to end with the engine.
+    /// `Some` if the engine has started the worker.
     pub(super) child: Option<ChildRegistration>,
-    pub(super) seat: Arc<Registration>,
+    pub(super) registration: Arc<Registration>,
     pub(super) timeouts: SessionTimeouts,
     pub(super) flags: Arc<Flags>,
-    /// Rung when a token_channel, or a flag, is to be looked at.
-    pub(super) attention: Arc<Notify>,
+    /// Notified when a token channel or a flag has changed.
+    pub(super) wake: Arc<Notify>,
     pub(super) commands: mpsc::Receiver<(Generation, Assignment)>,
     pub(super) outbound: mpsc::Sender<Result<proto::AttachResponse, Status>>,
     pub(super) events: mpsc::Sender<WorkerEvent>,
     pub(super) telemetry: Telemetry,
 }
 
-/// What a worker has while its model is loaded.
-struct Running {
-    life: Generation,
+/// The state of a worker while its model is loaded.
+struct LoadedState {
+    generation: Generation,
     sequences: Sequences,
-    asked: mpsc::Receiver<TokenizerRequest>,
-    questions: TokenizerCalls,
-    /// How many sequences the gauge counts.
+    call_requests: mpsc::Receiver<TokenizerRequest>,
+    calls: TokenizerCalls,
+    /// Number of sequences that this session has added to the gauge.
     counted: f64,
 }
 
-/// What is known of the worker's lives so far.
+/// The worker's earlier generations.
 #[derive(Default)]
-struct Past {
-    /// How many there were.
-    lives: u64,
-    /// What the worker called the last one, and the number of the last sequence.
+struct History {
+    /// Number of loads on this stream. The engine uses it as the generation.
+    generations: u64,
+    /// The `ready.generation` of the latest load, and the number of the latest sequence.
     last: SequenceId,
-    /// The number of the last question.
-    last_question: u64,
+    /// The number of the latest tokenizer call.
+    last_call: u64,
 }
 
-/// What happened next.
-enum Next {
-    Said(Said),
+/// The next event of a session.
+enum SessionEvent {
+    Message(WorkerMessage),
     Submit(Generation, Assignment),
-    TokenizerRequest(TokenizerRequest),
-    Attention,
-    /// It is time to look at the clock.
-    Alarm,
-    End(End),
+    TokenizerCall(TokenizerRequest),
+    Woken,
+    /// The timer has fired.
+    Timer,
+    End(SessionEnd),
 }
 
 impl Session {
-    /// Serves a worker to its end.
-    pub(super) async fn run(mut self, mut inbound: Streaming<proto::AttachRequest>) -> End {
-        let mut running = None;
-        let mut past = Past::default();
-        let mut silence = HeartbeatMonitor::new(&self.timeouts, Instant::now());
-        // It is set anew only where it is to ring earlier, or has rung: not at every message.
-        let mut alarm = pin!(sleep_until(silence.next_look(Instant::now())));
+    /// Runs the session to its end.
+    pub(super) async fn run(mut self, mut inbound: Streaming<proto::AttachRequest>) -> SessionEnd {
+        let mut loaded = None;
+        let mut history = History::default();
+        let mut heartbeat = HeartbeatMonitor::new(&self.timeouts, Instant::now());
+        // Resetting the timer at each message would be costly. It is reset only when it has fired or must fire earlier.
+        let mut timer = pin!(sleep_until(heartbeat.next_check(Instant::now())));
         let mut end = loop {
-            if let Some(look) = running.as_ref().and_then(Running::next_look)
-                && look < alarm.deadline()
+            if let Some(check) = loaded.as_ref().and_then(LoadedState::next_check)
+                && check < timer.deadline()
             {
-                alarm.as_mut().reset(look);
+                timer.as_mut().reset(check);
             }
-            let next = self.next(&mut inbound, running.as_mut(), alarm.as_mut());
-            let ended = match next.await {
-                Next::Said(said) => {
-                    silence.broken(Instant::now());
-                    self.hear(said, &mut running, &mut past).await
+            let event = self.next_event(&mut inbound, loaded.as_mut(), timer.as_mut());
+            let result = match event.await {
+                SessionEvent::Message(message) => {
+                    heartbeat.message_received(Instant::now());
+                    self.handle_message(message, &mut loaded, &mut history)
+                        .await
                 }
-                Next::Submit(of, assignment) => self.submit(of, assignment, running.as_mut()).await,
-                Next::TokenizerRequest(asked) => self.ask(asked, running.as_mut()).await,
-                Next::Attention => self.attend(running.as_mut()).await,
-                Next::Alarm => {
+                SessionEvent::Submit(generation, assignment) => {
+                    self.submit(generation, assignment, loaded.as_mut()).await
+                }
+                SessionEvent::TokenizerCall(request) => {
+                    self.call_tokenizer(request, loaded.as_mut()).await
+                }
+                SessionEvent::Woken => self.sweep(loaded.as_mut()).await,
+                SessionEvent::Timer => {
                     let now = Instant::now();
-                    let is_silent = silence.is_too_long(alarm.deadline(), now);
-                    alarm.as_mut().reset(silence.next_look(now));
-                    if is_silent {
-                        Err(End::Silent)
-                    } else if self.is_idle(running.as_ref()) {
-                        Err(End::Idle)
-                    } else if running.as_ref().is_some_and(Running::owes_an_answer) {
-                        Err(End::Unanswered)
+                    let has_expired = heartbeat.has_expired(timer.deadline(), now);
+                    timer.as_mut().reset(heartbeat.next_check(now));
+                    if has_expired {
+                        Err(SessionEnd::HeartbeatTimeout)
+                    } else if self.acceptance_is_overdue(loaded.as_ref()) {
+                        Err(SessionEnd::AcceptanceTimeout)
+                    } else if loaded.as_ref().is_some_and(LoadedState::is_unresponsive) {
+                        Err(SessionEnd::Unresponsive)
                     } else {
-                        self.attend(running.as_mut()).await
+                        self.sweep(loaded.as_mut()).await
                     }
                 }
-                Next::End(end) => Err(end),
+                SessionEvent::End(end) => Err(end),
             };
-            if let Err(end) = ended {
+            if let Err(end) = result {
                 break end;
             }
         };
-        if let Some(mut running) = running {
+        if let Some(mut loaded) = loaded {
             let has_crashed = match &mut end {
-                End::Stuck => true,
-                End::Gone(how) => self.has_crashed(how).await,
-                End::Stopped
-                | End::Silent
-                | End::Idle
-                | End::Unanswered
-                | End::Broke(_)
-                | End::Panicked => false,
+                SessionEnd::StepTimeout => true,
+                SessionEnd::Disconnected(reason) => self.has_crashed(reason).await,
+                SessionEnd::Stopped
+                | SessionEnd::HeartbeatTimeout
+                | SessionEnd::AcceptanceTimeout
+                | SessionEnd::Unresponsive
+                | SessionEnd::Violation(_)
+                | SessionEnd::Panicked => false,
             };
             if has_crashed {
-                running.sequences.crash_all();
+                loaded.sequences.crash_all();
             }
-            self.forget(&running);
+            self.end_generation(&loaded);
         }
         end
     }
 
-    /// Whether a worker whose stream is gone has crashed: the process of a child has ended or is about to, and says why
-    /// better than the stream.
-    async fn has_crashed(&mut self, how: &mut String) -> bool {
+    /// Returns true if a worker whose stream has ended has crashed. Only the exit of a child's process shows this; its
+    /// reason then replaces the stream's less precise one.
+    async fn has_crashed(&mut self, reason: &mut String) -> bool {
         let Some(child) = &mut self.child else {
             return false;
         };
-        let Some(ended) = child.ended().await else {
+        let Some(exit) = child.wait_for_exit().await else {
             return false;
         };
-        *how = ended.reason;
-        ended.kind == Exit::Crashed
+        *reason = exit.reason;
+        exit.kind == ExitKind::Crashed
     }
 
-    async fn next(
+    async fn next_event(
         &mut self,
         inbound: &mut Streaming<proto::AttachRequest>,
-        running: Option<&mut Running>,
-        alarm: Pin<&mut Sleep>,
-    ) -> Next {
-        let questions = async {
-            match running {
-                Some(running) if running.questions.has_room() => running.asked.recv().await,
+        loaded: Option<&mut LoadedState>,
+        timer: Pin<&mut Sleep>,
+    ) -> SessionEvent {
+        let call_request = async {
+            match loaded {
+                Some(loaded) if loaded.calls.has_room() => loaded.call_requests.recv().await,
                 Some(_) | None => std::future::pending().await,
             }
         };
         tokio::select! {
-            said = inbound.message() => match said {
-                // tonic says so of a message that is too large.
+            message = inbound.message() => match message {
+                // tonic's code for a message above the size limit.
                 Err(status) if status.code() == Code::OutOfRange => {
-                    Next::End(broke(status.message()))
+                    SessionEvent::End(violation(status.message()))
                 }
-                Err(status) => Next::End(End::Gone(format!("its stream broke: {}", status.message()))),
-                Ok(None) => Next::End(End::Gone("it ended its stream".to_owned())),
-                Ok(Some(proto::AttachRequest { message: None })) => Next::Attention,
-                Ok(Some(proto::AttachRequest { message: Some(said) })) => Next::Said(said),
+                Err(status) => {
+                    let reason = format!("its stream broke: {}", status.message());
+                    SessionEvent::End(SessionEnd::Disconnected(reason))
+                }
+                Ok(None) => {
+                    SessionEvent::End(SessionEnd::Disconnected("it ended its stream".to_owned()))
+                }
+                // A message that this engine does not know yet.
+                Ok(Some(proto::AttachRequest { message: None })) => SessionEvent::Woken,
+                Ok(Some(proto::AttachRequest { message: Some(message) })) => {
+                    SessionEvent::Message(message)
+                }
             },
             command = self.commands.recv() => match command {
-                Some((life, assignment)) => Next::Submit(life, assignment),
-                None => Next::End(End::Stopped),
+                Some((generation, assignment)) => SessionEvent::Submit(generation, assignment),
+                None => SessionEvent::End(SessionEnd::Stopped),
             },
-            Some(asked) = questions => Next::TokenizerRequest(asked),
-            () = self.attention.notified() => Next::Attention,
-            () = alarm => Next::Alarm,
+            Some(request) = call_request => SessionEvent::TokenizerCall(request),
+            () = self.wake.notified() => SessionEvent::Woken,
+            () = timer => SessionEvent::Timer,
         }
     }
 
-    /// Whether the worker has left a sequence neither accepted nor refused for too long.
-    fn is_idle(&self, running: Option<&Running>) -> bool {
-        let since = running.and_then(|running| running.sequences.waits_since_ns());
+    /// Returns true if the worker has neither accepted nor rejected a sequence in time.
+    fn acceptance_is_overdue(&self, loaded: Option<&LoadedState>) -> bool {
+        let since = loaded.and_then(|loaded| loaded.sequences.oldest_unaccepted_ns());
         since
             .zip(self.timeouts.acceptance_timeout)
             .is_some_and(|(since, limit)| {
@@ -194,238 +207,258 @@ impl Session {
             })
     }
 
-    async fn hear(
+    async fn handle_message(
         &mut self,
-        said: Said,
-        running: &mut Option<Running>,
-        past: &mut Past,
-    ) -> Result<(), End> {
-        match (said, running.as_mut()) {
-            (Said::Hello(_), _) => Err(broke("hello comes once")),
-            (Said::Heartbeat(proto::Heartbeat { step_ms }), _) => {
-                let lasts = Duration::from_millis(step_ms.into());
+        message: WorkerMessage,
+        loaded: &mut Option<LoadedState>,
+        history: &mut History,
+    ) -> Result<(), SessionEnd> {
+        match (message, loaded.as_mut()) {
+            (WorkerMessage::Hello(_), _) => Err(violation("hello must be sent only once")),
+            (WorkerMessage::Heartbeat(proto::Heartbeat { step_ms }), _) => {
+                let step = Duration::from_millis(step_ms.into());
                 let limit = self.timeouts.step_limit;
-                if limit.is_some_and(|limit| lasts > limit) {
-                    return Err(End::Stuck);
+                if limit.is_some_and(|limit| step > limit) {
+                    return Err(SessionEnd::StepTimeout);
                 }
                 Ok(())
             }
-            (Said::Loading(proto::Loading { fraction }), None) => {
+            (WorkerMessage::Loading(proto::Loading { fraction }), None) => {
                 let fraction = if fraction.is_finite() { fraction } else { 0.0 };
-                // Progress is for the eye: where nobody keeps up, the next one says more.
+                // Progress is only informative. If the queue is full, the next report replaces this one.
                 let event = WorkerEvent::Loading(self.worker, fraction.clamp(0.0, 1.0));
                 let _ = self.events.try_send(event);
                 Ok(())
             }
-            (Said::Ready(ready), None) => {
-                let offer = wire::offer(ready, &self.seat.name).map_err(End::Broke)?;
-                if offer.life <= past.last.life {
-                    return Err(broke("ready.life must be higher than the one before"));
+            (WorkerMessage::Ready(ready), None) => {
+                let ready = wire::ready_report(ready, &self.registration.name)
+                    .map_err(SessionEnd::Violation)?;
+                if ready.generation <= history.last.generation {
+                    return Err(violation(
+                        "ready.generation must be higher than in the previous ready",
+                    ));
                 }
-                past.lives += 1;
-                past.last.life = offer.life;
-                *running = Some(self.begin(offer, past).await?);
+                history.generations += 1;
+                history.last.generation = ready.generation;
+                *loaded = Some(self.start_generation(ready, history).await?);
                 Ok(())
             }
-            (Said::LoadFailed(proto::LoadFailed { reason }), None) => {
-                let reason = wire::cut(&reason);
-                self.tell(WorkerEvent::LoadFailed(self.worker, reason))
+            (WorkerMessage::LoadFailed(proto::LoadFailed { reason }), None) => {
+                let reason = wire::sanitize(&reason);
+                self.report(WorkerEvent::LoadFailed(self.worker, reason))
                     .await
             }
-            (Said::Crashed(proto::Crashed { reason }), Some(crashed)) => {
+            (WorkerMessage::Crashed(proto::Crashed { reason }), Some(crashed)) => {
                 crashed.sequences.crash_all();
-                past.last.number = crashed.sequences.last_number();
-                past.last_question = crashed.questions.last_number();
-                self.forget(crashed);
-                *running = None;
+                history.last.number = crashed.sequences.last_number();
+                history.last_call = crashed.calls.last_number();
+                self.end_generation(crashed);
+                *loaded = None;
                 self.telemetry.workers_lost.increment(1);
-                let reason = wire::cut(&reason);
-                self.tell(WorkerEvent::Lost(self.worker, reason)).await
+                let reason = wire::sanitize(&reason);
+                self.report(WorkerEvent::Lost(self.worker, reason)).await
             }
-            (Said::Accepted(proto::Accepted { sequence }), Some(running)) => {
-                running.sequences.accepted(sequence);
+            (WorkerMessage::Accepted(proto::Accepted { sequence }), Some(loaded)) => {
+                loaded.sequences.accepted(sequence);
                 Ok(())
             }
-            (Said::Refused(refused), Some(running)) => {
-                running.sequences.refused(refused);
-                self.settle(running).await
+            (WorkerMessage::Refused(refused), Some(loaded)) => {
+                loaded.sequences.refused(refused);
+                self.apply_effects(loaded).await
             }
-            (Said::Step(step), Some(running)) => {
-                running
+            (WorkerMessage::Step(step), Some(loaded)) => {
+                loaded
                     .sequences
                     .step(step, monotonic_ns())
-                    .map_err(End::Broke)?;
-                self.settle(running).await
+                    .map_err(SessionEnd::Violation)?;
+                self.apply_effects(loaded).await
             }
-            (Said::Answer(answer), Some(running)) => {
-                running.questions.answer(answer).map_err(End::Broke)
-            }
-            (Said::Ready(_) | Said::Loading(_) | Said::LoadFailed(_), Some(_)) => {
-                Err(broke("ready comes once, and again only after crashed"))
+            (WorkerMessage::Answer(answer), Some(loaded)) => {
+                loaded.calls.close(answer).map_err(SessionEnd::Violation)
             }
             (
-                Said::Accepted(_)
-                | Said::Refused(_)
-                | Said::Step(_)
-                | Said::Answer(_)
-                | Said::Crashed(_),
+                WorkerMessage::Ready(_) | WorkerMessage::Loading(_) | WorkerMessage::LoadFailed(_),
+                Some(_),
+            ) => Err(violation(
+                "loading, ready and load_failed must be sent before ready or after crashed",
+            )),
+            (
+                WorkerMessage::Accepted(_)
+                | WorkerMessage::Refused(_)
+                | WorkerMessage::Step(_)
+                | WorkerMessage::Answer(_)
+                | WorkerMessage::Crashed(_),
                 None,
-            ) => Err(broke("ready comes before anything about sequences")),
+            ) => Err(violation(
+                "accepted, refused, step, answer and crashed must be sent after ready",
+            )),
         }
     }
 
-    /// The worker has loaded its model.
-    async fn begin(&self, offer: ReadyReport, past: &Past) -> Result<Running, End> {
-        self.seat.agree(&offer).map_err(End::Broke)?;
-        let ReadyReport { facts, slots, .. } = offer;
-        let life = Generation(past.lives);
+    /// Starts a generation, because the worker has loaded its model.
+    async fn start_generation(
+        &self,
+        ready: ReadyReport,
+        history: &History,
+    ) -> Result<LoadedState, SessionEnd> {
+        self.registration
+            .check_facts(&ready)
+            .map_err(SessionEnd::Violation)?;
+        let ReadyReport { facts, slots, .. } = ready;
+        let generation = Generation(history.generations);
         let slow_reader_ns =
-            u64::try_from(self.seat.slow_reader_timeout.as_nanos()).unwrap_or(u64::MAX);
+            u64::try_from(self.registration.slow_reader_timeout.as_nanos()).unwrap_or(u64::MAX);
         let vocabulary_size = facts.vocabulary_size;
         let model = Arc::new(RemoteModel {
             facts,
-            interpreters: Arc::clone(&self.seat.interpreters),
-            patience: self.timeouts.tokenizer_call_timeout,
+            tokenizers: Arc::clone(&self.registration.tokenizers),
+            call_timeout: self.timeouts.tokenizer_call_timeout,
         });
-        let running = Running {
-            life,
-            sequences: Sequences::new(slots, slow_reader_ns, past.last).of(vocabulary_size),
-            asked: self.seat.interpreters.add(self.worker),
-            questions: TokenizerCalls::new(
+        let loaded = LoadedState {
+            generation,
+            sequences: Sequences::new(slots, slow_reader_ns, history.last)
+                .with_vocabulary(vocabulary_size),
+            call_requests: self.registration.tokenizers.add(self.worker),
+            calls: TokenizerCalls::new(
                 vocabulary_size,
-                past.last_question,
+                history.last_call,
                 self.timeouts.unresponsive_timeout,
             ),
             counted: 0.0,
         };
         if let Some(child) = &self.child {
-            child.watch.is_ready();
+            child.state.set_ready();
         }
         let served = ServedModel { model, slots };
-        self.tell(WorkerEvent::Ready(self.worker, life, served))
+        self.report(WorkerEvent::Ready(self.worker, generation, served))
             .await?;
-        Ok(running)
+        Ok(loaded)
     }
 
     async fn submit(
         &self,
-        life: Generation,
+        generation: Generation,
         assignment: Assignment,
-        running: Option<&mut Running>,
-    ) -> Result<(), End> {
-        // What was sent to an earlier life was counted against slots that are gone: it is lost.
-        let Some(running) = running.filter(|running| running.life == life) else {
+        loaded: Option<&mut LoadedState>,
+    ) -> Result<(), SessionEnd> {
+        // The scheduler counts submissions to an earlier generation as lost.
+        let Some(loaded) = loaded.filter(|loaded| loaded.generation == generation) else {
             return Ok(());
         };
-        if let Some(submit) = running.sequences.submit(assignment) {
-            self.send(Message::Submit(submit)).await?;
+        if let Some(submit) = loaded.sequences.submit(assignment) {
+            self.send(EngineMessage::Submit(submit)).await?;
         }
-        self.settle(running).await
+        self.apply_effects(loaded).await
     }
 
-    async fn ask(&self, asked: TokenizerRequest, running: Option<&mut Running>) -> Result<(), End> {
-        let Some(running) = running else {
+    async fn call_tokenizer(
+        &self,
+        request: TokenizerRequest,
+        loaded: Option<&mut LoadedState>,
+    ) -> Result<(), SessionEnd> {
+        let Some(loaded) = loaded else {
             return Ok(());
         };
-        let question = running.questions.ask(asked);
-        self.send(Message::Question(question)).await
+        let question = loaded.calls.open(request);
+        self.send(EngineMessage::Question(question)).await
     }
 
-    /// Looks at the flags and the lanes.
-    async fn attend(&self, running: Option<&mut Running>) -> Result<(), End> {
+    /// Checks the flags, and sweeps the sequences.
+    async fn sweep(&self, loaded: Option<&mut LoadedState>) -> Result<(), SessionEnd> {
         self.flags.attention.store(false, Ordering::SeqCst);
         let is_stopping = self.flags.stopping.load(Ordering::SeqCst);
-        if let Some(running) = running {
-            running.sequences.look(monotonic_ns());
+        if let Some(loaded) = loaded {
+            loaded.sequences.sweep(monotonic_ns());
             if is_stopping {
-                running.sequences.fail_all(&Failure::Draining);
+                loaded.sequences.fail_all(&Failure::Draining);
             }
-            self.settle(running).await?;
+            self.apply_effects(loaded).await?;
         }
         if is_stopping {
-            // Any other dials again, and finds the engine that comes next.
+            // Only a child ends with this engine. Any other worker reconnects, to the engine that starts next.
             if self.child.is_some() {
-                let _ = self.send(Message::Drain(proto::Drain {})).await;
+                let _ = self.send(EngineMessage::Drain(proto::Drain {})).await;
             }
-            return Err(End::Stopped);
+            return Err(SessionEnd::Stopped);
         }
         Ok(())
     }
 
-    /// Tells what has come of the last change.
-    async fn settle(&self, running: &mut Running) -> Result<(), End> {
+    /// Sends the effects of the last change to the worker, the scheduler and the metrics.
+    async fn apply_effects(&self, loaded: &mut LoadedState) -> Result<(), SessionEnd> {
         let Effects {
             grants,
             cancelled,
             released,
             cleared,
             tokens,
-        } = running.sequences.take_effects();
+        } = loaded.sequences.take_effects();
         self.telemetry.tokens.increment(tokens);
-        let count = running.sequences.count();
-        let more = count - std::mem::replace(&mut running.counted, count);
-        if more != 0.0 {
-            self.telemetry.sequences_running.increment(more);
+        let count = loaded.sequences.count();
+        let change = count - std::mem::replace(&mut loaded.counted, count);
+        if change != 0.0 {
+            self.telemetry.sequences_running.increment(change);
         }
         for _ in 0..cleared {
-            self.tell(WorkerEvent::SuspectCleared(self.worker, running.life))
+            self.report(WorkerEvent::SuspectCleared(self.worker, loaded.generation))
                 .await?;
         }
         if !cancelled.is_empty() {
             let sequences = cancelled;
-            self.send(Message::Cancel(proto::Cancel { sequences }))
+            self.send(EngineMessage::Cancel(proto::Cancel { sequences }))
                 .await?;
         }
         for max_tokens in released {
-            let event = WorkerEvent::Released(self.worker, running.life, max_tokens);
-            self.tell(event).await?;
+            let event = WorkerEvent::Released(self.worker, loaded.generation, max_tokens);
+            self.report(event).await?;
         }
         if !grants.is_empty() {
-            self.send(Message::Credit(proto::Credit { grants })).await?;
+            self.send(EngineMessage::Credit(proto::Credit { grants }))
+                .await?;
         }
         Ok(())
     }
 
-    /// Nothing more is asked of a life that is over.
-    fn forget(&self, running: &Running) {
-        self.seat.interpreters.remove(self.worker);
-        self.telemetry.sequences_running.decrement(running.counted);
+    /// Ends a generation: it gets no more tokenizer calls, and its sequences leave the gauge.
+    fn end_generation(&self, loaded: &LoadedState) {
+        self.registration.tokenizers.remove(self.worker);
+        self.telemetry.sequences_running.decrement(loaded.counted);
     }
 
-    async fn send(&self, message: Message) -> Result<(), End> {
+    async fn send(&self, message: EngineMessage) -> Result<(), SessionEnd> {
         let message = Some(message);
         let sent = self.outbound.send(Ok(proto::AttachResponse { message }));
         match timeout(self.timeouts.heartbeat_timeout, sent).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(End::Gone("its stream broke".to_owned())),
-            // It does not read what it is sent.
-            Err(_) => Err(End::Silent),
+            Ok(Err(_)) => Err(SessionEnd::Disconnected("its stream broke".to_owned())),
+            // The worker does not read its messages.
+            Err(_) => Err(SessionEnd::HeartbeatTimeout),
         }
     }
 
-    async fn tell(&self, event: WorkerEvent) -> Result<(), End> {
-        // The scheduler takes events without ever waiting for a worker.
-        let told = self.events.send(event).await;
-        told.map_err(|_| End::Stopped)
+    async fn report(&self, event: WorkerEvent) -> Result<(), SessionEnd> {
+        // The scheduler never waits for a worker while it receives events.
+        let sent = self.events.send(event).await;
+        sent.map_err(|_| SessionEnd::Stopped)
     }
 }
 
-impl Running {
-    /// Whether a question has been open for too long.
-    fn owes_an_answer(&self) -> bool {
-        self.questions
-            .due()
-            .is_some_and(|due| due <= Instant::now())
+impl LoadedState {
+    /// Returns true if the worker has answered no tokenizer call for too long.
+    fn is_unresponsive(&self) -> bool {
+        self.calls
+            .unresponsive_at()
+            .is_some_and(|at| at <= Instant::now())
     }
 
-    /// When the clock is to be looked at for a sequence or a question; `None` is not before everything else.
-    fn next_look(&self) -> Option<Instant> {
-        let looks = [self.next_look_at_sequences(), self.questions.due()];
-        looks.into_iter().flatten().min()
+    /// The time of the next check of the sequences and the tokenizer calls; `None` if there is nothing to check.
+    fn next_check(&self) -> Option<Instant> {
+        let checks = [self.next_sweep(), self.calls.unresponsive_at()];
+        checks.into_iter().flatten().min()
     }
 
-    fn next_look_at_sequences(&self) -> Option<Instant> {
-        let at_ns = self.sequences.next_look_ns();
+    fn next_sweep(&self) -> Option<Instant> {
+        let at_ns = self.sequences.next_sweep_ns();
         if at_ns == u64::MAX {
             return None;
         }
@@ -434,6 +467,6 @@ impl Running {
     }
 }
 
-fn broke(rule: &str) -> End {
-    End::Broke(Violation(rule.to_owned()))
+fn violation(rule: &str) -> SessionEnd {
+    SessionEnd::Violation(Violation(rule.to_owned()))
 }

@@ -1,55 +1,60 @@
-//! How a worker's stream ends, and what is told of it.
+//! The reasons for which a worker's session ends, and their texts for the operator and for the worker.
 
 use tonic::Status;
 
 use crate::worker::wire::Violation;
 
-/// How a worker's stream ended.
+/// The end of a worker's session.
 #[derive(Debug)]
-pub(super) enum End {
-    /// The engine is ending.
+pub(super) enum SessionEnd {
+    /// The engine is shutting down.
     Stopped,
-    /// The stream ended, or broke.
-    Gone(String),
-    /// Nothing came for too long.
-    Silent,
-    /// A call of the device took too long.
-    Stuck,
-    /// A sequence was not taken in time.
-    Idle,
-    /// It has questions, and answers none.
-    Unanswered,
-    /// It broke a rule.
-    Broke(Violation),
-    /// The engine's own task for this worker panicked: a bug, and no fault of the worker's.
+    /// The stream ended or broke.
+    Disconnected(String),
+    /// No message arrived within the heartbeat timeout, or the worker did not read its messages for that long.
+    HeartbeatTimeout,
+    /// A device call exceeded the step limit.
+    StepTimeout,
+    /// The worker did not accept or reject a sequence in time.
+    AcceptanceTimeout,
+    /// The worker has open tokenizer calls and answered none in time.
+    Unresponsive,
+    /// The worker violated the protocol.
+    Violation(Violation),
+    /// The session's task panicked. This is a bug of the engine, not of the worker.
     Panicked,
 }
 
-impl End {
-    /// Why, for the operator.
+impl SessionEnd {
+    /// The reason, for the operator.
     pub(super) fn reason(&self) -> String {
         match self {
-            Self::Stopped => "the engine is ending".to_owned(),
-            Self::Gone(how) => how.clone(),
-            Self::Silent => "it sent no heartbeat in time".to_owned(),
-            Self::Stuck => "a call of its device took longer than the step limit".to_owned(),
-            Self::Idle => {
-                "it neither accepted nor refused a sequence within the step limit".to_owned()
+            Self::Stopped => "the engine is shutting down".to_owned(),
+            Self::Disconnected(reason) => reason.clone(),
+            Self::HeartbeatTimeout => {
+                "it sent no heartbeat within its heartbeat timeout".to_owned()
             }
-            Self::Unanswered => "it has questions, and answered none in time".to_owned(),
-            Self::Broke(violation) => format!("it broke the contract: {violation}"),
+            Self::StepTimeout => "a call of its device took longer than the step limit".to_owned(),
+            Self::AcceptanceTimeout => {
+                "it neither accepted nor rejected a sequence within the step limit plus the heartbeat \
+                 timeout"
+                    .to_owned()
+            }
+            Self::Unresponsive => "it did not answer its tokenizer calls in time".to_owned(),
+            Self::Violation(violation) => format!("it violated the protocol: {violation}"),
             Self::Panicked => "the engine's task for it panicked".to_owned(),
         }
     }
 
-    /// What the worker is told.
+    /// The status that the worker receives; `None` if its stream just ends.
     pub(super) fn status(&self) -> Option<Status> {
         match self {
-            Self::Stopped | Self::Gone(_) => None,
-            Self::Silent | Self::Stuck | Self::Idle | Self::Unanswered => {
-                Some(Status::deadline_exceeded(self.reason()))
-            }
-            Self::Broke(violation) => Some(Status::failed_precondition(violation.to_string())),
+            Self::Stopped | Self::Disconnected(_) => None,
+            Self::HeartbeatTimeout
+            | Self::StepTimeout
+            | Self::AcceptanceTimeout
+            | Self::Unresponsive => Some(Status::deadline_exceeded(self.reason())),
+            Self::Violation(violation) => Some(Status::failed_precondition(violation.to_string())),
             Self::Panicked => Some(Status::internal(self.reason())),
         }
     }

@@ -1,4 +1,4 @@
-//! What a worker elsewhere may send of its sequences, and what becomes of it.
+//! Tests of the sequences of a remote worker: valid and invalid steps, credit, cancellation and failures.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -19,11 +19,11 @@ use crate::worker::wire::SequenceId;
 mod children;
 mod scoring;
 
-const NO_PATIENCE: u64 = u64::MAX;
+const NO_SLOW_READER_TIMEOUT: u64 = u64::MAX;
 
-/// A sequence whose reader has room for so many tokens, of which some are delivered.
-fn assignment(room: usize, max_tokens: u32, delivered: u32) -> (Assignment, TokenReceiver) {
-    let (sender, receiver) = token_channel(room, Arc::new(Notify::new()), Counter::noop());
+/// A sequence with a token channel of this credit, and with `delivered` tokens that the client already has.
+fn assignment(credit: usize, max_tokens: u32, delivered: u32) -> (Assignment, TokenReceiver) {
+    let (sender, receiver) = token_channel(credit, Arc::new(Notify::new()), Counter::noop());
     let sequence = Sequence {
         prompt: [0].into(),
         delivered: (0..delivered).collect(),
@@ -47,22 +47,27 @@ fn assignment(room: usize, max_tokens: u32, delivered: u32) -> (Assignment, Toke
     (assignment, receiver)
 }
 
-/// None yet, on a worker with so many slots in its third life.
+/// The sequences of a worker of generation 3, with this number of slots.
 fn sequences(slots: usize) -> Sequences {
-    let last = SequenceId { number: 0, life: 3 };
-    Sequences::new(slots, NO_PATIENCE, last)
+    let last = SequenceId {
+        number: 0,
+        generation: 3,
+    };
+    Sequences::new(slots, NO_SLOW_READER_TIMEOUT, last)
 }
 
-/// A worker with one slot that has accepted a sequence; the sequence's number and credit.
+/// The sequences of a worker with one slot that has accepted `assignment`, and its number and credit.
 fn accepted(assignment: Assignment) -> (Sequences, u64, u32) {
     let mut sequences = sequences(1);
-    let submit = sequences.submit(assignment).expect("it is wanted");
-    assert_eq!(submit.life, 3);
+    let submit = sequences
+        .submit(assignment)
+        .expect("the sequence is runnable");
+    assert_eq!(submit.generation, 3);
     sequences.accepted(submit.sequence);
     (sequences, submit.sequence, submit.credit)
 }
 
-/// So many tokens from this index on, whose ids are their indices.
+/// A step with `count` tokens from `first_index` on. Each token's id is its index.
 fn step(sequence: u64, first_index: u32, count: u32, end: proto::End) -> proto::Step {
     let ids: proto::PackedVarints = (first_index..first_index + count).collect();
     let entry = proto::SequenceStep {
@@ -79,25 +84,25 @@ fn step(sequence: u64, first_index: u32, count: u32, end: proto::End) -> proto::
     }
 }
 
-const ON: proto::End = proto::End::Unspecified;
+const CONTINUES: proto::End = proto::End::Unspecified;
 
-async fn read(token_channel: &mut TokenReceiver) -> Vec<Output> {
+async fn read(receiver: &mut TokenReceiver) -> Vec<Output> {
     let mut outputs = Vec::new();
-    poll_fn(|cx| token_channel.poll_recv_many(cx, &mut outputs, 64)).await;
+    poll_fn(|cx| receiver.poll_recv_many(cx, &mut outputs, 64)).await;
     outputs
 }
 
 fn ids(outputs: &[Output]) -> Vec<u32> {
-    let made = outputs.iter().flat_map(Output::made);
-    made.map(|token| token.id).collect()
+    let tokens = outputs.iter().flat_map(Output::completion_tokens);
+    tokens.map(|token| token.id).collect()
 }
 
 #[tokio::test]
 async fn tokens_arrive_in_order_and_the_last_one_ends_the_sequence() {
     let (assignment, mut reader) = assignment(8, 3, 0);
     let (mut sequences, number, credit) = accepted(assignment);
-    assert_eq!(credit, 3, "no more than it may make");
-    sequences.step(step(number, 0, 2, ON), 1).unwrap();
+    assert_eq!(credit, 3, "credit is at most max_tokens");
+    sequences.step(step(number, 0, 2, CONTINUES), 1).unwrap();
     sequences
         .step(step(number, 2, 1, proto::End::Length), 1)
         .unwrap();
@@ -117,7 +122,7 @@ async fn a_resumed_sequence_continues_after_its_delivered_tokens() {
     let (assignment, mut reader) = assignment(8, 5, 3);
     let (mut sequences, number, credit) = accepted(assignment);
     assert_eq!(credit, 2);
-    assert!(sequences.step(step(number, 0, 1, ON), 1).is_err());
+    assert!(sequences.step(step(number, 0, 1, CONTINUES), 1).is_err());
     let (assignment, _) = self::assignment(8, 5, 3);
     drop(assignment);
     sequences
@@ -129,22 +134,24 @@ async fn a_resumed_sequence_continues_after_its_delivered_tokens() {
 #[test]
 fn a_gap_a_repetition_or_a_token_without_credit_is_a_violation() {
     for (first_index, count, rule) in [
-        (1, 1, "sequence 1 goes on at 1, where 0 was next"),
-        (0, 3, "sequence 1 has more tokens than it had credit for"),
+        (1, 1, "sequence 1 has first_index 1, expected 0"),
+        (0, 3, "sequence 1 has more tokens than credit"),
     ] {
         let (assignment, _reader) = assignment(2, 100, 0);
         let (mut sequences, number, credit) = accepted(assignment);
         assert_eq!(credit, 2);
-        let broke = sequences.step(step(number, first_index, count, ON), 1);
-        assert_eq!(broke.unwrap_err().to_string(), rule);
+        let violation = sequences.step(step(number, first_index, count, CONTINUES), 1);
+        assert_eq!(violation.unwrap_err().to_string(), rule);
     }
     let (assignment, _reader) = assignment(2, 100, 0);
     let (mut sequences, number, _) = accepted(assignment);
-    sequences.step(step(number, 0, 1, ON), 1).unwrap();
-    let broke = sequences.step(step(number, 0, 1, ON), 1).unwrap_err();
+    sequences.step(step(number, 0, 1, CONTINUES), 1).unwrap();
+    let violation = sequences
+        .step(step(number, 0, 1, CONTINUES), 1)
+        .unwrap_err();
     assert_eq!(
-        broke.to_string(),
-        "sequence 1 goes on at 0, where 1 was next"
+        violation.to_string(),
+        "sequence 1 has first_index 0, expected 1"
     );
 }
 
@@ -155,29 +162,29 @@ fn an_inconsistent_step_is_a_violation() {
         ("ends with END_LENGTH before it has max_tokens", |entry| {
             entry.end = proto::End::Length.into();
         }),
-        ("at most 1024 bytes", |entry| {
+        ("at most 1024 bytes each", |entry| {
             entry.bytes = vec![b'x'; 1_025];
             entry.lengths = proto::PackedVarints::from_iter([1_025]);
         }),
-        ("a log probability is from -9999", |entry| {
+        ("logprobs must be from -9999 to 0", |entry| {
             entry.logprobs = vec![proto::Logprobs {
                 logprob: Some(f32::NAN),
                 ..proto::Logprobs::default()
             }];
         }),
-        ("a log probability is from -9999 to 0", |entry| {
+        ("logprobs must be from -9999 to 0", |entry| {
             entry.logprobs = vec![proto::Logprobs {
                 logprob: Some(0.002),
                 ..proto::Logprobs::default()
             }];
         }),
-        ("lengths must be as many", |entry| {
+        ("lengths must have as many entries as ids", |entry| {
             entry.lengths = proto::PackedVarints::default();
         }),
-        ("add up to its bytes", |entry| {
+        ("add up to the length of bytes", |entry| {
             entry.lengths = proto::PackedVarints::from_iter([2]);
         }),
-        ("emitted_ns must be as many", |entry| {
+        ("emitted_ns must have as many entries as ids", |entry| {
             entry.emitted_ns = vec![1, 2]
         }),
         ("END_STOP and no token", |entry| {
@@ -191,17 +198,19 @@ fn an_inconsistent_step_is_a_violation() {
     for (rule, change) in changes {
         let (assignment, _reader) = assignment(2, 100, 0);
         let (mut sequences, number, _) = accepted(assignment);
-        let mut step = step(number, 0, 1, ON);
+        let mut step = step(number, 0, 1, CONTINUES);
         change(&mut step.sequences[0]);
-        let broke = sequences.step(step, 1).unwrap_err().to_string();
-        assert!(broke.contains(rule), "{broke}");
+        let violation = sequences.step(step, 1).unwrap_err().to_string();
+        assert!(violation.contains(rule), "{violation}");
     }
     let (assignment, _reader) = assignment(2, 100, 0);
     let mut sequences = sequences(1);
-    let submit = sequences.submit(assignment).expect("it is wanted");
-    let broke = sequences.step(step(submit.sequence, 0, 1, ON), 1);
+    let submit = sequences
+        .submit(assignment)
+        .expect("the sequence is runnable");
+    let violation = sequences.step(step(submit.sequence, 0, 1, CONTINUES), 1);
     assert!(
-        broke
+        violation
             .unwrap_err()
             .to_string()
             .contains("before it was accepted")
@@ -214,10 +223,13 @@ fn a_step_with_too_many_entries_is_a_violation() {
         sequences: vec![proto::SequenceStep::default(); count],
     };
     let mut sequences = sequences(1);
-    let most = proto::MAX_STEP_ENTRIES;
-    sequences.step(entries(most), 1).unwrap();
-    let broke = sequences.step(entries(most + 1), 1).unwrap_err();
-    assert!(broke.to_string().contains("at most 131072"), "{broke:?}");
+    let max_entries = proto::MAX_STEP_ENTRIES;
+    sequences.step(entries(max_entries), 1).unwrap();
+    let violation = sequences.step(entries(max_entries + 1), 1).unwrap_err();
+    assert!(
+        violation.to_string().contains("at most 131072"),
+        "{violation:?}"
+    );
 }
 
 #[test]
@@ -225,11 +237,16 @@ fn tokens_without_requested_logprobs_are_a_violation() {
     let (mut assignment, _reader) = assignment(8, 100, 0);
     assignment.sequence.logprobs = Some(0);
     let (mut sequences, number, _) = accepted(assignment);
-    let mut told = step(number, 0, 1, ON);
-    told.sequences[0].logprobs = vec![proto::Logprobs::default()];
-    sequences.step(told, 1).unwrap();
-    let broke = sequences.step(step(number, 1, 1, ON), 1).unwrap_err();
-    assert!(broke.to_string().contains("without their log"), "{broke:?}");
+    let mut with_logprobs = step(number, 0, 1, CONTINUES);
+    with_logprobs.sequences[0].logprobs = vec![proto::Logprobs::default()];
+    sequences.step(with_logprobs, 1).unwrap();
+    let violation = sequences
+        .step(step(number, 1, 1, CONTINUES), 1)
+        .unwrap_err();
+    assert!(
+        violation.to_string().contains("without their log"),
+        "{violation:?}"
+    );
 }
 
 #[tokio::test]
@@ -255,13 +272,13 @@ async fn a_single_last_token_and_its_end_are_one_output() {
 async fn a_token_without_an_emission_time_gets_its_arrival_time() {
     let (assignment, mut reader) = assignment(8, 100, 0);
     let (mut sequences, number, _) = accepted(assignment);
-    let mut two = step(number, 0, 2, ON);
+    let mut two = step(number, 0, 2, CONTINUES);
     two.sequences[0].emitted_ns = vec![0, 7];
     sequences.step(two, 9).unwrap();
     let outputs = read(&mut reader).await;
     let emitted: Vec<_> = outputs
         .iter()
-        .flat_map(Output::made)
+        .flat_map(Output::completion_tokens)
         .map(|it| it.emitted_ns)
         .collect();
     assert_eq!(emitted, [9, 7]);
@@ -271,10 +288,13 @@ async fn a_token_without_an_emission_time_gets_its_arrival_time() {
 async fn credit_is_granted_again_after_the_reader_has_read() {
     let (assignment, mut reader) = assignment(2, 100, 0);
     let (mut sequences, number, _) = accepted(assignment);
-    sequences.step(step(number, 0, 2, ON), 1).unwrap();
-    assert!(sequences.take_effects().grants.is_empty(), "it is full");
+    sequences.step(step(number, 0, 2, CONTINUES), 1).unwrap();
+    assert!(
+        sequences.take_effects().grants.is_empty(),
+        "the channel is full"
+    );
     assert_eq!(ids(&read(&mut reader).await), [0, 1]);
-    sequences.look(1);
+    sequences.sweep(1);
     let grants = sequences.take_effects().grants;
     let expected = proto::Grant {
         sequence: number,
@@ -288,13 +308,13 @@ fn a_dropped_reader_cancels_the_sequence_and_late_tokens_are_ignored() {
     let (assignment, reader) = assignment(8, 100, 0);
     let (mut sequences, number, _) = accepted(assignment);
     drop(reader);
-    sequences.look(1);
+    sequences.sweep(1);
     let effects = sequences.take_effects();
     assert_eq!(
         (effects.cancelled, effects.released),
         (vec![number], vec![100])
     );
-    sequences.step(step(number, 0, 1, ON), 1).unwrap();
+    sequences.step(step(number, 0, 1, CONTINUES), 1).unwrap();
     let (next, _reader) = self::assignment(8, 100, 0);
     let next = sequences.submit(next).expect("the slot is free");
     assert_ne!(next.sequence, number);
@@ -308,7 +328,10 @@ async fn a_rejection_and_a_failure_end_only_their_own_sequence() {
     };
     let (assignment, mut reader) = assignment(8, 100, 0);
     let mut sequences = sequences(2);
-    let refused = sequences.submit(assignment).expect("it is wanted").sequence;
+    let refused = sequences
+        .submit(assignment)
+        .expect("the sequence is runnable")
+        .sequence;
     sequences.refused(proto::Refused {
         sequence: refused,
         failure: Some(failure(true)),
@@ -318,7 +341,10 @@ async fn a_rejection_and_a_failure_end_only_their_own_sequence() {
     assert!(matches!(&outputs[..], [Output::Failed(Failure::Model(error))] if *error == invalid));
 
     let (assignment, mut reader) = self::assignment(8, 100, 0);
-    let failed = sequences.submit(assignment).expect("it is wanted").sequence;
+    let failed = sequences
+        .submit(assignment)
+        .expect("the sequence is runnable")
+        .sequence;
     sequences.accepted(failed);
     let mut step = step(failed, 0, 1, proto::End::Failed);
     step.sequences[0].failure = Some(failure(false));
@@ -336,10 +362,12 @@ async fn a_rejection_and_a_failure_end_only_their_own_sequence() {
 fn an_accepted_sequence_no_longer_awaits_acceptance() {
     let (assignment, _reader) = assignment(8, 100, 0);
     let mut sequences = sequences(1);
-    let submit = sequences.submit(assignment).expect("it is wanted");
-    assert!(sequences.waits_since_ns().is_some());
+    let submit = sequences
+        .submit(assignment)
+        .expect("the sequence is runnable");
+    assert!(sequences.oldest_unaccepted_ns().is_some());
     sequences.accepted(submit.sequence);
-    assert_eq!(sequences.waits_since_ns(), None);
+    assert_eq!(sequences.oldest_unaccepted_ns(), None);
 }
 
 #[test]

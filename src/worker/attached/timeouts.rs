@@ -1,46 +1,46 @@
-//! SessionTimeouts of one attached worker: the engine's settings, stretched by the silence that the worker declared in its
-//! `hello`.
+//! The timeouts of one remote worker: the engine's settings, extended by the heartbeat timeout that the worker declares
+//! in its `hello`.
 //!
-//! A worker whose device calls hold Python's interpreter sends nothing while such a call lasts. HeartbeatMonitor within the
-//! declared limit is therefore never a reason to give the worker up, whichever timeout would see it.
+//! A worker whose device calls hold Python's interpreter sends nothing during such a call. No timeout may therefore end
+//! a worker before its declared heartbeat timeout has passed.
 
 use std::time::Duration;
 
 use super::WorkerTimeouts;
 use crate::proto::worker as proto;
 
-/// A worker is lost when it leaves questions unanswered for this many times the time that one caller waits. A single
-/// slow prompt ends its own caller only: the worker's sequences are worth more.
+/// A worker is lost if it answers no tokenizer call for this many call timeouts. One slow prompt fails only its own
+/// caller, and does not cost the worker its running sequences.
 const UNRESPONSIVE_FACTOR: u32 = 3;
 
-/// The timeouts that hold for one worker.
+/// The timeouts of one worker's session.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SessionTimeouts {
     /// Time between two heartbeats of the worker.
     pub(super) heartbeat_interval: Duration,
     /// The worker is lost after this long without a message.
     pub(super) heartbeat_timeout: Duration,
-    /// Longest call of the worker's device; `None` is no limit. Never below a declared silence, during which a call
-    /// cannot be judged.
+    /// Longest device call; `None` means no limit. It is at least the declared heartbeat timeout, because the engine
+    /// cannot observe a call while the worker is silent.
     pub(super) step_limit: Option<Duration>,
-    /// Longest time in which the worker accepts or refuses a sequence; `None` is no limit. It may have to wait for the
-    /// end of a device call.
+    /// Longest time until the worker accepts or rejects a sequence; `None` means no limit. The worker may have to
+    /// finish a device call first.
     pub(super) acceptance_timeout: Option<Duration>,
-    /// How long one caller waits for the answer to a question.
+    /// Longest time that a caller waits for the answer to a tokenizer call.
     pub(super) tokenizer_call_timeout: Duration,
-    /// The worker is lost when it has questions and answers none for this long.
+    /// The worker is lost after this long with open tokenizer calls and without an answer.
     pub(super) unresponsive_timeout: Duration,
 }
 
 impl SessionTimeouts {
-    /// The timeouts of a worker that declared this silence, or none.
-    pub(super) fn new(engine: WorkerTimeouts, declared_silence: Option<Duration>) -> Self {
-        let heartbeat_timeout = declared_silence.unwrap_or(engine.heartbeat_timeout);
-        let declared = declared_silence.unwrap_or_default();
+    /// Combines the engine's timeouts with the heartbeat timeout that the worker declared, if it did.
+    pub(super) fn new(engine: WorkerTimeouts, declared_timeout: Option<Duration>) -> Self {
+        let heartbeat_timeout = declared_timeout.unwrap_or(engine.heartbeat_timeout);
+        let declared = declared_timeout.unwrap_or_default();
         let step_limit = engine.step_limit.map(|limit| limit.max(declared));
         Self {
-            // Four heartbeats in the shorter of both times: a worker that may be silent for long still reports the
-            // length of its device calls as often as any other.
+            // Four heartbeats per timeout. A worker with a longer timeout still sends heartbeats as often as any other,
+            // because they report the duration of its device calls.
             heartbeat_interval: heartbeat_timeout.min(engine.heartbeat_timeout) / 4,
             heartbeat_timeout,
             step_limit,
@@ -90,10 +90,10 @@ mod tests {
 
     #[test]
     fn no_timeout_is_shorter_than_the_declared_heartbeat_timeout() {
-        let silence = Duration::from_secs(60);
-        let timeouts = SessionTimeouts::new(ENGINE, Some(silence));
-        assert_eq!(timeouts.heartbeat_timeout, silence);
-        assert_eq!(timeouts.step_limit, Some(silence));
+        let declared = Duration::from_secs(60);
+        let timeouts = SessionTimeouts::new(ENGINE, Some(declared));
+        assert_eq!(timeouts.heartbeat_timeout, declared);
+        assert_eq!(timeouts.step_limit, Some(declared));
         assert_eq!(timeouts.acceptance_timeout, Some(Duration::from_secs(120)));
         assert_eq!(timeouts.unresponsive_timeout, Duration::from_secs(90));
         assert_eq!(timeouts.heartbeat_interval, Duration::from_millis(500));
@@ -102,7 +102,7 @@ mod tests {
             ..ENGINE
         };
         assert_eq!(
-            SessionTimeouts::new(unlimited, Some(silence)).step_limit,
+            SessionTimeouts::new(unlimited, Some(declared)).step_limit,
             None
         );
     }

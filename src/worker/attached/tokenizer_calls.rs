@@ -1,6 +1,7 @@
-//! What a worker has been asked and has not answered: for how long, and whether its answer fits.
+//! The tokenizer calls of one worker: which are unanswered, since when, and whether an answer matches its call. A call
+//! is a `Question` in `worker.proto`.
 //!
-//! A question stays open when nobody waits for it any more, for the worker still has it.
+//! A call stays open when its caller has gone, because the worker still works on it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,101 +15,107 @@ use crate::proto::worker::answer::Answer;
 use crate::proto::worker::question::About;
 use crate::worker::wire::{self, Violation};
 
-/// How many questions a worker may have open at once.
-const OPEN: usize = 32;
+/// Most open calls per worker.
+const MAX_OPEN_CALLS: usize = 32;
 
-/// The questions of one life of a worker.
+/// The tokenizer calls of one generation of a worker.
 pub(super) struct TokenizerCalls {
-    /// By number, so the first is the oldest.
-    open: BTreeMap<u64, Open>,
-    last: u64,
-    /// Every id below this is a token.
+    /// Open calls by number, the oldest first.
+    open: BTreeMap<u64, OpenCall>,
+    last_number: u64,
+    /// Token ids are below this.
     vocabulary_size: u32,
-    /// How long the worker may leave its questions unanswered.
+    /// The worker is unresponsive after this long with open calls and without an answer.
     unresponsive_timeout: Duration,
-    /// When an answer came last, or this life began.
-    heard: Instant,
+    /// Time of the latest answer, or the start of this generation.
+    last_answer: Instant,
 }
 
-struct Open {
+struct OpenCall {
     expected: Expected,
-    asked: Instant,
+    sent: Instant,
     answer: oneshot::Sender<Answer>,
 }
 
-/// What answers a question, besides a failure.
+/// The kind of answer that matches a call. A failure matches every call.
 #[derive(Clone, Copy)]
 enum Expected {
     Ids,
-    /// So many pieces.
+    /// The bytes of this many tokens.
     Pieces(usize),
     Text,
 }
 
 impl TokenizerCalls {
-    /// None yet, to a worker with so many tokens; the last question of the life before had this number, so that an
-    /// answer that crosses `ready` is to no question of this one.
-    pub(super) fn new(vocabulary_size: u32, last: u64, unresponsive_timeout: Duration) -> Self {
+    /// Creates an empty set. Numbers continue after `last_number`, the last of the previous generation, so that a late
+    /// answer for that generation matches no call of this one.
+    pub(super) fn new(
+        vocabulary_size: u32,
+        last_number: u64,
+        unresponsive_timeout: Duration,
+    ) -> Self {
         Self {
             open: BTreeMap::new(),
-            last,
+            last_number,
             vocabulary_size,
             unresponsive_timeout,
-            heard: Instant::now(),
+            last_answer: Instant::now(),
         }
     }
 
-    /// The number of the last question.
+    /// The number of the latest call.
     pub(super) fn last_number(&self) -> u64 {
-        self.last
+        self.last_number
     }
 
-    /// Whether the worker may be asked one more thing.
+    /// Returns true if another call may be opened.
     pub(super) fn has_room(&self) -> bool {
-        self.open.len() < OPEN
+        self.open.len() < MAX_OPEN_CALLS
     }
 
-    /// When the worker is mute: it has questions, and has answered none for too long.
-    pub(super) fn due(&self) -> Option<Instant> {
+    /// The time at which the worker becomes unresponsive; `None` if it has no open call.
+    pub(super) fn unresponsive_at(&self) -> Option<Instant> {
         let oldest = self.open.values().next()?;
-        Some(oldest.asked.max(self.heard) + self.unresponsive_timeout)
+        Some(oldest.sent.max(self.last_answer) + self.unresponsive_timeout)
     }
 
-    /// Opens a question.
-    pub(super) fn ask(&mut self, asked: TokenizerRequest) -> proto::Question {
-        let TokenizerRequest { about, answer } = asked;
-        self.last += 1;
-        let open = Open {
+    /// Opens a call, and returns the message to the worker.
+    pub(super) fn open(&mut self, request: TokenizerRequest) -> proto::Question {
+        let TokenizerRequest { about, answer } = request;
+        self.last_number += 1;
+        let call = OpenCall {
             expected: Expected::of(&about),
-            asked: Instant::now(),
+            sent: Instant::now(),
             answer,
         };
-        self.open.insert(self.last, open);
+        self.open.insert(self.last_number, call);
         proto::Question {
-            question: self.last,
+            question: self.last_number,
             about: Some(about),
         }
     }
 
-    /// Passes on an answer. One that nobody waits for is passed over.
+    /// Closes a call, and passes the answer to its caller. Ignores an answer without an open call or a waiting caller.
     ///
     /// # Errors
-    /// When it does not fit its question: then another worker may be asked.
-    pub(super) fn answer(&mut self, answer: proto::Answer) -> Result<(), Violation> {
+    /// When the answer does not match its call.
+    pub(super) fn close(&mut self, answer: proto::Answer) -> Result<(), Violation> {
         let proto::Answer { question, answer } = answer;
-        let Some(open) = self.open.remove(&question) else {
+        let Some(call) = self.open.remove(&question) else {
             return Ok(());
         };
-        self.heard = Instant::now();
-        if open.answer.is_closed() {
+        self.last_answer = Instant::now();
+        if call.answer.is_closed() {
             return Ok(());
         }
-        let answer = answer.filter(|answer| open.expected.fits(answer, self.vocabulary_size));
+        let answer = answer.filter(|answer| call.expected.matches(answer, self.vocabulary_size));
         let answer = answer.ok_or_else(|| {
-            Violation(format!("the answer to question {question} does not fit it"))
+            Violation(format!(
+                "the answer to question {question} does not match the question"
+            ))
         })?;
-        // Whoever asked may have gone just now.
-        let _ = open.answer.send(answer);
+        // The caller may have gone in the meantime.
+        let _ = call.answer.send(answer);
         Ok(())
     }
 }
@@ -117,16 +124,16 @@ impl Expected {
     fn of(about: &About) -> Self {
         match about {
             About::Tokenize(_) | About::Infill(_) => Self::Ids,
-            About::Detokenize(asked) => Self::Pieces(asked.ids.len()),
+            About::Detokenize(detokenize) => Self::Pieces(detokenize.ids.len()),
             About::RenderChat(_) => Self::Text,
         }
     }
 
-    fn fits(self, answer: &Answer, vocabulary_size: u32) -> bool {
+    fn matches(self, answer: &Answer, vocabulary_size: u32) -> bool {
         match (self, answer) {
             (_, Answer::Failure(_)) | (Self::Text, Answer::Text(_)) => true,
             (Self::Ids, Answer::Ids(ids)) => ids.ids.iter().all(|id| *id < vocabulary_size),
-            (Self::Pieces(count), Answer::Pieces(pieces)) => wire::are_pieces(pieces, count),
+            (Self::Pieces(count), Answer::Pieces(pieces)) => wire::has_pieces(pieces, count),
             (Self::Ids | Self::Pieces(_) | Self::Text, _) => false,
         }
     }
@@ -138,10 +145,10 @@ mod tests {
 
     use super::*;
 
-    const UNANSWERED_LIMIT: Duration = Duration::from_secs(30);
+    const UNRESPONSIVE_TIMEOUT: Duration = Duration::from_secs(30);
 
-    fn questions() -> TokenizerCalls {
-        TokenizerCalls::new(100, 0, UNANSWERED_LIMIT)
+    fn calls() -> TokenizerCalls {
+        TokenizerCalls::new(100, 0, UNRESPONSIVE_TIMEOUT)
     }
 
     fn tokenize() -> About {
@@ -167,15 +174,15 @@ mod tests {
         Some(Answer::Text(String::new()))
     }
 
-    /// What becomes of this answer to this question: what reaches who asked, or which rule is broken.
-    fn answered(about: About, answer: Option<Answer>) -> Result<Option<Answer>, Violation> {
-        let (mut questions, (sender, mut receiver)) = (questions(), oneshot::channel());
-        let asked = TokenizerRequest {
+    /// Answers a call, and returns the answer that its caller gets, or the violation.
+    fn call_and_answer(about: About, answer: Option<Answer>) -> Result<Option<Answer>, Violation> {
+        let (mut calls, (sender, mut receiver)) = (calls(), oneshot::channel());
+        let request = TokenizerRequest {
             about,
             answer: sender,
         };
-        let question = questions.ask(asked).question;
-        questions.answer(proto::Answer { question, answer })?;
+        let question = calls.open(request).question;
+        calls.close(proto::Answer { question, answer })?;
         Ok(receiver.try_recv().ok())
     }
 
@@ -194,7 +201,7 @@ mod tests {
             (render(), text()),
             (render(), failure()),
         ] {
-            assert_eq!(answered(about, answer.clone()).unwrap(), answer);
+            assert_eq!(call_and_answer(about, answer.clone()).unwrap(), answer);
         }
     }
 
@@ -213,63 +220,66 @@ mod tests {
             (detokenize(&[5]), pieces(b"ab", &[3])),
             (render(), ids(&[])),
         ] {
-            let told = format!("{about:?} {answer:?}");
-            assert!(answered(about, answer).is_err(), "{told}");
+            let case = format!("{about:?} {answer:?}");
+            assert!(call_and_answer(about, answer).is_err(), "{case}");
         }
     }
 
     #[test]
     fn an_answer_without_a_waiting_caller_is_ignored() {
-        let mut questions = questions();
+        let mut calls = calls();
         let (answer, _) = oneshot::channel();
         let about = tokenize();
-        let question = questions.ask(TokenizerRequest { about, answer }).question;
+        let question = calls.open(TokenizerRequest { about, answer }).question;
         for question in [question, question, 77] {
             let answer = text();
-            let passed_over = questions.answer(proto::Answer { question, answer });
-            passed_over.unwrap();
+            let ignored = calls.close(proto::Answer { question, answer });
+            ignored.unwrap();
         }
     }
 
     #[test]
     fn an_answer_for_an_earlier_generation_matches_no_call_of_the_next() {
-        let ask = |questions: &mut TokenizerCalls| {
-            let (answer, answered) = oneshot::channel();
+        let open = |calls: &mut TokenizerCalls| {
+            let (answer, receiver) = oneshot::channel();
             let about = tokenize();
             (
-                questions.ask(TokenizerRequest { about, answer }).question,
-                answered,
+                calls.open(TokenizerRequest { about, answer }).question,
+                receiver,
             )
         };
-        let mut before = questions();
-        let (question, _answered) = ask(&mut before);
-        let mut questions = TokenizerCalls::new(100, before.last_number(), UNANSWERED_LIMIT);
-        let (_, mut answered) = ask(&mut questions);
+        let mut before = calls();
+        let (question, _receiver) = open(&mut before);
+        let mut calls = TokenizerCalls::new(100, before.last_number(), UNRESPONSIVE_TIMEOUT);
+        let (_, mut receiver) = open(&mut calls);
         let answer = ids(&[1]);
-        let late = questions.answer(proto::Answer { question, answer });
+        let late = calls.close(proto::Answer { question, answer });
         late.unwrap();
-        assert!(answered.try_recv().is_err());
+        assert!(receiver.try_recv().is_err());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_worker_that_answers_no_call_for_too_long_is_unresponsive_even_without_waiting_callers()
      {
-        let mut questions = questions();
-        assert_eq!(questions.due(), None);
-        let began = Instant::now();
-        for _ in 0..OPEN {
-            assert!(questions.has_room());
+        let mut calls = calls();
+        assert_eq!(calls.unresponsive_at(), None);
+        let start = Instant::now();
+        for _ in 0..MAX_OPEN_CALLS {
+            assert!(calls.has_room());
             let (answer, _) = oneshot::channel();
             let about = tokenize();
-            questions.ask(TokenizerRequest { about, answer });
+            calls.open(TokenizerRequest { about, answer });
             advance(Duration::from_secs(1)).await;
         }
-        assert!(!questions.has_room());
-        assert_eq!(questions.due(), Some(began + UNANSWERED_LIMIT));
+        assert!(!calls.has_room());
+        assert_eq!(calls.unresponsive_at(), Some(start + UNRESPONSIVE_TIMEOUT));
         let (question, answer) = (1, ids(&[]));
-        let first = questions.answer(proto::Answer { question, answer });
+        let first = calls.close(proto::Answer { question, answer });
         first.unwrap();
-        assert!(questions.has_room());
-        assert_eq!(questions.due(), Some(Instant::now() + UNANSWERED_LIMIT));
+        assert!(calls.has_room());
+        assert_eq!(
+            calls.unresponsive_at(),
+            Some(Instant::now() + UNRESPONSIVE_TIMEOUT)
+        );
     }
 }

@@ -1,16 +1,16 @@
-//! How what a device makes is gathered into messages.
+//! Tests of how tokens are gathered into messages.
 
 use prost::Message as _;
 
 use super::*;
 use crate::tokens::{Logprobs, TopLogprob};
 
-/// A sequence's token_channel with so much credit, and where it leads.
-fn token_channel(credit: usize) -> (RemoteChannel, Arc<Outbox>) {
+/// A channel with this credit, and its outbox.
+fn remote_channel(credit: usize) -> (RemoteChannel, Arc<Outbox>) {
     let outbox = Arc::<Outbox>::default();
     let reader = RemoteReader::new(credit);
-    let token_channel = RemoteChannel::new((1, reader), Arc::clone(&outbox), 0, false);
-    (token_channel, outbox)
+    let channel = RemoteChannel::new((1, reader), Arc::clone(&outbox), 0, false);
+    (channel, outbox)
 }
 
 fn token(id: u32) -> Token {
@@ -23,8 +23,8 @@ fn token(id: u32) -> Token {
     }
 }
 
-/// A token with as much beside it as there may be.
-fn scored(id: u32) -> Token {
+/// A token with the largest possible log probabilities.
+fn token_with_logprobs(id: u32) -> Token {
     let top = (0..20).map(|id| TopLogprob {
         id,
         token_bytes: vec![b'x'; 1_024],
@@ -41,7 +41,7 @@ fn scored(id: u32) -> Token {
     }
 }
 
-/// The steps that are sent now, each with its entries.
+/// Takes all unsent messages, and returns the steps.
 fn steps(outbox: &Outbox) -> Vec<proto::Step> {
     let mut messages = VecDeque::new();
     outbox.take(&mut messages);
@@ -56,10 +56,10 @@ fn steps(outbox: &Outbox) -> Vec<proto::Step> {
 
 #[test]
 fn a_last_token_and_its_end_share_one_entry() {
-    let (token_channel, outbox) = token_channel(8);
-    assert_eq!(token_channel.token(token(0)), SendOutcome::Delivered);
-    outbox.say(Message::Loading(proto::Loading { fraction: 0.0 }));
-    token_channel.finish(Some(token(1)), FinishReason::Stop);
+    let (channel, outbox) = remote_channel(8);
+    assert_eq!(channel.token(token(0)), SendOutcome::Delivered);
+    outbox.send(Message::Loading(proto::Loading { fraction: 0.0 }));
+    channel.finish(Some(token(1)), FinishReason::Stop);
     let steps = steps(&outbox);
     assert_eq!(steps.len(), 2);
     let last = &steps[1].sequences[0];
@@ -70,9 +70,12 @@ fn a_last_token_and_its_end_share_one_entry() {
 #[test]
 fn a_large_backlog_is_split_into_messages_below_the_size_limit() {
     const COUNT: u32 = 2_000;
-    let (token_channel, outbox) = token_channel(2_000);
+    let (channel, outbox) = remote_channel(2_000);
     for id in 0..COUNT {
-        assert_eq!(token_channel.token(scored(id)), SendOutcome::Delivered);
+        assert_eq!(
+            channel.token(token_with_logprobs(id)),
+            SendOutcome::Delivered
+        );
     }
     let steps = steps(&outbox);
     let largest = steps.iter().map(proto::Step::encoded_len).max();
@@ -89,23 +92,23 @@ fn a_large_backlog_is_split_into_messages_below_the_size_limit() {
 
 #[test]
 fn prompt_tokens_and_completion_tokens_have_separate_entries() {
-    let (token_channel, outbox) = token_channel(8);
-    assert_eq!(token_channel.prompt(token(7)), SendOutcome::Delivered);
-    assert_eq!(token_channel.token(token(8)), SendOutcome::Delivered);
-    assert_eq!(token_channel.token(token(9)), SendOutcome::Delivered);
+    let (channel, outbox) = remote_channel(8);
+    assert_eq!(channel.prompt(token(7)), SendOutcome::Delivered);
+    assert_eq!(channel.token(token(8)), SendOutcome::Delivered);
+    assert_eq!(channel.token(token(9)), SendOutcome::Delivered);
     let steps = steps(&outbox);
     let entries = steps.iter().flat_map(|step| &step.sequences);
-    let told: Vec<_> = entries
+    let shapes: Vec<_> = entries
         .map(|entry| (entry.is_prompt, entry.first_index, entry.ids.len()))
         .collect();
-    assert_eq!(told, [(true, 0, 1), (false, 0, 2)]);
+    assert_eq!(shapes, [(true, 0, 1), (false, 0, 2)]);
 }
 
 #[test]
 fn a_message_is_sent_after_the_tokens_gathered_before_it() {
-    let (token_channel, outbox) = token_channel(8);
-    assert_eq!(token_channel.token(token(0)), SendOutcome::Delivered);
-    outbox.say(Message::Crashed(proto::Crashed::default()));
+    let (channel, outbox) = remote_channel(8);
+    assert_eq!(channel.token(token(0)), SendOutcome::Delivered);
+    outbox.send(Message::Crashed(proto::Crashed::default()));
     let mut messages = VecDeque::new();
     outbox.take(&mut messages);
     let order: Vec<_> = messages
@@ -117,9 +120,9 @@ fn a_message_is_sent_after_the_tokens_gathered_before_it() {
 
 #[test]
 fn a_cancelled_sequence_sends_nothing() {
-    let (token_channel, outbox) = token_channel(8);
-    token_channel.reader.cancel();
-    assert_eq!(token_channel.accept(), SendOutcome::Closed);
-    assert_eq!(token_channel.token(token(0)), SendOutcome::Closed);
-    assert!(!outbox.has_something());
+    let (channel, outbox) = remote_channel(8);
+    channel.reader.cancel();
+    assert_eq!(channel.accept(), SendOutcome::Closed);
+    assert_eq!(channel.token(token(0)), SendOutcome::Closed);
+    assert!(!outbox.has_tokens_or_messages());
 }

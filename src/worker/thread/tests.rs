@@ -1,4 +1,4 @@
-//! What a worker gives to its device, and what it does between two lives.
+//! Tests of the worker thread: which sequences reach the device, the restart delay, and joining the thread.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -12,18 +12,18 @@ use crate::runner::{
 };
 use crate::worker::token_channel::Output;
 
-/// What each sequence asks for.
+/// `max_tokens` of each sequence.
 const MAX_TOKENS: u32 = 7;
 
-/// A device that says what it was given, and does nothing with it.
-struct Witness(mpsc::Sender<Sequence>);
+/// A device that reports each admitted sequence and runs none.
+struct RecordingDevice(mpsc::Sender<Sequence>);
 
 struct NoModel(ModelFacts);
 
-impl Loader for Witness {
+impl Loader for RecordingDevice {
     fn load(&self, _slots: usize, _progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
         let facts = ModelFacts {
-            name: "witness".to_owned(),
+            name: "recording".to_owned(),
             context_length: 100,
             max_prompt_bytes: 100,
             vocabulary_size: 1,
@@ -39,13 +39,13 @@ impl Loader for Witness {
     }
 
     fn name(&self) -> &'static str {
-        "witness"
+        "recording"
     }
 }
 
-impl Runner for Witness {
+impl Runner for RecordingDevice {
     fn admit(&mut self, _slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
-        self.0.blocking_send(sequence).expect("the test listens");
+        self.0.blocking_send(sequence).expect("the test receives");
         Ok(())
     }
 
@@ -78,26 +78,26 @@ impl Model for NoModel {
     }
 }
 
-/// A worker with one slot, once it is ready.
+/// A ready worker with one slot.
 struct Started {
     handle: WorkerHandle,
     _thread: DeviceThread,
-    life: Generation,
+    generation: Generation,
     events: mpsc::Receiver<WorkerEvent>,
     admitted: mpsc::Receiver<Sequence>,
 }
 
 async fn start() -> Started {
-    let (seen, admitted) = mpsc::channel(16);
+    let (recorder, admitted) = mpsc::channel(16);
     let (sender, mut events) = mpsc::channel(16);
-    let (handle, thread) = spawn(settings(Witness(seen), sender)).expect("a thread");
-    let Some(WorkerEvent::Ready(_, life, _)) = events.recv().await else {
-        panic!("the worker is not ready");
+    let (handle, thread) = spawn(settings(RecordingDevice(recorder), sender)).expect("a thread");
+    let Some(WorkerEvent::Ready(_, generation, _)) = events.recv().await else {
+        panic!("expected Ready");
     };
     Started {
         handle,
         _thread: thread,
-        life,
+        generation,
         events,
         admitted,
     }
@@ -116,13 +116,13 @@ fn settings(loader: impl Loader + 'static, events: mpsc::Sender<WorkerEvent>) ->
 }
 
 impl Started {
-    /// Hands the worker a sequence that it must not run, and waits until its slot is free again.
-    async fn pass_over(mut self, assignment: Assignment) {
-        let taken = self.handle.submit(self.life, assignment);
-        assert!(taken.is_ok(), "a slot is free");
+    /// Submits a sequence that must not reach the device, and waits until its slot is released.
+    async fn submit_unrunnable(mut self, assignment: Assignment) {
+        let submitted = self.handle.submit(self.generation, assignment);
+        assert!(submitted.is_ok(), "a slot is free");
         tokio::select! {
             biased;
-            Some(sequence) = self.admitted.recv() => panic!("the device has seen it: {sequence:?}"),
+            Some(sequence) = self.admitted.recv() => panic!("the sequence reached the device: {sequence:?}"),
             released = self.events.recv() => {
                 assert!(matches!(released, Some(WorkerEvent::Released(_, _, MAX_TOKENS))));
             }
@@ -133,10 +133,10 @@ impl Started {
 
 #[tokio::test]
 async fn an_expired_sequence_fails_before_it_reaches_the_device() {
-    let (expired, mut token_channel) = Assignment::for_test(MAX_TOKENS, Instant::now());
-    start().await.pass_over(expired).await;
+    let (expired, mut receiver) = Assignment::for_test(MAX_TOKENS, Instant::now());
+    start().await.submit_unrunnable(expired).await;
     let mut outputs = Vec::new();
-    poll_fn(|cx| token_channel.poll_recv_many(cx, &mut outputs, 16)).await;
+    poll_fn(|cx| receiver.poll_recv_many(cx, &mut outputs, 16)).await;
     assert!(
         matches!(&outputs[..], [Output::Failed(Failure::DeadlineExceeded)]),
         "{outputs:?}"
@@ -145,10 +145,10 @@ async fn an_expired_sequence_fails_before_it_reaches_the_device() {
 
 #[tokio::test]
 async fn a_sequence_without_a_reader_never_reaches_the_device() {
-    let (abandoned, token_channel) =
+    let (abandoned, receiver) =
         Assignment::for_test(MAX_TOKENS, Instant::now() + Duration::from_secs(3_600));
-    drop(token_channel);
-    start().await.pass_over(abandoned).await;
+    drop(receiver);
+    start().await.submit_unrunnable(abandoned).await;
 }
 
 #[test]
@@ -164,33 +164,33 @@ fn a_worker_stopped_during_its_restart_delay_ends_at_once() {
     let (sender, outcome) = std_mpsc::channel();
     std::thread::spawn(move || {
         let stopped = Cell::new(false);
-        // It is stopped just after its first look, and so before it sleeps.
+        // The worker is stopped after its first check and before it sleeps.
         let is_ending = || {
             std::thread::current().unpark();
             stopped.replace(true)
         };
-        let goes_on = wait_out(Duration::from_secs(3_600), is_ending);
-        sender.send(goes_on).expect("the test listens");
+        let continues = wait_back_off(Duration::from_secs(3_600), is_ending);
+        sender.send(continues).expect("the test receives");
     });
     assert_eq!(outcome.recv_timeout(Duration::from_secs(10)), Ok(false));
 }
 
-/// A device whose calls last until the test lets them return.
-struct Held {
+/// A loader that blocks until the test releases it.
+struct BlockingLoader {
     entered: std_mpsc::SyncSender<()>,
     release: Arc<Mutex<std_mpsc::Receiver<()>>>,
 }
 
-impl Loader for Held {
+impl Loader for BlockingLoader {
     fn load(&self, _slots: usize, _progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
         let _ = self.entered.send(());
         let release = self.release.lock().expect("no load panics");
         let _ = release.recv();
-        Err(LoadError("it is only held".to_owned()))
+        Err(LoadError("this loader loads no model".to_owned()))
     }
 
     fn name(&self) -> &'static str {
-        "held"
+        "blocking"
     }
 }
 
@@ -198,26 +198,26 @@ impl Loader for Held {
 fn joining_a_hung_device_thread_stops_at_the_deadline() {
     let (entered, has_entered) = std_mpsc::sync_channel(1);
     let (releaser, release) = std_mpsc::channel();
-    let held = Held {
+    let loader = BlockingLoader {
         entered,
         release: Arc::new(Mutex::new(release)),
     };
     let (sender, _events) = mpsc::channel(16);
-    let (_handle, mut thread) = spawn(settings(held, sender)).expect("a thread");
-    has_entered.recv().expect("it loads");
+    let (_handle, mut thread) = spawn(settings(loader, sender)).expect("a thread");
+    has_entered.recv().expect("the load starts");
     thread.stop();
-    assert!(!thread.join_until(Instant::now()), "it still loads");
+    assert!(!thread.join_until(Instant::now()), "the load still blocks");
     drop(releaser);
     assert!(thread.join_until(Instant::now() + Duration::from_secs(10)));
 }
 
-/// Counts the devices that live.
+/// A device whose existence shows in the reference count.
 struct Counted(Arc<()>);
 
 impl Loader for Counted {
     fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
-        let (seen, _) = mpsc::channel(1);
-        let loaded = Witness(seen).load(slots, progress)?;
+        let (recorder, _) = mpsc::channel(1);
+        let loaded = RecordingDevice(recorder).load(slots, progress)?;
         let runner = Box::new(Self(Arc::clone(&self.0)));
         Ok(LoadedModel { runner, ..loaded })
     }
@@ -269,7 +269,7 @@ async fn a_panic_while_loading_is_reported_as_load_failed() {
     let (sender, mut events) = mpsc::channel(16);
     let (_handle, _thread) = spawn(settings(Panicking, sender)).expect("a thread");
     let Some(WorkerEvent::LoadFailed(_, reason)) = events.recv().await else {
-        panic!("the load has not failed");
+        panic!("expected LoadFailed");
     };
     assert_eq!(reason, "the runner panicked: a bug");
 }

@@ -15,23 +15,23 @@ fn token(id: u32) -> Token {
     }
 }
 
-fn new_lane(credit: usize) -> (TokenSender, TokenReceiver) {
+fn new_channel(credit: usize) -> (TokenSender, TokenReceiver) {
     token_channel(credit, Arc::new(Notify::new()), Counter::noop())
 }
 
-async fn receive(token_channel: &mut TokenReceiver) -> Vec<Output> {
+async fn receive(receiver: &mut TokenReceiver) -> Vec<Output> {
     let mut outputs = Vec::new();
-    poll_fn(|cx| token_channel.poll_recv_many(cx, &mut outputs, 16)).await;
+    poll_fn(|cx| receiver.poll_recv_many(cx, &mut outputs, 16)).await;
     outputs
 }
 
 #[tokio::test]
 async fn a_full_channel_still_has_room_for_its_end() {
-    let (sender, mut receiver) = new_lane(2);
+    let (sender, mut receiver) = new_channel(2);
     assert_eq!(sender.token(token(0)), SendOutcome::Delivered);
     assert_eq!(sender.token(token(1)), SendOutcome::Delivered);
     assert_eq!(sender.credit(), 0);
-    assert_eq!(sender.token(token(2)), SendOutcome::NoRoom);
+    assert_eq!(sender.token(token(2)), SendOutcome::NoCredit);
     sender.fail(Failure::SlowReader);
     let outputs = receive(&mut receiver).await;
     assert_eq!(outputs.len(), 3);
@@ -40,15 +40,15 @@ async fn a_full_channel_still_has_room_for_its_end() {
 
 #[tokio::test]
 async fn room_made_just_before_the_worker_stalls_is_seen() {
-    let (sender, mut receiver) = new_lane(2);
+    let (sender, mut receiver) = new_channel(2);
     assert_eq!(sender.token(token(0)), SendOutcome::Delivered);
     assert_eq!(sender.token(token(1)), SendOutcome::Delivered);
-    // The worker has found no credit and has not said so yet: nobody will wake it for this.
+    // The worker has found the channel full, but has not set the flag yet, so this read does not wake it.
     assert_eq!(receive(&mut receiver).await.len(), 2);
-    let Way::Here(token_channel) = &sender.0 else {
-        panic!("the token_channel leads to this process");
+    let Route::Local(channel) = &sender.0 else {
+        panic!("the channel is local");
     };
-    assert_eq!(token_channel.stall(), 2);
+    assert_eq!(channel.stall(), 2);
 }
 
 #[test]
@@ -61,16 +61,16 @@ fn unread_tokens_are_counted_as_wasted() {
     assert_eq!(sender.token(token(1)), SendOutcome::Delivered);
     sender.finish(Some(token(2)), FinishReason::Length);
     drop(receiver);
-    let counts = telemetry.render();
+    let metrics = telemetry.render();
     assert!(
-        counts.contains("tokenway_tokens_wasted_total 3"),
-        "{counts}"
+        metrics.contains("tokenway_tokens_wasted_total 3"),
+        "{metrics}"
     );
 }
 
 #[tokio::test]
 async fn a_dropped_sender_closes_the_channel() {
-    let (sender, mut receiver) = new_lane(2);
+    let (sender, mut receiver) = new_channel(2);
     drop(sender);
     assert!(receive(&mut receiver).await.is_empty());
 }

@@ -213,7 +213,7 @@ fn rendered_by_python(folder: &Path, conversations: &Json) -> Vec<(String, Vec<J
 
 const NOW: &str = "2024-07-04T17:08:09";
 
-/// A clock that stands at [`NOW`].
+/// A clock that always shows [`NOW`].
 fn fixed_clock() -> Zoned {
     let now: jiff::civil::DateTime = NOW.parse().unwrap();
     now.to_zoned(jiff::tz::TimeZone::UTC).unwrap()

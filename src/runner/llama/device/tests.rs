@@ -82,7 +82,9 @@ struct Output {
 fn step(runner: &mut LlamaRunner, stalled: Option<Slot>) -> Vec<Output> {
     let mut emissions = Vec::new();
     let credit = CreditExcept(stalled);
-    runner.step(&mut Step::new(&credit, &mut emissions)).unwrap();
+    runner
+        .step(&mut Step::new(&credit, &mut emissions))
+        .unwrap();
     let parts = runner.parts.iter().filter(|part| part.samples);
     let outputs = parts.zip(emissions).map(|(part, emission)| {
         let (Emission::Token(slot, token) | Emission::EndOfSequence(slot, token)) = emission else {
@@ -189,7 +191,11 @@ fn prompts_share_the_prefill_rows_and_delay_no_running_sequence() {
         let outputs = step(&mut runner, None);
         assert_eq!(runner.batch.n_tokens(), rows + 1);
         let mut slots: Vec<_> = outputs.iter().map(|output| output.slot).collect();
-        assert_eq!(slots.pop(), Some(Slot(2)), "slot 2 has a token in every step");
+        assert_eq!(
+            slots.pop(),
+            Some(Slot(2)),
+            "slot 2 has a token in every step"
+        );
         assert_eq!(slots, finished);
     }
     step(&mut runner, None);
@@ -280,7 +286,9 @@ fn a_full_kv_cache_fails_its_sequences_and_the_device_continues() {
     let mut emissions = Vec::new();
     while emissions.is_empty() {
         let credit = CreditExcept(None);
-        runner.step(&mut Step::new(&credit, &mut emissions)).unwrap();
+        runner
+            .step(&mut Step::new(&credit, &mut emissions))
+            .unwrap();
     }
     let error = ModelError::Failed("The KV cache is full.".to_owned());
     assert_eq!(emissions, [Emission::Failed(Slot(0), error)]);

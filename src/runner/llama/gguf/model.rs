@@ -1,7 +1,7 @@
-//! Whether the numbers of a GGUF header describe a model that llama.cpp can run. Each rule stands for a check
-//! that llama.cpp makes by aborting the process, or does not make at all.
+//! Checks that a GGUF header describes a model that llama.cpp can run. For each rule here, llama.cpp either
+//! aborts the process or has no check.
 
-use super::{Element, Header, TOKENS, Value};
+use super::{Header, TOKENS_KEY, Value, ValueType};
 
 /// llama.cpp's `LLAMA_MAX_LAYERS`.
 const MAX_LAYERS: i128 = 512;
@@ -9,22 +9,24 @@ const MAX_LAYERS: i128 = 512;
 /// llama.cpp's `LLAMA_MAX_EXPERTS`.
 const MAX_EXPERTS: i128 = 1024;
 
-/// Token ids, positions and lengths are an `i32` somewhere in llama.cpp.
+/// Maximum of token ids, positions and lengths, which llama.cpp stores as `i32`.
 const MAX_I32: i128 = 0x7fff_ffff;
 
-/// What converters write for a special token that a model does not have: -1 as an unsigned number.
+/// Value of an absent special token in converted files: -1 as an unsigned number.
 const NO_TOKEN: i128 = 0xffff_ffff;
 
-/// The names that llama.cpp knows; it aborts on others.
+/// Values of `rope.scaling.type` that llama.cpp knows. It aborts on others.
 const ROPE_SCALINGS: [&str; 4] = ["none", "linear", "yarn", "longrope"];
 
-/// Checks the counts and sizes of the model, and its tokenizer.
+/// Checks the model's counts and sizes, and its tokenizer.
 ///
 /// # Errors
-/// With the key, its value, and what is allowed.
+/// A value is missing or not allowed. The text names the key, the value and the allowed range.
 pub(in super::super) fn check_model(header: &Header) -> Result<(), String> {
-    let Some(architecture) = header.text("general.architecture") else {
-        return Err("`general.architecture` is missing; it must name the kind of model".to_owned());
+    let Some(architecture) = header.string("general.architecture") else {
+        return Err(
+            "`general.architecture` is missing; it must name the model's architecture".to_owned(),
+        );
     };
     let model = Model {
         header,
@@ -42,7 +44,7 @@ pub(in super::super) fn check_model(header: &Header) -> Result<(), String> {
     check_tokenizer(header)
 }
 
-/// The metadata of one model, whose keys begin with the name of its architecture.
+/// The metadata of a model. Its keys start with the name of the architecture.
 struct Model<'a> {
     header: &'a Header,
     architecture: &'a str,
@@ -53,10 +55,10 @@ impl Model<'_> {
         format!("{}.{name}", self.architecture)
     }
 
-    /// A number in a range, where it is there and is no list.
+    /// Reads an integer and checks its range. `None` if the key is absent or holds an array.
     fn optional(&self, name: &str, min: i128, max: i128) -> Result<Option<i128>, String> {
         let key = self.key(name);
-        if matches!(self.header.value(&key), Some(Value::List { .. })) {
+        if matches!(self.header.value(&key), Some(Value::Array { .. })) {
             return Ok(None);
         }
         let Some(value) = self.header.integer(&key)? else {
@@ -65,9 +67,7 @@ impl Model<'_> {
         if (min..=max).contains(&value) {
             Ok(Some(value))
         } else {
-            Err(format!(
-                "`{key}` is {value}; it must be from {min} to {max}"
-            ))
+            Err(format!("`{key}` must be from {min} to {max} (got {value})"))
         }
     }
 
@@ -75,21 +75,21 @@ impl Model<'_> {
         let value = self.optional(name, min, max)?;
         value.ok_or_else(|| {
             let key = self.key(name);
-            format!("`{key}` is missing; it must be a number from {min} to {max}")
+            format!("`{key}` is missing; it must be an integer from {min} to {max}")
         })
     }
 
-    /// One number for each layer, from a list or from a single number. Empty where it is not there.
+    /// Reads one integer per layer, from an array or from a single number. Empty if the key is absent.
     fn per_layer(&self, name: &str, layers: i128) -> Result<Vec<i128>, String> {
         let key = self.key(name);
         match self.header.value(&key) {
             None => Ok(Vec::new()),
-            Some(Value::List { count, numbers, .. }) => {
+            Some(Value::Array { count, numbers, .. }) => {
                 if i128::from(*count) == layers && i128::try_from(numbers.len()) == Ok(layers) {
                     return Ok(numbers.clone());
                 }
                 Err(format!(
-                    "`{key}` has {count} numbers; it must have {layers}, one for each layer"
+                    "`{key}` must have {layers} integers, one per layer (got {count})"
                 ))
             }
             Some(_) => {
@@ -100,14 +100,15 @@ impl Model<'_> {
         }
     }
 
-    /// Whether layers may do without attention, as those of Mamba and RWKV do.
+    /// Returns true if layers may lack attention, like those of Mamba and RWKV.
     fn is_recurrent(&self) -> bool {
         let prefixes = [self.key("ssm."), self.key("wkv."), self.key("kda.")];
         let mut keys = self.header.values.keys();
         keys.any(|key| prefixes.iter().any(|prefix| key.starts_with(prefix)))
     }
 
-    /// llama.cpp divides the width by the heads, and the heads by those of keys and values.
+    /// Checks divisors: llama.cpp divides the embedding length by the number of heads, and the number of
+    /// heads by the number of key-value heads.
     fn check_heads(&self, layers: i128, width: i128) -> Result<(), String> {
         const HEADS: &str = "attention.head_count";
         const KV_HEADS: &str = "attention.head_count_kv";
@@ -124,7 +125,7 @@ impl Model<'_> {
         {
             let key = self.key(HEADS);
             return Err(format!(
-                "`{key}` is {heads}; it must be at most the embedding length, {width}"
+                "`{key}` must be at most the embedding length, {width} (got {heads})"
             ));
         }
         for (heads, kv_heads) in heads.iter().zip(&kv_heads) {
@@ -132,7 +133,7 @@ impl Model<'_> {
             if !divides {
                 let key = self.key(KV_HEADS);
                 return Err(format!(
-                    "`{key}` is {kv_heads}; it must divide the number of heads, {heads}"
+                    "`{key}` must divide the number of heads, {heads} (got {kv_heads})"
                 ));
             }
         }
@@ -145,7 +146,7 @@ impl Model<'_> {
                 && count % 2 != 0
             {
                 let key = self.key(name);
-                return Err(format!("`{key}` is {count}; it must be even"));
+                return Err(format!("`{key}` must be even (got {count})"));
             }
         }
         for (name, may_be_zero) in [
@@ -160,14 +161,14 @@ impl Model<'_> {
             let is_zero = *number == 0.0;
             if !number.is_finite() || *number < 0.0 || (is_zero && !may_be_zero) {
                 let least = if may_be_zero { "0 or more" } else { "above 0" };
-                return Err(format!("`{key}` is {number}; it must be {least}"));
+                return Err(format!("`{key}` must be {least} (got {number})"));
             }
         }
         let key = self.key("rope.scaling.type");
-        match self.header.text(&key) {
+        match self.header.string(&key) {
             Some(name) if !ROPE_SCALINGS.contains(&name) => {
                 let known = ROPE_SCALINGS.join(", ");
-                Err(format!("`{key}` is {name:?}; it must be one of {known}"))
+                Err(format!("`{key}` must be one of {known} (got {name:?})"))
             }
             _ => Ok(()),
         }
@@ -183,7 +184,7 @@ impl Model<'_> {
             if let Some(Value::Float(epsilon)) = self.header.value(&key)
                 && !(epsilon.is_finite() && *epsilon >= 0.0)
             {
-                return Err(format!("`{key}` is {epsilon}; it must be 0 or more"));
+                return Err(format!("`{key}` must be 0 or more (got {epsilon})"));
             }
         }
         Ok(())
@@ -191,7 +192,7 @@ impl Model<'_> {
 
     fn check_experts(&self, layers: i128) -> Result<(), String> {
         let experts = self.optional("expert_count", 0, MAX_EXPERTS)?.unwrap_or(0);
-        // llama.cpp reads one expert as none here.
+        // For these models llama.cpp treats one expert as none.
         if self.architecture.starts_with("hunyuan") && experts <= 1 {
             return Ok(());
         }
@@ -201,7 +202,7 @@ impl Model<'_> {
         if used.iter().any(|it| *it < 0) || !(least..=experts).contains(&most_used) {
             let key = self.key("expert_used_count");
             return Err(format!(
-                "`{key}` is {most_used}; it must be from {least} to {experts}"
+                "`{key}` must be from {least} to {experts} (got {most_used})"
             ));
         }
         let groups = self.optional("expert_group_count", 0, (experts - 1).max(0))?;
@@ -211,7 +212,7 @@ impl Model<'_> {
         if experts % groups != 0 {
             let key = self.key("expert_group_count");
             return Err(format!(
-                "`{key}` is {groups}; it must divide the number of experts, {experts}"
+                "`{key}` must divide the number of experts, {experts} (got {groups})"
             ));
         }
         self.required("expert_group_used_count", 1, groups - 1)?;
@@ -219,44 +220,46 @@ impl Model<'_> {
     }
 }
 
-/// Checks the lists of the vocabulary against each other, and the special tokens against the lists.
+/// Checks that the vocabulary's arrays have the same length, and that special tokens are in it.
 fn check_tokenizer(header: &Header) -> Result<(), String> {
-    let kind = header.text("tokenizer.ggml.model");
+    let kind = header.string("tokenizer.ggml.model");
     if kind.is_none_or(|kind| kind == "none" || kind == "no_vocab") {
-        // `check_can_complete` says that there is no tokenizer.
+        // `check_can_complete` reports the missing tokenizer.
         return Ok(());
     }
-    let Some(Value::List {
-        element: Element::Text,
+    let Some(Value::Array {
+        element: ValueType::String,
         count,
         ..
-    }) = header.value(TOKENS)
+    }) = header.value(TOKENS_KEY)
     else {
-        return Err(format!("`{TOKENS}` is missing; it must be a list of texts"));
+        return Err(format!(
+            "`{TOKENS_KEY}` is missing; it must be an array of strings"
+        ));
     };
     let tokens = i128::from(*count);
     if !(1..=MAX_I32).contains(&tokens) {
         return Err(format!(
-            "`{TOKENS}` has {tokens} tokens; it must have from 1 to {MAX_I32}"
+            "`{TOKENS_KEY}` must have from 1 to {MAX_I32} tokens (got {tokens})"
         ));
     }
     for key in ["tokenizer.ggml.scores", "tokenizer.ggml.token_type"] {
         match header.value(key) {
             None => {}
-            Some(Value::List { count, .. }) if i128::from(*count) == tokens => {}
-            Some(Value::List { count, .. }) => {
+            Some(Value::Array { count, .. }) if i128::from(*count) == tokens => {}
+            Some(Value::Array { count, .. }) => {
                 return Err(format!(
-                    "`{key}` has {count} values; it must have {tokens}, one for each token"
+                    "`{key}` must have {tokens} values, one per token (got {count})"
                 ));
             }
-            Some(_) => return Err(format!("`{key}` must be a list")),
+            Some(_) => return Err(format!("`{key}` must be an array")),
         }
     }
     check_embedding(header, tokens)?;
-    // SentencePiece tokenizers write what they have no token for byte by byte.
+    // SentencePiece tokenizers encode unknown characters byte by byte.
     if let (Some("llama"), Some(byte)) = (kind, header.missing_byte) {
         return Err(format!(
-            "`{TOKENS}` lacks the token `<0x{byte:02X}>`; it must have one for each byte"
+            "`{TOKENS_KEY}` lacks the token `<0x{byte:02X}>`; it must have one token per byte"
         ));
     }
     let special = header.values.keys();
@@ -267,14 +270,14 @@ fn check_tokenizer(header: &Header) -> Result<(), String> {
         if id != NO_TOKEN && id != -1 && !(0..tokens).contains(&id) {
             let last = tokens - 1;
             return Err(format!(
-                "`{key}` is {id}; the vocabulary has the tokens 0 to {last}"
+                "`{key}` must be a token id from 0 to {last} (got {id})"
             ));
         }
     }
     Ok(())
 }
 
-/// The embedding has a row for each token.
+/// Checks that the embedding has one row per token.
 fn check_embedding(header: &Header, tokens: i128) -> Result<(), String> {
     let mut tensors = header.tensors.iter();
     let Some(embedding) = tensors.find(|tensor| tensor.name == "token_embd.weight") else {
@@ -285,6 +288,6 @@ fn check_embedding(header: &Header, tokens: i128) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "`{TOKENS}` has {tokens} tokens; tensor `token_embd.weight` has {rows} rows"
+        "tensor `token_embd.weight` must have {tokens} rows, one per token (got {rows})"
     ))
 }

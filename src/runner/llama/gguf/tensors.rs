@@ -1,62 +1,63 @@
-//! Whether the tensors that a GGUF header names can be in the file.
+//! Checks the tensors of a GGUF header: names, shapes, data types and offsets.
 
 use std::collections::HashSet;
 
 use super::{Header, Tensor};
 
-/// The most dimensions of a tensor (`GGML_MAX_DIMS`).
+/// Maximum number of dimensions of a tensor (`GGML_MAX_DIMS`).
 pub(super) const MAX_DIMENSIONS: u32 = 4;
 
-/// The longest name of a tensor, in bytes (`GGML_MAX_NAME`, less its ending zero).
-const MAX_NAME: usize = 63;
+/// Maximum length of a tensor's name in bytes (`GGML_MAX_NAME` without the terminating zero).
+const MAX_NAME_BYTES: usize = 63;
 
-/// The alignment of tensors where the file does not say.
+/// Alignment of tensors in bytes if the file does not set it.
 const DEFAULT_ALIGNMENT: u64 = 32;
 
-/// ggml's `TENSOR_ALIGNMENT`: it aborts where a tensor in mapped memory is aligned to less.
+/// Minimum alignment in bytes. ggml aborts if a tensor in mapped memory has less (`TENSOR_ALIGNMENT`).
 const MIN_ALIGNMENT: i128 = 32;
 
-/// The largest alignment that is read: a page of memory, many times over.
+/// Maximum alignment in bytes: 1 MiB, many pages of memory.
 const MAX_ALIGNMENT: i128 = 1 << 20;
 
-/// The types that weights cannot have: ggml does not multiply by whole numbers and 64-bit floats, and Q8_1 and Q8_K
-/// are for activations.
+/// Data types that weights cannot have. ggml does not multiply by integers and 64-bit floats; Q8_1 and
+/// Q8_K are for activations.
 const NOT_WEIGHTS: [u32; 7] = [9, 15, 24, 25, 26, 27, 28];
 
-/// Lists of token ids, in models that choose experts by them.
-const TOKEN_LISTS: &str = "tid2eid";
+/// Part of the names of tensors that hold token ids, in models that choose experts by token id.
+const TOKEN_ID_TENSORS: &str = "tid2eid";
 
-/// Checks every tensor's name, shape, type and place. `end` is where the header ends in a file of this length.
+/// Checks every tensor. The header ends at `end` bytes, the file at `length` bytes.
 pub(super) fn check(header: &Header, end: u64, length: u64) -> Result<(), String> {
     let alignment = alignment(header)?;
     if header.tensors.is_empty() {
-        return Err("it has no tensors".to_owned());
+        return Err("the file has no tensors".to_owned());
     }
     let data = end.next_multiple_of(alignment);
     let mut names = HashSet::new();
     let mut offset = 0_u64;
     for tensor in &header.tensors {
         let name = &tensor.name;
-        if name.len() > MAX_NAME {
+        if name.len() > MAX_NAME_BYTES {
+            let length = name.len();
             return Err(format!(
-                "the name of tensor `{name}` is longer than {MAX_NAME} bytes"
+                "the name of tensor `{name}` must be at most {MAX_NAME_BYTES} bytes long (got {length})"
             ));
         }
         if !names.insert(name) {
-            return Err(format!("tensor `{name}` appears twice"));
+            return Err(format!("tensor `{name}` is in the file twice"));
         }
         check_type(tensor)?;
         let size = size(tensor)?;
         if tensor.offset != offset {
-            let at = tensor.offset;
+            let got = tensor.offset;
             return Err(format!(
-                "tensor `{name}` is at {at}; it must follow the one before, at {offset}"
+                "tensor `{name}` must start at {offset}, after the previous tensor (got {got})"
             ));
         }
         let end = data.checked_add(offset).and_then(|at| at.checked_add(size));
         if end.is_none_or(|end| end > length) {
             return Err(format!(
-                "the file is truncated: it ends at {length} bytes, before the end of tensor `{name}`"
+                "the file is truncated: its {length} bytes end before the end of tensor `{name}`"
             ));
         }
         offset = (offset + size).next_multiple_of(alignment);
@@ -64,22 +65,22 @@ pub(super) fn check(header: &Header, end: u64, length: u64) -> Result<(), String
     Ok(())
 }
 
-/// Whether ggml can compute with a tensor of this type.
+/// Checks that ggml can compute with a tensor of this data type.
 fn check_type(tensor: &Tensor) -> Result<(), String> {
     let name = &tensor.name;
     let is_weight = name.ends_with(".weight") || name.ends_with(".bias");
-    if is_weight && NOT_WEIGHTS.contains(&tensor.kind) && !name.contains(TOKEN_LISTS) {
-        let kind = tensor.kind;
+    let data_type = tensor.data_type;
+    if is_weight && NOT_WEIGHTS.contains(&data_type) && !name.contains(TOKEN_ID_TENSORS) {
         return Err(format!(
-            "tensor `{name}` is of type {kind}, which weights cannot have"
+            "tensor `{name}` has data type {data_type}, which weights cannot have"
         ));
     }
-    // Norms, biases, frequencies: converters write all of them so, and ggml's operations take nothing else.
+    // Norms, biases and frequencies. Converters write them as 32-bit floats, and ggml's operations
+    // accept nothing else.
     let is_vector = tensor.dimensions.len() <= 1;
-    if is_vector && !name.contains(TOKEN_LISTS) && tensor.kind != 0 {
-        let kind = tensor.kind;
+    if is_vector && !name.contains(TOKEN_ID_TENSORS) && data_type != 0 {
         return Err(format!(
-            "tensor `{name}` is of type {kind}; it must be of type 0, 32-bit floats"
+            "tensor `{name}` must have data type 0, 32-bit floats (got {data_type})"
         ));
     }
     Ok(())
@@ -96,28 +97,28 @@ fn alignment(header: &Header) -> Result<u64, String> {
     let power = power.filter(|_| (MIN_ALIGNMENT..=MAX_ALIGNMENT).contains(&alignment));
     power.ok_or_else(|| {
         format!(
-            "`{KEY}` is {alignment}; it must be a power of two from {MIN_ALIGNMENT} to {MAX_ALIGNMENT}"
+            "`{KEY}` must be a power of two from {MIN_ALIGNMENT} to {MAX_ALIGNMENT} (got {alignment})"
         )
     })
 }
 
-/// The bytes of a tensor's data.
+/// Size of a tensor's data in bytes.
 fn size(tensor: &Tensor) -> Result<u64, String> {
-    let (name, kind, shape) = (&tensor.name, tensor.kind, &tensor.dimensions);
+    let (name, data_type, shape) = (&tensor.name, tensor.data_type, &tensor.dimensions);
     if shape.contains(&0) {
         return Err(format!(
-            "tensor `{name}` has the shape {shape:?}; no dimension may be 0"
+            "every dimension of tensor `{name}` must be at least 1 (got {shape:?})"
         ));
     }
-    let Some((block, bytes)) = block(kind) else {
+    let Some((block, bytes)) = block(data_type) else {
         return Err(format!(
-            "tensor `{name}` is of type {kind}, which llama.cpp does not have"
+            "tensor `{name}` has data type {data_type}, which llama.cpp does not know"
         ));
     };
     let row = shape.first().copied().unwrap_or(1);
     if !row.is_multiple_of(block) {
         return Err(format!(
-            "tensor `{name}` has rows of {row} values; its type needs a multiple of {block}"
+            "the row length of tensor `{name}` must be a multiple of {block} (got {row})"
         ));
     }
     let elements = shape
@@ -126,12 +127,13 @@ fn size(tensor: &Tensor) -> Result<u64, String> {
     // llama.cpp counts elements in an i64.
     let elements = elements.filter(|it| i64::try_from(*it).is_ok());
     let size = elements.and_then(|it| (it / block).checked_mul(bytes));
-    size.ok_or_else(|| format!("tensor `{name}` has the shape {shape:?}, which is too large"))
+    size.ok_or_else(|| format!("tensor `{name}` is too large: its shape is {shape:?}"))
 }
 
-/// How many values a block of a type holds, and in how many bytes (`ggml.h` and `ggml-common.h`).
-fn block(kind: u32) -> Option<(u64, u64)> {
-    Some(match kind {
+/// Number of values in a block of a data type, and the block's size in bytes (from `ggml.h` and
+/// `ggml-common.h`).
+fn block(data_type: u32) -> Option<(u64, u64)> {
+    Some(match data_type {
         // F32, I32
         0 | 26 => (1, 4),
         // F16, I16, BF16

@@ -5,7 +5,7 @@ use gguf::{Gguf, Value as Written};
 #[expect(
     dead_code,
     unreachable_pub,
-    reason = "the integration tests use the rest of it"
+    reason = "the integration tests use the other items"
 )]
 mod gguf;
 
@@ -15,14 +15,14 @@ fn check(bytes: &[u8]) -> Result<(), String> {
 }
 
 #[track_caller]
-fn refused(model: &Gguf, reason: &str) {
+fn assert_rejected(model: &Gguf, reason: &str) {
     assert_eq!(check(&model.bytes()), Err(reason.to_owned()));
 }
 
 #[track_caller]
-fn number_is_refused(key: &str, value: u32, reason: &str) {
+fn assert_number_rejected(key: &str, value: u32, rule: &str) {
     let model = Gguf::tiny().with(key, Written::U32(value));
-    refused(&model, &format!("`{key}` is {value}; {reason}"));
+    assert_rejected(&model, &format!("`{key}` {rule} (got {value})"));
 }
 
 #[test]
@@ -32,38 +32,38 @@ fn a_valid_model_passes() {
 
 #[test]
 fn numbers_outside_llama_cpp_limits_are_rejected_with_the_limits() {
-    let most = "2147483647";
-    number_is_refused("llama.block_count", 0, "it must be from 1 to 512");
-    number_is_refused("llama.block_count", 513, "it must be from 1 to 512");
-    number_is_refused(
+    let max = "2147483647";
+    assert_number_rejected("llama.block_count", 0, "must be from 1 to 512");
+    assert_number_rejected("llama.block_count", 513, "must be from 1 to 512");
+    assert_number_rejected(
         "llama.context_length",
         0,
-        &format!("it must be from 1 to {most}"),
+        &format!("must be from 1 to {max}"),
     );
-    number_is_refused(
+    assert_number_rejected(
         "llama.embedding_length",
         0,
-        &format!("it must be from 1 to {most}"),
+        &format!("must be from 1 to {max}"),
     );
-    number_is_refused(
+    assert_number_rejected(
         "llama.attention.head_count",
         0,
-        &format!("it must be from 1 to {most}"),
+        &format!("must be from 1 to {max}"),
     );
-    number_is_refused(
+    assert_number_rejected(
         "llama.attention.head_count_kv",
         0,
-        &format!("it must be from 1 to {most}"),
+        &format!("must be from 1 to {max}"),
     );
-    let reason = "it must divide the number of heads, 2";
-    number_is_refused("llama.attention.head_count_kv", 3, reason);
-    number_is_refused("llama.rope.dimension_count", 3, "it must be even");
-    number_is_refused("llama.expert_count", 1025, "it must be from 0 to 1024");
-    number_is_refused("llama.expert_used_count", 1, "it must be from 0 to 0");
-    number_is_refused("llama.nextn_predict_layers", 1, "it must be from 0 to 0");
-    let reason = "the vocabulary has the tokens 0 to 257";
-    number_is_refused("tokenizer.ggml.eos_token_id", 258, reason);
-    number_is_refused("tokenizer.ggml.fim_pre_token_id", 258, reason);
+    let rule = "must divide the number of heads, 2";
+    assert_number_rejected("llama.attention.head_count_kv", 3, rule);
+    assert_number_rejected("llama.rope.dimension_count", 3, "must be even");
+    assert_number_rejected("llama.expert_count", 1025, "must be from 0 to 1024");
+    assert_number_rejected("llama.expert_used_count", 1, "must be from 0 to 0");
+    assert_number_rejected("llama.nextn_predict_layers", 1, "must be from 0 to 0");
+    let rule = "must be a token id from 0 to 257";
+    assert_number_rejected("tokenizer.ggml.eos_token_id", 258, rule);
+    assert_number_rejected("tokenizer.ggml.fim_pre_token_id", 258, rule);
 }
 
 #[test]
@@ -83,52 +83,52 @@ fn expert_counts_must_be_consistent() {
             .with("llama.expert_group_used_count", Written::U32(groups_used))
     };
     assert_eq!(check(&experts(8, 2, 4, 2).bytes()), Ok(()));
-    let reason = "`llama.expert_used_count` is 0; it must be from 1 to 8";
-    refused(&experts(8, 0, 1, 1), reason);
-    let reason = "`llama.expert_group_count` is 8; it must be from 0 to 7";
-    refused(&experts(8, 2, 8, 1), reason);
-    let reason = "`llama.expert_group_count` is 3; it must divide the number of experts, 8";
-    refused(&experts(8, 2, 3, 1), reason);
-    let reason = "`llama.expert_group_used_count` is 4; it must be from 1 to 3";
-    refused(&experts(8, 2, 4, 4), reason);
+    let reason = "`llama.expert_used_count` must be from 1 to 8 (got 0)";
+    assert_rejected(&experts(8, 0, 1, 1), reason);
+    let reason = "`llama.expert_group_count` must be from 0 to 7 (got 8)";
+    assert_rejected(&experts(8, 2, 8, 1), reason);
+    let reason = "`llama.expert_group_count` must divide the number of experts, 8 (got 3)";
+    assert_rejected(&experts(8, 2, 3, 1), reason);
+    let reason = "`llama.expert_group_used_count` must be from 1 to 3 (got 4)";
+    assert_rejected(&experts(8, 2, 4, 4), reason);
 }
 
 #[test]
 fn lists_must_have_one_value_per_layer_or_token() {
     let heads = Gguf::tiny().with("llama.attention.head_count", Written::U32s(vec![2, 2]));
-    let reason = "`llama.attention.head_count` has 2 numbers; it must have 1, one for each layer";
-    refused(&heads, reason);
+    let reason = "`llama.attention.head_count` must have 1 integers, one per layer (got 2)";
+    assert_rejected(&heads, reason);
     let scores = Gguf::tiny().with("tokenizer.ggml.scores", Written::F32s(vec![0.0; 257]));
-    let reason = "`tokenizer.ggml.scores` has 257 values; it must have 258, one for each token";
-    refused(&scores, reason);
+    let reason = "`tokenizer.ggml.scores` must have 258 values, one per token (got 257)";
+    assert_rejected(&scores, reason);
     let twice = vec!["a".to_owned(), "b".to_owned(), "a".to_owned()];
     let twice = Gguf::tiny().with("tokenizer.ggml.tokens", Written::Texts(twice));
-    let reason = "`tokenizer.ggml.tokens` has the token \"a\" twice, the second time as 2";
-    refused(&twice, reason);
+    let reason = "`tokenizer.ggml.tokens` has the token \"a\" twice, the second time at index 2";
+    assert_rejected(&twice, reason);
     let none = Gguf::tiny().with("tokenizer.ggml.tokens", Written::Texts(Vec::new()));
-    let reason = "`tokenizer.ggml.tokens` has 0 tokens; it must have from 1 to 2147483647";
-    refused(&none, reason);
+    let reason = "`tokenizer.ggml.tokens` must have from 1 to 2147483647 tokens (got 0)";
+    assert_rejected(&none, reason);
     let few = vec!["a".to_owned(), "b".to_owned()];
     let few = Gguf::tiny()
         .with("tokenizer.ggml.tokens", Written::Texts(few))
         .without("tokenizer.ggml.scores")
         .without("tokenizer.ggml.token_type");
-    let reason = "`tokenizer.ggml.tokens` has 2 tokens; tensor `token_embd.weight` has 258 rows";
-    refused(&few, reason);
+    let reason = "tensor `token_embd.weight` must have 2 rows, one per token (got 258)";
+    assert_rejected(&few, reason);
 }
 
 #[test]
 fn missing_and_mistyped_keys_are_named() {
-    let reason = "`llama.block_count` is missing; it must be a number from 1 to 512";
-    refused(&Gguf::tiny().without("llama.block_count"), reason);
+    let reason = "`llama.block_count` is missing; it must be an integer from 1 to 512";
+    assert_rejected(&Gguf::tiny().without("llama.block_count"), reason);
     let text = Gguf::tiny().with("llama.block_count", Written::Text("30".to_owned()));
-    refused(&text, "`llama.block_count` must be a whole number");
-    let reason = "`general.architecture` is missing; it must name the kind of model";
-    refused(&Gguf::tiny().without("general.architecture"), reason);
+    assert_rejected(&text, "`llama.block_count` must be an integer");
+    let reason = "`general.architecture` is missing; it must name the model's architecture";
+    assert_rejected(&Gguf::tiny().without("general.architecture"), reason);
     let rope = Gguf::tiny().with("llama.rope.scaling.type", Written::Text("more".to_owned()));
     let reason =
-        "`llama.rope.scaling.type` is \"more\"; it must be one of none, linear, yarn, longrope";
-    refused(&rope, reason);
+        "`llama.rope.scaling.type` must be one of none, linear, yarn, longrope (got \"more\")";
+    assert_rejected(&rope, reason);
 }
 
 #[test]
@@ -140,46 +140,45 @@ fn tensors_must_be_valid_and_contiguous() {
     };
     let mut matrix = Gguf::tiny();
     matrix.tensors[0].kind = 4;
-    let reason = "tensor `token_embd.weight` is of type 4, which llama.cpp does not have";
-    refused(&matrix, reason);
+    let reason = "tensor `token_embd.weight` has data type 4, which llama.cpp does not know";
+    assert_rejected(&matrix, reason);
     matrix.tensors[0].kind = 26;
-    let reason = "tensor `token_embd.weight` is of type 26, which weights cannot have";
-    refused(&matrix, reason);
+    let reason = "tensor `token_embd.weight` has data type 26, which weights cannot have";
+    assert_rejected(&matrix, reason);
     let zero = change(|it| it.dimensions = vec![0]);
-    let reason = "tensor `output_norm.weight` has the shape [0]; no dimension may be 0";
-    refused(&zero, reason);
+    let reason = "every dimension of tensor `output_norm.weight` must be at least 1 (got [0])";
+    assert_rejected(&zero, reason);
     let large = change(|it| it.dimensions = vec![1 << 40, 1 << 40]);
-    let reason = "tensor `output_norm.weight` has the shape [1099511627776, 1099511627776], which is too large";
-    refused(&large, reason);
-    let kind = change(|it| it.kind = 4);
-    let reason = "tensor `output_norm.weight` is of type 4; it must be of type 0, 32-bit floats";
-    refused(&kind, reason);
+    let reason =
+        "tensor `output_norm.weight` is too large: its shape is [1099511627776, 1099511627776]";
+    assert_rejected(&large, reason);
+    let data_type = change(|it| it.kind = 4);
+    let reason = "tensor `output_norm.weight` must have data type 0, 32-bit floats (got 4)";
+    assert_rejected(&data_type, reason);
     let frequencies = change(|it| {
         it.name = "rope_freqs.weight".to_owned();
         it.kind = 1;
     });
-    let reason = "tensor `rope_freqs.weight` is of type 1; it must be of type 0, 32-bit floats";
-    refused(&frequencies, reason);
+    let reason = "tensor `rope_freqs.weight` must have data type 0, 32-bit floats (got 1)";
+    assert_rejected(&frequencies, reason);
     matrix.tensors[0].kind = 2;
     matrix.tensors[0].dimensions[0] = 33;
-    let reason =
-        "tensor `token_embd.weight` has rows of 33 values; its type needs a multiple of 32";
-    refused(&matrix, reason);
+    let reason = "the row length of tensor `token_embd.weight` must be a multiple of 32 (got 33)";
+    assert_rejected(&matrix, reason);
     let five = change(|it| it.dimensions = vec![1; 5]);
-    let reason = "tensor `output_norm.weight` has 5 dimensions; at most 4 are allowed";
-    refused(&five, reason);
+    let reason = "tensor `output_norm.weight` must have at most 4 dimensions (got 5)";
+    assert_rejected(&five, reason);
     let twice = change(|it| it.name = "token_embd.weight".to_owned());
-    refused(&twice, "tensor `token_embd.weight` appears twice");
+    assert_rejected(&twice, "tensor `token_embd.weight` is in the file twice");
     let moved = change(|it| it.bytes.extend([0; 32]));
-    let reason =
-        "tensor `blk.0.attn_norm.weight` is at 33184; it must follow the one before, at 33152";
-    refused(&moved, reason);
+    let reason = "tensor `blk.0.attn_norm.weight` must start at 33152, after the previous tensor (got 33184)";
+    assert_rejected(&moved, reason);
     let mut none = Gguf::tiny();
     none.tensors.clear();
-    refused(&none, "it has no tensors");
+    assert_rejected(&none, "the file has no tensors");
     let aligned = Gguf::tiny().with("general.alignment", Written::U32(24));
-    let reason = "`general.alignment` is 24; it must be a power of two from 32 to 1048576";
-    refused(&aligned, reason);
+    let reason = "`general.alignment` must be a power of two from 32 to 1048576 (got 24)";
+    assert_rejected(&aligned, reason);
 }
 
 #[test]
@@ -188,7 +187,7 @@ fn truncated_and_corrupt_headers_are_rejected_without_large_allocations() {
     for length in (0..bytes.len()).step_by(101) {
         assert!(check(&bytes[..length]).is_err(), "{length}");
     }
-    // Each number of the header as a huge one: were it allocated by, the test would not end.
+    // Put a huge number at many offsets of the header. An allocation of that size would fail the test.
     let header = bytes.len()
         - Gguf::tiny()
             .tensors
@@ -209,9 +208,9 @@ fn unsupported_gguf_versions_are_rejected() {
             version,
             ..Gguf::tiny()
         };
-        refused(
+        assert_rejected(
             &model,
-            &format!("its GGUF version is {version}; it must be 2 or 3"),
+            &format!("the GGUF version must be 2 or 3 (got {version})"),
         );
     }
     assert_eq!(
@@ -225,9 +224,9 @@ fn negative_and_non_finite_epsilons_are_rejected() {
     let key = "llama.attention.layer_norm_rms_epsilon";
     for epsilon in [-1.0, f32::NAN, f32::INFINITY] {
         let model = Gguf::tiny().with(key, Written::F32(epsilon));
-        refused(
+        assert_rejected(
             &model,
-            &format!("`{key}` is {epsilon}; it must be 0 or more"),
+            &format!("`{key}` must be 0 or more (got {epsilon})"),
         );
     }
 }
@@ -242,7 +241,7 @@ fn rope_frequencies_must_be_positive() {
     ] {
         let key = format!("llama.rope.{name}");
         let model = Gguf::tiny().with(&key, Written::F32(number));
-        refused(&model, &format!("`{key}` is {number}; it must be {least}"));
+        assert_rejected(&model, &format!("`{key}` must be {least} (got {number})"));
     }
 }
 
@@ -250,6 +249,7 @@ fn rope_frequencies_must_be_positive() {
 fn a_sentencepiece_vocabulary_must_have_every_byte_token() {
     let model = Written::Text("llama".to_owned());
     let model = Gguf::tiny().with("tokenizer.ggml.model", model);
-    let reason = "`tokenizer.ggml.tokens` lacks the token `<0x00>`; it must have one for each byte";
-    refused(&model, reason);
+    let reason =
+        "`tokenizer.ggml.tokens` lacks the token `<0x00>`; it must have one token per byte";
+    assert_rejected(&model, reason);
 }

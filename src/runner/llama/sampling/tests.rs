@@ -24,7 +24,8 @@ fn choose(logits: &[f32], sampling: &Sampling, history: &History) -> TokenId {
         choice: 0,
         position: 0,
     };
-    let chosen = Sampler::default().sample(logits, sampling, history, LogitAdjustments::default(), draw);
+    let chosen =
+        Sampler::default().sample(logits, sampling, history, LogitAdjustments::default(), draw);
     chosen.expect("the logits are valid")
 }
 
@@ -40,7 +41,13 @@ fn frequencies(logits: &[f32], sampling: &Sampling) -> Vec<f64> {
             position,
         };
         let id = sampler
-            .sample(logits, sampling, &history, LogitAdjustments::default(), draw)
+            .sample(
+                logits,
+                sampling,
+                &history,
+                LogitAdjustments::default(),
+                draw,
+            )
             .unwrap();
         counts[usize::try_from(id).unwrap()] += 1;
     }
@@ -90,12 +97,21 @@ fn temperature_flattens_the_distribution() {
 
 #[test]
 fn top_k_keeps_the_most_likely_tokens() {
-    let two = Sampling { top_k: 2, ..temperature_one() };
+    let two = Sampling {
+        top_k: 2,
+        ..temperature_one()
+    };
     let expected = [0.0, 2.0 / 3.0, 1.0 / 3.0, 0.0];
     assert_near(&frequencies(&logits(&FOUR), &two), &expected);
-    let equals = Sampling { top_k: 1, ..temperature_one() };
+    let equals = Sampling {
+        top_k: 1,
+        ..temperature_one()
+    };
     assert_near(&frequencies(&[1.0, 1.0, 0.0], &equals), &[1.0, 0.0, 0.0]);
-    let more_than_there_are = Sampling { top_k: 9, ..temperature_one() };
+    let more_than_there_are = Sampling {
+        top_k: 9,
+        ..temperature_one()
+    };
     let expected = [0.1, 0.5, 0.25, 0.15];
     assert_near(
         &frequencies(&logits(&FOUR), &more_than_there_are),
@@ -105,7 +121,10 @@ fn top_k_keeps_the_most_likely_tokens() {
 
 #[test]
 fn top_p_keeps_the_smallest_set_that_reaches_it() {
-    let nucleus = |top_p| Sampling { top_p, ..temperature_one() };
+    let nucleus = |top_p| Sampling {
+        top_p,
+        ..temperature_one()
+    };
     let two_thirds = [0.0, 2.0 / 3.0, 1.0 / 3.0, 0.0];
     assert_near(&frequencies(&logits(&FOUR), &nucleus(0.7)), &two_thirds);
     let one = [0.0, 1.0, 0.0, 0.0];
@@ -228,8 +247,13 @@ fn invalid_logits_are_an_error() {
                 choice: 0,
                 position: 0,
             };
-            let chosen =
-                Sampler::default().sample(row, &sampling, &history, LogitAdjustments::default(), draw);
+            let chosen = Sampler::default().sample(
+                row,
+                &sampling,
+                &history,
+                LogitAdjustments::default(),
+                draw,
+            );
             assert_eq!(chosen, Err(InvalidLogits), "{row:?}");
         }
     }
@@ -247,7 +271,7 @@ fn bias_is_added_before_penalties_and_banned_tokens_are_never_sampled() {
             choice: 0,
             position: 0,
         };
-        // Token 1 stands in the prompt, so its logit is halved.
+        // Token 1 is in the prompt, so its logit is halved.
         let history = History::new(&penalized, &[1], &[]);
         let chosen = Sampler::default().sample(logits, &penalized, &history, adjustments, draw);
         chosen.expect("the logits are valid")

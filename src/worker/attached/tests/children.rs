@@ -1,4 +1,4 @@
-//! The workers that the engine starts itself: each has its token, and its seat once.
+//! Tests of child registration: a child's token admits one stream.
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
@@ -14,21 +14,21 @@ use crate::worker::wire::PROTOCOL_VERSION;
 
 use super::Duration;
 
-/// The door of an engine with one model.
-fn door() -> AttachService {
+/// The attach service of an engine with one model.
+fn service() -> AttachService {
     let model = AttachableModel {
         name: "model".to_owned(),
         aliases: Vec::new(),
         slow_reader_timeout: Duration::from_secs(1),
     };
-    let patience = WorkerTimeouts {
+    let timeouts = WorkerTimeouts {
         heartbeat_timeout: Duration::from_secs(2),
         step_limit: None,
         tokenizer_call_timeout: TOKENIZER_CALL_TIMEOUT,
     };
     let (events, _) = mpsc::channel(1);
-    let counted = (Telemetry::new(), TaskTracker::new());
-    AttachService::new(vec![model], 1, patience, events, counted)
+    let tracking = (Telemetry::new(), TaskTracker::new());
+    AttachService::new(vec![model], 1, timeouts, events, tracking)
 }
 
 fn hello(child_token: &str) -> proto::Hello {
@@ -41,18 +41,18 @@ fn hello(child_token: &str) -> proto::Hello {
 
 #[test]
 fn a_child_token_admits_one_stream_only() {
-    let door = door();
-    let (_exited, exit) = watch::channel(None);
-    let refusal = |token| {
-        let refused = door.seat(&hello(token)).err();
-        refused.map(|status| status.code())
+    let service = service();
+    let (_exit_sender, exit) = watch::channel(None);
+    let register = |token| {
+        let error = service.register(&hello(token)).err();
+        error.map(|status| status.code())
     };
-    for token in ["first life", "second life"] {
-        assert_eq!(refusal(token), Some(Code::PermissionDenied));
-        let _watch = door.expect(0, WorkerId(0), token.to_owned(), exit.clone());
-        assert_eq!(refusal(token), None);
-        assert_eq!(refusal(token), Some(Code::PermissionDenied));
-        assert_eq!(refusal(""), None, "any other worker is welcome");
-        door.forget(0, token);
+    for token in ["first start", "second start"] {
+        assert_eq!(register(token), Some(Code::PermissionDenied));
+        let _state = service.register_child(0, WorkerId(0), token.to_owned(), exit.clone());
+        assert_eq!(register(token), None);
+        assert_eq!(register(token), Some(Code::PermissionDenied));
+        assert_eq!(register(""), None, "a worker without a token is accepted");
+        service.unregister_child(0, token);
     }
 }
