@@ -205,7 +205,10 @@ impl Cluster {
         if names.len() < 2 {
             return Ok(());
         }
-        let message = format!("A model must be named. There are: {}.", names.join(", "));
+        let message = format!(
+            "`model` is required. The engines have: {}.",
+            names.join(", ")
+        );
         Err(Error::new(ErrorKind::MissingParameter, message).with_param("model"))
     }
 

@@ -1,7 +1,8 @@
-//! Who runs, where and when: admission, a bounded queue, placement on workers' free slots.
+//! Admits requests, queues them and places their choices on free slots of workers.
 //!
-//! One task owns the decisions, which are a plain struct (`plan`); this handle talks to it. Tokens
-//! never pass through here. It must not know protocols.
+//! [`Scheduler`] is a handle. One task owns the state; its decisions are a synchronous struct (`plan`). Tokens do not
+//! pass through the scheduler: workers send them directly to the completion's stream. This module must not know the
+//! protocols.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,39 +32,39 @@ pub use catalog::{Catalog, CatalogEntry, DeliveredToken, UnknownModel};
 pub use readiness::Readiness;
 pub use resumer::{LossHistory, PendingResumption, Resumer, WorkerLoss, worker_lost};
 
-/// How far a sequence may run ahead of its reader, in tokens.
+/// The maximum number of tokens that a sequence may run ahead of its reader.
 const TOKEN_CREDIT: usize = 256;
 
-/// How many submissions may wait for the scheduler's task, which takes each in microseconds.
+/// The maximum number of submissions that wait for the scheduler's task. It handles each in microseconds.
 const SUBMISSION_CAPACITY: usize = 1024;
 
-/// What a scheduler is made of.
+/// The parts from which a scheduler is created.
 pub struct SchedulerParts {
     /// The models, in the order in which they are listed.
     pub catalog: Catalog,
-    /// The engine's own workers.
+    /// The workers that the engine starts itself.
     pub workers: Vec<OwnedWorker>,
-    /// What the workers tell.
+    /// The events of all workers.
     pub events: mpsc::Receiver<WorkerEvent>,
-    /// For each model, the most requests that may wait for a first slot.
+    /// The queue limit of each model: the maximum number of requests that wait for their first slot.
     pub queue_depths: Vec<usize>,
-    /// How far a choice is followed whose workers are lost.
+    /// The limits on resuming choices after their workers are lost.
     pub resumption: ResumptionLimits,
-    /// What is counted into.
+    /// The metrics.
     pub telemetry: Telemetry,
 }
 
-/// How far a choice is followed whose workers are lost.
+/// The limits on resuming a choice after its workers are lost.
 #[derive(Clone, Copy, Debug)]
 pub struct ResumptionLimits {
-    /// How often in a row it goes on elsewhere without having made a token in between.
+    /// The maximum number of consecutive resumptions without a token in between.
     pub max_consecutive: u32,
-    /// How long it waits each time for a worker that takes it.
+    /// The maximum time that each resumption waits until another worker accepts the choice.
     pub acceptance_timeout: Duration,
 }
 
 impl Default for ResumptionLimits {
-    /// Twice, and for a minute.
+    /// Two consecutive resumptions, each waiting for at most 60 seconds.
     fn default() -> Self {
         Self {
             max_consecutive: 2,
@@ -72,17 +73,17 @@ impl Default for ResumptionLimits {
     }
 }
 
-/// A worker that belongs to an engine for as long as that runs.
+/// A worker that the engine starts itself and that belongs to it until the engine stops.
 pub struct OwnedWorker {
-    /// Its id.
+    /// The worker's id.
     pub worker: WorkerId,
-    /// Its model's place in the catalog.
+    /// The index of the worker's model in the catalog.
     pub model: usize,
-    /// Its handle; `None` until it has dialled in.
+    /// The worker's handle. `None` until the worker has connected.
     pub handle: Option<WorkerHandle>,
 }
 
-/// Takes requests. Clones speak to the same scheduler.
+/// A handle that submits requests. Clones share the same scheduler.
 #[derive(Clone)]
 pub struct Scheduler {
     catalog: Catalog,
@@ -96,55 +97,55 @@ pub struct Scheduler {
     tokens_wasted: Counter,
     resumptions: Counter,
     tokens_replayed: Counter,
-    gaps: Histogram,
+    resumption_gap_seconds: Histogram,
 }
 
-/// A request that was admitted: it waits for its slots, or runs.
+/// An admitted request: its choices run or wait for slots.
 pub struct Admitted {
     /// The model's name.
     pub model: Arc<str>,
-    /// How many tokens the prompt has.
+    /// The number of tokens of the prompt.
     pub prompt_tokens: u32,
-    /// The prompt's text, where it is asked for.
+    /// The prompt's text, if the request echoes it.
     pub echo: Option<String>,
-    /// Whether the first choice's token_channel begins with the prompt's tokens.
+    /// True if choice 0 sends the prompt's tokens with their log probabilities before its own.
     pub scores_prompt: bool,
-    /// What the client already has of each choice, from the first on.
+    /// The tokens of each choice that the client already has, starting with choice 0.
     pub resumed: Vec<Vec<DeliveredToken>>,
-    /// One token_channel for each choice. Dropping one cancels its choice.
-    pub lanes: Vec<TokenReceiver>,
-    /// How its choices go on when their workers are lost; `None` where they cannot.
+    /// The token channel of each choice. Dropping one cancels its choice.
+    pub token_channels: Vec<TokenReceiver>,
+    /// Resumes choices whose worker was lost. `None` if the model does not support resumption.
     pub resumer: Option<Resumer>,
-    /// Where the seconds go that a choice has waited for its next token when its worker was lost.
-    pub gaps: Histogram,
-    /// When the request arrived.
+    /// The histogram of the times from the loss of a choice's worker to its next token.
+    pub resumption_gap_seconds: Histogram,
+    /// The time when the request arrived.
     pub arrived: Instant,
-    /// When its client no longer waits.
+    /// The time at which the request fails with `deadline_exceeded`.
     pub deadline: Instant,
 }
 
 impl Admitted {
-    /// Has this stream counted as given up when its reader is too slow.
+    /// Marks this stream as lingering when a worker ends it because its reader is too slow.
     pub fn set_stream_count(&self, stream: &StreamCount) {
-        for token_channel in &self.lanes {
+        for token_channel in &self.token_channels {
             token_channel.set_stream_count(stream.clone());
         }
     }
 }
 
-/// A request on its way to the queue.
+/// A message to the scheduler's task.
 struct Submission {
     model: usize,
     priority: i32,
     work: Work,
 }
 
-/// What is to be run.
+/// The choices to run.
 enum Work {
-    /// A request that came just now.
+    /// A new request.
     New {
         choices: Vec<Assignment>,
-        /// Told once whether the request is in the queue.
+        /// Receives the result of the admission.
         admitted: oneshot::Sender<Result<(), Error>>,
     },
     /// A choice whose worker was lost.
@@ -152,7 +153,7 @@ enum Work {
 }
 
 impl Scheduler {
-    /// A scheduler, and the task that decides for it. The task ends once it is stopped.
+    /// Creates a scheduler and its task. The task ends after [`Self::stop`].
     pub fn new(parts: SchedulerParts) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (submissions, receiver) = mpsc::channel(SUBMISSION_CAPACITY);
         let abandoned = Arc::new(Notify::new());
@@ -170,7 +171,7 @@ impl Scheduler {
             tokens_wasted: parts.telemetry.tokens_wasted.clone(),
             resumptions: parts.telemetry.resumptions.clone(),
             tokens_replayed: parts.telemetry.tokens_replayed.clone(),
-            gaps: parts.telemetry.resumption_gap_seconds.clone(),
+            resumption_gap_seconds: parts.telemetry.resumption_gap_seconds.clone(),
         };
         let stopping = scheduler.stopping.clone();
         let signals = task::Signals {
@@ -181,46 +182,46 @@ impl Scheduler {
         (scheduler, task)
     }
 
-    /// The models.
+    /// Returns the models.
     #[must_use]
     pub fn catalog(&self) -> &Catalog {
         &self.catalog
     }
 
-    /// How able the workers are, as it changes.
+    /// Watches the readiness of the engine.
     #[must_use]
     pub fn readiness(&self) -> watch::Receiver<Readiness> {
         self.readiness.clone()
     }
 
-    /// How many workers are in each state, as it changes.
+    /// Watches the number of workers in each state.
     #[must_use]
     pub fn workers(&self) -> watch::Receiver<WorkerCounts> {
         self.workers.clone()
     }
 
-    /// Refuses every new request from now on.
+    /// Rejects all further requests with `draining`.
     pub fn drain(&self) {
         self.draining.cancel();
     }
 
-    /// Ends every request that still waits or runs with a terminal error, and every worker.
+    /// Fails all queued and running requests with `draining`, and stops all workers.
     pub fn stop(&self) {
         self.drain();
         self.stopping.cancel();
     }
 
-    /// Whether new requests are refused because the server is shutting down.
+    /// Returns true after [`Self::drain`] or [`Self::stop`].
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.draining.is_cancelled()
     }
 
-    /// Admits a request: its model is known, its prompt is tokenized and fits, and it is in the queue
-    /// or runs already.
+    /// Validates a request against its model, tokenizes its prompt and admits it. On success, the request runs or is in
+    /// the queue.
     ///
     /// # Errors
-    /// The reason why it is refused.
+    /// Returns the reason if the request is rejected.
     pub async fn submit(&self, request: &CompletionRequest) -> Result<Admitted, Error> {
         if self.is_draining() {
             return Err(Error::new(
@@ -232,10 +233,11 @@ impl Scheduler {
         entry.check_supported(request)?;
         let prompt = entry.prompt(request).await?;
         if request.deadline <= Instant::now() {
-            let message = "The request's deadline had passed before it could be queued.";
+            let message = "The request's deadline passed before it was queued.";
             return Err(Error::new(ErrorKind::DeadlineExceeded, message));
         }
-        let prompt_tokens = u32::try_from(prompt.ids.len()).expect("it fits into the context");
+        let prompt_tokens =
+            u32::try_from(prompt.ids.len()).expect("the prompt fits into the context");
         let resumer = match entry.model()?.facts().resumption {
             Resumption::Exact | Resumption::Contiguous => Some(Resumer {
                 scheduler: self.clone(),
@@ -246,8 +248,8 @@ impl Scheduler {
             }),
             Resumption::No => None,
         };
-        let (choices, lanes) = self.choices(request, &prompt);
-        let (admitted, answer) = oneshot::channel();
+        let (choices, token_channels) = self.choices(request, &prompt);
+        let (admitted, admission) = oneshot::channel();
         let submission = Submission {
             model,
             priority: request.priority,
@@ -257,21 +259,22 @@ impl Scheduler {
             .send(submission)
             .await
             .map_err(|_| Error::internal())?;
-        answer.await.map_err(|_| Error::internal())??;
+        admission.await.map_err(|_| Error::internal())??;
         Ok(Admitted {
             model: Arc::clone(&entry.name),
             prompt_tokens,
             echo: prompt.text,
             resumed: prompt.resumed,
             scores_prompt: scores_prompt(request),
-            lanes,
+            token_channels,
             resumer,
-            gaps: self.gaps.clone(),
+            resumption_gap_seconds: self.resumption_gap_seconds.clone(),
             arrived: request.arrived,
             deadline: request.deadline,
         })
     }
 
+    /// Creates the assignment of each choice and the receiver of its tokens.
     fn choices(
         &self,
         request: &CompletionRequest,
@@ -279,16 +282,16 @@ impl Scheduler {
     ) -> (Vec<Assignment>, Vec<TokenReceiver>) {
         let choices = (0..request.choices).map(|choice| {
             let mut sequence = sequence(request, prompt, choice);
-            let held = usize::try_from(choice)
+            let delivered = usize::try_from(choice)
                 .ok()
                 .and_then(|at| request.resume.get(at));
-            sequence.delivered = held.cloned().unwrap_or_default();
+            sequence.delivered = delivered.cloned().unwrap_or_default();
             self.assignment(sequence, request.deadline)
         });
         choices.unzip()
     }
 
-    /// A sequence with a token_channel for its tokens.
+    /// Creates an assignment and the receiver of its tokens.
     fn assignment(&self, sequence: Sequence, deadline: Instant) -> (Assignment, TokenReceiver) {
         let max_tokens = usize::try_from(sequence.max_tokens).unwrap_or(usize::MAX);
         let scored = if sequence.scores_prompt {
@@ -296,7 +299,7 @@ impl Scheduler {
         } else {
             0
         };
-        // No token_channel needs more credit than the tokens that it will carry, and a place for its beginning.
+        // A channel needs no more credit than the tokens that it will carry. The sum is never 0, which is not allowed.
         let credit = TOKEN_CREDIT.min(max_tokens.saturating_add(scored + 2));
         let (sender, receiver) = token_channel(
             credit,
@@ -313,7 +316,7 @@ impl Scheduler {
     }
 }
 
-/// A choice of a request, as a device sees it.
+/// Creates the sequence of one choice.
 fn sequence(request: &CompletionRequest, prompt: &Prompt, choice: u32) -> Sequence {
     Sequence {
         prompt: Arc::clone(&prompt.ids),
@@ -325,14 +328,14 @@ fn sequence(request: &CompletionRequest, prompt: &Prompt, choice: u32) -> Sequen
         logit_bias: Arc::clone(&request.logit_bias),
         stop_tokens: request.stopping.tokens.clone(),
         logprobs: request.logprobs,
-        // What the model thinks of the prompt is the same for every choice.
+        // The prompt's log probabilities are the same for every choice.
         scores_prompt: choice == 0 && scores_prompt(request),
         timestamps: request.timestamps,
         caller: request.caller.clone(),
     }
 }
 
-/// Whether the prompt's own log probabilities are asked for.
+/// Returns true if the request asks for the prompt's log probabilities.
 fn scores_prompt(request: &CompletionRequest) -> bool {
     request.needs(Parameter::EchoLogprobs)
 }

@@ -1,8 +1,7 @@
-//! What an operator sees: the metrics, their names and their labels. Labels come from closed sets; no
-//! prompt, completion or key is in any of them.
+//! The Prometheus metrics, their names and their labels. Label values come from closed sets and never contain a prompt,
+//! a completion or a key.
 //!
-//! The recorder belongs to a server and is not global, so that two servers in one process count
-//! apart.
+//! Each server has its own recorder instead of a global one, so that two servers in one process have separate metrics.
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -27,12 +26,12 @@ pub use request::{CountedRequest, DeliveryContext, StreamCount};
 
 const REQUESTS: &str = "tokenway_requests_total";
 const REQUESTS_REJECTED: &str = "tokenway_requests_rejected_total";
-const STREAMS: &str = "tokenway_requests_in_flight";
-const LINGERING: &str = "tokenway_requests_lingering";
+const REQUESTS_IN_FLIGHT: &str = "tokenway_requests_in_flight";
+const REQUESTS_LINGERING: &str = "tokenway_requests_lingering";
 const CONNECTIONS: &str = "tokenway_connections_open";
 const SEQUENCES: &str = "tokenway_sequences_running";
-const QUEUE_DEPTH: &str = "tokenway_requests_queued";
-const TOKENS: &str = "tokenway_tokens_generated_total";
+const REQUESTS_QUEUED: &str = "tokenway_requests_queued";
+const TOKENS_GENERATED: &str = "tokenway_tokens_generated_total";
 const TOKENS_WASTED: &str = "tokenway_tokens_wasted_total";
 const CANCELLATIONS: &str = "tokenway_cancellations_total";
 const IGNORED_FIELDS: &str = "tokenway_ignored_fields_total";
@@ -43,40 +42,40 @@ const TOKENS_REPLAYED: &str = "tokenway_tokens_replayed_total";
 const RESUMPTION_GAP: &str = "tokenway_resumption_gap_seconds";
 const LOG_LINES_DROPPED: &str = "tokenway_log_lines_dropped_total";
 
-/// The upper bounds of the gaps' buckets, in seconds.
-const GAPS: [f64; 10] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// The bucket bounds of the resumption gap, in seconds.
+const RESUMPTION_GAP_BUCKETS: [f64; 10] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 const METADATA: Metadata<'static> = Metadata::new("tokenway", Level::INFO, Some("tokenway"));
 
-/// The metrics of one server. Clones count into the same ones; every request has one.
+/// A handle to the metrics of one server. Clones share the metrics.
 #[derive(Clone)]
 pub struct Telemetry(Arc<Metrics>);
 
-/// The metrics that have no labels, and what those with labels are found by.
+/// The metrics without labels, and the recorder that registers the metrics with labels.
 pub struct Metrics {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
     /// Sequences that hold a slot of a device.
     pub sequences_running: Gauge,
-    /// Requests of which no choice has begun.
-    pub queue_depth: Gauge,
-    /// Tokens that devices made.
-    pub tokens: Counter,
-    /// Tokens that devices made and nobody waited for any more.
+    /// Requests that wait for their first slot.
+    pub requests_queued: Gauge,
+    /// Tokens that devices generated.
+    pub tokens_generated: Counter,
+    /// Tokens that devices generated and no client received.
     pub tokens_wasted: Counter,
-    /// Requests whose client went away before their end.
+    /// Requests whose client disconnected before their end.
     cancellations: Counter,
-    /// Fields of requests that were unknown and ignored.
+    /// Unknown request fields that were ignored.
     pub ignored_fields: Counter,
-    /// Workers that were lost.
+    /// Losses of workers.
     pub workers_lost: Counter,
-    /// How often a choice went on elsewhere.
+    /// Resumptions of a choice on another worker.
     pub resumptions: Counter,
-    /// Tokens that workers were given to go on behind.
+    /// Tokens that were sent to a worker so that it resumes after them.
     pub tokens_replayed: Counter,
-    /// How long a choice had waited for its next token when its worker was lost, in seconds.
+    /// The time from the loss of a choice's worker to its next token, in seconds.
     pub resumption_gap_seconds: Histogram,
-    /// Lines of the process's output that nobody has taken.
+    /// Output lines of the process that were dropped.
     log_lines_dropped: Counter,
     token_latency: TokenLatency,
 }
@@ -89,19 +88,19 @@ impl Deref for Telemetry {
     }
 }
 
-/// Where a request entered.
+/// The API by which a request or a connection arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Frontend {
-    /// gRPC.
+    /// The gRPC API.
     Grpc,
-    /// OpenAI's HTTP.
+    /// The OpenAI-compatible HTTP API.
     Http,
-    /// The socket by which workers dial in. No request enters there.
+    /// The listener for workers. It accepts no requests.
     Worker,
 }
 
 impl Frontend {
-    /// The frontend as a metric's label.
+    /// Returns the value of the label `api` or `listener`.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -112,26 +111,26 @@ impl Frontend {
     }
 }
 
-/// What a worker is able to do.
+/// The state of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WorkerState {
-    /// It loads its model for the first time.
+    /// The worker loads its model for the first time.
     Loading,
-    /// It takes sequences.
+    /// The worker accepts sequences.
     Ready,
-    /// It crashed or hangs; where it is started again, it is being so.
+    /// The worker crashed or hangs. It is being restarted if the engine starts it.
     Lost,
-    /// It could not load its model, and tries again.
+    /// The worker could not load its model, and tries again.
     Failed,
-    /// It was started too often in vain, and is not started again.
+    /// The worker failed to start too often, and is not started again.
     GivenUp,
 }
 
-/// How many workers are in each state.
+/// The number of workers in each state.
 pub type WorkerCounts = BTreeMap<WorkerState, u32>;
 
 impl WorkerState {
-    /// Each of them.
+    /// Every state.
     pub const ALL: [Self; 5] = [
         Self::Loading,
         Self::Ready,
@@ -140,7 +139,7 @@ impl WorkerState {
         Self::GivenUp,
     ];
 
-    /// The state as a metric's label, and at `/readyz`.
+    /// Returns the value of the label `state`, which `/readyz` uses too.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -154,13 +153,13 @@ impl WorkerState {
 }
 
 impl Telemetry {
-    /// Metrics that all begin at zero.
+    /// Creates metrics that are all zero.
     #[must_use]
     pub fn new() -> Self {
         let gap = Matcher::Full(RESUMPTION_GAP.to_owned());
         let recorder = PrometheusBuilder::new()
-            .set_buckets_for_metric(gap, &GAPS)
-            .expect("there are buckets")
+            .set_buckets_for_metric(gap, &RESUMPTION_GAP_BUCKETS)
+            .expect("the list of buckets is not empty")
             .build_recorder();
         let handle = recorder.handle();
         describe(&recorder);
@@ -168,8 +167,8 @@ impl Telemetry {
         let gauge = |name| recorder.register_gauge(&Key::from_static_name(name), &METADATA);
         let telemetry = Self(Arc::new(Metrics {
             sequences_running: gauge(SEQUENCES),
-            queue_depth: gauge(QUEUE_DEPTH),
-            tokens: counter(TOKENS),
+            requests_queued: gauge(REQUESTS_QUEUED),
+            tokens_generated: counter(TOKENS_GENERATED),
             tokens_wasted: counter(TOKENS_WASTED),
             cancellations: counter(CANCELLATIONS),
             ignored_fields: counter(IGNORED_FIELDS),
@@ -184,50 +183,50 @@ impl Telemetry {
             handle,
         }));
         for frontend in [Frontend::Grpc, Frontend::Http] {
-            telemetry.streams(frontend).set(0.0);
-            telemetry.lingering(frontend).set(0.0);
+            telemetry.requests_in_flight(frontend).set(0.0);
+            telemetry.requests_lingering(frontend).set(0.0);
             telemetry.connections(frontend).set(0.0);
         }
         telemetry.connections(Frontend::Worker).set(0.0);
         telemetry.sequences_running.set(0.0);
-        telemetry.queue_depth.set(0.0);
+        telemetry.requests_queued.set(0.0);
         for state in WorkerState::ALL {
             telemetry.workers(state).set(0.0);
         }
         telemetry
     }
 
-    /// Everything, in Prometheus's text format.
+    /// Renders all metrics in Prometheus's text format.
     #[must_use]
     pub fn render(&self) -> String {
         self.log_lines_dropped.absolute(output::dropped_lines());
         let mut text = self.handle.render();
         self.token_latency
             .write(&mut text)
-            .expect("a string takes all that is written");
+            .expect("writing to a string never fails");
         text
     }
 
-    /// One request's times of a stage, which count into the format's.
+    /// Creates the recorder of one request's token latencies in a stage.
     #[must_use]
     pub fn stage_times(&self, format: ResponseFormat, stage: Stage) -> StageTimes {
         self.token_latency.times(format, stage)
     }
 
-    /// A request that is in flight from now on.
+    /// Counts a request as in flight until the guard is dropped.
     #[must_use]
     pub fn track_request(&self, frontend: Frontend) -> CountedRequest {
         CountedRequest::new(self, frontend)
     }
 
-    /// Counts a request that is refused without ever having been in flight.
+    /// Counts a request that is rejected before it was in flight, both as ended and as rejected.
     pub fn count_rejected_request(&self, frontend: Frontend, error: &Error) {
         self.request_ended(frontend, Err(error));
-        self.refused(frontend, error);
+        self.count_rejection(frontend, error);
     }
 
-    /// Counts why a request was refused before anything was sent.
-    pub fn refused(&self, frontend: Frontend, error: &Error) {
+    /// Counts a rejection, and its reason, of a request of which no response was sent yet.
+    pub fn count_rejection(&self, frontend: Frontend, error: &Error) {
         self.labelled_counter(
             REQUESTS_REJECTED,
             &[("api", frontend.label()), ("reason", error.kind.row().code)],
@@ -235,13 +234,13 @@ impl Telemetry {
         .increment(1);
     }
 
-    /// A connection that is counted as open until the guard is dropped.
+    /// Counts a connection as open until the guard is dropped.
     #[must_use]
     pub fn track_connection(&self, frontend: Frontend) -> GaugeGuard {
         GaugeGuard::new(self.connections(frontend))
     }
 
-    /// How many workers are in this state.
+    /// Returns the gauge of the workers in this state.
     pub fn workers(&self, state: WorkerState) -> Gauge {
         self.labelled_gauge(WORKERS, &[("state", state.label())])
     }
@@ -252,12 +251,12 @@ impl Telemetry {
             .increment(1);
     }
 
-    fn streams(&self, frontend: Frontend) -> Gauge {
-        self.labelled_gauge(STREAMS, &[("api", frontend.label())])
+    fn requests_in_flight(&self, frontend: Frontend) -> Gauge {
+        self.labelled_gauge(REQUESTS_IN_FLIGHT, &[("api", frontend.label())])
     }
 
-    fn lingering(&self, frontend: Frontend) -> Gauge {
-        self.labelled_gauge(LINGERING, &[("api", frontend.label())])
+    fn requests_lingering(&self, frontend: Frontend) -> Gauge {
+        self.labelled_gauge(REQUESTS_LINGERING, &[("api", frontend.label())])
     }
 
     fn connections(&self, frontend: Frontend) -> Gauge {
@@ -284,13 +283,13 @@ impl Default for Telemetry {
     }
 }
 
-/// Counts one thing for as long as it lives.
+/// Adds one to a gauge until it is dropped.
 pub struct GaugeGuard {
     gauge: Gauge,
 }
 
 impl GaugeGuard {
-    /// Counts one more on a gauge.
+    /// Adds one to `gauge`.
     #[must_use]
     pub fn new(gauge: Gauge) -> Self {
         gauge.increment(1.0);
@@ -321,54 +320,57 @@ fn describe(recorder: &PrometheusRecorder) {
     };
     counter(
         REQUESTS,
-        "Requests that have ended, by the frontend they entered and how they ended.",
+        "Requests that have ended, by API and outcome: 'ok' or an error code.",
     );
     counter(
         REQUESTS_REJECTED,
-        "Requests refused before anything was sent, by frontend and reason.",
+        "Requests rejected before any part of a response was sent, by API and error code.",
     );
     gauge(
-        STREAMS,
-        "Requests that have not ended, by frontend: HTTP's from their arrival, gRPC's from their admission.",
+        REQUESTS_IN_FLIGHT,
+        "Requests that have not ended, by API. HTTP requests count from arrival, gRPC requests from admission.",
     );
     gauge(
-        LINGERING,
-        "Requests that have ended as slow_reader and whose client may still read that, by frontend: at most for \
-         the write time-out. They are not in flight.",
+        REQUESTS_LINGERING,
+        "Requests that ended as slow_reader and whose connection stays open so that the client can read the \
+         error, by API. They last at most the write timeout and are not in flight.",
     );
-    gauge(CONNECTIONS, "Open connections, by frontend.");
+    gauge(CONNECTIONS, "Open connections, by listener.");
     gauge(SEQUENCES, "Sequences that hold a slot of a device.");
-    gauge(QUEUE_DEPTH, "Requests that wait for their first slot.");
-    counter(TOKENS, "Tokens that devices made.");
+    gauge(REQUESTS_QUEUED, "Requests that wait for their first slot.");
+    counter(TOKENS_GENERATED, "Tokens that devices generated.");
     counter(
         TOKENS_WASTED,
-        "Tokens that devices made and nobody waited for any more.",
+        "Tokens that devices generated and no client received.",
     );
     counter(
         CANCELLATIONS,
-        "Requests whose client went away before their end.",
+        "Requests whose client disconnected before their end.",
     );
     counter(
         IGNORED_FIELDS,
-        "Fields of HTTP requests that were unknown and ignored (--unknown-fields ignore).",
+        "Unknown fields of HTTP requests that were ignored (--unknown-fields ignore).",
     );
-    gauge(WORKERS, "Workers, by what they are able to do.");
-    counter(WORKERS_LOST, "Workers that were lost.");
+    gauge(WORKERS, "Workers, by state.");
+    counter(
+        WORKERS_LOST,
+        "Losses of workers. A restarted worker can be lost again.",
+    );
     counter(
         RESUMPTIONS,
-        "How often a choice whose worker was lost went on elsewhere.",
+        "Resumptions of a choice on another worker after its worker was lost.",
     );
     counter(
         TOKENS_REPLAYED,
-        "Tokens that a stream had and another worker was given to go on behind.",
+        "Tokens that were sent to another worker so that it resumes a choice after them.",
     );
     counter(
         LOG_LINES_DROPPED,
-        "Lines of the log and of standard output that were dropped: their reader has gone, does not read or has no room.",
+        "Lines of the log and of standard output that were dropped because they could not be written.",
     );
     recorder.describe_histogram(
         RESUMPTION_GAP.into(),
         Some(Unit::Seconds),
-        "How long a choice whose worker was lost had waited for its next token.".into(),
+        "Time from the loss of a choice's worker to the choice's next token.".into(),
     );
 }

@@ -167,7 +167,7 @@ async fn missing_and_unknown_names_are_rejected_with_the_list_of_models() {
             None,
             (400, "missing_parameter", unnamed),
             Code::InvalidArgument,
-            "A model must be named. There are: ",
+            "`model` is required. This server has: ",
         ),
         (
             Some("nobody"),

@@ -36,8 +36,8 @@ const THREE_WORKERS: [&str; 8] = [
     "0.5",
 ];
 
-/// Runs streams over both APIs and sends `faults` (token index and signal) to one child after the other, by the progress
-/// of one stream. Asserts that every stream is complete. Returns the children that got a signal.
+/// Runs streams over both APIs and sends each signal of `faults` to another child when one stream reaches its token
+/// index. Asserts that every stream is complete. Returns the children that got a signal.
 async fn streams_survive(
     server: &Running,
     [http, grpc_url]: &[String; 2],

@@ -707,7 +707,7 @@ async fn crashed_choices_resume_one_at_a_time_and_fail_on_the_second_crash() {
     for message in crashes(2) {
         worker.send(message).await;
     }
-    // Either choice may have caused the crash, so they resume one at a time: the second waits until the first has a token.
+    // Either choice may have caused the crash, so the second is resumed only after the first has a token.
     let one = worker.next_submit().await;
     worker.emit(one.sequence, 1).await;
     let other = worker.next_submit().await;

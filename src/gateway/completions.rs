@@ -165,7 +165,7 @@ async fn complete_parsed(
 /// Counts a request that failed before any part of the response was sent.
 fn reject(gateway: &Gateway, mut counted: CountedRequest, error: Error) -> ErrorResponse {
     counted.ended(Err(&error));
-    gateway.telemetry.refused(Frontend::Http, &error);
+    gateway.telemetry.count_rejection(Frontend::Http, &error);
     error.into()
 }
 

@@ -134,7 +134,7 @@ where
         .map_err(|error| names.with_client_field_name(error));
     counted.ended(result.as_ref().map(|_| ()));
     result.map_err(|error| {
-        gateway.telemetry.refused(Frontend::Http, &error);
+        gateway.telemetry.count_rejection(Frontend::Http, &error);
         error.into()
     })
 }

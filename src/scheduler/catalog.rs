@@ -1,4 +1,4 @@
-//! The models of an engine, and what a request must fulfil to be run by one of them.
+//! The engine's models, and the validation and tokenization of requests for them.
 
 use std::sync::{Arc, OnceLock};
 
@@ -9,14 +9,14 @@ use crate::request::{
 };
 use crate::runner::{BosPolicy, Model, ModelError, Resumption, TokenBytes};
 
-/// Prompts up to this many bytes are tokenized where they are: it takes less time than handing them
-/// to another thread.
+/// The maximum size of text in bytes that is processed on the calling thread, because handing it to another thread
+/// takes longer.
 const MAX_INLINE_BYTES: usize = 4 * 1024;
 
-/// As many bytes of text are about one id.
+/// An estimate of the text of one token in bytes.
 const BYTES_PER_TOKEN: usize = 4;
 
-/// The fields that hold what is to be completed.
+/// The request fields that contain the prompt.
 const PROMPT: &str = "prompt";
 const PROMPT_TOKEN_IDS: &str = "prompt_token_ids";
 const CHAT: &str = "chat";
@@ -24,22 +24,22 @@ const CHAT: &str = "chat";
 #[cfg(test)]
 mod tests;
 
-/// A prompt that is ready to run.
+/// A tokenized and validated prompt.
 pub(super) struct Prompt {
-    /// At least one, all in the vocabulary.
+    /// The token ids: at least one, all in the vocabulary.
     pub(super) ids: Arc<[TokenId]>,
-    /// Its text, where the request asks for it.
+    /// The prompt's text, if the request echoes it.
     pub(super) text: Option<String>,
-    /// The most tokens that follow it; they fit.
+    /// The maximum number of completion tokens. Prompt and completion fit into the context.
     pub(super) max_tokens: u32,
-    /// What the client already has of each choice.
+    /// The tokens of each choice that the client already has.
     pub(super) resumed: Vec<Vec<DeliveredToken>>,
 }
 
-/// A token that a client already has.
+/// The id and the bytes of a token that the client already has.
 pub type DeliveredToken = (TokenId, TokenBytes);
 
-/// So many bytes of names are told where a request names no model, or none that there is.
+/// The maximum length in bytes of the list of models in an error message.
 const MAX_MODEL_LIST_BYTES: usize = 2 * 1024;
 
 /// The models that an engine serves. Clones share them.
@@ -49,32 +49,32 @@ pub struct Catalog {
     unknown: UnknownModel,
 }
 
-/// What an engine does with a request for a model that it does not have.
+/// The handling of requests for unknown models.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UnknownModel {
-    /// Refuses the request.
+    /// Rejects the request.
     #[default]
     Refuse,
-    /// Serves the request with the first model.
+    /// Uses the first model.
     First,
 }
 
 /// One model of the catalog.
 pub struct CatalogEntry {
-    /// The name that requests give, and that answers tell.
+    /// The name of the model in requests and responses.
     pub name: Arc<str>,
-    /// Other names that requests may give.
+    /// Alternative names of the model in requests.
     pub aliases: Box<[String]>,
-    /// The kind of runner.
+    /// The kind of the runner.
     pub runner: &'static str,
-    /// When the engine began to serve it, in seconds since the Unix epoch.
+    /// The time when the engine added the model, in seconds since the Unix epoch.
     pub created: i64,
-    /// Known once a worker has loaded it.
+    /// Set once a worker has loaded the model.
     model: OnceLock<Arc<dyn Model>>,
 }
 
 impl CatalogEntry {
-    /// A model that is not loaded yet.
+    /// Creates the entry of a model that is not loaded yet.
     #[must_use]
     pub fn new(name: &str, aliases: &[String], runner: &'static str, created: i64) -> Self {
         Self {
@@ -86,10 +86,10 @@ impl CatalogEntry {
         }
     }
 
-    /// The model itself.
+    /// Returns the loaded model.
     ///
     /// # Errors
-    /// While it is loading, or when it cannot be loaded.
+    /// Returns [`ErrorKind::NotReady`] if no worker has loaded the model.
     pub fn model(&self) -> Result<&Arc<dyn Model>, Error> {
         self.model.get().ok_or_else(|| {
             let message = format!("The model '{}' is not loaded.", self.name);
@@ -101,16 +101,15 @@ impl CatalogEntry {
         *self.name == *name || self.aliases.iter().any(|alias| alias == name)
     }
 
-    /// Notes that a worker has loaded the model. What the first worker says is what the model is.
+    /// Sets the model that a worker has loaded. Models of later workers are ignored.
     pub(super) fn loaded(&self, model: Arc<dyn Model>) {
         let _ = self.model.set(model);
     }
 
-    /// Turns text into token ids, on another thread where that takes long. `param` is the field that
-    /// holds it.
+    /// Tokenizes `text`, which is the request field `param`. Long text is tokenized on another thread.
     ///
     /// # Errors
-    /// When the text is too long, or the model refuses it.
+    /// Returns an error if the text is too long or the model rejects it.
     pub async fn tokenize(
         &self,
         text: &str,
@@ -123,10 +122,10 @@ impl CatalogEntry {
         tokens.await?.map_err(|error| prompt_error(error, param))
     }
 
-    /// Renders a conversation by the model's chat template, on another thread where that takes long.
+    /// Renders messages with the model's chat template. Long messages are rendered on another thread.
     ///
     /// # Errors
-    /// When the model's template refuses it, or it has none.
+    /// Returns an error if the model has no chat template or the template rejects the messages.
     pub async fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, Error> {
         let bytes = messages.iter().map(|message| message.content.len()).sum();
         let messages = messages.to_owned();
@@ -134,30 +133,30 @@ impl CatalogEntry {
         text.await?.map_err(|error| prompt_error(error, CHAT))
     }
 
-    /// Refuses what the model's runner cannot honour.
+    /// Rejects a request that uses a parameter that the model's runner does not support.
     pub(super) fn check_supported(&self, request: &CompletionRequest) -> Result<(), Error> {
         let unsupported = &self.model()?.facts().unsupported;
-        let needed = unsupported
+        let used = unsupported
             .iter()
             .find(|parameter| request.needs(**parameter));
-        match needed {
+        match used {
             None => Ok(()),
             Some(parameter) => {
                 let param = parameter.name();
-                let what = if *parameter == Parameter::EchoLogprobs {
-                    "log probabilities of the prompt (echo with logprobs)"
+                let feature = if *parameter == Parameter::EchoLogprobs {
+                    "log probabilities of the prompt (`echo` with `logprobs`)"
                 } else if *parameter == Parameter::Suffix {
-                    "suffix: it has no fill-in-the-middle tokens"
+                    "`suffix`: it has no fill-in-the-middle tokens"
                 } else {
                     param
                 };
-                let message = format!("The model '{}' does not support {what}.", self.name);
+                let message = format!("The model '{}' does not support {feature}.", self.name);
                 Err(Error::new(ErrorKind::UnsupportedParameter, message).with_param(param))
             }
         }
     }
 
-    /// The request's prompt: at least one token, all in the vocabulary, with room for what follows.
+    /// Tokenizes and validates the request's prompt.
     pub(super) async fn prompt(&self, request: &CompletionRequest) -> Result<Prompt, Error> {
         let (ids, text, param) = match &request.input {
             Input::Text(text) => {
@@ -170,7 +169,7 @@ impl CatalogEntry {
                 (ids, request.echo.then_some(text), CHAT)
             }
             Input::TokenIds(ids) => {
-                // First what is cheap: the vocabulary is asked for every id.
+                // This cheap check comes first, because detokenizing looks up every id.
                 let max_tokens = request.max_tokens.unwrap_or(1);
                 self.check_context(ids.len(), max_tokens, PROMPT_TOKEN_IDS)?;
                 let text = self.detokenize(ids.clone(), PROMPT_TOKEN_IDS).await?;
@@ -184,11 +183,11 @@ impl CatalogEntry {
         if ids.is_empty() {
             return Err(Error::invalid_value(param, "The prompt is empty."));
         }
-        let rest = self.rest_of_context(ids.len())?;
+        let remaining = self.remaining_context(ids.len())?;
         let max_tokens = match (request.max_tokens, &request.input) {
             (Some(max_tokens), _) => max_tokens,
-            // A conversation goes on until its answer is whole; with no room at all it does not fit.
-            (None, Input::Chat(_)) => rest.max(1),
+            // A chat may use the rest of the context. If none is left, 1 makes the check below fail.
+            (None, Input::Chat(_)) => remaining.max(1),
             (None, Input::Text(_) | Input::TokenIds(_) | Input::Infill { .. }) => {
                 DEFAULT_MAX_TOKENS
             }
@@ -196,8 +195,9 @@ impl CatalogEntry {
         self.check_context(ids.len(), max_tokens, param)?;
         let min_tokens = request.stopping.tokens.min_tokens;
         if min_tokens > max_tokens {
-            let message =
-                format!("min_tokens must be at most the limit of tokens, which is {max_tokens}.");
+            let message = format!(
+                "`min_tokens` must be at most the token limit, {max_tokens} (got {min_tokens})."
+            );
             return Err(Error::invalid_value("min_tokens", message));
         }
         self.check_ids(request)?;
@@ -209,7 +209,7 @@ impl CatalogEntry {
         })
     }
 
-    /// What the client has of each choice, with its bytes: less than all of it.
+    /// Validates `resume` and returns the tokens of each choice with their bytes.
     async fn resumed(
         &self,
         request: &CompletionRequest,
@@ -220,10 +220,7 @@ impl CatalogEntry {
             return Ok(Vec::new());
         }
         if self.model()?.facts().resumption == Resumption::No {
-            let message = format!(
-                "The model '{}' cannot go on with what it has begun.",
-                self.name
-            );
+            let message = format!("The model '{}' does not support `resume`.", self.name);
             let error = Error::new(ErrorKind::UnsupportedParameter, message);
             return Err(error.with_param(PARAM));
         }
@@ -231,15 +228,17 @@ impl CatalogEntry {
         let mut resumed = Vec::new();
         for ids in &request.resume {
             if !ids.is_empty() && ids.len() >= limit {
-                let message =
-                    format!("resume must hold fewer than max_tokens, which is {max_tokens}.");
+                let message = format!(
+                    "`resume` must have fewer tokens than the token limit, {max_tokens} (got {}).",
+                    ids.len()
+                );
                 return Err(Error::invalid_value(PARAM, message));
             }
             self.check_vocabulary(ids, PARAM)?;
-            let asked = ids.clone();
+            let requested = ids.clone();
             let bytes = ids.len().saturating_mul(BYTES_PER_TOKEN);
             let pieces = self
-                .run_on_model(bytes, move |model| model.pieces(&asked))
+                .run_on_model(bytes, move |model| model.pieces(&requested))
                 .await?;
             let pieces = pieces.map_err(|error| prompt_error(error, PARAM))?;
             resumed.push(ids.iter().copied().zip(pieces).collect());
@@ -254,33 +253,33 @@ impl CatalogEntry {
         ids.await?.map_err(|error| prompt_error(error, "suffix"))
     }
 
-    /// Whether the ids by which a request stops or moves logits are in the model's vocabulary.
+    /// Checks that `stop_token_ids` and `logit_bias` contain only ids of the vocabulary.
     fn check_ids(&self, request: &CompletionRequest) -> Result<(), Error> {
         self.check_vocabulary(&request.stopping.tokens.ids, "stop_token_ids")?;
         let biased: Vec<_> = request.logit_bias.iter().map(|(id, _)| *id).collect();
         self.check_vocabulary(&biased, "logit_bias")
     }
 
-    /// Whether a text can be a prompt at all.
+    /// Checks the length of a text against the model's limit.
     fn check_length(&self, bytes: usize, param: &str) -> Result<(), Error> {
         let limit = self.model()?.facts().max_prompt_bytes;
         if bytes <= limit {
             return Ok(());
         }
         Err(context_exceeded(
-            format!("The text has {bytes} bytes; this model takes at most {limit}."),
+            format!("The text has {bytes} bytes. This model accepts at most {limit}."),
             param,
         ))
     }
 
-    /// How much of the context so many tokens leave.
-    fn rest_of_context(&self, tokens: usize) -> Result<u32, Error> {
+    /// Returns the number of tokens of the context that `tokens` tokens leave free.
+    fn remaining_context(&self, tokens: usize) -> Result<u32, Error> {
         let context_length = self.model()?.facts().context_length;
         let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
         Ok(context_length.saturating_sub(tokens))
     }
 
-    /// Whether a prompt of so many tokens leaves room for `max_tokens` more.
+    /// Checks that the prompt and `max_tokens` fit into the context.
     fn check_context(
         &self,
         prompt_tokens: usize,
@@ -293,12 +292,12 @@ impl CatalogEntry {
             return Ok(());
         }
         let message = format!(
-            "This model's context is {context} tokens; the prompt has {prompt_tokens}, which leaves no \
-             room for {max_tokens} more."
+            "This model's context is {context} tokens. The prompt has {prompt_tokens} tokens, which leaves no room \
+             for {max_tokens} more."
         );
-        // A shorter prompt would not help, or a shorter completion would.
-        let is_alone_too_much = u64::from(max_tokens) >= context;
-        let param = if is_alone_too_much && prompt_tokens < context {
+        // If `max_tokens` alone fills the context and the prompt alone does not, the error names `max_tokens`.
+        let exceeds_alone = u64::from(max_tokens) >= context;
+        let param = if exceeds_alone && prompt_tokens < context {
             "max_tokens"
         } else {
             param
@@ -306,27 +305,27 @@ impl CatalogEntry {
         Err(context_exceeded(message, param))
     }
 
-    /// Asks the model where it is quick, and on another thread where so many bytes take long.
+    /// Calls the model, on another thread if processing `bytes` bytes may take long.
     async fn run_on_model<T: Send + 'static>(
         &self,
         bytes: usize,
-        ask: impl FnOnce(&dyn Model) -> T + Send + 'static,
+        call: impl FnOnce(&dyn Model) -> T + Send + 'static,
     ) -> Result<T, Error> {
         let model = self.model()?;
         if bytes <= MAX_INLINE_BYTES && model.tokenizes_inline() {
-            return Ok(ask(&**model));
+            return Ok(call(&**model));
         }
         let model = Arc::clone(model);
-        tokio::task::spawn_blocking(move || ask(&*model))
+        tokio::task::spawn_blocking(move || call(&*model))
             .await
             .map_err(|_| Error::internal())
     }
 
-    /// Turns token ids into text, on another thread where that takes long. Bytes that are no UTF-8
-    /// become replacement characters.
+    /// Detokenizes ids, which are the request field `param`. Many ids are detokenized on another thread. Invalid UTF-8
+    /// becomes U+FFFD.
     ///
     /// # Errors
-    /// Names the first id that is not in the model's vocabulary.
+    /// Returns an error that names the first id that is not in the vocabulary.
     pub async fn detokenize(&self, ids: Vec<TokenId>, param: &str) -> Result<String, Error> {
         let bytes = ids.len().saturating_mul(BYTES_PER_TOKEN);
         self.check_vocabulary(&ids, param)?;
@@ -337,7 +336,7 @@ impl CatalogEntry {
         Ok(String::from_utf8_lossy(&pieces.concat()).into_owned())
     }
 
-    /// Whether all ids are in the model's vocabulary.
+    /// Checks that all ids are in the model's vocabulary.
     fn check_vocabulary(&self, ids: &[TokenId], param: &str) -> Result<(), Error> {
         let size = self.model()?.facts().vocabulary_size;
         match ids.iter().find(|id| **id >= size) {
@@ -348,7 +347,7 @@ impl CatalogEntry {
 }
 
 impl Catalog {
-    /// A catalog of these models, in this order.
+    /// Creates a catalog of these models. Requests for unknown models are rejected.
     #[must_use]
     pub fn new(entries: Vec<CatalogEntry>) -> Self {
         Self {
@@ -357,22 +356,23 @@ impl Catalog {
         }
     }
 
-    /// The same catalog, which does this with requests for models that are not in it.
+    /// Sets the handling of requests for unknown models.
     #[must_use]
     pub fn with_unknown_model(self, unknown: UnknownModel) -> Self {
         Self { unknown, ..self }
     }
 
-    /// All models.
+    /// Returns all models, in the order of the configuration.
     #[must_use]
     pub fn entries(&self) -> &[CatalogEntry] {
         &self.entries
     }
 
-    /// The model of this name or alias, or the only one where no name is given; with its place in the catalog.
+    /// Finds the model with this name or alias, or the only model if `name` is `None`. Returns its index and its entry.
     ///
     /// # Errors
-    /// When there is no such model, or several and no name, unless the first model serves such requests.
+    /// Returns an error if the name is unknown, or missing while there are several models. With
+    /// [`UnknownModel::First`], both cases return the first model instead.
     pub fn find(&self, name: Option<&str>) -> Result<(usize, &CatalogEntry), Error> {
         let first = match self.unknown {
             UnknownModel::Refuse => None,
@@ -380,7 +380,7 @@ impl Catalog {
         };
         match name {
             Some(name) if name.len() > MAX_MODEL_NAME_BYTES => {
-                let message = format!("model must be at most {MAX_MODEL_NAME_BYTES} bytes.");
+                let message = format!("`model` must be at most {MAX_MODEL_NAME_BYTES} bytes.");
                 Err(Error::invalid_value("model", message))
             }
             Some(name) => self
@@ -400,23 +400,24 @@ impl Catalog {
                 ([only], _) => Ok((0, only)),
                 (_, Some(first)) => Ok(first),
                 ([] | [_, _, ..], None) => {
-                    let message = format!("A model must be named. There are: {}.", self.names());
+                    let message =
+                        format!("`model` is required. This server has: {}.", self.names());
                     Err(Error::new(ErrorKind::MissingParameter, message).with_param("model"))
                 }
             },
         }
     }
 
-    /// All models with their aliases, as far as an error has room for them: it travels in headers.
+    /// Lists all models with their aliases, up to [`MAX_MODEL_LIST_BYTES`], because gRPC sends errors in headers.
     fn names(&self) -> String {
         let mut listed = String::new();
         for (at, entry) in self.entries.iter().enumerate() {
-            let before = if at == 0 { "" } else { ", " };
+            let separator = if at == 0 { "" } else { ", " };
             let aliases = match &entry.aliases[..] {
                 [] => String::new(),
                 aliases => format!(" (also {})", aliases.join(", ")),
             };
-            let next = format!("{before}{}{aliases}", entry.name);
+            let next = format!("{separator}{}{aliases}", entry.name);
             if listed.len() + next.len() > MAX_MODEL_LIST_BYTES {
                 return format!("{listed} … and {} more", self.entries.len() - at);
             }
@@ -437,7 +438,7 @@ fn prompt_error(error: ModelError, param: &str) -> Error {
     match error {
         ModelError::Invalid(message) => Error::invalid_value(param, message),
         ModelError::Failed(message) => {
-            tracing::error!(%message, "the model failed on a prompt");
+            tracing::error!(%message, "the model failed to process a prompt");
             Error::internal()
         }
         ModelError::Unavailable(message) => Error::new(ErrorKind::NoWorker, message),

@@ -1,94 +1,94 @@
-//! The scheduler's decisions: who waits, in which order, and which worker takes the next sequence.
+//! The scheduler's decisions: admission, the order of the queue, and the placement of jobs on workers.
 //!
-//! A plain synchronous struct: no I/O, no clock. `J` is what waits for a slot.
+//! [`Plan`] is a synchronous struct without I/O or a clock. A job `J` is one choice of a request.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 
 use crate::worker::{Generation, WorkerId};
 
-/// What goes on elsewhere goes before what is new; then lower priority numbers go first; within one, whoever
-/// came first.
+/// The order of requests: resumed before new, then the lower priority number first, then the earlier arrival first.
 type Order = (Kind, i32, u64);
 
-/// Whether a request has run before.
+/// The kind of a waiting request. Resumed choices go before new requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     Resumed,
     New,
 }
 
-/// Who waits and who could take them.
+/// The waiting requests and the workers' slots.
 pub struct Plan<J> {
-    /// One for each model: a model's full queue refuses nothing of another's.
+    /// One queue per model, so that a full queue of one model does not affect the others.
     queues: Vec<Queue<J>>,
     workers: BTreeMap<WorkerId, WorkerLoad>,
-    arrivals: u64,
+    /// The arrival number of the next request.
+    next_arrival: u64,
 }
 
 struct Queue<J> {
-    /// The requests that still have choices without a slot.
+    /// The requests that have choices without a slot.
     waiting: BTreeMap<Order, Waiting<J>>,
-    /// The most of them that may wait for their first.
+    /// The maximum number of requests that wait for their first slot.
     depth: usize,
 }
 
 struct Waiting<J> {
     choices: VecDeque<J>,
-    /// Whether a choice has a slot already: then the request is no longer counted as queued.
-    begun: bool,
+    /// True once a choice had a slot. The request then no longer counts as queued.
+    started: bool,
 }
 
 struct WorkerLoad {
     model: usize,
     slots: usize,
-    /// `None` while the worker has no model.
+    /// `None` while the worker is not ready.
     generation: Option<Generation>,
     used: usize,
-    /// Whether a call of its device does not return: it gets nothing until that does.
+    /// True while a device call does not return. The worker gets no jobs until it does.
     is_stuck: bool,
-    /// Whether it has a suspect: it gets no second one, which would not be told from the first.
+    /// True while the worker runs a crash suspect. It gets no second one, so that a crash identifies its cause.
     has_suspect: bool,
-    /// The tokens that its sequences have asked for.
+    /// The sum of `max_tokens` of the worker's jobs.
     outstanding_tokens: u64,
 }
 
-/// Something to be run by a worker.
+/// A job and the worker that is to run it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Placement<J> {
-    /// Who runs it.
+    /// The worker.
     pub worker: WorkerId,
-    /// The worker's generation that it is meant for.
+    /// The generation of the worker in which its slot was free.
     pub generation: Generation,
-    /// What is run.
+    /// The job.
     pub job: J,
 }
 
-/// What the plan must know of a job.
+/// The properties of a job that decide its placement.
 pub trait Job {
-    /// The most tokens it asks for.
+    /// The maximum number of tokens of the job.
     fn max_tokens(&self) -> u32;
 
-    /// Whether somebody still waits for it.
+    /// Returns false once the job's reader has been dropped.
     fn is_wanted(&self) -> bool;
 
-    /// Whether it was on a worker when that crashed, and may be why.
+    /// Returns true if the job ran on a worker when it crashed, and may be the cause.
     fn is_suspect(&self) -> bool;
 }
 
-/// Whether a request got its place.
+/// The result of an admission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// It runs, or waits in the queue.
+    /// The request runs or waits in the queue.
     Admitted,
     /// The queue is full.
     QueueFull,
-    /// No worker of its model is up.
+    /// No worker of the model is up.
     NoWorker,
 }
 
 impl<J: Job> Plan<J> {
-    /// Models are given as the depths of their queues. There are no workers yet.
+    /// Creates a plan without workers. `queue_depths` has one entry per model.
     #[must_use]
     pub fn new(queue_depths: &[usize]) -> Self {
         let queues = queue_depths.iter().map(|depth| Queue {
@@ -98,11 +98,11 @@ impl<J: Job> Plan<J> {
         Self {
             queues: queues.collect(),
             workers: BTreeMap::new(),
-            arrivals: 0,
+            next_arrival: 0,
         }
     }
 
-    /// There is such a worker of this model, which has not loaded it yet.
+    /// Adds a worker of this model, which is not ready yet.
     pub fn joined(&mut self, worker: WorkerId, model: usize) {
         let state = WorkerLoad {
             model,
@@ -116,12 +116,12 @@ impl<J: Job> Plan<J> {
         self.workers.insert(worker, state);
     }
 
-    /// There is no such worker any more.
+    /// Removes a worker.
     pub(super) fn left(&mut self, worker: WorkerId) {
         self.workers.remove(&worker);
     }
 
-    /// Takes a request, and says what is to be started now.
+    /// Admits a request. Returns the jobs to start now, which may be those of other requests.
     pub fn admit(
         &mut self,
         model: usize,
@@ -135,16 +135,16 @@ impl<J: Job> Plan<J> {
         {
             return (Admission::NoWorker, Vec::new());
         }
-        let order = (Kind::New, priority, self.arrivals);
-        self.arrivals += 1;
+        let order = (Kind::New, priority, self.next_arrival);
+        self.next_arrival += 1;
         let waiting = Waiting {
             choices: choices.into(),
-            begun: false,
+            started: false,
         };
         self.queues[model].waiting.insert(order, waiting);
         let placements = self.place(model);
         let queue = &mut self.queues[model];
-        // The queue was not over its depth before, so it is this request that is one too many.
+        // The queue did not exceed its depth before, so this request is the one to reject.
         if queue.queued() > queue.depth {
             queue.waiting.remove(&order);
             return (Admission::QueueFull, placements);
@@ -152,20 +152,20 @@ impl<J: Job> Plan<J> {
         (Admission::Admitted, placements)
     }
 
-    /// Takes a choice whose worker was lost. It was admitted before: it waits, also where no worker is up, and is
-    /// not counted as queued.
+    /// Queues a choice whose worker was lost. It was admitted before, so it waits even if no worker is up, and does not
+    /// count as queued.
     pub fn resume(&mut self, model: usize, priority: i32, choice: J) -> Vec<Placement<J>> {
-        let order = (Kind::Resumed, priority, self.arrivals);
-        self.arrivals += 1;
+        let order = (Kind::Resumed, priority, self.next_arrival);
+        self.next_arrival += 1;
         let waiting = Waiting {
             choices: [choice].into(),
-            begun: true,
+            started: true,
         };
         self.queues[model].waiting.insert(order, waiting);
         self.place(model)
     }
 
-    /// A worker has loaded its model and has all its slots free.
+    /// Handles a worker that is ready: all its slots are free.
     pub fn ready(
         &mut self,
         worker: WorkerId,
@@ -188,14 +188,14 @@ impl<J: Job> Plan<J> {
         self.place(model)
     }
 
-    /// A worker has gone, with everything on it.
+    /// Handles the loss of a worker and of all jobs on it.
     pub(super) fn lost(&mut self, worker: WorkerId) {
         if let Some(state) = self.workers.get_mut(&worker) {
             state.generation = None;
         }
     }
 
-    /// A call of a worker's device does not return, or has returned after all.
+    /// Handles a device call that does not return, or that has returned after all.
     pub(super) fn stuck(&mut self, worker: WorkerId, is_stuck: bool) -> Vec<Placement<J>> {
         let Some(state) = self.workers.get_mut(&worker) else {
             return Vec::new();
@@ -205,7 +205,7 @@ impl<J: Job> Plan<J> {
         self.place(model)
     }
 
-    /// A worker's suspect is none any more.
+    /// Handles a suspect that no longer is one.
     pub(super) fn cleared(
         &mut self,
         worker: WorkerId,
@@ -221,7 +221,7 @@ impl<J: Job> Plan<J> {
         }
     }
 
-    /// A worker's slot is free again.
+    /// Frees a slot of a worker.
     pub fn released(
         &mut self,
         worker: WorkerId,
@@ -240,7 +240,7 @@ impl<J: Job> Plan<J> {
         self.place(model)
     }
 
-    /// Drops what nobody waits for any more.
+    /// Drops the waiting jobs whose readers were dropped.
     pub fn sweep(&mut self) {
         for queue in &mut self.queues {
             queue.waiting.retain(|_, waiting| {
@@ -250,20 +250,20 @@ impl<J: Job> Plan<J> {
         }
     }
 
-    /// Takes out everything that waits.
+    /// Removes and returns all waiting jobs.
     pub(super) fn clear(&mut self) -> Vec<J> {
         let queues = self.queues.iter_mut();
         let waiting = queues.flat_map(|queue| std::mem::take(&mut queue.waiting).into_values());
         waiting.flat_map(|waiting| waiting.choices).collect()
     }
 
-    /// How many requests of all models wait for their first slot.
+    /// Returns the number of requests of all models that wait for their first slot.
     pub(super) fn queued(&self) -> usize {
         self.queues.iter().map(Queue::queued).sum()
     }
 
-    /// Gives free slots to those who wait, in their order. A suspect may have to wait for a worker without another;
-    /// who comes behind it does not.
+    /// Places waiting jobs on free slots, in order. A suspect that must wait for a worker without a suspect does not
+    /// block the jobs after it.
     fn place(&mut self, model: usize) -> Vec<Placement<J>> {
         let mut placements = Vec::new();
         let mut after = None;
@@ -290,7 +290,7 @@ impl<J: Job> Plan<J> {
                 after = Some(order);
                 continue;
             };
-            waiting.begun = true;
+            waiting.started = true;
             if waiting.choices.is_empty() {
                 self.queues[model].waiting.remove(&order);
             }
@@ -316,24 +316,25 @@ impl WorkerLoad {
 }
 
 impl<J> Queue<J> {
-    /// Who is next, or next behind this one.
+    /// Returns the first request, or the first after `order`.
     fn next_after(&self, order: Option<Order>) -> Option<Order> {
         match order {
             None => self.waiting.keys().next().copied(),
             Some(order) => {
-                let behind = (Bound::Excluded(order), Bound::Unbounded);
-                self.waiting.range(behind).next().map(|(order, _)| *order)
+                let after = (Bound::Excluded(order), Bound::Unbounded);
+                self.waiting.range(after).next().map(|(order, _)| *order)
             }
         }
     }
 
+    /// Returns the number of requests that wait for their first slot.
     fn queued(&self) -> usize {
         let waiting = self.waiting.values();
-        waiting.filter(|waiting| !waiting.begun).count()
+        waiting.filter(|waiting| !waiting.started).count()
     }
 }
 
-/// The worker with a free slot that has the fewest tokens before it.
+/// Returns the worker with a free slot and the fewest outstanding tokens.
 fn least_loaded(
     workers: &BTreeMap<WorkerId, WorkerLoad>,
     model: usize,

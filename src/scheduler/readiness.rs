@@ -1,4 +1,4 @@
-//! How able an engine's workers are, as a whole: what the health of both doors tells.
+//! The readiness of the engine, computed from the states of its workers. The health endpoints report it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,44 +6,45 @@ use std::sync::Arc;
 use crate::telemetry::{WorkerCounts, WorkerState};
 use crate::worker::WorkerId;
 
-/// How able an engine's workers are.
+/// The readiness of the engine.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Readiness {
-    /// A model is not loaded yet; the fraction is of all models together.
+    /// At least one model is still loading. The fraction, 0 to 1, is the progress of all models together.
     Loading(f32),
     /// At least one worker of every model is up.
     Ready,
-    /// This model has no worker: none has dialled in.
+    /// The model has no worker: none has connected.
     NoWorker(Arc<str>),
-    /// This model has no worker up; they are being restarted.
+    /// The model has no worker that is up. Its workers are being restarted.
     Lost(Arc<str>),
-    /// A model could not be loaded. It is tried again.
+    /// The model could not be loaded. Loading is retried.
     Failed {
-        /// Which.
+        /// The model.
         model: Arc<str>,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// No worker of this model is started any more: each was too often in vain.
+    /// Every worker of the model failed to start too often, and is not started again.
     GivenUp {
-        /// Which.
+        /// The model.
         model: Arc<str>,
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
 
-/// How able one worker is.
+/// The status of one worker.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum WorkerStatus {
-    /// It loads its model for the first time, and is so far.
+    /// The worker loads its model for the first time. The fraction, 0 to 1, is the progress.
     Loading(f32),
+    /// The worker accepts sequences.
     Up,
-    /// It crashed, and loads its model again.
+    /// The worker was lost, and loads its model again.
     Lost,
-    /// It could not load its model, and tries again.
+    /// The worker could not load its model, and tries again.
     LoadFailed(String),
-    /// It could not load its model, and does not try any more.
+    /// The worker could not load its model, and does not try again.
     GivenUp(String),
 }
 
@@ -59,15 +60,15 @@ impl WorkerStatus {
     }
 }
 
-/// Every worker's ability.
+/// The status of every worker.
 pub(super) struct WorkerStatuses {
     models: Vec<Arc<str>>,
-    /// Each with its model's place.
+    /// Each worker's model, as an index of `models`, and its status.
     workers: BTreeMap<WorkerId, (usize, WorkerStatus)>,
 }
 
 impl WorkerStatuses {
-    /// Models without workers.
+    /// Creates models without workers.
     pub(super) fn new(models: Vec<Arc<str>>) -> Self {
         Self {
             models,
@@ -75,46 +76,47 @@ impl WorkerStatuses {
         }
     }
 
-    /// There is such a worker of this model. One that was there before keeps what is known of it.
+    /// Adds a worker of this model. A known worker keeps its status.
     pub(super) fn joined(&mut self, worker: WorkerId, model: usize) {
         let loading = (model, WorkerStatus::Loading(0.0));
         self.workers.entry(worker).or_insert(loading);
     }
 
-    /// There is no such worker any more.
+    /// Removes a worker.
     pub(super) fn left(&mut self, worker: WorkerId) {
         self.workers.remove(&worker);
     }
 
-    /// The place of a worker's model, and its name; `None` for a worker that is not there.
+    /// Returns the index and the name of a worker's model. Returns `None` for an unknown worker.
     pub(super) fn model_of(&self, worker: WorkerId) -> Option<(usize, &str)> {
         let (model, _) = self.workers.get(&worker)?;
         Some((*model, &self.models[*model]))
     }
 
-    pub(super) fn set(&mut self, worker: WorkerId, ability: WorkerStatus) {
+    /// Sets the status of a worker.
+    pub(super) fn set(&mut self, worker: WorkerId, status: WorkerStatus) {
         if let Some((_, known)) = self.workers.get_mut(&worker) {
-            *known = ability;
+            *known = status;
         }
     }
 
-    /// A worker has loaded so much of its model. One that loads it again stays lost until it is up.
+    /// Records how much of its model a worker has loaded. A worker that loads it again stays `Lost` until it is up.
     pub(super) fn loading(&mut self, worker: WorkerId, fraction: f32) {
         if let Some((_, WorkerStatus::Loading(known))) = self.workers.get_mut(&worker) {
             *known = known.max(fraction);
         }
     }
 
-    /// How many workers are in each state.
+    /// Counts the workers in each state.
     pub(super) fn counts(&self) -> WorkerCounts {
         let mut counts = WorkerCounts::new();
-        for (_, ability) in self.workers.values() {
-            *counts.entry(ability.state()).or_default() += 1;
+        for (_, status) in self.workers.values() {
+            *counts.entry(status.state()).or_default() += 1;
         }
         counts
     }
 
-    /// Ready when every model has a worker that is up. Of what keeps others from it the worst is told.
+    /// Returns `Ready` if every model has a worker that is up, and otherwise the most severe reason.
     pub(super) fn readiness(&self) -> Readiness {
         let (mut down, mut is_loading) = (None, false);
         let (mut loaded, mut count) = (0.0, 0.0);
@@ -146,22 +148,24 @@ impl WorkerStatuses {
         }
     }
 
-    /// What a model's workers can do between them: one that is up is enough. One that could not load
-    /// the model speaks for those that still try, and one that was given up for none but its like.
+    /// Returns the status that represents all workers of a model: the one with the highest rank.
+    ///
+    /// One worker that is up is enough. A failed load is reported while others are still loading. `GivenUp` is reported
+    /// only if all workers were given up.
     fn best(&self, model: usize) -> Option<&WorkerStatus> {
-        let rank = |ability: &WorkerStatus| match ability {
+        let rank = |status: &WorkerStatus| match status {
             WorkerStatus::Up => 4,
             WorkerStatus::LoadFailed(_) => 3,
             WorkerStatus::Lost => 2,
             WorkerStatus::Loading(_) => 1,
             WorkerStatus::GivenUp(_) => 0,
         };
-        let further = |one: &&WorkerStatus, other: &&WorkerStatus| match (one, other) {
+        let compare = |one: &&WorkerStatus, other: &&WorkerStatus| match (one, other) {
             (WorkerStatus::Loading(one), WorkerStatus::Loading(other)) => one.total_cmp(other),
             (one, other) => rank(one).cmp(&rank(other)),
         };
         let workers = self.workers.values().filter(|(of, _)| *of == model);
-        workers.map(|(_, ability)| ability).max_by(further)
+        workers.map(|(_, status)| status).max_by(compare)
     }
 }
 
@@ -169,8 +173,8 @@ impl WorkerStatuses {
 mod tests {
     use super::*;
 
-    /// The models `a`, with two workers, and `b`, with one.
-    fn statuses(states: [WorkerStatus; 3]) -> Readiness {
+    /// Returns the readiness of two models: `a` with two workers and `b` with one.
+    fn readiness(states: [WorkerStatus; 3]) -> Readiness {
         let mut statuses = WorkerStatuses::new(vec!["a".into(), "b".into()]);
         for (worker, (model, state)) in [0, 0, 1].into_iter().zip(states).enumerate() {
             statuses.joined(WorkerId(worker), model);
@@ -188,16 +192,16 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_is_ready_when_every_model_has_a_worker_that_is_up() {
+    fn an_engine_is_ready_if_every_model_has_a_worker_that_is_up() {
         let up = || WorkerStatus::Up;
-        assert_eq!(statuses([up(), up(), up()]), Readiness::Ready);
+        assert_eq!(readiness([up(), up(), up()]), Readiness::Ready);
         for other in [
             WorkerStatus::Loading(0.5),
             WorkerStatus::Lost,
             failed(),
             given_up(),
         ] {
-            assert_eq!(statuses([other, up(), up()]), Readiness::Ready);
+            assert_eq!(readiness([other, up(), up()]), Readiness::Ready);
         }
     }
 
@@ -210,7 +214,7 @@ mod tests {
             model: model.into(),
             reason: "no file".to_owned(),
         };
-        for (states, told) in [
+        for (states, expected) in [
             (
                 [loading(0.25), loading(0.5), loading(0.0)],
                 Readiness::Loading(0.25),
@@ -232,7 +236,7 @@ mod tests {
             ([lost(), lost(), failed()], load_failed("b")),
             ([loading(0.5), failed(), up()], load_failed("a")),
         ] {
-            assert_eq!(statuses(states), told);
+            assert_eq!(readiness(states), expected);
         }
     }
 
@@ -256,7 +260,7 @@ mod tests {
     #[test]
     fn workers_are_counted_by_state() {
         let mut statuses = WorkerStatuses::new(vec!["a".into()]);
-        for (worker, ability) in [
+        for (worker, status) in [
             WorkerStatus::Up,
             WorkerStatus::Lost,
             WorkerStatus::Up,
@@ -266,7 +270,7 @@ mod tests {
         .enumerate()
         {
             statuses.joined(WorkerId(worker), 0);
-            statuses.set(WorkerId(worker), ability);
+            statuses.set(WorkerId(worker), status);
         }
         statuses.left(WorkerId(0));
         let counts = [

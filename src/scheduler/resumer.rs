@@ -1,5 +1,7 @@
-//! How a choice whose worker was lost goes on: from its prompt and the tokens that its stream has, before all
-//! that is new. Its stream asks for it, because that alone knows what it has.
+//! Resumes a choice on another worker after its worker was lost.
+//!
+//! The new worker continues from the prompt and the tokens received so far. A resumed choice is placed before new
+//! requests. The completion's stream starts the resumption, because only it knows which tokens were received.
 
 use std::pin::Pin;
 
@@ -11,112 +13,117 @@ use crate::request::TokenId;
 use crate::runner::Sequence;
 use crate::worker::token_channel::TokenReceiver;
 
-/// How many crashes in a row, with no token in between, a choice may have been there for: the second time it was
-/// alone among those who had been there before, and so it is the cause.
+/// The number of consecutive crashes, with no token in between, after which a choice fails. After the first crash, the
+/// choice is a suspect, and a worker runs at most one suspect. The choice is therefore the likely cause of a second
+/// crash.
 const MAX_CONSECUTIVE_CRASHES: u32 = 2;
 
-/// How many crashes a choice may have been there for at all, whatever it made in between.
+/// The number of crashes after which a choice fails, regardless of its progress.
 const MAX_CRASHES: u32 = 8;
 
-/// How often a choice is resumed without making [`MIN_PROGRESS_TOKENS`] on any one worker, or `--max-resumptions` times where that
-/// is more. It ends a choice whose worker is lost shortly after each resumption, whether the choice made a token in
-/// between or the worker had not even accepted it: its next worker would most likely be lost, too. A client waits for
-/// about eight times the heartbeat timeout at most.
+/// The maximum number of resumptions since the choice last received [`MIN_PROGRESS_TOKENS`] from one worker. The limit
+/// is `--max-resumptions` if that is larger.
+///
+/// It stops a choice whose workers are lost soon after each resumption, even if they send a few tokens or never accept
+/// the choice: the next worker would probably be lost too. A client waits at most about eight heartbeat timeouts.
 const MAX_RESUMPTIONS_WITHOUT_PROGRESS: u32 = 8;
 
-/// How many tokens of one worker are progress. A long stream makes that many between two losses that have nothing to do
-/// with it, however many there are: at 20 tokens a second it takes less than a second.
+/// The number of tokens from one worker that count as progress. A long stream receives that many between two losses
+/// that it did not cause: at 20 tokens per second, 16 tokens take less than a second.
 const MIN_PROGRESS_TOKENS: u32 = 16;
 
-/// What it takes to go on with a request's choices elsewhere.
+/// Resumes the choices of one request on other workers.
 pub struct Resumer {
     pub(super) scheduler: Scheduler,
     pub(super) model: usize,
     pub(super) priority: i32,
-    /// The first choice, as it was when it was placed first.
+    /// The sequence of choice 0, as it was first submitted.
     pub(super) sequence: Sequence,
     pub(super) deadline: Instant,
 }
 
-/// How often a choice's workers were lost.
+/// The losses of a choice's workers so far, from which [`Resumer::resume`] decides whether to resume the choice.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LossHistory {
-    in_a_row: u32,
-    crashes_in_a_row: u32,
+    /// Losses since the last token, except those before acceptance.
+    consecutive: u32,
+    /// Crashes since the last token.
+    consecutive_crashes: u32,
     crashes: u32,
+    /// Losses since the choice last made progress on one worker.
     without_progress: u32,
-    /// The tokens of the choice when its worker was lost last.
-    made: u32,
+    /// The number of tokens at the last loss.
+    tokens_at_last_loss: u32,
 }
 
-/// How the worker of a choice was lost.
+/// The way in which a choice's worker was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WorkerLoss {
-    /// It had not accepted the choice, and did not crash.
+    /// The worker had not accepted the choice, and did not crash.
     BeforeAcceptance,
-    /// It had accepted the choice, and did not crash.
+    /// The worker had accepted the choice, and did not crash.
     AfterAcceptance,
-    /// It crashed, perhaps by this choice.
+    /// The worker crashed, possibly because of this choice.
     Crash,
 }
 
-/// A choice on its way to another worker.
+/// A choice that waits for another worker.
 pub struct PendingResumption {
-    /// Where its tokens come from now on.
+    /// The channel of the choice's further tokens.
     pub token_channel: TokenReceiver,
-    /// Ends when no worker has taken it in time. It is to be polled until one has.
+    /// Submits the choice and completes if no worker accepts it in time. Must be polled until a worker accepts it.
     pub acceptance_timeout: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl LossHistory {
-    /// The choice has made a token.
+    /// Records that the choice received a token.
     pub fn record_progress(&mut self) {
-        self.in_a_row = 0;
-        self.crashes_in_a_row = 0;
+        self.consecutive = 0;
+        self.consecutive_crashes = 0;
     }
 
-    /// The choice's worker was lost when the choice had so many tokens.
-    pub fn again(&mut self, loss: WorkerLoss, made: u32) {
-        if made.saturating_sub(self.made) >= MIN_PROGRESS_TOKENS {
+    /// Records the loss of the choice's worker when the choice had `tokens` tokens.
+    pub fn record_loss(&mut self, loss: WorkerLoss, tokens: u32) {
+        if tokens.saturating_sub(self.tokens_at_last_loss) >= MIN_PROGRESS_TOKENS {
             self.without_progress = 0;
         }
-        self.made = made;
+        self.tokens_at_last_loss = tokens;
         self.without_progress += 1;
-        // A worker that was killed before it accepted the choice says nothing about the choice. One that crashed may
-        // have done so by the choice before it could accept it.
-        self.in_a_row += u32::from(loss != WorkerLoss::BeforeAcceptance);
+        // The choice cannot be the cause if the worker was killed or unreachable before it accepted the choice. A crash
+        // before acceptance may still be caused by the choice.
+        self.consecutive += u32::from(loss != WorkerLoss::BeforeAcceptance);
         let crash = u32::from(loss == WorkerLoss::Crash);
-        self.crashes_in_a_row += crash;
+        self.consecutive_crashes += crash;
         self.crashes += crash;
     }
 
-    /// Whether the choice may go on elsewhere.
+    /// Returns true if the choice may be resumed on another worker.
     fn may_resume(&self, max_resumptions: u32) -> bool {
-        self.in_a_row <= max_resumptions
+        self.consecutive <= max_resumptions
             && self.without_progress <= max_resumptions.max(MAX_RESUMPTIONS_WITHOUT_PROGRESS)
-            && self.crashes_in_a_row < MAX_CONSECUTIVE_CRASHES
+            && self.consecutive_crashes < MAX_CONSECUTIVE_CRASHES
             && self.crashes < MAX_CRASHES
     }
 }
 
 impl Resumer {
-    /// Places a choice elsewhere, to go on behind these tokens; `scores_prompt` where its prompt's log
-    /// probabilities are still to come.
+    /// Resumes a choice after the tokens `delivered`. The new worker sends the prompt's log probabilities if
+    /// `scores_prompt` is true.
     ///
     /// # Errors
-    /// When it is not to go on.
+    /// Returns an error if the server is shutting down or `losses` exceed a limit.
     pub fn resume(
         &self,
         choice: u32,
         delivered: &[TokenId],
         scores_prompt: bool,
-        lost: &LossHistory,
+        losses: &LossHistory,
     ) -> Result<PendingResumption, Error> {
         if self.scheduler.stopping.is_cancelled() {
             let message = "The server is shutting down and could not wait for this request to end.";
             return Err(Error::new(ErrorKind::Draining, message));
         }
-        if !lost.may_resume(self.scheduler.resumption.max_consecutive) {
+        if !losses.may_resume(self.scheduler.resumption.max_consecutive) {
             return Err(worker_lost());
         }
         let sequence = Sequence {
@@ -126,7 +133,7 @@ impl Resumer {
             ..self.sequence.clone()
         };
         let (mut assignment, token_channel) = self.scheduler.assignment(sequence, self.deadline);
-        assignment.is_suspect = lost.crashes_in_a_row > 0;
+        assignment.is_suspect = losses.consecutive_crashes > 0;
         self.scheduler.resumptions.increment(1);
         let replayed = u64::try_from(delivered.len()).unwrap_or(u64::MAX);
         self.scheduler.tokens_replayed.increment(replayed);
@@ -138,7 +145,7 @@ impl Resumer {
         let submissions = self.scheduler.submissions.clone();
         let acceptance_timeout = self.scheduler.resumption.acceptance_timeout;
         let acceptance_timeout = Box::pin(async move {
-            // A scheduler that has ended drops it, and the token_channel closes.
+            // If the scheduler has stopped, the submission is dropped and its token channel closes.
             let _ = submissions.send(submission).await;
             sleep(acceptance_timeout).await;
         });
@@ -149,11 +156,10 @@ impl Resumer {
     }
 }
 
-/// What a client is told whose choice cannot go on.
+/// Creates the error of a choice that cannot be resumed.
 #[must_use]
 pub fn worker_lost() -> Error {
-    let message =
-        "The device that served this request was lost, and the request could not go on elsewhere.";
+    let message = "The worker that ran this request was lost, and the request could not be resumed on another worker.";
     Error::new(ErrorKind::WorkerLost, message)
 }
 
@@ -163,23 +169,23 @@ mod tests {
 
     use WorkerLoss::{AfterAcceptance, BeforeAcceptance, Crash};
 
-    fn lost(losses: &[WorkerLoss]) -> LossHistory {
-        let mut lost = LossHistory::default();
+    fn history(losses: &[WorkerLoss]) -> LossHistory {
+        let mut history = LossHistory::default();
         for loss in losses {
-            lost.again(*loss, 0);
+            history.record_loss(*loss, 0);
         }
-        lost
+        history
     }
 
-    /// How often a choice is resumed at most that makes so many tokens each time, by workers that are lost like this.
+    /// Returns how often a choice is resumed that receives `tokens` tokens from each worker before this loss.
     fn resumptions(loss: WorkerLoss, tokens: u32, max_resumptions: u32) -> u32 {
-        let mut lost = LossHistory::default();
+        let mut history = LossHistory::default();
         for resumptions in 0..10_000 {
             if tokens > 0 {
-                lost.record_progress();
+                history.record_progress();
             }
-            lost.again(loss, (resumptions + 1) * tokens);
-            if !lost.may_resume(max_resumptions) {
+            history.record_loss(loss, (resumptions + 1) * tokens);
+            if !history.may_resume(max_resumptions) {
                 return resumptions;
             }
         }
@@ -201,45 +207,45 @@ mod tests {
 
     #[test]
     fn progress_is_counted_per_worker() {
-        let mut lost = LossHistory::default();
-        for made in [0, 10, 20, 30, 40, 50, 60, 70] {
-            lost.again(AfterAcceptance, made);
-            lost.record_progress();
+        let mut history = LossHistory::default();
+        for tokens in [0, 10, 20, 30, 40, 50, 60, 70] {
+            history.record_loss(AfterAcceptance, tokens);
+            history.record_progress();
         }
-        assert!(lost.may_resume(2));
-        lost.again(AfterAcceptance, 80);
-        lost.record_progress();
-        assert!(!lost.may_resume(2));
-        lost.again(AfterAcceptance, 96);
-        assert!(lost.may_resume(2));
+        assert!(history.may_resume(2));
+        history.record_loss(AfterAcceptance, 80);
+        history.record_progress();
+        assert!(!history.may_resume(2));
+        history.record_loss(AfterAcceptance, 96);
+        assert!(history.may_resume(2));
     }
 
     #[test]
     fn a_token_resets_the_count_of_consecutive_losses() {
-        assert!(lost(&[AfterAcceptance; 2]).may_resume(2));
-        let mut unlucky = lost(&[AfterAcceptance; 3]);
-        assert!(!unlucky.may_resume(2));
-        unlucky.record_progress();
-        unlucky.again(AfterAcceptance, 1);
-        assert!(unlucky.may_resume(2));
+        assert!(history(&[AfterAcceptance; 2]).may_resume(2));
+        let mut losses = history(&[AfterAcceptance; 3]);
+        assert!(!losses.may_resume(2));
+        losses.record_progress();
+        losses.record_loss(AfterAcceptance, 1);
+        assert!(losses.may_resume(2));
     }
 
     #[test]
     fn a_choice_fails_after_two_consecutive_crashes() {
-        assert!(lost(&[Crash]).may_resume(2));
-        assert!(!lost(&[Crash, Crash]).may_resume(2));
-        assert!(!lost(&[Crash, AfterAcceptance, Crash]).may_resume(9));
+        assert!(history(&[Crash]).may_resume(2));
+        assert!(!history(&[Crash, Crash]).may_resume(2));
+        assert!(!history(&[Crash, AfterAcceptance, Crash]).may_resume(9));
     }
 
     #[test]
     fn a_choice_fails_after_eight_crashes_even_with_progress() {
-        let mut lost = LossHistory::default();
+        let mut history = LossHistory::default();
         for number in 1..8 {
-            lost.again(Crash, number * 100);
-            assert!(lost.may_resume(2));
-            lost.record_progress();
+            history.record_loss(Crash, number * 100);
+            assert!(history.may_resume(2));
+            history.record_progress();
         }
-        lost.again(Crash, 800);
-        assert!(!lost.may_resume(2));
+        history.record_loss(Crash, 800);
+        assert!(!history.may_resume(2));
     }
 }

@@ -1,4 +1,4 @@
-//! The task that owns the plan: it hears of new requests, of workers, and of those who went away.
+//! The task that owns the plan. It handles submissions, worker events and dropped readers.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,15 +14,15 @@ use crate::telemetry::{Telemetry, WorkerCounts, WorkerState};
 use crate::worker::token_channel::Failure;
 use crate::worker::{Assignment, WorkerEvent, WorkerHandle, WorkerId};
 
-/// What the task is told without a message.
+/// The signals to the task that carry no data.
 pub(super) struct Signals {
-    /// Somebody who waited has gone.
+    /// Notified when the reader of a waiting job is dropped.
     pub(super) abandoned: Arc<Notify>,
-    /// Everything is to end.
+    /// Cancelled when the scheduler is to stop.
     pub(super) stopping: CancellationToken,
 }
 
-/// Runs until it is stopped, or every handle is gone.
+/// Runs until the scheduler is stopped or every handle is dropped.
 pub(super) async fn run(
     parts: SchedulerParts,
     mut submissions: mpsc::Receiver<Submission>,
@@ -41,13 +41,13 @@ pub(super) async fn run(
         readiness,
         workers,
     };
-    for own in parts.workers {
-        task.joined(own.worker, own.model, own.handle);
+    for owned in parts.workers {
+        task.joined(owned.worker, owned.model, owned.handle);
     }
     task.publish_readiness();
     loop {
         tokio::select! {
-            // A place that was given up before a request came is there for it.
+            // `abandoned` comes before `submissions`, so that a request can take a place that was left before it.
             biased;
             () = signals.stopping.cancelled() => break,
             () = signals.abandoned.notified() => task.plan.sweep(),
@@ -57,10 +57,10 @@ pub(super) async fn run(
                 None => break,
             },
         }
-        task.count();
+        task.update_queue_gauge();
     }
     task.stop();
-    // The workers tell of what they give up until they end, and wait for whoever listens.
+    // The workers send events until they end, and wait for the receiver.
     while events.recv().await.is_some() {}
 }
 
@@ -80,7 +80,7 @@ impl Job for Assignment {
     }
 
     fn is_wanted(&self) -> bool {
-        // One past its deadline is placed all the same: its worker says so, and never steps it.
+        // An expired job is placed too. Its worker fails it with `deadline_exceeded` and never runs it.
         !self.token_channel.is_closed()
     }
 
@@ -90,6 +90,7 @@ impl Job for Assignment {
 }
 
 impl Task {
+    /// Adds a worker. `handle` is `None` until the worker has connected.
     fn joined(&mut self, worker: WorkerId, model: usize, handle: Option<WorkerHandle>) {
         self.plan.joined(worker, model);
         self.statuses.joined(worker, model);
@@ -110,7 +111,7 @@ impl Task {
             }
         };
         let (admission, placements) = self.plan.admit(model, priority, choices);
-        let answer = match admission {
+        let result = match admission {
             Admission::Admitted => Ok(()),
             Admission::QueueFull => Err(Error::new(
                 ErrorKind::QueueFull,
@@ -121,8 +122,8 @@ impl Task {
                 "No worker of this model is up. Try again later.",
             )),
         };
-        // Whoever asked may have gone; then its lanes are closed and nothing is run for it.
-        let _ = admitted.send(answer);
+        // If the submitter is gone, the channels of its jobs are closed and no worker runs them.
+        let _ = admitted.send(result);
         self.start(placements);
     }
 
@@ -152,21 +153,21 @@ impl Task {
                     tracing::error!(
                         worker = worker.0,
                         model,
-                        "a call of the device does not return; it cannot be ended here"
+                        "a device call does not return and cannot be interrupted"
                     );
                 } else {
                     tracing::warn!(
                         worker = worker.0,
                         model,
-                        "the call of the device has returned"
+                        "the stuck device call has returned"
                     );
                 }
-                let ability = if is_stuck {
+                let status = if is_stuck {
                     WorkerStatus::Lost
                 } else {
                     WorkerStatus::Up
                 };
-                self.statuses.set(worker, ability);
+                self.statuses.set(worker, status);
                 let placements = self.plan.stuck(worker, is_stuck);
                 self.start(placements);
                 self.publish_readiness();
@@ -181,22 +182,27 @@ impl Task {
             }
             WorkerEvent::Lost(worker, reason) => {
                 let model = self.model_of(worker);
-                tracing::error!(worker = worker.0, model, %reason, "a worker was lost; it is restarted");
-                self.down(worker, WorkerStatus::Lost);
+                tracing::error!(worker = worker.0, model, %reason, "a worker was lost and will be restarted");
+                self.mark_down(worker, WorkerStatus::Lost);
             }
             WorkerEvent::LoadFailed(worker, reason) => {
                 let model = self.model_of(worker);
-                tracing::error!(worker = worker.0, model, %reason, "a worker could not load its model");
-                self.down(worker, WorkerStatus::LoadFailed(reason));
+                tracing::error!(worker = worker.0, model, %reason, "a worker could not load its model and will retry");
+                self.mark_down(worker, WorkerStatus::LoadFailed(reason));
             }
             WorkerEvent::GivenUp(worker, reason) => {
                 let model = self.model_of(worker);
-                tracing::error!(worker = worker.0, model, %reason, "a worker is given up");
-                self.down(worker, WorkerStatus::GivenUp(reason));
+                tracing::error!(
+                    worker = worker.0,
+                    model,
+                    %reason,
+                    "a worker failed to start too often and will not be started again"
+                );
+                self.mark_down(worker, WorkerStatus::GivenUp(reason));
             }
             WorkerEvent::Left(worker, reason) => {
                 let model = self.model_of(worker);
-                tracing::warn!(worker = worker.0, model, %reason, "a worker has left");
+                tracing::warn!(worker = worker.0, model, %reason, "a worker has disconnected");
                 self.plan.left(worker);
                 self.statuses.left(worker);
                 self.handles.remove(&worker);
@@ -205,18 +211,19 @@ impl Task {
         }
     }
 
+    /// Returns the name of a worker's model for the log.
     fn model_of(&self, worker: WorkerId) -> &str {
         self.statuses.model_of(worker).map_or("", |(_, name)| name)
     }
 
-    fn down(&mut self, worker: WorkerId, ability: WorkerStatus) {
-        self.statuses.set(worker, ability);
+    fn mark_down(&mut self, worker: WorkerId, status: WorkerStatus) {
+        self.statuses.set(worker, status);
         self.plan.lost(worker);
         self.publish_readiness();
     }
 
     fn publish_readiness(&self) {
-        tell(&self.readiness, self.statuses.readiness());
+        publish(&self.readiness, self.statuses.readiness());
         self.publish_counts(self.statuses.counts());
     }
 
@@ -225,7 +232,7 @@ impl Task {
             let count = counts.get(&state).copied().unwrap_or(0);
             self.telemetry.workers(state).set(f64::from(count));
         }
-        tell(&self.workers, counts);
+        publish(&self.workers, counts);
     }
 
     fn start(&self, placements: Vec<Placement<Assignment>>) {
@@ -237,33 +244,34 @@ impl Task {
         {
             let handle = self.handles.get(&worker);
             if handle.is_none_or(|handle| handle.submit(generation, job).is_err()) {
-                // Its token_channel closes with it, so its stream learns that it was lost. The worker has just gone.
-                tracing::debug!(worker = worker.0, "a worker took no more work");
+                // Dropping the job closes its token channel, so its stream learns that the worker was lost.
+                tracing::debug!(worker = worker.0, "a worker did not accept a job");
             }
         }
     }
 
-    /// Ends what waits and what runs.
+    /// Fails the waiting jobs and stops the workers.
     fn stop(&mut self) {
         for waiting in self.plan.clear() {
             waiting.token_channel.fail(Failure::Draining);
         }
-        // Whether a worker that ends was up or not is of no interest any more.
+        // While the workers stop, their states no longer matter.
         self.publish_counts(WorkerCounts::new());
         for worker in self.handles.values() {
             worker.stop();
         }
-        self.count();
+        self.update_queue_gauge();
     }
 
-    fn count(&self) {
+    /// Updates the gauge of queued requests.
+    fn update_queue_gauge(&self) {
         let queued = u32::try_from(self.plan.queued()).unwrap_or(u32::MAX);
-        self.telemetry.queue_depth.set(f64::from(queued));
+        self.telemetry.requests_queued.set(f64::from(queued));
     }
 }
 
-/// Tells what is new.
-fn tell<T: PartialEq>(watched: &watch::Sender<T>, now: T) {
+/// Publishes a value if it has changed.
+fn publish<T: PartialEq>(watched: &watch::Sender<T>, now: T) {
     watched.send_if_modified(|known| {
         let changed = *known != now;
         *known = now;
@@ -306,7 +314,7 @@ mod tests {
             is_suspect: false,
             deadline: Instant::now() - Duration::from_secs(1),
         };
-        // Its worker tells it why it is not run. Dropped here, it would be taken for lost.
+        // Its worker fails it with the right error. If it were dropped here, its stream would see a lost worker.
         assert!(job.is_wanted());
         drop(receiver);
         assert!(!job.is_wanted());

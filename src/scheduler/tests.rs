@@ -1,4 +1,4 @@
-//! Who waits in a real queue before a real worker, and what becomes of those who leave it or outlast it.
+//! Tests of the scheduler with a real queue and a real worker.
 
 use std::future::poll_fn;
 use std::time::Duration;
@@ -11,8 +11,8 @@ use crate::worker::device_thread::DeviceThread;
 use crate::worker::thread::{SpawnOptions, spawn};
 use crate::worker::token_channel::{Failure, Output};
 
-/// A scheduler before one slot, whose sequence never ends, and a queue with two places.
-async fn scheduler() -> (Scheduler, DeviceThread) {
+/// Starts a scheduler with a queue of two and a worker with one slot, whose sequence never ends.
+async fn start_scheduler() -> (Scheduler, DeviceThread) {
     let telemetry = Telemetry::new();
     let (sender, events) = mpsc::channel(16);
     let options = TestRunnerOptions {
@@ -28,7 +28,7 @@ async fn scheduler() -> (Scheduler, DeviceThread) {
         telemetry: telemetry.clone(),
         after_step: None,
     })
-    .expect("a thread");
+    .expect("the thread starts");
     let (scheduler, task) = Scheduler::new(SchedulerParts {
         catalog: Catalog::new(vec![CatalogEntry::new("m", &[], "llm_test", 0)]),
         workers: vec![OwnedWorker {
@@ -73,10 +73,14 @@ async fn submit(scheduler: &Scheduler) -> Result<Admitted, ErrorKind> {
 
 #[tokio::test]
 async fn a_request_that_leaves_the_queue_makes_room_for_the_next() {
-    let (scheduler, _thread) = scheduler().await;
+    let (scheduler, _thread) = start_scheduler().await;
     let _running = submit(&scheduler).await.expect("a slot is free");
-    let _first = submit(&scheduler).await.expect("the queue has a place");
-    let second = submit(&scheduler).await.expect("the queue has another");
+    let _first = submit(&scheduler)
+        .await
+        .expect("the queue has two free places");
+    let second = submit(&scheduler)
+        .await
+        .expect("the queue has one free place");
     assert_eq!(submit(&scheduler).await.err(), Some(ErrorKind::QueueFull));
     drop(second);
     assert!(submit(&scheduler).await.is_ok());
@@ -85,12 +89,14 @@ async fn a_request_that_leaves_the_queue_makes_room_for_the_next() {
 
 #[tokio::test]
 async fn a_stopped_scheduler_fails_queued_requests_with_draining() {
-    let (scheduler, _thread) = scheduler().await;
+    let (scheduler, _thread) = start_scheduler().await;
     let _running = submit(&scheduler).await.expect("a slot is free");
-    let mut queued = submit(&scheduler).await.expect("the queue has a place");
+    let mut queued = submit(&scheduler)
+        .await
+        .expect("the queue has two free places");
     scheduler.stop();
     let mut outputs = Vec::new();
-    poll_fn(|cx| queued.lanes[0].poll_recv_many(cx, &mut outputs, 16)).await;
+    poll_fn(|cx| queued.token_channels[0].poll_recv_many(cx, &mut outputs, 16)).await;
     assert!(
         matches!(&outputs[..], [Output::Failed(Failure::Draining)]),
         "{outputs:?}"

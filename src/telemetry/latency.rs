@@ -1,8 +1,7 @@
-//! How long tokens take from their device to the socket, stage by stage: what the overhead harness
-//! shows from outside, a running server shows of itself.
+//! The latency of tokens from the device to the socket, by stage and response format.
 //!
-//! The histograms have fixed buckets, so that recording is a search among twenty bounds and three
-//! additions, and what is recorded takes no memory however seldom it is asked for.
+//! The histograms have fixed buckets. Recording is a search among twenty bounds and three additions, and takes no
+//! memory, however rarely the metrics are scraped.
 
 use std::fmt::{self, Write};
 use std::sync::Arc;
@@ -11,12 +10,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// The metric's name.
 const NAME: &str = "tokenway_token_latency_seconds";
 
-const HELP: &str = "How long each token took in each stage from its device to the socket: engine \
-    (from its emission until its request's stream took it), frontend (until its line or message was \
-    written), socket (until the connection was flushed).";
+const HELP: &str = "Time that each token spent in a stage: engine (from its emission by the device until \
+    its request's stream received it), frontend (until its line or message was written), socket (until \
+    the connection was flushed).";
 
-/// The buckets' upper bounds, in nanoseconds, and as Prometheus writes them, in seconds.
-const BOUNDS: [(u64, &str); 20] = [
+/// The upper bounds of the buckets: in nanoseconds, and in seconds as Prometheus writes them.
+const BUCKET_BOUNDS: [(u64, &str); 20] = [
     (1_000, "0.000001"),
     (2_000, "0.000002"),
     (5_000, "0.000005"),
@@ -39,27 +38,27 @@ const BOUNDS: [(u64, &str); 20] = [
     (10_000_000_000, "10"),
 ];
 
-/// The way by which a token leaves the server.
+/// The API and the format of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResponseFormat {
-    /// The gRPC frontend.
+    /// gRPC.
     Grpc,
-    /// The HTTP frontend, as NDJSON.
+    /// HTTP with newline-delimited JSON.
     HttpNdjson,
-    /// The HTTP frontend, as server-sent events.
+    /// HTTP with server-sent events.
     HttpSse,
-    /// The HTTP frontend, as one body. It has the engine's stage only: its tokens leave together.
+    /// HTTP with one JSON body. Its tokens are sent together, so only the engine stage is recorded.
     HttpUnary,
 }
 
-/// A part of a token's way.
+/// A stage of a token's path from the device to the socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// From its emission by the device until its request's stream took it.
+    /// From the emission by the device until the request's stream receives the token.
     Engine,
-    /// From when its frontend turned to it until its line or message was written.
+    /// From the start of the API's write until the token's line or message is written.
     Frontend,
-    /// From then until the connection was flushed to its socket.
+    /// From the write until the connection is flushed to its socket.
     Socket,
 }
 
@@ -97,7 +96,7 @@ impl Stage {
     }
 }
 
-/// The histograms of all lanes.
+/// The histograms of all formats and stages.
 #[derive(Default)]
 pub(super) struct TokenLatency {
     grpc: StageHistograms,
@@ -125,26 +124,26 @@ impl StageHistograms {
 
 #[derive(Default)]
 struct Histogram {
-    /// The last has no bound.
-    buckets: [AtomicU64; BOUNDS.len() + 1],
+    /// One bucket for each bound, and one without a bound.
+    buckets: [AtomicU64; BUCKET_BOUNDS.len() + 1],
     sum_ns: AtomicU64,
 }
 
-/// The bucket of a time.
+/// Returns the index of the bucket for a latency.
 fn bucket(ns: u64) -> usize {
-    BOUNDS.partition_point(|(bound, _)| *bound < ns)
+    BUCKET_BOUNDS.partition_point(|(bound, _)| *bound < ns)
 }
 
 impl Histogram {
-    /// Counts so many tokens that took `sum_ns` together, and each a time of this bucket.
+    /// Adds `tokens` tokens to a bucket. `sum_ns` is the sum of their latencies.
     fn add(&self, bucket: usize, tokens: u64, sum_ns: u64) {
         self.buckets[bucket].fetch_add(tokens, Ordering::Relaxed);
         self.sum_ns.fetch_add(sum_ns, Ordering::Relaxed);
     }
 
-    /// Writes it in Prometheus's text format.
+    /// Writes the histogram in Prometheus's text format.
     fn write(&self, labels: &str, out: &mut String) -> fmt::Result {
-        let bounds = BOUNDS.iter().map(|(_, seconds)| *seconds);
+        let bounds = BUCKET_BOUNDS.iter().map(|(_, seconds)| *seconds);
         let mut count = 0;
         for (bucket, bound) in self.buckets.iter().zip(bounds.chain(["+Inf"])) {
             count += bucket.load(Ordering::Relaxed);
@@ -158,7 +157,7 @@ impl Histogram {
 }
 
 impl TokenLatency {
-    /// One request's times of a stage, which are counted into the format's.
+    /// Creates the recorder of one request's latencies in a stage.
     pub(super) fn times(&self, format: ResponseFormat, stage: Stage) -> StageTimes {
         StageTimes {
             histogram: Arc::clone(format.histograms(self).of(stage)),
@@ -168,13 +167,13 @@ impl TokenLatency {
         }
     }
 
-    /// Appends all of it in Prometheus's text format.
+    /// Writes all histograms in Prometheus's text format.
     pub(super) fn write(&self, out: &mut String) -> fmt::Result {
         writeln!(out, "# HELP {NAME} {HELP}\n# TYPE {NAME} histogram")?;
         for format in ResponseFormat::ALL {
             for stage in Stage::ALL {
-                let (lane_label, stage_label) = (format.label(), stage.label());
-                let labels = format!("format=\"{lane_label}\",stage=\"{stage_label}\"");
+                let (format_label, stage_label) = (format.label(), stage.label());
+                let labels = format!("format=\"{format_label}\",stage=\"{stage_label}\"");
                 format.histograms(self).of(stage).write(&labels, out)?;
             }
         }
@@ -182,7 +181,7 @@ impl TokenLatency {
     }
 }
 
-/// How long one request's tokens took in one stage.
+/// Records the latencies of one request's tokens in one stage, also into the histogram of all requests.
 pub struct StageTimes {
     histogram: Arc<Histogram>,
     tokens: AtomicU64,
@@ -190,42 +189,42 @@ pub struct StageTimes {
     longest_ns: AtomicU64,
 }
 
-/// What the tokens of a request took in a stage, in nanoseconds.
+/// The latencies of a request's tokens in a stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StageSummary {
-    /// How many tokens have passed it.
+    /// The number of recorded tokens.
     pub tokens: u64,
-    /// On the mean of these tokens.
+    /// The mean latency, in nanoseconds.
     pub mean_ns: u64,
-    /// The longest.
+    /// The longest latency, in nanoseconds.
     pub longest_ns: u64,
 }
 
 impl StageTimes {
-    /// Counts so many tokens that took so long, each.
+    /// Records `tokens` tokens with a latency of `ns` nanoseconds each.
     pub fn record(&self, tokens: u64, ns: u64) {
         let sum_ns = ns.saturating_mul(tokens);
         self.histogram.add(bucket(ns), tokens, sum_ns);
         self.add(tokens, sum_ns, ns);
     }
 
-    /// Counts a token for each of these times. Those of one bucket that follow each other, as the times of
-    /// what was read at once do, are counted together.
+    /// Records one token for each latency. Consecutive latencies in one bucket, which are common in a batch, are added
+    /// to the histogram together.
     pub fn record_each(&self, times_ns: impl IntoIterator<Item = u64>) {
         let (mut tokens, mut sum_ns, mut longest_ns) = (0, 0_u64, 0);
-        let mut run = Run::of_bucket(0);
+        let mut run = Run::new(0);
         for ns in times_ns {
-            if !run.takes(ns) {
-                run.end(&self.histogram);
+            if !run.contains(ns) {
+                run.add_to(&self.histogram);
                 tokens += run.tokens;
                 sum_ns = sum_ns.saturating_add(run.sum_ns);
-                run = Run::of_bucket(bucket(ns));
+                run = Run::new(bucket(ns));
             }
             run.tokens += 1;
             run.sum_ns = run.sum_ns.saturating_add(ns);
             longest_ns = longest_ns.max(ns);
         }
-        run.end(&self.histogram);
+        run.add_to(&self.histogram);
         let sum_ns = sum_ns.saturating_add(run.sum_ns);
         self.add(tokens + run.tokens, sum_ns, longest_ns);
     }
@@ -236,7 +235,7 @@ impl StageTimes {
         self.longest_ns.fetch_max(longest_ns, Ordering::Relaxed);
     }
 
-    /// What has been counted so far.
+    /// Returns the latencies recorded so far.
     #[must_use]
     pub fn summary(&self) -> StageSummary {
         let tokens = self.tokens.load(Ordering::Relaxed);
@@ -248,10 +247,10 @@ impl StageTimes {
     }
 }
 
-/// Tokens one after the other whose times are of one bucket.
+/// Consecutive latencies in one bucket.
 struct Run {
     bucket: usize,
-    /// The bucket's shortest time and its longest.
+    /// The bucket's shortest and longest latency.
     from_ns: u64,
     to_ns: u64,
     tokens: u64,
@@ -259,23 +258,23 @@ struct Run {
 }
 
 impl Run {
-    fn of_bucket(bucket: usize) -> Self {
-        let bound = |bucket: usize| BOUNDS.get(bucket).map(|(bound, _)| *bound);
-        let before = bucket.checked_sub(1).and_then(bound);
+    fn new(bucket: usize) -> Self {
+        let bound = |bucket: usize| BUCKET_BOUNDS.get(bucket).map(|(bound, _)| *bound);
+        let previous = bucket.checked_sub(1).and_then(bound);
         Self {
             bucket,
-            from_ns: before.map_or(0, |bound| bound + 1),
+            from_ns: previous.map_or(0, |bound| bound + 1),
             to_ns: bound(bucket).unwrap_or(u64::MAX),
             tokens: 0,
             sum_ns: 0,
         }
     }
 
-    fn takes(&self, ns: u64) -> bool {
+    fn contains(&self, ns: u64) -> bool {
         self.from_ns <= ns && ns <= self.to_ns
     }
 
-    fn end(&self, histogram: &Histogram) {
+    fn add_to(&self, histogram: &Histogram) {
         if self.tokens > 0 {
             histogram.add(self.bucket, self.tokens, self.sum_ns);
         }
@@ -309,7 +308,7 @@ mod tests {
 
     #[test]
     fn record_each_fills_the_same_buckets_as_record() {
-        let bounds = BOUNDS.iter().map(|(bound, _)| *bound);
+        let bounds = BUCKET_BOUNDS.iter().map(|(bound, _)| *bound);
         let around = bounds.flat_map(|bound| [bound - 1, bound, bound, bound + 1]);
         let mut times_ns: Vec<_> = around.chain([0, 0, 3_000, 1_000_000]).collect();
         times_ns.extend(times_ns.clone().iter().rev());

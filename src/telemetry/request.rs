@@ -1,4 +1,4 @@
-//! One request as the metrics count it, from its arrival to its end.
+//! The metrics of one request, from its arrival to its end.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -8,8 +8,10 @@ use metrics::Gauge;
 use super::{Frontend, ResponseFormat, Telemetry};
 use crate::error::{Error, ErrorKind};
 
-/// One request at the API where it entered: in flight while it lives, and its end counted once. One that is dropped
-/// before its end was cancelled by its client, or was given up because its client did not read.
+/// Counts a request at the API where it arrived: as in flight until it is dropped, and its outcome once.
+///
+/// A request that is dropped before [`Self::ended`] counts as `slow_reader` if its stream lingers, and otherwise as
+/// cancelled by its client.
 pub struct CountedRequest {
     telemetry: Telemetry,
     frontend: Frontend,
@@ -23,18 +25,20 @@ impl CountedRequest {
             telemetry: telemetry.clone(),
             frontend,
             ended: false,
-            stream: StreamCount::new(telemetry.streams(frontend), telemetry.lingering(frontend)),
+            stream: StreamCount::new(
+                telemetry.requests_in_flight(frontend),
+                telemetry.requests_lingering(frontend),
+            ),
         }
     }
 
-    /// The request's place in the gauge of streams, for whoever may decide its end before its client reads
-    /// that.
+    /// Returns the request's part of the gauges, for code that may end the request before its client has read the end.
     #[must_use]
     pub fn stream(&self) -> StreamCount {
         self.stream.clone()
     }
 
-    /// Counts how the request ended; only the first end counts.
+    /// Counts the outcome of the request. Only the first call has an effect.
     pub fn ended(&mut self, outcome: Result<(), &Error>) {
         if !self.ended {
             self.ended = true;
@@ -52,49 +56,50 @@ impl Drop for CountedRequest {
                 self.telemetry.cancellations.increment(1);
                 ErrorKind::Cancelled
             };
-            self.ended(Err(&Error::new(kind, "The client went away.")));
+            self.ended(Err(&Error::new(kind, "The client disconnected.")));
         }
         self.stream.close();
     }
 }
 
-/// A request on its way to an engine of this process: how its tokens leave, and its place in the gauge of
-/// streams.
+/// The metrics context of a request that the HTTP API passes to the engine of this process.
 #[derive(Clone)]
 pub struct DeliveryContext {
-    /// The path that its tokens take.
+    /// The format of the response.
     pub format: ResponseFormat,
-    /// `None` where nothing counts it.
+    /// The request's part of the gauges. `None` if the request is not counted.
     pub stream: Option<StreamCount>,
 }
 
-/// A request's place in the gauge of streams. Clones are the same place.
+/// A request's part of the gauges of in-flight and lingering requests. Clones share it.
 #[derive(Clone)]
-pub struct StreamCount(Arc<Place>);
+pub struct StreamCount(Arc<Shared>);
 
-struct Place {
+struct Shared {
     in_flight: Gauge,
     lingering: Gauge,
     state: AtomicU8,
 }
 
-/// In flight; ended for its slow reader, which may still read that; over.
+/// The request has not ended.
 const IN_FLIGHT: u8 = 0;
+/// The request ended because of its slow reader, and its connection is still open.
 const LINGERING: u8 = 1;
-const OVER: u8 = 2;
+/// The request is in neither gauge.
+const CLOSED: u8 = 2;
 
 impl StreamCount {
     fn new(in_flight: Gauge, lingering: Gauge) -> Self {
         in_flight.increment(1.0);
-        Self(Arc::new(Place {
+        Self(Arc::new(Shared {
             in_flight,
             lingering,
             state: AtomicU8::new(IN_FLIGHT),
         }))
     }
 
-    /// The request's reader was given up. It is no longer in flight, though its connection may stay open so
-    /// that the reader can learn why.
+    /// Moves the request from in flight to lingering: it ended because of its slow reader, and its connection stays
+    /// open so that the reader can receive the error.
     pub fn linger(&self) {
         let order = Ordering::SeqCst;
         let state = &self.0.state;
@@ -112,7 +117,7 @@ impl StreamCount {
     }
 
     fn close(&self) {
-        match self.0.state.swap(OVER, Ordering::SeqCst) {
+        match self.0.state.swap(CLOSED, Ordering::SeqCst) {
             IN_FLIGHT => self.0.in_flight.decrement(1.0),
             LINGERING => self.0.lingering.decrement(1.0),
             _ => {}
@@ -124,10 +129,11 @@ impl StreamCount {
 mod tests {
     use super::*;
 
+    /// Returns whether the gauges of in-flight and of lingering requests are 1.
     fn gauges(telemetry: &Telemetry) -> [bool; 2] {
         let text = telemetry.render();
         ["in_flight", "lingering"]
-            .map(|name| text.contains(&format!("tokenway_requests_{name}{{frontend=\"http\"}} 1")))
+            .map(|name| text.contains(&format!("tokenway_requests_{name}{{api=\"http\"}} 1")))
     }
 
     #[test]

@@ -1,8 +1,6 @@
-//! A request's completion as a stream of events: its choices' lanes merged, their tokens as text, one
-//! terminal event.
+//! The stream of one request's events: merges the token channels of its choices and converts their tokens into text.
 //!
-//! Dropping it cancels whatever is left of it, wherever that is: its lanes tell the queue or the
-//! workers.
+//! Dropping the stream cancels the request: its token channels notify the queue or the workers.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -29,101 +27,101 @@ mod choice;
 mod echo;
 
 use choice::Choice;
-use echo::{ScoredPrompt, echoed};
+use echo::{ScoredPrompt, echo_events};
 
-/// How many outputs of a token_channel are taken at once, and so the most tokens of one event.
+/// The maximum number of outputs received from a token channel at once.
 const MAX_BATCH: usize = 256;
 
-/// What the text of a token takes, about, in bytes.
+/// An estimate of the text of a token in bytes, used to reserve memory.
 const BYTES_PER_TOKEN: usize = 8;
 
-/// What a client is told of its completion, in this order: one start, the prompt where it is asked for,
-/// tokens, one summary.
+/// An event of a completion. The order is: one start, the prompt if the request echoes it, tokens, one summary.
 #[derive(Clone, Debug, PartialEq)]
 pub enum CompletionEvent {
-    /// A worker has taken the first choice.
+    /// A worker has accepted the first of the choices.
     Started,
     /// A part of the prompt.
     Prompt {
-        /// Its text.
+        /// The text. Empty if `tokens` is not.
         text: String,
-        /// The index of the first of its tokens within the prompt.
+        /// The index of the first of `tokens` within the prompt.
         first_index: u32,
-        /// Its tokens, where log probabilities are asked for.
+        /// The tokens with their log probabilities, if the request asks for these.
         tokens: TokenBatch,
     },
-    /// Tokens of one choice that were ready together.
+    /// Consecutive tokens of one choice.
     Tokens {
-        /// Which choice.
+        /// The number of the choice.
         choice: u32,
-        /// The index of the first of them within the choice.
+        /// The index of the first of `tokens` within the choice.
         first_index: u32,
-        /// The tokens; empty where the choice ends without one.
+        /// The tokens. Empty if the choice ends without a token.
         tokens: TokenBatch,
-        /// Set when the choice ends here.
+        /// The finish reason, if the choice ends with this event.
         finish: Option<FinishReason>,
     },
-    /// Everything has ended well.
+    /// All choices have finished.
     Summary(Summary),
 }
 
-/// What a completion took.
+/// The usage and the timings of a completion.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Summary {
-    /// Tokens of the prompt.
+    /// The number of tokens of the prompt.
     pub prompt_tokens: u32,
-    /// Tokens of all choices, shown or not.
+    /// The number of tokens of all choices, with or without text.
     pub completion_tokens: u32,
-    /// From arrival until a worker took the first choice.
+    /// The time from arrival until a worker accepted the first of the choices.
     pub queue: Duration,
-    /// From arrival until the first token.
+    /// The time from arrival until the first token.
     pub first_token: Duration,
-    /// From arrival until the last choice ended.
+    /// The time from arrival until the last choice ended.
     pub total: Duration,
-    /// From each token's emission until this stream took it.
+    /// The time from each token's emission until this stream received it.
     pub engine: StageSummary,
 }
 
-/// The stream of one request's events. It ends after the summary or after the first error.
+/// The stream of one request's events. It ends after the summary or the first error.
 pub struct Completion {
     choices: Vec<Choice>,
-    /// Where the next look at the choices begins, so that none starves another.
+    /// The choice that is polled first, rotated so that no choice starves the others.
     cursor: usize,
-    /// Events that are ready and have not been taken.
+    /// Events to be returned before the choices are polled again.
     ready: VecDeque<CompletionEvent>,
     outputs: Vec<Output>,
     arrived: Instant,
     deadline: PollOnWake<Sleep>,
     started: Option<Instant>,
     first_token: Option<Instant>,
-    /// The prompt's text, until it is told; only where it is asked for.
+    /// The prompt's text to echo. Taken when the completion starts.
     echo: Option<String>,
     scored_prompt: ScoredPrompt,
-    /// How choices go on whose workers are lost; `None` where they cannot.
+    /// Resumes choices whose worker was lost. `None` if the model does not support resumption.
     resumer: Option<Resumer>,
-    gaps: Histogram,
+    resumption_gap_seconds: Histogram,
     prompt_tokens: u32,
-    /// Why the request failed, until that is told.
-    failed: Option<Error>,
+    /// The error that the stream returns after the events in `ready`.
+    error: Option<Error>,
     ended: bool,
     times: StageTimes,
 }
 
 impl Completion {
-    /// The completion of a request that was admitted. `times` are those of the engine's stage.
+    /// Creates the completion of an admitted request. `times` records the latencies of the engine stage.
     ///
     /// # Errors
-    /// When a choice has ended with what the client has of it.
+    /// Returns an error if the tokens that the client already has of a choice contain a stop string.
     pub fn new(admitted: Admitted, stopping: &Stopping, times: StageTimes) -> Result<Self, Error> {
         let strings =
             StopStrings::new(&stopping.strings).with_included_match(stopping.include_stop);
         let strings = Arc::new(strings);
         let mut resumed = admitted.resumed.into_iter();
-        let mut choices = Vec::with_capacity(admitted.lanes.len());
-        for (number, token_channel) in (0..).zip(admitted.lanes) {
-            let text = IncrementalDetokenizer::new(Arc::clone(&strings), stopping);
-            let choice = Choice::new(number, token_channel, text, admitted.resumer.is_some());
-            let choice = choice.behind(resumed.next().unwrap_or_default())?;
+        let mut choices = Vec::with_capacity(admitted.token_channels.len());
+        for (number, token_channel) in (0..).zip(admitted.token_channels) {
+            let detokenizer = IncrementalDetokenizer::new(Arc::clone(&strings), stopping);
+            let is_resumable = admitted.resumer.is_some();
+            let choice = Choice::new(number, token_channel, detokenizer, is_resumable);
+            let choice = choice.resumed_after(resumed.next().unwrap_or_default())?;
             choices.push(choice);
         }
         Ok(Self {
@@ -143,34 +141,33 @@ impl Completion {
             },
             echo: admitted.echo,
             resumer: admitted.resumer,
-            gaps: admitted.gaps,
+            resumption_gap_seconds: admitted.resumption_gap_seconds,
             prompt_tokens: admitted.prompt_tokens,
-            failed: None,
+            error: None,
             ended: false,
             times,
         })
     }
 
-    /// Looks at every open choice once. Ready when an event is, or an error.
+    /// Polls the open choices. Ready if there is an event or an error.
     fn poll_choices(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let all = self.choices.len();
-        let count = if self.scored_prompt.is_coming() {
+        let count = if self.scored_prompt.is_incomplete() {
             1
         } else {
             all
         };
         for step in 0..count {
             let index = (self.cursor + step) % count;
-            // A batch may hold nothing to show (its tokens are held back), so look on until there is
-            // something, or nothing more.
+            // All tokens of a batch may be held back by stop strings. Poll until there is an event or no more output.
             while let Some(token_channel) = &mut self.choices[index].token_channel {
                 match token_channel.poll_recv_many(cx, &mut self.outputs, MAX_BATCH) {
                     Poll::Pending if !self.choices[index].acceptance_timed_out(cx) => break,
-                    Poll::Pending => self.failed = Some(worker_lost()),
-                    Poll::Ready(0) => self.failed = self.resume(index).err(),
+                    Poll::Pending => self.error = Some(worker_lost()),
+                    Poll::Ready(0) => self.error = self.resume(index).err(),
                     Poll::Ready(_) => self.take_outputs(index),
                 }
-                if self.failed.is_some() || !self.ready.is_empty() {
+                if self.error.is_some() || !self.ready.is_empty() {
                     self.cursor = (index + 1) % count;
                     return Poll::Ready(());
                 }
@@ -188,27 +185,27 @@ impl Completion {
         Poll::Pending
     }
 
-    /// Has a choice go on elsewhere whose worker was lost.
+    /// Resumes a choice whose worker was lost on another worker.
     fn resume(&mut self, index: usize) -> Result<(), Error> {
         let choice = &mut self.choices[index];
         let resumer = self.resumer.as_ref().ok_or_else(worker_lost)?;
-        // Only the first choice's token_channel has the prompt's tokens; they come from the beginning again.
-        let scores_prompt = choice.number == 0 && self.scored_prompt.is_coming();
+        // Only choice 0 receives the prompt's tokens. The new worker sends them again from the first.
+        let scores_prompt = choice.number == 0 && self.scored_prompt.is_incomplete();
         choice.resume(resumer, scores_prompt)?;
-        self.scored_prompt.comes_again();
+        self.scored_prompt.restart();
         Ok(())
     }
 
-    /// Turns a batch of one choice's outputs into events: the start if this is it, the tokens that are
-    /// ready, and the end. What came before a failure is told before it.
+    /// Converts `self.outputs`, which were received from one choice, into events. Outputs before a failure become
+    /// events that precede the error.
     fn take_outputs(&mut self, index: usize) {
         record_engine_latency(&self.outputs, &self.times);
         let choice = &mut self.choices[index];
-        let made_before = choice.made;
+        let tokens_before = choice.token_count;
         let count = self
             .outputs
             .iter()
-            .map(|it| it.completion_tokens().len())
+            .map(|output| output.completion_tokens().len())
             .sum();
         let mut tokens = TokenBatch::default();
         tokens.reserve(count, count * BYTES_PER_TOKEN);
@@ -221,27 +218,30 @@ impl Completion {
                     if self.started.is_none() {
                         self.started = Some(Instant::now());
                         self.ready.push_back(CompletionEvent::Started);
-                        self.ready.extend(echoed(self.echo.take()));
+                        self.ready.extend(echo_events(self.echo.take()));
                     }
                 }
                 Output::Prompt(token) => self.scored_prompt.take(token, &mut prompt),
                 Output::Token(token) => end = choice.take([token], &mut tokens),
-                Output::Tokens(made) => end = choice.take(made, &mut tokens),
+                Output::Tokens(received) => end = choice.take(received, &mut tokens),
                 Output::Finished(token, reason) => {
-                    choice.made += u32::from(token.is_some());
+                    choice.token_count += u32::from(token.is_some());
                     let decided = tokens.len();
-                    end = Some((decided, choice.text.finish(token, reason, &mut tokens)));
+                    end = Some((
+                        decided,
+                        choice.detokenizer.finish(token, reason, &mut tokens),
+                    ));
                 }
-                Output::Failed(failure) => self.failed = Some(failure_error(failure)),
+                Output::Failed(failure) => self.error = Some(failure_error(failure)),
             }
             if end.is_some() {
                 break;
             }
         }
-        if choice.made > made_before
+        if choice.token_count > tokens_before
             && let Some(gap) = choice.record_progress()
         {
-            self.gaps.record(gap);
+            self.resumption_gap_seconds.record(gap);
         }
         self.ready.extend(self.scored_prompt.event(prompt));
         if !tokens.is_empty() || end.is_some() {
@@ -251,10 +251,10 @@ impl Completion {
             self.ready.extend(choice.event(tokens, None));
             return;
         };
-        // Dropping the token_channel ends the work on the device, where it has not ended already.
+        // Dropping the token channel cancels the sequence if the worker still runs it.
         choice.token_channel = None;
-        // The reason goes with the last token only where both were decided by the same token, so that
-        // the lines do not depend on what happened to be ready together.
+        // The finish reason is in the event of the last token only if one token decided both. The events therefore do
+        // not depend on how outputs were batched.
         if tokens.len() == decided {
             self.ready.extend(choice.event(tokens, None));
             tokens = TokenBatch::default();
@@ -269,7 +269,7 @@ impl Completion {
         };
         Summary {
             prompt_tokens: self.prompt_tokens,
-            completion_tokens: self.choices.iter().map(|choice| choice.made).sum(),
+            completion_tokens: self.choices.iter().map(|choice| choice.token_count).sum(),
             queue: since_arrival(self.started),
             first_token: since_arrival(self.first_token),
             total: since_arrival(None),
@@ -277,6 +277,7 @@ impl Completion {
         }
     }
 
+    /// Ends the stream and cancels the choices that still run.
     fn end(&mut self) {
         self.ended = true;
         for choice in &mut self.choices {
@@ -294,15 +295,15 @@ impl Stream for Completion {
             return Poll::Ready(None);
         }
         if this.ready.is_empty() {
-            // What the device made before the deadline is told before the deadline is.
-            if this.failed.is_none() && this.poll_choices(cx).is_pending() {
+            // Tokens that were received before the deadline are returned before the error.
+            if this.error.is_none() && this.poll_choices(cx).is_pending() {
                 ready!(this.deadline.poll(cx));
-                this.failed = Some(deadline_exceeded());
+                this.error = Some(deadline_exceeded());
             }
         }
         let Some(event) = this.ready.pop_front() else {
             this.end();
-            return Poll::Ready(this.failed.take().map(Err));
+            return Poll::Ready(this.error.take().map(Err));
         };
         if matches!(event, CompletionEvent::Summary(_)) {
             this.end();
@@ -311,8 +312,7 @@ impl Stream for Completion {
     }
 }
 
-/// Counts how long the tokens among these outputs have been on their way. It is public so that what it takes
-/// can be measured.
+/// Records the time since the emission of each token in `outputs`. Public so that its cost can be measured.
 pub fn record_engine_latency(outputs: &[Output], times: &StageTimes) {
     let emitted = outputs
         .iter()
@@ -329,6 +329,7 @@ fn deadline_exceeded() -> Error {
     )
 }
 
+/// Converts a worker's failure into the client's error.
 fn failure_error(failure: Failure) -> Error {
     match failure {
         Failure::Model(ModelError::Invalid(message)) => {
@@ -343,7 +344,7 @@ fn failure_error(failure: Failure) -> Error {
         }
         Failure::SlowReader => Error::new(
             ErrorKind::SlowReader,
-            "The stream was not read for too long, and was given up.",
+            "The client did not read the stream for too long.",
         ),
         Failure::DeadlineExceeded => deadline_exceeded(),
         Failure::Draining => Error::new(

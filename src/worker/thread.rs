@@ -318,7 +318,11 @@ impl Device<'_> {
             }
         }
         self.emissions = emissions;
-        self.worker.options.telemetry.tokens.increment(tokens);
+        self.worker
+            .options
+            .telemetry
+            .tokens_generated
+            .increment(tokens);
         self.flush();
         self.report_cleared();
         Ok(())

@@ -1,4 +1,4 @@
-"""A runner of the Python worker whose process ends by a fault of its own with every sequence."""
+"""A runner of the Python worker that aborts its process on every sequence."""
 
 import os
 

@@ -1,5 +1,5 @@
-// What a page's `fetch` gets: Node's own, whose streams, decoders and abort signals are those of a
-// browser. `tests/clients.rs` starts the servers.
+// `fetch` as in a browser: Node's implementation has the same streams, decoders and abort signals. `tests/clients.rs`
+// starts the servers.
 
 import assert from "node:assert/strict";
 
@@ -17,7 +17,7 @@ function post(url, body, headers = {}, options = {}) {
   });
 }
 
-/** The pieces of a body's text between the separators, as each is complete. */
+/** Splits a body's text at the separator and yields each complete piece. */
 async function* pieces(response, separator) {
   let rest = "";
   for await (const text of response.body.pipeThrough(new TextDecoderStream())) {
@@ -25,17 +25,17 @@ async function* pieces(response, separator) {
     rest = whole.pop();
     yield* whole;
   }
-  assert.equal(rest, "", "the body ends within a piece");
+  assert.equal(rest, "", "the body ends in the middle of a piece");
 }
 
-/** The objects of an NDJSON stream. */
+/** Yields the objects of an NDJSON stream. */
 async function* lines(response) {
   for await (const line of pieces(response, "\n")) {
     yield JSON.parse(line);
   }
 }
 
-/** The data of a stream of events, as `EventSource` would give it. */
+/** Yields the data of an SSE stream, as `EventSource` would. */
 async function* events(response) {
   for await (const event of pieces(response, "\n\n")) {
     const data = event.split("\n").filter((line) => line.startsWith("data: "));
@@ -97,7 +97,7 @@ async function a_full_queue_says_when_to_retry(url) {
   assert.equal((await response.json()).error.code, "queue_full");
 }
 
-/** Reads a stream into `received` until it breaks off. */
+/** Reads a stream into `received` until it fails. */
 async function readUntilItBreaks(stream, received) {
   const read = async () => {
     for await (const item of stream) {

@@ -1,4 +1,4 @@
-// Runs one case of a file of cases: `node FILE CASE ADDRESS`. A case that returns has passed.
+// Runs one case of a client file: `node FILE CASE ADDRESS`. A case passes if it returns.
 
 import { argv } from "node:process";
 
@@ -13,7 +13,7 @@ export function tokens(count) {
   return Array.from({ length: count }, (_, index) => `token_${index}`);
 }
 
-/** Everything that a stream gives. */
+/** All items of a stream. */
 export async function all(stream) {
   const received = [];
   for await (const item of stream) {
@@ -22,7 +22,7 @@ export async function all(stream) {
   return received;
 }
 
-/** Tells the test that a stream is being read, whereupon it kills the server. */
+/** Tells the test that a stream is being read. The test then sends its signal to the server. */
 export function reading() {
   console.log("reading");
 }

@@ -1,5 +1,4 @@
-"""Runs cases of a file of cases: `python FILE CASE ADDRESS [CASE ADDRESS …]`. A case that returns has
-passed."""
+"""Runs cases of a client file: `python FILE CASE ADDRESS [CASE ADDRESS …]`. A case passes if it returns."""
 
 import sys
 from collections.abc import Callable
@@ -20,5 +19,5 @@ def tokens(count: int) -> list[str]:
 
 
 def reading() -> None:
-    """Tells the test that a stream is being read, whereupon it kills the server."""
+    """Tells the test that a stream is being read. The test then sends its signal to the server."""
     print("reading", flush=True)

@@ -1,11 +1,11 @@
-"""Renders every chat template of a folder with Python's Jinja, set up as Hugging Face's `apply_chat_template` sets it
-up (transformers 5.24, `utils/chat_template_utils.py`): the reference that Tokenway's rendering is compared with.
+"""Renders every chat template of a folder with Python's Jinja, configured as in Hugging Face's `apply_chat_template`
+(transformers 5.24, `utils/chat_template_utils.py`). This is the reference for Tokenway's rendering.
 
 usage: chat_templates.py FOLDER <request.json >results.json
 
 The request has `bos_token`, `eos_token`, `now` (an ISO date and time) and `conversations`, lists of [role, content].
-The results are [[file name, [result for each conversation]], …]; a result is {"text": …}, {"refused": …} with the
-words that the template refuses the conversation with, or {"failed": …} with an error of Python's.
+The results are [[file name, [result for each conversation]], …]. A result is {"text": …}, {"refused": …} with the
+message of the template's `raise_exception`, or {"failed": …} with a Python error.
 """
 
 import json
@@ -61,7 +61,7 @@ def render(template, conversation, request):
         try:
             text = template.render(tools=None, documents=None, **arguments)
         except TypeError:
-            # A template that is for tools only, and loops over them: Tokenway renders it without any.
+            # The template loops over the tools. Tokenway renders it without tools.
             text = template.render(**arguments)
     except Refusal as refusal:
         return {"refused": refusal.message}

@@ -1,5 +1,4 @@
-// What gRPC's library for Node makes of the gRPC door, which it knows by reflection only.
-// `tests/clients.rs` starts the servers.
+// gRPC's library for Node with the gRPC API, which it knows only by reflection. `tests/clients.rs` starts the servers.
 
 import assert from "node:assert/strict";
 import grpc from "@grpc/grpc-js";
@@ -10,10 +9,10 @@ import "protobufjs/ext/descriptor/index.js";
 import { all, reading, run, tokens } from "./cases.mjs";
 
 const PROMPT = "The capital of France is";
-const NOTHING_SECURE = grpc.credentials.createInsecure();
+const INSECURE = grpc.credentials.createInsecure();
 const OPTIONS = { keepCase: true, enums: String, longs: Number, defaults: true, oneofs: true };
 
-// As `google/rpc/status.proto` and `error_details.proto` have it, in as much as is read here.
+// The parts of `google/rpc/status.proto` and `error_details.proto` that are read here.
 const { root: RPC } = protobuf.parse(`
   syntax = "proto3";
   message Status { int32 code = 1; string message = 2; repeated Any details = 3; }
@@ -27,12 +26,12 @@ const { root: RPC } = protobuf.parse(`
   message Duration { int64 seconds = 1; int32 nanos = 2; }
 `, { keepCase: true });
 
-/** A client of a service as its server describes it. */
+/** A client of a service, built from the server's reflection. */
 async function connect(address, service) {
-  const reflection = new GrpcReflection(address, NOTHING_SECURE);
+  const reflection = new GrpcReflection(address, INSECURE);
   const described = (await reflection.getDescriptorBySymbol(service)).getPackageObject(OPTIONS);
   const Client = service.split(".").reduce((found, name) => found[name], described);
-  return new Client(address, NOTHING_SECURE);
+  return new Client(address, INSECURE);
 }
 
 async function complete(address, fields, timeout = Infinity) {
@@ -40,7 +39,7 @@ async function complete(address, fields, timeout = Infinity) {
   return client.Complete({ prompt: PROMPT, ...fields }, { deadline: Date.now() + timeout });
 }
 
-/** The texts of all tokens; their indices are checked. */
+/** The texts of all tokens. Checks their indices. */
 function texts(events) {
   const found = [];
   for (const { tokens } of events.filter((event) => event.event === "tokens")) {
@@ -50,7 +49,7 @@ function texts(events) {
   return found;
 }
 
-/** What a stream gave before the error that ended it, and the error. */
+/** Reads a stream that must fail. Returns the events and the error. */
 async function untilItFails(stream) {
   const received = [];
   try {
@@ -63,10 +62,10 @@ async function untilItFails(stream) {
   } catch (error) {
     return { received, error };
   }
-  assert.fail("the stream ended as if it were whole");
+  assert.fail("the stream ended cleanly instead of failing");
 }
 
-/** The details of an error, by their types' names. */
+/** The details of an error by type name. */
 function details(error) {
   const [bytes] = error.metadata.get("grpc-status-details-bin");
   const found = {};
@@ -79,7 +78,7 @@ function details(error) {
 }
 
 async function reflection_lists_the_services(address) {
-  const services = await new GrpcReflection(address, NOTHING_SECURE).listServices();
+  const services = await new GrpcReflection(address, INSECURE).listServices();
   assert.deepEqual(services.sort(), [
     "grpc.health.v1.Health",
     "grpc.reflection.v1.ServerReflection",

@@ -1,5 +1,5 @@
-"""What Python's grpcio makes of the gRPC door. It knows the door by reflection only, as the example
-does, whose `Service` this uses. `tests/clients.rs` starts the servers."""
+"""Python's grpcio with the gRPC API, which it knows only by reflection, through the `Service` of the example.
+`tests/clients.rs` starts the servers."""
 
 from typing import Any
 
@@ -19,13 +19,13 @@ PROMPT = "The capital of France is"
 
 
 def complete(channel: grpc.Channel, timeout: float | None = None, **fields: Any) -> Any:
-    """Starts a completion: its events, which are also its call."""
+    """Starts a completion. Returns its call, which iterates over the events."""
     inference = Service(channel, "tokenway.v1.Inference")
     return inference.method("Complete")(inference.request("Complete", **fields), timeout=timeout)
 
 
 def token_texts(events: Any) -> list[str]:
-    """The texts of all tokens; their indices are checked."""
+    """The texts of all tokens. Checks their indices."""
     texts: list[str] = []
     for event in events:
         if event.HasField("tokens"):
@@ -35,7 +35,7 @@ def token_texts(events: Any) -> list[str]:
 
 
 def details(error: grpc.RpcError) -> dict[str, Any]:
-    """The details of an error, by their types' names."""
+    """The details of an error by type name."""
     status = rpc_status.from_call(error)
     assert status is not None, error
     found = {}
@@ -98,7 +98,7 @@ def a_stream_has_a_start_every_token_and_a_summary(address: str) -> None:
 
 
 def a_unix_socket_accepts_a_host_name_as_authority(address: str) -> None:
-    # By itself the C core sends the socket's path, which HTTP/2 does not have as an authority.
+    # The C core's default authority is the socket's path, which is invalid in HTTP/2.
     options = [("grpc.default_authority", "localhost")]
     with grpc.insecure_channel(address, options=options) as channel:
         assert token_texts(complete(channel, prompt=PROMPT, max_tokens=3)) == tokens(3)
@@ -127,11 +127,11 @@ def an_expired_deadline_ends_the_stream_and_frees_its_slot(address: str) -> None
 
 
 def an_error_carries_its_reason_and_field(address: str) -> None:
-    refused: list[tuple[dict[str, Any], grpc.StatusCode, str, str]] = [
+    rejected: list[tuple[dict[str, Any], grpc.StatusCode, str, str]] = [
         ({"max_tokens": 0}, grpc.StatusCode.INVALID_ARGUMENT, "invalid_value", "max_tokens"),
         ({"model": "other"}, grpc.StatusCode.NOT_FOUND, "model_not_found", "model"),
     ]
-    for fields, code, reason, field in refused:
+    for fields, code, reason, field in rejected:
         with grpc.insecure_channel(address) as channel:
             try:
                 list(complete(channel, prompt=PROMPT, **fields))
@@ -143,7 +143,7 @@ def an_error_carries_its_reason_and_field(address: str) -> None:
                 [violation] = found["BadRequest"].field_violations
                 assert violation.field == field, found
             else:
-                raise AssertionError(f"{fields} is not refused")
+                raise AssertionError(f"{fields} is not rejected")
 
 
 def a_full_queue_says_when_to_retry(address: str) -> None:
@@ -169,7 +169,7 @@ def a_failing_stream_raises_after_its_last_token(address: str) -> None:
             assert error.code() == grpc.StatusCode.INTERNAL, error
             assert details(error)["ErrorInfo"].reason == "internal_error", error
         else:
-            raise AssertionError("the stream ended as if it were whole")
+            raise AssertionError("the stream ended cleanly instead of failing")
     assert token_texts(received) == tokens(10)
     assert not any(event.HasField("summary") for event in received)
 
@@ -185,7 +185,7 @@ def a_truncated_stream_raises(address: str) -> None:
         except grpc.RpcError as error:
             assert error.code() == grpc.StatusCode.UNAVAILABLE, error
         else:
-            raise AssertionError("the stream ended as if it were whole")
+            raise AssertionError("the stream ended cleanly instead of failing")
     assert not any(event.HasField("summary") for event in received)
 
 

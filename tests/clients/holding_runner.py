@@ -1,5 +1,5 @@
-"""A runner whose device call holds Python's interpreter, as native code does that never releases it: no other thread of
-the process runs meanwhile, nor any heartbeat."""
+"""A runner whose device call holds the GIL, like native code that never releases it. No other thread of the process
+runs meanwhile, so no heartbeats are sent."""
 
 import ctypes
 import os
@@ -14,7 +14,7 @@ class HoldingRunner(EchoRunner):
         def emit_and_hold(token):
             emit(token)
             print("holding", flush=True)
-            # `PyDLL` calls keep the interpreter; those of `CDLL` would release it.
+            # `PyDLL` calls hold the GIL; `CDLL` calls would release it.
             ctypes.PyDLL(None).usleep(MILLISECONDS * 1_000)
 
         return super().generate(request, emit_and_hold, cancelled)

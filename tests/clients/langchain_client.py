@@ -1,5 +1,4 @@
-"""What LangChain's clients for OpenAI make of Tokenway's answers. `tests/clients.rs` starts the
-servers."""
+"""LangChain's clients for OpenAI. `tests/clients.rs` starts the servers."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,24 +15,24 @@ PROMPT = "The capital of France is"
 
 
 def connect(url: str, **fields: Any) -> OpenAI:
-    """LangChain's client of completions."""
+    """LangChain's client for completions."""
     settings: dict[str, Any] = {"max_tokens": 256, "max_retries": 0, **fields}
     return OpenAI(model=MODEL, base_url=f"{url}/v1", api_key="unused", **settings)
 
 
 def connect_chat(url: str, **fields: Any) -> ChatOpenAI:
-    """LangChain's client of chat."""
+    """LangChain's client for chat completions."""
     settings: dict[str, Any] = {"max_tokens": 256, "max_retries": 0, "stream_usage": True, **fields}
     return ChatOpenAI(model=MODEL, base_url=f"{url}/v1", api_key="unused", **settings)
 
 
 def expect(kind: type[openai.APIStatusError], ask: Callable[[], Any]) -> openai.APIStatusError:
-    """Asks for what is refused; the error is left."""
+    """Sends a request that must be rejected and returns the error."""
     try:
         answer = ask()
     except kind as error:
         return error
-    raise AssertionError(f"{answer} is not refused")
+    raise AssertionError(f"{answer} is not rejected")
 
 
 def a_completion_has_the_whole_text(url: str) -> None:
@@ -65,12 +64,12 @@ def prompts_and_choices_are_kept_apart(url: str) -> None:
 
 def each_rejection_raises_the_matching_exception(url: str) -> None:
     client = connect(url)
-    refused: list[tuple[dict[str, Any], type[openai.APIStatusError], int, str, str | None]] = [
+    rejected: list[tuple[dict[str, Any], type[openai.APIStatusError], int, str, str | None]] = [
         ({"max_tokens": 0}, openai.BadRequestError, 400, "invalid_value", "max_tokens"),
         ({"model": "other"}, openai.NotFoundError, 404, "model_not_found", "model"),
         ({"suffix": "x" * 5_000_000}, openai.APIStatusError, 413, "request_too_large", None),
     ]
-    for fields, kind, status, code, param in refused:
+    for fields, kind, status, code, param in rejected:
         for ask in [client.invoke, lambda prompt, **rest: list(client.stream(prompt, **rest))]:
             error = expect(kind, lambda ask=ask, fields=fields: ask(PROMPT, **fields))
             assert (error.status_code, error.code, error.param) == (status, code, param), error
@@ -101,7 +100,7 @@ def a_failing_stream_raises_after_its_last_token(url: str) -> None:
     except openai.APIError as error:
         assert error.code == "internal_error", error
     else:
-        raise AssertionError(f"{received} passed for a whole answer")
+        raise AssertionError(f"{received} were accepted as a complete response")
     assert received == tokens(10)
 
 
@@ -120,7 +119,7 @@ def a_truncated_stream_raises(url: str) -> None:
     except openai.APIConnectionError:
         pass
     else:
-        raise AssertionError(f"{len(received)} tokens passed for a whole answer")
+        raise AssertionError(f"{len(received)} tokens were accepted as a complete response")
     assert received == tokens(len(received))
 
 
@@ -132,8 +131,8 @@ def a_chat_completion_has_the_whole_text_and_its_usage(url: str) -> None:
     assert message.usage_metadata["output_tokens"] == 256, message
 
 
-def a_whole_chat(chunks: list[AIMessageChunk]) -> None:
-    """These chunks are every token, once, how they ended, and their usage."""
+def assert_complete_chat(chunks: list[AIMessageChunk]) -> None:
+    """Asserts that the chunks have every token once, the finish reason and the usage."""
     assert [chunk.content for chunk in chunks if chunk.content] == tokens(256)
     reasons = [chunk.response_metadata.get("finish_reason") for chunk in chunks]
     assert [reason for reason in reasons if reason] == ["length"], reasons
@@ -142,14 +141,14 @@ def a_whole_chat(chunks: list[AIMessageChunk]) -> None:
 
 
 def a_chat_stream_has_every_token_in_order(url: str) -> None:
-    a_whole_chat(list(connect_chat(url).stream(PROMPT)))
+    assert_complete_chat(list(connect_chat(url).stream(PROMPT)))
 
 
 def an_async_chat_stream_has_every_token_in_order(url: str) -> None:
     async def collect() -> list[AIMessageChunk]:
         return [chunk async for chunk in connect_chat(url).astream(PROMPT)]
 
-    a_whole_chat(asyncio.run(collect()))
+    assert_complete_chat(asyncio.run(collect()))
 
 
 def a_chat_with_tools_is_rejected(url: str) -> None:
@@ -167,7 +166,7 @@ def a_failing_chat_stream_raises_after_its_last_token(url: str) -> None:
     except openai.APIError as error:
         assert error.code == "internal_error", error
     else:
-        raise AssertionError(f"{received} passed for a whole answer")
+        raise AssertionError(f"{received} were accepted as a complete response")
     assert [text for text in received if text] == tokens(10)
 
 

@@ -1,10 +1,10 @@
-"""What LiteLLM's library makes of Tokenway's answers. `tests/clients.rs` starts the servers."""
+"""LiteLLM's library. `tests/clients.rs` starts the servers."""
 
 import asyncio
 import os
 from typing import Any
 
-# Its table of prices is its own, not the newest from the network.
+# Use the bundled price table instead of downloading it.
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
 import litellm
@@ -15,7 +15,7 @@ PROMPT = "The capital of France is"
 
 
 def ask(url: str, **fields: Any) -> dict[str, Any]:
-    """A request for a completion."""
+    """Arguments of a completion."""
     return {
         "model": "text-completion-openai/llm_test",
         "prompt": PROMPT,
@@ -28,7 +28,7 @@ def ask(url: str, **fields: Any) -> dict[str, Any]:
 
 
 def ask_chat(url: str, **fields: Any) -> dict[str, Any]:
-    """A request for an answer in a chat."""
+    """Arguments of a chat completion."""
     return {
         "model": "openai/llm_test",
         "messages": [{"role": "user", "content": PROMPT}],
@@ -41,29 +41,29 @@ def ask_chat(url: str, **fields: Any) -> dict[str, Any]:
 
 
 def contents(chunks: list[Any]) -> list[str]:
-    """The texts of a chat's chunks, without those that only say who speaks or how it ended."""
+    """The texts of a chat's chunks, without the chunks of the role and the finish reason."""
     parts = [part for chunk in chunks for part in chunk.choices]
     return [part.delta.content for part in parts if part.delta.content]
 
 
 def texts(chunks: list[Any], choice: int = 0) -> list[str]:
-    """The texts of a choice's chunks, without those that only say how it ended."""
+    """The texts of a choice's chunks, without the chunk of the finish reason."""
     parts = [part for chunk in chunks for part in chunk.choices if part.index == choice]
     return [part.text for part in parts if part.text]
 
 
 def expect(kind: type[Exception], request: dict[str, Any]) -> Any:
-    """Asks for what is refused, stream and not; the last error is left."""
+    """Sends a request that must be rejected, unary and streamed. Returns the last error."""
     for stream in [False, True]:
         try:
             answer = litellm.text_completion(**request, stream=stream)
-            # A stream asks only when it is read.
+            # LiteLLM sends a streamed request only when the stream is read.
             answer = list(answer) if stream else answer
         except kind as error:
-            refused = error
+            rejected = error
         else:
-            raise AssertionError(f"{answer} is not refused")
-    return refused
+            raise AssertionError(f"{answer} is not rejected")
+    return rejected
 
 
 def a_completion_has_the_whole_text_and_its_usage(url: str) -> None:
@@ -95,12 +95,12 @@ def choices_are_identified_by_index(url: str) -> None:
 
 
 def each_rejection_raises_the_matching_exception(url: str) -> None:
-    refused: list[tuple[dict[str, Any], type[Exception], int, str]] = [
+    rejected: list[tuple[dict[str, Any], type[Exception], int, str]] = [
         ({"max_tokens": -1}, litellm.BadRequestError, 400, "max_tokens"),
         ({"model": "text-completion-openai/other"}, litellm.NotFoundError, 404, "other"),
         ({"prompt": "word " * 1_000_000}, litellm.APIError, 413, "larger"),
     ]
-    for fields, kind, status, word in refused:
+    for fields, kind, status, word in rejected:
         error = expect(kind, ask(url, **fields))
         assert (error.status_code, word in str(error)) == (status, True), error
 
@@ -129,7 +129,7 @@ def a_failing_stream_raises_after_its_last_token(url: str) -> None:
     except litellm.InternalServerError as error:
         assert "The model failed" in str(error), error
     else:
-        raise AssertionError(f"{len(received)} tokens passed for a whole answer")
+        raise AssertionError(f"{len(received)} tokens were accepted as a complete response")
     assert texts(received) == tokens(10)
 
 
@@ -139,7 +139,7 @@ def a_failing_completion_raises(url: str) -> None:
     except litellm.InternalServerError as error:
         assert error.status_code == 500, error
     else:
-        raise AssertionError("a part passed for a whole answer")
+        raise AssertionError("a partial completion was accepted as a complete response")
 
 
 def a_truncated_stream_raises(url: str) -> None:
@@ -152,7 +152,7 @@ def a_truncated_stream_raises(url: str) -> None:
     except litellm.InternalServerError as error:
         assert "Connection error" in str(error), error
     else:
-        raise AssertionError(f"{len(received)} tokens passed for a whole answer")
+        raise AssertionError(f"{len(received)} tokens were accepted as a complete response")
     assert texts(received) == tokens(len(texts(received)))
 
 
@@ -185,7 +185,7 @@ def a_chat_with_tools_is_rejected(url: str) -> None:
     except litellm.BadRequestError as error:
         assert "tools" in str(error), error
     else:
-        raise AssertionError("tools are not refused")
+        raise AssertionError("tools are not rejected")
 
 
 def a_failing_chat_stream_raises_after_its_last_token(url: str) -> None:
@@ -196,7 +196,7 @@ def a_failing_chat_stream_raises_after_its_last_token(url: str) -> None:
     except litellm.exceptions.MidStreamFallbackError as error:
         assert "The model failed" in str(error), error
     else:
-        raise AssertionError(f"{len(received)} tokens passed for a whole answer")
+        raise AssertionError(f"{len(received)} tokens were accepted as a complete response")
     assert contents(received) == tokens(10)
 
 

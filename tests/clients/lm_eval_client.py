@@ -1,11 +1,11 @@
-"""What lm-eval's `local-completions` makes of a real model: the tasks of `lm_eval/`, scored by the
-likelihood of each choice and by what the model writes. `tests/llama.rs` starts the server."""
+"""lm-eval's `local-completions` with a real model: the tasks of `lm_eval/`, scored by the likelihood of each choice
+and by generated text. `tests/lm_eval.rs` starts the server."""
 
 import os
 from pathlib import Path
 from typing import Any
 
-# Nothing is looked for on a hub.
+# Do not access the Hugging Face hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
@@ -18,8 +18,8 @@ TASKS = Path(__file__).parent / "lm_eval"
 
 
 def evaluate(url: str, task: str, **settings: Any) -> dict[str, Any]:
-    """A task's scores."""
-    # The tasks name their items relative to the folder that they lie in.
+    """Runs a task and returns its scores."""
+    # The tasks' data files are relative to their folder.
     os.chdir(TASKS)
     evaluated = lm_eval.simple_evaluate(
         model="local-completions",

@@ -1,5 +1,4 @@
-// What OpenAI's official library for Node makes of Tokenway's chat. `tests/clients.rs` starts the
-// servers.
+// OpenAI's official library for Node: chat completions. `tests/clients.rs` starts the servers.
 
 import assert from "node:assert/strict";
 import OpenAI from "openai";
@@ -15,7 +14,7 @@ function connect(url) {
   return new OpenAI({ baseURL: `${url}/v1`, apiKey: "unused", maxRetries: 0 });
 }
 
-/** The texts of a choice's chunks, without the empty one of its role. */
+/** The texts of a choice's chunks, without the empty text of the role. */
 function texts(chunks, choice = 0) {
   const parts = chunks.flatMap((chunk) => chunk.choices).filter((part) => part.index === choice);
   return parts.map((part) => part.delta.content).filter((text) => text);
@@ -73,7 +72,7 @@ async function a_rejected_request_raises_bad_request_with_param_and_code(url) {
   }
 }
 
-/** What a stream gave before it ended, and the error that ended it. */
+/** Reads a stream that must fail. Returns the chunks and the error. */
 async function untilItFails(stream) {
   const received = [];
   try {
@@ -86,7 +85,7 @@ async function untilItFails(stream) {
   } catch (error) {
     return { received, error };
   }
-  assert.fail(`${received.length} tokens passed for a whole answer`);
+  assert.fail(`${received.length} tokens were accepted as a complete response`);
 }
 
 async function a_failing_stream_raises_after_its_last_token(url) {

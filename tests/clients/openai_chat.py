@@ -1,4 +1,4 @@
-"""What OpenAI's official library makes of Tokenway's chat. `tests/clients.rs` starts the servers."""
+"""OpenAI's official library for Python: chat completions. `tests/clients.rs` starts the servers."""
 
 import asyncio
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ def stream(url: str, **fields: Any) -> Iterable[ChatCompletionChunk]:
 
 
 def texts(chunks: Iterable[ChatCompletionChunk], choice: int = 0) -> list[str]:
-    """The texts of a choice's chunks, without the empty one of its role."""
+    """The texts of a choice's chunks, without the empty text of the role."""
     parts = [part for chunk in chunks for part in chunk.choices if part.index == choice]
     return [part.delta.content for part in parts if part.delta.content]
 
@@ -87,7 +87,7 @@ def choices_are_identified_by_index(url: str) -> None:
 
 def a_rejected_request_raises_bad_request_with_param_and_code(url: str) -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
-    refused: list[tuple[dict[str, Any], str, str]] = [
+    rejected: list[tuple[dict[str, Any], str, str]] = [
         ({"max_tokens": -1}, "max_tokens", "invalid_value"),
         ({"tools": [tool]}, "tools", "unsupported_parameter"),
         (
@@ -97,14 +97,14 @@ def a_rejected_request_raises_bad_request_with_param_and_code(url: str) -> None:
         ),
         ({"messages": []}, "messages", "invalid_value"),
     ]
-    for fields, param, code in refused:
+    for fields, param, code in rejected:
         for streamed in [False, True]:
             try:
                 stream(url, **{"stream": streamed, **fields})
             except openai.BadRequestError as error:
                 assert (error.param, error.code) == (param, code), error
             else:
-                raise AssertionError(f"{fields} is not refused")
+                raise AssertionError(f"{fields} is not rejected")
 
 
 def an_unknown_model_is_not_found(url: str) -> None:
@@ -113,7 +113,7 @@ def an_unknown_model_is_not_found(url: str) -> None:
     except openai.NotFoundError as error:
         assert error.code == "model_not_found", error
     else:
-        raise AssertionError("there should be no such model")
+        raise AssertionError("an unknown model was accepted")
 
 
 def a_full_queue_raises_rate_limit_with_retry_after(url: str) -> None:
@@ -134,7 +134,7 @@ def a_failing_stream_raises_after_its_last_token(url: str) -> None:
     except openai.APIError as error:
         assert error.code == "internal_error", error
     else:
-        raise AssertionError(f"{len(received)} tokens passed for a whole answer")
+        raise AssertionError(f"{len(received)} tokens were accepted as a complete response")
     assert texts(received) == tokens(10)
 
 
@@ -148,7 +148,7 @@ def a_truncated_stream_raises(url: str) -> None:
     except openai.APIConnectionError:
         pass
     else:
-        raise AssertionError(f"{len(received)} tokens passed for a whole answer")
+        raise AssertionError(f"{len(received)} tokens were accepted as a complete response")
     assert texts(received) == tokens(len(texts(received)))
 
 

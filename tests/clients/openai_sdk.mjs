@@ -1,5 +1,4 @@
-// What OpenAI's official library for Node makes of Tokenway's answers. `tests/clients.rs` starts the
-// servers.
+// OpenAI's official library for Node: completions. `tests/clients.rs` starts the servers.
 
 import assert from "node:assert/strict";
 import OpenAI from "openai";
@@ -12,7 +11,7 @@ function connect(url) {
   return new OpenAI({ baseURL: `${url}/v1`, apiKey: "unused", maxRetries: 0 });
 }
 
-/** The parts of one choice. */
+/** The chunks of one choice. */
 function parts(chunks, choice = 0) {
   return chunks.flatMap((chunk) => chunk.choices).filter((part) => part.index === choice);
 }
@@ -25,7 +24,7 @@ function finishReasons(chunks, choice = 0) {
   return parts(chunks, choice).map((part) => part.finish_reason);
 }
 
-/** What a stream gave before it ended, and the error that ended it. */
+/** Reads a stream that must fail. Returns the chunks and the error. */
 async function untilItFails(stream, received = []) {
   try {
     for await (const chunk of stream) {
@@ -37,7 +36,7 @@ async function untilItFails(stream, received = []) {
   } catch (error) {
     return { received, error };
   }
-  assert.fail(`${received.length} tokens passed for a whole answer`);
+  assert.fail(`${received.length} tokens were accepted as a complete response`);
 }
 
 async function a_stream_has_every_token_in_order_and_the_usage_last(url) {
@@ -100,8 +99,8 @@ async function a_rejected_request_raises_bad_request_with_param_and_code(url) {
   }
 }
 
-/** Asks for a completion, stream and not, and expects this error of the library's. */
-async function refused(url, kind, status, code, { fields = {}, headers = {} } = {}) {
+/** Sends a request, unary and streamed, and asserts that it fails with this error of the library. */
+async function assertRejected(url, kind, status, code, { fields = {}, headers = {} } = {}) {
   const errors = [];
   for (const stream of [false, true]) {
     const asked = connect(url).completions.create({ ...ASK, stream, ...fields }, { headers });
@@ -117,12 +116,12 @@ async function refused(url, kind, status, code, { fields = {}, headers = {} } = 
 
 async function an_unknown_model_is_not_found(url) {
   const fields = { model: "other" };
-  await refused(url, OpenAI.NotFoundError, 404, "model_not_found", { fields });
+  await assertRejected(url, OpenAI.NotFoundError, 404, "model_not_found", { fields });
 }
 
 async function an_oversized_request_is_rejected(url) {
   const fields = { prompt: "word ".repeat(1_000_000) };
-  await refused(url, OpenAI.APIError, 413, "request_too_large", { fields });
+  await assertRejected(url, OpenAI.APIError, 413, "request_too_large", { fields });
 }
 
 async function an_unsupported_accept_header_is_rejected(url) {
@@ -134,19 +133,19 @@ async function an_unsupported_accept_header_is_rejected(url) {
 }
 
 async function a_full_queue_raises_rate_limit_with_retry_after(url) {
-  for (const error of await refused(url, OpenAI.RateLimitError, 429, "queue_full")) {
+  for (const error of await assertRejected(url, OpenAI.RateLimitError, 429, "queue_full")) {
     assert.equal(error.headers.get("retry-after"), "1");
     assert.equal(error.headers.get("retry-after-ms"), "1000");
   }
 }
 
 async function a_model_that_is_not_ready_is_unavailable(url) {
-  await refused(url, OpenAI.InternalServerError, 503, "not_ready");
+  await assertRejected(url, OpenAI.InternalServerError, 503, "not_ready");
 }
 
 async function a_deadline_that_expires_in_the_queue_raises(url) {
   const headers = { "x-request-timeout": "0.2" };
-  await refused(url, OpenAI.InternalServerError, 504, "deadline_exceeded", { headers });
+  await assertRejected(url, OpenAI.InternalServerError, 504, "deadline_exceeded", { headers });
 }
 
 async function a_failing_stream_raises_after_its_last_token(url) {
@@ -159,7 +158,7 @@ async function a_failing_stream_raises_after_its_last_token(url) {
 }
 
 async function a_unary_failure_raises_and_is_not_retried(url) {
-  // The library's own number of retries, which the answer tells it not to use.
+  // The library's default number of retries, which the response disables.
   const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: "unused" });
   await assert.rejects(client.completions.create({ ...ASK, max_tokens: 256 }), {
     status: 500,

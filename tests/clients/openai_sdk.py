@@ -1,4 +1,4 @@
-"""What OpenAI's official library makes of Tokenway's answers. `tests/clients.rs` starts the servers."""
+"""OpenAI's official library for Python: completions. `tests/clients.rs` starts the servers."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -24,7 +24,7 @@ def texts(chunks: Iterable[Completion], choice: int = 0) -> list[str]:
 
 
 def finish_reasons(chunks: Iterable[Completion], choice: int = 0) -> list[str | None]:
-    """The finish reasons of a choice's chunks, most of which are none."""
+    """The finish reasons of a choice's chunks. All but the last are None."""
     return [
         part.finish_reason for chunk in chunks for part in chunk.choices if part.index == choice
     ]
@@ -129,14 +129,14 @@ def models_are_listed_and_described(url: str) -> None:
 
 
 def a_rejected_request_raises_bad_request_with_param_and_code(url: str) -> None:
-    refused: list[tuple[dict[str, Any], str, str]] = [
+    rejected: list[tuple[dict[str, Any], str, str]] = [
         ({"max_tokens": -1}, "max_tokens", "invalid_value"),
         ({"max_tokens": "many"}, "max_tokens", "invalid_type"),
         ({"max_tokens": 2_000_000}, "max_tokens", "context_length_exceeded"),
         ({"suffix": "b"}, "suffix", "unsupported_parameter"),
         ({"extra_body": {"temprature": 1}}, "temprature", "unknown_parameter"),
     ]
-    for fields, param, code in refused:
+    for fields, param, code in rejected:
         for stream in [False, True]:
             try:
                 connect(url).completions.create(model=MODEL, prompt=PROMPT, stream=stream, **fields)
@@ -145,7 +145,7 @@ def a_rejected_request_raises_bad_request_with_param_and_code(url: str) -> None:
                 assert error.type == "invalid_request_error", error
                 assert error.request_id, error
             else:
-                raise AssertionError(f"{fields} is not refused")
+                raise AssertionError(f"{fields} is not rejected")
 
 
 def unknown_models_and_routes_are_not_found(url: str) -> None:
@@ -161,13 +161,13 @@ def unknown_models_and_routes_are_not_found(url: str) -> None:
         except openai.NotFoundError as error:
             assert error.code == code, error
         else:
-            raise AssertionError(f"there should be a {code}")
+            raise AssertionError(f"no {code} was raised")
 
 
-def refused(
+def assert_rejected(
     url: str, kind: type[openai.APIStatusError], status: int, code: str, **fields: Any
 ) -> None:
-    """Asks for a completion, stream and not, and expects this error of the library's."""
+    """Sends a request, unary and streamed, and asserts that it fails with this error of the library."""
     for stream in [False, True]:
         ask: dict[str, Any] = {"model": MODEL, "prompt": PROMPT, "stream": stream, **fields}
         try:
@@ -175,12 +175,12 @@ def refused(
         except kind as error:
             assert (error.status_code, error.code) == (status, code), error
         else:
-            raise AssertionError(f"{fields} is not refused")
+            raise AssertionError(f"{fields} is not rejected")
 
 
 def an_oversized_request_is_rejected(url: str) -> None:
     prompt = "word " * 1_000_000
-    refused(url, openai.APIStatusError, 413, "request_too_large", prompt=prompt)
+    assert_rejected(url, openai.APIStatusError, 413, "request_too_large", prompt=prompt)
 
 
 def an_unsupported_accept_header_is_rejected(url: str) -> None:
@@ -191,16 +191,16 @@ def an_unsupported_accept_header_is_rejected(url: str) -> None:
     except openai.APIStatusError as error:
         assert (error.status_code, error.code) == (406, "not_acceptable"), error
     else:
-        raise AssertionError("a stream of HTML is not refused")
+        raise AssertionError("a stream of HTML is not rejected")
 
 
 def a_model_that_is_not_ready_is_unavailable(url: str) -> None:
-    refused(url, openai.InternalServerError, 503, "not_ready")
+    assert_rejected(url, openai.InternalServerError, 503, "not_ready")
 
 
 def a_deadline_that_expires_in_the_queue_raises(url: str) -> None:
     headers = {"x-request-timeout": "0.2"}
-    refused(url, openai.InternalServerError, 504, "deadline_exceeded", extra_headers=headers)
+    assert_rejected(url, openai.InternalServerError, 504, "deadline_exceeded", extra_headers=headers)
 
 
 def a_full_queue_raises_rate_limit_with_retry_after(url: str) -> None:
@@ -228,7 +228,7 @@ def a_failing_stream_raises_after_its_last_token(url: str) -> None:
         assert record["tokens_delivered"] == 10, record
         assert record["retryable"] is False, record
     else:
-        raise AssertionError(f"{len(received)} tokens passed for a whole answer")
+        raise AssertionError(f"{len(received)} tokens were accepted as a complete response")
     assert texts(received) == tokens(10)
     assert finish_reasons(received) == [None] * 10
 
@@ -249,19 +249,19 @@ def an_async_failing_stream_raises_after_its_last_token(url: str) -> None:
     except openai.APIError as error:
         assert error.code == "internal_error", error
     else:
-        raise AssertionError(f"{len(received)} tokens passed for a whole answer")
+        raise AssertionError(f"{len(received)} tokens were accepted as a complete response")
     assert texts(received) == tokens(10)
 
 
 def a_unary_failure_raises_and_is_not_retried(url: str) -> None:
-    # The library's own number of retries, which the answer tells it not to use.
+    # The library's default number of retries, which the response disables.
     client = OpenAI(base_url=f"{url}/v1", api_key="unused")
     try:
         client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=256)
     except openai.InternalServerError as error:
         assert (error.status_code, error.code) == (500, "internal_error"), error
     else:
-        raise AssertionError("a part passed for a whole answer")
+        raise AssertionError("a partial completion was accepted")
 
 
 def a_truncated_stream_raises(url: str) -> None:
@@ -276,7 +276,7 @@ def a_truncated_stream_raises(url: str) -> None:
     except openai.APIConnectionError:
         pass
     else:
-        raise AssertionError(f"{len(received)} tokens passed for a whole answer")
+        raise AssertionError(f"{len(received)} tokens were accepted as a complete response")
     assert texts(received) == tokens(len(received))
 
 

@@ -1,4 +1,4 @@
-"""Runs schemathesis on a server and what it says of itself: `openapi.py URL`."""
+"""Runs schemathesis on a server and its OpenAPI description: `openapi.py URL`."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,4 @@
-"""What a plain HTTP client gets that has no opinion on the form of a stream: httpx2, on which OpenAI's
-library stands, sends `Accept: */*`."""
+"""A plain HTTP client without a preferred stream format: httpx2, which OpenAI's library uses, sends `Accept: */*`."""
 
 import json
 
@@ -30,7 +29,7 @@ def a_failing_stream_has_an_error_record_and_then_raises(url: str) -> None:
     except httpx2.RemoteProtocolError:
         pass
     else:
-        raise AssertionError("the stream ended as if it were whole")
+        raise AssertionError("the stream ended cleanly instead of failing")
     *parts, record = lines
     assert [part["choices"][0]["text"] for part in parts] == tokens(10)
     assert record["error"]["code"] == "internal_error", record

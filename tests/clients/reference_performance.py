@@ -1,7 +1,7 @@
-"""A client that behaves as the reference system's performance test does: it asks for the model `test`,
-accepts `application/json`, and reads lines that begin with `data: `. `tests/clients.rs` starts the server.
+"""A client that behaves like the reference system's performance test: it requests the model `test`, accepts
+`application/json`, and reads lines that start with `data: `. `tests/clients.rs` starts the server.
 
-It also runs by itself: `SERVER_BASE_URL=http://127.0.0.1:8000 python reference_performance.py`.
+It can also be run alone: `SERVER_BASE_URL=http://127.0.0.1:8000 python reference_performance.py`.
 """
 
 import http.client
@@ -22,7 +22,7 @@ def milliseconds(variable: str, default: str) -> float:
 
 
 def events(url: str) -> Iterator[str]:
-    """The data of the stream's events, as they come."""
+    """Yields the data of each event as it arrives."""
     address = urlsplit(url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
     ask = {"model": "test", "prompt": "Hello", "max_tokens": COUNT, "stream": True}
@@ -49,7 +49,7 @@ def the_model_test_streams_2048_tokens_at_the_runners_cadence(url: str) -> None:
     interval = (arrivals[-1] - arrivals[0]) / (COUNT - 1) * 1_000
     overhead = interval - milliseconds("TEST_RUNNER_FREQUENCY_MS", "20")
     allowed = milliseconds("TEST_RUNNER_MAX_PER_TOKEN_OVERHEAD_MS", "3")
-    assert overhead <= allowed, f"{overhead:.3f} ms for each token, {allowed} ms are allowed"
+    assert overhead <= allowed, f"{overhead:.3f} ms per token, allowed are {allowed} ms"
 
 
 if __name__ == "__main__":

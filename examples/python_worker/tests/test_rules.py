@@ -32,11 +32,11 @@ def top_logprob(logprob: float = -1.5, id: int = 7, token_bytes: bytes = b"x") -
 ASKS: dict[str, Any] = {"logprobs": 1}
 SCORES: dict[str, Any] = {"logprobs": 1, "scores_prompt": True}
 OF_PROMPT = replace(token_with_logprob(), is_prompt=True)
-NO_ID = "emitted an id that is none of the vocabulary's 1000"
-NO_DATA = "emitted a token whose data are not up to 1024 bytes"
-NO_LOGPROB = "emitted a token without its log probability, which was asked for"
-NO_NUMBER = "emitted a token with a log probability that is no finite number"
-NO_TOKEN_BYTES = "emitted a token whose token_bytes is not up to 1024 bytes"
+NO_ID = "emitted an id outside the vocabulary of 1000 tokens"
+NO_DATA = "emitted a token whose data is not bytes of at most 1024"
+NO_LOGPROB = "emitted a token without the requested logprob"
+NO_NUMBER = "emitted a token with a logprob that is not a finite number"
+NO_TOKEN_BYTES = "emitted a token whose token_bytes is not bytes of at most 1024"
 
 
 def run_beside_another(attachment: Attachment, **fields: Any) -> Tokens:
@@ -61,7 +61,7 @@ def run_beside_another(attachment: Attachment, **fields: Any) -> Tokens:
         (Token(7.5, b"x"), {}, NO_ID),  # type: ignore[arg-type]
         (Token(7, b"x" * 1025), {}, NO_DATA),
         (Token(7, "text"), {}, NO_DATA),  # type: ignore[arg-type]
-        (Token(7, b"x", due_ns=-1), {}, "emitted a token whose due_ns is no time"),
+        (Token(7, b"x", due_ns=-1), {}, "emitted a token whose due_ns is not a 64-bit time"),
         (token(7), ASKS, NO_LOGPROB),
         (token_with_logprob(None), ASKS, NO_LOGPROB),
         (token_with_logprob(NAN), ASKS, NO_NUMBER),
@@ -72,20 +72,20 @@ def run_beside_another(attachment: Attachment, **fields: Any) -> Tokens:
         (
             token_with_logprob(-1.5, top_logprob(id=1000)),
             ASKS,
-            "told of a likely token that is none of the vocabulary's",
+            "reported a top logprob of an id outside the vocabulary",
         ),
         (token_with_logprob(token_bytes=b"x" * 1025), ASKS, NO_TOKEN_BYTES),
         (token_with_logprob(-1.5, top_logprob(token_bytes=b"x" * 1025)), ASKS, NO_TOKEN_BYTES),
         (
             token_with_logprob(-1.5, *[top_logprob()] * 21),
             ASKS,
-            "emitted a token with more than 20 of the likeliest beside it",
+            "emitted a token with more than 20 top logprobs",
         ),
-        (OF_PROMPT, {}, "emitted a token of the prompt that nobody asked for"),
+        (OF_PROMPT, {}, "emitted a prompt token that was not requested"),
         (
             token_with_logprob(),
             SCORES,
-            "emitted a token before those of the prompt, which were asked for",
+            "emitted a token before the requested tokens of the prompt",
         ),
         (replace(token(5), is_prompt=True), SCORES, NO_LOGPROB),
     ],
@@ -116,7 +116,7 @@ def test_an_invalid_token_fails_only_its_sequence(
         (
             token(STOP),
             {"ignore_eos": True, "stop_token_ids": [8]},
-            "ended the sequence with no stop token, though ignore_eos was asked for",
+            "ended the sequence without a stop token although ignore_eos is set",
         ),
         (Token(1000, b""), {}, NO_ID),
         (
@@ -160,7 +160,7 @@ def test_extra_prompt_tokens_and_a_prompt_token_as_the_end_are_failures(attach: 
     attachment = attach(ScriptedRunner(act))
     more = run_beside_another(attachment, **SCORES)
     assert more.ids == [7]
-    assert more.failure.message == "the runner emitted a token of the prompt that nobody asked for"
+    assert more.failure.message == "the runner emitted a prompt token that was not requested"
     attachment.say(
         submit={
             "sequence": 3,
@@ -174,7 +174,7 @@ def test_extra_prompt_tokens_and_a_prompt_token_as_the_end_are_failures(attach: 
     attachment.receive("accepted")
     last = attachment.receive_steps(3)
     assert last.ids == []
-    assert last.failure.message == "the runner ended the sequence with a token of the prompt"
+    assert last.failure.message == "the runner ended the sequence with a prompt token"
 
 
 @pytest.mark.parametrize(

@@ -119,8 +119,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_silence,
         default=HEARTBEAT_TIMEOUT_S,
         metavar="SECONDS",
-        help="time without heartbeats, for example while a device call holds the GIL, after which the"
-        " engine counts this worker as lost: 0.1 to 3600, or 0 for the engine's own"
+        help="time without heartbeats, for example while a device call holds the GIL, after which"
+        " the engine counts this worker as lost: 0.1 to 3600, or 0 for the engine's own"
         " --heartbeat-timeout (default: 60)",
     )
     add(

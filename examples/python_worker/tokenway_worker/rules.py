@@ -29,16 +29,16 @@ class Rules:
         """The rule that this token breaks, if any. `of_prompt` prompt tokens were emitted
         before."""
         if not self._is_id(token.id):
-            return f"emitted an id that is none of the vocabulary's {self.vocabulary_size}"
+            return f"emitted an id outside the vocabulary of {self.vocabulary_size} tokens"
         if not _is_short(token.data):
-            return f"emitted a token whose data are not up to {MAX_TOKEN_BYTES} bytes"
+            return f"emitted a token whose data is not bytes of at most {MAX_TOKEN_BYTES}"
         if not (_is_whole(token.due_ns) and 0 <= token.due_ns < 2**64):
-            return "emitted a token whose due_ns is no time"
+            return "emitted a token whose due_ns is not a 64-bit time"
         scored = len(self.request.prompt) if self.request.scores_prompt else 0
         if token.is_prompt and of_prompt >= scored:
-            return "emitted a token of the prompt that nobody asked for"
+            return "emitted a prompt token that was not requested"
         if not token.is_prompt and of_prompt < scored:
-            return "emitted a token before those of the prompt, which were asked for"
+            return "emitted a token before the requested tokens of the prompt"
         if token.logprobs is not None:
             broken = self._broken_logprobs(token.logprobs)
             if broken:
@@ -48,32 +48,32 @@ class Rules:
         is_first = token.is_prompt and of_prompt == 0
         has_logprob = token.logprobs and (token.logprobs.logprob is not None or is_first)
         if needs_logprob and not has_logprob:
-            return "emitted a token without its log probability, which was asked for"
+            return "emitted a token without the requested logprob"
         return None
 
     def broken_by_end(self, token: Token, count: int) -> str | None:
         """The rule that is broken if this token, the `count`th, ends the sequence."""
         if token.is_prompt:
-            return "ended the sequence with a token of the prompt"
+            return "ended the sequence with a prompt token"
         if count < self.request.min_tokens:
             return "ended the sequence before it had min_tokens"
         if self.request.ignore_eos and token.id not in self.request.stop_token_ids:
-            return "ended the sequence with no stop token, though ignore_eos was asked for"
+            return "ended the sequence without a stop token although ignore_eos is set"
         return None
 
     def _broken_logprobs(self, it: Logprobs) -> str | None:
         if len(it.top) > MAX_TOP_LOGPROBS:
-            return f"emitted a token with more than {MAX_TOP_LOGPROBS} of the likeliest beside it"
+            return f"emitted a token with more than {MAX_TOP_LOGPROBS} top logprobs"
         if not all(self._is_id(top.id) for top in it.top):
-            return "told of a likely token that is none of the vocabulary's"
+            return "reported a top logprob of an id outside the vocabulary"
         if not all(map(_is_short, [it.token_bytes, *(top.token_bytes for top in it.top)])):
-            return f"emitted a token whose token_bytes is not up to {MAX_TOKEN_BYTES} bytes"
+            return f"emitted a token whose token_bytes is not bytes of at most {MAX_TOKEN_BYTES}"
         logprobs = [top.logprob for top in it.top]
         if it.logprob is not None:
             logprobs.append(it.logprob)
         # Minus infinity is allowed and sent as -9999. Comparisons with NaN are false.
         if not all(logprob <= MAX_LOGPROB for logprob in logprobs):
-            return "emitted a token with a log probability that is no finite number"
+            return "emitted a token with a logprob that is not a finite number"
         return None
 
     def _is_id(self, id: int) -> bool:

@@ -22,7 +22,7 @@ from .session import Session
 
 log = logging.getLogger("tokenway_worker")
 
-# How long to wait before reconnecting: each time twice as long, up to this.
+# Back-off before reconnecting, in seconds: starts at the first value and doubles up to the second.
 FIRST_DELAY_S = 0.1
 LONGEST_DELAY_S = 5.0
 

@@ -102,9 +102,9 @@ class XllamacppRunner(Runner):
         props = server.get("/props")
         bos_token, eos_token = props["bos_token"], props["eos_token"]
         # The bos token, if the model adds one.
-        begun = server.post("/tokenize", {"content": "", "add_special": True})["tokens"]
+        initial_ids = server.post("/tokenize", {"content": "", "add_special": True})["tokens"]
         named = self._ids(bos_token)
-        self._bos = named[0] if begun[:1] == named[:1] and named else None
+        self._bos = named[0] if initial_ids[:1] == named[:1] and named else None
         vocabulary_size = server.get("/v1/models")["data"][0]["meta"]["n_vocab"]
         self._pieces = self._read_pieces(vocabulary_size)
         context_length = props["default_generation_settings"]["n_ctx"]

@@ -1,4 +1,4 @@
-//! How requests find a model.
+//! Tests of finding the model of a request.
 
 use super::*;
 
@@ -21,7 +21,7 @@ fn a_model_is_found_by_its_name_and_by_each_alias() {
     for name in ["b", "bee", "b:latest"] {
         assert_eq!(found(&catalog, Some(name)), Ok((1, "b".to_owned())));
     }
-    let unknown = found(&catalog, Some("c")).expect_err("there is none");
+    let unknown = found(&catalog, Some("c")).expect_err("no model has this name");
     assert_eq!(unknown.kind, ErrorKind::ModelNotFound);
     assert_eq!(
         unknown.message,
@@ -33,16 +33,20 @@ fn a_model_is_found_by_its_name_and_by_each_alias() {
 fn a_request_without_a_name_gets_the_only_model() {
     let only = catalog(&[("a", &["first"])]);
     assert_eq!(found(&only, None), Ok((0, "a".to_owned())));
-    let unnamed = found(&catalog(&[("a", &[]), ("b", &[])]), None).expect_err("which?");
+    let unnamed =
+        found(&catalog(&[("a", &[]), ("b", &[])]), None).expect_err("there are several models");
     assert_eq!(unnamed.kind, ErrorKind::MissingParameter);
-    assert_eq!(unnamed.message, "A model must be named. There are: a, b.");
+    assert_eq!(
+        unnamed.message,
+        "`model` is required. This server has: a, b."
+    );
 }
 
 #[test]
 fn the_list_of_models_in_an_error_is_bounded() {
     let names: Vec<_> = (0..100).map(|at| format!("{at:0>256}")).collect();
     let models: Vec<(&str, &[&str])> = names.iter().map(|name| (&**name, &[][..])).collect();
-    let unnamed = found(&catalog(&models), None).expect_err("which?");
+    let unnamed = found(&catalog(&models), None).expect_err("there are several models");
     assert!(
         unnamed.message.len() < MAX_MODEL_LIST_BYTES + 100,
         "{unnamed:?}"

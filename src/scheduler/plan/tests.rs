@@ -1,41 +1,51 @@
+//! Tests of admission, order and placement.
+
 use std::cell::Cell;
 use std::rc::Rc;
 
 use super::*;
 
 #[derive(Clone, Debug)]
-struct Named(&'static str, u32, Rc<Cell<bool>>);
+struct NamedJob {
+    name: &'static str,
+    max_tokens: u32,
+    is_wanted: Rc<Cell<bool>>,
+}
 
-/// The names of those who may be why a worker crashed begin so.
+/// The prefix of the names of crash suspects.
 const SUSPECT: &str = "suspect";
 
-impl Job for Named {
+impl Job for NamedJob {
     fn max_tokens(&self) -> u32 {
-        self.1
+        self.max_tokens
     }
 
     fn is_wanted(&self) -> bool {
-        self.2.get()
+        self.is_wanted.get()
     }
 
     fn is_suspect(&self) -> bool {
-        self.0.starts_with(SUSPECT)
+        self.name.starts_with(SUSPECT)
     }
 }
 
-fn job(name: &'static str) -> Named {
-    Named(name, 16, Rc::new(Cell::new(true)))
+fn job(name: &'static str) -> NamedJob {
+    NamedJob {
+        name,
+        max_tokens: 16,
+        is_wanted: Rc::new(Cell::new(true)),
+    }
 }
 
-fn names(placements: &[Placement<Named>]) -> Vec<(&'static str, usize)> {
+fn names(placements: &[Placement<NamedJob>]) -> Vec<(&'static str, usize)> {
     placements
         .iter()
-        .map(|placement| (placement.job.0, placement.worker.0))
+        .map(|placement| (placement.job.name, placement.worker.0))
         .collect()
 }
 
-/// One model on workers with these numbers of slots, all of them ready.
-fn plan(slots: &[usize], queue_depth: usize) -> Plan<Named> {
+/// Creates a plan with one model and one ready worker for each number of slots.
+fn plan(slots: &[usize], queue_depth: usize) -> Plan<NamedJob> {
     let mut plan = Plan::new(&[queue_depth]);
     for (worker, slots) in slots.iter().enumerate() {
         add_ready(&mut plan, (worker, 0), *slots);
@@ -43,8 +53,8 @@ fn plan(slots: &[usize], queue_depth: usize) -> Plan<Named> {
     plan
 }
 
-/// Adds a worker of a model.
-fn add_ready(plan: &mut Plan<Named>, (worker, model): (usize, usize), slots: usize) {
+/// Adds a ready worker.
+fn add_ready(plan: &mut Plan<NamedJob>, (worker, model): (usize, usize), slots: usize) {
     plan.joined(WorkerId(worker), model);
     assert!(
         plan.ready(WorkerId(worker), Generation(1), slots)
@@ -52,11 +62,11 @@ fn add_ready(plan: &mut Plan<Named>, (worker, model): (usize, usize), slots: usi
     );
 }
 
-fn admit(plan: &mut Plan<Named>, priority: i32, name: &'static str) -> Admission {
+fn admit(plan: &mut Plan<NamedJob>, priority: i32, name: &'static str) -> Admission {
     plan.admit(0, priority, vec![job(name)]).0
 }
 
-fn release(plan: &mut Plan<Named>, worker: usize) -> Vec<(&'static str, usize)> {
+fn release(plan: &mut Plan<NamedJob>, worker: usize) -> Vec<(&'static str, usize)> {
     names(&plan.released(WorkerId(worker), Generation(1), 16))
 }
 
@@ -74,7 +84,7 @@ fn a_full_queue_rejects_new_requests_and_keeps_the_waiting_ones() {
     let mut plan = plan(&[1], 1);
     assert_eq!(admit(&mut plan, 0, "runs"), Admission::Admitted);
     assert_eq!(admit(&mut plan, 0, "waits"), Admission::Admitted);
-    assert_eq!(admit(&mut plan, 0, "refused"), Admission::QueueFull);
+    assert_eq!(admit(&mut plan, 0, "rejected"), Admission::QueueFull);
     assert_eq!(plan.queued(), 1);
     assert_eq!(release(&mut plan, 0), [("waits", 0)]);
 }
@@ -94,7 +104,10 @@ fn requests_run_by_priority_and_then_by_arrival() {
 #[test]
 fn the_worker_with_the_fewest_outstanding_tokens_takes_the_next() {
     let mut plan = plan(&[2, 2], 8);
-    let long = Named("long", 1_000, Rc::new(Cell::new(true)));
+    let long = NamedJob {
+        max_tokens: 1_000,
+        ..job("long")
+    };
     assert_eq!(names(&plan.admit(0, 0, vec![long]).1), [("long", 0)]);
     let (_, placements) = plan.admit(0, 0, vec![job("b"), job("c"), job("d")]);
     assert_eq!(names(&placements), [("b", 1), ("c", 1), ("d", 0)]);
@@ -107,7 +120,11 @@ fn more_choices_than_slots_run_in_turn() {
     let (admission, placements) = plan.admit(0, 0, choices);
     assert_eq!(admission, Admission::Admitted);
     assert_eq!(names(&placements), [("a", 0), ("b", 0)]);
-    assert_eq!(plan.queued(), 0, "a request that has begun is not queued");
+    assert_eq!(
+        plan.queued(),
+        0,
+        "a started request does not count as queued"
+    );
     assert_eq!(release(&mut plan, 0), [("c", 0)]);
 }
 
@@ -118,11 +135,11 @@ fn an_abandoned_request_is_never_placed() {
     let gone = job("gone");
     plan.admit(0, 0, vec![gone.clone()]);
     admit(&mut plan, 0, "next");
-    gone.2.set(false);
+    gone.is_wanted.set(false);
     assert_eq!(release(&mut plan, 0), [("next", 0)]);
     let gone = job("gone");
     plan.admit(0, 0, vec![gone.clone()]);
-    gone.2.set(false);
+    gone.is_wanted.set(false);
     plan.sweep();
     assert_eq!(plan.queued(), 0);
 }
@@ -147,13 +164,13 @@ fn a_full_queue_of_one_model_does_not_affect_another() {
     add_ready(&mut plan, (1, 1), 1);
     let mut admit = |model| plan.admit(model, 0, vec![job("any")]).0;
     let (admitted, full) = (Admission::Admitted, Admission::QueueFull);
-    // The first of each runs, and the rest wait.
+    // The first request of each model runs, and the others wait.
     assert_eq!([admit(0), admit(0), admit(0)], [admitted, admitted, full]);
     for expected in [admitted, admitted, admitted, full] {
         assert_eq!(admit(1), expected);
     }
     assert_eq!(admit(0), full);
-    assert_eq!(plan.queued(), 3, "of both");
+    assert_eq!(plan.queued(), 3, "queued requests of both models");
 }
 
 #[test]
@@ -162,7 +179,7 @@ fn a_lost_worker_takes_nothing_until_it_is_ready_again() {
     admit(&mut plan, 0, "runs");
     admit(&mut plan, 0, "waits");
     plan.lost(WorkerId(0));
-    assert_eq!(admit(&mut plan, 0, "refused"), Admission::NoWorker);
+    assert_eq!(admit(&mut plan, 0, "rejected"), Admission::NoWorker);
     assert!(
         release(&mut plan, 0).is_empty(),
         "the slot belongs to an earlier generation"
@@ -177,7 +194,11 @@ fn a_resumed_choice_goes_before_new_requests_of_any_priority() {
     admit(&mut plan, 0, "runs");
     admit(&mut plan, -9, "new");
     assert!(plan.resume(0, 9, job("resumed")).is_empty());
-    assert_eq!(plan.queued(), 1, "it has a place already");
+    assert_eq!(
+        plan.queued(),
+        1,
+        "a resumed choice does not count as queued"
+    );
     assert_eq!(release(&mut plan, 0), [("resumed", 0)]);
     assert_eq!(release(&mut plan, 0), [("new", 0)]);
 }
@@ -196,7 +217,7 @@ fn a_resumed_choice_waits_when_no_worker_is_up() {
 fn a_worker_that_left_takes_nothing_and_a_new_one_does() {
     let mut plan = plan(&[1], 8);
     plan.left(WorkerId(0));
-    assert_eq!(admit(&mut plan, 0, "refused"), Admission::NoWorker);
+    assert_eq!(admit(&mut plan, 0, "rejected"), Admission::NoWorker);
     add_ready(&mut plan, (7, 0), 1);
     assert_eq!(names(&plan.admit(0, 0, vec![job("a")]).1), [("a", 7)]);
 }
@@ -206,7 +227,7 @@ fn a_stuck_worker_takes_nothing_until_its_device_call_returns() {
     let mut plan = plan(&[2], 8);
     admit(&mut plan, 0, "runs");
     assert!(plan.stuck(WorkerId(0), true).is_empty());
-    assert_eq!(admit(&mut plan, 0, "refused"), Admission::NoWorker);
+    assert_eq!(admit(&mut plan, 0, "rejected"), Admission::NoWorker);
     assert!(plan.resume(0, 0, job("waits")).is_empty());
     assert_eq!(names(&plan.stuck(WorkerId(0), false)), [("waits", 0)]);
 }

@@ -1,4 +1,4 @@
-//! One choice of a completion: what it has, where its tokens come from, and how it goes on when its worker is lost.
+//! One choice of a completion: its token channel, its text, and its resumption after its worker is lost.
 
 use std::pin::Pin;
 use std::task::Context;
@@ -15,156 +15,160 @@ use crate::text::{IncrementalDetokenizer, StopStatus};
 use crate::tokens::TokenBatch;
 use crate::worker::token_channel::TokenReceiver;
 
-/// One choice.
+/// One choice of a completion.
 pub(super) struct Choice {
     pub(super) number: u32,
-    /// Gone when the choice has ended.
+    /// `None` once the choice has ended.
     pub(super) token_channel: Option<TokenReceiver>,
-    pub(super) text: IncrementalDetokenizer,
+    pub(super) detokenizer: IncrementalDetokenizer,
+    /// The index of the next token to return.
     next_index: u32,
-    /// How many tokens it has, told or not.
-    pub(super) made: u32,
-    /// How many of the next tokens the client has already: they were held back, and are no more.
+    /// The number of tokens received, including tokens that are held back and those the client already had.
+    pub(super) token_count: u32,
+    /// The number of next tokens to skip because the client already has them. They were held back when the choice was
+    /// resumed.
     already_delivered: usize,
-    /// Whether it may go on elsewhere.
+    /// True if the model supports resumption.
     is_resumable: bool,
-    /// What it has, to go on behind it elsewhere.
+    /// The ids of all received tokens, from which another worker resumes. Empty if not resumable.
     ids: Vec<TokenId>,
-    lost: LossHistory,
-    /// Whether the worker where it is has taken it.
+    losses: LossHistory,
+    /// True if the current worker has accepted the choice.
     is_accepted: bool,
-    /// Since when it waits for the next token of another worker, and until when for that worker.
-    resuming: Option<(Instant, AcceptanceTimeout)>,
+    /// The resumption in progress: its start and its acceptance timeout. `None` once a token has arrived.
+    resumption: Option<(Instant, AcceptanceTimeout)>,
 }
 
-/// Ends when no other worker has taken a choice in time; pending once one has.
+/// Completes if no other worker accepts the choice in time. `None` once one has.
 type AcceptanceTimeout = Option<Pin<Box<dyn Future<Output = ()> + Send>>>;
 
 impl Choice {
     pub(super) fn new(
         number: u32,
         token_channel: TokenReceiver,
-        text: IncrementalDetokenizer,
+        detokenizer: IncrementalDetokenizer,
         is_resumable: bool,
     ) -> Self {
         Self {
             number,
             token_channel: Some(token_channel),
-            text,
+            detokenizer,
             next_index: 0,
-            made: 0,
+            token_count: 0,
             already_delivered: 0,
             is_resumable,
             ids: Vec::new(),
-            lost: LossHistory::default(),
+            losses: LossHistory::default(),
             is_accepted: false,
-            resuming: None,
+            resumption: None,
         }
     }
 
-    /// The choice as it goes on behind what its client has.
-    pub(super) fn behind(mut self, held: Vec<DeliveredToken>) -> Result<Self, Error> {
-        let count = held.len();
-        self.ids = held.iter().map(|(id, _)| *id).collect();
-        let tokens = held.into_iter().map(|(id, bytes)| Token {
+    /// Continues the choice after the tokens that the client already has.
+    pub(super) fn resumed_after(mut self, delivered: Vec<DeliveredToken>) -> Result<Self, Error> {
+        let count = delivered.len();
+        self.ids = delivered.iter().map(|(id, _)| *id).collect();
+        let tokens = delivered.into_iter().map(|(id, bytes)| Token {
             id,
             bytes,
             due_ns: 0,
             emitted_ns: 0,
             logprobs: None,
         });
-        let told = self.text.replay(tokens).ok_or_else(|| {
-            let message = "resume holds a stop string, with which that choice has ended.";
+        let released = self.detokenizer.replay(tokens).ok_or_else(|| {
+            let message = "`resume` contains a stop string: that choice has already ended.";
             Error::invalid_value("resume", message)
         })?;
-        self.already_delivered = count - told;
+        self.already_delivered = count - released;
         self.next_index = u32::try_from(count).unwrap_or(u32::MAX);
-        self.made = self.next_index;
+        self.token_count = self.next_index;
         Ok(self)
     }
 
-    /// A worker has it, for the first time or again.
+    /// Handles the acceptance of the choice by a worker.
     pub(super) fn accepted(&mut self) {
         self.is_accepted = true;
-        if let Some((_, acceptance_timeout)) = &mut self.resuming {
+        if let Some((_, acceptance_timeout)) = &mut self.resumption {
             *acceptance_timeout = None;
         }
     }
 
-    /// Takes the tokens that were made, and appends those that may be told. Where one of them completes a stop string,
-    /// the choice ends with those that were decided before it.
+    /// Decodes received tokens and appends to `ready` those that can be returned.
+    ///
+    /// If a stop string matches, returns the length of `ready` before the matching token and the finish reason.
     pub(super) fn take(
         &mut self,
-        made: impl IntoIterator<Item = Token>,
+        received: impl IntoIterator<Item = Token>,
         ready: &mut TokenBatch,
     ) -> Option<(usize, FinishReason)> {
-        for token in made {
-            self.made += 1;
+        for token in received {
+            self.token_count += 1;
             if self.is_resumable {
                 self.ids.push(token.id);
             }
             let decided = ready.len();
-            if self.text.push(token, ready) == StopStatus::Matched {
+            if self.detokenizer.push(token, ready) == StopStatus::Matched {
                 return Some((decided, FinishReason::Stop));
             }
         }
         None
     }
 
-    /// It has got a token: how long it had waited for it where it goes on elsewhere.
+    /// Handles the arrival of a token. After a resumption, returns the time from the loss of the worker to the token.
     pub(super) fn record_progress(&mut self) -> Option<Duration> {
-        let (since, _) = self.resuming.take()?;
-        self.lost.record_progress();
+        let (since, _) = self.resumption.take()?;
+        self.losses.record_progress();
         Some(since.elapsed())
     }
 
-    /// Has it go on elsewhere, because its worker was lost.
+    /// Resumes the choice on another worker after its worker was lost.
     pub(super) fn resume(&mut self, resumer: &Resumer, scores_prompt: bool) -> Result<(), Error> {
-        let by_crash = self
+        let has_crashed = self
             .token_channel
             .as_ref()
             .is_some_and(TokenReceiver::has_crashed);
-        let loss = match (by_crash, std::mem::take(&mut self.is_accepted)) {
+        let loss = match (has_crashed, std::mem::take(&mut self.is_accepted)) {
             (true, _) => WorkerLoss::Crash,
             (false, true) => WorkerLoss::AfterAcceptance,
             (false, false) => WorkerLoss::BeforeAcceptance,
         };
-        self.lost.again(loss, self.made);
-        let resuming = resumer.resume(self.number, &self.ids, scores_prompt, &self.lost)?;
-        let since = self.resuming.take().map(|(since, _)| since);
-        self.resuming = Some((
+        self.losses.record_loss(loss, self.token_count);
+        let pending = resumer.resume(self.number, &self.ids, scores_prompt, &self.losses)?;
+        let since = self.resumption.take().map(|(since, _)| since);
+        self.resumption = Some((
             since.unwrap_or_else(Instant::now),
-            Some(resuming.acceptance_timeout),
+            Some(pending.acceptance_timeout),
         ));
-        if let Some(lost) = &self.token_channel {
-            resuming.token_channel.inherit_stream_count(lost);
+        if let Some(previous) = &self.token_channel {
+            pending.token_channel.inherit_stream_count(previous);
         }
-        self.token_channel = Some(resuming.token_channel);
+        self.token_channel = Some(pending.token_channel);
         Ok(())
     }
 
-    /// Whether it has waited for another worker in vain.
+    /// Returns true if no other worker accepted the choice in time.
     pub(super) fn acceptance_timed_out(&mut self, cx: &mut Context<'_>) -> bool {
-        match &mut self.resuming {
+        match &mut self.resumption {
             Some((_, Some(acceptance_timeout))) => acceptance_timeout.as_mut().poll(cx).is_ready(),
             Some((_, None)) | None => false,
         }
     }
 
-    /// An event of these tokens, if there is anything to tell.
+    /// Creates the event of these tokens. Returns `None` if it would be empty.
     pub(super) fn event(
         &mut self,
         tokens: TokenBatch,
         finish: Option<FinishReason>,
     ) -> Option<CompletionEvent> {
-        let again = self.already_delivered.min(tokens.len());
-        self.already_delivered -= again;
-        let tokens = tokens.skip_first(again);
+        let skipped = self.already_delivered.min(tokens.len());
+        self.already_delivered -= skipped;
+        let tokens = tokens.skip_first(skipped);
         if tokens.is_empty() && finish.is_none() {
             return None;
         }
         let first_index = self.next_index;
-        self.next_index += u32::try_from(tokens.len()).expect("a batch is small");
+        self.next_index +=
+            u32::try_from(tokens.len()).expect("a batch has at most a few thousand tokens");
         Some(CompletionEvent::Tokens {
             choice: self.number,
             first_index,

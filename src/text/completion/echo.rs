@@ -1,99 +1,107 @@
-//! The prompt as a client is told it: its text, and its tokens with their log probabilities.
+//! The events that echo a prompt: its text, or its tokens with their log probabilities.
 
 use super::CompletionEvent;
 use crate::runner::Token;
 use crate::text::utf8::Utf8Assembler;
 use crate::tokens::{Timestamps, TokenBatch};
 
-/// The most bytes of the prompt's text in one event.
+/// The maximum number of bytes of the prompt's text in one event.
 const MAX_ECHO_BYTES: usize = 64 * 1024;
 
-/// The prompt's tokens on their way with their log probabilities, which come by the first choice's token_channel.
+/// The prompt's tokens with their log probabilities, received from the token channel of choice 0.
 #[derive(Default)]
 pub(super) struct ScoredPrompt {
     utf8: Utf8Assembler,
-    /// The prompt's text, and how much of it the tokens that have come stand for.
     text: String,
-    passed: usize,
+    /// The number of bytes of `text` that the received tokens cover.
+    matched_bytes: usize,
+    /// The index of the next token to return.
     next_index: u32,
-    /// How many are still to come: until then no other choice is looked at.
-    left: u32,
-    /// How many have come, and how many of these come again from another worker.
-    told: u32,
-    again: u32,
+    /// The number of tokens still to be received. No other choice is polled until it is 0.
+    remaining: u32,
+    /// The number of tokens received.
+    received: u32,
+    /// The number of next tokens to skip because an earlier worker sent them.
+    repeated: u32,
 }
 
 impl ScoredPrompt {
-    /// A prompt of which so many tokens are to come, with the text that they stand for.
-    pub(super) fn new(left: u32, text: &str) -> Self {
+    /// Creates a prompt of `remaining` tokens with this text.
+    pub(super) fn new(remaining: u32, text: &str) -> Self {
         Self {
-            left,
+            remaining,
             text: text.to_owned(),
             ..Self::default()
         }
     }
 
-    /// Whether there are more to come.
-    pub(super) fn is_coming(&self) -> bool {
-        self.left > 0
+    /// Returns true if more tokens are to be received.
+    pub(super) fn is_incomplete(&self) -> bool {
+        self.remaining > 0
     }
 
-    /// The worker was lost. Another begins with the first token again, where not all had come.
-    pub(super) fn comes_again(&mut self) {
-        self.again = if self.is_coming() { self.told } else { 0 };
+    /// Expects the tokens from the first again, from another worker, if the prompt is incomplete.
+    pub(super) fn restart(&mut self) {
+        self.repeated = if self.is_incomplete() {
+            self.received
+        } else {
+            0
+        };
     }
 
+    /// Appends a received token to `prompt`.
     pub(super) fn take(&mut self, token: Token, prompt: &mut TokenBatch) {
-        if self.again > 0 {
-            self.again -= 1;
+        if self.repeated > 0 {
+            self.repeated -= 1;
             return;
         }
-        self.left = self.left.saturating_sub(1);
-        self.told += 1;
+        self.remaining = self.remaining.saturating_sub(1);
+        self.received += 1;
         let token_bytes = token
             .logprobs
             .as_deref()
-            .map(|known| &known.token_bytes[..]);
+            .map(|logprobs| &logprobs.token_bytes[..]);
         let bytes = match token_bytes {
-            // What steers the model has no text where the model writes it. In a prompt it has the text by
-            // which the client named it.
-            Some(token_bytes) if token.bytes.is_empty() && self.goes_on_with(token_bytes) => {
+            // A special token has no text in a completion. In a prompt, it has the text with which the client wrote it.
+            Some(token_bytes) if token.bytes.is_empty() && self.continues_with(token_bytes) => {
                 token_bytes
             }
             Some(_) | None => &token.bytes,
         };
         prompt.push_with(token.id, Timestamps::default(), |text| {
-            let begin = text.len();
+            let start = text.len();
             self.utf8.push(bytes, text);
-            if self.left == 0 {
+            if self.remaining == 0 {
                 self.utf8.finish(text);
             }
-            self.pass(&text[begin..]);
+            self.advance(&text[start..]);
         });
         prompt.set_last_logprobs(token.logprobs);
     }
 
-    fn goes_on_with(&self, token_bytes: &[u8]) -> bool {
-        self.text.as_bytes()[self.passed..].starts_with(token_bytes)
+    fn continues_with(&self, token_bytes: &[u8]) -> bool {
+        self.text.as_bytes()[self.matched_bytes..].starts_with(token_bytes)
     }
 
-    /// Goes on behind a token's text. Some tokenizers write a space before the first word.
-    fn pass(&mut self, text: &str) {
-        let rest = &self.text[self.passed..];
+    /// Advances `matched_bytes` over a token's text. Some tokenizers add a space before the first word.
+    fn advance(&mut self, text: &str) {
+        let rest = &self.text[self.matched_bytes..];
         let after = rest
             .strip_prefix(text)
             .or_else(|| rest.strip_prefix(text.strip_prefix(' ')?));
         if let Some(after) = after {
-            self.passed = self.text.len() - after.len();
+            self.matched_bytes = self.text.len() - after.len();
         }
     }
 
+    /// Creates the event of these tokens. Returns `None` if there are none.
     pub(super) fn event(&mut self, tokens: TokenBatch) -> Option<CompletionEvent> {
         if tokens.is_empty() {
             return None;
         }
         let first_index = self.next_index;
-        self.next_index += u32::try_from(tokens.len()).expect("a batch is small");
+        self.next_index +=
+            u32::try_from(tokens.len()).expect("a batch has at most a few thousand tokens");
         Some(CompletionEvent::Prompt {
             text: String::new(),
             first_index,
@@ -102,8 +110,8 @@ impl ScoredPrompt {
     }
 }
 
-/// The events that tell a prompt's text, in pieces that fit well into a message.
-pub(super) fn echoed(text: Option<String>) -> impl Iterator<Item = CompletionEvent> {
+/// Creates the events of a prompt's text, of at most [`MAX_ECHO_BYTES`] each.
+pub(super) fn echo_events(text: Option<String>) -> impl Iterator<Item = CompletionEvent> {
     let mut rest = text.unwrap_or_default();
     std::iter::from_fn(move || {
         let cut = rest.floor_char_boundary(MAX_ECHO_BYTES);
@@ -123,9 +131,10 @@ mod tests {
     use crate::runner::TokenBytes;
     use crate::tokens::Logprobs;
 
-    /// The texts that these tokens of a prompt are told with: each its own text, and its token_bytes.
-    fn told(text: &str, tokens: &[(&str, &str)]) -> Vec<String> {
-        let count = u32::try_from(tokens.len()).expect("a few");
+    /// Returns the text of each token of a prompt. `tokens` has the bytes of each token in a completion, and its
+    /// `Logprobs::token_bytes`.
+    fn texts(text: &str, tokens: &[(&str, &str)]) -> Vec<String> {
+        let count = u32::try_from(tokens.len()).expect("a small number");
         let mut prompt = ScoredPrompt::new(count, text);
         let mut batch = TokenBatch::default();
         for (bytes, token_bytes) in tokens {
@@ -148,16 +157,16 @@ mod tests {
     #[test]
     fn a_special_token_has_text_where_the_prompt_contains_it() {
         let tokens = [("", "<s>"), ("Hello", "Hello"), ("", "<end>"), (" x", " x")];
-        assert_eq!(told("Hello<end> x", &tokens), ["", "Hello", "<end>", " x"]);
-        // A conversation's template writes the beginning itself.
-        let whole = told("<s>Hello<end> x", &tokens);
-        assert_eq!(whole, ["<s>", "Hello", "<end>", " x"]);
-        assert_eq!(told("Hello x", &tokens), ["", "Hello", "", " x"]);
+        assert_eq!(texts("Hello<end> x", &tokens), ["", "Hello", "<end>", " x"]);
+        // A chat template writes the BOS token itself.
+        let with_bos = texts("<s>Hello<end> x", &tokens);
+        assert_eq!(with_bos, ["<s>", "Hello", "<end>", " x"]);
+        assert_eq!(texts("Hello x", &tokens), ["", "Hello", "", " x"]);
     }
 
     #[test]
     fn a_leading_space_added_by_the_tokenizer_is_not_part_of_the_prompt() {
         let tokens = [(" Hello", " Hello"), ("", "<end>")];
-        assert_eq!(told("Hello<end>", &tokens), [" Hello", "<end>"]);
+        assert_eq!(texts("Hello<end>", &tokens), [" Hello", "<end>"]);
     }
 }

@@ -393,7 +393,7 @@ impl Session {
             cleared,
             tokens,
         } = loaded.sequences.take_effects();
-        self.telemetry.tokens.increment(tokens);
+        self.telemetry.tokens_generated.increment(tokens);
         let count = loaded.sequences.count();
         let change = count - std::mem::replace(&mut loaded.counted, count);
         if change != 0.0 {
