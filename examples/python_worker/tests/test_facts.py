@@ -44,7 +44,7 @@ def test_all_parameters_match_the_proto_file() -> None:
     proto = Path(os.environ.get(wire.PROTO_FOLDER) or IN_TREE) / wire.PROTO
     before, _, _ = proto.read_text().partition("repeated string unsupported")
     comment = before[before.rindex(";") :].replace("//", " ")
-    [listed] = re.findall(r"of these:(.*?)\.", comment, re.DOTALL)
+    [listed] = re.findall(r"Allowed values:(.*?)\.", comment, re.DOTALL)
     names = re.sub(r"\(.*?\)", "", listed, flags=re.DOTALL).split(",")
     assert tuple(name.strip() for name in names) == ALL_PARAMETERS
 
