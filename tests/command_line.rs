@@ -244,7 +244,7 @@ async fn an_address_in_use_is_reported_with_its_flag() {
     for setting in ["--http-listen", "--grpc-listen"] {
         let failure = serve_with(setting, &taken).run().await.failure();
         assert!(failure.contains(&taken), "{failure}");
-        let expected = format!("{setting} chooses another");
+        let expected = format!("choose another address with {setting}");
         assert!(failure.contains(&expected), "{failure}");
     }
 }
