@@ -161,7 +161,7 @@ async fn failing_server() -> TestServer {
 /// A server whose model cannot be loaded.
 async fn unready_server() -> TestServer {
     let server = Setup::unloadable().start_loading().await;
-    server.failed().await;
+    server.wait_until_load_failed().await;
     server
 }
 

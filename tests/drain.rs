@@ -1,4 +1,4 @@
-//! Draining: new requests are rejected, running streams may end, and streams that take too long are cut off.
+//! Draining: new requests are rejected, running streams may finish, and streams that take too long end with an error.
 
 mod support;
 

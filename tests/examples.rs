@@ -295,7 +295,7 @@ async fn the_python_grpc_client_reports_a_stream_without_a_summary() {
 #[tokio::test]
 async fn the_python_grpc_client_sends_no_request_to_a_server_that_is_not_serving() {
     let server = Setup::unloadable().start_loading().await;
-    server.failed().await;
+    server.wait_until_load_failed().await;
     let example = script("python_grpc_client").arg("--address");
     let failure = example.arg(server.grpc_address()).run().await.failure();
     assert_eq!(failure, "error: the server is NOT_SERVING\n");

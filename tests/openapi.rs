@@ -19,14 +19,14 @@ use tokenway::runner::{
 const CONTEXT: u32 = 64;
 
 /// A loader of the test runner with a short context.
-struct Short(TestRunnerLoader);
+struct ShortContextLoader(TestRunnerLoader);
 
-struct ShortModel {
+struct ShortContextModel {
     model: Arc<dyn Model>,
     facts: ModelFacts,
 }
 
-impl Loader for Short {
+impl Loader for ShortContextLoader {
     fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
         let LoadedModel { model, runner } = self.0.load(slots, progress)?;
         let facts = ModelFacts {
@@ -34,7 +34,7 @@ impl Loader for Short {
             ..model.facts().clone()
         };
         Ok(LoadedModel {
-            model: Arc::new(ShortModel { model, facts }),
+            model: Arc::new(ShortContextModel { model, facts }),
             runner,
         })
     }
@@ -44,7 +44,7 @@ impl Loader for Short {
     }
 }
 
-impl Model for ShortModel {
+impl Model for ShortContextModel {
     fn facts(&self) -> &ModelFacts {
         &self.facts
     }
@@ -64,7 +64,7 @@ impl Model for ShortModel {
 
 #[tokio::test]
 async fn every_response_matches_the_openapi_description() {
-    let loader = Short(TestRunnerLoader::new(full_speed()));
+    let loader = ShortContextLoader(TestRunnerLoader::new(full_speed()));
     let server = Setup::runner("llm_test", Arc::new(loader), 64)
         .start()
         .await;

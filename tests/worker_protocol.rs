@@ -492,7 +492,7 @@ async fn a_worker_without_heartbeats_is_lost_with_deadline_exceeded() {
         .await
         .expect_err("the worker sends no heartbeat");
     assert_eq!(status.code(), Code::DeadlineExceeded);
-    engine.server.not_ready().await;
+    engine.server.wait_until_not_ready().await;
     let no_worker = expected_error(503, "no_worker", None);
     assert_eq!(http_error(&engine.server, get("/readyz")).await, no_worker);
     let (_, body) = get("/readyz").fetch(&engine.server).await;
@@ -628,7 +628,7 @@ async fn a_worker_over_the_step_limit_is_lost() {
         .await
         .expect_err("the step limit is exceeded");
     assert!(status.message().contains("step limit"), "{status:?}");
-    engine.server.not_ready().await;
+    engine.server.wait_until_not_ready().await;
 }
 
 #[tokio::test]

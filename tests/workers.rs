@@ -19,13 +19,13 @@ use tokenway::runner::{
 use tonic::Code;
 
 /// A loader that waits for a permit before each load. A load fails if the permit sender is dropped.
-struct Waiting {
+struct LoadsOnPermit {
     loader: TestRunnerLoader,
     permits: Mutex<mpsc::Receiver<()>>,
     loads: AtomicUsize,
 }
 
-impl Loader for Waiting {
+impl Loader for LoadsOnPermit {
     fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
         self.loads.fetch_add(1, Ordering::SeqCst);
         let permit = self.permits.lock().expect("no load panics").recv();
@@ -38,9 +38,9 @@ impl Loader for Waiting {
     }
 }
 
-fn waiting(options: TestRunnerOptions) -> (Setup, mpsc::Sender<()>) {
+fn load_on_permit(options: TestRunnerOptions) -> (Setup, mpsc::Sender<()>) {
     let (permits, receiver) = mpsc::channel();
-    let loader = Waiting {
+    let loader = LoadsOnPermit {
         loader: TestRunnerLoader::new(options),
         permits: Mutex::new(receiver),
         loads: AtomicUsize::new(0),
@@ -50,7 +50,7 @@ fn waiting(options: TestRunnerOptions) -> (Setup, mpsc::Sender<()>) {
 
 #[tokio::test]
 async fn a_loading_server_is_not_ready_and_says_when_to_retry() {
-    let (setup, permits) = waiting(full_speed());
+    let (setup, permits) = load_on_permit(full_speed());
     let server = setup.start_loading().await;
     let not_ready = expected_error(503, "not_ready", None);
     for request in [
@@ -82,7 +82,7 @@ async fn an_unavailable_model_rejects_only_its_own_requests() {
         panic_at: Some(0),
         ..full_speed()
     };
-    let (setup, permits) = waiting(panic_at);
+    let (setup, permits) = load_on_permit(panic_at);
     let server = setup
         .without_resumption()
         .with_model("other", full_speed())
@@ -103,7 +103,7 @@ async fn an_unavailable_model_rejects_only_its_own_requests() {
     assert_eq!(get("/health").fetch(&server).await.0.status, 200);
     let lost = request("llm_test").fetch(&server).await.1;
     assert_eq!(lost.error().0, "worker_lost");
-    server.not_ready().await;
+    server.wait_until_not_ready().await;
     assert_eq!(
         http_error(&server, request("llm_test")).await,
         expected_error(503, "no_worker", None)
@@ -113,13 +113,13 @@ async fn an_unavailable_model_rejects_only_its_own_requests() {
     let (_, health) = get("/readyz").fetch(&server).await;
     assert!(health.text.contains("'llm_test'"), "{}", health.text);
     drop(permits);
-    server.failed().await;
+    server.wait_until_load_failed().await;
     assert_eq!(request("other").fetch(&server).await.0.status, 200);
 }
 
 #[tokio::test]
 async fn a_load_failure_names_the_model() {
-    let (setup, permits) = waiting(full_speed());
+    let (setup, permits) = load_on_permit(full_speed());
     drop(permits);
     let server = setup
         .with_model("other", full_speed())
@@ -141,7 +141,7 @@ async fn a_crashed_worker_that_cannot_reload_leaves_no_worker() {
         panic_at: Some(index),
         ..full_speed()
     };
-    let (setup, permits) = waiting(panic_at(2));
+    let (setup, permits) = load_on_permit(panic_at(2));
     permits.send(()).unwrap();
     let server = setup.without_resumption().start().await;
     drop(permits);
@@ -152,7 +152,7 @@ async fn a_crashed_worker_that_cannot_reload_leaves_no_worker() {
     assert_eq!(record["error"]["code"], "worker_lost");
     assert_eq!(record["error"]["retryable"], true);
     // The worker cannot reload its model, so no worker is left.
-    server.failed().await;
+    server.wait_until_load_failed().await;
     let (code, error) = grpc_error(&server, grpc::request("a", 5)).await;
     assert_eq!((code, error.kind), (Code::Unavailable, ErrorKind::NoWorker));
     assert_eq!(get("/readyz").fetch(&server).await.0.status, 503);
@@ -167,7 +167,7 @@ async fn a_crashed_worker_reloads_its_model() {
         panic_at: Some(2),
         ..full_speed()
     };
-    let (setup, permits) = waiting(options);
+    let (setup, permits) = load_on_permit(options);
     permits.send(()).unwrap();
     permits.send(()).unwrap();
     let server = setup.without_resumption().start().await;
@@ -260,7 +260,7 @@ async fn a_hung_device_is_not_ready_until_it_returns_and_keeps_its_streams() {
     setup.engine().workers.timeouts.step_limit = Some(Duration::from_millis(50));
     let server = setup.start().await;
     let stream = server.stream(grpc::request("a", 3)).await;
-    server.not_ready().await;
+    server.wait_until_not_ready().await;
     let no_worker = expected_error(503, "no_worker", None);
     assert_eq!(http_error(&server, get("/readyz")).await, no_worker);
     let request = completion(&json!({"prompt": "a"}));

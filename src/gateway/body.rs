@@ -62,7 +62,8 @@ pub struct StreamOptions {
     /// Adds the usage so far to every line.
     #[schema(required = false, nullable, default = false)]
     pub continuous_usage_stats: bool,
-    /// Adds the token's deadline and emission time to every line, in nanoseconds of CLOCK_MONOTONIC.
+    /// Adds to every line when its token was scheduled (only by a runner with a schedule) and when it was emitted, in
+    /// nanoseconds of CLOCK_MONOTONIC.
     #[schema(required = false, nullable, default = false)]
     pub include_stamps: bool,
     /// Sends a final object with the request's timings.

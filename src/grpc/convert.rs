@@ -175,7 +175,11 @@ pub(super) fn chat_messages(chat: v1::Chat) -> Result<Vec<ChatMessage>, Error> {
 fn sampling(message: &v1::CompletionRequest) -> Result<Sampling, Error> {
     let default = Sampling::default();
     let top_k = message.top_k.unwrap_or(0);
-    check("top_k", top_k >= -1, "be at least 1, or 0 or -1 for all")?;
+    check(
+        "top_k",
+        top_k >= -1,
+        "be 0 or -1 (keep all tokens), or at least 1",
+    )?;
     let sampling = Sampling {
         temperature: message.temperature.unwrap_or(default.temperature),
         top_p: message.top_p.unwrap_or(default.top_p),

@@ -16,7 +16,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::Limits;
 use super::activity::Activity;
-use super::resets::{GO_AWAY, ResetLimit};
+use super::resets::{GO_AWAY_FRAME, ResetLimit};
 use crate::delivery::FlushTracker;
 
 /// Maximum time for reading and discarding what a peer still sends.
@@ -214,7 +214,7 @@ impl WatchedStream {
             return Ok(());
         }
         tracing::warn!("closing a connection: the HTTP/2 client cancelled too many requests");
-        self.stream.try_write(GO_AWAY);
+        self.stream.try_write(GO_AWAY_FRAME);
         Err(io::Error::other("the peer cancelled too many requests"))
     }
 

@@ -29,7 +29,7 @@ const RST_STREAM: u8 = 3;
 
 /// GOAWAY frame with the error ENHANCE_YOUR_CALM. Its last stream id is the largest possible id: this module does not
 /// know which requests were started, so a client must not assume that one was not.
-pub(super) const GO_AWAY: &[u8; 17] =
+pub(super) const GO_AWAY_FRAME: &[u8; 17] =
     b"\x00\x00\x08\x07\x00\x00\x00\x00\x00\x7f\xff\xff\xff\x00\x00\x00\x0b";
 
 /// Cancellation budget of one connection. It refills over time, like a token bucket.

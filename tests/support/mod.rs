@@ -330,7 +330,7 @@ impl TestServer {
     }
 
     /// Waits until loading has failed.
-    pub async fn failed(&self) {
+    pub async fn wait_until_load_failed(&self) {
         let mut readiness = self.server.readiness().expect("the server has an engine");
         let failed = |readiness: &Readiness| matches!(readiness, Readiness::Failed { .. });
         readiness
@@ -340,7 +340,7 @@ impl TestServer {
     }
 
     /// Waits until at least one model has no ready worker.
-    pub async fn not_ready(&self) {
+    pub async fn wait_until_not_ready(&self) {
         let mut readiness = self.server.readiness().expect("the server has an engine");
         let lost = |readiness: &Readiness| *readiness != Readiness::Ready;
         readiness
@@ -351,7 +351,7 @@ impl TestServer {
 
     /// Waits until a worker is lost and ready again.
     pub async fn restarted(&self) {
-        self.not_ready().await;
+        self.wait_until_not_ready().await;
         let mut readiness = self.server.readiness().expect("the server has an engine");
         let ready = |readiness: &Readiness| *readiness == Readiness::Ready;
         readiness

@@ -124,7 +124,7 @@ mod tests {
         SocketAddr::new(ip.parse().unwrap(), port)
     }
 
-    fn ports(sockets: &[Socket]) -> Vec<u16> {
+    fn local_ports(sockets: &[Socket]) -> Vec<u16> {
         let port = |socket: &Socket| socket.local_addr().unwrap().as_socket().unwrap().port();
         sockets.iter().map(port).collect()
     }
@@ -158,7 +158,7 @@ mod tests {
     async fn a_port_in_use_at_one_address_is_an_error() {
         let taken = bind_one(address("127.0.0.2", 0), Ipv6Only::SystemDefault).unwrap();
         taken.listen(1).unwrap();
-        let port = ports(std::slice::from_ref(&taken))[0];
+        let port = local_ports(std::slice::from_ref(&taken))[0];
         let both = [address("127.0.0.1", port), address("127.0.0.2", port)];
         let error = bind(&both).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::AddrInUse);
@@ -178,7 +178,7 @@ mod tests {
         };
         let both = [address("127.0.0.1", 0), address("127.0.0.2", 0)];
         let bound = bind_at_one_port(&both, &contended).unwrap();
-        let [first, second] = ports(&bound)[..] else {
+        let [first, second] = local_ports(&bound)[..] else {
             panic!("expected two sockets")
         };
         assert_eq!((first, calls.get()), (second, 4));
