@@ -33,6 +33,8 @@ pub mod poll_on_wake;
 
 pub mod critical;
 
+mod backoff;
+
 pub mod request;
 
 pub mod error;

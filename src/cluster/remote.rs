@@ -16,6 +16,7 @@ use tower::ServiceExt;
 
 use super::engine::{EngineChannel, InFlightGuard};
 use super::events::BufferedEvent;
+use crate::backoff::{Backoff, BackoffPolicy};
 use crate::critical::CriticalTasks;
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
@@ -50,8 +51,13 @@ const LIST_MODELS_TIMEOUT: Duration = Duration::from_secs(1);
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Delay before the next health check of an engine that is down.
-const RETRY_DELAY: Duration = Duration::from_millis(250);
+/// Delays before the next health check of an engine that is down. The maximum is short, because requests for the models
+/// of that engine fail until then.
+const HEALTH_CHECK_BACKOFF: BackoffPolicy = BackoffPolicy {
+    first: Duration::from_millis(250),
+    max: Duration::from_secs(1),
+    jitter: 0.5,
+};
 
 /// Current health and models of one engine.
 #[derive(Clone)]
@@ -169,10 +175,12 @@ async fn watch_engine(
 ) {
     let mut health = HealthClient::new(channel.clone());
     let mut inference = InferenceClient::new(channel);
+    let mut backoff = Backoff::new(HEALTH_CHECK_BACKOFF);
     loop {
         if let Ok(response) = health.watch(HealthCheckRequest::default()).await {
             let mut reports = response.into_inner();
             while let Ok(Some(report)) = reports.message().await {
+                backoff.reset();
                 let reported = match report.status() {
                     ServingStatus::Serving => State::Up,
                     ServingStatus::Unknown
@@ -192,7 +200,7 @@ async fn watch_engine(
             }
         }
         set_state(&state, State::Down, &address);
-        sleep(RETRY_DELAY).await;
+        sleep(backoff.next_delay()).await;
     }
 }
 

@@ -24,6 +24,7 @@ use super::tasks::Tasks;
 use super::thread::{SpawnOptions, spawn};
 use super::wire;
 use super::{Generation, ServedModel, WorkerEvent, WorkerHandle, WorkerId};
+use crate::backoff::{Backoff, BackoffPolicy};
 use crate::proto::worker as proto;
 use crate::proto::worker::attach_request::Message as WorkerMessage;
 use crate::proto::worker::attach_response::Message as EngineMessage;
@@ -34,9 +35,12 @@ use crate::telemetry::Telemetry;
 
 mod engine_connection;
 
-/// Delay before a worker reconnects. It doubles with each failure, up to the limit.
-const BACK_OFF: Duration = Duration::from_millis(100);
-const BACK_OFF_LIMIT: Duration = Duration::from_secs(5);
+/// Delays before a worker reconnects. A worker that the engine accepted starts again with the first delay.
+const RECONNECT_BACKOFF: BackoffPolicy = BackoffPolicy {
+    first: Duration::from_millis(100),
+    max: Duration::from_secs(5),
+    jitter: 0.5,
+};
 
 /// Longest wait for the current device call when the worker ends. The engine kills a child that takes longer.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -208,11 +212,11 @@ enum ConnectionEnd {
 impl Worker {
     /// Connects, and reconnects, until the engine drains the worker.
     async fn connect_until_drained(&mut self) -> Result<(), AttachError> {
-        let mut back_off = BACK_OFF;
+        let mut backoff = Backoff::new(RECONNECT_BACKOFF);
         loop {
             let ConnectionOutcome { end, was_accepted } = self.connect_once().await;
             if was_accepted {
-                back_off = BACK_OFF;
+                backoff.reset();
             }
             match end {
                 ConnectionEnd::Drained => return Ok(()),
@@ -227,8 +231,7 @@ impl Worker {
                     tracing::warn!(%engine, reason, "no connection to the engine; reconnecting");
                 }
             }
-            sleep(back_off).await;
-            back_off = (back_off * 2).min(BACK_OFF_LIMIT);
+            sleep(backoff.next_delay()).await;
         }
     }
 

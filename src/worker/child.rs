@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::attached::{AttachService, ChildState, ExitKind, ProcessExit};
 use super::{WorkerEvent, WorkerId};
+use crate::backoff::{Backoff, BackoffPolicy};
 
 /// Environment variable with the token that a child sends in its `hello`.
 pub const TOKEN_VARIABLE: &str = "TOKENWAY_CHILD_TOKEN";
@@ -25,9 +26,12 @@ pub const TOKEN_VARIABLE: &str = "TOKENWAY_CHILD_TOKEN";
 /// Environment variable with the process id of the engine. The child ends when that process ends.
 pub const PARENT_VARIABLE: &str = "TOKENWAY_CHILD_PARENT";
 
-/// Delay before a child is restarted. It doubles each time that the child did not become ready, up to the limit.
-const BACK_OFF: Duration = Duration::from_millis(100);
-const BACK_OFF_LIMIT: Duration = Duration::from_secs(10);
+/// Delays before a child is restarted. A child that became ready starts again with the first delay.
+const RESTART_BACKOFF: BackoffPolicy = BackoffPolicy {
+    first: Duration::from_millis(100),
+    max: Duration::from_secs(10),
+    jitter: 0.5,
+};
 
 /// A child is given up after this many starts in a row without becoming ready.
 const MAX_FAILED_STARTS: u32 = 10;
@@ -70,7 +74,7 @@ pub(crate) async fn supervise(
     stopping: CancellationToken,
 ) {
     let (worker, model) = (spec.worker, spec.model.1.clone());
-    let mut back_off = BACK_OFF;
+    let mut backoff = Backoff::new(RESTART_BACKOFF);
     let mut failed_starts = 0;
     loop {
         let outcome = run_once(&program, &spec, &service, &stopping).await;
@@ -79,7 +83,7 @@ pub(crate) async fn supervise(
         }
         let failed_start = match outcome {
             RunOutcome::BecameReady => {
-                back_off = BACK_OFF;
+                backoff.reset();
                 failed_starts = 0;
                 None
             }
@@ -111,14 +115,11 @@ pub(crate) async fn supervise(
             }
         }
         if stopping
-            .run_until_cancelled(sleep(back_off))
+            .run_until_cancelled(sleep(backoff.next_delay()))
             .await
             .is_none()
         {
             return;
-        }
-        if failed_starts > 0 {
-            back_off = (back_off * 2).min(BACK_OFF_LIMIT);
         }
     }
 }

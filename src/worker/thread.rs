@@ -13,6 +13,7 @@ use super::device_thread::DeviceThread;
 use super::slots::{Freed, Slots};
 use super::token_channel::{Failure, SendOutcome};
 use super::{Assignment, Flags, Generation, ServedModel, WorkerEvent, WorkerHandle, WorkerId};
+use crate::backoff::{Backoff, BackoffPolicy};
 use crate::critical::panic_message;
 use crate::request::FinishReason;
 use crate::runner::{
@@ -27,11 +28,14 @@ mod tests;
 /// of microseconds late.
 const SPIN_NS: u64 = 50_000;
 
-/// Delay before a crashed worker loads its model again. It doubles with each crash, up to the limit.
-const BACK_OFF: Duration = Duration::from_millis(100);
-const BACK_OFF_LIMIT: Duration = Duration::from_secs(10);
+/// Delays before a crashed worker loads its model again.
+const RELOAD_BACKOFF: BackoffPolicy = BackoffPolicy {
+    first: Duration::from_millis(100),
+    max: Duration::from_secs(10),
+    jitter: 0.5,
+};
 
-/// A worker that ran for longer than this before it crashed starts again with the first back-off.
+/// A worker that ran for longer than this before it crashed starts again with the first delay.
 const STABLE_AFTER: Duration = Duration::from_secs(30);
 
 /// Parameters of [`spawn`].
@@ -93,14 +97,14 @@ impl Worker {
     fn run(mut self) {
         // With the default timer slack, the kernel may wake the thread 50 µs late to save power.
         let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
-        let mut back_off = BACK_OFF;
+        let mut backoff = Backoff::new(RELOAD_BACKOFF);
         loop {
             self.generation.0 += 1;
             let started = Instant::now();
             let end = catch_unwind(AssertUnwindSafe(|| self.run_generation()))
                 .unwrap_or_else(|panic| GenerationEnd::Crashed(runner_panic(&*panic)));
             if started.elapsed() > STABLE_AFTER {
-                back_off = BACK_OFF;
+                backoff.reset();
             }
             let event = match end {
                 GenerationEnd::Stopped => return,
@@ -112,10 +116,9 @@ impl Worker {
                     WorkerEvent::Lost(self.options.id, reason)
                 }
             };
-            if !self.report(event) || !wait_back_off(back_off, || self.is_ending()) {
+            if !self.report(event) || !wait_backoff(backoff.next_delay(), || self.is_ending()) {
                 return;
             }
-            back_off = next_back_off(back_off);
         }
     }
 
@@ -390,9 +393,9 @@ impl Drop for Device<'_> {
     }
 }
 
-/// Sleeps for `back_off`. Returns false as soon as `is_ending` is true, which is checked after each unpark.
-fn wait_back_off(back_off: Duration, is_ending: impl Fn() -> bool) -> bool {
-    let until = Instant::now() + back_off;
+/// Sleeps for `delay`. Returns false as soon as `is_ending` is true, which is checked after each unpark.
+fn wait_backoff(delay: Duration, is_ending: impl Fn() -> bool) -> bool {
+    let until = Instant::now() + delay;
     loop {
         if is_ending() {
             return false;
@@ -410,10 +413,6 @@ fn with_timestamp(mut token: Token, now_ns: u64) -> Token {
         token.emitted_ns = now_ns;
     }
     token
-}
-
-fn next_back_off(back_off: Duration) -> Duration {
-    (back_off * 2).min(BACK_OFF_LIMIT)
 }
 
 fn runner_panic(panic: &(dyn std::any::Any + Send)) -> String {

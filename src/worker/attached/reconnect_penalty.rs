@@ -9,9 +9,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The penalty for a first violation. It doubles with each further violation, up to the maximum.
-const FIRST_PENALTY: Duration = Duration::from_secs(1);
-const MAX_PENALTY: Duration = Duration::from_secs(60);
+use crate::backoff::BackoffPolicy;
+
+/// Penalties for repeated violations. They have no jitter, because `worker.proto` promises them to workers.
+const PENALTY: BackoffPolicy = BackoffPolicy {
+    first: Duration::from_secs(1),
+    max: Duration::from_secs(60),
+    jitter: 0.0,
+};
 
 /// A name without violations for this long is forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
@@ -27,7 +32,8 @@ pub(super) struct ReconnectPenalties(Mutex<HashMap<String, Penalty>>);
 struct Penalty {
     /// Time of the latest violation.
     since: Instant,
-    duration: Duration,
+    /// Number of violations so far.
+    violations: u32,
 }
 
 impl ReconnectPenalties {
@@ -35,7 +41,9 @@ impl ReconnectPenalties {
     pub(super) fn remaining(&self, name: &str) -> Option<Duration> {
         let penalties = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let penalty = penalties.get(name)?;
-        let left = penalty.duration.checked_sub(penalty.since.elapsed())?;
+        let left = PENALTY
+            .delay(penalty.violations)
+            .checked_sub(penalty.since.elapsed())?;
         Some(left).filter(|left| !left.is_zero())
     }
 
@@ -43,15 +51,17 @@ impl ReconnectPenalties {
     pub(super) fn add(&self, name: String) {
         let mut penalties = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         penalties.retain(|_, penalty| penalty.since.elapsed() < FORGET_AFTER);
-        let previous = penalties.get(&name).copied();
-        if previous.is_none() && penalties.len() >= MAX_NAMES {
+        if penalties.len() >= MAX_NAMES && !penalties.contains_key(&name) {
             return;
         }
-        let duration = previous.map_or(FIRST_PENALTY, |penalty| {
-            (penalty.duration * 2).min(MAX_PENALTY)
-        });
         let since = Instant::now();
-        penalties.insert(name, Penalty { since, duration });
+        let new = Penalty {
+            since,
+            violations: 0,
+        };
+        let penalty = penalties.entry(name).or_insert(new);
+        penalty.since = since;
+        penalty.violations = penalty.violations.saturating_add(1);
     }
 }
 
@@ -75,7 +85,7 @@ mod tests {
         }
         advance(FORGET_AFTER).await;
         penalties.add("a".to_owned());
-        assert_eq!(penalties.remaining("a"), Some(FIRST_PENALTY));
+        assert_eq!(penalties.remaining("a"), Some(PENALTY.first));
     }
 
     #[tokio::test(start_paused = true)]
@@ -84,7 +94,7 @@ mod tests {
         for name in 0..=MAX_NAMES {
             penalties.add(name.to_string());
         }
-        assert_eq!(penalties.remaining("0"), Some(FIRST_PENALTY));
+        assert_eq!(penalties.remaining("0"), Some(PENALTY.first));
         assert_eq!(penalties.remaining(&MAX_NAMES.to_string()), None);
     }
 }
