@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use futures_util::future::{join_all, select_all};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Status};
 
@@ -47,18 +46,18 @@ impl Cluster {
     }
 
     /// Creates a cluster of remote engines. Each address is `http://host:port` or `unix:/path`. Engines may start
-    /// later. Tasks in `tasks` watch the engines until `stop` is cancelled.
+    /// later. Critical tasks watch the engines until `stop` is cancelled.
     ///
     /// # Errors
     /// Returns a message about the first invalid address.
     pub fn remote(
         addresses: &[String],
-        (tasks, critical): (&TaskTracker, &CriticalTasks),
+        critical: &CriticalTasks,
         stop: &CancellationToken,
     ) -> Result<Self, String> {
         let connect = |address: &String| {
-            let (channels, health) = remote::connect(address, (tasks, critical), stop)?;
-            Ok(Engine::remote(channels, health, tasks.clone()))
+            let remote = remote::connect(address, critical, stop)?;
+            Ok(Engine::remote(remote, critical.tracker().clone()))
         };
         let engines: Result<Vec<_>, String> = addresses.iter().map(connect).collect();
         Ok(Self {

@@ -23,24 +23,40 @@ pub struct TaskPanicked {
 
 /// Spawns critical tasks and reports the first panic among them. Clones share their state.
 #[derive(Clone, Debug)]
-pub struct CriticalTasks(watch::Sender<Option<TaskPanicked>>);
+pub struct CriticalTasks {
+    tracker: TaskTracker,
+    first_panic: watch::Sender<Option<TaskPanicked>>,
+}
 
 impl Default for CriticalTasks {
     fn default() -> Self {
-        Self(watch::Sender::new(None))
+        Self {
+            tracker: TaskTracker::new(),
+            first_panic: watch::Sender::new(None),
+        }
     }
 }
 
 impl CriticalTasks {
-    /// Spawns `run` on `tasks` and reports a panic under the name `task`.
-    pub fn spawn(
-        &self,
-        tasks: &TaskTracker,
-        task: &'static str,
-        run: impl Future<Output = ()> + Send + 'static,
-    ) {
+    /// Returns a spawner whose tasks belong to `tracker`. It reports panics to the same place.
+    #[must_use]
+    pub fn with_tracker(&self, tracker: TaskTracker) -> Self {
+        Self {
+            tracker,
+            first_panic: self.first_panic.clone(),
+        }
+    }
+
+    /// Returns the tracker of the tasks. It may track other tasks too.
+    #[must_use]
+    pub fn tracker(&self) -> &TaskTracker {
+        &self.tracker
+    }
+
+    /// Spawns `run` and reports a panic under the name `task`.
+    pub fn spawn(&self, task: &'static str, run: impl Future<Output = ()> + Send + 'static) {
         let critical = self.clone();
-        tasks.spawn(async move {
+        self.tracker.spawn(async move {
             // Unwind safe: nothing uses the task's state after a panic.
             let result = AssertUnwindSafe(run).catch_unwind().await;
             if let Err(panic) = result {
@@ -54,7 +70,7 @@ impl CriticalTasks {
 
     /// Waits for the first panic.
     pub async fn panicked(&self) -> TaskPanicked {
-        let mut panicked = self.0.subscribe();
+        let mut panicked = self.first_panic.subscribe();
         let first = panicked.wait_for(Option::is_some).await;
         let first = first.expect("`self` holds a sender").clone();
         first.expect("`wait_for` returns only a value that is `Some`")
@@ -63,7 +79,7 @@ impl CriticalTasks {
     /// Returns the first panic so far.
     #[must_use]
     pub fn first_panic(&self) -> Option<TaskPanicked> {
-        self.0.borrow().clone()
+        self.first_panic.borrow().clone()
     }
 
     fn report(&self, panicked: TaskPanicked) {
@@ -72,7 +88,7 @@ impl CriticalTasks {
             panic = panicked.message,
             "a critical task panicked"
         );
-        self.0.send_if_modified(|first| {
+        self.first_panic.send_if_modified(|first| {
             let is_first = first.is_none();
             first.get_or_insert(panicked);
             is_first
@@ -93,16 +109,16 @@ mod tests {
 
     #[tokio::test]
     async fn the_first_panic_of_a_critical_task_is_reported_with_its_message() {
-        let (critical, tasks) = (CriticalTasks::default(), TaskTracker::new());
-        critical.spawn(&tasks, "normal", async {});
-        tasks.close();
-        tasks.wait().await;
+        let critical = CriticalTasks::default();
+        critical.spawn("normal", async {});
+        critical.tracker().close();
+        critical.tracker().wait().await;
         assert_eq!(critical.first_panic(), None, "a normal end is not a panic");
-        critical.spawn(&tasks, "first", async { panic!("number {}", 1) });
+        critical.spawn("first", async { panic!("number {}", 1) });
         let first = critical.panicked().await;
         assert_eq!((first.task, &*first.message), ("first", "number 1"));
-        critical.spawn(&tasks, "second", async { panic!("number 2") });
-        tasks.wait().await;
+        critical.spawn("second", async { panic!("number 2") });
+        critical.tracker().wait().await;
         assert_eq!(
             critical.panicked().await,
             first,

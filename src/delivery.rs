@@ -6,4 +6,4 @@ mod flush;
 mod timer;
 
 pub use flush::{FlushHandle, FlushTracker};
-pub use timer::{DeliveryTimer, WriteStart};
+pub use timer::{DeliverySummary, DeliveryTimer, WriteStart};

@@ -85,7 +85,7 @@ async fn serve(parts: ServerParts, streams: &Streams) -> ExitCode {
     if let Err(error) = init_logging(&streams.stderr, LogTimestamps::On) {
         return streams.report_error(&*error, ExitCode::Usage);
     }
-    match run::until_signalled(parts, (&streams.stdout, &streams.stderr)).await {
+    match run::until_signalled(parts, &streams.stdout, &streams.stderr).await {
         Ok(()) => ExitCode::Success,
         Err(error) => streams.report_error(&error, ExitCode::Failure),
     }

@@ -11,7 +11,6 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
 use crate::cluster::Cluster;
@@ -97,7 +96,6 @@ pub struct Server {
     worker_listeners: Listeners,
     /// Cancelled after the drain: requests that still run end with an error.
     stopping: CancellationToken,
-    tasks: TaskTracker,
     critical: CriticalTasks,
     drain: Drain,
 }
@@ -112,32 +110,22 @@ impl Server {
         let http_listen = parts.http.as_ref().map(|frontend| &frontend.listen);
         let http = bind("http-listen", http_listen).await?;
         let grpc = bind("grpc-listen", parts.grpc.as_ref()).await?;
-        let (worker_socket, socket_folder) = worker_socket(&parts.source)?;
-        let workers = bind("worker-listen", worker_socket.as_ref()).await?;
+        let worker_socket = worker_socket(&parts.source)?;
+        let workers = bind("worker-listen", worker_socket.address.as_ref()).await?;
         let worker_addresses = addresses(workers.as_ref());
-        let (telemetry, tasks, critical) = (
-            Telemetry::new(),
-            TaskTracker::new(),
-            CriticalTasks::default(),
-        );
-        let backend = Backend::start(
-            &parts,
-            worker_addresses.first(),
-            &telemetry,
-            (&tasks, &critical),
-        )?;
+        let (telemetry, critical) = (Telemetry::new(), CriticalTasks::default());
+        let backend = Backend::start(&parts, worker_addresses.first(), &telemetry, &critical)?;
         let mut server = Self {
             http_addresses: Vec::new(),
             grpc_addresses: Vec::new(),
             worker_addresses,
-            _socket_folder: socket_folder,
+            _socket_folder: worker_socket.folder,
             telemetry,
             engine: backend.engine,
             health: backend.health,
             public_listeners: Listeners::default(),
             worker_listeners: Listeners::default(),
             stopping: CancellationToken::new(),
-            tasks,
             critical,
             drain: parts.drain,
         };
@@ -164,8 +152,7 @@ impl Server {
                 server.health.clone(),
                 server.public_listeners.shutdown.stop.clone(),
             );
-            let tasks = (&server.tasks, &server.critical);
-            let routes = health::routes(service, ready, tasks, closing).await;
+            let routes = health::routes(service, ready, &server.critical, closing).await;
             let settings = server.settings(Frontend::Grpc, Protocol::Grpc, &parts.limits);
             let serving = server.public_listeners.serve(listener, settings, routes);
             server
@@ -292,8 +279,9 @@ impl Server {
         }
         self.worker_listeners.close();
         self.worker_listeners.abort().await;
-        self.tasks.close();
-        let _ = timeout(DEVICE_STOP_TIMEOUT, self.tasks.wait()).await;
+        let tasks = self.critical.tracker();
+        tasks.close();
+        let _ = timeout(DEVICE_STOP_TIMEOUT, tasks.wait()).await;
     }
 
     /// Drops the server without waiting for its devices. The process must then exit through [`crate::exit`].
@@ -347,11 +335,11 @@ impl Backend {
         parts: &ServerParts,
         worker_socket: Option<&Address>,
         telemetry: &Telemetry,
-        tasks: (&TaskTracker, &CriticalTasks),
+        critical: &CriticalTasks,
     ) -> Result<Self, StartError> {
         match &parts.source {
             Source::Engine(engine) => {
-                let engine = Engine::start(engine, worker_socket, telemetry, tasks);
+                let engine = Engine::start(engine, worker_socket, telemetry, critical);
                 let engine = engine.map_err(StartError::Thread)?;
                 let scheduler = engine.scheduler.clone();
                 let health = ServerHealth::of_engine(&scheduler);
@@ -368,7 +356,7 @@ impl Backend {
             Source::Remote(addresses) => {
                 let stop = CancellationToken::new();
                 let cluster =
-                    Cluster::remote(addresses, tasks, &stop).map_err(StartError::Engine)?;
+                    Cluster::remote(addresses, critical, &stop).map_err(StartError::Engine)?;
                 let health = ServerHealth::of_cluster(cluster.clone(), stop);
                 Ok(Self {
                     engine: None,

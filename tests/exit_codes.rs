@@ -86,7 +86,7 @@ async fn a_server_whose_scheduler_panics_drains_and_fails() {
         Output::to("err", std::io::sink()),
     );
     let (out, err) = (out.expect("a thread starts"), err.expect("a thread starts"));
-    let ended = until_signalled(flawed(), (&out, &err)).await;
+    let ended = until_signalled(flawed(), &out, &err).await;
     let Err(RunError::Panicked(panicked)) = ended else {
         panic!("the server ended with {ended:?}");
     };

@@ -104,8 +104,9 @@ mod tests {
     fn every_stage_is_timed() {
         let stream = Stream::open();
         stream.pass(&outputs(3));
-        let (door, socket) = stream.clock.summaries();
-        let tokens = [stream.engine.summary(), door, socket].map(|stage| stage.tokens);
+        let delivery = stream.clock.summary();
+        let stages = [stream.engine.summary(), delivery.frontend, delivery.socket];
+        let tokens = stages.map(|stage| stage.tokens);
         assert_eq!(tokens, [3, 3, 3]);
     }
 }

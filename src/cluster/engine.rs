@@ -13,7 +13,7 @@ use tonic::{Request, Status};
 use tower::util::BoxCloneSyncService;
 
 use super::events::EventSource;
-use super::remote::{self, Health};
+use super::remote::{self, Health, RemoteEngine};
 use crate::proto::v1;
 use crate::proto::v1::inference_client::InferenceClient;
 use crate::proto::v1::inference_server::Inference;
@@ -123,7 +123,8 @@ impl Engine {
     }
 
     /// Creates a remote engine. Its streams are read by tasks in `tasks`.
-    pub(super) fn remote(channels: Vec<EngineChannel>, health: Health, tasks: TaskTracker) -> Self {
+    pub(super) fn remote(engine: RemoteEngine, tasks: TaskTracker) -> Self {
+        let RemoteEngine { channels, health } = engine;
         let connections = Connections {
             channels,
             next: AtomicUsize::new(0),

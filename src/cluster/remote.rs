@@ -111,12 +111,18 @@ impl Health {
     }
 }
 
+/// The connections to an engine, and its health.
+pub(super) struct RemoteEngine {
+    pub(super) channels: Vec<EngineChannel>,
+    pub(super) health: Health,
+}
+
 /// Creates the connections to an engine, and starts a task that watches its health. The engine may be started later.
 pub(super) fn connect(
     address: &str,
-    (tasks, critical): (&TaskTracker, &CriticalTasks),
+    critical: &CriticalTasks,
     stop: &CancellationToken,
-) -> Result<(Vec<EngineChannel>, Health), String> {
+) -> Result<RemoteEngine, String> {
     let endpoint = endpoint(address)?;
     let channel = || -> EngineChannel {
         EngineChannel::new(
@@ -127,14 +133,21 @@ pub(super) fn connect(
     };
     let (state_sender, state) = watch::channel(State::Unknown);
     let (models_sender, models) = watch::channel(Vec::new());
-    let engine = (address.to_owned(), endpoint.connect_lazy());
-    let watching = watch_engine(engine, state_sender, models_sender);
+    let watch = EngineWatch {
+        address: address.to_owned(),
+        state: state_sender,
+        models: models_sender,
+    };
+    let watching = watch.run(endpoint.connect_lazy());
     let stop = stop.clone();
-    critical.spawn(tasks, "engine watch", async move {
+    critical.spawn("engine watch", async move {
         stop.run_until_cancelled_owned(watching).await;
     });
     let channels = (0..CONNECTIONS_PER_ENGINE).map(|_| channel()).collect();
-    Ok((channels, Health { state, models }))
+    Ok(RemoteEngine {
+        channels,
+        health: Health { state, models },
+    })
 }
 
 /// Parses the address of an engine, and sets the options of its connections.
@@ -167,52 +180,60 @@ pub(super) fn endpoint(address: &str) -> Result<Endpoint, String> {
         .keep_alive_while_idle(true))
 }
 
-/// Watches the health service of the engine and keeps `state` and `models` up to date. Never returns.
-async fn watch_engine(
-    (address, channel): (String, Channel),
+/// The watch of one engine's health.
+struct EngineWatch {
+    address: String,
     state: watch::Sender<State>,
     models: watch::Sender<Vec<v1::Model>>,
-) {
-    let mut health = HealthClient::new(channel.clone());
-    let mut inference = InferenceClient::new(channel);
-    let mut backoff = Backoff::new(HEALTH_CHECK_BACKOFF);
-    loop {
-        if let Ok(response) = health.watch(HealthCheckRequest::default()).await {
-            let mut reports = response.into_inner();
-            while let Ok(Some(report)) = reports.message().await {
-                backoff.reset();
-                let reported = match report.status() {
-                    ServingStatus::Serving => State::Up,
-                    ServingStatus::Unknown
-                    | ServingStatus::NotServing
-                    | ServingStatus::ServiceUnknown => State::Down,
-                };
-                if reported == State::Up
-                    && let Ok(Ok(listed)) = timeout(
-                        LIST_MODELS_TIMEOUT,
-                        inference.list_models(v1::ListModelsRequest {}),
-                    )
-                    .await
-                {
-                    models.send_replace(listed.into_inner().models);
-                }
-                set_state(&state, reported, &address);
-            }
-        }
-        set_state(&state, State::Down, &address);
-        sleep(backoff.next_delay()).await;
-    }
 }
 
-/// Sets the state of an engine, and logs a change.
-fn set_state(state: &watch::Sender<State>, new: State, engine: &str) {
-    if state.send_replace(new) == new {
-        return;
+impl EngineWatch {
+    /// Watches the health service of the engine, and keeps `state` and `models` up to date. Never returns.
+    async fn run(self, channel: Channel) {
+        let mut health = HealthClient::new(channel.clone());
+        let mut inference = InferenceClient::new(channel);
+        let mut backoff = Backoff::new(HEALTH_CHECK_BACKOFF);
+        loop {
+            if let Ok(response) = health.watch(HealthCheckRequest::default()).await {
+                let mut reports = response.into_inner();
+                while let Ok(Some(report)) = reports.message().await {
+                    backoff.reset();
+                    let reported = match report.status() {
+                        ServingStatus::Serving => State::Up,
+                        ServingStatus::Unknown
+                        | ServingStatus::NotServing
+                        | ServingStatus::ServiceUnknown => State::Down,
+                    };
+                    if reported == State::Up {
+                        self.update_models(&mut inference).await;
+                    }
+                    self.set_state(reported);
+                }
+            }
+            self.set_state(State::Down);
+            sleep(backoff.next_delay()).await;
+        }
     }
-    if new == State::Up {
-        tracing::info!(engine, "an engine is up");
-    } else {
-        tracing::warn!(engine, "an engine is down");
+
+    /// Reads the engine's list of models. Keeps the old list if the engine does not answer in time.
+    async fn update_models(&self, inference: &mut InferenceClient<Channel>) {
+        let listing = inference.list_models(v1::ListModelsRequest {});
+        if let Ok(Ok(listed)) = timeout(LIST_MODELS_TIMEOUT, listing).await {
+            self.models.send_replace(listed.into_inner().models);
+        }
+    }
+
+    /// Sets the state of the engine, and logs a change.
+    fn set_state(&self, new: State) {
+        if self.state.send_replace(new) == new {
+            return;
+        }
+        let engine = &self.address;
+        if new == State::Up {
+            tracing::info!(engine, "an engine is up");
+        } else {
+            tracing::warn!(engine, "an engine is down");
+        }
     }
 }
 
@@ -310,9 +331,8 @@ mod tests {
         let incoming = TcpListenerStream::new(listener);
         let server = Server::builder().add_service(service);
         engine.spawn(server.serve_with_incoming(incoming));
-        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let critical = CriticalTasks::default();
-        let (_, mut health) = connect(&address, (&tasks, &critical), &stop).unwrap();
+        let (critical, stop) = (CriticalTasks::default(), CancellationToken::new());
+        let mut health = connect(&address, &critical, &stop).unwrap().health;
         assert!(health.is_up(), "an unknown state counts as up");
         let not_serving = tonic_health::ServingStatus::NotServing;
         reporter.set_service_status("", not_serving).await;

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tower::ServiceExt;
 
@@ -17,7 +18,7 @@ use crate::proto::v1::completion_event::Event;
 use crate::proto::v1::inference_server::InferenceServer;
 use crate::telemetry::ResponseFormat;
 use engine::EngineChannel;
-use remote::Health;
+use remote::{Health, RemoteEngine};
 use scripted::{Script, ScriptedEngine, engine, started, token};
 
 const LONG: Duration = Duration::from_secs(3_600);
@@ -35,7 +36,7 @@ fn remote_engine(engine: ScriptedEngine, health: Health) -> Engine {
     let service =
         ServiceExt::<HttpRequest<Body>>::map_err(service, |never: Infallible| match never {});
     let channels = vec![EngineChannel::new(service)];
-    Engine::remote(channels, health, TaskTracker::new())
+    Engine::remote(RemoteEngine { channels, health }, TaskTracker::new())
 }
 
 async fn complete(cluster: &Cluster) -> Result<CheckedEvents, Error> {

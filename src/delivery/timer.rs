@@ -14,6 +14,15 @@ pub struct DeliveryTimer {
     flush: Option<FlushHandle>,
 }
 
+/// Summaries of the stages that the frontend of a request measures.
+#[derive(Clone, Copy, Debug)]
+pub struct DeliverySummary {
+    /// The frontend stage.
+    pub frontend: StageSummary,
+    /// The socket stage.
+    pub socket: StageSummary,
+}
+
 /// Time at which a frontend started to handle tokens, in nanoseconds of CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug)]
 pub struct WriteStart(u64);
@@ -49,10 +58,13 @@ impl DeliveryTimer {
         }
     }
 
-    /// Returns the summaries of the frontend stage and of the socket stage so far.
+    /// Returns the summary so far.
     #[must_use]
-    pub fn summaries(&self) -> (StageSummary, StageSummary) {
-        (self.frontend.summary(), self.socket.summary())
+    pub fn summary(&self) -> DeliverySummary {
+        DeliverySummary {
+            frontend: self.frontend.summary(),
+            socket: self.socket.summary(),
+        }
     }
 }
 
@@ -75,13 +87,13 @@ mod tests {
         let timer = DeliveryTimer::new(&Telemetry::new(), ResponseFormat::HttpNdjson, Some(flush));
         flushes.flushed();
         timer.written(WriteStart(monotonic_ns() - SECOND_NS), 3);
-        let (frontend, socket) = timer.summaries();
+        let DeliverySummary { frontend, socket } = timer.summary();
         assert_summary(3, SECOND_NS, frontend);
         assert_summary(0, 0, socket);
         flushes.flushed();
         flushes.flushed();
-        assert_summary(3, 0, timer.summaries().1);
-        assert!(timer.summaries().1.mean_ns < SECOND_NS);
+        assert_summary(3, 0, timer.summary().socket);
+        assert!(timer.summary().socket.mean_ns < SECOND_NS);
     }
 
     #[test]
@@ -93,7 +105,7 @@ mod tests {
             timer.written(WriteStart::begin(), 1);
         }
         flushes.flushed();
-        let (frontend, socket) = timer.summaries();
+        let DeliverySummary { frontend, socket } = timer.summary();
         assert_eq!((frontend.tokens, socket.tokens), (1_000, 256));
     }
 }

@@ -31,13 +31,6 @@ impl StreamFormat {
             Self::Sse => ["text/event-stream", "text/*", "*/*"],
         }
     }
-
-    fn other(self) -> Self {
-        match self {
-            Self::Ndjson => Self::Sse,
-            Self::Sse => Self::Ndjson,
-        }
-    }
 }
 
 /// Selects the format that the `Accept` headers prefer, or `default` if they have no preference. The most specific
@@ -46,46 +39,57 @@ impl StreamFormat {
 /// # Errors
 /// The client accepts neither format.
 pub(super) fn negotiate(headers: &HeaderMap, default: StreamFormat) -> Result<StreamFormat, Error> {
-    let mut entries = Vec::new();
+    let mut accepted = Vec::new();
     for value in headers.get_all(ACCEPT) {
         let value = value.to_str().map_err(|_| not_acceptable())?;
-        entries.extend(split(value, ',').filter_map(parse));
+        accepted.extend(split(value, ',').filter_map(MediaRange::parse));
     }
-    if entries.is_empty() {
+    if accepted.is_empty() {
         return Ok(default);
     }
     let quality_of = |name: &str| {
-        entries
-            .iter()
-            .find(|entry| entry.name == name)
-            .map(|entry| entry.quality)
+        let range = accepted.iter().find(|range| range.name == name);
+        range.map(|range| range.quality)
     };
     let named = NAMED_TYPES.map(|(name, format)| (quality_of(name), format));
-    let by_range = [default, default.other()].map(|format| {
-        let [name, ranges @ ..] = format.media_type();
-        let quality = match quality_of(name) {
-            Some(_) => None,
-            None => ranges.into_iter().find_map(quality_of),
-        };
+    // The repetition of the default has no effect: only a higher quality replaces a candidate.
+    let by_range = [default, StreamFormat::Ndjson, StreamFormat::Sse].map(|format| {
+        let quality = format.media_type().into_iter().find_map(quality_of);
         (quality, format)
     });
-    let mut best: Option<(u16, StreamFormat)> = None;
+    let (mut best, mut best_quality) = (None, 0.0);
     for (quality, format) in named.into_iter().chain(by_range) {
-        let Some(quality) = quality.filter(|quality| *quality > 0) else {
-            continue;
-        };
-        if best.is_none_or(|(best_quality, _)| quality > best_quality) {
-            best = Some((quality, format));
+        if let Some(quality) = quality.filter(|quality| *quality > best_quality) {
+            (best, best_quality) = (Some(format), quality);
         }
     }
-    best.map(|(_, format)| format).ok_or_else(not_acceptable)
+    best.ok_or_else(not_acceptable)
 }
 
 /// One media range of an `Accept` header.
-struct Entry {
+struct MediaRange {
     name: String,
-    /// Quality value in thousandths, 0 to 1,000.
-    quality: u16,
+    /// Quality value, 0 to 1.
+    quality: f32,
+}
+
+impl MediaRange {
+    /// Parses a media range; `None` if it is empty. An invalid quality is ignored, as an unknown parameter is, and
+    /// counts as 1.
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = split(text, ';').map(str::trim);
+        let name = parts.next().filter(|name| !name.is_empty())?;
+        let quality = parts.find_map(|part| {
+            let (key, value) = part.split_once('=')?;
+            let is_quality = key.trim().eq_ignore_ascii_case("q");
+            let quality: f32 = value.trim().parse().ok().filter(|_| is_quality)?;
+            (0.0..=1.0).contains(&quality).then_some(quality)
+        });
+        Some(Self {
+            name: name.to_ascii_lowercase(),
+            quality: quality.unwrap_or(1.0),
+        })
+    }
 }
 
 /// Splits a header value at `separator`, except inside quoted strings.
@@ -100,40 +104,6 @@ fn split(value: &str, separator: char) -> impl Iterator<Item = &str> {
         }
         character == separator && !is_quoted
     })
-}
-
-/// Parses one entry; `None` if it is empty. An invalid quality is ignored, as an unknown parameter is, and counts
-/// as 1.
-fn parse(entry: &str) -> Option<Entry> {
-    let mut parts = split(entry, ';').map(str::trim);
-    let name = parts
-        .next()
-        .filter(|name| !name.is_empty())?
-        .to_ascii_lowercase();
-    let quality = parts.find_map(|part| {
-        let (key, value) = part.split_once('=')?;
-        key.trim()
-            .eq_ignore_ascii_case("q")
-            .then(|| thousandths(value.trim()))
-            .flatten()
-    });
-    Some(Entry {
-        name,
-        quality: quality.unwrap_or(1_000),
-    })
-}
-
-/// Parses a quality value: `0` to `1` with up to three decimals.
-fn thousandths(text: &str) -> Option<u16> {
-    let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
-    if decimals.len() > 3 || !decimals.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let whole: u16 = whole.parse().ok()?;
-    let decimals: u16 = format!("{decimals:0<3}").parse().ok()?;
-    (whole * 1_000)
-        .checked_add(decimals)
-        .filter(|quality| *quality <= 1_000)
 }
 
 fn not_acceptable() -> Error {

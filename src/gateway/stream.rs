@@ -229,7 +229,7 @@ impl TokenBody {
     }
 
     fn end(&mut self, usage: v1::Usage, timings: &v1::Timings) {
-        let stages = self.timer.summaries();
+        let stages = self.timer.summary();
         let timings = || timings::object(timings, stages);
         self.writer
             .usage_and_timings(&mut self.buffer, usage.into(), timings);

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
+use crate::delivery::DeliverySummary;
 use crate::proto::v1;
-use crate::telemetry::StageSummary;
 
 /// Merges the timings of another prompt of the same request. The queue and first-token times are the minimum, the
 /// total is the maximum. The frontend and socket stages stay empty: the gateway measures them itself.
@@ -37,12 +37,9 @@ fn merge_stages(
     })
 }
 
-/// Builds the JSON object `timings`. Its times count from the arrival of the request at the engine. `stages` has the
-/// time per token in each stage.
-pub(super) fn object(
-    timings: &v1::Timings,
-    (frontend, socket): (StageSummary, StageSummary),
-) -> Value {
+/// Builds the JSON object `timings`. Its times count from the arrival of the request at the engine. `delivery` has
+/// the time per token in the stages that the gateway measures.
+pub(super) fn object(timings: &v1::Timings, delivery: DeliverySummary) -> Value {
     let engine = timings.engine.unwrap_or_default();
     json!({
         "queue_ns": timings.queue_ns,
@@ -51,8 +48,8 @@ pub(super) fn object(
         "total_ns": timings.total_ns,
         "stages": {
             "engine": stage(engine),
-            "frontend": stage(frontend.into()),
-            "socket": stage(socket.into()),
+            "frontend": stage(delivery.frontend.into()),
+            "socket": stage(delivery.socket.into()),
         },
     })
 }

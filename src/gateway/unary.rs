@@ -172,7 +172,9 @@ fn build_response(choices: Vec<Choice>, metadata: ResponseMetadata, usage: v1::U
             object: "text_completion",
             created,
             model,
-            choices: choices.map(completion_choice).collect(),
+            choices: choices
+                .map(|(index, choice)| completion_choice(index, choice))
+                .collect(),
             usage: usage.into(),
         }),
         Route::Chat => response::json(&ChatCompletion {
@@ -180,13 +182,15 @@ fn build_response(choices: Vec<Choice>, metadata: ResponseMetadata, usage: v1::U
             object: "chat.completion",
             created,
             model,
-            choices: choices.map(chat_choice).collect(),
+            choices: choices
+                .map(|(index, choice)| chat_choice(index, choice))
+                .collect(),
             usage: usage.into(),
         }),
     }
 }
 
-fn completion_choice((index, choice): (u32, Choice)) -> CompletionChoice {
+fn completion_choice(index: u32, choice: Choice) -> CompletionChoice {
     CompletionChoice {
         index,
         text: choice.text,
@@ -198,7 +202,7 @@ fn completion_choice((index, choice): (u32, Choice)) -> CompletionChoice {
     }
 }
 
-fn chat_choice((index, choice): (u32, Choice)) -> ChatChoice {
+fn chat_choice(index: u32, choice: Choice) -> ChatChoice {
     ChatChoice {
         index,
         message: ChatAnswer {

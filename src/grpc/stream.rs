@@ -130,7 +130,7 @@ fn finish_reason(reason: Option<FinishReason>) -> v1::FinishReason {
 }
 
 fn summary_message(summary: &Summary, timer: Option<&DeliveryTimer>) -> v1::Summary {
-    let (frontend, socket) = timer.map(DeliveryTimer::summaries).unzip();
+    let delivery = timer.map(DeliveryTimer::summary);
     let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     v1::Summary {
         usage: Some(v1::Usage {
@@ -142,8 +142,8 @@ fn summary_message(summary: &Summary, timer: Option<&DeliveryTimer>) -> v1::Summ
             first_token_ns: nanoseconds(summary.first_token),
             total_ns: nanoseconds(summary.total),
             engine: Some(summary.engine.into()),
-            frontend: frontend.map(Into::into),
-            socket: socket.map(Into::into),
+            frontend: delivery.map(|it| it.frontend.into()),
+            socket: delivery.map(|it| it.socket.into()),
         }),
     }
 }

@@ -52,6 +52,12 @@ pub(super) struct Connection {
     pub(super) streams: TaskTracker,
 }
 
+/// The state of a connection that its requests and its socket share.
+struct Tracking {
+    flushes: Arc<FlushTracker>,
+    activity: Arc<Activity>,
+}
+
 impl Connection {
     /// Serves the connection until it closes or is shut down, then lingers so that the peer can read the last response.
     pub(super) async fn run<S, B>(self, service: S)
@@ -81,19 +87,20 @@ impl Connection {
         let activity = Arc::new(Activity::new());
         let (watched, flushes) =
             WatchedStream::new(Arc::clone(&self.stream), &self.settings.limits, &activity);
-        let tracking = (flushes, activity);
+        let tracking = Tracking { flushes, activity };
         match &self.settings.tls {
             None => self.drive(TokioIo::new(watched), tracking, service).await,
             // Boxed, so that the future of a connection without TLS does not reserve space for it.
-            Some(tls) => Box::pin(self.serve_tls((tls, watched), tracking, service)).await,
+            Some(tls) => Box::pin(self.serve_tls(tls, watched, tracking, service)).await,
         }
     }
 
     /// Performs the TLS handshake, then serves the connection.
     async fn serve_tls<S, B>(
         &self,
-        (tls, watched): (&MutualTls, WatchedStream),
-        tracking: (Arc<FlushTracker>, Arc<Activity>),
+        tls: &MutualTls,
+        watched: WatchedStream,
+        tracking: Tracking,
         service: S,
     ) -> CloseMode
     where
@@ -118,7 +125,7 @@ impl Connection {
     async fn drive<S, B, I>(
         &self,
         io: I,
-        (flushes, activity): (Arc<FlushTracker>, Arc<Activity>),
+        Tracking { flushes, activity }: Tracking,
         service: S,
     ) -> CloseMode
     where

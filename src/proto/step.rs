@@ -82,7 +82,8 @@ impl SequenceStep {
     /// Decodes a list of times. It reserves capacity for one time per id; the ids come first on the wire.
     fn merge_times(
         times: &mut Vec<u64>,
-        (tokens, wire_type): (usize, WireType),
+        tokens: usize,
+        wire_type: WireType,
         buf: &mut impl Buf,
         ctx: DecodeContext,
     ) -> Result<(), DecodeError> {
@@ -92,17 +93,26 @@ impl SequenceStep {
     }
 }
 
-/// Decodes a message and appends it to a list. Skips the message if the list already has more than `max` items.
-fn merge_bounded<M: prost::Message + Default>(
-    (list, max): (&mut Vec<M>, usize),
-    (tag, wire_type): (u32, WireType),
-    buf: &mut impl Buf,
-    ctx: DecodeContext,
-) -> Result<(), DecodeError> {
-    if list.len() > max {
-        return skip_field(wire_type, tag, buf, ctx);
+/// A list that decoding limits to one item more than `max`.
+struct BoundedList<'a, M> {
+    list: &'a mut Vec<M>,
+    max: usize,
+}
+
+impl<M: prost::Message + Default> BoundedList<'_, M> {
+    /// Decodes a message and appends it to the list. Skips the message if the list is full.
+    fn merge(
+        self,
+        tag: u32,
+        wire_type: WireType,
+        buf: &mut impl Buf,
+        ctx: DecodeContext,
+    ) -> Result<(), DecodeError> {
+        if self.list.len() > self.max {
+            return skip_field(wire_type, tag, buf, ctx);
+        }
+        message::merge_repeated(wire_type, self.list, buf, ctx)
     }
-    message::merge_repeated(wire_type, list, buf, ctx)
 }
 
 impl prost::Message for Step {
@@ -119,8 +129,8 @@ impl prost::Message for Step {
     ) -> Result<(), DecodeError> {
         match tag {
             field::SEQUENCES => {
-                let list = (&mut self.sequences, MAX_STEP_ENTRIES);
-                merge_bounded(list, (tag, wire_type), buf, ctx)
+                let (list, max) = (&mut self.sequences, MAX_STEP_ENTRIES);
+                BoundedList { list, max }.merge(tag, wire_type, buf, ctx)
             }
             _ => skip_field(wire_type, tag, buf, ctx),
         }
@@ -169,7 +179,7 @@ impl prost::Message for SequenceStep {
         buf: &mut impl Buf,
         ctx: DecodeContext,
     ) -> Result<(), DecodeError> {
-        let times = (self.ids.len(), wire_type);
+        let tokens = self.ids.len();
         match tag {
             field::SEQUENCE => uint64::merge(wire_type, &mut self.sequence, buf, ctx),
             field::FIRST_INDEX => uint32::merge(wire_type, &mut self.first_index, buf, ctx),
@@ -177,11 +187,13 @@ impl prost::Message for SequenceStep {
             field::BYTES => raw::merge(wire_type, &mut self.bytes, buf, ctx),
             field::LENGTHS => self.lengths.merge(wire_type, buf, ctx),
             field::IS_PROMPT => bool::merge(wire_type, &mut self.is_prompt, buf, ctx),
-            field::DUE_NS => Self::merge_times(&mut self.due_ns, times, buf, ctx),
-            field::EMITTED_NS => Self::merge_times(&mut self.emitted_ns, times, buf, ctx),
+            field::DUE_NS => Self::merge_times(&mut self.due_ns, tokens, wire_type, buf, ctx),
+            field::EMITTED_NS => {
+                Self::merge_times(&mut self.emitted_ns, tokens, wire_type, buf, ctx)
+            }
             field::LOGPROBS => {
-                let list = (&mut self.logprobs, self.ids.len());
-                merge_bounded(list, (tag, wire_type), buf, ctx)
+                let list = &mut self.logprobs;
+                BoundedList { list, max: tokens }.merge(tag, wire_type, buf, ctx)
             }
             field::END => int32::merge(wire_type, &mut self.end, buf, ctx),
             field::FAILURE => {

@@ -16,7 +16,7 @@ use crate::scheduler::{
 };
 use crate::telemetry::Telemetry;
 use crate::worker::attached::{
-    AttachService, AttachableModel, TOKENIZER_CALL_TIMEOUT, WorkerTimeouts,
+    AttachParts, AttachService, AttachableModel, TOKENIZER_CALL_TIMEOUT, WorkerTimeouts,
 };
 use crate::worker::child::{ChildSpec, Program, supervise};
 use crate::worker::device_thread::DeviceThread;
@@ -117,28 +117,29 @@ impl Engine {
         parts: &EngineParts,
         worker_socket: Option<&Address>,
         telemetry: &Telemetry,
-        (tasks, critical): (&TaskTracker, &CriticalTasks),
+        critical: &CriticalTasks,
     ) -> std::io::Result<Self> {
         let (events_sender, events) = mpsc::channel(WORKER_EVENT_CAPACITY);
         let local_workers = parts.models.iter().map(|model| model.workers).sum();
-        let attach_service = AttachService::new(
-            parts.models.iter().map(attachable_model).collect(),
-            local_workers,
-            parts.workers.timeouts,
-            events_sender.clone(),
-            (telemetry.clone(), tasks.clone()),
-        );
+        let attach_service = AttachService::new(AttachParts {
+            models: parts.models.iter().map(attachable_model).collect(),
+            first_worker: local_workers,
+            timeouts: parts.workers.timeouts,
+            events: events_sender.clone(),
+            telemetry: telemetry.clone(),
+            tasks: critical.tracker().clone(),
+        });
+        let children = TaskTracker::new();
         let mut starter = WorkerStarter {
             step_limit: parts.workers.timeouts.step_limit,
             worker_socket,
             telemetry,
-            critical,
+            critical: critical.with_tracker(children.clone()),
             events: events_sender,
             attach_service: attach_service.clone(),
             workers: Vec::new(),
             threads: Vec::new(),
             stopping: CancellationToken::new(),
-            children: TaskTracker::new(),
         };
         for (model_index, model) in parts.models.iter().enumerate() {
             for device in 0..model.workers {
@@ -153,13 +154,13 @@ impl Engine {
             resumption: parts.workers.resumption,
             telemetry: telemetry.clone(),
         });
-        critical.spawn(tasks, "scheduler", task);
+        critical.spawn("scheduler", task);
         Ok(Self {
             scheduler,
             attach_service,
             threads: starter.threads,
             stopping: starter.stopping,
-            children: starter.children,
+            children,
         })
     }
 
@@ -214,13 +215,12 @@ struct WorkerStarter<'a> {
     step_limit: Option<Duration>,
     worker_socket: Option<&'a Address>,
     telemetry: &'a Telemetry,
-    critical: &'a CriticalTasks,
+    critical: CriticalTasks,
     events: mpsc::Sender<WorkerEvent>,
     attach_service: AttachService,
     workers: Vec<OwnedWorker>,
     threads: Vec<DeviceThread>,
     stopping: CancellationToken,
-    children: TaskTracker,
 }
 
 impl WorkerStarter<'_> {
@@ -246,10 +246,9 @@ impl WorkerStarter<'_> {
                 if let Some(limit) = self.step_limit {
                     let watched = watch_steps(worker, handle.clone(), limit, self.events.clone());
                     let stopping = self.stopping.clone();
-                    self.critical
-                        .spawn(&self.children, "device watch", async move {
-                            stopping.run_until_cancelled_owned(watched).await;
-                        });
+                    self.critical.spawn("device watch", async move {
+                        stopping.run_until_cancelled_owned(watched).await;
+                    });
                 }
                 Some(handle)
             }
@@ -261,7 +260,8 @@ impl WorkerStarter<'_> {
                 })?;
                 let spec = ChildSpec {
                     worker,
-                    model: (model_index, model.name.clone()),
+                    model: model_index,
+                    model_name: model.name.clone(),
                     device,
                     engine: socket.to_string(),
                 };
@@ -272,8 +272,7 @@ impl WorkerStarter<'_> {
                     self.events.clone(),
                     self.stopping.clone(),
                 );
-                self.critical
-                    .spawn(&self.children, "worker process", supervised);
+                self.critical.spawn("worker process", supervised);
                 None
             }
         };

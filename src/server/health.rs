@@ -3,7 +3,6 @@
 use http::Response;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
@@ -136,13 +135,13 @@ impl ServerHealth {
 pub(super) async fn routes(
     service: grpc::Service,
     health: ServerHealth,
-    (tasks, critical): (&TaskTracker, &CriticalTasks),
+    critical: &CriticalTasks,
     closing: CancellationToken,
 ) -> MapResponse<Routes, fn(Response<Body>) -> Response<Body>> {
     let (reporter, health_service) = tonic_health::server::health_reporter();
     report(&reporter, &health).await;
     let stopped = health.stopped.clone();
-    critical.spawn(tasks, "health", async move {
+    critical.spawn("health", async move {
         let reporting = report_changes(reporter, health, closing);
         stopped.run_until_cancelled_owned(reporting).await;
     });

@@ -28,7 +28,9 @@ impl Listeners {
         name: &'static str,
         serving: impl Future<Output = ()> + Send + 'static,
     ) {
-        critical.spawn(&self.tasks, name, serving);
+        critical
+            .with_tracker(self.tasks.clone())
+            .spawn(name, serving);
     }
 
     /// Returns the accept loop of a listener.
@@ -102,25 +104,38 @@ pub(super) async fn bind(
     })
 }
 
+/// The worker socket of an engine.
+#[derive(Default)]
+pub(super) struct WorkerSocket {
+    /// Its address, if the engine needs a worker socket.
+    pub(super) address: Option<Address>,
+    /// The temporary folder of a socket whose path no setting chooses.
+    pub(super) folder: Option<TempDir>,
+}
+
 /// Returns the address of the worker socket, if the server needs one. It is the configured address; or, if the engine
 /// starts worker processes, a socket in a new temporary folder that only the current user may enter.
-pub(super) fn worker_socket(
-    source: &Source,
-) -> Result<(Option<Address>, Option<TempDir>), StartError> {
+pub(super) fn worker_socket(source: &Source) -> Result<WorkerSocket, StartError> {
     let Source::Engine(engine) = source else {
-        return Ok((None, None));
+        return Ok(WorkerSocket::default());
     };
     if let Some(address) = &engine.workers.listen {
-        return Ok((Some(address.clone()), None));
+        return Ok(WorkerSocket {
+            address: Some(address.clone()),
+            folder: None,
+        });
     }
     let is_process = |model: &ModelParts| model.isolation != Isolation::Thread;
     if !engine.models.iter().any(is_process) {
-        return Ok((None, None));
+        return Ok(WorkerSocket::default());
     }
     let folder = tempfile::Builder::new().prefix("tokenway-").tempdir();
     let folder = folder.map_err(StartError::WorkerSocket)?;
     let address = Address::Unix(folder.path().join("workers.sock"));
-    Ok((Some(address), Some(folder)))
+    Ok(WorkerSocket {
+        address: Some(address),
+        folder: Some(folder),
+    })
 }
 
 /// Returns the mutual TLS settings of the worker socket.

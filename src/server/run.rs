@@ -19,7 +19,7 @@ mod progress;
 const DUPLICATE_SIGNAL_WINDOW: Duration = Duration::from_millis(500);
 
 /// Number of steps of the progress bar.
-const PROGRESS_STEPS: f32 = 1_000.0;
+const PROGRESS_STEPS: u16 = 1_000;
 
 /// Reason why a server did not shut down in order.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +47,8 @@ pub enum RunError {
 /// Returns an error if the server cannot start, a second signal interrupts the drain, or a critical task panics.
 pub async fn until_signalled(
     parts: ServerParts,
-    (out, err): (&Output, &Output),
+    out: &Output,
+    err: &Output,
 ) -> Result<(), RunError> {
     let mut signals = Signals::new()?;
     let (drain, source) = (parts.drain, parts.source.clone());
@@ -199,7 +200,7 @@ fn url(address: &Address) -> String {
 
 /// Waits until all models are loaded, and shows a progress bar.
 async fn wait_until_ready(server: &Server, err: &Output) -> Result<(), StartError> {
-    let bar = ProgressBar::new(1_000);
+    let bar = ProgressBar::new(PROGRESS_STEPS.into());
     bar.set_draw_target(progress::target(err));
     let style = ProgressStyle::with_template("loading  {bar:40} {percent}% {elapsed}");
     bar.set_style(style.expect("the template is valid"));
@@ -212,11 +213,12 @@ async fn wait_until_ready(server: &Server, err: &Output) -> Result<(), StartErro
 }
 
 fn position(fraction: f32) -> u64 {
-    // Rounds down to a step. The search avoids a lossy cast from f32.
-    (0..=1_000_u16)
-        .rev()
-        .find(|step| f32::from(*step) <= fraction * PROGRESS_STEPS)
-        .map_or(0, u64::from)
+    #[expect(
+        clippy::as_conversions,
+        reason = "the cast rounds down, and makes 0 of a fraction that is negative or not a number"
+    )]
+    let step = (fraction * f32::from(PROGRESS_STEPS)) as u64;
+    step.min(PROGRESS_STEPS.into())
 }
 
 /// Signals that stop the program.
@@ -271,6 +273,12 @@ impl Signals {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_progress_bar_rounds_down_and_stays_within_its_steps() {
+        let positions = [0.0, 0.0009, 0.5, 0.9999, 1.0, 1.5, -1.0, f32::NAN].map(position);
+        assert_eq!(positions, [0, 0, 500, 999, 1_000, 1_000, 0, 0]);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_signal_repeated_within_half_a_second_counts_once() {

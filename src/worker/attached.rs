@@ -86,6 +86,22 @@ pub struct AttachableModel {
     pub slow_reader_timeout: Duration,
 }
 
+/// Parts of an [`AttachService`].
+pub struct AttachParts {
+    /// The models, in the order of the catalog.
+    pub models: Vec<AttachableModel>,
+    /// The first id for remote workers. Lower ids belong to the workers that the engine starts itself.
+    pub first_worker: usize,
+    /// The engine's timeouts for its workers.
+    pub timeouts: WorkerTimeouts,
+    /// Receives the workers' events.
+    pub events: mpsc::Sender<WorkerEvent>,
+    /// The metrics that the sessions update.
+    pub telemetry: Telemetry,
+    /// Tracks the tasks of the sessions.
+    pub tasks: TaskTracker,
+}
+
 /// The `DeviceWorker` gRPC service, which accepts remote workers. Clones share their state.
 #[derive(Clone)]
 pub struct AttachService(Arc<Inner>);
@@ -104,27 +120,20 @@ struct Inner {
 }
 
 impl AttachService {
-    /// Creates the service. `models` has the order of the catalog. The ids below `first_worker` belong to the workers
-    /// that the engine starts itself.
+    /// Creates the service.
     #[must_use]
-    pub fn new(
-        models: Vec<AttachableModel>,
-        first_worker: usize,
-        timeouts: WorkerTimeouts,
-        events: mpsc::Sender<WorkerEvent>,
-        (telemetry, tasks): (Telemetry, TaskTracker),
-    ) -> Self {
-        let models = models.into_iter().enumerate();
+    pub fn new(parts: AttachParts) -> Self {
+        let models = parts.models.into_iter().enumerate();
         let registrations = models.map(|(index, model)| Arc::new(Registration::new(index, model)));
         Self(Arc::new(Inner {
             registrations: registrations.collect(),
-            timeouts,
-            next_worker: AtomicUsize::new(first_worker),
+            timeouts: parts.timeouts,
+            next_worker: AtomicUsize::new(parts.first_worker),
             connections: Arc::new(Semaphore::new(MAX_WORKERS)),
             penalties: ReconnectPenalties::default(),
-            events,
-            telemetry,
-            tasks,
+            events: parts.events,
+            telemetry: parts.telemetry,
+            tasks: parts.tasks,
         }))
     }
 
@@ -159,11 +168,8 @@ impl AttachService {
         self.0.registrations[model].children().remove(token);
     }
 
-    /// Checks a worker's `hello`, and returns the registration of its model and, for a child, the child's own.
-    fn register(
-        &self,
-        hello: &proto::Hello,
-    ) -> Result<(Arc<Registration>, Option<ChildRegistration>), Status> {
+    /// Checks a worker's `hello`, and returns the registration of its model.
+    fn register(&self, hello: &proto::Hello) -> Result<Arc<Registration>, Status> {
         if hello.protocol_version != wire::PROTOCOL_VERSION {
             return Err(Status::failed_precondition(format!(
                 "this engine speaks protocol_version {}, but the worker speaks {}",
@@ -173,18 +179,7 @@ impl AttachService {
         }
         let checked = wire::check_name("hello.name", &hello.name);
         checked.map_err(|violation| Status::invalid_argument(violation.to_string()))?;
-        let registration = self.registration_of(&hello.model)?;
-        if hello.child_token.is_empty() {
-            return Ok((registration, None));
-        }
-        let child = registration.children().get(&hello.child_token).cloned();
-        let child =
-            child.ok_or_else(|| Status::permission_denied("hello.child_token is unknown"))?;
-        if !child.state.attach() {
-            let message = "hello.child_token has been used before";
-            return Err(Status::permission_denied(message));
-        }
-        Ok((registration, Some(child)))
+        self.registration_of(&hello.model)
     }
 
     fn registration_of(&self, model: &str) -> Result<Arc<Registration>, Status> {
@@ -220,11 +215,12 @@ impl AttachService {
     async fn serve(
         self,
         session: Session,
-        (child, name): (Option<ChildRegistration>, String),
+        name: String,
         inbound: Streaming<proto::AttachRequest>,
         _connection: OwnedSemaphorePermit,
     ) {
         let (worker, outbound) = (session.worker, session.outbound.clone());
+        let child = session.child.clone();
         // The scheduler must learn that the worker is lost, even if its session panics. Nothing of a session that
         // panicked is used again.
         let served = AssertUnwindSafe(session.run(inbound)).catch_unwind().await;
@@ -276,7 +272,8 @@ impl DeviceWorker for AttachService {
         let declared_timeout = wire::heartbeat_timeout(&hello)
             .map_err(|violation| Status::invalid_argument(violation.to_string()))?;
         let timeouts = SessionTimeouts::new(self.0.timeouts, declared_timeout);
-        let (registration, child) = self.register(&hello)?;
+        let registration = self.register(&hello)?;
+        let child = registration.attach_child(&hello.child_token)?;
         self.check_penalty(&hello)?;
         let worker = match &child {
             Some(child) => child.worker,
@@ -306,7 +303,7 @@ impl DeviceWorker for AttachService {
         joined.map_err(|_| Status::unavailable("the engine is shutting down"))?;
         let session = Session {
             worker,
-            child: child.clone(),
+            child,
             registration,
             timeouts,
             flags,
@@ -316,10 +313,9 @@ impl DeviceWorker for AttachService {
             events: self.0.events.clone(),
             telemetry: self.0.telemetry.clone(),
         };
-        self.0.tasks.spawn(
-            self.clone()
-                .serve(session, (child, hello.name), inbound, connection),
-        );
+        self.0
+            .tasks
+            .spawn(self.clone().serve(session, hello.name, inbound, connection));
         Ok(Response::new(ReceiverStream::new(messages)))
     }
 }

@@ -57,8 +57,9 @@ pub struct Program {
 /// The model, device and engine of one child.
 pub(crate) struct ChildSpec {
     pub(crate) worker: WorkerId,
-    /// Index of the model in the catalog, and the model's name.
-    pub(crate) model: (usize, String),
+    /// Index of the model in the catalog.
+    pub(crate) model: usize,
+    pub(crate) model_name: String,
     /// Index of the device, from 0.
     pub(crate) device: usize,
     /// Address of the engine's worker socket.
@@ -73,7 +74,7 @@ pub(crate) async fn supervise(
     events: mpsc::Sender<WorkerEvent>,
     stopping: CancellationToken,
 ) {
-    let (worker, model) = (spec.worker, spec.model.1.clone());
+    let (worker, model) = (spec.worker, spec.model_name.clone());
     let mut backoff = Backoff::new(RESTART_BACKOFF);
     let mut failed_starts = 0;
     loop {
@@ -140,10 +141,10 @@ async fn run_once(
 ) -> RunOutcome {
     let token = uuid::Uuid::new_v4().simple().to_string();
     let (exit_sender, exit_receiver) = watch::channel(None);
-    let state = service.register_child(spec.model.0, spec.worker, token.clone(), exit_receiver);
+    let state = service.register_child(spec.model, spec.worker, token.clone(), exit_receiver);
     let outcome = match start(program, spec, &token) {
         Ok(child) => {
-            let exit = wait_for_exit(child, spec, (&state, &exit_sender), stopping).await;
+            let exit = wait_for_exit(child, spec, &state, &exit_sender, stopping).await;
             if state.was_ready() {
                 RunOutcome::BecameReady
             } else {
@@ -159,7 +160,7 @@ async fn run_once(
             })
         }
     };
-    service.unregister_child(spec.model.0, &token);
+    service.unregister_child(spec.model, &token);
     outcome
 }
 
@@ -204,7 +205,8 @@ fn name(spec: &ChildSpec) -> String {
 async fn wait_for_exit(
     mut child: Child,
     spec: &ChildSpec,
-    (state, exit_sender): (&ChildState, &watch::Sender<Option<ProcessExit>>),
+    state: &ChildState,
+    exit_sender: &watch::Sender<Option<ProcessExit>>,
     stopping: &CancellationToken,
 ) -> ProcessExit {
     let log = child.stderr.take();
@@ -321,7 +323,7 @@ mod tests {
 
     use super::*;
     use crate::telemetry::Telemetry;
-    use crate::worker::attached::{AttachableModel, WorkerTimeouts};
+    use crate::worker::attached::{AttachParts, AttachableModel, WorkerTimeouts};
 
     #[tokio::test(start_paused = true)]
     async fn a_child_that_failed_to_start_ten_times_is_given_up() {
@@ -336,20 +338,22 @@ mod tests {
             step_limit: None,
             tokenizer_call_timeout: Duration::from_secs(10),
         };
-        let service = AttachService::new(
-            vec![model],
-            1,
+        let service = AttachService::new(AttachParts {
+            models: vec![model],
+            first_worker: 1,
             timeouts,
-            events.clone(),
-            (Telemetry::new(), TaskTracker::new()),
-        );
+            events: events.clone(),
+            telemetry: Telemetry::new(),
+            tasks: TaskTracker::new(),
+        });
         let program = Program {
             path: "/there/is/no/such/program".into(),
             arguments: Vec::new(),
         };
         let spec = ChildSpec {
             worker: WorkerId(0),
-            model: (0, "m".into()),
+            model: 0,
+            model_name: "m".to_owned(),
             device: 0,
             engine: "unix:/there/is/no/such/socket".to_owned(),
         };

@@ -218,7 +218,8 @@ pub(super) struct RemoteChannel {
 impl RemoteChannel {
     /// Creates the channel of a sequence that already has `delivered` completion tokens.
     pub(super) fn new(
-        (sequence, reader): (u64, Arc<RemoteReader>),
+        sequence: u64,
+        reader: Arc<RemoteReader>,
         outbox: Arc<Outbox>,
         delivered: usize,
         timestamps: bool,

@@ -185,7 +185,8 @@ impl LlamaRunner {
                 sequence.advance(part.rows);
                 if part.samples && emitted.is_ok() {
                     let logits = part.logits(context, part.rows - 1);
-                    emitted = emit_next(step, part.slot, sequence, model, (sampler, logits));
+                    emitted = next_token(sampler, logits, sequence, model)
+                        .map(|token| emit_next(step, part.slot, sequence, model, token));
                 }
                 if let Err(error) = emitted {
                     step.fail(part.slot, error);
@@ -292,14 +293,13 @@ fn emit_prompt(
     Ok(())
 }
 
-/// Samples and emits the next token of a sequence.
-fn emit_next(
-    step: &mut Step<'_>,
-    slot: Slot,
-    sequence: &mut ActiveSequence,
+/// Samples the next token of a sequence.
+fn next_token(
+    sampler: &mut Sampler,
+    logits: &[f32],
+    sequence: &ActiveSequence,
     model: &GgufModel,
-    (sampler, logits): (&mut Sampler, &[f32]),
-) -> Result<(), ModelError> {
+) -> Result<Token, ModelError> {
     let id = sampler.sample(
         logits,
         &sequence.sampling,
@@ -309,7 +309,18 @@ fn emit_next(
     );
     let id = id.map_err(|error| failed(error.to_string()))?;
     let logprobs = logprobs(model, logits, id, sequence)?;
-    let token = token(model, id, logprobs)?;
+    token(model, id, logprobs)
+}
+
+/// Emits the next token of a sequence.
+fn emit_next(
+    step: &mut Step<'_>,
+    slot: Slot,
+    sequence: &mut ActiveSequence,
+    model: &GgufModel,
+    token: Token,
+) {
+    let id = token.id;
     let is_end_token = model.end_tokens().contains(&id);
     sequence.push(id);
     if sequence.ends_with(id, is_end_token) {
@@ -317,7 +328,6 @@ fn emit_next(
     } else {
         step.emit(slot, token);
     }
-    Ok(())
 }
 
 /// The log probabilities of this token, if the sequence asks for them.

@@ -128,7 +128,8 @@ impl EngineConnection {
         state.readers.insert(number, Arc::clone(&reader));
         drop(state);
         let channel = RemoteChannel::new(
-            (number, reader),
+            number,
+            reader,
             Arc::clone(&self.outbox),
             sequence.delivered.len(),
             sequence.timestamps,

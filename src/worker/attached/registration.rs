@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 
 use super::remote_tokenizer::RemoteTokenizers;
 use super::{AttachableModel, CHILD_EXIT_TIMEOUT};
@@ -30,6 +31,21 @@ pub(super) struct Registration {
 }
 
 impl Registration {
+    /// Returns the child with this token, which then cannot be used again. Returns `None` for a worker without a token.
+    pub(super) fn attach_child(&self, token: &str) -> Result<Option<ChildRegistration>, Status> {
+        if token.is_empty() {
+            return Ok(None);
+        }
+        let child = self.children().get(token).cloned();
+        let child =
+            child.ok_or_else(|| Status::permission_denied("hello.child_token is unknown"))?;
+        if !child.state.attach() {
+            let message = "hello.child_token has been used before";
+            return Err(Status::permission_denied(message));
+        }
+        Ok(Some(child))
+    }
+
     /// Registers the model at this index of the catalog.
     pub(super) fn new(index: usize, model: AttachableModel) -> Self {
         Self {

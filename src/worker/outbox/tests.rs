@@ -9,7 +9,7 @@ use crate::tokens::{Logprobs, TopLogprob};
 fn remote_channel(credit: usize) -> (RemoteChannel, Arc<Outbox>) {
     let outbox = Arc::<Outbox>::default();
     let reader = RemoteReader::new(credit);
-    let channel = RemoteChannel::new((1, reader), Arc::clone(&outbox), 0, false);
+    let channel = RemoteChannel::new(1, reader, Arc::clone(&outbox), 0, false);
     (channel, outbox)
 }
 

@@ -8,7 +8,7 @@ use crate::proto::worker as proto;
 use crate::telemetry::Telemetry;
 use crate::worker::WorkerId;
 use crate::worker::attached::{
-    AttachService, AttachableModel, TOKENIZER_CALL_TIMEOUT, WorkerTimeouts,
+    AttachParts, AttachService, AttachableModel, TOKENIZER_CALL_TIMEOUT, WorkerTimeouts,
 };
 use crate::worker::wire::PROTOCOL_VERSION;
 
@@ -27,8 +27,14 @@ fn service() -> AttachService {
         tokenizer_call_timeout: TOKENIZER_CALL_TIMEOUT,
     };
     let (events, _) = mpsc::channel(1);
-    let tracking = (Telemetry::new(), TaskTracker::new());
-    AttachService::new(vec![model], 1, timeouts, events, tracking)
+    AttachService::new(AttachParts {
+        models: vec![model],
+        first_worker: 1,
+        timeouts,
+        events,
+        telemetry: Telemetry::new(),
+        tasks: TaskTracker::new(),
+    })
 }
 
 fn hello(child_token: &str) -> proto::Hello {
@@ -44,7 +50,8 @@ fn a_child_token_admits_one_stream_only() {
     let service = service();
     let (_exit_sender, exit) = watch::channel(None);
     let register = |token| {
-        let error = service.register(&hello(token)).err();
+        let registration = service.register(&hello(token)).unwrap();
+        let error = registration.attach_child(token).err();
         error.map(|status| status.code())
     };
     for token in ["first start", "second start"] {
