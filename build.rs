@@ -4,8 +4,6 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::{env, fs};
 
-use tonic_prost_build::FileDescriptorSet;
-
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
     // Reflection must list the public API only, so the worker protocol is compiled separately.
@@ -16,20 +14,21 @@ fn main() -> Result<(), Box<dyn Error>> {
         out.join("tokenway_descriptors.bin"),
         public.encode_file_descriptor_set(),
     )?;
-    let public = files_of_package(&public, "tokenway.v1");
-    tonic_prost_build::configure()
-        .codec_path("crate::proto::codec::SmallBufferCodec")
-        .extern_path(".tokenway.v1.Tokens", "crate::proto::v1::Tokens")
-        .compile_fds(public)?;
-    let workers = files_of_package(&workers, "tokenway.worker.v1");
+    // prost needs the imported files too, so this writes `tokenway.v1.rs` as well, without its messages. The public API
+    // comes second and replaces that file.
     tonic_prost_build::configure()
         .codec_path("crate::proto::codec::LargeBufferCodec")
+        .extern_path(".tokenway.v1", "crate::proto::v1")
         .extern_path(".tokenway.worker.v1.Step", "crate::proto::worker::Step")
         .extern_path(
             ".tokenway.worker.v1.SequenceStep",
             "crate::proto::worker::SequenceStep",
         )
-        .compile_fds(workers)?;
+        .compile_fds(workers.file_descriptor_set())?;
+    tonic_prost_build::configure()
+        .codec_path("crate::proto::codec::SmallBufferCodec")
+        .extern_path(".tokenway.v1.Tokens", "crate::proto::v1::Tokens")
+        .compile_fds(public.file_descriptor_set())?;
     Ok(())
 }
 
@@ -38,11 +37,4 @@ fn compile(file: &str) -> Result<protox::Compiler, Box<dyn Error>> {
     compiler.include_imports(true).include_source_info(true);
     compiler.open_file(file)?;
     Ok(compiler)
-}
-
-/// Returns the files of one package, without the files that they import.
-fn files_of_package(compiler: &protox::Compiler, package: &str) -> FileDescriptorSet {
-    let mut files = compiler.file_descriptor_set();
-    files.file.retain(|file| file.package() == package);
-    files
 }

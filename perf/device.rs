@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::Counter;
-use tokenway::request::{Caller, Sampling, StopTokens};
 use tokenway::runner::Sequence;
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::telemetry::Telemetry;
@@ -68,21 +67,10 @@ impl Device {
     /// Gives the worker a sequence. Where it has no slot for it the token_channel just closes.
     pub(crate) fn open(&self, max_tokens: u32, timestamps: bool) -> TokenReceiver {
         let (sender, receiver) = token_channel(CREDIT, Arc::new(Notify::new()), Counter::noop());
+        let mut sequence = Sequence::new([0], max_tokens);
+        sequence.options.timestamps = timestamps;
         let assignment = Assignment {
-            sequence: Sequence {
-                prompt: [0].into(),
-                delivered: Vec::new(),
-                choice: 0,
-                seed: 0,
-                max_tokens,
-                sampling: Sampling::default(),
-                logit_bias: [].into(),
-                stop_tokens: StopTokens::default(),
-                logprobs: None,
-                scores_prompt: false,
-                timestamps,
-                caller: Caller::default(),
-            },
+            sequence,
             token_channel: sender,
             is_suspect: false,
             deadline: Instant::now() + DEADLINE,

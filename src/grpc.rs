@@ -86,7 +86,7 @@ impl Service {
             request_id: request.id.0.to_string(),
             model: admitted.model.to_string(),
             prompt_tokens: admitted.prompt_tokens,
-            seed: request.seed.cast_signed(),
+            seed: request.options.seed.cast_signed(),
         };
         let format = delivery_context
             .as_ref()
@@ -99,7 +99,12 @@ impl Service {
             admitted.set_stream_count(&stream);
         }
         let engine = self.telemetry.stage_times(format, Stage::Engine);
-        let completion = Completion::new(admitted, &request.stopping, engine)?;
+        let completion = Completion::new(
+            admitted,
+            &request.stopping,
+            request.options.stop_tokens.min_tokens,
+            engine,
+        )?;
         let metrics = counted.map(|counted| RequestMetrics {
             counted,
             timer: DeliveryTimer::new(&self.telemetry, format, flush),
@@ -107,7 +112,7 @@ impl Service {
         Ok(EventStream::new(
             completion,
             started,
-            request.timestamps,
+            request.options.timestamps,
             metrics,
         ))
     }

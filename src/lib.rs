@@ -35,6 +35,8 @@ pub mod critical;
 
 mod backoff;
 
+mod sequence_proto;
+
 pub mod request;
 
 pub mod error;

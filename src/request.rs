@@ -54,27 +54,16 @@ pub struct CompletionRequest {
     pub max_tokens: Option<u32>,
     /// The number of choices, 1 to [`MAX_CHOICES`].
     pub choices: u32,
-    /// The sampling parameters.
-    pub sampling: Sampling,
-    /// Values added to the logits of these tokens before sampling, each -100 to 100.
-    pub logit_bias: Arc<[(TokenId, f32)]>,
-    /// The conditions that end a choice before `max_tokens`.
+    /// The stop strings, which end a choice before `max_tokens`.
     pub stopping: Stopping,
-    /// The number of most likely tokens to return at each position, 0 to [`MAX_LOGPROBS`], besides the log probability
-    /// of the sampled token. `None` returns no log probabilities.
-    pub logprobs: Option<u32>,
+    /// The fields that each sequence of the request passes to the runner.
+    pub options: SequenceOptions,
     /// Returns the prompt before the completion, with its log probabilities if `logprobs` is set.
     pub echo: bool,
     /// The tokens of each choice that the client already has, starting with choice 0. Sampling continues after them.
     pub resume: Vec<Vec<TokenId>>,
-    /// The seed of the sampling.
-    pub seed: u64,
     /// The priority. Lower numbers run first.
     pub priority: i32,
-    /// Adds to each token the times when it was due and when it was emitted.
-    pub timestamps: bool,
-    /// The user on whose behalf the request runs.
-    pub caller: Caller,
     /// The time when the request arrived.
     pub arrived: Instant,
     /// The time at which the request fails with `deadline_exceeded`.
@@ -122,6 +111,26 @@ pub struct ChatMessage {
     pub name: Option<String>,
 }
 
+/// The fields of a request that its sequences pass to the runner unchanged.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SequenceOptions {
+    /// The seed of the sampling. Each random draw is keyed by the seed, the choice and the token's index.
+    pub seed: u64,
+    /// The sampling parameters.
+    pub sampling: Sampling,
+    /// Values added to the logits of these tokens before sampling, each -100 to 100. Sorted by token id.
+    pub logit_bias: Arc<[(TokenId, f32)]>,
+    /// The tokens that end a choice before `max_tokens`.
+    pub stop_tokens: StopTokens,
+    /// The number of most likely tokens to return at each position, 0 to [`MAX_LOGPROBS`], besides the log probability
+    /// of the sampled token. `None` returns no log probabilities.
+    pub logprobs: Option<u32>,
+    /// Adds to each token the times when it was due and when it was emitted.
+    pub timestamps: bool,
+    /// The user on whose behalf the request runs.
+    pub caller: Caller,
+}
+
 /// The parameters that select the next token from the model's logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
@@ -155,19 +164,17 @@ impl Default for Sampling {
     }
 }
 
-/// The conditions that end a choice before `max_tokens`.
+/// The strings that end a choice before `max_tokens`.
 #[derive(Clone, Debug, Default)]
 pub struct Stopping {
     /// Strings that end a choice. None is empty.
     pub strings: Vec<String>,
     /// Ends the text after the matched stop string or stop token instead of before it.
     pub include_stop: bool,
-    /// The conditions that the runner checks.
-    pub tokens: StopTokens,
 }
 
 /// The tokens that end a choice.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct StopTokens {
     /// Stop tokens in addition to the model's end-of-sequence tokens.
     pub ids: Arc<[TokenId]>,
@@ -255,8 +262,14 @@ impl CompletionRequest {
     /// Returns true if the request uses this parameter.
     #[must_use]
     pub fn needs(&self, parameter: Parameter) -> bool {
-        let (sampling, default) = (&self.sampling, Sampling::default());
-        let tokens = &self.stopping.tokens;
+        let SequenceOptions {
+            sampling,
+            stop_tokens,
+            logit_bias,
+            logprobs,
+            ..
+        } = &self.options;
+        let default = Sampling::default();
         match parameter {
             Parameter::Temperature => sampling.temperature != default.temperature,
             Parameter::TopP => sampling.top_p != default.top_p,
@@ -267,12 +280,12 @@ impl CompletionRequest {
             Parameter::RepetitionPenalty => {
                 sampling.repetition_penalty != default.repetition_penalty
             }
-            Parameter::LogitBias => !self.logit_bias.is_empty(),
-            Parameter::MinTokens => tokens.min_tokens > 0,
-            Parameter::IgnoreEos => tokens.ignore_eos,
-            Parameter::StopTokenIds => !tokens.ids.is_empty(),
-            Parameter::Logprobs => self.logprobs.is_some(),
-            Parameter::EchoLogprobs => self.echo && self.logprobs.is_some(),
+            Parameter::LogitBias => !logit_bias.is_empty(),
+            Parameter::MinTokens => stop_tokens.min_tokens > 0,
+            Parameter::IgnoreEos => stop_tokens.ignore_eos,
+            Parameter::StopTokenIds => !stop_tokens.ids.is_empty(),
+            Parameter::Logprobs => logprobs.is_some(),
+            Parameter::EchoLogprobs => self.echo && logprobs.is_some(),
             Parameter::Suffix => matches!(self.input, Input::Infill { .. }),
         }
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::request::{Caller, ChatMessage, Parameter, Sampling, StopTokens, TokenId};
+use crate::request::{ChatMessage, Parameter, SequenceOptions, TokenId};
 use crate::tokens::Logprobs;
 
 #[cfg(feature = "llama-cpp")]
@@ -130,7 +130,7 @@ pub enum Resumption {
 }
 
 /// One choice of one request, in the form that a device runs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sequence {
     /// The prompt's token ids, shared by the choices of a request.
     pub prompt: Arc<[TokenId]>,
@@ -138,26 +138,28 @@ pub struct Sequence {
     pub delivered: Vec<TokenId>,
     /// Index of this choice in its request, from 0.
     pub choice: u32,
-    /// Seed for sampling. Each random draw is keyed by the seed, the choice and the token's index.
-    pub seed: u64,
     /// Maximum number of completion tokens, including the delivered ones. 0 only if the request asks
     /// for nothing but the prompt's log probabilities.
     pub max_tokens: u32,
-    /// Temperature, top-k, penalties and the like.
-    pub sampling: Sampling,
-    /// Values to add to the logits of these tokens before sampling.
-    pub logit_bias: Arc<[(TokenId, f32)]>,
-    /// Tokens that end the sequence.
-    pub stop_tokens: StopTokens,
-    /// Number of most likely tokens to report with each token's log probability. `None` reports no
-    /// log probabilities.
-    pub logprobs: Option<u32>,
     /// Emit the prompt's tokens too, with their log probabilities, before the completion's tokens.
     pub scores_prompt: bool,
-    /// True if the client asked for the deadline and the emission time of each token.
-    pub timestamps: bool,
-    /// The client that sent the request.
-    pub caller: Caller,
+    /// Sampling parameters and the like, the same for all choices of the request.
+    pub options: SequenceOptions,
+}
+
+impl Sequence {
+    /// Creates the first choice of a request, with default options.
+    #[must_use]
+    pub fn new(prompt: impl Into<Arc<[TokenId]>>, max_tokens: u32) -> Self {
+        Self {
+            prompt: prompt.into(),
+            delivered: Vec::new(),
+            choice: 0,
+            max_tokens,
+            scores_prompt: false,
+            options: SequenceOptions::default(),
+        }
+    }
 }
 
 /// A token that a device has made.

@@ -322,16 +322,10 @@ fn sequence(request: &CompletionRequest, prompt: &Prompt, choice: u32) -> Sequen
         prompt: Arc::clone(&prompt.ids),
         delivered: Vec::new(),
         choice,
-        seed: request.seed,
         max_tokens: prompt.max_tokens,
-        sampling: request.sampling,
-        logit_bias: Arc::clone(&request.logit_bias),
-        stop_tokens: request.stopping.tokens.clone(),
-        logprobs: request.logprobs,
         // The prompt's log probabilities are the same for every choice.
         scores_prompt: choice == 0 && scores_prompt(request),
-        timestamps: request.timestamps,
-        caller: request.caller.clone(),
+        options: request.options.clone(),
     }
 }
 

@@ -28,12 +28,12 @@ struct IncrementalDetokenizer {
 }
 
 impl IncrementalDetokenizer {
-    fn new(strings: Arc<StopStrings>, stopping: &Stopping) -> Self {
+    fn new(strings: Arc<StopStrings>, stopping: &Stopping, min_tokens: u32) -> Self {
         Self {
             utf8: Utf8Assembler::default(),
             stop: StopMatcher::new(strings),
             include_stop: stopping.include_stop,
-            min_tokens_left: stopping.tokens.min_tokens,
+            min_tokens_left: min_tokens,
             text: String::new(),
         }
     }
@@ -126,7 +126,6 @@ fn timestamps(token: &Token) -> Timestamps {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::StopTokens;
     use crate::runner::TokenBytes;
 
     fn token(bytes: &[u8]) -> Token {
@@ -150,18 +149,19 @@ mod tests {
             strings: stops.iter().map(ToString::to_string).collect(),
             ..Stopping::default()
         };
-        finish_with(&stopping, tokens, last, reason)
+        finish_with(&stopping, 0, tokens, last, reason)
     }
 
     fn finish_with(
         stopping: &Stopping,
+        min_tokens: u32,
         tokens: &[&[u8]],
         last: &[u8],
         reason: FinishReason,
     ) -> (Vec<String>, FinishReason) {
         let strings =
             StopStrings::new(&stopping.strings).with_included_match(stopping.include_stop);
-        let mut choice = IncrementalDetokenizer::new(Arc::new(strings), stopping);
+        let mut choice = IncrementalDetokenizer::new(Arc::new(strings), stopping, min_tokens);
         let mut ready = TokenBatch::default();
         for bytes in tokens {
             assert_eq!(choice.push(token(bytes), &mut ready), StopStatus::Open);
@@ -207,25 +207,22 @@ mod tests {
             include_stop,
             ..Stopping::default()
         };
-        let (texts, _) = finish_with(&stopping(false), &[b"a"], b"b", FinishReason::Stop);
+        let (texts, _) = finish_with(&stopping(false), 0, &[b"a"], b"b", FinishReason::Stop);
         assert_eq!(texts, ["a", ""]);
-        let (texts, _) = finish_with(&stopping(true), &[b"a"], b"b", FinishReason::Stop);
+        let (texts, _) = finish_with(&stopping(true), 0, &[b"a"], b"b", FinishReason::Stop);
         assert_eq!(texts, ["a", "b"]);
     }
 
     #[test]
     fn stop_strings_are_ignored_below_min_tokens() {
-        let stopping = |min_tokens| Stopping {
+        let stopping = Stopping {
             strings: vec!["STOP".to_owned()],
-            tokens: StopTokens {
-                min_tokens,
-                ..StopTokens::default()
-            },
             ..Stopping::default()
         };
         let finish = |min_tokens| {
             finish_with(
-                &stopping(min_tokens),
+                &stopping,
+                min_tokens,
                 &[b"a", b"S"],
                 b"TOP.",
                 FinishReason::Length,

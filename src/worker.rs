@@ -60,20 +60,7 @@ impl Assignment {
     fn for_test(max_tokens: u32, deadline: Instant) -> (Self, token_channel::TokenReceiver) {
         let queue = Arc::new(Notify::new());
         let (sender, receiver) = token_channel::token_channel(1, queue, metrics::Counter::noop());
-        let sequence = Sequence {
-            prompt: [0].into(),
-            delivered: Vec::new(),
-            choice: 0,
-            seed: 0,
-            max_tokens,
-            sampling: crate::request::Sampling::default(),
-            logit_bias: [].into(),
-            stop_tokens: crate::request::StopTokens::default(),
-            logprobs: None,
-            scores_prompt: false,
-            timestamps: false,
-            caller: crate::request::Caller::default(),
-        };
+        let sequence = Sequence::new([0], max_tokens);
         let assignment = Self {
             sequence,
             token_channel: sender,

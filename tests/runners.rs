@@ -106,7 +106,7 @@ impl Loader for ReportsCaller {
 
 impl Runner for ReportingDevice {
     fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
-        let caller = sequence.caller.clone();
+        let caller = sequence.options.caller.clone();
         self.callers
             .blocking_send(caller)
             .expect("the test receives the callers");

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use tokenway::error::{Error, ErrorKind};
 use tokenway::listen::Address;
 use tokenway::proto::v1;
+use tokenway::proto::v1::completion_request::Input;
 use tokenway::proto::worker as proto;
 use tokenway::proto::worker::answer::Answer;
 use tokenway::proto::worker::attach_request::Message as Sent;
@@ -58,7 +59,7 @@ struct Worker {
 
 fn hello() -> proto::Hello {
     proto::Hello {
-        protocol_version: 1,
+        protocol_version: 2,
         ..proto::Hello::default()
     }
 }
@@ -287,9 +288,9 @@ async fn an_invalid_hello_is_rejected_with_its_reason() {
     };
     for (first, code, expected) in [
         (
-            changed(|hello| hello.protocol_version = 2),
+            changed(|hello| hello.protocol_version = 1),
             Code::FailedPrecondition,
-            "this engine speaks protocol_version 1",
+            "this engine speaks protocol_version 2",
         ),
         (
             changed(|hello| hello.model = "nobody".to_owned()),
@@ -466,7 +467,7 @@ async fn every_sequence_reaches_a_worker_with_thousands_of_slots() {
         match worker.receive().await.expect("the stream continues") {
             Message::Submit(_) => submitted += 1,
             Message::Question(proto::Question { question, .. }) => {
-                let ids = proto::TokenIds { ids: vec![1] };
+                let ids = v1::TokenIds { ids: vec![1] };
                 worker.answer(question, Answer::Ids(ids)).await;
             }
             Message::Welcome(_) | Message::Credit(_) | Message::Cancel(_) | Message::Drain(_) => {}
@@ -649,14 +650,14 @@ async fn worker_messages_become_the_clients_tokens() {
     assert_eq!(about, About::Tokenize(tokenize));
     let ids = vec![7, 8];
     worker
-        .answer(question, Answer::Ids(proto::TokenIds { ids }))
+        .answer(question, Answer::Ids(v1::TokenIds { ids }))
         .await;
     let submit = worker.next_submit().await;
-    assert_eq!(
-        (submit.prompt, submit.max_tokens, submit.generation),
-        (vec![7, 8], 3, 1)
-    );
-    assert_eq!(submit.credit, 3);
+    assert_eq!((submit.generation, submit.credit), (1, 3));
+    let request = submit.request.expect("a submit carries its request");
+    let ids = v1::TokenIds { ids: vec![7, 8] };
+    assert_eq!(request.input, Some(Input::PromptTokenIds(ids)));
+    assert_eq!(request.max_tokens, Some(3));
     let sequence = submit.sequence;
     worker
         .send(Sent::Accepted(proto::Accepted { sequence }))
@@ -691,7 +692,7 @@ async fn crashed_choices_resume_one_at_a_time_and_fail_on_the_second_crash() {
         grpc::collect(stream.expect("the request is admitted").into_inner()).await
     });
     let (question, _) = worker.next_call().await;
-    let ids = proto::TokenIds { ids: vec![7] };
+    let ids = v1::TokenIds { ids: vec![7] };
     worker.answer(question, Answer::Ids(ids)).await;
     let (first, second) = (worker.next_submit().await, worker.next_submit().await);
     for submit in [&first, &second] {
@@ -714,10 +715,9 @@ async fn crashed_choices_resume_one_at_a_time_and_fail_on_the_second_crash() {
     for again in [&one, &other] {
         assert_eq!((&*again.delivered, again.generation), (&[0][..], 2));
     }
-    let choice = |submit: &proto::Submit| submit.sampling.as_ref().map(|it| it.choice);
-    let mut resumed = [choice(&one), choice(&other)];
+    let mut resumed = [one.choice, other.choice];
     resumed.sort_unstable();
-    assert_eq!(resumed, [choice(&first), choice(&second)]);
+    assert_eq!(resumed, [first.choice, second.choice]);
     for message in crashes(3) {
         worker.send(message).await;
     }
@@ -796,7 +796,7 @@ async fn an_invalid_prompt_score_moves_the_request_to_another_worker() {
         "{status:?}"
     );
     let submit = right.next_submit().await;
-    assert!(submit.scores_prompt);
+    assert!(submit.request.is_some_and(|request| request.echo));
     let sequence = submit.sequence;
     right
         .send(Sent::Accepted(proto::Accepted { sequence }))
@@ -848,7 +848,7 @@ async fn a_tokenizer_call_timeout_loses_the_worker_and_another_is_asked() {
 }
 
 fn ids() -> Answer {
-    Answer::Ids(proto::TokenIds { ids: vec![7] })
+    Answer::Ids(v1::TokenIds { ids: vec![7] })
 }
 
 /// An answer with the bytes of one token.
@@ -866,9 +866,9 @@ fn scored(sequence: u64, id: u32, end: proto::End) -> proto::SequenceStep {
         ids: proto::PackedVarints::from_iter([id]),
         bytes: b"x".to_vec(),
         lengths: proto::PackedVarints::from_iter([1]),
-        logprobs: vec![proto::Logprobs {
+        logprobs: vec![v1::Logprobs {
             logprob: Some(-1.0),
-            ..proto::Logprobs::default()
+            ..v1::Logprobs::default()
         }],
         end: end.into(),
         ..proto::SequenceStep::default()

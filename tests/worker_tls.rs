@@ -138,7 +138,7 @@ async fn only_workers_with_a_trusted_certificate_are_accepted() {
                 .await
                 .map_err(|error| error.to_string())?;
             let hello = attach_request::Message::Hello(Hello {
-                protocol_version: 1,
+                protocol_version: 2,
                 ..Hello::default()
             });
             let hello = AttachRequest {

@@ -1,6 +1,5 @@
 //! Converts proto messages to the engine's requests, and checks every field.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -9,10 +8,10 @@ use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 use crate::proto::v1::completion_request::Input as ProtoInput;
 use crate::request::{
-    Caller, ChatMessage, CompletionRequest, Input, MAX_CHOICES, MAX_LOGIT_BIASES, MAX_LOGPROBS,
-    MAX_STOP_BYTES, MAX_STOP_STRINGS, MAX_STOP_TOKENS, MAX_TIMEOUT, MAX_USER_BYTES, RequestId,
-    Sampling, StopTokens, Stopping, TokenId,
+    ChatMessage, CompletionRequest, Input, MAX_CHOICES, MAX_STOP_BYTES, MAX_STOP_STRINGS,
+    MAX_TIMEOUT, RequestId, Stopping, TokenId,
 };
+use crate::sequence_proto::{self, check};
 
 /// Returns the model name, or `None` if the field is empty.
 pub(super) fn model_name(model: &str) -> Option<&str> {
@@ -26,7 +25,8 @@ pub(super) fn completion_request(
     timeout: Duration,
 ) -> Result<CompletionRequest, Error> {
     let arrived = Instant::now();
-    let sampling = sampling(&message)?;
+    let seed = message.seed;
+    let options = sequence_proto::take_options(&mut message)?;
     let choices = message.n.unwrap_or(1);
     check(
         "max_tokens",
@@ -38,45 +38,25 @@ pub(super) fn completion_request(
         (1..=MAX_CHOICES).contains(&choices),
         "be from 1 to 128",
     )?;
-    check(
-        "logprobs",
-        message.logprobs.is_none_or(|top| top <= MAX_LOGPROBS),
-        "be from 0 to 20",
-    )?;
-    check(
-        "user",
-        message.user.len() <= MAX_USER_BYTES,
-        "be at most 512 bytes",
-    )?;
     Ok(CompletionRequest {
         id,
         model: model_name(&message.model).map(str::to_owned),
-        logit_bias: logit_bias(&message)?,
         stopping: stopping(&mut message)?,
         input: input(message.input, message.suffix)?,
         max_tokens: message.max_tokens,
         choices,
-        sampling,
-        logprobs: message.logprobs,
-        resume: resume(message.resume, choices, message.seed)?,
+        options,
+        resume: resume(message.resume, choices, seed)?,
         echo: message.echo,
-        seed: message.seed.map_or_else(rand::random, i64::cast_unsigned),
         priority: message.priority.unwrap_or(0),
-        timestamps: message.include_stamps,
-        caller: Caller(
-            Some(message.user)
-                .filter(|user| !user.is_empty())
-                .map(Into::into),
-        ),
         arrived,
         deadline: arrived + timeout.min(MAX_TIMEOUT),
     })
 }
 
-/// Takes the stop conditions out of the message.
+/// Takes the stop strings out of the message.
 fn stopping(message: &mut v1::CompletionRequest) -> Result<Stopping, Error> {
     let strings = std::mem::take(&mut message.stop);
-    let ids = std::mem::take(&mut message.stop_token_ids);
     check(
         "stop",
         strings.len() <= MAX_STOP_STRINGS,
@@ -88,38 +68,10 @@ fn stopping(message: &mut v1::CompletionRequest) -> Result<Stopping, Error> {
         strings.iter().all(fits),
         "contain only strings of 1 to 1024 bytes",
     )?;
-    check(
-        "stop_token_ids",
-        ids.len() <= MAX_STOP_TOKENS,
-        "have at most 128 ids",
-    )?;
     Ok(Stopping {
         strings,
         include_stop: message.include_stop_str_in_output,
-        tokens: StopTokens {
-            ids: ids.into(),
-            ignore_eos: message.ignore_eos,
-            min_tokens: message.min_tokens,
-        },
     })
-}
-
-/// Returns the logit biases, sorted by token id.
-fn logit_bias(message: &v1::CompletionRequest) -> Result<Arc<[(TokenId, f32)]>, Error> {
-    let bias = &message.logit_bias;
-    check(
-        "logit_bias",
-        bias.len() <= MAX_LOGIT_BIASES,
-        "have at most 1024 tokens",
-    )?;
-    check(
-        "logit_bias",
-        bias.values().all(|bias| (-100.0..=100.0).contains(bias)),
-        "be from -100 to 100 for each token",
-    )?;
-    let mut bias: Vec<_> = bias.iter().map(|(id, bias)| (*id, *bias)).collect();
-    bias.sort_unstable_by_key(|(id, _)| *id);
-    Ok(bias.into())
 }
 
 fn input(input: Option<ProtoInput>, suffix: Option<String>) -> Result<Input, Error> {
@@ -172,60 +124,6 @@ pub(super) fn chat_messages(chat: v1::Chat) -> Result<Vec<ChatMessage>, Error> {
     Ok(chat.messages.into_iter().map(message).collect())
 }
 
-fn sampling(message: &v1::CompletionRequest) -> Result<Sampling, Error> {
-    let default = Sampling::default();
-    let top_k = message.top_k.unwrap_or(0);
-    check(
-        "top_k",
-        top_k >= -1,
-        "be 0 or -1 (keep all tokens), or at least 1",
-    )?;
-    let sampling = Sampling {
-        temperature: message.temperature.unwrap_or(default.temperature),
-        top_p: message.top_p.unwrap_or(default.top_p),
-        top_k: u32::try_from(top_k).unwrap_or(0),
-        min_p: message.min_p.unwrap_or(default.min_p),
-        presence_penalty: message.presence_penalty.unwrap_or(default.presence_penalty),
-        frequency_penalty: message
-            .frequency_penalty
-            .unwrap_or(default.frequency_penalty),
-        repetition_penalty: message
-            .repetition_penalty
-            .unwrap_or(default.repetition_penalty),
-    };
-    // NaN is in no range, so it is rejected too.
-    let in_range = |value: f32, low, high| (low..=high).contains(&value);
-    let above_zero = |value: f32, high| value > 0.0 && value <= high;
-    check(
-        "temperature",
-        in_range(sampling.temperature, 0.0, 2.0),
-        "be from 0 to 2",
-    )?;
-    check(
-        "top_p",
-        in_range(sampling.top_p, 0.0, 1.0),
-        "be from 0 to 1",
-    )?;
-    check(
-        "min_p",
-        in_range(sampling.min_p, 0.0, 1.0),
-        "be from 0 to 1",
-    )?;
-    check(
-        "presence_penalty",
-        in_range(sampling.presence_penalty, -2.0, 2.0),
-        "be from -2 to 2",
-    )?;
-    check(
-        "frequency_penalty",
-        in_range(sampling.frequency_penalty, -2.0, 2.0),
-        "be from -2 to 2",
-    )?;
-    let repetition = above_zero(sampling.repetition_penalty, 2.0);
-    check("repetition_penalty", repetition, "be above 0 and at most 2")?;
-    Ok(sampling)
-}
-
 /// Returns the token ids that the client already has, indexed by choice. They were sampled with a seed; without the
 /// same seed the following tokens would be sampled with another.
 fn resume(
@@ -251,17 +149,10 @@ fn resume(
     Ok(ids)
 }
 
-fn check(param: &str, holds: bool, rule: &str) -> Result<(), Error> {
-    if holds {
-        Ok(())
-    } else {
-        Err(Error::invalid_value(param, format!("{param} must {rule}.")))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::request::Sampling;
 
     fn convert(
         change: impl FnOnce(&mut v1::CompletionRequest),
@@ -278,7 +169,7 @@ mod tests {
     fn unset_fields_have_openais_defaults() {
         let request = convert(|_| ()).unwrap();
         assert_eq!((request.max_tokens, request.choices), (None, 1));
-        assert_eq!(request.sampling, Sampling::default());
+        assert_eq!(request.options.sampling, Sampling::default());
         assert!(request.stopping.strings.is_empty());
     }
 
@@ -374,10 +265,14 @@ mod tests {
     #[test]
     fn a_given_seed_is_kept_and_a_missing_seed_is_random() {
         assert_eq!(
-            convert(|m| m.seed = Some(-7)).unwrap().seed.cast_signed(),
+            convert(|m| m.seed = Some(-7))
+                .unwrap()
+                .options
+                .seed
+                .cast_signed(),
             -7
         );
         let (one, other) = (convert(|_| ()).unwrap(), convert(|_| ()).unwrap());
-        assert_ne!(one.seed, other.seed);
+        assert_ne!(one.options.seed, other.options.seed);
     }
 }

@@ -13,7 +13,8 @@ use prost::encoding::{
 };
 
 use super::packed_varints::PackedVarints;
-use super::worker::{End, Failure, Logprobs};
+use super::v1::Logprobs;
+use super::worker::{End, Failure};
 
 /// Maximum number of entries in a step: for each of a worker's 65,536 slots one entry of prompt tokens and one of
 /// completion tokens.

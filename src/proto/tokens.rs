@@ -270,14 +270,20 @@ impl From<TextToken<'_>> for v1::Token {
 
 impl From<&Logprobs> for v1::Logprobs {
     fn from(logprobs: &Logprobs) -> Self {
-        let top = logprobs.top.iter().map(|top| v1::TopLogprob {
+        logprobs.clone().into()
+    }
+}
+
+impl From<Logprobs> for v1::Logprobs {
+    fn from(logprobs: Logprobs) -> Self {
+        let top = logprobs.top.into_iter().map(|top| v1::TopLogprob {
             id: top.id,
-            token_bytes: top.token_bytes.clone(),
+            token_bytes: top.token_bytes,
             logprob: top.logprob,
         });
         Self {
             logprob: logprobs.logprob,
-            token_bytes: logprobs.token_bytes.clone(),
+            token_bytes: logprobs.token_bytes,
             top: top.collect(),
         }
     }

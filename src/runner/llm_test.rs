@@ -326,9 +326,9 @@ impl Runner for TestRunner {
             next_index: u32::try_from(sequence.delivered.len()).unwrap_or(u32::MAX),
             max_tokens: sequence.max_tokens,
             due_ns: monotonic_ns().saturating_add(first_token),
-            timestamps: sequence.timestamps,
-            stop_tokens: sequence.stop_tokens,
-            logprobs: sequence.logprobs,
+            timestamps: sequence.options.timestamps,
+            stop_tokens: sequence.options.stop_tokens,
+            logprobs: sequence.options.logprobs,
             prompt: if sequence.scores_prompt {
                 sequence.prompt.iter().copied().collect()
             } else {

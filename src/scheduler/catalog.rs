@@ -193,7 +193,7 @@ impl CatalogEntry {
             }
         };
         self.check_context(ids.len(), max_tokens, param)?;
-        let min_tokens = request.stopping.tokens.min_tokens;
+        let min_tokens = request.options.stop_tokens.min_tokens;
         if min_tokens > max_tokens {
             let message = format!(
                 "`min_tokens` must be at most the token limit, {max_tokens} (got {min_tokens})."
@@ -255,8 +255,13 @@ impl CatalogEntry {
 
     /// Checks that `stop_token_ids` and `logit_bias` contain only ids of the vocabulary.
     fn check_ids(&self, request: &CompletionRequest) -> Result<(), Error> {
-        self.check_vocabulary(&request.stopping.tokens.ids, "stop_token_ids")?;
-        let biased: Vec<_> = request.logit_bias.iter().map(|(id, _)| *id).collect();
+        self.check_vocabulary(&request.options.stop_tokens.ids, "stop_token_ids")?;
+        let biased: Vec<_> = request
+            .options
+            .logit_bias
+            .iter()
+            .map(|(id, _)| *id)
+            .collect();
         self.check_vocabulary(&biased, "logit_bias")
     }
 

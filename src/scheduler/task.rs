@@ -287,27 +287,13 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::request::{Caller, Sampling, StopTokens};
     use crate::runner::Sequence;
     use crate::worker::token_channel::token_channel;
 
     #[tokio::test]
     async fn an_expired_job_is_wanted_until_its_reader_is_dropped() {
         let (sender, receiver) = token_channel(1, Arc::new(Notify::new()), Counter::noop());
-        let sequence = Sequence {
-            prompt: [0].into(),
-            delivered: Vec::new(),
-            choice: 0,
-            seed: 0,
-            max_tokens: 1,
-            sampling: Sampling::default(),
-            logit_bias: [].into(),
-            stop_tokens: StopTokens::default(),
-            logprobs: None,
-            scores_prompt: false,
-            timestamps: false,
-            caller: Caller::default(),
-        };
+        let sequence = Sequence::new([0], 1);
         let job = Assignment {
             sequence,
             token_channel: sender,

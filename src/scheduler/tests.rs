@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::time::Duration;
 
 use super::*;
-use crate::request::{Caller, Input, RequestId, Sampling, Stopping};
+use crate::request::{Input, RequestId, SequenceOptions, Stopping};
 use crate::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use crate::worker::WorkerId;
 use crate::worker::device_thread::DeviceThread;
@@ -55,16 +55,11 @@ async fn submit(scheduler: &Scheduler) -> Result<Admitted, ErrorKind> {
         input: Input::Text("a".to_owned()),
         max_tokens: Some(1),
         choices: 1,
-        sampling: Sampling::default(),
-        logit_bias: [].into(),
         stopping: Stopping::default(),
-        logprobs: None,
+        options: SequenceOptions::default(),
         echo: false,
         resume: Vec::new(),
-        seed: 0,
         priority: 0,
-        timestamps: false,
-        caller: Caller::default(),
         arrived: Instant::now(),
         deadline: Instant::now() + Duration::from_secs(3_600),
     };

@@ -107,18 +107,25 @@ pub struct Completion {
 }
 
 impl Completion {
-    /// Creates the completion of an admitted request. `times` records the latencies of the engine stage.
+    /// Creates the completion of an admitted request. Stop strings are not matched in the first `min_tokens` tokens.
+    /// `times` records the latencies of the engine stage.
     ///
     /// # Errors
     /// Returns an error if the tokens that the client already has of a choice contain a stop string.
-    pub fn new(admitted: Admitted, stopping: &Stopping, times: StageTimes) -> Result<Self, Error> {
+    pub fn new(
+        admitted: Admitted,
+        stopping: &Stopping,
+        min_tokens: u32,
+        times: StageTimes,
+    ) -> Result<Self, Error> {
         let strings =
             StopStrings::new(&stopping.strings).with_included_match(stopping.include_stop);
         let strings = Arc::new(strings);
         let mut resumed = admitted.resumed.into_iter();
         let mut choices = Vec::with_capacity(admitted.token_channels.len());
         for (number, token_channel) in (0..).zip(admitted.token_channels) {
-            let detokenizer = IncrementalDetokenizer::new(Arc::clone(&strings), stopping);
+            let detokenizer =
+                IncrementalDetokenizer::new(Arc::clone(&strings), stopping, min_tokens);
             let is_resumable = admitted.resumer.is_some();
             let choice = Choice::new(number, token_channel, detokenizer, is_resumable);
             let choice = choice.resumed_after(resumed.next().unwrap_or_default())?;

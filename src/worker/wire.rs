@@ -5,16 +5,16 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::token_channel::Failure;
+use crate::proto::v1;
+use crate::proto::v1::completion_request::Input;
 use crate::proto::worker as proto;
-use crate::request::{
-    Caller, MAX_LOGIT_BIASES, MAX_LOGPROBS, MAX_STOP_TOKENS, MAX_USER_BYTES, Parameter, Sampling,
-    StopTokens, TokenId,
-};
+use crate::request::{MAX_LOGPROBS, Parameter};
 use crate::runner::{ModelError, ModelFacts, Resumption, Sequence, Token, TokenBytes};
-use crate::tokens::{Logprobs, MIN_LOGPROB, TopLogprob};
+use crate::sequence_proto;
+use crate::tokens::MIN_LOGPROB;
 
 /// The version of `worker.proto` that this program speaks.
-pub(super) const PROTOCOL_VERSION: u32 = 1;
+pub(super) const PROTOCOL_VERSION: u32 = 2;
 
 /// Largest message, in bytes.
 pub(super) const MESSAGE_LIMIT: usize = 16 * 1024 * 1024;
@@ -70,83 +70,46 @@ pub(super) struct SequenceId {
 
 /// Converts a sequence to the message that submits it to a worker.
 pub(super) fn submit(sequence: &Sequence, id: SequenceId, credit: u32) -> proto::Submit {
-    let sampling = &sequence.sampling;
+    let prompt = v1::TokenIds {
+        ids: sequence.prompt.to_vec(),
+    };
     proto::Submit {
         sequence: id.number,
         generation: id.generation,
-        prompt: sequence.prompt.to_vec(),
-        delivered: sequence.delivered.clone(),
-        max_tokens: sequence.max_tokens,
         credit,
-        sampling: Some(proto::Sampling {
-            seed: sequence.seed,
-            choice: sequence.choice,
-            temperature: sampling.temperature,
-            top_p: sampling.top_p,
-            top_k: sampling.top_k,
-            min_p: sampling.min_p,
-            presence_penalty: sampling.presence_penalty,
-            frequency_penalty: sampling.frequency_penalty,
-            repetition_penalty: sampling.repetition_penalty,
-            logit_bias: sequence.logit_bias.iter().copied().collect(),
+        choice: sequence.choice,
+        delivered: sequence.delivered.clone(),
+        request: Some(v1::CompletionRequest {
+            input: Some(Input::PromptTokenIds(prompt)),
+            max_tokens: Some(sequence.max_tokens),
+            echo: sequence.scores_prompt,
+            ..sequence_proto::message(&sequence.options)
         }),
-        stop_token_ids: sequence.stop_tokens.ids.to_vec(),
-        ignore_eos: sequence.stop_tokens.ignore_eos,
-        min_tokens: sequence.stop_tokens.min_tokens,
-        logprobs: sequence.logprobs,
-        scores_prompt: sequence.scores_prompt,
-        stamps: sequence.timestamps,
-        user: sequence.caller.0.as_deref().unwrap_or_default().to_owned(),
     }
 }
 
 /// Converts a submission to a sequence, on the worker's side.
 pub(super) fn sequence(submit: proto::Submit) -> Result<Sequence, Violation> {
-    check(!submit.prompt.is_empty(), "submit.prompt must not be empty")?;
+    let missing = |field| Violation(format!("submit.{field} is missing"));
     check(submit.credit > 0, "submit.credit must be at least 1")?;
-    let top = submit.logprobs.unwrap_or(0);
-    check(top <= MAX_LOGPROBS, "submit.logprobs must be at most 20")?;
-    let ids = submit.stop_token_ids;
-    let rule = "submit.stop_token_ids must have at most 128 ids";
-    check(ids.len() <= MAX_STOP_TOKENS, rule)?;
-    let rule = "submit.user must have at most 512 bytes";
-    check(submit.user.len() <= MAX_USER_BYTES, rule)?;
-    let sampling = submit
-        .sampling
-        .ok_or_else(|| Violation("submit.sampling is missing".to_owned()))?;
-    let mut logit_bias: Vec<(TokenId, f32)> = sampling.logit_bias.into_iter().collect();
-    let rule = "submit.sampling.logit_bias must have at most 1024 ids";
-    check(logit_bias.len() <= MAX_LOGIT_BIASES, rule)?;
-    logit_bias.sort_unstable_by_key(|(id, _)| *id);
+    let mut request = submit.request.ok_or_else(|| missing("request"))?;
+    let Some(Input::PromptTokenIds(v1::TokenIds { ids: prompt })) = request.input.take() else {
+        return Err(missing("request.prompt_token_ids"));
+    };
+    let rule = "submit.request.prompt_token_ids must contain at least one id";
+    check(!prompt.is_empty(), rule)?;
+    let max_tokens = request.max_tokens;
+    let max_tokens = max_tokens.ok_or_else(|| missing("request.max_tokens"))?;
+    // A random seed would differ from the one that the client knows.
+    request.seed.ok_or_else(|| missing("request.seed"))?;
+    let options = sequence_proto::take_options(&mut request);
     Ok(Sequence {
-        prompt: submit.prompt.into(),
+        prompt: prompt.into(),
         delivered: submit.delivered,
-        choice: sampling.choice,
-        seed: sampling.seed,
-        max_tokens: submit.max_tokens,
-        sampling: Sampling {
-            temperature: sampling.temperature,
-            top_p: sampling.top_p,
-            top_k: sampling.top_k,
-            min_p: sampling.min_p,
-            presence_penalty: sampling.presence_penalty,
-            frequency_penalty: sampling.frequency_penalty,
-            repetition_penalty: sampling.repetition_penalty,
-        },
-        logit_bias: logit_bias.into(),
-        stop_tokens: StopTokens {
-            ids: ids.into(),
-            ignore_eos: submit.ignore_eos,
-            min_tokens: submit.min_tokens,
-        },
-        logprobs: submit.logprobs,
-        scores_prompt: submit.scores_prompt,
-        timestamps: submit.stamps,
-        caller: Caller(
-            Some(submit.user)
-                .filter(|user| !user.is_empty())
-                .map(Into::into),
-        ),
+        choice: submit.choice,
+        max_tokens,
+        scores_prompt: request.echo,
+        options: options.map_err(|invalid| Violation(format!("submit.request.{invalid}")))?,
     })
 }
 
@@ -241,7 +204,7 @@ fn known_time(times: &[u64], at: usize) -> Option<u64> {
 }
 
 /// Checks that log probabilities are bounded in size, and are finite, because JSON has no other numbers.
-fn check_logprobs(logprobs: &proto::Logprobs) -> Result<(), Violation> {
+fn check_logprobs(logprobs: &v1::Logprobs) -> Result<(), Violation> {
     let limit = usize::try_from(MAX_LOGPROBS).unwrap_or(usize::MAX);
     let rule = "step.sequences.logprobs.top must have at most 20 tokens";
     check(logprobs.top.len() <= limit, rule)?;
@@ -259,36 +222,6 @@ fn check_logprobs(logprobs: &proto::Logprobs) -> Result<(), Violation> {
 
 fn length(bytes: &[u8]) -> u32 {
     u32::try_from(bytes.len()).expect("a token has at most 1024 bytes")
-}
-
-impl From<Logprobs> for proto::Logprobs {
-    fn from(logprobs: Logprobs) -> Self {
-        let top = logprobs.top.into_iter().map(|top| proto::TopLogprob {
-            id: top.id,
-            token_bytes: top.token_bytes,
-            logprob: top.logprob,
-        });
-        Self {
-            logprob: logprobs.logprob,
-            token_bytes: logprobs.token_bytes,
-            top: top.collect(),
-        }
-    }
-}
-
-impl From<proto::Logprobs> for Logprobs {
-    fn from(logprobs: proto::Logprobs) -> Self {
-        let top = logprobs.top.into_iter().map(|top| TopLogprob {
-            id: top.id,
-            token_bytes: top.token_bytes,
-            logprob: top.logprob,
-        });
-        Self {
-            logprob: logprobs.logprob,
-            token_bytes: logprobs.token_bytes,
-            top: top.collect(),
-        }
-    }
 }
 
 /// Converts the failure of a sequence, on the worker's side.
@@ -475,3 +408,6 @@ pub(super) fn token_bytes(pieces: &proto::Pieces, count: usize) -> Option<Vec<To
     }
     (all.len() == count && rest.is_empty()).then_some(all)
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,6 +24,25 @@ HEARTBEAT_MS = 20
 REFUSAL = "the worker is rejected"
 
 
+# Fields of `submit` itself. All others are fields of its request.
+SUBMIT_FIELDS = ("sequence", "generation", "credit", "choice", "delivered")
+
+
+def submit_message(fields: dict[str, Any]) -> dict[str, Any]:
+    """Builds a submit. The fields have the names of a runner's `Request`."""
+    sampling = fields.pop("sampling", {})
+    fields = {**fields, **sampling}
+    submit = {name: fields.pop(name) for name in SUBMIT_FIELDS if name in fields}
+    request: dict[str, Any] = {"prompt_token_ids": {"ids": fields.pop("prompt", [])}}
+    for name, field in (("scores_prompt", "echo"), ("stamps", "include_stamps")):
+        if name in fields:
+            request[field] = fields.pop(name)
+    if "seed" in fields:
+        # On the wire, the seed has a sign.
+        fields["seed"] = (fields["seed"] + 2**63) % 2**64 - 2**63
+    return {**submit, "request": {**request, **fields}}
+
+
 class Attachment:
     """The engine's end of one worker's stream."""
 
@@ -37,9 +56,9 @@ class Attachment:
         self.generation = 0
 
     def say(self, **message: Any) -> None:
-        """Sends a message. A submit gets the current generation."""
+        """Sends a message. A submit has the fields of its request beside its own."""
         if "submit" in message:
-            message["submit"] = {"generation": self.generation, **message["submit"]}
+            message["submit"] = submit_message({"generation": self.generation, **message["submit"]})
         self._said.put(wire.message_class("AttachResponse")(**message))
 
     def receive(self, kind: str) -> Any:

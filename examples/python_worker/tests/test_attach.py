@@ -20,7 +20,7 @@ def test_a_worker_sends_its_identity_and_its_model(start: Start, engine: Engine)
     start(ScriptedRunner(slots=3))
     attachment = engine.attached()
     hello = attachment.welcome()
-    assert hello.protocol_version == 1
+    assert hello.protocol_version == 2
     assert (hello.model, hello.name, hello.child_token) == ("model", "worker-7", "secret")
     ready = attachment.receive("ready")
     assert ready.slots == 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from engine import HEARTBEAT_MS
+from engine import HEARTBEAT_MS, submit_message
 from google.protobuf.message import Message
 from runners import ScriptedRunner
 
@@ -57,7 +57,7 @@ def test_a_cancel_drops_an_unsent_end() -> None:
     def script(taken: Taken) -> Iterator[dict[str, Any]]:
         take_until(taken, "ready")
         submit = {"sequence": 1, "generation": 1, "prompt": [5], "max_tokens": 3, "credit": 9}
-        yield {"submit": submit}
+        yield {"submit": submit_message(submit)}
         runner.left.get(timeout=20)
         yield {"cancel": {"sequences": [1]}}
         # A second heartbeat shows that nothing else was queued before it.

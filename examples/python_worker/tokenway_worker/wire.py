@@ -25,7 +25,7 @@ from grpc_tools import protoc
 from .failures import Failure
 from .runner import ChatMessage, Logprobs, ModelFacts, Request, Sampling, Token
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 PACKAGE = "tokenway.worker.v1"
 METHOD = f"/{PACKAGE}.DeviceWorker/Attach"
 # Maximum size of a message in bytes, in both directions.
@@ -56,7 +56,9 @@ def _contract() -> DescriptorPool:
         )
     with tempfile.TemporaryDirectory() as work:
         compiled = Path(work) / "worker.binpb"
-        code = protoc.main(["protoc", f"-I{folder}", f"--descriptor_set_out={compiled}", PROTO])
+        # The imported file is part of the contract: `submit` carries a request of the public API.
+        options = [f"-I{folder}", f"--descriptor_set_out={compiled}", "--include_imports"]
+        code = protoc.main(["protoc", *options, PROTO])
         if code != 0:
             raise ContractError(f"{folder / PROTO} cannot be compiled (see protoc's output above)")
         files = FileDescriptorSet.FromString(compiled.read_bytes())
@@ -170,31 +172,32 @@ def parse(response: Any) -> EngineMessage | None:
 
 
 def _request(submit: Any) -> Request:
-    sampling = submit.sampling
+    request = submit.request
     return Request(
-        prompt=tuple(submit.prompt),
-        max_tokens=submit.max_tokens,
+        prompt=tuple(request.prompt_token_ids.ids),
+        max_tokens=request.max_tokens,
         delivered=tuple(submit.delivered),
         sampling=Sampling(
-            seed=sampling.seed,
-            choice=sampling.choice,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            min_p=sampling.min_p,
-            presence_penalty=sampling.presence_penalty,
-            frequency_penalty=sampling.frequency_penalty,
+            # Runners compute with the same 64 bits without a sign.
+            seed=request.seed % 2**64,
+            choice=submit.choice,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=request.top_k,
+            min_p=request.min_p,
+            presence_penalty=request.presence_penalty,
+            frequency_penalty=request.frequency_penalty,
             # 0 is not a valid penalty, so it means that the field is unset.
-            repetition_penalty=sampling.repetition_penalty or 1.0,
-            logit_bias=dict(sampling.logit_bias),
+            repetition_penalty=request.repetition_penalty or 1.0,
+            logit_bias=dict(request.logit_bias),
         ),
-        stop_token_ids=frozenset(submit.stop_token_ids),
-        ignore_eos=submit.ignore_eos,
-        min_tokens=submit.min_tokens,
-        logprobs=submit.logprobs if submit.HasField("logprobs") else None,
-        scores_prompt=submit.scores_prompt,
-        stamps=submit.stamps,
-        user=submit.user,
+        stop_token_ids=frozenset(request.stop_token_ids),
+        ignore_eos=request.ignore_eos,
+        min_tokens=request.min_tokens,
+        logprobs=request.logprobs if request.HasField("logprobs") else None,
+        scores_prompt=request.echo,
+        stamps=request.include_stamps,
+        user=request.user,
     )
 
 

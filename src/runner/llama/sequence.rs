@@ -37,6 +37,7 @@ impl ActiveSequence {
     /// Creates a sequence of which nothing is computed. `end_tokens` are the tokens with which the model
     /// ends a completion.
     pub(super) fn new(sequence: &Sequence, end_tokens: &[TokenId], admission: u64) -> Self {
+        let options = &sequence.options;
         let prompt_len = sequence.prompt.len();
         let max_tokens = usize::try_from(sequence.max_tokens).unwrap_or(usize::MAX);
         let max_len = prompt_len.saturating_add(max_tokens);
@@ -48,14 +49,14 @@ impl ActiveSequence {
             prompt_len,
             computed: 0,
             max_len,
-            sampling: sequence.sampling,
-            history: History::new(&sequence.sampling, &sequence.prompt, &sequence.delivered),
-            bias: Arc::clone(&sequence.logit_bias),
-            early_end_tokens: early_end_tokens(&sequence.stop_tokens, end_tokens),
-            stop_tokens: sequence.stop_tokens.clone(),
-            logprobs: sequence.logprobs,
+            sampling: options.sampling,
+            history: History::new(&options.sampling, &sequence.prompt, &sequence.delivered),
+            bias: Arc::clone(&options.logit_bias),
+            early_end_tokens: early_end_tokens(&options.stop_tokens, end_tokens),
+            stop_tokens: options.stop_tokens.clone(),
+            logprobs: options.logprobs,
             scores_prompt: sequence.scores_prompt,
-            seed: sequence.seed,
+            seed: options.seed,
             choice: sequence.choice,
             admission,
         }

@@ -1,7 +1,6 @@
 //! Tests of the test runner's deadlines, credit and ends of sequences.
 
 use super::*;
-use crate::request::{Caller, Sampling, StopTokens};
 use crate::runner::Emission;
 
 struct FixedCredit(usize);
@@ -13,20 +12,9 @@ impl SlotCredit for FixedCredit {
 }
 
 fn sequence(max_tokens: u32) -> Sequence {
-    Sequence {
-        prompt: Arc::new([0]),
-        delivered: Vec::new(),
-        choice: 0,
-        seed: 0,
-        max_tokens,
-        sampling: Sampling::default(),
-        logit_bias: [].into(),
-        stop_tokens: StopTokens::default(),
-        logprobs: None,
-        scores_prompt: false,
-        timestamps: true,
-        caller: Caller::default(),
-    }
+    let mut sequence = Sequence::new([0], max_tokens);
+    sequence.options.timestamps = true;
+    sequence
 }
 
 fn runner(interval: Duration) -> TestRunner {

@@ -37,7 +37,7 @@ fn completion(choices: usize) -> (Completion, Vec<TokenSender>) {
         deadline: now + Duration::from_secs(3_600),
     };
     let times = Telemetry::new().stage_times(ResponseFormat::Grpc, Stage::Engine);
-    let completion = Completion::new(admitted, &Stopping::default(), times);
+    let completion = Completion::new(admitted, &Stopping::default(), 0, times);
     (completion.expect("the request resumes no tokens"), senders)
 }
 

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
 use super::ConnectionEnd;
+use crate::proto::v1;
 use crate::proto::worker as proto;
 use crate::proto::worker::answer::Answer;
 use crate::proto::worker::attach_request::Message as WorkerMessage;
@@ -132,7 +133,7 @@ impl EngineConnection {
             reader,
             Arc::clone(&self.outbox),
             sequence.delivered.len(),
-            sequence.timestamps,
+            sequence.options.timestamps,
         );
         let assignment = Assignment {
             sequence,
@@ -204,18 +205,18 @@ fn answer(model: &dyn Model, about: About) -> Answer {
                 BosPolicy::Omit
             };
             let ids = model.tokenize(&text, bos);
-            ids.map(|ids| Answer::Ids(proto::TokenIds { ids }))
+            ids.map(|ids| Answer::Ids(v1::TokenIds { ids }))
         }
         About::Infill(proto::Infill { prefix, suffix }) => {
             let ids = model.infill(&prefix, &suffix);
-            ids.map(|ids| Answer::Ids(proto::TokenIds { ids }))
+            ids.map(|ids| Answer::Ids(v1::TokenIds { ids }))
         }
         About::Detokenize(proto::Detokenize { ids }) => {
             let pieces = model.pieces(&ids);
             pieces.map(|pieces| Answer::Pieces(wire::pieces(&pieces)))
         }
         About::RenderChat(proto::RenderChat { messages }) => {
-            let message = |message: proto::ChatMessage| ChatMessage {
+            let message = |message: v1::ChatMessage| ChatMessage {
                 role: message.role,
                 content: message.content,
                 name: Some(message.name).filter(|name| !name.is_empty()),

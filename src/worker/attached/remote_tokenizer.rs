@@ -8,6 +8,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+use crate::proto::v1;
 use crate::proto::worker as proto;
 use crate::proto::worker::answer::Answer;
 use crate::proto::worker::question::About;
@@ -103,7 +104,7 @@ impl RemoteModel {
 
     fn ids(&self, about: &About) -> Result<Vec<TokenId>, ModelError> {
         match self.call(about)? {
-            Answer::Ids(proto::TokenIds { ids }) => Ok(ids),
+            Answer::Ids(v1::TokenIds { ids }) => Ok(ids),
             Answer::Pieces(_) | Answer::Text(_) | Answer::Failure(_) => Err(mismatched_answer()),
         }
     }
@@ -139,7 +140,7 @@ impl Model for RemoteModel {
     }
 
     fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, ModelError> {
-        let message = |message: &ChatMessage| proto::ChatMessage {
+        let message = |message: &ChatMessage| v1::ChatMessage {
             role: message.role.clone(),
             content: message.content.clone(),
             name: message.name.clone().unwrap_or_default(),

@@ -9,8 +9,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::sequences::Sequences;
+use crate::proto::v1;
 use crate::proto::worker as proto;
-use crate::request::{Caller, FinishReason, Sampling, StopTokens};
+use crate::request::FinishReason;
 use crate::runner::{ModelError, Sequence};
 use crate::worker::Assignment;
 use crate::worker::token_channel::{Failure, Output, TokenReceiver, token_channel};
@@ -25,18 +26,8 @@ const NO_SLOW_READER_TIMEOUT: u64 = u64::MAX;
 fn assignment(credit: usize, max_tokens: u32, delivered: u32) -> (Assignment, TokenReceiver) {
     let (sender, receiver) = token_channel(credit, Arc::new(Notify::new()), Counter::noop());
     let sequence = Sequence {
-        prompt: [0].into(),
         delivered: (0..delivered).collect(),
-        choice: 0,
-        seed: 0,
-        max_tokens,
-        sampling: Sampling::default(),
-        logit_bias: [].into(),
-        stop_tokens: StopTokens::default(),
-        logprobs: None,
-        scores_prompt: false,
-        timestamps: false,
-        caller: Caller::default(),
+        ..Sequence::new([0], max_tokens)
     };
     let assignment = Assignment {
         sequence,
@@ -167,15 +158,15 @@ fn an_inconsistent_step_is_a_violation() {
             entry.lengths = proto::PackedVarints::from_iter([1_025]);
         }),
         ("logprobs must be from -9999 to 0", |entry| {
-            entry.logprobs = vec![proto::Logprobs {
+            entry.logprobs = vec![v1::Logprobs {
                 logprob: Some(f32::NAN),
-                ..proto::Logprobs::default()
+                ..v1::Logprobs::default()
             }];
         }),
         ("logprobs must be from -9999 to 0", |entry| {
-            entry.logprobs = vec![proto::Logprobs {
+            entry.logprobs = vec![v1::Logprobs {
                 logprob: Some(0.002),
-                ..proto::Logprobs::default()
+                ..v1::Logprobs::default()
             }];
         }),
         ("lengths must have as many entries as ids", |entry| {
@@ -235,10 +226,10 @@ fn a_step_with_too_many_entries_is_a_violation() {
 #[test]
 fn tokens_without_requested_logprobs_are_a_violation() {
     let (mut assignment, _reader) = assignment(8, 100, 0);
-    assignment.sequence.logprobs = Some(0);
+    assignment.sequence.options.logprobs = Some(0);
     let (mut sequences, number, _) = accepted(assignment);
     let mut with_logprobs = step(number, 0, 1, CONTINUES);
-    with_logprobs.sequences[0].logprobs = vec![proto::Logprobs::default()];
+    with_logprobs.sequences[0].logprobs = vec![v1::Logprobs::default()];
     sequences.step(with_logprobs, 1).unwrap();
     let violation = sequences
         .step(step(number, 1, 1, CONTINUES), 1)

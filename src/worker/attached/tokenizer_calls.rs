@@ -144,6 +144,7 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
+    use crate::proto::v1;
 
     const UNRESPONSIVE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -160,7 +161,7 @@ mod tests {
     }
 
     fn ids(ids: &[u32]) -> Option<Answer> {
-        Some(Answer::Ids(proto::TokenIds { ids: ids.to_vec() }))
+        Some(Answer::Ids(v1::TokenIds { ids: ids.to_vec() }))
     }
 
     fn pieces(bytes: &[u8], lengths: &[u32]) -> Option<Answer> {

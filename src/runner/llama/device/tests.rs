@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use super::*;
-use crate::request::{Caller, Sampling, StopTokens};
+use crate::request::Sampling;
 use crate::runner::llama::{LlamaLoader, LlamaOptions, backend, load_file};
 use crate::runner::{Emission, Resumption};
 
@@ -51,23 +51,9 @@ fn text(tokens: usize) -> Vec<TokenId> {
 }
 
 fn greedy(prompt: &[TokenId], max_tokens: u32) -> Sequence {
-    Sequence {
-        prompt: prompt.into(),
-        delivered: Vec::new(),
-        choice: 0,
-        seed: 0,
-        max_tokens,
-        sampling: Sampling {
-            temperature: 0.0,
-            ..Sampling::default()
-        },
-        logit_bias: [].into(),
-        stop_tokens: StopTokens::default(),
-        logprobs: None,
-        scores_prompt: false,
-        timestamps: false,
-        caller: Caller::default(),
-    }
+    let mut sequence = Sequence::new(prompt, max_tokens);
+    sequence.options.sampling.temperature = 0.0;
+    sequence
 }
 
 /// A token with the bits of the logits that it was chosen from.
@@ -163,8 +149,8 @@ fn resumption_is_contiguous_on_several_threads() {
 fn a_resumed_sequence_samples_the_same_tokens_with_penalties() {
     let mut runner = runner(1);
     let mut sequence = greedy(&text(8), 24);
-    sequence.seed = 3;
-    sequence.sampling = Sampling {
+    sequence.options.seed = 3;
+    sequence.options.sampling = Sampling {
         frequency_penalty: 1.5,
         repetition_penalty: 1.2,
         top_p: 0.9,

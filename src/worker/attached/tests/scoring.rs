@@ -19,7 +19,7 @@ fn prompt_step(sequence: u64, first_index: u32, count: u32, end: proto::End) -> 
     let mut step = step(sequence, first_index, count, end);
     let entry = &mut step.sequences[0];
     entry.is_prompt = true;
-    entry.logprobs = vec![proto::Logprobs::default(); entry.ids.len()];
+    entry.logprobs = vec![v1::Logprobs::default(); entry.ids.len()];
     step
 }
 
