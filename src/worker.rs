@@ -54,6 +54,12 @@ pub struct Assignment {
     pub is_suspect: bool,
 }
 
+/// An assignment for one generation of a worker.
+struct Submission {
+    generation: Generation,
+    assignment: Assignment,
+}
+
 #[cfg(test)]
 impl Assignment {
     /// A sequence of up to `max_tokens` tokens, and the receiver of its token channel, which has room for one token.
@@ -108,7 +114,7 @@ pub struct ServedModel {
 /// Submits sequences to a worker, wakes it and ends it.
 #[derive(Clone)]
 pub struct WorkerHandle {
-    commands: mpsc::Sender<(Generation, Assignment)>,
+    commands: mpsc::Sender<Submission>,
     waker: WorkerWaker,
 }
 
@@ -123,11 +129,15 @@ impl WorkerHandle {
         assignment: Assignment,
     ) -> Result<(), Box<Assignment>> {
         assignment.token_channel.set_worker(self.waker.clone());
+        let submission = Submission {
+            generation,
+            assignment,
+        };
         self.commands
-            .try_send((generation, assignment))
+            .try_send(submission)
             .map_err(|error| match error {
-                TrySendError::Full((_, assignment)) | TrySendError::Closed((_, assignment)) => {
-                    Box::new(assignment)
+                TrySendError::Full(rejected) | TrySendError::Closed(rejected) => {
+                    Box::new(rejected.assignment)
                 }
             })?;
         self.waker.wake();
@@ -139,8 +149,8 @@ impl WorkerHandle {
     /// A remote engine cancels sequences on its own, and may submit the next ones before the device thread has noticed:
     /// cancelled sequences stay in the queue until the current device call returns. If the thread has ended, the
     /// assignment is dropped.
-    async fn submit_when_room(&self, generation: Generation, assignment: Assignment) {
-        let _ = self.commands.send((generation, assignment)).await;
+    async fn submit_when_room(&self, submission: Submission) {
+        let _ = self.commands.send(submission).await;
         self.waker.wake();
     }
 

@@ -12,7 +12,9 @@ use tokio::time::Instant;
 use super::device_thread::DeviceThread;
 use super::slots::{Freed, Slots};
 use super::token_channel::{Failure, SendOutcome};
-use super::{Assignment, Flags, Generation, ServedModel, WorkerEvent, WorkerHandle, WorkerId};
+use super::{
+    Assignment, Flags, Generation, ServedModel, Submission, WorkerEvent, WorkerHandle, WorkerId,
+};
 use crate::backoff::{Backoff, BackoffPolicy};
 use crate::critical::panic_message;
 use crate::request::FinishReason;
@@ -78,7 +80,7 @@ pub fn spawn(options: SpawnOptions) -> std::io::Result<(WorkerHandle, DeviceThre
 
 struct Worker {
     options: SpawnOptions,
-    commands: mpsc::Receiver<(Generation, Assignment)>,
+    commands: mpsc::Receiver<Submission>,
     flags: Arc<Flags>,
     generation: Generation,
 }
@@ -245,10 +247,10 @@ impl Device<'_> {
     }
 
     fn admit_new(&mut self) {
-        while let Ok((generation, assignment)) = self.worker.commands.try_recv() {
+        while let Ok(submission) = self.worker.commands.try_recv() {
             // The scheduler counts submissions to an earlier generation as lost.
-            if generation == self.worker.generation {
-                self.admit(assignment);
+            if submission.generation == self.worker.generation {
+                self.admit(submission.assignment);
             }
         }
     }

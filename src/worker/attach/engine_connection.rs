@@ -21,7 +21,7 @@ use crate::request::{ChatMessage, MAX_TIMEOUT};
 use crate::runner::{BosPolicy, Model};
 use crate::worker::outbox::{Outbox, RemoteChannel, RemoteReader};
 use crate::worker::token_channel::TokenSender;
-use crate::worker::{Assignment, Generation, WorkerHandle, wire};
+use crate::worker::{Assignment, Generation, Submission, WorkerHandle, wire};
 
 /// Most tokenizer calls that are answered at once. Further ones are rejected.
 const MAX_OPEN_CALLS: usize = 64;
@@ -85,10 +85,8 @@ impl EngineConnection {
                 Err(status) => return ConnectionEnd::Broken(status),
             };
             match message {
-                Some(EngineMessage::Submit(submit)) => match self.assignment(submit) {
-                    Ok(Some((generation, assignment))) => {
-                        self.handle.submit_when_room(generation, assignment).await;
-                    }
+                Some(EngineMessage::Submit(submit)) => match self.submission(submit) {
+                    Ok(Some(submission)) => self.handle.submit_when_room(submission).await,
                     Ok(None) => {}
                     Err(violation) => {
                         return ConnectionEnd::Broken(Status::failed_precondition(violation));
@@ -111,10 +109,7 @@ impl EngineConnection {
     }
 
     /// Converts a submission. Returns `None` if it is for an earlier generation.
-    fn assignment(
-        &self,
-        submit: proto::Submit,
-    ) -> Result<Option<(Generation, Assignment)>, String> {
+    fn submission(&self, submit: proto::Submit) -> Result<Option<Submission>, String> {
         let (number, generation) = (submit.sequence, Generation(submit.generation));
         let credit = usize::try_from(submit.credit).unwrap_or(usize::MAX);
         let sequence = wire::sequence(submit).map_err(|violation| violation.to_string())?;
@@ -141,7 +136,10 @@ impl EngineConnection {
             deadline: Instant::now() + MAX_TIMEOUT,
             is_suspect: false,
         };
-        Ok(Some((generation, assignment)))
+        Ok(Some(Submission {
+            generation,
+            assignment,
+        }))
     }
 
     fn grant(&self, grants: &[proto::Grant]) {
@@ -272,20 +270,20 @@ mod tests {
         let loader = TestRunnerLoader::new(TestRunnerOptions::default());
         let loaded = loader.load(1, &|_| ()).expect("the test model loads");
         connection.start_generation(Generation(1), &loaded.model);
-        let (generation, first) = connection.assignment(submit(1)).unwrap().unwrap();
-        connection.handle.submit_when_room(generation, first).await;
+        let first = connection.submission(submit(1)).unwrap().unwrap();
+        connection.handle.submit_when_room(first).await;
         connection.cancel(&[1]);
-        let (generation, second) = connection.assignment(submit(2)).unwrap().unwrap();
-        let mut second = pin!(connection.handle.submit_when_room(generation, second));
+        let second = connection.submission(submit(2)).unwrap().unwrap();
+        let mut second = pin!(connection.handle.submit_when_room(second));
         poll_fn(|cx| {
             assert!(second.as_mut().poll(cx).is_pending(), "the queue is full");
             Poll::Ready(())
         })
         .await;
-        let (_, cancelled) = device.recv().await.unwrap();
+        let cancelled = device.recv().await.unwrap().assignment;
         assert!(cancelled.token_channel.is_closed());
         second.await;
-        let (_, next) = device.recv().await.unwrap();
+        let next = device.recv().await.unwrap().assignment;
         assert!(!next.token_channel.is_closed());
     }
 }

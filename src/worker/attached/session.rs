@@ -12,6 +12,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tonic::{Code, Status, Streaming};
 
+use self::loaded_state::{History, LoadedState};
 use super::heartbeat::HeartbeatMonitor;
 use super::remote_tokenizer::{RemoteModel, TokenizerRequest};
 use super::sequences::{Effects, Sequences};
@@ -25,8 +26,10 @@ use crate::proto::worker::attach_response::Message as EngineMessage;
 use crate::runner::monotonic_ns;
 use crate::telemetry::Telemetry;
 use crate::worker::token_channel::Failure;
-use crate::worker::wire::{self, ReadyReport, SequenceId, Violation};
-use crate::worker::{Assignment, Flags, Generation, ServedModel, WorkerEvent, WorkerId};
+use crate::worker::wire::{self, ReadyReport, Violation};
+use crate::worker::{Flags, Generation, ServedModel, Submission, WorkerEvent, WorkerId};
+
+mod loaded_state;
 
 /// The session of an accepted worker.
 pub(super) struct Session {
@@ -38,37 +41,16 @@ pub(super) struct Session {
     pub(super) flags: Arc<Flags>,
     /// Notified when a token channel or a flag has changed.
     pub(super) wake: Arc<Notify>,
-    pub(super) commands: mpsc::Receiver<(Generation, Assignment)>,
+    pub(super) commands: mpsc::Receiver<Submission>,
     pub(super) outbound: mpsc::Sender<Result<proto::AttachResponse, Status>>,
     pub(super) events: mpsc::Sender<WorkerEvent>,
     pub(super) telemetry: Telemetry,
 }
 
-/// The state of a worker while its model is loaded.
-struct LoadedState {
-    generation: Generation,
-    sequences: Sequences,
-    call_requests: mpsc::Receiver<TokenizerRequest>,
-    calls: TokenizerCalls,
-    /// Number of sequences that this session has added to the gauge.
-    counted: f64,
-}
-
-/// The worker's earlier generations.
-#[derive(Default)]
-struct History {
-    /// Number of loads on this stream. The engine uses it as the generation.
-    generations: u64,
-    /// The `ready.generation` of the latest load, and the number of the latest sequence.
-    last: SequenceId,
-    /// The number of the latest tokenizer call.
-    last_call: u64,
-}
-
 /// The next event of a session.
 enum SessionEvent {
     Message(WorkerMessage),
-    Submit(Generation, Assignment),
+    Submit(Submission),
     TokenizerCall(TokenizerRequest),
     Woken,
     /// The timer has fired.
@@ -97,9 +79,7 @@ impl Session {
                     self.handle_message(message, &mut loaded, &mut history)
                         .await
                 }
-                SessionEvent::Submit(generation, assignment) => {
-                    self.submit(generation, assignment, loaded.as_mut()).await
-                }
+                SessionEvent::Submit(submission) => self.submit(submission, loaded.as_mut()).await,
                 SessionEvent::TokenizerCall(request) => {
                     self.call_tokenizer(request, loaded.as_mut()).await
                 }
@@ -188,7 +168,7 @@ impl Session {
                 }
             },
             command = self.commands.recv() => match command {
-                Some((generation, assignment)) => SessionEvent::Submit(generation, assignment),
+                Some(submission) => SessionEvent::Submit(submission),
                 None => SessionEvent::End(SessionEnd::Stopped),
             },
             Some(request) = call_request => SessionEvent::TokenizerCall(request),
@@ -337,10 +317,13 @@ impl Session {
 
     async fn submit(
         &self,
-        generation: Generation,
-        assignment: Assignment,
+        submission: Submission,
         loaded: Option<&mut LoadedState>,
     ) -> Result<(), SessionEnd> {
+        let Submission {
+            generation,
+            assignment,
+        } = submission;
         // The scheduler counts submissions to an earlier generation as lost.
         let Some(loaded) = loaded.filter(|loaded| loaded.generation == generation) else {
             return Ok(());
@@ -440,30 +423,6 @@ impl Session {
         // The scheduler never waits for a worker while it receives events.
         let sent = self.events.send(event).await;
         sent.map_err(|_| SessionEnd::Stopped)
-    }
-}
-
-impl LoadedState {
-    /// Returns true if the worker has answered no tokenizer call for too long.
-    fn is_unresponsive(&self) -> bool {
-        self.calls
-            .unresponsive_at()
-            .is_some_and(|at| at <= Instant::now())
-    }
-
-    /// The time of the next check of the sequences and the tokenizer calls; `None` if there is nothing to check.
-    fn next_check(&self) -> Option<Instant> {
-        let checks = [self.next_sweep(), self.calls.unresponsive_at()];
-        checks.into_iter().flatten().min()
-    }
-
-    fn next_sweep(&self) -> Option<Instant> {
-        let at_ns = self.sequences.next_sweep_ns();
-        if at_ns == u64::MAX {
-            return None;
-        }
-        let left_ns = at_ns.saturating_sub(monotonic_ns());
-        Instant::now().checked_add(Duration::from_nanos(left_ns))
     }
 }
 

@@ -1,0 +1,58 @@
+//! The state that a session keeps while the worker's model is loaded, and what it keeps from one load to the next.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::runner::monotonic_ns;
+use crate::worker::Generation;
+use crate::worker::attached::remote_tokenizer::TokenizerRequest;
+use crate::worker::attached::sequences::Sequences;
+use crate::worker::attached::tokenizer_calls::TokenizerCalls;
+use crate::worker::wire::SequenceId;
+
+/// The state of a worker while its model is loaded.
+pub(super) struct LoadedState {
+    pub(super) generation: Generation,
+    pub(super) sequences: Sequences,
+    pub(super) call_requests: mpsc::Receiver<TokenizerRequest>,
+    pub(super) calls: TokenizerCalls,
+    /// Number of sequences that this session has added to the gauge.
+    pub(super) counted: f64,
+}
+
+/// The worker's earlier generations.
+#[derive(Default)]
+pub(super) struct History {
+    /// Number of loads on this stream. The engine uses it as the generation.
+    pub(super) generations: u64,
+    /// The `ready.generation` of the latest load, and the number of the latest sequence.
+    pub(super) last: SequenceId,
+    /// The number of the latest tokenizer call.
+    pub(super) last_call: u64,
+}
+
+impl LoadedState {
+    /// Returns true if the worker has answered no tokenizer call for too long.
+    pub(super) fn is_unresponsive(&self) -> bool {
+        self.calls
+            .unresponsive_at()
+            .is_some_and(|at| at <= Instant::now())
+    }
+
+    /// The time of the next check of the sequences and the tokenizer calls; `None` if there is nothing to check.
+    pub(super) fn next_check(&self) -> Option<Instant> {
+        let checks = [self.next_sweep(), self.calls.unresponsive_at()];
+        checks.into_iter().flatten().min()
+    }
+
+    fn next_sweep(&self) -> Option<Instant> {
+        let at_ns = self.sequences.next_sweep_ns();
+        if at_ns == u64::MAX {
+            return None;
+        }
+        let left_ns = at_ns.saturating_sub(monotonic_ns());
+        Instant::now().checked_add(Duration::from_nanos(left_ns))
+    }
+}
