@@ -208,5 +208,6 @@ fn isolation(options: &Options) -> io::Result<Isolation> {
     Ok(Isolation::Process(Program {
         path: std::env::current_exe()?,
         arguments: arguments.map(OsString::from).to_vec(),
+        settings: String::new(),
     }))
 }

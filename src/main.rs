@@ -57,11 +57,15 @@ fn run(streams: &Streams) -> ExitCode {
     let task = match config::read(std::env::args_os()) {
         Ok(task) => task,
         Err(ConfigError::CommandLine(error)) => return print_clap_error(&error),
+        Err(problems @ ConfigError::Check(_)) => {
+            streams.stderr.line(format_args!("{problems}"));
+            return ExitCode::Usage;
+        }
         Err(error) => return streams.report_error(&error, ExitCode::Usage),
     };
     let mut builder = match &task {
         // A worker needs one async thread: it has one connection, and its device has a thread of its own.
-        Task::Work(_) => Builder::new_current_thread(),
+        Task::Work(_) | Task::Print(_) => Builder::new_current_thread(),
         Task::Serve(_) | Task::Complete(_) => Builder::new_multi_thread(),
     };
     let runtime = match builder.enable_all().build() {
@@ -78,6 +82,19 @@ fn run_task(runtime: &Runtime, task: Task, streams: &Streams) -> ExitCode {
         Task::Serve(parts) => runtime.block_on(serve(*parts, streams)),
         Task::Work(worker) => runtime.block_on(run_worker(*worker, streams)),
         Task::Complete(options) => runtime.block_on(complete(&options, streams)),
+        Task::Print(text) => print(&text, streams),
+    }
+}
+
+/// Prints the result of a command. The command fails if standard output cannot be written.
+fn print(text: &str, streams: &Streams) -> ExitCode {
+    let mut stdout = io::stdout().lock();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Ok(()) => ExitCode::Success,
+        Err(error) => streams.report_error(&error, ExitCode::Failure),
     }
 }
 

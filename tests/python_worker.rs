@@ -249,6 +249,7 @@ async fn a_request_that_crashes_two_processes_is_not_retried_on_a_third() {
     setup.engine().models[0].isolation = Isolation::Process(child::Program {
         path,
         arguments: arguments.into_iter().chain(runner).collect(),
+        settings: String::new(),
     });
     let server = setup.start().await;
     let body = json!({"prompt": "a", "max_tokens": 5});

@@ -246,6 +246,7 @@ async fn a_worker_process_killed_while_loading_is_restarted() {
     setup.engine().models[0].isolation = Isolation::Process(child::Program {
         path: "/bin/sh".into(),
         arguments: ["-c".into(), script.into(), "sh".into()].into(),
+        settings: String::new(),
     });
     let server = setup.start().await;
     let (_, answer) = completion(&json!({"prompt": "a", "max_tokens": 3}))

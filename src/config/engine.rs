@@ -1,19 +1,19 @@
 //! Settings of an engine's models: one model from flags, or one per `[[model]]` table of the settings file.
 //!
 //! If the file has tables, settings of a single model are rejected outside them, because they would be
-//! ambiguous. `queue_depth`, `slow_reader_timeout` and `isolation` are allowed there and apply to every
-//! model that does not set them.
+//! ambiguous.
 
 use std::collections::BTreeMap;
 use std::iter::once;
 
-use clap::{ArgMatches, Args};
-use serde::Deserialize;
+use clap::{ArgAction, Args};
+use serde::{Deserialize, Serialize};
 
-use super::file::{SettingsFile, model_keys};
-use super::model::{ModelSettings, Origin};
+use super::error::ConfigError;
+use super::file::{first_error, table_key};
+use super::model::{self, ModelSettings, SharedSettings};
+use super::settings::{Settings, keys};
 use super::worker::WorkerSettings;
-use super::{ConfigError, variable};
 use crate::runner::llm_test::LLM_TEST;
 use crate::scheduler::UnknownModel;
 use crate::server::{EngineParts, ModelParts, WorkerParts};
@@ -21,87 +21,81 @@ use crate::server::{EngineParts, ModelParts, WorkerParts};
 /// Model name that the reference system's performance test uses.
 const REFERENCE_ALIAS: &str = "test";
 
-/// Model settings that are allowed outside `[[model]]` tables.
-const SHARED_KEYS: [&str; 3] = ["queue_depth", "slow_reader_timeout", "isolation"];
-
-#[derive(Args, Clone, Default, Deserialize)]
-#[serde(default)]
+#[derive(Args, Serialize, Deserialize)]
+#[command(next_help_heading = "Model")]
 pub(super) struct EngineSettings {
-    /// Name by which requests select the model [default: llm_test, or the model file's name without its
-    /// extension]
-    #[arg(long, env = "TOKENWAY_MODEL_NAME", value_name = "NAME")]
-    model_name: Option<String>,
-    /// Additional names of the model. Separate several with commas, or repeat the flag. Each must differ from
-    /// the others and from --model-name [default: test for llm_test, otherwise none]
-    #[arg(
-        long,
-        env = "TOKENWAY_MODEL_ALIAS",
-        value_delimiter = ',',
-        value_name = "NAME"
-    )]
-    model_alias: Option<Vec<String>>,
-    /// Serve requests that name an unknown model or none with the first model. Responses carry the model's
-    /// own name [default: false]
-    #[arg(long, env = "TOKENWAY_ANY_MODEL", num_args = 0..=1, require_equals = true,
-        default_missing_value = "true")]
-    any_model: Option<bool>,
     #[command(flatten)]
     #[serde(flatten)]
     model: ModelSettings,
+    /// Serve requests that name an unknown model or none with the first model. Responses carry the model's
+    /// own name
+    #[arg(long, env = "TOKENWAY_ANY_MODEL", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", default_value = "false", action = ArgAction::Set,
+        help_heading = "Model")]
+    any_model: bool,
     #[command(flatten)]
     #[serde(flatten)]
     workers: WorkerSettings,
 }
 
-/// A `[[model]]` table.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct ModelTable {
-    name: Option<String>,
-    aliases: Vec<String>,
-    #[serde(flatten)]
-    settings: ModelSettings,
-}
-
 impl EngineSettings {
-    /// Builds the engine's models from flags and file. `matches` tells which flags and environment variables
-    /// are set.
+    /// Builds the engine with the models of these settings.
     pub(super) fn parts(
         self,
-        file: &SettingsFile,
-        matches: &ArgMatches,
+        models: &mut [Settings],
+        settings: &Settings,
     ) -> Result<EngineParts, ConfigError> {
-        let keys: Self = file.settings()?;
-        let settings = self.model.or(keys.model);
-        let workers = self.workers.or(keys.workers).parts()?;
-        let unknown_model = match self.any_model.or(keys.any_model).unwrap_or(false) {
+        let workers = self.workers.parts(settings)?;
+        let unknown_model = match self.any_model {
             true => UnknownModel::First,
             false => UnknownModel::Refuse,
         };
-        let tables: Vec<ModelTable> = file.models()?;
-        if tables.is_empty() {
-            let name = self.model_name.or(keys.model_name);
-            let aliases = self.model_alias.or(keys.model_alias).unwrap_or_default();
-            let model = settings.parts(name, aliases, &Origin::Flags)?;
-            check_aliases(&model)?;
-            return engine(vec![model], workers, unknown_model);
+        let parts = models.iter_mut().map(model::parts);
+        let parts = parts.collect::<Result<Vec<_>, _>>()?;
+        match models {
+            [model] if settings.tables.is_empty() => check_aliases(&parts[0], model)?,
+            models => check_unique_names(&parts, models)?,
         }
-        reject_single_model_keys(file, matches)?;
-        let are_several = tables.len() > 1;
-        let mut models = Vec::new();
-        for (number, table) in (1..).zip(tables) {
-            let origin = Origin::Table(file, number);
-            if are_several && table.name.is_none() {
-                let key = origin.name("name");
-                return Err(file.error(format!(
-                    "{key} is missing: each of several models needs a name"
-                )));
-            }
-            let model = table.settings.or_shared(&settings);
-            models.push(model.parts(table.name, table.aliases, &origin)?);
+        engine(parts, workers, unknown_model)
+    }
+}
+
+/// The settings of each model.
+pub(super) fn models(settings: &Settings) -> Result<Vec<Settings>, ConfigError> {
+    if settings.tables.is_empty() {
+        return Ok(vec![settings.only::<ModelSettings>()]);
+    }
+    let tables = settings.tables.iter();
+    let models = tables.map(|table| settings.for_table::<ModelSettings>(table));
+    let models: Vec<_> = models.collect::<Result<_, _>>().map_err(first_error)?;
+    reject_single_model_keys(settings)?;
+    let unnamed = models.iter().find(|model| !model.is_set("model_name"));
+    if let Some(model) = unnamed.filter(|_| models.len() > 1) {
+        let name = model.name("model_name");
+        let problem = format!("{name} is missing: each of several models needs a name");
+        return Err(model.error("model_name", problem));
+    }
+    Ok(models)
+}
+
+/// Keys of settings that belong into the `[[model]]` tables, if there are such tables.
+pub(super) fn single_model_keys() -> Vec<String> {
+    let shared = keys::<SharedSettings>();
+    let keys = keys::<ModelSettings>().into_iter();
+    keys.filter(|key| !shared.contains(key)).collect()
+}
+
+fn reject_single_model_keys(settings: &Settings) -> Result<(), ConfigError> {
+    let keys = single_model_keys();
+    match keys.iter().find(|key| settings.is_set(key)) {
+        None => Ok(()),
+        Some(key) => {
+            let (setting, table_key) = (settings.name(key), table_key(key));
+            let problem = format!(
+                "{setting} cannot be set beside [[model]] tables; set '{table_key}' in each table"
+            );
+            Err(settings.error(key, problem))
         }
-        check_unique_names(&models, file)?;
-        engine(models, workers, unknown_model)
     }
 }
 
@@ -141,28 +135,8 @@ fn add_reference_alias(models: &mut [ModelParts]) {
     }
 }
 
-fn reject_single_model_keys(file: &SettingsFile, matches: &ArgMatches) -> Result<(), ConfigError> {
-    let keys = model_keys()
-        .into_iter()
-        .chain(["model_name", "model_alias"].map(str::to_owned));
-    for key in keys.filter(|key| !SHARED_KEYS.contains(&&**key)) {
-        let in_file = || file.has(&key).then(|| key.clone());
-        if let Some(setting) = variable::source(matches, &key).or_else(in_file) {
-            let table_key = match &*key {
-                "model_name" => "name",
-                "model_alias" => "aliases",
-                key => key,
-            };
-            return Err(file.error(format!(
-                "{setting} cannot be set beside [[model]] tables; set '{table_key}' in each table"
-            )));
-        }
-    }
-    Ok(())
-}
-
 /// Rejects redundant aliases, as in `[[model]]` tables, because they are probably a mistake.
-fn check_aliases(model: &ModelParts) -> Result<(), ConfigError> {
+fn check_aliases(model: &ModelParts, settings: &Settings) -> Result<(), ConfigError> {
     for (at, alias) in model.aliases.iter().enumerate() {
         let problem = if *alias == model.name {
             "is the model's own name; remove it"
@@ -171,25 +145,24 @@ fn check_aliases(model: &ModelParts) -> Result<(), ConfigError> {
         } else {
             continue;
         };
-        let message = format!("--model-alias {alias} {problem}");
-        return Err(ConfigError::Invalid(message));
+        let name = settings.name("model_alias");
+        return Err(settings.error("model_alias", format!("{name} {alias} {problem}")));
     }
     Ok(())
 }
 
 /// Checks that no two models share a name or an alias.
-fn check_unique_names(models: &[ModelParts], file: &SettingsFile) -> Result<(), ConfigError> {
+fn check_unique_names(models: &[ModelParts], settings: &[Settings]) -> Result<(), ConfigError> {
     let mut seen: BTreeMap<&str, String> = BTreeMap::new();
-    for (number, model) in (1..).zip(models) {
-        let origin = Origin::Table(file, number);
+    for (model, settings) in models.iter().zip(settings) {
         let aliases = (1..).zip(&model.aliases);
-        let aliases = aliases.map(|(at, alias)| (format!("aliases[{at}]"), alias));
-        for (key, name) in once(("name".to_owned(), &model.name)).chain(aliases) {
-            let setting = origin.name(&key);
+        let aliases = aliases.map(|(at, alias)| ("model_alias", format!("[{at}]"), alias));
+        for (key, index, name) in once(("model_name", String::new(), &model.name)).chain(aliases) {
+            let setting = format!("{}{index}", settings.name(key));
             if let Some(other) = seen.insert(name, setting.clone()) {
                 let problem =
                     format!("{other} and {setting} are both '{name}'; each must be different");
-                return Err(file.error(problem));
+                return Err(settings.error(key, problem));
             }
         }
     }

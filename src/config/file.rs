@@ -4,172 +4,264 @@
 //! command knows is an error; in a `[[model]]` table, a key that is no model setting is an error.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::ops::Range;
 
-use clap::{Args, Command};
-use serde::de::DeserializeOwned;
-use toml::{Table, Value};
+use toml::de::{DeTable, DeValue};
+use toml::{Spanned, Table, Value};
 
-use super::model::ModelSettings;
-use super::{ConfigError, EngineCommand, GatewayCommand, Serve};
+use super::error::{ConfigError, FileError, Position};
 
 /// Key of the `[[model]]` tables.
 const MODEL: &str = "model";
 
-#[derive(Args)]
-pub(super) struct FileOption {
-    /// Path of a TOML file with settings. Its keys are the flags' names with `_` instead of `-`. To serve
-    /// several models, write one `[[model]]` table per model [default: none]
-    #[arg(long, env = "TOKENWAY_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
+/// Keys with another name in a `[[model]]` table: the name outside the tables, and the name inside.
+const RENAMED: [(&str, &str); 2] = [("model_name", "name"), ("model_alias", "aliases")];
+
+/// The key in a `[[model]]` table for the setting that is `key` outside the tables.
+pub(super) fn table_key(key: &str) -> &str {
+    let renamed = RENAMED.iter().find(|(outside, _)| *outside == key);
+    renamed.map_or(key, |(_, inside)| inside)
 }
 
-/// The keys of the settings file. Empty if there is no file.
+/// The keys that a settings file may contain.
+pub(super) struct KnownKeys {
+    /// Keys outside `[[model]]` tables.
+    pub(super) top: BTreeSet<String>,
+    /// Keys of a `[[model]]` table. Empty if the file must not have such tables.
+    pub(super) model: BTreeSet<String>,
+}
+
+/// A settings file whose keys are known.
 #[derive(Default)]
 pub(super) struct SettingsFile {
-    path: String,
-    keys: Table,
-    models: Vec<Table>,
+    /// Entries outside `[[model]]` tables.
+    pub(super) top: FileTable,
+    /// The `[[model]]` tables.
+    pub(super) models: Vec<FileTable>,
 }
 
-impl FileOption {
-    /// Reads the file if `--config` is set.
-    pub(super) fn read(&self) -> Result<SettingsFile, ConfigError> {
-        let mut file = SettingsFile::default();
-        let Some(path) = &self.config else {
-            return Ok(file);
-        };
-        file.path = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|error| file.error(error.to_string()))?;
-        file.keys = text
-            .parse()
-            .map_err(|error: toml::de::Error| file.error(error.to_string()))?;
-        let known = known_keys();
-        if let Some(unknown) = file.keys.keys().find(|key| !known.contains(*key)) {
-            let known = list(&known);
-            return Err(file.error(format!(
-                "the key '{unknown}' is unknown; known keys are {known}"
-            )));
-        }
-        if let Some(models) = file.keys.remove(MODEL) {
-            file.models = file.model_tables(models)?;
-        }
-        Ok(file)
-    }
+/// The entries of a table, in the order of the file.
+#[derive(Clone, Default)]
+pub(super) struct FileTable {
+    /// The place of the table's header.
+    pub(super) header: Option<Place>,
+    pub(super) entries: Vec<FileEntry>,
 }
 
-impl SettingsFile {
-    /// Reads the settings of type `S` from the keys outside `[[model]]` tables.
-    pub(super) fn settings<S: DeserializeOwned>(&self) -> Result<S, ConfigError> {
-        self.settings_in(&self.keys, "")
-    }
+/// A key with its value.
+#[derive(Clone)]
+pub(super) struct FileEntry {
+    pub(super) key: String,
+    pub(super) value: Value,
+    pub(super) place: Place,
+}
 
-    /// Reads the settings of each `[[model]]` table.
-    pub(super) fn models<S: DeserializeOwned>(&self) -> Result<Vec<S>, ConfigError> {
-        let tables = (1..).zip(&self.models);
-        tables
-            .map(|(number, table)| self.settings_in(table, &model_prefix(number)))
-            .collect()
-    }
+/// The place of a setting in a file.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) path: String,
+    pub(super) position: Position,
+    /// Name of the setting in errors, such as `slots` or `model[1].slots`.
+    pub(super) name: String,
+}
 
-    /// Returns true if the key is set outside `[[model]]` tables.
-    pub(super) fn has(&self, key: &str) -> bool {
-        self.keys.contains_key(key)
-    }
-
-    pub(super) fn error(&self, problem: String) -> ConfigError {
-        ConfigError::File {
+impl Place {
+    pub(super) fn error(&self, problem: String) -> FileError {
+        FileError {
             path: self.path.clone(),
+            position: Some(self.position),
             problem,
         }
     }
+}
 
-    fn settings_in<S: DeserializeOwned>(
-        &self,
-        keys: &Table,
-        prefix: &str,
-    ) -> Result<S, ConfigError> {
-        // Check each key alone first, because an error of the whole table may not name the key.
-        for (key, value) in keys {
-            let alone = Table::from_iter([(key.clone(), value.clone())]);
-            if let Err(error) = alone.try_into::<S>() {
-                let problem = format!("{prefix}{key}: {}", with_toml_types(error.message()));
-                return Err(self.error(problem));
-            }
+/// A settings file, and all errors of its syntax and its keys.
+pub(super) struct Parsed {
+    pub(super) file: SettingsFile,
+    pub(super) errors: Vec<FileError>,
+}
+
+impl Parsed {
+    /// Reads the file at `path`.
+    pub(super) fn read(path: &str, known: &KnownKeys) -> Self {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(path, &text, known),
+            Err(error) => Self {
+                file: SettingsFile::default(),
+                errors: vec![FileError {
+                    path: path.to_owned(),
+                    position: None,
+                    problem: error.to_string(),
+                }],
+            },
         }
-        let settings = keys.clone().try_into();
-        settings.map_err(|error: toml::de::Error| self.error(error.to_string()))
     }
 
-    /// The `[[model]]` tables, after a check of their keys.
-    fn model_tables(&self, value: Value) -> Result<Vec<Table>, ConfigError> {
-        let no_tables =
-            || self.error("model: write each model as a table under [[model]]".to_owned());
-        let models: Vec<Table> = value.try_into().map_err(|_| no_tables())?;
-        if models.is_empty() {
-            return Err(no_tables());
+    /// Parses the contents of a file. `path` names the file in errors.
+    pub(super) fn parse(path: &str, text: &str, known: &KnownKeys) -> Self {
+        let mut parser = Parser {
+            path,
+            text,
+            errors: Vec::new(),
+        };
+        let file = parser.file(known);
+        let mut errors = parser.errors;
+        errors.sort_by_key(|error| error.position);
+        Self { file, errors }
+    }
+
+    /// Returns the file if it has no errors.
+    ///
+    /// # Errors
+    /// The first error.
+    pub(super) fn valid(self) -> Result<SettingsFile, ConfigError> {
+        match self.errors.is_empty() {
+            true => Ok(self.file),
+            false => Err(first_error(self.errors)),
         }
-        let mut known = BTreeSet::from(["name", "aliases"].map(str::to_owned));
-        known.extend(model_keys());
-        for (number, model) in (1..).zip(&models) {
-            if let Some(unknown) = model.keys().find(|key| !known.contains(*key)) {
-                let (prefix, known) = (model_prefix(number), list(&known));
-                return Err(self.error(format!(
-                    "the key '{prefix}{unknown}' is unknown; known keys of a model are {known}; \
-                     server keys must be above the first [[model]]"
-                )));
-            }
-        }
-        Ok(models)
     }
 }
 
-/// The prefix of a `[[model]]` table's keys in errors. Tables are numbered from 1.
-fn model_prefix(number: usize) -> String {
-    format!("{MODEL}[{number}].")
+/// The first of several errors.
+pub(super) fn first_error(errors: Vec<FileError>) -> ConfigError {
+    let first = errors.into_iter().next();
+    ConfigError::File(first.expect("a result without errors is Ok"))
+}
+
+struct Parser<'a> {
+    path: &'a str,
+    text: &'a str,
+    errors: Vec<FileError>,
+}
+
+impl Parser<'_> {
+    fn file(&mut self, known: &KnownKeys) -> SettingsFile {
+        let (spans, errors) = DeTable::parse_recoverable(self.text);
+        for error in &errors {
+            self.syntax_error(error);
+        }
+        if !errors.is_empty() {
+            return SettingsFile::default();
+        }
+        let mut values: Table = match self.text.parse() {
+            Ok(values) => values,
+            Err(error) => {
+                self.syntax_error(&error);
+                return SettingsFile::default();
+            }
+        };
+        let (mut spans, mut models) = (spans.into_inner(), Vec::new());
+        if !known.model.is_empty()
+            && let Some((spans, values)) = spans.remove(MODEL).zip(values.remove(MODEL))
+        {
+            models = self.model_tables(spans, values, known);
+        }
+        let top = self.table(&spans, values, "");
+        for unknown in self.unknown(&top, &known.top) {
+            let known = list(&known.top);
+            self.errors.push(unknown.place.error(format!(
+                "the key '{}' is unknown; known keys are {known}",
+                unknown.place.name
+            )));
+        }
+        SettingsFile { top, models }
+    }
+
+    fn syntax_error(&mut self, error: &toml::de::Error) {
+        let offset = error.span().map_or(0, |span| span.start);
+        let position = Position::at(self.text, offset);
+        let line = self.text.lines().nth(position.line - 1).unwrap_or_default();
+        let message = error.message().replace('\n', ", ");
+        self.errors.push(FileError {
+            path: self.path.to_owned(),
+            position: Some(position),
+            problem: format!("{message} in the line '{}'", line.trim()),
+        });
+    }
+
+    fn model_tables(
+        &mut self,
+        spans: Spanned<DeValue<'_>>,
+        values: Value,
+        known: &KnownKeys,
+    ) -> Vec<FileTable> {
+        let all = spans.span();
+        let (DeValue::Array(spans), Value::Array(values)) = (spans.into_inner(), values) else {
+            return self.no_tables(all);
+        };
+        let mut tables = Vec::new();
+        for (number, (span, value)) in (1..).zip(spans.into_iter().zip(values)) {
+            let header = span.span();
+            let (DeValue::Table(spans), Value::Table(value)) = (span.into_inner(), value) else {
+                return self.no_tables(all);
+            };
+            let mut table = self.table(&spans, value, &format!("{MODEL}[{number}]."));
+            table.header = Some(self.place(header, format!("{MODEL}[{number}]")));
+            for unknown in self.unknown(&table, &known.model) {
+                let known = list(&known.model);
+                self.errors.push(unknown.place.error(format!(
+                    "the key '{}' is unknown; known keys of a model are {known}; server keys must \
+                     be above the first [[model]]",
+                    unknown.place.name
+                )));
+            }
+            for entry in &mut table.entries {
+                let renamed = RENAMED.iter().find(|(_, inside)| *inside == entry.key);
+                if let Some((outside, _)) = renamed {
+                    entry.key = (*outside).to_owned();
+                }
+            }
+            tables.push(table);
+        }
+        if tables.is_empty() {
+            return self.no_tables(all);
+        }
+        tables
+    }
+
+    fn no_tables(&mut self, span: Range<usize>) -> Vec<FileTable> {
+        let place = self.place(span, MODEL.to_owned());
+        let problem = "model: write each model as a table under [[model]]";
+        self.errors.push(place.error(problem.to_owned()));
+        Vec::new()
+    }
+
+    /// Combines the values of a table with their places. `prefix` begins the names in errors.
+    fn table(&self, spans: &DeTable<'_>, mut values: Table, prefix: &str) -> FileTable {
+        let mut entries: Vec<_> = spans
+            .keys()
+            .map(|key| (key.span(), key.get_ref()))
+            .collect();
+        entries.sort_by_key(|(span, _)| span.start);
+        let entries = entries.into_iter().filter_map(|(span, key)| {
+            Some(FileEntry {
+                key: key.to_string(),
+                value: values.remove(&**key)?,
+                place: self.place(span, format!("{prefix}{key}")),
+            })
+        });
+        FileTable {
+            header: None,
+            entries: entries.collect(),
+        }
+    }
+
+    fn unknown(&self, table: &FileTable, known: &BTreeSet<String>) -> Vec<FileEntry> {
+        let entries = table.entries.iter();
+        let unknown = entries.filter(|entry| !known.contains(&entry.key));
+        unknown.cloned().collect()
+    }
+
+    fn place(&self, span: Range<usize>, name: String) -> Place {
+        Place {
+            path: self.path.to_owned(),
+            position: Position::at(self.text, span.start),
+            name,
+        }
+    }
 }
 
 fn list(keys: &BTreeSet<String>) -> String {
     let keys: Vec<_> = keys.iter().map(String::as_str).collect();
     keys.join(", ")
-}
-
-/// Replaces names of Rust types in an error message with TOML's.
-fn with_toml_types(message: &str) -> String {
-    let names = [
-        ("expected i64", "expected an integer"),
-        ("expected u32", "expected an integer from 0 to 4294967295"),
-        ("expected f64", "expected a number"),
-        ("expected path string", "expected a string"),
-        ("expected a sequence", "expected a list"),
-    ];
-    let mut message = message.to_owned();
-    for (rust, toml) in names {
-        message = message.replace(rust, toml);
-    }
-    message
-}
-
-/// The keys of all commands. clap's argument ids are the field names, which are the keys.
-fn known_keys() -> BTreeSet<String> {
-    let commands = [
-        Serve::augment_args(Command::new("serve")),
-        EngineCommand::augment_args(Command::new("engine")),
-        GatewayCommand::augment_args(Command::new("gateway")),
-    ];
-    let keys = commands.iter().flat_map(keys);
-    keys.filter(|name| name != "config")
-        .chain([MODEL.to_owned()])
-        .collect()
-}
-
-/// The keys of a `[[model]]` table that are also flags.
-pub(super) fn model_keys() -> Vec<String> {
-    keys(&ModelSettings::augment_args(Command::new(MODEL)))
-}
-
-fn keys(command: &Command) -> Vec<String> {
-    let arguments = command.get_arguments();
-    let keys = arguments.map(|argument| argument.get_id().as_str().to_owned());
-    keys.collect()
 }

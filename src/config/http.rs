@@ -3,39 +3,52 @@
 use std::time::Duration;
 
 use clap::Args;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::loopback;
-use super::values::Seconds;
+use super::values::{Seconds, Text};
 use crate::gateway::{AllowedHost, AllowedOrigin, OriginPolicy, StreamFormat, UnknownFields};
 use crate::listen::Address;
 use crate::server::HttpFrontend;
 
-#[derive(Args, Clone, Default, Deserialize)]
-#[serde(default)]
+#[derive(Args, Serialize, Deserialize)]
+#[command(next_help_heading = "HTTP API")]
 pub(super) struct HttpSettings {
     /// Address on which the HTTP API listens: `host:port` (port 0 chooses a free port) or `unix:/path`
-    /// [default: 127.0.0.1:8000]
-    #[arg(long, env = "TOKENWAY_HTTP_LISTEN", value_name = "ADDRESS")]
-    http_listen: Option<Address>,
+    #[arg(
+        long,
+        env = "TOKENWAY_HTTP_LISTEN",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:8000"
+    )]
+    http_listen: Text<Address>,
     /// Format of streamed completions for clients whose `Accept` header allows any format: `ndjson` or
-    /// `sse`. Chat streams default to SSE [default: ndjson]
-    #[arg(long, env = "TOKENWAY_STREAM_FORMAT", value_name = "FORMAT")]
-    stream_format: Option<StreamFormat>,
+    /// `sse`. Chat streams default to SSE
+    #[arg(
+        long,
+        env = "TOKENWAY_STREAM_FORMAT",
+        value_name = "FORMAT",
+        default_value = "ndjson"
+    )]
+    stream_format: Text<StreamFormat>,
     /// Action for unknown fields in a request: `refuse` rejects the request with status 400; `ignore` drops
-    /// the fields and lists them in the response header x-ignored-fields [default: refuse]
-    #[arg(long, env = "TOKENWAY_UNKNOWN_FIELDS", value_name = "ACTION")]
-    unknown_fields: Option<UnknownFields>,
+    /// the fields and lists them in the response header x-ignored-fields
+    #[arg(
+        long,
+        env = "TOKENWAY_UNKNOWN_FIELDS",
+        value_name = "ACTION",
+        default_value = "refuse"
+    )]
+    unknown_fields: Text<UnknownFields>,
     /// Time in seconds after which a streamed request that still waits in the queue gets its response
     /// headers, so that proxies do not time out. A later error is a record in the stream instead of a status
-    /// code. 0: headers are sent only once a worker has started the request [default: 30]
+    /// code. 0: headers are sent only once a worker has started the request
     #[arg(
         long,
         env = "TOKENWAY_HEADERS_AFTER",
         value_name = "SECONDS",
-        allow_negative_numbers = true
+        default_value = "30"
     )]
-    headers_after: Option<Seconds>,
+    headers_after: Seconds,
     /// Host names that clients may use besides localhost, its subdomains and IP addresses: `name`,
     /// `name:port`, `.name` (with its subdomains) or `*.name` (its subdomains only). Separate several with
     /// commas, or repeat the flag. `*` allows every name and disables the protection against DNS rebinding
@@ -46,7 +59,7 @@ pub(super) struct HttpSettings {
         value_delimiter = ',',
         value_name = "HOST"
     )]
-    allowed_hosts: Option<Vec<AllowedHost>>,
+    allowed_hosts: Vec<Text<AllowedHost>>,
     /// Origins whose web pages may use the HTTP API from a browser, such as `http://localhost:3000`. Separate
     /// several with commas, or repeat the flag. `*` allows every origin [default: the server's own origin
     /// only]
@@ -56,37 +69,22 @@ pub(super) struct HttpSettings {
         value_delimiter = ',',
         value_name = "ORIGIN"
     )]
-    cors_origins: Option<Vec<AllowedOrigin>>,
+    cors_origins: Vec<Text<AllowedOrigin>>,
 }
 
 impl HttpSettings {
-    pub(super) fn or(self, file: Self) -> Self {
-        Self {
-            http_listen: self.http_listen.or(file.http_listen),
-            stream_format: self.stream_format.or(file.stream_format),
-            unknown_fields: self.unknown_fields.or(file.unknown_fields),
-            headers_after: self.headers_after.or(file.headers_after),
-            allowed_hosts: self.allowed_hosts.or(file.allowed_hosts),
-            cors_origins: self.cors_origins.or(file.cors_origins),
-        }
-    }
-
     pub(super) fn frontend(self) -> HttpFrontend {
-        let listen = self.http_listen.unwrap_or_else(|| loopback(8_000));
-        let default = HttpFrontend::at(listen);
-        let headers_after = match self.headers_after {
-            None => default.headers_after,
-            Some(after) => Some(Duration::from(after)).filter(|after| !after.is_zero()),
-        };
+        let after = Duration::from(self.headers_after);
+        let (hosts, origins) = (self.allowed_hosts, self.cors_origins);
         HttpFrontend {
-            stream_format: self.stream_format.unwrap_or(default.stream_format),
-            unknown_fields: self.unknown_fields.unwrap_or(default.unknown_fields),
-            headers_after,
+            listen: self.http_listen.value,
+            stream_format: self.stream_format.value,
+            unknown_fields: self.unknown_fields.value,
+            headers_after: Some(after).filter(|after| !after.is_zero()),
             origins: OriginPolicy {
-                allowed_hosts: self.allowed_hosts.unwrap_or_default(),
-                cors_origins: self.cors_origins.unwrap_or_default(),
+                allowed_hosts: hosts.into_iter().map(|host| host.value).collect(),
+                cors_origins: origins.into_iter().map(|origin| origin.value).collect(),
             },
-            ..default
         }
     }
 }

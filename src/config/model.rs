@@ -1,49 +1,90 @@
-//! Settings of one model: its workers, its queue and its slow readers.
+//! Settings of one model: its names, its workers, its queue and its slow readers.
 
-use std::ffi::OsString;
+use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use toml::Table;
 
-use super::file::SettingsFile;
-use super::runner::{LoaderSettings, RunnerSettings};
+use super::error::ConfigError;
+use super::runner::{RunnerKind, RunnerPlace, RunnerSettings, resolve, worker_values};
+use super::settings::Settings;
 use super::values::{Count, Seconds};
-use super::{ConfigError, seconds};
 use crate::request::MAX_MODEL_NAME_BYTES;
+use crate::runner::Loader;
 use crate::server::{Isolation, ModelParts};
 use crate::worker::child::Program;
 
-#[derive(Args, Clone, Default, Deserialize)]
-#[serde(default)]
+#[derive(Args, Serialize, Deserialize)]
+#[command(next_help_heading = "Model")]
 pub(super) struct ModelSettings {
+    /// Name by which requests select the model [default: llm_test, or the model file's name without its
+    /// extension]
+    #[arg(long, env = "TOKENWAY_MODEL_NAME", value_name = "NAME")]
+    model_name: Option<String>,
+    /// Additional names of the model. Separate several with commas, or repeat the flag. Each must differ from
+    /// the others and from --model-name [default: test for llm_test, otherwise none]
+    #[arg(
+        long,
+        env = "TOKENWAY_MODEL_ALIAS",
+        value_delimiter = ',',
+        value_name = "NAME"
+    )]
+    model_alias: Option<Vec<String>>,
     #[command(flatten)]
     #[serde(flatten)]
     runner: RunnerSettings,
     /// Number of workers that the engine starts. Each loads the model [default: 1, or 0 for --runner attached]
-    #[arg(long, env = "TOKENWAY_WORKERS", value_name = "N")]
+    #[arg(
+        long,
+        env = "TOKENWAY_WORKERS",
+        value_name = "N",
+        help_heading = "Workers"
+    )]
     workers: Option<Count<u16>>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    shared: SharedSettings,
+}
+
+/// Settings of a model that are also allowed outside `[[model]]` tables. They then apply to every model
+/// that does not set them.
+#[derive(Args, Serialize, Deserialize)]
+#[command(next_help_heading = "Queue and limits")]
+pub(super) struct SharedSettings {
     /// Place of these workers: a thread of the engine, or a child process for each worker, whose crash does
-    /// not affect the engine [default: thread]
-    #[arg(long, env = "TOKENWAY_ISOLATION", value_name = "PLACE")]
-    isolation: Option<IsolationKind>,
+    /// not affect the engine
+    #[arg(
+        long,
+        env = "TOKENWAY_ISOLATION",
+        value_name = "PLACE",
+        default_value = "thread",
+        help_heading = "Workers"
+    )]
+    isolation: IsolationKind,
     /// Maximum number of requests that wait for a slot. Further requests are rejected with the error
-    /// `queue_full`. 0: no request waits [default: 1024]
-    #[arg(long, env = "TOKENWAY_QUEUE_DEPTH", value_name = "N")]
-    queue_depth: Option<u32>,
-    /// Time in seconds after which a stream ends with an error if its client reads nothing [default: 10]
+    /// `queue_full`. 0: no request waits
+    #[arg(
+        long,
+        env = "TOKENWAY_QUEUE_DEPTH",
+        value_name = "N",
+        default_value = "1024"
+    )]
+    queue_depth: u32,
+    /// Time in seconds after which a stream ends with an error if its client reads nothing
     #[arg(
         long,
         env = "TOKENWAY_SLOW_READER_TIMEOUT",
         value_name = "SECONDS",
-        allow_negative_numbers = true
+        default_value = "10"
     )]
-    slow_reader_timeout: Option<Seconds>,
+    slow_reader_timeout: Seconds,
 }
 
 /// Place of an engine's local workers, the value of `--isolation`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
-#[serde(try_from = "String")]
-pub(super) enum IsolationKind {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(try_from = "String", rename_all = "lowercase")]
+enum IsolationKind {
     /// Each worker is a thread of the engine.
     Thread,
     /// Each worker is a child process of the engine.
@@ -58,161 +99,99 @@ impl TryFrom<String> for IsolationKind {
     }
 }
 
-/// Source of a model's settings. Errors name settings in the source's notation.
-pub(super) enum Origin<'a> {
-    /// Flags, environment variables, or keys outside `[[model]]` tables.
-    Flags,
-    /// The `[[model]]` table with this number, from 1.
-    Table(&'a SettingsFile, usize),
-}
-
-impl Origin<'_> {
-    /// The name of a setting in this source, such as `--queue-depth` or `model[1].queue_depth`.
-    pub(super) fn name(&self, key: &str) -> String {
-        match self {
-            Self::Flags if key == "aliases" => "--model-alias".to_owned(),
-            Self::Flags => format!("--{}", key.replace('_', "-")),
-            Self::Table(_, number) => {
-                let key = if key == "model_name" { "name" } else { key };
-                format!("model[{number}].{key}")
-            }
-        }
+/// Builds the model, and adds the defaults that depend on its runner to its settings.
+pub(super) fn parts(settings: &mut Settings) -> Result<ModelParts, ConfigError> {
+    let model: ModelSettings = settings.get()?;
+    if model.runner.kind().place == RunnerPlace::Remote {
+        model.check_attached(settings)?;
     }
-
-    pub(super) fn error(&self, problem: String) -> ConfigError {
-        match self {
-            Self::Flags => ConfigError::Invalid(problem),
-            Self::Table(file, _) => file.error(problem),
-        }
+    let (kind, loader) = resolve(settings)?;
+    if kind.place == RunnerPlace::Local {
+        settings.set_default("workers", 1);
     }
-
-    /// Rejects a model name that no request could use.
-    pub(super) fn check_name(&self, key: &str, name: &str) -> Result<(), ConfigError> {
-        let key = self.name(key);
-        if name.is_empty() {
-            let problem =
-                format!("{key} must not be empty: requests select the model by this name");
-            return Err(self.error(problem));
-        }
-        if name.len() > MAX_MODEL_NAME_BYTES {
-            let length = name.len();
-            let problem =
-                format!("{key} must be at most {MAX_MODEL_NAME_BYTES} bytes long (got {length})");
-            return Err(self.error(problem));
-        }
-        Ok(())
-    }
-
-    /// Rejects settings that the chosen runner does not use, because they are probably a mistake.
-    /// `purpose` says what the settings are for.
-    pub(super) fn reject_unused(
-        &self,
-        settings: &[(&str, bool)],
-        purpose: &str,
-        runner: &str,
-    ) -> Result<(), ConfigError> {
-        match settings.iter().find(|(_, is_set)| *is_set) {
-            None => Ok(()),
-            Some((key, _)) => Err(self.error(format!(
-                "{} is {purpose} (the runner is {runner})",
-                self.name(key)
-            ))),
-        }
-    }
+    let model: ModelSettings = settings.get()?;
+    model.parts(kind, loader, settings)
 }
 
 impl ModelSettings {
-    pub(super) fn or(self, file: Self) -> Self {
-        Self {
-            runner: self.runner.or(file.runner),
-            workers: self.workers.or(file.workers),
-            isolation: self.isolation.or(file.isolation),
-            queue_depth: self.queue_depth.or(file.queue_depth),
-            slow_reader_timeout: self.slow_reader_timeout.or(file.slow_reader_timeout),
-        }
-    }
-
-    /// Fills unset settings from `shared`, the settings that apply to all models.
-    pub(super) fn or_shared(self, shared: &Self) -> Self {
-        Self {
-            queue_depth: self.queue_depth.or(shared.queue_depth),
-            slow_reader_timeout: self.slow_reader_timeout.or(shared.slow_reader_timeout),
-            isolation: self.isolation.or(shared.isolation),
-            ..self
-        }
-    }
-
-    /// Builds the model with this name, or with the runner's default name.
-    pub(super) fn parts(
+    fn parts(
         self,
-        name: Option<String>,
-        aliases: Vec<String>,
-        origin: &Origin<'_>,
+        kind: RunnerKind,
+        loader: Arc<dyn Loader>,
+        settings: &Settings,
     ) -> Result<ModelParts, ConfigError> {
-        let is_attached = self.runner.is_attached();
-        if is_attached {
-            self.check_attached(name.is_some(), origin)?;
-        }
-        let (workers, isolation) = (self.workers, self.isolation);
-        let (queue_depth, slow_reader) = (self.queue_depth, self.slow_reader_timeout);
-        let arguments = self.runner.worker_arguments();
-        let LoaderSettings {
-            default_name,
-            loader,
-            slots,
-        } = self.runner.loader(origin)?;
-        let name = name.unwrap_or(default_name);
-        origin.check_name("model_name", &name)?;
+        let name = self.model_name.unwrap_or_default();
+        let aliases = self.model_alias.unwrap_or_default();
+        check_name("model_name", &name, settings)?;
         for alias in &aliases {
-            origin.check_name("aliases", alias)?;
+            check_name("model_alias", alias, settings)?;
         }
+        let queue_depth = self.shared.queue_depth;
         Ok(ModelParts {
             loader,
-            workers: match is_attached {
-                true => 0,
-                false => workers.map_or(1, |workers| usize::from(workers.get())),
-            },
-            isolation: match isolation.unwrap_or(IsolationKind::Thread) {
+            workers: self.workers.map_or(0, usize::from),
+            isolation: match self.shared.isolation {
                 IsolationKind::Thread => Isolation::Thread,
-                IsolationKind::Process => Isolation::Process(worker_program(&name, arguments)?),
+                IsolationKind::Process => {
+                    Isolation::Process(worker_program(&name, worker_values(kind, settings))?)
+                }
             },
+            slots: self.runner.slots(),
+            queue_depth: usize::try_from(queue_depth).unwrap_or(usize::MAX),
+            slow_reader_timeout: self.shared.slow_reader_timeout.into(),
             name,
             aliases,
-            slots,
-            queue_depth: usize::try_from(queue_depth.unwrap_or(1_024)).unwrap_or(usize::MAX),
-            slow_reader_timeout: seconds(slow_reader, 10),
         })
     }
 
     /// Checks an attached model: it has no local workers, and it needs a name that its workers give when
     /// they connect.
-    fn check_attached(&self, has_name: bool, origin: &Origin<'_>) -> Result<(), ConfigError> {
-        let is_process = self.isolation == Some(IsolationKind::Process);
+    fn check_attached(&self, settings: &Settings) -> Result<(), ConfigError> {
         let local_worker_settings = [
             ("workers", self.workers.is_some()),
-            ("isolation", is_process),
+            ("isolation", self.shared.isolation == IsolationKind::Process),
         ];
-        origin.reject_unused(&local_worker_settings, "for local workers only", "attached")?;
-        if has_name {
+        if let Some((key, _)) = local_worker_settings.iter().find(|(_, is_set)| *is_set) {
+            let name = settings.name(key);
+            let problem = format!("{name} is for local workers only (the runner is attached)");
+            return Err(settings.error(key, problem));
+        }
+        if self.model_name.is_some() {
             return Ok(());
         }
-        let key = origin.name("model_name");
-        Err(origin.error(format!(
-            "{key} is required for the runner attached: its workers give this name when they connect"
-        )))
+        let name = settings.name("model_name");
+        let problem = format!(
+            "{name} is required for the runner attached: its workers give this name when they connect"
+        );
+        Err(settings.error("model_name", problem))
     }
 }
 
+/// Rejects a model name that no request could use.
+pub(super) fn check_name(key: &str, name: &str, settings: &Settings) -> Result<(), ConfigError> {
+    let setting = settings.name(key);
+    let problem = if name.is_empty() {
+        format!("{setting} must not be empty: requests select the model by this name")
+    } else if name.len() > MAX_MODEL_NAME_BYTES {
+        let length = name.len();
+        format!("{setting} must be at most {MAX_MODEL_NAME_BYTES} bytes long (got {length})")
+    } else {
+        return Ok(());
+    };
+    Err(settings.error(key, problem))
+}
+
 /// The command that runs this executable as a worker of the named model.
-fn worker_program(name: &str, arguments: Vec<OsString>) -> Result<Program, ConfigError> {
+fn worker_program(name: &str, mut values: Table) -> Result<Program, ConfigError> {
     let path = std::env::current_exe().map_err(|error| {
         ConfigError::Invalid(format!(
             "--isolation process: could not find the path of this executable: {error}"
         ))
     })?;
-    let command = ["worker", "--model", name].map(OsString::from);
+    values.insert("model".to_owned(), name.into());
     Ok(Program {
         path,
-        arguments: command.into_iter().chain(arguments).collect(),
+        arguments: ["worker", "--settings-from-stdin"].map(Into::into).to_vec(),
+        settings: values.to_string(),
     })
 }

@@ -1,23 +1,31 @@
-//! Types of settings that need parsing: counts, times, addresses and choices.
+//! Types of settings that need parsing: counts, times, texts and choices. Each is written to a table in
+//! the form in which a settings file gives it.
 
+use std::fmt::Display;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::cluster;
-use crate::gateway::{AllowedHost, AllowedOrigin, StreamFormat, UnknownFields};
-use crate::listen::Address;
+use crate::gateway::{StreamFormat, UnknownFields};
 use crate::request::MAX_TIMEOUT;
 
 /// An integer of at least 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "i64", bound = "N: TryFrom<i64>")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "i64", bound(deserialize = "N: TryFrom<i64>"))]
 pub(super) struct Count<N>(N);
 
 impl<N> Count<N> {
     pub(super) fn get(self) -> N {
         self.0
+    }
+}
+
+impl From<Count<u16>> for usize {
+    fn from(count: Count<u16>) -> Self {
+        Self::from(count.0)
     }
 }
 
@@ -42,24 +50,40 @@ impl<N: TryFrom<i64>> FromStr for Count<N> {
     }
 }
 
-/// A duration from 0 seconds to ten years, given as a number of seconds such as `0.5`.
+/// A duration of at least `MIN` nanoseconds and at most ten years, given as a number of seconds such as
+/// `0.5`.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(try_from = "f64")]
-pub(super) struct Seconds(Duration);
+pub(super) struct Seconds<const MIN: u64 = 0>(Duration);
 
-impl TryFrom<f64> for Seconds {
+/// A duration above 0 seconds.
+pub(super) type AboveZero = Seconds<1>;
+
+impl<const MIN: u64> TryFrom<f64> for Seconds<MIN> {
     type Error = String;
 
     fn try_from(seconds: f64) -> Result<Self, String> {
-        Duration::try_from_secs_f64(seconds)
+        let time = Duration::try_from_secs_f64(seconds)
             .ok()
             .filter(|time| *time <= MAX_TIMEOUT)
-            .map(Self)
-            .ok_or_else(|| format!("must be from 0 seconds to ten years (got {seconds})"))
+            .ok_or_else(|| format!("must be from 0 seconds to ten years (got {seconds})"))?;
+        let minimum = Duration::from_nanos(MIN);
+        if time >= minimum {
+            return Ok(Self(time));
+        }
+        Err(match MIN {
+            1 => {
+                format!("must be above 0 seconds (got {seconds}); set a large number for no limit")
+            }
+            _ => {
+                let minimum = minimum.as_secs_f64();
+                format!("must be at least {minimum} seconds (got {seconds})")
+            }
+        })
     }
 }
 
-impl FromStr for Seconds {
+impl<const MIN: u64> FromStr for Seconds<MIN> {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -70,9 +94,18 @@ impl FromStr for Seconds {
     }
 }
 
-impl From<Seconds> for Duration {
-    fn from(seconds: Seconds) -> Self {
+impl<const MIN: u64> From<Seconds<MIN>> for Duration {
+    fn from(seconds: Seconds<MIN>) -> Self {
         seconds.0
+    }
+}
+
+impl<const MIN: u64> Serialize for Seconds<MIN> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match i64::try_from(self.0.as_secs()) {
+            Ok(whole) if self.0.subsec_nanos() == 0 => serializer.serialize_i64(whole),
+            _ => serializer.serialize_f64(self.0.as_secs_f64()),
+        }
     }
 }
 
@@ -108,25 +141,58 @@ impl From<Milliseconds> for Duration {
     }
 }
 
-/// The address of an engine's gRPC API.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub(super) struct EngineAddress(String);
-
-impl TryFrom<String> for EngineAddress {
-    type Error = String;
-
-    fn try_from(address: String) -> Result<Self, String> {
-        cluster::check_address(&address)?;
-        Ok(Self(address))
+impl Serialize for Milliseconds {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match i64::try_from(self.0.as_millis()) {
+            Ok(whole) if self.0.subsec_nanos() % 1_000_000 == 0 => serializer.serialize_i64(whole),
+            _ => serializer.serialize_f64(self.0.as_secs_f64() * 1e3),
+        }
     }
 }
+
+/// A value that is written as text, together with that text.
+#[derive(Clone, Debug)]
+pub(super) struct Text<T> {
+    text: String,
+    pub(super) value: T,
+}
+
+impl<T: FromStr> FromStr for Text<T> {
+    type Err = T::Err;
+
+    fn from_str(text: &str) -> Result<Self, T::Err> {
+        let value = text.parse()?;
+        let text = text.to_owned();
+        Ok(Self { text, value })
+    }
+}
+
+impl<T> Serialize for Text<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
+    }
+}
+
+impl<'de, T: FromStr<Err: Display>> Deserialize<'de> for Text<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A path, which must be valid UTF-8.
+pub(super) type FilePath = Text<PathBuf>;
+
+/// The address of an engine's gRPC API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct EngineAddress(String);
 
 impl FromStr for EngineAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        Self::try_from(text.to_owned())
+        cluster::check_address(text)?;
+        Ok(Self(text.to_owned()))
     }
 }
 
@@ -148,13 +214,6 @@ impl FromStr for StreamFormat {
     }
 }
 
-impl<'de> Deserialize<'de> for StreamFormat {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
-
 impl FromStr for UnknownFields {
     type Err = String;
 
@@ -164,33 +223,5 @@ impl FromStr for UnknownFields {
             "ignore" => Ok(Self::Ignore),
             _ => Err("must be refuse or ignore".to_owned()),
         }
-    }
-}
-
-impl<'de> Deserialize<'de> for UnknownFields {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
-
-impl<'de> Deserialize<'de> for Address {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
-
-impl<'de> Deserialize<'de> for AllowedHost {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
-
-impl<'de> Deserialize<'de> for AllowedOrigin {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
     }
 }

@@ -1,17 +1,16 @@
-//! Names the flag or the environment variable that set a value, in errors. clap always names the flag,
-//! even if the value comes from the environment.
+//! Names the environment variable that set a value, in errors of clap, which always name the flag.
 
 use std::ffi::OsString;
-use std::iter::once;
 
+use clap::Command;
 use clap::error::{ContextKind, ContextValue};
-use clap::parser::ValueSource;
-use clap::{ArgMatches, CommandFactory};
-
-use super::CommandLine;
 
 /// Names the environment variable in `error` if the flag is not among the arguments.
-pub(super) fn name_variable(mut error: clap::Error, arguments: &[OsString]) -> clap::Error {
+pub(super) fn name_variable(
+    mut error: clap::Error,
+    command: &Command,
+    arguments: &[OsString],
+) -> clap::Error {
     let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else {
         return error;
     };
@@ -21,28 +20,31 @@ pub(super) fn name_variable(mut error: clap::Error, arguments: &[OsString]) -> c
         let rest = argument.to_str().and_then(|it| it.strip_prefix(flag));
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
     });
-    if !is_on_command_line && let Some(variable) = variable_of(flag) {
+    let command = innermost(command, arguments);
+    if !is_on_command_line && let Some(variable) = variable_of(command, flag) {
         error.insert(ContextKind::InvalidArg, ContextValue::String(variable));
     }
     error
 }
 
-/// The flag or the environment variable that set this field, or `None` if neither did.
-pub(super) fn source(matches: &ArgMatches, field: &str) -> Option<String> {
-    let flag = format!("--{}", field.replace('_', "-"));
-    match matches.value_source(field)? {
-        ValueSource::EnvVariable => variable_of(&flag),
-        ValueSource::CommandLine => Some(flag),
-        ValueSource::DefaultValue | _ => None,
-    }
+/// The subcommand that the arguments name, or `command` itself.
+fn innermost<'a>(command: &'a Command, arguments: &[OsString]) -> &'a Command {
+    let mut arguments = arguments.iter().skip(1);
+    let named = arguments
+        .next()
+        .and_then(|name| command.find_subcommand(name));
+    let Some(named) = named else {
+        return command;
+    };
+    let inner = arguments
+        .next()
+        .and_then(|name| named.find_subcommand(name));
+    inner.unwrap_or(named)
 }
 
-fn variable_of(flag: &str) -> Option<String> {
-    let command = CommandLine::command();
+fn variable_of(command: &Command, flag: &str) -> Option<String> {
     let name = flag.strip_prefix("--")?;
-    let mut arguments = once(&command)
-        .chain(command.get_subcommands())
-        .flat_map(clap::Command::get_arguments);
+    let mut arguments = command.get_arguments();
     let argument = arguments.find(|argument| argument.get_long() == Some(name))?;
     Some(argument.get_env()?.to_string_lossy().into_owned())
 }

@@ -2,16 +2,17 @@
 //! `tokenway worker`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
-use super::model::Origin;
-use super::runner::{LoaderSettings, RunnerSettings};
-use super::values::Seconds;
-use super::{ConfigError, seconds};
+use super::error::ConfigError;
+use super::runner::{RunnerPlace, RunnerSettings, resolve};
+use super::settings::Settings;
+use super::values::{FilePath, Seconds, Text};
 use crate::listen::{Address, MutualTls, TlsFiles};
 use crate::scheduler::ResumptionLimits;
 use crate::server::WorkerParts;
@@ -19,31 +20,26 @@ use crate::worker::attach::{self, AttachOptions};
 use crate::worker::attached::{TOKENIZER_CALL_TIMEOUT, WorkerTimeouts};
 use crate::worker::engine_address::EngineAddress;
 
+/// The shortest heartbeat timeout, 0.1 s in nanoseconds.
+const MIN_HEARTBEAT_TIMEOUT: u64 = 100_000_000;
+
 /// The TLS files of an engine or a worker: all three or none.
-#[derive(Args, Clone, Default, Deserialize)]
-#[serde(default)]
+#[derive(Args, Serialize, Deserialize)]
+#[command(next_help_heading = "TLS of worker connections")]
 struct TlsSettings {
     /// CA certificates (PEM file) that verify the certificate of the other end of worker connections. Worker
     /// connections over TCP require mutual TLS: the engine and the workers each need all three files
     #[arg(long, env = "TOKENWAY_WORKER_TLS_CA", value_name = "FILE")]
-    worker_tls_ca: Option<PathBuf>,
+    worker_tls_ca: Option<FilePath>,
     /// Certificate (PEM file) that this process presents on worker connections
     #[arg(long, env = "TOKENWAY_WORKER_TLS_CERT", value_name = "FILE")]
-    worker_tls_cert: Option<PathBuf>,
+    worker_tls_cert: Option<FilePath>,
     /// Private key (PEM file) of the certificate in --worker-tls-cert
     #[arg(long, env = "TOKENWAY_WORKER_TLS_KEY", value_name = "FILE")]
-    worker_tls_key: Option<PathBuf>,
+    worker_tls_key: Option<FilePath>,
 }
 
 impl TlsSettings {
-    fn or(self, file: Self) -> Self {
-        Self {
-            worker_tls_ca: self.worker_tls_ca.or(file.worker_tls_ca),
-            worker_tls_cert: self.worker_tls_cert.or(file.worker_tls_cert),
-            worker_tls_key: self.worker_tls_key.or(file.worker_tls_key),
-        }
-    }
-
     fn files(self) -> Result<Option<TlsFiles>, ConfigError> {
         match (
             self.worker_tls_ca,
@@ -52,9 +48,9 @@ impl TlsSettings {
         ) {
             (None, None, None) => Ok(None),
             (Some(ca), Some(certificate), Some(key)) => Ok(Some(TlsFiles {
-                ca,
-                certificate,
-                key,
+                ca: ca.value,
+                certificate: certificate.value,
+                key: key.value,
             })),
             _ => {
                 let message =
@@ -68,83 +64,78 @@ impl TlsSettings {
 /// Requires mutual TLS over TCP: otherwise everyone who can connect to the port could act as a worker and
 /// receive prompts.
 fn check_transport(
-    flag: &str,
+    key: &str,
     address: &Address,
     files: Option<&TlsFiles>,
+    settings: &Settings,
 ) -> Result<(), ConfigError> {
-    match (address, files) {
-        (Address::Tcp(_), None) => Err(ConfigError::Invalid(format!(
-            "--{flag} {address}: worker connections over TCP require mutual TLS. Set \
-             --worker-tls-ca, --worker-tls-cert and --worker-tls-key, or use unix:/path"
-        ))),
-        (Address::Unix(_), Some(_)) => Err(ConfigError::Invalid(format!(
-            "--{flag} {address}: a Unix socket has no TLS; remove the --worker-tls-… flags"
-        ))),
-        (Address::Tcp(_), Some(_)) | (Address::Unix(_), None) => Ok(()),
-    }
+    let problem = match (address, files) {
+        (Address::Tcp(_), Some(_)) | (Address::Unix(_), None) => return Ok(()),
+        (Address::Tcp(_), None) => {
+            "worker connections over TCP require mutual TLS. Set --worker-tls-ca, --worker-tls-cert \
+             and --worker-tls-key, or use unix:/path"
+        }
+        (Address::Unix(_), Some(_)) => "a Unix socket has no TLS; remove the --worker-tls-… flags",
+    };
+    let name = settings.name(key);
+    Err(settings.error(key, format!("{name} {address}: {problem}")))
 }
 
-#[derive(Args, Clone, Default, Deserialize)]
-#[serde(default)]
+#[derive(Args, Serialize, Deserialize)]
+#[command(next_help_heading = "Remote workers")]
 pub(super) struct WorkerSettings {
     /// Address of the worker socket, to which workers connect: `unix:/path` in a folder that only workers can
     /// enter, or `host:port` with mutual TLS. Do not expose it to clients [default: none, or a private Unix
     /// socket with --isolation process]
     #[arg(long, env = "TOKENWAY_WORKER_LISTEN", value_name = "ADDRESS")]
-    worker_listen: Option<Address>,
-    #[command(flatten)]
-    #[serde(flatten)]
-    tls: TlsSettings,
+    worker_listen: Option<Text<Address>>,
     /// Time in seconds without a message after which a worker process counts as lost. A worker may declare
-    /// another timeout for itself. At least 0.1 [default: 2]
+    /// another timeout for itself. At least 0.1
     #[arg(
         long,
         env = "TOKENWAY_HEARTBEAT_TIMEOUT",
         value_name = "SECONDS",
-        allow_negative_numbers = true
+        default_value = "2"
     )]
-    heartbeat_timeout: Option<Seconds>,
+    heartbeat_timeout: Seconds<MIN_HEARTBEAT_TIMEOUT>,
     /// Maximum time in seconds of one device call. A worker process whose call takes longer counts as lost. If
-    /// the worker has declared a longer heartbeat timeout, that time applies. 0: no limit [default: 30]
+    /// the worker has declared a longer heartbeat timeout, that time applies. 0: no limit
     #[arg(
         long,
         env = "TOKENWAY_STEP_LIMIT",
         value_name = "SECONDS",
-        allow_negative_numbers = true
+        default_value = "30"
     )]
-    step_limit: Option<Seconds>,
+    step_limit: Seconds,
     /// Maximum number of times in a row that a completion is resumed on another worker without a new token in
     /// between. A completion that generates fewer than 16 tokens on each worker is resumed at most 8 times, or
-    /// this many times if that is more [default: 2]
-    #[arg(long, env = "TOKENWAY_MAX_RESUMPTIONS", value_name = "N")]
-    max_resumptions: Option<u32>,
+    /// this many times if that is more
+    #[arg(
+        long,
+        env = "TOKENWAY_MAX_RESUMPTIONS",
+        value_name = "N",
+        default_value = "2"
+    )]
+    max_resumptions: u32,
     /// Time in seconds that an interrupted completion waits for another worker, each time it is resumed
-    /// [default: 60]
     #[arg(
         long,
         env = "TOKENWAY_RESUME_TIMEOUT",
         value_name = "SECONDS",
-        allow_negative_numbers = true
+        default_value = "60"
     )]
-    resume_timeout: Option<Seconds>,
+    resume_timeout: Seconds,
+    #[command(flatten)]
+    #[serde(flatten)]
+    tls: TlsSettings,
 }
 
 impl WorkerSettings {
-    pub(super) fn or(self, file: Self) -> Self {
-        Self {
-            worker_listen: self.worker_listen.or(file.worker_listen),
-            tls: self.tls.or(file.tls),
-            heartbeat_timeout: self.heartbeat_timeout.or(file.heartbeat_timeout),
-            step_limit: self.step_limit.or(file.step_limit),
-            max_resumptions: self.max_resumptions.or(file.max_resumptions),
-            resume_timeout: self.resume_timeout.or(file.resume_timeout),
-        }
-    }
-
-    pub(super) fn parts(self) -> Result<WorkerParts, ConfigError> {
+    pub(super) fn parts(self, settings: &Settings) -> Result<WorkerParts, ConfigError> {
         let files = self.tls.files()?;
-        match &self.worker_listen {
-            Some(address) => check_transport("worker-listen", address, files.as_ref())?,
+        let listen = self.worker_listen.map(|address| address.value);
+        match &listen {
+            Some(address) => check_transport("worker_listen", address, files.as_ref(), settings)?,
             None if files.is_some() => {
                 let message = "--worker-tls-… requires --worker-listen host:port; set it, or remove the \
                                --worker-tls-… flags";
@@ -154,34 +145,30 @@ impl WorkerSettings {
         }
         let tls = files.as_ref().map(MutualTls::server).transpose();
         let tls = tls.map_err(|error| ConfigError::Invalid(format!("--worker-tls-…: {error}")))?;
-        let heartbeat_timeout = seconds(self.heartbeat_timeout, 2);
-        if heartbeat_timeout.as_millis() < 100 {
-            let got = heartbeat_timeout.as_secs_f64();
-            let message = format!("--heartbeat-timeout must be at least 0.1 seconds (got {got})");
-            return Err(ConfigError::Invalid(message));
-        }
-        let step_limit = seconds(self.step_limit, 30);
+        let step_limit = Duration::from(self.step_limit);
         Ok(WorkerParts {
-            listen: self.worker_listen,
+            listen,
             tls,
             timeouts: WorkerTimeouts {
-                heartbeat_timeout,
+                heartbeat_timeout: self.heartbeat_timeout.into(),
                 step_limit: Some(step_limit).filter(|limit| !limit.is_zero()),
                 tokenizer_call_timeout: TOKENIZER_CALL_TIMEOUT,
             },
             resumption: ResumptionLimits {
-                max_consecutive: self.max_resumptions.unwrap_or(2),
-                acceptance_timeout: seconds(self.resume_timeout, 60),
+                max_consecutive: self.max_resumptions,
+                acceptance_timeout: self.resume_timeout.into(),
             },
         })
     }
 }
 
-#[derive(Args)]
-pub(super) struct WorkerCommand {
+/// The settings of `tokenway worker`.
+#[derive(Args, Serialize, Deserialize)]
+#[command(next_help_heading = "Engine")]
+pub(super) struct AttachSettings {
     /// Address of the engine's worker socket: `unix:/path` or `host:port`
     #[arg(long, env = "TOKENWAY_WORKER_ENGINE", value_name = "ADDRESS")]
-    engine: Address,
+    engine: Text<Address>,
     /// Name that the engine gives the model to serve [default: the engine's only model]
     #[arg(long, env = "TOKENWAY_MODEL_NAME", value_name = "NAME")]
     model: Option<String>,
@@ -196,9 +183,11 @@ pub(super) struct WorkerCommand {
     #[arg(long, env = "TOKENWAY_CHILD_TOKEN", hide = true)]
     child_token: Option<String>,
     #[command(flatten)]
-    tls: TlsSettings,
-    #[command(flatten)]
+    #[serde(flatten)]
     runner: RunnerSettings,
+    #[command(flatten)]
+    #[serde(flatten)]
+    tls: TlsSettings,
 }
 
 /// The settings of a worker that connects to an engine.
@@ -209,37 +198,48 @@ pub struct WorkerTask {
     pub stopping: CancellationToken,
 }
 
-impl WorkerCommand {
-    pub(super) fn task(self) -> Result<WorkerTask, ConfigError> {
-        if self.runner.is_attached() {
-            let message =
-                "--runner attached is for engines; a worker needs --runner llama or llm_test";
-            return Err(ConfigError::Invalid(message.to_owned()));
+impl AttachSettings {
+    /// Builds the worker of these settings, and adds the defaults that depend on its runner.
+    pub(super) fn task(settings: &mut Settings) -> Result<WorkerTask, ConfigError> {
+        let (kind, loader) = resolve(settings)?;
+        if kind.place == RunnerPlace::Remote {
+            let name = settings.name("runner");
+            let problem = format!(
+                "{name} attached is for engines; a worker needs --runner llama or llm_test"
+            );
+            return Err(settings.error("runner", problem));
         }
-        let LoaderSettings { loader, slots, .. } = self.runner.loader(&Origin::Flags)?;
-        let default_name = || attach::default_name(self.device);
+        let attach: Self = settings.get()?;
+        let default_name = || attach::default_name(attach.device);
         Ok(WorkerTask {
             parts: AttachOptions {
-                engine: engine_address(self.engine, self.tls)?,
-                model: self.model.unwrap_or_default(),
-                name: self.name.unwrap_or_else(default_name),
-                child_token: self.child_token,
+                name: attach.name.unwrap_or_else(default_name),
+                engine: engine_address(attach.engine.value, attach.tls, settings)?,
+                model: attach.model.unwrap_or_default(),
+                child_token: attach.child_token,
                 loader,
-                slots,
+                slots: attach.runner.slots(),
             },
             stopping: CancellationToken::new(),
         })
     }
 }
 
-fn engine_address(address: Address, tls: TlsSettings) -> Result<EngineAddress, ConfigError> {
+fn engine_address(
+    address: Address,
+    tls: TlsSettings,
+    settings: &Settings,
+) -> Result<EngineAddress, ConfigError> {
     let files = tls.files()?;
-    check_transport("engine", &address, files.as_ref())?;
+    check_transport("engine", &address, files.as_ref(), settings)?;
     let address = match address {
         Address::Unix(path) => return Ok(EngineAddress::Unix(path)),
         Address::Tcp(address) => address,
     };
-    let invalid = |error| ConfigError::Invalid(format!("--engine {address}: {error}"));
+    let invalid = |error| {
+        let name = settings.name("engine");
+        settings.error("engine", format!("{name} {address}: {error}"))
+    };
     let read = |path: &PathBuf| {
         std::fs::read(path).map_err(|error| {
             ConfigError::Invalid(format!("--worker-tls-…: {}: {error}", path.display()))

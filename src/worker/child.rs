@@ -10,7 +10,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use std::os::unix::process::ExitStatusExt;
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
@@ -52,6 +52,8 @@ pub struct Program {
     pub path: PathBuf,
     /// Arguments. `--engine`, `--device` and `--name` are added to them.
     pub arguments: Vec<OsString>,
+    /// Settings of the worker as TOML, which it gets on its standard input.
+    pub settings: String,
 }
 
 /// The model, device and engine of one child.
@@ -142,7 +144,7 @@ async fn run_once(
     let token = uuid::Uuid::new_v4().simple().to_string();
     let (exit_sender, exit_receiver) = watch::channel(None);
     let state = service.register_child(spec.model, spec.worker, token.clone(), exit_receiver);
-    let outcome = match start(program, spec, &token) {
+    let outcome = match start(program, spec, &token).await {
         Ok(child) => {
             let exit = wait_for_exit(child, spec, &state, &exit_sender, stopping).await;
             if state.was_ready() {
@@ -164,13 +166,14 @@ async fn run_once(
     outcome
 }
 
-fn start(program: &Program, spec: &ChildSpec, token: &str) -> std::io::Result<Child> {
+async fn start(program: &Program, spec: &ChildSpec, token: &str) -> std::io::Result<Child> {
     let mut command = Command::new(&program.path);
-    // The arguments configure the worker completely, so it must not inherit the engine's settings.
+    // The arguments and standard input configure the worker completely, so it must not inherit the engine's
+    // settings.
     for (name, _) in std::env::vars_os().filter(|(name, _)| is_setting(name)) {
         command.env_remove(name);
     }
-    command
+    let mut child = command
         .args(&program.arguments)
         .arg("--engine")
         .arg(&spec.engine)
@@ -180,13 +183,18 @@ fn start(program: &Program, spec: &ChildSpec, token: &str) -> std::io::Result<Ch
         .arg(name(spec))
         .env(TOKEN_VARIABLE, token)
         .env(PARENT_VARIABLE, std::process::id().to_string())
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         // Ctrl-C in a terminal signals the whole process group, but only the engine decides when its workers end.
         .process_group(0)
         .kill_on_drop(true)
-        .spawn()
+        .spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // Settings fit into the pipe, so this does not wait. A worker that reads none may have closed the pipe.
+        let _ = stdin.write_all(program.settings.as_bytes()).await;
+    }
+    Ok(child)
 }
 
 /// Returns true if an environment variable is a setting of the server. `TOKENWAY_LOG` is kept: it also applies to
@@ -349,6 +357,7 @@ mod tests {
         let program = Program {
             path: "/there/is/no/such/program".into(),
             arguments: Vec::new(),
+            settings: String::new(),
         };
         let spec = ChildSpec {
             worker: WorkerId(0),

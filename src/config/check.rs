@@ -1,0 +1,78 @@
+//! `tokenway config check`: all problems of a settings file.
+
+use clap::Command;
+
+use super::commands::{GatewaySettings, ServeSettings, ServerCommand, known_keys, server};
+use super::error::{ConfigError, FileError};
+use super::file::{Parsed, SettingsFile};
+use super::model::ModelSettings;
+use super::settings::Settings;
+
+/// Checks the file at `path`, and says that it is valid.
+///
+/// # Errors
+/// All problems of the file.
+pub(super) fn check(path: &str) -> Result<String, ConfigError> {
+    let Parsed { file, mut errors } = Parsed::read(path, &known_keys());
+    errors.extend(value_errors(&file)?);
+    errors.sort_by_key(|error| error.position);
+    if errors.is_empty() {
+        errors.extend(server_error::<ServeSettings>(path, &file)?);
+        let has_engines = file.top.entries.iter().any(|entry| entry.key == "engine");
+        if has_engines && errors.is_empty() {
+            errors.extend(server_error::<GatewaySettings>(path, &file)?);
+        }
+    }
+    match errors.is_empty() {
+        true => Ok(format!("{path} is valid\n")),
+        false => Err(ConfigError::Check(errors)),
+    }
+}
+
+/// The errors of all values.
+fn value_errors(file: &SettingsFile) -> Result<Vec<FileError>, ConfigError> {
+    let mut serve = defaults::<ServeSettings>()?;
+    let mut errors = serve
+        .add_file::<ServeSettings>(file)
+        .err()
+        .unwrap_or_default();
+    let gateway = defaults::<GatewaySettings>()?.add_file::<GatewaySettings>(file);
+    errors.extend(gateway.err().unwrap_or_default());
+    for table in &file.models {
+        let model = serve.for_table::<ModelSettings>(table);
+        errors.extend(model.err().unwrap_or_default());
+    }
+    let mut unique: Vec<FileError> = Vec::new();
+    for error in errors {
+        // `serve` and `gateway` share many settings.
+        if !unique.contains(&error) {
+            unique.push(error);
+        }
+    }
+    Ok(unique)
+}
+
+/// The first error about a combination of settings.
+fn server_error<S: ServerCommand>(
+    path: &str,
+    file: &SettingsFile,
+) -> Result<Option<FileError>, ConfigError> {
+    let mut settings = defaults::<S>()?;
+    settings.add_file::<S>(file).map_err(ConfigError::Check)?;
+    match server::<S>(&settings) {
+        Ok(_) => Ok(None),
+        Err(ConfigError::File(error)) => Ok(Some(error)),
+        Err(error) => Ok(Some(FileError {
+            path: path.to_owned(),
+            position: None,
+            problem: error.to_string(),
+        })),
+    }
+}
+
+/// The settings without flags and environment variables.
+fn defaults<S: ServerCommand>() -> Result<Settings, ConfigError> {
+    let command = S::augment_args(Command::new("settings"));
+    let command = command.mut_args(|argument| argument.env(None::<&'static str>));
+    Settings::from_matches::<S>(&command.try_get_matches_from(["settings"])?)
+}

@@ -1,0 +1,142 @@
+//! The settings of the commands that run a server.
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use super::engine::{self, EngineSettings};
+use super::error::ConfigError;
+use super::file::{KnownKeys, table_key};
+use super::grpc::GrpcSettings;
+use super::http::HttpSettings;
+use super::model::ModelSettings;
+use super::server::ServerSettings;
+use super::settings::{Declared, Settings, keys};
+use super::values::{EngineAddress, Text};
+use crate::server::{ServerParts, Source};
+
+/// The settings of a command that runs a server.
+pub(super) trait ServerCommand: Declared {
+    /// Builds the server of these settings. `models` has the settings of each model of an engine; the
+    /// defaults that depend on a model's runner are added to them.
+    fn parts(
+        self,
+        settings: &Settings,
+        models: &mut [Settings],
+    ) -> Result<ServerParts, ConfigError>;
+}
+
+/// The settings of `tokenway serve`.
+#[derive(Args, Serialize, Deserialize)]
+pub(super) struct ServeSettings {
+    #[command(flatten)]
+    #[serde(flatten)]
+    engine: EngineSettings,
+    #[command(flatten)]
+    #[serde(flatten)]
+    http: HttpSettings,
+    #[command(flatten)]
+    #[serde(flatten)]
+    grpc: GrpcSettings,
+    #[command(flatten)]
+    #[serde(flatten)]
+    server: ServerSettings,
+}
+
+/// The settings of `tokenway engine`.
+#[derive(Args, Serialize, Deserialize)]
+pub(super) struct EngineCommandSettings {
+    #[command(flatten)]
+    #[serde(flatten)]
+    engine: EngineSettings,
+    #[command(flatten)]
+    #[serde(flatten)]
+    grpc: GrpcSettings,
+    #[command(flatten)]
+    #[serde(flatten)]
+    server: ServerSettings,
+}
+
+/// The settings of `tokenway gateway`.
+#[derive(Args, Serialize, Deserialize)]
+#[command(next_help_heading = "Engines")]
+pub(super) struct GatewaySettings {
+    /// Address of an engine's gRPC API, `http://host:port` or `unix:/path`. Separate several engines with
+    /// commas, or repeat the flag. Required, here or in the settings file
+    #[arg(
+        long,
+        env = "TOKENWAY_ENGINE",
+        value_delimiter = ',',
+        value_name = "ADDRESS"
+    )]
+    engine: Vec<Text<EngineAddress>>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    http: HttpSettings,
+    #[command(flatten)]
+    #[serde(flatten)]
+    server: ServerSettings,
+}
+
+impl ServerCommand for ServeSettings {
+    fn parts(
+        self,
+        settings: &Settings,
+        models: &mut [Settings],
+    ) -> Result<ServerParts, ConfigError> {
+        let source = Source::Engine(self.engine.parts(models, settings)?);
+        self.server
+            .parts(source, Some(self.http), Some(self.grpc), settings)
+    }
+}
+
+impl ServerCommand for EngineCommandSettings {
+    fn parts(
+        self,
+        settings: &Settings,
+        models: &mut [Settings],
+    ) -> Result<ServerParts, ConfigError> {
+        let source = Source::Engine(self.engine.parts(models, settings)?);
+        self.server.parts(source, None, Some(self.grpc), settings)
+    }
+}
+
+impl ServerCommand for GatewaySettings {
+    fn parts(
+        self,
+        settings: &Settings,
+        _models: &mut [Settings],
+    ) -> Result<ServerParts, ConfigError> {
+        if self.engine.is_empty() {
+            let name = settings.name("engine");
+            let problem =
+                format!("{name} is required for a gateway: give http://host:port or unix:/path");
+            return Err(settings.error("engine", problem));
+        }
+        let engines = self.engine.into_iter().map(|engine| engine.value.into());
+        let source = Source::Remote(engines.collect());
+        self.server.parts(source, Some(self.http), None, settings)
+    }
+}
+
+/// Builds a server from its settings. Returns the settings of its models too, with all defaults.
+pub(super) fn server<S: ServerCommand>(
+    settings: &Settings,
+) -> Result<(ServerParts, Vec<Settings>), ConfigError> {
+    let has_models = keys::<S>().contains(&"runner".to_owned());
+    let mut models = match has_models {
+        true => engine::models(settings)?,
+        false => Vec::new(),
+    };
+    let parts = settings.get::<S>()?.parts(settings, &mut models)?;
+    Ok((parts, models))
+}
+
+/// The keys of the settings file that these commands share.
+pub(super) fn known_keys() -> KnownKeys {
+    let commands = [keys::<ServeSettings>(), keys::<GatewaySettings>()];
+    let model = keys::<ModelSettings>().into_iter();
+    KnownKeys {
+        top: commands.into_iter().flatten().collect(),
+        model: model.map(|key| table_key(&key).to_owned()).collect(),
+    }
+}

@@ -1,0 +1,158 @@
+//! The settings that `serve`, `engine` and `gateway` share: request timeout, connections and shutdown.
+
+use std::time::Duration;
+
+use clap::{ArgAction, Args};
+use serde::{Deserialize, Serialize};
+
+use super::error::ConfigError;
+use super::grpc::GrpcSettings;
+use super::http::HttpSettings;
+use super::settings::Settings;
+use super::values::{AboveZero, Seconds};
+use crate::listen::{Address, Limits};
+use crate::server::{Drain, ServerParts, Source};
+
+#[derive(Args, Serialize, Deserialize)]
+#[command(next_help_heading = "Queue and limits")]
+pub(super) struct ServerSettings {
+    /// Time limit in seconds for a request whose client sets none. Above 0
+    #[arg(
+        long,
+        env = "TOKENWAY_REQUEST_TIMEOUT",
+        value_name = "SECONDS",
+        default_value = "600"
+    )]
+    request_timeout: AboveZero,
+    #[command(flatten)]
+    #[serde(flatten)]
+    connections: ConnectionSettings,
+    #[command(flatten)]
+    #[serde(flatten)]
+    shutdown: ShutdownSettings,
+}
+
+/// The settings of connections. None of the time limits can be disabled, because a client that stops
+/// halfway would hold its connection forever.
+#[derive(Args, Serialize, Deserialize)]
+#[command(next_help_heading = "Connections")]
+struct ConnectionSettings {
+    /// Time in seconds for which an idle connection is kept open. Set it longer than the idle timeout of a
+    /// load balancer in front. Above 0
+    #[arg(
+        long,
+        env = "TOKENWAY_KEEP_ALIVE_TIMEOUT",
+        value_name = "SECONDS",
+        default_value = "75"
+    )]
+    keep_alive_timeout: AboveZero,
+    /// Time limit in seconds for a client to send a request's headers, and the first bytes of a new
+    /// connection. Above 0
+    #[arg(
+        long,
+        env = "TOKENWAY_HEADER_TIMEOUT",
+        value_name = "SECONDS",
+        default_value = "10"
+    )]
+    header_timeout: AboveZero,
+    /// Time in seconds after which a request ends if its body makes no progress. Above 0
+    #[arg(
+        long,
+        env = "TOKENWAY_BODY_TIMEOUT",
+        value_name = "SECONDS",
+        default_value = "30"
+    )]
+    body_timeout: AboveZero,
+    /// Time in seconds after which a connection is closed if its client reads nothing of the response. Set
+    /// it longer than --slow-reader-timeout, after which a stream ends with an error. Above 0
+    #[arg(
+        long,
+        env = "TOKENWAY_WRITE_TIMEOUT",
+        value_name = "SECONDS",
+        default_value = "30"
+    )]
+    write_timeout: AboveZero,
+    /// Allow listening on addresses that other machines can reach. The server serves without any
+    /// authentication: everyone who can reach the address can use the model
+    #[arg(long, env = "TOKENWAY_INSECURE", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", default_value = "false", action = ArgAction::Set)]
+    insecure: bool,
+}
+
+#[derive(Args, Serialize, Deserialize)]
+#[command(next_help_heading = "Shutdown")]
+struct ShutdownSettings {
+    /// Time in seconds between the start of a shutdown and the closing of the listeners. New requests are
+    /// answered with the error `draining` in this time. Set it longer than a load balancer needs to notice.
+    /// 0 closes the listeners at once
+    #[arg(
+        long,
+        env = "TOKENWAY_DRAIN_GRACE",
+        value_name = "SECONDS",
+        default_value = "1"
+    )]
+    drain_grace: Seconds,
+    /// Time in seconds that running streams get to finish after the listeners are closed. 0 ends them at
+    /// once
+    #[arg(
+        long,
+        env = "TOKENWAY_DRAIN_TIMEOUT",
+        value_name = "SECONDS",
+        default_value = "30"
+    )]
+    drain_timeout: Seconds,
+}
+
+impl ServerSettings {
+    /// Builds the server with these APIs.
+    pub(super) fn parts(
+        self,
+        source: Source,
+        http: Option<HttpSettings>,
+        grpc: Option<GrpcSettings>,
+        settings: &Settings,
+    ) -> Result<ServerParts, ConfigError> {
+        let http = http.map(HttpSettings::frontend);
+        let grpc = grpc.map(GrpcSettings::address);
+        let connections = self.connections;
+        if !connections.insecure {
+            let http = http.iter().map(|http| ("http_listen", &http.listen));
+            http.chain(grpc.iter().map(|address| ("grpc_listen", address)))
+                .try_for_each(|(key, address)| reject_public_address(key, address, settings))?;
+        }
+        Ok(ServerParts {
+            source,
+            http,
+            grpc,
+            limits: Limits {
+                keep_alive_timeout: connections.keep_alive_timeout.into(),
+                header_timeout: connections.header_timeout.into(),
+                body_timeout: connections.body_timeout.into(),
+                write_timeout: connections.write_timeout.into(),
+                ..Limits::default()
+            },
+            request_timeout: self.request_timeout.into(),
+            drain: Drain {
+                grace: Duration::from(self.shutdown.drain_grace),
+                timeout: self.shutdown.drain_timeout.into(),
+            },
+        })
+    }
+}
+
+/// Rejects an address that other machines can reach, because the server does not authenticate clients.
+fn reject_public_address(
+    key: &str,
+    address: &Address,
+    settings: &Settings,
+) -> Result<(), ConfigError> {
+    if address.is_loopback() {
+        return Ok(());
+    }
+    let name = settings.name(key);
+    let problem = format!(
+        "{name} {address} can be reached from other machines, and the server does not authenticate \
+         clients. Use a loopback address or unix:/path, or set --insecure to allow it."
+    );
+    Err(settings.error(key, problem))
+}

@@ -1,0 +1,211 @@
+//! The settings of a command or a model in one table: each value with its source.
+//!
+//! The table is built from the flags and environment variables, as clap has parsed them, and the
+//! settings file. It is then deserialised once into the struct that declares the settings.
+
+use std::collections::BTreeMap;
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Args, Command};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use toml::{Table, Value};
+
+use super::error::{ConfigError, FileError};
+use super::file::{FileTable, Place, SettingsFile, table_key};
+
+/// A struct that declares settings: each field is a flag, an environment variable and a key.
+pub(super) trait Declared: Args + Serialize + DeserializeOwned {}
+
+impl<T: Args + Serialize + DeserializeOwned> Declared for T {}
+
+/// The keys that `S` declares. clap's argument ids are the names of the fields, which are the keys.
+pub(super) fn keys<S: Args>() -> Vec<String> {
+    let command = S::augment_args(Command::new("settings"));
+    let keys = command.get_arguments().map(key);
+    keys.collect()
+}
+
+fn key(argument: &Arg) -> String {
+    argument.get_id().as_str().to_owned()
+}
+
+/// The flag of a key.
+pub(super) fn flag(key: &str) -> String {
+    format!("--{}", key.replace('_', "-"))
+}
+
+/// The source of a value.
+#[derive(Clone, Debug)]
+pub(super) enum Source {
+    Default,
+    Flag,
+    /// The environment variable with this name.
+    Variable(String),
+    File(Place),
+}
+
+/// The settings of a command, or of one model.
+#[derive(Clone)]
+pub(super) struct Settings {
+    /// The values of the settings that have one.
+    pub(super) values: Table,
+    /// The source of every setting, with or without a value.
+    pub(super) sources: BTreeMap<String, Source>,
+    /// The `[[model]]` tables of the file.
+    pub(super) tables: Vec<FileTable>,
+    /// The header of the `[[model]]` table that these settings belong to.
+    table: Option<Place>,
+}
+
+impl Settings {
+    /// Takes the flags, environment variables and defaults of the settings that `S` declares.
+    pub(super) fn from_matches<S: Declared>(matches: &ArgMatches) -> Result<Self, ConfigError> {
+        let parsed = S::from_arg_matches(matches)?;
+        let values = Table::try_from(&parsed);
+        let command = S::augment_args(Command::new("settings"));
+        let arguments = command.get_arguments();
+        let sources = arguments.map(|argument| (key(argument), source(argument, matches)));
+        Ok(Self {
+            values: values.map_err(|error| ConfigError::Invalid(error.to_string()))?,
+            sources: sources.collect(),
+            tables: Vec::new(),
+            table: None,
+        })
+    }
+
+    /// Adds the keys of a file that `S` declares. A flag or an environment variable overrides its key.
+    ///
+    /// # Errors
+    /// The errors of all values.
+    pub(super) fn add_file<S: Declared>(
+        &mut self,
+        file: &SettingsFile,
+    ) -> Result<(), Vec<FileError>> {
+        self.tables.clone_from(&file.models);
+        self.add_table::<S>(&file.top)
+    }
+
+    /// The settings of a `[[model]]` table. A key that the table does not contain has the value that it has
+    /// outside the tables.
+    ///
+    /// # Errors
+    /// The errors of all values.
+    pub(super) fn for_table<S: Declared>(&self, table: &FileTable) -> Result<Self, Vec<FileError>> {
+        let mut model = self.only::<S>();
+        model.table.clone_from(&table.header);
+        // A key of the table overrides the flag, which is shared by all models.
+        for entry in &table.entries {
+            if let Some(source) = model.sources.get_mut(&entry.key) {
+                *source = Source::Default;
+            }
+        }
+        model.add_table::<S>(table)?;
+        Ok(model)
+    }
+
+    fn add_table<S: Declared>(&mut self, table: &FileTable) -> Result<(), Vec<FileError>> {
+        let mut errors = Vec::new();
+        for entry in &table.entries {
+            let Some(source) = self.sources.get(&entry.key) else {
+                // The key belongs to another command, or to none.
+                continue;
+            };
+            let is_overridden = matches!(source, Source::Flag | Source::Variable(_));
+            // The other values are valid, so an error is about this one.
+            let mut values = self.values.clone();
+            values.insert(entry.key.clone(), entry.value.clone());
+            if let Err(error) = values.clone().try_into::<S>() {
+                let name = &entry.place.name;
+                let problem = format!("{name}: {}", with_toml_types(error.message()));
+                errors.push(entry.place.error(problem));
+            } else if !is_overridden {
+                self.values = values;
+                let source = Source::File(entry.place.clone());
+                self.sources.insert(entry.key.clone(), source);
+            }
+        }
+        match errors.is_empty() {
+            true => Ok(()),
+            false => Err(errors),
+        }
+    }
+
+    /// The settings that `S` declares.
+    pub(super) fn only<S: Args>(&self) -> Self {
+        let keys = keys::<S>();
+        let mut narrowed = self.clone();
+        narrowed
+            .values
+            .retain(|key, _| keys.iter().any(|it| it == key));
+        narrowed.sources.retain(|key, _| keys.contains(key));
+        narrowed
+    }
+
+    /// Sets a value that depends on other settings, unless the setting has a value.
+    pub(super) fn set_default(&mut self, key: &str, value: impl Into<Value>) {
+        if !self.values.contains_key(key) {
+            self.values.insert(key.to_owned(), value.into());
+        }
+    }
+
+    /// Deserialises the settings that `S` declares.
+    pub(super) fn get<S: Declared>(&self) -> Result<S, ConfigError> {
+        let settings = self.values.clone().try_into();
+        settings.map_err(|error| ConfigError::Invalid(error.to_string()))
+    }
+
+    /// Returns true if a flag, an environment variable or the file sets this key.
+    pub(super) fn is_set(&self, key: &str) -> bool {
+        let source = self.sources.get(key);
+        source.is_some_and(|source| !matches!(source, Source::Default))
+    }
+
+    /// The name of a setting in its source, such as `--slots`, `TOKENWAY_SLOTS` or `model[1].slots`.
+    pub(super) fn name(&self, key: &str) -> String {
+        match (self.sources.get(key), &self.table) {
+            (Some(Source::Variable(name)), _) => name.clone(),
+            (Some(Source::File(place)), _) => place.name.clone(),
+            (Some(Source::Default) | None, Some(table)) => {
+                format!("{}.{}", table.name, table_key(key))
+            }
+            (Some(Source::Flag | Source::Default) | None, _) => flag(key),
+        }
+    }
+
+    /// An error about a setting, with the place of its source. `problem` names the setting.
+    pub(super) fn error(&self, key: &str, problem: String) -> ConfigError {
+        match (self.sources.get(key), &self.table) {
+            (Some(Source::File(place)), _) | (Some(Source::Default) | None, Some(place)) => {
+                ConfigError::File(place.error(problem))
+            }
+            _ => ConfigError::Invalid(problem),
+        }
+    }
+}
+
+fn source(argument: &Arg, matches: &ArgMatches) -> Source {
+    match matches.value_source(argument.get_id().as_str()) {
+        Some(ValueSource::CommandLine) => Source::Flag,
+        Some(ValueSource::EnvVariable) => {
+            let variable = argument.get_env().unwrap_or_default();
+            Source::Variable(variable.to_string_lossy().into_owned())
+        }
+        Some(_) | None => Source::Default,
+    }
+}
+
+/// Replaces names of Rust types in an error message with TOML's.
+fn with_toml_types(message: &str) -> String {
+    let names = [
+        ("expected i64", "expected an integer"),
+        ("expected u32", "expected an integer from 0 to 4294967295"),
+        ("expected f64", "expected a number"),
+        ("expected a sequence", "expected a list"),
+    ];
+    let mut message = message.to_owned();
+    for (rust, toml) in names {
+        message = message.replace(rust, toml);
+    }
+    message
+}

@@ -1,0 +1,102 @@
+//! `tokenway config show`: the settings in force, as a settings file with the source of each value.
+
+use std::fmt::Write;
+
+use clap::{Arg, Args, Command};
+
+use super::engine::single_model_keys;
+use super::file::table_key;
+use super::model::ModelSettings;
+use super::runner::{RunnerSettings, other_runners_keys};
+use super::settings::{Settings, Source, flag};
+
+/// Column of the comments, if the value is short enough.
+const COMMENT_COLUMN: usize = 40;
+
+/// Writes the settings that `S` declares, and those of each model.
+pub(super) fn show<S: Args>(settings: &Settings, models: &[Settings]) -> String {
+    let mut text = String::new();
+    let is_in_tables = !settings.tables.is_empty();
+    let left_out = match models {
+        [model] if !is_in_tables => unused_keys(model),
+        _ => single_model_keys(),
+    };
+    let mut all = settings.clone();
+    if let ([model], false) = (models, is_in_tables) {
+        all.values.extend(model.values.clone());
+    }
+    let command = S::augment_args(Command::new("settings"));
+    let arguments = || command.get_arguments();
+    let mut headings = Vec::new();
+    for argument in arguments() {
+        if !headings.contains(&argument.get_help_heading()) {
+            headings.push(argument.get_help_heading());
+        }
+    }
+    for heading in headings {
+        let arguments = arguments().filter(|argument| argument.get_help_heading() == heading);
+        let lines: Vec<_> = arguments
+            .filter(|argument| !left_out.iter().any(|key| argument.get_id() == key.as_str()))
+            .map(|argument| line(argument, &all, |key| key))
+            .collect();
+        if !lines.is_empty() {
+            let heading = heading.unwrap_or("Settings");
+            let _ = writeln!(text, "# {heading}\n{}", lines.concat());
+        }
+    }
+    if is_in_tables {
+        for model in models {
+            text.push_str(&table(model));
+        }
+    }
+    format!("{}\n", text.trim_end())
+}
+
+/// A `[[model]]` table.
+fn table(model: &Settings) -> String {
+    let unused = unused_keys(model);
+    let command = ModelSettings::augment_args(Command::new("settings"));
+    let arguments = command.get_arguments();
+    let used =
+        arguments.filter(|argument| !unused.iter().any(|key| argument.get_id() == key.as_str()));
+    let lines: Vec<_> = used
+        .map(|argument| line(argument, model, table_key))
+        .collect();
+    format!("[[model]]\n{}\n", lines.concat())
+}
+
+/// Keys of runners that this model does not use.
+fn unused_keys(model: &Settings) -> Vec<String> {
+    let runner = model.get::<RunnerSettings>();
+    runner.map_or_else(|_| Vec::new(), |runner| other_runners_keys(runner.kind()))
+}
+
+/// A line with the key, the value and its source. A setting without a value is a comment.
+fn line(argument: &Arg, settings: &Settings, name: impl Fn(&str) -> &str) -> String {
+    let key = argument.get_id().as_str();
+    let setting = match settings.values.get(key) {
+        Some(value) => format!("{} = {value}", name(key)),
+        None => format!("# {}", name(key)),
+    };
+    let source = match settings.sources.get(key) {
+        Some(Source::Flag) => flag(key),
+        Some(Source::Variable(variable)) => format!("environment variable {variable}"),
+        Some(Source::File(place)) => format!("{}:{}", place.path, place.position.line),
+        Some(Source::Default) | None => match settings.values.get(key) {
+            Some(_) => "default".to_owned(),
+            None => default_text(argument),
+        },
+    };
+    format!("{setting:COMMENT_COLUMN$} # {source}\n")
+}
+
+/// The default of a setting without a value, from its help.
+fn default_text(argument: &Arg) -> String {
+    let help = argument.get_help().map(ToString::to_string);
+    let help = help.unwrap_or_default();
+    let default = help.rsplit_once("[default: ");
+    default.map_or_else(
+        || "not set".to_owned(),
+        |(_, default)| format!("default: {}", default.trim_end_matches(']')),
+    )
+}
