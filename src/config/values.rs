@@ -17,15 +17,15 @@ use crate::request::MAX_TIMEOUT;
 #[serde(try_from = "i64", bound(deserialize = "N: TryFrom<i64>"))]
 pub(super) struct Count<N>(N);
 
-impl<N> Count<N> {
-    pub(super) fn get(self) -> N {
-        self.0
-    }
-}
-
 impl From<Count<u16>> for usize {
     fn from(count: Count<u16>) -> Self {
         Self::from(count.0)
+    }
+}
+
+impl From<Count<u32>> for u32 {
+    fn from(count: Count<u32>) -> Self {
+        count.0
     }
 }
 

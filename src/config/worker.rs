@@ -201,14 +201,15 @@ pub struct WorkerTask {
 impl AttachSettings {
     /// Builds the worker of these settings, and adds the defaults that depend on its runner.
     pub(super) fn task(settings: &mut Settings) -> Result<WorkerTask, ConfigError> {
-        let (kind, loader) = resolve(settings)?;
-        if kind.place == RunnerPlace::Remote {
+        let runner: RunnerSettings = settings.get()?;
+        if runner.kind().place == RunnerPlace::Remote {
             let name = settings.name("runner");
             let problem = format!(
                 "{name} attached is for engines; a worker needs --runner llama or llm_test"
             );
             return Err(settings.error("runner", problem));
         }
+        let (_, loader) = resolve(settings)?;
         let attach: Self = settings.get()?;
         let default_name = || attach::default_name(attach.device);
         Ok(WorkerTask {

@@ -82,7 +82,7 @@ impl KindSettings for LlamaSettings {
             threads: self
                 .threads
                 .map_or_else(|| default_threads().into(), usize::from),
-            context_length: self.context_length.map(Count::get),
+            context_length: self.context_length.map(u32::from),
         })))
     }
 
