@@ -11,7 +11,6 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 mod consumer;
-mod json;
 mod page;
 mod results;
 mod servers;
@@ -26,7 +25,7 @@ use crate::fault::Fault;
 use crate::figures::Figures;
 use crate::load::{BodyFormat, Load, RequestOptions, Session, Sockets, Target};
 use crate::progress;
-use crate::report::Machine;
+use crate::report::{Machine, write_json};
 use crate::{Outcome, Verdict};
 
 /// Put the same load on several servers, and compare the times that their clients see.
@@ -97,7 +96,7 @@ pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
     };
     writeln!(out, "{}", table::text(&comparison))?;
     if let Some(path) = &options.json {
-        json::write(path, &comparison)?;
+        write_json(path, &comparison.json())?;
     }
     if let Some(path) = &options.html {
         page::write(path, &comparison)?;

@@ -46,6 +46,11 @@ impl Fault {
         }
     }
 
+    /// A stream that ended after this many tokens without a part of its end.
+    pub(crate) fn cut_off(after: u32, missing: &'static str) -> Self {
+        Self::CutOff { after, missing }
+    }
+
     /// Bytes that the protocol does not allow here, shown as text.
     pub(crate) fn malformed(why: &str, bytes: &[u8]) -> Self {
         Self::Malformed(format!("{why}: {:?}", String::from_utf8_lossy(bytes)))

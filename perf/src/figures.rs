@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use rustix::time::{ClockId, clock_gettime};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use tokenway::runner::monotonic_ns;
 
 use crate::fault::Fault;
@@ -46,23 +46,36 @@ pub(crate) struct Figures {
     last_token_ns: u64,
 }
 
-/// Histograms of times in nanoseconds.
-#[derive(Clone, Debug)]
+/// Histograms of times in nanoseconds. In JSON each is a list of times with their numbers of occurrences.
+#[derive(Clone, Debug, Serialize)]
 pub(crate) struct Times {
     /// From the device's emission of a token to the read that returned it.
+    #[serde(serialize_with = "pairs")]
     pub(crate) one_way: Histogram<u64>,
     /// From the time at which a token was due to the read that returned it.
+    #[serde(rename = "schedule_lateness", serialize_with = "pairs")]
     pub(crate) lateness: Histogram<u64>,
     /// From the time at which a token was due to its emission, which is the device's own delay.
+    #[serde(rename = "runner_lateness", serialize_with = "pairs")]
     pub(crate) runner: Histogram<u64>,
     /// From the time at which a stream was due to start to its start, which is the load's own delay.
+    #[serde(rename = "sender_lateness", serialize_with = "pairs")]
     pub(crate) sender: Histogram<u64>,
     /// From the time at which a request was due to the read that returned its first token.
+    #[serde(serialize_with = "pairs")]
     pub(crate) ttft: Histogram<u64>,
     /// Between the reads that returned two consecutive tokens of a stream.
+    #[serde(rename = "inter_token", serialize_with = "pairs")]
     pub(crate) gaps: Histogram<u64>,
     /// For each request: (last token − first token) / (tokens − 1).
+    #[serde(rename = "time_per_output_token", serialize_with = "pairs")]
     pub(crate) tpot: Histogram<u64>,
+}
+
+fn pairs<S: Serializer>(times: &Histogram<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+    let recorded = times.iter_recorded();
+    serializer
+        .collect_seq(recorded.map(|value| (value.value_iterated_to(), value.count_at_value())))
 }
 
 /// Availability of a server's stamps, without which one-way latency is unknown.

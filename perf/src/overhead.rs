@@ -13,7 +13,6 @@ use clap::Args;
 mod baseline;
 mod charts;
 mod fleet;
-mod json;
 mod page;
 mod path;
 mod plan;
@@ -33,7 +32,7 @@ use report::Report;
 use scenario::Scenario;
 
 use crate::open_files::OpenFilesError;
-use crate::report::Machine;
+use crate::report::{Machine, write_json};
 use crate::server::ServerError;
 use crate::{Outcome, Verdict};
 
@@ -112,7 +111,7 @@ pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
     let report = Report::of(machine, results, faults);
     table::write(&report, out)?;
     if let Some(path) = &options.json {
-        json::write(path, &report)?;
+        write_json(path, &report.json())?;
     }
     if let Some(path) = &options.html {
         page::write(path, &report)?;

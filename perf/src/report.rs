@@ -2,13 +2,11 @@
 //! does not know which of them it reports.
 
 mod charts;
-mod json;
 mod machine;
 mod page;
 mod table;
 
 pub(crate) use charts::{Axis, Bar, Chart, ChartError, Curve, QUANTILES, quantiles};
-pub(crate) use json::{Histograms, write_json};
 pub(crate) use machine::Machine;
-pub(crate) use page::Page;
+pub(crate) use page::{Page, write_json};
 pub(crate) use table::{cell, head, number, row};

@@ -21,7 +21,6 @@ mod bad;
 mod behavior;
 mod checked;
 mod client;
-mod json;
 mod outcome;
 mod page;
 mod readers;
@@ -39,6 +38,7 @@ use verdict::Evidence;
 use crate::arguments::{ServerUrl, duration_ms, grpc_address};
 use crate::fault::Fault;
 use crate::progress;
+use crate::report::write_json;
 use crate::serve::Role;
 use crate::server::{OwnServer, ServerError, Start};
 use crate::{Outcome, Verdict};
@@ -165,7 +165,7 @@ async fn soak_and_report(options: &Options, out: &mut dyn Write) -> Outcome {
     }
     out.flush()?;
     if let Some(path) = &options.json {
-        json::write(path, &outcome)?;
+        write_json(path, &outcome.json())?;
     }
     if let Some(path) = &options.html {
         page::write(path, &outcome)?;

@@ -5,6 +5,8 @@
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, StatusCode};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
 use tokenway::error::Error;
 use tonic::{Code, Status};
 
@@ -12,19 +14,17 @@ mod connection;
 mod decoder;
 mod records;
 mod request;
-mod timed;
 
-pub(crate) use connection::{Connection, Protocol, connect, get, reset_on_close};
+pub(crate) use connection::{Connection, Protocol, ReadClock, connect, get, reset_on_close};
 #[cfg(test)]
 pub(crate) use decoder::Token;
 pub(crate) use decoder::{Decoder, Event, Failure};
 pub(crate) use request::{CompletionRequest, framed, grpc, http};
-pub(crate) use timed::{ReadClock, TimedStream};
 
 use crate::fault::Fault;
-use connection::{Body, Response};
+use connection::{Response, piece};
 
-/// Longest part of a refusal that is shown.
+/// Longest refusal that is shown.
 const LONGEST_REFUSAL: usize = 64 * 1024;
 
 /// Wire format of a stream.
@@ -37,7 +37,8 @@ pub(crate) enum Format {
 
 /// A stream whose response has started.
 pub(crate) struct Stream {
-    body: Body,
+    body: Incoming,
+    trailers: HeaderMap,
     decoder: Decoder,
     format: Format,
     clock: ReadClock,
@@ -83,13 +84,13 @@ impl Stream {
             Format::Grpc => request::grpc_completion(url, completion),
         };
         let response = connection.send(request).await?;
-        if response.status != StatusCode::OK {
+        if response.status() != StatusCode::OK {
             return Err(refusal(response).await);
         }
-        if let Some(status) = failed_status(&response.headers) {
+        if let Some(status) = failed_status(response.headers()) {
             return Err(Fault::Refused(Failure::of_status(&status).message));
         }
-        let content_type = response.headers.get(CONTENT_TYPE);
+        let content_type = response.headers().get(CONTENT_TYPE);
         let content_type = content_type.map_or("", |value| value.to_str().unwrap_or("?"));
         if !content_type.starts_with(format.content_type()) {
             return Err(Fault::unexpected(
@@ -98,7 +99,8 @@ impl Stream {
             ));
         }
         Ok(Self {
-            body: response.body,
+            body: response.into_body(),
+            trailers: HeaderMap::new(),
             decoder: Decoder::of(format),
             format,
             clock: connection.clock.clone(),
@@ -118,7 +120,7 @@ impl Stream {
         &mut self,
         mut take: impl FnMut(Event<'_>, u64) -> Result<(), Fault>,
     ) -> Result<bool, Fault> {
-        let Some(piece) = self.body.piece().await? else {
+        let Some(piece) = piece(&mut self.body, &mut self.trailers).await? else {
             return Ok(false);
         };
         self.decode(&piece, &mut take)?;
@@ -135,7 +137,7 @@ impl Stream {
         mut take: impl FnMut(Event<'_>, u64) -> Result<(), Fault>,
     ) -> Result<Ending, Fault> {
         let broken = loop {
-            match self.body.piece().await {
+            match piece(&mut self.body, &mut self.trailers).await {
                 Ok(Some(piece)) => self.decode(&piece, &mut take)?,
                 Ok(None) => break None,
                 Err(fault) => break Some(fault),
@@ -151,7 +153,7 @@ impl Stream {
             return Ok(Ending::Incomplete(Fault::Broken { after, cause }));
         }
         if self.format == Format::Grpc
-            && let Some(status) = failed_status(&self.body.trailers().await?)
+            && let Some(status) = failed_status(&self.trailers)
         {
             let failure = Failure::of_status(&status);
             return Ok(Ending::Failed {
@@ -161,7 +163,7 @@ impl Stream {
         }
         Ok(match self.decoder.missing() {
             None => Ending::Complete,
-            Some(missing) => Ending::Incomplete(Fault::CutOff { after, missing }),
+            Some(missing) => Ending::Incomplete(Fault::cut_off(after, missing)),
         })
     }
 
@@ -217,9 +219,11 @@ pub(crate) fn failed_status(headers: &HeaderMap) -> Option<Status> {
 }
 
 async fn refusal(response: Response) -> Fault {
-    let status = response.status;
-    let mut body = response.body.whole().await.unwrap_or_default();
-    body.truncate(LONGEST_REFUSAL);
+    let status = response.status();
+    let body = Limited::new(response.into_body(), LONGEST_REFUSAL)
+        .collect()
+        .await;
+    let body = body.map(|body| body.to_bytes()).unwrap_or_default();
     let failure = Failure::of_body(&body).map(|failure| failure.to_string());
     let text = failure.unwrap_or_else(|| String::from_utf8_lossy(&body).into_owned());
     Fault::Refused(format!("{status}: {text}"))

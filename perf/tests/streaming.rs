@@ -214,7 +214,7 @@ fn wrong_arguments_are_refused_with_their_flag() {
         ("--interval-ms=-1", "--interval-ms"),
         ("--max-overhead-ms NaN", "--max-overhead-ms"),
         ("--http https://127.0.0.1", "--http"),
-        ("--grpc a=b", "--grpc"),
+        ("--grpc https://a", "--grpc"),
         ("--api window", "--api"),
         ("--api grpc --http http://127.0.0.1:1", "--grpc"),
     ] {

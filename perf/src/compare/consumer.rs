@@ -115,7 +115,7 @@ impl Consumer for Compared {
         let after = self.count();
         match self.decoder.missing() {
             None => Ok(()),
-            Some(missing) => Err(Fault::CutOff { after, missing }),
+            Some(missing) => Err(Fault::cut_off(after, missing)),
         }
     }
 

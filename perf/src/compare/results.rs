@@ -1,6 +1,7 @@
 //! Results of a comparison, server by server.
 
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::consumer::Check;
 use super::servers::Server;
@@ -44,7 +45,36 @@ pub(super) struct Round {
     pub(super) bytes_per_token: f64,
 }
 
+/// Version of the JSON file's format.
+const FORMAT: u32 = 1;
+
 impl Comparison {
+    /// All measurements, for the JSON file.
+    pub(super) fn json(&self) -> Value {
+        let servers = self.servers.iter().map(|results| {
+            json!({
+                "name": results.server.name,
+                "door": results.server.address.to_string(),
+                "stamps": results.stamps,
+                "rounds": results.rounds,
+                "histograms": results.times,
+                "faults": results.faults,
+            })
+        });
+        json!({
+            "format": FORMAT,
+            "machine": self.machine,
+            "load": {
+                "streams": self.load.streams,
+                "requests": self.load.requests,
+                "tokens": self.load.tokens,
+                "model": self.model,
+                "expect_test_runner": self.check == Check::TestRunner,
+            },
+            "servers": servers.collect::<Vec<_>>(),
+        })
+    }
+
     /// Title of the load in reports.
     pub(super) fn title(&self) -> String {
         let some = |number: u32, what: &str| match number {

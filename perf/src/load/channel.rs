@@ -23,7 +23,7 @@ pub(super) async fn request(
         if poll_fn(|cx| tokens.poll_recv_many(cx, &mut outputs, BATCH)).await == 0 {
             let after = consumer.count();
             let missing = "its last token";
-            return Err(Fault::CutOff { after, missing });
+            return Err(Fault::cut_off(after, missing));
         }
         let received_ns = monotonic_ns();
         let mut figures = shared.figures.borrow_mut();

@@ -29,10 +29,7 @@ impl Counting {
         let after = self.count();
         match after.cmp(&self.requested) {
             Ordering::Equal => Ok(()),
-            Ordering::Less => Err(Fault::CutOff {
-                after,
-                missing: "its last token",
-            }),
+            Ordering::Less => Err(Fault::cut_off(after, "its last token")),
             Ordering::Greater => Err(Fault::TooMany(self.requested)),
         }
     }

@@ -13,7 +13,7 @@ use super::messages::Messages;
 use super::session::Shared;
 use crate::arguments::ServerUrl;
 use crate::fault::Fault;
-use crate::stream::{CompletionRequest, ReadClock, TimedStream, connect, framed};
+use crate::stream::{CompletionRequest, ReadClock, connect, framed};
 
 /// HTTP/2 windows that never hold up a client that keeps reading.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -36,7 +36,7 @@ impl Connection {
         let method = method.parse();
         let method = method.map_err(|_| Fault::Malformed(url.to_string()))?;
         let clock = ReadClock::default();
-        let socket = TimedStream::new(connect(url).await?, clock.clone());
+        let socket = clock.timing(connect(url).await?);
         let mut builder = h2::client::Builder::new();
         builder
             .initial_window_size(STREAM_WINDOW)
@@ -86,10 +86,7 @@ impl Connection {
         if messages.has_finished() {
             return Ok(());
         }
-        Err(Fault::CutOff {
-            after: consumer.count(),
-            missing: "its summary",
-        })
+        Err(Fault::cut_off(consumer.count(), "its summary"))
     }
 }
 

@@ -159,9 +159,6 @@ impl Frame {
         if self.has_ended(consumer) {
             return Ok(());
         }
-        Err(Fault::CutOff {
-            after: consumer.count(),
-            missing: "its end",
-        })
+        Err(Fault::cut_off(consumer.count(), "its end"))
     }
 }

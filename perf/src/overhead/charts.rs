@@ -44,10 +44,7 @@ fn distribution(
 /// Latency that each path adds to its floor's, quantile by quantile.
 pub(super) fn added(results: &Results, scenario: Scenario) -> Result<String, ChartError> {
     let curves = results.of_scenario(scenario).filter_map(|(path, cell)| {
-        let floor = CellKey {
-            scenario,
-            path: path.floor()?,
-        };
+        let floor = CellKey::new(scenario, path.floor()?);
         let floor = &results.cell(floor)?.times.one_way;
         // Beyond the 99th percentile a quiet machine's own stalls are larger than any server's.
         let quantiles = QUANTILES.iter().filter(|percent| **percent <= 99.0);

@@ -217,7 +217,7 @@ mod tests {
             let scenario = load.scenario;
             load.paths
                 .iter()
-                .map(move |&path| CellKey { scenario, path })
+                .map(move |&path| CellKey::new(scenario, path))
         });
         assert_eq!(
             measured.collect::<BTreeSet<_>>(),

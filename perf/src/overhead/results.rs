@@ -32,6 +32,12 @@ pub(crate) struct CellKey {
     pub(crate) path: MeasuredPath,
 }
 
+impl CellKey {
+    pub(crate) fn new(scenario: Scenario, path: MeasuredPath) -> Self {
+        Self { scenario, path }
+    }
+}
+
 /// Result of one turn.
 #[derive(Debug, Default)]
 pub(crate) struct TurnResult {
@@ -236,7 +242,7 @@ mod tests {
                     ..Round::default()
                 };
                 let scenario = Scenario::Short;
-                results.add(CellKey { scenario, path }, round, &Times::new());
+                results.add(CellKey::new(scenario, path), round, &Times::new());
             }
             results.unlike_floors()
         };

@@ -36,7 +36,7 @@ pub(super) async fn measure(plan: &Plan) -> Result<(Results, Vec<String>), TurnE
                 bar.set_message(title.clone());
                 let turn = fleets.turn(scenario, path, plan.size).await?;
                 if let Some((round, times)) = turn.measured {
-                    results.add(CellKey { scenario, path }, round, &times);
+                    results.add(CellKey::new(scenario, path), round, &times);
                 }
                 let of_turn = turn.faults.iter();
                 faults.extend(of_turn.map(|fault| format!("{title}, round {round}: {fault}")));

@@ -100,14 +100,8 @@ pub(super) fn judge(results: &Results) -> Vec<Target> {
 /// before each token; with 64 streams it is mostly awake.
 fn in_wake_ups(results: &Results) -> Option<Target> {
     let one_way = |round: &Round| Some(round.one_way_p50_us);
-    let paced = |path| CellKey {
-        scenario: PACED,
-        path,
-    };
-    let channel = CellKey {
-        scenario: ONE,
-        path: MeasuredPath::Mpsc,
-    };
+    let paced = |path| CellKey::new(PACED, path);
+    let channel = CellKey::new(ONE, MeasuredPath::Mpsc);
     let wake_up = results.cell(channel)?.spread(one_way)?.median;
     let added = results.compare(
         paced(MeasuredPath::TwoTcp),
@@ -121,10 +115,7 @@ fn in_wake_ups(results: &Results) -> Option<Target> {
 
 /// Cost of timing the stages of tokens, as a share of a token's whole cost.
 fn timing(results: &Results) -> impl Iterator<Item = Target> {
-    let ndjson = |scenario| CellKey {
-        scenario,
-        path: MeasuredPath::Ndjson,
-    };
+    let ndjson = |scenario| CellKey::new(scenario, MeasuredPath::Ndjson);
     let paced = results.timing_share(ndjson(PACED), |cost| cost.lone_ns);
     let full = results.timing_share(ndjson(FULL), |cost| cost.batched_ns);
     let shares = [("paced", paced), ("full speed", full)].into_iter();
@@ -142,7 +133,7 @@ mod tests {
     use crate::figures::Times;
 
     fn add(results: &mut Results, scenario: Scenario, path: MeasuredPath, round: Round) {
-        results.add(CellKey { scenario, path }, round, &Times::new());
+        results.add(CellKey::new(scenario, path), round, &Times::new());
     }
 
     /// Name, value and verdict of each target.

@@ -1,9 +1,11 @@
-//! One HTML page that loads nothing from other places.
+//! The files of a report: one HTML page that loads nothing from other places, and JSON.
 
 use std::fmt::Write as _;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
+
+use serde_json::Value;
 
 use super::machine::Machine;
 
@@ -128,8 +130,19 @@ impl Page {
     }
 }
 
+/// Writes all measurements to the file of `--json`.
+pub(crate) fn write_json(path: &Path, object: &Value) -> io::Result<()> {
+    let write = || {
+        let mut file = BufWriter::new(File::create(path)?);
+        serde_json::to_writer(&mut file, object)?;
+        file.write_all(b"\n")?;
+        file.flush()
+    };
+    write().map_err(|error: io::Error| with_flag("--json", path, &error))
+}
+
 /// Names the flag and the file in an error.
-pub(super) fn with_flag(flag: &str, path: &Path, error: &io::Error) -> io::Error {
+fn with_flag(flag: &str, path: &Path, error: &io::Error) -> io::Error {
     io::Error::other(format!("{flag} {}: {error}", path.display()))
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST};
 use http::{Method, Request, StatusCode};
+use http_body_util::BodyExt;
 use prost::Message;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -88,8 +89,8 @@ pub(super) async fn request(server: &Server, random: &mut StdRng) -> Result<End,
         .expect("the request is valid");
     let mut connection = Connection::open(&server.http, protocol(random)).await?;
     let response = connection.send(request).await?;
-    let status = response.status;
-    let body = response.body.whole().await?;
+    let status = response.status();
+    let body = response.collect().await?.to_bytes();
     let parsed: Value = serde_json::from_slice(&body).unwrap_or_default();
     let row = kind.row();
     if status == row.http && parsed["error"]["code"] == row.code {
@@ -124,14 +125,12 @@ pub(super) async fn message(server: &Server, random: &mut StdRng) -> Result<End,
         _ => ("Complete", vec![0x07, 0xff, 0xff], ErrorKind::Internal),
     };
     let mut connection = Connection::open(&server.grpc, Protocol::Http2).await?;
-    let mut response = connection
+    let response = connection
         .send(grpc(&server.grpc, method, &message))
         .await?;
-    while response.body.piece().await?.is_some() {}
-    let status = match failed_status(&response.headers) {
-        Some(status) => Some(status),
-        None => failed_status(&response.body.trailers().await?),
-    };
+    let in_headers = failed_status(response.headers());
+    let body = response.collect().await?;
+    let status = in_headers.or_else(|| body.trailers().and_then(failed_status));
     let row = kind.row();
     let is_right = status.as_ref().is_some_and(|status| {
         let undecodable = kind == ErrorKind::Internal && status.code() == Code::InvalidArgument;
@@ -159,7 +158,7 @@ pub(super) async fn headers(server: &Server, random: &mut StdRng) -> Result<End,
     }
     let request = request.body(Bytes::new()).expect("the request is valid");
     let response = Connection::open(url, protocol).await?.send(request).await?;
-    match response.status {
+    match response.status() {
         StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => Ok("431"),
         status => Err(Fault::unexpected("431", status.to_string())),
     }

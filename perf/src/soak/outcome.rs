@@ -1,8 +1,14 @@
 //! Outcome of a run.
 
+use serde_json::{Map, Value, json};
+
+use super::behavior::Behavior;
 use super::sample::Sample;
 use super::tally::Tally;
 use super::verdict::{Leak, mib, rss_medians};
+
+/// Version of the JSON file's format.
+const FORMAT: u32 = 1;
 
 /// Outcome of a run.
 pub(super) struct SoakOutcome {
@@ -38,6 +44,31 @@ impl SoakOutcome {
             count => lines.push(format!("{count} faults, the first of them above")),
         }
         lines
+    }
+
+    /// Every sample of the server, and the counts of its clients, for the JSON file.
+    pub(super) fn json(&self) -> Value {
+        let leaks = self.leaks.iter().map(ToString::to_string);
+        let kinds = Behavior::all().iter().map(|&behavior| {
+            let ends = self.tally.ends(behavior).into_iter();
+            let ends = ends.map(|(end, count)| (end.to_owned(), count.into()));
+            json!({
+                "kind": behavior,
+                "begun": self.tally.started(behavior),
+                "ends": ends.collect::<Map<_, _>>(),
+            })
+        });
+        json!({
+            "format": FORMAT,
+            "seed": self.seed,
+            "leaks": leaks.collect::<Vec<_>>(),
+            "fault_count": self.tally.fault_count(),
+            "faults": self.tally.listed(),
+            "kinds": kinds.collect::<Vec<_>>(),
+            "before": self.before,
+            "steady": self.steady,
+            "after": self.after,
+        })
     }
 
     fn memory(&self) -> String {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use http_body_util::BodyExt;
 use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -79,8 +80,8 @@ pub(super) async fn unary(server: &Server, random: &mut StdRng) -> Result<End, F
     };
     let request = http(&server.http, "application/json", &completion);
     let response = connection.send(request).await?;
-    let status = response.status;
-    let body = response.body.whole().await?;
+    let status = response.status();
+    let body = response.collect().await?.to_bytes();
     let parsed: Value = serde_json::from_slice(&body).unwrap_or_default();
     let text: String = (0..tokens).map(|index| format!("token_{index}")).collect();
     let is_right = parsed["choices"][0]["text"] == text

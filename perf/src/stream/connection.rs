@@ -3,21 +3,24 @@
 
 use std::io;
 use std::net::Shutdown;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::RecvStream;
 use http::header::{CONNECTION, HOST};
-use http::{HeaderMap, Request, StatusCode};
+use http::{HeaderMap, Request};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use socket2::{SockRef, Socket};
+use tokenway::runner::monotonic_ns;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
+use tokio_util::io::InspectReader;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::timed::{ReadClock, TimedStream};
 use crate::arguments::ServerUrl;
 use crate::fault::Fault;
 
@@ -36,14 +39,9 @@ pub(crate) enum Protocol {
     Http2,
 }
 
-/// Amount that the server may send ahead of the reader.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Buffers {
-    Wide,
-    Narrow,
-}
+pub(crate) type Response = http::Response<Incoming>;
 
-/// A connection. It closes once it and its responses are dropped.
+/// A connection. It closes once it is dropped.
 pub(crate) struct Connection {
     pub(super) url: ServerUrl,
     pub(super) clock: ReadClock,
@@ -55,58 +53,64 @@ pub(crate) struct Connection {
 
 enum Requests {
     Http1(http1::SendRequest<Full<Bytes>>),
-    Http2(h2::client::SendRequest<Bytes>),
+    Http2(http2::SendRequest<Full<Bytes>>),
 }
 
-/// Head of a response, and its body as it arrives.
-pub(crate) struct Response {
-    pub(crate) status: StatusCode,
-    pub(crate) headers: HeaderMap,
-    pub(crate) body: Body,
-}
+/// Time of a socket's last read.
+///
+/// A protocol implementation may read ahead of its user, never behind: the time is that of the read
+/// which returned a token, or of a later one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ReadClock(Arc<AtomicU64>);
 
-/// A body that is read piece by piece. Dropping it before its end resets its HTTP/2 stream.
-pub(crate) enum Body {
-    Http1(Incoming),
-    Http2(RecvStream),
+impl ReadClock {
+    /// Time right after the last read that returned bytes, in nanoseconds of CLOCK_MONOTONIC.
+    pub(crate) fn last_read_ns(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Records the time of each read of a socket, so that parsing and waking up in the client are not
+    /// counted as the server's latency.
+    pub(crate) fn timing(&self, socket: TcpStream) -> impl AsyncRead + AsyncWrite + Unpin + use<> {
+        let clock = self.clone();
+        InspectReader::new(socket, move |read: &[u8]| {
+            if !read.is_empty() {
+                clock.0.store(monotonic_ns(), Ordering::Relaxed);
+            }
+        })
+    }
 }
 
 impl Connection {
     pub(crate) async fn open(url: &ServerUrl, protocol: Protocol) -> Result<Self, Fault> {
-        let socket = connect(url).await?;
-        Self::over(socket, url, protocol, Buffers::Wide).await
+        Self::over(connect(url).await?, url, protocol, STREAM_WINDOW).await
     }
 
     /// Opens a connection on which the server can send little ahead of the reader.
     pub(crate) async fn open_narrow(url: &ServerUrl, protocol: Protocol) -> Result<Self, Fault> {
-        let socket = connect_narrow(url).await?;
-        Self::over(socket, url, protocol, Buffers::Narrow).await
+        Self::over(connect_narrow(url).await?, url, protocol, NARROW_WINDOW).await
     }
 
     async fn over(
         stream: TcpStream,
         url: &ServerUrl,
         protocol: Protocol,
-        buffers: Buffers,
+        window: u32,
     ) -> Result<Self, Fault> {
         let socket = SockRef::from(&stream).try_clone()?;
         let clock = ReadClock::default();
-        let stream = TimedStream::new(stream, clock.clone());
+        let stream = TokioIo::new(clock.timing(stream));
         // The driver's own result is dropped: the responses under way report a broken connection.
         let (requests, driver) = match protocol {
             Protocol::Http1 => {
-                let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+                let (sender, connection) = http1::handshake(stream).await?;
                 let driver = tokio::spawn(async { drop(connection.await) });
                 (Requests::Http1(sender), driver)
             }
             Protocol::Http2 => {
-                let window = match buffers {
-                    Buffers::Wide => STREAM_WINDOW,
-                    Buffers::Narrow => NARROW_WINDOW,
-                };
-                let mut settings = h2::client::Builder::new();
+                let mut settings = http2::Builder::new(TokioExecutor::new());
                 settings
-                    .initial_window_size(window)
+                    .initial_stream_window_size(window)
                     .initial_connection_window_size(CONNECTION_WINDOW);
                 let (sender, connection) = settings.handshake(stream).await?;
                 let driver = tokio::spawn(async { drop(connection.await) });
@@ -123,7 +127,8 @@ impl Connection {
     }
 
     /// Sends a request, and waits for the head of its response.
-    pub(crate) async fn send(&mut self, mut request: Request<Bytes>) -> Result<Response, Fault> {
+    pub(crate) async fn send(&mut self, request: Request<Bytes>) -> Result<Response, Fault> {
+        let mut request = request.map(Full::new);
         match &mut self.requests {
             Requests::Http1(sender) => {
                 // HTTP/1.1 has only the path in the request line; the host is a header.
@@ -131,30 +136,11 @@ impl Connection {
                     *request.uri_mut() = path.clone().into();
                 }
                 sender.ready().await?;
-                let (head, body) = sender
-                    .send_request(request.map(Full::new))
-                    .await?
-                    .into_parts();
-                Ok(Response {
-                    status: head.status,
-                    headers: head.headers,
-                    body: Body::Http1(body),
-                })
+                Ok(sender.send_request(request).await?)
             }
             Requests::Http2(sender) => {
-                let (head, body) = request.into_parts();
-                let request = Request::from_parts(head, ());
-                let mut ready = sender.clone().ready().await?;
-                let (response, mut upload) = ready.send_request(request, body.is_empty())?;
-                if !body.is_empty() {
-                    upload.send_data(body, true)?;
-                }
-                let (head, body) = response.await?.into_parts();
-                Ok(Response {
-                    status: head.status,
-                    headers: head.headers,
-                    body: Body::Http2(body),
-                })
+                sender.ready().await?;
+                Ok(sender.send_request(request).await?)
             }
         }
     }
@@ -178,14 +164,13 @@ pub(crate) async fn get(url: &ServerUrl, path: &str) -> Result<String, Fault> {
         .header(CONNECTION, "close")
         .body(Bytes::new())
         .expect("the request is valid");
-    let response = Connection::open(url, Protocol::Http1)
-        .await?
-        .send(request)
-        .await?;
-    if !response.status.is_success() {
-        return Err(Fault::unexpected(path, response.status.to_string()));
+    let mut connection = Connection::open(url, Protocol::Http1).await?;
+    let response = connection.send(request).await?;
+    if !response.status().is_success() {
+        return Err(Fault::unexpected(path, response.status().to_string()));
     }
-    Ok(String::from_utf8_lossy(&response.body.whole().await?).into_owned())
+    let text = response.collect().await?.to_bytes();
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// Opens a socket to a server.
@@ -220,44 +205,16 @@ pub(crate) fn reset_on_close(socket: &SockRef<'_>) {
     let _ = socket.set_linger(Some(Duration::ZERO));
 }
 
-impl Body {
-    /// The next piece; `None` at the end.
-    pub(crate) async fn piece(&mut self) -> Result<Option<Bytes>, Fault> {
-        match self {
-            Self::Http1(body) => loop {
-                let Some(frame) = body.frame().await else {
-                    return Ok(None);
-                };
-                // Frames without data are trailers, which no server here sends over HTTP/1.1.
-                if let Ok(data) = frame?.into_data() {
-                    return Ok(Some(data));
-                }
-            },
-            Self::Http2(body) => {
-                let Some(piece) = body.data().await else {
-                    return Ok(None);
-                };
-                let piece = piece?;
-                body.flow_control().release_capacity(piece.len())?;
-                Ok(Some(piece))
-            }
+/// Next piece of a body; `None` at its end. Trailers that follow it are stored.
+pub(super) async fn piece(
+    body: &mut Incoming,
+    trailers: &mut HeaderMap,
+) -> Result<Option<Bytes>, Fault> {
+    while let Some(frame) = body.frame().await {
+        match frame?.into_data() {
+            Ok(data) => return Ok(Some(data)),
+            Err(frame) => *trailers = frame.into_trailers().unwrap_or_default(),
         }
     }
-
-    /// The whole body of a response that is not a stream.
-    pub(crate) async fn whole(mut self) -> Result<Vec<u8>, Fault> {
-        let mut bytes = Vec::new();
-        while let Some(piece) = self.piece().await? {
-            bytes.extend_from_slice(&piece);
-        }
-        Ok(bytes)
-    }
-
-    /// Trailers, once the body has been read to its end.
-    pub(crate) async fn trailers(&mut self) -> Result<HeaderMap, Fault> {
-        match self {
-            Self::Http1(_) => Ok(HeaderMap::new()),
-            Self::Http2(body) => Ok(body.trailers().await?.unwrap_or_default()),
-        }
-    }
+    Ok(None)
 }

@@ -111,10 +111,7 @@ fn of_scale() -> Vec<Wanted> {
     let [many, few, slow, queued] = Scale::all(Size::WHOLE.crowd);
     let mut all = Vec::new();
     for (api, path) in [("HTTP", MeasuredPath::Ndjson), ("gRPC", MeasuredPath::Grpc)] {
-        let key = |scale| CellKey {
-            scenario: Scenario::Scale(scale),
-            path,
-        };
+        let key = |scale| CellKey::new(Scenario::Scale(scale), path);
         let of = |name: &str, scale: Scale, value, limit| {
             alone(
                 format!("{api}: {name}, {}", scale.title()),
@@ -137,10 +134,7 @@ fn of_scale() -> Vec<Wanted> {
         ]);
     }
     let waiting = format!("gRPC: memory for each of {}", queued.title());
-    let key = CellKey {
-        scenario: Scenario::Scale(queued),
-        path: MeasuredPath::Grpc,
-    };
+    let key = CellKey::new(Scenario::Scale(queued), MeasuredPath::Grpc);
     all.push(alone(waiting, key, Memory).at_most(8.0));
     all
 }
@@ -159,7 +153,7 @@ fn alone(name: String, key: CellKey, value: Value) -> Wanted {
 
 /// A path beside another under the same load.
 fn of(name: &str, scenario: Scenario, pair: Pair, value: Value) -> Wanted {
-    let key = |path| CellKey { scenario, path };
+    let key = |path| CellKey::new(scenario, path);
     Wanted {
         beside: Some(key(pair.beside)),
         ..alone(name.to_owned(), key(pair.path), value)
@@ -231,7 +225,7 @@ pub(crate) fn needed() -> impl Iterator<Item = CellKey> {
         (PACED, MeasuredPath::BareAxum),
         (ONE, MeasuredPath::Mpsc),
     ];
-    let in_wake_ups = in_wake_ups.map(|(scenario, path)| CellKey { scenario, path });
+    let in_wake_ups = in_wake_ups.map(|(scenario, path)| CellKey::new(scenario, path));
     let keys = keys.filter(|key| !matches!(key.scenario, Scenario::Scale(_)));
     keys.chain(in_wake_ups)
 }
