@@ -44,29 +44,70 @@ pub(crate) enum Role {
 }
 
 /// Serve until standard input closes; the addresses are printed on one line.
-#[derive(Args)]
+#[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
     /// Kind of server.
-    role: Role,
+    pub(crate) role: Role,
     /// Time between two tokens of a stream, in milliseconds.
     #[arg(long, value_name = "MS", value_parser = duration_ms)]
-    interval_ms: Duration,
+    pub(crate) interval_ms: Duration,
     /// Streams that run at once.
     #[arg(long)]
-    slots: usize,
+    pub(crate) slots: usize,
     /// Requests that may wait for a slot.
     #[arg(long)]
-    queue: usize,
+    pub(crate) queue: usize,
     /// Listening address of the gRPC API.
-    #[arg(long, default_value = "127.0.0.1:0")]
-    grpc_listen: Address,
+    #[arg(long, default_value = ANY_PORT)]
+    pub(crate) grpc_listen: String,
     /// Engine behind the gateway.
     #[arg(long)]
-    engine: Option<String>,
+    pub(crate) engine: Option<String>,
     /// Time until the product gives up a peer that sends no headers or reads too slowly, in
     /// milliseconds. For bodies, and for sockets that accept nothing, it is three times as long.
     #[arg(long, value_name = "MS", default_value = "10000", value_parser = duration_ms)]
-    peer_timeout_ms: Duration,
+    pub(crate) peer_timeout_ms: Duration,
+}
+
+/// Listening address on a free port.
+const ANY_PORT: &str = "127.0.0.1:0";
+
+impl Options {
+    /// A server on any free ports, with the product's default timeouts.
+    pub(crate) fn new(role: Role, interval: Duration, slots: usize, queue: usize) -> Self {
+        Self {
+            role,
+            interval_ms: interval,
+            slots,
+            queue,
+            grpc_listen: ANY_PORT.to_owned(),
+            engine: None,
+            peer_timeout_ms: Duration::from_secs(10),
+        }
+    }
+
+    /// Arguments by which this executable runs as the server.
+    pub(crate) fn command_line(&self) -> Vec<String> {
+        let role = self
+            .role
+            .to_possible_value()
+            .expect("every role has a name");
+        let mut arguments = vec![
+            "serve".to_owned(),
+            role.get_name().to_owned(),
+            format!("--interval-ms={}", to_ms(self.interval_ms)),
+            format!("--slots={}", self.slots),
+            format!("--queue={}", self.queue),
+            format!("--grpc-listen={}", self.grpc_listen),
+            format!("--peer-timeout-ms={}", to_ms(self.peer_timeout_ms)),
+        ];
+        arguments.extend(
+            self.engine
+                .iter()
+                .map(|engine| format!("--engine={engine}")),
+        );
+        arguments
+    }
 }
 
 /// Serves, in the process that was started for it.
@@ -88,7 +129,7 @@ pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
         }
         Role::Tcp | Role::Axum | Role::Tonic => {
             let device = Device::start(options.interval_ms, options.slots).await?;
-            let listener = TcpListener::bind("127.0.0.1:0").await?;
+            let listener = TcpListener::bind(ANY_PORT).await?;
             let api = if options.role == Role::Tonic {
                 "grpc"
             } else {
@@ -123,11 +164,12 @@ async fn stdin_closed() {
 fn parts(options: &Options) -> io::Result<ServerParts> {
     let has_http = options.role != Role::Engine;
     let has_grpc = options.role != Role::Gateway;
-    let http = HttpDoor::at(Address::Tcp("127.0.0.1:0".to_owned()));
+    let http = HttpDoor::at(Address::Tcp(ANY_PORT.to_owned()));
+    let grpc = options.grpc_listen.parse().map_err(io::Error::other)?;
     Ok(ServerParts {
         source: source(options)?,
         http: has_http.then_some(http),
-        grpc: has_grpc.then(|| options.grpc_listen.clone()),
+        grpc: has_grpc.then_some(grpc),
         limits: Limits {
             header_timeout: options.peer_timeout_ms,
             keep_alive_timeout: options.peer_timeout_ms,

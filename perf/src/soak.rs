@@ -39,8 +39,8 @@ use crate::arguments::{ServerUrl, duration_ms, grpc_address};
 use crate::fault::Fault;
 use crate::progress;
 use crate::report::write_json;
-use crate::serve::Role;
-use crate::server::{OwnServer, ServerError, Start};
+use crate::serve::{self, Role};
+use crate::server::{OwnServer, ServerError};
 use crate::{Outcome, Verdict};
 
 /// Peer timeout of the run's own server, and of a server with the defaults.
@@ -176,9 +176,9 @@ async fn soak_and_report(options: &Options, out: &mut dyn Write) -> Outcome {
 async fn own_server(options: &Options, peer_timeout: Duration) -> Result<OwnServer, ServerError> {
     // Fewer slots than clients, so that some of them wait.
     let slots = usize::from(options.clients) * 3 / 4 + 1;
-    let start = Start {
-        peer_timeout: Some(peer_timeout),
-        ..Start::new(Role::Product, options.interval_ms, slots, QUEUE)
+    let start = serve::Options {
+        peer_timeout_ms: peer_timeout,
+        ..serve::Options::new(Role::Product, options.interval_ms, slots, QUEUE)
     };
     OwnServer::start(&start).await
 }

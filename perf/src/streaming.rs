@@ -14,8 +14,8 @@ mod measurement;
 use measurement::Plan;
 
 use crate::arguments::{ServerUrl, duration_ms, grpc_address, number};
-use crate::serve::Role;
-use crate::server::{OwnServer, Start};
+use crate::serve::{self, Role};
+use crate::server::OwnServer;
 use crate::stream::Format;
 use crate::{Outcome, Verdict};
 
@@ -98,7 +98,7 @@ pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
         }
         return measure(apis, &plan, out).await;
     }
-    let start = Start::new(Role::Product, plan.interval, SLOTS, SLOTS);
+    let start = serve::Options::new(Role::Product, plan.interval, SLOTS, SLOTS);
     let server = OwnServer::start(&start).await?;
     let apis = Apis {
         http: match options.api {

@@ -9,8 +9,8 @@ use super::path::{MeasuredPath, Transport};
 use crate::device::Device;
 use crate::load::Target;
 use crate::process::Usage;
-use crate::serve::Role;
-use crate::server::{OwnServer, ServerError, Start};
+use crate::serve::{self, Role};
+use crate::server::{OwnServer, ServerError};
 
 /// Configuration of the servers.
 #[derive(Clone, Copy, Debug)]
@@ -129,7 +129,9 @@ impl Fleet {
         let socket = (path == MeasuredPath::TwoUnix)
             .then(|| format!("unix:{}", self.folder.path().join("engine.sock").display()));
         let mut engine = self.start_of(Role::Engine);
-        engine.grpc_listen.clone_from(&socket);
+        if let Some(socket) = &socket {
+            engine.grpc_listen.clone_from(socket);
+        }
         let engine = self.process(engine).await?;
         let mut gateway = self.start_of(Role::Gateway);
         gateway.engine = Some(match socket {
@@ -139,17 +141,17 @@ impl Fleet {
         Ok(vec![self.process(gateway).await?, engine])
     }
 
-    fn start_of(&self, role: Role) -> Start {
+    fn start_of(&self, role: Role) -> serve::Options {
         let Setup {
             interval,
             slots,
             queue,
         } = self.setup;
-        Start::new(role, interval, slots, queue)
+        serve::Options::new(role, interval, slots, queue)
     }
 
     /// Starts a process, and returns its index.
-    async fn process(&mut self, start: Start) -> Result<usize, ServerError> {
+    async fn process(&mut self, start: serve::Options) -> Result<usize, ServerError> {
         self.processes.push(OwnServer::start(&start).await?);
         Ok(self.processes.len() - 1)
     }
