@@ -7,22 +7,23 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use tokenway::error::Error;
 use tonic::{Code, Status};
 
 mod connection;
 mod decoder;
+mod failure;
 mod records;
 mod request;
 
 pub(crate) use connection::{Connection, Protocol, ReadClock, connect, get, reset_on_close};
 #[cfg(test)]
 pub(crate) use decoder::Token;
-pub(crate) use decoder::{Decoder, Event, Failure};
+pub(crate) use decoder::{Decoder, Event};
 pub(crate) use request::{CompletionRequest, framed, grpc, http};
 
 use crate::fault::Fault;
 use connection::{Response, piece};
+use failure::Failure;
 
 /// Longest refusal that is shown.
 const LONGEST_REFUSAL: usize = 64 * 1024;
@@ -200,15 +201,6 @@ impl Ending {
                 message: failure.to_string(),
             }),
             Self::Incomplete(fault) => Err(fault),
-        }
-    }
-}
-
-impl Failure {
-    fn of_status(status: &Status) -> Self {
-        Self {
-            message: format!("{:?}: {}", status.code(), status.message()),
-            code: Some(Error::from(status).kind.row().code.to_owned()),
         }
     }
 }

@@ -6,7 +6,6 @@ use crate::fault::Fault;
 use crate::figures::{Figures, Progress};
 use crate::load::{Consumer, ReceivedToken};
 use crate::order;
-use crate::stamp::Stamp;
 use crate::stream::{Decoder, Event};
 
 /// Tokens that a stream must have.
@@ -46,24 +45,22 @@ impl Compared {
 }
 
 impl Tokens {
-    /// Adds a token. `beside` is the index that gRPC sends beside the text.
-    fn add(
-        &mut self,
-        text: &str,
-        beside: Option<u32>,
-        received: Received,
-        figures: &mut Figures,
-    ) -> Result<(), Fault> {
-        let index = match self.check {
-            Check::Any => beside,
-            Check::TestRunner => Some(order::agreed_index(text, beside)?),
-        };
-        self.progress.token(figures, received.at_ns, received.stamp);
-        self.indices.extend(index);
-        if self.check == Check::TestRunner && self.progress.count > self.requested {
-            return Err(Fault::TooMany(self.requested));
+    /// Index of a token, if it is known. `beside` is the index that gRPC sends beside the text.
+    fn index(&self, text: &str, beside: Option<u32>) -> Result<Option<u32>, Fault> {
+        match self.check {
+            Check::Any => Ok(beside),
+            Check::TestRunner => order::agreed_index(text, beside).map(Some),
         }
-        Ok(())
+    }
+
+    /// Checks the number of tokens after one has been added.
+    fn check_count(&self) -> Result<(), Fault> {
+        match self.check {
+            Check::TestRunner if self.progress.count > self.requested => {
+                Err(Fault::TooMany(self.requested))
+            }
+            Check::TestRunner | Check::Any => Ok(()),
+        }
     }
 
     fn faults(&self, ended: Result<(), Fault>) -> Vec<Fault> {
@@ -76,32 +73,27 @@ impl Tokens {
     }
 }
 
-/// Times of a token.
-struct Received {
-    at_ns: u64,
-    stamp: Option<Stamp>,
-}
-
 impl Consumer for Compared {
     fn token(&mut self, token: &ReceivedToken<'_>, figures: &mut Figures) -> Result<(), Fault> {
         let text = String::from_utf8_lossy(token.text.unwrap_or_default());
-        let index = u32::try_from(token.index).unwrap_or(u32::MAX);
-        let received = Received {
-            at_ns: token.received_ns,
-            stamp: token.stamp,
-        };
-        self.tokens.add(&text, Some(index), received, figures)
+        let tokens = &mut self.tokens;
+        let beside = u32::try_from(token.index).unwrap_or(u32::MAX);
+        let index = tokens.index(&text, Some(beside))?;
+        tokens.indices.extend(index);
+        tokens
+            .progress
+            .token(figures, token.received_ns, token.stamp);
+        tokens.check_count()
     }
 
     fn body(&mut self, piece: &[u8], received_ns: u64, figures: &mut Figures) -> Result<(), Fault> {
         let Self { tokens, decoder } = self;
         decoder.read(piece, |event| match event {
             Event::Token(token) => {
-                let received = Received {
-                    at_ns: received_ns,
-                    stamp: token.stamp,
-                };
-                tokens.add(&token.text, None, received, figures)
+                let index = tokens.index(&token.text, None)?;
+                tokens.indices.extend(index);
+                tokens.progress.token(figures, received_ns, token.stamp);
+                tokens.check_count()
             }
             Event::Error(failure) => Err(Fault::Error {
                 after: tokens.progress.count,

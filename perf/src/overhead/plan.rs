@@ -102,18 +102,16 @@ impl Plan {
 
 fn paths(options: &Options, scenario: Scenario) -> Vec<MeasuredPath> {
     let is_queue = matches!(scenario, Scenario::Scale(scale) if scale.shape == Shape::Queued);
-    match &options.paths {
+    match (&options.paths, scenario) {
         // Only a gRPC client can see that its request waits.
-        Some(paths) if is_queue => {
+        (Some(paths), _) if is_queue => {
             let paths = paths.iter().copied();
             paths.filter(|path| *path == MeasuredPath::Grpc).collect()
         }
-        Some(paths) => paths.clone(),
-        None => match scenario {
-            Scenario::Scale(scale) => scale.paths().to_vec(),
-            _ if options.quick => scenario.quick_paths().to_vec(),
-            _ => MeasuredPath::value_variants().to_vec(),
-        },
+        (Some(paths), _) => paths.clone(),
+        (None, Scenario::Scale(scale)) => scale.paths().to_vec(),
+        (None, _) if options.quick => scenario.quick_paths().to_vec(),
+        (None, _) => MeasuredPath::value_variants().to_vec(),
     }
 }
 

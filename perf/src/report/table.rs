@@ -1,5 +1,7 @@
 //! Rows of a table on a terminal: a name, and numbers in columns.
 
+use std::fmt::Display;
+
 /// Width of the name's column, and of each other column.
 const NAME: usize = 30;
 const COLUMN: usize = 15;
@@ -16,8 +18,8 @@ pub(crate) fn head(name: &str, columns: &[&str]) -> String {
 }
 
 /// A text, or a number without decimals, aligned in its column.
-pub(crate) fn cell(value: impl ToString) -> String {
-    format!("{:>COLUMN$}", value.to_string())
+pub(crate) fn cell(value: impl Display) -> String {
+    format!("{value:>COLUMN$}")
 }
 
 /// A number with decimals, or a dash if it is unknown.

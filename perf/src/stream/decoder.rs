@@ -2,7 +2,6 @@
 //! transported.
 
 use std::borrow::Cow;
-use std::fmt;
 
 use prost::Message;
 use serde::Deserialize;
@@ -13,6 +12,7 @@ use tokenway::proto::v1::completion_event::Event as ProtoEvent;
 use tokenway::tokens::TextToken;
 
 use super::Format;
+use super::failure::Failure;
 use super::records::{Record, Records};
 use crate::fault::Fault;
 use crate::stamp::{Stamp, StampObject};
@@ -38,13 +38,6 @@ pub(crate) struct Token<'a> {
     /// Index that gRPC sends beside the text.
     pub(crate) index: Option<u32>,
     pub(crate) stamp: Option<Stamp>,
-}
-
-/// Error with which a server ends a stream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Failure {
-    pub(crate) message: String,
-    pub(crate) code: Option<String>,
 }
 
 /// Decoder of one stream.
@@ -250,33 +243,6 @@ impl Completion {
     }
 }
 
-impl Failure {
-    /// Failure in an error object, or in whatever a foreign server sends instead.
-    fn of(error: &Value) -> Self {
-        let message = error.get("message").unwrap_or(error);
-        let text = message.as_str().map(str::to_owned);
-        Self {
-            message: text.unwrap_or_else(|| message.to_string()),
-            code: error["code"].as_str().map(str::to_owned),
-        }
-    }
-
-    /// Failure in the body of a response that refuses a request.
-    pub(super) fn of_body(body: &[u8]) -> Option<Self> {
-        let parsed: Value = serde_json::from_slice(body).ok()?;
-        parsed.get("error").map(Self::of)
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.code {
-            None => f.write_str(&self.message),
-            Some(code) => write!(f, "{} ({code})", self.message),
-        }
-    }
-}
-
 #[derive(Deserialize)]
 struct RecordObject<'a> {
     #[serde(borrow)]
@@ -320,7 +286,10 @@ mod tests {
                         (index, stamp) => format!("{text} {index:?} {stamp:?}"),
                     },
                     Event::Error(failure) => format!("error: {failure}"),
-                    other => format!("{other:?}"),
+                    Event::Started => "Started".to_owned(),
+                    Event::Finished => "Finished".to_owned(),
+                    Event::Done => "Done".to_owned(),
+                    Event::Other => "Other".to_owned(),
                 });
                 Ok(())
             })?;

@@ -76,12 +76,11 @@ impl Plan {
         let limit = self.time_limit();
         let streamed = timeout(limit, self.stream(url, format, &mut received)).await;
         received.bar.finish_and_clear();
-        let ended = streamed.unwrap_or_else(|_| {
-            Err(Fault::Hangs {
-                after: received.progress.count,
-                seconds: limit.as_secs(),
-            })
-        });
+        let hangs = Fault::Hangs {
+            after: received.progress.count,
+            seconds: limit.as_secs(),
+        };
+        let ended = streamed.unwrap_or(Err(hangs));
         let faults = order::faults(&received.indices, self.tokens, ended);
         let mut failures: Vec<_> = faults.iter().map(ToString::to_string).collect();
         let report = if failures.is_empty() {
