@@ -22,15 +22,15 @@ fn main() {
 fn stop_strings(criterion: &mut Criterion) {
     let words: Vec<_> = (0..TOKENS).map(|at| format!("token_{at}")).collect();
     // Two tokens match a prefix of a stop string, and the third ends the match.
-    let beginnings = ["<|", "im_", "start"].map(str::to_owned);
-    let beginnings: Vec<_> = beginnings.into_iter().cycle().take(words.len()).collect();
+    let prefixes = ["<|", "im_", "start"].map(str::to_owned);
+    let prefixes: Vec<_> = prefixes.into_iter().cycle().take(words.len()).collect();
     // The whole text is a prefix of the stop strings, and is held until the end.
     let repeated = vec!["aaaa".to_owned(); words.len()];
     let usual = || USUAL.map(str::to_owned).to_vec();
     let cases = [
         ("none", Vec::new(), &words),
         ("4 that never match", usual(), &words),
-        ("4 that keep beginning", usual(), &beginnings),
+        ("4 that keep starting a match", usual(), &prefixes),
         ("16 of 64 bytes that never match", long(64, "#"), &words),
         (
             "16 of the longest that never match",
@@ -38,7 +38,7 @@ fn stop_strings(criterion: &mut Criterion) {
             &words,
         ),
         (
-            "16 of the longest that keep beginning",
+            "16 of the longest that keep starting a match",
             long(MAX_STOP_BYTES, "a"),
             &repeated,
         ),

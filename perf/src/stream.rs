@@ -47,7 +47,7 @@ pub(crate) struct Stream {
     failure: Option<Failure>,
 }
 
-/// How a stream ended.
+/// End of a stream.
 #[derive(Debug)]
 pub(crate) enum Ending {
     Complete,
