@@ -15,7 +15,6 @@ use super::response::Response;
 use super::session::Shared;
 use crate::arguments::ServerUrl;
 use crate::fault::Fault;
-use crate::figures::Figures;
 use crate::stream::{CompletionRequest, connect};
 
 /// Format of a stream over HTTP, or over a raw socket.
@@ -56,21 +55,32 @@ impl Connection {
         consumer: &mut impl Consumer,
     ) -> Result<(), Fault> {
         self.is_idle = false;
-        let mut frame = Frame::of(self.format);
+        let is_raw = self.format == BodyFormat::Raw;
+        let mut response = if is_raw {
+            Response::without_head()
+        } else {
+            Response::new()
+        };
         self.socket.write_all(&shared.request).await?;
-        while !frame.has_ended(consumer) {
+        while !response.has_ended() {
             let read = self.read(shared).await?;
             let received_ns = monotonic_ns();
             if read == 0 {
-                frame.closed(consumer)?;
+                response.closed()?;
+                if is_raw || !response.has_ended() {
+                    return Err(Fault::cut_off(consumer.count(), "its end"));
+                }
                 break;
             }
             let mut figures = shared.figures.borrow_mut();
             figures.read(read);
             let piece = &shared.buffer.borrow()[..read];
-            frame.read(piece, received_ns, consumer, &mut figures)?;
+            response.read(piece, |data| consumer.body(data, received_ns, &mut figures))?;
+            if is_raw && consumer.has_last() {
+                break;
+            }
         }
-        self.is_idle = frame.keeps_connection();
+        self.is_idle = response.keeps_connection();
         consumer.body_ended()
     }
 
@@ -105,60 +115,4 @@ pub(super) fn request(
          accept: {accept}\r\ncontent-length: {length}\r\n\r\n{body}"
     )
     .into()
-}
-
-/// Frame around a response's body.
-enum Frame {
-    Http(Response),
-    /// Lines up to the last token, without a frame.
-    Raw,
-}
-
-impl Frame {
-    fn of(format: BodyFormat) -> Self {
-        match format {
-            BodyFormat::Raw => Self::Raw,
-            BodyFormat::Ndjson | BodyFormat::Sse => Self::Http(Response::new()),
-        }
-    }
-
-    fn has_ended(&self, consumer: &impl Consumer) -> bool {
-        match self {
-            Self::Http(response) => response.has_ended(),
-            Self::Raw => consumer.has_last(),
-        }
-    }
-
-    fn keeps_connection(&self) -> bool {
-        match self {
-            Self::Http(response) => response.keeps_connection(),
-            Self::Raw => true,
-        }
-    }
-
-    fn read(
-        &mut self,
-        piece: &[u8],
-        received_ns: u64,
-        consumer: &mut impl Consumer,
-        figures: &mut Figures,
-    ) -> Result<(), Fault> {
-        match self {
-            Self::Http(response) => {
-                response.read(piece, |data| consumer.body(data, received_ns, figures))
-            }
-            Self::Raw => consumer.body(piece, received_ns, figures),
-        }
-    }
-
-    /// Handles the end of the connection, which ends some responses.
-    fn closed(&mut self, consumer: &impl Consumer) -> Result<(), Fault> {
-        if let Self::Http(response) = self {
-            response.closed()?;
-        }
-        if self.has_ended(consumer) {
-            return Ok(());
-        }
-        Err(Fault::cut_off(consumer.count(), "its end"))
-    }
 }

@@ -59,6 +59,14 @@ impl Response {
         }
     }
 
+    /// A response over a raw socket: a body without a head, whose end only its consumer knows.
+    pub(crate) fn without_head() -> Self {
+        Self {
+            framing: Framing::UntilClose,
+            ..Self::new()
+        }
+    }
+
     pub(crate) fn has_ended(&self) -> bool {
         self.framing == Framing::Ended
     }
