@@ -15,7 +15,7 @@ test-long: ## End processes two hundred times in each way, while the real model 
 build: ## Build the server and the performance test
 	@bash -c 'set -euo pipefail; source scripts/llama.sh; cargo build --release "$${FEATURES[@]}"'
 
-perf: ## Measure what each API adds to a token: target/overhead.html
+perf: ## Measure the cost that each API adds to a token: target/overhead.html
 	@scripts/perf.sh $(ARGS)
 
 venv: ## The Python of the examples and of the tests with third-party clients

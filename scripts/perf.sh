@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `make perf`: measures what each API adds to a token, in under a minute once it is built. Arguments go
+# `make perf`: measures the cost that each API adds to a token, in under a minute once it is built. Arguments go
 # to `tokenway-perf overhead`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -12,4 +12,4 @@ mkdir -p target
 cargo build --release --bin tokenway-perf
 "${CARGO_TARGET_DIR:-target}/release/tokenway-perf" overhead --quick \
     --json target/overhead.json --html target/overhead.html "$@"
-echo "The pictures are in target/overhead.html, all that was measured in target/overhead.json."
+echo "Charts: target/overhead.html. All measurements: target/overhead.json."

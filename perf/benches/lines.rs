@@ -1,15 +1,16 @@
-//! What a token's line costs the HTTP door: 256 tokens that are ready together, written into memory
-//! that is used again.
+//! Cost of a token's line in the HTTP API: 256 tokens that are ready together, written into reused memory.
+//! The rows of serde_json write the same lines with a serializer, for comparison.
 
 use std::hint::black_box;
 
-use bytes::BytesMut;
+use bytes::{BufMut, BytesMut};
 use criterion::{Criterion, Throughput};
+use serde::Serialize;
 use tokenway::gateway::lines::{ChoiceTokens, LineWriter, ResponseMetadata};
 use tokenway::gateway::{Route, StreamFormat, StreamOptions};
 use tokenway::tokens::{TextToken, Timestamps, TokenBatch};
 
-/// The most tokens of one event.
+/// Tokens of the largest event.
 const TOKENS: u32 = 256;
 
 fn main() {
@@ -54,10 +55,64 @@ fn lines(criterion: &mut Criterion) {
             });
         });
     }
+    for (name, tokens) in [
+        ("serde_json, ndjson", &words),
+        ("serde_json, ndjson with escapes", &code),
+    ] {
+        let head = head();
+        let mut out = BytesMut::new();
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                out.clear();
+                for token in black_box(tokens).iter() {
+                    let chunk = Chunk::of(&head, token.text);
+                    serde_json::to_writer((&mut out).writer(), &chunk).expect("memory");
+                    out.put_u8(b'\n');
+                }
+                black_box(&out);
+            });
+        });
+    }
     group.finish();
 }
 
-/// As long as a real response's.
+/// One token of a completion's stream.
+#[derive(Serialize)]
+struct Chunk<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    choices: [Choice<'a>; 1],
+}
+
+#[derive(Serialize)]
+struct Choice<'a> {
+    index: u32,
+    text: &'a str,
+    logprobs: Option<()>,
+    finish_reason: Option<&'static str>,
+}
+
+impl<'a> Chunk<'a> {
+    fn of(head: &'a ResponseMetadata, text: &'a str) -> Self {
+        let choice = Choice {
+            index: 0,
+            text,
+            logprobs: None,
+            finish_reason: None,
+        };
+        Self {
+            id: &head.id,
+            object: "text_completion",
+            created: head.created,
+            model: &head.model,
+            choices: [choice],
+        }
+    }
+}
+
+/// ResponseMetadata of a response, with the lengths of a real one.
 fn head() -> ResponseMetadata {
     ResponseMetadata {
         route: Route::Completions,
@@ -68,7 +123,7 @@ fn head() -> ResponseMetadata {
 }
 
 fn batch(text: impl Fn(u32) -> String) -> TokenBatch {
-    // The clock of a machine that has been up for an hour.
+    // A machine's clock after an hour.
     let timestamps = Timestamps {
         due_ns: 3_600_000_000_000,
         emitted_ns: 3_600_000_012_345,

@@ -1,5 +1,5 @@
-//! What the scheduler's decisions cost a request, which all requests of an engine make in turn: who
-//! is admitted, and who takes the slot that another has left.
+//! Cost of the scheduler's decisions for a request: admission, and the placement on a slot that becomes
+//! free. All requests of an engine pass through them one after the other.
 
 use std::hint::black_box;
 use std::iter::repeat_with;
@@ -9,19 +9,19 @@ use criterion::{BenchmarkGroup, Criterion, Throughput};
 use tokenway::scheduler::plan::{Admission, Job, Placement, Plan};
 use tokenway::worker::{Generation, WorkerId};
 
-/// How many requests may wait, and do where the queue is full.
+/// Capacity of the queue.
 const QUEUE_DEPTH: usize = 1_024;
 
-/// How many slots each worker has.
+/// Slots of each worker.
 const SLOTS: usize = 8;
 
 /// The only generation of every worker.
 const GENERATION: Generation = Generation(1);
 
-/// What every request asks for.
+/// Tokens of every request.
 const MAX_TOKENS: u32 = 256;
 
-/// A choice that somebody waits for.
+/// A choice whose client waits.
 struct Choice;
 
 impl Job for Choice {
@@ -48,7 +48,7 @@ fn main() {
     criterion.final_summary();
 }
 
-/// One request after the other, each on a slot that is free.
+/// Admits and releases one request after the other, each on a free slot.
 fn free_slots(group: &mut BenchmarkGroup<'_, WallTime>) {
     for workers in [1, 8, 256] {
         let mut plan = plan(workers);
@@ -65,7 +65,7 @@ fn free_slots(group: &mut BenchmarkGroup<'_, WallTime>) {
     }
 }
 
-/// All slots are taken, and as many wait as may.
+/// Measures with all slots occupied and a full queue.
 fn full_queue(group: &mut BenchmarkGroup<'_, WallTime>) {
     let same = || 0;
     let mut turn = 0;
@@ -92,8 +92,7 @@ fn full_queue(group: &mut BenchmarkGroup<'_, WallTime>) {
     });
 }
 
-/// A slot becomes free, the first of the queue takes it, and another request takes a place at the
-/// end.
+/// Frees a slot, which the first request of the queue takes, and admits another request to the queue.
 fn bench_turns(
     group: &mut BenchmarkGroup<'_, WallTime>,
     name: &str,
@@ -103,7 +102,7 @@ fn bench_turns(
         let mut plan = full(8, repeat_with(&mut priority));
         let mut worker = (0..8).cycle().map(WorkerId);
         bencher.iter(|| {
-            let worker = worker.next().expect("it is endless");
+            let worker = worker.next().expect("the cycle is endless");
             assert_eq!(plan.released(worker, GENERATION, MAX_TOKENS).len(), 1);
             let (admission, placements) = plan.admit(0, priority(), vec![Choice]);
             assert_eq!(admission, Admission::Admitted);
@@ -119,7 +118,7 @@ fn release(plan: &mut Plan<Choice>, placements: &[Placement<Choice>]) {
     }
 }
 
-/// One model on so many workers, all of them ready.
+/// Plan of one model on this many ready workers.
 fn plan(workers: usize) -> Plan<Choice> {
     let mut plan = Plan::new(&[QUEUE_DEPTH]);
     for worker in 0..workers {
@@ -129,7 +128,7 @@ fn plan(workers: usize) -> Plan<Choice> {
     plan
 }
 
-/// The same with every slot and every place in the queue taken.
+/// The same with every slot occupied and a full queue.
 fn full(workers: usize, priorities: impl Iterator<Item = i32>) -> Plan<Choice> {
     let mut plan = plan(workers);
     for priority in priorities.take(workers * SLOTS + QUEUE_DEPTH) {

@@ -1,5 +1,4 @@
-//! What looking for stop strings costs a token: a completion of 256 tokens, none of which completes
-//! a match.
+//! Cost of stop strings for a token: a completion of 256 tokens, none of which completes a match.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -8,10 +7,10 @@ use criterion::{Criterion, Throughput};
 use tokenway::request::{MAX_STOP_BYTES, MAX_STOP_STRINGS};
 use tokenway::text::stop::{StopMatcher, StopStatus, StopStrings};
 
-/// How many tokens the completion has.
+/// Tokens of the completion.
 const TOKENS: u32 = 256;
 
-/// Stop strings of chat templates and of code, none of which begins with a letter.
+/// Stop strings of chat templates and of code. None starts with a letter.
 const USUAL: [&str; 4] = ["<|im_end|>", "</s>", "\n\n", "```"];
 
 fn main() {
@@ -22,16 +21,16 @@ fn main() {
 
 fn stop_strings(criterion: &mut Criterion) {
     let words: Vec<_> = (0..TOKENS).map(|at| format!("token_{at}")).collect();
-    // Every third token ends a beginning that the two before have made.
-    let beginnings = ["<|", "im_", "start"].map(str::to_owned);
-    let beginnings: Vec<_> = beginnings.into_iter().cycle().take(words.len()).collect();
-    // All of the text is one beginning, and is held until the end.
+    // Two tokens match a prefix of a stop string, and the third ends the match.
+    let prefixes = ["<|", "im_", "start"].map(str::to_owned);
+    let prefixes: Vec<_> = prefixes.into_iter().cycle().take(words.len()).collect();
+    // The whole text is a prefix of the stop strings, and is held until the end.
     let repeated = vec!["aaaa".to_owned(); words.len()];
     let usual = || USUAL.map(str::to_owned).to_vec();
     let cases = [
         ("none", Vec::new(), &words),
         ("4 that never match", usual(), &words),
-        ("4 that keep beginning", usual(), &beginnings),
+        ("4 that keep starting a match", usual(), &prefixes),
         ("16 of 64 bytes that never match", long(64, "#"), &words),
         (
             "16 of the longest that never match",
@@ -39,7 +38,7 @@ fn stop_strings(criterion: &mut Criterion) {
             &words,
         ),
         (
-            "16 of the longest that keep beginning",
+            "16 of the longest that keep starting a match",
             long(MAX_STOP_BYTES, "a"),
             &repeated,
         ),
@@ -55,7 +54,7 @@ fn stop_strings(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Has the whole completion looked at, its end included.
+/// Passes the whole completion and its end to the matcher.
 fn complete(matcher: &mut StopMatcher<usize>, texts: &[String]) {
     let release = |token: usize, text: &str| {
         black_box((token, text));
@@ -66,8 +65,7 @@ fn complete(matcher: &mut StopMatcher<usize>, texts: &[String]) {
     matcher.finish(release);
 }
 
-/// As many stop strings as a request may have, all of this letter and of this length but for their
-/// different ends.
+/// The largest number of stop strings, all of this length and of one letter except for their ends.
 fn long(bytes: usize, letter: &str) -> Vec<String> {
     let ends = (0..MAX_STOP_STRINGS).map(|end| format!(" end {end:02}"));
     ends.map(|end| letter.repeat(bytes - end.len()) + &end)

@@ -1,5 +1,5 @@
-//! What a token costs the RPC: encoding and decoding the message `Tokens` with 256 of them, by hand
-//! and as prost's derived code does it.
+//! Cost of a token in the gRPC API: encoding and decoding the message `Tokens` with 256 of them, by hand and
+//! with prost's derived code.
 
 use std::hint::black_box;
 
@@ -8,10 +8,10 @@ use criterion::{Criterion, Throughput};
 use prost::Message;
 use tokenway::proto::v1;
 
-/// The most tokens of one message.
+/// Tokens of the largest message.
 const TOKENS: u32 = 256;
 
-/// The message as prost would have it.
+/// The message as prost derives it.
 #[derive(Clone, PartialEq, Message)]
 struct Derived {
     #[prost(uint32, tag = "1")]
@@ -43,7 +43,7 @@ fn tokens(criterion: &mut Criterion, name: &str, stamps: bool) {
     assert_eq!(
         by_hand.encode_to_vec(),
         bytes,
-        "they are the same on the wire"
+        "both have the same encoding"
     );
 
     let mut group = criterion.benchmark_group(name);
@@ -64,22 +64,22 @@ fn tokens(criterion: &mut Criterion, name: &str, stamps: bool) {
     group.finish();
 }
 
-/// Into memory that is used again, as tonic's encoder does.
+/// Encodes into reused memory, as tonic's encoder does.
 fn encode(message: &impl Message, out: &mut BytesMut) {
     out.clear();
     let room = black_box(message).encode(out);
-    room.expect("a buffer grows with what is put in");
+    room.expect("the buffer grows");
     black_box(out);
 }
 
-/// From one piece of memory. The message is dropped, which is part of what it costs.
+/// Decodes from one piece of memory. Dropping the message is part of the cost.
 fn decode<M: Message + Default>(bytes: &Bytes) {
     let message = M::decode(black_box(bytes.clone()));
-    black_box(message.expect("it was encoded here"));
+    black_box(message.expect("it was encoded above"));
 }
 
 fn message(stamps: bool) -> Derived {
-    // The clock of a machine that has been up for an hour.
+    // A machine's clock after an hour.
     let due_ns = stamps.then_some(3_600_000_000_000);
     let tokens = (0..TOKENS).map(|id| v1::Token {
         id,

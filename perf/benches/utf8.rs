@@ -1,11 +1,11 @@
-//! What putting characters together costs a token: a completion of 256 tokens.
+//! Cost of assembling characters for a token: a completion of 256 tokens.
 
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
 use tokenway::text::utf8::Utf8Assembler;
 
-/// How many tokens the completion has.
+/// Tokens of the completion.
 const TOKENS: u32 = 256;
 
 fn main() {
@@ -18,7 +18,7 @@ fn utf8(criterion: &mut Criterion) {
     let cases = [
         ("ascii", repeated(&[b"token_1"])),
         ("whole characters", repeated(&["日本語".as_bytes()])),
-        // A character over two tokens, and over as many as it has bytes.
+        // A character over two tokens, and over as many tokens as it has bytes.
         (
             "characters over 2 tokens",
             repeated(&[b"\xe6\x97", b"\xa5"]),
@@ -48,7 +48,7 @@ fn utf8(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// These tokens one after the other, until there are enough.
+/// Repeats these tokens up to the length of the completion.
 fn repeated(tokens: &[&[u8]]) -> Vec<Vec<u8>> {
     let tokens = tokens.iter().map(|token| token.to_vec()).cycle();
     tokens.zip(0..TOKENS).map(|(token, _)| token).collect()

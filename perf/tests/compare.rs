@@ -1,15 +1,14 @@
-//! What `tokenway-perf compare` asks, prints, writes and exits with, over servers that stream in any
-//! form and end in any way. `planted` has what its figures must show.
+//! Requests, output, files and exit codes of `tokenway-perf compare`, over servers that stream in any format
+//! and end in any way. `planted` tests its figures.
 
 use std::fs;
 use std::sync::{Arc, Mutex};
 
-use comparison::compare;
-use planting::{PlantedServer, record};
 use serde_json::{Value, json};
+use support::planted::{PlantedServer, record};
+use support::{assert_self_contained, comparison::compare, text_of};
 
-mod comparison;
-mod planting;
+mod support;
 
 /// Four tokens as server-sent events.
 fn events() -> String {
@@ -23,21 +22,24 @@ fn lines() -> String {
     lines.collect()
 }
 
-/// An answer with this body, in chunks that begin and end anywhere.
+/// A response in chunks of this size, with extensions and trailers.
 fn in_chunks(body: &str, size: usize) -> Vec<u8> {
-    let mut answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+    let mut response = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
     for chunk in body.as_bytes().chunks(size) {
-        answer.extend_from_slice(format!("{:X};at=\"x\"\r\n", chunk.len()).as_bytes());
-        answer.extend_from_slice(chunk);
-        answer.extend_from_slice(b"\r\n");
+        response.extend_from_slice(format!("{:X};at=\"x\"\r\n", chunk.len()).as_bytes());
+        response.extend_from_slice(chunk);
+        response.extend_from_slice(b"\r\n");
     }
-    answer.extend_from_slice(b"0\r\nx-sum: 1\r\n\r\n");
-    answer
+    response.extend_from_slice(b"0\r\nx-sum: 1\r\n\r\n");
+    response
 }
 
-fn without_last_chunk(answer: &[u8]) -> Vec<u8> {
+fn without_last_chunk(response: &[u8]) -> Vec<u8> {
     let last = b"0\r\nx-sum: 1\r\n\r\n";
-    answer.strip_suffix(last).expect("it has one").to_vec()
+    response
+        .strip_suffix(last)
+        .expect("it has a last chunk")
+        .to_vec()
 }
 
 fn of_length(body: &str) -> Vec<u8> {
@@ -50,92 +52,92 @@ fn until_close(body: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_stream_is_read_in_every_form_and_every_framing() {
+fn a_stream_is_read_in_every_format_and_every_framing() {
     let with_returns = format!(": hello\n\n{}", events()).replace('\n', "\r\n");
     for body in [events(), lines(), with_returns] {
         let length = body.len();
-        for answer in [
+        for response in [
             in_chunks(&body, 7),
             in_chunks(&body, length),
             of_length(&body),
             until_close(&body),
         ] {
-            let url = PlantedServer::answering(answer).url();
+            let url = PlantedServer::answering(response).url();
             let comparison = compare(&["--http", &url, "--expect-test-runner"]);
             comparison.assert_whole();
             assert_eq!(comparison.number("tokens"), 4, "{comparison}");
-            assert_eq!(comparison.values("inter_token").len(), 3, "{comparison}");
-            assert_eq!(comparison.values("ttft").len(), 1, "{comparison}");
-            assert_eq!(comparison.values("time_per_output_token").len(), 1);
+            for (time, count) in [
+                ("inter_token", 3),
+                ("ttft", 1),
+                ("time_per_output_token", 1),
+            ] {
+                assert_eq!(comparison.values(time).len(), count, "{time}: {comparison}");
+            }
         }
     }
 }
 
 #[test]
-fn without_stamps_one_way_latency_is_said_to_be_unknown() {
+fn without_stamps_one_way_latency_is_reported_as_unknown() {
     let url = PlantedServer::answering(of_length(&events())).url();
     for (flags, why) in [
-        (
-            &[][..],
-            "without stamps nobody can tell when a token left its device",
-        ),
+        (&[][..], "no stamps were requested (--stamps)"),
         (
             &["--stamps"],
-            "--stamps asked for stamps, and the server sends none",
+            "--stamps requested stamps, and the server sends none",
         ),
     ] {
         let comparison = compare(&[&["--http", &url, "--name", "it"], flags].concat());
         comparison.assert_whole();
-        let told = format!("it: one-way latency is unknown: {why}");
-        assert!(comparison.out.contains(&told), "{comparison}");
+        let reason = format!("it: one-way latency is unknown: {why}");
+        assert!(comparison.ran.out.contains(&reason), "{comparison}");
     }
 }
 
 #[test]
 fn a_stream_without_its_end_is_a_fault() {
-    let after = |what: &str| format!("the stream ended after {what}");
     let cut = |body: &str, end: &str| body.strip_suffix(end).expect(end).to_owned();
     let unfinished = |body: &str| body.replace("\"length\"", "null");
-    for (answer, reason) in [
-        (
-            of_length(&cut(&events(), "data: [DONE]\n\n")),
-            after("4 tokens without [DONE]"),
-        ),
+    let no_done = cut(&events(), "data: [DONE]\n\n");
+    let without =
+        |count, missing| format!("the stream ended after {count} tokens without {missing}");
+    let error =
+        |count, text| format!("the stream ended with an error after {count} tokens: {text}");
+    let refusal = "HTTP/1.1 503 Busy\r\ncontent-length: 5\r\n\r\nlater";
+    for (response, reason) in [
+        (of_length(&no_done), without(4, "[DONE]")),
         (
             of_length(&cut(&events(), "\n")),
-            after("4 tokens without the end of its last record"),
+            without(4, "the end of its last record"),
         ),
         (
             of_length(&unfinished(&events())),
-            after("4 tokens without a finish_reason"),
+            without(4, "a finish_reason"),
         ),
         (
             until_close(&unfinished(&lines())),
-            after("4 tokens without a finish_reason"),
+            without(4, "a finish_reason"),
         ),
         (
             until_close(&cut(&lines(), "}\n")),
-            after("3 tokens without the end of its last record"),
+            without(3, "the end of its last record"),
         ),
-        (of_length(""), after("0 tokens without a finish_reason")),
+        (of_length(""), without(0, "a finish_reason")),
         (
             without_last_chunk(&in_chunks(&lines(), 9)),
-            after("4 tokens without its end"),
+            without(4, "its end"),
         ),
         (
-            of_length(&(cut(&events(), "data: [DONE]\n\n") + "data: {\"error\":\"no\"}\n\n")),
-            "the stream ended with an error after 4 tokens: no".to_owned(),
+            of_length(&(no_done + "data: {\"error\":\"no\"}\n\n")),
+            error(4, "no"),
         ),
+        (of_length("event: error\ndata: gone\n\n"), error(0, "gone")),
         (
-            of_length("event: error\ndata: gone\n\n"),
-            "the stream ended with an error after 0 tokens: gone".to_owned(),
-        ),
-        (
-            b"HTTP/1.1 503 Busy\r\ncontent-length: 5\r\n\r\nlater".to_vec(),
-            "the server answered HTTP/1.1 503 Busy: later".to_owned(),
+            refusal.as_bytes().to_vec(),
+            "the server refused: 503 Busy: later".to_owned(),
         ),
     ] {
-        let url = PlantedServer::answering(answer).url();
+        let url = PlantedServer::answering(response).url();
         let comparison = compare(&["--http", &url]);
         comparison.assert_failed(&reason);
         assert_eq!(comparison.number("lost_requests"), 1, "{comparison}");
@@ -143,29 +145,24 @@ fn a_stream_without_its_end_is_a_fault() {
 }
 
 #[test]
-fn a_stream_that_hangs_is_told_as_such() {
-    let server = PlantedServer::start(|_, answer| {
-        answer.begin();
-        answer.piece(&format!("{}\n", record(0, false, None)));
-        answer.stall_for_ever();
+fn a_stream_that_hangs_is_reported_after_its_time_limit() {
+    let server = PlantedServer::start(|_, response| {
+        response.start();
+        response.record(&record(0, false, None));
+        response.stall();
     });
     let comparison = compare(&["--http", &server.url(), "--timeout-ms", "1000"]);
-    comparison.assert_failed("the stream hangs: 1 tokens came within 1 s");
+    comparison.assert_failed("the stream hangs: 1 tokens arrived within 1 s");
 }
 
 #[test]
-fn the_request_asks_for_what_the_arguments_say() {
-    let requests = Arc::new(Mutex::new(Vec::new()));
-    let seen = Arc::clone(&requests);
-    let server = PlantedServer::start(move |request, answer| {
-        seen.lock().expect("no panic").push(request.to_owned());
-        answer.raw(&of_length(&events()));
-    });
+fn the_request_has_what_the_arguments_ask_for() {
+    let server = PlantedServer::start(|_, response| response.raw(&of_length(&events())));
     let url = format!("{}/base/", server.url());
     let model = "a \"model\"";
     compare(&["--http", &url, "--model", model, "--stamps"]).assert_whole();
     compare(&["--http", &url, "--form", "ndjson"]).assert_whole();
-    let requests = requests.lock().expect("no panic");
+    let requests = server.requests();
     let parsed = requests.iter().map(|request| {
         let (head, body) = request.split_once("\r\n\r\n").expect("a head");
         let body: Value = serde_json::from_str(body).expect("an object");
@@ -186,38 +183,28 @@ fn the_request_asks_for_what_the_arguments_say() {
     let prompt = &plain["prompt"];
     let expected = json!({"prompt": prompt, "max_tokens": 4, "stream": true});
     assert_eq!(*plain, expected);
-    let options = json!({"include_stamps": true});
-    assert_eq!(stamped["stream_options"], options);
+    assert_eq!(stamped["stream_options"], json!({"include_stamps": true}));
     assert_eq!(stamped["model"], model);
 }
 
 #[test]
-fn servers_take_turns_and_a_connection_that_is_kept_is_used_again() {
+fn servers_take_turns_and_an_open_connection_is_used_again() {
     let turns = Arc::new(Mutex::new(Vec::new()));
     let start = |name: char, answer: Vec<u8>, closes: bool| {
         let turns = Arc::clone(&turns);
-        PlantedServer::start(move |_, connection| {
+        PlantedServer::start(move |_, response| {
             let mut turns = turns.lock().expect("no panic");
-            turns.push(format!("{name}{}", connection.number));
-            connection.raw(&answer);
+            turns.push(format!("{name}{}", response.number));
+            response.raw(&answer);
             if closes {
-                connection.close();
+                response.close();
             }
         })
     };
     let kept = start('A', of_length(&events()), false).url();
     let closed = start('B', until_close(&lines()), true).url();
-    let arguments = [
-        "--http",
-        &kept,
-        "--http",
-        &closed,
-        "--rounds",
-        "2",
-        "--requests",
-        "2",
-    ];
-    let comparison = compare(&arguments);
+    let servers = ["--http", &kept, "--http", &closed];
+    let comparison = compare(&[&servers[..], &["--rounds", "2", "--requests", "2"]].concat());
     comparison.assert_whole();
     let turns = turns.lock().expect("no panic").concat();
     assert_eq!(turns, "A1A2B1B1A1A2B1B1");
@@ -232,33 +219,32 @@ fn servers_take_turns_and_a_connection_that_is_kept_is_used_again() {
 }
 
 #[test]
-fn one_request_that_fails_does_not_end_its_stream() {
+fn a_failed_request_does_not_end_its_stream() {
     let count = Mutex::new(0);
-    let server = PlantedServer::start(move |_, answer| {
+    let server = PlantedServer::start(move |_, response| {
         let mut count = count.lock().expect("no panic");
         *count += 1;
         let whole = of_length(&lines());
-        answer.raw(if *count == 1 { &whole[..40] } else { &whole });
+        response.raw(if *count == 1 { &whole[..40] } else { &whole });
         if *count == 1 {
-            answer.close();
+            response.close();
         }
     });
     let comparison = compare(&["--http", &server.url(), "--requests", "3"]);
-    assert_eq!(comparison.code, Some(1), "{comparison}");
+    assert_eq!(comparison.ran.code, Some(1), "{comparison}");
     let numbers = ["requests", "lost_requests"].map(|name| comparison.number(name));
     assert_eq!(numbers, [2, 1], "{comparison}");
 }
 
 #[test]
-fn the_page_has_every_server_and_needs_nothing_from_elsewhere() {
+fn the_page_has_every_server_and_is_self_contained() {
     let folder = tempfile::tempdir().expect("a folder");
     let html = folder.path().join("page.html");
-    let html = html.to_str().expect("a path of ASCII");
     let url = PlantedServer::answering(of_length(&events())).url();
     let names = [
         "--http", &url, "--name", "<ours>", "--http", &url, "--name", "theirs",
     ];
-    let comparison = compare(&[&names[..], &["--html", html]].concat());
+    let comparison = compare(&[&names[..], &["--html", text_of(&html)]].concat());
     comparison.assert_whole();
     let page = fs::read_to_string(html).expect("a page");
     assert!(
@@ -266,17 +252,15 @@ fn the_page_has_every_server_and_needs_nothing_from_elsewhere() {
         "{page}"
     );
     assert!(!page.contains("<ours"), "{page}");
-    for picture in [
+    for chart in [
         "TTFT, µs",
         "Inter-token latency, µs",
         "TPOT, µs",
         "tokens per second",
     ] {
-        assert!(page.contains(picture), "{picture}");
+        assert!(page.contains(chart), "{chart}");
     }
-    for foreign in ["src=", "href=", "@import", "url("] {
-        assert!(!page.contains(foreign), "the page needs {foreign}");
-    }
+    assert_self_contained(&page);
 }
 
 #[test]
@@ -292,8 +276,8 @@ fn wrong_arguments_are_refused_with_their_flag() {
         ),
     ] {
         let comparison = compare(arguments);
-        assert_eq!(comparison.code, Some(2), "{comparison}");
-        assert!(comparison.err.contains(flag), "{comparison}");
-        assert_eq!(comparison.out, "", "{comparison}");
+        assert_eq!(comparison.ran.code, Some(2), "{comparison}");
+        assert!(comparison.ran.err.contains(flag), "{comparison}");
+        assert_eq!(comparison.ran.out, "", "{comparison}");
     }
 }

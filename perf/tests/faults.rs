@@ -1,131 +1,139 @@
-//! What the program says of doors with a planted fault.
+//! Faults planted in a server, as `tokenway-perf streaming` reports them.
 
-use serde_json::json;
+use serde_json::{Value, json};
+use support::grpc::{End, PlantedGrpcServer};
+use support::planted::{PlantedServer, record};
+use support::{Ran, WRONG_ORDERS, program, run, words};
 
-use crate::doors::{FakeGrpcDoor, FakeHttpDoor, Summary, chunked, token_line, token_lines};
-use crate::program::{Outcome, run_at_full_speed};
+mod support;
 
-/// What the program says of an HTTP door that answers this to a request for four tokens.
-async fn judge(answer: impl Into<Vec<u8>>) -> Outcome {
-    let door = FakeHttpDoor::open().await;
-    let url = door.url();
-    let arguments = ["--http", &url];
-    let (_, outcome) = tokio::join!(
-        door.answer(answer.into()),
-        run_at_full_speed("4", &arguments)
-    );
-    outcome
+/// Streams four tokens at full speed through the given API.
+fn streaming(arguments: &str) -> Ran {
+    let options = "--tokens 4 --interval-ms 0 --max-overhead-ms 60000";
+    run(program(words(&format!("streaming {options} {arguments}"))))
 }
 
-#[tokio::test]
-async fn the_request_asks_for_lines_with_stamps() {
-    let door = FakeHttpDoor::open().await;
-    let url = format!("{}/base/", door.url());
-    let arguments = ["--http", &url, "--model", "m"];
-    let answer = chunked(&token_lines(&[0, 1, 2, 3]));
-    let (request, _) = tokio::join!(door.answer(answer), run_at_full_speed("4", &arguments));
-    let (head, body) = request.split_once("\r\n\r\n").unwrap();
-    let head: Vec<_> = head.split("\r\n").collect();
-    assert_eq!(head[0], "POST /base/v1/completions HTTP/1.1");
-    assert!(head.contains(&"accept: application/x-ndjson"), "{head:?}");
-    let body: serde_json::Value = serde_json::from_str(body).unwrap();
-    let stream_options = json!({"include_stamps": true});
+fn over_http(server: &PlantedServer) -> Ran {
+    streaming(&format!("--http {}", server.url()))
+}
+
+fn over_grpc(indices: &'static [u32], end: End) -> Ran {
+    let server = PlantedGrpcServer::streaming(indices, end);
+    streaming(&format!("--grpc {}", server.address()))
+}
+
+#[test]
+fn the_request_asks_for_lines_with_stamps() {
+    let server = PlantedServer::streaming(&[0, 1, 2, 3]);
+    streaming(&format!("--http {}/base/ --model m", server.url())).assert_succeeded();
+    let requests = server.requests();
+    let (head, body) = requests[0].split_once("\r\n\r\n").expect("a head");
+    assert!(
+        head.starts_with("POST /base/v1/completions HTTP/1.1\r\n"),
+        "{head}"
+    );
+    assert!(head.contains("\r\naccept: application/x-ndjson"), "{head}");
+    let body: Value = serde_json::from_str(body).expect("JSON");
     let expected = json!({
         "model": "m", "prompt": body["prompt"], "max_tokens": 4, "stream": true,
-        "stream_options": stream_options,
+        "stream_options": {"include_stamps": true},
     });
     assert_eq!(body, expected);
 }
 
-#[tokio::test]
-async fn a_door_without_stamps_is_measured_and_said_to_have_none() {
-    let outcome = judge(chunked(&token_lines(&[0, 1, 2, 3]))).await;
-    assert_eq!(outcome.code, Some(0), "{outcome}");
-    let figures = outcome.figures("HTTP");
-    figures.assert_consistent(4.0, 0.0);
-    assert_eq!(
-        figures.rest,
-        ["One-way latency: unknown, the server sends no stamps"]
+#[test]
+fn a_server_without_stamps_is_measured_without_one_way_latency() {
+    let ran = over_http(&PlantedServer::streaming(&[0, 1, 2, 3]));
+    ran.assert_succeeded();
+    assert!(
+        ran.out.contains("StreamingMetrics(received_tokens=4, "),
+        "{ran}"
+    );
+    assert!(
+        ran.out
+            .ends_with("\nOne-way latency: unknown, the server sends no stamps\n"),
+        "{ran}"
     );
 }
 
-#[tokio::test]
-async fn tokens_out_of_order_are_told_as_what_they_are() {
-    let table: [(&[u32], &str); 5] = [
-        (&[0, 1, 3], "token_2 is lost: token_3 came in its place"),
-        (&[0, 1, 2], "token_3 is lost: 3 of 4 tokens came"),
-        (
-            &[0, 1, 1, 2, 3],
-            "token_1 is repeated: it came again where token_2 was due",
-        ),
-        (
-            &[0, 2, 1, 3],
-            "token_2 and token_1 are swapped: token_2 came first",
-        ),
-        (
-            &[0, 1, 2, 3, 4],
-            "token_4 is extra: it came at place 4, and 4 tokens were asked for",
-        ),
-    ];
-    for (indices, reason) in table {
-        judge(chunked(&token_lines(indices)))
-            .await
-            .assert_failed(&format!("HTTP: {reason}"));
-        let door = FakeGrpcDoor::open().await;
-        let address = door.address();
-        let arguments = ["--grpc", &address];
-        door.serve_while(run_at_full_speed("4", &arguments), indices, Summary::Sent)
-            .await
-            .assert_failed(&format!("gRPC: {reason}"));
+#[test]
+fn tokens_in_a_wrong_order_are_classified() {
+    for (indices, reason) in WRONG_ORDERS {
+        over_http(&PlantedServer::streaming(indices)).assert_failed(&format!("HTTP: {reason}"));
+        over_grpc(indices, End::Summary).assert_failed(&format!("gRPC: {reason}"));
     }
 }
 
-#[tokio::test]
-async fn a_body_without_its_last_chunk_was_cut_off() {
-    let whole = chunked(&token_lines(&[0, 1, 2, 3]));
-    let cut = whole.strip_suffix(b"0\r\n\r\n").unwrap();
-    let outcome = judge(cut).await;
-    assert_eq!(outcome.code, Some(1), "{outcome}");
-    let reason = "error: HTTP: the stream was cut off after 4 tokens: ";
-    assert!(outcome.err.starts_with(reason), "{outcome}");
-    assert_eq!(outcome.err.lines().count(), 1, "{outcome}");
+#[test]
+fn a_body_without_its_last_chunk_is_broken() {
+    let server = PlantedServer::start(|_, response| {
+        response.start();
+        for index in 0..4 {
+            response.record(&record(index, index == 3, None));
+        }
+        response.close();
+    });
+    let ran = over_http(&server);
+    assert_eq!((ran.code, ran.err.lines().count()), (Some(1), 1), "{ran}");
+    let reason = "error: HTTP: the stream broke after 4 tokens: ";
+    assert!(ran.err.starts_with(reason), "{ran}");
 }
 
-#[tokio::test]
-async fn a_body_without_a_finish_reason_was_cut_off() {
-    let lines: String = (0..4).map(|index| token_line(index, None)).collect();
-    judge(chunked(&lines))
-        .await
-        .assert_failed("HTTP: the stream was cut off after 4 tokens: no line has a finish_reason");
+#[test]
+fn a_body_without_a_finish_reason_is_cut_off() {
+    let server = PlantedServer::start(|_, response| {
+        response.start();
+        for index in 0..4 {
+            response.record(&record(index, false, None));
+        }
+        response.end();
+    });
+    let reason = "HTTP: the stream ended after 4 tokens without a finish_reason";
+    over_http(&server).assert_failed(reason);
 }
 
-#[tokio::test]
-async fn a_stream_of_events_without_its_summary_was_cut_off() {
-    let door = FakeGrpcDoor::open().await;
-    let address = door.address();
-    let arguments = ["--grpc", &address];
-    let run = run_at_full_speed("4", &arguments);
-    door.serve_while(run, &[0, 1, 2, 3], Summary::Missing)
-        .await
-        .assert_failed("gRPC: the stream was cut off after 4 tokens: there is no summary");
+#[test]
+fn a_stream_of_events_without_its_summary_is_cut_off() {
+    let reason = "gRPC: the stream ended after 4 tokens without its summary";
+    over_grpc(&[0, 1, 2, 3], End::Missing).assert_failed(reason);
 }
 
-#[tokio::test]
-async fn an_answer_in_another_form_is_no_stream() {
+#[test]
+fn an_error_in_the_stream_is_reported_with_its_place_on_both_apis() {
+    let server = PlantedServer::start(|_, response| {
+        response.start();
+        for index in 0..2 {
+            response.record(&record(index, false, None));
+        }
+        response.record("{\"error\":{\"message\":\"planted\",\"code\":\"worker_lost\"}}");
+        response.close();
+    });
+    let reason = "the stream ended with an error after 2 tokens:";
+    over_http(&server).assert_failed(&format!("HTTP: {reason} planted (worker_lost)"));
+    let ran = over_grpc(&[0, 1], End::Error);
+    assert!(
+        ran.err
+            .starts_with(&format!("error: gRPC: {reason} Internal: planted")),
+        "{ran}"
+    );
+}
+
+#[test]
+fn a_response_in_another_format_is_refused() {
     let body = "data: [DONE]\n\n";
-    let length = body.len();
-    let answer = format!(
-        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {length}\r\n\r\n{body}"
-    );
-    judge(answer).await.assert_failed(
-        "HTTP: the server answered with 'text/event-stream', and application/x-ndjson was asked for",
-    );
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length:";
+    let response = format!("{head} {}\r\n\r\n{body}", body.len());
+    let reason = "HTTP: expected application/x-ndjson, got 'text/event-stream'";
+    over_http(&PlantedServer::answering(response)).assert_failed(reason);
 }
 
-#[tokio::test]
-async fn another_models_tokens_are_not_the_test_runners() {
-    let line = json!({"choices": [{"text": " Paris", "finish_reason": null}]});
-    judge(chunked(&format!("{line}\n"))).await.assert_failed(
-        "HTTP: place 0 has the token \" Paris\", and the test runner's are token_0, token_1, …",
-    );
+#[test]
+fn a_token_of_another_model_is_refused() {
+    let server = PlantedServer::start(|_, response| {
+        response.start();
+        response.record("{\"choices\":[{\"text\":\" Paris\",\"finish_reason\":null}]}");
+        response.end();
+    });
+    let reason = "HTTP: expected a token of the test runner, got \" Paris\"";
+    over_http(&server).assert_failed(reason);
 }

@@ -1,44 +1,30 @@
-//! What `tokenway-perf overhead` prints, writes and exits with: a short run over servers of its own.
-//! What its figures are worth is not for a test to say.
+//! Output, files and exit codes of `tokenway-perf overhead`: a short run over servers of its own. A test
+//! does not judge its figures.
 
 use std::fs;
-use std::path::Path;
-use std::process::{Command, Output};
 
-use serde_json::Value;
+use support::{Ran, assert_self_contained, program, read_json, run, text_of, words};
 
-/// One round of a few lanes with few streams, and these arguments besides.
-fn overhead(lanes: &str, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_tokenway-perf"))
-        .args(["overhead", "--quick", "--rounds", "1", "--streams", "2"])
-        .args(["--lanes", lanes])
-        .args(arguments)
-        .output()
-        .expect("the program runs")
-}
+mod support;
 
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).expect("it prints text")
-}
-
-fn path(path: &Path) -> &str {
-    path.to_str().expect("a path of ASCII")
+/// Runs one round of these paths with few streams.
+fn overhead(paths: &str, arguments: &[&str]) -> Ran {
+    let mut command = program(words("overhead --quick --rounds 1 --streams 2 --paths"));
+    command.arg(paths).args(arguments);
+    run(command)
 }
 
 #[test]
-fn every_lane_is_measured_under_every_load_and_no_token_is_lost() {
-    let lanes = "mpsc,raw-tcp,bare-tonic,bare-axum,grpc,ndjson,sse,two-tcp,two-unix";
+fn every_path_is_measured_under_every_load_and_no_token_is_lost() {
+    let paths = "mpsc,raw-tcp,bare-tonic,bare-axum,grpc,ndjson,sse,two-tcp,two-unix";
     let folder = tempfile::tempdir().expect("a folder");
     let (json, html) = (
         folder.path().join("run.json"),
         folder.path().join("run.html"),
     );
-    let files = ["--json", path(&json), "--html", path(&html)];
-    let output = overhead(lanes, &files);
-    let out = text(&output.stdout);
-    assert!(output.status.success(), "{out}{}", text(&output.stderr));
-    let run: Value =
-        serde_json::from_str(&fs::read_to_string(json).expect("a file")).expect("JSON");
+    let ran = overhead(paths, &["--json", text_of(&json), "--html", text_of(&html)]);
+    ran.assert_succeeded();
+    let run = read_json(&json);
     let cells = run["cells"].as_array().expect("cells");
     for load in [
         "2 streams × 50 tokens/s",
@@ -46,67 +32,50 @@ fn every_lane_is_measured_under_every_load_and_no_token_is_lost() {
         "requests of 16 tokens, 32 at a time",
         "requests of 16 tokens, 1,000 a second",
     ] {
-        assert!(out.contains(load), "{out}");
-        for lane in lanes.split(',') {
-            let cell = cells.iter().find(|cell| {
-                cell["lane"] == lane && cell["load"].as_str().is_some_and(|of| of.starts_with(load))
-            });
-            let round = &cell.expect("a cell for each")["rounds"][0];
-            assert!(
-                round["tokens"].as_u64().is_some_and(|tokens| tokens > 0),
-                "{round}"
-            );
+        assert!(ran.out.contains(load), "{ran}");
+        for path in paths.split(',') {
+            let mut cells = cells.iter();
+            let cell = cells.find(|cell| cell["lane"] == path && cell["load"] == load);
+            let round = &cell.expect("a cell for each path")["rounds"][0];
+            assert!(round["tokens"].as_u64() > Some(0), "{round}");
         }
     }
-    let page = fs::read_to_string(html).expect("a page");
-    for foreign in ["src=", "href=", "@import", "url("] {
-        assert!(!page.contains(foreign), "the page needs {foreign}");
-    }
+    assert_self_contained(&fs::read_to_string(html).expect("a page"));
 }
 
 #[test]
 fn the_targets_are_listed_with_value_limit_and_verdict() {
     let folder = tempfile::tempdir().expect("a folder");
     let json = folder.path().join("run.json");
-    let output = overhead("bare-axum,ndjson", &["--json", path(&json)]);
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    let run: Value =
-        serde_json::from_str(&fs::read_to_string(&json).expect("a file")).expect("JSON");
-    // Of two streams only the short requests are a target's.
+    let ran = overhead("bare-axum,ndjson", &["--json", text_of(&json)]);
+    ran.assert_succeeded();
+    // With two streams only the short requests have targets.
+    let run = read_json(&json);
     let targets = run["targets"].as_array().expect("targets");
     assert!(!targets.is_empty());
     for target in targets {
         let number = |name: &str| target[name].as_f64().expect("a number");
-        let reached = match target["bound"].as_str() {
+        let is_reached = match target["bound"].as_str() {
             Some("at_least") => number("value") >= number("limit"),
             Some("at_most") => number("value") <= number("limit"),
             other => panic!("{other:?} is no bound"),
         };
-        assert_eq!(target["pass"], reached, "{target}");
+        assert_eq!(target["pass"], is_reached, "{target}");
     }
-    let missed = targets.iter().any(|target| target["pass"] == false);
-    // A run is no worse than itself, but for what a second run is by chance: so ask for nothing new.
-    let checked = overhead("bare-axum", &["--check", "--baseline", path(&json)]);
-    assert!(
-        checked.status.success(),
-        "no target can be missed without its lane"
-    );
-    assert!(text(&output.stdout).contains("FAIL") == missed);
+    let is_missed = targets.iter().any(|target| target["pass"] == false);
+    assert_eq!(ran.out.contains("FAIL"), is_missed, "{ran}");
+    // A floor alone has no target, so it can neither miss one nor be worse than the baseline.
+    overhead("bare-axum", &["--check", "--baseline", text_of(&json)]).assert_succeeded();
 }
 
 #[test]
-fn streams_that_are_many_are_open_all_at_once_and_their_memory_is_told() {
+fn many_streams_are_open_at_once_and_their_memory_is_measured() {
     let folder = tempfile::tempdir().expect("a folder");
     let json = folder.path().join("run.json");
-    let output = overhead("grpc", &["--loads", "scale", "--json", path(&json)]);
-    let out = text(&output.stdout);
-    assert!(output.status.success(), "{out}{}", text(&output.stderr));
-    let run: Value =
-        serde_json::from_str(&fs::read_to_string(&json).expect("a file")).expect("JSON");
-    let measured: Vec<_> = run["cells"]
-        .as_array()
-        .expect("cells")
-        .iter()
+    overhead("grpc", &["--loads", "scale", "--json", text_of(&json)]).assert_succeeded();
+    let run = read_json(&json);
+    let cells = run["cells"].as_array().expect("cells").iter();
+    let measured: Vec<_> = cells
         .map(|cell| {
             let round = &cell["rounds"][0];
             assert!(round["rss_per_stream"].is_number(), "{round}");
@@ -121,28 +90,29 @@ fn streams_that_are_many_are_open_all_at_once_and_their_memory_is_told() {
         "40 queued requests",
     ];
     assert_eq!(measured, expected);
-    // What is to hold of thousands is not judged by dozens.
+    // The targets are for thousands of streams, not for dozens.
     assert_eq!(run["targets"].as_array().map(Vec::len), Some(0));
 }
 
 #[test]
-fn the_headline_picture_is_of_64_paced_streams_and_is_refused_at_once_without_them() {
+fn the_headline_chart_is_refused_at_once_without_its_64_paced_streams() {
     let folder = tempfile::tempdir().expect("a folder");
     let picture = folder.path().join("run.svg");
-    let arguments = ["--loads", "paced", "--picture", path(&picture)];
-    let refused = overhead("bare-axum,ndjson", &arguments);
-    assert_eq!(refused.status.code(), Some(1));
-    let err = text(&refused.stderr);
-    assert!(err.contains("--picture shows 64 streams"), "{err}");
-    assert!(refused.stdout.is_empty() && !picture.exists());
-    let drawn = Command::new(env!("CARGO_BIN_EXE_tokenway-perf"))
-        .args(["overhead", "--quick", "--rounds", "1", "--streams", "64"])
-        .args(["--lanes", "bare-axum,ndjson"])
-        .args(arguments)
-        .output()
-        .expect("the program runs");
-    assert!(drawn.status.success(), "{}", text(&drawn.stderr));
-    let svg = fs::read_to_string(picture).expect("a picture");
+    let picture_of = ["--loads", "paced", "--picture", text_of(&picture)];
+    // By its older name, the flag selects paths too.
+    let mut command = program(words(
+        "overhead --quick --rounds 1 --paths bare-axum,ndjson",
+    ));
+    let refused = overhead("bare-axum,ndjson", &picture_of);
+    assert_eq!(refused.code, Some(1), "{refused}");
+    assert!(
+        refused.err.contains("--picture shows 64 streams"),
+        "{refused}"
+    );
+    assert!(refused.out.is_empty() && !picture.exists());
+    command.args(["--streams", "64"]).args(picture_of);
+    run(command).assert_succeeded();
+    let svg = fs::read_to_string(picture).expect("a chart");
     assert!(
         svg.starts_with("<svg") && svg.contains("HTTP NDJSON"),
         "{svg}"
@@ -150,10 +120,8 @@ fn the_headline_picture_is_of_64_paced_streams_and_is_refused_at_once_without_th
 }
 
 #[test]
-fn what_is_no_older_run_is_said_before_anything_is_measured() {
-    let output = overhead("bare-axum", &["--baseline", "/nowhere.json"]);
-    assert!(!output.status.success());
-    let err = text(&output.stderr);
-    assert!(err.contains("--baseline /nowhere.json"), "{err}");
-    assert!(output.stdout.is_empty());
+fn a_wrong_baseline_is_refused_before_anything_is_measured() {
+    let ran = overhead("bare-axum", &["--baseline", "/nowhere.json"]);
+    assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""), "{ran}");
+    assert!(ran.err.contains("--baseline /nowhere.json"), "{ran}");
 }

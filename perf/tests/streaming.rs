@@ -1,226 +1,242 @@
-//! What `tokenway-perf streaming` prints and how it exits, over doors that do as they should; `faults`
-//! has those that do not.
+//! Output and exit codes of `tokenway-perf streaming` over correct servers. `faults` has the others.
 
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
 use std::process::Stdio;
 
-use support::{Setup, TestServer, full_speed};
-use tokenway::runner::llm_test::TestRunnerOptions;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio::net::TcpListener;
+use support::{Ran, ServerProcess, program, run, words};
 
-use program::{outcome, run, run_at_full_speed, streaming};
-
-mod doors;
-mod faults;
-mod program;
-#[path = "../../tests/support/mod.rs"]
 mod support;
 
-async fn start(options: TestRunnerOptions) -> TestServer {
-    Setup::test_runner(options).start().await
+/// Figures of one API.
+struct Figures {
+    overhead_ms: f64,
+    /// Lines after the reference's own.
+    rest: Vec<String>,
 }
 
-#[tokio::test]
-async fn both_doors_of_its_own_server_are_measured_without_a_word_on_standard_error() {
-    let arguments = [
-        "--tokens",
-        "100",
-        "--interval-ms",
-        "2",
-        "--max-overhead-ms",
-        "60000",
+fn streaming(arguments: &str) -> Ran {
+    run(program(words(&format!("streaming {arguments}"))))
+}
+
+/// Runs at full speed and accepts any overhead.
+fn at_full_speed(arguments: &str) -> Ran {
+    streaming(&format!(
+        "--interval-ms 0 --max-overhead-ms 60000 {arguments}"
+    ))
+}
+
+/// Parses the figures of an API. The reference's two lines must have their exact form, and must agree with
+/// each other and with the interval.
+fn figures(ran: &Ran, api: &str, tokens: f64, interval: f64) -> Figures {
+    let mut lines = ran.out.lines();
+    let is_title = |line: &&str| line.starts_with(&format!("{api} at http://127.0.0.1:"));
+    lines
+        .by_ref()
+        .find(is_title)
+        .unwrap_or_else(|| panic!("no {api}: {ran}"));
+    let metrics = lines.next().expect("its metrics");
+    let overhead = lines.next().expect("its overhead");
+    let inner = metrics.strip_prefix("StreamingMetrics(").expect(metrics);
+    let inner = inner.strip_suffix(")").expect(metrics);
+    let names = [
+        "received_tokens=",
+        "total_streaming_time_ms=",
+        "mean_receive_interval_ms=",
+        "throughput_tokens_per_second=",
     ];
-    let outcome = run(&arguments).await;
-    assert_eq!(
-        (outcome.code, outcome.err.as_str()),
-        (Some(0), ""),
-        "{outcome}"
+    let values: Vec<f64> = inner
+        .split(", ")
+        .zip(names)
+        .map(|(figure, name)| figure.strip_prefix(name).expect(metrics))
+        .map(|figure| figure.parse().expect(metrics))
+        .collect();
+    let [received, total_ms, interval_ms, throughput] = values[..] else {
+        panic!("{metrics}")
+    };
+    let overhead = overhead
+        .strip_prefix("Overhead per token: ")
+        .expect(overhead);
+    let overhead = overhead.strip_suffix("ms").expect(overhead);
+    let overhead_ms: f64 = overhead.parse().expect(overhead);
+    assert_eq!(received, tokens, "{ran}");
+    assert!(
+        (overhead_ms - (interval_ms - interval)).abs() < 0.02,
+        "{ran}"
     );
-    for door in ["HTTP", "gRPC"] {
-        let figures = outcome.figures(door);
-        figures.assert_consistent(100.0, 2.0);
-        let names: Vec<_> = figures
-            .rest
-            .iter()
-            .map(|line| {
-                let (name, values) = line.split_once(": ").expect("a name and its values");
-                let values: Vec<_> = values.split(", ").collect();
-                let [p50, p90, p99, max] = values[..] else {
-                    panic!("{line}")
-                };
-                for (value, label) in [(p50, "p50 "), (p90, "p90 "), (p99, "p99 "), (max, "max ")] {
-                    let value = value.strip_prefix(label).expect(line);
-                    let value = value.strip_suffix(" µs").expect(line);
-                    assert!(value.parse::<f64>().expect(line) >= 0.0);
-                }
-                name
-            })
-            .collect();
-        let expected = [
+    assert!(
+        (total_ms - (tokens - 1.0) / throughput * 1e3).abs() < 0.02,
+        "{ran}"
+    );
+    Figures {
+        overhead_ms,
+        rest: lines
+            .take_while(|line| !line.is_empty())
+            .map(str::to_owned)
+            .collect(),
+    }
+}
+
+/// Asserts that a line is a name with four percentiles in microseconds.
+fn assert_percentiles(line: &str, name: &str) {
+    let values = line.strip_prefix(&format!("{name}: ")).expect(line);
+    let values: Vec<_> = values.split(", ").collect();
+    assert_eq!(values.len(), 4, "{line}");
+    for (value, label) in values.into_iter().zip(["p50 ", "p90 ", "p99 ", "max "]) {
+        let value = value.strip_prefix(label).expect(line);
+        let value = value.strip_suffix(" µs").expect(line);
+        assert!(value.parse::<f64>().expect(line) >= 0.0);
+    }
+}
+
+#[test]
+fn both_apis_of_its_own_server_are_measured_without_output_on_standard_error() {
+    let ran = streaming("--tokens 100 --interval-ms 2 --max-overhead-ms 60000");
+    ran.assert_succeeded();
+    for api in ["HTTP", "gRPC"] {
+        let figures = figures(&ran, api, 100.0, 2.0);
+        let names = [
             "One-way latency (received - emitted)",
             "Schedule lateness (received - due)",
             "Runner lateness (emitted - due)",
         ];
-        assert_eq!(names, expected, "{outcome}");
+        assert_eq!(figures.rest.len(), names.len(), "{ran}");
+        for (line, name) in figures.rest.iter().zip(names) {
+            assert_percentiles(line, name);
+        }
     }
 }
 
-#[tokio::test]
-async fn one_door_can_be_chosen() {
-    let outcome = run_at_full_speed("5000", &["--door", "grpc"]).await;
-    assert_eq!(outcome.code, Some(0), "{outcome}");
-    outcome.figures("gRPC").assert_consistent(5000.0, 0.0);
-    assert!(!outcome.out.contains("HTTP at"), "{outcome}");
+#[test]
+fn one_api_can_be_selected() {
+    let ran = at_full_speed("--tokens 5000 --api grpc");
+    ran.assert_succeeded();
+    figures(&ran, "gRPC", 5000.0, 0.0);
+    assert!(!ran.out.contains("HTTP at"), "{ran}");
 }
 
-#[tokio::test]
-async fn an_overhead_above_the_limit_fails_and_says_by_how_much() {
-    let arguments = [
-        "--tokens",
-        "10",
-        "--interval-ms",
-        "2",
-        "--max-overhead-ms=-1000",
-    ];
-    let outcome = run(&arguments).await;
-    assert_eq!(outcome.code, Some(1), "{outcome}");
+#[test]
+fn an_overhead_above_the_limit_fails_with_its_amount() {
+    let ran = streaming("--tokens 10 --interval-ms 2 --max-overhead-ms=-1000");
+    assert_eq!(ran.code, Some(1), "{ran}");
     let expected: Vec<_> = ["HTTP", "gRPC"]
-        .map(|door| {
-            let overhead_ms = outcome.figures(door).overhead_ms;
+        .map(|api| {
+            let overhead_ms = figures(&ran, api, 10.0, 2.0).overhead_ms;
             format!(
-                "error: {door}: the overhead of {overhead_ms:.2} ms per token is above the -1000 \
-                 ms of --max-overhead-ms"
+                "error: {api}: the overhead of {overhead_ms:.2} ms per token is above the -1000 ms of \
+                 --max-overhead-ms"
             )
         })
         .into();
-    assert_eq!(outcome.err.lines().collect::<Vec<_>>(), expected);
+    assert_eq!(ran.err.lines().collect::<Vec<_>>(), expected);
 }
 
-#[tokio::test]
-async fn the_references_environment_variables_are_read() {
-    let server = start(full_speed()).await;
-    let mut command = streaming(&["--tokens", "10"]);
-    command.env("SERVER_BASE_URL", server.http_url());
+#[test]
+fn the_references_environment_variables_are_read() {
+    let server = ServerProcess::start("0");
+    let mut command = program(words("streaming --tokens 10"));
+    command.env("SERVER_BASE_URL", server.url());
     command.env("TEST_RUNNER_FREQUENCY_MS", "0.5");
     command.env("TEST_RUNNER_MAX_PER_TOKEN_OVERHEAD_MS", "-2000");
-    let outcome = outcome(command).await;
-    assert_eq!(outcome.code, Some(1), "{outcome}");
-    outcome.figures("HTTP").assert_consistent(10.0, 0.5);
-    let measured = format!("HTTP at {}\n", server.http_url());
-    assert!(outcome.out.contains(&measured), "{outcome}");
-    assert!(outcome.err.contains("the -2000 ms of"), "{outcome}");
+    let ran = run(command);
+    assert_eq!(ran.code, Some(1), "{ran}");
+    figures(&ran, "HTTP", 10.0, 0.5);
+    assert!(
+        ran.out.contains(&format!("HTTP at {}\n", server.url())),
+        "{ran}"
+    );
+    assert!(ran.err.contains("the -2000 ms of"), "{ran}");
 }
 
-#[tokio::test]
-async fn a_running_server_is_measured_through_the_doors_that_are_given() {
-    let server = start(full_speed()).await;
-    let (http, grpc) = (server.http_url(), server.grpc_url());
-    let grpc = grpc.trim_start_matches("http://");
-    let http_only = run_at_full_speed("100", &["--http", &http]).await;
-    assert_eq!(http_only.code, Some(0), "{http_only}");
-    http_only.figures("HTTP").assert_consistent(100.0, 0.0);
-    let told = "The gRPC door is not measured: no address was given.";
-    assert!(http_only.out.contains(told), "{http_only}");
-    assert!(!http_only.out.contains("gRPC at"), "{http_only}");
-    let grpc_only = run_at_full_speed("100", &["--grpc", grpc]).await;
-    assert_eq!(grpc_only.code, Some(0), "{grpc_only}");
-    grpc_only.figures("gRPC").assert_consistent(100.0, 0.0);
-    let told = "The HTTP door is not measured: no address was given.";
-    assert!(grpc_only.out.contains(told), "{grpc_only}");
-    let both = ["--http", &http, "--grpc", grpc, "--model", "llm_test"];
-    let both = run_at_full_speed("100", &both).await;
-    assert_eq!(both.code, Some(0), "{both}");
-    both.figures("HTTP").assert_consistent(100.0, 0.0);
-    both.figures("gRPC").assert_consistent(100.0, 0.0);
-}
-
-#[tokio::test]
-async fn the_model_that_is_named_is_the_one_asked_for() {
-    let outcome = run_at_full_speed("2", &["--model", "another"]).await;
-    assert_eq!(outcome.code, Some(1), "{outcome}");
-    let errors: Vec<_> = outcome.err.lines().collect();
-    let [http, grpc] = errors[..] else {
-        panic!("{outcome}")
-    };
-    assert!(http.starts_with("error: HTTP: the server refused: 404 Not Found: "));
-    assert!(http.ends_with("(model_not_found)"), "{http}");
-    assert!(grpc.starts_with("error: gRPC: the server refused: NotFound: "));
-}
-
-#[tokio::test]
-async fn a_server_that_is_not_there_is_told_with_its_address() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    drop(listener);
-    let url = format!("http://{address}");
-    let outcome = run_at_full_speed("2", &["--http", &url, "--grpc", &address]).await;
-    assert_eq!(outcome.code, Some(1), "{outcome}");
-    let expected = ["HTTP", "gRPC"].map(|door| {
-        format!("error: {door}: cannot connect to {address}: Connection refused (os error 111)")
-    });
-    assert_eq!(outcome.err.lines().collect::<Vec<_>>(), expected);
-}
-
-#[tokio::test]
-async fn wrong_arguments_are_told_by_name() {
-    let table: [(&[&str], &str); 7] = [
-        (&["--tokens", "1"], "--tokens"),
-        (&["--interval-ms=-1"], "--interval-ms"),
-        (&["--max-overhead-ms", "NaN"], "--max-overhead-ms"),
-        (&["--http", "https://127.0.0.1"], "--http"),
-        (&["--grpc", "a b"], "--grpc"),
-        (&["--door", "window"], "--door"),
-        (
-            &["--door", "grpc", "--http", "http://127.0.0.1:1"],
-            "--grpc",
-        ),
-    ];
-    for (arguments, name) in table {
-        let outcome = run(arguments).await;
-        assert_eq!(outcome.code, Some(2), "{arguments:?} {outcome}");
-        assert!(outcome.err.contains(name), "{arguments:?} {outcome}");
-        assert_eq!(outcome.out, "", "{arguments:?}");
+#[test]
+fn a_running_server_is_measured_through_the_given_apis() {
+    let server = ServerProcess::start("0");
+    let (url, grpc) = (server.url(), &server.grpc);
+    for (given, measured, other) in [
+        (format!("--http {url}"), "HTTP", "gRPC"),
+        (format!("--grpc {grpc}"), "gRPC", "HTTP"),
+    ] {
+        let ran = at_full_speed(&format!("--tokens 100 {given}"));
+        ran.assert_succeeded();
+        figures(&ran, measured, 100.0, 0.0);
+        let missing = format!("The {other} API is not measured: no address was given.");
+        assert!(ran.out.contains(&missing), "{ran}");
+        assert!(!ran.out.contains(&format!("{other} at")), "{ran}");
+    }
+    let both = format!("--tokens 100 --http {url} --grpc {grpc} --model llm_test");
+    let ran = at_full_speed(&both);
+    ran.assert_succeeded();
+    for api in ["HTTP", "gRPC"] {
+        figures(&ran, api, 100.0, 0.0);
     }
 }
 
-#[tokio::test]
-async fn its_own_server_ends_with_it_also_when_it_is_killed() {
-    let mut command = streaming(&["--interval-ms", "60000"]);
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut program = command.spawn().unwrap();
-    let mut first_line = String::new();
-    let mut out = BufReader::new(program.stdout.take().unwrap());
-    out.read_line(&mut first_line).await.unwrap();
-    assert_eq!(first_line, "Measuring a server of this test's own.\n");
-    program.kill().await.unwrap();
-    // The server has inherited standard error: its end is the end of both.
-    let mut err = String::new();
-    let mut stderr = program.stderr.take().unwrap();
-    stderr.read_to_string(&mut err).await.unwrap();
-    assert_eq!(err, "");
+#[test]
+fn the_given_model_is_requested() {
+    let ran = at_full_speed("--tokens 2 --model another");
+    assert_eq!(ran.code, Some(1), "{ran}");
+    let errors: Vec<_> = ran.err.lines().collect();
+    let [http, grpc] = errors[..] else {
+        panic!("{ran}")
+    };
+    assert!(
+        http.starts_with("error: HTTP: the server refused: 404 Not Found: "),
+        "{ran}"
+    );
+    assert!(http.ends_with("(model_not_found)"), "{ran}");
+    assert!(
+        grpc.starts_with("error: gRPC: the server refused: NotFound: "),
+        "{ran}"
+    );
 }
 
-#[tokio::test]
-async fn an_error_in_the_stream_is_told_with_its_place_on_both_doors() {
-    let failing = TestRunnerOptions {
-        fail_at: Some(5),
-        ..full_speed()
-    };
-    let server = start(failing).await;
-    let (http, grpc) = (server.http_url(), server.grpc_url());
-    let outcome = run_at_full_speed("10", &["--http", &http, "--grpc", &grpc]).await;
-    assert_eq!(outcome.code, Some(1), "{outcome}");
-    let errors: Vec<_> = outcome.err.lines().collect();
-    let [http, grpc] = errors[..] else {
-        panic!("{outcome}")
-    };
-    let reason = "the stream ended with an error after 5 tokens: ";
-    assert!(
-        http.starts_with(&format!("error: HTTP: {reason}")),
-        "{http}"
-    );
-    assert!(
-        grpc.starts_with(&format!("error: gRPC: {reason}")),
-        "{grpc}"
-    );
+#[test]
+fn a_server_that_does_not_listen_is_reported_with_its_address() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = listener.local_addr().expect("it is bound").to_string();
+    drop(listener);
+    let ran = at_full_speed(&format!(
+        "--tokens 2 --http http://{address} --grpc {address}"
+    ));
+    assert_eq!(ran.code, Some(1), "{ran}");
+    let expected = ["HTTP", "gRPC"].map(|api| {
+        format!("error: {api}: cannot connect to {address}: Connection refused (os error 111)")
+    });
+    assert_eq!(ran.err.lines().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn wrong_arguments_are_refused_with_their_flag() {
+    for (arguments, flag) in [
+        ("--tokens 1", "--tokens"),
+        ("--interval-ms=-1", "--interval-ms"),
+        ("--max-overhead-ms NaN", "--max-overhead-ms"),
+        ("--http https://127.0.0.1", "--http"),
+        ("--grpc https://a", "--grpc"),
+        ("--api window", "--api"),
+        ("--api grpc --http http://127.0.0.1:1", "--grpc"),
+    ] {
+        let ran = streaming(arguments);
+        assert_eq!(ran.code, Some(2), "{arguments}: {ran}");
+        assert!(ran.err.contains(flag), "{arguments}: {ran}");
+        assert_eq!(ran.out, "", "{arguments}");
+    }
+}
+
+#[test]
+fn its_own_server_ends_with_it_also_if_it_is_killed() {
+    let mut command = program(words("streaming --interval-ms 60000"));
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the program runs");
+    let mut first_line = String::new();
+    let mut out = BufReader::new(child.stdout.take().expect("it is piped"));
+    out.read_line(&mut first_line).expect("text");
+    assert_eq!(first_line, "Measuring a server of this test's own.\n");
+    child.kill().expect("it runs");
+    child.wait().expect("it ends");
+    // The server has inherited standard error, which ends once both processes have ended.
+    let mut err = String::new();
+    let mut stderr = child.stderr.take().expect("it is piped");
+    stderr.read_to_string(&mut err).expect("text");
+    assert_eq!(err, "");
 }

@@ -1,0 +1,169 @@
+//! The subcommand `compare`: the same load on any servers that stream OpenAI's completions, and on
+//! Tokenway's gRPC API.
+//!
+//! The servers take turns in every round (A B … A B …), so that a disturbance of the machine disturbs them
+//! all. A server only needs to answer: figures that need stamps are reported as unknown without them.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+mod consumer;
+mod page;
+mod results;
+mod servers;
+mod table;
+
+use consumer::{Check, Compared};
+use results::{Comparison, ServerResults};
+use servers::{Address, Server, Servers};
+
+use crate::arguments::duration_ms;
+use crate::fault::Fault;
+use crate::figures::Figures;
+use crate::load::{BodyFormat, Load, RequestOptions, Session, Sockets, Target};
+use crate::progress;
+use crate::report::{Machine, write_json};
+use crate::{Outcome, Verdict};
+
+/// Put the same load on several servers, and compare the times that their clients see.
+///
+/// Each --http is a server with OpenAI's completions (server-sent events or NDJSON), each --grpc a
+/// Tokenway server; a --name after it is its name in the report.
+///
+/// Exit codes: 0 if every stream was complete; 1 if one was not; 2 if the arguments are wrong.
+#[derive(Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    servers: Servers,
+    /// Streams at once
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    streams: u32,
+    /// Tokens of each request
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    tokens: u32,
+    /// Requests that each stream makes in a round, one after the other
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    requests: u32,
+    /// Number of rounds
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Time over which the streams' starts are spread, in milliseconds
+    #[arg(long, value_name = "MS", default_value = "20", value_parser = duration_ms)]
+    spread_ms: Duration,
+    /// Time limit of a request, in milliseconds
+    #[arg(long, value_name = "MS", default_value = "120000", value_parser = duration_ms)]
+    timeout_ms: Duration,
+    /// Model to request. Without it the servers choose, if they have only one
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
+    /// Format of streams to request over HTTP; a server may answer in the other one
+    #[arg(long, value_enum, default_value_t = RequestedFormat::Sse)]
+    form: RequestedFormat,
+    /// Request stamps, from which one-way latency is computed. Only Tokenway's servers send them
+    #[arg(long)]
+    stamps: bool,
+    /// Check that each stream is token_0, token_1, … up to the requested number
+    #[arg(long)]
+    expect_test_runner: bool,
+    /// Write all measurements to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write a page with charts to this file, as HTML in one piece
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum RequestedFormat {
+    Sse,
+    Ndjson,
+}
+
+/// Compares, and prints the tables to `out`.
+pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
+    let mut machine = Machine::now();
+    let servers = measure(options).await;
+    machine.ended();
+    let comparison = Comparison {
+        machine,
+        load: options.load(),
+        model: options.model.clone(),
+        check: options.check(),
+        servers,
+    };
+    writeln!(out, "{}", table::text(&comparison))?;
+    if let Some(path) = &options.json {
+        write_json(path, &comparison.json())?;
+    }
+    if let Some(path) = &options.html {
+        page::write(path, &comparison)?;
+    }
+    out.flush()?;
+    Ok(Verdict::of_failures(comparison.faults()))
+}
+
+async fn measure(options: &Options) -> Vec<ServerResults> {
+    let servers = &options.servers.0;
+    let mut results: Vec<_> = servers.iter().map(ServerResults::new).collect();
+    let turns = u64::try_from(servers.len()).unwrap_or(0) * u64::from(options.rounds);
+    let bar = progress::bar(turns, "{bar:30} {pos}/{len} {elapsed} {msg}");
+    for _ in 0..options.rounds {
+        for results in &mut results {
+            bar.set_message(results.server.name.clone());
+            let figures = options.turn(&results.server).await;
+            results.add(&figures, &options.load());
+            bar.inc(1);
+        }
+    }
+    bar.finish_and_clear();
+    results
+}
+
+impl Options {
+    fn load(&self) -> Load {
+        Load {
+            streams: self.streams,
+            requests: self.requests,
+            tokens: self.tokens,
+            timed: self.stamps,
+            spread: self.spread_ms,
+        }
+    }
+
+    fn check(&self) -> Check {
+        if self.expect_test_runner {
+            Check::TestRunner
+        } else {
+            Check::Any
+        }
+    }
+
+    /// Puts the load on one server.
+    async fn turn(&self, server: &Server) -> Figures {
+        let format = match self.form {
+            RequestedFormat::Sse => BodyFormat::Sse,
+            RequestedFormat::Ndjson => BodyFormat::Ndjson,
+        };
+        let target = match &server.address {
+            Address::Http(url) => Target::Http(url.clone(), format),
+            Address::Grpc(url) => Target::Grpc(url.clone()),
+        };
+        let opening = Session::open(&target, Sockets::of(self.streams));
+        let opened = tokio::time::timeout(self.timeout_ms, opening).await;
+        let timed_out = Err(Fault::TimedOut(self.timeout_ms.as_secs()));
+        let session = match opened.unwrap_or(timed_out) {
+            Ok(session) => session,
+            Err(fault) => return Figures::of_fault(&fault),
+        };
+        let options = RequestOptions {
+            model: self.model.as_deref(),
+            timeout: Some(self.timeout_ms),
+        };
+        let (check, requested) = (self.check(), self.tokens);
+        let start = move |due_ns| Compared::start(due_ns, check, requested);
+        session.run_with(&self.load(), options, start).await
+    }
+}

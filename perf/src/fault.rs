@@ -1,0 +1,91 @@
+//! Everything that can go wrong with one request, for all clients of this program.
+
+use std::error::Error;
+use std::io;
+
+use crate::order::OrderFault;
+
+/// Reason why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Fault {
+    #[error("cannot connect to {address}: {source}")]
+    Connect { address: String, source: io::Error },
+    #[error("the connection broke: {0}")]
+    Connection(String),
+    #[error("the server refused: {0}")]
+    Refused(String),
+    #[error("expected {expected}, got {found}")]
+    Unexpected { expected: String, found: String },
+    #[error("expected token_{expected}, got {found}")]
+    Order { expected: u32, found: String },
+    #[error(transparent)]
+    Tokens(#[from] OrderFault),
+    #[error("the stream broke after {after} tokens: {cause}")]
+    Broken { after: u32, cause: String },
+    #[error("the stream ended after {after} tokens without {missing}")]
+    CutOff { after: u32, missing: &'static str },
+    #[error("the stream ended with an error after {after} tokens: {message}")]
+    Error { after: u32, message: String },
+    #[error("more than the requested {0} tokens arrived")]
+    TooMany(u32),
+    #[error("the stream hangs: {after} tokens arrived within {seconds} s")]
+    Hangs { after: u32, seconds: u64 },
+    #[error("not finished within {0} s")]
+    TimedOut(u64),
+    #[error("unexpected data: {0}")]
+    Malformed(String),
+    #[error("the server's process cannot be inspected: {0}")]
+    Process(io::Error),
+}
+
+impl Fault {
+    pub(crate) fn unexpected(expected: impl Into<String>, found: impl Into<String>) -> Self {
+        Self::Unexpected {
+            expected: expected.into(),
+            found: found.into(),
+        }
+    }
+
+    /// A stream that ended after this many tokens without a part of its end.
+    pub(crate) fn cut_off(after: u32, missing: &'static str) -> Self {
+        Self::CutOff { after, missing }
+    }
+
+    /// Bytes that the protocol does not allow here, shown as text.
+    pub(crate) fn malformed(why: &str, bytes: &[u8]) -> Self {
+        Self::Malformed(format!("{why}: {:?}", String::from_utf8_lossy(bytes)))
+    }
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        Self::Connection(with_causes(&error))
+    }
+}
+
+impl From<hyper::Error> for Fault {
+    fn from(error: hyper::Error) -> Self {
+        Self::Connection(with_causes(&error))
+    }
+}
+
+impl From<h2::Error> for Fault {
+    fn from(error: h2::Error) -> Self {
+        Self::Connection(with_causes(&error))
+    }
+}
+
+/// An error with all its causes, because hyper's own text names only the outermost.
+fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.ends_with(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        cause = inner.source();
+    }
+    text
+}

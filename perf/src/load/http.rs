@@ -1,0 +1,118 @@
+//! A stream over HTTP/1.1, or over a raw socket: the smallest client that can check what it reads.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Poll, ready};
+
+use bytes::Bytes;
+use tokenway::runner::monotonic_ns;
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::consumer::Consumer;
+use super::response::Response;
+use super::session::Shared;
+use crate::arguments::ServerUrl;
+use crate::fault::Fault;
+use crate::stream::{CompletionRequest, connect};
+
+/// Format of a stream over HTTP, or over a raw socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum BodyFormat {
+    /// NDJSON over a raw socket.
+    Raw,
+    Ndjson,
+    Sse,
+}
+
+/// A connection that is reused as long as the server keeps it open.
+pub(super) struct Connection {
+    socket: TcpStream,
+    format: BodyFormat,
+    is_idle: bool,
+}
+
+impl Connection {
+    pub(super) async fn open(url: &ServerUrl, format: BodyFormat) -> Result<Self, Fault> {
+        Ok(Self {
+            socket: connect(url).await?,
+            format,
+            is_idle: true,
+        })
+    }
+
+    /// Reports if another request can be made: the last response has ended, and did not announce that the
+    /// server closes the connection.
+    pub(super) fn is_idle(&self) -> bool {
+        self.is_idle
+    }
+
+    /// Makes a request.
+    pub(super) async fn request(
+        &mut self,
+        shared: &Shared,
+        consumer: &mut impl Consumer,
+    ) -> Result<(), Fault> {
+        self.is_idle = false;
+        let is_raw = self.format == BodyFormat::Raw;
+        let mut response = if is_raw {
+            Response::without_head()
+        } else {
+            Response::new()
+        };
+        self.socket.write_all(&shared.request).await?;
+        while !response.has_ended() {
+            let read = self.read(shared).await?;
+            let received_ns = monotonic_ns();
+            if read == 0 {
+                response.closed()?;
+                if is_raw || !response.has_ended() {
+                    return Err(Fault::cut_off(consumer.count(), "its end"));
+                }
+                break;
+            }
+            let mut figures = shared.figures.borrow_mut();
+            figures.read(read);
+            let piece = &shared.buffer.borrow()[..read];
+            response.read(piece, |data| consumer.body(data, received_ns, &mut figures))?;
+            if is_raw && consumer.has_last() {
+                break;
+            }
+        }
+        self.is_idle = response.keeps_connection();
+        consumer.body_ended()
+    }
+
+    /// Reads into the buffer that all streams share.
+    async fn read(&mut self, shared: &Shared) -> io::Result<usize> {
+        let socket = &mut self.socket;
+        poll_fn(|cx| {
+            let mut buffer = shared.buffer.borrow_mut();
+            let mut buffer = ReadBuf::new(&mut buffer);
+            ready!(Pin::new(&mut *socket).poll_read(cx, &mut buffer))?;
+            Poll::Ready(Ok(buffer.filled().len()))
+        })
+        .await
+    }
+}
+
+/// The request as it is written to a connection.
+pub(super) fn request(
+    url: &ServerUrl,
+    format: BodyFormat,
+    completion: &CompletionRequest<'_>,
+) -> Bytes {
+    let body = completion.json();
+    let accept = match format {
+        BodyFormat::Sse => "text/event-stream",
+        BodyFormat::Ndjson => "application/x-ndjson",
+        BodyFormat::Raw => return format!("{body}\n").into(),
+    };
+    let (path, host, length) = (url.path("/v1/completions"), &url.authority, body.len());
+    format!(
+        "POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n\
+         accept: {accept}\r\ncontent-length: {length}\r\n\r\n{body}"
+    )
+    .into()
+}

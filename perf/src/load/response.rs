@@ -1,0 +1,386 @@
+//! Parses a response over HTTP/1.1 wherever its reads are cut: its head, and its body in any framing of
+//! RFC 9112, section 6. It does not know what a body means.
+
+use std::mem::take;
+
+use httparse::{EMPTY_HEADER, Status, parse_chunk_size, parse_headers};
+
+use crate::fault::Fault;
+
+/// Upper bounds of a head.
+const LONGEST_HEAD: usize = 64 * 1024;
+const MOST_HEADERS: usize = 128;
+
+/// Longest part of a refusal's body that is shown.
+const LONGEST_REFUSAL: usize = 1024;
+
+/// A response as it arrives.
+pub(crate) struct Response {
+    framing: Framing,
+    /// Part of a head, of a chunk's size or of a trailer that is not complete.
+    unparsed: Vec<u8>,
+    refusal: Option<Refusal>,
+    closes: bool,
+}
+
+/// Next part of a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Framing {
+    Head,
+    ChunkSize,
+    /// Remaining bytes of a chunk.
+    Chunk(usize),
+    ChunkEnd,
+    Trailer,
+    /// Remaining bytes of the body.
+    Length(usize),
+    /// A body that ends with the connection.
+    UntilClose,
+    Ended,
+}
+
+/// A response whose status is not 200.
+struct Refusal {
+    status: String,
+    /// Start of its body.
+    body: Vec<u8>,
+}
+
+/// A complete part: its length in bytes, and what follows it.
+type Parsed = Option<(usize, Framing)>;
+
+impl Response {
+    pub(crate) fn new() -> Self {
+        Self {
+            framing: Framing::Head,
+            unparsed: Vec::new(),
+            refusal: None,
+            closes: false,
+        }
+    }
+
+    /// A response over a raw socket: a body without a head, whose end only its consumer knows.
+    pub(crate) fn without_head() -> Self {
+        Self {
+            framing: Framing::UntilClose,
+            ..Self::new()
+        }
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.framing == Framing::Ended
+    }
+
+    /// Reports if the server accepts another request on the connection.
+    pub(crate) fn keeps_connection(&self) -> bool {
+        !self.closes
+    }
+
+    /// Reads the next piece, and passes the parts of the body to `consume`.
+    ///
+    /// # Errors
+    /// Those of `consume`, if the response is a refusal that has ended, and if it is not HTTP/1.1.
+    pub(crate) fn read(
+        &mut self,
+        mut piece: &[u8],
+        mut consume: impl FnMut(&[u8]) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        while !piece.is_empty() {
+            match self.framing {
+                Framing::Chunk(left) => {
+                    let (data, rest) = piece.split_at(left.min(piece.len()));
+                    self.data(data, &mut consume)?;
+                    piece = rest;
+                    self.framing = match left - data.len() {
+                        0 => Framing::ChunkEnd,
+                        left => Framing::Chunk(left),
+                    };
+                }
+                Framing::Length(left) => {
+                    let (data, rest) = piece.split_at(left.min(piece.len()));
+                    self.data(data, &mut consume)?;
+                    piece = rest;
+                    self.framing = of_length(left - data.len());
+                }
+                Framing::UntilClose => {
+                    self.data(piece, &mut consume)?;
+                    piece = &[];
+                }
+                Framing::Head => piece = self.parse(piece, Self::head)?,
+                Framing::ChunkSize => piece = self.parse(piece, Self::chunk_size)?,
+                Framing::ChunkEnd => piece = self.parse(piece, Self::chunk_end)?,
+                Framing::Trailer => piece = self.parse(piece, Self::trailer)?,
+                Framing::Ended => {
+                    return Err(Fault::malformed("data after the response's end", piece));
+                }
+            }
+        }
+        if self.has_ended() {
+            self.refused()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Handles the end of the connection, which ends some responses.
+    ///
+    /// # Errors
+    /// If the response is a refusal.
+    pub(crate) fn closed(&mut self) -> Result<(), Fault> {
+        if self.framing == Framing::UntilClose {
+            self.framing = Framing::Ended;
+        }
+        self.refused()
+    }
+
+    fn data(
+        &mut self,
+        data: &[u8],
+        consume: &mut impl FnMut(&[u8]) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        match &mut self.refusal {
+            None => consume(data),
+            Some(Refusal { body, .. }) => {
+                let room = LONGEST_REFUSAL.saturating_sub(body.len());
+                body.extend_from_slice(&data[..room.min(data.len())]);
+                Ok(())
+            }
+        }
+    }
+
+    fn refused(&mut self) -> Result<(), Fault> {
+        let Some(Refusal { status, body }) = self.refusal.take() else {
+            return Ok(());
+        };
+        let body = String::from_utf8_lossy(&body);
+        Err(Fault::Refused(match body.trim() {
+            "" => status,
+            body => format!("{status}: {body}"),
+        }))
+    }
+
+    /// Parses a part that may have started in an earlier piece. Returns the rest of the piece.
+    fn parse<'a>(
+        &mut self,
+        piece: &'a [u8],
+        part: fn(&mut Self, &[u8]) -> Result<Parsed, Fault>,
+    ) -> Result<&'a [u8], Fault> {
+        let mut unparsed = take(&mut self.unparsed);
+        let before = unparsed.len();
+        let parsed = if before == 0 {
+            part(self, piece)?
+        } else {
+            unparsed.extend_from_slice(piece);
+            part(self, &unparsed)?
+        };
+        if let Some((length, framing)) = parsed {
+            self.framing = framing;
+            return Ok(&piece[length - before..]);
+        }
+        if before == 0 {
+            unparsed.extend_from_slice(piece);
+        }
+        if unparsed.len() > LONGEST_HEAD {
+            return Err(Fault::malformed(
+                "a head without an end",
+                &unparsed[..LONGEST_REFUSAL],
+            ));
+        }
+        self.unparsed = unparsed;
+        Ok(&[])
+    }
+
+    fn head(&mut self, bytes: &[u8]) -> Result<Parsed, Fault> {
+        let mut headers = [EMPTY_HEADER; MOST_HEADERS];
+        let mut head = httparse::Response::new(&mut headers);
+        let parsed = head.parse(bytes);
+        let parsed = parsed.map_err(|error| Fault::malformed(&error.to_string(), bytes))?;
+        let (Status::Complete(end), Some(code)) = (parsed, head.code) else {
+            return Ok(None);
+        };
+        if code / 100 == 1 {
+            return Ok(Some((end, Framing::Head)));
+        }
+        self.closes = head.version != Some(1);
+        if code != 200 {
+            self.refusal = Some(Refusal {
+                status: format!("{code} {}", head.reason.unwrap_or_default()),
+                body: Vec::new(),
+            });
+        }
+        let (mut is_chunked, mut length) = (false, None);
+        for header in head.headers.iter() {
+            let value = String::from_utf8_lossy(header.value).to_ascii_lowercase();
+            match header.name.to_ascii_lowercase().as_str() {
+                "transfer-encoding" if value == "chunked" => is_chunked = true,
+                "content-length" if length.as_ref().is_none_or(|known| *known == value) => {
+                    length = Some(value);
+                }
+                "transfer-encoding" | "content-length" | "content-encoding"
+                    if value != "identity" =>
+                {
+                    return Err(Fault::malformed("an unknown coding of the body", bytes));
+                }
+                "connection" => self.closes |= value.split(',').any(|of| of.trim() == "close"),
+                _ => {}
+            }
+        }
+        let framing = match length {
+            _ if code == 204 || code == 304 => Framing::Ended,
+            _ if is_chunked => Framing::ChunkSize,
+            Some(length) => of_length(content_length(&length)?),
+            None => {
+                self.closes = true;
+                Framing::UntilClose
+            }
+        };
+        Ok(Some((end, framing)))
+    }
+
+    fn chunk_size(&mut self, bytes: &[u8]) -> Result<Parsed, Fault> {
+        match parse_chunk_size(bytes) {
+            Ok(Status::Partial) => Ok(None),
+            Ok(Status::Complete((end, 0))) => Ok(Some((end, Framing::Trailer))),
+            Ok(Status::Complete((end, size))) => {
+                let size = usize::try_from(size);
+                let size = size.map_err(|_| Fault::malformed("a chunk is too large", bytes))?;
+                Ok(Some((end, Framing::Chunk(size))))
+            }
+            Err(error) => Err(Fault::malformed(&error.to_string(), bytes)),
+        }
+    }
+
+    fn chunk_end(&mut self, bytes: &[u8]) -> Result<Parsed, Fault> {
+        match bytes {
+            [b'\r', b'\n', ..] => Ok(Some((2, Framing::ChunkSize))),
+            [b'\r'] => Ok(None),
+            _ => Err(Fault::malformed("a chunk longer than its size", bytes)),
+        }
+    }
+
+    /// Skips the fields after the last chunk, up to and including the empty line.
+    fn trailer(&mut self, bytes: &[u8]) -> Result<Parsed, Fault> {
+        match parse_headers(bytes, &mut [EMPTY_HEADER; MOST_HEADERS]) {
+            Ok(Status::Partial) => Ok(None),
+            Ok(Status::Complete((end, _))) => Ok(Some((end, Framing::Ended))),
+            Err(error) => Err(Fault::malformed(&error.to_string(), bytes)),
+        }
+    }
+}
+
+fn of_length(left: usize) -> Framing {
+    match left {
+        0 => Framing::Ended,
+        left => Framing::Length(left),
+    }
+}
+
+fn content_length(value: &str) -> Result<usize, Fault> {
+    // `parse` also accepts a sign.
+    let is_number = value.bytes().all(|byte| byte.is_ascii_digit());
+    let parsed = value.parse().ok().filter(|_| is_number);
+    parsed.ok_or_else(|| Fault::malformed("content-length", value.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Body of a response that arrives in these pieces, after which the connection closes.
+    fn read(pieces: &[&str]) -> Result<(String, Response), Fault> {
+        let (mut response, mut body) = (Response::new(), Vec::new());
+        for piece in pieces {
+            response.read(piece.as_bytes(), |data| {
+                body.extend_from_slice(data);
+                Ok(())
+            })?;
+        }
+        response.closed()?;
+        Ok((String::from_utf8(body).unwrap(), response))
+    }
+
+    fn fault(response: &str) -> String {
+        let read = read(&[response]).map(|(body, _)| body);
+        read.expect_err("the response is wrong").to_string()
+    }
+
+    #[test]
+    fn a_body_of_any_framing_is_read_wherever_its_pieces_are_cut() {
+        let chunks = "3;name=\"x\"\r\nhel\r\n02 \r\nlo\r\n0\r\nX-Sum: 1\r\nX-More: 2\r\n\r\n";
+        let both = "content-length: 7\r\ntransfer-encoding: chunked";
+        for (head, body) in [
+            ("content-length: 5", "hello"),
+            ("Transfer-Encoding: Chunked", chunks),
+            (both, "5\r\nhello\r\n0\r\n\r\n"),
+            ("content-type: text/plain", "hello"),
+        ] {
+            let response =
+                format!("HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n{head}\r\n\r\n{body}");
+            for cut in 1..response.len() {
+                let (read, response) = read(&[&response[..cut], &response[cut..]])
+                    .unwrap_or_else(|fault| panic!("{head} cut at {cut}: {fault}"));
+                assert_eq!(
+                    (read.as_str(), response.has_ended()),
+                    ("hello", true),
+                    "{head}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_cut_off_has_not_ended() {
+        for rest in [
+            "content-length: 6\r\n\r\nhello",
+            "transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n",
+            "transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n",
+            "content-le",
+        ] {
+            let (_, response) = read(&[&format!("HTTP/1.1 200 OK\r\n{rest}")]).unwrap();
+            assert!(!response.has_ended(), "{rest}");
+        }
+    }
+
+    #[test]
+    fn a_connection_is_kept_unless_the_response_closes_it() {
+        for (head, is_kept) in [
+            ("HTTP/1.1 200 OK\r\ncontent-length: 0", true),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nConnection: TE, Close",
+                false,
+            ),
+            ("HTTP/1.1 200 OK", false),
+            ("HTTP/1.0 200 OK\r\ncontent-length: 0", false),
+        ] {
+            let (_, response) = read(&[&format!("{head}\r\n\r\n")]).unwrap();
+            assert_eq!(response.keeps_connection(), is_kept, "{head}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_reported_with_its_body() {
+        let refusal = "HTTP/1.1 429 Too Many Requests\r\ncontent-length: 4\r\n\r\nwait";
+        let reason = "the server refused: 429 Too Many Requests";
+        assert_eq!(fault(refusal), format!("{reason}: wait"));
+        assert_eq!(fault("HTTP/1.1 429 Too Many Requests\r\n\r\n"), reason);
+    }
+
+    #[test]
+    fn a_malformed_response_is_a_fault() {
+        let ok = "HTTP/1.1 200 OK\r\n";
+        let chunked = format!("{ok}transfer-encoding: chunked\r\n\r\n");
+        for wrong in [
+            "SSH-2.0-OpenSSH\r\n\r\n".to_owned(),
+            format!("{ok}content-length: +5\r\n\r\nhello"),
+            format!("{ok}content-length: 5\r\ncontent-length: 6\r\n\r\nhello"),
+            format!("{ok}content-length: 5\r\n\r\nhello!"),
+            format!("{ok}content-encoding: gzip\r\n\r\nhello"),
+            format!("{chunked}-5\r\nhello\r\n"),
+            format!("{chunked}5\r\nhello!\r\n"),
+            format!("{chunked}fffffffffffffffff\r\n"),
+        ] {
+            let found = fault(&wrong);
+            assert!(found.starts_with("unexpected data"), "{wrong:?}: {found}");
+        }
+    }
+}

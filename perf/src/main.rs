@@ -1,0 +1,114 @@
+//! `tokenway-perf` measures what a server adds to the tokens that pass through it. `main` reads the
+//! command line and runs a subcommand; each subcommand is a module of its own.
+
+use std::error::Error;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tokio::runtime::Builder;
+
+mod arguments;
+mod compare;
+mod device;
+mod fault;
+mod figures;
+mod load;
+mod open_files;
+mod order;
+mod overhead;
+mod process;
+mod progress;
+mod report;
+mod serve;
+mod server;
+mod soak;
+mod stamp;
+mod statistics;
+mod stream;
+mod streaming;
+mod survive;
+mod worker;
+
+/// Measures what a Tokenway server, or another of its kind, adds to the tokens of a stream.
+#[derive(Parser)]
+#[command(name = "tokenway-perf", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Streaming(streaming::Options),
+    Overhead(overhead::Options),
+    Compare(compare::Options),
+    Soak(soak::Options),
+    Survive(survive::Options),
+    #[command(hide = true)]
+    Serve(serve::Options),
+    #[command(hide = true)]
+    Worker(Box<worker::Options>),
+}
+
+/// Verdict of a subcommand that ran to its end.
+enum Verdict {
+    Passed,
+    /// Something is wrong. Reasons that the report does not contain go to standard error, one a line.
+    Failed(Vec<String>),
+}
+
+impl Verdict {
+    /// Verdict of a run whose report already contains what went wrong.
+    fn reported(has_passed: bool) -> Self {
+        if has_passed {
+            Self::Passed
+        } else {
+            Self::Failed(Vec::new())
+        }
+    }
+
+    fn of_failures(failures: Vec<String>) -> Self {
+        if failures.is_empty() {
+            Self::Passed
+        } else {
+            Self::Failed(failures)
+        }
+    }
+}
+
+/// Result of a subcommand. An error is printed like a failure.
+type Outcome = Result<Verdict, Box<dyn Error>>;
+
+fn main() -> ExitCode {
+    let out = &mut io::stdout().lock();
+    let outcome = match Cli::parse().command {
+        Command::Streaming(options) => on_this_thread(streaming::run(&options, out)),
+        Command::Overhead(options) => on_this_thread(overhead::run(&options, out)),
+        Command::Compare(options) => on_this_thread(compare::run(&options, out)),
+        Command::Soak(options) => on_this_thread(soak::run(&options, out)),
+        Command::Survive(options) => on_this_thread(survive::run(&options, out)),
+        Command::Worker(options) => on_this_thread(worker::run(*options)),
+        // A server under test has the threads that the product's own has.
+        Command::Serve(options) => run_on(Builder::new_multi_thread(), serve::run(&options, out)),
+    };
+    let failures = match outcome {
+        Ok(Verdict::Passed) => return ExitCode::SUCCESS,
+        Ok(Verdict::Failed(failures)) => failures,
+        Err(error) => vec![error.to_string()],
+    };
+    for failure in failures {
+        // The exit code still reports the failure if standard error is closed.
+        let _ = writeln!(io::stderr(), "error: {failure}");
+    }
+    ExitCode::FAILURE
+}
+
+/// Runs a client on one thread, so that a token that has been read is processed without waking another.
+fn on_this_thread(run: impl Future<Output = Outcome>) -> Outcome {
+    run_on(Builder::new_current_thread(), run)
+}
+
+fn run_on(mut builder: Builder, run: impl Future<Output = Outcome>) -> Outcome {
+    builder.enable_all().build()?.block_on(run)
+}

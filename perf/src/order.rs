@@ -1,0 +1,172 @@
+//! Checks that each token arrived exactly once and in its place, by the index in its text.
+
+use crate::fault::Fault;
+
+/// First violation of the order of tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum OrderFault {
+    #[error("token_{index} is lost: token_{instead} arrived in its place")]
+    Lost { index: u32, instead: u32 },
+    #[error("token_{index} is lost: {received} of {expected} tokens arrived")]
+    LostAtEnd {
+        index: u32,
+        received: usize,
+        expected: u32,
+    },
+    #[error("token_{index} is repeated: it arrived again in the place of token_{place}")]
+    Repeated { index: u32, place: usize },
+    #[error("token_{early} and token_{late} are swapped: token_{early} arrived first")]
+    Swapped { early: u32, late: u32 },
+    #[error("token_{index} is extra: it arrived at place {place}, and {expected} were requested")]
+    Extra {
+        index: u32,
+        place: usize,
+        expected: u32,
+    },
+}
+
+/// Index of the test runner's token with this text.
+pub(crate) fn index_of(text: &str) -> Option<u32> {
+    let digits = text.strip_prefix("token_")?;
+    // `parse` accepts `+7` and `07`, which the test runner never writes.
+    let is_canonical = match digits.as_bytes() {
+        [b'0'] => true,
+        [b'1'..=b'9', rest @ ..] => rest.iter().all(u8::is_ascii_digit),
+        _ => false,
+    };
+    is_canonical.then(|| digits.parse().ok()).flatten()
+}
+
+/// Index of a test runner's token. A protocol that sends an index beside the text must agree with it.
+pub(crate) fn agreed_index(text: &str, beside: Option<u32>) -> Result<u32, Fault> {
+    match (index_of(text), beside) {
+        (None, _) => Err(Fault::unexpected(
+            "a token of the test runner",
+            format!("{text:?}"),
+        )),
+        (Some(index), Some(beside)) if index != beside => {
+            Err(Fault::Malformed(format!("{text} with the index {beside}")))
+        }
+        (Some(index), _) => Ok(index),
+    }
+}
+
+/// Checks that the tokens are 0, 1, 2, … up to `expected`.
+pub(crate) fn check(received: &[u32], expected: u32) -> Result<(), OrderFault> {
+    let mut places = 0..expected;
+    for (place, &index) in received.iter().enumerate() {
+        let due = places.next();
+        if due != Some(index) {
+            return Err(fault_at(place, due, received, expected));
+        }
+    }
+    match places.next() {
+        None => Ok(()),
+        Some(index) => Err(OrderFault::LostAtEnd {
+            index,
+            received: received.len(),
+            expected,
+        }),
+    }
+}
+
+/// Lists the faults of a stream that ended as `ended`. Tokens missing because the stream broke are not
+/// reported as lost, and too many tokens are reported as extra.
+pub(crate) fn faults(received: &[u32], expected: u32, ended: Result<(), Fault>) -> Vec<Fault> {
+    match (check(received, expected), ended) {
+        (Ok(()), Ok(())) => vec![],
+        (Err(order), Ok(()) | Err(Fault::TooMany(_))) => vec![order.into()],
+        (Ok(()) | Err(OrderFault::LostAtEnd { .. }), Err(ended)) => vec![ended],
+        (Err(order), Err(ended)) => vec![order.into(), ended],
+    }
+}
+
+/// Classifies the first token that is out of place. The tokens after it show if the one that was due is
+/// lost or only late.
+fn fault_at(place: usize, due: Option<u32>, received: &[u32], expected: u32) -> OrderFault {
+    let index = received[place];
+    if received[..place].contains(&index) {
+        return OrderFault::Repeated { index, place };
+    }
+    match due {
+        Some(due) if index < expected && received[place..].contains(&due) => OrderFault::Swapped {
+            early: index,
+            late: due,
+        },
+        Some(due) if index < expected => OrderFault::Lost {
+            index: due,
+            instead: index,
+        },
+        Some(_) | None => OrderFault::Extra {
+            index,
+            place,
+            expected,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_violation_of_the_order_is_named() {
+        let table: [(&[u32], u32, &str); 9] = [
+            (&[0, 1, 2], 3, ""),
+            (
+                &[0, 2, 3],
+                4,
+                "token_1 is lost: token_2 arrived in its place",
+            ),
+            (&[0, 1], 4, "token_2 is lost: 2 of 4 tokens arrived"),
+            (
+                &[0, 1, 1, 2],
+                3,
+                "token_1 is repeated: it arrived again in the place of token_2",
+            ),
+            (
+                &[0, 1, 2, 2],
+                3,
+                "token_2 is repeated: it arrived again in the place of token_3",
+            ),
+            (
+                &[0, 2, 1, 3],
+                4,
+                "token_2 and token_1 are swapped: token_2 arrived first",
+            ),
+            (
+                &[0, 1, 2, 3],
+                3,
+                "token_3 is extra: it arrived at place 3, and 3 were requested",
+            ),
+            (
+                &[0, 7, 2],
+                3,
+                "token_7 is extra: it arrived at place 1, and 3 were requested",
+            ),
+            (&[], 0, ""),
+        ];
+        for (received, expected, reason) in table {
+            let found = check(received, expected).map_err(|fault| fault.to_string());
+            assert_eq!(found.err().unwrap_or_default(), reason);
+        }
+    }
+
+    #[test]
+    fn only_texts_of_the_test_runner_have_an_index() {
+        assert_eq!(index_of("token_17"), Some(17));
+        for text in ["token_", "token_+7", "token_07", " token_7", "Paris", ""] {
+            assert_eq!(index_of(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_index_beside_the_text_must_agree_with_it() {
+        assert_eq!(agreed_index("token_6", Some(6)).unwrap(), 6);
+        let fault = agreed_index("token_6", Some(5)).unwrap_err();
+        assert_eq!(
+            fault.to_string(),
+            "unexpected data: token_6 with the index 5"
+        );
+    }
+}

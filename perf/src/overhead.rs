@@ -1,0 +1,131 @@
+//! The subcommand `overhead`: the cost that the product adds to a token on each API, against floors that
+//! are measured in the same run.
+//!
+//! The measured paths take turns in every round, in an order that changes from round to round, so that a
+//! disturbance of the machine disturbs them all. Only ratios and differences within a round are judged.
+
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+
+mod baseline;
+mod charts;
+mod fleet;
+mod page;
+mod path;
+mod plan;
+mod report;
+mod results;
+mod rounds;
+mod scale;
+mod scenario;
+mod table;
+mod targets;
+mod timing;
+
+use baseline::Baseline;
+use path::MeasuredPath;
+use plan::{LoadKind, Plan};
+use report::Report;
+use scenario::Scenario;
+
+use crate::open_files::OpenFilesError;
+use crate::report::{Machine, write_json};
+use crate::server::ServerError;
+use crate::{Outcome, Verdict};
+
+/// Measure the cost that each API adds to a token, against bare axum, bare tonic and others in the same run.
+///
+/// Exit codes: 0 if every token arrived once and in order, and with --check every target was reached; 1 if
+/// not; 2 if the arguments are wrong.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Measure only what the targets need, in under a minute
+    #[arg(long)]
+    quick: bool,
+    /// Number of rounds [default: 5]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: Option<u32>,
+    /// Streams at once, separated by commas [default: 1,64,512, or 1,64 with --quick]
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    streams: Option<Vec<u32>>,
+    /// Measured paths, separated by commas [default: all, or with --quick those that each load's targets need]
+    #[arg(long, value_name = "PATH", value_delimiter = ',')]
+    paths: Option<Vec<MeasuredPath>>,
+    /// Kinds of load, separated by commas [default: all, or with --quick all but scale]
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    loads: Option<Vec<LoadKind>>,
+    /// Write all measurements to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write a page with charts to this file, as HTML in one piece
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Write the headline chart to this file, as SVG: the distribution of one-way latency with 64 streams of
+    /// 50 tokens a second
+    #[arg(long, value_name = "FILE")]
+    picture: Option<PathBuf>,
+    /// Exit with 1 if a target is missed
+    #[arg(long)]
+    check: bool,
+    /// Exit with 1 if a ratio is worse than in this older run, written with --json, by more than the spread of
+    /// the rounds in either run
+    #[arg(long, value_name = "FILE")]
+    baseline: Option<PathBuf>,
+}
+
+/// Reason why a turn could not be measured.
+#[derive(Debug, thiserror::Error)]
+enum TurnError {
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    #[error(transparent)]
+    OpenFiles(#[from] OpenFilesError),
+}
+
+/// Load of the headline chart.
+const HEADLINE: Scenario = Scenario::Paced(64);
+
+/// Measures, and prints the tables and the targets.
+pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
+    // Before the measurement, so that a wrong file fails at once.
+    let baseline = options
+        .baseline
+        .as_deref()
+        .map(Baseline::read)
+        .transpose()?;
+    let plan = Plan::of(options);
+    if options.picture.is_some() && !plan.loads.iter().any(|load| load.scenario == HEADLINE) {
+        let title = HEADLINE.title();
+        return Err(
+            format!("--picture shows {title}, which --loads or --streams leave out").into(),
+        );
+    }
+    let mut machine = Machine::now();
+    let (results, faults) = rounds::measure(&plan).await?;
+    machine.ended();
+    let report = Report::of(machine, results, faults);
+    table::write(&report, out)?;
+    if let Some(path) = &options.json {
+        write_json(path, &report.json())?;
+    }
+    if let Some(path) = &options.html {
+        page::write(path, &report)?;
+    }
+    if let Some(path) = &options.picture {
+        fs::write(path, charts::latency(&report.results, HEADLINE)?)?;
+    }
+    let worse = baseline.map_or_else(Vec::new, |baseline| baseline.worse(&report.targets));
+    for line in &worse {
+        writeln!(out, "WORSE {line}")?;
+    }
+    out.flush()?;
+    let has_missed = options.check && report.has_missed();
+    Ok(Verdict::reported(
+        report.faults.is_empty() && worse.is_empty() && !has_missed,
+    ))
+}

@@ -1,0 +1,100 @@
+//! The measured paths: ways from the test runner to a client, through the product's APIs and through the
+//! floors beneath them.
+
+use clap::ValueEnum;
+
+use crate::load::BodyFormat;
+use crate::serve::Role;
+
+/// One way from the device to a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum)]
+pub(crate) enum MeasuredPath {
+    /// Channel of a worker in the client's own process.
+    Mpsc,
+    /// Lines over a raw socket.
+    RawTcp,
+    /// tonic with one handler over the worker.
+    BareTonic,
+    /// axum with one handler over the worker.
+    BareAxum,
+    /// gRPC API.
+    Grpc,
+    /// HTTP API, as NDJSON.
+    Ndjson,
+    /// HTTP API, as server-sent events.
+    Sse,
+    /// HTTP API, with the worker in a process of its own.
+    Child,
+    /// HTTP API of a gateway, in front of an engine over TCP.
+    TwoTcp,
+    /// HTTP API of a gateway, in front of an engine over a Unix socket.
+    TwoUnix,
+}
+
+/// Transport between a path's server and its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Transport {
+    Channel,
+    Http(BodyFormat),
+    Grpc,
+}
+
+impl MeasuredPath {
+    /// Name in reports.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::Mpsc => "channel (mpsc)",
+            Self::RawTcp => "raw TCP",
+            Self::BareTonic => "bare tonic",
+            Self::BareAxum => "bare axum",
+            Self::Grpc => "gRPC",
+            Self::Ndjson => "HTTP NDJSON",
+            Self::Sse => "HTTP SSE",
+            Self::Child => "HTTP NDJSON, worker process",
+            Self::TwoTcp => "gateway | engine, TCP",
+            Self::TwoUnix => "gateway | engine, Unix socket",
+        }
+    }
+
+    /// Name on the command line and in JSON.
+    pub(crate) fn name(self) -> String {
+        let value = self.to_possible_value().expect("no path is hidden");
+        value.get_name().to_owned()
+    }
+
+    /// Floor with which it is compared.
+    pub(crate) fn floor(self) -> Option<Self> {
+        match self {
+            Self::Mpsc | Self::RawTcp | Self::BareTonic | Self::BareAxum => None,
+            Self::Grpc => Some(Self::BareTonic),
+            Self::Ndjson | Self::Sse | Self::Child | Self::TwoTcp | Self::TwoUnix => {
+                Some(Self::BareAxum)
+            }
+        }
+    }
+
+    pub(super) fn transport(self) -> Transport {
+        match self {
+            Self::Mpsc => Transport::Channel,
+            Self::RawTcp => Transport::Http(BodyFormat::Raw),
+            Self::BareAxum | Self::Ndjson | Self::Child | Self::TwoTcp | Self::TwoUnix => {
+                Transport::Http(BodyFormat::Ndjson)
+            }
+            Self::Sse => Transport::Http(BodyFormat::Sse),
+            Self::BareTonic | Self::Grpc => Transport::Grpc,
+        }
+    }
+
+    /// Process that serves it; a gateway has an engine too.
+    pub(super) fn role(self) -> Option<Role> {
+        match self {
+            Self::Mpsc => None,
+            Self::RawTcp => Some(Role::Tcp),
+            Self::BareTonic => Some(Role::Tonic),
+            Self::BareAxum => Some(Role::Axum),
+            Self::Grpc | Self::Ndjson | Self::Sse => Some(Role::Product),
+            Self::Child => Some(Role::Isolated),
+            Self::TwoTcp | Self::TwoUnix => Some(Role::Gateway),
+        }
+    }
+}

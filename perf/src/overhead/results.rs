@@ -1,0 +1,258 @@
+//! Results of all rounds, cell by cell: one measured path under one load.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::path::MeasuredPath;
+use super::scenario::Scenario;
+use super::timing::TimingCost;
+use crate::fault::Fault;
+use crate::figures::{Figures, Times};
+use crate::statistics::{Percentiles, Spread, count};
+
+/// Difference in bytes that tokens of the same format may have. Ids and creation times have the same length
+/// on every path, but a stamp may gain a digit between two turns.
+const SAME_BYTES: f64 = 0.5;
+
+/// Results of one run.
+#[derive(Debug, Default)]
+pub(crate) struct Results {
+    cells: BTreeMap<CellKey, Cell>,
+    /// Cost of timing the stages of tokens, in each round.
+    timing: Vec<TimingCost>,
+}
+
+/// Load and path of a cell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct CellKey {
+    pub(crate) scenario: Scenario,
+    pub(crate) path: MeasuredPath,
+}
+
+impl CellKey {
+    pub(crate) fn new(scenario: Scenario, path: MeasuredPath) -> Self {
+        Self { scenario, path }
+    }
+}
+
+/// Result of one turn.
+#[derive(Debug, Default)]
+pub(crate) struct TurnResult {
+    /// `None` if nothing could be measured.
+    pub(crate) measured: Option<(Round, Times)>,
+    pub(crate) faults: Vec<String>,
+}
+
+/// Rounds of one path under one load.
+#[derive(Debug)]
+pub(crate) struct Cell {
+    /// In the order in which they were measured.
+    pub(crate) rounds: Vec<Round>,
+    /// Times of all rounds.
+    pub(crate) times: Times,
+}
+
+/// Result of one round.
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(Default))]
+pub(crate) struct Round {
+    pub(crate) tokens: u64,
+    pub(crate) tokens_per_second: f64,
+    pub(crate) requests_per_second: f64,
+    pub(crate) tokens_per_read: f64,
+    pub(crate) bytes_per_token: f64,
+    /// Length of a token's line or message, without heads and frames.
+    pub(crate) line_bytes_per_token: f64,
+    /// Processor time of the server's processes for each token; `None` without a server.
+    pub(crate) cpu_us_per_token: Option<f64>,
+    /// Resident memory of the server's processes after the round.
+    pub(crate) rss_bytes: Option<u64>,
+    pub(crate) one_way_p50_us: f64,
+    pub(crate) one_way_p99_us: f64,
+    pub(crate) ttft_p50_us: f64,
+    pub(crate) ttft_p99_us: f64,
+    /// Delay of the load itself in starting its streams.
+    pub(crate) sender_p50_us: f64,
+    /// Share of one processor that the load took, which is one thread.
+    pub(crate) load_share: f64,
+    /// Growth of the servers' memory for each stream, in bytes; `None` if it was not measured.
+    pub(crate) rss_per_stream: Option<f64>,
+    /// Number of streams that failed.
+    pub(crate) faults: u32,
+}
+
+impl Round {
+    pub(super) fn of(figures: &Figures, cpu: Option<Duration>, rss_bytes: Option<u64>) -> Self {
+        let tokens = count(figures.tokens);
+        let seconds = count(figures.elapsed_ns) / 1e9;
+        let one_way = Percentiles::of(&figures.times.one_way);
+        let ttft = Percentiles::of(&figures.times.ttft);
+        Self {
+            tokens: figures.tokens,
+            tokens_per_second: tokens / seconds,
+            requests_per_second: count(figures.requests) / seconds,
+            tokens_per_read: tokens / count(figures.reads),
+            bytes_per_token: count(figures.bytes) / tokens,
+            line_bytes_per_token: count(figures.token_bytes) / tokens,
+            cpu_us_per_token: cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / tokens),
+            rss_bytes,
+            one_way_p50_us: one_way.p50,
+            one_way_p99_us: one_way.p99,
+            ttft_p50_us: ttft.p50,
+            ttft_p99_us: ttft.p99,
+            sender_p50_us: Percentiles::of(&figures.times.sender).p50,
+            load_share: figures.load_share,
+            rss_per_stream: None,
+            faults: figures.fault_count,
+        }
+    }
+}
+
+impl TurnResult {
+    /// Result of a turn that could not start.
+    pub(super) fn of_fault(fault: &Fault) -> Self {
+        Self {
+            measured: None,
+            faults: vec![fault.to_string()],
+        }
+    }
+}
+
+impl Results {
+    pub(super) fn add(&mut self, key: CellKey, round: Round, times: &Times) {
+        match self.cells.entry(key) {
+            Entry::Occupied(mut cell) => {
+                let cell = cell.get_mut();
+                cell.times.add(times);
+                cell.rounds.push(round);
+            }
+            Entry::Vacant(cell) => {
+                cell.insert(Cell {
+                    rounds: vec![round],
+                    times: times.clone(),
+                });
+            }
+        }
+    }
+
+    /// Adds the cost of timing the stages of tokens in a round.
+    pub(super) fn add_timing(&mut self, cost: TimingCost) {
+        self.timing.push(cost);
+    }
+
+    /// Cost of timing the stages of tokens, in percent of a token's whole cost in this cell.
+    pub(super) fn timing_share(
+        &self,
+        key: CellKey,
+        of: impl Fn(TimingCost) -> f64,
+    ) -> Option<Spread> {
+        let rounds = self.timing.iter().zip(&self.cell(key)?.rounds);
+        let shares: Option<Vec<_>> = rounds
+            .map(|(cost, round)| Some(of(*cost) / (round.cpu_us_per_token? * 1e3) * 100.0))
+            .collect();
+        Spread::of(shares?)
+    }
+
+    /// All cells, load by load.
+    pub(crate) fn cells(&self) -> impl Iterator<Item = (CellKey, &Cell)> {
+        self.cells.iter().map(|(key, cell)| (*key, cell))
+    }
+
+    /// Cells of one load, path by path.
+    pub(super) fn of_scenario(
+        &self,
+        scenario: Scenario,
+    ) -> impl Iterator<Item = (MeasuredPath, &Cell)> {
+        let cells = self
+            .cells()
+            .filter(move |(key, _)| key.scenario == scenario);
+        cells.map(|(key, cell)| (key.path, cell))
+    }
+
+    pub(super) fn cell(&self, key: CellKey) -> Option<&Cell> {
+        self.cells.get(&key)
+    }
+
+    /// Paths whose lines or messages differ from their floors', so that they cannot be compared.
+    pub(super) fn unlike_floors(&self) -> Vec<String> {
+        let bytes = |cell: &Cell| {
+            let spread = cell.spread(|round| Some(round.line_bytes_per_token));
+            spread.map(|spread| spread.median)
+        };
+        let differing =
+            self.cells()
+                .filter_map(|(CellKey { scenario, path }, cell)| {
+                    let floor = path.floor()?;
+                    if floor.transport() != path.transport() {
+                        return None;
+                    }
+                    let of_floor = self.cell(CellKey {
+                        scenario,
+                        path: floor,
+                    })?;
+                    let (own, of_floor) = (bytes(cell)?, bytes(of_floor)?);
+                    ((own - of_floor).abs() > SAME_BYTES).then(|| {
+                let (title, path, floor) = (scenario.title(), path.title(), floor.title());
+                format!("{title}: a token is {own:.1} bytes on {path} and {of_floor:.1} on {floor}")
+            })
+                });
+        differing.collect()
+    }
+
+    /// Compares a value with that of another cell, round by round. Both were measured soon after each
+    /// other, so a longer disturbance of the machine disturbs both.
+    pub(super) fn compare(
+        &self,
+        key: CellKey,
+        beside: CellKey,
+        value: impl Fn(&Round) -> Option<f64>,
+        compare: impl Fn(f64, f64) -> f64,
+    ) -> Option<Spread> {
+        let rounds = self.cell(key)?.rounds.iter();
+        let rounds = rounds.zip(&self.cell(beside)?.rounds);
+        let compared: Option<Vec<_>> = rounds
+            .map(|(own, other)| Some(compare(value(own)?, value(other)?)))
+            .collect();
+        Spread::of(compared?)
+    }
+}
+
+impl Cell {
+    /// Spread of a value over the rounds.
+    pub(crate) fn spread(&self, value: impl Fn(&Round) -> Option<f64>) -> Option<Spread> {
+        let values: Option<Vec<_>> = self.rounds.iter().map(value).collect();
+        Spread::of(values?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_whose_lines_differ_from_its_floors_is_reported() {
+        let unlike = |path: MeasuredPath, bytes: f64| {
+            let mut results = Results::default();
+            for (path, line_bytes_per_token) in [(MeasuredPath::BareAxum, 190.0), (path, bytes)] {
+                let round = Round {
+                    line_bytes_per_token,
+                    ..Round::default()
+                };
+                let scenario = Scenario::Short;
+                results.add(CellKey::new(scenario, path), round, &Times::new());
+            }
+            results.unlike_floors()
+        };
+        assert_eq!(unlike(MeasuredPath::Ndjson, 190.4), Vec::<String>::new());
+        let other_format = unlike(MeasuredPath::Sse, 196.0);
+        assert_eq!(other_format, Vec::<String>::new());
+        let reported = unlike(MeasuredPath::Ndjson, 189.0).concat();
+        assert!(
+            reported.contains("189.0 bytes on HTTP NDJSON"),
+            "{reported}"
+        );
+    }
+}

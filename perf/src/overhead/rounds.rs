@@ -1,0 +1,97 @@
+//! The rounds of a run: in each, the paths take turns under one load after the other.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::TurnError;
+use super::fleet::{Fleet, Setup};
+use super::path::MeasuredPath;
+use super::plan::Plan;
+use super::results::{CellKey, Results, Round, TurnResult};
+use super::scale;
+use super::scenario::{PACED, Scenario, Size};
+use super::timing::TimingCost;
+use crate::load::Session;
+use crate::open_files;
+use crate::progress;
+
+/// Interval at full speed.
+const FULL: Duration = Duration::ZERO;
+
+/// Runs all rounds. Returns the faults of streams beside the results.
+pub(super) async fn measure(plan: &Plan) -> Result<(Results, Vec<String>), TurnError> {
+    open_files::allow(plan.open_files())?;
+    let fleets = Fleets {
+        paced: Fleet::start(&paths(plan, PACED), Setup::of_interval(PACED)).await?,
+        full: Fleet::start(&paths(plan, FULL), Setup::of_interval(FULL)).await?,
+    };
+    let (mut results, mut faults) = (Results::default(), Vec::new());
+    let bar = progress::bar(plan.turns(), "{bar:30} {pos}/{len} {elapsed} {msg}");
+    for round in 0..plan.rounds() {
+        results.add_timing(TimingCost::measure());
+        for load in plan.loads.iter().filter(|load| round < load.rounds) {
+            let scenario = load.scenario;
+            for path in load.order(round) {
+                let title = format!("{}, {}", scenario.title(), path.title());
+                bar.set_message(title.clone());
+                let turn = fleets.turn(scenario, path, plan.size).await?;
+                if let Some((round, times)) = turn.measured {
+                    results.add(CellKey::new(scenario, path), round, &times);
+                }
+                let of_turn = turn.faults.iter();
+                faults.extend(of_turn.map(|fault| format!("{title}, round {round}: {fault}")));
+                bar.inc(1);
+            }
+        }
+    }
+    bar.finish_and_clear();
+    fleets.paced.stop().await?;
+    fleets.full.stop().await?;
+    Ok((results, faults))
+}
+
+/// Servers that take turns.
+struct Fleets {
+    paced: Fleet,
+    full: Fleet,
+}
+
+impl Fleets {
+    /// Measures one path under one load.
+    async fn turn(
+        &self,
+        scenario: Scenario,
+        path: MeasuredPath,
+        size: Size,
+    ) -> Result<TurnResult, TurnError> {
+        let fleet = match scenario {
+            Scenario::Scale(scale) => return scale::turn(scale, path, size).await,
+            Scenario::Paced(_) => &self.paced,
+            Scenario::Full(_) | Scenario::Short | Scenario::OpenLoop => &self.full,
+        };
+        let session = match Session::open(fleet.target(path), scenario.sockets()).await {
+            Ok(session) => session,
+            Err(fault) => return Ok(TurnResult::of_fault(&fault)),
+        };
+        let mut faults = session.run(&scenario.warm_up(size)).await.faults;
+        let before = fleet.usage(path)?;
+        let figures = session.run(&scenario.load(size)).await;
+        let after = fleet.usage(path)?;
+        let cpu = before
+            .zip(after)
+            .map(|(before, after)| scenario.cpu(before, after));
+        let round = Round::of(&figures, cpu, after.map(|after| after.rss_bytes));
+        faults.extend(figures.faults);
+        Ok(TurnResult {
+            measured: Some((round, figures.times)),
+            faults,
+        })
+    }
+}
+
+/// Paths that need a server of this interval.
+fn paths(plan: &Plan, interval: Duration) -> BTreeSet<MeasuredPath> {
+    let loads = plan.loads.iter();
+    let loads = loads.filter(|load| load.scenario.interval() == Some(interval));
+    loads.flat_map(|load| load.paths.iter().copied()).collect()
+}

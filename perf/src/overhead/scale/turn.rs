@@ -1,0 +1,152 @@
+//! One path's turn with thousands of streams, on servers of its own that have served nothing before: the
+//! growth of their memory is due to the streams.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+
+use super::{SETTLE, Scale};
+use crate::figures::Figures;
+use crate::load::{Session, Sockets};
+use crate::overhead::TurnError;
+use crate::overhead::fleet::Fleet;
+use crate::overhead::path::MeasuredPath;
+use crate::overhead::results::{Round, TurnResult};
+use crate::overhead::scenario::{Scenario, Size};
+use crate::process::Usage;
+use crate::statistics::count;
+
+/// Time by which streams may end late.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// Takes the turn. Only a window counts, in which all streams are open.
+pub(in crate::overhead) async fn turn(
+    scale: Scale,
+    path: MeasuredPath,
+    size: Size,
+) -> Result<TurnResult, TurnError> {
+    let fleet = Fleet::start(&BTreeSet::from([path]), scale.setup()).await?;
+    let turn = Turn {
+        scale,
+        path,
+        size,
+        fleet: &fleet,
+    };
+    let result = turn.take().await;
+    fleet.stop().await?;
+    result
+}
+
+struct Turn<'a> {
+    scale: Scale,
+    path: MeasuredPath,
+    size: Size,
+    fleet: &'a Fleet,
+}
+
+/// Figures of a turn.
+struct Observed {
+    /// Up to the window.
+    early: Figures,
+    /// In the window.
+    steady: Figures,
+    /// Usage of the servers at the window's start and end.
+    usage: Option<(Usage, Usage)>,
+}
+
+impl Turn<'_> {
+    async fn take(&self) -> Result<TurnResult, TurnError> {
+        let mut result = TurnResult::default();
+        let target = self.fleet.target(self.path);
+        let warm_up = self.scale.warm_up();
+        match Session::open(target, Sockets::of(warm_up.streams)).await {
+            Ok(session) => result.faults.extend(session.run(&warm_up).await.faults),
+            Err(fault) => return Ok(TurnResult::of_fault(&fault)),
+        }
+        let unconnected = self.fleet.usage(self.path)?;
+        let session = match Session::open(target, self.scale.sockets()).await {
+            Ok(session) => session,
+            Err(fault) => return Ok(TurnResult::of_fault(&fault)),
+        };
+        let connected = self.fleet.usage(self.path)?;
+        let load = self.scale.load(self.size);
+        let running = timeout(self.time_limit(), session.run(&load));
+        let (observed, ended) = tokio::join!(self.observe(&session), running);
+        let mut observed = observed?;
+        observed.early.add_faults(&observed.steady);
+        match &ended {
+            Ok(rest) => observed.early.add_faults(rest),
+            // Queued requests would wait forever, and end with the session.
+            Err(_) if self.scale.is_queue() => {}
+            Err(_) => observed
+                .early
+                .fault("streams have not ended in time".to_owned()),
+        }
+        self.check_open(&mut observed);
+        let before = if self.scale.is_queue() {
+            connected
+        } else {
+            unconnected
+        };
+        result.faults.extend(observed.early.faults.clone());
+        result.measured = Some((self.round(&observed, before), observed.steady.times));
+        Ok(result)
+    }
+
+    /// Time limit of the load.
+    fn time_limit(&self) -> Duration {
+        let measured = self.scale.settled_after() + self.scale.window(self.size) + SETTLE;
+        if self.scale.is_queue() {
+            measured
+        } else {
+            measured + self.scale.ramp() + GRACE
+        }
+    }
+
+    async fn observe(&self, session: &Session) -> Result<Observed, TurnError> {
+        sleep(self.scale.settled_after()).await;
+        let early = session.take();
+        let first = self.fleet.usage(self.path)?;
+        sleep(self.scale.window(self.size)).await;
+        let second = self.fleet.usage(self.path)?;
+        Ok(Observed {
+            early,
+            steady: session.take(),
+            usage: first.zip(second),
+        })
+    }
+
+    /// Checks that all streams were open in the window.
+    fn check_open(&self, observed: &mut Observed) {
+        let (early, steady) = (&observed.early, &observed.steady);
+        let open = if self.scale.is_queue() {
+            early.answered + steady.answered
+        } else {
+            early
+                .started
+                .saturating_sub(early.requests + steady.requests)
+        };
+        let streams = self.scale.streams();
+        if open != u64::from(streams) {
+            let fault = format!("{open} of {streams} streams were open all the time");
+            observed.early.fault(fault);
+        }
+    }
+
+    fn round(&self, observed: &Observed, before: Option<Usage>) -> Round {
+        let scenario = Scenario::Scale(self.scale);
+        let cpu = observed
+            .usage
+            .map(|(first, second)| scenario.cpu(first, second));
+        let rss_bytes = observed.usage.map(|(_, second)| second.rss_bytes);
+        let grown = rss_bytes
+            .zip(before)
+            .map(|(after, before)| count(after) - count(before.rss_bytes));
+        Round {
+            rss_per_stream: grown.map(|bytes| bytes / f64::from(self.scale.size)),
+            faults: observed.early.fault_count,
+            ..Round::of(&observed.steady, cpu, rss_bytes)
+        }
+    }
+}

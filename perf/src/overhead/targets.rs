@@ -1,0 +1,263 @@
+//! The targets of a run: the cost that the product may add to its floors, and the verdicts.
+
+use serde::Serialize;
+
+use super::path::MeasuredPath;
+use super::results::{CellKey, Results, Round};
+use crate::statistics::Spread;
+
+mod wanted;
+
+#[cfg(test)]
+pub(super) use wanted::needed;
+use wanted::{FULL, ONE, PACED, wanted};
+
+/// One target and its verdict.
+#[derive(Debug, Serialize)]
+pub(crate) struct Target {
+    /// Name of the limited value.
+    pub(crate) target: String,
+    /// Median of the rounds.
+    pub(crate) value: f64,
+    pub(crate) spread: Spread,
+    pub(crate) limit: f64,
+    pub(crate) bound: Bound,
+    /// `×` is a ratio, `%` a share.
+    pub(crate) unit: &'static str,
+    pub(crate) pass: bool,
+}
+
+/// Side of the limit on which a value must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Bound {
+    AtLeast,
+    AtMost,
+}
+
+impl Bound {
+    pub(super) fn sign(self) -> &'static str {
+        match self {
+            Self::AtLeast => "≥",
+            Self::AtMost => "≤",
+        }
+    }
+}
+
+impl Target {
+    pub(super) fn new(
+        target: String,
+        spread: Spread,
+        bound: Bound,
+        limit: f64,
+        unit: &'static str,
+    ) -> Self {
+        let value = spread.median;
+        Self {
+            target,
+            value,
+            spread,
+            limit,
+            bound,
+            unit,
+            pass: match bound {
+                Bound::AtLeast => value >= limit,
+                Bound::AtMost => value <= limit,
+            },
+        }
+    }
+}
+
+/// Judges the targets whose values were measured.
+pub(super) fn judge(results: &Results) -> Vec<Target> {
+    let judged = wanted().into_iter().filter_map(|wanted| {
+        let value = wanted.value;
+        let spread = match wanted.beside {
+            None => results.cell(wanted.key)?.spread(|round| value.of(round)),
+            Some(beside) => results.compare(
+                wanted.key,
+                beside,
+                |round| value.of(round),
+                |own, other| value.compare(own, other),
+            ),
+        };
+        Some(Target::new(
+            wanted.name,
+            spread?,
+            wanted.bound,
+            wanted.limit,
+            value.unit(),
+        ))
+    });
+    judged
+        .chain(in_wake_ups(results))
+        .chain(timing(results))
+        .collect()
+}
+
+/// Median latency that a second process adds, in units of a thread's wake-up on this machine in this run: a
+/// token needs two more of them. A wake-up is the channel's latency with one stream, whose reader sleeps
+/// before each token; with 64 streams it is mostly awake.
+fn in_wake_ups(results: &Results) -> Option<Target> {
+    let one_way = |round: &Round| Some(round.one_way_p50_us);
+    let paced = |path| CellKey::new(PACED, path);
+    let channel = CellKey::new(ONE, MeasuredPath::Mpsc);
+    let wake_up = results.cell(channel)?.spread(one_way)?.median;
+    let added = results.compare(
+        paced(MeasuredPath::TwoTcp),
+        paced(MeasuredPath::BareAxum),
+        one_way,
+        |two, floor| (two - floor) / wake_up,
+    );
+    let name = "gateway | engine: added at p50, in channel wake-ups".to_owned();
+    Some(Target::new(name, added?, Bound::AtMost, 2.0, "×"))
+}
+
+/// Cost of timing the stages of tokens, as a share of a token's whole cost.
+fn timing(results: &Results) -> impl Iterator<Item = Target> {
+    let ndjson = |scenario| CellKey::new(scenario, MeasuredPath::Ndjson);
+    let paced = results.timing_share(ndjson(PACED), |cost| cost.lone_ns);
+    let full = results.timing_share(ndjson(FULL), |cost| cost.batched_ns);
+    let shares = [("paced", paced), ("full speed", full)].into_iter();
+    shares.filter_map(|(load, share)| {
+        let name = format!("HTTP: timing of stages, of CPU per token, {load}");
+        Some(Target::new(name, share?, Bound::AtMost, 2.0, "%"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::scenario::{Scenario, Size};
+    use super::super::timing::TimingCost;
+    use super::*;
+    use crate::figures::Times;
+
+    fn add(results: &mut Results, scenario: Scenario, path: MeasuredPath, round: Round) {
+        results.add(CellKey::new(scenario, path), round, &Times::new());
+    }
+
+    /// Name, value and verdict of each target.
+    fn judged(results: &Results) -> Vec<(String, f64, bool)> {
+        let targets = judge(results).into_iter();
+        targets
+            .map(|target| (target.target, target.value, target.pass))
+            .collect()
+    }
+
+    #[test]
+    fn a_ratio_is_taken_within_each_round_and_its_median_is_judged() {
+        let mut results = Results::default();
+        let short = |requests_per_second| Round {
+            requests_per_second,
+            ..Round::default()
+        };
+        for (floor, own) in [(10.0, 9.0), (20.0, 8.0), (40.0, 8.0)] {
+            add(
+                &mut results,
+                Scenario::Short,
+                MeasuredPath::BareAxum,
+                short(floor),
+            );
+            add(
+                &mut results,
+                Scenario::Short,
+                MeasuredPath::Ndjson,
+                short(own),
+            );
+        }
+        let name = "HTTP: requests/s of bare axum".to_owned();
+        assert_eq!(judged(&results), [(name, 0.4, false)]);
+    }
+
+    #[test]
+    fn an_added_time_is_a_difference() {
+        let mut results = Results::default();
+        let ttft = |ttft_p50_us| Round {
+            ttft_p50_us,
+            ..Round::default()
+        };
+        add(
+            &mut results,
+            Scenario::OpenLoop,
+            MeasuredPath::BareTonic,
+            ttft(100.0),
+        );
+        add(
+            &mut results,
+            Scenario::OpenLoop,
+            MeasuredPath::Grpc,
+            ttft(250.0),
+        );
+        let name = "gRPC: added to TTFT at p50, 1,000 requests/s".to_owned();
+        assert_eq!(judged(&results), [(name, 150.0, true)]);
+    }
+
+    #[test]
+    fn thousands_of_streams_are_judged_alone_and_against_fewer_with_as_many_tokens() {
+        let [many, few, slow, queued] = Scenario::scales(Size::WHOLE);
+        let round = Round {
+            one_way_p99_us: 50_100.0,
+            cpu_us_per_token: Some(11.0),
+            rss_per_stream: Some(40.0 * 1024.0),
+            ..Round::default()
+        };
+        let fewer = Round {
+            cpu_us_per_token: Some(10.5),
+            faults: 1,
+            ..round.clone()
+        };
+        let mut results = Results::default();
+        add(&mut results, many, MeasuredPath::Grpc, round.clone());
+        add(&mut results, few, MeasuredPath::Grpc, fewer.clone());
+        add(&mut results, slow, MeasuredPath::Grpc, fewer);
+        add(&mut results, queued, MeasuredPath::Grpc, round);
+        let verdicts = judged(&results);
+        let failed = verdicts.iter().filter(|(.., pass)| !pass);
+        let failed: Vec<_> = failed
+            .map(|(name, value, _)| (name.as_str(), *value))
+            .collect();
+        let expected = [
+            ("gRPC: p99, 5000 streams × 20 tokens/s", 50.1),
+            ("gRPC: faults, 10000 streams × 1 token in 2 s", 1.0),
+            ("gRPC: memory for each of 4000 queued requests", 40.0),
+        ];
+        assert_eq!(failed, expected);
+        assert_eq!(verdicts.len(), 7);
+    }
+
+    #[test]
+    fn the_timing_of_stages_is_judged_by_its_share_of_a_tokens_cost() {
+        let mut results = Results::default();
+        results.add_timing(TimingCost {
+            lone_ns: 250.0,
+            batched_ns: 5.0,
+        });
+        for (scenario, cpu) in [(PACED, 25.0), (FULL, 0.2)] {
+            let round = Round {
+                cpu_us_per_token: Some(cpu),
+                ..Round::default()
+            };
+            add(&mut results, scenario, MeasuredPath::Ndjson, round);
+        }
+        let targets = judge(&results).into_iter();
+        let shares: Vec<_> = targets
+            .map(|target| (target.value, target.unit, target.pass))
+            .collect();
+        assert_eq!(shares, [(1.0, "%", true), (2.5, "%", false)]);
+    }
+
+    #[test]
+    fn a_value_that_was_not_measured_is_not_judged() {
+        let [small, ..] = Scenario::scales(Size::QUICK);
+        for scenario in [Scenario::Short, small] {
+            let mut results = Results::default();
+            add(
+                &mut results,
+                scenario,
+                MeasuredPath::Ndjson,
+                Round::default(),
+            );
+            assert_eq!(judged(&results), []);
+        }
+    }
+}

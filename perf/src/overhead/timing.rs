@@ -1,0 +1,112 @@
+//! The cost of timing a token's stages, which a running server does for all its tokens: the same calls as on
+//! a token's way through the HTTP API, timed alone on this machine in this run.
+
+use std::hint::black_box;
+use std::sync::Arc;
+
+use http::Version;
+use tokenway::delivery::{DeliveryTimer, FlushHandle, FlushTracker, WriteStart};
+use tokenway::runner::{Token, TokenBytes, monotonic_ns};
+use tokenway::telemetry::{ResponseFormat, Stage, StageTimes, Telemetry};
+use tokenway::text::completion::record_engine_latency;
+use tokenway::worker::token_channel::Output;
+
+use crate::statistics::count;
+
+/// Tokens that are timed for a round.
+const TOKENS: u32 = 32 * 1_024;
+
+/// Tokens that are read at once at full speed.
+const BATCH: u32 = 256;
+
+/// Typical distance between the emissions of a batch's tokens, in nanoseconds.
+const APART_NS: u64 = 5_000;
+
+/// Cost for each token, in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TimingCost {
+    /// Of tokens that are read, written and flushed alone.
+    pub(super) lone_ns: f64,
+    /// Of 256 tokens that are read, written and flushed together.
+    pub(super) batched_ns: f64,
+}
+
+impl TimingCost {
+    /// Measures the cost now.
+    pub(super) fn measure() -> Self {
+        Self {
+            lone_ns: for_each_token(1),
+            batched_ns: for_each_token(BATCH),
+        }
+    }
+}
+
+fn for_each_token(batch: u32) -> f64 {
+    let timed = TimedStream::open();
+    let outputs = outputs(batch);
+    let times = TOKENS / batch;
+    let start_ns = monotonic_ns();
+    for _ in 0..times {
+        timed.pass(black_box(&outputs));
+    }
+    let took_ns = monotonic_ns() - start_ns;
+    count(took_ns) / f64::from(times * batch)
+}
+
+/// Clocks of one stream's stages.
+struct TimedStream {
+    engine: StageTimes,
+    api: DeliveryTimer,
+    flushes: Arc<FlushTracker>,
+}
+
+impl TimedStream {
+    fn open() -> Self {
+        let telemetry = Telemetry::new();
+        let flushes = Arc::new(FlushTracker::default());
+        let flush = FlushHandle::new(Arc::clone(&flushes), Version::HTTP_11);
+        Self {
+            engine: telemetry.stage_times(ResponseFormat::HttpNdjson, Stage::Engine),
+            api: DeliveryTimer::new(&telemetry, ResponseFormat::HttpNdjson, Some(flush)),
+            flushes,
+        }
+    }
+
+    /// Passes tokens that are ready together through all stages.
+    fn pass(&self, outputs: &[Output]) {
+        let turn = WriteStart::begin();
+        record_engine_latency(outputs, &self.engine);
+        self.api
+            .written(turn, u64::try_from(outputs.len()).unwrap_or(0));
+        // The connection polls once more, without a result, before it flushes.
+        black_box(WriteStart::begin());
+        self.flushes.flushed();
+    }
+}
+
+fn outputs(batch: u32) -> Vec<Output> {
+    let now_ns = monotonic_ns();
+    let token = |id: u32| Token {
+        id,
+        bytes: TokenBytes::from_slice(b" token"),
+        due_ns: now_ns,
+        emitted_ns: now_ns - u64::from(batch - id) * APART_NS,
+        logprobs: None,
+    };
+    (0..batch).map(token).map(Output::Token).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_stage_is_timed() {
+        let timed = TimedStream::open();
+        timed.pass(&outputs(3));
+        let delivery = timed.api.summary();
+        let tokens =
+            [timed.engine.summary(), delivery.frontend, delivery.socket].map(|stage| stage.tokens);
+        assert_eq!(tokens, [3, 3, 3]);
+    }
+}

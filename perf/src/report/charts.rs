@@ -1,0 +1,213 @@
+//! Curves and bars as SVG. It does not know what they show.
+
+use hdrhistogram::Histogram;
+use plotters::coord::Shift;
+use plotters::prelude::*;
+
+use crate::statistics::{Spread, percentile_us};
+
+/// Width and height of a chart, in pixels.
+const SIZE: (u32, u32) = (860, 420);
+
+const FONT: (&str, i32) = ("sans-serif", 14);
+
+/// Quantiles of latency curves, in percent.
+pub(crate) const QUANTILES: [f64; 13] = [
+    1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 98.0, 99.0, 99.5, 99.8, 99.9,
+];
+
+/// A chart could not be drawn, which is a bug of this program.
+#[derive(Debug, thiserror::Error)]
+#[error("a chart could not be drawn: {0}")]
+pub(crate) struct ChartError(String);
+
+pub(crate) struct Curve<'a> {
+    pub(crate) title: &'a str,
+    pub(crate) color: RGBColor,
+    pub(crate) points: Vec<(f64, f64)>,
+}
+
+/// A bar at the median of the rounds, with a line over their range.
+pub(crate) struct Bar<'a> {
+    pub(crate) title: &'a str,
+    pub(crate) color: RGBColor,
+    pub(crate) spread: Spread,
+}
+
+/// Scale of the horizontal axis.
+#[derive(Clone, Copy)]
+pub(crate) enum Axis {
+    Linear,
+    Logarithmic,
+    /// Linear from zero, with the legend on the left.
+    Time,
+}
+
+/// Names and scale of a chart's axes.
+#[derive(Clone, Copy)]
+pub(crate) struct Chart<'a> {
+    pub(crate) x_name: &'a str,
+    pub(crate) y_name: &'a str,
+    pub(crate) axis: Axis,
+}
+
+/// Quantiles of a time in nanoseconds, as points in microseconds and percent.
+pub(crate) fn quantiles(times: &Histogram<u64>) -> Vec<(f64, f64)> {
+    if times.is_empty() {
+        return Vec::new();
+    }
+    let point = |percent: &f64| (percentile_us(times, *percent), *percent);
+    QUANTILES.iter().map(point).collect()
+}
+
+impl Chart<'_> {
+    /// Draws curves with their legend. Returns an empty string without points.
+    pub(crate) fn curves(&self, curves: &[Curve<'_>]) -> Result<String, ChartError> {
+        let axis = self.axis;
+        let points = || {
+            let points = curves.iter().flat_map(|curve| &curve.points);
+            points.map(|(x, y)| (axis.place(*x), *y))
+        };
+        if points().next().is_none() {
+            return Ok(String::new());
+        }
+        let (left, right) = axis.range(points().map(|(x, _)| x));
+        let (low, high) = ends(points().map(|(_, y)| y));
+        // A curve needs a margin above and below, also if all points are the same.
+        let margin = ((high - low) * 0.04).max(0.5);
+        draw(|area| {
+            let mut chart = ChartBuilder::on(area)
+                .margin(10)
+                .x_label_area_size(50)
+                .y_label_area_size(80)
+                .build_cartesian_2d(left..right, (low - margin).min(0.0)..high + margin)?;
+            chart
+                .configure_mesh()
+                .x_desc(self.x_name)
+                .y_desc(self.y_name)
+                .x_label_formatter(&|x| axis.label(*x))
+                .label_style(FONT)
+                .draw()?;
+            for curve in curves {
+                let style = curve.color.stroke_width(2);
+                let points = curve.points.iter().map(|(x, y)| (axis.place(*x), *y));
+                let line = LineSeries::new(points, style).point_size(axis.point_size());
+                chart
+                    .draw_series(line)?
+                    .label(curve.title)
+                    .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
+            }
+            chart
+                .configure_series_labels()
+                .background_style(WHITE.mix(0.8))
+                .border_style(BLACK.mix(0.3))
+                .label_font(FONT)
+                .position(axis.legend())
+                .draw()?;
+            Ok(())
+        })
+    }
+}
+
+impl Bar<'_> {
+    /// Draws bars, one below the other. Returns an empty string without bars.
+    pub(crate) fn draw(bars: &[Bar<'_>], name: &str) -> Result<String, ChartError> {
+        let highest = bars.iter().map(|bar| bar.spread.highest);
+        let highest = highest.fold(0.0, f64::max) * 1.1;
+        let titles: Vec<_> = bars.iter().map(|bar| bar.title).collect();
+        let Some(last) = bars.len().checked_sub(1) else {
+            return Ok(String::new());
+        };
+        draw(|area| {
+            let mut chart = ChartBuilder::on(area)
+                .margin(10)
+                .x_label_area_size(50)
+                .y_label_area_size(190)
+                .build_cartesian_2d(0.0..highest, (0..last).into_segmented())?;
+            chart
+                .configure_mesh()
+                .disable_y_mesh()
+                .x_desc(name)
+                .y_label_formatter(&|segment| match segment {
+                    SegmentValue::CenterOf(at) => titles.get(*at).copied().unwrap_or("").to_owned(),
+                    SegmentValue::Exact(_) | SegmentValue::Last => String::new(),
+                })
+                .label_style(FONT)
+                .draw()?;
+            chart.draw_series(bars.iter().enumerate().map(|(at, bar)| {
+                let (low, high) = (SegmentValue::Exact(at), SegmentValue::Exact(at + 1));
+                let corners = [(0.0, low), (bar.spread.median, high)];
+                let mut area = Rectangle::new(corners, bar.color.filled());
+                area.set_margin(6, 6, 0, 0);
+                area
+            }))?;
+            chart.draw_series(bars.iter().enumerate().map(|(at, bar)| {
+                let at = SegmentValue::CenterOf(at);
+                let ends = [(bar.spread.lowest, at.clone()), (bar.spread.highest, at)];
+                PathElement::new(ends, BLACK)
+            }))?;
+            Ok(())
+        })
+    }
+}
+
+impl Axis {
+    fn place(self, value: f64) -> f64 {
+        match self {
+            Self::Linear | Self::Time => value,
+            Self::Logarithmic => value.max(0.1).log10(),
+        }
+    }
+
+    fn label(self, place: f64) -> String {
+        match self {
+            Self::Linear | Self::Time => format!("{place:.0}"),
+            Self::Logarithmic => format!("{:.0}", 10_f64.powf(place)),
+        }
+    }
+
+    fn range(self, places: impl Iterator<Item = f64>) -> (f64, f64) {
+        let (left, right) = ends(places);
+        let left = match self {
+            Self::Time => 0.0,
+            Self::Linear | Self::Logarithmic => left,
+        };
+        (left, right.max(left + 0.1))
+    }
+
+    fn point_size(self) -> u32 {
+        match self {
+            Self::Linear | Self::Logarithmic => 2,
+            Self::Time => 0,
+        }
+    }
+
+    fn legend(self) -> SeriesLabelPosition {
+        match self {
+            Self::Linear | Self::Logarithmic => SeriesLabelPosition::LowerRight,
+            // The warm-up has no samples, so the legend covers none.
+            Self::Time => SeriesLabelPosition::UpperLeft,
+        }
+    }
+}
+
+fn draw(
+    paint: impl FnOnce(&DrawingArea<SVGBackend<'_>, Shift>) -> Result<(), Box<dyn std::error::Error>>,
+) -> Result<String, ChartError> {
+    let mut svg = String::new();
+    let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+    let painted = area
+        .fill(&WHITE)
+        .map_err(Into::into)
+        .and_then(|()| paint(&area))
+        .and_then(|()| Ok(area.present()?));
+    painted.map_err(|error| ChartError(error.to_string()))?;
+    drop(area);
+    Ok(svg)
+}
+
+fn ends(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    values.fold((f64::MAX, f64::MIN), |(low, high), value| {
+        (low.min(value), high.max(value))
+    })
+}

@@ -1,0 +1,87 @@
+//! The machine and the commit of a run.
+
+use std::fs;
+use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+/// Machine, commit and load average of a run.
+#[derive(Debug, Serialize)]
+pub(crate) struct Machine {
+    /// Commit of the working directory, with `+` if files differ from it.
+    pub(crate) commit: String,
+    /// Start of the run, in seconds since the Unix epoch.
+    began: u64,
+    pub(crate) cores: usize,
+    pub(crate) processor: String,
+    pub(crate) kernel: String,
+    /// Load average over one minute, before the first round.
+    pub(crate) load_before: String,
+    /// Load average over one minute, after the last round.
+    pub(crate) load_after: String,
+    /// `release`, or `debug`, whose figures mean nothing.
+    pub(crate) build: &'static str,
+}
+
+impl Machine {
+    /// Describes a run that starts now.
+    pub(crate) fn now() -> Self {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self {
+            commit: commit(),
+            began: since_epoch.unwrap_or_default().as_secs(),
+            cores: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
+            processor: processor(),
+            kernel: first_word("/proc/sys/kernel/osrelease"),
+            load_before: load_average(),
+            load_after: String::new(),
+            build: if cfg!(debug_assertions) {
+                "debug"
+            } else {
+                "release"
+            },
+        }
+    }
+
+    /// Records the load average after the run.
+    pub(crate) fn ended(&mut self) {
+        self.load_after = load_average();
+    }
+}
+
+fn load_average() -> String {
+    first_word("/proc/loadavg")
+}
+
+fn first_word(path: &str) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.split_whitespace()
+        .next()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+fn processor() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"));
+    let name = line.and_then(|line| line.split_once(':'));
+    name.map_or_else(|| "unknown".to_owned(), |(_, name)| name.trim().to_owned())
+}
+
+fn commit() -> String {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").args(arguments).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        output.status.success().then(|| text.trim().to_owned())
+    };
+    let Some(commit) = git(&["rev-parse", "--short", "HEAD"]) else {
+        return "unknown".to_owned();
+    };
+    match git(&["status", "--porcelain", "--untracked-files=no"]) {
+        Some(changes) if changes.is_empty() => commit,
+        Some(_) | None => format!("{commit}+"),
+    }
+}

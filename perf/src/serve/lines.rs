@@ -1,0 +1,193 @@
+//! A sequence as NDJSON lines with the same bytes as the product's, written by a floor.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use futures_core::Stream;
+use serde::Deserialize;
+use tokenway::runner::Token;
+use tokenway::worker::token_channel::{Output, TokenReceiver};
+
+use crate::device::{BATCH, Device};
+
+/// Estimate of a line, in bytes.
+const LINE_BYTES: usize = 320;
+
+/// A line up to its text. The id is as long as the product's.
+const PREFIX: &[u8] = b"{\"id\":\"cmpl-0123456789abcdef0123456789abcdef\",\
+    \"object\":\"text_completion\",\"created\":1795551613,\"model\":\"llm_test\",\
+    \"choices\":[{\"index\":0,\"text\":\"";
+
+/// Fields of a request that a floor reads.
+#[derive(Deserialize)]
+pub(super) struct RequestBody {
+    max_tokens: u32,
+    #[serde(default)]
+    stream_options: StreamOptions,
+}
+
+#[derive(Default, Deserialize)]
+struct StreamOptions {
+    #[serde(default)]
+    include_stamps: bool,
+}
+
+/// Lines of one sequence. Lines that are ready together are one piece.
+pub(super) struct LineStream {
+    tokens: Option<TokenReceiver>,
+    outputs: Vec<Output>,
+    stamps: bool,
+}
+
+impl LineStream {
+    pub(super) fn open(device: &Device, request: &RequestBody) -> Self {
+        let stamps = request.stream_options.include_stamps;
+        Self {
+            tokens: Some(device.open(request.max_tokens, stamps)),
+            outputs: Vec::new(),
+            stamps,
+        }
+    }
+
+    fn write(&mut self) -> BytesMut {
+        let mut out = BytesMut::with_capacity(self.outputs.len() * LINE_BYTES);
+        for output in self.outputs.drain(..) {
+            match output {
+                Output::Accepted => {}
+                Output::Token(token) => line(&mut out, &token, "null", self.stamps),
+                Output::Tokens(made) => {
+                    for token in &made {
+                        line(&mut out, token, "null", self.stamps);
+                    }
+                }
+                Output::Finished(token, _) => {
+                    if let Some(token) = token {
+                        line(&mut out, &token, "\"length\"", self.stamps);
+                    }
+                    self.tokens = None;
+                }
+                // No request here includes the prompt.
+                Output::Prompt(_) | Output::Failed(_) => self.tokens = None,
+            }
+        }
+        out
+    }
+}
+
+impl Stream for LineStream {
+    type Item = Result<Bytes, Infallible>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        loop {
+            let Some(tokens) = &mut this.tokens else {
+                return Poll::Ready(None);
+            };
+            match tokens.poll_recv_many(cx, &mut this.outputs, BATCH) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(0) => this.tokens = None,
+                Poll::Ready(_) => {
+                    let lines = this.write();
+                    if !lines.is_empty() {
+                        return Poll::Ready(Some(Ok(lines.freeze())));
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn line(out: &mut BytesMut, token: &Token, finish_reason: &str, stamps: bool) {
+    out.put_slice(PREFIX);
+    out.put_slice(&token.bytes);
+    out.put_slice(b"\",\"logprobs\":null,\"finish_reason\":");
+    out.put_slice(finish_reason.as_bytes());
+    out.put_slice(b"}]");
+    if stamps {
+        let mut number = itoa::Buffer::new();
+        out.put_slice(b",\"stamp\":{\"due_ns\":");
+        out.put_slice(number.format(token.due_ns).as_bytes());
+        out.put_slice(b",\"emitted_ns\":");
+        out.put_slice(number.format(token.emitted_ns).as_bytes());
+        out.put_slice(b"}");
+    }
+    out.put_slice(b"}\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use clap::Parser;
+    use tokenway::server::Server;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::super::{Options, bare, parts};
+    use crate::device::Device;
+
+    #[derive(Parser)]
+    struct CommandLine {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    /// Body of a response over HTTP/1.0, which has no chunks.
+    async fn body(address: &str, stamps: bool) -> String {
+        let body = format!(
+            "{{\"prompt\":\"a\",\"max_tokens\":12,\"stream\":true,\
+             \"stream_options\":{{\"include_stamps\":{stamps}}}}}"
+        );
+        let request = format!(
+            "POST /v1/completions HTTP/1.0\r\ncontent-type: application/json\r\n\
+             accept: application/x-ndjson\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        socket.write_all(request.as_bytes()).await.unwrap();
+        let mut response = String::new();
+        socket.read_to_string(&mut response).await.unwrap();
+        let (_, body) = response.split_once("\r\n\r\n").expect(&response);
+        body.to_owned()
+    }
+
+    /// Replaces each digit that differs between responses: those of ids and of times.
+    fn masked(body: &str) -> String {
+        let own = ["\"id\":\"cmpl-", "\"created\":", "_ns\":"];
+        let mut rest = body;
+        let mut masked = String::new();
+        while let Some((at, label)) = own
+            .iter()
+            .filter_map(|label| Some((rest.find(label)?, label)))
+            .min()
+        {
+            let (before, after) = rest.split_at(at + label.len());
+            let digits = after.chars().take_while(char::is_ascii_hexdigit).count();
+            masked.push_str(before);
+            masked.push_str(&"x".repeat(digits));
+            rest = &after[digits..];
+        }
+        masked + rest
+    }
+
+    #[tokio::test]
+    async fn the_floor_writes_the_products_lines_byte_for_byte() {
+        let line = "serve product --interval-ms 0 --slots 1 --queue 1";
+        let options = CommandLine::parse_from(line.split(' ')).options;
+        let product = Server::start(parts(&options).unwrap()).await.unwrap();
+        product.ready(|_| ()).await.unwrap();
+        let product_address = product.http_address().unwrap().to_string();
+        let device = Device::start(Duration::ZERO, 1).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let floor_address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(bare::serve_axum(listener, device));
+        for stamps in [false, true] {
+            let lines = masked(&body(&product_address, stamps).await);
+            assert_eq!(lines.lines().count(), 12, "{lines}");
+            assert_eq!(masked(&body(&floor_address, stamps).await), lines);
+        }
+        product.drain().await;
+    }
+}

@@ -1,0 +1,234 @@
+//! Clients that send what no client should, or nothing, and the answers that they must get.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HOST};
+use http::{Method, Request, StatusCode};
+use http_body_util::BodyExt;
+use prost::Message;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, RngExt};
+use serde_json::Value;
+use socket2::SockRef;
+use tokenway::error::{Error, ErrorKind};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+use tonic::Code;
+
+use super::client::Server;
+use super::readers::protocol;
+use super::tally::End;
+use crate::fault::Fault;
+use crate::stream::{
+    CompletionRequest, Connection, Protocol, connect, failed_status, grpc, reset_on_close,
+};
+
+/// Upper bound of the time that a client without a request stays.
+const LONGEST_STAY: Duration = Duration::from_millis(100);
+
+/// Time by which a server on a busy machine may exceed its timeouts.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// More tokens than any model's context.
+const TOO_MANY_TOKENS: u32 = 1_000_000_000;
+
+/// Bodies that must be refused, and the error of each.
+const BODIES: [(&[u8], ErrorKind); 8] = [
+    (b"{\"prompt\":", ErrorKind::InvalidJson),
+    (b"\xff\xfe{}", ErrorKind::InvalidJson),
+    (b"{}", ErrorKind::MissingParameter),
+    (b"{\"prompt\":true}", ErrorKind::InvalidType),
+    (
+        b"{\"prompt\":\"a\",\"max_tokens\":\"many\"}",
+        ErrorKind::InvalidType,
+    ),
+    (
+        b"{\"prompt\":\"a\",\"temperature\":9}",
+        ErrorKind::InvalidValue,
+    ),
+    (
+        b"{\"prompt\":\"a\",\"colour\":\"red\"}",
+        ErrorKind::UnknownParameter,
+    ),
+    (
+        b"{\"prompt\":\"a\",\"max_tokens\":1000000000}",
+        ErrorKind::ContextLengthExceeded,
+    ),
+];
+
+/// Makes a request over HTTP that must be refused.
+pub(super) async fn request(server: &Server, random: &mut StdRng) -> Result<End, Fault> {
+    const JSON: &str = "application/json";
+    const COMPLETIONS: &str = "/v1/completions";
+    let (body, of_body) = *BODIES.choose(random).expect("the list is not empty");
+    let (method, path, content_type, kind) = match random.random_range(0..8) {
+        0 => (Method::POST, "/v1/nowhere", JSON, ErrorKind::NotFound),
+        1 => (
+            Method::DELETE,
+            COMPLETIONS,
+            JSON,
+            ErrorKind::MethodNotAllowed,
+        ),
+        2 => (
+            Method::POST,
+            COMPLETIONS,
+            "text/plain",
+            ErrorKind::UnsupportedMediaType,
+        ),
+        _ => (Method::POST, COMPLETIONS, JSON, of_body),
+    };
+    let request = Request::builder()
+        .method(method)
+        .uri(format!("{}{path}", server.http))
+        .header(HOST, &server.http.authority)
+        .header(CONTENT_TYPE, content_type)
+        .body(Bytes::from_static(body))
+        .expect("the request is valid");
+    let mut connection = Connection::open(&server.http, protocol(random)).await?;
+    let response = connection.send(request).await?;
+    let status = response.status();
+    let body = response.collect().await?.to_bytes();
+    let parsed: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let row = kind.row();
+    if status == row.http && parsed["error"]["code"] == row.code {
+        return Ok(row.code);
+    }
+    let body = String::from_utf8_lossy(&body);
+    Err(Fault::unexpected(
+        format!("{} {}", row.http, row.code),
+        format!("{status}: {body}"),
+    ))
+}
+
+/// Makes a call over gRPC that must be refused.
+pub(super) async fn message(server: &Server, random: &mut StdRng) -> Result<End, Fault> {
+    let valid = CompletionRequest::of_tokens(1);
+    let with_model = CompletionRequest {
+        model: Some("nobody"),
+        ..valid
+    };
+    let too_long = CompletionRequest::of_tokens(TOO_MANY_TOKENS);
+    let encoded = |completion: CompletionRequest<'_>| completion.message().encode_to_vec();
+    let (method, message, kind) = match random.random_range(0..5) {
+        0 => ("Nothing", encoded(valid), ErrorKind::NotFound),
+        1 => ("Complete", encoded(with_model), ErrorKind::ModelNotFound),
+        2 => (
+            "Complete",
+            encoded(too_long),
+            ErrorKind::ContextLengthExceeded,
+        ),
+        3 => ("Complete", Vec::new(), ErrorKind::MissingParameter),
+        // A field of an unknown wire type.
+        _ => ("Complete", vec![0x07, 0xff, 0xff], ErrorKind::Internal),
+    };
+    let mut connection = Connection::open(&server.grpc, Protocol::Http2).await?;
+    let response = connection
+        .send(grpc(&server.grpc, method, &message))
+        .await?;
+    let in_headers = failed_status(response.headers());
+    let body = response.collect().await?;
+    let status = in_headers.or_else(|| body.trailers().and_then(failed_status));
+    let row = kind.row();
+    let is_right = status.as_ref().is_some_and(|status| {
+        let undecodable = kind == ErrorKind::Internal && status.code() == Code::InvalidArgument;
+        let is_code = Some(status.code()) == row.grpc || undecodable;
+        is_code && (Error::from(status).kind == kind || undecodable)
+    });
+    if is_right {
+        return Ok(row.code);
+    }
+    let expected = format!("{:?} {}", row.grpc, row.code);
+    Err(Fault::unexpected(expected, format!("{status:?}")))
+}
+
+/// Makes a request with too many headers, or one that is too long.
+pub(super) async fn headers(server: &Server, random: &mut StdRng) -> Result<End, Fault> {
+    let url = &server.http;
+    let mut request = Request::get(format!("{url}/livez")).header(HOST, &url.authority);
+    let (protocol, count, size) = match random.random_range(0..3) {
+        0 => (Protocol::Http1, 1, 100_000),
+        1 => (Protocol::Http1, 150, 1),
+        _ => (Protocol::Http2, 150, 1),
+    };
+    for number in 0..count {
+        request = request.header(format!("x-{number}"), "a".repeat(size));
+    }
+    let request = request.body(Bytes::new()).expect("the request is valid");
+    let response = Connection::open(url, protocol).await?.send(request).await?;
+    match response.status() {
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => Ok("431"),
+        status => Err(Fault::unexpected("431", status.to_string())),
+    }
+}
+
+/// Sends random bytes: the server must close the connection.
+pub(super) async fn garbage(server: &Server, random: &mut StdRng) -> Result<End, Fault> {
+    let mut bytes = vec![0; random.random_range(1..2_000)];
+    random.fill_bytes(&mut bytes);
+    let mut stream = connect(server.any_api(random)).await?;
+    // The server may close the connection before it has received them all.
+    let _ = stream.write_all(&bytes).await;
+    closed(stream, server.peer_timeout).await
+}
+
+/// Sends the start of a request, and then nothing, until the server closes or the client leaves.
+pub(super) async fn half(server: &Server, random: &mut StdRng) -> Result<End, Fault> {
+    const HEAD: &[u8] = b"POST /v1/completions HTTP/1.1\r\nhost: te";
+    const BODY: &[u8] = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n\
+        content-type: application/json\r\ncontent-length: 100\r\n\r\n{\"prompt\":";
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let (url, bytes) = match random.random_range(0..5) {
+        0 => (&server.http, HEAD),
+        1 => (&server.http, BODY),
+        2 => (&server.http, PREFACE),
+        3 => (&server.grpc, PREFACE),
+        _ => (&server.grpc, &PREFACE[..10]),
+    };
+    let mut stream = connect(url).await?;
+    stream.write_all(bytes).await?;
+    if random.random() {
+        sleep(random.random_range(Duration::ZERO..server.peer_timeout * 2)).await;
+        leave(stream, random);
+        return Ok("left");
+    }
+    closed(stream, server.peer_timeout).await
+}
+
+/// Opens a connection and closes it again.
+pub(super) async fn nothing(server: &Server, random: &mut StdRng) -> Result<End, Fault> {
+    let stream = connect(server.any_api(random)).await?;
+    if random.random() {
+        sleep(random.random_range(Duration::ZERO..LONGEST_STAY)).await;
+    }
+    leave(stream, random);
+    Ok("left")
+}
+
+/// Waits until the server closes the connection. It must not answer with a success before that.
+async fn closed(mut stream: TcpStream, peer_timeout: Duration) -> Result<End, Fault> {
+    let mut answer = Vec::new();
+    // The server's longest timeout is that of bodies, three times its peer timeout.
+    let closed = timeout(peer_timeout * 4 + GRACE, stream.read_to_end(&mut answer)).await;
+    if closed.is_err() {
+        return Err(Fault::unexpected("an end of the connection", "nothing"));
+    }
+    match answer.strip_prefix(b"HTTP/1.1 ") {
+        Some(status) if !status.starts_with(b"4") => Err(Fault::unexpected(
+            "a refusal",
+            String::from_utf8_lossy(status),
+        )),
+        Some(_) => Ok("refused"),
+        None => Ok("closed"),
+    }
+}
+
+/// Closes a connection with a FIN or a RST.
+fn leave(stream: TcpStream, random: &mut StdRng) {
+    if random.random() {
+        reset_on_close(&SockRef::from(&stream));
+    }
+    drop(stream);
+}

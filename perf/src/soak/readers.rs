@@ -1,0 +1,240 @@
+//! Clients that request tokens: some read to the end, some leave, and some stop reading.
+
+use std::time::Duration;
+
+use http_body_util::BodyExt;
+use rand::RngExt;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use serde_json::Value;
+use tokenway::error::ErrorKind;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::checked::{CheckedStream, Ended};
+use super::client::{Server, Shared};
+use super::tally::End;
+use crate::fault::Fault;
+use crate::stream::{CompletionRequest, Connection, Format, Protocol, http};
+
+/// Lengths of streams that are read to their end.
+const LENGTHS: [u32; 5] = [1, 16, 100, 400, 1_000];
+
+/// Longer than any client reads.
+const ENDLESS: u32 = 1_000_000;
+
+/// Upper bound of the time that a client reads before it leaves.
+const LONGEST_STAY: Duration = Duration::from_millis(300);
+
+/// Buffer that fills up behind a reader that has stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stalled {
+    /// Socket of HTTP/1.1.
+    Socket,
+    /// Window of HTTP/2 on the HTTP API.
+    Http2,
+    /// Window of HTTP/2 on the gRPC API.
+    Grpc,
+}
+
+/// Reads a few streams on one connection, each requested after the one before has ended.
+pub(super) async fn one_after_the_other(
+    shared: &Shared,
+    format: Format,
+    random: &mut StdRng,
+) -> Result<End, Fault> {
+    let mut connection = Connection::open(&shared.server.http, Protocol::Http1).await?;
+    for tokens in lengths(random) {
+        let stream = CheckedStream::open(&mut connection, format, tokens).await?;
+        stream.read_whole(tokens).await?;
+        shared.tally.borrow_mut().whole_stream();
+    }
+    Ok("whole")
+}
+
+/// Reads a few streams that share an HTTP/2 connection.
+pub(super) async fn at_once(
+    shared: &Shared,
+    format: Format,
+    random: &mut StdRng,
+) -> Result<End, Fault> {
+    let mut connection = Connection::open(shared.server.api(format), Protocol::Http2).await?;
+    let mut streams = Vec::new();
+    for tokens in lengths(random) {
+        let stream = CheckedStream::open(&mut connection, format, tokens).await?;
+        streams.push((stream, tokens));
+    }
+    for (stream, tokens) in streams {
+        stream.read_whole(tokens).await?;
+        shared.tally.borrow_mut().whole_stream();
+    }
+    Ok("whole")
+}
+
+/// Requests a completion in one JSON body.
+pub(super) async fn unary(server: &Server, random: &mut StdRng) -> Result<End, Fault> {
+    let mut connection = Connection::open(&server.http, protocol(random)).await?;
+    let tokens = random.random_range(1..=16_u32);
+    let completion = CompletionRequest {
+        stream: false,
+        ..CompletionRequest::of_tokens(tokens)
+    };
+    let request = http(&server.http, "application/json", &completion);
+    let response = connection.send(request).await?;
+    let status = response.status();
+    let body = response.collect().await?.to_bytes();
+    let parsed: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let text: String = (0..tokens).map(|index| format!("token_{index}")).collect();
+    let is_right = parsed["choices"][0]["text"] == text
+        && parsed["usage"]["completion_tokens"] == tokens
+        && status.is_success();
+    if is_right {
+        return Ok("whole");
+    }
+    let body = String::from_utf8_lossy(&body);
+    Err(Fault::unexpected(
+        format!("{tokens} tokens"),
+        format!("{status}: {body}"),
+    ))
+}
+
+/// Leaves a stream by closing the sending half of its connection, in the middle or before its start.
+pub(super) async fn leave_with_fin(server: &Server, random: &mut StdRng) -> Result<End, Fault> {
+    let mut connection = Connection::open(&server.http, Protocol::Http1).await?;
+    let stream = read_for_a_while(&mut connection, any_http(random), random).await?;
+    connection.end_sending();
+    let Some(mut stream) = stream else {
+        return Ok("left before the answer");
+    };
+    match stream.read_to_end().await? {
+        Ended::CutOff(_) => Ok("left in the middle"),
+        Ended::Whole => Err(Fault::unexpected("an end of the connection", "more tokens")),
+        Ended::Failed(kind) => Err(Fault::unexpected("no answer", kind.row().code)),
+    }
+}
+
+/// Leaves a stream by resetting its connection, in the middle or before its start.
+pub(super) async fn leave_with_rst(server: &Server, random: &mut StdRng) -> Result<End, Fault> {
+    let (format, protocol) = *[
+        (Format::Ndjson, Protocol::Http1),
+        (Format::Sse, Protocol::Http1),
+        (Format::Ndjson, Protocol::Http2),
+        (Format::Grpc, Protocol::Http2),
+    ]
+    .choose(random)
+    .expect("the list is not empty");
+    let mut connection = Connection::open(server.api(format), protocol).await?;
+    let stream = read_for_a_while(&mut connection, format, random).await?;
+    connection.close_with_reset();
+    Ok(left(stream.as_ref()))
+}
+
+/// Leaves an HTTP/2 stream by resetting it, in the middle or before its start. Its connection must still
+/// work.
+pub(super) async fn leave_one_stream(
+    server: &Server,
+    format: Format,
+    random: &mut StdRng,
+) -> Result<End, Fault> {
+    let mut connection = Connection::open(server.api(format), Protocol::Http2).await?;
+    let left = left(
+        read_for_a_while(&mut connection, format, random)
+            .await?
+            .as_ref(),
+    );
+    let tokens = random.random_range(1..=16);
+    let next = CheckedStream::open(&mut connection, format, tokens).await?;
+    next.read_whole(tokens).await?;
+    Ok(left)
+}
+
+/// Reads a little, stops, and then leaves or reads again.
+pub(super) async fn stop_reading(
+    server: &Server,
+    stalled: Stalled,
+    random: &mut StdRng,
+) -> Result<End, Fault> {
+    let (format, protocol) = match stalled {
+        Stalled::Socket => (any_http(random), Protocol::Http1),
+        Stalled::Http2 => (Format::Ndjson, Protocol::Http2),
+        Stalled::Grpc => (Format::Grpc, Protocol::Http2),
+    };
+    let mut connection = Connection::open_narrow(server.api(format), protocol).await?;
+    // The server's timeout starts once its buffers are full, which is soon. The client may still read
+    // their contents.
+    let (requested, peer_timeout) = (Instant::now(), server.peer_timeout);
+    let mut stream = CheckedStream::open(&mut connection, format, ENDLESS).await?;
+    stream.read_until(random.random_range(1..=20)).await?;
+    // Up to and beyond the time at which the server closes a connection that accepts nothing.
+    sleep(peer_timeout.mul_f64(random.random_range(0.5..5.0))).await;
+    if random.random_bool(0.3) {
+        return Ok("left");
+    }
+    let Ok(ended) = timeout(peer_timeout * 2, stream.read_to_end()).await else {
+        return Ok("came back in time");
+    };
+    let took = requested.elapsed();
+    let early =
+        |what: &str| Fault::unexpected("a longer timeout", format!("{what} after {took:?}"));
+    match ended? {
+        Ended::Failed(ErrorKind::SlowReader) if took < peer_timeout => Err(early("slow_reader")),
+        Ended::Failed(ErrorKind::SlowReader) => Ok("slow_reader"),
+        Ended::Failed(kind) => Err(Fault::unexpected("slow_reader", kind.row().code)),
+        // A connection that accepts nothing is closed then, and cannot carry an error record any more.
+        Ended::CutOff(fault) if took < peer_timeout * 3 => Err(early(&fault.to_string())),
+        Ended::CutOff(_) => Ok("cut off"),
+        Ended::Whole => stream.check_count(ENDLESS).map(|()| "whole"),
+    }
+}
+
+/// Requests a stream without an end and reads it for a while; `None` if no answer arrived in time.
+async fn read_for_a_while(
+    connection: &mut Connection,
+    format: Format,
+    random: &mut StdRng,
+) -> Result<Option<CheckedStream>, Fault> {
+    // Some leave while their request is still in the queue.
+    let stay = if random.random_bool(0.2) {
+        Duration::ZERO
+    } else {
+        random.random_range(Duration::ZERO..LONGEST_STAY)
+    };
+    let mut opened = None;
+    let reading = async {
+        let stream = opened.insert(CheckedStream::open(connection, format, ENDLESS).await?);
+        stream.read_until(ENDLESS).await
+    };
+    match timeout(stay, reading).await {
+        Ok(ended) => ended.map(|()| opened),
+        Err(_) => Ok(opened),
+    }
+}
+
+fn left(stream: Option<&CheckedStream>) -> End {
+    if stream.is_some() {
+        "left in the middle"
+    } else {
+        "left before the answer"
+    }
+}
+
+fn lengths(random: &mut StdRng) -> Vec<u32> {
+    let streams = random.random_range(1..=4);
+    let length = |_| *LENGTHS.choose(random).expect("the list is not empty");
+    (0..streams).map(length).collect()
+}
+
+fn any_http(random: &mut StdRng) -> Format {
+    if random.random() {
+        Format::Ndjson
+    } else {
+        Format::Sse
+    }
+}
+
+pub(super) fn protocol(random: &mut StdRng) -> Protocol {
+    if random.random() {
+        Protocol::Http1
+    } else {
+        Protocol::Http2
+    }
+}

@@ -1,0 +1,151 @@
+//! Percentiles of times, and medians over rounds. Every report takes them from here.
+
+use std::fmt;
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+/// Percentiles of a time, in microseconds. The p-th percentile of n values is the one at rank
+/// ⌈p·n/100⌉ in ascending order, to the three digits that a histogram keeps.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Percentiles {
+    pub(crate) p50: f64,
+    pub(crate) p90: f64,
+    pub(crate) p99: f64,
+    pub(crate) p999: f64,
+    pub(crate) max: f64,
+}
+
+impl Percentiles {
+    /// Percentiles of times in nanoseconds; all are 0 if the histogram is empty.
+    pub(crate) fn of(times: &Histogram<u64>) -> Self {
+        let at = |percent| percentile_us(times, percent);
+        Self {
+            p50: at(50.0),
+            p90: at(90.0),
+            p99: at(99.0),
+            p999: at(99.9),
+            max: us(times.max()),
+        }
+    }
+}
+
+impl fmt::Display for Percentiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            p50, p90, p99, max, ..
+        } = self;
+        write!(
+            f,
+            "p50 {p50:.1} µs, p90 {p90:.1} µs, p99 {p99:.1} µs, max {max:.1} µs"
+        )
+    }
+}
+
+/// One percentile of times in nanoseconds, in microseconds.
+pub(crate) fn percentile_us(times: &Histogram<u64>, percent: f64) -> f64 {
+    us(times.value_at_quantile(percent / 100.0))
+}
+
+/// Nanoseconds as microseconds.
+pub(crate) fn us(ns: u64) -> f64 {
+    count(ns) / 1e3
+}
+
+/// Median of a value over the rounds of a run, with its range.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+pub(crate) struct Spread {
+    /// Mean of the two middle values if the number of rounds is even.
+    pub(crate) median: f64,
+    pub(crate) lowest: f64,
+    pub(crate) highest: f64,
+}
+
+impl Spread {
+    /// Spread of these values; `None` if there are none or one is not finite.
+    pub(crate) fn of(mut values: Vec<f64>) -> Option<Self> {
+        if values.iter().any(|value| !value.is_finite()) {
+            return None;
+        }
+        values.sort_by(f64::total_cmp);
+        let (lowest, highest) = (*values.first()?, *values.last()?);
+        let middle = values.len() / 2;
+        let median = if values.len() % 2 == 1 {
+            values[middle]
+        } else {
+            f64::midpoint(values[middle - 1], values[middle])
+        };
+        Some(Self {
+            median,
+            lowest,
+            highest,
+        })
+    }
+
+    /// Distance between the lowest and the highest round.
+    pub(crate) fn width(self) -> f64 {
+        self.highest - self.lowest
+    }
+}
+
+/// A count as `f64`, exact up to 2^53.
+pub(crate) fn count(count: u64) -> f64 {
+    let (high, low) = (count >> 32, count & u64::from(u32::MAX));
+    let part = |part: u64| f64::from(u32::try_from(part).expect("half of a u64 fits into a u32"));
+    part(high) * 4_294_967_296.0 + part(low)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_values_at_the_nearest_rank() {
+        let mut times = Histogram::new_with_bounds(1, 60_000_000_000, 3).unwrap();
+        // A stride without a common divisor visits every value once, out of order.
+        for place in 0..10_000 {
+            times.saturating_record((place * 7_919 % 10_000 + 1) * 1_000);
+        }
+        let percentiles = Percentiles::of(&times);
+        for (value, expected) in [
+            (percentiles.p50, 5_000.0),
+            (percentiles.p90, 9_000.0),
+            (percentiles.p99, 9_900.0),
+            (percentiles.p999, 9_990.0),
+            (percentiles.max, 10_000.0),
+        ] {
+            assert!((value - expected).abs() <= expected / 1e3, "{percentiles}");
+        }
+        let mut few = Histogram::new_with_bounds(1, 60_000_000_000, 3).unwrap();
+        few.record(300).unwrap();
+        few.record(600).unwrap();
+        let text = "p50 0.3 µs, p90 0.6 µs, p99 0.6 µs, max 0.6 µs";
+        assert_eq!(Percentiles::of(&few).to_string(), text);
+    }
+
+    #[test]
+    fn a_spread_is_the_median_the_lowest_and_the_highest() {
+        let of = |values: &[f64]| Spread::of(values.to_vec());
+        let odd = Spread {
+            median: 3.0,
+            lowest: 1.0,
+            highest: 9.0,
+        };
+        assert_eq!(of(&[9.0, 1.0, 3.0]), Some(odd));
+        assert_eq!(of(&[9.0, 1.0, 2.0, 4.0]), Some(odd));
+        assert_eq!(
+            of(&[7.0]).map(|one| (one.median, one.width())),
+            Some((7.0, 0.0))
+        );
+        assert_eq!(of(&[-1.0, -3.0]).map(Spread::width), Some(2.0));
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&[1.0, f64::NAN]), None);
+    }
+
+    #[test]
+    fn a_count_keeps_every_digit() {
+        assert_eq!(count(0), 0.0);
+        assert_eq!(count(1 << 40), 1_099_511_627_776.0);
+        assert_eq!(count(u64::from(u32::MAX)), 4_294_967_295.0);
+    }
+}

@@ -1,0 +1,222 @@
+//! The one reader of completion streams: NDJSON and server-sent events over HTTP/1.1 and HTTP/2, and
+//! gRPC. Only the load generator reads streams by itself, because it parses less of each token.
+//!
+//! The reader knows when a stream is complete. Which tokens are right is for its users to judge.
+
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, StatusCode};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use tonic::{Code, Status};
+
+mod connection;
+mod decoder;
+mod failure;
+mod records;
+mod request;
+
+pub(crate) use connection::{Connection, Protocol, ReadClock, connect, get, reset_on_close};
+#[cfg(test)]
+pub(crate) use decoder::Token;
+pub(crate) use decoder::{Decoder, Event};
+pub(crate) use request::{CompletionRequest, framed, grpc, http};
+
+use crate::fault::Fault;
+use connection::{Response, piece};
+use failure::Failure;
+
+/// Longest refusal that is shown.
+const LONGEST_REFUSAL: usize = 64 * 1024;
+
+/// Wire format of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    Ndjson,
+    Sse,
+    Grpc,
+}
+
+/// A stream whose response has started.
+pub(crate) struct Stream {
+    body: Incoming,
+    trailers: HeaderMap,
+    decoder: Decoder,
+    format: Format,
+    clock: ReadClock,
+    count: u32,
+    failure: Option<Failure>,
+}
+
+/// End of a stream.
+#[derive(Debug)]
+pub(crate) enum Ending {
+    Complete,
+    /// The server sent an error.
+    Failed {
+        failure: Failure,
+        /// Set if the body ended as if the stream had succeeded.
+        is_clean: bool,
+    },
+    /// The stream broke off, or its end is missing.
+    Incomplete(Fault),
+}
+
+impl Format {
+    /// Content type of a stream in this format.
+    fn content_type(self) -> &'static str {
+        match self {
+            Self::Ndjson => "application/x-ndjson",
+            Self::Sse => "text/event-stream",
+            Self::Grpc => "application/grpc",
+        }
+    }
+}
+
+impl Stream {
+    /// Requests a stream, and waits for the head of its response.
+    pub(crate) async fn open(
+        connection: &mut Connection,
+        format: Format,
+        completion: &CompletionRequest<'_>,
+    ) -> Result<Self, Fault> {
+        let url = &connection.url;
+        let request = match format {
+            Format::Ndjson | Format::Sse => http(url, format.content_type(), completion),
+            Format::Grpc => request::grpc_completion(url, completion),
+        };
+        let response = connection.send(request).await?;
+        if response.status() != StatusCode::OK {
+            return Err(refusal(response).await);
+        }
+        if let Some(status) = failed_status(response.headers()) {
+            return Err(Fault::Refused(Failure::of_status(&status).message));
+        }
+        let content_type = response.headers().get(CONTENT_TYPE);
+        let content_type = content_type.map_or("", |value| value.to_str().unwrap_or("?"));
+        if !content_type.starts_with(format.content_type()) {
+            return Err(Fault::unexpected(
+                format.content_type(),
+                format!("'{content_type}'"),
+            ));
+        }
+        Ok(Self {
+            body: response.into_body(),
+            trailers: HeaderMap::new(),
+            decoder: Decoder::of(format),
+            format,
+            clock: connection.clock.clone(),
+            count: 0,
+            failure: None,
+        })
+    }
+
+    /// Number of tokens that have arrived.
+    pub(crate) fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Reads the next piece, and passes its events to `take` with the time at which they were read, in
+    /// nanoseconds of CLOCK_MONOTONIC. Returns false at the end of the body.
+    pub(crate) async fn read(
+        &mut self,
+        mut take: impl FnMut(Event<'_>, u64) -> Result<(), Fault>,
+    ) -> Result<bool, Fault> {
+        let Some(piece) = piece(&mut self.body, &mut self.trailers).await? else {
+            return Ok(false);
+        };
+        self.decode(&piece, &mut take)?;
+        Ok(true)
+    }
+
+    /// Reads to the end.
+    ///
+    /// # Errors
+    /// Those of `take`, and if the body is not a completion. A stream that breaks off is no error but an
+    /// [`Ending`].
+    pub(crate) async fn read_to_end(
+        &mut self,
+        mut take: impl FnMut(Event<'_>, u64) -> Result<(), Fault>,
+    ) -> Result<Ending, Fault> {
+        let broken = loop {
+            match piece(&mut self.body, &mut self.trailers).await {
+                Ok(Some(piece)) => self.decode(&piece, &mut take)?,
+                Ok(None) => break None,
+                Err(fault) => break Some(fault),
+            }
+        };
+        if let Some(failure) = self.failure.take() {
+            let is_clean = broken.is_none();
+            return Ok(Ending::Failed { failure, is_clean });
+        }
+        let after = self.count;
+        if let Some(fault) = broken {
+            let cause = fault.to_string();
+            return Ok(Ending::Incomplete(Fault::Broken { after, cause }));
+        }
+        if self.format == Format::Grpc
+            && let Some(status) = failed_status(&self.trailers)
+        {
+            let failure = Failure::of_status(&status);
+            return Ok(Ending::Failed {
+                failure,
+                is_clean: false,
+            });
+        }
+        Ok(match self.decoder.missing() {
+            None => Ending::Complete,
+            Some(missing) => Ending::Incomplete(Fault::cut_off(after, missing)),
+        })
+    }
+
+    fn decode(
+        &mut self,
+        piece: &[u8],
+        take: &mut impl FnMut(Event<'_>, u64) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        let received_ns = self.clock.last_read_ns();
+        let Self {
+            decoder,
+            failure,
+            count,
+            ..
+        } = self;
+        decoder.read(piece, |event| {
+            match &event {
+                Event::Token(_) => *count += 1,
+                Event::Error(error) => *failure = Some(error.clone()),
+                Event::Started | Event::Finished | Event::Done | Event::Other => {}
+            }
+            take(event, received_ns)
+        })
+    }
+}
+
+impl Ending {
+    /// The stream must be complete.
+    pub(crate) fn complete(self, after: u32) -> Result<(), Fault> {
+        match self {
+            Self::Complete => Ok(()),
+            Self::Failed { failure, .. } => Err(Fault::Error {
+                after,
+                message: failure.to_string(),
+            }),
+            Self::Incomplete(fault) => Err(fault),
+        }
+    }
+}
+
+/// Status of a gRPC call that failed; `None` if it succeeded or has not ended.
+pub(crate) fn failed_status(headers: &HeaderMap) -> Option<Status> {
+    Status::from_header_map(headers).filter(|status| status.code() != Code::Ok)
+}
+
+async fn refusal(response: Response) -> Fault {
+    let status = response.status();
+    let body = Limited::new(response.into_body(), LONGEST_REFUSAL)
+        .collect()
+        .await;
+    let body = body.map(|body| body.to_bytes()).unwrap_or_default();
+    let failure = Failure::of_body(&body).map(|failure| failure.to_string());
+    let text = failure.unwrap_or_else(|| String::from_utf8_lossy(&body).into_owned());
+    Fault::Refused(format!("{status}: {text}"))
+}

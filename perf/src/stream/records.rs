@@ -1,0 +1,260 @@
+//! Splits a stream's body into records wherever its pieces are cut: lines of NDJSON, the data of
+//! server-sent events as the HTML standard defines them, or gRPC messages.
+
+use memchr::memchr2;
+
+use super::Format;
+use crate::fault::Fault;
+
+/// Upper bound of a record, far above any that a stream has.
+const LONGEST: usize = 16 * 1024 * 1024;
+
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
+/// Head of a gRPC message: a flag and its length.
+const MESSAGE_HEAD: usize = 5;
+
+/// One record of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Record<'a> {
+    /// A line of NDJSON, or the data of an event.
+    Object(&'a [u8]),
+    /// Data of an event whose type is `error`.
+    Error(&'a [u8]),
+    /// The event `[DONE]`, which ends a stream of events.
+    Done,
+    /// A gRPC message.
+    Message(&'a [u8]),
+}
+
+/// Records of one body.
+#[derive(Default)]
+pub(super) struct Records {
+    /// `None` until the first line shows if it is NDJSON or server-sent events.
+    format: Option<Format>,
+    /// Start of a line or message whose end has not arrived.
+    unfinished: Vec<u8>,
+    /// Set after a line that ended with a carriage return, whose line feed may follow.
+    after_return: bool,
+    event: Event,
+}
+
+/// An event whose blank line has not arrived. No client may use it before that.
+#[derive(Default)]
+struct Event {
+    data: Vec<u8>,
+    has_data: bool,
+    is_error: bool,
+}
+
+impl Records {
+    pub(super) fn in_format(format: Format) -> Self {
+        Self {
+            format: Some(format),
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn format(&self) -> Option<Format> {
+        self.format
+    }
+
+    /// Reads the next piece, and passes every complete record to `take`.
+    ///
+    /// # Errors
+    /// Those of `take`, and if a record is too long.
+    pub(super) fn read(
+        &mut self,
+        piece: &[u8],
+        take: &mut impl FnMut(Record<'_>) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        if self.format == Some(Format::Grpc) {
+            self.read_messages(piece, take)?;
+        } else {
+            self.read_lines(piece, take)?;
+        }
+        if self.unfinished.len().max(self.event.data.len()) > LONGEST {
+            return Err(Fault::Malformed("a record without an end".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Reports if a record has started and not ended.
+    pub(super) fn is_within_one(&self) -> bool {
+        self.event.has_data || !self.unfinished.is_empty()
+    }
+
+    fn read_messages(
+        &mut self,
+        piece: &[u8],
+        take: &mut impl FnMut(Record<'_>) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        self.unfinished.extend_from_slice(piece);
+        let mut rest = &self.unfinished[..];
+        while let Some((message, after)) = split_message(rest) {
+            take(Record::Message(message))?;
+            rest = after;
+        }
+        let read = self.unfinished.len() - rest.len();
+        self.unfinished.drain(..read);
+        Ok(())
+    }
+
+    fn read_lines(
+        &mut self,
+        mut piece: &[u8],
+        take: &mut impl FnMut(Record<'_>) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        loop {
+            if self.after_return && !piece.is_empty() {
+                piece = piece.strip_prefix(b"\n").unwrap_or(piece);
+                self.after_return = false;
+            }
+            let Some(end) = memchr2(b'\n', b'\r', piece) else {
+                break;
+            };
+            self.after_return = piece[end] == b'\r';
+            if self.unfinished.is_empty() {
+                self.line(&piece[..end], take)?;
+            } else {
+                let mut line = std::mem::take(&mut self.unfinished);
+                line.extend_from_slice(&piece[..end]);
+                self.line(&line, take)?;
+                line.clear();
+                self.unfinished = line;
+            }
+            piece = &piece[end + 1..];
+        }
+        self.unfinished.extend_from_slice(piece);
+        Ok(())
+    }
+
+    fn line(
+        &mut self,
+        mut line: &[u8],
+        take: &mut impl FnMut(Record<'_>) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        if self.format.is_none() {
+            line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
+            // No field of an event starts with a brace.
+            self.format = line.first().map(|first| match first {
+                b'{' => Format::Ndjson,
+                _ => Format::Sse,
+            });
+        }
+        match self.format {
+            Some(Format::Sse) if line.is_empty() => self.event.end(take),
+            Some(Format::Sse) => {
+                self.event.field(line);
+                Ok(())
+            }
+            _ if line.is_empty() => Ok(()),
+            _ => take(Record::Object(line)),
+        }
+    }
+}
+
+impl Event {
+    fn field(&mut self, line: &[u8]) {
+        let (name, value) = match memchr::memchr(b':', line) {
+            Some(colon) => (&line[..colon], &line[colon + 1..]),
+            None => (line, &[][..]),
+        };
+        let value = value.strip_prefix(b" ").unwrap_or(value);
+        match name {
+            b"data" => {
+                if self.has_data {
+                    self.data.push(b'\n');
+                }
+                self.data.extend_from_slice(value);
+                self.has_data = true;
+            }
+            b"event" => self.is_error = value == b"error",
+            // Comments, ids and reconnection times carry nothing of a completion.
+            _ => {}
+        }
+    }
+
+    /// Passes the event on, unless it had only comments.
+    fn end(&mut self, take: &mut impl FnMut(Record<'_>) -> Result<(), Fault>) -> Result<(), Fault> {
+        let record = match (self.is_error, self.data.as_slice()) {
+            (true, data) => Record::Error(data),
+            (false, b"[DONE]") => Record::Done,
+            (false, data) => Record::Object(data),
+        };
+        let taken = if self.has_data { take(record) } else { Ok(()) };
+        self.data.clear();
+        (self.has_data, self.is_error) = (false, false);
+        taken
+    }
+}
+
+/// Splits the first message off, if it is complete.
+fn split_message(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (head, rest) = bytes.split_first_chunk::<MESSAGE_HEAD>()?;
+    let [_, length @ ..] = *head;
+    rest.split_at_checked(usize::try_from(u32::from_be_bytes(length)).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pieces: &[&str]) -> (Vec<String>, Records) {
+        let (mut records, mut read) = (Records::default(), Vec::new());
+        for piece in pieces {
+            let taken = records.read(piece.as_bytes(), &mut |record| {
+                let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+                read.push(match record {
+                    Record::Object(bytes) | Record::Message(bytes) => text(bytes),
+                    Record::Error(bytes) => format!("error {}", text(bytes)),
+                    Record::Done => "done".to_owned(),
+                });
+                Ok(())
+            });
+            taken.unwrap();
+        }
+        (read, records)
+    }
+
+    fn assert_read(body: &str, expected: &[&str]) {
+        for cut in 0..body.len() {
+            if body.is_char_boundary(cut) {
+                let (read, records) = read(&[&body[..cut], &body[cut..]]);
+                assert_eq!(read, expected, "{body:?} cut at {cut}");
+                assert!(!records.is_within_one(), "{body:?} cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn lines_with_objects_are_records_wherever_they_are_cut() {
+        assert_read("{\"a\":1}\n{\"b\":2}\n", &["{\"a\":1}", "{\"b\":2}"]);
+        assert_read("\n{}\r\n\n{}\r\n", &["{}", "{}"]);
+    }
+
+    #[test]
+    fn events_may_have_any_line_end_and_comments_between_them() {
+        let lines = ": hello||data: {}||id: 1|data:{|data: }|: alive||event: error|data: no||\
+                     event: ping||data: [DONE]||";
+        for end in ["\n", "\r\n", "\r"] {
+            let body = lines.replace('|', end);
+            let expected = ["{}", "{\n}", "error no", "done"];
+            assert_read(&body, &expected);
+            assert_read(&format!("\u{feff}{body}"), &expected);
+        }
+    }
+
+    #[test]
+    fn the_type_of_an_event_does_not_apply_to_the_next_one() {
+        assert_read("event: error\ndata: x\n\ndata: y\n\n", &["error x", "y"]);
+    }
+
+    #[test]
+    fn a_record_without_its_end_is_not_passed_on() {
+        for body in ["{\"a\":1}", "data: {}\n", "data: {}", "data: [DONE]\n"] {
+            let (read, records) = read(&[body]);
+            assert!(read.is_empty() && records.is_within_one(), "{body:?}");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! One stream, compared token by token with its undisturbed completion.
+
+use tokio::time::Instant;
+
+use super::server::Server;
+use super::tally::Tally;
+use crate::fault::Fault;
+use crate::stream::{CompletionRequest, Connection, Event, Format, Protocol, Stream};
+
+const OPENINGS: [&str; 8] = [
+    "The capital of France is",
+    "Once upon a time",
+    "Water boils when",
+    "The first programmer was",
+    "A good engineer",
+    "In the middle of the night",
+    "The river flows",
+    "Three things matter:",
+];
+
+/// Number of different prompts.
+pub(super) const PROMPTS: u16 = 8;
+
+/// Texts of a stream's tokens.
+pub(super) type Texts = Vec<String>;
+
+/// Request of a stream.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Planned {
+    format: Format,
+    prompt: u16,
+    tokens: u32,
+}
+
+/// Tokens of a stream as they arrive.
+struct Received<'a> {
+    texts: Texts,
+    expected: Option<&'a Texts>,
+    last: Option<Instant>,
+    tally: &'a Tally,
+}
+
+impl Planned {
+    /// Request of the stream with this number: gRPC and HTTP in turn, over all prompts.
+    pub(super) fn of(number: u16, tokens: u32) -> Self {
+        Self {
+            format: if number.is_multiple_of(2) {
+                Format::Grpc
+            } else {
+                Format::Ndjson
+            },
+            prompt: number / 2 % PROMPTS,
+            tokens,
+        }
+    }
+
+    pub(super) fn of_prompt(prompt: u16, tokens: u32) -> Self {
+        Self {
+            format: Format::Grpc,
+            prompt,
+            tokens,
+        }
+    }
+
+    pub(super) fn prompt(&self) -> usize {
+        usize::from(self.prompt)
+    }
+
+    /// Runs the stream to its end, and returns its texts, which must be the expected ones.
+    pub(super) async fn run(
+        &self,
+        server: &Server,
+        expected: Option<&Texts>,
+        tally: &Tally,
+    ) -> Result<Texts, Fault> {
+        let mut connection = match self.format {
+            Format::Grpc => Connection::open(&server.grpc, Protocol::Http2).await?,
+            Format::Ndjson | Format::Sse => Connection::open(&server.http, Protocol::Http1).await?,
+        };
+        let completion = CompletionRequest {
+            prompt: OPENINGS[self.prompt()],
+            seed: Some(self.prompt.into()),
+            ignore_eos: true,
+            ..CompletionRequest::of_tokens(self.tokens)
+        };
+        let mut stream = Stream::open(&mut connection, self.format, &completion).await?;
+        let mut received = Received::new(expected, tally);
+        let ending = stream
+            .read_to_end(|event, _| match event {
+                Event::Token(token) => received.token(&token.text, token.index),
+                Event::Other => Err(Fault::Malformed("a record without a token".to_owned())),
+                Event::Started | Event::Finished | Event::Done | Event::Error(_) => Ok(()),
+            })
+            .await?;
+        ending.complete(stream.count())?;
+        received.complete()
+    }
+}
+
+impl<'a> Received<'a> {
+    fn new(expected: Option<&'a Texts>, tally: &'a Tally) -> Self {
+        Self {
+            texts: Vec::new(),
+            expected,
+            last: None,
+            tally,
+        }
+    }
+
+    fn token(&mut self, text: &str, index: Option<u32>) -> Result<(), Fault> {
+        let now = Instant::now();
+        self.tally.token(
+            self.last
+                .replace(now)
+                .map(|last| now - last)
+                .unwrap_or_default(),
+        );
+        let at = self.texts.len();
+        if let Some(index) = index
+            && usize::try_from(index) != Ok(at)
+        {
+            return Err(Fault::unexpected(format!("index {at}"), index.to_string()));
+        }
+        self.texts.push(text.to_owned());
+        match self.expected.map(|expected| expected.get(at)) {
+            None => Ok(()),
+            Some(Some(expected)) if expected == text => Ok(()),
+            Some(Some(expected)) => {
+                let expected = format!("{expected:?} as token {at}");
+                Err(Fault::unexpected(expected, format!("{text:?}")))
+            }
+            Some(None) => Err(Fault::unexpected(
+                format!("{at} tokens"),
+                format!("also {text:?}"),
+            )),
+        }
+    }
+
+    fn complete(self) -> Result<Texts, Fault> {
+        let (count, expected) = (self.texts.len(), self.expected.map(Vec::len));
+        match expected {
+            Some(expected) if count < expected => Err(Fault::unexpected(
+                format!("{expected} tokens"),
+                count.to_string(),
+            )),
+            Some(_) | None => Ok(self.texts),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Result of a stream with these tokens, of which `a`, `b` and `c` are expected.
+    fn receive(texts: &[&str]) -> Result<Texts, Fault> {
+        let expected = ["a", "b", "c"].map(str::to_owned).to_vec();
+        let tally = Tally::new(1, 0);
+        let mut received = Received::new(Some(&expected), &tally);
+        for (index, text) in (0..).zip(texts) {
+            received.token(text, Some(index))?;
+        }
+        received.complete()
+    }
+
+    #[test]
+    fn a_stream_is_complete_only_with_each_token_once_and_in_order() {
+        assert!(receive(&["a", "b", "c"]).is_ok());
+        for (texts, fault) in [
+            (&["a", "b"][..], "expected 3 tokens, got 2"),
+            (&["a", "c"], "expected \"b\" as token 1, got \"c\""),
+            (&["a", "a", "b"], "expected \"b\" as token 1, got \"a\""),
+            (&["a", "b", "c", "c"], "expected 3 tokens, got also \"c\""),
+        ] {
+            assert_eq!(receive(texts).unwrap_err().to_string(), fault);
+        }
+    }
+
+    #[test]
+    fn an_index_that_leaves_a_gap_is_a_fault() {
+        let tally = Tally::new(1, 0);
+        let fault = Received::new(None, &tally).token("a", Some(1)).unwrap_err();
+        assert_eq!(fault.to_string(), "expected index 0, got 1");
+    }
+}

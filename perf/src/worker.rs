@@ -1,0 +1,58 @@
+//! The worker process of a server that isolates its worker. The server starts it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
+use tokenway::worker::attach::{AttachOptions, until_signalled};
+use tokenway::worker::child::TOKEN_VARIABLE;
+use tokenway::worker::engine_address::EngineAddress;
+use tokio_util::sync::CancellationToken;
+
+use crate::arguments::duration_ms;
+use crate::{Outcome, Verdict};
+
+/// Run the test runner for the server that started this process.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Time between two tokens of a stream, in milliseconds.
+    #[arg(long, value_name = "MS", value_parser = duration_ms)]
+    interval_ms: Duration,
+    /// Streams that run at once.
+    #[arg(long)]
+    slots: usize,
+    /// The server's worker socket.
+    #[arg(long, value_parser = socket)]
+    engine: PathBuf,
+    /// Number of the device. There is one.
+    #[arg(long)]
+    device: u16,
+    /// Name of the worker.
+    #[arg(long)]
+    name: String,
+}
+
+fn socket(text: &str) -> Result<PathBuf, &'static str> {
+    let path = text.strip_prefix("unix:").map(PathBuf::from);
+    path.ok_or("it must be unix:/path")
+}
+
+/// Runs the worker until it is signalled.
+pub(crate) async fn run(options: Options) -> Outcome {
+    let runner = TestRunnerOptions {
+        interval: options.interval_ms,
+        ..TestRunnerOptions::default()
+    };
+    let parts = AttachOptions {
+        engine: EngineAddress::Unix(options.engine),
+        model: String::new(),
+        name: format!("{} (device {})", options.name, options.device),
+        child_token: std::env::var(TOKEN_VARIABLE).ok(),
+        loader: Arc::new(TestRunnerLoader::new(runner)),
+        slots: options.slots,
+    };
+    until_signalled(parts, CancellationToken::new()).await?;
+    Ok(Verdict::Passed)
+}
