@@ -27,12 +27,12 @@ use std::time::Duration;
 
 use clap::Parser;
 use tokenway::listen::{Address, Limits};
+use tokenway::models::UnknownModel;
 use tokenway::request::{ChatMessage, Parameter, TokenId};
 use tokenway::runner::{
     BosPolicy, LoadError, LoadedModel, Loader, Model, ModelError, ModelFacts, Next, Resumption,
     Runner, Sequence, Slot, SlotCredit, Step, StepError, Token, TokenBytes, monotonic_ns,
 };
-use tokenway::scheduler::UnknownModel;
 use tokenway::server::{
     Drain, EngineParts, HttpFrontend, Isolation, ModelParts, Server, ServerParts, Source,
     WorkerParts,

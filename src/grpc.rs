@@ -7,12 +7,14 @@ use tonic::{Request, Response, Status};
 
 use crate::delivery::{DeliveryTimer, FlushHandle};
 use crate::error::{Error, ErrorKind};
+use crate::models::{ModelEntry, Models};
+use crate::prompt::{Prompt, Tokenizer};
 use crate::proto::v1;
 use crate::proto::v1::inference_server::{Inference, InferenceServer};
 use crate::proto::v1::tokenize_request::Input as TokenizeInput;
 use crate::request::RequestId;
 use crate::runner::BosPolicy;
-use crate::scheduler::{CatalogEntry, Scheduler};
+use crate::scheduler::{NewRequest, Scheduler};
 use crate::telemetry::{
     CountedRequest, DeliveryContext, Frontend, ResponseFormat, Stage, Telemetry,
 };
@@ -33,6 +35,7 @@ const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 /// Implementation of `tokenway.v1.Inference` for the models of one engine.
 #[derive(Clone)]
 pub struct Service {
+    models: Models,
     scheduler: Scheduler,
     telemetry: Telemetry,
     /// Frontend under which requests are counted. `None` if another frontend has counted them already.
@@ -43,8 +46,14 @@ pub struct Service {
 impl Service {
     /// Creates a service for gRPC clients. It counts its requests.
     #[must_use]
-    pub fn new(scheduler: Scheduler, telemetry: Telemetry, default_timeout: Duration) -> Self {
+    pub fn new(
+        models: Models,
+        scheduler: Scheduler,
+        telemetry: Telemetry,
+        default_timeout: Duration,
+    ) -> Self {
         Self {
+            models,
             scheduler,
             telemetry,
             frontend: Some(Frontend::Grpc),
@@ -81,11 +90,21 @@ impl Service {
         let delivery_context = request.extensions().get::<DeliveryContext>().cloned();
         let flush = request.extensions().get::<FlushHandle>().cloned();
         let request = convert::completion_request(request.into_inner(), id, timeout)?;
-        let admitted = self.scheduler.submit(&request).await?;
+        // During a drain, even an invalid request is rejected with `draining`: it may be valid on another server.
+        self.scheduler.check_accepting()?;
+        let model = self.models.find(request.model.as_deref())?;
+        let prompt = Prompt::prepare(model, &request).await?;
+        let new_request = NewRequest {
+            model: model.id,
+            priority: request.priority,
+            deadline: request.deadline,
+            choices: prompt.sequences(&request),
+        };
+        let admitted = self.scheduler.submit(new_request).await?;
         let started = v1::Started {
             request_id: request.id.0.to_string(),
-            model: admitted.model.to_string(),
-            prompt_tokens: admitted.prompt_tokens,
+            model: model.name.to_string(),
+            prompt_tokens: prompt.token_count(),
             seed: request.options.seed.cast_signed(),
         };
         let format = delivery_context
@@ -99,12 +118,7 @@ impl Service {
             admitted.set_stream_count(&stream);
         }
         let engine = self.telemetry.stage_times(format, Stage::Engine);
-        let completion = Completion::new(
-            admitted,
-            &request.stopping,
-            request.options.stop_tokens.min_tokens,
-            engine,
-        )?;
+        let completion = Completion::new(&request, prompt, admitted, engine)?;
         let metrics = counted.map(|counted| RequestMetrics {
             counted,
             timer: DeliveryTimer::new(&self.telemetry, format, flush),
@@ -155,7 +169,7 @@ impl Inference for Service {
         _request: Request<v1::ListModelsRequest>,
     ) -> Result<Response<v1::ListModelsResponse>, Status> {
         // A model that is still loading has no facts yet, so it is not listed.
-        let entries = self.scheduler.catalog().entries().iter();
+        let entries = self.models.entries().iter();
         let models = entries.filter_map(|entry| model(entry).ok()).collect();
         Ok(Response::new(v1::ListModelsResponse { models }))
     }
@@ -166,7 +180,7 @@ impl Inference for Service {
     ) -> Result<Response<v1::GetModelResponse>, Status> {
         let name = request.into_inner().model;
         let name = convert::model_name(&name);
-        let (_, entry) = self.scheduler.catalog().find(name)?;
+        let entry = self.models.find(name)?;
         Ok(Response::new(v1::GetModelResponse {
             model: Some(model(entry)?),
         }))
@@ -178,7 +192,7 @@ impl Inference for Service {
     ) -> Result<Response<v1::TokenizeResponse>, Status> {
         let message = request.into_inner();
         let name = convert::model_name(&message.model);
-        let (_, entry) = self.scheduler.catalog().find(name)?;
+        let model = self.models.find(name)?;
         let bos_policy = if message.add_special_tokens.unwrap_or(true) {
             BosPolicy::Add
         } else {
@@ -191,14 +205,18 @@ impl Inference for Service {
                     .with_param("text")
                     .into());
             }
-            Some(TokenizeInput::Text(text)) => entry.tokenize(&text, bos_policy, "text").await?,
+            Some(TokenizeInput::Text(text)) => {
+                let tokenizer = Tokenizer::new(model)?;
+                tokenizer.tokenize(&text, bos_policy, "text").await?
+            }
             Some(TokenizeInput::Chat(chat)) => {
                 let messages = convert::chat_messages(chat)?;
-                let text = entry.render_chat(&messages).await?;
-                entry.tokenize(&text, bos_policy, "chat").await?
+                let tokenizer = Tokenizer::new(model)?;
+                let text = tokenizer.render_chat(&messages).await?;
+                tokenizer.tokenize(&text, bos_policy, "chat").await?
             }
         };
-        let context_length = entry.model()?.facts().context_length;
+        let context_length = model.model()?.facts().context_length;
         Ok(Response::new(v1::TokenizeResponse {
             token_ids,
             context_length,
@@ -210,13 +228,15 @@ impl Inference for Service {
         request: Request<v1::DetokenizeRequest>,
     ) -> Result<Response<v1::DetokenizeResponse>, Status> {
         let v1::DetokenizeRequest { model, token_ids } = request.into_inner();
-        let (_, entry) = self.scheduler.catalog().find(convert::model_name(&model))?;
-        let text = entry.detokenize(token_ids, "token_ids").await?;
+        let model = self.models.find(convert::model_name(&model))?;
+        let text = Tokenizer::new(model)?
+            .detokenize(token_ids, "token_ids")
+            .await?;
         Ok(Response::new(v1::DetokenizeResponse { text }))
     }
 }
 
-fn model(entry: &CatalogEntry) -> Result<v1::Model, Error> {
+fn model(entry: &ModelEntry) -> Result<v1::Model, Error> {
     let facts = entry.model()?.facts();
     let unsupported = facts.unsupported.iter();
     Ok(v1::Model {

@@ -21,9 +21,13 @@ pub mod delivery;
 
 pub mod text;
 
+pub mod prompt;
+
 pub mod scheduler;
 
 pub mod worker;
+
+pub mod models;
 
 pub mod runner;
 

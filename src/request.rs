@@ -258,6 +258,28 @@ impl Parameter {
     }
 }
 
+#[cfg(test)]
+impl CompletionRequest {
+    /// A request for one completion of this text, with the defaults of all parameters and a deadline in one hour.
+    pub(crate) fn for_test(text: &str) -> Self {
+        let now = Instant::now();
+        Self {
+            id: RequestId::random(),
+            model: None,
+            input: Input::Text(text.to_owned()),
+            max_tokens: None,
+            choices: 1,
+            stopping: Stopping::default(),
+            options: SequenceOptions::default(),
+            echo: false,
+            resume: Vec::new(),
+            priority: 0,
+            arrived: now,
+            deadline: now + Duration::from_secs(3_600),
+        }
+    }
+}
+
 impl CompletionRequest {
     /// Returns true if the request uses this parameter.
     #[must_use]

@@ -13,23 +13,19 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, ErrorKind};
-use crate::request::{CompletionRequest, Parameter};
+use crate::models::{ModelId, ModelMap, Models, Readiness};
 use crate::runner::{Resumption, Sequence};
 use crate::telemetry::{StreamCount, Telemetry, WorkerCounts};
 use crate::worker::token_channel::{TokenReceiver, token_channel};
 use crate::worker::{Assignment, WorkerEvent, WorkerHandle, WorkerId};
 
-mod catalog;
 pub mod plan;
-mod readiness;
 mod resumer;
 mod task;
 #[cfg(test)]
 mod tests;
+mod worker_statuses;
 
-use catalog::Prompt;
-pub use catalog::{Catalog, CatalogEntry, DeliveredToken, UnknownModel};
-pub use readiness::Readiness;
 pub use resumer::{LossHistory, PendingResumption, Resumer, WorkerLoss, worker_lost};
 
 /// The maximum number of tokens that a sequence may run ahead of its reader.
@@ -40,14 +36,14 @@ const SUBMISSION_CAPACITY: usize = 1024;
 
 /// The parts from which a scheduler is created.
 pub struct SchedulerParts {
-    /// The models, in the order in which they are listed.
-    pub catalog: Catalog,
+    /// The models. The scheduler's task records which of them are loaded.
+    pub models: Models,
     /// The workers that the engine starts itself.
     pub workers: Vec<OwnedWorker>,
     /// The events of all workers.
     pub events: mpsc::Receiver<WorkerEvent>,
     /// The queue limit of each model: the maximum number of requests that wait for their first slot.
-    pub queue_depths: Vec<usize>,
+    pub queue_depths: ModelMap<usize>,
     /// The limits on resuming choices after their workers are lost.
     pub resumption: ResumptionLimits,
     /// The metrics.
@@ -77,8 +73,8 @@ impl Default for ResumptionLimits {
 pub struct OwnedWorker {
     /// The worker's id.
     pub worker: WorkerId,
-    /// The index of the worker's model in the catalog.
-    pub model: usize,
+    /// The worker's model.
+    pub model: ModelId,
     /// The worker's handle. `None` until the worker has connected.
     pub handle: Option<WorkerHandle>,
 }
@@ -86,7 +82,7 @@ pub struct OwnedWorker {
 /// A handle that submits requests. Clones share the same scheduler.
 #[derive(Clone)]
 pub struct Scheduler {
-    catalog: Catalog,
+    models: Models,
     submissions: mpsc::Sender<Submission>,
     abandoned: Arc<Notify>,
     readiness: watch::Receiver<Readiness>,
@@ -100,28 +96,27 @@ pub struct Scheduler {
     resumption_gap_seconds: Histogram,
 }
 
+/// A request to run: the sequences of its choices.
+pub struct NewRequest {
+    /// The model of the sequences.
+    pub model: ModelId,
+    /// The priority. Lower numbers run first.
+    pub priority: i32,
+    /// The time at which the request fails with `deadline_exceeded`.
+    pub deadline: Instant,
+    /// The sequence of each choice, at least one. They differ only in the choice and the tokens that are delivered
+    /// already.
+    pub choices: Vec<Sequence>,
+}
+
 /// An admitted request: its choices run or wait for slots.
 pub struct Admitted {
-    /// The model's name.
-    pub model: Arc<str>,
-    /// The number of tokens of the prompt.
-    pub prompt_tokens: u32,
-    /// The prompt's text, if the request echoes it.
-    pub echo: Option<String>,
-    /// True if choice 0 sends the prompt's tokens with their log probabilities before its own.
-    pub scores_prompt: bool,
-    /// The tokens of each choice that the client already has, starting with choice 0.
-    pub resumed: Vec<Vec<DeliveredToken>>,
     /// The token channel of each choice. Dropping one cancels its choice.
     pub token_channels: Vec<TokenReceiver>,
     /// Resumes choices whose worker was lost. `None` if the model does not support resumption.
     pub resumer: Option<Resumer>,
     /// The histogram of the times from the loss of a choice's worker to its next token.
     pub resumption_gap_seconds: Histogram,
-    /// The time when the request arrived.
-    pub arrived: Instant,
-    /// The time at which the request fails with `deadline_exceeded`.
-    pub deadline: Instant,
 }
 
 impl Admitted {
@@ -135,7 +130,7 @@ impl Admitted {
 
 /// A message to the scheduler's task.
 struct Submission {
-    model: usize,
+    model: ModelId,
     priority: i32,
     work: Work,
 }
@@ -160,7 +155,7 @@ impl Scheduler {
         let (readiness_sender, readiness) = watch::channel(Readiness::Loading(0.0));
         let (workers_sender, workers) = watch::channel(WorkerCounts::new());
         let scheduler = Self {
-            catalog: parts.catalog.clone(),
+            models: parts.models.clone(),
             submissions,
             abandoned: Arc::clone(&abandoned),
             readiness,
@@ -182,12 +177,6 @@ impl Scheduler {
         (scheduler, task)
     }
 
-    /// Returns the models.
-    #[must_use]
-    pub fn catalog(&self) -> &Catalog {
-        &self.catalog
-    }
-
     /// Watches the readiness of the engine.
     #[must_use]
     pub fn readiness(&self) -> watch::Receiver<Readiness> {
@@ -200,7 +189,7 @@ impl Scheduler {
         self.workers.clone()
     }
 
-    /// Rejects all further requests with `draining`.
+    /// Rejects requests that arrive from now on with `draining`.
     pub fn drain(&self) {
         self.draining.cancel();
     }
@@ -211,48 +200,54 @@ impl Scheduler {
         self.stopping.cancel();
     }
 
-    /// Returns true after [`Self::drain`] or [`Self::stop`].
-    #[must_use]
-    pub fn is_draining(&self) -> bool {
-        self.draining.is_cancelled()
+    /// Checks that the scheduler accepts requests that arrive now.
+    ///
+    /// # Errors
+    /// Returns [`ErrorKind::Draining`] after [`Self::drain`] or [`Self::stop`].
+    pub fn check_accepting(&self) -> Result<(), Error> {
+        if self.draining.is_cancelled() {
+            let message = "The server is shutting down.";
+            return Err(Error::new(ErrorKind::Draining, message));
+        }
+        Ok(())
     }
 
-    /// Validates a request against its model, tokenizes its prompt and admits it. On success, the request runs or is in
-    /// the queue.
+    /// Admits a request. On success, it runs or is in the queue.
+    ///
+    /// The caller has checked [`Self::check_accepting`] when the request arrived. A drain that started in the meantime
+    /// lets it finish, like the requests that run already.
     ///
     /// # Errors
     /// Returns the reason if the request is rejected.
-    pub async fn submit(&self, request: &CompletionRequest) -> Result<Admitted, Error> {
-        if self.is_draining() {
-            return Err(Error::new(
-                ErrorKind::Draining,
-                "The server is shutting down.",
-            ));
-        }
-        let (model, entry) = self.catalog.find(request.model.as_deref())?;
-        entry.check_supported(request)?;
-        let prompt = entry.prompt(request).await?;
-        if request.deadline <= Instant::now() {
+    pub async fn submit(&self, request: NewRequest) -> Result<Admitted, Error> {
+        let NewRequest {
+            model,
+            priority,
+            deadline,
+            choices,
+        } = request;
+        if deadline <= Instant::now() {
             let message = "The request's deadline passed before it was queued.";
             return Err(Error::new(ErrorKind::DeadlineExceeded, message));
         }
-        let prompt_tokens =
-            u32::try_from(prompt.ids.len()).expect("the prompt fits into the context");
-        let resumer = match entry.model()?.facts().resumption {
-            Resumption::Exact | Resumption::Contiguous => Some(Resumer {
+        let resumer = match self.models.get(model).model()?.facts().resumption {
+            Resumption::Exact | Resumption::Contiguous => choices.first().map(|first| Resumer {
                 scheduler: self.clone(),
                 model,
-                priority: request.priority,
-                sequence: sequence(request, &prompt, 0),
-                deadline: request.deadline,
+                priority,
+                sequence: first.clone(),
+                deadline,
             }),
             Resumption::No => None,
         };
-        let (choices, token_channels) = self.choices(request, &prompt);
+        let choices = choices.into_iter();
+        let (choices, token_channels) = choices
+            .map(|sequence| self.assignment(sequence, deadline))
+            .unzip();
         let (admitted, admission) = oneshot::channel();
         let submission = Submission {
             model,
-            priority: request.priority,
+            priority,
             work: Work::New { choices, admitted },
         };
         self.submissions
@@ -261,34 +256,10 @@ impl Scheduler {
             .map_err(|_| Error::internal())?;
         admission.await.map_err(|_| Error::internal())??;
         Ok(Admitted {
-            model: Arc::clone(&entry.name),
-            prompt_tokens,
-            echo: prompt.text,
-            resumed: prompt.resumed,
-            scores_prompt: scores_prompt(request),
             token_channels,
             resumer,
             resumption_gap_seconds: self.resumption_gap_seconds.clone(),
-            arrived: request.arrived,
-            deadline: request.deadline,
         })
-    }
-
-    /// Creates the assignment of each choice and the receiver of its tokens.
-    fn choices(
-        &self,
-        request: &CompletionRequest,
-        prompt: &Prompt,
-    ) -> (Vec<Assignment>, Vec<TokenReceiver>) {
-        let choices = (0..request.choices).map(|choice| {
-            let mut sequence = sequence(request, prompt, choice);
-            let delivered = usize::try_from(choice)
-                .ok()
-                .and_then(|at| request.resume.get(at));
-            sequence.delivered = delivered.cloned().unwrap_or_default();
-            self.assignment(sequence, request.deadline)
-        });
-        choices.unzip()
     }
 
     /// Creates an assignment and the receiver of its tokens.
@@ -314,22 +285,4 @@ impl Scheduler {
         };
         (assignment, receiver)
     }
-}
-
-/// Creates the sequence of one choice.
-fn sequence(request: &CompletionRequest, prompt: &Prompt, choice: u32) -> Sequence {
-    Sequence {
-        prompt: Arc::clone(&prompt.ids),
-        delivered: Vec::new(),
-        choice,
-        max_tokens: prompt.max_tokens,
-        // The prompt's log probabilities are the same for every choice.
-        scores_prompt: choice == 0 && scores_prompt(request),
-        options: request.options.clone(),
-    }
-}
-
-/// Returns true if the request asks for the prompt's log probabilities.
-fn scores_prompt(request: &CompletionRequest) -> bool {
-    request.needs(Parameter::EchoLogprobs)
 }

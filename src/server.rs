@@ -18,7 +18,7 @@ use crate::critical::{CriticalTasks, TaskPanicked};
 use crate::gateway::{self, Gateway};
 use crate::grpc;
 use crate::listen::{Address, FrontendSettings, Limits, Protocol};
-use crate::scheduler::Readiness;
+use crate::models::Readiness;
 use crate::telemetry::{Frontend, Telemetry};
 use crate::worker::attached::MAX_HEARTBEAT_TIMEOUT;
 
@@ -343,8 +343,12 @@ impl Backend {
                 let engine = engine.map_err(StartError::Thread)?;
                 let scheduler = engine.scheduler.clone();
                 let health = ServerHealth::of_engine(&scheduler);
-                let service =
-                    grpc::Service::new(scheduler, telemetry.clone(), parts.request_timeout);
+                let service = grpc::Service::new(
+                    engine.models.clone(),
+                    scheduler,
+                    telemetry.clone(),
+                    parts.request_timeout,
+                );
                 let cluster = Cluster::local(service.uncounted());
                 Ok(Self {
                     engine: Some(engine),

@@ -15,6 +15,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
+use crate::models::ModelId;
 use crate::runner::{Model, Sequence, monotonic_ns};
 
 pub mod attach;
@@ -63,7 +64,10 @@ struct Submission {
 #[cfg(test)]
 impl Assignment {
     /// A sequence of up to `max_tokens` tokens, and the receiver of its token channel, which has room for one token.
-    fn for_test(max_tokens: u32, deadline: Instant) -> (Self, token_channel::TokenReceiver) {
+    pub(crate) fn for_test(
+        max_tokens: u32,
+        deadline: Instant,
+    ) -> (Self, token_channel::TokenReceiver) {
         let queue = Arc::new(Notify::new());
         let (sender, receiver) = token_channel::token_channel(1, queue, metrics::Counter::noop());
         let sequence = Sequence::new([0], max_tokens);
@@ -80,8 +84,8 @@ impl Assignment {
 /// A worker's report to the scheduler. Tokens travel on token channels instead. Each `String` is a reason for the
 /// operator.
 pub enum WorkerEvent {
-    /// A worker process has connected. It serves the model at this index of the catalog, through this handle.
-    Joined(WorkerId, usize, WorkerHandle),
+    /// A worker process has connected. It serves this model, through this handle.
+    Joined(WorkerId, ModelId, WorkerHandle),
     /// Loading progress of the model, from 0 to 1.
     Loading(WorkerId, f32),
     /// The model is loaded and all slots are free.

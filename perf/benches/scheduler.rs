@@ -6,6 +6,7 @@ use std::iter::repeat_with;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput};
+use tokenway::models::{ModelId, ModelSpec, Models, UnknownModel};
 use tokenway::scheduler::plan::{Admission, Job, Placement, Plan};
 use tokenway::worker::{Generation, WorkerId};
 
@@ -51,12 +52,12 @@ fn main() {
 /// Admits and releases one request after the other, each on a free slot.
 fn free_slots(group: &mut BenchmarkGroup<'_, WallTime>) {
     for workers in [1, 8, 256] {
-        let mut plan = plan(workers);
+        let (mut plan, model) = plan(workers);
         group.bench_function(
             format!("admit and release, workers: {workers}"),
             |bencher| {
                 bencher.iter(|| {
-                    let (admission, placements) = plan.admit(0, black_box(0), vec![Choice]);
+                    let (admission, placements) = plan.admit(model, black_box(0), vec![Choice]);
                     assert_eq!(admission, Admission::Admitted);
                     release(&mut plan, &placements);
                 });
@@ -80,14 +81,14 @@ fn full_queue(group: &mut BenchmarkGroup<'_, WallTime>) {
         different,
     );
     group.bench_function("refuse, full queue", |bencher| {
-        let mut plan = full(8, repeat_with(same));
+        let (mut plan, model) = full(8, repeat_with(same));
         bencher.iter(|| {
-            let (admission, _) = plan.admit(0, black_box(0), vec![Choice]);
+            let (admission, _) = plan.admit(model, black_box(0), vec![Choice]);
             assert_eq!(admission, Admission::QueueFull);
         });
     });
     group.bench_function("sweep, full queue", |bencher| {
-        let mut plan = full(8, repeat_with(same));
+        let (mut plan, _) = full(8, repeat_with(same));
         bencher.iter(|| plan.sweep());
     });
 }
@@ -99,12 +100,12 @@ fn bench_turns(
     mut priority: impl FnMut() -> i32,
 ) {
     group.bench_function(name, |bencher| {
-        let mut plan = full(8, repeat_with(&mut priority));
+        let (mut plan, model) = full(8, repeat_with(&mut priority));
         let mut worker = (0..8).cycle().map(WorkerId);
         bencher.iter(|| {
             let worker = worker.next().expect("the cycle is endless");
             assert_eq!(plan.released(worker, GENERATION, MAX_TOKENS).len(), 1);
-            let (admission, placements) = plan.admit(0, priority(), vec![Choice]);
+            let (admission, placements) = plan.admit(model, priority(), vec![Choice]);
             assert_eq!(admission, Admission::Admitted);
             black_box(placements);
         });
@@ -119,21 +120,29 @@ fn release(plan: &mut Plan<Choice>, placements: &[Placement<Choice>]) {
 }
 
 /// Plan of one model on this many ready workers.
-fn plan(workers: usize) -> Plan<Choice> {
-    let mut plan = Plan::new(&[QUEUE_DEPTH]);
+fn plan(workers: usize) -> (Plan<Choice>, ModelId) {
+    let spec = ModelSpec {
+        name: "model".to_owned(),
+        aliases: Vec::new(),
+        runner: "none",
+        created: 0,
+    };
+    let models = Models::new(vec![spec], UnknownModel::Refuse);
+    let model = models.entries()[0].id;
+    let mut plan = Plan::new(models.zip([QUEUE_DEPTH]));
     for worker in 0..workers {
-        plan.joined(WorkerId(worker), 0);
+        plan.joined(WorkerId(worker), model);
         plan.ready(WorkerId(worker), GENERATION, SLOTS);
     }
-    plan
+    (plan, model)
 }
 
 /// The same with every slot occupied and a full queue.
-fn full(workers: usize, priorities: impl Iterator<Item = i32>) -> Plan<Choice> {
-    let mut plan = plan(workers);
+fn full(workers: usize, priorities: impl Iterator<Item = i32>) -> (Plan<Choice>, ModelId) {
+    let (mut plan, model) = plan(workers);
     for priority in priorities.take(workers * SLOTS + QUEUE_DEPTH) {
-        let (admission, _) = plan.admit(0, priority, vec![Choice]);
+        let (admission, _) = plan.admit(model, priority, vec![Choice]);
         assert_eq!(admission, Admission::Admitted);
     }
-    plan
+    (plan, model)
 }

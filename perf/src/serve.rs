@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use tokenway::listen::{Address, Limits};
+use tokenway::models::UnknownModel;
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
-use tokenway::scheduler::UnknownModel;
 use tokenway::server::{
     Drain, EngineParts, HttpFrontend, Isolation, ModelParts, Server, ServerParts, Source,
     WorkerParts,

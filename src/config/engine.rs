@@ -14,8 +14,8 @@ use super::file::{first_error, table_key};
 use super::model::{self, ModelSettings, SharedSettings};
 use super::settings::{Settings, keys};
 use super::worker::WorkerSettings;
+use crate::models::UnknownModel;
 use crate::runner::llm_test::LLM_TEST;
-use crate::scheduler::UnknownModel;
 use crate::server::{EngineParts, ModelParts, WorkerParts};
 
 /// Model name that the reference system's performance test uses.

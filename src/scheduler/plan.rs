@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 
+use crate::models::{ModelId, ModelMap};
 use crate::worker::{Generation, WorkerId};
 
 /// The order of requests: resumed before new, then the lower priority number first, then the earlier arrival first.
@@ -20,7 +21,7 @@ enum Kind {
 /// The waiting requests and the workers' slots.
 pub struct Plan<J> {
     /// One queue per model, so that a full queue of one model does not affect the others.
-    queues: Vec<Queue<J>>,
+    queues: ModelMap<Queue<J>>,
     workers: BTreeMap<WorkerId, WorkerLoad>,
     /// The arrival number of the next request.
     next_arrival: u64,
@@ -40,7 +41,7 @@ struct Waiting<J> {
 }
 
 struct WorkerLoad {
-    model: usize,
+    model: ModelId,
     slots: usize,
     /// `None` while the worker is not ready.
     generation: Option<Generation>,
@@ -90,20 +91,20 @@ pub enum Admission {
 impl<J: Job> Plan<J> {
     /// Creates a plan without workers. `queue_depths` has one entry per model.
     #[must_use]
-    pub fn new(queue_depths: &[usize]) -> Self {
-        let queues = queue_depths.iter().map(|depth| Queue {
+    pub fn new(queue_depths: ModelMap<usize>) -> Self {
+        let queues = queue_depths.map(|_, depth| Queue {
             waiting: BTreeMap::new(),
-            depth: *depth,
+            depth,
         });
         Self {
-            queues: queues.collect(),
+            queues,
             workers: BTreeMap::new(),
             next_arrival: 0,
         }
     }
 
     /// Adds a worker of this model, which is not ready yet.
-    pub fn joined(&mut self, worker: WorkerId, model: usize) {
+    pub fn joined(&mut self, worker: WorkerId, model: ModelId) {
         let state = WorkerLoad {
             model,
             slots: 0,
@@ -124,7 +125,7 @@ impl<J: Job> Plan<J> {
     /// Admits a request. Returns the jobs to start now, which may be those of other requests.
     pub fn admit(
         &mut self,
-        model: usize,
+        model: ModelId,
         priority: i32,
         choices: Vec<J>,
     ) -> (Admission, Vec<Placement<J>>) {
@@ -154,7 +155,7 @@ impl<J: Job> Plan<J> {
 
     /// Queues a choice whose worker was lost. It was admitted before, so it waits even if no worker is up, and does not
     /// count as queued.
-    pub fn resume(&mut self, model: usize, priority: i32, choice: J) -> Vec<Placement<J>> {
+    pub fn resume(&mut self, model: ModelId, priority: i32, choice: J) -> Vec<Placement<J>> {
         let order = (Kind::Resumed, priority, self.next_arrival);
         self.next_arrival += 1;
         let waiting = Waiting {
@@ -242,7 +243,7 @@ impl<J: Job> Plan<J> {
 
     /// Drops the waiting jobs whose readers were dropped.
     pub fn sweep(&mut self) {
-        for queue in &mut self.queues {
+        for queue in self.queues.values_mut() {
             queue.waiting.retain(|_, waiting| {
                 waiting.choices.retain(Job::is_wanted);
                 !waiting.choices.is_empty()
@@ -252,19 +253,19 @@ impl<J: Job> Plan<J> {
 
     /// Removes and returns all waiting jobs.
     pub(super) fn clear(&mut self) -> Vec<J> {
-        let queues = self.queues.iter_mut();
+        let queues = self.queues.values_mut();
         let waiting = queues.flat_map(|queue| std::mem::take(&mut queue.waiting).into_values());
         waiting.flat_map(|waiting| waiting.choices).collect()
     }
 
     /// Returns the number of requests of all models that wait for their first slot.
     pub(super) fn queued(&self) -> usize {
-        self.queues.iter().map(Queue::queued).sum()
+        self.queues.as_slice().iter().map(Queue::queued).sum()
     }
 
     /// Places waiting jobs on free slots, in order. A suspect that must wait for a worker without a suspect does not
     /// block the jobs after it.
-    fn place(&mut self, model: usize) -> Vec<Placement<J>> {
+    fn place(&mut self, model: ModelId) -> Vec<Placement<J>> {
         let mut placements = Vec::new();
         let mut after = None;
         while let Some(order) = self.queues[model].next_after(after) {
@@ -337,7 +338,7 @@ impl<J> Queue<J> {
 /// Returns the worker with a free slot and the fewest outstanding tokens.
 fn least_loaded(
     workers: &BTreeMap<WorkerId, WorkerLoad>,
-    model: usize,
+    model: ModelId,
     is_suspect: bool,
 ) -> Option<(WorkerId, Generation)> {
     let candidates = workers.iter().filter_map(|(id, worker)| {

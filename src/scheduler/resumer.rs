@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{Scheduler, Submission, Work};
 use crate::error::{Error, ErrorKind};
+use crate::models::ModelId;
 use crate::request::TokenId;
 use crate::runner::Sequence;
 use crate::worker::token_channel::TokenReceiver;
@@ -35,7 +36,7 @@ const MIN_PROGRESS_TOKENS: u32 = 16;
 /// Resumes the choices of one request on other workers.
 pub struct Resumer {
     pub(super) scheduler: Scheduler,
-    pub(super) model: usize,
+    pub(super) model: ModelId,
     pub(super) priority: i32,
     /// The sequence of choice 0, as it was first submitted.
     pub(super) sequence: Sequence,

@@ -7,9 +7,10 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::plan::{Admission, Job, Placement, Plan};
-use super::readiness::{Readiness, WorkerStatus, WorkerStatuses};
-use super::{Catalog, SchedulerParts, Submission, Work};
+use super::worker_statuses::WorkerStatuses;
+use super::{SchedulerParts, Submission, Work};
 use crate::error::{Error, ErrorKind};
+use crate::models::{ModelId, ModelStatus, Readiness};
 use crate::telemetry::{Telemetry, WorkerCounts, WorkerState};
 use crate::worker::token_channel::Failure;
 use crate::worker::{Assignment, WorkerEvent, WorkerHandle, WorkerId};
@@ -30,13 +31,10 @@ pub(super) async fn run(
     (readiness, workers): (watch::Sender<Readiness>, watch::Sender<WorkerCounts>),
 ) {
     let mut events = parts.events;
-    let names = parts.catalog.entries().iter();
-    let names = names.map(|entry| Arc::clone(&entry.name)).collect();
     let mut task = Task {
-        plan: Plan::new(&parts.queue_depths),
-        statuses: WorkerStatuses::new(names),
+        plan: Plan::new(parts.queue_depths),
+        statuses: WorkerStatuses::new(parts.models),
         handles: HashMap::new(),
-        catalog: parts.catalog,
         telemetry: parts.telemetry,
         readiness,
         workers,
@@ -68,7 +66,6 @@ struct Task {
     plan: Plan<Assignment>,
     handles: HashMap<WorkerId, WorkerHandle>,
     statuses: WorkerStatuses,
-    catalog: Catalog,
     telemetry: Telemetry,
     readiness: watch::Sender<Readiness>,
     workers: watch::Sender<WorkerCounts>,
@@ -91,7 +88,7 @@ impl Job for Assignment {
 
 impl Task {
     /// Adds a worker. `handle` is `None` until the worker has connected.
-    fn joined(&mut self, worker: WorkerId, model: usize, handle: Option<WorkerHandle>) {
+    fn joined(&mut self, worker: WorkerId, model: ModelId, handle: Option<WorkerHandle>) {
         self.plan.joined(worker, model);
         self.statuses.joined(worker, model);
         self.handles.extend(handle.map(|handle| (worker, handle)));
@@ -138,40 +135,16 @@ impl Task {
                 self.publish_readiness();
             }
             WorkerEvent::Ready(worker, generation, served) => {
-                let Some((at, _)) = self.statuses.model_of(worker) else {
+                let Some(model) = self.statuses.model_of(worker) else {
                     return;
                 };
-                self.catalog.entries()[at].loaded(served.model);
-                self.statuses.set(worker, WorkerStatus::Up);
+                model.set_loaded(served.model);
+                self.statuses.set(worker, ModelStatus::Up);
                 let placements = self.plan.ready(worker, generation, served.slots);
                 self.start(placements);
                 self.publish_readiness();
             }
-            WorkerEvent::Stuck(worker, is_stuck) => {
-                let model = self.model_of(worker);
-                if is_stuck {
-                    tracing::error!(
-                        worker = worker.0,
-                        model,
-                        "a device call does not return and cannot be interrupted"
-                    );
-                } else {
-                    tracing::warn!(
-                        worker = worker.0,
-                        model,
-                        "the stuck device call has returned"
-                    );
-                }
-                let status = if is_stuck {
-                    WorkerStatus::Lost
-                } else {
-                    WorkerStatus::Up
-                };
-                self.statuses.set(worker, status);
-                let placements = self.plan.stuck(worker, is_stuck);
-                self.start(placements);
-                self.publish_readiness();
-            }
+            WorkerEvent::Stuck(worker, is_stuck) => self.set_stuck(worker, is_stuck),
             WorkerEvent::SuspectCleared(worker, generation) => {
                 let placements = self.plan.cleared(worker, generation);
                 self.start(placements);
@@ -183,12 +156,12 @@ impl Task {
             WorkerEvent::Lost(worker, reason) => {
                 let model = self.model_of(worker);
                 tracing::error!(worker = worker.0, model, %reason, "a worker was lost and will be restarted");
-                self.mark_down(worker, WorkerStatus::Lost);
+                self.mark_down(worker, ModelStatus::Lost);
             }
             WorkerEvent::LoadFailed(worker, reason) => {
                 let model = self.model_of(worker);
                 tracing::error!(worker = worker.0, model, %reason, "a worker could not load its model and will retry");
-                self.mark_down(worker, WorkerStatus::LoadFailed(reason));
+                self.mark_down(worker, ModelStatus::LoadFailed(reason));
             }
             WorkerEvent::GivenUp(worker, reason) => {
                 let model = self.model_of(worker);
@@ -198,7 +171,7 @@ impl Task {
                     %reason,
                     "a worker failed to start too often and will not be started again"
                 );
-                self.mark_down(worker, WorkerStatus::GivenUp(reason));
+                self.mark_down(worker, ModelStatus::GivenUp(reason));
             }
             WorkerEvent::Left(worker, reason) => {
                 let model = self.model_of(worker);
@@ -211,12 +184,37 @@ impl Task {
         }
     }
 
-    /// Returns the name of a worker's model for the log.
-    fn model_of(&self, worker: WorkerId) -> &str {
-        self.statuses.model_of(worker).map_or("", |(_, name)| name)
+    /// Handles a device call that does not return, or that has returned after all.
+    fn set_stuck(&mut self, worker: WorkerId, is_stuck: bool) {
+        let model = self.model_of(worker);
+        let status = if is_stuck {
+            tracing::error!(
+                worker = worker.0,
+                model,
+                "a device call does not return and cannot be interrupted"
+            );
+            ModelStatus::Lost
+        } else {
+            tracing::warn!(
+                worker = worker.0,
+                model,
+                "the stuck device call has returned"
+            );
+            ModelStatus::Up
+        };
+        self.statuses.set(worker, status);
+        let placements = self.plan.stuck(worker, is_stuck);
+        self.start(placements);
+        self.publish_readiness();
     }
 
-    fn mark_down(&mut self, worker: WorkerId, status: WorkerStatus) {
+    /// Returns the name of a worker's model for the log.
+    fn model_of(&self, worker: WorkerId) -> &str {
+        let model = self.statuses.model_of(worker);
+        model.map_or("", |model| &model.name)
+    }
+
+    fn mark_down(&mut self, worker: WorkerId, status: ModelStatus) {
         self.statuses.set(worker, status);
         self.plan.lost(worker);
         self.publish_readiness();
@@ -283,23 +281,14 @@ fn publish<T: PartialEq>(watched: &watch::Sender<T>, now: T) {
 mod tests {
     use std::time::Duration;
 
-    use metrics::Counter;
     use tokio::time::Instant;
 
     use super::*;
-    use crate::runner::Sequence;
-    use crate::worker::token_channel::token_channel;
 
     #[tokio::test]
     async fn an_expired_job_is_wanted_until_its_reader_is_dropped() {
-        let (sender, receiver) = token_channel(1, Arc::new(Notify::new()), Counter::noop());
-        let sequence = Sequence::new([0], 1);
-        let job = Assignment {
-            sequence,
-            token_channel: sender,
-            is_suspect: false,
-            deadline: Instant::now() - Duration::from_secs(1),
-        };
+        let deadline = Instant::now() - Duration::from_secs(1);
+        let (job, receiver) = Assignment::for_test(1, deadline);
         // Its worker fails it with the right error. If it were dropped here, its stream would see a lost worker.
         assert!(job.is_wanted());
         drop(receiver);

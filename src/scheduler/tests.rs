@@ -4,7 +4,6 @@ use std::future::poll_fn;
 use std::time::Duration;
 
 use super::*;
-use crate::request::{Input, RequestId, SequenceOptions, Stopping};
 use crate::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use crate::worker::WorkerId;
 use crate::worker::device_thread::DeviceThread;
@@ -29,15 +28,17 @@ async fn start_scheduler() -> (Scheduler, DeviceThread) {
         after_step: None,
     })
     .expect("the thread starts");
+    let models = Models::for_test(&["m"]);
+    let model = models.entries()[0].id;
     let (scheduler, task) = Scheduler::new(SchedulerParts {
-        catalog: Catalog::new(vec![CatalogEntry::new("m", &[], "llm_test", 0)]),
+        queue_depths: models.zip([2]),
         workers: vec![OwnedWorker {
             worker: WorkerId(0),
-            model: 0,
+            model,
             handle: Some(worker),
         }],
         events,
-        queue_depths: vec![2],
+        models,
         resumption: ResumptionLimits::default(),
         telemetry,
     });
@@ -49,21 +50,14 @@ async fn start_scheduler() -> (Scheduler, DeviceThread) {
 }
 
 async fn submit(scheduler: &Scheduler) -> Result<Admitted, ErrorKind> {
-    let request = CompletionRequest {
-        id: RequestId::random(),
-        model: None,
-        input: Input::Text("a".to_owned()),
-        max_tokens: Some(1),
-        choices: 1,
-        stopping: Stopping::default(),
-        options: SequenceOptions::default(),
-        echo: false,
-        resume: Vec::new(),
+    let deadline = Instant::now() + Duration::from_secs(3_600);
+    let request = NewRequest {
+        model: scheduler.models.entries()[0].id,
         priority: 0,
-        arrived: Instant::now(),
-        deadline: Instant::now() + Duration::from_secs(3_600),
+        deadline,
+        choices: vec![Sequence::new([0], 1)],
     };
-    scheduler.submit(&request).await.map_err(|error| error.kind)
+    scheduler.submit(request).await.map_err(|error| error.kind)
 }
 
 #[tokio::test]

@@ -10,10 +10,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::critical::CriticalTasks;
 use crate::listen::{Address, MutualTls};
+use crate::models::{ModelId, ModelSpec, Models, UnknownModel};
 use crate::runner::Loader;
-use crate::scheduler::{
-    Catalog, CatalogEntry, OwnedWorker, ResumptionLimits, Scheduler, SchedulerParts, UnknownModel,
-};
+use crate::scheduler::{OwnedWorker, ResumptionLimits, Scheduler, SchedulerParts};
 use crate::telemetry::Telemetry;
 use crate::worker::attached::{
     AttachParts, AttachService, AttachableModel, TOKENIZER_CALL_TIMEOUT, WorkerTimeouts,
@@ -101,6 +100,7 @@ pub struct ModelParts {
 
 /// A running engine. Dropping it stops its workers and joins their threads.
 pub(super) struct Engine {
+    pub(super) models: Models,
     pub(super) scheduler: Scheduler,
     /// Service to which remote workers connect.
     pub(super) attach_service: AttachService,
@@ -119,10 +119,12 @@ impl Engine {
         telemetry: &Telemetry,
         critical: &CriticalTasks,
     ) -> std::io::Result<Self> {
+        let models = register(&parts.models, parts.unknown_model);
+        let model_parts = models.zip(&parts.models);
         let (events_sender, events) = mpsc::channel(WORKER_EVENT_CAPACITY);
         let local_workers = parts.models.iter().map(|model| model.workers).sum();
         let attach_service = AttachService::new(AttachParts {
-            models: parts.models.iter().map(attachable_model).collect(),
+            models: model_parts.clone().map(|_, model| attachable_model(model)),
             first_worker: local_workers,
             timeouts: parts.workers.timeouts,
             events: events_sender.clone(),
@@ -141,21 +143,22 @@ impl Engine {
             threads: Vec::new(),
             stopping: CancellationToken::new(),
         };
-        for (model_index, model) in parts.models.iter().enumerate() {
+        for (id, model) in model_parts.iter() {
             for device in 0..model.workers {
-                starter.start(model_index, model, device)?;
+                starter.start(id, model, device)?;
             }
         }
         let (scheduler, task) = Scheduler::new(SchedulerParts {
-            catalog: catalog(&parts.models).with_unknown_model(parts.unknown_model),
+            models: models.clone(),
             workers: starter.workers,
             events,
-            queue_depths: parts.models.iter().map(|model| model.queue_depth).collect(),
+            queue_depths: model_parts.map(|_, model| model.queue_depth),
             resumption: parts.workers.resumption,
             telemetry: telemetry.clone(),
         });
         critical.spawn("scheduler", task);
         Ok(Self {
+            models,
             scheduler,
             attach_service,
             threads: starter.threads,
@@ -224,12 +227,7 @@ struct WorkerStarter<'a> {
 }
 
 impl WorkerStarter<'_> {
-    fn start(
-        &mut self,
-        model_index: usize,
-        model: &ModelParts,
-        device: usize,
-    ) -> std::io::Result<()> {
+    fn start(&mut self, id: ModelId, model: &ModelParts, device: usize) -> std::io::Result<()> {
         let worker = WorkerId(self.workers.len());
         let handle = match &model.isolation {
             Isolation::Thread => {
@@ -260,7 +258,7 @@ impl WorkerStarter<'_> {
                 })?;
                 let spec = ChildSpec {
                     worker,
-                    model: model_index,
+                    model: id,
                     model_name: model.name.clone(),
                     device,
                     engine: socket.to_string(),
@@ -278,7 +276,7 @@ impl WorkerStarter<'_> {
         };
         self.workers.push(OwnedWorker {
             worker,
-            model: model_index,
+            model: id,
             handle,
         });
         Ok(())
@@ -319,14 +317,17 @@ fn attachable_model(model: &ModelParts) -> AttachableModel {
     }
 }
 
-fn catalog(models: &[ModelParts]) -> Catalog {
+/// Registers the models of an engine.
+fn register(models: &[ModelParts], unknown: UnknownModel) -> Models {
     let since_epoch = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     let created = i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX);
-    let entry = |model: &ModelParts| {
-        let runner = model.loader.name();
-        CatalogEntry::new(&model.name, &model.aliases, runner, created)
-    };
-    Catalog::new(models.iter().map(entry).collect())
+    let specs = models.iter().map(|model| ModelSpec {
+        name: model.name.clone(),
+        aliases: model.aliases.clone(),
+        runner: model.loader.name(),
+        created,
+    });
+    Models::new(specs.collect(), unknown)
 }

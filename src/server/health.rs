@@ -14,8 +14,9 @@ use crate::cluster::Cluster;
 use crate::critical::CriticalTasks;
 use crate::error::{Error, ErrorKind};
 use crate::grpc;
+use crate::models::Readiness;
 use crate::proto::DESCRIPTORS;
-use crate::scheduler::{Readiness, Scheduler};
+use crate::scheduler::Scheduler;
 use crate::telemetry::WorkerCounts;
 
 /// Service names with a health status: the whole server (empty), and the inference service.

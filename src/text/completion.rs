@@ -16,7 +16,8 @@ use super::IncrementalDetokenizer;
 use super::stop::StopStrings;
 use crate::error::{Error, ErrorKind};
 use crate::poll_on_wake::PollOnWake;
-use crate::request::{FinishReason, Stopping};
+use crate::prompt::Prompt;
+use crate::request::{CompletionRequest, FinishReason};
 use crate::runner::{ModelError, monotonic_ns};
 use crate::scheduler::{Admitted, Resumer, worker_lost};
 use crate::telemetry::{StageSummary, StageTimes};
@@ -107,21 +108,24 @@ pub struct Completion {
 }
 
 impl Completion {
-    /// Creates the completion of an admitted request. Stop strings are not matched in the first `min_tokens` tokens.
-    /// `times` records the latencies of the engine stage.
+    /// Creates the completion of an admitted request from its prompt and its token channels. Stop strings are not
+    /// matched in the first `min_tokens` tokens. `times` records the latencies of the engine stage.
     ///
     /// # Errors
     /// Returns an error if the tokens that the client already has of a choice contain a stop string.
     pub fn new(
+        request: &CompletionRequest,
+        prompt: Prompt,
         admitted: Admitted,
-        stopping: &Stopping,
-        min_tokens: u32,
         times: StageTimes,
     ) -> Result<Self, Error> {
+        let stopping = &request.stopping;
+        let min_tokens = request.options.stop_tokens.min_tokens;
+        let prompt_tokens = prompt.token_count();
         let strings =
             StopStrings::new(&stopping.strings).with_included_match(stopping.include_stop);
         let strings = Arc::new(strings);
-        let mut resumed = admitted.resumed.into_iter();
+        let mut resumed = prompt.resumed.into_iter();
         let mut choices = Vec::with_capacity(admitted.token_channels.len());
         for (number, token_channel) in (0..).zip(admitted.token_channels) {
             let detokenizer =
@@ -136,20 +140,20 @@ impl Completion {
             cursor: 0,
             ready: VecDeque::new(),
             outputs: Vec::new(),
-            arrived: admitted.arrived,
-            deadline: PollOnWake::new(sleep_until(admitted.deadline)),
+            arrived: request.arrived,
+            deadline: PollOnWake::new(sleep_until(request.deadline)),
             started: None,
             first_token: None,
-            scored_prompt: if admitted.scores_prompt {
-                let text = admitted.echo.as_deref().unwrap_or_default();
-                ScoredPrompt::new(admitted.prompt_tokens, text)
+            scored_prompt: if prompt.is_scored {
+                let text = prompt.echo.as_deref().unwrap_or_default();
+                ScoredPrompt::new(prompt_tokens, text)
             } else {
                 ScoredPrompt::default()
             },
-            echo: admitted.echo,
+            echo: prompt.echo,
             resumer: admitted.resumer,
             resumption_gap_seconds: admitted.resumption_gap_seconds,
-            prompt_tokens: admitted.prompt_tokens,
+            prompt_tokens,
             error: None,
             ended: false,
             times,

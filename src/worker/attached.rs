@@ -23,6 +23,7 @@ use self::session_end::SessionEnd;
 use self::timeouts::SessionTimeouts;
 use super::wire;
 use super::{Flags, WakeTarget, WorkerEvent, WorkerHandle, WorkerId, WorkerWaker};
+use crate::models::{ModelId, ModelMap};
 use crate::proto::worker as proto;
 use crate::proto::worker::attach_request::Message as WorkerMessage;
 use crate::proto::worker::attach_response::Message as EngineMessage;
@@ -88,8 +89,8 @@ pub struct AttachableModel {
 
 /// Parts of an [`AttachService`].
 pub struct AttachParts {
-    /// The models, in the order of the catalog.
-    pub models: Vec<AttachableModel>,
+    /// The models that remote workers may serve.
+    pub models: ModelMap<AttachableModel>,
     /// The first id for remote workers. Lower ids belong to the workers that the engine starts itself.
     pub first_worker: usize,
     /// The engine's timeouts for its workers.
@@ -107,8 +108,7 @@ pub struct AttachParts {
 pub struct AttachService(Arc<Inner>);
 
 struct Inner {
-    /// One per model, in the order of the catalog.
-    registrations: Vec<Arc<Registration>>,
+    registrations: ModelMap<Arc<Registration>>,
     timeouts: WorkerTimeouts,
     next_worker: AtomicUsize,
     /// One permit per connected worker.
@@ -123,10 +123,9 @@ impl AttachService {
     /// Creates the service.
     #[must_use]
     pub fn new(parts: AttachParts) -> Self {
-        let models = parts.models.into_iter().enumerate();
-        let registrations = models.map(|(index, model)| Arc::new(Registration::new(index, model)));
+        let models = parts.models;
         Self(Arc::new(Inner {
-            registrations: registrations.collect(),
+            registrations: models.map(|id, model| Arc::new(Registration::new(id, model))),
             timeouts: parts.timeouts,
             next_worker: AtomicUsize::new(parts.first_worker),
             connections: Arc::new(Semaphore::new(MAX_WORKERS)),
@@ -145,10 +144,10 @@ impl AttachService {
             .max_encoding_message_size(wire::MESSAGE_LIMIT)
     }
 
-    /// Registers a child: the worker that sends `token` becomes `worker`, for the model at index `model`.
+    /// Registers a child: the worker that sends `token` becomes `worker`, for this model.
     pub(super) fn register_child(
         &self,
-        model: usize,
+        model: ModelId,
         worker: WorkerId,
         token: String,
         exit: watch::Receiver<Option<ProcessExit>>,
@@ -164,7 +163,7 @@ impl AttachService {
     }
 
     /// Removes a child's registration.
-    pub(super) fn unregister_child(&self, model: usize, token: &str) {
+    pub(super) fn unregister_child(&self, model: ModelId, token: &str) {
         self.0.registrations[model].children().remove(token);
     }
 
@@ -186,12 +185,12 @@ impl AttachService {
         let has_name = |registration: &&Arc<Registration>| {
             registration.name == model || registration.aliases.iter().any(|alias| alias == model)
         };
-        let found = match (&self.0.registrations[..], model) {
+        let found = match (self.0.registrations.as_slice(), model) {
             ([only], "") => Some(only),
             (registrations, _) => registrations.iter().find(has_name),
         };
         found.map(Arc::clone).ok_or_else(|| {
-            let models = self.0.registrations.iter();
+            let models = self.0.registrations.as_slice().iter();
             let names: Vec<_> = models.map(|model| &*model.name).collect();
             let names = names.join(", ");
             Status::not_found(format!(

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::attached::{AttachService, ChildState, ExitKind, ProcessExit};
 use super::{WorkerEvent, WorkerId};
 use crate::backoff::{Backoff, BackoffPolicy};
+use crate::models::ModelId;
 
 /// Environment variable with the token that a child sends in its `hello`.
 pub const TOKEN_VARIABLE: &str = "TOKENWAY_CHILD_TOKEN";
@@ -59,8 +60,7 @@ pub struct Program {
 /// The model, device and engine of one child.
 pub(crate) struct ChildSpec {
     pub(crate) worker: WorkerId,
-    /// Index of the model in the catalog.
-    pub(crate) model: usize,
+    pub(crate) model: ModelId,
     pub(crate) model_name: String,
     /// Index of the device, from 0.
     pub(crate) device: usize,
@@ -330,12 +330,14 @@ mod tests {
     use tokio_util::task::TaskTracker;
 
     use super::*;
+    use crate::models::Models;
     use crate::telemetry::Telemetry;
     use crate::worker::attached::{AttachParts, AttachableModel, WorkerTimeouts};
 
     #[tokio::test(start_paused = true)]
     async fn a_child_that_failed_to_start_ten_times_is_given_up() {
         let (events, mut received) = mpsc::channel(16);
+        let models = Models::for_test(&["m"]);
         let model = AttachableModel {
             name: "m".to_owned(),
             aliases: Vec::new(),
@@ -347,7 +349,7 @@ mod tests {
             tokenizer_call_timeout: Duration::from_secs(10),
         };
         let service = AttachService::new(AttachParts {
-            models: vec![model],
+            models: models.zip([model]),
             first_worker: 1,
             timeouts,
             events: events.clone(),
@@ -361,7 +363,7 @@ mod tests {
         };
         let spec = ChildSpec {
             worker: WorkerId(0),
-            model: 0,
+            model: models.entries()[0].id,
             model_name: "m".to_owned(),
             device: 0,
             engine: "unix:/there/is/no/such/socket".to_owned(),

@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use tokenway::gateway::UnknownFields;
 use tokenway::listen::{Address, Limits};
+use tokenway::models::{Readiness, UnknownModel};
 use tokenway::proto::v1;
 use tokenway::proto::v1::inference_client::InferenceClient;
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::runner::{LoadError, LoadedModel, Loader};
-use tokenway::scheduler::{Readiness, UnknownModel};
 use tokenway::server::{
     Drain, EngineParts, HttpFrontend, Isolation, ModelParts, Server, ServerParts, Source,
     StartError, WorkerParts,

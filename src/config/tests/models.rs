@@ -1,5 +1,5 @@
 use super::*;
-use crate::scheduler::UnknownModel;
+use crate::models::UnknownModel;
 
 /// The names and aliases of the models.
 fn names(parts: &ServerParts) -> Vec<(&str, Vec<&str>)> {

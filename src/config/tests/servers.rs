@@ -4,8 +4,8 @@ use super::show::shown;
 use super::*;
 use crate::gateway::{StreamFormat, UnknownFields};
 use crate::listen::Limits;
+use crate::models::UnknownModel;
 use crate::runner::llm_test::TestRunnerOptions;
-use crate::scheduler::UnknownModel;
 use crate::server::{HttpFrontend, WorkerParts};
 
 #[test]

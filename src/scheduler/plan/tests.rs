@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use super::*;
+use crate::models::Models;
 
 #[derive(Clone, Debug)]
 struct NamedJob {
@@ -46,15 +47,25 @@ fn names(placements: &[Placement<NamedJob>]) -> Vec<(&'static str, usize)> {
 
 /// Creates a plan with one model and one ready worker for each number of slots.
 fn plan(slots: &[usize], queue_depth: usize) -> Plan<NamedJob> {
-    let mut plan = Plan::new(&[queue_depth]);
+    let mut plan = Plan::new(Models::for_test(&["a"]).zip([queue_depth]));
     for (worker, slots) in slots.iter().enumerate() {
-        add_ready(&mut plan, (worker, 0), *slots);
+        add_ready(&mut plan, worker, model(0), *slots);
     }
     plan
 }
 
+/// Creates a plan with two models and no workers.
+fn two_models(queue_depths: [usize; 2]) -> Plan<NamedJob> {
+    Plan::new(Models::for_test(&["a", "b"]).zip(queue_depths))
+}
+
+/// Returns the id of one of two models.
+fn model(index: usize) -> ModelId {
+    Models::for_test(&["a", "b"]).entries()[index].id
+}
+
 /// Adds a ready worker.
-fn add_ready(plan: &mut Plan<NamedJob>, (worker, model): (usize, usize), slots: usize) {
+fn add_ready(plan: &mut Plan<NamedJob>, worker: usize, model: ModelId, slots: usize) {
     plan.joined(WorkerId(worker), model);
     assert!(
         plan.ready(WorkerId(worker), Generation(1), slots)
@@ -63,7 +74,7 @@ fn add_ready(plan: &mut Plan<NamedJob>, (worker, model): (usize, usize), slots: 
 }
 
 fn admit(plan: &mut Plan<NamedJob>, priority: i32, name: &'static str) -> Admission {
-    plan.admit(0, priority, vec![job(name)]).0
+    plan.admit(model(0), priority, vec![job(name)]).0
 }
 
 fn release(plan: &mut Plan<NamedJob>, worker: usize) -> Vec<(&'static str, usize)> {
@@ -72,7 +83,7 @@ fn release(plan: &mut Plan<NamedJob>, worker: usize) -> Vec<(&'static str, usize
 
 #[test]
 fn a_request_is_placed_on_a_free_slot_at_once() {
-    let (admission, placements) = plan(&[1], 0).admit(0, 0, vec![job("a")]);
+    let (admission, placements) = plan(&[1], 0).admit(model(0), 0, vec![job("a")]);
     assert_eq!(
         (admission, names(&placements)),
         (Admission::Admitted, vec![("a", 0)])
@@ -108,8 +119,8 @@ fn the_worker_with_the_fewest_outstanding_tokens_takes_the_next() {
         max_tokens: 1_000,
         ..job("long")
     };
-    assert_eq!(names(&plan.admit(0, 0, vec![long]).1), [("long", 0)]);
-    let (_, placements) = plan.admit(0, 0, vec![job("b"), job("c"), job("d")]);
+    assert_eq!(names(&plan.admit(model(0), 0, vec![long]).1), [("long", 0)]);
+    let (_, placements) = plan.admit(model(0), 0, vec![job("b"), job("c"), job("d")]);
     assert_eq!(names(&placements), [("b", 1), ("c", 1), ("d", 0)]);
 }
 
@@ -117,7 +128,7 @@ fn the_worker_with_the_fewest_outstanding_tokens_takes_the_next() {
 fn more_choices_than_slots_run_in_turn() {
     let mut plan = plan(&[2], 0);
     let choices = vec![job("a"), job("b"), job("c")];
-    let (admission, placements) = plan.admit(0, 0, choices);
+    let (admission, placements) = plan.admit(model(0), 0, choices);
     assert_eq!(admission, Admission::Admitted);
     assert_eq!(names(&placements), [("a", 0), ("b", 0)]);
     assert_eq!(
@@ -133,12 +144,12 @@ fn an_abandoned_request_is_never_placed() {
     let mut plan = plan(&[1], 8);
     admit(&mut plan, 0, "runs");
     let gone = job("gone");
-    plan.admit(0, 0, vec![gone.clone()]);
+    plan.admit(model(0), 0, vec![gone.clone()]);
     admit(&mut plan, 0, "next");
     gone.is_wanted.set(false);
     assert_eq!(release(&mut plan, 0), [("next", 0)]);
     let gone = job("gone");
-    plan.admit(0, 0, vec![gone.clone()]);
+    plan.admit(model(0), 0, vec![gone.clone()]);
     gone.is_wanted.set(false);
     plan.sweep();
     assert_eq!(plan.queued(), 0);
@@ -146,23 +157,23 @@ fn an_abandoned_request_is_never_placed() {
 
 #[test]
 fn models_are_scheduled_independently() {
-    let mut plan = Plan::new(&[8, 8]);
-    add_ready(&mut plan, (0, 0), 1);
-    add_ready(&mut plan, (1, 1), 1);
-    plan.admit(0, 0, vec![job("runs")]);
-    plan.admit(0, 0, vec![job("waits")]);
+    let mut plan = two_models([8, 8]);
+    add_ready(&mut plan, 0, model(0), 1);
+    add_ready(&mut plan, 1, model(1), 1);
+    plan.admit(model(0), 0, vec![job("runs")]);
+    plan.admit(model(0), 0, vec![job("waits")]);
     assert_eq!(
-        names(&plan.admit(1, 0, vec![job("other")]).1),
+        names(&plan.admit(model(1), 0, vec![job("other")]).1),
         [("other", 1)]
     );
 }
 
 #[test]
 fn a_full_queue_of_one_model_does_not_affect_another() {
-    let mut plan = Plan::new(&[1, 2]);
-    add_ready(&mut plan, (0, 0), 1);
-    add_ready(&mut plan, (1, 1), 1);
-    let mut admit = |model| plan.admit(model, 0, vec![job("any")]).0;
+    let mut plan = two_models([1, 2]);
+    add_ready(&mut plan, 0, model(0), 1);
+    add_ready(&mut plan, 1, model(1), 1);
+    let mut admit = |index| plan.admit(model(index), 0, vec![job("any")]).0;
     let (admitted, full) = (Admission::Admitted, Admission::QueueFull);
     // The first request of each model runs, and the others wait.
     assert_eq!([admit(0), admit(0), admit(0)], [admitted, admitted, full]);
@@ -193,7 +204,7 @@ fn a_resumed_choice_goes_before_new_requests_of_any_priority() {
     let mut plan = plan(&[1], 1);
     admit(&mut plan, 0, "runs");
     admit(&mut plan, -9, "new");
-    assert!(plan.resume(0, 9, job("resumed")).is_empty());
+    assert!(plan.resume(model(0), 9, job("resumed")).is_empty());
     assert_eq!(
         plan.queued(),
         1,
@@ -207,7 +218,7 @@ fn a_resumed_choice_goes_before_new_requests_of_any_priority() {
 fn a_resumed_choice_waits_when_no_worker_is_up() {
     let mut plan = plan(&[1], 0);
     plan.lost(WorkerId(0));
-    assert!(plan.resume(0, 0, job("resumed")).is_empty());
+    assert!(plan.resume(model(0), 0, job("resumed")).is_empty());
     assert_eq!(admit(&mut plan, 0, "new"), Admission::NoWorker);
     let placed = plan.ready(WorkerId(0), Generation(2), 1);
     assert_eq!(names(&placed), [("resumed", 0)]);
@@ -218,8 +229,11 @@ fn a_worker_that_left_takes_nothing_and_a_new_one_does() {
     let mut plan = plan(&[1], 8);
     plan.left(WorkerId(0));
     assert_eq!(admit(&mut plan, 0, "rejected"), Admission::NoWorker);
-    add_ready(&mut plan, (7, 0), 1);
-    assert_eq!(names(&plan.admit(0, 0, vec![job("a")]).1), [("a", 7)]);
+    add_ready(&mut plan, 7, model(0), 1);
+    assert_eq!(
+        names(&plan.admit(model(0), 0, vec![job("a")]).1),
+        [("a", 7)]
+    );
 }
 
 #[test]
@@ -228,7 +242,7 @@ fn a_stuck_worker_takes_nothing_until_its_device_call_returns() {
     admit(&mut plan, 0, "runs");
     assert!(plan.stuck(WorkerId(0), true).is_empty());
     assert_eq!(admit(&mut plan, 0, "rejected"), Admission::NoWorker);
-    assert!(plan.resume(0, 0, job("waits")).is_empty());
+    assert!(plan.resume(model(0), 0, job("waits")).is_empty());
     assert_eq!(names(&plan.stuck(WorkerId(0), false)), [("waits", 0)]);
 }
 
@@ -236,11 +250,14 @@ fn a_stuck_worker_takes_nothing_until_its_device_call_returns() {
 fn a_worker_has_at_most_one_suspect_and_suspects_do_not_block_others() {
     let mut plan = plan(&[4], 8);
     assert_eq!(
-        names(&plan.resume(0, 0, job("suspect 1"))),
+        names(&plan.resume(model(0), 0, job("suspect 1"))),
         [("suspect 1", 0)]
     );
-    assert!(plan.resume(0, 0, job("suspect 2")).is_empty());
-    assert_eq!(names(&plan.admit(0, 0, vec![job("new")]).1), [("new", 0)]);
+    assert!(plan.resume(model(0), 0, job("suspect 2")).is_empty());
+    assert_eq!(
+        names(&plan.admit(model(0), 0, vec![job("new")]).1),
+        [("new", 0)]
+    );
     let placed = plan.cleared(WorkerId(0), Generation(1));
     assert_eq!(names(&placed), [("suspect 2", 0)]);
 }

@@ -8,9 +8,10 @@ use tokio::time::Instant;
 
 use super::CompletionEvent;
 use crate::error::Error;
+use crate::prompt::DeliveredToken;
 use crate::request::{FinishReason, TokenId};
 use crate::runner::Token;
-use crate::scheduler::{DeliveredToken, LossHistory, Resumer, WorkerLoss};
+use crate::scheduler::{LossHistory, Resumer, WorkerLoss};
 use crate::text::{IncrementalDetokenizer, StopStatus};
 use crate::tokens::TokenBatch;
 use crate::worker::token_channel::TokenReceiver;
@@ -67,14 +68,16 @@ impl Choice {
     /// Continues the choice after the tokens that the client already has.
     pub(super) fn resumed_after(mut self, delivered: Vec<DeliveredToken>) -> Result<Self, Error> {
         let count = delivered.len();
-        self.ids = delivered.iter().map(|(id, _)| *id).collect();
-        let tokens = delivered.into_iter().map(|(id, bytes)| Token {
-            id,
-            bytes,
-            due_ns: 0,
-            emitted_ns: 0,
-            logprobs: None,
-        });
+        self.ids = delivered.iter().map(|token| token.id).collect();
+        let tokens = delivered
+            .into_iter()
+            .map(|DeliveredToken { id, bytes }| Token {
+                id,
+                bytes,
+                due_ns: 0,
+                emitted_ns: 0,
+                logprobs: None,
+            });
         let released = self.detokenizer.replay(tokens).ok_or_else(|| {
             let message = "`resume` contains a stop string: that choice has already ended.";
             Error::invalid_value("resume", message)

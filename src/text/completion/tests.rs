@@ -23,21 +23,20 @@ fn completion(choices: usize) -> (Completion, Vec<TokenSender>) {
     let token_channels =
         (0..choices).map(|_| token_channel(16, Arc::new(Notify::new()), Counter::noop()));
     let (senders, token_channels) = token_channels.unzip();
-    let now = Instant::now();
-    let admitted = Admitted {
-        model: "m".into(),
-        prompt_tokens: 1,
+    let prompt = Prompt {
+        ids: [0].into(),
         echo: None,
-        scores_prompt: false,
+        is_scored: false,
+        max_tokens: 16,
         resumed: Vec::new(),
+    };
+    let admitted = Admitted {
         token_channels,
         resumer: None,
         resumption_gap_seconds: Histogram::noop(),
-        arrived: now,
-        deadline: now + Duration::from_secs(3_600),
     };
     let times = Telemetry::new().stage_times(ResponseFormat::Grpc, Stage::Engine);
-    let completion = Completion::new(admitted, &Stopping::default(), 0, times);
+    let completion = Completion::new(&CompletionRequest::for_test("a"), prompt, admitted, times);
     (completion.expect("the request resumes no tokens"), senders)
 }
 

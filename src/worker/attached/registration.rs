@@ -12,14 +12,14 @@ use tonic::Status;
 
 use super::remote_tokenizer::RemoteTokenizers;
 use super::{AttachableModel, CHILD_EXIT_TIMEOUT};
+use crate::models::ModelId;
 use crate::runner::ModelFacts;
 use crate::worker::WorkerId;
 use crate::worker::wire::{ReadyReport, Violation};
 
 /// A model, its children, and the workers that answer its tokenizer calls.
 pub(super) struct Registration {
-    /// Index of the model in the catalog.
-    pub(super) model: usize,
+    pub(super) model: ModelId,
     pub(super) name: String,
     pub(super) aliases: Vec<String>,
     pub(super) slow_reader_timeout: Duration,
@@ -46,10 +46,10 @@ impl Registration {
         Ok(Some(child))
     }
 
-    /// Registers the model at this index of the catalog.
-    pub(super) fn new(index: usize, model: AttachableModel) -> Self {
+    /// Registers a model.
+    pub(super) fn new(id: ModelId, model: AttachableModel) -> Self {
         Self {
-            model: index,
+            model: id,
             name: model.name,
             aliases: model.aliases,
             slow_reader_timeout: model.slow_reader_timeout,

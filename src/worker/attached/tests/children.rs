@@ -4,6 +4,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 use tonic::Code;
 
+use crate::models::{ModelId, Models};
 use crate::proto::worker as proto;
 use crate::telemetry::Telemetry;
 use crate::worker::WorkerId;
@@ -14,8 +15,9 @@ use crate::worker::wire::PROTOCOL_VERSION;
 
 use super::Duration;
 
-/// The attach service of an engine with one model.
-fn service() -> AttachService {
+/// The attach service of an engine with one model, and the id of the model.
+fn service() -> (AttachService, ModelId) {
+    let models = Models::for_test(&["model"]);
     let model = AttachableModel {
         name: "model".to_owned(),
         aliases: Vec::new(),
@@ -27,14 +29,15 @@ fn service() -> AttachService {
         tokenizer_call_timeout: TOKENIZER_CALL_TIMEOUT,
     };
     let (events, _) = mpsc::channel(1);
-    AttachService::new(AttachParts {
-        models: vec![model],
+    let service = AttachService::new(AttachParts {
+        models: models.zip([model]),
         first_worker: 1,
         timeouts,
         events,
         telemetry: Telemetry::new(),
         tasks: TaskTracker::new(),
-    })
+    });
+    (service, models.entries()[0].id)
 }
 
 fn hello(child_token: &str) -> proto::Hello {
@@ -47,7 +50,7 @@ fn hello(child_token: &str) -> proto::Hello {
 
 #[test]
 fn a_child_token_admits_one_stream_only() {
-    let service = service();
+    let (service, model) = service();
     let (_exit_sender, exit) = watch::channel(None);
     let register = |token| {
         let registration = service.register(&hello(token)).unwrap();
@@ -56,10 +59,10 @@ fn a_child_token_admits_one_stream_only() {
     };
     for token in ["first start", "second start"] {
         assert_eq!(register(token), Some(Code::PermissionDenied));
-        let _state = service.register_child(0, WorkerId(0), token.to_owned(), exit.clone());
+        let _state = service.register_child(model, WorkerId(0), token.to_owned(), exit.clone());
         assert_eq!(register(token), None);
         assert_eq!(register(token), Some(Code::PermissionDenied));
         assert_eq!(register(""), None, "a worker without a token is accepted");
-        service.unregister_child(0, token);
+        service.unregister_child(model, token);
     }
 }

@@ -1,0 +1,144 @@
+//! A model's tokenizer and chat template. Long input is processed on another thread, so that it does not delay the
+//! streams of this one.
+
+use std::sync::Arc;
+
+use super::{CHAT, PROMPT};
+use crate::error::{Error, ErrorKind};
+use crate::models::ModelEntry;
+use crate::request::{ChatMessage, TokenId};
+use crate::runner::{BosPolicy, Model, ModelError, ModelFacts, TokenBytes};
+
+/// The maximum size of text in bytes that is processed on the calling thread, because handing it to another thread
+/// takes longer.
+const MAX_INLINE_BYTES: usize = 4 * 1024;
+
+/// An estimate of the text of one token in bytes.
+const BYTES_PER_TOKEN: usize = 4;
+
+/// The tokenizer and the chat template of a loaded model.
+pub struct Tokenizer(Arc<dyn Model>);
+
+impl Tokenizer {
+    /// Returns the tokenizer of a model.
+    ///
+    /// # Errors
+    /// Returns [`ErrorKind::NotReady`] if the model is not loaded.
+    pub fn new(model: &ModelEntry) -> Result<Self, Error> {
+        Ok(Self(Arc::clone(model.model()?)))
+    }
+
+    /// Returns the model's facts.
+    #[must_use]
+    pub fn facts(&self) -> &ModelFacts {
+        self.0.facts()
+    }
+
+    /// Tokenizes `text`, which is the request field `param`.
+    ///
+    /// # Errors
+    /// Returns an error if the text is too long or the model rejects it.
+    pub async fn tokenize(
+        &self,
+        text: &str,
+        bos: BosPolicy,
+        param: &str,
+    ) -> Result<Vec<TokenId>, Error> {
+        self.check_length(text.len(), param)?;
+        let text = text.to_owned();
+        let ids = self.run(text.len(), move |model| model.tokenize(&text, bos));
+        ids.await?.map_err(|error| prompt_error(error, param))
+    }
+
+    /// Renders messages with the model's chat template.
+    ///
+    /// # Errors
+    /// Returns an error if the model has no chat template or the template rejects the messages.
+    pub async fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, Error> {
+        let bytes = messages.iter().map(|message| message.content.len()).sum();
+        let messages = messages.to_owned();
+        let text = self.run(bytes, move |model| model.render_chat(&messages));
+        text.await?.map_err(|error| prompt_error(error, CHAT))
+    }
+
+    /// Builds and tokenizes the fill-in-the-middle prompt of two texts.
+    pub(super) async fn infill(
+        &self,
+        prefix: String,
+        suffix: String,
+    ) -> Result<Vec<TokenId>, Error> {
+        let bytes = prefix.len().saturating_add(suffix.len());
+        self.check_length(bytes, PROMPT)?;
+        let ids = self.run(bytes, move |model| model.infill(&prefix, &suffix));
+        ids.await?.map_err(|error| prompt_error(error, "suffix"))
+    }
+
+    /// Detokenizes ids, which are the request field `param`. Invalid UTF-8 becomes U+FFFD.
+    ///
+    /// # Errors
+    /// Returns an error that names the first id that is not in the vocabulary.
+    pub async fn detokenize(&self, ids: Vec<TokenId>, param: &str) -> Result<String, Error> {
+        let bytes = self.token_bytes(ids, param).await?;
+        Ok(String::from_utf8_lossy(&bytes.concat()).into_owned())
+    }
+
+    /// Returns the bytes of each token. The ids are the request field `param`.
+    pub(super) async fn token_bytes(
+        &self,
+        ids: Vec<TokenId>,
+        param: &str,
+    ) -> Result<Vec<TokenBytes>, Error> {
+        self.check_vocabulary(&ids, param)?;
+        let bytes = ids.len().saturating_mul(BYTES_PER_TOKEN);
+        let pieces = self.run(bytes, move |model| model.pieces(&ids));
+        pieces.await?.map_err(|error| prompt_error(error, param))
+    }
+
+    /// Checks that all ids are in the vocabulary.
+    pub(super) fn check_vocabulary(&self, ids: &[TokenId], param: &str) -> Result<(), Error> {
+        let size = self.facts().vocabulary_size;
+        match ids.iter().find(|id| **id >= size) {
+            None => Ok(()),
+            Some(id) => {
+                let message = format!("Token id {id} is not in this model's vocabulary.");
+                Err(Error::invalid_value(param, message))
+            }
+        }
+    }
+
+    /// Checks the length of a text against the model's limit.
+    fn check_length(&self, bytes: usize, param: &str) -> Result<(), Error> {
+        let limit = self.facts().max_prompt_bytes;
+        if bytes <= limit {
+            return Ok(());
+        }
+        let message = format!("The text has {bytes} bytes. This model accepts at most {limit}.");
+        Err(Error::new(ErrorKind::ContextLengthExceeded, message).with_param(param))
+    }
+
+    /// Calls the model, on another thread if processing `bytes` bytes may take long.
+    async fn run<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        call: impl FnOnce(&dyn Model) -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        if bytes <= MAX_INLINE_BYTES && self.0.tokenizes_inline() {
+            return Ok(call(&*self.0));
+        }
+        let model = Arc::clone(&self.0);
+        tokio::task::spawn_blocking(move || call(&*model))
+            .await
+            .map_err(|_| Error::internal())
+    }
+}
+
+fn prompt_error(error: ModelError, param: &str) -> Error {
+    match error {
+        ModelError::Invalid(message) => Error::invalid_value(param, message),
+        ModelError::Failed(message) => {
+            tracing::error!(%message, "the model failed to process a prompt");
+            Error::internal()
+        }
+        ModelError::Unavailable(message) => Error::new(ErrorKind::NoWorker, message),
+    }
+}
