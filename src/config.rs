@@ -122,7 +122,12 @@ pub enum Task {
 /// A setting is invalid. The text names the first invalid one.
 pub fn read(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Task, ConfigError> {
     let arguments: Vec<_> = arguments.into_iter().collect();
-    let command = command_line();
+    let mut command = command_line();
+    let is_subcommand = |name| command.find_subcommand(name).is_some();
+    if arguments.get(1).is_some_and(is_subcommand) {
+        // Flags of the default command cannot be given then, so its environment variables do not apply.
+        command = command.mut_args(|argument| argument.env(None::<&'static str>));
+    }
     let matches = command
         .clone()
         .try_get_matches_from(&arguments)

@@ -179,6 +179,10 @@ async fn an_invalid_value_is_reported_with_its_flag_or_variable() {
         ),
         (foo().arg("engine"), "'MODEL_RUNNER'"),
         (foo().args(["--runner", "bar"]), "'--runner <RUNNER>'"),
+        (
+            tokenway().env("TOKENWAY_WORKER_ENGINE", "a").arg("worker"),
+            "'TOKENWAY_WORKER_ENGINE'",
+        ),
         (foo().arg("--runner=bar"), "'--runner <RUNNER>'"),
         (
             tokenway().env("TOKENWAY_ENGINE", "a:1").arg("gateway"),
