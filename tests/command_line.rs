@@ -65,6 +65,17 @@ async fn serve_is_the_default_command() {
 }
 
 #[tokio::test]
+async fn a_worker_process_gets_the_settings_of_its_model() {
+    let program = serve().args(["--isolation", "process", "--test-runner-fail-at", "2"]);
+    let program = program.env("TEST_RUNNER_FREQUENCY_MS", "0");
+    let (running, addresses) = started(program, 2).await;
+    let arguments = ["complete", "a", "--server", &addresses[0]];
+    let outcome = tokenway().args(arguments).run().await;
+    assert_eq!(outcome.stdout, "token_0token_1", "{outcome:?}");
+    assert_eq!(running.interrupt().await, Some(0));
+}
+
+#[tokio::test]
 async fn a_gateway_serves_an_engine_behind_a_unix_socket() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let socket = format!("unix:{}", folder.path().join("engine.sock").display());

@@ -144,7 +144,9 @@ impl From<Milliseconds> for Duration {
 impl Serialize for Milliseconds {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match i64::try_from(self.0.as_millis()) {
-            Ok(whole) if self.0.subsec_nanos() % 1_000_000 == 0 => serializer.serialize_i64(whole),
+            Ok(whole) if self.0.subsec_nanos().is_multiple_of(1_000_000) => {
+                serializer.serialize_i64(whole)
+            }
             _ => serializer.serialize_f64(self.0.as_secs_f64() * 1e3),
         }
     }
