@@ -115,7 +115,8 @@ fn every_field_of_a_completion_reaches_the_engine() {
         user: "u".to_owned(),
         suffix: Some("s".to_owned()),
         include_stamps: true,
-        resume: Vec::new(),
+        // Not an HTTP field: `resume`.
+        ..v1::CompletionRequest::default()
     };
     assert_eq!(completions(&body).unwrap().messages, [expected]);
 }
