@@ -1,38 +1,57 @@
-//! The set of engines, and the choice of the engine for the next request. There is either one engine in this process or
-//! a list of remote engines. This module must not know how tokens are generated.
+//! The set of upstreams, and the choice of the upstream for the next request. There is either one engine in this process
+//! or a changing list of remote engines. This module must not know how tokens are generated.
 //!
 //! Health checks only choose where to send a request. The stream of a request detects when its engine fails.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use futures_util::future::{join_all, select_all};
+use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tonic::metadata::MetadataValue;
-use tonic::{Request, Status};
+use tonic::Status;
 
 use crate::critical::CriticalTasks;
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 use crate::proto::v1::inference_server::Inference;
-use crate::request::RequestId;
-use crate::telemetry::DeliveryContext;
 
-mod engine;
+mod address;
+mod choice;
+mod context;
 mod events;
+mod failure;
+mod local;
+mod membership;
 mod remote;
 #[cfg(test)]
 pub(crate) mod scripted;
 #[cfg(test)]
 mod tests;
+mod upstream;
+mod via;
 
-use engine::Engine;
+pub use address::{EngineAddress, check_engines, check_listen_address};
+use choice::{another_engine_may_accept, has_name, listed, more_informative};
+pub use context::CallContext;
 pub use events::CheckedEvents;
+pub use failure::Failure;
+use local::Local;
+use membership::{Members, Upstreams};
+pub use membership::{Membership, Snapshot};
+use remote::Connector;
+pub use upstream::{Availability, EventStream, Health, Upstream};
+use via::GatewayId;
+pub use via::Via;
 
-/// The engines that can complete requests. Clones share the engines.
+/// The upstreams that can complete requests. Clones share the upstreams.
 #[derive(Clone)]
 pub struct Cluster {
-    engines: Arc<[Engine]>,
+    upstreams: watch::Receiver<Upstreams>,
+    /// This process, if its upstreams are remote.
+    gateway: Option<GatewayId>,
 }
 
 impl Cluster {
@@ -40,167 +59,253 @@ impl Cluster {
     /// without encoding messages.
     #[must_use]
     pub fn local(service: impl Inference) -> Self {
+        let upstreams: Upstreams = Arc::new([Arc::new(Local::new(service))]);
         Self {
-            engines: [Engine::local(service)].into(),
+            upstreams: watch::channel(upstreams).1,
+            gateway: None,
         }
     }
 
-    /// Creates a cluster of remote engines. Each address is `http://host:port` or `unix:/path`. Engines may start
-    /// later. Critical tasks watch the engines until `stop` is cancelled.
-    ///
-    /// # Errors
-    /// Returns a message about the first invalid address.
+    /// Creates a cluster of remote engines. Engines may start later. A snapshot that the membership already has is
+    /// applied before this returns. Critical tasks follow the membership and watch the engines until `stop` is cancelled.
+    #[must_use]
     pub fn remote(
-        addresses: &[String],
+        membership: Membership,
         critical: &CriticalTasks,
         stop: &CancellationToken,
-    ) -> Result<Self, String> {
-        let connect = |address: &String| {
-            let remote = remote::connect(address, critical, stop)?;
-            Ok(Engine::remote(remote, critical.tracker().clone()))
+    ) -> Self {
+        let gateway = GatewayId::random();
+        let connector = Connector {
+            gateway: gateway.clone(),
+            critical: critical.clone(),
+            stop: stop.clone(),
         };
-        let engines: Result<Vec<_>, String> = addresses.iter().map(connect).collect();
-        Ok(Self {
-            engines: engines?.into(),
-        })
+        let connect = move |address: &EngineAddress| -> Arc<dyn Upstream> {
+            Arc::new(connector.connect(address))
+        };
+        let (upstreams, following) = follow(membership, connect);
+        let stop = stop.clone();
+        critical.spawn("membership", async move {
+            stop.run_until_cancelled_owned(following).await;
+        });
+        Self {
+            upstreams,
+            gateway: Some(gateway),
+        }
     }
 
-    /// Returns true unless every engine is known to be down.
+    /// Returns true unless every upstream is known to be unavailable.
     #[must_use]
     pub fn is_up(&self) -> bool {
-        self.engines.iter().any(|engine| engine.is_up())
+        let upstreams = self.upstreams.borrow();
+        upstreams.iter().any(|it| it.health().borrow().is_up())
     }
 
-    /// Waits until an engine reports that it accepts requests.
+    /// Waits until an upstream reports that it accepts requests.
     pub async fn wait_until_up(&self) {
-        let engines = self.engines.iter();
-        let up = engines.map(|engine| Box::pin(engine.wait_until_up()));
-        select_all(up).await;
+        self.wait_until(|health| health.availability == Availability::Up, true)
+            .await;
     }
 
-    /// Starts a completion. Returns once an engine has admitted it. Skips engines that cannot accept it now.
-    /// `delivery_context` describes how this process delivers the tokens.
+    /// Waits until [`Self::is_up`] differs from `was_up`.
+    pub async fn wait_for_change(&self, was_up: bool) {
+        self.wait_until(Health::is_up, !was_up).await;
+    }
+
+    /// Waits until whether `holds` is true for any upstream is `expected`.
+    async fn wait_until(&self, holds: impl Fn(&Health) -> bool, expected: bool) {
+        let mut upstreams = self.upstreams.clone();
+        loop {
+            let current = Arc::clone(&upstreams.borrow_and_update());
+            let mut watches: Vec<_> = current.iter().map(|it| it.health().clone()).collect();
+            let mut any = false;
+            for watch in &mut watches {
+                any |= holds(&watch.borrow_and_update());
+            }
+            if any == expected {
+                return;
+            }
+            let mut changes: FuturesUnordered<_> = watches.iter_mut().map(changed).collect();
+            tokio::select! {
+                () = changed(&mut upstreams) => {}
+                Some(()) = changes.next() => {}
+            }
+        }
+    }
+
+    /// Starts a completion. Returns once an upstream has admitted it. Skips upstreams that cannot accept it now, and
+    /// those that do not support one of its parameters.
     ///
     /// # Errors
-    /// Returns the most informative error of the engines that were tried.
+    /// Returns the most informative failure of the upstreams that were tried.
     pub async fn complete(
         &self,
         message: &v1::CompletionRequest,
-        id: &RequestId,
-        timeout: std::time::Duration,
-        delivery_context: &DeliveryContext,
-    ) -> Result<CheckedEvents, Error> {
-        let source = self.try_engines(&message.model, |engine| {
-            let mut request = Request::new(message.clone());
-            request.set_timeout(timeout);
-            // Extensions reach only an engine in this process. A remote engine treats this gateway as its client.
-            request.extensions_mut().insert(delivery_context.clone());
-            if let Ok(id) = MetadataValue::try_from(&*id.0) {
-                request.metadata_mut().insert("x-request-id", id);
-            }
-            engine.complete(request)
-        });
-        Ok(CheckedEvents::new(source.await?, message.n.unwrap_or(1)))
+        context: &CallContext,
+    ) -> Result<CheckedEvents, Failure> {
+        let upstreams = self.candidates(&message.model, context).await?;
+        let upstreams = choice::supporting(upstreams, message)?;
+        let call = |upstream: Arc<dyn Upstream>| async move {
+            upstream
+                .complete(self.request(message.clone(), context))
+                .await
+        };
+        let events = self.try_each(upstreams, &message.model, context, call);
+        Ok(CheckedEvents::new(events.await?, message))
     }
 
-    /// Returns the models of all engines that respond, sorted by name. Each name is listed once.
+    /// Returns the models of all upstreams that respond, sorted by name. Each name is listed once.
     ///
     /// # Errors
-    /// Returns the error of the last engine if no engine responds.
-    pub async fn list_models(&self) -> Result<Vec<v1::Model>, Error> {
-        let calls = self
-            .by_load()
+    /// Returns the failure of the last upstream if none responds.
+    pub async fn list_models(&self, context: &CallContext) -> Result<Vec<v1::Model>, Failure> {
+        self.check_circle(context)?;
+        let calls = choice::by_load(self.usable())
             .into_iter()
-            .map(|engine| async move { engine.list_models().await });
-        let (mut models, mut error) = (BTreeMap::new(), Some(no_engine()));
+            .map(|upstream| async move {
+                let request = self.request(v1::ListModelsRequest {}, context);
+                upstream.list_models(request).await
+            });
+        let (mut models, mut failure) = (BTreeMap::new(), Some(no_engine()));
         for result in join_all(calls).await {
             match result {
                 Ok(listed) => {
-                    models.extend(listed.into_iter().map(|model| (model.name.clone(), model)));
-                    error = None;
+                    let listed = listed.models.into_iter();
+                    models.extend(listed.map(|model| (model.name.clone(), model)));
+                    failure = None;
                 }
-                Err(status) => error = error.map(|_| events::rejection(&status)),
+                Err(status) => failure = failure.map(|_| Failure::rejection(&status)),
             }
         }
-        match error {
+        match failure {
             None => Ok(models.into_values().collect()),
-            Some(error) => Err(error),
+            Some(failure) => Err(failure),
         }
     }
 
     /// Returns the description of one model.
     ///
     /// # Errors
-    /// Returns an error if no engine has the model, or no engine responds.
-    pub async fn get_model(&self, model: &str) -> Result<v1::Model, Error> {
-        let found = self
-            .try_engines(model, |engine| engine.get_model(model))
-            .await?;
-        found.ok_or_else(Error::internal)
+    /// Returns an error if no upstream has the model, or none responds.
+    pub async fn get_model(
+        &self,
+        model: &str,
+        context: &CallContext,
+    ) -> Result<v1::Model, Failure> {
+        let upstreams = self.candidates(model, context).await?;
+        let call = |upstream: Arc<dyn Upstream>| async move {
+            let message = v1::GetModelRequest {
+                model: model.to_owned(),
+            };
+            upstream.get_model(self.request(message, context)).await
+        };
+        let found = self.try_each(upstreams, model, context, call).await?;
+        found.model.ok_or_else(|| Error::internal().into())
     }
 
     /// Converts text or a chat into token ids, with the tokenizer of its model.
     ///
     /// # Errors
-    /// Returns the most informative error of the engines that were tried.
+    /// Returns the most informative failure of the upstreams that were tried.
     pub async fn tokenize(
         &self,
         message: &v1::TokenizeRequest,
-    ) -> Result<v1::TokenizeResponse, Error> {
-        self.try_engines(&message.model, |engine| engine.tokenize(message.clone()))
+        context: &CallContext,
+    ) -> Result<v1::TokenizeResponse, Failure> {
+        let upstreams = self.candidates(&message.model, context).await?;
+        let call = |upstream: Arc<dyn Upstream>| async move {
+            upstream
+                .tokenize(self.request(message.clone(), context))
+                .await
+        };
+        self.try_each(upstreams, &message.model, context, call)
             .await
     }
 
     /// Converts token ids into text.
     ///
     /// # Errors
-    /// Returns the most informative error of the engines that were tried.
+    /// Returns the most informative failure of the upstreams that were tried.
     pub async fn detokenize(
         &self,
         message: &v1::DetokenizeRequest,
-    ) -> Result<v1::DetokenizeResponse, Error> {
-        self.try_engines(&message.model, |engine| engine.detokenize(message.clone()))
+        context: &CallContext,
+    ) -> Result<v1::DetokenizeResponse, Failure> {
+        let upstreams = self.candidates(&message.model, context).await?;
+        let call = |upstream: Arc<dyn Upstream>| async move {
+            upstream
+                .detokenize(self.request(message.clone(), context))
+                .await
+        };
+        self.try_each(upstreams, &message.model, context, call)
             .await
     }
 
-    /// Calls one engine after the other until a call succeeds, or fails with an error that every engine would return.
-    async fn try_engines<'a, T, F>(
-        &'a self,
+    fn request<T>(&self, message: T, context: &CallContext) -> tonic::Request<T> {
+        context.request(message, self.gateway.as_ref())
+    }
+
+    /// Rejects a request that this gateway has passed on before.
+    fn check_circle(&self, context: &CallContext) -> Result<(), Failure> {
+        match &self.gateway {
+            Some(gateway) if context.via.contains(gateway) => {
+                Err(Failure::circle(gateway.circle()))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Returns the upstreams for a request, in the order in which to try them.
+    async fn candidates(
+        &self,
         model: &str,
-        call: impl Fn(&'a Engine) -> F,
-    ) -> Result<T, Error>
+        context: &CallContext,
+    ) -> Result<Vec<Arc<dyn Upstream>>, Failure> {
+        self.check_circle(context)?;
+        if model.is_empty() {
+            self.check_model_is_unambiguous(context).await?;
+        }
+        Ok(choice::for_model(self.usable(), model))
+    }
+
+    /// Calls one upstream after the other until a call succeeds, or fails with an error that every upstream would
+    /// return.
+    async fn try_each<T, F>(
+        &self,
+        upstreams: Vec<Arc<dyn Upstream>>,
+        model: &str,
+        context: &CallContext,
+        call: impl Fn(Arc<dyn Upstream>) -> F,
+    ) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Status>>,
     {
-        if model.is_empty() {
-            self.check_model_is_unambiguous().await?;
-        }
-        let mut last_error = None;
-        for engine in self.for_model(model) {
-            match call(engine).await {
+        let mut last = None;
+        for upstream in upstreams {
+            match call(upstream).await {
                 Ok(response) => return Ok(response),
                 Err(status) => {
-                    let error = events::rejection(&status);
-                    if !another_engine_may_accept(error.kind) {
-                        return Err(error);
+                    let failure = Failure::rejection(&status);
+                    if !another_engine_may_accept(failure.error().kind) {
+                        return Err(failure);
                     }
-                    last_error = Some(more_informative(last_error, error));
+                    last = Some(more_informative(last, failure));
                 }
             }
         }
-        Err(match last_error {
+        Err(match last {
             None => no_engine(),
-            Some(error) if error.kind == ErrorKind::ModelNotFound => {
-                self.not_found(model, error).await
+            Some(failure) if failure.error().kind == ErrorKind::ModelNotFound => {
+                self.not_found(model, failure, context).await
             }
-            Some(error) => error,
+            Some(failure) => failure,
         })
     }
 
     /// Rejects a request without a model name if the engines together have several models. Each engine alone may have
     /// only one, and would accept the request.
-    async fn check_model_is_unambiguous(&self) -> Result<(), Error> {
-        let names = self.names().await;
+    async fn check_model_is_unambiguous(&self, context: &CallContext) -> Result<(), Error> {
+        let names = self.names(context).await;
         if names.len() < 2 {
             return Ok(());
         }
@@ -211,116 +316,84 @@ impl Cluster {
         Err(Error::new(ErrorKind::MissingParameter, message).with_param("model"))
     }
 
-    /// Returns the error for a model that no reachable engine has: `NoWorker` if an engine that is down has it.
-    async fn not_found(&self, model: &str, error: Error) -> Error {
-        let mut down = self.engines.iter().filter(|engine| !engine.is_up());
-        if down.any(|engine| engine.models().iter().any(|it| has_name(it, model))) {
+    /// Returns the failure for a model that no reachable engine has: `NoWorker` if an engine that is down has it.
+    async fn not_found(&self, model: &str, failure: Failure, context: &CallContext) -> Failure {
+        let is_down_with_model = |upstream: &Arc<dyn Upstream>| {
+            let health = upstream.health().borrow();
+            !health.is_up() && health.models.iter().any(|it| has_name(it, model))
+        };
+        if self.usable().iter().any(is_down_with_model) {
             let message = format!("No engine that serves the model '{model}' is up.");
-            return Error::new(ErrorKind::NoWorker, message);
+            return Error::new(ErrorKind::NoWorker, message).into();
         }
         // The message of an engine lists only its own models.
-        match &self.names().await[..] {
-            [] => error,
+        match &self.names(context).await[..] {
+            [] => failure,
             names => {
                 let names = names.join(", ");
                 let message = format!("There is no model '{model}'. The engines have: {names}.");
-                Error { message, ..error }
+                Error {
+                    message,
+                    ..failure.into()
+                }
+                .into()
             }
         }
     }
 
     /// Returns the names of all models, for error messages. Empty for a single engine, whose own message lists them.
-    async fn names(&self) -> Vec<String> {
-        if self.engines.len() < 2 {
+    async fn names(&self, context: &CallContext) -> Vec<String> {
+        let upstreams = self.usable();
+        if upstreams.len() < 2 {
             return Vec::new();
         }
         let mut names = BTreeMap::new();
-        for engine in &*self.engines {
-            names.extend(engine.models().iter().map(listed));
+        let mut all_are_known = true;
+        for upstream in &upstreams {
+            let health = upstream.health().borrow();
+            names.extend(health.models.iter().map(listed));
+            all_are_known &= !health.is_up() || !health.models.is_empty();
         }
-        let is_known = |engine: &Engine| !engine.is_up() || !engine.models().is_empty();
-        if !self.engines.iter().all(is_known) {
-            let models = self.list_models().await.unwrap_or_default();
+        if !all_are_known {
+            let models = self.list_models(context).await.unwrap_or_default();
             names.extend(models.iter().map(listed));
         }
         names.into_values().collect()
     }
 
-    /// Returns the engines in the order to try them for a model: first those that list it by name, then those that list
-    /// it as an alias, then the others, each group by load. The others matter because an engine with `--any-model`
-    /// accepts models that it does not list.
-    fn for_model(&self, model: &str) -> Vec<&Engine> {
-        let mut engines = self.by_load();
-        if engines.len() > 1 && !model.is_empty() {
-            engines.sort_by_key(|engine| {
-                let models = engine.models();
-                let is_name = models.iter().any(|it| it.name == model);
-                let is_alias = models.iter().any(|it| has_name(it, model));
-                (!is_name, !is_alias)
-            });
-        }
-        engines
-    }
-
-    /// Returns the engines that are not known to be down, or all engines if none is left, sorted by load.
-    fn by_load(&self) -> Vec<&Engine> {
-        let mut engines: Vec<_> = self
-            .engines
-            .iter()
-            .filter(|engine| engine.is_up())
-            .collect();
-        if engines.is_empty() {
-            engines = self.engines.iter().collect();
-        }
-        engines.sort_by_key(|engine| engine.in_flight());
-        engines
+    /// Returns the upstreams besides this gateway itself.
+    fn usable(&self) -> Vec<Arc<dyn Upstream>> {
+        choice::usable(&self.upstreams.borrow())
     }
 }
 
-/// Returns a model's name, and its entry in a list of models.
-fn listed(model: &v1::Model) -> (String, String) {
-    let entry = match &model.aliases[..] {
-        [] => model.name.clone(),
-        aliases => format!("{} (also {})", model.name, aliases.join(", ")),
+/// Applies the snapshot that the membership has now. Returns the upstreams, and the future that follows the membership.
+fn follow(
+    membership: Membership,
+    connect: impl Fn(&EngineAddress) -> Arc<dyn Upstream> + Send + 'static,
+) -> (
+    watch::Receiver<Upstreams>,
+    impl Future<Output = ()> + Send + 'static,
+) {
+    let mut members = Members::new(connect);
+    let mut snapshots = membership.into_stream();
+    let first = snapshots.next().now_or_never().flatten();
+    let (sender, upstreams) = watch::channel(members.apply(first.unwrap_or_default()));
+    let following = async move {
+        while let Some(snapshot) = snapshots.next().await {
+            sender.send_replace(members.apply(snapshot));
+        }
     };
-    (model.name.clone(), entry)
+    (upstreams, following)
 }
 
-/// Checks the address of a remote engine.
-///
-/// # Errors
-/// Returns a message that describes the problem.
-pub fn check_address(address: &str) -> Result<(), String> {
-    remote::endpoint(address).map(|_| ())
-}
-
-/// Returns true if another engine may accept a request that one engine rejected with this error.
-fn another_engine_may_accept(kind: ErrorKind) -> bool {
-    matches!(
-        kind,
-        ErrorKind::ModelNotFound
-            | ErrorKind::NoWorker
-            | ErrorKind::NotReady
-            | ErrorKind::Draining
-            | ErrorKind::QueueFull
-            | ErrorKind::UpstreamError
-            | ErrorKind::Internal
-    )
-}
-
-/// Chooses the error to report: the later one, unless it is `ModelNotFound`, which does not explain why an engine that
-/// may have the model rejected the request.
-fn more_informative(earlier: Option<Error>, later: Error) -> Error {
-    match earlier {
-        Some(earlier) if later.kind == ErrorKind::ModelNotFound => earlier,
-        Some(_) | None => later,
+/// Waits for the next change. Pending forever if there is none, because the sender is gone.
+async fn changed<T>(watch: &mut watch::Receiver<T>) {
+    if watch.changed().await.is_err() {
+        std::future::pending().await
     }
 }
 
-fn has_name(model: &v1::Model, name: &str) -> bool {
-    model.name == name || model.aliases.iter().any(|alias| alias == name)
-}
-
-fn no_engine() -> Error {
-    Error::from(&Status::unavailable("there is no engine"))
+fn no_engine() -> Failure {
+    Error::from(&Status::unavailable("there is no engine")).into()
 }

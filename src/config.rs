@@ -58,7 +58,7 @@ enum Command {
     Serve(Box<WithFile<ServeSettings>>),
     /// Serve an engine over the gRPC API only
     Engine(Box<WithFile<EngineCommandSettings>>),
-    /// Serve the HTTP API in front of remote engines
+    /// Serve the HTTP and gRPC APIs in front of remote engines
     #[command(override_usage = "tokenway gateway --engine <ADDRESS> [OPTIONS]")]
     Gateway(Box<WithFile<GatewaySettings>>),
     /// Run a model for an engine in another process, by connecting to the engine's worker socket

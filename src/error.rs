@@ -46,6 +46,15 @@ impl Error {
         Self::new(ErrorKind::InvalidValue, message).with_param(param)
     }
 
+    /// Creates the error of a request that is still running when the server stops waiting for it.
+    #[must_use]
+    pub fn shutting_down() -> Self {
+        Self::new(
+            ErrorKind::Draining,
+            "The server is shutting down and could not wait for this request to end.",
+        )
+    }
+
     /// Creates an error that the request did not cause. The caller logs the details; the client does not see them.
     #[must_use]
     pub fn internal() -> Self {

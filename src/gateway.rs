@@ -16,7 +16,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::Cluster;
+use crate::cluster::{CallContext, Cluster};
 use crate::error::{Error, ErrorKind};
 use crate::telemetry::{Telemetry, WorkerCounts};
 
@@ -143,7 +143,12 @@ async fn limit_headers(request: Request, next: Next) -> Result<Response, ErrorRe
     responses((status = 200, description = "All models.", body = ModelList))
 )]
 async fn list_models(State(gateway): State<Arc<Gateway>>) -> Result<Response, ErrorResponse> {
-    let models = gateway.cluster.list_models().await?;
+    let context = CallContext::default();
+    let models = gateway
+        .cluster
+        .list_models(&context)
+        .await
+        .map_err(Error::from)?;
     Ok(response::json(&ModelList {
         object: "list",
         data: models.into_iter().map(Model::from).collect(),
@@ -167,7 +172,12 @@ async fn get_model(
             .with_param("model")
             .into());
     };
-    let model = gateway.cluster.get_model(&id).await?;
+    let context = CallContext::default();
+    let model = gateway
+        .cluster
+        .get_model(&id, &context)
+        .await
+        .map_err(Error::from)?;
     Ok(response::json(&Model::from(model)))
 }
 

@@ -21,16 +21,17 @@ use crate::telemetry::{
 use crate::text::completion::Completion;
 
 mod convert;
-mod metadata;
+pub(crate) mod metadata;
 mod stream;
 mod tonic_errors;
 
+pub use convert::first_used;
 pub use stream::EventStream;
 use stream::RequestMetrics;
 pub use tonic_errors::with_error_details;
 
 /// Maximum size of a message in either direction, in bytes.
-const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// Implementation of `tokenway.v1.Inference` for the models of one engine.
 #[derive(Clone)]

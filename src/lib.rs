@@ -13,6 +13,8 @@ pub mod listen;
 
 pub mod gateway;
 
+pub mod proxy;
+
 pub mod cluster;
 
 pub mod grpc;

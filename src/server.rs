@@ -1,9 +1,8 @@
 //! Builds a server from its parts, serves, and shuts down.
 //!
-//! A server is either an engine with the HTTP API, the gRPC API or both, or the HTTP API in front of remote engines (a
-//! gateway). This module must not read settings: `config` passes it [`ServerParts`].
+//! A server is either an engine or a gateway in front of remote engines, with the HTTP API, the gRPC API or both. This
+//! module must not read settings: `config` passes it [`ServerParts`].
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,72 +12,35 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use crate::cluster::Cluster;
+use crate::cluster::{self, Cluster};
 use crate::critical::{CriticalTasks, TaskPanicked};
 use crate::gateway::{self, Gateway};
-use crate::grpc;
-use crate::listen::{Address, FrontendSettings, Limits, Protocol};
+use crate::listen::{Address, FrontendSettings, Limits, Listener, Protocol};
 use crate::models::Readiness;
 use crate::telemetry::{Frontend, Telemetry};
 use crate::worker::attached::MAX_HEARTBEAT_TIMEOUT;
 
+mod backend;
 mod engine;
 mod health;
 mod listeners;
 mod parts;
 pub mod run;
+mod start_error;
 
+use backend::{Backend, Lifecycle, Service};
 use engine::Engine;
 pub use engine::{EngineParts, Isolation, ModelParts, WorkerParts};
 use health::ServerHealth;
-use listeners::{Listeners, addresses, bind, bind_error_reason, worker_socket, worker_tls};
+use listeners::{Listeners, addresses, bind, worker_socket, worker_tls};
 pub use parts::{Drain, HttpFrontend, ServerParts, Source};
+pub use start_error::StartError;
 
 /// Maximum time to send the last responses after all requests have ended.
 const FINAL_WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Maximum time for a device to return from its last step.
 const DEVICE_STOP_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Reason why a server did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The server cannot listen on an address.
-    #[error(
-        "cannot listen on {address}: {}; choose another address with --{setting}",
-        bind_error_reason(address, source)
-    )]
-    Listen {
-        /// Setting that contains the address.
-        setting: &'static str,
-        /// Address.
-        address: Address,
-        /// Error of the system.
-        source: io::Error,
-    },
-    /// A worker thread cannot be started.
-    #[error("cannot start a worker thread: {0}")]
-    Thread(io::Error),
-    /// The folder for the worker socket cannot be created.
-    #[error(
-        "cannot create a folder for the worker socket: {0}; choose the socket with --worker-listen"
-    )]
-    WorkerSocket(io::Error),
-    /// The address of a remote engine is invalid.
-    #[error("{0}")]
-    Engine(String),
-    /// A model cannot be loaded.
-    #[error("cannot load the model '{model}': {reason}")]
-    Model {
-        /// Name of the model.
-        model: String,
-        /// Reason from its runner.
-        reason: String,
-    },
-    /// The server stopped before its models were loaded.
-    #[error("the server stopped before its models were loaded")]
-    Ended,
-}
 
 /// A running server. [`Server::drain`] shuts it down in order. Dropping it stops it at once: it closes the connections,
 /// stops the worker processes, and joins the device threads, for at most a few seconds.
@@ -113,8 +75,21 @@ impl Server {
         let worker_socket = worker_socket(&parts.source)?;
         let workers = bind("worker-listen", worker_socket.address.as_ref()).await?;
         let worker_addresses = addresses(workers.as_ref());
+        check_engines(
+            &parts.source,
+            [("http-listen", &http), ("grpc-listen", &grpc)],
+        )?;
         let (telemetry, critical) = (Telemetry::new(), CriticalTasks::default());
-        let backend = Backend::start(&parts, worker_addresses.first(), &telemetry, &critical)?;
+        let stopping = CancellationToken::new();
+        let backend = Backend::start(
+            &parts,
+            worker_addresses.first(),
+            &telemetry,
+            &Lifecycle {
+                critical: &critical,
+                stopping: &stopping,
+            },
+        )?;
         let mut server = Self {
             http_addresses: Vec::new(),
             grpc_addresses: Vec::new(),
@@ -125,64 +100,87 @@ impl Server {
             health: backend.health,
             public_listeners: Listeners::default(),
             worker_listeners: Listeners::default(),
-            stopping: CancellationToken::new(),
+            stopping,
             critical,
             drain: parts.drain,
         };
-        if let (Some(listener), Some(engine)) = (workers, &server.engine) {
-            let routes = Routes::new(engine.attach_service.clone().into_server()).prepare();
-            let limits = Limits {
-                // The session of each worker has its own timeouts for a worker that sends or reads nothing.
-                body_timeout: MAX_HEARTBEAT_TIMEOUT,
-                write_timeout: MAX_HEARTBEAT_TIMEOUT,
-                ..parts.limits.clone()
-            };
-            let settings = FrontendSettings {
-                tls: worker_tls(&parts.source),
-                ..server.settings(Frontend::Worker, Protocol::Worker, &limits)
-            };
-            let serving = server.worker_listeners.serve(listener, settings, routes);
-            server
-                .worker_listeners
-                .open(&server.critical, "worker listener", serving);
+        if let Some(listener) = workers {
+            server.serve_workers(listener, &parts);
         }
-        if let (Some(listener), Some(service)) = (grpc, backend.service) {
-            server.grpc_addresses = addresses(Some(&listener));
-            let (ready, closing) = (
-                server.health.clone(),
-                server.public_listeners.shutdown.stop.clone(),
-            );
-            let routes = health::routes(service, ready, &server.critical, closing).await;
-            let settings = server.settings(Frontend::Grpc, Protocol::Grpc, &parts.limits);
-            let serving = server.public_listeners.serve(listener, settings, routes);
-            server
-                .public_listeners
-                .open(&server.critical, "gRPC listener", serving);
+        if let Some(listener) = grpc {
+            server.serve_grpc(listener, backend.service, &parts).await;
         }
-        if let (Some(listener), Some(frontend)) = (http, parts.http) {
-            server.http_addresses = addresses(Some(&listener));
-            let (ready, open) = (server.health.clone(), server.health.clone());
-            let workers = server.health.clone();
-            let router = gateway::router(Gateway {
-                cluster: backend.cluster,
-                telemetry: server.telemetry.clone(),
-                check_ready: Arc::new(move || ready.check()),
-                worker_counts: Arc::new(move || workers.worker_counts()),
-                check_accepting: Arc::new(move || open.check_accepting()),
-                stopping: server.stopping.clone(),
-                stream_format: frontend.stream_format,
-                unknown_fields: frontend.unknown_fields,
-                headers_after: frontend.headers_after,
-                origins: frontend.origins(),
-                request_timeout: parts.request_timeout,
-            });
-            let settings = server.settings(Frontend::Http, Protocol::Http, &parts.limits);
-            let serving = server.public_listeners.serve(listener, settings, router);
-            server
-                .public_listeners
-                .open(&server.critical, "HTTP listener", serving);
+        if let (Some(listener), Some(frontend)) = (http, &parts.http) {
+            server.serve_http(listener, frontend, backend.cluster, &parts);
         }
         Ok(server)
+    }
+
+    /// Accepts remote workers. A gateway has none.
+    fn serve_workers(&self, listener: Listener, parts: &ServerParts) {
+        let Some(engine) = &self.engine else {
+            return;
+        };
+        let routes = Routes::new(engine.attach_service.clone().into_server()).prepare();
+        let limits = Limits {
+            // The session of each worker has its own timeouts for a worker that sends or reads nothing.
+            body_timeout: MAX_HEARTBEAT_TIMEOUT,
+            write_timeout: MAX_HEARTBEAT_TIMEOUT,
+            ..parts.limits.clone()
+        };
+        let settings = FrontendSettings {
+            tls: worker_tls(&parts.source),
+            ..self.settings(Frontend::Worker, Protocol::Worker, &limits)
+        };
+        let listeners = &self.worker_listeners;
+        let serving = listeners.serve(listener, settings, routes);
+        listeners.open(&self.critical, "worker listener", serving);
+    }
+
+    async fn serve_grpc(&mut self, listener: Listener, service: Service, parts: &ServerParts) {
+        self.grpc_addresses = addresses(Some(&listener));
+        let listeners = &self.public_listeners;
+        let (ready, closing) = (self.health.clone(), listeners.shutdown.stop.clone());
+        let routes = match service {
+            Service::Engine(service) => {
+                health::routes(service.into_server(), ready, &self.critical, closing).await
+            }
+            Service::Proxy(proxy) => {
+                health::routes(proxy.into_server(), ready, &self.critical, closing).await
+            }
+        };
+        let settings = self.settings(Frontend::Grpc, Protocol::Grpc, &parts.limits);
+        let serving = listeners.serve(listener, settings, routes);
+        listeners.open(&self.critical, "gRPC listener", serving);
+    }
+
+    fn serve_http(
+        &mut self,
+        listener: Listener,
+        frontend: &HttpFrontend,
+        cluster: Cluster,
+        parts: &ServerParts,
+    ) {
+        self.http_addresses = addresses(Some(&listener));
+        let (ready, open) = (self.health.clone(), self.health.clone());
+        let workers = self.health.clone();
+        let router = gateway::router(Gateway {
+            cluster,
+            telemetry: self.telemetry.clone(),
+            check_ready: Arc::new(move || ready.check()),
+            worker_counts: Arc::new(move || workers.worker_counts()),
+            check_accepting: Arc::new(move || open.check_accepting()),
+            stopping: self.stopping.clone(),
+            stream_format: frontend.stream_format,
+            unknown_fields: frontend.unknown_fields,
+            headers_after: frontend.headers_after,
+            origins: frontend.origins(),
+            request_timeout: parts.request_timeout,
+        });
+        let settings = self.settings(Frontend::Http, Protocol::Http, &parts.limits);
+        let serving = self.public_listeners.serve(listener, settings, router);
+        self.public_listeners
+            .open(&self.critical, "HTTP listener", serving);
     }
 
     /// Returns the first address of the HTTP API.
@@ -321,54 +319,20 @@ impl Drop for Server {
     }
 }
 
-/// Backend of the HTTP API and the gRPC API: an engine, or remote engines.
-struct Backend {
-    engine: Option<Engine>,
-    /// Service for gRPC clients, if there is an engine.
-    service: Option<grpc::Service>,
-    cluster: Cluster,
-    health: ServerHealth,
-}
-
-impl Backend {
-    fn start(
-        parts: &ServerParts,
-        worker_socket: Option<&Address>,
-        telemetry: &Telemetry,
-        critical: &CriticalTasks,
-    ) -> Result<Self, StartError> {
-        match &parts.source {
-            Source::Engine(engine) => {
-                let engine = Engine::start(engine, worker_socket, telemetry, critical);
-                let engine = engine.map_err(StartError::Thread)?;
-                let scheduler = engine.scheduler.clone();
-                let health = ServerHealth::of_engine(&scheduler);
-                let service = grpc::Service::new(
-                    engine.models.clone(),
-                    scheduler,
-                    telemetry.clone(),
-                    parts.request_timeout,
-                );
-                let cluster = Cluster::local(service.uncounted());
-                Ok(Self {
-                    engine: Some(engine),
-                    service: Some(service),
-                    cluster,
-                    health,
-                })
-            }
-            Source::Remote(addresses) => {
-                let stop = CancellationToken::new();
-                let cluster =
-                    Cluster::remote(addresses, critical, &stop).map_err(StartError::Engine)?;
-                let health = ServerHealth::of_cluster(cluster.clone(), stop);
-                Ok(Self {
-                    engine: None,
-                    service: None,
-                    cluster,
-                    health,
-                })
-            }
+/// Checks that no remote engine is listed twice, and that none is one of this server's listeners.
+fn check_engines(
+    source: &Source,
+    listeners: [(&str, &Option<Listener>); 2],
+) -> Result<(), StartError> {
+    let Source::Remote(engines) = source else {
+        return Ok(());
+    };
+    cluster::check_engines(engines).map_err(StartError::Engine)?;
+    for (setting, listener) in listeners {
+        for address in addresses(listener.as_ref()) {
+            cluster::check_listen_address(engines, setting, &address.to_string())
+                .map_err(StartError::Engine)?;
         }
     }
+    Ok(())
 }

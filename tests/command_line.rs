@@ -84,8 +84,12 @@ async fn a_gateway_serves_an_engine_behind_a_unix_socket() {
     assert_eq!(addresses, [socket.as_str()]);
     let http = format!("unix:{}", folder.path().join("http.sock").display());
     let gateway = tokenway().args(["gateway", "--engine", &socket, "--http-listen", &http]);
-    let mut gateway = gateway.args(["--drain-grace", "0"]).start();
+    let grpc = format!("unix:{}", folder.path().join("grpc.sock").display());
+    let gateway = gateway.args(["--grpc-listen", &grpc, "--drain-grace", "0"]);
+    let mut gateway = gateway.start();
     assert!(gateway.line().await.starts_with("HTTP "));
+    let line = gateway.line().await;
+    assert!(line.starts_with(&format!("gRPC     {grpc} ")), "{line}");
     assert!(gateway.line().await.starts_with("waiting "));
     assert_eq!(
         gateway.line().await,
@@ -93,8 +97,10 @@ async fn a_gateway_serves_an_engine_behind_a_unix_socket() {
     );
     let printed = complete(&["--max-tokens", "2", "--server", &http]).await;
     assert_eq!(printed, "token_0token_1\n");
-    let printed = complete(&["--max-tokens", "2", "--grpc", "--server", &socket]).await;
-    assert_eq!(printed, "token_0token_1\n");
+    for server in [&grpc, &socket] {
+        let printed = complete(&["--max-tokens", "2", "--grpc", "--server", server]).await;
+        assert_eq!(printed, "token_0token_1\n");
+    }
     assert_eq!(gateway.interrupt().await, Some(0));
     assert_eq!(engine.interrupt().await, Some(0));
 }
@@ -104,8 +110,10 @@ async fn a_gateway_prints_waiting_until_its_engine_is_up() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let socket = format!("unix:{}", folder.path().join("engine.sock").display());
     let gateway = tokenway().args(["gateway", "--engine", &socket, "--http-listen", FREE]);
-    let mut gateway = gateway.args(["--drain-grace", "0"]).start();
+    let gateway = gateway.args(["--grpc-listen", FREE, "--drain-grace", "0"]);
+    let mut gateway = gateway.start();
     assert!(gateway.line().await.starts_with("HTTP "));
+    assert!(gateway.line().await.starts_with("gRPC "));
     assert_eq!(
         gateway.line().await,
         format!("waiting  for an engine: {socket}")

@@ -1,4 +1,4 @@
-//! A gateway in front of remote engines that are dead, hung or draining.
+//! The HTTP API of a gateway in front of remote engines that are dead, hung or draining.
 
 mod support;
 
@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::http::{End, Request, completion, get};
-use support::program::{Running, tokenway};
+use support::program::engine_process;
 use support::{Setup, TestServer, foreign_server, full_speed, silent_at};
 use tokenway::runner::llm_test::TestRunnerLoader;
 use tonic::{Code, Status};
@@ -18,23 +18,8 @@ fn stream() -> Request {
     completion(&json!({"prompt": "a", "max_tokens": 5, "stream": true}))
 }
 
-/// Starts an engine in its own process that stops emitting before token 2. Returns the process and its address.
-async fn engine_process() -> (Running, String) {
-    let free = "127.0.0.1:0";
-    let engine = tokenway().args(["engine", "--grpc-listen", free]);
-    let engine = engine.args(["--test-runner-silent-at", "2"]);
-    let mut running = engine.env("TEST_RUNNER_FREQUENCY_MS", "0").start();
-    let line = running.line().await;
-    let address = line.split_whitespace().nth(1).expect("an address");
-    assert!(running.line().await.starts_with("ready "));
-    (running, address.to_owned())
-}
-
 async fn gateway(engines: &[&str]) -> TestServer {
-    let mut setup = Setup::gateway(&[]);
-    let engines = engines.iter().map(ToString::to_string).collect();
-    setup.parts.source = tokenway::server::Source::Remote(engines);
-    setup.start().await
+    Setup::gateway_at(engines).start().await
 }
 
 /// Sends a request that must be rejected. Returns the status and the error code.

@@ -63,7 +63,7 @@ pub(crate) struct Options {
     pub(crate) grpc_listen: String,
     /// Engine behind the gateway.
     #[arg(long)]
-    pub(crate) engine: Option<String>,
+    pub(crate) engine: Option<tokenway::cluster::EngineAddress>,
     /// Time until the product gives up a peer that sends no headers or reads too slowly, in
     /// milliseconds. For bodies, and for sockets that accept nothing, it is three times as long.
     #[arg(long, value_name = "MS", default_value = "10000", value_parser = duration_ms)]

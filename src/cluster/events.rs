@@ -1,22 +1,21 @@
 //! The event stream of one completion, with checks: no token is missing, repeated or out of order, and nothing
 //! follows the terminal event.
 
-use std::error::Error as _;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::Stream;
-use tonic::{Code, Status};
 
-use super::engine::{EventStream, InFlightGuard};
+use super::failure::Failure;
+use super::upstream::EventStream;
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
+use crate::request::MAX_CHOICES;
 
 /// Events of one completion. The stream ends after the summary or after one error.
 pub struct CheckedEvents {
-    source: EventSource,
+    source: EventStream,
     /// Expected index of the next token, for each choice.
     next_indices: Vec<u32>,
     /// Expected index of the next prompt token.
@@ -24,29 +23,38 @@ pub struct CheckedEvents {
     ended: bool,
 }
 
-/// An event that was read before its reader asked for it, with the read-ahead permits of its tokens.
-pub(super) struct BufferedEvent {
-    pub(super) event: Result<v1::CompletionEvent, Status>,
-    pub(super) _permit: OwnedSemaphorePermit,
-}
-
-/// Source of the events.
-pub(super) enum EventSource {
-    InProcess(
-        EventStream,
-        #[expect(dead_code, reason = "dropping it decrements the engine's load")] InFlightGuard,
-    ),
-    ReadAhead(mpsc::Receiver<BufferedEvent>),
-}
-
 impl CheckedEvents {
-    pub(super) fn new(source: EventSource, choices: u32) -> Self {
+    /// Checks the events of this request. The tokens of a resumed choice continue those that the client already has.
+    pub(super) fn new(source: EventStream, request: &v1::CompletionRequest) -> Self {
+        // An engine rejects a larger `n`.
+        let choices = request.n.unwrap_or(1).min(MAX_CHOICES);
+        let mut next_indices = vec![0; usize::try_from(choices).unwrap_or(0)];
+        for resumed in &request.resume {
+            let choice = usize::try_from(resumed.choice).ok();
+            if let Some(next) = choice.and_then(|at| next_indices.get_mut(at)) {
+                *next = u32::try_from(resumed.token_ids.len()).unwrap_or(u32::MAX);
+            }
+        }
         Self {
             source,
-            next_indices: vec![0; usize::try_from(choices).unwrap_or(0)],
+            next_indices,
             next_prompt_index: 0,
             ended: false,
         }
+    }
+
+    /// Polls for the next event. Returns `None` after the summary or an error.
+    pub fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Event, Failure>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let event = match ready!(self.source.as_mut().poll_next(cx)) {
+            Some(Ok(event)) => self.check(event).map_err(Failure::from),
+            Some(Err(status)) => Err(Failure::in_stream(&status)),
+            None => Err(upstream_error("The engine's stream ended without a summary.").into()),
+        };
+        self.ended |= event.is_err();
+        Poll::Ready(Some(event))
     }
 
     /// Returns true if the tokens belong to a requested choice and continue it without a gap.
@@ -93,77 +101,9 @@ impl Stream for CheckedEvents {
     type Item = Result<Event, Error>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = self.get_mut();
-        if this.ended {
-            return Poll::Ready(None);
-        }
-        let next = match &mut this.source {
-            EventSource::InProcess(stream, _) => ready!(stream.as_mut().poll_next(cx)),
-            EventSource::ReadAhead(events) => ready!(events.poll_recv(cx)).map(|read| read.event),
-        };
-        let event = match next {
-            Some(Ok(event)) => this.check(event),
-            Some(Err(status)) => Err(in_stream_error(&status)),
-            None => Err(upstream_error(
-                "The engine's stream ended without a summary.",
-            )),
-        };
-        this.ended |= event.is_err();
-        Poll::Ready(Some(event))
+        let event = ready!(self.get_mut().poll_event(cx));
+        Poll::Ready(event.map(|event| event.map_err(Error::from)))
     }
-}
-
-/// Converts the status of a rejected call. A status without details does not come from a Tokenway engine: the engine is
-/// unreachable, did not answer in time, or its connection broke.
-pub(super) fn rejection(status: &Status) -> Error {
-    let error = Error::from(status);
-    let has_no_details = status.details().is_empty();
-    match status.code() {
-        // tonic's channel returns CANCELLED when the request's deadline passes.
-        Code::Cancelled if has_no_details => Error::new(
-            ErrorKind::DeadlineExceeded,
-            "The engine did not answer before the request's deadline.",
-        ),
-        Code::Unknown | Code::Internal | Code::DataLoss if has_no_details => broken_connection(),
-        // tonic maps the HTTP/2 errors ENHANCE_YOUR_CALM and INADEQUATE_SECURITY to these codes. Such a status has a
-        // source; a status that an engine sent has none.
-        Code::ResourceExhausted | Code::PermissionDenied
-            if has_no_details && status.source().is_some() =>
-        {
-            broken_connection()
-        }
-        Code::Ok
-        | Code::Cancelled
-        | Code::Unknown
-        | Code::InvalidArgument
-        | Code::DeadlineExceeded
-        | Code::NotFound
-        | Code::AlreadyExists
-        | Code::PermissionDenied
-        | Code::ResourceExhausted
-        | Code::FailedPrecondition
-        | Code::Aborted
-        | Code::OutOfRange
-        | Code::Unimplemented
-        | Code::Internal
-        | Code::Unavailable
-        | Code::DataLoss
-        | Code::Unauthenticated => error,
-    }
-}
-
-/// Converts the status that ended a running stream. A status without details, such as that of a broken connection, is
-/// an upstream error whatever its code: a killed peer shows as `Unknown`, for example.
-fn in_stream_error(status: &Status) -> Error {
-    let error = Error::from(status);
-    if status.details().is_empty() && error.kind != ErrorKind::DeadlineExceeded {
-        return broken_connection();
-    }
-    error
-}
-
-fn broken_connection() -> Error {
-    upstream_error("The connection to the engine broke.")
 }
 
 fn upstream_error(message: &str) -> Error {
@@ -172,10 +112,8 @@ fn upstream_error(message: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use tokio::sync::Semaphore;
     use tokio_stream::StreamExt;
+    use tonic::Status;
 
     use super::*;
 
@@ -191,22 +129,22 @@ mod tests {
         }
     }
 
-    /// Runs the checks on an engine's stream of these events.
+    /// Runs the checks on an engine's events for a request of two choices.
     async fn checked(
         engine: Vec<Result<v1::CompletionEvent, Status>>,
     ) -> Vec<Result<Event, ErrorKind>> {
-        let (sender, receiver) = mpsc::channel(engine.len().max(1));
-        let permits = Arc::new(Semaphore::new(engine.len()));
-        for event in engine {
-            let permit = Arc::clone(&permits).try_acquire_owned().unwrap();
-            let buffered = BufferedEvent {
-                event,
-                _permit: permit,
-            };
-            sender.try_send(buffered).ok().unwrap();
-        }
-        drop(sender);
-        CheckedEvents::new(EventSource::ReadAhead(receiver), 2)
+        let request = v1::CompletionRequest {
+            n: Some(2),
+            ..v1::CompletionRequest::default()
+        };
+        checked_for(&request, engine).await
+    }
+
+    async fn checked_for(
+        request: &v1::CompletionRequest,
+        engine: Vec<Result<v1::CompletionEvent, Status>>,
+    ) -> Vec<Result<Event, ErrorKind>> {
+        CheckedEvents::new(Box::pin(tokio_stream::iter(engine)), request)
             .map(|event| event.map_err(|error| error.kind))
             .collect()
             .await
@@ -241,17 +179,19 @@ mod tests {
         assert_eq!(events.last(), Some(&Err(ErrorKind::UpstreamError)));
     }
 
-    #[test]
-    fn an_http2_protocol_error_is_not_reported_as_a_full_queue() {
-        let closed = h2::Error::from(h2::Reason::ENHANCE_YOUR_CALM);
-        let status = Status::from_error(Box::new(closed));
-        assert_eq!(status.code(), Code::ResourceExhausted);
-        assert_eq!(rejection(&status).kind, ErrorKind::UpstreamError);
-        // An engine that is not Tokenway's may report a full queue without error details.
-        let full = Status::resource_exhausted("full");
-        assert_ne!(rejection(&full).kind, ErrorKind::UpstreamError);
-        let full = Status::from(Error::new(ErrorKind::QueueFull, "The queue is full."));
-        assert_eq!(rejection(&full).kind, ErrorKind::QueueFull);
+    #[tokio::test]
+    async fn a_resumed_choice_continues_after_the_tokens_that_the_client_has() {
+        let request = v1::CompletionRequest {
+            resume: vec![v1::ResumedChoice {
+                choice: 0,
+                token_ids: vec![7, 8],
+            }],
+            ..v1::CompletionRequest::default()
+        };
+        let events = checked_for(&request, vec![Ok(tokens(0, 2, 1)), Ok(tokens(0, 3, 1))]).await;
+        assert!(events[..2].iter().all(Result::is_ok), "{events:?}");
+        let events = checked_for(&request, vec![Ok(tokens(0, 0, 1))]).await;
+        assert_eq!(events, [Err(ErrorKind::UpstreamError)]);
     }
 
     #[tokio::test]

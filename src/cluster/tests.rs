@@ -9,16 +9,14 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tower::ServiceExt;
 
 use super::*;
 use crate::proto::v1::completion_event::Event;
 use crate::proto::v1::inference_server::InferenceServer;
-use crate::telemetry::ResponseFormat;
-use engine::EngineChannel;
-use remote::{Health, RemoteEngine};
+use crate::request::Parameter;
+use remote::{EngineChannel, Remote};
 use scripted::{Script, ScriptedEngine, engine, started, token};
 
 const LONG: Duration = Duration::from_secs(3_600);
@@ -26,24 +24,27 @@ const LONG: Duration = Duration::from_secs(3_600);
 /// Creates a cluster of remote engines that are up.
 fn cluster<const N: usize>(engines: [ScriptedEngine; N]) -> Cluster {
     let up = |engine| remote_engine(engine, Health::always_up());
+    cluster_of(engines.into_iter().map(up).collect())
+}
+
+fn cluster_of(upstreams: Upstreams) -> Cluster {
     Cluster {
-        engines: engines.into_iter().map(up).collect(),
+        upstreams: watch::channel(upstreams).1,
+        gateway: Some(GatewayId::random()),
     }
 }
 
-fn remote_engine(engine: ScriptedEngine, health: Health) -> Engine {
+fn remote_engine(engine: ScriptedEngine, health: Health) -> Arc<dyn Upstream> {
     let service = InferenceServer::new(engine);
     let service =
         ServiceExt::<HttpRequest<Body>>::map_err(service, |never: Infallible| match never {});
-    let channels = vec![EngineChannel::new(service)];
-    Engine::remote(RemoteEngine { channels, health }, TaskTracker::new())
+    Arc::new(Remote::scripted(EngineChannel::new(service), health))
 }
 
 async fn complete(cluster: &Cluster) -> Result<CheckedEvents, Error> {
     let request = v1::CompletionRequest::default();
-    cluster
-        .complete(&request, &RequestId::random(), LONG, &delivery_context())
-        .await
+    let events = cluster.complete(&request, &CallContext::default()).await;
+    events.map_err(Error::from)
 }
 
 /// Creates an engine that starts every completion and then sends nothing.
@@ -63,13 +64,6 @@ async fn started_by(events: &mut CheckedEvents) -> String {
     match events.next().await {
         Some(Ok(Event::Started(started))) => started.model,
         other => panic!("expected a started event: {other:?}"),
-    }
-}
-
-fn delivery_context() -> DeliveryContext {
-    DeliveryContext {
-        format: ResponseFormat::Grpc,
-        stream: None,
     }
 }
 
@@ -192,24 +186,200 @@ async fn a_model_whose_only_engine_is_down_answers_no_worker() {
         aliases: vec!["also".to_owned()],
         ..v1::Model::default()
     };
-    let with_model = remote_engine(silent("m"), Health::down(vec![model]));
-    let without_model = remote_engine(rejecting(ErrorKind::ModelNotFound), Health::always_up());
-    let cluster = Cluster {
-        engines: [with_model, without_model].into(),
+    let down = Health {
+        availability: Availability::Down,
+        models: vec![model],
     };
+    let with_model = remote_engine(silent("m"), down);
+    let without_model = remote_engine(rejecting(ErrorKind::ModelNotFound), Health::always_up());
+    let cluster = cluster_of([with_model, without_model].into());
     let error_kind = async |model: &str| {
         let request = v1::CompletionRequest {
             model: model.to_owned(),
             ..v1::CompletionRequest::default()
         };
-        let id = RequestId::random();
-        let answer = cluster
-            .complete(&request, &id, LONG, &delivery_context())
-            .await;
-        answer.err().map(|error| error.kind)
+        let answer = cluster.complete(&request, &CallContext::default()).await;
+        answer.err().map(|failure| failure.error().kind)
     };
     for name in ["m", "also"] {
         assert_eq!(error_kind(name).await, Some(ErrorKind::NoWorker));
     }
     assert_eq!(error_kind("n").await, Some(ErrorKind::ModelNotFound));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_leaves_finishes_its_streams_and_gets_no_new_ones() {
+    let (events, engine) = forwarding_engine(1);
+    let leaving = std::sync::Mutex::new(Some(engine));
+    let connect = move |address: &EngineAddress| {
+        let engine = if address.as_str() == "http://leaving:1" {
+            let engine = leaving.lock().expect("the lock is not poisoned").take();
+            engine.expect("the engine joins once")
+        } else {
+            silent("joined")
+        };
+        remote_engine(engine, Health::always_up())
+    };
+    let engine = |name: &str| -> EngineAddress { name.parse().expect("a valid address") };
+    let (snapshots, membership) = mpsc::channel(1);
+    snapshots
+        .send(vec![engine("http://leaving:1")])
+        .await
+        .unwrap();
+    let membership = Membership::new(ReceiverStream::new(membership));
+    let (upstreams, following) = follow(membership, connect);
+    tokio::spawn(following);
+    let mut changes = upstreams.clone();
+    let cluster = Cluster {
+        upstreams,
+        gateway: None,
+    };
+    events.send(started("leaving")).await.unwrap();
+    let mut stream = complete(&cluster).await.unwrap();
+    assert_eq!(started_by(&mut stream).await, "leaving");
+
+    let both = vec![engine("http://joined:1"), engine("http://leaving:1/")];
+    snapshots.send(both).await.unwrap();
+    changes.changed().await.unwrap();
+    let mut second = complete(&cluster).await.unwrap();
+    assert_eq!(started_by(&mut second).await, "joined");
+
+    snapshots
+        .send(vec![engine("http://joined:1")])
+        .await
+        .unwrap();
+    changes.changed().await.unwrap();
+    let mut third = complete(&cluster).await.unwrap();
+    assert_eq!(
+        started_by(&mut third).await,
+        "joined",
+        "it has more streams"
+    );
+
+    events.send(token(0, "a")).await.unwrap();
+    events.send(scripted::summary()).await.unwrap();
+    let rest: Vec<_> = stream.collect().await;
+    assert!(
+        matches!(&rest[..], [Ok(Event::Tokens(_)), Ok(Event::Summary(_))]),
+        "{rest:?}"
+    );
+}
+
+/// An upstream that declares unsupported parameters, in front of a scripted engine.
+struct Limited {
+    engine: Arc<dyn Upstream>,
+    unsupported: [Parameter; 1],
+}
+
+#[tonic::async_trait]
+impl Upstream for Limited {
+    async fn complete(
+        &self,
+        request: tonic::Request<v1::CompletionRequest>,
+    ) -> Result<EventStream, Status> {
+        self.engine.complete(request).await
+    }
+
+    async fn list_models(
+        &self,
+        request: tonic::Request<v1::ListModelsRequest>,
+    ) -> Result<v1::ListModelsResponse, Status> {
+        self.engine.list_models(request).await
+    }
+
+    async fn get_model(
+        &self,
+        request: tonic::Request<v1::GetModelRequest>,
+    ) -> Result<v1::GetModelResponse, Status> {
+        self.engine.get_model(request).await
+    }
+
+    async fn tokenize(
+        &self,
+        request: tonic::Request<v1::TokenizeRequest>,
+    ) -> Result<v1::TokenizeResponse, Status> {
+        self.engine.tokenize(request).await
+    }
+
+    async fn detokenize(
+        &self,
+        request: tonic::Request<v1::DetokenizeRequest>,
+    ) -> Result<v1::DetokenizeResponse, Status> {
+        self.engine.detokenize(request).await
+    }
+
+    fn health(&self) -> &watch::Receiver<Health> {
+        self.engine.health()
+    }
+
+    fn load(&self) -> usize {
+        self.engine.load()
+    }
+
+    fn unsupported(&self) -> &[Parameter] {
+        &self.unsupported
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_uses_a_declared_unsupported_parameter_goes_to_another_upstream() {
+    let limited = || -> Arc<dyn Upstream> {
+        Arc::new(Limited {
+            engine: remote_engine(silent("limited"), Health::always_up()),
+            unsupported: [Parameter::LogitBias],
+        })
+    };
+    let full = remote_engine(silent("full"), Health::always_up());
+    let biased = v1::CompletionRequest {
+        input: Some(v1::completion_request::Input::Prompt("a".to_owned())),
+        logit_bias: [(1, 5.0)].into(),
+        ..v1::CompletionRequest::default()
+    };
+    let context = CallContext::default();
+    let cluster = cluster_of([limited(), full].into());
+    let mut events = cluster.complete(&biased, &context).await.ok().unwrap();
+    assert_eq!(started_by(&mut events).await, "full");
+    let plain = v1::CompletionRequest {
+        logit_bias: Default::default(),
+        ..biased.clone()
+    };
+    let mut events = cluster.complete(&plain, &context).await.ok().unwrap();
+    assert_eq!(started_by(&mut events).await, "limited");
+
+    let alone = cluster_of([limited()].into());
+    let failure = alone.complete(&biased, &context).await.err().unwrap();
+    let error = failure.error();
+    let expected = (ErrorKind::UnsupportedParameter, Some("logit_bias"));
+    assert_eq!((error.kind, error.param.as_deref()), expected);
+}
+
+#[tokio::test]
+async fn a_request_that_this_gateway_has_passed_on_before_is_rejected() {
+    let cluster = cluster([silent("a")]);
+    let gateway = cluster.gateway.clone().unwrap();
+    let mut passed_on = tonic::metadata::MetadataMap::new();
+    Via::default().write_with(&GatewayId::random(), &mut passed_on);
+    let from_another_gateway = CallContext {
+        via: Via::of(&passed_on),
+        ..CallContext::default()
+    };
+    let message = v1::CompletionRequest::default();
+    assert!(
+        cluster
+            .complete(&message, &from_another_gateway)
+            .await
+            .is_ok()
+    );
+    from_another_gateway
+        .via
+        .write_with(&gateway, &mut passed_on);
+    let circle = CallContext {
+        via: Via::of(&passed_on),
+        ..CallContext::default()
+    };
+    let failure = cluster.complete(&message, &circle).await.err().unwrap();
+    assert_eq!(failure.error().kind, ErrorKind::UpstreamError);
+    assert!(gateway.rejected_circle(&Status::from(failure)));
+    let listed = cluster.list_models(&circle).await.err().unwrap();
+    assert!(gateway.rejected_circle(&Status::from(listed)));
 }

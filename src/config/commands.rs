@@ -11,7 +11,8 @@ use super::http::HttpSettings;
 use super::model::ModelSettings;
 use super::server::ServerSettings;
 use super::settings::{Declared, Settings, keys};
-use super::values::{EngineAddress, Text};
+use super::values::Text;
+use crate::cluster::EngineAddress;
 use crate::server::{ServerParts, Source};
 
 /// The settings of a command that runs a server.
@@ -74,6 +75,9 @@ pub(super) struct GatewaySettings {
     http: HttpSettings,
     #[command(flatten)]
     #[serde(flatten)]
+    grpc: GrpcSettings,
+    #[command(flatten)]
+    #[serde(flatten)]
     server: ServerSettings,
 }
 
@@ -112,9 +116,15 @@ impl ServerCommand for GatewaySettings {
                 format!("{name} is required for a gateway: give http://host:port or unix:/path");
             return Err(settings.error("engine", problem));
         }
-        let engines = self.engine.into_iter().map(|engine| engine.value.into());
+        let engines = self.engine.into_iter().map(|engine| engine.value);
         let source = Source::Remote(engines.collect());
-        self.server.parts(source, Some(self.http), None, settings)
+        let parts = self
+            .server
+            .parts(source, Some(self.http), Some(self.grpc), settings)?;
+        parts
+            .check_engines()
+            .map_err(|problem| settings.error("engine", problem))?;
+        Ok(parts)
     }
 }
 

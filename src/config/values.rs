@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::cluster;
 use crate::gateway::{StreamFormat, UnknownFields};
 use crate::request::MAX_TIMEOUT;
 
@@ -184,25 +183,6 @@ impl<'de, T: FromStr<Err: Display>> Deserialize<'de> for Text<T> {
 
 /// A path, which must be valid UTF-8.
 pub(super) type FilePath = Text<PathBuf>;
-
-/// The address of an engine's gRPC API.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct EngineAddress(String);
-
-impl FromStr for EngineAddress {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        cluster::check_address(text)?;
-        Ok(Self(text.to_owned()))
-    }
-}
-
-impl From<EngineAddress> for String {
-    fn from(address: EngineAddress) -> Self {
-        address.0
-    }
-}
 
 impl FromStr for StreamFormat {
     type Err = String;

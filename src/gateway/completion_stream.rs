@@ -167,7 +167,7 @@ impl CompletionStream {
 async fn aborted(deadline: Instant, stopping: CancellationToken) -> Error {
     tokio::select! {
         biased;
-        () = stopping.cancelled() => shutting_down(),
+        () = stopping.cancelled() => Error::shutting_down(),
         () = sleep_until(deadline) => deadline_exceeded(),
     }
 }
@@ -176,13 +176,5 @@ pub(super) fn deadline_exceeded() -> Error {
     Error::new(
         ErrorKind::DeadlineExceeded,
         "The request's deadline passed.",
-    )
-}
-
-/// The error of a request that is still running when the server stops waiting for it.
-pub(super) fn shutting_down() -> Error {
-    Error::new(
-        ErrorKind::Draining,
-        "The server is shutting down and could not wait for this request to end.",
     )
 }

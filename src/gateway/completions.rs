@@ -21,7 +21,7 @@ use super::body::chat::ChatBody;
 use super::body::completions::CompletionsBody;
 use super::body::{ParsedBody, Route, StreamOptions};
 use super::buffered_request::BufferedRequest;
-use super::completion_stream::{CompletionStream, MergedStreams, deadline_exceeded, shutting_down};
+use super::completion_stream::{CompletionStream, MergedStreams, deadline_exceeded};
 use super::echo::Echo;
 use super::error_response::ErrorResponse;
 use super::fields::Fields;
@@ -31,6 +31,7 @@ use super::response::{ChatCompletion, Completion, ServerSentEvent};
 use super::stream::{self, DeliveryTracker, StreamParts, TokenBody};
 use super::unary;
 use super::unknown::IgnoredFields;
+use crate::cluster::{CallContext, Via};
 use crate::delivery::{DeliveryTimer, FlushHandle};
 use crate::error::Error;
 use crate::request::RequestId;
@@ -246,17 +247,19 @@ impl AdmittedRequest {
         parsed: ParsedRequest,
         stream: StreamCount,
     ) -> Result<Self, Error> {
-        let delivery_context = DeliveryContext {
-            format: parsed.format(),
-            stream: Some(stream),
+        let context = CallContext {
+            id: Some(id.clone()),
+            deadline: Some(parsed.deadline),
+            delivery: Some(DeliveryContext {
+                format: parsed.format(),
+                stream: Some(stream),
+            }),
+            via: Via::default(),
         };
         let admitting = async {
             let mut merged = MergedStreams::new(parsed.body.candidates);
             for message in &parsed.body.messages {
-                let timeout = parsed.deadline.saturating_duration_since(Instant::now());
-                let events = gateway
-                    .cluster
-                    .complete(message, id, timeout, &delivery_context);
+                let events = gateway.cluster.complete(message, &context);
                 merged.push(events.await?);
             }
             Ok(merged)
@@ -301,7 +304,7 @@ async fn in_time<T>(
         result = timeout_at(deadline + DEADLINE_GRACE, future) => {
             result.unwrap_or_else(|_| Err(deadline_exceeded()))
         }
-        () = stopping.cancelled() => Err(shutting_down()),
+        () = stopping.cancelled() => Err(Error::shutting_down()),
     }
 }
 

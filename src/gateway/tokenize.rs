@@ -12,10 +12,11 @@ use tokio::time::timeout_at;
 use super::Gateway;
 use super::body::tokenize::{DetokenizeBody, TokenizeBody};
 use super::buffered_request::BufferedRequest;
-use super::completion_stream::{deadline_exceeded, shutting_down};
+use super::completion_stream::deadline_exceeded;
 use super::error_response::{ErrorResponse, FieldNames};
 use super::fields::Fields;
 use super::response::{self, Detokenized, Tokenized, TokenizerInfo};
+use crate::cluster::CallContext;
 use crate::error::{Error, ErrorKind};
 use crate::telemetry::Frontend;
 
@@ -35,7 +36,10 @@ pub(super) async fn tokenize(
         let mut fields = Fields::parse(&body, gateway.unknown_fields)?;
         let message = TokenizeBody::parse(&mut fields)?;
         (gateway.check_accepting)()?;
-        let tokenized = gateway.cluster.tokenize(&message).await?;
+        let tokenized = gateway
+            .cluster
+            .tokenize(&message, &CallContext::default())
+            .await?;
         let response = response::json(&Tokenized {
             count: tokenized.token_ids.len(),
             max_model_len: tokenized.context_length,
@@ -62,7 +66,10 @@ pub(super) async fn detokenize(
         let mut fields = Fields::parse(&body, gateway.unknown_fields)?;
         let message = DetokenizeBody::parse(&mut fields)?;
         (gateway.check_accepting)()?;
-        let detokenized = gateway.cluster.detokenize(&message).await?;
+        let detokenized = gateway
+            .cluster
+            .detokenize(&message, &CallContext::default())
+            .await?;
         let response = response::json(&Detokenized {
             prompt: detokenized.text,
         });
@@ -98,7 +105,11 @@ pub(super) async fn info(
         let error = Error::new(ErrorKind::UnknownParameter, message);
         return Err(error.with_param(name).into());
     }
-    let model = gateway.cluster.get_model(&model).await?;
+    let model = gateway
+        .cluster
+        .get_model(&model, &CallContext::default())
+        .await
+        .map_err(Error::from)?;
     Ok(response::json(&TokenizerInfo::from(model)))
 }
 
@@ -126,7 +137,7 @@ where
             result = timeout_at(request.deadline, handler(request.body)) => {
                 result.unwrap_or_else(|_| Err(deadline_exceeded()))
             }
-            () = gateway.stopping.cancelled() => Err(shutting_down()),
+            () = gateway.stopping.cancelled() => Err(Error::shutting_down()),
         }
     };
     let result = result

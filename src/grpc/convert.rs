@@ -9,7 +9,7 @@ use crate::proto::v1;
 use crate::proto::v1::completion_request::Input as ProtoInput;
 use crate::request::{
     ChatMessage, CompletionRequest, Input, MAX_CHOICES, MAX_STOP_BYTES, MAX_STOP_STRINGS,
-    MAX_TIMEOUT, RequestId, Stopping, TokenId,
+    MAX_TIMEOUT, Parameter, RequestId, Stopping, TokenId,
 };
 use crate::sequence_proto::{self, check};
 
@@ -52,6 +52,24 @@ pub(super) fn completion_request(
         arrived,
         deadline: arrived + timeout.min(MAX_TIMEOUT),
     })
+}
+
+/// Returns the first of these parameters that a request uses.
+///
+/// # Errors
+/// Returns an error for the first invalid field of the request.
+pub fn first_used(
+    message: &v1::CompletionRequest,
+    parameters: &[Parameter],
+) -> Result<Option<Parameter>, Error> {
+    if parameters.is_empty() {
+        return Ok(None);
+    }
+    let request = completion_request(message.clone(), RequestId::random(), MAX_TIMEOUT)?;
+    let used = parameters
+        .iter()
+        .find(|parameter| request.needs(**parameter));
+    Ok(used.copied())
 }
 
 /// Takes the stop strings out of the message.

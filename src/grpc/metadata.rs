@@ -14,14 +14,14 @@ const TIMEOUT: &str = "grpc-timeout";
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
 /// Adds the request id to the response metadata.
-pub(super) fn echo_request_id(metadata: &mut MetadataMap, id: &RequestId) {
+pub(crate) fn echo_request_id(metadata: &mut MetadataMap, id: &RequestId) {
     if let Ok(value) = MetadataValue::try_from(&*id.0) {
         metadata.insert(REQUEST_ID, value);
     }
 }
 
 /// Returns the request id of the client, or a random one if the client sent none.
-pub(super) fn request_id(metadata: &MetadataMap) -> Result<RequestId, Error> {
+pub(crate) fn request_id(metadata: &MetadataMap) -> Result<RequestId, Error> {
     let Some(value) = metadata.get(REQUEST_ID) else {
         return Ok(RequestId::random());
     };
@@ -35,7 +35,7 @@ pub(super) fn request_id(metadata: &MetadataMap) -> Result<RequestId, Error> {
 }
 
 /// Returns the timeout that the client set in `grpc-timeout`: 1 to 8 digits and a unit.
-pub(super) fn timeout(metadata: &MetadataMap) -> Result<Option<Duration>, Error> {
+pub(crate) fn timeout(metadata: &MetadataMap) -> Result<Option<Duration>, Error> {
     let Some(value) = metadata.get(TIMEOUT) else {
         return Ok(None);
     };

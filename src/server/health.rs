@@ -2,6 +2,7 @@
 
 use http::Response;
 use tokio::sync::watch;
+use tokio::sync::watch::error::RecvError;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::service::Routes;
@@ -9,13 +10,14 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tower::util::MapResponse;
 
-use super::StartError;
+use super::start_error::StartError;
 use crate::cluster::Cluster;
 use crate::critical::CriticalTasks;
 use crate::error::{Error, ErrorKind};
 use crate::grpc;
 use crate::models::Readiness;
 use crate::proto::DESCRIPTORS;
+use crate::proto::v1::inference_server::{Inference, InferenceServer};
 use crate::scheduler::Scheduler;
 use crate::telemetry::WorkerCounts;
 
@@ -34,6 +36,19 @@ pub(super) struct ServerHealth {
 enum Backend {
     Engine(watch::Receiver<Readiness>, watch::Receiver<WorkerCounts>),
     Cluster(Cluster),
+}
+
+impl Backend {
+    /// Waits until the health may differ from the last report.
+    async fn changed(&mut self, is_serving: bool) -> Result<(), RecvError> {
+        match self {
+            Self::Engine(readiness, _) => readiness.changed().await,
+            Self::Cluster(cluster) => {
+                cluster.wait_for_change(is_serving).await;
+                Ok(())
+            }
+        }
+    }
 }
 
 impl ServerHealth {
@@ -134,16 +149,16 @@ impl ServerHealth {
 ///
 /// Cancelling `closing` ends the health watch streams, because an open stream would delay the drain.
 pub(super) async fn routes(
-    service: grpc::Service,
+    inference: InferenceServer<impl Inference>,
     health: ServerHealth,
     critical: &CriticalTasks,
     closing: CancellationToken,
 ) -> MapResponse<Routes, fn(Response<Body>) -> Response<Body>> {
     let (reporter, health_service) = tonic_health::server::health_reporter();
-    report(&reporter, &health).await;
+    let is_serving = report(&reporter, &health).await;
     let stopped = health.stopped.clone();
     critical.spawn("health", async move {
-        let reporting = report_changes(reporter, health, closing);
+        let reporting = report_changes(reporter, health, is_serving, closing);
         stopped.run_until_cancelled_owned(reporting).await;
     });
     let reflection = || {
@@ -158,7 +173,7 @@ pub(super) async fn routes(
             )
     };
     let invariant = "the compiled descriptors are valid";
-    let routes = Routes::new(service.into_server())
+    let routes = Routes::new(inference)
         .add_service(health_service)
         .add_service(reflection().build_v1().expect(invariant))
         .add_service(reflection().build_v1alpha().expect(invariant))
@@ -170,19 +185,17 @@ pub(super) async fn routes(
 async fn report_changes(
     mut reporter: HealthReporter,
     mut health: ServerHealth,
+    mut is_serving: bool,
     closing: CancellationToken,
 ) {
     let draining = health.draining.clone();
     let mut is_draining = false;
     while !is_draining {
-        let Backend::Engine(readiness, _) = &mut health.backend else {
-            return;
-        };
         tokio::select! {
-            changed = readiness.changed() => if changed.is_err() { return },
+            changed = health.backend.changed(is_serving) => if changed.is_err() { return },
             () = draining.cancelled() => is_draining = true,
         }
-        report(&reporter, &health).await;
+        is_serving = report(&reporter, &health).await;
     }
     closing.cancelled().await;
     for service in SERVICES {
@@ -190,14 +203,18 @@ async fn report_changes(
     }
 }
 
-async fn report(reporter: &HealthReporter, health: &ServerHealth) {
-    let status = match health.check() {
-        Ok(()) => ServingStatus::Serving,
-        Err(_) => ServingStatus::NotServing,
+/// Reports the current health. Returns true if the server is serving.
+async fn report(reporter: &HealthReporter, health: &ServerHealth) -> bool {
+    let is_serving = health.check().is_ok();
+    let status = if is_serving {
+        ServingStatus::Serving
+    } else {
+        ServingStatus::NotServing
     };
     for service in SERVICES {
         reporter.set_service_status(service, status).await;
     }
+    is_serving
 }
 
 /// Waits until every model is loaded. Returns an error as soon as a load has failed.

@@ -1,13 +1,12 @@
 //! Listeners of the server. They are bound before anything else starts, so that an address in use fails early.
 
-use std::io;
-
 use bytes::Bytes;
 use tempfile::TempDir;
 use tokio_util::task::TaskTracker;
 
 use super::engine::{Isolation, ModelParts};
-use super::{Source, StartError};
+use super::parts::Source;
+use super::start_error::StartError;
 use crate::critical::CriticalTasks;
 use crate::listen::{
     self, Address, FrontendService, FrontendSettings, Listener, MutualTls, Shutdown,
@@ -70,18 +69,6 @@ impl Listeners {
     pub(super) async fn abort(&self) {
         self.shutdown.abort.cancel();
         self.tasks.wait().await;
-    }
-}
-
-/// Returns the reason why binding failed: the missing folder of a Unix socket, or the error of the system.
-pub(super) fn bind_error_reason(address: &Address, source: &io::Error) -> String {
-    let folder = match address {
-        Address::Unix(path) => path.parent().filter(|folder| !folder.exists()),
-        Address::Tcp(_) => None,
-    };
-    match folder {
-        Some(folder) => format!("the folder {} does not exist", folder.display()),
-        None => source.to_string(),
     }
 }
 

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::engine::EngineParts;
+use crate::cluster::{EngineAddress, check_engines, check_listen_address};
 use crate::gateway::{OriginPolicy, StreamFormat, UnknownFields};
 use crate::listen::{Address, Limits};
 
@@ -17,7 +18,7 @@ pub struct ServerParts {
     pub source: Source,
     /// HTTP API, if enabled.
     pub http: Option<HttpFrontend>,
-    /// Address of the gRPC API, if enabled. It requires an engine in this process.
+    /// Address of the gRPC API, if enabled.
     pub grpc: Option<Address>,
     /// Connection limits of both APIs.
     pub limits: Limits,
@@ -27,13 +28,33 @@ pub struct ServerParts {
     pub drain: Drain,
 }
 
+impl ServerParts {
+    /// Checks that no remote engine is listed twice, and that none is this server itself.
+    ///
+    /// # Errors
+    /// Returns a message that names the setting and both entries.
+    pub(crate) fn check_engines(&self) -> Result<(), String> {
+        let Source::Remote(engines) = &self.source else {
+            return Ok(());
+        };
+        check_engines(engines)?;
+        if let Some(http) = &self.http {
+            check_listen_address(engines, "http-listen", &http.listen.to_string())?;
+        }
+        if let Some(grpc) = &self.grpc {
+            check_listen_address(engines, "grpc-listen", &grpc.to_string())?;
+        }
+        Ok(())
+    }
+}
+
 /// Source of a server's tokens.
 #[derive(Clone)]
 pub enum Source {
     /// An engine in this process.
     Engine(EngineParts),
-    /// Remote engines, by address.
-    Remote(Vec<String>),
+    /// Remote engines.
+    Remote(Vec<EngineAddress>),
 }
 
 /// Settings of the HTTP API.

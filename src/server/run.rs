@@ -8,6 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
 use super::{EngineParts, HttpFrontend, ModelParts, Server, ServerParts, Source, StartError};
+use crate::cluster::EngineAddress;
 use crate::critical::TaskPanicked;
 use crate::listen::Address;
 use crate::output::Output;
@@ -63,7 +64,7 @@ pub async fn until_signalled(
     }
     match &source {
         Source::Remote(engines) => {
-            let engines = engines.join(", ");
+            let engines = join(engines);
             out.line(format_args!("waiting  for an engine: {engines}"));
         }
         Source::Engine(engine) => announce_workers(&server, engine, out),
@@ -127,9 +128,14 @@ async fn drain_server(mut server: Server, signals: &mut Signals) -> Result<(), R
 /// Returns one line for each model, or one line for the remote engines.
 fn ready_lines(source: &Source) -> Vec<String> {
     match source {
-        Source::Remote(engines) => vec![format!("in front of {}", engines.join(", "))],
+        Source::Remote(engines) => vec![format!("in front of {}", join(engines))],
         Source::Engine(engine) => engine.models.iter().map(ready_line).collect(),
     }
+}
+
+fn join(engines: &[EngineAddress]) -> String {
+    let engines: Vec<_> = engines.iter().map(ToString::to_string).collect();
+    engines.join(", ")
 }
 
 fn ready_line(model: &ModelParts) -> String {

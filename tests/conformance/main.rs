@@ -1,4 +1,4 @@
-//! One table of requests, sent over every transport: gRPC, and HTTP as NDJSON, as SSE and unary, in the engine's
+//! One table of requests, sent over every transport: gRPC, and HTTP as NDJSON, as SSE and unary, each in the engine's
 //! process and through a gateway. All transports must return the same text, tokens, logprobs, usage, finish reason or
 //! error.
 

@@ -14,10 +14,10 @@ use crate::support::http::{self, End};
 use crate::support::{Setup, TestServer, grpc};
 use crate::table::Row;
 
-/// An API with its response format and, for HTTP, the place of the gateway.
+/// An API with the place of its server and, for HTTP, the response format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transport {
-    Grpc,
+    Grpc(Deployment),
     Http(Format, Deployment),
 }
 
@@ -29,7 +29,7 @@ pub(crate) enum Format {
     Unary,
 }
 
-/// Place of the HTTP API: in the engine's process or in a separate gateway.
+/// Place of the API: in the engine's process or in a separate gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Deployment {
     InProcess,
@@ -50,8 +50,9 @@ pub(crate) struct Servers {
 }
 
 impl Transport {
-    pub(crate) const ALL: [Self; 7] = [
-        Self::Grpc,
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Grpc(Deployment::InProcess),
+        Self::Grpc(Deployment::Remote),
         Self::Http(Format::Ndjson, Deployment::InProcess),
         Self::Http(Format::Sse, Deployment::InProcess),
         Self::Http(Format::Unary, Deployment::InProcess),
@@ -63,7 +64,7 @@ impl Transport {
     /// True if the transport supports the row. `best_of` needs a unary response.
     pub(crate) fn supports(self, row: &Row) -> bool {
         match self {
-            Self::Grpc | Self::Http(Format::Ndjson | Format::Sse, _) => !row.needs_unary(),
+            Self::Grpc(_) | Self::Http(Format::Ndjson | Format::Sse, _) => !row.needs_unary(),
             Self::Http(Format::Unary, _) => true,
         }
     }
@@ -79,10 +80,9 @@ impl Servers {
     /// Sends a row over this transport and reads its outcome.
     pub(crate) async fn run(&self, transport: Transport, row: &Row) -> Outcome {
         match transport {
-            Transport::Grpc => self.over_grpc(row).await,
+            Transport::Grpc(deployment) => over_grpc(row, self.server(deployment)).await,
             Transport::Http(format, deployment) => {
-                self.over_http(row, format, self.http_server(deployment))
-                    .await
+                self.over_http(row, format, self.server(deployment)).await
             }
         }
     }
@@ -90,9 +90,11 @@ impl Servers {
     /// Sends a row without reading its response.
     pub(crate) async fn begin(&self, transport: Transport, row: &Row) -> Open {
         match transport {
-            Transport::Grpc => Open::Grpc(self.engine.stream(row.message()).await),
+            Transport::Grpc(deployment) => {
+                Open::Grpc(self.server(deployment).stream(row.message()).await)
+            }
             Transport::Http(format, deployment) => {
-                let address = self.http_server(deployment).http_address();
+                let address = self.server(deployment).http_address();
                 let mut stream = TcpStream::connect(address)
                     .await
                     .expect("the server accepts connections");
@@ -103,45 +105,11 @@ impl Servers {
         }
     }
 
-    fn http_server(&self, deployment: Deployment) -> &TestServer {
+    fn server(&self, deployment: Deployment) -> &TestServer {
         match deployment {
             Deployment::InProcess => &self.engine,
             Deployment::Remote => &self.gateway,
         }
-    }
-
-    async fn over_grpc(&self, row: &Row) -> Outcome {
-        let mut request = Request::new(row.message());
-        if let Some(timeout) = row.timeout {
-            request.set_timeout(timeout);
-        }
-        let completion = match self.engine.grpc().await.complete(request).await {
-            Ok(answer) => grpc::collect(answer.into_inner()).await,
-            Err(status) => return Outcome::failed(error_of(row, &status)),
-        };
-        let mut outcome = Outcome {
-            echo: Some(completion.prompt.text.clone()).filter(|_| row.echoes()),
-            scored: completion
-                .prompt
-                .tokens
-                .iter()
-                .filter_map(logprob_of(row))
-                .collect(),
-            choices: completion
-                .choices
-                .iter()
-                .map(|choice| choice_of(row, choice))
-                .collect(),
-            ..Outcome::default()
-        };
-        match &completion.error {
-            Some(status) => outcome.error = Some(error_of(row, status)),
-            None => {
-                let usage = completion.usage();
-                outcome.usage = Some((usage.prompt_tokens, usage.completion_tokens));
-            }
-        }
-        outcome
     }
 
     async fn over_http(&self, row: &Row, format: Format, server: &TestServer) -> Outcome {
@@ -163,6 +131,40 @@ impl Servers {
         assert_eq!(body.end, expected_end, "{}", body.text);
         outcome
     }
+}
+
+async fn over_grpc(row: &Row, server: &TestServer) -> Outcome {
+    let mut request = Request::new(row.message());
+    if let Some(timeout) = row.timeout {
+        request.set_timeout(timeout);
+    }
+    let completion = match server.grpc().await.complete(request).await {
+        Ok(answer) => grpc::collect(answer.into_inner()).await,
+        Err(status) => return Outcome::failed(error_of(row, &status)),
+    };
+    let mut outcome = Outcome {
+        echo: Some(completion.prompt.text.clone()).filter(|_| row.echoes()),
+        scored: completion
+            .prompt
+            .tokens
+            .iter()
+            .filter_map(logprob_of(row))
+            .collect(),
+        choices: completion
+            .choices
+            .iter()
+            .map(|choice| choice_of(row, choice))
+            .collect(),
+        ..Outcome::default()
+    };
+    match &completion.error {
+        Some(status) => outcome.error = Some(error_of(row, status)),
+        None => {
+            let usage = completion.usage();
+            outcome.usage = Some((usage.prompt_tokens, usage.completion_tokens));
+        }
+    }
+    outcome
 }
 
 fn request(row: &Row, format: Format) -> http::Request {

@@ -172,10 +172,16 @@ impl Setup {
 
     /// A gateway that connects to the gRPC APIs of other servers.
     pub fn gateway(engines: &[&TestServer]) -> Self {
-        let addresses = engines.iter().map(|engine| engine.grpc_url()).collect();
+        let addresses: Vec<_> = engines.iter().map(|engine| engine.grpc_url()).collect();
+        Self::gateway_at(&addresses)
+    }
+
+    /// A gateway that connects to the gRPC APIs at these addresses.
+    pub fn gateway_at(engines: &[impl AsRef<str>]) -> Self {
+        let address = |engine: &str| engine.parse().expect("an engine's address");
+        let engines = engines.iter().map(|engine| address(engine.as_ref()));
         let mut setup = Self::test_runner(full_speed());
-        setup.parts.source = Source::Remote(addresses);
-        setup.parts.grpc = None;
+        setup.parts.source = Source::Remote(engines.collect());
         setup
     }
 

@@ -413,3 +413,15 @@ fn words(line: &str) -> Vec<String> {
     words.retain(|word| !word.is_empty());
     words
 }
+
+/// Starts an engine in its own process that stops emitting before token 2. Returns the process and its address.
+pub async fn engine_process() -> (Running, String) {
+    let free = "127.0.0.1:0";
+    let engine = tokenway().args(["engine", "--grpc-listen", free]);
+    let engine = engine.args(["--test-runner-silent-at", "2"]);
+    let mut running = engine.env("TEST_RUNNER_FREQUENCY_MS", "0").start();
+    let line = running.line().await;
+    let address = line.split_whitespace().nth(1).expect("an address");
+    assert!(running.line().await.starts_with("ready "));
+    (running, address.to_owned())
+}

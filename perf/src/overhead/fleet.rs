@@ -134,10 +134,11 @@ impl Fleet {
         }
         let engine = self.process(engine).await?;
         let mut gateway = self.start_of(Role::Gateway);
-        gateway.engine = Some(match socket {
+        let address = match socket {
             Some(socket) => socket,
             None => self.processes[engine].grpc()?.to_string(),
-        });
+        };
+        gateway.engine = Some(address.parse().expect("a server's own address is valid"));
         Ok(vec![self.process(gateway).await?, engine])
     }
 

@@ -42,10 +42,11 @@ fn each_command_opens_its_own_apis() {
         "--engine",
         "http://c:2",
     ]);
-    assert!(gateway.http.is_some() && gateway.grpc.is_none());
+    assert!(gateway.http.is_some() && gateway.grpc.is_some());
     let Source::Remote(engines) = gateway.source else {
         panic!("the source is a local engine")
     };
+    let engines: Vec<_> = engines.iter().map(ToString::to_string).collect();
     assert_eq!(engines, ["http://a:1", "unix:/b", "http://c:2"]);
 }
 
@@ -55,7 +56,8 @@ fn one_file_serves_every_command() {
     let Source::Remote(engines) = parts(&["gateway", "--config", &path]).source else {
         panic!("the source is a local engine")
     };
-    assert_eq!(engines, ["http://a:1"]);
+    assert_eq!(engines.len(), 1);
+    assert_eq!(engines[0].to_string(), "http://a:1");
     assert_eq!(engine(&parts(&["--config", &path])).models[0].slots, 3);
 }
 
@@ -141,4 +143,23 @@ fn embedding_programs_have_the_same_defaults() {
         shown(&[], "test_runner_frequency_ms"),
         "test_runner_frequency_ms = 20 # default"
     );
+}
+
+#[test]
+fn an_engine_that_is_listed_twice_or_is_the_gateway_itself_is_rejected() {
+    let gateway = |engines: &[&str]| {
+        let flags = engines.iter().flat_map(|engine| ["--engine", *engine]);
+        error_of(&["gateway"].into_iter().chain(flags).collect::<Vec<_>>())
+    };
+    let twice = gateway(&["http://a:1", "http://b:1", "http://A:1/"]);
+    let expected = "--engine lists the same engine twice: http://a:1 and http://A:1/.";
+    assert!(twice.contains(expected), "{twice}");
+    for (engine, setting) in [
+        ("http://localhost:50051", "--grpc-listen 127.0.0.1:50051"),
+        ("http://127.0.0.1:8000", "--http-listen 127.0.0.1:8000"),
+    ] {
+        let itself = gateway(&[engine]);
+        assert!(itself.contains(engine), "{itself}");
+        assert!(itself.contains(setting), "{itself}");
+    }
 }

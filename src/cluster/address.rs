@@ -1,0 +1,261 @@
+//! Addresses of remote engines, compared after normalization.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::{Component, Path, PathBuf};
+use std::str::FromStr;
+
+use http::Uri;
+use tonic::transport::Endpoint;
+
+/// Port of an `http` address that names none.
+const HTTP_PORT: u16 = 80;
+
+/// Address of a remote engine's gRPC API: `http://host:port` or `unix:/path`. Two addresses are equal if they have the
+/// same host and port, or the same path, however they are written.
+#[derive(Clone, Debug)]
+pub struct EngineAddress {
+    text: String,
+    target: Target,
+}
+
+/// Normalized address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Target {
+    Tcp { host: Host, port: u16 },
+    Unix(PathBuf),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Host {
+    /// Host name in lower case.
+    Name(String),
+    Ip(IpAddr),
+}
+
+impl EngineAddress {
+    /// Returns the endpoint of this address, without options.
+    pub(super) fn endpoint(&self) -> Endpoint {
+        Endpoint::from_shared(self.text.clone())
+            .expect("the address was checked when it was parsed")
+    }
+
+    /// Returns the address as it was written.
+    pub(super) fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Returns true if a server that listens on `listen` has this address.
+    fn is_of(&self, listen: &str) -> bool {
+        match (&self.target, listen.strip_prefix("unix:")) {
+            (Target::Unix(path), Some(listen)) => *path == normalized(Path::new(listen)),
+            (Target::Tcp { host, port }, None) => {
+                let Some((listen_host, listen_port)) = listen.rsplit_once(':') else {
+                    return false;
+                };
+                listen_port.parse() == Ok(*port) && Host::from(listen_host).accepts(host)
+            }
+            (Target::Unix(_), None) | (Target::Tcp { .. }, Some(_)) => false,
+        }
+    }
+}
+
+impl PartialEq for EngineAddress {
+    fn eq(&self, other: &Self) -> bool {
+        self.target == other.target
+    }
+}
+
+impl Eq for EngineAddress {}
+
+impl fmt::Display for EngineAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl FromStr for EngineAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let target = target(text).filter(|_| Endpoint::from_shared(text.to_owned()).is_ok());
+        let target = target.ok_or_else(|| {
+            format!("'{text}' is not a valid engine address; use http://host:port or unix:/path")
+        })?;
+        let text = text.to_owned();
+        Ok(Self { text, target })
+    }
+}
+
+fn target(text: &str) -> Option<Target> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        let path = Path::new(path.strip_prefix("//").unwrap_or(path));
+        return path.is_absolute().then(|| Target::Unix(normalized(path)));
+    }
+    let rest = text.strip_prefix("http://")?;
+    // gRPC defines the path of a call, so tonic would ignore a path in the address.
+    if rest.trim_end_matches('/').contains('/') {
+        return None;
+    }
+    let uri: Uri = text.parse().ok()?;
+    Some(Target::Tcp {
+        host: Host::from(uri.host()?),
+        port: uri.port_u16().unwrap_or(HTTP_PORT),
+    })
+}
+
+/// Removes `.` and repeated slashes from a path.
+fn normalized(path: &Path) -> PathBuf {
+    let components = path.components();
+    components
+        .filter(|component| *component != Component::CurDir)
+        .collect()
+}
+
+impl From<&str> for Host {
+    fn from(host: &str) -> Self {
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        match bare.parse::<IpAddr>() {
+            Ok(ip) => Self::Ip(ip.to_canonical()),
+            Err(_) => Self::Name(bare.to_ascii_lowercase()),
+        }
+    }
+}
+
+impl Host {
+    /// Returns true if a listener at this host accepts connections to `host` of the same machine.
+    fn accepts(&self, host: &Self) -> bool {
+        match (self, host) {
+            (Self::Ip(listen), host) if listen.is_unspecified() => {
+                host.is_loopback() || *self == *host
+            }
+            (Self::Ip(ip), Self::Name(name)) | (Self::Name(name), Self::Ip(ip)) => {
+                name == "localhost" && (ip.is_loopback() && !is_unusual_loopback(*ip))
+            }
+            (listen, host) => listen == host,
+        }
+    }
+
+    fn is_loopback(&self) -> bool {
+        match self {
+            Self::Name(name) => name == "localhost",
+            Self::Ip(ip) => ip.is_loopback(),
+        }
+    }
+}
+
+/// Returns true for the loopback addresses to which `localhost` does not resolve, such as 127.0.0.2.
+fn is_unusual_loopback(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip != std::net::Ipv4Addr::LOCALHOST,
+        IpAddr::V6(_) => false,
+    }
+}
+
+/// Checks that no engine is listed twice.
+///
+/// # Errors
+/// Returns a message that names the setting and both entries.
+pub fn check_engines(engines: &[EngineAddress]) -> Result<(), String> {
+    for (at, engine) in engines.iter().enumerate() {
+        if let Some(first) = engines[..at].iter().find(|earlier| *earlier == engine) {
+            return Err(format!(
+                "--engine lists the same engine twice: {first} and {engine}. Remove one of them."
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that no engine is the gateway itself, which listens on `address` because of `setting`. The address is
+/// `host:port` or `unix:/path`.
+///
+/// # Errors
+/// Returns a message that names both settings and both entries.
+pub fn check_listen_address(
+    engines: &[EngineAddress],
+    setting: &str,
+    address: &str,
+) -> Result<(), String> {
+    match engines.iter().find(|engine| engine.is_of(address)) {
+        None => Ok(()),
+        Some(engine) => Err(format!(
+            "--engine {engine} is the address of this gateway itself (--{setting} {address}). Choose another \
+             address for the gateway with --{setting}, or correct --engine."
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn engine(text: &str) -> EngineAddress {
+        text.parse().expect("a valid address")
+    }
+
+    #[test]
+    fn one_engine_written_in_two_ways_is_listed_twice() {
+        for (one, other) in [
+            ("http://a:1", "http://a:1/"),
+            ("http://a:1", "http://A:1"),
+            ("http://a", "http://a:80"),
+            ("http://[::1]:1", "http://[0:0::1]:1"),
+            ("unix:/a/b", "unix:///a//./b"),
+        ] {
+            let error = check_engines(&[engine(one), engine("http://b:1"), engine(other)]);
+            let error = error.expect_err("the engine is listed twice");
+            let expected = format!(
+                "--engine lists the same engine twice: {one} and {other}. Remove one of them."
+            );
+            assert_eq!(error, expected);
+        }
+    }
+
+    #[test]
+    fn different_engines_may_be_listed_together() {
+        let engines = [
+            "http://a:1",
+            "http://a:2",
+            "http://b:1",
+            "http://127.0.0.1:1",
+            "http://127.0.0.2:1",
+            "unix:/a",
+            "unix:/b",
+        ];
+        assert_eq!(check_engines(&engines.map(engine)), Ok(()));
+    }
+
+    #[test]
+    fn an_engine_at_the_gateways_own_address_is_rejected() {
+        let check = |text, listen: &str| {
+            check_listen_address(&[engine("http://b:1"), engine(text)], "grpc-listen", listen)
+        };
+        for (text, listen) in [
+            ("http://127.0.0.1:50051", "127.0.0.1:50051"),
+            ("http://localhost:50051", "127.0.0.1:50051"),
+            ("http://127.0.0.1:50051", "localhost:50051"),
+            ("http://[::1]:50051", "localhost:50051"),
+            ("http://127.0.0.1:50051", "0.0.0.0:50051"),
+            ("http://localhost:50051", "[::]:50051"),
+            ("http://a.example:50051", "A.example:50051"),
+            ("unix:/run//t.sock", "unix:/run/t.sock"),
+        ] {
+            let error = check(text, listen).expect_err("the engine is the gateway");
+            assert!(error.contains(&format!("--engine {text} ")), "{error}");
+            assert!(
+                error.contains(&format!("--grpc-listen {listen}")),
+                "{error}"
+            );
+        }
+        for (text, listen) in [
+            ("http://127.0.0.1:50052", "127.0.0.1:50051"),
+            ("http://127.0.0.2:50051", "127.0.0.1:50051"),
+            ("http://10.0.0.1:50051", "0.0.0.0:50051"),
+            ("http://a.example:50051", "localhost:50051"),
+            ("unix:/run/a.sock", "unix:/run/b.sock"),
+        ] {
+            assert_eq!(check(text, listen), Ok(()), "{text} {listen}");
+        }
+    }
+}

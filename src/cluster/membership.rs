@@ -1,0 +1,78 @@
+//! The engines of a cluster over time. The list of engines is fixed today; a source of changing lists, such as DNS,
+//! makes a [`Membership`] from its own stream.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use tokio_stream::Stream;
+
+use super::address::EngineAddress;
+use super::upstream::Upstream;
+
+/// All engines of a cluster at one time.
+pub type Snapshot = Vec<EngineAddress>;
+
+/// A stream of snapshots. The cluster follows it: it connects to an engine that a snapshot adds, and sends no more
+/// requests to an engine that a snapshot leaves out. When the stream ends, the last snapshot stays.
+pub struct Membership(Pin<Box<dyn Stream<Item = Snapshot> + Send>>);
+
+impl Membership {
+    /// Creates the membership of a fixed list of engines.
+    #[must_use]
+    pub fn fixed(engines: Snapshot) -> Self {
+        Self::new(tokio_stream::once(engines))
+    }
+
+    /// Creates a membership from a stream of snapshots.
+    pub fn new(snapshots: impl Stream<Item = Snapshot> + Send + 'static) -> Self {
+        Self(Box::pin(snapshots))
+    }
+
+    pub(super) fn into_stream(self) -> Pin<Box<dyn Stream<Item = Snapshot> + Send>> {
+        self.0
+    }
+}
+
+/// The upstreams of a cluster at one time.
+pub(super) type Upstreams = Arc<[Arc<dyn Upstream>]>;
+
+/// The current members. A pure struct: the cluster's task feeds it.
+pub(super) struct Members<C> {
+    connect: C,
+    members: Vec<(EngineAddress, Arc<dyn Upstream>)>,
+}
+
+impl<C: Fn(&EngineAddress) -> Arc<dyn Upstream>> Members<C> {
+    /// Creates an empty list of members. `connect` creates the upstream of a new member.
+    pub(super) fn new(connect: C) -> Self {
+        Self {
+            connect,
+            members: Vec::new(),
+        }
+    }
+
+    /// Keeps the members that are in the snapshot, adds new ones, and drops the others. A dropped upstream finishes its
+    /// streams.
+    pub(super) fn apply(&mut self, snapshot: Snapshot) -> Upstreams {
+        let mut before = std::mem::take(&mut self.members);
+        for address in snapshot {
+            if self.members.iter().any(|(member, _)| *member == address) {
+                continue;
+            }
+            let kept = before.iter().position(|(member, _)| *member == address);
+            let member = if let Some(at) = kept {
+                before.swap_remove(at)
+            } else {
+                tracing::debug!(engine = address.as_str(), "an engine joins the cluster");
+                let upstream = (self.connect)(&address);
+                (address, upstream)
+            };
+            self.members.push(member);
+        }
+        for (address, _) in before {
+            tracing::info!(engine = address.as_str(), "an engine leaves the cluster");
+        }
+        let upstreams = self.members.iter().map(|(_, member)| Arc::clone(member));
+        upstreams.collect()
+    }
+}

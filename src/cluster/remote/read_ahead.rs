@@ -1,0 +1,94 @@
+//! Reads the stream of a remote engine into a bounded buffer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::TaskTracker;
+use tonic::{Status, Streaming};
+
+use crate::cluster::upstream::EventStream;
+use crate::proto::v1;
+use crate::proto::v1::completion_event::Event;
+
+/// Maximum number of events in the read-ahead buffer of a stream.
+const READ_AHEAD_EVENTS: usize = 64;
+/// Maximum number of tokens in the read-ahead buffer of a stream.
+const READ_AHEAD_TOKENS: u32 = 256;
+
+/// Maximum wait for the trailers of a stream after its last event.
+const TRAILERS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// An event that was read before its reader asked for it, with the read-ahead permits of its tokens.
+struct BufferedEvent {
+    event: Result<v1::CompletionEvent, Status>,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Starts a task that reads a stream into a bounded buffer, and pauses while the buffer is full. Dropping the returned
+/// stream ends the task and cancels the RPC. `held` is dropped when the task ends.
+pub(super) fn start(
+    mut stream: Streaming<v1::CompletionEvent>,
+    held: impl Send + 'static,
+    tasks: &TaskTracker,
+) -> EventStream {
+    let (sender, receiver) = mpsc::channel(READ_AHEAD_EVENTS);
+    let permits = Arc::new(Semaphore::new(
+        usize::try_from(READ_AHEAD_TOKENS).unwrap_or(Semaphore::MAX_PERMITS),
+    ));
+    tasks.spawn(async move {
+        let _held = held;
+        loop {
+            let event = tokio::select! {
+                event = stream.message() => event.transpose(),
+                () = sender.closed() => return,
+            };
+            let Some(event) = event else { return };
+            let is_last = is_last(&event);
+            // This cannot hang without a reader: dropping the receiver drops the buffered events and frees their
+            // permits.
+            let permit = Arc::clone(&permits).acquire_many_owned(permits_of(&event));
+            let permit = permit.await.expect("the semaphore is never closed");
+            let buffered = BufferedEvent {
+                event,
+                _permit: permit,
+            };
+            let has_reader = sender.send(buffered).await.is_ok();
+            if is_last {
+                // Only the trailers are left. Dropping the stream before they arrive would reset it.
+                let _ = timeout(TRAILERS_TIMEOUT, stream.message()).await;
+            }
+            if is_last || !has_reader {
+                return;
+            }
+        }
+    });
+    Box::pin(ReceiverStream::new(receiver).map(|buffered| buffered.event))
+}
+
+/// Returns true for the last event of a stream: a summary or an error.
+fn is_last(event: &Result<v1::CompletionEvent, Status>) -> bool {
+    let event = event.as_ref().map(|event| &event.event);
+    matches!(event, Ok(Some(Event::Summary(_))) | Err(_))
+}
+
+/// Returns the number of read-ahead permits that an event takes: its token count, clamped to 1..=READ_AHEAD_TOKENS so
+/// that acquiring them can always succeed.
+fn permits_of(event: &Result<v1::CompletionEvent, Status>) -> u32 {
+    match event.as_ref().map(|event| &event.event) {
+        Ok(Some(
+            Event::Tokens(tokens)
+            | Event::Prompt(v1::EchoedPrompt {
+                tokens: Some(tokens),
+                ..
+            }),
+        )) => {
+            let count = u32::try_from(tokens.tokens.len()).unwrap_or(READ_AHEAD_TOKENS);
+            count.clamp(1, READ_AHEAD_TOKENS)
+        }
+        Ok(_) | Err(_) => 1,
+    }
+}

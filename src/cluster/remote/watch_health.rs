@@ -1,0 +1,162 @@
+//! Watches the health of a remote engine.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tonic::Request;
+use tonic::transport::Channel;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::backoff::{Backoff, BackoffPolicy};
+use crate::cluster::upstream::{Availability, Health};
+use crate::cluster::via::{GatewayId, Via};
+use crate::proto::v1;
+use crate::proto::v1::inference_client::InferenceClient;
+
+/// Maximum wait for the model list of an engine that came up.
+const LIST_MODELS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Delays before the next health check of an engine that is down. The maximum is short, because requests for the models
+/// of that engine fail until then.
+const HEALTH_CHECK_BACKOFF: BackoffPolicy = BackoffPolicy {
+    first: Duration::from_millis(250),
+    max: Duration::from_secs(1),
+    jitter: 0.5,
+};
+
+/// The task that keeps the health of an engine up to date.
+pub(super) struct HealthWatch {
+    /// Address of the engine, for the log.
+    pub(super) engine: String,
+    /// This gateway.
+    pub(super) gateway: GatewayId,
+    pub(super) health: watch::Sender<Health>,
+}
+
+/// Models of an engine that has come up.
+enum Listing {
+    Models(Vec<v1::Model>),
+    /// The engine did not list its models.
+    Unknown,
+    /// The engine is this gateway.
+    Loop,
+}
+
+impl HealthWatch {
+    /// Watches the health service of the engine. Ends if the engine is this gateway itself.
+    pub(super) async fn run(self, channel: Channel) {
+        let mut health = HealthClient::new(channel.clone());
+        let mut inference = InferenceClient::new(channel);
+        let mut backoff = Backoff::new(HEALTH_CHECK_BACKOFF);
+        loop {
+            if let Ok(response) = health.watch(HealthCheckRequest::default()).await {
+                let mut reports = response.into_inner();
+                while let Ok(Some(report)) = reports.message().await {
+                    backoff.reset();
+                    if report.status() != ServingStatus::Serving {
+                        self.set(Availability::Down, None);
+                        continue;
+                    }
+                    match self.list_models(&mut inference).await {
+                        Listing::Models(models) => self.set(Availability::Up, Some(models)),
+                        Listing::Unknown => self.set(Availability::Up, None),
+                        Listing::Loop => {
+                            self.set(Availability::Loop, Some(Vec::new()));
+                            return;
+                        }
+                    }
+                }
+            }
+            self.set(Availability::Down, None);
+            sleep(backoff.next_delay()).await;
+        }
+    }
+
+    async fn list_models(&self, inference: &mut InferenceClient<Channel>) -> Listing {
+        let mut request = Request::new(v1::ListModelsRequest {});
+        Via::default().write_with(&self.gateway, request.metadata_mut());
+        match timeout(LIST_MODELS_TIMEOUT, inference.list_models(request)).await {
+            Ok(Ok(listed)) => Listing::Models(listed.into_inner().models),
+            Ok(Err(status)) if self.gateway.rejected_circle(&status) => Listing::Loop,
+            Ok(Err(_)) | Err(_) => Listing::Unknown,
+        }
+    }
+
+    /// Sets the availability, and the models if they are known. Logs a change of the availability.
+    fn set(&self, availability: Availability, models: Option<Vec<v1::Model>>) {
+        let mut earlier = availability;
+        self.health.send_modify(|health| {
+            earlier = std::mem::replace(&mut health.availability, availability);
+            if let Some(models) = models {
+                health.models = models;
+            }
+        });
+        if earlier == availability {
+            return;
+        }
+        let engine = &self.engine;
+        match availability {
+            Availability::Up => tracing::info!(engine, "an engine is up"),
+            Availability::Unknown | Availability::Down => {
+                tracing::warn!(engine, "an engine is down");
+            }
+            Availability::Loop => tracing::error!(
+                engine,
+                "an engine is this gateway itself and gets no requests; correct --engine"
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+    use tokio::runtime::Runtime;
+    use tokio_stream::wrappers::TcpListenerStream;
+    use tonic::transport::{Endpoint, Server};
+    use tonic_health::server::health_reporter;
+
+    use super::*;
+
+    async fn wait_for(health: &mut watch::Receiver<Health>, expected: Availability) {
+        let changed = health.wait_for(|health| health.availability == expected);
+        let changed = timeout(Duration::from_secs(10), changed).await;
+        changed
+            .expect("the health changes in time")
+            .expect("the engine is watched");
+    }
+
+    #[tokio::test]
+    async fn an_engine_is_up_while_it_reports_serving_and_is_reachable() {
+        let (reporter, service) = health_reporter();
+        // The engine has a runtime of its own, so that shutting the runtime down closes its connections.
+        let engine = Runtime::new().unwrap();
+        let bound = engine.spawn(TcpListener::bind("127.0.0.1:0"));
+        let listener = bound.await.unwrap().unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let incoming = TcpListenerStream::new(listener);
+        let server = Server::builder().add_service(service);
+        engine.spawn(server.serve_with_incoming(incoming));
+        let (sender, mut health) = watch::channel(Health::default());
+        assert!(health.borrow().is_up(), "an unknown state counts as up");
+        let watching = HealthWatch {
+            engine: address.clone(),
+            gateway: GatewayId::random(),
+            health: sender,
+        };
+        let channel = Endpoint::from_shared(address).unwrap().connect_lazy();
+        let watching = tokio::spawn(watching.run(channel));
+        let not_serving = tonic_health::ServingStatus::NotServing;
+        reporter.set_service_status("", not_serving).await;
+        wait_for(&mut health, Availability::Down).await;
+        let serving = tonic_health::ServingStatus::Serving;
+        reporter.set_service_status("", serving).await;
+        wait_for(&mut health, Availability::Up).await;
+        engine.shutdown_background();
+        wait_for(&mut health, Availability::Down).await;
+        watching.abort();
+    }
+}

@@ -1,0 +1,146 @@
+//! The interface of whatever completes requests: the engine in this process, or a remote engine. This module must not
+//! know which upstream gets a request.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::watch;
+use tokio_stream::Stream;
+use tonic::{Request, Status};
+
+use crate::proto::v1;
+use crate::request::Parameter;
+
+/// Events of one completion, as the upstream sends them.
+pub type EventStream = Pin<Box<dyn Stream<Item = Result<v1::CompletionEvent, Status>> + Send>>;
+
+/// A destination of requests.
+///
+/// Requests and responses are those of `tokenway.v1.Inference`. The metadata of a request has its id and its timeout.
+/// An upstream that speaks another protocol converts them.
+#[tonic::async_trait]
+pub trait Upstream: Send + Sync {
+    /// Starts a completion, and returns once it is admitted. Dropping the stream cancels it.
+    ///
+    /// # Errors
+    /// Returns the reason for a rejection.
+    async fn complete(
+        &self,
+        request: Request<v1::CompletionRequest>,
+    ) -> Result<EventStream, Status>;
+
+    /// Returns all models.
+    ///
+    /// # Errors
+    /// Returns an error if the upstream does not respond.
+    async fn list_models(
+        &self,
+        request: Request<v1::ListModelsRequest>,
+    ) -> Result<v1::ListModelsResponse, Status>;
+
+    /// Returns the description of one model.
+    ///
+    /// # Errors
+    /// Returns an error for an unknown model.
+    async fn get_model(
+        &self,
+        request: Request<v1::GetModelRequest>,
+    ) -> Result<v1::GetModelResponse, Status>;
+
+    /// Converts text or a chat into token ids.
+    ///
+    /// # Errors
+    /// Returns the reason for a rejection.
+    async fn tokenize(
+        &self,
+        request: Request<v1::TokenizeRequest>,
+    ) -> Result<v1::TokenizeResponse, Status>;
+
+    /// Converts token ids into text.
+    ///
+    /// # Errors
+    /// Returns the reason for a rejection.
+    async fn detokenize(
+        &self,
+        request: Request<v1::DetokenizeRequest>,
+    ) -> Result<v1::DetokenizeResponse, Status>;
+
+    /// Returns the current health, and its changes.
+    fn health(&self) -> &watch::Receiver<Health>;
+
+    /// Returns the number of open streams. The upstream with the lowest load gets the next request.
+    fn load(&self) -> usize;
+
+    /// Returns the request parameters that no model of this upstream supports. A completion that uses one is not sent
+    /// to this upstream.
+    fn unsupported(&self) -> &[Parameter] {
+        &[]
+    }
+}
+
+/// Health of an upstream.
+#[derive(Clone, Debug, Default)]
+pub struct Health {
+    /// Availability for requests.
+    pub availability: Availability,
+    /// Models that the upstream listed when it last came up. Empty for the engine in this process, which checks model
+    /// names itself.
+    pub models: Vec<v1::Model>,
+}
+
+/// Availability of an upstream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Availability {
+    /// The upstream has not answered yet. It counts as up, so that requests try it.
+    #[default]
+    Unknown,
+    /// The upstream accepts requests.
+    Up,
+    /// The upstream rejects requests, or cannot be reached. Requests try it only if no other upstream is up.
+    Down,
+    /// The upstream is this gateway itself, reached under another name. It gets no requests.
+    Loop,
+}
+
+impl Health {
+    /// Returns the health of an upstream that is always up.
+    #[must_use]
+    pub fn always_up() -> Self {
+        Self {
+            availability: Availability::Up,
+            models: Vec::new(),
+        }
+    }
+
+    /// Returns true unless the upstream is known to be unavailable.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        matches!(self.availability, Availability::Unknown | Availability::Up)
+    }
+}
+
+/// Number of open streams of an upstream. Clones share it.
+#[derive(Clone, Default)]
+pub(super) struct Load(Arc<AtomicUsize>);
+
+impl Load {
+    pub(super) fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Counts a stream until the guard is dropped.
+    pub(super) fn track_stream(&self) -> LoadGuard {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        LoadGuard(Arc::clone(&self.0))
+    }
+}
+
+/// Counts a stream in the load of its upstream until it is dropped.
+pub(super) struct LoadGuard(Arc<AtomicUsize>);
+
+impl Drop for LoadGuard {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,98 @@
+//! The response stream of a completion: the events of an engine, with this gateway's own timings and metrics.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures_core::Stream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::Status;
+
+use crate::cluster::{CheckedEvents, Failure};
+use crate::delivery::{DeliveryTimer, WriteStart};
+use crate::error::Error;
+use crate::poll_on_wake::PollOnWake;
+use crate::proto::v1;
+use crate::proto::v1::completion_event::Event;
+use crate::telemetry::CountedRequest;
+
+/// Response stream of `Complete`.
+pub struct ForwardedEvents {
+    events: CheckedEvents,
+    counted: CountedRequest,
+    timer: DeliveryTimer,
+    /// Completes when the server stops waiting for running requests.
+    stopped: PollOnWake<Pin<Box<WaitForCancellationFutureOwned>>>,
+    ended: bool,
+}
+
+impl ForwardedEvents {
+    pub(super) fn new(
+        events: CheckedEvents,
+        counted: CountedRequest,
+        timer: DeliveryTimer,
+        stopping: CancellationToken,
+    ) -> Self {
+        Self {
+            events,
+            counted,
+            timer,
+            stopped: PollOnWake::new(Box::pin(stopping.cancelled_owned())),
+            ended: false,
+        }
+    }
+
+    /// Polls for the next event. Events that are ready come before a shutdown.
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Event, Failure>>> {
+        if let Poll::Ready(event) = self.events.poll_event(cx) {
+            return Poll::Ready(event);
+        }
+        let stopped = self.stopped.poll(cx);
+        stopped.map(|()| Some(Err(Error::shutting_down().into())))
+    }
+
+    /// Counts an event, and replaces the timings of the engine's API by those of this gateway's.
+    fn deliver(&mut self, event: &mut Event, start: WriteStart) {
+        match event {
+            Event::Started(_) | Event::Prompt(_) => {}
+            Event::Tokens(tokens) => {
+                let count = u64::try_from(tokens.tokens.len()).unwrap_or(0);
+                self.timer.written(start, count);
+            }
+            Event::Summary(summary) => {
+                if let Some(timings) = &mut summary.timings {
+                    let delivery = self.timer.summary();
+                    timings.frontend = Some(delivery.frontend.into());
+                    timings.socket = Some(delivery.socket.into());
+                }
+                self.counted.ended(Ok(()));
+            }
+        }
+    }
+}
+
+impl Stream for ForwardedEvents {
+    type Item = Result<v1::CompletionEvent, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        let start = WriteStart::begin();
+        this.poll_event(cx).map(|event| match event {
+            None => {
+                this.ended = true;
+                None
+            }
+            Some(Ok(mut event)) => {
+                this.deliver(&mut event, start);
+                Some(Ok(v1::CompletionEvent { event: Some(event) }))
+            }
+            Some(Err(failure)) => {
+                this.ended = true;
+                this.counted.ended(Err(failure.error()));
+                Some(Err(failure.into()))
+            }
+        })
+    }
+}

@@ -1,0 +1,89 @@
+//! The backend of a server's APIs: an engine in this process, or remote engines.
+
+use tokio_util::sync::CancellationToken;
+
+use super::engine::Engine;
+use super::health::ServerHealth;
+use super::parts::{ServerParts, Source};
+use super::start_error::StartError;
+use crate::cluster::{Cluster, Membership};
+use crate::critical::CriticalTasks;
+use crate::grpc;
+use crate::listen::Address;
+use crate::proxy::{Proxy, ProxyParts};
+use crate::telemetry::Telemetry;
+
+/// Backend of the HTTP API and the gRPC API: an engine, or remote engines.
+pub(super) struct Backend {
+    pub(super) engine: Option<Engine>,
+    pub(super) service: Service,
+    pub(super) cluster: Cluster,
+    pub(super) health: ServerHealth,
+}
+
+/// Service for gRPC clients.
+pub(super) enum Service {
+    Engine(grpc::Service),
+    Proxy(Proxy),
+}
+
+/// Critical tasks of a server, and the end of its requests.
+pub(super) struct Lifecycle<'a> {
+    pub(super) critical: &'a CriticalTasks,
+    /// Cancelled when the server stops waiting for running requests.
+    pub(super) stopping: &'a CancellationToken,
+}
+
+impl Backend {
+    pub(super) fn start(
+        parts: &ServerParts,
+        worker_socket: Option<&Address>,
+        telemetry: &Telemetry,
+        lifecycle: &Lifecycle<'_>,
+    ) -> Result<Self, StartError> {
+        match &parts.source {
+            Source::Engine(engine) => {
+                let engine = Engine::start(engine, worker_socket, telemetry, lifecycle.critical);
+                let engine = engine.map_err(StartError::Thread)?;
+                let scheduler = engine.scheduler.clone();
+                let health = ServerHealth::of_engine(&scheduler);
+                let service = grpc::Service::new(
+                    engine.models.clone(),
+                    scheduler,
+                    telemetry.clone(),
+                    parts.request_timeout,
+                );
+                let cluster = Cluster::local(service.uncounted());
+                Ok(Self {
+                    engine: Some(engine),
+                    service: Service::Engine(service),
+                    cluster,
+                    health,
+                })
+            }
+            Source::Remote(engines) => {
+                let stop = CancellationToken::new();
+                let cluster = Cluster::remote(
+                    Membership::fixed(engines.clone()),
+                    lifecycle.critical,
+                    &stop,
+                );
+                let health = ServerHealth::of_cluster(cluster.clone(), stop);
+                let open = health.clone();
+                let proxy = Proxy::new(ProxyParts {
+                    cluster: cluster.clone(),
+                    telemetry: telemetry.clone(),
+                    check_accepting: Box::new(move || open.check_accepting()),
+                    stopping: lifecycle.stopping.clone(),
+                    request_timeout: parts.request_timeout,
+                });
+                Ok(Self {
+                    engine: None,
+                    service: Service::Proxy(proxy),
+                    cluster,
+                    health,
+                })
+            }
+        }
+    }
+}
