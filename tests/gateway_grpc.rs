@@ -17,6 +17,7 @@ use tokenway::listen::Address;
 use tokenway::proto::v1;
 use tokenway::proto::v1::completion_event::Event;
 use tokenway::runner::llm_test::TestRunnerLoader;
+use tokio::time::timeout;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -49,11 +50,6 @@ async fn a_gateways_grpc_api_is_the_service_of_its_engines() {
     let expected: Vec<_> = (0..2_048).map(|index| format!("token_{index}")).collect();
     assert_eq!(completion.texts(0), expected);
     assert_eq!(completion.usage().completion_tokens, 2_048);
-    let timings = completion.summary.and_then(|summary| summary.timings);
-    let frontend = timings
-        .and_then(|timings| timings.frontend)
-        .expect("a stage");
-    assert_eq!(frontend.tokens, 2_048);
 
     let listed = client.list_models(v1::ListModelsRequest {}).await;
     let listed = listed.expect("the models").into_inner().models;
@@ -125,7 +121,9 @@ async fn a_grpc_deadline_reaches_the_engine_through_the_gateway() {
     let mut call = tonic::Request::new(grpc::request("a", 5));
     call.set_timeout(Duration::from_millis(300));
     let stream = gateway.stream(call).await;
-    let completion = grpc::collect(stream).await;
+    // Without a deadline from the client, the engine's default of one minute would apply.
+    let completion = timeout(Duration::from_secs(20), grpc::collect(stream)).await;
+    let completion = completion.expect("the client's deadline reaches the engine");
     assert_eq!(completion.count(0), 2);
     let status = completion.error.expect("the deadline passes");
     assert_eq!(status.code(), Code::DeadlineExceeded);
@@ -271,6 +269,7 @@ async fn an_engine_that_leaves_the_membership_finishes_its_streams() {
         .expect("it is followed");
     drop(snapshots.reserve().await.expect("it is followed"));
     let models = cluster.list_models(&context).await.expect("the models");
+    assert_eq!(models.len(), 1);
     assert_eq!(models[0].name, "joined");
     let mut tokens = 0;
     let mut ended = false;
