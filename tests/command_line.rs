@@ -264,6 +264,7 @@ async fn help_groups_the_settings_under_headings() {
                 "Options",
                 "Engines",
                 "HTTP API",
+                "gRPC API",
                 "Queue and limits",
                 "Connections",
                 "Shutdown",
