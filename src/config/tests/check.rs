@@ -57,7 +57,7 @@ fn every_unknown_key_is_a_problem_beside_the_values() {
         &[
             ":1:1: the key 'slotz' is unknown",
             ":2:1: any_model: invalid type",
-            ":4:1: the key 'model[1].nam' is unknown",
+            ":4:1: the key 'model[1].namex' is unknown",
         ],
     );
 }
