@@ -23,7 +23,7 @@ pub(super) struct Backend {
 
 /// Service for gRPC clients.
 pub(super) enum Service {
-    Engine(grpc::Service),
+    Engine(Box<grpc::Service>),
     Proxy(Proxy),
 }
 
@@ -56,7 +56,7 @@ impl Backend {
                 let cluster = Cluster::local(service.uncounted());
                 Ok(Self {
                     engine: Some(engine),
-                    service: Service::Engine(service),
+                    service: Service::Engine(Box::new(service)),
                     cluster,
                     health,
                 })
