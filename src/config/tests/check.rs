@@ -53,7 +53,7 @@ fn every_invalid_value_is_a_problem() {
 #[test]
 fn every_unknown_key_is_a_problem_beside_the_values() {
     assert_problems(
-        "slotz = 1\nany_model = 2\n[[model]]\nnam = \"a\"",
+        "slotz = 1\nany_model = 2\n[[model]]\nnamex = \"a\"",
         &[
             ":1:1: the key 'slotz' is unknown",
             ":2:1: any_model: invalid type",
