@@ -6,7 +6,7 @@
 //! [`ServerParts`].
 //!
 //! Each setting is one field of a struct: its name, environment variable, default, help and type, which
-//! checks it. All layers are merged into one table, [`Settings`], which is deserialised into the struct.
+//! checks it. All layers are merged into one table, `Settings`, which is deserialised into the struct.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
