@@ -1,0 +1,316 @@
+//! The engine's side of the worker protocol, tested with a worker that sends each message by hand.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod connection;
+mod sequences;
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use serde_json::json;
+use support::http::{HttpError, expected_error, get, http_error, post};
+use support::{Counts, Setup, TestServer, full_speed, grpc};
+use tempfile::TempDir;
+use tokenway::error::{Error, ErrorKind};
+use tokenway::listen::Address;
+use tokenway::proto::v1;
+use tokenway::proto::v1::completion_request::Input;
+use tokenway::proto::worker as proto;
+use tokenway::proto::worker::answer::Answer;
+use tokenway::proto::worker::attach_request::Message as Sent;
+use tokenway::proto::worker::attach_response::Message;
+use tokenway::proto::worker::device_worker_client::DeviceWorkerClient;
+use tokenway::proto::worker::question::About;
+use tokenway::server::Isolation;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status, Streaming};
+
+/// An engine whose only model is served by remote workers.
+struct Engine {
+    server: TestServer,
+    channel: Channel,
+    _folder: TempDir,
+}
+
+async fn engine(change: impl FnOnce(&mut Setup)) -> Engine {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("workers.sock");
+    let endpoint = Endpoint::from_shared(format!("unix:{}", path.display()));
+    let mut setup = Setup::test_runner(full_speed());
+    let engine = setup.engine();
+    engine.models[0].workers = 0;
+    engine.models[0].isolation = Isolation::Thread;
+    engine.workers.listen = Some(Address::Unix(path));
+    change(&mut setup);
+    let server = setup.start_loading().await;
+    Engine {
+        server,
+        channel: endpoint.expect("an address").connect_lazy(),
+        _folder: folder,
+    }
+}
+
+/// The worker's end of an `Attach` stream.
+struct Worker {
+    sender: mpsc::Sender<proto::AttachRequest>,
+    receiver: Streaming<proto::AttachResponse>,
+}
+
+fn hello() -> proto::Hello {
+    proto::Hello {
+        protocol_version: 2,
+        ..proto::Hello::default()
+    }
+}
+
+fn ready() -> proto::Ready {
+    proto::Ready {
+        model: Some(proto::Model {
+            runner: "by hand".to_owned(),
+            context_length: 100,
+            max_prompt_bytes: 1_000,
+            vocabulary_size: 1_000,
+            resumption: proto::Resumption::Exact.into(),
+            eos_token: "</s>".to_owned(),
+            ..proto::Model::default()
+        }),
+        slots: 2,
+        generation: 1,
+    }
+}
+
+impl Engine {
+    /// Connects and sends `first` as the first message.
+    async fn connect(&self, first: Sent) -> Result<Worker, Status> {
+        let (sender, requests) = mpsc::channel(16);
+        let mut worker = DeviceWorkerClient::new(self.channel.clone());
+        let message = Some(first);
+        let first = proto::AttachRequest { message };
+        sender.send(first).await.expect("the channel has room");
+        let attached = worker.attach(ReceiverStream::new(requests)).await?;
+        let mut worker = Worker {
+            sender,
+            receiver: attached.into_inner(),
+        };
+        assert!(matches!(worker.receive().await?, Message::Welcome(_)));
+        Ok(worker)
+    }
+
+    /// Connects a worker that is ready and waits until the engine knows it.
+    async fn worker(&self) -> Worker {
+        let worker = self
+            .connect(Sent::Hello(hello()))
+            .await
+            .expect("the worker is accepted");
+        worker.send(Sent::Ready(ready())).await;
+        self.server.loaded().await;
+        worker
+    }
+
+    /// Connects with this heartbeat timeout, in milliseconds.
+    async fn connect_with_heartbeat_timeout(
+        &self,
+        heartbeat_timeout_ms: u32,
+    ) -> Result<Worker, Status> {
+        self.connect(Sent::Hello(proto::Hello {
+            heartbeat_timeout_ms,
+            ..hello()
+        }))
+        .await
+    }
+
+    /// Connects another worker and sends `ready`. Does not wait until the engine has read it.
+    async fn connect_another(&self, name: &str) -> Worker {
+        let hello = proto::Hello {
+            name: name.to_owned(),
+            ..hello()
+        };
+        let worker = self
+            .connect(Sent::Hello(hello))
+            .await
+            .expect("the worker is accepted");
+        worker.send(Sent::Ready(ready())).await;
+        worker
+    }
+
+    /// Connects two workers that are ready and idle, and waits until the engine knows both.
+    async fn two_workers(&self) -> [Worker; 2] {
+        let mut one = self
+            .connect(Sent::Hello(hello()))
+            .await
+            .expect("the worker is accepted");
+        let ready = proto::Ready {
+            slots: 1,
+            ..ready()
+        };
+        one.send(Sent::Ready(ready)).await;
+        self.server.loaded().await;
+        let body = json!({"prompt": [5], "max_tokens": 1});
+        let mut posts = Vec::new();
+        // The first request takes the only slot of `one`, so the second runs on `two`.
+        for _ in 0..2 {
+            posts.push(self.post("/v1/completions", &body));
+            let (question, _) = one.next_call().await;
+            one.answer(question, Answer::Pieces(piece())).await;
+            if posts.len() == 1 {
+                let sequence = one.next_submit().await.sequence;
+                one.send(Sent::Accepted(proto::Accepted { sequence })).await;
+            }
+        }
+        let mut two = self.connect_another("two").await;
+        let second = two.next_submit().await.sequence;
+        let accepted = proto::Accepted { sequence: second };
+        two.send(Sent::Accepted(accepted)).await;
+        for (worker, sequence) in [(&one, 1), (&two, second)] {
+            worker
+                .send(step(scored(sequence, 7, proto::End::Length)))
+                .await;
+        }
+        for post in posts {
+            assert_eq!(post.await.expect("the task does not panic"), 200);
+        }
+        [one, two]
+    }
+
+    /// Sends two tokenizer calls, one to each worker. `two` answers; the call to `one` is returned unanswered.
+    async fn call_both(&self, one: &mut Worker, two: &mut Worker) -> (Vec<JoinHandle<u16>>, u64) {
+        let body = json!({"prompt": "hi"});
+        let posts = (0..2).map(|_| self.post("/tokenize", &body)).collect();
+        let (question, _) = two.next_call().await;
+        two.answer(question, ids()).await;
+        (posts, one.next_call().await.0)
+    }
+
+    /// Sends a POST request in the background. Returns its status.
+    fn post(&self, path: &str, body: &serde_json::Value) -> JoinHandle<u16> {
+        let request = post(path, body.to_string());
+        let address = self.server.http_address();
+        tokio::spawn(async move { request.send_to(&address).await.status })
+    }
+
+    /// Connects a worker of this name, sends these messages and returns the status that ends its stream.
+    async fn status_after(&self, name: &str, messages: impl IntoIterator<Item = Sent>) -> Status {
+        let hello = proto::Hello {
+            name: name.to_owned(),
+            ..hello()
+        };
+        let mut worker = self
+            .connect(Sent::Hello(hello))
+            .await
+            .expect("the worker is accepted");
+        for message in messages {
+            worker.send(message).await;
+        }
+        worker.ended().await
+    }
+}
+
+impl Worker {
+    async fn send(&self, message: Sent) {
+        let message = Some(message);
+        // Sending fails if the engine has ended the stream.
+        let _ = self.sender.send(proto::AttachRequest { message }).await;
+    }
+
+    async fn receive(&mut self) -> Result<Message, Status> {
+        let received = self.receiver.message().await?;
+        let received = received.ok_or_else(|| Status::cancelled("the engine ended the stream"))?;
+        Ok(received.message.expect("the message has a known type"))
+    }
+
+    /// Waits until the engine ends the stream and returns the status.
+    async fn ended(&mut self) -> Status {
+        loop {
+            if let Err(status) = self.receive().await {
+                return status;
+            }
+        }
+    }
+
+    /// Ends the stream. The engine has read every message when this returns.
+    async fn leave(self) {
+        let Self {
+            sender,
+            mut receiver,
+        } = self;
+        drop(sender);
+        while let Ok(Some(_)) = receiver.message().await {}
+    }
+
+    async fn next_submit(&mut self) -> proto::Submit {
+        let Message::Submit(submit) = self.receive().await.expect("the stream continues") else {
+            panic!("expected a submit");
+        };
+        submit
+    }
+
+    async fn next_call(&mut self) -> (u64, About) {
+        let Message::Question(call) = self.receive().await.expect("the stream continues") else {
+            panic!("expected a tokenizer call");
+        };
+        (
+            call.question,
+            call.about.expect("the call has a known type"),
+        )
+    }
+
+    /// Accepts a sequence and emits the token of this index. The index is also the token's id.
+    async fn emit(&self, sequence: u64, index: u32) {
+        self.send(Sent::Accepted(proto::Accepted { sequence }))
+            .await;
+        let entry = proto::SequenceStep {
+            sequence,
+            first_index: index,
+            ids: proto::PackedVarints::from_iter([index]),
+            bytes: b"x".to_vec(),
+            lengths: proto::PackedVarints::from_iter([1]),
+            ..proto::SequenceStep::default()
+        };
+        let sequences = vec![entry];
+        self.send(Sent::Step(proto::Step { sequences })).await;
+    }
+
+    async fn answer(&self, question: u64, answer: Answer) {
+        let answer = Some(answer);
+        self.send(Sent::Answer(proto::Answer { question, answer }))
+            .await;
+    }
+}
+
+fn ids() -> Answer {
+    Answer::Ids(v1::TokenIds { ids: vec![7] })
+}
+
+/// An answer with the bytes of one token.
+fn piece() -> proto::Pieces {
+    proto::Pieces {
+        bytes: b"x".to_vec(),
+        lengths: vec![1],
+    }
+}
+
+/// A step entry of one token with its logprob.
+fn scored(sequence: u64, id: u32, end: proto::End) -> proto::SequenceStep {
+    proto::SequenceStep {
+        sequence,
+        ids: proto::PackedVarints::from_iter([id]),
+        bytes: b"x".to_vec(),
+        lengths: proto::PackedVarints::from_iter([1]),
+        logprobs: vec![v1::Logprobs {
+            logprob: Some(-1.0),
+            ..v1::Logprobs::default()
+        }],
+        end: end.into(),
+        ..proto::SequenceStep::default()
+    }
+}
+
+fn step(entry: proto::SequenceStep) -> Sent {
+    let sequences = vec![entry];
+    Sent::Step(proto::Step { sequences })
+}
