@@ -104,6 +104,7 @@ fn parts(args: Args) -> ServerParts {
         grpc: Some(args.grpc_listen),
         limits: Limits::default(),
         request_timeout: Duration::from_secs(600),
+        access_log: true,
         drain: Drain {
             grace: Duration::ZERO,
             timeout: Duration::from_secs(10),

@@ -262,10 +262,25 @@ impl Cluster {
         context: &CallContext,
     ) -> Result<Vec<Arc<dyn Upstream>>, Failure> {
         self.check_circle(context)?;
+        let record = context.request.record();
+        record.names_model(model);
+        if let Some(name) = self.served_name(model) {
+            record.set_model(&name);
+        }
         if model.is_empty() {
             self.check_model_is_unambiguous(context).await?;
         }
         Ok(choice::for_model(self.usable(), model))
+    }
+
+    /// Returns the name under which a remote engine has listed a model with this name or alias. The engine in this
+    /// process lists none: it knows its models itself.
+    fn served_name(&self, model: &str) -> Option<String> {
+        self.usable().iter().find_map(|upstream| {
+            let health = upstream.health().borrow();
+            let served = health.models.iter().find(|it| has_name(it, model))?;
+            Some(served.name.clone())
+        })
     }
 
     /// Calls one upstream after the other until a call succeeds, or fails with an error that every upstream would

@@ -23,6 +23,7 @@ mod error;
 mod file;
 mod grpc;
 mod http;
+mod log;
 mod model;
 mod runner;
 mod server;

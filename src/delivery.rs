@@ -3,7 +3,9 @@
 //! written.
 
 mod flush;
+mod meter;
 mod timer;
 
 pub use flush::{FlushHandle, FlushTracker};
+pub use meter::TokenMeter;
 pub use timer::{DeliverySummary, DeliveryTimer, WriteStart};

@@ -17,8 +17,9 @@ use axum::routing::{get, post};
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{CallContext, Cluster};
+use crate::context::RequestContext;
 use crate::error::{Error, ErrorKind};
-use crate::telemetry::{Telemetry, WorkerCounts};
+use crate::telemetry::{RouteKind, Telemetry, WorkerCounts};
 
 mod accept;
 mod body;
@@ -27,6 +28,7 @@ mod completion_stream;
 mod completions;
 mod echo;
 mod error_response;
+mod extract;
 mod fields;
 mod host;
 mod json;
@@ -36,7 +38,6 @@ mod object;
 mod openapi;
 mod origin;
 mod queued_body;
-mod request_id;
 mod response;
 mod size;
 mod stream;
@@ -49,7 +50,8 @@ mod unknown;
 
 pub use accept::StreamFormat;
 pub use body::{Route, StreamOptions};
-use error_response::ErrorResponse;
+pub(crate) use error_response::ErrorResponse;
+pub(crate) use origin::BrowserCheck;
 pub use origin::{AllowedHost, AllowedOrigin, OriginPolicy};
 use response::{Model, ModelList, Status};
 pub use unknown::UnknownFields;
@@ -84,18 +86,29 @@ pub struct Gateway {
     pub unknown_fields: UnknownFields,
     /// Time that a streamed request may wait in the queue before its headers are sent. `None`: no limit.
     pub headers_after: Option<Duration>,
-    /// Host names and browser origins whose requests are accepted.
-    pub origins: OriginPolicy,
     /// Cancelled when the server stops waiting for running requests.
     pub stopping: CancellationToken,
-    /// Deadline of a request that has no `x-request-timeout`.
-    pub request_timeout: Duration,
 }
 
-/// Builds the routes and their middleware.
-pub fn router(gateway: Gateway) -> Router {
-    let (origins, cors) = (Arc::new(gateway.origins.clone()), gateway.origins.cors());
-    let routes = Router::new()
+/// Paths of the routes.
+pub const ROUTES: [(&str, RouteKind); 12] = [
+    ("/v1/completions", RouteKind::Completion),
+    ("/v1/chat/completions", RouteKind::Completion),
+    ("/tokenize", RouteKind::Unary),
+    ("/detokenize", RouteKind::Unary),
+    ("/tokenizer_info", RouteKind::Unary),
+    ("/v1/models", RouteKind::Unary),
+    ("/v1/models/{*id}", RouteKind::Unary),
+    ("/livez", RouteKind::Probe),
+    ("/readyz", RouteKind::Probe),
+    ("/health", RouteKind::Probe),
+    ("/metrics", RouteKind::Probe),
+    ("/openapi.json", RouteKind::Unary),
+];
+
+/// Builds the routes. Each request carries a [`RequestContext`], which `frontend` inserts.
+pub fn routes(gateway: Gateway) -> Router {
+    Router::new()
         .route("/v1/completions", post(completions::complete))
         .route("/v1/chat/completions", post(completions::chat))
         .route("/tokenize", post(tokenize::tokenize))
@@ -111,20 +124,8 @@ pub fn router(gateway: Gateway) -> Router {
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::disable())
-        .layer(tower_http::catch_panic::CatchPanicLayer::custom(
-            error_response::internal_error,
-        ))
         .layer(middleware::from_fn(limit_headers))
-        .layer(middleware::from_fn(request_id::reject_invalid))
-        .with_state(Arc::new(gateway));
-    // CORS wraps every layer that can reject a request, so that a page of an allowed origin can read the error.
-    let routes = match cors {
-        Some(cors) => routes.layer(cors),
-        None => routes,
-    };
-    routes
-        .layer(middleware::from_fn_with_state(origins, origin::check))
-        .layer(middleware::from_fn(request_id::assign))
+        .with_state(Arc::new(gateway))
 }
 
 /// Limits the number of headers on HTTP/2, which has no limit of its own. The listener limits HTTP/1.1.
@@ -142,11 +143,13 @@ async fn limit_headers(request: Request, next: Next) -> Result<Response, ErrorRe
     path = "/v1/models",
     responses((status = 200, description = "All models.", body = ModelList))
 )]
-async fn list_models(State(gateway): State<Arc<Gateway>>) -> Result<Response, ErrorResponse> {
-    let context = CallContext::default();
+async fn list_models(
+    State(gateway): State<Arc<Gateway>>,
+    context: RequestContext,
+) -> Result<Response, ErrorResponse> {
     let models = gateway
         .cluster
-        .list_models(&context)
+        .list_models(&CallContext::new(&context))
         .await
         .map_err(Error::from)?;
     Ok(response::json(&ModelList {
@@ -164,6 +167,7 @@ async fn list_models(State(gateway): State<Arc<Gateway>>) -> Result<Response, Er
 )]
 async fn get_model(
     State(gateway): State<Arc<Gateway>>,
+    context: RequestContext,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ErrorResponse> {
     let Ok(Path(id)) = id else {
@@ -172,10 +176,9 @@ async fn get_model(
             .with_param("model")
             .into());
     };
-    let context = CallContext::default();
     let model = gateway
         .cluster
-        .get_model(&id, &context)
+        .get_model(&id, &CallContext::new(&context))
         .await
         .map_err(Error::from)?;
     Ok(response::json(&Model::from(model)))

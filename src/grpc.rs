@@ -1,73 +1,58 @@
 //! The gRPC service `tokenway.v1.Inference`: requests in, events out. It must not know HTTP or how tokens are
 //! generated.
 
-use std::time::Duration;
-
 use tonic::{Request, Response, Status};
 
-use crate::delivery::{DeliveryTimer, FlushHandle};
+use crate::context::RequestContext;
+use crate::delivery::DeliveryTimer;
 use crate::error::{Error, ErrorKind};
 use crate::models::{ModelEntry, Models};
 use crate::prompt::{Prompt, Tokenizer};
 use crate::proto::v1;
 use crate::proto::v1::inference_server::{Inference, InferenceServer};
 use crate::proto::v1::tokenize_request::Input as TokenizeInput;
-use crate::request::RequestId;
 use crate::runner::BosPolicy;
 use crate::scheduler::{NewRequest, Scheduler};
-use crate::telemetry::{
-    CountedRequest, DeliveryContext, Frontend, ResponseFormat, Stage, Telemetry,
-};
+use crate::telemetry::{Api, RouteKind, Stage, Telemetry};
 use crate::text::completion::Completion;
 
 mod convert;
-pub(crate) mod metadata;
 mod stream;
 mod tonic_errors;
 
 pub use convert::first_used;
+use stream::Delivery;
 pub use stream::EventStream;
-use stream::RequestMetrics;
 pub use tonic_errors::with_error_details;
 
 /// Maximum size of a message in either direction, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 
-/// Implementation of `tokenway.v1.Inference` for the models of one engine.
+/// Paths of the RPCs.
+pub const RPCS: [(&str, RouteKind); 5] = [
+    ("/tokenway.v1.Inference/Complete", RouteKind::Completion),
+    ("/tokenway.v1.Inference/ListModels", RouteKind::Unary),
+    ("/tokenway.v1.Inference/GetModel", RouteKind::Unary),
+    ("/tokenway.v1.Inference/Tokenize", RouteKind::Unary),
+    ("/tokenway.v1.Inference/Detokenize", RouteKind::Unary),
+];
+
+/// Implementation of `tokenway.v1.Inference` for the models of one engine. Each request carries a [`RequestContext`].
 #[derive(Clone)]
 pub struct Service {
     models: Models,
     scheduler: Scheduler,
     telemetry: Telemetry,
-    /// Frontend under which requests are counted. `None` if another frontend has counted them already.
-    frontend: Option<Frontend>,
-    default_timeout: Duration,
 }
 
 impl Service {
-    /// Creates a service for gRPC clients. It counts its requests.
+    /// Creates the service.
     #[must_use]
-    pub fn new(
-        models: Models,
-        scheduler: Scheduler,
-        telemetry: Telemetry,
-        default_timeout: Duration,
-    ) -> Self {
+    pub fn new(models: Models, scheduler: Scheduler, telemetry: Telemetry) -> Self {
         Self {
             models,
             scheduler,
             telemetry,
-            frontend: Some(Frontend::Grpc),
-            default_timeout,
-        }
-    }
-
-    /// Returns the same service for the HTTP API of this process, which counts the requests itself.
-    #[must_use]
-    pub fn uncounted(&self) -> Self {
-        Self {
-            frontend: None,
-            ..self.clone()
         }
     }
 
@@ -80,20 +65,15 @@ impl Service {
     }
 
     /// Admits a request and starts its stream, or returns the reason for its rejection.
-    async fn start(
-        &self,
-        request: Request<v1::CompletionRequest>,
-        id: Result<RequestId, Error>,
-    ) -> Result<EventStream, Error> {
-        let (id, timeout) = (id?, metadata::timeout(request.metadata())?);
-        let timeout = timeout.unwrap_or(self.default_timeout);
-        // The HTTP API of this process sets the delivery context, because it delivers the tokens.
-        let delivery_context = request.extensions().get::<DeliveryContext>().cloned();
-        let flush = request.extensions().get::<FlushHandle>().cloned();
-        let request = convert::completion_request(request.into_inner(), id, timeout)?;
+    async fn start(&self, request: Request<v1::CompletionRequest>) -> Result<EventStream, Error> {
+        let context = RequestContext::of(request.extensions())?;
+        let message = request.into_inner();
+        // An invalid field is reported before an unknown model, but its request is counted with its model.
+        let model = self.find(&context, &message.model);
+        let request = convert::completion_request(message, &context)?;
         // During a drain, even an invalid request is rejected with `draining`: it may be valid on another server.
         self.scheduler.check_accepting()?;
-        let model = self.models.find(request.model.as_deref())?;
+        let model = model?;
         let prompt = Prompt::prepare(model, &request).await?;
         let new_request = NewRequest {
             model: model.id,
@@ -108,36 +88,32 @@ impl Service {
             prompt_tokens: prompt.token_count(),
             seed: request.options.seed.cast_signed(),
         };
-        let format = delivery_context
-            .as_ref()
-            .map_or(ResponseFormat::Grpc, |context| context.format);
-        let counted = self
-            .frontend
-            .map(|frontend| self.telemetry.track_request(frontend));
-        let own = counted.as_ref().map(CountedRequest::stream);
-        if let Some(stream) = own.or(delivery_context.and_then(|context| context.stream)) {
-            admitted.set_stream_count(&stream);
-        }
-        let engine = self.telemetry.stage_times(format, Stage::Engine);
+        let record = context.record();
+        admitted.set_stream_count(record.stream_count());
+        let engine = self.telemetry.stage_times(record.format(), Stage::Engine);
         let completion = Completion::new(&request, prompt, admitted, engine)?;
-        let metrics = counted.map(|counted| RequestMetrics {
-            counted,
-            timer: DeliveryTimer::new(&self.telemetry, format, flush),
-        });
+        let delivery = match context.api() {
+            Api::Grpc => Some(Delivery {
+                timer: DeliveryTimer::new(record, context.flush().clone()),
+                context,
+            }),
+            // The HTTP API of this process delivers the tokens.
+            Api::Http => None,
+        };
         Ok(EventStream::new(
             completion,
             started,
             request.options.timestamps,
-            metrics,
+            delivery,
         ))
     }
 
-    /// Counts a rejected request and returns its gRPC status.
-    fn reject(&self, error: Error) -> Status {
-        if let Some(frontend) = self.frontend {
-            self.telemetry.count_rejected_request(frontend, &error);
-        }
-        error.into()
+    /// Finds a model, and reports it to the context.
+    fn find(&self, context: &RequestContext, name: &str) -> Result<&ModelEntry, Error> {
+        context.record().names_model(name);
+        let entry = self.models.find(convert::model_name(name))?;
+        context.record().set_model(&entry.name);
+        Ok(entry)
     }
 }
 
@@ -149,20 +125,8 @@ impl Inference for Service {
         &self,
         request: Request<v1::CompletionRequest>,
     ) -> Result<Response<EventStream>, Status> {
-        let id = metadata::request_id(request.metadata());
-        let echoed = id.clone().unwrap_or_else(|_| RequestId::random());
-        match self.start(request, id).await {
-            Ok(stream) => {
-                let mut response = Response::new(stream);
-                metadata::echo_request_id(response.metadata_mut(), &echoed);
-                Ok(response)
-            }
-            Err(error) => {
-                let mut status = self.reject(error);
-                metadata::echo_request_id(status.metadata_mut(), &echoed);
-                Err(status)
-            }
-        }
+        let stream = self.start(request).await?;
+        Ok(Response::new(stream))
     }
 
     async fn list_models(
@@ -179,9 +143,8 @@ impl Inference for Service {
         &self,
         request: Request<v1::GetModelRequest>,
     ) -> Result<Response<v1::GetModelResponse>, Status> {
-        let name = request.into_inner().model;
-        let name = convert::model_name(&name);
-        let entry = self.models.find(name)?;
+        let context = RequestContext::of(request.extensions())?;
+        let entry = self.find(&context, &request.get_ref().model)?;
         Ok(Response::new(v1::GetModelResponse {
             model: Some(model(entry)?),
         }))
@@ -191,9 +154,9 @@ impl Inference for Service {
         &self,
         request: Request<v1::TokenizeRequest>,
     ) -> Result<Response<v1::TokenizeResponse>, Status> {
+        let context = RequestContext::of(request.extensions())?;
         let message = request.into_inner();
-        let name = convert::model_name(&message.model);
-        let model = self.models.find(name)?;
+        let model = self.find(&context, &message.model)?;
         let bos_policy = if message.add_special_tokens.unwrap_or(true) {
             BosPolicy::Add
         } else {
@@ -228,8 +191,9 @@ impl Inference for Service {
         &self,
         request: Request<v1::DetokenizeRequest>,
     ) -> Result<Response<v1::DetokenizeResponse>, Status> {
+        let context = RequestContext::of(request.extensions())?;
         let v1::DetokenizeRequest { model, token_ids } = request.into_inner();
-        let model = self.models.find(convert::model_name(&model))?;
+        let model = self.find(&context, &model)?;
         let text = Tokenizer::new(model)?
             .detokenize(token_ids, "token_ids")
             .await?;

@@ -11,6 +11,8 @@ pub mod server;
 
 pub mod listen;
 
+pub mod frontend;
+
 pub mod gateway;
 
 pub mod proxy;
@@ -18,6 +20,8 @@ pub mod proxy;
 pub mod cluster;
 
 pub mod grpc;
+
+pub mod context;
 
 pub mod delivery;
 

@@ -2,22 +2,16 @@
 //! so do the errors of an engine. This module must not know how an engine is chosen.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use crate::cluster::{CallContext, Cluster, Failure, Via};
-use crate::delivery::{DeliveryTimer, FlushHandle};
+use crate::context::RequestContext;
 use crate::error::Error;
 use crate::grpc::MAX_MESSAGE_BYTES;
-use crate::grpc::metadata::{echo_request_id, request_id, timeout};
 use crate::proto::v1;
 use crate::proto::v1::inference_server::{Inference, InferenceServer};
-use crate::request::{MAX_TIMEOUT, RequestId};
-use crate::telemetry::{CountedRequest, Frontend, ResponseFormat, Telemetry};
 
 mod stream;
 
@@ -33,14 +27,10 @@ pub struct Proxy {
 pub struct ProxyParts {
     /// Cluster that completes the requests.
     pub cluster: Cluster,
-    /// Metrics of the server.
-    pub telemetry: Telemetry,
     /// Checks that the server accepts requests.
     pub check_accepting: Box<dyn Fn() -> Result<(), Error> + Send + Sync>,
     /// Cancelled when the server stops waiting for running requests.
     pub stopping: CancellationToken,
-    /// Timeout of a request whose client sets none.
-    pub request_timeout: Duration,
 }
 
 impl Proxy {
@@ -60,54 +50,21 @@ impl Proxy {
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    /// Reads the context of a call from its metadata.
-    fn context(
-        &self,
-        id: Result<RequestId, Error>,
-        metadata: &MetadataMap,
-    ) -> Result<CallContext, Error> {
-        let id = Some(id?);
-        let timeout = timeout(metadata)?.unwrap_or(self.parts.request_timeout);
-        Ok(CallContext {
-            id,
-            deadline: Some(Instant::now() + timeout.min(MAX_TIMEOUT)),
-            delivery: None,
-            via: Via::of(metadata),
-        })
-    }
-
     /// Admits a request and starts its stream, or returns the reason for its rejection.
     async fn start(
         &self,
         request: Request<v1::CompletionRequest>,
-        id: Result<RequestId, Error>,
     ) -> Result<ForwardedEvents, Failure> {
+        let call = call_context(&request)?;
         let parts = &self.parts;
-        let counted = parts.telemetry.track_request(Frontend::Grpc);
-        let flush = request.extensions().get::<FlushHandle>().cloned();
-        let started = async {
-            let context = self.context(id, request.metadata())?;
-            (parts.check_accepting)()?;
-            let message = request.into_inner();
-            self.until_stopped(parts.cluster.complete(&message, &context))
-                .await
-        };
-        match started.await {
-            Ok(events) => Ok(ForwardedEvents::new(
-                events,
-                counted,
-                DeliveryTimer::new(&parts.telemetry, ResponseFormat::Grpc, flush),
-                parts.stopping.clone(),
-            )),
-            Err(failure) => Err(self.count_rejection(counted, failure)),
-        }
-    }
-
-    fn count_rejection(&self, mut counted: CountedRequest, failure: Failure) -> Failure {
-        counted.ended(Err(failure.error()));
-        let telemetry = &self.parts.telemetry;
-        telemetry.count_rejection(Frontend::Grpc, failure.error());
-        failure
+        (parts.check_accepting)()?;
+        let message = request.into_inner();
+        let events = self.until_stopped(parts.cluster.complete(&message, &call));
+        Ok(ForwardedEvents::new(
+            events.await?,
+            call.request,
+            parts.stopping.clone(),
+        ))
     }
 
     /// Waits for a call until the server stops waiting for running requests.
@@ -122,6 +79,14 @@ impl Proxy {
     }
 }
 
+/// Returns the context of the call that a request causes.
+fn call_context<T>(request: &Request<T>) -> Result<CallContext, Error> {
+    Ok(CallContext {
+        request: RequestContext::of(request.extensions())?,
+        via: Via::of(request.metadata()),
+    })
+}
+
 #[tonic::async_trait]
 impl Inference for Proxy {
     type CompleteStream = ForwardedEvents;
@@ -130,28 +95,14 @@ impl Inference for Proxy {
         &self,
         request: Request<v1::CompletionRequest>,
     ) -> Result<Response<ForwardedEvents>, Status> {
-        let id = request_id(request.metadata());
-        let echoed = id.clone().unwrap_or_else(|_| RequestId::random());
-        match self.start(request, id).await {
-            Ok(events) => {
-                let mut response = Response::new(events);
-                echo_request_id(response.metadata_mut(), &echoed);
-                Ok(response)
-            }
-            Err(failure) => {
-                let mut status = Status::from(failure);
-                echo_request_id(status.metadata_mut(), &echoed);
-                Err(status)
-            }
-        }
+        Ok(Response::new(self.start(request).await?))
     }
 
     async fn list_models(
         &self,
         request: Request<v1::ListModelsRequest>,
     ) -> Result<Response<v1::ListModelsResponse>, Status> {
-        let metadata = request.metadata();
-        let context = self.context(request_id(metadata), metadata)?;
+        let context = call_context(&request)?;
         let models = self.parts.cluster.list_models(&context);
         let models = self.until_stopped(models).await?;
         Ok(Response::new(v1::ListModelsResponse { models }))
@@ -161,8 +112,7 @@ impl Inference for Proxy {
         &self,
         request: Request<v1::GetModelRequest>,
     ) -> Result<Response<v1::GetModelResponse>, Status> {
-        let metadata = request.metadata();
-        let context = self.context(request_id(metadata), metadata)?;
+        let context = call_context(&request)?;
         let model = &request.get_ref().model;
         let model = self.parts.cluster.get_model(model, &context);
         let model = Some(self.until_stopped(model).await?);
@@ -173,8 +123,7 @@ impl Inference for Proxy {
         &self,
         request: Request<v1::TokenizeRequest>,
     ) -> Result<Response<v1::TokenizeResponse>, Status> {
-        let metadata = request.metadata();
-        let context = self.context(request_id(metadata), metadata)?;
+        let context = call_context(&request)?;
         let tokenized = self.parts.cluster.tokenize(request.get_ref(), &context);
         Ok(Response::new(self.until_stopped(tokenized).await?))
     }
@@ -183,8 +132,7 @@ impl Inference for Proxy {
         &self,
         request: Request<v1::DetokenizeRequest>,
     ) -> Result<Response<v1::DetokenizeResponse>, Status> {
-        let metadata = request.metadata();
-        let context = self.context(request_id(metadata), metadata)?;
+        let context = call_context(&request)?;
         let detokenized = self.parts.cluster.detokenize(request.get_ref(), &context);
         Ok(Response::new(self.until_stopped(detokenized).await?))
     }

@@ -36,6 +36,9 @@ pub const MAX_USER_BYTES: usize = 512;
 /// The maximum timeout, ten years, which also means "no deadline". A longer timeout overflows `Instant`.
 pub const MAX_TIMEOUT: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
 
+/// The maximum length of a request id in bytes.
+pub const MAX_REQUEST_ID_BYTES: usize = 128;
+
 /// The default of `max_tokens`, except for chats.
 pub const DEFAULT_MAX_TOKENS: u32 = 16;
 
@@ -79,6 +82,15 @@ impl RequestId {
     #[must_use]
     pub fn random() -> Self {
         Self(uuid::Uuid::new_v4().simple().to_string().into())
+    }
+
+    /// Accepts the id of a client if it consists of 1 to [`MAX_REQUEST_ID_BYTES`] visible ASCII characters. Other
+    /// characters could forge log lines.
+    #[must_use]
+    pub fn from_client(id: &str) -> Option<Self> {
+        let is_valid = (1..=MAX_REQUEST_ID_BYTES).contains(&id.len())
+            && id.bytes().all(|byte| byte.is_ascii_graphic());
+        is_valid.then(|| Self(id.into()))
     }
 }
 

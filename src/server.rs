@@ -14,7 +14,8 @@ use tonic::service::Routes;
 
 use crate::cluster::{self, Cluster};
 use crate::critical::{CriticalTasks, TaskPanicked};
-use crate::gateway::{self, Gateway};
+use crate::frontend::{self, LayerSettings};
+use crate::gateway::Gateway;
 use crate::listen::{Address, FrontendSettings, Limits, Listener, Protocol};
 use crate::models::Readiness;
 use crate::telemetry::{Frontend, Telemetry};
@@ -149,6 +150,7 @@ impl Server {
                 health::routes(proxy.into_server(), ready, &self.critical, closing).await
             }
         };
+        let routes = frontend::grpc(routes, self.layers(parts));
         let settings = self.settings(Frontend::Grpc, Protocol::Grpc, &parts.limits);
         let serving = listeners.serve(listener, settings, routes);
         listeners.open(&self.critical, "gRPC listener", serving);
@@ -164,7 +166,7 @@ impl Server {
         self.http_addresses = addresses(Some(&listener));
         let (ready, open) = (self.health.clone(), self.health.clone());
         let workers = self.health.clone();
-        let router = gateway::router(Gateway {
+        let gateway = Gateway {
             cluster,
             telemetry: self.telemetry.clone(),
             check_ready: Arc::new(move || ready.check()),
@@ -174,13 +176,20 @@ impl Server {
             stream_format: frontend.stream_format,
             unknown_fields: frontend.unknown_fields,
             headers_after: frontend.headers_after,
-            origins: frontend.origins(),
-            request_timeout: parts.request_timeout,
-        });
+        };
+        let router = frontend::http(gateway, frontend.origins(), self.layers(parts));
         let settings = self.settings(Frontend::Http, Protocol::Http, &parts.limits);
         let serving = self.public_listeners.serve(listener, settings, router);
         self.public_listeners
             .open(&self.critical, "HTTP listener", serving);
+    }
+
+    fn layers(&self, parts: &ServerParts) -> LayerSettings {
+        LayerSettings {
+            telemetry: self.telemetry.clone(),
+            request_timeout: parts.request_timeout,
+            access_log: parts.access_log,
+        }
     }
 
     /// Returns the first address of the HTTP API.

@@ -15,14 +15,21 @@ use metrics_exporter_prometheus::{
 };
 
 use self::latency::TokenLatency;
-use crate::error::Error;
+use crate::error::ErrorKind;
 use crate::output;
 
+mod histogram;
 mod latency;
 mod request;
+mod request_metrics;
+mod token_gaps;
 
 pub use latency::{ResponseFormat, Stage, StageSummary, StageTimes};
-pub use request::{CountedRequest, DeliveryContext, StreamCount};
+pub use request::{
+    Api, Outcome, RequestRecord, Route, RouteKind, StreamCount, TokenUsage, outcome_label,
+};
+use request_metrics::RequestMetrics;
+pub use token_gaps::TokenGaps;
 
 const REQUESTS: &str = "tokenway_requests_total";
 const REQUESTS_REJECTED: &str = "tokenway_requests_rejected_total";
@@ -78,6 +85,7 @@ pub struct Metrics {
     /// Output lines of the process that were dropped.
     log_lines_dropped: Counter,
     token_latency: TokenLatency,
+    request_metrics: RequestMetrics,
 }
 
 impl Deref for Telemetry {
@@ -88,19 +96,19 @@ impl Deref for Telemetry {
     }
 }
 
-/// The API by which a request or a connection arrived.
+/// A listener of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Frontend {
     /// The gRPC API.
     Grpc,
     /// The OpenAI-compatible HTTP API.
     Http,
-    /// The listener for workers. It accepts no requests.
+    /// The listener for workers.
     Worker,
 }
 
 impl Frontend {
-    /// Returns the value of the label `api` or `listener`.
+    /// Returns the value of the label `listener`.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -179,15 +187,17 @@ impl Telemetry {
                 .register_histogram(&Key::from_static_name(RESUMPTION_GAP), &METADATA),
             log_lines_dropped: counter(LOG_LINES_DROPPED),
             token_latency: TokenLatency::default(),
+            request_metrics: RequestMetrics::default(),
             recorder,
             handle,
         }));
-        for frontend in [Frontend::Grpc, Frontend::Http] {
-            telemetry.requests_in_flight(frontend).set(0.0);
-            telemetry.requests_lingering(frontend).set(0.0);
+        for api in Api::ALL {
+            telemetry.requests_in_flight(api).set(0.0);
+            telemetry.requests_lingering(api).set(0.0);
+        }
+        for frontend in [Frontend::Grpc, Frontend::Http, Frontend::Worker] {
             telemetry.connections(frontend).set(0.0);
         }
-        telemetry.connections(Frontend::Worker).set(0.0);
         telemetry.sequences_running.set(0.0);
         telemetry.requests_queued.set(0.0);
         for state in WorkerState::ALL {
@@ -203,6 +213,7 @@ impl Telemetry {
         let mut text = self.handle.render();
         self.token_latency
             .write(&mut text)
+            .and_then(|()| self.request_metrics.write(&mut text))
             .expect("writing to a string never fails");
         text
     }
@@ -211,27 +222,6 @@ impl Telemetry {
     #[must_use]
     pub fn stage_times(&self, format: ResponseFormat, stage: Stage) -> StageTimes {
         self.token_latency.times(format, stage)
-    }
-
-    /// Counts a request as in flight until the guard is dropped.
-    #[must_use]
-    pub fn track_request(&self, frontend: Frontend) -> CountedRequest {
-        CountedRequest::new(self, frontend)
-    }
-
-    /// Counts a request that is rejected before it was in flight, both as ended and as rejected.
-    pub fn count_rejected_request(&self, frontend: Frontend, error: &Error) {
-        self.request_ended(frontend, Err(error));
-        self.count_rejection(frontend, error);
-    }
-
-    /// Counts a rejection, and its reason, of a request of which no response was sent yet.
-    pub fn count_rejection(&self, frontend: Frontend, error: &Error) {
-        self.labelled_counter(
-            REQUESTS_REJECTED,
-            &[("api", frontend.label()), ("reason", error.kind.row().code)],
-        )
-        .increment(1);
     }
 
     /// Counts a connection as open until the guard is dropped.
@@ -245,18 +235,25 @@ impl Telemetry {
         self.labelled_gauge(WORKERS, &[("state", state.label())])
     }
 
-    fn request_ended(&self, frontend: Frontend, outcome: Result<(), &Error>) {
-        let outcome = outcome.map_or_else(|error| error.kind.row().code, |()| "ok");
-        self.labelled_counter(REQUESTS, &[("api", frontend.label()), ("outcome", outcome)])
+    /// Counts the end of a request.
+    fn count_request(&self, api: Api, route: &'static str, outcome: &'static str) {
+        let labels = [("api", api.label()), ("route", route), ("outcome", outcome)];
+        self.labelled_counter(REQUESTS, &labels).increment(1);
+    }
+
+    /// Counts a rejection, and its reason, of a request of which no response was sent yet.
+    fn count_rejection(&self, api: Api, kind: ErrorKind) {
+        let labels = [("api", api.label()), ("reason", kind.row().code)];
+        self.labelled_counter(REQUESTS_REJECTED, &labels)
             .increment(1);
     }
 
-    fn requests_in_flight(&self, frontend: Frontend) -> Gauge {
-        self.labelled_gauge(REQUESTS_IN_FLIGHT, &[("api", frontend.label())])
+    fn requests_in_flight(&self, api: Api) -> Gauge {
+        self.labelled_gauge(REQUESTS_IN_FLIGHT, &[("api", api.label())])
     }
 
-    fn requests_lingering(&self, frontend: Frontend) -> Gauge {
-        self.labelled_gauge(REQUESTS_LINGERING, &[("api", frontend.label())])
+    fn requests_lingering(&self, api: Api) -> Gauge {
+        self.labelled_gauge(REQUESTS_LINGERING, &[("api", api.label())])
     }
 
     fn connections(&self, frontend: Frontend) -> Gauge {
@@ -320,7 +317,7 @@ fn describe(recorder: &PrometheusRecorder) {
     };
     counter(
         REQUESTS,
-        "Requests that have ended, by API and outcome: 'ok' or an error code.",
+        "Requests that have ended, by API, route and outcome: 'ok' or an error code.",
     );
     counter(
         REQUESTS_REJECTED,
@@ -328,7 +325,7 @@ fn describe(recorder: &PrometheusRecorder) {
     );
     gauge(
         REQUESTS_IN_FLIGHT,
-        "Requests that have not ended, by API. HTTP requests count from arrival, gRPC requests from admission.",
+        "Requests from their arrival until their response has ended, by API. Probes and /metrics are not counted.",
     );
     gauge(
         REQUESTS_LINGERING,

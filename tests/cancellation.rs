@@ -29,8 +29,7 @@ async fn assert_slot_is_free(server: &TestServer, tokens: u32) {
 async fn assert_one_cancellation(server: TestServer, api: &str) {
     let counts = server.drain().await;
     counts.assert_all_gauges_are_zero();
-    let cancelled = format!("tokenway_requests_total{{api=\"{api}\",outcome=\"cancelled\"}}");
-    assert_eq!(counts.get(&cancelled), 1.0, "{}", counts.0);
+    assert_eq!(counts.ended(api, "cancelled"), 1.0, "{}", counts.0);
     assert_eq!(counts.get("tokenway_cancellations_total"), 1.0);
 }
 

@@ -218,8 +218,7 @@ async fn assert_cancelled(server: TestServer) {
 /// Asserts that the case sent its failing request once.
 async fn assert_failed_once(server: TestServer) {
     let counts = server.drain().await;
-    let failed = "tokenway_requests_total{api=\"http\",outcome=\"internal_error\"}";
-    assert_eq!(counts.get(failed), 1.0, "{}", counts.0);
+    assert_eq!(counts.ended("http", "internal_error"), 1.0, "{}", counts.0);
 }
 
 mod openai {

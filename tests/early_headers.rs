@@ -114,8 +114,8 @@ async fn an_error_after_the_headers_is_an_error_record_and_an_unclean_end() {
     drop(running);
     let counts = server.drain().await;
     counts.assert_all_gauges_are_zero();
-    let failed = "tokenway_requests_total{api=\"http\",outcome=\"deadline_exceeded\"}";
-    assert_eq!(counts.get(failed), 2.0, "{}", counts.0);
+    let failed = counts.ended("http", "deadline_exceeded");
+    assert_eq!(failed, 2.0, "{}", counts.0);
     // An error after the headers does not count as a rejected request.
     let rejected = "tokenway_requests_rejected_total{api=\"http\",reason=\"deadline_exceeded\"}";
     assert_eq!(counts.get(rejected), 0.0, "{}", counts.0);
@@ -152,8 +152,7 @@ async fn a_client_that_disconnects_after_early_headers_leaves_the_queue() {
     drop(running);
     let counts = server.drain().await;
     counts.assert_all_gauges_are_zero();
-    let cancelled = "tokenway_requests_total{api=\"http\",outcome=\"cancelled\"}";
-    assert_eq!(counts.get(cancelled), 1.0, "{}", counts.0);
+    assert_eq!(counts.ended("http", "cancelled"), 1.0, "{}", counts.0);
     // Only the request in the slot generates a token.
     assert_eq!(counts.get("tokenway_tokens_generated_total"), 1.0);
 }

@@ -11,13 +11,17 @@ use support::http::{Request, completion};
 use support::program::engine_process;
 use support::{Setup, TestServer, full_speed, grpc, silent_at, with_interval};
 use tokenway::cluster::{CallContext, Cluster, EngineAddress, Membership};
+use tokenway::context::{Arrival, RequestContext};
 use tokenway::critical::CriticalTasks;
+use tokenway::delivery::FlushHandle;
 use tokenway::error::Error;
 use tokenway::listen::Address;
 use tokenway::proto::v1;
 use tokenway::proto::v1::completion_event::Event;
+use tokenway::request::RequestId;
 use tokenway::runner::llm_test::TestRunnerLoader;
-use tokio::time::timeout;
+use tokenway::telemetry::{Api, RequestRecord, Route, Telemetry};
+use tokio::time::{Instant, timeout};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +30,17 @@ use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
+
+/// The context of a request that no server has received.
+fn request_context() -> RequestContext {
+    RequestContext::new(Arrival {
+        id: RequestId::random(),
+        deadline: Instant::now() + Duration::from_secs(60),
+        flush: FlushHandle::new(Arc::default(), http::Version::HTTP_2),
+        record: RequestRecord::new(&Telemetry::new(), Api::Grpc, Route::UNMATCHED, 0),
+        invalid: None,
+    })
+}
 
 fn stream() -> Request {
     completion(&json!({"prompt": "a", "max_tokens": 5, "stream": true}))
@@ -258,7 +273,7 @@ async fn an_engine_that_leaves_the_membership_finishes_its_streams() {
     let (critical, stop) = (CriticalTasks::default(), CancellationToken::new());
     let membership = Membership::new(ReceiverStream::new(membership));
     let cluster = Cluster::remote(membership, &critical, &stop);
-    let context = CallContext::default();
+    let context = CallContext::new(&request_context());
     let mut stream = cluster
         .complete(&grpc::request("a", 500), &context)
         .await

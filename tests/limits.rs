@@ -137,10 +137,7 @@ async fn a_failed_stream_is_counted_by_api_and_error_code() {
     assert_eq!(over_http.fetch(&server).await.1.end, End::Unclean);
     let counts = server.drain().await;
     for api in ["grpc", "http"] {
-        let ended = |outcome: &str| {
-            let labels = format!("{{api=\"{api}\",outcome=\"{outcome}\"}}");
-            counts.get(&format!("tokenway_requests_total{labels}"))
-        };
+        let ended = |outcome: &str| counts.ended(api, outcome);
         assert_eq!((ended("deadline_exceeded"), ended("cancelled")), (1.0, 0.0));
     }
     assert_eq!(counts.get("tokenway_cancellations_total"), 0.0);

@@ -180,6 +180,7 @@ fn parts(options: &Options) -> io::Result<ServerParts> {
         },
         // A run may be long, and ends by itself.
         request_timeout: Duration::from_secs(24 * 60 * 60),
+        access_log: false,
         drain: Drain {
             grace: Duration::ZERO,
             timeout: Duration::ZERO,

@@ -13,9 +13,11 @@ use tonic::body::Body;
 use tower::ServiceExt;
 
 use super::*;
+use crate::context::RequestContext;
 use crate::proto::v1::completion_event::Event;
 use crate::proto::v1::inference_server::InferenceServer;
 use crate::request::Parameter;
+use crate::telemetry::Api;
 use remote::{EngineChannel, Remote};
 use scripted::{Script, ScriptedEngine, engine, started, token};
 
@@ -43,8 +45,12 @@ fn remote_engine(engine: ScriptedEngine, health: Health) -> Arc<dyn Upstream> {
 
 async fn complete(cluster: &Cluster) -> Result<CheckedEvents, Error> {
     let request = v1::CompletionRequest::default();
-    let events = cluster.complete(&request, &CallContext::default()).await;
+    let events = cluster.complete(&request, &call_context()).await;
     events.map_err(Error::from)
+}
+
+fn call_context() -> CallContext {
+    CallContext::new(&RequestContext::for_test(Api::Http, http::Version::HTTP_11))
 }
 
 /// Creates an engine that starts every completion and then sends nothing.
@@ -198,7 +204,7 @@ async fn a_model_whose_only_engine_is_down_answers_no_worker() {
             model: model.to_owned(),
             ..v1::CompletionRequest::default()
         };
-        let answer = cluster.complete(&request, &CallContext::default()).await;
+        let answer = cluster.complete(&request, &call_context()).await;
         answer.err().map(|failure| failure.error().kind)
     };
     for name in ["m", "also"] {
@@ -334,7 +340,7 @@ async fn a_request_that_uses_a_declared_unsupported_parameter_goes_to_another_up
         logit_bias: [(1, 5.0)].into(),
         ..v1::CompletionRequest::default()
     };
-    let context = CallContext::default();
+    let context = call_context();
     let cluster = cluster_of([limited(), full].into());
     let mut events = cluster.complete(&biased, &context).await.ok().unwrap();
     assert_eq!(started_by(&mut events).await, "full");
@@ -360,7 +366,7 @@ async fn a_request_that_this_gateway_has_passed_on_before_is_rejected() {
     Via::default().write_with(&GatewayId::random(), &mut passed_on);
     let from_another_gateway = CallContext {
         via: Via::of(&passed_on),
-        ..CallContext::default()
+        ..call_context()
     };
     let message = v1::CompletionRequest::default();
     assert!(
@@ -374,7 +380,7 @@ async fn a_request_that_this_gateway_has_passed_on_before_is_rejected() {
         .write_with(&gateway, &mut passed_on);
     let circle = CallContext {
         via: Via::of(&passed_on),
-        ..CallContext::default()
+        ..call_context()
     };
     let failure = cluster.complete(&message, &circle).await.err().unwrap();
     assert_eq!(failure.error().kind, ErrorKind::UpstreamError);

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::error::ConfigError;
 use super::grpc::GrpcSettings;
 use super::http::HttpSettings;
+use super::log::LogSettings;
 use super::settings::Settings;
 use super::values::{AboveZero, Seconds};
 use crate::listen::{Address, Limits};
@@ -30,6 +31,9 @@ pub(super) struct ServerSettings {
     #[command(flatten)]
     #[serde(flatten)]
     shutdown: ShutdownSettings,
+    #[command(flatten)]
+    #[serde(flatten)]
+    log: LogSettings,
 }
 
 /// The settings of connections. None of the time limits can be disabled, because a client that stops
@@ -132,6 +136,7 @@ impl ServerSettings {
                 ..Limits::default()
             },
             request_timeout: self.request_timeout.into(),
+            access_log: self.log.access_log(),
             drain: Drain {
                 grace: Duration::from(self.shutdown.drain_grace),
                 timeout: self.shutdown.drain_timeout.into(),

@@ -1,17 +1,19 @@
-//! Measures how long the tokens of one request spend in the frontend stage and in the socket stage.
+//! Measures how long the tokens of one request spend in the frontend stage and in the socket stage, and the times
+//! between them.
 
 use std::sync::Arc;
 
-use super::FlushHandle;
+use super::{FlushHandle, TokenMeter};
 use crate::runner::monotonic_ns;
-use crate::telemetry::{ResponseFormat, Stage, StageSummary, StageTimes, Telemetry};
+use crate::telemetry::{Outcome, RequestRecord, Stage, StageSummary, StageTimes};
 
 /// Timer of one request. It runs in the frontend that received the request.
 pub struct DeliveryTimer {
     frontend: StageTimes,
     socket: Arc<StageTimes>,
-    /// Flush handle of the request's connection. `None` if the request did not come over a listener of this server.
-    flush: Option<FlushHandle>,
+    /// Flushes of the request's connection.
+    flush: FlushHandle,
+    meter: TokenMeter,
 }
 
 /// Summaries of the stages that the frontend of a request measures.
@@ -36,26 +38,32 @@ impl WriteStart {
 }
 
 impl DeliveryTimer {
-    /// Creates the timer of a request whose response has this format.
+    /// Creates the timer of a request whose response format is set in its record.
     #[must_use]
-    pub fn new(telemetry: &Telemetry, format: ResponseFormat, flush: Option<FlushHandle>) -> Self {
+    pub fn new(record: &Arc<RequestRecord>, flush: FlushHandle) -> Self {
+        let times = |stage| record.telemetry().stage_times(record.format(), stage);
         Self {
-            frontend: telemetry.stage_times(format, Stage::Frontend),
-            socket: Arc::new(telemetry.stage_times(format, Stage::Socket)),
+            frontend: times(Stage::Frontend),
+            socket: Arc::new(times(Stage::Socket)),
             flush,
+            meter: TokenMeter::new(record),
         }
     }
 
-    /// Records that `tokens` tokens have been written now. Their frontend stage started at `start`.
-    pub fn written(&self, start: WriteStart, tokens: u64) {
+    /// Records that `tokens` tokens of a choice have been written now. Their frontend stage started at `start`.
+    pub fn written(&mut self, start: WriteStart, choice: u32, tokens: u64) {
         if tokens == 0 {
             return;
         }
         let now_ns = monotonic_ns();
         self.frontend.record(tokens, now_ns.saturating_sub(start.0));
-        if let Some(flush) = &self.flush {
-            flush.time(&self.socket, tokens, now_ns);
-        }
+        self.flush.time(&self.socket, tokens, now_ns);
+        self.meter.written(choice, tokens, now_ns);
+    }
+
+    /// Counts the end of the request.
+    pub fn ended(&mut self, outcome: Outcome) {
+        self.meter.ended(outcome);
     }
 
     /// Returns the summary so far.
@@ -72,8 +80,15 @@ impl DeliveryTimer {
 mod tests {
     use super::*;
     use crate::delivery::FlushTracker;
+    use crate::telemetry::{Api, Route, Telemetry};
 
     const SECOND_NS: u64 = 1_000_000_000;
+
+    fn timer(flushes: &Arc<FlushTracker>, version: http::Version) -> DeliveryTimer {
+        let record = RequestRecord::new(&Telemetry::new(), Api::Grpc, Route::UNMATCHED, 0);
+        let flush = FlushHandle::new(Arc::clone(flushes), version);
+        DeliveryTimer::new(&Arc::new(record), flush)
+    }
 
     fn assert_summary(tokens: u64, at_least_ns: u64, summary: StageSummary) {
         assert_eq!(summary.tokens, tokens);
@@ -83,10 +98,9 @@ mod tests {
     #[test]
     fn the_frontend_stage_ends_at_the_write_and_the_socket_stage_at_the_flush() {
         let flushes = Arc::new(FlushTracker::default());
-        let flush = FlushHandle::new(Arc::clone(&flushes), http::Version::HTTP_11);
-        let timer = DeliveryTimer::new(&Telemetry::new(), ResponseFormat::HttpNdjson, Some(flush));
+        let mut timer = timer(&flushes, http::Version::HTTP_11);
         flushes.flushed();
-        timer.written(WriteStart(monotonic_ns() - SECOND_NS), 3);
+        timer.written(WriteStart(monotonic_ns() - SECOND_NS), 0, 3);
         let DeliverySummary { frontend, socket } = timer.summary();
         assert_summary(3, SECOND_NS, frontend);
         assert_summary(0, 0, socket);
@@ -99,10 +113,9 @@ mod tests {
     #[test]
     fn the_number_of_writes_timed_until_a_flush_is_bounded() {
         let flushes = Arc::new(FlushTracker::default());
-        let flush = FlushHandle::new(Arc::clone(&flushes), http::Version::HTTP_2);
-        let timer = DeliveryTimer::new(&Telemetry::new(), ResponseFormat::Grpc, Some(flush));
+        let mut timer = timer(&flushes, http::Version::HTTP_2);
         for _ in 0..1_000 {
-            timer.written(WriteStart::begin(), 1);
+            timer.written(WriteStart::begin(), 0, 1);
         }
         flushes.flushed();
         let DeliverySummary { frontend, socket } = timer.summary();

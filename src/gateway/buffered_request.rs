@@ -2,65 +2,37 @@
 //!
 //! It checks the headers that describe the body. It does not parse the body.
 
-use std::time::Duration;
-
 use axum::extract::Request;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout_at;
 
+use super::MAX_BODY_BYTES;
 use super::completion_stream::deadline_exceeded;
-use super::{Gateway, MAX_BODY_BYTES};
+use crate::context::RequestContext;
 use crate::error::{Error, ErrorKind};
-use crate::request::MAX_TIMEOUT;
 
 /// A request whose whole body has been read, and not yet parsed.
 pub(super) struct BufferedRequest {
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
-    /// Time when the client stops waiting.
-    pub(super) deadline: Instant,
 }
 
 impl BufferedRequest {
-    /// Reads the body. The deadline counts from the start of this call.
+    /// Reads the body.
     ///
     /// # Errors
-    /// If a header is invalid, the body is too large or not declared as JSON, or the deadline passes.
-    pub(super) async fn read(gateway: &Gateway, request: Request) -> Result<Self, Error> {
-        let arrived = Instant::now();
-        let timeout = request_timeout(request.headers())?.unwrap_or(gateway.request_timeout);
-        let deadline = arrived + timeout;
+    /// If the body is too large or not declared as JSON, or the deadline passes.
+    pub(super) async fn read(context: &RequestContext, request: Request) -> Result<Self, Error> {
         let headers = request.headers().clone();
-        let body = timeout_at(deadline, read_body(request)).await;
+        let body = timeout_at(context.deadline(), read_body(request)).await;
         Ok(Self {
             headers,
             body: body.map_err(|_| deadline_exceeded())??,
-            deadline,
         })
     }
-}
-
-/// Parses `x-request-timeout`, in seconds. Longer timeouts are cut to [`MAX_TIMEOUT`].
-fn request_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
-    const NAME: &str = "x-request-timeout";
-    let Some(value) = headers.get(NAME) else {
-        return Ok(None);
-    };
-    let seconds = value
-        .to_str()
-        .ok()
-        .and_then(|text| text.parse::<f64>().ok());
-    seconds
-        .filter(|seconds| *seconds > 0.0)
-        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .map(|timeout| Some(timeout.min(MAX_TIMEOUT)))
-        .ok_or_else(|| {
-            let message = "x-request-timeout must be a number of seconds above 0.";
-            Error::invalid_value(NAME, message)
-        })
 }
 
 async fn read_body(request: Request) -> Result<Bytes, Error> {

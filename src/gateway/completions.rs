@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
-use axum::extract::{Extension, Request, State};
+use axum::extract::{Request, State};
 use axum::http::HeaderValue;
 use axum::http::header::VARY;
 use axum::response::Response;
@@ -28,14 +28,14 @@ use super::fields::Fields;
 use super::lines::{LineWriter, ResponseMetadata};
 use super::queued_body::{QueuedBody, QueuedStream, StartFuture};
 use super::response::{ChatCompletion, Completion, ServerSentEvent};
-use super::stream::{self, DeliveryTracker, StreamParts, TokenBody};
-use super::unary;
+use super::stream::{self, StreamParts, TokenBody};
+use super::unary::{self, Collecting};
 use super::unknown::IgnoredFields;
-use crate::cluster::{CallContext, Via};
-use crate::delivery::{DeliveryTimer, FlushHandle};
+use crate::cluster::CallContext;
+use crate::context::RequestContext;
 use crate::error::Error;
 use crate::request::RequestId;
-use crate::telemetry::{CountedRequest, DeliveryContext, Frontend, ResponseFormat, StreamCount};
+use crate::telemetry::ResponseFormat;
 
 /// Extra time for the engine to report a passed deadline itself, before the gateway does.
 const DEADLINE_GRACE: Duration = Duration::from_secs(1);
@@ -64,10 +64,10 @@ const DEADLINE_GRACE: Duration = Duration::from_secs(1);
 )]
 pub(super) async fn complete(
     State(gateway): State<Arc<Gateway>>,
-    Extension(id): Extension<RequestId>,
+    context: RequestContext,
     request: Request,
 ) -> Result<Response, ErrorResponse> {
-    handle(&gateway, &id, request, Route::Completions).await
+    handle(&gateway, context, request, Route::Completions).await
 }
 
 /// Completes a chat.
@@ -94,31 +94,25 @@ pub(super) async fn complete(
 )]
 pub(super) async fn chat(
     State(gateway): State<Arc<Gateway>>,
-    Extension(id): Extension<RequestId>,
+    context: RequestContext,
     request: Request,
 ) -> Result<Response, ErrorResponse> {
-    handle(&gateway, &id, request, Route::Chat).await
+    handle(&gateway, context, request, Route::Chat).await
 }
 
 async fn handle(
     gateway: &Gateway,
-    id: &RequestId,
+    context: RequestContext,
     request: Request,
     route: Route,
 ) -> Result<Response, ErrorResponse> {
-    let counted = gateway.telemetry.track_request(Frontend::Http);
-    let flush = request.extensions().get::<FlushHandle>().cloned();
-    let mut parsed = match ParsedRequest::read(gateway, request, route).await {
-        Ok(parsed) => parsed,
-        Err(error) => return Err(reject(gateway, counted, error)),
-    };
+    let mut parsed = ParsedRequest::read(gateway, &context, request, route).await?;
+    context.record().set_format(parsed.format());
     let ignored = std::mem::take(&mut parsed.ignored);
     ignored.count_in(&gateway.telemetry);
-    let tracker = DeliveryTracker {
-        timer: DeliveryTimer::new(&gateway.telemetry, parsed.format(), flush.clone()),
-        flush,
-    };
-    let response = complete_parsed(gateway, id, parsed, tracker, counted).await?;
+    let names = parsed.body.names;
+    let response = complete_parsed(gateway, context, parsed).await;
+    let response = response.map_err(|error| names.with_client_field_name(error))?;
     Ok(ignored.name_in(response))
 }
 
@@ -126,48 +120,27 @@ async fn handle(
 /// it has been queued for `headers_after`.
 async fn complete_parsed(
     gateway: &Gateway,
-    id: &RequestId,
+    context: RequestContext,
     parsed: ParsedRequest,
-    tracker: DeliveryTracker,
-    counted: CountedRequest,
-) -> Result<Response, ErrorResponse> {
+) -> Result<Response, Error> {
     let (names, stream) = (parsed.body.names, parsed.stream);
     let route = parsed.route;
-    let admitted = match AdmittedRequest::admit(gateway, id, parsed, counted.stream()).await {
-        Ok(admitted) => admitted,
-        Err(error) => {
-            let error = names.with_client_field_name(error);
-            return Err(reject(gateway, counted, error));
-        }
-    };
+    let admitted = AdmittedRequest::admit(gateway, &context, parsed).await?;
     let mut start: StartFuture = Box::pin(admitted.wait_for_start());
     let started = match (gateway.headers_after, stream) {
         (Some(after), Some(stream)) => match timeout(after, &mut start).await {
-            Ok(started) => started,
+            Ok(started) => started?,
             Err(_) => {
                 // The model is not known yet. Keep-alives and error records do not contain it.
-                let writer = LineWriter::new(stream.0, stream.1, metadata(route, id, ""));
-                let queued = QueuedStream::new(start, stream, StreamParts::new(writer, names));
-                let body = Body::new(QueuedBody::new(queued, tracker, counted));
+                let writer = LineWriter::new(stream.0, stream.1, metadata(route, context.id(), ""));
+                let parts = StreamParts::new(writer, names, context);
+                let body = Body::new(QueuedBody::new(QueuedStream::new(start, stream, parts)));
                 return Ok(stream::response(body, stream.0));
             }
         },
-        (None, _) | (_, None) => start.await,
+        (None, _) | (_, None) => start.await?,
     };
-    match started {
-        Ok(started) => started.respond(tracker, counted).await,
-        Err(error) => {
-            let error = names.with_client_field_name(error);
-            Err(reject(gateway, counted, error))
-        }
-    }
-}
-
-/// Counts a request that failed before any part of the response was sent.
-fn reject(gateway: &Gateway, mut counted: CountedRequest, error: Error) -> ErrorResponse {
-    counted.ended(Err(&error));
-    gateway.telemetry.count_rejection(Frontend::Http, &error);
-    error.into()
+    started.respond().await
 }
 
 /// A request with a valid body.
@@ -178,13 +151,16 @@ struct ParsedRequest {
     ignored: IgnoredFields,
     /// Format and options of the stream; `None` for a response that is not streamed.
     stream: Option<(StreamFormat, StreamOptions)>,
-    /// Time when the client stops waiting.
-    deadline: Instant,
 }
 
 impl ParsedRequest {
-    async fn read(gateway: &Gateway, request: Request, route: Route) -> Result<Self, Error> {
-        let request = BufferedRequest::read(gateway, request).await?;
+    async fn read(
+        gateway: &Gateway,
+        context: &RequestContext,
+        request: Request,
+        route: Route,
+    ) -> Result<Self, Error> {
+        let request = BufferedRequest::read(context, request).await?;
         let mut fields = Fields::parse(&request.body, gateway.unknown_fields)?;
         let (body, default_format) = match route {
             Route::Completions => (CompletionsBody::parse(&mut fields)?, gateway.stream_format),
@@ -201,7 +177,6 @@ impl ParsedRequest {
             body,
             ignored: fields.into_ignored(),
             stream,
-            deadline: request.deadline,
         })
     }
 
@@ -234,7 +209,7 @@ impl ParsedRequest {
 struct AdmittedRequest {
     parsed: ParsedRequest,
     merged: MergedStreams,
-    id: RequestId,
+    context: RequestContext,
     /// Cancelled when the server stops waiting for running requests.
     stopping: CancellationToken,
 }
@@ -243,33 +218,23 @@ impl AdmittedRequest {
     /// Opens an RPC for each prompt, one after the other, so that the prompts are queued in order.
     async fn admit(
         gateway: &Gateway,
-        id: &RequestId,
+        context: &RequestContext,
         parsed: ParsedRequest,
-        stream: StreamCount,
     ) -> Result<Self, Error> {
-        let context = CallContext {
-            id: Some(id.clone()),
-            deadline: Some(parsed.deadline),
-            delivery: Some(DeliveryContext {
-                format: parsed.format(),
-                stream: Some(stream),
-            }),
-            via: Via::default(),
-        };
+        let call = CallContext::new(context);
         let admitting = async {
             let mut merged = MergedStreams::new(parsed.body.candidates);
             for message in &parsed.body.messages {
-                let events = gateway.cluster.complete(message, &context);
-                merged.push(events.await?);
+                merged.push(gateway.cluster.complete(message, &call).await?);
             }
             Ok(merged)
         };
         let stopping = gateway.stopping.clone();
-        let merged = in_time(parsed.deadline, &stopping, admitting).await?;
+        let merged = in_time(context.deadline(), &stopping, admitting).await?;
         Ok(Self {
             parsed,
             merged,
-            id: id.clone(),
+            context: context.clone(),
             stopping,
         })
     }
@@ -277,19 +242,23 @@ impl AdmittedRequest {
     /// Waits until a worker starts one of the prompts. An error before that is a response with its own status;
     /// afterwards it can only be an error record in the stream.
     async fn wait_for_start(self) -> Result<StartedCompletion, Error> {
-        let (deadline, stopping) = (self.parsed.deadline, self.stopping);
+        let (deadline, stopping) = (self.context.deadline(), self.stopping);
         let stream = CompletionStream::wait_for_start(
             self.merged,
             deadline + DEADLINE_GRACE,
             stopping.clone(),
         );
         let stream = in_time(deadline, &stopping, stream).await?;
-        let model = &stream.first_started().model;
+        let started = stream.first_started();
+        // An engine reports the name under which it serves the model.
+        self.context.record().set_model(&started.model);
+        self.context.started(started.prompt_tokens);
         Ok(StartedCompletion {
-            metadata: metadata(self.parsed.route, &self.id, model),
+            metadata: metadata(self.parsed.route, self.context.id(), &started.model),
             echo: self.parsed.echo(&stream)?,
             parsed: self.parsed,
             stream,
+            context: self.context,
         })
     }
 }
@@ -315,40 +284,35 @@ pub(super) struct StartedCompletion {
     metadata: ResponseMetadata,
     /// Prompts to repeat, if the request sets `echo`.
     echo: Option<Echo>,
+    context: RequestContext,
 }
 
 impl StartedCompletion {
-    async fn respond(
-        self,
-        tracker: DeliveryTracker,
-        mut counted: CountedRequest,
-    ) -> Result<Response, ErrorResponse> {
+    async fn respond(self) -> Result<Response, Error> {
         if let Some(stream) = self.parsed.stream {
-            let body = Body::new(self.into_body(stream, tracker, counted));
+            let body = Body::new(self.into_body(stream));
             return Ok(stream::response(body, stream.0));
         }
-        let body = &self.parsed.body;
-        let response = unary::collect(self.stream, body, self.echo, self.metadata).await;
-        let response = response.map_err(|error| body.names.with_client_field_name(error));
-        counted.ended(response.as_ref().map(|_| ()));
-        let mut response = response?;
+        let collecting = Collecting {
+            stream: self.stream,
+            echo: self.echo,
+            metadata: self.metadata,
+            context: self.context,
+        };
+        let mut response = unary::collect(collecting, &self.parsed.body).await?;
         let headers = response.headers_mut();
         headers.insert(VARY, HeaderValue::from_static("accept"));
         Ok(response)
     }
 
     /// The body of the streamed response.
-    pub(super) fn into_body(
-        self,
-        (format, options): (StreamFormat, StreamOptions),
-        tracker: DeliveryTracker,
-        counted: CountedRequest,
-    ) -> TokenBody {
+    pub(super) fn into_body(self, (format, options): (StreamFormat, StreamOptions)) -> TokenBody {
         let Self {
             parsed,
             stream,
             metadata,
             echo,
+            context,
         } = self;
         let is_chat = metadata.route == Route::Chat;
         let mut writer = LineWriter::new(format, options, metadata);
@@ -365,9 +329,9 @@ impl StartedCompletion {
         let parts = StreamParts {
             echo,
             preamble,
-            ..StreamParts::new(writer, parsed.body.names)
+            ..StreamParts::new(writer, parsed.body.names, context)
         };
-        TokenBody::new(stream, parts, tracker, counted)
+        TokenBody::new(stream, parts)
     }
 }
 

@@ -1,6 +1,5 @@
 //! Converts errors to HTTP responses: OpenAI's error object, and headers that say whether and when to retry.
 
-use std::any::Any;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -16,9 +15,10 @@ use super::body::Route;
 use super::json;
 use crate::error::{Error, ErrorKind};
 
-/// An error response, for a client that has not received any part of a response.
+/// An error response, for a client that has not received any part of a response. The response carries the
+/// [`ErrorKind`] as an extension, for metrics and the access log.
 #[derive(Debug)]
-pub(super) struct ErrorResponse(Error);
+pub(crate) struct ErrorResponse(Error);
 
 impl From<Error> for ErrorResponse {
     fn from(error: Error) -> Self {
@@ -32,6 +32,7 @@ impl IntoResponse for ErrorResponse {
         let row = error.kind.row();
         let mut response = Response::new(Body::from(json::to_vec(&ErrorObject::from(&error))));
         *response.status_mut() = row.http;
+        response.extensions_mut().insert(error.kind);
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(delay) = error.retry_after {
@@ -176,13 +177,6 @@ impl FieldNames {
         }
         error
     }
-}
-
-/// The response for a handler that panicked.
-pub(super) fn internal_error(panic: Box<dyn Any + Send + 'static>) -> Response<Body> {
-    // The panic hook has logged the panic.
-    drop(panic);
-    ErrorResponse(Error::internal()).into_response()
 }
 
 /// Rounds up, since a client that retries too early is rejected again.

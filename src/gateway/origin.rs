@@ -13,11 +13,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::header::{HOST, HeaderName, ORIGIN};
 use axum::http::{HeaderMap, HeaderValue, Method, Uri};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
+use tower::{Layer, ServiceExt};
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
 use super::error_response::ErrorResponse;
@@ -54,8 +55,8 @@ impl OriginPolicy {
         self
     }
 
-    /// CORS layer that lets pages of the allowed origins read responses; `None` if no origins are configured.
-    pub(super) fn cors(&self) -> Option<CorsLayer> {
+    /// Returns the CORS layer that lets pages of the allowed origins read responses; `None` if no origins are configured.
+    fn cors(&self) -> Option<CorsLayer> {
         if self.cors_origins.is_empty() {
             return None;
         }
@@ -147,14 +148,36 @@ impl OriginPolicy {
     }
 }
 
-/// Middleware that rejects requests whose host name or origin is not allowed.
-pub(super) async fn check(
-    State(policy): State<Arc<OriginPolicy>>,
-    request: Request,
-    next: Next,
-) -> Result<Response, ErrorResponse> {
-    policy.check(request.uri(), request.headers())?;
-    Ok(next.run(request).await)
+/// Checks the requests of browsers, and adds CORS headers to the responses.
+#[derive(Clone)]
+pub(crate) struct BrowserCheck {
+    policy: Arc<OriginPolicy>,
+    /// `None` if no origins are configured.
+    cors: Option<CorsLayer>,
+}
+
+impl BrowserCheck {
+    pub(crate) fn new(policy: OriginPolicy) -> Self {
+        Self {
+            cors: policy.cors(),
+            policy: Arc::new(policy),
+        }
+    }
+
+    /// Rejects a request whose host name or origin is not allowed. CORS headers are added to every other response, also
+    /// to errors, so that a page of an allowed origin can read them.
+    pub(crate) async fn run(&self, request: Request, next: Next) -> Response {
+        if let Err(error) = self.policy.check(request.uri(), request.headers()) {
+            return ErrorResponse::from(error).into_response();
+        }
+        match &self.cors {
+            None => next.run(request).await,
+            Some(cors) => match cors.layer(next).oneshot(request).await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            },
+        }
+    }
 }
 
 /// Collects every host that the request names: in HTTP/2's `:authority` or an absolute URI, and in `Host`. Old clients

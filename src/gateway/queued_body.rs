@@ -14,9 +14,8 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::accept::StreamFormat;
 use super::body::StreamOptions;
 use super::completions::StartedCompletion;
-use super::stream::{DeliveryTracker, KEEP_ALIVE_INTERVAL, StreamAborted, StreamParts, TokenBody};
+use super::stream::{KEEP_ALIVE_INTERVAL, StreamAborted, StreamParts, TokenBody};
 use crate::error::Error;
-use crate::telemetry::CountedRequest;
 
 /// Completes when a worker has started the request, or the request has failed.
 pub(super) type StartFuture =
@@ -24,7 +23,7 @@ pub(super) type StartFuture =
 
 /// The body of a stream that a worker may not have started yet. Dropping it cancels the request.
 pub(super) struct QueuedBody {
-    queued: Option<(QueuedStream, DeliveryTracker, CountedRequest)>,
+    queued: Option<QueuedStream>,
     streaming: Option<TokenBody>,
 }
 
@@ -39,13 +38,9 @@ pub(super) struct QueuedStream {
 }
 
 impl QueuedBody {
-    pub(super) fn new(
-        queued: QueuedStream,
-        tracker: DeliveryTracker,
-        counted: CountedRequest,
-    ) -> Self {
+    pub(super) fn new(queued: QueuedStream) -> Self {
         Self {
-            queued: Some((queued, tracker, counted)),
+            queued: Some(queued),
             streaming: None,
         }
     }
@@ -67,16 +62,11 @@ impl QueuedStream {
     }
 
     /// The body after the wait, and its first frame if the request failed.
-    fn finish(
-        self,
-        started: Result<StartedCompletion, Error>,
-        tracker: DeliveryTracker,
-        counted: CountedRequest,
-    ) -> (TokenBody, Option<Bytes>) {
+    fn finish(self, started: Result<StartedCompletion, Error>) -> (TokenBody, Option<Bytes>) {
         match started {
-            Ok(started) => (started.into_body(self.stream, tracker, counted), None),
+            Ok(started) => (started.into_body(self.stream), None),
             Err(error) => {
-                let (body, record) = TokenBody::failed(&error, self.parts, tracker, counted);
+                let (body, record) = TokenBody::failed(&error, self.parts);
                 (body, Some(record))
             }
         }
@@ -103,14 +93,14 @@ impl http_body::Body for QueuedBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, StreamAborted>>> {
         let this = self.get_mut();
-        if let Some((queued, ..)) = &mut this.queued {
+        if let Some(queued) = &mut this.queued {
             let Poll::Ready(started) = queued.start.as_mut().poll(cx) else {
                 return queued
                     .poll_keep_alive(cx)
                     .map(|comment| Some(Ok(Frame::data(comment))));
             };
-            if let Some((queued, tracker, counted)) = this.queued.take() {
-                let (body, record) = queued.finish(started, tracker, counted);
+            if let Some(queued) = this.queued.take() {
+                let (body, record) = queued.finish(started);
                 this.streaming = Some(body);
                 if let Some(record) = record {
                     return Poll::Ready(Some(Ok(Frame::data(record))));

@@ -22,10 +22,10 @@ use super::error_response::FieldNames;
 use super::lines::{ChoiceTokens, LineWriter};
 use super::response::finish_reason;
 use super::timings;
-use crate::delivery::{DeliveryTimer, FlushHandle, WriteStart};
+use crate::context::RequestContext;
+use crate::delivery::{DeliveryTimer, WriteStart};
 use crate::error::Error;
 use crate::proto::v1;
-use crate::telemetry::CountedRequest;
 
 /// Frame size, in bytes, after which no more lines are added. The last event may exceed it.
 const TARGET_FRAME_BYTES: usize = 64 * 1024;
@@ -50,7 +50,7 @@ pub(super) struct TokenBody {
     names: FieldNames,
     /// Lines of the next frame. Its memory is reused after the frame has been written to the socket.
     buffer: BytesMut,
-    flush: Option<FlushHandle>,
+    context: RequestContext,
     timer: DeliveryTimer,
     /// Timer of the keep-alive comments; `None` for NDJSON, which has no comments.
     keep_alive: Option<Pin<Box<Sleep>>>,
@@ -58,7 +58,6 @@ pub(super) struct TokenBody {
     was_idle: bool,
     tokens_delivered: u64,
     state: StreamState,
-    counted: CountedRequest,
 }
 
 /// The parts with which a [`TokenBody`] writes its events.
@@ -70,25 +69,20 @@ pub(super) struct StreamParts {
     pub(super) names: FieldNames,
     /// Bytes to send before the first event.
     pub(super) preamble: BytesMut,
+    pub(super) context: RequestContext,
 }
 
 impl StreamParts {
     /// Parts without echoed prompts and without a preamble.
-    pub(super) fn new(writer: LineWriter, names: FieldNames) -> Self {
+    pub(super) fn new(writer: LineWriter, names: FieldNames, context: RequestContext) -> Self {
         Self {
             writer,
             echo: None,
             names,
             preamble: BytesMut::new(),
+            context,
         }
     }
-}
-
-/// Follows a response on its way to the socket.
-pub(super) struct DeliveryTracker {
-    /// Flushes of the connection; `None` if the request did not come over a socket.
-    pub(super) flush: Option<FlushHandle>,
-    pub(super) timer: DeliveryTimer,
 }
 
 /// Progress of a stream towards its end.
@@ -129,35 +123,22 @@ pub(super) fn response(body: Body, format: StreamFormat) -> Response<Body> {
 
 impl TokenBody {
     /// The body of a request that a worker has started.
-    pub(super) fn new(
-        stream: CompletionStream,
-        parts: StreamParts,
-        tracker: DeliveryTracker,
-        counted: CountedRequest,
-    ) -> Self {
-        Self::build(Some(stream), parts, tracker, counted)
+    pub(super) fn new(stream: CompletionStream, parts: StreamParts) -> Self {
+        Self::build(Some(stream), parts)
     }
 
     /// The body of a request that failed before it started, and the first frame: the error record without its last
     /// byte, which the body sends.
-    pub(super) fn failed(
-        error: &Error,
-        parts: StreamParts,
-        tracker: DeliveryTracker,
-        counted: CountedRequest,
-    ) -> (Self, Bytes) {
-        let mut body = Self::build(None, parts, tracker, counted);
+    pub(super) fn failed(error: &Error, parts: StreamParts) -> (Self, Bytes) {
+        let mut body = Self::build(None, parts);
         body.fail(error);
         let record = body.buffer.split().freeze();
         (body, record)
     }
 
-    fn build(
-        stream: Option<CompletionStream>,
-        parts: StreamParts,
-        tracker: DeliveryTracker,
-        counted: CountedRequest,
-    ) -> Self {
+    fn build(stream: Option<CompletionStream>, parts: StreamParts) -> Self {
+        let flush = parts.context.flush().clone();
+        let timer = DeliveryTimer::new(parts.context.record(), flush);
         let has_keep_alive = parts.writer.keep_alive().is_some();
         Self {
             stream,
@@ -165,13 +146,12 @@ impl TokenBody {
             echo: parts.echo,
             names: parts.names,
             buffer: parts.preamble,
-            flush: tracker.flush,
-            timer: tracker.timer,
+            context: parts.context,
+            timer,
             keep_alive: has_keep_alive.then(|| Box::pin(sleep(KEEP_ALIVE_INTERVAL))),
             was_idle: false,
             tokens_delivered: 0,
             state: StreamState::Open,
-            counted,
         }
     }
 
@@ -193,6 +173,7 @@ impl TokenBody {
                 }
                 Poll::Pending => break,
                 Poll::Ready(Ok(MergedEvent::Started(started))) => {
+                    self.context.started(started.prompt_tokens);
                     self.writer.add_prompt(started.prompt_tokens);
                 }
                 Poll::Ready(Ok(MergedEvent::Prompt(prompt, part))) => {
@@ -225,7 +206,7 @@ impl TokenBody {
         self.writer.tokens(&mut self.buffer, &choice);
         let count = u64::try_from(tokens.tokens.len()).unwrap_or(0);
         self.tokens_delivered += count;
-        self.timer.written(start, count);
+        self.timer.written(start, tokens.choice, count);
     }
 
     fn end(&mut self, usage: v1::Usage, timings: &v1::Timings) {
@@ -234,7 +215,9 @@ impl TokenBody {
         self.writer
             .usage_and_timings(&mut self.buffer, usage.into(), timings);
         self.writer.done(&mut self.buffer);
-        self.counted.ended(Ok(()));
+        self.context
+            .set_usage(usage.prompt_tokens, usage.completion_tokens);
+        self.timer.ended(Ok(()));
         self.stream = None;
         self.state = StreamState::Finished;
     }
@@ -244,7 +227,7 @@ impl TokenBody {
         let client_error = self.names.with_client_field_name(error.clone());
         self.writer
             .error(buffer, &client_error, self.tokens_delivered);
-        self.counted.ended(Err(error));
+        self.timer.ended(Err(error.kind));
         self.stream = None;
         // On HTTP/2, hyper polls for the next frame as soon as the peer's window has room for one byte of this frame.
         // A last frame of one byte therefore means that the whole record has been sent.
@@ -253,15 +236,13 @@ impl TokenBody {
     }
 
     /// Waits until the error record has been flushed to the socket.
-    fn wait_for_flush(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        let flush = self.flush.take();
+    fn wait_for_flush(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let flush = self.context.flush().clone();
         Box::pin(async move {
             // First polled after hyper has taken the last byte, so the wait covers that byte.
-            if let Some(flush) = flush {
-                flush.wait(ERROR_FLUSH_TIMEOUT).await;
-                if flush.is_http2() {
-                    sleep(HTTP2_RESET_DELAY).await;
-                }
+            flush.wait(ERROR_FLUSH_TIMEOUT).await;
+            if flush.is_http2() {
+                sleep(HTTP2_RESET_DELAY).await;
             }
         })
     }

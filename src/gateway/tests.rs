@@ -13,9 +13,9 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::cluster::scripted::{Script, engine, started, summary, token};
-use crate::delivery::FlushHandle;
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
+use crate::telemetry::Api;
 
 /// Streams a completion of these prompts. The engine runs `script` for each prompt.
 async fn stream(
@@ -53,10 +53,12 @@ async fn send(
 /// Sends a request to a gateway with this `headers_after`.
 async fn send_with(
     headers_after: Option<Duration>,
-    request: Request<Body>,
+    mut request: Request<Body>,
     script: impl Fn() -> Script + Send + Sync + 'static,
 ) -> Response {
-    let router = router(Gateway {
+    let context = RequestContext::for_test(Api::Http, request.version());
+    request.extensions_mut().insert(context);
+    let router = routes(Gateway {
         cluster: Cluster::local(engine(move |_| Ok(script()))),
         telemetry: Telemetry::new(),
         check_ready: Arc::new(|| Ok(())),
@@ -65,9 +67,7 @@ async fn send_with(
         stream_format: StreamFormat::Ndjson,
         unknown_fields: UnknownFields::Refuse,
         headers_after,
-        origins: OriginPolicy::default(),
         stopping: CancellationToken::new(),
-        request_timeout: Duration::from_secs(60),
     });
     match router.oneshot(request).await {
         Ok(response) => response,
@@ -163,8 +163,7 @@ async fn only_http2_delays_the_abort_that_follows_the_error_record() {
     for (version, expected) in [(Version::HTTP_11, 1_000), (Version::HTTP_2, 1_100)] {
         let mut request = request(&json!({"prompt": "a", "stream": true}), "*/*");
         // No flush ever happens on this connection, so the body waits for the flush timeout of one second.
-        let flush = FlushHandle::new(Arc::default(), version);
-        request.extensions_mut().insert(flush);
+        *request.version_mut() = version;
         let failing = || -> Script {
             let broken = Err(tonic::Status::internal("broken"));
             Box::pin(tokio_stream::iter([started("m"), token(0, "a"), broken]))

@@ -7,18 +7,16 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, Request, State};
 use axum::response::Response;
 use bytes::Bytes;
-use tokio::time::timeout_at;
 
 use super::Gateway;
 use super::body::tokenize::{DetokenizeBody, TokenizeBody};
 use super::buffered_request::BufferedRequest;
-use super::completion_stream::deadline_exceeded;
 use super::error_response::{ErrorResponse, FieldNames};
 use super::fields::Fields;
 use super::response::{self, Detokenized, Tokenized, TokenizerInfo};
 use crate::cluster::CallContext;
+use crate::context::RequestContext;
 use crate::error::{Error, ErrorKind};
-use crate::telemetry::Frontend;
 
 /// Converts text or a chat into token ids.
 #[utoipa::path(
@@ -29,17 +27,16 @@ use crate::telemetry::Frontend;
 )]
 pub(super) async fn tokenize(
     State(gateway): State<Arc<Gateway>>,
+    context: RequestContext,
     request: Request,
 ) -> Result<Response, ErrorResponse> {
-    let gateway = &gateway;
+    let (gateway, context) = (&gateway, &context);
     let handler = |body: Bytes| async move {
         let mut fields = Fields::parse(&body, gateway.unknown_fields)?;
         let message = TokenizeBody::parse(&mut fields)?;
         (gateway.check_accepting)()?;
-        let tokenized = gateway
-            .cluster
-            .tokenize(&message, &CallContext::default())
-            .await?;
+        let call = CallContext::new(context);
+        let tokenized = gateway.cluster.tokenize(&message, &call).await?;
         let response = response::json(&Tokenized {
             count: tokenized.token_ids.len(),
             max_model_len: tokenized.context_length,
@@ -47,7 +44,7 @@ pub(super) async fn tokenize(
         });
         Ok(with_ignored_fields(gateway, fields, response))
     };
-    handle(gateway, request, FieldNames::TOKENIZE, handler).await
+    handle(gateway, (context, request), FieldNames::TOKENIZE, handler).await
 }
 
 /// Converts token ids into text.
@@ -59,23 +56,22 @@ pub(super) async fn tokenize(
 )]
 pub(super) async fn detokenize(
     State(gateway): State<Arc<Gateway>>,
+    context: RequestContext,
     request: Request,
 ) -> Result<Response, ErrorResponse> {
-    let gateway = &gateway;
+    let (gateway, context) = (&gateway, &context);
     let handler = |body: Bytes| async move {
         let mut fields = Fields::parse(&body, gateway.unknown_fields)?;
         let message = DetokenizeBody::parse(&mut fields)?;
         (gateway.check_accepting)()?;
-        let detokenized = gateway
-            .cluster
-            .detokenize(&message, &CallContext::default())
-            .await?;
+        let call = CallContext::new(context);
+        let detokenized = gateway.cluster.detokenize(&message, &call).await?;
         let response = response::json(&Detokenized {
             prompt: detokenized.text,
         });
         Ok(with_ignored_fields(gateway, fields, response))
     };
-    handle(gateway, request, FieldNames::DETOKENIZE, handler).await
+    handle(gateway, (context, request), FieldNames::DETOKENIZE, handler).await
 }
 
 /// Describes a model's tokenizer.
@@ -92,6 +88,7 @@ pub(super) async fn detokenize(
 )]
 pub(super) async fn info(
     State(gateway): State<Arc<Gateway>>,
+    context: RequestContext,
     query: Result<Query<BTreeMap<String, String>>, QueryRejection>,
 ) -> Result<Response, ErrorResponse> {
     let Query(mut query) = query.map_err(|error| {
@@ -107,7 +104,7 @@ pub(super) async fn info(
     }
     let model = gateway
         .cluster
-        .get_model(&model, &CallContext::default())
+        .get_model(&model, &CallContext::new(&context))
         .await
         .map_err(Error::from)?;
     Ok(response::json(&TokenizerInfo::from(model)))
@@ -120,32 +117,23 @@ fn with_ignored_fields(gateway: &Gateway, fields: Fields, response: Response) ->
     ignored.name_in(response)
 }
 
-/// Runs a handler within the request's deadline, and counts the request as a completion is counted.
+/// Runs a handler on the request's body, until the server stops.
 async fn handle<F>(
     gateway: &Gateway,
-    request: Request,
+    (context, request): (&RequestContext, Request),
     names: FieldNames,
     handler: impl FnOnce(Bytes) -> F,
 ) -> Result<Response, ErrorResponse>
 where
     F: Future<Output = Result<Response, Error>>,
 {
-    let mut counted = gateway.telemetry.track_request(Frontend::Http);
-    let result = async {
-        let request = BufferedRequest::read(gateway, request).await?;
-        tokio::select! {
-            result = timeout_at(request.deadline, handler(request.body)) => {
-                result.unwrap_or_else(|_| Err(deadline_exceeded()))
-            }
-            () = gateway.stopping.cancelled() => Err(Error::shutting_down()),
-        }
+    let handled = async {
+        let request = BufferedRequest::read(context, request).await?;
+        handler(request.body).await
     };
-    let result = result
-        .await
-        .map_err(|error| names.with_client_field_name(error));
-    counted.ended(result.as_ref().map(|_| ()));
-    result.map_err(|error| {
-        gateway.telemetry.count_rejection(Frontend::Http, &error);
-        error.into()
-    })
+    let result = tokio::select! {
+        result = handled => result,
+        () = gateway.stopping.cancelled() => Err(Error::shutting_down()),
+    };
+    result.map_err(|error| names.with_client_field_name(error).into())
 }

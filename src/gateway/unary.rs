@@ -11,20 +11,34 @@ use super::response::{
     self, ChatAnswer, ChatChoice, ChatCompletion, Completion, CompletionChoice, finish_reason,
 };
 use super::size;
+use crate::context::RequestContext;
+use crate::delivery::TokenMeter;
 use crate::error::Error;
 use crate::proto::v1;
+use crate::runner::monotonic_ns;
 use crate::tokens::TextToken;
+
+/// A completion to collect, and what its response needs.
+pub(super) struct Collecting {
+    pub(super) stream: CompletionStream,
+    /// Prompts to repeat, if the request sets `echo`.
+    pub(super) echo: Option<Echo>,
+    pub(super) metadata: ResponseMetadata,
+    pub(super) context: RequestContext,
+}
 
 /// Collects the whole completion, then builds the response.
 ///
 /// # Errors
 /// If the completion fails or becomes too large. No part of it is sent then.
-pub(super) async fn collect(
-    mut stream: CompletionStream,
-    body: &ParsedBody,
-    mut echo: Option<Echo>,
-    metadata: ResponseMetadata,
-) -> Result<Response, Error> {
+pub(super) async fn collect(collecting: Collecting, body: &ParsedBody) -> Result<Response, Error> {
+    let Collecting {
+        mut stream,
+        mut echo,
+        metadata,
+        context,
+    } = collecting;
+    let mut meter = TokenMeter::new(context.record());
     let choice = || Choice::new(metadata.route, body.response.logprobs.is_some());
     let mut choices: Vec<Choice> = std::iter::repeat_with(choice)
         .take(stream.choices())
@@ -32,7 +46,7 @@ pub(super) async fn collect(
     let mut total_size = 0;
     let usage = loop {
         match stream.next().await? {
-            MergedEvent::Started(_) => {}
+            MergedEvent::Started(started) => context.started(started.prompt_tokens),
             MergedEvent::Prompt(prompt, part) => {
                 if let Some(echo) = &mut echo {
                     echo.add(prompt, part)?;
@@ -46,12 +60,16 @@ pub(super) async fn collect(
                     choice.set_prompt(&prompt);
                 }
                 choice.add(&tokens);
+                let count = u64::try_from(tokens.tokens.len()).unwrap_or(0);
+                meter.written(tokens.choice, count, monotonic_ns());
                 total_size += size::of_tokens(&tokens.tokens);
                 size::check_unary(total_size)?;
             }
             MergedEvent::Ended(usage, _) => break usage,
         }
     };
+    context.set_usage(usage.prompt_tokens, usage.completion_tokens);
+    meter.ended(Ok(()));
     let choices = select_likeliest(choices, body);
     if total_size < size::BLOCKING_THRESHOLD {
         return Ok(build_response(choices, metadata, usage));

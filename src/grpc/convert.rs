@@ -1,15 +1,13 @@
 //! Converts proto messages to the engine's requests, and checks every field.
-
-use std::time::Duration;
-
 use tokio::time::Instant;
 
+use crate::context::RequestContext;
 use crate::error::{Error, ErrorKind};
 use crate::proto::v1;
 use crate::proto::v1::completion_request::Input as ProtoInput;
 use crate::request::{
     ChatMessage, CompletionRequest, Input, MAX_CHOICES, MAX_STOP_BYTES, MAX_STOP_STRINGS,
-    MAX_TIMEOUT, Parameter, RequestId, Stopping, TokenId,
+    Parameter, RequestId, Stopping, TokenId,
 };
 use crate::sequence_proto::{self, check};
 
@@ -20,11 +18,19 @@ pub(super) fn model_name(model: &str) -> Option<&str> {
 
 /// Converts a request, or returns an error for the first invalid field.
 pub(super) fn completion_request(
+    message: v1::CompletionRequest,
+    context: &RequestContext,
+) -> Result<CompletionRequest, Error> {
+    let (arrived, deadline) = (context.arrived(), context.deadline());
+    with_times(message, context.id().clone(), arrived, deadline)
+}
+
+fn with_times(
     mut message: v1::CompletionRequest,
     id: RequestId,
-    timeout: Duration,
+    arrived: Instant,
+    deadline: Instant,
 ) -> Result<CompletionRequest, Error> {
-    let arrived = Instant::now();
     let seed = message.seed;
     let options = sequence_proto::take_options(&mut message)?;
     let choices = message.n.unwrap_or(1);
@@ -50,7 +56,7 @@ pub(super) fn completion_request(
         echo: message.echo,
         priority: message.priority.unwrap_or(0),
         arrived,
-        deadline: arrived + timeout.min(MAX_TIMEOUT),
+        deadline,
     })
 }
 
@@ -65,7 +71,8 @@ pub fn first_used(
     if parameters.is_empty() {
         return Ok(None);
     }
-    let request = completion_request(message.clone(), RequestId::random(), MAX_TIMEOUT)?;
+    let now = Instant::now();
+    let request = with_times(message.clone(), RequestId::random(), now, now)?;
     let used = parameters
         .iter()
         .find(|parameter| request.needs(**parameter));
@@ -171,6 +178,7 @@ fn resume(
 mod tests {
     use super::*;
     use crate::request::Sampling;
+    use crate::telemetry::Api;
 
     fn convert(
         change: impl FnOnce(&mut v1::CompletionRequest),
@@ -180,7 +188,8 @@ mod tests {
             ..v1::CompletionRequest::default()
         };
         change(&mut message);
-        completion_request(message, RequestId::random(), Duration::from_secs(1))
+        let context = RequestContext::for_test(Api::Grpc, http::Version::HTTP_2);
+        completion_request(message, &context)
     }
 
     #[test]
@@ -268,16 +277,6 @@ mod tests {
             choice,
             token_ids: ids.to_vec(),
         }
-    }
-
-    #[test]
-    fn a_huge_timeout_is_clamped_to_ten_years() {
-        let message = v1::CompletionRequest {
-            input: Some(ProtoInput::Prompt("hello".to_owned())),
-            ..v1::CompletionRequest::default()
-        };
-        let request = completion_request(message, RequestId::random(), Duration::MAX).unwrap();
-        assert_eq!(request.deadline - request.arrived, MAX_TIMEOUT);
     }
 
     #[test]

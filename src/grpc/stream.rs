@@ -1,4 +1,4 @@
-//! Converts the events of a completion to proto messages, and records the request's metrics.
+//! Converts the events of a completion to proto messages, and reports the request's progress to its context.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -7,11 +7,12 @@ use std::time::Duration;
 use futures_core::Stream;
 use tonic::Status;
 
+use crate::context::RequestContext;
 use crate::delivery::{DeliveryTimer, WriteStart};
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
 use crate::request::FinishReason;
-use crate::telemetry::{CountedRequest, StageSummary};
+use crate::telemetry::StageSummary;
 use crate::text::completion::{Completion, CompletionEvent, Summary};
 
 /// Response stream of `Complete`.
@@ -19,12 +20,13 @@ pub struct EventStream {
     completion: Completion,
     started: v1::Started,
     timestamps: bool,
-    metrics: Option<RequestMetrics>,
+    /// `None` if the HTTP API of this process delivers the tokens.
+    delivery: Option<Delivery>,
 }
 
-/// Metrics of one request. They exist only if this service counts the request.
-pub(super) struct RequestMetrics {
-    pub(super) counted: CountedRequest,
+/// Delivery of a stream's tokens to a gRPC client.
+pub(super) struct Delivery {
+    pub(super) context: RequestContext,
     pub(super) timer: DeliveryTimer,
 }
 
@@ -33,13 +35,13 @@ impl EventStream {
         completion: Completion,
         started: v1::Started,
         timestamps: bool,
-        metrics: Option<RequestMetrics>,
+        delivery: Option<Delivery>,
     ) -> Self {
         Self {
             completion,
             started,
             timestamps,
-            metrics,
+            delivery,
         }
     }
 
@@ -79,7 +81,7 @@ impl EventStream {
                 })
             }
             CompletionEvent::Summary(summary) => {
-                let timer = self.metrics.as_ref().map(|metrics| &metrics.timer);
+                let timer = self.delivery.as_ref().map(|delivery| &delivery.timer);
                 Event::Summary(summary_message(&summary, timer))
             }
         };
@@ -92,32 +94,46 @@ impl Stream for EventStream {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        let write_start = this.metrics.is_some().then(WriteStart::begin);
+        let write_start = this.delivery.is_some().then(WriteStart::begin);
         let Some(event) = ready!(Pin::new(&mut this.completion).poll_next(cx)) else {
             return Poll::Ready(None);
         };
-        if let Some(RequestMetrics { counted, .. }) = &mut this.metrics {
-            match &event {
-                Ok(CompletionEvent::Summary(_)) => counted.ended(Ok(())),
-                Err(error) => counted.ended(Err(error)),
-                Ok(
-                    CompletionEvent::Started
-                    | CompletionEvent::Prompt { .. }
-                    | CompletionEvent::Tokens { .. },
-                ) => {}
-            }
-        }
         let message = match event {
             Ok(event) => this.message(event),
-            Err(error) => return Poll::Ready(Some(Err(error.into()))),
+            Err(error) => {
+                if let Some(delivery) = &mut this.delivery {
+                    delivery.timer.ended(Err(error.kind));
+                }
+                return Poll::Ready(Some(Err(error.into())));
+            }
         };
-        if let Some(RequestMetrics { timer, .. }) = &this.metrics
+        if let Some(delivery) = &mut this.delivery
             && let Some(write_start) = write_start
-            && let Some(Event::Tokens(tokens)) = &message.event
+            && let Some(event) = &message.event
         {
-            timer.written(write_start, u64::try_from(tokens.tokens.len()).unwrap_or(0));
+            delivery.record(event, write_start);
         }
         Poll::Ready(Some(Ok(message)))
+    }
+}
+
+impl Delivery {
+    /// Reports an event that has been converted to a message. Its conversion started at `start`.
+    fn record(&mut self, event: &Event, start: WriteStart) {
+        match event {
+            Event::Started(started) => self.context.started(started.prompt_tokens),
+            Event::Prompt(_) => {}
+            Event::Tokens(tokens) => {
+                let count = u64::try_from(tokens.tokens.len()).unwrap_or(0);
+                self.timer.written(start, tokens.choice, count);
+            }
+            Event::Summary(summary) => {
+                let usage = summary.usage.unwrap_or_default();
+                self.context
+                    .set_usage(usage.prompt_tokens, usage.completion_tokens);
+                self.timer.ended(Ok(()));
+            }
+        }
     }
 }
 

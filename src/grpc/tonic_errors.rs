@@ -2,14 +2,13 @@
 //! of the service.
 
 use http::Response;
-use tonic::body::Body;
 use tonic::{Code, Status};
 
 use super::MAX_MESSAGE_BYTES;
 use crate::error::{Error, ErrorKind};
 
 /// Replaces an error of tonic by the corresponding error of the error table. Returns any other response unchanged.
-pub fn with_error_details(response: Response<Body>) -> Response<Body> {
+pub fn with_error_details<B: Default>(response: Response<B>) -> Response<B> {
     // Only a response without messages has its status in the headers.
     let Some(status) = Status::from_header_map(response.headers()) else {
         return response;

@@ -8,17 +8,17 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::Status;
 
 use crate::cluster::{CheckedEvents, Failure};
+use crate::context::RequestContext;
 use crate::delivery::{DeliveryTimer, WriteStart};
 use crate::error::Error;
 use crate::poll_on_wake::PollOnWake;
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
-use crate::telemetry::CountedRequest;
 
 /// Response stream of `Complete`.
 pub struct ForwardedEvents {
     events: CheckedEvents,
-    counted: CountedRequest,
+    context: RequestContext,
     timer: DeliveryTimer,
     /// Completes when the server stops waiting for running requests.
     stopped: PollOnWake<Pin<Box<WaitForCancellationFutureOwned>>>,
@@ -28,14 +28,13 @@ pub struct ForwardedEvents {
 impl ForwardedEvents {
     pub(super) fn new(
         events: CheckedEvents,
-        counted: CountedRequest,
-        timer: DeliveryTimer,
+        context: RequestContext,
         stopping: CancellationToken,
     ) -> Self {
         Self {
             events,
-            counted,
-            timer,
+            timer: DeliveryTimer::new(context.record(), context.flush().clone()),
+            context,
             stopped: PollOnWake::new(Box::pin(stopping.cancelled_owned())),
             ended: false,
         }
@@ -53,10 +52,15 @@ impl ForwardedEvents {
     /// Counts an event, and replaces the timings of the engine's API by those of this gateway's.
     fn deliver(&mut self, event: &mut Event, start: WriteStart) {
         match event {
-            Event::Started(_) | Event::Prompt(_) => {}
+            Event::Started(started) => {
+                // An engine reports the name under which it serves the model.
+                self.context.record().set_model(&started.model);
+                self.context.started(started.prompt_tokens);
+            }
+            Event::Prompt(_) => {}
             Event::Tokens(tokens) => {
                 let count = u64::try_from(tokens.tokens.len()).unwrap_or(0);
-                self.timer.written(start, count);
+                self.timer.written(start, tokens.choice, count);
             }
             Event::Summary(summary) => {
                 if let Some(timings) = &mut summary.timings {
@@ -64,7 +68,10 @@ impl ForwardedEvents {
                     timings.frontend = Some(delivery.frontend.into());
                     timings.socket = Some(delivery.socket.into());
                 }
-                self.counted.ended(Ok(()));
+                let usage = summary.usage.unwrap_or_default();
+                self.context
+                    .set_usage(usage.prompt_tokens, usage.completion_tokens);
+                self.timer.ended(Ok(()));
             }
         }
     }
@@ -90,7 +97,7 @@ impl Stream for ForwardedEvents {
             }
             Some(Err(failure)) => {
                 this.ended = true;
-                this.counted.ended(Err(failure.error()));
+                this.timer.ended(Err(failure.error().kind));
                 Some(Err(failure.into()))
             }
         })

@@ -47,13 +47,9 @@ impl Backend {
                 let engine = engine.map_err(StartError::Thread)?;
                 let scheduler = engine.scheduler.clone();
                 let health = ServerHealth::of_engine(&scheduler);
-                let service = grpc::Service::new(
-                    engine.models.clone(),
-                    scheduler,
-                    telemetry.clone(),
-                    parts.request_timeout,
-                );
-                let cluster = Cluster::local(service.uncounted());
+                let service =
+                    grpc::Service::new(engine.models.clone(), scheduler, telemetry.clone());
+                let cluster = Cluster::local(service.clone());
                 Ok(Self {
                     engine: Some(engine),
                     service: Service::Engine(Box::new(service)),
@@ -72,10 +68,8 @@ impl Backend {
                 let open = health.clone();
                 let proxy = Proxy::new(ProxyParts {
                     cluster: cluster.clone(),
-                    telemetry: telemetry.clone(),
                     check_accepting: Box::new(move || open.check_accepting()),
                     stopping: lifecycle.stopping.clone(),
-                    request_timeout: parts.request_timeout,
                 });
                 Ok(Self {
                     engine: None,

@@ -1,20 +1,16 @@
 //! Health of the server: whether it accepts requests, for the HTTP health endpoints and the gRPC health service.
 
-use http::Response;
 use tokio::sync::watch;
 use tokio::sync::watch::error::RecvError;
 use tokio_util::sync::CancellationToken;
-use tonic::body::Body;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
-use tower::util::MapResponse;
 
 use super::start_error::StartError;
 use crate::cluster::Cluster;
 use crate::critical::CriticalTasks;
 use crate::error::{Error, ErrorKind};
-use crate::grpc;
 use crate::models::Readiness;
 use crate::proto::DESCRIPTORS;
 use crate::proto::v1::inference_server::{Inference, InferenceServer};
@@ -153,7 +149,7 @@ pub(super) async fn routes(
     health: ServerHealth,
     critical: &CriticalTasks,
     closing: CancellationToken,
-) -> MapResponse<Routes, fn(Response<Body>) -> Response<Body>> {
+) -> Routes {
     let (reporter, health_service) = tonic_health::server::health_reporter();
     let is_serving = report(&reporter, &health).await;
     let stopped = health.stopped.clone();
@@ -173,12 +169,11 @@ pub(super) async fn routes(
             )
     };
     let invariant = "the compiled descriptors are valid";
-    let routes = Routes::new(inference)
+    Routes::new(inference)
         .add_service(health_service)
         .add_service(reflection().build_v1().expect(invariant))
         .add_service(reflection().build_v1alpha().expect(invariant))
-        .prepare();
-    MapResponse::new(routes, grpc::with_error_details)
+        .prepare()
 }
 
 /// Reports every change to the health service, until `closing` is cancelled.

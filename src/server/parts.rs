@@ -24,6 +24,8 @@ pub struct ServerParts {
     pub limits: Limits,
     /// Timeout of a request whose client sets none.
     pub request_timeout: Duration,
+    /// Writes a line to the log when a request ends.
+    pub access_log: bool,
     /// Durations of the shutdown.
     pub drain: Drain,
 }

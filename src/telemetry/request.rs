@@ -1,115 +1,356 @@
-//! The metrics of one request, from its arrival to its end.
+//! The record of one request, for the metrics and the access log.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use metrics::Gauge;
 
-use super::{Frontend, ResponseFormat, Telemetry};
-use crate::error::{Error, ErrorKind};
+use super::request_metrics::{Labels, Observation};
+use super::token_gaps::TokenGaps;
+use super::{ResponseFormat, Telemetry};
+use crate::error::ErrorKind;
 
-/// Counts a request at the API where it arrived: as in flight until it is dropped, and its outcome once.
-///
-/// A request that is dropped before [`Self::ended`] counts as `slow_reader` if its stream lingers, and otherwise as
-/// cancelled by its client.
-pub struct CountedRequest {
-    telemetry: Telemetry,
-    frontend: Frontend,
-    ended: bool,
-    stream: StreamCount,
+/// The API that received a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Api {
+    /// The gRPC API.
+    Grpc,
+    /// The HTTP API.
+    Http,
 }
 
-impl CountedRequest {
-    pub(super) fn new(telemetry: &Telemetry, frontend: Frontend) -> Self {
+impl Api {
+    /// Both APIs.
+    pub const ALL: [Self; 2] = [Self::Grpc, Self::Http];
+
+    /// The value of the label `api`.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Grpc => "grpc",
+            Self::Http => "http",
+        }
+    }
+}
+
+/// An HTTP route or an RPC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The value of the label `route`: the path of the route, or the name of the RPC.
+    pub name: &'static str,
+    /// What the route does.
+    pub kind: RouteKind,
+}
+
+impl Route {
+    /// A request for no route that exists.
+    pub const UNMATCHED: Self = Self {
+        name: "unmatched",
+        kind: RouteKind::Unmatched,
+    };
+}
+
+/// What a route does, as far as counting, logging and deadlines depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouteKind {
+    /// Completes prompts. It ends with the completion, reports its own deadline, and fills the histograms.
+    Completion,
+    /// Answers once.
+    Unary,
+    /// Reports the state of the server. It has no deadline and is not in flight: a scrape of the metrics would count
+    /// itself.
+    Probe,
+    /// No such route.
+    Unmatched,
+}
+
+/// The way in which a request ended: well, or with an error.
+pub type Outcome = Result<(), ErrorKind>;
+
+/// Returns the value of the label `outcome`.
+#[must_use]
+pub fn outcome_label(outcome: Outcome) -> &'static str {
+    outcome.map_or_else(|kind| kind.row().code, |()| "ok")
+}
+
+/// Number of tokens of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TokenUsage {
+    /// Tokens of all prompts.
+    pub prompt: u64,
+    /// Tokens of all choices.
+    pub completion: u64,
+}
+
+/// The record of one request: where it arrived, and what its handlers report of it. Each fact is set once; later reports
+/// of the same fact are ignored. All times are nanoseconds of CLOCK_MONOTONIC.
+pub struct RequestRecord {
+    telemetry: Telemetry,
+    api: Api,
+    route: Route,
+    arrived_ns: u64,
+    stream: StreamCount,
+    format: OnceLock<ResponseFormat>,
+    model: OnceLock<Arc<str>>,
+    names_model: AtomicBool,
+    /// Prompt tokens of the prompts that a worker has started.
+    prompt_tokens: AtomicU64,
+    /// Usage that the engine reported at the end.
+    usage: OnceLock<TokenUsage>,
+    started_ns: OnceLock<u64>,
+    gaps: Mutex<TokenGaps>,
+    outcome: OnceLock<Outcome>,
+}
+
+impl RequestRecord {
+    /// Starts the record of a request that arrived at `arrived_ns`. Nothing is counted yet.
+    #[must_use]
+    pub fn new(telemetry: &Telemetry, api: Api, route: Route, arrived_ns: u64) -> Self {
         Self {
             telemetry: telemetry.clone(),
-            frontend,
-            ended: false,
+            api,
+            route,
+            arrived_ns,
             stream: StreamCount::new(
-                telemetry.requests_in_flight(frontend),
-                telemetry.requests_lingering(frontend),
+                telemetry.requests_in_flight(api),
+                telemetry.requests_lingering(api),
             ),
+            format: OnceLock::new(),
+            model: OnceLock::new(),
+            names_model: AtomicBool::new(false),
+            prompt_tokens: AtomicU64::new(0),
+            usage: OnceLock::new(),
+            started_ns: OnceLock::new(),
+            gaps: Mutex::default(),
+            outcome: OnceLock::new(),
         }
     }
 
-    /// Returns the request's part of the gauges, for code that may end the request before its client has read the end.
+    /// The API that received the request.
     #[must_use]
-    pub fn stream(&self) -> StreamCount {
-        self.stream.clone()
+    pub fn api(&self) -> Api {
+        self.api
     }
 
-    /// Counts the outcome of the request. Only the first call has an effect.
-    pub fn ended(&mut self, outcome: Result<(), &Error>) {
-        if !self.ended {
-            self.ended = true;
-            self.telemetry.request_ended(self.frontend, outcome);
+    /// The route of the request.
+    #[must_use]
+    pub fn route(&self) -> Route {
+        self.route
+    }
+
+    /// The metrics in which the request is counted.
+    #[must_use]
+    pub fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
+    }
+
+    /// The place of the request in the gauges of running requests.
+    #[must_use]
+    pub fn stream_count(&self) -> &StreamCount {
+        &self.stream
+    }
+
+    /// Sets the format of the response.
+    pub fn set_format(&self, format: ResponseFormat) {
+        self.format.get_or_init(|| format);
+    }
+
+    /// The format of the response. An HTTP response is unary unless a handler has set another format.
+    #[must_use]
+    pub fn format(&self) -> ResponseFormat {
+        let default = match self.api {
+            Api::Grpc => ResponseFormat::Grpc,
+            Api::Http => ResponseFormat::HttpUnary,
+        };
+        self.format.get().copied().unwrap_or(default)
+    }
+
+    /// Reports the model that the request names, which may not exist.
+    pub fn names_model(&self, name: &str) {
+        if !name.is_empty() {
+            self.names_model.store(true, Ordering::Relaxed);
         }
     }
-}
 
-impl Drop for CountedRequest {
-    fn drop(&mut self) {
-        if !self.ended {
+    /// Sets the name of the served model that the request uses. It becomes a label, so it must not be a name that only
+    /// the client knows.
+    pub fn set_model(&self, served_name: &str) {
+        self.model.get_or_init(|| served_name.into());
+    }
+
+    /// The label of the model: its name, `unknown` if the request names a model that is not served, or `none`.
+    #[must_use]
+    pub fn model_label(&self) -> &str {
+        match self.model.get() {
+            Some(name) => name,
+            None if self.names_model.load(Ordering::Relaxed) => "unknown",
+            None => "none",
+        }
+    }
+
+    /// Reports that a worker has started a prompt of this many tokens.
+    pub fn started(&self, prompt_tokens: u32, now_ns: u64) {
+        self.started_ns.get_or_init(|| now_ns);
+        self.prompt_tokens
+            .fetch_add(prompt_tokens.into(), Ordering::Relaxed);
+    }
+
+    /// Sets the usage that the engine reported at the end of the completion.
+    pub fn set_usage(&self, usage: TokenUsage) {
+        self.usage.get_or_init(|| usage);
+    }
+
+    /// The tokens of the request so far. `None` if no worker has started it.
+    #[must_use]
+    pub fn usage(&self) -> Option<TokenUsage> {
+        self.started_ns.get()?;
+        let so_far = || TokenUsage {
+            prompt: self.prompt_tokens.load(Ordering::Relaxed),
+            completion: self.with_gaps(|gaps| gaps.tokens()),
+        };
+        Some(self.usage.get().copied().unwrap_or_else(so_far))
+    }
+
+    /// Time from the arrival until a worker started the request.
+    #[must_use]
+    pub fn queue_ns(&self) -> Option<u64> {
+        let started_ns = self.started_ns.get()?;
+        Some(started_ns.saturating_sub(self.arrived_ns))
+    }
+
+    /// Time from the arrival until the first token was written.
+    #[must_use]
+    pub fn first_token_ns(&self) -> Option<u64> {
+        let first_ns = self.with_gaps(|gaps| gaps.first_ns())?;
+        Some(first_ns.saturating_sub(self.arrived_ns))
+    }
+
+    /// Time since the arrival.
+    #[must_use]
+    pub fn age_ns(&self, now_ns: u64) -> u64 {
+        now_ns.saturating_sub(self.arrived_ns)
+    }
+
+    /// Adds the times of tokens that were written.
+    pub fn add_gaps(&self, gaps: &mut TokenGaps) {
+        self.with_gaps(|all| all.take_from(gaps));
+    }
+
+    /// The outcome, once the request has ended.
+    #[must_use]
+    pub fn outcome(&self) -> Option<Outcome> {
+        self.outcome.get().copied()
+    }
+
+    /// Counts the request as in flight from now on.
+    pub fn count_in_flight(&self) {
+        self.stream.begin();
+    }
+
+    /// Counts the end of the request. Only the first end counts.
+    pub fn ended(&self, outcome: Outcome, now_ns: u64) {
+        if self.outcome.set(outcome).is_err() {
+            return;
+        }
+        let outcome = outcome_label(outcome);
+        self.telemetry
+            .count_request(self.api, self.route.name, outcome);
+        if self.route.kind != RouteKind::Completion {
+            return;
+        }
+        let labels = Labels {
+            model: self.model_label().into(),
+            api: self.api.label(),
+            outcome,
+        };
+        let observation = Observation {
+            duration_ns: self.age_ns(now_ns),
+            queue_ns: self.queue_ns(),
+            first_token_ns: self.first_token_ns(),
+            usage: self.usage().unwrap_or_default(),
+        };
+        let requests = &self.telemetry.request_metrics;
+        self.with_gaps(|gaps| requests.record(labels, &observation, gaps));
+    }
+
+    /// Counts the end of a request that was rejected before any part of a response was sent.
+    pub fn rejected(&self, kind: ErrorKind, now_ns: u64) {
+        if self.outcome.get().is_none() {
+            self.telemetry.count_rejection(self.api, kind);
+        }
+        self.ended(Err(kind), now_ns);
+    }
+
+    /// Ends a request whose response has left or was dropped. If no handler has reported an end, the client has cancelled
+    /// the request, or the server has given up its slow reader.
+    pub fn closed(&self, now_ns: u64) {
+        if self.outcome.get().is_none() {
             let kind = if self.stream.is_lingering() {
                 ErrorKind::SlowReader
+            } else if std::thread::panicking() {
+                ErrorKind::Internal
             } else {
                 self.telemetry.cancellations.increment(1);
                 ErrorKind::Cancelled
             };
-            self.ended(Err(&Error::new(kind, "The client disconnected.")));
+            self.ended(Err(kind), now_ns);
         }
         self.stream.close();
     }
+
+    /// Locks the token times. The lock is taken a few times per request, never per token.
+    fn with_gaps<T>(&self, read: impl FnOnce(&mut TokenGaps) -> T) -> T {
+        read(&mut self.gaps.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
-/// The metrics context of a request that the HTTP API passes to the engine of this process.
+/// The place of a request in the gauges of running requests. Clones share it.
 #[derive(Clone)]
-pub struct DeliveryContext {
-    /// The format of the response.
-    pub format: ResponseFormat,
-    /// The request's part of the gauges. `None` if the request is not counted.
-    pub stream: Option<StreamCount>,
-}
+pub struct StreamCount(Arc<Place>);
 
-/// A request's part of the gauges of in-flight and lingering requests. Clones share it.
-#[derive(Clone)]
-pub struct StreamCount(Arc<Shared>);
-
-struct Shared {
+struct Place {
     in_flight: Gauge,
     lingering: Gauge,
     state: AtomicU8,
 }
 
-/// The request has not ended.
-const IN_FLIGHT: u8 = 0;
-/// The request ended because of its slow reader, and its connection is still open.
-const LINGERING: u8 = 1;
-/// The request is in neither gauge.
-const CLOSED: u8 = 2;
+/// Not counted yet.
+const NEW: u8 = 0;
+/// Counted in the gauge of requests in flight.
+const IN_FLIGHT: u8 = 1;
+/// Its slow reader was given up. The client may still read the error record.
+const LINGERING: u8 = 2;
+/// Counted in no gauge any more.
+const CLOSED: u8 = 3;
 
 impl StreamCount {
     fn new(in_flight: Gauge, lingering: Gauge) -> Self {
-        in_flight.increment(1.0);
-        Self(Arc::new(Shared {
+        Self(Arc::new(Place {
             in_flight,
             lingering,
-            state: AtomicU8::new(IN_FLIGHT),
+            state: AtomicU8::new(NEW),
         }))
     }
 
-    /// Moves the request from in flight to lingering: it ended because of its slow reader, and its connection stays
-    /// open so that the reader can receive the error.
+    fn begin(&self) {
+        if self.moves(NEW, IN_FLIGHT) {
+            self.0.in_flight.increment(1.0);
+        }
+    }
+
+    /// Moves the request from the gauge in flight to the gauge of lingering requests: its reader was given up, and its
+    /// connection stays open only so that the reader can learn why.
     pub fn linger(&self) {
-        let order = Ordering::SeqCst;
-        let state = &self.0.state;
-        if state
-            .compare_exchange(IN_FLIGHT, LINGERING, order, order)
-            .is_ok()
-        {
+        if self.moves(IN_FLIGHT, LINGERING) {
             self.0.in_flight.decrement(1.0);
             self.0.lingering.increment(1.0);
         }
+    }
+
+    fn moves(&self, from: u8, to: u8) -> bool {
+        let order = Ordering::SeqCst;
+        let moved = self.0.state.compare_exchange(from, to, order, order);
+        moved.is_ok()
     }
 
     fn is_lingering(&self) -> bool {
@@ -129,7 +370,11 @@ impl StreamCount {
 mod tests {
     use super::*;
 
-    /// Returns whether the gauges of in-flight and of lingering requests are 1.
+    const COMPLETIONS: Route = Route {
+        name: "/v1/completions",
+        kind: RouteKind::Completion,
+    };
+
     fn gauges(telemetry: &Telemetry) -> [bool; 2] {
         let text = telemetry.render();
         ["in_flight", "lingering"]
@@ -137,19 +382,51 @@ mod tests {
     }
 
     #[test]
-    fn a_request_with_a_slow_reader_counts_as_lingering_until_it_is_dropped() {
+    fn a_request_with_a_slow_reader_counts_as_lingering_until_it_is_closed() {
         let telemetry = Telemetry::new();
-        let request = telemetry.track_request(Frontend::Http);
-        let stream = request.stream();
+        let request = RequestRecord::new(&telemetry, Api::Http, COMPLETIONS, 0);
+        request.count_in_flight();
+        let stream = request.stream_count().clone();
         assert_eq!(gauges(&telemetry), [true, false]);
         stream.linger();
         stream.linger();
         assert_eq!(gauges(&telemetry), [false, true]);
-        drop(request);
+        request.closed(1);
         stream.linger();
         assert_eq!(gauges(&telemetry), [false, false]);
         let text = telemetry.render();
         assert!(text.contains("outcome=\"slow_reader\"} 1"), "{text}");
         assert!(!text.contains("outcome=\"cancelled\""), "{text}");
+    }
+
+    #[test]
+    fn only_names_of_served_models_become_labels() {
+        let telemetry = Telemetry::new();
+        let request = || RequestRecord::new(&telemetry, Api::Grpc, COMPLETIONS, 0);
+        let (unnamed, unserved, served) = (request(), request(), request());
+        unnamed.names_model("");
+        unserved.names_model("client's choice");
+        served.names_model("alias");
+        served.set_model("name");
+        let labels = [unnamed, unserved, served].map(|it| it.model_label().to_owned());
+        assert_eq!(labels, ["none", "unknown", "name"]);
+    }
+
+    #[test]
+    fn a_request_ends_once() {
+        let telemetry = Telemetry::new();
+        let request = RequestRecord::new(&telemetry, Api::Http, COMPLETIONS, 0);
+        request.ended(Ok(()), 1);
+        request.rejected(ErrorKind::QueueFull, 2);
+        request.closed(3);
+        let text = telemetry.render();
+        let ends: Vec<_> = text
+            .lines()
+            .filter(|line| line.starts_with("tokenway_requests_total{"))
+            .collect();
+        let expected =
+            "tokenway_requests_total{api=\"http\",route=\"/v1/completions\",outcome=\"ok\"} 1";
+        assert_eq!(ends, [expected]);
+        assert!(!text.contains("queue_full"), "{text}");
     }
 }

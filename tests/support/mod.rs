@@ -162,6 +162,7 @@ impl Setup {
                 grpc: Some(loopback()),
                 limits: Limits::default(),
                 request_timeout: Duration::from_secs(60),
+                access_log: true,
                 drain: Drain {
                     grace: Duration::ZERO,
                     timeout: Duration::from_secs(10),
@@ -418,6 +419,17 @@ impl Counts {
         value.map_or(0.0, |value| {
             value.parse().expect("a metric value is a number")
         })
+    }
+
+    /// Number of requests of an API, on all routes, that have ended with this outcome.
+    pub fn ended(&self, api: &str, outcome: &str) -> f64 {
+        let series = format!("tokenway_requests_total{{api=\"{api}\",");
+        let outcome = format!("outcome=\"{outcome}\"}} ");
+        let lines = self.0.lines().filter(|line| line.starts_with(&series));
+        let values = lines.filter_map(|line| line.split_once(&outcome));
+        values
+            .map(|(_, value)| value.parse::<f64>().expect("a metric value is a number"))
+            .sum()
     }
 
     /// Asserts that every gauge of running work is zero.

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use http::Version;
 use tokenway::delivery::{DeliveryTimer, FlushHandle, FlushTracker, WriteStart};
 use tokenway::runner::{Token, TokenBytes, monotonic_ns};
-use tokenway::telemetry::{ResponseFormat, Stage, StageTimes, Telemetry};
+use tokenway::telemetry::{
+    Api, RequestRecord, ResponseFormat, Route, Stage, StageTimes, Telemetry,
+};
 use tokenway::text::completion::record_engine_latency;
 use tokenway::worker::token_channel::Output;
 
@@ -42,7 +44,7 @@ impl TimingCost {
 }
 
 fn for_each_token(batch: u32) -> f64 {
-    let timed = TimedStream::open();
+    let mut timed = TimedStream::open();
     let outputs = outputs(batch);
     let times = TOKENS / batch;
     let start_ns = monotonic_ns();
@@ -64,20 +66,22 @@ impl TimedStream {
     fn open() -> Self {
         let telemetry = Telemetry::new();
         let flushes = Arc::new(FlushTracker::default());
+        let record = RequestRecord::new(&telemetry, Api::Http, Route::UNMATCHED, monotonic_ns());
+        record.set_format(ResponseFormat::HttpNdjson);
         let flush = FlushHandle::new(Arc::clone(&flushes), Version::HTTP_11);
         Self {
             engine: telemetry.stage_times(ResponseFormat::HttpNdjson, Stage::Engine),
-            api: DeliveryTimer::new(&telemetry, ResponseFormat::HttpNdjson, Some(flush)),
+            api: DeliveryTimer::new(&Arc::new(record), flush),
             flushes,
         }
     }
 
     /// Passes tokens that are ready together through all stages.
-    fn pass(&self, outputs: &[Output]) {
+    fn pass(&mut self, outputs: &[Output]) {
         let turn = WriteStart::begin();
         record_engine_latency(outputs, &self.engine);
         self.api
-            .written(turn, u64::try_from(outputs.len()).unwrap_or(0));
+            .written(turn, 0, u64::try_from(outputs.len()).unwrap_or(0));
         // The connection polls once more, without a result, before it flushes.
         black_box(WriteStart::begin());
         self.flushes.flushed();
@@ -102,7 +106,7 @@ mod tests {
 
     #[test]
     fn every_stage_is_timed() {
-        let timed = TimedStream::open();
+        let mut timed = TimedStream::open();
         timed.pass(&outputs(3));
         let delivery = timed.api.summary();
         let tokens =

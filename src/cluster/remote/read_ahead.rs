@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
 use tonic::{Status, Streaming};
+use tracing::Instrument;
 
 use crate::cluster::upstream::EventStream;
 use crate::proto::v1;
@@ -39,7 +40,7 @@ pub(super) fn start(
     let permits = Arc::new(Semaphore::new(
         usize::try_from(READ_AHEAD_TOKENS).unwrap_or(Semaphore::MAX_PERMITS),
     ));
-    tasks.spawn(async move {
+    let reading = async move {
         let _held = held;
         loop {
             let event = tokio::select! {
@@ -65,7 +66,8 @@ pub(super) fn start(
                 return;
             }
         }
-    });
+    };
+    tasks.spawn(reading.in_current_span());
     Box::pin(ReceiverStream::new(receiver).map(|buffered| buffered.event))
 }
 

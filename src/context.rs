@@ -1,0 +1,167 @@
+//! The context of one request, from its arrival until its response has left.
+//!
+//! The layer chain in `frontend` makes the context and inserts it into the request's extensions. The HTTP API hands it on
+//! to the gRPC service of the same process, so a request has one id, one deadline, one count and one line in the access
+//! log, however many parts handle it. A handler that finds no context fails: there is no default.
+
+use std::sync::Arc;
+
+use http::Extensions;
+use tokio::time::Instant;
+
+use crate::delivery::FlushHandle;
+use crate::error::{Error, ErrorKind};
+use crate::request::RequestId;
+use crate::runner::monotonic_ns;
+use crate::telemetry::{Api, RequestRecord, Route, TokenUsage};
+
+/// The context of one request. Clones share it.
+#[derive(Clone)]
+pub struct RequestContext(Arc<Parts>);
+
+/// Facts about a request that are known when it arrives.
+pub struct Arrival {
+    /// The client's id of the request, or a random one.
+    pub id: RequestId,
+    /// The time at which the request fails with `deadline_exceeded`.
+    pub deadline: Instant,
+    /// Flushes of the connection that carries the response.
+    pub flush: FlushHandle,
+    /// The record of the request for metrics and access log.
+    pub record: RequestRecord,
+    /// The error for a request whose id or timeout is invalid.
+    pub invalid: Option<Error>,
+}
+
+struct Parts {
+    id: RequestId,
+    arrived: Instant,
+    deadline: Instant,
+    flush: FlushHandle,
+    record: Arc<RequestRecord>,
+    invalid: Option<Error>,
+}
+
+impl RequestContext {
+    /// Creates the context of a request that arrives now.
+    #[must_use]
+    pub fn new(arrival: Arrival) -> Self {
+        Self(Arc::new(Parts {
+            id: arrival.id,
+            arrived: Instant::now(),
+            deadline: arrival.deadline,
+            flush: arrival.flush,
+            record: Arc::new(arrival.record),
+            invalid: arrival.invalid,
+        }))
+    }
+
+    /// Returns the context in a request's extensions.
+    ///
+    /// # Errors
+    /// `internal_error` if there is none, which is a bug: the request has bypassed the layer chain.
+    pub fn of(extensions: &Extensions) -> Result<Self, Error> {
+        extensions.get::<Self>().cloned().ok_or_else(|| {
+            tracing::error!("a request without a context has reached a handler");
+            Error::internal()
+        })
+    }
+
+    /// The id of the request.
+    #[must_use]
+    pub fn id(&self) -> &RequestId {
+        &self.0.id
+    }
+
+    /// The API that received the request.
+    #[must_use]
+    pub fn api(&self) -> Api {
+        self.0.record.api()
+    }
+
+    /// The route of the request.
+    #[must_use]
+    pub fn route(&self) -> Route {
+        self.0.record.route()
+    }
+
+    /// The time when the request arrived.
+    #[must_use]
+    pub fn arrived(&self) -> Instant {
+        self.0.arrived
+    }
+
+    /// The time at which the request fails with `deadline_exceeded`.
+    #[must_use]
+    pub fn deadline(&self) -> Instant {
+        self.0.deadline
+    }
+
+    /// Flushes of the connection that carries the response.
+    #[must_use]
+    pub fn flush(&self) -> &FlushHandle {
+        &self.0.flush
+    }
+
+    /// The record of the request for metrics and access log.
+    #[must_use]
+    pub fn record(&self) -> &Arc<RequestRecord> {
+        &self.0.record
+    }
+
+    /// Checks the id and the timeout that the client sent.
+    ///
+    /// # Errors
+    /// One of them is invalid.
+    pub fn check(&self) -> Result<(), Error> {
+        self.0.invalid.clone().map_or(Ok(()), Err)
+    }
+
+    /// Reports that a worker has started a prompt of this many tokens.
+    pub fn started(&self, prompt_tokens: u32) {
+        self.0.record.started(prompt_tokens, monotonic_ns());
+    }
+
+    /// Sets the usage that the engine reported at the end of the completion.
+    pub fn set_usage(&self, prompt_tokens: u32, completion_tokens: u32) {
+        self.0.record.set_usage(TokenUsage {
+            prompt: prompt_tokens.into(),
+            completion: completion_tokens.into(),
+        });
+    }
+
+    /// Counts the end of the request. Only the first end counts.
+    pub fn ended(&self, outcome: Result<(), &Error>) {
+        let outcome = outcome.map_err(|error| error.kind);
+        self.0.record.ended(outcome, monotonic_ns());
+    }
+
+    /// Counts the end of a request that was rejected before any part of a response was sent.
+    pub fn rejected(&self, kind: ErrorKind) {
+        self.0.record.rejected(kind, monotonic_ns());
+    }
+
+    /// Ends a request whose response has left or was dropped.
+    pub fn closed(&self) {
+        self.0.record.closed(monotonic_ns());
+    }
+}
+
+#[cfg(test)]
+impl RequestContext {
+    /// A context of a completion request with a timeout of one minute, on a connection of this HTTP version.
+    pub(crate) fn for_test(api: Api, version: http::Version) -> Self {
+        use crate::telemetry::{RouteKind, Telemetry};
+        let route = Route {
+            name: "test",
+            kind: RouteKind::Completion,
+        };
+        Self::new(Arrival {
+            id: RequestId::random(),
+            deadline: Instant::now() + std::time::Duration::from_secs(60),
+            flush: FlushHandle::new(Arc::default(), version),
+            record: RequestRecord::new(&Telemetry::new(), api, route, monotonic_ns()),
+            invalid: None,
+        })
+    }
+}

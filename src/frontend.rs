@@ -1,0 +1,91 @@
+//! The layers around every route of the HTTP API and every RPC of the gRPC API.
+//!
+//! Both APIs are axum routers, so one chain of layers serves both: [`with_layers`] shows it. The layers make the
+//! [`RequestContext`](crate::context::RequestContext) of each request. They must not know what a route does.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::middleware::{from_fn, from_fn_with_state, map_response};
+use tonic::service::Routes;
+use tower::ServiceBuilder;
+
+use crate::gateway::{self, BrowserCheck, Gateway, OriginPolicy};
+use crate::grpc;
+use crate::telemetry::{Api, Telemetry};
+
+mod access_log;
+mod browser;
+mod count;
+mod deadline;
+mod panics;
+mod request_id;
+mod response;
+mod route;
+#[cfg(test)]
+mod tests;
+
+/// Settings of the layers.
+#[derive(Clone)]
+pub struct LayerSettings {
+    /// Metrics of the server.
+    pub telemetry: Telemetry,
+    /// Timeout of a request whose client sets none.
+    pub request_timeout: Duration,
+    /// Writes a line to the log when a request ends.
+    pub access_log: bool,
+}
+
+/// The HTTP API. Browsers may use it from the allowed hosts and origins.
+pub fn http(gateway: Gateway, origins: OriginPolicy, settings: LayerSettings) -> Router {
+    let layers = Layers {
+        api: Api::Http,
+        browser_check: Some(BrowserCheck::new(origins)),
+        settings,
+    };
+    with_layers(gateway::routes(gateway), layers)
+}
+
+/// The gRPC API with these services.
+pub fn grpc(services: Routes, settings: LayerSettings) -> Router {
+    let layers = Layers {
+        api: Api::Grpc,
+        browser_check: None,
+        settings,
+    };
+    let routes = services.into_axum_router();
+    let routes = routes.layer(map_response(async |response| {
+        grpc::with_error_details(response)
+    }));
+    with_layers(routes, layers)
+}
+
+/// What the layers need to know.
+#[derive(Clone)]
+struct Layers {
+    api: Api,
+    /// `None` for an API that browsers cannot use.
+    browser_check: Option<BrowserCheck>,
+    settings: LayerSettings,
+}
+
+/// Wraps the routes of an API in the layers, the outermost first.
+fn with_layers(routes: Router, layers: Layers) -> Router {
+    routes.layer(
+        ServiceBuilder::new()
+            // Makes the context, with the client's request id or a random one, and returns the id in the response.
+            .layer(from_fn_with_state(layers.clone(), request_id::assign))
+            // Runs the handler and the response body in a span with the id, and logs the request when it ends.
+            .layer(from_fn_with_state(layers.clone(), access_log::run))
+            // Checks host and origin, and adds CORS headers to all responses of the layers below (HTTP only).
+            .layer(from_fn_with_state(layers, browser::check))
+            // Answers `internal_error` if a handler panics.
+            .layer(from_fn(panics::catch))
+            // Authentication, rate limits and concurrency limits stand here.
+            //
+            // Counts the request as in flight.
+            .layer(from_fn(count::in_flight))
+            // Rejects an invalid id or timeout, and ends a request whose deadline passes before it is answered.
+            .layer(from_fn(deadline::enforce)),
+    )
+}

@@ -1,0 +1,205 @@
+//! The span of a request, and its line in the access log.
+//!
+//! The handler and the response body run in the span, so every line that they log carries the request's id. The line in
+//! the access log is written when the response body has ended or was dropped.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+use http_body::{Body as _, Frame, SizeHint};
+use tracing::{Instrument, Span};
+
+use super::{Layers, response};
+use crate::context::RequestContext;
+use crate::runner::monotonic_ns;
+use crate::telemetry::{Api, RouteKind, outcome_label};
+
+/// Target of the lines of the access log.
+const TARGET: &str = "tokenway::access";
+
+/// Runs a request in its span, and logs it when it ends.
+pub(super) async fn run(
+    State(layers): State<Layers>,
+    context: RequestContext,
+    request: Request,
+    next: Next,
+) -> Response {
+    // The level is the highest, so that lines of every level carry the id whatever the log filter is.
+    let span = tracing::error_span!(
+        "request",
+        id = %context.id().0,
+        api = context.api().label(),
+        route = context.route().name,
+    );
+    // Dropped after the handler if the client disconnects, so that the handler's reports come first.
+    let mut end = RequestEnd {
+        context,
+        is_logged: layers.settings.access_log,
+        status: None,
+        bytes: 0,
+        is_over: false,
+    };
+    let response = next.run(request).instrument(span.clone()).await;
+    end.responded(&response);
+    response.map(|body| {
+        let body = LoggedBody { body, span, end };
+        Body::new(body.ended_if_empty())
+    })
+}
+
+/// Ends a request once: counts it and logs it.
+struct RequestEnd {
+    context: RequestContext,
+    is_logged: bool,
+    status: Option<StatusSent>,
+    /// Bytes of the response body that were taken from its handler.
+    bytes: u64,
+    is_over: bool,
+}
+
+/// The status that the client was sent.
+#[derive(Clone, Copy)]
+enum StatusSent {
+    Http(u16),
+    Grpc(&'static str),
+}
+
+impl RequestEnd {
+    /// Reports the response to the context, before its body.
+    fn responded(&mut self, response: &Response) {
+        let context = &self.context;
+        self.status = match context.api() {
+            Api::Http => Some(StatusSent::Http(response.status().as_u16())),
+            Api::Grpc => response::grpc_status(response.headers()).map(StatusSent::Grpc),
+        };
+        match response::rejection(context.api(), response) {
+            Some(kind) => context.rejected(kind),
+            None if context.route().kind == RouteKind::Completion => {}
+            None => context.ended(Ok(())),
+        }
+    }
+
+    fn over(&mut self) {
+        if std::mem::replace(&mut self.is_over, true) {
+            return;
+        }
+        self.context.closed();
+        if self.is_logged {
+            self.log();
+        }
+    }
+
+    fn log(&self) {
+        let (context, record) = (&self.context, self.context.record());
+        let outcome = record.outcome().map_or("unknown", outcome_label);
+        let usage = record.usage();
+        let milliseconds = |ns| Duration::from_nanos(ns).as_secs_f64() * 1_000.0;
+        // The macro needs a constant level.
+        macro_rules! line {
+            ($level:ident) => {
+                tracing::event!(
+                    target: TARGET,
+                    parent: None,
+                    tracing::Level::$level,
+                    id = %context.id().0,
+                    api = context.api().label(),
+                    route = context.route().name,
+                    model = Some(record.model_label()).filter(|model| *model != "none"),
+                    status = self.status.map(tracing::field::display),
+                    outcome,
+                    prompt_tokens = usage.map(|usage| usage.prompt),
+                    completion_tokens = usage.map(|usage| usage.completion),
+                    queue_ms = record.queue_ns().map(milliseconds),
+                    first_token_ms = record.first_token_ns().map(milliseconds),
+                    total_ms = milliseconds(record.age_ns(monotonic_ns())),
+                    bytes = self.bytes,
+                    "request"
+                )
+            };
+        }
+        match context.route().kind {
+            RouteKind::Probe => line!(DEBUG),
+            RouteKind::Completion | RouteKind::Unary | RouteKind::Unmatched => line!(INFO),
+        }
+    }
+}
+
+impl Drop for RequestEnd {
+    fn drop(&mut self) {
+        self.over();
+    }
+}
+
+impl std::fmt::Display for StatusSent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Http(status) => status.fmt(f),
+            Self::Grpc(name) => f.write_str(name),
+        }
+    }
+}
+
+/// A response body that runs in the span of its request, and ends the request with its last frame.
+struct LoggedBody {
+    body: Body,
+    span: Span,
+    end: RequestEnd,
+}
+
+impl LoggedBody {
+    /// Ends the request now if the body is empty: it may never be polled.
+    fn ended_if_empty(mut self) -> Self {
+        if self.body.is_end_stream() {
+            self.end.over();
+        }
+        self
+    }
+}
+
+impl http_body::Body for LoggedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let this = self.get_mut();
+        let entered = this.span.enter();
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        drop(entered);
+        if let Some(Ok(frame)) = &frame {
+            if let Some(data) = frame.data_ref() {
+                this.end.bytes += u64::try_from(data.len()).unwrap_or(0);
+            } else if let Some(status) = frame.trailers_ref().and_then(response::grpc_status) {
+                this.end.status = Some(StatusSent::Grpc(status));
+            }
+        }
+        // A body of known length is not polled again after its last frame.
+        if !matches!(frame, Some(Ok(_))) || this.body.is_end_stream() {
+            this.end.over();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for LoggedBody {
+    fn drop(&mut self) {
+        let _entered = self.span.enter();
+        // The handler's body reports to the context when it is dropped, so it goes before `end`.
+        self.body = Body::empty();
+    }
+}

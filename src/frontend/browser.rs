@@ -1,0 +1,14 @@
+//! Checks the requests of browsers, for an API that they can use.
+
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+
+use super::Layers;
+
+pub(super) async fn check(State(layers): State<Layers>, request: Request, next: Next) -> Response {
+    match &layers.browser_check {
+        Some(browser_check) => browser_check.run(request, next).await,
+        None => next.run(request).await,
+    }
+}

@@ -1,0 +1,23 @@
+//! Turns the panic of a handler into an error response.
+
+use std::panic::AssertUnwindSafe;
+
+use axum::extract::Request;
+use axum::middleware::Next;
+use axum::response::Response;
+use futures_util::FutureExt;
+
+use super::response;
+use crate::context::RequestContext;
+use crate::error::Error;
+
+/// Answers `internal_error` if the handler panics.
+pub(super) async fn catch(context: RequestContext, request: Request, next: Next) -> Response {
+    // Unwind safe: the handler's state is dropped.
+    let handled = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    handled.unwrap_or_else(|_| {
+        // The panic hook has logged the panic itself.
+        tracing::error!("the handler of a request panicked");
+        response::of_error(context.api(), Error::internal())
+    })
+}

@@ -1,0 +1,68 @@
+//! The request id: the client's `x-request-id` in a header or in metadata, or a random id. Every response returns it.
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::middleware::Next;
+use axum::response::Response;
+
+use super::{Layers, deadline, response, route};
+use crate::context::{Arrival, RequestContext};
+use crate::delivery::FlushHandle;
+use crate::error::Error;
+use crate::request::{MAX_REQUEST_ID_BYTES, RequestId};
+use crate::runner::monotonic_ns;
+use crate::telemetry::{RequestRecord, RouteKind};
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Makes the context of the request, and returns the id in the response. An invalid id is replaced by a random one, and
+/// rejected by an inner layer, so that the rejection is logged and browsers can read it.
+pub(super) async fn assign(
+    State(layers): State<Layers>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let arrived_ns = monotonic_ns();
+    let (api, settings) = (layers.api, &layers.settings);
+    let Some(flush) = request.extensions_mut().remove::<FlushHandle>() else {
+        tracing::error!("a request has reached the layers without a connection's flush handle");
+        return response::of_error(api, Error::internal());
+    };
+    let route = route::of(api, &request);
+    let (id, valid_id) = match request_id(request.headers()) {
+        Ok(id) => (id, Ok(())),
+        Err(error) => (RequestId::random(), Err(error)),
+    };
+    let timeout = match route.kind {
+        RouteKind::Completion | RouteKind::Unary => deadline::timeout(api, request.headers()),
+        RouteKind::Probe | RouteKind::Unmatched => Ok(None),
+    };
+    let invalid = valid_id.err().or(timeout.as_ref().err().cloned());
+    let timeout = timeout.ok().flatten().unwrap_or(settings.request_timeout);
+    let echoed = HeaderValue::from_str(&id.0).expect("an id consists of visible ASCII characters");
+    request
+        .extensions_mut()
+        .insert(RequestContext::new(Arrival {
+            id,
+            deadline: deadline::after(timeout),
+            flush,
+            record: RequestRecord::new(&settings.telemetry, api, route, arrived_ns),
+            invalid,
+        }));
+    let mut response = next.run(request).await;
+    response.headers_mut().insert(X_REQUEST_ID, echoed);
+    response
+}
+
+/// Returns the client's id, or a random one if there is none.
+fn request_id(headers: &HeaderMap) -> Result<RequestId, Error> {
+    let Some(value) = headers.get(&X_REQUEST_ID) else {
+        return Ok(RequestId::random());
+    };
+    let id = value.to_str().ok().and_then(RequestId::from_client);
+    id.ok_or_else(|| {
+        let message =
+            format!("x-request-id must have 1 to {MAX_REQUEST_ID_BYTES} visible ASCII characters.");
+        Error::invalid_value("x-request-id", message)
+    })
+}

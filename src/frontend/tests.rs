@@ -1,0 +1,269 @@
+//! The layers, around routes that the tests define.
+
+use axum::body::Body;
+use axum::http::{HeaderMap, Version};
+use axum::routing::{any, get};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tonic::Status;
+use tower::ServiceExt;
+
+use super::*;
+use crate::context::RequestContext;
+use crate::delivery::FlushHandle;
+use crate::error::{Error, ErrorKind};
+
+const APIS: [Api; 2] = Api::ALL;
+
+/// An API with routes that panic, never answer, and answer with the context's id.
+struct Tested {
+    api: Api,
+    telemetry: Telemetry,
+    router: Router,
+}
+
+impl Tested {
+    fn new(api: Api) -> Self {
+        let telemetry = Telemetry::new();
+        let routes = Router::new()
+            .route(
+                unary(api),
+                any(async |it: RequestContext| it.id().0.to_string()),
+            )
+            .route(panicking(api), any(async || -> String { panic!("a bug") }))
+            .route(pending(api), any(std::future::pending::<String>))
+            .route("/livez", get(async || "alive"));
+        let layers = Layers {
+            api,
+            browser_check: None,
+            settings: LayerSettings {
+                telemetry: telemetry.clone(),
+                request_timeout: Duration::from_secs(60),
+                access_log: false,
+            },
+        };
+        let router = with_layers(routes, layers);
+        Self {
+            api,
+            telemetry,
+            router,
+        }
+    }
+
+    fn request(path: &str, headers: &[(&str, &str)]) -> http::Request<Body> {
+        let mut request = http::Request::get(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let flush = FlushHandle::new(std::sync::Arc::default(), Version::HTTP_2);
+        request
+            .extension(flush)
+            .body(Body::empty())
+            .expect("a request")
+    }
+
+    async fn send(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let response = self
+            .router
+            .clone()
+            .oneshot(Self::request(path, headers))
+            .await;
+        let (parts, body) = response.unwrap_or_else(|never| match never {}).into_parts();
+        let body = body.collect().await.expect("a body").to_bytes();
+        Answer {
+            api: self.api,
+            headers: parts.headers,
+            body: String::from_utf8(body.to_vec()).expect("UTF-8"),
+        }
+    }
+
+    /// The lines of the metrics that begin with `tokenway_requests_` and have a value other than 0.
+    fn counts(&self) -> Vec<String> {
+        let text = self.telemetry.render();
+        let lines = text.lines();
+        lines
+            .filter_map(|line| line.strip_prefix("tokenway_requests_"))
+            .filter(|line| line.contains('{') && !line.ends_with(" 0"))
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+struct Answer {
+    api: Api,
+    headers: HeaderMap,
+    body: String,
+}
+
+impl Answer {
+    fn id(&self) -> &str {
+        let id = self.headers.get("x-request-id").expect("an id is returned");
+        id.to_str().expect("ASCII")
+    }
+
+    /// The kind of the error that the response reports.
+    fn error(&self) -> Option<ErrorKind> {
+        match self.api {
+            Api::Http => {
+                let body: Value = serde_json::from_str(&self.body).unwrap_or_default();
+                ErrorKind::from_code(body["error"]["code"].as_str()?)
+            }
+            Api::Grpc => Some(Error::from(&Status::from_header_map(&self.headers)?).kind),
+        }
+    }
+}
+
+fn unary(api: Api) -> &'static str {
+    match api {
+        Api::Http => "/v1/models",
+        Api::Grpc => "/tokenway.v1.Inference/GetModel",
+    }
+}
+
+fn panicking(api: Api) -> &'static str {
+    match api {
+        Api::Http => "/tokenize",
+        Api::Grpc => "/tokenway.v1.Inference/Tokenize",
+    }
+}
+
+fn pending(api: Api) -> &'static str {
+    match api {
+        Api::Http => "/detokenize",
+        Api::Grpc => "/tokenway.v1.Inference/Detokenize",
+    }
+}
+
+#[tokio::test]
+async fn a_panic_in_a_handler_answers_internal_error_and_is_counted() {
+    for api in APIS {
+        let tested = Tested::new(api);
+        let answer = tested
+            .send(panicking(api), &[("x-request-id", "mine")])
+            .await;
+        assert_eq!(answer.error(), Some(ErrorKind::Internal), "{api:?}");
+        assert_eq!(answer.id(), "mine");
+        let route = panicking(api);
+        let route = if api == Api::Grpc { &route[1..] } else { route };
+        let label = api.label();
+        assert_eq!(
+            tested.counts(),
+            [
+                format!("rejected_total{{api=\"{label}\",reason=\"internal_error\"}} 1"),
+                format!("total{{api=\"{label}\",route=\"{route}\",outcome=\"internal_error\"}} 1"),
+            ],
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_valid_request_id_is_returned_and_a_missing_one_is_made() {
+    let longest = "x".repeat(128);
+    for api in APIS {
+        let tested = Tested::new(api);
+        for id in ["a", "!~", &longest] {
+            let answer = tested.send(unary(api), &[("x-request-id", id)]).await;
+            assert_eq!((answer.id(), &*answer.body), (id, id), "{api:?}");
+            assert_eq!(
+                tested.send("/no/such", &[("x-request-id", id)]).await.id(),
+                id
+            );
+        }
+        let one = tested.send(unary(api), &[]).await;
+        let other = tested.send(unary(api), &[]).await;
+        assert_eq!(one.id(), one.body);
+        assert_ne!(one.id(), other.id());
+    }
+}
+
+#[tokio::test]
+async fn an_invalid_request_id_is_rejected_and_replaced() {
+    let too_long = "x".repeat(129);
+    for api in APIS {
+        let tested = Tested::new(api);
+        for id in ["", "a b", "é", &too_long] {
+            let answer = tested.send(unary(api), &[("x-request-id", id)]).await;
+            assert_eq!(
+                answer.error(),
+                Some(ErrorKind::InvalidValue),
+                "{api:?} {id}"
+            );
+            assert_eq!(answer.id().len(), 32, "a random id");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_not_answered_before_its_deadline_fails() {
+    for (api, name, value, seconds) in [
+        (Api::Http, "x-request-timeout", "2.5", 2.5),
+        (Api::Grpc, "grpc-timeout", "1500m", 1.5),
+        (Api::Http, "accept", "*/*", 60.0),
+        (Api::Grpc, "accept", "*/*", 60.0),
+    ] {
+        let tested = Tested::new(api);
+        let start = tokio::time::Instant::now();
+        let answer = tested.send(pending(api), &[(name, value)]).await;
+        assert_eq!(answer.error(), Some(ErrorKind::DeadlineExceeded));
+        assert_eq!(
+            start.elapsed(),
+            Duration::from_secs_f64(seconds),
+            "{api:?} {value}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_invalid_timeout_is_rejected_except_by_probes() {
+    for (api, name) in [
+        (Api::Http, "x-request-timeout"),
+        (Api::Grpc, "grpc-timeout"),
+    ] {
+        let tested = Tested::new(api);
+        let answer = tested.send(unary(api), &[(name, "soon")]).await;
+        assert_eq!(answer.error(), Some(ErrorKind::InvalidValue), "{api:?}");
+    }
+    let answer = Tested::new(Api::Http)
+        .send("/livez", &[("x-request-timeout", "soon")])
+        .await;
+    assert_eq!(answer.body, "alive");
+}
+
+#[tokio::test]
+async fn every_request_is_in_flight_from_its_arrival_until_it_is_dropped() {
+    for api in APIS {
+        let tested = Tested::new(api);
+        let handled = tested
+            .router
+            .clone()
+            .oneshot(Tested::request(pending(api), &[]));
+        let mut handled = Box::pin(handled);
+        assert!(futures_util::poll!(&mut handled).is_pending());
+        let label = api.label();
+        assert_eq!(tested.counts(), [format!("in_flight{{api=\"{label}\"}} 1")]);
+        drop(handled);
+        let counts = tested.counts();
+        assert_eq!(counts.len(), 1, "{counts:?}");
+        assert!(
+            counts[0].ends_with("outcome=\"cancelled\"} 1"),
+            "{counts:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_handler_that_finds_no_context_answers_internal_error() {
+    let bypassed = Router::new().route("/", get(async |it: RequestContext| it.id().0.to_string()));
+    let request = http::Request::get("/")
+        .body(Body::empty())
+        .expect("a request");
+    let response = bypassed.oneshot(request).await.expect("an answer");
+    let body = response
+        .into_body()
+        .collect()
+        .await
+        .expect("a body")
+        .to_bytes();
+    let body: Value = serde_json::from_slice(&body).expect("JSON");
+    assert_eq!(body["error"]["code"], json!("internal_error"));
+}
