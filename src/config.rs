@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::client::ClientOptions;
+use crate::logging::LogFormat;
 use crate::server::ServerParts;
 
 mod check;
@@ -36,6 +37,7 @@ mod worker;
 use commands::{EngineCommandSettings, GatewaySettings, ServeSettings, ServerCommand};
 pub use error::{ConfigError, FileError, Position};
 use file::{KnownKeys, Parsed, first_error};
+use log::FormatSettings;
 use settings::{Settings, keys};
 use worker::AttachSettings;
 pub use worker::WorkerTask;
@@ -107,8 +109,8 @@ struct WithStdin<S: Args> {
 
 /// The command to run, with its settings.
 pub enum Task {
-    /// Run a server: `serve`, `engine` or `gateway`.
-    Serve(Box<ServerParts>),
+    /// Run a server: `serve`, `engine` or `gateway`, with this format of its log.
+    Serve(Box<ServerParts>, LogFormat),
     /// Run a model for a remote engine: `worker`.
     Work(Box<WorkerTask>),
     /// Send a request to a running server: `complete`.
@@ -183,8 +185,10 @@ fn innermost(matches: &ArgMatches) -> &ArgMatches {
 
 impl<S: ServerCommand> WithFile<S> {
     fn task(&self, matches: &ArgMatches) -> Result<Task, ConfigError> {
-        let (parts, _) = commands::server::<S>(&self.read(matches)?)?;
-        Ok(Task::Serve(Box::new(parts)))
+        let settings = self.read(matches)?;
+        let (parts, _) = commands::server::<S>(&settings)?;
+        let log = settings.get::<FormatSettings>()?;
+        Ok(Task::Serve(Box::new(parts), log.format()))
     }
 
     /// Merges the flags, the environment variables and the file.

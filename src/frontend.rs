@@ -60,7 +60,7 @@ pub fn grpc(services: Routes, settings: LayerSettings) -> Router {
     with_layers(routes, layers)
 }
 
-/// What the layers need to know.
+/// State of the layers of one API.
 #[derive(Clone)]
 struct Layers {
     api: Api,

@@ -53,6 +53,8 @@ pub mod error;
 
 pub mod telemetry;
 
+pub mod logging;
+
 pub mod output;
 
 pub mod exit;

@@ -1,32 +1,25 @@
 //! The `tokenway` program: parses the command line, builds the runtime and runs the command.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::env::VarError;
 use std::error::Error;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use tokenway::client::{self, ClientOptions};
 use tokenway::config::{self, ConfigError, Task, WorkerTask};
 use tokenway::exit::{self, ExitCode};
+use tokenway::logging::{self, LogFormat, Timestamps};
 use tokenway::output::Output;
 use tokenway::server::{ServerParts, run};
 use tokenway::worker;
 use tokio::runtime::{Builder, Runtime};
-use tracing_subscriber::EnvFilter;
 
 /// Timeout for the remaining tasks after the command has ended. Dropping them kills the remaining worker processes.
 const TASK_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Timeout for writing the last lines of output. Their reader may have stopped reading.
 const OUTPUT_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Environment variable with the log filter, in the syntax of [`EnvFilter`].
-const LOG_ENV: &str = "TOKENWAY_LOG";
-
-/// Log filter if [`LOG_ENV`] is not set. llama.cpp logs a lot at `info` while it loads a model.
-const DEFAULT_LOG_FILTER: &str = "info,llama-cpp-2=warn";
 
 /// Always exits through [`exit::now`]; the module [`exit`] says why.
 fn main() -> ! {
@@ -66,7 +59,7 @@ fn run(streams: &Streams) -> ExitCode {
     let mut builder = match &task {
         // A worker needs one async thread: it has one connection, and its device has a thread of its own.
         Task::Work(_) | Task::Print(_) => Builder::new_current_thread(),
-        Task::Serve(_) | Task::Complete(_) => Builder::new_multi_thread(),
+        Task::Serve(..) | Task::Complete(_) => Builder::new_multi_thread(),
     };
     let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
@@ -79,7 +72,7 @@ fn run(streams: &Streams) -> ExitCode {
 
 fn run_task(runtime: &Runtime, task: Task, streams: &Streams) -> ExitCode {
     match task {
-        Task::Serve(parts) => runtime.block_on(serve(*parts, streams)),
+        Task::Serve(parts, log) => runtime.block_on(serve(*parts, log, streams)),
         Task::Work(worker) => runtime.block_on(run_worker(*worker, streams)),
         Task::Complete(options) => runtime.block_on(complete(&options, streams)),
         Task::Print(text) => print(&text, streams),
@@ -98,9 +91,9 @@ fn print(text: &str, streams: &Streams) -> ExitCode {
     }
 }
 
-async fn serve(parts: ServerParts, streams: &Streams) -> ExitCode {
-    if let Err(error) = init_logging(&streams.stderr, LogTimestamps::On) {
-        return streams.report_error(&*error, ExitCode::Usage);
+async fn serve(parts: ServerParts, log: LogFormat, streams: &Streams) -> ExitCode {
+    if let Err(error) = logging::init(&streams.stderr, log, Timestamps::On) {
+        return streams.report_error(&error, ExitCode::Usage);
     }
     match run::until_signalled(parts, &streams.stdout, &streams.stderr).await {
         Ok(()) => ExitCode::Success,
@@ -110,12 +103,12 @@ async fn serve(parts: ServerParts, streams: &Streams) -> ExitCode {
 
 async fn run_worker(worker: WorkerTask, streams: &Streams) -> ExitCode {
     let timestamps = match worker.parts.child_token {
-        None => LogTimestamps::On,
+        None => Timestamps::On,
         // The engine that started this worker adds its lines to the engine's own log, with timestamps.
-        Some(_) => LogTimestamps::Off,
+        Some(_) => Timestamps::Off,
     };
-    if let Err(error) = init_logging(&streams.stderr, timestamps) {
-        return streams.report_error(&*error, ExitCode::Usage);
+    if let Err(error) = logging::init(&streams.stderr, worker.log_format, timestamps) {
+        return streams.report_error(&error, ExitCode::Usage);
     }
     match worker::attach::until_signalled(worker.parts, worker.stopping).await {
         Ok(()) => ExitCode::Success,
@@ -144,53 +137,33 @@ fn print_clap_error(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// Timestamps at the start of each log line.
-#[derive(Clone, Copy)]
-enum LogTimestamps {
-    On,
-    Off,
-}
-
-/// Starts logging to `stderr`, filtered by [`LOG_ENV`].
-fn init_logging(stderr: &Output, timestamps: LogTimestamps) -> Result<(), Box<dyn Error>> {
-    let filter = match std::env::var(LOG_ENV) {
-        Ok(filter) => filter
-            .parse::<EnvFilter>()
-            .map_err(|error| format!("{LOG_ENV}: {error}"))?,
-        Err(VarError::NotPresent) => EnvFilter::new(DEFAULT_LOG_FILTER),
-        Err(error) => return Err(format!("{LOG_ENV}: {error}").into()),
-    };
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(stderr.clone())
-        // `tracing_subscriber` reports internal errors with `eprintln!`, which panics if standard error is closed.
-        .log_internal_errors(false)
-        .with_ansi(io::stderr().is_terminal());
-    match timestamps {
-        LogTimestamps::On => log.init(),
-        LogTimestamps::Off => log.without_time().init(),
-    }
-    Ok(())
-}
-
 /// Reports panics through `stderr`, with the same text as Rust's default hook. The default hook would block while
-/// standard error is a full pipe.
+/// standard error is a full pipe. In a JSON log, a panic is a line like any other.
 fn install_panic_hook(stderr: Output) {
     std::panic::set_hook(Box::new(move |panic| {
         let thread = std::thread::current();
-        let name = thread.name().unwrap_or("<unnamed>");
+        let thread = thread.name().unwrap_or("<unnamed>");
         let backtrace = Backtrace::capture();
-        if backtrace.status() == BacktraceStatus::Captured {
-            stderr.line(format_args!("thread '{name}' {panic}\n{backtrace}"));
-        } else {
-            stderr.line(format_args!("thread '{name}' {panic}"));
+        let backtrace = (backtrace.status() == BacktraceStatus::Captured).then_some(backtrace);
+        match (logging::format(), backtrace) {
+            (LogFormat::Json, backtrace) => {
+                let backtrace = backtrace.map(|backtrace| backtrace.to_string());
+                tracing::error!(thread, backtrace, "{panic}");
+            }
+            (LogFormat::Human, Some(backtrace)) => {
+                stderr.line(format_args!("thread '{thread}' {panic}\n{backtrace}"));
+            }
+            (LogFormat::Human, None) => stderr.line(format_args!("thread '{thread}' {panic}")),
         }
     }));
 }
 
 impl Streams {
     fn report_error(&self, error: &dyn Error, code: ExitCode) -> ExitCode {
-        self.stderr.line(format_args!("tokenway: {error}"));
+        match logging::format() {
+            LogFormat::Human => self.stderr.line(format_args!("tokenway: {error}")),
+            LogFormat::Json => tracing::error!("{error}"),
+        }
         code
     }
 

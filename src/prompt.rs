@@ -110,6 +110,7 @@ impl Prompt {
     pub fn sequences(&self, request: &CompletionRequest) -> Vec<Sequence> {
         let mut resume = request.resume.iter();
         let sequences = (0..request.choices).map(|choice| Sequence {
+            request_id: request.id.clone(),
             prompt: Arc::clone(&self.ids),
             delivered: resume.next().cloned().unwrap_or_default(),
             choice,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::request::{ChatMessage, Parameter, SequenceOptions, TokenId};
+use crate::request::{ChatMessage, Parameter, RequestId, SequenceOptions, TokenId};
 use crate::tokens::Logprobs;
 
 #[cfg(feature = "llama-cpp")]
@@ -132,6 +132,8 @@ pub enum Resumption {
 /// One choice of one request, in the form that a device runs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sequence {
+    /// The id of the request, for log lines.
+    pub request_id: RequestId,
     /// The prompt's token ids, shared by the choices of a request.
     pub prompt: Arc<[TokenId]>,
     /// The completion tokens that the client already has. Sampling continues after them.
@@ -148,10 +150,11 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// Creates the first choice of a request, with default options.
+    /// Creates the first choice of a request with a random id and default options.
     #[must_use]
     pub fn new(prompt: impl Into<Arc<[TokenId]>>, max_tokens: u32) -> Self {
         Self {
+            request_id: RequestId::random(),
             prompt: prompt.into(),
             delivered: Vec::new(),
             choice: 0,

@@ -256,6 +256,7 @@ async fn help_groups_the_settings_under_headings() {
                 "gRPC API",
                 "Connections",
                 "Shutdown",
+                "Log",
             ][..],
         ),
         (
@@ -268,6 +269,7 @@ async fn help_groups_the_settings_under_headings() {
                 "Queue and limits",
                 "Connections",
                 "Shutdown",
+                "Log",
             ],
         ),
         (
@@ -279,6 +281,7 @@ async fn help_groups_the_settings_under_headings() {
                 "Workers",
                 "Test runner",
                 "TLS of worker connections",
+                "Log",
             ],
         ),
     ] {

@@ -3,6 +3,9 @@
 use clap::{ArgAction, Args};
 use serde::{Deserialize, Serialize};
 
+use super::values::Text;
+use crate::logging::LogFormat;
+
 /// The settings of a server's log.
 #[derive(Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Log")]
@@ -11,6 +14,29 @@ pub(super) struct LogSettings {
     #[arg(long, env = "TOKENWAY_ACCESS_LOG", num_args = 0..=1, default_missing_value = "true",
         default_value = "true", action = ArgAction::Set)]
     access_log: bool,
+    #[command(flatten)]
+    #[serde(flatten)]
+    format: FormatSettings,
+}
+
+/// The setting of the log's format, which servers and workers have.
+#[derive(Args, Serialize, Deserialize)]
+#[command(next_help_heading = "Log")]
+pub(super) struct FormatSettings {
+    /// Format of the log: `human`, or `json` with one object per line
+    #[arg(
+        long,
+        env = "TOKENWAY_LOG_FORMAT",
+        value_name = "FORMAT",
+        default_value = "human"
+    )]
+    log_format: Text<LogFormat>,
+}
+
+impl FormatSettings {
+    pub(super) fn format(&self) -> LogFormat {
+        self.log_format.value
+    }
 }
 
 impl LogSettings {

@@ -20,7 +20,7 @@ fn read_line(arguments: &[&str]) -> Result<Task, ConfigError> {
 
 fn parts(arguments: &[&str]) -> ServerParts {
     match read_line(arguments) {
-        Ok(Task::Serve(parts)) => *parts,
+        Ok(Task::Serve(parts, _)) => *parts,
         Ok(Task::Work(_) | Task::Complete(_) | Task::Print(_)) => {
             panic!("{arguments:?} is not a server command")
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::gateway::{StreamFormat, UnknownFields};
+use crate::logging::LogFormat;
 use crate::request::MAX_TIMEOUT;
 
 /// An integer of at least 1.
@@ -183,6 +184,18 @@ impl<'de, T: FromStr<Err: Display>> Deserialize<'de> for Text<T> {
 
 /// A path, which must be valid UTF-8.
 pub(super) type FilePath = Text<PathBuf>;
+
+impl FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let named = [Self::Human, Self::Json].into_iter();
+        let mut named = named.filter(|format| format.name() == text);
+        named
+            .next()
+            .ok_or_else(|| "must be human or json".to_owned())
+    }
+}
 
 impl FromStr for StreamFormat {
     type Err = String;

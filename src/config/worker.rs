@@ -10,10 +10,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
 use super::error::ConfigError;
+use super::log::FormatSettings;
 use super::runner::{RunnerPlace, RunnerSettings, resolve};
 use super::settings::Settings;
 use super::values::{FilePath, Seconds, Text};
 use crate::listen::{Address, MutualTls, TlsFiles};
+use crate::logging::LogFormat;
 use crate::scheduler::ResumptionLimits;
 use crate::server::WorkerParts;
 use crate::worker::attach::{self, AttachOptions};
@@ -188,6 +190,9 @@ pub(super) struct AttachSettings {
     #[command(flatten)]
     #[serde(flatten)]
     tls: TlsSettings,
+    #[command(flatten)]
+    #[serde(flatten)]
+    log: FormatSettings,
 }
 
 /// The settings of a worker that connects to an engine.
@@ -196,6 +201,8 @@ pub struct WorkerTask {
     pub parts: AttachOptions,
     /// Cancelled to stop the worker.
     pub stopping: CancellationToken,
+    /// Format of the worker's log.
+    pub log_format: LogFormat,
 }
 
 impl AttachSettings {
@@ -222,6 +229,7 @@ impl AttachSettings {
                 slots: attach.runner.slots(),
             },
             stopping: CancellationToken::new(),
+            log_format: attach.log.format(),
         })
     }
 }

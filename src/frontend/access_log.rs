@@ -12,7 +12,8 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use http_body::{Body as _, Frame, SizeHint};
-use tracing::{Instrument, Span};
+use tracing::field::Empty;
+use tracing::{Instrument, Span, Value};
 
 use super::{Layers, response};
 use crate::context::RequestContext;
@@ -94,6 +95,15 @@ impl RequestEnd {
         }
     }
 
+    /// Returns the status as a number or a name.
+    fn status(&self) -> &dyn Value {
+        match &self.status {
+            None => &Empty,
+            Some(StatusSent::Http(status)) => status,
+            Some(StatusSent::Grpc(name)) => name,
+        }
+    }
+
     fn log(&self) {
         let (context, record) = (&self.context, self.context.record());
         let outcome = record.outcome().map_or("unknown", outcome_label);
@@ -110,7 +120,7 @@ impl RequestEnd {
                     api = context.api().label(),
                     route = context.route().name,
                     model = Some(record.model_label()).filter(|model| *model != "none"),
-                    status = self.status.map(tracing::field::display),
+                    status = self.status(),
                     outcome,
                     prompt_tokens = usage.map(|usage| usage.prompt),
                     completion_tokens = usage.map(|usage| usage.completion),
@@ -132,15 +142,6 @@ impl RequestEnd {
 impl Drop for RequestEnd {
     fn drop(&mut self) {
         self.over();
-    }
-}
-
-impl std::fmt::Display for StatusSent {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Http(status) => status.fmt(f),
-            Self::Grpc(name) => f.write_str(name),
-        }
     }
 }
 

@@ -81,11 +81,13 @@ impl Tested {
     fn counts(&self) -> Vec<String> {
         let text = self.telemetry.render();
         let lines = text.lines();
-        lines
+        let mut counts: Vec<_> = lines
             .filter_map(|line| line.strip_prefix("tokenway_requests_"))
             .filter(|line| line.contains('{') && !line.ends_with(" 0"))
             .map(str::to_owned)
-            .collect()
+            .collect();
+        counts.sort();
+        counts
     }
 }
 

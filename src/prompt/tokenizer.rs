@@ -126,7 +126,8 @@ impl Tokenizer {
             return Ok(call(&*self.0));
         }
         let model = Arc::clone(&self.0);
-        tokio::task::spawn_blocking(move || call(&*model))
+        let span = tracing::Span::current();
+        tokio::task::spawn_blocking(move || span.in_scope(|| call(&*model)))
             .await
             .map_err(|_| Error::internal())
     }

@@ -38,7 +38,7 @@ impl Api {
 pub struct Route {
     /// The value of the label `route`: the path of the route, or the name of the RPC.
     pub name: &'static str,
-    /// What the route does.
+    /// Kind of the route.
     pub kind: RouteKind,
 }
 
@@ -50,7 +50,7 @@ impl Route {
     };
 }
 
-/// What a route does, as far as counting, logging and deadlines depend on it.
+/// Kind of a route. Counting, logging and deadlines depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RouteKind {
     /// Completes prompts. It ends with the completion, reports its own deadline, and fills the histograms.

@@ -203,6 +203,10 @@ impl Completion {
         // Only choice 0 receives the prompt's tokens. The new worker sends them again from the first.
         let scores_prompt = choice.number == 0 && self.scored_prompt.is_incomplete();
         choice.resume(resumer, scores_prompt)?;
+        tracing::info!(
+            choice = choice.number,
+            "resuming a choice on another worker: its worker was lost"
+        );
         self.scored_prompt.restart();
         Ok(())
     }

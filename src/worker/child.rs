@@ -3,12 +3,14 @@
 //! A child connects like any other worker. In addition, the engine learns how its process ended, kills it once its
 //! stream has ended, and makes sure that it does not outlive the engine.
 
+use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use serde_json::{Map, Value};
 use std::os::unix::process::ExitStatusExt;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
@@ -19,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::attached::{AttachService, ChildState, ExitKind, ProcessExit};
 use super::{WorkerEvent, WorkerId};
 use crate::backoff::{Backoff, BackoffPolicy};
+use crate::logging;
 use crate::models::ModelId;
 
 /// Environment variable with the token that a child sends in its `hello`.
@@ -44,7 +47,7 @@ const DRAIN_EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 const KILL_SIGNALS: [i32; 4] = [1, 2, 9, 15];
 
 /// Longest line of a child's log that is forwarded whole, in bytes.
-const MAX_LINE_BYTES: usize = 4 * 1024;
+const MAX_LINE_BYTES: usize = 32 * 1024;
 
 /// The program of a child worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -183,6 +186,7 @@ async fn start(program: &Program, spec: &ChildSpec, token: &str) -> std::io::Res
         .arg(name(spec))
         .env(TOKEN_VARIABLE, token)
         .env(PARENT_VARIABLE, std::process::id().to_string())
+        .env(logging::FORMAT_VARIABLE, logging::format().name())
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -308,20 +312,75 @@ async fn forward_log(log: impl AsyncRead + Unpin, worker: &str) {
     log_line(worker, &line);
 }
 
+/// Logs a line of a child's log as a line of this process's log, at the same level.
 fn log_line(worker: &str, line: &[u8]) {
     let text = String::from_utf8_lossy(line);
     let text = text.trim();
-    let (level, rest) = text.split_once(' ').unwrap_or((text, ""));
-    let rest = rest.trim_start();
-    // The worker's logger starts each line with its level. Other lines come from a panic or a library.
-    match level {
-        "ERROR" => tracing::error!(target: "tokenway::worker", worker, "{rest}"),
-        "WARN" => tracing::warn!(target: "tokenway::worker", worker, "{rest}"),
-        "INFO" => tracing::info!(target: "tokenway::worker", worker, "{rest}"),
-        "DEBUG" => tracing::debug!(target: "tokenway::worker", worker, "{rest}"),
-        "TRACE" => tracing::trace!(target: "tokenway::worker", worker, "{rest}"),
-        "" => {}
-        _ => tracing::warn!(target: "tokenway::worker", worker, "{text}"),
+    if text.is_empty() {
+        return;
+    }
+    let line = ChildLine::json(text).unwrap_or_else(|| ChildLine::human(text));
+    let ChildLine {
+        message, fields, ..
+    } = &line;
+    let fields = fields.as_deref();
+    // The macro needs a constant level.
+    macro_rules! forward {
+        ($level:ident) => {
+            tracing::event!(
+                target: "tokenway::worker",
+                tracing::Level::$level,
+                worker,
+                worker_fields = fields,
+                "{message}"
+            )
+        };
+    }
+    match &*line.level {
+        "ERROR" => forward!(ERROR),
+        "INFO" => forward!(INFO),
+        "DEBUG" => forward!(DEBUG),
+        "TRACE" => forward!(TRACE),
+        _ => forward!(WARN),
+    }
+}
+
+/// A line of a child's log.
+struct ChildLine<'a> {
+    level: Cow<'a, str>,
+    message: Cow<'a, str>,
+    /// Its other fields, as a JSON object. `None` if they are part of the message.
+    fields: Option<String>,
+}
+
+impl<'a> ChildLine<'a> {
+    /// Parses a line of a JSON log.
+    fn json(text: &str) -> Option<Self> {
+        let mut fields: Map<String, Value> = serde_json::from_str(text).ok()?;
+        let mut take = |name| match fields.remove(name) {
+            Some(Value::String(text)) => Some(Cow::Owned(text)),
+            Some(_) | None => None,
+        };
+        let (level, message) = (take("level")?, take("message")?);
+        if let Some(target) = fields.remove("target") {
+            fields.insert("worker_target".to_owned(), target);
+        }
+        Some(Self {
+            level,
+            message,
+            fields: Some(Value::Object(fields).to_string()),
+        })
+    }
+
+    /// Parses a line of a human log, which starts with its level. Other lines come from a panic or a library.
+    fn human(text: &'a str) -> Self {
+        let (level, rest) = text.split_once(' ').unwrap_or((text, ""));
+        let has_level = ["ERROR", "WARN", "INFO", "DEBUG", "TRACE"].contains(&level);
+        Self {
+            level: if has_level { level } else { "WARN" }.into(),
+            message: if has_level { rest.trim_start() } else { text }.into(),
+            fields: None,
+        }
     }
 }
 

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use super::Assignment;
 use super::token_channel::{Failure, SendOutcome, TokenSender};
-use crate::request::FinishReason;
-use crate::runner::{Slot, SlotCredit, Token, monotonic_ns};
+use crate::request::{FinishReason, RequestId};
+use crate::runner::{ModelError, Slot, SlotCredit, Token, monotonic_ns};
 
 /// All slots of one worker.
 pub(super) struct Slots {
@@ -27,6 +27,7 @@ pub(super) struct Slots {
 
 /// The sequence in one slot.
 struct Occupant {
+    request_id: RequestId,
     token_channel: TokenSender,
     /// Number of prompt tokens that are still to be sent; 0 if they were not requested.
     prompt_left: usize,
@@ -61,9 +62,10 @@ impl Assignment {
     }
 }
 
-/// A slot that has become free, and the `max_tokens` of its sequence.
+/// A slot that has become free, and facts about its last sequence.
 pub(super) struct Freed {
     pub(super) slot: Slot,
+    pub(super) request_id: RequestId,
     pub(super) max_tokens: u32,
 }
 
@@ -124,6 +126,7 @@ impl Slots {
             0
         };
         self.occupants[slot.0] = Some(Occupant {
+            request_id: sequence.request_id.clone(),
             prompt_left,
             token_count: u32::try_from(sequence.delivered.len()).unwrap_or(u32::MAX),
             max_tokens: sequence.max_tokens,
@@ -200,15 +203,8 @@ impl Slots {
             SendOutcome::Delivered => None,
             SendOutcome::Closed => self.vacate(slot).map(|(_, freed)| freed),
             SendOutcome::NoCredit => {
-                tracing::error!(
-                    slot = slot.0,
-                    "the runner emitted a token for a slot without credit"
-                );
                 let error = "the runner emitted a token for a slot without credit".to_owned();
-                self.fail(
-                    slot,
-                    Failure::Model(crate::runner::ModelError::Failed(error)),
-                )
+                self.fail(slot, Failure::Model(ModelError::Failed(error)))
             }
         }
     }
@@ -228,6 +224,8 @@ impl Slots {
     /// Ends a sequence with a failure.
     pub(super) fn fail(&mut self, slot: Slot, failure: Failure) -> Option<Freed> {
         let (occupant, freed) = self.vacate(slot)?;
+        let (id, reason) = (&freed.request_id.0, failure_reason(&failure));
+        tracing::debug!(%id, slot = slot.0, reason, "a sequence fails");
         occupant.token_channel.fail(failure);
         Some(freed)
     }
@@ -290,7 +288,25 @@ impl Slots {
         self.free.push(slot);
         self.cleared += usize::from(occupant.is_suspect);
         let max_tokens = occupant.max_tokens;
-        Some((occupant, Freed { slot, max_tokens }))
+        let request_id = occupant.request_id.clone();
+        let freed = Freed {
+            slot,
+            request_id,
+            max_tokens,
+        };
+        Some((occupant, freed))
+    }
+}
+
+/// Returns the reason of a failure for the log. It contains no text of the client.
+fn failure_reason(failure: &Failure) -> &'static str {
+    match failure {
+        Failure::Model(ModelError::Invalid(_)) => "invalid request",
+        Failure::Model(ModelError::Unavailable(_)) => "model unavailable",
+        Failure::Model(ModelError::Failed(_)) => "model error",
+        Failure::SlowReader => "slow reader",
+        Failure::DeadlineExceeded => "deadline exceeded",
+        Failure::Draining => "draining",
     }
 }
 

@@ -260,6 +260,9 @@ impl Device<'_> {
         let Some((assignment, deadline_ns)) = assignment.into_runnable() else {
             return self.report_released(max_tokens);
         };
+        // Lines that the runner logs here are about this sequence.
+        let id = assignment.sequence.request_id.0.clone();
+        let _span = request_span(&id).entered();
         let Some(slot) = self.next_free() else {
             tracing::error!("the scheduler assigned a sequence to a worker without a free slot");
             return self.report_released(max_tokens);
@@ -269,6 +272,7 @@ impl Device<'_> {
         }
         match self.runner.admit(slot, assignment.sequence.clone()) {
             Ok(()) => {
+                tracing::debug!(slot = slot.0, "a sequence starts");
                 self.slots.occupy(slot, assignment, deadline_ns);
                 self.worker
                     .options
@@ -350,7 +354,8 @@ impl Device<'_> {
     }
 
     fn release(&mut self, freed: &Freed) {
-        self.runner.release(freed.slot);
+        // Lines that the runner logs here are about the sequence that had the slot.
+        request_span(&freed.request_id.0).in_scope(|| self.runner.release(freed.slot));
         self.worker
             .options
             .telemetry
@@ -408,6 +413,11 @@ fn wait_backoff(delay: Duration, is_ending: impl Fn() -> bool) -> bool {
         }
         std::thread::park_timeout(left);
     }
+}
+
+/// Span of a call of the runner about one sequence.
+fn request_span(id: &str) -> tracing::Span {
+    tracing::error_span!("request", id)
 }
 
 fn with_timestamp(mut token: Token, now_ns: u64) -> Token {

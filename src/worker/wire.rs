@@ -8,7 +8,7 @@ use super::token_channel::Failure;
 use crate::proto::v1;
 use crate::proto::v1::completion_request::Input;
 use crate::proto::worker as proto;
-use crate::request::{MAX_LOGPROBS, Parameter};
+use crate::request::{MAX_LOGPROBS, Parameter, RequestId};
 use crate::runner::{ModelError, ModelFacts, Resumption, Sequence, Token, TokenBytes};
 use crate::sequence_proto;
 use crate::tokens::MIN_LOGPROB;
@@ -85,6 +85,7 @@ pub(super) fn submit(sequence: &Sequence, id: SequenceId, credit: u32) -> proto:
             echo: sequence.scores_prompt,
             ..sequence_proto::message(&sequence.options)
         }),
+        request_id: sequence.request_id.0.to_string(),
     }
 }
 
@@ -104,12 +105,24 @@ pub(super) fn sequence(submit: proto::Submit) -> Result<Sequence, Violation> {
     request.seed.ok_or_else(|| missing("request.seed"))?;
     let options = sequence_proto::take_options(&mut request);
     Ok(Sequence {
+        request_id: request_id(&submit.request_id)?,
         prompt: prompt.into(),
         delivered: submit.delivered,
         choice: submit.choice,
         max_tokens,
         scores_prompt: request.echo,
         options: options.map_err(|invalid| Violation(format!("submit.request.{invalid}")))?,
+    })
+}
+
+/// Checks the id of a request. An id that is missing becomes a random one.
+fn request_id(id: &str) -> Result<RequestId, Violation> {
+    if id.is_empty() {
+        return Ok(RequestId::random());
+    }
+    RequestId::from_client(id).ok_or_else(|| {
+        let rule = "submit.request_id must have at most 128 visible ASCII characters";
+        Violation(rule.to_owned())
     })
 }
 

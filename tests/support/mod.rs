@@ -33,6 +33,7 @@ pub mod gguf;
 pub mod grpc;
 pub mod http;
 pub mod http2;
+pub mod log;
 pub mod program;
 
 /// Path of the real model's GGUF file.

@@ -94,7 +94,7 @@ class Device:
         try:
             self.runner.check(request)
         except Exception as error:
-            sequence.refuse(failure_of(error))
+            sequence.refuse(failure_of(error, request.request_id))
             return
         if not sequence.accept():
             return
@@ -110,6 +110,6 @@ class Device:
         # Catches everything: if this thread ended, its slot would be lost and the sequence would
         # not end.
         except BaseException as error:
-            sequence.fail(failure_of(error))
+            sequence.fail(failure_of(error, request.request_id))
         # Has no effect if the sequence has ended.
         sequence.fault("left the sequence without an end")

@@ -20,13 +20,16 @@ class Failure:
     message: str
 
 
-def failure_of(error: BaseException) -> Failure:
-    """Converts an exception. Logs it if it is not one of the runner interface's exceptions."""
+def failure_of(error: BaseException, request_id: str = "") -> Failure:
+    """Converts an exception. Logs it if it is not one of the runner interface's exceptions, with the
+    id of the request if it is about one."""
     if isinstance(error, Invalid):
         return Failure(True, str(error))
     if isinstance(error, Failed):
         return Failure(False, str(error))
     name = type(error).__name__
     # The message is not logged, because it may contain a client's text.
-    log.error("the runner raised %s:\n%s", name, "".join(traceback.format_tb(error.__traceback__)))
+    about = f" in request {request_id}" if request_id else ""
+    where = "".join(traceback.format_tb(error.__traceback__))
+    log.error("the runner raised %s%s:\n%s", name, about, where)
     return Failure(False, f"the runner raised {name}")

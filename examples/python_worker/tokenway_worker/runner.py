@@ -206,6 +206,8 @@ class Request:
     scores_prompt: bool = False
     # True if tokens need timestamps.
     stamps: bool = False
+    # Id of the request, for log lines.
+    request_id: str = ""
     user: str = field(default="", repr=False)
     # Slot of the sequence, from 0. No other sequence uses it.
     slot: int = 0

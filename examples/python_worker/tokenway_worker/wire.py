@@ -198,6 +198,7 @@ def _request(submit: Any) -> Request:
         scores_prompt=request.echo,
         stamps=request.include_stamps,
         user=request.user,
+        request_id=submit.request_id,
     )
 
 

@@ -118,12 +118,14 @@ impl Sequences {
             return None;
         };
         let Some(slot) = self.slots.next_free() else {
-            tracing::error!("the scheduler assigned a sequence to a worker without a free slot");
+            let id = &assignment.sequence.request_id.0;
+            tracing::error!(%id, "the scheduler assigned a sequence to a worker without a free slot");
             self.effects.released.push(max_tokens);
             return None;
         };
         self.last.number += 1;
         let (number, sequence) = (self.last.number, &assignment.sequence);
+        tracing::debug!(id = %sequence.request_id.0, number, "a sequence is submitted to a remote worker");
         let delivered = sequence.delivered.len();
         let scoring = sequence.scores_prompt.then(|| Arc::clone(&sequence.prompt));
         let prompt_tokens = scoring.as_ref().map_or(0, |prompt| prompt.len());

@@ -1,0 +1,131 @@
+//! The log of a process: its filter, its format and its timestamps.
+//!
+//! The log belongs to the process, not to a server, so its format is global. A worker process that an engine starts
+//! writes the engine's format, and the engine adds the worker's lines to its own log.
+
+use std::env::VarError;
+use std::io::{self, IsTerminal};
+use std::sync::OnceLock;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::output::Output;
+
+mod json;
+
+pub use json::{JsonFields, JsonLines};
+
+/// Environment variable with the log filter, in the syntax of [`EnvFilter`].
+pub const FILTER_VARIABLE: &str = "TOKENWAY_LOG";
+
+/// Environment variable with the log format.
+pub const FORMAT_VARIABLE: &str = "TOKENWAY_LOG_FORMAT";
+
+/// Name of the field in which an engine forwards the fields of a worker process's log line, as a JSON object.
+pub const WORKER_FIELDS: &str = "worker_fields";
+
+/// Log filter if [`FILTER_VARIABLE`] is not set. llama.cpp logs a lot at `info` while it loads a model.
+const DEFAULT_FILTER: &str = "info,llama-cpp-2=warn";
+
+/// Format of the log of this process. Unset until [`init`].
+static FORMAT: OnceLock<LogFormat> = OnceLock::new();
+
+/// Format of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text for people, in colour on a terminal.
+    #[default]
+    Human,
+    /// One JSON object per line.
+    Json,
+}
+
+impl LogFormat {
+    /// The value of `--log-format`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Human => "human",
+            Self::Json => "json",
+        }
+    }
+}
+
+/// Timestamps of the log's lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Timestamps {
+    /// Each line has a timestamp.
+    On,
+    /// No line has one: an engine adds the lines to its own log, with timestamps.
+    Off,
+}
+
+/// The log filter in the environment is invalid.
+#[derive(Debug, thiserror::Error)]
+#[error("{FILTER_VARIABLE}: {0}")]
+pub struct InvalidFilter(String);
+
+/// Starts the log of this process. Lines go to `stderr`, filtered by [`FILTER_VARIABLE`].
+///
+/// # Errors
+/// The filter is invalid.
+///
+/// # Panics
+/// The log of this process was started before.
+pub fn init(
+    stderr: &Output,
+    format: LogFormat,
+    timestamps: Timestamps,
+) -> Result<(), InvalidFilter> {
+    let invalid = |error: &dyn std::fmt::Display| InvalidFilter(error.to_string());
+    let filter = match std::env::var(FILTER_VARIABLE) {
+        Ok(filter) => filter
+            .parse::<EnvFilter>()
+            .map_err(|error| invalid(&error))?,
+        Err(VarError::NotPresent) => EnvFilter::new(DEFAULT_FILTER),
+        Err(error) => return Err(invalid(&error)),
+    };
+    FORMAT.get_or_init(|| format);
+    match format {
+        LogFormat::Human => start_human(filter, stderr, timestamps),
+        LogFormat::Json => start_json(filter, stderr.clone(), timestamps),
+    }
+    Ok(())
+}
+
+/// Starts the log of this process as JSON lines.
+///
+/// # Panics
+/// The log of this process was started before.
+pub fn start_json<W>(filter: EnvFilter, writer: W, timestamps: Timestamps)
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(writer)
+        .log_internal_errors(false)
+        .fmt_fields(JsonFields)
+        .event_format(JsonLines { timestamps })
+        .init();
+}
+
+fn start_human(filter: EnvFilter, stderr: &Output, timestamps: Timestamps) {
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(stderr.clone())
+        // `tracing_subscriber` reports internal errors with `eprintln!`, which panics if standard error is closed.
+        .log_internal_errors(false)
+        .with_ansi(io::stderr().is_terminal());
+    match timestamps {
+        Timestamps::On => log.init(),
+        Timestamps::Off => log.without_time().init(),
+    }
+}
+
+/// Returns the format of the log of this process; the default if it has not been started.
+#[must_use]
+pub fn format() -> LogFormat {
+    FORMAT.get().copied().unwrap_or_default()
+}
