@@ -262,6 +262,27 @@ async fn a_lost_worker_and_a_passed_deadline_are_logged_as_the_outcome() {
 }
 
 #[tokio::test]
+async fn a_request_that_a_draining_server_rejects_is_logged() {
+    LOG.lines();
+    let setup = Setup::test_runner(full_speed());
+    let grace = Duration::from_secs(3_600);
+    let server = setup.drain(grace, Duration::ZERO).start().await;
+    let address = server.http_address();
+    let mut grpc = server.grpc().await;
+    let draining = tokio::spawn(server.drain());
+    // The runtime has one thread, so the drain has started when this task runs again.
+    tokio::task::yield_now().await;
+    let http = tokens(1).header("x-request-id", "draining-http");
+    http.send_to(&address).await.rest().await;
+    let request = with_id(grpc::request("a", 1), "draining-grpc");
+    grpc.complete(request).await.expect_err("the engine drains");
+    assert_ended(&LOG.accesses("draining-http")[0], 503, "draining");
+    let line = &LOG.accesses("draining-grpc")[0];
+    assert_ended(line, "UNAVAILABLE", "draining");
+    draining.abort();
+}
+
+#[tokio::test]
 async fn a_slow_reader_is_logged_as_the_outcome() {
     LOG.lines();
     let setup = Setup::test_runner(full_speed()).slots(2);

@@ -7,6 +7,7 @@ use crate::server::{EngineParts, Source};
 
 mod check;
 mod http;
+mod log;
 mod models;
 mod servers;
 mod show;

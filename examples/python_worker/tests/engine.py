@@ -25,7 +25,7 @@ REFUSAL = "the worker is rejected"
 
 
 # Fields of `submit` itself. All others are fields of its request.
-SUBMIT_FIELDS = ("sequence", "generation", "credit", "choice", "delivered")
+SUBMIT_FIELDS = ("sequence", "generation", "credit", "choice", "delivered", "request_id")
 
 
 def submit_message(fields: dict[str, Any]) -> dict[str, Any]:

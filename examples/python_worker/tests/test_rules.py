@@ -45,7 +45,8 @@ def run_beside_another(attachment: Attachment, **fields: Any) -> Tokens:
     attachment.say(submit={"sequence": 1, **asks, "prompt": [6], "credit": 1})
     attachment.receive("accepted")
     attachment.receive("step")
-    attachment.say(submit={"sequence": 2, **asks, "prompt": [5], **fields})
+    second = {"sequence": 2, "request_id": "second"}
+    attachment.say(submit={**second, **asks, "prompt": [5], **fields})
     attachment.receive("accepted")
     tokens = attachment.receive_steps(2)
     attachment.say(credit={"grants": [{"sequence": 1, "tokens": 4}]})
@@ -106,7 +107,7 @@ def test_an_invalid_token_fails_only_its_sequence(
     tokens = run_beside_another(attach(ScriptedRunner(act)), **fields)
     assert (tokens.ids, tokens.end) == ([], FAILED)
     assert (tokens.failure.is_invalid, tokens.failure.message) == (False, f"the runner {did}")
-    assert f"sequence 2 fails at token 0: the runner {did}" in caplog.text
+    assert f"sequence 2 of request second fails at token 0: the runner {did}" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,7 @@ def test_an_invalid_end_fails_only_its_sequence(
     assert (tokens.ids, tokens.end) == ([7], FAILED)
     assert (tokens.failure.is_invalid, tokens.failure.message) == (False, f"the runner {did}")
     at = len(fields.get("delivered", [])) + 1
-    assert f"sequence 2 fails at token {at}: the runner {did}" in caplog.text
+    assert f"sequence 2 of request second fails at token {at}: the runner {did}" in caplog.text
 
 
 def test_extra_prompt_tokens_and_a_prompt_token_as_the_end_are_failures(attach: Attach) -> None:

@@ -21,8 +21,8 @@ class Failure:
 
 
 def failure_of(error: BaseException, request_id: str = "") -> Failure:
-    """Converts an exception. Logs it if it is not one of the runner interface's exceptions, with the
-    id of the request if it is about one."""
+    """Converts an exception. Logs it, with the id of its request, if it is not one of the runner
+    interface's exceptions."""
     if isinstance(error, Invalid):
         return Failure(True, str(error))
     if isinstance(error, Failed):

@@ -111,8 +111,8 @@ class Sequence:
         with self._changed:
             if not self._is_over:
                 at = self._next_index
-                id_ = self.request.request_id
-                log.error("request %s fails at token %d: the runner %s", id_, at, rule)
+                message = "sequence %d of request %s fails at token %d: the runner %s"
+                log.error(message, self.number, self.request.request_id, at, rule)
                 self._end(wire.End.FAILED, Failure(False, f"the runner {rule}"))
 
     def __call__(self) -> bool:
