@@ -3,7 +3,7 @@
 //! It converts request bodies into messages for the engine, and the engine's events into responses. It must not
 //! know schedulers, workers or runners.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -21,43 +21,71 @@ use crate::context::RequestContext;
 use crate::error::{Error, ErrorKind};
 use crate::telemetry::{RouteKind, Telemetry, WorkerCounts};
 
-mod accept;
-mod body;
-mod buffered_request;
-mod completion_stream;
-mod completions;
-mod echo;
-mod error_response;
-mod extract;
-mod fields;
-mod host;
-mod json;
-pub mod lines;
-mod logprobs;
-mod object;
+// The modules stand in the order of a request's path. A module uses only modules below it.
+
 mod openapi;
+
 mod origin;
-mod queued_body;
-mod response;
-mod size;
-mod stream;
-#[cfg(test)]
-mod tests;
-mod timings;
+
+mod host;
+
+mod extract;
+
 mod tokenize;
+
+mod complete;
+
 mod unary;
+
+mod queued_body;
+
+mod stream_body;
+
+mod keep_alive;
+
+mod openai;
+
+mod dialect;
+
+mod buffered_request;
+
+mod fields;
+
+mod object;
+
 mod unknown;
 
+mod accept;
+
+mod completion_stream;
+
+mod timings;
+
+mod echo;
+
+mod body_schema;
+
+mod field_names;
+
+mod error_response;
+
+mod response;
+
+mod size;
+
+mod json;
+
+#[cfg(test)]
+mod tests;
+
 pub use accept::StreamFormat;
-pub use body::{Route, StreamOptions};
+use complete::DialectRoute;
 pub(crate) use error_response::ErrorResponse;
+pub use openai::{Route, StreamOptions, lines};
 pub(crate) use origin::BrowserCheck;
 pub use origin::{AllowedHost, AllowedOrigin, OriginPolicy};
 use response::{Model, ModelList, Status};
 pub use unknown::UnknownFields;
-
-/// Largest request body, in bytes.
-const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
 
 /// Maximum number of headers of a request.
 const MAX_HEADERS: usize = 100;
@@ -90,10 +118,14 @@ pub struct Gateway {
     pub stopping: CancellationToken,
 }
 
-/// Paths of the routes.
-pub const ROUTES: [(&str, RouteKind); 12] = [
-    ("/v1/completions", RouteKind::Completion),
-    ("/v1/chat/completions", RouteKind::Completion),
+/// The dialects of the HTTP API. Each is a route that completes prompts.
+const DIALECTS: &[DialectRoute] = &[
+    DialectRoute::of::<openai::Completions>(),
+    DialectRoute::of::<openai::Chat>(),
+];
+
+/// Paths of the other routes.
+const OTHER_ROUTES: [(&str, RouteKind); 10] = [
     ("/tokenize", RouteKind::Unary),
     ("/detokenize", RouteKind::Unary),
     ("/tokenizer_info", RouteKind::Unary),
@@ -106,11 +138,19 @@ pub const ROUTES: [(&str, RouteKind); 12] = [
     ("/openapi.json", RouteKind::Unary),
 ];
 
+/// Paths of all routes.
+pub static ROUTES: LazyLock<Vec<(&'static str, RouteKind)>> = LazyLock::new(|| {
+    let dialects = DIALECTS.iter();
+    let dialects = dialects.map(|dialect| (dialect.path, RouteKind::Completion));
+    dialects.chain(OTHER_ROUTES).collect()
+});
+
 /// Builds the routes. Each request carries a [`RequestContext`], which `frontend` inserts.
 pub fn routes(gateway: Gateway) -> Router {
-    Router::new()
-        .route("/v1/completions", post(completions::complete))
-        .route("/v1/chat/completions", post(completions::chat))
+    let dialects = DIALECTS.iter().fold(Router::new(), |router, dialect| {
+        router.route(dialect.path, (dialect.handler)())
+    });
+    dialects
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .route("/tokenizer_info", get(tokenize::info))

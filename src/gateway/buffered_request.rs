@@ -9,10 +9,12 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::time::timeout_at;
 
-use super::MAX_BODY_BYTES;
 use super::completion_stream::deadline_exceeded;
 use crate::context::RequestContext;
 use crate::error::{Error, ErrorKind};
+
+/// Largest request body, in bytes.
+pub(super) const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
 
 /// A request whose whole body has been read, and not yet parsed.
 pub(super) struct BufferedRequest {

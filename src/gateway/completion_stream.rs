@@ -16,6 +16,7 @@ use crate::error::{Error, ErrorKind};
 use crate::poll_on_wake::PollOnWake;
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
+use crate::request::FinishReason;
 
 /// The engine streams of a request, one per prompt.
 pub(super) struct MergedStreams {
@@ -169,6 +170,15 @@ async fn aborted(deadline: Instant, stopping: CancellationToken) -> Error {
         biased;
         () = stopping.cancelled() => Error::shutting_down(),
         () = sleep_until(deadline) => deadline_exceeded(),
+    }
+}
+
+/// Returns the reason why a choice ends with these tokens; `None` if it does not end.
+pub(super) fn finish_reason(tokens: &v1::Tokens) -> Option<FinishReason> {
+    match tokens.finish_reason() {
+        v1::FinishReason::Unspecified => None,
+        v1::FinishReason::Stop => Some(FinishReason::Stop),
+        v1::FinishReason::Length => Some(FinishReason::Length),
     }
 }
 

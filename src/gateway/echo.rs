@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::logprobs::{CompletionLogprobs, char_count};
 use super::size;
 use crate::error::Error;
 use crate::proto::v1;
@@ -29,7 +28,7 @@ struct SharedPrompt {
 pub(super) struct Prompt {
     pub(super) text: String,
     /// Tokens with log probabilities; empty unless the request sets `logprobs`.
-    tokens: Vec<TokenBatch>,
+    pub(super) tokens: Vec<TokenBatch>,
     /// Estimated size in a response, in bytes.
     pub(super) size: usize,
 }
@@ -93,19 +92,6 @@ impl Echo {
         } else {
             Arc::clone(&shared.prompt)
         })
-    }
-}
-
-impl Prompt {
-    /// Log probabilities of the prompt's tokens.
-    pub(super) fn logprobs(&self) -> CompletionLogprobs {
-        let mut logprobs = CompletionLogprobs::default();
-        let mut offset = 0;
-        for token in self.tokens.iter().flat_map(TokenBatch::iter) {
-            logprobs.push(&token, offset);
-            offset += char_count(token.text);
-        }
-        logprobs
     }
 }
 

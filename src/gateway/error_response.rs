@@ -11,7 +11,6 @@ use utoipa::ToSchema;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 
-use super::body::Route;
 use super::json;
 use crate::error::{Error, ErrorKind};
 
@@ -29,28 +28,33 @@ impl From<Error> for ErrorResponse {
 impl IntoResponse for ErrorResponse {
     fn into_response(self) -> Response<Body> {
         let Self(error) = self;
-        let row = error.kind.row();
-        let mut response = Response::new(Body::from(json::to_vec(&ErrorObject::from(&error))));
-        *response.status_mut() = row.http;
-        response.extensions_mut().insert(error.kind);
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if let Some(delay) = error.retry_after {
-            headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(delay)));
-            let milliseconds = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
-            headers.insert("retry-after-ms", HeaderValue::from(milliseconds));
-        }
-        if !error.kind.is_retryable() {
-            headers.insert("x-should-retry", HeaderValue::from_static("false"));
-        }
-        if error.kind == ErrorKind::NotAcceptable {
-            headers.insert(VARY, HeaderValue::from_static("accept"));
-        }
-        if error.kind == ErrorKind::InvalidApiKey {
-            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        }
-        response
+        with_object(&error, &ErrorObject::from(&error))
     }
+}
+
+/// Builds the response for an error. `object` is its body.
+pub(super) fn with_object(error: &Error, object: &impl Serialize) -> Response<Body> {
+    let row = error.kind.row();
+    let mut response = Response::new(Body::from(json::to_vec(object)));
+    *response.status_mut() = row.http;
+    response.extensions_mut().insert(error.kind);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(delay) = error.retry_after {
+        headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(delay)));
+        let milliseconds = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+        headers.insert("retry-after-ms", HeaderValue::from(milliseconds));
+    }
+    if !error.kind.is_retryable() {
+        headers.insert("x-should-retry", HeaderValue::from_static("false"));
+    }
+    if error.kind == ErrorKind::NotAcceptable {
+        headers.insert(VARY, HeaderValue::from_static("accept"));
+    }
+    if error.kind == ErrorKind::InvalidApiKey {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
 }
 
 /// OpenAI's error object.
@@ -119,97 +123,7 @@ fn code() -> RefOr<Schema> {
         .into()
 }
 
-/// Maps the field names in engine errors to the names of one endpoint's fields.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct FieldNames {
-    renamed: &'static [(&'static str, &'static str)],
-    max_tokens: &'static str,
-    logprobs: &'static str,
-}
-
-impl FieldNames {
-    /// `/tokenize`, for text and for chats.
-    pub(super) const TOKENIZE: Self = Self::new(&[("text", "prompt"), ("chat", "messages")]);
-
-    /// `/detokenize`.
-    pub(super) const DETOKENIZE: Self = Self::new(&[("token_ids", "tokens")]);
-
-    const fn new(renamed: &'static [(&'static str, &'static str)]) -> Self {
-        Self {
-            renamed,
-            max_tokens: "max_tokens",
-            logprobs: "logprobs",
-        }
-    }
-
-    /// A completion endpoint.
-    pub(super) fn of(route: Route) -> Self {
-        match route {
-            Route::Completions => Self::new(&[("prompt_token_ids", "prompt")]),
-            Route::Chat => Self::new(&[("chat", "messages"), ("prompt", "messages")]),
-        }
-    }
-
-    /// For a client that sets `max_completion_tokens` instead of `max_tokens`.
-    pub(super) fn with_max_completion_tokens(self) -> Self {
-        Self {
-            max_tokens: "max_completion_tokens",
-            ..self
-        }
-    }
-
-    /// For a client that sets `best_of` but not `logprobs`. `best_of` asks the engine for log probabilities.
-    pub(super) fn with_best_of(self) -> Self {
-        Self {
-            logprobs: "best_of",
-            ..self
-        }
-    }
-
-    /// Replaces the engine's field name in an error by the client's.
-    pub(super) fn with_client_field_name(self, mut error: Error) -> Error {
-        if let Some(param) = &mut error.param {
-            let own = [("max_tokens", self.max_tokens), ("logprobs", self.logprobs)];
-            let mut names = self.renamed.iter().chain(&own);
-            if let Some((_, client_name)) = names.find(|(engine_name, _)| engine_name == param) {
-                (*client_name).clone_into(param);
-            }
-        }
-        error
-    }
-}
-
 /// Rounds up, since a client that retries too early is rejected again.
 fn whole_seconds(delay: Duration) -> u64 {
     delay.as_secs() + u64::from(delay.subsec_nanos() > 0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn errors_name_fields_as_the_client_names_them() {
-        let completions = FieldNames::of(Route::Completions);
-        let chat = FieldNames::of(Route::Chat);
-        for (names, engine_name, client_name) in [
-            (completions, "prompt_token_ids", "prompt"),
-            (completions, "max_tokens", "max_tokens"),
-            (chat, "chat", "messages"),
-            (chat, "max_tokens", "max_tokens"),
-            (
-                chat.with_max_completion_tokens(),
-                "max_tokens",
-                "max_completion_tokens",
-            ),
-            (completions.with_best_of(), "logprobs", "best_of"),
-            (FieldNames::TOKENIZE, "text", "prompt"),
-            (FieldNames::TOKENIZE, "chat", "messages"),
-            (FieldNames::DETOKENIZE, "token_ids", "tokens"),
-            (FieldNames::DETOKENIZE, "model", "model"),
-        ] {
-            let error = names.with_client_field_name(Error::invalid_value(engine_name, ""));
-            assert_eq!(error.param.as_deref(), Some(client_name));
-        }
-    }
 }

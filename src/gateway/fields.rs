@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Number, Value};
 
-use super::object;
+use super::object::{self, json_type_name};
 use super::unknown::{IgnoredFields, UnknownFields};
 use crate::error::{Error, ErrorKind};
 
@@ -324,17 +324,5 @@ fn round_to_f32(number: f64) -> f32 {
         rounded.next_up()
     } else {
         rounded.next_down()
-    }
-}
-
-/// Name of a value's JSON type, with its article, for error messages.
-pub(super) fn json_type_name(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
     }
 }

@@ -6,7 +6,6 @@ use serde::Deserializer;
 use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::fields::json_type_name;
 use crate::error::{Error, ErrorKind};
 
 /// Parses a body.
@@ -140,6 +139,18 @@ impl<'de> Visitor<'de> for UniqueKeys<'_> {
     }
 }
 
+/// Name of a value's JSON type, with its article, for error messages.
+pub(super) fn json_type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -199,6 +210,19 @@ mod tests {
     #[test]
     fn trailing_data_after_the_object_is_rejected() {
         let error = parse(b"{} {}").unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidJson);
+    }
+
+    #[test]
+    fn invalid_json_is_rejected() {
+        let deep = "[".repeat(100_000);
+        for body in ["", "{", "{\"prompt\": NaN}", "\u{feff}{}", &deep] {
+            let error = parse(body.as_bytes()).err();
+            let error = error.expect("the JSON is invalid");
+            assert_eq!(error.kind, ErrorKind::InvalidJson);
+        }
+        let error = parse(b"{\"prompt\": \"\xff\"}").err();
+        let error = error.expect("the UTF-8 is invalid");
         assert_eq!(error.kind, ErrorKind::InvalidJson);
     }
 }

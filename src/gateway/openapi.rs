@@ -7,26 +7,22 @@ use std::sync::LazyLock;
 
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
-use serde_json::Value;
-use utoipa::OpenApi;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn};
-use utoipa::openapi::schema::{Object, ObjectBuilder, Schema, SchemaType, Type};
+use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::{
     ContentBuilder, Header, Ref, RefOr, Response as ResponseObject, ResponseBuilder,
 };
+use utoipa::{OpenApi, ToSchema};
 
-use super::body::chat::ChatBody;
-use super::body::completions::CompletionsBody;
-use super::body::message::Message;
-use super::body::shared_fields::SharedFields;
-use super::body::tokenize::{DetokenizeBody, TokenizeChat, TokenizeText};
-use super::body::{StreamOptions, schema};
+use super::body_schema::{Schemas, add_unsupported};
+use super::complete::DialectRoute;
 use super::error_response::ErrorObject;
 use super::fields::Unsupported;
-use super::response;
+use super::openai::message::Message;
+use super::tokenize;
+use super::tokenize::body::{DetokenizeBody, TokenizeChat, TokenizeText};
 use super::unknown::X_IGNORED_FIELDS;
-use super::{completions, tokenize};
 use crate::error::ErrorKind;
 
 /// Tokenway's HTTP API. With `stream: true` a completion is streamed as newline-delimited JSON or as server-sent
@@ -34,8 +30,6 @@ use crate::error::ErrorKind;
 #[derive(OpenApi)]
 #[openapi(
     paths(
-        completions::complete,
-        completions::chat,
         tokenize::tokenize,
         tokenize::detokenize,
         tokenize::info,
@@ -47,19 +41,7 @@ use crate::error::ErrorKind;
         super::metrics,
         openapi,
     ),
-    components(schemas(
-        CompletionsBody,
-        ChatBody,
-        SharedFields,
-        StreamOptions,
-        Message,
-        TokenizeText,
-        TokenizeChat,
-        DetokenizeBody,
-        ErrorObject,
-        response::Completion,
-        response::ChatCompletion,
-    ))
+    components(schemas(Message, TokenizeText, TokenizeChat, DetokenizeBody, ErrorObject,))
 )]
 struct Api;
 
@@ -132,6 +114,9 @@ fn describe() -> utoipa::openapi::OpenApi {
     if let Some(components) = &mut api.components {
         describe_bodies(&mut components.schemas);
     }
+    for dialect in super::DIALECTS {
+        api.merge((dialect.describe)());
+    }
     for (path, item) in &mut api.paths.paths {
         let has_body = item.post.is_some();
         for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
@@ -141,65 +126,17 @@ fn describe() -> utoipa::openapi::OpenApi {
     api
 }
 
-type Schemas = BTreeMap<String, RefOr<Schema>>;
-
-/// Completes the schemas of the bodies: the fields that completions and chats share, unsupported fields with the
-/// values that are accepted, and null as the only value of any other field.
+/// Completes the schemas of the bodies.
 fn describe_bodies(schemas: &mut Schemas) {
-    let shared = object(schemas, "SharedFields").properties.clone();
-    schemas.remove("SharedFields");
-    for name in ["CompletionsBody", "ChatBody"] {
-        let properties = &mut object(schemas, name).properties;
-        properties.extend(shared.clone());
-        let hints = SharedFields::HINTS;
-        properties.extend(hints.map(|(field, text)| (field.to_owned(), hint(text))));
-    }
-    let tables: [(&str, &[Unsupported]); 8] = [
-        ("CompletionsBody", SharedFields::UNSUPPORTED),
-        ("ChatBody", SharedFields::UNSUPPORTED),
-        ("ChatBody", ChatBody::UNSUPPORTED),
-        ("StreamOptions", StreamOptions::UNSUPPORTED),
+    let tables: [(&str, &[Unsupported]); 4] = [
         ("Message", Message::UNSUPPORTED),
         ("TokenizeText", TokenizeText::UNSUPPORTED),
         ("TokenizeChat", TokenizeChat::UNSUPPORTED),
         ("DetokenizeBody", &[]),
     ];
     for (name, unsupported) in tables {
-        let body = object(schemas, name);
-        for (field, no_op_values) in unsupported {
-            body.properties
-                .insert((*field).to_owned(), unsupported_field(no_op_values));
-        }
-        body.additional_properties = Some(Box::new(schema::null().into()));
+        add_unsupported(schemas, name, unsupported);
     }
-}
-
-fn object<'a>(schemas: &'a mut Schemas, name: &str) -> &'a mut Object {
-    match schemas.get_mut(name) {
-        Some(RefOr::T(Schema::Object(object))) => object,
-        _ => panic!("the schema {name} is not an object"),
-    }
-}
-
-fn hint(description: &str) -> RefOr<Schema> {
-    ObjectBuilder::new()
-        .schema_type(SchemaType::Array(vec![Type::String, Type::Null]))
-        .description(Some(description))
-        .into()
-}
-
-/// Schema of an unsupported field. `no_op_values` is a JSON list of the values that have no effect.
-fn unsupported_field(no_op_values: &str) -> RefOr<Schema> {
-    let mut values: Vec<Value> =
-        serde_json::from_str(no_op_values).expect("the tables hold JSON lists");
-    values.push(Value::Null);
-    ObjectBuilder::new()
-        .schema_type(SchemaType::AnyValue)
-        .description(Some(
-            "Not supported. Only these values are accepted; they have no effect.",
-        ))
-        .enum_values(Some(values))
-        .into()
 }
 
 /// Adds the headers and error responses that all operations share.
@@ -235,12 +172,15 @@ fn describe_operation(path: &str, has_body: bool, operation: &mut Operation) {
     }
 }
 
+/// Returns the dialect of a path; `None` for a path that does not complete prompts.
+fn dialect(path: &str) -> Option<&'static DialectRoute> {
+    super::DIALECTS.iter().find(|dialect| dialect.path == path)
+}
+
 /// Errors that a path can return.
 fn error_kinds(path: &str) -> Vec<ErrorKind> {
     let specific: &[&[ErrorKind]] = match path {
-        "/v1/completions" | "/v1/chat/completions" => {
-            &[&BODY_ERRORS, &COMPLETION_ERRORS, &MODEL_ERRORS]
-        }
+        _ if dialect(path).is_some() => &[&BODY_ERRORS, &COMPLETION_ERRORS, &MODEL_ERRORS],
         "/tokenize" | "/detokenize" => &[&BODY_ERRORS, &MODEL_ERRORS],
         "/v1/models/{id}" => &[&MODEL_ERRORS],
         "/v1/models" => &[&MODEL_ERRORS[1..]],
@@ -265,9 +205,10 @@ fn error_responses(path: &str) -> BTreeMap<String, ResponseObject> {
             codes.push(row.code);
         }
     }
+    let object = dialect(path).map_or_else(ErrorObject::name, |dialect| (dialect.error_schema)());
     let described = codes.into_iter().map(|(status, codes)| {
         let content = ContentBuilder::new()
-            .schema(Some(Ref::from_schema_name("ErrorObject")))
+            .schema(Some(Ref::from_schema_name(object.clone())))
             .build();
         let mut response = ResponseBuilder::new()
             .description(format!("`{}`.", codes.join("`, `")))
@@ -347,12 +288,14 @@ fn request_timeout() -> RefOr<Parameter> {
 mod tests {
     use std::collections::BTreeSet;
 
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::error::Error;
     use crate::gateway::ROUTES;
+    use crate::gateway::dialect::Dialect;
     use crate::gateway::fields::Fields;
+    use crate::gateway::openai::{Chat, Completions, StreamOptions};
     use crate::gateway::unknown::UnknownFields;
 
     /// The names of a schema's fields.
@@ -381,11 +324,8 @@ mod tests {
         let prompt = json!({"prompt": "a"});
         let tokens = json!({"tokens": []});
         for (name, read) in [
-            (
-                "CompletionsBody",
-                fields_read(&prompt, CompletionsBody::read),
-            ),
-            ("ChatBody", fields_read(&messages, ChatBody::read)),
+            ("CompletionsBody", fields_read(&prompt, Completions::parse)),
+            ("ChatBody", fields_read(&messages, Chat::parse)),
             (
                 "StreamOptions",
                 fields_read(&json!({}), StreamOptions::read),
@@ -405,9 +345,9 @@ mod tests {
         let paths = document["paths"]
             .as_object()
             .expect("the description has paths");
-        let described: BTreeSet<&str> = paths.keys().map(String::as_str).collect();
-        let served = ROUTES.map(|(path, _)| path.replace("{*id}", "{id}"));
-        let served: BTreeSet<&str> = served.iter().map(String::as_str).collect();
+        let described: BTreeSet<String> = paths.keys().cloned().collect();
+        let served = ROUTES.iter().map(|(path, _)| path.replace("{*id}", "{id}"));
+        let served: BTreeSet<String> = served.collect();
         assert_eq!(described, served);
         for (path, item) in paths {
             for operation in item.as_object().expect("a path has operations").values() {

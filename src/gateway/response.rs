@@ -8,120 +8,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::json::to_vec;
-use super::logprobs::{ChatLogprobs, CompletionLogprobs};
 use crate::proto::v1;
 use crate::telemetry::WorkerCounts;
-
-/// A completion that is not streamed.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Completion {
-    /// `cmpl-` followed by the request id.
-    pub(super) id: String,
-    /// `text_completion`.
-    pub(super) object: &'static str,
-    /// Creation time, in seconds since the Unix epoch.
-    pub(super) created: u64,
-    /// Name of the model.
-    pub(super) model: String,
-    /// Choices of all prompts, ordered by index.
-    pub(super) choices: Vec<CompletionChoice>,
-    /// Token counts.
-    pub(super) usage: Usage,
-}
-
-/// One choice of a completion.
-#[derive(Serialize, ToSchema)]
-pub(super) struct CompletionChoice {
-    /// Index among all choices of the response: the prompt's index times `n`, plus the index within the prompt.
-    pub(super) index: u32,
-    /// Generated text, after the prompt if `echo` is set.
-    pub(super) text: String,
-    /// Log probabilities of the tokens; null unless `logprobs` is set.
-    #[schema(required)]
-    pub(super) logprobs: Option<CompletionLogprobs>,
-    /// `stop` or `length`.
-    #[schema(required)]
-    pub(super) finish_reason: Option<&'static str>,
-}
-
-/// A chat completion that is not streamed.
-#[derive(Serialize, ToSchema)]
-pub(super) struct ChatCompletion {
-    /// `chatcmpl-` followed by the request id.
-    pub(super) id: String,
-    /// `chat.completion`.
-    pub(super) object: &'static str,
-    /// Creation time, in seconds since the Unix epoch.
-    pub(super) created: u64,
-    /// Name of the model.
-    pub(super) model: String,
-    /// Choices, ordered by index.
-    pub(super) choices: Vec<ChatChoice>,
-    /// Token counts.
-    pub(super) usage: Usage,
-}
-
-/// One choice of a chat completion.
-#[derive(Serialize, ToSchema)]
-pub(super) struct ChatChoice {
-    /// Index of the choice, from 0.
-    pub(super) index: u32,
-    /// Generated message.
-    pub(super) message: ChatAnswer,
-    /// Log probabilities of the tokens; null unless `logprobs` is set.
-    #[schema(required)]
-    pub(super) logprobs: Option<ChatLogprobs>,
-    /// `stop` or `length`.
-    #[schema(required)]
-    pub(super) finish_reason: Option<&'static str>,
-}
-
-/// The generated message of a chat completion.
-#[derive(Serialize, ToSchema)]
-pub(super) struct ChatAnswer {
-    /// `assistant`.
-    pub(super) role: &'static str,
-    /// Generated text.
-    pub(super) content: String,
-    /// Always null: the server does not detect refusals.
-    #[schema(required)]
-    pub(super) refusal: Option<&'static str>,
-}
-
-/// Token counts of a request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
-pub(super) struct Usage {
-    /// Tokens of all prompts; each prompt counts once, however many choices it has.
-    pub(super) prompt_tokens: u64,
-    /// Generated tokens of all choices, including those that `best_of` discards.
-    pub(super) completion_tokens: u64,
-    /// Sum of the prompt and completion tokens.
-    pub(super) total_tokens: u64,
-}
-
-impl Usage {
-    pub(super) fn new(prompt_tokens: u64, completion_tokens: u64) -> Self {
-        Self {
-            prompt_tokens,
-            completion_tokens,
-            total_tokens: prompt_tokens + completion_tokens,
-        }
-    }
-}
-
-impl From<v1::Usage> for Usage {
-    fn from(usage: v1::Usage) -> Self {
-        Self::new(usage.prompt_tokens.into(), usage.completion_tokens.into())
-    }
-}
-
-/// One server-sent event of a stream.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "only describes what `LineWriter` writes")]
-pub(super) struct ServerSentEvent {
-    /// A JSON object, or `[DONE]` in the last event of a successful stream.
-    data: String,
-}
 
 /// Tokens of a text or a chat.
 #[derive(Serialize, ToSchema)]
@@ -235,15 +123,6 @@ impl Status {
             workers: workers.map(by_label),
             ..self
         }
-    }
-}
-
-/// Returns OpenAI's name of a finish reason.
-pub(super) fn finish_reason(reason: v1::FinishReason) -> Option<&'static str> {
-    match reason {
-        v1::FinishReason::Unspecified => None,
-        v1::FinishReason::Stop => Some("stop"),
-        v1::FinishReason::Length => Some("length"),
     }
 }
 

@@ -1,8 +1,5 @@
-//! Latencies of a request, for `stream_options.include_timings`.
+//! Latencies of a request with several prompts.
 
-use serde_json::{Value, json};
-
-use crate::delivery::DeliverySummary;
 use crate::proto::v1;
 
 /// Merges the timings of another prompt of the same request. The queue and first-token times are the minimum, the
@@ -34,31 +31,6 @@ fn merge_stages(
         tokens,
         mean_ns: u64::try_from(mean).unwrap_or(u64::MAX),
         longest_ns: one.longest_ns.max(other.longest_ns),
-    })
-}
-
-/// Builds the JSON object `timings`. Its times count from the arrival of the request at the engine. `delivery` has
-/// the time per token in the stages that the gateway measures.
-pub(super) fn object(timings: &v1::Timings, delivery: DeliverySummary) -> Value {
-    let engine = timings.engine.unwrap_or_default();
-    json!({
-        "queue_ns": timings.queue_ns,
-        "prefill_ns": timings.first_token_ns.saturating_sub(timings.queue_ns),
-        "first_token_ns": timings.first_token_ns,
-        "total_ns": timings.total_ns,
-        "stages": {
-            "engine": stage(engine),
-            "frontend": stage(delivery.frontend.into()),
-            "socket": stage(delivery.socket.into()),
-        },
-    })
-}
-
-fn stage(timing: v1::StageTiming) -> Value {
-    json!({
-        "tokens": timing.tokens,
-        "mean_ns": timing.mean_ns,
-        "longest_ns": timing.longest_ns,
     })
 }
 

@@ -9,14 +9,18 @@ use axum::response::Response;
 use bytes::Bytes;
 
 use super::Gateway;
-use super::body::tokenize::{DetokenizeBody, TokenizeBody};
 use super::buffered_request::BufferedRequest;
-use super::error_response::{ErrorResponse, FieldNames};
+use super::error_response::ErrorResponse;
+use super::field_names::FieldNames;
 use super::fields::Fields;
 use super::response::{self, Detokenized, Tokenized, TokenizerInfo};
 use crate::cluster::CallContext;
 use crate::context::RequestContext;
 use crate::error::{Error, ErrorKind};
+
+pub(super) mod body;
+
+use body::{DETOKENIZE_NAMES, DetokenizeBody, TOKENIZE_NAMES, TokenizeBody};
 
 /// Converts text or a chat into token ids.
 #[utoipa::path(
@@ -44,7 +48,7 @@ pub(super) async fn tokenize(
         });
         Ok(with_ignored_fields(gateway, fields, response))
     };
-    handle(gateway, (context, request), FieldNames::TOKENIZE, handler).await
+    handle(gateway, (context, request), TOKENIZE_NAMES, handler).await
 }
 
 /// Converts token ids into text.
@@ -71,7 +75,7 @@ pub(super) async fn detokenize(
         });
         Ok(with_ignored_fields(gateway, fields, response))
     };
-    handle(gateway, (context, request), FieldNames::DETOKENIZE, handler).await
+    handle(gateway, (context, request), DETOKENIZE_NAMES, handler).await
 }
 
 /// Describes a model's tokenizer.

@@ -1,15 +1,14 @@
 //! Unary responses: collects a completion and returns it as one JSON body.
 
-use axum::response::Response;
+use std::sync::Arc;
 
-use super::body::{ParsedBody, ResponseOptions, Route};
-use super::completion_stream::{CompletionStream, MergedEvent};
+use axum::response::Response;
+use serde::Serialize;
+
+use super::completion_stream::{CompletionStream, MergedEvent, finish_reason};
+use super::dialect::{Choice, ResponseOptions, ScoredTokens};
 use super::echo::{Echo, Prompt};
-use super::lines::ResponseMetadata;
-use super::logprobs::{ChatLogprobs, CompletionLogprobs, char_count};
-use super::response::{
-    self, ChatAnswer, ChatChoice, ChatCompletion, Completion, CompletionChoice, finish_reason,
-};
+use super::response;
 use super::size;
 use crate::context::RequestContext;
 use crate::delivery::TokenMeter;
@@ -18,126 +17,130 @@ use crate::proto::v1;
 use crate::runner::monotonic_ns;
 use crate::tokens::TextToken;
 
-/// A completion to collect, and what its response needs.
+/// A completion to collect, and its response options.
 pub(super) struct Collecting {
     pub(super) stream: CompletionStream,
     /// Prompts to repeat, if the request sets `echo`.
     pub(super) echo: Option<Echo>,
-    pub(super) metadata: ResponseMetadata,
+    /// Choices that the engine generates per prompt.
+    pub(super) candidates: u32,
+    pub(super) response: ResponseOptions,
     pub(super) context: RequestContext,
 }
 
-/// Collects the whole completion, then builds the response.
+/// Collects the whole completion, then builds the response: the JSON object that `answer` returns.
 ///
 /// # Errors
 /// If the completion fails or becomes too large. No part of it is sent then.
-pub(super) async fn collect(collecting: Collecting, body: &ParsedBody) -> Result<Response, Error> {
-    let Collecting {
-        mut stream,
-        mut echo,
-        metadata,
-        context,
-    } = collecting;
-    let mut meter = TokenMeter::new(context.record());
-    let choice = || Choice::new(metadata.route, body.response.logprobs.is_some());
-    let mut choices: Vec<Choice> = std::iter::repeat_with(choice)
-        .take(stream.choices())
-        .collect();
-    let mut total_size = 0;
-    let usage = loop {
-        match stream.next().await? {
-            MergedEvent::Started(started) => context.started(started.prompt_tokens),
-            MergedEvent::Prompt(prompt, part) => {
-                if let Some(echo) = &mut echo {
-                    echo.add(prompt, part)?;
-                }
-            }
-            MergedEvent::Tokens(tokens) => {
-                let choice = &mut choices[to_usize(tokens.choice)];
-                let echo = echo.as_mut();
-                if let Some(prompt) = echo.and_then(|echo| echo.start_choice(tokens.choice)) {
-                    total_size += prompt.size;
-                    choice.set_prompt(&prompt);
-                }
-                choice.add(&tokens);
-                let count = u64::try_from(tokens.tokens.len()).unwrap_or(0);
-                meter.written(tokens.choice, count, monotonic_ns());
-                total_size += size::of_tokens(&tokens.tokens);
-                size::check_unary(total_size)?;
-            }
-            MergedEvent::Ended(usage, _) => break usage,
-        }
-    };
-    context.set_usage(usage.prompt_tokens, usage.completion_tokens);
-    meter.ended(Ok(()));
-    let choices = select_likeliest(choices, body);
-    if total_size < size::BLOCKING_THRESHOLD {
-        return Ok(build_response(choices, metadata, usage));
+pub(super) async fn collect<A: Serialize>(
+    collecting: Collecting,
+    answer: impl FnOnce(Vec<Choice>, v1::Usage) -> A + Send + 'static,
+) -> Result<Response, Error> {
+    let collected = Collected::read(collecting).await?;
+    let is_large = collected.size >= size::BLOCKING_THRESHOLD;
+    let build = move || response::json(&answer(collected.choices, collected.usage));
+    if !is_large {
+        return Ok(build());
     }
     // Encoding a large response would block this thread's other tasks.
-    let response = tokio::task::spawn_blocking(move || build_response(choices, metadata, usage));
+    let response = tokio::task::spawn_blocking(build);
     response.await.map_err(|_| Error::internal())
 }
 
-/// The parts of a choice received so far.
-struct Choice {
-    text: String,
-    finish_reason: Option<&'static str>,
-    logprobs: Option<ChoiceLogprobs>,
+/// A completion that has ended.
+struct Collected {
+    choices: Vec<Choice>,
+    usage: v1::Usage,
+    /// Estimated size of the response, in bytes.
+    size: usize,
+}
+
+impl Collected {
+    async fn read(collecting: Collecting) -> Result<Self, Error> {
+        let Collecting {
+            mut stream,
+            mut echo,
+            candidates,
+            response,
+            context,
+        } = collecting;
+        let mut meter = TokenMeter::new(context.record());
+        let mut choices: Vec<Candidate> = (0..stream.choices())
+            .map(|_| Candidate::new(response.logprobs.is_some()))
+            .collect();
+        let mut total_size = 0;
+        let usage = loop {
+            match stream.next().await? {
+                MergedEvent::Started(started) => context.started(started.prompt_tokens),
+                MergedEvent::Prompt(prompt, part) => {
+                    if let Some(echo) = &mut echo {
+                        echo.add(prompt, part)?;
+                    }
+                }
+                MergedEvent::Tokens(tokens) => {
+                    let choice = &mut choices[to_usize(tokens.choice)];
+                    let echo = echo.as_mut();
+                    if let Some(prompt) = echo.and_then(|echo| echo.start_choice(tokens.choice)) {
+                        total_size += prompt.size;
+                        choice.set_prompt(prompt);
+                    }
+                    let count = u64::try_from(tokens.tokens.len()).unwrap_or(0);
+                    meter.written(tokens.choice, count, monotonic_ns());
+                    total_size += size::of_tokens(&tokens.tokens);
+                    choice.add(tokens);
+                    size::check_unary(total_size)?;
+                }
+                MergedEvent::Ended(usage, _) => break usage,
+            }
+        };
+        context.set_usage(usage.prompt_tokens, usage.completion_tokens);
+        meter.ended(Ok(()));
+        let choices = select_likeliest(choices, candidates, response.choices);
+        Ok(Self {
+            choices: choices.into_iter().map(|one| one.choice).collect(),
+            usage,
+            size: total_size,
+        })
+    }
+}
+
+/// The parts of a generated choice received so far.
+struct Candidate {
+    choice: Choice,
     /// Sum of the log probabilities of the generated tokens.
     total_logprob: f64,
     /// Number of tokens in `total_logprob`.
     scored_tokens: u32,
 }
 
-enum ChoiceLogprobs {
-    Completion(CompletionLogprobs),
-    Chat(ChatLogprobs),
-}
-
-impl Choice {
-    fn new(route: Route, has_logprobs: bool) -> Self {
+impl Candidate {
+    fn new(has_logprobs: bool) -> Self {
         Self {
-            text: String::new(),
-            finish_reason: None,
-            logprobs: has_logprobs.then(|| match route {
-                Route::Completions => ChoiceLogprobs::Completion(CompletionLogprobs::default()),
-                Route::Chat => ChoiceLogprobs::Chat(ChatLogprobs::default()),
-            }),
+            choice: Choice {
+                scored: has_logprobs.then(ScoredTokens::default),
+                ..Choice::default()
+            },
             total_logprob: 0.0,
             scored_tokens: 0,
         }
     }
 
-    /// Starts the choice with the text and log probabilities of its prompt.
-    fn set_prompt(&mut self, prompt: &Prompt) {
-        self.text.push_str(&prompt.text);
-        if let Some(ChoiceLogprobs::Completion(logprobs)) = &mut self.logprobs {
-            *logprobs = prompt.logprobs();
+    /// Starts the choice with its prompt.
+    fn set_prompt(&mut self, prompt: Arc<Prompt>) {
+        self.choice.text.push_str(&prompt.text);
+        if let Some(scored) = &mut self.choice.scored {
+            scored.prompt = Some(prompt);
         }
     }
 
-    fn add(&mut self, tokens: &v1::Tokens) {
-        self.finish_reason = finish_reason(tokens.finish_reason()).or(self.finish_reason);
-        let mut offset = match &self.logprobs {
-            Some(ChoiceLogprobs::Completion(_)) => char_count(&self.text),
-            Some(ChoiceLogprobs::Chat(_)) | None => 0,
-        };
-        self.text.push_str(tokens.tokens.text());
-        for token in tokens
-            .tokens
-            .iter()
-            .filter(|token| token.logprobs.is_some())
-        {
+    fn add(&mut self, tokens: v1::Tokens) {
+        self.choice.finish_reason = finish_reason(&tokens).or(self.choice.finish_reason);
+        self.choice.text.push_str(tokens.tokens.text());
+        for token in tokens.tokens.iter() {
             self.add_score(&token);
-            match &mut self.logprobs {
-                Some(ChoiceLogprobs::Completion(logprobs)) => {
-                    logprobs.push(&token, offset);
-                    offset += char_count(token.text);
-                }
-                Some(ChoiceLogprobs::Chat(logprobs)) => logprobs.push(&token),
-                None => {}
-            }
+        }
+        if let Some(scored) = &mut self.choice.scored {
+            scored.generated.push(tokens.tokens);
         }
     }
 
@@ -155,14 +158,13 @@ impl Choice {
 }
 
 /// Returns the choices of the response: with `best_of` the `n` likeliest of each prompt, otherwise all.
-fn select_likeliest(mut choices: Vec<Choice>, body: &ParsedBody) -> Vec<Choice> {
-    let ResponseOptions { choices: n, .. } = body.response;
-    if n == body.candidates {
+fn select_likeliest(mut choices: Vec<Candidate>, candidates: u32, n: u32) -> Vec<Candidate> {
+    if n == candidates {
         return choices;
     }
     let mut selected = Vec::new();
     while !choices.is_empty() {
-        let candidates = to_usize(body.candidates).min(choices.len());
+        let candidates = to_usize(candidates).min(choices.len());
         let other_prompts = choices.split_off(candidates);
         choices.sort_by(|one, other| other.mean_logprob().total_cmp(&one.mean_logprob()));
         choices.truncate(to_usize(n));
@@ -174,64 +176,4 @@ fn select_likeliest(mut choices: Vec<Choice>, body: &ParsedBody) -> Vec<Choice> 
 
 fn to_usize(choices: u32) -> usize {
     usize::try_from(choices).expect("a request has at most 128 choices")
-}
-
-fn build_response(choices: Vec<Choice>, metadata: ResponseMetadata, usage: v1::Usage) -> Response {
-    let choices = (0..).zip(choices);
-    let ResponseMetadata {
-        route,
-        id,
-        created,
-        model,
-    } = metadata;
-    match route {
-        Route::Completions => response::json(&Completion {
-            id,
-            object: "text_completion",
-            created,
-            model,
-            choices: choices
-                .map(|(index, choice)| completion_choice(index, choice))
-                .collect(),
-            usage: usage.into(),
-        }),
-        Route::Chat => response::json(&ChatCompletion {
-            id,
-            object: "chat.completion",
-            created,
-            model,
-            choices: choices
-                .map(|(index, choice)| chat_choice(index, choice))
-                .collect(),
-            usage: usage.into(),
-        }),
-    }
-}
-
-fn completion_choice(index: u32, choice: Choice) -> CompletionChoice {
-    CompletionChoice {
-        index,
-        text: choice.text,
-        logprobs: match choice.logprobs {
-            Some(ChoiceLogprobs::Completion(logprobs)) => Some(logprobs),
-            Some(ChoiceLogprobs::Chat(_)) | None => None,
-        },
-        finish_reason: choice.finish_reason,
-    }
-}
-
-fn chat_choice(index: u32, choice: Choice) -> ChatChoice {
-    ChatChoice {
-        index,
-        message: ChatAnswer {
-            role: "assistant",
-            content: choice.text,
-            refusal: None,
-        },
-        logprobs: match choice.logprobs {
-            Some(ChoiceLogprobs::Chat(logprobs)) => Some(logprobs),
-            Some(ChoiceLogprobs::Completion(_)) | None => None,
-        },
-        finish_reason: choice.finish_reason,
-    }
 }

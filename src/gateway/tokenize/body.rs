@@ -4,12 +4,24 @@ use utoipa::openapi::schema::{OneOfBuilder, Schema};
 use utoipa::openapi::{Ref, RefOr};
 use utoipa::{PartialSchema, ToSchema};
 
-use super::message::Message;
 use crate::error::{Error, ErrorKind};
+use crate::gateway::field_names::FieldNames;
 use crate::gateway::fields::{Fields, Unsupported};
+use crate::gateway::openai::message::Message;
 use crate::proto::v1;
 use crate::proto::v1::tokenize_request::Input;
 use crate::request::TokenId;
+
+#[cfg(test)]
+mod tests;
+
+/// Names of the fields of `/tokenize` that the engine calls otherwise, for text and for chats.
+pub(in crate::gateway) const TOKENIZE_NAMES: FieldNames =
+    FieldNames::new(&[("text", "prompt"), ("chat", "messages")]);
+
+/// Names of the fields of `/detokenize` that the engine calls otherwise.
+pub(in crate::gateway) const DETOKENIZE_NAMES: FieldNames =
+    FieldNames::new(&[("token_ids", "tokens")]);
 
 /// Body of a tokenize request.
 pub(in crate::gateway) enum TokenizeBody {

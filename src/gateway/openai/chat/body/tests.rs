@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::gateway::unknown::UnknownFields;
 
-fn chat(body: &Value) -> Result<ParsedBody, Error> {
+fn chat(body: &Value) -> Result<ParsedBody<StreamOptions>, Error> {
     let fields = Fields::parse(body.to_string().as_bytes(), UnknownFields::Refuse);
     ChatBody::parse(&mut fields.expect("the body is an object"))
 }
@@ -250,4 +250,19 @@ fn an_invalid_chat_field_is_rejected_and_named() {
     assert_eq!(rejected(&body), error("invalid_value", "top_logprobs"));
     let body = json!({"messages": messages, "max_tokens": 1, "max_completion_tokens": 2});
     assert_eq!(rejected(&body), error("invalid_value", "max_tokens"));
+}
+
+#[test]
+fn an_engine_error_names_the_limit_that_the_client_sets() {
+    for (field, param) in [
+        ("max_tokens", "max_tokens"),
+        ("max_completion_tokens", "max_completion_tokens"),
+    ] {
+        let body = json!({"messages": [{"role": "user", "content": "a"}], field: 5});
+        let names = chat(&body).unwrap().names;
+        for (engine_name, client_name) in [("max_tokens", param), ("chat", "messages")] {
+            let error = names.with_client_field_name(Error::invalid_value(engine_name, ""));
+            assert_eq!(error.param.as_deref(), Some(client_name));
+        }
+    }
 }

@@ -4,19 +4,23 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 use utoipa::ToSchema;
+use utoipa::openapi::schema::{AnyOfBuilder, ArrayBuilder, ObjectBuilder, Type};
+use utoipa::openapi::{RefOr, Schema};
 
-use super::{StreamOptions, schema};
+use super::stream_options::StreamOptions;
 use crate::error::Error;
+use crate::gateway::body_schema::null;
 use crate::gateway::fields::{Fields, Unsupported};
 use crate::proto::v1;
+use crate::proto::v1::completion_request::Input;
 use crate::request::{
-    MAX_LOGIT_BIASES, MAX_MODEL_NAME_BYTES, MAX_STOP_BYTES, MAX_STOP_STRINGS, MAX_STOP_TOKENS,
-    MAX_USER_BYTES, TokenId,
+    MAX_CHOICES, MAX_LOGIT_BIASES, MAX_MODEL_NAME_BYTES, MAX_STOP_BYTES, MAX_STOP_STRINGS,
+    MAX_STOP_TOKENS, MAX_USER_BYTES, TokenId,
 };
 
 /// Sampling and response options.
 #[derive(Debug, ToSchema)]
-pub(in crate::gateway) struct SharedFields {
+pub(super) struct SharedFields {
     /// Model name. Optional if the server has only one model.
     #[schema(max_length = 256)]
     pub(super) model: Option<String>,
@@ -45,12 +49,12 @@ pub(in crate::gateway) struct SharedFields {
     #[schema(exclusive_minimum = 0, maximum = 2, default = 1)]
     pub(super) repetition_penalty: Option<f32>,
     /// Values to add to token logits before sampling, by token id.
-    #[schema(schema_with = schema::logit_bias, required = false)]
+    #[schema(schema_with = logit_bias_schema, required = false)]
     pub(super) logit_bias: HashMap<TokenId, f32>,
     /// Sampling seed. The same seed, choice and position sample the same way. Random by default.
     pub(super) seed: Option<i64>,
     /// Up to 16 stop strings. A choice ends before the first match.
-    #[schema(schema_with = schema::stop, required = false)]
+    #[schema(schema_with = stop_schema, required = false)]
     pub(super) stop: Vec<String>,
     /// Up to 128 token ids that end a choice.
     #[schema(max_items = 128, required = false, nullable)]
@@ -80,7 +84,7 @@ pub(in crate::gateway) struct SharedFields {
 
 impl SharedFields {
     /// Fields that are ignored after their type has been checked, with their descriptions.
-    pub(in crate::gateway) const HINTS: [(&str, &str); 3] = [
+    pub(super) const HINTS: [(&str, &str); 3] = [
         (
             "prompt_cache_key",
             "Accepted and ignored: a hint for OpenAI's prompt cache.",
@@ -96,7 +100,7 @@ impl SharedFields {
     ];
 
     /// OpenAI and vLLM fields that this server does not support.
-    pub(in crate::gateway) const UNSUPPORTED: &[Unsupported] = &[
+    pub(super) const UNSUPPORTED: &[Unsupported] = &[
         ("response_format", r#"[{"type": "text"}]"#),
         ("store", "[false]"),
         ("metadata", "[{}]"),
@@ -259,4 +263,84 @@ fn logit_bias(fields: &mut Fields) -> Result<HashMap<TokenId, f32>, Error> {
         known.insert(token, bias);
     }
     Ok(known)
+}
+
+fn stop_schema() -> RefOr<Schema> {
+    let text = || {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .min_length(Some(1))
+            .max_length(Some(MAX_STOP_BYTES))
+    };
+    let many = ArrayBuilder::new()
+        .items(text())
+        .max_items(Some(MAX_STOP_STRINGS));
+    AnyOfBuilder::new()
+        .description(Some(
+            "Up to 16 stop strings. A choice ends before the first match.",
+        ))
+        .item(text())
+        .item(many)
+        .item(null())
+        .into()
+}
+
+fn logit_bias_schema() -> RefOr<Schema> {
+    let id = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .pattern(Some("^(0|[1-9][0-9]{0,8})$"));
+    let bias = ObjectBuilder::new()
+        .schema_type(Type::Number)
+        .minimum(Some(-100))
+        .maximum(Some(100));
+    let biases = ObjectBuilder::new()
+        .schema_type(Type::Object)
+        .property_names(Some(id))
+        .additional_properties(Some(bias))
+        .max_properties(Some(MAX_LOGIT_BIASES));
+    AnyOfBuilder::new()
+        .description(Some(
+            "Values to add to token logits before sampling, by token id.",
+        ))
+        .item(biases)
+        .item(null())
+        .into()
+}
+
+/// Copies `message` once per prompt.
+pub(super) fn messages(
+    prompts: Vec<Input>,
+    message: &v1::CompletionRequest,
+) -> Vec<v1::CompletionRequest> {
+    let with_prompt = |input| v1::CompletionRequest {
+        input: Some(input),
+        ..message.clone()
+    };
+    prompts.into_iter().map(with_prompt).collect()
+}
+
+/// Rejects a request for more than [`MAX_CHOICES`] choices in total. The error names `param`, the field that set
+/// the choices per prompt, or `prompt` if there are too many prompts for one choice each.
+pub(super) fn check_choices(
+    prompts: usize,
+    choices_per_prompt: u32,
+    param: &str,
+) -> Result<(), Error> {
+    let choices = u32::try_from(prompts)
+        .ok()
+        .and_then(|prompts| prompts.checked_mul(choices_per_prompt));
+    if choices.is_some_and(|choices| choices <= MAX_CHOICES) {
+        return Ok(());
+    }
+    let (param, message) = if choices_per_prompt <= 1 {
+        let message = format!("prompt must have at most {MAX_CHOICES} prompts (got {prompts}).");
+        ("prompt", message)
+    } else {
+        let message = format!(
+            "The number of prompts times {param} must be at most {MAX_CHOICES} \
+             (got {prompts} times {choices_per_prompt})."
+        );
+        (param, message)
+    };
+    Err(Error::invalid_value(param, message))
 }

@@ -1,19 +1,15 @@
-//! Tests of the bodies of `/v1/completions`, `/tokenize` and `/detokenize`: accepted fields, and the field that an
-//! error names.
+//! Tests of the body of `/v1/completions`: accepted fields, and the field that an error names.
 
 use serde_json::{Value, json};
 
-use super::completions::CompletionsBody;
-use super::tokenize::{DetokenizeBody, TokenizeBody};
 use super::*;
-use crate::error::ErrorKind;
 use crate::gateway::unknown::UnknownFields;
 
 fn fields(body: &Value) -> Result<Fields, Error> {
     Fields::parse(body.to_string().as_bytes(), UnknownFields::Refuse)
 }
 
-fn completions(body: &Value) -> Result<ParsedBody, Error> {
+fn completions(body: &Value) -> Result<ParsedBody<StreamOptions>, Error> {
     CompletionsBody::parse(&mut fields(body)?)
 }
 
@@ -252,59 +248,6 @@ fn an_echo_that_would_make_the_response_too_large_is_rejected() {
 }
 
 #[test]
-fn tokenize_takes_text_or_a_conversation() {
-    let parse = |body: Value| TokenizeBody::parse(&mut fields(&body)?);
-    let text = parse(json!({"prompt": "", "model": "m", "add_special_tokens": false})).unwrap();
-    let expected = v1::TokenizeRequest {
-        model: "m".to_owned(),
-        input: Some(v1::tokenize_request::Input::Text(String::new())),
-        add_special_tokens: Some(false),
-    };
-    assert_eq!(text, expected);
-    let messages = json!([{"role": "user", "content": "a"}]);
-    assert!(parse(json!({"messages": messages, "prompt": null})).is_ok());
-    for (code, param, body) in [
-        ("missing_parameter", "prompt", json!({})),
-        (
-            "invalid_value",
-            "prompt",
-            json!({"prompt": "a", "messages": messages}),
-        ),
-        ("invalid_type", "prompt", json!({"prompt": ["a"]})),
-        ("unknown_parameter", "n", json!({"prompt": "a", "n": 1})),
-        (
-            "unsupported_parameter",
-            "return_token_strs",
-            json!({"prompt": "a", "return_token_strs": true}),
-        ),
-        (
-            "unsupported_parameter",
-            "add_generation_prompt",
-            json!({"messages": messages, "add_generation_prompt": false}),
-        ),
-    ] {
-        assert_eq!(code_and_param(parse(body).unwrap_err()), error(code, param));
-    }
-}
-
-#[test]
-fn detokenize_takes_a_list_of_token_ids() {
-    let parse = |body: Value| DetokenizeBody::parse(&mut fields(&body)?);
-    assert_eq!(parse(json!({"tokens": [1, 2]})).unwrap().token_ids, [1, 2]);
-    for (code, body) in [
-        ("missing_parameter", json!({})),
-        ("invalid_type", json!({"tokens": 1})),
-        ("invalid_type", json!({"tokens": ["a"]})),
-        ("invalid_value", json!({"tokens": [-1]})),
-    ] {
-        assert_eq!(
-            code_and_param(parse(body).unwrap_err()),
-            error(code, "tokens")
-        );
-    }
-}
-
-#[test]
 fn an_out_of_range_number_is_not_rounded_into_the_range() {
     let read = |temperature: f64| {
         let body = completions(&json!({"prompt": "a", "temperature": temperature})).unwrap();
@@ -315,14 +258,18 @@ fn an_out_of_range_number_is_not_rounded_into_the_range() {
 }
 
 #[test]
-fn invalid_json_is_rejected() {
-    let deep = "[".repeat(100_000);
-    for body in ["", "{", "{\"prompt\": NaN}", "\u{feff}{}", &deep] {
-        let error = Fields::parse(body.as_bytes(), UnknownFields::Refuse).err();
-        let error = error.expect("the JSON is invalid");
-        assert_eq!(error.kind, ErrorKind::InvalidJson);
+fn an_engine_error_names_the_field_that_the_client_sets() {
+    for (body, logprobs) in [
+        (json!({"prompt": "a", "best_of": 2}), "best_of"),
+        (
+            json!({"prompt": "a", "best_of": 2, "logprobs": 1}),
+            "logprobs",
+        ),
+    ] {
+        let names = completions(&body).unwrap().names;
+        for (engine_name, client_name) in [("prompt_token_ids", "prompt"), ("logprobs", logprobs)] {
+            let error = names.with_client_field_name(Error::invalid_value(engine_name, ""));
+            assert_eq!(error.param.as_deref(), Some(client_name));
+        }
     }
-    let error = Fields::parse(b"{\"prompt\": \"\xff\"}", UnknownFields::Refuse).err();
-    let error = error.expect("the UTF-8 is invalid");
-    assert_eq!(error.kind, ErrorKind::InvalidJson);
 }

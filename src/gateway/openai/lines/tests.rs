@@ -1,7 +1,7 @@
 //! Lines compared with the JSON that is expected.
 
 use super::*;
-use crate::tokens::{Logprobs, Timestamps};
+use crate::tokens::{Logprobs, Timestamps, TokenBatch};
 
 fn writer(format: StreamFormat, options: StreamOptions) -> LineWriter {
     let metadata = ResponseMetadata {
@@ -44,7 +44,7 @@ fn each_token_is_one_line_with_an_openai_object() {
         let choice = ChoiceTokens {
             index: 3,
             tokens: &tokens,
-            finish_reason: Some("length"),
+            finish_reason: Some(FinishReason::Length),
         };
         writer.tokens(out, &choice);
     });
@@ -107,7 +107,7 @@ fn line_separators_in_any_text_are_escaped() {
     let choice = ChoiceTokens {
         index: 0,
         tokens: &tokens,
-        finish_reason: Some("stop"),
+        finish_reason: Some(FinishReason::Stop),
     };
     let options = StreamOptions {
         include_usage: true,
@@ -164,7 +164,7 @@ fn a_finish_reason_without_a_token_has_its_own_line() {
         let choice = ChoiceTokens {
             index: 0,
             tokens: &TokenBatch::default(),
-            finish_reason: Some("stop"),
+            finish_reason: Some(FinishReason::Stop),
         };
         writer(StreamFormat::Sse, StreamOptions::default()).tokens(out, &choice);
     });
@@ -207,8 +207,8 @@ fn a_chat_stream_is_a_role_line_then_token_lines_then_a_finish_line() {
         writer.role(out, 1);
         for (tokens, finish_reason) in [
             (tokens(&["a"]), None),
-            (tokens(&["b"]), Some("length")),
-            (TokenBatch::default(), Some("stop")),
+            (tokens(&["b"]), Some(FinishReason::Length)),
+            (TokenBatch::default(), Some(FinishReason::Stop)),
         ] {
             let choice = ChoiceTokens {
                 index: 1,
@@ -251,7 +251,7 @@ fn the_finish_line_of_a_chat_has_the_usage_and_no_token() {
         let choice = ChoiceTokens {
             index: 0,
             tokens: &tokens(&["a", "b"]),
-            finish_reason: Some("stop"),
+            finish_reason: Some(FinishReason::Stop),
         };
         writer.tokens(out, &choice);
     });

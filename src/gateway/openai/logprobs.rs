@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::tokens::{Logprobs, TextToken};
+use crate::gateway::dialect::ScoredTokens;
+use crate::gateway::echo::Prompt;
+use crate::tokens::{Logprobs, TextToken, TokenBatch};
 
 /// Log probabilities of the tokens of a completion. All lists have one item per token.
 #[derive(Debug, Default, PartialEq, Serialize, ToSchema)]
@@ -55,6 +57,29 @@ struct LikelyToken {
 }
 
 impl CompletionLogprobs {
+    /// Log probabilities of a prompt's tokens.
+    pub(super) fn of_prompt(prompt: &Prompt) -> Self {
+        let mut logprobs = Self::default();
+        let mut offset = 0;
+        for token in prompt.tokens.iter().flat_map(TokenBatch::iter) {
+            logprobs.push(&token, offset);
+            offset += char_count(token.text);
+        }
+        logprobs
+    }
+
+    /// Log probabilities of a whole choice, after those of its prompt if the request sets `echo`.
+    pub(super) fn of_choice(tokens: &ScoredTokens) -> Self {
+        let prompt = tokens.prompt.as_ref();
+        let mut logprobs = prompt.map_or_else(Self::default, |prompt| Self::of_prompt(prompt));
+        let mut offset = prompt.map_or(0, |prompt| char_count(&prompt.text));
+        for token in tokens.generated.iter().flat_map(TokenBatch::iter) {
+            logprobs.push(&token, offset);
+            offset += char_count(token.text);
+        }
+        logprobs
+    }
+
     /// Appends a token. `text_offset` counts characters from the start of the choice. A token without log
     /// probabilities is skipped.
     pub(super) fn push(&mut self, token: &TextToken<'_>, text_offset: u64) {
@@ -83,6 +108,15 @@ impl CompletionLogprobs {
 }
 
 impl ChatLogprobs {
+    /// Log probabilities of a whole choice.
+    pub(super) fn of_choice(tokens: &ScoredTokens) -> Self {
+        let mut logprobs = Self::default();
+        for token in tokens.generated.iter().flat_map(TokenBatch::iter) {
+            logprobs.push(&token);
+        }
+        logprobs
+    }
+
     /// Appends a token. A token without a log probability is skipped.
     pub(super) fn push(&mut self, token: &TextToken<'_>) {
         let Some(Logprobs {

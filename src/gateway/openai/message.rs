@@ -2,9 +2,11 @@
 
 use serde_json::Value;
 use utoipa::ToSchema;
+use utoipa::openapi::schema::{AnyOfBuilder, ArrayBuilder, ObjectBuilder, Type};
+use utoipa::openapi::{RefOr, Schema};
 
-use super::schema;
 use crate::error::Error;
+use crate::gateway::body_schema::null;
 use crate::gateway::fields::{Fields, Unsupported};
 use crate::proto::v1;
 
@@ -12,10 +14,10 @@ use crate::proto::v1;
 #[derive(Debug, ToSchema)]
 pub(in crate::gateway) struct Message {
     /// The role of the author.
-    #[schema(schema_with = schema::role, required)]
+    #[schema(schema_with = role_schema, required)]
     role: &'static str,
     /// Text, or a list of text parts, which are joined with line breaks.
-    #[schema(schema_with = schema::content, required)]
+    #[schema(schema_with = content_schema, required)]
     content: String,
     /// Distinguishes participants with the same role.
     name: Option<String>,
@@ -23,7 +25,7 @@ pub(in crate::gateway) struct Message {
 
 impl Message {
     /// Supported roles, each with the engine's name for it.
-    pub(super) const ROLES: [(&str, &'static str); 4] = [
+    const ROLES: [(&str, &'static str); 4] = [
         ("system", "system"),
         // OpenAI's newer name for `system`.
         ("developer", "system"),
@@ -46,7 +48,7 @@ impl Message {
     ];
 
     /// Reads the required field `name`, a list of messages.
-    pub(super) fn read_all(fields: &mut Fields, name: &str) -> Result<v1::Chat, Error> {
+    pub(in crate::gateway) fn read_all(fields: &mut Fields, name: &str) -> Result<v1::Chat, Error> {
         let items = fields.required_list(name, "a list of messages")?;
         if items.is_empty() {
             return Err(fields.invalid(name, "contain at least one message"));
@@ -127,4 +129,32 @@ fn text_of_part(message: &mut Fields, name: &str, part: Value) -> Result<String,
     let text = part.string_value("text", text)?;
     message.finish_nested(part)?;
     Ok(text)
+}
+
+fn role_schema() -> RefOr<Schema> {
+    let roles = Message::ROLES.map(|(name, _)| name);
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some(
+            "The role of the author. `developer` is treated as `system`.",
+        ))
+        .enum_values(Some(roles))
+        .into()
+}
+
+fn content_schema() -> RefOr<Schema> {
+    let text = || ObjectBuilder::new().schema_type(Type::String);
+    let part = ObjectBuilder::new()
+        .property("type", text().enum_values(Some(["text"])))
+        .required("type")
+        .property("text", text())
+        .required("text")
+        .additional_properties(Some(null()));
+    AnyOfBuilder::new()
+        .description(Some(
+            "Text, or a list of text parts, which are joined with line breaks.",
+        ))
+        .item(text())
+        .item(ArrayBuilder::new().items(part).min_items(Some(1)))
+        .into()
 }

@@ -7,18 +7,26 @@ use bytes::{BufMut, Bytes, BytesMut};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::accept::StreamFormat;
-use super::body::{Route, StreamOptions};
-use super::echo::Prompt;
-use super::error_response::ErrorObject;
 use super::logprobs::{ChatLogprobs, CompletionLogprobs, char_count};
-use super::response::Usage;
+use super::metadata::Route;
+use super::stream_options::StreamOptions;
+use super::timings;
+use super::usage::{Usage, finish_reason_name};
 use crate::error::Error;
-use crate::tokens::{TextToken, TokenBatch};
+use crate::gateway::accept::StreamFormat;
+use crate::gateway::dialect::{RecordWriter, StreamEnd, StreamRequest};
+use crate::gateway::echo::Prompt;
+use crate::gateway::error_response::ErrorObject;
+use crate::proto::v1;
+use crate::request::FinishReason;
+use crate::tokens::TextToken;
 
 mod json;
 #[cfg(test)]
 mod tests;
+
+pub use super::metadata::ResponseMetadata;
+pub use crate::gateway::dialect::ChoiceTokens;
 
 use json::{put_json_string, put_number, put_timestamps};
 
@@ -42,6 +50,8 @@ pub struct LineWriter {
     /// timestamps, usage or log probabilities.
     suffix: Option<Bytes>,
     has_logprobs: bool,
+    /// Number of choices whose first line has the role; 0 for `/v1/completions`.
+    roles: u32,
     /// Number of characters written for each choice. Used only for the log probabilities of `/v1/completions`.
     offsets: Vec<u64>,
     /// Tokens of the prompts that workers have started.
@@ -51,35 +61,12 @@ pub struct LineWriter {
     metadata: ResponseMetadata,
 }
 
-/// Fields that all objects of a response share.
-#[derive(Clone)]
-pub struct ResponseMetadata {
-    /// Endpoint, which determines the type of the objects.
-    pub route: Route,
-    /// Id of the response: `cmpl-…` or `chatcmpl-…`.
-    pub id: String,
-    /// Creation time, in seconds since the Unix epoch.
-    pub created: u64,
-    /// Name of the model.
-    pub model: String,
-}
-
-/// Tokens of one choice.
-pub struct ChoiceTokens<'a> {
-    /// Index of the choice in the response.
-    pub index: u32,
-    /// Tokens, in order.
-    pub tokens: &'a TokenBatch,
-    /// Finish reason, if these are the last tokens of the choice.
-    pub finish_reason: Option<&'static str>,
-}
-
 /// The fields of a line that follow its text.
 #[derive(Default)]
 struct LineEnd<'a> {
     token: Option<&'a TextToken<'a>>,
     logprobs: Option<LineLogprobs>,
-    finish_reason: Option<&'static str>,
+    finish_reason: Option<FinishReason>,
 }
 
 /// Log probabilities of one line.
@@ -90,16 +77,22 @@ enum LineLogprobs {
     Chat(ChatLogprobs),
 }
 
-impl ResponseMetadata {
-    fn object(&self) -> &'static str {
-        match self.route {
-            Route::Completions => "text_completion",
-            Route::Chat => "chat.completion.chunk",
-        }
-    }
-}
-
 impl LineWriter {
+    /// A writer for the stream that a request asks for.
+    pub(super) fn for_request(
+        stream: &StreamRequest<StreamOptions>,
+        metadata: ResponseMetadata,
+    ) -> Self {
+        let mut writer = Self::new(stream.format, stream.options, metadata);
+        if stream.response.logprobs.is_some() {
+            writer = writer.with_logprobs();
+        }
+        if writer.metadata.route == Route::Chat {
+            writer.roles = stream.response.choices;
+        }
+        writer
+    }
+
     /// A writer for a stream without log probabilities.
     #[must_use]
     pub fn new(format: StreamFormat, options: StreamOptions, metadata: ResponseMetadata) -> Self {
@@ -125,6 +118,7 @@ impl LineWriter {
             after_text,
             suffix: None,
             has_logprobs: false,
+            roles: 0,
             offsets: Vec::new(),
             prompt_tokens: 0,
             completion_tokens: 0,
@@ -148,30 +142,15 @@ impl LineWriter {
     }
 
     /// Adds a prompt that a worker has started to the usage.
-    pub(super) fn add_prompt(&mut self, prompt_tokens: u32) {
+    fn add_prompt(&mut self, prompt_tokens: u32) {
         self.prompt_tokens += u64::from(prompt_tokens);
     }
 
     /// Writes the first line of a chat choice, which has the role and no text.
-    pub(super) fn role(&self, out: &mut BytesMut, index: u32) {
+    fn role(&self, out: &mut BytesMut, index: u32) {
         self.put_start(out, index);
         out.put_slice(b",\"delta\":{\"role\":\"assistant\",\"content\":\"\"}");
         self.put_end(out, &LineEnd::default());
-    }
-
-    /// Writes the first line of a choice that repeats its prompt.
-    pub(super) fn prompt(&mut self, out: &mut BytesMut, index: u32, prompt: &Prompt) {
-        let logprobs = self.has_logprobs.then(|| prompt.logprobs());
-        *self.offset(index) = char_count(&prompt.text);
-        self.put_start(out, index);
-        self.put_text(out, &prompt.text);
-        let end = LineEnd {
-            logprobs: logprobs
-                .filter(|logprobs| !logprobs.is_empty())
-                .map(LineLogprobs::Completion),
-            ..LineEnd::default()
-        };
-        self.put_end(out, &end);
     }
 
     /// Writes one line per token.
@@ -195,7 +174,7 @@ impl LineWriter {
         &mut self,
         out: &mut BytesMut,
         choice: &ChoiceTokens<'_>,
-        on_last_token: Option<&'static str>,
+        on_last_token: Option<FinishReason>,
     ) {
         let Some(last) = choice.tokens.len().checked_sub(1) else {
             return;
@@ -214,12 +193,7 @@ impl LineWriter {
 
     /// Writes the last object of a successful stream, if the request asks for usage or timings. Calls `timings` only
     /// if they are written.
-    pub(super) fn usage_and_timings(
-        &self,
-        out: &mut BytesMut,
-        usage: Usage,
-        timings: impl FnOnce() -> Value,
-    ) {
+    fn usage_and_timings(&self, out: &mut BytesMut, usage: Usage, timings: impl FnOnce() -> Value) {
         let StreamOptions {
             include_usage,
             include_timings,
@@ -245,22 +219,9 @@ impl LineWriter {
     }
 
     /// Writes the end marker of a successful stream. NDJSON has none.
-    pub(super) fn done(&self, out: &mut BytesMut) {
+    fn done(&self, out: &mut BytesMut) {
         if self.format == StreamFormat::Sse {
             out.put_slice(b"data: [DONE]\n\n");
-        }
-    }
-
-    /// Writes the error record that ends a failed stream.
-    pub(super) fn error(&self, out: &mut BytesMut, error: &Error, tokens_delivered: u64) {
-        self.put_object(out, &ErrorObject::in_stream(error, tokens_delivered));
-    }
-
-    /// Returns a comment for keeping an idle connection open. NDJSON has no comments.
-    pub(super) fn keep_alive(&self) -> Option<Bytes> {
-        match self.format {
-            StreamFormat::Sse => Some(Bytes::from_static(b": keep-alive\n\n")),
-            StreamFormat::Ndjson => None,
         }
     }
 
@@ -269,7 +230,7 @@ impl LineWriter {
         out: &mut BytesMut,
         index: u32,
         token: &TextToken<'_>,
-        finish_reason: Option<&'static str>,
+        finish_reason: Option<FinishReason>,
     ) {
         self.completion_tokens += 1;
         self.put_start(out, index);
@@ -358,7 +319,7 @@ impl LineWriter {
         out.put_slice(b",\"finish_reason\":");
         match end.finish_reason {
             None => out.put_slice(b"null"),
-            Some(reason) => put_json_string(out, reason),
+            Some(reason) => put_json_string(out, finish_reason_name(reason)),
         }
         if self.options.return_token_ids {
             out.put_slice(b",\"token_ids\":[");
@@ -403,6 +364,54 @@ impl LineWriter {
     }
 }
 
+impl RecordWriter for LineWriter {
+    fn started(&mut self, out: &mut BytesMut, started: &v1::Started) {
+        self.add_prompt(started.prompt_tokens);
+        for choice in 0..self.roles {
+            self.role(out, choice);
+        }
+    }
+
+    /// Writes the first line of a choice that repeats its prompt.
+    fn prompt(&mut self, out: &mut BytesMut, choice: u32, prompt: &Prompt) {
+        let logprobs = self
+            .has_logprobs
+            .then(|| CompletionLogprobs::of_prompt(prompt));
+        *self.offset(choice) = char_count(&prompt.text);
+        self.put_start(out, choice);
+        self.put_text(out, &prompt.text);
+        let end = LineEnd {
+            logprobs: logprobs
+                .filter(|logprobs| !logprobs.is_empty())
+                .map(LineLogprobs::Completion),
+            ..LineEnd::default()
+        };
+        self.put_end(out, &end);
+    }
+
+    fn tokens(&mut self, out: &mut BytesMut, tokens: &ChoiceTokens<'_>) {
+        Self::tokens(self, out, tokens);
+    }
+
+    fn end(&mut self, out: &mut BytesMut, end: &StreamEnd) {
+        let timings = || timings::object(&end.timings, end.delivery);
+        self.usage_and_timings(out, end.usage.into(), timings);
+        self.done(out);
+    }
+
+    fn error(&mut self, out: &mut BytesMut, error: &Error, tokens_delivered: u64) {
+        self.put_object(out, &ErrorObject::in_stream(error, tokens_delivered));
+    }
+
+    /// Returns a comment. NDJSON has no comments.
+    fn keep_alive(&self) -> Option<Bytes> {
+        match self.format {
+            StreamFormat::Sse => Some(Bytes::from_static(b": keep-alive\n\n")),
+            StreamFormat::Ndjson => None,
+        }
+    }
+}
+
 fn put_json(out: &mut BytesMut, object: &impl Serialize) {
-    super::json::write(out.writer(), object).expect("writing to memory cannot fail");
+    crate::gateway::json::write(out.writer(), object).expect("writing to memory cannot fail");
 }

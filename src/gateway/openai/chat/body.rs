@@ -2,18 +2,29 @@
 
 use utoipa::ToSchema;
 
-use super::message::Message;
-use super::shared_fields::SharedFields;
-use super::{ParsedBody, ResponseOptions, Route, check_choices, messages};
 use crate::error::Error;
-use crate::gateway::error_response::FieldNames;
+use crate::gateway::dialect::{ParsedBody, ResponseOptions};
+use crate::gateway::field_names::FieldNames;
 use crate::gateway::fields::{Fields, Unsupported};
+use crate::gateway::openai::message::Message;
+use crate::gateway::openai::shared_fields::{SharedFields, check_choices, messages};
+use crate::gateway::openai::stream_options::StreamOptions;
 use crate::proto::v1;
 use crate::proto::v1::completion_request::Input;
 use crate::request::MAX_LOGPROBS;
 
 #[cfg(test)]
 mod tests;
+
+/// Names of the fields that the engine calls otherwise.
+const NAMES: FieldNames = FieldNames::new(&[("chat", "messages"), ("prompt", "messages")]);
+
+/// Names if the client sets `max_completion_tokens` instead of `max_tokens`.
+const NEWER_NAMES: FieldNames = FieldNames::new(&[
+    ("chat", "messages"),
+    ("prompt", "messages"),
+    ("max_tokens", "max_completion_tokens"),
+]);
 
 /// Body of a chat completion request.
 #[derive(Debug, ToSchema)]
@@ -62,7 +73,9 @@ impl ChatBody {
     ///
     /// # Errors
     /// An error that names the first invalid field.
-    pub(in crate::gateway) fn parse(fields: &mut Fields) -> Result<ParsedBody, Error> {
+    pub(in crate::gateway) fn parse(
+        fields: &mut Fields,
+    ) -> Result<ParsedBody<StreamOptions>, Error> {
         let body = Self::read(fields)?;
         fields.finish()?;
         body.into_parsed()
@@ -80,7 +93,7 @@ impl ChatBody {
         })
     }
 
-    fn into_parsed(self) -> Result<ParsedBody, Error> {
+    fn into_parsed(self) -> Result<ParsedBody<StreamOptions>, Error> {
         let logprobs = self.top_logprobs()?;
         if let (Some(older), Some(limit)) = (self.max_tokens, self.max_completion_tokens)
             && older != limit
@@ -102,10 +115,9 @@ impl ChatBody {
                 ));
             }
         }
-        let names = FieldNames::of(Route::Chat);
         let names = match self.max_completion_tokens {
-            Some(_) => names.with_max_completion_tokens(),
-            None => names,
+            Some(_) => NEWER_NAMES,
+            None => NAMES,
         };
         let stream = self.shared_fields.stream();
         let n = self.shared_fields.n.unwrap_or(1);

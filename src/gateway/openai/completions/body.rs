@@ -2,28 +2,43 @@
 
 use serde_json::Value;
 use utoipa::ToSchema;
+use utoipa::openapi::schema::{AnyOfBuilder, ArrayBuilder, ObjectBuilder, Type};
+use utoipa::openapi::{RefOr, Schema};
 
-use super::shared_fields::SharedFields;
-use super::{ParsedBody, ResponseOptions, Route, check_choices, messages, schema};
 use crate::error::{Error, ErrorKind};
-use crate::gateway::MAX_BODY_BYTES;
-use crate::gateway::error_response::FieldNames;
-use crate::gateway::fields::{Fields, json_type_name};
+use crate::gateway::body_schema::null;
+use crate::gateway::buffered_request::MAX_BODY_BYTES;
+use crate::gateway::dialect::{ParsedBody, ResponseOptions};
+use crate::gateway::field_names::FieldNames;
+use crate::gateway::fields::Fields;
+use crate::gateway::object::json_type_name;
+use crate::gateway::openai::shared_fields::{SharedFields, check_choices, messages};
+use crate::gateway::openai::stream_options::StreamOptions;
 use crate::gateway::size;
 use crate::proto::v1;
 use crate::proto::v1::completion_request::Input;
 
+#[cfg(test)]
+mod tests;
+
 /// Largest `logprobs`, as in OpenAI's API.
-pub(super) const MAX_LOGPROBS: u32 = 5;
+const MAX_LOGPROBS: u32 = 5;
 
 /// Largest `best_of`, as in OpenAI's API.
 const MAX_BEST_OF: u32 = 20;
+
+/// Names of the fields that the engine calls otherwise.
+const NAMES: FieldNames = FieldNames::new(&[("prompt_token_ids", "prompt")]);
+
+/// Names if the client sets `best_of` but not `logprobs`. `best_of` asks the engine for log probabilities.
+const RANKED_NAMES: FieldNames =
+    FieldNames::new(&[("prompt_token_ids", "prompt"), ("logprobs", "best_of")]);
 
 /// Body of a completion request.
 #[derive(Debug, ToSchema)]
 pub(in crate::gateway) struct CompletionsBody {
     /// One or more prompts, each a string or a list of token ids.
-    #[schema(schema_with = schema::prompt, required)]
+    #[schema(schema_with = prompt_schema, required)]
     prompt: Vec<Input>,
     /// Text after the completion, for fill-in-the-middle. Requires a text prompt and a model with
     /// fill-in-the-middle tokens.
@@ -38,7 +53,7 @@ pub(in crate::gateway) struct CompletionsBody {
     #[schema(minimum = 1, maximum = 128)]
     best_of: Option<u32>,
     /// Returns each token's log probability, and those of this many of the likeliest tokens at its position.
-    #[schema(schema_with = schema::logprobs, required = false)]
+    #[schema(schema_with = logprobs_schema, required = false)]
     logprobs: Option<u32>,
     /// Returns the prompt before each choice.
     #[schema(default = false)]
@@ -52,7 +67,9 @@ impl CompletionsBody {
     ///
     /// # Errors
     /// An error that names the first invalid field.
-    pub(in crate::gateway) fn parse(fields: &mut Fields) -> Result<ParsedBody, Error> {
+    pub(in crate::gateway) fn parse(
+        fields: &mut Fields,
+    ) -> Result<ParsedBody<StreamOptions>, Error> {
         let body = Self::read(fields)?;
         fields.finish()?;
         body.into_parsed()
@@ -70,7 +87,7 @@ impl CompletionsBody {
         })
     }
 
-    fn into_parsed(self) -> Result<ParsedBody, Error> {
+    fn into_parsed(self) -> Result<ParsedBody<StreamOptions>, Error> {
         let prompts = self.prompt.len();
         let stream = self.shared_fields.stream();
         let n = self.shared_fields.n.unwrap_or(1);
@@ -108,9 +125,9 @@ impl CompletionsBody {
             },
             stream,
             names: if self.logprobs.is_none() && is_ranked {
-                FieldNames::of(Route::Completions).with_best_of()
+                RANKED_NAMES
             } else {
-                FieldNames::of(Route::Completions)
+                NAMES
             },
         })
     }
@@ -227,4 +244,45 @@ fn wrong_prompt(value: &Value) -> Error {
         json_type_name(value)
     );
     Error::new(ErrorKind::InvalidType, message).with_param("prompt")
+}
+
+fn prompt_schema() -> RefOr<Schema> {
+    let text = || ObjectBuilder::new().schema_type(Type::String);
+    let ids = || ArrayBuilder::new().items(token_id()).min_items(Some(1));
+    let many = || ArrayBuilder::new().min_items(Some(1)).max_items(Some(128));
+    AnyOfBuilder::new()
+        .description(Some(
+            "One or more prompts, each a string or a list of token ids.",
+        ))
+        .item(text())
+        .item(ids())
+        .item(many().items(text()))
+        .item(many().items(ids()))
+        .into()
+}
+
+fn logprobs_schema() -> RefOr<Schema> {
+    let count = ObjectBuilder::new()
+        .schema_type(Type::Integer)
+        .minimum(Some(0))
+        .maximum(Some(MAX_LOGPROBS));
+    let none = ObjectBuilder::new()
+        .schema_type(Type::Boolean)
+        .enum_values(Some([false]));
+    AnyOfBuilder::new()
+        .description(Some(
+            "Returns each token's log probability, and those of this many of the likeliest tokens at its \
+             position. `false` means none.",
+        ))
+        .item(count)
+        .item(none)
+        .item(null())
+        .into()
+}
+
+fn token_id() -> ObjectBuilder {
+    ObjectBuilder::new()
+        .schema_type(Type::Integer)
+        .minimum(Some(0))
+        .maximum(Some(u32::MAX))
 }

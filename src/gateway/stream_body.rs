@@ -13,25 +13,21 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, VARY};
 use axum::http::{HeaderValue, Response};
 use bytes::{Bytes, BytesMut};
 use http_body::Frame;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::sleep;
 
 use super::accept::StreamFormat;
-use super::completion_stream::{CompletionStream, MergedEvent};
+use super::completion_stream::{CompletionStream, MergedEvent, finish_reason};
+use super::dialect::{ChoiceTokens, RecordWriter, StreamEnd};
 use super::echo::Echo;
-use super::error_response::FieldNames;
-use super::lines::{ChoiceTokens, LineWriter};
-use super::response::finish_reason;
-use super::timings;
+use super::field_names::FieldNames;
+use super::keep_alive::KeepAlive;
 use crate::context::RequestContext;
 use crate::delivery::{DeliveryTimer, WriteStart};
 use crate::error::Error;
 use crate::proto::v1;
 
-/// Frame size, in bytes, after which no more lines are added. The last event may exceed it.
+/// Frame size, in bytes, after which no more records are added. The last event may exceed it.
 const TARGET_FRAME_BYTES: usize = 64 * 1024;
-
-/// Interval of keep-alive comments on an idle stream of server-sent events.
-pub(super) const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Time limit for flushing the error record of a failed stream to the socket.
 const ERROR_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -41,54 +37,44 @@ const ERROR_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 const HTTP2_RESET_DELAY: Duration = Duration::from_millis(100);
 
 /// The body of a streamed completion.
-pub(super) struct TokenBody {
+pub(super) struct StreamBody<W> {
     /// `None` once the stream has ended or failed.
     stream: Option<CompletionStream>,
-    writer: LineWriter,
+    writer: W,
     /// Prompts to repeat, if the request sets `echo`.
     echo: Option<Echo>,
     names: FieldNames,
-    /// Lines of the next frame. Its memory is reused after the frame has been written to the socket.
+    /// Records of the next frame. Its memory is reused after the frame has been written to the socket.
     buffer: BytesMut,
     context: RequestContext,
     timer: DeliveryTimer,
-    /// Timer of the keep-alive comments; `None` for NDJSON, which has no comments.
-    keep_alive: Option<Pin<Box<Sleep>>>,
     /// The last poll found nothing to write.
     was_idle: bool,
     tokens_delivered: u64,
     state: StreamState,
 }
 
-/// The parts with which a [`TokenBody`] writes its events.
-pub(super) struct StreamParts {
-    pub(super) writer: LineWriter,
+/// The parts with which a [`StreamBody`] writes its events.
+pub(super) struct StreamParts<W> {
+    pub(super) writer: W,
     /// Prompts to repeat, if the request sets `echo`.
     pub(super) echo: Option<Echo>,
     /// Names that the client uses for the fields in errors.
     pub(super) names: FieldNames,
-    /// Bytes to send before the first event.
-    pub(super) preamble: BytesMut,
     pub(super) context: RequestContext,
 }
 
-impl StreamParts {
-    /// Parts without echoed prompts and without a preamble.
-    pub(super) fn new(writer: LineWriter, names: FieldNames, context: RequestContext) -> Self {
-        Self {
-            writer,
-            echo: None,
-            names,
-            preamble: BytesMut::new(),
-            context,
-        }
+impl<W: RecordWriter> StreamParts<W> {
+    /// Returns the record that keeps the connection open while the stream is idle.
+    pub(super) fn keep_alive(&self) -> Option<Bytes> {
+        self.writer.keep_alive()
     }
 }
 
 /// Progress of a stream towards its end.
 enum StreamState {
     Open,
-    /// The stream succeeded; its last lines are written.
+    /// The stream succeeded; its last records are written.
     Finished,
     /// The stream failed. The body has returned the error record except for this last byte.
     LastByte(Bytes),
@@ -103,13 +89,20 @@ enum StreamState {
 #[error("the completion failed; its last record says why")]
 pub(super) struct StreamAborted;
 
-/// Builds the response, with the headers of a stream.
-pub(super) fn response(body: Body, format: StreamFormat) -> Response<Body> {
+/// Builds the response around a body: adds keep-alive records, and the headers of a stream.
+pub(super) fn response<B>(
+    body: B,
+    keep_alive: Option<Bytes>,
+    format: StreamFormat,
+) -> Response<Body>
+where
+    B: http_body::Body<Data = Bytes, Error = StreamAborted> + Send + Unpin + 'static,
+{
     let content_type = match format {
         StreamFormat::Ndjson => "application/x-ndjson",
         StreamFormat::Sse => "text/event-stream; charset=utf-8",
     };
-    let mut response = Response::new(body);
+    let mut response = Response::new(Body::new(KeepAlive::new(body, keep_alive)));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(
@@ -121,42 +114,47 @@ pub(super) fn response(body: Body, format: StreamFormat) -> Response<Body> {
     response
 }
 
-impl TokenBody {
+impl<W: RecordWriter> StreamBody<W> {
     /// The body of a request that a worker has started.
-    pub(super) fn new(stream: CompletionStream, parts: StreamParts) -> Self {
-        Self::build(Some(stream), parts)
+    pub(super) fn new(stream: CompletionStream, mut parts: StreamParts<W>) -> Self {
+        let mut buffer = BytesMut::new();
+        parts.writer.started(&mut buffer, stream.first_started());
+        Self::build(Some(stream), parts, buffer)
     }
 
     /// The body of a request that failed before it started, and the first frame: the error record without its last
     /// byte, which the body sends.
-    pub(super) fn failed(error: &Error, parts: StreamParts) -> (Self, Bytes) {
-        let mut body = Self::build(None, parts);
+    pub(super) fn failed(error: &Error, parts: StreamParts<W>) -> (Self, Bytes) {
+        let mut body = Self::build(None, parts, BytesMut::new());
         body.fail(error);
         let record = body.buffer.split().freeze();
         (body, record)
     }
 
-    fn build(stream: Option<CompletionStream>, parts: StreamParts) -> Self {
+    fn build(stream: Option<CompletionStream>, parts: StreamParts<W>, buffer: BytesMut) -> Self {
         let flush = parts.context.flush().clone();
         let timer = DeliveryTimer::new(parts.context.record(), flush);
-        let has_keep_alive = parts.writer.keep_alive().is_some();
         Self {
             stream,
             writer: parts.writer,
             echo: parts.echo,
             names: parts.names,
-            buffer: parts.preamble,
+            buffer,
             context: parts.context,
             timer,
-            keep_alive: has_keep_alive.then(|| Box::pin(sleep(KEEP_ALIVE_INTERVAL))),
             was_idle: false,
             tokens_delivered: 0,
             state: StreamState::Open,
         }
     }
 
-    /// Writes the lines of the events that are ready. Pending if there are none.
-    fn poll_lines(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
+    /// Returns the record that keeps the connection open while the stream is idle.
+    pub(super) fn keep_alive(&self) -> Option<Bytes> {
+        self.writer.keep_alive()
+    }
+
+    /// Writes the records of the events that are ready. Pending if there are none.
+    fn poll_records(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
         let start = WriteStart::begin();
         // hyper polls again before it flushes. Tokens of that second poll are batched; only a token that hyper was
         // waiting for is sent alone.
@@ -174,7 +172,7 @@ impl TokenBody {
                 Poll::Pending => break,
                 Poll::Ready(Ok(MergedEvent::Started(started))) => {
                     self.context.started(started.prompt_tokens);
-                    self.writer.add_prompt(started.prompt_tokens);
+                    self.writer.started(&mut self.buffer, &started);
                 }
                 Poll::Ready(Ok(MergedEvent::Prompt(prompt, part))) => {
                     let added = self.echo.as_mut().map(|echo| echo.add(prompt, part));
@@ -186,7 +184,7 @@ impl TokenBody {
                     is_single_token = was_idle && tokens.tokens.len() == 1 && stream.choices() == 1;
                     self.write(&tokens, start);
                 }
-                Poll::Ready(Ok(MergedEvent::Ended(usage, timings))) => self.end(usage, &timings),
+                Poll::Ready(Ok(MergedEvent::Ended(usage, timings))) => self.end(usage, timings),
                 Poll::Ready(Err(error)) => self.fail(&error),
             }
         }
@@ -197,7 +195,7 @@ impl TokenBody {
         let choice = ChoiceTokens {
             index: tokens.choice,
             tokens: &tokens.tokens,
-            finish_reason: finish_reason(tokens.finish_reason()),
+            finish_reason: finish_reason(tokens),
         };
         let echo = self.echo.as_mut();
         if let Some(prompt) = echo.and_then(|echo| echo.start_choice(choice.index)) {
@@ -209,12 +207,14 @@ impl TokenBody {
         self.timer.written(start, tokens.choice, count);
     }
 
-    fn end(&mut self, usage: v1::Usage, timings: &v1::Timings) {
-        let stages = self.timer.summary();
-        let timings = || timings::object(timings, stages);
-        self.writer
-            .usage_and_timings(&mut self.buffer, usage.into(), timings);
-        self.writer.done(&mut self.buffer);
+    fn end(&mut self, usage: v1::Usage, timings: v1::Timings) {
+        let delivery = self.timer.summary();
+        let end = StreamEnd {
+            usage,
+            timings,
+            delivery,
+        };
+        self.writer.end(&mut self.buffer, &end);
         self.context
             .set_usage(usage.prompt_tokens, usage.completion_tokens);
         self.timer.ended(Ok(()));
@@ -246,19 +246,9 @@ impl TokenBody {
             }
         })
     }
-
-    /// Returns a keep-alive comment when the interval has passed.
-    fn poll_keep_alive(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
-        let (Some(timer), Some(comment)) = (&mut self.keep_alive, self.writer.keep_alive()) else {
-            return Poll::Pending;
-        };
-        ready!(timer.as_mut().poll(cx));
-        timer.as_mut().reset(Instant::now() + KEEP_ALIVE_INTERVAL);
-        Poll::Ready(comment)
-    }
 }
 
-impl http_body::Body for TokenBody {
+impl<W: RecordWriter> http_body::Body for StreamBody<W> {
     type Data = Bytes;
     type Error = StreamAborted;
 
@@ -282,16 +272,7 @@ impl http_body::Body for TokenBody {
             }
             StreamState::Aborted => return Poll::Ready(None),
         }
-        match this.poll_lines(cx) {
-            Poll::Ready(lines) => {
-                if let Some(timer) = &mut this.keep_alive {
-                    timer.as_mut().reset(Instant::now() + KEEP_ALIVE_INTERVAL);
-                }
-                Poll::Ready(Some(Ok(Frame::data(lines))))
-            }
-            Poll::Pending => this
-                .poll_keep_alive(cx)
-                .map(|comment| Some(Ok(Frame::data(comment)))),
-        }
+        let records = ready!(this.poll_records(cx));
+        Poll::Ready(Some(Ok(Frame::data(records))))
     }
 }

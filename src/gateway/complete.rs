@@ -1,0 +1,332 @@
+//! Completes a request of any dialect: `POST /v1/completions`, `POST /v1/chat/completions`.
+//!
+//! A request passes through four stages: [`BufferedRequest`], [`ParsedRequest`], [`AdmittedRequest`] and
+//! [`StartedCompletion`]. The last becomes a streamed body or one JSON response. This module must not know how a
+//! dialect reads bodies or writes responses.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::extract::{Request, State};
+use axum::http::HeaderValue;
+use axum::http::header::VARY;
+use axum::response::Response;
+use axum::routing::{MethodRouter, post};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use utoipa::ToSchema;
+use utoipa::openapi::OpenApi;
+
+use super::Gateway;
+use super::accept::StreamFormat;
+use super::buffered_request::BufferedRequest;
+use super::completion_stream::{CompletionStream, MergedStreams, deadline_exceeded};
+use super::dialect::{Dialect, ParsedBody, ResponseFacts, StreamRequest};
+use super::echo::Echo;
+use super::error_response;
+use super::fields::Fields;
+use super::queued_body::{QueuedBody, StartFuture};
+use super::stream_body::{self, StreamBody, StreamParts};
+use super::unary::{self, Collecting};
+use super::unknown::IgnoredFields;
+use crate::cluster::CallContext;
+use crate::context::RequestContext;
+use crate::error::Error;
+use crate::proto::v1;
+use crate::telemetry::ResponseFormat;
+
+/// Extra time for the engine to report a passed deadline itself, before the gateway does.
+const DEADLINE_GRACE: Duration = Duration::from_secs(1);
+
+/// The route of a dialect.
+pub(super) struct DialectRoute {
+    pub(super) path: &'static str,
+    pub(super) handler: fn() -> MethodRouter<Arc<Gateway>>,
+    /// Describes the route and its schemas.
+    pub(super) describe: fn() -> OpenApi,
+    /// Returns the name of the schema of its errors.
+    pub(super) error_schema: fn() -> Cow<'static, str>,
+}
+
+impl DialectRoute {
+    pub(super) const fn of<D: Dialect>() -> Self {
+        Self {
+            path: D::PATH,
+            handler: || post(complete::<D>),
+            describe: D::describe,
+            error_schema: <D::ErrorObject<'static> as ToSchema>::name,
+        }
+    }
+}
+
+/// Completes prompts.
+async fn complete<D: Dialect>(
+    State(gateway): State<Arc<Gateway>>,
+    context: RequestContext,
+    request: Request,
+) -> Response {
+    match respond::<D>(&gateway, context, request).await {
+        Ok(response) => response,
+        Err(error) => error_response::with_object(&error, &D::ErrorObject::from(&error)),
+    }
+}
+
+async fn respond<D: Dialect>(
+    gateway: &Gateway,
+    context: RequestContext,
+    request: Request,
+) -> Result<Response, Error> {
+    let mut parsed = ParsedRequest::<D>::read(gateway, &context, request).await?;
+    context.record().set_format(parsed.format());
+    let ignored = std::mem::take(&mut parsed.ignored);
+    ignored.count_in(&gateway.telemetry);
+    let names = parsed.body.names;
+    let response = complete_parsed(gateway, context, parsed).await;
+    let response = response.map_err(|error| names.with_client_field_name(error))?;
+    Ok(ignored.name_in(response))
+}
+
+async fn complete_parsed<D: Dialect>(
+    gateway: &Gateway,
+    context: RequestContext,
+    parsed: ParsedRequest<D>,
+) -> Result<Response, Error> {
+    let stream = parsed.stream.clone();
+    let admitted = AdmittedRequest::admit(gateway, context, parsed).await?;
+    match stream {
+        Some(stream) => admitted.stream(stream, gateway.headers_after).await,
+        None => admitted.wait_for_start().await?.collect().await,
+    }
+}
+
+/// A request with a valid body.
+struct ParsedRequest<D: Dialect> {
+    body: ParsedBody<D::StreamOptions>,
+    /// Unknown fields of the body.
+    ignored: IgnoredFields,
+    /// `None` for a response that is not streamed.
+    stream: Option<StreamRequest<D::StreamOptions>>,
+}
+
+impl<D: Dialect> ParsedRequest<D> {
+    async fn read(
+        gateway: &Gateway,
+        context: &RequestContext,
+        request: Request,
+    ) -> Result<Self, Error> {
+        let request = BufferedRequest::read(context, request).await?;
+        let mut fields = Fields::parse(&request.body, gateway.unknown_fields)?;
+        let body = D::parse(&mut fields)?;
+        let stream = match &body.stream {
+            Some(options) => Some(StreamRequest {
+                format: D::stream_format(&request.headers, gateway.stream_format)?,
+                options: options.clone(),
+                response: body.response,
+            }),
+            None => None,
+        };
+        (gateway.check_accepting)()?;
+        Ok(Self {
+            body,
+            ignored: fields.into_ignored(),
+            stream,
+        })
+    }
+
+    fn format(&self) -> ResponseFormat {
+        match self.stream.as_ref().map(|stream| stream.format) {
+            Some(StreamFormat::Ndjson) => ResponseFormat::HttpNdjson,
+            Some(StreamFormat::Sse) => ResponseFormat::HttpSse,
+            None => ResponseFormat::HttpUnary,
+        }
+    }
+}
+
+/// A request whose prompts have all been checked and queued by an engine.
+struct AdmittedRequest<D: Dialect> {
+    body: ParsedBody<D::StreamOptions>,
+    merged: MergedStreams,
+    context: RequestContext,
+    /// Cancelled when the server stops waiting for running requests.
+    stopping: CancellationToken,
+}
+
+impl<D: Dialect> AdmittedRequest<D> {
+    async fn admit(
+        gateway: &Gateway,
+        context: RequestContext,
+        parsed: ParsedRequest<D>,
+    ) -> Result<Self, Error> {
+        let body = parsed.body;
+        let merged = MergedStreams::new(body.candidates);
+        let merged = admit(gateway, &context, &body.messages, merged).await?;
+        Ok(Self {
+            body,
+            merged,
+            context,
+            stopping: gateway.stopping.clone(),
+        })
+    }
+
+    /// Responds with a stream. Its headers are returned when a worker has started the request, or when it has been
+    /// queued for `headers_after`.
+    async fn stream(
+        self,
+        stream: StreamRequest<D::StreamOptions>,
+        headers_after: Option<Duration>,
+    ) -> Result<Response, Error> {
+        let format = stream.format;
+        let (names, context) = (self.body.names, self.context.clone());
+        let request = stream.clone();
+        let mut start: StartFuture<D::Writer> =
+            Box::pin(async move { Ok(self.wait_for_start().await?.into_body(request)) });
+        let started = match headers_after {
+            None => Ok(start.as_mut().await),
+            Some(after) => timeout(after, &mut start).await,
+        };
+        if let Ok(body) = started {
+            let body = body?;
+            let keep_alive = body.keep_alive();
+            return Ok(stream_body::response(body, keep_alive, format));
+        }
+        // The model is not known yet. Keep-alives and error records do not contain it.
+        let writer = D::writer(stream, facts(&context, ""));
+        let parts = StreamParts {
+            writer,
+            echo: None,
+            names,
+            context,
+        };
+        let keep_alive = parts.keep_alive();
+        let body = QueuedBody::new(start, parts);
+        Ok(stream_body::response(body, keep_alive, format))
+    }
+
+    /// Waits until a worker starts one of the prompts. An error before that is a response with its own status;
+    /// afterwards it can only be an error record in the stream.
+    async fn wait_for_start(self) -> Result<StartedCompletion<D>, Error> {
+        let stream = wait_for_start(self.merged, &self.context, self.stopping).await?;
+        Ok(StartedCompletion {
+            facts: facts(&self.context, &stream.first_started().model),
+            echo: echo(&self.body, &stream)?,
+            body: self.body,
+            stream,
+            context: self.context,
+        })
+    }
+}
+
+/// Opens an RPC for each prompt, one after the other, so that the prompts are queued in order.
+async fn admit(
+    gateway: &Gateway,
+    context: &RequestContext,
+    messages: &[v1::CompletionRequest],
+    mut merged: MergedStreams,
+) -> Result<MergedStreams, Error> {
+    let call = CallContext::new(context);
+    let admitting = async {
+        for message in messages {
+            merged.push(gateway.cluster.complete(message, &call).await?);
+        }
+        Ok(merged)
+    };
+    in_time(context.deadline(), &gateway.stopping, admitting).await
+}
+
+async fn wait_for_start(
+    merged: MergedStreams,
+    context: &RequestContext,
+    stopping: CancellationToken,
+) -> Result<CompletionStream, Error> {
+    let deadline = context.deadline();
+    let stream =
+        CompletionStream::wait_for_start(merged, deadline + DEADLINE_GRACE, stopping.clone());
+    let stream = in_time(deadline, &stopping, stream).await?;
+    let started = stream.first_started();
+    // An engine reports the name under which it serves the model.
+    context.record().set_model(&started.model);
+    context.started(started.prompt_tokens);
+    Ok(stream)
+}
+
+/// Runs `future` until the server stops, or [`DEADLINE_GRACE`] after the deadline.
+async fn in_time<T>(
+    deadline: Instant,
+    stopping: &CancellationToken,
+    future: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    tokio::select! {
+        result = timeout_at(deadline + DEADLINE_GRACE, future) => {
+            result.unwrap_or_else(|_| Err(deadline_exceeded()))
+        }
+        () = stopping.cancelled() => Err(Error::shutting_down()),
+    }
+}
+
+/// Prepares to repeat the prompts; `None` unless the request sets `echo`.
+///
+/// # Errors
+/// If the response would be too large.
+fn echo<O>(body: &ParsedBody<O>, stream: &CompletionStream) -> Result<Option<Echo>, Error> {
+    if !body.messages.iter().any(|message| message.echo) {
+        return Ok(None);
+    }
+    let prompts = body.messages.len();
+    let echo = Echo::new(prompts, stream.choices() / prompts.max(1));
+    if let Some(top) = body.response.logprobs {
+        echo.check_logprobs(stream.first_started().prompt_tokens, top)?;
+    }
+    Ok(Some(echo))
+}
+
+/// A request that a worker has started.
+struct StartedCompletion<D: Dialect> {
+    body: ParsedBody<D::StreamOptions>,
+    stream: CompletionStream,
+    facts: ResponseFacts,
+    /// Prompts to repeat, if the request sets `echo`.
+    echo: Option<Echo>,
+    context: RequestContext,
+}
+
+impl<D: Dialect> StartedCompletion<D> {
+    /// The response after the whole completion.
+    async fn collect(self) -> Result<Response, Error> {
+        let collecting = Collecting {
+            stream: self.stream,
+            echo: self.echo,
+            candidates: self.body.candidates,
+            response: self.body.response,
+            context: self.context,
+        };
+        let facts = self.facts;
+        let answer = move |choices, usage| D::answer(facts, choices, usage);
+        let mut response = unary::collect(collecting, answer).await?;
+        let headers = response.headers_mut();
+        headers.insert(VARY, HeaderValue::from_static("accept"));
+        Ok(response)
+    }
+
+    /// The body of the streamed response.
+    fn into_body(self, stream: StreamRequest<D::StreamOptions>) -> StreamBody<D::Writer> {
+        let parts = StreamParts {
+            writer: D::writer(stream, self.facts),
+            echo: self.echo,
+            names: self.body.names,
+            context: self.context,
+        };
+        StreamBody::new(self.stream, parts)
+    }
+}
+
+fn facts(context: &RequestContext, model: &str) -> ResponseFacts {
+    let since_epoch = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    ResponseFacts {
+        request_id: context.id().clone(),
+        created: since_epoch.as_secs(),
+        model: model.to_owned(),
+    }
+}

@@ -1,0 +1,76 @@
+//! Keep-alive records on an idle stream.
+//!
+//! Proxies close a connection that receives nothing for about a minute. This module must not know what a stream
+//! sends.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame};
+use tokio::time::{Instant, Sleep, sleep};
+
+/// Time without a frame after which a keep-alive record is sent.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Sends a keep-alive record whenever its body has sent nothing for an interval.
+pub(super) struct KeepAlive<B> {
+    body: B,
+    /// `None` for a format without keep-alive records, such as NDJSON.
+    idle: Option<IdleTimer>,
+}
+
+/// The time since the last frame.
+struct IdleTimer {
+    timer: Pin<Box<Sleep>>,
+    record: Bytes,
+}
+
+impl<B> KeepAlive<B> {
+    /// Wraps a body. `record` is the keep-alive record; `None` for a format without one.
+    pub(super) fn new(body: B, record: Option<Bytes>) -> Self {
+        let idle = record.map(|record| IdleTimer {
+            timer: Box::pin(sleep(KEEP_ALIVE_INTERVAL)),
+            record,
+        });
+        Self { body, idle }
+    }
+}
+
+impl IdleTimer {
+    fn reset(&mut self) {
+        let timer = self.timer.as_mut();
+        timer.reset(Instant::now() + KEEP_ALIVE_INTERVAL);
+    }
+
+    /// Returns the keep-alive record when the interval has passed.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
+        ready!(self.timer.as_mut().poll(cx));
+        self.reset();
+        Poll::Ready(self.record.clone())
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for KeepAlive<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = &mut *self;
+        let frame = Pin::new(&mut this.body).poll_frame(cx);
+        match (&mut this.idle, frame) {
+            (Some(idle), Poll::Pending) => {
+                idle.poll(cx).map(|record| Some(Ok(Frame::data(record))))
+            }
+            (Some(idle), Poll::Ready(frame)) => {
+                idle.reset();
+                Poll::Ready(frame)
+            }
+            (None, frame) => frame,
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! The object `timings` of a stream, for `stream_options.include_timings`.
+
+use serde_json::{Value, json};
+
+use crate::delivery::DeliverySummary;
+use crate::proto::v1;
+
+/// Builds the JSON object `timings`. Its times count from the arrival of the request at the engine. `delivery` has
+/// the time per token in the stages that the gateway measures.
+pub(super) fn object(timings: &v1::Timings, delivery: DeliverySummary) -> Value {
+    let engine = timings.engine.unwrap_or_default();
+    json!({
+        "queue_ns": timings.queue_ns,
+        "prefill_ns": timings.first_token_ns.saturating_sub(timings.queue_ns),
+        "first_token_ns": timings.first_token_ns,
+        "total_ns": timings.total_ns,
+        "stages": {
+            "engine": stage(engine),
+            "frontend": stage(delivery.frontend.into()),
+            "socket": stage(delivery.socket.into()),
+        },
+    })
+}
+
+fn stage(timing: v1::StageTiming) -> Value {
+    json!({
+        "tokens": timing.tokens,
+        "mean_ns": timing.mean_ns,
+        "longest_ns": timing.longest_ns,
+    })
+}

@@ -1,0 +1,42 @@
+//! Token counts and finish reasons, as OpenAI's objects show them.
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::proto::v1;
+use crate::request::FinishReason;
+
+/// Token counts of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
+pub(super) struct Usage {
+    /// Tokens of all prompts; each prompt counts once, however many choices it has.
+    pub(super) prompt_tokens: u64,
+    /// Generated tokens of all choices, including those that `best_of` discards.
+    pub(super) completion_tokens: u64,
+    /// Sum of the prompt and completion tokens.
+    pub(super) total_tokens: u64,
+}
+
+impl Usage {
+    pub(super) fn new(prompt_tokens: u64, completion_tokens: u64) -> Self {
+        Self {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+        }
+    }
+}
+
+impl From<v1::Usage> for Usage {
+    fn from(usage: v1::Usage) -> Self {
+        Self::new(usage.prompt_tokens.into(), usage.completion_tokens.into())
+    }
+}
+
+/// Returns OpenAI's name of a finish reason.
+pub(super) fn finish_reason_name(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+    }
+}
