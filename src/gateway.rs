@@ -47,6 +47,8 @@ mod openai;
 
 mod dialect;
 
+mod body_schema;
+
 mod buffered_request;
 
 mod fields;
@@ -62,8 +64,6 @@ mod completion_stream;
 mod timings;
 
 mod echo;
-
-mod body_schema;
 
 mod field_names;
 

@@ -1,4 +1,4 @@
-//! Completes a request of any dialect: `POST /v1/completions`, `POST /v1/chat/completions`.
+//! Completes a request of any dialect.
 //!
 //! A request passes through four stages: [`BufferedRequest`], [`ParsedRequest`], [`AdmittedRequest`] and
 //! [`StartedCompletion`]. The last becomes a streamed body or one JSON response. This module must not know how a
@@ -22,7 +22,7 @@ use super::Gateway;
 use super::accept::StreamFormat;
 use super::buffered_request::BufferedRequest;
 use super::completion_stream::{CompletionStream, MergedStreams, deadline_exceeded};
-use super::dialect::{Dialect, ParsedBody, ResponseFacts, StreamRequest};
+use super::dialect::{Dialect, ParsedBody, RecordWriter, ResponseFacts, StreamRequest};
 use super::echo::Echo;
 use super::error_response;
 use super::fields::Fields;
@@ -39,7 +39,7 @@ use crate::telemetry::ResponseFormat;
 /// Extra time for the engine to report a passed deadline itself, before the gateway does.
 const DEADLINE_GRACE: Duration = Duration::from_secs(1);
 
-/// The route of a dialect.
+/// The route of a dialect. One code path serves all dialects; each gets its own compiled copy of the handler.
 pub(super) struct DialectRoute {
     pub(super) path: &'static str,
     pub(super) handler: fn() -> MethodRouter<Arc<Gateway>>,
@@ -198,7 +198,7 @@ impl<D: Dialect> AdmittedRequest<D> {
             names,
             context,
         };
-        let keep_alive = parts.keep_alive();
+        let keep_alive = parts.writer.keep_alive();
         let body = QueuedBody::new(start, parts);
         Ok(stream_body::response(body, keep_alive, format))
     }

@@ -1,4 +1,5 @@
-//! Converts errors to HTTP responses: OpenAI's error object, and headers that say whether and when to retry.
+//! Converts errors to HTTP responses: an error object, and headers that say whether and when to retry. The object is
+//! OpenAI's, unless a dialect has its own.
 
 use std::time::Duration;
 

@@ -2,6 +2,7 @@
 //!
 //! It is generated from the structs of request and response bodies, and from the table of errors.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
@@ -177,6 +178,11 @@ fn dialect(path: &str) -> Option<&'static DialectRoute> {
     super::DIALECTS.iter().find(|dialect| dialect.path == path)
 }
 
+/// Returns the name of the schema of a path's errors.
+fn error_schema(path: &str) -> Cow<'static, str> {
+    dialect(path).map_or_else(ErrorObject::name, |dialect| (dialect.error_schema)())
+}
+
 /// Errors that a path can return.
 fn error_kinds(path: &str) -> Vec<ErrorKind> {
     let specific: &[&[ErrorKind]] = match path {
@@ -205,10 +211,10 @@ fn error_responses(path: &str) -> BTreeMap<String, ResponseObject> {
             codes.push(row.code);
         }
     }
-    let object = dialect(path).map_or_else(ErrorObject::name, |dialect| (dialect.error_schema)());
+    let schema = error_schema(path);
     let described = codes.into_iter().map(|(status, codes)| {
         let content = ContentBuilder::new()
-            .schema(Some(Ref::from_schema_name(object.clone())))
+            .schema(Some(Ref::from_schema_name(schema.clone())))
             .build();
         let mut response = ResponseBuilder::new()
             .description(format!("`{}`.", codes.join("`, `")))
@@ -350,6 +356,7 @@ mod tests {
         let served: BTreeSet<String> = served.collect();
         assert_eq!(described, served);
         for (path, item) in paths {
+            let error_object = format!("#/components/schemas/{}", error_schema(path));
             for operation in item.as_object().expect("a path has operations").values() {
                 let responses = operation["responses"]
                     .as_object()
@@ -358,7 +365,7 @@ mod tests {
                     let headers = &response["headers"];
                     assert!(headers["x-request-id"].is_object(), "{path} {status}");
                     let schema = &response["content"]["application/json"]["schema"];
-                    let is_error = schema["$ref"] == "#/components/schemas/ErrorObject";
+                    let is_error = schema["$ref"] == error_object;
                     assert_eq!(is_error, !status.starts_with('2'), "{path} {status}");
                 }
             }

@@ -1,4 +1,5 @@
-//! The JSON objects of successful responses. `openapi.rs` builds the API description from these structs.
+//! The JSON objects of successful responses, except completions. `openapi.rs` builds the API description from these
+//! structs.
 
 use std::collections::BTreeMap;
 

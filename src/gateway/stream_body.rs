@@ -64,13 +64,6 @@ pub(super) struct StreamParts<W> {
     pub(super) context: RequestContext,
 }
 
-impl<W: RecordWriter> StreamParts<W> {
-    /// Returns the record that keeps the connection open while the stream is idle.
-    pub(super) fn keep_alive(&self) -> Option<Bytes> {
-        self.writer.keep_alive()
-    }
-}
-
 /// Progress of a stream towards its end.
 enum StreamState {
     Open,

@@ -221,6 +221,25 @@ async fn a_queued_sse_stream_sends_headers_after_30_seconds_and_then_keep_alives
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_start_without_tokens_does_not_postpone_the_keep_alive_of_a_queued_stream() {
+    let start = Instant::now();
+    let script = || -> Script {
+        let delayed = async {
+            sleep(Duration::from_secs(40)).await;
+            started("m")
+        };
+        let events = futures_util::stream::once(delayed);
+        Box::pin(events.chain(tokio_stream::pending()))
+    };
+    let request = request(&json!({"prompt": "a", "stream": true}), "text/event-stream");
+    let response = send_with(Some(Duration::from_secs(30)), request, script).await;
+    let mut body = response.into_body();
+    let comment = next_frame(&mut body).await.expect("a comment");
+    assert!(comment.starts_with(':'), "{comment}");
+    assert_eq!(start.elapsed().as_secs(), 45);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_queued_ndjson_stream_sends_headers_but_no_keep_alives() {
     let start = Instant::now();
     let response = queued(55, "application/x-ndjson").await;

@@ -1,5 +1,6 @@
-//! The dialect of `/v1/chat/completions`: the route, and the response that is not streamed. `chat/body.rs` reads the body,
-//! and `lines.rs` writes a stream.
+//! The dialect of `/v1/chat/completions`: the route, and the response that is not streamed.
+//!
+//! `chat/body.rs` reads the body, and `lines.rs` writes a stream.
 
 use axum::http::HeaderMap;
 use serde::Serialize;

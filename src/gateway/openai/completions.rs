@@ -1,5 +1,6 @@
-//! The dialect of `/v1/completions`: the route, and the response that is not streamed. `completions/body.rs` reads the body,
-//! and `lines.rs` writes a stream.
+//! The dialect of `/v1/completions`: the route, and the response that is not streamed.
+//!
+//! `completions/body.rs` reads the body, and `lines.rs` writes a stream.
 
 use axum::http::HeaderMap;
 use serde::Serialize;
