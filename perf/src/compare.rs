@@ -5,27 +5,25 @@
 //! all. A server only needs to answer: figures that need stamps are reported as unknown without them.
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-mod consumer;
 mod page;
 mod results;
 mod servers;
 mod table;
 
-use consumer::{Check, Compared};
 use results::{Comparison, ServerResults};
-use servers::{Address, Server, Servers};
+use servers::{Server, Servers};
 
 use crate::arguments::duration_ms;
 use crate::fault::Fault;
 use crate::figures::Figures;
-use crate::load::{BodyFormat, Load, RequestOptions, Session, Sockets, Target};
+use crate::load::{Load, Session, Sockets, Target};
 use crate::progress;
-use crate::report::{Machine, write_json};
+use crate::report::{Files, Machine};
+use crate::stream::Format;
 use crate::{Outcome, Verdict};
 
 /// Put the same load on several servers, and compare the times that their clients see.
@@ -60,26 +58,16 @@ pub(crate) struct Options {
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
     /// Format of streams to request over HTTP; a server may answer in the other one
-    #[arg(long, value_enum, default_value_t = RequestedFormat::Sse)]
-    form: RequestedFormat,
+    #[arg(long, value_enum, default_value_t = Format::Sse)]
+    form: Format,
     /// Request stamps, from which one-way latency is computed. Only Tokenway's servers send them
     #[arg(long)]
     stamps: bool,
     /// Check that each stream is token_0, token_1, … up to the requested number
     #[arg(long)]
     expect_test_runner: bool,
-    /// Write all measurements to this file, as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Write a page with charts to this file, as HTML in one piece
-    #[arg(long, value_name = "FILE")]
-    html: Option<PathBuf>,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum RequestedFormat {
-    Sse,
-    Ndjson,
+    #[command(flatten)]
+    files: Files,
 }
 
 /// Compares, and prints the tables to `out`.
@@ -88,19 +76,14 @@ pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
     let servers = measure(options).await;
     machine.ended();
     let comparison = Comparison {
+        format: results::FORMAT,
         machine,
         load: options.load(),
-        model: options.model.clone(),
-        check: options.check(),
         servers,
     };
     writeln!(out, "{}", table::text(&comparison))?;
-    if let Some(path) = &options.json {
-        write_json(path, &comparison.json())?;
-    }
-    if let Some(path) = &options.html {
-        page::write(path, &comparison)?;
-    }
+    let page = || page::values(&comparison);
+    options.files.write(&comparison, "compare.html", page)?;
     out.flush()?;
     Ok(Verdict::of_failures(comparison.faults()))
 }
@@ -110,11 +93,12 @@ async fn measure(options: &Options) -> Vec<ServerResults> {
     let mut results: Vec<_> = servers.iter().map(ServerResults::new).collect();
     let turns = u64::try_from(servers.len()).unwrap_or(0) * u64::from(options.rounds);
     let bar = progress::bar(turns, "{bar:30} {pos}/{len} {elapsed} {msg}");
+    let load = options.load();
     for _ in 0..options.rounds {
         for results in &mut results {
             bar.set_message(results.server.name.clone());
-            let figures = options.turn(&results.server).await;
-            results.add(&figures, &options.load());
+            let figures = options.turn(&load, &results.server).await;
+            results.add(&figures, &load);
             bar.inc(1);
         }
     }
@@ -129,41 +113,28 @@ impl Options {
             requests: self.requests,
             tokens: self.tokens,
             timed: self.stamps,
+            every_gap: true,
             spread: self.spread_ms,
-        }
-    }
-
-    fn check(&self) -> Check {
-        if self.expect_test_runner {
-            Check::TestRunner
-        } else {
-            Check::Any
+            expect_test_runner: self.expect_test_runner,
+            model: self.model.clone(),
+            timeout: Some(self.timeout_ms),
         }
     }
 
     /// Puts the load on one server.
-    async fn turn(&self, server: &Server) -> Figures {
-        let format = match self.form {
-            RequestedFormat::Sse => BodyFormat::Sse,
-            RequestedFormat::Ndjson => BodyFormat::Ndjson,
+    async fn turn(&self, load: &Load, server: &Server) -> Figures {
+        let format = if server.is_grpc {
+            Format::Grpc
+        } else {
+            self.form
         };
-        let target = match &server.address {
-            Address::Http(url) => Target::Http(url.clone(), format),
-            Address::Grpc(url) => Target::Grpc(url.clone()),
-        };
+        let target = Target::Server(server.url.clone(), format);
         let opening = Session::open(&target, Sockets::of(self.streams));
         let opened = tokio::time::timeout(self.timeout_ms, opening).await;
         let timed_out = Err(Fault::TimedOut(self.timeout_ms.as_secs()));
-        let session = match opened.unwrap_or(timed_out) {
-            Ok(session) => session,
-            Err(fault) => return Figures::of_fault(&fault),
-        };
-        let options = RequestOptions {
-            model: self.model.as_deref(),
-            timeout: Some(self.timeout_ms),
-        };
-        let (check, requested) = (self.check(), self.tokens);
-        let start = move |due_ns| Compared::start(due_ns, check, requested);
-        session.run_with(&self.load(), options, start).await
+        match opened.unwrap_or(timed_out) {
+            Ok(session) => session.run(load).await,
+            Err(fault) => Figures::of_fault(&fault),
+        }
     }
 }

@@ -8,8 +8,8 @@ use crate::order::OrderFault;
 /// Reason why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Fault {
-    #[error("cannot connect to {address}: {source}")]
-    Connect { address: String, source: io::Error },
+    #[error("cannot connect to {address}: {why}")]
+    Connect { address: String, why: io::Error },
     #[error("the connection broke: {0}")]
     Connection(String),
     #[error("the server refused: {0}")]
@@ -35,7 +35,7 @@ pub(crate) enum Fault {
     #[error("unexpected data: {0}")]
     Malformed(String),
     #[error("the server's process cannot be inspected: {0}")]
-    Process(io::Error),
+    Process(procfs::ProcError),
 }
 
 impl Fault {

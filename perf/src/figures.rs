@@ -9,6 +9,7 @@ use tokenway::runner::monotonic_ns;
 
 use crate::fault::Fault;
 use crate::stamp::Stamp;
+use crate::statistics::count;
 
 /// Longest time that a histogram tells from longer ones, and its precision.
 const HIGHEST_NS: u64 = 60_000_000_000;
@@ -44,6 +45,16 @@ pub(crate) struct Figures {
     started_ns: u64,
     started_cpu: Duration,
     last_token_ns: u64,
+}
+
+/// Rates of one load.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Rates {
+    pub(crate) tokens: u64,
+    pub(crate) tokens_per_second: f64,
+    pub(crate) requests_per_second: f64,
+    pub(crate) tokens_per_read: f64,
+    pub(crate) bytes_per_token: f64,
 }
 
 /// Histograms of times in nanoseconds. In JSON each is a list of times with their numbers of occurrences.
@@ -207,11 +218,22 @@ impl Figures {
         }
     }
 
-    /// Reports foreign stamps as a fault, for a server that runs on this machine.
+    /// Adds foreign stamps to the faults, for a server that runs on this machine.
     pub(crate) fn fault_foreign_stamps(&mut self) {
         if self.foreign_stamps > 0 {
             let count = self.foreign_stamps;
             self.fault(format!("{count} stamps are not of this machine's clock"));
+        }
+    }
+
+    pub(crate) fn rates(&self) -> Rates {
+        let (tokens, seconds) = (count(self.tokens), count(self.elapsed_ns) / 1e9);
+        Rates {
+            tokens: self.tokens,
+            tokens_per_second: tokens / seconds,
+            requests_per_second: count(self.requests) / seconds,
+            tokens_per_read: tokens / count(self.reads),
+            bytes_per_token: count(self.bytes) / tokens,
         }
     }
 
@@ -246,28 +268,21 @@ pub(crate) struct Progress {
     due_ns: u64,
     first_ns: u64,
     last_ns: u64,
-    times_every_gap: bool,
+    every_gap: bool,
     /// Tokens that have arrived.
     pub(crate) count: u32,
 }
 
 impl Progress {
-    /// Progress of a request that is due at `due_ns`.
-    pub(crate) fn start(due_ns: u64) -> Self {
+    /// Progress of a request that is due at `due_ns`. Gaps between tokens without stamps are recorded only
+    /// with `every_gap`.
+    pub(crate) fn start(due_ns: u64, every_gap: bool) -> Self {
         Self {
             due_ns,
             first_ns: 0,
             last_ns: 0,
-            times_every_gap: false,
+            every_gap,
             count: 0,
-        }
-    }
-
-    /// Records the gaps between tokens without stamps too.
-    pub(crate) fn timing_every_gap(self) -> Self {
-        Self {
-            times_every_gap: true,
-            ..self
         }
     }
 
@@ -288,7 +303,7 @@ impl Progress {
             figures.times.ttft.saturating_record(ttft);
             figures.started += 1;
             self.first_ns = received_ns;
-        } else if self.times_every_gap || stamp.is_some() {
+        } else if self.every_gap || stamp.is_some() {
             let gap = received_ns.saturating_sub(self.last_ns);
             figures.times.gaps.saturating_record(gap);
         }
@@ -339,7 +354,7 @@ mod tests {
     fn the_times_of_a_request_are_as_they_are_defined() {
         let mut figures = Figures::new();
         let started_ns = figures.started_ns;
-        let mut progress = Progress::start(started_ns).timing_every_gap();
+        let mut progress = Progress::start(started_ns, true);
         for after_ns in [500, 600, 900, 1_100] {
             progress.token(&mut figures, started_ns + after_ns, None);
         }
@@ -357,7 +372,7 @@ mod tests {
 
     #[test]
     fn a_single_token_has_no_time_per_output_token() {
-        let (mut figures, mut progress) = (Figures::new(), Progress::start(0));
+        let (mut figures, mut progress) = (Figures::new(), Progress::start(0, false));
         progress.token(&mut figures, 5, None);
         figures.finished(&progress);
         assert_eq!((figures.requests, figures.times.tpot.len()), (1, 0));
@@ -365,7 +380,7 @@ mod tests {
 
     #[test]
     fn every_token_that_a_stall_delayed_is_late_by_its_own_due_time() {
-        let (mut figures, mut progress) = (Figures::new(), Progress::start(0));
+        let (mut figures, mut progress) = (Figures::new(), Progress::start(0, false));
         for due_ns in (100..=1_000).step_by(100) {
             progress.token(&mut figures, 1_050, stamp(Some(due_ns), 1_000));
         }
@@ -382,7 +397,7 @@ mod tests {
 
     #[test]
     fn a_device_without_a_schedule_has_no_lateness() {
-        let (mut figures, mut progress) = (Figures::new(), Progress::start(0));
+        let (mut figures, mut progress) = (Figures::new(), Progress::start(0, false));
         progress.token(&mut figures, 10, stamp(None, 5));
         assert_eq!(figures.stamps(), Stamps::Known);
         assert!(figures.times.lateness.is_empty());
@@ -391,7 +406,7 @@ mod tests {
     #[test]
     fn stamps_of_another_machines_clock_are_not_counted_as_times() {
         for emitted_ns in [9, 51] {
-            let (mut figures, mut progress) = (Figures::new(), Progress::start(10));
+            let (mut figures, mut progress) = (Figures::new(), Progress::start(10, false));
             progress.token(&mut figures, 50, stamp(None, emitted_ns));
             assert_eq!(figures.stamps(), Stamps::ForeignClock);
             assert!(figures.times.one_way.is_empty());

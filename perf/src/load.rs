@@ -7,28 +7,23 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
+
 mod arrivals;
 mod channel;
 mod consumer;
-mod counting;
-mod grpc;
 mod http;
-mod lines;
-mod messages;
 mod response;
 mod session;
-#[cfg(test)]
-mod tests;
 
-pub(crate) use consumer::{Consumer, ReceivedToken};
-pub(crate) use http::BodyFormat;
-pub(crate) use session::{RequestOptions, Session, Sockets};
+pub(crate) use session::{Session, Sockets};
 
 use crate::arguments::ServerUrl;
 use crate::device::Device;
+use crate::stream::{CompletionRequest, Format};
 
 /// Work of one load.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub(crate) struct Load {
     /// Streams at once. If their starts are spread over longer than they last, they follow each other.
     pub(crate) streams: u32,
@@ -37,9 +32,21 @@ pub(crate) struct Load {
     /// Tokens of each request.
     pub(crate) tokens: u32,
     /// Requests stamps, and records the tokens' times.
+    #[serde(skip)]
     pub(crate) timed: bool,
+    /// Records the gaps between tokens without stamps too.
+    #[serde(skip)]
+    pub(crate) every_gap: bool,
     /// Time over which the streams' starts are evenly spread.
+    #[serde(skip)]
     pub(crate) spread: Duration,
+    /// Checks that each stream is `token_0`, `token_1`, … up to the requested number.
+    pub(crate) expect_test_runner: bool,
+    /// `None` lets the server choose.
+    pub(crate) model: Option<String>,
+    /// Time limit of a request. `None` waits forever.
+    #[serde(skip)]
+    pub(crate) timeout: Option<Duration>,
 }
 
 /// Destination of a load.
@@ -47,8 +54,30 @@ pub(crate) struct Load {
 pub(crate) enum Target {
     /// A device of this process, through its channels.
     Device(Device),
-    /// An HTTP server.
-    Http(ServerUrl, BodyFormat),
-    /// A gRPC server.
-    Grpc(ServerUrl),
+    Server(ServerUrl, Format),
+}
+
+impl Load {
+    /// Streams of the test runner, each of which makes one request.
+    pub(crate) fn of_test_runner(streams: u32, tokens: u32) -> Self {
+        Self {
+            streams,
+            requests: 1,
+            tokens,
+            timed: false,
+            every_gap: false,
+            spread: Duration::ZERO,
+            expect_test_runner: true,
+            model: None,
+            timeout: None,
+        }
+    }
+
+    fn completion(&self) -> CompletionRequest<'_> {
+        CompletionRequest {
+            model: self.model.as_deref(),
+            stamps: self.timed,
+            ..CompletionRequest::of_tokens(self.tokens)
+        }
+    }
 }

@@ -1,7 +1,6 @@
 //! `tokenway-perf` measures what a server adds to the tokens that pass through it. `main` reads the
 //! command line and runs a subcommand; each subcommand is a module of its own.
 
-use std::error::Error;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -14,6 +13,7 @@ mod device;
 mod fault;
 mod figures;
 mod load;
+mod metrics;
 mod open_files;
 mod order;
 mod overhead;
@@ -78,7 +78,7 @@ impl Verdict {
 }
 
 /// Result of a subcommand. An error is printed like a failure.
-type Outcome = Result<Verdict, Box<dyn Error>>;
+type Outcome = anyhow::Result<Verdict>;
 
 fn main() -> ExitCode {
     let out = &mut io::stdout().lock();
@@ -95,7 +95,7 @@ fn main() -> ExitCode {
     let failures = match outcome {
         Ok(Verdict::Passed) => return ExitCode::SUCCESS,
         Ok(Verdict::Failed(failures)) => failures,
-        Err(error) => vec![error.to_string()],
+        Err(error) => vec![format!("{error:#}")],
     };
     for failure in failures {
         // The exit code still reports the failure if standard error is closed.

@@ -4,10 +4,10 @@
 //! The measured paths take turns in every round, in an order that changes from round to round, so that a
 //! disturbance of the machine disturbs them all. Only ratios and differences within a round are judged.
 
-use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
 
+use anyhow::ensure;
 use clap::Args;
 
 mod baseline;
@@ -31,9 +31,7 @@ use plan::{LoadKind, Plan};
 use report::Report;
 use scenario::Scenario;
 
-use crate::open_files::OpenFilesError;
-use crate::report::{Machine, write_json};
-use crate::server::ServerError;
+use crate::report::{Files, Machine};
 use crate::{Outcome, Verdict};
 
 /// Measure the cost that each API adds to a token, against bare axum, bare tonic and others in the same run.
@@ -57,12 +55,8 @@ pub(crate) struct Options {
     /// Kinds of load, separated by commas [default: all, or with --quick all but scale]
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     loads: Option<Vec<LoadKind>>,
-    /// Write all measurements to this file, as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Write a page with charts to this file, as HTML in one piece
-    #[arg(long, value_name = "FILE")]
-    html: Option<PathBuf>,
+    #[command(flatten)]
+    files: Files,
     /// Write the headline chart to this file, as SVG: the distribution of one-way latency with 64 streams of
     /// 50 tokens a second
     #[arg(long, value_name = "FILE")]
@@ -76,48 +70,31 @@ pub(crate) struct Options {
     baseline: Option<PathBuf>,
 }
 
-/// Reason why a turn could not be measured.
-#[derive(Debug, thiserror::Error)]
-enum TurnError {
-    #[error(transparent)]
-    Server(#[from] ServerError),
-    #[error(transparent)]
-    Io(#[from] std::io::Error),
-    #[error(transparent)]
-    OpenFiles(#[from] OpenFilesError),
-}
-
 /// Load of the headline chart.
 const HEADLINE: Scenario = Scenario::Paced(64);
 
 /// Measures, and prints the tables and the targets.
 pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
     // Before the measurement, so that a wrong file fails at once.
-    let baseline = options
-        .baseline
-        .as_deref()
-        .map(Baseline::read)
-        .transpose()?;
+    let baseline = options.baseline.as_deref().map(Baseline::read);
+    let baseline = baseline.transpose()?;
     let plan = Plan::of(options);
-    if options.picture.is_some() && !plan.loads.iter().any(|load| load.scenario == HEADLINE) {
-        let title = HEADLINE.title();
-        return Err(
-            format!("--picture shows {title}, which --loads or --streams leave out").into(),
-        );
-    }
+    let has_headline = plan.loads.iter().any(|load| load.scenario == HEADLINE);
+    ensure!(
+        options.picture.is_none() || has_headline,
+        "--picture shows {}, which --loads or --streams leave out",
+        HEADLINE.title()
+    );
     let mut machine = Machine::now();
     let (results, faults) = rounds::measure(&plan).await?;
     machine.ended();
     let report = Report::of(machine, results, faults);
     table::write(&report, out)?;
-    if let Some(path) = &options.json {
-        write_json(path, &report.json())?;
-    }
-    if let Some(path) = &options.html {
-        page::write(path, &report)?;
-    }
+    let page = || page::values(&report);
+    options.files.write(&report, "overhead.html", page)?;
     if let Some(path) = &options.picture {
-        fs::write(path, charts::latency(&report.results, HEADLINE)?)?;
+        let chart = charts::latency(&report.results, HEADLINE);
+        crate::report::write("--picture", path, &chart)?;
     }
     let worse = baseline.map_or_else(Vec::new, |baseline| baseline.worse(&report.targets));
     for line in &worse {

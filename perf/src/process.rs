@@ -1,9 +1,10 @@
 //! Resources of a process, as Linux counts them.
 
-use std::fs;
-use std::io;
-use std::iter::Sum;
+use std::iter::{Sum, once};
 use std::time::Duration;
+
+use procfs::ProcResult;
+use procfs::process::Process;
 
 /// Prefix of the name of a device's thread.
 const DEVICE_THREAD_PREFIX: &str = "worker-";
@@ -23,31 +24,23 @@ impl Usage {
     ///
     /// # Errors
     /// If there is no such process.
-    pub(crate) fn of(id: u32) -> io::Result<Self> {
-        let own = Self::of_one(id)?;
-        // A child may end while it is inspected.
-        let of_children = children(id)?.into_iter().filter_map(|id| Self::of(id).ok());
-        Ok(std::iter::once(own).chain(of_children).sum())
-    }
-
-    fn of_one(id: u32) -> io::Result<Self> {
-        let (mut cpu, mut device_cpu) = (Duration::ZERO, Duration::ZERO);
-        for thread in fs::read_dir(format!("/proc/{id}/task"))? {
-            let read = |file| fs::read_to_string(thread.as_ref().ok()?.path().join(file)).ok();
-            // A thread may end while it is inspected.
-            if let Some((name, counts)) = read("comm").zip(read("schedstat")) {
-                let run_time = run_time(&counts).unwrap_or_default();
-                cpu += run_time;
-                if name.starts_with(DEVICE_THREAD_PREFIX) {
-                    device_cpu += run_time;
+    pub(crate) fn of(id: u32) -> ProcResult<Self> {
+        let mut own = Self {
+            rss_bytes: rss_bytes(id)?,
+            ..Self::default()
+        };
+        // A thread or a child may end while it is inspected.
+        for thread in process(id)?.tasks()?.flatten() {
+            if let (Ok(status), Ok(counts)) = (thread.status(), thread.schedstat()) {
+                let run_time = Duration::from_nanos(counts.sum_exec_runtime);
+                own.cpu += run_time;
+                if status.name.starts_with(DEVICE_THREAD_PREFIX) {
+                    own.device_cpu += run_time;
                 }
             }
         }
-        Ok(Self {
-            cpu,
-            device_cpu,
-            rss_bytes: rss_bytes(id)?,
-        })
+        let of_children = children(id)?.into_iter().filter_map(|id| Self::of(id).ok());
+        Ok(once(own).chain(of_children).sum())
     }
 }
 
@@ -75,15 +68,12 @@ impl Holdings {
     ///
     /// # Errors
     /// If there is no such process, or it belongs to another user.
-    pub(crate) fn of(id: u32) -> io::Result<Self> {
-        let count = |folder| -> io::Result<u64> {
-            let entries = fs::read_dir(format!("/proc/{id}/{folder}"))?.count();
-            Ok(u64::try_from(entries).unwrap_or(u64::MAX))
-        };
+    pub(crate) fn of(id: u32) -> ProcResult<Self> {
+        let process = process(id)?;
         Ok(Self {
             rss_bytes: rss_bytes(id)?,
-            descriptors: count("fd")?,
-            threads: count("task")?,
+            descriptors: u64::try_from(process.fd_count()?).unwrap_or(u64::MAX),
+            threads: process.status()?.threads,
         })
     }
 }
@@ -92,55 +82,32 @@ impl Holdings {
 ///
 /// # Errors
 /// If there is no such process.
-pub(crate) fn children(id: u32) -> io::Result<Vec<u32>> {
-    let mut children = Vec::new();
-    for thread in fs::read_dir(format!("/proc/{id}/task"))? {
-        let listed = fs::read_to_string(thread?.path().join("children")).unwrap_or_default();
-        children.extend(
-            listed
-                .split_whitespace()
-                .filter_map(|id| id.parse::<u32>().ok()),
-        );
-    }
-    Ok(children)
+pub(crate) fn children(id: u32) -> ProcResult<Vec<u32>> {
+    let threads = process(id)?.tasks()?.flatten();
+    Ok(threads
+        .flat_map(|thread| thread.children().unwrap_or_default())
+        .collect())
 }
 
 /// Resident memory of a process.
 ///
 /// # Errors
 /// If there is no such process.
-pub(crate) fn rss_bytes(id: u32) -> io::Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{id}/status"))?;
-    resident(&status).ok_or_else(|| io::Error::other("the process's status has no VmRSS"))
+pub(crate) fn rss_bytes(id: u32) -> ProcResult<u64> {
+    // A process that has ended and not been waited for has none.
+    Ok(process(id)?.status()?.vmrss.unwrap_or(0) * 1024)
 }
 
-/// First number of `schedstat`: the time on a processor, in nanoseconds.
-fn run_time(schedstat: &str) -> Option<Duration> {
-    let nanoseconds = schedstat.split_whitespace().next()?;
-    nanoseconds.parse().ok().map(Duration::from_nanos)
-}
-
-/// The line `VmRSS:  1234 kB`, in bytes.
-fn resident(status: &str) -> Option<u64> {
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
+fn process(id: u32) -> ProcResult<Process> {
+    Process::new(id.try_into().unwrap_or(i32::MAX))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::time::Instant;
 
     use super::*;
-
-    #[test]
-    fn counts_are_parsed_as_linux_writes_them() {
-        assert_eq!(run_time("1500 20 3\n"), Some(Duration::from_nanos(1_500)));
-        assert_eq!(resident("Name:\tx\nVmRSS:\t  12 kB\n"), Some(12 * 1024));
-        assert_eq!((run_time(""), resident("")), (None, None));
-    }
 
     #[test]
     fn the_time_of_a_devices_thread_is_counted_apart() {

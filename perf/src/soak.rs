@@ -6,7 +6,6 @@
 
 use std::cell::RefCell;
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -33,14 +32,13 @@ use client::{Crowd, Server, Shared};
 use outcome::SoakOutcome;
 use sample::{Sample, Sampler};
 use tally::Tally;
-use verdict::Evidence;
 
 use crate::arguments::{ServerUrl, duration_ms, grpc_address};
 use crate::fault::Fault;
 use crate::progress;
-use crate::report::write_json;
+use crate::report::Files;
 use crate::serve::{self, Role};
-use crate::server::{OwnServer, ServerError};
+use crate::server::OwnServer;
 use crate::{Outcome, Verdict};
 
 /// Peer timeout of the run's own server, and of a server with the defaults.
@@ -112,12 +110,8 @@ pub(crate) struct Options {
     /// Its process, on this machine and of this user
     #[arg(long, value_name = "PID", requires = "http")]
     pid: Option<u32>,
-    /// Write every sample of the server and all counts to this file, as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Write a page with charts to this file, as HTML in one piece
-    #[arg(long, value_name = "FILE")]
-    html: Option<PathBuf>,
+    #[command(flatten)]
+    files: Files,
 }
 
 /// A run in progress.
@@ -164,16 +158,12 @@ async fn soak_and_report(options: &Options, out: &mut dyn Write) -> Outcome {
         writeln!(out, "{line}")?;
     }
     out.flush()?;
-    if let Some(path) = &options.json {
-        write_json(path, &outcome.json())?;
-    }
-    if let Some(path) = &options.html {
-        page::write(path, &outcome)?;
-    }
+    let page = || page::values(&outcome);
+    options.files.write(&outcome, "soak.html", page)?;
     Ok(Verdict::reported(outcome.is_good()))
 }
 
-async fn own_server(options: &Options, peer_timeout: Duration) -> Result<OwnServer, ServerError> {
+async fn own_server(options: &Options, peer_timeout: Duration) -> anyhow::Result<OwnServer> {
     // Fewer slots than clients, so that some of them wait.
     let slots = usize::from(options.clients) * 3 / 4 + 1;
     let start = serve::Options {
@@ -204,7 +194,7 @@ impl<'a> Soak<'a> {
         }
     }
 
-    async fn run(self, out: &mut dyn Write) -> Result<SoakOutcome, Box<dyn std::error::Error>> {
+    async fn run(self, out: &mut dyn Write) -> anyhow::Result<SoakOutcome> {
         let (server, clients) = (&self.shared.server, usize::from(self.options.clients));
         writeln!(
             out,
@@ -237,34 +227,25 @@ impl<'a> Soak<'a> {
         let after = self.with_counts(after);
         self.row(&after, out)?;
         self.bar.finish_and_clear();
-        let leaks = verdict::leaks(&Evidence {
-            before: &before,
-            steady: &steady,
-            after: &after,
-            rss_allowance: self.options.rss_allowance_mib.saturating_mul(MIB),
-        });
+        let allowance = self.options.rss_allowance_mib.saturating_mul(MIB);
         Ok(SoakOutcome {
+            format: outcome::FORMAT,
             seed: self.seed,
             tally: self.shared.tally.take(),
+            leaks: verdict::leaks(&before, &steady, &after, allowance),
             before,
             steady,
             after,
-            leaks,
         })
     }
 
     /// Samples the server without clients. A socket may still be closing, so the lowest number of
     /// descriptors of several samples counts.
     async fn idle(&self) -> Result<Sample, Fault> {
-        let mut idle = self
-            .sampler
-            .wait(self.release_timeout(), Sample::is_idle)
-            .await?;
+        let sample = || self.sampler.wait(self.release_timeout(), Sample::is_idle);
+        let mut idle = sample().await?;
         for _ in 1..IDLE_SAMPLES {
-            let next = self
-                .sampler
-                .wait(self.release_timeout(), Sample::is_idle)
-                .await?;
+            let next = sample().await?;
             idle = Sample {
                 descriptors: idle.descriptors.min(next.descriptors),
                 ..next
@@ -274,11 +255,7 @@ impl<'a> Soak<'a> {
     }
 
     /// Samples the server until `end`, and prints a row now and then.
-    async fn sample_until(
-        &self,
-        end: Instant,
-        out: &mut dyn Write,
-    ) -> Result<Vec<Sample>, Box<dyn std::error::Error>> {
+    async fn sample_until(&self, end: Instant, out: &mut dyn Write) -> anyhow::Result<Vec<Sample>> {
         let interval = (self.options.minutes / SAMPLES).min(SAMPLE_INTERVAL);
         let between_rows = self.options.minutes / ROWS;
         let (mut samples, mut next_row) = (Vec::new(), Instant::now());
@@ -308,8 +285,8 @@ impl<'a> Soak<'a> {
     fn with_counts(&self, sample: Sample) -> Sample {
         let tally = self.shared.tally.borrow();
         Sample {
-            streams_done: tally.streams(),
-            faults: tally.fault_count(),
+            streams_done: tally.streams,
+            faults: tally.fault_count,
             ..sample
         }
     }

@@ -1,8 +1,9 @@
 //! The one reader of completion streams: NDJSON and server-sent events over HTTP/1.1 and HTTP/2, and
-//! gRPC. Only the load generator reads streams by itself, because it parses less of each token.
+//! gRPC. The load generator reads HTTP/1.1 with a smaller client, and decodes with the same decoder.
 //!
 //! The reader knows when a stream is complete. Which tokens are right is for its users to judge.
 
+use clap::ValueEnum;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, StatusCode};
 use http_body_util::{BodyExt, Limited};
@@ -12,27 +13,32 @@ use tonic::{Code, Status};
 mod connection;
 mod decoder;
 mod failure;
+mod messages;
 mod records;
 mod request;
 
-pub(crate) use connection::{Connection, Protocol, ReadClock, connect, get, reset_on_close};
+pub(crate) use connection::{Connection, Protocol, connect, reset_on_close};
 #[cfg(test)]
 pub(crate) use decoder::Token;
 pub(crate) use decoder::{Decoder, Event};
-pub(crate) use request::{CompletionRequest, framed, grpc, http};
+pub(crate) use request::{CompletionRequest, grpc, http};
 
 use crate::fault::Fault;
-use connection::{Response, piece};
+use connection::{ReadClock, Response, piece};
 use failure::Failure;
 
 /// Longest refusal that is shown.
 const LONGEST_REFUSAL: usize = 64 * 1024;
 
 /// Wire format of a stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
+    /// NDJSON over a raw socket.
+    #[value(skip)]
+    Raw,
     Ndjson,
     Sse,
+    #[value(skip)]
     Grpc,
 }
 
@@ -63,11 +69,19 @@ pub(crate) enum Ending {
 
 impl Format {
     /// Content type of a stream in this format.
-    fn content_type(self) -> &'static str {
+    pub(crate) fn content_type(self) -> &'static str {
         match self {
-            Self::Ndjson => "application/x-ndjson",
+            Self::Raw | Self::Ndjson => "application/x-ndjson",
             Self::Sse => "text/event-stream",
             Self::Grpc => "application/grpc",
+        }
+    }
+
+    /// Protocol that servers of this format speak at least.
+    pub(crate) fn protocol(self) -> Protocol {
+        match self {
+            Self::Raw | Self::Ndjson | Self::Sse => Protocol::Http1,
+            Self::Grpc => Protocol::Http2,
         }
     }
 }
@@ -81,7 +95,9 @@ impl Stream {
     ) -> Result<Self, Fault> {
         let url = &connection.url;
         let request = match format {
-            Format::Ndjson | Format::Sse => http(url, format.content_type(), completion),
+            Format::Raw | Format::Ndjson | Format::Sse => {
+                http(url, format.content_type(), completion)
+            }
             Format::Grpc => request::grpc_completion(url, completion),
         };
         let response = connection.send(request).await?;
@@ -180,11 +196,13 @@ impl Stream {
             count,
             ..
         } = self;
+        take(Event::Piece(piece.len()), received_ns)?;
         decoder.read(piece, |event| {
             match &event {
                 Event::Token(_) => *count += 1,
                 Event::Error(error) => *failure = Some(error.clone()),
-                Event::Started | Event::Finished | Event::Done | Event::Other => {}
+                Event::Piece(_) | Event::Started | Event::Finished | Event::Done | Event::Other => {
+                }
             }
             take(event, received_ns)
         })

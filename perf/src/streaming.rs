@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 
 mod measurement;
 
-use measurement::Plan;
+use measurement::Measurement;
 
 use crate::arguments::{ServerUrl, duration_ms, grpc_address, number};
 use crate::serve::{self, Role};
@@ -74,87 +74,50 @@ enum ApiChoice {
     Both,
 }
 
-/// Addresses of the APIs to measure. At least one is set.
-#[derive(Clone, Debug)]
-struct Apis {
-    http: Option<ServerUrl>,
-    grpc: Option<ServerUrl>,
-}
-
 /// Measures, and prints the figures to `out`.
 pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
-    let running = options.running_apis().unwrap_or_else(|error| error.exit());
-    let plan = Plan {
-        model: options.model.clone(),
-        tokens: options.tokens,
-        interval: options.interval_ms,
-        max_overhead_ms: options.max_overhead_ms,
-    };
-    if let Some(apis) = running {
-        for (address, name) in [(&apis.http, "HTTP"), (&apis.grpc, "gRPC")] {
-            if address.is_none() && options.api == ApiChoice::Both {
+    let (mut http, mut grpc) = (options.http.clone(), options.grpc.clone());
+    let mut own = None;
+    if http.is_none() && grpc.is_none() {
+        let start = serve::Options::new(Role::Product, options.interval_ms, SLOTS, SLOTS);
+        let server = own.insert(OwnServer::start(&start).await?);
+        (http, grpc) = (Some(server.http()?), Some(server.grpc()?));
+        writeln!(out, "Measuring a server of this test's own.")?;
+        out.flush()?;
+    }
+    let mut failures = Vec::new();
+    for (api, url, format, name) in [
+        (ApiChoice::Http, http, Format::Ndjson, "HTTP"),
+        (ApiChoice::Grpc, grpc, Format::Grpc, "gRPC"),
+    ] {
+        let Some(url) = url else {
+            if options.api == api {
+                missing(name).exit();
+            } else if options.api == ApiChoice::Both {
                 writeln!(out, "The {name} API is not measured: no address was given.")?;
             }
+            continue;
+        };
+        if ![api, ApiChoice::Both].contains(&options.api) {
+            continue;
         }
-        return measure(apis, &plan, out).await;
-    }
-    let start = serve::Options::new(Role::Product, plan.interval, SLOTS, SLOTS);
-    let server = OwnServer::start(&start).await?;
-    let apis = Apis {
-        http: match options.api {
-            ApiChoice::Grpc => None,
-            ApiChoice::Http | ApiChoice::Both => Some(server.http()?),
-        },
-        grpc: match options.api {
-            ApiChoice::Http => None,
-            ApiChoice::Grpc | ApiChoice::Both => Some(server.grpc()?),
-        },
-    };
-    writeln!(out, "Measuring a server of this test's own.")?;
-    out.flush()?;
-    let verdict = measure(apis, &plan, out).await?;
-    server.stop().await?;
-    Ok(verdict)
-}
-
-async fn measure(apis: Apis, plan: &Plan, out: &mut dyn Write) -> Outcome {
-    let mut failures = Vec::new();
-    for (url, format, name) in [
-        (apis.http, Format::Ndjson, "HTTP"),
-        (apis.grpc, Format::Grpc, "gRPC"),
-    ] {
-        let Some(url) = url else { continue };
         writeln!(out, "\n{name} at {url}")?;
         out.flush()?;
-        let result = plan.measure(&url, format, name).await;
+        let result = Measurement::of(options, &url, format, name).await;
         result.write(out)?;
         out.flush()?;
-        failures.extend(
-            result
-                .failures
-                .into_iter()
-                .map(|failure| format!("{name}: {failure}")),
-        );
+        let of_api = result.failures.into_iter();
+        failures.extend(of_api.map(|failure| format!("{name}: {failure}")));
+    }
+    if let Some(server) = own {
+        server.stop().await?;
     }
     Ok(Verdict::of_failures(failures))
 }
 
-impl Options {
-    /// APIs of a running server; `None` if no address was given.
-    fn running_apis(&self) -> Result<Option<Apis>, clap::Error> {
-        let missing = |flag: &str, given: &str| {
-            let api = flag.trim_start_matches('-');
-            let message = format!("--api {api} needs {flag} if {given} names a running server\n");
-            clap::Error::raw(ErrorKind::MissingRequiredArgument, message)
-        };
-        let (http, grpc) = (self.http.clone(), self.grpc.clone());
-        match (self.api, http, grpc) {
-            (_, None, None) => Ok(None),
-            (ApiChoice::Http, None, Some(_)) => Err(missing("--http", "--grpc")),
-            (ApiChoice::Grpc, Some(_), None) => Err(missing("--grpc", "--http")),
-            (ApiChoice::Http, http, _) => Ok(Some(Apis { http, grpc: None })),
-            (ApiChoice::Grpc, _, grpc) => Ok(Some(Apis { http: None, grpc })),
-            (ApiChoice::Both, http, grpc) => Ok(Some(Apis { http, grpc })),
-        }
-    }
+/// Error for an API that was chosen and has no address, beside an address of the other one.
+fn missing(name: &str) -> clap::Error {
+    let api = name.to_lowercase();
+    let why = format!("--api {api} needs --{api} if another flag names a running server\n");
+    clap::Error::raw(ErrorKind::MissingRequiredArgument, why)
 }

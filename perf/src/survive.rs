@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::Args;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -18,7 +19,7 @@ mod stream;
 mod tally;
 
 use faults::FaultInjector;
-use server::{Server, StartError};
+use server::Server;
 use stream::{Planned, Texts};
 use tally::Tally;
 
@@ -77,7 +78,7 @@ pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
     Ok(Verdict::reported(tally.is_good()))
 }
 
-async fn survive(options: &Options) -> Result<Tally, StartError> {
+async fn survive(options: &Options) -> anyhow::Result<Tally> {
     let seed = options.seed.unwrap_or_else(rand::random);
     let server = Rc::new(Server::start(options).await?);
     let expected = undisturbed(&server, options).await?;
@@ -130,13 +131,15 @@ async fn survive(options: &Options) -> Result<Tally, StartError> {
 }
 
 /// Completes each prompt without faults.
-async fn undisturbed(server: &Server, options: &Options) -> Result<Vec<Rc<Texts>>, StartError> {
+async fn undisturbed(server: &Server, options: &Options) -> anyhow::Result<Vec<Rc<Texts>>> {
     let uncounted = Tally::new(options.workers, 0);
     let mut all = Vec::new();
     for prompt in 0..stream::PROMPTS {
         let planned = Planned::of_prompt(prompt, options.tokens);
         let texts = planned.run(server, None, &uncounted).await;
-        all.push(Rc::new(texts.map_err(StartError::Undisturbed)?));
+        all.push(Rc::new(
+            texts.context("a stream failed before the first fault")?,
+        ));
     }
     Ok(all)
 }

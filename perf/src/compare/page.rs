@@ -1,20 +1,11 @@
-//! A comparison as an HTML page.
-
-use std::io;
-use std::path::Path;
+//! The values of a comparison's page.
 
 use plotters::style::RGBColor;
+use serde_json::{Value, json};
 
 use super::results::{Comparison, ServerResults};
 use super::table::{self, TIMES, Time};
-use crate::report::{Axis, Bar, Chart, ChartError, Curve, Page, quantiles};
-
-const INTRODUCTION: &str = "
-<p>One client put the same load on each of these servers, on the same machine, and the servers took turns round
-by round: compare them with each other, not with figures of another machine. The client is one thread that
-reads, checks and records the time at which each read returned. A record of a stream counts as one token. If a
-server's tokens carry no emission times, only the client's view is known: a delay that is the same for all
-tokens is then part of the time to the first token, and of no other figure.</p>";
+use crate::report::{Axis, Bar, Chart, Curve, quantiles};
 
 /// Colors that most people with a color vision deficiency can tell apart.
 const COLORS: [RGBColor; 6] = [
@@ -26,46 +17,38 @@ const COLORS: [RGBColor; 6] = [
     RGBColor(90, 170, 220),
 ];
 
-/// Writes the page.
-pub(super) fn write(path: &Path, comparison: &Comparison) -> io::Result<()> {
-    page(comparison).map_err(io::Error::other)?.save(path)
-}
-
-fn page(comparison: &Comparison) -> Result<Page, ChartError> {
+pub(super) fn values(comparison: &Comparison) -> Value {
     let servers = &comparison.servers;
-    let mut page = Page::new("Servers compared", INTRODUCTION);
-    page.machine(&comparison.machine);
-    page.heading(&comparison.title());
-    page.figure(&throughput(servers)?, "Longer is better.");
-    for time in &TIMES {
+    let times = TIMES.map(|time| {
         let caption = format!("{}: {}. Left is better.", time.name, time.definition);
-        page.figure(&curves(servers, time)?, &caption);
-    }
-    let mut text = table::text(comparison);
-    for fault in comparison.faults() {
-        text.push_str("\nFAULT ");
-        text.push_str(&fault);
-    }
-    page.text("", "All figures", &text);
-    Ok(page)
+        json!({ "chart": curves(servers, &time), "caption": caption })
+    });
+    json!({
+        "machine": comparison.machine,
+        "load": comparison.title(),
+        "throughput": throughput(servers),
+        "times": times,
+        "text": table::text(comparison),
+        "faults": comparison.faults(),
+    })
 }
 
 fn colored(servers: &[ServerResults]) -> impl Iterator<Item = (&ServerResults, RGBColor)> {
     servers.iter().zip(COLORS.iter().copied().cycle())
 }
 
-fn throughput(servers: &[ServerResults]) -> Result<String, ChartError> {
+fn throughput(servers: &[ServerResults]) -> String {
     let bars = colored(servers).filter_map(|(server, color)| {
         Some(Bar {
             title: &server.server.name,
             color,
-            spread: server.spread(|round| round.tokens_per_second)?,
+            spread: server.spread(|rates| rates.tokens_per_second)?,
         })
     });
     Bar::draw(&bars.collect::<Vec<_>>(), "tokens per second")
 }
 
-fn curves(servers: &[ServerResults], time: &Time) -> Result<String, ChartError> {
+fn curves(servers: &[ServerResults], time: &Time) -> String {
     let curves = colored(servers).map(|(server, color)| Curve {
         title: &server.server.name,
         color,

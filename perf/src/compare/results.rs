@@ -1,80 +1,52 @@
 //! Results of a comparison, server by server.
 
 use serde::Serialize;
-use serde_json::{Value, json};
 
-use super::consumer::Check;
 use super::servers::Server;
-use crate::figures::{Figures, Stamps, Times};
+use crate::figures::{Figures, Rates, Stamps, Times};
 use crate::load::Load;
 use crate::report::Machine;
-use crate::statistics::{Spread, count};
+use crate::statistics::Spread;
 
-/// One run of `compare`.
+/// Version of the JSON file's format.
+pub(super) const FORMAT: u32 = 1;
+
+/// One run of `compare`, as it is in the JSON file.
+#[derive(Serialize)]
 pub(super) struct Comparison {
+    pub(super) format: u32,
     pub(super) machine: Machine,
     pub(super) load: Load,
-    pub(super) model: Option<String>,
-    pub(super) check: Check,
     pub(super) servers: Vec<ServerResults>,
 }
 
 /// Rounds of one server.
+#[derive(Serialize)]
 pub(super) struct ServerResults {
+    #[serde(flatten)]
     pub(super) server: Server,
     /// In the order in which they were measured.
     pub(super) rounds: Vec<Round>,
     /// Times of all rounds.
+    #[serde(rename = "histograms")]
     pub(super) times: Times,
-    pub(super) stamps: Stamps,
+    stamps: Stamps,
     /// Distinct faults of each round, with its number.
-    pub(super) faults: Vec<String>,
+    faults: Vec<String>,
 }
 
 /// Result of one round.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Round {
-    pub(super) tokens: u64,
+    #[serde(flatten)]
+    pub(super) rates: Rates,
     /// Requests whose streams were complete.
-    pub(super) requests: u64,
+    requests: u64,
     /// Requests that were refused, broke off, or had wrong tokens.
-    pub(super) lost_requests: u64,
-    pub(super) tokens_per_second: f64,
-    pub(super) requests_per_second: f64,
-    pub(super) tokens_per_read: f64,
-    pub(super) bytes_per_token: f64,
+    lost_requests: u64,
 }
 
-/// Version of the JSON file's format.
-const FORMAT: u32 = 1;
-
 impl Comparison {
-    /// All measurements, for the JSON file.
-    pub(super) fn json(&self) -> Value {
-        let servers = self.servers.iter().map(|results| {
-            json!({
-                "name": results.server.name,
-                "address": results.server.address.to_string(),
-                "stamps": results.stamps,
-                "rounds": results.rounds,
-                "histograms": results.times,
-                "faults": results.faults,
-            })
-        });
-        json!({
-            "format": FORMAT,
-            "machine": self.machine,
-            "load": {
-                "streams": self.load.streams,
-                "requests": self.load.requests,
-                "tokens": self.load.tokens,
-                "model": self.model,
-                "expect_test_runner": self.check == Check::TestRunner,
-            },
-            "servers": servers.collect::<Vec<_>>(),
-        })
-    }
-
     /// Title of the load in reports.
     pub(super) fn title(&self) -> String {
         let some = |number: u32, what: &str| match number {
@@ -91,15 +63,12 @@ impl Comparison {
 
     /// Faults of all servers, with their names.
     pub(super) fn faults(&self) -> Vec<String> {
-        let servers = self.servers.iter();
-        let faults = servers.flat_map(|results| {
-            let name = &results.server.name;
-            results
-                .faults
-                .iter()
-                .map(move |fault| format!("{name}, {fault}"))
-        });
-        faults.collect()
+        let of_server = |results: &ServerResults| {
+            let name = results.server.name.clone();
+            let faults = results.faults.clone().into_iter();
+            faults.map(move |fault| format!("{name}, {fault}"))
+        };
+        self.servers.iter().flat_map(of_server).collect()
     }
 }
 
@@ -119,14 +88,19 @@ impl ServerResults {
         let number = self.rounds.len() + 1;
         let listed = u32::try_from(figures.faults.len()).unwrap_or(0);
         let faults = figures.faults.iter();
-        self.faults
-            .extend(faults.map(|fault| format!("round {number}: {fault}")));
+        let faults = faults.map(|fault| format!("round {number}: {fault}"));
+        self.faults.extend(faults);
         let unlisted = figures.fault_count - listed;
         if unlisted > 0 {
             self.faults.push(format!("round {number}: {unlisted} more"));
         }
         self.times.add(&figures.times);
-        self.rounds.push(Round::of(figures, load));
+        let made = u64::from(load.streams) * u64::from(load.requests);
+        self.rounds.push(Round {
+            rates: figures.rates(),
+            requests: figures.requests,
+            lost_requests: made.saturating_sub(figures.requests),
+        });
         self.stamps = match (load.timed, self.stamps, figures.stamps()) {
             (false, ..) => Stamps::NotRequested,
             (true, Stamps::ForeignClock, _) | (true, _, Stamps::ForeignClock) => {
@@ -138,8 +112,9 @@ impl ServerResults {
     }
 
     /// Spread of a value over the rounds.
-    pub(super) fn spread(&self, value: fn(&Round) -> f64) -> Option<Spread> {
-        Spread::of(self.rounds.iter().map(value).collect())
+    pub(super) fn spread(&self, value: fn(&Rates) -> f64) -> Option<Spread> {
+        let rates = self.rounds.iter().map(|round| &round.rates);
+        Spread::of(rates.map(value).collect())
     }
 
     /// Number of lost requests in all rounds.
@@ -154,22 +129,6 @@ impl ServerResults {
             Stamps::Absent => Some("--stamps requested stamps, and the server sends none"),
             Stamps::ForeignClock => Some("the server's stamps are not of this machine's clock"),
             Stamps::Known => None,
-        }
-    }
-}
-
-impl Round {
-    fn of(figures: &Figures, load: &Load) -> Self {
-        let made = u64::from(load.streams) * u64::from(load.requests);
-        let (tokens, seconds) = (count(figures.tokens), count(figures.elapsed_ns) / 1e9);
-        Self {
-            tokens: figures.tokens,
-            requests: figures.requests,
-            lost_requests: made.saturating_sub(figures.requests),
-            tokens_per_second: tokens / seconds,
-            requests_per_second: count(figures.requests) / seconds,
-            tokens_per_read: tokens / count(figures.reads),
-            bytes_per_token: count(figures.bytes) / tokens,
         }
     }
 }

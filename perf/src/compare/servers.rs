@@ -1,81 +1,100 @@
 //! The servers on the command line: each address, and the name that follows it.
 
-use std::collections::BTreeMap;
-use std::fmt;
+use std::collections::{BTreeMap, BTreeSet};
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::error::ErrorKind;
-use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use clap::{ArgMatches, Args, Command, FromArgMatches};
+use serde::Serialize;
 
 use crate::arguments::{ServerUrl, grpc_address};
 
 /// A server to compare.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Serialize)]
 pub(super) struct Server {
     /// Name in reports; its address if it has no name.
     pub(super) name: String,
-    pub(super) address: Address,
-}
-
-/// Address of a server's API.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Address {
-    /// OpenAI's completions over HTTP.
-    Http(ServerUrl),
-    /// Tokenway's gRPC API.
-    Grpc(ServerUrl),
+    /// Address as it is given on the command line.
+    address: String,
+    #[serde(skip)]
+    pub(super) url: ServerUrl,
+    /// Set for Tokenway's gRPC API, and not for OpenAI's completions over HTTP.
+    #[serde(skip)]
+    pub(super) is_grpc: bool,
 }
 
 /// All servers in the order of the command line; at least one.
 #[derive(Clone, Debug)]
 pub(super) struct Servers(pub(super) Vec<Server>);
 
-/// An argument about a server.
-enum Given {
-    Address(Address),
-    Name(String),
+#[derive(Args)]
+struct Flags {
+    /// A server with OpenAI's completions, without `/v1`. May be given again
+    #[arg(long, value_name = "URL")]
+    http: Vec<ServerUrl>,
+    /// gRPC API of a Tokenway server, as `host:port`. May be given again
+    #[arg(long, value_name = "ADDR", value_parser = grpc_address)]
+    grpc: Vec<ServerUrl>,
+    /// Name in the report of the server before it [default: its address]
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    name: Vec<String>,
 }
 
 impl Args for Servers {
     fn augment_args(command: Command) -> Command {
-        let many = |id: &'static str| Arg::new(id).long(id).action(ArgAction::Append);
-        command
-            .arg(
-                many("http")
-                    .value_name("URL")
-                    .value_parser(clap::value_parser!(ServerUrl))
-                    .help("A server with OpenAI's completions, without `/v1`. May be given again"),
-            )
-            .arg(
-                many("grpc")
-                    .value_name("ADDR")
-                    .value_parser(grpc_address)
-                    .help("gRPC API of a Tokenway server, as `host:port`. May be given again"),
-            )
-            .arg(
-                many("name")
-                    .value_name("NAME")
-                    .value_parser(clap::builder::NonEmptyStringValueParser::new())
-                    .help("Name in the report of the server before it [default: its address]"),
-            )
+        Flags::augment_args(command)
     }
 
     fn augment_args_for_update(command: Command) -> Command {
-        Self::augment_args(command)
+        Flags::augment_args_for_update(command)
     }
 }
 
 impl FromArgMatches for Servers {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let Flags { http, grpc, name } = Flags::from_arg_matches(matches)?;
         // The positions of all three flags show which name follows which address.
-        let mut given = BTreeMap::new();
-        given.extend(placed(matches, "http", |url| {
-            Given::Address(Address::Http(url))
-        }));
-        given.extend(placed(matches, "grpc", |url| {
-            Given::Address(Address::Grpc(url))
-        }));
-        given.extend(placed(matches, "name", Given::Name));
-        named(given.into_values())
+        let places = |flag| matches.indices_of(flag).into_iter().flatten();
+        let server = |address: String, url, is_grpc| Server {
+            name: address.clone(),
+            address,
+            url,
+            is_grpc,
+        };
+        let http = http
+            .into_iter()
+            .map(|url| server(url.to_string(), url, false));
+        let grpc = grpc
+            .into_iter()
+            .map(|url| server(url.authority.clone(), url, true));
+        let servers = places("http").zip(http).chain(places("grpc").zip(grpc));
+        let mut servers: BTreeMap<_, _> = servers.collect();
+        let mut named = BTreeSet::new();
+        for (place, name) in places("name").zip(name) {
+            let Some((at, server)) = servers.range_mut(..place).next_back() else {
+                let why = format!("--name {name} must follow the --http or --grpc that it names");
+                return Err(wrong(&why));
+            };
+            if !named.insert(*at) {
+                let known = &server.name;
+                let why = format!("--name {name} follows --name {known}: a server has one name");
+                return Err(wrong(&why));
+            }
+            server.name = name;
+        }
+        let servers: Vec<_> = servers.into_values().collect();
+        let mut names = BTreeSet::new();
+        if let Some(Server { name, .. }) = servers.iter().find(|server| !names.insert(&server.name))
+        {
+            let why = format!("two servers have the name {name}: use --name to tell them apart");
+            return Err(wrong(&why));
+        }
+        if servers.is_empty() {
+            return Err(wrong(
+                "there is no server to measure: name one with --http or --grpc",
+            ));
+        }
+        Ok(Self(servers))
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -84,62 +103,8 @@ impl FromArgMatches for Servers {
     }
 }
 
-/// Values of a flag, with their positions on the command line.
-fn placed<T: Clone + Send + Sync + 'static>(
-    matches: &ArgMatches,
-    id: &str,
-    given: fn(T) -> Given,
-) -> Vec<(usize, Given)> {
-    let places = matches.indices_of(id).into_iter().flatten();
-    let values = matches.get_many::<T>(id).into_iter().flatten();
-    places.zip(values.cloned().map(given)).collect()
-}
-
-/// Gives each server the name that follows it.
-fn named(given: impl Iterator<Item = Given>) -> Result<Servers, clap::Error> {
-    let mut addresses: Vec<(Address, Option<String>)> = Vec::new();
-    for given in given {
-        match (given, addresses.last_mut()) {
-            (Given::Address(address), _) => addresses.push((address, None)),
-            (Given::Name(name), None) => {
-                let why = format!("--name {name} must follow the --http or --grpc that it names");
-                return Err(wrong(ErrorKind::ArgumentConflict, &why));
-            }
-            (Given::Name(name), Some((_, Some(known)))) => {
-                let why = format!("--name {name} follows --name {known}: a server has one name");
-                return Err(wrong(ErrorKind::ArgumentConflict, &why));
-            }
-            (Given::Name(name), Some((_, unnamed))) => *unnamed = Some(name),
-        }
-    }
-    let mut servers: Vec<Server> = Vec::new();
-    for (address, name) in addresses {
-        let name = name.unwrap_or_else(|| address.to_string());
-        if servers.iter().any(|server| server.name == name) {
-            let why = format!("two servers have the name {name}: use --name to tell them apart");
-            return Err(wrong(ErrorKind::ArgumentConflict, &why));
-        }
-        servers.push(Server { name, address });
-    }
-    if servers.is_empty() {
-        let why = "there is no server to measure: name one with --http or --grpc";
-        return Err(wrong(ErrorKind::MissingRequiredArgument, why));
-    }
-    Ok(Servers(servers))
-}
-
-fn wrong(kind: ErrorKind, why: &str) -> clap::Error {
-    clap::Error::raw(kind, format!("{why}\n"))
-}
-
-impl fmt::Display for Address {
-    /// Writes the address as it is given on the command line.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Http(url) => url.fmt(f),
-            Self::Grpc(url) => f.write_str(&url.authority),
-        }
-    }
+fn wrong(why: &str) -> clap::Error {
+    clap::Error::raw(ErrorKind::ArgumentConflict, format!("{why}\n"))
 }
 
 #[cfg(test)]

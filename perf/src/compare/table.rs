@@ -2,10 +2,20 @@
 
 use hdrhistogram::Histogram;
 
-use super::results::{Comparison, Round, ServerResults};
-use crate::figures::Times;
+use super::results::{Comparison, ServerResults};
+use crate::figures::{Rates, Times};
 use crate::report::{cell, head, number, row};
-use crate::statistics::Percentiles;
+use crate::statistics::{Percentiles, Spread};
+
+/// A rate: its name, its number of decimals and its value.
+type Rate = (&'static str, usize, fn(&Rates) -> f64);
+
+const RATES: [Rate; 4] = [
+    ("tokens/s", 0, |rates| rates.tokens_per_second),
+    ("requests/s", 1, |rates| rates.requests_per_second),
+    ("tokens/read", 1, |rates| rates.tokens_per_read),
+    ("bytes/token", 0, |rates| rates.bytes_per_token),
+];
 
 /// One of the times, with its definition.
 pub(super) struct Time {
@@ -70,33 +80,30 @@ pub(super) fn text(comparison: &Comparison) -> String {
 }
 
 fn rates(servers: &[ServerResults]) -> Vec<String> {
-    let columns = [
-        "tokens/s",
-        "requests/s",
-        "tokens/read",
-        "bytes/token",
-        "lost requests",
-    ];
+    let mut columns = RATES.map(|(name, ..)| name).to_vec();
+    columns.push("lost requests");
     let mut lines = vec![
         "Rates (median of the rounds, lowest to highest for tokens/s)".to_owned(),
         head("server", &columns),
     ];
     for server in servers {
-        let median = |value: fn(&Round) -> f64, decimals| {
-            number(server.spread(value).map(|spread| spread.median), decimals)
-        };
-        let spread = server.spread(|round| round.tokens_per_second);
-        let spread = spread.map_or_else(String::new, |spread| {
-            format!("  ({:.0} to {:.0})", spread.lowest, spread.highest)
-        });
-        let cells = [
-            median(|round| round.tokens_per_second, 0),
-            median(|round| round.requests_per_second, 1),
-            median(|round| round.tokens_per_read, 1),
-            median(|round| round.bytes_per_token, 0),
-            cell(server.lost_requests()),
-            spread,
-        ];
+        let spreads = RATES.map(|(_, decimals, rate)| (server.spread(rate), decimals));
+        let mut cells = spreads
+            .map(|(spread, decimals)| number(spread.map(|s| s.median), decimals))
+            .to_vec();
+        cells.push(cell(server.lost_requests()));
+        if let [
+            (
+                Some(Spread {
+                    lowest, highest, ..
+                }),
+                _,
+            ),
+            ..,
+        ] = spreads
+        {
+            cells.push(format!("  ({lowest:.0} to {highest:.0})"));
+        }
         lines.push(row(&server.server.name, &cells));
     }
     lines
@@ -109,13 +116,14 @@ fn block(servers: &[ServerResults], time: &Time) -> Vec<String> {
         .filter(|server| !(time.of)(&server.times).is_empty());
     let rows: Vec<_> = known
         .map(|server| {
+            let times = Percentiles::of((time.of)(&server.times));
             let Percentiles {
                 p50,
                 p90,
                 p99,
                 p999,
                 max,
-            } = Percentiles::of((time.of)(&server.times));
+            } = times;
             let cells = [p50, p90, p99, p999, max].map(|us| number(Some(us / 1e3), 3));
             row(&server.server.name, &cells)
         })
@@ -125,8 +133,6 @@ fn block(servers: &[ServerResults], time: &Time) -> Vec<String> {
     }
     let columns = ["p50", "p90", "p99", "p99.9", "max"];
     let title = format!("\n{}, ms: {}", time.name, time.definition);
-    [title, head("server", &columns)]
-        .into_iter()
-        .chain(rows)
-        .collect()
+    let head = [title, head("server", &columns)];
+    head.into_iter().chain(rows).collect()
 }

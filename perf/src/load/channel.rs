@@ -2,10 +2,11 @@
 
 use std::future::poll_fn;
 
-use tokenway::runner::{Token, monotonic_ns};
+use tokenway::runner::monotonic_ns;
 use tokenway::worker::token_channel::Output;
 
-use super::consumer::{Consumer, ReceivedToken};
+use super::Load;
+use super::consumer::Consumer;
 use super::session::Shared;
 use crate::device::{BATCH, Device};
 use crate::fault::Fault;
@@ -15,38 +16,27 @@ use crate::stamp::Stamp;
 pub(super) async fn request(
     device: &Device,
     shared: &Shared,
-    consumer: &mut impl Consumer,
+    consumer: &mut Consumer,
 ) -> Result<(), Fault> {
-    let mut tokens = device.open(shared.tokens, shared.timed);
+    let Load { tokens, timed, .. } = shared.load;
+    let mut receiver = device.open(tokens, timed);
     let mut outputs = Vec::new();
-    while consumer.count() < shared.tokens {
-        if poll_fn(|cx| tokens.poll_recv_many(cx, &mut outputs, BATCH)).await == 0 {
-            let after = consumer.count();
-            let missing = "its last token";
-            return Err(Fault::cut_off(after, missing));
+    while consumer.count() < tokens {
+        if poll_fn(|cx| receiver.poll_recv_many(cx, &mut outputs, BATCH)).await == 0 {
+            return Err(Fault::cut_off(consumer.count(), "its last token"));
         }
         let received_ns = monotonic_ns();
         let mut figures = shared.figures.borrow_mut();
         figures.read(0);
         for output in outputs.drain(..) {
-            let (Output::Token(token) | Output::Finished(Some(token), _)) = output else {
-                continue;
-            };
-            let received = ReceivedToken {
-                index: token.id.into(),
-                text: None,
-                received_ns,
-                stamp: stamp(&token, shared),
-            };
-            consumer.token(&received, &mut figures)?;
+            if let Output::Token(token) | Output::Finished(Some(token), _) = output {
+                let stamp = timed.then_some(Stamp {
+                    due_ns: Some(token.due_ns),
+                    emitted_ns: token.emitted_ns,
+                });
+                consumer.token(Some(token.id), stamp, received_ns, &mut figures)?;
+            }
         }
     }
     Ok(())
-}
-
-fn stamp(token: &Token, shared: &Shared) -> Option<Stamp> {
-    shared.timed.then_some(Stamp {
-        due_ns: Some(token.due_ns),
-        emitted_ns: token.emitted_ns,
-    })
 }

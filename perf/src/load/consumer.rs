@@ -1,48 +1,97 @@
-//! Consumers of responses. Every reader has one as a type parameter, so that no load pays for the checks
-//! of another.
+//! The consumer of one request's stream: it times and checks the tokens.
 
-use std::ops::ControlFlow;
-
+use super::Load;
 use crate::fault::Fault;
-use crate::figures::Figures;
+use crate::figures::{Figures, Progress};
+use crate::order;
 use crate::stamp::Stamp;
+use crate::stream::Event;
 
-/// A token from a device, or over gRPC.
-pub(crate) struct ReceivedToken<'a> {
-    /// Index in its message, or its id.
-    pub(crate) index: u64,
-    /// `None` from a device, whose tokens are numbers.
-    pub(crate) text: Option<&'a [u8]>,
-    pub(crate) received_ns: u64,
-    pub(crate) stamp: Option<Stamp>,
+pub(super) struct Consumer {
+    progress: Progress,
+    expect_test_runner: bool,
+    requested: u32,
+    /// Indices of the tokens, if they are known.
+    indices: Vec<u32>,
 }
 
-/// Consumer of the response to one request.
-pub(crate) trait Consumer {
-    /// Consumes the next token, from a device or over gRPC.
-    ///
-    /// # Errors
-    /// If it is wrong, and reading must stop.
-    fn token(&mut self, token: &ReceivedToken<'_>, figures: &mut Figures) -> Result<(), Fault>;
-
-    /// Consumes the next piece of an HTTP body, or of a raw socket's stream.
-    ///
-    /// # Errors
-    /// If it is wrong, and reading must stop.
-    fn body(&mut self, piece: &[u8], received_ns: u64, figures: &mut Figures) -> Result<(), Fault>;
-
-    /// Handles the end of a body.
-    ///
-    /// # Errors
-    /// If something is missing.
-    fn body_ended(&self) -> Result<(), Fault>;
-
-    /// Reports if the token with the finish reason has arrived.
-    fn has_last(&self) -> bool;
+impl Consumer {
+    /// Consumer for a request of this load that is due at `due_ns`.
+    pub(super) fn start(due_ns: u64, load: &Load) -> Self {
+        Self {
+            progress: Progress::start(due_ns, load.every_gap),
+            expect_test_runner: load.expect_test_runner,
+            requested: load.tokens,
+            indices: Vec::new(),
+        }
+    }
 
     /// Number of tokens that have arrived.
-    fn count(&self) -> u32;
+    pub(super) fn count(&self) -> u32 {
+        self.progress.count
+    }
 
-    /// Records the result of the request. Breaks if its stream must make no other.
-    fn ended(&self, ended: Result<(), Fault>, figures: &mut Figures) -> ControlFlow<()>;
+    /// Consumes the next event.
+    ///
+    /// # Errors
+    /// If it is wrong, and reading must stop.
+    pub(super) fn event(
+        &mut self,
+        event: Event<'_>,
+        received_ns: u64,
+        figures: &mut Figures,
+    ) -> Result<(), Fault> {
+        match event {
+            Event::Token(token) => {
+                let index = if self.expect_test_runner {
+                    Some(order::agreed_index(&token.text, token.index)?)
+                } else {
+                    token.index
+                };
+                figures.token_bytes(token.bytes);
+                self.token(index, token.stamp, received_ns, figures)
+            }
+            Event::Piece(bytes) => {
+                figures.read(bytes);
+                Ok(())
+            }
+            Event::Error(failure) => Err(Fault::Error {
+                after: self.count(),
+                message: failure.to_string(),
+            }),
+            Event::Started | Event::Finished | Event::Done | Event::Other => Ok(()),
+        }
+    }
+
+    /// Consumes the next token. Its index is `None` if it is unknown.
+    pub(super) fn token(
+        &mut self,
+        index: Option<u32>,
+        stamp: Option<Stamp>,
+        received_ns: u64,
+        figures: &mut Figures,
+    ) -> Result<(), Fault> {
+        self.indices.extend(index);
+        self.progress.token(figures, received_ns, stamp);
+        if self.expect_test_runner && self.count() > self.requested {
+            return Err(Fault::TooMany(self.requested));
+        }
+        Ok(())
+    }
+
+    /// Records the result of the request.
+    pub(super) fn ended(&self, ended: Result<(), Fault>, figures: &mut Figures) {
+        let expected = if self.expect_test_runner {
+            self.requested
+        } else {
+            u32::try_from(self.indices.len()).unwrap_or(u32::MAX)
+        };
+        let faults = order::faults(&self.indices, expected, ended);
+        if faults.is_empty() {
+            figures.finished(&self.progress);
+        }
+        for fault in faults {
+            figures.fault(fault.to_string());
+        }
+    }
 }

@@ -15,26 +15,17 @@ use super::response::Response;
 use super::session::Shared;
 use crate::arguments::ServerUrl;
 use crate::fault::Fault;
-use crate::stream::{CompletionRequest, connect};
-
-/// Format of a stream over HTTP, or over a raw socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum BodyFormat {
-    /// NDJSON over a raw socket.
-    Raw,
-    Ndjson,
-    Sse,
-}
+use crate::stream::{CompletionRequest, Decoder, Format, connect};
 
 /// A connection that is reused as long as the server keeps it open.
 pub(super) struct Connection {
     socket: TcpStream,
-    format: BodyFormat,
+    format: Format,
     is_idle: bool,
 }
 
 impl Connection {
-    pub(super) async fn open(url: &ServerUrl, format: BodyFormat) -> Result<Self, Fault> {
+    pub(super) async fn open(url: &ServerUrl, format: Format) -> Result<Self, Fault> {
         Ok(Self {
             socket: connect(url).await?,
             format,
@@ -52,15 +43,16 @@ impl Connection {
     pub(super) async fn request(
         &mut self,
         shared: &Shared,
-        consumer: &mut impl Consumer,
+        consumer: &mut Consumer,
     ) -> Result<(), Fault> {
         self.is_idle = false;
-        let is_raw = self.format == BodyFormat::Raw;
+        let is_raw = self.format == Format::Raw;
         let mut response = if is_raw {
             Response::without_head()
         } else {
             Response::new()
         };
+        let mut decoder = Decoder::of_http();
         self.socket.write_all(&shared.request).await?;
         while !response.has_ended() {
             let read = self.read(shared).await?;
@@ -75,13 +67,20 @@ impl Connection {
             let mut figures = shared.figures.borrow_mut();
             figures.read(read);
             let piece = &shared.buffer.borrow()[..read];
-            response.read(piece, |data| consumer.body(data, received_ns, &mut figures))?;
-            if is_raw && consumer.has_last() {
+            response.read(piece, |data| {
+                decoder.read(data, |event| {
+                    consumer.event(event, received_ns, &mut figures)
+                })
+            })?;
+            if is_raw && decoder.missing().is_none() {
                 break;
             }
         }
         self.is_idle = response.keeps_connection();
-        consumer.body_ended()
+        match decoder.missing() {
+            None => Ok(()),
+            Some(missing) => Err(Fault::cut_off(consumer.count(), missing)),
+        }
     }
 
     /// Reads into the buffer that all streams share.
@@ -100,15 +99,14 @@ impl Connection {
 /// The request as it is written to a connection.
 pub(super) fn request(
     url: &ServerUrl,
-    format: BodyFormat,
+    format: Format,
     completion: &CompletionRequest<'_>,
 ) -> Bytes {
     let body = completion.json();
-    let accept = match format {
-        BodyFormat::Sse => "text/event-stream",
-        BodyFormat::Ndjson => "application/x-ndjson",
-        BodyFormat::Raw => return format!("{body}\n").into(),
-    };
+    if format == Format::Raw {
+        return format!("{body}\n").into();
+    }
+    let accept = format.content_type();
     let (path, host, length) = (url.path("/v1/completions"), &url.authority, body.len());
     format!(
         "POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n\

@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokenway::runner::monotonic_ns;
@@ -13,12 +12,11 @@ use tokio::time::timeout;
 
 use super::arrivals::Arrivals;
 use super::consumer::Consumer;
-use super::counting::Counting;
-use super::{Load, Target, channel, grpc, http};
+use super::{Load, Target, channel, http};
 use crate::device::Device;
 use crate::fault::Fault;
 use crate::figures::Figures;
-use crate::stream::CompletionRequest;
+use crate::stream::{self, Format, Protocol, Stream};
 
 /// Largest read.
 const READ: usize = 64 * 1024;
@@ -41,15 +39,6 @@ impl Sockets {
     }
 }
 
-/// Options of a load's requests.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct RequestOptions<'a> {
-    /// `None` lets the server choose.
-    pub(crate) model: Option<&'a str>,
-    /// `None` waits forever.
-    pub(crate) timeout: Option<Duration>,
-}
-
 /// Open connections, and the tasks of this thread that use them.
 pub(crate) struct Session {
     tasks: LocalSet,
@@ -59,12 +48,9 @@ pub(crate) struct Session {
 
 /// State that the streams of a load share.
 pub(super) struct Shared {
-    /// The request as it is written to a connection.
+    pub(super) load: Load,
+    /// The request as it is written to an HTTP connection or a raw socket.
     pub(super) request: Bytes,
-    requests: u32,
-    pub(super) tokens: u32,
-    pub(super) timed: bool,
-    timeout: Option<Duration>,
     pub(super) figures: Rc<RefCell<Figures>>,
     /// Bytes of the last read. Its reader consumes them before any other task runs.
     pub(super) buffer: RefCell<Vec<u8>>,
@@ -80,7 +66,7 @@ struct Pool {
 enum Connection {
     Device(Device),
     Http(http::Connection),
-    Grpc(grpc::Connection),
+    Grpc(stream::Connection),
 }
 
 impl Session {
@@ -98,28 +84,11 @@ impl Session {
         })
     }
 
-    /// Runs a load whose tokens must be the test runner's.
+    /// Runs a load.
     pub(crate) async fn run(&self, load: &Load) -> Figures {
-        let tokens = load.tokens;
-        let start = move |due_ns| Counting::start(due_ns, tokens);
-        let mut figures = self.run_with(load, RequestOptions::default(), start).await;
-        figures.fault_foreign_stamps();
-        figures
-    }
-
-    /// Runs a load. `start` makes the consumer of a request that is due at a given time.
-    pub(crate) async fn run_with<C: Consumer>(
-        &self,
-        load: &Load,
-        options: RequestOptions<'_>,
-        start: impl Fn(u64) -> C + Clone + 'static,
-    ) -> Figures {
         self.figures.replace(Figures::new());
-        let ran = self
-            .tasks
-            .run_until(self.streams(load, options, start))
-            .await;
-        let mut figures = self.take_figures();
+        let ran = self.tasks.run_until(self.streams(load)).await;
+        let mut figures = self.take();
         if let Err(fault) = ran {
             figures.fault(fault.to_string());
         }
@@ -128,43 +97,27 @@ impl Session {
 
     /// Takes the figures of a running [`Self::run`] so far. Its own result will not contain them.
     pub(crate) fn take(&self) -> Figures {
-        let mut figures = self.take_figures();
-        figures.fault_foreign_stamps();
-        figures
-    }
-
-    fn take_figures(&self) -> Figures {
         let mut figures = self.figures.replace(Figures::new());
         figures.end();
         figures
     }
 
     /// Runs the streams as tasks of this thread.
-    async fn streams<C: Consumer>(
-        &self,
-        load: &Load,
-        options: RequestOptions<'_>,
-        start: impl Fn(u64) -> C + Clone + 'static,
-    ) -> Result<(), Fault> {
-        let completion = CompletionRequest {
-            model: options.model,
-            stamps: load.timed,
-            ..CompletionRequest::of_tokens(load.tokens)
-        };
+    async fn streams(&self, load: &Load) -> Result<(), Fault> {
         let shared = Rc::new(Shared {
-            request: self.pool.target.request(&completion),
-            requests: load.requests,
-            tokens: load.tokens,
-            timed: load.timed,
-            timeout: options.timeout,
+            load: load.clone(),
+            request: match &self.pool.target {
+                Target::Server(url, format) => http::request(url, *format, &load.completion()),
+                Target::Device(_) => Bytes::new(),
+            },
             figures: Rc::clone(&self.figures),
             buffer: RefCell::new(vec![0; READ]),
         });
         let mut streams = JoinSet::new();
         let mut arrivals = Arrivals::start(load.streams, load.spread)?;
         while let Some(due_ns) = arrivals.next().await? {
-            let (pool, shared, start) = (Rc::clone(&self.pool), Rc::clone(&shared), start.clone());
-            streams.spawn_local(async move { pool.stream(due_ns, &shared, start).await });
+            let (pool, shared) = (Rc::clone(&self.pool), Rc::clone(&shared));
+            streams.spawn_local(async move { pool.stream(due_ns, &shared).await });
             while streams.try_join_next().is_some() {}
         }
         // A stream panics only by a bug of this program, and the panic is printed.
@@ -176,16 +129,17 @@ impl Session {
 impl Pool {
     /// Makes a stream's requests one after the other. The first is due at `due_ns`; each of the others is
     /// due once the response before it has ended and a connection is open.
-    async fn stream<C: Consumer>(&self, due_ns: u64, shared: &Shared, start: impl Fn(u64) -> C) {
+    async fn stream(&self, due_ns: u64, shared: &Shared) {
         shared.figures.borrow_mut().sent(due_ns);
         let mut first_due_ns = Some(due_ns);
         let mut kept = self.idle.borrow_mut().pop_front();
-        for _ in 0..shared.requests {
+        for _ in 0..shared.load.requests {
             let connection = match kept.take() {
                 Some(connection) => Ok(Ok(connection)),
                 None => shared.in_time(open(&self.target)).await,
             };
-            let mut consumer = start(first_due_ns.take().unwrap_or_else(monotonic_ns));
+            let due_ns = first_due_ns.take().unwrap_or_else(monotonic_ns);
+            let mut consumer = Consumer::start(due_ns, &shared.load);
             let ended = match connection {
                 Ok(Ok(connection)) => {
                     let connection = kept.insert(connection);
@@ -197,13 +151,12 @@ impl Pool {
                 Err(late) => Err(late),
             };
             kept = kept.filter(Connection::takes_another);
-            let ended = ended.unwrap_or_else(|_| Err(shared.hangs(&consumer)));
-            if consumer
-                .ended(ended, &mut shared.figures.borrow_mut())
-                .is_break()
-            {
-                return;
-            }
+            let hangs = |_| Fault::Hangs {
+                after: consumer.count(),
+                seconds: shared.load.timeout.unwrap_or_default().as_secs(),
+            };
+            let ended = ended.map_err(hangs).flatten();
+            consumer.ended(ended, &mut shared.figures.borrow_mut());
         }
         self.idle.borrow_mut().extend(kept);
     }
@@ -212,27 +165,9 @@ impl Pool {
 impl Shared {
     /// Limits a part of a request to the timeout.
     async fn in_time<O>(&self, work: impl Future<Output = O>) -> Result<O, Elapsed> {
-        match self.timeout {
+        match self.load.timeout {
             Some(longest) => timeout(longest, work).await,
             None => Ok(work.await),
-        }
-    }
-
-    fn hangs(&self, consumer: &impl Consumer) -> Fault {
-        Fault::Hangs {
-            after: consumer.count(),
-            seconds: self.timeout.unwrap_or_default().as_secs(),
-        }
-    }
-}
-
-impl Target {
-    /// The request as it is written to a connection.
-    fn request(&self, completion: &CompletionRequest<'_>) -> Bytes {
-        match self {
-            Self::Device(_) => Bytes::new(),
-            Self::Http(url, format) => http::request(url, *format, completion),
-            Self::Grpc(_) => grpc::request(completion),
         }
     }
 }
@@ -245,29 +180,34 @@ impl Connection {
         }
     }
 
-    async fn request(
-        &mut self,
-        shared: &Shared,
-        consumer: &mut impl Consumer,
-    ) -> Result<(), Fault> {
-        match self {
-            Self::Device(device) => channel::request(device, shared, consumer).await,
-            Self::Http(connection) => connection.request(shared, consumer).await,
-            Self::Grpc(connection) => connection.request(shared, consumer).await,
-        }
+    async fn request(&mut self, shared: &Shared, consumer: &mut Consumer) -> Result<(), Fault> {
+        let connection = match self {
+            Self::Device(device) => return channel::request(device, shared, consumer).await,
+            Self::Http(connection) => return connection.request(shared, consumer).await,
+            Self::Grpc(connection) => connection,
+        };
+        let completion = shared.load.completion();
+        let mut stream = Stream::open(connection, Format::Grpc, &completion).await?;
+        let figures = &shared.figures;
+        figures.borrow_mut().answered += 1;
+        let reading = stream.read_to_end(|event, received_ns| {
+            consumer.event(event, received_ns, &mut figures.borrow_mut())
+        });
+        reading.await?.complete(consumer.count())
     }
 }
 
 async fn connect(target: &Target, sockets: Sockets) -> Result<VecDeque<Connection>, Fault> {
     let mut connections = VecDeque::new();
     for stream in 0..sockets.streams {
-        let connection = match connections.back() {
-            Some(Connection::Grpc(shared)) if stream % sockets.sharing != 0 => {
-                Connection::Grpc(shared.clone())
-            }
-            _ => open(target).await?,
+        let shared = match connections.back() {
+            Some(Connection::Grpc(last)) if stream % sockets.sharing != 0 => last.shared(),
+            _ => None,
         };
-        connections.push_back(connection);
+        connections.push_back(match shared {
+            Some(connection) => Connection::Grpc(connection),
+            None => open(target).await?,
+        });
     }
     Ok(connections)
 }
@@ -275,7 +215,11 @@ async fn connect(target: &Target, sockets: Sockets) -> Result<VecDeque<Connectio
 async fn open(target: &Target) -> Result<Connection, Fault> {
     Ok(match target {
         Target::Device(device) => Connection::Device(device.clone()),
-        Target::Http(url, format) => Connection::Http(http::Connection::open(url, *format).await?),
-        Target::Grpc(url) => Connection::Grpc(grpc::Connection::open(url).await?),
+        Target::Server(url, Format::Grpc) => {
+            Connection::Grpc(stream::Connection::open(url, Protocol::Http2).await?)
+        }
+        Target::Server(url, format) => {
+            Connection::Http(http::Connection::open(url, *format).await?)
+        }
     })
 }

@@ -1,25 +1,13 @@
 //! Comparison with an older run: ratios that got worse by more than the spread of the rounds in either.
 
 use std::fs;
-use std::io;
 use std::path::Path;
 
+use anyhow::Context;
 use serde::Deserialize;
 
 use super::targets::{Bound, Target};
 use crate::statistics::Spread;
-
-/// Reason why a file is not an older run.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum BaselineError {
-    #[error("--baseline {path}: {source}")]
-    Read { path: String, source: io::Error },
-    #[error("--baseline {path} was not written by `overhead --json`: {source}")]
-    Format {
-        path: String,
-        source: serde_json::Error,
-    },
-}
 
 /// Targets of an older run.
 #[derive(Deserialize)]
@@ -35,16 +23,11 @@ struct OldTarget {
 
 impl Baseline {
     /// Reads a run that was written with `--json`.
-    pub(super) fn read(path: &Path) -> Result<Self, BaselineError> {
-        let name = || path.display().to_string();
-        let text = fs::read_to_string(path).map_err(|source| BaselineError::Read {
-            path: name(),
-            source,
-        })?;
-        serde_json::from_str(&text).map_err(|source| BaselineError::Format {
-            path: name(),
-            source,
-        })
+    pub(super) fn read(path: &Path) -> anyhow::Result<Self> {
+        let flag = format!("--baseline {}", path.display());
+        let text = fs::read_to_string(path).with_context(|| flag.clone())?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("{flag} was not written by `overhead --json`"))
     }
 
     /// One line for each target that got worse.

@@ -7,42 +7,42 @@ use super::path::MeasuredPath;
 use super::results::{CellKey, Results, Round};
 use super::scenario::Scenario;
 use crate::figures::Times;
-use crate::report::{Axis, Bar, Chart, ChartError, Curve, QUANTILES, quantiles};
+use crate::report::{Axis, Bar, Chart, Curve, QUANTILES, quantiles};
 use crate::statistics::percentile_us;
 
 /// Distribution of one-way latency, path by path.
-pub(super) fn latency(results: &Results, scenario: Scenario) -> Result<String, ChartError> {
-    let chart = Chart {
-        x_name: "one-way latency, µs (logarithmic)",
-        y_name: "tokens that came within it, %",
-        axis: Axis::Logarithmic,
-    };
-    distribution(results, scenario, chart, |times| &times.one_way)
+pub(super) fn latency(results: &Results, scenario: Scenario) -> String {
+    let x_name = "one-way latency, µs (logarithmic)";
+    let y_name = "tokens that came within it, %";
+    distribution(results, scenario, [x_name, y_name], |times| &times.one_way)
 }
 
 /// Distribution of the time to the first token, path by path.
-pub(super) fn ttft(results: &Results, scenario: Scenario) -> Result<String, ChartError> {
-    let chart = Chart {
-        x_name: "time to the first token, µs (logarithmic)",
-        y_name: "requests that had it within that, %",
-        axis: Axis::Logarithmic,
-    };
-    distribution(results, scenario, chart, |times| &times.ttft)
+pub(super) fn ttft(results: &Results, scenario: Scenario) -> String {
+    let x_name = "time to the first token, µs (logarithmic)";
+    let y_name = "requests that had it within that, %";
+    distribution(results, scenario, [x_name, y_name], |times| &times.ttft)
 }
 
 fn distribution(
     results: &Results,
     scenario: Scenario,
-    chart: Chart<'_>,
+    [x_name, y_name]: [&str; 2],
     of: fn(&Times) -> &Histogram<u64>,
-) -> Result<String, ChartError> {
+) -> String {
     let cells = results.of_scenario(scenario);
     let curves = cells.map(|(path, cell)| curve(path, quantiles(of(&cell.times))));
+    let axis = Axis::Logarithmic;
+    let chart = Chart {
+        x_name,
+        y_name,
+        axis,
+    };
     chart.curves(&curves.collect::<Vec<_>>())
 }
 
 /// Latency that each path adds to its floor's, quantile by quantile.
-pub(super) fn added(results: &Results, scenario: Scenario) -> Result<String, ChartError> {
+pub(super) fn added(results: &Results, scenario: Scenario) -> String {
     let curves = results.of_scenario(scenario).filter_map(|(path, cell)| {
         let floor = CellKey::new(scenario, path.floor()?);
         let floor = &results.cell(floor)?.times.one_way;
@@ -68,7 +68,7 @@ pub(super) fn over_streams(
     name: &str,
     streams_of: fn(Scenario) -> Option<u32>,
     value: fn(&Round) -> Option<f64>,
-) -> Result<String, ChartError> {
+) -> String {
     let mut curves: Vec<Curve<'static>> = Vec::new();
     for (CellKey { scenario, path }, cell) in results.cells() {
         let Some((streams, spread)) = streams_of(scenario).zip(cell.spread(value)) else {
@@ -96,7 +96,7 @@ pub(super) fn bars(
     scenario: Scenario,
     name: &str,
     value: fn(&Round) -> Option<f64>,
-) -> Result<String, ChartError> {
+) -> String {
     let bars = results.of_scenario(scenario).filter_map(|(path, cell)| {
         Some(Bar {
             title: path.title(),

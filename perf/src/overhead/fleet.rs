@@ -3,42 +3,21 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
-use std::time::Duration;
 
-use super::path::{MeasuredPath, Transport};
+use super::path::MeasuredPath;
 use crate::device::Device;
 use crate::load::Target;
 use crate::process::Usage;
 use crate::serve::{self, Role};
-use crate::server::{OwnServer, ServerError};
-
-/// Configuration of the servers.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Setup {
-    /// Time between two tokens of a stream.
-    pub(super) interval: Duration,
-    /// Streams that each server runs at once.
-    pub(super) slots: usize,
-    /// Requests that may wait for a slot.
-    pub(super) queue: usize,
-}
-
-impl Setup {
-    /// Servers with so many slots that no stream waits.
-    pub(super) fn of_interval(interval: Duration) -> Self {
-        Self {
-            interval,
-            slots: 1024,
-            queue: 1024,
-        }
-    }
-}
+use crate::server::OwnServer;
+use crate::stream::Format;
 
 /// Servers of one configuration.
 pub(super) struct Fleet {
     destinations: HashMap<MeasuredPath, Destination>,
     processes: Vec<OwnServer>,
-    setup: Setup,
+    /// Configuration of each, but for its role.
+    options: serve::Options,
     /// Folder of the engines' Unix sockets.
     folder: tempfile::TempDir,
 }
@@ -53,12 +32,12 @@ impl Fleet {
     /// Starts the servers of these paths.
     pub(super) async fn start(
         paths: &BTreeSet<MeasuredPath>,
-        setup: Setup,
-    ) -> Result<Self, ServerError> {
+        options: serve::Options,
+    ) -> anyhow::Result<Self> {
         let mut fleet = Self {
             destinations: HashMap::new(),
             processes: Vec::new(),
-            setup,
+            options,
             folder: tempfile::tempdir()?,
         };
         for path in paths {
@@ -73,16 +52,11 @@ impl Fleet {
     }
 
     /// Usage of a path's servers so far; `None` for a path without a server.
-    pub(super) fn usage(&self, path: MeasuredPath) -> io::Result<Option<Usage>> {
-        let processes = &self.destinations[&path].processes;
-        if processes.is_empty() {
-            return Ok(None);
-        }
-        let usages = processes
-            .iter()
-            .map(|process| self.processes[*process].usage());
-        let usages: Vec<_> = usages.collect::<io::Result<_>>()?;
-        Ok(Some(usages.into_iter().sum()))
+    pub(super) fn usage(&self, path: MeasuredPath) -> anyhow::Result<Option<Usage>> {
+        let processes = self.destinations[&path].processes.iter();
+        let usages = processes.map(|process| self.processes[*process].usage());
+        let usages: Vec<_> = usages.collect::<anyhow::Result<_>>()?;
+        Ok((!usages.is_empty()).then(|| usages.into_iter().sum()))
     }
 
     /// Ends all processes.
@@ -93,27 +67,25 @@ impl Fleet {
         Ok(())
     }
 
-    async fn destination(&mut self, path: MeasuredPath) -> Result<Destination, ServerError> {
-        let processes = match path.role() {
-            None => {
-                let device = Device::start(self.setup.interval, self.setup.slots).await?;
-                return Ok(Destination {
-                    target: Target::Device(device),
-                    processes: Vec::new(),
-                });
-            }
-            Some(Role::Gateway) => self.gateway(path).await?,
-            Some(Role::Product) => match self.shared_product() {
-                Some(product) => vec![product],
-                None => vec![self.process(self.start_of(Role::Product)).await?],
-            },
-            Some(role) => vec![self.process(self.start_of(role)).await?],
+    async fn destination(&mut self, path: MeasuredPath) -> anyhow::Result<Destination> {
+        let Some((role, format)) = path.role().zip(path.format()) else {
+            let device = Device::start(self.options.interval_ms, self.options.slots).await?;
+            return Ok(Destination {
+                target: Target::Device(device),
+                processes: Vec::new(),
+            });
+        };
+        let processes = match (role, self.shared_product()) {
+            (Role::Gateway, _) => self.gateway(path).await?,
+            (Role::Product, Some(product)) => vec![product],
+            _ => vec![self.process(self.options_of(role)).await?],
         };
         let first = &self.processes[processes[0]];
-        let target = match path.transport() {
-            Transport::Http(format) => Target::Http(first.http()?, format),
-            Transport::Grpc | Transport::Channel => Target::Grpc(first.grpc()?),
+        let url = match format {
+            Format::Grpc => first.grpc()?,
+            Format::Raw | Format::Ndjson | Format::Sse => first.http()?,
         };
+        let target = Target::Server(url, format);
         Ok(Destination { target, processes })
     }
 
@@ -125,15 +97,15 @@ impl Fleet {
     }
 
     /// A gateway, and the engine behind it.
-    async fn gateway(&mut self, path: MeasuredPath) -> Result<Vec<usize>, ServerError> {
+    async fn gateway(&mut self, path: MeasuredPath) -> anyhow::Result<Vec<usize>> {
         let socket = (path == MeasuredPath::TwoUnix)
             .then(|| format!("unix:{}", self.folder.path().join("engine.sock").display()));
-        let mut engine = self.start_of(Role::Engine);
+        let mut engine = self.options_of(Role::Engine);
         if let Some(socket) = &socket {
             engine.grpc_listen.clone_from(socket);
         }
         let engine = self.process(engine).await?;
-        let mut gateway = self.start_of(Role::Gateway);
+        let mut gateway = self.options_of(Role::Gateway);
         let address = match socket {
             Some(socket) => socket,
             None => self.processes[engine].grpc()?.to_string(),
@@ -142,18 +114,14 @@ impl Fleet {
         Ok(vec![self.process(gateway).await?, engine])
     }
 
-    fn start_of(&self, role: Role) -> serve::Options {
-        let Setup {
-            interval,
-            slots,
-            queue,
-        } = self.setup;
-        serve::Options::new(role, interval, slots, queue)
+    fn options_of(&self, role: Role) -> serve::Options {
+        let options = self.options.clone();
+        serve::Options { role, ..options }
     }
 
     /// Starts a process, and returns its index.
-    async fn process(&mut self, start: serve::Options) -> Result<usize, ServerError> {
-        self.processes.push(OwnServer::start(&start).await?);
+    async fn process(&mut self, options: serve::Options) -> anyhow::Result<usize> {
+        self.processes.push(OwnServer::start(&options).await?);
         Ok(self.processes.len() - 1)
     }
 }

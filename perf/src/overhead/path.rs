@@ -3,8 +3,8 @@
 
 use clap::ValueEnum;
 
-use crate::load::BodyFormat;
 use crate::serve::Role;
+use crate::stream::Format;
 
 /// One way from the device to a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum)]
@@ -29,14 +29,6 @@ pub(crate) enum MeasuredPath {
     TwoTcp,
     /// HTTP API of a gateway, in front of an engine over a Unix socket.
     TwoUnix,
-}
-
-/// Transport between a path's server and its client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Transport {
-    Channel,
-    Http(BodyFormat),
-    Grpc,
 }
 
 impl MeasuredPath {
@@ -73,15 +65,16 @@ impl MeasuredPath {
         }
     }
 
-    pub(super) fn transport(self) -> Transport {
+    /// Format of the stream between its server and the client; `None` without a server.
+    pub(super) fn format(self) -> Option<Format> {
         match self {
-            Self::Mpsc => Transport::Channel,
-            Self::RawTcp => Transport::Http(BodyFormat::Raw),
+            Self::Mpsc => None,
+            Self::RawTcp => Some(Format::Raw),
             Self::BareAxum | Self::Ndjson | Self::Child | Self::TwoTcp | Self::TwoUnix => {
-                Transport::Http(BodyFormat::Ndjson)
+                Some(Format::Ndjson)
             }
-            Self::Sse => Transport::Http(BodyFormat::Sse),
-            Self::BareTonic | Self::Grpc => Transport::Grpc,
+            Self::Sse => Some(Format::Sse),
+            Self::BareTonic | Self::Grpc => Some(Format::Grpc),
         }
     }
 

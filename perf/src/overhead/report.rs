@@ -1,6 +1,7 @@
 //! The result of a run, in the form that the table, the page and the JSON file share.
 
-use serde_json::{Value, json};
+use serde::{Serialize, Serializer};
+use serde_json::json;
 
 use super::path::MeasuredPath;
 use super::results::Results;
@@ -10,10 +11,12 @@ use crate::report::Machine;
 /// Version of the JSON file's format.
 const FORMAT: u32 = 1;
 
-/// Result of a run.
-#[derive(Debug)]
+/// Result of a run, as it is in the JSON file.
+#[derive(Debug, Serialize)]
 pub(super) struct Report {
+    format: u32,
     pub(super) machine: Machine,
+    #[serde(rename = "cells", serialize_with = "cells")]
     pub(super) results: Results,
     /// Targets that the run can judge.
     pub(super) targets: Vec<Target>,
@@ -25,6 +28,7 @@ impl Report {
     pub(super) fn of(machine: Machine, results: Results, mut faults: Vec<String>) -> Self {
         faults.extend(results.unlike_floors());
         Self {
+            format: FORMAT,
             machine,
             targets: targets::judge(&results),
             results,
@@ -36,24 +40,16 @@ impl Report {
     pub(super) fn has_missed(&self) -> bool {
         self.targets.iter().any(|target| !target.pass)
     }
+}
 
-    /// All measurements, for the JSON file.
-    pub(super) fn json(&self) -> Value {
-        let cells = self.results.cells().map(|(key, cell)| {
-            json!({
-                "load": key.scenario.title(),
-                "lane": key.path.name(),
-                "floor": key.path.floor().map(MeasuredPath::name),
-                "rounds": cell.rounds,
-                "histograms": cell.times,
-            })
-        });
+fn cells<S: Serializer>(results: &Results, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(results.cells().map(|(key, cell)| {
         json!({
-            "format": FORMAT,
-            "machine": self.machine,
-            "targets": self.targets,
-            "faults": self.faults,
-            "cells": cells.collect::<Vec<_>>(),
+            "load": key.scenario.title(),
+            "lane": key.path.name(),
+            "floor": key.path.floor().map(MeasuredPath::name),
+            "rounds": cell.rounds,
+            "histograms": cell.times,
         })
-    }
+    }))
 }

@@ -10,7 +10,7 @@ use super::path::MeasuredPath;
 use super::scenario::Scenario;
 use super::timing::TimingCost;
 use crate::fault::Fault;
-use crate::figures::{Figures, Times};
+use crate::figures::{Figures, Rates, Times};
 use crate::statistics::{Percentiles, Spread, count};
 
 /// Difference in bytes that tokens of the same format may have. Ids and creation times have the same length
@@ -56,14 +56,10 @@ pub(crate) struct Cell {
 }
 
 /// Result of one round.
-#[derive(Clone, Debug, Serialize)]
-#[cfg_attr(test, derive(Default))]
+#[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Round {
-    pub(crate) tokens: u64,
-    pub(crate) tokens_per_second: f64,
-    pub(crate) requests_per_second: f64,
-    pub(crate) tokens_per_read: f64,
-    pub(crate) bytes_per_token: f64,
+    #[serde(flatten)]
+    pub(crate) rates: Rates,
     /// Length of a token's line or message, without heads and frames.
     pub(crate) line_bytes_per_token: f64,
     /// Processor time of the server's processes for each token; `None` without a server.
@@ -87,15 +83,10 @@ pub(crate) struct Round {
 impl Round {
     pub(super) fn of(figures: &Figures, cpu: Option<Duration>, rss_bytes: Option<u64>) -> Self {
         let tokens = count(figures.tokens);
-        let seconds = count(figures.elapsed_ns) / 1e9;
         let one_way = Percentiles::of(&figures.times.one_way);
         let ttft = Percentiles::of(&figures.times.ttft);
         Self {
-            tokens: figures.tokens,
-            tokens_per_second: tokens / seconds,
-            requests_per_second: count(figures.requests) / seconds,
-            tokens_per_read: tokens / count(figures.reads),
-            bytes_per_token: count(figures.bytes) / tokens,
+            rates: figures.rates(),
             line_bytes_per_token: count(figures.token_bytes) / tokens,
             cpu_us_per_token: cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / tokens),
             rss_bytes,
@@ -182,24 +173,19 @@ impl Results {
             let spread = cell.spread(|round| Some(round.line_bytes_per_token));
             spread.map(|spread| spread.median)
         };
-        let differing =
-            self.cells()
-                .filter_map(|(CellKey { scenario, path }, cell)| {
-                    let floor = path.floor()?;
-                    if floor.transport() != path.transport() {
-                        return None;
-                    }
-                    let of_floor = self.cell(CellKey {
-                        scenario,
-                        path: floor,
-                    })?;
-                    let (own, of_floor) = (bytes(cell)?, bytes(of_floor)?);
-                    ((own - of_floor).abs() > SAME_BYTES).then(|| {
-                let (title, path, floor) = (scenario.title(), path.title(), floor.title());
-                format!("{title}: a token is {own:.1} bytes on {path} and {of_floor:.1} on {floor}")
-            })
-                });
-        differing.collect()
+        let unlike = |(CellKey { scenario, path }, cell): (CellKey, &Cell)| {
+            let floor = path
+                .floor()
+                .filter(|floor| floor.format() == path.format())?;
+            let of_floor = self.cell(CellKey::new(scenario, floor))?;
+            let (own, of_floor) = (bytes(cell)?, bytes(of_floor)?);
+            let (title, path, floor) = (scenario.title(), path.title(), floor.title());
+            let why = format!(
+                "{title}: a token is {own:.1} bytes on {path} and {of_floor:.1} on {floor}"
+            );
+            ((own - of_floor).abs() > SAME_BYTES).then_some(why)
+        };
+        self.cells().filter_map(unlike).collect()
     }
 
     /// Compares a value with that of another cell, round by round. Both were measured soon after each

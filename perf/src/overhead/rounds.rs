@@ -1,10 +1,8 @@
 //! The rounds of a run: in each, the paths take turns under one load after the other.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::TurnError;
-use super::fleet::{Fleet, Setup};
+use super::fleet::Fleet;
 use super::path::MeasuredPath;
 use super::plan::Plan;
 use super::results::{CellKey, Results, Round, TurnResult};
@@ -14,16 +12,20 @@ use super::timing::TimingCost;
 use crate::load::Session;
 use crate::open_files;
 use crate::progress;
+use crate::serve::{self, Role};
 
 /// Interval at full speed.
 const FULL: Duration = Duration::ZERO;
 
+/// Streams that each server runs at once, and requests that may wait.
+const SLOTS: usize = 1024;
+
 /// Runs all rounds. Returns the faults of streams beside the results.
-pub(super) async fn measure(plan: &Plan) -> Result<(Results, Vec<String>), TurnError> {
+pub(super) async fn measure(plan: &Plan) -> anyhow::Result<(Results, Vec<String>)> {
     open_files::allow(plan.open_files())?;
     let fleets = Fleets {
-        paced: Fleet::start(&paths(plan, PACED), Setup::of_interval(PACED)).await?,
-        full: Fleet::start(&paths(plan, FULL), Setup::of_interval(FULL)).await?,
+        paced: fleet(plan, PACED).await?,
+        full: fleet(plan, FULL).await?,
     };
     let (mut results, mut faults) = (Results::default(), Vec::new());
     let bar = progress::bar(plan.turns(), "{bar:30} {pos}/{len} {elapsed} {msg}");
@@ -63,7 +65,7 @@ impl Fleets {
         scenario: Scenario,
         path: MeasuredPath,
         size: Size,
-    ) -> Result<TurnResult, TurnError> {
+    ) -> anyhow::Result<TurnResult> {
         let fleet = match scenario {
             Scenario::Scale(scale) => return scale::turn(scale, path, size).await,
             Scenario::Paced(_) => &self.paced,
@@ -75,7 +77,8 @@ impl Fleets {
         };
         let mut faults = session.run(&scenario.warm_up(size)).await.faults;
         let before = fleet.usage(path)?;
-        let figures = session.run(&scenario.load(size)).await;
+        let mut figures = session.run(&scenario.load(size)).await;
+        figures.fault_foreign_stamps();
         let after = fleet.usage(path)?;
         let cpu = before
             .zip(after)
@@ -89,9 +92,11 @@ impl Fleets {
     }
 }
 
-/// Paths that need a server of this interval.
-fn paths(plan: &Plan, interval: Duration) -> BTreeSet<MeasuredPath> {
+/// Servers of the paths under loads of this interval, with so many slots that no stream waits.
+async fn fleet(plan: &Plan, interval: Duration) -> anyhow::Result<Fleet> {
     let loads = plan.loads.iter();
     let loads = loads.filter(|load| load.scenario.interval() == Some(interval));
-    loads.flat_map(|load| load.paths.iter().copied()).collect()
+    let paths = loads.flat_map(|load| load.paths.iter().copied()).collect();
+    let options = serve::Options::new(Role::Product, interval, SLOTS, SLOTS);
+    Fleet::start(&paths, options).await
 }

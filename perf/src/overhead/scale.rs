@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::fleet::Setup;
 use super::path::MeasuredPath;
 use super::scenario::{LONGEST, Size};
 use crate::load::{Load, Sockets};
+use crate::serve::{self, Role};
 
 mod turn;
 
@@ -106,13 +106,11 @@ impl Scale {
         }
     }
 
-    fn setup(self) -> Setup {
+    /// Configuration of its servers.
+    fn servers(self) -> serve::Options {
         let streams = usize::try_from(self.streams()).unwrap_or(usize::MAX);
-        Setup {
-            interval: self.interval(),
-            slots: if self.is_queue() { 1 } else { streams },
-            queue: streams,
-        }
+        let slots = if self.is_queue() { 1 } else { streams };
+        serve::Options::new(Role::Product, self.interval(), slots, streams)
     }
 
     /// Time that the starts of all streams take.
@@ -138,28 +136,21 @@ impl Scale {
     pub(super) fn load(self, size: Size) -> Load {
         let lasts = self.settled_after() + self.window(size) + SETTLE;
         let tokens = lasts.as_nanos().div_ceil(self.interval().as_nanos());
+        let tokens = if self.is_queue() {
+            ENDLESS
+        } else {
+            u32::try_from(tokens).expect("a run lasts minutes")
+        };
         Load {
-            streams: self.streams(),
-            requests: 1,
-            tokens: if self.is_queue() {
-                ENDLESS
-            } else {
-                u32::try_from(tokens).expect("a run lasts minutes")
-            },
             timed: true,
             spread: self.ramp(),
+            ..Load::of_test_runner(self.streams(), tokens)
         }
     }
 
     /// A few streams of one token, so that the server's first allocations are not counted as the streams'.
     pub(super) fn warm_up(self) -> Load {
-        Load {
-            streams: 8,
-            requests: 1,
-            tokens: 1,
-            timed: true,
-            spread: Duration::ZERO,
-        }
+        Load::of_test_runner(8, 1)
     }
 }
 

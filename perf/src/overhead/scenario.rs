@@ -98,13 +98,7 @@ impl Scenario {
 
     /// Work of one round.
     pub(super) fn load(self, size: Size) -> Load {
-        let at_once = Load {
-            streams: SHORT_STREAMS,
-            requests: 1,
-            tokens: SHORT,
-            timed: false,
-            spread: Duration::ZERO,
-        };
+        let at_once = Load::of_test_runner(SHORT_STREAMS, SHORT);
         match self {
             Self::Full(streams) => Load {
                 streams,

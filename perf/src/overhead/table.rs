@@ -8,21 +8,16 @@ use super::scale::Shape;
 use super::scenario::Scenario;
 use super::targets::Target;
 use crate::report::{head, number, row};
-use crate::statistics::Percentiles;
+use crate::statistics::percentile_us;
 
-/// A column: its name, its number of decimals and its value.
-type Column = (&'static str, usize, fn(&Cell) -> Option<f64>);
+/// A column with a value of each cell.
+struct Column {
+    name: &'static str,
+    decimals: usize,
+    value: Box<CellValue>,
+}
 
-const CPU: &str = "CPU µs/token";
-const LOAD_CPU: Column = ("load CPU %", 0, |cell| {
-    median(cell, |round| Some(round.load_share * 100.0))
-});
-const P50: Column = ("p50 µs", 1, |cell| {
-    median(cell, |round| Some(round.one_way_p50_us))
-});
-const P99: Column = ("p99 µs", 1, |cell| {
-    median(cell, |round| Some(round.one_way_p99_us))
-});
+type CellValue = dyn Fn(&Cell) -> Option<f64>;
 
 /// Writes the tables, the targets and the faults.
 pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
@@ -40,13 +35,13 @@ pub(super) fn text(results: &Results) -> String {
     for (CellKey { scenario, path }, cell) in results.cells() {
         let columns = columns(scenario);
         if last != Some(scenario) {
-            let names: Vec<_> = columns.iter().map(|(name, ..)| *name).collect();
+            let names: Vec<_> = columns.iter().map(|column| column.name).collect();
             lines.extend([String::new(), scenario.title(), head("path", &names)]);
             last = Some(scenario);
         }
         let cells = columns
             .iter()
-            .map(|(_, decimals, value)| number(value(cell), *decimals));
+            .map(|column| number((column.value)(cell), column.decimals));
         lines.push(row(path.title(), &cells.collect::<Vec<_>>()));
     }
     lines.join("\n")
@@ -69,63 +64,55 @@ fn write_targets(targets: &[Target], out: &mut dyn Write) -> io::Result<()> {
 }
 
 fn columns(scenario: Scenario) -> Vec<Column> {
+    let cpu = |decimals| median("CPU µs/token", decimals, |round| round.cpu_us_per_token);
+    let load_cpu = median("load CPU %", 0, |round| round.load_share * 100.0);
+    let p50 = median("p50 µs", 1, |round| round.one_way_p50_us);
+    let p99 = median("p99 µs", 1, |round| round.one_way_p99_us);
+    let memory = |name| median(name, 1, |round| Some(round.rss_per_stream? / 1024.0));
     match scenario {
         Scenario::Full(_) => vec![
-            ("tokens/s", 0, |cell| {
-                median(cell, |round| Some(round.tokens_per_second))
-            }),
-            (CPU, 2, cpu),
-            ("tokens/read", 1, |cell| {
-                median(cell, |round| Some(round.tokens_per_read))
-            }),
-            ("bytes/token", 0, |cell| {
-                median(cell, |round| Some(round.bytes_per_token))
-            }),
-            LOAD_CPU,
+            median("tokens/s", 0, |round| round.rates.tokens_per_second),
+            cpu(2),
+            median("tokens/read", 1, |round| round.rates.tokens_per_read),
+            median("bytes/token", 0, |round| round.rates.bytes_per_token),
+            load_cpu,
         ],
-        Scenario::Paced(_) => vec![
-            P50,
-            P99,
-            ("p99.9 µs", 1, |cell| {
-                Some(Percentiles::of(&cell.times.one_way).p999)
-            }),
-            (CPU, 1, cpu),
-        ],
+        Scenario::Paced(_) => {
+            // A round has too few tokens for this percentile, so it is of all rounds together.
+            let p999 = Column {
+                name: "p99.9 µs",
+                decimals: 1,
+                value: Box::new(|cell| Some(percentile_us(&cell.times.one_way, 99.9))),
+            };
+            vec![p50, p99, p999, cpu(1)]
+        }
         Scenario::Short => vec![
-            ("requests/s", 0, |cell| {
-                median(cell, |round| Some(round.requests_per_second))
-            }),
-            (CPU, 2, cpu),
+            median("requests/s", 0, |round| round.rates.requests_per_second),
+            cpu(2),
         ],
         Scenario::OpenLoop => vec![
-            ("TTFT p50 µs", 1, |cell| {
-                median(cell, |round| Some(round.ttft_p50_us))
-            }),
-            ("TTFT p99 µs", 1, |cell| {
-                median(cell, |round| Some(round.ttft_p99_us))
-            }),
-            ("sent late p50", 1, |cell| {
-                median(cell, |round| Some(round.sender_p50_us))
-            }),
-            (CPU, 2, cpu),
+            median("TTFT p50 µs", 1, |round| round.ttft_p50_us),
+            median("TTFT p99 µs", 1, |round| round.ttft_p99_us),
+            median("sent late p50", 1, |round| round.sender_p50_us),
+            cpu(2),
         ],
         Scenario::Scale(scale) if scale.shape == Shape::Queued => {
-            vec![("KiB/request", 1, memory), LOAD_CPU]
+            vec![memory("KiB/request"), load_cpu]
         }
-        Scenario::Scale(_) => {
-            vec![P50, P99, (CPU, 1, cpu), ("KiB/stream", 1, memory), LOAD_CPU]
-        }
+        Scenario::Scale(_) => vec![p50, p99, cpu(1), memory("KiB/stream"), load_cpu],
     }
 }
 
-fn median(cell: &Cell, value: fn(&Round) -> Option<f64>) -> Option<f64> {
-    cell.spread(value).map(|spread| spread.median)
-}
-
-fn cpu(cell: &Cell) -> Option<f64> {
-    median(cell, |round| round.cpu_us_per_token)
-}
-
-fn memory(cell: &Cell) -> Option<f64> {
-    median(cell, |round| Some(round.rss_per_stream? / 1024.0))
+/// A column with the median of the rounds.
+fn median<V: Into<Option<f64>> + 'static>(
+    name: &'static str,
+    decimals: usize,
+    value: fn(&Round) -> V,
+) -> Column {
+    let median = move |cell: &Cell| Some(cell.spread(|round| value(round).into())?.median);
+    Column {
+        name,
+        decimals,
+        value: Box::new(median),
+    }
 }

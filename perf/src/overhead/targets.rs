@@ -81,13 +81,8 @@ pub(super) fn judge(results: &Results) -> Vec<Target> {
                 |own, other| value.compare(own, other),
             ),
         };
-        Some(Target::new(
-            wanted.name,
-            spread?,
-            wanted.bound,
-            wanted.limit,
-            value.unit(),
-        ))
+        let (bound, unit) = (value.bound(), value.unit());
+        Some(Target::new(wanted.name, spread?, bound, wanted.limit, unit))
     });
     judged
         .chain(in_wake_ups(results))
@@ -147,23 +142,14 @@ mod tests {
     #[test]
     fn a_ratio_is_taken_within_each_round_and_its_median_is_judged() {
         let mut results = Results::default();
-        let short = |requests_per_second| Round {
-            requests_per_second,
-            ..Round::default()
+        let mut short = |path, requests_per_second| {
+            let mut round = Round::default();
+            round.rates.requests_per_second = requests_per_second;
+            add(&mut results, Scenario::Short, path, round);
         };
         for (floor, own) in [(10.0, 9.0), (20.0, 8.0), (40.0, 8.0)] {
-            add(
-                &mut results,
-                Scenario::Short,
-                MeasuredPath::BareAxum,
-                short(floor),
-            );
-            add(
-                &mut results,
-                Scenario::Short,
-                MeasuredPath::Ndjson,
-                short(own),
-            );
+            short(MeasuredPath::BareAxum, floor);
+            short(MeasuredPath::Ndjson, own);
         }
         let name = "HTTP: requests/s of bare axum".to_owned();
         assert_eq!(judged(&results), [(name, 0.4, false)]);
@@ -172,22 +158,16 @@ mod tests {
     #[test]
     fn an_added_time_is_a_difference() {
         let mut results = Results::default();
-        let ttft = |ttft_p50_us| Round {
-            ttft_p50_us,
-            ..Round::default()
-        };
-        add(
-            &mut results,
-            Scenario::OpenLoop,
-            MeasuredPath::BareTonic,
-            ttft(100.0),
-        );
-        add(
-            &mut results,
-            Scenario::OpenLoop,
-            MeasuredPath::Grpc,
-            ttft(250.0),
-        );
+        for (path, ttft_p50_us) in [
+            (MeasuredPath::BareTonic, 100.0),
+            (MeasuredPath::Grpc, 250.0),
+        ] {
+            let round = Round {
+                ttft_p50_us,
+                ..Round::default()
+            };
+            add(&mut results, Scenario::OpenLoop, path, round);
+        }
         let name = "gRPC: added to TTFT at p50, 1,000 requests/s".to_owned();
         assert_eq!(judged(&results), [(name, 150.0, true)]);
     }
@@ -251,12 +231,8 @@ mod tests {
         let [small, ..] = Scenario::scales(Size::QUICK);
         for scenario in [Scenario::Short, small] {
             let mut results = Results::default();
-            add(
-                &mut results,
-                scenario,
-                MeasuredPath::Ndjson,
-                Round::default(),
-            );
+            let round = Round::default();
+            add(&mut results, scenario, MeasuredPath::Ndjson, round);
             assert_eq!(judged(&results), []);
         }
     }

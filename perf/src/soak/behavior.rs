@@ -8,6 +8,7 @@ use serde::Serialize;
 /// One thing that a client does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub(super) enum Behavior {
     WholeNdjson,
     WholeSse,
@@ -34,27 +35,11 @@ impl Behavior {
         Self::value_variants()
     }
 
-    pub(super) fn title(self) -> &'static str {
-        match self {
-            Self::WholeNdjson => "whole streams, NDJSON",
-            Self::WholeSse => "whole streams, SSE",
-            Self::WholeHttp2 => "whole streams, NDJSON on HTTP/2",
-            Self::WholeGrpc => "whole streams, gRPC",
-            Self::Unary => "unary requests",
-            Self::CloseHttp => "streams left by FIN",
-            Self::ResetHttp => "streams left by RST",
-            Self::ResetHttp2 => "streams left by RST_STREAM, HTTP",
-            Self::ResetGrpc => "streams left by RST_STREAM, gRPC",
-            Self::SlowHttp => "readers that stop, HTTP/1.1",
-            Self::StallHttp2 => "stalled windows, HTTP/2",
-            Self::StallGrpc => "stalled windows, gRPC",
-            Self::BadRequest => "bad requests",
-            Self::BadMessage => "bad messages, gRPC",
-            Self::LongHeaders => "headers that are too large",
-            Self::Garbage => "garbage",
-            Self::HalfRequest => "half requests",
-            Self::OpenClose => "connections without a request",
-        }
+    /// Name in reports.
+    pub(super) fn name(self) -> String {
+        let value = self.to_possible_value();
+        let value = value.expect("no behavior is hidden");
+        value.get_name().to_owned()
     }
 
     /// Relative frequency. Behaviors that take long are rare.

@@ -120,7 +120,9 @@ fn check(event: Event<'_>, next_index: &mut u32) -> Result<(), Fault> {
         }
         Event::Started if expected > 0 => Err(Fault::Malformed("a second start".to_owned())),
         Event::Other => Err(Fault::Malformed("a record without a token".to_owned())),
-        Event::Started | Event::Finished | Event::Done | Event::Error(_) => Ok(()),
+        Event::Piece(_) | Event::Started | Event::Finished | Event::Done | Event::Error(_) => {
+            Ok(())
+        }
     }
 }
 
@@ -136,6 +138,7 @@ mod tests {
             text: Cow::Borrowed(text),
             index,
             stamp: None,
+            bytes: 0,
         })
     }
 

@@ -52,7 +52,7 @@ impl Server {
     /// Address of the API that streams in this format.
     pub(super) fn api(&self, format: Format) -> &ServerUrl {
         match format {
-            Format::Ndjson | Format::Sse => &self.http,
+            Format::Raw | Format::Ndjson | Format::Sse => &self.http,
             Format::Grpc => &self.grpc,
         }
     }

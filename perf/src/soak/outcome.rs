@@ -1,19 +1,21 @@
 //! Outcome of a run.
 
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 
-use super::behavior::Behavior;
 use super::sample::Sample;
 use super::tally::Tally;
-use super::verdict::{Leak, mib, rss_medians};
+use super::verdict::{mib, rss_medians};
 
 /// Version of the JSON file's format.
-const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 1;
 
-/// Outcome of a run.
+/// Outcome of a run, as it is in the JSON file.
+#[derive(Serialize)]
 pub(super) struct SoakOutcome {
+    pub(super) format: u32,
     /// Seed that repeats the run.
     pub(super) seed: u64,
+    #[serde(flatten)]
     pub(super) tally: Tally,
     /// Between the warm-up and the load.
     pub(super) before: Sample,
@@ -21,13 +23,13 @@ pub(super) struct SoakOutcome {
     pub(super) steady: Vec<Sample>,
     /// After all clients had left.
     pub(super) after: Sample,
-    pub(super) leaks: Vec<Leak>,
+    pub(super) leaks: Vec<String>,
 }
 
 impl SoakOutcome {
     /// Reports if nothing leaked and every answer was right.
     pub(super) fn is_good(&self) -> bool {
-        self.leaks.is_empty() && self.tally.fault_count() == 0
+        self.leaks.is_empty() && self.tally.fault_count == 0
     }
 
     /// One line for each leak, or for none, and for each of the first faults.
@@ -37,38 +39,13 @@ impl SoakOutcome {
         if lines.is_empty() {
             lines.push(format!("no leak: {}", self.memory()));
         }
-        let faults = self.tally.listed().iter();
+        let faults = self.tally.faults.iter();
         lines.extend(faults.map(|fault| format!("FAULT {fault}")));
-        match self.tally.fault_count() {
+        match self.tally.fault_count {
             0 => {}
             count => lines.push(format!("{count} faults, the first of them above")),
         }
         lines
-    }
-
-    /// Every sample of the server, and the counts of its clients, for the JSON file.
-    pub(super) fn json(&self) -> Value {
-        let leaks = self.leaks.iter().map(ToString::to_string);
-        let kinds = Behavior::all().iter().map(|&behavior| {
-            let ends = self.tally.ends(behavior).into_iter();
-            let ends = ends.map(|(end, count)| (end.to_owned(), count.into()));
-            json!({
-                "kind": behavior,
-                "begun": self.tally.started(behavior),
-                "ends": ends.collect::<Map<_, _>>(),
-            })
-        });
-        json!({
-            "format": FORMAT,
-            "seed": self.seed,
-            "leaks": leaks.collect::<Vec<_>>(),
-            "fault_count": self.tally.fault_count(),
-            "faults": self.tally.listed(),
-            "kinds": kinds.collect::<Vec<_>>(),
-            "before": self.before,
-            "steady": self.steady,
-            "after": self.after,
-        })
     }
 
     fn memory(&self) -> String {

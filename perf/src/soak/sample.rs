@@ -7,8 +7,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::arguments::ServerUrl;
 use crate::fault::Fault;
+use crate::metrics::Metrics;
 use crate::process::Holdings;
-use crate::stream::get;
 
 /// The server's gauges, by their names in `src/telemetry.rs`.
 const SEQUENCES: &str = "tokenway_sequences_running";
@@ -50,10 +50,13 @@ pub(super) struct Sampler {
 impl Sampler {
     pub(super) async fn sample(&self) -> Result<Sample, Fault> {
         let holdings = Holdings::of(self.process).map_err(Fault::Process)?;
-        let gauges = timeout(GAUGES_TIMEOUT, get(&self.http, "/metrics")).await;
+        let gauges = timeout(GAUGES_TIMEOUT, Metrics::fetch(&self.http)).await;
         let timed_out = Err(Fault::TimedOut(GAUGES_TIMEOUT.as_secs()));
         let gauges = gauges.unwrap_or(timed_out)?;
-        let gauge = |name| sum(&gauges, name).ok_or_else(|| Fault::Malformed(name.to_owned()));
+        let gauge = |name: &str| {
+            let sum = gauges.sum(name);
+            sum.ok_or_else(|| Fault::Malformed(name.to_owned()))
+        };
         Ok(Sample {
             seconds: self.start.elapsed().as_secs_f64(),
             rss_bytes: holdings.rss_bytes,
@@ -89,49 +92,5 @@ impl Sample {
     /// Reports if the server serves no client.
     pub(super) fn is_idle(&self) -> bool {
         self.sequences + self.queued + self.connections + self.in_flight == 0
-    }
-}
-
-/// Sum of a gauge over its labels; `None` if there is no such gauge.
-fn sum(text: &str, name: &str) -> Option<u64> {
-    let values = text.lines().filter_map(|line| {
-        let rest = line.strip_prefix(name)?;
-        let is_whole_name = rest.starts_with([' ', '{']);
-        is_whole_name.then(|| rest.rsplit(' ').next())?
-    });
-    values
-        .map(|value| value.parse::<u64>().ok())
-        .reduce(|sum, value| Some(sum? + value?))?
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_gauge_is_summed_over_its_labels() {
-        let text = "# TYPE a gauge\na{api=\"grpc\"} 2\na{api=\"http\"} 3\nab 7\n";
-        assert_eq!(sum(text, "a"), Some(5));
-        assert_eq!(sum(text, "ab"), Some(7));
-        assert_eq!(sum(text, "b"), None);
-    }
-
-    #[test]
-    fn a_server_with_a_slot_request_or_connection_in_use_is_not_idle() {
-        let idle = Sample::default();
-        assert!(idle.is_idle());
-        let with = |change: fn(&mut Sample)| {
-            let mut sample = idle;
-            change(&mut sample);
-            sample
-        };
-        for busy in [
-            with(|sample| sample.sequences = 1),
-            with(|sample| sample.queued = 1),
-            with(|sample| sample.connections = 1),
-            with(|sample| sample.in_flight = 1),
-        ] {
-            assert!(!busy.is_idle(), "{busy:?}");
-        }
     }
 }

@@ -1,8 +1,7 @@
 //! A run on a terminal: rows over time, and the totals of each behavior at the end.
 
-use super::behavior::Behavior;
 use super::sample::Sample;
-use super::tally::Tally;
+use super::tally::{Kind, Tally};
 use super::verdict::mib;
 use crate::report::cell;
 
@@ -39,11 +38,16 @@ pub(super) fn row(sample: &Sample) -> String {
 
 /// Number of starts of each behavior, and of its ends.
 pub(super) fn totals(tally: &Tally) -> String {
-    let lines = Behavior::all().iter().map(|&behavior| {
-        let ends = tally.ends(behavior).into_iter();
-        let ends: Vec<_> = ends.map(|(end, count)| format!("{end} {count}")).collect();
-        let (title, started) = (behavior.title(), tally.started(behavior));
-        format!("  {title:<36}{started:>8}   {}", ends.join(", "))
-    });
+    let lines = tally.kinds.iter().map(
+        |Kind {
+             kind,
+             started,
+             ends,
+         }| {
+            let ends = ends.iter().map(|(end, count)| format!("{end} {count}"));
+            let ends = ends.collect::<Vec<_>>().join(", ");
+            format!("  {:<20}{started:>8}   {ends}", kind.name())
+        },
+    );
     lines.collect::<Vec<_>>().join("\n")
 }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
+
 use super::behavior::Behavior;
 use crate::fault::Fault;
 
@@ -9,72 +11,77 @@ use crate::fault::Fault;
 const LISTED_FAULTS: usize = 20;
 
 /// Counts of a run.
-#[derive(Debug, Default)]
+#[derive(Debug, Serialize)]
 pub(super) struct Tally {
-    started: BTreeMap<Behavior, u64>,
-    ends: BTreeMap<(Behavior, End), u64>,
-    fault_count: u64,
-    streams: u64,
-    listed: Vec<String>,
+    pub(super) kinds: Vec<Kind>,
+    pub(super) fault_count: u64,
+    /// First faults.
+    pub(super) faults: Vec<String>,
+    /// Streams that were read to their end with every token in its place.
+    #[serde(skip)]
+    pub(super) streams: u64,
+}
+
+/// Counts of one behavior.
+#[derive(Debug, Serialize)]
+pub(super) struct Kind {
+    pub(super) kind: Behavior,
+    #[serde(rename = "begun")]
+    pub(super) started: u64,
+    pub(super) ends: BTreeMap<End, u64>,
 }
 
 /// End of a behavior that is not a fault.
 pub(super) type End = &'static str;
 
+/// End of a behavior whose client has not finished, or had to leave.
+const UNFINISHED: End = "unfinished";
+
+impl Default for Tally {
+    fn default() -> Self {
+        let kinds = Behavior::all().iter().map(|&kind| Kind {
+            kind,
+            started: 0,
+            ends: BTreeMap::new(),
+        });
+        Self {
+            kinds: kinds.collect(),
+            fault_count: 0,
+            faults: Vec::new(),
+            streams: 0,
+        }
+    }
+}
+
 impl Tally {
     pub(super) fn start(&mut self, behavior: Behavior) {
-        *self.started.entry(behavior).or_default() += 1;
+        let kind = self.kind(behavior);
+        kind.started += 1;
+        *kind.ends.entry(UNFINISHED).or_default() += 1;
     }
 
     pub(super) fn end(&mut self, behavior: Behavior, ended: Result<End, Fault>) {
         let end = ended.unwrap_or_else(|fault| {
-            self.fault(format!("{}: {fault}", behavior.title()));
+            self.fault(format!("{}: {fault}", behavior.name()));
             "fault"
         });
-        *self.ends.entry((behavior, end)).or_default() += 1;
+        let ends = &mut self.kind(behavior).ends;
+        *ends.entry(end).or_default() += 1;
+        *ends.entry(UNFINISHED).or_default() -= 1;
+        ends.retain(|_, count| *count > 0);
     }
 
     pub(super) fn fault(&mut self, fault: String) {
         self.fault_count += 1;
-        if self.listed.len() < LISTED_FAULTS {
-            self.listed.push(fault);
+        if self.faults.len() < LISTED_FAULTS {
+            self.faults.push(fault);
         }
     }
 
-    /// Counts a stream that was read to its end with every token in its place.
-    pub(super) fn whole_stream(&mut self) {
-        self.streams += 1;
-    }
-
-    pub(super) fn streams(&self) -> u64 {
-        self.streams
-    }
-
-    pub(super) fn fault_count(&self) -> u64 {
-        self.fault_count
-    }
-
-    /// First faults.
-    pub(super) fn listed(&self) -> &[String] {
-        &self.listed
-    }
-
-    pub(super) fn started(&self, behavior: Behavior) -> u64 {
-        self.started.get(&behavior).copied().unwrap_or(0)
-    }
-
-    /// Counts of a behavior's ends. The last is `unfinished`, for clients that had to leave.
-    pub(super) fn ends(&self, behavior: Behavior) -> Vec<(End, u64)> {
-        let of_behavior = self.ends.iter().filter(|((of, _), _)| *of == behavior);
-        let mut ends: Vec<_> = of_behavior
-            .map(|((_, end), count)| (*end, *count))
-            .collect();
-        let ended: u64 = ends.iter().map(|(_, count)| count).sum();
-        let unfinished = self.started(behavior).saturating_sub(ended);
-        if unfinished > 0 {
-            ends.push(("unfinished", unfinished));
-        }
-        ends
+    fn kind(&mut self, behavior: Behavior) -> &mut Kind {
+        let mut kinds = self.kinds.iter_mut();
+        let kind = kinds.find(|kind| kind.kind == behavior);
+        kind.expect("every behavior is counted")
     }
 }
 
@@ -91,9 +98,8 @@ mod tests {
                 tally.end(Behavior::Unary, ended);
             }
         }
-        let ends = [("fault", 1), ("whole", 1), ("unfinished", 1)];
-        assert_eq!(tally.ends(Behavior::Unary), ends);
-        assert_eq!((tally.fault_count(), tally.listed().len()), (1, 1));
-        assert!(tally.ends(Behavior::Garbage).is_empty());
+        let ends = BTreeMap::from([("fault", 1), ("whole", 1), ("unfinished", 1)]);
+        assert_eq!(tally.kind(Behavior::Unary).ends, ends);
+        assert_eq!((tally.fault_count, tally.faults.len()), (1, 1));
     }
 }

@@ -1,39 +1,6 @@
 //! Checks that a server has released everything.
 
-use std::fmt;
-
 use super::sample::Sample;
-
-/// Samples that are judged.
-pub(super) struct Evidence<'a> {
-    /// Without clients, after the warm-up.
-    pub(super) before: &'a Sample,
-    /// Under load.
-    pub(super) steady: &'a [Sample],
-    /// Without clients, at the end.
-    pub(super) after: &'a Sample,
-    /// Limit of the memory that is added under load, in bytes.
-    pub(super) rss_allowance: u64,
-}
-
-/// A resource that the server has kept.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Leak {
-    resource: Resource,
-    from: u64,
-    to: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Resource {
-    Memory { allowance: u64 },
-    Descriptors,
-    Threads,
-    Sequences,
-    Queued,
-    Connections,
-    InFlight,
-}
 
 /// Medians of resident memory, in bytes.
 pub(super) struct RssMedians {
@@ -41,20 +8,37 @@ pub(super) struct RssMedians {
     pub(super) last_quarter: u64,
 }
 
-/// Lists the leaks.
-pub(super) fn leaks(evidence: &Evidence<'_>) -> Vec<Leak> {
-    let Evidence { before, after, .. } = evidence;
-    let held = [
-        (Resource::Descriptors, before.descriptors, after.descriptors),
-        (Resource::Threads, before.threads, after.threads),
-        (Resource::Sequences, 0, after.sequences),
-        (Resource::Queued, 0, after.queued),
-        (Resource::Connections, 0, after.connections),
-        (Resource::InFlight, 0, after.in_flight),
-    ];
-    let held = held.into_iter().filter(|(_, from, to)| to > from);
-    let held = held.map(|(resource, from, to)| Leak { resource, from, to });
-    memory_leak(evidence).into_iter().chain(held).collect()
+/// Lists the resources that the server has kept. `before` and `after` are without clients, `steady` is under
+/// load, and `rss_allowance` is the limit of the memory that is added under load, in bytes.
+pub(super) fn leaks(
+    before: &Sample,
+    steady: &[Sample],
+    after: &Sample,
+    rss_allowance: u64,
+) -> Vec<String> {
+    let mut leaks: Vec<_> = memory_leak(steady, rss_allowance).into_iter().collect();
+    for (name, before, after) in [
+        ("descriptors", before.descriptors, after.descriptors),
+        ("threads", before.threads, after.threads),
+    ] {
+        if after > before {
+            let more = after - before;
+            leaks.push(format!(
+                "{name}: {more} more than the {before} before the load"
+            ));
+        }
+    }
+    for (name, held) in [
+        ("slots of the device", after.sequences),
+        ("requests in the queue", after.queued),
+        ("connections", after.connections),
+        ("requests in flight", after.in_flight),
+    ] {
+        if held > 0 {
+            leaks.push(format!("{name}: {held} held after all clients had left"));
+        }
+    }
+    leaks
 }
 
 /// Reports if the server holds no more than before, apart from memory.
@@ -76,55 +60,23 @@ pub(super) fn rss_medians(steady: &[Sample]) -> Option<RssMedians> {
     })
 }
 
-fn memory_leak(evidence: &Evidence<'_>) -> Option<Leak> {
-    let allowance = evidence.rss_allowance;
-    let medians = rss_medians(evidence.steady)?;
-    let (from, to) = (medians.first_quarter, medians.last_quarter);
-    (to > from + allowance).then_some(Leak {
-        resource: Resource::Memory { allowance },
-        from,
-        to,
-    })
+fn memory_leak(steady: &[Sample], allowance: u64) -> Option<String> {
+    let medians = rss_medians(steady)?;
+    let more = medians.last_quarter.checked_sub(medians.first_quarter)?;
+    let (from, to) = (mib(medians.first_quarter), mib(medians.last_quarter));
+    let leak = format!(
+        "memory: {} MiB more at the end of the load than at its beginning ({from} MiB, then {to} MiB), and {} \
+         MiB are allowed",
+        mib(more),
+        mib(allowance)
+    );
+    (more > allowance).then_some(leak)
 }
 
 /// Formats bytes as MiB.
 pub(super) fn mib(bytes: u64) -> String {
     let kib = f64::from(u32::try_from(bytes / 1024).unwrap_or(u32::MAX));
     format!("{:.1}", kib / 1024.0)
-}
-
-impl fmt::Display for Leak {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { resource, from, to } = *self;
-        let more = to - from;
-        let held = match resource {
-            Resource::Memory { allowance } => {
-                return write!(
-                    f,
-                    "memory: {} MiB more at the end of the load than at its beginning ({} MiB, then {} \
-                     MiB), and {} MiB are allowed",
-                    mib(more),
-                    mib(from),
-                    mib(to),
-                    mib(allowance)
-                );
-            }
-            Resource::Descriptors => {
-                return write!(
-                    f,
-                    "descriptors: {more} more than the {from} before the load"
-                );
-            }
-            Resource::Threads => {
-                return write!(f, "threads: {more} more than the {from} before the load");
-            }
-            Resource::Sequences => "slots of the device",
-            Resource::Queued => "requests in the queue",
-            Resource::Connections => "connections",
-            Resource::InFlight => "requests in flight",
-        };
-        write!(f, "{held}: {to} held after all clients had left")
-    }
 }
 
 #[cfg(test)]
@@ -150,13 +102,7 @@ mod tests {
             ..idle()
         };
         let steady: Vec<_> = rss_mib.iter().map(under_load).collect();
-        let leaks = leaks(&Evidence {
-            before: &idle(),
-            steady: &steady,
-            after: &after,
-            rss_allowance: 8 * MIB,
-        });
-        leaks.iter().map(Leak::to_string).collect()
+        leaks(&idle(), &steady, &after, 8 * MIB)
     }
 
     #[test]

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HOST};
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -47,8 +46,8 @@ pub(crate) struct Connection {
     pub(super) clock: ReadClock,
     requests: Requests,
     /// A second handle of the same socket, to end it abruptly.
-    socket: Socket,
-    _driver: AbortOnDropHandle<()>,
+    socket: Arc<Socket>,
+    _driver: Arc<AbortOnDropHandle<()>>,
 }
 
 enum Requests {
@@ -61,17 +60,17 @@ enum Requests {
 /// A protocol implementation may read ahead of its user, never behind: the time is that of the read
 /// which returned a token, or of a later one.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct ReadClock(Arc<AtomicU64>);
+pub(super) struct ReadClock(Arc<AtomicU64>);
 
 impl ReadClock {
     /// Time right after the last read that returned bytes, in nanoseconds of CLOCK_MONOTONIC.
-    pub(crate) fn last_read_ns(&self) -> u64 {
+    pub(super) fn last_read_ns(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 
     /// Records the time of each read of a socket, so that parsing and waking up in the client are not
     /// counted as the server's latency.
-    pub(crate) fn timing(&self, socket: TcpStream) -> impl AsyncRead + AsyncWrite + Unpin + use<> {
+    fn timing(&self, socket: TcpStream) -> impl AsyncRead + AsyncWrite + Unpin + use<> {
         let clock = self.clone();
         InspectReader::new(socket, move |read: &[u8]| {
             if !read.is_empty() {
@@ -97,7 +96,7 @@ impl Connection {
         protocol: Protocol,
         window: u32,
     ) -> Result<Self, Fault> {
-        let socket = SockRef::from(&stream).try_clone()?;
+        let socket = Arc::new(SockRef::from(&stream).try_clone()?);
         let clock = ReadClock::default();
         let stream = TokioIo::new(clock.timing(stream));
         // The driver's own result is dropped: the responses under way report a broken connection.
@@ -122,7 +121,22 @@ impl Connection {
             clock,
             requests,
             socket,
-            _driver: AbortOnDropHandle::new(driver),
+            _driver: Arc::new(AbortOnDropHandle::new(driver)),
+        })
+    }
+
+    /// Another handle of a connection that streams can share, which those of HTTP/2 are.
+    pub(crate) fn shared(&self) -> Option<Self> {
+        let requests = match &self.requests {
+            Requests::Http1(_) => return None,
+            Requests::Http2(sender) => Requests::Http2(sender.clone()),
+        };
+        Some(Self {
+            url: self.url.clone(),
+            clock: self.clock.clone(),
+            requests,
+            socket: Arc::clone(&self.socket),
+            _driver: Arc::clone(&self._driver),
         })
     }
 
@@ -153,32 +167,16 @@ impl Connection {
 
     /// Makes the socket send a RST when it closes.
     pub(crate) fn close_with_reset(&self) {
-        reset_on_close(&SockRef::from(&self.socket));
+        reset_on_close(&SockRef::from(&*self.socket));
     }
-}
-
-/// Fetches a page over a connection of its own, such as `/metrics`.
-pub(crate) async fn get(url: &ServerUrl, path: &str) -> Result<String, Fault> {
-    let request = Request::get(format!("{url}{path}"))
-        .header(HOST, &url.authority)
-        .header(CONNECTION, "close")
-        .body(Bytes::new())
-        .expect("the request is valid");
-    let mut connection = Connection::open(url, Protocol::Http1).await?;
-    let response = connection.send(request).await?;
-    if !response.status().is_success() {
-        return Err(Fault::unexpected(path, response.status().to_string()));
-    }
-    let text = response.collect().await?.to_bytes();
-    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// Opens a socket to a server.
 pub(crate) async fn connect(url: &ServerUrl) -> Result<TcpStream, Fault> {
     let socket = TcpStream::connect(&url.authority).await;
-    let socket = socket.map_err(|source| Fault::Connect {
+    let socket = socket.map_err(|why| Fault::Connect {
         address: url.authority.clone(),
-        source,
+        why,
     })?;
     socket.set_nodelay(true)?;
     Ok(socket)

@@ -3,23 +3,22 @@
 
 use std::borrow::Cow;
 
-use prost::Message;
+use memchr::{memchr, memmem};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use serde_json::Value;
-use tokenway::proto::v1;
-use tokenway::proto::v1::completion_event::Event as ProtoEvent;
-use tokenway::tokens::TextToken;
+use serde_json::{Deserializer, Value};
 
-use super::Format;
 use super::failure::Failure;
 use super::records::{Record, Records};
+use super::{Format, messages};
 use crate::fault::Fault;
 use crate::stamp::{Stamp, StampObject};
 
 /// One event of a completion.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Event<'a> {
+    /// A read of this many bytes, which bring the next events.
+    Piece(usize),
     /// First event of a gRPC stream.
     Started,
     Token(Token<'a>),
@@ -38,6 +37,8 @@ pub(crate) struct Token<'a> {
     /// Index that gRPC sends beside the text.
     pub(crate) index: Option<u32>,
     pub(crate) stamp: Option<Stamp>,
+    /// Length of its record or message, without heads and frames.
+    pub(crate) bytes: usize,
 }
 
 /// Decoder of one stream.
@@ -49,17 +50,21 @@ pub(crate) struct Decoder {
 
 /// State of a completion, record by record.
 ///
-/// The records of an HTTP stream mostly differ in nothing but the token's text. A record that equals the
-/// one before except for a plain string in place of the text means the same, so it is not parsed: the
-/// client then costs little beside any server.
+/// The records of an HTTP stream mostly differ in nothing but the token's text and its stamp. A record that
+/// equals the one before in everything else means the same, so only these two are parsed: the client then
+/// costs little beside any server.
 #[derive(Default)]
 struct Completion {
     before_text: Vec<u8>,
+    /// From the text to the stamp, or to the end of a record without a stamp.
     after_text: Vec<u8>,
     has_finished: bool,
     is_done: bool,
     has_failed: bool,
 }
+
+/// Name of the field in which a record has its stamp.
+const STAMP: &[u8] = b"\"stamp\":";
 
 impl Decoder {
     pub(crate) fn of(format: Format) -> Self {
@@ -90,11 +95,6 @@ impl Decoder {
         records.read(piece, &mut |record| completion.record(record, &mut take))
     }
 
-    /// Reports if the finish reason has arrived.
-    pub(crate) fn has_finished(&self) -> bool {
-        self.completion.has_finished
-    }
-
     /// Part of a complete stream that has not arrived; `None` if the stream is complete.
     pub(crate) fn missing(&self) -> Option<&'static str> {
         let format = self.records.format();
@@ -122,20 +122,14 @@ impl Completion {
             return Err(Fault::Malformed("a record after the end".to_owned()));
         }
         match record {
-            Record::Message(message) => self.message(message, take),
+            Record::Message(message) => messages::decode(message, |event| self.event(event, take)),
             Record::Object(object) => self.object(object, take),
             Record::Error(data) => {
-                self.has_failed = true;
                 let message = String::from_utf8_lossy(data).into_owned();
-                take(Event::Error(Failure {
-                    message,
-                    code: None,
-                }))
+                let code = None;
+                self.event(Event::Error(Failure { message, code }), take)
             }
-            Record::Done => {
-                self.is_done = true;
-                take(Event::Done)
-            }
+            Record::Done => self.event(Event::Done, take),
         }
     }
 
@@ -144,102 +138,99 @@ impl Completion {
         object: &[u8],
         take: &mut impl FnMut(Event<'_>) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
-        if let Some(text) = self.text_in_place(object) {
-            let text = Cow::Borrowed(text);
-            return self.token(text, None, None, take);
+        if let Some(token) = self.known(object) {
+            return self.event(Event::Token(token), take);
         }
         let parsed: RecordObject<'_> = serde_json::from_slice(object)
             .map_err(|error| Fault::malformed(&error.to_string(), object))?;
         if let Some(error) = parsed.error {
-            self.has_failed = true;
-            return take(Event::Error(Failure::of(&error)));
+            return self.event(Event::Error(Failure::of(&error)), take);
         }
         let choices = parsed.choices;
         let choices = choices.ok_or_else(|| Fault::malformed("no choices", object))?;
-        let Some(choice) = choices.into_iter().next() else {
+        let Some(Choice {
+            text,
+            finish_reason,
+        }) = choices.into_iter().next()
+        else {
             return take(Event::Other);
         };
-        let is_last = choice.finish_reason.is_some();
-        let stamp = parsed.stamp.and_then(StampObject::into_stamp);
-        if let (Cow::Borrowed(text), None, false) = (&choice.text, stamp, is_last) {
+        if let (Cow::Borrowed(text), None) = (&text, &finish_reason) {
             self.learn(object, text);
         }
         // A finish reason that is known only after the last token has a record without a text.
-        if !(is_last && choice.text.is_empty()) {
-            self.token(choice.text, None, stamp, take)?;
+        if finish_reason.is_none() || !text.is_empty() {
+            let token = Token {
+                text,
+                index: None,
+                stamp: parsed.stamp.and_then(StampObject::into_stamp),
+                bytes: object.len(),
+            };
+            self.event(Event::Token(token), take)?;
         }
-        self.has_finished |= is_last;
-        if is_last {
-            take(Event::Finished)
-        } else {
-            Ok(())
+        match finish_reason {
+            Some(_) => self.event(Event::Finished, take),
+            None => Ok(()),
         }
     }
 
-    fn message(
+    /// Passes an event on, unless no such event may follow those before it.
+    fn event(
         &mut self,
-        message: &[u8],
+        event: Event<'_>,
         take: &mut impl FnMut(Event<'_>) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
-        let event = v1::CompletionEvent::decode(message);
-        let event = event.map_err(|error| Fault::malformed(&error.to_string(), message))?;
-        match event.event {
-            Some(ProtoEvent::Started(_)) => take(Event::Started),
-            Some(ProtoEvent::Prompt(_)) => take(Event::Other),
-            Some(ProtoEvent::Tokens(tokens)) => {
-                for (token, index) in tokens.tokens.iter().zip(tokens.first_index..) {
-                    let text = Cow::Borrowed(token.text);
-                    self.token(text, Some(index), stamp_of(&token), take)?;
-                }
-                if tokens.finish_reason() == v1::FinishReason::Unspecified {
-                    return Ok(());
-                }
-                self.has_finished = true;
-                take(Event::Finished)
+        match &event {
+            Event::Token(_) if self.has_finished => {
+                return Err(Fault::Malformed("a token after the last".to_owned()));
             }
-            Some(ProtoEvent::Summary(_)) => {
-                self.is_done = true;
-                take(Event::Done)
-            }
-            None => Err(Fault::malformed("an event of an unknown kind", message)),
+            Event::Finished => self.has_finished = true,
+            Event::Done => self.is_done = true,
+            Event::Error(_) => self.has_failed = true,
+            Event::Piece(_) | Event::Started | Event::Token(_) | Event::Other => {}
         }
+        take(event)
     }
 
-    fn token(
-        &mut self,
-        text: Cow<'_, str>,
-        index: Option<u32>,
-        stamp: Option<Stamp>,
-        take: &mut impl FnMut(Event<'_>) -> Result<(), Fault>,
-    ) -> Result<(), Fault> {
-        if self.has_finished {
-            return Err(Fault::Malformed("a token after the last".to_owned()));
-        }
-        take(Event::Token(Token { text, index, stamp }))
-    }
-
-    /// Text of a record that equals a known one in everything else.
-    fn text_in_place<'a>(&self, object: &'a [u8]) -> Option<&'a str> {
+    /// Token of a record that equals a known one in everything but the text and the stamp.
+    fn known<'a>(&self, object: &'a [u8]) -> Option<Token<'a>> {
         if self.before_text.is_empty() {
             return None;
         }
-        let text = object.strip_prefix(self.before_text.as_slice())?;
-        let text = text.strip_suffix(self.after_text.as_slice())?;
-        let is_plain = |byte: &u8| !matches!(byte, b'"' | b'\\' | ..b' ');
-        if !text.iter().all(is_plain) {
+        let rest = object.strip_prefix(self.before_text.as_slice())?;
+        let (text, rest) = rest.split_at_checked(memchr(b'"', rest)?)?;
+        if text.iter().any(|byte| matches!(byte, b'\\' | ..b' ')) {
             return None;
         }
-        std::str::from_utf8(text).ok()
+        let rest = rest.strip_prefix(self.after_text.as_slice())?;
+        let stamp = if self.after_text.ends_with(STAMP) {
+            let mut stamps = Deserializer::from_slice(rest).into_iter::<StampObject>();
+            let stamp = stamps.next()?.ok()?;
+            (&rest[stamps.byte_offset()..] == b"}").then_some(stamp.into_stamp())?
+        } else {
+            rest.is_empty().then_some(None)?
+        };
+        Some(Token {
+            text: Cow::Borrowed(str::from_utf8(text).ok()?),
+            index: None,
+            stamp,
+            bytes: object.len(),
+        })
     }
 
     /// Remembers the bytes around a text that is a slice of its record.
     fn learn(&mut self, object: &[u8], text: &str) {
         let start = text.as_ptr().addr() - object.as_ptr().addr();
-        self.before_text.clear();
-        self.before_text.extend_from_slice(&object[..start]);
-        self.after_text.clear();
-        self.after_text
-            .extend_from_slice(&object[start + text.len()..]);
+        let (before, after) = (&object[..start], &object[start + text.len()..]);
+        let stamp = memmem::find(after, STAMP).map(|at| at + STAMP.len());
+        let after = &after[..stamp.unwrap_or(after.len())];
+        for (known, bytes) in [
+            (&mut self.before_text, before),
+            (&mut self.after_text, after),
+        ] {
+            known.clear();
+            known.extend_from_slice(bytes);
+        }
     }
 }
 
@@ -258,17 +249,12 @@ struct Choice<'a> {
     finish_reason: Option<IgnoredAny>,
 }
 
-/// Stamp of a token over gRPC, in which 0 means unknown.
-fn stamp_of(token: &TextToken<'_>) -> Option<Stamp> {
-    let known = |ns: u64| Some(ns).filter(|ns| *ns > 0);
-    Some(Stamp {
-        due_ns: known(token.timestamps.due_ns),
-        emitted_ns: known(token.timestamps.emitted_ns)?,
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use prost::Message;
+    use tokenway::proto::v1;
+    use tokenway::proto::v1::completion_event::Event as ProtoEvent;
+
     use super::super::request::framed;
     use super::*;
 
@@ -281,7 +267,9 @@ mod tests {
         for byte in body {
             decoder.read(&[*byte], |event| {
                 events.push(match event {
-                    Event::Token(Token { text, index, stamp }) => match (index, stamp) {
+                    Event::Token(Token {
+                        text, index, stamp, ..
+                    }) => match (index, stamp) {
                         (None, None) => text.into_owned(),
                         (index, stamp) => format!("{text} {index:?} {stamp:?}"),
                     },
@@ -289,7 +277,7 @@ mod tests {
                     Event::Started => "Started".to_owned(),
                     Event::Finished => "Finished".to_owned(),
                     Event::Done => "Done".to_owned(),
-                    Event::Other => "Other".to_owned(),
+                    Event::Piece(_) | Event::Other => "Other".to_owned(),
                 });
                 Ok(())
             })?;
@@ -358,12 +346,10 @@ mod tests {
             let body = format!(
                 "{{\"choices\":[{{\"text\":\"a\"}}],\"stamp\":{{{due}\"emitted_ns\":4}}}}\n"
             );
-            let stamp = Stamp {
-                due_ns,
-                emitted_ns: 4,
-            };
-            let text = format!("a None {:?}", Some(stamp));
-            assert_eq!(decode_http(&body).unwrap().0, [text]);
+            let emitted_ns = 4;
+            let text = format!("a None {:?}", Some(Stamp { due_ns, emitted_ns }));
+            // The second record equals the first, and is not parsed as a whole.
+            assert_eq!(decode_http(&body.repeat(2)).unwrap().0, [&text[..]; 2]);
         }
     }
 

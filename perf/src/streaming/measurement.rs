@@ -8,27 +8,20 @@ use indicatif::ProgressBar;
 use tokenway::runner::monotonic_ns;
 use tokio::time::timeout;
 
+use super::Options;
 use crate::arguments::ServerUrl;
 use crate::fault::Fault;
 use crate::figures::{Figures, Progress, Stamps};
 use crate::order;
 use crate::progress;
 use crate::statistics::{Percentiles, count};
-use crate::stream::{CompletionRequest, Connection, Event, Format, Protocol, Stream};
+use crate::stream::{CompletionRequest, Connection, Event, Format, Stream};
 
 /// Time that a stream may take in addition to that of its tokens. After that it hangs.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Interval at which the progress bar is drawn.
 const REDRAW: Duration = Duration::from_millis(100);
-
-/// Stream to measure, and the limit that it must keep.
-pub(super) struct Plan {
-    pub(super) model: Option<String>,
-    pub(super) tokens: u32,
-    pub(super) interval: Duration,
-    pub(super) max_overhead_ms: f64,
-}
 
 /// Result of one API.
 pub(super) struct Measurement {
@@ -57,118 +50,103 @@ struct StreamingMetrics {
 
 /// Tokens of a stream as they arrive.
 struct Received {
-    requested: u32,
     indices: Vec<u32>,
     progress: Progress,
     figures: Figures,
     bar: ProgressBar,
 }
 
-impl Plan {
+impl Measurement {
     /// Streams through an API, and judges the tokens.
-    pub(super) async fn measure(
-        &self,
+    pub(super) async fn of(
+        options: &Options,
         url: &ServerUrl,
         format: Format,
         api: &'static str,
-    ) -> Measurement {
-        let mut received = Received::of(self.tokens, bar(api, self.tokens));
-        let limit = self.time_limit();
-        let streamed = timeout(limit, self.stream(url, format, &mut received)).await;
+    ) -> Self {
+        let (requested, limit_ms) = (options.tokens, options.max_overhead_ms);
+        let mut received = Received {
+            // Room for all, so that no token waits for a reallocation.
+            indices: Vec::with_capacity(usize::try_from(requested).unwrap_or(0)),
+            progress: Progress::start(0, true),
+            figures: Figures::new(),
+            bar: bar(api, requested),
+        };
+        let limit = time_limit(options);
+        let streamed = timeout(limit, received.stream(options, url, format)).await;
         received.bar.finish_and_clear();
         let hangs = Fault::Hangs {
             after: received.progress.count,
             seconds: limit.as_secs(),
         };
         let ended = streamed.unwrap_or(Err(hangs));
-        let faults = order::faults(&received.indices, self.tokens, ended);
+        let faults = order::faults(&received.indices, requested, ended);
         let mut failures: Vec<_> = faults.iter().map(ToString::to_string).collect();
-        let report = if failures.is_empty() {
-            self.report(received)
-        } else {
-            None
-        };
+        let mut report = None;
+        if failures.is_empty() {
+            report = Report::of(received, options.interval_ms);
+        }
         if let Some(Report { overhead_ms, .. }) = report
-            && overhead_ms > self.max_overhead_ms
+            && overhead_ms > limit_ms
         {
+            let overhead = hundredths(overhead_ms);
             failures.push(format!(
-                "the overhead of {} ms per token is above the {} ms of --max-overhead-ms",
-                hundredths(overhead_ms),
-                self.max_overhead_ms,
+                "the overhead of {overhead} ms per token is above the {limit_ms} ms of --max-overhead-ms"
             ));
         }
-        Measurement { report, failures }
+        Self { report, failures }
     }
 
-    async fn stream(
-        &self,
-        url: &ServerUrl,
-        format: Format,
-        received: &mut Received,
-    ) -> Result<(), Fault> {
-        let protocol = match format {
-            Format::Ndjson | Format::Sse => Protocol::Http1,
-            Format::Grpc => Protocol::Http2,
-        };
-        let mut connection = Connection::open(url, protocol).await?;
-        let completion = CompletionRequest {
-            model: self.model.as_deref(),
-            stamps: true,
-            ..CompletionRequest::of_tokens(self.tokens)
-        };
-        received.progress = Progress::start(monotonic_ns()).timing_every_gap();
-        let mut stream = Stream::open(&mut connection, format, &completion).await?;
-        let ending = stream
-            .read_to_end(|event, received_ns| {
-                let Event::Token(token) = event else {
-                    return Ok(());
-                };
-                let index = order::agreed_index(&token.text, token.index)?;
-                received
-                    .progress
-                    .token(&mut received.figures, received_ns, token.stamp);
-                received.indices.push(index);
-                received.bar.inc(1);
-                if received.progress.count > received.requested {
-                    return Err(Fault::TooMany(received.requested));
-                }
-                Ok(())
-            })
-            .await?;
-        ending.complete(stream.count())
-    }
-
-    /// Time after which a stream hangs. A slower stream is above the overhead's limit anyway.
-    fn time_limit(&self) -> Duration {
-        let overhead = Duration::try_from_secs_f64(self.max_overhead_ms / 1e3).unwrap_or_default();
-        self.interval
-            .saturating_add(overhead)
-            .saturating_mul(self.tokens)
-            .saturating_add(STREAM_TIMEOUT)
-    }
-
-    fn report(&self, received: Received) -> Option<Report> {
-        let metrics = StreamingMetrics::of(&received.progress)?;
-        let interval_ms = self.interval.as_secs_f64() * 1e3;
-        Some(Report {
-            overhead_ms: metrics.mean_receive_interval_ms - interval_ms,
-            metrics,
-            figures: received.figures,
-        })
+    /// Prints the figures, if there are any.
+    pub(super) fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        match &self.report {
+            Some(report) => report.write(out),
+            None => writeln!(out, "No figures: the stream was not complete."),
+        }
     }
 }
 
 impl Received {
-    fn of(requested: u32, bar: ProgressBar) -> Self {
-        Self {
-            requested,
-            // Room for all, so that no token waits for a reallocation.
-            indices: Vec::with_capacity(usize::try_from(requested).unwrap_or(0)),
-            progress: Progress::start(0),
-            figures: Figures::new(),
-            bar,
-        }
+    async fn stream(
+        &mut self,
+        options: &Options,
+        url: &ServerUrl,
+        format: Format,
+    ) -> Result<(), Fault> {
+        let requested = options.tokens;
+        let mut connection = Connection::open(url, format.protocol()).await?;
+        let completion = CompletionRequest {
+            model: options.model.as_deref(),
+            stamps: true,
+            ..CompletionRequest::of_tokens(requested)
+        };
+        self.progress = Progress::start(monotonic_ns(), true);
+        let mut stream = Stream::open(&mut connection, format, &completion).await?;
+        let reading = stream.read_to_end(|event, received_ns| {
+            let Event::Token(token) = event else {
+                return Ok(());
+            };
+            let index = order::agreed_index(&token.text, token.index)?;
+            self.progress
+                .token(&mut self.figures, received_ns, token.stamp);
+            self.indices.push(index);
+            self.bar.inc(1);
+            if self.progress.count > requested {
+                return Err(Fault::TooMany(requested));
+            }
+            Ok(())
+        });
+        reading.await?.complete(stream.count())
     }
+}
+
+/// Time after which a stream hangs. A slower stream is above the overhead's limit anyway.
+fn time_limit(options: &Options) -> Duration {
+    let overhead = Duration::try_from_secs_f64(options.max_overhead_ms / 1e3).unwrap_or_default();
+    let interval = options.interval_ms.saturating_add(overhead);
+    interval
+        .saturating_mul(options.tokens)
+        .saturating_add(STREAM_TIMEOUT)
 }
 
 /// A progress bar whose thread draws it, so that no token waits for the terminal.
@@ -184,24 +162,20 @@ fn bar(api: &'static str, tokens: u32) -> ProgressBar {
     bar
 }
 
-impl Measurement {
-    /// Prints the figures, if there are any.
-    pub(super) fn write(&self, out: &mut dyn Write) -> io::Result<()> {
-        match &self.report {
-            Some(report) => report.write(out),
-            None => writeln!(out, "No figures: the stream was not complete."),
-        }
-    }
-}
-
 impl Report {
+    fn of(received: Received, interval: Duration) -> Option<Self> {
+        let metrics = StreamingMetrics::of(&received.progress)?;
+        Some(Self {
+            overhead_ms: metrics.mean_receive_interval_ms - interval.as_secs_f64() * 1e3,
+            metrics,
+            figures: received.figures,
+        })
+    }
+
     fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "{}", self.metrics)?;
-        writeln!(
-            out,
-            "Overhead per token: {}ms",
-            hundredths(self.overhead_ms)
-        )?;
+        let overhead = hundredths(self.overhead_ms);
+        writeln!(out, "Overhead per token: {overhead}ms")?;
         let why = match self.figures.stamps() {
             Stamps::Known => return self.write_times(out),
             Stamps::NotRequested | Stamps::Absent => "the server sends no stamps",
@@ -231,11 +205,7 @@ impl Report {
 impl StreamingMetrics {
     /// Figures of a stream; `None` with fewer than two tokens, which have no interval.
     fn of(progress: &Progress) -> Option<Self> {
-        let intervals = progress
-            .count
-            .checked_sub(1)
-            .filter(|intervals| *intervals > 0)?;
-        let intervals = f64::from(intervals);
+        let intervals = f64::from(progress.count.checked_sub(1).filter(|count| *count > 0)?);
         let total_ms = count(progress.total_ns()) / 1e6;
         Some(Self {
             received_token_count: progress.count,
@@ -272,16 +242,20 @@ fn hundredths(number: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ApiChoice;
     use super::*;
 
     const MS: u64 = 1_000_000;
 
-    fn plan(max_overhead_ms: f64) -> Plan {
-        Plan {
-            model: None,
+    fn options(max_overhead_ms: f64) -> Options {
+        Options {
             tokens: 1000,
-            interval: Duration::from_millis(20),
+            interval_ms: Duration::from_millis(20),
             max_overhead_ms,
+            http: None,
+            grpc: None,
+            model: None,
+            api: ApiChoice::Http,
         }
     }
 
@@ -290,7 +264,7 @@ mod tests {
         // The kernel accepts the connection, and nothing answers.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = ServerUrl::at(&listener.local_addr().unwrap().to_string());
-        let result = plan(3.0).measure(&url, Format::Ndjson, "HTTP").await;
+        let result = Measurement::of(&options(3.0), &url, Format::Ndjson, "HTTP").await;
         assert!(result.report.is_none());
         let reason = "the stream hangs: 0 tokens arrived within 83 s";
         assert_eq!(result.failures, [reason]);
@@ -298,7 +272,7 @@ mod tests {
 
     #[test]
     fn a_negative_limit_does_not_shorten_the_time_limit() {
-        assert_eq!(plan(-1000.0).time_limit(), Duration::from_secs(80));
+        assert_eq!(time_limit(&options(-1000.0)), Duration::from_secs(80));
     }
 
     #[test]
@@ -309,7 +283,7 @@ mod tests {
 
     #[test]
     fn the_references_figures_are_as_it_defines_them() {
-        let (mut figures, mut progress) = (Figures::new(), Progress::start(100 * MS));
+        let (mut figures, mut progress) = (Figures::new(), Progress::start(100 * MS, true));
         progress.token(&mut figures, 130 * MS, None);
         assert_eq!(
             StreamingMetrics::of(&progress),

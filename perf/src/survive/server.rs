@@ -5,33 +5,18 @@ use std::io;
 use std::process::Stdio;
 use std::time::Duration;
 
+use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
 use super::Options;
 use crate::arguments::{ServerUrl, to_ms};
-use crate::fault::Fault;
+use crate::metrics::Metrics;
 use crate::process::{children, rss_bytes};
-use crate::stream::get;
 
 /// Time between two checks if all workers are ready.
 const READY_POLL: Duration = Duration::from_millis(50);
-
-/// Reason why there is no server.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum StartError {
-    #[error(
-        "cannot run `tokenway` from the directory of this program: {0}; `make build` builds it"
-    )]
-    Io(#[from] io::Error),
-    #[error("the server did not print its addresses, but: {0}")]
-    NoAddress(String),
-    #[error("cannot read the server's metrics: {0}")]
-    Metrics(#[from] Fault),
-    #[error("a stream failed before the first fault: {0}")]
-    Undisturbed(Fault),
-}
 
 /// A running server.
 pub(super) struct Server {
@@ -51,24 +36,25 @@ pub(super) struct Memory {
 
 impl Server {
     /// Starts the server, and waits until all its workers are ready.
-    pub(super) async fn start(options: &Options) -> Result<Self, StartError> {
-        let mut child = command(options)?.spawn()?;
-        let stdout = child.stdout.take();
-        let stdout = stdout.ok_or_else(|| io::Error::other("its output is not piped"))?;
+    pub(super) async fn start(options: &Options) -> anyhow::Result<Self> {
+        let missing =
+            "cannot run `tokenway` from the directory of this program; `make build` builds it";
+        let mut child = command(options)?.spawn().context(missing)?;
+        let stdout = child.stdout.take().expect("its output is piped");
         let mut lines = BufReader::new(stdout).lines();
-        let mut address = async || -> Result<ServerUrl, StartError> {
+        let mut next = async || {
             let line = lines.next_line().await?.unwrap_or_default();
-            let url = line
-                .split_whitespace()
-                .nth(1)
-                .and_then(|url| url.parse().ok());
-            url.ok_or(StartError::NoAddress(line))
+            let mut words = line.split_whitespace().map(str::to_owned);
+            anyhow::Ok((
+                words.next().unwrap_or_default(),
+                words.next().unwrap_or_default(),
+            ))
         };
-        let (http, grpc) = (address().await?, address().await?);
-        let ready = lines.next_line().await?.unwrap_or_default();
-        if !ready.starts_with("ready") {
-            return Err(StartError::NoAddress(ready));
-        }
+        let addresses = [next().await?, next().await?].map(|(_, url)| url.parse());
+        let (ready, _) = next().await?;
+        let (true, [Ok(http), Ok(grpc)]) = (ready == "ready", addresses) else {
+            bail!("the server did not print its addresses");
+        };
         let server = Self {
             process: child.id().unwrap_or_default(),
             child: child.into(),
@@ -76,7 +62,7 @@ impl Server {
             grpc,
             _lines: lines,
         };
-        while server.ready_workers().await? < f64::from(options.workers) {
+        while server.ready_workers().await? < options.workers.into() {
             tokio::time::sleep(READY_POLL).await;
         }
         Ok(server)
@@ -103,14 +89,14 @@ impl Server {
         }
     }
 
-    /// Metrics in Prometheus's text format.
-    pub(super) async fn metrics(&self) -> Result<String, Fault> {
-        get(&self.http, "/metrics").await
+    pub(super) async fn metrics(&self) -> anyhow::Result<Metrics> {
+        let metrics = Metrics::fetch(&self.http).await;
+        metrics.context("cannot read the server's metrics")
     }
 
-    async fn ready_workers(&self) -> Result<f64, Fault> {
-        let metrics = self.metrics().await?;
-        Ok(metric(&metrics, "tokenway_workers{state=\"ready\"}").unwrap_or(0.0))
+    async fn ready_workers(&self) -> anyhow::Result<u64> {
+        let ready = "tokenway_workers{state=\"ready\"}";
+        Ok(self.metrics().await?.sum(ready).unwrap_or(0))
     }
 
     /// Kills the server.
@@ -126,22 +112,14 @@ fn command(options: &Options) -> io::Result<Command> {
     // A single worker that is left could run all streams.
     let slots = options.streams.to_string();
     command
+        .args(["serve", "--isolation", "process", "--drain-grace", "0"])
         .args([
-            "serve",
             "--http-listen",
             "127.0.0.1:0",
             "--grpc-listen",
             "127.0.0.1:0",
         ])
-        .args([
-            "--isolation",
-            "process",
-            "--workers",
-            &workers,
-            "--slots",
-            &slots,
-        ])
-        .args(["--drain-grace", "0"])
+        .args(["--workers", &workers, "--slots", &slots])
         .env("TOKENWAY_LOG", "off")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -149,21 +127,9 @@ fn command(options: &Options) -> io::Result<Command> {
     match &options.model_path {
         Some(path) => command.args(["--threads", "1", "--model-path"]).arg(path),
         None => {
-            let interval_ms = to_ms(options.interval_ms);
-            command.args([
-                "--runner",
-                "llm_test",
-                "--test-runner-frequency-ms",
-                &interval_ms,
-            ])
+            let interval = format!("--test-runner-frequency-ms={}", to_ms(options.interval_ms));
+            command.args(["--runner", "llm_test", &interval])
         }
     };
     Ok(command)
-}
-
-/// Value of a metric, by its name and its labels.
-pub(super) fn metric(text: &str, name: &str) -> Option<f64> {
-    let mut lines = text.lines();
-    let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
-    value.trim().parse().ok()
 }

@@ -5,7 +5,7 @@ use tokio::time::Instant;
 use super::server::Server;
 use super::tally::Tally;
 use crate::fault::Fault;
-use crate::stream::{CompletionRequest, Connection, Event, Format, Protocol, Stream};
+use crate::stream::{CompletionRequest, Connection, Event, Format, Stream};
 
 const OPENINGS: [&str; 8] = [
     "The capital of France is",
@@ -73,10 +73,11 @@ impl Planned {
         expected: Option<&Texts>,
         tally: &Tally,
     ) -> Result<Texts, Fault> {
-        let mut connection = match self.format {
-            Format::Grpc => Connection::open(&server.grpc, Protocol::Http2).await?,
-            Format::Ndjson | Format::Sse => Connection::open(&server.http, Protocol::Http1).await?,
+        let url = match self.format {
+            Format::Grpc => &server.grpc,
+            Format::Raw | Format::Ndjson | Format::Sse => &server.http,
         };
+        let mut connection = Connection::open(url, self.format.protocol()).await?;
         let completion = CompletionRequest {
             prompt: OPENINGS[self.prompt()],
             seed: Some(self.prompt.into()),
@@ -89,7 +90,11 @@ impl Planned {
             .read_to_end(|event, _| match event {
                 Event::Token(token) => received.token(&token.text, token.index),
                 Event::Other => Err(Fault::Malformed("a record without a token".to_owned())),
-                Event::Started | Event::Finished | Event::Done | Event::Error(_) => Ok(()),
+                Event::Piece(_)
+                | Event::Started
+                | Event::Finished
+                | Event::Done
+                | Event::Error(_) => Ok(()),
             })
             .await?;
         ending.complete(stream.count())?;

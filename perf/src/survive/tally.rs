@@ -8,9 +8,10 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use rustix::process::Signal;
 
-use super::server::{Memory, Server, metric};
+use super::server::{Memory, Server};
 use super::stream::Texts;
 use crate::fault::Fault;
+use crate::metrics::Metrics;
 use crate::statistics::Percentiles;
 
 /// Faults that are listed; the others are only counted.
@@ -36,7 +37,7 @@ struct Counts {
     /// Times between two tokens of a stream, in nanoseconds.
     gaps: Histogram<u64>,
     memory: Option<MemoryRange>,
-    metrics: String,
+    metrics: Metrics,
 }
 
 /// Range of the memory over all samples, in bytes.
@@ -59,7 +60,7 @@ impl Tally {
             faults: Vec::new(),
             gaps: gaps.expect("the bounds are valid"),
             memory: None,
-            metrics: String::new(),
+            metrics: Metrics::default(),
         })))
     }
 
@@ -109,8 +110,8 @@ impl Tally {
     }
 
     /// Keeps the server's metrics for the report.
-    pub(super) fn metrics(&self, text: String) {
-        self.0.borrow_mut().metrics = text;
+    pub(super) fn metrics(&self, metrics: Metrics) {
+        self.0.borrow_mut().metrics = metrics;
     }
 
     /// Reports if every stream repeated its undisturbed completion.
@@ -120,33 +121,25 @@ impl Tally {
 
     pub(super) fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         let counts = self.0.borrow();
-        let count = |name| metric(&counts.metrics, name).unwrap_or(0.0);
-        writeln!(out, "seed             {}", counts.seed)?;
-        writeln!(
-            out,
-            "workers          {} processes; killed (SIGKILL) {} times, stopped (SIGSTOP) {} times",
-            counts.workers, counts.kills, counts.stops
-        )?;
-        writeln!(
-            out,
-            "streams          {} with {} tokens; {} faults",
-            counts.streams,
-            counts.tokens,
-            counts.faults.len()
-        )?;
-        writeln!(
-            out,
-            "resumptions      {}, with {} tokens replayed",
-            count("tokenway_resumptions_total"),
-            count("tokenway_tokens_replayed_total")
-        )?;
+        let Counts { seed, workers, .. } = *counts;
+        let Counts { kills, stops, .. } = *counts;
+        let Counts {
+            streams, tokens, ..
+        } = *counts;
+        let count = |name| counts.metrics.sum(name).unwrap_or(0);
+        let resumptions = count("tokenway_resumptions_total");
+        let replayed = count("tokenway_tokens_replayed_total");
         let Percentiles { p50, p99, max, .. } = Percentiles::of(&counts.gaps);
+        let (p50, p99, max) = (p50 / 1e3, p99 / 1e3, max / 1e3);
+        let faults = counts.faults.len();
         writeln!(
             out,
-            "gaps in streams  p50 {:.1} ms, p99 {:.1} ms, longest {:.0} ms",
-            p50 / 1e3,
-            p99 / 1e3,
-            max / 1e3
+            "seed             {seed}\n\
+             workers          {workers} processes; killed (SIGKILL) {kills} times, stopped (SIGSTOP) {stops} \
+             times\n\
+             streams          {streams} with {tokens} tokens; {faults} faults\n\
+             resumptions      {resumptions}, with {replayed} tokens replayed\n\
+             gaps in streams  p50 {p50:.1} ms, p99 {p99:.1} ms, longest {max:.0} ms"
         )?;
         if let Some(memory) = &counts.memory {
             writeln!(

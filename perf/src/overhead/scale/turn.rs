@@ -9,7 +9,6 @@ use tokio::time::{sleep, timeout};
 use super::{SETTLE, Scale};
 use crate::figures::Figures;
 use crate::load::{Session, Sockets};
-use crate::overhead::TurnError;
 use crate::overhead::fleet::Fleet;
 use crate::overhead::path::MeasuredPath;
 use crate::overhead::results::{Round, TurnResult};
@@ -25,8 +24,8 @@ pub(in crate::overhead) async fn turn(
     scale: Scale,
     path: MeasuredPath,
     size: Size,
-) -> Result<TurnResult, TurnError> {
-    let fleet = Fleet::start(&BTreeSet::from([path]), scale.setup()).await?;
+) -> anyhow::Result<TurnResult> {
+    let fleet = Fleet::start(&BTreeSet::from([path]), scale.servers()).await?;
     let turn = Turn {
         scale,
         path,
@@ -56,7 +55,7 @@ struct Observed {
 }
 
 impl Turn<'_> {
-    async fn take(&self) -> Result<TurnResult, TurnError> {
+    async fn take(&self) -> anyhow::Result<TurnResult> {
         let mut result = TurnResult::default();
         let target = self.fleet.target(self.path);
         let warm_up = self.scale.warm_up();
@@ -74,6 +73,7 @@ impl Turn<'_> {
         let running = timeout(self.time_limit(), session.run(&load));
         let (observed, ended) = tokio::join!(self.observe(&session), running);
         let mut observed = observed?;
+        observed.steady.fault_foreign_stamps();
         observed.early.add_faults(&observed.steady);
         match &ended {
             Ok(rest) => observed.early.add_faults(rest),
@@ -104,7 +104,7 @@ impl Turn<'_> {
         }
     }
 
-    async fn observe(&self, session: &Session) -> Result<Observed, TurnError> {
+    async fn observe(&self, session: &Session) -> anyhow::Result<Observed> {
         sleep(self.scale.settled_after()).await;
         let early = session.take();
         let first = self.fleet.usage(self.path)?;

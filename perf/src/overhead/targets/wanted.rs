@@ -14,7 +14,6 @@ pub(super) struct Wanted {
     pub(super) key: CellKey,
     /// Cell with which it is compared.
     pub(super) beside: Option<CellKey>,
-    pub(super) bound: Bound,
     pub(super) limit: f64,
 }
 
@@ -45,36 +44,12 @@ pub(super) const PACED: Scenario = Scenario::Paced(64);
 pub(super) const ONE: Scenario = Scenario::Paced(1);
 pub(super) const FULL: Scenario = Scenario::Full(64);
 
-/// A path, and the one with which it is compared.
-#[derive(Clone, Copy)]
-struct Pair {
-    path: MeasuredPath,
-    beside: MeasuredPath,
-}
-
-const HTTP: Pair = Pair {
-    path: MeasuredPath::Ndjson,
-    beside: MeasuredPath::BareAxum,
-};
-const GRPC: Pair = Pair {
-    path: MeasuredPath::Grpc,
-    beside: MeasuredPath::BareTonic,
-};
-const TWO: Pair = Pair {
-    path: MeasuredPath::TwoTcp,
-    beside: MeasuredPath::BareAxum,
-};
-/// A worker in a process of its own, beside one on a thread.
-const CHILD: Pair = Pair {
-    path: MeasuredPath::Child,
-    beside: MeasuredPath::Ndjson,
-};
-
 /// Factor by which a token may cost more with ten times the streams and as many tokens a second.
 const GROWTH: f64 = 1.1;
 
 /// Targets of every run. A run judges those whose cells it measures.
 pub(super) fn wanted() -> Vec<Wanted> {
+    use MeasuredPath::{Child, Grpc, Ndjson, TwoTcp};
     use Scenario::{OpenLoop, Short};
     use Value::{AddedP50, AddedP99, AddedTtft, Cpu, Requests, Throughput};
     let paced_cpu = "HTTP: CPU per token of bare axum, paced";
@@ -84,25 +59,25 @@ pub(super) fn wanted() -> Vec<Wanted> {
     let two = "gateway | engine: tokens/s of bare axum";
     let http_ttft = "HTTP: added to TTFT at p50, 1,000 requests/s";
     let grpc_ttft = "gRPC: added to TTFT at p50, 1,000 requests/s";
-    let beside_floors = [
-        of("HTTP: tokens/s of bare axum", FULL, HTTP, Throughput).at_least(0.65),
-        of("gRPC: tokens/s of bare tonic", FULL, GRPC, Throughput).at_least(0.85),
-        of(two, FULL, TWO, Throughput).at_least(0.55),
-        of("HTTP: added at p50, 64 streams", PACED, HTTP, AddedP50).at_most(15.0),
-        of("HTTP: added at p99, 64 streams", PACED, HTTP, AddedP99).at_most(60.0),
-        of("gRPC: added at p50, 64 streams", PACED, GRPC, AddedP50).at_most(10.0),
-        of("gRPC: added at p99, 64 streams", PACED, GRPC, AddedP99).at_most(40.0),
-        of("HTTP: added at p50, 1 stream", ONE, HTTP, AddedP50).at_most(25.0),
-        of(paced_cpu, PACED, HTTP, Cpu).at_most(1.25),
-        of(full_cpu, FULL, HTTP, Cpu).at_most(1.8),
-        of(child_paced_cpu, PACED, CHILD, Cpu).at_most(1.5),
-        of(child_full_cpu, FULL, CHILD, Cpu).at_most(1.5),
-        of("HTTP: requests/s of bare axum", Short, HTTP, Requests).at_least(0.5),
-        of(http_ttft, OpenLoop, HTTP, AddedTtft).at_most(150.0),
-        of("gRPC: requests/s of bare tonic", Short, GRPC, Requests).at_least(0.5),
-        of(grpc_ttft, OpenLoop, GRPC, AddedTtft).at_most(150.0),
+    let beside_others = [
+        beside("HTTP: tokens/s of bare axum", FULL, Ndjson, Throughput).limit(0.65),
+        beside("gRPC: tokens/s of bare tonic", FULL, Grpc, Throughput).limit(0.85),
+        beside(two, FULL, TwoTcp, Throughput).limit(0.55),
+        beside("HTTP: added at p50, 64 streams", PACED, Ndjson, AddedP50).limit(15.0),
+        beside("HTTP: added at p99, 64 streams", PACED, Ndjson, AddedP99).limit(60.0),
+        beside("gRPC: added at p50, 64 streams", PACED, Grpc, AddedP50).limit(10.0),
+        beside("gRPC: added at p99, 64 streams", PACED, Grpc, AddedP99).limit(40.0),
+        beside("HTTP: added at p50, 1 stream", ONE, Ndjson, AddedP50).limit(25.0),
+        beside(paced_cpu, PACED, Ndjson, Cpu).limit(1.25),
+        beside(full_cpu, FULL, Ndjson, Cpu).limit(1.8),
+        beside(child_paced_cpu, PACED, Child, Cpu).limit(1.5),
+        beside(child_full_cpu, FULL, Child, Cpu).limit(1.5),
+        beside("HTTP: requests/s of bare axum", Short, Ndjson, Requests).limit(0.5),
+        beside(http_ttft, OpenLoop, Ndjson, AddedTtft).limit(150.0),
+        beside("gRPC: requests/s of bare tonic", Short, Grpc, Requests).limit(0.5),
+        beside(grpc_ttft, OpenLoop, Grpc, AddedTtft).limit(150.0),
     ];
-    beside_floors.into_iter().chain(of_scale()).collect()
+    beside_others.into_iter().chain(of_scale()).collect()
 }
 
 /// Targets with thousands of streams.
@@ -112,30 +87,26 @@ fn of_scale() -> Vec<Wanted> {
     let mut all = Vec::new();
     for (api, path) in [("HTTP", MeasuredPath::Ndjson), ("gRPC", MeasuredPath::Grpc)] {
         let key = |scale| CellKey::new(Scenario::Scale(scale), path);
-        let of = |name: &str, scale: Scale, value, limit| {
-            alone(
-                format!("{api}: {name}, {}", scale.title()),
-                key(scale),
-                value,
-            )
-            .at_most(limit)
+        let of = |name: &str, scale: Scale, value| {
+            let name = format!("{api}: {name}, {}", scale.title());
+            alone(name, key(scale), value)
         };
         let growth = format!("{api}: CPU per token of that of a tenth as many streams");
         all.extend([
-            of("p99", many, P99, 50.0),
-            of("faults", many, Faults, 0.0),
-            of("memory per stream", many, Memory, 40.0),
+            of("p99", many, P99).limit(50.0),
+            of("faults", many, Faults).limit(0.0),
+            of("memory per stream", many, Memory).limit(40.0),
             Wanted {
                 beside: Some(key(few)),
-                ..alone(growth, key(many), Cpu).at_most(GROWTH)
+                ..alone(growth, key(many), Cpu).limit(GROWTH)
             },
-            of("faults", slow, Faults, 0.0),
-            of("memory per stream", slow, Memory, 40.0),
+            of("faults", slow, Faults).limit(0.0),
+            of("memory per stream", slow, Memory).limit(40.0),
         ]);
     }
     let waiting = format!("gRPC: memory for each of {}", queued.title());
     let key = CellKey::new(Scenario::Scale(queued), MeasuredPath::Grpc);
-    all.push(alone(waiting, key, Memory).at_most(8.0));
+    all.push(alone(waiting, key, Memory).limit(8.0));
     all
 }
 
@@ -146,43 +117,35 @@ fn alone(name: String, key: CellKey, value: Value) -> Wanted {
         value,
         key,
         beside: None,
-        bound: Bound::AtMost,
         limit: 0.0,
     }
 }
 
-/// A path beside another under the same load.
-fn of(name: &str, scenario: Scenario, pair: Pair, value: Value) -> Wanted {
+/// A path beside its floor under the same load; a worker process beside a worker on a thread.
+fn beside(name: &str, scenario: Scenario, path: MeasuredPath, value: Value) -> Wanted {
+    let beside = if path == MeasuredPath::Child {
+        Some(MeasuredPath::Ndjson)
+    } else {
+        path.floor()
+    };
     let key = |path| CellKey::new(scenario, path);
     Wanted {
-        beside: Some(key(pair.beside)),
-        ..alone(name.to_owned(), key(pair.path), value)
+        beside: beside.map(key),
+        ..alone(name.to_owned(), key(path), value)
     }
 }
 
 impl Wanted {
-    fn at_least(self, limit: f64) -> Self {
-        Self {
-            bound: Bound::AtLeast,
-            limit,
-            ..self
-        }
-    }
-
-    fn at_most(self, limit: f64) -> Self {
-        Self {
-            bound: Bound::AtMost,
-            limit,
-            ..self
-        }
+    fn limit(self, limit: f64) -> Self {
+        Self { limit, ..self }
     }
 }
 
 impl Value {
     pub(super) fn of(self, round: &Round) -> Option<f64> {
         match self {
-            Self::Throughput => Some(round.tokens_per_second),
-            Self::Requests => Some(round.requests_per_second),
+            Self::Throughput => Some(round.rates.tokens_per_second),
+            Self::Requests => Some(round.rates.requests_per_second),
             Self::Cpu => round.cpu_us_per_token,
             Self::AddedP50 => Some(round.one_way_p50_us),
             Self::AddedP99 => Some(round.one_way_p99_us),
@@ -202,6 +165,15 @@ impl Value {
         }
     }
 
+    /// Side of the limit on which it must be.
+    pub(super) fn bound(self) -> Bound {
+        match self {
+            Self::Throughput | Self::Requests => Bound::AtLeast,
+            Self::Cpu | Self::AddedP50 | Self::AddedP99 | Self::AddedTtft => Bound::AtMost,
+            Self::P99 | Self::Faults | Self::Memory => Bound::AtMost,
+        }
+    }
+
     pub(super) fn unit(self) -> &'static str {
         match self {
             Self::Throughput | Self::Requests | Self::Cpu => "×",
@@ -216,16 +188,12 @@ impl Value {
 /// Cells that a quick run must measure to judge each of its targets.
 #[cfg(test)]
 pub(crate) fn needed() -> impl Iterator<Item = CellKey> {
-    let keys = wanted()
-        .into_iter()
-        .flat_map(|wanted| [Some(wanted.key), wanted.beside])
-        .flatten();
-    let in_wake_ups = [
-        (PACED, MeasuredPath::TwoTcp),
-        (PACED, MeasuredPath::BareAxum),
-        (ONE, MeasuredPath::Mpsc),
-    ];
-    let in_wake_ups = in_wake_ups.map(|(scenario, path)| CellKey::new(scenario, path));
-    let keys = keys.filter(|key| !matches!(key.scenario, Scenario::Scale(_)));
-    keys.chain(in_wake_ups)
+    let wanted = wanted().into_iter();
+    let keys = wanted.flat_map(|wanted| [Some(wanted.key), wanted.beside]);
+    let keys = keys
+        .flatten()
+        .filter(|key| !matches!(key.scenario, Scenario::Scale(_)));
+    // The target in wake-ups.
+    let two = CellKey::new(PACED, MeasuredPath::TwoTcp);
+    keys.chain([two, CellKey::new(ONE, MeasuredPath::Mpsc)])
 }
