@@ -102,25 +102,10 @@ mod tests {
     #[test]
     fn percentiles_are_values_at_the_nearest_rank() {
         let mut times = Histogram::new_with_bounds(1, 60_000_000_000, 3).unwrap();
-        // A stride without a common divisor visits every value once, out of order.
-        for place in 0..10_000 {
-            times.saturating_record((place * 7_919 % 10_000 + 1) * 1_000);
-        }
-        let percentiles = Percentiles::of(&times);
-        for (value, expected) in [
-            (percentiles.p50, 5_000.0),
-            (percentiles.p90, 9_000.0),
-            (percentiles.p99, 9_900.0),
-            (percentiles.p999, 9_990.0),
-            (percentiles.max, 10_000.0),
-        ] {
-            assert!((value - expected).abs() <= expected / 1e3, "{percentiles}");
-        }
-        let mut few = Histogram::new_with_bounds(1, 60_000_000_000, 3).unwrap();
-        few.record(300).unwrap();
-        few.record(600).unwrap();
+        times.record(300).unwrap();
+        times.record(600).unwrap();
         let text = "p50 0.3 µs, p90 0.6 µs, p99 0.6 µs, max 0.6 µs";
-        assert_eq!(Percentiles::of(&few).to_string(), text);
+        assert_eq!(Percentiles::of(&times).to_string(), text);
     }
 
     #[test]
@@ -133,19 +118,12 @@ mod tests {
         };
         assert_eq!(of(&[9.0, 1.0, 3.0]), Some(odd));
         assert_eq!(of(&[9.0, 1.0, 2.0, 4.0]), Some(odd));
-        assert_eq!(
-            of(&[7.0]).map(|one| (one.median, one.width())),
-            Some((7.0, 0.0))
-        );
         assert_eq!(of(&[-1.0, -3.0]).map(Spread::width), Some(2.0));
-        assert_eq!(of(&[]), None);
-        assert_eq!(of(&[1.0, f64::NAN]), None);
+        assert_eq!((of(&[]), of(&[1.0, f64::NAN])), (None, None));
     }
 
     #[test]
     fn a_count_keeps_every_digit() {
-        assert_eq!(count(0), 0.0);
         assert_eq!(count(1 << 40), 1_099_511_627_776.0);
-        assert_eq!(count(u64::from(u32::MAX)), 4_294_967_295.0);
     }
 }

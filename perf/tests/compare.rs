@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 use support::planted::{PlantedServer, record};
-use support::{assert_self_contained, comparison::compare, text_of};
+use support::{assert_self_contained, comparison::compare, text_of, words};
 
 mod support;
 
@@ -36,10 +36,8 @@ fn in_chunks(body: &str, size: usize) -> Vec<u8> {
 
 fn without_last_chunk(response: &[u8]) -> Vec<u8> {
     let last = b"0\r\nx-sum: 1\r\n\r\n";
-    response
-        .strip_suffix(last)
-        .expect("it has a last chunk")
-        .to_vec()
+    let cut = response.strip_suffix(last);
+    cut.expect("it has a last chunk").to_vec()
 }
 
 fn of_length(body: &str) -> Vec<u8> {
@@ -66,13 +64,9 @@ fn a_stream_is_read_in_every_format_and_every_framing() {
             let comparison = compare(&["--http", &url, "--expect-test-runner"]);
             comparison.assert_whole();
             assert_eq!(comparison.number("tokens"), 4, "{comparison}");
-            for (time, count) in [
-                ("inter_token", 3),
-                ("ttft", 1),
-                ("time_per_output_token", 1),
-            ] {
-                assert_eq!(comparison.values(time).len(), count, "{time}: {comparison}");
-            }
+            let times = ["inter_token", "ttft", "time_per_output_token"];
+            let counts = times.map(|time| comparison.values(time).len());
+            assert_eq!(counts, [3, 1, 1], "{comparison}");
         }
     }
 }
@@ -80,12 +74,10 @@ fn a_stream_is_read_in_every_format_and_every_framing() {
 #[test]
 fn without_stamps_one_way_latency_is_reported_as_unknown() {
     let url = PlantedServer::answering(of_length(&events())).url();
+    let absent = "--stamps requested stamps, and the server sends none";
     for (flags, why) in [
         (&[][..], "no stamps were requested (--stamps)"),
-        (
-            &["--stamps"],
-            "--stamps requested stamps, and the server sends none",
-        ),
+        (&["--stamps"], absent),
     ] {
         let comparison = compare(&[&["--http", &url, "--name", "it"], flags].concat());
         comparison.assert_whole();
@@ -99,43 +91,40 @@ fn a_stream_without_its_end_is_a_fault() {
     let cut = |body: &str, end: &str| body.strip_suffix(end).expect(end).to_owned();
     let unfinished = |body: &str| body.replace("\"length\"", "null");
     let no_done = cut(&events(), "data: [DONE]\n\n");
-    let without =
-        |count, missing| format!("the stream ended after {count} tokens without {missing}");
-    let error =
-        |count, text| format!("the stream ended with an error after {count} tokens: {text}");
-    let refusal = "HTTP/1.1 503 Busy\r\ncontent-length: 5\r\n\r\nlater";
+    let (cut_event, cut_line) = (cut(&events(), "\n"), cut(&lines(), "}\n"));
+    let after_error = no_done.clone() + "data: {\"error\":\"no\"}\n\n";
+    let in_event = "event: error\ndata: gone\n\n";
+    let no_last_chunk = without_last_chunk(&in_chunks(&lines(), 9));
+    let refusal = b"HTTP/1.1 503 Busy\r\ncontent-length: 5\r\n\r\nlater".to_vec();
+    let ended = |reason: &str| format!("the stream ended {reason}");
+    let no_reason = ended("after 4 tokens without a finish_reason");
+    let no_end = "without the end of its last record";
     for (response, reason) in [
-        (of_length(&no_done), without(4, "[DONE]")),
+        (of_length(&no_done), ended("after 4 tokens without [DONE]")),
         (
-            of_length(&cut(&events(), "\n")),
-            without(4, "the end of its last record"),
+            of_length(&cut_event),
+            ended(&format!("after 4 tokens {no_end}")),
+        ),
+        (of_length(&unfinished(&events())), no_reason.clone()),
+        (until_close(&unfinished(&lines())), no_reason),
+        (
+            until_close(&cut_line),
+            ended(&format!("after 3 tokens {no_end}")),
         ),
         (
-            of_length(&unfinished(&events())),
-            without(4, "a finish_reason"),
+            of_length(""),
+            ended("after 0 tokens without a finish_reason"),
+        ),
+        (no_last_chunk, ended("after 4 tokens without its end")),
+        (
+            of_length(&after_error),
+            ended("with an error after 4 tokens: no"),
         ),
         (
-            until_close(&unfinished(&lines())),
-            without(4, "a finish_reason"),
+            of_length(in_event),
+            ended("with an error after 0 tokens: gone"),
         ),
-        (
-            until_close(&cut(&lines(), "}\n")),
-            without(3, "the end of its last record"),
-        ),
-        (of_length(""), without(0, "a finish_reason")),
-        (
-            without_last_chunk(&in_chunks(&lines(), 9)),
-            without(4, "its end"),
-        ),
-        (
-            of_length(&(no_done + "data: {\"error\":\"no\"}\n\n")),
-            error(4, "no"),
-        ),
-        (of_length("event: error\ndata: gone\n\n"), error(0, "gone")),
-        (
-            refusal.as_bytes().to_vec(),
-            "the server refused: 503 Busy: later".to_owned(),
-        ),
+        (refusal, "the server refused: 503 Busy: later".to_owned()),
     ] {
         let url = PlantedServer::answering(response).url();
         let comparison = compare(&["--http", &url]);
@@ -171,15 +160,11 @@ fn the_request_has_what_the_arguments_ask_for() {
     let [(first, stamped), (second, plain)] = &parsed.collect::<Vec<_>>()[..] else {
         panic!("{requests:?}")
     };
-    assert!(
-        first.starts_with("POST /base/v1/completions HTTP/1.1\r\n"),
-        "{first}"
-    );
+    let line = "POST /base/v1/completions HTTP/1.1\r\n";
+    assert!(first.starts_with(line), "{first}");
     assert!(first.contains("accept: text/event-stream\r\n"), "{first}");
-    assert!(
-        second.contains("accept: application/x-ndjson\r\n"),
-        "{second}"
-    );
+    let ndjson = "accept: application/x-ndjson\r\n";
+    assert!(second.contains(ndjson), "{second}");
     let prompt = &plain["prompt"];
     let expected = json!({"prompt": prompt, "max_tokens": 4, "stream": true});
     assert_eq!(*plain, expected);
@@ -210,10 +195,8 @@ fn servers_take_turns_and_an_open_connection_is_used_again() {
     assert_eq!(turns, "A1A2B1B1A1A2B1B1");
     for server in comparison.json["servers"].as_array().expect("servers") {
         for round in server["rounds"].as_array().expect("rounds") {
-            assert_eq!(
-                (&round["requests"], &round["tokens"]),
-                (&json!(2), &json!(8))
-            );
+            assert_eq!(round["requests"], 2);
+            assert_eq!(round["tokens"], 8);
         }
     }
 }
@@ -252,12 +235,8 @@ fn the_page_has_every_server_and_is_self_contained() {
         "{page}"
     );
     assert!(!page.contains("<ours"), "{page}");
-    for chart in [
-        "TTFT, µs",
-        "Inter-token latency, µs",
-        "TPOT, µs",
-        "tokens per second",
-    ] {
+    let charts = ["TTFT, µs", "Inter-token latency, µs", "TPOT, µs"];
+    for chart in charts.into_iter().chain(["tokens per second"]) {
         assert!(page.contains(chart), "{chart}");
     }
     assert_self_contained(&page);
@@ -266,16 +245,13 @@ fn the_page_has_every_server_and_is_self_contained() {
 #[test]
 fn wrong_arguments_are_refused_with_their_flag() {
     for (arguments, flag) in [
-        (&["--name", "a"][..], "--name a"),
-        (&[], "--http or --grpc"),
-        (&["--http", "https://a"], "--http"),
-        (&["--http", "http://a", "--streams", "0"], "--streams"),
-        (
-            &["--http", "http://a", "--timeout-ms", "never"],
-            "--timeout-ms",
-        ),
+        ("--name a", "--name a"),
+        ("", "--http or --grpc"),
+        ("--http https://a", "--http"),
+        ("--http http://a --streams 0", "--streams"),
+        ("--http http://a --timeout-ms never", "--timeout-ms"),
     ] {
-        let comparison = compare(arguments);
+        let comparison = compare(&words(arguments).collect::<Vec<_>>());
         assert_eq!(comparison.ran.code, Some(2), "{comparison}");
         assert!(comparison.ran.err.contains(flag), "{comparison}");
         assert_eq!(comparison.ran.out, "", "{comparison}");

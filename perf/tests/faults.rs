@@ -28,10 +28,8 @@ fn the_request_asks_for_lines_with_stamps() {
     streaming(&format!("--http {}/base/ --model m", server.url())).assert_succeeded();
     let requests = server.requests();
     let (head, body) = requests[0].split_once("\r\n\r\n").expect("a head");
-    assert!(
-        head.starts_with("POST /base/v1/completions HTTP/1.1\r\n"),
-        "{head}"
-    );
+    let line = "POST /base/v1/completions HTTP/1.1\r\n";
+    assert!(head.starts_with(line), "{head}");
     assert!(head.contains("\r\naccept: application/x-ndjson"), "{head}");
     let body: Value = serde_json::from_str(body).expect("JSON");
     let expected = json!({
@@ -45,15 +43,10 @@ fn the_request_asks_for_lines_with_stamps() {
 fn a_server_without_stamps_is_measured_without_one_way_latency() {
     let ran = over_http(&PlantedServer::streaming(&[0, 1, 2, 3]));
     ran.assert_succeeded();
-    assert!(
-        ran.out.contains("StreamingMetrics(received_tokens=4, "),
-        "{ran}"
-    );
-    assert!(
-        ran.out
-            .ends_with("\nOne-way latency: unknown, the server sends no stamps\n"),
-        "{ran}"
-    );
+    let metrics = "StreamingMetrics(received_tokens=4, ";
+    assert!(ran.out.contains(metrics), "{ran}");
+    let unknown = "\nOne-way latency: unknown, the server sends no stamps\n";
+    assert!(ran.out.ends_with(unknown), "{ran}");
 }
 
 #[test]
@@ -111,11 +104,8 @@ fn an_error_in_the_stream_is_reported_with_its_place_on_both_apis() {
     let reason = "the stream ended with an error after 2 tokens:";
     over_http(&server).assert_failed(&format!("HTTP: {reason} planted (worker_lost)"));
     let ran = over_grpc(&[0, 1], End::Error);
-    assert!(
-        ran.err
-            .starts_with(&format!("error: gRPC: {reason} Internal: planted")),
-        "{ran}"
-    );
+    let reason = format!("error: gRPC: {reason} Internal: planted");
+    assert!(ran.err.starts_with(&reason), "{ran}");
 }
 
 #[test]

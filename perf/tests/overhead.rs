@@ -18,10 +18,7 @@ fn overhead(paths: &str, arguments: &[&str]) -> Ran {
 fn every_path_is_measured_under_every_load_and_no_token_is_lost() {
     let paths = "mpsc,raw-tcp,bare-tonic,bare-axum,grpc,ndjson,sse,two-tcp,two-unix";
     let folder = tempfile::tempdir().expect("a folder");
-    let (json, html) = (
-        folder.path().join("run.json"),
-        folder.path().join("run.html"),
-    );
+    let [json, html] = ["run.json", "run.html"].map(|name| folder.path().join(name));
     let ran = overhead(paths, &["--json", text_of(&json), "--html", text_of(&html)]);
     ran.assert_succeeded();
     let run = read_json(&json);
@@ -99,24 +96,18 @@ fn the_headline_chart_is_refused_at_once_without_its_64_paced_streams() {
     let folder = tempfile::tempdir().expect("a folder");
     let picture = folder.path().join("run.svg");
     let picture_of = ["--loads", "paced", "--picture", text_of(&picture)];
-    // By its older name, the flag selects paths too.
-    let mut command = program(words(
-        "overhead --quick --rounds 1 --paths bare-axum,ndjson",
-    ));
     let refused = overhead("bare-axum,ndjson", &picture_of);
     assert_eq!(refused.code, Some(1), "{refused}");
-    assert!(
-        refused.err.contains("--picture shows 64 streams"),
-        "{refused}"
-    );
+    let reason = "--picture shows 64 streams";
+    assert!(refused.err.contains(reason), "{refused}");
     assert!(refused.out.is_empty() && !picture.exists());
+    let paths = "overhead --quick --rounds 1 --paths bare-axum,ndjson";
+    let mut command = program(words(paths));
     command.args(["--streams", "64"]).args(picture_of);
     run(command).assert_succeeded();
     let svg = fs::read_to_string(picture).expect("a chart");
-    assert!(
-        svg.starts_with("<svg") && svg.contains("HTTP NDJSON"),
-        "{svg}"
-    );
+    assert!(svg.starts_with("<svg"), "{svg}");
+    assert!(svg.contains("HTTP NDJSON"), "{svg}");
 }
 
 #[test]

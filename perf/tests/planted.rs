@@ -19,14 +19,8 @@ const MS: u64 = 1_000 * US;
 /// Compares one server with stamps.
 fn timed(server: &PlantedServer, tokens: &str) -> Comparison {
     let url = server.url();
-    compare(&[
-        "--http",
-        &url,
-        "--tokens",
-        tokens,
-        "--stamps",
-        "--expect-test-runner",
-    ])
+    let flags = ["--http", &url, "--tokens", tokens];
+    compare(&[&flags[..], &["--stamps", "--expect-test-runner"]].concat())
 }
 
 fn send(response: &mut Response, index: u32, of: u32, stamp: Stamp) {
@@ -61,11 +55,12 @@ fn stall(response: &mut Response, emits: fn(due_ns: u64, now_ns: u64) -> u64) {
     for index in 0..40 {
         let due_ns = start_ns + u64::from(index) * MS;
         let is_delayed = (10..30).contains(&index);
-        wait_until(if is_delayed {
+        let sent_ns = if is_delayed {
             start_ns + 30 * MS
         } else {
             due_ns
-        });
+        };
+        wait_until(sent_ns);
         let emitted_ns = emits(due_ns, monotonic_ns());
         send(response, index, 40, Stamp { due_ns, emitted_ns });
     }

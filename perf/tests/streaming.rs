@@ -26,66 +26,47 @@ fn at_full_speed(arguments: &str) -> Ran {
     ))
 }
 
+/// Parses a line of these texts with numbers between them.
+fn numbers(line: &str, texts: &[&str]) -> Vec<f64> {
+    let mut rest = line.strip_prefix(texts[0]).expect(line);
+    let numbers = texts[1..].iter().map(|text| {
+        let (number, after) = rest.split_once(text).expect(line);
+        rest = after;
+        number.parse().expect(line)
+    });
+    let numbers = numbers.collect();
+    assert_eq!(rest, "", "{line}");
+    numbers
+}
+
 /// Parses the figures of an API. The reference's two lines must have their exact form, and must agree with
 /// each other and with the interval.
 fn figures(ran: &Ran, api: &str, tokens: f64, interval: f64) -> Figures {
+    let title = format!("{api} at http://127.0.0.1:");
     let mut lines = ran.out.lines();
-    let is_title = |line: &&str| line.starts_with(&format!("{api} at http://127.0.0.1:"));
-    lines
-        .by_ref()
-        .find(is_title)
-        .unwrap_or_else(|| panic!("no {api}: {ran}"));
-    let metrics = lines.next().expect("its metrics");
-    let overhead = lines.next().expect("its overhead");
-    let inner = metrics.strip_prefix("StreamingMetrics(").expect(metrics);
-    let inner = inner.strip_suffix(")").expect(metrics);
-    let names = [
-        "received_tokens=",
-        "total_streaming_time_ms=",
-        "mean_receive_interval_ms=",
-        "throughput_tokens_per_second=",
+    assert!(lines.any(|line| line.starts_with(&title)), "{ran}");
+    let metrics = [
+        "StreamingMetrics(received_tokens=",
+        ", total_streaming_time_ms=",
+        ", mean_receive_interval_ms=",
+        ", throughput_tokens_per_second=",
+        ")",
     ];
-    let values: Vec<f64> = inner
-        .split(", ")
-        .zip(names)
-        .map(|(figure, name)| figure.strip_prefix(name).expect(metrics))
-        .map(|figure| figure.parse().expect(metrics))
-        .collect();
-    let [received, total_ms, interval_ms, throughput] = values[..] else {
-        panic!("{metrics}")
+    let metrics = numbers(lines.next().expect("its metrics"), &metrics);
+    let overhead = ["Overhead per token: ", "ms"];
+    let overhead_ms = numbers(lines.next().expect("its overhead"), &overhead)[0];
+    let [received, total_ms, interval_ms, throughput] = metrics[..] else {
+        panic!("{ran}")
     };
-    let overhead = overhead
-        .strip_prefix("Overhead per token: ")
-        .expect(overhead);
-    let overhead = overhead.strip_suffix("ms").expect(overhead);
-    let overhead_ms: f64 = overhead.parse().expect(overhead);
     assert_eq!(received, tokens, "{ran}");
-    assert!(
-        (overhead_ms - (interval_ms - interval)).abs() < 0.02,
-        "{ran}"
-    );
-    assert!(
-        (total_ms - (tokens - 1.0) / throughput * 1e3).abs() < 0.02,
-        "{ran}"
-    );
+    let expected_ms = interval_ms - interval;
+    assert!((overhead_ms - expected_ms).abs() < 0.02, "{ran}");
+    let expected_ms = (tokens - 1.0) / throughput * 1e3;
+    assert!((total_ms - expected_ms).abs() < 0.02, "{ran}");
+    let rest = lines.take_while(|line| !line.is_empty());
     Figures {
         overhead_ms,
-        rest: lines
-            .take_while(|line| !line.is_empty())
-            .map(str::to_owned)
-            .collect(),
-    }
-}
-
-/// Asserts that a line is a name with four percentiles in microseconds.
-fn assert_percentiles(line: &str, name: &str) {
-    let values = line.strip_prefix(&format!("{name}: ")).expect(line);
-    let values: Vec<_> = values.split(", ").collect();
-    assert_eq!(values.len(), 4, "{line}");
-    for (value, label) in values.into_iter().zip(["p50 ", "p90 ", "p99 ", "max "]) {
-        let value = value.strip_prefix(label).expect(line);
-        let value = value.strip_suffix(" µs").expect(line);
-        assert!(value.parse::<f64>().expect(line) >= 0.0);
+        rest: rest.map(str::to_owned).collect(),
     }
 }
 
@@ -102,7 +83,9 @@ fn both_apis_of_its_own_server_are_measured_without_output_on_standard_error() {
         ];
         assert_eq!(figures.rest.len(), names.len(), "{ran}");
         for (line, name) in figures.rest.iter().zip(names) {
-            assert_percentiles(line, name);
+            let first = format!("{name}: p50 ");
+            let texts = [&first, " µs, p90 ", " µs, p99 ", " µs, max ", " µs"];
+            assert!(numbers(line, &texts).iter().all(|us| *us >= 0.0), "{line}");
         }
     }
 }
@@ -119,15 +102,13 @@ fn one_api_can_be_selected() {
 fn an_overhead_above_the_limit_fails_with_its_amount() {
     let ran = streaming("--tokens 10 --interval-ms 2 --max-overhead-ms=-1000");
     assert_eq!(ran.code, Some(1), "{ran}");
-    let expected: Vec<_> = ["HTTP", "gRPC"]
-        .map(|api| {
-            let overhead_ms = figures(&ran, api, 10.0, 2.0).overhead_ms;
-            format!(
-                "error: {api}: the overhead of {overhead_ms:.2} ms per token is above the -1000 ms of \
-                 --max-overhead-ms"
-            )
-        })
-        .into();
+    let expected = ["HTTP", "gRPC"].map(|api| {
+        let overhead_ms = figures(&ran, api, 10.0, 2.0).overhead_ms;
+        format!(
+            "error: {api}: the overhead of {overhead_ms:.2} ms per token is above the -1000 ms of \
+             --max-overhead-ms"
+        )
+    });
     assert_eq!(ran.err.lines().collect::<Vec<_>>(), expected);
 }
 
@@ -141,10 +122,8 @@ fn the_references_environment_variables_are_read() {
     let ran = run(command);
     assert_eq!(ran.code, Some(1), "{ran}");
     figures(&ran, "HTTP", 10.0, 0.5);
-    assert!(
-        ran.out.contains(&format!("HTTP at {}\n", server.url())),
-        "{ran}"
-    );
+    let title = format!("HTTP at {}\n", server.url());
+    assert!(ran.out.contains(&title), "{ran}");
     assert!(ran.err.contains("the -2000 ms of"), "{ran}");
 }
 
@@ -179,15 +158,12 @@ fn the_given_model_is_requested() {
     let [http, grpc] = errors[..] else {
         panic!("{ran}")
     };
-    assert!(
-        http.starts_with("error: HTTP: the server refused: 404 Not Found: "),
-        "{ran}"
-    );
+    let refused = "the server refused:";
+    let reason = format!("error: HTTP: {refused} 404 Not Found: ");
+    assert!(http.starts_with(&reason), "{ran}");
     assert!(http.ends_with("(model_not_found)"), "{ran}");
-    assert!(
-        grpc.starts_with("error: gRPC: the server refused: NotFound: "),
-        "{ran}"
-    );
+    let reason = format!("error: gRPC: {refused} NotFound: ");
+    assert!(grpc.starts_with(&reason), "{ran}");
 }
 
 #[test]

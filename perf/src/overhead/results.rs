@@ -9,7 +9,6 @@ use serde::Serialize;
 use super::path::MeasuredPath;
 use super::scenario::Scenario;
 use super::timing::TimingCost;
-use crate::fault::Fault;
 use crate::figures::{Figures, Rates, Times};
 use crate::statistics::{Percentiles, Spread, count};
 
@@ -39,11 +38,11 @@ impl CellKey {
 }
 
 /// Result of one turn.
-#[derive(Debug, Default)]
-pub(crate) struct TurnResult {
-    /// `None` if nothing could be measured.
-    pub(crate) measured: Option<(Round, Times)>,
-    pub(crate) faults: Vec<String>,
+#[derive(Debug)]
+pub(super) struct TurnResult {
+    pub(super) round: Round,
+    pub(super) times: Times,
+    pub(super) faults: Vec<String>,
 }
 
 /// Rounds of one path under one load.
@@ -98,16 +97,6 @@ impl Round {
             load_share: figures.load_share,
             rss_per_stream: None,
             faults: figures.fault_count,
-        }
-    }
-}
-
-impl TurnResult {
-    /// Result of a turn that could not start.
-    pub(super) fn of_fault(fault: &Fault) -> Self {
-        Self {
-            measured: None,
-            faults: vec![fault.to_string()],
         }
     }
 }

@@ -9,6 +9,7 @@ use super::results::{CellKey, Results, Round, TurnResult};
 use super::scale;
 use super::scenario::{PACED, Scenario, Size};
 use super::timing::TimingCost;
+use crate::fault::Fault;
 use crate::load::Session;
 use crate::open_files;
 use crate::progress;
@@ -36,13 +37,18 @@ pub(super) async fn measure(plan: &Plan) -> anyhow::Result<(Results, Vec<String>
             for path in load.order(round) {
                 let title = format!("{}, {}", scenario.title(), path.title());
                 bar.set_message(title.clone());
-                let turn = fleets.turn(scenario, path, plan.size).await?;
-                if let Some((round, times)) = turn.measured {
-                    results.add(CellKey::new(scenario, path), round, &times);
-                }
-                let of_turn = turn.faults.iter();
-                faults.extend(of_turn.map(|fault| format!("{title}, round {round}: {fault}")));
                 bar.inc(1);
+                let of_turn = match fleets.turn(scenario, path, plan.size).await {
+                    Ok(turn) => {
+                        let key = CellKey::new(scenario, path);
+                        results.add(key, turn.round, &turn.times);
+                        turn.faults
+                    }
+                    // A server that cannot be reached does not prevent the other turns.
+                    Err(error) => vec![error.downcast::<Fault>()?.to_string()],
+                };
+                let of_turn = of_turn.iter();
+                faults.extend(of_turn.map(|fault| format!("{title}, round {round}: {fault}")));
             }
         }
     }
@@ -71,22 +77,18 @@ impl Fleets {
             Scenario::Paced(_) => &self.paced,
             Scenario::Full(_) | Scenario::Short | Scenario::OpenLoop => &self.full,
         };
-        let session = match Session::open(fleet.target(path), scenario.sockets()).await {
-            Ok(session) => session,
-            Err(fault) => return Ok(TurnResult::of_fault(&fault)),
-        };
+        let session = Session::open(fleet.target(path), scenario.sockets()).await?;
         let mut faults = session.run(&scenario.warm_up(size)).await.faults;
         let before = fleet.usage(path)?;
         let mut figures = session.run(&scenario.load(size)).await;
         figures.fault_foreign_stamps();
         let after = fleet.usage(path)?;
-        let cpu = before
-            .zip(after)
-            .map(|(before, after)| scenario.cpu(before, after));
-        let round = Round::of(&figures, cpu, after.map(|after| after.rss_bytes));
-        faults.extend(figures.faults);
+        let usage = before.zip(after);
+        let cpu = usage.map(|(before, after)| scenario.cpu(before, after));
+        faults.extend(figures.faults.clone());
         Ok(TurnResult {
-            measured: Some((round, figures.times)),
+            round: Round::of(&figures, cpu, after.map(|after| after.rss_bytes)),
+            times: figures.times,
             faults,
         })
     }

@@ -354,24 +354,6 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_is_complete_once_its_end_has_arrived_and_no_sooner() {
-        let (first, last) = (line("a", ""), line("b", ",\"finish_reason\":\"length\""));
-        let missing = |body: &str| decode_http(body).unwrap().1;
-        assert_eq!(missing(&first), Some("a finish_reason"));
-        assert_eq!(missing(&last), None);
-        assert_eq!(
-            missing(&(last.clone() + "{")),
-            Some("the end of its last record")
-        );
-        let events = format!(": alive\n\ndata: {first}\ndata: {last}\n");
-        assert_eq!(missing(&events), Some("[DONE]"));
-        let done = events + "data: [DONE]\n\n";
-        assert_eq!(missing(&done), None);
-        assert!(decode_http(&(done + "data: {}\n\n")).is_err());
-        assert!(decode_http(&(last.clone() + &first)).is_err());
-    }
-
-    #[test]
     fn a_record_that_is_not_of_a_completion_is_refused() {
         for wrong in ["{}", "[]", "{\"choices\":[{\"delta\":{}}]}", "token_0"] {
             assert!(

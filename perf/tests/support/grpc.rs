@@ -1,15 +1,15 @@
-//! A gRPC server that streams given tokens, on a thread of its own.
+//! A gRPC server that streams given tokens, on a thread of its own. It shares no code with the client under
+//! test.
 
 use std::net::{SocketAddr, TcpListener};
-use std::pin::Pin;
 use std::thread;
 
+use bytes::Bytes;
+use h2::server::SendResponse;
+use http::{HeaderMap, Response};
+use prost::Message;
 use tokenway::proto::v1;
 use tokenway::proto::v1::completion_event::Event;
-use tokenway::proto::v1::inference_server::{Inference, InferenceServer};
-use tokio_stream::Stream;
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status};
 
 /// End of the server's streams.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -24,11 +24,6 @@ pub(crate) enum End {
 /// A server that runs until the test ends.
 pub(crate) struct PlantedGrpcServer(SocketAddr);
 
-struct Script {
-    indices: &'static [u32],
-    end: End,
-}
-
 impl PlantedGrpcServer {
     /// Answers every request with the tokens of these indices.
     pub(crate) fn streaming(indices: &'static [u32], end: End) -> Self {
@@ -41,11 +36,16 @@ impl PlantedGrpcServer {
                 .build();
             runtime.expect("a runtime").block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
-                tonic::transport::Server::builder()
-                    .add_service(InferenceServer::new(Script { indices, end }))
-                    .serve_with_incoming(TcpListenerStream::new(listener))
-                    .await
-            })
+                while let Ok((socket, _)) = listener.accept().await {
+                    tokio::spawn(async move {
+                        let mut connection = h2::server::handshake(socket).await?;
+                        while let Some(request) = connection.accept().await {
+                            answer(indices, end, request?.1)?;
+                        }
+                        Ok::<_, h2::Error>(())
+                    });
+                }
+            });
         });
         Self(address)
     }
@@ -55,74 +55,40 @@ impl PlantedGrpcServer {
     }
 }
 
-#[tonic::async_trait]
-impl Inference for Script {
-    type CompleteStream = Pin<Box<dyn Stream<Item = Result<v1::CompletionEvent, Status>> + Send>>;
-
-    async fn complete(
-        &self,
-        _request: Request<v1::CompletionRequest>,
-    ) -> Result<Response<Self::CompleteStream>, Status> {
-        let started = Event::Started(v1::Started::default());
-        let last = self.indices.len() - 1;
-        let is_whole = self.end != End::Error;
-        let tokens = self.indices.iter().enumerate().map(|(place, &index)| {
-            let token = v1::Token {
-                id: index,
-                text: format!("token_{index}"),
-                ..v1::Token::default()
-            };
-            let finish_reason = if place == last && is_whole {
-                v1::FinishReason::Length
-            } else {
-                v1::FinishReason::Unspecified
-            };
-            Event::Tokens(v1::Tokens {
-                first_index: index,
-                tokens: [token].into_iter().collect(),
-                finish_reason: finish_reason.into(),
-                ..v1::Tokens::default()
-            })
-        });
-        let end = match self.end {
-            End::Summary => Some(Ok(Event::Summary(v1::Summary::default()))),
-            End::Missing => None,
-            End::Error => Some(Err(Status::internal("planted"))),
+fn answer(indices: &[u32], end: End, mut respond: SendResponse<Bytes>) -> Result<(), h2::Error> {
+    let head = Response::builder().header("content-type", "application/grpc");
+    let mut stream = respond.send_response(head.body(()).expect("a response"), false)?;
+    let mut send = |event| {
+        let message = v1::CompletionEvent { event: Some(event) }.encode_to_vec();
+        let length = u32::try_from(message.len()).expect("a short message");
+        let framed = [&[0][..], &length.to_be_bytes(), &message].concat();
+        stream.send_data(framed.into(), false)
+    };
+    send(Event::Started(v1::Started::default()))?;
+    for (place, &index) in (1..).zip(indices) {
+        let is_last = place == indices.len() && end != End::Error;
+        let token = v1::Token {
+            id: index,
+            text: format!("token_{index}"),
+            ..v1::Token::default()
         };
-        let events: Vec<_> = std::iter::once(started)
-            .chain(tokens)
-            .map(Ok)
-            .chain(end)
-            .map(|event| event.map(|event| v1::CompletionEvent { event: Some(event) }))
-            .collect();
-        Ok(Response::new(Box::pin(tokio_stream::iter(events))))
+        send(Event::Tokens(v1::Tokens {
+            first_index: index,
+            tokens: [token].into_iter().collect(),
+            finish_reason: if is_last {
+                v1::FinishReason::Length.into()
+            } else {
+                0
+            },
+            ..v1::Tokens::default()
+        }))?;
     }
-
-    async fn list_models(
-        &self,
-        _request: Request<v1::ListModelsRequest>,
-    ) -> Result<Response<v1::ListModelsResponse>, Status> {
-        Err(Status::unimplemented("no client here needs it"))
+    if end == End::Summary {
+        send(Event::Summary(v1::Summary::default()))?;
     }
-
-    async fn get_model(
-        &self,
-        _request: Request<v1::GetModelRequest>,
-    ) -> Result<Response<v1::GetModelResponse>, Status> {
-        Err(Status::unimplemented("no client here needs it"))
-    }
-
-    async fn tokenize(
-        &self,
-        _request: Request<v1::TokenizeRequest>,
-    ) -> Result<Response<v1::TokenizeResponse>, Status> {
-        Err(Status::unimplemented("no client here needs it"))
-    }
-
-    async fn detokenize(
-        &self,
-        _request: Request<v1::DetokenizeRequest>,
-    ) -> Result<Response<v1::DetokenizeResponse>, Status> {
-        Err(Status::unimplemented("no client here needs it"))
-    }
+    let mut trailers = HeaderMap::new();
+    let status = if end == End::Error { "13" } else { "0" };
+    trailers.insert("grpc-status", status.parse().expect("a number"));
+    trailers.insert("grpc-message", "planted".parse().expect("a text"));
+    stream.send_trailers(trailers)
 }

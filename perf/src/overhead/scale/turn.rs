@@ -56,18 +56,13 @@ struct Observed {
 
 impl Turn<'_> {
     async fn take(&self) -> anyhow::Result<TurnResult> {
-        let mut result = TurnResult::default();
         let target = self.fleet.target(self.path);
         let warm_up = self.scale.warm_up();
-        match Session::open(target, Sockets::of(warm_up.streams)).await {
-            Ok(session) => result.faults.extend(session.run(&warm_up).await.faults),
-            Err(fault) => return Ok(TurnResult::of_fault(&fault)),
-        }
+        let session = Session::open(target, Sockets::of(warm_up.streams)).await?;
+        let mut faults = session.run(&warm_up).await.faults;
+        drop(session);
         let unconnected = self.fleet.usage(self.path)?;
-        let session = match Session::open(target, self.scale.sockets()).await {
-            Ok(session) => session,
-            Err(fault) => return Ok(TurnResult::of_fault(&fault)),
-        };
+        let session = Session::open(target, self.scale.sockets()).await?;
         let connected = self.fleet.usage(self.path)?;
         let load = self.scale.load(self.size);
         let running = timeout(self.time_limit(), session.run(&load));
@@ -89,9 +84,12 @@ impl Turn<'_> {
         } else {
             unconnected
         };
-        result.faults.extend(observed.early.faults.clone());
-        result.measured = Some((self.round(&observed, before), observed.steady.times));
-        Ok(result)
+        faults.extend(observed.early.faults.clone());
+        Ok(TurnResult {
+            round: self.round(&observed, before),
+            times: observed.steady.times,
+            faults,
+        })
     }
 
     /// Time limit of the load.
