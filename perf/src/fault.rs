@@ -1,6 +1,5 @@
 //! Everything that can go wrong with one request, for all clients of this program.
 
-use std::error::Error;
 use std::io;
 
 use crate::order::OrderFault;
@@ -46,6 +45,11 @@ impl Fault {
         }
     }
 
+    /// An error with all its causes, because hyper's own text names only the outermost.
+    fn connection(error: impl Into<anyhow::Error>) -> Self {
+        Self::Connection(format!("{:#}", error.into()))
+    }
+
     /// A stream that ended after this many tokens without a part of its end.
     pub(crate) fn cut_off(after: u32, missing: &'static str) -> Self {
         Self::CutOff { after, missing }
@@ -59,33 +63,12 @@ impl Fault {
 
 impl From<io::Error> for Fault {
     fn from(error: io::Error) -> Self {
-        Self::Connection(with_causes(&error))
+        Self::connection(error)
     }
 }
 
 impl From<hyper::Error> for Fault {
     fn from(error: hyper::Error) -> Self {
-        Self::Connection(with_causes(&error))
+        Self::connection(error)
     }
-}
-
-impl From<h2::Error> for Fault {
-    fn from(error: h2::Error) -> Self {
-        Self::Connection(with_causes(&error))
-    }
-}
-
-/// An error with all its causes, because hyper's own text names only the outermost.
-fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let inner_text = inner.to_string();
-        if !text.ends_with(&inner_text) {
-            text.push_str(": ");
-            text.push_str(&inner_text);
-        }
-        cause = inner.source();
-    }
-    text
 }

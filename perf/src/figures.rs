@@ -19,7 +19,7 @@ const DIGITS: u8 = 3;
 const LISTED_FAULTS: usize = 5;
 
 /// Counts and times of one load.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Figures {
     pub(crate) tokens: u64,
     /// Requests whose tokens all arrived.
@@ -102,21 +102,23 @@ pub(crate) enum Stamps {
     Known,
 }
 
-impl Times {
-    pub(crate) fn new() -> Self {
-        let histogram =
-            || Histogram::new_with_bounds(1, HIGHEST_NS, DIGITS).expect("the bounds are valid");
+impl Default for Times {
+    fn default() -> Self {
+        let times = Histogram::new_with_bounds(1, HIGHEST_NS, DIGITS);
+        let times = times.expect("the bounds are valid");
         Self {
-            one_way: histogram(),
-            lateness: histogram(),
-            runner: histogram(),
-            sender: histogram(),
-            ttft: histogram(),
-            gaps: histogram(),
-            tpot: histogram(),
+            one_way: times.clone(),
+            lateness: times.clone(),
+            runner: times.clone(),
+            sender: times.clone(),
+            ttft: times.clone(),
+            gaps: times.clone(),
+            tpot: times,
         }
     }
+}
 
+impl Times {
     /// Adds the times of another round.
     pub(crate) fn add(&mut self, other: &Self) {
         for (sum, other) in [
@@ -149,22 +151,9 @@ impl Figures {
     /// Empty figures of a load that starts now.
     pub(crate) fn new() -> Self {
         Self {
-            tokens: 0,
-            requests: 0,
-            reads: 0,
-            bytes: 0,
-            token_bytes: 0,
-            started: 0,
-            answered: 0,
-            elapsed_ns: 0,
-            load_share: 0.0,
-            times: Times::new(),
-            foreign_stamps: 0,
-            fault_count: 0,
-            faults: Vec::new(),
             started_ns: monotonic_ns(),
             started_cpu: thread_cpu(),
-            last_token_ns: 0,
+            ..Self::default()
         }
     }
 
@@ -334,7 +323,7 @@ mod tests {
 
     #[test]
     fn rounds_are_added_time_by_time() {
-        let (mut sum, mut other) = (Times::new(), Times::new());
+        let (mut sum, mut other) = (Times::default(), Times::default());
         sum.tpot.saturating_record(US);
         other.tpot.saturating_record(3 * US);
         other.ttft.saturating_record(2 * US);

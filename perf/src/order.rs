@@ -26,7 +26,7 @@ pub(crate) enum OrderFault {
 }
 
 /// Index of the test runner's token with this text.
-pub(crate) fn index_of(text: &str) -> Option<u32> {
+fn index_of(text: &str) -> Option<u32> {
     let digits = text.strip_prefix("token_")?;
     // `parse` accepts `+7` and `07`, which the test runner never writes.
     let is_canonical = match digits.as_bytes() {

@@ -1,7 +1,6 @@
 //! A server under test, in a process of its own so that clients do not share its runtime. It never
 //! outlives the process that started it.
 
-use std::io;
 use std::process::Stdio;
 
 use anyhow::Context;
@@ -53,11 +52,6 @@ impl OwnServer {
 
     pub(crate) fn id(&self) -> anyhow::Result<u32> {
         self.child.id().context("the server's process has ended")
-    }
-
-    /// Kills the process, and waits until it has ended.
-    pub(crate) async fn stop(mut self) -> io::Result<()> {
-        self.child.kill().await
     }
 
     fn address(&self, label: &str) -> anyhow::Result<ServerUrl> {

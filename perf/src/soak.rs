@@ -148,9 +148,7 @@ async fn soak_and_report(options: &Options, out: &mut dyn Write) -> Outcome {
                 grpc: own.grpc()?,
                 peer_timeout,
             };
-            let outcome = Soak::new(options, server, own.id()?).run(out).await?;
-            own.stop().await?;
-            outcome
+            Soak::new(options, server, own.id()?).run(out).await?
         }
     };
     writeln!(out, "\n{}\n", table::totals(&outcome.tally))?;

@@ -77,6 +77,7 @@ enum ApiChoice {
 /// Measures, and prints the figures to `out`.
 pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
     let (mut http, mut grpc) = (options.http.clone(), options.grpc.clone());
+    // The server ends when this is dropped.
     let mut own = None;
     if http.is_none() && grpc.is_none() {
         let start = serve::Options::new(Role::Product, options.interval_ms, SLOTS, SLOTS);
@@ -85,22 +86,25 @@ pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
         writeln!(out, "Measuring a server of this test's own.")?;
         out.flush()?;
     }
-    let mut failures = Vec::new();
-    for (api, url, format, name) in [
+    let apis = [
         (ApiChoice::Http, http, Format::Ndjson, "HTTP"),
         (ApiChoice::Grpc, grpc, Format::Grpc, "gRPC"),
-    ] {
-        let Some(url) = url else {
-            if options.api == api {
-                missing(name).exit();
-            } else if options.api == ApiChoice::Both {
+    ];
+    for (api, url, _, name) in &apis {
+        match url {
+            None if options.api == *api => missing(name).exit(),
+            None if options.api == ApiChoice::Both => {
                 writeln!(out, "The {name} API is not measured: no address was given.")?;
             }
+            _ => {}
+        }
+    }
+    let mut failures = Vec::new();
+    for (api, url, format, name) in apis {
+        let is_chosen = [api, ApiChoice::Both].contains(&options.api);
+        let Some(url) = url.filter(|_| is_chosen) else {
             continue;
         };
-        if ![api, ApiChoice::Both].contains(&options.api) {
-            continue;
-        }
         writeln!(out, "\n{name} at {url}")?;
         out.flush()?;
         let result = Measurement::of(options, &url, format, name).await;
@@ -108,9 +112,6 @@ pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
         out.flush()?;
         let of_api = result.failures.into_iter();
         failures.extend(of_api.map(|failure| format!("{name}: {failure}")));
-    }
-    if let Some(server) = own {
-        server.stop().await?;
     }
     Ok(Verdict::of_failures(failures))
 }

@@ -77,7 +77,7 @@ impl ServerResults {
         Self {
             server: server.clone(),
             rounds: Vec::new(),
-            times: Times::new(),
+            times: Times::default(),
             stamps: Stamps::NotRequested,
             faults: Vec::new(),
         }

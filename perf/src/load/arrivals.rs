@@ -15,16 +15,12 @@ use tokio::io::unix::AsyncFd;
 /// Waits for each start time. The kernel's timer is late by microseconds, the runtime's by up to a
 /// millisecond.
 pub(super) struct Arrivals {
-    schedule: Schedule,
-    timer: AsyncFd<OwnedFd>,
-}
-
-/// Start times of a number of streams, in nanoseconds of CLOCK_MONOTONIC.
-struct Schedule {
+    /// Start of the first stream, in nanoseconds of CLOCK_MONOTONIC.
     first_ns: u64,
     spread: Duration,
     streams: u32,
     next: u32,
+    timer: AsyncFd<OwnedFd>,
 }
 
 impl Arrivals {
@@ -38,21 +34,23 @@ impl Arrivals {
         )]
         let timer = AsyncFd::new(timer)?;
         Ok(Self {
-            schedule: Schedule {
-                first_ns: monotonic_ns(),
-                spread,
-                streams,
-                next: 0,
-            },
+            first_ns: monotonic_ns(),
+            spread,
+            streams,
+            next: 0,
             timer,
         })
     }
 
     /// Waits until the next stream is due, and returns its start time; `None` after the last.
     pub(super) async fn next(&mut self) -> io::Result<Option<u64>> {
-        let Some(due_ns) = self.schedule.next() else {
+        if self.next == self.streams {
             return Ok(None);
-        };
+        }
+        let after = self.spread * self.next / self.streams;
+        let after_ns = u64::try_from(after.as_nanos()).expect("a run lasts less than centuries");
+        let due_ns = self.first_ns + after_ns;
+        self.next += 1;
         if monotonic_ns() < due_ns {
             self.set(due_ns)?;
         }
@@ -75,34 +73,9 @@ impl Arrivals {
     }
 }
 
-impl Iterator for Schedule {
-    type Item = u64;
-
-    fn next(&mut self) -> Option<u64> {
-        if self.next == self.streams {
-            return None;
-        }
-        let after = self.spread * self.next / self.streams;
-        self.next += 1;
-        let after_ns = u64::try_from(after.as_nanos()).expect("a run lasts less than centuries");
-        Some(self.first_ns + after_ns)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn start_times_are_evenly_spaced_from_the_first() {
-        let schedule = Schedule {
-            first_ns: 7,
-            spread: Duration::from_nanos(1_000),
-            streams: 3,
-            next: 0,
-        };
-        assert_eq!(schedule.collect::<Vec<_>>(), [7, 340, 673]);
-    }
 
     #[tokio::test]
     async fn no_stream_starts_early_and_a_late_one_delays_no_other() {

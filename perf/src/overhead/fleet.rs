@@ -2,7 +2,7 @@
 //! are idle while other paths are measured.
 
 use std::collections::{BTreeSet, HashMap};
-use std::io;
+use std::rc::Rc;
 
 use super::path::MeasuredPath;
 use crate::device::Device;
@@ -12,10 +12,9 @@ use crate::serve::{self, Role};
 use crate::server::OwnServer;
 use crate::stream::Format;
 
-/// Servers of one configuration.
+/// Servers of one configuration. Their processes end when this is dropped.
 pub(super) struct Fleet {
     destinations: HashMap<MeasuredPath, Destination>,
-    processes: Vec<OwnServer>,
     /// Configuration of each, but for its role.
     options: serve::Options,
     /// Folder of the engines' Unix sockets.
@@ -24,8 +23,7 @@ pub(super) struct Fleet {
 
 struct Destination {
     target: Target,
-    /// Indices of its processes.
-    processes: Vec<usize>,
+    processes: Vec<Rc<OwnServer>>,
 }
 
 impl Fleet {
@@ -36,7 +34,6 @@ impl Fleet {
     ) -> anyhow::Result<Self> {
         let mut fleet = Self {
             destinations: HashMap::new(),
-            processes: Vec::new(),
             options,
             folder: tempfile::tempdir()?,
         };
@@ -54,20 +51,12 @@ impl Fleet {
     /// Usage of a path's servers so far; `None` for a path without a server.
     pub(super) fn usage(&self, path: MeasuredPath) -> anyhow::Result<Option<Usage>> {
         let processes = self.destinations[&path].processes.iter();
-        let usages = processes.map(|process| self.processes[*process].usage());
+        let usages = processes.map(|process| process.usage());
         let usages: Vec<_> = usages.collect::<anyhow::Result<_>>()?;
         Ok((!usages.is_empty()).then(|| usages.into_iter().sum()))
     }
 
-    /// Ends all processes.
-    pub(super) async fn stop(self) -> io::Result<()> {
-        for process in self.processes {
-            process.stop().await?;
-        }
-        Ok(())
-    }
-
-    async fn destination(&mut self, path: MeasuredPath) -> anyhow::Result<Destination> {
+    async fn destination(&self, path: MeasuredPath) -> anyhow::Result<Destination> {
         let Some((role, format)) = path.role().zip(path.format()) else {
             let device = Device::start(self.options.interval_ms, self.options.slots).await?;
             return Ok(Destination {
@@ -76,52 +65,49 @@ impl Fleet {
             });
         };
         let processes = match (role, self.shared_product()) {
-            (Role::Gateway, _) => self.gateway(path).await?,
+            (Role::Gateway, _) => self.gateway(path).await?.to_vec(),
             (Role::Product, Some(product)) => vec![product],
-            _ => vec![self.process(self.options_of(role)).await?],
+            _ => vec![start(&self.options_of(role)).await?],
         };
-        let first = &self.processes[processes[0]];
         let url = match format {
-            Format::Grpc => first.grpc()?,
-            Format::Raw | Format::Ndjson | Format::Sse => first.http()?,
+            Format::Grpc => processes[0].grpc()?,
+            Format::Raw | Format::Ndjson | Format::Sse => processes[0].http()?,
         };
         let target = Target::Server(url, format);
         Ok(Destination { target, processes })
     }
 
     /// The product's process, which serves three paths.
-    fn shared_product(&self) -> Option<usize> {
+    fn shared_product(&self) -> Option<Rc<OwnServer>> {
         let mut destinations = self.destinations.iter();
         let (_, product) = destinations.find(|(path, _)| path.role() == Some(Role::Product))?;
-        product.processes.first().copied()
+        product.processes.first().cloned()
     }
 
     /// A gateway, and the engine behind it.
-    async fn gateway(&mut self, path: MeasuredPath) -> anyhow::Result<Vec<usize>> {
+    async fn gateway(&self, path: MeasuredPath) -> anyhow::Result<[Rc<OwnServer>; 2]> {
         let socket = (path == MeasuredPath::TwoUnix)
             .then(|| format!("unix:{}", self.folder.path().join("engine.sock").display()));
         let mut engine = self.options_of(Role::Engine);
         if let Some(socket) = &socket {
             engine.grpc_listen.clone_from(socket);
         }
-        let engine = self.process(engine).await?;
-        let mut gateway = self.options_of(Role::Gateway);
+        let engine = start(&engine).await?;
         let address = match socket {
             Some(socket) => socket,
-            None => self.processes[engine].grpc()?.to_string(),
+            None => engine.grpc()?.to_string(),
         };
+        let mut gateway = self.options_of(Role::Gateway);
         gateway.engine = Some(address.parse().expect("a server's own address is valid"));
-        Ok(vec![self.process(gateway).await?, engine])
+        Ok([start(&gateway).await?, engine])
     }
 
     fn options_of(&self, role: Role) -> serve::Options {
         let options = self.options.clone();
         serve::Options { role, ..options }
     }
+}
 
-    /// Starts a process, and returns its index.
-    async fn process(&mut self, options: serve::Options) -> anyhow::Result<usize> {
-        self.processes.push(OwnServer::start(&options).await?);
-        Ok(self.processes.len() - 1)
-    }
+async fn start(options: &serve::Options) -> anyhow::Result<Rc<OwnServer>> {
+    Ok(Rc::new(OwnServer::start(options).await?))
 }

@@ -222,20 +222,4 @@ mod tests {
             targets::needed().collect()
         );
     }
-
-    #[test]
-    fn selected_paths_are_measured_under_every_load() {
-        let plan = plan("--quick --paths sse,mpsc --streams 2");
-        let scenarios: Vec<_> = plan.loads.iter().map(|load| load.scenario).collect();
-        let expected = [
-            Scenario::Paced(2),
-            Scenario::Full(2),
-            Scenario::Short,
-            Scenario::OpenLoop,
-        ];
-        assert_eq!(scenarios, expected);
-        for load in plan.loads {
-            assert_eq!(load.paths, [MeasuredPath::Sse, MeasuredPath::Mpsc]);
-        }
-    }
 }

@@ -217,7 +217,7 @@ mod tests {
                     ..Round::default()
                 };
                 let scenario = Scenario::Short;
-                results.add(CellKey::new(scenario, path), round, &Times::new());
+                results.add(CellKey::new(scenario, path), round, &Times::default());
             }
             results.unlike_floors()
         };

@@ -53,8 +53,6 @@ pub(super) async fn measure(plan: &Plan) -> anyhow::Result<(Results, Vec<String>
         }
     }
     bar.finish_and_clear();
-    fleets.paced.stop().await?;
-    fleets.full.stop().await?;
     Ok((results, faults))
 }
 

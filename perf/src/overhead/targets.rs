@@ -128,7 +128,7 @@ mod tests {
     use crate::figures::Times;
 
     fn add(results: &mut Results, scenario: Scenario, path: MeasuredPath, round: Round) {
-        results.add(CellKey::new(scenario, path), round, &Times::new());
+        results.add(CellKey::new(scenario, path), round, &Times::default());
     }
 
     /// Name, value and verdict of each target.

@@ -32,10 +32,9 @@ pub(crate) struct Bar<'a> {
 /// Scale of the horizontal axis.
 #[derive(Clone, Copy)]
 pub(crate) enum Axis {
+    /// From zero, with the legend on the left.
     Linear,
     Logarithmic,
-    /// Linear from zero, with the legend on the left.
-    Time,
 }
 
 /// Names and scale of a chart's axes.
@@ -149,14 +148,14 @@ impl Bar<'_> {
 impl Axis {
     fn place(self, value: f64) -> f64 {
         match self {
-            Self::Linear | Self::Time => value,
+            Self::Linear => value,
             Self::Logarithmic => value.max(0.1).log10(),
         }
     }
 
     fn label(self, place: f64) -> String {
         match self {
-            Self::Linear | Self::Time => format!("{place:.0}"),
+            Self::Linear => format!("{place:.0}"),
             Self::Logarithmic => format!("{:.0}", 10_f64.powf(place)),
         }
     }
@@ -164,24 +163,24 @@ impl Axis {
     fn range(self, places: impl Iterator<Item = f64>) -> (f64, f64) {
         let (left, right) = ends(places);
         let left = match self {
-            Self::Time => 0.0,
-            Self::Linear | Self::Logarithmic => left,
+            Self::Linear => 0.0,
+            Self::Logarithmic => left,
         };
         (left, right.max(left + 0.1))
     }
 
     fn point_size(self) -> u32 {
         match self {
-            Self::Linear | Self::Logarithmic => 2,
-            Self::Time => 0,
+            Self::Linear => 0,
+            Self::Logarithmic => 2,
         }
     }
 
     fn legend(self) -> SeriesLabelPosition {
         match self {
-            Self::Linear | Self::Logarithmic => SeriesLabelPosition::LowerRight,
-            // The warm-up has no samples, so the legend covers none.
-            Self::Time => SeriesLabelPosition::UpperLeft,
+            Self::Logarithmic => SeriesLabelPosition::LowerRight,
+            // The warm-up has no samples, and the lowest quantiles are low, so the legend covers none.
+            Self::Linear => SeriesLabelPosition::UpperLeft,
         }
     }
 }

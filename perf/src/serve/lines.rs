@@ -121,12 +121,14 @@ mod tests {
     use std::time::Duration;
 
     use clap::Parser;
+    use http_body_util::BodyExt;
     use tokenway::server::Server;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::{TcpListener, TcpStream};
+    use tokio::net::TcpListener;
 
     use super::super::{Options, bare, parts};
+    use crate::arguments::ServerUrl;
     use crate::device::Device;
+    use crate::stream::{CompletionRequest, Connection, Protocol, http};
 
     #[derive(Parser)]
     struct CommandLine {
@@ -134,23 +136,16 @@ mod tests {
         options: Options,
     }
 
-    /// Body of a response over HTTP/1.0, which has no chunks.
     async fn body(address: &str, stamps: bool) -> String {
-        let body = format!(
-            "{{\"prompt\":\"a\",\"max_tokens\":12,\"stream\":true,\
-             \"stream_options\":{{\"include_stamps\":{stamps}}}}}"
-        );
-        let request = format!(
-            "POST /v1/completions HTTP/1.0\r\ncontent-type: application/json\r\n\
-             accept: application/x-ndjson\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        let mut socket = TcpStream::connect(address).await.unwrap();
-        socket.write_all(request.as_bytes()).await.unwrap();
-        let mut response = String::new();
-        socket.read_to_string(&mut response).await.unwrap();
-        let (_, body) = response.split_once("\r\n\r\n").expect(&response);
-        body.to_owned()
+        let url = ServerUrl::at(address);
+        let completion = CompletionRequest {
+            stamps,
+            ..CompletionRequest::of_tokens(12)
+        };
+        let request = http(&url, "application/x-ndjson", &completion);
+        let mut connection = Connection::open(&url, Protocol::Http1).await.unwrap();
+        let body = connection.send(request).await.unwrap().collect().await;
+        String::from_utf8(body.unwrap().to_bytes().to_vec()).unwrap()
     }
 
     /// Replaces each digit that differs between responses: those of ids and of times.

@@ -35,50 +35,46 @@ const GRACE: Duration = Duration::from_secs(10);
 /// More tokens than any model's context.
 const TOO_MANY_TOKENS: u32 = 1_000_000_000;
 
+const MANY_TOKENS: &[u8] = b"{\"prompt\":\"a\",\"max_tokens\":\"many\"}";
+const TOO_LONG: &[u8] = b"{\"prompt\":\"a\",\"max_tokens\":1000000000}";
+
 /// Bodies that must be refused, and the error of each.
 const BODIES: [(&[u8], ErrorKind); 8] = [
     (b"{\"prompt\":", ErrorKind::InvalidJson),
     (b"\xff\xfe{}", ErrorKind::InvalidJson),
     (b"{}", ErrorKind::MissingParameter),
     (b"{\"prompt\":true}", ErrorKind::InvalidType),
-    (
-        b"{\"prompt\":\"a\",\"max_tokens\":\"many\"}",
-        ErrorKind::InvalidType,
-    ),
+    (MANY_TOKENS, ErrorKind::InvalidType),
     (
         b"{\"prompt\":\"a\",\"temperature\":9}",
         ErrorKind::InvalidValue,
     ),
     (
-        b"{\"prompt\":\"a\",\"colour\":\"red\"}",
+        b"{\"prompt\":\"a\",\"colour\":1}",
         ErrorKind::UnknownParameter,
     ),
-    (
-        b"{\"prompt\":\"a\",\"max_tokens\":1000000000}",
-        ErrorKind::ContextLengthExceeded,
-    ),
+    (TOO_LONG, ErrorKind::ContextLengthExceeded),
 ];
 
 /// Makes a request over HTTP that must be refused.
 pub(super) async fn request(server: &Server, random: &mut StdRng) -> Result<End, Fault> {
-    const JSON: &str = "application/json";
-    const COMPLETIONS: &str = "/v1/completions";
     let (body, of_body) = *BODIES.choose(random).expect("the list is not empty");
-    let (method, path, content_type, kind) = match random.random_range(0..8) {
-        0 => (Method::POST, "/v1/nowhere", JSON, ErrorKind::NotFound),
-        1 => (
-            Method::DELETE,
-            COMPLETIONS,
-            JSON,
-            ErrorKind::MethodNotAllowed,
-        ),
-        2 => (
-            Method::POST,
-            COMPLETIONS,
-            "text/plain",
-            ErrorKind::UnsupportedMediaType,
-        ),
-        _ => (Method::POST, COMPLETIONS, JSON, of_body),
+    let (mut method, mut path, mut content_type) =
+        (Method::POST, "/v1/completions", "application/json");
+    let kind = match random.random_range(0..8) {
+        0 => {
+            path = "/v1/nowhere";
+            ErrorKind::NotFound
+        }
+        1 => {
+            method = Method::DELETE;
+            ErrorKind::MethodNotAllowed
+        }
+        2 => {
+            content_type = "text/plain";
+            ErrorKind::UnsupportedMediaType
+        }
+        _ => of_body,
     };
     let request = Request::builder()
         .method(method)

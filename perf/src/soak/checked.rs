@@ -107,12 +107,9 @@ fn check(event: Event<'_>, next_index: &mut u32) -> Result<(), Fault> {
     let expected = *next_index;
     match event {
         Event::Token(token) => {
-            let index = order::index_of(&token.text);
-            if index != Some(expected) || token.index.is_some_and(|beside| beside != expected) {
-                let found = match token.index {
-                    Some(beside) => format!("{} with the index {beside}", token.text),
-                    None => token.text.into_owned(),
-                };
+            let index = order::agreed_index(&token.text, token.index)?;
+            if index != expected {
+                let found = token.text.into_owned();
                 return Err(Fault::Order { expected, found });
             }
             *next_index += 1;

@@ -60,7 +60,7 @@ fn over_time(outcome: &SoakOutcome, y_name: &str, lines: &[Line]) -> String {
     let chart = Chart {
         x_name: "seconds",
         y_name,
-        axis: Axis::Time,
+        axis: Axis::Linear,
     };
     chart.curves(&curves.collect::<Vec<_>>())
 }

@@ -5,35 +5,29 @@ use super::tally::{Kind, Tally};
 use super::verdict::mib;
 use crate::report::cell;
 
+/// A column of the table over time.
+type Column = (&'static str, fn(&Sample) -> String);
+
+const COLUMNS: [Column; 9] = [
+    ("time s", |sample| format!("{:.1}", sample.seconds)),
+    ("RSS MiB", |sample| mib(sample.rss_bytes)),
+    ("descriptors", |sample| sample.descriptors.to_string()),
+    ("threads", |sample| sample.threads.to_string()),
+    ("slots", |sample| sample.sequences.to_string()),
+    ("queued", |sample| sample.queued.to_string()),
+    ("connections", |sample| sample.connections.to_string()),
+    ("streams done", |sample| sample.streams_done.to_string()),
+    ("faults", |sample| sample.faults.to_string()),
+];
+
 /// Head of the table over time.
 pub(super) fn head() -> String {
-    let columns = [
-        "time s",
-        "RSS MiB",
-        "descriptors",
-        "threads",
-        "slots",
-        "queued",
-        "connections",
-        "streams done",
-        "faults",
-    ];
-    columns.map(cell).concat()
+    COLUMNS.map(|(name, _)| cell(name)).concat()
 }
 
 /// A row of the table over time.
 pub(super) fn row(sample: &Sample) -> String {
-    let (time, memory) = (format!("{:.1}", sample.seconds), mib(sample.rss_bytes));
-    let counts = [
-        sample.descriptors,
-        sample.threads,
-        sample.sequences,
-        sample.queued,
-        sample.connections,
-        sample.streams_done,
-        sample.faults,
-    ];
-    [time, memory].map(cell).concat() + &counts.map(cell).concat()
+    COLUMNS.map(|(_, value)| cell(value(sample))).concat()
 }
 
 /// Number of starts of each behavior, and of its ends.

@@ -12,7 +12,7 @@ use super::failure::Failure;
 use super::records::{Record, Records};
 use super::{Format, messages};
 use crate::fault::Fault;
-use crate::stamp::{Stamp, StampObject};
+use crate::stamp::Stamp;
 
 /// One event of a completion.
 #[derive(Debug, PartialEq, Eq)]
@@ -163,7 +163,7 @@ impl Completion {
             let token = Token {
                 text,
                 index: None,
-                stamp: parsed.stamp.and_then(StampObject::into_stamp),
+                stamp: parsed.stamp,
                 bytes: object.len(),
             };
             self.event(Event::Token(token), take)?;
@@ -204,9 +204,9 @@ impl Completion {
         }
         let rest = rest.strip_prefix(self.after_text.as_slice())?;
         let stamp = if self.after_text.ends_with(STAMP) {
-            let mut stamps = Deserializer::from_slice(rest).into_iter::<StampObject>();
+            let mut stamps = Deserializer::from_slice(rest).into_iter::<Stamp>();
             let stamp = stamps.next()?.ok()?;
-            (&rest[stamps.byte_offset()..] == b"}").then_some(stamp.into_stamp())?
+            (&rest[stamps.byte_offset()..] == b"}").then_some(Some(stamp))?
         } else {
             rest.is_empty().then_some(None)?
         };
@@ -238,7 +238,7 @@ impl Completion {
 struct RecordObject<'a> {
     #[serde(borrow)]
     choices: Option<Vec<Choice<'a>>>,
-    stamp: Option<StampObject>,
+    stamp: Option<Stamp>,
     error: Option<Value>,
 }
 

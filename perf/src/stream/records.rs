@@ -85,14 +85,17 @@ impl Records {
         piece: &[u8],
         take: &mut impl FnMut(Record<'_>) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
-        self.unfinished.extend_from_slice(piece);
-        let mut rest = &self.unfinished[..];
+        let mut all = std::mem::take(&mut self.unfinished);
+        let mut rest = piece;
+        if !all.is_empty() {
+            all.extend_from_slice(piece);
+            rest = &all;
+        }
         while let Some((message, after)) = split_message(rest) {
             take(Record::Message(message))?;
             rest = after;
         }
-        let read = self.unfinished.len() - rest.len();
-        self.unfinished.drain(..read);
+        self.unfinished = rest.to_vec();
         Ok(())
     }
 

@@ -114,12 +114,8 @@ impl<'a> Received<'a> {
 
     fn token(&mut self, text: &str, index: Option<u32>) -> Result<(), Fault> {
         let now = Instant::now();
-        self.tally.token(
-            self.last
-                .replace(now)
-                .map(|last| now - last)
-                .unwrap_or_default(),
-        );
+        let gap = self.last.replace(now).map(|last| now - last);
+        self.tally.token(gap.unwrap_or_default());
         let at = self.texts.len();
         if let Some(index) = index
             && usize::try_from(index) != Ok(at)
@@ -142,12 +138,12 @@ impl<'a> Received<'a> {
     }
 
     fn complete(self) -> Result<Texts, Fault> {
-        let (count, expected) = (self.texts.len(), self.expected.map(Vec::len));
-        match expected {
-            Some(expected) if count < expected => Err(Fault::unexpected(
-                format!("{expected} tokens"),
-                count.to_string(),
-            )),
+        let count = self.texts.len();
+        match self.expected.map(Vec::len) {
+            Some(expected) if count < expected => {
+                let expected = format!("{expected} tokens");
+                Err(Fault::unexpected(expected, count.to_string()))
+            }
             Some(_) | None => Ok(self.texts),
         }
     }

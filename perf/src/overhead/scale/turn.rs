@@ -30,18 +30,16 @@ pub(in crate::overhead) async fn turn(
         scale,
         path,
         size,
-        fleet: &fleet,
+        fleet,
     };
-    let result = turn.take().await;
-    fleet.stop().await?;
-    result
+    turn.take().await
 }
 
-struct Turn<'a> {
+struct Turn {
     scale: Scale,
     path: MeasuredPath,
     size: Size,
-    fleet: &'a Fleet,
+    fleet: Fleet,
 }
 
 /// Figures of a turn.
@@ -54,7 +52,7 @@ struct Observed {
     usage: Option<(Usage, Usage)>,
 }
 
-impl Turn<'_> {
+impl Turn {
     async fn take(&self) -> anyhow::Result<TurnResult> {
         let target = self.fleet.target(self.path);
         let warm_up = self.scale.warm_up();
