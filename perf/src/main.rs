@@ -46,7 +46,7 @@ enum Command {
     Soak(soak::Options),
     Survive(survive::Options),
     #[command(hide = true)]
-    Serve(serve::Options),
+    Serve(serve::Arguments),
     #[command(hide = true)]
     Worker(Box<worker::Options>),
 }
@@ -90,7 +90,9 @@ fn main() -> ExitCode {
         Command::Survive(options) => on_this_thread(survive::run(&options, out)),
         Command::Worker(options) => on_this_thread(worker::run(*options)),
         // A server under test has the threads that the product's own has.
-        Command::Serve(options) => run_on(Builder::new_multi_thread(), serve::run(&options, out)),
+        Command::Serve(arguments) => {
+            run_on(Builder::new_multi_thread(), serve::run(&arguments, out))
+        }
     };
     let failures = match outcome {
         Ok(Verdict::Passed) => return ExitCode::SUCCESS,

@@ -6,7 +6,8 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
+use serde::{Deserialize, Serialize};
 use tokenway::listen::{Address, Limits};
 use tokenway::models::UnknownModel;
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
@@ -18,7 +19,7 @@ use tokenway::worker::child::Program;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 
-use crate::arguments::{duration_ms, to_ms};
+use crate::arguments::to_ms;
 use crate::device::Device;
 use crate::{Outcome, Verdict};
 
@@ -26,7 +27,8 @@ mod bare;
 mod lines;
 
 /// Kind of server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Role {
     /// The product: HTTP API and gRPC API over an engine in the same process.
     Product,
@@ -45,29 +47,30 @@ pub(crate) enum Role {
 }
 
 /// Serve until standard input closes; the addresses are printed on one line.
-#[derive(Args, Clone, Debug)]
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Configuration, as JSON
+    #[arg(value_parser = |text: &str| serde_json::from_str::<Options>(text))]
+    options: Options,
+}
+
+/// Configuration of a server.
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Options {
-    /// Kind of server.
     pub(crate) role: Role,
-    /// Time between two tokens of a stream, in milliseconds.
-    #[arg(long, value_name = "MS", value_parser = duration_ms)]
-    pub(crate) interval_ms: Duration,
+    /// Time between two tokens of a stream.
+    pub(crate) interval: Duration,
     /// Streams that run at once.
-    #[arg(long)]
     pub(crate) slots: usize,
     /// Requests that may wait for a slot.
-    #[arg(long)]
     pub(crate) queue: usize,
     /// Listening address of the gRPC API.
-    #[arg(long, default_value = ANY_PORT)]
     pub(crate) grpc_listen: String,
-    /// Engine behind the gateway.
-    #[arg(long)]
-    pub(crate) engine: Option<tokenway::cluster::EngineAddress>,
-    /// Time until the product gives up a peer that sends no headers or reads too slowly, in
-    /// milliseconds. For bodies, and for sockets that accept nothing, it is three times as long.
-    #[arg(long, value_name = "MS", default_value = "10000", value_parser = duration_ms)]
-    pub(crate) peer_timeout_ms: Duration,
+    /// Address of the engine behind the gateway.
+    pub(crate) engine: Option<String>,
+    /// Time until the product gives up a peer that sends no headers or reads too slowly. For bodies, and for
+    /// sockets that accept nothing, it is three times as long.
+    pub(crate) peer_timeout: Duration,
 }
 
 /// Listening address on a free port.
@@ -78,41 +81,18 @@ impl Options {
     pub(crate) fn new(role: Role, interval: Duration, slots: usize, queue: usize) -> Self {
         Self {
             role,
-            interval_ms: interval,
+            interval,
             slots,
             queue,
             grpc_listen: ANY_PORT.to_owned(),
             engine: None,
-            peer_timeout_ms: Duration::from_secs(10),
+            peer_timeout: Duration::from_secs(10),
         }
-    }
-
-    /// Arguments by which this executable runs as the server.
-    pub(crate) fn command_line(&self) -> Vec<String> {
-        let role = self
-            .role
-            .to_possible_value()
-            .expect("every role has a name");
-        let mut arguments = vec![
-            "serve".to_owned(),
-            role.get_name().to_owned(),
-            format!("--interval-ms={}", to_ms(self.interval_ms)),
-            format!("--slots={}", self.slots),
-            format!("--queue={}", self.queue),
-            format!("--grpc-listen={}", self.grpc_listen),
-            format!("--peer-timeout-ms={}", to_ms(self.peer_timeout_ms)),
-        ];
-        arguments.extend(
-            self.engine
-                .iter()
-                .map(|engine| format!("--engine={engine}")),
-        );
-        arguments
     }
 }
 
 /// Serves, in the process that was started for it.
-pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
+pub(crate) async fn run(Arguments { options }: &Arguments, out: &mut dyn Write) -> Outcome {
     match options.role {
         Role::Product | Role::Isolated | Role::Engine | Role::Gateway => {
             let server = Server::start(parts(options)?).await?;
@@ -129,7 +109,7 @@ pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
             stdin_closed().await;
         }
         Role::Tcp | Role::Axum | Role::Tonic => {
-            let device = Device::start(options.interval_ms, options.slots).await?;
+            let device = Device::start(options.interval, options.slots).await?;
             let listener = TcpListener::bind(ANY_PORT).await?;
             let api = if options.role == Role::Tonic {
                 "grpc"
@@ -172,10 +152,10 @@ fn parts(options: &Options) -> io::Result<ServerParts> {
         http: has_http.then_some(http),
         grpc: has_grpc.then_some(grpc),
         limits: Limits {
-            header_timeout: options.peer_timeout_ms,
-            keep_alive_timeout: options.peer_timeout_ms,
-            body_timeout: options.peer_timeout_ms * 3,
-            write_timeout: options.peer_timeout_ms * 3,
+            header_timeout: options.peer_timeout,
+            keep_alive_timeout: options.peer_timeout,
+            body_timeout: options.peer_timeout * 3,
+            write_timeout: options.peer_timeout * 3,
             ..Limits::default()
         },
         // A run may be long, and ends by itself.
@@ -190,10 +170,12 @@ fn parts(options: &Options) -> io::Result<ServerParts> {
 
 fn source(options: &Options) -> io::Result<Source> {
     if options.role == Role::Gateway {
-        return Ok(Source::Remote(options.engine.iter().cloned().collect()));
+        let engine = options.engine.iter().map(|address| address.parse());
+        let engines = engine.collect::<Result<_, _>>().map_err(io::Error::other)?;
+        return Ok(Source::Remote(engines));
     }
     let runner = TestRunnerOptions {
-        interval: options.interval_ms,
+        interval: options.interval,
         ..TestRunnerOptions::default()
     };
     let model = ModelParts {
@@ -204,7 +186,7 @@ fn source(options: &Options) -> io::Result<Source> {
         isolation: isolation(options)?,
         slots: options.slots,
         queue_depth: options.queue,
-        slow_reader_timeout: options.peer_timeout_ms,
+        slow_reader_timeout: options.peer_timeout,
     };
     Ok(Source::Engine(EngineParts {
         models: vec![model],
@@ -218,7 +200,7 @@ fn isolation(options: &Options) -> io::Result<Isolation> {
     if options.role != Role::Isolated {
         return Ok(Isolation::Thread);
     }
-    let (interval_ms, slots) = (to_ms(options.interval_ms), options.slots.to_string());
+    let (interval_ms, slots) = (to_ms(options.interval), options.slots.to_string());
     let arguments = ["worker", "--interval-ms", &interval_ms, "--slots", &slots];
     Ok(Isolation::Process(Program {
         path: std::env::current_exe()?,

@@ -22,7 +22,7 @@ impl OwnServer {
     /// Starts the server, and waits until it serves.
     pub(crate) async fn start(options: &Options) -> anyhow::Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
-            .args(options.command_line())
+            .args(["serve", &serde_json::to_string(options)?])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)

@@ -165,7 +165,7 @@ async fn own_server(options: &Options, peer_timeout: Duration) -> anyhow::Result
     // Fewer slots than clients, so that some of them wait.
     let slots = usize::from(options.clients) * 3 / 4 + 1;
     let start = serve::Options {
-        peer_timeout_ms: peer_timeout,
+        peer_timeout,
         ..serve::Options::new(Role::Product, options.interval_ms, slots, QUEUE)
     };
     OwnServer::start(&start).await

@@ -198,11 +198,10 @@ impl Stream {
         } = self;
         take(Event::Piece(piece.len()), received_ns)?;
         decoder.read(piece, |event| {
-            match &event {
-                Event::Token(_) => *count += 1,
-                Event::Error(error) => *failure = Some(error.clone()),
-                Event::Piece(_) | Event::Started | Event::Finished | Event::Done | Event::Other => {
-                }
+            if let Event::Token(_) = event {
+                *count += 1;
+            } else if let Event::Error(error) = &event {
+                *failure = Some(error.clone());
             }
             take(event, received_ns)
         })

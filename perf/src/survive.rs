@@ -25,6 +25,7 @@ use tally::Tally;
 
 use crate::arguments::duration_ms;
 use crate::progress;
+use crate::stream::Format;
 use crate::{Outcome, Verdict};
 
 /// Time in which the last streams must end, after the last fault.
@@ -135,7 +136,11 @@ async fn undisturbed(server: &Server, options: &Options) -> anyhow::Result<Vec<R
     let uncounted = Tally::new(options.workers, 0);
     let mut all = Vec::new();
     for prompt in 0..stream::PROMPTS {
-        let planned = Planned::of_prompt(prompt, options.tokens);
+        let planned = Planned {
+            format: Format::Grpc,
+            prompt,
+            tokens: options.tokens,
+        };
         let texts = planned.run(server, None, &uncounted).await;
         all.push(Rc::new(
             texts.context("a stream failed before the first fault")?,

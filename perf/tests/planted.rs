@@ -131,7 +131,7 @@ fn stamps_of_another_clock_are_not_used_as_latency() {
 
 #[test]
 fn a_stamp_of_another_process_lies_between_the_request_and_the_read() {
-    let server = ServerProcess::start("1");
+    let server = ServerProcess::start(1);
     let mut socket = TcpStream::connect(&server.http).expect("the server listens");
     let body = "{\"prompt\":\"x\",\"max_tokens\":20,\"stream\":true,\
                 \"stream_options\":{\"include_stamps\":true}}";
@@ -157,7 +157,7 @@ fn a_stamp_of_another_process_lies_between_the_request_and_the_read() {
 
 #[test]
 fn the_stamps_of_a_server_in_another_process_are_known() {
-    let server = ServerProcess::start("1");
+    let server = ServerProcess::start(1);
     let url = server.url();
     let comparison = compare(&["--http", &url, "--stamps", "--expect-test-runner"]);
     comparison.assert_whole();

@@ -114,7 +114,7 @@ fn an_overhead_above_the_limit_fails_with_its_amount() {
 
 #[test]
 fn the_references_environment_variables_are_read() {
-    let server = ServerProcess::start("0");
+    let server = ServerProcess::start(0);
     let mut command = program(words("streaming --tokens 10"));
     command.env("SERVER_BASE_URL", server.url());
     command.env("TEST_RUNNER_FREQUENCY_MS", "0.5");
@@ -129,7 +129,7 @@ fn the_references_environment_variables_are_read() {
 
 #[test]
 fn a_running_server_is_measured_through_the_given_apis() {
-    let server = ServerProcess::start("0");
+    let server = ServerProcess::start(0);
     let (url, grpc) = (server.url(), &server.grpc);
     for (given, measured, other) in [
         (format!("--http {url}"), "HTTP", "gRPC"),

@@ -58,7 +58,7 @@ impl Fleet {
 
     async fn destination(&self, path: MeasuredPath) -> anyhow::Result<Destination> {
         let Some((role, format)) = path.role().zip(path.format()) else {
-            let device = Device::start(self.options.interval_ms, self.options.slots).await?;
+            let device = Device::start(self.options.interval, self.options.slots).await?;
             return Ok(Destination {
                 target: Target::Device(device),
                 processes: Vec::new(),
@@ -98,7 +98,7 @@ impl Fleet {
             None => engine.grpc()?.to_string(),
         };
         let mut gateway = self.options_of(Role::Gateway);
-        gateway.engine = Some(address.parse().expect("a server's own address is valid"));
+        gateway.engine = Some(address);
         Ok([start(&gateway).await?, engine])
     }
 

@@ -120,21 +120,14 @@ fn line(out: &mut BytesMut, token: &Token, finish_reason: &str, stamps: bool) {
 mod tests {
     use std::time::Duration;
 
-    use clap::Parser;
     use http_body_util::BodyExt;
     use tokenway::server::Server;
     use tokio::net::TcpListener;
 
-    use super::super::{Options, bare, parts};
+    use super::super::{Options, Role, bare, parts};
     use crate::arguments::ServerUrl;
     use crate::device::Device;
     use crate::stream::{CompletionRequest, Connection, Protocol, http};
-
-    #[derive(Parser)]
-    struct CommandLine {
-        #[command(flatten)]
-        options: Options,
-    }
 
     async fn body(address: &str, stamps: bool) -> String {
         let url = ServerUrl::at(address);
@@ -169,8 +162,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_floor_writes_the_products_lines_byte_for_byte() {
-        let line = "serve product --interval-ms 0 --slots 1 --queue 1";
-        let options = CommandLine::parse_from(line.split(' ')).options;
+        let options = Options::new(Role::Product, Duration::ZERO, 1, 1);
         let product = Server::start(parts(&options).unwrap()).await.unwrap();
         product.ready(|_| ()).await.unwrap();
         let product_address = product.http_address().unwrap().to_string();

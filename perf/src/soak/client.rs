@@ -14,7 +14,7 @@ use super::tally::{End, Tally};
 use super::{bad, readers};
 use crate::arguments::ServerUrl;
 use crate::fault::Fault;
-use crate::stream::Format;
+use crate::stream::{Format, Protocol};
 
 /// Upper bound of a behavior's time, in addition to the server's own timeouts.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -111,24 +111,26 @@ impl Client {
     }
 
     async fn act(&mut self, behavior: Behavior) -> Result<End, Fault> {
-        use readers::Stalled;
+        use Format::{Grpc, Ndjson, Sse};
+        use Protocol::{Http1, Http2};
         let Self { shared, random } = self;
         let server = &*shared.server;
         match behavior {
-            Behavior::WholeNdjson => {
-                readers::one_after_the_other(shared, Format::Ndjson, random).await
-            }
-            Behavior::WholeSse => readers::one_after_the_other(shared, Format::Sse, random).await,
-            Behavior::WholeHttp2 => readers::at_once(shared, Format::Ndjson, random).await,
-            Behavior::WholeGrpc => readers::at_once(shared, Format::Grpc, random).await,
+            Behavior::WholeNdjson => readers::one_after_the_other(shared, Ndjson, random).await,
+            Behavior::WholeSse => readers::one_after_the_other(shared, Sse, random).await,
+            Behavior::WholeHttp2 => readers::at_once(shared, Ndjson, random).await,
+            Behavior::WholeGrpc => readers::at_once(shared, Grpc, random).await,
             Behavior::Unary => readers::unary(server, random).await,
             Behavior::CloseHttp => readers::leave_with_fin(server, random).await,
             Behavior::ResetHttp => readers::leave_with_rst(server, random).await,
-            Behavior::ResetHttp2 => readers::leave_one_stream(server, Format::Ndjson, random).await,
-            Behavior::ResetGrpc => readers::leave_one_stream(server, Format::Grpc, random).await,
-            Behavior::SlowHttp => readers::stop_reading(server, Stalled::Socket, random).await,
-            Behavior::StallHttp2 => readers::stop_reading(server, Stalled::Http2, random).await,
-            Behavior::StallGrpc => readers::stop_reading(server, Stalled::Grpc, random).await,
+            Behavior::ResetHttp2 => readers::leave_one_stream(server, Ndjson, random).await,
+            Behavior::ResetGrpc => readers::leave_one_stream(server, Grpc, random).await,
+            Behavior::SlowHttp => {
+                let format = readers::any_http(random);
+                readers::stop_reading(server, format, Http1, random).await
+            }
+            Behavior::StallHttp2 => readers::stop_reading(server, Ndjson, Http2, random).await,
+            Behavior::StallGrpc => readers::stop_reading(server, Grpc, Http2, random).await,
             Behavior::BadRequest => bad::request(server, random).await,
             Behavior::BadMessage => bad::message(server, random).await,
             Behavior::LongHeaders => bad::headers(server, random).await,

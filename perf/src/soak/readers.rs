@@ -25,17 +25,6 @@ const ENDLESS: u32 = 1_000_000;
 /// Upper bound of the time that a client reads before it leaves.
 const LONGEST_STAY: Duration = Duration::from_millis(300);
 
-/// Buffer that fills up behind a reader that has stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stalled {
-    /// Socket of HTTP/1.1.
-    Socket,
-    /// Window of HTTP/2 on the HTTP API.
-    Http2,
-    /// Window of HTTP/2 on the gRPC API.
-    Grpc,
-}
-
 /// Reads a few streams on one connection, each requested after the one before has ended.
 pub(super) async fn one_after_the_other(
     shared: &Shared,
@@ -136,11 +125,9 @@ pub(super) async fn leave_one_stream(
     random: &mut StdRng,
 ) -> Result<End, Fault> {
     let mut connection = Connection::open(server.api(format), Protocol::Http2).await?;
-    let left = left(
-        read_for_a_while(&mut connection, format, random)
-            .await?
-            .as_ref(),
-    );
+    let stream = read_for_a_while(&mut connection, format, random).await?;
+    let left = left(stream.as_ref());
+    drop(stream);
     let tokens = random.random_range(1..=16);
     let next = CheckedStream::open(&mut connection, format, tokens).await?;
     next.read_whole(tokens).await?;
@@ -150,14 +137,10 @@ pub(super) async fn leave_one_stream(
 /// Reads a little, stops, and then leaves or reads again.
 pub(super) async fn stop_reading(
     server: &Server,
-    stalled: Stalled,
+    format: Format,
+    protocol: Protocol,
     random: &mut StdRng,
 ) -> Result<End, Fault> {
-    let (format, protocol) = match stalled {
-        Stalled::Socket => (any_http(random), Protocol::Http1),
-        Stalled::Http2 => (Format::Ndjson, Protocol::Http2),
-        Stalled::Grpc => (Format::Grpc, Protocol::Http2),
-    };
     let mut connection = Connection::open_narrow(server.api(format), protocol).await?;
     // The server's timeout starts once its buffers are full, which is soon. The client may still read
     // their contents.
@@ -223,18 +206,12 @@ fn lengths(random: &mut StdRng) -> Vec<u32> {
     (0..streams).map(length).collect()
 }
 
-fn any_http(random: &mut StdRng) -> Format {
-    if random.random() {
-        Format::Ndjson
-    } else {
-        Format::Sse
-    }
+pub(super) fn any_http(random: &mut StdRng) -> Format {
+    use Format::{Ndjson, Sse};
+    if random.random() { Ndjson } else { Sse }
 }
 
 pub(super) fn protocol(random: &mut StdRng) -> Protocol {
-    if random.random() {
-        Protocol::Http1
-    } else {
-        Protocol::Http2
-    }
+    use Protocol::{Http1, Http2};
+    if random.random() { Http1 } else { Http2 }
 }

@@ -41,6 +41,10 @@ pub(crate) struct Token<'a> {
     pub(crate) bytes: usize,
 }
 
+/// Consumer of events.
+pub(crate) trait Take: FnMut(Event<'_>) -> Result<(), Fault> {}
+impl<F: FnMut(Event<'_>) -> Result<(), Fault>> Take for F {}
+
 /// Decoder of one stream.
 #[derive(Default)]
 pub(crate) struct Decoder {
@@ -83,11 +87,7 @@ impl Decoder {
     ///
     /// # Errors
     /// Those of `take`, and if the piece is not part of a completion.
-    pub(crate) fn read(
-        &mut self,
-        piece: &[u8],
-        mut take: impl FnMut(Event<'_>) -> Result<(), Fault>,
-    ) -> Result<(), Fault> {
+    pub(crate) fn read(&mut self, piece: &[u8], mut take: impl Take) -> Result<(), Fault> {
         let Self {
             records,
             completion,
@@ -113,11 +113,7 @@ impl Decoder {
 }
 
 impl Completion {
-    fn record(
-        &mut self,
-        record: Record<'_>,
-        take: &mut impl FnMut(Event<'_>) -> Result<(), Fault>,
-    ) -> Result<(), Fault> {
+    fn record(&mut self, record: Record<'_>, take: &mut impl Take) -> Result<(), Fault> {
         if self.is_done || self.has_failed {
             return Err(Fault::Malformed("a record after the end".to_owned()));
         }
@@ -133,11 +129,7 @@ impl Completion {
         }
     }
 
-    fn object(
-        &mut self,
-        object: &[u8],
-        take: &mut impl FnMut(Event<'_>) -> Result<(), Fault>,
-    ) -> Result<(), Fault> {
+    fn object(&mut self, object: &[u8], take: &mut impl Take) -> Result<(), Fault> {
         if let Some(token) = self.known(object) {
             return self.event(Event::Token(token), take);
         }
@@ -175,11 +167,7 @@ impl Completion {
     }
 
     /// Passes an event on, unless no such event may follow those before it.
-    fn event(
-        &mut self,
-        event: Event<'_>,
-        take: &mut impl FnMut(Event<'_>) -> Result<(), Fault>,
-    ) -> Result<(), Fault> {
+    fn event(&mut self, event: Event<'_>, take: &mut impl Take) -> Result<(), Fault> {
         match &event {
             Event::Token(_) if self.has_finished => {
                 return Err(Fault::Malformed("a token after the last".to_owned()));

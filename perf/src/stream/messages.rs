@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use super::decoder::{Event, Token};
+use super::decoder::{Event, Take, Token};
 use crate::fault::Fault;
 use crate::stamp::Stamp;
 
@@ -28,10 +28,7 @@ enum Value<'a> {
 }
 
 /// Decodes a `CompletionEvent`, and passes its events to `take`.
-pub(super) fn decode(
-    mut message: &[u8],
-    mut take: impl FnMut(Event<'_>) -> Result<(), Fault>,
-) -> Result<(), Fault> {
+pub(super) fn decode(mut message: &[u8], mut take: impl Take) -> Result<(), Fault> {
     let malformed = || Fault::Malformed("a message that is not a completion event".to_owned());
     loop {
         match next(&mut message).ok_or_else(malformed)? {

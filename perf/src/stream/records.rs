@@ -25,6 +25,10 @@ pub(super) enum Record<'a> {
     Message(&'a [u8]),
 }
 
+/// Consumer of records.
+pub(super) trait TakeRecord: FnMut(Record<'_>) -> Result<(), Fault> {}
+impl<F: FnMut(Record<'_>) -> Result<(), Fault>> TakeRecord for F {}
+
 /// Records of one body.
 #[derive(Default)]
 pub(super) struct Records {
@@ -59,11 +63,7 @@ impl Records {
     ///
     /// # Errors
     /// Those of `take`, and if a record is too long.
-    pub(super) fn read(
-        &mut self,
-        piece: &[u8],
-        take: &mut impl FnMut(Record<'_>) -> Result<(), Fault>,
-    ) -> Result<(), Fault> {
+    pub(super) fn read(&mut self, piece: &[u8], take: &mut impl TakeRecord) -> Result<(), Fault> {
         if self.format == Some(Format::Grpc) {
             self.read_messages(piece, take)?;
         } else {
@@ -80,11 +80,7 @@ impl Records {
         self.event.has_data || !self.unfinished.is_empty()
     }
 
-    fn read_messages(
-        &mut self,
-        piece: &[u8],
-        take: &mut impl FnMut(Record<'_>) -> Result<(), Fault>,
-    ) -> Result<(), Fault> {
+    fn read_messages(&mut self, piece: &[u8], take: &mut impl TakeRecord) -> Result<(), Fault> {
         let mut all = std::mem::take(&mut self.unfinished);
         let mut rest = piece;
         if !all.is_empty() {
@@ -99,11 +95,7 @@ impl Records {
         Ok(())
     }
 
-    fn read_lines(
-        &mut self,
-        mut piece: &[u8],
-        take: &mut impl FnMut(Record<'_>) -> Result<(), Fault>,
-    ) -> Result<(), Fault> {
+    fn read_lines(&mut self, mut piece: &[u8], take: &mut impl TakeRecord) -> Result<(), Fault> {
         while let Some(end) = memchr(b'\n', piece) {
             if self.unfinished.is_empty() {
                 self.line(&piece[..end], take)?;
@@ -120,11 +112,7 @@ impl Records {
         Ok(())
     }
 
-    fn line(
-        &mut self,
-        line: &[u8],
-        take: &mut impl FnMut(Record<'_>) -> Result<(), Fault>,
-    ) -> Result<(), Fault> {
+    fn line(&mut self, line: &[u8], take: &mut impl TakeRecord) -> Result<(), Fault> {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if self.format.is_none() {
             // No field of an event starts with a brace.
@@ -167,7 +155,7 @@ impl Event {
     }
 
     /// Passes the event on, unless it had only comments.
-    fn end(&mut self, take: &mut impl FnMut(Record<'_>) -> Result<(), Fault>) -> Result<(), Fault> {
+    fn end(&mut self, take: &mut impl TakeRecord) -> Result<(), Fault> {
         let record = match (self.is_error, self.data.as_slice()) {
             (true, data) => Record::Error(data),
             (false, b"[DONE]") => Record::Done,

@@ -27,9 +27,9 @@ pub(super) type Texts = Vec<String>;
 /// Request of a stream.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Planned {
-    format: Format,
-    prompt: u16,
-    tokens: u32,
+    pub(super) format: Format,
+    pub(super) prompt: u16,
+    pub(super) tokens: u32,
 }
 
 /// Tokens of a stream as they arrive.
@@ -43,21 +43,10 @@ struct Received<'a> {
 impl Planned {
     /// Request of the stream with this number: gRPC and HTTP in turn, over all prompts.
     pub(super) fn of(number: u16, tokens: u32) -> Self {
+        let formats = [Format::Grpc, Format::Ndjson];
         Self {
-            format: if number.is_multiple_of(2) {
-                Format::Grpc
-            } else {
-                Format::Ndjson
-            },
+            format: formats[usize::from(number % 2)],
             prompt: number / 2 % PROMPTS,
-            tokens,
-        }
-    }
-
-    pub(super) fn of_prompt(prompt: u16, tokens: u32) -> Self {
-        Self {
-            format: Format::Grpc,
-            prompt,
             tokens,
         }
     }

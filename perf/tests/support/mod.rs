@@ -12,7 +12,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub(crate) mod comparison;
 pub(crate) mod grpc;
@@ -117,18 +117,19 @@ pub(crate) struct ServerProcess {
 
 impl ServerProcess {
     /// Starts the product on the test runner, with four slots.
-    pub(crate) fn start(interval_ms: &str) -> Self {
-        let mut command = program(words("serve product --slots 4 --queue 4 --interval-ms"));
-        command
-            .arg(interval_ms)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
+    pub(crate) fn start(interval_ms: u32) -> Self {
+        let options = json!({
+            "role": "product", "slots": 4, "queue": 4, "grpc_listen": "127.0.0.1:0",
+            "interval": {"secs": 0, "nanos": interval_ms * 1_000_000},
+            "peer_timeout": {"secs": 10, "nanos": 0},
+        });
+        let mut command = program(["serve", &options.to_string()]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("the program runs");
         let mut addresses = String::new();
         let stdout = child.stdout.take().expect("its output is piped");
-        BufReader::new(stdout)
-            .read_line(&mut addresses)
-            .expect("text");
+        let read = BufReader::new(stdout).read_line(&mut addresses);
+        read.expect("text");
         let address = |label| {
             let mut addresses = addresses.split_whitespace();
             let address = addresses.find_map(|address| address.strip_prefix(label));
