@@ -16,6 +16,7 @@ mod http;
 mod response;
 mod session;
 
+pub(crate) use consumer::Consumer;
 pub(crate) use session::{Session, Sockets};
 
 use crate::arguments::ServerUrl;
@@ -73,7 +74,8 @@ impl Load {
         }
     }
 
-    fn completion(&self) -> CompletionRequest<'_> {
+    /// Request of each stream.
+    pub(crate) fn completion(&self) -> CompletionRequest<'_> {
         CompletionRequest {
             model: self.model.as_deref(),
             stamps: self.timed,

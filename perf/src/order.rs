@@ -139,9 +139,7 @@ mod tests {
     fn an_index_beside_the_text_must_agree_with_it() {
         assert_eq!(agreed_index("token_6", Some(6)).unwrap(), 6);
         let fault = agreed_index("token_6", Some(5)).unwrap_err();
-        assert_eq!(
-            fault.to_string(),
-            "unexpected data: token_6 with the index 5"
-        );
+        let reason = "unexpected data: token_6 with the index 5";
+        assert_eq!(fault.to_string(), reason);
     }
 }

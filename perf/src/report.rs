@@ -14,7 +14,7 @@ mod machine;
 mod page;
 mod table;
 
-pub(crate) use charts::{Axis, Bar, Chart, Curve, QUANTILES, quantiles};
+pub(crate) use charts::{Axis, Bar, COLORS, Curve, QUANTILES, quantiles};
 pub(crate) use machine::Machine;
 pub(crate) use table::{cell, head, number, row};
 

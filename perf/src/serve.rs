@@ -97,12 +97,8 @@ pub(crate) async fn run(Arguments { options }: &Arguments, out: &mut dyn Write) 
         Role::Product | Role::Isolated | Role::Engine | Role::Gateway => {
             let server = Server::start(parts(options)?).await?;
             server.ready(|_| ()).await?;
-            let http = server
-                .http_address()
-                .map(|address| format!("http={address}"));
-            let grpc = server
-                .grpc_address()
-                .map(|address| format!("grpc={address}"));
+            let http = server.http_address().map(|http| format!("http={http}"));
+            let grpc = server.grpc_address().map(|grpc| format!("grpc={grpc}"));
             let addresses: Vec<_> = http.into_iter().chain(grpc).collect();
             writeln!(out, "{}", addresses.join(" "))?;
             out.flush()?;

@@ -125,32 +125,26 @@ struct Soak<'a> {
 
 /// Soaks a server, and prints the table and the verdict.
 pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
-    LocalSet::new()
-        .run_until(soak_and_report(options, out))
-        .await
+    let soak = soak_and_report(options, out);
+    LocalSet::new().run_until(soak).await
 }
 
 async fn soak_and_report(options: &Options, out: &mut dyn Write) -> Outcome {
-    let outcome = match (&options.http, &options.grpc, options.pid) {
-        (Some(http), Some(grpc), Some(process)) => {
-            let server = Server {
-                http: http.clone(),
-                grpc: grpc.clone(),
-                peer_timeout: options.peer_timeout_ms.unwrap_or(DEFAULT_PEER_TIMEOUT),
-            };
-            Soak::new(options, server, process).run(out).await?
-        }
+    // The server ends when this is dropped.
+    let mut own = None;
+    let (http, grpc, process) = match (&options.http, &options.grpc, options.pid) {
+        (Some(http), Some(grpc), Some(process)) => (http.clone(), grpc.clone(), process),
         _ => {
-            let peer_timeout = options.peer_timeout_ms.unwrap_or(OWN_PEER_TIMEOUT);
-            let own = own_server(options, peer_timeout).await?;
-            let server = Server {
-                http: own.http()?,
-                grpc: own.grpc()?,
-                peer_timeout,
-            };
-            Soak::new(options, server, own.id()?).run(out).await?
+            let own = own.insert(own_server(options).await?);
+            (own.http()?, own.grpc()?, own.id()?)
         }
     };
+    let server = Server {
+        http,
+        grpc,
+        peer_timeout: options.peer_timeout(),
+    };
+    let outcome = Soak::new(options, server, process).run(out).await?;
     writeln!(out, "\n{}\n", table::totals(&outcome.tally))?;
     for line in outcome.verdict() {
         writeln!(out, "{line}")?;
@@ -161,18 +155,32 @@ async fn soak_and_report(options: &Options, out: &mut dyn Write) -> Outcome {
     Ok(Verdict::reported(outcome.is_good()))
 }
 
-async fn own_server(options: &Options, peer_timeout: Duration) -> anyhow::Result<OwnServer> {
+async fn own_server(options: &Options) -> anyhow::Result<OwnServer> {
     // Fewer slots than clients, so that some of them wait.
     let slots = usize::from(options.clients) * 3 / 4 + 1;
     let start = serve::Options {
-        peer_timeout,
+        peer_timeout: options.peer_timeout(),
         ..serve::Options::new(Role::Product, options.interval_ms, slots, QUEUE)
     };
     OwnServer::start(&start).await
 }
 
+impl Options {
+    fn peer_timeout(&self) -> Duration {
+        let is_own = self.http.is_none();
+        let default = if is_own {
+            OWN_PEER_TIMEOUT
+        } else {
+            DEFAULT_PEER_TIMEOUT
+        };
+        self.peer_timeout_ms.unwrap_or(default)
+    }
+}
+
 impl<'a> Soak<'a> {
     fn new(options: &'a Options, server: Server, process: u32) -> Self {
+        let tally = Rc::new(RefCell::new(Tally::default()));
+        let template = "{bar:30} {elapsed} of {len} s, {msg}";
         Self {
             options,
             seed: options.seed.unwrap_or_else(|| rand::random::<u32>().into()),
@@ -180,15 +188,13 @@ impl<'a> Soak<'a> {
                 http: server.http.clone(),
                 process,
                 start: Instant::now(),
+                tally: Rc::clone(&tally),
             },
             shared: Shared {
                 server: Rc::new(server),
-                tally: Rc::new(RefCell::new(Tally::default())),
+                tally,
             },
-            bar: progress::bar(
-                options.minutes.as_secs(),
-                "{bar:30} {elapsed} of {len} s, {msg}",
-            ),
+            bar: progress::bar(options.minutes.as_secs(), template),
         }
     }
 
@@ -218,11 +224,8 @@ impl<'a> Soak<'a> {
         crowd.leave().await;
         self.bar.set_message("all clients have left");
         let has_released = |now: &Sample| verdict::has_released(&before, now);
-        let after = self
-            .sampler
-            .wait(self.release_timeout(), has_released)
-            .await?;
-        let after = self.with_counts(after);
+        let releasing = self.sampler.wait(self.release_timeout(), has_released);
+        let after = releasing.await?;
         self.row(&after, out)?;
         self.bar.finish_and_clear();
         let allowance = self.options.rss_allowance_mib.saturating_mul(MIB);
@@ -249,7 +252,7 @@ impl<'a> Soak<'a> {
                 ..next
             };
         }
-        Ok(self.with_counts(idle))
+        Ok(idle)
     }
 
     /// Samples the server until `end`, and prints a row now and then.
@@ -260,15 +263,15 @@ impl<'a> Soak<'a> {
         while Instant::now() < end {
             sleep_until((Instant::now() + interval).min(end)).await;
             match self.sampler.sample().await {
-                Ok(sample) => samples.push(self.with_counts(sample)),
+                Ok(sample) => samples.push(sample),
                 Err(gone @ Fault::Process(_)) => return Err(gone.into()),
                 Err(fault) => {
                     let fault = format!("the metrics: {fault}");
                     self.shared.tally.borrow_mut().fault(fault);
                 }
             }
-            self.bar
-                .set_position(self.sampler.start.elapsed().as_secs());
+            let elapsed = self.sampler.start.elapsed();
+            self.bar.set_position(elapsed.as_secs());
             if let Some(last) = samples.last()
                 && Instant::now() >= next_row
             {
@@ -277,16 +280,6 @@ impl<'a> Soak<'a> {
             }
         }
         Ok(samples)
-    }
-
-    /// Adds the clients' counts so far to a sample.
-    fn with_counts(&self, sample: Sample) -> Sample {
-        let tally = self.shared.tally.borrow();
-        Sample {
-            streams_done: tally.streams,
-            faults: tally.fault_count,
-            ..sample
-        }
     }
 
     fn row(&self, sample: &Sample, out: &mut dyn Write) -> io::Result<()> {

@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::Args;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use tokio::task::LocalSet;
+use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, interval, sleep_until, timeout};
 
 mod faults;
@@ -85,16 +85,16 @@ async fn survive(options: &Options) -> anyhow::Result<Tally> {
     let expected = undisturbed(&server, options).await?;
     let tally = Tally::new(options.workers, seed);
     let end = Instant::now() + Duration::from_secs(options.seconds.into());
-    let mut streams = Vec::new();
+    let mut streams = JoinSet::new();
     for number in 0..options.streams {
         let planned = Planned::of(number, options.tokens);
         let (server, tally) = (Rc::clone(&server), tally.clone());
         let expected = Rc::clone(&expected[planned.prompt()]);
-        streams.push(tokio::task::spawn_local(async move {
+        streams.spawn_local(async move {
             while Instant::now() < end {
                 tally.ended(planned.run(&server, Some(&expected), &tally).await);
             }
-        }));
+        });
     }
     let injector = FaultInjector {
         random: StdRng::seed_from_u64(seed),
@@ -115,14 +115,7 @@ async fn survive(options: &Options) -> anyhow::Result<Tally> {
         () = sleep_until(end) => {}
     }
     bar.finish_and_clear();
-    let all = async {
-        for stream in streams {
-            stream
-                .await
-                .expect("a stream panics only by a bug of this program");
-        }
-    };
-    if timeout(DRAIN_TIMEOUT, all).await.is_err() {
+    if timeout(DRAIN_TIMEOUT, streams.join_all()).await.is_err() {
         tally.fault("streams hang".to_owned());
     }
     tally.sample_memory(&server);

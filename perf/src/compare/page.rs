@@ -5,17 +5,7 @@ use serde_json::{Value, json};
 
 use super::results::{Comparison, ServerResults};
 use super::table::{self, TIMES, Time};
-use crate::report::{Axis, Bar, Chart, Curve, quantiles};
-
-/// Colors that most people with a color vision deficiency can tell apart.
-const COLORS: [RGBColor; 6] = [
-    RGBColor(20, 90, 200),
-    RGBColor(215, 95, 0),
-    RGBColor(0, 130, 90),
-    RGBColor(160, 40, 120),
-    RGBColor(110, 110, 110),
-    RGBColor(90, 170, 220),
-];
+use crate::report::{Axis, Bar, COLORS, Curve, quantiles};
 
 pub(super) fn values(comparison: &Comparison) -> Value {
     let servers = &comparison.servers;
@@ -55,10 +45,6 @@ fn curves(servers: &[ServerResults], time: &Time) -> String {
         points: quantiles((time.of)(&server.times)),
     });
     let known: Vec<_> = curves.filter(|curve| !curve.points.is_empty()).collect();
-    let chart = Chart {
-        x_name: &format!("{}, µs (logarithmic)", time.name),
-        y_name: "values within it, %",
-        axis: Axis::Logarithmic,
-    };
-    chart.curves(&known)
+    let x_name = format!("{}, µs (logarithmic)", time.name);
+    Axis::Logarithmic.draw([&x_name, "values within it, %"], &known)
 }

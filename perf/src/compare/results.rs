@@ -87,13 +87,11 @@ impl ServerResults {
     pub(super) fn add(&mut self, figures: &Figures, load: &Load) {
         let number = self.rounds.len() + 1;
         let listed = u32::try_from(figures.faults.len()).unwrap_or(0);
-        let faults = figures.faults.iter();
+        let unlisted = figures.fault_count - listed;
+        let more = (unlisted > 0).then(|| format!("{unlisted} more"));
+        let faults = figures.faults.iter().cloned().chain(more);
         let faults = faults.map(|fault| format!("round {number}: {fault}"));
         self.faults.extend(faults);
-        let unlisted = figures.fault_count - listed;
-        if unlisted > 0 {
-            self.faults.push(format!("round {number}: {unlisted} more"));
-        }
         self.times.add(&figures.times);
         let made = u64::from(load.streams) * u64::from(load.requests);
         self.rounds.push(Round {

@@ -136,17 +136,11 @@ mod tests {
 
     #[test]
     fn a_name_without_a_server_of_its_own_is_refused_with_its_flag() {
+        let twice = "--http http://a --name a --name b";
+        let same = "--http http://a --http http://a:80";
         for (arguments, why) in [
-            ("--name a --http http://a", "--name a must follow"),
-            (
-                "--http http://a --name a --name b",
-                "--name b follows --name a",
-            ),
-            (
-                "--http http://a --http http://a:80",
-                "use --name to tell them apart",
-            ),
-            ("", "--http or --grpc"),
+            (twice, "--name b follows --name a"),
+            (same, "use --name to tell them apart"),
             ("--http a:80", "--http <URL>"),
             ("--http http://a --name ", "--name <NAME>"),
         ] {

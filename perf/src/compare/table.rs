@@ -5,7 +5,7 @@ use hdrhistogram::Histogram;
 use super::results::{Comparison, ServerResults};
 use crate::figures::{Rates, Times};
 use crate::report::{cell, head, number, row};
-use crate::statistics::{Percentiles, Spread};
+use crate::statistics::Percentiles;
 
 /// A rate: its name, its number of decimals and its value.
 type Rate = (&'static str, usize, fn(&Rates) -> f64);
@@ -87,22 +87,13 @@ fn rates(servers: &[ServerResults]) -> Vec<String> {
         head("server", &columns),
     ];
     for server in servers {
-        let spreads = RATES.map(|(_, decimals, rate)| (server.spread(rate), decimals));
-        let mut cells = spreads
-            .map(|(spread, decimals)| number(spread.map(|s| s.median), decimals))
-            .to_vec();
+        let median = |(_, decimals, rate): Rate| {
+            number(server.spread(rate).map(|spread| spread.median), decimals)
+        };
+        let mut cells = RATES.map(median).to_vec();
         cells.push(cell(server.lost_requests()));
-        if let [
-            (
-                Some(Spread {
-                    lowest, highest, ..
-                }),
-                _,
-            ),
-            ..,
-        ] = spreads
-        {
-            cells.push(format!("  ({lowest:.0} to {highest:.0})"));
+        if let Some(spread) = server.spread(|rates| rates.tokens_per_second) {
+            cells.push(format!("  ({:.0} to {:.0})", spread.lowest, spread.highest));
         }
         lines.push(row(&server.server.name, &cells));
     }
@@ -117,14 +108,8 @@ fn block(servers: &[ServerResults], time: &Time) -> Vec<String> {
     let rows: Vec<_> = known
         .map(|server| {
             let times = Percentiles::of((time.of)(&server.times));
-            let Percentiles {
-                p50,
-                p90,
-                p99,
-                p999,
-                max,
-            } = times;
-            let cells = [p50, p90, p99, p999, max].map(|us| number(Some(us / 1e3), 3));
+            let times = [times.p50, times.p90, times.p99, times.p999, times.max];
+            let cells = times.map(|us| number(Some(us / 1e3), 3));
             row(&server.server.name, &cells)
         })
         .collect();

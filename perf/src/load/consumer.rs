@@ -7,8 +7,8 @@ use crate::order;
 use crate::stamp::Stamp;
 use crate::stream::Event;
 
-pub(super) struct Consumer {
-    progress: Progress,
+pub(crate) struct Consumer {
+    pub(crate) progress: Progress,
     expect_test_runner: bool,
     requested: u32,
     /// Indices of the tokens, if they are known.
@@ -17,7 +17,7 @@ pub(super) struct Consumer {
 
 impl Consumer {
     /// Consumer for a request of this load that is due at `due_ns`.
-    pub(super) fn start(due_ns: u64, load: &Load) -> Self {
+    pub(crate) fn start(due_ns: u64, load: &Load) -> Self {
         Self {
             progress: Progress::start(due_ns, load.every_gap),
             expect_test_runner: load.expect_test_runner,
@@ -27,7 +27,7 @@ impl Consumer {
     }
 
     /// Number of tokens that have arrived.
-    pub(super) fn count(&self) -> u32 {
+    pub(crate) fn count(&self) -> u32 {
         self.progress.count
     }
 
@@ -35,7 +35,7 @@ impl Consumer {
     ///
     /// # Errors
     /// If it is wrong, and reading must stop.
-    pub(super) fn event(
+    pub(crate) fn event(
         &mut self,
         event: Event<'_>,
         received_ns: u64,
@@ -64,7 +64,7 @@ impl Consumer {
     }
 
     /// Consumes the next token. Its index is `None` if it is unknown.
-    pub(super) fn token(
+    pub(crate) fn token(
         &mut self,
         index: Option<u32>,
         stamp: Option<Stamp>,
@@ -80,7 +80,7 @@ impl Consumer {
     }
 
     /// Records the result of the request.
-    pub(super) fn ended(&self, ended: Result<(), Fault>, figures: &mut Figures) {
+    pub(crate) fn ended(&self, ended: Result<(), Fault>, figures: &mut Figures) {
         let expected = if self.expect_test_runner {
             self.requested
         } else {

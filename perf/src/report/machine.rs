@@ -4,6 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use procfs::{CpuInfo, Current};
 use serde::Serialize;
 
 /// Machine, commit and load average of a run.
@@ -56,19 +57,14 @@ fn load_average() -> String {
 
 fn first_word(path: &str) -> String {
     let text = fs::read_to_string(path).unwrap_or_default();
-    text.split_whitespace()
-        .next()
-        .unwrap_or_default()
-        .to_owned()
+    let word = text.split_whitespace().next();
+    word.unwrap_or_default().to_owned()
 }
 
 fn processor() -> String {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("model name"));
-    let name = line.and_then(|line| line.split_once(':'));
-    name.map_or_else(|| "unknown".to_owned(), |(_, name)| name.trim().to_owned())
+    let processors = CpuInfo::current().ok();
+    let name = processors.as_ref().and_then(|all| all.model_name(0));
+    name.unwrap_or("unknown").to_owned()
 }
 
 fn commit() -> String {

@@ -107,23 +107,19 @@ pub(super) async fn message(server: &Server, random: &mut StdRng) -> Result<End,
         ..valid
     };
     let too_long = CompletionRequest::of_tokens(TOO_MANY_TOKENS);
+    let too_long_kind = ErrorKind::ContextLengthExceeded;
     let encoded = |completion: CompletionRequest<'_>| completion.message().encode_to_vec();
     let (method, message, kind) = match random.random_range(0..5) {
         0 => ("Nothing", encoded(valid), ErrorKind::NotFound),
         1 => ("Complete", encoded(with_model), ErrorKind::ModelNotFound),
-        2 => (
-            "Complete",
-            encoded(too_long),
-            ErrorKind::ContextLengthExceeded,
-        ),
+        2 => ("Complete", encoded(too_long), too_long_kind),
         3 => ("Complete", Vec::new(), ErrorKind::MissingParameter),
         // A field of an unknown wire type.
         _ => ("Complete", vec![0x07, 0xff, 0xff], ErrorKind::Internal),
     };
     let mut connection = Connection::open(&server.grpc, Protocol::Http2).await?;
-    let response = connection
-        .send(grpc(&server.grpc, method, &message))
-        .await?;
+    let call = grpc(&server.grpc, method, &message);
+    let response = connection.send(call).await?;
     let in_headers = failed_status(response.headers());
     let body = response.collect().await?;
     let status = in_headers.or_else(|| body.trailers().and_then(failed_status));

@@ -59,11 +59,8 @@ impl Server {
 
     /// Address of one of the APIs.
     pub(super) fn any_api(&self, random: &mut StdRng) -> &ServerUrl {
-        if random.random() {
-            &self.http
-        } else {
-            &self.grpc
-        }
+        let Self { http, grpc, .. } = self;
+        if random.random() { http } else { grpc }
     }
 }
 

@@ -1,10 +1,13 @@
 //! Samples of the server: memory, descriptors and threads as Linux counts them, and its own gauges.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::tally::Tally;
 use crate::arguments::ServerUrl;
 use crate::fault::Fault;
 use crate::metrics::Metrics;
@@ -45,6 +48,7 @@ pub(super) struct Sampler {
     pub(super) http: ServerUrl,
     pub(super) process: u32,
     pub(super) start: Instant,
+    pub(super) tally: Rc<RefCell<Tally>>,
 }
 
 impl Sampler {
@@ -57,6 +61,7 @@ impl Sampler {
             let sum = gauges.sum(name);
             sum.ok_or_else(|| Fault::Malformed(name.to_owned()))
         };
+        let tally = self.tally.borrow();
         Ok(Sample {
             seconds: self.start.elapsed().as_secs_f64(),
             rss_bytes: holdings.rss_bytes,
@@ -66,8 +71,8 @@ impl Sampler {
             queued: gauge(QUEUE_DEPTH)?,
             connections: gauge(CONNECTIONS)?.saturating_sub(1),
             in_flight: gauge(IN_FLIGHT)?,
-            streams_done: 0,
-            faults: 0,
+            streams_done: tally.streams,
+            faults: tally.fault_count,
         })
     }
 

@@ -303,10 +303,8 @@ mod tests {
         let body = line("a", "") + &line("", ",\"finish_reason\":\"stop\"");
         let usage = "{\"choices\":[],\"usage\":{\"completion_tokens\":2}}\n";
         let (events, missing) = decode_http(&(body + usage)).unwrap();
-        assert_eq!(
-            (&events[..], missing),
-            (&["a", "Finished", "Other"].map(str::to_owned)[..], None)
-        );
+        assert_eq!(events, ["a", "Finished", "Other"]);
+        assert_eq!(missing, None);
     }
 
     #[test]
@@ -321,10 +319,8 @@ mod tests {
         ] {
             let body = format!("{{\"error\":{error}}}\n");
             assert_eq!(decode_http(&body).unwrap().0, [text]);
-            assert!(
-                decode_http(&(body + &line("a", ""))).is_err(),
-                "an error is the end"
-            );
+            // An error is the end.
+            assert!(decode_http(&(body + &line("a", ""))).is_err());
         }
     }
 
@@ -344,10 +340,8 @@ mod tests {
     #[test]
     fn a_record_that_is_not_of_a_completion_is_refused() {
         for wrong in ["{}", "[]", "{\"choices\":[{\"delta\":{}}]}", "token_0"] {
-            assert!(
-                decode_http(&format!("data: {wrong}\n\n")).is_err(),
-                "{wrong}"
-            );
+            let body = format!("data: {wrong}\n\n");
+            assert!(decode_http(&body).is_err(), "{wrong}");
         }
     }
 
@@ -380,14 +374,10 @@ mod tests {
         let (events, missing) = decode(4).unwrap();
         assert_eq!(events[0], "Started");
         assert_eq!(events[1], "token_0 Some(0) None");
-        assert!(
-            events[4].starts_with("token_3 Some(3) Some(Stamp"),
-            "{events:?}"
-        );
-        assert_eq!(
-            (&events[5..], missing),
-            (&["Finished", "Done"].map(str::to_owned)[..], None)
-        );
+        let stamped = "token_3 Some(3) Some(Stamp";
+        assert!(events[4].starts_with(stamped), "{events:?}");
+        assert_eq!(events[5..], ["Finished", "Done"]);
+        assert_eq!(missing, None);
         assert_eq!(decode(3).unwrap().1, Some("its summary"));
     }
 }

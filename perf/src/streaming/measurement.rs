@@ -12,10 +12,10 @@ use super::Options;
 use crate::arguments::ServerUrl;
 use crate::fault::Fault;
 use crate::figures::{Figures, Progress, Stamps};
-use crate::order;
+use crate::load::{Consumer, Load};
 use crate::progress;
 use crate::statistics::{Percentiles, count};
-use crate::stream::{CompletionRequest, Connection, Event, Format, Stream};
+use crate::stream::{Connection, Event, Format, Stream};
 
 /// Time that a stream may take in addition to that of its tokens. After that it hangs.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(60);
@@ -48,14 +48,6 @@ struct StreamingMetrics {
     throughput_tokens_per_second: f64,
 }
 
-/// Tokens of a stream as they arrive.
-struct Received {
-    indices: Vec<u32>,
-    progress: Progress,
-    figures: Figures,
-    bar: ProgressBar,
-}
-
 impl Measurement {
     /// Streams through an API, and judges the tokens.
     pub(super) async fn of(
@@ -64,28 +56,36 @@ impl Measurement {
         format: Format,
         api: &'static str,
     ) -> Self {
-        let (requested, limit_ms) = (options.tokens, options.max_overhead_ms);
+        let load = Load {
+            timed: true,
+            every_gap: true,
+            model: options.model.clone(),
+            ..Load::of_test_runner(1, options.tokens)
+        };
         let mut received = Received {
-            // Room for all, so that no token waits for a reallocation.
-            indices: Vec::with_capacity(usize::try_from(requested).unwrap_or(0)),
-            progress: Progress::start(0, true),
+            consumer: Consumer::start(0, &load),
             figures: Figures::new(),
-            bar: bar(api, requested),
+            bar: bar(api, options.tokens),
         };
         let limit = time_limit(options);
-        let streamed = timeout(limit, received.stream(options, url, format)).await;
+        let streamed = timeout(limit, received.stream(&load, url, format)).await;
         received.bar.finish_and_clear();
+        let Received {
+            consumer,
+            mut figures,
+            ..
+        } = received;
         let hangs = Fault::Hangs {
-            after: received.progress.count,
+            after: consumer.count(),
             seconds: limit.as_secs(),
         };
-        let ended = streamed.unwrap_or(Err(hangs));
-        let faults = order::faults(&received.indices, requested, ended);
-        let mut failures: Vec<_> = faults.iter().map(ToString::to_string).collect();
+        consumer.ended(streamed.unwrap_or(Err(hangs)), &mut figures);
+        let mut failures = figures.faults.clone();
         let mut report = None;
         if failures.is_empty() {
-            report = Report::of(received, options.interval_ms);
+            report = Report::of(&consumer.progress, options.interval_ms, figures);
         }
+        let limit_ms = options.max_overhead_ms;
         if let Some(Report { overhead_ms, .. }) = report
             && overhead_ms > limit_ms
         {
@@ -106,35 +106,23 @@ impl Measurement {
     }
 }
 
+/// Tokens of a stream as they arrive.
+struct Received {
+    consumer: Consumer,
+    figures: Figures,
+    bar: ProgressBar,
+}
+
 impl Received {
-    async fn stream(
-        &mut self,
-        options: &Options,
-        url: &ServerUrl,
-        format: Format,
-    ) -> Result<(), Fault> {
-        let requested = options.tokens;
+    async fn stream(&mut self, load: &Load, url: &ServerUrl, format: Format) -> Result<(), Fault> {
         let mut connection = Connection::open(url, format.protocol()).await?;
-        let completion = CompletionRequest {
-            model: options.model.as_deref(),
-            stamps: true,
-            ..CompletionRequest::of_tokens(requested)
-        };
-        self.progress = Progress::start(monotonic_ns(), true);
-        let mut stream = Stream::open(&mut connection, format, &completion).await?;
+        self.consumer = Consumer::start(monotonic_ns(), load);
+        let mut stream = Stream::open(&mut connection, format, &load.completion()).await?;
         let reading = stream.read_to_end(|event, received_ns| {
-            let Event::Token(token) = event else {
-                return Ok(());
-            };
-            let index = order::agreed_index(&token.text, token.index)?;
-            self.progress
-                .token(&mut self.figures, received_ns, token.stamp);
-            self.indices.push(index);
-            self.bar.inc(1);
-            if self.progress.count > requested {
-                return Err(Fault::TooMany(requested));
+            if let Event::Token(_) = event {
+                self.bar.inc(1);
             }
-            Ok(())
+            self.consumer.event(event, received_ns, &mut self.figures)
         });
         reading.await?.complete(stream.count())
     }
@@ -163,12 +151,12 @@ fn bar(api: &'static str, tokens: u32) -> ProgressBar {
 }
 
 impl Report {
-    fn of(received: Received, interval: Duration) -> Option<Self> {
-        let metrics = StreamingMetrics::of(&received.progress)?;
+    fn of(progress: &Progress, interval: Duration, figures: Figures) -> Option<Self> {
+        let metrics = StreamingMetrics::of(progress)?;
         Some(Self {
             overhead_ms: metrics.mean_receive_interval_ms - interval.as_secs_f64() * 1e3,
             metrics,
-            figures: received.figures,
+            figures,
         })
     }
 
@@ -285,11 +273,8 @@ mod tests {
     fn the_references_figures_are_as_it_defines_them() {
         let (mut figures, mut progress) = (Figures::new(), Progress::start(100 * MS, true));
         progress.token(&mut figures, 130 * MS, None);
-        assert_eq!(
-            StreamingMetrics::of(&progress),
-            None,
-            "one token has no interval"
-        );
+        // One token has no interval.
+        assert_eq!(StreamingMetrics::of(&progress), None);
         progress.token(&mut figures, 151 * MS, None);
         progress.token(&mut figures, 175 * MS, None);
         let metrics = StreamingMetrics::of(&progress).unwrap();

@@ -74,11 +74,10 @@ impl Tally {
 
     /// Counts a stream that has ended.
     pub(super) fn ended(&self, stream: Result<Texts, Fault>) {
-        let mut counts = self.0.borrow_mut();
-        counts.streams += 1;
-        counts
-            .faults
-            .extend(stream.err().map(|fault| fault.to_string()));
+        self.0.borrow_mut().streams += 1;
+        if let Err(fault) = stream {
+            self.fault(fault.to_string());
+        }
     }
 
     /// Counts a fault that is not of a single stream.

@@ -72,9 +72,10 @@ impl Turn {
             Ok(rest) => observed.early.add_faults(rest),
             // Queued requests would wait forever, and end with the session.
             Err(_) if self.scale.is_queue() => {}
-            Err(_) => observed
-                .early
-                .fault("streams have not ended in time".to_owned()),
+            Err(_) => {
+                let fault = "streams have not ended in time".to_owned();
+                observed.early.fault(fault);
+            }
         }
         self.check_open(&mut observed);
         let before = if self.scale.is_queue() {
@@ -119,9 +120,8 @@ impl Turn {
         let open = if self.scale.is_queue() {
             early.answered + steady.answered
         } else {
-            early
-                .started
-                .saturating_sub(early.requests + steady.requests)
+            let ended = early.requests + steady.requests;
+            early.started.saturating_sub(ended)
         };
         let streams = self.scale.streams();
         if open != u64::from(streams) {
@@ -132,13 +132,11 @@ impl Turn {
 
     fn round(&self, observed: &Observed, before: Option<Usage>) -> Round {
         let scenario = Scenario::Scale(self.scale);
-        let cpu = observed
-            .usage
-            .map(|(first, second)| scenario.cpu(first, second));
-        let rss_bytes = observed.usage.map(|(_, second)| second.rss_bytes);
-        let grown = rss_bytes
-            .zip(before)
-            .map(|(after, before)| count(after) - count(before.rss_bytes));
+        let usage = observed.usage;
+        let cpu = usage.map(|(first, second)| scenario.cpu(first, second));
+        let rss_bytes = usage.map(|(_, second)| second.rss_bytes);
+        let growth = |(after, before): (u64, Usage)| count(after) - count(before.rss_bytes);
+        let grown = rss_bytes.zip(before).map(growth);
         Round {
             rss_per_stream: grown.map(|bytes| bytes / f64::from(self.scale.size)),
             faults: observed.early.fault_count,

@@ -1,6 +1,8 @@
 //! The list of targets. Each is of a path under a load, most of them beside the path's floor under the same
 //! load.
 
+use std::collections::BTreeSet;
+
 use super::Bound;
 use crate::overhead::path::MeasuredPath;
 use crate::overhead::results::{CellKey, Round};
@@ -185,15 +187,17 @@ impl Value {
     }
 }
 
-/// Cells that a quick run must measure to judge each of its targets.
-#[cfg(test)]
-pub(crate) fn needed() -> impl Iterator<Item = CellKey> {
+/// Paths that a run must measure under a load to judge its targets.
+pub(crate) fn needed(scenario: Scenario) -> Vec<MeasuredPath> {
     let wanted = wanted().into_iter();
     let keys = wanted.flat_map(|wanted| [Some(wanted.key), wanted.beside]);
-    let keys = keys
-        .flatten()
-        .filter(|key| !matches!(key.scenario, Scenario::Scale(_)));
     // The target in wake-ups.
     let two = CellKey::new(PACED, MeasuredPath::TwoTcp);
-    keys.chain([two, CellKey::new(ONE, MeasuredPath::Mpsc)])
+    let keys = keys
+        .flatten()
+        .chain([two, CellKey::new(ONE, MeasuredPath::Mpsc)]);
+    let paths = keys
+        .filter(|key| key.scenario == scenario)
+        .map(|key| key.path);
+    paths.collect::<BTreeSet<_>>().into_iter().collect()
 }
