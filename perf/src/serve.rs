@@ -9,7 +9,9 @@ use std::time::Duration;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use tokenway::listen::{Address, Limits};
+use tokenway::logging::{self, LogFormat, Timestamps};
 use tokenway::models::UnknownModel;
+use tokenway::output::Output;
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::server::{
     Drain, EngineParts, HttpFrontend, Isolation, ModelParts, Server, ServerParts, Source,
@@ -32,6 +34,8 @@ mod lines;
 pub(crate) enum Role {
     /// The product: HTTP API and gRPC API over an engine in the same process.
     Product,
+    /// The product without spans and access log.
+    Unlogged,
     /// The product with its worker in a process of its own.
     Isolated,
     /// The product's engine behind its gRPC API.
@@ -94,7 +98,10 @@ impl Options {
 /// Serves, in the process that was started for it.
 pub(crate) async fn run(Arguments { options }: &Arguments, out: &mut dyn Write) -> Outcome {
     match options.role {
-        Role::Product | Role::Isolated | Role::Engine | Role::Gateway => {
+        Role::Product | Role::Unlogged | Role::Isolated | Role::Engine | Role::Gateway => {
+            if options.role != Role::Unlogged {
+                start_log()?;
+            }
             let server = Server::start(parts(options)?).await?;
             server.ready(|_| ()).await?;
             let http = server.http_address().map(|http| format!("http={http}"));
@@ -127,10 +134,23 @@ async fn serve_floor(role: Role, listener: TcpListener, device: Device) -> io::R
     match role {
         Role::Axum => bare::serve_axum(listener, device).await,
         Role::Tonic => bare::serve_tonic(listener, device).await,
-        Role::Tcp | Role::Product | Role::Isolated | Role::Engine | Role::Gateway => {
-            bare::serve_tcp(listener, device).await
-        }
+        Role::Tcp
+        | Role::Product
+        | Role::Unlogged
+        | Role::Isolated
+        | Role::Engine
+        | Role::Gateway => bare::serve_tcp(listener, device).await,
     }
+}
+
+/// Starts the log as `tokenway` starts it, with the default filter and format. The lines are formatted but not written.
+fn start_log() -> anyhow::Result<()> {
+    let discarded = Output::to("the log", io::sink())?;
+    Ok(logging::init(
+        &discarded,
+        LogFormat::default(),
+        Timestamps::On,
+    )?)
 }
 
 /// Waits until standard input closes. Nothing is ever written to it.
@@ -156,7 +176,7 @@ fn parts(options: &Options) -> io::Result<ServerParts> {
         },
         // A run may be long, and ends by itself.
         request_timeout: Duration::from_secs(24 * 60 * 60),
-        access_log: false,
+        access_log: options.role != Role::Unlogged,
         drain: Drain {
             grace: Duration::ZERO,
             timeout: Duration::ZERO,

@@ -110,6 +110,7 @@ fn color(path: MeasuredPath) -> RGBColor {
         MeasuredPath::Grpc => RGBColor(20, 90, 200),
         MeasuredPath::Ndjson => RGBColor(215, 95, 0),
         MeasuredPath::Sse => RGBColor(160, 40, 120),
+        MeasuredPath::Unlogged => RGBColor(150, 150, 150),
         MeasuredPath::Child => RGBColor(150, 90, 0),
         MeasuredPath::TwoTcp => RGBColor(0, 130, 90),
         MeasuredPath::TwoUnix => RGBColor(110, 150, 0),

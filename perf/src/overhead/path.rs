@@ -23,6 +23,8 @@ pub(crate) enum MeasuredPath {
     Ndjson,
     /// HTTP API, as server-sent events.
     Sse,
+    /// HTTP API, as NDJSON, without spans and access log.
+    Unlogged,
     /// HTTP API, with the worker in a process of its own.
     Child,
     /// HTTP API of a gateway, in front of an engine over TCP.
@@ -42,6 +44,7 @@ impl MeasuredPath {
             Self::Grpc => "gRPC",
             Self::Ndjson => "HTTP NDJSON",
             Self::Sse => "HTTP SSE",
+            Self::Unlogged => "HTTP NDJSON, log off",
             Self::Child => "HTTP NDJSON, worker process",
             Self::TwoTcp => "gateway | engine, TCP",
             Self::TwoUnix => "gateway | engine, Unix socket",
@@ -59,9 +62,12 @@ impl MeasuredPath {
         match self {
             Self::Mpsc | Self::RawTcp | Self::BareTonic | Self::BareAxum => None,
             Self::Grpc => Some(Self::BareTonic),
-            Self::Ndjson | Self::Sse | Self::Child | Self::TwoTcp | Self::TwoUnix => {
-                Some(Self::BareAxum)
-            }
+            Self::Ndjson
+            | Self::Sse
+            | Self::Unlogged
+            | Self::Child
+            | Self::TwoTcp
+            | Self::TwoUnix => Some(Self::BareAxum),
         }
     }
 
@@ -70,9 +76,12 @@ impl MeasuredPath {
         match self {
             Self::Mpsc => None,
             Self::RawTcp => Some(Format::Raw),
-            Self::BareAxum | Self::Ndjson | Self::Child | Self::TwoTcp | Self::TwoUnix => {
-                Some(Format::Ndjson)
-            }
+            Self::BareAxum
+            | Self::Ndjson
+            | Self::Unlogged
+            | Self::Child
+            | Self::TwoTcp
+            | Self::TwoUnix => Some(Format::Ndjson),
             Self::Sse => Some(Format::Sse),
             Self::BareTonic | Self::Grpc => Some(Format::Grpc),
         }
@@ -86,6 +95,7 @@ impl MeasuredPath {
             Self::BareTonic => Some(Role::Tonic),
             Self::BareAxum => Some(Role::Axum),
             Self::Grpc | Self::Ndjson | Self::Sse => Some(Role::Product),
+            Self::Unlogged => Some(Role::Unlogged),
             Self::Child => Some(Role::Isolated),
             Self::TwoTcp | Self::TwoUnix => Some(Role::Gateway),
         }

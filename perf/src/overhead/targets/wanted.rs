@@ -51,13 +51,15 @@ const GROWTH: f64 = 1.1;
 
 /// Targets of every run. A run judges those whose cells it measures.
 pub(super) fn wanted() -> Vec<Wanted> {
-    use MeasuredPath::{Child, Grpc, Ndjson, TwoTcp};
+    use MeasuredPath::{Child, Grpc, Ndjson, TwoTcp, Unlogged};
     use Scenario::{OpenLoop, Short};
     use Value::{AddedP50, AddedP99, AddedTtft, Cpu, Requests, Throughput};
     let paced_cpu = "HTTP: CPU per token of bare axum, paced";
     let full_cpu = "HTTP: CPU per token of bare axum, full speed";
     let child_paced_cpu = "worker process: CPU per token of a thread's, paced";
     let child_full_cpu = "worker process: CPU per token of a thread's, full speed";
+    let logged_paced_cpu = "HTTP: CPU per token of that with the log off, paced";
+    let logged_full_cpu = "HTTP: CPU per token of that with the log off, full speed";
     let two = "gateway | engine: tokens/s of bare axum";
     let http_ttft = "HTTP: added to TTFT at p50, 1,000 requests/s";
     let grpc_ttft = "gRPC: added to TTFT at p50, 1,000 requests/s";
@@ -72,8 +74,18 @@ pub(super) fn wanted() -> Vec<Wanted> {
         beside("HTTP: added at p50, 1 stream", ONE, Ndjson, AddedP50).limit(25.0),
         beside(paced_cpu, PACED, Ndjson, Cpu).limit(1.25),
         beside(full_cpu, FULL, Ndjson, Cpu).limit(1.8),
-        beside(child_paced_cpu, PACED, Child, Cpu).limit(1.5),
-        beside(child_full_cpu, FULL, Child, Cpu).limit(1.5),
+        beside(child_paced_cpu, PACED, Child, Cpu)
+            .than(Ndjson)
+            .limit(1.5),
+        beside(child_full_cpu, FULL, Child, Cpu)
+            .than(Ndjson)
+            .limit(1.5),
+        beside(logged_paced_cpu, PACED, Ndjson, Cpu)
+            .than(Unlogged)
+            .limit(1.02),
+        beside(logged_full_cpu, FULL, Ndjson, Cpu)
+            .than(Unlogged)
+            .limit(1.02),
         beside("HTTP: requests/s of bare axum", Short, Ndjson, Requests).limit(0.5),
         beside(http_ttft, OpenLoop, Ndjson, AddedTtft).limit(150.0),
         beside("gRPC: requests/s of bare tonic", Short, Grpc, Requests).limit(0.5),
@@ -123,21 +135,22 @@ fn alone(name: String, key: CellKey, value: Value) -> Wanted {
     }
 }
 
-/// A path beside its floor under the same load; a worker process beside a worker on a thread.
+/// A path beside its floor under the same load.
 fn beside(name: &str, scenario: Scenario, path: MeasuredPath, value: Value) -> Wanted {
-    let beside = if path == MeasuredPath::Child {
-        Some(MeasuredPath::Ndjson)
-    } else {
-        path.floor()
-    };
     let key = |path| CellKey::new(scenario, path);
     Wanted {
-        beside: beside.map(key),
+        beside: path.floor().map(key),
         ..alone(name.to_owned(), key(path), value)
     }
 }
 
 impl Wanted {
+    /// Compares with this path under the same load.
+    fn than(self, other: MeasuredPath) -> Self {
+        let beside = Some(CellKey::new(self.key.scenario, other));
+        Self { beside, ..self }
+    }
+
     fn limit(self, limit: f64) -> Self {
         Self { limit, ..self }
     }
