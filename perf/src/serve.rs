@@ -131,15 +131,12 @@ pub(crate) async fn run(Arguments { options }: &Arguments, out: &mut dyn Write) 
 }
 
 async fn serve_floor(role: Role, listener: TcpListener, device: Device) -> io::Result<()> {
-    match role {
-        Role::Axum => bare::serve_axum(listener, device).await,
-        Role::Tonic => bare::serve_tonic(listener, device).await,
-        Role::Tcp
-        | Role::Product
-        | Role::Unlogged
-        | Role::Isolated
-        | Role::Engine
-        | Role::Gateway => bare::serve_tcp(listener, device).await,
+    if role == Role::Axum {
+        bare::serve_axum(listener, device).await
+    } else if role == Role::Tonic {
+        bare::serve_tonic(listener, device).await
+    } else {
+        bare::serve_tcp(listener, device).await
     }
 }
 

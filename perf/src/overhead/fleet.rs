@@ -57,7 +57,7 @@ impl Fleet {
     }
 
     async fn destination(&self, path: MeasuredPath) -> anyhow::Result<Destination> {
-        let Some((role, format)) = path.role().zip(path.format()) else {
+        let Some((role, format)) = path.server() else {
             let device = Device::start(self.options.interval, self.options.slots).await?;
             return Ok(Destination {
                 target: Target::Device(device),
@@ -80,7 +80,8 @@ impl Fleet {
     /// The product's process, which serves three paths.
     fn shared_product(&self) -> Option<Rc<OwnServer>> {
         let mut destinations = self.destinations.iter();
-        let (_, product) = destinations.find(|(path, _)| path.role() == Some(Role::Product))?;
+        let is_product = |path: &MeasuredPath| matches!(path.server(), Some((Role::Product, _)));
+        let (_, product) = destinations.find(|(path, _)| is_product(path))?;
         product.processes.first().cloned()
     }
 

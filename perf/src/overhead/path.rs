@@ -73,31 +73,23 @@ impl MeasuredPath {
 
     /// Format of the stream between its server and the client; `None` without a server.
     pub(super) fn format(self) -> Option<Format> {
-        match self {
-            Self::Mpsc => None,
-            Self::RawTcp => Some(Format::Raw),
-            Self::BareAxum
-            | Self::Ndjson
-            | Self::Unlogged
-            | Self::Child
-            | Self::TwoTcp
-            | Self::TwoUnix => Some(Format::Ndjson),
-            Self::Sse => Some(Format::Sse),
-            Self::BareTonic | Self::Grpc => Some(Format::Grpc),
-        }
+        self.server().map(|(_, format)| format)
     }
 
-    /// Process that serves it; a gateway has an engine too.
-    pub(super) fn role(self) -> Option<Role> {
-        match self {
-            Self::Mpsc => None,
-            Self::RawTcp => Some(Role::Tcp),
-            Self::BareTonic => Some(Role::Tonic),
-            Self::BareAxum => Some(Role::Axum),
-            Self::Grpc | Self::Ndjson | Self::Sse => Some(Role::Product),
-            Self::Unlogged => Some(Role::Unlogged),
-            Self::Child => Some(Role::Isolated),
-            Self::TwoTcp | Self::TwoUnix => Some(Role::Gateway),
-        }
+    /// Process that serves it, and the format of its stream; `None` without a server. A gateway has an engine too.
+    pub(super) fn server(self) -> Option<(Role, Format)> {
+        let server = match self {
+            Self::Mpsc => return None,
+            Self::RawTcp => (Role::Tcp, Format::Raw),
+            Self::BareTonic => (Role::Tonic, Format::Grpc),
+            Self::BareAxum => (Role::Axum, Format::Ndjson),
+            Self::Grpc => (Role::Product, Format::Grpc),
+            Self::Ndjson => (Role::Product, Format::Ndjson),
+            Self::Sse => (Role::Product, Format::Sse),
+            Self::Unlogged => (Role::Unlogged, Format::Ndjson),
+            Self::Child => (Role::Isolated, Format::Ndjson),
+            Self::TwoTcp | Self::TwoUnix => (Role::Gateway, Format::Ndjson),
+        };
+        Some(server)
     }
 }
