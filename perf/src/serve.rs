@@ -114,11 +114,8 @@ pub(crate) async fn run(Arguments { options }: &Arguments, out: &mut dyn Write) 
         Role::Tcp | Role::Axum | Role::Tonic => {
             let device = Device::start(options.interval, options.slots).await?;
             let listener = TcpListener::bind(ANY_PORT).await?;
-            let api = if options.role == Role::Tonic {
-                "grpc"
-            } else {
-                "http"
-            };
+            let is_tonic = options.role == Role::Tonic;
+            let api = if is_tonic { "grpc" } else { "http" };
             writeln!(out, "{api}={}", listener.local_addr()?)?;
             out.flush()?;
             tokio::select! {

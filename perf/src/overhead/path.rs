@@ -59,15 +59,10 @@ impl MeasuredPath {
 
     /// Floor with which it is compared.
     pub(crate) fn floor(self) -> Option<Self> {
-        match self {
-            Self::Mpsc | Self::RawTcp | Self::BareTonic | Self::BareAxum => None,
-            Self::Grpc => Some(Self::BareTonic),
-            Self::Ndjson
-            | Self::Sse
-            | Self::Unlogged
-            | Self::Child
-            | Self::TwoTcp
-            | Self::TwoUnix => Some(Self::BareAxum),
+        match self.server()? {
+            (Role::Tcp | Role::Tonic | Role::Axum, _) => None,
+            (_, Format::Grpc) => Some(Self::BareTonic),
+            (_, Format::Raw | Format::Ndjson | Format::Sse) => Some(Self::BareAxum),
         }
     }
 

@@ -53,11 +53,8 @@ const OTHER_FILES: u32 = 256;
 
 impl Plan {
     pub(super) fn of(options: &Options) -> Self {
-        let size = if options.quick {
-            Size::QUICK
-        } else {
-            Size::WHOLE
-        };
+        let quick = options.quick;
+        let size = if quick { Size::QUICK } else { Size::WHOLE };
         let rounds = options.rounds.unwrap_or(ROUNDS);
         let loads = scenarios(options, size)
             .into_iter()
@@ -117,22 +114,19 @@ fn paths(options: &Options, scenario: Scenario) -> Vec<MeasuredPath> {
 }
 
 fn scenarios(options: &Options, size: Size) -> Vec<Scenario> {
-    let default: &[u32] = if options.quick {
-        &[1, 64]
-    } else {
-        &[1, 64, 512]
-    };
+    let quick = options.quick;
+    let default: &[u32] = if quick { &[1, 64] } else { &[1, 64, 512] };
     let streams = options.streams.as_deref().unwrap_or(default).iter();
     let kinds = options.loads.clone().unwrap_or_else(|| {
         let all = LoadKind::value_variants().iter().copied();
-        all.filter(|kind| *kind != LoadKind::Scale || !options.quick)
+        all.filter(|kind| *kind != LoadKind::Scale || !quick)
             .collect()
     });
     let of_kind = |kind: LoadKind| match kind {
         LoadKind::Paced => streams.clone().map(|n| Scenario::Paced(*n)).collect(),
         LoadKind::Full => {
             // A single stream at full speed says little: it shares no write with others.
-            let streams = streams.clone().filter(|n| !options.quick || **n > 1);
+            let streams = streams.clone().filter(|n| !quick || **n > 1);
             streams.map(|n| Scenario::Full(*n)).collect()
         }
         LoadKind::Short => vec![Scenario::Short],

@@ -35,26 +35,23 @@ const GRACE: Duration = Duration::from_secs(10);
 /// More tokens than any model's context.
 const TOO_MANY_TOKENS: u32 = 1_000_000_000;
 
-const MANY_TOKENS: &[u8] = b"{\"prompt\":\"a\",\"max_tokens\":\"many\"}";
-const TOO_LONG: &[u8] = b"{\"prompt\":\"a\",\"max_tokens\":1000000000}";
-
 /// Bodies that must be refused, and the error of each.
 const BODIES: [(&[u8], ErrorKind); 8] = [
-    (b"{\"prompt\":", ErrorKind::InvalidJson),
+    (br#"{"prompt":"#, ErrorKind::InvalidJson),
     (b"\xff\xfe{}", ErrorKind::InvalidJson),
     (b"{}", ErrorKind::MissingParameter),
-    (b"{\"prompt\":true}", ErrorKind::InvalidType),
+    (br#"{"prompt":true}"#, ErrorKind::InvalidType),
     (MANY_TOKENS, ErrorKind::InvalidType),
     (
-        b"{\"prompt\":\"a\",\"temperature\":9}",
+        br#"{"prompt":"a","temperature":9}"#,
         ErrorKind::InvalidValue,
     ),
-    (
-        b"{\"prompt\":\"a\",\"colour\":1}",
-        ErrorKind::UnknownParameter,
-    ),
+    (br#"{"prompt":"a","colour":1}"#, ErrorKind::UnknownParameter),
     (TOO_LONG, ErrorKind::ContextLengthExceeded),
 ];
+
+const MANY_TOKENS: &[u8] = br#"{"prompt":"a","max_tokens":"many"}"#;
+const TOO_LONG: &[u8] = br#"{"prompt":"a","max_tokens":1000000000}"#;
 
 /// Makes a request over HTTP that must be refused.
 pub(super) async fn request(server: &Server, random: &mut StdRng) -> Result<End, Fault> {

@@ -56,13 +56,11 @@ pub(super) fn wanted() -> Vec<Wanted> {
     use Value::{AddedP50, AddedP99, AddedTtft, Cpu, Requests, Throughput};
     let paced_cpu = "HTTP: CPU per token of bare axum, paced";
     let full_cpu = "HTTP: CPU per token of bare axum, full speed";
-    let child_paced_cpu = "worker process: CPU per token of a thread's, paced";
-    let child_full_cpu = "worker process: CPU per token of a thread's, full speed";
-    let logged_paced_cpu = "HTTP: CPU per token of that with the log off, paced";
-    let logged_full_cpu = "HTTP: CPU per token of that with the log off, full speed";
     let two = "gateway | engine: tokens/s of bare axum";
     let http_ttft = "HTTP: added to TTFT at p50, 1,000 requests/s";
     let grpc_ttft = "gRPC: added to TTFT at p50, 1,000 requests/s";
+    let child = |name, load| beside(name, load, Child, Cpu).than(Ndjson).limit(1.5);
+    let logged = |name, load| beside(name, load, Ndjson, Cpu).than(Unlogged).limit(1.02);
     let beside_others = [
         beside("HTTP: tokens/s of bare axum", FULL, Ndjson, Throughput).limit(0.65),
         beside("gRPC: tokens/s of bare tonic", FULL, Grpc, Throughput).limit(0.85),
@@ -74,18 +72,16 @@ pub(super) fn wanted() -> Vec<Wanted> {
         beside("HTTP: added at p50, 1 stream", ONE, Ndjson, AddedP50).limit(25.0),
         beside(paced_cpu, PACED, Ndjson, Cpu).limit(1.25),
         beside(full_cpu, FULL, Ndjson, Cpu).limit(1.8),
-        beside(child_paced_cpu, PACED, Child, Cpu)
-            .than(Ndjson)
-            .limit(1.5),
-        beside(child_full_cpu, FULL, Child, Cpu)
-            .than(Ndjson)
-            .limit(1.5),
-        beside(logged_paced_cpu, PACED, Ndjson, Cpu)
-            .than(Unlogged)
-            .limit(1.02),
-        beside(logged_full_cpu, FULL, Ndjson, Cpu)
-            .than(Unlogged)
-            .limit(1.02),
+        child("worker process: CPU per token of a thread's, paced", PACED),
+        child(
+            "worker process: CPU per token of a thread's, full speed",
+            FULL,
+        ),
+        logged("HTTP: CPU per token of that with the log off, paced", PACED),
+        logged(
+            "HTTP: CPU per token of that with the log off, full speed",
+            FULL,
+        ),
         beside("HTTP: requests/s of bare axum", Short, Ndjson, Requests).limit(0.5),
         beside(http_ttft, OpenLoop, Ndjson, AddedTtft).limit(150.0),
         beside("gRPC: requests/s of bare tonic", Short, Grpc, Requests).limit(0.5),
