@@ -53,19 +53,19 @@ pub enum ClientError {
     /// The client cannot connect.
     #[error("cannot connect to {address}: {problem}\nstart a server with `tokenway serve`")]
     Connect {
-        /// Address of the server.
+        /// Address of the server, as given on the command line.
         address: String,
-        /// Error of the system.
+        /// Error message of the operating system.
         problem: String,
     },
-    /// The server speaks another protocol.
+    /// The server does not speak the protocol of the selected API.
     #[error("{address} does not serve the {expected} API; {advice}")]
     WrongProtocol {
         /// Address of the server.
         address: String,
-        /// Protocol that the client used.
+        /// Name of the API that the client tried: HTTP or gRPC.
         expected: &'static str,
-        /// Hint how to use the other protocol.
+        /// Hint on how to select the other API.
         advice: &'static str,
     },
     /// The server rejected the request, or its stream ended with an error.
@@ -86,8 +86,8 @@ pub enum ClientError {
 
 /// Streams one completion to `out`. Each token is written as soon as it arrives.
 ///
-/// # Errors
-/// Returns an error if the completion is not complete. The text received before has been written.
+/// # Errors Returns an error if the completion fails or is cut short. The text received before the error has been
+/// written to `out`.
 pub async fn complete(options: &ClientOptions, out: &mut dyn Write) -> Result<(), ClientError> {
     if options.grpc {
         grpc::complete(options, out).await?;
@@ -102,7 +102,8 @@ impl ClientOptions {
     fn address(&self, default: &str) -> String {
         match &self.server {
             None => default.to_owned(),
-            // Other options of the command line accept addresses without a scheme too.
+            // Adds the default scheme. The server's own flags accept addresses without a scheme, so this client
+            // accepts them too.
             Some(server) if !server.contains("://") && !server.starts_with("unix:") => {
                 format!("http://{server}")
             }
@@ -111,7 +112,7 @@ impl ClientOptions {
     }
 }
 
-/// Writes text and flushes it, so that it appears at once.
+/// Writes text and flushes it, so that the text appears on the terminal at once.
 fn show(out: &mut dyn Write, text: &str) -> Result<(), ClientError> {
     out.write_all(text.as_bytes())?;
     Ok(out.flush()?)

@@ -1,12 +1,11 @@
-//! Reads the settings from the command line, the environment and the settings file. No other module
-//! reads them.
+//! Reads the settings from the command line, the environment and the settings file. No other module reads them.
 //!
-//! A flag overrides its environment variable, which overrides the file's key, which overrides the
-//! default. Invalid settings are reported before anything starts: this module only builds
-//! [`ServerParts`].
+//! A flag overrides its environment variable, which overrides the file's key, which overrides the default. Invalid
+//! settings are reported before anything starts: this module only builds [`ServerParts`].
 //!
-//! Each setting is one field of a struct: its name, environment variable, default, help and type, which
-//! checks it. All layers are merged into one table, `Settings`, which is deserialised into the struct.
+//! Each setting is declared once, as a field of a struct. The field has the setting's name, environment variable,
+//! default and help text; the field's type checks the value. All layers are merged into one table, `Settings`, which
+//! is deserialised into the struct.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -42,7 +41,7 @@ use settings::{Settings, keys};
 use worker::AttachSettings;
 pub use worker::WorkerTask;
 
-/// Name of standard input in errors about settings.
+/// Stands for the path of the settings file in errors, if the settings come from standard input.
 const STDIN: &str = "standard input";
 
 /// Serves large language models over gRPC and over an OpenAI-compatible HTTP API.
@@ -86,7 +85,7 @@ enum ConfigCommand {
     Show(Box<WithFile<ServeSettings>>),
 }
 
-/// Settings with an optional file.
+/// Settings of a command that also accepts a settings file (`--config`).
 #[derive(Args)]
 struct WithFile<S: Args> {
     /// Path of a TOML file with settings. Its keys are the flags' names with `_` instead of `-`. To serve
@@ -97,7 +96,8 @@ struct WithFile<S: Args> {
     settings: S,
 }
 
-/// Settings of a worker. An engine gives them to the workers that it starts on standard input.
+/// Settings of `tokenway worker`. An engine passes settings to the workers that it starts through their standard
+/// input.
 #[derive(Args)]
 struct WithStdin<S: Args> {
     /// Read settings as TOML from standard input
@@ -107,9 +107,9 @@ struct WithStdin<S: Args> {
     settings: S,
 }
 
-/// The command to run, with its settings.
+/// A parsed command line: the command to run, with its settings.
 pub enum Task {
-    /// Run a server: `serve`, `engine` or `gateway`, with this format of its log.
+    /// Run a server (`serve`, `engine` or `gateway`) that logs in this format.
     Serve(Box<ServerParts>, LogFormat),
     /// Run a model for a remote engine: `worker`.
     Work(Box<WorkerTask>),
@@ -128,7 +128,8 @@ pub fn read(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<T
     let mut command = command_line();
     let is_subcommand = |name| command.find_subcommand(name).is_some();
     if arguments.get(1).is_some_and(is_subcommand) {
-        // Flags of the default command cannot be given then, so its environment variables do not apply.
+        // A command line that names a subcommand has no flags of the default command. The environment variables of
+        // the default command must not apply either.
         command = command.mut_args(|argument| argument.env(None::<&'static str>));
     }
     let matches = command
@@ -158,8 +159,8 @@ pub fn read(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<T
     }
 }
 
-/// The commands, whose flags accept negative numbers as values: the error then says why a number is
-/// invalid, instead of taking it for a flag.
+/// Builds the clap command. Flags accept negative numbers as values, so that the error says why a number is invalid.
+/// Otherwise clap would report the number as an unknown flag.
 fn command_line() -> clap::Command {
     let allow = |command: clap::Command| {
         command.mut_args(|argument| match argument.get_long() {
@@ -175,7 +176,7 @@ fn command_line() -> clap::Command {
     })
 }
 
-/// The matches of the subcommand that was given.
+/// Returns the parsed arguments of the innermost subcommand on the command line.
 fn innermost(matches: &ArgMatches) -> &ArgMatches {
     match matches.subcommand() {
         Some((_, matches)) => innermost(matches),
@@ -191,7 +192,7 @@ impl<S: ServerCommand> WithFile<S> {
         Ok(Task::Serve(Box::new(parts), log.format()))
     }
 
-    /// Merges the flags, the environment variables and the file.
+    /// Merges the flags, the environment variables and the settings file.
     fn read(&self, matches: &ArgMatches) -> Result<Settings, ConfigError> {
         let mut settings = Settings::from_matches::<S>(matches)?;
         let Some(path) = &self.config else {

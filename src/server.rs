@@ -37,10 +37,10 @@ use listeners::{Listeners, addresses, bind, worker_socket, worker_tls};
 pub use parts::{Drain, HttpFrontend, ServerParts, Source};
 pub use start_error::StartError;
 
-/// Maximum time to send the last responses after all requests have ended.
+/// Maximum time for sending the final records of running streams at the end of a shutdown.
 const FINAL_WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Maximum time for a device to return from its last step.
+/// Maximum time to wait for each device to finish its current step at shutdown.
 const DEVICE_STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A running server. [`Server::drain`] shuts it down in order. Dropping it stops it at once: it closes the connections,
@@ -49,7 +49,8 @@ pub struct Server {
     http_addresses: Vec<Address>,
     grpc_addresses: Vec<Address>,
     worker_addresses: Vec<Address>,
-    /// Temporary folder of the worker socket if no setting chooses its path. Deleted with the server.
+    /// Temporary folder of the worker socket, if no setting chooses the socket's path. The folder is deleted with the
+    /// server.
     _socket_folder: Option<TempDir>,
     telemetry: Telemetry,
     engine: Option<Engine>,
@@ -57,18 +58,17 @@ pub struct Server {
     public_listeners: Listeners,
     /// Listeners for remote workers. They stay open until the last worker has ended.
     worker_listeners: Listeners,
-    /// Cancelled after the drain: requests that still run end with an error.
+    /// Cancelled when the drain has timed out. Requests that still run then end with an error.
     stopping: CancellationToken,
     critical: CriticalTasks,
     drain: Drain,
 }
 
 impl Server {
-    /// Binds the listeners and starts the workers. Models load in the background. Until a model is loaded, its requests
-    /// are rejected as not ready.
+    /// Binds the listeners and starts the workers. Models load in the background. Requests for a model that is not
+    /// loaded yet are rejected as not ready.
     ///
-    /// # Errors
-    /// Returns an error if the server cannot start. Nothing is left running then.
+    /// # Errors Returns an error if the server cannot start. Everything that was already started is stopped again.
     pub async fn start(parts: ServerParts) -> Result<Self, StartError> {
         let http_listen = parts.http.as_ref().map(|frontend| &frontend.listen);
         let http = bind("http-listen", http_listen).await?;
@@ -117,14 +117,15 @@ impl Server {
         Ok(server)
     }
 
-    /// Accepts remote workers. A gateway has none.
+    /// Starts to accept remote workers on the worker socket. Only an engine has a worker socket.
     fn serve_workers(&self, listener: Listener, parts: &ServerParts) {
         let Some(engine) = &self.engine else {
             return;
         };
         let routes = Routes::new(engine.attach_service.clone().into_server()).prepare();
         let limits = Limits {
-            // The session of each worker has its own timeouts for a worker that sends or reads nothing.
+            // The worker protocol has its own heartbeat timeout, so the body timeout must not end a worker's
+            // connection earlier.
             body_timeout: MAX_HEARTBEAT_TIMEOUT,
             write_timeout: MAX_HEARTBEAT_TIMEOUT,
             ..parts.limits.clone()
@@ -192,31 +193,31 @@ impl Server {
         }
     }
 
-    /// Returns the first address of the HTTP API.
+    /// Returns the first address on which the HTTP API listens.
     #[must_use]
     pub fn http_address(&self) -> Option<&Address> {
         self.http_addresses.first()
     }
 
-    /// Returns the first address of the gRPC API.
+    /// Returns the first address on which the gRPC API listens.
     #[must_use]
     pub fn grpc_address(&self) -> Option<&Address> {
         self.grpc_addresses.first()
     }
 
-    /// Returns all addresses of the HTTP API. A host name may resolve to several.
+    /// Returns all addresses on which the HTTP API listens. A host name may resolve to several.
     #[must_use]
     pub fn http_addresses(&self) -> &[Address] {
         &self.http_addresses
     }
 
-    /// Returns all addresses of the gRPC API.
+    /// Returns all addresses on which the gRPC API listens.
     #[must_use]
     pub fn grpc_addresses(&self) -> &[Address] {
         &self.grpc_addresses
     }
 
-    /// Returns all addresses for remote workers.
+    /// Returns all addresses on which the server accepts remote workers.
     #[must_use]
     pub fn worker_addresses(&self) -> &[Address] {
         &self.worker_addresses
@@ -228,7 +229,7 @@ impl Server {
         &self.telemetry
     }
 
-    /// Returns a watch of the engine's readiness, or `None` without an engine.
+    /// Watches the readiness of the engine. Returns `None` for a gateway.
     #[must_use]
     pub fn readiness(&self) -> Option<watch::Receiver<Readiness>> {
         self.engine
@@ -254,7 +255,7 @@ impl Server {
         self.critical.panicked().await
     }
 
-    /// Shuts the server down. It rejects new requests during the grace time, then closes the listeners, waits for
+    /// Shuts the server down. During the grace time it rejects new requests. It then closes the listeners, waits for
     /// running streams until the drain timeout, and ends the remaining streams with an error.
     pub async fn drain(mut self) {
         self.shut_down().await;
@@ -277,7 +278,7 @@ impl Server {
         if let Some(engine) = &self.engine {
             engine.scheduler.stop();
         }
-        // The final errors may not have reached the clients yet.
+        // Give the final error records time to reach the clients.
         let _ = timeout(FINAL_WRITE_TIMEOUT, self.public_listeners.wait()).await;
         self.public_listeners.abort().await;
         self.health.set_stopped();
@@ -291,7 +292,8 @@ impl Server {
         let _ = timeout(DEVICE_STOP_TIMEOUT, tasks.wait()).await;
     }
 
-    /// Drops the server without waiting for its devices. The process must then exit through [`crate::exit`].
+    /// Drops the server without waiting for its devices, which may still be computing. The process must then exit
+    /// through [`crate::exit`].
     fn abandon(mut self) {
         if let Some(engine) = self.engine.take() {
             engine.abandon();
@@ -328,7 +330,7 @@ impl Drop for Server {
     }
 }
 
-/// Checks that no remote engine is listed twice, and that none is one of this server's listeners.
+/// Checks that no remote engine is listed twice, and that none is this server itself.
 fn check_engines(
     source: &Source,
     listeners: [(&str, &Option<Listener>); 2],

@@ -65,7 +65,7 @@ pub(super) async fn complete(
     ))
 }
 
-/// Returns true if the response is gRPC. tonic accepts any HTTP/2 response.
+/// Returns true if the response is gRPC, judged by its content type. tonic accepts any HTTP/2 response.
 fn is_grpc(headers: &MetadataMap) -> bool {
     let content_type = headers.get(CONTENT_TYPE.as_str());
     content_type.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
@@ -79,7 +79,7 @@ fn server_error(status: &tonic::Status) -> ClientError {
     }
 }
 
-/// Returns the message of the innermost error, which is the most specific, such as "connection refused".
+/// Returns the message of the innermost error, which is the most specific one, such as "connection refused".
 fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {

@@ -43,7 +43,7 @@ pub(super) async fn complete(
     exchange(stream, host, options, out).await
 }
 
-/// Waits for a connection, up to the connect timeout.
+/// Waits until the connection is established, for at most [`CONNECT_TIMEOUT`].
 async fn connect<S>(
     address: &str,
     connecting: impl Future<Output = std::io::Result<S>>,
@@ -61,7 +61,7 @@ async fn connect<S>(
     }
 }
 
-/// Sends the request over a connection, and writes the response to `out` while it arrives.
+/// Sends the completion request over a connection, and writes the response to `out` as it arrives.
 async fn exchange<S>(
     stream: S,
     host: &str,
@@ -81,7 +81,8 @@ where
         .header(ACCEPT, "application/x-ndjson")
         .body(Full::new(Bytes::from(body(options).to_string())))
         .map_err(|_| ClientError::Address(host.to_owned()))?;
-    // Only polling the connection drives it, so it is polled together with the response.
+    // hyper's connection makes progress only while it is polled, so the connection is polled together with the
+    // response.
     let mut connection = pin!(connection.fuse());
     let mut response = pin!(sender.send_request(request));
     let response = tokio::select! {
@@ -109,7 +110,8 @@ where
     let mut shown = pin!(shown);
     tokio::select! {
         result = &mut shown => result,
-        // The connection has ended. The data received before is written, then the result returned.
+        // The connection has ended, but received data may still be unread. Finish writing the data, then return the
+        // result.
         _ = connection => shown.await,
     }
 }
@@ -155,7 +157,7 @@ async fn show_lines(mut body: Incoming, out: &mut dyn Write) -> Result<(), Clien
     }
 }
 
-/// Writes the text of a line. Returns true for the last line.
+/// Writes the text of one NDJSON line. Returns true if the line has a finish reason, which makes it the last line.
 fn show_line(line: &[u8], out: &mut dyn Write) -> Result<bool, ClientError> {
     let line: Value = serde_json::from_slice(line)
         .map_err(|error| ClientError::Truncated(format!("a line is not valid JSON: {error}")))?;
@@ -167,7 +169,7 @@ fn show_line(line: &[u8], out: &mut dyn Write) -> Result<bool, ClientError> {
     Ok(!choice["finish_reason"].is_null())
 }
 
-/// Reads the error object of an unsuccessful response.
+/// Reads the error object from the body of an unsuccessful response.
 async fn error_of(body: Incoming) -> ClientError {
     match body.collect().await {
         Ok(body) => server_error(&serde_json::from_slice(&body.to_bytes()).unwrap_or_default()),

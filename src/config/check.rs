@@ -1,4 +1,4 @@
-//! `tokenway config check`: all problems of a settings file.
+//! `tokenway config check`: reports all problems of a settings file.
 
 use clap::Command;
 
@@ -8,10 +8,9 @@ use super::file::{Parsed, SettingsFile};
 use super::model::ModelSettings;
 use super::settings::Settings;
 
-/// Checks the file at `path`, and says that it is valid.
+/// Checks the settings file at `path`. Returns the text to print for a valid file.
 ///
-/// # Errors
-/// All problems of the file.
+/// # Errors All problems of the file.
 pub(super) fn check(path: &str) -> Result<String, ConfigError> {
     let Parsed { file, mut errors } = Parsed::read(path, &known_keys());
     errors.extend(value_errors(&file)?);
@@ -29,7 +28,7 @@ pub(super) fn check(path: &str) -> Result<String, ConfigError> {
     }
 }
 
-/// The errors of all values.
+/// Returns the errors of all values that are invalid by themselves.
 fn value_errors(file: &SettingsFile) -> Result<Vec<FileError>, ConfigError> {
     let mut serve = defaults::<ServeSettings>()?;
     let mut errors = serve
@@ -44,7 +43,7 @@ fn value_errors(file: &SettingsFile) -> Result<Vec<FileError>, ConfigError> {
     }
     let mut unique: Vec<FileError> = Vec::new();
     for error in errors {
-        // `serve` and `gateway` share many settings.
+        // `serve` and `gateway` share many settings, so both report the same error.
         if !unique.contains(&error) {
             unique.push(error);
         }
@@ -52,7 +51,7 @@ fn value_errors(file: &SettingsFile) -> Result<Vec<FileError>, ConfigError> {
     Ok(unique)
 }
 
-/// The first error about a combination of settings.
+/// Returns the first error about a combination of settings for the command `S`.
 fn server_error<S: ServerCommand>(
     path: &str,
     file: &SettingsFile,
@@ -70,7 +69,7 @@ fn server_error<S: ServerCommand>(
     }
 }
 
-/// The settings without flags and environment variables.
+/// Returns the default settings of a command, without flags and environment variables.
 fn defaults<S: ServerCommand>() -> Result<Settings, ConfigError> {
     let command = S::augment_args(Command::new("settings"));
     let command = command.mut_args(|argument| argument.env(None::<&'static str>));

@@ -17,8 +17,8 @@ use crate::server::{ServerParts, Source};
 
 /// The settings of a command that runs a server.
 pub(super) trait ServerCommand: Declared {
-    /// Builds the server of these settings. `models` has the settings of each model of an engine; the
-    /// defaults that depend on a model's runner are added to them.
+    /// Builds the parts of the server from these settings. `models` has the settings of each model of an engine. This
+    /// method adds the defaults that depend on a model's runner to `models`.
     fn parts(
         self,
         settings: &Settings,
@@ -128,7 +128,7 @@ impl ServerCommand for GatewaySettings {
     }
 }
 
-/// Builds a server from its settings. Returns the settings of its models too, with all defaults.
+/// Builds the parts of a server from its settings. Also returns the settings of its models, with all defaults.
 pub(super) fn server<S: ServerCommand>(
     settings: &Settings,
 ) -> Result<(ServerParts, Vec<Settings>), ConfigError> {
@@ -141,7 +141,7 @@ pub(super) fn server<S: ServerCommand>(
     Ok((parts, models))
 }
 
-/// The keys of the settings file that these commands share.
+/// Returns all keys that a settings file may contain. `serve`, `engine` and `gateway` accept the same file.
 pub(super) fn known_keys() -> KnownKeys {
     let commands = [keys::<ServeSettings>(), keys::<GatewaySettings>()];
     let model = keys::<ModelSettings>().into_iter();

@@ -18,7 +18,7 @@ use crate::models::UnknownModel;
 use crate::runner::llm_test::LLM_TEST;
 use crate::server::{EngineParts, ModelParts, WorkerParts};
 
-/// Model name that the reference system's performance test uses.
+/// Model name in the requests of the reference system's performance test.
 const REFERENCE_ALIAS: &str = "test";
 
 #[derive(Args, Serialize, Deserialize)]
@@ -39,7 +39,7 @@ pub(super) struct EngineSettings {
 }
 
 impl EngineSettings {
-    /// Builds the engine with the models of these settings.
+    /// Builds the parts of an engine with these models.
     pub(super) fn parts(
         self,
         models: &mut [Settings],
@@ -60,7 +60,7 @@ impl EngineSettings {
     }
 }
 
-/// The settings of each model.
+/// Returns the settings of each model: one per `[[model]]` table, or the settings outside the tables.
 pub(super) fn models(settings: &Settings) -> Result<Vec<Settings>, ConfigError> {
     if settings.tables.is_empty() {
         return Ok(vec![settings.only::<ModelSettings>()]);
@@ -78,7 +78,7 @@ pub(super) fn models(settings: &Settings) -> Result<Vec<Settings>, ConfigError> 
     Ok(models)
 }
 
-/// Keys of settings that belong into the `[[model]]` tables, if there are such tables.
+/// Returns the keys of settings that are allowed only inside `[[model]]` tables, if the file has such tables.
 pub(super) fn single_model_keys() -> Vec<String> {
     let shared = keys::<SharedSettings>();
     let keys = keys::<ModelSettings>().into_iter();
@@ -99,7 +99,7 @@ fn reject_single_model_keys(settings: &Settings) -> Result<(), ConfigError> {
     }
 }
 
-/// Builds the engine, after a check that attached models have a worker socket.
+/// Builds the parts of an engine. A model without local workers requires a worker socket.
 fn engine(
     mut models: Vec<ModelParts>,
     workers: WorkerParts,
@@ -120,8 +120,8 @@ fn engine(
     })
 }
 
-/// Adds the alias of the reference system's performance test to the first test runner, unless a model has
-/// this name.
+/// Gives the first test runner the model alias that the reference system's performance test uses, unless another
+/// model has this name.
 fn add_reference_alias(models: &mut [ModelParts]) {
     let is_reference = |name: &String| name == REFERENCE_ALIAS;
     let is_taken =
@@ -135,7 +135,8 @@ fn add_reference_alias(models: &mut [ModelParts]) {
     }
 }
 
-/// Rejects redundant aliases, as in `[[model]]` tables, because they are probably a mistake.
+/// Rejects an alias that repeats the model's name or another alias. The same rule applies to `[[model]]` tables. Such
+/// an alias is probably a mistake.
 fn check_aliases(model: &ModelParts, settings: &Settings) -> Result<(), ConfigError> {
     for (at, alias) in model.aliases.iter().enumerate() {
         let problem = if *alias == model.name {

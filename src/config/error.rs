@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-/// The reason the settings cannot be used.
+/// The error of invalid settings.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// An error of clap about the command line or the environment. `--help` and `--version` are such
-    /// errors too.
+    /// An error from clap, about the command line or the environment. clap also returns the output of `--help` and
+    /// `--version` as such an error.
     #[error(transparent)]
     CommandLine(#[from] clap::Error),
     /// The settings file cannot be read or is invalid.
@@ -26,13 +26,13 @@ pub enum ConfigError {
 pub struct FileError {
     /// Path of the file.
     pub path: String,
-    /// Place of the error, if the error has one.
+    /// Line and column of the error; `None` if the error concerns the whole file.
     pub position: Option<Position>,
-    /// Description of the error.
+    /// Description of the problem, without the path and the line.
     pub problem: String,
 }
 
-/// A place in a file.
+/// A position in a text file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
     /// Number of the line, from 1.
@@ -42,7 +42,7 @@ pub struct Position {
 }
 
 impl Position {
-    /// The place of the byte at `offset` in `text`.
+    /// Converts a byte offset in `text` to a line and a column.
     pub(super) fn at(text: &str, offset: usize) -> Self {
         let before = &text[..text.floor_char_boundary(offset)];
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);

@@ -1,7 +1,7 @@
 //! The optional settings file: TOML whose keys are the flags' names with `_` instead of `-`.
 //!
-//! `serve`, `engine` and `gateway` can share one file: each uses the keys that it knows. A key that no
-//! command knows is an error; in a `[[model]]` table, a key that is no model setting is an error.
+//! `serve`, `engine` and `gateway` can share one file. Each command ignores the keys of the others. A key that
+//! belongs to no command is an error, and so is a key in a `[[model]]` table that is not a setting of a model.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -14,10 +14,10 @@ use super::error::{ConfigError, FileError, Position};
 /// Key of the `[[model]]` tables.
 const MODEL: &str = "model";
 
-/// Keys with another name in a `[[model]]` table: the name outside the tables, and the name inside.
+/// Settings whose key in a `[[model]]` table differs from the key outside: (key outside the tables, key in a table).
 const RENAMED: [(&str, &str); 2] = [("model_name", "name"), ("model_alias", "aliases")];
 
-/// The key in a `[[model]]` table for the setting that is `key` outside the tables.
+/// Returns the key of a setting in a `[[model]]` table. `key` is its key outside the tables.
 pub(super) fn table_key(key: &str) -> &str {
     let renamed = RENAMED.iter().find(|(outside, _)| *outside == key);
     renamed.map_or(key, |(_, inside)| inside)
@@ -31,7 +31,7 @@ pub(super) struct KnownKeys {
     pub(super) model: BTreeSet<String>,
 }
 
-/// A settings file whose keys are known.
+/// A settings file without unknown keys.
 #[derive(Default)]
 pub(super) struct SettingsFile {
     /// Entries outside `[[model]]` tables.
@@ -43,12 +43,12 @@ pub(super) struct SettingsFile {
 /// The entries of a table, in the order of the file.
 #[derive(Clone, Default)]
 pub(super) struct FileTable {
-    /// The place of the table's header.
+    /// Position of the table's header, such as `[[model]]`. `None` for the entries outside the tables.
     pub(super) header: Option<Place>,
     pub(super) entries: Vec<FileEntry>,
 }
 
-/// A key with its value.
+/// A key of the settings file with its value.
 #[derive(Clone)]
 pub(super) struct FileEntry {
     pub(super) key: String,
@@ -56,7 +56,7 @@ pub(super) struct FileEntry {
     pub(super) place: Place,
 }
 
-/// The place of a setting in a file.
+/// The file, position and name of a setting, for error messages.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     pub(super) path: String,
@@ -75,7 +75,7 @@ impl Place {
     }
 }
 
-/// A settings file, and all errors of its syntax and its keys.
+/// A parsed settings file, with all errors in its syntax and its keys.
 pub(super) struct Parsed {
     pub(super) file: SettingsFile,
     pub(super) errors: Vec<FileError>,
@@ -122,7 +122,7 @@ impl Parsed {
     }
 }
 
-/// The first of several errors.
+/// Converts several errors to the first of them.
 pub(super) fn first_error(errors: Vec<FileError>) -> ConfigError {
     let first = errors.into_iter().next();
     ConfigError::File(first.expect("a result without errors is Ok"))
@@ -226,7 +226,8 @@ impl Parser<'_> {
         Vec::new()
     }
 
-    /// Combines the values of a table with their places. `prefix` begins the names in errors.
+    /// Combines the values of a TOML table with their positions in the file. `prefix` is put before each key to name
+    /// the setting in errors.
     fn table(&self, spans: &DeTable<'_>, mut values: Table, prefix: &str) -> FileTable {
         let mut entries: Vec<_> = spans
             .keys()

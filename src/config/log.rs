@@ -19,7 +19,7 @@ pub(super) struct LogSettings {
     format: FormatSettings,
 }
 
-/// The setting of the log's format, which servers and workers have.
+/// The setting `--log-format`, which servers and workers share.
 #[derive(Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Log")]
 pub(super) struct FormatSettings {

@@ -47,8 +47,7 @@ pub(super) struct ModelSettings {
     shared: SharedSettings,
 }
 
-/// Settings of a model that are also allowed outside `[[model]]` tables. They then apply to every model
-/// that does not set them.
+/// Settings of a model that are also allowed outside `[[model]]` tables. There they are the defaults of all models.
 #[derive(Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Queue and limits")]
 pub(super) struct SharedSettings {
@@ -81,7 +80,7 @@ pub(super) struct SharedSettings {
     slow_reader_timeout: Seconds,
 }
 
-/// Place of an engine's local workers, the value of `--isolation`.
+/// The value of `--isolation`: threads or child processes for the workers that an engine starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(try_from = "String", rename_all = "lowercase")]
 enum IsolationKind {
@@ -99,7 +98,7 @@ impl TryFrom<String> for IsolationKind {
     }
 }
 
-/// Builds the model, and adds the defaults that depend on its runner to its settings.
+/// Builds the parts of one model. Adds the defaults that depend on the model's runner to `settings`.
 pub(super) fn parts(settings: &mut Settings) -> Result<ModelParts, ConfigError> {
     let model: ModelSettings = settings.get()?;
     if model.runner.kind().place == RunnerPlace::Remote {
@@ -144,8 +143,8 @@ impl ModelSettings {
         })
     }
 
-    /// Checks an attached model: it has no local workers, and it needs a name that its workers give when
-    /// they connect.
+    /// Checks the settings of a model with `--runner attached`. Such a model has no local workers, and its name is
+    /// required because remote workers connect with it.
     fn check_attached(&self, settings: &Settings) -> Result<(), ConfigError> {
         let local_worker_settings = [
             ("workers", self.workers.is_some()),
@@ -167,7 +166,7 @@ impl ModelSettings {
     }
 }
 
-/// Rejects a model name that no request could use.
+/// Rejects an empty or overlong model name, which no request could use.
 pub(super) fn check_name(key: &str, name: &str, settings: &Settings) -> Result<(), ConfigError> {
     let setting = settings.name(key);
     let problem = if name.is_empty() {
@@ -181,7 +180,7 @@ pub(super) fn check_name(key: &str, name: &str, settings: &Settings) -> Result<(
     Err(settings.error(key, problem))
 }
 
-/// The command that runs this executable as a worker of the named model.
+/// Returns the command that starts this executable as a worker process for the named model.
 fn worker_program(name: &str, mut values: Table) -> Result<Program, ConfigError> {
     let path = std::env::current_exe().map_err(|error| {
         ConfigError::Invalid(format!(

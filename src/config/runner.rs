@@ -1,5 +1,5 @@
-//! The runners: their list, and the settings that select one. An engine has them for each model; a worker
-//! has them for its own model.
+//! The settings that select a runner, and the list of runners. An engine has these settings for each model; a worker
+//! process has them for its one model.
 
 use std::sync::Arc;
 
@@ -70,7 +70,7 @@ impl RunnerSettings {
     }
 }
 
-/// Sets the values whose default depends on the runner, and builds the loader.
+/// Adds the defaults that depend on the runner, and builds the runner's loader.
 pub(super) fn resolve(
     settings: &mut Settings,
 ) -> Result<(RunnerKind, Arc<dyn Loader>), ConfigError> {
@@ -84,7 +84,7 @@ pub(super) fn resolve(
     Ok((kind, loader))
 }
 
-/// The settings of a worker that runs this kind of runner.
+/// Returns the settings to pass to a worker process that runs this kind of runner.
 pub(super) fn worker_values(kind: RunnerKind, settings: &Settings) -> Table {
     let mut keys = (kind.keys)();
     keys.extend(["runner", "slots"].map(str::to_owned));
@@ -95,14 +95,14 @@ pub(super) fn worker_values(kind: RunnerKind, settings: &Settings) -> Table {
         .collect()
 }
 
-/// Keys of the settings that only other runners have.
+/// Returns the keys of the settings that only other kinds of runners use.
 pub(super) fn other_runners_keys(kind: RunnerKind) -> Vec<String> {
     let own = (kind.keys)();
     let all = RUNNERS.iter().flat_map(|kind| (kind.keys)());
     all.filter(|key| !own.contains(key)).collect()
 }
 
-/// Rejects settings that the chosen runner does not use, because they are probably a mistake.
+/// Rejects settings that the selected runner does not use, because they are probably a mistake.
 fn reject_unused(kind: RunnerKind, settings: &Settings) -> Result<(), ConfigError> {
     let mut unused = other_runners_keys(kind);
     if kind.place == RunnerPlace::Remote {
@@ -126,7 +126,7 @@ fn reject_unused(kind: RunnerKind, settings: &Settings) -> Result<(), ConfigErro
     ))
 }
 
-/// The settings that belong to one kind of runner, of all kinds.
+/// The settings of all kinds of runners, in one table.
 struct OfRunners(Table);
 
 impl Args for OfRunners {

@@ -36,8 +36,8 @@ pub(super) struct ServerSettings {
     log: LogSettings,
 }
 
-/// The settings of connections. None of the time limits can be disabled, because a client that stops
-/// halfway would hold its connection forever.
+/// Timeouts of client connections. They cannot be disabled, because a client that stops halfway would hold its
+/// connection forever.
 #[derive(Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Connections")]
 struct ConnectionSettings {
@@ -108,7 +108,7 @@ struct ShutdownSettings {
 }
 
 impl ServerSettings {
-    /// Builds the server with these APIs.
+    /// Builds the parts of a server that serves these APIs.
     pub(super) fn parts(
         self,
         source: Source,
@@ -145,7 +145,8 @@ impl ServerSettings {
     }
 }
 
-/// Rejects an address that other machines can reach, because the server does not authenticate clients.
+/// Rejects a listen address that other machines can reach, unless `--insecure` is set: the server does not
+/// authenticate clients.
 fn reject_public_address(
     key: &str,
     address: &Address,

@@ -1,7 +1,7 @@
-//! The settings of a command or a model in one table: each value with its source.
+//! The settings of a command or of a model in one table, each value with its source.
 //!
-//! The table is built from the flags and environment variables, as clap has parsed them, and the
-//! settings file. It is then deserialised once into the struct that declares the settings.
+//! The table is built from the flags and environment variables that clap has parsed, and from the settings file. The
+//! table is then deserialised into the struct that declares the settings.
 
 use std::collections::BTreeMap;
 
@@ -14,12 +14,13 @@ use toml::{Table, Value};
 use super::error::{ConfigError, FileError};
 use super::file::{FileTable, Place, SettingsFile, table_key};
 
-/// A struct that declares settings: each field is a flag, an environment variable and a key.
+/// A struct that declares settings. Each field is a flag, an environment variable and a key of the settings file.
 pub(super) trait Declared: Args + Serialize + DeserializeOwned {}
 
 impl<T: Args + Serialize + DeserializeOwned> Declared for T {}
 
-/// The keys that `S` declares. clap's argument ids are the names of the fields, which are the keys.
+/// Returns the keys of the settings that `S` declares. clap uses the names of the fields as argument ids, and the
+/// keys are the same names.
 pub(super) fn keys<S: Args>() -> Vec<String> {
     let command = S::augment_args(Command::new("settings"));
     let keys = command.get_arguments().map(key);
@@ -30,12 +31,12 @@ fn key(argument: &Arg) -> String {
     argument.get_id().as_str().to_owned()
 }
 
-/// The flag of a key.
+/// Returns the flag of the setting with this key, such as `--slots`.
 pub(super) fn flag(key: &str) -> String {
     format!("--{}", key.replace('_', "-"))
 }
 
-/// The source of a value.
+/// The origin of a setting's value: a flag, an environment variable, the settings file or the default.
 #[derive(Clone, Debug)]
 pub(super) enum Source {
     Default,
@@ -50,16 +51,17 @@ pub(super) enum Source {
 pub(super) struct Settings {
     /// The values of the settings that have one.
     pub(super) values: Table,
-    /// The source of every setting, with or without a value.
+    /// The source of every setting, even of a setting without a value.
     pub(super) sources: BTreeMap<String, Source>,
     /// The `[[model]]` tables of the file.
     pub(super) tables: Vec<FileTable>,
-    /// The header of the `[[model]]` table that these settings belong to.
+    /// Position of the `[[model]]` table that these settings come from. `None` for settings outside the tables.
     table: Option<Place>,
 }
 
 impl Settings {
-    /// Takes the flags, environment variables and defaults of the settings that `S` declares.
+    /// Takes the values of the settings that `S` declares from the parsed command line and environment, including
+    /// their defaults.
     pub(super) fn from_matches<S: Declared>(matches: &ArgMatches) -> Result<Self, ConfigError> {
         let parsed = S::from_arg_matches(matches)?;
         let values = Table::try_from(&parsed);
@@ -74,10 +76,10 @@ impl Settings {
         })
     }
 
-    /// Adds the keys of a file that `S` declares. A flag or an environment variable overrides its key.
+    /// Adds the values of a settings file for the settings that `S` declares. A flag or an environment variable
+    /// overrides the file.
     ///
-    /// # Errors
-    /// The errors of all values.
+    /// # Errors The errors of all values.
     pub(super) fn add_file<S: Declared>(
         &mut self,
         file: &SettingsFile,
@@ -86,15 +88,14 @@ impl Settings {
         self.add_table::<S>(&file.top)
     }
 
-    /// The settings of a `[[model]]` table. A key that the table does not contain has the value that it has
+    /// Returns the settings of a `[[model]]` table. A setting that the table does not contain has its value from
     /// outside the tables.
     ///
-    /// # Errors
-    /// The errors of all values.
+    /// # Errors The errors of all values.
     pub(super) fn for_table<S: Declared>(&self, table: &FileTable) -> Result<Self, Vec<FileError>> {
         let mut model = self.only::<S>();
         model.table.clone_from(&table.header);
-        // A key of the table overrides the flag, which is shared by all models.
+        // A key in a `[[model]]` table overrides the flag, because the flag applies to all models.
         for entry in &table.entries {
             if let Some(source) = model.sources.get_mut(&entry.key) {
                 *source = Source::Default;
@@ -108,11 +109,11 @@ impl Settings {
         let mut errors = Vec::new();
         for entry in &table.entries {
             let Some(source) = self.sources.get(&entry.key) else {
-                // The key belongs to another command, or to none.
+                // The key belongs to another command, which checks the key itself.
                 continue;
             };
             let is_overridden = matches!(source, Source::Flag | Source::Variable(_));
-            // The other values are valid, so an error is about this one.
+            // All values in the table so far are valid, so an error now is about this value.
             let mut values = self.values.clone();
             values.insert(entry.key.clone(), entry.value.clone());
             if let Err(error) = values.clone().try_into::<S>() {
@@ -131,7 +132,7 @@ impl Settings {
         }
     }
 
-    /// The settings that `S` declares.
+    /// Returns a copy with only the settings that `S` declares.
     pub(super) fn only<S: Args>(&self) -> Self {
         let keys = keys::<S>();
         let mut narrowed = self.clone();
@@ -142,7 +143,7 @@ impl Settings {
         narrowed
     }
 
-    /// Sets a value that depends on other settings, unless the setting has a value.
+    /// Sets a default that depends on other settings, unless the setting already has a value.
     pub(super) fn set_default(&mut self, key: &str, value: impl Into<Value>) {
         if !self.values.contains_key(key) {
             self.values.insert(key.to_owned(), value.into());
@@ -161,7 +162,7 @@ impl Settings {
         source.is_some_and(|source| !matches!(source, Source::Default))
     }
 
-    /// The name of a setting in its source, such as `--slots`, `TOKENWAY_SLOTS` or `model[1].slots`.
+    /// Returns the name of a setting as its source spells it: `--slots`, `TOKENWAY_SLOTS` or `model[1].slots`.
     pub(super) fn name(&self, key: &str) -> String {
         match (self.sources.get(key), &self.table) {
             (Some(Source::Variable(name)), _) => name.clone(),
@@ -173,7 +174,8 @@ impl Settings {
         }
     }
 
-    /// An error about a setting, with the place of its source. `problem` names the setting.
+    /// Creates an error about a setting, with the file and the line if the value comes from a file. `problem` must
+    /// name the setting.
     pub(super) fn error(&self, key: &str, problem: String) -> ConfigError {
         match (self.sources.get(key), &self.table) {
             (Some(Source::File(place)), _) | (Some(Source::Default) | None, Some(place)) => {
@@ -195,7 +197,8 @@ fn source(argument: &Arg, matches: &ArgMatches) -> Source {
     }
 }
 
-/// Replaces names of Rust types in an error message with TOML's.
+/// Replaces the names of Rust types in a message of the `toml` crate with TOML's names, for example "integer" for
+/// `i64`.
 fn with_toml_types(message: &str) -> String {
     let names = [
         ("expected i64", "expected an integer"),

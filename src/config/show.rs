@@ -1,4 +1,5 @@
-//! `tokenway config show`: the settings in force, as a settings file with the source of each value.
+//! `tokenway config show`: prints the settings in force as a settings file, with the source of each value as a
+//! comment.
 
 use std::fmt::Write;
 
@@ -10,10 +11,10 @@ use super::model::ModelSettings;
 use super::runner::{RunnerSettings, other_runners_keys};
 use super::settings::{Settings, Source, flag};
 
-/// Column of the comments, if the value is short enough.
+/// Column in which the comment with the source starts, if the value is short enough.
 const COMMENT_COLUMN: usize = 40;
 
-/// Writes the settings that `S` declares, and those of each model.
+/// Renders the settings that `S` declares, and those of each model, as the text of a settings file.
 pub(super) fn show<S: Args>(settings: &Settings, models: &[Settings]) -> String {
     let mut text = String::new();
     let is_in_tables = !settings.tables.is_empty();
@@ -52,7 +53,7 @@ pub(super) fn show<S: Args>(settings: &Settings, models: &[Settings]) -> String 
     format!("{}\n", text.trim_end())
 }
 
-/// A `[[model]]` table.
+/// Renders the settings of one model as a `[[model]]` table.
 fn table(model: &Settings) -> String {
     let unused = unused_keys(model);
     let command = ModelSettings::augment_args(Command::new("settings"));
@@ -65,13 +66,13 @@ fn table(model: &Settings) -> String {
     format!("[[model]]\n{}\n", lines.concat())
 }
 
-/// Keys of runners that this model does not use.
+/// Returns the keys of settings that belong to runners other than this model's.
 fn unused_keys(model: &Settings) -> Vec<String> {
     let runner = model.get::<RunnerSettings>();
     runner.map_or_else(|_| Vec::new(), |runner| other_runners_keys(runner.kind()))
 }
 
-/// A line with the key, the value and its source. A setting without a value is a comment.
+/// Renders a setting as one line: key, value and source. A setting without a value becomes a comment.
 fn line(argument: &Arg, settings: &Settings, name: impl Fn(&str) -> &str) -> String {
     let key = argument.get_id().as_str();
     let setting = match settings.values.get(key) {
@@ -90,7 +91,7 @@ fn line(argument: &Arg, settings: &Settings, name: impl Fn(&str) -> &str) -> Str
     format!("{setting:COMMENT_COLUMN$} # {source}\n")
 }
 
-/// The default of a setting without a value, from its help.
+/// Returns the default of a setting that has no default value in clap. The help text names the default instead.
 fn default_text(argument: &Arg) -> String {
     let help = argument.get_help().map(ToString::to_string);
     let help = help.unwrap_or_default();

@@ -1,5 +1,5 @@
-//! Types of settings that need parsing: counts, times, texts and choices. Each is written to a table in
-//! the form in which a settings file gives it.
+//! Types for the values of settings: counts, times, texts and choices. Each type checks its value, and serializes to
+//! the form that a settings file uses.
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -152,7 +152,7 @@ impl Serialize for Milliseconds {
     }
 }
 
-/// A value that is written as text, together with that text.
+/// A value that is parsed from text. It keeps the text, so that `config show` prints what the operator wrote.
 #[derive(Clone, Debug)]
 pub(super) struct Text<T> {
     text: String,

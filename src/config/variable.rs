@@ -1,11 +1,12 @@
-//! Names the environment variable that set a value, in errors of clap, which always name the flag.
+//! Corrects clap's errors about environment variables. clap always names the flag, even if the value came from the
+//! variable.
 
 use std::ffi::OsString;
 
 use clap::Command;
 use clap::error::{ContextKind, ContextValue};
 
-/// Names the environment variable in `error` if the flag is not among the arguments.
+/// Replaces the flag in `error` by its environment variable, if the flag is not on the command line.
 pub(super) fn name_variable(
     mut error: clap::Error,
     command: &Command,
@@ -14,7 +15,7 @@ pub(super) fn name_variable(
     let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else {
         return error;
     };
-    // clap gives the flag with the name of its value, such as `--slots <N>`.
+    // clap names the flag together with its value, such as `--slots <N>`.
     let flag = argument.split([' ', '=', '[']).next().unwrap_or_default();
     let is_on_command_line = arguments.iter().any(|argument| {
         let rest = argument.to_str().and_then(|it| it.strip_prefix(flag));
@@ -27,7 +28,7 @@ pub(super) fn name_variable(
     error
 }
 
-/// The subcommand that the arguments name, or `command` itself.
+/// Returns the subcommand that the command line names, or `command` itself.
 fn innermost<'a>(command: &'a Command, arguments: &[OsString]) -> &'a Command {
     let mut arguments = arguments.iter().skip(1);
     let named = arguments

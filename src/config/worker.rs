@@ -25,7 +25,7 @@ use crate::worker::engine_address::EngineAddress;
 /// The shortest heartbeat timeout, 0.1 s in nanoseconds.
 const MIN_HEARTBEAT_TIMEOUT: u64 = 100_000_000;
 
-/// The TLS files of an engine or a worker: all three or none.
+/// The TLS files of an engine or a worker process. Either all three are set, or none.
 #[derive(Args, Serialize, Deserialize)]
 #[command(next_help_heading = "TLS of worker connections")]
 struct TlsSettings {
@@ -63,8 +63,8 @@ impl TlsSettings {
     }
 }
 
-/// Requires mutual TLS over TCP: otherwise everyone who can connect to the port could act as a worker and
-/// receive prompts.
+/// Checks that worker connections over TCP use mutual TLS. Otherwise everyone who can connect to the port could act
+/// as a worker and receive prompts.
 fn check_transport(
     key: &str,
     address: &Address,
@@ -195,9 +195,9 @@ pub(super) struct AttachSettings {
     log: FormatSettings,
 }
 
-/// The settings of a worker that connects to an engine.
+/// A `tokenway worker` process to run: it connects to an engine and serves a model.
 pub struct WorkerTask {
-    /// The engine's address, the model, and the loader.
+    /// Address of the engine, name of the model, and loader.
     pub parts: AttachOptions,
     /// Cancelled to stop the worker.
     pub stopping: CancellationToken,
@@ -206,7 +206,7 @@ pub struct WorkerTask {
 }
 
 impl AttachSettings {
-    /// Builds the worker of these settings, and adds the defaults that depend on its runner.
+    /// Builds the worker process from its settings. Adds the defaults that depend on the runner to `settings`.
     pub(super) fn task(settings: &mut Settings) -> Result<WorkerTask, ConfigError> {
         let runner: RunnerSettings = settings.get()?;
         if runner.kind().place == RunnerPlace::Remote {

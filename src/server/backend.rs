@@ -1,4 +1,4 @@
-//! The backend of a server's APIs: an engine in this process, or remote engines.
+//! The source of tokens behind a server's two APIs: an engine in this process, or a cluster of remote engines.
 
 use tokio_util::sync::CancellationToken;
 
@@ -13,7 +13,7 @@ use crate::listen::Address;
 use crate::proxy::{Proxy, ProxyParts};
 use crate::telemetry::Telemetry;
 
-/// Backend of the HTTP API and the gRPC API: an engine, or remote engines.
+/// The services that both APIs call: those of an engine in this process, or those of a gateway to remote engines.
 pub(super) struct Backend {
     pub(super) engine: Option<Engine>,
     pub(super) service: Service,
@@ -21,16 +21,16 @@ pub(super) struct Backend {
     pub(super) health: ServerHealth,
 }
 
-/// Service for gRPC clients.
+/// The gRPC service `tokenway.v1.Inference`, of an engine or of a gateway.
 pub(super) enum Service {
     Engine(Box<grpc::Service>),
     Proxy(Proxy),
 }
 
-/// Critical tasks of a server, and the end of its requests.
+/// The critical tasks of a server, and the token that ends its remaining requests.
 pub(super) struct Lifecycle<'a> {
     pub(super) critical: &'a CriticalTasks,
-    /// Cancelled when the server stops waiting for running requests.
+    /// Cancelled when the drain has timed out and the server no longer waits for running requests.
     pub(super) stopping: &'a CancellationToken,
 }
 

@@ -22,33 +22,35 @@ use crate::worker::device_thread::DeviceThread;
 use crate::worker::thread::{SpawnOptions, spawn};
 use crate::worker::{WorkerEvent, WorkerHandle, WorkerId};
 
-/// Capacity of the channel for worker events to the scheduler, which handles them without delay.
+/// Capacity of the channel that carries worker events to the scheduler. The scheduler never waits while it handles
+/// events, so a small queue is enough.
 const WORKER_EVENT_CAPACITY: usize = 1024;
 
-/// Interval of the check for device calls that exceed the step limit.
+/// Interval at which the engine checks for device calls that exceed the step limit.
 const STEP_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Parts of an engine: its models and its worker settings.
+/// Settings of an engine: its models and its workers.
 #[derive(Clone)]
 pub struct EngineParts {
-    /// Models, in the order in which they are listed. Names and aliases are unique.
+    /// The models, in the order in which `/v1/models` lists them. Names and aliases must be unique.
     pub models: Vec<ModelParts>,
-    /// Treatment of a request for an unknown model.
+    /// Reaction to a request for an unknown model: reject it, or use the first model.
     pub unknown_model: UnknownModel,
-    /// Worker settings.
+    /// Settings of the workers, such as timeouts.
     pub workers: WorkerParts,
 }
 
-/// Worker settings of an engine.
+/// Settings of an engine's workers.
 #[derive(Clone)]
 pub struct WorkerParts {
-    /// Address for remote workers. With `None` only processes that the engine starts can connect.
+    /// Address on which the engine accepts remote workers. With `None`, only the worker processes that the engine
+    /// starts can connect.
     pub listen: Option<Address>,
     /// Mutual TLS for remote workers over TCP.
     pub tls: Option<MutualTls>,
-    /// Timeouts of workers.
+    /// Timeouts of workers: heartbeat, device calls and tokenizer calls.
     pub timeouts: WorkerTimeouts,
-    /// Limits for resuming a choice whose worker was lost.
+    /// Limits on resuming a choice after its workers were lost.
     pub resumption: ResumptionLimits,
 }
 
@@ -77,7 +79,7 @@ pub enum Isolation {
     Process(Program),
 }
 
-/// One model and its workers.
+/// Settings of one model and its workers.
 #[derive(Clone)]
 pub struct ModelParts {
     /// Name of the model in requests.
@@ -92,9 +94,9 @@ pub struct ModelParts {
     pub isolation: Isolation,
     /// Number of sequences that each local worker runs at once.
     pub slots: usize,
-    /// Maximum number of the model's requests that wait for their first slot.
+    /// Maximum number of requests for the model that wait for a slot.
     pub queue_depth: usize,
-    /// Maximum time without progress of a stream's reader.
+    /// Maximum time for which a client may read nothing of its stream.
     pub slow_reader_timeout: Duration,
 }
 
@@ -102,7 +104,7 @@ pub struct ModelParts {
 pub(super) struct Engine {
     pub(super) models: Models,
     pub(super) scheduler: Scheduler,
-    /// Service to which remote workers connect.
+    /// The gRPC service to which worker processes connect.
     pub(super) attach_service: AttachService,
     threads: Vec<DeviceThread>,
     /// Cancelled to stop the child processes and the tasks that watch workers.
@@ -111,8 +113,7 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    /// Starts the workers, which load their models in the background. Workers in processes of their own connect to
-    /// `worker_socket`.
+    /// Starts the workers, which load their models in the background. Worker processes connect to `worker_socket`.
     pub(super) fn start(
         parts: &EngineParts,
         worker_socket: Option<&Address>,
@@ -167,7 +168,7 @@ impl Engine {
         })
     }
 
-    /// Stops the workers, waits until every worker process has exited, and then waits up to `max_wait` for the
+    /// Stops the workers, waits until every worker process has exited, and then waits up to `max_wait` for the device
     /// threads. A hung device call cannot be interrupted.
     pub(super) async fn join(mut self, max_wait: Duration) {
         self.stopping.cancel();
@@ -176,7 +177,7 @@ impl Engine {
         let threads = std::mem::take(&mut self.threads);
         let deadline = Instant::now() + max_wait;
         let joined = tokio::task::spawn_blocking(move || join_until(threads, deadline));
-        // `join_until` does not panic, so there is no error to handle.
+        // `join_until` does not panic, so the blocking task cannot fail.
         let _ = joined.await;
     }
 
@@ -192,14 +193,15 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.stopping.cancel();
         self.scheduler.stop();
-        // Dropping a thread joins it. Stopping all threads first lets them end at the same time.
+        // Dropping a thread joins it. Ask all threads to stop before the first join, so that they stop at the same
+        // time.
         for thread in &self.threads {
             thread.stop();
         }
     }
 }
 
-/// Stops and joins threads. Abandons threads that do not end before the deadline.
+/// Joins device threads until the deadline. A thread that is still in a device call is abandoned.
 fn join_until(threads: Vec<DeviceThread>, deadline: Instant) {
     for thread in &threads {
         thread.stop();
@@ -212,7 +214,7 @@ fn join_until(threads: Vec<DeviceThread>, deadline: Instant) {
     }
 }
 
-/// Starts the local workers of an engine, and collects their handles.
+/// Starts the local workers of an engine one by one, and collects their handles.
 struct WorkerStarter<'a> {
     /// Maximum duration of one device call.
     step_limit: Option<Duration>,
@@ -283,8 +285,8 @@ impl WorkerStarter<'_> {
     }
 }
 
-/// Reports when a device call on a thread exceeds the step limit, and when it returns. The call cannot be interrupted,
-/// but the scheduler gives a stuck worker no more sequences.
+/// Tells the scheduler when a device call on a thread exceeds the step limit, and when the call has returned. A
+/// device call cannot be interrupted, so the scheduler only stops giving sequences to that worker.
 async fn watch_steps(
     worker: WorkerId,
     handle: WorkerHandle,
@@ -317,7 +319,7 @@ fn attachable_model(model: &ModelParts) -> AttachableModel {
     }
 }
 
-/// Registers the models of an engine.
+/// Creates the registry of an engine's models.
 fn register(models: &[ModelParts], unknown: UnknownModel) -> Models {
     let since_epoch = SystemTime::now()
         .duration_since(UNIX_EPOCH)

@@ -1,4 +1,4 @@
-//! Health of the server: whether it accepts requests, for the HTTP health endpoints and the gRPC health service.
+//! Health of the server. The HTTP health endpoints and the gRPC health service report it.
 
 use tokio::sync::watch;
 use tokio::sync::watch::error::RecvError;
@@ -17,7 +17,8 @@ use crate::proto::v1::inference_server::{Inference, InferenceServer};
 use crate::scheduler::Scheduler;
 use crate::telemetry::WorkerCounts;
 
-/// Service names with a health status: the whole server (empty), and the inference service.
+/// Service names for which the gRPC health service reports a status: the whole server (empty name) and the inference
+/// service.
 const SERVICES: [&str; 2] = ["", "tokenway.v1.Inference"];
 
 /// Health of a server. Clones share it.
@@ -35,7 +36,7 @@ enum Backend {
 }
 
 impl Backend {
-    /// Waits until the health may differ from the last report.
+    /// Waits until the server's health may have changed. `is_serving` is the last reported health.
     async fn changed(&mut self, is_serving: bool) -> Result<(), RecvError> {
         match self {
             Self::Engine(readiness, _) => readiness.changed().await,
@@ -56,7 +57,7 @@ impl ServerHealth {
         }
     }
 
-    /// Creates the health of a gateway. `stopped` also stops the tasks that watch the engines.
+    /// Creates the health of a gateway. Cancelling `stopped` ends the tasks that watch the engines.
     pub(super) fn of_cluster(cluster: Cluster, stopped: CancellationToken) -> Self {
         Self {
             backend: Backend::Cluster(cluster),
@@ -65,7 +66,7 @@ impl ServerHealth {
         }
     }
 
-    /// Checks that the server accepts requests for every model now. This is the result of the health endpoints.
+    /// Checks that the server accepts requests for every model. The HTTP health endpoints return this result.
     pub(super) fn check(&self) -> Result<(), Error> {
         self.check_accepting()?;
         let Backend::Engine(readiness, _) = &self.backend else {
@@ -108,8 +109,8 @@ impl ServerHealth {
         }
     }
 
-    /// Checks that the server accepts requests at all. An engine in this process rejects requests for models that are
-    /// not ready itself.
+    /// Checks that the server accepts any requests, that is, that it is not shutting down. Readiness of a single
+    /// model is checked by the engine itself.
     pub(super) fn check_accepting(&self) -> Result<(), Error> {
         if self.draining.is_cancelled() {
             return Err(Error::new(
@@ -124,7 +125,7 @@ impl ServerHealth {
         }
     }
 
-    /// Waits until a remote engine accepts requests. Returns at once without remote engines.
+    /// Waits until a remote engine accepts requests. Returns at once for a server with an engine in its own process.
     pub(super) async fn wait_until_up(&self) {
         match &self.backend {
             Backend::Cluster(cluster) => cluster.wait_until_up().await,
@@ -141,9 +142,9 @@ impl ServerHealth {
     }
 }
 
-/// Returns the services of the gRPC API: inference, health and reflection.
+/// Builds the services of the gRPC API: inference, health and reflection.
 ///
-/// Cancelling `closing` ends the health watch streams, because an open stream would delay the drain.
+/// Cancelling `closing` ends the open health watch streams, which would otherwise delay the drain.
 pub(super) async fn routes(
     inference: InferenceServer<impl Inference>,
     health: ServerHealth,
@@ -161,7 +162,8 @@ pub(super) async fn routes(
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            // Each reflection version would list only itself, so the descriptors of both are registered by hand.
+            // tonic's two reflection versions each describe only themselves. Registering the descriptors of both by
+            // hand makes each list the other too.
             .include_reflection_service(false)
             .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(
@@ -176,7 +178,7 @@ pub(super) async fn routes(
         .prepare()
 }
 
-/// Reports every change to the health service, until `closing` is cancelled.
+/// Reports every change of the server's health to the gRPC health service, until `closing` is cancelled.
 async fn report_changes(
     mut reporter: HealthReporter,
     mut health: ServerHealth,
@@ -198,7 +200,7 @@ async fn report_changes(
     }
 }
 
-/// Reports the current health. Returns true if the server is serving.
+/// Reports the current health to the gRPC health service. Returns true if the server is serving.
 async fn report(reporter: &HealthReporter, health: &ServerHealth) -> bool {
     let is_serving = health.check().is_ok();
     let status = if is_serving {
@@ -212,7 +214,7 @@ async fn report(reporter: &HealthReporter, health: &ServerHealth) -> bool {
     is_serving
 }
 
-/// Waits until every model is loaded. Returns an error as soon as a load has failed.
+/// Waits until every model is loaded. Returns an error as soon as a model fails to load.
 pub(super) async fn wait_for_models(
     mut readiness: watch::Receiver<Readiness>,
     mut progress: impl FnMut(f32),

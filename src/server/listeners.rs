@@ -1,4 +1,5 @@
-//! Listeners of the server. They are bound before anything else starts, so that an address in use fails early.
+//! The listeners of a server. They are bound before anything else starts, so that an address in use is reported at
+//! once.
 
 use bytes::Bytes;
 use tempfile::TempDir;
@@ -12,7 +13,7 @@ use crate::listen::{
     self, Address, FrontendService, FrontendSettings, Listener, MutualTls, Shutdown,
 };
 
-/// A group of listeners that close together.
+/// A group of listeners that are closed together.
 #[derive(Default)]
 pub(super) struct Listeners {
     tasks: TaskTracker,
@@ -32,7 +33,7 @@ impl Listeners {
             .spawn(name, serving);
     }
 
-    /// Returns the accept loop of a listener.
+    /// Returns a future that accepts and serves connections until the listener closes.
     pub(super) fn serve<S, B>(
         &self,
         listener: Listener,
@@ -54,7 +55,7 @@ impl Listeners {
         self.tasks.close();
     }
 
-    /// Closes all connections at once, without waiting for the tasks to end.
+    /// Closes all connections at once. Does not wait for their tasks to end.
     pub(super) fn cut_off(&self) {
         self.shutdown.stop.cancel();
         self.shutdown.abort.cancel();
@@ -65,7 +66,7 @@ impl Listeners {
         self.tasks.wait().await;
     }
 
-    /// Closes all connections at once, and waits for the tasks to end.
+    /// Closes all connections at once, and waits until their tasks have ended.
     pub(super) async fn abort(&self) {
         self.shutdown.abort.cancel();
         self.tasks.wait().await;
@@ -94,9 +95,9 @@ pub(super) async fn bind(
 /// The worker socket of an engine.
 #[derive(Default)]
 pub(super) struct WorkerSocket {
-    /// Its address, if the engine needs a worker socket.
+    /// Address of the worker socket; `None` if the engine needs none.
     pub(super) address: Option<Address>,
-    /// The temporary folder of a socket whose path no setting chooses.
+    /// Temporary folder that contains the socket, if no setting chooses the socket's path.
     pub(super) folder: Option<TempDir>,
 }
 

@@ -1,5 +1,5 @@
-//! Parts of a server, as chosen by the settings or by an embedding program. This module must not know how the parts are
-//! put together.
+//! The settings of a server, filled in by `config` or by a program that embeds Tokenway. This module must not know
+//! how a server is built from them.
 
 use std::time::Duration;
 
@@ -8,25 +8,25 @@ use crate::cluster::{EngineAddress, check_engines, check_listen_address};
 use crate::gateway::{OriginPolicy, StreamFormat, UnknownFields};
 use crate::listen::{Address, Limits};
 
-/// Default of [`HttpFrontend::headers_after`]. It is less than 60 s, the common idle timeout of load balancers.
+/// Default of [`HttpFrontend::headers_after`]. It is below 60 s, the common idle timeout of load balancers.
 const HEADERS_AFTER: Duration = Duration::from_secs(30);
 
-/// Parts of a server.
+/// Settings of a server.
 #[derive(Clone)]
 pub struct ServerParts {
-    /// Source of the tokens.
+    /// Source of the tokens: an engine in this process, or remote engines.
     pub source: Source,
-    /// HTTP API, if enabled.
+    /// Settings of the HTTP API; `None` disables the API.
     pub http: Option<HttpFrontend>,
-    /// Address of the gRPC API, if enabled.
+    /// Address of the gRPC API; `None` disables the API.
     pub grpc: Option<Address>,
     /// Connection limits of both APIs.
     pub limits: Limits,
     /// Timeout of a request whose client sets none.
     pub request_timeout: Duration,
-    /// Writes a line to the log when a request ends.
+    /// True if the server logs one line for each request that ends.
     pub access_log: bool,
-    /// Durations of the shutdown.
+    /// Durations of the phases of a shutdown.
     pub drain: Drain,
 }
 
@@ -64,12 +64,12 @@ pub enum Source {
 pub struct HttpFrontend {
     /// Address to listen on.
     pub listen: Address,
-    /// Stream format for clients that accept several formats equally.
+    /// Format of a stream whose client's `Accept` header allows several formats equally.
     pub stream_format: StreamFormat,
     /// Treatment of unknown request fields.
     pub unknown_fields: UnknownFields,
-    /// Time in the queue after which a streamed request gets its response headers. `None` sends them only when the
-    /// request starts.
+    /// Maximum time in the queue before a streamed request gets its response headers. With `None`, the headers are
+    /// sent only when a worker starts the request.
     pub headers_after: Option<Duration>,
     /// Host names and origins from which requests are accepted.
     pub origins: OriginPolicy,
@@ -94,8 +94,8 @@ impl HttpFrontend {
         !self.listen.is_loopback() && self.origins.allowed_hosts.is_empty()
     }
 
-    /// Returns the origin policy for the listening address. Browsers cannot connect to a Unix socket, so it needs no
-    /// check of host names.
+    /// Returns the origin policy for the address that the HTTP API listens on. Browsers cannot connect to a Unix
+    /// socket, so a Unix socket needs no check of host names.
     pub(super) fn origins(&self) -> OriginPolicy {
         match self.listen {
             Address::Tcp(_) => self.origins.clone(),
@@ -104,7 +104,7 @@ impl HttpFrontend {
     }
 }
 
-/// Durations of a server's shutdown.
+/// Durations of the two phases of a shutdown.
 #[derive(Clone, Copy, Debug)]
 pub struct Drain {
     /// Time during which the server still listens but reports that it is not ready, so that load balancers stop sending

@@ -15,8 +15,8 @@ use crate::output::Output;
 
 mod progress;
 
-/// A repeated signal within this time does not count. `timeout`, for example, signals a process and its group, so the
-/// process gets the signal twice.
+/// Time within which a repeated signal is ignored. For example, `timeout` signals both a process and its process
+/// group, so the process receives the signal twice.
 const DUPLICATE_SIGNAL_WINDOW: Duration = Duration::from_millis(500);
 
 /// Number of steps of the progress bar.
@@ -41,11 +41,13 @@ pub enum RunError {
     Panicked(#[from] TaskPanicked),
 }
 
-/// Serves until SIGTERM or Ctrl-C, then drains. A second signal stops the server at once. Addresses and readiness are
-/// printed to `out` (standard output). A progress bar is drawn on `err` (standard error) if it is a terminal.
+/// Serves until SIGTERM or Ctrl-C, then drains. A second signal stops the server at once.
 ///
-/// # Errors
-/// Returns an error if the server cannot start, a second signal interrupts the drain, or a critical task panics.
+/// `out` (standard output) receives the addresses and the readiness of the models. `err` (standard error) receives a
+/// progress bar if it is a terminal.
+///
+/// # Errors Returns an error if the server cannot start, a second signal interrupts the drain, or a critical task
+/// panics.
 pub async fn until_signalled(
     parts: ServerParts,
     out: &Output,
@@ -95,15 +97,15 @@ pub async fn until_signalled(
     outcome
 }
 
-/// Event that ends the start-up.
+/// Outcome of the start-up phase.
 enum Startup {
     /// All models are loaded.
     Ready,
-    /// The server must shut down, because of a signal or an error.
+    /// The server must shut down before all models are loaded, because of a signal or an error.
     ShutDown(Result<(), RunError>),
 }
 
-/// Waits until the server must shut down.
+/// Waits until a signal arrives or a critical task panics.
 async fn wait_for_shutdown(server: &Server, signals: &mut Signals) -> Result<(), RunError> {
     tokio::select! {
         () = signals.next() => Ok(()),
@@ -111,7 +113,7 @@ async fn wait_for_shutdown(server: &Server, signals: &mut Signals) -> Result<(),
     }
 }
 
-/// Shuts the server down, or abandons it on another signal.
+/// Drains the server. Another signal ends the drain at once.
 async fn drain_server(mut server: Server, signals: &mut Signals) -> Result<(), RunError> {
     tokio::select! {
         () = server.shut_down() => match server.first_panic() {
@@ -125,7 +127,8 @@ async fn drain_server(mut server: Server, signals: &mut Signals) -> Result<(), R
     }
 }
 
-/// Returns one line for each model, or one line for the remote engines.
+/// Returns the "ready" lines that are printed when the models are loaded: one per model, or one for all remote
+/// engines.
 fn ready_lines(source: &Source) -> Vec<String> {
     match source {
         Source::Remote(engines) => vec![format!("in front of {}", join(engines))],
@@ -156,11 +159,11 @@ fn ready_line(model: &ModelParts) -> String {
 const HTTP_PATHS: &str = "/v1/completions /v1/chat/completions /v1/models /tokenize /detokenize \
      /health /metrics /openapi.json";
 
-/// Note for a server that other machines can reach only by IP address.
+/// Printed when other machines can reach the server only by its IP address.
 const HOSTS_NOTE: &str =
     "the HTTP API accepts localhost and IP addresses; add a host name with --allowed-hosts NAME";
 
-/// Prints one line for each address of the APIs.
+/// Prints the addresses of the HTTP API and the gRPC API.
 fn announce(server: &Server, out: &Output) {
     for address in server.http_addresses() {
         let url = url(address);
@@ -169,7 +172,8 @@ fn announce(server: &Server, out: &Output) {
     for address in server.grpc_addresses() {
         let hint = match address {
             Address::Tcp(_) => "",
-            // Their gRPC libraries send the path of the socket as the host name (docs/deployment.md).
+            // For a Unix socket, gRPC libraries for these languages send the socket's path as the host name
+            // (docs/deployment.md).
             Address::Unix(_) => "; in Python, C++ and Java set grpc.default_authority to localhost",
         };
         let url = url(address);
@@ -234,12 +238,12 @@ struct Signals {
     last: LastSignal,
 }
 
-/// Last signal, and the time when it arrived.
+/// The last signal and its time, to recognise a repetition of the same signal.
 #[derive(Default)]
 struct LastSignal(Option<(SignalKind, Instant)>);
 
 impl LastSignal {
-    /// Records a signal. Returns false for a repetition of the last signal.
+    /// Records a signal. Returns false if the signal repeats the last one within [`DUPLICATE_SIGNAL_WINDOW`].
     fn is_new(&mut self, kind: SignalKind) -> bool {
         let now = Instant::now();
         if self
@@ -262,7 +266,7 @@ impl Signals {
         })
     }
 
-    /// Waits for a signal that is not a repetition.
+    /// Waits for the next signal, ignoring repetitions.
     async fn next(&mut self) {
         loop {
             let kind = tokio::select! {

@@ -1,10 +1,10 @@
-//! Reasons why a server does not start.
+//! The errors with which a server fails to start.
 
 use std::io;
 
 use crate::listen::Address;
 
-/// Reason why a server did not start.
+/// Reason why a server failed to start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The server cannot listen on an address.
@@ -13,11 +13,11 @@ pub enum StartError {
         bind_error_reason(address, source)
     )]
     Listen {
-        /// Setting that contains the address.
+        /// Name of the setting that contains the address.
         setting: &'static str,
-        /// Address.
+        /// Address that cannot be bound.
         address: Address,
-        /// Error of the system.
+        /// Error of the operating system.
         source: io::Error,
     },
     /// A worker thread cannot be started.
@@ -36,15 +36,16 @@ pub enum StartError {
     Model {
         /// Name of the model.
         model: String,
-        /// Reason from its runner.
+        /// Error message of the model's runner.
         reason: String,
     },
-    /// The server stopped before its models were loaded.
+    /// The server stopped before all models were loaded.
     #[error("the server stopped before its models were loaded")]
     Ended,
 }
 
-/// Returns the reason why binding failed: the missing folder of a Unix socket, or the error of the system.
+/// Returns the reason why an address cannot be bound. For a Unix socket in a missing folder, the reason names the
+/// folder.
 fn bind_error_reason(address: &Address, source: &io::Error) -> String {
     let folder = match address {
         Address::Unix(path) => path.parent().filter(|folder| !folder.exists()),

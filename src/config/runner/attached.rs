@@ -28,7 +28,7 @@ impl KindSettings for AttachedSettings {
     }
 }
 
-/// The loader of an attached model, which loads nothing: its workers are remote.
+/// The loader of a model without local workers. It always fails, because remote workers load the model.
 struct AttachedLoader;
 
 impl Loader for AttachedLoader {

@@ -1,4 +1,5 @@
-//! The description of one kind of runner. It must not know which kinds there are.
+//! The interface between the settings of one kind of runner and the rest of `config`. It must not know the individual
+//! runners.
 
 use std::sync::Arc;
 
@@ -11,16 +12,16 @@ use crate::runner::Loader;
 
 /// The settings of one kind of runner.
 pub(super) trait KindSettings: Declared {
-    /// The value of `--runner`.
+    /// The value of `--runner` that selects this runner.
     const NAME: &'static str;
 
-    /// Help text of this value.
+    /// Help text for this value of `--runner`.
     const HELP: &'static str;
 
-    /// The processes that run the model.
+    /// Processes that can run a model with this runner.
     const PLACE: RunnerPlace = RunnerPlace::Local;
 
-    /// Values for settings that are not set and whose default depends on the runner, such as `slots`.
+    /// Defaults of settings whose default depends on the runner, such as `slots`.
     fn defaults(&self) -> Table;
 
     /// Builds the loader of the model. `settings` names the settings in errors.
@@ -30,7 +31,7 @@ pub(super) trait KindSettings: Declared {
     fn loader(self, settings: &Settings) -> Result<Arc<dyn Loader>, ConfigError>;
 }
 
-/// The processes that run the model.
+/// Processes that can run a model with a given runner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::config) enum RunnerPlace {
     /// Workers that the engine starts, and remote workers.
@@ -45,19 +46,19 @@ pub(in crate::config) struct RunnerKind {
     pub(in crate::config) name: &'static str,
     pub(super) help: &'static str,
     pub(in crate::config) place: RunnerPlace,
-    /// The keys of its settings.
+    /// Returns the keys of this runner's settings.
     pub(in crate::config) keys: fn() -> Vec<String>,
     pub(super) augment: fn(Command) -> Command,
-    /// The settings that clap has parsed.
+    /// Returns the values of this runner's settings that clap has parsed.
     pub(super) parsed: fn(&ArgMatches) -> Result<Table, clap::Error>,
-    /// Checks the type of each setting in a table.
+    /// Checks that each of this runner's settings in a table has the right type.
     pub(super) check: fn(Table) -> Result<(), toml::de::Error>,
     pub(super) defaults: fn(&Settings) -> Result<Table, ConfigError>,
     pub(super) loader: fn(&Settings) -> Result<Arc<dyn Loader>, ConfigError>,
 }
 
 impl RunnerKind {
-    /// Describes the runner with the settings `S`.
+    /// Describes the kind of runner whose settings are `S`.
     pub(super) const fn of<S: KindSettings>() -> Self {
         Self {
             name: S::NAME,

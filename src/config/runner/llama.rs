@@ -96,7 +96,7 @@ impl KindSettings for LlamaSettings {
     }
 }
 
-/// All cores but one, which is left for the HTTP and gRPC APIs.
+/// Returns the number of CPU cores minus one. The last core is left for the HTTP and gRPC APIs.
 fn default_threads() -> u16 {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
     u16::try_from(cores.saturating_sub(1).max(1)).unwrap_or(u16::MAX)

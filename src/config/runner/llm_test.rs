@@ -1,4 +1,4 @@
-//! The runner `llm_test`, with faults for tests of clients.
+//! The settings of the test runner `llm_test`, including the faults that tests of clients inject.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Terminal for the progress bar. Writing to it neither blocks nor fails, even if the real terminal is stopped
+//! The terminal on which the progress bar is drawn. Writes neither block nor fail, even if the terminal is stopped
 //! (Ctrl-S) or closed.
 
 use std::io::{self, IsTerminal, Write};
@@ -11,7 +11,7 @@ use crate::output::Output;
 /// Width of a terminal that does not report its size, in characters.
 const DEFAULT_WIDTH: u16 = 80;
 
-/// Returns a draw target on standard error, or a hidden one if standard error is not a terminal.
+/// Returns the place to draw the progress bar: standard error if it is a terminal, otherwise nowhere.
 pub(super) fn target(stderr: &Output) -> ProgressDrawTarget {
     if io::stderr().is_terminal() {
         ProgressDrawTarget::term_like(Box::new(Terminal(stderr.clone())))
@@ -28,7 +28,7 @@ impl Terminal {
         self.0.clone().write_all(text.as_bytes())
     }
 
-    /// Writes a control sequence that moves the cursor.
+    /// Writes the control sequence that moves the cursor by `steps` cells.
     fn move_cursor(&self, steps: usize, direction: char) -> io::Result<()> {
         match steps {
             0 => Ok(()),
