@@ -1,8 +1,9 @@
 //! The context of one request, from its arrival until its response has left.
 //!
-//! The layer chain in `frontend` makes the context and inserts it into the request's extensions. The HTTP API hands it on
-//! to the gRPC service of the same process, so a request has one id, one deadline, one count and one line in the access
-//! log, however many parts handle it. A handler that finds no context fails: there is no default.
+//! The layer chain in `frontend` creates the context and inserts it into the request's extensions. The HTTP API
+//! passes the context on to the gRPC service of the same process. A request therefore has one id, one deadline, one
+//! count and one line in the access log, however many parts handle it. A handler without a context fails: there is no
+//! default context.
 
 use std::sync::Arc;
 
@@ -19,17 +20,17 @@ use crate::telemetry::{Api, RequestRecord, Route, TokenUsage};
 #[derive(Clone)]
 pub struct RequestContext(Arc<Parts>);
 
-/// Facts about a request that are known when it arrives.
+/// Facts about a request that are known on its arrival.
 pub struct Arrival {
-    /// The client's id of the request, or a random one.
+    /// The request id: the client's, or a random one.
     pub id: RequestId,
     /// The time at which the request fails with `deadline_exceeded`.
     pub deadline: Instant,
-    /// Flushes of the connection that carries the response.
+    /// Handle that waits for flushes of the connection that carries the response.
     pub flush: FlushHandle,
-    /// The record of the request for metrics and access log.
+    /// Record of the request, for the metrics and the access log.
     pub record: RequestRecord,
-    /// The error for a request whose id or timeout is invalid.
+    /// Error to return because the client's request id or timeout is invalid. `None` if both are valid.
     pub invalid: Option<Error>,
 }
 
@@ -58,8 +59,8 @@ impl RequestContext {
 
     /// Returns the context in a request's extensions.
     ///
-    /// # Errors
-    /// `internal_error` if there is none, which is a bug: the request has bypassed the layer chain.
+    /// # Errors Returns `internal_error` if there is no context. That is a bug: the request has bypassed the layer
+    /// chain.
     pub fn of(extensions: &Extensions) -> Result<Self, Error> {
         extensions.get::<Self>().cloned().ok_or_else(|| {
             tracing::error!("a request without a context has reached a handler");
@@ -97,13 +98,13 @@ impl RequestContext {
         self.0.deadline
     }
 
-    /// Flushes of the connection that carries the response.
+    /// The handle that waits for flushes of the connection that carries the response.
     #[must_use]
     pub fn flush(&self) -> &FlushHandle {
         &self.0.flush
     }
 
-    /// The record of the request for metrics and access log.
+    /// The record of the request, for the metrics and the access log.
     #[must_use]
     pub fn record(&self) -> &Arc<RequestRecord> {
         &self.0.record
@@ -117,12 +118,12 @@ impl RequestContext {
         self.0.invalid.clone().map_or(Ok(()), Err)
     }
 
-    /// Reports that a worker has started a prompt of this many tokens.
+    /// Reports that a worker has started a prompt with this number of tokens.
     pub fn started(&self, prompt_tokens: u32) {
         self.0.record.started(prompt_tokens, monotonic_ns());
     }
 
-    /// Sets the usage that the engine reported at the end of the completion.
+    /// Sets the token counts that the engine reported at the end of the completion.
     pub fn set_usage(&self, prompt_tokens: u32, completion_tokens: u32) {
         self.0.record.set_usage(TokenUsage {
             prompt: prompt_tokens.into(),
@@ -130,7 +131,7 @@ impl RequestContext {
         });
     }
 
-    /// Counts the end of the request. Only the first end counts.
+    /// Counts the end of the request. Later calls have no effect.
     pub fn ended(&self, outcome: Result<(), &Error>) {
         let outcome = outcome.map_err(|error| error.kind);
         self.0.record.ended(outcome, monotonic_ns());
@@ -141,7 +142,7 @@ impl RequestContext {
         self.0.record.rejected(kind, monotonic_ns());
     }
 
-    /// Ends a request whose response has left or was dropped.
+    /// Ends a request whose response has been sent completely or was dropped.
     pub fn closed(&self) {
         self.0.record.closed(monotonic_ns());
     }
@@ -149,7 +150,8 @@ impl RequestContext {
 
 #[cfg(test)]
 impl RequestContext {
-    /// A context of a completion request with a timeout of one minute, on a connection of this HTTP version.
+    /// Creates a context for tests: a completion request with a timeout of one minute, on a connection with this HTTP
+    /// version.
     pub(crate) fn for_test(api: Api, version: http::Version) -> Self {
         use crate::telemetry::{RouteKind, Telemetry};
         let route = Route {

@@ -1,6 +1,6 @@
-//! The last part of a token's path: a frontend writes it, and the connection flushes it to the socket. Both frontends
-//! use this module to learn when their output has been flushed and how long that took. It must not know what is
-//! written.
+//! Delivery of tokens to the client: from the frontend that writes a token until the connection has flushed the token
+//! to its socket. Both frontends use this module to wait for flushes and to measure their duration. This module must
+//! not know what is written.
 
 mod flush;
 mod meter;

@@ -1,6 +1,6 @@
 //! The layers around every route of the HTTP API and every RPC of the gRPC API.
 //!
-//! Both APIs are axum routers, so one chain of layers serves both: [`with_layers`] shows it. The layers make the
+//! Both APIs are axum routers, so one chain of layers serves both; [`with_layers`] builds it. The layers create the
 //! [`RequestContext`](crate::context::RequestContext) of each request. They must not know what a route does.
 
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub struct LayerSettings {
     pub telemetry: Telemetry,
     /// Timeout of a request whose client sets none.
     pub request_timeout: Duration,
-    /// Writes a line to the log when a request ends.
+    /// True if each request that ends is logged in the access log.
     pub access_log: bool,
 }
 
@@ -46,7 +46,7 @@ pub fn http(gateway: Gateway, origins: OriginPolicy, settings: LayerSettings) ->
     with_layers(gateway::routes(gateway), layers)
 }
 
-/// The gRPC API with these services.
+/// Builds the gRPC API from these services.
 pub fn grpc(services: Routes, settings: LayerSettings) -> Router {
     let layers = Layers {
         api: Api::Grpc,
@@ -64,24 +64,26 @@ pub fn grpc(services: Routes, settings: LayerSettings) -> Router {
 #[derive(Clone)]
 struct Layers {
     api: Api,
-    /// `None` for an API that browsers cannot use.
+    /// Checks of `Host` and `Origin`; `None` for an API that browsers cannot use.
     browser_check: Option<BrowserCheck>,
     settings: LayerSettings,
 }
 
-/// Wraps the routes of an API in the layers, the outermost first.
+/// Wraps the routes of an API in all layers. The layer that is applied last is the outermost.
 fn with_layers(routes: Router, layers: Layers) -> Router {
     routes.layer(
         ServiceBuilder::new()
-            // Makes the context, with the client's request id or a random one, and returns the id in the response.
+            // Creates the request's context, with the client's request id or a random one. Returns the id in the
+            // response.
             .layer(from_fn_with_state(layers.clone(), request_id::assign))
-            // Runs the handler and the response body in a span with the id, and logs the request when it ends.
+            // Runs the handler and the response body in a tracing span with the request id. Logs the request when it
+            // ends.
             .layer(from_fn_with_state(layers.clone(), access_log::run))
-            // Checks host and origin, and adds CORS headers to all responses of the layers below (HTTP only).
+            // Checks host and origin, and adds CORS headers to every response of the layers below (HTTP API only).
             .layer(from_fn_with_state(layers, browser::check))
             // Answers `internal_error` if a handler panics.
             .layer(from_fn(panics::catch))
-            // Authentication, rate limits and concurrency limits stand here.
+            // Authentication, rate limits and concurrency limits belong here.
             //
             // Counts the request as in flight.
             .layer(from_fn(count::in_flight))

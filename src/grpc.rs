@@ -28,7 +28,7 @@ pub use tonic_errors::with_error_details;
 /// Maximum size of a message in either direction, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 
-/// Paths of the RPCs.
+/// Paths of the service's RPCs.
 pub const RPCS: [(&str, RouteKind); 5] = [
     ("/tokenway.v1.Inference/Complete", RouteKind::Completion),
     ("/tokenway.v1.Inference/ListModels", RouteKind::Unary),
@@ -37,7 +37,8 @@ pub const RPCS: [(&str, RouteKind); 5] = [
     ("/tokenway.v1.Inference/Detokenize", RouteKind::Unary),
 ];
 
-/// Implementation of `tokenway.v1.Inference` for the models of one engine. Each request carries a [`RequestContext`].
+/// Implementation of `tokenway.v1.Inference` for the models of one engine. Every request must carry a
+/// [`RequestContext`].
 #[derive(Clone)]
 pub struct Service {
     models: Models,
@@ -64,14 +65,15 @@ impl Service {
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    /// Admits a request and starts its stream, or returns the reason for its rejection.
+    /// Submits a completion request and starts its stream, or returns the reason for its rejection.
     async fn start(&self, request: Request<v1::CompletionRequest>) -> Result<EventStream, Error> {
         let context = RequestContext::of(request.extensions())?;
         let message = request.into_inner();
-        // An invalid field is reported before an unknown model, but its request is counted with its model.
+        // The model is looked up first, so that a request with an invalid field is still counted with its model. The
+        // invalid field is reported before an unknown model.
         let model = self.find(&context, &message.model);
         let request = convert::completion_request(message, &context)?;
-        // During a drain, even an invalid request is rejected with `draining`: it may be valid on another server.
+        // During a drain, even an invalid request is rejected with `draining`, because another server may accept it.
         self.scheduler.check_accepting()?;
         let model = model?;
         let prompt = Prompt::prepare(model, &request).await?;
@@ -97,7 +99,7 @@ impl Service {
                 timer: DeliveryTimer::new(record, context.flush().clone()),
                 context,
             }),
-            // The HTTP API of this process delivers the tokens.
+            // The HTTP API of this process measures the delivery of the tokens itself.
             Api::Http => None,
         };
         Ok(EventStream::new(
@@ -108,7 +110,7 @@ impl Service {
         ))
     }
 
-    /// Finds a model, and reports it to the context.
+    /// Finds a model by name, and reports the model to the request's context.
     fn find(&self, context: &RequestContext, name: &str) -> Result<&ModelEntry, Error> {
         context.record().names_model(name);
         let entry = self.models.find(convert::model_name(name))?;
@@ -133,7 +135,7 @@ impl Inference for Service {
         &self,
         _request: Request<v1::ListModelsRequest>,
     ) -> Result<Response<v1::ListModelsResponse>, Status> {
-        // A model that is still loading has no facts yet, so it is not listed.
+        // A model that is still loading has no facts yet, so the list leaves it out.
         let entries = self.models.entries().iter();
         let models = entries.filter_map(|entry| model(entry).ok()).collect();
         Ok(Response::new(v1::ListModelsResponse { models }))

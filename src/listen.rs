@@ -36,7 +36,8 @@ pub use tls::{MutualTls, TlsError, TlsFiles};
 pub enum Protocol {
     /// HTTP/2 only.
     Grpc,
-    /// HTTP/2 only, with larger windows and frames: one stream has the tokens of all of a worker's sequences.
+    /// HTTP/2 only, with larger windows and frames. A worker sends the tokens of all its sequences on one HTTP/2
+    /// stream.
     Worker,
     /// HTTP/1.1, and HTTP/2 with prior knowledge.
     Http,
@@ -45,21 +46,23 @@ pub enum Protocol {
 /// Limits and timeouts of each connection.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Timeout for the headers of a request, from their first byte. On a new connection, the time for the first
-    /// headers (or the HTTP/2 preface) starts with the connection, after a TLS handshake with the same timeout.
-    /// Default 10 s.
+    /// Maximum time for receiving the headers of a request, counted from their first byte. On a new connection the
+    /// time starts with the connection, or after its TLS handshake, which has the same timeout. Default 10 s.
     pub header_timeout: Duration,
     /// Maximum time between two frames of a request body. Default 30 s.
     pub body_timeout: Duration,
-    /// Maximum idle time: between two requests on HTTP/1.1, and without a request on HTTP/2. It is also the timeout
-    /// for the headers of a pipelined HTTP/1.1 request whose first bytes share a packet with the previous request.
-    /// Default 75 s, longer than the 60 s of nginx and of AWS's load balancer; `docs/deployment.md` lists others.
+    /// Maximum idle time: between two requests on HTTP/1.1, and without a request on HTTP/2. Default 75 s, which is
+    /// longer than the 60 s of nginx and of AWS's load balancer; `docs/deployment.md` lists others.
+    ///
+    /// The headers of a pipelined HTTP/1.1 request also have this timeout, if their first bytes share a packet with
+    /// the previous request.
     pub keep_alive_timeout: Duration,
-    /// Interval between HTTP/2 pings, and the timeout for each reply. Default 20 s.
+    /// Interval between HTTP/2 pings, and the timeout for the reply to each ping. Default 20 s.
     pub ping_interval: Duration,
-    /// Maximum time for which a socket accepts no data, or an HTTP/2 stream has no flow-control window. Default 30 s,
-    /// well over the timeout for a sequence whose client does not read, so that a client that resumes reading still
-    /// gets the error record.
+    /// Maximum time for which a socket accepts no data, or an HTTP/2 stream has no flow-control window. Default 30 s.
+    ///
+    /// The default is well above the slow-reader timeout, so that a slow client that resumes reading still receives
+    /// the error record.
     pub write_timeout: Duration,
     /// Maximum size of a request's headers, in bytes. Default 64 KiB.
     pub max_header_bytes: u32,
@@ -84,7 +87,7 @@ impl Default for Limits {
     }
 }
 
-/// Service that handles the requests of a listener.
+/// The service that handles the requests of a listener's connections.
 pub trait FrontendService<B>:
     Service<Request<RequestBody>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static
 {
@@ -110,13 +113,13 @@ pub struct Shutdown {
 /// Settings of a listener.
 #[derive(Clone)]
 pub struct FrontendSettings {
-    /// Frontend label of the connection metrics.
+    /// Value of the label `listener` in the connection metrics.
     pub frontend: Frontend,
     /// Protocols to serve.
     pub protocol: Protocol,
     /// Limits of each connection.
     pub limits: Limits,
-    /// Counts the connections.
+    /// Metrics that count the open connections.
     pub telemetry: Telemetry,
     /// Mutual TLS; `None` for unencrypted connections.
     pub tls: Option<MutualTls>,
@@ -156,8 +159,8 @@ pub async fn serve<S, B>(
                 });
             }
             Err(error) => {
-                // Either the client has already disconnected, or the process has no file descriptors left. The
-                // pause keeps the second case from spinning.
+                // Either the client has already disconnected, or the process has no file descriptors left. In the
+                // second case, the pause prevents a busy loop.
                 tracing::warn!(%error, "cannot accept a connection");
                 sleep(Duration::from_millis(50)).await;
             }

@@ -1,5 +1,5 @@
-//! The gRPC API of a gateway: the service `tokenway.v1.Inference` over a cluster. Requests and events pass unchanged, and
-//! so do the errors of an engine. This module must not know how an engine is chosen.
+//! The gRPC API of a gateway: the service `tokenway.v1.Inference` in front of a cluster of engines. Requests, events
+//! and errors pass unchanged. This module must not know how an engine is chosen.
 
 use std::sync::Arc;
 
@@ -27,9 +27,9 @@ pub struct Proxy {
 pub struct ProxyParts {
     /// Cluster that completes the requests.
     pub cluster: Cluster,
-    /// Checks that the server accepts requests.
+    /// Checks that this gateway accepts requests, that is, that it is not shutting down.
     pub check_accepting: Box<dyn Fn() -> Result<(), Error> + Send + Sync>,
-    /// Cancelled when the server stops waiting for running requests.
+    /// Cancelled when the drain has timed out and running requests must end.
     pub stopping: CancellationToken,
 }
 
@@ -50,7 +50,7 @@ impl Proxy {
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    /// Admits a request and starts its stream, or returns the reason for its rejection.
+    /// Sends a completion request to an engine and starts its stream, or returns the reason for its rejection.
     async fn start(
         &self,
         request: Request<v1::CompletionRequest>,
@@ -67,7 +67,7 @@ impl Proxy {
         ))
     }
 
-    /// Waits for a call until the server stops waiting for running requests.
+    /// Waits for a call to an engine. Fails once the drain has timed out.
     async fn until_stopped<T>(
         &self,
         call: impl Future<Output = Result<T, Failure>>,
@@ -79,7 +79,7 @@ impl Proxy {
     }
 }
 
-/// Returns the context of the call that a request causes.
+/// Creates the context of a call to an engine from the client's request.
 fn call_context<T>(request: &Request<T>) -> Result<CallContext, Error> {
     Ok(CallContext {
         request: RequestContext::of(request.extensions())?,

@@ -10,25 +10,25 @@ use tokio::time::timeout;
 use crate::runner::monotonic_ns;
 use crate::telemetry::StageTimes;
 
-/// Flush counter of one connection. A flush means that everything written before it has gone to the socket.
+/// Counts the flushes of one connection. A flush means that everything written before has been sent to the socket.
 #[derive(Default)]
 pub struct FlushTracker {
     count: AtomicU64,
     changed: Notify,
-    /// Writes whose socket stage ends with the next flush.
+    /// Writes that wait for the next flush, which ends their socket stage.
     pending: Mutex<Vec<PendingWrite>>,
     has_pending_writes: AtomicBool,
 }
 
-/// Tokens that were written and not yet flushed.
+/// Tokens that were written together and are not flushed yet.
 struct PendingWrite {
     times: Arc<StageTimes>,
     tokens: u64,
     written_ns: u64,
 }
 
-/// Maximum number of unflushed writes that are timed. A peer that does not read can cause more; their tokens are not
-/// timed.
+/// Maximum number of unflushed writes whose time is measured. If a peer does not read, more writes may wait; their
+/// tokens are not measured.
 const MAX_PENDING_WRITES: usize = 256;
 
 impl FlushTracker {
@@ -78,7 +78,7 @@ impl FlushHandle {
         self.version == http::Version::HTTP_2
     }
 
-    /// Records in `times` how long `tokens` tokens take from `written_ns` to the next flush.
+    /// Records in `times` the time from `written_ns` until the next flush, for `tokens` tokens.
     pub(super) fn time(&self, times: &Arc<StageTimes>, tokens: u64, written_ns: u64) {
         let mut pending = self.flushes.pending();
         if pending.len() < MAX_PENDING_WRITES {
@@ -94,8 +94,8 @@ impl FlushHandle {
             .store(true, Ordering::SeqCst);
     }
 
-    /// Waits until all data given to the connection before this call has been flushed, for at most `max_wait`. A peer
-    /// that does not read could otherwise delay it forever.
+    /// Waits until everything given to the connection so far has been flushed, for at most `max_wait`. Without the
+    /// limit, a peer that does not read could delay the caller forever.
     pub async fn wait(&self, max_wait: Duration) {
         let flushes = if self.is_http2() { 2 } else { 1 };
         let target = self.flushes.count.load(Ordering::SeqCst) + flushes;

@@ -1,18 +1,19 @@
-//! Measures the times between the tokens of one request, where its frontend writes them.
+//! Measures the time between the tokens of one request, at the point where its frontend writes them.
 
 use std::sync::Arc;
 
 use crate::runner::monotonic_ns;
 use crate::telemetry::{Outcome, RequestRecord, TokenGaps};
 
-/// Meter of one request. It adds its counts to the request's record when the request ends, or when it is dropped.
+/// Measures the time between the tokens of one request. The measurements are added to the request's record when the
+/// request ends, or when the meter is dropped.
 pub struct TokenMeter {
     record: Arc<RequestRecord>,
     gaps: TokenGaps,
 }
 
 impl TokenMeter {
-    /// Creates the meter of the request with this record.
+    /// Creates the meter for the request with this record.
     #[must_use]
     pub fn new(record: &Arc<RequestRecord>) -> Self {
         Self {
@@ -26,7 +27,7 @@ impl TokenMeter {
         self.gaps.record(choice, tokens, now_ns);
     }
 
-    /// Counts the end of the request.
+    /// Reports the outcome of the request to its record.
     pub fn ended(&mut self, outcome: Outcome) {
         self.record.add_gaps(&mut self.gaps);
         self.record.ended(outcome, monotonic_ns());

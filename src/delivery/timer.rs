@@ -1,5 +1,5 @@
-//! Measures how long the tokens of one request spend in the frontend stage and in the socket stage, and the times
-//! between them.
+//! Measures the time that each token of a request spends in the frontend stage and in the socket stage, and the time
+//! between tokens.
 
 use std::sync::Arc;
 
@@ -7,25 +7,25 @@ use super::{FlushHandle, TokenMeter};
 use crate::runner::monotonic_ns;
 use crate::telemetry::{Outcome, RequestRecord, Stage, StageSummary, StageTimes};
 
-/// Timer of one request. It runs in the frontend that received the request.
+/// Measures the delivery of one request's tokens. It belongs to the frontend that received the request.
 pub struct DeliveryTimer {
     frontend: StageTimes,
     socket: Arc<StageTimes>,
-    /// Flushes of the request's connection.
+    /// Waits for flushes of the request's connection.
     flush: FlushHandle,
     meter: TokenMeter,
 }
 
-/// Summaries of the stages that the frontend of a request measures.
+/// Summary of the stages that the frontend of a request measures.
 #[derive(Clone, Copy, Debug)]
 pub struct DeliverySummary {
-    /// The frontend stage.
+    /// Times in the frontend stage.
     pub frontend: StageSummary,
-    /// The socket stage.
+    /// Times in the socket stage.
     pub socket: StageSummary,
 }
 
-/// Time at which a frontend started to handle tokens, in nanoseconds of CLOCK_MONOTONIC.
+/// The time at which a frontend started to write a batch of tokens, in nanoseconds of CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug)]
 pub struct WriteStart(u64);
 
@@ -38,7 +38,7 @@ impl WriteStart {
 }
 
 impl DeliveryTimer {
-    /// Creates the timer of a request whose response format is set in its record.
+    /// Creates the timer for the request with this record. The record must already have the response format.
     #[must_use]
     pub fn new(record: &Arc<RequestRecord>, flush: FlushHandle) -> Self {
         let times = |stage| record.telemetry().stage_times(record.format(), stage);
@@ -50,7 +50,7 @@ impl DeliveryTimer {
         }
     }
 
-    /// Records that `tokens` tokens of a choice have been written now. Their frontend stage started at `start`.
+    /// Records that `tokens` tokens of a choice have been written. `start` is when their frontend stage began.
     pub fn written(&mut self, start: WriteStart, choice: u32, tokens: u64) {
         if tokens == 0 {
             return;
@@ -61,7 +61,7 @@ impl DeliveryTimer {
         self.meter.written(choice, tokens, now_ns);
     }
 
-    /// Counts the end of the request.
+    /// Reports the outcome of the request to its record.
     pub fn ended(&mut self, outcome: Outcome) {
         self.meter.ended(outcome);
     }

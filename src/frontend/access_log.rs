@@ -1,6 +1,6 @@
-//! The span of a request, and its line in the access log.
+//! The tracing span of a request, and the request's line in the access log.
 //!
-//! The handler and the response body run in the span, so every line that they log carries the request's id. The line in
+//! The handler and the response body run in the span, so every line that they log has the request's id. The line in
 //! the access log is written when the response body has ended or was dropped.
 
 use std::pin::Pin;
@@ -20,7 +20,7 @@ use crate::context::RequestContext;
 use crate::runner::monotonic_ns;
 use crate::telemetry::{Api, RouteKind, outcome_label};
 
-/// Target of the lines of the access log.
+/// Tracing target of the access log's lines.
 const TARGET: &str = "tokenway::access";
 
 /// Runs a request in its span, and logs it when it ends.
@@ -30,14 +30,16 @@ pub(super) async fn run(
     request: Request,
     next: Next,
 ) -> Response {
-    // The level is the highest, so that lines of every level carry the id whatever the log filter is.
+    // The span has the highest level, so that no log filter removes it. Log lines of every level then have the
+    // request's id.
     let span = tracing::error_span!(
         "request",
         id = %context.id().0,
         api = context.api().label(),
         route = context.route().name,
     );
-    // Dropped after the handler if the client disconnects, so that the handler's reports come first.
+    // If the client disconnects, the handler is dropped before `end`, so that the handler can still report to the
+    // context.
     let mut end = RequestEnd {
         context,
         is_logged: layers.settings.access_log,
@@ -53,17 +55,17 @@ pub(super) async fn run(
     })
 }
 
-/// Ends a request once: counts it and logs it.
+/// Counts and logs the end of a request, once.
 struct RequestEnd {
     context: RequestContext,
     is_logged: bool,
     status: Option<StatusSent>,
-    /// Bytes of the response body that were taken from its handler.
+    /// Number of bytes of the response body sent so far.
     bytes: u64,
     is_over: bool,
 }
 
-/// The status that the client was sent.
+/// The HTTP or gRPC status of a response, as far as it has been sent.
 #[derive(Clone, Copy)]
 enum StatusSent {
     Http(u16),
@@ -71,7 +73,7 @@ enum StatusSent {
 }
 
 impl RequestEnd {
-    /// Reports the response to the context, before its body.
+    /// Reports the response's status to the context, before the body is sent.
     fn responded(&mut self, response: &Response) {
         let context = &self.context;
         self.status = match context.api() {
@@ -109,7 +111,7 @@ impl RequestEnd {
         let outcome = record.outcome().map_or("unknown", outcome_label);
         let usage = record.usage();
         let milliseconds = |ns| Duration::from_nanos(ns).as_secs_f64() * 1_000.0;
-        // The macro needs a constant level.
+        // tracing's macros need a constant level.
         macro_rules! line {
             ($level:ident) => {
                 tracing::event!(
@@ -145,7 +147,7 @@ impl Drop for RequestEnd {
     }
 }
 
-/// A response body that runs in the span of its request, and ends the request with its last frame.
+/// A response body that is polled in the span of its request. The request ends with the last frame of the body.
 struct LoggedBody {
     body: Body,
     span: Span,
@@ -153,7 +155,7 @@ struct LoggedBody {
 }
 
 impl LoggedBody {
-    /// Ends the request now if the body is empty: it may never be polled.
+    /// Ends the request at once if the body is empty, because hyper may never poll an empty body.
     fn ended_if_empty(mut self) -> Self {
         if self.body.is_end_stream() {
             self.end.over();
@@ -200,7 +202,7 @@ impl http_body::Body for LoggedBody {
 impl Drop for LoggedBody {
     fn drop(&mut self) {
         let _entered = self.span.enter();
-        // The handler's body reports to the context when it is dropped, so it goes before `end`.
+        // The handler's body reports to the context when it is dropped, so it must be dropped before `end`.
         self.body = Body::empty();
     }
 }

@@ -1,4 +1,4 @@
-//! Checks the requests of browsers, for an API that they can use.
+//! Layer that checks the `Host` and `Origin` headers of an API that browsers can use.
 
 use axum::extract::{Request, State};
 use axum::middleware::Next;

@@ -1,5 +1,5 @@
-//! Counts requests in flight. The end of a request is counted where it is known: by the handler of a completion, and
-//! otherwise with the response.
+//! Layer that counts requests in flight. For a completion, the handler counts the end of the request; for all other
+//! requests, the response does.
 
 use axum::extract::Request;
 use axum::middleware::Next;
@@ -8,8 +8,8 @@ use axum::response::Response;
 use crate::context::RequestContext;
 use crate::telemetry::RouteKind;
 
-/// Counts a request as in flight until its response has left. Probes are not counted: a scrape of the metrics would
-/// count itself.
+/// Counts a request as in flight until its response has left. Probes are not counted: otherwise each scrape of the
+/// metrics would count itself.
 pub(super) async fn in_flight(context: RequestContext, request: Request, next: Next) -> Response {
     if context.route().kind != RouteKind::Probe {
         context.record().count_in_flight();

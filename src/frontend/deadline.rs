@@ -18,11 +18,12 @@ use crate::telemetry::{Api, RouteKind};
 const HTTP_TIMEOUT: &str = "x-request-timeout";
 const GRPC_TIMEOUT: &str = "grpc-timeout";
 
-/// Extra time for a completion to report a passed deadline itself: the engine knows best what it was waiting for.
+/// Extra time for a completion to report that its deadline has passed. The engine's own error says what the request
+/// was waiting for.
 const COMPLETION_GRACE: Duration = Duration::from_secs(2);
 
-/// Rejects a request whose id or timeout is invalid, and ends one that is not answered before its deadline. A stream
-/// that has started ends itself.
+/// Rejects a request whose id or timeout is invalid. Ends a request that is not answered before its deadline. A
+/// stream that has started checks its own deadline.
 pub(super) async fn enforce(context: RequestContext, request: Request, next: Next) -> Response {
     let api = context.api();
     if let Err(error) = context.check() {
@@ -40,12 +41,12 @@ pub(super) async fn enforce(context: RequestContext, request: Request, next: Nex
     })
 }
 
-/// Returns the time at which a request with this timeout fails.
+/// Returns the deadline for a request with this timeout that arrives now.
 pub(super) fn after(timeout: Duration) -> Instant {
     Instant::now() + timeout.min(MAX_TIMEOUT)
 }
 
-/// Returns the client's timeout, if it sent one.
+/// Returns the timeout that the client sent, if there is one.
 pub(super) fn timeout(api: Api, headers: &HeaderMap) -> Result<Option<Duration>, Error> {
     let (name, parse, message): (_, fn(&str) -> Option<Duration>, _) = match api {
         Api::Http => (
@@ -69,14 +70,14 @@ pub(super) fn timeout(api: Api, headers: &HeaderMap) -> Result<Option<Duration>,
         .ok_or_else(|| Error::invalid_value(name, message))
 }
 
-/// Parses a number of seconds above 0.
+/// Parses a positive number of seconds.
 fn parse_seconds(text: &str) -> Option<Duration> {
     let seconds: f64 = text.parse().ok()?;
     let seconds = Some(seconds).filter(|seconds| *seconds > 0.0)?;
     Duration::try_from_secs_f64(seconds).ok()
 }
 
-/// Parses the timeout of gRPC: 1 to 8 digits and a unit.
+/// Parses the `grpc-timeout` header: 1 to 8 digits and a unit.
 fn parse_grpc_timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {

@@ -1,4 +1,4 @@
-//! Turns the panic of a handler into an error response.
+//! Layer that turns a panic of a handler into an error response.
 
 use std::panic::AssertUnwindSafe;
 
@@ -11,9 +11,9 @@ use super::response;
 use crate::context::RequestContext;
 use crate::error::Error;
 
-/// Answers `internal_error` if the handler panics.
+/// Responds with `internal_error` if the handler panics.
 pub(super) async fn catch(context: RequestContext, request: Request, next: Next) -> Response {
-    // Unwind safe: the handler's state is dropped.
+    // `AssertUnwindSafe` is sound here: the handler's state is dropped after a panic.
     let handled = AssertUnwindSafe(next.run(request)).catch_unwind().await;
     handled.unwrap_or_else(|_| {
         // The panic hook has logged the panic itself.

@@ -1,4 +1,5 @@
-//! The request id: the client's `x-request-id` in a header or in metadata, or a random id. Every response returns it.
+//! Layer that assigns the request id: the client's `x-request-id` (a header or gRPC metadata), or a random id. Every
+//! response returns the id.
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
@@ -15,8 +16,8 @@ use crate::telemetry::{RequestRecord, RouteKind};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Makes the context of the request, and returns the id in the response. An invalid id is replaced by a random one, and
-/// rejected by an inner layer, so that the rejection is logged and browsers can read it.
+/// Creates the context of the request, and returns the id in the response. An invalid id is replaced by a random one
+/// here. An inner layer then rejects the request, so that the rejection is logged and browsers can read it.
 pub(super) async fn assign(
     State(layers): State<Layers>,
     mut request: Request,
@@ -54,7 +55,7 @@ pub(super) async fn assign(
     response
 }
 
-/// Returns the client's id, or a random one if there is none.
+/// Returns the client's request id, or a random one if the client sent none.
 fn request_id(headers: &HeaderMap) -> Result<RequestId, Error> {
     let Some(value) = headers.get(&X_REQUEST_ID) else {
         return Ok(RequestId::random());

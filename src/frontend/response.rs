@@ -1,4 +1,4 @@
-//! Error responses of the layers, and the outcome that a response shows.
+//! Error responses of the layers, and the outcome of a request as its response shows it.
 
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
@@ -16,13 +16,14 @@ pub(super) fn of_error(api: Api, error: Error) -> Response {
     }
 }
 
-/// Returns the error with which a response rejects its request, if it does. A stream can fail later.
+/// Returns the kind of error with which a response rejects its request, or `None` for a success. A stream can still
+/// fail later.
 pub(super) fn rejection(api: Api, response: &Response) -> Option<ErrorKind> {
     match api {
         Api::Http => match response.extensions().get::<ErrorKind>() {
             Some(kind) => Some(*kind),
             None if response.status().is_success() => None,
-            // No route answers this way.
+            // None of the routes responds this way, so it is counted as an internal error.
             None => Some(ErrorKind::Internal),
         },
         Api::Grpc => {
@@ -32,7 +33,7 @@ pub(super) fn rejection(api: Api, response: &Response) -> Option<ErrorKind> {
     }
 }
 
-/// Returns the name of the gRPC status in headers or trailers.
+/// Returns the name of the gRPC status in a response's headers or trailers.
 pub(super) fn grpc_status(headers: &HeaderMap) -> Option<&'static str> {
     let code = headers.get(Status::GRPC_STATUS)?;
     Some(match Code::from_bytes(code.as_bytes()) {

@@ -1,4 +1,4 @@
-//! The route of a request, as metrics and the log show it: one of a closed set.
+//! Determines the route of a request, as metrics and log show it. The set of routes is closed.
 
 use axum::extract::{MatchedPath, Request};
 use axum::http::Method;
@@ -7,7 +7,7 @@ use crate::gateway;
 use crate::grpc;
 use crate::telemetry::{Api, Route, RouteKind};
 
-/// RPCs of the other services on the gRPC API.
+/// RPCs of the health and reflection services, which the gRPC API serves besides its own.
 const OTHER_RPCS: [(&str, RouteKind); 5] = [
     ("/grpc.health.v1.Health/Check", RouteKind::Probe),
     ("/grpc.health.v1.Health/List", RouteKind::Probe),
@@ -22,14 +22,14 @@ const OTHER_RPCS: [(&str, RouteKind); 5] = [
     ),
 ];
 
-/// Returns the route of a request.
+/// Determines the route of a request.
 pub(super) fn of(api: Api, request: &Request) -> Route {
     match api {
         Api::Http => {
             let matched = request.extensions().get::<MatchedPath>();
             let path = matched.map_or("", MatchedPath::as_str);
             match find(path, &gateway::ROUTES) {
-                // The CORS layer answers a browser's preflight request; the route does not.
+                // A browser's preflight request is answered by the CORS layer, not by the route.
                 route if request.method() == Method::OPTIONS => Route {
                     kind: RouteKind::Unary,
                     ..route
@@ -37,7 +37,7 @@ pub(super) fn of(api: Api, request: &Request) -> Route {
                 route => route,
             }
         }
-        // A service matches all paths below its name, so the path itself names the RPC.
+        // tonic routes by the service's name only, so the full path identifies the RPC.
         Api::Grpc => match find(request.uri().path(), &grpc::RPCS) {
             Route::UNMATCHED => find(request.uri().path(), &OTHER_RPCS),
             route => route,

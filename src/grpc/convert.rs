@@ -1,4 +1,4 @@
-//! Converts proto messages to the engine's requests, and checks every field.
+//! Converts proto messages to the engine's request types, and checks every field.
 use tokio::time::Instant;
 
 use crate::context::RequestContext;
@@ -60,10 +60,9 @@ fn with_times(
     })
 }
 
-/// Returns the first of these parameters that a request uses.
+/// Returns the first of these parameters that a request uses, or `None`.
 ///
-/// # Errors
-/// Returns an error for the first invalid field of the request.
+/// # Errors Returns an error for the first invalid field of the request.
 pub fn first_used(
     message: &v1::CompletionRequest,
     parameters: &[Parameter],
@@ -79,7 +78,7 @@ pub fn first_used(
     Ok(used.copied())
 }
 
-/// Takes the stop strings out of the message.
+/// Moves the stop strings out of the message and checks them.
 fn stopping(message: &mut v1::CompletionRequest) -> Result<Stopping, Error> {
     let strings = std::mem::take(&mut message.stop);
     check(
@@ -149,8 +148,8 @@ pub(super) fn chat_messages(chat: v1::Chat) -> Result<Vec<ChatMessage>, Error> {
     Ok(chat.messages.into_iter().map(message).collect())
 }
 
-/// Returns the token ids that the client already has, indexed by choice. They were sampled with a seed; without the
-/// same seed the following tokens would be sampled with another.
+/// Returns the token ids that the client already has, indexed by choice. `seed` must be set too: without the seed of
+/// the interrupted stream, the remaining tokens would be sampled differently.
 fn resume(
     resumed: Vec<v1::ResumedChoice>,
     choices: u32,

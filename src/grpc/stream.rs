@@ -1,4 +1,5 @@
-//! Converts the events of a completion to proto messages, and reports the request's progress to its context.
+//! The response stream of a completion: converts the completion's events to proto messages, and reports the request's
+//! progress to its context.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -20,11 +21,11 @@ pub struct EventStream {
     completion: Completion,
     started: v1::Started,
     timestamps: bool,
-    /// `None` if the HTTP API of this process delivers the tokens.
+    /// Measures the delivery to a gRPC client. `None` if the HTTP API of this process delivers the tokens.
     delivery: Option<Delivery>,
 }
 
-/// Delivery of a stream's tokens to a gRPC client.
+/// Measures the delivery of a stream's tokens to a gRPC client.
 pub(super) struct Delivery {
     pub(super) context: RequestContext,
     pub(super) timer: DeliveryTimer,
@@ -118,7 +119,7 @@ impl Stream for EventStream {
 }
 
 impl Delivery {
-    /// Reports an event that has been converted to a message. Its conversion started at `start`.
+    /// Records the delivery of an event. `start` is the time at which its conversion to a message started.
     fn record(&mut self, event: &Event, start: WriteStart) {
         match event {
             Event::Started(started) => self.context.started(started.prompt_tokens),

@@ -7,9 +7,10 @@ use tonic::{Code, Status};
 use super::MAX_MESSAGE_BYTES;
 use crate::error::{Error, ErrorKind};
 
-/// Replaces an error of tonic by the corresponding error of the error table. Returns any other response unchanged.
+/// Replaces an error response of tonic by the corresponding error of the error table. Returns any other response
+/// unchanged.
 pub fn with_error_details<B: Default>(response: Response<B>) -> Response<B> {
-    // Only a response without messages has its status in the headers.
+    // A response that carries messages has its status in the trailers, not in the headers.
     let Some(status) = Status::from_header_map(response.headers()) else {
         return response;
     };
@@ -19,7 +20,8 @@ pub fn with_error_details<B: Default>(response: Response<B>) -> Response<B> {
     }
 }
 
-/// Returns the error of the table for a status of tonic, or `None` if the service returned the status.
+/// Converts a status of tonic to an error of the error table. Returns `None` if the service itself returned the
+/// status.
 fn table_error(status: &Status) -> Option<Error> {
     if !status.details().is_empty() {
         return None;

@@ -1,4 +1,5 @@
-//! Activity of a connection, for its idle timeout: requests in progress, incomplete headers, unsent data, or none.
+//! Activity of one connection, from which its idle timeout is computed: requests in progress, incomplete headers,
+//! unsent data, or none of these.
 
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,13 +17,13 @@ use super::stalled::set_waiting_for_peer;
 /// Activity of a connection. The socket reports reads and writes; the HTTP service reports requests.
 pub(super) struct Activity {
     active_requests: AtomicUsize,
-    /// Notified of each new request.
+    /// Notified when a request starts.
     new_request: Notify,
     had_a_request: AtomicBool,
     is_http2: AtomicBool,
-    /// The headers of a request have been received in part.
+    /// True while the headers of an HTTP/1.1 request are incomplete.
     is_reading_headers: AtomicBool,
-    /// Data waits to be written because the socket accepts no more.
+    /// True while written data waits because the socket accepts no more.
     is_behind: AtomicBool,
     idle_since: Mutex<Instant>,
 }
@@ -40,12 +41,12 @@ impl Activity {
         }
     }
 
-    /// Starts the idle timeout of a new connection, after its TLS handshake if it has one.
+    /// Starts the idle timeout of a new connection. If the connection uses TLS, call this after the handshake.
     pub(super) fn connection_started(&self) {
         self.restart_idle_time();
     }
 
-    /// Records a new request. It ends when the returned guard is dropped.
+    /// Records the start of a request. The request ends when the returned guard is dropped.
     pub(super) fn request_started(self: &Arc<Self>, version: Version) -> ActiveRequest {
         self.active_requests.fetch_add(1, Ordering::SeqCst);
         self.had_a_request.store(true, Ordering::SeqCst);
@@ -62,8 +63,8 @@ impl Activity {
         self.is_http2.store(true, Ordering::SeqCst);
     }
 
-    /// Records bytes that were read. On HTTP/1.1, between two requests, they start the headers of the next request. On
-    /// HTTP/2 they may be frames that belong to no request.
+    /// Records bytes that were read from the socket. On HTTP/1.1, bytes between two requests start the headers of the
+    /// next request. On HTTP/2 they may be frames that belong to no request.
     pub(super) fn bytes_read(&self, bytes: &[u8]) {
         if !self.is_http2() && !self.is_unused() && !self.is_busy() {
             // A client may send an empty line after a request (RFC 9112, section 2.2).
@@ -74,7 +75,7 @@ impl Activity {
         }
     }
 
-    /// Returns true if the headers of an HTTP/1.1 request after the first are incomplete.
+    /// Returns true while the headers of a second or later HTTP/1.1 request are incomplete.
     pub(super) fn is_reading_headers(&self) -> bool {
         self.is_reading_headers.load(Ordering::Relaxed)
     }
@@ -94,7 +95,7 @@ impl Activity {
     pub(super) async fn wait_until_busy(&self) {
         loop {
             let mut new_request = pin!(self.new_request.notified());
-            // Registers before the check, so that a request in between is not missed.
+            // Register for notifications before the check, so that a request that starts in between is not missed.
             new_request.as_mut().enable();
             if self.is_busy() {
                 return;
@@ -117,7 +118,7 @@ impl Activity {
         self.is_http2.load(Ordering::SeqCst)
     }
 
-    /// Time at which to check again whether the connection is idle.
+    /// Returns the time at which to check again whether the connection is idle.
     pub(super) fn next_idle_check(&self, limits: &Limits) -> Instant {
         let latest = Instant::now() + limits.keep_alive_timeout;
         if self.is_active() {
@@ -127,7 +128,7 @@ impl Activity {
         }
     }
 
-    /// Returns true if the connection has been idle for longer than its limit.
+    /// Returns true if the connection has exceeded its idle timeout.
     pub(super) fn is_idle_too_long(&self, limits: &Limits) -> bool {
         !self.is_active() && self.closes_at(limits) <= Instant::now()
     }
@@ -136,8 +137,8 @@ impl Activity {
         self.is_busy() || self.is_reading_headers() || self.is_behind.load(Ordering::SeqCst)
     }
 
-    /// Time at which an idle connection closes. Until its first HTTP/1.1 request or the HTTP/2 preface, a connection
-    /// has only the header timeout.
+    /// Returns the time at which the connection closes if it stays idle. Before the first HTTP/1.1 request or the
+    /// HTTP/2 preface, only the header timeout applies.
     fn closes_at(&self, limits: &Limits) -> Instant {
         let timeout = if self.is_unused() && !self.is_http2() {
             limits.header_timeout
@@ -154,7 +155,7 @@ impl Activity {
     }
 }
 
-/// Guard of a request in progress.
+/// Marks a request as in progress until this guard is dropped.
 pub(super) struct ActiveRequest(Arc<Activity>);
 
 impl Drop for ActiveRequest {
@@ -165,8 +166,8 @@ impl Drop for ActiveRequest {
 }
 
 pin_project_lite::pin_project! {
-    /// Response body. Marks its request as in progress until it is dropped, and records whether the stream waits for
-    /// its peer.
+    /// Response body that keeps its request marked as in progress until the body is dropped. It also records whether
+    /// the HTTP/2 stream waits for its peer.
     pub(super) struct TrackedBody<B> {
         #[pin]
         body: B,

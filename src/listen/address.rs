@@ -17,8 +17,8 @@ use super::io::Stream;
 
 mod tcp;
 
-/// Connections that the kernel queues until they are accepted. With the usual 128, half of 2,000 simultaneous
-/// connections were refused.
+/// Maximum number of connections that the kernel queues before they are accepted. With the usual 128, half of 2,000
+/// simultaneous connections were refused.
 const BACKLOG: i32 = 4_096;
 
 /// Address of a listener.
@@ -30,7 +30,7 @@ pub enum Address {
     Unix(PathBuf),
 }
 
-/// Text that is not a listen address.
+/// Error for a text that is not a listen address. Contains the text.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("'{0}' is not a valid address; it must be host:port or unix:/path")]
 pub struct InvalidAddress(String);
@@ -87,7 +87,7 @@ pub struct Listener {
     /// At least one socket.
     sockets: Vec<BoundSocket>,
     addresses: Vec<Address>,
-    /// Incremented by each poll; selects the socket that is polled first.
+    /// Incremented by each poll. Selects the socket that is polled first.
     next_socket: AtomicUsize,
 }
 
@@ -97,10 +97,10 @@ enum BoundSocket {
 }
 
 impl Listener {
-    /// Binds every IP address of the host, or the Unix socket. A stale Unix socket, without a listener, is replaced.
+    /// Binds every IP address of the host, or the Unix socket. Replaces the file of a Unix socket on which no process
+    /// listens any more.
     ///
-    /// # Errors
-    /// The host cannot be resolved, or one of its addresses cannot be bound.
+    /// # Errors The host cannot be resolved, or one of its addresses cannot be bound.
     pub async fn bind(address: &Address) -> io::Result<Self> {
         match address {
             Address::Tcp(address) => Self::tcp(&lookup_host(address).await?.collect::<Vec<_>>()),
@@ -123,7 +123,8 @@ impl Listener {
         })
     }
 
-    /// Addresses of the bound sockets, with the chosen port if port 0 was requested. At least one.
+    /// Returns the addresses of the bound sockets, at least one. If port 0 was requested, they contain the chosen
+    /// port.
     #[must_use]
     pub fn addresses(&self) -> &[Address] {
         &self.addresses
@@ -132,13 +133,14 @@ impl Listener {
     pub(super) async fn accept(&self) -> io::Result<Stream> {
         let stream = poll_fn(|cx| self.poll_accept(cx)).await?;
         if let Stream::Tcp(stream) = &stream {
-            // Tokens are small packets; Nagle's algorithm would delay them.
+            // Each token is a small packet, which Nagle's algorithm would delay.
             stream.set_nodelay(true)?;
         }
         Ok(stream)
     }
 
-    /// Accepts from any socket that has a connection. The first socket to poll rotates, so that none is starved.
+    /// Accepts a connection from any of the sockets. Each call starts with the next socket, so that no socket is
+    /// starved.
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Stream>> {
         let start = self.next_socket.fetch_add(1, Ordering::Relaxed) % self.sockets.len();
         let (before, from_start) = self.sockets.split_at(start);
@@ -169,7 +171,7 @@ impl Drop for Listener {
     fn drop(&mut self) {
         for address in &self.addresses {
             if let Address::Unix(path) = address {
-                // An error means that the file is already gone.
+                // Removing the file fails only if the file is already gone.
                 let _ = std::fs::remove_file(path);
             }
         }

@@ -48,18 +48,19 @@ pub(super) struct Connection {
     pub(super) stream: Arc<Stream>,
     pub(super) settings: FrontendSettings,
     pub(super) shutdown: Shutdown,
-    /// Tracks the tasks of its HTTP/2 streams.
+    /// Tracks the tasks that run the connection's HTTP/2 streams.
     pub(super) streams: TaskTracker,
 }
 
-/// The state of a connection that its requests and its socket share.
+/// State that the connection's requests and its socket share.
 struct Tracking {
     flushes: Arc<FlushTracker>,
     activity: Arc<Activity>,
 }
 
 impl Connection {
-    /// Serves the connection until it closes or is shut down, then lingers so that the peer can read the last response.
+    /// Serves the connection until it closes or is shut down. Then keeps the socket open for a moment ("lingers"), so
+    /// that the peer can read the last response.
     pub(super) async fn run<S, B>(self, service: S)
     where
         S: FrontendService<B>,
@@ -71,7 +72,7 @@ impl Connection {
             self.stream.close_with_reset();
             return;
         }
-        // The socket closes now, whether lingering finished or was aborted.
+        // The socket closes when this function returns, whether or not lingering was aborted.
         let abort = &self.shutdown.abort;
         let _ = abort.run_until_cancelled(self.stream.linger()).await;
     }
@@ -90,7 +91,7 @@ impl Connection {
         let tracking = Tracking { flushes, activity };
         match &self.settings.tls {
             None => self.drive(TokioIo::new(watched), tracking, service).await,
-            // Boxed, so that the future of a connection without TLS does not reserve space for it.
+            // The future is boxed, so that connections without TLS do not reserve space for it.
             Some(tls) => Box::pin(self.serve_tls(tls, watched, tracking, service)).await,
         }
     }
@@ -121,7 +122,7 @@ impl Connection {
         }
     }
 
-    /// Serves HTTP on `io`: the socket, or the TLS stream on it.
+    /// Serves HTTP on `io`, which is the socket or the TLS stream on top of it.
     async fn drive<S, B, I>(
         &self,
         io: I,
@@ -153,8 +154,8 @@ impl Connection {
                 let request = request.map(|body| {
                     RequestBody::new(TimeoutBody::new(body_timeout, body), discard_tasks)
                 });
-                // Boxed, so that its memory is freed when the response headers are ready. Inline, it would
-                // enlarge the stream's task until the stream ends.
+                // The response future is boxed, so that its memory is freed once the response headers are ready.
+                // Inline, it would enlarge the HTTP/2 stream's task until the stream ends.
                 let response = Box::pin(service.clone().oneshot(request));
                 async move {
                     let mut response = response.await?;
@@ -167,7 +168,8 @@ impl Connection {
         };
         let builder = self.builder();
         let mut connection = boxed_out_of_line(|| builder.serve_connection(io, service));
-        // HTTP/1.0 has no chunked encoding: after a graceful close, a truncated body would look complete.
+        // HTTP/1.0 has no chunked encoding. After a graceful close, a truncated body would look complete, so the
+        // connection is reset instead.
         let close_mode = || {
             if is_http_10.load(Ordering::Relaxed) && activity.is_busy() {
                 CloseMode::Reset
@@ -179,7 +181,7 @@ impl Connection {
         loop {
             let mut next_event = PollOnWake::new(self.next_event(&activity, seen));
             let event = tokio::select! {
-                // Writing pending data comes before handling any event.
+                // Poll the connection first: writing pending data comes before handling any event.
                 biased;
                 ended = connection.as_mut() => {
                     let Err(error) = ended else {
@@ -202,12 +204,13 @@ impl Connection {
                 }
                 ConnectionEvent::Abort => return close_mode(),
                 ConnectionEvent::PeerClosed if activity.is_busy() => return close_mode(),
-                // The last response may still be on its way to the peer, so the connection stays open. If a
-                // request that was sent before the close starts now, the connection closes: nobody will read
-                // the response.
+                // The last response may still be on its way to the peer, so the connection stays open. If a request
+                // that was sent before the peer closed starts now, the connection closes: nobody will read its
+                // response.
                 ConnectionEvent::PeerClosed => seen.peer_closed = true,
                 ConnectionEvent::IdleCheck if !activity.is_idle_too_long(limits) => {}
-                // On HTTP/2, GOAWAY comes first, so that a request that is already on its way is still served.
+                // HTTP/2 gets a GOAWAY frame before the connection closes, so that a request that is already on its
+                // way is still served.
                 ConnectionEvent::IdleCheck if activity.is_http2() && seen.closes_at.is_none() => {
                     seen.closes_at = Some(Instant::now() + LINGER_TIMEOUT);
                     connection.as_mut().graceful_shutdown();
@@ -217,7 +220,7 @@ impl Connection {
         }
     }
 
-    /// Waits for the next event that may close the connection and is not in `seen` yet.
+    /// Waits for the next event that may close the connection. Ignores events that are already recorded in `seen`.
     async fn next_event(&self, activity: &Activity, seen: Seen) -> ConnectionEvent {
         let shutdown = &self.shutdown;
         let idle_check = activity.next_idle_check(&self.settings.limits);
@@ -239,8 +242,8 @@ impl Connection {
         });
         builder
             .http1()
-            // hyper's header timeout also runs while an idle connection waits for its next request. The timeout
-            // in `WatchedStream` does not.
+            // hyper's header timeout would also run while an idle connection waits for its next request.
+            // `WatchedStream` has a header timeout that does not.
             .header_read_timeout(None)
             .max_headers(limits.max_headers)
             .max_buf_size(
@@ -259,7 +262,7 @@ impl Connection {
                 Protocol::Worker => MAX_WORKER_FRAME_BYTES,
             })
             .max_concurrent_streams(limits.max_concurrent_streams)
-            // A client may cancel many requests in the packet that starts them.
+            // A client may cancel many requests in the same packet that starts them.
             .max_pending_accept_reset_streams(usize::try_from(resets::RESET_BURST).ok())
             .max_header_list_size(limits.max_header_bytes)
             .max_send_buf_size(MAX_WRITE_BUFFER_BYTES)
@@ -272,25 +275,25 @@ impl Connection {
     }
 }
 
-/// Constructs a boxed future in a stack frame of its own. If the function that polls a large future also constructs it,
-/// the stack frame of each poll includes the space for the construction: here two pages, touched for every token.
+/// Constructs a boxed future in a separate stack frame. If the function that polls a large future also constructs it,
+/// each poll's stack frame includes the space for the construction: here two memory pages, touched for every token.
 #[inline(never)]
 fn boxed_out_of_line<F>(make: impl FnOnce() -> F) -> Pin<Box<F>> {
     Box::pin(make())
 }
 
-/// HTTP/1.1 response header with the idle timeout of the connection, in seconds. Connection pools that read it, such as
-/// Node's undici and Apache's `HttpClient`, then do not reuse a connection that is about to close.
+/// HTTP/1.1 response header with the connection's idle timeout, in seconds. Connection pools such as Node's undici
+/// and Apache's `HttpClient` read it, and do not reuse a connection that is about to close.
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
-/// Value of the `Keep-Alive` header: one second less than `timeout`, to allow for network latency. `None` if that
-/// leaves less than a second.
+/// Returns the value of the `Keep-Alive` header: one second less than `timeout`, to allow for network latency.
+/// Returns `None` if less than one second is left.
 fn keep_alive_header(timeout: Duration) -> Option<HeaderValue> {
     let seconds = timeout.as_secs().checked_sub(1).filter(|left| *left > 0)?;
     HeaderValue::try_from(format!("timeout={seconds}")).ok()
 }
 
-/// Returns true for an HTTP/1.1 request without `Connection: close`. Only these get a `Keep-Alive` header.
+/// Returns true for an HTTP/1.1 request without `Connection: close`. Only its response gets a `Keep-Alive` header.
 fn allows_keep_alive<B>(request: &Request<B>) -> bool {
     let closes = |headers: &HeaderMap| {
         let connection = headers.get(CONNECTION);
@@ -299,12 +302,12 @@ fn allows_keep_alive<B>(request: &Request<B>) -> bool {
     request.version() == Version::HTTP_11 && !closes(request.headers())
 }
 
-/// Event outside the HTTP protocol that may close a connection.
+/// An event outside HTTP that may close a connection.
 #[derive(Debug)]
 enum ConnectionEvent {
-    /// Shutdown: take no further requests.
+    /// Shutdown has started: take no further requests.
     Stop,
-    /// Shutdown: close at once.
+    /// Shutdown is forced: close at once.
     Abort,
     /// The peer has closed its sending side.
     PeerClosed,
@@ -312,7 +315,7 @@ enum ConnectionEvent {
     IdleCheck,
 }
 
-/// Events that have already fired, so that `next_event` does not wait for them again.
+/// Events that have already fired, so that `next_event` does not report them again.
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
     stop: bool,
@@ -321,11 +324,11 @@ struct Seen {
     closes_at: Option<Instant>,
 }
 
-/// Method of closing a connection's socket.
+/// The way to close a connection's socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CloseMode {
-    /// With FIN, which marks the end of the data.
+    /// Close with FIN, which marks the end of the data.
     Graceful,
-    /// With a reset, which tells the peer that data is missing.
+    /// Close with a reset, which tells the peer that data is missing.
     Reset,
 }

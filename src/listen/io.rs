@@ -1,4 +1,4 @@
-//! The socket of a connection: write and header timeouts, and the notification that written data was flushed.
+//! The socket of a connection: write timeout, header timeout, and notification of flushes.
 
 use std::future::poll_fn;
 use std::io;
@@ -19,7 +19,7 @@ use super::activity::Activity;
 use super::resets::{GO_AWAY_FRAME, ResetLimit};
 use crate::delivery::FlushTracker;
 
-/// Maximum time for reading and discarding what a peer still sends.
+/// Maximum time for reading and discarding the peer's remaining data before the socket closes.
 pub(super) const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Socket of an accepted connection.
@@ -50,7 +50,7 @@ impl Stream {
             return;
         }
         let read = async {
-            // On the heap: an array would enlarge the task of every connection.
+            // The buffer is on the heap: an array would enlarge the task of every connection.
             let mut sink = Vec::with_capacity(4_096);
             loop {
                 sink.clear();
@@ -60,26 +60,25 @@ impl Stream {
                 }
             }
         };
-        // The result does not matter: the socket closes next.
+        // Errors are ignored because the socket closes next.
         let _ = timeout(LINGER_TIMEOUT, read).await;
     }
 
-    /// Makes the socket reset its connection when it closes. Data that was sent still arrives; data in the send buffer
-    /// is lost.
+    /// Makes the socket close with a reset. Data that was sent still arrives; data in the send buffer is lost.
     pub(super) fn close_with_reset(&self) {
         match self {
             Self::Tcp(stream) => {
-                // If this fails, the socket closes gracefully.
+                // If setting the option fails, the socket closes gracefully.
                 let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
             }
-            // A Unix socket cannot reset, so HTTP/1.0 clients cannot detect a truncated body there.
+            // A Unix socket cannot be reset, so an HTTP/1.0 client on a Unix socket cannot detect a truncated body.
             Self::Unix(_) => {}
         }
     }
 
     /// Writes to the socket if it accepts data now.
     fn try_write(&self, bytes: &[u8]) {
-        // Best effort: the connection closes next.
+        // Errors are ignored because the connection closes next.
         let _ = match self {
             Self::Tcp(stream) => stream.try_write(bytes),
             Self::Unix(stream) => stream.try_write(bytes),
@@ -93,8 +92,8 @@ impl Stream {
         }
     }
 
-    /// Reads into the spare capacity of `buffer` without initializing it. hyper polls for input with every token, and
-    /// clearing the buffer each time took longer than writing the token.
+    /// Reads into the spare capacity of `buffer` without initializing that memory. hyper polls for input with every
+    /// token, and clearing the buffer each time took longer than writing the token.
     fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut impl BufMut) -> Poll<io::Result<usize>> {
         loop {
             let read = match self {
@@ -136,22 +135,22 @@ impl Stream {
     }
 }
 
-/// Returns true if the socket was not ready after all, so the caller must poll it again.
+/// Returns true if the result is `WouldBlock`: the socket was not ready after all, so the caller must poll again.
 fn would_block(result: &io::Result<usize>) -> bool {
     matches!(result, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
-/// Socket with timeouts for writes and headers and a limit on HTTP/2 cancellations.
+/// Socket with timeouts for writes and headers, and a limit on HTTP/2 cancellations.
 pub(super) struct WatchedStream {
     /// Shared with [`Connection`](super::connection::Connection), which waits for the peer to close.
     stream: Arc<Stream>,
     write_timeout: Duration,
     /// Write timeout; set while the socket accepts no data.
     write_timer: Option<Pin<Box<Sleep>>>,
-    /// Set from the time a write could not complete until the next flush.
+    /// True from a write that could not complete until the next flush.
     is_behind: bool,
     header_timeout: Duration,
-    /// Header timeout; set while the headers of an HTTP/1.1 request after the first are incomplete.
+    /// Header timeout. Set while the headers of a second or later HTTP/1.1 request are incomplete.
     header_timer: Option<Pin<Box<Sleep>>>,
     resets: ResetLimit,
     activity: Arc<Activity>,
@@ -273,7 +272,8 @@ impl AsyncWrite for WatchedStream {
         true
     }
 
-    /// Reports the flush. A socket buffers nothing in user space, so all data that hyper wrote is already sent.
+    /// Reports that all written data was flushed. A socket has no buffer in user space, so everything that hyper
+    /// wrote has already been sent.
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.is_behind {

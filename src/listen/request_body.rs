@@ -1,8 +1,8 @@
-//! Request bodies, and what happens to a body that is dropped before its end.
+//! Request bodies. The rest of a body that the handler did not read is discarded.
 //!
-//! A handler may respond, usually with an error, before it has read the whole body, and drop the body. On HTTP/2 that
-//! resets the stream. Some clients, such as curl 7.88, treat the reset as a failure of the request and ignore the
-//! response. So the rest of the body is read and discarded, up to a limit of time and size. On HTTP/1.1 the connection
+//! A handler may respond, usually with an error, and drop the body before reading all of it. On HTTP/2 that resets
+//! the stream. Some clients, such as curl 7.88, treat the reset as a failure of the request and ignore the response.
+//! The rest of the body is therefore read and discarded, up to a limit of time and size. On HTTP/1.1, the connection
 //! lingers instead.
 
 use std::pin::Pin;
@@ -18,7 +18,7 @@ use tower_http::timeout::TimeoutBody;
 
 use super::io::LINGER_TIMEOUT;
 
-/// Maximum size of the rest of a body that is read and discarded, in bytes.
+/// Maximum number of unread body bytes that are read and discarded.
 const MAX_DISCARDED_BYTES: usize = 8 * 1024 * 1024;
 
 type Inner = Pin<Box<TimeoutBody<Incoming>>>;
@@ -92,6 +92,6 @@ async fn discard(mut body: Inner) {
             }
         }
     };
-    // The result does not matter: the response was sent independently of the rest of the body.
+    // The result is ignored: the response has been sent, whatever happens to the rest of the body.
     let _ = timeout(LINGER_TIMEOUT, read).await;
 }

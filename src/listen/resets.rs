@@ -1,4 +1,4 @@
-//! Rate limit for request cancellations by an HTTP/2 peer (the rapid reset attack, CVE-2023-44487).
+//! Rate limit on requests that an HTTP/2 client cancels (the rapid reset attack, CVE-2023-44487).
 //!
 //! h2 only limits the cancelled requests that it still holds. This module counts the RST_STREAM frames in the bytes
 //! that are read from the socket.
@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Cancellations that a peer may send at once: more than the concurrent users of one shared connection.
+/// Maximum number of cancellations at once. It exceeds the number of users that share one connection.
 pub(super) const RESET_BURST: u32 = 5_000;
 
-/// Time that adds one cancellation to the budget: 1,000 per second, which cost about 1% of a core.
+/// Time after which the budget grows by one cancellation. 1,000 cancellations per second cost about 1% of a core.
 const REFILL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Maximum number of cancelled streams to remember, so that each counts once: an upper bound of the cancelled streams
-/// that may still have frames in flight.
+/// Maximum number of cancelled streams to remember, so that each counts once. It is an upper bound on the cancelled
+/// streams that may still have frames in flight.
 const MAX_REMEMBERED_STREAMS: usize = 10_000;
 
 /// Client connection preface (RFC 9113, section 3.4).
@@ -27,23 +27,23 @@ const FRAME_HEADER_BYTES: usize = 9;
 /// Type of the frame that cancels a stream (RFC 9113, section 6.4).
 const RST_STREAM: u8 = 3;
 
-/// GOAWAY frame with the error ENHANCE_YOUR_CALM. Its last stream id is the largest possible id: this module does not
-/// know which requests were started, so a client must not assume that one was not.
+/// GOAWAY frame with the error ENHANCE_YOUR_CALM. Its last stream id is the largest possible id, because this module
+/// does not know which requests have started. A client therefore cannot assume that a request was not processed.
 pub(super) const GO_AWAY_FRAME: &[u8; 17] =
     b"\x00\x00\x08\x07\x00\x00\x00\x00\x00\x7f\xff\xff\xff\x00\x00\x00\x0b";
 
-/// Cancellation budget of one connection. It refills over time, like a token bucket.
+/// Number of cancellations that one connection may still make. The number grows over time, like a token bucket.
 #[derive(Debug)]
 pub(super) struct ResetLimit {
     parser: FrameParser,
-    /// Streams that were cancelled last. Some peers send another RST_STREAM for each late frame of a stream that they
-    /// have cancelled, and these must not count again.
+    /// The streams that were cancelled most recently. Some peers send another RST_STREAM for each late frame of a
+    /// cancelled stream; these must not count again.
     cancelled: BTreeSet<u32>,
     /// Time at which the budget is full again.
     full_at: Instant,
 }
 
-/// Position of the next byte within the HTTP/2 frames of the connection.
+/// State of the parser: the position of the next byte within the connection's HTTP/2 frames.
 #[derive(Debug)]
 enum FrameParser {
     /// Within the preface; the number of bytes read so far.
@@ -52,7 +52,7 @@ enum FrameParser {
     Header([u8; FRAME_HEADER_BYTES], usize),
     /// Within a frame payload; the number of bytes that remain.
     Payload(usize),
-    /// The connection is HTTP/1.1 or encrypted, so its frames cannot be parsed.
+    /// The connection is HTTP/1.1, or its frames are encrypted. Nothing is counted.
     Opaque,
 }
 
@@ -73,7 +73,7 @@ impl ResetLimit {
         )
     }
 
-    /// Counts the cancellations in the next bytes of the connection. Returns false if they exceed the budget.
+    /// Counts the cancellations in newly read bytes. Returns false once the budget is exceeded.
     pub(super) fn allows(&mut self, bytes: &[u8]) -> bool {
         let (parser, cancelled) = (&mut self.parser, &mut self.cancelled);
         let mut count = 0;
@@ -93,7 +93,8 @@ impl ResetLimit {
 }
 
 impl FrameParser {
-    /// Parses the next bytes. Calls `on_reset` with the stream id of each RST_STREAM frame whose header ends in them.
+    /// Parses newly read bytes. Calls `on_reset` with the stream id of each RST_STREAM frame whose header is
+    /// complete.
     fn parse(&mut self, mut bytes: &[u8], mut on_reset: impl FnMut(u32)) {
         while let Some((&first, rest)) = bytes.split_first() {
             match self {

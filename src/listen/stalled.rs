@@ -1,7 +1,7 @@
-//! Write timeout of HTTP/2 streams: drops a stream whose peer has stopped reading.
+//! Write timeout of HTTP/2 streams. A stream whose peer has stopped reading is dropped.
 //!
-//! hyper polls a response body only while the stream has a flow-control window, so the body itself cannot notice a
-//! stalled peer. The executor that runs the stream's task can.
+//! hyper polls a response body only while the stream has a flow-control window, so the body itself cannot notice that
+//! its peer has stalled. The executor that runs the stream's task can.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -11,19 +11,20 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 
 tokio::task_local! {
-    /// Time since which data waits for the peer; `None` while the stream waits for the server to produce data.
+    /// Time since which this stream's data has been waiting for the peer to read. `None` while the stream waits for
+    /// the server to produce data.
     static WAITING_FOR_PEER_SINCE: Cell<Option<Instant>>;
 }
 
-/// Records whether the current stream waits for its peer (true) or for the server (false). Outside a task of
-/// [`StreamExecutor`], on HTTP/1.1, it does nothing: there the socket's write timeout applies.
+/// Records whether the current HTTP/2 stream waits for its peer (true) or for the server (false). Does nothing on
+/// HTTP/1.1, where the socket's write timeout applies.
 pub(super) fn set_waiting_for_peer(is_waiting: bool) {
-    // `try_with` fails outside such a task.
+    // `try_with` fails outside a task of [`StreamExecutor`].
     let _ = WAITING_FOR_PEER_SINCE.try_with(|since| since.set(is_waiting.then(Instant::now)));
 }
 
-/// Runs the streams of an HTTP/2 connection. A stream that exceeds the write timeout is dropped, which resets only
-/// that stream.
+/// Runs the streams of an HTTP/2 connection. A stream that exceeds the write timeout is dropped, which resets that
+/// stream only.
 #[derive(Clone)]
 pub(super) struct StreamExecutor {
     pub(super) tasks: TaskTracker,
@@ -54,7 +55,7 @@ async fn run_unless_stalled<S: Future>(stream: S, write_timeout: Duration) {
     WAITING_FOR_PEER_SINCE.scope(Cell::new(None), run).await;
 }
 
-/// Completes once the stream has been waiting for its peer for `write_timeout`.
+/// Completes once the current stream has waited for its peer for `write_timeout`.
 async fn stalled(write_timeout: Duration) {
     loop {
         let since = WAITING_FOR_PEER_SINCE

@@ -13,18 +13,18 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::server::TlsStream;
 
-/// PEM files of one peer.
+/// PEM files that one end of a TLS connection uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// CA certificates used to verify the other peer.
+    /// CA certificates that verify the other end's certificate.
     pub ca: PathBuf,
-    /// Certificate of this peer, followed by its intermediate certificates.
+    /// Certificate of this end, followed by its intermediate certificates.
     pub certificate: PathBuf,
     /// Private key of the certificate.
     pub key: PathBuf,
 }
 
-/// A TLS file that cannot be used.
+/// Error for a TLS file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {problem}", path.display())]
 pub struct TlsError {
@@ -74,7 +74,7 @@ impl MutualTls {
     }
 }
 
-/// Reads the certificates in a file: at least one.
+/// Reads all certificates in a file. The file must contain at least one.
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let certificates = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
     let certificates: Vec<_> = certificates.map_err(|error| invalid_file(path, &error))?;

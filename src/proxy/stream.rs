@@ -1,4 +1,5 @@
-//! The response stream of a completion: the events of an engine, with this gateway's own timings and metrics.
+//! The response stream of a completion on a gateway: the engine's events, with the timings and metrics of this
+//! gateway.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -20,7 +21,7 @@ pub struct ForwardedEvents {
     events: CheckedEvents,
     context: RequestContext,
     timer: DeliveryTimer,
-    /// Completes when the server stops waiting for running requests.
+    /// Completes when the drain has timed out and the stream must end.
     stopped: PollOnWake<Pin<Box<WaitForCancellationFutureOwned>>>,
     ended: bool,
 }
@@ -40,7 +41,7 @@ impl ForwardedEvents {
         }
     }
 
-    /// Polls for the next event. Events that are ready come before a shutdown.
+    /// Polls for the next event. Delivers events that are ready before it reports a shutdown.
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Event, Failure>>> {
         if let Poll::Ready(event) = self.events.poll_event(cx) {
             return Poll::Ready(event);
@@ -49,11 +50,11 @@ impl ForwardedEvents {
         stopped.map(|()| Some(Err(Error::shutting_down().into())))
     }
 
-    /// Counts an event, and replaces the timings of the engine's API by those of this gateway's.
+    /// Counts an event. Replaces the timings of the engine's API by the timings of this gateway's API.
     fn deliver(&mut self, event: &mut Event, start: WriteStart) {
         match event {
             Event::Started(started) => {
-                // An engine reports the name under which it serves the model.
+                // The engine reports the served name of the model, which may differ from the alias in the request.
                 self.context.record().set_model(&started.model);
                 self.context.started(started.prompt_tokens);
             }

@@ -8,10 +8,10 @@ use tokio::net::TcpListener;
 
 use super::BACKLOG;
 
-/// Attempts to find a port that is free at every address.
+/// Number of attempts to find a port that is free at every address of a host.
 const MAX_PORT_ATTEMPTS: usize = 16;
 
-/// Function that binds one socket; tests replace it to simulate another machine.
+/// Binds one socket. Tests replace this function to simulate a machine with other addresses.
 trait Bind: Fn(SocketAddr, Ipv6Only) -> io::Result<Socket> {}
 
 impl<F: Fn(SocketAddr, Ipv6Only) -> io::Result<Socket>> Bind for F {}
@@ -21,13 +21,14 @@ impl<F: Fn(SocketAddr, Ipv6Only) -> io::Result<Socket>> Bind for F {}
 enum Ipv6Only {
     /// The operating system's default.
     SystemDefault,
-    /// Only IPv6, because the host's IPv4 address has a socket of its own.
+    /// Accept only IPv6, because the host's IPv4 address gets a socket of its own.
     Yes,
 }
 
-/// Binds all addresses, which have the same port. Port 0 chooses one port that is free at all of them. Skips an
-/// address that this machine does not have if another can be bound: a host name may have an IPv6 address although IPv6
-/// is disabled.
+/// Binds all addresses of a host, which share one port. With port 0, chooses a port that is free at all of them.
+///
+/// An address that this machine does not have is skipped if another one can be bound: a host name may have an IPv6
+/// address although IPv6 is disabled.
 pub(super) fn bind(addresses: &[SocketAddr]) -> io::Result<Vec<TcpListener>> {
     let mut addresses = addresses.to_vec();
     addresses.sort_by_key(SocketAddr::is_ipv4);
@@ -42,7 +43,7 @@ pub(super) fn bind(addresses: &[SocketAddr]) -> io::Result<Vec<TcpListener>> {
         .collect()
 }
 
-/// Binds all addresses. With port 0, tries another port if the chosen one is in use at one of the addresses.
+/// Binds all addresses. With port 0, tries another port if the chosen port is in use at one of the addresses.
 fn bind_at_one_port(addresses: &[SocketAddr], bind: &impl Bind) -> io::Result<Vec<Socket>> {
     let is_any_port = addresses.iter().all(|address| address.port() == 0);
     let mut attempts = if is_any_port { MAX_PORT_ATTEMPTS } else { 1 };
@@ -55,7 +56,8 @@ fn bind_at_one_port(addresses: &[SocketAddr], bind: &impl Bind) -> io::Result<Ve
     }
 }
 
-/// Binds each address once. With port 0, the first socket determines the port of the others.
+/// Binds each address once. With port 0, the kernel chooses the port of the first socket, and the other sockets use
+/// the same port.
 fn bind_all(addresses: &[SocketAddr], bind: &impl Bind) -> io::Result<Vec<Socket>> {
     let has_several = addresses.len() > 1;
     let ipv6_only = if has_several {
