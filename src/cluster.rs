@@ -1,7 +1,7 @@
-//! The set of upstreams, and the choice of the upstream for the next request. There is either one engine in this process
-//! or a changing list of remote engines. This module must not know how tokens are generated.
+//! The upstreams that can complete requests, and the choice of an upstream for each request. There is either one
+//! engine in this process or a changing list of remote engines. This module must not know how tokens are generated.
 //!
-//! Health checks only choose where to send a request. The stream of a request detects when its engine fails.
+//! Health checks only influence the choice. A failure of the chosen engine is detected by the request's own stream.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -50,12 +50,12 @@ pub use via::Via;
 #[derive(Clone)]
 pub struct Cluster {
     upstreams: watch::Receiver<Upstreams>,
-    /// This process, if its upstreams are remote.
+    /// Identifies this gateway in requests to remote engines. `None` if the engine is in this process.
     gateway: Option<GatewayId>,
 }
 
 impl Cluster {
-    /// Creates a cluster of the engine in this process. Its gRPC service is called directly, without a socket and
+    /// Creates a cluster with the engine in this process. Its gRPC service is called directly, without a socket and
     /// without encoding messages.
     #[must_use]
     pub fn local(service: impl Inference) -> Self {
@@ -66,8 +66,10 @@ impl Cluster {
         }
     }
 
-    /// Creates a cluster of remote engines. Engines may start later. A snapshot that the membership already has is
-    /// applied before this returns. Critical tasks follow the membership and watch the engines until `stop` is cancelled.
+    /// Creates a cluster of remote engines. Engines may start later. If the membership already has a snapshot, it is
+    /// applied before this returns.
+    ///
+    /// Critical tasks follow the membership and watch the engines' health until `stop` is cancelled.
     #[must_use]
     pub fn remote(
         membership: Membership,
@@ -107,12 +109,12 @@ impl Cluster {
             .await;
     }
 
-    /// Waits until [`Self::is_up`] differs from `was_up`.
+    /// Waits until [`Self::is_up`] no longer equals `was_up`.
     pub async fn wait_for_change(&self, was_up: bool) {
         self.wait_until(Health::is_up, !was_up).await;
     }
 
-    /// Waits until whether `holds` is true for any upstream is `expected`.
+    /// Waits until an upstream's health satisfies `holds` (if `expected` is true), or until none does (if false).
     async fn wait_until(&self, holds: impl Fn(&Health) -> bool, expected: bool) {
         let mut upstreams = self.upstreams.clone();
         loop {
@@ -133,11 +135,10 @@ impl Cluster {
         }
     }
 
-    /// Starts a completion. Returns once an upstream has admitted it. Skips upstreams that cannot accept it now, and
+    /// Starts a completion on an upstream that admits it. Skips upstreams that cannot accept the request now, and
     /// those that do not support one of its parameters.
     ///
-    /// # Errors
-    /// Returns the most informative failure of the upstreams that were tried.
+    /// # Errors Returns the most informative failure of the upstreams that were tried.
     pub async fn complete(
         &self,
         message: &v1::CompletionRequest,
@@ -245,7 +246,7 @@ impl Cluster {
         context.request(message, self.gateway.as_ref())
     }
 
-    /// Rejects a request that this gateway has passed on before.
+    /// Rejects a request that has already passed through this gateway.
     fn check_circle(&self, context: &CallContext) -> Result<(), Failure> {
         match &self.gateway {
             Some(gateway) if context.via.contains(gateway) => {
@@ -273,8 +274,8 @@ impl Cluster {
         Ok(choice::for_model(self.usable(), model))
     }
 
-    /// Returns the name under which a remote engine has listed a model with this name or alias. The engine in this
-    /// process lists none: it knows its models itself.
+    /// Returns the name under which a remote engine lists the model with this name or alias. The engine in this
+    /// process resolves names itself.
     fn served_name(&self, model: &str) -> Option<String> {
         self.usable().iter().find_map(|upstream| {
             let health = upstream.health().borrow();
@@ -283,7 +284,7 @@ impl Cluster {
         })
     }
 
-    /// Calls one upstream after the other until a call succeeds, or fails with an error that every upstream would
+    /// Tries one upstream after the other, until a call succeeds or fails with an error that every upstream would
     /// return.
     async fn try_each<T, F>(
         &self,
@@ -317,8 +318,8 @@ impl Cluster {
         })
     }
 
-    /// Rejects a request without a model name if the engines together have several models. Each engine alone may have
-    /// only one, and would accept the request.
+    /// Rejects a request without a model name if the engines together have several models. A single engine would
+    /// accept the request if it has only one model.
     async fn check_model_is_unambiguous(&self, context: &CallContext) -> Result<(), Error> {
         let names = self.names(context).await;
         if names.len() < 2 {
@@ -331,7 +332,8 @@ impl Cluster {
         Err(Error::new(ErrorKind::MissingParameter, message).with_param("model"))
     }
 
-    /// Returns the failure for a model that no reachable engine has: `NoWorker` if an engine that is down has it.
+    /// Returns the failure for a model that no reachable engine has. If an engine that is down has the model, the
+    /// failure is `NoWorker`.
     async fn not_found(&self, model: &str, failure: Failure, context: &CallContext) -> Failure {
         let is_down_with_model = |upstream: &Arc<dyn Upstream>| {
             let health = upstream.health().borrow();
@@ -341,7 +343,8 @@ impl Cluster {
             let message = format!("No engine that serves the model '{model}' is up.");
             return Error::new(ErrorKind::NoWorker, message).into();
         }
-        // The message of an engine lists only its own models.
+        // An engine's message lists only its own models, so the message is replaced by one with the models of all
+        // engines.
         match &self.names(context).await[..] {
             [] => failure,
             names => {
@@ -356,7 +359,8 @@ impl Cluster {
         }
     }
 
-    /// Returns the names of all models, for error messages. Empty for a single engine, whose own message lists them.
+    /// Returns the names of all models, for error messages. Returns none if there is only one engine, because its own
+    /// message lists its models.
     async fn names(&self, context: &CallContext) -> Vec<String> {
         let upstreams = self.usable();
         if upstreams.len() < 2 {
@@ -376,13 +380,13 @@ impl Cluster {
         names.into_values().collect()
     }
 
-    /// Returns the upstreams besides this gateway itself.
+    /// Returns all upstreams, except engines that turned out to be this gateway itself.
     fn usable(&self) -> Vec<Arc<dyn Upstream>> {
         choice::usable(&self.upstreams.borrow())
     }
 }
 
-/// Applies the snapshot that the membership has now. Returns the upstreams, and the future that follows the membership.
+/// Applies the membership's current snapshot. Returns the upstreams, and a future that applies later snapshots.
 fn follow(
     membership: Membership,
     connect: impl Fn(&EngineAddress) -> Arc<dyn Upstream> + Send + 'static,
@@ -402,7 +406,7 @@ fn follow(
     (upstreams, following)
 }
 
-/// Waits for the next change. Pending forever if there is none, because the sender is gone.
+/// Waits for the next change of a watched value. Never completes if the sender is gone.
 async fn changed<T>(watch: &mut watch::Receiver<T>) {
     if watch.changed().await.is_err() {
         std::future::pending().await

@@ -1,8 +1,8 @@
 //! The registry of the models that an engine serves: names and aliases, facts, and readiness.
 //!
-//! Everything that belongs to one model refers to it by its [`ModelId`]: its queue, its workers, its prompts. A further
-//! kind of named target, such as an adapter on a base model, is an entry here, and [`Models::find`] resolves the
-//! names in requests. This module must not know workers, queues or prompts.
+//! Everything that belongs to one model, such as its queue and its workers, refers to the model by its [`ModelId`].
+//! [`Models::find`] resolves the names in requests. Another kind of named target, such as an adapter on a base model,
+//! would also be an entry of this registry. This module must not know workers, queues or prompts.
 
 use std::sync::{Arc, OnceLock};
 
@@ -33,13 +33,13 @@ pub struct Models {
     unknown: UnknownModel,
 }
 
-/// The handling of requests for unknown models.
+/// Reaction to a request that names an unknown model, or none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UnknownModel {
-    /// Rejects the request.
+    /// Rejects the request with an error.
     #[default]
     Refuse,
-    /// Uses the first model.
+    /// Uses the first model of the registry.
     First,
 }
 
@@ -68,7 +68,7 @@ pub struct ModelEntry {
     pub runner: &'static str,
     /// Time of the registration, in seconds since the Unix epoch.
     pub created: i64,
-    /// Set once a worker has loaded the model.
+    /// The loaded model. Empty until a worker has loaded it.
     loaded: OnceLock<Arc<dyn Model>>,
 }
 
@@ -135,7 +135,8 @@ impl Models {
         }
     }
 
-    /// Lists all models with their aliases, up to [`MAX_MODEL_LIST_BYTES`], because gRPC sends errors in headers.
+    /// Lists all models with their aliases for an error message. The list is cut at [`MAX_MODEL_LIST_BYTES`], because
+    /// gRPC sends error messages in headers.
     fn names(&self) -> String {
         let mut listed = String::new();
         for (index, entry) in self.entries.iter().enumerate() {
@@ -180,10 +181,9 @@ impl ModelEntry {
         }
     }
 
-    /// Returns the loaded model: its facts, tokenizer and chat template.
+    /// Returns the loaded model, with its facts, tokenizer and chat template.
     ///
-    /// # Errors
-    /// Returns [`ErrorKind::NotReady`] if no worker has loaded the model.
+    /// # Errors Returns [`ErrorKind::NotReady`] if no worker has loaded the model.
     pub fn model(&self) -> Result<&Arc<dyn Model>, Error> {
         self.loaded.get().ok_or_else(|| {
             let message = format!("The model '{}' is not loaded.", self.name);
@@ -191,7 +191,7 @@ impl ModelEntry {
         })
     }
 
-    /// Sets the model that a worker has loaded. Models of later workers are ignored.
+    /// Records the model that a worker has loaded. Only the first call for a model has an effect.
     pub(crate) fn set_loaded(&self, model: Arc<dyn Model>) {
         let _ = self.loaded.set(model);
     }

@@ -1,8 +1,8 @@
 //! Converts a request's prompt into token ids, and checks the request against its model: supported parameters,
 //! vocabulary, context length, and the tokens that the client already has.
 //!
-//! A prompt leaves this module as the [`Sequence`]s of its choices, which is all that the scheduler and the workers see
-//! of a request. This module must not know queues, workers or protocols.
+//! The result is one [`Sequence`] per choice. The scheduler and the workers see only these sequences of a request.
+//! This module must not know queues, workers or protocols.
 
 use std::sync::Arc;
 
@@ -17,12 +17,12 @@ mod tokenizer;
 
 pub use tokenizer::Tokenizer;
 
-/// The request fields that contain the prompt.
+/// Name of a request field that contains the prompt.
 const PROMPT: &str = "prompt";
 const PROMPT_TOKEN_IDS: &str = "prompt_token_ids";
 const CHAT: &str = "chat";
 
-/// The request field with the tokens that the client already has.
+/// Name of the request field with the tokens that the client already has.
 const RESUME: &str = "resume";
 
 /// A tokenized prompt, checked against its model.
@@ -31,16 +31,16 @@ pub struct Prompt {
     pub ids: Arc<[TokenId]>,
     /// The prompt's text, if the request echoes it.
     pub echo: Option<String>,
-    /// True if choice 0 sends the prompt's tokens with their log probabilities before its own.
+    /// True if choice 0 must send the prompt's tokens with their log probabilities before its own tokens.
     pub is_scored: bool,
     /// The maximum number of completion tokens. Prompt and completion fit into the context.
     pub max_tokens: u32,
-    /// The tokens of each choice that the client already has, starting with choice 0. May be shorter than the list of
-    /// choices.
+    /// The tokens that the client already has, for each choice from choice 0 on. The list may be shorter than the
+    /// number of choices.
     pub resumed: Vec<Vec<DeliveredToken>>,
 }
 
-/// A token that the client already has.
+/// A completion token that the client received before its stream was interrupted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeliveredToken {
     /// Index in the vocabulary.
@@ -61,9 +61,8 @@ struct TokenizedInput {
 impl Prompt {
     /// Tokenizes the request's prompt and checks the request against its model.
     ///
-    /// # Errors
-    /// Returns an error that names the field that the model cannot honour, or [`ErrorKind::NotReady`] if the model is
-    /// not loaded.
+    /// # Errors Returns an error that names the field the model does not support, or [`ErrorKind::NotReady`] if the
+    /// model is not loaded.
     pub async fn prepare(model: &ModelEntry, request: &CompletionRequest) -> Result<Self, Error> {
         let tokenizer = Tokenizer::new(model)?;
         let facts = tokenizer.facts();
@@ -115,7 +114,7 @@ impl Prompt {
             delivered: resume.next().cloned().unwrap_or_default(),
             choice,
             max_tokens: self.max_tokens,
-            // The prompt's log probabilities are the same for every choice.
+            // The prompt's log probabilities are the same for every choice, so choice 0 alone computes them.
             scores_prompt: choice == 0 && self.is_scored,
             options: request.options.clone(),
         });
@@ -161,7 +160,7 @@ async fn tokenize(
             (ids, request.echo.then_some(text), CHAT)
         }
         Input::TokenIds(ids) => {
-            // This cheap check comes first, because detokenizing looks up every id.
+            // This check needs no tokenizer, so it comes before the vocabulary lookups.
             let max_tokens = request.max_tokens.unwrap_or(1);
             check_context(tokenizer.facts(), ids.len(), max_tokens, PROMPT_TOKEN_IDS)?;
             let text = tokenizer.detokenize(ids.clone(), PROMPT_TOKEN_IDS).await?;
@@ -179,7 +178,7 @@ async fn tokenize(
 fn max_tokens(facts: &ModelFacts, request: &CompletionRequest, prompt_tokens: usize) -> u32 {
     match (request.max_tokens, &request.input) {
         (Some(max_tokens), _) => max_tokens,
-        // A chat may use the rest of the context. If none is left, 1 makes the context check fail.
+        // A chat may use the rest of the context. If nothing is left, 1 makes the context check below fail.
         (None, Input::Chat(_)) => {
             let prompt_tokens = u32::try_from(prompt_tokens).unwrap_or(u32::MAX);
             facts.context_length.saturating_sub(prompt_tokens).max(1)
@@ -204,7 +203,7 @@ fn check_context(
         "This model's context is {context} tokens. The prompt has {prompt_tokens} tokens, which leaves no room \
          for {max_tokens} more."
     );
-    // If `max_tokens` alone fills the context and the prompt alone does not, the error names `max_tokens`.
+    // The error names `max_tokens` if `max_tokens` alone exceeds the context and the prompt does not.
     let exceeds_alone = u64::from(max_tokens) >= context;
     let param = if exceeds_alone && prompt_tokens < context {
         "max_tokens"
@@ -214,7 +213,7 @@ fn check_context(
     Err(Error::new(ErrorKind::ContextLengthExceeded, message).with_param(param))
 }
 
-/// Checks that the model can resume, and that no choice has reached its token limit.
+/// Checks that the model can resume, and that each resumed choice is below its token limit.
 fn check_resume(
     model: &ModelEntry,
     facts: &ModelFacts,

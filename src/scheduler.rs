@@ -1,8 +1,8 @@
-//! Admits requests, queues them and places their choices on free slots of workers.
+//! Admits requests, queues them and assigns their choices to free slots of workers.
 //!
-//! [`Scheduler`] is a handle. One task owns the state; its decisions are a synchronous struct (`plan`). Tokens do not
-//! pass through the scheduler: workers send them directly to the completion's stream. This module must not know the
-//! protocols.
+//! [`Scheduler`] is a handle. One task owns the state, and its decisions are a synchronous struct ([`plan`]). Tokens
+//! do not pass through the scheduler: workers send tokens directly to the completion's stream. This module must not
+//! know the protocols.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,10 +28,10 @@ mod worker_statuses;
 
 pub use resumer::{LossHistory, PendingResumption, Resumer, WorkerLoss, worker_lost};
 
-/// The maximum number of tokens that a sequence may run ahead of its reader.
+/// Maximum number of tokens that a sequence may produce ahead of its reader.
 const TOKEN_CREDIT: usize = 256;
 
-/// The maximum number of submissions that wait for the scheduler's task. It handles each in microseconds.
+/// Maximum number of submissions in the channel to the scheduler's task. The task handles each in microseconds.
 const SUBMISSION_CAPACITY: usize = 1024;
 
 /// The parts from which a scheduler is created.
@@ -69,13 +69,13 @@ impl Default for ResumptionLimits {
     }
 }
 
-/// A worker that the engine starts itself and that belongs to it until the engine stops.
+/// A worker that the engine starts and restarts itself.
 pub struct OwnedWorker {
     /// The worker's id.
     pub worker: WorkerId,
     /// The worker's model.
     pub model: ModelId,
-    /// The worker's handle. `None` until the worker has connected.
+    /// Handle of the worker. `None` until the worker's process has connected.
     pub handle: Option<WorkerHandle>,
 }
 
@@ -104,23 +104,24 @@ pub struct NewRequest {
     pub priority: i32,
     /// The time at which the request fails with `deadline_exceeded`.
     pub deadline: Instant,
-    /// The sequence of each choice, at least one. They differ only in the choice and the tokens that are delivered
-    /// already.
+    /// One sequence per choice, at least one. They differ only in the choice's index and in the tokens that the
+    /// client already has.
     pub choices: Vec<Sequence>,
 }
 
-/// An admitted request: its choices run or wait for slots.
+/// An admitted request: each choice either runs or waits for a slot.
 pub struct Admitted {
     /// The token channel of each choice. Dropping one cancels its choice.
     pub token_channels: Vec<TokenReceiver>,
     /// Resumes choices whose worker was lost. `None` if the model does not support resumption.
     pub resumer: Option<Resumer>,
-    /// The histogram of the times from the loss of a choice's worker to its next token.
+    /// Histogram of the time between the loss of a choice's worker and the choice's next token.
     pub resumption_gap_seconds: Histogram,
 }
 
 impl Admitted {
-    /// Marks this stream as lingering when a worker ends it because its reader is too slow.
+    /// Gives each token channel the request's metrics counter. If a worker ends a choice because of its slow reader,
+    /// the request then counts as lingering.
     pub fn set_stream_count(&self, stream: &StreamCount) {
         for token_channel in &self.token_channels {
             token_channel.set_stream_count(stream.clone());
@@ -135,7 +136,7 @@ struct Submission {
     work: Work,
 }
 
-/// The choices to run.
+/// The work that a submission asks for.
 enum Work {
     /// A new request.
     New {
@@ -143,7 +144,7 @@ enum Work {
         /// Receives the result of the admission.
         admitted: oneshot::Sender<Result<(), Error>>,
     },
-    /// A choice whose worker was lost.
+    /// A choice to resume, because its worker was lost.
     Resumed(Box<Assignment>),
 }
 
@@ -212,13 +213,12 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Admits a request. On success, it runs or is in the queue.
+    /// Admits a request. After success, the request runs or waits in the queue.
     ///
-    /// The caller has checked [`Self::check_accepting`] when the request arrived. A drain that started in the meantime
-    /// lets it finish, like the requests that run already.
+    /// The caller must have called [`Self::check_accepting`] when the request arrived. If a drain has started since,
+    /// the request may still finish, like all running requests.
     ///
-    /// # Errors
-    /// Returns the reason if the request is rejected.
+    /// # Errors Returns the reason for a rejection.
     pub async fn submit(&self, request: NewRequest) -> Result<Admitted, Error> {
         let NewRequest {
             model,
@@ -270,7 +270,8 @@ impl Scheduler {
         } else {
             0
         };
-        // A channel needs no more credit than the tokens that it will carry. The sum is never 0, which is not allowed.
+        // The channel never holds more tokens than the sequence produces, so it needs no more credit. The sum is at
+        // least 1: a channel must have credit.
         let credit = TOKEN_CREDIT.min(max_tokens.saturating_add(scored + 2));
         let (sender, receiver) = token_channel(
             credit,

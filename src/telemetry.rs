@@ -1,7 +1,8 @@
-//! The Prometheus metrics, their names and their labels. Label values come from closed sets and never contain a prompt,
-//! a completion or a key.
+//! The Prometheus metrics, their names and their labels. Label values come from closed sets. They never contain a
+//! prompt, a completion or a key.
 //!
-//! Each server has its own recorder instead of a global one, so that two servers in one process have separate metrics.
+//! Each server has its own recorder instead of a global one, so that two servers in one process have separate
+//! metrics.
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -58,7 +59,7 @@ const METADATA: Metadata<'static> = Metadata::new("tokenway", Level::INFO, Some(
 #[derive(Clone)]
 pub struct Telemetry(Arc<Metrics>);
 
-/// The metrics without labels, and the recorder that registers the metrics with labels.
+/// All metrics that have no labels, and the recorder from which metrics with labels are obtained.
 pub struct Metrics {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
@@ -78,11 +79,11 @@ pub struct Metrics {
     pub workers_lost: Counter,
     /// Resumptions of a choice on another worker.
     pub resumptions: Counter,
-    /// Tokens that were sent to a worker so that it resumes after them.
+    /// Tokens that were sent again to another worker, so that the worker resumes a choice after them.
     pub tokens_replayed: Counter,
     /// The time from the loss of a choice's worker to its next token, in seconds.
     pub resumption_gap_seconds: Histogram,
-    /// Output lines of the process that were dropped.
+    /// Lines of the log and of standard output that were dropped.
     log_lines_dropped: Counter,
     token_latency: TokenLatency,
     request_metrics: RequestMetrics,
@@ -96,7 +97,7 @@ impl Deref for Telemetry {
     }
 }
 
-/// A listener of the server.
+/// A listener of the server, as the label `listener` shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Frontend {
     /// The gRPC API.
@@ -126,9 +127,9 @@ pub enum WorkerState {
     Loading,
     /// The worker accepts sequences.
     Ready,
-    /// The worker crashed or hangs. It is being restarted if the engine starts it.
+    /// The worker crashed or hangs. If the engine started the worker, it is being restarted.
     Lost,
-    /// The worker could not load its model, and tries again.
+    /// The worker failed to load its model, and tries again.
     Failed,
     /// The worker failed to start too often, and is not started again.
     GivenUp,
@@ -147,7 +148,7 @@ impl WorkerState {
         Self::GivenUp,
     ];
 
-    /// Returns the value of the label `state`, which `/readyz` uses too.
+    /// Returns the value of the label `state`. `/readyz` shows the same value.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -218,13 +219,13 @@ impl Telemetry {
         text
     }
 
-    /// Creates the recorder of one request's token latencies in a stage.
+    /// Creates the recorder of one request's token latencies in one stage.
     #[must_use]
     pub fn stage_times(&self, format: ResponseFormat, stage: Stage) -> StageTimes {
         self.token_latency.times(format, stage)
     }
 
-    /// Counts a connection as open until the guard is dropped.
+    /// Counts a connection as open until the returned guard is dropped.
     #[must_use]
     pub fn track_connection(&self, frontend: Frontend) -> GaugeGuard {
         GaugeGuard::new(self.connections(frontend))
@@ -235,13 +236,13 @@ impl Telemetry {
         self.labelled_gauge(WORKERS, &[("state", state.label())])
     }
 
-    /// Counts the end of a request.
+    /// Counts a request that has ended.
     fn count_request(&self, api: Api, route: &'static str, outcome: &'static str) {
         let labels = [("api", api.label()), ("route", route), ("outcome", outcome)];
         self.labelled_counter(REQUESTS, &labels).increment(1);
     }
 
-    /// Counts a rejection, and its reason, of a request of which no response was sent yet.
+    /// Counts a request that was rejected before any part of a response was sent.
     fn count_rejection(&self, api: Api, kind: ErrorKind) {
         let labels = [("api", api.label()), ("reason", kind.row().code)];
         self.labelled_counter(REQUESTS_REJECTED, &labels)
@@ -280,13 +281,13 @@ impl Default for Telemetry {
     }
 }
 
-/// Adds one to a gauge until it is dropped.
+/// Keeps a gauge incremented by one until this guard is dropped.
 pub struct GaugeGuard {
     gauge: Gauge,
 }
 
 impl GaugeGuard {
-    /// Adds one to `gauge`.
+    /// Increments `gauge` by one.
     #[must_use]
     pub fn new(gauge: Gauge) -> Self {
         gauge.increment(1.0);

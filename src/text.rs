@@ -1,6 +1,6 @@
 //! Converts the tokens of a request into text: UTF-8 decoding across tokens, stop strings, finish reasons and usage.
 //!
-//! This module must not know the protocols. Workers do not use it: they send token bytes.
+//! This module must not know the protocols. Workers do not use this module, because they send the bytes of tokens.
 
 use std::sync::Arc;
 
@@ -19,11 +19,11 @@ use utf8::Utf8Assembler;
 struct IncrementalDetokenizer {
     utf8: Utf8Assembler,
     stop: StopMatcher<Token>,
-    /// Includes the text of a stop token in the output.
+    /// True if the text of a stop token is included in the output.
     include_stop: bool,
-    /// The number of tokens to come before stop strings are matched.
+    /// Number of tokens that still have to come before stop strings are matched (`min_tokens`).
     min_tokens_left: u32,
-    /// The text of the current token.
+    /// Text of the current token.
     text: String,
 }
 
@@ -38,7 +38,7 @@ impl IncrementalDetokenizer {
         }
     }
 
-    /// Decodes the next token, and appends to `ready` the tokens that can no longer be part of a stop string.
+    /// Decodes the next token. Appends to `ready` every token that can no longer be part of a stop string.
     fn push(&mut self, token: Token, ready: &mut TokenBatch) -> StopStatus {
         if self.stop.is_idle() || self.min_tokens_left > 0 {
             self.min_tokens_left = self.min_tokens_left.saturating_sub(1);
@@ -53,8 +53,9 @@ impl IncrementalDetokenizer {
         self.match_stop(token, ready)
     }
 
-    /// Decodes the tokens that the client already has, and returns the number of tokens that are released. The others
-    /// are held back, as they were originally. Returns `None` if the tokens contain a stop string.
+    /// Decodes the tokens that the client already has. Returns the number of tokens that are released. The other
+    /// tokens are held back, as they were in the interrupted stream. Returns `None` if the tokens contain a stop
+    /// string.
     fn replay(&mut self, tokens: impl Iterator<Item = Token>) -> Option<usize> {
         let mut released = TokenBatch::default();
         for token in tokens {
@@ -89,7 +90,7 @@ impl IncrementalDetokenizer {
                 if self.include_stop {
                     self.utf8.push(&token.bytes, &mut self.text);
                 }
-                // A character that the model left incomplete becomes U+FFFD in the last token.
+                // If the model left a character incomplete, the character becomes U+FFFD in the last token.
                 self.utf8.finish(&mut self.text);
                 last = Some(token);
             }
@@ -102,7 +103,7 @@ impl IncrementalDetokenizer {
         reason
     }
 
-    /// Matches `self.text`, the text of `token`, against the stop strings.
+    /// Matches `self.text`, which is the text of `token`, against the stop strings.
     fn match_stop(&mut self, token: Token, ready: &mut TokenBatch) -> StopStatus {
         let text = &self.text;
         self.stop

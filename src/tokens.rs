@@ -10,7 +10,8 @@ pub struct TokenBatch {
     /// The concatenated texts of all tokens.
     text: String,
     tokens: Vec<Entry>,
-    /// One entry per token, up to the last token that has log probabilities. Empty for most requests.
+    /// Log probabilities of the tokens. The list ends at the last token that has any, so it is empty for most
+    /// requests.
     logprobs: Vec<Option<Box<Logprobs>>>,
 }
 
@@ -19,9 +20,9 @@ pub struct TokenBatch {
 pub struct TextToken<'a> {
     /// The token id.
     pub id: TokenId,
-    /// The text. Empty for an end-of-sequence token, and while a character is incomplete.
+    /// Text of the token. Empty for an end-of-sequence token, and while a UTF-8 character is incomplete.
     pub text: &'a str,
-    /// The times when the token was due and emitted.
+    /// Times at which the token was due and was emitted.
     pub timestamps: Timestamps,
     /// The log probabilities, if the request asked for them.
     pub logprobs: Option<&'a Logprobs>,
@@ -50,22 +51,22 @@ pub struct TopLogprob {
     pub logprob: f32,
 }
 
-/// The log probability of an impossible token. JSON has no infinity.
+/// Log probability that stands for an impossible token, because JSON has no infinity.
 pub const MIN_LOGPROB: f32 = -9999.0;
 
 /// The times of a token, in nanoseconds of CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timestamps {
-    /// The time when the token was due. 0 if the runner has no schedule or the request did not ask for timestamps.
+    /// Scheduled emission time. 0 if the runner has no schedule or the request did not ask for timestamps.
     pub due_ns: u64,
-    /// The time when the token was emitted. 0 if the request did not ask for timestamps.
+    /// Actual emission time. 0 if the request did not ask for timestamps.
     pub emitted_ns: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Entry {
     id: TokenId,
-    /// The end of the token's text in the batch's text. The start is the end of the previous token.
+    /// End of the token's text as an offset in the batch's text. The text starts at the end of the previous token.
     end: usize,
     timestamps: Timestamps,
 }
@@ -84,7 +85,7 @@ impl TokenBatch {
         self.set_last_logprobs(token.logprobs.cloned().map(Box::new));
     }
 
-    /// Appends a token whose text `write` appends to the given string.
+    /// Appends a token. `write` appends the token's text to the string that it receives.
     pub(crate) fn push_with(
         &mut self,
         id: TokenId,
@@ -95,14 +96,15 @@ impl TokenBatch {
         self.end_token(id, timestamps);
     }
 
-    /// Sets the text of the next token, for a decoder that reads the fields of a token in any order.
+    /// Sets the text of the next token. A protobuf decoder needs this, because it may read the fields of a token in
+    /// any order.
     pub(crate) fn set_text(&mut self, text: &str) {
         let start = self.tokens.last().map_or(0, |last| last.end);
         self.text.truncate(start);
         self.text.push_str(text);
     }
 
-    /// Appends a token with the text that was written since the previous token.
+    /// Appends a token. Its text is everything written since the previous token.
     pub(crate) fn end_token(&mut self, id: TokenId, timestamps: Timestamps) {
         self.tokens.push(Entry {
             id,

@@ -1,4 +1,4 @@
-//! Addresses of remote engines, compared after normalization.
+//! Addresses of remote engines. They are compared in normalized form.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -11,8 +11,8 @@ use tonic::transport::Endpoint;
 /// Port of an `http` address that names none.
 const HTTP_PORT: u16 = 80;
 
-/// Address of a remote engine's gRPC API: `http://host:port` or `unix:/path`. Two addresses are equal if they have the
-/// same host and port, or the same path, however they are written.
+/// Address of a remote engine's gRPC API: `http://host:port` or `unix:/path`. Addresses are equal if they have the
+/// same host and port, or the same path, even if they are written differently.
 #[derive(Clone, Debug)]
 pub struct EngineAddress {
     text: String,
@@ -45,7 +45,7 @@ impl EngineAddress {
         &self.text
     }
 
-    /// Returns true if a server that listens on `listen` has this address.
+    /// Returns true if a server that listens on `listen` can be reached at this address.
     fn is_of(&self, listen: &str) -> bool {
         match (&self.target, listen.strip_prefix("unix:")) {
             (Target::Unix(path), Some(listen)) => *path == normalized(Path::new(listen)),
@@ -93,7 +93,7 @@ fn target(text: &str) -> Option<Target> {
         return path.is_absolute().then(|| Target::Unix(normalized(path)));
     }
     let rest = text.strip_prefix("http://")?;
-    // gRPC defines the path of a call, so tonic would ignore a path in the address.
+    // gRPC itself defines the path of each call, so tonic would ignore a path in the address.
     if rest.trim_end_matches('/').contains('/') {
         return None;
     }
@@ -123,7 +123,7 @@ impl From<&str> for Host {
 }
 
 impl Host {
-    /// Returns true if a listener at this host accepts connections to `host` of the same machine.
+    /// Returns true if a listener bound to this host accepts connections to `host` on the same machine.
     fn accepts(&self, host: &Self) -> bool {
         match (self, host) {
             (Self::Ip(listen), host) if listen.is_unspecified() => {
@@ -144,7 +144,7 @@ impl Host {
     }
 }
 
-/// Returns true for the loopback addresses to which `localhost` does not resolve, such as 127.0.0.2.
+/// Returns true for a loopback address to which `localhost` does not resolve, such as 127.0.0.2.
 fn is_unusual_loopback(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => ip != std::net::Ipv4Addr::LOCALHOST,

@@ -1,4 +1,4 @@
-//! The choice of the upstreams for a request, and of the error to report. Pure functions.
+//! Pure functions that choose the upstreams for a request, and the error to report if all of them fail.
 
 use std::sync::Arc;
 
@@ -8,9 +8,10 @@ use crate::error::{Error, ErrorKind};
 use crate::grpc;
 use crate::proto::v1;
 
-/// Returns the upstreams in the order to try them for a model: first those that list it by name, then those that list it
-/// as an alias, then the others, each group by load. The others matter because an engine with `--any-model` accepts
-/// models that it does not list.
+/// Orders the upstreams for a request to a model: first those that list the model's name, then those that list it as
+/// an alias, then all others. Each group is sorted by load.
+///
+/// The last group matters because an engine with `--any-model` accepts models that it does not list.
 pub(super) fn for_model(upstreams: Vec<Arc<dyn Upstream>>, model: &str) -> Vec<Arc<dyn Upstream>> {
     let mut upstreams = by_load(upstreams);
     if upstreams.len() > 1 && !model.is_empty() {
@@ -24,7 +25,7 @@ pub(super) fn for_model(upstreams: Vec<Arc<dyn Upstream>>, model: &str) -> Vec<A
     upstreams
 }
 
-/// Returns the upstreams that are not known to be down, or all upstreams if none is left, sorted by load.
+/// Returns the upstreams that may be up, sorted by load. If all are down, returns all of them.
 pub(super) fn by_load(mut upstreams: Vec<Arc<dyn Upstream>>) -> Vec<Arc<dyn Upstream>> {
     let is_up = |upstream: &Arc<dyn Upstream>| upstream.health().borrow().is_up();
     if upstreams.iter().any(is_up) {
@@ -34,7 +35,7 @@ pub(super) fn by_load(mut upstreams: Vec<Arc<dyn Upstream>>) -> Vec<Arc<dyn Upst
     upstreams
 }
 
-/// Returns the upstreams besides this gateway itself.
+/// Returns all upstreams, except engines that turned out to be this gateway itself.
 pub(super) fn usable(upstreams: &[Arc<dyn Upstream>]) -> Vec<Arc<dyn Upstream>> {
     let is_usable =
         |it: &&Arc<dyn Upstream>| it.health().borrow().availability != Availability::Loop;
@@ -43,8 +44,8 @@ pub(super) fn usable(upstreams: &[Arc<dyn Upstream>]) -> Vec<Arc<dyn Upstream>> 
 
 /// Returns the upstreams that support every parameter of the request.
 ///
-/// # Errors
-/// Returns an error that names a parameter if no upstream is left, or the error of an invalid request.
+/// # Errors Returns an error that names an unsupported parameter if no upstream is left, or the error of an invalid
+/// request.
 pub(super) fn supporting(
     upstreams: Vec<Arc<dyn Upstream>>,
     message: &v1::CompletionRequest,
@@ -76,7 +77,7 @@ pub(super) fn listed(model: &v1::Model) -> (String, String) {
     (model.name.clone(), entry)
 }
 
-/// Returns true if another engine may accept a request that one engine rejected with this error.
+/// Returns true if another engine may accept a request that one engine rejected with this kind of error.
 pub(super) fn another_engine_may_accept(kind: ErrorKind) -> bool {
     matches!(
         kind,
@@ -90,8 +91,8 @@ pub(super) fn another_engine_may_accept(kind: ErrorKind) -> bool {
     )
 }
 
-/// Chooses the failure to report: the later one, unless it is `ModelNotFound`, which does not explain why an engine that
-/// may have the model rejected the request.
+/// Chooses which of two failures to report. This is the later failure, unless it is `ModelNotFound`, which would hide
+/// why an engine that has the model rejected the request.
 pub(super) fn more_informative(earlier: Option<Failure>, later: Failure) -> Failure {
     match earlier {
         Some(earlier) if later.error().kind == ErrorKind::ModelNotFound => earlier,

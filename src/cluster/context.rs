@@ -1,4 +1,5 @@
-//! The context of a call: the request that makes it, and the gateways that the request has passed.
+//! The context of a call to an upstream: the request that causes the call, and the gateways that the request has
+//! passed through.
 
 use tokio::time::Instant;
 use tonic::Request;
@@ -10,15 +11,15 @@ use crate::context::RequestContext;
 /// Context of a call.
 #[derive(Clone)]
 pub struct CallContext {
-    /// Request that makes the call. The engine in this process gets its context; a remote engine gets its id and the
-    /// time that is left, and treats this gateway as its client.
+    /// The request that causes the call. The engine in this process receives its context. A remote engine receives
+    /// only its id and its remaining time, because this gateway is the remote engine's client.
     pub request: RequestContext,
-    /// Gateways that the request has passed before this process.
+    /// The gateways that the request passed through before it reached this process.
     pub via: Via,
 }
 
 impl CallContext {
-    /// Creates the context of a call for a request that has passed no gateway.
+    /// Creates the context of a call for a request that comes directly from a client.
     #[must_use]
     pub fn new(request: &RequestContext) -> Self {
         Self {
@@ -27,7 +28,7 @@ impl CallContext {
         }
     }
 
-    /// Builds the request for an upstream. `gateway` is this process, if its upstreams are remote.
+    /// Builds the gRPC request for an upstream. `gateway` identifies this process if the upstream is remote.
     pub(super) fn request<T>(&self, message: T, gateway: Option<&GatewayId>) -> Request<T> {
         let mut request = Request::new(message);
         let deadline = self.request.deadline();

@@ -1,5 +1,5 @@
-//! The event stream of one completion, with checks: no token is missing, repeated or out of order, and nothing
-//! follows the terminal event.
+//! The event stream of one completion, with checks: tokens are complete and in order, and nothing follows the
+//! terminal event.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -24,9 +24,10 @@ pub struct CheckedEvents {
 }
 
 impl CheckedEvents {
-    /// Checks the events of this request. The tokens of a resumed choice continue those that the client already has.
+    /// Checks an upstream's events for this request. The tokens of a resumed choice must continue after the tokens
+    /// that the client already has.
     pub(super) fn new(source: EventStream, request: &v1::CompletionRequest) -> Self {
-        // An engine rejects a larger `n`.
+        // An engine rejects a larger `n`, so the limit only bounds the memory here.
         let choices = request.n.unwrap_or(1).min(MAX_CHOICES);
         let mut next_indices = vec![0; usize::try_from(choices).unwrap_or(0)];
         for resumed in &request.resume {
@@ -57,7 +58,7 @@ impl CheckedEvents {
         Poll::Ready(Some(event))
     }
 
-    /// Returns true if the tokens belong to a requested choice and continue it without a gap.
+    /// Checks that tokens belong to a requested choice and continue it without a gap.
     fn tokens_follow(&mut self, tokens: &v1::Tokens) -> bool {
         let choice = usize::try_from(tokens.choice).ok();
         let Some(next) = choice.and_then(|at| self.next_indices.get_mut(at)) else {
@@ -68,7 +69,7 @@ impl CheckedEvents {
         follows
     }
 
-    /// Returns true if this part continues the prompt without a gap.
+    /// Checks that a part of the prompt continues the previous part without a gap.
     fn prompt_follows(&mut self, prompt: &v1::EchoedPrompt) -> bool {
         let Some(tokens) = &prompt.tokens else {
             return true;
@@ -129,7 +130,7 @@ mod tests {
         }
     }
 
-    /// Runs the checks on an engine's events for a request of two choices.
+    /// Feeds an engine's events for a request of two choices through the checks, and returns the results.
     async fn checked(
         engine: Vec<Result<v1::CompletionEvent, Status>>,
     ) -> Vec<Result<Event, ErrorKind>> {

@@ -6,8 +6,8 @@ use tonic::{Code, Status};
 
 use crate::error::{Error, ErrorKind};
 
-/// Failure of a call to an upstream: an error of the table, and the status if a Tokenway engine returned it. A gateway's
-/// gRPC clients get that status unchanged.
+/// Failure of a call to an upstream: an error of the error table, and the original status if a Tokenway engine
+/// returned one. A gateway passes that status on to its gRPC clients unchanged.
 #[derive(Clone, Debug)]
 pub struct Failure {
     error: Error,
@@ -15,14 +15,14 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Converts the status of a rejected call. A status without details does not come from a Tokenway engine: the
-    /// engine is unreachable, did not answer in time, or its connection broke.
+    /// Converts the status of a rejected call. A status without error details does not come from a Tokenway engine:
+    /// the engine is unreachable, did not answer in time, or its connection broke.
     pub(super) fn rejection(status: &Status) -> Self {
         Self::new(rejection(status), status)
     }
 
-    /// Converts the status that ended a running stream. A status without details, such as that of a broken connection,
-    /// is an upstream error whatever its code: a killed peer shows as `Unknown`, for example.
+    /// Converts the status that ended a running stream. A status without error details becomes an upstream error,
+    /// whatever its code. For example, a killed peer shows as `Unknown`.
     pub(super) fn in_stream(status: &Status) -> Self {
         let error = Error::from(status);
         if status.details().is_empty() && error.kind != ErrorKind::DeadlineExceeded {
@@ -31,7 +31,7 @@ impl Failure {
         Self::new(error, status)
     }
 
-    /// The rejection of a request that has come back to this gateway. Its status keeps its metadata, which names the
+    /// Creates the rejection of a request that has come back to this gateway. The metadata of its status names this
     /// gateway.
     pub(super) fn circle(status: Status) -> Self {
         Self {
@@ -42,7 +42,7 @@ impl Failure {
 
     fn new(error: Error, status: &Status) -> Self {
         let is_engines = !status.details().is_empty();
-        // The metadata concerns the connection between the gateway and the engine, so it is dropped.
+        // The metadata belongs to the connection between the gateway and the engine, so it is removed.
         let unchanged = || {
             let details = status.details().to_vec().into();
             Status::with_details(status.code(), status.message(), details)
@@ -85,14 +85,14 @@ fn rejection(status: &Status) -> Error {
     let error = Error::from(status);
     let has_no_details = status.details().is_empty();
     match status.code() {
-        // tonic's channel returns CANCELLED when the request's deadline passes.
+        // tonic returns CANCELLED when the request's deadline passes.
         Code::Cancelled if has_no_details => Error::new(
             ErrorKind::DeadlineExceeded,
             "The engine did not answer before the request's deadline.",
         ),
         Code::Unknown | Code::Internal | Code::DataLoss if has_no_details => broken_connection(),
         // tonic maps the HTTP/2 errors ENHANCE_YOUR_CALM and INADEQUATE_SECURITY to these codes. Such a status has a
-        // source; a status that an engine sent has none.
+        // source. A status that an engine sent has no source.
         Code::ResourceExhausted | Code::PermissionDenied
             if has_no_details && status.source().is_some() =>
         {
@@ -137,7 +137,7 @@ mod tests {
         let status = Status::from_error(Box::new(closed));
         assert_eq!(status.code(), Code::ResourceExhausted);
         assert_eq!(rejection(&status).kind, ErrorKind::UpstreamError);
-        // An engine that is not Tokenway's may report a full queue without error details.
+        // A server that is not Tokenway may report a full queue without error details.
         let full = Status::resource_exhausted("full");
         assert_ne!(rejection(&full).kind, ErrorKind::UpstreamError);
         let full = Status::from(Error::new(ErrorKind::QueueFull, "The queue is full."));

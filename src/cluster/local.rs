@@ -1,5 +1,5 @@
-//! The engine in this process. Its gRPC service is called directly: encoding and decoding its messages was half of the
-//! cost of a token.
+//! The upstream for the engine in this process. Its gRPC service is called directly: encoding and decoding messages
+//! was half of the cost of a token.
 
 use futures_util::StreamExt;
 use tokio::sync::watch;
@@ -9,7 +9,7 @@ use super::upstream::{EventStream, Health, Load, Upstream};
 use crate::proto::v1;
 use crate::proto::v1::inference_server::Inference;
 
-/// The engine in this process. It rejects requests itself, so it always counts as up.
+/// The engine in this process. It always counts as up, because it rejects requests itself when it cannot accept them.
 pub(super) struct Local<I> {
     service: I,
     health: watch::Receiver<Health>,

@@ -1,5 +1,5 @@
-//! The engines of a cluster over time. The list of engines is fixed today; a source of changing lists, such as DNS,
-//! makes a [`Membership`] from its own stream.
+//! The engines of a cluster over time. Today the list of engines is fixed. A source of changing lists, such as DNS,
+//! can create a [`Membership`] from its own stream.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use tokio_stream::Stream;
 use super::address::EngineAddress;
 use super::upstream::Upstream;
 
-/// All engines of a cluster at one time.
+/// All engines of a cluster at one moment.
 pub type Snapshot = Vec<EngineAddress>;
 
-/// A stream of snapshots. The cluster follows it: it connects to an engine that a snapshot adds, and sends no more
-/// requests to an engine that a snapshot leaves out. When the stream ends, the last snapshot stays.
+/// A stream of snapshots of the cluster's engines. The cluster connects to engines that a snapshot adds, and sends no
+/// more requests to engines that a snapshot leaves out. When the stream ends, the last snapshot stays in force.
 pub struct Membership(Pin<Box<dyn Stream<Item = Snapshot> + Send>>);
 
 impl Membership {
@@ -33,10 +33,10 @@ impl Membership {
     }
 }
 
-/// The upstreams of a cluster at one time.
+/// The upstreams of a cluster at one moment.
 pub(super) type Upstreams = Arc<[Arc<dyn Upstream>]>;
 
-/// The current members. A pure struct: the cluster's task feeds it.
+/// The current members of a cluster. It is a pure struct; the cluster's task applies snapshots to it.
 pub(super) struct Members<C> {
     connect: C,
     members: Vec<(EngineAddress, Arc<dyn Upstream>)>,
@@ -51,8 +51,8 @@ impl<C: Fn(&EngineAddress) -> Arc<dyn Upstream>> Members<C> {
         }
     }
 
-    /// Keeps the members that are in the snapshot, adds new ones, and drops the others. A dropped upstream finishes its
-    /// streams.
+    /// Applies a snapshot: keeps the members that are in it, adds new ones, and drops the others. A dropped upstream
+    /// still finishes its streams.
     pub(super) fn apply(&mut self, snapshot: Snapshot) -> Upstreams {
         let mut before = std::mem::take(&mut self.members);
         for address in snapshot {

@@ -1,4 +1,4 @@
-//! A remote Tokenway engine: its connections and its calls.
+//! A remote Tokenway engine as an upstream: its connections and its calls.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -25,20 +25,22 @@ mod watch_health;
 
 use watch_health::HealthWatch;
 
-/// Number of connections to each engine. With a single one, all streams would wait for one socket.
+/// Number of connections to each engine. With only one, all streams would wait for the same socket.
 const CONNECTIONS_PER_ENGINE: usize = 2;
 
-/// Flow-control window of a connection, in bytes. h2 charges small unread frames, such as tokens, to the connection,
-/// and closes the connection when they use up half of its window. This window is larger than the unread data of all
-/// streams can become.
+/// HTTP/2 flow-control window of a connection, in bytes.
+///
+/// h2 charges small unread frames, such as tokens, to the connection. When they use up half of the window, h2 closes
+/// the connection. This window is larger than the unread data of all streams can become.
 const CONNECTION_WINDOW: u32 = 1 << 30;
 /// Flow-control window of a stream, in bytes. It is small to limit the unread data.
 const STREAM_WINDOW: u32 = 64 * 1024;
 
-/// Number of reset streams that a connection remembers. h2 ignores frames that the engine still sends on such a stream.
+/// Number of reset streams that a connection remembers. h2 ignores late frames of a remembered stream.
 const REMEMBERED_RESET_STREAMS: usize = 10_000;
 
-/// Ping interval, and also the maximum wait for the reply. A hung engine is detected within their sum, one second.
+/// Interval between pings, and also the timeout for the reply. Their sum, one second, is the time after which a hung
+/// engine is detected.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_millis(500);
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -46,21 +48,21 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// A connection to a remote engine.
 pub(super) type EngineChannel = BoxCloneSyncService<HttpRequest<Body>, HttpResponse<Body>, Status>;
 
-/// A remote engine. Each stream is read into a buffer of its own, so that an unread stream does not use up the
-/// flow-control window that its connection shares with other streams.
+/// A remote engine. Each stream is read into a buffer of its own. Otherwise an unread stream would use up the
+/// flow-control window that all streams of its connection share.
 pub(super) struct Remote {
-    /// Connections, used in turn.
+    /// Connections to the engine; calls take them in turn.
     channels: Vec<EngineChannel>,
     next_channel: AtomicUsize,
     health: watch::Receiver<Health>,
     load: Load,
-    /// Tasks that read the streams.
+    /// Tracks the tasks that read the streams.
     tasks: TaskTracker,
-    /// Ends the task that watches the health when the engine is dropped. Streams that run continue.
+    /// Ends the health watch when the engine is dropped. Running streams continue.
     _watch: DropGuard,
 }
 
-/// Connects to remote engines. Clones share its tasks.
+/// Creates the upstreams of remote engines. Clones share the same tasks.
 #[derive(Clone)]
 pub(super) struct Connector {
     pub(super) gateway: GatewayId,
@@ -70,7 +72,7 @@ pub(super) struct Connector {
 }
 
 impl Connector {
-    /// Connects to an engine and watches its health. The engine may be started later.
+    /// Connects to an engine and starts to watch its health. The engine may be started later.
     pub(super) fn connect(&self, address: &EngineAddress) -> Remote {
         let endpoint = with_options(address.endpoint());
         let channel = || {
@@ -104,7 +106,7 @@ impl Connector {
 }
 
 impl Remote {
-    /// Creates an engine behind this connection, with this health.
+    /// Creates an engine for tests, with this connection and this health.
     #[cfg(test)]
     pub(super) fn scripted(channel: EngineChannel, health: Health) -> Self {
         Self {
@@ -117,7 +119,7 @@ impl Remote {
         }
     }
 
-    /// Returns the next connection.
+    /// Returns the connection for the next call.
     fn channel(&self) -> EngineChannel {
         let index = self.next_channel.fetch_add(1, Ordering::Relaxed) % self.channels.len();
         self.channels[index].clone()
@@ -185,9 +187,9 @@ fn with_options(endpoint: Endpoint) -> Endpoint {
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        // An engine may still send on a stream that the gateway has reset. For a stream that h2 no longer remembers
-        // this is a local error, and too many of them close the connection. Clients that disconnect could then end
-        // the streams of all other clients, so the limit is off. Engines are trusted.
+        // An engine may still send frames on a stream that the gateway has reset. For a stream that h2 no longer
+        // remembers, such a frame is a local error, and too many local errors close the connection. Disconnecting
+        // clients could then end the streams of all other clients. The limit is therefore off; engines are trusted.
         .http2_max_concurrent_reset_streams(REMEMBERED_RESET_STREAMS)
         .http2_max_local_error_reset_streams(None)
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)

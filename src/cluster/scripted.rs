@@ -1,4 +1,4 @@
-//! A test engine whose responses are defined by the test.
+//! A scripted engine for tests: the test defines its responses.
 
 use std::pin::Pin;
 
@@ -9,19 +9,19 @@ use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
 use crate::proto::v1::inference_server::Inference;
 
-/// Event stream that the test defines.
+/// Event stream that a test defines.
 pub(crate) type Script = Pin<Box<dyn Stream<Item = Result<v1::CompletionEvent, Status>> + Send>>;
 
 type Respond = dyn Fn(&v1::CompletionRequest) -> Result<Script, Status> + Send + Sync;
 
-/// Creates an engine that responds to completion requests with `respond`, and supports no other call.
+/// Creates a remote engine that responds to completion requests with `respond`. All other calls fail.
 pub(crate) fn engine(
     respond: impl Fn(&v1::CompletionRequest) -> Result<Script, Status> + Send + Sync + 'static,
 ) -> ScriptedEngine {
     ScriptedEngine(Box::new(respond))
 }
 
-/// Returns the first event of a completion.
+/// Creates the first event of a completion.
 pub(crate) fn started(model: &str) -> Result<v1::CompletionEvent, Status> {
     let started = v1::Started {
         model: model.to_owned(),
@@ -30,7 +30,7 @@ pub(crate) fn started(model: &str) -> Result<v1::CompletionEvent, Status> {
     Ok(event(Event::Started(started)))
 }
 
-/// Returns the event for the token of choice 0 at this index.
+/// Creates the event for one token of choice 0.
 pub(crate) fn token(index: u32, text: &str) -> Result<v1::CompletionEvent, Status> {
     let token = v1::Token {
         text: text.to_owned(),
@@ -43,7 +43,7 @@ pub(crate) fn token(index: u32, text: &str) -> Result<v1::CompletionEvent, Statu
     })))
 }
 
-/// Returns the last event of a completion.
+/// Creates the last event of a completion.
 pub(crate) fn summary() -> Result<v1::CompletionEvent, Status> {
     Ok(event(Event::Summary(v1::Summary::default())))
 }

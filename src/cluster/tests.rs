@@ -1,5 +1,5 @@
-//! Tests of the choice of an engine, and of reading streams ahead. The clock is paused: it advances only when every
-//! task is idle.
+//! Tests of the choice of an engine, and of reading streams ahead. The clock is paused: time advances only while all
+//! tasks are idle.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -53,7 +53,7 @@ fn call_context() -> CallContext {
     CallContext::new(&RequestContext::for_test(Api::Http, http::Version::HTTP_11))
 }
 
-/// Creates an engine that starts every completion and then sends nothing.
+/// Creates an engine that starts every completion and then sends no tokens.
 fn silent(name: &'static str) -> ScriptedEngine {
     engine(move |_| {
         let started = tokio_stream::once(started(name));
@@ -65,7 +65,7 @@ fn rejecting(kind: ErrorKind) -> ScriptedEngine {
     engine(move |_| Err(Error::new(kind, "rejected").into()))
 }
 
-/// Returns the model name in the `started` event. In these tests it identifies the engine.
+/// Returns the model name from the `started` event. In these tests, each engine reports its own name there.
 async fn started_by(events: &mut CheckedEvents) -> String {
     match events.next().await {
         Some(Ok(Event::Started(started))) => started.model,
@@ -113,7 +113,7 @@ async fn model_not_found_is_returned_only_if_every_engine_returns_it() {
     }
 }
 
-/// Creates an engine that forwards the events that the test sends.
+/// Creates an engine whose stream forwards the events that the test sends.
 fn forwarding_engine(
     capacity: usize,
 ) -> (
@@ -258,7 +258,7 @@ async fn an_engine_that_leaves_finishes_its_streams_and_gets_no_new_ones() {
         .unwrap();
     changes.changed().await.unwrap();
     let mut fourth = complete(&cluster).await.unwrap();
-    // It has more streams than the engine that has left.
+    // The new engine has more streams than the engine that has left.
     assert_eq!(started_by(&mut fourth).await, "joined");
 
     events.send(token(0, "a")).await.unwrap();
@@ -270,7 +270,7 @@ async fn an_engine_that_leaves_finishes_its_streams_and_gets_no_new_ones() {
     );
 }
 
-/// An upstream that declares unsupported parameters, in front of a scripted engine.
+/// A scripted engine that declares parameters as unsupported.
 struct Limited {
     engine: Arc<dyn Upstream>,
     unsupported: [Parameter; 1],

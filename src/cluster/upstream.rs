@@ -1,5 +1,5 @@
-//! The interface of whatever completes requests: the engine in this process, or a remote engine. This module must not
-//! know which upstream gets a request.
+//! The interface of an upstream: the engine in this process, or a remote engine. This module must not know which
+//! upstream gets a request.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,13 +12,13 @@ use tonic::{Request, Status};
 use crate::proto::v1;
 use crate::request::Parameter;
 
-/// Events of one completion, as the upstream sends them.
+/// Events of one completion, exactly as the upstream sends them.
 pub type EventStream = Pin<Box<dyn Stream<Item = Result<v1::CompletionEvent, Status>> + Send>>;
 
 /// A destination of requests.
 ///
-/// Requests and responses are those of `tokenway.v1.Inference`. The metadata of a request has its id and its timeout.
-/// An upstream that speaks another protocol converts them.
+/// Requests and responses are those of `tokenway.v1.Inference`. The metadata of a request contains its id and its
+/// timeout. An upstream that speaks another protocol must convert them.
 #[tonic::async_trait]
 pub trait Upstream: Send + Sync {
     /// Starts a completion, and returns once it is admitted. Dropping the stream cancels it.
@@ -66,7 +66,7 @@ pub trait Upstream: Send + Sync {
         request: Request<v1::DetokenizeRequest>,
     ) -> Result<v1::DetokenizeResponse, Status>;
 
-    /// Returns the current health, and its changes.
+    /// Returns a watch of the upstream's health.
     fn health(&self) -> &watch::Receiver<Health>;
 
     /// Returns the number of open streams. The upstream with the lowest load gets the next request.
@@ -84,22 +84,22 @@ pub trait Upstream: Send + Sync {
 pub struct Health {
     /// Availability for requests.
     pub availability: Availability,
-    /// Models that the upstream listed when it last came up. Empty for the engine in this process, which checks model
-    /// names itself.
+    /// Models that the upstream listed when it last came up. Empty for the engine in this process, which resolves
+    /// model names itself.
     pub models: Vec<v1::Model>,
 }
 
 /// Availability of an upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Availability {
-    /// The upstream has not answered yet. It counts as up, so that requests try it.
+    /// The upstream has not answered a health check yet. It counts as up, so requests are sent to it.
     #[default]
     Unknown,
     /// The upstream accepts requests.
     Up,
-    /// The upstream rejects requests, or cannot be reached. Requests try it only if no other upstream is up.
+    /// The upstream rejects requests or cannot be reached. It gets requests only if no other upstream is up.
     Down,
-    /// The upstream is this gateway itself, reached under another name. It gets no requests.
+    /// The upstream is this gateway itself, under another address. It gets no requests.
     Loop,
 }
 
@@ -120,7 +120,7 @@ impl Health {
     }
 }
 
-/// Number of open streams of an upstream. Clones share it.
+/// Number of open streams of an upstream. Clones share the number.
 #[derive(Clone, Default)]
 pub(super) struct Load(Arc<AtomicUsize>);
 

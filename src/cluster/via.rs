@@ -1,5 +1,5 @@
-//! The gateways that a request has passed, in its metadata. A gateway rejects a request that it has passed on before,
-//! so a gateway that lists itself as an engine cannot send a request in circles.
+//! The gateways that a request has passed through, recorded in its gRPC metadata. A gateway rejects a request that
+//! has already passed through it, so a gateway that lists itself as an engine cannot send a request in circles.
 
 use tonic::Status;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
@@ -7,8 +7,8 @@ use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use crate::error::{Error, ErrorKind};
 use crate::request::RequestId;
 
-/// Metadata key of a request: the id of each gateway that has passed it on. In a rejection: the id of the gateway that
-/// has found the circle.
+/// Metadata key. In a request: the ids of the gateways that have passed it on. In a rejection: the id of the gateway
+/// that detected the circle.
 const VIA: &str = "x-tokenway-via";
 
 /// Random id of a gateway process.
@@ -21,12 +21,12 @@ impl GatewayId {
         Self(MetadataValue::try_from(&*id).expect("a random id is visible ASCII"))
     }
 
-    /// Returns true if `status` is the rejection of a circle by this gateway.
+    /// Returns true if `status` is this gateway's rejection of a circular request.
     pub(super) fn rejected_circle(&self, status: &Status) -> bool {
         status.metadata().get(VIA) == Some(&self.0)
     }
 
-    /// Returns the rejection of a request that this gateway has passed on before.
+    /// Creates the rejection of a request that has already passed through this gateway.
     pub(super) fn circle(&self) -> Status {
         let message = "The gateway is an engine of itself. Check the gateway's list of engines.";
         let mut status = Status::from(Error::new(ErrorKind::UpstreamError, message));
@@ -35,12 +35,12 @@ impl GatewayId {
     }
 }
 
-/// Gateways that a request has passed. Empty for a request from a client.
+/// Ids of the gateways that a request has passed through. Empty for a request that comes directly from a client.
 #[derive(Clone, Debug, Default)]
 pub struct Via(Vec<MetadataValue<Ascii>>);
 
 impl Via {
-    /// Returns the gateways in the metadata of a request.
+    /// Reads the gateways from the metadata of a request.
     #[must_use]
     pub fn of(metadata: &MetadataMap) -> Self {
         Self(metadata.get_all(VIA).iter().cloned().collect())
@@ -50,7 +50,7 @@ impl Via {
         self.0.contains(&gateway.0)
     }
 
-    /// Writes these gateways, and then `gateway`, to the metadata of a request.
+    /// Writes these gateways, followed by `gateway`, to the metadata of a request.
     pub(super) fn write_with(&self, gateway: &GatewayId, metadata: &mut MetadataMap) {
         for id in self.0.iter().chain([&gateway.0]) {
             metadata.append(VIA, id.clone());

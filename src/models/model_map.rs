@@ -4,15 +4,14 @@ use std::ops::{Index, IndexMut};
 
 use super::{ModelId, Models};
 
-/// One value for each model of a registry, such as its queue. Indexing by the registry's ids never fails.
+/// One value for each model of a registry, for example its queue. Indexing with an id of that registry never fails.
 #[derive(Clone, Debug)]
 pub struct ModelMap<T>(Vec<T>);
 
 impl Models {
     /// Assigns one value to each model, in the order of the models.
     ///
-    /// # Panics
-    /// Panics if there are not as many values as models.
+    /// # Panics Panics if the number of values differs from the number of models.
     #[must_use]
     pub fn zip<T>(&self, values: impl IntoIterator<Item = T>) -> ModelMap<T> {
         let values: Vec<_> = values.into_iter().collect();
@@ -34,7 +33,7 @@ impl<T> ModelMap<T> {
         &self.0
     }
 
-    /// Returns the values for modification.
+    /// Returns mutable references to the values, in the order of the models.
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.0.iter_mut()
     }

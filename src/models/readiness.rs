@@ -7,26 +7,26 @@ use super::{ModelId, Models};
 /// The readiness of the engine.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Readiness {
-    /// At least one model is still loading. The fraction, 0 to 1, is the progress of all models together.
+    /// At least one model is still loading. The fraction, from 0 to 1, is the progress of all models together.
     Loading(f32),
     /// At least one worker of every model is up.
     Ready,
-    /// The model has no worker: none has connected.
+    /// No worker of this model has connected yet.
     NoWorker(Arc<str>),
-    /// The model has no worker that is up. Its workers are being restarted.
+    /// All workers of this model were lost and are being restarted.
     Lost(Arc<str>),
-    /// The model could not be loaded. Loading is retried.
+    /// A worker failed to load this model, and will try again.
     Failed {
-        /// The model.
+        /// Name of the model.
         model: Arc<str>,
-        /// The reason.
+        /// Error message of the worker.
         reason: String,
     },
-    /// Every worker of the model failed to start too often, and is not started again.
+    /// Every worker of this model failed to start too often. None is started again.
     GivenUp {
-        /// The model.
+        /// Name of the model.
         model: Arc<str>,
-        /// The reason.
+        /// Error message of the last worker.
         reason: String,
     },
 }
@@ -34,7 +34,7 @@ pub enum Readiness {
 /// The status of a model on one of its workers.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum ModelStatus {
-    /// The worker loads the model for the first time. The fraction, 0 to 1, is the progress.
+    /// The worker is loading the model for the first time. The fraction, from 0 to 1, is the progress.
     Loading(f32),
     /// The worker accepts sequences.
     Up,
@@ -47,10 +47,10 @@ pub(crate) enum ModelStatus {
 }
 
 impl ModelStatus {
-    /// Returns the status that represents all workers of a model: the one with the highest rank.
+    /// Combines the statuses of a model's workers into one: the status with the highest rank.
     ///
-    /// One worker that is up is enough. A failed load is reported while others are still loading. `GivenUp` is reported
-    /// only if all workers were given up.
+    /// One worker that is up is enough. A failed load is reported while others are still loading. `GivenUp` is
+    /// reported only if all workers were given up.
     pub(crate) fn of_workers<'a>(workers: impl Iterator<Item = &'a Self>) -> Option<&'a Self> {
         workers.max_by(|one, other| match (one, other) {
             (Self::Loading(one), Self::Loading(other)) => one.total_cmp(other),
@@ -70,7 +70,7 @@ impl ModelStatus {
 }
 
 impl Readiness {
-    /// Returns `Ready` if every model is up, and otherwise the most severe reason. A model without a status has no
+    /// Returns `Ready` if every model is up, and otherwise the most severe problem. `None` stands for a model without
     /// workers.
     pub(crate) fn new<'a>(
         models: &Models,
@@ -111,7 +111,7 @@ impl Readiness {
 mod tests {
     use super::*;
 
-    /// Returns the readiness of two models: `a` with two workers and `b` with one.
+    /// Computes the readiness of an engine with two models: `a` with two workers and `b` with one.
     fn readiness([first, second, other]: [ModelStatus; 3]) -> Readiness {
         let models = Models::for_test(&["a", "b"]);
         let workers = models.zip([vec![first, second], vec![other]]);

@@ -1,5 +1,5 @@
-//! A model's tokenizer and chat template. Long input is processed on another thread, so that it does not delay the
-//! streams of this one.
+//! A model's tokenizer and chat template, for async code. Long input is processed on a blocking thread, so that it
+//! does not delay the streams of an async thread.
 
 use std::sync::Arc;
 
@@ -9,11 +9,11 @@ use crate::models::ModelEntry;
 use crate::request::{ChatMessage, TokenId};
 use crate::runner::{BosPolicy, Model, ModelError, ModelFacts, TokenBytes};
 
-/// The maximum size of text in bytes that is processed on the calling thread, because handing it to another thread
-/// takes longer.
+/// Texts up to this size in bytes are processed on the calling thread, because passing them to another thread takes
+/// longer.
 const MAX_INLINE_BYTES: usize = 4 * 1024;
 
-/// An estimate of the text of one token in bytes.
+/// Estimated length of one token's text in bytes.
 const BYTES_PER_TOKEN: usize = 4;
 
 /// The tokenizer and the chat template of a loaded model.
@@ -34,10 +34,9 @@ impl Tokenizer {
         self.0.facts()
     }
 
-    /// Tokenizes `text`, which is the request field `param`.
+    /// Tokenizes `text`. `param` names the request field of the text in errors.
     ///
-    /// # Errors
-    /// Returns an error if the text is too long or the model rejects it.
+    /// # Errors Returns an error if the text is too long or the model rejects it.
     pub async fn tokenize(
         &self,
         text: &str,
@@ -73,16 +72,15 @@ impl Tokenizer {
         ids.await?.map_err(|error| prompt_error(error, "suffix"))
     }
 
-    /// Detokenizes ids, which are the request field `param`. Invalid UTF-8 becomes U+FFFD.
+    /// Detokenizes ids. `param` names their request field in errors. Invalid UTF-8 becomes U+FFFD.
     ///
-    /// # Errors
-    /// Returns an error that names the first id that is not in the vocabulary.
+    /// # Errors Returns an error that names the first id that is not in the vocabulary.
     pub async fn detokenize(&self, ids: Vec<TokenId>, param: &str) -> Result<String, Error> {
         let bytes = self.token_bytes(ids, param).await?;
         Ok(String::from_utf8_lossy(&bytes.concat()).into_owned())
     }
 
-    /// Returns the bytes of each token. The ids are the request field `param`.
+    /// Returns the bytes of each token. `param` names the request field of the ids in errors.
     pub(super) async fn token_bytes(
         &self,
         ids: Vec<TokenId>,
@@ -116,7 +114,7 @@ impl Tokenizer {
         Err(Error::new(ErrorKind::ContextLengthExceeded, message).with_param(param))
     }
 
-    /// Calls the model, on another thread if processing `bytes` bytes may take long.
+    /// Calls the model. If processing `bytes` bytes may take long, the call runs on a blocking thread.
     async fn run<T: Send + 'static>(
         &self,
         bytes: usize,

@@ -1,4 +1,4 @@
-//! The scheduler's decisions: admission, the order of the queue, and the placement of jobs on workers.
+//! The scheduler's decisions: admission, the order of the queue, and the assignment of jobs to workers.
 //!
 //! [`Plan`] is a synchronous struct without I/O or a clock. A job `J` is one choice of a request.
 
@@ -8,35 +8,36 @@ use std::ops::Bound;
 use crate::models::{ModelId, ModelMap};
 use crate::worker::{Generation, WorkerId};
 
-/// The order of requests: resumed before new, then the lower priority number first, then the earlier arrival first.
+/// Sort key of waiting requests: resumed choices before new requests, then lower priority numbers, then earlier
+/// arrivals.
 type Order = (Kind, i32, u64);
 
-/// The kind of a waiting request. Resumed choices go before new requests.
+/// Kind of a waiting entry. Resumed choices are placed before new requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     Resumed,
     New,
 }
 
-/// The waiting requests and the workers' slots.
+/// The waiting requests and the workers' free slots.
 pub struct Plan<J> {
     /// One queue per model, so that a full queue of one model does not affect the others.
     queues: ModelMap<Queue<J>>,
     workers: BTreeMap<WorkerId, WorkerLoad>,
-    /// The arrival number of the next request.
+    /// Arrival number that the next request gets.
     next_arrival: u64,
 }
 
 struct Queue<J> {
-    /// The requests that have choices without a slot.
+    /// Requests that have choices without a slot, in the order in which they are placed.
     waiting: BTreeMap<Order, Waiting<J>>,
-    /// The maximum number of requests that wait for their first slot.
+    /// Maximum number of requests that wait for their first slot.
     depth: usize,
 }
 
 struct Waiting<J> {
     choices: VecDeque<J>,
-    /// True once a choice had a slot. The request then no longer counts as queued.
+    /// True once one of the request's choices has had a slot. The request then no longer counts as queued.
     started: bool,
 }
 
@@ -46,34 +47,35 @@ struct WorkerLoad {
     /// `None` while the worker is not ready.
     generation: Option<Generation>,
     used: usize,
-    /// True while a device call does not return. The worker gets no jobs until it does.
+    /// True while a device call exceeds the step limit. The worker gets no jobs until the call returns.
     is_stuck: bool,
-    /// True while the worker runs a crash suspect. It gets no second one, so that a crash identifies its cause.
+    /// True while the worker runs a crash suspect. A worker never runs two suspects, so that a crash identifies its
+    /// cause.
     has_suspect: bool,
     /// The sum of `max_tokens` of the worker's jobs.
     outstanding_tokens: u64,
 }
 
-/// A job and the worker that is to run it.
+/// A job and the worker to run it on.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Placement<J> {
     /// The worker.
     pub worker: WorkerId,
-    /// The generation of the worker in which its slot was free.
+    /// Generation of the worker to which the free slot belongs.
     pub generation: Generation,
     /// The job.
     pub job: J,
 }
 
-/// The properties of a job that decide its placement.
+/// The properties of a job from which its placement is decided.
 pub trait Job {
-    /// The maximum number of tokens of the job.
+    /// Maximum number of tokens that the job produces.
     fn max_tokens(&self) -> u32;
 
-    /// Returns false once the job's reader has been dropped.
+    /// Returns false after the reader of the job's tokens was dropped.
     fn is_wanted(&self) -> bool;
 
-    /// Returns true if the job ran on a worker when it crashed, and may be the cause.
+    /// Returns true if a worker crashed while it ran this job, so the job may have caused the crash.
     fn is_suspect(&self) -> bool;
 }
 
@@ -122,7 +124,7 @@ impl<J: Job> Plan<J> {
         self.workers.remove(&worker);
     }
 
-    /// Admits a request. Returns the jobs to start now, which may be those of other requests.
+    /// Admits a request. Returns the jobs to start now, possibly those of other requests.
     pub fn admit(
         &mut self,
         model: ModelId,
@@ -145,7 +147,7 @@ impl<J: Job> Plan<J> {
         self.queues[model].waiting.insert(order, waiting);
         let placements = self.place(model);
         let queue = &mut self.queues[model];
-        // The queue did not exceed its depth before, so this request is the one to reject.
+        // Before this request, the queue was within its limit. Therefore this request is the one to reject.
         if queue.queued() > queue.depth {
             queue.waiting.remove(&order);
             return (Admission::QueueFull, placements);
@@ -153,8 +155,8 @@ impl<J: Job> Plan<J> {
         (Admission::Admitted, placements)
     }
 
-    /// Queues a choice whose worker was lost. It was admitted before, so it waits even if no worker is up, and does not
-    /// count as queued.
+    /// Queues a choice whose worker was lost. The request was admitted before, so the choice waits even if no worker
+    /// is up, and does not count as queued.
     pub fn resume(&mut self, model: ModelId, priority: i32, choice: J) -> Vec<Placement<J>> {
         let order = (Kind::Resumed, priority, self.next_arrival);
         self.next_arrival += 1;
@@ -166,7 +168,7 @@ impl<J: Job> Plan<J> {
         self.place(model)
     }
 
-    /// Handles a worker that is ready: all its slots are free.
+    /// Records that a worker has loaded its model: all its slots are free. Returns the jobs to start.
     pub fn ready(
         &mut self,
         worker: WorkerId,
@@ -189,14 +191,14 @@ impl<J: Job> Plan<J> {
         self.place(model)
     }
 
-    /// Handles the loss of a worker and of all jobs on it.
+    /// Records that a worker and all its jobs are lost.
     pub(super) fn lost(&mut self, worker: WorkerId) {
         if let Some(state) = self.workers.get_mut(&worker) {
             state.generation = None;
         }
     }
 
-    /// Handles a device call that does not return, or that has returned after all.
+    /// Records that a device call of a worker exceeds the step limit, or that the call has returned.
     pub(super) fn stuck(&mut self, worker: WorkerId, is_stuck: bool) -> Vec<Placement<J>> {
         let Some(state) = self.workers.get_mut(&worker) else {
             return Vec::new();
@@ -206,7 +208,7 @@ impl<J: Job> Plan<J> {
         self.place(model)
     }
 
-    /// Handles a suspect that no longer is one.
+    /// Records that a crash suspect has produced a token or has ended, so it is no longer suspect.
     pub(super) fn cleared(
         &mut self,
         worker: WorkerId,
@@ -222,7 +224,7 @@ impl<J: Job> Plan<J> {
         }
     }
 
-    /// Frees a slot of a worker.
+    /// Records that a slot of a worker is free again. Returns the jobs to start.
     pub fn released(
         &mut self,
         worker: WorkerId,
@@ -263,8 +265,8 @@ impl<J: Job> Plan<J> {
         self.queues.as_slice().iter().map(Queue::queued).sum()
     }
 
-    /// Places waiting jobs on free slots, in order. A suspect that must wait for a worker without a suspect does not
-    /// block the jobs after it.
+    /// Assigns waiting jobs to free slots, in order. A suspect may have to wait for a worker without a suspect; such
+    /// a suspect does not block the jobs after it.
     fn place(&mut self, model: ModelId) -> Vec<Placement<J>> {
         let mut placements = Vec::new();
         let mut after = None;
@@ -317,7 +319,7 @@ impl WorkerLoad {
 }
 
 impl<J> Queue<J> {
-    /// Returns the first request, or the first after `order`.
+    /// Returns the key of the first waiting request, or of the first one after `order`.
     fn next_after(&self, order: Option<Order>) -> Option<Order> {
         match order {
             None => self.waiting.keys().next().copied(),
@@ -335,7 +337,7 @@ impl<J> Queue<J> {
     }
 }
 
-/// Returns the worker with a free slot and the fewest outstanding tokens.
+/// Returns the worker with a free slot that has the fewest outstanding tokens.
 fn least_loaded(
     workers: &BTreeMap<WorkerId, WorkerLoad>,
     model: ModelId,

@@ -14,23 +14,24 @@ use crate::request::TokenId;
 use crate::runner::Sequence;
 use crate::worker::token_channel::TokenReceiver;
 
-/// The number of consecutive crashes, with no token in between, after which a choice fails. After the first crash, the
-/// choice is a suspect, and a worker runs at most one suspect. The choice is therefore the likely cause of a second
-/// crash.
+/// A choice fails after this many crashes in a row without a token in between.
+///
+/// After the first crash the choice is a suspect, and a worker runs at most one suspect. After a second crash, the
+/// choice is therefore the likely cause.
 const MAX_CONSECUTIVE_CRASHES: u32 = 2;
 
-/// The number of crashes after which a choice fails, regardless of its progress.
+/// A choice fails after this many crashes, even if it received tokens in between.
 const MAX_CRASHES: u32 = 8;
 
-/// The maximum number of resumptions since the choice last received [`MIN_PROGRESS_TOKENS`] from one worker. The limit
-/// is `--max-resumptions` if that is larger.
+/// A choice fails after this many resumptions since it last received [`MIN_PROGRESS_TOKENS`] tokens from one worker.
+/// `--max-resumptions` raises the limit if it is larger.
 ///
-/// It stops a choice whose workers are lost soon after each resumption, even if they send a few tokens or never accept
-/// the choice: the next worker would probably be lost too. A client waits at most about eight heartbeat timeouts.
+/// The limit stops a choice whose workers are always lost soon after they resume it, because the next worker would
+/// probably be lost too. A client waits for at most about eight heartbeat timeouts.
 const MAX_RESUMPTIONS_WITHOUT_PROGRESS: u32 = 8;
 
-/// The number of tokens from one worker that count as progress. A long stream receives that many between two losses
-/// that it did not cause: at 20 tokens per second, 16 tokens take less than a second.
+/// Number of tokens from one worker that count as progress. A long stream receives that many between two losses that
+/// it did not cause: at 20 tokens per second, 16 tokens take less than a second.
 const MIN_PROGRESS_TOKENS: u32 = 16;
 
 /// Resumes the choices of one request on other workers.
@@ -38,31 +39,31 @@ pub struct Resumer {
     pub(super) scheduler: Scheduler,
     pub(super) model: ModelId,
     pub(super) priority: i32,
-    /// The sequence of choice 0, as it was first submitted.
+    /// Sequence of choice 0 as it was first submitted. The sequences of all resumed choices are copies of it.
     pub(super) sequence: Sequence,
     pub(super) deadline: Instant,
 }
 
-/// The losses of a choice's workers so far, from which [`Resumer::resume`] decides whether to resume the choice.
+/// The losses of one choice's workers so far. They decide whether the choice may be resumed again.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LossHistory {
-    /// Losses since the last token, except those before acceptance.
+    /// Losses since the last token. Losses before the worker accepted the choice do not count.
     consecutive: u32,
     /// Crashes since the last token.
     consecutive_crashes: u32,
     crashes: u32,
-    /// Losses since the choice last made progress on one worker.
+    /// Losses since one worker last sent [`MIN_PROGRESS_TOKENS`] tokens.
     without_progress: u32,
-    /// The number of tokens at the last loss.
+    /// Number of tokens that the choice had at the last loss.
     tokens_at_last_loss: u32,
 }
 
 /// The way in which a choice's worker was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WorkerLoss {
-    /// The worker had not accepted the choice, and did not crash.
+    /// The worker did not crash, and had not accepted the choice yet.
     BeforeAcceptance,
-    /// The worker had accepted the choice, and did not crash.
+    /// The worker did not crash, and had accepted the choice.
     AfterAcceptance,
     /// The worker crashed, possibly because of this choice.
     Crash,
@@ -70,9 +71,10 @@ pub enum WorkerLoss {
 
 /// A choice that waits for another worker.
 pub struct PendingResumption {
-    /// The channel of the choice's further tokens.
+    /// Channel that carries the choice's remaining tokens.
     pub token_channel: TokenReceiver,
-    /// Submits the choice and completes if no worker accepts it in time. Must be polled until a worker accepts it.
+    /// Submits the choice, and completes if no worker accepts it in time. Must be polled until a worker accepts the
+    /// choice.
     pub acceptance_timeout: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
@@ -90,15 +92,15 @@ impl LossHistory {
         }
         self.tokens_at_last_loss = tokens;
         self.without_progress += 1;
-        // The choice cannot be the cause if the worker was killed or unreachable before it accepted the choice. A crash
-        // before acceptance may still be caused by the choice.
+        // A worker that was killed or unreachable before it accepted the choice was not lost because of the choice. A
+        // crash before acceptance may be.
         self.consecutive += u32::from(loss != WorkerLoss::BeforeAcceptance);
         let crash = u32::from(loss == WorkerLoss::Crash);
         self.consecutive_crashes += crash;
         self.crashes += crash;
     }
 
-    /// Returns true if the choice may be resumed on another worker.
+    /// Returns true if the choice may be resumed once more.
     fn may_resume(&self, max_resumptions: u32) -> bool {
         self.consecutive <= max_resumptions
             && self.without_progress <= max_resumptions.max(MAX_RESUMPTIONS_WITHOUT_PROGRESS)
@@ -108,11 +110,10 @@ impl LossHistory {
 }
 
 impl Resumer {
-    /// Resumes a choice after the tokens `delivered`. The new worker sends the prompt's log probabilities if
-    /// `scores_prompt` is true.
+    /// Resumes a choice after the tokens `delivered`. If `scores_prompt` is true, the new worker also sends the
+    /// prompt's log probabilities.
     ///
-    /// # Errors
-    /// Returns an error if the server is shutting down or `losses` exceed a limit.
+    /// # Errors Returns an error if the server is shutting down or the choice has lost too many workers.
     pub fn resume(
         &self,
         choice: u32,
@@ -146,7 +147,7 @@ impl Resumer {
         let submissions = self.scheduler.submissions.clone();
         let acceptance_timeout = self.scheduler.resumption.acceptance_timeout;
         let acceptance_timeout = Box::pin(async move {
-            // If the scheduler has stopped, the submission is dropped and its token channel closes.
+            // If the scheduler has stopped, the submission is dropped, and the choice's token channel closes.
             let _ = submissions.send(submission).await;
             sleep(acceptance_timeout).await;
         });
@@ -178,7 +179,7 @@ mod tests {
         history
     }
 
-    /// Returns how often a choice is resumed that receives `tokens` tokens from each worker before this loss.
+    /// Returns how often a choice is resumed if every worker sends `tokens` tokens and is then lost in this way.
     fn resumptions(loss: WorkerLoss, tokens: u32, max_resumptions: u32) -> u32 {
         let mut history = LossHistory::default();
         for resumptions in 0..10_000 {

@@ -1,4 +1,4 @@
-//! The task that owns the plan. It handles submissions, worker events and dropped readers.
+//! The task that owns the plan. It handles submissions, worker events and notifications of dropped readers.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,15 +15,15 @@ use crate::telemetry::{Telemetry, WorkerCounts, WorkerState};
 use crate::worker::token_channel::Failure;
 use crate::worker::{Assignment, WorkerEvent, WorkerHandle, WorkerId};
 
-/// The signals to the task that carry no data.
+/// Signals to the scheduler's task that carry no data.
 pub(super) struct Signals {
     /// Notified when the reader of a waiting job is dropped.
     pub(super) abandoned: Arc<Notify>,
-    /// Cancelled when the scheduler is to stop.
+    /// Cancelled to stop the scheduler.
     pub(super) stopping: CancellationToken,
 }
 
-/// Runs until the scheduler is stopped or every handle is dropped.
+/// Runs the scheduler's task until the scheduler is stopped or every handle is dropped.
 pub(super) async fn run(
     parts: SchedulerParts,
     mut submissions: mpsc::Receiver<Submission>,
@@ -45,7 +45,8 @@ pub(super) async fn run(
     task.publish_readiness();
     loop {
         tokio::select! {
-            // `abandoned` comes before `submissions`, so that a request can take a place that was left before it.
+            // `abandoned` is polled before `submissions`, so that a new request can take the place of one that has
+            // just left the queue.
             biased;
             () = signals.stopping.cancelled() => break,
             () = signals.abandoned.notified() => task.plan.sweep(),
@@ -58,7 +59,7 @@ pub(super) async fn run(
         task.update_queue_gauge();
     }
     task.stop();
-    // The workers send events until they end, and wait for the receiver.
+    // Workers may still send events until they end. Keep receiving, so that no worker blocks.
     while events.recv().await.is_some() {}
 }
 
@@ -77,7 +78,7 @@ impl Job for Assignment {
     }
 
     fn is_wanted(&self) -> bool {
-        // An expired job is placed too. Its worker fails it with `deadline_exceeded` and never runs it.
+        // An expired job is still placed. Its worker fails it with `deadline_exceeded` and does not run it.
         !self.token_channel.is_closed()
     }
 
@@ -119,7 +120,7 @@ impl Task {
                 "No worker of this model is up. Try again later.",
             )),
         };
-        // If the submitter is gone, the channels of its jobs are closed and no worker runs them.
+        // If the submitter is gone, the token channels of its jobs are closed, and no worker runs the jobs.
         let _ = admitted.send(result);
         self.start(placements);
     }
@@ -184,7 +185,7 @@ impl Task {
         }
     }
 
-    /// Handles a device call that does not return, or that has returned after all.
+    /// Records that a device call exceeds the step limit, or that the call has returned.
     fn set_stuck(&mut self, worker: WorkerId, is_stuck: bool) {
         let model = self.model_of(worker);
         let status = if is_stuck {
@@ -242,7 +243,7 @@ impl Task {
         {
             let handle = self.handles.get(&worker);
             if handle.is_none_or(|handle| handle.submit(generation, job).is_err()) {
-                // Dropping the job closes its token channel, so its stream learns that the worker was lost.
+                // Dropping the job closes its token channel. The stream then treats the worker as lost.
                 tracing::debug!(worker = worker.0, "a worker did not accept a job");
             }
         }
@@ -253,7 +254,7 @@ impl Task {
         for waiting in self.plan.clear() {
             waiting.token_channel.fail(Failure::Draining);
         }
-        // While the workers stop, their states no longer matter.
+        // The workers are stopping, so the metrics no longer count them in any state.
         self.publish_counts(WorkerCounts::new());
         for worker in self.handles.values() {
             worker.stop();
@@ -268,7 +269,7 @@ impl Task {
     }
 }
 
-/// Publishes a value if it has changed.
+/// Sends a new value to the watchers, unless it equals the current value.
 fn publish<T: PartialEq>(watched: &watch::Sender<T>, now: T) {
     watched.send_if_modified(|known| {
         let changed = *known != now;
@@ -289,7 +290,8 @@ mod tests {
     async fn an_expired_job_is_wanted_until_its_reader_is_dropped() {
         let deadline = Instant::now() - Duration::from_secs(1);
         let (job, receiver) = Assignment::for_test(1, deadline);
-        // Its worker fails it with the right error. If it were dropped here, its stream would see a lost worker.
+        // The worker fails an expired job with `deadline_exceeded`. If the scheduler dropped the job here, its stream
+        // would report a lost worker.
         assert!(job.is_wanted());
         drop(receiver);
         assert!(!job.is_wanted());

@@ -10,7 +10,7 @@ use crate::worker::device_thread::DeviceThread;
 use crate::worker::thread::{SpawnOptions, spawn};
 use crate::worker::token_channel::{Failure, Output};
 
-/// Starts a scheduler with a queue of two and a worker with one slot, whose sequence never ends.
+/// Starts a scheduler with a queue limit of two, and a worker with one slot whose sequence never ends.
 async fn start_scheduler() -> (Scheduler, DeviceThread) {
     let telemetry = Telemetry::new();
     let (sender, events) = mpsc::channel(16);

@@ -1,4 +1,4 @@
-//! The status of every worker, from which the readiness of the engine is computed.
+//! The status of every worker. The readiness of the engine is computed from them.
 
 use std::collections::BTreeMap;
 
@@ -12,14 +12,14 @@ pub(super) struct WorkerStatuses {
     workers: BTreeMap<WorkerId, WorkerStatus>,
 }
 
-/// A worker's model, and the model's status on this worker.
+/// The model that a worker runs, and the state of the model on this worker.
 struct WorkerStatus {
     model: ModelId,
     status: ModelStatus,
 }
 
 impl WorkerStatuses {
-    /// Creates models without workers.
+    /// Creates the statuses of an engine without workers.
     pub(super) fn new(models: Models) -> Self {
         Self {
             models,
@@ -39,7 +39,7 @@ impl WorkerStatuses {
         self.workers.remove(&worker);
     }
 
-    /// Returns a worker's model. Returns `None` for an unknown worker.
+    /// Returns a worker's model, or `None` for an unknown worker.
     pub(super) fn model_of(&self, worker: WorkerId) -> Option<&ModelEntry> {
         let known = self.workers.get(&worker)?;
         Some(self.models.get(known.model))
@@ -52,7 +52,8 @@ impl WorkerStatuses {
         }
     }
 
-    /// Records how much of its model a worker has loaded. A worker that loads it again stays `Lost` until it is up.
+    /// Records the fraction of the model that a worker has loaded. A worker that was lost and loads its model again
+    /// stays `Lost` until it is up.
     pub(super) fn loading(&mut self, worker: WorkerId, fraction: f32) {
         let known = self.workers.get_mut(&worker);
         if let Some(ModelStatus::Loading(known)) = known.map(|known| &mut known.status) {

@@ -1,16 +1,16 @@
 //! Histograms with fixed buckets, in Prometheus's text format.
 //!
-//! The exporter's own histograms keep every value until the metrics are read. These take no memory for a value.
+//! The histograms of the exporter crate keep every value until the metrics are read. These only keep counts.
 
 use std::fmt::{self, Write};
 
-/// An upper bound of a bucket: in nanoseconds, and as Prometheus shows it, in seconds.
+/// Upper bound of a bucket: in nanoseconds, and in seconds as Prometheus prints it.
 pub(super) type Bound = (u64, &'static str);
 
 const MS: u64 = 1_000_000;
 const SECOND: u64 = 1_000 * MS;
 
-/// Bounds of the time to the first token and of the time in the queue: vLLM's for its
+/// Bounds of the histograms for the time to the first token and the time in the queue. They equal the bounds of
 /// `vllm:time_to_first_token_seconds`, up to 160 s.
 pub(super) const WAIT_BOUNDS: [Bound; 20] = [
     (MS, "0.001"),
@@ -35,8 +35,8 @@ pub(super) const WAIT_BOUNDS: [Bound; 20] = [
     (160 * SECOND, "160"),
 ];
 
-/// Bounds of the time between tokens: vLLM's for its `vllm:inter_token_latency_seconds`, with shorter ones for fast
-/// models.
+/// Bounds of the histogram for the time between tokens. They equal the bounds of `vllm:inter_token_latency_seconds`,
+/// with shorter ones added for fast models.
 pub(super) const GAP_BOUNDS: [Bound; 18] = [
     (MS, "0.001"),
     (2_500_000, "0.0025"),
@@ -58,8 +58,8 @@ pub(super) const GAP_BOUNDS: [Bound; 18] = [
     (10 * SECOND, "10"),
 ];
 
-/// Bounds of the duration of a request: vLLM's for its `vllm:e2e_request_latency_seconds`, with shorter ones, up to
-/// 960 s.
+/// Bounds of the histogram for the duration of a request. They equal the bounds of `vllm:e2e_request_latency_seconds`
+/// up to 960 s, with shorter ones added.
 pub(super) const DURATION_BOUNDS: [Bound; 20] = [
     (10 * MS, "0.01"),
     (50 * MS, "0.05"),
@@ -83,7 +83,7 @@ pub(super) const DURATION_BOUNDS: [Bound; 20] = [
     (960 * SECOND, "960"),
 ];
 
-/// The counts of a histogram: one for each bound, and one for the values above all of them.
+/// The counts of a histogram: one per bound, and one for the values above all bounds.
 pub(super) struct Buckets {
     bounds: &'static [Bound],
     counts: Vec<u64>,
@@ -119,19 +119,19 @@ impl Buckets {
         self.sum_ns = 0;
     }
 
-    /// Number of values.
+    /// Number of recorded values.
     #[cfg(test)]
     pub(super) fn count(&self) -> u64 {
         self.counts.iter().sum()
     }
 
-    /// Sum of the values.
+    /// Sum of the recorded values.
     #[cfg(test)]
     pub(super) fn sum_ns(&self) -> u64 {
         self.sum_ns
     }
 
-    /// Writes the series of one set of labels.
+    /// Writes the time series for one set of labels.
     pub(super) fn write(&self, name: &str, labels: &str, out: &mut String) -> fmt::Result {
         let bounds = self.bounds.iter().map(|(_, seconds)| *seconds);
         let mut count = 0;

@@ -1,7 +1,7 @@
 //! The latency of tokens from the device to the socket, by stage and response format.
 //!
-//! The histograms have fixed buckets. Recording is a search among twenty bounds and three additions, and takes no
-//! memory, however rarely the metrics are scraped.
+//! The histograms have fixed buckets. Recording a token searches among twenty bounds and does three additions. It
+//! allocates no memory, even if the metrics are never scraped.
 
 use std::fmt::{self, Write};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ const HELP: &str = "Time that each token spent in a stage: engine (from its emis
     its request's stream received it), frontend (until its line or message was written), socket (until \
     the connection was flushed).";
 
-/// The upper bounds of the buckets: in nanoseconds, and in seconds as Prometheus writes them.
+/// Upper bounds of the buckets: in nanoseconds, and in seconds as Prometheus prints them.
 const BUCKET_BOUNDS: [(u64, &str); 20] = [
     (1_000, "0.000001"),
     (2_000, "0.000002"),
@@ -38,7 +38,7 @@ const BUCKET_BOUNDS: [(u64, &str); 20] = [
     (10_000_000_000, "10"),
 ];
 
-/// The API and the format of a response.
+/// The API and the format of a response, as the label `format` shows them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResponseFormat {
     /// gRPC.
@@ -47,16 +47,16 @@ pub enum ResponseFormat {
     HttpNdjson,
     /// HTTP with server-sent events.
     HttpSse,
-    /// HTTP with one JSON body. Its tokens are sent together, so only the engine stage is recorded.
+    /// HTTP with a single JSON body. All its tokens are sent together, so only the engine stage is recorded.
     HttpUnary,
 }
 
 /// A stage of a token's path from the device to the socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// From the emission by the device until the request's stream receives the token.
+    /// From the token's emission by the device until the request's stream receives it.
     Engine,
-    /// From the start of the API's write until the token's line or message is written.
+    /// From the start of the frontend's write until the token's line or message is written.
     Frontend,
     /// From the write until the connection is flushed to its socket.
     Socket,
@@ -124,7 +124,7 @@ impl StageHistograms {
 
 #[derive(Default)]
 struct Histogram {
-    /// One bucket for each bound, and one without a bound.
+    /// One bucket per bound, and one for latencies above all bounds.
     buckets: [AtomicU64; BUCKET_BOUNDS.len() + 1],
     sum_ns: AtomicU64,
 }
@@ -181,7 +181,8 @@ impl TokenLatency {
     }
 }
 
-/// Records the latencies of one request's tokens in one stage, also into the histogram of all requests.
+/// Records the latencies of one request's tokens in one stage. Each latency is also added to the histogram of all
+/// requests.
 pub struct StageTimes {
     histogram: Arc<Histogram>,
     tokens: AtomicU64,
@@ -208,8 +209,8 @@ impl StageTimes {
         self.add(tokens, sum_ns, ns);
     }
 
-    /// Records one token for each latency. Consecutive latencies in one bucket, which are common in a batch, are added
-    /// to the histogram together.
+    /// Records one token per latency. Consecutive latencies that fall into the same bucket, as is common in a batch,
+    /// are added to the histogram together.
     pub fn record_each(&self, times_ns: impl IntoIterator<Item = u64>) {
         let (mut tokens, mut sum_ns, mut longest_ns) = (0, 0_u64, 0);
         let mut run = Run::new(0);
@@ -247,10 +248,10 @@ impl StageTimes {
     }
 }
 
-/// Consecutive latencies in one bucket.
+/// Consecutive latencies that fall into the same bucket.
 struct Run {
     bucket: usize,
-    /// The bucket's shortest and longest latency.
+    /// The shortest and longest latency that the bucket contains.
     from_ns: u64,
     to_ns: u64,
     tokens: u64,

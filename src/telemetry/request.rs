@@ -43,28 +43,29 @@ pub struct Route {
 }
 
 impl Route {
-    /// A request for no route that exists.
+    /// Stands for a request to a route that does not exist.
     pub const UNMATCHED: Self = Self {
         name: "unmatched",
         kind: RouteKind::Unmatched,
     };
 }
 
-/// Kind of a route. Counting, logging and deadlines depend on it.
+/// Kind of a route. It decides whether a request is counted, logged and limited by a deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RouteKind {
-    /// Completes prompts. It ends with the completion, reports its own deadline, and fills the histograms.
+    /// Completes prompts. The request lasts until the completion ends, its deadline error comes from the engine, and
+    /// it is recorded in the histograms.
     Completion,
-    /// Answers once.
+    /// Sends a single response.
     Unary,
-    /// Reports the state of the server. It has no deadline and is not in flight: a scrape of the metrics would count
-    /// itself.
+    /// Reports the state of the server. It has no deadline and is not counted as in flight: otherwise each scrape of
+    /// the metrics would count itself.
     Probe,
     /// No such route.
     Unmatched,
 }
 
-/// The way in which a request ended: well, or with an error.
+/// Outcome of a request: success, or the kind of its error.
 pub type Outcome = Result<(), ErrorKind>;
 
 /// Returns the value of the label `outcome`.
@@ -82,8 +83,8 @@ pub struct TokenUsage {
     pub completion: u64,
 }
 
-/// The record of one request: where it arrived, and what its handlers report of it. Each fact is set once; later reports
-/// of the same fact are ignored. All times are nanoseconds of CLOCK_MONOTONIC.
+/// The record of one request: its route, and the facts that its handlers report. Each fact is set once; later reports
+/// of the same fact are ignored. All times are in nanoseconds of CLOCK_MONOTONIC.
 pub struct RequestRecord {
     telemetry: Telemetry,
     api: Api,
@@ -93,9 +94,9 @@ pub struct RequestRecord {
     format: OnceLock<ResponseFormat>,
     model: OnceLock<Arc<str>>,
     names_model: AtomicBool,
-    /// Prompt tokens of the prompts that a worker has started.
+    /// Number of prompt tokens in the prompts that a worker has started.
     prompt_tokens: AtomicU64,
-    /// Usage that the engine reported at the end.
+    /// Token counts that the engine reported at the end of the completion.
     usage: OnceLock<TokenUsage>,
     started_ns: OnceLock<u64>,
     gaps: Mutex<TokenGaps>,
@@ -103,7 +104,7 @@ pub struct RequestRecord {
 }
 
 impl RequestRecord {
-    /// Starts the record of a request that arrived at `arrived_ns`. Nothing is counted yet.
+    /// Starts the record of a request that arrived at `arrived_ns`. Does not count the request yet.
     #[must_use]
     pub fn new(telemetry: &Telemetry, api: Api, route: Route, arrived_ns: u64) -> Self {
         Self {
@@ -138,13 +139,13 @@ impl RequestRecord {
         self.route
     }
 
-    /// The metrics in which the request is counted.
+    /// The metrics that count this request.
     #[must_use]
     pub fn telemetry(&self) -> &Telemetry {
         &self.telemetry
     }
 
-    /// The place of the request in the gauges of running requests.
+    /// The counter of this request in the gauges of running requests.
     #[must_use]
     pub fn stream_count(&self) -> &StreamCount {
         &self.stream
@@ -165,20 +166,21 @@ impl RequestRecord {
         self.format.get().copied().unwrap_or(default)
     }
 
-    /// Reports the model that the request names, which may not exist.
+    /// Reports the model name in the request. A model with this name may not exist.
     pub fn names_model(&self, name: &str) {
         if !name.is_empty() {
             self.names_model.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Sets the name of the served model that the request uses. It becomes a label, so it must not be a name that only
-    /// the client knows.
+    /// Sets the served model that the request uses. The name becomes a label value, so it must never be a name that a
+    /// client made up.
     pub fn set_model(&self, served_name: &str) {
         self.model.get_or_init(|| served_name.into());
     }
 
-    /// The label of the model: its name, `unknown` if the request names a model that is not served, or `none`.
+    /// The value of the label `model`: the name of a served model, `unknown` if no model with the requested name is
+    /// served, or `none`.
     #[must_use]
     pub fn model_label(&self) -> &str {
         match self.model.get() {
@@ -188,7 +190,7 @@ impl RequestRecord {
         }
     }
 
-    /// Reports that a worker has started a prompt of this many tokens.
+    /// Reports that a worker has started a prompt with this number of tokens.
     pub fn started(&self, prompt_tokens: u32, now_ns: u64) {
         self.started_ns.get_or_init(|| now_ns);
         self.prompt_tokens
@@ -200,7 +202,7 @@ impl RequestRecord {
         self.usage.get_or_init(|| usage);
     }
 
-    /// The tokens of the request so far. `None` if no worker has started it.
+    /// The token counts of the request so far. `None` if no worker has started it.
     #[must_use]
     pub fn usage(&self) -> Option<TokenUsage> {
         self.started_ns.get()?;
@@ -211,27 +213,27 @@ impl RequestRecord {
         Some(self.usage.get().copied().unwrap_or_else(so_far))
     }
 
-    /// Time from the arrival until a worker started the request.
+    /// Time between the arrival and the start on a worker.
     #[must_use]
     pub fn queue_ns(&self) -> Option<u64> {
         let started_ns = self.started_ns.get()?;
         Some(started_ns.saturating_sub(self.arrived_ns))
     }
 
-    /// Time from the arrival until the first token was written.
+    /// Time between the arrival and the first written token.
     #[must_use]
     pub fn first_token_ns(&self) -> Option<u64> {
         let first_ns = self.with_gaps(|gaps| gaps.first_ns())?;
         Some(first_ns.saturating_sub(self.arrived_ns))
     }
 
-    /// Time since the arrival.
+    /// Time since the request arrived.
     #[must_use]
     pub fn age_ns(&self, now_ns: u64) -> u64 {
         now_ns.saturating_sub(self.arrived_ns)
     }
 
-    /// Adds the times of tokens that were written.
+    /// Adds the measured times between tokens to this record.
     pub fn add_gaps(&self, gaps: &mut TokenGaps) {
         self.with_gaps(|all| all.take_from(gaps));
     }
@@ -247,7 +249,7 @@ impl RequestRecord {
         self.stream.begin();
     }
 
-    /// Counts the end of the request. Only the first end counts.
+    /// Counts the end of the request. Later calls have no effect.
     pub fn ended(&self, outcome: Outcome, now_ns: u64) {
         if self.outcome.set(outcome).is_err() {
             return;
@@ -273,7 +275,7 @@ impl RequestRecord {
         self.with_gaps(|gaps| requests.record(labels, &observation, gaps));
     }
 
-    /// Counts the end of a request that was rejected before any part of a response was sent.
+    /// Counts a request that was rejected before any part of a response was sent.
     pub fn rejected(&self, kind: ErrorKind, now_ns: u64) {
         if self.outcome.get().is_none() {
             self.telemetry.count_rejection(self.api, kind);
@@ -281,8 +283,8 @@ impl RequestRecord {
         self.ended(Err(kind), now_ns);
     }
 
-    /// Ends a request whose response has left or was dropped. If no handler has reported an end, the client has cancelled
-    /// the request, or the server has given up its slow reader.
+    /// Ends a request whose response has been sent completely or was dropped. If no handler has reported an outcome,
+    /// the client has cancelled the request or read too slowly.
     pub fn closed(&self, now_ns: u64) {
         if self.outcome.get().is_none() {
             let kind = if self.stream.is_lingering() {
@@ -298,13 +300,13 @@ impl RequestRecord {
         self.stream.close();
     }
 
-    /// Locks the token times. The lock is taken a few times per request, never per token.
+    /// Locks the times between tokens. The lock is taken a few times per request, never per token.
     fn with_gaps<T>(&self, read: impl FnOnce(&mut TokenGaps) -> T) -> T {
         read(&mut self.gaps.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// The place of a request in the gauges of running requests. Clones share it.
+/// Counts one request in the gauges of running requests. Clones count the same request.
 #[derive(Clone)]
 pub struct StreamCount(Arc<Place>);
 
@@ -314,13 +316,13 @@ struct Place {
     state: AtomicU8,
 }
 
-/// Not counted yet.
+/// State of a request that no gauge counts yet.
 const NEW: u8 = 0;
-/// Counted in the gauge of requests in flight.
+/// State of a request that the gauge of requests in flight counts.
 const IN_FLIGHT: u8 = 1;
-/// Its slow reader was given up. The client may still read the error record.
+/// State of a request whose slow reader was given up. The client may still read the error record.
 const LINGERING: u8 = 2;
-/// Counted in no gauge any more.
+/// State of a request that no gauge counts any more.
 const CLOSED: u8 = 3;
 
 impl StreamCount {
@@ -338,8 +340,8 @@ impl StreamCount {
         }
     }
 
-    /// Moves the request from the gauge in flight to the gauge of lingering requests: its reader was given up, and its
-    /// connection stays open only so that the reader can learn why.
+    /// Moves the request from the gauge of requests in flight to the gauge of lingering requests. The request has
+    /// ended with `slow_reader`, and its connection stays open only so that the client can read this error.
     pub fn linger(&self) {
         if self.moves(IN_FLIGHT, LINGERING) {
             self.0.in_flight.decrement(1.0);

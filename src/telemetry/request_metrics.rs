@@ -1,4 +1,5 @@
-//! Histograms and token counters of completions, by model, API and outcome. Each request is recorded once, at its end.
+//! Histograms and token counters of completions, by model, API and outcome. Each request is recorded once, when it
+//! ends.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
@@ -20,7 +21,7 @@ pub(super) struct RequestMetrics {
     series: Mutex<BTreeMap<Labels, Series>>,
 }
 
-/// Labels of a completion. Each is from a closed set.
+/// Label values of a completion. Each comes from a closed set.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Labels {
     /// Name of a served model, `unknown` or `none`.
@@ -30,7 +31,7 @@ pub(super) struct Labels {
     pub(super) outcome: &'static str,
 }
 
-/// Times and tokens of one completion. A time is absent if the completion did not get that far.
+/// Times and token counts of one completion. A time is `None` if the completion did not get that far.
 pub(super) struct Observation {
     pub(super) duration_ns: u64,
     pub(super) queue_ns: Option<u64>,

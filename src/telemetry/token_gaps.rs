@@ -1,7 +1,7 @@
 //! The times between the tokens of one request.
 //!
-//! They are counted in plain integers that belong to the request, and added to the shared metrics when the request ends.
-//! A token therefore costs a search among a few bounds and two additions, without atomics.
+//! They are counted in plain integers that belong to the request, and added to the shared metrics when the request
+//! ends. A token therefore costs a search among a few bounds and two additions, without atomic operations.
 
 use super::histogram::{Buckets, GAP_BOUNDS};
 
@@ -10,7 +10,7 @@ pub struct TokenGaps {
     buckets: Buckets,
     first_ns: Option<u64>,
     tokens: u64,
-    /// Time of the latest token of each choice; 0 before its first.
+    /// Time of the latest token of each choice; 0 if the choice has no token yet.
     latest_ns: Vec<u64>,
 }
 
@@ -26,22 +26,22 @@ impl Default for TokenGaps {
 }
 
 impl TokenGaps {
-    /// Records that `count` tokens of a choice were written together at `now_ns`. They share the time since the choice's
-    /// previous token equally.
+    /// Records that `count` tokens of a choice were written together at `now_ns`. The time since the choice's
+    /// previous token is divided equally among them.
     pub fn record(&mut self, choice: u32, count: u64, now_ns: u64) {
         if count == 0 {
             return;
         }
         let choice = usize::try_from(choice).unwrap_or(usize::MAX);
         if choice >= self.latest_ns.len() {
-            // A request has at most 128 prompts with 128 choices each.
+            // The list stays small: a request has at most 128 prompts with 128 choices each.
             self.latest_ns.resize(choice.saturating_add(1), 0);
         }
         self.tokens += count;
         let latest_ns = std::mem::replace(&mut self.latest_ns[choice], now_ns);
         if latest_ns == 0 {
             self.first_ns.get_or_insert(now_ns);
-            // The rest of the first batch follows the first token without a gap.
+            // The other tokens of the first batch follow the first token without a gap.
             self.buckets.add(0, count - 1);
         } else {
             let gap_ns = now_ns.saturating_sub(latest_ns) / count;
@@ -54,7 +54,7 @@ impl TokenGaps {
         self.tokens
     }
 
-    /// Time of the first token.
+    /// Time at which the first token was written.
     pub(super) fn first_ns(&self) -> Option<u64> {
         self.first_ns
     }
@@ -63,7 +63,8 @@ impl TokenGaps {
         &self.buckets
     }
 
-    /// Moves the counts out of `other`, which goes on counting from its latest tokens.
+    /// Moves the counts of `other` into this one. `other` keeps the times of its latest tokens and continues to
+    /// count.
     pub(super) fn take_from(&mut self, other: &mut Self) {
         self.buckets.merge(&other.buckets);
         other.buckets.clear();

@@ -1,6 +1,7 @@
-//! The stream of one request's events: merges the token channels of its choices and converts their tokens into text.
+//! The stream of one request's events. It merges the token channels of the request's choices and converts their
+//! tokens into text.
 //!
-//! Dropping the stream cancels the request: its token channels notify the queue or the workers.
+//! Dropping the stream cancels the request, because the dropped token channels notify the queue or the workers.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -30,24 +31,24 @@ mod echo;
 use choice::Choice;
 use echo::{ScoredPrompt, echo_events};
 
-/// The maximum number of outputs received from a token channel at once.
+/// Maximum number of outputs that are received from a token channel at once.
 const MAX_BATCH: usize = 256;
 
-/// An estimate of the text of a token in bytes, used to reserve memory.
+/// Estimated length of a token's text in bytes, used to reserve memory.
 const BYTES_PER_TOKEN: usize = 8;
 
-/// An event of a completion. The order is: one start, the prompt if the request echoes it, tokens, one summary.
+/// An event of a completion. The order is: one `Started`, the prompt if the request echoes it, tokens, one `Summary`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum CompletionEvent {
     /// A worker has accepted the first of the choices.
     Started,
     /// A part of the prompt.
     Prompt {
-        /// The text. Empty if `tokens` is not.
+        /// The prompt's text. Empty if `tokens` is not empty.
         text: String,
         /// The index of the first of `tokens` within the prompt.
         first_index: u32,
-        /// The tokens with their log probabilities, if the request asks for these.
+        /// The prompt's tokens with their log probabilities, if the request asks for log probabilities.
         tokens: TokenBatch,
     },
     /// Consecutive tokens of one choice.
@@ -85,23 +86,23 @@ pub struct Summary {
 /// The stream of one request's events. It ends after the summary or the first error.
 pub struct Completion {
     choices: Vec<Choice>,
-    /// The choice that is polled first, rotated so that no choice starves the others.
+    /// Index of the choice that is polled first. It advances with every poll, so that no choice starves the others.
     cursor: usize,
-    /// Events to be returned before the choices are polled again.
+    /// Events to return before the choices are polled again.
     ready: VecDeque<CompletionEvent>,
     outputs: Vec<Output>,
     arrived: Instant,
     deadline: PollOnWake<Sleep>,
     started: Option<Instant>,
     first_token: Option<Instant>,
-    /// The prompt's text to echo. Taken when the completion starts.
+    /// Text of the prompt, if the request echoes it. Taken when the completion starts.
     echo: Option<String>,
     scored_prompt: ScoredPrompt,
     /// Resumes choices whose worker was lost. `None` if the model does not support resumption.
     resumer: Option<Resumer>,
     resumption_gap_seconds: Histogram,
     prompt_tokens: u32,
-    /// The error that the stream returns after the events in `ready`.
+    /// The error to return after the events in `ready`.
     error: Option<Error>,
     ended: bool,
     times: StageTimes,
@@ -111,8 +112,7 @@ impl Completion {
     /// Creates the completion of an admitted request from its prompt and its token channels. Stop strings are not
     /// matched in the first `min_tokens` tokens. `times` records the latencies of the engine stage.
     ///
-    /// # Errors
-    /// Returns an error if the tokens that the client already has of a choice contain a stop string.
+    /// # Errors Returns an error if the client already has tokens that contain a stop string: that choice has ended.
     pub fn new(
         request: &CompletionRequest,
         prompt: Prompt,
@@ -160,7 +160,7 @@ impl Completion {
         })
     }
 
-    /// Polls the open choices. Ready if there is an event or an error.
+    /// Polls the choices that have not ended. Ready if there is an event or an error.
     fn poll_choices(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let all = self.choices.len();
         let count = if self.scored_prompt.is_incomplete() {
@@ -170,7 +170,7 @@ impl Completion {
         };
         for step in 0..count {
             let index = (self.cursor + step) % count;
-            // All tokens of a batch may be held back by stop strings. Poll until there is an event or no more output.
+            // Stop strings may hold back all tokens of a batch. Poll until there is an event or no more output.
             while let Some(token_channel) = &mut self.choices[index].token_channel {
                 match token_channel.poll_recv_many(cx, &mut self.outputs, MAX_BATCH) {
                     Poll::Pending if !self.choices[index].acceptance_timed_out(cx) => break,
@@ -196,11 +196,12 @@ impl Completion {
         Poll::Pending
     }
 
-    /// Resumes a choice whose worker was lost on another worker.
+    /// Moves a choice whose worker was lost to another worker.
     fn resume(&mut self, index: usize) -> Result<(), Error> {
         let choice = &mut self.choices[index];
         let resumer = self.resumer.as_ref().ok_or_else(worker_lost)?;
-        // Only choice 0 receives the prompt's tokens. The new worker sends them again from the first.
+        // Choice 0 also receives the prompt's tokens. If some are still missing, the new worker sends all of them
+        // again.
         let scores_prompt = choice.number == 0 && self.scored_prompt.is_incomplete();
         choice.resume(resumer, scores_prompt)?;
         tracing::info!(
@@ -211,8 +212,8 @@ impl Completion {
         Ok(())
     }
 
-    /// Converts `self.outputs`, which were received from one choice, into events. Outputs before a failure become
-    /// events that precede the error.
+    /// Converts `self.outputs`, which were received from one choice, into events. Outputs that precede a failure
+    /// become events that precede the error.
     fn take_outputs(&mut self, index: usize) {
         record_engine_latency(&self.outputs, &self.times);
         let choice = &mut self.choices[index];
@@ -266,10 +267,10 @@ impl Completion {
             self.ready.extend(choice.event(tokens, None));
             return;
         };
-        // Dropping the token channel cancels the sequence if the worker still runs it.
+        // Dropping the token channel cancels the sequence if the worker is still running it.
         choice.token_channel = None;
-        // The finish reason is in the event of the last token only if one token decided both. The events therefore do
-        // not depend on how outputs were batched.
+        // The event of the last token contains the finish reason only if that one token decided both. The events
+        // therefore do not depend on how outputs were batched.
         if tokens.len() == decided {
             self.ready.extend(choice.event(tokens, None));
             tokens = TokenBatch::default();
@@ -292,7 +293,7 @@ impl Completion {
         }
     }
 
-    /// Ends the stream and cancels the choices that still run.
+    /// Ends the stream and cancels the choices that are still running.
     fn end(&mut self) {
         self.ended = true;
         for choice in &mut self.choices {
@@ -310,7 +311,7 @@ impl Stream for Completion {
             return Poll::Ready(None);
         }
         if this.ready.is_empty() {
-            // Tokens that were received before the deadline are returned before the error.
+            // Tokens that arrived before the deadline are returned before the deadline error.
             if this.error.is_none() && this.poll_choices(cx).is_pending() {
                 ready!(this.deadline.poll(cx));
                 this.error = Some(deadline_exceeded());
@@ -327,7 +328,7 @@ impl Stream for Completion {
     }
 }
 
-/// Records the time since the emission of each token in `outputs`. Public so that its cost can be measured.
+/// Records the time between the emission of each token and now. Public only for a benchmark of its cost.
 pub fn record_engine_latency(outputs: &[Output], times: &StageTimes) {
     let emitted = outputs
         .iter()
@@ -344,7 +345,7 @@ fn deadline_exceeded() -> Error {
     )
 }
 
-/// Converts a worker's failure into the client's error.
+/// Converts the failure of a sequence into the error that the client receives.
 fn failure_error(failure: Failure) -> Error {
     match failure {
         Failure::Model(ModelError::Invalid(message)) => {

@@ -1,8 +1,8 @@
 //! Incremental matching of stop strings. A token that may be part of a match is held back until the match is decided,
-//! so that no part of a stop string is sent to the client.
+//! so that the client never receives part of a stop string.
 //!
 //! Each stop string is matched with the Knuth-Morris-Pratt algorithm (1977). Its state is the length of the longest
-//! prefix of the stop string that the text ends with, so the amortized cost of a byte is constant.
+//! prefix of the stop string that the text ends with. The amortized cost of a byte is constant.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,26 +11,26 @@ use std::sync::Arc;
 #[derive(Debug, Default)]
 pub struct StopStrings {
     strings: Vec<StopString>,
-    /// Ends the text after a match instead of before it.
+    /// True if the text ends after a match instead of before it.
     include_match: bool,
 }
 
 #[derive(Debug)]
 struct StopString {
     bytes: Vec<u8>,
-    /// The KMP failure function: for the prefix that ends at each byte, the length of the longest shorter prefix of the
-    /// string that it ends with.
+    /// The KMP failure function. For the prefix that ends at each byte: the length of the longest shorter prefix that
+    /// is also its suffix.
     failure: Vec<usize>,
 }
 
-/// Matches the text of one choice against its stop strings. Each token `T` is released with its text once it can no
-/// longer be part of a match.
+/// Matches the text of one choice against its stop strings. Each token `T` is released, with its text, as soon as it
+/// can no longer be part of a match.
 #[derive(Debug)]
 pub struct StopMatcher<T> {
     stops: Arc<StopStrings>,
-    /// For each stop string, the length of its longest prefix that the text ends with.
+    /// State of each stop string: the length of its longest prefix that the text ends with.
     matched: Vec<usize>,
-    /// The tokens that may be part of a match, in order, each with the end of its text in `tail`.
+    /// The tokens that may be part of a match, in order. Each has the end of its text as an offset in `tail`.
     held: VecDeque<(T, usize)>,
     /// The text of the held tokens.
     tail: String,
@@ -41,12 +41,12 @@ pub struct StopMatcher<T> {
 pub enum StopStatus {
     /// No stop string has matched.
     Open,
-    /// A stop string has matched. Further tokens are not part of the completion.
+    /// A stop string has matched. Any further token is not part of the completion.
     Matched,
 }
 
 impl StopStrings {
-    /// Prepares `stops`, none of which may be empty. The text ends before a match.
+    /// Prepares stop strings for matching. None may be empty. The text will end before a match.
     #[must_use]
     pub fn new(stops: &[String]) -> Self {
         Self {
@@ -87,7 +87,7 @@ impl StopString {
         matched + usize::from(self.bytes[matched] == byte)
     }
 
-    /// Advances `matched` over `text`. Returns the end of the first match in `text`.
+    /// Advances `matched` over `text`. Returns the offset in `text` after the first match.
     fn find_end(&self, matched: &mut usize, text: &str) -> Option<usize> {
         for (at, byte) in text.bytes().enumerate() {
             *matched = self.advance(*matched, byte);
@@ -116,10 +116,10 @@ impl<T> StopMatcher<T> {
         self.matched.is_empty()
     }
 
-    /// Matches the next token, and passes to `release` every token that can no longer be part of a match.
+    /// Matches the next token. Passes to `release` every token that can no longer be part of a match.
     ///
-    /// If a stop string matches, releases the tokens before the start of the match, or before its end if matches are
-    /// included. The text of the last one is cut there.
+    /// If a stop string matches, releases the tokens before the match (or before its end if matches are included),
+    /// and cuts the text of the last one there.
     pub fn push(&mut self, token: T, text: &str, mut release: impl FnMut(T, &str)) -> StopStatus {
         if self.is_idle() {
             release(token, text);
@@ -151,7 +151,7 @@ impl<T> StopMatcher<T> {
         self.matched.fill(0);
     }
 
-    /// Releases the tokens whose text ends at or before `end`.
+    /// Releases the tokens whose text ends at or before the offset `end`.
     fn release_ended_by(&mut self, end: usize, mut release: impl FnMut(T, &str)) {
         let mut start = 0;
         while let Some((token, token_end)) = self.held.pop_front_if(|(_, at)| *at <= end) {
@@ -164,7 +164,7 @@ impl<T> StopMatcher<T> {
         }
     }
 
-    /// Releases the tokens that start before `cut`, where `tail` was truncated after a match, and drops the others.
+    /// Releases the tokens that start before `cut` and drops the others. `tail` was truncated at `cut` after a match.
     fn release_up_to_cut(&mut self, cut: usize, mut release: impl FnMut(T, &str)) {
         let mut start = 0;
         for (token, end) in self.held.drain(..) {
@@ -182,8 +182,8 @@ impl<T> StopMatcher<T> {
 mod tests {
     use super::*;
 
-    /// Matches `tokens`. Returns the tokens that each step released, the end being the last step, and whether a stop
-    /// string matched.
+    /// Runs a matcher over `tokens`. Returns the tokens released at each step (the last step is the end), and whether
+    /// a stop string matched.
     fn run(stops: &[&str], tokens: &[&str]) -> (Vec<Vec<(usize, String)>>, bool) {
         let stops: Vec<_> = stops.iter().map(ToString::to_string).collect();
         let mut matcher = StopMatcher::new(Arc::new(StopStrings::new(&stops)));

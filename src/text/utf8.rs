@@ -1,7 +1,7 @@
 //! UTF-8 decoding across tokens. A character whose bytes are spread over several tokens is emitted with the token that
 //! completes it.
 
-/// Decodes the bytes of consecutive tokens.
+/// Decodes the bytes of consecutive tokens into text.
 #[derive(Debug, Default)]
 pub struct Utf8Assembler {
     /// The bytes of an incomplete character, at most three.

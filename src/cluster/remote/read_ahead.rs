@@ -1,4 +1,4 @@
-//! Reads the stream of a remote engine into a bounded buffer.
+//! Reads the stream of a remote engine ahead into a bounded buffer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,14 +23,14 @@ const READ_AHEAD_TOKENS: u32 = 256;
 /// Maximum wait for the trailers of a stream after its last event.
 const TRAILERS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// An event that was read before its reader asked for it, with the read-ahead permits of its tokens.
+/// An event in the read-ahead buffer. It holds the permits for its tokens until its reader takes it.
 struct BufferedEvent {
     event: Result<v1::CompletionEvent, Status>,
     _permit: OwnedSemaphorePermit,
 }
 
-/// Starts a task that reads a stream into a bounded buffer, and pauses while the buffer is full. Dropping the returned
-/// stream ends the task and cancels the RPC. `held` is dropped when the task ends.
+/// Starts a task that reads a stream into a bounded buffer, and pauses while the buffer is full. Dropping the
+/// returned stream ends the task and cancels the RPC. The task keeps `held` until it ends.
 pub(super) fn start(
     mut stream: Streaming<v1::CompletionEvent>,
     held: impl Send + 'static,
@@ -49,8 +49,8 @@ pub(super) fn start(
             };
             let Some(event) = event else { return };
             let is_last = is_last(&event);
-            // This cannot hang without a reader: dropping the receiver drops the buffered events and frees their
-            // permits.
+            // Waiting for a permit ends even without a reader: dropping the receiver drops the buffered events, which
+            // frees their permits.
             let permit = Arc::clone(&permits).acquire_many_owned(permits_of(&event));
             let permit = permit.await.expect("the semaphore is never closed");
             let buffered = BufferedEvent {
@@ -59,7 +59,7 @@ pub(super) fn start(
             };
             let has_reader = sender.send(buffered).await.is_ok();
             if is_last {
-                // Only the trailers are left. Dropping the stream before they arrive would reset it.
+                // Only the trailers are missing. Dropping the stream before they arrive would reset it.
                 let _ = timeout(TRAILERS_TIMEOUT, stream.message()).await;
             }
             if is_last || !has_reader {

@@ -19,8 +19,8 @@ use crate::proto::v1::inference_client::InferenceClient;
 /// Maximum wait for the model list of an engine that came up.
 const LIST_MODELS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Delays before the next health check of an engine that is down. The maximum is short, because requests for the models
-/// of that engine fail until then.
+/// Delays between health checks of an engine that is down. The maximum is short, because requests for the engine's
+/// models fail until the next check succeeds.
 const HEALTH_CHECK_BACKOFF: BackoffPolicy = BackoffPolicy {
     first: Duration::from_millis(250),
     max: Duration::from_secs(1),
@@ -31,22 +31,22 @@ const HEALTH_CHECK_BACKOFF: BackoffPolicy = BackoffPolicy {
 pub(super) struct HealthWatch {
     /// Address of the engine, for the log.
     pub(super) engine: String,
-    /// This gateway.
+    /// Id of this gateway, to recognise an engine that is this gateway itself.
     pub(super) gateway: GatewayId,
     pub(super) health: watch::Sender<Health>,
 }
 
-/// Models of an engine that has come up.
+/// Result of asking an engine for its models.
 enum Listing {
     Models(Vec<v1::Model>),
-    /// The engine did not list its models.
+    /// The engine did not answer.
     Unknown,
-    /// The engine is this gateway.
+    /// The engine is this gateway itself.
     Loop,
 }
 
 impl HealthWatch {
-    /// Watches the health service of the engine. Ends if the engine is this gateway itself.
+    /// Follows the health service of the engine. Ends if the engine turns out to be this gateway itself.
     pub(super) async fn run(self, channel: Channel) {
         let mut health = HealthClient::new(channel.clone());
         let mut inference = InferenceClient::new(channel);
@@ -85,7 +85,7 @@ impl HealthWatch {
         }
     }
 
-    /// Sets the availability, and the models if they are known. Logs a change of the availability.
+    /// Records the availability, and the models if they are known. Logs a change of availability.
     fn set(&self, availability: Availability, models: Option<Vec<v1::Model>>) {
         let mut earlier = availability;
         self.health.send_modify(|health| {
@@ -132,7 +132,7 @@ mod tests {
     #[tokio::test]
     async fn an_engine_is_up_while_it_reports_serving_and_is_reachable() {
         let (reporter, service) = health_reporter();
-        // The engine has a runtime of its own, so that shutting the runtime down closes its connections.
+        // The engine runs on its own runtime, so that shutting down the runtime closes its connections.
         let engine = Runtime::new().unwrap();
         let bound = engine.spawn(TcpListener::bind("127.0.0.1:0"));
         let listener = bound.await.unwrap().unwrap();

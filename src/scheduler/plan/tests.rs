@@ -13,7 +13,7 @@ struct NamedJob {
     is_wanted: Rc<Cell<bool>>,
 }
 
-/// The prefix of the names of crash suspects.
+/// Jobs whose name starts with this prefix are crash suspects.
 const SUSPECT: &str = "suspect";
 
 impl Job for NamedJob {
@@ -45,7 +45,7 @@ fn names(placements: &[Placement<NamedJob>]) -> Vec<(&'static str, usize)> {
         .collect()
 }
 
-/// Creates a plan with one model and one ready worker for each number of slots.
+/// Creates a plan with one model, and one ready worker for each entry of `slots`.
 fn plan(slots: &[usize], queue_depth: usize) -> Plan<NamedJob> {
     let mut plan = Plan::new(Models::for_test(&["a"]).zip([queue_depth]));
     for (worker, slots) in slots.iter().enumerate() {
@@ -59,7 +59,7 @@ fn two_models(queue_depths: [usize; 2]) -> Plan<NamedJob> {
     Plan::new(Models::for_test(&["a", "b"]).zip(queue_depths))
 }
 
-/// Returns the id of one of two models.
+/// Returns the id of the first or second model of [`two_models`].
 fn model(index: usize) -> ModelId {
     Models::for_test(&["a", "b"]).entries()[index].id
 }

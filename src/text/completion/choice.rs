@@ -22,25 +22,26 @@ pub(super) struct Choice {
     /// `None` once the choice has ended.
     pub(super) token_channel: Option<TokenReceiver>,
     pub(super) detokenizer: IncrementalDetokenizer,
-    /// The index of the next token to return.
+    /// Index of the next token to return to the client.
     next_index: u32,
-    /// The number of tokens received, including tokens that are held back and those the client already had.
+    /// Number of tokens received so far. It includes tokens that stop strings hold back, and tokens that the client
+    /// had before the request.
     pub(super) token_count: u32,
-    /// The number of next tokens to skip because the client already has them. They were held back when the choice was
-    /// resumed.
+    /// Number of tokens to skip because the client already has them. They were held back when the choice was resumed.
     already_delivered: usize,
     /// True if the model supports resumption.
     is_resumable: bool,
-    /// The ids of all received tokens, from which another worker resumes. Empty if not resumable.
+    /// Ids of all tokens received so far, from which another worker can resume. Empty if the choice is not resumable.
     ids: Vec<TokenId>,
     losses: LossHistory,
     /// True if the current worker has accepted the choice.
     is_accepted: bool,
-    /// The resumption in progress: its start and its acceptance timeout. `None` once a token has arrived.
+    /// The resumption in progress: the time of the loss, and the acceptance timeout. `None` after the first token
+    /// from the new worker.
     resumption: Option<(Instant, AcceptanceTimeout)>,
 }
 
-/// Completes if no other worker accepts the choice in time. `None` once one has.
+/// Completes if no other worker accepts the choice in time. `None` after a worker has accepted it.
 type AcceptanceTimeout = Option<Pin<Box<dyn Future<Output = ()> + Send>>>;
 
 impl Choice {
@@ -65,7 +66,7 @@ impl Choice {
         }
     }
 
-    /// Continues the choice after the tokens that the client already has.
+    /// Makes the choice continue after the tokens that the client already has.
     pub(super) fn resumed_after(mut self, delivered: Vec<DeliveredToken>) -> Result<Self, Error> {
         let count = delivered.len();
         self.ids = delivered.iter().map(|token| token.id).collect();
@@ -88,7 +89,7 @@ impl Choice {
         Ok(self)
     }
 
-    /// Handles the acceptance of the choice by a worker.
+    /// Records that a worker has accepted the choice.
     pub(super) fn accepted(&mut self) {
         self.is_accepted = true;
         if let Some((_, acceptance_timeout)) = &mut self.resumption {
@@ -98,7 +99,8 @@ impl Choice {
 
     /// Decodes received tokens and appends to `ready` those that can be returned.
     ///
-    /// If a stop string matches, returns the length of `ready` before the matching token and the finish reason.
+    /// If a stop string matches, returns the number of tokens in `ready` before the token that completed the match,
+    /// and the finish reason.
     pub(super) fn take(
         &mut self,
         received: impl IntoIterator<Item = Token>,
@@ -117,14 +119,15 @@ impl Choice {
         None
     }
 
-    /// Handles the arrival of a token. After a resumption, returns the time from the loss of the worker to the token.
+    /// Records the arrival of a token. After a resumption, returns the time between the loss of the worker and this
+    /// token.
     pub(super) fn record_progress(&mut self) -> Option<Duration> {
         let (since, _) = self.resumption.take()?;
         self.losses.record_progress();
         Some(since.elapsed())
     }
 
-    /// Resumes the choice on another worker after its worker was lost.
+    /// Starts to resume the choice on another worker, after its worker was lost.
     pub(super) fn resume(&mut self, resumer: &Resumer, scores_prompt: bool) -> Result<(), Error> {
         let has_crashed = self
             .token_channel
@@ -157,7 +160,7 @@ impl Choice {
         }
     }
 
-    /// Creates the event of these tokens. Returns `None` if it would be empty.
+    /// Creates the event for these tokens. Returns `None` if the event would have neither tokens nor a finish reason.
     pub(super) fn event(
         &mut self,
         tokens: TokenBatch,

@@ -5,7 +5,7 @@ use crate::runner::Token;
 use crate::text::utf8::Utf8Assembler;
 use crate::tokens::{Timestamps, TokenBatch};
 
-/// The maximum number of bytes of the prompt's text in one event.
+/// Maximum number of bytes of the prompt's text in one event.
 const MAX_ECHO_BYTES: usize = 64 * 1024;
 
 /// The prompt's tokens with their log probabilities, received from the token channel of choice 0.
@@ -13,20 +13,20 @@ const MAX_ECHO_BYTES: usize = 64 * 1024;
 pub(super) struct ScoredPrompt {
     utf8: Utf8Assembler,
     text: String,
-    /// The number of bytes of `text` that the received tokens cover.
+    /// Number of bytes of `text` that the tokens received so far cover.
     matched_bytes: usize,
-    /// The index of the next token to return.
+    /// Index of the next prompt token to return.
     next_index: u32,
-    /// The number of tokens still to be received. No other choice is polled until it is 0.
+    /// Number of prompt tokens still to be received. Other choices are polled only after all have arrived.
     remaining: u32,
     /// The number of tokens received.
     received: u32,
-    /// The number of next tokens to skip because an earlier worker sent them.
+    /// Number of tokens to skip because an earlier worker already sent them.
     repeated: u32,
 }
 
 impl ScoredPrompt {
-    /// Creates a prompt of `remaining` tokens with this text.
+    /// Creates the state for a prompt of `remaining` tokens with this text.
     pub(super) fn new(remaining: u32, text: &str) -> Self {
         Self {
             remaining,
@@ -40,7 +40,8 @@ impl ScoredPrompt {
         self.remaining > 0
     }
 
-    /// Expects the tokens from the first again, from another worker, if the prompt is incomplete.
+    /// Prepares for another worker that sends all prompt tokens again from the first. Has no effect if all have
+    /// arrived.
     pub(super) fn restart(&mut self) {
         self.repeated = if self.is_incomplete() {
             self.received
@@ -62,7 +63,7 @@ impl ScoredPrompt {
             .as_deref()
             .map(|logprobs| &logprobs.token_bytes[..]);
         let bytes = match token_bytes {
-            // A special token has no text in a completion. In a prompt, it has the text with which the client wrote it.
+            // A special token has no text in a completion. In a prompt, it has the text that the client wrote for it.
             Some(token_bytes) if token.bytes.is_empty() && self.continues_with(token_bytes) => {
                 token_bytes
             }
@@ -83,7 +84,8 @@ impl ScoredPrompt {
         self.text.as_bytes()[self.matched_bytes..].starts_with(token_bytes)
     }
 
-    /// Advances `matched_bytes` over a token's text. Some tokenizers add a space before the first word.
+    /// Advances `matched_bytes` past a token's text. Some tokenizers add a space before the first word; that space is
+    /// not in the prompt's text.
     fn advance(&mut self, text: &str) {
         let rest = &self.text[self.matched_bytes..];
         let after = rest
@@ -94,7 +96,7 @@ impl ScoredPrompt {
         }
     }
 
-    /// Creates the event of these tokens. Returns `None` if there are none.
+    /// Creates the event for these tokens. Returns `None` if there are no tokens.
     pub(super) fn event(&mut self, tokens: TokenBatch) -> Option<CompletionEvent> {
         if tokens.is_empty() {
             return None;
