@@ -1,8 +1,8 @@
-//! The interface between a worker and the code that runs a model on a device. This module knows
-//! sequences and tokens; it must not know requests, streams, queues or protocols.
+//! The interface between a worker and the code that runs a model on a device. This module knows sequences and tokens.
+//! It must not know requests, streams, queues or protocols.
 //!
-//! A [`Runner`] is synchronous and stays on its worker's thread, because device calls block. A
-//! [`Model`] holds the parts that all threads share: facts, tokenizer and chat template.
+//! A [`Runner`] is synchronous and stays on its worker's thread, because device calls block. A [`Model`] has the
+//! parts that all threads share: facts, tokenizer and chat template.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ pub mod llm_test;
 /// no allocation.
 pub type TokenBytes = SmallVec<[u8; 16]>;
 
-/// A place for one sequence on a device: an index from 0 to the worker's number of slots minus 1.
+/// A worker's capacity for one sequence: an index from 0 to the worker's number of slots minus 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot(pub usize);
 
@@ -28,16 +28,15 @@ pub struct Slot(pub usize);
 pub struct LoadedModel {
     /// The parts that all threads share.
     pub model: Arc<dyn Model>,
-    /// The device, which stays on the worker's thread.
+    /// The device with the model. It stays on the worker's thread.
     pub runner: Box<dyn Runner>,
 }
 
-/// Loads a model on the worker's thread, at the start and again after a crash.
+/// Loads a model on the worker's thread: when the worker starts, and again after a crash.
 pub trait Loader: Send + Sync {
-    /// Loads the model and reports the progress as a fraction from 0 to 1.
+    /// Loads the model. Calls `progress` with the fraction that is loaded, from 0 to 1.
     ///
-    /// # Errors
-    /// The reason the model cannot be loaded, in words that let an operator fix it.
+    /// # Errors Returns the reason why the model cannot be loaded. The text must let an operator fix the problem.
     fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError>;
 
     /// The value of `--runner` that selects this kind of runner, such as `llm_test`.
@@ -68,10 +67,9 @@ pub trait Model: Send + Sync {
         Err(ModelError::Invalid(message.to_owned()))
     }
 
-    /// The bytes of each token. Every id is below [`ModelFacts::vocabulary_size`].
+    /// Returns the bytes of each token. Every id is below [`ModelFacts::vocabulary_size`].
     ///
-    /// # Errors
-    /// The model cannot decode the tokens.
+    /// # Errors The model cannot decode the tokens.
     fn pieces(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError>;
 
     /// Renders messages into a prompt with the model's chat template.
@@ -80,8 +78,8 @@ pub trait Model: Send + Sync {
     /// The model has no template, or its template rejects the messages.
     fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, ModelError>;
 
-    /// True if the methods above take microseconds for short input, so that they may run on an async
-    /// thread. If false, they always run on a thread that may block.
+    /// Returns true if the methods above take microseconds for short input. They may then run on an async thread.
+    /// Otherwise they always run on a blocking thread.
     fn tokenizes_inline(&self) -> bool {
         true
     }
@@ -90,17 +88,17 @@ pub trait Model: Send + Sync {
 /// The properties of a model.
 #[derive(Clone, Debug)]
 pub struct ModelFacts {
-    /// The name in the model file or of the runner. The server's settings may override it.
+    /// Name of the model, from the model file or the runner. The server's settings may override it.
     pub name: String,
     /// Maximum number of tokens in one sequence: prompt plus completion.
     pub context_length: u32,
-    /// Maximum length of a prompt, in bytes. A longer one is rejected without being tokenized.
+    /// Maximum length of a prompt, in bytes. A longer prompt is rejected without being tokenized.
     pub max_prompt_bytes: usize,
-    /// Number of tokens in the vocabulary. Valid ids are 0 to this number minus 1.
+    /// Number of tokens in the vocabulary. Valid token ids are lower.
     pub vocabulary_size: u32,
-    /// The guarantee for sequences that are resumed on another worker.
+    /// Guarantee for a sequence that is resumed on another worker.
     pub resumption: Resumption,
-    /// Parameters that the runner does not support. A request that uses one is rejected.
+    /// Parameters that the runner does not support. A request that uses such a parameter is rejected.
     pub unsupported: Vec<Parameter>,
     /// Text of the token that begins every prompt (BOS), if the model adds one.
     pub bos_token: Option<String>,
@@ -108,7 +106,7 @@ pub struct ModelFacts {
     pub eos_token: Option<String>,
 }
 
-/// Controls the BOS token at the start of a tokenized text.
+/// Controls the beginning-of-sequence (BOS) token at the start of a tokenized text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BosPolicy {
     /// Add the BOS token, if the model has one.
@@ -117,35 +115,34 @@ pub enum BosPolicy {
     Omit,
 }
 
-/// The guarantee for a sequence that is resumed on another worker, from its prompt and the tokens
-/// that it has made so far.
+/// Guarantee for a sequence that is resumed on another worker, from its prompt and its tokens so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resumption {
-    /// The tokens are the same as without an interruption.
+    /// The remaining tokens are the same as without the interruption.
     Exact,
-    /// No token is lost or repeated, but the rest of the completion may differ.
+    /// No token is lost or repeated, but the remaining tokens may differ.
     Contiguous,
     /// A sequence cannot be resumed.
     No,
 }
 
-/// One choice of one request, in the form that a device runs.
+/// One choice of a request, in the form that a device runs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sequence {
-    /// The id of the request, for log lines.
+    /// Id of the request, for log lines.
     pub request_id: RequestId,
     /// The prompt's token ids, shared by the choices of a request.
     pub prompt: Arc<[TokenId]>,
-    /// The completion tokens that the client already has. Sampling continues after them.
+    /// Completion tokens that the client already has. Sampling continues after them.
     pub delivered: Vec<TokenId>,
     /// Index of this choice in its request, from 0.
     pub choice: u32,
-    /// Maximum number of completion tokens, including the delivered ones. 0 only if the request asks
+    /// Maximum number of completion tokens, including those that the client already has. 0 only if the request asks
     /// for nothing but the prompt's log probabilities.
     pub max_tokens: u32,
-    /// Emit the prompt's tokens too, with their log probabilities, before the completion's tokens.
+    /// True if the device must emit the prompt's tokens with their log probabilities before the completion's tokens.
     pub scores_prompt: bool,
-    /// Sampling parameters and the like, the same for all choices of the request.
+    /// Options that all choices of the request share, such as the sampling parameters.
     pub options: SequenceOptions,
 }
 
@@ -165,35 +162,34 @@ impl Sequence {
     }
 }
 
-/// A token that a device has made.
+/// A token that a device has generated.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Token {
     /// Index in the vocabulary.
     pub id: TokenId,
     /// Text of the token; empty for a special token.
     pub bytes: TokenBytes,
-    /// Deadline in nanoseconds of CLOCK_MONOTONIC; 0 from a runner without a schedule.
+    /// Scheduled emission time in nanoseconds of CLOCK_MONOTONIC. 0 from a runner without a schedule.
     pub due_ns: u64,
-    /// Emission time in nanoseconds of CLOCK_MONOTONIC; if it is 0, the worker sets it.
+    /// Actual emission time in nanoseconds of CLOCK_MONOTONIC. If it is 0, the worker sets it.
     pub emitted_ns: u64,
     /// Log probabilities, if the sequence asks for them.
     pub logprobs: Option<Box<Logprobs>>,
 }
 
-/// A device that computes the tokens of several sequences, one step at a time.
+/// A device that computes the tokens of several sequences, step by step.
 ///
-/// The worker calls `next`, and then `step` at the time that `next` returned. Between steps the
-/// worker admits and releases sequences. If the runner panics, the worker catches the panic, gives
-/// up every sequence of the device and loads the model again.
+/// The worker calls `next`, and then `step` at the time that `next` returned. Between steps the worker admits and
+/// releases sequences. If the runner panics, the worker catches the panic, gives up all sequences of the device and
+/// loads the model again.
 pub trait Runner {
-    /// Adds a sequence in a free slot. The prompt has at least one token, and the prompt plus
-    /// `max_tokens` fits the context.
+    /// Adds a sequence to a free slot. The prompt has at least one token, and the prompt plus `max_tokens` fits the
+    /// context.
     ///
-    /// # Errors
-    /// The device cannot run this sequence. Other sequences continue.
+    /// # Errors The device cannot run this sequence. Other sequences continue.
     fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError>;
 
-    /// Drops the sequence in a slot, because it has ended or its client is gone.
+    /// Drops the sequence in a slot, because the sequence has ended or its client is gone.
     fn release(&mut self, slot: Slot);
 
     /// Returns the time of the device's next step.
@@ -206,24 +202,24 @@ pub trait Runner {
     fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError>;
 }
 
-/// The time of a device's next step.
+/// Time at which a device's next step must run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Now.
+    /// The step must run now.
     Now,
-    /// Not before this time, in nanoseconds of CLOCK_MONOTONIC.
+    /// The step must not run before this time, in nanoseconds of CLOCK_MONOTONIC.
     At(u64),
-    /// Not before a sequence is admitted, or a sequence without credit gets some.
+    /// No step is needed until a sequence is admitted, or a sequence without credit gets credit.
     Idle,
 }
 
-/// Flow control: the credit that readers give to sequences.
+/// Flow control: the number of tokens that each sequence may emit before its reader must catch up.
 pub trait SlotCredit {
-    /// Number of tokens that the sequence in this slot may emit now. At 0 the runner must skip it.
+    /// Number of tokens that the sequence in this slot may emit now. If it is 0, the runner must skip the sequence.
     fn credit(&self, slot: Slot) -> usize;
 }
 
-/// One step of a device: the credit of its sequences, and the tokens that the step has emitted.
+/// One step of a device: the credit of the sequences, and the tokens that the step emits.
 pub struct Step<'a> {
     credit: &'a dyn SlotCredit,
     emissions: &'a mut Vec<Emission>,
@@ -234,7 +230,7 @@ pub struct Step<'a> {
 pub enum Emission {
     /// The next token of the slot's sequence.
     Token(Slot, Token),
-    /// The next token of the sequence's prompt, with its log probabilities.
+    /// The next token of the prompt, with its log probabilities.
     Prompt(Slot, Token),
     /// The sequence's last token: a stop token, or the end-of-sequence token, which has no bytes.
     EndOfSequence(Slot, Token),
@@ -248,8 +244,8 @@ impl<'a> Step<'a> {
         Self { credit, emissions }
     }
 
-    /// Number of tokens that the sequence in this slot may emit in this step. The number does not
-    /// fall as the step emits tokens.
+    /// Returns the number of tokens that the sequence in this slot may emit in this step. The number stays the same
+    /// while the step emits tokens.
     #[must_use]
     pub fn credit(&self, slot: Slot) -> usize {
         self.credit.credit(slot)
@@ -260,13 +256,14 @@ impl<'a> Step<'a> {
         self.emissions.push(Emission::Token(slot, token));
     }
 
-    /// Emits the next token of a prompt; only for [`Sequence::scores_prompt`]. It takes credit like any
-    /// other token. If `max_tokens` is 0, the worker releases the slot after the last prompt token.
+    /// Emits the next token of a prompt, with its log probabilities. Used only for [`Sequence::scores_prompt`]. A
+    /// prompt token uses credit like any other token. If `max_tokens` is 0, the worker releases the slot after the
+    /// last prompt token.
     pub fn emit_prompt(&mut self, slot: Slot, token: Token) {
         self.emissions.push(Emission::Prompt(slot, token));
     }
 
-    /// Emits a sequence's end-of-sequence or stop token. The worker then releases the slot.
+    /// Ends a sequence with its end-of-sequence token or a stop token. The worker then releases the slot.
     pub fn end(&mut self, slot: Slot, token: Token) {
         self.emissions.push(Emission::EndOfSequence(slot, token));
     }
@@ -277,12 +274,12 @@ impl<'a> Step<'a> {
     }
 }
 
-/// The reason a model could not be loaded, for operators.
+/// Reason why a model could not be loaded, as a text for the operator.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct LoadError(pub String);
 
-/// The reason a model rejected an input or failed a sequence, for clients.
+/// Reason why a model rejected an input or failed on a sequence, as a text for the client.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ModelError {
     /// The input is invalid.
@@ -291,12 +288,12 @@ pub enum ModelError {
     /// The model failed on a valid input.
     #[error("{0}")]
     Failed(String),
-    /// No worker is connected that could answer.
+    /// No connected worker can answer.
     #[error("{0}")]
     Unavailable(String),
 }
 
-/// The reason a device failed, for operators.
+/// Reason why a device failed, as a text for the operator.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct StepError(pub String);

@@ -1,5 +1,5 @@
-//! Device workers. The rest of the engine gives a worker sequences through its [`WorkerHandle`] and receives its
-//! [`WorkerEvent`]s.
+//! Device workers. The rest of the engine submits sequences to a worker through its [`WorkerHandle`], and receives
+//! the worker's [`WorkerEvent`]s.
 //!
 //! A handle hides where the worker runs: on a thread of this process ([`thread`]), or in another process that has
 //! connected to the engine ([`attached`]). [`attach`] is the worker's side of such a connection.
@@ -37,25 +37,27 @@ use token_channel::TokenSender;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WorkerId(pub usize);
 
-/// The number of one run of a worker, from loading its model to its loss. It grows with every load.
+/// Counts the runs of a worker. A generation begins when the worker loads its model and ends when the worker is lost.
+/// Each load increments the number.
 ///
-/// Submissions and events carry it, so that one from before a crash is recognised and dropped.
+/// Submissions and events carry the generation, so that one from before a crash is recognised and dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Generation(pub u64);
 
-/// A sequence to run, with the token channel that carries its output.
+/// A sequence to run, with the token channel that carries its tokens.
 pub struct Assignment {
     /// The sequence.
     pub sequence: Sequence,
-    /// The sending half of its token channel.
+    /// The sending end of the sequence's token channel.
     pub token_channel: TokenSender,
-    /// The worker fails the sequence at this time.
+    /// Time at which the worker fails the sequence.
     pub deadline: Instant,
-    /// The sequence ran on a worker that crashed, and has produced no token since. It may have caused the crash.
+    /// True if the sequence ran on a worker that crashed, and has produced no token since. The sequence may have
+    /// caused the crash.
     pub is_suspect: bool,
 }
 
-/// An assignment for one generation of a worker.
+/// An assignment, and the generation of the worker to which it is submitted.
 struct Submission {
     generation: Generation,
     assignment: Assignment,
@@ -63,7 +65,7 @@ struct Submission {
 
 #[cfg(test)]
 impl Assignment {
-    /// A sequence of up to `max_tokens` tokens, and the receiver of its token channel, which has room for one token.
+    /// Creates a sequence of up to `max_tokens` tokens for tests, with a token channel that has credit for one token.
     pub(crate) fn for_test(
         max_tokens: u32,
         deadline: Instant,
@@ -81,8 +83,8 @@ impl Assignment {
     }
 }
 
-/// A worker's report to the scheduler. Tokens travel on token channels instead. Each `String` is a reason for the
-/// operator.
+/// Event that a worker reports to the scheduler. Tokens travel on token channels instead. Each `reason` is a text for
+/// the operator.
 pub enum WorkerEvent {
     /// A worker process has connected. It serves this model, through this handle.
     Joined(WorkerId, ModelId, WorkerHandle),
@@ -115,7 +117,7 @@ pub struct ServedModel {
     pub slots: usize,
 }
 
-/// Submits sequences to a worker, wakes it and ends it.
+/// Handle to a worker: submits sequences, wakes the worker and stops it.
 #[derive(Clone)]
 pub struct WorkerHandle {
     commands: mpsc::Sender<Submission>,
@@ -125,8 +127,7 @@ pub struct WorkerHandle {
 impl WorkerHandle {
     /// Submits a sequence. The worker accepts or rejects it through the token channel.
     ///
-    /// # Errors
-    /// Returns the assignment when the worker is gone or its command queue is full.
+    /// # Errors Returns the assignment if the worker has ended or its command queue is full.
     pub fn submit(
         &self,
         generation: Generation,
@@ -148,11 +149,12 @@ impl WorkerHandle {
         Ok(())
     }
 
-    /// Submits a sequence, and waits while the command queue is full.
+    /// Submits a sequence, and waits while the command queue is full. If the device thread has ended, the assignment
+    /// is dropped.
     ///
-    /// A remote engine cancels sequences on its own, and may submit the next ones before the device thread has noticed:
-    /// cancelled sequences stay in the queue until the current device call returns. If the thread has ended, the
-    /// assignment is dropped.
+    /// Only a worker process needs to wait. Its engine cancels sequences on its own, and may submit the next ones
+    /// while the cancelled ones are still in the queue: the device thread notices a cancellation only after its
+    /// current device call.
     async fn submit_when_room(&self, submission: Submission) {
         let _ = self.commands.send(submission).await;
         self.waker.wake();
@@ -163,7 +165,7 @@ impl WorkerHandle {
         self.waker.wake();
     }
 
-    /// Duration of the current device call so far; zero between calls.
+    /// Returns how long the current device call has been running; zero if none is running.
     pub(crate) fn step_duration(&self) -> Duration {
         match self.waker.flags.step_started_ns.load(Ordering::Relaxed) {
             0 => Duration::ZERO,
@@ -171,21 +173,22 @@ impl WorkerHandle {
         }
     }
 
-    /// Asks the worker to end once its sequences have ended.
+    /// Tells the worker to stop after its sequences have ended.
     pub fn drain(&self) {
         self.waker.flags.draining.store(true, Ordering::SeqCst);
         self.waker.wake();
     }
 
-    /// Asks the worker to end now. Its sequences fail with [`token_channel::Failure::Draining`].
+    /// Tells the worker to stop now. Its sequences fail with [`token_channel::Failure::Draining`].
     pub fn stop(&self) {
         self.waker.stop();
     }
 }
 
-/// Makes a worker check its token channels, because a reader went away or has room again.
+/// Makes a worker check its token channels, because a reader was dropped or a full channel has room again.
 ///
-/// It sets a flag and unparks, and sends no message: it cannot be lost, cannot block and cannot overflow.
+/// Waking sets a flag and unparks the thread. No message is sent, so a wake-up cannot be lost, block or overflow a
+/// queue.
 #[derive(Clone, Debug)]
 pub struct WorkerWaker {
     flags: Arc<Flags>,
@@ -201,16 +204,16 @@ enum WakeTarget {
 
 #[derive(Debug, Default)]
 struct Flags {
-    /// Set by [`WorkerWaker::wake`], until the worker has checked its token channels.
+    /// Set by [`WorkerWaker::wake`]. Cleared when the worker has checked its token channels.
     attention: AtomicBool,
     draining: AtomicBool,
     stopping: AtomicBool,
-    /// Start of the current device call, in nanoseconds of CLOCK_MONOTONIC; 0 between calls.
+    /// Start of the current device call, in nanoseconds of CLOCK_MONOTONIC; 0 if none is running.
     step_started_ns: AtomicU64,
 }
 
 impl WorkerWaker {
-    /// Wakes the worker. If it is awake, it checks its token channels again before it sleeps.
+    /// Wakes the worker. A worker that is already awake checks its token channels once more before it sleeps.
     pub fn wake(&self) {
         self.flags.attention.store(true, Ordering::SeqCst);
         match &self.target {
@@ -219,7 +222,7 @@ impl WorkerWaker {
         }
     }
 
-    /// Asks the worker to end now.
+    /// Tells the worker to stop now.
     fn stop(&self) {
         self.flags.stopping.store(true, Ordering::SeqCst);
         self.wake();

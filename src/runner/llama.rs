@@ -1,8 +1,8 @@
-//! Runs GGUF models with llama.cpp on the CPU. This module knows files, sequences and tokens; it must
-//! not know requests, streams, queues or protocols.
+//! Runs GGUF models with llama.cpp on the CPU. This module knows files, sequences and tokens. It must not know
+//! requests, streams, queues or protocols.
 //!
-//! A loaded model has two parts: `model` is shared by all threads, `device` stays on the worker's
-//! thread. llama.cpp's log lines go to `tracing` under the target `llama-cpp-2`.
+//! A loaded model has two parts: all threads share `model`; `device` stays on the worker's thread. llama.cpp's log
+//! lines go to `tracing` with the target `llama-cpp-2`.
 
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -27,13 +27,13 @@ mod model;
 mod sampling;
 mod sequence;
 
-/// Default context length in tokens: long enough for a chat, and small in memory.
+/// Default context length in tokens. It is long enough for a chat and needs little memory.
 pub const DEFAULT_CONTEXT_LENGTH: u32 = 2048;
 
 /// Maximum number of sequences in one llama.cpp context (`LLAMA_MAX_SEQ`).
 pub const MAX_SLOTS: usize = 256;
 
-/// The value of `general.file_type` for `LLAMA_FTYPE_MOSTLY_Q4_1`.
+/// The value of `general.file_type` in a GGUF file whose weights are mostly Q4_1 (`LLAMA_FTYPE_MOSTLY_Q4_1`).
 const MOSTLY_Q4_1: &str = "3";
 
 /// Settings of the llama.cpp runner.
@@ -41,16 +41,16 @@ const MOSTLY_Q4_1: &str = "3";
 pub struct LlamaOptions {
     /// The GGUF file; the first one if the model is split into several files.
     pub model_path: PathBuf,
-    /// Number of threads that compute a step, at least 1, including the worker's own thread. Leave one
-    /// core for the server: threads that compete for cores wait for each other and are slower.
+    /// Number of threads that compute a step, at least 1, including the worker's own thread. One core should be left
+    /// for the server: compute threads that compete for a core wait for each other, which is slower.
     pub threads: usize,
-    /// Maximum number of tokens in one sequence (prompt plus completion), from 1 to the length that the
-    /// model was trained on. `None` is the trained length, but at most [`DEFAULT_CONTEXT_LENGTH`].
-    /// Every slot takes memory for this many tokens.
+    /// Maximum number of tokens in one sequence (prompt plus completion), from 1 to the length that the model was
+    /// trained on. `None` selects the trained length, but at most [`DEFAULT_CONTEXT_LENGTH`]. Every slot uses memory
+    /// for this many tokens.
     pub context_length: Option<u32>,
 }
 
-/// Loads one GGUF model. Each worker loads it once; the pages of the file are shared.
+/// Loads one GGUF model. Each worker loads the model once, and all of them share the memory pages of the file.
 pub struct LlamaLoader {
     options: LlamaOptions,
 }
@@ -62,7 +62,7 @@ impl LlamaLoader {
         Self { options }
     }
 
-    /// Loads the shared part of the model and the device.
+    /// Loads the model's shared part and its device.
     fn load_parts(
         &self,
         slots: usize,
@@ -102,10 +102,11 @@ impl LlamaLoader {
         }
     }
 
-    /// `Exact` only for the setup that a test covers: there the logits of a row have the same bits
-    /// alone, in a batch, and in any chunk of a prompt. With more threads llama.cpp splits the
-    /// attention of a lone sequence among them, which rounds differently than in a batch. Other types
-    /// of weights have separate kernels for several rows.
+    /// Returns the guarantee for resumed sequences. It is `Exact` only for the setup that a test covers. There, a
+    /// row's logits have the same bits alone, in a batch, and in any chunk of a prompt.
+    ///
+    /// With more threads, llama.cpp splits the attention of a lone sequence among them, which rounds differently than
+    /// in a batch. Other types of weights use separate kernels for several rows.
     fn resumption(&self, llama: &LlamaModel) -> Resumption {
         let is = |key: &str, value: &str| llama.meta_val_str(key).is_ok_and(|it| it == value);
         let is_tested = is("general.architecture", "llama") && is("general.file_type", MOSTLY_Q4_1);
@@ -140,7 +141,7 @@ impl LlamaLoader {
             ))
         };
         let slots_u32 = u32::try_from(slots).map_err(|_| too_large())?;
-        // llama.cpp divides the cells of the KV cache evenly among the sequences.
+        // llama.cpp divides the cells of the KV cache equally among the sequences.
         let cells = context_length
             .checked_mul(slots_u32)
             .ok_or_else(too_large)?;
@@ -152,7 +153,7 @@ impl LlamaLoader {
             .with_n_ubatch(rows)
             .with_n_threads(threads)
             .with_n_threads_batch(threads)
-            // Separate cells for each sequence, so that its results do not depend on the others.
+            // Each sequence gets separate cells, so that its results do not depend on other sequences.
             .with_kv_unified(false))
     }
 }
@@ -187,23 +188,22 @@ fn backend() -> Result<&'static LlamaBackend, LoadError> {
         .map_err(|error| LoadError(format!("llama.cpp could not be initialized: {error}")))
 }
 
-/// Checks that the file is readable and starts like a GGUF file, so that a wrong path is reported
-/// before anything starts.
+/// Checks that the file is readable and starts like a GGUF file. The check runs before the server starts, so that a
+/// wrong path is reported at once.
 ///
-/// # Errors
-/// The file cannot be read or is not a GGUF file.
+/// # Errors The file cannot be read or is not a GGUF file.
 pub fn check_file(path: &Path) -> Result<(), LoadError> {
     gguf::check_magic(path).map_err(LoadError)
 }
 
-/// Checks a model before llama.cpp loads it, because llama.cpp aborts the process on many errors.
+/// Checks a model file before llama.cpp loads it, because llama.cpp aborts the process on many errors.
 fn check_model(path: &Path) -> Result<(), LoadError> {
     let header = gguf::Header::read(path).map_err(LoadError)?;
     gguf::check_model(&header).map_err(LoadError)
 }
 
-/// Loads the file on a separate thread, because llama.cpp's progress callback must be `'static` and
-/// cannot borrow `progress`.
+/// Loads the model file on a separate thread: llama.cpp requires a `'static` progress callback, which cannot borrow
+/// `progress`.
 fn load_file(
     backend: &LlamaBackend,
     path: &Path,
@@ -213,7 +213,7 @@ fn load_file(
     let loaded = std::thread::scope(|scope| {
         let loading = scope.spawn(move || {
             let params = LlamaModelParams::default().with_progress_callback(move |fraction| {
-                // If the channel is full, this update is dropped; a later one supersedes it.
+                // If the channel is full, this progress report is dropped. A later report replaces it.
                 let _ = sender.try_send(fraction);
                 true
             });

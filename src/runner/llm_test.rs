@@ -1,12 +1,11 @@
-//! The test runner of the reference system. It emits `token_0`, `token_1`, … at a fixed interval until
-//! `max_tokens` or a stop token. The prompt and the sampling fields do not change the output.
+//! The test runner of the reference system. It emits `token_0`, `token_1`, … at a fixed interval until `max_tokens`
+//! or a stop token. The prompt and the sampling fields do not change the output.
 //!
-//! The log probabilities are made up: at each position the emitted token has probability 1/2, the
-//! next id 1/4, and so on.
+//! Log probabilities are made up: at each position the emitted token has probability 1/2, the token with the next id
+//! 1/4, and so on.
 //!
-//! Every sequence has absolute deadlines. After a delay the sequence catches up with its deadlines
-//! instead of shifting them. [`TestRunnerOptions`] makes the device slow, stalled, failing or panicking
-//! for tests.
+//! The emission times of a sequence are fixed when it starts. After a delay, the sequence catches up with them
+//! instead of shifting them. [`TestRunnerOptions`] makes the device slow, stalled, failing or panicking for tests.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -27,10 +26,10 @@ pub const LLM_TEST: &str = "llm_test";
 /// Context length of every sequence, in tokens.
 pub const CONTEXT_LENGTH: u32 = 1_048_576;
 
-/// Maximum length of a prompt, in bytes: the size limit of requests in the HTTP and gRPC APIs.
+/// Maximum length of a prompt, in bytes. It equals the size limit of requests in the HTTP and gRPC APIs.
 const MAX_PROMPT_BYTES: usize = 4 * 1024 * 1024;
 
-/// Maximum number of tokens that a sequence emits in one step if the interval is 0.
+/// Maximum number of tokens that a sequence emits in one step, if the interval between tokens is 0.
 const MAX_BURST: usize = 32;
 
 /// Settings of the test runner.
@@ -38,13 +37,13 @@ const MAX_BURST: usize = 32;
 pub struct TestRunnerOptions {
     /// Time between two tokens of a sequence. 0 emits tokens as fast as the client reads them.
     pub interval: Duration,
-    /// Extra delay of the first token, which stands for a long prefill.
+    /// Additional delay of the first token, which simulates a long prefill.
     pub first_token_delay: Duration,
-    /// Every sequence stops emitting, without ending, before the token with this index.
+    /// Index of the token before which every sequence stops emitting, without ending. `None`: never.
     pub silent_at: Option<u32>,
-    /// Every sequence fails in place of the token with this index.
+    /// Index of the token in whose place every sequence fails. `None`: never.
     pub fail_at: Option<u32>,
-    /// The device panics in place of the token with this index.
+    /// Index of the token in whose place the device panics. `None`: never.
     pub panic_at: Option<u32>,
 }
 
@@ -60,7 +59,7 @@ impl Default for TestRunnerOptions {
     }
 }
 
-/// Creates test runners.
+/// Creates test runners with the same options.
 pub struct TestRunnerLoader {
     options: TestRunnerOptions,
 }
@@ -86,7 +85,7 @@ impl Loader for TestRunnerLoader {
     }
 }
 
-/// The test runner's model: its token `i` is the text `token_i`.
+/// The test runner's model. Its token with id `i` has the text `token_i`.
 struct TestModel {
     facts: ModelFacts,
 }
@@ -113,7 +112,7 @@ impl Model for TestModel {
         &self.facts
     }
 
-    /// Gives one token per word, and at least one.
+    /// Returns one token per word, and at least one.
     fn tokenize(&self, text: &str, _: BosPolicy) -> Result<Vec<TokenId>, ModelError> {
         let words = text.split_whitespace().count().max(1);
         let words = TokenId::try_from(words)
@@ -134,21 +133,21 @@ impl Model for TestModel {
     }
 }
 
-/// Emits each sequence's tokens at their deadlines.
+/// The test runner's device: emits each sequence's tokens at their scheduled times.
 struct TestRunner {
     options: TestRunnerOptions,
     interval_ns: u64,
     sequences: Vec<Option<TestSequence>>,
-    /// The next deadline of each sequence: (time in ns, slot, sequence number). Entries of released
-    /// sequences are dropped when they reach the top.
+    /// The next emission of each sequence: (time in nanoseconds, slot, sequence number). The entry of a released
+    /// sequence is dropped when it becomes the earliest.
     deadlines: BinaryHeap<Reverse<(u64, Slot, u64)>>,
-    /// Sequences whose deadline has passed but which have no credit.
+    /// Sequences whose next token is due, but which have no credit.
     waiting: Vec<Slot>,
     admitted: u64,
 }
 
 struct TestSequence {
-    /// Distinguishes this sequence from earlier ones in the same slot.
+    /// Distinguishes the sequence from earlier sequences in the same slot.
     number: u64,
     next_index: u32,
     max_tokens: u32,
@@ -156,13 +155,13 @@ struct TestSequence {
     timestamps: bool,
     stop_tokens: StopTokens,
     logprobs: Option<u32>,
-    /// Prompt tokens that are still to be emitted.
+    /// Prompt tokens still to be emitted.
     prompt: VecDeque<TokenId>,
     has_emitted_prompt_token: bool,
 }
 
 impl TestSequence {
-    /// Time of the next emission. Prompt tokens are due at once.
+    /// Returns the time of the next emission. Prompt tokens are due at once.
     fn next_due_ns(&self) -> u64 {
         if self.prompt.is_empty() {
             self.due_ns
@@ -171,10 +170,10 @@ impl TestSequence {
         }
     }
 
-    /// Takes the next token of the prompt, if one is left.
+    /// Takes the next prompt token, if there is one.
     fn next_prompt_token(&mut self) -> Option<Token> {
         let id = self.prompt.pop_front()?;
-        // The first token of a prompt has no log probability, because nothing precedes it.
+        // The first token of a prompt has no log probability, because no token precedes it.
         let has_logprob = std::mem::replace(&mut self.has_emitted_prompt_token, true);
         let logprobs = logprobs(id, self.logprobs.filter(|_| has_logprob).unwrap_or(0));
         Some(Token {
@@ -222,7 +221,7 @@ impl TestRunner {
         });
     }
 
-    /// The earliest deadline of a running sequence.
+    /// Returns the earliest emission time of a running sequence, and its slot.
     fn next_deadline(&mut self) -> Option<(u64, Slot)> {
         while let Some(&Reverse((due_ns, slot, number))) = self.deadlines.peek() {
             if self.sequences[slot.0]
@@ -236,8 +235,8 @@ impl TestRunner {
         None
     }
 
-    /// Emits one token of a sequence, or fails or panics if the options say so. Returns false if the
-    /// sequence has ended.
+    /// Emits one token of a sequence. If the options say so, the sequence fails or the device panics instead. Returns
+    /// false if the sequence has ended.
     fn emit(&mut self, slot: Slot, step: &mut Step<'_>) -> bool {
         let Some(sequence) = &mut self.sequences[slot.0] else {
             return false;
@@ -282,7 +281,7 @@ impl TestRunner {
         true
     }
 
-    /// Adds the sequence's next deadline, unless the sequence stalls from now on.
+    /// Schedules the next token of a sequence, unless the options make the sequence stall before that token.
     fn schedule(&mut self, slot: Slot) {
         let Some(sequence) = &self.sequences[slot.0] else {
             return;
@@ -293,7 +292,7 @@ impl TestRunner {
         }
     }
 
-    /// Number of tokens that a sequence with this much credit emits in one step.
+    /// Returns the number of tokens that a sequence with this credit emits in one step.
     fn burst(&self, slot: Slot, credit: usize) -> usize {
         let Some(sequence) = &self.sequences[slot.0] else {
             return 0;
@@ -367,7 +366,7 @@ impl Runner for TestRunner {
                 }
             }
         }
-        // Reschedule after the loop, so that a sequence that is behind does not starve the others.
+        // The next emissions are scheduled after the loop, so that a late sequence does not starve the others.
         for slot in emitted {
             self.schedule(slot);
         }
@@ -387,7 +386,7 @@ fn text_of(id: TokenId) -> TokenBytes {
     bytes
 }
 
-/// Made-up log probabilities: the token with this id has probability 1/2, the next id 1/4, and so on.
+/// Made-up log probabilities: the token with this id has probability 1/2, the token with the next id 1/4, and so on.
 fn logprobs(id: TokenId, top: u32) -> Logprobs {
     let mut logprob = 0.0;
     let top = (0..top).map_while(|rank| {

@@ -1,7 +1,7 @@
-//! The worker's side of an `Attach` stream: it connects a device thread with an engine in another process.
+//! The worker's side of the worker protocol: connects a device thread to an engine in another process.
 //!
-//! The device thread sends its tokens itself, through the outbox. Nothing here waits for the device, so that heartbeats
-//! continue while it computes. A worker that loses its engine drops its sequences and reconnects.
+//! The device thread itself sends its tokens, through the outbox. Nothing in this module waits for the device, so
+//! heartbeats continue during device calls. A worker that loses its engine drops its sequences and reconnects.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,14 +35,15 @@ use crate::telemetry::Telemetry;
 
 mod engine_connection;
 
-/// Delays before a worker reconnects. A worker that the engine accepted starts again with the first delay.
+/// Delays before a worker reconnects. If the engine had accepted the worker, the next delay is the first one again.
 const RECONNECT_BACKOFF: BackoffPolicy = BackoffPolicy {
     first: Duration::from_millis(100),
     max: Duration::from_secs(5),
     jitter: 0.5,
 };
 
-/// Longest wait for the current device call when the worker ends. The engine kills a child that takes longer.
+/// Maximum wait for the current device call when the worker process ends. If its engine started this process, the
+/// engine kills it after this time anyway.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Parameters of a worker that connects to an engine.
@@ -53,7 +54,8 @@ pub struct AttachOptions {
     pub model: String,
     /// The worker's name in logs.
     pub name: String,
-    /// The token of a child, from the engine that has started it. A child ends when its stream ends.
+    /// Secret that identifies a worker process to the engine that started it; `None` for any other worker. A worker
+    /// with this token ends when its connection ends.
     pub child_token: Option<String>,
     /// Loads the model.
     pub loader: Arc<dyn Loader>,
@@ -73,10 +75,10 @@ pub fn default_name(device: u16) -> String {
     name
 }
 
-/// The error with which a worker ended.
+/// The error with which a worker process ends.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
-    /// The worker cannot be made to end together with the engine that has started it.
+    /// The kernel cannot be told to kill this worker when its engine ends.
     #[error("cannot end together with the engine: {0}")]
     ParentDeathSignal(std::io::Error),
     /// The signal handlers cannot be installed.
@@ -85,18 +87,18 @@ pub enum AttachError {
     /// The device thread cannot be started.
     #[error("cannot start the device thread: {0}")]
     Thread(std::io::Error),
-    /// The engine rejected the worker, and would reject it again.
+    /// The engine rejected the worker for a reason that will not change.
     #[error("the engine rejected this worker: {0}")]
     Rejected(String),
-    /// A child has lost the engine that has started it.
+    /// A worker that the engine started has lost its connection to the engine.
     #[error("the connection to the engine is lost: {0}")]
     EngineLost(String),
 }
 
-/// Runs a worker until SIGTERM or SIGINT, or until the engine drains it. A child also ends when its engine ends.
+/// Runs a worker until SIGTERM or SIGINT, or until the engine drains it. A worker that an engine started also ends
+/// when that engine ends.
 ///
-/// # Errors
-/// When the worker cannot run, or the engine rejects it.
+/// # Errors Returns an error if the worker cannot run, or the engine rejects it.
 pub async fn until_signalled(
     options: AttachOptions,
     stopping: CancellationToken,
@@ -128,7 +130,7 @@ fn die_with_parent() -> std::io::Result<()> {
     let parent = std::env::var(PARENT_VARIABLE).ok();
     let parent = parent.and_then(|parent| parent.parse().ok());
     let parent_ended = parent.is_some_and(|parent: i32| {
-        // The parent may have ended before the signal was set.
+        // The parent may have ended before the kernel was told to send the signal.
         getppid().is_none_or(|now| now.as_raw_nonzero().get() != parent)
     });
     if parent_ended {
@@ -139,10 +141,9 @@ fn die_with_parent() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Runs a worker until the engine drains it, or `stopping` is cancelled.
+/// Runs a worker until the engine drains it or `stopping` is cancelled.
 ///
-/// # Errors
-/// When the worker cannot run, or the engine rejects it.
+/// # Errors Returns an error if the worker cannot run, or the engine rejects it.
 pub async fn run(options: AttachOptions, stopping: CancellationToken) -> Result<(), AttachError> {
     let (events_sender, events) = mpsc::channel(options.slots.saturating_mul(2) + 16);
     let step_notifier = StepNotifier::default();
@@ -151,7 +152,7 @@ pub async fn run(options: AttachOptions, stopping: CancellationToken) -> Result<
         id: WorkerId(0),
         loader: Arc::clone(&options.loader),
         slots: options.slots,
-        // The engine watches its readers itself.
+        // The engine itself detects slow readers.
         slow_reader_timeout: MAX_TIMEOUT,
         events: events_sender,
         telemetry: Telemetry::new(),
@@ -168,15 +169,16 @@ pub async fn run(options: AttachOptions, stopping: CancellationToken) -> Result<
     let ended = stopping
         .run_until_cancelled(worker.connect_until_drained())
         .await;
-    // This drops the receiver of the thread's events, so that the thread does not block on sending one.
+    // Dropping the worker drops the receiver of the device thread's events. The thread then cannot block on sending
+    // an event.
     drop(worker);
     let joined = tokio::task::spawn_blocking(move || join(thread));
-    // `join` does not panic.
+    // `join` does not panic, so the blocking task cannot fail.
     let _ = joined.await;
     ended.unwrap_or(Ok(()))
 }
 
-/// Stops the device thread, and waits a short time for the current device call, which cannot be interrupted.
+/// Stops the device thread. Waits a short time for the current device call, which cannot be interrupted.
 fn join(mut thread: DeviceThread) {
     thread.stop();
     if !thread.join_until(Instant::now() + JOIN_TIMEOUT) {
@@ -190,18 +192,18 @@ struct Worker {
     handle: WorkerHandle,
     step_notifier: StepNotifier,
     events: mpsc::Receiver<WorkerEvent>,
-    /// The loaded model and its generation.
+    /// The loaded model and its generation; `None` until the model is loaded.
     ready: Option<(Generation, ServedModel)>,
 }
 
-/// The outcome of one connection attempt.
+/// Result of one attempt to connect to the engine.
 struct ConnectionOutcome {
     end: ConnectionEnd,
-    /// The engine accepted the worker.
+    /// True if the engine accepted the worker.
     was_accepted: bool,
 }
 
-/// The end of a connection.
+/// Reason why a connection to the engine ended.
 enum ConnectionEnd {
     /// The engine has drained the worker, or the device thread has ended.
     Drained,
@@ -210,7 +212,7 @@ enum ConnectionEnd {
 }
 
 impl Worker {
-    /// Connects, and reconnects, until the engine drains the worker.
+    /// Connects to the engine, and reconnects after each loss, until the engine drains the worker.
     async fn connect_until_drained(&mut self) -> Result<(), AttachError> {
         let mut backoff = Backoff::new(RECONNECT_BACKOFF);
         loop {
@@ -235,7 +237,7 @@ impl Worker {
         }
     }
 
-    /// Runs one connection and its tasks to their end.
+    /// Runs one connection and its tasks until the connection ends.
     async fn connect_once(&mut self) -> ConnectionOutcome {
         let tasks = Tasks::new();
         let outcome = tokio::select! {
@@ -262,7 +264,8 @@ impl Worker {
             model: self.options.model.clone(),
             name: self.options.name.clone(),
             child_token: self.options.child_token.clone().unwrap_or_default(),
-            // The engine's own timeout, because device calls never delay the heartbeats of this worker.
+            // 0 selects the engine's own timeout. It suits this worker, because device calls never delay its
+            // heartbeats.
             heartbeat_timeout_ms: 0,
         }));
         let (mut inbound, welcome) = match attach(channel, &outbox).await {
@@ -277,7 +280,7 @@ impl Worker {
             end = connection.handle_messages(&mut inbound) => end,
             end = self.report_events(&connection, heartbeat_interval) => end,
         };
-        // Nobody reads the sequences of a lost engine.
+        // The lost engine no longer reads these sequences.
         connection.cancel_all();
         ConnectionOutcome {
             end,
@@ -285,7 +288,7 @@ impl Worker {
         }
     }
 
-    /// Reports the device thread's events and heartbeats to the engine.
+    /// Reports the device thread's events to the engine, and sends heartbeats.
     async fn report_events(
         &mut self,
         connection: &EngineConnection,
@@ -303,7 +306,7 @@ impl Worker {
             tokio::select! {
                 event = self.events.recv() => match event {
                     Some(event) => self.report(event, connection),
-                    // The device thread has ended, because the engine has drained this worker.
+                    // The device thread ends only after the engine has drained this worker.
                     None => return ConnectionEnd::Drained,
                 },
                 _ = heartbeat.tick() => {
@@ -337,7 +340,7 @@ impl Worker {
                 let reason = wire::sanitize(&reason);
                 WorkerMessage::LoadFailed(proto::LoadFailed { reason })
             }
-            // The engine sees the end of each sequence in its steps. A worker thread sends none of the other events.
+            // The engine learns about ended sequences from their steps. A worker thread never sends the other events.
             WorkerEvent::Released(..)
             | WorkerEvent::SuspectCleared(..)
             | WorkerEvent::Stuck(..)
@@ -364,7 +367,7 @@ impl Worker {
     }
 }
 
-/// Opens the stream, and waits until the engine has accepted the worker.
+/// Opens the stream to the engine, and waits until the engine accepts the worker.
 async fn attach(
     channel: Channel,
     outbox: &Arc<Outbox>,
@@ -382,7 +385,7 @@ async fn attach(
     }
 }
 
-/// Returns true if an engine that answers with this code would reject the worker again.
+/// Returns true if an engine that rejects a worker with this code would reject it again.
 fn is_final(code: Code) -> bool {
     matches!(
         code,

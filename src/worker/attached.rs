@@ -1,8 +1,9 @@
-//! The engine's side of remote workers. A worker process connects to the engine's worker socket and opens one `Attach`
-//! stream, as `worker.proto` defines. For each stream, this module creates the same handle that a worker thread has.
+//! The engine's side of the worker protocol. A worker process connects to the engine's worker socket and opens one
+//! `Attach` stream, as `worker.proto` defines. For each stream, this module creates a [`WorkerHandle`] like that of a
+//! worker thread.
 //!
-//! A child worker, which the engine has started itself, sends the token that the engine gave it, and keeps its id over
-//! restarts. Every other worker gets a new id for each stream.
+//! A child worker, which the engine has started itself, sends the token that the engine gave it, and keeps its worker
+//! id when it restarts. Every other worker gets a new id for each stream.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -45,36 +46,35 @@ mod tokenizer_calls;
 pub(super) use self::registration::{ChildState, ExitKind, ProcessExit};
 pub use super::wire::MAX_HEARTBEAT_TIMEOUT;
 
-/// Time within which a worker must send `hello`.
+/// Maximum time between the opening of a stream and the worker's `hello`.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Capacity of the queue of messages to one worker.
 const OUTBOUND_CAPACITY: usize = 256;
 
-/// Capacity of the queue of submissions to one session: the most slots of the worker, for its current generation and
-/// for the one before. The scheduler never submits more, so the queue is never full.
+/// Capacity of the queue of submissions to one session. It holds the maximum number of slots twice: for the worker's
+/// current generation and for the previous one. The scheduler never submits more, so the queue is never full.
 const COMMAND_CAPACITY: usize = 2 * 65_536;
 
-/// Most workers that may be connected at once.
+/// Maximum number of workers that are connected at the same time.
 const MAX_WORKERS: usize = 1_024;
 
-/// Time that a child has to exit after its stream has ended. It is then killed.
+/// Time that a child worker has to exit after its stream has ended. The engine then kills it.
 pub(super) const CHILD_EXIT_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// The engine's timeouts for its workers.
 #[derive(Clone, Copy, Debug)]
 pub struct WorkerTimeouts {
-    /// A worker that sends no message for this long is lost. Workers send a heartbeat four times as often. A worker may
-    /// declare a different timeout in its `hello`.
+    /// A worker that sends no message for this long counts as lost. Workers send four heartbeats in this time. A
+    /// worker may declare a different timeout in its `hello`.
     pub heartbeat_timeout: Duration,
-    /// Longest device call; `None` means no limit.
+    /// Maximum duration of a device call; `None` means no limit.
     pub step_limit: Option<Duration>,
-    /// Longest wait for the answer to a tokenizer call. `worker.proto` sets it to [`TOKENIZER_CALL_TIMEOUT`]; tests use
-    /// a shorter one.
+    /// Maximum wait for the answer to a tokenizer call. Always [`TOKENIZER_CALL_TIMEOUT`], except in tests.
     pub tokenizer_call_timeout: Duration,
 }
 
-/// Longest wait for a worker to answer a tokenizer call, as `worker.proto` defines it.
+/// Maximum wait for a worker's answer to a tokenizer call. `worker.proto` defines this value.
 pub const TOKENIZER_CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A model that remote workers may serve.
@@ -83,7 +83,7 @@ pub struct AttachableModel {
     pub name: String,
     /// Other names that a worker may use for the model.
     pub aliases: Vec<String>,
-    /// Longest time in which a reader may read nothing while its token channel is full.
+    /// Maximum time for which a reader may leave its full token channel unread.
     pub slow_reader_timeout: Duration,
 }
 
@@ -91,11 +91,11 @@ pub struct AttachableModel {
 pub struct AttachParts {
     /// The models that remote workers may serve.
     pub models: ModelMap<AttachableModel>,
-    /// The first id for remote workers. Lower ids belong to the workers that the engine starts itself.
+    /// The first worker id for remote workers. Lower ids belong to the workers that the engine starts itself.
     pub first_worker: usize,
     /// The engine's timeouts for its workers.
     pub timeouts: WorkerTimeouts,
-    /// Receives the workers' events.
+    /// Receives the events of all workers.
     pub events: mpsc::Sender<WorkerEvent>,
     /// The metrics that the sessions update.
     pub telemetry: Telemetry,
@@ -103,7 +103,7 @@ pub struct AttachParts {
     pub tasks: TaskTracker,
 }
 
-/// The `DeviceWorker` gRPC service, which accepts remote workers. Clones share their state.
+/// The gRPC service `DeviceWorker`, to which worker processes connect. Clones share their state.
 #[derive(Clone)]
 pub struct AttachService(Arc<Inner>);
 
@@ -144,7 +144,8 @@ impl AttachService {
             .max_encoding_message_size(wire::MESSAGE_LIMIT)
     }
 
-    /// Registers a child: the worker that sends `token` becomes `worker`, for this model.
+    /// Registers a child worker. The worker that sends `token` in its `hello` gets the id `worker` and serves this
+    /// model.
     pub(super) fn register_child(
         &self,
         model: ModelId,
@@ -162,12 +163,12 @@ impl AttachService {
         state
     }
 
-    /// Removes a child's registration.
+    /// Removes the registration of a child worker.
     pub(super) fn unregister_child(&self, model: ModelId, token: &str) {
         self.0.registrations[model].children().remove(token);
     }
 
-    /// Checks a worker's `hello`, and returns the registration of its model.
+    /// Checks a worker's `hello`, and returns the registration of the model that the worker names.
     fn register(&self, hello: &proto::Hello) -> Result<Arc<Registration>, Status> {
         if hello.protocol_version != wire::PROTOCOL_VERSION {
             return Err(Status::failed_precondition(format!(
@@ -199,7 +200,7 @@ impl AttachService {
         })
     }
 
-    /// Rejects a worker whose name has a reconnect penalty. A child is exempt.
+    /// Rejects a worker whose name has a reconnect penalty. Child workers have no penalties.
     fn check_penalty(&self, hello: &proto::Hello) -> Result<(), Status> {
         match self.0.penalties.remaining(&hello.name) {
             Some(wait) if hello.child_token.is_empty() => Err(Status::unavailable(format!(
@@ -210,7 +211,7 @@ impl AttachService {
         }
     }
 
-    /// Runs a worker's session to its end, and reports the end to the scheduler and to the worker.
+    /// Runs a worker's session to its end. Reports the end to the scheduler and to the worker.
     async fn serve(
         self,
         session: Session,
@@ -220,13 +221,13 @@ impl AttachService {
     ) {
         let (worker, outbound) = (session.worker, session.outbound.clone());
         let child = session.child.clone();
-        // The scheduler must learn that the worker is lost, even if its session panics. Nothing of a session that
-        // panicked is used again.
+        // The scheduler must learn that the worker is lost, even if the session panics. The state of a session that
+        // panicked is not used again.
         let served = AssertUnwindSafe(session.run(inbound)).catch_unwind().await;
         let end = served.unwrap_or(SessionEnd::Panicked);
         let reason = end.reason();
         if let Some(status) = end.status() {
-            // The queue is full if the worker has stopped reading. It then gets no status.
+            // If the worker has stopped reading, the queue is full. The worker then does not receive the status.
             let _ = outbound.try_send(Err(status));
         }
         if matches!(end, SessionEnd::Violation(_)) {
@@ -239,7 +240,7 @@ impl AttachService {
             Some(_) => WorkerEvent::Lost(worker, reason),
             None => WorkerEvent::Left(worker, reason),
         };
-        // The receiver is gone once the engine has ended.
+        // Sending fails only if the engine has ended.
         let _ = self.0.events.send(event).await;
         if let Some(child) = child {
             child.state.detached.cancel();
@@ -289,7 +290,7 @@ impl DeviceWorker for AttachService {
         let welcome = proto::AttachResponse {
             message: Some(EngineMessage::Welcome(timeouts.welcome())),
         };
-        // This is the first message, so the queue is not full.
+        // `welcome` is the first message to the worker, so the queue has room.
         let _ = outbound.try_send(Ok(welcome));
         tracing::info!(
             worker = worker.0,

@@ -1,7 +1,7 @@
 //! Child workers: worker processes that the engine starts, supervises and restarts.
 //!
-//! A child connects like any other worker. In addition, the engine learns how its process ended, kills it once its
-//! stream has ended, and makes sure that it does not outlive the engine.
+//! A child worker connects like any other worker process. In addition, the engine learns how the process ended, kills
+//! it after its stream has ended, and makes sure that it does not outlive the engine.
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
@@ -24,39 +24,40 @@ use crate::backoff::{Backoff, BackoffPolicy};
 use crate::logging;
 use crate::models::ModelId;
 
-/// Environment variable with the token that a child sends in its `hello`.
+/// Environment variable with the token that a child worker sends in its `hello`.
 pub const TOKEN_VARIABLE: &str = "TOKENWAY_CHILD_TOKEN";
 
-/// Environment variable with the process id of the engine. The child ends when that process ends.
+/// Environment variable with the process id of the engine. The child worker ends when that process ends.
 pub const PARENT_VARIABLE: &str = "TOKENWAY_CHILD_PARENT";
 
-/// Delays before a child is restarted. A child that became ready starts again with the first delay.
+/// Delays before a child worker is restarted. If the child had become ready, the next delay is the first one again.
 const RESTART_BACKOFF: BackoffPolicy = BackoffPolicy {
     first: Duration::from_millis(100),
     max: Duration::from_secs(10),
     jitter: 0.5,
 };
 
-/// A child is given up after this many starts in a row without becoming ready.
+/// Maximum number of starts in a row in which a child worker does not become ready. The engine then gives it up.
 const MAX_FAILED_STARTS: u32 = 10;
 
-/// Time that a child has to exit after the engine has asked it to drain. It is then killed.
+/// Time that a child worker has to exit after the engine has asked it to drain. The engine then kills it.
 const DRAIN_EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Signals that others send to end a process: SIGHUP, SIGINT, SIGKILL and SIGTERM. An exit by one of them is no crash.
+/// Signals with which an operator or the system ends a process: SIGHUP, SIGINT, SIGKILL and SIGTERM. An exit by one
+/// of them is not a crash.
 const KILL_SIGNALS: [i32; 4] = [1, 2, 9, 15];
 
-/// Longest line of a child's log that is forwarded whole, in bytes.
+/// Maximum length of a child's log line in bytes. Longer lines are forwarded in pieces.
 const MAX_LINE_BYTES: usize = 32 * 1024;
 
-/// The program of a child worker.
+/// The program that the engine starts as a child worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Program {
     /// Path of the executable.
     pub path: PathBuf,
-    /// Arguments. `--engine`, `--device` and `--name` are added to them.
+    /// Arguments of the program. The engine adds `--engine`, `--device` and `--name`.
     pub arguments: Vec<OsString>,
-    /// Settings of the worker as TOML, which it gets on its standard input.
+    /// Settings of the worker as TOML, for its standard input.
     pub settings: String,
 }
 
@@ -71,7 +72,7 @@ pub(crate) struct ChildSpec {
     pub(crate) engine: String,
 }
 
-/// Runs a child, and restarts it when it ends, until `stopping` is cancelled or the child is given up.
+/// Runs a child worker. Restarts it whenever it ends, until `stopping` is cancelled or the child is given up.
 pub(crate) async fn supervise(
     program: Program,
     spec: ChildSpec,
@@ -104,12 +105,13 @@ pub(crate) async fn supervise(
         {
             if failed_starts >= MAX_FAILED_STARTS {
                 let reason = format!("{reason}; it failed to start {MAX_FAILED_STARTS} times");
-                // The receiver is gone once the engine has ended.
+                // Sending fails only if the engine has ended.
                 let _ = events.send(WorkerEvent::GivenUp(worker, reason)).await;
                 return;
             }
             if was_killed {
-                // A kill does not mean that the model cannot be loaded.
+                // A process that was killed may still be able to load the model next time, so this is no load
+                // failure.
                 tracing::warn!(
                     worker = worker.0,
                     model,
@@ -130,9 +132,9 @@ pub(crate) async fn supervise(
     }
 }
 
-/// The outcome of one run of a child's process.
+/// Result of one run of a child worker's process.
 enum RunOutcome {
-    /// The model was loaded. The session has reported the end of its sequences.
+    /// The model was loaded. The worker's session has already reported the end of its sequences.
     BecameReady,
     /// The process ended before its model was loaded.
     NeverReady(ProcessExit),
@@ -171,8 +173,7 @@ async fn run_once(
 
 async fn start(program: &Program, spec: &ChildSpec, token: &str) -> std::io::Result<Child> {
     let mut command = Command::new(&program.path);
-    // The arguments and standard input configure the worker completely, so it must not inherit the engine's
-    // settings.
+    // The arguments and standard input configure the worker completely. It must not inherit the engine's settings.
     for (name, _) in std::env::vars_os().filter(|(name, _)| is_setting(name)) {
         command.env_remove(name);
     }
@@ -190,19 +191,20 @@ async fn start(program: &Program, spec: &ChildSpec, token: &str) -> std::io::Res
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
-        // Ctrl-C in a terminal signals the whole process group, but only the engine decides when its workers end.
+        // Ctrl-C in a terminal signals the whole process group. Only the engine decides when its workers end.
         .process_group(0)
         .kill_on_drop(true)
         .spawn()?;
     if let Some(mut stdin) = child.stdin.take() {
-        // Settings fit into the pipe, so this does not wait. A worker that reads none may have closed the pipe.
+        // The settings fit into the pipe's buffer, so this write does not block. It fails if the worker has closed
+        // the pipe unread.
         let _ = stdin.write_all(program.settings.as_bytes()).await;
     }
     Ok(child)
 }
 
-/// Returns true if an environment variable is a setting of the server. `TOKENWAY_LOG` is kept: it also applies to
-/// workers.
+/// Returns true if an environment variable is a setting of the server. `TOKENWAY_LOG` is not: it also applies to
+/// workers, so they inherit it.
 fn is_setting(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
     let prefixes = ["TOKENWAY_", "TEST_RUNNER_", "MODEL_RUNNER"];
@@ -213,7 +215,8 @@ fn name(spec: &ChildSpec) -> String {
     format!("worker-{}", spec.worker.0)
 }
 
-/// Waits until a child exits. Kills it if it does not exit soon after its stream has ended or `stopping` is cancelled.
+/// Waits until a child's process exits. Kills the process if it does not exit soon after its stream has ended or
+/// `stopping` is cancelled.
 async fn wait_for_exit(
     mut child: Child,
     spec: &ChildSpec,
@@ -233,7 +236,7 @@ async fn wait_for_exit(
         tokio::select! {
             status = child.wait() => break Some(status),
             () = state.detached() => break None,
-            // Its stream has asked the child to drain.
+            // The session has asked the child to drain.
             () = stopping.cancelled() => break timeout(DRAIN_EXIT_TIMEOUT, child.wait()).await.ok(),
             () = &mut forwarding, if !log_ended => log_ended = true,
         }
@@ -243,14 +246,14 @@ async fn wait_for_exit(
         None => match timeout(super::attached::CHILD_EXIT_TIMEOUT, child.wait()).await {
             Ok(status) => status,
             Err(_) => {
-                // The kill fails only if the process has ended.
+                // The kill fails only if the process has already ended.
                 let _ = child.start_kill();
                 child.wait().await
             }
         },
     };
     let exit = classify(status);
-    // The session must not wait until the rest of the log is read.
+    // Publish the exit first: the session must not wait until the rest of the log is read.
     exit_sender.send_replace(Some(exit.clone()));
     if !log_ended {
         let _ = timeout(super::attached::CHILD_EXIT_TIMEOUT, forwarding).await;
@@ -288,7 +291,7 @@ fn classify(status: std::io::Result<ExitStatus>) -> ProcessExit {
     }
 }
 
-/// Forwards a child's log line by line, with the worker's name.
+/// Forwards the log of a child's process line by line, with the worker's name.
 async fn forward_log(log: impl AsyncRead + Unpin, worker: &str) {
     let mut log = BufReader::with_capacity(MAX_LINE_BYTES, log);
     let mut line = Vec::new();
@@ -303,7 +306,7 @@ async fn forward_log(log: impl AsyncRead + Unpin, worker: &str) {
             }
         };
         log.consume(taken);
-        // A line that is too long is forwarded in pieces.
+        // A line that exceeds the limit is forwarded in pieces.
         if line.ends_with(b"\n") || line.len() >= MAX_LINE_BYTES {
             log_line(worker, &line);
             line.clear();
@@ -312,7 +315,7 @@ async fn forward_log(log: impl AsyncRead + Unpin, worker: &str) {
     log_line(worker, &line);
 }
 
-/// Logs a line of a child's log as a line of this process's log, at the same level.
+/// Adds one line of a child's log to this process's log, at the same level.
 fn log_line(worker: &str, line: &[u8]) {
     let text = String::from_utf8_lossy(line);
     let text = text.trim();
@@ -324,7 +327,7 @@ fn log_line(worker: &str, line: &[u8]) {
         message, fields, ..
     } = &line;
     let fields = fields.as_deref();
-    // The macro needs a constant level.
+    // tracing's macros need a constant level.
     macro_rules! forward {
         ($level:ident) => {
             tracing::event!(
@@ -345,16 +348,16 @@ fn log_line(worker: &str, line: &[u8]) {
     }
 }
 
-/// A line of a child's log.
+/// A parsed line of a child's log.
 struct ChildLine<'a> {
     level: Cow<'a, str>,
     message: Cow<'a, str>,
-    /// Its other fields, as a JSON object. `None` if they are part of the message.
+    /// All other fields of the line, as a JSON object. `None` if they are part of the message.
     fields: Option<String>,
 }
 
 impl<'a> ChildLine<'a> {
-    /// Parses a line of a JSON log.
+    /// Parses a line in JSON format. Returns `None` for any other line.
     fn json(text: &str) -> Option<Self> {
         let mut fields: Map<String, Value> = serde_json::from_str(text).ok()?;
         let mut take = |name| match fields.remove(name) {
@@ -372,7 +375,8 @@ impl<'a> ChildLine<'a> {
         })
     }
 
-    /// Parses a line of a human log, which starts with its level. Other lines come from a panic or a library.
+    /// Parses a line in human format, which starts with its level. A line without a level comes from a panic or a
+    /// library.
     fn human(text: &'a str) -> Self {
         let (level, rest) = text.split_once(' ').unwrap_or((text, ""));
         let has_level = ["ERROR", "WARN", "INFO", "DEBUG", "TRACE"].contains(&level);

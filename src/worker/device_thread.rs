@@ -1,4 +1,4 @@
-//! The thread of a worker's device. Dropping its handle joins the thread.
+//! The thread that a worker's device runs on. Dropping its handle joins the thread.
 //!
 //! This module must not know what runs on the thread.
 
@@ -10,24 +10,23 @@ use tokio::time::Instant;
 
 use super::{Flags, WakeTarget, WorkerWaker};
 
-/// Longest time that dropping a [`DeviceThread`] waits for the current device call.
+/// Maximum time that dropping a [`DeviceThread`] waits for the current device call.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A handle on a worker's thread. Dropping it stops the worker and joins the thread, so that the device never computes
-/// after its owner has gone or while the process exits.
+/// Handle to a device thread. Dropping it stops the worker and joins the thread. The device therefore never computes
+/// after its owner is gone or while the process exits.
 #[derive(Debug)]
 pub struct DeviceThread {
     waker: WorkerWaker,
     ended: Arc<EndSignal>,
-    /// `None` once the thread is joined or abandoned.
+    /// `None` after the thread was joined or abandoned.
     thread: Option<JoinHandle<()>>,
 }
 
 impl DeviceThread {
-    /// Starts a thread named `name`. `run` must return soon after `flags` ask it to stop.
+    /// Starts a thread with this name. `run` must return soon after `flags` tell it to stop.
     ///
-    /// # Errors
-    /// When the system cannot start another thread.
+    /// # Errors Returns an error if the system cannot start another thread.
     pub(super) fn spawn(
         name: String,
         flags: Arc<Flags>,
@@ -51,13 +50,13 @@ impl DeviceThread {
         &self.waker
     }
 
-    /// Asks the worker to end now and to drop its sequences. The current device call still runs to its end.
+    /// Tells the worker to stop now and to drop its sequences. The current device call still runs to its end.
     pub fn stop(&self) {
         self.waker.stop();
     }
 
     /// Blocks until the thread has ended or the deadline has passed. Returns true if the thread has ended. A device
-    /// call that hangs cannot be interrupted.
+    /// call cannot be interrupted, so a hung call exceeds any deadline.
     #[must_use]
     pub fn join_until(&mut self, deadline: Instant) -> bool {
         let timeout = deadline.saturating_duration_since(Instant::now());
@@ -65,14 +64,15 @@ impl DeviceThread {
             return false;
         }
         if let Some(thread) = self.thread.take() {
-            // The thread is already returning, so this does not block. The panic hook has reported any panic.
+            // The thread is about to return, so this does not block. If it panicked, the panic hook has already
+            // reported the panic.
             let _ = thread.join();
         }
         true
     }
 
-    /// Stops the worker without waiting for its thread. The device may still compute, so the process must then exit
-    /// without running destructors: see [`crate::exit`].
+    /// Stops the worker without waiting for its thread. The device may still be computing, so the process must then
+    /// exit without running destructors, through [`crate::exit`].
     pub fn abandon(mut self) {
         self.stop();
         self.thread = None;
@@ -91,7 +91,7 @@ impl Drop for DeviceThread {
     }
 }
 
-/// Signals the end of a thread.
+/// Notifies a waiting thread that the device thread has ended.
 #[derive(Debug, Default)]
 struct EndSignal {
     has_ended: Mutex<bool>,
@@ -111,7 +111,7 @@ impl EndSignal {
     }
 }
 
-/// Signals the end of its thread, even when the thread panics.
+/// Notifies that the thread has ended when it is dropped, even by a panic.
 struct SignalEndOnDrop(Arc<EndSignal>);
 
 impl Drop for SignalEndOnDrop {

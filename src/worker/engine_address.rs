@@ -11,8 +11,8 @@ use tower::service_fn;
 use super::socket::Socket;
 use super::tasks::Tasks;
 
-/// HTTP/2 flow-control window of the stream and of the connection, in bytes. The connection has one stream, and the
-/// worker always reads it.
+/// HTTP/2 flow-control window of the stream and of the connection, in bytes. It is large because the connection has
+/// only one stream, and the worker always reads it.
 const FLOW_CONTROL_WINDOW: u32 = 4 * 1024 * 1024;
 
 /// The address of an engine's worker socket.
@@ -43,7 +43,7 @@ impl EngineAddress {
                     let path = Arc::clone(&path);
                     async move { Socket::connect(&path).await.map(TokioIo::new) }
                 });
-                // HTTP/2 needs a host name, and a Unix socket has none.
+                // HTTP/2 requires a host name, which a Unix socket does not have.
                 let engine = Endpoint::from_static("http://localhost");
                 let engine = with_windows(engine).executor(tasks.clone());
                 engine.connect_with_connector(socket).await

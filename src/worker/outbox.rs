@@ -1,8 +1,8 @@
-//! The outbox of a worker process: messages and tokens on their way to the engine. The tokens of one step leave
-//! together as one message.
+//! The outbox of a worker process: messages and tokens to be sent to the engine. All tokens of a step are sent as one
+//! message.
 //!
-//! The device thread fills the outbox, and the worker's connection empties it. The credit of the worker's sequences
-//! bounds its size.
+//! The device thread fills the outbox, and the connection to the engine empties it. The credit of the worker's
+//! sequences bounds its size.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -22,37 +22,38 @@ use crate::proto::worker::attach_request::Message;
 use crate::request::FinishReason;
 use crate::runner::Token;
 
-/// Initial capacity of a step entry, in tokens. A device rarely produces more for one sequence at once.
+/// Initial capacity of a step's entry, in tokens. A device rarely produces more tokens for one sequence at once.
 const TOKENS_PER_ENTRY: usize = 8;
 
-/// A step message of this many bytes is closed, and later tokens go into the next one. If the engine does not read for
-/// a while, a single step with log probabilities could exceed the message limit.
+/// Size in bytes at which a step message is closed. Later tokens go into the next message. Without this limit, log
+/// probabilities could exceed the message limit while the engine does not read.
 const STEP_BYTES: usize = 1024 * 1024;
 
-/// Messages that wait to be sent on one connection.
+/// Messages that wait to be sent to one engine.
 #[derive(Default)]
 pub(super) struct Outbox {
     pending: Mutex<PendingMessages>,
-    /// Wakes the stream that sends the messages.
+    /// Wakes the task that sends the messages.
     sender: AtomicWaker,
 }
 
-/// Unsent messages. The fields `messages`, `step` and `heartbeat` are sent in this order.
+/// Unsent messages. They are sent in the order of the fields `messages`, `step`, `heartbeat`.
 #[derive(Default)]
 struct PendingMessages {
     messages: VecDeque<Message>,
-    /// The step message that still collects tokens.
+    /// The step message to which tokens are still added.
     step: proto::Step,
     /// Approximate size of `step`, in bytes.
     step_bytes: usize,
-    /// Number of step messages closed so far. A channel compares it to find out whether its entry is in `step`.
+    /// Number of step messages closed so far. A token channel compares it with the number of its last entry, to find
+    /// out whether that entry is still in `step`.
     step_number: u64,
-    /// The latest heartbeat.
+    /// The latest heartbeat, if it is unsent.
     heartbeat: Option<proto::Heartbeat>,
 }
 
 impl PendingMessages {
-    /// Reserves `bytes` for a token, in a new step message if the current one is large enough.
+    /// Reserves `bytes` for a token. Starts a new step message if the current one is already large enough.
     fn reserve(&mut self, bytes: usize) {
         if self.step_bytes >= STEP_BYTES {
             self.close_step();
@@ -71,7 +72,7 @@ impl PendingMessages {
 }
 
 impl Outbox {
-    /// Queues a message after everything that was queued before.
+    /// Queues a message after everything queued so far.
     pub(super) fn send(&self, message: Message) {
         let mut pending = self.pending();
         pending.close_step();
@@ -80,7 +81,7 @@ impl Outbox {
         self.sender.wake();
     }
 
-    /// Queues a heartbeat. It replaces an unsent one.
+    /// Queues a heartbeat. It replaces an earlier unsent heartbeat.
     pub(super) fn set_heartbeat(&self, heartbeat: proto::Heartbeat) {
         self.pending().heartbeat = Some(heartbeat);
         self.sender.wake();
@@ -104,7 +105,7 @@ impl Outbox {
     }
 }
 
-/// The stream of an outbox's messages, as tonic sends them.
+/// Stream of an outbox's messages, in the form that tonic sends.
 pub(super) struct OutboundMessages {
     outbox: Arc<Outbox>,
     messages: VecDeque<Message>,
@@ -135,13 +136,13 @@ impl Stream for OutboundMessages {
     }
 }
 
-/// Called by the device thread after each step: sends the outbox of the current connection, if there is one.
+/// Sends the outbox of the current connection, if there is one. The device thread calls it after each step.
 #[derive(Clone, Default)]
 pub(super) struct StepNotifier(Arc<Mutex<Option<Connection>>>);
 
 struct Connection {
     outbox: Arc<Outbox>,
-    /// The tasks that send the outbox.
+    /// The tasks that send the outbox's messages.
     tasks: Tasks,
 }
 
@@ -154,7 +155,7 @@ impl StepNotifier {
         }
     }
 
-    /// Sets the current connection: `tasks` send `outbox`.
+    /// Sets the current connection: its outbox, and the tasks that send the outbox's messages.
     pub(super) fn connect(&self, outbox: &Arc<Outbox>, tasks: &Tasks) {
         *self.connection() = Some(Connection {
             outbox: Arc::clone(outbox),
@@ -172,7 +173,8 @@ impl StepNotifier {
     }
 }
 
-/// The engine's reader of one sequence: its credit, and whether it has cancelled the sequence.
+/// The engine's reader of one sequence, as the worker process sees it: its credit, and whether it has cancelled the
+/// sequence.
 pub(super) struct RemoteReader {
     credit: AtomicUsize,
     is_cancelled: AtomicBool,
@@ -200,23 +202,23 @@ impl RemoteReader {
     }
 }
 
-/// The token channel of one sequence to a remote engine. Only the device thread uses it. Its room is the credit that
-/// the engine has granted.
+/// The token channel of one sequence to an engine in another process. Only the device thread uses it. The engine
+/// grants its credit.
 pub(super) struct RemoteChannel {
     sequence: u64,
     reader: Arc<RemoteReader>,
     outbox: Arc<Outbox>,
-    /// The engine asked for the times at which tokens were due and emitted.
+    /// True if the engine asked for the times at which tokens were due and emitted.
     timestamps: bool,
-    /// The index of the next token of the completion, and of the prompt.
+    /// Index of the next completion token, and of the next prompt token.
     next_index: Cell<u32>,
     next_prompt_index: Cell<u32>,
-    /// Position of this sequence's latest entry: the step number, and the index within the step.
+    /// Position of this sequence's latest entry: number of the step message, and index of the entry in it.
     entry: Cell<Option<(u64, usize)>>,
 }
 
 impl RemoteChannel {
-    /// Creates the channel of a sequence that already has `delivered` completion tokens.
+    /// Creates the channel of a sequence. `delivered` is the number of completion tokens that the client already has.
     pub(super) fn new(
         sequence: u64,
         reader: Arc<RemoteReader>,
@@ -250,7 +252,7 @@ impl RemoteChannel {
         let accepted = proto::Accepted {
             sequence: self.sequence,
         };
-        // The message overtakes the step that still collects tokens, which has none of this sequence yet.
+        // The message is sent before the step that is still open. That step has no tokens of this sequence yet.
         let mut pending = self.outbox.pending();
         pending.messages.push_back(Message::Accepted(accepted));
         SendOutcome::Delivered
@@ -270,8 +272,8 @@ impl RemoteChannel {
             FinishReason::Length => proto::End::Length,
         };
         match token {
-            // The token and its end must share one entry, because the connection may take the pending messages at any
-            // moment. The token has credit, unless the sequence was cancelled.
+            // The token and the end must be in the same entry, because the connection may send the pending messages
+            // at any moment. The token has credit, unless the sequence was cancelled.
             Some(token) => drop(self.send(token, false, end)),
             None => self.entry(&mut self.outbox.pending(), false).end = end.into(),
         }
@@ -288,7 +290,7 @@ impl RemoteChannel {
         if self.is_cancelled() {
             return SendOutcome::Closed;
         }
-        // Only this thread takes credit, so it cannot shrink between this check and the subtraction.
+        // Only this thread uses up credit, so the credit cannot shrink between this check and the subtraction.
         if self.credit() == 0 {
             return SendOutcome::NoCredit;
         }
@@ -312,7 +314,7 @@ impl RemoteChannel {
         }
     }
 
-    /// An empty entry for this sequence.
+    /// Creates an empty entry for this sequence.
     fn new_entry(&self, is_prompt: bool) -> proto::SequenceStep {
         let times = if self.timestamps { TOKENS_PER_ENTRY } else { 0 };
         proto::SequenceStep {
@@ -328,7 +330,8 @@ impl RemoteChannel {
         }
     }
 
-    /// Returns the sequence's entry in the pending step, for prompt or completion tokens. Adds one if there is none.
+    /// Returns the sequence's entry in the open step message, for prompt or completion tokens. Adds an entry if there
+    /// is none.
     fn entry<'a>(
         &self,
         pending: &'a mut PendingMessages,

@@ -1,6 +1,6 @@
 //! The slots of a worker: the sequence in each, its token channel, its deadline and its reader's progress.
 //!
-//! This module must not touch the device. The step loop passes it the device's tokens.
+//! This module must not touch the device. The step loop passes the device's tokens to it.
 
 use std::cell::Cell;
 
@@ -16,10 +16,10 @@ pub(super) struct Slots {
     occupants: Vec<Option<Occupant>>,
     free: Vec<Slot>,
     slow_reader_ns: u64,
-    /// A lower bound of all deadlines, in nanoseconds of CLOCK_MONOTONIC. It is too early if the sequence that had the
-    /// earliest deadline has ended; [`Slots::sweep`] then computes it again.
+    /// Lower bound of all deadlines, in nanoseconds of CLOCK_MONOTONIC. If the sequence with the earliest deadline
+    /// has ended, the bound is too early; [`Slots::sweep`] then computes it again.
     next_deadline_ns: u64,
-    /// A channel has been found full since the last sweep.
+    /// True if a token channel was found full since the last sweep.
     any_stalled: Cell<bool>,
     /// Number of crash suspects that have produced a token or ended since the last [`Slots::take_cleared`].
     cleared: usize,
@@ -29,14 +29,14 @@ pub(super) struct Slots {
 struct Occupant {
     request_id: RequestId,
     token_channel: TokenSender,
-    /// Number of prompt tokens that are still to be sent; 0 if they were not requested.
+    /// Number of prompt tokens still to be sent. 0 if the request does not ask for prompt tokens.
     prompt_left: usize,
-    /// Number of completion tokens so far, including those delivered before a resumption.
+    /// Number of completion tokens so far, including those that the client had before a resumption.
     token_count: u32,
     max_tokens: u32,
     is_suspect: bool,
     deadline_ns: u64,
-    /// The time at which the channel was first found full; 0 while it has room.
+    /// Time at which the token channel was first found full; 0 while it has room.
     stalled_ns: Cell<u64>,
 }
 
@@ -62,7 +62,7 @@ impl Assignment {
     }
 }
 
-/// A slot that has become free, and facts about its last sequence.
+/// A slot that has become free, with facts about the sequence that had it.
 pub(super) struct Freed {
     pub(super) slot: Slot,
     pub(super) request_id: RequestId,
@@ -86,7 +86,7 @@ impl Slots {
         std::mem::take(&mut self.cleared)
     }
 
-    /// Closes all channels without an end and marks them as crashed.
+    /// Closes all token channels without an end, and marks them as crashed.
     pub(super) fn crash_all(&mut self) {
         for occupant in self.occupants.iter_mut().filter_map(Option::take) {
             occupant.token_channel.crash();
@@ -103,18 +103,18 @@ impl Slots {
         self.free.len() == self.occupants.len()
     }
 
-    /// Number of occupied slots, as a gauge value.
+    /// Number of occupied slots, as a float for the gauge.
     pub(super) fn count(&self) -> f64 {
         let count = self.occupants.len() - self.free.len();
         u32::try_from(count).map_or(f64::from(u32::MAX), f64::from)
     }
 
-    /// The slot that the next sequence takes; `None` if all are occupied.
+    /// Returns the slot that the next sequence gets, or `None` if all are occupied.
     pub(super) fn next_free(&self) -> Option<Slot> {
         self.free.last().copied()
     }
 
-    /// Puts a sequence into `slot`, which must be the next free one.
+    /// Puts a sequence into `slot`, which must be the one that [`Slots::next_free`] returned.
     pub(super) fn occupy(&mut self, slot: Slot, assignment: Assignment, deadline_ns: u64) {
         debug_assert_eq!(self.next_free(), Some(slot));
         self.free.pop();
@@ -137,7 +137,7 @@ impl Slots {
         });
     }
 
-    /// Sends a prompt token to its reader. Returns the slot if this freed it.
+    /// Sends a prompt token to its reader. Returns the slot if the sequence has ended.
     pub(super) fn prompt(&mut self, slot: Slot, token: Token) -> Option<Freed> {
         let occupant = self.occupants.get_mut(slot.0)?.as_mut()?;
         occupant.prompt_left = occupant.prompt_left.saturating_sub(1);
@@ -149,7 +149,7 @@ impl Slots {
         self.handle_outcome(slot, outcome)
     }
 
-    /// Sends a completion token to its reader. Returns the slot if this freed it.
+    /// Sends a completion token to its reader. Returns the slot if the sequence has ended.
     pub(super) fn token(&mut self, slot: Slot, token: Token) -> Option<Freed> {
         let occupant = self.occupants.get_mut(slot.0)?.as_mut()?;
         occupant.token_count += 1;
@@ -161,8 +161,8 @@ impl Slots {
         self.handle_outcome(slot, outcome)
     }
 
-    /// Sends the completion tokens of one step to their reader. If `ends`, the last token stops the sequence. Returns
-    /// the slot if this freed it.
+    /// Sends the completion tokens of one step to their reader. If `ends` is true, the last token stops the sequence.
+    /// Returns the slot if the sequence has ended.
     pub(super) fn tokens(
         &mut self,
         slot: Slot,
@@ -197,7 +197,7 @@ impl Slots {
         }
     }
 
-    /// Frees the slot if its reader is gone or its runner exceeded the credit.
+    /// Frees the slot if the reader is gone, or if the runner emitted more tokens than the sequence has credit for.
     fn handle_outcome(&mut self, slot: Slot, outcome: SendOutcome) -> Option<Freed> {
         match outcome {
             SendOutcome::Delivered => None,
@@ -209,7 +209,7 @@ impl Slots {
         }
     }
 
-    /// Ends a sequence successfully. `token` is its last token, unless that was sent before.
+    /// Ends a sequence successfully. `token` is its last token, if that was not sent before.
     pub(super) fn finish(
         &mut self,
         slot: Slot,
@@ -230,7 +230,7 @@ impl Slots {
         Some(freed)
     }
 
-    /// Returns true if a deadline or a slow-reader timeout may have passed, so that [`Slots::sweep`] is due.
+    /// Returns true if a deadline or a slow-reader timeout may have passed, so [`Slots::sweep`] must be called.
     pub(super) fn sweep_is_due(&self, now_ns: u64) -> bool {
         now_ns >= self.next_sweep_ns()
     }
@@ -298,7 +298,7 @@ impl Slots {
     }
 }
 
-/// Returns the reason of a failure for the log. It contains no text of the client.
+/// Describes a failure for the log, without any text from the client.
 fn failure_reason(failure: &Failure) -> &'static str {
     match failure {
         Failure::Model(ModelError::Invalid(_)) => "invalid request",
@@ -311,7 +311,8 @@ fn failure_reason(failure: &Failure) -> &'static str {
 }
 
 impl Occupant {
-    /// Returns true if the channel has been full for at least `limit_ns`. Resets the stall if there is room again.
+    /// Returns true if the token channel has been full for at least `limit_ns`. If the channel has room again, the
+    /// time starts anew.
     fn has_stalled_for(&self, limit_ns: u64, now_ns: u64) -> bool {
         let since = self.stalled_ns.get();
         if since == 0 {
@@ -349,7 +350,7 @@ mod tests {
 
     const SLOW_READER_NS: u64 = 1_000_000_000;
     const NO_DEADLINE: u64 = u64::MAX;
-    /// A time after every slow-reader timeout and before `NO_DEADLINE`.
+    /// A time after every slow-reader timeout, but before `NO_DEADLINE`.
     const FAR: u64 = u64::MAX - 1;
 
     fn token() -> Token {
@@ -362,7 +363,7 @@ mod tests {
         }
     }
 
-    /// One slot with a sequence whose channel is full.
+    /// Creates one slot, with a sequence whose token channel is full.
     fn full_channel() -> (Slots, TokenReceiver) {
         let mut slots = Slots::new(1, SLOW_READER_NS);
         let (assignment, receiver) = Assignment::for_test(100, Instant::now());

@@ -1,7 +1,7 @@
 //! A Unix socket that waits for writability only while its send buffer is full.
 //!
-//! tokio's `UnixStream` registers for reads and writes at once, and Linux reports a Unix socket as writable each time
-//! that its peer has read. A device worker that sends one token at a time would therefore be woken twice for each
+//! tokio's `UnixStream` registers for reads and writes together, and Linux reports a Unix socket as writable each
+//! time its peer has read. A worker process that sends one token at a time would therefore wake up twice for each
 //! token.
 
 use std::io::{self, IoSlice};
@@ -17,13 +17,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe::{Receiver, Sender};
 
-/// The worker's end of a connection to its engine over a Unix socket.
+/// The worker's end of a Unix socket connection to its engine.
 pub(super) struct Socket {
     writing: OwnedFd,
-    /// The same socket as a pipe's reading end, which tokio registers for readability only.
+    /// The socket, registered as the reading end of a pipe: tokio then watches readability only.
     reading: Receiver,
-    /// The same socket as a pipe's writing end, which tokio registers for writability only. `Some` while the send
-    /// buffer is full.
+    /// The socket, registered as the writing end of a pipe: tokio then watches writability only. `None` unless the
+    /// send buffer is full.
     blocked: Option<Sender>,
 }
 
@@ -39,7 +39,7 @@ impl Socket {
         })
     }
 
-    /// Writes as much as fits. If nothing fits, waits until the socket is writable.
+    /// Writes as many bytes as fit. If none fit, waits until the socket is writable.
     fn poll_write_with(
         &mut self,
         cx: &mut Context<'_>,
@@ -58,7 +58,7 @@ impl Socket {
         while let Some(blocked) = &self.blocked {
             ready!(blocked.poll_write_ready(cx))?;
             match blocked.try_io(|| write(&self.writing)) {
-                // The readiness was spurious.
+                // The socket was reported as writable but is not.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 written => {
                     self.blocked = None;
@@ -117,10 +117,10 @@ mod tests {
 
     use super::*;
 
-    /// More bytes than a socket buffer holds.
+    /// Size of a payload that no socket buffer can hold at once.
     const PAYLOAD_BYTES: usize = 8 * 1024 * 1024;
 
-    /// A socket and its peer.
+    /// Creates a connected pair: a `Socket` and its peer.
     async fn pair() -> (Socket, UnixStream) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.sock");

@@ -1,5 +1,5 @@
-//! The tasks of a worker's connection to its engine. The runtime polls them, and so does the device thread after each
-//! step: it sends the step's tokens itself, because waking another thread would take longer than sending them.
+//! The tasks of a worker's connection to its engine. The runtime polls them. After each step, the device thread polls
+//! them too, to send the step's tokens itself: waking another thread would take longer than sending the tokens.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -12,9 +12,9 @@ use tokio_stream::Stream;
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// A set of tasks that run until [`Tasks::end`]. Clones share one set.
+/// A set of tasks that run until [`Tasks::end`]. Clones share the same set.
 ///
-/// The tasks may hold clones of the set, so dropping a clone does not end them.
+/// The tasks may hold clones of the set. Dropping all other clones therefore does not end the tasks.
 #[derive(Clone)]
 pub(super) struct Tasks(Arc<Inner>);
 
@@ -23,12 +23,12 @@ struct Inner {
     running: Mutex<FuturesUnordered<Task>>,
     /// Tasks that were spawned since the last poll.
     spawned: Mutex<Vec<Task>>,
-    /// Wakes the runtime's task that polls this set; a no-op until that task runs.
+    /// Wakes the runtime's task that polls this set. Does nothing until that task runs.
     waker: Mutex<Waker>,
 }
 
 impl Tasks {
-    /// An empty set. Its tasks use the I/O driver of the current runtime.
+    /// Creates an empty set. Its tasks use the I/O driver of the current runtime.
     pub(super) fn new() -> Self {
         Self(Arc::new(Inner {
             runtime: Handle::current(),
@@ -38,7 +38,7 @@ impl Tasks {
         }))
     }
 
-    /// Polls the tasks while this future is polled.
+    /// Polls the tasks for as long as this future is polled.
     pub(super) async fn run(&self) -> Infallible {
         std::future::poll_fn(|cx| {
             lock(&self.0.waker).clone_from(cx.waker());
@@ -48,26 +48,26 @@ impl Tasks {
         .await
     }
 
-    /// Drops all tasks.
+    /// Drops all tasks of the set.
     pub(super) fn end(&self) {
         let spawned = std::mem::take(&mut *lock(&self.0.spawned));
         let running = std::mem::take(&mut *lock(&self.0.running));
-        // A dropped task may spawn another one.
+        // A task that is being dropped may spawn another task.
         drop((spawned, running));
         lock(&self.0.spawned).clear();
     }
 
-    /// Calls `wake`, which wakes a task, and polls that task on this thread. If the runtime is polling the set at this
-    /// moment, the runtime polls the task instead.
+    /// Calls `wake`, which should wake a task of this set, and then polls the woken task on this thread. If the
+    /// runtime is polling the set at the moment, the runtime polls the task instead.
     pub(super) fn wake_here(&self, wake: impl FnOnce()) {
         let mut running = match self.0.running.try_lock() {
             Ok(running) => running,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return wake(),
         };
-        // The tasks' sockets belong to the runtime's I/O driver.
+        // The sockets of the tasks belong to the runtime's I/O driver.
         let _runtime = self.0.runtime.enter();
-        // This thread polls the tasks, so the runtime need not be woken.
+        // This thread polls the tasks, so there is no need to wake the runtime.
         self.0.poll(&mut running, Waker::noop());
         wake();
         self.0.poll(&mut running, Waker::noop());
@@ -77,7 +77,7 @@ impl Tasks {
 }
 
 impl Inner {
-    /// Polls all tasks that are ready. `waker` is woken when one becomes ready later.
+    /// Polls all tasks that are ready. `waker` is called when another task becomes ready later.
     fn poll(&self, running: &mut FuturesUnordered<Task>, waker: &Waker) {
         let mut cx = Context::from_waker(waker);
         loop {
@@ -112,7 +112,7 @@ mod tests {
 
     use super::*;
 
-    /// Spawns a task that reports the thread that polls it, each time that the returned `Notify` wakes it.
+    /// Spawns a task that reports which thread polls it, each time the returned `Notify` wakes it.
     async fn spawn_reporter(tasks: &Tasks) -> (Arc<Notify>, mpsc::UnboundedReceiver<ThreadId>) {
         let woken = Arc::new(Notify::new());
         #[expect(
@@ -155,7 +155,7 @@ mod tests {
         let thread = thread.join().expect("the thread does not panic");
         assert_eq!(polled.try_recv(), Ok(thread));
         assert_eq!(count.0.load(Ordering::SeqCst), 0);
-        // Afterwards the task belongs to the runtime again.
+        // From now on, the runtime polls the task again.
         woken.notify_one();
         assert_eq!(count.0.load(Ordering::SeqCst), 1);
     }

@@ -1,4 +1,5 @@
-//! A worker on a thread of this process. It loads the model, steps the device, and loads the model again after a crash.
+//! A worker on a thread of this process. It loads the model, calls the device step by step, and loads the model again
+//! after a crash.
 
 use std::num::NonZeroU64;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -26,8 +27,8 @@ use crate::telemetry::Telemetry;
 #[cfg(test)]
 mod tests;
 
-/// Time before a wake-up, in nanoseconds, at which the thread stops sleeping and spins. The kernel wakes a thread tens
-/// of microseconds late.
+/// Time in nanoseconds before a scheduled step at which the thread stops sleeping and spins. The kernel wakes a
+/// sleeping thread tens of microseconds late.
 const SPIN_NS: u64 = 50_000;
 
 /// Delays before a crashed worker loads its model again.
@@ -37,7 +38,7 @@ const RELOAD_BACKOFF: BackoffPolicy = BackoffPolicy {
     jitter: 0.5,
 };
 
-/// A worker that ran for longer than this before it crashed starts again with the first delay.
+/// If a worker ran for longer than this before it crashed, the next delay is the first one again.
 const STABLE_AFTER: Duration = Duration::from_secs(30);
 
 /// Parameters of [`spawn`].
@@ -48,22 +49,22 @@ pub struct SpawnOptions {
     pub loader: Arc<dyn Loader>,
     /// Number of sequences that the worker runs at once.
     pub slots: usize,
-    /// Longest time in which a reader may read nothing while its token channel is full.
+    /// Maximum time for which a reader may leave its full token channel unread.
     pub slow_reader_timeout: Duration,
     /// Receives the worker's events.
     pub events: mpsc::Sender<WorkerEvent>,
     /// The metrics that the worker updates.
     pub telemetry: Telemetry,
-    /// Called after each step. A worker process sends the step's tokens to its engine here.
+    /// Function to call after each step. A worker process sends the step's tokens to its engine there.
     pub after_step: Option<Box<dyn Fn() + Send>>,
 }
 
-/// Starts a worker's thread. It ends when it is drained or stopped, or when the receiver of its events is dropped.
+/// Starts the thread of a worker. The thread ends when the worker is drained or stopped, or when the receiver of its
+/// events is dropped.
 ///
-/// # Errors
-/// When the system cannot start another thread.
+/// # Errors Returns an error if the system cannot start another thread.
 pub fn spawn(options: SpawnOptions) -> std::io::Result<(WorkerHandle, DeviceThread)> {
-    // The scheduler never has more sequences on a worker than the worker has slots.
+    // The scheduler never submits more sequences to a worker than the worker has slots.
     let (commands, receiver) = mpsc::channel(options.slots + 1);
     let flags = Arc::new(Flags::default());
     let worker = Worker {
@@ -85,9 +86,9 @@ struct Worker {
     generation: Generation,
 }
 
-/// The end of one generation of the worker.
+/// Reason why a generation of the worker ended.
 enum GenerationEnd {
-    /// The worker was stopped or drained, or the receiver of its events is gone.
+    /// The worker was stopped or drained, or the receiver of its events was dropped.
     Stopped,
     /// The model could not be loaded.
     LoadFailed(String),
@@ -97,7 +98,7 @@ enum GenerationEnd {
 
 impl Worker {
     fn run(mut self) {
-        // With the default timer slack, the kernel may wake the thread 50 µs late to save power.
+        // With the kernel's default timer slack, the thread may wake up 50 µs late to save power.
         let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
         let mut backoff = Backoff::new(RELOAD_BACKOFF);
         loop {
@@ -124,18 +125,19 @@ impl Worker {
         }
     }
 
-    /// Loads the model, and steps it until the worker stops or crashes.
+    /// Loads the model, and runs its device until the worker stops or crashes.
     fn run_generation(&mut self) -> GenerationEnd {
         let id = self.options.id;
         let progress = |fraction: f32| {
-            // Progress is only informative. If the queue is full, the next report replaces this one.
+            // Progress is only informative. If the queue is full, this report is dropped and the next one replaces
+            // it.
             let _ = self
                 .options
                 .events
                 .try_send(WorkerEvent::Loading(id, fraction));
         };
         let load = || self.options.loader.load(self.options.slots, &progress);
-        // Nothing that a panicking load has touched is used again.
+        // `AssertUnwindSafe` is sound here: the state of a load that panicked is not used again.
         let LoadedModel { model, runner } = match catch_unwind(AssertUnwindSafe(load)) {
             Ok(Ok(loaded)) => loaded,
             Ok(Err(error)) => return GenerationEnd::LoadFailed(error.0),
@@ -168,7 +170,7 @@ impl Worker {
     }
 
     fn report(&self, event: WorkerEvent) -> bool {
-        // The scheduler never waits for a worker while it receives events, so this blocks only briefly.
+        // This blocks only briefly: the scheduler never waits for a worker while it receives events.
         self.options.events.blocking_send(event).is_ok()
     }
 
@@ -178,13 +180,13 @@ impl Worker {
 }
 
 /// The device of one generation, and its sequences. If it is dropped with sequences left, their token channels close
-/// without an end, so that their streams learn that the sequences are lost.
+/// without an end. The streams then treat the sequences as lost.
 struct Device<'a> {
     worker: &'a mut Worker,
     runner: Box<dyn Runner>,
     slots: Slots,
     emissions: Vec<Emission>,
-    /// The generation ended without a crash.
+    /// True if the generation ended without a crash.
     has_stopped: bool,
 }
 
@@ -221,14 +223,15 @@ impl Device<'_> {
             || (flags.draining.load(Ordering::SeqCst) && self.slots.is_empty())
     }
 
-    /// Fails all sequences, because the server is shutting down.
+    /// Fails all sequences because the server is shutting down.
     fn fail_all(&mut self) {
         for freed in self.slots.fail_all(&Failure::Draining) {
             self.release(&freed);
         }
     }
 
-    /// Sleeps until shortly before `until_ns`, and spins for the rest. Returns early when the worker is woken.
+    /// Sleeps until shortly before `until_ns`, and spins for the rest of the time. Returns early when the worker is
+    /// woken.
     fn wait_until(&self, until_ns: u64) {
         loop {
             if self.worker.flags.attention.load(Ordering::SeqCst) {
@@ -260,7 +263,7 @@ impl Device<'_> {
         let Some((assignment, deadline_ns)) = assignment.into_runnable() else {
             return self.report_released(max_tokens);
         };
-        // Lines that the runner logs here are about this sequence.
+        // Log lines of the runner in this call are about this sequence, so they carry its request's id.
         let id = assignment.sequence.request_id.0.clone();
         let _span = request_span(&id).entered();
         let Some(slot) = self.next_free() else {
@@ -287,7 +290,8 @@ impl Device<'_> {
         }
     }
 
-    /// A free slot. If there is none, frees the slots of sequences that were cancelled since the last sweep.
+    /// Returns a free slot. If there is none, first frees the slots of sequences that were cancelled since the last
+    /// sweep.
     fn next_free(&mut self) -> Option<Slot> {
         if let Some(slot) = self.slots.next_free() {
             return Some(slot);
@@ -306,7 +310,7 @@ impl Device<'_> {
         step_started_ns.store(0, Ordering::Relaxed);
         let mut emissions = std::mem::take(&mut self.emissions);
         let mut tokens = 0;
-        // The emission time of all tokens of the step for which the runner set none.
+        // Emission time of every token for which the runner has set no time.
         let now_ns = monotonic_ns();
         for emission in emissions.drain(..) {
             let freed = match emission {
@@ -337,7 +341,7 @@ impl Device<'_> {
         Ok(())
     }
 
-    /// Sends gathered tokens to the remote engine, if there is one.
+    /// Sends the collected tokens to the engine, if the engine is in another process.
     fn flush(&self) {
         if let Some(after_step) = &self.worker.options.after_step {
             after_step();
@@ -354,7 +358,8 @@ impl Device<'_> {
     }
 
     fn release(&mut self, freed: &Freed) {
-        // Lines that the runner logs here are about the sequence that had the slot.
+        // Log lines of the runner in this call are about the sequence that had the slot, so they carry its request's
+        // id.
         request_span(&freed.request_id.0).in_scope(|| self.runner.release(freed.slot));
         self.worker
             .options
@@ -375,7 +380,7 @@ impl Device<'_> {
 
     fn report(&self, event: WorkerEvent) {
         if !self.worker.report(event) {
-            // The scheduler has ended, so this worker gets no more sequences.
+            // The scheduler has ended, so this worker will get no more sequences.
             self.worker.flags.stopping.store(true, Ordering::SeqCst);
             self.worker.flags.attention.store(true, Ordering::SeqCst);
         }
@@ -400,7 +405,7 @@ impl Drop for Device<'_> {
     }
 }
 
-/// Sleeps for `delay`. Returns false as soon as `is_ending` is true, which is checked after each unpark.
+/// Sleeps for `delay`. Checks `is_ending` after each unpark, and returns false as soon as it is true.
 fn wait_backoff(delay: Duration, is_ending: impl Fn() -> bool) -> bool {
     let until = Instant::now() + delay;
     loop {
@@ -415,7 +420,7 @@ fn wait_backoff(delay: Duration, is_ending: impl Fn() -> bool) -> bool {
     }
 }
 
-/// Span of a call of the runner about one sequence.
+/// Creates the tracing span for a call of the runner about one sequence.
 fn request_span(id: &str) -> tracing::Span {
     tracing::error_span!("request", id)
 }

@@ -1,7 +1,7 @@
-//! The token channel: it carries one sequence's tokens from the worker to the stream of its request.
+//! The token channel carries one sequence's tokens from the worker to the stream of its request.
 //!
 //! The channel holds at most as many unread tokens as the sequence has credit. While it is full, the worker skips the
-//! sequence. The end of a sequence takes no credit, so a slow reader still learns how its sequence ended.
+//! sequence. The end of a sequence needs no credit, so even a slow reader learns how its sequence ended.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,7 +18,7 @@ use crate::request::FinishReason;
 use crate::runner::{ModelError, Token};
 use crate::telemetry::StreamCount;
 
-/// A message on a token channel. A sequence sends them in the order of these variants.
+/// A message on a token channel. A sequence sends its messages in the order of these variants.
 #[derive(Debug)]
 pub enum Output {
     /// A worker has accepted the sequence.
@@ -29,13 +29,13 @@ pub enum Output {
     Token(Token),
     /// The next tokens of the completion, from one step.
     Tokens(Vec<Token>),
-    /// The sequence finished. The token is the last one, unless that was sent before.
+    /// The sequence has finished. The token is its last one; `None` if the last token was sent before.
     Finished(Option<Token>, FinishReason),
     /// The sequence failed.
     Failed(Failure),
 }
 
-/// The reason why a worker ended a sequence early. A crash sends no failure: the channel closes without an end.
+/// Reason why a worker ended a sequence early. After a crash there is no failure: the channel closes without an end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// The model rejected the sequence or failed on it.
@@ -48,13 +48,12 @@ pub enum Failure {
     Draining,
 }
 
-/// Creates a channel that holds at most `credit` unread tokens.
+/// Creates a token channel that holds at most `credit` unread tokens.
 ///
 /// `queue` is notified if the receiver is dropped before a worker has the sequence. `wasted` counts the tokens that
-/// were sent and never read.
+/// were sent but never read.
 ///
-/// # Panics
-/// When `credit` is 0.
+/// # Panics Panics if `credit` is 0.
 #[must_use]
 pub fn token_channel(
     credit: usize,
@@ -65,7 +64,7 @@ pub fn token_channel(
         credit > 0,
         "a channel without credit can never carry a token"
     );
-    // Only `Accepted` and the end carry no token.
+    // Two more places, for `Accepted` and for the end of the sequence, which need no credit.
     let (outputs, receiver) = mpsc::channel(credit + 2);
     let shared = Arc::new(Shared {
         credit,
@@ -92,30 +91,30 @@ pub fn token_channel(
 }
 
 struct Shared {
-    /// Most unread tokens on the channel.
+    /// Maximum number of unread tokens on the channel.
     credit: usize,
     /// Number of tokens that the reader has taken so far.
     taken: AtomicUsize,
-    /// Set while the channel is full. The reader then wakes the worker once it has made room.
+    /// Set while the channel is full. When the reader has made room, it wakes the worker.
     stalled: AtomicBool,
-    /// The channel closed without an end because its worker crashed. False if the worker was killed or became
+    /// True if the channel closed without an end because its worker crashed. False if the worker was killed or became
     /// unreachable.
     has_crashed: AtomicBool,
-    /// Wakes the worker that has the sequence.
+    /// Wakes the worker that runs the sequence.
     worker: OnceLock<WorkerWaker>,
     queue: Arc<Notify>,
-    /// Counts the reading stream in the metrics.
+    /// The metrics counter of the request whose stream reads the channel.
     stream: OnceLock<StreamCount>,
 }
 
-/// The worker's half of a token channel.
+/// The worker's end of a token channel.
 pub struct TokenSender(Route);
 
-/// The destination of a token channel.
+/// The destination of the tokens.
 enum Route {
     /// A stream in this process.
     Local(LocalChannel),
-    /// The engine in another process.
+    /// An engine in another process.
     Remote(RemoteChannel),
 }
 
@@ -129,16 +128,16 @@ struct LocalChannel {
 /// The result of sending an output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SendOutcome {
-    /// The output is on the channel.
+    /// The output was put on the channel.
     Delivered,
     /// The reader is gone.
     Closed,
-    /// The channel has no credit left for it.
+    /// The channel has too little credit for the output.
     NoCredit,
 }
 
 impl TokenSender {
-    /// Wraps a channel to an engine in another process.
+    /// Wraps a token channel to an engine in another process.
     pub(super) fn remote(channel: RemoteChannel) -> Self {
         Self(Route::Remote(channel))
     }
@@ -152,7 +151,7 @@ impl TokenSender {
         }
     }
 
-    /// Number of tokens that can be sent now. If it is 0, the worker is woken once there is room again.
+    /// Number of tokens that can be sent now. After a result of 0, the worker is woken when there is room again.
     #[must_use]
     pub fn credit(&self) -> usize {
         match &self.0 {
@@ -185,7 +184,7 @@ impl TokenSender {
         }
     }
 
-    /// Sends the next tokens of the completion together. On `NoCredit`, some of them may have been sent.
+    /// Sends several completion tokens together. On `NoCredit`, some of them may have been sent.
     pub(super) fn tokens(&self, mut tokens: impl ExactSizeIterator<Item = Token>) -> SendOutcome {
         match &self.0 {
             Route::Local(channel) => {
@@ -202,7 +201,7 @@ impl TokenSender {
         }
     }
 
-    /// Ends the sequence successfully. `token` is its last token, unless that was sent before.
+    /// Ends the sequence successfully. `token` is its last token, if that was not sent before.
     pub fn finish(self, token: Option<Token>, reason: FinishReason) {
         match self.0 {
             Route::Local(channel) => {
@@ -223,19 +222,19 @@ impl TokenSender {
     }
 
     /// Closes the channel without an end, and records that its worker crashed. Dropping the sender also closes the
-    /// channel, but records no crash.
+    /// channel without an end, but does not record a crash.
     pub(super) fn crash(self) {
         match self.0 {
             Route::Local(channel) => channel.shared.has_crashed.store(true, Ordering::SeqCst),
-            // One `Crashed` message tells the engine about all sequences of this worker.
+            // A single `Crashed` message tells the engine that all sequences of this worker are lost.
             Route::Remote(_) => {}
         }
     }
 
-    /// Sets the worker that the reader wakes. Later calls have no effect.
+    /// Sets the worker that the reader wakes. Only the first call has an effect.
     pub(super) fn set_worker(&self, worker: WorkerWaker) {
         match &self.0 {
-            // A sequence is placed on one worker only. A worker that loses it drops this sender.
+            // A sequence is placed on one worker only. If that worker is lost, this sender is dropped.
             Route::Local(channel) => drop(channel.shared.worker.set(worker)),
             Route::Remote(_) => {}
         }
@@ -256,14 +255,14 @@ impl LocalChannel {
         self.shared.credit - unread
     }
 
-    /// Asks to be woken, and then checks again. A reader that makes room at this moment either sees the flag, or has
-    /// made the room that this check finds.
+    /// Requests a wake-up, and then checks for room again. A reader that makes room at this moment either sees the
+    /// request, or has made the room before the second check.
     fn stall(&self) -> usize {
         self.shared.stalled.store(true, Ordering::SeqCst);
         self.free()
     }
 
-    /// Sends an output that takes `tokens` credit.
+    /// Sends an output that needs `tokens` credit.
     fn send(&self, tokens: usize, output: impl FnOnce() -> Output) -> SendOutcome {
         if self.free() < tokens {
             return SendOutcome::NoCredit;
@@ -282,13 +281,13 @@ impl LocalChannel {
         {
             stream.linger();
         }
-        // If the reader is gone, nobody needs the end.
+        // Sending fails if the reader is gone. The end is then of no use.
         let _ = self.outputs.try_send(output);
     }
 }
 
 impl Output {
-    /// The completion tokens in this output.
+    /// Returns the completion tokens in this output.
     pub fn completion_tokens(&self) -> &[Token] {
         match self {
             Self::Token(token) | Self::Finished(Some(token), _) => std::slice::from_ref(token),
@@ -297,7 +296,7 @@ impl Output {
         }
     }
 
-    /// Credit that this output takes.
+    /// Number of tokens of credit that this output needs.
     fn credit(&self) -> usize {
         match self {
             Self::Prompt(_) | Self::Token(_) => 1,
@@ -307,7 +306,7 @@ impl Output {
     }
 }
 
-/// The reader's half of a token channel. Dropping it cancels the sequence, whether queued or running.
+/// The reader's end of a token channel. Dropping it cancels the sequence, whether the sequence is queued or running.
 pub struct TokenReceiver {
     receiver: mpsc::Receiver<Output>,
     shared: Arc<Shared>,
@@ -315,7 +314,7 @@ pub struct TokenReceiver {
 }
 
 impl TokenReceiver {
-    /// Receives up to `limit` outputs; waits if there are none. Ready with 0 when the channel is closed and empty.
+    /// Receives up to `limit` outputs; waits if there are none. Returns 0 once the channel is closed and empty.
     pub fn poll_recv_many(
         &mut self,
         cx: &mut Context<'_>,
@@ -330,14 +329,14 @@ impl TokenReceiver {
         received
     }
 
-    /// Sets the stream's metrics counter. The sender marks the stream as lingering when the sequence ends with
-    /// `SlowReader`, because such a reader may not read that end for a long time.
+    /// Sets the metrics counter of the request that reads this channel. If the sequence ends with `SlowReader`, the
+    /// sender marks the request as lingering, because its client may not read the error for a long time.
     pub fn set_stream_count(&self, stream: StreamCount) {
-        // The stream of a channel never changes.
+        // The request of a channel never changes.
         let _ = self.shared.stream.set(stream);
     }
 
-    /// Takes over the metrics counter of the channel that this one replaces.
+    /// Takes the metrics counter from the channel that this channel replaces after a resumption.
     pub fn inherit_stream_count(&self, lost: &Self) {
         if let Some(stream) = lost.shared.stream.get() {
             self.set_stream_count(stream.clone());

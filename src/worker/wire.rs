@@ -1,5 +1,5 @@
-//! Conversion between the messages of `worker.proto` and the crate's own types. Each field of a received message is
-//! checked, and a [`Violation`] names the field that is wrong.
+//! Conversion between the messages of `worker.proto` and the engine's own types. Every field of a received message is
+//! checked. A [`Violation`] names the invalid field.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -13,37 +13,37 @@ use crate::runner::{ModelError, ModelFacts, Resumption, Sequence, Token, TokenBy
 use crate::sequence_proto;
 use crate::tokens::MIN_LOGPROB;
 
-/// The version of `worker.proto` that this program speaks.
+/// Version of `worker.proto` that this program uses.
 pub(super) const PROTOCOL_VERSION: u32 = 2;
 
-/// Largest message, in bytes.
+/// Maximum size of a message, in bytes.
 pub(super) const MESSAGE_LIMIT: usize = 16 * 1024 * 1024;
 
-/// Longest text that a worker may tokenize, in bytes. It fits into one message.
+/// Maximum size of a text that a worker can tokenize, in bytes. The text must fit into one message.
 const MAX_PROMPT_BYTES: u32 = 4 * 1024 * 1024;
 
-/// Most slots of a worker.
+/// Maximum number of slots of a worker.
 const MAX_SLOTS: u32 = 65_536;
 
-/// Longest name of a runner or a worker, in bytes.
+/// Maximum length of the name of a runner or a worker, in bytes.
 pub(super) const MAX_NAME_BYTES: usize = 64;
 
-/// Longest token, in bytes.
+/// Maximum size of a token, in bytes.
 const MAX_TOKEN_BYTES: u32 = 1_024;
 
-/// Largest log probability. It is above 0 to allow for rounding on the device.
+/// Upper limit for a log probability. It is slightly above 0 to allow for rounding errors on the device.
 const MAX_LOGPROB: f32 = 0.001;
 
-/// Longest reason or error message, in bytes. Longer ones are truncated.
+/// Maximum length of a reason or error message, in bytes. Longer texts are truncated.
 const MAX_REASON_BYTES: usize = 1_024;
 
-/// The heartbeat timeouts that a worker may declare in `hello.heartbeat_timeout_ms`. The minimum is that of
+/// The heartbeat timeouts that a worker may declare in `hello.heartbeat_timeout_ms`. The minimum equals that of
 /// `--heartbeat-timeout`.
 const HEARTBEAT_TIMEOUTS: RangeInclusive<Duration> =
     Duration::from_millis(100)..=MAX_HEARTBEAT_TIMEOUT;
 
-/// Longest heartbeat timeout that a worker may declare. An hour exceeds any kernel compilation; a worker that is silent
-/// for longer is assumed to hang.
+/// Maximum heartbeat timeout that a worker may declare. An hour is longer than any kernel compilation; a worker that
+/// is silent for longer is assumed to hang.
 pub const MAX_HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(3_600);
 
 /// A violation of the worker protocol. The text names the field and the rule.
@@ -62,13 +62,13 @@ fn check(holds: bool, rule: &str) -> Result<(), Violation> {
 /// Identifies a sequence between an engine and a worker.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct SequenceId {
-    /// The sequence's number in the worker's stream.
+    /// Number of the sequence on the worker's stream.
     pub(super) number: u64,
-    /// The worker's generation: the `ready.generation` that the worker has reported.
+    /// Generation of the worker, as it reported in `ready.generation`.
     pub(super) generation: u64,
 }
 
-/// Converts a sequence to the message that submits it to a worker.
+/// Converts a sequence to the message that submits it to a worker process.
 pub(super) fn submit(sequence: &Sequence, id: SequenceId, credit: u32) -> proto::Submit {
     let prompt = v1::TokenIds {
         ids: sequence.prompt.to_vec(),
@@ -89,7 +89,7 @@ pub(super) fn submit(sequence: &Sequence, id: SequenceId, credit: u32) -> proto:
     }
 }
 
-/// Converts a submission to a sequence, on the worker's side.
+/// Converts a submission to a sequence, in the worker process.
 pub(super) fn sequence(submit: proto::Submit) -> Result<Sequence, Violation> {
     let missing = |field| Violation(format!("submit.{field} is missing"));
     check(submit.credit > 0, "submit.credit must be at least 1")?;
@@ -101,7 +101,7 @@ pub(super) fn sequence(submit: proto::Submit) -> Result<Sequence, Violation> {
     check(!prompt.is_empty(), rule)?;
     let max_tokens = request.max_tokens;
     let max_tokens = max_tokens.ok_or_else(|| missing("request.max_tokens"))?;
-    // A random seed would differ from the one that the client knows.
+    // The client knows the seed. A random seed chosen here would differ.
     request.seed.ok_or_else(|| missing("request.seed"))?;
     let options = sequence_proto::take_options(&mut request);
     Ok(Sequence {
@@ -115,7 +115,7 @@ pub(super) fn sequence(submit: proto::Submit) -> Result<Sequence, Violation> {
     })
 }
 
-/// Checks the id of a request. An id that is missing becomes a random one.
+/// Checks the id of a request. A missing id is replaced by a random one.
 fn request_id(id: &str) -> Result<RequestId, Violation> {
     if id.is_empty() {
         return Ok(RequestId::random());
@@ -126,7 +126,7 @@ fn request_id(id: &str) -> Result<RequestId, Violation> {
     })
 }
 
-/// Approximate size of a token within a step message, in bytes.
+/// Approximate size of a token in a step message, in bytes.
 pub(super) fn size(token: &Token) -> usize {
     /// Size of a token's numbers and length prefixes.
     const FIXED_BYTES: usize = 32;
@@ -154,13 +154,13 @@ pub(super) fn push(entry: &mut proto::SequenceStep, token: Token, timestamps: bo
     }
 }
 
-/// Checks the number of a step's entries. The decoder has dropped the entries above the limit.
+/// Checks the number of entries in a step. The decoder has already dropped most entries above the limit.
 pub(super) fn check_step(step: &proto::Step) -> Result<(), Violation> {
     let rule = "step.sequences must have at most 131072 entries";
     check(step.sequences.len() <= proto::MAX_STEP_ENTRIES, rule)
 }
 
-/// Decodes the tokens of one step entry, in order. Checks that ids are below `vocabulary_size`. A token without an
+/// Decodes the tokens of one step entry, in order. Token ids must be below `vocabulary_size`. A token without an
 /// emission time gets `now_ns`.
 pub(super) fn tokens(
     entry: &mut proto::SequenceStep,
@@ -196,7 +196,7 @@ pub(super) fn tokens(
     let (mut ids, mut lengths) = (entry.ids.iter(), entry.lengths.iter());
     let mut rest = &entry.bytes[..];
     Ok((0..count).map(move |at| {
-        // The lists have the same length, as checked above.
+        // All lists have the same length, as checked above.
         let id = ids.next().unwrap_or_default();
         let length = lengths.next().unwrap_or_default();
         let (bytes, after) = rest.split_at(usize::try_from(length).unwrap_or(0));
@@ -211,12 +211,13 @@ pub(super) fn tokens(
     }))
 }
 
-/// The time at this index; `None` if it is absent or 0.
+/// Returns the time at this index, or `None` if it is missing or 0.
 fn known_time(times: &[u64], at: usize) -> Option<u64> {
     times.get(at).copied().filter(|ns| *ns > 0)
 }
 
-/// Checks that log probabilities are bounded in size, and are finite, because JSON has no other numbers.
+/// Checks log probabilities: their number and size are bounded, and they are finite, because JSON has no other
+/// numbers.
 fn check_logprobs(logprobs: &v1::Logprobs) -> Result<(), Violation> {
     let limit = usize::try_from(MAX_LOGPROBS).unwrap_or(usize::MAX);
     let rule = "step.sequences.logprobs.top must have at most 20 tokens";
@@ -237,11 +238,12 @@ fn length(bytes: &[u8]) -> u32 {
     u32::try_from(bytes.len()).expect("a token has at most 1024 bytes")
 }
 
-/// Converts the failure of a sequence, on the worker's side.
+/// Converts the failure of a sequence, in the worker process.
 pub(super) fn failure(failure: &Failure) -> proto::Failure {
     match failure {
         Failure::Model(error) => model_failure(error),
-        // The engine checks deadlines and readers itself, and it asks a worker to drain. It knows these reasons.
+        // The engine checks deadlines and readers itself, and it decides when a worker drains. It therefore already
+        // knows these reasons.
         Failure::SlowReader | Failure::DeadlineExceeded | Failure::Draining => proto::Failure {
             is_invalid: false,
             message: "the worker ended the sequence".to_owned(),
@@ -249,7 +251,7 @@ pub(super) fn failure(failure: &Failure) -> proto::Failure {
     }
 }
 
-/// Converts a model's error, on the worker's side.
+/// Converts a model's error, in the worker process.
 pub(super) fn model_failure(error: &ModelError) -> proto::Failure {
     let (is_invalid, message) = match error {
         ModelError::Invalid(message) => (true, message),
@@ -261,7 +263,7 @@ pub(super) fn model_failure(error: &ModelError) -> proto::Failure {
     }
 }
 
-/// Converts a worker's failure to a model error, on the engine's side.
+/// Converts a worker's failure to a model's error, in the engine.
 pub(super) fn model_error(failure: Option<proto::Failure>) -> ModelError {
     let proto::Failure {
         is_invalid,
@@ -275,13 +277,13 @@ pub(super) fn model_error(failure: Option<proto::Failure>) -> ModelError {
     }
 }
 
-/// Truncates a reason, and replaces control characters by spaces, so that it fits on one log line.
+/// Truncates a reason and replaces its control characters by spaces, so that it fits on one log line.
 pub(super) fn sanitize(reason: &str) -> String {
     let end = reason.floor_char_boundary(MAX_REASON_BYTES);
     reason[..end].replace(char::is_control, " ")
 }
 
-/// Converts a model's facts, on the worker's side.
+/// Converts a model's facts, in the worker process.
 pub(super) fn model(facts: &ModelFacts, runner: &str) -> proto::Model {
     let resumption = match facts.resumption {
         Resumption::Exact => proto::Resumption::Exact,
@@ -303,17 +305,17 @@ pub(super) fn model(facts: &ModelFacts, runner: &str) -> proto::Model {
     }
 }
 
-/// A worker's `ready` message, after its checks.
+/// A worker's `ready` message after its checks.
 #[derive(Clone, Debug)]
 pub(super) struct ReadyReport {
     pub(super) facts: ModelFacts,
     pub(super) runner: String,
     pub(super) slots: usize,
-    /// The worker's generation, from `ready.generation`.
+    /// Generation of the worker, from `ready.generation`.
     pub(super) generation: u64,
 }
 
-/// Checks a worker's `ready` for the model with this name.
+/// Checks a worker's `ready` message. `name` is the engine's name of the model.
 pub(super) fn ready_report(ready: proto::Ready, name: &str) -> Result<ReadyReport, Violation> {
     let rule = "ready.slots must be from 1 to 65536";
     check((1..=MAX_SLOTS).contains(&ready.slots), rule)?;
@@ -367,10 +369,9 @@ fn parameter(name: &String) -> Result<Parameter, Violation> {
     })
 }
 
-/// The heartbeat timeout that a worker declares in its `hello`; `None` means the engine's own.
+/// Returns the heartbeat timeout that a worker declares in its `hello`. `None` selects the engine's own timeout.
 ///
-/// # Errors
-/// When the timeout is out of range.
+/// # Errors Returns an error if the timeout is out of range.
 pub(super) fn heartbeat_timeout(hello: &proto::Hello) -> Result<Option<Duration>, Violation> {
     if hello.heartbeat_timeout_ms == 0 {
         return Ok(None);
@@ -396,7 +397,7 @@ pub(super) fn check_name(field: &str, name: &str) -> Result<(), Violation> {
     check(is_printable && name.len() <= MAX_NAME_BYTES, &rule)
 }
 
-/// Converts token bytes to the message of an answer.
+/// Converts the bytes of tokens to the message `Pieces`.
 pub(super) fn pieces(pieces: &[TokenBytes]) -> proto::Pieces {
     proto::Pieces {
         bytes: pieces.concat(),
@@ -404,13 +405,13 @@ pub(super) fn pieces(pieces: &[TokenBytes]) -> proto::Pieces {
     }
 }
 
-/// Returns true if the message holds the bytes of `count` tokens.
+/// Returns true if the message contains the bytes of exactly `count` tokens.
 pub(super) fn has_pieces(pieces: &proto::Pieces, count: usize) -> bool {
     let bytes: u64 = pieces.lengths.iter().map(|it| u64::from(*it)).sum();
     pieces.lengths.len() == count && usize::try_from(bytes) == Ok(pieces.bytes.len())
 }
 
-/// Splits the message into the bytes of `count` tokens.
+/// Splits the message into the bytes of `count` tokens. Returns `None` if it does not match.
 pub(super) fn token_bytes(pieces: &proto::Pieces, count: usize) -> Option<Vec<TokenBytes>> {
     let mut rest = &pieces.bytes[..];
     let mut all = Vec::with_capacity(count);

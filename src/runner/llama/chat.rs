@@ -1,8 +1,8 @@
-//! Renders a model's chat template like Hugging Face's `apply_chat_template`. This module knows messages
-//! and text; it must not know tokens or the device.
+//! Renders a model's chat template like Hugging Face's `apply_chat_template`. This module knows messages and text. It
+//! must not know tokens or the device.
 //!
-//! llama.cpp's template engine is not used: it supports a fixed list of templates, and aborts the
-//! process on some inputs.
+//! llama.cpp has its own template engine, but it supports only a fixed list of templates and aborts the process on
+//! some inputs.
 
 use jiff::Zoned;
 use minijinja::syntax::SyntaxConfig;
@@ -21,24 +21,24 @@ mod json;
 
 const TEMPLATE_NAME: &str = "chat";
 
-/// Maximum work of one rendering, in minijinja's units of fuel: one per instruction, and one per 64
-/// bytes that the template creates. An endless template stops within a fraction of a second, after at
-/// most 64 MiB.
+/// Maximum amount of work per rendering, in minijinja's unit "fuel": one per instruction, and one per 64 bytes that
+/// the template creates. An endless template stops within a fraction of a second, after at most 64 MiB.
 const MAX_FUEL: u64 = 1_000_000;
 
-/// Maximum work on the caller's thread, limited by its stack. minijinja recurses into nested lists and
-/// needs about 512 bytes of stack per level; a template can add a level with less than two units of
+/// Maximum amount of work on the caller's thread. It is limited by the thread's stack: minijinja recurses into nested
+/// lists and needs about 512 bytes of stack per level, and a template can add a level with less than two units of
 /// fuel.
 const INLINE_FUEL: u64 = 5_000;
 
-/// Stack for lists that are nested as deeply as [`MAX_FUEL`] allows. Unused stack is never mapped.
+/// Stack size of the rendering thread, enough for lists nested as deeply as [`MAX_FUEL`] allows. The system does not
+/// allocate unused stack.
 const STACK_BYTES: usize = 320 * 1024 * 1024;
 
-/// A compiled template, and the special tokens that it may use.
+/// A compiled chat template, and the special tokens that it may use.
 pub(super) struct ChatTemplate {
-    /// Environment with [`INLINE_FUEL`], for the caller's thread.
+    /// Template environment limited to [`INLINE_FUEL`], for the caller's thread.
     inline: Environment<'static>,
-    /// Environment with [`MAX_FUEL`], for a separate thread with a large stack.
+    /// Template environment limited to [`MAX_FUEL`], for a separate thread with a large stack.
     threaded: Environment<'static>,
     bos_token: String,
     eos_token: String,
@@ -73,10 +73,9 @@ impl ChatTemplate {
         })
     }
 
-    /// Renders messages into a prompt that ends with the start of the assistant's turn.
+    /// Renders messages into a prompt. The prompt ends with the start of the assistant's message.
     ///
-    /// # Errors
-    /// The template rejects the messages, fails, or takes too much work.
+    /// # Errors The template rejects the messages, fails, or exceeds the limit of work.
     pub(super) fn render(&self, messages: &[ChatMessage]) -> Result<String, ModelError> {
         let messages: Value = messages
             .iter()
@@ -89,7 +88,7 @@ impl ChatTemplate {
             .collect();
         let context = Value::from_pairs([
             ("messages", messages),
-            // Hugging Face defines these two even if the request has none.
+            // Hugging Face defines `tools` and `documents` even if the request has none.
             ("tools", Value::from(())),
             ("documents", Value::from(())),
             ("bos_token", Value::from(&self.bos_token)),
@@ -122,10 +121,10 @@ fn render(environment: &Environment<'_>, context: &Value) -> Result<String, Erro
     environment.get_template(TEMPLATE_NAME)?.render(context)
 }
 
-/// Jinja with the settings, functions, filters and tests of Hugging Face.
+/// Creates a Jinja environment with the settings, functions, filters and tests that Hugging Face uses.
 fn environment(clock: Clock) -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
-    // Templates are written for these two non-default settings of Jinja.
+    // Chat templates expect these two settings, which are not Jinja's defaults.
     let syntax = SyntaxConfig::builder()
         .trim_blocks(true)
         .lstrip_blocks(true)
@@ -140,7 +139,7 @@ fn environment(clock: Clock) -> Result<Environment<'static>, Error> {
     environment.add_function("cycler", cycler);
     environment.add_function("joiner", joiner);
     environment.add_filter("tojson", json::tojson);
-    // Removed because they do more work than fuel counts, and no template needs them.
+    // These filters are removed because they do more work than fuel measures. No template needs them.
     environment.remove_filter("pprint");
     environment.remove_global("debug");
     environment.add_test("callable", is_callable);
@@ -149,8 +148,8 @@ fn environment(clock: Clock) -> Result<Environment<'static>, Error> {
     Ok(environment)
 }
 
-/// Calls a Python method. The width and precision of `format` are limited, because fuel does not count
-/// them: a template could allocate all memory and end the process.
+/// Calls a method of a Python type. The width and precision of `format` are limited, because fuel does not measure
+/// them: a template could allocate all memory and crash the process.
 fn python_method(
     state: &mut State,
     value: &Value,
@@ -170,8 +169,8 @@ fn has_long_number(text: &str) -> bool {
         .any(|number| number.len() > 4)
 }
 
-/// The error message for a failed rendering. If the template called `raise_exception`, the message
-/// contains its text.
+/// Returns the error message for a failed rendering. If the template called `raise_exception`, the message contains
+/// the text of that call.
 fn message_for(error: &Error) -> String {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(cause) = source {
@@ -194,23 +193,24 @@ fn message_for(error: &Error) -> String {
     format!("The model's chat template cannot render these messages: {detail}{line}")
 }
 
-/// The text that a template passed to `raise_exception`.
+/// Error that carries the text a template passed to `raise_exception`.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct RaisedException(String);
 
-/// The function that templates call to reject messages.
+/// Template function `raise_exception`, with which a template rejects messages.
 fn raise_exception(message: String) -> Result<Value, Error> {
     let error = Error::new(ErrorKind::InvalidOperation, message.clone());
     Err(error.with_source(RaisedException(message)))
 }
 
-/// Jinja's rule: an undefined value is iterable, and `none` is not.
+/// Template test `iterable`, by Jinja's rule: an undefined value is iterable, and `none` is not.
 fn is_iterable(value: &Value) -> bool {
     value.kind() == ValueKind::Iterable || is_sequence(value)
 }
 
-/// Jinja's rule: a sequence has a length and items, so strings, maps and undefined values count too.
+/// Template test `sequence`, by Jinja's rule: a sequence has a length and items, so strings, maps and undefined
+/// values count too.
 fn is_sequence(value: &Value) -> bool {
     matches!(
         value.kind(),
@@ -218,7 +218,7 @@ fn is_sequence(value: &Value) -> bool {
     )
 }
 
-/// minijinja reports macros and functions, and nothing else here, as plain values.
+/// Template test `callable`. minijinja reports only macros and functions as plain values.
 fn is_callable(value: &Value) -> bool {
     value.kind() == ValueKind::Plain
 }

@@ -1,8 +1,8 @@
-//! The runner on a llama.cpp context: continuous batching. Each step decodes one row for every sequence
-//! that has finished its prompt, and a chunk of the unfinished prompts.
+//! Runs sequences in a llama.cpp context with continuous batching. Each step decodes one row for every sequence that
+//! has finished its prompt, and a chunk of the unfinished prompts.
 //!
-//! llama.cpp aborts the process on many invalid arguments, so every bound is checked before a call:
-//! ids, slots and cells when a sequence is admitted, rows when a batch is filled.
+//! llama.cpp aborts the process on many invalid arguments, so everything is checked before a call: token ids, slots
+//! and KV cells when a sequence is admitted, rows when a batch is filled.
 
 use std::sync::Arc;
 
@@ -22,13 +22,13 @@ use crate::runner::{
 };
 use crate::tokens::{Logprobs, TopLogprob};
 
-/// Maximum number of prompt rows in one step, so that a long prompt delays running sequences little.
-/// From 64 rows on llama.cpp's attention uses a kernel that rounds differently; below it, a row's result
-/// does not depend on its chunk.
+/// Maximum number of prompt rows in one step, so that a long prompt delays running sequences only a little. It is
+/// below 64: with fewer than 64 rows, a row's result does not depend on its chunk. With more rows, llama.cpp's
+/// attention uses a kernel that rounds differently.
 pub(super) const PREFILL_ROWS: usize = 63;
 
 self_cell!(
-    /// A context together with the model that it borrows.
+    /// A llama.cpp context, together with the model that it borrows.
     pub(super) struct Context {
         owner: Arc<GgufModel>,
         #[not_covariant]
@@ -36,16 +36,16 @@ self_cell!(
     }
 );
 
-/// The device.
+/// A device: one llama.cpp context that runs several sequences.
 pub(super) struct LlamaRunner {
     context: Context,
     model: Arc<GgufModel>,
     batch: LlamaBatch<'static>,
-    /// One entry per slot. The slot's index is llama.cpp's sequence id.
+    /// One entry per slot. The slot's index is also llama.cpp's sequence id.
     sequences: Vec<Option<ActiveSequence>>,
     admitted: u64,
     sampler: Sampler,
-    /// The sequences of the current batch.
+    /// The rows of each sequence in the current batch.
     parts: Vec<BatchPart>,
 }
 
@@ -55,14 +55,14 @@ struct BatchPart {
     rows: usize,
     /// Index of the first row in the batch.
     first_row: i32,
-    /// True if the next token is sampled from the last row's logits; false while prompt rows are left.
+    /// True if the next token is sampled from the logits of the last row. False while the prompt has more rows.
     samples: bool,
 }
 
 impl LlamaRunner {
-    /// Creates a runner. `context` must be made for `slots` sequences and [`rows`] rows.
+    /// Creates a runner. `context` must have room for `slots` sequences and for batches of [`rows`] rows.
     pub(super) fn new(context: Context, slots: usize) -> Self {
-        // llama.cpp may allow fewer rows, and aborts the process on a larger batch.
+        // llama.cpp may allow fewer rows than requested, and aborts the process on a larger batch.
         let allowed = context.with_dependent(|_, context| context.n_batch());
         let allowed = usize::try_from(allowed).unwrap_or(usize::MAX);
         Self {
@@ -108,8 +108,8 @@ impl LlamaRunner {
         Ok(())
     }
 
-    /// Decides how many rows each sequence gets in this step. A sequence that needs one row always gets
-    /// it. The others share the prefill rows; the sequence that was admitted first goes first.
+    /// Decides how many rows each sequence gets in this step. A sequence that needs only one row always gets it. All
+    /// others share the prefill rows, in the order of their admission.
     fn plan(&mut self, step: &Step<'_>) {
         self.parts.clear();
         for (index, sequence) in self.sequences.iter().enumerate() {
@@ -145,8 +145,8 @@ impl LlamaRunner {
         self.parts.sort_unstable_by_key(|part| part.slot);
     }
 
-    /// Puts the planned rows into the batch. Logits are requested for rows that are sampled from, and
-    /// for all rows of a prompt that is scored.
+    /// Adds the planned rows to the batch. Logits are requested for rows that a token is sampled from, and for all
+    /// rows of a scored prompt.
     fn fill(&mut self) -> Result<(), BatchError> {
         self.batch.clear();
         for part in &mut self.parts {
@@ -168,8 +168,8 @@ impl LlamaRunner {
         Ok(())
     }
 
-    /// Emits the tokens of scored prompts, and the next token of every sequence that has finished its
-    /// prompt.
+    /// Emits the tokens of scored prompts, and samples and emits the next token of every sequence that has finished
+    /// its prompt.
     fn emit(&mut self, step: &mut Step<'_>) {
         let (sequences, sampler, model) = (&mut self.sequences, &mut self.sampler, &self.model);
         let parts = &self.parts;
@@ -197,7 +197,7 @@ impl LlamaRunner {
 }
 
 impl BatchPart {
-    /// The logits of one of the part's rows, for which logits were requested.
+    /// Returns the logits of one of this sequence's rows. Logits must have been requested for the row.
     fn logits<'a>(&self, context: &'a LlamaContext<'_>, offset: usize) -> &'a [f32] {
         let offset = i32::try_from(offset).expect("a batch has at most slots + 63 rows");
         context.get_logits_ith(self.first_row + offset)
@@ -246,8 +246,8 @@ impl Runner for LlamaRunner {
         let (context, batch) = (&mut self.context, &mut self.batch);
         match context.with_dependent_mut(|_, context| context.decode(batch)) {
             Ok(()) => self.emit(step),
-            // Not expected, because each sequence has enough cells for its whole context. llama.cpp
-            // leaves the context unchanged, so only these sequences fail and the device continues.
+            // This should not happen, because each sequence has enough KV cells for its whole context. llama.cpp has
+            // left the context unchanged, so only these sequences fail, and the device continues.
             Err(DecodeError::NoKvCacheSlot) => {
                 for part in &self.parts {
                     step.fail(part.slot, failed("The KV cache is full.".to_owned()));
@@ -261,12 +261,12 @@ impl Runner for LlamaRunner {
     }
 }
 
-/// Number of rows in a batch: one per slot, and the prefill rows.
+/// Returns the number of rows in a batch: one per slot, plus the prefill rows.
 pub(super) fn rows(slots: usize) -> usize {
     slots + PREFILL_ROWS
 }
 
-/// Emits scored prompt tokens. Each row's logits give the log probabilities of the token after it.
+/// Emits the tokens of a scored prompt. The logits of each row give the log probabilities of the next token.
 fn emit_prompt(
     step: &mut Step<'_>,
     part: &BatchPart,
@@ -330,7 +330,7 @@ fn emit_next(
     }
 }
 
-/// The log probabilities of this token, if the sequence asks for them.
+/// Computes the log probabilities of this token, if the sequence asks for them.
 fn logprobs(
     model: &GgufModel,
     logits: &[f32],
@@ -372,7 +372,8 @@ fn failed(reason: String) -> ModelError {
     ModelError::Failed(reason)
 }
 
-/// The reason a batch could not be filled. Not expected, because sequences are checked on admission.
+/// Reason why a batch could not be filled. It should never occur, because sequences are checked when they are
+/// admitted.
 #[derive(Debug, thiserror::Error)]
 enum BatchError {
     #[error("a number does not fit 32 bits: {0}")]

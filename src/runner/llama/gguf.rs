@@ -1,8 +1,8 @@
-//! Reads and checks the header of a GGUF file before llama.cpp loads the file, because llama.cpp aborts
-//! the process on many invalid headers.
+//! Reads and checks the header of a GGUF file before llama.cpp loads the file, because llama.cpp aborts the process
+//! on many invalid headers.
 //!
-//! Memory is allocated only for lengths that fit into the file. The file must not change while it is read
-//! or served: llama.cpp maps it into memory.
+//! A length in the header is checked against the size of the file before memory is allocated for it. The file must
+//! not change while it is read or served: llama.cpp maps it into memory.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -17,17 +17,17 @@ pub(super) use model::check_model;
 /// First bytes of every GGUF file.
 const MAGIC: [u8; 4] = *b"GGUF";
 
-/// Versions that llama.cpp reads.
+/// GGUF versions that llama.cpp can read.
 const VERSIONS: std::ops::RangeInclusive<u32> = 2..=3;
 
-/// Maximum length in bytes of a key or tensor name, and of a string value that is kept. Longer string
+/// Maximum length in bytes of a key, of the name of a tensor, and of a string value that is kept. Longer string
 /// values are skipped.
 const MAX_STRING_BYTES: u64 = 64 * 1024;
 
-/// Maximum length of an integer array that is kept: more than any model has layers.
+/// Maximum length of an integer array that is kept. No model has that many layers.
 const MAX_KEPT_NUMBERS: u64 = 4096;
 
-/// Key of the vocabulary. Its entries must be distinct, because llama.cpp looks tokens up by their text.
+/// Key of the vocabulary. All its tokens must differ, because llama.cpp looks tokens up by their text.
 const TOKENS_KEY: &str = "tokenizer.ggml.tokens";
 
 /// Checks that the file starts with [`MAGIC`].
@@ -47,27 +47,28 @@ pub(super) fn check_magic(path: &Path) -> Result<(), String> {
 pub(super) struct Header {
     values: HashMap<String, Value>,
     tensors: Vec<Tensor>,
-    /// The first byte for which the vocabulary has no token: neither the byte itself nor `<0x0A>`.
+    /// The lowest byte value for which the vocabulary has no token, neither the byte itself nor an escape such as
+    /// `<0x0A>`.
     missing_byte: Option<u8>,
 }
 
-/// The parts of a metadata value that are checked.
+/// A metadata value, reduced to the parts that are checked.
 #[derive(Clone, Debug, PartialEq)]
 enum Value {
     Integer(i128),
     Float(f64),
-    /// A boolean, or a string that is too long to be kept.
+    /// A value that is not checked: a boolean, or a string that is too long to be kept.
     Unchecked,
     String(String),
     Array {
         element: ValueType,
         count: u64,
-        /// The elements of a short integer array; empty for any other array.
+        /// Elements of a short integer array. Empty for any other array.
         numbers: Vec<i128>,
     },
 }
 
-/// The type of a value or of an array's elements. Numbers have their size in bytes.
+/// Type of a value or of an array's elements. Numeric types have their size in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ValueType {
     Unsigned(usize),
@@ -77,13 +78,13 @@ enum ValueType {
     String,
 }
 
-/// The entry of one tensor in the header.
+/// Description of one tensor in the header.
 struct Tensor {
     name: String,
     dimensions: Vec<u64>,
-    /// ggml's number of the tensor's data type.
+    /// Id of the tensor's data type in ggml.
     data_type: u32,
-    /// Offset in bytes from the start of the data section.
+    /// Offset of the tensor's data in bytes, from the start of the data section.
     offset: u64,
 }
 
@@ -141,10 +142,9 @@ impl Header {
         self.values.get(key)
     }
 
-    /// The integer with this key, or `None` if the key is absent.
+    /// Returns the integer value of this key, or `None` if the key is missing.
     ///
-    /// # Errors
-    /// The value has another type.
+    /// # Errors The value has another type.
     fn integer(&self, key: &str) -> Result<Option<i128>, String> {
         match self.values.get(key) {
             None => Ok(None),
@@ -161,7 +161,7 @@ impl Header {
     }
 }
 
-/// Reads a file front to back and checks every length against the rest of the file.
+/// Reads a file from front to back. Checks every length against the rest of the file.
 struct Input<R> {
     source: R,
     /// Number of bytes read.
@@ -176,7 +176,7 @@ impl<R: Read> Input<R> {
         self.length - self.position
     }
 
-    /// Counts these bytes as read.
+    /// Records that `bytes` more bytes were read. Fails if the file is shorter.
     fn advance(&mut self, bytes: u64) -> Result<(), String> {
         if bytes > self.remaining() {
             return Err(self.truncated());
@@ -220,7 +220,7 @@ impl<R: Read> Input<R> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    /// Reads a number of items, each of which takes at least `min_bytes` bytes.
+    /// Reads the number of items in a list. Each item takes at least `min_bytes` bytes of the file.
     fn count(&mut self, items: &str, min_bytes: u64) -> Result<u64, String> {
         let count = self.u64()?;
         if count.saturating_mul(min_bytes) > self.length {
@@ -233,7 +233,7 @@ impl<R: Read> Input<R> {
         Ok(count)
     }
 
-    /// Reads the bytes of a string, which need not be UTF-8.
+    /// Reads the bytes of a string. They may be invalid UTF-8.
     fn bytes(&mut self, length: u64) -> Result<Vec<u8>, String> {
         if length > self.remaining() {
             return Err(self.truncated());
@@ -243,7 +243,7 @@ impl<R: Read> Input<R> {
         Ok(bytes)
     }
 
-    /// Reads a string of at most [`MAX_STRING_BYTES`]. `what` names it in errors.
+    /// Reads a string of at most [`MAX_STRING_BYTES`]. `what` describes the string in errors.
     fn short_string(&mut self, what: &str) -> Result<String, String> {
         let length = self.u64()?;
         if length > MAX_STRING_BYTES {
@@ -320,7 +320,7 @@ impl<R: Read> Input<R> {
         })
     }
 
-    /// Reads the vocabulary. llama.cpp aborts if two tokens are equal; it renames an empty token to
+    /// Reads the vocabulary. llama.cpp aborts if two tokens are equal, and it renames an empty token to
     /// `[EMPTY_<index>]`.
     fn read_tokens(&mut self, count: u64) -> Result<(), String> {
         let mut seen: HashSet<Vec<u8>> = HashSet::new();
@@ -374,7 +374,7 @@ impl<R: Read> Input<R> {
 }
 
 impl ValueType {
-    /// Size of a value in bytes; for a string, of its length field alone.
+    /// Returns the size of a value in bytes. For a string, this is the size of its length field.
     fn size(self) -> u64 {
         let size = match self {
             Self::Unsigned(size) | Self::Signed(size) | Self::Float(size) => size,
@@ -385,7 +385,7 @@ impl ValueType {
     }
 }
 
-/// Decodes a type code of the GGUF format.
+/// Converts a type code of the GGUF format.
 fn value_type(key: &str, code: u32) -> Result<ValueType, String> {
     Ok(match code {
         0 => ValueType::Unsigned(1),

@@ -1,5 +1,5 @@
-//! Log probabilities of a row of logits: those of one token and of the most likely tokens. This module
-//! must not know how the token was sampled.
+//! Computes log probabilities from a row of logits, for one token and for the most likely tokens. This module must
+//! not know how the token was sampled.
 
 use std::cmp::Ordering;
 
@@ -7,20 +7,19 @@ use super::sampling::InvalidLogits;
 use crate::request::TokenId;
 use crate::tokens::MIN_LOGPROB;
 
-/// The log probabilities of one position, as natural logarithms.
+/// Log probabilities at one position, as natural logarithms.
 #[derive(Debug, PartialEq)]
 pub(super) struct PositionLogprobs {
-    /// Log probability of the given token.
+    /// Log probability of the sampled token, or of the prompt's token.
     pub(super) logprob: f32,
     /// The most likely tokens in descending order. Ties are ordered by id.
     pub(super) top: Vec<(TokenId, f32)>,
 }
 
-/// Computes the log probability of `token` and of the `top` most likely tokens. `logits` has one entry
-/// per token of the vocabulary, in the order of ids.
+/// Computes the log probability of `token`, and of the `top` most likely tokens. `logits` has one entry per token of
+/// the vocabulary, in the order of ids.
 ///
-/// # Errors
-/// A logit is NaN, or the largest one is infinite.
+/// # Errors A logit is NaN, or the largest logit is infinite.
 pub(super) fn of(
     logits: &[f32],
     token: TokenId,
@@ -47,7 +46,7 @@ pub(super) fn of(
     })
 }
 
-/// The `count` largest logits in descending order. An insertion sort, because `count` is small.
+/// Returns the `count` largest logits in descending order. Insertion sort is fast enough, because `count` is small.
 fn largest(logits: &[f32], count: usize) -> Vec<(TokenId, f32)> {
     let mut best: Vec<(TokenId, f32)> = Vec::with_capacity(count + 1);
     for (id, &logit) in (0..).zip(logits) {

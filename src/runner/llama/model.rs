@@ -1,5 +1,5 @@
-//! The parts of a GGUF model that all threads share: facts, tokenizer and chat template. This module
-//! must not know the device's context.
+//! The parts of a GGUF model that all threads share: facts, tokenizer and chat template. This module must not know
+//! the device's llama.cpp context.
 
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
@@ -9,32 +9,32 @@ use super::chat::ChatTemplate;
 use crate::request::{ChatMessage, Parameter, TokenId};
 use crate::runner::{BosPolicy, LoadError, Model, ModelError, ModelFacts, Resumption, TokenBytes};
 
-/// Maximum length of a prompt in bytes, for any context: the size limit of requests in the HTTP and
-/// gRPC APIs.
+/// Maximum length of a prompt in bytes, whatever the context length. It equals the size limit of requests in the HTTP
+/// and gRPC APIs.
 const MAX_PROMPT_BYTES: usize = 4 * 1024 * 1024;
 
-/// Texts longer than this many bytes are tokenized on a separate thread, see [`stack_for`].
+/// Texts longer than this many bytes are tokenized on a separate thread with a large stack; see [`stack_for`].
 const MAX_INLINE_BYTES: usize = 1024;
 
-/// A model file in memory.
+/// A model file in memory, with its vocabulary.
 pub(super) struct GgufModel {
     llama: LlamaModel,
     facts: ModelFacts,
     vocabulary: Vec<VocabularyEntry>,
-    /// The tokens that end a completion (llama.cpp's "end of generation" tokens).
+    /// Tokens that end a completion (llama.cpp calls them "end of generation").
     end_tokens: Vec<TokenId>,
     /// The token that begins every prompt, if the model adds one.
     bos: Option<TokenId>,
     infill: Option<InfillTokens>,
-    /// The chat template, or the reason that chats are rejected.
+    /// The chat template, or the reason why the model cannot chat.
     chat: Result<ChatTemplate, String>,
 }
 
 /// One token of the vocabulary.
 struct VocabularyEntry {
-    /// Text in a completion; empty for a special token.
+    /// Text of the token in a completion. Empty for a special token.
     visible: TokenBytes,
-    /// Full text, if it differs from `visible`.
+    /// Full text of the token, if it differs from `visible`.
     full: Option<Box<[u8]>>,
 }
 
@@ -57,10 +57,9 @@ impl InfillTokens {
 }
 
 impl GgufModel {
-    /// Reads the model's facts and vocabulary once, so that later calls need no llama.cpp.
+    /// Reads the model's facts and its vocabulary once, so that later calls do not need llama.cpp.
     ///
-    /// # Errors
-    /// The model cannot complete text.
+    /// # Errors The model cannot complete text.
     pub(super) fn new(
         llama: LlamaModel,
         name: String,
@@ -88,7 +87,7 @@ impl GgufModel {
         let infill = InfillTokens::of(&vocab);
         let bos = token_id(vocab.bos()).filter(|_| vocab.should_add_bos());
         let text_of = |token: LlamaToken| {
-            // llama.cpp has no text for a token that the model does not have.
+            // llama.cpp returns no text for a special token that the model lacks.
             let bytes = token_id(token).map(|_| vocab.token_to_piece(token, true, None));
             String::from_utf8(bytes.unwrap_or_default()).unwrap_or_default()
         };
@@ -122,7 +121,7 @@ impl GgufModel {
         &self.llama
     }
 
-    /// Returns true if the vocabulary has this token.
+    /// Returns true if the vocabulary contains this token.
     pub(super) fn has(&self, id: TokenId) -> bool {
         self.entry(id).is_some()
     }
@@ -132,8 +131,8 @@ impl GgufModel {
         &self.end_tokens
     }
 
-    /// The full bytes of a token, including the text of special tokens. Empty for an id outside the
-    /// vocabulary.
+    /// Returns the full bytes of a token, which include the text of special tokens. Returns no bytes for an id
+    /// outside the vocabulary.
     pub(super) fn full_bytes(&self, id: TokenId) -> Vec<u8> {
         let full = |entry: &VocabularyEntry| match &entry.full {
             Some(full) => full.to_vec(),
@@ -142,8 +141,8 @@ impl GgufModel {
         self.entry(id).map_or_else(Vec::new, full)
     }
 
-    /// The bytes of a token in a completion: empty for a special token, `None` for an id outside the
-    /// vocabulary.
+    /// Returns the bytes of a token in a completion, which are empty for a special token. Returns `None` for an id
+    /// outside the vocabulary.
     pub(super) fn visible_bytes(&self, id: TokenId) -> Option<TokenBytes> {
         self.entry(id).map(|entry| entry.visible.clone())
     }
@@ -158,7 +157,7 @@ impl GgufModel {
         ids.collect::<Result<_, _>>().map_err(|_| cannot_tokenize())
     }
 
-    /// Tokenizes without BOS. Long texts run on a thread with a large enough stack.
+    /// Tokenizes a text without the BOS token. Long texts are tokenized on a thread with a large stack.
     fn tokenize_without_bos(&self, text: &str) -> Result<Vec<TokenId>, ModelError> {
         if text.len() <= MAX_INLINE_BYTES {
             return self.token_ids(text);
@@ -187,7 +186,7 @@ impl Model for GgufModel {
         })
     }
 
-    /// Orders the parts as prefix, suffix, middle, like llama.cpp's server.
+    /// Puts the parts in the order prefix, suffix, middle, like llama.cpp's server.
     fn infill(&self, prefix: &str, suffix: &str) -> Result<Vec<TokenId>, ModelError> {
         let Some(tokens) = self.infill else {
             let message = "This model has no fill-in-the-middle tokens.";
@@ -218,12 +217,12 @@ impl Model for GgufModel {
     }
 }
 
-/// The token's id, or `None` for llama.cpp's marker of an absent token (-1).
+/// Converts a token id of llama.cpp. Returns `None` for -1, which marks a missing token.
 fn token_id(token: LlamaToken) -> Option<TokenId> {
     TokenId::try_from(token.0).ok()
 }
 
-/// Puts the BOS token first, unless it is there already: a chat template may have written it.
+/// Adds the BOS token at the start, unless it is already there: a chat template may have added it.
 fn with_bos(mut ids: Vec<TokenId>, bos: Option<TokenId>) -> Vec<TokenId> {
     if let Some(bos) = bos
         && ids.first() != Some(&bos)
@@ -233,14 +232,15 @@ fn with_bos(mut ids: Vec<TokenId>, bos: Option<TokenId>) -> Vec<TokenId> {
     ids
 }
 
-/// Stack size in bytes for tokenizing a text. Some tokenizers split words with `std::regex`, which
-/// recurses once per character of a word: 20,000 letters in a row overflowed 2 MiB of stack, at 325
-/// bytes per letter. 1 KiB per byte of text is three times that; unused stack is never mapped.
+/// Returns the stack size in bytes for tokenizing a text. Some tokenizers split words with `std::regex`, which
+/// recurses once per character of a word. 20,000 letters in a row overflowed a stack of 2 MiB, which is 325 bytes per
+/// letter. This function returns three times that (1 KiB per byte). The system does not allocate unused stack.
 fn stack_for(text: &str) -> usize {
     MAX_PROMPT_BYTES / 4 + text.len() * 1024
 }
 
-/// Upper bound for a prompt that fits the context: every token of it is the longest one.
+/// Returns an upper bound for the size of a prompt that fits the context: all its tokens are as long as the longest
+/// token.
 fn max_prompt_bytes(context_length: u32, longest_token: usize) -> usize {
     let context_length = usize::try_from(context_length).unwrap_or(usize::MAX);
     context_length
@@ -252,8 +252,8 @@ fn cannot_tokenize() -> ModelError {
     ModelError::Failed("The text could not be tokenized.".to_owned())
 }
 
-/// Rejects models without a tokenizer, embedding models and encoders. llama.cpp loads them, but aborts
-/// the process when it samples from them.
+/// Rejects models without a tokenizer, embedding models and encoders. llama.cpp loads such models, but aborts the
+/// process when it samples from them.
 fn check_can_complete(llama: &LlamaModel) -> Result<(), LoadError> {
     let meta = |key: &str| llama.meta_val_str(key).ok();
     let architecture = meta("general.architecture").unwrap_or_default();

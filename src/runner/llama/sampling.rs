@@ -1,15 +1,15 @@
-//! Samples the next token from a row of logits. The result depends only on the arguments, so that a
-//! choice has the same tokens alone and in a batch. This module must not know the device.
+//! Samples the next token from a row of logits. The result depends only on the arguments, so a choice has the same
+//! tokens alone and in a batch. This module must not know the device.
 //!
-//! Steps in order: bias, penalties, banned tokens, temperature, top-k, top-p (of the tokens that top-k
-//! kept), min-p, one random draw.
+//! The steps in order are: bias, penalties, banned tokens, temperature, top-k, top-p (among the tokens that top-k
+//! kept), min-p, and one random draw.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use crate::request::{Sampling, TokenId};
 
-/// A logit is NaN, or the largest logit is infinite.
+/// Error: a logit is NaN, or the largest logit is infinite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("The model computed invalid logits (NaN or infinity).")]
 pub(super) struct InvalidLogits;
@@ -19,18 +19,18 @@ pub(super) struct InvalidLogits;
 pub(super) struct DrawKey {
     pub(super) seed: u64,
     pub(super) choice: u32,
-    /// The index of the token within its choice.
+    /// Index of the token within its choice.
     pub(super) position: u32,
 }
 
 impl DrawKey {
-    /// A number in [0, 1) with 52 random bits. Applies SplitMix64's finalizer (Steele, Lea and Flood,
-    /// 2014; the constants are Stafford's mix 13) once per part of the key.
+    /// Returns a pseudo-random number in [0, 1) with 52 random bits. Applies SplitMix64's finalizer (Steele, Lea and
+    /// Flood, 2014; the constants are Stafford's mix 13) once per part of the key.
     fn uniform(self) -> f64 {
         let seed = mix(self.seed);
         let choice = mix(seed.wrapping_add(u64::from(self.choice)));
         let bits = mix(choice.wrapping_add(u64::from(self.position)));
-        // The bits become the mantissa of a number in [1, 2).
+        // The random bits become the mantissa of a number in [1, 2); subtracting 1 gives [0, 1).
         f64::from_bits(0x3FF0_0000_0000_0000 | (bits >> 12)) - 1.0
     }
 }
@@ -42,9 +42,9 @@ fn mix(value: u64) -> u64 {
     value ^ (value >> 31)
 }
 
-/// The tokens of a sequence, counted for its penalties. Empty for a sequence without penalties.
+/// The tokens of a sequence, counted for the penalties. Empty for a sequence without penalties.
 pub(super) struct History {
-    /// Number of times each token is in the completion. 0 for a token that is only in the prompt.
+    /// Number of occurrences of each token in the completion. A token that occurs only in the prompt has 0.
     counts: Option<HashMap<TokenId, u32>>,
 }
 
@@ -71,7 +71,7 @@ impl History {
     }
 }
 
-/// Changes to the logits besides the penalties.
+/// Changes to the logits other than the penalties.
 #[derive(Clone, Copy, Default)]
 pub(super) struct LogitAdjustments<'a> {
     /// Values to add to the logits of these tokens.
@@ -106,11 +106,11 @@ impl LogitAdjustments<'_> {
 struct Candidate {
     id: TokenId,
     logit: f32,
-    /// Probability relative to the most likely token, which has 1.
+    /// Probability relative to that of the most likely token, whose weight is 1.
     weight: f32,
 }
 
-/// Samples tokens, and reuses its buffers.
+/// Samples tokens. Reuses its buffers between calls.
 #[derive(Default)]
 pub(super) struct Sampler {
     adjusted: Vec<f32>,
@@ -118,11 +118,9 @@ pub(super) struct Sampler {
 }
 
 impl Sampler {
-    /// Samples the next token of a sequence. `logits` has one entry per token of the vocabulary, in the
-    /// order of ids.
+    /// Samples the next token of a sequence. `logits` has one entry per token of the vocabulary, in the order of ids.
     ///
-    /// # Errors
-    /// A logit is NaN, or the largest one is infinite.
+    /// # Errors A logit is NaN, or the largest logit is infinite.
     pub(super) fn sample(
         &mut self,
         logits: &[f32],
@@ -177,14 +175,14 @@ impl Candidate {
         }
     }
 
-    /// Orders by descending logit, then by ascending id.
+    /// Compares two candidates: the larger logit first, then the lower id.
     fn order(&self, other: &Self) -> Ordering {
         let by_logit = other.logit.total_cmp(&self.logit);
         by_logit.then(self.id.cmp(&other.id))
     }
 }
 
-/// Applies the penalties like OpenAI's API and vLLM: only the repetition penalty counts the prompt.
+/// Applies the penalties like OpenAI's API and vLLM: only the repetition penalty considers the prompt.
 fn penalize(logits: &mut [f32], counts: &HashMap<TokenId, u32>, sampling: &Sampling) {
     for (id, count) in counts {
         let Some(logit) = logit_of(logits, *id) else {
@@ -200,7 +198,7 @@ fn penalize(logits: &mut [f32], counts: &HashMap<TokenId, u32>, sampling: &Sampl
             let count = u16::try_from(*count).map_or(f32::from(u16::MAX), f32::from);
             *logit -= sampling.frequency_penalty * count + sampling.presence_penalty;
         }
-        // A repetition penalty near zero must not make a logit infinite: it would count as invalid.
+        // A repetition penalty near zero must not make a logit infinite, because an infinite logit is an error.
         *logit = logit.clamp(f32::MIN, f32::MAX);
     }
 }
@@ -209,7 +207,7 @@ fn logit_of(logits: &mut [f32], id: TokenId) -> Option<&mut f32> {
     logits.get_mut(usize::try_from(id).ok()?)
 }
 
-/// The token with the largest logit; the lowest id among equals. `None` if the logit is infinite.
+/// Returns the token with the largest logit, and the lowest id among equals. Returns `None` if the logit is infinite.
 fn largest(logits: &[f32]) -> Option<(TokenId, f32)> {
     let mut best: Option<(TokenId, f32)> = None;
     for (id, &logit) in (0..).zip(logits) {
@@ -220,7 +218,7 @@ fn largest(logits: &[f32]) -> Option<(TokenId, f32)> {
     best.filter(|(_, logit)| logit.is_finite())
 }
 
-/// Keeps the `top_k` most likely candidates and sorts them; 0 keeps all candidates unsorted.
+/// Keeps the `top_k` most likely candidates, sorted. 0 keeps all candidates, unsorted.
 fn keep_top_k(candidates: &mut Vec<Candidate>, top_k: u32) {
     let Some(top_k) = usize::try_from(top_k).ok().filter(|top_k| *top_k > 0) else {
         return;
@@ -232,14 +230,14 @@ fn keep_top_k(candidates: &mut Vec<Candidate>, top_k: u32) {
     candidates.sort_unstable_by(Candidate::order);
 }
 
-/// Keeps the smallest set of most likely candidates that has at least `top_p` of the probability.
+/// Keeps the smallest set of most likely candidates whose total probability is at least `top_p`.
 fn keep_top_p(candidates: &mut Vec<Candidate>, top_p: f32) {
     if top_p >= 1.0 {
         return;
     }
     let (total, top_p) = (total(candidates), f64::from(top_p));
-    // Candidates below this bound have less than 1 - top_p of the probability in total, so none of them
-    // is in the nucleus. Dropping them first leaves few candidates to sort.
+    // The candidates below this bound together have less than 1 - top_p of the probability, so they cannot be in the
+    // result. Dropping them first leaves few candidates to sort.
     let count = u32::try_from(candidates.len()).unwrap_or(u32::MAX);
     let bound = total * (1.0 - top_p) / f64::from(count);
     candidates.retain(|candidate| f64::from(candidate.weight) >= bound);
@@ -261,7 +259,7 @@ fn total(candidates: &[Candidate]) -> f64 {
     weights.sum()
 }
 
-/// Picks the candidate at this fraction of the cumulative probability.
+/// Returns the candidate at the fraction `uniform` of the cumulative probability.
 fn draw(candidates: &[Candidate], uniform: f64) -> Option<TokenId> {
     let target = uniform * total(candidates);
     let mut mass = 0.0;

@@ -1,5 +1,5 @@
-//! The state of one sequence on the device: its tokens, and how many of them the device has computed.
-//! This module must not know the device or other sequences.
+//! The state of one sequence on the device: its tokens, and how many of them the device has computed. This module
+//! must not know the device or other sequences.
 
 use std::sync::Arc;
 
@@ -9,11 +9,11 @@ use crate::runner::Sequence;
 
 /// A sequence that has a slot.
 pub(super) struct ActiveSequence {
-    /// The prompt, followed by the completion so far.
+    /// The prompt, followed by the completion tokens so far.
     tokens: Vec<TokenId>,
     prompt_len: usize,
-    /// Number of `tokens` that the device has computed. At least one is left while the sequence runs,
-    /// because the logits of the last token give the next one.
+    /// Number of entries of `tokens` that the device has computed. While the sequence runs, at least one entry is not
+    /// computed yet, because the logits of the last token give the next token.
     computed: usize,
     /// Maximum length of `tokens`.
     max_len: usize,
@@ -21,21 +21,21 @@ pub(super) struct ActiveSequence {
     pub(super) history: History,
     bias: Arc<[(TokenId, f32)]>,
     stop_tokens: StopTokens,
-    /// Tokens that are banned before `min_tokens`, because they would end the sequence. Empty if
+    /// Tokens that are banned before `min_tokens` is reached, because they would end the sequence. Empty if
     /// `min_tokens` is 0.
     early_end_tokens: Vec<TokenId>,
-    /// Number of most likely tokens to report with each token.
+    /// Number of most likely tokens to report with each token. `None` reports no log probabilities.
     pub(super) logprobs: Option<u32>,
     scores_prompt: bool,
     seed: u64,
     choice: u32,
-    /// Order of admission on this device. The lowest number has waited longest.
+    /// Admission number on this device. The sequence with the lowest number has waited longest.
     pub(super) admission: u64,
 }
 
 impl ActiveSequence {
-    /// Creates a sequence of which nothing is computed. `end_tokens` are the tokens with which the model
-    /// ends a completion.
+    /// Creates a sequence of which nothing is computed yet. `end_tokens` are the tokens with which the model ends a
+    /// completion.
     pub(super) fn new(sequence: &Sequence, end_tokens: &[TokenId], admission: u64) -> Self {
         let options = &sequence.options;
         let prompt_len = sequence.prompt.len();
@@ -62,8 +62,8 @@ impl ActiveSequence {
         }
     }
 
-    /// Number of tokens to compute before the next one can be sampled. 0 if the sequence is complete
-    /// and no prompt token is left to score.
+    /// Returns the number of tokens to compute before the next token can be sampled. Returns 0 if the sequence is
+    /// complete and no prompt token is left to score.
     fn pending(&self) -> usize {
         if self.tokens.len() >= self.max_len && !self.is_scoring() {
             return 0;
@@ -71,13 +71,14 @@ impl ActiveSequence {
         self.tokens.len() - self.computed
     }
 
-    /// Maximum number of the sequence's rows in the next step, given its credit in tokens.
+    /// Returns the maximum number of rows that the sequence can use in the next step. `credit` is the number of
+    /// tokens that it may emit.
     pub(super) fn rows(&self, credit: usize) -> usize {
         if credit == 0 {
             0
         } else if self.is_scoring() {
-            // Each row emits the prompt token after it. The first row also emits the prompt's first
-            // token, and the last row may emit a token of the completion.
+            // Each row emits the prompt token after it. In addition, the first row emits the first prompt token, and
+            // the last row may emit a completion token.
             let credit = credit.saturating_sub(usize::from(self.computed == 0));
             let scored = self.prompt_len - self.computed - 1;
             let all = self.pending();
@@ -91,22 +92,22 @@ impl ActiveSequence {
         }
     }
 
-    /// Returns true while the prompt is being computed and its tokens are to be emitted.
+    /// Returns true while prompt tokens are still to be emitted.
     pub(super) fn is_scoring(&self) -> bool {
         self.scores_prompt && self.computed < self.prompt_len
     }
 
-    /// Returns true if the next token can be sampled after `rows` more rows.
+    /// Returns true if the next completion token can be sampled after `rows` more rows.
     pub(super) fn samples_after(&self, rows: usize) -> bool {
         self.computed + rows == self.tokens.len() && self.tokens.len() < self.max_len
     }
 
-    /// The prompt's token at this position, from 0.
+    /// Returns the prompt token at this position, from 0.
     pub(super) fn prompt_token(&self, position: usize) -> Option<TokenId> {
         self.tokens[..self.prompt_len].get(position).copied()
     }
 
-    /// The bias and the banned tokens for the next token.
+    /// Returns the bias and the banned tokens for the next token.
     pub(super) fn logit_adjustments(&self) -> LogitAdjustments<'_> {
         let is_too_early = self.draw_key().position < self.stop_tokens.min_tokens;
         LogitAdjustments {
@@ -119,13 +120,13 @@ impl ActiveSequence {
         }
     }
 
-    /// Returns true if this token ends the sequence. `is_end_token` is true for the tokens with which
-    /// the model ends a completion.
+    /// Returns true if this token ends the sequence. `is_end_token` tells whether the model ends a completion with
+    /// this token.
     pub(super) fn ends_with(&self, id: TokenId, is_end_token: bool) -> bool {
         (is_end_token && !self.stop_tokens.ignore_eos) || self.stop_tokens.ids.contains(&id)
     }
 
-    /// The next `rows` tokens to compute, and the position of the first.
+    /// Returns the next `rows` tokens to compute, and the position of the first one.
     pub(super) fn next_rows(&self, rows: usize) -> (usize, &[TokenId]) {
         let end = (self.computed + rows).min(self.tokens.len());
         (self.computed, &self.tokens[self.computed..end])
@@ -141,7 +142,7 @@ impl ActiveSequence {
         self.computed
     }
 
-    /// The key of the random draw for the next token.
+    /// Returns the key of the random draw for the next token.
     pub(super) fn draw_key(&self) -> DrawKey {
         let position = self.tokens.len() - self.prompt_len;
         DrawKey {
@@ -158,7 +159,7 @@ impl ActiveSequence {
     }
 }
 
-/// All tokens that would end the sequence, if `min_tokens` bans them at first.
+/// Returns all tokens that end the sequence, or none if `min_tokens` is 0.
 fn early_end_tokens(stop_tokens: &StopTokens, end_tokens: &[TokenId]) -> Vec<TokenId> {
     if stop_tokens.min_tokens == 0 {
         return Vec::new();

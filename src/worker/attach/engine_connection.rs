@@ -1,7 +1,7 @@
-//! The messages that an engine sends on one connection. Sequences go to the device thread; tokenizer calls are answered
-//! on blocking threads.
+//! One connection to an engine: handles the engine's messages. Sequences go to the device thread. Tokenizer calls are
+//! answered on blocking threads.
 //!
-//! This module must not know how the connection to the engine is made.
+//! This module must not know how the connection is established.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,7 +23,7 @@ use crate::worker::outbox::{Outbox, RemoteChannel, RemoteReader};
 use crate::worker::token_channel::TokenSender;
 use crate::worker::{Assignment, Generation, Submission, WorkerHandle, wire};
 
-/// Most tokenizer calls that are answered at once. Further ones are rejected.
+/// Maximum number of tokenizer calls that are answered at the same time. Further calls are rejected.
 const MAX_OPEN_CALLS: usize = 64;
 
 /// One connection to an engine, and the sequences that the engine has submitted on it.
@@ -35,9 +35,10 @@ pub(super) struct EngineConnection {
 
 #[derive(Default)]
 struct State {
-    /// The generation that the engine knows, and its model.
+    /// The loaded model and its generation, as reported to the engine. `None` while the engine must not submit
+    /// sequences.
     loaded: Option<(Generation, Arc<dyn Model>)>,
-    /// The engine's reader of each sequence, by the sequence's number.
+    /// The engine's reader of each sequence. The key is the sequence's number.
     readers: HashMap<u64, Arc<RemoteReader>>,
 }
 
@@ -50,12 +51,12 @@ impl EngineConnection {
         }
     }
 
-    /// Accepts sequences for this generation from now on.
+    /// Starts to accept sequences for this generation of the worker.
     pub(super) fn start_generation(&self, generation: Generation, model: &Arc<dyn Model>) {
         self.state().loaded = Some((generation, Arc::clone(model)));
     }
 
-    /// Cancels all sequences, and accepts no more until the next generation starts.
+    /// Cancels all sequences. Accepts no more until the next generation starts.
     pub(super) fn cancel_all(&self) {
         let mut state = self.state();
         state.loaded = None;
@@ -102,20 +103,21 @@ impl EngineConnection {
                     is_draining = true;
                     self.handle.drain();
                 }
-                // A message that this worker does not know yet.
+                // A message of a later protocol version.
                 Some(EngineMessage::Welcome(_)) | None => {}
             }
         }
     }
 
-    /// Converts a submission. Returns `None` if it is for an earlier generation.
+    /// Converts the engine's submission to a sequence. Returns `None` if it belongs to an earlier generation.
     fn submission(&self, submit: proto::Submit) -> Result<Option<Submission>, String> {
         let (number, generation) = (submit.sequence, Generation(submit.generation));
         let credit = usize::try_from(submit.credit).unwrap_or(usize::MAX);
         let sequence = wire::sequence(submit).map_err(|violation| violation.to_string())?;
         let reader = RemoteReader::new(credit);
         let mut state = self.state();
-        // The submission has crossed a `crashed` message. The engine counts the sequence as lost.
+        // The engine sent this submission before it received the worker's `crashed` message. The engine already
+        // counts the sequence as lost.
         let current = state.loaded.as_ref().map(|(generation, _)| *generation);
         if current != Some(generation) {
             return Ok(None);

@@ -1,4 +1,4 @@
-//! The heartbeat timeout of one worker: it expires when the worker has sent no message for too long.
+//! The heartbeat timeout of one worker. It expires when the worker has sent no message for too long.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::timeouts::SessionTimeouts;
 
-/// A timer that fires later than this shows that the whole process was stalled.
+/// If a timer fires later than this, the whole engine process was stalled.
 const STALL_THRESHOLD: Duration = Duration::from_millis(20);
 
 /// Tracks the time since a worker's last message.
@@ -14,10 +14,10 @@ pub(super) struct HeartbeatMonitor {
     timeout: Duration,
     /// Time between two heartbeats.
     heartbeat_interval: Duration,
-    /// The worker is lost at this time if it sends nothing.
+    /// Time at which the worker counts as lost if it sends nothing.
     deadline: Instant,
-    /// The deadline was extended because the engine was stalled. It is extended only once per message, so that an
-    /// engine that is always late still loses silent workers.
+    /// True if the deadline was extended because the engine was stalled. Each message allows only one extension, so
+    /// that an engine that is always late still detects silent workers.
     was_extended: bool,
 }
 
@@ -33,8 +33,8 @@ impl HeartbeatMonitor {
         }
     }
 
-    /// Time of the session's next timer: the deadline, or earlier. The session checks its other timeouts at the same
-    /// timer, so that it must fire as often for a worker with a long heartbeat timeout as for any other.
+    /// Time at which the session's timer must fire next: the deadline, or earlier. The session checks its other
+    /// timeouts at the same timer. A long heartbeat timeout must not delay those checks.
     pub(super) fn next_check(&self, now: Instant) -> Instant {
         self.deadline.min(now + self.heartbeat_interval * 4)
     }
@@ -45,7 +45,8 @@ impl HeartbeatMonitor {
         self.was_extended = false;
     }
 
-    /// Returns true if the heartbeat timeout has expired. `due` is the time for which the caller's timer was set.
+    /// Returns true if the heartbeat timeout has expired. `due` is the time at which the caller's timer was set to
+    /// fire.
     ///
     /// If the timer fires late, the engine was stalled and may not have read messages that have already arrived. The
     /// timeout is then extended by one heartbeat interval.

@@ -1,7 +1,7 @@
-//! Reconnect penalties: a worker that violated the protocol must wait before it may reconnect. Without a penalty it
-//! would, as the least loaded worker, get the next requests at once, and lose them too.
+//! Reconnect penalties: after a protocol violation, a worker must wait before it may reconnect. Otherwise it would
+//! reconnect at once and, as the least loaded worker, get the next requests and lose them too.
 //!
-//! Penalties apply to the names that workers give themselves.
+//! A penalty applies to the name that the worker gives itself.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -18,10 +18,10 @@ const PENALTY: BackoffPolicy = BackoffPolicy {
     jitter: 0.0,
 };
 
-/// A name without violations for this long is forgotten.
+/// A worker name without violations for this long is forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
 
-/// Most names that are remembered.
+/// Maximum number of worker names to remember.
 const MAX_NAMES: usize = 1_024;
 
 /// The penalties by worker name.
@@ -37,7 +37,7 @@ struct Penalty {
 }
 
 impl ReconnectPenalties {
-    /// Remaining penalty of a worker name.
+    /// Returns the remaining penalty of a worker name, if it has one.
     pub(super) fn remaining(&self, name: &str) -> Option<Duration> {
         let penalties = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let penalty = penalties.get(name)?;
@@ -47,7 +47,7 @@ impl ReconnectPenalties {
         Some(left).filter(|left| !left.is_zero())
     }
 
-    /// Records a violation by the worker with this name. Once `MAX_NAMES` are remembered, new names are not.
+    /// Records a violation by the worker with this name. A new name is not recorded once `MAX_NAMES` are remembered.
     pub(super) fn add(&self, name: String) {
         let mut penalties = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         penalties.retain(|_, penalty| penalty.since.elapsed() < FORGET_AFTER);

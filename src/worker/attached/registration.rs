@@ -17,21 +17,22 @@ use crate::runner::ModelFacts;
 use crate::worker::WorkerId;
 use crate::worker::wire::{ReadyReport, Violation};
 
-/// A model, its children, and the workers that answer its tokenizer calls.
+/// A model that remote workers serve, its child workers, and the workers that answer its tokenizer calls.
 pub(super) struct Registration {
     pub(super) model: ModelId,
     pub(super) name: String,
     pub(super) aliases: Vec<String>,
     pub(super) slow_reader_timeout: Duration,
     pub(super) tokenizers: Arc<RemoteTokenizers>,
-    /// The facts and the runner that the first worker reported. Every other worker must report the same.
+    /// The model's facts and runner, as the first worker reported them. All other workers must report the same.
     known: Mutex<Option<(ModelFacts, String)>>,
-    /// The children of this model, by their tokens.
+    /// The child workers of this model. The key is the child's token.
     children: Mutex<HashMap<String, ChildRegistration>>,
 }
 
 impl Registration {
-    /// Returns the child with this token, which then cannot be used again. Returns `None` for a worker without a token.
+    /// Returns the child worker with this token, and invalidates the token. Returns `None` for a worker without a
+    /// token.
     pub(super) fn attach_child(&self, token: &str) -> Result<Option<ChildRegistration>, Status> {
         if token.is_empty() {
             return Ok(None);
@@ -78,27 +79,28 @@ impl Registration {
     }
 }
 
-/// A worker process that the engine has started.
+/// A child worker: a worker process that the engine has started.
 #[derive(Clone)]
 pub(super) struct ChildRegistration {
     pub(super) worker: WorkerId,
     pub(super) state: ChildState,
-    /// The exit of the process, once it has ended.
+    /// Exit of the process; `None` while the process runs.
     pub(super) exit: watch::Receiver<Option<ProcessExit>>,
 }
 
 impl ChildRegistration {
-    /// Waits for the exit of a process that has ended or is about to end; `None` if it does not end in time.
+    /// Waits for the exit of a process that has ended or is about to end. Returns `None` if it does not exit in time.
     pub(super) async fn wait_for_exit(&mut self) -> Option<ProcessExit> {
         let exit = timeout(CHILD_EXIT_TIMEOUT, self.exit.wait_for(Option::is_some)).await;
         exit.ok()?.ok()?.clone()
     }
 }
 
-/// The state of one run of a child's process. Clones share it.
+/// State of one run of a child worker's process. Clones share the state.
 #[derive(Clone, Default)]
 pub(in crate::worker) struct ChildState {
-    /// Cancelled when the child's stream has ended. The process is then useless, and is killed if it does not exit.
+    /// Cancelled when the child's stream has ended. The process is then useless, and the engine kills it if it does
+    /// not exit.
     pub(super) detached: CancellationToken,
     was_attached: Arc<AtomicBool>,
     was_ready: Arc<AtomicBool>,
@@ -110,7 +112,7 @@ impl ChildState {
         self.detached.cancelled().await;
     }
 
-    /// Returns true for the first stream with this child's token, and false for every later one.
+    /// Records that a stream presents this child's token. Returns false if an earlier stream has already used it.
     pub(super) fn attach(&self) -> bool {
         !self.was_attached.swap(true, Ordering::SeqCst)
     }
@@ -119,23 +121,23 @@ impl ChildState {
         self.was_ready.store(true, Ordering::SeqCst);
     }
 
-    /// Returns true if the child's model was loaded.
+    /// Returns true if the child has loaded its model.
     pub(in crate::worker) fn was_ready(&self) -> bool {
         self.was_ready.load(Ordering::SeqCst)
     }
 }
 
-/// The exit of a child's process.
+/// Exit of a child worker's process.
 #[derive(Clone, Debug)]
 pub(in crate::worker) struct ProcessExit {
     pub(in crate::worker) kind: ExitKind,
-    /// A signal from outside ended the process.
+    /// True if a signal from outside ended the process.
     pub(in crate::worker) was_killed: bool,
-    /// The reason, for the operator.
+    /// Description of the exit, for the operator.
     pub(in crate::worker) reason: String,
 }
 
-/// The kind of a child's exit. A sequence that was running during a crash becomes a crash suspect.
+/// Kind of a child worker's exit. After a crash, the sequences that were running become crash suspects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::worker) enum ExitKind {
     /// The process panicked, or died by a signal such as SIGSEGV.
@@ -144,7 +146,7 @@ pub(in crate::worker) enum ExitKind {
     Ended,
 }
 
-/// Compares the facts of a model that two workers report. The name comes from the engine, so it is not compared.
+/// Compares the facts of a model that two workers report. The name is not compared, because it comes from the engine.
 fn are_equivalent(one: &ModelFacts, other: &ModelFacts) -> bool {
     one.context_length == other.context_length
         && one.max_prompt_bytes == other.max_prompt_bytes

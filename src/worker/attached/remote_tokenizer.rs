@@ -1,4 +1,5 @@
-//! The tokenizer and the chat template of a model whose workers are remote. A call goes to any worker of the model.
+//! The tokenizer and the chat template of a model whose workers are remote. Any worker of the model can answer a
+//! call.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,23 +17,23 @@ use crate::request::{ChatMessage, TokenId};
 use crate::runner::{BosPolicy, Model, ModelError, ModelFacts, TokenBytes};
 use crate::worker::{WorkerId, wire};
 
-/// Capacity of the queue of calls to one worker. A caller waits while it is full.
+/// Capacity of the queue of tokenizer calls to one worker. While the queue is full, callers wait.
 const QUEUE_CAPACITY: usize = 64;
 
-/// A tokenizer call on its way to a worker, and the channel for its answer.
+/// A tokenizer call to a worker, and the channel for its answer.
 pub(super) struct TokenizerRequest {
     pub(super) about: About,
     pub(super) answer: oneshot::Sender<Answer>,
 }
 
-/// The workers of one model that answer tokenizer calls.
+/// The workers of one model that can answer tokenizer calls.
 #[derive(Default)]
 pub(super) struct RemoteTokenizers {
     ready: Mutex<VecDeque<(WorkerId, mpsc::Sender<TokenizerRequest>)>>,
 }
 
 impl RemoteTokenizers {
-    /// Adds a worker, and returns the queue of its calls.
+    /// Adds a worker. Returns the receiving end of its queue of calls.
     pub(super) fn add(&self, worker: WorkerId) -> mpsc::Receiver<TokenizerRequest> {
         let (sender, receiver) = mpsc::channel(QUEUE_CAPACITY);
         self.ready().push_back((worker, sender));
@@ -44,7 +45,7 @@ impl RemoteTokenizers {
         self.ready().retain(|(known, _)| *known != worker);
     }
 
-    /// Calls one worker after the other, with a timeout of `per_worker` each, until one answers.
+    /// Calls one worker after the other until one answers, with a timeout of `per_worker` for each.
     async fn call(&self, about: &About, per_worker: Duration) -> Result<Answer, ModelError> {
         let message = "No worker of this model answered the tokenizer call.";
         let mut last_error = ModelError::Unavailable(message.to_owned());
@@ -52,7 +53,7 @@ impl RemoteTokenizers {
             match timeout(per_worker, call_one(&queue, about.clone())).await {
                 Ok(Some(Answer::Failure(failure))) => match wire::model_error(Some(failure)) {
                     invalid @ ModelError::Invalid(_) => return Err(invalid),
-                    // Another worker may succeed.
+                    // The error may be specific to this worker, so try the next one.
                     other @ (ModelError::Failed(_) | ModelError::Unavailable(_)) => {
                         last_error = other;
                     }
@@ -64,8 +65,8 @@ impl RemoteTokenizers {
         Err(last_error)
     }
 
-    /// The queues of all workers. Each call starts with the next worker, so that a slow worker does not delay every
-    /// caller.
+    /// Returns the queues of all workers. Each call starts with another worker, so that a slow worker does not delay
+    /// every caller.
     fn rotate(&self) -> Vec<mpsc::Sender<TokenizerRequest>> {
         let mut ready = self.ready();
         let queues = ready.iter().map(|(_, queue)| queue.clone());
@@ -81,7 +82,7 @@ impl RemoteTokenizers {
     }
 }
 
-/// Calls a worker. Returns `None` if it has disconnected.
+/// Sends a call to one worker and waits for the answer. Returns `None` if the worker has disconnected.
 async fn call_one(queue: &mpsc::Sender<TokenizerRequest>, about: About) -> Option<Answer> {
     let (answer, receiver) = oneshot::channel();
     queue.send(TokenizerRequest { about, answer }).await.ok()?;
@@ -92,12 +93,13 @@ async fn call_one(queue: &mpsc::Sender<TokenizerRequest>, about: About) -> Optio
 pub(super) struct RemoteModel {
     pub(super) facts: ModelFacts,
     pub(super) tokenizers: Arc<RemoteTokenizers>,
-    /// Longest wait for one worker's answer.
+    /// Maximum wait for the answer of one worker.
     pub(super) call_timeout: Duration,
 }
 
 impl RemoteModel {
-    /// Blocks until the call is answered. It never runs on a runtime thread, because `tokenizes_inline` is false.
+    /// Blocks until a worker has answered the call. Never runs on an async thread, because `tokenizes_inline` is
+    /// false.
     fn call(&self, about: &About) -> Result<Answer, ModelError> {
         Handle::current().block_on(self.tokenizers.call(about, self.call_timeout))
     }
@@ -157,7 +159,8 @@ impl Model for RemoteModel {
     }
 }
 
-/// An answer of the wrong kind. The worker's session has rejected those, so this is never returned.
+/// Error for an answer that does not fit the call. Never returned in practice, because the worker's session rejects
+/// such answers.
 fn mismatched_answer() -> ModelError {
     ModelError::Failed("a worker's answer does not match its tokenizer call".to_owned())
 }
@@ -176,7 +179,7 @@ mod tests {
         Answer::Text(of.to_owned())
     }
 
-    /// Answers the next call.
+    /// Answers the next tokenizer call in the queue with `with`.
     async fn answer(queue: &mut mpsc::Receiver<TokenizerRequest>, with: Answer) {
         let request = queue.recv().await.expect("a call");
         request.answer.send(with).expect("a waiting caller");

@@ -1,4 +1,4 @@
-//! The sequences on a remote worker: the progress and the credit of each, and the check of what the worker sends.
+//! The sequences on a remote worker: the progress and the credit of each, and checks of the worker's messages.
 //!
 //! This module sends nothing. It collects messages to the worker and to the scheduler in [`Effects`].
 
@@ -13,7 +13,8 @@ use crate::worker::slots::{Freed, Slots};
 use crate::worker::token_channel::Failure;
 use crate::worker::wire::{self, SequenceId, Violation};
 
-/// Smallest grant of credit, in tokens, to a sequence that still has credit. Fewer grants mean fewer messages.
+/// Minimum number of tokens in a grant of credit to a sequence that still has credit. Larger grants mean fewer
+/// messages.
 const MIN_GRANT: usize = 128;
 
 /// All sequences of one generation of a worker.
@@ -22,52 +23,52 @@ pub(super) struct Sequences {
     /// The sequence in each slot.
     by_slot: Vec<Option<RemoteSequence>>,
     by_number: HashMap<u64, Slot>,
-    /// Token ids are below this.
+    /// Number of tokens in the vocabulary. Valid token ids are lower.
     vocabulary_size: u32,
-    /// The id of the latest sequence. Its number keeps counting over all generations.
+    /// Id of the latest sequence. Sequence numbers keep increasing over all generations.
     last: SequenceId,
     effects: Effects,
 }
 
-/// A sequence that the worker has.
+/// A sequence that was submitted to the worker.
 struct RemoteSequence {
     number: u64,
     submitted_ns: u64,
     is_accepted: bool,
-    /// Each token must have its log probabilities.
+    /// True if each token must have log probabilities.
     wants_logprobs: bool,
-    /// Index of the next token of the completion.
+    /// Index of the next completion token.
     next_index: u32,
-    /// Index of the next token of the prompt.
+    /// Index of the next prompt token.
     next_prompt_index: u32,
-    /// The prompt, until all of its requested tokens have arrived.
+    /// The prompt, while requested prompt tokens are still missing.
     scoring: Option<Arc<[TokenId]>>,
     max_tokens: u32,
     min_tokens: u32,
-    /// Number of tokens that the worker may still emit.
+    /// Number of tokens that the worker may still send.
     credit: usize,
-    /// Number of remaining tokens for which no credit has been granted yet.
+    /// Number of remaining tokens for which the worker has no credit yet.
     not_granted: usize,
 }
 
-/// The messages and metrics that follow from a change.
+/// Messages and metrics that result from a change.
 #[derive(Default)]
 pub(super) struct Effects {
-    /// To the worker: more credit for sequences.
+    /// For the worker: more credit for sequences.
     pub(super) grants: Vec<proto::Grant>,
-    /// To the worker: the numbers of cancelled sequences.
+    /// For the worker: numbers of cancelled sequences.
     pub(super) cancelled: Vec<u64>,
-    /// To the scheduler: the `max_tokens` of each sequence whose slot is free again.
+    /// For the scheduler: `max_tokens` of each sequence whose slot became free.
     pub(super) released: Vec<u32>,
-    /// To the scheduler: the number of cleared crash suspects.
+    /// For the scheduler: number of crash suspects that are cleared.
     pub(super) cleared: usize,
-    /// To the metrics: the number of completion tokens.
+    /// For the metrics: number of completion tokens.
     pub(super) tokens: u64,
 }
 
 impl Sequences {
-    /// Creates the slots of a worker. `last` has the generation of this load, and the number of the latest sequence of
-    /// the previous one.
+    /// Creates the empty slots of a worker. `last` has the number of the latest sequence of the previous generation,
+    /// and the generation that starts now.
     pub(super) fn new(slots: usize, slow_reader_ns: u64, last: SequenceId) -> Self {
         Self {
             slots: Slots::new(slots, slow_reader_ns),
@@ -79,7 +80,7 @@ impl Sequences {
         }
     }
 
-    /// Sets the vocabulary size, below which token ids must be.
+    /// Sets the vocabulary size, which token ids must be below.
     pub(super) fn with_vocabulary(self, vocabulary_size: u32) -> Self {
         Self {
             vocabulary_size,
@@ -92,13 +93,13 @@ impl Sequences {
         self.last.number
     }
 
-    /// Number of sequences, as a gauge value.
+    /// Number of sequences, as a float for the gauge.
     pub(super) fn count(&self) -> f64 {
         self.slots.count()
     }
 
-    /// The submission time of the oldest sequence that the worker has neither accepted nor rejected, in nanoseconds of
-    /// CLOCK_MONOTONIC.
+    /// Submission time of the oldest sequence that the worker has neither accepted nor rejected, in nanoseconds of
+    /// CLOCK_MONOTONIC. `None` if there is none.
     pub(super) fn oldest_unaccepted_ns(&self) -> Option<u64> {
         let waiting = self.by_slot.iter().flatten().filter(|it| !it.is_accepted);
         waiting.map(|it| it.submitted_ns).min()
@@ -110,7 +111,8 @@ impl Sequences {
         std::mem::take(&mut self.effects)
     }
 
-    /// Adds a sequence, and returns the message that submits it to the worker. Returns `None` if it has already ended.
+    /// Adds a sequence, and returns the message that submits it to the worker. Returns `None` if the sequence ends
+    /// without running.
     pub(super) fn submit(&mut self, assignment: Assignment) -> Option<proto::Submit> {
         let max_tokens = assignment.sequence.max_tokens;
         let Some((assignment, deadline_ns)) = assignment.into_runnable() else {
@@ -154,7 +156,7 @@ impl Sequences {
         Some(submit)
     }
 
-    /// Handles `accepted`. Ignores an unknown number, because the sequence may have been cancelled.
+    /// Handles the message `accepted`. An unknown number is ignored, because the sequence may have been cancelled.
     pub(super) fn accepted(&mut self, number: u64) {
         let Some(&slot) = self.by_number.get(&number) else {
             return;
@@ -162,12 +164,12 @@ impl Sequences {
         if let Some(sequence) = &mut self.by_slot[slot.0]
             && !std::mem::replace(&mut sequence.is_accepted, true)
         {
-            // If the reader is gone, the next sweep finds that.
+            // If the reader is gone, the next sweep ends the sequence.
             let _ = self.slots.accept(slot);
         }
     }
 
-    /// Handles `refused`: the worker does not run a sequence.
+    /// Handles the message `refused`: the worker does not run the sequence.
     pub(super) fn refused(&mut self, refused: proto::Refused) {
         if let Some(&slot) = self.by_number.get(&refused.sequence) {
             let failure = Failure::Model(wire::model_error(refused.failure));
@@ -176,14 +178,13 @@ impl Sequences {
         }
     }
 
-    /// Sends a step's tokens to their readers, and grants more credit.
+    /// Passes a step's tokens to their readers, and grants more credit.
     ///
-    /// # Errors
-    /// When the step violates the protocol.
+    /// # Errors Returns an error if the step violates the protocol.
     pub(super) fn step(&mut self, step: proto::Step, now_ns: u64) -> Result<(), Violation> {
         wire::check_step(&step)?;
         for entry in step.sequences {
-            // Tokens of a sequence that has been cancelled or has ended here may still arrive.
+            // A sequence without an entry was cancelled or has ended here. Its late tokens are ignored.
             if let Some(&slot) = self.by_number.get(&entry.sequence) {
                 self.apply(slot, entry, now_ns)?;
                 self.grant_credit(slot);
@@ -230,7 +231,7 @@ impl Sequences {
     }
 
     /// Ends every sequence whose reader is gone or too slow, or whose deadline has passed. Grants credit to sequences
-    /// whose readers have read.
+    /// whose readers have read tokens.
     pub(super) fn sweep(&mut self, now_ns: u64) {
         for freed in self.slots.sweep(now_ns) {
             self.cancel(freed);
@@ -247,7 +248,7 @@ impl Sequences {
         }
     }
 
-    /// Closes all token channels without an end and marks them as crashed.
+    /// Closes all token channels without an end, and marks them as crashed.
     pub(super) fn crash_all(&mut self) {
         self.slots.crash_all();
     }
@@ -293,7 +294,7 @@ impl Sequences {
 }
 
 impl RemoteSequence {
-    /// Checks that a step entry continues the sequence and stays within its credit, and updates the progress.
+    /// Checks that a step's entry continues the sequence and stays within its credit. Records the progress.
     fn check(&mut self, entry: &proto::SequenceStep) -> Result<(), Violation> {
         if !self.is_accepted {
             return Err(self.violation("has tokens before it was accepted"));
@@ -330,7 +331,7 @@ impl RemoteSequence {
         self.check_end(entry)
     }
 
-    /// Checks that the prompt tokens were requested and match the prompt.
+    /// Checks that prompt tokens were requested and match the prompt.
     fn check_prompt(&mut self, entry: &proto::SequenceStep) -> Result<(), Violation> {
         let count = entry.ids.len();
         if count == 0 {
@@ -352,7 +353,7 @@ impl RemoteSequence {
         Ok(())
     }
 
-    /// Checks that the sequence may end as the entry says.
+    /// Checks that the sequence may end in the way that the entry claims.
     fn check_end(&self, entry: &proto::SequenceStep) -> Result<(), Violation> {
         let problem = match entry.end() {
             proto::End::Unspecified | proto::End::Failed => return Ok(()),

@@ -1,7 +1,7 @@
-//! The session of one worker, from its `welcome` to its end. It forwards the worker's tokens to their token channels,
-//! and sends the worker submissions, credit, cancellations and tokenizer calls.
+//! The session of one worker, from its `welcome` to its end. It forwards the worker's tokens to their token channels.
+//! It sends submissions, credit, cancellations and tokenizer calls to the worker.
 //!
-//! A session waits for nothing but its worker, and for its worker no longer than the heartbeat timeout.
+//! A session waits only for its worker, and never longer than the heartbeat timeout.
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -34,7 +34,7 @@ mod loaded_state;
 /// The session of an accepted worker.
 pub(super) struct Session {
     pub(super) worker: WorkerId,
-    /// `Some` if the engine has started the worker.
+    /// The child worker's registration. `None` if the engine did not start the worker.
     pub(super) child: Option<ChildRegistration>,
     pub(super) registration: Arc<Registration>,
     pub(super) timeouts: SessionTimeouts,
@@ -64,7 +64,8 @@ impl Session {
         let mut loaded = None;
         let mut history = History::default();
         let mut heartbeat = HeartbeatMonitor::new(&self.timeouts, Instant::now());
-        // Resetting the timer at each message would be costly. It is reset only when it has fired or must fire earlier.
+        // Resetting the timer at each message would be costly. It is reset only after it has fired, or when it must
+        // fire earlier.
         let mut timer = pin!(sleep_until(heartbeat.next_check(Instant::now())));
         let mut end = loop {
             if let Some(check) = loaded.as_ref().and_then(LoadedState::next_check)
@@ -123,8 +124,8 @@ impl Session {
         end
     }
 
-    /// Returns true if a worker whose stream has ended has crashed. Only the exit of a child's process shows this; its
-    /// reason then replaces the stream's less precise one.
+    /// Returns true if a worker whose stream has ended has crashed. Only the exit status of a child's process shows a
+    /// crash. The description of the exit then replaces `reason`, which is less precise.
     async fn has_crashed(&mut self, reason: &mut String) -> bool {
         let Some(child) = &mut self.child else {
             return false;
@@ -150,7 +151,7 @@ impl Session {
         };
         tokio::select! {
             message = inbound.message() => match message {
-                // tonic's code for a message above the size limit.
+                // tonic returns this code for a message above the size limit.
                 Err(status) if status.code() == Code::OutOfRange => {
                     SessionEvent::End(violation(status.message()))
                 }
@@ -161,7 +162,7 @@ impl Session {
                 Ok(None) => {
                     SessionEvent::End(SessionEnd::Disconnected("it ended its stream".to_owned()))
                 }
-                // A message that this engine does not know yet.
+                // A message of a later protocol version.
                 Ok(Some(proto::AttachRequest { message: None })) => SessionEvent::Woken,
                 Ok(Some(proto::AttachRequest { message: Some(message) })) => {
                     SessionEvent::Message(message)
@@ -177,7 +178,7 @@ impl Session {
         }
     }
 
-    /// Returns true if the worker has neither accepted nor rejected a sequence in time.
+    /// Returns true if the worker has left a sequence neither accepted nor rejected for too long.
     fn acceptance_is_overdue(&self, loaded: Option<&LoadedState>) -> bool {
         let since = loaded.and_then(|loaded| loaded.sequences.oldest_unaccepted_ns());
         since
@@ -205,7 +206,8 @@ impl Session {
             }
             (WorkerMessage::Loading(proto::Loading { fraction }), None) => {
                 let fraction = if fraction.is_finite() { fraction } else { 0.0 };
-                // Progress is only informative. If the queue is full, the next report replaces this one.
+                // Progress is only informative. If the queue is full, this report is dropped and the next one
+                // replaces it.
                 let event = WorkerEvent::Loading(self.worker, fraction.clamp(0.0, 1.0));
                 let _ = self.events.try_send(event);
                 Ok(())
@@ -275,7 +277,7 @@ impl Session {
         }
     }
 
-    /// Starts a generation, because the worker has loaded its model.
+    /// Starts a generation, after the worker has loaded its model.
     async fn start_generation(
         &self,
         ready: ReadyReport,
@@ -346,7 +348,7 @@ impl Session {
         self.send(EngineMessage::Question(question)).await
     }
 
-    /// Checks the flags, and sweeps the sequences.
+    /// Checks the flags of the worker's handle, and sweeps the sequences.
     async fn sweep(&self, loaded: Option<&mut LoadedState>) -> Result<(), SessionEnd> {
         self.flags.attention.store(false, Ordering::SeqCst);
         let is_stopping = self.flags.stopping.load(Ordering::SeqCst);
@@ -358,7 +360,8 @@ impl Session {
             self.apply_effects(loaded).await?;
         }
         if is_stopping {
-            // Only a child ends with this engine. Any other worker reconnects, to the engine that starts next.
+            // When the engine stops, only a child worker stops with it. Any other worker reconnects to the next
+            // engine.
             if self.child.is_some() {
                 let _ = self.send(EngineMessage::Drain(proto::Drain {})).await;
             }
@@ -367,7 +370,8 @@ impl Session {
         Ok(())
     }
 
-    /// Sends the effects of the last change to the worker, the scheduler and the metrics.
+    /// Applies the effects of the last change: sends messages to the worker, reports to the scheduler and updates the
+    /// metrics.
     async fn apply_effects(&self, loaded: &mut LoadedState) -> Result<(), SessionEnd> {
         let Effects {
             grants,
@@ -402,7 +406,7 @@ impl Session {
         Ok(())
     }
 
-    /// Ends a generation: it gets no more tokenizer calls, and its sequences leave the gauge.
+    /// Ends a generation: the worker gets no more tokenizer calls, and the gauge no longer counts its sequences.
     fn end_generation(&self, loaded: &LoadedState) {
         self.registration.tokenizers.remove(self.worker);
         self.telemetry.sequences_running.decrement(loaded.counted);
@@ -414,13 +418,13 @@ impl Session {
         match timeout(self.timeouts.heartbeat_timeout, sent).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(SessionEnd::Disconnected("its stream broke".to_owned())),
-            // The worker does not read its messages.
+            // The queue of messages is full, so the worker has stopped reading.
             Err(_) => Err(SessionEnd::HeartbeatTimeout),
         }
     }
 
     async fn report(&self, event: WorkerEvent) -> Result<(), SessionEnd> {
-        // The scheduler never waits for a worker while it receives events.
+        // This does not block for long: the scheduler never waits for a worker while it receives events.
         let sent = self.events.send(event).await;
         sent.map_err(|_| SessionEnd::Stopped)
     }

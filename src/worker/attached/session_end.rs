@@ -1,32 +1,32 @@
-//! The reasons for which a worker's session ends, and their texts for the operator and for the worker.
+//! The reasons why a worker's session ends, and their texts for the operator and for the worker.
 
 use tonic::Status;
 
 use crate::worker::wire::Violation;
 
-/// The end of a worker's session.
+/// Reason why a worker's session ended.
 #[derive(Debug)]
 pub(super) enum SessionEnd {
     /// The engine is shutting down.
     Stopped,
     /// The stream ended or broke.
     Disconnected(String),
-    /// No message arrived within the heartbeat timeout, or the worker did not read its messages for that long.
+    /// The worker sent no message within the heartbeat timeout, or did not read its messages for that long.
     HeartbeatTimeout,
     /// A device call exceeded the step limit.
     StepTimeout,
     /// The worker did not accept or reject a sequence in time.
     AcceptanceTimeout,
-    /// The worker has open tokenizer calls and answered none in time.
+    /// The worker has open tokenizer calls and has answered none of them in time.
     Unresponsive,
     /// The worker violated the protocol.
     Violation(Violation),
-    /// The session's task panicked. This is a bug of the engine, not of the worker.
+    /// The session's task panicked, which is a bug of the engine.
     Panicked,
 }
 
 impl SessionEnd {
-    /// The reason, for the operator.
+    /// Describes the end for the operator, as a sentence about the worker ("it").
     pub(super) fn reason(&self) -> String {
         match self {
             Self::Stopped => "the engine is shutting down".to_owned(),
@@ -46,7 +46,7 @@ impl SessionEnd {
         }
     }
 
-    /// The status that the worker receives; `None` if its stream just ends.
+    /// Returns the gRPC status to send to the worker. `None` if the stream can simply end.
     pub(super) fn status(&self) -> Option<Status> {
         match self {
             Self::Stopped | Self::Disconnected(_) => None,

@@ -22,7 +22,7 @@ mod scoring;
 
 const NO_SLOW_READER_TIMEOUT: u64 = u64::MAX;
 
-/// A sequence with a token channel of this credit, and with `delivered` tokens that the client already has.
+/// Creates a sequence whose token channel has this credit. The client already has `delivered` tokens.
 fn assignment(credit: usize, max_tokens: u32, delivered: u32) -> (Assignment, TokenReceiver) {
     let (sender, receiver) = token_channel(credit, Arc::new(Notify::new()), Counter::noop());
     let sequence = Sequence {
@@ -38,7 +38,7 @@ fn assignment(credit: usize, max_tokens: u32, delivered: u32) -> (Assignment, To
     (assignment, receiver)
 }
 
-/// The sequences of a worker of generation 3, with this number of slots.
+/// Creates the sequences of a worker with this number of slots, in generation 3.
 fn sequences(slots: usize) -> Sequences {
     let last = SequenceId {
         number: 0,
@@ -47,7 +47,8 @@ fn sequences(slots: usize) -> Sequences {
     Sequences::new(slots, NO_SLOW_READER_TIMEOUT, last)
 }
 
-/// The sequences of a worker with one slot that has accepted `assignment`, and its number and credit.
+/// Submits `assignment` to a worker with one slot that accepts it. Returns the worker's sequences, and the number and
+/// credit of the new one.
 fn accepted(assignment: Assignment) -> (Sequences, u64, u32) {
     let mut sequences = sequences(1);
     let submit = sequences
@@ -58,7 +59,7 @@ fn accepted(assignment: Assignment) -> (Sequences, u64, u32) {
     (sequences, submit.sequence, submit.credit)
 }
 
-/// A step with `count` tokens from `first_index` on. Each token's id is its index.
+/// Creates a step with `count` tokens whose indices start at `first_index`. Each token's id is its index.
 fn step(sequence: u64, first_index: u32, count: u32, end: proto::End) -> proto::Step {
     let ids: proto::PackedVarints = (first_index..first_index + count).collect();
     let entry = proto::SequenceStep {

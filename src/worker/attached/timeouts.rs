@@ -1,46 +1,46 @@
-//! The timeouts of one remote worker: the engine's settings, extended by the heartbeat timeout that the worker declares
-//! in its `hello`.
+//! The timeouts of one remote worker. They are the engine's settings, extended by the heartbeat timeout that the
+//! worker declares in its `hello`.
 //!
-//! A worker whose device calls hold Python's interpreter sends nothing during such a call. No timeout may therefore end
-//! a worker before its declared heartbeat timeout has passed.
+//! A Python worker may hold the interpreter lock during a device call and then sends nothing. Therefore no timeout
+//! ends a worker before its declared heartbeat timeout has passed.
 
 use std::time::Duration;
 
 use super::WorkerTimeouts;
 use crate::proto::worker as proto;
 
-/// A worker is lost if it answers no tokenizer call for this many call timeouts. One slow prompt fails only its own
-/// caller, and does not cost the worker its running sequences.
+/// A worker is lost if it answers no tokenizer call for this many call timeouts. One slow prompt should fail only its
+/// own request, not all running sequences of the worker.
 const UNRESPONSIVE_FACTOR: u32 = 3;
 
 /// The timeouts of one worker's session.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SessionTimeouts {
-    /// Time between two heartbeats of the worker.
+    /// Interval between two heartbeats of the worker.
     pub(super) heartbeat_interval: Duration,
-    /// The worker is lost after this long without a message.
+    /// Time without a message after which the worker is lost.
     pub(super) heartbeat_timeout: Duration,
-    /// Longest device call; `None` means no limit. It is at least the declared heartbeat timeout, because the engine
-    /// cannot observe a call while the worker is silent.
+    /// Maximum duration of a device call; `None` means no limit. It is at least the declared heartbeat timeout,
+    /// because the engine cannot observe a device call while the worker is silent.
     pub(super) step_limit: Option<Duration>,
-    /// Longest time until the worker accepts or rejects a sequence; `None` means no limit. The worker may have to
+    /// Maximum time until the worker accepts or rejects a sequence; `None` means no limit. The worker may have to
     /// finish a device call first.
     pub(super) acceptance_timeout: Option<Duration>,
-    /// Longest time that a caller waits for the answer to a tokenizer call.
+    /// Maximum time that a caller waits for the answer to a tokenizer call.
     pub(super) tokenizer_call_timeout: Duration,
-    /// The worker is lost after this long with open tokenizer calls and without an answer.
+    /// Time with open tokenizer calls and without an answer after which the worker is lost.
     pub(super) unresponsive_timeout: Duration,
 }
 
 impl SessionTimeouts {
-    /// Combines the engine's timeouts with the heartbeat timeout that the worker declared, if it did.
+    /// Combines the engine's timeouts with the heartbeat timeout that the worker declared, if it declared one.
     pub(super) fn new(engine: WorkerTimeouts, declared_timeout: Option<Duration>) -> Self {
         let heartbeat_timeout = declared_timeout.unwrap_or(engine.heartbeat_timeout);
         let declared = declared_timeout.unwrap_or_default();
         let step_limit = engine.step_limit.map(|limit| limit.max(declared));
         Self {
-            // Four heartbeats per timeout. A worker with a longer timeout still sends heartbeats as often as any other,
-            // because they report the duration of its device calls.
+            // A worker sends four heartbeats per timeout. A longer declared timeout does not make them rarer, because
+            // heartbeats also report the duration of device calls.
             heartbeat_interval: heartbeat_timeout.min(engine.heartbeat_timeout) / 4,
             heartbeat_timeout,
             step_limit,
@@ -50,7 +50,7 @@ impl SessionTimeouts {
         }
     }
 
-    /// The first message to the worker.
+    /// Creates the first message to the worker.
     pub(super) fn welcome(&self) -> proto::Welcome {
         let milliseconds = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
         proto::Welcome {

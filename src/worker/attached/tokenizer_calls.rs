@@ -1,7 +1,7 @@
-//! The tokenizer calls of one worker: which are unanswered, since when, and whether an answer matches its call. A call
-//! is a `Question` in `worker.proto`.
+//! The open tokenizer calls of one worker, and the check that an answer matches its call. `worker.proto` calls a
+//! tokenizer call a `Question`.
 //!
-//! A call stays open when its caller has gone, because the worker still works on it.
+//! A call stays open after its caller has gone, because the worker is still working on it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,19 +15,19 @@ use crate::proto::worker::answer::Answer;
 use crate::proto::worker::question::About;
 use crate::worker::wire::{self, Violation};
 
-/// Most open calls per worker.
+/// Maximum number of open calls per worker.
 const MAX_OPEN_CALLS: usize = 32;
 
 /// The tokenizer calls of one generation of a worker.
 pub(super) struct TokenizerCalls {
-    /// Open calls by number, the oldest first.
+    /// Open calls by number. Lower numbers are older.
     open: BTreeMap<u64, OpenCall>,
     last_number: u64,
-    /// Token ids are below this.
+    /// Number of tokens in the vocabulary. Valid token ids are lower.
     vocabulary_size: u32,
-    /// The worker is unresponsive after this long with open calls and without an answer.
+    /// Time with open calls and without an answer after which the worker is unresponsive.
     unresponsive_timeout: Duration,
-    /// Time of the latest answer, or the start of this generation.
+    /// Time of the latest answer, or start of this generation.
     last_answer: Instant,
 }
 
@@ -37,18 +37,18 @@ struct OpenCall {
     answer: oneshot::Sender<Answer>,
 }
 
-/// The kind of answer that matches a call. A failure matches every call.
+/// The kind of answer that a call must get. A failure matches every call.
 #[derive(Clone, Copy)]
 enum Expected {
     Ids,
-    /// The bytes of this many tokens.
+    /// The bytes of this number of tokens.
     Pieces(usize),
     Text,
 }
 
 impl TokenizerCalls {
-    /// Creates an empty set. Numbers continue after `last_number`, the last of the previous generation, so that a late
-    /// answer for that generation matches no call of this one.
+    /// Creates an empty set of calls. The numbers continue after `last_number`, the last number of the previous
+    /// generation. A late answer for that generation then matches no call of this one.
     pub(super) fn new(
         vocabulary_size: u32,
         last_number: u64,
@@ -63,7 +63,7 @@ impl TokenizerCalls {
         }
     }
 
-    /// The number of the latest call.
+    /// Number of the latest call.
     pub(super) fn last_number(&self) -> u64 {
         self.last_number
     }
@@ -73,13 +73,13 @@ impl TokenizerCalls {
         self.open.len() < MAX_OPEN_CALLS
     }
 
-    /// The time at which the worker becomes unresponsive; `None` if it has no open call.
+    /// Returns the time at which the worker becomes unresponsive, or `None` if it has no open call.
     pub(super) fn unresponsive_at(&self) -> Option<Instant> {
         let oldest = self.open.values().next()?;
         Some(oldest.sent.max(self.last_answer) + self.unresponsive_timeout)
     }
 
-    /// Opens a call, and returns the message to the worker.
+    /// Opens a call. Returns the message to send to the worker.
     pub(super) fn open(&mut self, request: TokenizerRequest) -> proto::Question {
         let TokenizerRequest { about, answer } = request;
         self.last_number += 1;
@@ -95,10 +95,10 @@ impl TokenizerCalls {
         }
     }
 
-    /// Closes a call, and passes the answer to its caller. Ignores an answer without an open call or a waiting caller.
+    /// Closes a call, and passes the answer to its caller. An answer is ignored if its call is not open or nobody
+    /// waits for it.
     ///
-    /// # Errors
-    /// When the answer does not match its call.
+    /// # Errors Returns an error if the answer does not match its call.
     pub(super) fn close(&mut self, answer: proto::Answer) -> Result<(), Violation> {
         let proto::Answer { question, answer } = answer;
         let Some(call) = self.open.remove(&question) else {
@@ -114,7 +114,7 @@ impl TokenizerCalls {
                 "the answer to question {question} does not match the question"
             ))
         })?;
-        // The caller may have gone in the meantime.
+        // Sending fails if the caller has gone in the meantime.
         let _ = call.answer.send(answer);
         Ok(())
     }
@@ -175,7 +175,7 @@ mod tests {
         Some(Answer::Text(String::new()))
     }
 
-    /// Answers a call, and returns the answer that its caller gets, or the violation.
+    /// Opens a call and answers it. Returns the answer that the caller receives, or the violation.
     fn call_and_answer(about: About, answer: Option<Answer>) -> Result<Option<Answer>, Violation> {
         let (mut calls, (sender, mut receiver)) = (calls(), oneshot::channel());
         let request = TokenizerRequest {

@@ -1,11 +1,11 @@
-//! Tests of how tokens are gathered into messages.
+//! Tests that show how tokens are collected into step messages.
 
 use prost::Message as _;
 
 use super::*;
 use crate::tokens::{Logprobs, TopLogprob};
 
-/// A channel with this credit, and its outbox.
+/// Creates a token channel with this credit, and its outbox.
 fn remote_channel(credit: usize) -> (RemoteChannel, Arc<Outbox>) {
     let outbox = Arc::<Outbox>::default();
     let reader = RemoteReader::new(credit);
@@ -23,7 +23,7 @@ fn token(id: u32) -> Token {
     }
 }
 
-/// A token with the largest possible log probabilities.
+/// Creates a token whose log probabilities have the maximum size.
 fn token_with_logprobs(id: u32) -> Token {
     let top = (0..20).map(|id| TopLogprob {
         id,
@@ -41,7 +41,7 @@ fn token_with_logprobs(id: u32) -> Token {
     }
 }
 
-/// Takes all unsent messages, and returns the steps.
+/// Takes all unsent messages from the outbox. Returns the steps among them.
 fn steps(outbox: &Outbox) -> Vec<proto::Step> {
     let mut messages = VecDeque::new();
     outbox.take(&mut messages);

@@ -15,7 +15,7 @@ use crate::worker::token_channel::Output;
 /// `max_tokens` of each sequence.
 const MAX_TOKENS: u32 = 7;
 
-/// A device that reports each admitted sequence and runs none.
+/// A device that reports each sequence it admits and runs none of them.
 struct RecordingDevice(mpsc::Sender<Sequence>);
 
 struct NoModel(ModelFacts);
@@ -116,7 +116,7 @@ fn settings(loader: impl Loader + 'static, events: mpsc::Sender<WorkerEvent>) ->
 }
 
 impl Started {
-    /// Submits a sequence that must not reach the device, and waits until its slot is released.
+    /// Submits a sequence that must not reach the device, and waits until the worker has released its slot.
     async fn submit_unrunnable(mut self, assignment: Assignment) {
         let submitted = self.handle.submit(self.generation, assignment);
         assert!(submitted.is_ok(), "a slot is free");
@@ -156,7 +156,7 @@ fn a_worker_stopped_during_its_restart_delay_ends_at_once() {
     let (sender, outcome) = std_mpsc::channel();
     std::thread::spawn(move || {
         let stopped = Cell::new(false);
-        // The worker is stopped after its first check and before it sleeps.
+        // The worker is stopped after its first check, but before it sleeps.
         let is_ending = || {
             std::thread::current().unpark();
             stopped.replace(true)
@@ -203,7 +203,7 @@ fn joining_a_hung_device_thread_stops_at_the_deadline() {
     assert!(thread.join_until(Instant::now() + Duration::from_secs(10)));
 }
 
-/// A device whose existence shows in the reference count.
+/// A device that holds a clone of the `Arc`, so that the reference count shows whether the device still exists.
 struct Counted(Arc<()>);
 
 impl Loader for Counted {

@@ -43,7 +43,7 @@ async fn room_made_just_before_the_worker_stalls_is_seen() {
     let (sender, mut receiver) = new_channel(2);
     assert_eq!(sender.token(token(0)), SendOutcome::Delivered);
     assert_eq!(sender.token(token(1)), SendOutcome::Delivered);
-    // The worker has found the channel full, but has not set the flag yet, so this read does not wake it.
+    // The worker has found the channel full but has not requested a wake-up yet, so this read does not wake it.
     assert_eq!(receive(&mut receiver).await.len(), 2);
     let Route::Local(channel) = &sender.0 else {
         panic!("the channel is local");

@@ -5,15 +5,14 @@ use jiff::Zoned;
 use jiff::fmt::strtime::{BrokenDownTime, Config, PosixCustom};
 use minijinja::{Error, ErrorKind};
 
-/// A source of the current time. Tests use a fixed time.
+/// Returns the current time. Tests use a fixed time.
 pub(super) type Clock = fn() -> Zoned;
 
-/// Formats the time like Python. Directives that Python does not know are left unchanged.
+/// Formats a time like Python's `strftime`. Directives that Python does not know are left unchanged.
 ///
-/// # Errors
-/// The time has no value for a directive.
+/// # Errors The time has no value for a directive.
 pub(super) fn strftime(now: &Zoned, format: &str) -> Result<String, Error> {
-    // English names of days and months, and `%c` as in Python's C locale.
+    // The names of days and months are English, and `%c` is as in Python's C locale.
     let config = Config::new().custom(PosixCustom::new()).lenient(true);
     let time = BrokenDownTime::from(now);
     time.to_string_with_config(&config, python_directives(format))
@@ -23,8 +22,8 @@ pub(super) fn strftime(now: &Zoned, format: &str) -> Result<String, Error> {
         })
 }
 
-/// Rewrites the directives that jiff and Python treat differently. Python's `now()` has no time zone, so
-/// `%z` and `%Z` are empty; `%f` always has six digits; and directives that only jiff knows are escaped.
+/// Rewrites the directives for which the crate `jiff` and Python differ. Python's `now()` has no time zone, so `%z`
+/// and `%Z` are empty. `%f` always has six digits. Directives that only `jiff` knows are escaped.
 fn python_directives(format: &str) -> String {
     let mut output = String::with_capacity(format.len());
     let mut rest = format;

@@ -1,12 +1,12 @@
-//! Support for Hugging Face's tag `{% generation %}`, which marks the assistant's text for training and
-//! renders its body unchanged.
+//! Support for Hugging Face's tag `{% generation %}`. The tag marks the assistant's text for training and renders its
+//! body unchanged.
 //!
-//! minijinja has no custom tags. `{% with %}` also renders its body unchanged and in its own scope, so
-//! the tag's name is replaced before the template is compiled. Only the name changes, so line numbers in
-//! errors stay correct.
+//! minijinja has no custom tags. Its tag `{% with %}` also renders its body unchanged, in a scope of its own. The
+//! name of the tag is therefore replaced before the template is compiled. Line numbers in errors stay correct,
+//! because only the name changes.
 
-/// Replaces `{% generation %}` with `{% with %}`. The word stays unchanged in text, strings, comments and
-/// raw blocks.
+/// Replaces the tag `{% generation %}` by `{% with %}`. The word stays unchanged in text, strings, comments and raw
+/// blocks.
 pub(super) fn replace(source: &str) -> String {
     let mut output = String::with_capacity(source.len());
     let mut rest = source;
@@ -23,7 +23,7 @@ pub(super) fn replace(source: &str) -> String {
     output
 }
 
-/// The text before the first opening delimiter, the delimiter, and what follows it.
+/// Splits a template at its first opening delimiter. Returns the text before it, the delimiter, and the rest.
 fn split_at_opening(source: &str) -> Option<(&str, &str, &str)> {
     let at = source.match_indices('{').find_map(|(at, _)| {
         let is_opening = matches!(source.as_bytes().get(at + 1), Some(b'{' | b'%' | b'#'));
@@ -34,7 +34,8 @@ fn split_at_opening(source: &str) -> Option<(&str, &str, &str)> {
     Some((text, opening, after))
 }
 
-/// Copies a block tag whose opening delimiter is already copied, and for `{% raw %}` its raw text too.
+/// Copies a tag to the output; its opening delimiter has already been copied. For `{% raw %}`, also copies the raw
+/// text. Returns the rest of the template.
 fn copy_tag<'a>(output: &mut String, tag: &'a str) -> &'a str {
     let end = closing(tag, "%}");
     let Some(inside) = tag.get(..end).and_then(|tag| tag.strip_suffix("%}")) else {
@@ -52,7 +53,7 @@ fn copy_tag<'a>(output: &mut String, tag: &'a str) -> &'a str {
     &tag[end..]
 }
 
-/// Index after the `{% endraw %}` tag, or the length of `raw` if there is none.
+/// Returns the index after the `{% endraw %}` tag, or the length of `raw` if there is no such tag.
 fn end_of_raw(raw: &str) -> usize {
     let ends = raw.match_indices("{%").find_map(|(at, _)| {
         let tag = &raw[at + 2..];
@@ -64,8 +65,8 @@ fn end_of_raw(raw: &str) -> usize {
     ends.unwrap_or(raw.len())
 }
 
-/// Index after the closing delimiter of an expression or a tag: the first one outside strings and
-/// brackets, as in Jinja. The length of `code` if it is not closed.
+/// Returns the index after the closing delimiter of an expression or a tag. As in Jinja, this is the first delimiter
+/// outside strings and brackets. Returns the length of `code` if the expression is not closed.
 fn closing(code: &str, delimiter: &str) -> usize {
     let mut depth = 0_usize;
     let mut quote = None;

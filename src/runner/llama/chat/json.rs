@@ -1,5 +1,5 @@
-//! The template filter `tojson` of Hugging Face: Python's `json.dumps(value, ensure_ascii=False)` with its
-//! arguments, and without HTML escapes.
+//! Template filter `tojson`. Like Hugging Face's, it is Python's `json.dumps(value, ensure_ascii=False)` with its
+//! arguments, and it writes no HTML escapes.
 
 use std::io::{self, Write};
 
@@ -8,7 +8,7 @@ use minijinja::{Error, ErrorKind};
 use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
 
-/// Maximum length of the JSON of one value, in bytes: more than any prompt may have.
+/// Maximum length of the JSON of one value, in bytes. No prompt may be longer.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
 
 /// Maximum nesting of lists and maps, so that serializing them does not overflow the stack.
@@ -71,7 +71,8 @@ fn invalid(reason: &str) -> Error {
     Error::new(ErrorKind::InvalidOperation, format!("tojson: {reason}"))
 }
 
-/// The indentation of one level, from a number of spaces or a string. `None` means no indentation.
+/// Converts the argument `indent`, a number of spaces or a string, to the indentation of one level. `None` means no
+/// indentation.
 fn spaces(indent: &Value) -> Result<Option<String>, Error> {
     if indent.is_none() {
         return Ok(None);
@@ -91,7 +92,7 @@ fn spaces(indent: &Value) -> Result<Option<String>, Error> {
     Ok(Some(text))
 }
 
-/// A copy of the value with the keys of all its maps sorted.
+/// Copies a value with the keys of all its maps sorted.
 fn sorted(value: &Value, depth: usize) -> Result<Value, Error> {
     let Some(depth) = depth.checked_sub(1) else {
         return Err(invalid(&format!(
@@ -114,7 +115,7 @@ fn sorted(value: &Value, depth: usize) -> Result<Value, Error> {
     Ok(value.clone())
 }
 
-/// A buffer that fails when it would exceed [`MAX_BYTES`].
+/// A buffer whose writes fail when they would exceed [`MAX_BYTES`].
 struct LimitedBuffer(Vec<u8>);
 
 impl Write for LimitedBuffer {
@@ -132,15 +133,15 @@ impl Write for LimitedBuffer {
     }
 }
 
-/// Writes JSON in the layout of `json.dumps`.
+/// Formats JSON with the whitespace of Python's `json.dumps`.
 struct PythonFormatter {
     item: String,
     key: String,
-    /// Indentation of one level; `None` writes everything on one line.
+    /// Indentation of one level. `None` writes everything on one line.
     indent: Option<String>,
     ensures_ascii: bool,
     depth: usize,
-    /// True if the current list or map has an item. An empty one is written without line breaks.
+    /// True if the current list or map has an item. A list or map without items has no line breaks.
     has_items: bool,
 }
 

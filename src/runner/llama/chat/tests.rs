@@ -167,7 +167,7 @@ fn deeply_nested_lists_do_not_overflow_the_stack() {
             "{{ n.l | tojson }}",
             "{{ [n.l] | unique }}",
         ] {
-            // Success and failure are both fine. A stack overflow would end the process.
+            // The rendering may succeed or fail. A stack overflow would end the process.
             let _ = nest(count, end).render(&[message("user", "Hi")]);
         }
     }
@@ -184,9 +184,9 @@ fn a_conversation_of_four_megabytes_renders() {
     assert!(rendered.len() > 4_000_000, "{}", rendered.len());
 }
 
-/// Renders the conversations with Python's Jinja, with Hugging Face's settings. Returns for each template
-/// its name and one result per conversation: `{"text": …}`, `{"refused": …}` with the text of
-/// `raise_exception`, or `{"failed": …}`.
+/// Renders the conversations with Python's Jinja and Hugging Face's settings. Returns, for each template, its name
+/// and one result per conversation: `{"text": …}`, `{"refused": …}` with the text of `raise_exception`, or
+/// `{"failed": …}`.
 fn rendered_by_python(folder: &Path, conversations: &Json) -> Vec<(String, Vec<Json>)> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let interpreter = std::env::var_os("TOKENWAY_TEST_PYTHON");

@@ -1,5 +1,5 @@
-//! Tests that need access to the device's internals: the bits of its logits, the rows of its batches,
-//! and its recovery.
+//! Tests that need the device's internals: the bits of its logits, the rows of its batches, and its recovery from
+//! errors.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use crate::request::Sampling;
 use crate::runner::llama::{LlamaLoader, LlamaOptions, backend, load_file};
 use crate::runner::{Emission, Resumption};
 
-/// One token of credit for every slot except the given one.
+/// Gives one token of credit to every slot except the given one.
 struct CreditExcept(Option<Slot>);
 
 impl SlotCredit for CreditExcept {
@@ -42,9 +42,9 @@ fn runner(slots: usize) -> LlamaRunner {
     loaded.expect("the model loads").1
 }
 
-/// A prompt of this many tokens. Longer prompts start with the shorter ones.
+/// Creates a prompt with this number of tokens. A longer prompt starts with all shorter ones.
 fn text(tokens: usize) -> Vec<TokenId> {
-    // Any ids of ordinary words do.
+    // Any ids of ordinary words would do.
     (0..tokens)
         .map(|index| TokenId::try_from(1000 + index * 37 % 8000).unwrap())
         .collect()
@@ -56,7 +56,7 @@ fn greedy(prompt: &[TokenId], max_tokens: u32) -> Sequence {
     sequence
 }
 
-/// A token with the bits of the logits that it was chosen from.
+/// A token with the bits of the logits from which it was chosen.
 #[derive(PartialEq)]
 struct Output {
     slot: Slot,
@@ -64,7 +64,7 @@ struct Output {
     bits: Vec<u32>,
 }
 
-/// Runs one step without credit for `stalled`.
+/// Runs one step in which the slot `stalled` has no credit.
 fn step(runner: &mut LlamaRunner, stalled: Option<Slot>) -> Vec<Output> {
     let mut emissions = Vec::new();
     let credit = CreditExcept(stalled);
@@ -86,7 +86,7 @@ fn step(runner: &mut LlamaRunner, stalled: Option<Slot>) -> Vec<Output> {
     outputs.collect()
 }
 
-/// Runs steps until the slot's sequence has this many outputs.
+/// Runs steps until the sequence in the slot has this number of outputs.
 fn run(runner: &mut LlamaRunner, slot: Slot, count: usize) -> Vec<Output> {
     let mut made = Vec::new();
     while made.len() < count {
@@ -109,8 +109,8 @@ fn assert_same_bits(outputs: &[Output], expected: &[Output]) {
     );
 }
 
-/// Proves [`Resumption::Exact`]. The prompt needs several chunks, and the sequence passes the 512 cells
-/// from which llama.cpp may split a lone sequence's attention.
+/// Shows that [`Resumption::Exact`] holds. The prompt needs several chunks. The sequence passes 512 KV cells, the
+/// number from which llama.cpp may split a lone sequence's attention.
 #[test]
 fn logits_are_bit_identical_alone_in_a_batch_and_after_a_resumption() {
     let mut runner = runner(4);
@@ -171,8 +171,8 @@ fn prompts_share_the_prefill_rows_and_delay_no_running_sequence() {
     run(&mut runner, Slot(2), 1);
     runner.admit(Slot(1), greedy(&text(100), 1)).unwrap();
     runner.admit(Slot(0), greedy(&text(50), 1)).unwrap();
-    // The prompt in slot 1 was admitted first. It gets 63 rows, then its last 37; the other prompt gets
-    // 26 rows in the second step and its last 24 in the third.
+    // The prompt in slot 1 was admitted first. It gets 63 rows in the first step and its last 37 in the second. The
+    // other prompt gets 26 rows in the second step and its last 24 in the third.
     for (rows, finished) in [(63, vec![]), (63, vec![Slot(1)]), (24, vec![Slot(0)])] {
         let outputs = step(&mut runner, None);
         assert_eq!(runner.batch.n_tokens(), rows + 1);
@@ -257,7 +257,7 @@ fn sequences_that_would_abort_llama_cpp_are_rejected() {
 
 #[test]
 fn a_full_kv_cache_fails_its_sequences_and_the_device_continues() {
-    // The model's context length exceeds the cells of the context. No loader does that.
+    // The model's context length is set higher than the context has KV cells. A loader never does that.
     let loader = loader(1);
     let backend = backend().unwrap();
     let llama = load_file(backend, &loader.options.model_path, &|_| ()).unwrap();

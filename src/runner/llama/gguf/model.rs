@@ -1,27 +1,26 @@
-//! Checks that a GGUF header describes a model that llama.cpp can run. For each rule here, llama.cpp either
-//! aborts the process or has no check.
+//! Checks that a GGUF header describes a model that llama.cpp can run. Where a header breaks one of these rules,
+//! llama.cpp aborts the process or misbehaves.
 
 use super::{Header, TOKENS_KEY, Value, ValueType};
 
-/// llama.cpp's `LLAMA_MAX_LAYERS`.
+/// Maximum number of layers in llama.cpp (`LLAMA_MAX_LAYERS`).
 const MAX_LAYERS: i128 = 512;
 
-/// llama.cpp's `LLAMA_MAX_EXPERTS`.
+/// Maximum number of experts in llama.cpp (`LLAMA_MAX_EXPERTS`).
 const MAX_EXPERTS: i128 = 1024;
 
-/// Maximum of token ids, positions and lengths, which llama.cpp stores as `i32`.
+/// Maximum value of token ids, positions and lengths, which llama.cpp stores as `i32`.
 const MAX_I32: i128 = 0x7fff_ffff;
 
-/// Value of an absent special token in converted files: -1 as an unsigned number.
+/// Id of a special token that the model does not have: some converters write -1 as an unsigned number.
 const NO_TOKEN: i128 = 0xffff_ffff;
 
-/// Values of `rope.scaling.type` that llama.cpp knows. It aborts on others.
+/// Values of `rope.scaling.type` that llama.cpp supports. It aborts on any other value.
 const ROPE_SCALINGS: [&str; 4] = ["none", "linear", "yarn", "longrope"];
 
 /// Checks the model's counts and sizes, and its tokenizer.
 ///
-/// # Errors
-/// A value is missing or not allowed. The text names the key, the value and the allowed range.
+/// # Errors A value is missing or not allowed. The error names the key, the value and the allowed range.
 pub(in super::super) fn check_model(header: &Header) -> Result<(), String> {
     let Some(architecture) = header.string("general.architecture") else {
         return Err(
@@ -44,7 +43,7 @@ pub(in super::super) fn check_model(header: &Header) -> Result<(), String> {
     check_tokenizer(header)
 }
 
-/// The metadata of a model. Its keys start with the name of the architecture.
+/// The metadata of a model. Its keys start with the architecture's name.
 struct Model<'a> {
     header: &'a Header,
     architecture: &'a str,
@@ -55,7 +54,7 @@ impl Model<'_> {
         format!("{}.{name}", self.architecture)
     }
 
-    /// Reads an integer and checks its range. `None` if the key is absent or holds an array.
+    /// Reads an integer and checks its range. Returns `None` if the key is missing or its value is an array.
     fn optional(&self, name: &str, min: i128, max: i128) -> Result<Option<i128>, String> {
         let key = self.key(name);
         if matches!(self.header.value(&key), Some(Value::Array { .. })) {
@@ -79,7 +78,8 @@ impl Model<'_> {
         })
     }
 
-    /// Reads one integer per layer, from an array or from a single number. Empty if the key is absent.
+    /// Reads one integer per layer, from an array or from a single number for all layers. Returns an empty list if
+    /// the key is missing.
     fn per_layer(&self, name: &str, layers: i128) -> Result<Vec<i128>, String> {
         let key = self.key(name);
         match self.header.value(&key) {
@@ -100,15 +100,15 @@ impl Model<'_> {
         }
     }
 
-    /// Returns true if layers may lack attention, like those of Mamba and RWKV.
+    /// Returns true for an architecture whose layers may lack attention, such as Mamba and RWKV.
     fn is_recurrent(&self) -> bool {
         let prefixes = [self.key("ssm."), self.key("wkv."), self.key("kda.")];
         let mut keys = self.header.values.keys();
         keys.any(|key| prefixes.iter().any(|prefix| key.starts_with(prefix)))
     }
 
-    /// Checks divisors: llama.cpp divides the embedding length by the number of heads, and the number of
-    /// heads by the number of key-value heads.
+    /// Checks that llama.cpp's divisions work: embedding length by number of heads, and number of heads by number of
+    /// key-value heads.
     fn check_heads(&self, layers: i128, width: i128) -> Result<(), String> {
         const HEADS: &str = "attention.head_count";
         const KV_HEADS: &str = "attention.head_count_kv";
@@ -192,7 +192,7 @@ impl Model<'_> {
 
     fn check_experts(&self, layers: i128) -> Result<(), String> {
         let experts = self.optional("expert_count", 0, MAX_EXPERTS)?.unwrap_or(0);
-        // For these models llama.cpp treats one expert as none.
+        // For these models, llama.cpp treats a single expert like none.
         if self.architecture.starts_with("hunyuan") && experts <= 1 {
             return Ok(());
         }
@@ -220,11 +220,11 @@ impl Model<'_> {
     }
 }
 
-/// Checks that the vocabulary's arrays have the same length, and that special tokens are in it.
+/// Checks the tokenizer: the vocabulary's arrays have the same length, and the special tokens are in the vocabulary.
 fn check_tokenizer(header: &Header) -> Result<(), String> {
     let kind = header.string("tokenizer.ggml.model");
     if kind.is_none_or(|kind| kind == "none" || kind == "no_vocab") {
-        // `check_can_complete` reports the missing tokenizer.
+        // `check_can_complete` reports a missing tokenizer.
         return Ok(());
     }
     let Some(Value::Array {
@@ -277,7 +277,7 @@ fn check_tokenizer(header: &Header) -> Result<(), String> {
     Ok(())
 }
 
-/// Checks that the embedding has one row per token.
+/// Checks that the embedding matrix has one row per token.
 fn check_embedding(header: &Header, tokens: i128) -> Result<(), String> {
     let mut tensors = header.tensors.iter();
     let Some(embedding) = tensors.find(|tensor| tensor.name == "token_embd.weight") else {

@@ -13,20 +13,20 @@ const MAX_NAME_BYTES: usize = 63;
 /// Alignment of tensors in bytes if the file does not set it.
 const DEFAULT_ALIGNMENT: u64 = 32;
 
-/// Minimum alignment in bytes. ggml aborts if a tensor in mapped memory has less (`TENSOR_ALIGNMENT`).
+/// Minimum alignment in bytes (`TENSOR_ALIGNMENT`). ggml aborts if a tensor in mapped memory has a smaller alignment.
 const MIN_ALIGNMENT: i128 = 32;
 
-/// Maximum alignment in bytes: 1 MiB, many pages of memory.
+/// Maximum alignment in bytes: 1 MiB, which is many memory pages.
 const MAX_ALIGNMENT: i128 = 1 << 20;
 
-/// Data types that weights cannot have. ggml does not multiply by integers and 64-bit floats; Q8_1 and
-/// Q8_K are for activations.
+/// Data types that weights cannot have. ggml cannot multiply integers and 64-bit floats. Q8_1 and Q8_K are for
+/// activations.
 const NOT_WEIGHTS: [u32; 7] = [9, 15, 24, 25, 26, 27, 28];
 
-/// Part of the names of tensors that hold token ids, in models that choose experts by token id.
+/// Part of the names of tensors that contain token ids. Some models choose experts by token id.
 const TOKEN_ID_TENSORS: &str = "tid2eid";
 
-/// Checks every tensor. The header ends at `end` bytes, the file at `length` bytes.
+/// Checks every tensor. `end` is the position after the header; `length` is the size of the file. Both are in bytes.
 pub(super) fn check(header: &Header, end: u64, length: u64) -> Result<(), String> {
     let alignment = alignment(header)?;
     if header.tensors.is_empty() {
@@ -75,8 +75,8 @@ fn check_type(tensor: &Tensor) -> Result<(), String> {
             "tensor `{name}` has data type {data_type}, which weights cannot have"
         ));
     }
-    // Norms, biases and frequencies. Converters write them as 32-bit floats, and ggml's operations
-    // accept nothing else.
+    // Vectors: norms, biases and frequencies. ggml's operations accept only 32-bit floats for them, and converters
+    // write them so.
     let is_vector = tensor.dimensions.len() <= 1;
     if is_vector && !name.contains(TOKEN_ID_TENSORS) && data_type != 0 {
         return Err(format!(
@@ -102,7 +102,7 @@ fn alignment(header: &Header) -> Result<u64, String> {
     })
 }
 
-/// Size of a tensor's data in bytes.
+/// Returns the size of a tensor's data in bytes.
 fn size(tensor: &Tensor) -> Result<u64, String> {
     let (name, data_type, shape) = (&tensor.name, tensor.data_type, &tensor.dimensions);
     if shape.contains(&0) {
@@ -124,13 +124,13 @@ fn size(tensor: &Tensor) -> Result<u64, String> {
     let elements = shape
         .iter()
         .try_fold(1_u64, |product, it| product.checked_mul(*it));
-    // llama.cpp counts elements in an i64.
+    // llama.cpp counts the elements of a tensor in an `i64`.
     let elements = elements.filter(|it| i64::try_from(*it).is_ok());
     let size = elements.and_then(|it| (it / block).checked_mul(bytes));
     size.ok_or_else(|| format!("tensor `{name}` is too large: its shape is {shape:?}"))
 }
 
-/// Number of values in a block of a data type, and the block's size in bytes (from `ggml.h` and
+/// Returns the number of values in a block of this data type, and the block's size in bytes (from `ggml.h` and
 /// `ggml-common.h`).
 fn block(data_type: u32) -> Option<(u64, u64)> {
     Some(match data_type {

@@ -187,7 +187,7 @@ fn truncated_and_corrupt_headers_are_rejected_without_large_allocations() {
     for length in (0..bytes.len()).step_by(101) {
         assert!(check(&bytes[..length]).is_err(), "{length}");
     }
-    // Put a huge number at many offsets of the header. An allocation of that size would fail the test.
+    // Write a huge number at many offsets of the header. An allocation of that size would make the test fail.
     let header = bytes.len()
         - Gguf::tiny()
             .tensors

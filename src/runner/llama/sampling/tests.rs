@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// The logits for these probabilities.
+/// Computes logits that give these probabilities.
 fn logits(probabilities: &[f32]) -> Vec<f32> {
     probabilities.iter().map(|p| p.ln()).collect()
 }
@@ -29,7 +29,7 @@ fn choose(logits: &[f32], sampling: &Sampling, history: &History) -> TokenId {
     chosen.expect("the logits are valid")
 }
 
-/// Samples at 20,000 positions and returns the fraction of each token.
+/// Samples at 20,000 positions. Returns how often each token was sampled, as a fraction.
 fn frequencies(logits: &[f32], sampling: &Sampling) -> Vec<f64> {
     let history = History::new(sampling, &[], &[]);
     let mut sampler = Sampler::default();
@@ -55,7 +55,7 @@ fn frequencies(logits: &[f32], sampling: &Sampling) -> Vec<f64> {
     counts.into_iter().map(fraction).collect()
 }
 
-/// Allows an error of 0.018, which is five standard deviations of a fraction of 20,000 draws.
+/// Allows an error of 0.018, which is five standard deviations of a fraction estimated from 20,000 draws.
 fn assert_near(frequencies: &[f64], expected: &[f64]) {
     assert_eq!(frequencies.len(), expected.len());
     for (frequency, expected) in frequencies.iter().zip(expected) {
@@ -305,6 +305,6 @@ fn a_draw_depends_on_each_part_of_its_key() {
     for other in [draw(8, 1, 3), draw(7, 2, 3), draw(7, 1, 4), draw(7, 3, 1)] {
         assert_ne!(base, other);
     }
-    // A seed must give the same tokens in every release.
+    // A seed must produce the same tokens in every release.
     assert_eq!(base, 0.621_529_640_770_632_6);
 }

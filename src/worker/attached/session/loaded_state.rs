@@ -1,4 +1,4 @@
-//! The state that a session keeps while the worker's model is loaded, and what it keeps from one load to the next.
+//! State of a session: while the worker's model is loaded, and from one load to the next.
 
 use std::time::Duration;
 
@@ -18,30 +18,31 @@ pub(super) struct LoadedState {
     pub(super) sequences: Sequences,
     pub(super) call_requests: mpsc::Receiver<TokenizerRequest>,
     pub(super) calls: TokenizerCalls,
-    /// Number of sequences that this session has added to the gauge.
+    /// Number of this session's sequences that the gauge counts.
     pub(super) counted: f64,
 }
 
-/// The worker's earlier generations.
+/// State of a session that outlives the worker's generations.
 #[derive(Default)]
 pub(super) struct History {
-    /// Number of loads on this stream. The engine uses it as the generation.
+    /// Number of loads on this stream, which the engine uses as the generation.
     pub(super) generations: u64,
-    /// The `ready.generation` of the latest load, and the number of the latest sequence.
+    /// `ready.generation` of the latest load, and number of the latest sequence.
     pub(super) last: SequenceId,
-    /// The number of the latest tokenizer call.
+    /// Number of the latest tokenizer call.
     pub(super) last_call: u64,
 }
 
 impl LoadedState {
-    /// Returns true if the worker has answered no tokenizer call for too long.
+    /// Returns true if the worker has not answered its tokenizer calls for too long.
     pub(super) fn is_unresponsive(&self) -> bool {
         self.calls
             .unresponsive_at()
             .is_some_and(|at| at <= Instant::now())
     }
 
-    /// The time of the next check of the sequences and the tokenizer calls; `None` if there is nothing to check.
+    /// Returns the time of the next check of the sequences and the tokenizer calls, or `None` if there is nothing to
+    /// check.
     pub(super) fn next_check(&self) -> Option<Instant> {
         let checks = [self.next_sweep(), self.calls.unresponsive_at()];
         checks.into_iter().flatten().min()

@@ -1,4 +1,4 @@
-//! Tests of child registration: a child's token admits one stream.
+//! Tests of child registration: the token of a child worker admits one stream only.
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
@@ -15,7 +15,7 @@ use crate::worker::wire::PROTOCOL_VERSION;
 
 use super::Duration;
 
-/// The attach service of an engine with one model, and the id of the model.
+/// Creates the attach service of an engine with one model. Returns the service and the model's id.
 fn service() -> (AttachService, ModelId) {
     let models = Models::for_test(&["model"]);
     let model = AttachableModel {

@@ -2,10 +2,11 @@
 
 use super::*;
 
-/// A prompt whose ids are their indices, as in `step`.
+/// A prompt in which each token's id is its index, as in the steps that `step` creates.
 const PROMPT: [u32; 4] = [0, 1, 2, 3];
 
-/// The sequences of a worker that has accepted a sequence with a scored prompt, and its number.
+/// Creates a worker that has accepted a sequence with a scored prompt. Returns the worker's sequences, the number of
+/// the new one, and its reader.
 fn scoring(max_tokens: u32) -> (Sequences, u64, TokenReceiver) {
     let (mut assignment, reader) = assignment(16, max_tokens, 0);
     assignment.sequence.prompt = PROMPT.into();
@@ -14,7 +15,7 @@ fn scoring(max_tokens: u32) -> (Sequences, u64, TokenReceiver) {
     (sequences, number, reader)
 }
 
-/// A step with `count` prompt tokens from `first_index` on.
+/// Creates a step with `count` prompt tokens whose indices start at `first_index`.
 fn prompt_step(sequence: u64, first_index: u32, count: u32, end: proto::End) -> proto::Step {
     let mut step = step(sequence, first_index, count, end);
     let entry = &mut step.sequences[0];
