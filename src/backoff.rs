@@ -1,21 +1,21 @@
-//! Exponential back-off with jitter: the delays between attempts at something that keeps failing.
+//! Exponential back-off with jitter, for the delays between repeated attempts.
 //!
-//! Jitter spreads the attempts of clients that failed at the same moment, such as all workers of an engine that went
-//! down. It only shortens a delay, so that the maximum of a policy is the longest delay there is.
+//! Jitter spreads the attempts of clients that failed at the same moment, for example all workers of an engine that
+//! went down. It only shortens delays, so the maximum of a policy really is the longest delay.
 
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-/// Delays of a back-off.
+/// Parameters of a back-off: first delay, maximum and jitter.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct BackoffPolicy {
-    /// Delay after the first failure. Each further failure in a row doubles it.
+    /// Delay after the first failure. Each further failure in a row doubles the delay.
     pub(crate) first: Duration,
-    /// Longest delay.
+    /// Maximum delay.
     pub(crate) max: Duration,
-    /// Largest fraction of a delay that jitter removes: 0 (none) to 1 (all).
+    /// Maximum fraction of a delay that jitter removes, from 0 (no jitter) to 1.
     pub(crate) jitter: f64,
 }
 
@@ -30,7 +30,7 @@ impl BackoffPolicy {
     }
 }
 
-/// A back-off in progress: counts failures, and draws the jitter of each delay.
+/// A back-off in progress. It counts failures, and draws the jitter of each delay.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     policy: BackoffPolicy,
@@ -39,7 +39,7 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// Creates a back-off without failures so far.
+    /// Creates a back-off with no failure yet.
     pub(crate) fn new(policy: BackoffPolicy) -> Self {
         Self::seeded(policy, rand::random())
     }
@@ -60,7 +60,7 @@ impl Backoff {
         self.policy.delay(self.failures).mul_f64(1.0 - jitter)
     }
 
-    /// Forgets all failures after a success: the next delay is about the first one again.
+    /// Resets the number of failures to zero, after a success.
     pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }

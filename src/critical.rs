@@ -1,7 +1,7 @@
-//! Tasks that the server cannot work without: the scheduler, the listeners, the health checks, the supervisors of
-//! worker processes.
+//! Critical tasks, without which the server cannot work: the scheduler, the listeners, the health checks, and the
+//! supervisors of worker processes.
 //!
-//! tokio confines a panic to its task. If one of these tasks panicked unnoticed, the server would keep running without
+//! tokio confines a panic to its task. If a critical task panicked unnoticed, the server would keep running without
 //! serving requests. The first panic is therefore reported to `server`, which drains and exits with an error.
 
 use std::any::Any;
@@ -11,7 +11,7 @@ use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
-/// A critical task has panicked.
+/// Error: a critical task has panicked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a bug stopped the server: task '{task}' panicked: {message}")]
 pub struct TaskPanicked {
@@ -21,7 +21,7 @@ pub struct TaskPanicked {
     pub message: String,
 }
 
-/// Spawns critical tasks and reports the first panic among them. Clones share their state.
+/// Spawns critical tasks, and reports the first panic among them. Clones share their state.
 #[derive(Clone, Debug)]
 pub struct CriticalTasks {
     tracker: TaskTracker,
@@ -38,7 +38,7 @@ impl Default for CriticalTasks {
 }
 
 impl CriticalTasks {
-    /// Returns a spawner whose tasks belong to `tracker`. It reports panics to the same place.
+    /// Returns a spawner whose tasks are tracked by `tracker`. Panics are still reported through `self`.
     #[must_use]
     pub fn with_tracker(&self, tracker: TaskTracker) -> Self {
         Self {
@@ -53,11 +53,11 @@ impl CriticalTasks {
         &self.tracker
     }
 
-    /// Spawns `run` and reports a panic under the name `task`.
+    /// Spawns `run` as a critical task. `task` names it in the report of a panic.
     pub fn spawn(&self, task: &'static str, run: impl Future<Output = ()> + Send + 'static) {
         let critical = self.clone();
         self.tracker.spawn(async move {
-            // Unwind safe: nothing uses the task's state after a panic.
+            // `AssertUnwindSafe` is sound here: the state of a task that panicked is not used again.
             let result = AssertUnwindSafe(run).catch_unwind().await;
             if let Err(panic) = result {
                 critical.report(TaskPanicked {
@@ -68,7 +68,7 @@ impl CriticalTasks {
         });
     }
 
-    /// Waits for the first panic.
+    /// Waits until a critical task has panicked.
     pub async fn panicked(&self) -> TaskPanicked {
         let mut panicked = self.first_panic.subscribe();
         let first = panicked.wait_for(Option::is_some).await;
@@ -76,7 +76,7 @@ impl CriticalTasks {
         first.expect("`wait_for` returns only a value that is `Some`")
     }
 
-    /// Returns the first panic so far.
+    /// Returns the first panic, if there was one.
     #[must_use]
     pub fn first_panic(&self) -> Option<TaskPanicked> {
         self.first_panic.borrow().clone()

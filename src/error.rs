@@ -1,4 +1,4 @@
-//! The errors of requests, and the one table that maps each kind to its HTTP and gRPC status.
+//! The errors of requests, and the one table that maps each kind of error to its HTTP and gRPC status.
 //!
 //! Any module may return an [`Error`]. This module must not know which module failed.
 
@@ -55,7 +55,7 @@ impl Error {
         )
     }
 
-    /// Creates an error that the request did not cause. The caller logs the details; the client does not see them.
+    /// Creates the error for a fault of the server. The caller must log the details, which the client does not see.
     #[must_use]
     pub fn internal() -> Self {
         Self::new(
@@ -82,7 +82,7 @@ pub enum ErrorKind {
     MissingParameter,
     /// The prompt and `max_tokens` do not fit into the context.
     ContextLengthExceeded,
-    /// The API key is missing or wrong.
+    /// The API key is missing or unknown.
     InvalidApiKey,
     /// The API key does not permit the request.
     InsufficientScope,
@@ -110,7 +110,7 @@ pub enum ErrorKind {
     Cancelled,
     /// The client read too slowly.
     SlowReader,
-    /// The worker that ran the request was lost, and the request could not be resumed.
+    /// The worker that ran the request was lost, and no other worker could resume the request.
     WorkerLost,
     /// A remote engine failed or rejected the gateway's connection.
     UpstreamError,
@@ -184,7 +184,7 @@ impl ErrorKind {
         Self::ALL.into_iter().find(|kind| kind.row().code == code)
     }
 
-    /// Returns true if the same request may succeed later.
+    /// Returns true if the same request may succeed if it is sent again later.
     #[must_use]
     pub fn is_retryable(self) -> bool {
         match self {
@@ -298,7 +298,8 @@ impl ErrorKind {
                     Http::from_u16(499).expect("499 is within the range of status codes");
                 row("cancelled", SERVER, client_closed_request, Grpc::Cancelled)
             }
-            // Occurs only in a stream. Over HTTP, the status 200 was already sent, so the client gets an error record.
+            // `slow_reader` occurs only in a stream. Over HTTP the status 200 has already been sent, so the client
+            // gets an error record instead of this status.
             Self::SlowReader => row("slow_reader", SERVER, Http::REQUEST_TIMEOUT, Grpc::Aborted),
             Self::WorkerLost => row("worker_lost", SERVER, Http::BAD_GATEWAY, Grpc::Aborted),
             Self::UpstreamError => row("upstream_error", SERVER, Http::BAD_GATEWAY, Grpc::Aborted),

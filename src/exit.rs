@@ -1,8 +1,9 @@
-//! Exit codes and the only function that exits the process.
+//! Exit codes, and the only function that exits the process.
 //!
-//! llama.cpp's calls cannot be interrupted, so a device thread may still be computing when the process exits. An
-//! ordinary exit runs `atexit` handlers and C++ destructors, which would destroy llama.cpp's global data while that
-//! thread uses it, and crash the process. So `main` never returns, and nothing calls [`std::process::exit`].
+//! A call into llama.cpp cannot be interrupted, so a device thread may still be computing when the process exits. An
+//! ordinary exit runs `atexit` handlers and C++ destructors. They would destroy llama.cpp's global data while the
+//! device thread uses it, and crash the process. Therefore `main` never returns, and nothing calls
+//! [`std::process::exit`].
 
 /// Exit code of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +19,7 @@ pub enum ExitCode {
 }
 
 impl ExitCode {
-    /// Exit status that the parent process sees.
+    /// Returns the exit status that the parent process sees.
     #[must_use]
     pub fn number(self) -> u8 {
         match self {
@@ -30,9 +31,9 @@ impl ExitCode {
     }
 }
 
-/// Exits the process immediately, without destructors or `atexit` handlers.
+/// Exits the process at once, without destructors or `atexit` handlers.
 ///
-/// Buffered output is lost, so flush first.
+/// Buffered output is lost, so flush it first.
 pub fn now(code: ExitCode) -> ! {
     signal_hook::low_level::exit(code.number().into())
 }

@@ -1,7 +1,7 @@
-//! The log of a process: its filter, its format and its timestamps.
+//! The log of this process: its filter, its format and its timestamps.
 //!
-//! The log belongs to the process, not to a server, so its format is global. A worker process that an engine starts
-//! writes the engine's format, and the engine adds the worker's lines to its own log.
+//! The log belongs to the process and not to a server, so its format is global. A worker process that an engine
+//! starts logs in the engine's format, and the engine adds the worker's lines to its own log.
 
 use std::env::VarError;
 use std::io::{self, IsTerminal};
@@ -22,13 +22,14 @@ pub const FILTER_VARIABLE: &str = "TOKENWAY_LOG";
 /// Environment variable with the log format.
 pub const FORMAT_VARIABLE: &str = "TOKENWAY_LOG_FORMAT";
 
-/// Name of the field in which an engine forwards the fields of a worker process's log line, as a JSON object.
+/// Name of the field that carries the other fields of a worker process's log line, as a JSON object, when an engine
+/// forwards the line.
 pub const WORKER_FIELDS: &str = "worker_fields";
 
-/// Log filter if [`FILTER_VARIABLE`] is not set. llama.cpp logs a lot at `info` while it loads a model.
+/// Log filter that applies if [`FILTER_VARIABLE`] is not set. llama.cpp logs a lot at `info` while it loads a model.
 const DEFAULT_FILTER: &str = "info,llama-cpp-2=warn";
 
-/// Format of the log of this process. Unset until [`init`].
+/// Log format of this process. Unset until the log is started.
 static FORMAT: OnceLock<LogFormat> = OnceLock::new();
 
 /// Format of the log.
@@ -42,7 +43,7 @@ pub enum LogFormat {
 }
 
 impl LogFormat {
-    /// The value of `--log-format`.
+    /// Returns the value of `--log-format` for this format.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -52,27 +53,25 @@ impl LogFormat {
     }
 }
 
-/// Timestamps of the log's lines.
+/// Setting for the timestamps of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Timestamps {
     /// Each line has a timestamp.
     On,
-    /// No line has one: an engine adds the lines to its own log, with timestamps.
+    /// Lines have no timestamp, because an engine adds the lines to its own log, with timestamps.
     Off,
 }
 
-/// The log filter in the environment is invalid.
+/// Error: the log filter in the environment is invalid.
 #[derive(Debug, thiserror::Error)]
 #[error("{FILTER_VARIABLE}: {0}")]
 pub struct InvalidFilter(String);
 
 /// Starts the log of this process. Lines go to `stderr`, filtered by [`FILTER_VARIABLE`].
 ///
-/// # Errors
-/// The filter is invalid.
+/// # Errors The filter is invalid.
 ///
-/// # Panics
-/// The log of this process was started before.
+/// # Panics Panics if the log of this process was started before.
 pub fn init(
     stderr: &Output,
     format: LogFormat,
@@ -94,10 +93,9 @@ pub fn init(
     Ok(())
 }
 
-/// Starts the log of this process as JSON lines.
+/// Starts the log of this process in JSON format.
 ///
-/// # Panics
-/// The log of this process was started before.
+/// # Panics Panics if the log of this process was started before.
 pub fn start_json<W>(filter: EnvFilter, writer: W, timestamps: Timestamps)
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
@@ -124,7 +122,7 @@ fn start_human(filter: EnvFilter, stderr: &Output, timestamps: Timestamps) {
     }
 }
 
-/// Returns the format of the log of this process; the default if it has not been started.
+/// Returns the log format of this process. Before the log is started, returns the default format.
 #[must_use]
 pub fn format() -> LogFormat {
     FORMAT.get().copied().unwrap_or_default()

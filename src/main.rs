@@ -15,13 +15,13 @@ use tokenway::server::{ServerParts, run};
 use tokenway::worker;
 use tokio::runtime::{Builder, Runtime};
 
-/// Timeout for the remaining tasks after the command has ended. Dropping them kills the remaining worker processes.
+/// Maximum wait for the remaining async tasks after the command has ended. Dropping a task kills its worker process.
 const TASK_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Timeout for writing the last lines of output. Their reader may have stopped reading.
+/// Maximum wait for the last lines of output, whose reader may have stopped reading.
 const OUTPUT_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Always exits through [`exit::now`]; the module [`exit`] says why.
+/// Never returns: the process exits through [`exit::now`], for the reason given in the module [`exit`].
 fn main() -> ! {
     let code = match (Output::stdout(), Output::stderr()) {
         (Ok(stdout), Ok(stderr)) => {
@@ -32,7 +32,7 @@ fn main() -> ! {
             code
         }
         (Err(error), _) | (_, Err(error)) => {
-            // If this write fails too, the error cannot be reported.
+            // If this write fails too, there is no way left to report the error.
             let _ = writeln!(io::stderr(), "tokenway: {error}");
             ExitCode::Failure
         }
@@ -40,7 +40,7 @@ fn main() -> ! {
     exit::now(code)
 }
 
-/// Output streams of the program.
+/// Standard output and standard error of the program.
 struct Streams {
     stdout: Output,
     stderr: Output,
@@ -57,7 +57,7 @@ fn run(streams: &Streams) -> ExitCode {
         Err(error) => return streams.report_error(&error, ExitCode::Usage),
     };
     let mut builder = match &task {
-        // A worker needs one async thread: it has one connection, and its device has a thread of its own.
+        // A worker needs only one async thread: it has one connection, and its device has a thread of its own.
         Task::Work(_) | Task::Print(_) => Builder::new_current_thread(),
         Task::Serve(..) | Task::Complete(_) => Builder::new_multi_thread(),
     };
@@ -104,7 +104,7 @@ async fn serve(parts: ServerParts, log: LogFormat, streams: &Streams) -> ExitCod
 async fn run_worker(worker: WorkerTask, streams: &Streams) -> ExitCode {
     let timestamps = match worker.parts.child_token {
         None => Timestamps::On,
-        // The engine that started this worker adds its lines to the engine's own log, with timestamps.
+        // An engine started this worker and adds the worker's lines to its own log, with timestamps.
         Some(_) => Timestamps::Off,
     };
     if let Err(error) = logging::init(&streams.stderr, worker.log_format, timestamps) {
@@ -116,8 +116,8 @@ async fn run_worker(worker: WorkerTask, streams: &Streams) -> ExitCode {
     }
 }
 
-/// Writes a completion to standard output directly. The completion is the purpose of the command, so the command waits
-/// for the reader and fails if there is none.
+/// Runs `tokenway complete`. The completion is the purpose of the command, so it is written to standard output
+/// directly: the command waits for the reader, and fails if the reader is gone.
 async fn complete(options: &ClientOptions, streams: &Streams) -> ExitCode {
     match client::complete(options, &mut io::stdout().lock()).await {
         Ok(()) => ExitCode::Success,
@@ -137,8 +137,8 @@ fn print_clap_error(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// Reports panics through `stderr`, with the same text as Rust's default hook. The default hook would block while
-/// standard error is a full pipe. In a JSON log, a panic is a line like any other.
+/// Reports panics through `stderr`, with the same text as Rust's default hook. The default hook would block if
+/// standard error is a full pipe. If the log is JSON, a panic becomes a log line.
 fn install_panic_hook(stderr: Output) {
     std::panic::set_hook(Box::new(move |panic| {
         let thread = std::thread::current();
@@ -170,7 +170,7 @@ impl Streams {
     /// Waits until both streams have written their last lines, for at most [`OUTPUT_FLUSH_TIMEOUT`].
     fn flush(&self) {
         let deadline = Instant::now() + OUTPUT_FLUSH_TIMEOUT;
-        // Lines that cannot be written are lost: there is no other stream to report them on.
+        // Lines that cannot be written are lost, because there is no other stream to report them on.
         let _ = self.stdout.flush_until(deadline);
         let _ = self.stderr.flush_until(deadline);
     }

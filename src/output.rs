@@ -1,8 +1,8 @@
-//! Non-blocking standard output and standard error.
+//! Standard output and standard error that never block.
 //!
-//! A pipe or terminal may be closed, a pipe may be full because its reader has stopped reading, and a disk may be full.
-//! None of these may block, fail or panic the code that writes a line. So each stream has a thread that writes from a
-//! bounded buffer. A line is dropped and counted if the buffer is full or the write fails.
+//! A pipe or terminal may be closed, the reader of a pipe may have stopped, and a disk may be full. In all these
+//! cases, the code that writes a line must not block, fail or panic. Each stream therefore has a thread that writes
+//! from a bounded buffer. A line is dropped and counted if the buffer is full or the write fails.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -18,13 +18,14 @@ use tracing_subscriber::fmt::MakeWriter;
 /// Maximum number of bytes buffered for one stream.
 const MAX_BUFFERED_BYTES: usize = 1024 * 1024;
 
-/// Pause before a write is retried on a non-blocking stream.
+/// Pause before a write to a non-blocking stream is retried.
 const RETRY_DELAY: Duration = Duration::from_millis(10);
 
-/// Number of lines dropped by this process. Global, because the streams belong to the process, not to a server.
+/// Number of lines that this process has dropped. It is global, because the streams belong to the process and not to
+/// a server.
 static DROPPED_LINES: AtomicU64 = AtomicU64::new(0);
 
-/// Number of lines that this process has dropped so far.
+/// Returns the number of lines that this process has dropped so far.
 #[must_use]
 pub fn dropped_lines() -> u64 {
     DROPPED_LINES.load(Ordering::Relaxed)
@@ -37,7 +38,7 @@ pub struct Output(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    /// Notified when a line is queued (for the writer thread) and when a line is written (for a flush).
+    /// Notified when a line is queued (wakes the writer thread) and when a line is written (wakes a flush).
     changed: Condvar,
 }
 
@@ -49,33 +50,30 @@ struct State {
 }
 
 impl Output {
-    /// Standard output.
+    /// Returns a non-blocking standard output.
     ///
-    /// # Errors
-    /// The process is out of threads or file descriptors.
+    /// # Errors The process is out of threads or file descriptors.
     pub fn stdout() -> io::Result<Self> {
         Self::duplicate("stdout", io::stdout().as_fd())
     }
 
-    /// Standard error.
+    /// Returns a non-blocking standard error.
     ///
-    /// # Errors
-    /// The process is out of threads or file descriptors.
+    /// # Errors The process is out of threads or file descriptors.
     pub fn stderr() -> io::Result<Self> {
         Self::duplicate("stderr", io::stderr().as_fd())
     }
 
-    /// Duplicates the file descriptor, because the lock and buffer of [`io::Stdout`] would block other threads while a
-    /// write blocks.
+    /// Opens a stream on a duplicate of the file descriptor. With [`io::Stdout`], its lock would block other threads
+    /// while a write blocks.
     fn duplicate(name: &str, stream: impl AsFd) -> io::Result<Self> {
         let file = File::from(stream.as_fd().try_clone_to_owned()?);
         Self::to(name, file)
     }
 
-    /// Starts a thread of this name that writes to `writer`. The thread never ends.
+    /// Starts a thread with this name that writes to `writer`. The thread never ends.
     ///
-    /// # Errors
-    /// The process is out of threads.
+    /// # Errors The process is out of threads.
     pub fn to(name: &str, writer: impl Write + Send + 'static) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
@@ -126,7 +124,7 @@ impl Write for Output {
         Ok(bytes.len())
     }
 
-    /// Does nothing, because logging must not block. Use [`Output::flush_until`].
+    /// Does nothing, because code that logs must not block. [`Output::flush_until`] flushes the stream.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -145,7 +143,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Loop of the writer thread.
+    /// Runs the writer thread: writes queued lines one after the other.
     fn write_lines(&self, mut writer: impl Write) {
         loop {
             let line = self.next_line();
@@ -171,7 +169,7 @@ impl Shared {
     }
 }
 
-/// Writes all bytes, and retries while the writer would block: another process may have made the pipe or terminal
+/// Writes all bytes. Retries while the writer would block, because another process may have made the pipe or terminal
 /// non-blocking.
 fn write_all(writer: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
@@ -194,7 +192,7 @@ mod tests {
 
     use super::*;
 
-    /// Writer that sends each write to a channel, and blocks until it is received.
+    /// A writer for tests. It sends each write to a channel, and blocks until the write is received.
     struct ChannelWriter(SyncSender<Vec<u8>>);
 
     impl Write for ChannelWriter {
@@ -239,7 +237,7 @@ mod tests {
         for _ in 0..20 {
             output.line(format_args!("{line}"));
         }
-        // The blocked writer thread may have taken one line out of the buffer.
+        // The writer thread may have taken one line out of the buffer before it blocked.
         assert!(dropped_lines() - before >= 20 - 8);
         assert!(output.0.state().queued_bytes <= MAX_BUFFERED_BYTES);
         assert!(!output.flush_until(Instant::now()), "lines remain");
@@ -247,7 +245,7 @@ mod tests {
 
     #[test]
     fn a_failed_write_is_counted_and_the_next_line_is_written() {
-        /// Writer whose first write fails because the disk is full.
+        /// A writer whose first write fails as if the disk were full.
         struct FullAtFirst(Option<()>, SyncSender<Vec<u8>>);
         impl Write for FullAtFirst {
             fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

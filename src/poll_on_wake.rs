@@ -1,4 +1,4 @@
-//! A wrapper for futures that rarely become ready, such as timers, inside tasks that are polled for every token.
+//! A wrapper for futures that rarely become ready, such as timers, within tasks that are polled for every token.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -7,9 +7,9 @@ use std::task::{Context, Poll};
 use futures_util::stream::FuturesUnordered;
 use tokio_stream::Stream;
 
-/// Polls a future once, and again only after the future's own waker was called.
+/// Polls a future once, and after that only when the future's waker has been called.
 ///
-/// A task that is polled for every token can hold a timer or a signal at almost no cost per token.
+/// A task that is polled for every token can then hold a timer or a signal at almost no cost per token.
 pub struct PollOnWake<F>(FuturesUnordered<F>);
 
 impl<F: Future> PollOnWake<F> {
@@ -19,7 +19,7 @@ impl<F: Future> PollOnWake<F> {
         Self(FuturesUnordered::from_iter([future]))
     }
 
-    /// Returns the future's output once. Every later call is pending.
+    /// Returns the future's output once it is ready. After that, every call returns `Pending`.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<F::Output> {
         match Pin::new(&mut self.0).poll_next(cx) {
             Poll::Ready(Some(output)) => Poll::Ready(output),

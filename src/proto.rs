@@ -1,5 +1,5 @@
-//! Messages and services of `proto/`. They are generated, except the messages that carry tokens, which are written by
-//! hand because they dominate the encoding cost.
+//! Messages and services of `proto/`. They are generated, except for the messages that carry tokens. Those are
+//! written by hand, because they dominate the cost of encoding.
 
 mod codec;
 mod packed_varints;

@@ -1,5 +1,5 @@
 //! The engine's request types. They are independent of the protocols: the HTTP and gRPC APIs convert their messages
-//! into these types and validate every value.
+//! into these types and check every value.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ pub const MAX_CHOICES: u32 = 128;
 /// The maximum number of stop strings of one request.
 pub const MAX_STOP_STRINGS: usize = 16;
 
-/// The maximum length of a stop string in bytes. Up to this much text is held back while a match is possible.
+/// Maximum length of a stop string in bytes. Up to this much text is held back while a match is possible.
 pub const MAX_STOP_BYTES: usize = 1_024;
 
 /// The maximum number of stop tokens of one request.
@@ -27,13 +27,14 @@ pub const MAX_LOGIT_BIASES: usize = 1_024;
 /// The maximum number of most likely tokens that a request may ask for at each position.
 pub const MAX_LOGPROBS: u32 = 20;
 
-/// The maximum length of a model name in bytes. Error messages repeat the name and are sent in headers.
+/// Maximum length of a model name in bytes. It is limited because error messages repeat the name and are sent in
+/// headers.
 pub const MAX_MODEL_NAME_BYTES: usize = 256;
 
 /// The maximum length of `user` in bytes.
 pub const MAX_USER_BYTES: usize = 512;
 
-/// The maximum timeout, ten years, which also means "no deadline". A longer timeout overflows `Instant`.
+/// Maximum timeout: ten years, which also stands for "no deadline". A longer timeout would overflow `Instant`.
 pub const MAX_TIMEOUT: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
 
 /// The maximum length of a request id in bytes.
@@ -57,13 +58,13 @@ pub struct CompletionRequest {
     pub max_tokens: Option<u32>,
     /// The number of choices, 1 to [`MAX_CHOICES`].
     pub choices: u32,
-    /// The stop strings, which end a choice before `max_tokens`.
+    /// The stop strings. A match ends a choice before `max_tokens`.
     pub stopping: Stopping,
-    /// The fields that each sequence of the request passes to the runner.
+    /// The options that the request passes to the runner, for each of its sequences.
     pub options: SequenceOptions,
-    /// Returns the prompt before the completion, with its log probabilities if `logprobs` is set.
+    /// True if the prompt is returned before the completion, with log probabilities if `logprobs` is set.
     pub echo: bool,
-    /// The tokens of each choice that the client already has, starting with choice 0. Sampling continues after them.
+    /// The tokens that the client already has, for each choice from choice 0 on. Sampling continues after them.
     pub resume: Vec<Vec<TokenId>>,
     /// The priority. Lower numbers run first.
     pub priority: i32,
@@ -84,7 +85,7 @@ impl RequestId {
         Self(uuid::Uuid::new_v4().simple().to_string().into())
     }
 
-    /// Accepts the id of a client if it consists of 1 to [`MAX_REQUEST_ID_BYTES`] visible ASCII characters. Other
+    /// Accepts a client's request id if it consists of 1 to [`MAX_REQUEST_ID_BYTES`] visible ASCII characters. Other
     /// characters could forge log lines.
     #[must_use]
     pub fn from_client(id: &str) -> Option<Self> {
@@ -94,7 +95,7 @@ impl RequestId {
     }
 }
 
-/// The prompt in one of its forms.
+/// The prompt of a request, in one of its forms.
 #[derive(Clone, Debug)]
 pub enum Input {
     /// Text to tokenize.
@@ -123,42 +124,42 @@ pub struct ChatMessage {
     pub name: Option<String>,
 }
 
-/// The fields of a request that its sequences pass to the runner unchanged.
+/// The options of a request that are passed to the runner unchanged.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SequenceOptions {
-    /// The seed of the sampling. Each random draw is keyed by the seed, the choice and the token's index.
+    /// Seed of the sampling. Each random draw is determined by the seed, the choice and the token's index.
     pub seed: u64,
     /// The sampling parameters.
     pub sampling: Sampling,
-    /// Values added to the logits of these tokens before sampling, each -100 to 100. Sorted by token id.
+    /// Values to add to the logits of these tokens before sampling, each from -100 to 100. Sorted by token id.
     pub logit_bias: Arc<[(TokenId, f32)]>,
     /// The tokens that end a choice before `max_tokens`.
     pub stop_tokens: StopTokens,
-    /// The number of most likely tokens to return at each position, 0 to [`MAX_LOGPROBS`], besides the log probability
-    /// of the sampled token. `None` returns no log probabilities.
+    /// Number of most likely tokens to return at each position, from 0 to [`MAX_LOGPROBS`], in addition to the log
+    /// probability of the sampled token. `None` returns no log probabilities.
     pub logprobs: Option<u32>,
-    /// Adds to each token the times when it was due and when it was emitted.
+    /// True if each token must have the times when it was due and when it was emitted.
     pub timestamps: bool,
-    /// The user on whose behalf the request runs.
+    /// The end user on whose behalf the client sends the request (`user`).
     pub caller: Caller,
 }
 
 /// The parameters that select the next token from the model's logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// 0 (greedy) to 2.
+    /// Sampling temperature, from 0 (greedy) to 2.
     pub temperature: f32,
-    /// 0 (only the most likely token) to 1.
+    /// Nucleus sampling, from 0 (only the most likely token) to 1 (all tokens).
     pub top_p: f32,
     /// The number of most likely tokens to keep. 0 keeps all.
     pub top_k: u32,
-    /// 0 to 1, relative to the probability of the most likely token.
+    /// Minimum probability relative to that of the most likely token, from 0 to 1.
     pub min_p: f32,
-    /// -2 to 2.
+    /// Presence penalty, from -2 to 2.
     pub presence_penalty: f32,
-    /// -2 to 2.
+    /// Frequency penalty, from -2 to 2.
     pub frequency_penalty: f32,
-    /// Greater than 0, at most 2.
+    /// Repetition penalty, above 0 and at most 2.
     pub repetition_penalty: f32,
 }
 
@@ -181,7 +182,7 @@ impl Default for Sampling {
 pub struct Stopping {
     /// Strings that end a choice. None is empty.
     pub strings: Vec<String>,
-    /// Ends the text after the matched stop string or stop token instead of before it.
+    /// True if the text ends after the matched stop string or stop token instead of before it.
     pub include_stop: bool,
 }
 
@@ -190,9 +191,9 @@ pub struct Stopping {
 pub struct StopTokens {
     /// Stop tokens in addition to the model's end-of-sequence tokens.
     pub ids: Arc<[TokenId]>,
-    /// Continues after the model's end-of-sequence tokens.
+    /// True if a choice continues after the model's end-of-sequence tokens.
     pub ignore_eos: bool,
-    /// The number of tokens below which only `max_tokens` ends a choice.
+    /// Number of tokens below which only `max_tokens` can end a choice.
     pub min_tokens: u32,
 }
 
@@ -272,7 +273,7 @@ impl Parameter {
 
 #[cfg(test)]
 impl CompletionRequest {
-    /// A request for one completion of this text, with the defaults of all parameters and a deadline in one hour.
+    /// Creates a request for tests: one completion of this text, with default parameters and a deadline in one hour.
     pub(crate) fn for_test(text: &str) -> Self {
         let now = Instant::now();
         Self {
@@ -325,7 +326,8 @@ impl CompletionRequest {
     }
 }
 
-/// The user on whose behalf a request runs. It is passed to the runner and never logged or used as a metric label.
+/// The end user on whose behalf the client sends a request. It is passed to the runner, and never logged or used as a
+/// metric label.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Caller(pub Option<Arc<str>>);
 

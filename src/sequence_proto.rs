@@ -1,6 +1,6 @@
-//! Conversion between [`SequenceOptions`] and the fields of `CompletionRequest` that carry them.
+//! Conversion between [`SequenceOptions`] and the fields of the message `CompletionRequest` that carry them.
 //!
-//! The gRPC API reads these fields from its clients, and the worker protocol passes them on to workers in the same
+//! The gRPC API reads these fields from its clients. The worker protocol passes them on to workers in the same
 //! message. This module must not know the other fields.
 
 use std::mem::take;
@@ -12,7 +12,7 @@ use crate::request::{
     SequenceOptions, StopTokens, TokenId,
 };
 
-/// A field with an invalid value.
+/// Error: a field has an invalid value.
 #[derive(Debug, thiserror::Error)]
 #[error("{field} must {rule}")]
 pub(crate) struct InvalidField {
@@ -26,7 +26,7 @@ impl From<InvalidField> for Error {
     }
 }
 
-/// Checks a rule for the values of a field.
+/// Returns an error unless the field's value satisfies a rule.
 pub(crate) fn check(
     field: &'static str,
     holds: bool,
@@ -39,10 +39,9 @@ pub(crate) fn check(
     }
 }
 
-/// Takes the options out of a message, and checks them. A missing seed becomes a random one.
+/// Moves the options out of a message and checks them. A missing seed becomes a random one.
 ///
-/// # Errors
-/// Returns the first invalid field.
+/// # Errors Returns an error for the first invalid field.
 pub(crate) fn take_options(
     message: &mut v1::CompletionRequest,
 ) -> Result<SequenceOptions, InvalidField> {
@@ -65,7 +64,7 @@ pub(crate) fn take_options(
     })
 }
 
-/// Returns a message with all options set.
+/// Creates a message in which all options are set.
 pub(crate) fn message(options: &SequenceOptions) -> v1::CompletionRequest {
     let SequenceOptions {
         seed,
@@ -117,7 +116,7 @@ fn sampling(message: &v1::CompletionRequest) -> Result<Sampling, InvalidField> {
             .repetition_penalty
             .unwrap_or(default.repetition_penalty),
     };
-    // NaN is in no range, so it is rejected too.
+    // NaN is in no range, so NaN is rejected too.
     let in_range = |value: f32, low, high| (low..=high).contains(&value);
     let above_zero = |value: f32, high| value > 0.0 && value <= high;
     check(
@@ -150,7 +149,7 @@ fn sampling(message: &v1::CompletionRequest) -> Result<Sampling, InvalidField> {
     Ok(sampling)
 }
 
-/// Takes the logit biases, sorted by token id.
+/// Moves the logit biases out of the message, sorted by token id.
 fn logit_bias(message: &mut v1::CompletionRequest) -> Result<Vec<(TokenId, f32)>, InvalidField> {
     let mut bias: Vec<_> = take(&mut message.logit_bias).into_iter().collect();
     check(

@@ -1,4 +1,5 @@
-//! Conversion between [`Error`] and gRPC statuses with `google.rpc` details. A round trip loses nothing.
+//! Conversion between [`Error`] and gRPC statuses with `google.rpc` details. Converting an error to a status and back
+//! loses nothing.
 
 use std::collections::HashMap;
 
@@ -7,7 +8,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::{Error, ErrorKind};
 
-/// The `ErrorInfo.domain` that marks a status as Tokenway's.
+/// Value of `ErrorInfo.domain` in the statuses that Tokenway creates.
 const DOMAIN: &str = "tokenway";
 
 impl From<Error> for Status {
@@ -25,7 +26,7 @@ impl From<Error> for Status {
 }
 
 impl From<&Status> for Error {
-    /// Restores an error from Tokenway's status. The status of another server is mapped by its gRPC code alone.
+    /// Converts a status back to an error. A status that Tokenway did not create is mapped by its gRPC code alone.
     fn from(status: &Status) -> Self {
         let details = status.get_error_details();
         let own_kind = details
@@ -36,7 +37,7 @@ impl From<&Status> for Error {
         let message = if own_kind.is_some() || kind.row().http.is_client_error() {
             status.message().to_owned()
         } else {
-            // The message of another server may contain internal details such as addresses.
+            // The message of another server may contain internal details, such as addresses.
             generic_message(kind).to_owned()
         };
         Self {
@@ -54,7 +55,7 @@ impl From<&Status> for Error {
     }
 }
 
-/// Maps the gRPC code of another server's status.
+/// Maps the gRPC code of a status that Tokenway did not create.
 fn kind_from_code(code: Code) -> ErrorKind {
     match code {
         Code::InvalidArgument => ErrorKind::InvalidValue,
@@ -77,7 +78,7 @@ fn kind_from_code(code: Code) -> ErrorKind {
     }
 }
 
-/// A message that replaces another server's.
+/// Returns a message to use instead of another server's message.
 fn generic_message(kind: ErrorKind) -> &'static str {
     if kind == ErrorKind::NoWorker {
         "No engine can be reached."

@@ -1,7 +1,7 @@
 //! Log lines as JSON objects.
 //!
-//! A line has `timestamp`, `level`, `target` and `message`, then the fields of the event. A line that a request logs also
-//! has the fields of the request's span, such as `id`. No key occurs twice.
+//! A line has `timestamp`, `level`, `target` and `message`, followed by the fields of the event. A line that is
+//! logged during a request also has the fields of the request's span, such as `id`. No key occurs twice.
 
 use std::fmt::{self, Debug, Write as _};
 
@@ -16,14 +16,14 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::{Timestamps, WORKER_FIELDS};
 
-/// Formats the fields of a span as a JSON object.
+/// Formats the fields of a tracing span as a JSON object.
 #[derive(Clone, Copy, Debug)]
 pub struct JsonFields;
 
-/// Formats each event as a line with one JSON object.
+/// Formats each tracing event as one line with a JSON object.
 #[derive(Clone, Copy, Debug)]
 pub struct JsonLines {
-    /// Timestamps of the lines.
+    /// Setting for the timestamps of the lines.
     pub timestamps: Timestamps,
 }
 
@@ -67,7 +67,7 @@ where
     }
 }
 
-/// Fields of a line or a span. The first value of a key is kept.
+/// The fields of a line or a span. If a key occurs twice, its first value is kept.
 #[derive(Default)]
 struct Object(Map<String, Value>);
 
@@ -128,7 +128,7 @@ mod tests {
 
     use super::*;
 
-    /// Log in memory.
+    /// A log in memory.
     #[derive(Clone, Default)]
     struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -144,7 +144,7 @@ mod tests {
         }
     }
 
-    /// Returns the lines that `log` writes.
+    /// Returns the lines that are logged while `log` runs.
     fn lines(log: impl FnOnce()) -> Vec<Value> {
         let written = Log::default();
         let writer = written.clone();

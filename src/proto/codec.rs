@@ -1,4 +1,4 @@
-//! Codecs that use prost with other initial buffer sizes than tonic's 8 KiB. Each stream has one buffer for encoding
+//! Codecs that use prost with initial buffer sizes other than tonic's 8 KiB. Each stream has one buffer for encoding
 //! and one for decoding. Buffers grow as needed.
 
 use std::marker::PhantomData;
@@ -7,14 +7,15 @@ use prost::Message;
 use tonic::codec::{BufferSettings, Codec};
 use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
-/// Codec for the public API, which has many streams of small messages. With larger buffers, most of a stream's memory
-/// would be buffers.
+/// Codec for the public API, which has many streams of small messages. With larger buffers, the buffers would make up
+/// most of a stream's memory.
 pub(super) type SmallBufferCodec<Encode, Decode> = BufferCodec<Encode, Decode, 256>;
 
-/// Codec for the worker protocol, which has one stream per worker. Its messages carry the tokens of all sequences.
+/// Codec for the worker protocol, which has one stream per worker. Its messages carry the tokens of all the worker's
+/// sequences.
 pub(super) type LargeBufferCodec<Encode, Decode> = BufferCodec<Encode, Decode, { 64 * 1024 }>;
 
-/// Number of encoded bytes after which tonic passes on the messages encoded so far. This is tonic's default.
+/// Number of encoded bytes after which tonic passes the encoded messages on. This is also tonic's default.
 const YIELD_THRESHOLD_BYTES: usize = 32 * 1024;
 
 /// prost codec whose buffers have an initial capacity of `BYTES`.

@@ -1,4 +1,4 @@
-//! A list of numbers in its wire encoding.
+//! A list of numbers that stays in protobuf's wire encoding.
 
 use bytes::{Buf, BufMut};
 use prost::DecodeError;
@@ -6,15 +6,15 @@ use prost::encoding::{
     DecodeContext, WireType, bytes as raw, decode_varint, encode_varint, uint32,
 };
 
-/// A packed `repeated uint32`, stored as encoded varints. Decoding copies the bytes and parses them only when they are
-/// iterated. Encoding copies the stored bytes.
+/// A packed `repeated uint32`, stored as encoded varints. Decoding copies the bytes, and parses them only during
+/// iteration. Encoding copies the stored bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PackedVarints {
     wire: Vec<u8>,
     count: usize,
 }
 
-/// Bit that is set in every byte of a varint except the last.
+/// Bit that is set in every byte of a varint except its last.
 const CONTINUATION_BIT: u8 = 0x80;
 
 impl PackedVarints {
@@ -61,7 +61,7 @@ impl PackedVarints {
         ctx: DecodeContext,
     ) -> Result<(), DecodeError> {
         if wire_type != WireType::LengthDelimited {
-            // The proto3 specification also allows unpacked elements.
+            // The proto3 specification also allows unpacked elements in a packed field.
             let mut number = 0;
             uint32::merge(wire_type, &mut number, buf, ctx)?;
             self.push(number);
@@ -72,7 +72,7 @@ impl PackedVarints {
         let end = wire.iter().rposition(|byte| byte & CONTINUATION_BIT == 0);
         let mut rest = &wire[end.map_or(0, |end| end + 1)..];
         if !rest.is_empty() {
-            // The last number is truncated. Decoding it produces prost's error.
+            // The last varint is incomplete. Decoding it returns prost's error.
             decode_varint(&mut rest)?;
         }
         self.count += wire
@@ -130,7 +130,7 @@ impl Iterator for PackedVarintsIter<'_> {
         let (number, rest) = self.wire.split_at(end + 1);
         self.wire = rest;
         self.count -= 1;
-        // Bits above the lowest 32 are dropped, as in prost's decoding of uint32.
+        // Bits above the lowest 32 are dropped, as prost does when it decodes a uint32.
         let append = |number: u32, byte: &u8| number << 7 | u32::from(byte & !CONTINUATION_BIT);
         Some(number.iter().rev().fold(0, append))
     }

@@ -1,9 +1,9 @@
-//! Hand-written messages `Step` and `SequenceStep`. Their wire format is the one in `worker.proto`. In memory their
-//! lists of small numbers keep the wire encoding. These messages carry every token of a worker in another process, so
-//! they dominate the encoding and decoding cost there.
+//! Hand-written messages `Step` and `SequenceStep`. Their wire format is defined in `worker.proto`. In memory, their
+//! lists of small numbers stay in the wire encoding. These messages carry every token of a worker in another process,
+//! so they dominate the cost of encoding and decoding there.
 //!
-//! An entry can be as small as two bytes on the wire and uses a hundred times as much memory, so decoding limits the
-//! number of entries.
+//! An entry can be as small as two bytes on the wire but uses a hundred times as much memory. Decoding therefore
+//! limits the number of entries.
 
 use bytes::{Buf, BufMut};
 use prost::DecodeError;
@@ -16,15 +16,15 @@ use super::packed_varints::PackedVarints;
 use super::v1::Logprobs;
 use super::worker::{End, Failure};
 
-/// Maximum number of entries in a step: for each of a worker's 65,536 slots one entry of prompt tokens and one of
-/// completion tokens.
+/// Maximum number of entries in a step: for each of a worker's 65,536 slots, one entry with prompt tokens and one
+/// with completion tokens.
 pub const MAX_STEP_ENTRIES: usize = 131_072;
 
 /// Output of one device step.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Step {
-    /// Output for each sequence. Decoding keeps at most one entry more than [`MAX_STEP_ENTRIES`], so that the receiver
-    /// can detect an oversized step.
+    /// Output for each sequence. Decoding keeps at most one entry more than [`MAX_STEP_ENTRIES`], so that the
+    /// receiver can detect a step that is too large.
     pub sequences: Vec<SequenceStep>,
 }
 
@@ -39,7 +39,7 @@ pub struct SequenceStep {
     pub ids: PackedVarints,
     /// Concatenated bytes of all tokens.
     pub bytes: Vec<u8>,
-    /// Number of these bytes in each token.
+    /// Length in bytes of each token.
     pub lengths: PackedVarints,
     /// True if these are prompt tokens.
     pub is_prompt: bool,
@@ -47,8 +47,8 @@ pub struct SequenceStep {
     pub due_ns: Vec<u64>,
     /// Actual emission time of each token, in nanoseconds of CLOCK_MONOTONIC.
     pub emitted_ns: Vec<u64>,
-    /// Log probabilities of each token. Decoding keeps at most one item more than the ids before it, so that the
-    /// receiver can detect surplus items.
+    /// Log probabilities of each token. Decoding keeps at most one item more than there are ids, so that the receiver
+    /// can detect surplus items.
     pub logprobs: Vec<Logprobs>,
     /// Reason why the sequence ended, a value of [`End`].
     pub end: i32,
@@ -56,7 +56,7 @@ pub struct SequenceStep {
     pub failure: Option<Failure>,
 }
 
-/// Field numbers of `Step` (`SEQUENCES`) and `SequenceStep` (all others).
+/// Field numbers of the messages `Step` (`SEQUENCES`) and `SequenceStep` (all others).
 mod field {
     pub(super) const SEQUENCES: u32 = 1;
 
@@ -80,7 +80,7 @@ impl SequenceStep {
         End::try_from(self.end).unwrap_or_default()
     }
 
-    /// Decodes a list of times. It reserves capacity for one time per id; the ids come first on the wire.
+    /// Decodes a list of times. Reserves memory for one time per id, because the ids come first on the wire.
     fn merge_times(
         times: &mut Vec<u64>,
         tokens: usize,
@@ -88,20 +88,20 @@ impl SequenceStep {
         buf: &mut impl Buf,
         ctx: DecodeContext,
     ) -> Result<(), DecodeError> {
-        // The reservation is bounded by the rest of the message, because the peer chooses the number of ids.
+        // The peer chooses the number of ids, so the size of the rest of the message bounds the reservation.
         times.reserve(tokens.min(buf.remaining() / size_of::<u64>()));
         fixed64::merge_repeated(wire_type, times, buf, ctx)
     }
 }
 
-/// A list that decoding limits to one item more than `max`.
+/// A list for decoding. It keeps at most one item more than `max`.
 struct BoundedList<'a, M> {
     list: &'a mut Vec<M>,
     max: usize,
 }
 
 impl<M: prost::Message + Default> BoundedList<'_, M> {
-    /// Decodes a message and appends it to the list. Skips the message if the list is full.
+    /// Decodes a message and appends it to the list. If the list is full, skips the message.
     fn merge(
         self,
         tag: u32,
@@ -251,7 +251,7 @@ mod tests {
 
     use super::*;
 
-    /// `SequenceStep` as prost would generate it.
+    /// The message `SequenceStep` as prost would generate it.
     #[derive(Clone, PartialEq, Message)]
     struct Generated {
         #[prost(uint64, tag = "1")]
@@ -278,14 +278,14 @@ mod tests {
         failure: Option<Failure>,
     }
 
-    /// `Step` as prost would generate it.
+    /// The message `Step` as prost would generate it.
     #[derive(Clone, PartialEq, Message)]
     struct GeneratedStep {
         #[prost(message, repeated, tag = "1")]
         sequences: Vec<Generated>,
     }
 
-    /// Lists of `SequenceStep` in the unpacked encoding.
+    /// A `SequenceStep` whose lists are written in the unpacked encoding.
     #[derive(Clone, PartialEq, Message)]
     struct Unpacked {
         #[prost(uint32, repeated, packed = "false", tag = "3")]
@@ -296,7 +296,7 @@ mod tests {
         due_ns: Vec<u64>,
     }
 
-    /// Ids with varints of different lengths.
+    /// Ids whose varints have different lengths.
     const IDS: [u32; 8] = [0, 1, 127, 128, 16_383, 16_384, 1 << 28, u32::MAX];
 
     fn full() -> Generated {
@@ -406,7 +406,8 @@ mod tests {
 
     #[test]
     fn a_truncated_list_is_an_error() {
-        // In order: a truncated varint in field 3, a length beyond the message, and a fixed64 list of 3 bytes.
+        // In this order: an incomplete varint in field 3, a length beyond the end of the message, and a list of
+        // fixed64 with only 3 bytes.
         for wire in [&[0x1a, 2, 1, 0x80][..], &[0x1a, 2, 1], &[0x3a, 3, 0, 0, 0]] {
             SequenceStep::decode(wire).expect_err("the list is truncated");
         }

@@ -1,6 +1,6 @@
-//! Hand-written message `Tokens`. Its wire format is the one in `inference.proto`. In memory all tokens of a message
+//! Hand-written message `Tokens`. Its wire format is defined in `inference.proto`. In memory, all tokens of a message
 //! share two allocations, while generated code would allocate the text of each token. Most messages of a stream are
-//! `Tokens`, so they dominate the encoding and decoding cost.
+//! `Tokens`, so they dominate the cost of encoding and decoding.
 
 use bytes::{Buf, BufMut};
 use prost::DecodeError;
@@ -19,7 +19,7 @@ pub struct Tokens {
     pub choice: u32,
     /// Index of the first token within its choice, from 0. A gap is an error.
     pub first_index: u32,
-    /// Tokens, in order. Empty only in the last message of a choice that ends without a further token.
+    /// The tokens, in order. Empty only in the last message of a choice that ends without another token.
     pub tokens: TokenBatch,
     /// Finish reason, a value of [`v1::FinishReason`]. Set in the last message of the choice.
     pub finish_reason: i32,
@@ -42,7 +42,7 @@ mod token_field {
     pub(super) const LOGPROBS: u32 = 5;
 }
 
-/// Approximate encoded size of a short token, used to estimate the number of tokens in a message.
+/// Estimated encoded size of a short token in bytes, used to estimate the number of tokens in a message.
 const TYPICAL_TOKEN_BYTES: usize = 8;
 
 impl Tokens {
@@ -80,7 +80,8 @@ impl prost::Message for Tokens {
             field::TOKENS => {
                 check_wire_type(WireType::LengthDelimited, wire_type)?;
                 if self.tokens.is_empty() {
-                    // The rest of the message is mostly tokens. Half of the estimate avoids reserving too much.
+                    // Most of the rest of the message is tokens. Half of the estimate is reserved, to avoid reserving
+                    // too much.
                     let rest = buf.remaining();
                     self.tokens
                         .reserve(rest / TYPICAL_TOKEN_BYTES / 2, rest / 2);
@@ -161,14 +162,15 @@ fn merge_token(
     buf: &mut impl Buf,
     ctx: &DecodeContext,
 ) -> Result<(), DecodeError> {
-    // Decoding from a slice is several times as fast as from a buffer of several chunks.
+    // Decoding from one slice is several times as fast as decoding from a buffer of several chunks.
     let mut slice = buf.chunk();
     if merge_token_from(batch, &mut slice, ctx).is_ok() {
         let read = buf.chunk().len() - slice.len();
         buf.advance(read);
         return Ok(());
     }
-    // The token spans two chunks or is invalid. Decoding again overwrites a text that was set already.
+    // The token spans two chunks or is invalid. The general decoder starts again, and overwrites a text that was
+    // already set.
     merge_token_from(batch, buf, ctx)
 }
 
@@ -214,14 +216,15 @@ fn merge_text(
         buf.advance(read);
         return Ok(());
     }
-    // The text spans two chunks or is invalid. prost handles both cases, and returns its own error.
+    // The text spans two chunks or is invalid. prost handles both cases and returns its own error.
     let mut text = String::new();
     string::merge(wire_type, &mut text, buf, ctx)?;
     batch.set_text(&text);
     Ok(())
 }
 
-/// Reads a length-prefixed text from the start of `bytes`. Returns `None` if it is incomplete or not UTF-8.
+/// Reads a length-prefixed text from the start of `bytes`. Returns `None` if the text is incomplete or not valid
+/// UTF-8.
 fn next_text<'a>(bytes: &mut &'a [u8]) -> Option<&'a str> {
     let len = usize::try_from(decode_varint(bytes).ok()?).ok()?;
     let (text, rest) = bytes.split_at_checked(len)?;
@@ -328,7 +331,7 @@ mod tests {
 
     use super::*;
 
-    /// `Tokens` as prost would generate it.
+    /// The message `Tokens` as prost would generate it.
     #[derive(Clone, PartialEq, Message)]
     struct Generated {
         #[prost(uint32, tag = "1")]
@@ -351,7 +354,7 @@ mod tests {
         }
     }
 
-    /// A token with all kinds of log probabilities.
+    /// Creates a token with every kind of log probability.
     fn with_logprobs(id: u32, text: &str) -> v1::Token {
         let top = |id, logprob| v1::TopLogprob {
             id,
@@ -432,7 +435,8 @@ mod tests {
     fn decoding_fails_wherever_the_generated_message_fails() {
         let bytes = messages()[1].encode_to_vec();
         for at in 0..bytes.len() {
-            // Truncate the message at each byte, and change each byte. This produces invalid lengths and invalid UTF-8.
+            // Truncate the message at each byte, and change each byte. This produces invalid lengths and invalid
+            // UTF-8.
             let mut changed = bytes.clone();
             changed[at] ^= 0x80;
             for broken in [&bytes[..at], &changed] {
