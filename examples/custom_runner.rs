@@ -30,7 +30,7 @@ use tokenway::listen::{Address, Limits};
 use tokenway::models::UnknownModel;
 use tokenway::request::{ChatMessage, Parameter, TokenId};
 use tokenway::runner::{
-    BosPolicy, LoadError, LoadedModel, Loader, Model, ModelError, ModelFacts, Next, Resumption,
+    BosPolicy, LoadError, LoadedModel, Loader, Model, ModelError, ModelFacts, NextStep, Resumption,
     Runner, Sequence, Slot, SlotCredit, Step, StepError, Token, TokenBytes, monotonic_ns,
 };
 use tokenway::server::{
@@ -100,7 +100,7 @@ fn parts(args: Args) -> ServerParts {
             unknown_model: UnknownModel::Refuse,
             workers: WorkerParts::default(),
         }),
-        http: Some(HttpFrontend::at(args.http_listen)),
+        http: Some(HttpFrontend::listening_on(args.http_listen)),
         grpc: Some(args.grpc_listen),
         limits: Limits::default(),
         request_timeout: Duration::from_secs(600),
@@ -206,11 +206,11 @@ impl Runner for EchoRunner {
         self.sequences[slot.0] = None;
     }
 
-    fn next(&mut self, credit: &dyn SlotCredit) -> Next {
+    fn next_step(&mut self, credit: &dyn SlotCredit) -> NextStep {
         let running = (0..).map(Slot).zip(&self.sequences);
         let with_room = running.filter(|(slot, _)| credit.credit(*slot) > 0);
         let due = with_room.filter_map(|(_, echo)| Some(echo.as_ref()?.due_ns));
-        due.min().map_or(Next::Idle, Next::At)
+        due.min().map_or(NextStep::Idle, NextStep::At)
     }
 
     fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError> {

@@ -113,7 +113,7 @@ impl ClientOptions {
 }
 
 /// Writes text and flushes it, so that the text appears on the terminal at once.
-fn show(out: &mut dyn Write, text: &str) -> Result<(), ClientError> {
+fn write_text(out: &mut dyn Write, text: &str) -> Result<(), ClientError> {
     out.write_all(text.as_bytes())?;
     Ok(out.flush()?)
 }

@@ -38,7 +38,7 @@ use choice::{another_engine_may_accept, has_name, listed, more_informative};
 pub use context::CallContext;
 pub use events::CheckedEvents;
 pub use failure::Failure;
-use local::Local;
+use local::LocalUpstream;
 use membership::{Members, Upstreams};
 pub use membership::{Membership, Snapshot};
 use remote::Connector;
@@ -59,7 +59,7 @@ impl Cluster {
     /// without encoding messages.
     #[must_use]
     pub fn local(service: impl Inference) -> Self {
-        let upstreams: Upstreams = Arc::new([Arc::new(Local::new(service))]);
+        let upstreams: Upstreams = Arc::new([Arc::new(LocalUpstream::new(service))]);
         Self {
             upstreams: watch::channel(upstreams).1,
             gateway: None,
@@ -85,7 +85,7 @@ impl Cluster {
         let connect = move |address: &EngineAddress| -> Arc<dyn Upstream> {
             Arc::new(connector.connect(address))
         };
-        let (upstreams, following) = follow(membership, connect);
+        let (upstreams, following) = follow_membership(membership, connect);
         let stop = stop.clone();
         critical.spawn("membership", async move {
             stop.run_until_cancelled_owned(following).await;
@@ -127,9 +127,9 @@ impl Cluster {
             if any == expected {
                 return;
             }
-            let mut changes: FuturesUnordered<_> = watches.iter_mut().map(changed).collect();
+            let mut changes: FuturesUnordered<_> = watches.iter_mut().map(next_change).collect();
             tokio::select! {
-                () = changed(&mut upstreams) => {}
+                () = next_change(&mut upstreams) => {}
                 Some(()) = changes.next() => {}
             }
         }
@@ -145,7 +145,7 @@ impl Cluster {
         context: &CallContext,
     ) -> Result<CheckedEvents, Failure> {
         let upstreams = self.candidates(&message.model, context).await?;
-        let upstreams = choice::supporting(upstreams, message)?;
+        let upstreams = choice::filter_supporting(upstreams, message)?;
         let call = |upstream: Arc<dyn Upstream>| async move {
             upstream
                 .complete(self.request(message.clone(), context))
@@ -160,14 +160,15 @@ impl Cluster {
     /// # Errors
     /// Returns the failure of the last upstream if none responds.
     pub async fn list_models(&self, context: &CallContext) -> Result<Vec<v1::Model>, Failure> {
-        self.check_circle(context)?;
-        let calls = choice::by_load(self.usable())
-            .into_iter()
-            .map(|upstream| async move {
-                let request = self.request(v1::ListModelsRequest {}, context);
-                upstream.list_models(request).await
-            });
-        let (mut models, mut failure) = (BTreeMap::new(), Some(no_engine()));
+        self.reject_circular_request(context)?;
+        let calls =
+            choice::sort_by_load(self.without_self())
+                .into_iter()
+                .map(|upstream| async move {
+                    let request = self.request(v1::ListModelsRequest {}, context);
+                    upstream.list_models(request).await
+                });
+        let (mut models, mut failure) = (BTreeMap::new(), Some(no_engine_failure()));
         for result in join_all(calls).await {
             match result {
                 Ok(listed) => {
@@ -247,10 +248,10 @@ impl Cluster {
     }
 
     /// Rejects a request that has already passed through this gateway.
-    fn check_circle(&self, context: &CallContext) -> Result<(), Failure> {
+    fn reject_circular_request(&self, context: &CallContext) -> Result<(), Failure> {
         match &self.gateway {
             Some(gateway) if context.via.contains(gateway) => {
-                Err(Failure::circle(gateway.circle()))
+                Err(Failure::circular_request(gateway.circular_request()))
             }
             Some(_) | None => Ok(()),
         }
@@ -262,22 +263,22 @@ impl Cluster {
         model: &str,
         context: &CallContext,
     ) -> Result<Vec<Arc<dyn Upstream>>, Failure> {
-        self.check_circle(context)?;
+        self.reject_circular_request(context)?;
         let record = context.request.record();
-        record.names_model(model);
+        record.set_requested_model(model);
         if let Some(name) = self.served_name(model) {
             record.set_model(&name);
         }
         if model.is_empty() {
             self.check_model_is_unambiguous(context).await?;
         }
-        Ok(choice::for_model(self.usable(), model))
+        Ok(choice::order_for_model(self.without_self(), model))
     }
 
     /// Returns the name under which a remote engine lists the model with this name or alias. The engine in this
     /// process resolves names itself.
     fn served_name(&self, model: &str) -> Option<String> {
-        self.usable().iter().find_map(|upstream| {
+        self.without_self().iter().find_map(|upstream| {
             let health = upstream.health().borrow();
             let served = health.models.iter().find(|it| has_name(it, model))?;
             Some(served.name.clone())
@@ -310,7 +311,7 @@ impl Cluster {
             }
         }
         Err(match last {
-            None => no_engine(),
+            None => no_engine_failure(),
             Some(failure) if failure.error().kind == ErrorKind::ModelNotFound => {
                 self.not_found(model, failure, context).await
             }
@@ -321,7 +322,7 @@ impl Cluster {
     /// Rejects a request without a model name if the engines together have several models. A single engine would
     /// accept the request if it has only one model.
     async fn check_model_is_unambiguous(&self, context: &CallContext) -> Result<(), Error> {
-        let names = self.names(context).await;
+        let names = self.model_names(context).await;
         if names.len() < 2 {
             return Ok(());
         }
@@ -339,13 +340,13 @@ impl Cluster {
             let health = upstream.health().borrow();
             !health.is_up() && health.models.iter().any(|it| has_name(it, model))
         };
-        if self.usable().iter().any(is_down_with_model) {
+        if self.without_self().iter().any(is_down_with_model) {
             let message = format!("No engine that serves the model '{model}' is up.");
             return Error::new(ErrorKind::NoWorker, message).into();
         }
         // An engine's message lists only its own models, so the message is replaced by one with the models of all
         // engines.
-        match &self.names(context).await[..] {
+        match &self.model_names(context).await[..] {
             [] => failure,
             names => {
                 let names = names.join(", ");
@@ -361,8 +362,8 @@ impl Cluster {
 
     /// Returns the names of all models, for error messages. Returns none if there is only one engine, because its own
     /// message lists its models.
-    async fn names(&self, context: &CallContext) -> Vec<String> {
-        let upstreams = self.usable();
+    async fn model_names(&self, context: &CallContext) -> Vec<String> {
+        let upstreams = self.without_self();
         if upstreams.len() < 2 {
             return Vec::new();
         }
@@ -381,13 +382,13 @@ impl Cluster {
     }
 
     /// Returns all upstreams, except engines that turned out to be this gateway itself.
-    fn usable(&self) -> Vec<Arc<dyn Upstream>> {
-        choice::usable(&self.upstreams.borrow())
+    fn without_self(&self) -> Vec<Arc<dyn Upstream>> {
+        choice::without_self(&self.upstreams.borrow())
     }
 }
 
 /// Applies the membership's current snapshot. Returns the upstreams, and a future that applies later snapshots.
-fn follow(
+fn follow_membership(
     membership: Membership,
     connect: impl Fn(&EngineAddress) -> Arc<dyn Upstream> + Send + 'static,
 ) -> (
@@ -407,12 +408,12 @@ fn follow(
 }
 
 /// Waits for the next change of a watched value. Never completes if the sender is gone.
-async fn changed<T>(watch: &mut watch::Receiver<T>) {
+async fn next_change<T>(watch: &mut watch::Receiver<T>) {
     if watch.changed().await.is_err() {
         std::future::pending().await
     }
 }
 
-fn no_engine() -> Failure {
+fn no_engine_failure() -> Failure {
     Error::from(&Status::unavailable("there is no engine")).into()
 }

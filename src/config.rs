@@ -35,14 +35,14 @@ mod worker;
 
 use commands::{EngineCommandSettings, GatewaySettings, ServeSettings, ServerCommand};
 pub use error::{ConfigError, FileError, Position};
-use file::{KnownKeys, Parsed, first_error};
+use file::{KnownKeys, ParsedFile, first_error};
 use log::FormatSettings;
 use settings::{Settings, keys};
 use worker::AttachSettings;
 pub use worker::WorkerTask;
 
 /// Stands for the path of the settings file in errors, if the settings come from standard input.
-const STDIN: &str = "standard input";
+const STDIN_NAME: &str = "standard input";
 
 /// Serves large language models over gRPC and over an OpenAI-compatible HTTP API.
 #[derive(Parser)]
@@ -135,26 +135,28 @@ pub fn read(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<T
     let matches = command
         .clone()
         .try_get_matches_from(&arguments)
-        .map_err(|error| variable::name_variable(error, &command, &arguments))?;
+        .map_err(|error| variable::name_environment_variable(error, &command, &arguments))?;
     let CommandLine { command, serve } = CommandLine::from_arg_matches(&matches)?;
-    let matches = innermost(&matches);
+    let matches = innermost_matches(&matches);
     match command.unwrap_or(Command::Serve(Box::new(serve))) {
-        Command::Serve(command) => command.task(matches),
-        Command::Engine(command) => command.task(matches),
-        Command::Gateway(command) => command.task(matches),
+        Command::Serve(command) => command.server_task(matches),
+        Command::Engine(command) => command.server_task(matches),
+        Command::Gateway(command) => command.server_task(matches),
         Command::Worker(command) => {
             let mut settings = command.read(matches)?;
-            let worker = AttachSettings::task(&mut settings)?;
+            let worker = AttachSettings::worker_task(&mut settings)?;
             Ok(Task::Work(Box::new(worker)))
         }
         Command::Complete(options) => Ok(Task::Complete(options)),
         Command::Config(ConfigCommand::Check { file }) => {
-            check::check(&file.display().to_string()).map(Task::Print)
+            check::check_file(&file.display().to_string()).map(Task::Print)
         }
         Command::Config(ConfigCommand::Show(command)) => {
             let settings = command.read(matches)?;
-            let (_, models) = commands::server::<ServeSettings>(&settings)?;
-            Ok(Task::Print(show::show::<ServeSettings>(&settings, &models)))
+            let (_, models) = commands::resolve_server::<ServeSettings>(&settings)?;
+            Ok(Task::Print(show::render_settings::<ServeSettings>(
+                &settings, &models,
+            )))
         }
     }
 }
@@ -177,17 +179,17 @@ fn command_line() -> clap::Command {
 }
 
 /// Returns the parsed arguments of the innermost subcommand on the command line.
-fn innermost(matches: &ArgMatches) -> &ArgMatches {
+fn innermost_matches(matches: &ArgMatches) -> &ArgMatches {
     match matches.subcommand() {
-        Some((_, matches)) => innermost(matches),
+        Some((_, matches)) => innermost_matches(matches),
         None => matches,
     }
 }
 
 impl<S: ServerCommand> WithFile<S> {
-    fn task(&self, matches: &ArgMatches) -> Result<Task, ConfigError> {
+    fn server_task(&self, matches: &ArgMatches) -> Result<Task, ConfigError> {
         let settings = self.read(matches)?;
-        let (parts, _) = commands::server::<S>(&settings)?;
+        let (parts, _) = commands::resolve_server::<S>(&settings)?;
         let log = settings.get::<FormatSettings>()?;
         Ok(Task::Serve(Box::new(parts), log.format()))
     }
@@ -199,7 +201,7 @@ impl<S: ServerCommand> WithFile<S> {
             return Ok(settings);
         };
         let path = path.display().to_string();
-        let file = Parsed::read(&path, &commands::known_keys()).valid()?;
+        let file = ParsedFile::read(&path, &commands::known_keys()).valid()?;
         settings.add_file::<S>(&file).map_err(first_error)?;
         Ok(settings)
     }
@@ -212,7 +214,7 @@ impl WithStdin<AttachSettings> {
             true => std::io::read_to_string(std::io::stdin()),
             false => Ok(String::new()),
         };
-        let text = text.map_err(|error| ConfigError::Invalid(format!("{STDIN}: {error}")))?;
+        let text = text.map_err(|error| ConfigError::Invalid(format!("{STDIN_NAME}: {error}")))?;
         worker_settings(matches, &text)
     }
 }
@@ -224,7 +226,7 @@ fn worker_settings(matches: &ArgMatches, text: &str) -> Result<Settings, ConfigE
         top: keys::<AttachSettings>().into_iter().collect(),
         model: BTreeSet::new(),
     };
-    let file = Parsed::parse(STDIN, text, &known).valid()?;
+    let file = ParsedFile::parse(STDIN_NAME, text, &known).valid()?;
     settings
         .add_file::<AttachSettings>(&file)
         .map_err(first_error)?;

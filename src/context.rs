@@ -18,7 +18,7 @@ use crate::telemetry::{Api, RequestRecord, Route, TokenUsage};
 
 /// The context of one request. Clones share it.
 #[derive(Clone)]
-pub struct RequestContext(Arc<Parts>);
+pub struct RequestContext(Arc<ContextParts>);
 
 /// Facts about a request that are known on its arrival.
 pub struct Arrival {
@@ -34,7 +34,7 @@ pub struct Arrival {
     pub invalid: Option<Error>,
 }
 
-struct Parts {
+struct ContextParts {
     id: RequestId,
     arrived: Instant,
     deadline: Instant,
@@ -47,7 +47,7 @@ impl RequestContext {
     /// Creates the context of a request that arrives now.
     #[must_use]
     pub fn new(arrival: Arrival) -> Self {
-        Self(Arc::new(Parts {
+        Self(Arc::new(ContextParts {
             id: arrival.id,
             arrived: Instant::now(),
             deadline: arrival.deadline,

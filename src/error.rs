@@ -141,8 +141,8 @@ pub struct Row {
     pub retry_after: Option<Duration>,
 }
 
-const INVALID_REQUEST: &str = "invalid_request_error";
-const SERVER: &str = "server_error";
+const INVALID_REQUEST_TYPE: &str = "invalid_request_error";
+const SERVER_ERROR_TYPE: &str = "server_error";
 const RETRY_SOON: Option<Duration> = Some(Duration::from_secs(1));
 
 impl ErrorKind {
@@ -225,16 +225,16 @@ impl ErrorKind {
         use Code as Grpc;
         use StatusCode as Http;
         let invalid = |code| {
-            row(
+            error_row(
                 code,
-                INVALID_REQUEST,
+                INVALID_REQUEST_TYPE,
                 Http::BAD_REQUEST,
                 Grpc::InvalidArgument,
             )
         };
         let http_only = |code, http| Row {
             code,
-            error_type: INVALID_REQUEST,
+            error_type: INVALID_REQUEST_TYPE,
             http,
             grpc: None,
             retry_after: None,
@@ -247,33 +247,33 @@ impl ErrorKind {
             Self::UnsupportedParameter => invalid("unsupported_parameter"),
             Self::MissingParameter => invalid("missing_parameter"),
             Self::ContextLengthExceeded => invalid("context_length_exceeded"),
-            Self::InvalidApiKey => row(
+            Self::InvalidApiKey => error_row(
                 "invalid_api_key",
                 "authentication_error",
                 Http::UNAUTHORIZED,
                 Grpc::Unauthenticated,
             ),
-            Self::InsufficientScope => row(
+            Self::InsufficientScope => error_row(
                 "insufficient_scope",
                 "permission_error",
                 Http::FORBIDDEN,
                 Grpc::PermissionDenied,
             ),
-            Self::HostNotAllowed => row(
+            Self::HostNotAllowed => error_row(
                 "host_not_allowed",
                 "permission_error",
                 Http::FORBIDDEN,
                 Grpc::PermissionDenied,
             ),
-            Self::ModelNotFound => row(
+            Self::ModelNotFound => error_row(
                 "model_not_found",
-                INVALID_REQUEST,
+                INVALID_REQUEST_TYPE,
                 Http::NOT_FOUND,
                 Grpc::NotFound,
             ),
-            Self::NotFound => row(
+            Self::NotFound => error_row(
                 "not_found",
-                INVALID_REQUEST,
+                INVALID_REQUEST_TYPE,
                 Http::NOT_FOUND,
                 Grpc::Unimplemented,
             ),
@@ -285,36 +285,66 @@ impl ErrorKind {
             Self::HeadersTooLarge => {
                 http_only("headers_too_large", Http::REQUEST_HEADER_FIELDS_TOO_LARGE)
             }
-            Self::RequestTooLarge => row(
+            Self::RequestTooLarge => error_row(
                 "request_too_large",
-                INVALID_REQUEST,
+                INVALID_REQUEST_TYPE,
                 Http::PAYLOAD_TOO_LARGE,
                 Grpc::OutOfRange,
             ),
-            Self::QueueFull => retry("queue_full", "rate_limit_error", Http::TOO_MANY_REQUESTS),
-            Self::RateLimited => retry("rate_limited", "rate_limit_error", Http::TOO_MANY_REQUESTS),
+            Self::QueueFull => {
+                retryable_row("queue_full", "rate_limit_error", Http::TOO_MANY_REQUESTS)
+            }
+            Self::RateLimited => {
+                retryable_row("rate_limited", "rate_limit_error", Http::TOO_MANY_REQUESTS)
+            }
             Self::Cancelled => {
                 let client_closed_request =
                     Http::from_u16(499).expect("499 is within the range of status codes");
-                row("cancelled", SERVER, client_closed_request, Grpc::Cancelled)
+                error_row(
+                    "cancelled",
+                    SERVER_ERROR_TYPE,
+                    client_closed_request,
+                    Grpc::Cancelled,
+                )
             }
             // `slow_reader` occurs only in a stream. Over HTTP the status 200 has already been sent, so the client
             // gets an error record instead of this status.
-            Self::SlowReader => row("slow_reader", SERVER, Http::REQUEST_TIMEOUT, Grpc::Aborted),
-            Self::WorkerLost => row("worker_lost", SERVER, Http::BAD_GATEWAY, Grpc::Aborted),
-            Self::UpstreamError => row("upstream_error", SERVER, Http::BAD_GATEWAY, Grpc::Aborted),
-            Self::NotReady => retry("not_ready", SERVER, Http::SERVICE_UNAVAILABLE),
-            Self::Draining => retry("draining", SERVER, Http::SERVICE_UNAVAILABLE),
-            Self::NoWorker => retry("no_worker", SERVER, Http::SERVICE_UNAVAILABLE),
-            Self::DeadlineExceeded => row(
+            Self::SlowReader => error_row(
+                "slow_reader",
+                SERVER_ERROR_TYPE,
+                Http::REQUEST_TIMEOUT,
+                Grpc::Aborted,
+            ),
+            Self::WorkerLost => error_row(
+                "worker_lost",
+                SERVER_ERROR_TYPE,
+                Http::BAD_GATEWAY,
+                Grpc::Aborted,
+            ),
+            Self::UpstreamError => error_row(
+                "upstream_error",
+                SERVER_ERROR_TYPE,
+                Http::BAD_GATEWAY,
+                Grpc::Aborted,
+            ),
+            Self::NotReady => {
+                retryable_row("not_ready", SERVER_ERROR_TYPE, Http::SERVICE_UNAVAILABLE)
+            }
+            Self::Draining => {
+                retryable_row("draining", SERVER_ERROR_TYPE, Http::SERVICE_UNAVAILABLE)
+            }
+            Self::NoWorker => {
+                retryable_row("no_worker", SERVER_ERROR_TYPE, Http::SERVICE_UNAVAILABLE)
+            }
+            Self::DeadlineExceeded => error_row(
                 "deadline_exceeded",
-                SERVER,
+                SERVER_ERROR_TYPE,
                 Http::GATEWAY_TIMEOUT,
                 Grpc::DeadlineExceeded,
             ),
-            Self::Internal => row(
+            Self::Internal => error_row(
                 "internal_error",
-                SERVER,
+                SERVER_ERROR_TYPE,
                 Http::INTERNAL_SERVER_ERROR,
                 Grpc::Internal,
             ),
@@ -322,7 +352,7 @@ impl ErrorKind {
     }
 }
 
-fn row(code: &'static str, error_type: &'static str, http: StatusCode, grpc: Code) -> Row {
+fn error_row(code: &'static str, error_type: &'static str, http: StatusCode, grpc: Code) -> Row {
     Row {
         code,
         error_type,
@@ -332,7 +362,7 @@ fn row(code: &'static str, error_type: &'static str, http: StatusCode, grpc: Cod
     }
 }
 
-fn retry(code: &'static str, error_type: &'static str, http: StatusCode) -> Row {
+fn retryable_row(code: &'static str, error_type: &'static str, http: StatusCode) -> Row {
     let grpc = if http == StatusCode::TOO_MANY_REQUESTS {
         Code::ResourceExhausted
     } else {

@@ -75,19 +75,22 @@ fn with_layers(routes: Router, layers: Layers) -> Router {
         ServiceBuilder::new()
             // Creates the request's context, with the client's request id or a random one. Returns the id in the
             // response.
-            .layer(from_fn_with_state(layers.clone(), request_id::assign))
+            .layer(from_fn_with_state(
+                layers.clone(),
+                request_id::assign_request_id,
+            ))
             // Runs the handler and the response body in a tracing span with the request id. Logs the request when it
             // ends.
-            .layer(from_fn_with_state(layers.clone(), access_log::run))
+            .layer(from_fn_with_state(layers.clone(), access_log::log_request))
             // Checks host and origin, and adds CORS headers to every response of the layers below (HTTP API only).
-            .layer(from_fn_with_state(layers, browser::check))
+            .layer(from_fn_with_state(layers, browser::check_browser))
             // Answers `internal_error` if a handler panics.
-            .layer(from_fn(panics::catch))
+            .layer(from_fn(panics::catch_panics))
             // Authentication, rate limits and concurrency limits belong here.
             //
             // Counts the request as in flight.
-            .layer(from_fn(count::in_flight))
+            .layer(from_fn(count::count_in_flight))
             // Rejects an invalid id or timeout, and ends a request whose deadline passes before it is answered.
-            .layer(from_fn(deadline::enforce)),
+            .layer(from_fn(deadline::enforce_deadline)),
     )
 }

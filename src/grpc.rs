@@ -20,7 +20,7 @@ mod convert;
 mod stream;
 mod tonic_errors;
 
-pub use convert::first_used;
+pub use convert::first_used_parameter;
 use stream::Delivery;
 pub use stream::EventStream;
 pub use tonic_errors::with_error_details;
@@ -71,7 +71,7 @@ impl Service {
         let message = request.into_inner();
         // The model is looked up first, so that a request with an invalid field is still counted with its model. The
         // invalid field is reported before an unknown model.
-        let model = self.find(&context, &message.model);
+        let model = self.find_model(&context, &message.model);
         let request = convert::completion_request(message, &context)?;
         // During a drain, even an invalid request is rejected with `draining`, because another server may accept it.
         self.scheduler.check_accepting()?;
@@ -111,8 +111,8 @@ impl Service {
     }
 
     /// Finds a model by name, and reports the model to the request's context.
-    fn find(&self, context: &RequestContext, name: &str) -> Result<&ModelEntry, Error> {
-        context.record().names_model(name);
+    fn find_model(&self, context: &RequestContext, name: &str) -> Result<&ModelEntry, Error> {
+        context.record().set_requested_model(name);
         let entry = self.models.find(convert::model_name(name))?;
         context.record().set_model(&entry.name);
         Ok(entry)
@@ -137,7 +137,9 @@ impl Inference for Service {
     ) -> Result<Response<v1::ListModelsResponse>, Status> {
         // A model that is still loading has no facts yet, so the list leaves it out.
         let entries = self.models.entries().iter();
-        let models = entries.filter_map(|entry| model(entry).ok()).collect();
+        let models = entries
+            .filter_map(|entry| model_message(entry).ok())
+            .collect();
         Ok(Response::new(v1::ListModelsResponse { models }))
     }
 
@@ -146,9 +148,9 @@ impl Inference for Service {
         request: Request<v1::GetModelRequest>,
     ) -> Result<Response<v1::GetModelResponse>, Status> {
         let context = RequestContext::of(request.extensions())?;
-        let entry = self.find(&context, &request.get_ref().model)?;
+        let entry = self.find_model(&context, &request.get_ref().model)?;
         Ok(Response::new(v1::GetModelResponse {
-            model: Some(model(entry)?),
+            model: Some(model_message(entry)?),
         }))
     }
 
@@ -158,7 +160,7 @@ impl Inference for Service {
     ) -> Result<Response<v1::TokenizeResponse>, Status> {
         let context = RequestContext::of(request.extensions())?;
         let message = request.into_inner();
-        let model = self.find(&context, &message.model)?;
+        let model = self.find_model(&context, &message.model)?;
         let bos_policy = if message.add_special_tokens.unwrap_or(true) {
             BosPolicy::Add
         } else {
@@ -195,7 +197,7 @@ impl Inference for Service {
     ) -> Result<Response<v1::DetokenizeResponse>, Status> {
         let context = RequestContext::of(request.extensions())?;
         let v1::DetokenizeRequest { model, token_ids } = request.into_inner();
-        let model = self.find(&context, &model)?;
+        let model = self.find_model(&context, &model)?;
         let text = Tokenizer::new(model)?
             .detokenize(token_ids, "token_ids")
             .await?;
@@ -203,7 +205,7 @@ impl Inference for Service {
     }
 }
 
-fn model(entry: &ModelEntry) -> Result<v1::Model, Error> {
+fn model_message(entry: &ModelEntry) -> Result<v1::Model, Error> {
     let facts = entry.model()?.facts();
     let unsupported = facts.unsupported.iter();
     Ok(v1::Model {

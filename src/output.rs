@@ -33,17 +33,17 @@ pub fn dropped_lines() -> u64 {
 
 /// One output stream. Clones share its buffer.
 #[derive(Clone, Debug)]
-pub struct Output(Arc<Shared>);
+pub struct Output(Arc<SharedBuffer>);
 
 #[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
+struct SharedBuffer {
+    state: Mutex<BufferState>,
     /// Notified when a line is queued (wakes the writer thread) and when a line is written (wakes a flush).
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct BufferState {
     queue: VecDeque<Vec<u8>>,
     queued_bytes: usize,
     is_writing: bool,
@@ -68,14 +68,14 @@ impl Output {
     /// while a write blocks.
     fn duplicate(name: &str, stream: impl AsFd) -> io::Result<Self> {
         let file = File::from(stream.as_fd().try_clone_to_owned()?);
-        Self::to(name, file)
+        Self::to_writer(name, file)
     }
 
     /// Starts a thread with this name that writes to `writer`. The thread never ends.
     ///
     /// # Errors The process is out of threads.
-    pub fn to(name: &str, writer: impl Write + Send + 'static) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
+    pub fn to_writer(name: &str, writer: impl Write + Send + 'static) -> io::Result<Self> {
+        let shared = Arc::new(SharedBuffer {
             state: Mutex::default(),
             changed: Condvar::new(),
         });
@@ -95,7 +95,7 @@ impl Output {
     #[must_use]
     pub fn flush_until(&self, deadline: Instant) -> bool {
         let timeout = deadline.saturating_duration_since(Instant::now());
-        let is_busy = |state: &mut State| state.is_writing || !state.queue.is_empty();
+        let is_busy = |state: &mut BufferState| state.is_writing || !state.queue.is_empty();
         let waited = self
             .0
             .changed
@@ -138,8 +138,8 @@ impl<'a> MakeWriter<'a> for Output {
     }
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl SharedBuffer {
+    fn state(&self) -> MutexGuard<'_, BufferState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -209,7 +209,7 @@ mod tests {
 
     fn channel_output() -> (Output, Receiver<Vec<u8>>) {
         let (sender, written) = sync_channel(0);
-        let output = Output::to("test", ChannelWriter(sender)).expect("the thread starts");
+        let output = Output::to_writer("test", ChannelWriter(sender)).expect("the thread starts");
         (output, written)
     }
 
@@ -261,7 +261,8 @@ mod tests {
         }
         let (sender, written) = sync_channel(1);
         let before = dropped_lines();
-        let output = Output::to("test", FullAtFirst(Some(()), sender)).expect("the thread starts");
+        let output =
+            Output::to_writer("test", FullAtFirst(Some(()), sender)).expect("the thread starts");
         output.line(format_args!("lost"));
         output.line(format_args!("written"));
         assert_eq!(written.recv().expect("a line is written"), b"written\n");

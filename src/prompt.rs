@@ -18,12 +18,12 @@ mod tokenizer;
 pub use tokenizer::Tokenizer;
 
 /// Name of a request field that contains the prompt.
-const PROMPT: &str = "prompt";
-const PROMPT_TOKEN_IDS: &str = "prompt_token_ids";
-const CHAT: &str = "chat";
+const PROMPT_FIELD: &str = "prompt";
+const PROMPT_TOKEN_IDS_FIELD: &str = "prompt_token_ids";
+const CHAT_FIELD: &str = "chat";
 
 /// Name of the request field with the tokens that the client already has.
-const RESUME: &str = "resume";
+const RESUME_FIELD: &str = "resume";
 
 /// A tokenized prompt, checked against its model.
 pub struct Prompt {
@@ -87,12 +87,12 @@ impl Prompt {
         check_resume(model, facts, request, max_tokens)?;
         let mut resumed = Vec::with_capacity(request.resume.len());
         for ids in &request.resume {
-            resumed.push(delivered(&tokenizer, ids).await?);
+            resumed.push(delivered_tokens(&tokenizer, ids).await?);
         }
         Ok(Self {
             ids: ids.into(),
             echo,
-            is_scored: request.needs(Parameter::EchoLogprobs),
+            is_scored: request.uses_parameter(Parameter::EchoLogprobs),
             max_tokens,
             resumed,
         })
@@ -129,7 +129,7 @@ fn check_supported(
     request: &CompletionRequest,
 ) -> Result<(), Error> {
     let mut unsupported = facts.unsupported.iter();
-    let Some(parameter) = unsupported.find(|parameter| request.needs(**parameter)) else {
+    let Some(parameter) = unsupported.find(|parameter| request.uses_parameter(**parameter)) else {
         return Ok(());
     };
     let param = parameter.name();
@@ -151,24 +151,39 @@ async fn tokenize(
 ) -> Result<TokenizedInput, Error> {
     let (ids, echo, param) = match &request.input {
         Input::Text(text) => {
-            let ids = tokenizer.tokenize(text, BosPolicy::Add, PROMPT).await?;
-            (ids, request.echo.then(|| text.clone()), PROMPT)
+            let ids = tokenizer
+                .tokenize(text, BosPolicy::Add, PROMPT_FIELD)
+                .await?;
+            (ids, request.echo.then(|| text.clone()), PROMPT_FIELD)
         }
         Input::Chat(messages) => {
             let text = tokenizer.render_chat(messages).await?;
-            let ids = tokenizer.tokenize(&text, BosPolicy::Add, CHAT).await?;
-            (ids, request.echo.then_some(text), CHAT)
+            let ids = tokenizer
+                .tokenize(&text, BosPolicy::Add, CHAT_FIELD)
+                .await?;
+            (ids, request.echo.then_some(text), CHAT_FIELD)
         }
         Input::TokenIds(ids) => {
             // This check needs no tokenizer, so it comes before the vocabulary lookups.
             let max_tokens = request.max_tokens.unwrap_or(1);
-            check_context(tokenizer.facts(), ids.len(), max_tokens, PROMPT_TOKEN_IDS)?;
-            let text = tokenizer.detokenize(ids.clone(), PROMPT_TOKEN_IDS).await?;
-            (ids.clone(), request.echo.then_some(text), PROMPT_TOKEN_IDS)
+            check_context(
+                tokenizer.facts(),
+                ids.len(),
+                max_tokens,
+                PROMPT_TOKEN_IDS_FIELD,
+            )?;
+            let text = tokenizer
+                .detokenize(ids.clone(), PROMPT_TOKEN_IDS_FIELD)
+                .await?;
+            (
+                ids.clone(),
+                request.echo.then_some(text),
+                PROMPT_TOKEN_IDS_FIELD,
+            )
         }
         Input::Infill { prefix, suffix } => {
             let ids = tokenizer.infill(prefix.clone(), suffix.clone()).await?;
-            (ids, request.echo.then(|| prefix.clone()), PROMPT)
+            (ids, request.echo.then(|| prefix.clone()), PROMPT_FIELD)
         }
     };
     Ok(TokenizedInput { ids, echo, param })
@@ -225,7 +240,7 @@ fn check_resume(
     }
     if facts.resumption == Resumption::No {
         let message = format!("The model '{}' does not support `resume`.", model.name);
-        return Err(Error::new(ErrorKind::UnsupportedParameter, message).with_param(RESUME));
+        return Err(Error::new(ErrorKind::UnsupportedParameter, message).with_param(RESUME_FIELD));
     }
     let limit = usize::try_from(max_tokens).unwrap_or(usize::MAX);
     let mut lengths = request.resume.iter().map(Vec::len);
@@ -235,14 +250,17 @@ fn check_resume(
             let message = format!(
                 "`resume` must have fewer tokens than the token limit, {max_tokens} (got {length})."
             );
-            Err(Error::invalid_value(RESUME, message))
+            Err(Error::invalid_value(RESUME_FIELD, message))
         }
     }
 }
 
 /// Returns the bytes of the tokens of one choice that the client already has.
-async fn delivered(tokenizer: &Tokenizer, ids: &[TokenId]) -> Result<Vec<DeliveredToken>, Error> {
-    let bytes = tokenizer.token_bytes(ids.to_vec(), RESUME).await?;
+async fn delivered_tokens(
+    tokenizer: &Tokenizer,
+    ids: &[TokenId],
+) -> Result<Vec<DeliveredToken>, Error> {
+    let bytes = tokenizer.token_bytes(ids.to_vec(), RESUME_FIELD).await?;
     let tokens = ids.iter().zip(bytes);
     Ok(tokens
         .map(|(&id, bytes)| DeliveredToken { id, bytes })

@@ -296,7 +296,7 @@ impl CompletionRequest {
 impl CompletionRequest {
     /// Returns true if the request uses this parameter.
     #[must_use]
-    pub fn needs(&self, parameter: Parameter) -> bool {
+    pub fn uses_parameter(&self, parameter: Parameter) -> bool {
         let SequenceOptions {
             sampling,
             stop_tokens,

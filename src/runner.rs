@@ -179,7 +179,7 @@ pub struct Token {
 
 /// A device that computes the tokens of several sequences, step by step.
 ///
-/// The worker calls `next`, and then `step` at the time that `next` returned. Between steps the worker admits and
+/// The worker calls `next_step`, and then `step` at the time that `next_step` returned. Between steps the worker admits and
 /// releases sequences. If the runner panics, the worker catches the panic, gives up all sequences of the device and
 /// loads the model again.
 pub trait Runner {
@@ -193,7 +193,7 @@ pub trait Runner {
     fn release(&mut self, slot: Slot);
 
     /// Returns the time of the device's next step.
-    fn next(&mut self, credit: &dyn SlotCredit) -> Next;
+    fn next_step(&mut self, credit: &dyn SlotCredit) -> NextStep;
 
     /// Runs one step: part of a prefill, one or more tokens for some sequences, or both.
     ///
@@ -204,7 +204,7 @@ pub trait Runner {
 
 /// Time at which a device's next step must run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum NextStep {
     /// The step must run now.
     Now,
     /// The step must not run before this time, in nanoseconds of CLOCK_MONOTONIC.

@@ -133,11 +133,11 @@ impl Admitted {
 struct Submission {
     model: ModelId,
     priority: i32,
-    work: Work,
+    work: SubmittedWork,
 }
 
 /// The work that a submission asks for.
-enum Work {
+enum SubmittedWork {
     /// A new request.
     New {
         choices: Vec<Assignment>,
@@ -248,7 +248,7 @@ impl Scheduler {
         let submission = Submission {
             model,
             priority,
-            work: Work::New { choices, admitted },
+            work: SubmittedWork::New { choices, admitted },
         };
         self.submissions
             .send(submission)

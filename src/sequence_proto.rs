@@ -27,7 +27,7 @@ impl From<InvalidField> for Error {
 }
 
 /// Returns an error unless the field's value satisfies a rule.
-pub(crate) fn check(
+pub(crate) fn check_field(
     field: &'static str,
     holds: bool,
     rule: &'static str,
@@ -46,18 +46,18 @@ pub(crate) fn take_options(
     message: &mut v1::CompletionRequest,
 ) -> Result<SequenceOptions, InvalidField> {
     let logprobs = message.logprobs;
-    check(
+    check_field(
         "logprobs",
         logprobs.is_none_or(|top| top <= MAX_LOGPROBS),
         "be from 0 to 20",
     )?;
     let user = take(&mut message.user);
-    check("user", user.len() <= MAX_USER_BYTES, "be at most 512 bytes")?;
+    check_field("user", user.len() <= MAX_USER_BYTES, "be at most 512 bytes")?;
     Ok(SequenceOptions {
         seed: message.seed.map_or_else(rand::random, i64::cast_unsigned),
         sampling: sampling(message)?,
-        logit_bias: logit_bias(message)?.into(),
-        stop_tokens: stop_tokens(message)?,
+        logit_bias: take_logit_bias(message)?.into(),
+        stop_tokens: take_stop_tokens(message)?,
         logprobs,
         timestamps: message.include_stamps,
         caller: Caller(Some(user).filter(|user| !user.is_empty()).map(Into::into)),
@@ -65,7 +65,7 @@ pub(crate) fn take_options(
 }
 
 /// Creates a message in which all options are set.
-pub(crate) fn message(options: &SequenceOptions) -> v1::CompletionRequest {
+pub(crate) fn options_message(options: &SequenceOptions) -> v1::CompletionRequest {
     let SequenceOptions {
         seed,
         sampling,
@@ -98,7 +98,7 @@ pub(crate) fn message(options: &SequenceOptions) -> v1::CompletionRequest {
 fn sampling(message: &v1::CompletionRequest) -> Result<Sampling, InvalidField> {
     let default = Sampling::default();
     let top_k = message.top_k.unwrap_or(0);
-    check(
+    check_field(
         "top_k",
         top_k >= -1,
         "be 0 or -1 (keep all tokens), or at least 1",
@@ -119,45 +119,47 @@ fn sampling(message: &v1::CompletionRequest) -> Result<Sampling, InvalidField> {
     // NaN is in no range, so NaN is rejected too.
     let in_range = |value: f32, low, high| (low..=high).contains(&value);
     let above_zero = |value: f32, high| value > 0.0 && value <= high;
-    check(
+    check_field(
         "temperature",
         in_range(sampling.temperature, 0.0, 2.0),
         "be from 0 to 2",
     )?;
-    check(
+    check_field(
         "top_p",
         in_range(sampling.top_p, 0.0, 1.0),
         "be from 0 to 1",
     )?;
-    check(
+    check_field(
         "min_p",
         in_range(sampling.min_p, 0.0, 1.0),
         "be from 0 to 1",
     )?;
-    check(
+    check_field(
         "presence_penalty",
         in_range(sampling.presence_penalty, -2.0, 2.0),
         "be from -2 to 2",
     )?;
-    check(
+    check_field(
         "frequency_penalty",
         in_range(sampling.frequency_penalty, -2.0, 2.0),
         "be from -2 to 2",
     )?;
     let repetition = above_zero(sampling.repetition_penalty, 2.0);
-    check("repetition_penalty", repetition, "be above 0 and at most 2")?;
+    check_field("repetition_penalty", repetition, "be above 0 and at most 2")?;
     Ok(sampling)
 }
 
 /// Moves the logit biases out of the message, sorted by token id.
-fn logit_bias(message: &mut v1::CompletionRequest) -> Result<Vec<(TokenId, f32)>, InvalidField> {
+fn take_logit_bias(
+    message: &mut v1::CompletionRequest,
+) -> Result<Vec<(TokenId, f32)>, InvalidField> {
     let mut bias: Vec<_> = take(&mut message.logit_bias).into_iter().collect();
-    check(
+    check_field(
         "logit_bias",
         bias.len() <= MAX_LOGIT_BIASES,
         "have at most 1024 tokens",
     )?;
-    check(
+    check_field(
         "logit_bias",
         bias.iter().all(|(_, bias)| (-100.0..=100.0).contains(bias)),
         "be from -100 to 100 for each token",
@@ -166,9 +168,9 @@ fn logit_bias(message: &mut v1::CompletionRequest) -> Result<Vec<(TokenId, f32)>
     Ok(bias)
 }
 
-fn stop_tokens(message: &mut v1::CompletionRequest) -> Result<StopTokens, InvalidField> {
+fn take_stop_tokens(message: &mut v1::CompletionRequest) -> Result<StopTokens, InvalidField> {
     let ids = take(&mut message.stop_token_ids);
-    check(
+    check_field(
         "stop_token_ids",
         ids.len() <= MAX_STOP_TOKENS,
         "have at most 128 ids",
@@ -206,10 +208,10 @@ mod tests {
         };
         let sent = message.clone();
         let options = take_options(&mut message).unwrap();
-        assert_eq!(super::message(&options), sent);
+        assert_eq!(options_message(&options), sent);
         let biased: Vec<_> = options.logit_bias.iter().map(|(id, _)| *id).collect();
         assert_eq!(biased, [7, 9], "sorted");
-        let mut passed_on = super::message(&options);
+        let mut passed_on = options_message(&options);
         assert_eq!(take_options(&mut passed_on).unwrap(), options);
     }
 

@@ -132,7 +132,7 @@ impl Server {
         };
         let settings = FrontendSettings {
             tls: worker_tls(&parts.source),
-            ..self.settings(Frontend::Worker, Protocol::Worker, &limits)
+            ..self.frontend_settings(Frontend::Worker, Protocol::Worker, &limits)
         };
         let listeners = &self.worker_listeners;
         let serving = listeners.serve(listener, settings, routes);
@@ -145,14 +145,14 @@ impl Server {
         let (ready, closing) = (self.health.clone(), listeners.shutdown.stop.clone());
         let routes = match service {
             Service::Engine(service) => {
-                health::routes(service.into_server(), ready, &self.critical, closing).await
+                health::grpc_services(service.into_server(), ready, &self.critical, closing).await
             }
             Service::Proxy(proxy) => {
-                health::routes(proxy.into_server(), ready, &self.critical, closing).await
+                health::grpc_services(proxy.into_server(), ready, &self.critical, closing).await
             }
         };
-        let routes = frontend::grpc(routes, self.layers(parts));
-        let settings = self.settings(Frontend::Grpc, Protocol::Grpc, &parts.limits);
+        let routes = frontend::grpc(routes, self.layer_settings(parts));
+        let settings = self.frontend_settings(Frontend::Grpc, Protocol::Grpc, &parts.limits);
         let serving = listeners.serve(listener, settings, routes);
         listeners.open(&self.critical, "gRPC listener", serving);
     }
@@ -178,14 +178,14 @@ impl Server {
             unknown_fields: frontend.unknown_fields,
             headers_after: frontend.headers_after,
         };
-        let router = frontend::http(gateway, frontend.origins(), self.layers(parts));
-        let settings = self.settings(Frontend::Http, Protocol::Http, &parts.limits);
+        let router = frontend::http(gateway, frontend.origins(), self.layer_settings(parts));
+        let settings = self.frontend_settings(Frontend::Http, Protocol::Http, &parts.limits);
         let serving = self.public_listeners.serve(listener, settings, router);
         self.public_listeners
             .open(&self.critical, "HTTP listener", serving);
     }
 
-    fn layers(&self, parts: &ServerParts) -> LayerSettings {
+    fn layer_settings(&self, parts: &ServerParts) -> LayerSettings {
         LayerSettings {
             telemetry: self.telemetry.clone(),
             request_timeout: parts.request_timeout,
@@ -304,7 +304,7 @@ impl Server {
         self.critical.first_panic()
     }
 
-    fn settings(
+    fn frontend_settings(
         &self,
         frontend: Frontend,
         protocol: Protocol,
@@ -324,8 +324,8 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.health.set_draining();
         self.stopping.cancel();
-        self.public_listeners.cut_off();
-        self.worker_listeners.cut_off();
+        self.public_listeners.abort_connections();
+        self.worker_listeners.abort_connections();
         self.health.set_stopped();
     }
 }

@@ -53,7 +53,8 @@ const LOG_LINES_DROPPED: &str = "tokenway_log_lines_dropped_total";
 /// The bucket bounds of the resumption gap, in seconds.
 const RESUMPTION_GAP_BUCKETS: [f64; 10] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-const METADATA: Metadata<'static> = Metadata::new("tokenway", Level::INFO, Some("tokenway"));
+const RECORDER_METADATA: Metadata<'static> =
+    Metadata::new("tokenway", Level::INFO, Some("tokenway"));
 
 /// A handle to the metrics of one server. Clones share the metrics.
 #[derive(Clone)]
@@ -172,8 +173,10 @@ impl Telemetry {
             .build_recorder();
         let handle = recorder.handle();
         describe(&recorder);
-        let counter = |name| recorder.register_counter(&Key::from_static_name(name), &METADATA);
-        let gauge = |name| recorder.register_gauge(&Key::from_static_name(name), &METADATA);
+        let counter =
+            |name| recorder.register_counter(&Key::from_static_name(name), &RECORDER_METADATA);
+        let gauge =
+            |name| recorder.register_gauge(&Key::from_static_name(name), &RECORDER_METADATA);
         let telemetry = Self(Arc::new(Metrics {
             sequences_running: gauge(SEQUENCES),
             requests_queued: gauge(REQUESTS_QUEUED),
@@ -185,7 +188,7 @@ impl Telemetry {
             resumptions: counter(RESUMPTIONS),
             tokens_replayed: counter(TOKENS_REPLAYED),
             resumption_gap_seconds: recorder
-                .register_histogram(&Key::from_static_name(RESUMPTION_GAP), &METADATA),
+                .register_histogram(&Key::from_static_name(RESUMPTION_GAP), &RECORDER_METADATA),
             log_lines_dropped: counter(LOG_LINES_DROPPED),
             token_latency: TokenLatency::default(),
             request_metrics: RequestMetrics::default(),
@@ -267,11 +270,12 @@ impl Telemetry {
         labels: &[(&'static str, &'static str)],
     ) -> Counter {
         self.recorder
-            .register_counter(&key(name, labels), &METADATA)
+            .register_counter(&metric_key(name, labels), &RECORDER_METADATA)
     }
 
     fn labelled_gauge(&self, name: &'static str, labels: &[(&'static str, &'static str)]) -> Gauge {
-        self.recorder.register_gauge(&key(name, labels), &METADATA)
+        self.recorder
+            .register_gauge(&metric_key(name, labels), &RECORDER_METADATA)
     }
 }
 
@@ -301,7 +305,7 @@ impl Drop for GaugeGuard {
     }
 }
 
-fn key(name: &'static str, labels: &[(&'static str, &'static str)]) -> Key {
+fn metric_key(name: &'static str, labels: &[(&'static str, &'static str)]) -> Key {
     let labels: Vec<Label> = labels
         .iter()
         .map(|(name, value)| Label::from_static_parts(name, value))

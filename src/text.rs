@@ -40,7 +40,7 @@ impl IncrementalDetokenizer {
 
     /// Decodes the next token. Appends to `ready` every token that can no longer be part of a stop string.
     fn push(&mut self, token: Token, ready: &mut TokenBatch) -> StopStatus {
-        if self.stop.is_idle() || self.min_tokens_left > 0 {
+        if self.stop.has_no_stop_strings() || self.min_tokens_left > 0 {
             self.min_tokens_left = self.min_tokens_left.saturating_sub(1);
             ready.push_with(token.id, timestamps(&token), |text| {
                 self.utf8.push(&token.bytes, text);
@@ -96,9 +96,10 @@ impl IncrementalDetokenizer {
             }
             (None, FinishReason::Stop | FinishReason::Length) => {}
         }
-        self.stop.finish(|token, text| put(ready, token, text));
+        self.stop
+            .finish(|token, text| push_token(ready, token, text));
         if let Some(token) = last {
-            put(ready, token, &self.text);
+            push_token(ready, token, &self.text);
         }
         reason
     }
@@ -107,12 +108,12 @@ impl IncrementalDetokenizer {
     fn match_stop(&mut self, token: Token, ready: &mut TokenBatch) -> StopStatus {
         let text = &self.text;
         self.stop
-            .push(token, text, |token, text| put(ready, token, text))
+            .push(token, text, |token, text| push_token(ready, token, text))
     }
 }
 
 /// Appends a token with this text.
-fn put(ready: &mut TokenBatch, token: Token, text: &str) {
+fn push_token(ready: &mut TokenBatch, token: Token, text: &str) {
     ready.push_with(token.id, timestamps(&token), |out| out.push_str(text));
     ready.set_last_logprobs(token.logprobs);
 }

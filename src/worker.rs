@@ -155,7 +155,7 @@ impl WorkerHandle {
     /// Only a worker process needs to wait. Its engine cancels sequences on its own, and may submit the next ones
     /// while the cancelled ones are still in the queue: the device thread notices a cancellation only after its
     /// current device call.
-    async fn submit_when_room(&self, submission: Submission) {
+    async fn submit_waiting(&self, submission: Submission) {
         let _ = self.commands.send(submission).await;
         self.waker.wake();
     }

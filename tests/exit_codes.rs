@@ -82,8 +82,8 @@ fn flawed() -> ServerParts {
 #[tokio::test]
 async fn a_server_whose_scheduler_panics_drains_and_fails() {
     let (out, err) = (
-        Output::to("out", std::io::sink()),
-        Output::to("err", std::io::sink()),
+        Output::to_writer("out", std::io::sink()),
+        Output::to_writer("err", std::io::sink()),
     );
     let (out, err) = (out.expect("a thread starts"), err.expect("a thread starts"));
     let ended = until_signalled(flawed(), &out, &err).await;

@@ -16,7 +16,7 @@ use tokenway::error::ErrorKind;
 use tokenway::proto::v1;
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::runner::{
-    LoadError, LoadedModel, Loader, ModelError, Next, Runner, Sequence, Slot, SlotCredit, Step,
+    LoadError, LoadedModel, Loader, ModelError, NextStep, Runner, Sequence, Slot, SlotCredit, Step,
     StepError,
 };
 use tonic::Code;
@@ -64,7 +64,7 @@ impl Runner for FragileRunner {
         self.runner.release(slot);
     }
 
-    fn next(&mut self, credit: &dyn SlotCredit) -> Next {
+    fn next_step(&mut self, credit: &dyn SlotCredit) -> NextStep {
         self.runner.next(credit)
     }
 

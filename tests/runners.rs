@@ -11,7 +11,7 @@ use tokenway::error::{Error, ErrorKind};
 use tokenway::proto::v1;
 use tokenway::request::{Caller, ChatMessage, TokenId};
 use tokenway::runner::{
-    BosPolicy, LoadError, LoadedModel, Loader, Model, ModelError, ModelFacts, Next, Resumption,
+    BosPolicy, LoadError, LoadedModel, Loader, Model, ModelError, ModelFacts, NextStep, Resumption,
     Runner, Sequence, Slot, SlotCredit, Step, StepError, Token, TokenBytes,
 };
 use tokio::sync::mpsc;
@@ -64,8 +64,8 @@ impl Runner for Device {
         self.running = None;
     }
 
-    fn next(&mut self, _room: &dyn SlotCredit) -> Next {
-        self.running.map_or(Next::Idle, |_| Next::Now)
+    fn next_step(&mut self, _room: &dyn SlotCredit) -> NextStep {
+        self.running.map_or(NextStep::Idle, |_| NextStep::Now)
     }
 
     fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError> {
@@ -117,8 +117,8 @@ impl Runner for ReportingDevice {
         self.device.release(slot);
     }
 
-    fn next(&mut self, credit: &dyn SlotCredit) -> Next {
-        self.device.next(credit)
+    fn next_step(&mut self, credit: &dyn SlotCredit) -> NextStep {
+        self.device.next_step(credit)
     }
 
     fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError> {

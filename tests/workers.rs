@@ -13,7 +13,7 @@ use support::{Counts, Setup, full_speed, grpc};
 use tokenway::error::{Error, ErrorKind};
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::runner::{
-    LoadError, LoadedModel, Loader, ModelError, Next, Runner, Sequence, Slot, SlotCredit, Step,
+    LoadError, LoadedModel, Loader, ModelError, NextStep, Runner, Sequence, Slot, SlotCredit, Step,
     StepError,
 };
 use tonic::Code;
@@ -238,8 +238,8 @@ impl Runner for HangingRunner {
         self.runner.release(slot);
     }
 
-    fn next(&mut self, credit: &dyn SlotCredit) -> Next {
-        self.runner.next(credit)
+    fn next_step(&mut self, credit: &dyn SlotCredit) -> NextStep {
+        self.runner.next_step(credit)
     }
 
     fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError> {

@@ -30,7 +30,7 @@ impl Job for Choice {
         MAX_TOKENS
     }
 
-    fn is_wanted(&self) -> bool {
+    fn has_reader(&self) -> bool {
         true
     }
 
@@ -104,7 +104,7 @@ fn bench_turns(
         let mut worker = (0..8).cycle().map(WorkerId);
         bencher.iter(|| {
             let worker = worker.next().expect("the cycle is endless");
-            assert_eq!(plan.released(worker, GENERATION, MAX_TOKENS).len(), 1);
+            assert_eq!(plan.slot_released(worker, GENERATION, MAX_TOKENS).len(), 1);
             let (admission, placements) = plan.admit(model, priority(), vec![Choice]);
             assert_eq!(admission, Admission::Admitted);
             black_box(placements);
@@ -114,7 +114,7 @@ fn bench_turns(
 
 fn release(plan: &mut Plan<Choice>, placements: &[Placement<Choice>]) {
     for placement in placements {
-        let next = plan.released(placement.worker, placement.generation, MAX_TOKENS);
+        let next = plan.slot_released(placement.worker, placement.generation, MAX_TOKENS);
         black_box(next);
     }
 }
@@ -129,10 +129,10 @@ fn plan(workers: usize) -> (Plan<Choice>, ModelId) {
     };
     let models = Models::new(vec![spec], UnknownModel::Refuse);
     let model = models.entries()[0].id;
-    let mut plan = Plan::new(models.zip([QUEUE_DEPTH]));
+    let mut plan = Plan::new(models.map_values([QUEUE_DEPTH]));
     for worker in 0..workers {
-        plan.joined(WorkerId(worker), model);
-        plan.ready(WorkerId(worker), GENERATION, SLOTS);
+        plan.add_worker(WorkerId(worker), model);
+        plan.worker_ready(WorkerId(worker), GENERATION, SLOTS);
     }
     (plan, model)
 }

@@ -155,7 +155,7 @@ async fn stdin_closed() {
 fn parts(options: &Options) -> io::Result<ServerParts> {
     let has_http = options.role != Role::Engine;
     let has_grpc = options.role != Role::Gateway;
-    let http = HttpFrontend::at(Address::Tcp(ANY_PORT.to_owned()));
+    let http = HttpFrontend::listening_on(Address::Tcp(ANY_PORT.to_owned()));
     let grpc = options.grpc_listen.parse().map_err(io::Error::other)?;
     Ok(ServerParts {
         source: source(options)?,

@@ -6,7 +6,7 @@ use http::header::CONTENT_TYPE;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Endpoint;
 
-use super::{CONNECT_TIMEOUT, ClientError, ClientOptions, show};
+use super::{CONNECT_TIMEOUT, ClientError, ClientOptions, write_text};
 use crate::error::Error;
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
@@ -54,7 +54,7 @@ pub(super) async fn complete(
     {
         match event.event {
             Some(Event::Tokens(tokens)) => {
-                show(out, tokens.tokens.text())?;
+                write_text(out, tokens.tokens.text())?;
             }
             Some(Event::Summary(_)) => return Ok(()),
             Some(Event::Started(_) | Event::Prompt(_)) | None => {}

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-use super::{CONNECT_TIMEOUT, ClientError, ClientOptions, show};
+use super::{CONNECT_TIMEOUT, ClientError, ClientOptions, write_text};
 
 const DEFAULT_ADDRESS: &str = "http://127.0.0.1:8000";
 
@@ -27,7 +27,7 @@ pub(super) async fn complete(
     let address = options.address(DEFAULT_ADDRESS);
     if let Some(path) = address.strip_prefix("unix:") {
         let stream = connect(&address, UnixStream::connect(path)).await?;
-        return exchange(stream, "localhost", options, out).await;
+        return stream_completion(stream, "localhost", options, out).await;
     }
     let invalid = || ClientError::Address(address.clone());
     let host = address
@@ -40,7 +40,7 @@ pub(super) async fn complete(
         format!("{host}:80")
     };
     let stream = connect(&address, TcpStream::connect(with_port)).await?;
-    exchange(stream, host, options, out).await
+    stream_completion(stream, host, options, out).await
 }
 
 /// Waits until the connection is established, for at most [`CONNECT_TIMEOUT`].
@@ -62,7 +62,7 @@ async fn connect<S>(
 }
 
 /// Sends the completion request over a connection, and writes the response to `out` as it arrives.
-async fn exchange<S>(
+async fn stream_completion<S>(
     stream: S,
     host: &str,
     options: &ClientOptions,
@@ -79,7 +79,7 @@ where
         .header(HOST, host)
         .header(CONTENT_TYPE, "application/json")
         .header(ACCEPT, "application/x-ndjson")
-        .body(Full::new(Bytes::from(body(options).to_string())))
+        .body(Full::new(Bytes::from(request_body(options).to_string())))
         .map_err(|_| ClientError::Address(host.to_owned()))?;
     // hyper's connection makes progress only while it is polled, so the connection is polled together with the
     // response.
@@ -102,9 +102,9 @@ where
     })?;
     let shown = async {
         if response.status().is_success() {
-            show_lines(response.into_body(), out).await
+            write_lines(response.into_body(), out).await
         } else {
-            Err(error_of(response.into_body()).await)
+            Err(read_error(response.into_body()).await)
         }
     };
     let mut shown = pin!(shown);
@@ -125,7 +125,7 @@ fn wrong_protocol(options: &ClientOptions) -> ClientError {
     }
 }
 
-fn body(options: &ClientOptions) -> Value {
+fn request_body(options: &ClientOptions) -> Value {
     json!({
         "model": options.model,
         "prompt": options.prompt,
@@ -137,7 +137,7 @@ fn body(options: &ClientOptions) -> Value {
     })
 }
 
-async fn show_lines(mut body: Incoming, out: &mut dyn Write) -> Result<(), ClientError> {
+async fn write_lines(mut body: Incoming, out: &mut dyn Write) -> Result<(), ClientError> {
     let mut unread = Vec::new();
     let mut is_finished = false;
     while let Some(frame) = body.frame().await {
@@ -145,7 +145,7 @@ async fn show_lines(mut body: Incoming, out: &mut dyn Write) -> Result<(), Clien
         unread.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
         while let Some(end) = memchr::memchr(b'\n', &unread) {
             let line: Vec<u8> = unread.drain(..=end).collect();
-            is_finished |= show_line(&line, out)?;
+            is_finished |= write_line(&line, out)?;
         }
     }
     if is_finished {
@@ -158,19 +158,19 @@ async fn show_lines(mut body: Incoming, out: &mut dyn Write) -> Result<(), Clien
 }
 
 /// Writes the text of one NDJSON line. Returns true if the line has a finish reason, which makes it the last line.
-fn show_line(line: &[u8], out: &mut dyn Write) -> Result<bool, ClientError> {
+fn write_line(line: &[u8], out: &mut dyn Write) -> Result<bool, ClientError> {
     let line: Value = serde_json::from_slice(line)
         .map_err(|error| ClientError::Truncated(format!("a line is not valid JSON: {error}")))?;
     if !line["error"].is_null() {
         return Err(server_error(&line));
     }
     let choice = &line["choices"][0];
-    show(out, choice["text"].as_str().unwrap_or_default())?;
+    write_text(out, choice["text"].as_str().unwrap_or_default())?;
     Ok(!choice["finish_reason"].is_null())
 }
 
 /// Reads the error object from the body of an unsuccessful response.
-async fn error_of(body: Incoming) -> ClientError {
+async fn read_error(body: Incoming) -> ClientError {
     match body.collect().await {
         Ok(body) => server_error(&serde_json::from_slice(&body.to_bytes()).unwrap_or_default()),
         Err(error) => ClientError::Truncated(error.to_string()),

@@ -46,7 +46,7 @@ impl EngineAddress {
     }
 
     /// Returns true if a server that listens on `listen` can be reached at this address.
-    fn is_of(&self, listen: &str) -> bool {
+    fn matches_listener(&self, listen: &str) -> bool {
         match (&self.target, listen.strip_prefix("unix:")) {
             (Target::Unix(path), Some(listen)) => *path == normalized(Path::new(listen)),
             (Target::Tcp { host, port }, None) => {
@@ -78,7 +78,7 @@ impl FromStr for EngineAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let target = target(text).filter(|_| Endpoint::from_shared(text.to_owned()).is_ok());
+        let target = parse_target(text).filter(|_| Endpoint::from_shared(text.to_owned()).is_ok());
         let target = target.ok_or_else(|| {
             format!("'{text}' is not a valid engine address; use http://host:port or unix:/path")
         })?;
@@ -87,7 +87,7 @@ impl FromStr for EngineAddress {
     }
 }
 
-fn target(text: &str) -> Option<Target> {
+fn parse_target(text: &str) -> Option<Target> {
     if let Some(path) = text.strip_prefix("unix:") {
         let path = Path::new(path.strip_prefix("//").unwrap_or(path));
         return path.is_absolute().then(|| Target::Unix(normalized(path)));
@@ -177,7 +177,10 @@ pub fn check_listen_address(
     setting: &str,
     address: &str,
 ) -> Result<(), String> {
-    match engines.iter().find(|engine| engine.is_of(address)) {
+    match engines
+        .iter()
+        .find(|engine| engine.matches_listener(address))
+    {
         None => Ok(()),
         Some(engine) => Err(format!(
             "--engine {engine} is the address of this gateway itself (--{setting} {address}). Choose another \

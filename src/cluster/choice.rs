@@ -12,8 +12,11 @@ use crate::proto::v1;
 /// an alias, then all others. Each group is sorted by load.
 ///
 /// The last group matters because an engine with `--any-model` accepts models that it does not list.
-pub(super) fn for_model(upstreams: Vec<Arc<dyn Upstream>>, model: &str) -> Vec<Arc<dyn Upstream>> {
-    let mut upstreams = by_load(upstreams);
+pub(super) fn order_for_model(
+    upstreams: Vec<Arc<dyn Upstream>>,
+    model: &str,
+) -> Vec<Arc<dyn Upstream>> {
+    let mut upstreams = sort_by_load(upstreams);
     if upstreams.len() > 1 && !model.is_empty() {
         upstreams.sort_by_key(|upstream| {
             let health = upstream.health().borrow();
@@ -26,7 +29,7 @@ pub(super) fn for_model(upstreams: Vec<Arc<dyn Upstream>>, model: &str) -> Vec<A
 }
 
 /// Returns the upstreams that may be up, sorted by load. If all are down, returns all of them.
-pub(super) fn by_load(mut upstreams: Vec<Arc<dyn Upstream>>) -> Vec<Arc<dyn Upstream>> {
+pub(super) fn sort_by_load(mut upstreams: Vec<Arc<dyn Upstream>>) -> Vec<Arc<dyn Upstream>> {
     let is_up = |upstream: &Arc<dyn Upstream>| upstream.health().borrow().is_up();
     if upstreams.iter().any(is_up) {
         upstreams.retain(is_up);
@@ -36,7 +39,7 @@ pub(super) fn by_load(mut upstreams: Vec<Arc<dyn Upstream>>) -> Vec<Arc<dyn Upst
 }
 
 /// Returns all upstreams, except engines that turned out to be this gateway itself.
-pub(super) fn usable(upstreams: &[Arc<dyn Upstream>]) -> Vec<Arc<dyn Upstream>> {
+pub(super) fn without_self(upstreams: &[Arc<dyn Upstream>]) -> Vec<Arc<dyn Upstream>> {
     let is_usable =
         |it: &&Arc<dyn Upstream>| it.health().borrow().availability != Availability::Loop;
     upstreams.iter().filter(is_usable).cloned().collect()
@@ -46,14 +49,14 @@ pub(super) fn usable(upstreams: &[Arc<dyn Upstream>]) -> Vec<Arc<dyn Upstream>> 
 ///
 /// # Errors Returns an error that names an unsupported parameter if no upstream is left, or the error of an invalid
 /// request.
-pub(super) fn supporting(
+pub(super) fn filter_supporting(
     upstreams: Vec<Arc<dyn Upstream>>,
     message: &v1::CompletionRequest,
 ) -> Result<Vec<Arc<dyn Upstream>>, Error> {
     let mut rejected = None;
     let mut supporting = Vec::new();
     for upstream in upstreams {
-        match grpc::first_used(message, upstream.unsupported())? {
+        match grpc::first_used_parameter(message, upstream.unsupported())? {
             None => supporting.push(upstream),
             Some(parameter) => rejected = Some(parameter),
         }

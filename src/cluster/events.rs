@@ -59,7 +59,7 @@ impl CheckedEvents {
     }
 
     /// Checks that tokens belong to a requested choice and continue it without a gap.
-    fn tokens_follow(&mut self, tokens: &v1::Tokens) -> bool {
+    fn are_tokens_consecutive(&mut self, tokens: &v1::Tokens) -> bool {
         let choice = usize::try_from(tokens.choice).ok();
         let Some(next) = choice.and_then(|at| self.next_indices.get_mut(at)) else {
             return false;
@@ -70,7 +70,7 @@ impl CheckedEvents {
     }
 
     /// Checks that a part of the prompt continues the previous part without a gap.
-    fn prompt_follows(&mut self, prompt: &v1::EchoedPrompt) -> bool {
+    fn is_prompt_consecutive(&mut self, prompt: &v1::EchoedPrompt) -> bool {
         let Some(tokens) = &prompt.tokens else {
             return true;
         };
@@ -81,12 +81,12 @@ impl CheckedEvents {
 
     fn check(&mut self, event: v1::CompletionEvent) -> Result<Event, Error> {
         match event.event {
-            Some(Event::Prompt(prompt)) if !self.prompt_follows(&prompt) => Err(upstream_error(
-                "The engine sent prompt tokens with an unexpected index.",
-            )),
-            Some(Event::Tokens(tokens)) if !self.tokens_follow(&tokens) => Err(upstream_error(
-                "The engine sent tokens with an unexpected choice or index.",
-            )),
+            Some(Event::Prompt(prompt)) if !self.is_prompt_consecutive(&prompt) => Err(
+                upstream_error("The engine sent prompt tokens with an unexpected index."),
+            ),
+            Some(Event::Tokens(tokens)) if !self.are_tokens_consecutive(&tokens) => Err(
+                upstream_error("The engine sent tokens with an unexpected choice or index."),
+            ),
             Some(event) => {
                 self.ended = matches!(event, Event::Summary(_));
                 Ok(event)

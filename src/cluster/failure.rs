@@ -33,7 +33,7 @@ impl Failure {
 
     /// Creates the rejection of a request that has come back to this gateway. The metadata of its status names this
     /// gateway.
-    pub(super) fn circle(status: Status) -> Self {
+    pub(super) fn circular_request(status: Status) -> Self {
         Self {
             error: Error::from(&status),
             status: Some(status),

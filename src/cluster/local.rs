@@ -10,13 +10,13 @@ use crate::proto::v1;
 use crate::proto::v1::inference_server::Inference;
 
 /// The engine in this process. It always counts as up, because it rejects requests itself when it cannot accept them.
-pub(super) struct Local<I> {
+pub(super) struct LocalUpstream<I> {
     service: I,
     health: watch::Receiver<Health>,
     load: Load,
 }
 
-impl<I: Inference> Local<I> {
+impl<I: Inference> LocalUpstream<I> {
     pub(super) fn new(service: I) -> Self {
         Self {
             service,
@@ -27,7 +27,7 @@ impl<I: Inference> Local<I> {
 }
 
 #[tonic::async_trait]
-impl<I: Inference> Upstream for Local<I> {
+impl<I: Inference> Upstream for LocalUpstream<I> {
     async fn complete(
         &self,
         request: Request<v1::CompletionRequest>,

@@ -50,7 +50,7 @@ pub(super) type EngineChannel = BoxCloneSyncService<HttpRequest<Body>, HttpRespo
 
 /// A remote engine. Each stream is read into a buffer of its own. Otherwise an unread stream would use up the
 /// flow-control window that all streams of its connection share.
-pub(super) struct Remote {
+pub(super) struct RemoteUpstream {
     /// Connections to the engine; calls take them in turn.
     channels: Vec<EngineChannel>,
     next_channel: AtomicUsize,
@@ -73,7 +73,7 @@ pub(super) struct Connector {
 
 impl Connector {
     /// Connects to an engine and starts to watch its health. The engine may be started later.
-    pub(super) fn connect(&self, address: &EngineAddress) -> Remote {
+    pub(super) fn connect(&self, address: &EngineAddress) -> RemoteUpstream {
         let endpoint = with_options(address.endpoint());
         let channel = || {
             EngineChannel::new(
@@ -94,7 +94,7 @@ impl Connector {
         self.critical.spawn("engine watch", async move {
             stop.run_until_cancelled_owned(watching).await;
         });
-        Remote {
+        RemoteUpstream {
             channels: (0..CONNECTIONS_PER_ENGINE).map(|_| channel()).collect(),
             next_channel: AtomicUsize::new(0),
             health,
@@ -105,7 +105,7 @@ impl Connector {
     }
 }
 
-impl Remote {
+impl RemoteUpstream {
     /// Creates an engine for tests, with this connection and this health.
     #[cfg(test)]
     pub(super) fn scripted(channel: EngineChannel, health: Health) -> Self {
@@ -131,7 +131,7 @@ impl Remote {
 }
 
 #[tonic::async_trait]
-impl Upstream for Remote {
+impl Upstream for RemoteUpstream {
     async fn complete(
         &self,
         request: Request<v1::CompletionRequest>,

@@ -10,13 +10,14 @@ use crate::proto::v1::completion_event::Event;
 use crate::proto::v1::inference_server::Inference;
 
 /// Event stream that a test defines.
-pub(crate) type Script = Pin<Box<dyn Stream<Item = Result<v1::CompletionEvent, Status>> + Send>>;
+pub(crate) type ScriptedStream =
+    Pin<Box<dyn Stream<Item = Result<v1::CompletionEvent, Status>> + Send>>;
 
-type Respond = dyn Fn(&v1::CompletionRequest) -> Result<Script, Status> + Send + Sync;
+type Respond = dyn Fn(&v1::CompletionRequest) -> Result<ScriptedStream, Status> + Send + Sync;
 
 /// Creates a remote engine that responds to completion requests with `respond`. All other calls fail.
 pub(crate) fn engine(
-    respond: impl Fn(&v1::CompletionRequest) -> Result<Script, Status> + Send + Sync + 'static,
+    respond: impl Fn(&v1::CompletionRequest) -> Result<ScriptedStream, Status> + Send + Sync + 'static,
 ) -> ScriptedEngine {
     ScriptedEngine(Box::new(respond))
 }
@@ -57,12 +58,12 @@ pub(crate) struct ScriptedEngine(Box<Respond>);
 
 #[tonic::async_trait]
 impl Inference for ScriptedEngine {
-    type CompleteStream = Script;
+    type CompleteStream = ScriptedStream;
 
     async fn complete(
         &self,
         request: Request<v1::CompletionRequest>,
-    ) -> Result<Response<Script>, Status> {
+    ) -> Result<Response<ScriptedStream>, Status> {
         (self.0)(request.get_ref()).map(Response::new)
     }
 

@@ -18,8 +18,8 @@ use crate::proto::v1::completion_event::Event;
 use crate::proto::v1::inference_server::InferenceServer;
 use crate::request::Parameter;
 use crate::telemetry::Api;
-use remote::{EngineChannel, Remote};
-use scripted::{Script, ScriptedEngine, engine, started, token};
+use remote::{EngineChannel, RemoteUpstream};
+use scripted::{ScriptedEngine, ScriptedStream, engine, started, token};
 
 const LONG: Duration = Duration::from_secs(3_600);
 
@@ -40,7 +40,10 @@ fn remote_engine(engine: ScriptedEngine, health: Health) -> Arc<dyn Upstream> {
     let service = InferenceServer::new(engine);
     let service =
         ServiceExt::<HttpRequest<Body>>::map_err(service, |never: Infallible| match never {});
-    Arc::new(Remote::scripted(EngineChannel::new(service), health))
+    Arc::new(RemoteUpstream::scripted(
+        EngineChannel::new(service),
+        health,
+    ))
 }
 
 async fn complete(cluster: &Cluster) -> Result<CheckedEvents, Error> {
@@ -54,14 +57,14 @@ fn call_context() -> CallContext {
 }
 
 /// Creates an engine that starts every completion and then sends no tokens.
-fn silent(name: &'static str) -> ScriptedEngine {
+fn silent_engine(name: &'static str) -> ScriptedEngine {
     engine(move |_| {
         let started = tokio_stream::once(started(name));
         Ok(Box::pin(started.chain(tokio_stream::pending())))
     })
 }
 
-fn rejecting(kind: ErrorKind) -> ScriptedEngine {
+fn rejecting_engine(kind: ErrorKind) -> ScriptedEngine {
     engine(move |_| Err(Error::new(kind, "rejected").into()))
 }
 
@@ -75,7 +78,7 @@ async fn started_by(events: &mut CheckedEvents) -> String {
 
 #[tokio::test]
 async fn the_engine_with_the_fewest_streams_gets_the_next_request() {
-    let cluster = cluster([silent("a"), silent("b")]);
+    let cluster = cluster([silent_engine("a"), silent_engine("b")]);
     let mut first = complete(&cluster).await.unwrap();
     assert_eq!(started_by(&mut first).await, "a");
     let mut second = complete(&cluster).await.unwrap();
@@ -86,7 +89,7 @@ async fn the_engine_with_the_fewest_streams_gets_the_next_request() {
 async fn an_engine_that_cannot_accept_a_request_is_skipped() {
     use ErrorKind::{Draining, ModelNotFound, NoWorker, NotReady, QueueFull};
     for kind in [Draining, ModelNotFound, NoWorker, NotReady, QueueFull] {
-        let cluster = cluster([rejecting(kind), silent("b")]);
+        let cluster = cluster([rejecting_engine(kind), silent_engine("b")]);
         let mut events = complete(&cluster).await.unwrap();
         assert_eq!(started_by(&mut events).await, "b");
     }
@@ -94,7 +97,10 @@ async fn an_engine_that_cannot_accept_a_request_is_skipped() {
 
 #[tokio::test]
 async fn an_invalid_request_is_sent_to_one_engine_only() {
-    let cluster = cluster([rejecting(ErrorKind::InvalidValue), silent("b")]);
+    let cluster = cluster([
+        rejecting_engine(ErrorKind::InvalidValue),
+        silent_engine("b"),
+    ]);
     let error = complete(&cluster).await.err().map(|error| error.kind);
     assert_eq!(error, Some(ErrorKind::InvalidValue));
 }
@@ -107,7 +113,7 @@ async fn model_not_found_is_returned_only_if_every_engine_returns_it() {
         ([full, unknown], full),
         ([unknown, unknown], unknown),
     ] {
-        let cluster = cluster(engines.map(rejecting));
+        let cluster = cluster(engines.map(rejecting_engine));
         let error = complete(&cluster).await.err().map(|error| error.kind);
         assert_eq!(error, Some(expected), "{engines:?}");
     }
@@ -125,7 +131,7 @@ fn forwarding_engine(
     let engine = engine(move |_| {
         let receiver = receiver.lock().expect("the lock is not poisoned").take();
         let events = ReceiverStream::new(receiver.expect("the test sends one request"));
-        let script: Script = Box::pin(events);
+        let script: ScriptedStream = Box::pin(events);
         Ok(script)
     });
     (sender, engine)
@@ -196,8 +202,11 @@ async fn a_model_whose_only_engine_is_down_answers_no_worker() {
         availability: Availability::Down,
         models: vec![model],
     };
-    let with_model = remote_engine(silent("m"), down);
-    let without_model = remote_engine(rejecting(ErrorKind::ModelNotFound), Health::always_up());
+    let with_model = remote_engine(silent_engine("m"), down);
+    let without_model = remote_engine(
+        rejecting_engine(ErrorKind::ModelNotFound),
+        Health::always_up(),
+    );
     let cluster = cluster_of([with_model, without_model].into());
     let error_kind = async |model: &str| {
         let request = v1::CompletionRequest {
@@ -222,7 +231,7 @@ async fn an_engine_that_leaves_finishes_its_streams_and_gets_no_new_ones() {
             let engine = leaving.lock().expect("the lock is not poisoned").take();
             engine.expect("the engine joins once")
         } else {
-            silent("joined")
+            silent_engine("joined")
         };
         remote_engine(engine, Health::always_up())
     };
@@ -233,7 +242,7 @@ async fn an_engine_that_leaves_finishes_its_streams_and_gets_no_new_ones() {
         .await
         .unwrap();
     let membership = Membership::new(ReceiverStream::new(membership));
-    let (upstreams, following) = follow(membership, connect);
+    let (upstreams, following) = follow_membership(membership, connect);
     tokio::spawn(following);
     let mut changes = upstreams.clone();
     let cluster = Cluster {
@@ -271,13 +280,13 @@ async fn an_engine_that_leaves_finishes_its_streams_and_gets_no_new_ones() {
 }
 
 /// A scripted engine that declares parameters as unsupported.
-struct Limited {
+struct LimitedUpstream {
     engine: Arc<dyn Upstream>,
     unsupported: [Parameter; 1],
 }
 
 #[tonic::async_trait]
-impl Upstream for Limited {
+impl Upstream for LimitedUpstream {
     async fn complete(
         &self,
         request: tonic::Request<v1::CompletionRequest>,
@@ -329,12 +338,12 @@ impl Upstream for Limited {
 #[tokio::test]
 async fn a_request_that_uses_a_declared_unsupported_parameter_goes_to_another_upstream() {
     let limited = || -> Arc<dyn Upstream> {
-        Arc::new(Limited {
-            engine: remote_engine(silent("limited"), Health::always_up()),
+        Arc::new(LimitedUpstream {
+            engine: remote_engine(silent_engine("limited"), Health::always_up()),
             unsupported: [Parameter::LogitBias],
         })
     };
-    let full = remote_engine(silent("full"), Health::always_up());
+    let full = remote_engine(silent_engine("full"), Health::always_up());
     let biased = v1::CompletionRequest {
         input: Some(v1::completion_request::Input::Prompt("a".to_owned())),
         logit_bias: [(1, 5.0)].into(),
@@ -360,7 +369,7 @@ async fn a_request_that_uses_a_declared_unsupported_parameter_goes_to_another_up
 
 #[tokio::test]
 async fn a_request_that_this_gateway_has_passed_on_before_is_rejected() {
-    let cluster = cluster([silent("a")]);
+    let cluster = cluster([silent_engine("a")]);
     let gateway = cluster.gateway.clone().unwrap();
     let mut passed_on = tonic::metadata::MetadataMap::new();
     Via::default().write_with(&GatewayId::random(), &mut passed_on);

@@ -27,7 +27,7 @@ impl GatewayId {
     }
 
     /// Creates the rejection of a request that has already passed through this gateway.
-    pub(super) fn circle(&self) -> Status {
+    pub(super) fn circular_request(&self) -> Status {
         let message = "The gateway is an engine of itself. Check the gateway's list of engines.";
         let mut status = Status::from(Error::new(ErrorKind::UpstreamError, message));
         status.metadata_mut().insert(VIA, self.0.clone());

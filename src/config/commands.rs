@@ -10,16 +10,16 @@ use super::grpc::GrpcSettings;
 use super::http::HttpSettings;
 use super::model::ModelSettings;
 use super::server::ServerSettings;
-use super::settings::{Declared, Settings, keys};
-use super::values::Text;
+use super::settings::{DeclaredSettings, Settings, keys};
+use super::values::ParsedText;
 use crate::cluster::EngineAddress;
 use crate::server::{ServerParts, Source};
 
 /// The settings of a command that runs a server.
-pub(super) trait ServerCommand: Declared {
+pub(super) trait ServerCommand: DeclaredSettings {
     /// Builds the parts of the server from these settings. `models` has the settings of each model of an engine. This
     /// method adds the defaults that depend on a model's runner to `models`.
-    fn parts(
+    fn server_parts(
         self,
         settings: &Settings,
         models: &mut [Settings],
@@ -69,7 +69,7 @@ pub(super) struct GatewaySettings {
         value_delimiter = ',',
         value_name = "ADDRESS"
     )]
-    engine: Vec<Text<EngineAddress>>,
+    engine: Vec<ParsedText<EngineAddress>>,
     #[command(flatten)]
     #[serde(flatten)]
     http: HttpSettings,
@@ -82,30 +82,31 @@ pub(super) struct GatewaySettings {
 }
 
 impl ServerCommand for ServeSettings {
-    fn parts(
+    fn server_parts(
         self,
         settings: &Settings,
         models: &mut [Settings],
     ) -> Result<ServerParts, ConfigError> {
-        let source = Source::Engine(self.engine.parts(models, settings)?);
+        let source = Source::Engine(self.engine.engine_parts(models, settings)?);
         self.server
-            .parts(source, Some(self.http), Some(self.grpc), settings)
+            .server_parts(source, Some(self.http), Some(self.grpc), settings)
     }
 }
 
 impl ServerCommand for EngineCommandSettings {
-    fn parts(
+    fn server_parts(
         self,
         settings: &Settings,
         models: &mut [Settings],
     ) -> Result<ServerParts, ConfigError> {
-        let source = Source::Engine(self.engine.parts(models, settings)?);
-        self.server.parts(source, None, Some(self.grpc), settings)
+        let source = Source::Engine(self.engine.engine_parts(models, settings)?);
+        self.server
+            .server_parts(source, None, Some(self.grpc), settings)
     }
 }
 
 impl ServerCommand for GatewaySettings {
-    fn parts(
+    fn server_parts(
         self,
         settings: &Settings,
         _models: &mut [Settings],
@@ -120,7 +121,7 @@ impl ServerCommand for GatewaySettings {
         let source = Source::Remote(engines.collect());
         let parts = self
             .server
-            .parts(source, Some(self.http), Some(self.grpc), settings)?;
+            .server_parts(source, Some(self.http), Some(self.grpc), settings)?;
         parts
             .check_engines()
             .map_err(|problem| settings.error("engine", problem))?;
@@ -129,15 +130,15 @@ impl ServerCommand for GatewaySettings {
 }
 
 /// Builds the parts of a server from its settings. Also returns the settings of its models, with all defaults.
-pub(super) fn server<S: ServerCommand>(
+pub(super) fn resolve_server<S: ServerCommand>(
     settings: &Settings,
 ) -> Result<(ServerParts, Vec<Settings>), ConfigError> {
     let has_models = keys::<S>().contains(&"runner".to_owned());
     let mut models = match has_models {
-        true => engine::models(settings)?,
+        true => engine::model_settings(settings)?,
         false => Vec::new(),
     };
-    let parts = settings.get::<S>()?.parts(settings, &mut models)?;
+    let parts = settings.get::<S>()?.server_parts(settings, &mut models)?;
     Ok((parts, models))
 }
 

@@ -40,33 +40,33 @@ pub(super) struct EngineSettings {
 
 impl EngineSettings {
     /// Builds the parts of an engine with these models.
-    pub(super) fn parts(
+    pub(super) fn engine_parts(
         self,
         models: &mut [Settings],
         settings: &Settings,
     ) -> Result<EngineParts, ConfigError> {
-        let workers = self.workers.parts(settings)?;
+        let workers = self.workers.worker_parts(settings)?;
         let unknown_model = match self.any_model {
             true => UnknownModel::First,
             false => UnknownModel::Refuse,
         };
-        let parts = models.iter_mut().map(model::parts);
+        let parts = models.iter_mut().map(model::model_parts);
         let parts = parts.collect::<Result<Vec<_>, _>>()?;
         match models {
             [model] if settings.tables.is_empty() => check_aliases(&parts[0], model)?,
             models => check_unique_names(&parts, models)?,
         }
-        engine(parts, workers, unknown_model)
+        build_engine(parts, workers, unknown_model)
     }
 }
 
 /// Returns the settings of each model: one per `[[model]]` table, or the settings outside the tables.
-pub(super) fn models(settings: &Settings) -> Result<Vec<Settings>, ConfigError> {
+pub(super) fn model_settings(settings: &Settings) -> Result<Vec<Settings>, ConfigError> {
     if settings.tables.is_empty() {
-        return Ok(vec![settings.only::<ModelSettings>()]);
+        return Ok(vec![settings.only_declared::<ModelSettings>()]);
     }
     let tables = settings.tables.iter();
-    let models = tables.map(|table| settings.for_table::<ModelSettings>(table));
+    let models = tables.map(|table| settings.for_model_table::<ModelSettings>(table));
     let models: Vec<_> = models.collect::<Result<_, _>>().map_err(first_error)?;
     reject_single_model_keys(settings)?;
     let unnamed = models.iter().find(|model| !model.is_set("model_name"));
@@ -100,7 +100,7 @@ fn reject_single_model_keys(settings: &Settings) -> Result<(), ConfigError> {
 }
 
 /// Builds the parts of an engine. A model without local workers requires a worker socket.
-fn engine(
+fn build_engine(
     mut models: Vec<ModelParts>,
     workers: WorkerParts,
     unknown_model: UnknownModel,

@@ -16,13 +16,13 @@ pub enum ConfigError {
     #[error("{0}")]
     Invalid(String),
     /// `tokenway config check` found problems.
-    #[error("{}", lines(.0))]
+    #[error("{}", error_lines(.0))]
     Check(Vec<FileError>),
 }
 
 /// An error about a settings file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{path}{}: {problem}", suffix(.position.as_ref()))]
+#[error("{path}{}: {problem}", position_suffix(.position.as_ref()))]
 pub struct FileError {
     /// Path of the file.
     pub path: String,
@@ -59,11 +59,11 @@ impl fmt::Display for Position {
     }
 }
 
-fn suffix(position: Option<&Position>) -> String {
+fn position_suffix(position: Option<&Position>) -> String {
     position.map_or_else(String::new, |position| format!(":{position}"))
 }
 
-fn lines(errors: &[FileError]) -> String {
+fn error_lines(errors: &[FileError]) -> String {
     let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
     lines.join("\n")
 }

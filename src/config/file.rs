@@ -12,14 +12,16 @@ use toml::{Spanned, Table, Value};
 use super::error::{ConfigError, FileError, Position};
 
 /// Key of the `[[model]]` tables.
-const MODEL: &str = "model";
+const MODEL_TABLES_KEY: &str = "model";
 
 /// Settings whose key in a `[[model]]` table differs from the key outside: (key outside the tables, key in a table).
-const RENAMED: [(&str, &str); 2] = [("model_name", "name"), ("model_alias", "aliases")];
+const RENAMED_MODEL_KEYS: [(&str, &str); 2] = [("model_name", "name"), ("model_alias", "aliases")];
 
 /// Returns the key of a setting in a `[[model]]` table. `key` is its key outside the tables.
 pub(super) fn table_key(key: &str) -> &str {
-    let renamed = RENAMED.iter().find(|(outside, _)| *outside == key);
+    let renamed = RENAMED_MODEL_KEYS
+        .iter()
+        .find(|(outside, _)| *outside == key);
     renamed.map_or(key, |(_, inside)| inside)
 }
 
@@ -44,7 +46,7 @@ pub(super) struct SettingsFile {
 #[derive(Clone, Default)]
 pub(super) struct FileTable {
     /// Position of the table's header, such as `[[model]]`. `None` for the entries outside the tables.
-    pub(super) header: Option<Place>,
+    pub(super) header: Option<SettingLocation>,
     pub(super) entries: Vec<FileEntry>,
 }
 
@@ -53,19 +55,19 @@ pub(super) struct FileTable {
 pub(super) struct FileEntry {
     pub(super) key: String,
     pub(super) value: Value,
-    pub(super) place: Place,
+    pub(super) location: SettingLocation,
 }
 
 /// The file, position and name of a setting, for error messages.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
+pub(super) struct SettingLocation {
     pub(super) path: String,
     pub(super) position: Position,
     /// Name of the setting in errors, such as `slots` or `model[1].slots`.
     pub(super) name: String,
 }
 
-impl Place {
+impl SettingLocation {
     pub(super) fn error(&self, problem: String) -> FileError {
         FileError {
             path: self.path.clone(),
@@ -76,12 +78,12 @@ impl Place {
 }
 
 /// A parsed settings file, with all errors in its syntax and its keys.
-pub(super) struct Parsed {
+pub(super) struct ParsedFile {
     pub(super) file: SettingsFile,
     pub(super) errors: Vec<FileError>,
 }
 
-impl Parsed {
+impl ParsedFile {
     /// Reads the file at `path`.
     pub(super) fn read(path: &str, known: &KnownKeys) -> Self {
         match std::fs::read_to_string(path) {
@@ -152,16 +154,18 @@ impl Parser<'_> {
         };
         let (mut spans, mut models) = (spans.into_inner(), Vec::new());
         if !known.model.is_empty()
-            && let Some((spans, values)) = spans.remove(MODEL).zip(values.remove(MODEL))
+            && let Some((spans, values)) = spans
+                .remove(MODEL_TABLES_KEY)
+                .zip(values.remove(MODEL_TABLES_KEY))
         {
             models = self.model_tables(spans, values, known);
         }
         let top = self.table(&spans, values, "");
-        for unknown in self.unknown(&top, &known.top) {
-            let known = list(&known.top);
-            self.errors.push(unknown.place.error(format!(
+        for unknown in self.unknown_entries(&top, &known.top) {
+            let known = comma_separated(&known.top);
+            self.errors.push(unknown.location.error(format!(
                 "the key '{}' is unknown; known keys are {known}",
-                unknown.place.name
+                unknown.location.name
             )));
         }
         SettingsFile { top, models }
@@ -187,26 +191,28 @@ impl Parser<'_> {
     ) -> Vec<FileTable> {
         let all = spans.span();
         let (DeValue::Array(spans), Value::Array(values)) = (spans.into_inner(), values) else {
-            return self.no_tables(all);
+            return self.report_invalid_model_key(all);
         };
         let mut tables = Vec::new();
         for (number, (span, value)) in (1..).zip(spans.into_iter().zip(values)) {
             let header = span.span();
             let (DeValue::Table(spans), Value::Table(value)) = (span.into_inner(), value) else {
-                return self.no_tables(all);
+                return self.report_invalid_model_key(all);
             };
-            let mut table = self.table(&spans, value, &format!("{MODEL}[{number}]."));
-            table.header = Some(self.place(header, format!("{MODEL}[{number}]")));
-            for unknown in self.unknown(&table, &known.model) {
-                let known = list(&known.model);
-                self.errors.push(unknown.place.error(format!(
+            let mut table = self.table(&spans, value, &format!("{MODEL_TABLES_KEY}[{number}]."));
+            table.header = Some(self.location(header, format!("{MODEL_TABLES_KEY}[{number}]")));
+            for unknown in self.unknown_entries(&table, &known.model) {
+                let known = comma_separated(&known.model);
+                self.errors.push(unknown.location.error(format!(
                     "the key '{}' is unknown; known keys of a model are {known}; server keys must \
                      be above the first [[model]]",
-                    unknown.place.name
+                    unknown.location.name
                 )));
             }
             for entry in &mut table.entries {
-                let renamed = RENAMED.iter().find(|(_, inside)| *inside == entry.key);
+                let renamed = RENAMED_MODEL_KEYS
+                    .iter()
+                    .find(|(_, inside)| *inside == entry.key);
                 if let Some((outside, _)) = renamed {
                     entry.key = (*outside).to_owned();
                 }
@@ -214,15 +220,15 @@ impl Parser<'_> {
             tables.push(table);
         }
         if tables.is_empty() {
-            return self.no_tables(all);
+            return self.report_invalid_model_key(all);
         }
         tables
     }
 
-    fn no_tables(&mut self, span: Range<usize>) -> Vec<FileTable> {
-        let place = self.place(span, MODEL.to_owned());
+    fn report_invalid_model_key(&mut self, span: Range<usize>) -> Vec<FileTable> {
+        let location = self.location(span, MODEL_TABLES_KEY.to_owned());
         let problem = "model: write each model as a table under [[model]]";
-        self.errors.push(place.error(problem.to_owned()));
+        self.errors.push(location.error(problem.to_owned()));
         Vec::new()
     }
 
@@ -238,7 +244,7 @@ impl Parser<'_> {
             Some(FileEntry {
                 key: key.to_string(),
                 value: values.remove(&**key)?,
-                place: self.place(span, format!("{prefix}{key}")),
+                location: self.location(span, format!("{prefix}{key}")),
             })
         });
         FileTable {
@@ -247,14 +253,14 @@ impl Parser<'_> {
         }
     }
 
-    fn unknown(&self, table: &FileTable, known: &BTreeSet<String>) -> Vec<FileEntry> {
+    fn unknown_entries(&self, table: &FileTable, known: &BTreeSet<String>) -> Vec<FileEntry> {
         let entries = table.entries.iter();
         let unknown = entries.filter(|entry| !known.contains(&entry.key));
         unknown.cloned().collect()
     }
 
-    fn place(&self, span: Range<usize>, name: String) -> Place {
-        Place {
+    fn location(&self, span: Range<usize>, name: String) -> SettingLocation {
+        SettingLocation {
             path: self.path.to_owned(),
             position: Position::at(self.text, span.start),
             name,
@@ -262,7 +268,7 @@ impl Parser<'_> {
     }
 }
 
-fn list(keys: &BTreeSet<String>) -> String {
+fn comma_separated(keys: &BTreeSet<String>) -> String {
     let keys: Vec<_> = keys.iter().map(String::as_str).collect();
     keys.join(", ")
 }

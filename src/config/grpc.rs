@@ -3,7 +3,7 @@
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::values::Text;
+use super::values::ParsedText;
 use crate::listen::Address;
 
 #[derive(Args, Serialize, Deserialize)]
@@ -18,7 +18,7 @@ pub(super) struct GrpcSettings {
         value_name = "ADDRESS",
         default_value = "127.0.0.1:50051"
     )]
-    grpc_listen: Text<Address>,
+    grpc_listen: ParsedText<Address>,
 }
 
 impl GrpcSettings {

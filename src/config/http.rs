@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::values::{Seconds, Text};
+use super::values::{ParsedText, Seconds};
 use crate::gateway::{AllowedHost, AllowedOrigin, OriginPolicy, StreamFormat, UnknownFields};
 use crate::listen::Address;
 use crate::server::HttpFrontend;
@@ -20,7 +20,7 @@ pub(super) struct HttpSettings {
         value_name = "ADDRESS",
         default_value = "127.0.0.1:8000"
     )]
-    http_listen: Text<Address>,
+    http_listen: ParsedText<Address>,
     /// Format of streamed completions for clients whose `Accept` header allows any format: `ndjson` or
     /// `sse`. Chat streams default to SSE
     #[arg(
@@ -29,7 +29,7 @@ pub(super) struct HttpSettings {
         value_name = "FORMAT",
         default_value = "ndjson"
     )]
-    stream_format: Text<StreamFormat>,
+    stream_format: ParsedText<StreamFormat>,
     /// Action for unknown fields in a request: `refuse` rejects the request with status 400; `ignore` drops
     /// the fields and lists them in the response header x-ignored-fields
     #[arg(
@@ -38,7 +38,7 @@ pub(super) struct HttpSettings {
         value_name = "ACTION",
         default_value = "refuse"
     )]
-    unknown_fields: Text<UnknownFields>,
+    unknown_fields: ParsedText<UnknownFields>,
     /// Time in seconds after which a streamed request that still waits in the queue gets its response
     /// headers, so that proxies do not time out. A later error is a record in the stream instead of a status
     /// code. 0: headers are sent only once a worker has started the request
@@ -59,7 +59,7 @@ pub(super) struct HttpSettings {
         value_delimiter = ',',
         value_name = "HOST"
     )]
-    allowed_hosts: Vec<Text<AllowedHost>>,
+    allowed_hosts: Vec<ParsedText<AllowedHost>>,
     /// Origins whose web pages may use the HTTP API from a browser, such as `http://localhost:3000`. Separate
     /// several with commas, or repeat the flag. `*` allows every origin [default: the server's own origin
     /// only]
@@ -69,7 +69,7 @@ pub(super) struct HttpSettings {
         value_delimiter = ',',
         value_name = "ORIGIN"
     )]
-    cors_origins: Vec<Text<AllowedOrigin>>,
+    cors_origins: Vec<ParsedText<AllowedOrigin>>,
 }
 
 impl HttpSettings {

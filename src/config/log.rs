@@ -3,7 +3,7 @@
 use clap::{ArgAction, Args};
 use serde::{Deserialize, Serialize};
 
-use super::values::Text;
+use super::values::ParsedText;
 use crate::logging::LogFormat;
 
 /// The settings of a server's log.
@@ -30,7 +30,7 @@ pub(super) struct FormatSettings {
         value_name = "FORMAT",
         default_value = "human"
     )]
-    log_format: Text<LogFormat>,
+    log_format: ParsedText<LogFormat>,
 }
 
 impl FormatSettings {

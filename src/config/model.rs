@@ -99,7 +99,7 @@ impl TryFrom<String> for IsolationKind {
 }
 
 /// Builds the parts of one model. Adds the defaults that depend on the model's runner to `settings`.
-pub(super) fn parts(settings: &mut Settings) -> Result<ModelParts, ConfigError> {
+pub(super) fn model_parts(settings: &mut Settings) -> Result<ModelParts, ConfigError> {
     let model: ModelSettings = settings.get()?;
     if model.runner.kind().place == RunnerPlace::Remote {
         model.check_attached(settings)?;
@@ -109,11 +109,11 @@ pub(super) fn parts(settings: &mut Settings) -> Result<ModelParts, ConfigError> 
         settings.set_default("workers", 1);
     }
     let model: ModelSettings = settings.get()?;
-    model.parts(kind, loader, settings)
+    model.model_parts(kind, loader, settings)
 }
 
 impl ModelSettings {
-    fn parts(
+    fn model_parts(
         self,
         kind: RunnerKind,
         loader: Arc<dyn Loader>,

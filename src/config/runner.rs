@@ -47,7 +47,7 @@ pub(super) struct RunnerSettings {
     slots: Option<Count<u16>>,
     #[command(flatten)]
     #[serde(flatten)]
-    of_runners: OfRunners,
+    of_runners: AllRunnerSettings,
 }
 
 impl RunnerSettings {
@@ -127,9 +127,9 @@ fn reject_unused(kind: RunnerKind, settings: &Settings) -> Result<(), ConfigErro
 }
 
 /// The settings of all kinds of runners, in one table.
-struct OfRunners(Table);
+struct AllRunnerSettings(Table);
 
-impl Args for OfRunners {
+impl Args for AllRunnerSettings {
     fn augment_args(command: Command) -> Command {
         let runners = RUNNERS.iter();
         runners.fold(command, |command, kind| (kind.augment)(command))
@@ -140,7 +140,7 @@ impl Args for OfRunners {
     }
 }
 
-impl FromArgMatches for OfRunners {
+impl FromArgMatches for AllRunnerSettings {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let mut all = Table::new();
         for kind in &RUNNERS {
@@ -155,13 +155,13 @@ impl FromArgMatches for OfRunners {
     }
 }
 
-impl Serialize for OfRunners {
+impl Serialize for AllRunnerSettings {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.0.serialize(serializer)
     }
 }
 
-impl<'de> Deserialize<'de> for OfRunners {
+impl<'de> Deserialize<'de> for AllRunnerSettings {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let values = Table::deserialize(deserializer)?;
         for kind in &RUNNERS {

@@ -10,7 +10,7 @@ use super::grpc::GrpcSettings;
 use super::http::HttpSettings;
 use super::log::LogSettings;
 use super::settings::Settings;
-use super::values::{AboveZero, Seconds};
+use super::values::{PositiveSeconds, Seconds};
 use crate::listen::{Address, Limits};
 use crate::server::{Drain, ServerParts, Source};
 
@@ -24,7 +24,7 @@ pub(super) struct ServerSettings {
         value_name = "SECONDS",
         default_value = "600"
     )]
-    request_timeout: AboveZero,
+    request_timeout: PositiveSeconds,
     #[command(flatten)]
     #[serde(flatten)]
     connections: ConnectionSettings,
@@ -49,7 +49,7 @@ struct ConnectionSettings {
         value_name = "SECONDS",
         default_value = "75"
     )]
-    keep_alive_timeout: AboveZero,
+    keep_alive_timeout: PositiveSeconds,
     /// Time limit in seconds for a client to send a request's headers, and the first bytes of a new
     /// connection. Above 0
     #[arg(
@@ -58,7 +58,7 @@ struct ConnectionSettings {
         value_name = "SECONDS",
         default_value = "10"
     )]
-    header_timeout: AboveZero,
+    header_timeout: PositiveSeconds,
     /// Time in seconds after which a request ends if its body makes no progress. Above 0
     #[arg(
         long,
@@ -66,7 +66,7 @@ struct ConnectionSettings {
         value_name = "SECONDS",
         default_value = "30"
     )]
-    body_timeout: AboveZero,
+    body_timeout: PositiveSeconds,
     /// Time in seconds after which a connection is closed if its client reads nothing of the response. Set
     /// it longer than --slow-reader-timeout, after which a stream ends with an error. Above 0
     #[arg(
@@ -75,7 +75,7 @@ struct ConnectionSettings {
         value_name = "SECONDS",
         default_value = "30"
     )]
-    write_timeout: AboveZero,
+    write_timeout: PositiveSeconds,
     /// Allow listening on addresses that other machines can reach. The server serves without any
     /// authentication: everyone who can reach the address can use the model
     #[arg(long, env = "TOKENWAY_INSECURE", num_args = 0..=1, require_equals = true,
@@ -109,7 +109,7 @@ struct ShutdownSettings {
 
 impl ServerSettings {
     /// Builds the parts of a server that serves these APIs.
-    pub(super) fn parts(
+    pub(super) fn server_parts(
         self,
         source: Source,
         http: Option<HttpSettings>,

@@ -12,22 +12,22 @@ use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 use super::error::{ConfigError, FileError};
-use super::file::{FileTable, Place, SettingsFile, table_key};
+use super::file::{FileTable, SettingLocation, SettingsFile, table_key};
 
 /// A struct that declares settings. Each field is a flag, an environment variable and a key of the settings file.
-pub(super) trait Declared: Args + Serialize + DeserializeOwned {}
+pub(super) trait DeclaredSettings: Args + Serialize + DeserializeOwned {}
 
-impl<T: Args + Serialize + DeserializeOwned> Declared for T {}
+impl<T: Args + Serialize + DeserializeOwned> DeclaredSettings for T {}
 
 /// Returns the keys of the settings that `S` declares. clap uses the names of the fields as argument ids, and the
 /// keys are the same names.
 pub(super) fn keys<S: Args>() -> Vec<String> {
     let command = S::augment_args(Command::new("settings"));
-    let keys = command.get_arguments().map(key);
+    let keys = command.get_arguments().map(argument_key);
     keys.collect()
 }
 
-fn key(argument: &Arg) -> String {
+fn argument_key(argument: &Arg) -> String {
     argument.get_id().as_str().to_owned()
 }
 
@@ -43,7 +43,7 @@ pub(super) enum Source {
     Flag,
     /// The environment variable with this name.
     Variable(String),
-    File(Place),
+    File(SettingLocation),
 }
 
 /// The settings of a command, or of one model.
@@ -56,18 +56,21 @@ pub(super) struct Settings {
     /// The `[[model]]` tables of the file.
     pub(super) tables: Vec<FileTable>,
     /// Position of the `[[model]]` table that these settings come from. `None` for settings outside the tables.
-    table: Option<Place>,
+    table: Option<SettingLocation>,
 }
 
 impl Settings {
     /// Takes the values of the settings that `S` declares from the parsed command line and environment, including
     /// their defaults.
-    pub(super) fn from_matches<S: Declared>(matches: &ArgMatches) -> Result<Self, ConfigError> {
+    pub(super) fn from_matches<S: DeclaredSettings>(
+        matches: &ArgMatches,
+    ) -> Result<Self, ConfigError> {
         let parsed = S::from_arg_matches(matches)?;
         let values = Table::try_from(&parsed);
         let command = S::augment_args(Command::new("settings"));
         let arguments = command.get_arguments();
-        let sources = arguments.map(|argument| (key(argument), source(argument, matches)));
+        let sources =
+            arguments.map(|argument| (argument_key(argument), argument_source(argument, matches)));
         Ok(Self {
             values: values.map_err(|error| ConfigError::Invalid(error.to_string()))?,
             sources: sources.collect(),
@@ -80,7 +83,7 @@ impl Settings {
     /// overrides the file.
     ///
     /// # Errors The errors of all values.
-    pub(super) fn add_file<S: Declared>(
+    pub(super) fn add_file<S: DeclaredSettings>(
         &mut self,
         file: &SettingsFile,
     ) -> Result<(), Vec<FileError>> {
@@ -92,8 +95,11 @@ impl Settings {
     /// outside the tables.
     ///
     /// # Errors The errors of all values.
-    pub(super) fn for_table<S: Declared>(&self, table: &FileTable) -> Result<Self, Vec<FileError>> {
-        let mut model = self.only::<S>();
+    pub(super) fn for_model_table<S: DeclaredSettings>(
+        &self,
+        table: &FileTable,
+    ) -> Result<Self, Vec<FileError>> {
+        let mut model = self.only_declared::<S>();
         model.table.clone_from(&table.header);
         // A key in a `[[model]]` table overrides the flag, because the flag applies to all models.
         for entry in &table.entries {
@@ -105,7 +111,7 @@ impl Settings {
         Ok(model)
     }
 
-    fn add_table<S: Declared>(&mut self, table: &FileTable) -> Result<(), Vec<FileError>> {
+    fn add_table<S: DeclaredSettings>(&mut self, table: &FileTable) -> Result<(), Vec<FileError>> {
         let mut errors = Vec::new();
         for entry in &table.entries {
             let Some(source) = self.sources.get(&entry.key) else {
@@ -117,12 +123,12 @@ impl Settings {
             let mut values = self.values.clone();
             values.insert(entry.key.clone(), entry.value.clone());
             if let Err(error) = values.clone().try_into::<S>() {
-                let name = &entry.place.name;
-                let problem = format!("{name}: {}", with_toml_types(error.message()));
-                errors.push(entry.place.error(problem));
+                let name = &entry.location.name;
+                let problem = format!("{name}: {}", use_toml_type_names(error.message()));
+                errors.push(entry.location.error(problem));
             } else if !is_overridden {
                 self.values = values;
-                let source = Source::File(entry.place.clone());
+                let source = Source::File(entry.location.clone());
                 self.sources.insert(entry.key.clone(), source);
             }
         }
@@ -133,7 +139,7 @@ impl Settings {
     }
 
     /// Returns a copy with only the settings that `S` declares.
-    pub(super) fn only<S: Args>(&self) -> Self {
+    pub(super) fn only_declared<S: Args>(&self) -> Self {
         let keys = keys::<S>();
         let mut narrowed = self.clone();
         narrowed
@@ -151,7 +157,7 @@ impl Settings {
     }
 
     /// Deserialises the settings that `S` declares.
-    pub(super) fn get<S: Declared>(&self) -> Result<S, ConfigError> {
+    pub(super) fn get<S: DeclaredSettings>(&self) -> Result<S, ConfigError> {
         let settings = self.values.clone().try_into();
         settings.map_err(|error| ConfigError::Invalid(error.to_string()))
     }
@@ -166,7 +172,7 @@ impl Settings {
     pub(super) fn name(&self, key: &str) -> String {
         match (self.sources.get(key), &self.table) {
             (Some(Source::Variable(name)), _) => name.clone(),
-            (Some(Source::File(place)), _) => place.name.clone(),
+            (Some(Source::File(location)), _) => location.name.clone(),
             (Some(Source::Default) | None, Some(table)) => {
                 format!("{}.{}", table.name, table_key(key))
             }
@@ -178,15 +184,15 @@ impl Settings {
     /// name the setting.
     pub(super) fn error(&self, key: &str, problem: String) -> ConfigError {
         match (self.sources.get(key), &self.table) {
-            (Some(Source::File(place)), _) | (Some(Source::Default) | None, Some(place)) => {
-                ConfigError::File(place.error(problem))
+            (Some(Source::File(location)), _) | (Some(Source::Default) | None, Some(location)) => {
+                ConfigError::File(location.error(problem))
             }
             _ => ConfigError::Invalid(problem),
         }
     }
 }
 
-fn source(argument: &Arg, matches: &ArgMatches) -> Source {
+fn argument_source(argument: &Arg, matches: &ArgMatches) -> Source {
     match matches.value_source(argument.get_id().as_str()) {
         Some(ValueSource::CommandLine) => Source::Flag,
         Some(ValueSource::EnvVariable) => {
@@ -199,7 +205,7 @@ fn source(argument: &Arg, matches: &ArgMatches) -> Source {
 
 /// Replaces the names of Rust types in a message of the `toml` crate with TOML's names, for example "integer" for
 /// `i64`.
-fn with_toml_types(message: &str) -> String {
+fn use_toml_type_names(message: &str) -> String {
     let names = [
         ("expected i64", "expected an integer"),
         ("expected u32", "expected an integer from 0 to 4294967295"),

@@ -15,7 +15,7 @@ use super::settings::{Settings, Source, flag};
 const COMMENT_COLUMN: usize = 40;
 
 /// Renders the settings that `S` declares, and those of each model, as the text of a settings file.
-pub(super) fn show<S: Args>(settings: &Settings, models: &[Settings]) -> String {
+pub(super) fn render_settings<S: Args>(settings: &Settings, models: &[Settings]) -> String {
     let mut text = String::new();
     let is_in_tables = !settings.tables.is_empty();
     let left_out = match models {
@@ -38,7 +38,7 @@ pub(super) fn show<S: Args>(settings: &Settings, models: &[Settings]) -> String 
         let arguments = arguments().filter(|argument| argument.get_help_heading() == heading);
         let lines: Vec<_> = arguments
             .filter(|argument| !left_out.iter().any(|key| argument.get_id() == key.as_str()))
-            .map(|argument| line(argument, &all, |key| key))
+            .map(|argument| setting_line(argument, &all, |key| key))
             .collect();
         if !lines.is_empty() {
             let heading = heading.unwrap_or("Settings");
@@ -47,21 +47,21 @@ pub(super) fn show<S: Args>(settings: &Settings, models: &[Settings]) -> String 
     }
     if is_in_tables {
         for model in models {
-            text.push_str(&table(model));
+            text.push_str(&model_table(model));
         }
     }
     format!("{}\n", text.trim_end())
 }
 
 /// Renders the settings of one model as a `[[model]]` table.
-fn table(model: &Settings) -> String {
+fn model_table(model: &Settings) -> String {
     let unused = unused_keys(model);
     let command = ModelSettings::augment_args(Command::new("settings"));
     let arguments = command.get_arguments();
     let used =
         arguments.filter(|argument| !unused.iter().any(|key| argument.get_id() == key.as_str()));
     let lines: Vec<_> = used
-        .map(|argument| line(argument, model, table_key))
+        .map(|argument| setting_line(argument, model, table_key))
         .collect();
     format!("[[model]]\n{}\n", lines.concat())
 }
@@ -73,7 +73,7 @@ fn unused_keys(model: &Settings) -> Vec<String> {
 }
 
 /// Renders a setting as one line: key, value and source. A setting without a value becomes a comment.
-fn line(argument: &Arg, settings: &Settings, name: impl Fn(&str) -> &str) -> String {
+fn setting_line(argument: &Arg, settings: &Settings, name: impl Fn(&str) -> &str) -> String {
     let key = argument.get_id().as_str();
     let setting = match settings.values.get(key) {
         Some(value) => format!("{} = {value}", name(key)),
@@ -82,7 +82,7 @@ fn line(argument: &Arg, settings: &Settings, name: impl Fn(&str) -> &str) -> Str
     let source = match settings.sources.get(key) {
         Some(Source::Flag) => flag(key),
         Some(Source::Variable(variable)) => format!("environment variable {variable}"),
-        Some(Source::File(place)) => format!("{}:{}", place.path, place.position.line),
+        Some(Source::File(location)) => format!("{}:{}", location.path, location.position.line),
         Some(Source::Default) | None => match settings.values.get(key) {
             Some(_) => "default".to_owned(),
             None => default_text(argument),

@@ -19,7 +19,7 @@ fn read_line(arguments: &[&str]) -> Result<Task, ConfigError> {
     read(["tokenway"].iter().chain(arguments).map(OsString::from))
 }
 
-fn parts(arguments: &[&str]) -> ServerParts {
+fn server_parts(arguments: &[&str]) -> ServerParts {
     match read_line(arguments) {
         Ok(Task::Serve(parts, _)) => *parts,
         Ok(Task::Work(_) | Task::Complete(_) | Task::Print(_)) => {

@@ -57,7 +57,7 @@ impl<N: TryFrom<i64>> FromStr for Count<N> {
 pub(super) struct Seconds<const MIN: u64 = 0>(Duration);
 
 /// A duration above 0 seconds.
-pub(super) type AboveZero = Seconds<1>;
+pub(super) type PositiveSeconds = Seconds<1>;
 
 impl<const MIN: u64> TryFrom<f64> for Seconds<MIN> {
     type Error = String;
@@ -154,12 +154,12 @@ impl Serialize for Milliseconds {
 
 /// A value that is parsed from text. It keeps the text, so that `config show` prints what the operator wrote.
 #[derive(Clone, Debug)]
-pub(super) struct Text<T> {
+pub(super) struct ParsedText<T> {
     text: String,
     pub(super) value: T,
 }
 
-impl<T: FromStr> FromStr for Text<T> {
+impl<T: FromStr> FromStr for ParsedText<T> {
     type Err = T::Err;
 
     fn from_str(text: &str) -> Result<Self, T::Err> {
@@ -169,13 +169,13 @@ impl<T: FromStr> FromStr for Text<T> {
     }
 }
 
-impl<T> Serialize for Text<T> {
+impl<T> Serialize for ParsedText<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.text)
     }
 }
 
-impl<'de, T: FromStr<Err: Display>> Deserialize<'de> for Text<T> {
+impl<'de, T: FromStr<Err: Display>> Deserialize<'de> for ParsedText<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         text.parse().map_err(serde::de::Error::custom)
@@ -183,7 +183,7 @@ impl<'de, T: FromStr<Err: Display>> Deserialize<'de> for Text<T> {
 }
 
 /// A path, which must be valid UTF-8.
-pub(super) type FilePath = Text<PathBuf>;
+pub(super) type FilePath = ParsedText<PathBuf>;
 
 impl FromStr for LogFormat {
     type Err = String;

@@ -7,7 +7,7 @@ use clap::Command;
 use clap::error::{ContextKind, ContextValue};
 
 /// Replaces the flag in `error` by its environment variable, if the flag is not on the command line.
-pub(super) fn name_variable(
+pub(super) fn name_environment_variable(
     mut error: clap::Error,
     command: &Command,
     arguments: &[OsString],
@@ -21,15 +21,15 @@ pub(super) fn name_variable(
         let rest = argument.to_str().and_then(|it| it.strip_prefix(flag));
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
     });
-    let command = innermost(command, arguments);
-    if !is_on_command_line && let Some(variable) = variable_of(command, flag) {
+    let command = innermost_command(command, arguments);
+    if !is_on_command_line && let Some(variable) = environment_variable_of(command, flag) {
         error.insert(ContextKind::InvalidArg, ContextValue::String(variable));
     }
     error
 }
 
 /// Returns the subcommand that the command line names, or `command` itself.
-fn innermost<'a>(command: &'a Command, arguments: &[OsString]) -> &'a Command {
+fn innermost_command<'a>(command: &'a Command, arguments: &[OsString]) -> &'a Command {
     let mut arguments = arguments.iter().skip(1);
     let named = arguments
         .next()
@@ -43,7 +43,7 @@ fn innermost<'a>(command: &'a Command, arguments: &[OsString]) -> &'a Command {
     inner.unwrap_or(named)
 }
 
-fn variable_of(command: &Command, flag: &str) -> Option<String> {
+fn environment_variable_of(command: &Command, flag: &str) -> Option<String> {
     let name = flag.strip_prefix("--")?;
     let mut arguments = command.get_arguments();
     let argument = arguments.find(|argument| argument.get_long() == Some(name))?;

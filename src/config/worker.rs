@@ -13,7 +13,7 @@ use super::error::ConfigError;
 use super::log::FormatSettings;
 use super::runner::{RunnerPlace, RunnerSettings, resolve};
 use super::settings::Settings;
-use super::values::{FilePath, Seconds, Text};
+use super::values::{FilePath, ParsedText, Seconds};
 use crate::listen::{Address, MutualTls, TlsFiles};
 use crate::logging::LogFormat;
 use crate::scheduler::ResumptionLimits;
@@ -90,7 +90,7 @@ pub(super) struct WorkerSettings {
     /// enter, or `host:port` with mutual TLS. Do not expose it to clients [default: none, or a private Unix
     /// socket with --isolation process]
     #[arg(long, env = "TOKENWAY_WORKER_LISTEN", value_name = "ADDRESS")]
-    worker_listen: Option<Text<Address>>,
+    worker_listen: Option<ParsedText<Address>>,
     /// Time in seconds without a message after which a worker process counts as lost. A worker may declare
     /// another timeout for itself. At least 0.1
     #[arg(
@@ -133,7 +133,7 @@ pub(super) struct WorkerSettings {
 }
 
 impl WorkerSettings {
-    pub(super) fn parts(self, settings: &Settings) -> Result<WorkerParts, ConfigError> {
+    pub(super) fn worker_parts(self, settings: &Settings) -> Result<WorkerParts, ConfigError> {
         let files = self.tls.files()?;
         let listen = self.worker_listen.map(|address| address.value);
         match &listen {
@@ -170,7 +170,7 @@ impl WorkerSettings {
 pub(super) struct AttachSettings {
     /// Address of the engine's worker socket: `unix:/path` or `host:port`
     #[arg(long, env = "TOKENWAY_WORKER_ENGINE", value_name = "ADDRESS")]
-    engine: Text<Address>,
+    engine: ParsedText<Address>,
     /// Name that the engine gives the model to serve [default: the engine's only model]
     #[arg(long, env = "TOKENWAY_MODEL_NAME", value_name = "NAME")]
     model: Option<String>,
@@ -207,7 +207,7 @@ pub struct WorkerTask {
 
 impl AttachSettings {
     /// Builds the worker process from its settings. Adds the defaults that depend on the runner to `settings`.
-    pub(super) fn task(settings: &mut Settings) -> Result<WorkerTask, ConfigError> {
+    pub(super) fn worker_task(settings: &mut Settings) -> Result<WorkerTask, ConfigError> {
         let runner: RunnerSettings = settings.get()?;
         if runner.kind().place == RunnerPlace::Remote {
             let name = settings.name("runner");

@@ -79,7 +79,7 @@ impl FlushHandle {
     }
 
     /// Records in `times` the time from `written_ns` until the next flush, for `tokens` tokens.
-    pub(super) fn time(&self, times: &Arc<StageTimes>, tokens: u64, written_ns: u64) {
+    pub(super) fn record_socket_time(&self, times: &Arc<StageTimes>, tokens: u64, written_ns: u64) {
         let mut pending = self.flushes.pending();
         if pending.len() < MAX_PENDING_WRITES {
             pending.push(PendingWrite {

@@ -57,7 +57,7 @@ impl DeliveryTimer {
         }
         let now_ns = monotonic_ns();
         self.frontend.record(tokens, now_ns.saturating_sub(start.0));
-        self.flush.time(&self.socket, tokens, now_ns);
+        self.flush.record_socket_time(&self.socket, tokens, now_ns);
         self.meter.written(choice, tokens, now_ns);
     }
 

@@ -24,7 +24,7 @@ use crate::telemetry::{Api, RouteKind, outcome_label};
 const TARGET: &str = "tokenway::access";
 
 /// Runs a request in its span, and logs it when it ends.
-pub(super) async fn run(
+pub(super) async fn log_request(
     State(layers): State<Layers>,
     context: RequestContext,
     request: Request,
@@ -48,7 +48,7 @@ pub(super) async fn run(
         is_over: false,
     };
     let response = next.run(request).instrument(span.clone()).await;
-    end.responded(&response);
+    end.response_started(&response);
     response.map(|body| {
         let body = LoggedBody { body, span, end };
         Body::new(body.ended_if_empty())
@@ -74,7 +74,7 @@ enum StatusSent {
 
 impl RequestEnd {
     /// Reports the response's status to the context, before the body is sent.
-    fn responded(&mut self, response: &Response) {
+    fn response_started(&mut self, response: &Response) {
         let context = &self.context;
         self.status = match context.api() {
             Api::Http => Some(StatusSent::Http(response.status().as_u16())),
@@ -87,7 +87,7 @@ impl RequestEnd {
         }
     }
 
-    fn over(&mut self) {
+    fn report_end(&mut self) {
         if std::mem::replace(&mut self.is_over, true) {
             return;
         }
@@ -143,7 +143,7 @@ impl RequestEnd {
 
 impl Drop for RequestEnd {
     fn drop(&mut self) {
-        self.over();
+        self.report_end();
     }
 }
 
@@ -158,7 +158,7 @@ impl LoggedBody {
     /// Ends the request at once if the body is empty, because hyper may never poll an empty body.
     fn ended_if_empty(mut self) -> Self {
         if self.body.is_end_stream() {
-            self.end.over();
+            self.end.report_end();
         }
         self
     }
@@ -185,7 +185,7 @@ impl http_body::Body for LoggedBody {
         }
         // A body of known length is not polled again after its last frame.
         if !matches!(frame, Some(Ok(_))) || this.body.is_end_stream() {
-            this.end.over();
+            this.end.report_end();
         }
         Poll::Ready(frame)
     }

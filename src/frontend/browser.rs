@@ -6,7 +6,11 @@ use axum::response::Response;
 
 use super::Layers;
 
-pub(super) async fn check(State(layers): State<Layers>, request: Request, next: Next) -> Response {
+pub(super) async fn check_browser(
+    State(layers): State<Layers>,
+    request: Request,
+    next: Next,
+) -> Response {
     match &layers.browser_check {
         Some(browser_check) => browser_check.run(request, next).await,
         None => next.run(request).await,

@@ -10,7 +10,11 @@ use crate::telemetry::RouteKind;
 
 /// Counts a request as in flight until its response has left. Probes are not counted: otherwise each scrape of the
 /// metrics would count itself.
-pub(super) async fn in_flight(context: RequestContext, request: Request, next: Next) -> Response {
+pub(super) async fn count_in_flight(
+    context: RequestContext,
+    request: Request,
+    next: Next,
+) -> Response {
     if context.route().kind != RouteKind::Probe {
         context.record().count_in_flight();
     }

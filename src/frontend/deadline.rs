@@ -24,10 +24,14 @@ const COMPLETION_GRACE: Duration = Duration::from_secs(2);
 
 /// Rejects a request whose id or timeout is invalid. Ends a request that is not answered before its deadline. A
 /// stream that has started checks its own deadline.
-pub(super) async fn enforce(context: RequestContext, request: Request, next: Next) -> Response {
+pub(super) async fn enforce_deadline(
+    context: RequestContext,
+    request: Request,
+    next: Next,
+) -> Response {
     let api = context.api();
     if let Err(error) = context.check() {
-        return response::of_error(api, error);
+        return response::error_response(api, error);
     }
     let deadline = match context.route().kind {
         RouteKind::Completion => context.deadline() + COMPLETION_GRACE,
@@ -37,17 +41,17 @@ pub(super) async fn enforce(context: RequestContext, request: Request, next: Nex
     let handled = timeout_at(deadline, next.run(request)).await;
     handled.unwrap_or_else(|_| {
         let message = "The request's deadline passed.";
-        response::of_error(api, Error::new(ErrorKind::DeadlineExceeded, message))
+        response::error_response(api, Error::new(ErrorKind::DeadlineExceeded, message))
     })
 }
 
 /// Returns the deadline for a request with this timeout that arrives now.
-pub(super) fn after(timeout: Duration) -> Instant {
+pub(super) fn deadline_after(timeout: Duration) -> Instant {
     Instant::now() + timeout.min(MAX_TIMEOUT)
 }
 
 /// Returns the timeout that the client sent, if there is one.
-pub(super) fn timeout(api: Api, headers: &HeaderMap) -> Result<Option<Duration>, Error> {
+pub(super) fn client_timeout(api: Api, headers: &HeaderMap) -> Result<Option<Duration>, Error> {
     let (name, parse, message): (_, fn(&str) -> Option<Duration>, _) = match api {
         Api::Http => (
             HTTP_TIMEOUT,
@@ -130,7 +134,7 @@ mod tests {
     #[test]
     fn a_huge_timeout_is_clamped_to_ten_years() {
         let now = Instant::now();
-        assert!(after(Duration::MAX) <= now + MAX_TIMEOUT + Duration::from_secs(60));
+        assert!(deadline_after(Duration::MAX) <= now + MAX_TIMEOUT + Duration::from_secs(60));
     }
 
     #[test]

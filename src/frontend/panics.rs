@@ -12,12 +12,16 @@ use crate::context::RequestContext;
 use crate::error::Error;
 
 /// Responds with `internal_error` if the handler panics.
-pub(super) async fn catch(context: RequestContext, request: Request, next: Next) -> Response {
+pub(super) async fn catch_panics(
+    context: RequestContext,
+    request: Request,
+    next: Next,
+) -> Response {
     // `AssertUnwindSafe` is sound here: the handler's state is dropped after a panic.
     let handled = AssertUnwindSafe(next.run(request)).catch_unwind().await;
     handled.unwrap_or_else(|_| {
         // The panic hook has logged the panic itself.
         tracing::error!("the handler of a request panicked");
-        response::of_error(context.api(), Error::internal())
+        response::error_response(context.api(), Error::internal())
     })
 }

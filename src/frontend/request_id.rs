@@ -18,7 +18,7 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Creates the context of the request, and returns the id in the response. An invalid id is replaced by a random one
 /// here. An inner layer then rejects the request, so that the rejection is logged and browsers can read it.
-pub(super) async fn assign(
+pub(super) async fn assign_request_id(
     State(layers): State<Layers>,
     mut request: Request,
     next: Next,
@@ -27,15 +27,17 @@ pub(super) async fn assign(
     let (api, settings) = (layers.api, &layers.settings);
     let Some(flush) = request.extensions_mut().remove::<FlushHandle>() else {
         tracing::error!("a request has reached the layers without a connection's flush handle");
-        return response::of_error(api, Error::internal());
+        return response::error_response(api, Error::internal());
     };
-    let route = route::of(api, &request);
+    let route = route::find_route(api, &request);
     let (id, valid_id) = match request_id(request.headers()) {
         Ok(id) => (id, Ok(())),
         Err(error) => (RequestId::random(), Err(error)),
     };
     let timeout = match route.kind {
-        RouteKind::Completion | RouteKind::Unary => deadline::timeout(api, request.headers()),
+        RouteKind::Completion | RouteKind::Unary => {
+            deadline::client_timeout(api, request.headers())
+        }
         RouteKind::Probe | RouteKind::Unmatched => Ok(None),
     };
     let invalid = valid_id.err().or(timeout.as_ref().err().cloned());
@@ -45,7 +47,7 @@ pub(super) async fn assign(
         .extensions_mut()
         .insert(RequestContext::new(Arrival {
             id,
-            deadline: deadline::after(timeout),
+            deadline: deadline::deadline_after(timeout),
             flush,
             record: RequestRecord::new(&settings.telemetry, api, route, arrived_ns),
             invalid,

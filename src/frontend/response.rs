@@ -9,7 +9,7 @@ use crate::gateway::ErrorResponse;
 use crate::telemetry::Api;
 
 /// Converts an error to a response of this API.
-pub(super) fn of_error(api: Api, error: Error) -> Response {
+pub(super) fn error_response(api: Api, error: Error) -> Response {
     match api {
         Api::Http => ErrorResponse::from(error).into_response(),
         Api::Grpc => Status::from(error).into_http(),

@@ -23,7 +23,7 @@ const OTHER_RPCS: [(&str, RouteKind); 5] = [
 ];
 
 /// Determines the route of a request.
-pub(super) fn of(api: Api, request: &Request) -> Route {
+pub(super) fn find_route(api: Api, request: &Request) -> Route {
     match api {
         Api::Http => {
             let matched = request.extensions().get::<MatchedPath>();

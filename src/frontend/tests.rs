@@ -16,13 +16,13 @@ use crate::error::{Error, ErrorKind};
 const APIS: [Api; 2] = Api::ALL;
 
 /// An API with routes that panic, never answer, and answer with the context's id.
-struct Tested {
+struct TestApi {
     api: Api,
     telemetry: Telemetry,
     router: Router,
 }
 
-impl Tested {
+impl TestApi {
     fn new(api: Api) -> Self {
         let telemetry = Telemetry::new();
         let routes = Router::new()
@@ -62,7 +62,7 @@ impl Tested {
             .expect("a request")
     }
 
-    async fn send(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+    async fn send(&self, path: &str, headers: &[(&str, &str)]) -> TestResponse {
         let response = self
             .router
             .clone()
@@ -70,7 +70,7 @@ impl Tested {
             .await;
         let (parts, body) = response.unwrap_or_else(|never| match never {}).into_parts();
         let body = body.collect().await.expect("a body").to_bytes();
-        Answer {
+        TestResponse {
             api: self.api,
             headers: parts.headers,
             body: String::from_utf8(body.to_vec()).expect("UTF-8"),
@@ -91,13 +91,13 @@ impl Tested {
     }
 }
 
-struct Answer {
+struct TestResponse {
     api: Api,
     headers: HeaderMap,
     body: String,
 }
 
-impl Answer {
+impl TestResponse {
     fn id(&self) -> &str {
         let id = self.headers.get("x-request-id").expect("an id is returned");
         id.to_str().expect("ASCII")
@@ -139,7 +139,7 @@ fn pending(api: Api) -> &'static str {
 #[tokio::test]
 async fn a_panic_in_a_handler_answers_internal_error_and_is_counted() {
     for api in APIS {
-        let tested = Tested::new(api);
+        let tested = TestApi::new(api);
         let answer = tested
             .send(panicking(api), &[("x-request-id", "mine")])
             .await;
@@ -162,7 +162,7 @@ async fn a_panic_in_a_handler_answers_internal_error_and_is_counted() {
 async fn a_valid_request_id_is_returned_and_a_missing_one_is_made() {
     let longest = "x".repeat(128);
     for api in APIS {
-        let tested = Tested::new(api);
+        let tested = TestApi::new(api);
         for id in ["a", "!~", &longest] {
             let answer = tested.send(unary(api), &[("x-request-id", id)]).await;
             assert_eq!((answer.id(), &*answer.body), (id, id), "{api:?}");
@@ -182,7 +182,7 @@ async fn a_valid_request_id_is_returned_and_a_missing_one_is_made() {
 async fn an_invalid_request_id_is_rejected_and_replaced() {
     let too_long = "x".repeat(129);
     for api in APIS {
-        let tested = Tested::new(api);
+        let tested = TestApi::new(api);
         for id in ["", "a b", "é", &too_long] {
             let answer = tested.send(unary(api), &[("x-request-id", id)]).await;
             assert_eq!(
@@ -203,7 +203,7 @@ async fn a_request_that_is_not_answered_before_its_deadline_fails() {
         (Api::Http, "accept", "*/*", 60.0),
         (Api::Grpc, "accept", "*/*", 60.0),
     ] {
-        let tested = Tested::new(api);
+        let tested = TestApi::new(api);
         let start = tokio::time::Instant::now();
         let answer = tested.send(pending(api), &[(name, value)]).await;
         assert_eq!(answer.error(), Some(ErrorKind::DeadlineExceeded));
@@ -221,11 +221,11 @@ async fn an_invalid_timeout_is_rejected_except_by_probes() {
         (Api::Http, "x-request-timeout"),
         (Api::Grpc, "grpc-timeout"),
     ] {
-        let tested = Tested::new(api);
+        let tested = TestApi::new(api);
         let answer = tested.send(unary(api), &[(name, "soon")]).await;
         assert_eq!(answer.error(), Some(ErrorKind::InvalidValue), "{api:?}");
     }
-    let answer = Tested::new(Api::Http)
+    let answer = TestApi::new(Api::Http)
         .send("/livez", &[("x-request-timeout", "soon")])
         .await;
     assert_eq!(answer.body, "alive");
@@ -234,11 +234,11 @@ async fn an_invalid_timeout_is_rejected_except_by_probes() {
 #[tokio::test]
 async fn every_request_is_in_flight_from_its_arrival_until_it_is_dropped() {
     for api in APIS {
-        let tested = Tested::new(api);
+        let tested = TestApi::new(api);
         let handled = tested
             .router
             .clone()
-            .oneshot(Tested::request(pending(api), &[]));
+            .oneshot(TestApi::request(pending(api), &[]));
         let mut handled = Box::pin(handled);
         assert!(futures_util::poll!(&mut handled).is_pending());
         let label = api.label();

@@ -12,7 +12,7 @@ use tower::ServiceExt;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::cluster::scripted::{Script, engine, started, summary, token};
+use crate::cluster::scripted::{ScriptedStream, engine, started, summary, token};
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
 use crate::telemetry::Api;
@@ -21,7 +21,7 @@ use crate::telemetry::Api;
 async fn stream(
     prompts: &Value,
     accept: &str,
-    script: impl Fn() -> Script + Send + Sync + 'static,
+    script: impl Fn() -> ScriptedStream + Send + Sync + 'static,
 ) -> Response {
     post(&json!({"prompt": prompts, "stream": true}), accept, script).await
 }
@@ -30,7 +30,7 @@ async fn stream(
 async fn post(
     body: &Value,
     accept: &str,
-    script: impl Fn() -> Script + Send + Sync + 'static,
+    script: impl Fn() -> ScriptedStream + Send + Sync + 'static,
 ) -> Response {
     send(request(body, accept), script).await
 }
@@ -45,7 +45,7 @@ fn request(body: &Value, accept: &str) -> Request<Body> {
 
 async fn send(
     request: Request<Body>,
-    script: impl Fn() -> Script + Send + Sync + 'static,
+    script: impl Fn() -> ScriptedStream + Send + Sync + 'static,
 ) -> Response {
     send_with(None, request, script).await
 }
@@ -54,7 +54,7 @@ async fn send(
 async fn send_with(
     headers_after: Option<Duration>,
     mut request: Request<Body>,
-    script: impl Fn() -> Script + Send + Sync + 'static,
+    script: impl Fn() -> ScriptedStream + Send + Sync + 'static,
 ) -> Response {
     let context = RequestContext::for_test(Api::Http, request.version());
     request.extensions_mut().insert(context);
@@ -76,7 +76,7 @@ async fn send_with(
 }
 
 /// A completion whose tokens are all ready at once.
-fn ready_tokens(tokens: u32, text: &'static str) -> Script {
+fn ready_tokens(tokens: u32, text: &'static str) -> ScriptedStream {
     let tokens = (0..tokens).map(move |index| token(index, text));
     let events = std::iter::once(started("m")).chain(tokens);
     // Not `tokio_stream::iter`, which yields after every 32 items.
@@ -84,7 +84,7 @@ fn ready_tokens(tokens: u32, text: &'static str) -> Script {
 }
 
 /// A completion that sends `tokens` tokens, and then neither continues nor ends.
-fn stalled(tokens: u32) -> Script {
+fn stalled(tokens: u32) -> ScriptedStream {
     let tokens = (0..tokens).map(|index| token(index, "a"));
     let events = tokio_stream::iter(std::iter::once(started("m")).chain(tokens));
     Box::pin(events.chain(tokio_stream::pending()))
@@ -164,7 +164,7 @@ async fn only_http2_delays_the_abort_that_follows_the_error_record() {
         let mut request = request(&json!({"prompt": "a", "stream": true}), "*/*");
         // No flush ever happens on this connection, so the body waits for the flush timeout of one second.
         *request.version_mut() = version;
-        let failing = || -> Script {
+        let failing = || -> ScriptedStream {
             let broken = Err(tonic::Status::internal("broken"));
             Box::pin(tokio_stream::iter([started("m"), token(0, "a"), broken]))
         };
@@ -178,7 +178,7 @@ async fn only_http2_delays_the_abort_that_follows_the_error_record() {
 
 #[tokio::test(start_paused = true)]
 async fn a_completion_that_does_not_start_before_the_deadline_answers_504() {
-    let nothing = || -> Script { Box::pin(tokio_stream::pending()) };
+    let nothing = || -> ScriptedStream { Box::pin(tokio_stream::pending()) };
     let start = Instant::now();
     let response = stream(&json!("a"), "*/*", nothing).await;
     assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
@@ -187,7 +187,7 @@ async fn a_completion_that_does_not_start_before_the_deadline_answers_504() {
 
 /// Streams a completion that a worker starts after `seconds`, with `headers_after` of 30 seconds.
 async fn queued(seconds: u64, accept: &str) -> Response {
-    let script = move || -> Script {
+    let script = move || -> ScriptedStream {
         let delayed = async move {
             sleep(Duration::from_secs(seconds)).await;
             started("m")
@@ -274,7 +274,7 @@ async fn a_deadline_that_passes_after_the_headers_sends_an_error_record_and_abor
 
 #[tokio::test(start_paused = true)]
 async fn a_unary_response_never_sends_its_headers_early() {
-    let nothing = || -> Script { Box::pin(tokio_stream::pending()) };
+    let nothing = || -> ScriptedStream { Box::pin(tokio_stream::pending()) };
     let start = Instant::now();
     let request = request(&json!({"prompt": "a"}), "*/*");
     let response = send_with(Some(Duration::from_secs(30)), request, nothing).await;
@@ -305,7 +305,7 @@ fn choice(choice: u32, tokens: &[(&str, f32)]) -> v1::CompletionEvent {
 
 #[tokio::test]
 async fn the_best_candidates_have_the_highest_log_probability_per_token() {
-    let script = || -> Script {
+    let script = || -> ScriptedStream {
         let candidates = [
             choice(0, &[("worst", -9.0)]),
             // Less likely than the next choice as a whole, but likelier per token.

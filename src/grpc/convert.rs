@@ -9,7 +9,7 @@ use crate::request::{
     ChatMessage, CompletionRequest, Input, MAX_CHOICES, MAX_STOP_BYTES, MAX_STOP_STRINGS,
     Parameter, RequestId, Stopping, TokenId,
 };
-use crate::sequence_proto::{self, check};
+use crate::sequence_proto::{self, check_field};
 
 /// Returns the model name, or `None` if the field is empty.
 pub(super) fn model_name(model: &str) -> Option<&str> {
@@ -22,10 +22,10 @@ pub(super) fn completion_request(
     context: &RequestContext,
 ) -> Result<CompletionRequest, Error> {
     let (arrived, deadline) = (context.arrived(), context.deadline());
-    with_times(message, context.id().clone(), arrived, deadline)
+    convert_with_times(message, context.id().clone(), arrived, deadline)
 }
 
-fn with_times(
+fn convert_with_times(
     mut message: v1::CompletionRequest,
     id: RequestId,
     arrived: Instant,
@@ -34,12 +34,12 @@ fn with_times(
     let seed = message.seed;
     let options = sequence_proto::take_options(&mut message)?;
     let choices = message.n.unwrap_or(1);
-    check(
+    check_field(
         "max_tokens",
         message.max_tokens != Some(0) || message.echo,
         "be at least 1, or 0 with echo",
     )?;
-    check(
+    check_field(
         "n",
         (1..=MAX_CHOICES).contains(&choices),
         "be from 1 to 128",
@@ -47,12 +47,12 @@ fn with_times(
     Ok(CompletionRequest {
         id,
         model: model_name(&message.model).map(str::to_owned),
-        stopping: stopping(&mut message)?,
-        input: input(message.input, message.suffix)?,
+        stopping: take_stop_strings(&mut message)?,
+        input: convert_input(message.input, message.suffix)?,
         max_tokens: message.max_tokens,
         choices,
         options,
-        resume: resume(message.resume, choices, seed)?,
+        resume: resumed_token_ids(message.resume, choices, seed)?,
         echo: message.echo,
         priority: message.priority.unwrap_or(0),
         arrived,
@@ -63,7 +63,7 @@ fn with_times(
 /// Returns the first of these parameters that a request uses, or `None`.
 ///
 /// # Errors Returns an error for the first invalid field of the request.
-pub fn first_used(
+pub fn first_used_parameter(
     message: &v1::CompletionRequest,
     parameters: &[Parameter],
 ) -> Result<Option<Parameter>, Error> {
@@ -71,23 +71,23 @@ pub fn first_used(
         return Ok(None);
     }
     let now = Instant::now();
-    let request = with_times(message.clone(), RequestId::random(), now, now)?;
+    let request = convert_with_times(message.clone(), RequestId::random(), now, now)?;
     let used = parameters
         .iter()
-        .find(|parameter| request.needs(**parameter));
+        .find(|parameter| request.uses_parameter(**parameter));
     Ok(used.copied())
 }
 
 /// Moves the stop strings out of the message and checks them.
-fn stopping(message: &mut v1::CompletionRequest) -> Result<Stopping, Error> {
+fn take_stop_strings(message: &mut v1::CompletionRequest) -> Result<Stopping, Error> {
     let strings = std::mem::take(&mut message.stop);
-    check(
+    check_field(
         "stop",
         strings.len() <= MAX_STOP_STRINGS,
         "have at most 16 strings",
     )?;
     let fits = |stop: &String| (1..=MAX_STOP_BYTES).contains(&stop.len());
-    check(
+    check_field(
         "stop",
         strings.iter().all(fits),
         "contain only strings of 1 to 1024 bytes",
@@ -98,7 +98,7 @@ fn stopping(message: &mut v1::CompletionRequest) -> Result<Stopping, Error> {
     })
 }
 
-fn input(input: Option<ProtoInput>, suffix: Option<String>) -> Result<Input, Error> {
+fn convert_input(input: Option<ProtoInput>, suffix: Option<String>) -> Result<Input, Error> {
     if let Some(suffix) = suffix {
         return match input {
             Some(ProtoInput::Prompt(prefix)) => Ok(Input::Infill { prefix, suffix }),
@@ -116,7 +116,7 @@ fn input(input: Option<ProtoInput>, suffix: Option<String>) -> Result<Input, Err
         .with_param("prompt")),
         Some(ProtoInput::Prompt(text)) => Ok(Input::Text(text)),
         Some(ProtoInput::PromptTokenIds(v1::TokenIds { ids })) => {
-            check(
+            check_field(
                 "prompt_token_ids",
                 !ids.is_empty(),
                 "contain at least one id",
@@ -129,13 +129,13 @@ fn input(input: Option<ProtoInput>, suffix: Option<String>) -> Result<Input, Err
 
 /// Converts the messages of a chat. There must be at least one, and each must have a role.
 pub(super) fn chat_messages(chat: v1::Chat) -> Result<Vec<ChatMessage>, Error> {
-    check(
+    check_field(
         "chat",
         !chat.messages.is_empty(),
         "have at least one message",
     )?;
     let has_role = |message: &v1::ChatMessage| !message.role.is_empty();
-    check(
+    check_field(
         "chat",
         chat.messages.iter().all(has_role),
         "have a role in every message",
@@ -150,24 +150,24 @@ pub(super) fn chat_messages(chat: v1::Chat) -> Result<Vec<ChatMessage>, Error> {
 
 /// Returns the token ids that the client already has, indexed by choice. `seed` must be set too: without the seed of
 /// the interrupted stream, the remaining tokens would be sampled differently.
-fn resume(
+fn resumed_token_ids(
     resumed: Vec<v1::ResumedChoice>,
     choices: u32,
     seed: Option<i64>,
 ) -> Result<Vec<Vec<TokenId>>, Error> {
-    check(
+    check_field(
         "seed",
         resumed.is_empty() || seed.is_some(),
         "be set together with resume; the `started` event of the interrupted stream reports it",
     )?;
     let mut ids = Vec::new();
     for v1::ResumedChoice { choice, token_ids } in resumed {
-        check("resume", choice < choices, "refer to choices below n")?;
+        check_field("resume", choice < choices, "refer to choices below n")?;
         let choice = usize::try_from(choice).unwrap_or(usize::MAX);
         if ids.len() <= choice {
             ids.resize(choice + 1, Vec::new());
         }
-        check("resume", ids[choice].is_empty(), "list each choice once")?;
+        check_field("resume", ids[choice].is_empty(), "list each choice once")?;
         ids[choice] = token_ids;
     }
     Ok(ids)

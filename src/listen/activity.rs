@@ -24,7 +24,7 @@ pub(super) struct Activity {
     /// True while the headers of an HTTP/1.1 request are incomplete.
     is_reading_headers: AtomicBool,
     /// True while written data waits because the socket accepts no more.
-    is_behind: AtomicBool,
+    has_unsent_data: AtomicBool,
     idle_since: Mutex<Instant>,
 }
 
@@ -36,7 +36,7 @@ impl Activity {
             had_a_request: AtomicBool::new(false),
             is_http2: AtomicBool::new(false),
             is_reading_headers: AtomicBool::new(false),
-            is_behind: AtomicBool::new(false),
+            has_unsent_data: AtomicBool::new(false),
             idle_since: Mutex::new(Instant::now()),
         }
     }
@@ -81,14 +81,14 @@ impl Activity {
     }
 
     /// Records that the socket accepts no more data for now.
-    pub(super) fn fell_behind(&self) {
-        self.is_behind.store(true, Ordering::SeqCst);
+    pub(super) fn set_output_blocked(&self) {
+        self.has_unsent_data.store(true, Ordering::SeqCst);
     }
 
     /// Records that the socket has accepted all data.
-    pub(super) fn caught_up(&self) {
+    pub(super) fn clear_output_blocked(&self) {
         self.restart_idle_time();
-        self.is_behind.store(false, Ordering::SeqCst);
+        self.has_unsent_data.store(false, Ordering::SeqCst);
     }
 
     /// Waits until a request is in progress.
@@ -134,7 +134,7 @@ impl Activity {
     }
 
     fn is_active(&self) -> bool {
-        self.is_busy() || self.is_reading_headers() || self.is_behind.load(Ordering::SeqCst)
+        self.is_busy() || self.is_reading_headers() || self.has_unsent_data.load(Ordering::SeqCst)
     }
 
     /// Returns the time at which the connection closes if it stays idle. Before the first HTTP/1.1 request or the
@@ -258,11 +258,11 @@ mod tests {
     async fn a_connection_with_unsent_data_is_not_idle() {
         let activity = Arc::new(Activity::new());
         let request = activity.request_started(Version::HTTP_11);
-        activity.fell_behind();
+        activity.set_output_blocked();
         drop(request);
         advance(1_000 * SECOND).await;
         assert!(!activity.is_idle_too_long(&limits()));
-        activity.caught_up();
+        activity.clear_output_blocked();
         idle_after(&activity, 75).await;
     }
 

@@ -19,7 +19,7 @@ mod tcp;
 
 /// Maximum number of connections that the kernel queues before they are accepted. With the usual 128, half of 2,000
 /// simultaneous connections were refused.
-const BACKLOG: i32 = 4_096;
+const ACCEPT_BACKLOG: i32 = 4_096;
 
 /// Address of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,7 +103,9 @@ impl Listener {
     /// # Errors The host cannot be resolved, or one of its addresses cannot be bound.
     pub async fn bind(address: &Address) -> io::Result<Self> {
         match address {
-            Address::Tcp(address) => Self::tcp(&lookup_host(address).await?.collect::<Vec<_>>()),
+            Address::Tcp(address) => {
+                Self::bind_tcp(&lookup_host(address).await?.collect::<Vec<_>>())
+            }
             Address::Unix(path) => Ok(Self {
                 sockets: vec![BoundSocket::Unix(bind_unix(path).await?)],
                 addresses: vec![address.clone()],
@@ -112,7 +114,7 @@ impl Listener {
         }
     }
 
-    fn tcp(resolved: &[SocketAddr]) -> io::Result<Self> {
+    fn bind_tcp(resolved: &[SocketAddr]) -> io::Result<Self> {
         let sockets = tcp::bind(resolved)?;
         let address = |socket: &TcpListener| Ok(Address::Tcp(socket.local_addr()?.to_string()));
         let addresses = sockets.iter().map(address).collect::<io::Result<_>>()?;
@@ -187,7 +189,7 @@ async fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     socket.set_nonblocking(true)?;
     socket.bind(&socket2::SockAddr::unix(path)?)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    socket.listen(BACKLOG)?;
+    socket.listen(ACCEPT_BACKLOG)?;
     UnixListener::from_std(socket.into())
 }
 
@@ -275,7 +277,7 @@ mod tests {
     #[tokio::test]
     async fn every_address_of_a_host_is_bound_to_the_same_port() {
         let any = |ip: &str| SocketAddr::new(ip.parse().unwrap(), 0);
-        let listener = Listener::tcp(&[any("127.0.0.1"), any("127.0.0.2")]).unwrap();
+        let listener = Listener::bind_tcp(&[any("127.0.0.1"), any("127.0.0.2")]).unwrap();
         let addresses: Vec<SocketAddr> = listener
             .addresses()
             .iter()

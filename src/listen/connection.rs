@@ -53,7 +53,7 @@ pub(super) struct Connection {
 }
 
 /// State that the connection's requests and its socket share.
-struct Tracking {
+struct ConnectionTracking {
     flushes: Arc<FlushTracker>,
     activity: Arc<Activity>,
 }
@@ -88,9 +88,12 @@ impl Connection {
         let activity = Arc::new(Activity::new());
         let (watched, flushes) =
             WatchedStream::new(Arc::clone(&self.stream), &self.settings.limits, &activity);
-        let tracking = Tracking { flushes, activity };
+        let tracking = ConnectionTracking { flushes, activity };
         match &self.settings.tls {
-            None => self.drive(TokioIo::new(watched), tracking, service).await,
+            None => {
+                self.serve_http(TokioIo::new(watched), tracking, service)
+                    .await
+            }
             // The future is boxed, so that connections without TLS do not reserve space for it.
             Some(tls) => Box::pin(self.serve_tls(tls, watched, tracking, service)).await,
         }
@@ -101,7 +104,7 @@ impl Connection {
         &self,
         tls: &MutualTls,
         watched: WatchedStream,
-        tracking: Tracking,
+        tracking: ConnectionTracking,
         service: S,
     ) -> CloseMode
     where
@@ -113,7 +116,10 @@ impl Connection {
         let handshake = timeout(self.settings.limits.header_timeout, tls.accept(watched));
         let abort = &self.shutdown.abort;
         match abort.run_until_cancelled(handshake).await {
-            Some(Ok(Ok(stream))) => self.drive(TokioIo::new(stream), tracking, service).await,
+            Some(Ok(Ok(stream))) => {
+                self.serve_http(TokioIo::new(stream), tracking, service)
+                    .await
+            }
             Some(Ok(Err(error))) => {
                 tracing::info!(%error, "a TLS handshake failed");
                 CloseMode::Graceful
@@ -123,10 +129,10 @@ impl Connection {
     }
 
     /// Serves HTTP on `io`, which is the socket or the TLS stream on top of it.
-    async fn drive<S, B, I>(
+    async fn serve_http<S, B, I>(
         &self,
         io: I,
-        Tracking { flushes, activity }: Tracking,
+        ConnectionTracking { flushes, activity }: ConnectionTracking,
         service: S,
     ) -> CloseMode
     where
@@ -166,7 +172,7 @@ impl Connection {
                 }
             })
         };
-        let builder = self.builder();
+        let builder = self.http_builder();
         let mut connection = boxed_out_of_line(|| builder.serve_connection(io, service));
         // HTTP/1.0 has no chunked encoding. After a graceful close, a truncated body would look complete, so the
         // connection is reset instead.
@@ -177,9 +183,9 @@ impl Connection {
                 CloseMode::Graceful
             }
         };
-        let mut seen = Seen::default();
+        let mut fired = FiredEvents::default();
         loop {
-            let mut next_event = PollOnWake::new(self.next_event(&activity, seen));
+            let mut next_event = PollOnWake::new(self.next_event(&activity, fired));
             let event = tokio::select! {
                 // Poll the connection first: writing pending data comes before handling any event.
                 biased;
@@ -199,7 +205,7 @@ impl Connection {
             match event {
                 ConnectionEvent::Stop if activity.is_unused() => return CloseMode::Graceful,
                 ConnectionEvent::Stop => {
-                    seen.stop = true;
+                    fired.stop = true;
                     connection.as_mut().graceful_shutdown();
                 }
                 ConnectionEvent::Abort => return close_mode(),
@@ -207,12 +213,12 @@ impl Connection {
                 // The last response may still be on its way to the peer, so the connection stays open. If a request
                 // that was sent before the peer closed starts now, the connection closes: nobody will read its
                 // response.
-                ConnectionEvent::PeerClosed => seen.peer_closed = true,
+                ConnectionEvent::PeerClosed => fired.peer_closed = true,
                 ConnectionEvent::IdleCheck if !activity.is_idle_too_long(limits) => {}
                 // HTTP/2 gets a GOAWAY frame before the connection closes, so that a request that is already on its
                 // way is still served.
-                ConnectionEvent::IdleCheck if activity.is_http2() && seen.closes_at.is_none() => {
-                    seen.closes_at = Some(Instant::now() + LINGER_TIMEOUT);
+                ConnectionEvent::IdleCheck if activity.is_http2() && fired.closes_at.is_none() => {
+                    fired.closes_at = Some(Instant::now() + LINGER_TIMEOUT);
                     connection.as_mut().graceful_shutdown();
                 }
                 ConnectionEvent::IdleCheck => return CloseMode::Graceful,
@@ -220,21 +226,21 @@ impl Connection {
         }
     }
 
-    /// Waits for the next event that may close the connection. Ignores events that are already recorded in `seen`.
-    async fn next_event(&self, activity: &Activity, seen: Seen) -> ConnectionEvent {
+    /// Waits for the next event that may close the connection. Ignores events that are already recorded in `fired`.
+    async fn next_event(&self, activity: &Activity, fired: FiredEvents) -> ConnectionEvent {
         let shutdown = &self.shutdown;
         let idle_check = activity.next_idle_check(&self.settings.limits);
-        let idle_check = seen.closes_at.map_or(idle_check, |at| at.max(idle_check));
+        let idle_check = fired.closes_at.map_or(idle_check, |at| at.max(idle_check));
         tokio::select! {
-            () = shutdown.stop.cancelled(), if !seen.stop => ConnectionEvent::Stop,
+            () = shutdown.stop.cancelled(), if !fired.stop => ConnectionEvent::Stop,
             () = shutdown.abort.cancelled() => ConnectionEvent::Abort,
-            () = self.stream.closed(), if !seen.peer_closed => ConnectionEvent::PeerClosed,
-            () = activity.wait_until_busy(), if seen.peer_closed => ConnectionEvent::PeerClosed,
+            () = self.stream.closed(), if !fired.peer_closed => ConnectionEvent::PeerClosed,
+            () = activity.wait_until_busy(), if fired.peer_closed => ConnectionEvent::PeerClosed,
             () = sleep_until(idle_check) => ConnectionEvent::IdleCheck,
         }
     }
 
-    fn builder(&self) -> Builder<StreamExecutor> {
+    fn http_builder(&self) -> Builder<StreamExecutor> {
         let limits = &self.settings.limits;
         let mut builder = Builder::new(StreamExecutor {
             tasks: self.streams.clone(),
@@ -317,7 +323,7 @@ enum ConnectionEvent {
 
 /// Events that have already fired, so that `next_event` does not report them again.
 #[derive(Clone, Copy, Debug, Default)]
-struct Seen {
+struct FiredEvents {
     stop: bool,
     peer_closed: bool,
     /// Time at which an idle HTTP/2 connection closes, after its GOAWAY was sent.

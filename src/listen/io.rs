@@ -148,7 +148,7 @@ pub(super) struct WatchedStream {
     /// Write timeout; set while the socket accepts no data.
     write_timer: Option<Pin<Box<Sleep>>>,
     /// True from a write that could not complete until the next flush.
-    is_behind: bool,
+    has_unsent_data: bool,
     header_timeout: Duration,
     /// Header timeout. Set while the headers of a second or later HTTP/1.1 request are incomplete.
     header_timer: Option<Pin<Box<Sleep>>>,
@@ -168,7 +168,7 @@ impl WatchedStream {
             stream,
             write_timeout: limits.write_timeout,
             write_timer: None,
-            is_behind: false,
+            has_unsent_data: false,
             header_timeout: limits.header_timeout,
             header_timer: None,
             resets: ResetLimit::new(),
@@ -188,9 +188,9 @@ impl WatchedStream {
             self.write_timer = None;
             return written;
         }
-        if !self.is_behind {
-            self.is_behind = true;
-            self.activity.fell_behind();
+        if !self.has_unsent_data {
+            self.has_unsent_data = true;
+            self.activity.set_output_blocked();
         }
         let timeout = self.write_timeout;
         let timer = self
@@ -204,8 +204,8 @@ impl WatchedStream {
     }
 
     /// Records the bytes that were read. Fails if the peer cancels too many requests.
-    fn inspect_read(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.resets.allows(bytes) {
+    fn record_read(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.resets.is_within_budget(bytes) {
             if self.resets.is_http2() {
                 self.activity.set_http2();
             }
@@ -242,7 +242,7 @@ impl AsyncRead for WatchedStream {
         let this = self.get_mut();
         let before = buffer.filled().len();
         match this.stream.poll_read(cx, buffer) {
-            Poll::Ready(Ok(_)) => Poll::Ready(this.inspect_read(&buffer.filled()[before..])),
+            Poll::Ready(Ok(_)) => Poll::Ready(this.record_read(&buffer.filled()[before..])),
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => this.check_header_timeout(cx),
         }
@@ -276,9 +276,9 @@ impl AsyncWrite for WatchedStream {
     /// wrote has already been sent.
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.is_behind {
-            this.is_behind = false;
-            this.activity.caught_up();
+        if this.has_unsent_data {
+            this.has_unsent_data = false;
+            this.activity.clear_output_blocked();
         }
         this.flushes.flushed();
         Poll::Ready(Ok(()))

@@ -21,12 +21,12 @@ use super::io::LINGER_TIMEOUT;
 /// Maximum number of unread body bytes that are read and discarded.
 const MAX_DISCARDED_BYTES: usize = 8 * 1024 * 1024;
 
-type Inner = Pin<Box<TimeoutBody<Incoming>>>;
+type TimedBody = Pin<Box<TimeoutBody<Incoming>>>;
 
 /// Body of a request, with a timeout between frames.
 pub struct RequestBody {
     /// `None` after the last frame or an error.
-    body: Option<Inner>,
+    body: Option<TimedBody>,
     /// Runs the task that discards the rest of the body; `None` on HTTP/1.1.
     discard_tasks: Option<TaskTracker>,
 }
@@ -81,7 +81,7 @@ impl Drop for RequestBody {
     }
 }
 
-async fn discard(mut body: Inner) {
+async fn discard(mut body: TimedBody) {
     let read = async {
         let mut left = MAX_DISCARDED_BYTES;
         while let Some(Ok(frame)) = body.frame().await {

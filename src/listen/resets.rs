@@ -19,7 +19,7 @@ const REFILL_INTERVAL: Duration = Duration::from_millis(1);
 const MAX_REMEMBERED_STREAMS: usize = 10_000;
 
 /// Client connection preface (RFC 9113, section 3.4).
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Length of a frame header, in bytes (RFC 9113, section 4.1).
 const FRAME_HEADER_BYTES: usize = 9;
@@ -74,7 +74,7 @@ impl ResetLimit {
     }
 
     /// Counts the cancellations in newly read bytes. Returns false once the budget is exceeded.
-    pub(super) fn allows(&mut self, bytes: &[u8]) -> bool {
+    pub(super) fn is_within_budget(&mut self, bytes: &[u8]) -> bool {
         let (parser, cancelled) = (&mut self.parser, &mut self.cancelled);
         let mut count = 0;
         parser.parse(bytes, |stream| {
@@ -101,9 +101,9 @@ impl FrameParser {
                 Self::Opaque => return,
                 Self::Preface(seen) => {
                     bytes = rest;
-                    *self = match (PREFACE.get(*seen) == Some(&first), *seen + 1) {
+                    *self = match (HTTP2_PREFACE.get(*seen) == Some(&first), *seen + 1) {
                         (false, _) => Self::Opaque,
-                        (true, seen) if seen == PREFACE.len() => Self::header(),
+                        (true, seen) if seen == HTTP2_PREFACE.len() => Self::start_header(),
                         (true, seen) => Self::Preface(seen),
                     };
                 }
@@ -117,25 +117,25 @@ impl FrameParser {
                             on_reset(u32::from_be_bytes(stream));
                         }
                         let length = u32::from_be_bytes([0, high, middle, low]);
-                        *self = Self::payload(usize::try_from(length).unwrap_or(usize::MAX));
+                        *self = Self::skip_payload(usize::try_from(length).unwrap_or(usize::MAX));
                     }
                 }
                 Self::Payload(left) => {
                     let skipped = bytes.len().min(*left);
                     bytes = &bytes[skipped..];
-                    *self = Self::payload(*left - skipped);
+                    *self = Self::skip_payload(*left - skipped);
                 }
             }
         }
     }
 
-    fn header() -> Self {
+    fn start_header() -> Self {
         Self::Header([0; FRAME_HEADER_BYTES], 0)
     }
 
-    fn payload(left: usize) -> Self {
+    fn skip_payload(left: usize) -> Self {
         if left == 0 {
-            Self::header()
+            Self::start_header()
         } else {
             Self::Payload(left)
         }
@@ -164,8 +164,8 @@ mod tests {
 
     fn http2_connection() -> ResetLimit {
         let mut limit = ResetLimit::new();
-        assert!(limit.allows(PREFACE));
-        assert!(limit.allows(b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"));
+        assert!(limit.is_within_budget(HTTP2_PREFACE));
+        assert!(limit.is_within_budget(b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"));
         assert!(limit.is_http2());
         limit
     }
@@ -173,26 +173,26 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_burst_is_allowed_again_after_the_budget_refills() {
         let mut limit = http2_connection();
-        assert!(limit.allows(&cancellations(0..5_000)));
-        assert!(!limit.allows(&cancellations(5_000..5_001)));
+        assert!(limit.is_within_budget(&cancellations(0..5_000)));
+        assert!(!limit.is_within_budget(&cancellations(5_000..5_001)));
         tokio::time::advance(Duration::from_secs(2)).await;
-        assert!(limit.allows(&cancellations(6_000..7_999)));
-        assert!(!limit.allows(&cancellations(8_000..8_001)));
+        assert!(limit.is_within_budget(&cancellations(6_000..7_999)));
+        assert!(!limit.is_within_budget(&cancellations(8_000..8_001)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn repeated_resets_of_one_stream_count_once() {
         let mut limit = http2_connection();
         for _ in 0..100 {
-            assert!(limit.allows(&cancellations(0..5_000)));
+            assert!(limit.is_within_budget(&cancellations(0..5_000)));
         }
-        assert!(!limit.allows(&cancellations(5_000..5_001)));
+        assert!(!limit.is_within_budget(&cancellations(5_000..5_001)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_set_of_remembered_streams_is_bounded() {
         let mut limit = http2_connection();
-        limit.allows(&cancellations(0..30_000));
+        limit.is_within_budget(&cancellations(0..30_000));
         assert_eq!(limit.cancelled.len(), MAX_REMEMBERED_STREAMS);
         assert!(!limit.cancelled.contains(&0) && limit.cancelled.contains(&29_999));
     }
@@ -203,7 +203,9 @@ mod tests {
         let bytes = cancellations(0..5_001);
         // The last RST_STREAM counts when its header ends, before its payload of four bytes.
         let (frames, last_payload) = bytes.split_at(bytes.len() - 4);
-        let mut rejected = frames.chunks(7).filter(|piece| !limit.allows(piece));
+        let mut rejected = frames
+            .chunks(7)
+            .filter(|piece| !limit.is_within_budget(piece));
         assert!(rejected.next().is_some() && rejected.next().is_none());
         limit
             .parser
@@ -213,8 +215,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn bytes_of_a_connection_that_is_not_http2_are_not_counted() {
         let mut limit = ResetLimit::new();
-        assert!(limit.allows(b"PRINT / HTTP/1.1\r\n\r\n"));
+        assert!(limit.is_within_budget(b"PRINT / HTTP/1.1\r\n\r\n"));
         assert!(!limit.is_http2());
-        assert!(limit.allows(&cancellations(0..10_000)));
+        assert!(limit.is_within_budget(&cancellations(0..10_000)));
     }
 }

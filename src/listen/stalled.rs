@@ -47,7 +47,7 @@ async fn run_unless_stalled<S: Future>(stream: S, write_timeout: Duration) {
         tokio::select! {
             biased;
             _ = stream => {}
-            () = stalled(write_timeout) => {
+            () = wait_until_stalled(write_timeout) => {
                 tracing::debug!("resetting a stream: its peer read nothing within the write timeout");
             }
         }
@@ -56,7 +56,7 @@ async fn run_unless_stalled<S: Future>(stream: S, write_timeout: Duration) {
 }
 
 /// Completes once the current stream has waited for its peer for `write_timeout`.
-async fn stalled(write_timeout: Duration) {
+async fn wait_until_stalled(write_timeout: Duration) {
     loop {
         let since = WAITING_FOR_PEER_SINCE
             .with(Cell::get)

@@ -13,7 +13,7 @@ impl Models {
     ///
     /// # Panics Panics if the number of values differs from the number of models.
     #[must_use]
-    pub fn zip<T>(&self, values: impl IntoIterator<Item = T>) -> ModelMap<T> {
+    pub fn map_values<T>(&self, values: impl IntoIterator<Item = T>) -> ModelMap<T> {
         let values: Vec<_> = values.into_iter().collect();
         assert_eq!(values.len(), self.entries.len(), "one value per model");
         ModelMap(values)

@@ -114,7 +114,7 @@ mod tests {
     /// Computes the readiness of an engine with two models: `a` with two workers and `b` with one.
     fn readiness([first, second, other]: [ModelStatus; 3]) -> Readiness {
         let models = Models::for_test(&["a", "b"]);
-        let workers = models.zip([vec![first, second], vec![other]]);
+        let workers = models.map_values([vec![first, second], vec![other]]);
         Readiness::new(&models, |id| ModelStatus::of_workers(workers[id].iter()))
     }
 

@@ -77,7 +77,7 @@ fn with_unknown_model_first_an_unknown_name_gets_the_first_model() {
 #[test]
 fn a_models_id_finds_its_entry_and_its_value() {
     let models = Models::for_test(&["a", "b"]);
-    let depths = models.zip([1, 2]);
+    let depths = models.map_values([1, 2]);
     for (name, depth) in [("a", 1), ("b", 2)] {
         let id = models.find(Some(name)).expect("the model exists").id;
         assert_eq!((&*models.get(id).name, depths[id]), (name, depth));

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{CHAT, PROMPT};
+use super::{CHAT_FIELD, PROMPT_FIELD};
 use crate::error::{Error, ErrorKind};
 use crate::models::ModelEntry;
 use crate::request::{ChatMessage, TokenId};
@@ -45,7 +45,7 @@ impl Tokenizer {
     ) -> Result<Vec<TokenId>, Error> {
         self.check_length(text.len(), param)?;
         let text = text.to_owned();
-        let ids = self.run(text.len(), move |model| model.tokenize(&text, bos));
+        let ids = self.call_model(text.len(), move |model| model.tokenize(&text, bos));
         ids.await?.map_err(|error| prompt_error(error, param))
     }
 
@@ -56,8 +56,8 @@ impl Tokenizer {
     pub async fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, Error> {
         let bytes = messages.iter().map(|message| message.content.len()).sum();
         let messages = messages.to_owned();
-        let text = self.run(bytes, move |model| model.render_chat(&messages));
-        text.await?.map_err(|error| prompt_error(error, CHAT))
+        let text = self.call_model(bytes, move |model| model.render_chat(&messages));
+        text.await?.map_err(|error| prompt_error(error, CHAT_FIELD))
     }
 
     /// Builds and tokenizes the fill-in-the-middle prompt of two texts.
@@ -67,8 +67,8 @@ impl Tokenizer {
         suffix: String,
     ) -> Result<Vec<TokenId>, Error> {
         let bytes = prefix.len().saturating_add(suffix.len());
-        self.check_length(bytes, PROMPT)?;
-        let ids = self.run(bytes, move |model| model.infill(&prefix, &suffix));
+        self.check_length(bytes, PROMPT_FIELD)?;
+        let ids = self.call_model(bytes, move |model| model.infill(&prefix, &suffix));
         ids.await?.map_err(|error| prompt_error(error, "suffix"))
     }
 
@@ -88,7 +88,7 @@ impl Tokenizer {
     ) -> Result<Vec<TokenBytes>, Error> {
         self.check_vocabulary(&ids, param)?;
         let bytes = ids.len().saturating_mul(BYTES_PER_TOKEN);
-        let pieces = self.run(bytes, move |model| model.pieces(&ids));
+        let pieces = self.call_model(bytes, move |model| model.pieces(&ids));
         pieces.await?.map_err(|error| prompt_error(error, param))
     }
 
@@ -115,7 +115,7 @@ impl Tokenizer {
     }
 
     /// Calls the model. If processing `bytes` bytes may take long, the call runs on a blocking thread.
-    async fn run<T: Send + 'static>(
+    async fn call_model<T: Send + 'static>(
         &self,
         bytes: usize,
         call: impl FnOnce(&dyn Model) -> T + Send + 'static,

@@ -59,7 +59,7 @@ impl prost::Message for Tokens {
         put_uint32(field::FIRST_INDEX, self.first_index, buf);
         for token in self.tokens.iter() {
             encode_key(field::TOKENS, WireType::LengthDelimited, buf);
-            encode_varint(length(token_len(&token)), buf);
+            encode_varint(len_as_u64(token_len(&token)), buf);
             put_token(&token, buf);
         }
         if self.finish_reason != 0 {
@@ -99,7 +99,7 @@ impl prost::Message for Tokens {
             .iter()
             .map(|token| {
                 let len = token_len(&token);
-                key_len(field::TOKENS) + encoded_len_varint(length(len)) + len
+                key_len(field::TOKENS) + encoded_len_varint(len_as_u64(len)) + len
             })
             .sum();
         let finish_reason = match self.finish_reason {
@@ -121,10 +121,10 @@ fn put_token(token: &TextToken<'_>, buf: &mut impl BufMut) {
     put_uint32(token_field::ID, token.id, buf);
     if !token.text.is_empty() {
         encode_key(token_field::TEXT, WireType::LengthDelimited, buf);
-        encode_varint(length(token.text.len()), buf);
+        encode_varint(len_as_u64(token.text.len()), buf);
         buf.put_slice(token.text.as_bytes());
     }
-    for (tag, time) in times(token.timestamps) {
+    for (tag, time) in timestamp_fields(token.timestamps) {
         if time != 0 {
             uint64::encode(tag, &time, buf);
         }
@@ -137,9 +137,9 @@ fn put_token(token: &TextToken<'_>, buf: &mut impl BufMut) {
 fn token_len(token: &TextToken<'_>) -> usize {
     let text = match token.text.len() {
         0 => 0,
-        len => key_len(token_field::TEXT) + encoded_len_varint(length(len)) + len,
+        len => key_len(token_field::TEXT) + encoded_len_varint(len_as_u64(len)) + len,
     };
-    let times = times(token.timestamps).map(|(tag, time)| match time {
+    let times = timestamp_fields(token.timestamps).map(|(tag, time)| match time {
         0 => 0,
         time => uint64::encoded_len(tag, &time),
     });
@@ -149,7 +149,7 @@ fn token_len(token: &TextToken<'_>) -> usize {
     uint32_len(token_field::ID, token.id) + text + times.iter().sum::<usize>() + logprobs
 }
 
-fn times(timestamps: Timestamps) -> [(u32, u64); 2] {
+fn timestamp_fields(timestamps: Timestamps) -> [(u32, u64); 2] {
     [
         (token_field::DUE_NS, timestamps.due_ns),
         (token_field::EMITTED_NS, timestamps.emitted_ns),
@@ -245,7 +245,7 @@ fn uint32_len(tag: u32, value: u32) -> usize {
     }
 }
 
-fn length(len: usize) -> u64 {
+fn len_as_u64(len: usize) -> u64 {
     u64::try_from(len).expect("a length has at most 64 bits")
 }
 

@@ -16,7 +16,7 @@ use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::{LogOptions, send_logs_to_tracing};
 
 use super::{LoadError, LoadedModel, Loader, Resumption};
-use device::{Context, LlamaRunner, rows};
+use device::{Context, LlamaRunner, batch_rows};
 use model::GgufModel;
 
 mod chat;
@@ -70,7 +70,7 @@ impl LlamaLoader {
     ) -> Result<(Arc<GgufModel>, LlamaRunner), LoadError> {
         let path = &self.options.model_path;
         check_model(path)?;
-        let backend = backend()?;
+        let backend = init_backend()?;
         let llama = load_file(backend, path, progress)?;
         let context_length = self.context_length(&llama)?;
         let params = self.context_params(slots, context_length)?;
@@ -145,7 +145,7 @@ impl LlamaLoader {
         let cells = context_length
             .checked_mul(slots_u32)
             .ok_or_else(too_large)?;
-        let rows = u32::try_from(rows(slots)).map_err(|_| too_large())?;
+        let rows = u32::try_from(batch_rows(slots)).map_err(|_| too_large())?;
         Ok(LlamaContextParams::default()
             .with_n_ctx(NonZeroU32::new(cells))
             .with_n_seq_max(slots_u32)
@@ -177,7 +177,7 @@ impl Loader for LlamaLoader {
 }
 
 /// Initializes llama.cpp once per process. It is never shut down.
-fn backend() -> Result<&'static LlamaBackend, LoadError> {
+fn init_backend() -> Result<&'static LlamaBackend, LoadError> {
     static BACKEND: OnceLock<Result<LlamaBackend, String>> = OnceLock::new();
     let backend = BACKEND.get_or_init(|| {
         send_logs_to_tracing(LogOptions::default());

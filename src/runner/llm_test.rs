@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    BosPolicy, LoadError, LoadedModel, Loader, Model, ModelError, ModelFacts, Next, Resumption,
+    BosPolicy, LoadError, LoadedModel, Loader, Model, ModelError, ModelFacts, NextStep, Resumption,
     Runner, Sequence, Slot, SlotCredit, Step, StepError, Token, TokenBytes, monotonic_ns,
 };
 use crate::request::{ChatMessage, Parameter, StopTokens, TokenId};
@@ -121,7 +121,7 @@ impl Model for TestModel {
     }
 
     fn pieces(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
-        Ok(ids.iter().map(|id| text_of(*id)).collect())
+        Ok(ids.iter().map(|id| token_text(*id)).collect())
     }
 
     fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, ModelError> {
@@ -178,7 +178,7 @@ impl TestSequence {
         let logprobs = logprobs(id, self.logprobs.filter(|_| has_logprob).unwrap_or(0));
         Some(Token {
             id,
-            bytes: text_of(id),
+            bytes: token_text(id),
             due_ns: 0,
             emitted_ns: 0,
             logprobs: Some(Box::new(Logprobs {
@@ -268,7 +268,7 @@ impl TestRunner {
         sequence.due_ns += self.interval_ns;
         let token = Token {
             id: index,
-            bytes: text_of(index),
+            bytes: token_text(index),
             due_ns,
             emitted_ns,
             logprobs: sequence.logprobs.map(|top| Box::new(logprobs(index, top))),
@@ -293,7 +293,7 @@ impl TestRunner {
     }
 
     /// Returns the number of tokens that a sequence with this credit emits in one step.
-    fn burst(&self, slot: Slot, credit: usize) -> usize {
+    fn burst_size(&self, slot: Slot, credit: usize) -> usize {
         let Some(sequence) = &self.sequences[slot.0] else {
             return 0;
         };
@@ -344,10 +344,10 @@ impl Runner for TestRunner {
         self.waiting.retain(|waiting| *waiting != slot);
     }
 
-    fn next(&mut self, credit: &dyn SlotCredit) -> Next {
+    fn next_step(&mut self, credit: &dyn SlotCredit) -> NextStep {
         self.resume_waiting(credit);
         self.next_deadline()
-            .map_or(Next::Idle, |(due_ns, _)| Next::At(due_ns))
+            .map_or(NextStep::Idle, |(due_ns, _)| NextStep::At(due_ns))
     }
 
     fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError> {
@@ -357,7 +357,7 @@ impl Runner for TestRunner {
             && due_ns <= now_ns
         {
             self.deadlines.pop();
-            match self.burst(slot, step.credit(slot)) {
+            match self.burst_size(slot, step.credit(slot)) {
                 0 => self.waiting.push(slot),
                 burst => {
                     if (0..burst).all(|_| self.emit(slot, step)) {
@@ -378,7 +378,7 @@ fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn text_of(id: TokenId) -> TokenBytes {
+fn token_text(id: TokenId) -> TokenBytes {
     let mut bytes = TokenBytes::new();
     bytes.extend_from_slice(b"token_");
     let mut digits = itoa::Buffer::new();
@@ -394,13 +394,13 @@ fn logprobs(id: TokenId, top: u32) -> Logprobs {
         let id = id.checked_add(rank)?;
         Some(TopLogprob {
             id,
-            token_bytes: text_of(id).into_vec(),
+            token_bytes: token_text(id).into_vec(),
             logprob,
         })
     });
     Logprobs {
         logprob: Some(-LN_2),
-        token_bytes: text_of(id).into_vec(),
+        token_bytes: token_text(id).into_vec(),
         top: top.collect(),
     }
 }

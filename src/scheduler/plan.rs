@@ -10,11 +10,11 @@ use crate::worker::{Generation, WorkerId};
 
 /// Sort key of waiting requests: resumed choices before new requests, then lower priority numbers, then earlier
 /// arrivals.
-type Order = (Kind, i32, u64);
+type QueueOrder = (QueueKind, i32, u64);
 
 /// Kind of a waiting entry. Resumed choices are placed before new requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
+enum QueueKind {
     Resumed,
     New,
 }
@@ -22,20 +22,20 @@ enum Kind {
 /// The waiting requests and the workers' free slots.
 pub struct Plan<J> {
     /// One queue per model, so that a full queue of one model does not affect the others.
-    queues: ModelMap<Queue<J>>,
+    queues: ModelMap<ModelQueue<J>>,
     workers: BTreeMap<WorkerId, WorkerLoad>,
     /// Arrival number that the next request gets.
     next_arrival: u64,
 }
 
-struct Queue<J> {
+struct ModelQueue<J> {
     /// Requests that have choices without a slot, in the order in which they are placed.
-    waiting: BTreeMap<Order, Waiting<J>>,
+    waiting: BTreeMap<QueueOrder, WaitingRequest<J>>,
     /// Maximum number of requests that wait for their first slot.
     depth: usize,
 }
 
-struct Waiting<J> {
+struct WaitingRequest<J> {
     choices: VecDeque<J>,
     /// True once one of the request's choices has had a slot. The request then no longer counts as queued.
     started: bool,
@@ -73,7 +73,7 @@ pub trait Job {
     fn max_tokens(&self) -> u32;
 
     /// Returns false after the reader of the job's tokens was dropped.
-    fn is_wanted(&self) -> bool;
+    fn has_reader(&self) -> bool;
 
     /// Returns true if a worker crashed while it ran this job, so the job may have caused the crash.
     fn is_suspect(&self) -> bool;
@@ -94,7 +94,7 @@ impl<J: Job> Plan<J> {
     /// Creates a plan without workers. `queue_depths` has one entry per model.
     #[must_use]
     pub fn new(queue_depths: ModelMap<usize>) -> Self {
-        let queues = queue_depths.map(|_, depth| Queue {
+        let queues = queue_depths.map(|_, depth| ModelQueue {
             waiting: BTreeMap::new(),
             depth,
         });
@@ -106,7 +106,7 @@ impl<J: Job> Plan<J> {
     }
 
     /// Adds a worker of this model, which is not ready yet.
-    pub fn joined(&mut self, worker: WorkerId, model: ModelId) {
+    pub fn add_worker(&mut self, worker: WorkerId, model: ModelId) {
         let state = WorkerLoad {
             model,
             slots: 0,
@@ -120,7 +120,7 @@ impl<J: Job> Plan<J> {
     }
 
     /// Removes a worker.
-    pub(super) fn left(&mut self, worker: WorkerId) {
+    pub(super) fn remove_worker(&mut self, worker: WorkerId) {
         self.workers.remove(&worker);
     }
 
@@ -138,14 +138,14 @@ impl<J: Job> Plan<J> {
         {
             return (Admission::NoWorker, Vec::new());
         }
-        let order = (Kind::New, priority, self.next_arrival);
+        let order = (QueueKind::New, priority, self.next_arrival);
         self.next_arrival += 1;
-        let waiting = Waiting {
+        let waiting = WaitingRequest {
             choices: choices.into(),
             started: false,
         };
         self.queues[model].waiting.insert(order, waiting);
-        let placements = self.place(model);
+        let placements = self.place_waiting(model);
         let queue = &mut self.queues[model];
         // Before this request, the queue was within its limit. Therefore this request is the one to reject.
         if queue.queued() > queue.depth {
@@ -158,18 +158,18 @@ impl<J: Job> Plan<J> {
     /// Queues a choice whose worker was lost. The request was admitted before, so the choice waits even if no worker
     /// is up, and does not count as queued.
     pub fn resume(&mut self, model: ModelId, priority: i32, choice: J) -> Vec<Placement<J>> {
-        let order = (Kind::Resumed, priority, self.next_arrival);
+        let order = (QueueKind::Resumed, priority, self.next_arrival);
         self.next_arrival += 1;
-        let waiting = Waiting {
+        let waiting = WaitingRequest {
             choices: [choice].into(),
             started: true,
         };
         self.queues[model].waiting.insert(order, waiting);
-        self.place(model)
+        self.place_waiting(model)
     }
 
     /// Records that a worker has loaded its model: all its slots are free. Returns the jobs to start.
-    pub fn ready(
+    pub fn worker_ready(
         &mut self,
         worker: WorkerId,
         generation: Generation,
@@ -188,28 +188,28 @@ impl<J: Job> Plan<J> {
             outstanding_tokens: 0,
         };
         let model = state.model;
-        self.place(model)
+        self.place_waiting(model)
     }
 
     /// Records that a worker and all its jobs are lost.
-    pub(super) fn lost(&mut self, worker: WorkerId) {
+    pub(super) fn worker_lost(&mut self, worker: WorkerId) {
         if let Some(state) = self.workers.get_mut(&worker) {
             state.generation = None;
         }
     }
 
     /// Records that a device call of a worker exceeds the step limit, or that the call has returned.
-    pub(super) fn stuck(&mut self, worker: WorkerId, is_stuck: bool) -> Vec<Placement<J>> {
+    pub(super) fn set_stuck(&mut self, worker: WorkerId, is_stuck: bool) -> Vec<Placement<J>> {
         let Some(state) = self.workers.get_mut(&worker) else {
             return Vec::new();
         };
         state.is_stuck = is_stuck;
         let model = state.model;
-        self.place(model)
+        self.place_waiting(model)
     }
 
     /// Records that a crash suspect has produced a token or has ended, so it is no longer suspect.
-    pub(super) fn cleared(
+    pub(super) fn suspect_cleared(
         &mut self,
         worker: WorkerId,
         generation: Generation,
@@ -218,14 +218,14 @@ impl<J: Job> Plan<J> {
             Some(state) if state.generation == Some(generation) => {
                 state.has_suspect = false;
                 let model = state.model;
-                self.place(model)
+                self.place_waiting(model)
             }
             Some(_) | None => Vec::new(),
         }
     }
 
     /// Records that a slot of a worker is free again. Returns the jobs to start.
-    pub fn released(
+    pub fn slot_released(
         &mut self,
         worker: WorkerId,
         generation: Generation,
@@ -240,14 +240,14 @@ impl<J: Job> Plan<J> {
             .outstanding_tokens
             .saturating_sub(u64::from(max_tokens));
         let model = state.model;
-        self.place(model)
+        self.place_waiting(model)
     }
 
     /// Drops the waiting jobs whose readers were dropped.
     pub fn sweep(&mut self) {
         for queue in self.queues.values_mut() {
             queue.waiting.retain(|_, waiting| {
-                waiting.choices.retain(Job::is_wanted);
+                waiting.choices.retain(Job::has_reader);
                 !waiting.choices.is_empty()
             });
         }
@@ -262,12 +262,12 @@ impl<J: Job> Plan<J> {
 
     /// Returns the number of requests of all models that wait for their first slot.
     pub(super) fn queued(&self) -> usize {
-        self.queues.as_slice().iter().map(Queue::queued).sum()
+        self.queues.as_slice().iter().map(ModelQueue::queued).sum()
     }
 
     /// Assigns waiting jobs to free slots, in order. A suspect may have to wait for a worker without a suspect; such
     /// a suspect does not block the jobs after it.
-    fn place(&mut self, model: ModelId) -> Vec<Placement<J>> {
+    fn place_waiting(&mut self, model: ModelId) -> Vec<Placement<J>> {
         let mut placements = Vec::new();
         let mut after = None;
         while let Some(order) = self.queues[model].next_after(after) {
@@ -277,7 +277,7 @@ impl<J: Job> Plan<J> {
                 self.queues[model].waiting.remove(&order);
                 continue;
             };
-            if !job.is_wanted() {
+            if !job.has_reader() {
                 continue;
             }
             let is_suspect = job.is_suspect();
@@ -318,9 +318,9 @@ impl WorkerLoad {
     }
 }
 
-impl<J> Queue<J> {
+impl<J> ModelQueue<J> {
     /// Returns the key of the first waiting request, or of the first one after `order`.
-    fn next_after(&self, order: Option<Order>) -> Option<Order> {
+    fn next_after(&self, order: Option<QueueOrder>) -> Option<QueueOrder> {
         match order {
             None => self.waiting.keys().next().copied(),
             Some(order) => {

@@ -7,7 +7,7 @@ use std::pin::Pin;
 
 use tokio::time::{Instant, sleep};
 
-use super::{Scheduler, Submission, Work};
+use super::{Scheduler, Submission, SubmittedWork};
 use crate::error::{Error, ErrorKind};
 use crate::models::ModelId;
 use crate::request::TokenId;
@@ -142,7 +142,7 @@ impl Resumer {
         let submission = Submission {
             model: self.model,
             priority: self.priority,
-            work: Work::Resumed(Box::new(assignment)),
+            work: SubmittedWork::Resumed(Box::new(assignment)),
         };
         let submissions = self.scheduler.submissions.clone();
         let acceptance_timeout = self.scheduler.resumption.acceptance_timeout;

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::plan::{Admission, Job, Placement, Plan};
 use super::worker_statuses::WorkerStatuses;
-use super::{SchedulerParts, Submission, Work};
+use super::{SchedulerParts, Submission, SubmittedWork};
 use crate::error::{Error, ErrorKind};
 use crate::models::{ModelId, ModelStatus, Readiness};
 use crate::telemetry::{Telemetry, WorkerCounts, WorkerState};
@@ -40,7 +40,7 @@ pub(super) async fn run(
         workers,
     };
     for owned in parts.workers {
-        task.joined(owned.worker, owned.model, owned.handle);
+        task.add_worker(owned.worker, owned.model, owned.handle);
     }
     task.publish_readiness();
     loop {
@@ -77,7 +77,7 @@ impl Job for Assignment {
         self.sequence.max_tokens
     }
 
-    fn is_wanted(&self) -> bool {
+    fn has_reader(&self) -> bool {
         // An expired job is still placed. Its worker fails it with `deadline_exceeded` and does not run it.
         !self.token_channel.is_closed()
     }
@@ -89,9 +89,9 @@ impl Job for Assignment {
 
 impl Task {
     /// Adds a worker. `handle` is `None` until the worker has connected.
-    fn joined(&mut self, worker: WorkerId, model: ModelId, handle: Option<WorkerHandle>) {
-        self.plan.joined(worker, model);
-        self.statuses.joined(worker, model);
+    fn add_worker(&mut self, worker: WorkerId, model: ModelId, handle: Option<WorkerHandle>) {
+        self.plan.add_worker(worker, model);
+        self.statuses.add_worker(worker, model);
         self.handles.extend(handle.map(|handle| (worker, handle)));
     }
 
@@ -102,10 +102,10 @@ impl Task {
             work,
         } = submission;
         let (choices, admitted) = match work {
-            Work::New { choices, admitted } => (choices, admitted),
-            Work::Resumed(choice) => {
+            SubmittedWork::New { choices, admitted } => (choices, admitted),
+            SubmittedWork::Resumed(choice) => {
                 let placements = self.plan.resume(model, priority, *choice);
-                return self.start(placements);
+                return self.submit_placements(placements);
             }
         };
         let (admission, placements) = self.plan.admit(model, priority, choices);
@@ -122,17 +122,17 @@ impl Task {
         };
         // If the submitter is gone, the token channels of its jobs are closed, and no worker runs the jobs.
         let _ = admitted.send(result);
-        self.start(placements);
+        self.submit_placements(placements);
     }
 
     fn handle_event(&mut self, event: WorkerEvent) {
         match event {
             WorkerEvent::Joined(worker, model, handle) => {
-                self.joined(worker, model, Some(handle));
+                self.add_worker(worker, model, Some(handle));
                 self.publish_readiness();
             }
             WorkerEvent::Loading(worker, fraction) => {
-                self.statuses.loading(worker, fraction);
+                self.statuses.set_progress(worker, fraction);
                 self.publish_readiness();
             }
             WorkerEvent::Ready(worker, generation, served) => {
@@ -140,19 +140,19 @@ impl Task {
                     return;
                 };
                 model.set_loaded(served.model);
-                self.statuses.set(worker, ModelStatus::Up);
-                let placements = self.plan.ready(worker, generation, served.slots);
-                self.start(placements);
+                self.statuses.set_status(worker, ModelStatus::Up);
+                let placements = self.plan.worker_ready(worker, generation, served.slots);
+                self.submit_placements(placements);
                 self.publish_readiness();
             }
             WorkerEvent::Stuck(worker, is_stuck) => self.set_stuck(worker, is_stuck),
             WorkerEvent::SuspectCleared(worker, generation) => {
-                let placements = self.plan.cleared(worker, generation);
-                self.start(placements);
+                let placements = self.plan.suspect_cleared(worker, generation);
+                self.submit_placements(placements);
             }
             WorkerEvent::Released(worker, generation, max_tokens) => {
-                let placements = self.plan.released(worker, generation, max_tokens);
-                self.start(placements);
+                let placements = self.plan.slot_released(worker, generation, max_tokens);
+                self.submit_placements(placements);
             }
             WorkerEvent::Lost(worker, reason) => {
                 let model = self.model_of(worker);
@@ -177,8 +177,8 @@ impl Task {
             WorkerEvent::Left(worker, reason) => {
                 let model = self.model_of(worker);
                 tracing::warn!(worker = worker.0, model, %reason, "a worker has disconnected");
-                self.plan.left(worker);
-                self.statuses.left(worker);
+                self.plan.remove_worker(worker);
+                self.statuses.remove_worker(worker);
                 self.handles.remove(&worker);
                 self.publish_readiness();
             }
@@ -203,9 +203,9 @@ impl Task {
             );
             ModelStatus::Up
         };
-        self.statuses.set(worker, status);
-        let placements = self.plan.stuck(worker, is_stuck);
-        self.start(placements);
+        self.statuses.set_status(worker, status);
+        let placements = self.plan.set_stuck(worker, is_stuck);
+        self.submit_placements(placements);
         self.publish_readiness();
     }
 
@@ -216,8 +216,8 @@ impl Task {
     }
 
     fn mark_down(&mut self, worker: WorkerId, status: ModelStatus) {
-        self.statuses.set(worker, status);
-        self.plan.lost(worker);
+        self.statuses.set_status(worker, status);
+        self.plan.worker_lost(worker);
         self.publish_readiness();
     }
 
@@ -234,7 +234,7 @@ impl Task {
         publish(&self.workers, counts);
     }
 
-    fn start(&self, placements: Vec<Placement<Assignment>>) {
+    fn submit_placements(&self, placements: Vec<Placement<Assignment>>) {
         for Placement {
             worker,
             generation,
@@ -292,8 +292,8 @@ mod tests {
         let (job, receiver) = Assignment::for_test(1, deadline);
         // The worker fails an expired job with `deadline_exceeded`. If the scheduler dropped the job here, its stream
         // would report a lost worker.
-        assert!(job.is_wanted());
+        assert!(job.has_reader());
         drop(receiver);
-        assert!(!job.is_wanted());
+        assert!(!job.has_reader());
     }
 }

@@ -31,7 +31,7 @@ async fn start_scheduler() -> (Scheduler, DeviceThread) {
     let models = Models::for_test(&["m"]);
     let model = models.entries()[0].id;
     let (scheduler, task) = Scheduler::new(SchedulerParts {
-        queue_depths: models.zip([2]),
+        queue_depths: models.map_values([2]),
         workers: vec![OwnedWorker {
             worker: WorkerId(0),
             model,

@@ -28,14 +28,14 @@ impl WorkerStatuses {
     }
 
     /// Adds a worker of this model. A known worker keeps its status.
-    pub(super) fn joined(&mut self, worker: WorkerId, model: ModelId) {
+    pub(super) fn add_worker(&mut self, worker: WorkerId, model: ModelId) {
         let status = ModelStatus::Loading(0.0);
         let loading = WorkerStatus { model, status };
         self.workers.entry(worker).or_insert(loading);
     }
 
     /// Removes a worker.
-    pub(super) fn left(&mut self, worker: WorkerId) {
+    pub(super) fn remove_worker(&mut self, worker: WorkerId) {
         self.workers.remove(&worker);
     }
 
@@ -46,7 +46,7 @@ impl WorkerStatuses {
     }
 
     /// Sets the status of a worker.
-    pub(super) fn set(&mut self, worker: WorkerId, status: ModelStatus) {
+    pub(super) fn set_status(&mut self, worker: WorkerId, status: ModelStatus) {
         if let Some(known) = self.workers.get_mut(&worker) {
             known.status = status;
         }
@@ -54,7 +54,7 @@ impl WorkerStatuses {
 
     /// Records the fraction of the model that a worker has loaded. A worker that was lost and loads its model again
     /// stays `Lost` until it is up.
-    pub(super) fn loading(&mut self, worker: WorkerId, fraction: f32) {
+    pub(super) fn set_progress(&mut self, worker: WorkerId, fraction: f32) {
         let known = self.workers.get_mut(&worker);
         if let Some(ModelStatus::Loading(known)) = known.map(|known| &mut known.status) {
             *known = known.max(fraction);
@@ -105,16 +105,16 @@ mod tests {
     fn a_worker_that_loads_its_model_again_stays_lost_until_it_is_up() {
         let (mut statuses, model) = one_model();
         let worker = WorkerId(0);
-        statuses.joined(worker, model);
-        statuses.loading(worker, 0.5);
+        statuses.add_worker(worker, model);
+        statuses.set_progress(worker, 0.5);
         assert_eq!(statuses.readiness(), Readiness::Loading(0.5));
-        statuses.set(worker, ModelStatus::Lost);
-        statuses.joined(worker, model);
-        statuses.loading(worker, 0.75);
+        statuses.set_status(worker, ModelStatus::Lost);
+        statuses.add_worker(worker, model);
+        statuses.set_progress(worker, 0.75);
         assert_eq!(statuses.readiness(), Readiness::Lost("a".into()));
-        statuses.set(worker, ModelStatus::Up);
+        statuses.set_status(worker, ModelStatus::Up);
         assert_eq!(statuses.readiness(), Readiness::Ready);
-        statuses.left(worker);
+        statuses.remove_worker(worker);
         assert_eq!(statuses.readiness(), Readiness::NoWorker("a".into()));
     }
 
@@ -130,10 +130,10 @@ mod tests {
         .into_iter()
         .enumerate()
         {
-            statuses.joined(WorkerId(worker), model);
-            statuses.set(WorkerId(worker), status);
+            statuses.add_worker(WorkerId(worker), model);
+            statuses.set_status(WorkerId(worker), status);
         }
-        statuses.left(WorkerId(0));
+        statuses.remove_worker(WorkerId(0));
         let counts = [
             (WorkerState::Ready, 1),
             (WorkerState::Lost, 1),

@@ -46,7 +46,7 @@ impl Backend {
                 let engine = Engine::start(engine, worker_socket, telemetry, lifecycle.critical);
                 let engine = engine.map_err(StartError::Thread)?;
                 let scheduler = engine.scheduler.clone();
-                let health = ServerHealth::of_engine(&scheduler);
+                let health = ServerHealth::for_engine(&scheduler);
                 let service =
                     grpc::Service::new(engine.models.clone(), scheduler, telemetry.clone());
                 let cluster = Cluster::local(service.clone());
@@ -64,7 +64,7 @@ impl Backend {
                     lifecycle.critical,
                     &stop,
                 );
-                let health = ServerHealth::of_cluster(cluster.clone(), stop);
+                let health = ServerHealth::for_cluster(cluster.clone(), stop);
                 let open = health.clone();
                 let proxy = Proxy::new(ProxyParts {
                     cluster: cluster.clone(),

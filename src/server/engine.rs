@@ -120,8 +120,8 @@ impl Engine {
         telemetry: &Telemetry,
         critical: &CriticalTasks,
     ) -> std::io::Result<Self> {
-        let models = register(&parts.models, parts.unknown_model);
-        let model_parts = models.zip(&parts.models);
+        let models = model_registry(&parts.models, parts.unknown_model);
+        let model_parts = models.map_values(&parts.models);
         let (events_sender, events) = mpsc::channel(WORKER_EVENT_CAPACITY);
         let local_workers = parts.models.iter().map(|model| model.workers).sum();
         let attach_service = AttachService::new(AttachParts {
@@ -320,7 +320,7 @@ fn attachable_model(model: &ModelParts) -> AttachableModel {
 }
 
 /// Creates the registry of an engine's models.
-fn register(models: &[ModelParts], unknown: UnknownModel) -> Models {
+fn model_registry(models: &[ModelParts], unknown: UnknownModel) -> Models {
     let since_epoch = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

@@ -49,7 +49,7 @@ impl Backend {
 }
 
 impl ServerHealth {
-    pub(super) fn of_engine(scheduler: &Scheduler) -> Self {
+    pub(super) fn for_engine(scheduler: &Scheduler) -> Self {
         Self {
             backend: Backend::Engine(scheduler.readiness(), scheduler.workers()),
             draining: CancellationToken::new(),
@@ -58,7 +58,7 @@ impl ServerHealth {
     }
 
     /// Creates the health of a gateway. Cancelling `stopped` ends the tasks that watch the engines.
-    pub(super) fn of_cluster(cluster: Cluster, stopped: CancellationToken) -> Self {
+    pub(super) fn for_cluster(cluster: Cluster, stopped: CancellationToken) -> Self {
         Self {
             backend: Backend::Cluster(cluster),
             draining: CancellationToken::new(),
@@ -145,14 +145,14 @@ impl ServerHealth {
 /// Builds the services of the gRPC API: inference, health and reflection.
 ///
 /// Cancelling `closing` ends the open health watch streams, which would otherwise delay the drain.
-pub(super) async fn routes(
+pub(super) async fn grpc_services(
     inference: InferenceServer<impl Inference>,
     health: ServerHealth,
     critical: &CriticalTasks,
     closing: CancellationToken,
 ) -> Routes {
     let (reporter, health_service) = tonic_health::server::health_reporter();
-    let is_serving = report(&reporter, &health).await;
+    let is_serving = report_health(&reporter, &health).await;
     let stopped = health.stopped.clone();
     critical.spawn("health", async move {
         let reporting = report_changes(reporter, health, is_serving, closing);
@@ -192,7 +192,7 @@ async fn report_changes(
             changed = health.backend.changed(is_serving) => if changed.is_err() { return },
             () = draining.cancelled() => is_draining = true,
         }
-        is_serving = report(&reporter, &health).await;
+        is_serving = report_health(&reporter, &health).await;
     }
     closing.cancelled().await;
     for service in SERVICES {
@@ -201,7 +201,7 @@ async fn report_changes(
 }
 
 /// Reports the current health to the gRPC health service. Returns true if the server is serving.
-async fn report(reporter: &HealthReporter, health: &ServerHealth) -> bool {
+async fn report_health(reporter: &HealthReporter, health: &ServerHealth) -> bool {
     let is_serving = health.check().is_ok();
     let status = if is_serving {
         ServingStatus::Serving

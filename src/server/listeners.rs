@@ -56,7 +56,7 @@ impl Listeners {
     }
 
     /// Closes all connections at once. Does not wait for their tasks to end.
-    pub(super) fn cut_off(&self) {
+    pub(super) fn abort_connections(&self) {
         self.shutdown.stop.cancel();
         self.shutdown.abort.cancel();
     }

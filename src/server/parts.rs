@@ -9,7 +9,7 @@ use crate::gateway::{OriginPolicy, StreamFormat, UnknownFields};
 use crate::listen::{Address, Limits};
 
 /// Default of [`HttpFrontend::headers_after`]. It is below 60 s, the common idle timeout of load balancers.
-const HEADERS_AFTER: Duration = Duration::from_secs(30);
+const DEFAULT_HEADERS_AFTER: Duration = Duration::from_secs(30);
 
 /// Settings of a server.
 #[derive(Clone)]
@@ -79,12 +79,12 @@ impl HttpFrontend {
     /// Creates an HTTP API at this address with the defaults of the command line: NDJSON, unknown fields are rejected,
     /// headers after 30 s in the queue, and no host names or origins besides the server's own.
     #[must_use]
-    pub fn at(listen: Address) -> Self {
+    pub fn listening_on(listen: Address) -> Self {
         Self {
             listen,
             stream_format: StreamFormat::Ndjson,
             unknown_fields: UnknownFields::Refuse,
-            headers_after: Some(HEADERS_AFTER),
+            headers_after: Some(DEFAULT_HEADERS_AFTER),
             origins: OriginPolicy::default(),
         }
     }

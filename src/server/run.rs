@@ -60,32 +60,32 @@ pub async fn until_signalled(
         .as_ref()
         .is_some_and(HttpFrontend::rejects_host_names);
     let server = Server::start(parts).await?;
-    announce(&server, out);
+    print_addresses(&server, out);
     if rejects_host_names {
         out.line(format_args!("hosts    {HOSTS_NOTE}"));
     }
     match &source {
         Source::Remote(engines) => {
-            let engines = join(engines);
+            let engines = comma_separated(engines);
             out.line(format_args!("waiting  for an engine: {engines}"));
         }
-        Source::Engine(engine) => announce_workers(&server, engine, out),
+        Source::Engine(engine) => print_worker_addresses(&server, engine, out),
     }
     let startup = tokio::select! {
         loaded = wait_until_ready(&server, err) => match loaded {
-            Ok(()) => Startup::Ready,
-            Err(error) => Startup::ShutDown(Err(error.into())),
+            Ok(()) => StartupOutcome::Ready,
+            Err(error) => StartupOutcome::ShutDown(Err(error.into())),
         },
-        outcome = wait_for_shutdown(&server, &mut signals) => Startup::ShutDown(outcome),
+        outcome = wait_for_shutdown(&server, &mut signals) => StartupOutcome::ShutDown(outcome),
     };
     let outcome = match startup {
-        Startup::Ready => {
+        StartupOutcome::Ready => {
             for line in ready_lines(&source) {
                 out.line(format_args!("ready    {line}"));
             }
             wait_for_shutdown(&server, &mut signals).await
         }
-        Startup::ShutDown(outcome) => outcome,
+        StartupOutcome::ShutDown(outcome) => outcome,
     };
     if !matches!(outcome, Err(RunError::Start(_))) {
         let seconds = drain.grace.as_secs_f64();
@@ -98,7 +98,7 @@ pub async fn until_signalled(
 }
 
 /// Outcome of the start-up phase.
-enum Startup {
+enum StartupOutcome {
     /// All models are loaded.
     Ready,
     /// The server must shut down before all models are loaded, because of a signal or an error.
@@ -131,12 +131,12 @@ async fn drain_server(mut server: Server, signals: &mut Signals) -> Result<(), R
 /// engines.
 fn ready_lines(source: &Source) -> Vec<String> {
     match source {
-        Source::Remote(engines) => vec![format!("in front of {}", join(engines))],
+        Source::Remote(engines) => vec![format!("in front of {}", comma_separated(engines))],
         Source::Engine(engine) => engine.models.iter().map(ready_line).collect(),
     }
 }
 
-fn join(engines: &[EngineAddress]) -> String {
+fn comma_separated(engines: &[EngineAddress]) -> String {
     let engines: Vec<_> = engines.iter().map(ToString::to_string).collect();
     engines.join(", ")
 }
@@ -164,7 +164,7 @@ const HOSTS_NOTE: &str =
     "the HTTP API accepts localhost and IP addresses; add a host name with --allowed-hosts NAME";
 
 /// Prints the addresses of the HTTP API and the gRPC API.
-fn announce(server: &Server, out: &Output) {
+fn print_addresses(server: &Server, out: &Output) {
     for address in server.http_addresses() {
         let url = url(address);
         out.line(format_args!("HTTP     {url}  {HTTP_PATHS}"));
@@ -184,7 +184,7 @@ fn announce(server: &Server, out: &Output) {
 }
 
 /// Prints the addresses for remote workers, and the models that have only remote workers.
-fn announce_workers(server: &Server, engine: &EngineParts, out: &Output) {
+fn print_worker_addresses(server: &Server, engine: &EngineParts, out: &Output) {
     if engine.workers.listen.is_none() {
         return;
     }
@@ -211,18 +211,18 @@ fn url(address: &Address) -> String {
 /// Waits until all models are loaded, and shows a progress bar.
 async fn wait_until_ready(server: &Server, err: &Output) -> Result<(), StartError> {
     let bar = ProgressBar::new(PROGRESS_STEPS.into());
-    bar.set_draw_target(progress::target(err));
+    bar.set_draw_target(progress::draw_target(err));
     let style = ProgressStyle::with_template("loading  {bar:40} {percent}% {elapsed}");
     bar.set_style(style.expect("the template is valid"));
     bar.enable_steady_tick(Duration::from_millis(100));
     let loaded = server
-        .ready(|fraction| bar.set_position(position(fraction)))
+        .ready(|fraction| bar.set_position(progress_position(fraction)))
         .await;
     bar.finish_and_clear();
     loaded
 }
 
-fn position(fraction: f32) -> u64 {
+fn progress_position(fraction: f32) -> u64 {
     #[expect(
         clippy::as_conversions,
         reason = "the cast rounds down, and makes 0 of a fraction that is negative or not a number"
@@ -286,7 +286,7 @@ mod tests {
 
     #[test]
     fn the_progress_bar_rounds_down_and_stays_within_its_steps() {
-        let positions = [0.0, 0.0009, 0.5, 0.9999, 1.0, 1.5, -1.0, f32::NAN].map(position);
+        let positions = [0.0, 0.0009, 0.5, 0.9999, 1.0, 1.5, -1.0, f32::NAN].map(progress_position);
         assert_eq!(positions, [0, 0, 500, 999, 1_000, 1_000, 0, 0]);
     }
 

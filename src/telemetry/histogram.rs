@@ -12,7 +12,7 @@ const SECOND: u64 = 1_000 * MS;
 
 /// Bounds of the histograms for the time to the first token and the time in the queue. They equal the bounds of
 /// `vllm:time_to_first_token_seconds`, up to 160 s.
-pub(super) const WAIT_BOUNDS: [Bound; 20] = [
+pub(super) const WAIT_TIME_BOUNDS: [Bound; 20] = [
     (MS, "0.001"),
     (5 * MS, "0.005"),
     (10 * MS, "0.01"),
@@ -37,7 +37,7 @@ pub(super) const WAIT_BOUNDS: [Bound; 20] = [
 
 /// Bounds of the histogram for the time between tokens. They equal the bounds of `vllm:inter_token_latency_seconds`,
 /// with shorter ones added for fast models.
-pub(super) const GAP_BOUNDS: [Bound; 18] = [
+pub(super) const TOKEN_GAP_BOUNDS: [Bound; 18] = [
     (MS, "0.001"),
     (2_500_000, "0.0025"),
     (5 * MS, "0.005"),
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn every_bound_is_shown_in_seconds_as_it_is_compared_in_nanoseconds() {
-        for bounds in [&WAIT_BOUNDS[..], &GAP_BOUNDS, &DURATION_BOUNDS] {
+        for bounds in [&WAIT_TIME_BOUNDS[..], &TOKEN_GAP_BOUNDS, &DURATION_BOUNDS] {
             assert!(bounds.is_sorted_by_key(|(bound, _)| *bound));
             for (bound, seconds) in bounds {
                 let shown: f64 = seconds.parse().expect("a number");
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_value_counts_in_every_bucket_whose_bound_it_does_not_exceed() {
-        let mut buckets = Buckets::new(&GAP_BOUNDS);
+        let mut buckets = Buckets::new(&TOKEN_GAP_BOUNDS);
         buckets.add(MS, 2);
         buckets.add(MS + 1, 1);
         buckets.add(100 * SECOND, 1);

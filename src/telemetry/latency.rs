@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The metric's name.
-const NAME: &str = "tokenway_token_latency_seconds";
+const METRIC_NAME: &str = "tokenway_token_latency_seconds";
 
-const HELP: &str = "Time that each token spent in a stage: engine (from its emission by the device until \
+const METRIC_HELP: &str = "Time that each token spent in a stage: engine (from its emission by the device until \
     its request's stream received it), frontend (until its line or message was written), socket (until \
     the connection was flushed).";
 
@@ -147,12 +147,15 @@ impl Histogram {
         let mut count = 0;
         for (bucket, bound) in self.buckets.iter().zip(bounds.chain(["+Inf"])) {
             count += bucket.load(Ordering::Relaxed);
-            writeln!(out, "{NAME}_bucket{{{labels},le=\"{bound}\"}} {count}")?;
+            writeln!(
+                out,
+                "{METRIC_NAME}_bucket{{{labels},le=\"{bound}\"}} {count}"
+            )?;
         }
         let sum_ns = self.sum_ns.load(Ordering::Relaxed);
         let (seconds, rest) = (sum_ns / 1_000_000_000, sum_ns % 1_000_000_000);
-        writeln!(out, "{NAME}_sum{{{labels}}} {seconds}.{rest:09}")?;
-        writeln!(out, "{NAME}_count{{{labels}}} {count}")
+        writeln!(out, "{METRIC_NAME}_sum{{{labels}}} {seconds}.{rest:09}")?;
+        writeln!(out, "{METRIC_NAME}_count{{{labels}}} {count}")
     }
 }
 
@@ -169,7 +172,10 @@ impl TokenLatency {
 
     /// Writes all histograms in Prometheus's text format.
     pub(super) fn write(&self, out: &mut String) -> fmt::Result {
-        writeln!(out, "# HELP {NAME} {HELP}\n# TYPE {NAME} histogram")?;
+        writeln!(
+            out,
+            "# METRIC_HELP {METRIC_NAME} {METRIC_HELP}\n# TYPE {METRIC_NAME} histogram"
+        )?;
         for format in ResponseFormat::ALL {
             for stage in Stage::ALL {
                 let (format_label, stage_label) = (format.label(), stage.label());
@@ -213,13 +219,13 @@ impl StageTimes {
     /// are added to the histogram together.
     pub fn record_each(&self, times_ns: impl IntoIterator<Item = u64>) {
         let (mut tokens, mut sum_ns, mut longest_ns) = (0, 0_u64, 0);
-        let mut run = Run::new(0);
+        let mut run = LatencyRun::new(0);
         for ns in times_ns {
             if !run.contains(ns) {
                 run.add_to(&self.histogram);
                 tokens += run.tokens;
                 sum_ns = sum_ns.saturating_add(run.sum_ns);
-                run = Run::new(bucket(ns));
+                run = LatencyRun::new(bucket(ns));
             }
             run.tokens += 1;
             run.sum_ns = run.sum_ns.saturating_add(ns);
@@ -249,7 +255,7 @@ impl StageTimes {
 }
 
 /// Consecutive latencies that fall into the same bucket.
-struct Run {
+struct LatencyRun {
     bucket: usize,
     /// The shortest and longest latency that the bucket contains.
     from_ns: u64,
@@ -258,7 +264,7 @@ struct Run {
     sum_ns: u64,
 }
 
-impl Run {
+impl LatencyRun {
     fn new(bucket: usize) -> Self {
         let bound = |bucket: usize| BUCKET_BOUNDS.get(bucket).map(|(bound, _)| *bound);
         let previous = bucket.checked_sub(1).and_then(bound);
@@ -303,7 +309,10 @@ mod tests {
             "_count{format=\"http_sse\",stage=\"frontend\"} 4",
             "_count{format=\"http_sse\",stage=\"socket\"} 0",
         ] {
-            assert!(text.contains(&format!("{NAME}{line}\n")), "{line}\n{text}");
+            assert!(
+                text.contains(&format!("{METRIC_NAME}{line}\n")),
+                "{line}\n{text}"
+            );
         }
     }
 
@@ -349,7 +358,7 @@ mod tests {
         assert_eq!(mine.summary(), expected);
         let mut text = String::new();
         latency.write(&mut text).unwrap();
-        let sum = format!("{NAME}_sum{{format=\"grpc\",stage=\"engine\"}} 5.005000000\n");
+        let sum = format!("{METRIC_NAME}_sum{{format=\"grpc\",stage=\"engine\"}} 5.005000000\n");
         assert!(text.contains(&sum), "{text}");
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use metrics::Gauge;
 
-use super::request_metrics::{Labels, Observation};
+use super::request_metrics::{CompletionObservation, Labels};
 use super::token_gaps::TokenGaps;
 use super::{ResponseFormat, Telemetry};
 use crate::error::ErrorKind;
@@ -93,7 +93,7 @@ pub struct RequestRecord {
     stream: StreamCount,
     format: OnceLock<ResponseFormat>,
     model: OnceLock<Arc<str>>,
-    names_model: AtomicBool,
+    set_requested_model: AtomicBool,
     /// Number of prompt tokens in the prompts that a worker has started.
     prompt_tokens: AtomicU64,
     /// Token counts that the engine reported at the end of the completion.
@@ -118,7 +118,7 @@ impl RequestRecord {
             ),
             format: OnceLock::new(),
             model: OnceLock::new(),
-            names_model: AtomicBool::new(false),
+            set_requested_model: AtomicBool::new(false),
             prompt_tokens: AtomicU64::new(0),
             usage: OnceLock::new(),
             started_ns: OnceLock::new(),
@@ -167,9 +167,9 @@ impl RequestRecord {
     }
 
     /// Reports the model name in the request. A model with this name may not exist.
-    pub fn names_model(&self, name: &str) {
+    pub fn set_requested_model(&self, name: &str) {
         if !name.is_empty() {
-            self.names_model.store(true, Ordering::Relaxed);
+            self.set_requested_model.store(true, Ordering::Relaxed);
         }
     }
 
@@ -185,7 +185,7 @@ impl RequestRecord {
     pub fn model_label(&self) -> &str {
         match self.model.get() {
             Some(name) => name,
-            None if self.names_model.load(Ordering::Relaxed) => "unknown",
+            None if self.set_requested_model.load(Ordering::Relaxed) => "unknown",
             None => "none",
         }
     }
@@ -265,7 +265,7 @@ impl RequestRecord {
             api: self.api.label(),
             outcome,
         };
-        let observation = Observation {
+        let observation = CompletionObservation {
             duration_ns: self.age_ns(now_ns),
             queue_ns: self.queue_ns(),
             first_token_ns: self.first_token_ns(),
@@ -308,34 +308,34 @@ impl RequestRecord {
 
 /// Counts one request in the gauges of running requests. Clones count the same request.
 #[derive(Clone)]
-pub struct StreamCount(Arc<Place>);
+pub struct StreamCount(Arc<GaugeState>);
 
-struct Place {
+struct GaugeState {
     in_flight: Gauge,
     lingering: Gauge,
     state: AtomicU8,
 }
 
 /// State of a request that no gauge counts yet.
-const NEW: u8 = 0;
+const STATE_NEW: u8 = 0;
 /// State of a request that the gauge of requests in flight counts.
-const IN_FLIGHT: u8 = 1;
+const STATE_IN_FLIGHT: u8 = 1;
 /// State of a request whose slow reader was given up. The client may still read the error record.
-const LINGERING: u8 = 2;
+const STATE_LINGERING: u8 = 2;
 /// State of a request that no gauge counts any more.
-const CLOSED: u8 = 3;
+const STATE_CLOSED: u8 = 3;
 
 impl StreamCount {
     fn new(in_flight: Gauge, lingering: Gauge) -> Self {
-        Self(Arc::new(Place {
+        Self(Arc::new(GaugeState {
             in_flight,
             lingering,
-            state: AtomicU8::new(NEW),
+            state: AtomicU8::new(STATE_NEW),
         }))
     }
 
     fn begin(&self) {
-        if self.moves(NEW, IN_FLIGHT) {
+        if self.transition(STATE_NEW, STATE_IN_FLIGHT) {
             self.0.in_flight.increment(1.0);
         }
     }
@@ -343,26 +343,26 @@ impl StreamCount {
     /// Moves the request from the gauge of requests in flight to the gauge of lingering requests. The request has
     /// ended with `slow_reader`, and its connection stays open only so that the client can read this error.
     pub fn linger(&self) {
-        if self.moves(IN_FLIGHT, LINGERING) {
+        if self.transition(STATE_IN_FLIGHT, STATE_LINGERING) {
             self.0.in_flight.decrement(1.0);
             self.0.lingering.increment(1.0);
         }
     }
 
-    fn moves(&self, from: u8, to: u8) -> bool {
+    fn transition(&self, from: u8, to: u8) -> bool {
         let order = Ordering::SeqCst;
         let moved = self.0.state.compare_exchange(from, to, order, order);
         moved.is_ok()
     }
 
     fn is_lingering(&self) -> bool {
-        self.0.state.load(Ordering::SeqCst) == LINGERING
+        self.0.state.load(Ordering::SeqCst) == STATE_LINGERING
     }
 
     fn close(&self) {
-        match self.0.state.swap(CLOSED, Ordering::SeqCst) {
-            IN_FLIGHT => self.0.in_flight.decrement(1.0),
-            LINGERING => self.0.lingering.decrement(1.0),
+        match self.0.state.swap(STATE_CLOSED, Ordering::SeqCst) {
+            STATE_IN_FLIGHT => self.0.in_flight.decrement(1.0),
+            STATE_LINGERING => self.0.lingering.decrement(1.0),
             _ => {}
         }
     }
@@ -406,9 +406,9 @@ mod tests {
         let telemetry = Telemetry::new();
         let request = || RequestRecord::new(&telemetry, Api::Grpc, COMPLETIONS, 0);
         let (unnamed, unserved, served) = (request(), request(), request());
-        unnamed.names_model("");
-        unserved.names_model("client's choice");
-        served.names_model("alias");
+        unnamed.set_requested_model("");
+        unserved.set_requested_model("client's choice");
+        served.set_requested_model("alias");
         served.set_model("name");
         let labels = [unnamed, unserved, served].map(|it| it.model_label().to_owned());
         assert_eq!(labels, ["none", "unknown", "name"]);

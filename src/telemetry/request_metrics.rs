@@ -5,20 +5,20 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::histogram::{Buckets, DURATION_BOUNDS, GAP_BOUNDS, WAIT_BOUNDS};
+use super::histogram::{Buckets, DURATION_BOUNDS, TOKEN_GAP_BOUNDS, WAIT_TIME_BOUNDS};
 use super::request::TokenUsage;
 use super::token_gaps::TokenGaps;
 
 const FIRST_TOKEN: &str = "tokenway_time_to_first_token_seconds";
-const GAP: &str = "tokenway_inter_token_latency_seconds";
-const DURATION: &str = "tokenway_request_duration_seconds";
-const QUEUE: &str = "tokenway_queue_seconds";
+const INTER_TOKEN_LATENCY: &str = "tokenway_inter_token_latency_seconds";
+const REQUEST_DURATION: &str = "tokenway_request_duration_seconds";
+const QUEUE_TIME: &str = "tokenway_queue_seconds";
 const TOKENS: &str = "tokenway_tokens_total";
 
 /// Metrics of all completions that have ended.
 #[derive(Default)]
 pub(super) struct RequestMetrics {
-    series: Mutex<BTreeMap<Labels, Series>>,
+    series: Mutex<BTreeMap<Labels, CompletionMetrics>>,
 }
 
 /// Label values of a completion. Each comes from a closed set.
@@ -32,14 +32,14 @@ pub(super) struct Labels {
 }
 
 /// Times and token counts of one completion. A time is `None` if the completion did not get that far.
-pub(super) struct Observation {
+pub(super) struct CompletionObservation {
     pub(super) duration_ns: u64,
     pub(super) queue_ns: Option<u64>,
     pub(super) first_token_ns: Option<u64>,
     pub(super) usage: TokenUsage,
 }
 
-struct Series {
+struct CompletionMetrics {
     first_token: Buckets,
     gap: Buckets,
     duration: Buckets,
@@ -49,7 +49,12 @@ struct Series {
 
 impl RequestMetrics {
     /// Records a completion that has ended.
-    pub(super) fn record(&self, labels: Labels, observation: &Observation, gaps: &TokenGaps) {
+    pub(super) fn record(
+        &self,
+        labels: Labels,
+        observation: &CompletionObservation,
+        gaps: &TokenGaps,
+    ) {
         let mut all = self.series.lock().unwrap_or_else(PoisonError::into_inner);
         let series = all.entry(labels).or_default();
         series.duration.add(observation.duration_ns, 1);
@@ -71,7 +76,7 @@ impl RequestMetrics {
             .iter()
             .map(|(labels, series)| (labels.to_string(), series))
             .collect();
-        let mut histogram = |name: &str, help: &str, of: fn(&Series) -> &Buckets| {
+        let mut histogram = |name: &str, help: &str, of: fn(&CompletionMetrics) -> &Buckets| {
             writeln!(out, "# HELP {name} {help}\n# TYPE {name} histogram")?;
             for (labels, series) in &all {
                 of(series).write(name, labels, out)?;
@@ -84,18 +89,18 @@ impl RequestMetrics {
             |series| &series.first_token,
         )?;
         histogram(
-            GAP,
+            INTER_TOKEN_LATENCY,
             "Time between two tokens of a choice when they were written. Tokens written together share the time \
              equally.",
             |series| &series.gap,
         )?;
         histogram(
-            DURATION,
+            REQUEST_DURATION,
             "Time from the arrival of a completion request until its end.",
             |series| &series.duration,
         )?;
         histogram(
-            QUEUE,
+            QUEUE_TIME,
             "Time from the arrival of a completion request until a worker started it.",
             |series| &series.queue,
         )?;
@@ -103,7 +108,7 @@ impl RequestMetrics {
             out,
             "# HELP {TOKENS} Tokens of completion requests that have ended, by kind.\n# TYPE {TOKENS} counter"
         )?;
-        for (labels, Series { usage, .. }) in &all {
+        for (labels, CompletionMetrics { usage, .. }) in &all {
             let (prompt, completion) = (usage.prompt, usage.completion);
             writeln!(out, "{TOKENS}{{kind=\"prompt\",{labels}}} {prompt}")?;
             writeln!(out, "{TOKENS}{{kind=\"completion\",{labels}}} {completion}")?;
@@ -128,13 +133,13 @@ impl fmt::Display for Labels {
     }
 }
 
-impl Default for Series {
+impl Default for CompletionMetrics {
     fn default() -> Self {
         Self {
-            first_token: Buckets::new(&WAIT_BOUNDS),
-            gap: Buckets::new(&GAP_BOUNDS),
+            first_token: Buckets::new(&WAIT_TIME_BOUNDS),
+            gap: Buckets::new(&TOKEN_GAP_BOUNDS),
             duration: Buckets::new(&DURATION_BOUNDS),
-            queue: Buckets::new(&WAIT_BOUNDS),
+            queue: Buckets::new(&WAIT_TIME_BOUNDS),
             usage: TokenUsage::default(),
         }
     }
@@ -152,7 +157,7 @@ mod tests {
             api: "http",
             outcome: "queue_full",
         };
-        let observation = Observation {
+        let observation = CompletionObservation {
             duration_ns: 2_000_000_000,
             queue_ns: None,
             first_token_ns: None,
@@ -163,10 +168,10 @@ mod tests {
         metrics.write(&mut text).expect("a string accepts all text");
         let labels = "model=\"a\\\"b\",api=\"http\",outcome=\"queue_full\"";
         for line in [
-            format!("{DURATION}_sum{{{labels}}} 2.000000000"),
-            format!("{DURATION}_bucket{{{labels},le=\"1.5\"}} 0"),
-            format!("{DURATION}_bucket{{{labels},le=\"2\"}} 1"),
-            format!("{QUEUE}_count{{{labels}}} 0"),
+            format!("{REQUEST_DURATION}_sum{{{labels}}} 2.000000000"),
+            format!("{REQUEST_DURATION}_bucket{{{labels},le=\"1.5\"}} 0"),
+            format!("{REQUEST_DURATION}_bucket{{{labels},le=\"2\"}} 1"),
+            format!("{QUEUE_TIME}_count{{{labels}}} 0"),
             format!("{FIRST_TOKEN}_count{{{labels}}} 0"),
             format!("{TOKENS}{{kind=\"prompt\",{labels}}} 0"),
         ] {

@@ -3,7 +3,7 @@
 //! They are counted in plain integers that belong to the request, and added to the shared metrics when the request
 //! ends. A token therefore costs a search among a few bounds and two additions, without atomic operations.
 
-use super::histogram::{Buckets, GAP_BOUNDS};
+use super::histogram::{Buckets, TOKEN_GAP_BOUNDS};
 
 /// The times between the tokens of one request, by choice.
 pub struct TokenGaps {
@@ -17,7 +17,7 @@ pub struct TokenGaps {
 impl Default for TokenGaps {
     fn default() -> Self {
         Self {
-            buckets: Buckets::new(&GAP_BOUNDS),
+            buckets: Buckets::new(&TOKEN_GAP_BOUNDS),
             first_ns: None,
             tokens: 0,
             latest_ns: Vec::new(),

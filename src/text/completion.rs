@@ -176,7 +176,7 @@ impl Completion {
                     Poll::Pending if !self.choices[index].acceptance_timed_out(cx) => break,
                     Poll::Pending => self.error = Some(worker_lost()),
                     Poll::Ready(0) => self.error = self.resume(index).err(),
-                    Poll::Ready(_) => self.take_outputs(index),
+                    Poll::Ready(_) => self.handle_outputs(index),
                 }
                 if self.error.is_some() || !self.ready.is_empty() {
                     self.cursor = (index + 1) % count;
@@ -214,7 +214,7 @@ impl Completion {
 
     /// Converts `self.outputs`, which were received from one choice, into events. Outputs that precede a failure
     /// become events that precede the error.
-    fn take_outputs(&mut self, index: usize) {
+    fn handle_outputs(&mut self, index: usize) {
         record_engine_latency(&self.outputs, &self.times);
         let choice = &mut self.choices[index];
         let tokens_before = choice.token_count;
@@ -237,9 +237,9 @@ impl Completion {
                         self.ready.extend(echo_events(self.echo.take()));
                     }
                 }
-                Output::Prompt(token) => self.scored_prompt.take(token, &mut prompt),
-                Output::Token(token) => end = choice.take([token], &mut tokens),
-                Output::Tokens(received) => end = choice.take(received, &mut tokens),
+                Output::Prompt(token) => self.scored_prompt.push_token(token, &mut prompt),
+                Output::Token(token) => end = choice.decode([token], &mut tokens),
+                Output::Tokens(received) => end = choice.decode(received, &mut tokens),
                 Output::Finished(token, reason) => {
                     choice.token_count += u32::from(token.is_some());
                     let decided = tokens.len();

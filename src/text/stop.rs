@@ -112,7 +112,7 @@ impl<T> StopMatcher<T> {
     }
 
     /// Returns true if there are no stop strings.
-    pub(super) fn is_idle(&self) -> bool {
+    pub(super) fn has_no_stop_strings(&self) -> bool {
         self.matched.is_empty()
     }
 
@@ -121,7 +121,7 @@ impl<T> StopMatcher<T> {
     /// If a stop string matches, releases the tokens before the match (or before its end if matches are included),
     /// and cuts the text of the last one there.
     pub fn push(&mut self, token: T, text: &str, mut release: impl FnMut(T, &str)) -> StopStatus {
-        if self.is_idle() {
+        if self.has_no_stop_strings() {
             release(token, text);
             return StopStatus::Open;
         }

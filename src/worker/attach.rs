@@ -222,7 +222,7 @@ impl Worker {
             }
             match end {
                 ConnectionEnd::Drained => return Ok(()),
-                ConnectionEnd::Broken(status) if is_final(status.code()) => {
+                ConnectionEnd::Broken(status) if is_final_rejection(status.code()) => {
                     return Err(AttachError::Rejected(status.message().to_owned()));
                 }
                 ConnectionEnd::Broken(status) if self.options.child_token.is_some() => {
@@ -357,7 +357,7 @@ impl Worker {
         served: &ServedModel,
     ) -> WorkerMessage {
         WorkerMessage::Ready(proto::Ready {
-            model: Some(wire::model(
+            model: Some(wire::model_message(
                 served.model.facts(),
                 self.options.loader.name(),
             )),
@@ -386,7 +386,7 @@ async fn attach(
 }
 
 /// Returns true if an engine that rejects a worker with this code would reject it again.
-fn is_final(code: Code) -> bool {
+fn is_final_rejection(code: Code) -> bool {
     matches!(
         code,
         Code::FailedPrecondition

@@ -105,9 +105,9 @@ pub struct AttachParts {
 
 /// The gRPC service `DeviceWorker`, to which worker processes connect. Clones share their state.
 #[derive(Clone)]
-pub struct AttachService(Arc<Inner>);
+pub struct AttachService(Arc<AttachState>);
 
-struct Inner {
+struct AttachState {
     registrations: ModelMap<Arc<Registration>>,
     timeouts: WorkerTimeouts,
     next_worker: AtomicUsize,
@@ -124,7 +124,7 @@ impl AttachService {
     #[must_use]
     pub fn new(parts: AttachParts) -> Self {
         let models = parts.models;
-        Self(Arc::new(Inner {
+        Self(Arc::new(AttachState {
             registrations: models.map(|id, model| Arc::new(Registration::new(id, model))),
             timeouts: parts.timeouts,
             next_worker: AtomicUsize::new(parts.first_worker),

@@ -149,7 +149,7 @@ async fn run_once(
     let token = uuid::Uuid::new_v4().simple().to_string();
     let (exit_sender, exit_receiver) = watch::channel(None);
     let state = service.register_child(spec.model, spec.worker, token.clone(), exit_receiver);
-    let outcome = match start(program, spec, &token).await {
+    let outcome = match start_process(program, spec, &token).await {
         Ok(child) => {
             let exit = wait_for_exit(child, spec, &state, &exit_sender, stopping).await;
             if state.was_ready() {
@@ -171,7 +171,7 @@ async fn run_once(
     outcome
 }
 
-async fn start(program: &Program, spec: &ChildSpec, token: &str) -> std::io::Result<Child> {
+async fn start_process(program: &Program, spec: &ChildSpec, token: &str) -> std::io::Result<Child> {
     let mut command = Command::new(&program.path);
     // The arguments and standard input configure the worker completely. It must not inherit the engine's settings.
     for (name, _) in std::env::vars_os().filter(|(name, _)| is_setting(name)) {
@@ -184,7 +184,7 @@ async fn start(program: &Program, spec: &ChildSpec, token: &str) -> std::io::Res
         .arg("--device")
         .arg(spec.device.to_string())
         .arg("--name")
-        .arg(name(spec))
+        .arg(worker_name(spec))
         .env(TOKEN_VARIABLE, token)
         .env(PARENT_VARIABLE, std::process::id().to_string())
         .env(logging::FORMAT_VARIABLE, logging::format().name())
@@ -211,7 +211,7 @@ fn is_setting(name: &OsStr) -> bool {
     name != "TOKENWAY_LOG" && prefixes.iter().any(|prefix| name.starts_with(prefix))
 }
 
-fn name(spec: &ChildSpec) -> String {
+fn worker_name(spec: &ChildSpec) -> String {
     format!("worker-{}", spec.worker.0)
 }
 
@@ -225,7 +225,7 @@ async fn wait_for_exit(
     stopping: &CancellationToken,
 ) -> ProcessExit {
     let log = child.stderr.take();
-    let name = name(spec);
+    let name = worker_name(spec);
     let mut forwarding = pin!(async {
         if let Some(log) = log {
             forward_log(log, &name).await;
@@ -252,7 +252,7 @@ async fn wait_for_exit(
             }
         },
     };
-    let exit = classify(status);
+    let exit = classify_exit(status);
     // Publish the exit first: the session must not wait until the rest of the log is read.
     exit_sender.send_replace(Some(exit.clone()));
     if !log_ended {
@@ -261,7 +261,7 @@ async fn wait_for_exit(
     exit
 }
 
-fn classify(status: std::io::Result<ExitStatus>) -> ProcessExit {
+fn classify_exit(status: std::io::Result<ExitStatus>) -> ProcessExit {
     let status = match status {
         Ok(status) => status,
         Err(error) => {
@@ -322,7 +322,7 @@ fn log_line(worker: &str, line: &[u8]) {
     if text.is_empty() {
         return;
     }
-    let line = ChildLine::json(text).unwrap_or_else(|| ChildLine::human(text));
+    let line = ChildLine::parse_json(text).unwrap_or_else(|| ChildLine::parse_human(text));
     let ChildLine {
         message, fields, ..
     } = &line;
@@ -358,7 +358,7 @@ struct ChildLine<'a> {
 
 impl<'a> ChildLine<'a> {
     /// Parses a line in JSON format. Returns `None` for any other line.
-    fn json(text: &str) -> Option<Self> {
+    fn parse_json(text: &str) -> Option<Self> {
         let mut fields: Map<String, Value> = serde_json::from_str(text).ok()?;
         let mut take = |name| match fields.remove(name) {
             Some(Value::String(text)) => Some(Cow::Owned(text)),
@@ -377,7 +377,7 @@ impl<'a> ChildLine<'a> {
 
     /// Parses a line in human format, which starts with its level. A line without a level comes from a panic or a
     /// library.
-    fn human(text: &'a str) -> Self {
+    fn parse_human(text: &'a str) -> Self {
         let (level, rest) = text.split_once(' ').unwrap_or((text, ""));
         let has_level = ["ERROR", "WARN", "INFO", "DEBUG", "TRACE"].contains(&level);
         Self {
@@ -412,7 +412,7 @@ mod tests {
             tokenizer_call_timeout: Duration::from_secs(10),
         };
         let service = AttachService::new(AttachParts {
-            models: models.zip([model]),
+            models: models.map_values([model]),
             first_worker: 1,
             timeouts,
             events: events.clone(),

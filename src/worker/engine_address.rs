@@ -45,18 +45,18 @@ impl EngineAddress {
                 });
                 // HTTP/2 requires a host name, which a Unix socket does not have.
                 let engine = Endpoint::from_static("http://localhost");
-                let engine = with_windows(engine).executor(tasks.clone());
+                let engine = with_flow_control(engine).executor(tasks.clone());
                 engine.connect_with_connector(socket).await
             }
             Self::Tls(engine) => {
-                let engine = with_windows(Endpoint::clone(engine)).executor(tasks.clone());
+                let engine = with_flow_control(Endpoint::clone(engine)).executor(tasks.clone());
                 engine.connect().await
             }
         }
     }
 }
 
-fn with_windows(engine: Endpoint) -> Endpoint {
+fn with_flow_control(engine: Endpoint) -> Endpoint {
     engine
         .initial_stream_window_size(FLOW_CONTROL_WINDOW)
         .initial_connection_window_size(FLOW_CONTROL_WINDOW)

@@ -93,7 +93,7 @@ impl Outbox {
     }
 
     /// Moves all unsent messages into `messages`, which must be empty.
-    fn take(&self, messages: &mut VecDeque<Message>) {
+    fn take_messages(&self, messages: &mut VecDeque<Message>) {
         let mut pending = self.pending();
         pending.close_step();
         std::mem::swap(messages, &mut pending.messages);
@@ -127,7 +127,7 @@ impl Stream for OutboundMessages {
         let this = self.get_mut();
         if this.messages.is_empty() {
             this.outbox.sender.register(cx.waker());
-            this.outbox.take(&mut this.messages);
+            this.outbox.take_messages(&mut this.messages);
         }
         match this.messages.pop_front() {
             None => Poll::Pending,
@@ -151,7 +151,7 @@ impl StepNotifier {
         if let Some(Connection { outbox, tasks }) = &*self.connection()
             && outbox.has_tokens_or_messages()
         {
-            tasks.wake_here(|| outbox.sender.wake());
+            tasks.wake_and_poll(|| outbox.sender.wake());
         }
     }
 
@@ -283,7 +283,7 @@ impl RemoteChannel {
         let mut pending = self.outbox.pending();
         let entry = self.entry(&mut pending, false);
         entry.end = proto::End::Failed.into();
-        entry.failure = Some(wire::failure(failure));
+        entry.failure = Some(wire::failure_message(failure));
     }
 
     fn send(&self, token: Token, is_prompt: bool, end: proto::End) -> SendOutcome {
@@ -296,9 +296,9 @@ impl RemoteChannel {
         }
         self.reader.credit.fetch_sub(1, Ordering::SeqCst);
         let mut pending = self.outbox.pending();
-        pending.reserve(wire::size(&token));
+        pending.reserve(wire::token_size(&token));
         let entry = self.entry(&mut pending, is_prompt);
-        wire::push(entry, token, self.timestamps);
+        wire::push_token(entry, token, self.timestamps);
         entry.end = end.into();
         drop(pending);
         let next = self.next(is_prompt);

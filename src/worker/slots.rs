@@ -13,7 +13,7 @@ use crate::runner::{ModelError, Slot, SlotCredit, Token, monotonic_ns};
 
 /// All slots of one worker.
 pub(super) struct Slots {
-    occupants: Vec<Option<Occupant>>,
+    occupants: Vec<Option<OccupiedSlot>>,
     free: Vec<Slot>,
     slow_reader_ns: u64,
     /// Lower bound of all deadlines, in nanoseconds of CLOCK_MONOTONIC. If the sequence with the earliest deadline
@@ -26,7 +26,7 @@ pub(super) struct Slots {
 }
 
 /// The sequence in one slot.
-struct Occupant {
+struct OccupiedSlot {
     request_id: RequestId,
     token_channel: TokenSender,
     /// Number of prompt tokens still to be sent. 0 if the request does not ask for prompt tokens.
@@ -63,7 +63,7 @@ impl Assignment {
 }
 
 /// A slot that has become free, with facts about the sequence that had it.
-pub(super) struct Freed {
+pub(super) struct FreedSlot {
     pub(super) slot: Slot,
     pub(super) request_id: RequestId,
     pub(super) max_tokens: u32,
@@ -125,7 +125,7 @@ impl Slots {
         } else {
             0
         };
-        self.occupants[slot.0] = Some(Occupant {
+        self.occupants[slot.0] = Some(OccupiedSlot {
             request_id: sequence.request_id.clone(),
             prompt_left,
             token_count: u32::try_from(sequence.delivered.len()).unwrap_or(u32::MAX),
@@ -138,7 +138,7 @@ impl Slots {
     }
 
     /// Sends a prompt token to its reader. Returns the slot if the sequence has ended.
-    pub(super) fn prompt(&mut self, slot: Slot, token: Token) -> Option<Freed> {
+    pub(super) fn prompt(&mut self, slot: Slot, token: Token) -> Option<FreedSlot> {
         let occupant = self.occupants.get_mut(slot.0)?.as_mut()?;
         occupant.prompt_left = occupant.prompt_left.saturating_sub(1);
         let is_last = occupant.prompt_left == 0 && occupant.max_tokens == 0;
@@ -150,7 +150,7 @@ impl Slots {
     }
 
     /// Sends a completion token to its reader. Returns the slot if the sequence has ended.
-    pub(super) fn token(&mut self, slot: Slot, token: Token) -> Option<Freed> {
+    pub(super) fn token(&mut self, slot: Slot, token: Token) -> Option<FreedSlot> {
         let occupant = self.occupants.get_mut(slot.0)?.as_mut()?;
         occupant.token_count += 1;
         self.cleared += usize::from(std::mem::take(&mut occupant.is_suspect));
@@ -168,7 +168,7 @@ impl Slots {
         slot: Slot,
         mut tokens: impl ExactSizeIterator<Item = Token>,
         ends: bool,
-    ) -> Option<Freed> {
+    ) -> Option<FreedSlot> {
         let occupant = self.occupants.get_mut(slot.0)?.as_mut()?;
         let count = tokens.len();
         if count == 0 {
@@ -198,10 +198,10 @@ impl Slots {
     }
 
     /// Frees the slot if the reader is gone, or if the runner emitted more tokens than the sequence has credit for.
-    fn handle_outcome(&mut self, slot: Slot, outcome: SendOutcome) -> Option<Freed> {
+    fn handle_outcome(&mut self, slot: Slot, outcome: SendOutcome) -> Option<FreedSlot> {
         match outcome {
             SendOutcome::Delivered => None,
-            SendOutcome::Closed => self.vacate(slot).map(|(_, freed)| freed),
+            SendOutcome::Closed => self.free_slot(slot).map(|(_, freed)| freed),
             SendOutcome::NoCredit => {
                 let error = "the runner emitted a token for a slot without credit".to_owned();
                 self.fail(slot, Failure::Model(ModelError::Failed(error)))
@@ -215,15 +215,15 @@ impl Slots {
         slot: Slot,
         token: Option<Token>,
         reason: FinishReason,
-    ) -> Option<Freed> {
-        let (occupant, freed) = self.vacate(slot)?;
+    ) -> Option<FreedSlot> {
+        let (occupant, freed) = self.free_slot(slot)?;
         occupant.token_channel.finish(token, reason);
         Some(freed)
     }
 
     /// Ends a sequence with a failure.
-    pub(super) fn fail(&mut self, slot: Slot, failure: Failure) -> Option<Freed> {
-        let (occupant, freed) = self.vacate(slot)?;
+    pub(super) fn fail(&mut self, slot: Slot, failure: Failure) -> Option<FreedSlot> {
+        let (occupant, freed) = self.free_slot(slot)?;
         let (id, reason) = (&freed.request_id.0, failure_reason(&failure));
         tracing::debug!(%id, slot = slot.0, reason, "a sequence fails");
         occupant.token_channel.fail(failure);
@@ -252,7 +252,7 @@ impl Slots {
     }
 
     /// Ends every sequence whose reader is gone or too slow, or whose deadline has passed.
-    pub(super) fn sweep(&mut self, now_ns: u64) -> Vec<Freed> {
+    pub(super) fn sweep(&mut self, now_ns: u64) -> Vec<FreedSlot> {
         let mut freed = Vec::new();
         self.next_deadline_ns = u64::MAX;
         self.any_stalled.set(false);
@@ -262,7 +262,7 @@ impl Slots {
             };
             let slot = Slot(index);
             if occupant.token_channel.is_closed() {
-                freed.extend(self.vacate(slot).map(|(_, freed)| freed));
+                freed.extend(self.free_slot(slot).map(|(_, freed)| freed));
             } else if now_ns >= occupant.deadline_ns {
                 freed.extend(self.fail(slot, Failure::DeadlineExceeded));
             } else if occupant.has_stalled_for(self.slow_reader_ns, now_ns) {
@@ -277,19 +277,19 @@ impl Slots {
     }
 
     /// Ends all sequences with the same failure.
-    pub(super) fn fail_all(&mut self, failure: &Failure) -> Vec<Freed> {
+    pub(super) fn fail_all(&mut self, failure: &Failure) -> Vec<FreedSlot> {
         (0..self.occupants.len())
             .filter_map(|at| self.fail(Slot(at), failure.clone()))
             .collect()
     }
 
-    fn vacate(&mut self, slot: Slot) -> Option<(Occupant, Freed)> {
+    fn free_slot(&mut self, slot: Slot) -> Option<(OccupiedSlot, FreedSlot)> {
         let occupant = self.occupants.get_mut(slot.0)?.take()?;
         self.free.push(slot);
         self.cleared += usize::from(occupant.is_suspect);
         let max_tokens = occupant.max_tokens;
         let request_id = occupant.request_id.clone();
-        let freed = Freed {
+        let freed = FreedSlot {
             slot,
             request_id,
             max_tokens,
@@ -310,7 +310,7 @@ fn failure_reason(failure: &Failure) -> &'static str {
     }
 }
 
-impl Occupant {
+impl OccupiedSlot {
     /// Returns true if the token channel has been full for at least `limit_ns`. If the channel has room again, the
     /// time starts anew.
     fn has_stalled_for(&self, limit_ns: u64, now_ns: u64) -> bool {
@@ -351,7 +351,7 @@ mod tests {
     const SLOW_READER_NS: u64 = 1_000_000_000;
     const NO_DEADLINE: u64 = u64::MAX;
     /// A time after every slow-reader timeout, but before `NO_DEADLINE`.
-    const FAR: u64 = u64::MAX - 1;
+    const FAR_FUTURE_NS: u64 = u64::MAX - 1;
 
     fn token() -> Token {
         Token {
@@ -391,7 +391,10 @@ mod tests {
     async fn a_reader_that_makes_progress_gets_the_full_timeout_again() {
         let (mut slots, mut reader) = full_channel();
         read(&mut reader).await;
-        assert!(slots.sweep(FAR).is_empty());
-        assert!(!slots.sweep_is_due(FAR), "no reader is stalled any more");
+        assert!(slots.sweep(FAR_FUTURE_NS).is_empty());
+        assert!(
+            !slots.sweep_is_due(FAR_FUTURE_NS),
+            "no reader is stalled any more"
+        );
     }
 }

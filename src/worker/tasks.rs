@@ -16,9 +16,9 @@ type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 ///
 /// The tasks may hold clones of the set. Dropping all other clones therefore does not end the tasks.
 #[derive(Clone)]
-pub(super) struct Tasks(Arc<Inner>);
+pub(super) struct Tasks(Arc<TaskSet>);
 
-struct Inner {
+struct TaskSet {
     runtime: Handle,
     running: Mutex<FuturesUnordered<Task>>,
     /// Tasks that were spawned since the last poll.
@@ -30,7 +30,7 @@ struct Inner {
 impl Tasks {
     /// Creates an empty set. Its tasks use the I/O driver of the current runtime.
     pub(super) fn new() -> Self {
-        Self(Arc::new(Inner {
+        Self(Arc::new(TaskSet {
             runtime: Handle::current(),
             running: Mutex::default(),
             spawned: Mutex::default(),
@@ -59,7 +59,7 @@ impl Tasks {
 
     /// Calls `wake`, which should wake a task of this set, and then polls the woken task on this thread. If the
     /// runtime is polling the set at the moment, the runtime polls the task instead.
-    pub(super) fn wake_here(&self, wake: impl FnOnce()) {
+    pub(super) fn wake_and_poll(&self, wake: impl FnOnce()) {
         let mut running = match self.0.running.try_lock() {
             Ok(running) => running,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -76,7 +76,7 @@ impl Tasks {
     }
 }
 
-impl Inner {
+impl TaskSet {
     /// Polls all tasks that are ready. `waker` is called when another task becomes ready later.
     fn poll(&self, running: &mut FuturesUnordered<Task>, waker: &Waker) {
         let mut cx = Context::from_waker(waker);
@@ -138,18 +138,18 @@ mod tests {
     async fn a_task_woken_by_the_device_thread_is_polled_there_and_the_runtime_stays_asleep() {
         let tasks = Tasks::new();
         let (woken, mut polled) = spawn_reporter(&tasks).await;
-        struct Count(AtomicUsize);
-        impl std::task::Wake for Count {
+        struct WakeCounter(AtomicUsize);
+        impl std::task::Wake for WakeCounter {
             fn wake(self: Arc<Self>) {
                 self.0.fetch_add(1, Ordering::SeqCst);
             }
         }
-        let count = Arc::new(Count(AtomicUsize::new(0)));
+        let count = Arc::new(WakeCounter(AtomicUsize::new(0)));
         lock(&tasks.0.waker).clone_from(&Waker::from(Arc::clone(&count)));
         let device = tasks.clone();
         let notify = Arc::clone(&woken);
         let thread = std::thread::spawn(move || {
-            device.wake_here(|| notify.notify_one());
+            device.wake_and_poll(|| notify.notify_one());
             current().id()
         });
         let thread = thread.join().expect("the thread does not panic");
@@ -165,7 +165,7 @@ mod tests {
         let tasks = Tasks::new();
         let (woken, mut polled) = spawn_reporter(&tasks).await;
         let running = lock(&tasks.0.running);
-        tasks.wake_here(|| woken.notify_one());
+        tasks.wake_and_poll(|| woken.notify_one());
         assert!(polled.try_recv().is_err());
         drop(running);
         tokio::select! {

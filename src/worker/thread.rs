@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::device_thread::DeviceThread;
-use super::slots::{Freed, Slots};
+use super::slots::{FreedSlot, Slots};
 use super::token_channel::{Failure, SendOutcome};
 use super::{
     Assignment, Flags, Generation, ServedModel, Submission, WorkerEvent, WorkerHandle, WorkerId,
@@ -20,7 +20,7 @@ use crate::backoff::{Backoff, BackoffPolicy};
 use crate::critical::panic_message;
 use crate::request::FinishReason;
 use crate::runner::{
-    Emission, LoadedModel, Loader, Next, Runner, Slot, Step, StepError, Token, monotonic_ns,
+    Emission, LoadedModel, Loader, NextStep, Runner, Slot, Step, StepError, Token, monotonic_ns,
 };
 use crate::telemetry::Telemetry;
 
@@ -199,7 +199,7 @@ impl Device<'_> {
                 for freed in self.slots.sweep(now_ns) {
                     self.release(&freed);
                 }
-                self.admit_new();
+                self.admit_submitted();
                 self.flush();
                 if self.worker.flags.stopping.load(Ordering::SeqCst) {
                     self.fail_all();
@@ -208,11 +208,11 @@ impl Device<'_> {
                     return Ok(());
                 }
             }
-            match self.runner.next(&self.slots) {
-                Next::Now => self.step(now_ns)?,
-                Next::At(due_ns) if due_ns <= now_ns => self.step(now_ns)?,
-                Next::At(due_ns) => self.wait_until(due_ns.min(self.slots.next_sweep_ns())),
-                Next::Idle => self.wait_until(self.slots.next_sweep_ns()),
+            match self.runner.next_step(&self.slots) {
+                NextStep::Now => self.step(now_ns)?,
+                NextStep::At(due_ns) if due_ns <= now_ns => self.step(now_ns)?,
+                NextStep::At(due_ns) => self.wait_until(due_ns.min(self.slots.next_sweep_ns())),
+                NextStep::Idle => self.wait_until(self.slots.next_sweep_ns()),
             }
         }
     }
@@ -249,7 +249,7 @@ impl Device<'_> {
         }
     }
 
-    fn admit_new(&mut self) {
+    fn admit_submitted(&mut self) {
         while let Ok(submission) = self.worker.commands.try_recv() {
             // The scheduler counts submissions to an earlier generation as lost.
             if submission.generation == self.worker.generation {
@@ -357,7 +357,7 @@ impl Device<'_> {
         }
     }
 
-    fn release(&mut self, freed: &Freed) {
+    fn release(&mut self, freed: &FreedSlot) {
         // Log lines of the runner in this call are about the sequence that had the slot, so they carry its request's
         // id.
         request_span(&freed.request_id.0).in_scope(|| self.runner.release(freed.slot));

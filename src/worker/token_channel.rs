@@ -66,7 +66,7 @@ pub fn token_channel(
     );
     // Two more places, for `Accepted` and for the end of the sequence, which need no credit.
     let (outputs, receiver) = mpsc::channel(credit + 2);
-    let shared = Arc::new(Shared {
+    let shared = Arc::new(ChannelState {
         credit,
         taken: AtomicUsize::new(0),
         stalled: AtomicBool::new(false),
@@ -75,7 +75,7 @@ pub fn token_channel(
         queue,
         stream: OnceLock::new(),
     });
-    let sender = TokenSender(Route::Local(LocalChannel {
+    let sender = TokenSender(TokenDestination::Local(LocalChannel {
         outputs,
         sent: Cell::new(0),
         shared: Arc::clone(&shared),
@@ -90,7 +90,7 @@ pub fn token_channel(
     )
 }
 
-struct Shared {
+struct ChannelState {
     /// Maximum number of unread tokens on the channel.
     credit: usize,
     /// Number of tokens that the reader has taken so far.
@@ -108,10 +108,10 @@ struct Shared {
 }
 
 /// The worker's end of a token channel.
-pub struct TokenSender(Route);
+pub struct TokenSender(TokenDestination);
 
 /// The destination of the tokens.
-enum Route {
+enum TokenDestination {
     /// A stream in this process.
     Local(LocalChannel),
     /// An engine in another process.
@@ -122,7 +122,7 @@ struct LocalChannel {
     outputs: mpsc::Sender<Output>,
     /// Number of tokens sent so far.
     sent: Cell<usize>,
-    shared: Arc<Shared>,
+    shared: Arc<ChannelState>,
 }
 
 /// The result of sending an output.
@@ -139,15 +139,15 @@ pub enum SendOutcome {
 impl TokenSender {
     /// Wraps a token channel to an engine in another process.
     pub(super) fn remote(channel: RemoteChannel) -> Self {
-        Self(Route::Remote(channel))
+        Self(TokenDestination::Remote(channel))
     }
 
     /// Returns true if the reader is gone.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         match &self.0 {
-            Route::Local(channel) => channel.outputs.is_closed(),
-            Route::Remote(channel) => channel.is_cancelled(),
+            TokenDestination::Local(channel) => channel.outputs.is_closed(),
+            TokenDestination::Remote(channel) => channel.is_cancelled(),
         }
     }
 
@@ -155,45 +155,45 @@ impl TokenSender {
     #[must_use]
     pub fn credit(&self) -> usize {
         match &self.0 {
-            Route::Local(channel) => channel.credit(),
-            Route::Remote(channel) => channel.credit(),
+            TokenDestination::Local(channel) => channel.credit(),
+            TokenDestination::Remote(channel) => channel.credit(),
         }
     }
 
     /// Reports that a worker has accepted the sequence.
     pub fn accept(&self) -> SendOutcome {
         match &self.0 {
-            Route::Local(channel) => channel.send(0, || Output::Accepted),
-            Route::Remote(channel) => channel.accept(),
+            TokenDestination::Local(channel) => channel.send(0, || Output::Accepted),
+            TokenDestination::Remote(channel) => channel.accept(),
         }
     }
 
     /// Sends the next token of the prompt.
     pub fn prompt(&self, token: Token) -> SendOutcome {
         match &self.0 {
-            Route::Local(channel) => channel.send(1, || Output::Prompt(token)),
-            Route::Remote(channel) => channel.prompt(token),
+            TokenDestination::Local(channel) => channel.send(1, || Output::Prompt(token)),
+            TokenDestination::Remote(channel) => channel.prompt(token),
         }
     }
 
     /// Sends the next token of the completion.
     pub fn token(&self, token: Token) -> SendOutcome {
         match &self.0 {
-            Route::Local(channel) => channel.send(1, || Output::Token(token)),
-            Route::Remote(channel) => channel.token(token),
+            TokenDestination::Local(channel) => channel.send(1, || Output::Token(token)),
+            TokenDestination::Remote(channel) => channel.token(token),
         }
     }
 
     /// Sends several completion tokens together. On `NoCredit`, some of them may have been sent.
     pub(super) fn tokens(&self, mut tokens: impl ExactSizeIterator<Item = Token>) -> SendOutcome {
         match &self.0 {
-            Route::Local(channel) => {
+            TokenDestination::Local(channel) => {
                 channel.send(tokens.len(), || match (tokens.len(), tokens.next()) {
                     (1, Some(token)) => Output::Token(token),
                     (_, first) => Output::Tokens(first.into_iter().chain(tokens).collect()),
                 })
             }
-            Route::Remote(channel) => tokens
+            TokenDestination::Remote(channel) => tokens
                 .find_map(|token| {
                     Some(channel.token(token)).filter(|sent| *sent != SendOutcome::Delivered)
                 })
@@ -204,20 +204,20 @@ impl TokenSender {
     /// Ends the sequence successfully. `token` is its last token, if that was not sent before.
     pub fn finish(self, token: Option<Token>, reason: FinishReason) {
         match self.0 {
-            Route::Local(channel) => {
+            TokenDestination::Local(channel) => {
                 channel.end(Output::Finished(token, reason));
             }
-            Route::Remote(channel) => channel.finish(token, reason),
+            TokenDestination::Remote(channel) => channel.finish(token, reason),
         }
     }
 
     /// Ends the sequence with a failure.
     pub fn fail(self, failure: Failure) {
         match self.0 {
-            Route::Local(channel) => {
+            TokenDestination::Local(channel) => {
                 channel.end(Output::Failed(failure));
             }
-            Route::Remote(channel) => channel.fail(&failure),
+            TokenDestination::Remote(channel) => channel.fail(&failure),
         }
     }
 
@@ -225,9 +225,11 @@ impl TokenSender {
     /// channel without an end, but does not record a crash.
     pub(super) fn crash(self) {
         match self.0 {
-            Route::Local(channel) => channel.shared.has_crashed.store(true, Ordering::SeqCst),
+            TokenDestination::Local(channel) => {
+                channel.shared.has_crashed.store(true, Ordering::SeqCst)
+            }
             // A single `Crashed` message tells the engine that all sequences of this worker are lost.
-            Route::Remote(_) => {}
+            TokenDestination::Remote(_) => {}
         }
     }
 
@@ -235,21 +237,21 @@ impl TokenSender {
     pub(super) fn set_worker(&self, worker: WorkerWaker) {
         match &self.0 {
             // A sequence is placed on one worker only. If that worker is lost, this sender is dropped.
-            Route::Local(channel) => drop(channel.shared.worker.set(worker)),
-            Route::Remote(_) => {}
+            TokenDestination::Local(channel) => drop(channel.shared.worker.set(worker)),
+            TokenDestination::Remote(_) => {}
         }
     }
 }
 
 impl LocalChannel {
     fn credit(&self) -> usize {
-        match self.free() {
-            0 => self.stall(),
+        match self.free_credit() {
+            0 => self.request_wake(),
             credit => credit,
         }
     }
 
-    fn free(&self) -> usize {
+    fn free_credit(&self) -> usize {
         // Only this thread sends, so the room cannot shrink between this check and the send.
         let unread = self.sent.get() - self.shared.taken.load(Ordering::SeqCst);
         self.shared.credit - unread
@@ -257,14 +259,14 @@ impl LocalChannel {
 
     /// Requests a wake-up, and then checks for room again. A reader that makes room at this moment either sees the
     /// request, or has made the room before the second check.
-    fn stall(&self) -> usize {
+    fn request_wake(&self) -> usize {
         self.shared.stalled.store(true, Ordering::SeqCst);
-        self.free()
+        self.free_credit()
     }
 
     /// Sends an output that needs `tokens` credit.
     fn send(&self, tokens: usize, output: impl FnOnce() -> Output) -> SendOutcome {
-        if self.free() < tokens {
+        if self.free_credit() < tokens {
             return SendOutcome::NoCredit;
         }
         self.sent.set(self.sent.get() + tokens);
@@ -309,7 +311,7 @@ impl Output {
 /// The reader's end of a token channel. Dropping it cancels the sequence, whether the sequence is queued or running.
 pub struct TokenReceiver {
     receiver: mpsc::Receiver<Output>,
-    shared: Arc<Shared>,
+    shared: Arc<ChannelState>,
     wasted: Counter,
 }
 

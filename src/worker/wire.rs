@@ -51,7 +51,7 @@ pub const MAX_HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(3_600);
 #[error("{0}")]
 pub(super) struct Violation(pub(super) String);
 
-fn check(holds: bool, rule: &str) -> Result<(), Violation> {
+fn check_rule(holds: bool, rule: &str) -> Result<(), Violation> {
     if holds {
         Ok(())
     } else {
@@ -69,7 +69,7 @@ pub(super) struct SequenceId {
 }
 
 /// Converts a sequence to the message that submits it to a worker process.
-pub(super) fn submit(sequence: &Sequence, id: SequenceId, credit: u32) -> proto::Submit {
+pub(super) fn submit_message(sequence: &Sequence, id: SequenceId, credit: u32) -> proto::Submit {
     let prompt = v1::TokenIds {
         ids: sequence.prompt.to_vec(),
     };
@@ -83,22 +83,22 @@ pub(super) fn submit(sequence: &Sequence, id: SequenceId, credit: u32) -> proto:
             input: Some(Input::PromptTokenIds(prompt)),
             max_tokens: Some(sequence.max_tokens),
             echo: sequence.scores_prompt,
-            ..sequence_proto::message(&sequence.options)
+            ..sequence_proto::options_message(&sequence.options)
         }),
         request_id: sequence.request_id.0.to_string(),
     }
 }
 
 /// Converts a submission to a sequence, in the worker process.
-pub(super) fn sequence(submit: proto::Submit) -> Result<Sequence, Violation> {
+pub(super) fn sequence_from_submit(submit: proto::Submit) -> Result<Sequence, Violation> {
     let missing = |field| Violation(format!("submit.{field} is missing"));
-    check(submit.credit > 0, "submit.credit must be at least 1")?;
+    check_rule(submit.credit > 0, "submit.credit must be at least 1")?;
     let mut request = submit.request.ok_or_else(|| missing("request"))?;
     let Some(Input::PromptTokenIds(v1::TokenIds { ids: prompt })) = request.input.take() else {
         return Err(missing("request.prompt_token_ids"));
     };
     let rule = "submit.request.prompt_token_ids must contain at least one id";
-    check(!prompt.is_empty(), rule)?;
+    check_rule(!prompt.is_empty(), rule)?;
     let max_tokens = request.max_tokens;
     let max_tokens = max_tokens.ok_or_else(|| missing("request.max_tokens"))?;
     // The client knows the seed. A random seed chosen here would differ.
@@ -127,7 +127,7 @@ fn request_id(id: &str) -> Result<RequestId, Violation> {
 }
 
 /// Approximate size of a token in a step message, in bytes.
-pub(super) fn size(token: &Token) -> usize {
+pub(super) fn token_size(token: &Token) -> usize {
     /// Size of a token's numbers and length prefixes.
     const FIXED_BYTES: usize = 32;
     let logprobs = token.logprobs.as_ref().map_or(0, |logprobs| {
@@ -141,7 +141,7 @@ pub(super) fn size(token: &Token) -> usize {
 }
 
 /// Appends a token to its sequence's entry in a step message.
-pub(super) fn push(entry: &mut proto::SequenceStep, token: Token, timestamps: bool) {
+pub(super) fn push_token(entry: &mut proto::SequenceStep, token: Token, timestamps: bool) {
     entry.ids.push(token.id);
     entry.bytes.extend_from_slice(&token.bytes);
     entry.lengths.push(length(&token.bytes));
@@ -157,12 +157,12 @@ pub(super) fn push(entry: &mut proto::SequenceStep, token: Token, timestamps: bo
 /// Checks the number of entries in a step. The decoder has already dropped most entries above the limit.
 pub(super) fn check_step(step: &proto::Step) -> Result<(), Violation> {
     let rule = "step.sequences must have at most 131072 entries";
-    check(step.sequences.len() <= proto::MAX_STEP_ENTRIES, rule)
+    check_rule(step.sequences.len() <= proto::MAX_STEP_ENTRIES, rule)
 }
 
 /// Decodes the tokens of one step entry, in order. Token ids must be below `vocabulary_size`. A token without an
 /// emission time gets `now_ns`.
-pub(super) fn tokens(
+pub(super) fn decode_tokens(
     entry: &mut proto::SequenceStep,
     vocabulary_size: u32,
     now_ns: u64,
@@ -186,10 +186,10 @@ pub(super) fn tokens(
         )));
     }
     let rule = "step.sequences.lengths must be at most 1024 bytes each";
-    check(entry.lengths.iter().all(|it| it <= MAX_TOKEN_BYTES), rule)?;
+    check_rule(entry.lengths.iter().all(|it| it <= MAX_TOKEN_BYTES), rule)?;
     let bytes: u64 = entry.lengths.iter().map(u64::from).sum();
     let rule = "step.sequences.lengths must add up to the length of bytes";
-    check(usize::try_from(bytes) == Ok(entry.bytes.len()), rule)?;
+    check_rule(usize::try_from(bytes) == Ok(entry.bytes.len()), rule)?;
     entry.logprobs.iter().try_for_each(check_logprobs)?;
     let mut logprobs = std::mem::take(&mut entry.logprobs).into_iter();
     let entry = &*entry;
@@ -221,14 +221,14 @@ fn known_time(times: &[u64], at: usize) -> Option<u64> {
 fn check_logprobs(logprobs: &v1::Logprobs) -> Result<(), Violation> {
     let limit = usize::try_from(MAX_LOGPROBS).unwrap_or(usize::MAX);
     let rule = "step.sequences.logprobs.top must have at most 20 tokens";
-    check(logprobs.top.len() <= limit, rule)?;
+    check_rule(logprobs.top.len() <= limit, rule)?;
     let is_short = |token_bytes: &[u8]| length(token_bytes) <= MAX_TOKEN_BYTES;
     let is_in_range = |logprob: f32| (MIN_LOGPROB..=MAX_LOGPROB).contains(&logprob);
     let rule =
         "step.sequences.logprobs must be from -9999 to 0, and token_bytes at most 1024 bytes";
     let is_valid = logprobs.logprob.is_none_or(is_in_range) && is_short(&logprobs.token_bytes);
     let top = &mut logprobs.top.iter();
-    check(
+    check_rule(
         is_valid && top.all(|it| is_in_range(it.logprob) && is_short(&it.token_bytes)),
         rule,
     )
@@ -239,9 +239,9 @@ fn length(bytes: &[u8]) -> u32 {
 }
 
 /// Converts the failure of a sequence, in the worker process.
-pub(super) fn failure(failure: &Failure) -> proto::Failure {
+pub(super) fn failure_message(failure: &Failure) -> proto::Failure {
     match failure {
-        Failure::Model(error) => model_failure(error),
+        Failure::Model(error) => model_failure_message(error),
         // The engine checks deadlines and readers itself, and it decides when a worker drains. It therefore already
         // knows these reasons.
         Failure::SlowReader | Failure::DeadlineExceeded | Failure::Draining => proto::Failure {
@@ -252,7 +252,7 @@ pub(super) fn failure(failure: &Failure) -> proto::Failure {
 }
 
 /// Converts a model's error, in the worker process.
-pub(super) fn model_failure(error: &ModelError) -> proto::Failure {
+pub(super) fn model_failure_message(error: &ModelError) -> proto::Failure {
     let (is_invalid, message) = match error {
         ModelError::Invalid(message) => (true, message),
         ModelError::Failed(message) | ModelError::Unavailable(message) => (false, message),
@@ -284,7 +284,7 @@ pub(super) fn sanitize(reason: &str) -> String {
 }
 
 /// Converts a model's facts, in the worker process.
-pub(super) fn model(facts: &ModelFacts, runner: &str) -> proto::Model {
+pub(super) fn model_message(facts: &ModelFacts, runner: &str) -> proto::Model {
     let resumption = match facts.resumption {
         Resumption::Exact => proto::Resumption::Exact,
         Resumption::Contiguous => proto::Resumption::Contiguous,
@@ -318,28 +318,28 @@ pub(super) struct ReadyReport {
 /// Checks a worker's `ready` message. `name` is the engine's name of the model.
 pub(super) fn ready_report(ready: proto::Ready, name: &str) -> Result<ReadyReport, Violation> {
     let rule = "ready.slots must be from 1 to 65536";
-    check((1..=MAX_SLOTS).contains(&ready.slots), rule)?;
-    check(ready.generation > 0, "ready.generation must be at least 1")?;
+    check_rule((1..=MAX_SLOTS).contains(&ready.slots), rule)?;
+    check_rule(ready.generation > 0, "ready.generation must be at least 1")?;
     let model = ready
         .model
         .ok_or_else(|| Violation("ready.model is missing".to_owned()))?;
     check_name("ready.model.runner", &model.runner)?;
-    check(!model.runner.is_empty(), "ready.model.runner is missing")?;
+    check_rule(!model.runner.is_empty(), "ready.model.runner is missing")?;
     let rule = "ready.model.context_length must be at least 2";
-    check(model.context_length >= 2, rule)?;
+    check_rule(model.context_length >= 2, rule)?;
     let rule = "ready.model.max_prompt_bytes must be from 1 to 4194304";
-    check(
+    check_rule(
         (1..=MAX_PROMPT_BYTES).contains(&model.max_prompt_bytes),
         rule,
     )?;
     let rule = "ready.model.vocabulary_size must be at least 1";
-    check(model.vocabulary_size > 0, rule)?;
+    check_rule(model.vocabulary_size > 0, rule)?;
     let resumption = match model.resumption() {
         proto::Resumption::Exact => Resumption::Exact,
         proto::Resumption::Contiguous => Resumption::Contiguous,
         proto::Resumption::No | proto::Resumption::Unspecified => Resumption::No,
     };
-    let unsupported: Result<Vec<_>, _> = model.unsupported.iter().map(parameter).collect();
+    let unsupported: Result<Vec<_>, _> = model.unsupported.iter().map(parse_parameter).collect();
     let non_empty = |token: String| Some(token).filter(|token| !token.is_empty());
     Ok(ReadyReport {
         facts: ModelFacts {
@@ -358,7 +358,7 @@ pub(super) fn ready_report(ready: proto::Ready, name: &str) -> Result<ReadyRepor
     })
 }
 
-fn parameter(name: &String) -> Result<Parameter, Violation> {
+fn parse_parameter(name: &String) -> Result<Parameter, Violation> {
     let known = Parameter::ALL.into_iter().find(|it| it.name() == name);
     known.ok_or_else(|| {
         let names = Parameter::ALL.map(Parameter::name).join(", ");
@@ -394,11 +394,11 @@ pub(super) fn check_name(field: &str, name: &str) -> Result<(), Violation> {
         .bytes()
         .all(|byte| byte.is_ascii_graphic() || byte == b' ');
     let rule = format!("{field} must have at most {MAX_NAME_BYTES} printable ASCII characters");
-    check(is_printable && name.len() <= MAX_NAME_BYTES, &rule)
+    check_rule(is_printable && name.len() <= MAX_NAME_BYTES, &rule)
 }
 
 /// Converts the bytes of tokens to the message `Pieces`.
-pub(super) fn pieces(pieces: &[TokenBytes]) -> proto::Pieces {
+pub(super) fn pieces_message(pieces: &[TokenBytes]) -> proto::Pieces {
     proto::Pieces {
         bytes: pieces.concat(),
         lengths: pieces.iter().map(|piece| length(piece)).collect(),

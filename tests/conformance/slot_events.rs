@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::runner::{
-    LoadError, LoadedModel, Loader, ModelError, Next, Runner, Sequence, Slot, SlotCredit, Step,
+    LoadError, LoadedModel, Loader, ModelError, NextStep, Runner, Sequence, Slot, SlotCredit, Step,
     StepError,
 };
 use tokio::sync::mpsc;
@@ -67,7 +67,7 @@ impl Runner for Recording<Box<dyn Runner>> {
             .expect("the test reads the events");
     }
 
-    fn next(&mut self, credit: &dyn SlotCredit) -> Next {
+    fn next_step(&mut self, credit: &dyn SlotCredit) -> NextStep {
         self.inner.next(credit)
     }
 

@@ -159,7 +159,7 @@ impl Setup {
         Self {
             parts: ServerParts {
                 source: Source::Engine(engine),
-                http: Some(HttpFrontend::at(loopback())),
+                http: Some(HttpFrontend::listening_on(loopback())),
                 grpc: Some(loopback()),
                 limits: Limits::default(),
                 request_timeout: Duration::from_secs(60),

@@ -51,7 +51,7 @@ pub(super) fn start(
             let is_last = is_last(&event);
             // Waiting for a permit ends even without a reader: dropping the receiver drops the buffered events, which
             // frees their permits.
-            let permit = Arc::clone(&permits).acquire_many_owned(permits_of(&event));
+            let permit = Arc::clone(&permits).acquire_many_owned(permits_for(&event));
             let permit = permit.await.expect("the semaphore is never closed");
             let buffered = BufferedEvent {
                 event,
@@ -79,7 +79,7 @@ fn is_last(event: &Result<v1::CompletionEvent, Status>) -> bool {
 
 /// Returns the number of read-ahead permits that an event takes: its token count, clamped to 1..=READ_AHEAD_TOKENS so
 /// that acquiring them can always succeed.
-fn permits_of(event: &Result<v1::CompletionEvent, Status>) -> u32 {
+fn permits_for(event: &Result<v1::CompletionEvent, Status>) -> u32 {
     match event.as_ref().map(|event| &event.event) {
         Ok(Some(
             Event::Tokens(tokens)

@@ -37,7 +37,7 @@ pub(super) struct HealthWatch {
 }
 
 /// Result of asking an engine for its models.
-enum Listing {
+enum ListedModels {
     Models(Vec<v1::Model>),
     /// The engine did not answer.
     Unknown,
@@ -61,9 +61,9 @@ impl HealthWatch {
                         continue;
                     }
                     match self.list_models(&mut inference).await {
-                        Listing::Models(models) => self.set(Availability::Up, Some(models)),
-                        Listing::Unknown => self.set(Availability::Up, None),
-                        Listing::Loop => {
+                        ListedModels::Models(models) => self.set(Availability::Up, Some(models)),
+                        ListedModels::Unknown => self.set(Availability::Up, None),
+                        ListedModels::Loop => {
                             self.set(Availability::Loop, Some(Vec::new()));
                             return;
                         }
@@ -75,13 +75,13 @@ impl HealthWatch {
         }
     }
 
-    async fn list_models(&self, inference: &mut InferenceClient<Channel>) -> Listing {
+    async fn list_models(&self, inference: &mut InferenceClient<Channel>) -> ListedModels {
         let mut request = Request::new(v1::ListModelsRequest {});
         Via::default().write_with(&self.gateway, request.metadata_mut());
         match timeout(LIST_MODELS_TIMEOUT, inference.list_models(request)).await {
-            Ok(Ok(listed)) => Listing::Models(listed.into_inner().models),
-            Ok(Err(status)) if self.gateway.rejected_circle(&status) => Listing::Loop,
-            Ok(Err(_)) | Err(_) => Listing::Unknown,
+            Ok(Ok(listed)) => ListedModels::Models(listed.into_inner().models),
+            Ok(Err(status)) if self.gateway.rejected_circle(&status) => ListedModels::Loop,
+            Ok(Err(_)) | Err(_) => ListedModels::Unknown,
         }
     }
 

@@ -7,11 +7,11 @@ use clap::{ArgMatches, Command};
 use toml::Table;
 
 use crate::config::error::ConfigError;
-use crate::config::settings::{Declared, Settings, keys};
+use crate::config::settings::{DeclaredSettings, Settings, keys};
 use crate::runner::Loader;
 
 /// The settings of one kind of runner.
-pub(super) trait KindSettings: Declared {
+pub(super) trait KindSettings: DeclaredSettings {
     /// The value of `--runner` that selects this runner.
     const NAME: &'static str;
 

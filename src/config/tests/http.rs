@@ -5,7 +5,7 @@ use crate::gateway::{OriginPolicy, UnknownFields};
 
 #[test]
 fn unknown_fields_and_headers_after_are_http_settings() {
-    let http = |line: &[&str]| parts(line).http.expect("the HTTP API is enabled");
+    let http = |line: &[&str]| server_parts(line).http.expect("the HTTP API is enabled");
     let ignoring = http(&["--unknown-fields", "ignore", "--headers-after", "0.05"]);
     assert_eq!(ignoring.unknown_fields, UnknownFields::Ignore);
     assert_eq!(ignoring.headers_after, Some(Duration::from_millis(50)));
@@ -28,7 +28,7 @@ fn hosts_and_origins_are_lists_in_flags_and_in_the_file() {
     let text = "allowed_hosts = [\"a.example\", \".b.example:80\"]\n\
                 cors_origins = [\"http://c.example\"]";
     let (_folder, path) = settings_file(text);
-    let of = |arguments: &[&str]| parts(arguments).http.unwrap().origins;
+    let of = |arguments: &[&str]| server_parts(arguments).http.unwrap().origins;
     assert_eq!(of(&[]), OriginPolicy::default());
     assert_eq!(
         of(&["--config", &path]),

@@ -15,13 +15,13 @@ fn names(parts: &ServerParts) -> Vec<(&str, Vec<&str>)> {
 #[test]
 fn aliases_come_from_commas_repeated_flags_and_the_file() {
     let line = ["--model-alias", "a,b", "--model-alias", "c"];
-    let by_flag = parts(&line);
+    let by_flag = server_parts(&line);
     assert_eq!(names(&by_flag), [("llm_test", vec!["a", "b", "c", "test"])]);
     let (_folder, path) = settings_file("model_alias = [\"a\"]\nany_model = true");
-    let by_file = parts(&["--config", &path]);
+    let by_file = server_parts(&["--config", &path]);
     assert_eq!(names(&by_file), [("llm_test", vec!["a", "test"])]);
     assert_eq!(engine(&by_file).unknown_model, UnknownModel::First);
-    let both = parts(&["--config", &path, "--model-alias", "b", "--any-model=false"]);
+    let both = server_parts(&["--config", &path, "--model-alias", "b", "--any-model=false"]);
     assert_eq!(names(&both), [("llm_test", vec!["b", "test"])]);
     assert_eq!(engine(&both).unknown_model, UnknownModel::Refuse);
 }
@@ -43,14 +43,14 @@ fn redundant_and_empty_aliases_are_rejected() {
 
 #[test]
 fn the_first_test_runner_gets_the_alias_test_unless_it_is_taken() {
-    let renamed = parts(&["--model-name", "test"]);
+    let renamed = server_parts(&["--model-name", "test"]);
     assert_eq!(names(&renamed), [("test", vec![])]);
     let two = "[[model]]\nname = \"a\"\n[[model]]\nname = \"b\"\n";
     let (_folder, path) = settings_file(two);
-    let first = parts(&["--config", &path]);
+    let first = server_parts(&["--config", &path]);
     assert_eq!(names(&first), [("a", vec!["test"]), ("b", vec![])]);
     let (_folder, path) = settings_file(&format!("{two}aliases = [\"test\"]"));
-    let taken = parts(&["--config", &path]);
+    let taken = server_parts(&["--config", &path]);
     assert_eq!(names(&taken), [("a", vec![]), ("b", vec!["test"])]);
     let attached = [
         "--runner",
@@ -60,7 +60,7 @@ fn the_first_test_runner_gets_the_alias_test_unless_it_is_taken() {
         "--worker-listen",
         "unix:/a/b",
     ];
-    assert_eq!(names(&parts(&attached)), [("m", vec![])]);
+    assert_eq!(names(&server_parts(&attached)), [("m", vec![])]);
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn each_model_table_has_its_own_settings() {
                 [[model]]\nname = \"a\"\nworkers = 2\nslots = 3\nqueue_depth = 0\n\
                 [[model]]\nname = \"b\"\naliases = [\"bee\", \"c\"]\nslow_reader_timeout = 0.5";
     let (_folder, path) = settings_file(text);
-    let (a, b) = match &engine(&parts(&["--config", &path])).models[..] {
+    let (a, b) = match &engine(&server_parts(&["--config", &path])).models[..] {
         [a, b] => (a.clone(), b.clone()),
         models => panic!("{} models", models.len()),
     };
@@ -83,7 +83,7 @@ fn each_model_table_has_its_own_settings() {
     assert_eq!((b.name.as_str(), b.workers, b.slots), ("b", 1, 1_024));
     assert_eq!((b.queue_depth, b.slow_reader_timeout.as_millis()), (5, 500));
     assert_eq!(b.aliases, ["bee", "c"]);
-    let flag = parts(&["engine", "--config", &path, "--queue-depth", "7"]);
+    let flag = server_parts(&["engine", "--config", &path, "--queue-depth", "7"]);
     let depths: Vec<_> = engine(&flag).models.iter().map(|m| m.queue_depth).collect();
     assert_eq!(depths, [0, 7], "a model table overrides the flag");
 }
@@ -91,7 +91,7 @@ fn each_model_table_has_its_own_settings() {
 #[test]
 fn a_single_model_table_needs_no_name() {
     let (_folder, path) = settings_file("[[model]]\naliases = [\"chat\"]");
-    let parts = parts(&["--config", &path]);
+    let parts = server_parts(&["--config", &path]);
     let model = &engine(&parts).models[0];
     assert_eq!(
         (&*model.name, &model.aliases[..]),
@@ -103,7 +103,7 @@ fn a_single_model_table_needs_no_name() {
 fn a_gateway_takes_a_file_with_models_and_checks_their_keys() {
     let arguments = |path| ["gateway", "--engine", "http://a:1", "--config", path];
     let (_folder, path) = settings_file("[[model]]\nname = \"a\"");
-    parts(&arguments(&path));
+    server_parts(&arguments(&path));
     let (_folder, path) = settings_file("[[model]]\nslotz = 1");
     assert!(error_of(&arguments(&path)).contains("'model[1].slotz'"));
 }

@@ -10,7 +10,7 @@ use crate::server::{HttpFrontend, WorkerParts};
 
 #[test]
 fn defaults_match_the_documented_contract() {
-    let parts = parts(&[]);
+    let parts = server_parts(&[]);
     let http = parts.http.as_ref().unwrap();
     assert_eq!(http.listen.to_string(), "127.0.0.1:8000");
     assert_eq!(http.stream_format, StreamFormat::Ndjson);
@@ -33,9 +33,9 @@ fn defaults_match_the_documented_contract() {
 
 #[test]
 fn each_command_opens_its_own_apis() {
-    let engine = parts(&["engine"]);
+    let engine = server_parts(&["engine"]);
     assert!(engine.http.is_none() && engine.grpc.is_some());
-    let gateway = parts(&[
+    let gateway = server_parts(&[
         "gateway",
         "--engine",
         "http://a:1,unix:/b",
@@ -53,12 +53,15 @@ fn each_command_opens_its_own_apis() {
 #[test]
 fn one_file_serves_every_command() {
     let (_folder, path) = settings_file("engine = [\"http://a:1\"]\nslots = 3");
-    let Source::Remote(engines) = parts(&["gateway", "--config", &path]).source else {
+    let Source::Remote(engines) = server_parts(&["gateway", "--config", &path]).source else {
         panic!("the source is a local engine")
     };
     assert_eq!(engines.len(), 1);
     assert_eq!(engines[0].to_string(), "http://a:1");
-    assert_eq!(engine(&parts(&["--config", &path])).models[0].slots, 3);
+    assert_eq!(
+        engine(&server_parts(&["--config", &path])).models[0].slots,
+        3
+    );
 }
 
 #[test]
@@ -69,13 +72,13 @@ fn a_public_address_needs_insecure() {
             error.contains(setting) && error.contains("--insecure"),
             "{error}"
         );
-        parts(&["serve", setting, address, "--insecure"]);
+        server_parts(&["serve", setting, address, "--insecure"]);
     }
 }
 
 #[test]
 fn connection_timeouts_can_be_set_but_not_disabled() {
-    let default = parts(&[]).limits;
+    let default = server_parts(&[]).limits;
     let seconds = Duration::from_secs;
     assert_eq!(default.keep_alive_timeout, seconds(75));
     assert_eq!(default.header_timeout, seconds(10));
@@ -98,7 +101,7 @@ fn connection_timeouts_can_be_set_but_not_disabled() {
         if command == "gateway" {
             arguments.extend(["--engine", "http://a:1"]);
         }
-        let limits = parts(&arguments).limits;
+        let limits = server_parts(&arguments).limits;
         assert_eq!(limits.keep_alive_timeout, seconds(3_700));
         assert_eq!(limits.header_timeout, seconds(2));
         assert_eq!(
@@ -116,9 +119,9 @@ fn connection_timeouts_can_be_set_but_not_disabled() {
 
 #[test]
 fn embedding_programs_have_the_same_defaults() {
-    let parts = parts(&[]);
+    let parts = server_parts(&[]);
     let http = parts.http.clone().unwrap();
-    let embedded = HttpFrontend::at(http.listen.clone());
+    let embedded = HttpFrontend::listening_on(http.listen.clone());
     assert_eq!(http.stream_format, embedded.stream_format);
     assert_eq!(http.unknown_fields, embedded.unknown_fields);
     assert_eq!(http.headers_after, embedded.headers_after);

@@ -8,7 +8,7 @@ fn a_flag_overrides_the_file_and_the_file_overrides_the_default() {
     let text = "slots = 3\nqueue_depth = 5\ntest_runner_frequency_ms = 0.5\nhttp_listen = \"unix:/a\"\n\
                 drain_grace = 0.25\nstream_format = \"sse\"\ninsecure = true";
     let (_folder, path) = settings_file(text);
-    let parts = parts(&["serve", "--config", &path, "--slots", "7"]);
+    let parts = server_parts(&["serve", "--config", &path, "--slots", "7"]);
     assert_eq!(engine(&parts).models[0].slots, 7);
     assert_eq!(engine(&parts).models[0].queue_depth, 5);
     assert_eq!(parts.drain.grace, Duration::from_millis(250));

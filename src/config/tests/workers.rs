@@ -5,7 +5,7 @@ use crate::server::Isolation;
 
 #[test]
 fn worker_processes_run_this_program_with_the_same_settings() {
-    let parts = parts(&[
+    let parts = server_parts(&[
         "--isolation",
         "process",
         "--workers",
@@ -28,12 +28,12 @@ fn worker_processes_run_this_program_with_the_same_settings() {
         "model = \"m\"\nrunner = \"llm_test\"\nslots = 5\n\
          test_runner_first_token_delay_ms = 0\ntest_runner_frequency_ms = 2.5\n"
     );
-    let worker = worker_of(&program.settings).unwrap();
+    let worker = worker_from_stdin(&program.settings).unwrap();
     assert_eq!((worker.parts.slots, &*worker.parts.model), (5, "m"));
 }
 
 /// The worker that gets these settings on standard input.
-fn worker_of(settings: &str) -> Result<WorkerTask, ConfigError> {
+fn worker_from_stdin(settings: &str) -> Result<WorkerTask, ConfigError> {
     let line = [
         "tokenway",
         "worker",
@@ -43,19 +43,21 @@ fn worker_of(settings: &str) -> Result<WorkerTask, ConfigError> {
         "1",
     ];
     let matches = command_line().try_get_matches_from(line)?;
-    AttachSettings::task(&mut worker_settings(innermost(&matches), settings)?)
+    AttachSettings::worker_task(&mut worker_settings(innermost_matches(&matches), settings)?)
 }
 
 #[test]
 fn a_worker_rejects_settings_from_standard_input_that_it_does_not_know() {
-    let error = worker_of("model = \"m\"\nqueue_depth = 1").err().unwrap();
+    let error = worker_from_stdin("model = \"m\"\nqueue_depth = 1")
+        .err()
+        .unwrap();
     let expected = "standard input:2:1: the key 'queue_depth' is unknown";
     assert!(error.to_string().contains(expected), "{error}");
 }
 
 #[test]
 fn worker_timeouts_and_resumptions_can_be_set() {
-    let workers = engine(&parts(&[])).workers.clone();
+    let workers = engine(&server_parts(&[])).workers.clone();
     assert_eq!(workers.timeouts.heartbeat_timeout, Duration::from_secs(2));
     assert_eq!(workers.timeouts.step_limit, Some(Duration::from_secs(30)));
     assert_eq!(workers.resumption.max_consecutive, 2);
@@ -73,7 +75,7 @@ fn worker_timeouts_and_resumptions_can_be_set() {
         "--resume-timeout",
         "3",
     ];
-    let workers = engine(&parts(&arguments)).workers.clone();
+    let workers = engine(&server_parts(&arguments)).workers.clone();
     assert_eq!(
         workers.timeouts.heartbeat_timeout,
         Duration::from_millis(500)
@@ -90,7 +92,7 @@ fn worker_timeouts_and_resumptions_can_be_set() {
 fn an_attached_model_needs_a_name_and_a_worker_socket_and_takes_no_local_workers() {
     let attached = ["--runner", "attached", "--model-name", "m"];
     let listen = ["--worker-listen", "unix:/workers.sock"];
-    let parts = parts(&[&attached[..], &listen].concat());
+    let parts = server_parts(&[&attached[..], &listen].concat());
     assert_eq!(engine(&parts).models[0].workers, 0);
     for (arguments, expected) in [
         (&[&attached[..]].concat(), "--worker-listen"),

@@ -6,15 +6,15 @@ use std::net::SocketAddr;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 
-use super::BACKLOG;
+use super::ACCEPT_BACKLOG;
 
 /// Number of attempts to find a port that is free at every address of a host.
 const MAX_PORT_ATTEMPTS: usize = 16;
 
 /// Binds one socket. Tests replace this function to simulate a machine with other addresses.
-trait Bind: Fn(SocketAddr, Ipv6Only) -> io::Result<Socket> {}
+trait BindSocket: Fn(SocketAddr, Ipv6Only) -> io::Result<Socket> {}
 
-impl<F: Fn(SocketAddr, Ipv6Only) -> io::Result<Socket>> Bind for F {}
+impl<F: Fn(SocketAddr, Ipv6Only) -> io::Result<Socket>> BindSocket for F {}
 
 /// Setting of `IPV6_V6ONLY`, which keeps an IPv6 socket from accepting IPv4 connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,14 +37,14 @@ pub(super) fn bind(addresses: &[SocketAddr]) -> io::Result<Vec<TcpListener>> {
     bound
         .into_iter()
         .map(|socket| {
-            socket.listen(BACKLOG)?;
+            socket.listen(ACCEPT_BACKLOG)?;
             TcpListener::from_std(socket.into())
         })
         .collect()
 }
 
 /// Binds all addresses. With port 0, tries another port if the chosen port is in use at one of the addresses.
-fn bind_at_one_port(addresses: &[SocketAddr], bind: &impl Bind) -> io::Result<Vec<Socket>> {
+fn bind_at_one_port(addresses: &[SocketAddr], bind: &impl BindSocket) -> io::Result<Vec<Socket>> {
     let is_any_port = addresses.iter().all(|address| address.port() == 0);
     let mut attempts = if is_any_port { MAX_PORT_ATTEMPTS } else { 1 };
     loop {
@@ -58,7 +58,7 @@ fn bind_at_one_port(addresses: &[SocketAddr], bind: &impl Bind) -> io::Result<Ve
 
 /// Binds each address once. With port 0, the kernel chooses the port of the first socket, and the other sockets use
 /// the same port.
-fn bind_all(addresses: &[SocketAddr], bind: &impl Bind) -> io::Result<Vec<Socket>> {
+fn bind_all(addresses: &[SocketAddr], bind: &impl BindSocket) -> io::Result<Vec<Socket>> {
     let has_several = addresses.len() > 1;
     let ipv6_only = if has_several {
         Ipv6Only::Yes

@@ -97,7 +97,7 @@ impl ChatTemplate {
         ]);
         match render(&self.inline, &context) {
             Err(error) if error.kind() == ErrorKind::OutOfFuel => self.render_on_thread(&context),
-            rendered => rendered.map_err(|error| ModelError::Invalid(message_for(&error))),
+            rendered => rendered.map_err(|error| ModelError::Invalid(error_message(&error))),
         }
     }
 
@@ -109,7 +109,7 @@ impl ChatTemplate {
                 .stack_size(STACK_BYTES)
                 .spawn_scoped(scope, || {
                     let rendered = render(&self.threaded, context);
-                    rendered.map_err(|error| ModelError::Invalid(message_for(&error)))
+                    rendered.map_err(|error| ModelError::Invalid(error_message(&error)))
                 });
             let joined = thread.map_err(|_| failed())?.join();
             joined.unwrap_or_else(|_| Err(failed()))
@@ -171,7 +171,7 @@ fn has_long_number(text: &str) -> bool {
 
 /// Returns the error message for a failed rendering. If the template called `raise_exception`, the message contains
 /// the text of that call.
-fn message_for(error: &Error) -> String {
+fn error_message(error: &Error) -> String {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(cause) = source {
         if let Some(RaisedException(text)) = cause.downcast_ref() {

@@ -18,7 +18,7 @@ use super::sampling::Sampler;
 use super::sequence::ActiveSequence;
 use crate::request::TokenId;
 use crate::runner::{
-    Model, ModelError, Next, Runner, Sequence, Slot, SlotCredit, Step, StepError, Token,
+    Model, ModelError, NextStep, Runner, Sequence, Slot, SlotCredit, Step, StepError, Token,
 };
 use crate::tokens::{Logprobs, TopLogprob};
 
@@ -60,7 +60,7 @@ struct BatchPart {
 }
 
 impl LlamaRunner {
-    /// Creates a runner. `context` must have room for `slots` sequences and for batches of [`rows`] rows.
+    /// Creates a runner. `context` must have room for `slots` sequences and for batches of [`batch_rows`] rows.
     pub(super) fn new(context: Context, slots: usize) -> Self {
         // llama.cpp may allow fewer rows than requested, and aborts the process on a larger batch.
         let allowed = context.with_dependent(|_, context| context.n_batch());
@@ -68,7 +68,7 @@ impl LlamaRunner {
         Self {
             model: Arc::clone(context.borrow_owner()),
             context,
-            batch: LlamaBatch::new(rows(slots).min(allowed), 1),
+            batch: LlamaBatch::new(batch_rows(slots).min(allowed), 1),
             sequences: (0..slots).map(|_| None).collect(),
             admitted: 0,
             sampler: Sampler::default(),
@@ -80,27 +80,27 @@ impl LlamaRunner {
     fn check(&self, slot: Slot, sequence: &Sequence) -> Result<(), ModelError> {
         match self.sequences.get(slot.0) {
             Some(None) => {}
-            Some(Some(_)) => return Err(failed(format!("slot {} is not free", slot.0))),
-            None => return Err(failed(format!("there is no slot {}", slot.0))),
+            Some(Some(_)) => return Err(model_failed(format!("slot {} is not free", slot.0))),
+            None => return Err(model_failed(format!("there is no slot {}", slot.0))),
         }
         if sequence.prompt.is_empty() {
-            return Err(invalid("The prompt is empty.".to_owned()));
+            return Err(invalid_input("The prompt is empty.".to_owned()));
         }
         let mut ids = sequence.prompt.iter().chain(&sequence.delivered);
-        if let Some(id) = ids.find(|id| !self.model.has(**id)) {
+        if let Some(id) = ids.find(|id| !self.model.has_token(**id)) {
             let reason = format!("Token id {id} is not in this model's vocabulary.");
-            return Err(invalid(reason));
+            return Err(invalid_input(reason));
         }
         let max_tokens = usize::try_from(sequence.max_tokens).unwrap_or(usize::MAX);
         let context_length = self.model.facts().context_length;
         let cells = sequence.prompt.len().saturating_add(max_tokens);
         if cells > usize::try_from(context_length).unwrap_or(usize::MAX) {
-            return Err(invalid(format!(
+            return Err(invalid_input(format!(
                 "This model's context is {context_length} tokens; the prompt and `max_tokens` need {cells}."
             )));
         }
         if sequence.delivered.len() >= max_tokens && !sequence.scores_prompt {
-            return Err(invalid(
+            return Err(invalid_input(
                 "The resumed request already has `max_tokens` tokens; nothing is left to generate."
                     .to_owned(),
             ));
@@ -110,7 +110,7 @@ impl LlamaRunner {
 
     /// Decides how many rows each sequence gets in this step. A sequence that needs only one row always gets it. All
     /// others share the prefill rows, in the order of their admission.
-    fn plan(&mut self, step: &Step<'_>) {
+    fn plan_rows(&mut self, step: &Step<'_>) {
         self.parts.clear();
         for (index, sequence) in self.sequences.iter().enumerate() {
             let (slot, Some(sequence)) = (Slot(index), sequence) else {
@@ -147,7 +147,7 @@ impl LlamaRunner {
 
     /// Adds the planned rows to the batch. Logits are requested for rows that a token is sampled from, and for all
     /// rows of a scored prompt.
-    fn fill(&mut self) -> Result<(), BatchError> {
+    fn fill_batch(&mut self) -> Result<(), BatchError> {
         self.batch.clear();
         for part in &mut self.parts {
             let Some(sequence) = &self.sequences[part.slot.0] else {
@@ -170,7 +170,7 @@ impl LlamaRunner {
 
     /// Emits the tokens of scored prompts, and samples and emits the next token of every sequence that has finished
     /// its prompt.
-    fn emit(&mut self, step: &mut Step<'_>) {
+    fn emit_tokens(&mut self, step: &mut Step<'_>) {
         let (sequences, sampler, model) = (&mut self.sequences, &mut self.sampler, &self.model);
         let parts = &self.parts;
         self.context.with_dependent_mut(|_, context| {
@@ -227,30 +227,30 @@ impl Runner for LlamaRunner {
         }
     }
 
-    fn next(&mut self, credit: &dyn SlotCredit) -> Next {
+    fn next_step(&mut self, credit: &dyn SlotCredit) -> NextStep {
         let mut sequences = self.sequences.iter().enumerate();
         let any = sequences.any(|(index, sequence)| {
             let sequence = sequence.as_ref();
             sequence.is_some_and(|sequence| sequence.rows(credit.credit(Slot(index))) > 0)
         });
-        if any { Next::Now } else { Next::Idle }
+        if any { NextStep::Now } else { NextStep::Idle }
     }
 
     fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError> {
-        self.plan(step);
+        self.plan_rows(step);
         if self.parts.is_empty() {
             return Ok(());
         }
-        self.fill()
+        self.fill_batch()
             .map_err(|error| StepError(format!("could not fill a batch: {error}")))?;
         let (context, batch) = (&mut self.context, &mut self.batch);
         match context.with_dependent_mut(|_, context| context.decode(batch)) {
-            Ok(()) => self.emit(step),
+            Ok(()) => self.emit_tokens(step),
             // This should not happen, because each sequence has enough KV cells for its whole context. llama.cpp has
             // left the context unchanged, so only these sequences fail, and the device continues.
             Err(DecodeError::NoKvCacheSlot) => {
                 for part in &self.parts {
-                    step.fail(part.slot, failed("The KV cache is full.".to_owned()));
+                    step.fail(part.slot, model_failed("The KV cache is full.".to_owned()));
                 }
             }
             Err(error @ (DecodeError::NTokensZero | DecodeError::Unknown(_))) => {
@@ -262,7 +262,7 @@ impl Runner for LlamaRunner {
 }
 
 /// Returns the number of rows in a batch: one per slot, plus the prefill rows.
-pub(super) fn rows(slots: usize) -> usize {
+pub(super) fn batch_rows(slots: usize) -> usize {
     slots + PREFILL_ROWS
 }
 
@@ -281,14 +281,14 @@ fn emit_prompt(
             token_bytes: model.full_bytes(id),
             ..Logprobs::default()
         };
-        step.emit_prompt(part.slot, token(model, id, Some(logprobs))?);
+        step.emit_prompt(part.slot, token_with_logprobs(model, id, Some(logprobs))?);
     }
     for offset in 0..part.rows {
         let Some(id) = sequence.prompt_token(sequence.computed() + offset + 1) else {
             continue;
         };
         let logprobs = logprobs(model, part.logits(context, offset), id, sequence)?;
-        step.emit_prompt(part.slot, token(model, id, logprobs)?);
+        step.emit_prompt(part.slot, token_with_logprobs(model, id, logprobs)?);
     }
     Ok(())
 }
@@ -307,9 +307,9 @@ fn next_token(
         sequence.logit_adjustments(),
         sequence.draw_key(),
     );
-    let id = id.map_err(|error| failed(error.to_string()))?;
+    let id = id.map_err(|error| model_failed(error.to_string()))?;
     let logprobs = logprobs(model, logits, id, sequence)?;
-    token(model, id, logprobs)
+    token_with_logprobs(model, id, logprobs)
 }
 
 /// Emits the next token of a sequence.
@@ -340,7 +340,8 @@ fn logprobs(
     let Some(top) = sequence.logprobs else {
         return Ok(None);
     };
-    let position = logprobs::of(logits, id, top).map_err(|error| failed(error.to_string()))?;
+    let position = logprobs::position_logprobs(logits, id, top)
+        .map_err(|error| model_failed(error.to_string()))?;
     let top = position.top.into_iter().map(|(id, logprob)| TopLogprob {
         id,
         token_bytes: model.full_bytes(id),
@@ -353,8 +354,12 @@ fn logprobs(
     }))
 }
 
-fn token(model: &GgufModel, id: TokenId, logprobs: Option<Logprobs>) -> Result<Token, ModelError> {
-    let unknown = || failed(format!("Token id {id} is not in this model's vocabulary."));
+fn token_with_logprobs(
+    model: &GgufModel,
+    id: TokenId,
+    logprobs: Option<Logprobs>,
+) -> Result<Token, ModelError> {
+    let unknown = || model_failed(format!("Token id {id} is not in this model's vocabulary."));
     Ok(Token {
         id,
         bytes: model.visible_bytes(id).ok_or_else(unknown)?,
@@ -364,11 +369,11 @@ fn token(model: &GgufModel, id: TokenId, logprobs: Option<Logprobs>) -> Result<T
     })
 }
 
-fn invalid(reason: String) -> ModelError {
+fn invalid_input(reason: String) -> ModelError {
     ModelError::Invalid(reason)
 }
 
-fn failed(reason: String) -> ModelError {
+fn model_failed(reason: String) -> ModelError {
     ModelError::Failed(reason)
 }
 

@@ -102,7 +102,7 @@ impl Header {
     }
 
     fn parse(source: impl Read, length: u64) -> Result<Self, String> {
-        let mut input = Input {
+        let mut input = HeaderReader {
             source,
             position: 0,
             length,
@@ -119,7 +119,7 @@ impl Header {
         let value_count = input.count("metadata values", 13)?;
         let mut values = HashMap::new();
         for _ in 0..value_count {
-            let key = input.short_string("a metadata key")?;
+            let key = input.read_short_string("a metadata key")?;
             let value = input.value(&key)?;
             if values.insert(key.clone(), value).is_some() {
                 return Err(format!("`{key}` is in the file twice"));
@@ -134,7 +134,7 @@ impl Header {
             tensors,
             missing_byte: input.missing_byte,
         };
-        tensors::check(&header, input.position, length)?;
+        tensors::check_tensors(&header, input.position, length)?;
         Ok(header)
     }
 
@@ -162,7 +162,7 @@ impl Header {
 }
 
 /// Reads a file from front to back. Checks every length against the rest of the file.
-struct Input<R> {
+struct HeaderReader<R> {
     source: R,
     /// Number of bytes read.
     position: u64,
@@ -171,7 +171,7 @@ struct Input<R> {
     missing_byte: Option<u8>,
 }
 
-impl<R: Read> Input<R> {
+impl<R: Read> HeaderReader<R> {
     fn remaining(&self) -> u64 {
         self.length - self.position
     }
@@ -212,17 +212,17 @@ impl<R: Read> Input<R> {
         }
     }
 
-    fn u32(&mut self) -> Result<u32, String> {
+    fn read_u32(&mut self) -> Result<u32, String> {
         Ok(u32::from_le_bytes(self.array()?))
     }
 
-    fn u64(&mut self) -> Result<u64, String> {
+    fn read_u64(&mut self) -> Result<u64, String> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
     /// Reads the number of items in a list. Each item takes at least `min_bytes` bytes of the file.
     fn count(&mut self, items: &str, min_bytes: u64) -> Result<u64, String> {
-        let count = self.u64()?;
+        let count = self.read_u64()?;
         if count.saturating_mul(min_bytes) > self.length {
             let length = self.length;
             return Err(format!(
@@ -244,8 +244,8 @@ impl<R: Read> Input<R> {
     }
 
     /// Reads a string of at most [`MAX_STRING_BYTES`]. `what` describes the string in errors.
-    fn short_string(&mut self, what: &str) -> Result<String, String> {
-        let length = self.u64()?;
+    fn read_short_string(&mut self, what: &str) -> Result<String, String> {
+        let length = self.read_u64()?;
         if length > MAX_STRING_BYTES {
             return Err(format!(
                 "{what} must be at most {MAX_STRING_BYTES} bytes long (got {length})"
@@ -257,14 +257,14 @@ impl<R: Read> Input<R> {
 
     fn value(&mut self, key: &str) -> Result<Value, String> {
         const ARRAY: u32 = 9;
-        let code = self.u32()?;
+        let code = self.read_u32()?;
         if code == ARRAY {
-            let code = self.u32()?;
+            let code = self.read_u32()?;
             return self.read_array(key, value_type(key, code)?);
         }
         match value_type(key, code)? {
             ValueType::String => {
-                let length = self.u64()?;
+                let length = self.read_u64()?;
                 if length > MAX_STRING_BYTES {
                     self.skip(length)?;
                     return Ok(Value::Unchecked);
@@ -285,7 +285,7 @@ impl<R: Read> Input<R> {
     }
 
     fn read_array(&mut self, key: &str, element: ValueType) -> Result<Value, String> {
-        let count = self.u64()?;
+        let count = self.read_u64()?;
         if count.saturating_mul(element.size()) > self.remaining() {
             return Err(format!(
                 "the file is truncated: its {} bytes end before the {count} values of `{key}`",
@@ -297,7 +297,7 @@ impl<R: Read> Input<R> {
             ValueType::String if key == TOKENS_KEY => self.read_tokens(count)?,
             ValueType::String => {
                 for _ in 0..count {
-                    let length = self.u64()?;
+                    let length = self.read_u64()?;
                     self.skip(length)?;
                 }
             }
@@ -325,7 +325,7 @@ impl<R: Read> Input<R> {
     fn read_tokens(&mut self, count: u64) -> Result<(), String> {
         let mut seen: HashSet<Vec<u8>> = HashSet::new();
         for index in 0..count {
-            let length = self.u64()?;
+            let length = self.read_u64()?;
             let mut text = self.bytes(length)?;
             if text.is_empty() {
                 text = format!("[EMPTY_{index}]").into_bytes();
@@ -355,20 +355,22 @@ impl<R: Read> Input<R> {
     }
 
     fn tensor(&mut self) -> Result<Tensor, String> {
-        let name = self.short_string("a tensor name")?;
-        let count = self.u32()?;
+        let name = self.read_short_string("a tensor name")?;
+        let count = self.read_u32()?;
         if count > tensors::MAX_DIMENSIONS {
             let max = tensors::MAX_DIMENSIONS;
             return Err(format!(
                 "tensor `{name}` must have at most {max} dimensions (got {count})"
             ));
         }
-        let dimensions = (0..count).map(|_| self.u64()).collect::<Result<_, _>>()?;
+        let dimensions = (0..count)
+            .map(|_| self.read_u64())
+            .collect::<Result<_, _>>()?;
         Ok(Tensor {
             name,
             dimensions,
-            data_type: self.u32()?,
-            offset: self.u64()?,
+            data_type: self.read_u32()?,
+            offset: self.read_u64()?,
         })
     }
 }

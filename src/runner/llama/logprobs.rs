@@ -20,7 +20,7 @@ pub(super) struct PositionLogprobs {
 /// the vocabulary, in the order of ids.
 ///
 /// # Errors A logit is NaN, or the largest logit is infinite.
-pub(super) fn of(
+pub(super) fn position_logprobs(
     logits: &[f32],
     token: TokenId,
     top: u32,
@@ -36,7 +36,7 @@ pub(super) fn of(
     let total = to_f32(total.ln());
     let logprob = |logit: f32| (logit - max - total).max(MIN_LOGPROB);
     let own = usize::try_from(token).ok().and_then(|at| logits.get(at));
-    let largest = largest(logits, usize::try_from(top).unwrap_or(usize::MAX));
+    let largest = largest_logits(logits, usize::try_from(top).unwrap_or(usize::MAX));
     Ok(PositionLogprobs {
         logprob: own.map_or(MIN_LOGPROB, |logit| logprob(*logit)),
         top: largest
@@ -47,7 +47,7 @@ pub(super) fn of(
 }
 
 /// Returns the `count` largest logits in descending order. Insertion sort is fast enough, because `count` is small.
-fn largest(logits: &[f32], count: usize) -> Vec<(TokenId, f32)> {
+fn largest_logits(logits: &[f32], count: usize) -> Vec<(TokenId, f32)> {
     let mut best: Vec<(TokenId, f32)> = Vec::with_capacity(count + 1);
     for (id, &logit) in (0..).zip(logits) {
         let is_candidate =
@@ -91,17 +91,17 @@ mod tests {
     #[test]
     fn logprobs_are_logarithms_of_the_probabilities() {
         let logits = logits(&[0.1, 0.5, 0.25, 0.15]);
-        assert_near(&of(&logits, 3, 0).unwrap(), 0.15, &[]);
+        assert_near(&position_logprobs(&logits, 3, 0).unwrap(), 0.15, &[]);
         let top = [(1, 0.5), (2, 0.25), (3, 0.15)];
-        assert_near(&of(&logits, 1, 3).unwrap(), 0.5, &top);
-        assert_eq!(of(&logits, 1, 20).unwrap().top.len(), 4);
+        assert_near(&position_logprobs(&logits, 1, 3).unwrap(), 0.5, &top);
+        assert_eq!(position_logprobs(&logits, 1, 20).unwrap().top.len(), 4);
     }
 
     #[test]
     fn ties_are_ordered_by_token_id() {
         let logits = logits(&[0.2, 0.3, 0.2, 0.3]);
         assert_near(
-            &of(&logits, 0, 3).unwrap(),
+            &position_logprobs(&logits, 0, 3).unwrap(),
             0.2,
             &[(1, 0.3), (3, 0.3), (0, 0.2)],
         );
@@ -109,15 +109,15 @@ mod tests {
 
     #[test]
     fn an_impossible_token_has_a_finite_logprob() {
-        let position = of(&[0.0, f32::NEG_INFINITY], 1, 2).unwrap();
+        let position = position_logprobs(&[0.0, f32::NEG_INFINITY], 1, 2).unwrap();
         assert_eq!(position.logprob, MIN_LOGPROB);
         assert_eq!(position.top, [(0, 0.0), (1, MIN_LOGPROB)]);
     }
 
     #[test]
     fn invalid_logits_are_an_error() {
-        assert!(of(&[0.0, f32::NAN], 0, 0).is_err());
-        assert!(of(&[f32::NEG_INFINITY; 2], 0, 0).is_err());
-        assert!(of(&[], 0, 0).is_err());
+        assert!(position_logprobs(&[0.0, f32::NAN], 0, 0).is_err());
+        assert!(position_logprobs(&[f32::NEG_INFINITY; 2], 0, 0).is_err());
+        assert!(position_logprobs(&[], 0, 0).is_err());
     }
 }

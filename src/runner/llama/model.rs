@@ -47,7 +47,7 @@ struct InfillTokens {
 }
 
 impl InfillTokens {
-    fn of(vocab: &LlamaVocab<'_>) -> Option<Self> {
+    fn from_vocabulary(vocab: &LlamaVocab<'_>) -> Option<Self> {
         Some(Self {
             prefix: token_id(vocab.fim_pre())?,
             suffix: token_id(vocab.fim_suf())?,
@@ -84,7 +84,7 @@ impl GgufModel {
             .collect();
         let end_tokens = vocab.tokens().filter(|token| vocab.is_eog(*token));
         let end_tokens = end_tokens.filter_map(token_id).collect();
-        let infill = InfillTokens::of(&vocab);
+        let infill = InfillTokens::from_vocabulary(&vocab);
         let bos = token_id(vocab.bos()).filter(|_| vocab.should_add_bos());
         let text_of = |token: LlamaToken| {
             // llama.cpp returns no text for a special token that the model lacks.
@@ -122,7 +122,7 @@ impl GgufModel {
     }
 
     /// Returns true if the vocabulary contains this token.
-    pub(super) fn has(&self, id: TokenId) -> bool {
+    pub(super) fn has_token(&self, id: TokenId) -> bool {
         self.entry(id).is_some()
     }
 

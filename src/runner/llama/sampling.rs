@@ -43,12 +43,12 @@ fn mix(value: u64) -> u64 {
 }
 
 /// The tokens of a sequence, counted for the penalties. Empty for a sequence without penalties.
-pub(super) struct History {
+pub(super) struct PenaltyHistory {
     /// Number of occurrences of each token in the completion. A token that occurs only in the prompt has 0.
     counts: Option<HashMap<TokenId, u32>>,
 }
 
-impl History {
+impl PenaltyHistory {
     /// Counts the tokens of a prompt and of the completion so far.
     pub(super) fn new(sampling: &Sampling, prompt: &[TokenId], completion: &[TokenId]) -> Self {
         let neutral = sampling.repetition_penalty == 1.0
@@ -125,7 +125,7 @@ impl Sampler {
         &mut self,
         logits: &[f32],
         sampling: &Sampling,
-        history: &History,
+        history: &PenaltyHistory,
         adjustments: LogitAdjustments<'_>,
         draw_key: DrawKey,
     ) -> Result<TokenId, InvalidLogits> {
@@ -145,7 +145,7 @@ impl Sampler {
             adjustments.ban(adjusted);
             adjusted
         };
-        let (greedy, max) = largest(logits).ok_or(InvalidLogits)?;
+        let (greedy, max) = most_likely(logits).ok_or(InvalidLogits)?;
         if sampling.temperature <= 0.0 {
             return Ok(greedy);
         }
@@ -176,7 +176,7 @@ impl Candidate {
     }
 
     /// Compares two candidates: the larger logit first, then the lower id.
-    fn order(&self, other: &Self) -> Ordering {
+    fn compare(&self, other: &Self) -> Ordering {
         let by_logit = other.logit.total_cmp(&self.logit);
         by_logit.then(self.id.cmp(&other.id))
     }
@@ -208,7 +208,7 @@ fn logit_of(logits: &mut [f32], id: TokenId) -> Option<&mut f32> {
 }
 
 /// Returns the token with the largest logit, and the lowest id among equals. Returns `None` if the logit is infinite.
-fn largest(logits: &[f32]) -> Option<(TokenId, f32)> {
+fn most_likely(logits: &[f32]) -> Option<(TokenId, f32)> {
     let mut best: Option<(TokenId, f32)> = None;
     for (id, &logit) in (0..).zip(logits) {
         if best.is_none_or(|(_, largest)| logit > largest) {
@@ -224,10 +224,10 @@ fn keep_top_k(candidates: &mut Vec<Candidate>, top_k: u32) {
         return;
     };
     if top_k < candidates.len() {
-        candidates.select_nth_unstable_by(top_k, Candidate::order);
+        candidates.select_nth_unstable_by(top_k, Candidate::compare);
         candidates.truncate(top_k);
     }
-    candidates.sort_unstable_by(Candidate::order);
+    candidates.sort_unstable_by(Candidate::compare);
 }
 
 /// Keeps the smallest set of most likely candidates whose total probability is at least `top_p`.
@@ -241,7 +241,7 @@ fn keep_top_p(candidates: &mut Vec<Candidate>, top_p: f32) {
     let count = u32::try_from(candidates.len()).unwrap_or(u32::MAX);
     let bound = total * (1.0 - top_p) / f64::from(count);
     candidates.retain(|candidate| f64::from(candidate.weight) >= bound);
-    candidates.sort_unstable_by(Candidate::order);
+    candidates.sort_unstable_by(Candidate::compare);
     let mut mass = 0.0;
     let nucleus = candidates.iter().position(|candidate| {
         mass += f64::from(candidate.weight);

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::sampling::{DrawKey, History, LogitAdjustments};
+use super::sampling::{DrawKey, LogitAdjustments, PenaltyHistory};
 use crate::request::{Sampling, StopTokens, TokenId};
 use crate::runner::Sequence;
 
@@ -18,7 +18,7 @@ pub(super) struct ActiveSequence {
     /// Maximum length of `tokens`.
     max_len: usize,
     pub(super) sampling: Sampling,
-    pub(super) history: History,
+    pub(super) history: PenaltyHistory,
     bias: Arc<[(TokenId, f32)]>,
     stop_tokens: StopTokens,
     /// Tokens that are banned before `min_tokens` is reached, because they would end the sequence. Empty if
@@ -50,7 +50,7 @@ impl ActiveSequence {
             computed: 0,
             max_len,
             sampling: options.sampling,
-            history: History::new(&options.sampling, &sequence.prompt, &sequence.delivered),
+            history: PenaltyHistory::new(&options.sampling, &sequence.prompt, &sequence.delivered),
             bias: Arc::clone(&options.logit_bias),
             early_end_tokens: early_end_tokens(&options.stop_tokens, end_tokens),
             stop_tokens: options.stop_tokens.clone(),

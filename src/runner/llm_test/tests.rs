@@ -48,7 +48,7 @@ fn deadlines_are_absolute_from_admission() {
     let mut runner = runner(Duration::from_secs(1));
     let before = monotonic_ns();
     runner.admit(Slot(0), sequence(3)).unwrap();
-    let Next::At(first) = runner.next(&FixedCredit(1)) else {
+    let NextStep::At(first) = runner.next_step(&FixedCredit(1)) else {
         panic!("no deadline")
     };
     assert!(first >= before + 1_000_000_000);
@@ -60,7 +60,10 @@ fn deadlines_are_absolute_from_admission() {
         matches!(&emissions[..], [Emission::Token(Slot(0), token)] if token.due_ns == 5),
         "{emissions:?}"
     );
-    assert_eq!(runner.next(&FixedCredit(1)), Next::At(1_000_000_005));
+    assert_eq!(
+        runner.next_step(&FixedCredit(1)),
+        NextStep::At(1_000_000_005)
+    );
 }
 
 #[test]
@@ -68,8 +71,8 @@ fn a_sequence_without_credit_is_skipped_and_loses_no_token() {
     let mut runner = runner(Duration::ZERO);
     runner.admit(Slot(0), sequence(100)).unwrap();
     assert!(step(&mut runner, 0).is_empty());
-    assert_eq!(runner.next(&FixedCredit(0)), Next::Idle);
-    assert!(matches!(runner.next(&FixedCredit(2)), Next::At(_)));
+    assert_eq!(runner.next_step(&FixedCredit(0)), NextStep::Idle);
+    assert!(matches!(runner.next_step(&FixedCredit(2)), NextStep::At(_)));
     let emissions = step(&mut runner, 2);
     let texts: Vec<_> = emissions
         .iter()
@@ -88,7 +91,7 @@ fn a_released_sequence_emits_nothing() {
     let mut runner = runner(Duration::ZERO);
     runner.admit(Slot(0), sequence(100)).unwrap();
     runner.release(Slot(0));
-    assert_eq!(runner.next(&FixedCredit(1)), Next::Idle);
+    assert_eq!(runner.next_step(&FixedCredit(1)), NextStep::Idle);
     runner.admit(Slot(0), sequence(100)).unwrap();
     assert_eq!(step(&mut runner, 1).len(), 1);
 }
@@ -100,7 +103,7 @@ fn a_reused_slot_does_not_inherit_the_wait_for_credit() {
     assert!(step(&mut runner, 0).is_empty(), "it has no credit");
     runner.release(Slot(0));
     runner.admit(Slot(0), sequence(100)).unwrap();
-    assert!(matches!(runner.next(&FixedCredit(3)), Next::At(_)));
+    assert!(matches!(runner.next_step(&FixedCredit(3)), NextStep::At(_)));
     assert_eq!(step(&mut runner, 3).len(), 3, "the credit is 3");
 }
 

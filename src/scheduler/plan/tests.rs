@@ -10,7 +10,7 @@ use crate::models::Models;
 struct NamedJob {
     name: &'static str,
     max_tokens: u32,
-    is_wanted: Rc<Cell<bool>>,
+    has_reader: Rc<Cell<bool>>,
 }
 
 /// Jobs whose name starts with this prefix are crash suspects.
@@ -21,8 +21,8 @@ impl Job for NamedJob {
         self.max_tokens
     }
 
-    fn is_wanted(&self) -> bool {
-        self.is_wanted.get()
+    fn has_reader(&self) -> bool {
+        self.has_reader.get()
     }
 
     fn is_suspect(&self) -> bool {
@@ -34,7 +34,7 @@ fn job(name: &'static str) -> NamedJob {
     NamedJob {
         name,
         max_tokens: 16,
-        is_wanted: Rc::new(Cell::new(true)),
+        has_reader: Rc::new(Cell::new(true)),
     }
 }
 
@@ -47,7 +47,7 @@ fn names(placements: &[Placement<NamedJob>]) -> Vec<(&'static str, usize)> {
 
 /// Creates a plan with one model, and one ready worker for each entry of `slots`.
 fn plan(slots: &[usize], queue_depth: usize) -> Plan<NamedJob> {
-    let mut plan = Plan::new(Models::for_test(&["a"]).zip([queue_depth]));
+    let mut plan = Plan::new(Models::for_test(&["a"]).map_values([queue_depth]));
     for (worker, slots) in slots.iter().enumerate() {
         add_ready(&mut plan, worker, model(0), *slots);
     }
@@ -56,7 +56,7 @@ fn plan(slots: &[usize], queue_depth: usize) -> Plan<NamedJob> {
 
 /// Creates a plan with two models and no workers.
 fn two_models(queue_depths: [usize; 2]) -> Plan<NamedJob> {
-    Plan::new(Models::for_test(&["a", "b"]).zip(queue_depths))
+    Plan::new(Models::for_test(&["a", "b"]).map_values(queue_depths))
 }
 
 /// Returns the id of the first or second model of [`two_models`].
@@ -66,9 +66,9 @@ fn model(index: usize) -> ModelId {
 
 /// Adds a ready worker.
 fn add_ready(plan: &mut Plan<NamedJob>, worker: usize, model: ModelId, slots: usize) {
-    plan.joined(WorkerId(worker), model);
+    plan.add_worker(WorkerId(worker), model);
     assert!(
-        plan.ready(WorkerId(worker), Generation(1), slots)
+        plan.worker_ready(WorkerId(worker), Generation(1), slots)
             .is_empty()
     );
 }
@@ -78,7 +78,7 @@ fn admit(plan: &mut Plan<NamedJob>, priority: i32, name: &'static str) -> Admiss
 }
 
 fn release(plan: &mut Plan<NamedJob>, worker: usize) -> Vec<(&'static str, usize)> {
-    names(&plan.released(WorkerId(worker), Generation(1), 16))
+    names(&plan.slot_released(WorkerId(worker), Generation(1), 16))
 }
 
 #[test]
@@ -146,11 +146,11 @@ fn an_abandoned_request_is_never_placed() {
     let gone = job("gone");
     plan.admit(model(0), 0, vec![gone.clone()]);
     admit(&mut plan, 0, "next");
-    gone.is_wanted.set(false);
+    gone.has_reader.set(false);
     assert_eq!(release(&mut plan, 0), [("next", 0)]);
     let gone = job("gone");
     plan.admit(model(0), 0, vec![gone.clone()]);
-    gone.is_wanted.set(false);
+    gone.has_reader.set(false);
     plan.sweep();
     assert_eq!(plan.queued(), 0);
 }
@@ -189,13 +189,13 @@ fn a_lost_worker_takes_nothing_until_it_is_ready_again() {
     let mut plan = plan(&[1], 8);
     admit(&mut plan, 0, "runs");
     admit(&mut plan, 0, "waits");
-    plan.lost(WorkerId(0));
+    plan.worker_lost(WorkerId(0));
     assert_eq!(admit(&mut plan, 0, "rejected"), Admission::NoWorker);
     assert!(
         release(&mut plan, 0).is_empty(),
         "the slot belongs to an earlier generation"
     );
-    let placed = plan.ready(WorkerId(0), Generation(2), 1);
+    let placed = plan.worker_ready(WorkerId(0), Generation(2), 1);
     assert_eq!(names(&placed), [("waits", 0)]);
 }
 
@@ -217,17 +217,17 @@ fn a_resumed_choice_goes_before_new_requests_of_any_priority() {
 #[test]
 fn a_resumed_choice_waits_when_no_worker_is_up() {
     let mut plan = plan(&[1], 0);
-    plan.lost(WorkerId(0));
+    plan.worker_lost(WorkerId(0));
     assert!(plan.resume(model(0), 0, job("resumed")).is_empty());
     assert_eq!(admit(&mut plan, 0, "new"), Admission::NoWorker);
-    let placed = plan.ready(WorkerId(0), Generation(2), 1);
+    let placed = plan.worker_ready(WorkerId(0), Generation(2), 1);
     assert_eq!(names(&placed), [("resumed", 0)]);
 }
 
 #[test]
 fn a_worker_that_left_takes_nothing_and_a_new_one_does() {
     let mut plan = plan(&[1], 8);
-    plan.left(WorkerId(0));
+    plan.remove_worker(WorkerId(0));
     assert_eq!(admit(&mut plan, 0, "rejected"), Admission::NoWorker);
     add_ready(&mut plan, 7, model(0), 1);
     assert_eq!(
@@ -240,10 +240,10 @@ fn a_worker_that_left_takes_nothing_and_a_new_one_does() {
 fn a_stuck_worker_takes_nothing_until_its_device_call_returns() {
     let mut plan = plan(&[2], 8);
     admit(&mut plan, 0, "runs");
-    assert!(plan.stuck(WorkerId(0), true).is_empty());
+    assert!(plan.set_stuck(WorkerId(0), true).is_empty());
     assert_eq!(admit(&mut plan, 0, "rejected"), Admission::NoWorker);
     assert!(plan.resume(model(0), 0, job("waits")).is_empty());
-    assert_eq!(names(&plan.stuck(WorkerId(0), false)), [("waits", 0)]);
+    assert_eq!(names(&plan.set_stuck(WorkerId(0), false)), [("waits", 0)]);
 }
 
 #[test]
@@ -258,6 +258,6 @@ fn a_worker_has_at_most_one_suspect_and_suspects_do_not_block_others() {
         names(&plan.admit(model(0), 0, vec![job("new")]).1),
         [("new", 0)]
     );
-    let placed = plan.cleared(WorkerId(0), Generation(1));
+    let placed = plan.suspect_cleared(WorkerId(0), Generation(1));
     assert_eq!(names(&placed), [("suspect 2", 0)]);
 }

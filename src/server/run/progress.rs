@@ -12,7 +12,7 @@ use crate::output::Output;
 const DEFAULT_WIDTH: u16 = 80;
 
 /// Returns the place to draw the progress bar: standard error if it is a terminal, otherwise nowhere.
-pub(super) fn target(stderr: &Output) -> ProgressDrawTarget {
+pub(super) fn draw_target(stderr: &Output) -> ProgressDrawTarget {
     if io::stderr().is_terminal() {
         ProgressDrawTarget::term_like(Box::new(Terminal(stderr.clone())))
     } else {

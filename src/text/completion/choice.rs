@@ -101,7 +101,7 @@ impl Choice {
     ///
     /// If a stop string matches, returns the number of tokens in `ready` before the token that completed the match,
     /// and the finish reason.
-    pub(super) fn take(
+    pub(super) fn decode(
         &mut self,
         received: impl IntoIterator<Item = Token>,
         ready: &mut TokenBatch,

@@ -51,7 +51,7 @@ impl ScoredPrompt {
     }
 
     /// Appends a received token to `prompt`.
-    pub(super) fn take(&mut self, token: Token, prompt: &mut TokenBatch) {
+    pub(super) fn push_token(&mut self, token: Token, prompt: &mut TokenBatch) {
         if self.repeated > 0 {
             self.repeated -= 1;
             return;
@@ -151,7 +151,7 @@ mod tests {
                 emitted_ns: 0,
                 logprobs: Some(Box::new(logprobs)),
             };
-            prompt.take(token, &mut batch);
+            prompt.push_token(token, &mut batch);
         }
         batch.iter().map(|token| token.text.to_owned()).collect()
     }

@@ -87,7 +87,7 @@ impl EngineConnection {
             };
             match message {
                 Some(EngineMessage::Submit(submit)) => match self.submission(submit) {
-                    Ok(Some(submission)) => self.handle.submit_when_room(submission).await,
+                    Ok(Some(submission)) => self.handle.submit_waiting(submission).await,
                     Ok(None) => {}
                     Err(violation) => {
                         return ConnectionEnd::Broken(Status::failed_precondition(violation));
@@ -113,7 +113,8 @@ impl EngineConnection {
     fn submission(&self, submit: proto::Submit) -> Result<Option<Submission>, String> {
         let (number, generation) = (submit.sequence, Generation(submit.generation));
         let credit = usize::try_from(submit.credit).unwrap_or(usize::MAX);
-        let sequence = wire::sequence(submit).map_err(|violation| violation.to_string())?;
+        let sequence =
+            wire::sequence_from_submit(submit).map_err(|violation| violation.to_string())?;
         let reader = RemoteReader::new(credit);
         let mut state = self.state();
         // The engine sent this submission before it received the worker's `crashed` message. The engine already
@@ -179,12 +180,12 @@ impl EngineConnection {
         open_calls.spawn(async move {
             let answer = match (model, about) {
                 (Some(model), Some(about)) if !is_full => {
-                    let answer = tokio::task::spawn_blocking(move || answer(&*model, about));
+                    let answer = tokio::task::spawn_blocking(move || call_model(&*model, about));
                     answer
                         .await
-                        .unwrap_or_else(|_| failed("the tokenizer panicked"))
+                        .unwrap_or_else(|_| failed_answer("the tokenizer panicked"))
                 }
-                (Some(_) | None, _) => failed("the worker cannot answer this call now"),
+                (Some(_) | None, _) => failed_answer("the worker cannot answer this call now"),
             };
             let answer = Some(answer);
             outbox.send(WorkerMessage::Answer(proto::Answer { question, answer }));
@@ -196,7 +197,7 @@ impl EngineConnection {
     }
 }
 
-fn answer(model: &dyn Model, about: About) -> Answer {
+fn call_model(model: &dyn Model, about: About) -> Answer {
     let answered = match about {
         About::Tokenize(proto::Tokenize { text, begins }) => {
             let bos = if begins {
@@ -213,7 +214,7 @@ fn answer(model: &dyn Model, about: About) -> Answer {
         }
         About::Detokenize(proto::Detokenize { ids }) => {
             let pieces = model.pieces(&ids);
-            pieces.map(|pieces| Answer::Pieces(wire::pieces(&pieces)))
+            pieces.map(|pieces| Answer::Pieces(wire::pieces_message(&pieces)))
         }
         About::RenderChat(proto::RenderChat { messages }) => {
             let message = |message: v1::ChatMessage| ChatMessage {
@@ -225,10 +226,10 @@ fn answer(model: &dyn Model, about: About) -> Answer {
             model.render_chat(&messages).map(Answer::Text)
         }
     };
-    answered.unwrap_or_else(|error| Answer::Failure(wire::model_failure(&error)))
+    answered.unwrap_or_else(|error| Answer::Failure(wire::model_failure_message(&error)))
 }
 
-fn failed(reason: &str) -> Answer {
+fn failed_answer(reason: &str) -> Answer {
     Answer::Failure(proto::Failure {
         is_invalid: false,
         message: reason.to_owned(),
@@ -251,7 +252,7 @@ mod tests {
 
     fn submit(number: u64) -> proto::Submit {
         let (assignment, _) = Assignment::for_test(1, Instant::now());
-        wire::submit(
+        wire::submit_message(
             &assignment.sequence,
             SequenceId {
                 number,
@@ -273,10 +274,10 @@ mod tests {
         let loaded = loader.load(1, &|_| ()).expect("the test model loads");
         connection.start_generation(Generation(1), &loaded.model);
         let first = connection.submission(submit(1)).unwrap().unwrap();
-        connection.handle.submit_when_room(first).await;
+        connection.handle.submit_waiting(first).await;
         connection.cancel(&[1]);
         let second = connection.submission(submit(2)).unwrap().unwrap();
-        let mut second = pin!(connection.handle.submit_when_room(second));
+        let mut second = pin!(connection.handle.submit_waiting(second));
         poll_fn(|cx| {
             assert!(second.as_mut().poll(cx).is_pending(), "the queue is full");
             Poll::Ready(())

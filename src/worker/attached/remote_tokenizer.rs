@@ -36,21 +36,21 @@ impl RemoteTokenizers {
     /// Adds a worker. Returns the receiving end of its queue of calls.
     pub(super) fn add(&self, worker: WorkerId) -> mpsc::Receiver<TokenizerRequest> {
         let (sender, receiver) = mpsc::channel(QUEUE_CAPACITY);
-        self.ready().push_back((worker, sender));
+        self.worker_queues().push_back((worker, sender));
         receiver
     }
 
     /// Removes a worker. Dropping its queue makes the callers of its unanswered calls try another worker.
     pub(super) fn remove(&self, worker: WorkerId) {
-        self.ready().retain(|(known, _)| *known != worker);
+        self.worker_queues().retain(|(known, _)| *known != worker);
     }
 
     /// Calls one worker after the other until one answers, with a timeout of `per_worker` for each.
     async fn call(&self, about: &About, per_worker: Duration) -> Result<Answer, ModelError> {
         let message = "No worker of this model answered the tokenizer call.";
         let mut last_error = ModelError::Unavailable(message.to_owned());
-        for queue in self.rotate() {
-            match timeout(per_worker, call_one(&queue, about.clone())).await {
+        for queue in self.rotated_queues() {
+            match timeout(per_worker, call_worker(&queue, about.clone())).await {
                 Ok(Some(Answer::Failure(failure))) => match wire::model_error(Some(failure)) {
                     invalid @ ModelError::Invalid(_) => return Err(invalid),
                     // The error may be specific to this worker, so try the next one.
@@ -67,8 +67,8 @@ impl RemoteTokenizers {
 
     /// Returns the queues of all workers. Each call starts with another worker, so that a slow worker does not delay
     /// every caller.
-    fn rotate(&self) -> Vec<mpsc::Sender<TokenizerRequest>> {
-        let mut ready = self.ready();
+    fn rotated_queues(&self) -> Vec<mpsc::Sender<TokenizerRequest>> {
+        let mut ready = self.worker_queues();
         let queues = ready.iter().map(|(_, queue)| queue.clone());
         let queues = queues.collect();
         if let Some(first) = ready.pop_front() {
@@ -77,13 +77,15 @@ impl RemoteTokenizers {
         queues
     }
 
-    fn ready(&self) -> MutexGuard<'_, VecDeque<(WorkerId, mpsc::Sender<TokenizerRequest>)>> {
+    fn worker_queues(
+        &self,
+    ) -> MutexGuard<'_, VecDeque<(WorkerId, mpsc::Sender<TokenizerRequest>)>> {
         self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Sends a call to one worker and waits for the answer. Returns `None` if the worker has disconnected.
-async fn call_one(queue: &mpsc::Sender<TokenizerRequest>, about: About) -> Option<Answer> {
+async fn call_worker(queue: &mpsc::Sender<TokenizerRequest>, about: About) -> Option<Answer> {
     let (answer, receiver) = oneshot::channel();
     queue.send(TokenizerRequest { about, answer }).await.ok()?;
     receiver.await.ok()

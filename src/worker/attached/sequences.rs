@@ -9,7 +9,7 @@ use crate::proto::worker as proto;
 use crate::request::{FinishReason, TokenId};
 use crate::runner::{Slot, SlotCredit, monotonic_ns};
 use crate::worker::Assignment;
-use crate::worker::slots::{Freed, Slots};
+use crate::worker::slots::{FreedSlot, Slots};
 use crate::worker::token_channel::Failure;
 use crate::worker::wire::{self, SequenceId, Violation};
 
@@ -137,7 +137,7 @@ impl Sequences {
             .saturating_add(prompt_tokens);
         let credit = assignment.token_channel.credit().clamp(1, remaining.max(1));
         let initial_credit = u32::try_from(credit).unwrap_or(u32::MAX);
-        let submit = wire::submit(sequence, self.last, initial_credit);
+        let submit = wire::submit_message(sequence, self.last, initial_credit);
         self.by_slot[slot.0] = Some(RemoteSequence {
             number,
             submitted_ns: monotonic_ns(),
@@ -205,7 +205,7 @@ impl Sequences {
         sequence.check(&entry)?;
         let (end, is_prompt) = (entry.end(), entry.is_prompt);
         let failure = entry.failure.take();
-        let tokens = wire::tokens(&mut entry, self.vocabulary_size, now_ns)?;
+        let tokens = wire::decode_tokens(&mut entry, self.vocabulary_size, now_ns)?;
         let freed = if is_prompt {
             let mut tokens = tokens;
             tokens.find_map(|token| self.slots.prompt(slot, token))
@@ -253,14 +253,14 @@ impl Sequences {
         self.slots.crash_all();
     }
 
-    fn cancel(&mut self, freed: Freed) {
+    fn cancel(&mut self, freed: FreedSlot) {
         let sequence = self.by_slot[freed.slot.0].as_ref();
         let number = sequence.map(|sequence| sequence.number);
         self.effects.cancelled.extend(number);
         self.release(Some(freed));
     }
 
-    fn release(&mut self, freed: Option<Freed>) {
+    fn release(&mut self, freed: Option<FreedSlot>) {
         let Some(freed) = freed else {
             return;
         };

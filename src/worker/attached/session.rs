@@ -12,7 +12,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tonic::{Code, Status, Streaming};
 
-use self::loaded_state::{History, LoadedState};
+use self::loaded_state::{LoadedState, SessionHistory};
 use super::heartbeat::HeartbeatMonitor;
 use super::remote_tokenizer::{RemoteModel, TokenizerRequest};
 use super::sequences::{Effects, Sequences};
@@ -62,7 +62,7 @@ impl Session {
     /// Runs the session to its end.
     pub(super) async fn run(mut self, mut inbound: Streaming<proto::AttachRequest>) -> SessionEnd {
         let mut loaded = None;
-        let mut history = History::default();
+        let mut history = SessionHistory::default();
         let mut heartbeat = HeartbeatMonitor::new(&self.timeouts, Instant::now());
         // Resetting the timer at each message would be costly. It is reset only after it has fired, or when it must
         // fire earlier.
@@ -192,7 +192,7 @@ impl Session {
         &mut self,
         message: WorkerMessage,
         loaded: &mut Option<LoadedState>,
-        history: &mut History,
+        history: &mut SessionHistory,
     ) -> Result<(), SessionEnd> {
         match (message, loaded.as_mut()) {
             (WorkerMessage::Hello(_), _) => Err(violation("hello must be sent only once")),
@@ -281,7 +281,7 @@ impl Session {
     async fn start_generation(
         &self,
         ready: ReadyReport,
-        history: &History,
+        history: &SessionHistory,
     ) -> Result<LoadedState, SessionEnd> {
         self.registration
             .check_facts(&ready)

@@ -32,14 +32,14 @@ pub(super) struct TokenizerCalls {
 }
 
 struct OpenCall {
-    expected: Expected,
+    expected: ExpectedAnswer,
     sent: Instant,
     answer: oneshot::Sender<Answer>,
 }
 
 /// The kind of answer that a call must get. A failure matches every call.
 #[derive(Clone, Copy)]
-enum Expected {
+enum ExpectedAnswer {
     Ids,
     /// The bytes of this number of tokens.
     Pieces(usize),
@@ -84,7 +84,7 @@ impl TokenizerCalls {
         let TokenizerRequest { about, answer } = request;
         self.last_number += 1;
         let call = OpenCall {
-            expected: Expected::of(&about),
+            expected: ExpectedAnswer::of(&about),
             sent: Instant::now(),
             answer,
         };
@@ -120,7 +120,7 @@ impl TokenizerCalls {
     }
 }
 
-impl Expected {
+impl ExpectedAnswer {
     fn of(about: &About) -> Self {
         match about {
             About::Tokenize(_) | About::Infill(_) => Self::Ids,

@@ -44,7 +44,7 @@ fn token_with_logprobs(id: u32) -> Token {
 /// Takes all unsent messages from the outbox. Returns the steps among them.
 fn steps(outbox: &Outbox) -> Vec<proto::Step> {
     let mut messages = VecDeque::new();
-    outbox.take(&mut messages);
+    outbox.take_messages(&mut messages);
     let mut steps = Vec::new();
     for message in messages {
         if let Message::Step(step) = message {
@@ -110,7 +110,7 @@ fn a_message_is_sent_after_the_tokens_gathered_before_it() {
     assert_eq!(channel.token(token(0)), SendOutcome::Delivered);
     outbox.send(Message::Crashed(proto::Crashed::default()));
     let mut messages = VecDeque::new();
-    outbox.take(&mut messages);
+    outbox.take_messages(&mut messages);
     let order: Vec<_> = messages
         .iter()
         .map(|message| matches!(message, Message::Step(_)))

@@ -51,8 +51,8 @@ impl Runner for RecordingDevice {
 
     fn release(&mut self, _slot: Slot) {}
 
-    fn next(&mut self, _room: &dyn SlotCredit) -> Next {
-        Next::Idle
+    fn next_step(&mut self, _room: &dyn SlotCredit) -> NextStep {
+        NextStep::Idle
     }
 
     fn step(&mut self, _step: &mut Step<'_>) -> Result<(), StepError> {
@@ -79,7 +79,7 @@ impl Model for NoModel {
 }
 
 /// A ready worker with one slot.
-struct Started {
+struct StartedWorker {
     handle: WorkerHandle,
     _thread: DeviceThread,
     generation: Generation,
@@ -87,14 +87,14 @@ struct Started {
     admitted: mpsc::Receiver<Sequence>,
 }
 
-async fn start() -> Started {
+async fn start() -> StartedWorker {
     let (recorder, admitted) = mpsc::channel(16);
     let (sender, mut events) = mpsc::channel(16);
     let (handle, thread) = spawn(settings(RecordingDevice(recorder), sender)).expect("a thread");
     let Some(WorkerEvent::Ready(_, generation, _)) = events.recv().await else {
         panic!("expected Ready");
     };
-    Started {
+    StartedWorker {
         handle,
         _thread: thread,
         generation,
@@ -115,7 +115,7 @@ fn settings(loader: impl Loader + 'static, events: mpsc::Sender<WorkerEvent>) ->
     }
 }
 
-impl Started {
+impl StartedWorker {
     /// Submits a sequence that must not reach the device, and waits until the worker has released its slot.
     async fn submit_unrunnable(mut self, assignment: Assignment) {
         let submitted = self.handle.submit(self.generation, assignment);
@@ -204,9 +204,9 @@ fn joining_a_hung_device_thread_stops_at_the_deadline() {
 }
 
 /// A device that holds a clone of the `Arc`, so that the reference count shows whether the device still exists.
-struct Counted(Arc<()>);
+struct CountedLoader(Arc<()>);
 
-impl Loader for Counted {
+impl Loader for CountedLoader {
     fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
         let (recorder, _) = mpsc::channel(1);
         let loaded = RecordingDevice(recorder).load(slots, progress)?;
@@ -219,15 +219,15 @@ impl Loader for Counted {
     }
 }
 
-impl Runner for Counted {
+impl Runner for CountedLoader {
     fn admit(&mut self, _slot: Slot, _sequence: Sequence) -> Result<(), ModelError> {
         Ok(())
     }
 
     fn release(&mut self, _slot: Slot) {}
 
-    fn next(&mut self, _room: &dyn SlotCredit) -> Next {
-        Next::Idle
+    fn next_step(&mut self, _room: &dyn SlotCredit) -> NextStep {
+        NextStep::Idle
     }
 
     fn step(&mut self, _step: &mut Step<'_>) -> Result<(), StepError> {
@@ -239,7 +239,7 @@ impl Runner for Counted {
 async fn dropping_the_thread_handle_ends_the_thread_and_its_device() {
     let alive = Arc::new(());
     let (sender, mut events) = mpsc::channel(16);
-    let settings = settings(Counted(Arc::clone(&alive)), sender);
+    let settings = settings(CountedLoader(Arc::clone(&alive)), sender);
     let (_handle, thread) = spawn(settings).expect("a thread");
     assert!(matches!(events.recv().await, Some(WorkerEvent::Ready(..))));
     drop(thread);

@@ -45,10 +45,10 @@ async fn room_made_just_before_the_worker_stalls_is_seen() {
     assert_eq!(sender.token(token(1)), SendOutcome::Delivered);
     // The worker has found the channel full but has not requested a wake-up yet, so this read does not wake it.
     assert_eq!(receive(&mut receiver).await.len(), 2);
-    let Route::Local(channel) = &sender.0 else {
+    let TokenDestination::Local(channel) = &sender.0 else {
         panic!("the channel is local");
     };
-    assert_eq!(channel.stall(), 2);
+    assert_eq!(channel.request_wake(), 2);
 }
 
 #[test]

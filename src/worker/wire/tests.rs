@@ -17,7 +17,7 @@ fn a_worker_receives_the_sequence_that_the_engine_submitted() {
     };
     submitted.options.logprobs = Some(6);
     submitted.options.seed = u64::MAX;
-    let received = sequence(submit(&submitted, ID, 1)).unwrap();
+    let received = sequence_from_submit(submit_message(&submitted, ID, 1)).unwrap();
     assert_eq!(received, submitted);
 }
 
@@ -35,9 +35,9 @@ fn an_invalid_submission_is_a_violation_that_names_the_field() {
         ("logprobs", |request| request.logprobs = Some(21)),
     ];
     for (field, change) in changes {
-        let mut submission = submit(&Sequence::new([1], 5), ID, 1);
+        let mut submission = submit_message(&Sequence::new([1], 5), ID, 1);
         change(submission.request.as_mut().unwrap());
-        let violation = sequence(submission).unwrap_err().to_string();
+        let violation = sequence_from_submit(submission).unwrap_err().to_string();
         let named = format!("submit.request.{field} ");
         assert!(violation.starts_with(&named), "{violation}");
     }

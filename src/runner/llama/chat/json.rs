@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
 
 /// Maximum length of the JSON of one value, in bytes. No prompt may be longer.
-const MAX_BYTES: usize = 16 * 1024 * 1024;
+const MAX_JSON_BYTES: usize = 16 * 1024 * 1024;
 
 /// Maximum nesting of lists and maps, so that serializing them does not overflow the stack.
 const MAX_DEPTH: usize = 128;
@@ -35,14 +35,16 @@ pub(super) fn tojson(
     let separators: Option<Vec<String>> = args.get("separators")?;
     let sorts_keys: Option<bool> = args.get("sort_keys")?;
     args.assert_all_used()?;
-    let indent = indent.map_or(Ok(None), |it| spaces(&it))?;
+    let indent = indent.map_or(Ok(None), |it| indentation(&it))?;
     let item = if indent.is_some() { "," } else { ", " };
     let separators = separators.unwrap_or_else(|| vec![item.to_owned(), ": ".to_owned()]);
     let Ok([item, key]) = <[String; 2]>::try_from(separators) else {
-        return Err(invalid("`separators` must be a list of two strings"));
+        return Err(invalid_argument(
+            "`separators` must be a list of two strings",
+        ));
     };
     if item.len().max(key.len()) > MAX_WIDTH {
-        return Err(invalid(&format!(
+        return Err(invalid_argument(&format!(
             "`separators` must be at most {MAX_WIDTH} bytes each"
         )));
     }
@@ -55,25 +57,25 @@ pub(super) fn tojson(
         has_items: false,
     };
     let value = match sorts_keys {
-        Some(true) => sorted(value, MAX_DEPTH)?,
+        Some(true) => sort_keys(value, MAX_DEPTH)?,
         _ => value.clone(),
     };
     let mut output = LimitedBuffer(Vec::new());
     let mut serializer = Serializer::with_formatter(&mut output, python);
     value
         .serialize(&mut serializer)
-        .map_err(|error| invalid(&error.to_string()))?;
-    let text = String::from_utf8(output.0).map_err(|error| invalid(&error.to_string()))?;
+        .map_err(|error| invalid_argument(&error.to_string()))?;
+    let text = String::from_utf8(output.0).map_err(|error| invalid_argument(&error.to_string()))?;
     Ok(Value::from(text))
 }
 
-fn invalid(reason: &str) -> Error {
+fn invalid_argument(reason: &str) -> Error {
     Error::new(ErrorKind::InvalidOperation, format!("tojson: {reason}"))
 }
 
 /// Converts the argument `indent`, a number of spaces or a string, to the indentation of one level. `None` means no
 /// indentation.
-fn spaces(indent: &Value) -> Result<Option<String>, Error> {
+fn indentation(indent: &Value) -> Result<Option<String>, Error> {
     if indent.is_none() {
         return Ok(None);
     }
@@ -85,7 +87,7 @@ fn spaces(indent: &Value) -> Result<Option<String>, Error> {
         }
     };
     if text.len() > MAX_WIDTH {
-        return Err(invalid(&format!(
+        return Err(invalid_argument(&format!(
             "`indent` must be at most {MAX_WIDTH} bytes"
         )));
     }
@@ -93,9 +95,9 @@ fn spaces(indent: &Value) -> Result<Option<String>, Error> {
 }
 
 /// Copies a value with the keys of all its maps sorted.
-fn sorted(value: &Value, depth: usize) -> Result<Value, Error> {
+fn sort_keys(value: &Value, depth: usize) -> Result<Value, Error> {
     let Some(depth) = depth.checked_sub(1) else {
-        return Err(invalid(&format!(
+        return Err(invalid_argument(&format!(
             "the value is nested deeper than {MAX_DEPTH} levels"
         )));
     };
@@ -104,24 +106,24 @@ fn sorted(value: &Value, depth: usize) -> Result<Value, Error> {
         keys.sort();
         let pairs = keys.into_iter().map(|key| {
             let inner = value.get_item(&key)?;
-            Ok((key, sorted(&inner, depth)?))
+            Ok((key, sort_keys(&inner, depth)?))
         });
         return Ok(Value::from_pairs(pairs.collect::<Result<Vec<_>, Error>>()?));
     }
     if value.kind() == ValueKind::Seq {
-        let items = value.try_iter()?.map(|item| sorted(&item, depth));
+        let items = value.try_iter()?.map(|item| sort_keys(&item, depth));
         return Ok(Value::from(items.collect::<Result<Vec<_>, Error>>()?));
     }
     Ok(value.clone())
 }
 
-/// A buffer whose writes fail when they would exceed [`MAX_BYTES`].
+/// A buffer whose writes fail when they would exceed [`MAX_JSON_BYTES`].
 struct LimitedBuffer(Vec<u8>);
 
 impl Write for LimitedBuffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > MAX_BYTES {
-            let reason = format!("the value is longer than {MAX_BYTES} bytes");
+        if self.0.len() + bytes.len() > MAX_JSON_BYTES {
+            let reason = format!("the value is longer than {MAX_JSON_BYTES} bytes");
             return Err(io::Error::other(reason));
         }
         self.0.extend_from_slice(bytes);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::request::Sampling;
-use crate::runner::llama::{LlamaLoader, LlamaOptions, backend, load_file};
+use crate::runner::llama::{LlamaLoader, LlamaOptions, init_backend, load_file};
 use crate::runner::{Emission, Resumption};
 
 /// Gives one token of credit to every slot except the given one.
@@ -201,25 +201,25 @@ fn a_sequence_without_credit_is_skipped_and_loses_no_token() {
     runner.release(Slot(0));
 
     assert_eq!(
-        runner.next(&CreditExcept(None)),
-        Next::Idle,
+        runner.next_step(&CreditExcept(None)),
+        NextStep::Idle,
         "there is no sequence"
     );
     runner.admit(Slot(1), sequence).unwrap();
     let mut made = ids(&run(&mut runner, Slot(1), 3));
     let full = CreditExcept(Some(Slot(1)));
-    assert_eq!(runner.next(&full), Next::Idle);
+    assert_eq!(runner.next_step(&full), NextStep::Idle);
     assert!(step(&mut runner, Some(Slot(1))).is_empty());
     runner.admit(Slot(0), greedy(&text(5), 8)).unwrap();
-    assert_eq!(runner.next(&full), Next::Now);
+    assert_eq!(runner.next_step(&full), NextStep::Now);
     assert_eq!(step(&mut runner, Some(Slot(1))).len(), 1);
     assert_eq!(runner.batch.n_tokens(), 5);
     made.extend(ids(&run(&mut runner, Slot(1), 5)));
     assert_eq!(made, undisturbed);
     runner.release(Slot(0));
     assert_eq!(
-        runner.next(&CreditExcept(None)),
-        Next::Idle,
+        runner.next_step(&CreditExcept(None)),
+        NextStep::Idle,
         "the sequence has max_tokens tokens"
     );
 }
@@ -259,7 +259,7 @@ fn sequences_that_would_abort_llama_cpp_are_rejected() {
 fn a_full_kv_cache_fails_its_sequences_and_the_device_continues() {
     // The model's context length is set higher than the context has KV cells. A loader never does that.
     let loader = loader(1);
-    let backend = backend().unwrap();
+    let backend = init_backend().unwrap();
     let llama = load_file(backend, &loader.options.model_path, &|_| ()).unwrap();
     let model = GgufModel::new(llama, String::new(), 2048, Resumption::No).unwrap();
     let params = loader.context_params(2, 256).unwrap();

@@ -13,7 +13,7 @@ const MAX_EXPERTS: i128 = 1024;
 const MAX_I32: i128 = 0x7fff_ffff;
 
 /// Id of a special token that the model does not have: some converters write -1 as an unsigned number.
-const NO_TOKEN: i128 = 0xffff_ffff;
+const ABSENT_TOKEN_ID: i128 = 0xffff_ffff;
 
 /// Values of `rope.scaling.type` that llama.cpp supports. It aborts on any other value.
 const ROPE_SCALINGS: [&str; 4] = ["none", "linear", "yarn", "longrope"];
@@ -267,7 +267,7 @@ fn check_tokenizer(header: &Header) -> Result<(), String> {
         special.filter(|key| key.starts_with("tokenizer.ggml.") && key.ends_with("_token_id"));
     for key in special {
         let id = header.integer(key)?.unwrap_or(0);
-        if id != NO_TOKEN && id != -1 && !(0..tokens).contains(&id) {
+        if id != ABSENT_TOKEN_ID && id != -1 && !(0..tokens).contains(&id) {
             let last = tokens - 1;
             return Err(format!(
                 "`{key}` must be a token id from 0 to {last} (got {id})"

@@ -21,13 +21,13 @@ const MAX_ALIGNMENT: i128 = 1 << 20;
 
 /// Data types that weights cannot have. ggml cannot multiply integers and 64-bit floats. Q8_1 and Q8_K are for
 /// activations.
-const NOT_WEIGHTS: [u32; 7] = [9, 15, 24, 25, 26, 27, 28];
+const NON_WEIGHT_TYPES: [u32; 7] = [9, 15, 24, 25, 26, 27, 28];
 
 /// Part of the names of tensors that contain token ids. Some models choose experts by token id.
 const TOKEN_ID_TENSORS: &str = "tid2eid";
 
 /// Checks every tensor. `end` is the position after the header; `length` is the size of the file. Both are in bytes.
-pub(super) fn check(header: &Header, end: u64, length: u64) -> Result<(), String> {
+pub(super) fn check_tensors(header: &Header, end: u64, length: u64) -> Result<(), String> {
     let alignment = alignment(header)?;
     if header.tensors.is_empty() {
         return Err("the file has no tensors".to_owned());
@@ -47,7 +47,7 @@ pub(super) fn check(header: &Header, end: u64, length: u64) -> Result<(), String
             return Err(format!("tensor `{name}` is in the file twice"));
         }
         check_type(tensor)?;
-        let size = size(tensor)?;
+        let size = data_size(tensor)?;
         if tensor.offset != offset {
             let got = tensor.offset;
             return Err(format!(
@@ -70,7 +70,7 @@ fn check_type(tensor: &Tensor) -> Result<(), String> {
     let name = &tensor.name;
     let is_weight = name.ends_with(".weight") || name.ends_with(".bias");
     let data_type = tensor.data_type;
-    if is_weight && NOT_WEIGHTS.contains(&data_type) && !name.contains(TOKEN_ID_TENSORS) {
+    if is_weight && NON_WEIGHT_TYPES.contains(&data_type) && !name.contains(TOKEN_ID_TENSORS) {
         return Err(format!(
             "tensor `{name}` has data type {data_type}, which weights cannot have"
         ));
@@ -103,14 +103,14 @@ fn alignment(header: &Header) -> Result<u64, String> {
 }
 
 /// Returns the size of a tensor's data in bytes.
-fn size(tensor: &Tensor) -> Result<u64, String> {
+fn data_size(tensor: &Tensor) -> Result<u64, String> {
     let (name, data_type, shape) = (&tensor.name, tensor.data_type, &tensor.dimensions);
     if shape.contains(&0) {
         return Err(format!(
             "every dimension of tensor `{name}` must be at least 1 (got {shape:?})"
         ));
     }
-    let Some((block, bytes)) = block(data_type) else {
+    let Some((block, bytes)) = block_size(data_type) else {
         return Err(format!(
             "tensor `{name}` has data type {data_type}, which llama.cpp does not know"
         ));
@@ -132,7 +132,7 @@ fn size(tensor: &Tensor) -> Result<u64, String> {
 
 /// Returns the number of values in a block of this data type, and the block's size in bytes (from `ggml.h` and
 /// `ggml-common.h`).
-fn block(data_type: u32) -> Option<(u64, u64)> {
+fn block_size(data_type: u32) -> Option<(u64, u64)> {
     Some(match data_type {
         // F32, I32
         0 | 26 => (1, 4),

@@ -18,7 +18,7 @@ fn greedy() -> Sampling {
     }
 }
 
-fn choose(logits: &[f32], sampling: &Sampling, history: &History) -> TokenId {
+fn choose(logits: &[f32], sampling: &Sampling, history: &PenaltyHistory) -> TokenId {
     let draw = DrawKey {
         seed: 0,
         choice: 0,
@@ -31,7 +31,7 @@ fn choose(logits: &[f32], sampling: &Sampling, history: &History) -> TokenId {
 
 /// Samples at 20,000 positions. Returns how often each token was sampled, as a fraction.
 fn frequencies(logits: &[f32], sampling: &Sampling) -> Vec<f64> {
-    let history = History::new(sampling, &[], &[]);
+    let history = PenaltyHistory::new(sampling, &[], &[]);
     let mut sampler = Sampler::default();
     let mut counts = vec![0_u32; logits.len()];
     for position in 0..20_000 {
@@ -70,7 +70,7 @@ const FOUR: [f32; 4] = [0.1, 0.5, 0.25, 0.15];
 
 #[test]
 fn greedy_takes_the_largest_logit_and_breaks_ties_by_id() {
-    let none = History::new(&greedy(), &[], &[]);
+    let none = PenaltyHistory::new(&greedy(), &[], &[]);
     assert_eq!(choose(&[0.0, 3.0, -1.0, 3.0], &greedy(), &none), 1);
     assert_eq!(choose(&[f32::NEG_INFINITY, -7.0], &greedy(), &none), 1);
 }
@@ -170,7 +170,7 @@ fn the_repetition_penalty_applies_once_per_token_of_prompt_and_completion() {
         choose(
             &row,
             &sampling,
-            &History::new(&sampling, prompt, completion),
+            &PenaltyHistory::new(&sampling, prompt, completion),
         )
     };
     assert_eq!(of(&[], &[]), 0);
@@ -178,7 +178,7 @@ fn the_repetition_penalty_applies_once_per_token_of_prompt_and_completion() {
     assert_eq!(of(&[], &[0, 0]), 1);
     assert_eq!(of(&[0], &[1]), 0, "1.5 is above 1");
     let negative = [-1.5, -1.0];
-    let history = History::new(&sampling, &[1], &[]);
+    let history = PenaltyHistory::new(&sampling, &[1], &[]);
     assert_eq!(
         choose(&negative, &sampling, &history),
         0,
@@ -198,7 +198,7 @@ fn presence_and_frequency_penalties_ignore_the_prompt() {
     };
     let row = [3.0, 2.0];
     let of = |sampling: &Sampling, completion: &[TokenId]| {
-        let history = History::new(sampling, &[0, 0, 0], completion);
+        let history = PenaltyHistory::new(sampling, &[0, 0, 0], completion);
         choose(&row, sampling, &history)
     };
     assert_eq!(of(&presence, &[]), 0);
@@ -214,7 +214,7 @@ fn a_history_grows_with_the_completion() {
         presence_penalty: 2.0,
         ..greedy()
     };
-    let mut history = History::new(&sampling, &[], &[]);
+    let mut history = PenaltyHistory::new(&sampling, &[], &[]);
     assert_eq!(choose(&[3.0, 2.0], &sampling, &history), 0);
     history.push(0);
     assert_eq!(choose(&[3.0, 2.0], &sampling, &history), 1);
@@ -226,7 +226,7 @@ fn a_penalty_near_zero_does_not_make_the_logits_invalid() {
         repetition_penalty: f32::MIN_POSITIVE,
         ..temperature_one()
     };
-    let history = History::new(&sampling, &[1], &[]);
+    let history = PenaltyHistory::new(&sampling, &[1], &[]);
     assert_eq!(choose(&[9.0, 8.0], &sampling, &history), 1);
 }
 
@@ -241,7 +241,7 @@ fn invalid_logits_are_an_error() {
     ];
     for row in rows {
         for sampling in [greedy(), temperature_one()] {
-            let history = History::new(&sampling, &[], &[]);
+            let history = PenaltyHistory::new(&sampling, &[], &[]);
             let draw = DrawKey {
                 seed: 1,
                 choice: 0,
@@ -272,7 +272,7 @@ fn bias_is_added_before_penalties_and_banned_tokens_are_never_sampled() {
             position: 0,
         };
         // Token 1 is in the prompt, so its logit is halved.
-        let history = History::new(&penalized, &[1], &[]);
+        let history = PenaltyHistory::new(&penalized, &[1], &[]);
         let chosen = Sampler::default().sample(logits, &penalized, &history, adjustments, draw);
         chosen.expect("the logits are valid")
     };

@@ -24,7 +24,7 @@ pub(super) struct LoadedState {
 
 /// State of a session that outlives the worker's generations.
 #[derive(Default)]
-pub(super) struct History {
+pub(super) struct SessionHistory {
     /// Number of loads on this stream, which the engine uses as the generation.
     pub(super) generations: u64,
     /// `ready.generation` of the latest load, and number of the latest sequence.

@@ -30,7 +30,7 @@ fn service() -> (AttachService, ModelId) {
     };
     let (events, _) = mpsc::channel(1);
     let service = AttachService::new(AttachParts {
-        models: models.zip([model]),
+        models: models.map_values([model]),
         first_worker: 1,
         timeouts,
         events,
