@@ -63,7 +63,9 @@ impl RequestContext {
     /// chain.
     pub fn of(extensions: &Extensions) -> Result<Self, Error> {
         extensions.get::<Self>().cloned().ok_or_else(|| {
-            tracing::error!("a request without a context has reached a handler");
+            tracing::error!(
+                "a request has bypassed the layers: its handler found no request context"
+            );
             Error::internal()
         })
     }

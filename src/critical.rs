@@ -72,8 +72,10 @@ impl CriticalTasks {
     pub async fn panicked(&self) -> TaskPanicked {
         let mut panicked = self.first_panic.subscribe();
         let first = panicked.wait_for(Option::is_some).await;
-        let first = first.expect("`self` holds a sender").clone();
-        first.expect("`wait_for` returns only a value that is `Some`")
+        let first = first
+            .expect("the sender of the first panic lives as long as `self`")
+            .clone();
+        first.expect("`wait_for` waits until a panic has been stored")
     }
 
     /// Returns the first panic, if there was one.
@@ -122,7 +124,7 @@ mod tests {
         assert_eq!(
             critical.panicked().await,
             first,
-            "a later panic does not replace the first"
+            "a later panic does not replace the first panic"
         );
     }
 }

@@ -299,7 +299,7 @@ impl ErrorKind {
             }
             Self::Cancelled => {
                 let client_closed_request =
-                    Http::from_u16(499).expect("499 is within the range of status codes");
+                    Http::from_u16(499).expect("499 is a valid HTTP status code");
                 error_row(
                     "cancelled",
                     SERVER_ERROR_TYPE,

@@ -209,7 +209,8 @@ mod tests {
 
     fn channel_output() -> (Output, Receiver<Vec<u8>>) {
         let (sender, written) = sync_channel(0);
-        let output = Output::to_writer("test", ChannelWriter(sender)).expect("the thread starts");
+        let output =
+            Output::to_writer("test", ChannelWriter(sender)).expect("the writer thread starts");
         (output, written)
     }
 
@@ -225,7 +226,7 @@ mod tests {
             output.line(format_args!("line {number}"));
         }
         assert!(output.flush_until(soon()));
-        let read = reader.join().expect("the reader does not panic");
+        let read = reader.join().expect("the reader thread does not panic");
         assert_eq!(read.concat(), b"line 0\nline 1\nline 2\n");
     }
 
@@ -261,8 +262,8 @@ mod tests {
         }
         let (sender, written) = sync_channel(1);
         let before = dropped_lines();
-        let output =
-            Output::to_writer("test", FullAtFirst(Some(()), sender)).expect("the thread starts");
+        let output = Output::to_writer("test", FullAtFirst(Some(()), sender))
+            .expect("the writer thread starts");
         output.line(format_args!("lost"));
         output.line(format_args!("written"));
         assert_eq!(written.recv().expect("a line is written"), b"written\n");

@@ -101,7 +101,8 @@ impl Prompt {
     /// Returns the number of tokens of the prompt.
     #[must_use]
     pub fn token_count(&self) -> u32 {
-        u32::try_from(self.ids.len()).expect("the prompt fits into the context")
+        u32::try_from(self.ids.len())
+            .expect("a prompt that fits the context has fewer than 2^32 tokens")
     }
 
     /// Creates the sequence of each choice of the request.

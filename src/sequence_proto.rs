@@ -14,7 +14,7 @@ use crate::request::{
 
 /// Error: a field has an invalid value.
 #[derive(Debug, thiserror::Error)]
-#[error("{field} must {rule}")]
+#[error("{field} {rule}")]
 pub(crate) struct InvalidField {
     field: &'static str,
     rule: &'static str,
@@ -49,10 +49,14 @@ pub(crate) fn take_options(
     check_field(
         "logprobs",
         logprobs.is_none_or(|top| top <= MAX_LOGPROBS),
-        "be from 0 to 20",
+        "must be from 0 to 20",
     )?;
     let user = take(&mut message.user);
-    check_field("user", user.len() <= MAX_USER_BYTES, "be at most 512 bytes")?;
+    check_field(
+        "user",
+        user.len() <= MAX_USER_BYTES,
+        "must be at most 512 bytes",
+    )?;
     Ok(SequenceOptions {
         seed: message.seed.map_or_else(rand::random, i64::cast_unsigned),
         sampling: sampling(message)?,
@@ -101,7 +105,7 @@ fn sampling(message: &v1::CompletionRequest) -> Result<Sampling, InvalidField> {
     check_field(
         "top_k",
         top_k >= -1,
-        "be 0 or -1 (keep all tokens), or at least 1",
+        "must be 0 or -1 (keep all tokens), or at least 1",
     )?;
     let sampling = Sampling {
         temperature: message.temperature.unwrap_or(default.temperature),
@@ -122,30 +126,34 @@ fn sampling(message: &v1::CompletionRequest) -> Result<Sampling, InvalidField> {
     check_field(
         "temperature",
         in_range(sampling.temperature, 0.0, 2.0),
-        "be from 0 to 2",
+        "must be from 0 to 2",
     )?;
     check_field(
         "top_p",
         in_range(sampling.top_p, 0.0, 1.0),
-        "be from 0 to 1",
+        "must be from 0 to 1",
     )?;
     check_field(
         "min_p",
         in_range(sampling.min_p, 0.0, 1.0),
-        "be from 0 to 1",
+        "must be from 0 to 1",
     )?;
     check_field(
         "presence_penalty",
         in_range(sampling.presence_penalty, -2.0, 2.0),
-        "be from -2 to 2",
+        "must be from -2 to 2",
     )?;
     check_field(
         "frequency_penalty",
         in_range(sampling.frequency_penalty, -2.0, 2.0),
-        "be from -2 to 2",
+        "must be from -2 to 2",
     )?;
     let repetition = above_zero(sampling.repetition_penalty, 2.0);
-    check_field("repetition_penalty", repetition, "be above 0 and at most 2")?;
+    check_field(
+        "repetition_penalty",
+        repetition,
+        "must be above 0 and at most 2",
+    )?;
     Ok(sampling)
 }
 
@@ -157,12 +165,12 @@ fn take_logit_bias(
     check_field(
         "logit_bias",
         bias.len() <= MAX_LOGIT_BIASES,
-        "have at most 1024 tokens",
+        "must have at most 1024 tokens",
     )?;
     check_field(
         "logit_bias",
         bias.iter().all(|(_, bias)| (-100.0..=100.0).contains(bias)),
-        "be from -100 to 100 for each token",
+        "must be from -100 to 100 for each token",
     )?;
     bias.sort_unstable_by_key(|(id, _)| *id);
     Ok(bias)
@@ -173,7 +181,7 @@ fn take_stop_tokens(message: &mut v1::CompletionRequest) -> Result<StopTokens, I
     check_field(
         "stop_token_ids",
         ids.len() <= MAX_STOP_TOKENS,
-        "have at most 128 ids",
+        "must have at most 128 ids",
     )?;
     Ok(StopTokens {
         ids: ids.into(),

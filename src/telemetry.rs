@@ -169,7 +169,7 @@ impl Telemetry {
         let gap = Matcher::Full(RESUMPTION_GAP.to_owned());
         let recorder = PrometheusBuilder::new()
             .set_buckets_for_metric(gap, &RESUMPTION_GAP_BUCKETS)
-            .expect("the list of buckets is not empty")
+            .expect("the list of histogram buckets is not empty")
             .build_recorder();
         let handle = recorder.handle();
         describe(&recorder);
@@ -218,7 +218,7 @@ impl Telemetry {
         self.token_latency
             .write(&mut text)
             .and_then(|()| self.request_metrics.write(&mut text))
-            .expect("writing to a string never fails");
+            .expect("writing to a `String` cannot fail");
         text
     }
 

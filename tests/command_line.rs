@@ -412,7 +412,7 @@ async fn complete_reports_every_failure_with_exit_code_1() {
             &["--server", &grpc, "--grpc", "--model", "nobody"],
             "model_not_found",
         ),
-        (&["--server", &grpc], "use --grpc"),
+        (&["--server", &grpc], "add --grpc"),
         (&["--server", &http, "--grpc"], "leave out --grpc"),
         (&["--server", "ftp://a"], "ftp://a"),
         (&["--server", "unix:/nowhere.sock"], "/nowhere.sock"),

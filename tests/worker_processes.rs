@@ -122,7 +122,7 @@ async fn streams_survive_a_hung_worker_process_and_it_is_replaced() {
     let (mut server, urls) = serving(&arguments).await;
     for hung in streams_survive(&server, &urls, &[(20, Signal::STOP)]).await {
         server
-            .logs("it sent no heartbeat within its heartbeat timeout")
+            .logs("the worker sent no message within its heartbeat timeout")
             .await;
         gone(hung).await;
         server.logs("a worker has connected").await;

@@ -43,7 +43,7 @@ pub(super) async fn complete(
         return Err(ClientError::WrongProtocol {
             address,
             expected: "gRPC",
-            advice: "for the HTTP API leave out --grpc",
+            advice: "leave out --grpc to use the HTTP API",
         });
     }
     let mut events = response.into_inner();

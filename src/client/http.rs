@@ -121,7 +121,7 @@ fn wrong_protocol(options: &ClientOptions) -> ClientError {
     ClientError::WrongProtocol {
         address: options.address(DEFAULT_ADDRESS),
         expected: "HTTP",
-        advice: "for the gRPC API use --grpc",
+        advice: "add --grpc to use the gRPC API",
     }
 }
 

@@ -37,7 +37,7 @@ impl EngineAddress {
     /// Returns the endpoint of this address, without options.
     pub(super) fn endpoint(&self) -> Endpoint {
         Endpoint::from_shared(self.text.clone())
-            .expect("the address was checked when it was parsed")
+            .expect("an engine address is checked when it is parsed")
     }
 
     /// Returns the address as it was written.

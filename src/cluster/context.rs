@@ -36,7 +36,7 @@ impl CallContext {
         request.extensions_mut().insert(self.request.clone());
         let metadata = request.metadata_mut();
         let id = MetadataValue::try_from(&*self.request.id().0);
-        let id = id.expect("an id consists of visible ASCII characters");
+        let id = id.expect("a request id contains only visible ASCII characters");
         metadata.insert("x-request-id", id);
         if let Some(gateway) = gateway {
             self.via.write_with(gateway, metadata);

@@ -18,7 +18,10 @@ pub(super) struct GatewayId(MetadataValue<Ascii>);
 impl GatewayId {
     pub(super) fn random() -> Self {
         let id = RequestId::random().0;
-        Self(MetadataValue::try_from(&*id).expect("a random id is visible ASCII"))
+        Self(
+            MetadataValue::try_from(&*id)
+                .expect("a random gateway id contains only visible ASCII characters"),
+        )
     }
 
     /// Returns true if `status` is this gateway's rejection of a circular request.

@@ -108,7 +108,7 @@ fn build_engine(
     let attached = models.iter().find(|model| model.workers == 0);
     if let Some(model) = attached.filter(|_| workers.listen.is_none()) {
         return Err(ConfigError::Invalid(format!(
-            "--worker-listen is required: model '{}' has only remote workers, which connect to it",
+            "--worker-listen is required: the workers of model '{}' are remote and connect to this address",
             model.name
         )));
     }

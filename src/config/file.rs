@@ -127,7 +127,7 @@ impl ParsedFile {
 /// Converts several errors to the first of them.
 pub(super) fn first_error(errors: Vec<FileError>) -> ConfigError {
     let first = errors.into_iter().next();
-    ConfigError::File(first.expect("a result without errors is Ok"))
+    ConfigError::File(first.expect("a failed check returns at least one error"))
 }
 
 struct Parser<'a> {

@@ -152,7 +152,8 @@ impl ModelSettings {
         ];
         if let Some((key, _)) = local_worker_settings.iter().find(|(_, is_set)| *is_set) {
             let name = settings.name(key);
-            let problem = format!("{name} is for local workers only (the runner is attached)");
+            let problem =
+                format!("{name} applies to local workers only; the runner `attached` has none");
             return Err(settings.error(key, problem));
         }
         if self.model_name.is_some() {
@@ -160,7 +161,7 @@ impl ModelSettings {
         }
         let name = settings.name("model_name");
         let problem = format!(
-            "{name} is required for the runner attached: its workers give this name when they connect"
+            "{name} is required for --runner attached: workers give this name when they connect"
         );
         Err(settings.error("model_name", problem))
     }

@@ -61,7 +61,7 @@ impl RunnerSettings {
         let default = || RUNNERS.iter().find(|kind| kind.name == by_path);
         self.runner
             .or_else(|| default().copied())
-            .expect("both runners are listed")
+            .expect("RUNNERS lists the runners `llama` and `llm_test`")
     }
 
     /// Returns the number of sequences that each worker runs at the same time.

@@ -212,7 +212,7 @@ impl AttachSettings {
         if runner.kind().place == RunnerPlace::Remote {
             let name = settings.name("runner");
             let problem = format!(
-                "{name} attached is for engines; a worker needs --runner llama or llm_test"
+                "{name} attached is for engines only; set --runner llama or --runner llm_test for a worker"
             );
             return Err(settings.error("runner", problem));
         }

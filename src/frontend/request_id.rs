@@ -26,7 +26,7 @@ pub(super) async fn assign_request_id(
     let arrived_ns = monotonic_ns();
     let (api, settings) = (layers.api, &layers.settings);
     let Some(flush) = request.extensions_mut().remove::<FlushHandle>() else {
-        tracing::error!("a request has reached the layers without a connection's flush handle");
+        tracing::error!("a request has no flush handle of its connection, so it is rejected");
         return response::error_response(api, Error::internal());
     };
     let route = route::find_route(api, &request);
@@ -42,7 +42,8 @@ pub(super) async fn assign_request_id(
     };
     let invalid = valid_id.err().or(timeout.as_ref().err().cloned());
     let timeout = timeout.ok().flatten().unwrap_or(settings.request_timeout);
-    let echoed = HeaderValue::from_str(&id.0).expect("an id consists of visible ASCII characters");
+    let echoed =
+        HeaderValue::from_str(&id.0).expect("a request id contains only visible ASCII characters");
     request
         .extensions_mut()
         .insert(RequestContext::new(Arrival {

@@ -37,12 +37,12 @@ fn convert_with_times(
     check_field(
         "max_tokens",
         message.max_tokens != Some(0) || message.echo,
-        "be at least 1, or 0 with echo",
+        "must be at least 1, or 0 with echo",
     )?;
     check_field(
         "n",
         (1..=MAX_CHOICES).contains(&choices),
-        "be from 1 to 128",
+        "must be from 1 to 128",
     )?;
     Ok(CompletionRequest {
         id,
@@ -84,13 +84,13 @@ fn take_stop_strings(message: &mut v1::CompletionRequest) -> Result<Stopping, Er
     check_field(
         "stop",
         strings.len() <= MAX_STOP_STRINGS,
-        "have at most 16 strings",
+        "must have at most 16 strings",
     )?;
     let fits = |stop: &String| (1..=MAX_STOP_BYTES).contains(&stop.len());
     check_field(
         "stop",
         strings.iter().all(fits),
-        "contain only strings of 1 to 1024 bytes",
+        "must contain only strings of 1 to 1024 bytes",
     )?;
     Ok(Stopping {
         strings,
@@ -119,7 +119,7 @@ fn convert_input(input: Option<ProtoInput>, suffix: Option<String>) -> Result<In
             check_field(
                 "prompt_token_ids",
                 !ids.is_empty(),
-                "contain at least one id",
+                "must contain at least one id",
             )?;
             Ok(Input::TokenIds(ids))
         }
@@ -132,13 +132,13 @@ pub(super) fn chat_messages(chat: v1::Chat) -> Result<Vec<ChatMessage>, Error> {
     check_field(
         "chat",
         !chat.messages.is_empty(),
-        "have at least one message",
+        "must have at least one message",
     )?;
     let has_role = |message: &v1::ChatMessage| !message.role.is_empty();
     check_field(
         "chat",
         chat.messages.iter().all(has_role),
-        "have a role in every message",
+        "must have a role in every message",
     )?;
     let message = |message: v1::ChatMessage| ChatMessage {
         role: message.role,
@@ -158,16 +158,20 @@ fn resumed_token_ids(
     check_field(
         "seed",
         resumed.is_empty() || seed.is_some(),
-        "be set together with resume; the `started` event of the interrupted stream reports it",
+        "must be set together with resume; the `started` event of the interrupted stream reports it",
     )?;
     let mut ids = Vec::new();
     for v1::ResumedChoice { choice, token_ids } in resumed {
-        check_field("resume", choice < choices, "refer to choices below n")?;
+        check_field("resume", choice < choices, "must refer to choices below n")?;
         let choice = usize::try_from(choice).unwrap_or(usize::MAX);
         if ids.len() <= choice {
             ids.resize(choice + 1, Vec::new());
         }
-        check_field("resume", ids[choice].is_empty(), "list each choice once")?;
+        check_field(
+            "resume",
+            ids[choice].is_empty(),
+            "must list each choice once",
+        )?;
         ids[choice] = token_ids;
     }
     Ok(ids)

@@ -245,7 +245,7 @@ mod tests {
         let error = Listener::bind(&address)
             .await
             .err()
-            .expect("the address is in use");
+            .expect("a second listener cannot bind the same socket");
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         drop(listener);
         assert!(!path.exists());

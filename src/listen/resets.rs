@@ -207,9 +207,9 @@ mod tests {
             .chunks(7)
             .filter(|piece| !limit.is_within_budget(piece));
         assert!(rejected.next().is_some() && rejected.next().is_none());
-        limit
-            .parser
-            .parse(last_payload, |stream| panic!("stream {stream} was reset"));
+        limit.parser.parse(last_payload, |stream| {
+            panic!("stream {stream} was counted as reset")
+        });
     }
 
     #[tokio::test(start_paused = true)]

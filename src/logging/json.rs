@@ -114,7 +114,7 @@ impl Visit for Object {
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         let mut text = String::new();
-        write!(text, "{value:?}").expect("a string accepts all text");
+        write!(text, "{value:?}").expect("writing to a `String` cannot fail");
         self.add(field.name(), text);
     }
 }

@@ -84,7 +84,7 @@ impl LlamaLoader {
         let context = context.map_err(|_| {
             LoadError(format!(
                 "llama.cpp could not create a context of {slots} slots with {context_length} tokens \
-                 each; its log lines say whether memory is short or the model is not supported"
+                 each; see its log lines: either memory is short or the model is not supported"
             ))
         })?;
         Ok((model, LlamaRunner::new(context, slots)))
@@ -228,7 +228,7 @@ fn load_file(
         .map_err(|_| LoadError("loading the model file panicked".to_owned()))?
         .map_err(|error| {
             LoadError(format!(
-                "llama.cpp could not load this model file ({error}); its log lines say why"
+                "llama.cpp could not load this model file ({error}); see its log lines"
             ))
         })
 }

@@ -247,10 +247,10 @@ impl TestRunner {
         }
         let index = sequence.next_index;
         if self.options.panic_at == Some(index) {
-            panic!("the test runner panics at token {index}, as set");
+            panic!("the test runner panics at token {index}, as configured");
         }
         if self.options.fail_at == Some(index) {
-            let message = format!("The test runner fails at token {index}, as set.");
+            let message = format!("The test runner fails at token {index}, as configured.");
             step.fail(slot, ModelError::Failed(message));
             return false;
         }

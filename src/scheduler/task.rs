@@ -192,14 +192,14 @@ impl Task {
             tracing::error!(
                 worker = worker.0,
                 model,
-                "a device call does not return and cannot be interrupted"
+                "a device call exceeds the step limit; it cannot be interrupted"
             );
             ModelStatus::Lost
         } else {
             tracing::warn!(
                 worker = worker.0,
                 model,
-                "the stuck device call has returned"
+                "the device call that exceeded the step limit has returned"
             );
             ModelStatus::Up
         };
@@ -244,7 +244,10 @@ impl Task {
             let handle = self.handles.get(&worker);
             if handle.is_none_or(|handle| handle.submit(generation, job).is_err()) {
                 // Dropping the job closes its token channel. The stream then treats the worker as lost.
-                tracing::debug!(worker = worker.0, "a worker did not accept a job");
+                tracing::debug!(
+                    worker = worker.0,
+                    "a worker's queue did not accept a sequence"
+                );
             }
         }
     }

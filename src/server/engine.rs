@@ -255,7 +255,7 @@ impl WorkerStarter<'_> {
             Isolation::Process(program) => {
                 let socket = self.worker_socket.ok_or_else(|| {
                     std::io::Error::other(
-                        "worker processes need a worker socket, but there is none",
+                        "worker processes need a worker socket, but the engine has none",
                     )
                 })?;
                 let spec = ChildSpec {

@@ -170,7 +170,7 @@ pub(super) async fn grpc_services(
                 tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
             )
     };
-    let invariant = "the compiled descriptors are valid";
+    let invariant = "the compiled protobuf descriptors are valid";
     Routes::new(inference)
         .add_service(health_service)
         .add_service(reflection().build_v1().expect(invariant))

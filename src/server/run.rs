@@ -213,7 +213,7 @@ async fn wait_until_ready(server: &Server, err: &Output) -> Result<(), StartErro
     let bar = ProgressBar::new(PROGRESS_STEPS.into());
     bar.set_draw_target(progress::draw_target(err));
     let style = ProgressStyle::with_template("loading  {bar:40} {percent}% {elapsed}");
-    bar.set_style(style.expect("the template is valid"));
+    bar.set_style(style.expect("the progress bar's template is valid"));
     bar.enable_steady_tick(Duration::from_millis(100));
     let loaded = server
         .ready(|fraction| bar.set_position(progress_position(fraction)))

@@ -169,7 +169,7 @@ mod tests {
         buckets.add(100 * SECOND, 1);
         let mut text = String::new();
         let written = buckets.write("m", "a=\"b\"", &mut text);
-        written.expect("a string accepts all text");
+        written.expect("writing to a `String` cannot fail");
         for line in [
             "m_bucket{a=\"b\",le=\"0.001\"} 2",
             "m_bucket{a=\"b\",le=\"0.0025\"} 3",

@@ -165,7 +165,9 @@ mod tests {
         };
         metrics.record(labels, &observation, &TokenGaps::default());
         let mut text = String::new();
-        metrics.write(&mut text).expect("a string accepts all text");
+        metrics
+            .write(&mut text)
+            .expect("writing to a `String` cannot fail");
         let labels = "model=\"a\\\"b\",api=\"http\",outcome=\"queue_full\"";
         for line in [
             format!("{REQUEST_DURATION}_sum{{{labels}}} 2.000000000"),

@@ -27,7 +27,8 @@ impl Utf8Assembler {
                 Err(error) => {
                     let (valid, after) = rest.split_at(error.valid_up_to());
                     text.push_str(
-                        std::str::from_utf8(valid).expect("`valid_up_to` bytes are valid UTF-8"),
+                        std::str::from_utf8(valid)
+                            .expect("the bytes before `valid_up_to` are valid UTF-8"),
                     );
                     let Some(invalid) = error.error_len() else {
                         break after.len();

@@ -262,8 +262,8 @@ impl DeviceWorker for AttachService {
         })?;
         let mut inbound = request.into_inner();
         let first = timeout(HELLO_TIMEOUT, inbound.message()).await;
-        let first =
-            first.map_err(|_| Status::deadline_exceeded("hello did not arrive in time"))??;
+        let first = first
+            .map_err(|_| Status::deadline_exceeded("the worker did not send hello in time"))??;
         let Some(WorkerMessage::Hello(hello)) = first.and_then(|first| first.message) else {
             return Err(Status::failed_precondition(
                 "hello must be the first message",

@@ -104,7 +104,9 @@ pub(crate) async fn supervise(
         }) = failed_start
         {
             if failed_starts >= MAX_FAILED_STARTS {
-                let reason = format!("{reason}; it failed to start {MAX_FAILED_STARTS} times");
+                let reason = format!(
+                    "{reason}; the worker failed to start {MAX_FAILED_STARTS} times in a row"
+                );
                 // Sending fails only if the engine has ended.
                 let _ = events.send(WorkerEvent::GivenUp(worker, reason)).await;
                 return;
@@ -268,7 +270,7 @@ fn classify_exit(status: std::io::Result<ExitStatus>) -> ProcessExit {
             return ProcessExit {
                 kind: ExitKind::Ended,
                 was_killed: false,
-                reason: format!("the exit status of its process is unknown: {error}"),
+                reason: format!("the exit status of the worker's process is unknown: {error}"),
             };
         }
     };
@@ -284,9 +286,9 @@ fn classify_exit(status: std::io::Result<ExitStatus>) -> ProcessExit {
         kind,
         was_killed,
         reason: if was_killed {
-            format!("its process was killed: {status}")
+            format!("the worker's process was killed: {status}")
         } else {
-            format!("its process ended: {status}; see its log lines")
+            format!("the worker's process ended: {status}; see its log lines")
         },
     }
 }
@@ -439,7 +441,7 @@ mod tests {
             ));
         }
         let Some(WorkerEvent::GivenUp(_, reason)) = received.recv().await else {
-            panic!("expected GivenUp");
+            panic!("expected the event GivenUp");
         };
         assert!(reason.contains("cannot be started"), "{reason}");
     }

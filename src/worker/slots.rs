@@ -203,7 +203,8 @@ impl Slots {
             SendOutcome::Delivered => None,
             SendOutcome::Closed => self.free_slot(slot).map(|(_, freed)| freed),
             SendOutcome::NoCredit => {
-                let error = "the runner emitted a token for a slot without credit".to_owned();
+                let error =
+                    "the runner emitted more tokens than the sequence had credit for".to_owned();
                 self.fail(slot, Failure::Model(ModelError::Failed(error)))
             }
         }

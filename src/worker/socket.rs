@@ -66,7 +66,7 @@ impl Socket {
                 }
             }
         }
-        unreachable!("`blocked` is cleared only when a write returns")
+        unreachable!("the loop ends when a write succeeds, and only then clears `blocked`")
     }
 }
 

@@ -152,7 +152,7 @@ mod tests {
             device.wake_and_poll(|| notify.notify_one());
             current().id()
         });
-        let thread = thread.join().expect("the thread does not panic");
+        let thread = thread.join().expect("the spawned thread does not panic");
         assert_eq!(polled.try_recv(), Ok(thread));
         assert_eq!(count.0.load(Ordering::SeqCst), 0);
         // From now on, the runtime polls the task again.

@@ -62,7 +62,7 @@ pub fn token_channel(
 ) -> (TokenSender, TokenReceiver) {
     assert!(
         credit > 0,
-        "a channel without credit can never carry a token"
+        "a token channel needs credit for at least one token"
     );
     // Two more places, for `Accepted` and for the end of the sequence, which need no credit.
     let (outputs, receiver) = mpsc::channel(credit + 2);

@@ -68,7 +68,7 @@ impl Runner for Recording<Box<dyn Runner>> {
     }
 
     fn next_step(&mut self, credit: &dyn SlotCredit) -> NextStep {
-        self.inner.next(credit)
+        self.inner.next_step(credit)
     }
 
     fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError> {

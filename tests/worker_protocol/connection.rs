@@ -107,7 +107,9 @@ async fn a_protocol_violation_is_reported_with_its_rule() {
     let other = changed(|ready| of_model(ready).context_length = 99);
     let status = engine.status_after("other", [other]).await;
     assert!(
-        status.message().contains("differs from what another"),
+        status
+            .message()
+            .contains("differs from the facts that another"),
         "{status:?}"
     );
 }

@@ -52,7 +52,9 @@ pub(super) fn start(
             // Waiting for a permit ends even without a reader: dropping the receiver drops the buffered events, which
             // frees their permits.
             let permit = Arc::clone(&permits).acquire_many_owned(permits_for(&event));
-            let permit = permit.await.expect("the semaphore is never closed");
+            let permit = permit
+                .await
+                .expect("the semaphore of the read-ahead buffer is never closed");
             let buffered = BufferedEvent {
                 event,
                 _permit: permit,

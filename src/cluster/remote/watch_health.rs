@@ -105,7 +105,7 @@ impl HealthWatch {
             }
             Availability::Loop => tracing::error!(
                 engine,
-                "an engine is this gateway itself and gets no requests; correct --engine"
+                "this address in --engine is the gateway itself; it gets no requests; remove it from --engine"
             ),
         }
     }
@@ -125,8 +125,8 @@ mod tests {
         let changed = health.wait_for(|health| health.availability == expected);
         let changed = timeout(Duration::from_secs(10), changed).await;
         changed
-            .expect("the health changes in time")
-            .expect("the engine is watched");
+            .expect("the engine's health changes within the timeout")
+            .expect("the task that watches the engine's health is running");
     }
 
     #[tokio::test]

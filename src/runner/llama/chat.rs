@@ -180,7 +180,7 @@ fn error_message(error: &Error) -> String {
         source = cause.source();
     }
     if error.kind() == ErrorKind::OutOfFuel {
-        return "The model's chat template takes too much work for these messages; send fewer or \
+        return "The model's chat template takes too long to render these messages; send fewer or \
                 shorter messages."
             .to_owned();
     }

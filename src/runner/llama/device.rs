@@ -80,7 +80,12 @@ impl LlamaRunner {
     fn check(&self, slot: Slot, sequence: &Sequence) -> Result<(), ModelError> {
         match self.sequences.get(slot.0) {
             Some(None) => {}
-            Some(Some(_)) => return Err(model_failed(format!("slot {} is not free", slot.0))),
+            Some(Some(_)) => {
+                return Err(model_failed(format!(
+                    "slot {} already has a sequence",
+                    slot.0
+                )));
+            }
             None => return Err(model_failed(format!("there is no slot {}", slot.0))),
         }
         if sequence.prompt.is_empty() {
@@ -199,7 +204,8 @@ impl LlamaRunner {
 impl BatchPart {
     /// Returns the logits of one of this sequence's rows. Logits must have been requested for the row.
     fn logits<'a>(&self, context: &'a LlamaContext<'_>, offset: usize) -> &'a [f32] {
-        let offset = i32::try_from(offset).expect("a batch has at most slots + 63 rows");
+        let offset =
+            i32::try_from(offset).expect("the number of rows in a batch fits into 32 bits");
         context.get_logits_ith(self.first_row + offset)
     }
 }
@@ -381,7 +387,7 @@ fn model_failed(reason: String) -> ModelError {
 /// admitted.
 #[derive(Debug, thiserror::Error)]
 enum BatchError {
-    #[error("a number does not fit 32 bits: {0}")]
+    #[error("a row index or a slot does not fit into 32 bits: {0}")]
     Number(#[from] std::num::TryFromIntError),
     #[error("{0}")]
     Full(#[from] BatchAddError),

@@ -185,7 +185,9 @@ impl EngineConnection {
                         .await
                         .unwrap_or_else(|_| failed_answer("the tokenizer panicked"))
                 }
-                (Some(_) | None, _) => failed_answer("the worker cannot answer this call now"),
+                (Some(_) | None, _) => {
+                    failed_answer("the worker has no loaded model or too many open tokenizer calls")
+                }
             };
             let answer = Some(answer);
             outbox.send(WorkerMessage::Answer(proto::Answer { question, answer }));

@@ -69,7 +69,7 @@ impl Registration {
             return Ok(());
         }
         Err(Violation(format!(
-            "ready.model differs from what another worker of '{}' has reported",
+            "ready.model differs from the facts that another worker of '{}' has reported",
             self.name
         )))
     }

@@ -201,7 +201,7 @@ impl Sequences {
     ) -> Result<(), Violation> {
         let sequence = self.by_slot[slot.0]
             .as_mut()
-            .expect("each number in `by_number` has an occupied slot");
+            .expect("each sequence in `by_number` occupies its slot");
         sequence.check(&entry)?;
         let (end, is_prompt) = (entry.end(), entry.is_prompt);
         let failure = entry.failure.take();

@@ -156,11 +156,11 @@ impl Session {
                     SessionEvent::End(violation(status.message()))
                 }
                 Err(status) => {
-                    let reason = format!("its stream broke: {}", status.message());
+                    let reason = format!("the worker's stream broke: {}", status.message());
                     SessionEvent::End(SessionEnd::Disconnected(reason))
                 }
                 Ok(None) => {
-                    SessionEvent::End(SessionEnd::Disconnected("it ended its stream".to_owned()))
+                    SessionEvent::End(SessionEnd::Disconnected("the worker ended its stream".to_owned()))
                 }
                 // A message of a later protocol version.
                 Ok(Some(proto::AttachRequest { message: None })) => SessionEvent::Woken,
@@ -417,7 +417,9 @@ impl Session {
         let sent = self.outbound.send(Ok(proto::AttachResponse { message }));
         match timeout(self.timeouts.heartbeat_timeout, sent).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(SessionEnd::Disconnected("its stream broke".to_owned())),
+            Ok(Err(_)) => Err(SessionEnd::Disconnected(
+                "the worker's stream broke".to_owned(),
+            )),
             // The queue of messages is full, so the worker has stopped reading.
             Err(_) => Err(SessionEnd::HeartbeatTimeout),
         }

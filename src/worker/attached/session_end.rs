@@ -32,17 +32,17 @@ impl SessionEnd {
             Self::Stopped => "the engine is shutting down".to_owned(),
             Self::Disconnected(reason) => reason.clone(),
             Self::HeartbeatTimeout => {
-                "it sent no heartbeat within its heartbeat timeout".to_owned()
+                "the worker sent no message within its heartbeat timeout".to_owned()
             }
-            Self::StepTimeout => "a call of its device took longer than the step limit".to_owned(),
+            Self::StepTimeout => "a device call of the worker took longer than the step limit".to_owned(),
             Self::AcceptanceTimeout => {
-                "it neither accepted nor rejected a sequence within the step limit plus the heartbeat \
+                "the worker neither accepted nor rejected a sequence within the step limit plus the heartbeat \
                  timeout"
                     .to_owned()
             }
-            Self::Unresponsive => "it did not answer its tokenizer calls in time".to_owned(),
-            Self::Violation(violation) => format!("it violated the protocol: {violation}"),
-            Self::Panicked => "the engine's task for it panicked".to_owned(),
+            Self::Unresponsive => "the worker did not answer its tokenizer calls in time".to_owned(),
+            Self::Violation(violation) => format!("the worker violated the protocol: {violation}"),
+            Self::Panicked => "the engine's task for this worker panicked".to_owned(),
         }
     }
 
