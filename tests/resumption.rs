@@ -65,7 +65,7 @@ impl Runner for FragileRunner {
     }
 
     fn next_step(&mut self, credit: &dyn SlotCredit) -> NextStep {
-        self.runner.next(credit)
+        self.runner.next_step(credit)
     }
 
     fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError> {
