@@ -86,7 +86,8 @@ pub enum ClientError {
 
 /// Streams one completion to `out`. Each token is written as soon as it arrives.
 ///
-/// # Errors Returns an error if the completion fails or is cut short. The text received before the error has been
+/// # Errors
+/// Returns an error if the completion fails or is cut short. The text received before the error has been
 /// written to `out`.
 pub async fn complete(options: &ClientOptions, out: &mut dyn Write) -> Result<(), ClientError> {
     if options.grpc {

@@ -34,7 +34,7 @@ mod upstream;
 mod via;
 
 pub use address::{EngineAddress, check_engines, check_listen_address};
-use choice::{another_engine_may_accept, has_name, listed, more_informative};
+use choice::{another_engine_may_accept, has_name, more_informative, name_with_aliases};
 pub use context::CallContext;
 pub use events::CheckedEvents;
 pub use failure::Failure;
@@ -138,7 +138,8 @@ impl Cluster {
     /// Starts a completion on an upstream that admits it. Skips upstreams that cannot accept the request now, and
     /// those that do not support one of its parameters.
     ///
-    /// # Errors Returns the most informative failure of the upstreams that were tried.
+    /// # Errors
+    /// Returns the most informative failure of the upstreams that were tried.
     pub async fn complete(
         &self,
         message: &v1::CompletionRequest,
@@ -367,16 +368,17 @@ impl Cluster {
         if upstreams.len() < 2 {
             return Vec::new();
         }
+        let entry = |model: &v1::Model| (model.name.clone(), name_with_aliases(model));
         let mut names = BTreeMap::new();
         let mut all_are_known = true;
         for upstream in &upstreams {
             let health = upstream.health().borrow();
-            names.extend(health.models.iter().map(listed));
+            names.extend(health.models.iter().map(entry));
             all_are_known &= !health.is_up() || !health.models.is_empty();
         }
         if !all_are_known {
             let models = self.list_models(context).await.unwrap_or_default();
-            names.extend(models.iter().map(listed));
+            names.extend(models.iter().map(entry));
         }
         names.into_values().collect()
     }

@@ -59,7 +59,8 @@ impl RequestContext {
 
     /// Returns the context in a request's extensions.
     ///
-    /// # Errors Returns `internal_error` if there is no context. That is a bug: the request has bypassed the layer
+    /// # Errors
+    /// Returns `internal_error` if there is no context. That is a bug: the request has bypassed the layer
     /// chain.
     pub fn of(extensions: &Extensions) -> Result<Self, Error> {
         extensions.get::<Self>().cloned().ok_or_else(|| {

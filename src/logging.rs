@@ -69,9 +69,11 @@ pub struct InvalidFilter(String);
 
 /// Starts the log of this process. Lines go to `stderr`, filtered by [`FILTER_VARIABLE`].
 ///
-/// # Errors The filter is invalid.
+/// # Errors
+/// The filter is invalid.
 ///
-/// # Panics Panics if the log of this process was started before.
+/// # Panics
+/// Panics if the log of this process was started before.
 pub fn init(
     stderr: &Output,
     format: LogFormat,
@@ -95,7 +97,8 @@ pub fn init(
 
 /// Starts the log of this process in JSON format.
 ///
-/// # Panics Panics if the log of this process was started before.
+/// # Panics
+/// Panics if the log of this process was started before.
 pub fn start_json<W>(filter: EnvFilter, writer: W, timestamps: Timestamps)
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,

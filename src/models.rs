@@ -183,7 +183,8 @@ impl ModelEntry {
 
     /// Returns the loaded model, with its facts, tokenizer and chat template.
     ///
-    /// # Errors Returns [`ErrorKind::NotReady`] if no worker has loaded the model.
+    /// # Errors
+    /// Returns [`ErrorKind::NotReady`] if no worker has loaded the model.
     pub fn model(&self) -> Result<&Arc<dyn Model>, Error> {
         self.loaded.get().ok_or_else(|| {
             let message = format!("The model '{}' is not loaded.", self.name);

@@ -52,14 +52,16 @@ struct BufferState {
 impl Output {
     /// Returns a non-blocking standard output.
     ///
-    /// # Errors The process is out of threads or file descriptors.
+    /// # Errors
+    /// The process is out of threads or file descriptors.
     pub fn stdout() -> io::Result<Self> {
         Self::duplicate("stdout", io::stdout().as_fd())
     }
 
     /// Returns a non-blocking standard error.
     ///
-    /// # Errors The process is out of threads or file descriptors.
+    /// # Errors
+    /// The process is out of threads or file descriptors.
     pub fn stderr() -> io::Result<Self> {
         Self::duplicate("stderr", io::stderr().as_fd())
     }
@@ -73,7 +75,8 @@ impl Output {
 
     /// Starts a thread with this name that writes to `writer`. The thread never ends.
     ///
-    /// # Errors The process is out of threads.
+    /// # Errors
+    /// The process is out of threads.
     pub fn to_writer(name: &str, writer: impl Write + Send + 'static) -> io::Result<Self> {
         let shared = Arc::new(SharedBuffer {
             state: Mutex::default(),

@@ -61,7 +61,8 @@ struct TokenizedInput {
 impl Prompt {
     /// Tokenizes the request's prompt and checks the request against its model.
     ///
-    /// # Errors Returns an error that names the field the model does not support, or [`ErrorKind::NotReady`] if the
+    /// # Errors
+    /// Returns an error that names the field the model does not support, or [`ErrorKind::NotReady`] if the
     /// model is not loaded.
     pub async fn prepare(model: &ModelEntry, request: &CompletionRequest) -> Result<Self, Error> {
         let tokenizer = Tokenizer::new(model)?;

@@ -36,7 +36,8 @@ pub struct LoadedModel {
 pub trait Loader: Send + Sync {
     /// Loads the model. Calls `progress` with the fraction that is loaded, from 0 to 1.
     ///
-    /// # Errors Returns the reason why the model cannot be loaded. The text must let an operator fix the problem.
+    /// # Errors
+    /// Returns the reason why the model cannot be loaded. The text must let an operator fix the problem.
     fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError>;
 
     /// The value of `--runner` that selects this kind of runner, such as `llm_test`.
@@ -69,7 +70,8 @@ pub trait Model: Send + Sync {
 
     /// Returns the bytes of each token. Every id is below [`ModelFacts::vocabulary_size`].
     ///
-    /// # Errors The model cannot decode the tokens.
+    /// # Errors
+    /// The model cannot decode the tokens.
     fn pieces(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError>;
 
     /// Renders messages into a prompt with the model's chat template.
@@ -186,7 +188,8 @@ pub trait Runner {
     /// Adds a sequence to a free slot. The prompt has at least one token, and the prompt plus `max_tokens` fits the
     /// context.
     ///
-    /// # Errors The device cannot run this sequence. Other sequences continue.
+    /// # Errors
+    /// The device cannot run this sequence. Other sequences continue.
     fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError>;
 
     /// Drops the sequence in a slot, because the sequence has ended or its client is gone.

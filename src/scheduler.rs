@@ -218,7 +218,8 @@ impl Scheduler {
     /// The caller must have called [`Self::check_accepting`] when the request arrived. If a drain has started since,
     /// the request may still finish, like all running requests.
     ///
-    /// # Errors Returns the reason for a rejection.
+    /// # Errors
+    /// Returns the reason for a rejection.
     pub async fn submit(&self, request: NewRequest) -> Result<Admitted, Error> {
         let NewRequest {
             model,

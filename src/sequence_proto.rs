@@ -41,7 +41,8 @@ pub(crate) fn check_field(
 
 /// Moves the options out of a message and checks them. A missing seed becomes a random one.
 ///
-/// # Errors Returns an error for the first invalid field.
+/// # Errors
+/// Returns an error for the first invalid field.
 pub(crate) fn take_options(
     message: &mut v1::CompletionRequest,
 ) -> Result<SequenceOptions, InvalidField> {

@@ -68,7 +68,8 @@ impl Server {
     /// Binds the listeners and starts the workers. Models load in the background. Requests for a model that is not
     /// loaded yet are rejected as not ready.
     ///
-    /// # Errors Returns an error if the server cannot start. Everything that was already started is stopped again.
+    /// # Errors
+    /// Returns an error if the server cannot start. Everything that was already started is stopped again.
     pub async fn start(parts: ServerParts) -> Result<Self, StartError> {
         let http_listen = parts.http.as_ref().map(|frontend| &frontend.listen);
         let http = bind("http-listen", http_listen).await?;

@@ -87,26 +87,41 @@ impl Assignment {
 /// the operator.
 pub enum WorkerEvent {
     /// A worker process has connected. It serves this model, through this handle.
-    Joined(WorkerId, ModelId, WorkerHandle),
+    Joined {
+        worker: WorkerId,
+        model: ModelId,
+        handle: WorkerHandle,
+    },
     /// Loading progress of the model, from 0 to 1.
-    Loading(WorkerId, f32),
+    Loading { worker: WorkerId, fraction: f32 },
     /// The model is loaded and all slots are free.
-    Ready(WorkerId, Generation, ServedModel),
+    Ready {
+        worker: WorkerId,
+        generation: Generation,
+        served: ServedModel,
+    },
     /// A slot is free again. Its sequence had this `max_tokens`.
-    Released(WorkerId, Generation, u32),
+    Released {
+        worker: WorkerId,
+        generation: Generation,
+        max_tokens: u32,
+    },
     /// True when a device call on a thread of this process exceeds the step limit; false when it has returned. Such a
     /// call cannot be ended.
-    Stuck(WorkerId, bool),
+    Stuck { worker: WorkerId, is_stuck: bool },
     /// A crash suspect has produced a token or has ended.
-    SuspectCleared(WorkerId, Generation),
+    SuspectCleared {
+        worker: WorkerId,
+        generation: Generation,
+    },
     /// The worker crashed and lost all its sequences. It loads its model again.
-    Lost(WorkerId, String),
+    Lost { worker: WorkerId, reason: String },
     /// The model cannot be loaded. The worker tries again.
-    LoadFailed(WorkerId, String),
+    LoadFailed { worker: WorkerId, reason: String },
     /// The worker failed to start too often, and is not started again.
-    GivenUp(WorkerId, String),
+    GivenUp { worker: WorkerId, reason: String },
     /// A worker that this engine did not start has disconnected. All its sequences are lost.
-    Left(WorkerId, String),
+    Left { worker: WorkerId, reason: String },
 }
 
 /// The model of a worker that is ready.
@@ -127,7 +142,8 @@ pub struct WorkerHandle {
 impl WorkerHandle {
     /// Submits a sequence. The worker accepts or rejects it through the token channel.
     ///
-    /// # Errors Returns the assignment if the worker has ended or its command queue is full.
+    /// # Errors
+    /// Returns the assignment if the worker has ended or its command queue is full.
     pub fn submit(
         &self,
         generation: Generation,

@@ -9,7 +9,7 @@ use tokenway::runner::Sequence;
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::telemetry::Telemetry;
 use tokenway::worker::device_thread::DeviceThread;
-use tokenway::worker::thread::{SpawnOptions, spawn};
+use tokenway::worker::thread::{SpawnOptions, SpawnedWorker, spawn};
 use tokenway::worker::token_channel::{TokenReceiver, token_channel};
 use tokenway::worker::{Assignment, Generation, WorkerEvent, WorkerHandle, WorkerId};
 use tokio::sync::{Notify, mpsc};
@@ -44,7 +44,10 @@ impl Device {
             interval,
             ..TestRunnerOptions::default()
         };
-        let (worker, thread) = spawn(SpawnOptions {
+        let SpawnedWorker {
+            handle: worker,
+            thread,
+        } = spawn(SpawnOptions {
             id: WorkerId(0),
             loader: Arc::new(TestRunnerLoader::new(options)),
             slots,
@@ -54,7 +57,7 @@ impl Device {
             after_step: None,
         })?;
         while let Some(event) = events.recv().await {
-            if let WorkerEvent::Ready(_, generation, _) = event {
+            if let WorkerEvent::Ready { generation, .. } = event {
                 // The worker blocks on a full channel, so its events are received and dropped.
                 tokio::spawn(async move { while events.recv().await.is_some() {} });
                 return Ok(Self {

@@ -47,7 +47,8 @@ pub(super) fn without_self(upstreams: &[Arc<dyn Upstream>]) -> Vec<Arc<dyn Upstr
 
 /// Returns the upstreams that support every parameter of the request.
 ///
-/// # Errors Returns an error that names an unsupported parameter if no upstream is left, or the error of an invalid
+/// # Errors
+/// Returns an error that names an unsupported parameter if no upstream is left, or the error of an invalid
 /// request.
 pub(super) fn filter_supporting(
     upstreams: Vec<Arc<dyn Upstream>>,
@@ -71,13 +72,12 @@ pub(super) fn filter_supporting(
     }
 }
 
-/// Returns a model's name, and its entry in a list of models.
-pub(super) fn listed(model: &v1::Model) -> (String, String) {
-    let entry = match &model.aliases[..] {
+/// Returns a model's name and aliases, for error messages.
+pub(super) fn name_with_aliases(model: &v1::Model) -> String {
+    match &model.aliases[..] {
         [] => model.name.clone(),
         aliases => format!("{} (also {})", model.name, aliases.join(", ")),
-    };
-    (model.name.clone(), entry)
+    }
 }
 
 /// Returns true if another engine may accept a request that one engine rejected with this kind of error.

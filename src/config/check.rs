@@ -10,7 +10,8 @@ use super::settings::Settings;
 
 /// Checks the settings file at `path`. Returns the text to print for a valid file.
 ///
-/// # Errors All problems of the file.
+/// # Errors
+/// All problems of the file.
 pub(super) fn check_file(path: &str) -> Result<String, ConfigError> {
     let ParsedFile { file, mut errors } = ParsedFile::read(path, &known_keys());
     errors.extend(value_errors(&file)?);

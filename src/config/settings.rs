@@ -82,7 +82,8 @@ impl Settings {
     /// Adds the values of a settings file for the settings that `S` declares. A flag or an environment variable
     /// overrides the file.
     ///
-    /// # Errors The errors of all values.
+    /// # Errors
+    /// The errors of all values.
     pub(super) fn add_file<S: DeclaredSettings>(
         &mut self,
         file: &SettingsFile,
@@ -94,7 +95,8 @@ impl Settings {
     /// Returns the settings of a `[[model]]` table. A setting that the table does not contain has its value from
     /// outside the tables.
     ///
-    /// # Errors The errors of all values.
+    /// # Errors
+    /// The errors of all values.
     pub(super) fn for_model_table<S: DeclaredSettings>(
         &self,
         table: &FileTable,

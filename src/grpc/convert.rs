@@ -62,7 +62,8 @@ fn convert_with_times(
 
 /// Returns the first of these parameters that a request uses, or `None`.
 ///
-/// # Errors Returns an error for the first invalid field of the request.
+/// # Errors
+/// Returns an error for the first invalid field of the request.
 pub fn first_used_parameter(
     message: &v1::CompletionRequest,
     parameters: &[Parameter],

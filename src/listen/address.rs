@@ -100,7 +100,8 @@ impl Listener {
     /// Binds every IP address of the host, or the Unix socket. Replaces the file of a Unix socket on which no process
     /// listens any more.
     ///
-    /// # Errors The host cannot be resolved, or one of its addresses cannot be bound.
+    /// # Errors
+    /// The host cannot be resolved, or one of its addresses cannot be bound.
     pub async fn bind(address: &Address) -> io::Result<Self> {
         match address {
             Address::Tcp(address) => {

@@ -11,7 +11,8 @@ pub struct ModelMap<T>(Vec<T>);
 impl Models {
     /// Assigns one value to each model, in the order of the models.
     ///
-    /// # Panics Panics if the number of values differs from the number of models.
+    /// # Panics
+    /// Panics if the number of values differs from the number of models.
     #[must_use]
     pub fn map_values<T>(&self, values: impl IntoIterator<Item = T>) -> ModelMap<T> {
         let values: Vec<_> = values.into_iter().collect();

@@ -36,7 +36,8 @@ impl Tokenizer {
 
     /// Tokenizes `text`. `param` names the request field of the text in errors.
     ///
-    /// # Errors Returns an error if the text is too long or the model rejects it.
+    /// # Errors
+    /// Returns an error if the text is too long or the model rejects it.
     pub async fn tokenize(
         &self,
         text: &str,
@@ -74,7 +75,8 @@ impl Tokenizer {
 
     /// Detokenizes ids. `param` names their request field in errors. Invalid UTF-8 becomes U+FFFD.
     ///
-    /// # Errors Returns an error that names the first id that is not in the vocabulary.
+    /// # Errors
+    /// Returns an error that names the first id that is not in the vocabulary.
     pub async fn detokenize(&self, ids: Vec<TokenId>, param: &str) -> Result<String, Error> {
         let bytes = self.token_bytes(ids, param).await?;
         Ok(String::from_utf8_lossy(&bytes.concat()).into_owned())

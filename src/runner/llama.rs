@@ -191,7 +191,8 @@ fn init_backend() -> Result<&'static LlamaBackend, LoadError> {
 /// Checks that the file is readable and starts like a GGUF file. The check runs before the server starts, so that a
 /// wrong path is reported at once.
 ///
-/// # Errors The file cannot be read or is not a GGUF file.
+/// # Errors
+/// The file cannot be read or is not a GGUF file.
 pub fn check_file(path: &Path) -> Result<(), LoadError> {
     gguf::check_magic(path).map_err(LoadError)
 }

@@ -113,7 +113,8 @@ impl Resumer {
     /// Resumes a choice after the tokens `delivered`. If `scores_prompt` is true, the new worker also sends the
     /// prompt's log probabilities.
     ///
-    /// # Errors Returns an error if the server is shutting down or the choice has lost too many workers.
+    /// # Errors
+    /// Returns an error if the server is shutting down or the choice has lost too many workers.
     pub fn resume(
         &self,
         choice: u32,

@@ -127,15 +127,23 @@ impl Task {
 
     fn handle_event(&mut self, event: WorkerEvent) {
         match event {
-            WorkerEvent::Joined(worker, model, handle) => {
+            WorkerEvent::Joined {
+                worker,
+                model,
+                handle,
+            } => {
                 self.add_worker(worker, model, Some(handle));
                 self.publish_readiness();
             }
-            WorkerEvent::Loading(worker, fraction) => {
+            WorkerEvent::Loading { worker, fraction } => {
                 self.statuses.set_progress(worker, fraction);
                 self.publish_readiness();
             }
-            WorkerEvent::Ready(worker, generation, served) => {
+            WorkerEvent::Ready {
+                worker,
+                generation,
+                served,
+            } => {
                 let Some(model) = self.statuses.model_of(worker) else {
                     return;
                 };
@@ -145,26 +153,30 @@ impl Task {
                 self.submit_placements(placements);
                 self.publish_readiness();
             }
-            WorkerEvent::Stuck(worker, is_stuck) => self.set_stuck(worker, is_stuck),
-            WorkerEvent::SuspectCleared(worker, generation) => {
+            WorkerEvent::Stuck { worker, is_stuck } => self.set_stuck(worker, is_stuck),
+            WorkerEvent::SuspectCleared { worker, generation } => {
                 let placements = self.plan.suspect_cleared(worker, generation);
                 self.submit_placements(placements);
             }
-            WorkerEvent::Released(worker, generation, max_tokens) => {
+            WorkerEvent::Released {
+                worker,
+                generation,
+                max_tokens,
+            } => {
                 let placements = self.plan.slot_released(worker, generation, max_tokens);
                 self.submit_placements(placements);
             }
-            WorkerEvent::Lost(worker, reason) => {
+            WorkerEvent::Lost { worker, reason } => {
                 let model = self.model_of(worker);
                 tracing::error!(worker = worker.0, model, %reason, "a worker was lost and will be restarted");
                 self.mark_down(worker, ModelStatus::Lost);
             }
-            WorkerEvent::LoadFailed(worker, reason) => {
+            WorkerEvent::LoadFailed { worker, reason } => {
                 let model = self.model_of(worker);
                 tracing::error!(worker = worker.0, model, %reason, "a worker could not load its model and will retry");
                 self.mark_down(worker, ModelStatus::LoadFailed(reason));
             }
-            WorkerEvent::GivenUp(worker, reason) => {
+            WorkerEvent::GivenUp { worker, reason } => {
                 let model = self.model_of(worker);
                 tracing::error!(
                     worker = worker.0,
@@ -174,7 +186,7 @@ impl Task {
                 );
                 self.mark_down(worker, ModelStatus::GivenUp(reason));
             }
-            WorkerEvent::Left(worker, reason) => {
+            WorkerEvent::Left { worker, reason } => {
                 let model = self.model_of(worker);
                 tracing::warn!(worker = worker.0, model, %reason, "a worker has disconnected");
                 self.plan.remove_worker(worker);

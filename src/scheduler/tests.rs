@@ -7,7 +7,7 @@ use super::*;
 use crate::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use crate::worker::WorkerId;
 use crate::worker::device_thread::DeviceThread;
-use crate::worker::thread::{SpawnOptions, spawn};
+use crate::worker::thread::{SpawnOptions, SpawnedWorker, spawn};
 use crate::worker::token_channel::{Failure, Output};
 
 /// Starts a scheduler with a queue limit of two, and a worker with one slot whose sequence never ends.
@@ -18,7 +18,10 @@ async fn start_scheduler() -> (Scheduler, DeviceThread) {
         silent_at: Some(0),
         ..TestRunnerOptions::default()
     };
-    let (worker, thread) = spawn(SpawnOptions {
+    let SpawnedWorker {
+        handle: worker,
+        thread,
+    } = spawn(SpawnOptions {
         id: WorkerId(0),
         loader: Arc::new(TestRunnerLoader::new(options)),
         slots: 1,

@@ -19,7 +19,7 @@ use crate::worker::attached::{
 };
 use crate::worker::child::{ChildSpec, Program, supervise};
 use crate::worker::device_thread::DeviceThread;
-use crate::worker::thread::{SpawnOptions, spawn};
+use crate::worker::thread::{SpawnOptions, SpawnedWorker, spawn};
 use crate::worker::{WorkerEvent, WorkerHandle, WorkerId};
 
 /// Capacity of the channel that carries worker events to the scheduler. The scheduler never waits while it handles
@@ -233,7 +233,7 @@ impl WorkerStarter<'_> {
         let worker = WorkerId(self.workers.len());
         let handle = match &model.isolation {
             Isolation::Thread => {
-                let (handle, thread) = spawn(SpawnOptions {
+                let SpawnedWorker { handle, thread } = spawn(SpawnOptions {
                     id: worker,
                     loader: Arc::clone(&model.loader),
                     slots: model.slots,
@@ -301,7 +301,7 @@ async fn watch_steps(
         if is_stuck != was_stuck {
             was_stuck = is_stuck;
             if events
-                .send(WorkerEvent::Stuck(worker, is_stuck))
+                .send(WorkerEvent::Stuck { worker, is_stuck })
                 .await
                 .is_err()
             {

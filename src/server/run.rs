@@ -46,7 +46,8 @@ pub enum RunError {
 /// `out` (standard output) receives the addresses and the readiness of the models. `err` (standard error) receives a
 /// progress bar if it is a terminal.
 ///
-/// # Errors Returns an error if the server cannot start, a second signal interrupts the drain, or a critical task
+/// # Errors
+/// Returns an error if the server cannot start, a second signal interrupts the drain, or a critical task
 /// panics.
 pub async fn until_signalled(
     parts: ServerParts,

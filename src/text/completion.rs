@@ -112,7 +112,8 @@ impl Completion {
     /// Creates the completion of an admitted request from its prompt and its token channels. Stop strings are not
     /// matched in the first `min_tokens` tokens. `times` records the latencies of the engine stage.
     ///
-    /// # Errors Returns an error if the client already has tokens that contain a stop string: that choice has ended.
+    /// # Errors
+    /// Returns an error if the client already has tokens that contain a stop string: that choice has ended.
     pub fn new(
         request: &CompletionRequest,
         prompt: Prompt,

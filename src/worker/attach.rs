@@ -21,7 +21,7 @@ use super::device_thread::DeviceThread;
 use super::engine_address::EngineAddress;
 use super::outbox::{OutboundMessages, Outbox, StepNotifier};
 use super::tasks::Tasks;
-use super::thread::{SpawnOptions, spawn};
+use super::thread::{SpawnOptions, SpawnedWorker, spawn};
 use super::wire;
 use super::{Generation, ServedModel, WorkerEvent, WorkerHandle, WorkerId};
 use crate::backoff::{Backoff, BackoffPolicy};
@@ -98,7 +98,8 @@ pub enum AttachError {
 /// Runs a worker until SIGTERM or SIGINT, or until the engine drains it. A worker that an engine started also ends
 /// when that engine ends.
 ///
-/// # Errors Returns an error if the worker cannot run, or the engine rejects it.
+/// # Errors
+/// Returns an error if the worker cannot run, or the engine rejects it.
 pub async fn until_signalled(
     options: AttachOptions,
     stopping: CancellationToken,
@@ -143,12 +144,13 @@ fn die_with_parent() -> std::io::Result<()> {
 
 /// Runs a worker until the engine drains it or `stopping` is cancelled.
 ///
-/// # Errors Returns an error if the worker cannot run, or the engine rejects it.
+/// # Errors
+/// Returns an error if the worker cannot run, or the engine rejects it.
 pub async fn run(options: AttachOptions, stopping: CancellationToken) -> Result<(), AttachError> {
     let (events_sender, events) = mpsc::channel(options.slots.saturating_mul(2) + 16);
     let step_notifier = StepNotifier::default();
     let after_step = step_notifier.clone();
-    let (handle, thread) = spawn(SpawnOptions {
+    let SpawnedWorker { handle, thread } = spawn(SpawnOptions {
         id: WorkerId(0),
         loader: Arc::clone(&options.loader),
         slots: options.slots,
@@ -193,7 +195,13 @@ struct Worker {
     step_notifier: StepNotifier,
     events: mpsc::Receiver<WorkerEvent>,
     /// The loaded model and its generation; `None` until the model is loaded.
-    ready: Option<(Generation, ServedModel)>,
+    ready: Option<ReadyModel>,
+}
+
+/// A loaded model, and the worker's generation that loaded it.
+struct ReadyModel {
+    generation: Generation,
+    served: ServedModel,
 }
 
 /// Result of one attempt to connect to the engine.
@@ -294,11 +302,9 @@ impl Worker {
         connection: &EngineConnection,
         heartbeat_interval: Duration,
     ) -> ConnectionEnd {
-        if let Some((generation, served)) = &self.ready {
-            connection.start_generation(*generation, &served.model);
-            connection
-                .outbox
-                .send(self.ready_message(*generation, served));
+        if let Some(ready) = &self.ready {
+            connection.start_generation(ready.generation, &ready.served.model);
+            connection.outbox.send(self.ready_message(ready));
         }
         let mut heartbeat = interval(heartbeat_interval);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -321,48 +327,48 @@ impl Worker {
     /// Reports one event to the engine.
     fn report(&mut self, event: WorkerEvent, connection: &EngineConnection) {
         let message = match event {
-            WorkerEvent::Loading(_, fraction) => {
+            WorkerEvent::Loading { fraction, .. } => {
                 WorkerMessage::Loading(proto::Loading { fraction })
             }
-            WorkerEvent::Ready(_, generation, served) => {
+            WorkerEvent::Ready {
+                generation, served, ..
+            } => {
                 connection.start_generation(generation, &served.model);
-                let ready = self.ready_message(generation, &served);
-                self.ready = Some((generation, served));
-                ready
+                let ready = ReadyModel { generation, served };
+                let message = self.ready_message(&ready);
+                self.ready = Some(ready);
+                message
             }
-            WorkerEvent::Lost(_, reason) => {
+            WorkerEvent::Lost { reason, .. } => {
                 self.ready = None;
                 connection.cancel_all();
                 let reason = wire::sanitize(&reason);
                 WorkerMessage::Crashed(proto::Crashed { reason })
             }
-            WorkerEvent::LoadFailed(_, reason) => {
+            WorkerEvent::LoadFailed { reason, .. } => {
                 let reason = wire::sanitize(&reason);
                 WorkerMessage::LoadFailed(proto::LoadFailed { reason })
             }
             // The engine learns about ended sequences from their steps. A worker thread never sends the other events.
-            WorkerEvent::Released(..)
-            | WorkerEvent::SuspectCleared(..)
-            | WorkerEvent::Stuck(..)
-            | WorkerEvent::GivenUp(..)
-            | WorkerEvent::Joined(..)
-            | WorkerEvent::Left(..) => return,
+            WorkerEvent::Released { .. }
+            | WorkerEvent::SuspectCleared { .. }
+            | WorkerEvent::Stuck { .. }
+            | WorkerEvent::GivenUp { .. }
+            | WorkerEvent::Joined { .. }
+            | WorkerEvent::Left { .. } => return,
         };
         connection.outbox.send(message);
     }
 
-    fn ready_message(
-        &self,
-        Generation(generation): Generation,
-        served: &ServedModel,
-    ) -> WorkerMessage {
+    fn ready_message(&self, ready: &ReadyModel) -> WorkerMessage {
+        let ReadyModel { generation, served } = ready;
         WorkerMessage::Ready(proto::Ready {
             model: Some(wire::model_message(
                 served.model.facts(),
                 self.options.loader.name(),
             )),
             slots: u32::try_from(served.slots).unwrap_or(u32::MAX),
-            generation,
+            generation: generation.0,
         })
     }
 }

@@ -237,8 +237,8 @@ impl AttachService {
             self.0.telemetry.workers_lost.increment(1);
         }
         let event = match &child {
-            Some(_) => WorkerEvent::Lost(worker, reason),
-            None => WorkerEvent::Left(worker, reason),
+            Some(_) => WorkerEvent::Lost { worker, reason },
+            None => WorkerEvent::Left { worker, reason },
         };
         // Sending fails only if the engine has ended.
         let _ = self.0.events.send(event).await;
@@ -298,7 +298,11 @@ impl DeviceWorker for AttachService {
             name = hello.name,
             "a worker has connected"
         );
-        let joined = WorkerEvent::Joined(worker, registration.model, handle);
+        let joined = WorkerEvent::Joined {
+            worker,
+            model: registration.model,
+            handle,
+        };
         let joined = self.0.events.send(joined).await;
         joined.map_err(|_| Status::unavailable("the engine is shutting down"))?;
         let session = Session {

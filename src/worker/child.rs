@@ -108,7 +108,7 @@ pub(crate) async fn supervise(
                     "{reason}; the worker failed to start {MAX_FAILED_STARTS} times in a row"
                 );
                 // Sending fails only if the engine has ended.
-                let _ = events.send(WorkerEvent::GivenUp(worker, reason)).await;
+                let _ = events.send(WorkerEvent::GivenUp { worker, reason }).await;
                 return;
             }
             if was_killed {
@@ -121,7 +121,9 @@ pub(crate) async fn supervise(
                     "a worker was killed while loading its model"
                 );
             } else {
-                let _ = events.send(WorkerEvent::LoadFailed(worker, reason)).await;
+                let _ = events
+                    .send(WorkerEvent::LoadFailed { worker, reason })
+                    .await;
             }
         }
         if stopping
@@ -437,10 +439,10 @@ mod tests {
         for _ in 1..MAX_FAILED_STARTS {
             assert!(matches!(
                 received.recv().await,
-                Some(WorkerEvent::LoadFailed(..))
+                Some(WorkerEvent::LoadFailed { .. })
             ));
         }
-        let Some(WorkerEvent::GivenUp(_, reason)) = received.recv().await else {
+        let Some(WorkerEvent::GivenUp { reason, .. }) = received.recv().await else {
             panic!("expected the event GivenUp");
         };
         assert!(reason.contains("cannot be started"), "{reason}");

@@ -26,7 +26,8 @@ pub struct DeviceThread {
 impl DeviceThread {
     /// Starts a thread with this name. `run` must return soon after `flags` tell it to stop.
     ///
-    /// # Errors Returns an error if the system cannot start another thread.
+    /// # Errors
+    /// Returns an error if the system cannot start another thread.
     pub(super) fn spawn(
         name: String,
         flags: Arc<Flags>,

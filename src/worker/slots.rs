@@ -41,9 +41,9 @@ struct OccupiedSlot {
 }
 
 impl Assignment {
-    /// Returns the assignment and its deadline in nanoseconds of CLOCK_MONOTONIC. Returns `None` if the sequence needs
-    /// no slot: it has expired, its reader is gone, or it requests no tokens. It then has ended.
-    pub(super) fn into_runnable(self) -> Option<(Self, u64)> {
+    /// Computes the deadline of a sequence that needs a slot. Returns `None` for any other sequence, and ends it: the
+    /// sequence has expired, its reader is gone, or it requests no tokens.
+    pub(super) fn into_runnable(self) -> Option<RunnableSequence> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             self.token_channel.fail(Failure::DeadlineExceeded);
@@ -58,8 +58,18 @@ impl Assignment {
         }
         let left_ns = u64::try_from(left.as_nanos()).unwrap_or(u64::MAX);
         let deadline_ns = monotonic_ns().saturating_add(left_ns);
-        (!self.token_channel.is_closed()).then_some((self, deadline_ns))
+        (!self.token_channel.is_closed()).then_some(RunnableSequence {
+            assignment: self,
+            deadline_ns,
+        })
     }
+}
+
+/// A sequence that needs a slot.
+pub(super) struct RunnableSequence {
+    pub(super) assignment: Assignment,
+    /// Deadline in nanoseconds of CLOCK_MONOTONIC.
+    pub(super) deadline_ns: u64,
 }
 
 /// A slot that has become free, with facts about the sequence that had it.
@@ -67,6 +77,12 @@ pub(super) struct FreedSlot {
     pub(super) slot: Slot,
     pub(super) request_id: RequestId,
     pub(super) max_tokens: u32,
+}
+
+/// A sequence that was removed from its slot, and the slot.
+struct EndedSequence {
+    occupant: OccupiedSlot,
+    freed: FreedSlot,
 }
 
 impl Slots {
@@ -115,7 +131,11 @@ impl Slots {
     }
 
     /// Puts a sequence into `slot`, which must be the one that [`Slots::next_free`] returned.
-    pub(super) fn occupy(&mut self, slot: Slot, assignment: Assignment, deadline_ns: u64) {
+    pub(super) fn occupy(&mut self, slot: Slot, runnable: RunnableSequence) {
+        let RunnableSequence {
+            assignment,
+            deadline_ns,
+        } = runnable;
         debug_assert_eq!(self.next_free(), Some(slot));
         self.free.pop();
         self.next_deadline_ns = self.next_deadline_ns.min(deadline_ns);
@@ -201,7 +221,7 @@ impl Slots {
     fn handle_outcome(&mut self, slot: Slot, outcome: SendOutcome) -> Option<FreedSlot> {
         match outcome {
             SendOutcome::Delivered => None,
-            SendOutcome::Closed => self.free_slot(slot).map(|(_, freed)| freed),
+            SendOutcome::Closed => self.free_slot(slot).map(|ended| ended.freed),
             SendOutcome::NoCredit => {
                 let error =
                     "the runner emitted more tokens than the sequence had credit for".to_owned();
@@ -217,14 +237,14 @@ impl Slots {
         token: Option<Token>,
         reason: FinishReason,
     ) -> Option<FreedSlot> {
-        let (occupant, freed) = self.free_slot(slot)?;
+        let EndedSequence { occupant, freed } = self.free_slot(slot)?;
         occupant.token_channel.finish(token, reason);
         Some(freed)
     }
 
     /// Ends a sequence with a failure.
     pub(super) fn fail(&mut self, slot: Slot, failure: Failure) -> Option<FreedSlot> {
-        let (occupant, freed) = self.free_slot(slot)?;
+        let EndedSequence { occupant, freed } = self.free_slot(slot)?;
         let (id, reason) = (&freed.request_id.0, failure_reason(&failure));
         tracing::debug!(%id, slot = slot.0, reason, "a sequence fails");
         occupant.token_channel.fail(failure);
@@ -263,7 +283,7 @@ impl Slots {
             };
             let slot = Slot(index);
             if occupant.token_channel.is_closed() {
-                freed.extend(self.free_slot(slot).map(|(_, freed)| freed));
+                freed.extend(self.free_slot(slot).map(|ended| ended.freed));
             } else if now_ns >= occupant.deadline_ns {
                 freed.extend(self.fail(slot, Failure::DeadlineExceeded));
             } else if occupant.has_stalled_for(self.slow_reader_ns, now_ns) {
@@ -284,7 +304,7 @@ impl Slots {
             .collect()
     }
 
-    fn free_slot(&mut self, slot: Slot) -> Option<(OccupiedSlot, FreedSlot)> {
+    fn free_slot(&mut self, slot: Slot) -> Option<EndedSequence> {
         let occupant = self.occupants.get_mut(slot.0)?.take()?;
         self.free.push(slot);
         self.cleared += usize::from(occupant.is_suspect);
@@ -295,7 +315,7 @@ impl Slots {
             request_id,
             max_tokens,
         };
-        Some((occupant, freed))
+        Some(EndedSequence { occupant, freed })
     }
 }
 
@@ -368,7 +388,11 @@ mod tests {
     fn full_channel() -> (Slots, TokenReceiver) {
         let mut slots = Slots::new(1, SLOW_READER_NS);
         let (assignment, receiver) = Assignment::for_test(100, Instant::now());
-        slots.occupy(Slot(0), assignment, NO_DEADLINE);
+        let runnable = RunnableSequence {
+            assignment,
+            deadline_ns: NO_DEADLINE,
+        };
+        slots.occupy(Slot(0), runnable);
         assert!(slots.token(Slot(0), token()).is_none());
         assert_eq!(slots.credit(Slot(0)), 0);
         (slots, receiver)

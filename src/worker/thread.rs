@@ -59,11 +59,20 @@ pub struct SpawnOptions {
     pub after_step: Option<Box<dyn Fn() + Send>>,
 }
 
+/// A worker whose thread has been started.
+pub struct SpawnedWorker {
+    /// Submits sequences to the worker.
+    pub handle: WorkerHandle,
+    /// Stops and joins the worker's thread.
+    pub thread: DeviceThread,
+}
+
 /// Starts the thread of a worker. The thread ends when the worker is drained or stopped, or when the receiver of its
 /// events is dropped.
 ///
-/// # Errors Returns an error if the system cannot start another thread.
-pub fn spawn(options: SpawnOptions) -> std::io::Result<(WorkerHandle, DeviceThread)> {
+/// # Errors
+/// Returns an error if the system cannot start another thread.
+pub fn spawn(options: SpawnOptions) -> std::io::Result<SpawnedWorker> {
     // The scheduler never submits more sequences to a worker than the worker has slots.
     let (commands, receiver) = mpsc::channel(options.slots + 1);
     let flags = Arc::new(Flags::default());
@@ -76,7 +85,8 @@ pub fn spawn(options: SpawnOptions) -> std::io::Result<(WorkerHandle, DeviceThre
     let name = format!("worker-{}", worker.options.id.0);
     let thread = DeviceThread::spawn(name, flags, move || worker.run())?;
     let waker = thread.waker().clone();
-    Ok((WorkerHandle { commands, waker }, thread))
+    let handle = WorkerHandle { commands, waker };
+    Ok(SpawnedWorker { handle, thread })
 }
 
 struct Worker {
@@ -111,12 +121,16 @@ impl Worker {
             }
             let event = match end {
                 GenerationEnd::Stopped => return,
-                GenerationEnd::LoadFailed(reason) => {
-                    WorkerEvent::LoadFailed(self.options.id, reason)
-                }
+                GenerationEnd::LoadFailed(reason) => WorkerEvent::LoadFailed {
+                    worker: self.options.id,
+                    reason,
+                },
                 GenerationEnd::Crashed(reason) => {
                     self.options.telemetry.workers_lost.increment(1);
-                    WorkerEvent::Lost(self.options.id, reason)
+                    WorkerEvent::Lost {
+                        worker: self.options.id,
+                        reason,
+                    }
                 }
             };
             if !self.report(event) || !wait_backoff(backoff.next_delay(), || self.is_ending()) {
@@ -131,10 +145,10 @@ impl Worker {
         let progress = |fraction: f32| {
             // Progress is only informative. If the queue is full, this report is dropped and the next one replaces
             // it.
-            let _ = self
-                .options
-                .events
-                .try_send(WorkerEvent::Loading(id, fraction));
+            let _ = self.options.events.try_send(WorkerEvent::Loading {
+                worker: id,
+                fraction,
+            });
         };
         let load = || self.options.loader.load(self.options.slots, &progress);
         // `AssertUnwindSafe` is sound here: the state of a load that panicked is not used again.
@@ -144,11 +158,11 @@ impl Worker {
             Err(panic) => return GenerationEnd::LoadFailed(runner_panic(&*panic)),
         };
         let slots = self.options.slots;
-        if !self.report(WorkerEvent::Ready(
-            id,
-            self.generation,
-            ServedModel { model, slots },
-        )) {
+        if !self.report(WorkerEvent::Ready {
+            worker: id,
+            generation: self.generation,
+            served: ServedModel { model, slots },
+        }) {
             return GenerationEnd::Stopped;
         }
         let slow_reader_ns =
@@ -260,10 +274,11 @@ impl Device<'_> {
 
     fn admit(&mut self, assignment: Assignment) {
         let max_tokens = assignment.sequence.max_tokens;
-        let Some((assignment, deadline_ns)) = assignment.into_runnable() else {
+        let Some(runnable) = assignment.into_runnable() else {
             return self.report_released(max_tokens);
         };
         // Log lines of the runner in this call are about this sequence, so they carry its request's id.
+        let assignment = &runnable.assignment;
         let id = assignment.sequence.request_id.0.clone();
         let _span = request_span(&id).entered();
         let Some(slot) = self.next_free() else {
@@ -276,7 +291,7 @@ impl Device<'_> {
         match self.runner.admit(slot, assignment.sequence.clone()) {
             Ok(()) => {
                 tracing::debug!(slot = slot.0, "a sequence starts");
-                self.slots.occupy(slot, assignment, deadline_ns);
+                self.slots.occupy(slot, runnable);
                 self.worker
                     .options
                     .telemetry
@@ -284,7 +299,8 @@ impl Device<'_> {
                     .increment(1.0);
             }
             Err(error) => {
-                assignment.token_channel.fail(Failure::Model(error));
+                let token_channel = runnable.assignment.token_channel;
+                token_channel.fail(Failure::Model(error));
                 self.report_released(max_tokens);
             }
         }
@@ -350,10 +366,10 @@ impl Device<'_> {
 
     fn report_cleared(&mut self) {
         for _ in 0..self.slots.take_cleared() {
-            self.report(WorkerEvent::SuspectCleared(
-                self.worker.options.id,
-                self.worker.generation,
-            ));
+            self.report(WorkerEvent::SuspectCleared {
+                worker: self.worker.options.id,
+                generation: self.worker.generation,
+            });
         }
     }
 
@@ -371,11 +387,11 @@ impl Device<'_> {
     }
 
     fn report_released(&self, max_tokens: u32) {
-        self.report(WorkerEvent::Released(
-            self.worker.options.id,
-            self.worker.generation,
+        self.report(WorkerEvent::Released {
+            worker: self.worker.options.id,
+            generation: self.worker.generation,
             max_tokens,
-        ));
+        });
     }
 
     fn report(&self, event: WorkerEvent) {

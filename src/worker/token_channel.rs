@@ -53,7 +53,8 @@ pub enum Failure {
 /// `queue` is notified if the receiver is dropped before a worker has the sequence. `wasted` counts the tokens that
 /// were sent but never read.
 ///
-/// # Panics Panics if `credit` is 0.
+/// # Panics
+/// Panics if `credit` is 0.
 #[must_use]
 pub fn token_channel(
     credit: usize,

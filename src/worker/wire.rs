@@ -371,7 +371,8 @@ fn parse_parameter(name: &String) -> Result<Parameter, Violation> {
 
 /// Returns the heartbeat timeout that a worker declares in its `hello`. `None` selects the engine's own timeout.
 ///
-/// # Errors Returns an error if the timeout is out of range.
+/// # Errors
+/// Returns an error if the timeout is out of range.
 pub(super) fn heartbeat_timeout(hello: &proto::Hello) -> Result<Option<Duration>, Violation> {
     if hello.heartbeat_timeout_ms == 0 {
         return Ok(None);

@@ -75,7 +75,8 @@ impl ChatTemplate {
 
     /// Renders messages into a prompt. The prompt ends with the start of the assistant's message.
     ///
-    /// # Errors The template rejects the messages, fails, or exceeds the limit of work.
+    /// # Errors
+    /// The template rejects the messages, fails, or exceeds the limit of work.
     pub(super) fn render(&self, messages: &[ChatMessage]) -> Result<String, ModelError> {
         let messages: Value = messages
             .iter()

@@ -144,7 +144,8 @@ impl Header {
 
     /// Returns the integer value of this key, or `None` if the key is missing.
     ///
-    /// # Errors The value has another type.
+    /// # Errors
+    /// The value has another type.
     fn integer(&self, key: &str) -> Result<Option<i128>, String> {
         match self.values.get(key) {
             None => Ok(None),

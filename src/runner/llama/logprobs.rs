@@ -19,7 +19,8 @@ pub(super) struct PositionLogprobs {
 /// Computes the log probability of `token`, and of the `top` most likely tokens. `logits` has one entry per token of
 /// the vocabulary, in the order of ids.
 ///
-/// # Errors A logit is NaN, or the largest logit is infinite.
+/// # Errors
+/// A logit is NaN, or the largest logit is infinite.
 pub(super) fn position_logprobs(
     logits: &[f32],
     token: TokenId,

@@ -59,7 +59,8 @@ impl InfillTokens {
 impl GgufModel {
     /// Reads the model's facts and its vocabulary once, so that later calls do not need llama.cpp.
     ///
-    /// # Errors The model cannot complete text.
+    /// # Errors
+    /// The model cannot complete text.
     pub(super) fn new(
         llama: LlamaModel,
         name: String,

@@ -120,7 +120,8 @@ pub(super) struct Sampler {
 impl Sampler {
     /// Samples the next token of a sequence. `logits` has one entry per token of the vocabulary, in the order of ids.
     ///
-    /// # Errors A logit is NaN, or the largest logit is infinite.
+    /// # Errors
+    /// A logit is NaN, or the largest logit is infinite.
     pub(super) fn sample(
         &mut self,
         logits: &[f32],

@@ -33,11 +33,17 @@ pub(super) struct EngineConnection {
     state: Mutex<State>,
 }
 
+/// A loaded model, and the worker's generation that loaded it.
+struct GenerationModel {
+    generation: Generation,
+    model: Arc<dyn Model>,
+}
+
 #[derive(Default)]
 struct State {
     /// The loaded model and its generation, as reported to the engine. `None` while the engine must not submit
     /// sequences.
-    loaded: Option<(Generation, Arc<dyn Model>)>,
+    loaded: Option<GenerationModel>,
     /// The engine's reader of each sequence. The key is the sequence's number.
     readers: HashMap<u64, Arc<RemoteReader>>,
 }
@@ -53,7 +59,10 @@ impl EngineConnection {
 
     /// Starts to accept sequences for this generation of the worker.
     pub(super) fn start_generation(&self, generation: Generation, model: &Arc<dyn Model>) {
-        self.state().loaded = Some((generation, Arc::clone(model)));
+        self.state().loaded = Some(GenerationModel {
+            generation,
+            model: Arc::clone(model),
+        });
     }
 
     /// Cancels all sequences. Accepts no more until the next generation starts.
@@ -119,7 +128,7 @@ impl EngineConnection {
         let mut state = self.state();
         // The engine sent this submission before it received the worker's `crashed` message. The engine already
         // counts the sequence as lost.
-        let current = state.loaded.as_ref().map(|(generation, _)| *generation);
+        let current = state.loaded.as_ref().map(|loaded| loaded.generation);
         if current != Some(generation) {
             return Ok(None);
         }
@@ -174,7 +183,7 @@ impl EngineConnection {
             .state()
             .loaded
             .as_ref()
-            .map(|(_, model)| Arc::clone(model));
+            .map(|loaded| Arc::clone(&loaded.model));
         let outbox = Arc::clone(&self.outbox);
         let is_full = open_calls.len() >= MAX_OPEN_CALLS;
         open_calls.spawn(async move {

@@ -115,17 +115,18 @@ impl Sequences {
     /// without running.
     pub(super) fn submit(&mut self, assignment: Assignment) -> Option<proto::Submit> {
         let max_tokens = assignment.sequence.max_tokens;
-        let Some((assignment, deadline_ns)) = assignment.into_runnable() else {
+        let Some(runnable) = assignment.into_runnable() else {
             self.effects.released.push(max_tokens);
             return None;
         };
         let Some(slot) = self.slots.next_free() else {
-            let id = &assignment.sequence.request_id.0;
+            let id = &runnable.assignment.sequence.request_id.0;
             tracing::error!(%id, "the scheduler assigned a sequence to a worker without a free slot");
             self.effects.released.push(max_tokens);
             return None;
         };
         self.last.number += 1;
+        let assignment = &runnable.assignment;
         let (number, sequence) = (self.last.number, &assignment.sequence);
         tracing::debug!(id = %sequence.request_id.0, number, "a sequence is submitted to a remote worker");
         let delivered = sequence.delivered.len();
@@ -152,7 +153,7 @@ impl Sequences {
             not_granted: remaining.saturating_sub(credit),
         });
         self.by_number.insert(number, slot);
-        self.slots.occupy(slot, assignment, deadline_ns);
+        self.slots.occupy(slot, runnable);
         Some(submit)
     }
 
@@ -180,7 +181,8 @@ impl Sequences {
 
     /// Passes a step's tokens to their readers, and grants more credit.
     ///
-    /// # Errors Returns an error if the step violates the protocol.
+    /// # Errors
+    /// Returns an error if the step violates the protocol.
     pub(super) fn step(&mut self, step: proto::Step, now_ns: u64) -> Result<(), Violation> {
         wire::check_step(&step)?;
         for entry in step.sequences {

@@ -208,7 +208,10 @@ impl Session {
                 let fraction = if fraction.is_finite() { fraction } else { 0.0 };
                 // Progress is only informative. If the queue is full, this report is dropped and the next one
                 // replaces it.
-                let event = WorkerEvent::Loading(self.worker, fraction.clamp(0.0, 1.0));
+                let event = WorkerEvent::Loading {
+                    worker: self.worker,
+                    fraction: fraction.clamp(0.0, 1.0),
+                };
                 let _ = self.events.try_send(event);
                 Ok(())
             }
@@ -227,8 +230,11 @@ impl Session {
             }
             (WorkerMessage::LoadFailed(proto::LoadFailed { reason }), None) => {
                 let reason = wire::sanitize(&reason);
-                self.report(WorkerEvent::LoadFailed(self.worker, reason))
-                    .await
+                self.report(WorkerEvent::LoadFailed {
+                    worker: self.worker,
+                    reason,
+                })
+                .await
             }
             (WorkerMessage::Crashed(proto::Crashed { reason }), Some(crashed)) => {
                 crashed.sequences.crash_all();
@@ -238,7 +244,11 @@ impl Session {
                 *loaded = None;
                 self.telemetry.workers_lost.increment(1);
                 let reason = wire::sanitize(&reason);
-                self.report(WorkerEvent::Lost(self.worker, reason)).await
+                self.report(WorkerEvent::Lost {
+                    worker: self.worker,
+                    reason,
+                })
+                .await
             }
             (WorkerMessage::Accepted(proto::Accepted { sequence }), Some(loaded)) => {
                 loaded.sequences.accepted(sequence);
@@ -312,8 +322,12 @@ impl Session {
             child.state.set_ready();
         }
         let served = ServedModel { model, slots };
-        self.report(WorkerEvent::Ready(self.worker, generation, served))
-            .await?;
+        self.report(WorkerEvent::Ready {
+            worker: self.worker,
+            generation,
+            served,
+        })
+        .await?;
         Ok(loaded)
     }
 
@@ -387,8 +401,11 @@ impl Session {
             self.telemetry.sequences_running.increment(change);
         }
         for _ in 0..cleared {
-            self.report(WorkerEvent::SuspectCleared(self.worker, loaded.generation))
-                .await?;
+            self.report(WorkerEvent::SuspectCleared {
+                worker: self.worker,
+                generation: loaded.generation,
+            })
+            .await?;
         }
         if !cancelled.is_empty() {
             let sequences = cancelled;
@@ -396,7 +413,11 @@ impl Session {
                 .await?;
         }
         for max_tokens in released {
-            let event = WorkerEvent::Released(self.worker, loaded.generation, max_tokens);
+            let event = WorkerEvent::Released {
+                worker: self.worker,
+                generation: loaded.generation,
+                max_tokens,
+            };
             self.report(event).await?;
         }
         if !grants.is_empty() {

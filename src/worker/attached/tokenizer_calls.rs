@@ -98,7 +98,8 @@ impl TokenizerCalls {
     /// Closes a call, and passes the answer to its caller. An answer is ignored if its call is not open or nobody
     /// waits for it.
     ///
-    /// # Errors Returns an error if the answer does not match its call.
+    /// # Errors
+    /// Returns an error if the answer does not match its call.
     pub(super) fn close(&mut self, answer: proto::Answer) -> Result<(), Violation> {
         let proto::Answer { question, answer } = answer;
         let Some(call) = self.open.remove(&question) else {

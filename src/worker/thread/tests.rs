@@ -90,8 +90,9 @@ struct StartedWorker {
 async fn start() -> StartedWorker {
     let (recorder, admitted) = mpsc::channel(16);
     let (sender, mut events) = mpsc::channel(16);
-    let (handle, thread) = spawn(settings(RecordingDevice(recorder), sender)).expect("a thread");
-    let Some(WorkerEvent::Ready(_, generation, _)) = events.recv().await else {
+    let SpawnedWorker { handle, thread } =
+        spawn(settings(RecordingDevice(recorder), sender)).expect("a thread");
+    let Some(WorkerEvent::Ready { generation, .. }) = events.recv().await else {
         panic!("expected Ready");
     };
     StartedWorker {
@@ -124,7 +125,7 @@ impl StartedWorker {
             biased;
             Some(sequence) = self.admitted.recv() => panic!("the sequence reached the device: {sequence:?}"),
             released = self.events.recv() => {
-                assert!(matches!(released, Some(WorkerEvent::Released(_, _, MAX_TOKENS))));
+                assert!(matches!(released, Some(WorkerEvent::Released { max_tokens: MAX_TOKENS, .. })));
             }
         }
         self.handle.stop();
@@ -195,7 +196,10 @@ fn joining_a_hung_device_thread_stops_at_the_deadline() {
         release: Arc::new(Mutex::new(release)),
     };
     let (sender, _events) = mpsc::channel(16);
-    let (_handle, mut thread) = spawn(settings(loader, sender)).expect("a thread");
+    let SpawnedWorker {
+        handle: _handle,
+        mut thread,
+    } = spawn(settings(loader, sender)).expect("a thread");
     has_entered.recv().expect("the load starts");
     thread.stop();
     assert!(!thread.join_until(Instant::now()), "the load still blocks");
@@ -240,8 +244,14 @@ async fn dropping_the_thread_handle_ends_the_thread_and_its_device() {
     let alive = Arc::new(());
     let (sender, mut events) = mpsc::channel(16);
     let settings = settings(CountedLoader(Arc::clone(&alive)), sender);
-    let (_handle, thread) = spawn(settings).expect("a thread");
-    assert!(matches!(events.recv().await, Some(WorkerEvent::Ready(..))));
+    let SpawnedWorker {
+        handle: _handle,
+        thread,
+    } = spawn(settings).expect("a thread");
+    assert!(matches!(
+        events.recv().await,
+        Some(WorkerEvent::Ready { .. })
+    ));
     drop(thread);
     assert_eq!(Arc::strong_count(&alive), 1);
 }
@@ -259,8 +269,8 @@ async fn a_panic_while_loading_is_reported_as_load_failed() {
         }
     }
     let (sender, mut events) = mpsc::channel(16);
-    let (_handle, _thread) = spawn(settings(Panicking, sender)).expect("a thread");
-    let Some(WorkerEvent::LoadFailed(_, reason)) = events.recv().await else {
+    let _worker = spawn(settings(Panicking, sender)).expect("a thread");
+    let Some(WorkerEvent::LoadFailed { reason, .. }) = events.recv().await else {
         panic!("expected LoadFailed");
     };
     assert_eq!(reason, "the runner panicked: a bug");

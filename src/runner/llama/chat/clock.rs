@@ -10,7 +10,8 @@ pub(super) type Clock = fn() -> Zoned;
 
 /// Formats a time like Python's `strftime`. Directives that Python does not know are left unchanged.
 ///
-/// # Errors The time has no value for a directive.
+/// # Errors
+/// The time has no value for a directive.
 pub(super) fn strftime(now: &Zoned, format: &str) -> Result<String, Error> {
     // The names of days and months are English, and `%c` is as in Python's C locale.
     let config = Config::new().custom(PosixCustom::new()).lenient(true);

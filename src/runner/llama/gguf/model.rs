@@ -20,7 +20,8 @@ const ROPE_SCALINGS: [&str; 4] = ["none", "linear", "yarn", "longrope"];
 
 /// Checks the model's counts and sizes, and its tokenizer.
 ///
-/// # Errors A value is missing or not allowed. The error names the key, the value and the allowed range.
+/// # Errors
+/// A value is missing or not allowed. The error names the key, the value and the allowed range.
 pub(in super::super) fn check_model(header: &Header) -> Result<(), String> {
     let Some(architecture) = header.string("general.architecture") else {
         return Err(
