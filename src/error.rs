@@ -141,8 +141,6 @@ pub struct Row {
     pub retry_after: Option<Duration>,
 }
 
-const INVALID_REQUEST_TYPE: &str = "invalid_request_error";
-const SERVER_ERROR_TYPE: &str = "server_error";
 const RETRY_SOON: Option<Duration> = Some(Duration::from_secs(1));
 
 impl ErrorKind {
@@ -224,59 +222,22 @@ impl ErrorKind {
     pub fn row(self) -> Row {
         use Code as Grpc;
         use StatusCode as Http;
-        let invalid = |code| {
-            error_row(
-                code,
-                INVALID_REQUEST_TYPE,
-                Http::BAD_REQUEST,
-                Grpc::InvalidArgument,
-            )
-        };
-        let http_only = |code, http| Row {
-            code,
-            error_type: INVALID_REQUEST_TYPE,
-            http,
-            grpc: None,
-            retry_after: None,
-        };
         match self {
-            Self::InvalidJson => invalid("invalid_json"),
-            Self::InvalidType => invalid("invalid_type"),
-            Self::InvalidValue => invalid("invalid_value"),
-            Self::UnknownParameter => invalid("unknown_parameter"),
-            Self::UnsupportedParameter => invalid("unsupported_parameter"),
-            Self::MissingParameter => invalid("missing_parameter"),
-            Self::ContextLengthExceeded => invalid("context_length_exceeded"),
-            Self::InvalidApiKey => error_row(
-                "invalid_api_key",
-                "authentication_error",
-                Http::UNAUTHORIZED,
-                Grpc::Unauthenticated,
-            ),
-            Self::InsufficientScope => error_row(
-                "insufficient_scope",
-                "permission_error",
-                Http::FORBIDDEN,
-                Grpc::PermissionDenied,
-            ),
-            Self::HostNotAllowed => error_row(
-                "host_not_allowed",
-                "permission_error",
-                Http::FORBIDDEN,
-                Grpc::PermissionDenied,
-            ),
-            Self::ModelNotFound => error_row(
-                "model_not_found",
-                INVALID_REQUEST_TYPE,
-                Http::NOT_FOUND,
-                Grpc::NotFound,
-            ),
-            Self::NotFound => error_row(
-                "not_found",
-                INVALID_REQUEST_TYPE,
-                Http::NOT_FOUND,
-                Grpc::Unimplemented,
-            ),
+            Self::InvalidJson => invalid_request("invalid_json"),
+            Self::InvalidType => invalid_request("invalid_type"),
+            Self::InvalidValue => invalid_request("invalid_value"),
+            Self::UnknownParameter => invalid_request("unknown_parameter"),
+            Self::UnsupportedParameter => invalid_request("unsupported_parameter"),
+            Self::MissingParameter => invalid_request("missing_parameter"),
+            Self::ContextLengthExceeded => invalid_request("context_length_exceeded"),
+            Self::InvalidApiKey => Row {
+                error_type: "authentication_error",
+                ..client_error("invalid_api_key", Http::UNAUTHORIZED, Grpc::Unauthenticated)
+            },
+            Self::InsufficientScope => forbidden("insufficient_scope"),
+            Self::HostNotAllowed => forbidden("host_not_allowed"),
+            Self::ModelNotFound => client_error("model_not_found", Http::NOT_FOUND, Grpc::NotFound),
+            Self::NotFound => client_error("not_found", Http::NOT_FOUND, Grpc::Unimplemented),
             Self::MethodNotAllowed => http_only("method_not_allowed", Http::METHOD_NOT_ALLOWED),
             Self::NotAcceptable => http_only("not_acceptable", Http::NOT_ACCEPTABLE),
             Self::UnsupportedMediaType => {
@@ -285,66 +246,32 @@ impl ErrorKind {
             Self::HeadersTooLarge => {
                 http_only("headers_too_large", Http::REQUEST_HEADER_FIELDS_TOO_LARGE)
             }
-            Self::RequestTooLarge => error_row(
+            Self::RequestTooLarge => client_error(
                 "request_too_large",
-                INVALID_REQUEST_TYPE,
                 Http::PAYLOAD_TOO_LARGE,
                 Grpc::OutOfRange,
             ),
-            Self::QueueFull => {
-                retryable_row("queue_full", "rate_limit_error", Http::TOO_MANY_REQUESTS)
-            }
-            Self::RateLimited => {
-                retryable_row("rate_limited", "rate_limit_error", Http::TOO_MANY_REQUESTS)
-            }
+            Self::QueueFull => too_many_requests("queue_full"),
+            Self::RateLimited => too_many_requests("rate_limited"),
             Self::Cancelled => {
-                let client_closed_request =
-                    Http::from_u16(499).expect("499 is a valid HTTP status code");
-                error_row(
-                    "cancelled",
-                    SERVER_ERROR_TYPE,
-                    client_closed_request,
-                    Grpc::Cancelled,
-                )
+                let client_closed = Http::from_u16(499).expect("499 is a valid HTTP status code");
+                server_error("cancelled", client_closed, Grpc::Cancelled)
             }
             // `slow_reader` occurs only in a stream. Over HTTP the status 200 has already been sent, so the client
             // gets an error record instead of this status.
-            Self::SlowReader => error_row(
-                "slow_reader",
-                SERVER_ERROR_TYPE,
-                Http::REQUEST_TIMEOUT,
-                Grpc::Aborted,
-            ),
-            Self::WorkerLost => error_row(
-                "worker_lost",
-                SERVER_ERROR_TYPE,
-                Http::BAD_GATEWAY,
-                Grpc::Aborted,
-            ),
-            Self::UpstreamError => error_row(
-                "upstream_error",
-                SERVER_ERROR_TYPE,
-                Http::BAD_GATEWAY,
-                Grpc::Aborted,
-            ),
-            Self::NotReady => {
-                retryable_row("not_ready", SERVER_ERROR_TYPE, Http::SERVICE_UNAVAILABLE)
-            }
-            Self::Draining => {
-                retryable_row("draining", SERVER_ERROR_TYPE, Http::SERVICE_UNAVAILABLE)
-            }
-            Self::NoWorker => {
-                retryable_row("no_worker", SERVER_ERROR_TYPE, Http::SERVICE_UNAVAILABLE)
-            }
-            Self::DeadlineExceeded => error_row(
+            Self::SlowReader => server_error("slow_reader", Http::REQUEST_TIMEOUT, Grpc::Aborted),
+            Self::WorkerLost => server_error("worker_lost", Http::BAD_GATEWAY, Grpc::Aborted),
+            Self::UpstreamError => server_error("upstream_error", Http::BAD_GATEWAY, Grpc::Aborted),
+            Self::NotReady => unavailable("not_ready"),
+            Self::Draining => unavailable("draining"),
+            Self::NoWorker => unavailable("no_worker"),
+            Self::DeadlineExceeded => server_error(
                 "deadline_exceeded",
-                SERVER_ERROR_TYPE,
                 Http::GATEWAY_TIMEOUT,
                 Grpc::DeadlineExceeded,
             ),
-            Self::Internal => error_row(
+            Self::Internal => server_error(
                 "internal_error",
-                SERVER_ERROR_TYPE,
                 Http::INTERNAL_SERVER_ERROR,
                 Grpc::Internal,
             ),
@@ -352,28 +279,60 @@ impl ErrorKind {
     }
 }
 
-fn error_row(code: &'static str, error_type: &'static str, http: StatusCode, grpc: Code) -> Row {
+/// Row of an error that the client can correct.
+fn client_error(code: &'static str, http: StatusCode, grpc: Code) -> Row {
     Row {
         code,
-        error_type,
+        error_type: "invalid_request_error",
         http,
         grpc: Some(grpc),
         retry_after: None,
     }
 }
 
-fn retryable_row(code: &'static str, error_type: &'static str, http: StatusCode) -> Row {
-    let grpc = if http == StatusCode::TOO_MANY_REQUESTS {
-        Code::ResourceExhausted
-    } else {
-        Code::Unavailable
-    };
+/// Row of an invalid request: status 400.
+fn invalid_request(code: &'static str) -> Row {
+    client_error(code, StatusCode::BAD_REQUEST, Code::InvalidArgument)
+}
+
+/// Row of an error that occurs over HTTP only.
+fn http_only(code: &'static str, http: StatusCode) -> Row {
     Row {
-        code,
-        error_type,
-        http,
-        grpc: Some(grpc),
+        grpc: None,
+        ..client_error(code, http, Code::InvalidArgument)
+    }
+}
+
+/// Row of a request that the client may not make: status 403.
+fn forbidden(code: &'static str) -> Row {
+    Row {
+        error_type: "permission_error",
+        ..client_error(code, StatusCode::FORBIDDEN, Code::PermissionDenied)
+    }
+}
+
+/// Row of a request that exceeds a limit and may succeed a second later: status 429.
+fn too_many_requests(code: &'static str) -> Row {
+    Row {
+        error_type: "rate_limit_error",
         retry_after: RETRY_SOON,
+        ..client_error(code, StatusCode::TOO_MANY_REQUESTS, Code::ResourceExhausted)
+    }
+}
+
+/// Row of an error that the client did not cause.
+fn server_error(code: &'static str, http: StatusCode, grpc: Code) -> Row {
+    Row {
+        error_type: "server_error",
+        ..client_error(code, http, grpc)
+    }
+}
+
+/// Row of a request that the server cannot accept now but may accept a second later: status 503.
+fn unavailable(code: &'static str) -> Row {
+    Row {
+        retry_after: RETRY_SOON,
+        ..server_error(code, StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable)
     }
 }
 

@@ -83,45 +83,85 @@ impl Assignment {
     }
 }
 
-/// Event that a worker reports to the scheduler. Tokens travel on token channels instead. Each `reason` is a text for
-/// the operator.
+/// Event that a worker reports to the scheduler. Tokens travel on token channels instead.
 pub enum WorkerEvent {
-    /// A worker process has connected. It serves this model, through this handle.
+    /// A worker process has connected.
     Joined {
+        /// Id of the worker.
         worker: WorkerId,
+        /// Model that the worker serves.
         model: ModelId,
+        /// Handle to submit sequences to the worker.
         handle: WorkerHandle,
     },
-    /// Loading progress of the model, from 0 to 1.
-    Loading { worker: WorkerId, fraction: f32 },
+    /// The worker has loaded another part of its model.
+    Loading {
+        /// Id of the worker.
+        worker: WorkerId,
+        /// Loaded fraction of the model, from 0 to 1.
+        fraction: f32,
+    },
     /// The model is loaded and all slots are free.
     Ready {
+        /// Id of the worker.
         worker: WorkerId,
+        /// Generation of the worker that begins now.
         generation: Generation,
+        /// Loaded model and number of slots.
         served: ServedModel,
     },
-    /// A slot is free again. Its sequence had this `max_tokens`.
+    /// A sequence has ended and its slot is free again.
     Released {
+        /// Id of the worker.
         worker: WorkerId,
+        /// Generation of the worker in which the sequence ran.
         generation: Generation,
+        /// `max_tokens` of the sequence.
         max_tokens: u32,
     },
-    /// True when a device call on a thread of this process exceeds the step limit; false when it has returned. Such a
-    /// call cannot be ended.
-    Stuck { worker: WorkerId, is_stuck: bool },
+    /// A device call on a thread of this process exceeds the step limit, or has returned after all. The call cannot be
+    /// interrupted.
+    Stuck {
+        /// Id of the worker.
+        worker: WorkerId,
+        /// True if the call exceeds the step limit. False if the call has returned.
+        is_stuck: bool,
+    },
     /// A crash suspect has produced a token or has ended.
     SuspectCleared {
+        /// Id of the worker.
         worker: WorkerId,
+        /// Generation of the worker in which the suspect runs.
         generation: Generation,
     },
     /// The worker crashed and lost all its sequences. It loads its model again.
-    Lost { worker: WorkerId, reason: String },
-    /// The model cannot be loaded. The worker tries again.
-    LoadFailed { worker: WorkerId, reason: String },
+    Lost {
+        /// Id of the worker.
+        worker: WorkerId,
+        /// Reason for the operator.
+        reason: String,
+    },
+    /// The worker failed to load its model, and tries again.
+    LoadFailed {
+        /// Id of the worker.
+        worker: WorkerId,
+        /// Reason for the operator.
+        reason: String,
+    },
     /// The worker failed to start too often, and is not started again.
-    GivenUp { worker: WorkerId, reason: String },
+    GivenUp {
+        /// Id of the worker.
+        worker: WorkerId,
+        /// Reason for the operator.
+        reason: String,
+    },
     /// A worker that this engine did not start has disconnected. All its sequences are lost.
-    Left { worker: WorkerId, reason: String },
+    Left {
+        /// Id of the worker.
+        worker: WorkerId,
+        /// Reason for the operator.
+        reason: String,
+    },
 }
 
 /// The model of a worker that is ready.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, HeaderName};
-use http::{HeaderMap, HeaderValue, Request, Version};
+use http::{HeaderMap, HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -144,34 +144,12 @@ impl Connection {
     {
         let limits = &self.settings.limits;
         activity.connection_started();
-        let body_timeout = limits.body_timeout;
         let is_http_10 = Arc::new(AtomicBool::new(false));
-        let service = {
-            let streams = self.streams.clone();
-            let (activity, is_http_10) = (Arc::clone(&activity), Arc::clone(&is_http_10));
-            let keep_alive = keep_alive_header(limits.keep_alive_timeout);
-            service_fn(move |mut request: Request<Incoming>| {
-                is_http_10.store(request.version() == Version::HTTP_10, Ordering::Relaxed);
-                let active = activity.request_started(request.version());
-                let keep_alive = keep_alive.clone().filter(|_| allows_keep_alive(&request));
-                let flush = FlushHandle::new(Arc::clone(&flushes), request.version());
-                request.extensions_mut().insert(flush);
-                let discard_tasks = (request.version() == Version::HTTP_2).then(|| streams.clone());
-                let request = request.map(|body| {
-                    RequestBody::new(TimeoutBody::new(body_timeout, body), discard_tasks)
-                });
-                // The response future is boxed, so that its memory is freed once the response headers are ready.
-                // Inline, it would enlarge the HTTP/2 stream's task until the stream ends.
-                let response = Box::pin(service.clone().oneshot(request));
-                async move {
-                    let mut response = response.await?;
-                    if let Some(keep_alive) = keep_alive {
-                        response.headers_mut().insert(KEEP_ALIVE, keep_alive);
-                    }
-                    Ok::<_, Infallible>(response.map(|body| TrackedBody::new(body, active)))
-                }
-            })
+        let tracking = ConnectionTracking {
+            flushes,
+            activity: Arc::clone(&activity),
         };
+        let service = self.tracked_service(service, tracking, Arc::clone(&is_http_10));
         let builder = self.http_builder();
         let mut connection = boxed_out_of_line(|| builder.serve_connection(io, service));
         // HTTP/1.0 has no chunked encoding. After a graceful close, a truncated body would look complete, so the
@@ -224,6 +202,54 @@ impl Connection {
                 ConnectionEvent::IdleCheck => return CloseMode::Graceful,
             }
         }
+    }
+
+    /// Wraps the service that handles the connection's requests. Tracks each request, and sets `is_http_10` to true for a
+    /// request of HTTP/1.0.
+    fn tracked_service<S, B>(
+        &self,
+        service: S,
+        ConnectionTracking { flushes, activity }: ConnectionTracking,
+        is_http_10: Arc<AtomicBool>,
+    ) -> impl hyper::service::Service<
+        Request<Incoming>,
+        Response = Response<TrackedBody<B>>,
+        Error = Infallible,
+        Future = impl Future<Output = Result<Response<TrackedBody<B>>, Infallible>>
+                 + Send
+                 + 'static
+                 + use<S, B>,
+    > + use<S, B>
+    where
+        S: FrontendService<B>,
+        S::Future: Send + 'static,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let limits = &self.settings.limits;
+        let body_timeout = limits.body_timeout;
+        let keep_alive = keep_alive_header(limits.keep_alive_timeout);
+        let streams = self.streams.clone();
+        service_fn(move |mut request: Request<Incoming>| {
+            is_http_10.store(request.version() == Version::HTTP_10, Ordering::Relaxed);
+            let active = activity.request_started(request.version());
+            let keep_alive = keep_alive.clone().filter(|_| allows_keep_alive(&request));
+            let flush = FlushHandle::new(Arc::clone(&flushes), request.version());
+            request.extensions_mut().insert(flush);
+            let discard_tasks = (request.version() == Version::HTTP_2).then(|| streams.clone());
+            let request = request
+                .map(|body| RequestBody::new(TimeoutBody::new(body_timeout, body), discard_tasks));
+            // The response future is boxed, so that its memory is freed once the response headers are ready. Inline,
+            // it would enlarge the HTTP/2 stream's task until the stream ends.
+            let response = Box::pin(service.clone().oneshot(request));
+            async move {
+                let mut response = response.await?;
+                if let Some(keep_alive) = keep_alive {
+                    response.headers_mut().insert(KEEP_ALIVE, keep_alive);
+                }
+                Ok::<_, Infallible>(response.map(|body| TrackedBody::new(body, active)))
+            }
+        })
     }
 
     /// Waits for the next event that may close the connection. Ignores events that are already recorded in `fired`.

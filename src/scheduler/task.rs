@@ -186,15 +186,17 @@ impl Task {
                 );
                 self.mark_down(worker, ModelStatus::GivenUp(reason));
             }
-            WorkerEvent::Left { worker, reason } => {
-                let model = self.model_of(worker);
-                tracing::warn!(worker = worker.0, model, %reason, "a worker has disconnected");
-                self.plan.remove_worker(worker);
-                self.statuses.remove_worker(worker);
-                self.handles.remove(&worker);
-                self.publish_readiness();
-            }
+            WorkerEvent::Left { worker, reason } => self.remove_worker(worker, &reason),
         }
+    }
+
+    fn remove_worker(&mut self, worker: WorkerId, reason: &str) {
+        let model = self.model_of(worker);
+        tracing::warn!(worker = worker.0, model, %reason, "a worker has disconnected");
+        self.plan.remove_worker(worker);
+        self.statuses.remove_worker(worker);
+        self.handles.remove(&worker);
+        self.publish_readiness();
     }
 
     /// Records that a device call exceeds the step limit, or that the call has returned.

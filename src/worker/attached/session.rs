@@ -6,7 +6,6 @@
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
@@ -14,11 +13,10 @@ use tonic::{Code, Status, Streaming};
 
 use self::loaded_state::{LoadedState, SessionHistory};
 use super::heartbeat::HeartbeatMonitor;
-use super::remote_tokenizer::{RemoteModel, TokenizerRequest};
-use super::sequences::{Effects, Sequences};
+use super::remote_tokenizer::TokenizerRequest;
+use super::sequences::Effects;
 use super::session_end::SessionEnd;
 use super::timeouts::SessionTimeouts;
-use super::tokenizer_calls::TokenizerCalls;
 use super::{ChildRegistration, ExitKind, Registration};
 use crate::proto::worker as proto;
 use crate::proto::worker::attach_request::Message as WorkerMessage;
@@ -26,10 +24,11 @@ use crate::proto::worker::attach_response::Message as EngineMessage;
 use crate::runner::monotonic_ns;
 use crate::telemetry::Telemetry;
 use crate::worker::token_channel::Failure;
-use crate::worker::wire::{self, ReadyReport, Violation};
-use crate::worker::{Flags, Generation, ServedModel, Submission, WorkerEvent, WorkerId};
+use crate::worker::wire::Violation;
+use crate::worker::{Flags, Submission, WorkerEvent, WorkerId};
 
 mod loaded_state;
+mod messages;
 
 /// The session of an accepted worker.
 pub(super) struct Session {
@@ -153,7 +152,8 @@ impl Session {
             message = inbound.message() => match message {
                 // tonic returns this code for a message above the size limit.
                 Err(status) if status.code() == Code::OutOfRange => {
-                    SessionEvent::End(violation(status.message()))
+                    let violation = Violation(status.message().to_owned());
+                    SessionEvent::End(SessionEnd::Violation(violation))
                 }
                 Err(status) => {
                     let reason = format!("the worker's stream broke: {}", status.message());
@@ -186,149 +186,6 @@ impl Session {
             .is_some_and(|(since, limit)| {
                 u128::from(monotonic_ns().saturating_sub(since)) > limit.as_nanos()
             })
-    }
-
-    async fn handle_message(
-        &mut self,
-        message: WorkerMessage,
-        loaded: &mut Option<LoadedState>,
-        history: &mut SessionHistory,
-    ) -> Result<(), SessionEnd> {
-        match (message, loaded.as_mut()) {
-            (WorkerMessage::Hello(_), _) => Err(violation("hello must be sent only once")),
-            (WorkerMessage::Heartbeat(proto::Heartbeat { step_ms }), _) => {
-                let step = Duration::from_millis(step_ms.into());
-                let limit = self.timeouts.step_limit;
-                if limit.is_some_and(|limit| step > limit) {
-                    return Err(SessionEnd::StepTimeout);
-                }
-                Ok(())
-            }
-            (WorkerMessage::Loading(proto::Loading { fraction }), None) => {
-                let fraction = if fraction.is_finite() { fraction } else { 0.0 };
-                // Progress is only informative. If the queue is full, this report is dropped and the next one
-                // replaces it.
-                let event = WorkerEvent::Loading {
-                    worker: self.worker,
-                    fraction: fraction.clamp(0.0, 1.0),
-                };
-                let _ = self.events.try_send(event);
-                Ok(())
-            }
-            (WorkerMessage::Ready(ready), None) => {
-                let ready = wire::ready_report(ready, &self.registration.name)
-                    .map_err(SessionEnd::Violation)?;
-                if ready.generation <= history.last.generation {
-                    return Err(violation(
-                        "ready.generation must be higher than in the previous ready",
-                    ));
-                }
-                history.generations += 1;
-                history.last.generation = ready.generation;
-                *loaded = Some(self.start_generation(ready, history).await?);
-                Ok(())
-            }
-            (WorkerMessage::LoadFailed(proto::LoadFailed { reason }), None) => {
-                let reason = wire::sanitize(&reason);
-                self.report(WorkerEvent::LoadFailed {
-                    worker: self.worker,
-                    reason,
-                })
-                .await
-            }
-            (WorkerMessage::Crashed(proto::Crashed { reason }), Some(crashed)) => {
-                crashed.sequences.crash_all();
-                history.last.number = crashed.sequences.last_number();
-                history.last_call = crashed.calls.last_number();
-                self.end_generation(crashed);
-                *loaded = None;
-                self.telemetry.workers_lost.increment(1);
-                let reason = wire::sanitize(&reason);
-                self.report(WorkerEvent::Lost {
-                    worker: self.worker,
-                    reason,
-                })
-                .await
-            }
-            (WorkerMessage::Accepted(proto::Accepted { sequence }), Some(loaded)) => {
-                loaded.sequences.accepted(sequence);
-                Ok(())
-            }
-            (WorkerMessage::Refused(refused), Some(loaded)) => {
-                loaded.sequences.refused(refused);
-                self.apply_effects(loaded).await
-            }
-            (WorkerMessage::Step(step), Some(loaded)) => {
-                loaded
-                    .sequences
-                    .step(step, monotonic_ns())
-                    .map_err(SessionEnd::Violation)?;
-                self.apply_effects(loaded).await
-            }
-            (WorkerMessage::Answer(answer), Some(loaded)) => {
-                loaded.calls.close(answer).map_err(SessionEnd::Violation)
-            }
-            (
-                WorkerMessage::Ready(_) | WorkerMessage::Loading(_) | WorkerMessage::LoadFailed(_),
-                Some(_),
-            ) => Err(violation(
-                "loading, ready and load_failed must be sent before ready or after crashed",
-            )),
-            (
-                WorkerMessage::Accepted(_)
-                | WorkerMessage::Refused(_)
-                | WorkerMessage::Step(_)
-                | WorkerMessage::Answer(_)
-                | WorkerMessage::Crashed(_),
-                None,
-            ) => Err(violation(
-                "accepted, refused, step, answer and crashed must be sent after ready",
-            )),
-        }
-    }
-
-    /// Starts a generation, after the worker has loaded its model.
-    async fn start_generation(
-        &self,
-        ready: ReadyReport,
-        history: &SessionHistory,
-    ) -> Result<LoadedState, SessionEnd> {
-        self.registration
-            .check_facts(&ready)
-            .map_err(SessionEnd::Violation)?;
-        let ReadyReport { facts, slots, .. } = ready;
-        let generation = Generation(history.generations);
-        let slow_reader_ns =
-            u64::try_from(self.registration.slow_reader_timeout.as_nanos()).unwrap_or(u64::MAX);
-        let vocabulary_size = facts.vocabulary_size;
-        let model = Arc::new(RemoteModel {
-            facts,
-            tokenizers: Arc::clone(&self.registration.tokenizers),
-            call_timeout: self.timeouts.tokenizer_call_timeout,
-        });
-        let loaded = LoadedState {
-            generation,
-            sequences: Sequences::new(slots, slow_reader_ns, history.last)
-                .with_vocabulary(vocabulary_size),
-            call_requests: self.registration.tokenizers.add(self.worker),
-            calls: TokenizerCalls::new(
-                vocabulary_size,
-                history.last_call,
-                self.timeouts.unresponsive_timeout,
-            ),
-            counted: 0.0,
-        };
-        if let Some(child) = &self.child {
-            child.state.set_ready();
-        }
-        let served = ServedModel { model, slots };
-        self.report(WorkerEvent::Ready {
-            worker: self.worker,
-            generation,
-            served,
-        })
-        .await?;
-        Ok(loaded)
     }
 
     async fn submit(
@@ -451,8 +308,4 @@ impl Session {
         let sent = self.events.send(event).await;
         sent.map_err(|_| SessionEnd::Stopped)
     }
-}
-
-fn violation(rule: &str) -> SessionEnd {
-    SessionEnd::Violation(Violation(rule.to_owned()))
 }
