@@ -3,8 +3,6 @@
 //! Both APIs are axum routers, so one chain of layers serves both; [`with_layers`] builds it. The layers create the
 //! [`RequestContext`](crate::context::RequestContext) of each request. They must not know what a route does.
 
-use std::time::Duration;
-
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use tonic::service::Routes;
@@ -12,12 +10,13 @@ use tower::ServiceBuilder;
 
 use crate::gateway::{self, BrowserCheck, Gateway, OriginPolicy};
 use crate::grpc;
-use crate::telemetry::{Api, Telemetry};
+use crate::telemetry::Api;
 
 mod access_log;
 mod browser;
 mod count;
 mod deadline;
+mod layers;
 mod panics;
 mod request_id;
 mod response;
@@ -25,16 +24,8 @@ mod route;
 #[cfg(test)]
 mod tests;
 
-/// Settings of the layers.
-#[derive(Clone)]
-pub struct LayerSettings {
-    /// Metrics of the server.
-    pub telemetry: Telemetry,
-    /// Timeout of a request whose client sets none.
-    pub request_timeout: Duration,
-    /// True if each request that ends is logged in the access log.
-    pub access_log: bool,
-}
+pub use layers::LayerSettings;
+use layers::Layers;
 
 /// The HTTP API. Browsers may use it from the allowed hosts and origins.
 pub fn http(gateway: Gateway, origins: OriginPolicy, settings: LayerSettings) -> Router {
@@ -58,15 +49,6 @@ pub fn grpc(services: Routes, settings: LayerSettings) -> Router {
         grpc::with_error_details(response)
     }));
     with_layers(routes, layers)
-}
-
-/// State of the layers of one API.
-#[derive(Clone)]
-struct Layers {
-    api: Api,
-    /// Checks of `Host` and `Origin`; `None` for an API that browsers cannot use.
-    browser_check: Option<BrowserCheck>,
-    settings: LayerSettings,
 }
 
 /// Wraps the routes of an API in all layers. The layer that is applied last is the outermost.

@@ -37,8 +37,6 @@ pub mod models;
 
 pub mod runner;
 
-pub mod tokens;
-
 pub mod poll_on_wake;
 
 pub mod critical;
@@ -46,6 +44,10 @@ pub mod critical;
 mod backoff;
 
 mod sequence_proto;
+
+pub mod proto;
+
+pub mod tokens;
 
 pub mod request;
 
@@ -58,5 +60,3 @@ pub mod logging;
 pub mod output;
 
 pub mod exit;
-
-pub mod proto;

@@ -5,7 +5,6 @@
 //! know the protocols.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use metrics::{Counter, Histogram};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -13,71 +12,30 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, ErrorKind};
-use crate::models::{ModelId, ModelMap, Models, Readiness};
+use crate::models::{ModelId, Models, Readiness};
 use crate::runner::{Resumption, Sequence};
-use crate::telemetry::{StreamCount, Telemetry, WorkerCounts};
+use crate::telemetry::{StreamCount, WorkerCounts};
+use crate::worker::Assignment;
 use crate::worker::token_channel::{TokenReceiver, token_channel};
-use crate::worker::{Assignment, WorkerEvent, WorkerHandle, WorkerId};
 
+mod parts;
 pub mod plan;
 mod resumer;
+mod submission;
 mod task;
 #[cfg(test)]
 mod tests;
 mod worker_statuses;
 
+pub use parts::{OwnedWorker, ResumptionLimits, SchedulerParts};
 pub use resumer::{LossHistory, PendingResumption, Resumer, WorkerLoss, worker_lost};
+use submission::{Submission, SubmittedWork};
 
 /// Maximum number of tokens that a sequence may produce ahead of its reader.
 const TOKEN_CREDIT: usize = 256;
 
 /// Maximum number of submissions in the channel to the scheduler's task. The task handles each in microseconds.
 const SUBMISSION_CAPACITY: usize = 1024;
-
-/// The parts from which a scheduler is created.
-pub struct SchedulerParts {
-    /// The models. The scheduler's task records which of them are loaded.
-    pub models: Models,
-    /// The workers that the engine starts itself.
-    pub workers: Vec<OwnedWorker>,
-    /// The events of all workers.
-    pub events: mpsc::Receiver<WorkerEvent>,
-    /// The queue limit of each model: the maximum number of requests that wait for their first slot.
-    pub queue_depths: ModelMap<usize>,
-    /// The limits on resuming choices after their workers are lost.
-    pub resumption: ResumptionLimits,
-    /// The metrics.
-    pub telemetry: Telemetry,
-}
-
-/// The limits on resuming a choice after its workers are lost.
-#[derive(Clone, Copy, Debug)]
-pub struct ResumptionLimits {
-    /// The maximum number of consecutive resumptions without a token in between.
-    pub max_consecutive: u32,
-    /// The maximum time that each resumption waits until another worker accepts the choice.
-    pub acceptance_timeout: Duration,
-}
-
-impl Default for ResumptionLimits {
-    /// Two consecutive resumptions, each waiting for at most 60 seconds.
-    fn default() -> Self {
-        Self {
-            max_consecutive: 2,
-            acceptance_timeout: Duration::from_secs(60),
-        }
-    }
-}
-
-/// A worker that the engine starts and restarts itself.
-pub struct OwnedWorker {
-    /// The worker's id.
-    pub worker: WorkerId,
-    /// The worker's model.
-    pub model: ModelId,
-    /// Handle of the worker. `None` until the worker's process has connected.
-    pub handle: Option<WorkerHandle>,
-}
 
 /// A handle that submits requests. Clones share the same scheduler.
 #[derive(Clone)]
@@ -127,25 +85,6 @@ impl Admitted {
             token_channel.set_stream_count(stream.clone());
         }
     }
-}
-
-/// A message to the scheduler's task.
-struct Submission {
-    model: ModelId,
-    priority: i32,
-    work: SubmittedWork,
-}
-
-/// The work that a submission asks for.
-enum SubmittedWork {
-    /// A new request.
-    New {
-        choices: Vec<Assignment>,
-        /// Receives the result of the admission.
-        admitted: oneshot::Sender<Result<(), Error>>,
-    },
-    /// A choice to resume, because its worker was lost.
-    Resumed(Box<Assignment>),
 }
 
 impl Scheduler {

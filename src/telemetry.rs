@@ -26,10 +26,9 @@ mod request_metrics;
 mod token_gaps;
 
 pub use latency::{ResponseFormat, Stage, StageSummary, StageTimes};
-pub use request::{
-    Api, Outcome, RequestRecord, Route, RouteKind, StreamCount, TokenUsage, outcome_label,
-};
+pub use request::{Api, Outcome, RequestRecord, Route, RouteKind, StreamCount, outcome_label};
 use request_metrics::RequestMetrics;
+pub use request_metrics::TokenUsage;
 pub use token_gaps::TokenGaps;
 
 const REQUESTS: &str = "tokenway_requests_total";

@@ -7,12 +7,11 @@
 //! This module must not know about requests, queues, or how tokens become text.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::Thread;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use crate::models::ModelId;
@@ -24,14 +23,18 @@ pub mod child;
 pub mod device_thread;
 pub mod engine_address;
 mod outbox;
+mod sequence_output;
 mod slots;
 mod socket;
 mod tasks;
 pub mod thread;
 pub mod token_channel;
+mod waker;
 mod wire;
 
 use token_channel::TokenSender;
+pub use waker::WorkerWaker;
+use waker::{Flags, WakeTarget};
 
 /// Identifies a worker within its engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -70,7 +73,7 @@ impl Assignment {
         max_tokens: u32,
         deadline: Instant,
     ) -> (Self, token_channel::TokenReceiver) {
-        let queue = Arc::new(Notify::new());
+        let queue = Arc::new(tokio::sync::Notify::new());
         let (sender, receiver) = token_channel::token_channel(1, queue, metrics::Counter::noop());
         let sequence = Sequence::new([0], max_tokens);
         let assignment = Self {
@@ -238,49 +241,5 @@ impl WorkerHandle {
     /// Tells the worker to stop now. Its sequences fail with [`token_channel::Failure::Draining`].
     pub fn stop(&self) {
         self.waker.stop();
-    }
-}
-
-/// Makes a worker check its token channels, because a reader was dropped or a full channel has room again.
-///
-/// Waking sets a flag and unparks the thread. No message is sent, so a wake-up cannot be lost, block or overflow a
-/// queue.
-#[derive(Clone, Debug)]
-pub struct WorkerWaker {
-    flags: Arc<Flags>,
-    target: WakeTarget,
-}
-
-/// The thread or task that runs the worker.
-#[derive(Clone, Debug)]
-enum WakeTarget {
-    Thread(Thread),
-    Task(Arc<Notify>),
-}
-
-#[derive(Debug, Default)]
-struct Flags {
-    /// Set by [`WorkerWaker::wake`]. Cleared when the worker has checked its token channels.
-    attention: AtomicBool,
-    draining: AtomicBool,
-    stopping: AtomicBool,
-    /// Start of the current device call, in nanoseconds of CLOCK_MONOTONIC; 0 if none is running.
-    step_started_ns: AtomicU64,
-}
-
-impl WorkerWaker {
-    /// Wakes the worker. A worker that is already awake checks its token channels once more before it sleeps.
-    pub fn wake(&self) {
-        self.flags.attention.store(true, Ordering::SeqCst);
-        match &self.target {
-            WakeTarget::Thread(thread) => thread.unpark(),
-            WakeTarget::Task(notify) => notify.notify_one(),
-        }
-    }
-
-    /// Tells the worker to stop now.
-    fn stop(&self) {
-        self.flags.stopping.store(true, Ordering::SeqCst);
-        self.wake();
     }
 }

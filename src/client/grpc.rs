@@ -6,7 +6,8 @@ use http::header::CONTENT_TYPE;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Endpoint;
 
-use super::{CONNECT_TIMEOUT, ClientError, ClientOptions, write_text};
+use super::options::{CONNECT_TIMEOUT, ClientError, ClientOptions};
+use super::terminal::write_text;
 use crate::error::Error;
 use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;

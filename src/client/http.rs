@@ -16,7 +16,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-use super::{CONNECT_TIMEOUT, ClientError, ClientOptions, write_text};
+use super::options::{CONNECT_TIMEOUT, ClientError, ClientOptions};
+use super::terminal::write_text;
 
 const DEFAULT_ADDRESS: &str = "http://127.0.0.1:8000";
 

@@ -15,7 +15,8 @@ use http_body::{Body as _, Frame, SizeHint};
 use tracing::field::Empty;
 use tracing::{Instrument, Span, Value};
 
-use super::{Layers, response};
+use super::layers::Layers;
+use super::response;
 use crate::context::RequestContext;
 use crate::runner::monotonic_ns;
 use crate::telemetry::{Api, RouteKind, outcome_label};

@@ -4,7 +4,7 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 
-use super::Layers;
+use super::layers::Layers;
 
 pub(super) async fn check_browser(
     State(layers): State<Layers>,

@@ -6,7 +6,8 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 
-use super::{Layers, deadline, response, route};
+use super::layers::Layers;
+use super::{deadline, response, route};
 use crate::context::{Arrival, RequestContext};
 use crate::delivery::FlushHandle;
 use crate::error::Error;

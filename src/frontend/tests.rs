@@ -1,5 +1,7 @@
 //! The layers, around routes that the tests define.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::http::{HeaderMap, Version};
 use axum::routing::{any, get};
@@ -12,6 +14,7 @@ use super::*;
 use crate::context::RequestContext;
 use crate::delivery::FlushHandle;
 use crate::error::{Error, ErrorKind};
+use crate::telemetry::Telemetry;
 
 const APIS: [Api; 2] = Api::ALL;
 

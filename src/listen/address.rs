@@ -17,10 +17,6 @@ use super::io::Stream;
 
 mod tcp;
 
-/// Maximum number of connections that the kernel queues before they are accepted. With the usual 128, half of 2,000
-/// simultaneous connections were refused.
-const ACCEPT_BACKLOG: i32 = 4_096;
-
 /// Address of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
@@ -190,7 +186,7 @@ async fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     socket.set_nonblocking(true)?;
     socket.bind(&socket2::SockAddr::unix(path)?)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    socket.listen(ACCEPT_BACKLOG)?;
+    socket.listen(tcp::ACCEPT_BACKLOG)?;
     UnixListener::from_std(socket.into())
 }
 

@@ -23,8 +23,9 @@ use super::activity::{Activity, TrackedBody};
 use super::io::{LINGER_TIMEOUT, Stream, WatchedStream};
 use super::request_body::RequestBody;
 use super::resets;
+use super::settings::{FrontendService, FrontendSettings, Protocol, Shutdown};
 use super::stalled::StreamExecutor;
-use super::{FrontendService, FrontendSettings, MutualTls, Protocol, Shutdown};
+use super::tls::MutualTls;
 use crate::delivery::{FlushHandle, FlushTracker};
 use crate::poll_on_wake::PollOnWake;
 

@@ -2,12 +2,15 @@
 //!
 //! The new worker continues from the prompt and the tokens received so far. A resumed choice is placed before new
 //! requests. The completion's stream starts the resumption, because only it knows which tokens were received.
+//!
+//! `scheduler` and this file use each other: an admitted request holds a [`Resumer`], which submits to the scheduler.
 
 use std::pin::Pin;
 
 use tokio::time::{Instant, sleep};
 
-use super::{Scheduler, Submission, SubmittedWork};
+use super::Scheduler;
+use super::submission::{Submission, SubmittedWork};
 use crate::error::{Error, ErrorKind};
 use crate::models::ModelId;
 use crate::request::TokenId;

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::parts::SchedulerParts;
 use super::plan::{Admission, Job, Placement, Plan};
+use super::submission::{Submission, SubmittedWork};
 use super::worker_statuses::WorkerStatuses;
-use super::{SchedulerParts, Submission, SubmittedWork};
 use crate::error::{Error, ErrorKind};
 use crate::models::{ModelId, ModelStatus, Readiness};
 use crate::telemetry::{Telemetry, WorkerCounts, WorkerState};

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
+use crate::telemetry::Telemetry;
 use crate::worker::WorkerId;
 use crate::worker::device_thread::DeviceThread;
 use crate::worker::thread::{SpawnOptions, SpawnedWorker, spawn};

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use metrics::Gauge;
 
-use super::request_metrics::{CompletionObservation, Labels};
+use super::request_metrics::{CompletionObservation, Labels, TokenUsage};
 use super::token_gaps::TokenGaps;
 use super::{ResponseFormat, Telemetry};
 use crate::error::ErrorKind;
@@ -72,15 +72,6 @@ pub type Outcome = Result<(), ErrorKind>;
 #[must_use]
 pub fn outcome_label(outcome: Outcome) -> &'static str {
     outcome.map_or_else(|kind| kind.row().code, |()| "ok")
-}
-
-/// Number of tokens of a request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TokenUsage {
-    /// Tokens of all prompts.
-    pub prompt: u64,
-    /// Tokens of all choices.
-    pub completion: u64,
 }
 
 /// The record of one request: its route, and the facts that its handlers report. Each fact is set once; later reports

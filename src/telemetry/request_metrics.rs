@@ -6,7 +6,6 @@ use std::fmt::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::histogram::{Buckets, DURATION_BOUNDS, TOKEN_GAP_BOUNDS, WAIT_TIME_BOUNDS};
-use super::request::TokenUsage;
 use super::token_gaps::TokenGaps;
 
 const FIRST_TOKEN: &str = "tokenway_time_to_first_token_seconds";
@@ -14,6 +13,15 @@ const INTER_TOKEN_LATENCY: &str = "tokenway_inter_token_latency_seconds";
 const REQUEST_DURATION: &str = "tokenway_request_duration_seconds";
 const QUEUE_TIME: &str = "tokenway_queue_seconds";
 const TOKENS: &str = "tokenway_tokens_total";
+
+/// Number of tokens of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TokenUsage {
+    /// Tokens of all prompts.
+    pub prompt: u64,
+    /// Tokens of all choices.
+    pub completion: u64,
+}
 
 /// Metrics of all completions that have ended.
 #[derive(Default)]

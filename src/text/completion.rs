@@ -7,7 +7,6 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use futures_core::Stream;
 use metrics::Histogram;
@@ -18,70 +17,26 @@ use super::stop::StopStrings;
 use crate::error::{Error, ErrorKind};
 use crate::poll_on_wake::PollOnWake;
 use crate::prompt::Prompt;
-use crate::request::{CompletionRequest, FinishReason};
+use crate::request::CompletionRequest;
 use crate::runner::{ModelError, monotonic_ns};
 use crate::scheduler::{Admitted, Resumer, worker_lost};
-use crate::telemetry::{StageSummary, StageTimes};
+use crate::telemetry::StageTimes;
 use crate::tokens::TokenBatch;
 use crate::worker::token_channel::{Failure, Output};
 
 mod choice;
 mod echo;
+mod event;
 
 use choice::Choice;
 use echo::{ScoredPrompt, echo_events};
+pub use event::{CompletionEvent, Summary};
 
 /// Maximum number of outputs that are received from a token channel at once.
 const MAX_BATCH: usize = 256;
 
 /// Estimated length of a token's text in bytes, used to reserve memory.
 const BYTES_PER_TOKEN: usize = 8;
-
-/// An event of a completion. The order is: one `Started`, the prompt if the request echoes it, tokens, one `Summary`.
-#[derive(Clone, Debug, PartialEq)]
-pub enum CompletionEvent {
-    /// A worker has accepted the first of the choices.
-    Started,
-    /// A part of the prompt.
-    Prompt {
-        /// The prompt's text. Empty if `tokens` is not empty.
-        text: String,
-        /// The index of the first of `tokens` within the prompt.
-        first_index: u32,
-        /// The prompt's tokens with their log probabilities, if the request asks for log probabilities.
-        tokens: TokenBatch,
-    },
-    /// Consecutive tokens of one choice.
-    Tokens {
-        /// The number of the choice.
-        choice: u32,
-        /// The index of the first of `tokens` within the choice.
-        first_index: u32,
-        /// The tokens. Empty if the choice ends without a token.
-        tokens: TokenBatch,
-        /// The finish reason, if the choice ends with this event.
-        finish: Option<FinishReason>,
-    },
-    /// All choices have finished.
-    Summary(Summary),
-}
-
-/// The usage and the timings of a completion.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Summary {
-    /// The number of tokens of the prompt.
-    pub prompt_tokens: u32,
-    /// The number of tokens of all choices, with or without text.
-    pub completion_tokens: u32,
-    /// The time from arrival until a worker accepted the first of the choices.
-    pub queue: Duration,
-    /// The time from arrival until the first token.
-    pub first_token: Duration,
-    /// The time from arrival until the last choice ended.
-    pub total: Duration,
-    /// The time from each token's emission until this stream received it.
-    pub engine: StageSummary,
-}
 
 /// The stream of one request's events. It ends after the summary or the first error.
 pub struct Completion {

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
-use self::engine_connection::EngineConnection;
+use self::engine_connection::{ConnectionEnd, EngineConnection};
 use super::child::PARENT_VARIABLE;
 use super::device_thread::DeviceThread;
 use super::engine_address::EngineAddress;
@@ -209,14 +209,6 @@ struct ConnectionOutcome {
     end: ConnectionEnd,
     /// True if the engine accepted the worker.
     was_accepted: bool,
-}
-
-/// Reason why a connection to the engine ended.
-enum ConnectionEnd {
-    /// The engine has drained the worker, or the device thread has ended.
-    Drained,
-    /// The connection broke, or could not be established.
-    Broken(Status),
 }
 
 impl Worker {

@@ -43,7 +43,10 @@ mod tests;
 mod timeouts;
 mod tokenizer_calls;
 
+pub use self::registration::AttachableModel;
+pub(super) use self::registration::CHILD_EXIT_TIMEOUT;
 pub(super) use self::registration::{ChildState, ExitKind, ProcessExit};
+pub use self::timeouts::{TOKENIZER_CALL_TIMEOUT, WorkerTimeouts};
 pub use super::wire::MAX_HEARTBEAT_TIMEOUT;
 
 /// Maximum time between the opening of a stream and the worker's `hello`.
@@ -58,34 +61,6 @@ const COMMAND_CAPACITY: usize = 2 * 65_536;
 
 /// Maximum number of workers that are connected at the same time.
 const MAX_WORKERS: usize = 1_024;
-
-/// Time that a child worker has to exit after its stream has ended. The engine then kills it.
-pub(super) const CHILD_EXIT_TIMEOUT: Duration = Duration::from_millis(200);
-
-/// The engine's timeouts for its workers.
-#[derive(Clone, Copy, Debug)]
-pub struct WorkerTimeouts {
-    /// A worker that sends no message for this long counts as lost. Workers send four heartbeats in this time. A
-    /// worker may declare a different timeout in its `hello`.
-    pub heartbeat_timeout: Duration,
-    /// Maximum duration of a device call; `None` means no limit.
-    pub step_limit: Option<Duration>,
-    /// Maximum wait for the answer to a tokenizer call. Always [`TOKENIZER_CALL_TIMEOUT`], except in tests.
-    pub tokenizer_call_timeout: Duration,
-}
-
-/// Maximum wait for a worker's answer to a tokenizer call. `worker.proto` defines this value.
-pub const TOKENIZER_CALL_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A model that remote workers may serve.
-pub struct AttachableModel {
-    /// The model's name.
-    pub name: String,
-    /// Other names that a worker may use for the model.
-    pub aliases: Vec<String>,
-    /// Maximum time for which a reader may leave its full token channel unread.
-    pub slow_reader_timeout: Duration,
-}
 
 /// Parts of an [`AttachService`].
 pub struct AttachParts {

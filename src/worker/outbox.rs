@@ -14,8 +14,8 @@ use std::task::{Context, Poll};
 use futures_util::task::AtomicWaker;
 use tokio_stream::Stream;
 
+use super::sequence_output::{Failure, SendOutcome};
 use super::tasks::Tasks;
-use super::token_channel::{Failure, SendOutcome};
 use super::wire;
 use crate::proto::worker as proto;
 use crate::proto::worker::attach_request::Message;

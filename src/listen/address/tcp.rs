@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 
-use super::ACCEPT_BACKLOG;
+/// Maximum number of connections that the kernel queues before they are accepted. With the usual 128, half of 2,000
+/// simultaneous connections were refused.
+pub(super) const ACCEPT_BACKLOG: i32 = 4_096;
 
 /// Number of attempts to find a port that is free at every address of a host.
 const MAX_PORT_ATTEMPTS: usize = 16;

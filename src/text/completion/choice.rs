@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::CompletionEvent;
+use super::event::CompletionEvent;
 use crate::error::Error;
 use crate::prompt::DeliveredToken;
 use crate::request::{FinishReason, TokenId};

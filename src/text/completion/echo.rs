@@ -1,6 +1,6 @@
 //! The events that echo a prompt: its text, or its tokens with their log probabilities.
 
-use super::CompletionEvent;
+use super::event::CompletionEvent;
 use crate::runner::Token;
 use crate::text::utf8::Utf8Assembler;
 use crate::tokens::{Timestamps, TokenBatch};

@@ -1,9 +1,12 @@
+use std::time::Duration;
+
 use metrics::Counter;
 use tokio::sync::Notify;
 use tokio_stream::StreamExt;
 
 use super::*;
 use crate::runner::{Token, TokenBytes};
+use crate::telemetry::StageSummary;
 use crate::telemetry::{ResponseFormat, Stage, Telemetry};
 use crate::worker::token_channel::{SendOutcome, TokenSender, token_channel};
 

@@ -10,7 +10,6 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
-use super::ConnectionEnd;
 use crate::proto::v1;
 use crate::proto::worker as proto;
 use crate::proto::worker::answer::Answer;
@@ -25,6 +24,14 @@ use crate::worker::{Assignment, Generation, Submission, WorkerHandle, wire};
 
 /// Maximum number of tokenizer calls that are answered at the same time. Further calls are rejected.
 const MAX_OPEN_CALLS: usize = 64;
+
+/// Reason why a connection to the engine ended.
+pub(super) enum ConnectionEnd {
+    /// The engine has drained the worker, or the device thread has ended.
+    Drained,
+    /// The connection broke, or could not be established.
+    Broken(Status),
+}
 
 /// One connection to an engine, and the sequences that the engine has submitted on it.
 pub(super) struct EngineConnection {

@@ -11,11 +11,23 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::remote_tokenizer::RemoteTokenizers;
-use super::{AttachableModel, CHILD_EXIT_TIMEOUT};
 use crate::models::ModelId;
 use crate::runner::ModelFacts;
 use crate::worker::WorkerId;
 use crate::worker::wire::{ReadyReport, Violation};
+
+/// Time that a child worker has to exit after its stream has ended. The engine then kills it.
+pub(in crate::worker) const CHILD_EXIT_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// A model that remote workers may serve.
+pub struct AttachableModel {
+    /// The model's name.
+    pub name: String,
+    /// Other names that a worker may use for the model.
+    pub aliases: Vec<String>,
+    /// Maximum time for which a reader may leave its full token channel unread.
+    pub slow_reader_timeout: Duration,
+}
 
 /// A model that remote workers serve, its child workers, and the workers that answer its tokenizer calls.
 pub(super) struct Registration {

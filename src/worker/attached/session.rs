@@ -13,11 +13,11 @@ use tonic::{Code, Status, Streaming};
 
 use self::loaded_state::{LoadedState, SessionHistory};
 use super::heartbeat::HeartbeatMonitor;
+use super::registration::{ChildRegistration, ExitKind, Registration};
 use super::remote_tokenizer::TokenizerRequest;
 use super::sequences::Effects;
 use super::session_end::SessionEnd;
 use super::timeouts::SessionTimeouts;
-use super::{ChildRegistration, ExitKind, Registration};
 use crate::proto::worker as proto;
 use crate::proto::worker::attach_request::Message as WorkerMessage;
 use crate::proto::worker::attach_response::Message as EngineMessage;

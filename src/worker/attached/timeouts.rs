@@ -6,12 +6,26 @@
 
 use std::time::Duration;
 
-use super::WorkerTimeouts;
 use crate::proto::worker as proto;
 
 /// A worker is lost if it answers no tokenizer call for this many call timeouts. One slow prompt should fail only its
 /// own request, not all running sequences of the worker.
 const UNRESPONSIVE_FACTOR: u32 = 3;
+
+/// Maximum wait for a worker's answer to a tokenizer call. `worker.proto` defines this value.
+pub const TOKENIZER_CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The engine's timeouts for its workers.
+#[derive(Clone, Copy, Debug)]
+pub struct WorkerTimeouts {
+    /// A worker that sends no message for this long counts as lost. Workers send four heartbeats in this time. A
+    /// worker may declare a different timeout in its `hello`.
+    pub heartbeat_timeout: Duration,
+    /// Maximum duration of a device call; `None` means no limit.
+    pub step_limit: Option<Duration>,
+    /// Maximum wait for the answer to a tokenizer call. Always [`TOKENIZER_CALL_TIMEOUT`], except in tests.
+    pub tokenizer_call_timeout: Duration,
+}
 
 /// The timeouts of one worker's session.
 #[derive(Clone, Copy, Debug)]

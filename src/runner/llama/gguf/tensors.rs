@@ -1,4 +1,6 @@
 //! Checks the tensors of a GGUF header: names, shapes, data types and offsets.
+//!
+//! `gguf` and this file use each other: they check one format, in two files because of its length.
 
 use std::collections::HashSet;
 

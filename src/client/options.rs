@@ -1,0 +1,95 @@
+//! Options and errors of `tokenway complete`.
+
+use std::io;
+use std::time::Duration;
+
+use clap::{ArgAction, Args};
+
+/// Maximum time to connect to a server.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Options of `tokenway complete`: the request and the server.
+#[derive(Args, Clone, Debug)]
+pub struct ClientOptions {
+    /// Prompt to complete
+    pub(super) prompt: String,
+    /// Use the HTTP API (the default)
+    #[arg(long, conflicts_with = "grpc", action = ArgAction::SetTrue)]
+    pub(super) http: bool,
+    /// Use the gRPC API
+    #[arg(long, action = ArgAction::SetTrue)]
+    pub(super) grpc: bool,
+    /// Address of the server: `http://host:port`, `host:port` or `unix:/path` [default: http://127.0.0.1:8000, or
+    /// http://127.0.0.1:50051 with --grpc]
+    #[arg(long, env = "TOKENWAY_SERVER", value_name = "ADDRESS")]
+    pub(super) server: Option<String>,
+    /// Name of the model [default: the server's only model]
+    #[arg(long)]
+    pub(super) model: Option<String>,
+    /// Maximum number of tokens to generate
+    #[arg(long, default_value_t = 64)]
+    pub(super) max_tokens: u32,
+    /// Sampling temperature, 0 to 2; 0 selects greedy decoding
+    #[arg(long, default_value_t = 0.0)]
+    pub(super) temperature: f32,
+    /// Sampling seed [default: a random seed]
+    #[arg(long)]
+    pub(super) seed: Option<i64>,
+    /// Stop string that ends the completion; may be repeated
+    #[arg(long)]
+    pub(super) stop: Vec<String>,
+}
+
+/// Reason why a completion failed or is incomplete.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The address is invalid.
+    #[error("'{0}' is not a valid server address; use http://host:port or unix:/path")]
+    Address(String),
+    /// The client cannot connect.
+    #[error("cannot connect to {address}: {problem}\nstart a server with `tokenway serve`")]
+    Connect {
+        /// Address of the server, as given on the command line.
+        address: String,
+        /// Error message of the operating system.
+        problem: String,
+    },
+    /// The server does not speak the protocol of the selected API.
+    #[error("{address} does not serve the {expected} API; {advice}")]
+    WrongProtocol {
+        /// Address of the server.
+        address: String,
+        /// Name of the API that the client tried: HTTP or gRPC.
+        expected: &'static str,
+        /// Hint on how to select the other API.
+        advice: &'static str,
+    },
+    /// The server rejected the request, or its stream ended with an error.
+    #[error("the server returned the error {code}: {message}")]
+    Server {
+        /// Error code.
+        code: String,
+        /// Error message.
+        message: String,
+    },
+    /// The stream ended before the completion was finished.
+    #[error("the completion was cut short: {0}")]
+    Truncated(String),
+    /// The output cannot be written.
+    #[error("cannot write the completion: {0}")]
+    Output(#[from] io::Error),
+}
+
+impl ClientOptions {
+    pub(super) fn address(&self, default: &str) -> String {
+        match &self.server {
+            None => default.to_owned(),
+            // Adds the default scheme. The server's own flags accept addresses without a scheme, so this client
+            // accepts them too.
+            Some(server) if !server.contains("://") && !server.starts_with("unix:") => {
+                format!("http://{server}")
+            }
+            Some(server) => server.clone(),
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! The state that all layers of one API share.
+
+use std::time::Duration;
+
+use crate::gateway::BrowserCheck;
+use crate::telemetry::{Api, Telemetry};
+
+/// Settings of the layers.
+#[derive(Clone)]
+pub struct LayerSettings {
+    /// Metrics of the server.
+    pub telemetry: Telemetry,
+    /// Timeout of a request whose client sets none.
+    pub request_timeout: Duration,
+    /// True if each request that ends is logged in the access log.
+    pub access_log: bool,
+}
+
+/// State of the layers of one API.
+#[derive(Clone)]
+pub(super) struct Layers {
+    pub(super) api: Api,
+    /// Checks of `Host` and `Origin`; `None` for an API that browsers cannot use.
+    pub(super) browser_check: Option<BrowserCheck>,
+    pub(super) settings: LayerSettings,
+}

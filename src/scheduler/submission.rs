@@ -1,0 +1,26 @@
+//! The messages to the scheduler's task.
+
+use tokio::sync::oneshot;
+
+use crate::error::Error;
+use crate::models::ModelId;
+use crate::worker::Assignment;
+
+/// A message to the scheduler's task.
+pub(super) struct Submission {
+    pub(super) model: ModelId,
+    pub(super) priority: i32,
+    pub(super) work: SubmittedWork,
+}
+
+/// The work that a submission asks for.
+pub(super) enum SubmittedWork {
+    /// A new request.
+    New {
+        choices: Vec<Assignment>,
+        /// Receives the result of the admission.
+        admitted: oneshot::Sender<Result<(), Error>>,
+    },
+    /// A choice to resume, because its worker was lost.
+    Resumed(Box<Assignment>),
+}
