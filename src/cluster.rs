@@ -33,16 +33,18 @@ mod tests;
 mod upstream;
 mod via;
 
-pub use address::{EngineAddress, check_engines, check_listen_address};
+pub use address::EngineAddress;
+pub(crate) use address::{check_engines, check_listen_address};
 use choice::{another_engine_may_accept, has_name, more_informative, name_with_aliases};
 pub use context::CallContext;
 pub use events::CheckedEvents;
 pub use failure::Failure;
 use local::LocalUpstream;
+pub use membership::Membership;
 use membership::{Members, Upstreams};
-pub use membership::{Membership, Snapshot};
 use remote::Connector;
-pub use upstream::{Availability, EventStream, Health, Upstream};
+pub use upstream::{Availability, EventStream};
+pub(crate) use upstream::{Health, Upstream};
 use via::GatewayId;
 pub use via::Via;
 
@@ -58,7 +60,7 @@ impl Cluster {
     /// Creates a cluster with the engine in this process. Its gRPC service is called directly, without a socket and
     /// without encoding messages.
     #[must_use]
-    pub fn local(service: impl Inference) -> Self {
+    pub(crate) fn local(service: impl Inference) -> Self {
         let upstreams: Upstreams = Arc::new([Arc::new(LocalUpstream::new(service))]);
         Self {
             upstreams: watch::channel(upstreams).1,
@@ -98,19 +100,19 @@ impl Cluster {
 
     /// Returns true unless every upstream is known to be unavailable.
     #[must_use]
-    pub fn is_up(&self) -> bool {
+    pub(crate) fn is_up(&self) -> bool {
         let upstreams = self.upstreams.borrow();
         upstreams.iter().any(|it| it.health().borrow().is_up())
     }
 
     /// Waits until an upstream reports that it accepts requests.
-    pub async fn wait_until_up(&self) {
+    pub(crate) async fn wait_until_up(&self) {
         self.wait_until(|health| health.availability == Availability::Up, true)
             .await;
     }
 
     /// Waits until [`Self::is_up`] no longer equals `was_up`.
-    pub async fn wait_for_change(&self, was_up: bool) {
+    pub(crate) async fn wait_for_change(&self, was_up: bool) {
         self.wait_until(Health::is_up, !was_up).await;
     }
 

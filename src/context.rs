@@ -127,7 +127,7 @@ impl RequestContext {
     }
 
     /// Sets the token counts that the engine reported at the end of the completion.
-    pub fn set_usage(&self, prompt_tokens: u32, completion_tokens: u32) {
+    pub(crate) fn set_usage(&self, prompt_tokens: u32, completion_tokens: u32) {
         self.0.record.set_usage(TokenUsage {
             prompt: prompt_tokens.into(),
             completion: completion_tokens.into(),

@@ -40,7 +40,7 @@ impl Default for CriticalTasks {
 impl CriticalTasks {
     /// Returns a spawner whose tasks are tracked by `tracker`. Panics are still reported through `self`.
     #[must_use]
-    pub fn with_tracker(&self, tracker: TaskTracker) -> Self {
+    pub(crate) fn with_tracker(&self, tracker: TaskTracker) -> Self {
         Self {
             tracker,
             first_panic: self.first_panic.clone(),
@@ -49,7 +49,7 @@ impl CriticalTasks {
 
     /// Returns the tracker of the tasks. It may track other tasks too.
     #[must_use]
-    pub fn tracker(&self) -> &TaskTracker {
+    pub(crate) fn tracker(&self) -> &TaskTracker {
         &self.tracker
     }
 
@@ -80,7 +80,7 @@ impl CriticalTasks {
 
     /// Returns the first panic, if there was one.
     #[must_use]
-    pub fn first_panic(&self) -> Option<TaskPanicked> {
+    pub(crate) fn first_panic(&self) -> Option<TaskPanicked> {
         self.first_panic.borrow().clone()
     }
 

@@ -7,5 +7,5 @@ mod meter;
 mod timer;
 
 pub use flush::{FlushHandle, FlushTracker};
-pub use meter::TokenMeter;
+pub(crate) use meter::TokenMeter;
 pub use timer::{DeliverySummary, DeliveryTimer, WriteStart};

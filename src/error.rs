@@ -36,7 +36,7 @@ impl Error {
 
     /// Sets the request field that caused the error.
     #[must_use]
-    pub fn with_param(mut self, param: impl Into<String>) -> Self {
+    pub(crate) fn with_param(mut self, param: impl Into<String>) -> Self {
         self.param = Some(param.into());
         self
     }
@@ -48,7 +48,7 @@ impl Error {
 
     /// Creates the error of a request that is still running when the server stops waiting for it.
     #[must_use]
-    pub fn shutting_down() -> Self {
+    pub(crate) fn shutting_down() -> Self {
         Self::new(
             ErrorKind::Draining,
             "The server is shutting down and could not wait for this request to end.",
@@ -184,7 +184,7 @@ impl ErrorKind {
 
     /// Returns true if the same request may succeed if it is sent again later.
     #[must_use]
-    pub fn is_retryable(self) -> bool {
+    pub(crate) fn is_retryable(self) -> bool {
         match self {
             Self::QueueFull
             | Self::RateLimited

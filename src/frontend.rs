@@ -24,11 +24,11 @@ mod route;
 #[cfg(test)]
 mod tests;
 
-pub use layers::LayerSettings;
+pub(crate) use layers::LayerSettings;
 use layers::Layers;
 
 /// The HTTP API. Browsers may use it from the allowed hosts and origins.
-pub fn http(gateway: Gateway, origins: OriginPolicy, settings: LayerSettings) -> Router {
+pub(crate) fn http(gateway: Gateway, origins: OriginPolicy, settings: LayerSettings) -> Router {
     let layers = Layers {
         api: Api::Http,
         browser_check: Some(BrowserCheck::new(origins)),
@@ -38,7 +38,7 @@ pub fn http(gateway: Gateway, origins: OriginPolicy, settings: LayerSettings) ->
 }
 
 /// Builds the gRPC API from these services.
-pub fn grpc(services: Routes, settings: LayerSettings) -> Router {
+pub(crate) fn grpc(services: Routes, settings: LayerSettings) -> Router {
     let layers = Layers {
         api: Api::Grpc,
         browser_check: None,

@@ -20,16 +20,16 @@ mod convert;
 mod stream;
 mod tonic_errors;
 
-pub use convert::first_used_parameter;
+pub(crate) use convert::first_used_parameter;
 use stream::Delivery;
-pub use stream::EventStream;
-pub use tonic_errors::with_error_details;
+pub(crate) use stream::EventStream;
+pub(crate) use tonic_errors::with_error_details;
 
 /// Maximum size of a message in either direction, in bytes.
-pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+pub(crate) const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// Paths of the service's RPCs.
-pub const RPCS: [(&str, RouteKind); 5] = [
+pub(crate) const RPCS: [(&str, RouteKind); 5] = [
     ("/tokenway.v1.Inference/Complete", RouteKind::Completion),
     ("/tokenway.v1.Inference/ListModels", RouteKind::Unary),
     ("/tokenway.v1.Inference/GetModel", RouteKind::Unary),
@@ -40,7 +40,7 @@ pub const RPCS: [(&str, RouteKind); 5] = [
 /// Implementation of `tokenway.v1.Inference` for the models of one engine. Every request must carry a
 /// [`RequestContext`].
 #[derive(Clone)]
-pub struct Service {
+pub(crate) struct Service {
     models: Models,
     scheduler: Scheduler,
     telemetry: Telemetry,
@@ -49,7 +49,7 @@ pub struct Service {
 impl Service {
     /// Creates the service.
     #[must_use]
-    pub fn new(models: Models, scheduler: Scheduler, telemetry: Telemetry) -> Self {
+    pub(crate) fn new(models: Models, scheduler: Scheduler, telemetry: Telemetry) -> Self {
         Self {
             models,
             scheduler,
@@ -59,7 +59,7 @@ impl Service {
 
     /// Returns the tonic server of this service, with its message size limits.
     #[must_use]
-    pub fn into_server(self) -> InferenceServer<Self> {
+    pub(crate) fn into_server(self) -> InferenceServer<Self> {
         InferenceServer::new(self)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)

@@ -11,15 +11,15 @@ pub mod server;
 
 pub mod listen;
 
-pub mod frontend;
+mod frontend;
 
 pub mod gateway;
 
-pub mod proxy;
+mod proxy;
 
 pub mod cluster;
 
-pub mod grpc;
+mod grpc;
 
 pub mod context;
 
@@ -27,7 +27,7 @@ pub mod delivery;
 
 pub mod text;
 
-pub mod prompt;
+mod prompt;
 
 pub mod scheduler;
 
@@ -37,7 +37,7 @@ pub mod models;
 
 pub mod runner;
 
-pub mod poll_on_wake;
+mod poll_on_wake;
 
 pub mod critical;
 

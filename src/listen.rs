@@ -26,7 +26,8 @@ mod tls;
 pub use address::{Address, InvalidAddress, Listener};
 pub use request_body::RequestBody;
 pub use settings::{FrontendService, FrontendSettings, Limits, Protocol, Shutdown};
-pub use tls::{MutualTls, TlsError, TlsFiles};
+pub use tls::MutualTls;
+pub(crate) use tls::TlsFiles;
 
 /// Serves a listener until `shutdown` stops it and every connection has closed.
 pub async fn serve<S, B>(

@@ -14,17 +14,17 @@ use crate::output::Output;
 
 mod json;
 
-pub use json::{JsonFields, JsonLines};
+pub(crate) use json::{JsonFields, JsonLines};
 
 /// Environment variable with the log filter, in the syntax of [`EnvFilter`].
-pub const FILTER_VARIABLE: &str = "TOKENWAY_LOG";
+pub(crate) const FILTER_VARIABLE: &str = "TOKENWAY_LOG";
 
 /// Environment variable with the log format.
-pub const FORMAT_VARIABLE: &str = "TOKENWAY_LOG_FORMAT";
+pub(crate) const FORMAT_VARIABLE: &str = "TOKENWAY_LOG_FORMAT";
 
 /// Name of the field that carries the other fields of a worker process's log line, as a JSON object, when an engine
 /// forwards the line.
-pub const WORKER_FIELDS: &str = "worker_fields";
+pub(crate) const WORKER_FIELDS: &str = "worker_fields";
 
 /// Log filter that applies if [`FILTER_VARIABLE`] is not set. llama.cpp logs a lot at `info` while it loads a model.
 const DEFAULT_FILTER: &str = "info,llama-cpp-2=warn";

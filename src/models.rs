@@ -185,7 +185,7 @@ impl ModelEntry {
     ///
     /// # Errors
     /// Returns [`ErrorKind::NotReady`] if no worker has loaded the model.
-    pub fn model(&self) -> Result<&Arc<dyn Model>, Error> {
+    pub(crate) fn model(&self) -> Result<&Arc<dyn Model>, Error> {
         self.loaded.get().ok_or_else(|| {
             let message = format!("The model '{}' is not loaded.", self.name);
             Error::new(ErrorKind::NotReady, message)

@@ -27,7 +27,7 @@ static DROPPED_LINES: AtomicU64 = AtomicU64::new(0);
 
 /// Returns the number of lines that this process has dropped so far.
 #[must_use]
-pub fn dropped_lines() -> u64 {
+pub(crate) fn dropped_lines() -> u64 {
     DROPPED_LINES.load(Ordering::Relaxed)
 }
 

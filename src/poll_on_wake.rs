@@ -10,17 +10,17 @@ use tokio_stream::Stream;
 /// Polls a future once, and after that only when the future's waker has been called.
 ///
 /// A task that is polled for every token can then hold a timer or a signal at almost no cost per token.
-pub struct PollOnWake<F>(FuturesUnordered<F>);
+pub(crate) struct PollOnWake<F>(FuturesUnordered<F>);
 
 impl<F: Future> PollOnWake<F> {
     /// Wraps `future`.
     #[must_use]
-    pub fn new(future: F) -> Self {
+    pub(crate) fn new(future: F) -> Self {
         Self(FuturesUnordered::from_iter([future]))
     }
 
     /// Returns the future's output once it is ready. After that, every call returns `Pending`.
-    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<F::Output> {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<F::Output> {
         match Pin::new(&mut self.0).poll_next(cx) {
             Poll::Ready(Some(output)) => Poll::Ready(output),
             Poll::Ready(None) | Poll::Pending => Poll::Pending,
@@ -28,7 +28,7 @@ impl<F: Future> PollOnWake<F> {
     }
 
     /// Waits for the future's output.
-    pub async fn ready(&mut self) -> F::Output {
+    pub(crate) async fn ready(&mut self) -> F::Output {
         poll_fn(|cx| self.poll(cx)).await
     }
 }

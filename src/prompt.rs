@@ -15,7 +15,7 @@ use crate::runner::{BosPolicy, ModelFacts, Resumption, Sequence, TokenBytes};
 mod tests;
 mod tokenizer;
 
-pub use tokenizer::Tokenizer;
+pub(crate) use tokenizer::Tokenizer;
 
 /// Name of a request field that contains the prompt.
 const PROMPT_FIELD: &str = "prompt";
@@ -64,7 +64,10 @@ impl Prompt {
     /// # Errors
     /// Returns an error that names the field the model does not support, or [`ErrorKind::NotReady`] if the
     /// model is not loaded.
-    pub async fn prepare(model: &ModelEntry, request: &CompletionRequest) -> Result<Self, Error> {
+    pub(crate) async fn prepare(
+        model: &ModelEntry,
+        request: &CompletionRequest,
+    ) -> Result<Self, Error> {
         let tokenizer = Tokenizer::new(model)?;
         let facts = tokenizer.facts();
         check_supported(model, facts, request)?;
@@ -101,7 +104,7 @@ impl Prompt {
 
     /// Returns the number of tokens of the prompt.
     #[must_use]
-    pub fn token_count(&self) -> u32 {
+    pub(crate) fn token_count(&self) -> u32 {
         u32::try_from(self.ids.len())
             .expect("a prompt that fits the context has fewer than 2^32 tokens")
     }

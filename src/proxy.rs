@@ -15,16 +15,16 @@ use crate::proto::v1::inference_server::{Inference, InferenceServer};
 
 mod stream;
 
-pub use stream::ForwardedEvents;
+pub(crate) use stream::ForwardedEvents;
 
 /// Implementation of `tokenway.v1.Inference` for the models of a cluster.
 #[derive(Clone)]
-pub struct Proxy {
+pub(crate) struct Proxy {
     parts: Arc<ProxyParts>,
 }
 
 /// Parts of a [`Proxy`].
-pub struct ProxyParts {
+pub(crate) struct ProxyParts {
     /// Cluster that completes the requests.
     pub cluster: Cluster,
     /// Checks that this gateway accepts requests, that is, that it is not shutting down.
@@ -36,7 +36,7 @@ pub struct ProxyParts {
 impl Proxy {
     /// Creates the service.
     #[must_use]
-    pub fn new(parts: ProxyParts) -> Self {
+    pub(crate) fn new(parts: ProxyParts) -> Self {
         Self {
             parts: Arc::new(parts),
         }
@@ -44,7 +44,7 @@ impl Proxy {
 
     /// Returns the tonic server of this service, with its message size limits.
     #[must_use]
-    pub fn into_server(self) -> InferenceServer<Self> {
+    pub(crate) fn into_server(self) -> InferenceServer<Self> {
         InferenceServer::new(self)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)

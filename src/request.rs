@@ -10,7 +10,7 @@ use tokio::time::Instant;
 pub type TokenId = u32;
 
 /// The maximum number of choices of one request.
-pub const MAX_CHOICES: u32 = 128;
+pub(crate) const MAX_CHOICES: u32 = 128;
 
 /// The maximum number of stop strings of one request.
 pub const MAX_STOP_STRINGS: usize = 16;
@@ -19,29 +19,29 @@ pub const MAX_STOP_STRINGS: usize = 16;
 pub const MAX_STOP_BYTES: usize = 1_024;
 
 /// The maximum number of stop tokens of one request.
-pub const MAX_STOP_TOKENS: usize = 128;
+pub(crate) const MAX_STOP_TOKENS: usize = 128;
 
 /// The maximum number of logit biases of one request.
-pub const MAX_LOGIT_BIASES: usize = 1_024;
+pub(crate) const MAX_LOGIT_BIASES: usize = 1_024;
 
 /// The maximum number of most likely tokens that a request may ask for at each position.
-pub const MAX_LOGPROBS: u32 = 20;
+pub(crate) const MAX_LOGPROBS: u32 = 20;
 
 /// Maximum length of a model name in bytes. It is limited because error messages repeat the name and are sent in
 /// headers.
-pub const MAX_MODEL_NAME_BYTES: usize = 256;
+pub(crate) const MAX_MODEL_NAME_BYTES: usize = 256;
 
 /// The maximum length of `user` in bytes.
-pub const MAX_USER_BYTES: usize = 512;
+pub(crate) const MAX_USER_BYTES: usize = 512;
 
 /// Maximum timeout: ten years, which also stands for "no deadline". A longer timeout would overflow `Instant`.
-pub const MAX_TIMEOUT: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
+pub(crate) const MAX_TIMEOUT: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
 
 /// The maximum length of a request id in bytes.
-pub const MAX_REQUEST_ID_BYTES: usize = 128;
+pub(crate) const MAX_REQUEST_ID_BYTES: usize = 128;
 
 /// The default of `max_tokens`, except for chats.
-pub const DEFAULT_MAX_TOKENS: u32 = 16;
+pub(crate) const DEFAULT_MAX_TOKENS: u32 = 16;
 
 /// A request for the completion of one prompt.
 #[derive(Clone, Debug)]
@@ -88,7 +88,7 @@ impl RequestId {
     /// Accepts a client's request id if it consists of 1 to [`MAX_REQUEST_ID_BYTES`] visible ASCII characters. Other
     /// characters could forge log lines.
     #[must_use]
-    pub fn from_client(id: &str) -> Option<Self> {
+    pub(crate) fn from_client(id: &str) -> Option<Self> {
         let is_valid = (1..=MAX_REQUEST_ID_BYTES).contains(&id.len())
             && id.bytes().all(|byte| byte.is_ascii_graphic());
         is_valid.then(|| Self(id.into()))
@@ -296,7 +296,7 @@ impl CompletionRequest {
 impl CompletionRequest {
     /// Returns true if the request uses this parameter.
     #[must_use]
-    pub fn uses_parameter(&self, parameter: Parameter) -> bool {
+    pub(crate) fn uses_parameter(&self, parameter: Parameter) -> bool {
         let SequenceOptions {
             sampling,
             stop_tokens,

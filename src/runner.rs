@@ -262,7 +262,7 @@ impl<'a> Step<'a> {
     /// Emits the next token of a prompt, with its log probabilities. Used only for [`Sequence::scores_prompt`]. A
     /// prompt token uses credit like any other token. If `max_tokens` is 0, the worker releases the slot after the
     /// last prompt token.
-    pub fn emit_prompt(&mut self, slot: Slot, token: Token) {
+    pub(crate) fn emit_prompt(&mut self, slot: Slot, token: Token) {
         self.emissions.push(Emission::Prompt(slot, token));
     }
 

@@ -27,8 +27,10 @@ mod task;
 mod tests;
 mod worker_statuses;
 
-pub use parts::{OwnedWorker, ResumptionLimits, SchedulerParts};
-pub use resumer::{LossHistory, PendingResumption, Resumer, WorkerLoss, worker_lost};
+pub use parts::ResumptionLimits;
+pub(crate) use parts::{OwnedWorker, SchedulerParts};
+pub(crate) use resumer::{LossHistory, WorkerLoss};
+pub use resumer::{Resumer, worker_lost};
 use submission::{Submission, SubmittedWork};
 
 /// Maximum number of tokens that a sequence may produce ahead of its reader.
@@ -39,7 +41,7 @@ const SUBMISSION_CAPACITY: usize = 1024;
 
 /// A handle that submits requests. Clones share the same scheduler.
 #[derive(Clone)]
-pub struct Scheduler {
+pub(crate) struct Scheduler {
     models: Models,
     submissions: mpsc::Sender<Submission>,
     abandoned: Arc<Notify>,
@@ -55,7 +57,7 @@ pub struct Scheduler {
 }
 
 /// A request to run: the sequences of its choices.
-pub struct NewRequest {
+pub(crate) struct NewRequest {
     /// The model of the sequences.
     pub model: ModelId,
     /// The priority. Lower numbers run first.
@@ -80,7 +82,7 @@ pub struct Admitted {
 impl Admitted {
     /// Gives each token channel the request's metrics counter. If a worker ends a choice because of its slow reader,
     /// the request then counts as lingering.
-    pub fn set_stream_count(&self, stream: &StreamCount) {
+    pub(crate) fn set_stream_count(&self, stream: &StreamCount) {
         for token_channel in &self.token_channels {
             token_channel.set_stream_count(stream.clone());
         }
@@ -89,7 +91,7 @@ impl Admitted {
 
 impl Scheduler {
     /// Creates a scheduler and its task. The task ends after [`Self::stop`].
-    pub fn new(parts: SchedulerParts) -> (Self, impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn new(parts: SchedulerParts) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (submissions, receiver) = mpsc::channel(SUBMISSION_CAPACITY);
         let abandoned = Arc::new(Notify::new());
         let (readiness_sender, readiness) = watch::channel(Readiness::Loading(0.0));
@@ -119,23 +121,23 @@ impl Scheduler {
 
     /// Watches the readiness of the engine.
     #[must_use]
-    pub fn readiness(&self) -> watch::Receiver<Readiness> {
+    pub(crate) fn readiness(&self) -> watch::Receiver<Readiness> {
         self.readiness.clone()
     }
 
     /// Watches the number of workers in each state.
     #[must_use]
-    pub fn workers(&self) -> watch::Receiver<WorkerCounts> {
+    pub(crate) fn workers(&self) -> watch::Receiver<WorkerCounts> {
         self.workers.clone()
     }
 
     /// Rejects requests that arrive from now on with `draining`.
-    pub fn drain(&self) {
+    pub(crate) fn drain(&self) {
         self.draining.cancel();
     }
 
     /// Fails all queued and running requests with `draining`, and stops all workers.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.drain();
         self.stopping.cancel();
     }
@@ -144,7 +146,7 @@ impl Scheduler {
     ///
     /// # Errors
     /// Returns [`ErrorKind::Draining`] after [`Self::drain`] or [`Self::stop`].
-    pub fn check_accepting(&self) -> Result<(), Error> {
+    pub(crate) fn check_accepting(&self) -> Result<(), Error> {
         if self.draining.is_cancelled() {
             let message = "The server is shutting down.";
             return Err(Error::new(ErrorKind::Draining, message));
@@ -159,7 +161,7 @@ impl Scheduler {
     ///
     /// # Errors
     /// Returns the reason for a rejection.
-    pub async fn submit(&self, request: NewRequest) -> Result<Admitted, Error> {
+    pub(crate) async fn submit(&self, request: NewRequest) -> Result<Admitted, Error> {
         let NewRequest {
             model,
             priority,

@@ -208,19 +208,19 @@ impl Server {
 
     /// Returns all addresses on which the HTTP API listens. A host name may resolve to several.
     #[must_use]
-    pub fn http_addresses(&self) -> &[Address] {
+    pub(crate) fn http_addresses(&self) -> &[Address] {
         &self.http_addresses
     }
 
     /// Returns all addresses on which the gRPC API listens.
     #[must_use]
-    pub fn grpc_addresses(&self) -> &[Address] {
+    pub(crate) fn grpc_addresses(&self) -> &[Address] {
         &self.grpc_addresses
     }
 
     /// Returns all addresses on which the server accepts remote workers.
     #[must_use]
-    pub fn worker_addresses(&self) -> &[Address] {
+    pub(crate) fn worker_addresses(&self) -> &[Address] {
         &self.worker_addresses
     }
 

@@ -26,10 +26,11 @@ mod request_metrics;
 mod token_gaps;
 
 pub use latency::{ResponseFormat, Stage, StageSummary, StageTimes};
-pub use request::{Api, Outcome, RequestRecord, Route, RouteKind, StreamCount, outcome_label};
+pub use request::{Api, Outcome, RequestRecord, Route, RouteKind};
+pub(crate) use request::{StreamCount, outcome_label};
 use request_metrics::RequestMetrics;
 pub use request_metrics::TokenUsage;
-pub use token_gaps::TokenGaps;
+pub(crate) use token_gaps::TokenGaps;
 
 const REQUESTS: &str = "tokenway_requests_total";
 const REQUESTS_REJECTED: &str = "tokenway_requests_rejected_total";
@@ -111,7 +112,7 @@ pub enum Frontend {
 impl Frontend {
     /// Returns the value of the label `listener`.
     #[must_use]
-    pub fn label(self) -> &'static str {
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Grpc => "grpc",
             Self::Http => "http",
@@ -136,11 +137,11 @@ pub enum WorkerState {
 }
 
 /// The number of workers in each state.
-pub type WorkerCounts = BTreeMap<WorkerState, u32>;
+pub(crate) type WorkerCounts = BTreeMap<WorkerState, u32>;
 
 impl WorkerState {
     /// Every state.
-    pub const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 5] = [
         Self::Loading,
         Self::Ready,
         Self::Lost,
@@ -150,7 +151,7 @@ impl WorkerState {
 
     /// Returns the value of the label `state`. `/readyz` shows the same value.
     #[must_use]
-    pub fn label(self) -> &'static str {
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Loading => "loading",
             Self::Ready => "ready",
@@ -229,7 +230,7 @@ impl Telemetry {
 
     /// Counts a connection as open until the returned guard is dropped.
     #[must_use]
-    pub fn track_connection(&self, frontend: Frontend) -> GaugeGuard {
+    pub(crate) fn track_connection(&self, frontend: Frontend) -> GaugeGuard {
         GaugeGuard::new(self.connections(frontend))
     }
 
@@ -285,14 +286,14 @@ impl Default for Telemetry {
 }
 
 /// Keeps a gauge incremented by one until this guard is dropped.
-pub struct GaugeGuard {
+pub(crate) struct GaugeGuard {
     gauge: Gauge,
 }
 
 impl GaugeGuard {
     /// Increments `gauge` by one.
     #[must_use]
-    pub fn new(gauge: Gauge) -> Self {
+    pub(crate) fn new(gauge: Gauge) -> Self {
         gauge.increment(1.0);
         Self { gauge }
     }

@@ -52,7 +52,7 @@ pub struct TopLogprob {
 }
 
 /// Log probability that stands for an impossible token, because JSON has no infinity.
-pub const MIN_LOGPROB: f32 = -9999.0;
+pub(crate) const MIN_LOGPROB: f32 = -9999.0;
 
 /// The times of a token, in nanoseconds of CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -170,7 +170,7 @@ impl TokenBatch {
     }
 
     /// Removes the timestamps of all tokens.
-    pub fn clear_timestamps(&mut self) {
+    pub(crate) fn clear_timestamps(&mut self) {
         for token in &mut self.tokens {
             token.timestamps = Timestamps::default();
         }

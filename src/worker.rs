@@ -33,7 +33,7 @@ mod waker;
 mod wire;
 
 use token_channel::TokenSender;
-pub use waker::WorkerWaker;
+pub(crate) use waker::WorkerWaker;
 use waker::{Flags, WakeTarget};
 
 /// Identifies a worker within its engine.

@@ -156,7 +156,7 @@ fn is_unusual_loopback(ip: IpAddr) -> bool {
 ///
 /// # Errors
 /// Returns a message that names the setting and both entries.
-pub fn check_engines(engines: &[EngineAddress]) -> Result<(), String> {
+pub(crate) fn check_engines(engines: &[EngineAddress]) -> Result<(), String> {
     for (at, engine) in engines.iter().enumerate() {
         if let Some(first) = engines[..at].iter().find(|earlier| *earlier == engine) {
             return Err(format!(
@@ -172,7 +172,7 @@ pub fn check_engines(engines: &[EngineAddress]) -> Result<(), String> {
 ///
 /// # Errors
 /// Returns a message that names both settings and both entries.
-pub fn check_listen_address(
+pub(crate) fn check_listen_address(
     engines: &[EngineAddress],
     setting: &str,
     address: &str,

@@ -45,7 +45,10 @@ impl CheckedEvents {
     }
 
     /// Polls for the next event. Returns `None` after the summary or an error.
-    pub fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Event, Failure>>> {
+    pub(crate) fn poll_event(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Event, Failure>>> {
         if self.ended {
             return Poll::Ready(None);
         }

@@ -10,7 +10,7 @@ use super::address::EngineAddress;
 use super::upstream::Upstream;
 
 /// All engines of a cluster at one moment.
-pub type Snapshot = Vec<EngineAddress>;
+pub(crate) type Snapshot = Vec<EngineAddress>;
 
 /// A stream of snapshots of the cluster's engines. The cluster connects to engines that a snapshot adds, and sends no
 /// more requests to engines that a snapshot leaves out. When the stream ends, the last snapshot stays in force.

@@ -20,7 +20,7 @@ pub type EventStream = Pin<Box<dyn Stream<Item = Result<v1::CompletionEvent, Sta
 /// Requests and responses are those of `tokenway.v1.Inference`. The metadata of a request contains its id and its
 /// timeout. An upstream that speaks another protocol must convert them.
 #[tonic::async_trait]
-pub trait Upstream: Send + Sync {
+pub(crate) trait Upstream: Send + Sync {
     /// Starts a completion, and returns once it is admitted. Dropping the stream cancels it.
     ///
     /// # Errors
@@ -81,7 +81,7 @@ pub trait Upstream: Send + Sync {
 
 /// Health of an upstream.
 #[derive(Clone, Debug, Default)]
-pub struct Health {
+pub(crate) struct Health {
     /// Availability for requests.
     pub availability: Availability,
     /// Models that the upstream listed when it last came up. Empty for the engine in this process, which resolves
@@ -106,7 +106,7 @@ pub enum Availability {
 impl Health {
     /// Returns the health of an upstream that is always up.
     #[must_use]
-    pub fn always_up() -> Self {
+    pub(crate) fn always_up() -> Self {
         Self {
             availability: Availability::Up,
             models: Vec::new(),
@@ -115,7 +115,7 @@ impl Health {
 
     /// Returns true unless the upstream is known to be unavailable.
     #[must_use]
-    pub fn is_up(&self) -> bool {
+    pub(crate) fn is_up(&self) -> bool {
         matches!(self.availability, Availability::Unknown | Availability::Up)
     }
 }

@@ -45,7 +45,7 @@ pub struct Via(Vec<MetadataValue<Ascii>>);
 impl Via {
     /// Reads the gateways from the metadata of a request.
     #[must_use]
-    pub fn of(metadata: &MetadataMap) -> Self {
+    pub(crate) fn of(metadata: &MetadataMap) -> Self {
         Self(metadata.get_all(VIA).iter().cloned().collect())
     }
 

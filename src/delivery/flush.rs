@@ -74,7 +74,7 @@ impl FlushHandle {
 
     /// Returns true on HTTP/2, where a response ends with a frame of its own instead of with its connection.
     #[must_use]
-    pub fn is_http2(&self) -> bool {
+    pub(crate) fn is_http2(&self) -> bool {
         self.version == http::Version::HTTP_2
     }
 

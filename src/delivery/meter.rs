@@ -7,7 +7,7 @@ use crate::telemetry::{Outcome, RequestRecord, TokenGaps};
 
 /// Measures the time between the tokens of one request. The measurements are added to the request's record when the
 /// request ends, or when the meter is dropped.
-pub struct TokenMeter {
+pub(crate) struct TokenMeter {
     record: Arc<RequestRecord>,
     gaps: TokenGaps,
 }
@@ -15,7 +15,7 @@ pub struct TokenMeter {
 impl TokenMeter {
     /// Creates the meter for the request with this record.
     #[must_use]
-    pub fn new(record: &Arc<RequestRecord>) -> Self {
+    pub(crate) fn new(record: &Arc<RequestRecord>) -> Self {
         Self {
             record: Arc::clone(record),
             gaps: TokenGaps::default(),
@@ -23,12 +23,12 @@ impl TokenMeter {
     }
 
     /// Records that `tokens` tokens of a choice were written at `now_ns`, in nanoseconds of CLOCK_MONOTONIC.
-    pub fn written(&mut self, choice: u32, tokens: u64, now_ns: u64) {
+    pub(crate) fn written(&mut self, choice: u32, tokens: u64, now_ns: u64) {
         self.gaps.record(choice, tokens, now_ns);
     }
 
     /// Reports the outcome of the request to its record.
-    pub fn ended(&mut self, outcome: Outcome) {
+    pub(crate) fn ended(&mut self, outcome: Outcome) {
         self.record.add_gaps(&mut self.gaps);
         self.record.ended(outcome, monotonic_ns());
     }

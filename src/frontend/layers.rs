@@ -7,7 +7,7 @@ use crate::telemetry::{Api, Telemetry};
 
 /// Settings of the layers.
 #[derive(Clone)]
-pub struct LayerSettings {
+pub(crate) struct LayerSettings {
     /// Metrics of the server.
     pub telemetry: Telemetry,
     /// Timeout of a request whose client sets none.

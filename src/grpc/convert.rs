@@ -64,7 +64,7 @@ fn convert_with_times(
 ///
 /// # Errors
 /// Returns an error for the first invalid field of the request.
-pub fn first_used_parameter(
+pub(crate) fn first_used_parameter(
     message: &v1::CompletionRequest,
     parameters: &[Parameter],
 ) -> Result<Option<Parameter>, Error> {

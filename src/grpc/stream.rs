@@ -17,7 +17,7 @@ use crate::telemetry::StageSummary;
 use crate::text::completion::{Completion, CompletionEvent, Summary};
 
 /// Response stream of `Complete`.
-pub struct EventStream {
+pub(crate) struct EventStream {
     completion: Completion,
     started: v1::Started,
     timestamps: bool,

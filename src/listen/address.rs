@@ -34,7 +34,7 @@ pub struct InvalidAddress(String);
 impl Address {
     /// Returns true if only this machine can connect: a loopback address, `localhost` or a Unix socket.
     #[must_use]
-    pub fn is_loopback(&self) -> bool {
+    pub(crate) fn is_loopback(&self) -> bool {
         match self {
             Self::Unix(_) => true,
             Self::Tcp(address) => {
@@ -98,7 +98,7 @@ impl Listener {
     ///
     /// # Errors
     /// The host cannot be resolved, or one of its addresses cannot be bound.
-    pub async fn bind(address: &Address) -> io::Result<Self> {
+    pub(crate) async fn bind(address: &Address) -> io::Result<Self> {
         match address {
             Address::Tcp(address) => {
                 Self::bind_tcp(&lookup_host(address).await?.collect::<Vec<_>>())
@@ -125,7 +125,7 @@ impl Listener {
     /// Returns the addresses of the bound sockets, at least one. If port 0 was requested, they contain the chosen
     /// port.
     #[must_use]
-    pub fn addresses(&self) -> &[Address] {
+    pub(crate) fn addresses(&self) -> &[Address] {
         &self.addresses
     }
 

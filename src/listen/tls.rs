@@ -15,7 +15,7 @@ use tokio_rustls::server::TlsStream;
 
 /// PEM files that one end of a TLS connection uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsFiles {
+pub(crate) struct TlsFiles {
     /// CA certificates that verify the other end's certificate.
     pub ca: PathBuf,
     /// Certificate of this end, followed by its intermediate certificates.
@@ -27,7 +27,7 @@ pub struct TlsFiles {
 /// Error for a TLS file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {problem}", path.display())]
-pub struct TlsError {
+pub(crate) struct TlsError {
     path: PathBuf,
     problem: String,
 }
@@ -41,7 +41,7 @@ impl MutualTls {
     ///
     /// # Errors
     /// A file cannot be read, or its contents are not valid. The error names the file.
-    pub fn server(files: &TlsFiles) -> Result<Self, TlsError> {
+    pub(crate) fn server(files: &TlsFiles) -> Result<Self, TlsError> {
         let mut roots = RootCertStore::empty();
         for certificate in certificates(&files.ca)? {
             let added = roots.add(certificate);

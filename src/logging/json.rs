@@ -18,11 +18,11 @@ use super::{Timestamps, WORKER_FIELDS};
 
 /// Formats the fields of a tracing span as a JSON object.
 #[derive(Clone, Copy, Debug)]
-pub struct JsonFields;
+pub(crate) struct JsonFields;
 
 /// Formats each tracing event as one line with a JSON object.
 #[derive(Clone, Copy, Debug)]
-pub struct JsonLines {
+pub(crate) struct JsonLines {
     /// Setting for the timestamps of the lines.
     pub timestamps: Timestamps,
 }

@@ -23,25 +23,25 @@ impl Models {
 
 impl<T> ModelMap<T> {
     /// Returns the values with their models.
-    pub fn iter(&self) -> impl Iterator<Item = (ModelId, &T)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (ModelId, &T)> {
         let values = self.0.iter().enumerate();
         values.map(|(index, value)| (ModelId(index), value))
     }
 
     /// Returns the values, in the order of the models.
     #[must_use]
-    pub fn as_slice(&self) -> &[T] {
+    pub(crate) fn as_slice(&self) -> &[T] {
         &self.0
     }
 
     /// Returns mutable references to the values, in the order of the models.
-    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
+    pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.0.iter_mut()
     }
 
     /// Converts each value.
     #[must_use]
-    pub fn map<U>(self, mut convert: impl FnMut(ModelId, T) -> U) -> ModelMap<U> {
+    pub(crate) fn map<U>(self, mut convert: impl FnMut(ModelId, T) -> U) -> ModelMap<U> {
         let values = self.0.into_iter().enumerate();
         ModelMap(
             values

@@ -17,20 +17,20 @@ const MAX_INLINE_BYTES: usize = 4 * 1024;
 const BYTES_PER_TOKEN: usize = 4;
 
 /// The tokenizer and the chat template of a loaded model.
-pub struct Tokenizer(Arc<dyn Model>);
+pub(crate) struct Tokenizer(Arc<dyn Model>);
 
 impl Tokenizer {
     /// Returns the tokenizer of a model.
     ///
     /// # Errors
     /// Returns [`ErrorKind::NotReady`] if the model is not loaded.
-    pub fn new(model: &ModelEntry) -> Result<Self, Error> {
+    pub(crate) fn new(model: &ModelEntry) -> Result<Self, Error> {
         Ok(Self(Arc::clone(model.model()?)))
     }
 
     /// Returns the model's facts.
     #[must_use]
-    pub fn facts(&self) -> &ModelFacts {
+    pub(crate) fn facts(&self) -> &ModelFacts {
         self.0.facts()
     }
 
@@ -38,7 +38,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// Returns an error if the text is too long or the model rejects it.
-    pub async fn tokenize(
+    pub(crate) async fn tokenize(
         &self,
         text: &str,
         bos: BosPolicy,
@@ -54,7 +54,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// Returns an error if the model has no chat template or the template rejects the messages.
-    pub async fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, Error> {
+    pub(crate) async fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, Error> {
         let bytes = messages.iter().map(|message| message.content.len()).sum();
         let messages = messages.to_owned();
         let text = self.call_model(bytes, move |model| model.render_chat(&messages));
@@ -77,7 +77,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// Returns an error that names the first id that is not in the vocabulary.
-    pub async fn detokenize(&self, ids: Vec<TokenId>, param: &str) -> Result<String, Error> {
+    pub(crate) async fn detokenize(&self, ids: Vec<TokenId>, param: &str) -> Result<String, Error> {
         let bytes = self.token_bytes(ids, param).await?;
         Ok(String::from_utf8_lossy(&bytes.concat()).into_owned())
     }

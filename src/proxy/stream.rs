@@ -17,7 +17,7 @@ use crate::proto::v1;
 use crate::proto::v1::completion_event::Event;
 
 /// Response stream of `Complete`.
-pub struct ForwardedEvents {
+pub(crate) struct ForwardedEvents {
     events: CheckedEvents,
     context: RequestContext,
     timer: DeliveryTimer,

@@ -28,10 +28,10 @@ mod sampling;
 mod sequence;
 
 /// Default context length in tokens. It is long enough for a chat and needs little memory.
-pub const DEFAULT_CONTEXT_LENGTH: u32 = 2048;
+pub(crate) const DEFAULT_CONTEXT_LENGTH: u32 = 2048;
 
 /// Maximum number of sequences in one llama.cpp context (`LLAMA_MAX_SEQ`).
-pub const MAX_SLOTS: usize = 256;
+pub(crate) const MAX_SLOTS: usize = 256;
 
 /// The value of `general.file_type` in a GGUF file whose weights are mostly Q4_1 (`LLAMA_FTYPE_MOSTLY_Q4_1`).
 const MOSTLY_Q4_1: &str = "3";
@@ -193,7 +193,7 @@ fn init_backend() -> Result<&'static LlamaBackend, LoadError> {
 ///
 /// # Errors
 /// The file cannot be read or is not a GGUF file.
-pub fn check_file(path: &Path) -> Result<(), LoadError> {
+pub(crate) fn check_file(path: &Path) -> Result<(), LoadError> {
     gguf::check_magic(path).map_err(LoadError)
 }
 

@@ -21,7 +21,7 @@ use crate::request::{ChatMessage, Parameter, StopTokens, TokenId};
 use crate::tokens::{Logprobs, TopLogprob};
 
 /// Value of `--runner` for this runner, and the default name of its model.
-pub const LLM_TEST: &str = "llm_test";
+pub(crate) const LLM_TEST: &str = "llm_test";
 
 /// Context length of every sequence, in tokens.
 pub const CONTEXT_LENGTH: u32 = 1_048_576;

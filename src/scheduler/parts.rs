@@ -9,7 +9,7 @@ use crate::telemetry::Telemetry;
 use crate::worker::{WorkerEvent, WorkerHandle, WorkerId};
 
 /// The parts from which a scheduler is created.
-pub struct SchedulerParts {
+pub(crate) struct SchedulerParts {
     /// The models. The scheduler's task records which of them are loaded.
     pub models: Models,
     /// The workers that the engine starts itself.
@@ -44,7 +44,7 @@ impl Default for ResumptionLimits {
 }
 
 /// A worker that the engine starts and restarts itself.
-pub struct OwnedWorker {
+pub(crate) struct OwnedWorker {
     /// The worker's id.
     pub worker: WorkerId,
     /// The worker's model.

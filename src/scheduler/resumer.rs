@@ -49,7 +49,7 @@ pub struct Resumer {
 
 /// The losses of one choice's workers so far. They decide whether the choice may be resumed again.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct LossHistory {
+pub(crate) struct LossHistory {
     /// Losses since the last token. Losses before the worker accepted the choice do not count.
     consecutive: u32,
     /// Crashes since the last token.
@@ -63,7 +63,7 @@ pub struct LossHistory {
 
 /// The way in which a choice's worker was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WorkerLoss {
+pub(crate) enum WorkerLoss {
     /// The worker did not crash, and had not accepted the choice yet.
     BeforeAcceptance,
     /// The worker did not crash, and had accepted the choice.
@@ -73,7 +73,7 @@ pub enum WorkerLoss {
 }
 
 /// A choice that waits for another worker.
-pub struct PendingResumption {
+pub(crate) struct PendingResumption {
     /// Channel that carries the choice's remaining tokens.
     pub token_channel: TokenReceiver,
     /// Submits the choice, and completes if no worker accepts it in time. Must be polled until a worker accepts the
@@ -83,13 +83,13 @@ pub struct PendingResumption {
 
 impl LossHistory {
     /// Records that the choice received a token.
-    pub fn record_progress(&mut self) {
+    pub(crate) fn record_progress(&mut self) {
         self.consecutive = 0;
         self.consecutive_crashes = 0;
     }
 
     /// Records the loss of the choice's worker when the choice had `tokens` tokens.
-    pub fn record_loss(&mut self, loss: WorkerLoss, tokens: u32) {
+    pub(crate) fn record_loss(&mut self, loss: WorkerLoss, tokens: u32) {
         if tokens.saturating_sub(self.tokens_at_last_loss) >= MIN_PROGRESS_TOKENS {
             self.without_progress = 0;
         }
@@ -118,7 +118,7 @@ impl Resumer {
     ///
     /// # Errors
     /// Returns an error if the server is shutting down or the choice has lost too many workers.
-    pub fn resume(
+    pub(crate) fn resume(
         &self,
         choice: u32,
         delivered: &[TokenId],

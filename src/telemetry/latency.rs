@@ -217,7 +217,7 @@ impl StageTimes {
 
     /// Records one token per latency. Consecutive latencies that fall into the same bucket, as is common in a batch,
     /// are added to the histogram together.
-    pub fn record_each(&self, times_ns: impl IntoIterator<Item = u64>) {
+    pub(crate) fn record_each(&self, times_ns: impl IntoIterator<Item = u64>) {
         let (mut tokens, mut sum_ns, mut longest_ns) = (0, 0_u64, 0);
         let mut run = LatencyRun::new(0);
         for ns in times_ns {

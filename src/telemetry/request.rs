@@ -70,7 +70,7 @@ pub type Outcome = Result<(), ErrorKind>;
 
 /// Returns the value of the label `outcome`.
 #[must_use]
-pub fn outcome_label(outcome: Outcome) -> &'static str {
+pub(crate) fn outcome_label(outcome: Outcome) -> &'static str {
     outcome.map_or_else(|kind| kind.row().code, |()| "ok")
 }
 
@@ -138,7 +138,7 @@ impl RequestRecord {
 
     /// The counter of this request in the gauges of running requests.
     #[must_use]
-    pub fn stream_count(&self) -> &StreamCount {
+    pub(crate) fn stream_count(&self) -> &StreamCount {
         &self.stream
     }
 
@@ -158,7 +158,7 @@ impl RequestRecord {
     }
 
     /// Reports the model name in the request. A model with this name may not exist.
-    pub fn set_requested_model(&self, name: &str) {
+    pub(crate) fn set_requested_model(&self, name: &str) {
         if !name.is_empty() {
             self.set_requested_model.store(true, Ordering::Relaxed);
         }
@@ -166,14 +166,14 @@ impl RequestRecord {
 
     /// Sets the served model that the request uses. The name becomes a label value, so it must never be a name that a
     /// client made up.
-    pub fn set_model(&self, served_name: &str) {
+    pub(crate) fn set_model(&self, served_name: &str) {
         self.model.get_or_init(|| served_name.into());
     }
 
     /// The value of the label `model`: the name of a served model, `unknown` if no model with the requested name is
     /// served, or `none`.
     #[must_use]
-    pub fn model_label(&self) -> &str {
+    pub(crate) fn model_label(&self) -> &str {
         match self.model.get() {
             Some(name) => name,
             None if self.set_requested_model.load(Ordering::Relaxed) => "unknown",
@@ -189,7 +189,7 @@ impl RequestRecord {
     }
 
     /// Sets the usage that the engine reported at the end of the completion.
-    pub fn set_usage(&self, usage: TokenUsage) {
+    pub(crate) fn set_usage(&self, usage: TokenUsage) {
         self.usage.get_or_init(|| usage);
     }
 
@@ -220,12 +220,12 @@ impl RequestRecord {
 
     /// Time since the request arrived.
     #[must_use]
-    pub fn age_ns(&self, now_ns: u64) -> u64 {
+    pub(crate) fn age_ns(&self, now_ns: u64) -> u64 {
         now_ns.saturating_sub(self.arrived_ns)
     }
 
     /// Adds the measured times between tokens to this record.
-    pub fn add_gaps(&self, gaps: &mut TokenGaps) {
+    pub(crate) fn add_gaps(&self, gaps: &mut TokenGaps) {
         self.with_gaps(|all| all.take_from(gaps));
     }
 
@@ -236,7 +236,7 @@ impl RequestRecord {
     }
 
     /// Counts the request as in flight from now on.
-    pub fn count_in_flight(&self) {
+    pub(crate) fn count_in_flight(&self) {
         self.stream.begin();
     }
 
@@ -299,7 +299,7 @@ impl RequestRecord {
 
 /// Counts one request in the gauges of running requests. Clones count the same request.
 #[derive(Clone)]
-pub struct StreamCount(Arc<GaugeState>);
+pub(crate) struct StreamCount(Arc<GaugeState>);
 
 struct GaugeState {
     in_flight: Gauge,
@@ -333,7 +333,7 @@ impl StreamCount {
 
     /// Moves the request from the gauge of requests in flight to the gauge of lingering requests. The request has
     /// ended with `slow_reader`, and its connection stays open only so that the client can read this error.
-    pub fn linger(&self) {
+    pub(crate) fn linger(&self) {
         if self.transition(STATE_IN_FLIGHT, STATE_LINGERING) {
             self.0.in_flight.decrement(1.0);
             self.0.lingering.increment(1.0);

@@ -6,7 +6,7 @@
 use super::histogram::{Buckets, TOKEN_GAP_BOUNDS};
 
 /// The times between the tokens of one request, by choice.
-pub struct TokenGaps {
+pub(crate) struct TokenGaps {
     buckets: Buckets,
     first_ns: Option<u64>,
     tokens: u64,
@@ -28,7 +28,7 @@ impl Default for TokenGaps {
 impl TokenGaps {
     /// Records that `count` tokens of a choice were written together at `now_ns`. The time since the choice's
     /// previous token is divided equally among them.
-    pub fn record(&mut self, choice: u32, count: u64, now_ns: u64) {
+    pub(crate) fn record(&mut self, choice: u32, count: u64, now_ns: u64) {
         if count == 0 {
             return;
         }

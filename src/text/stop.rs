@@ -57,7 +57,7 @@ impl StopStrings {
 
     /// If `include_match` is true, ends the text after a match instead of before it.
     #[must_use]
-    pub fn with_included_match(self, include_match: bool) -> Self {
+    pub(crate) fn with_included_match(self, include_match: bool) -> Self {
         Self {
             include_match,
             ..self

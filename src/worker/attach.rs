@@ -66,7 +66,7 @@ pub struct AttachOptions {
 /// The default name of a worker for this device. It contains the host name, because workers in containers often have
 /// the same process id.
 #[must_use]
-pub fn default_name(device: u16) -> String {
+pub(crate) fn default_name(device: u16) -> String {
     let process = std::process::id();
     let system = uname();
     let host = system.nodename().to_string_lossy();

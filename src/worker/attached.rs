@@ -43,11 +43,12 @@ mod tests;
 mod timeouts;
 mod tokenizer_calls;
 
-pub use self::registration::AttachableModel;
+pub(crate) use self::registration::AttachableModel;
 pub(super) use self::registration::CHILD_EXIT_TIMEOUT;
 pub(super) use self::registration::{ChildState, ExitKind, ProcessExit};
-pub use self::timeouts::{TOKENIZER_CALL_TIMEOUT, WorkerTimeouts};
-pub use super::wire::MAX_HEARTBEAT_TIMEOUT;
+pub(crate) use self::timeouts::TOKENIZER_CALL_TIMEOUT;
+pub use self::timeouts::WorkerTimeouts;
+pub(crate) use super::wire::MAX_HEARTBEAT_TIMEOUT;
 
 /// Maximum time between the opening of a stream and the worker's `hello`.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -63,7 +64,7 @@ const COMMAND_CAPACITY: usize = 2 * 65_536;
 const MAX_WORKERS: usize = 1_024;
 
 /// Parts of an [`AttachService`].
-pub struct AttachParts {
+pub(crate) struct AttachParts {
     /// The models that remote workers may serve.
     pub models: ModelMap<AttachableModel>,
     /// The first worker id for remote workers. Lower ids belong to the workers that the engine starts itself.
@@ -80,7 +81,7 @@ pub struct AttachParts {
 
 /// The gRPC service `DeviceWorker`, to which worker processes connect. Clones share their state.
 #[derive(Clone)]
-pub struct AttachService(Arc<AttachState>);
+pub(crate) struct AttachService(Arc<AttachState>);
 
 struct AttachState {
     registrations: ModelMap<Arc<Registration>>,
@@ -97,7 +98,7 @@ struct AttachState {
 impl AttachService {
     /// Creates the service.
     #[must_use]
-    pub fn new(parts: AttachParts) -> Self {
+    pub(crate) fn new(parts: AttachParts) -> Self {
         let models = parts.models;
         Self(Arc::new(AttachState {
             registrations: models.map(|id, model| Arc::new(Registration::new(id, model))),
@@ -113,7 +114,7 @@ impl AttachService {
 
     /// Wraps the service for tonic, with its message limits.
     #[must_use]
-    pub fn into_server(self) -> DeviceWorkerServer<Self> {
+    pub(crate) fn into_server(self) -> DeviceWorkerServer<Self> {
         DeviceWorkerServer::new(self)
             .max_decoding_message_size(wire::MESSAGE_LIMIT)
             .max_encoding_message_size(wire::MESSAGE_LIMIT)

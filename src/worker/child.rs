@@ -28,7 +28,7 @@ use crate::models::ModelId;
 pub const TOKEN_VARIABLE: &str = "TOKENWAY_CHILD_TOKEN";
 
 /// Environment variable with the process id of the engine. The child worker ends when that process ends.
-pub const PARENT_VARIABLE: &str = "TOKENWAY_CHILD_PARENT";
+pub(crate) const PARENT_VARIABLE: &str = "TOKENWAY_CHILD_PARENT";
 
 /// Delays before a child worker is restarted. If the child had become ready, the next delay is the first one again.
 const RESTART_BACKOFF: BackoffPolicy = BackoffPolicy {

@@ -59,7 +59,7 @@ impl DeviceThread {
     /// Blocks until the thread has ended or the deadline has passed. Returns true if the thread has ended. A device
     /// call cannot be interrupted, so a hung call exceeds any deadline.
     #[must_use]
-    pub fn join_until(&mut self, deadline: Instant) -> bool {
+    pub(crate) fn join_until(&mut self, deadline: Instant) -> bool {
         let timeout = deadline.saturating_duration_since(Instant::now());
         if !self.ended.wait(timeout) {
             return false;
@@ -74,7 +74,7 @@ impl DeviceThread {
 
     /// Stops the worker without waiting for its thread. The device may still be computing, so the process must then
     /// exit without running destructors, through [`crate::exit`].
-    pub fn abandon(mut self) {
+    pub(crate) fn abandon(mut self) {
         self.stop();
         self.thread = None;
     }

@@ -35,7 +35,7 @@ pub enum Failure {
 
 /// The result of sending an output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SendOutcome {
+pub(crate) enum SendOutcome {
     /// The output was put on the channel.
     Delivered,
     /// The reader is gone.

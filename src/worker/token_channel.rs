@@ -13,7 +13,8 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::outbox::RemoteChannel;
-pub use super::sequence_output::{Failure, Output, SendOutcome};
+pub(crate) use super::sequence_output::SendOutcome;
+pub use super::sequence_output::{Failure, Output};
 use super::waker::WorkerWaker;
 use crate::request::FinishReason;
 use crate::runner::Token;
@@ -105,7 +106,7 @@ impl TokenSender {
 
     /// Returns true if the reader is gone.
     #[must_use]
-    pub fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         match &self.0 {
             TokenDestination::Local(channel) => channel.outputs.is_closed(),
             TokenDestination::Remote(channel) => channel.is_cancelled(),
@@ -114,7 +115,7 @@ impl TokenSender {
 
     /// Number of tokens that can be sent now. After a result of 0, the worker is woken when there is room again.
     #[must_use]
-    pub fn credit(&self) -> usize {
+    pub(crate) fn credit(&self) -> usize {
         match &self.0 {
             TokenDestination::Local(channel) => channel.credit(),
             TokenDestination::Remote(channel) => channel.credit(),
@@ -122,7 +123,7 @@ impl TokenSender {
     }
 
     /// Reports that a worker has accepted the sequence.
-    pub fn accept(&self) -> SendOutcome {
+    pub(crate) fn accept(&self) -> SendOutcome {
         match &self.0 {
             TokenDestination::Local(channel) => channel.send(0, || Output::Accepted),
             TokenDestination::Remote(channel) => channel.accept(),
@@ -130,7 +131,7 @@ impl TokenSender {
     }
 
     /// Sends the next token of the prompt.
-    pub fn prompt(&self, token: Token) -> SendOutcome {
+    pub(crate) fn prompt(&self, token: Token) -> SendOutcome {
         match &self.0 {
             TokenDestination::Local(channel) => channel.send(1, || Output::Prompt(token)),
             TokenDestination::Remote(channel) => channel.prompt(token),
@@ -138,7 +139,7 @@ impl TokenSender {
     }
 
     /// Sends the next token of the completion.
-    pub fn token(&self, token: Token) -> SendOutcome {
+    pub(crate) fn token(&self, token: Token) -> SendOutcome {
         match &self.0 {
             TokenDestination::Local(channel) => channel.send(1, || Output::Token(token)),
             TokenDestination::Remote(channel) => channel.token(token),
@@ -163,7 +164,7 @@ impl TokenSender {
     }
 
     /// Ends the sequence successfully. `token` is its last token, if that was not sent before.
-    pub fn finish(self, token: Option<Token>, reason: FinishReason) {
+    pub(crate) fn finish(self, token: Option<Token>, reason: FinishReason) {
         match self.0 {
             TokenDestination::Local(channel) => {
                 channel.end(Output::Finished(token, reason));
@@ -173,7 +174,7 @@ impl TokenSender {
     }
 
     /// Ends the sequence with a failure.
-    pub fn fail(self, failure: Failure) {
+    pub(crate) fn fail(self, failure: Failure) {
         match self.0 {
             TokenDestination::Local(channel) => {
                 channel.end(Output::Failed(failure));
@@ -274,13 +275,13 @@ impl TokenReceiver {
 
     /// Sets the metrics counter of the request that reads this channel. If the sequence ends with `SlowReader`, the
     /// sender marks the request as lingering, because its client may not read the error for a long time.
-    pub fn set_stream_count(&self, stream: StreamCount) {
+    pub(crate) fn set_stream_count(&self, stream: StreamCount) {
         // The request of a channel never changes.
         let _ = self.shared.stream.set(stream);
     }
 
     /// Takes the metrics counter from the channel that this channel replaces after a resumption.
-    pub fn inherit_stream_count(&self, lost: &Self) {
+    pub(crate) fn inherit_stream_count(&self, lost: &Self) {
         if let Some(stream) = lost.shared.stream.get() {
             self.set_stream_count(stream.clone());
         }
@@ -288,7 +289,7 @@ impl TokenReceiver {
 
     /// Returns true if the channel closed without an end because its worker crashed.
     #[must_use]
-    pub fn has_crashed(&self) -> bool {
+    pub(crate) fn has_crashed(&self) -> bool {
         self.shared.has_crashed.load(Ordering::SeqCst)
     }
 

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 /// Waking sets a flag and unparks the thread. No message is sent, so a wake-up cannot be lost, block or overflow a
 /// queue.
 #[derive(Clone, Debug)]
-pub struct WorkerWaker {
+pub(crate) struct WorkerWaker {
     pub(super) flags: Arc<Flags>,
     pub(super) target: WakeTarget,
 }
@@ -36,7 +36,7 @@ pub(super) struct Flags {
 
 impl WorkerWaker {
     /// Wakes the worker. A worker that is already awake checks its token channels once more before it sleeps.
-    pub fn wake(&self) {
+    pub(crate) fn wake(&self) {
         self.flags.attention.store(true, Ordering::SeqCst);
         match &self.target {
             WakeTarget::Thread(thread) => thread.unpark(),

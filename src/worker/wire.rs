@@ -44,7 +44,7 @@ const HEARTBEAT_TIMEOUTS: RangeInclusive<Duration> =
 
 /// Maximum heartbeat timeout that a worker may declare. An hour is longer than any kernel compilation; a worker that
 /// is silent for longer is assumed to hang.
-pub const MAX_HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(3_600);
+pub(crate) const MAX_HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(3_600);
 
 /// A violation of the worker protocol. The text names the field and the rule.
 #[derive(Debug, thiserror::Error)]

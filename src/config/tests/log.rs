@@ -11,13 +11,13 @@ fn log_format(arguments: &[&str]) -> LogFormat {
 
 #[test]
 fn the_access_log_is_on_unless_it_is_disabled() {
-    assert!(parts(&[]).access_log);
-    assert!(parts(&["--access-log"]).access_log);
-    assert!(!parts(&["--access-log", "false"]).access_log);
+    assert!(server_parts(&[]).access_log);
+    assert!(server_parts(&["--access-log"]).access_log);
+    assert!(!server_parts(&["--access-log", "false"]).access_log);
     let (_folder, path) = settings_file("access_log = false");
-    assert!(!parts(&["--config", &path]).access_log);
+    assert!(!server_parts(&["--config", &path]).access_log);
     let gateway = ["gateway", "--engine", "http://a:1", "--access-log=false"];
-    assert!(!parts(&gateway).access_log);
+    assert!(!server_parts(&gateway).access_log);
 }
 
 #[test]

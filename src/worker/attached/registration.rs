@@ -20,7 +20,7 @@ use crate::worker::wire::{ReadyReport, Violation};
 pub(in crate::worker) const CHILD_EXIT_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// A model that remote workers may serve.
-pub struct AttachableModel {
+pub(crate) struct AttachableModel {
     /// The model's name.
     pub name: String,
     /// Other names that a worker may use for the model.

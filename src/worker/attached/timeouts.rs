@@ -13,7 +13,7 @@ use crate::proto::worker as proto;
 const UNRESPONSIVE_FACTOR: u32 = 3;
 
 /// Maximum wait for a worker's answer to a tokenizer call. `worker.proto` defines this value.
-pub const TOKENIZER_CALL_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const TOKENIZER_CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The engine's timeouts for its workers.
 #[derive(Clone, Copy, Debug)]
