@@ -67,7 +67,7 @@ pub enum Timestamps {
 #[error("{FILTER_VARIABLE}: {0}")]
 pub struct InvalidFilter(String);
 
-/// Starts the log of this process. Lines go to `stderr`, filtered by [`FILTER_VARIABLE`].
+/// Starts the log of this process. Lines go to `stderr`, filtered by `TOKENWAY_LOG`.
 ///
 /// # Errors
 /// The filter is invalid.

@@ -54,9 +54,9 @@ pub struct CompletionRequest {
     pub input: Input,
     /// The maximum number of tokens of each choice. 0 is allowed only with `echo`.
     ///
-    /// `None` means [`DEFAULT_MAX_TOKENS`], or the rest of the context for a chat.
+    /// `None` means 16, or the rest of the context for a chat.
     pub max_tokens: Option<u32>,
-    /// The number of choices, 1 to [`MAX_CHOICES`].
+    /// The number of choices, 1 to 128.
     pub choices: u32,
     /// The stop strings. A match ends a choice before `max_tokens`.
     pub stopping: Stopping,
@@ -135,7 +135,7 @@ pub struct SequenceOptions {
     pub logit_bias: Arc<[(TokenId, f32)]>,
     /// The tokens that end a choice before `max_tokens`.
     pub stop_tokens: StopTokens,
-    /// Number of most likely tokens to return at each position, from 0 to [`MAX_LOGPROBS`], in addition to the log
+    /// Number of most likely tokens to return at each position, from 0 to 20, in addition to the log
     /// probability of the sampled token. `None` returns no log probabilities.
     pub logprobs: Option<u32>,
     /// True if each token must have the times when it was due and when it was emitted.

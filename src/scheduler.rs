@@ -1,6 +1,6 @@
 //! Admits requests, queues them and assigns their choices to free slots of workers.
 //!
-//! [`Scheduler`] is a handle. One task owns the state, and its decisions are a synchronous struct ([`plan`]). Tokens
+//! `Scheduler` is a handle. One task owns the state, and its decisions are a synchronous struct ([`plan`]). Tokens
 //! do not pass through the scheduler: workers send tokens directly to the completion's stream. This module must not
 //! know the protocols.
 

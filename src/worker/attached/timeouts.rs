@@ -23,7 +23,7 @@ pub struct WorkerTimeouts {
     pub heartbeat_timeout: Duration,
     /// Maximum duration of a device call; `None` means no limit.
     pub step_limit: Option<Duration>,
-    /// Maximum wait for the answer to a tokenizer call. Always [`TOKENIZER_CALL_TIMEOUT`], except in tests.
+    /// Maximum wait for the answer to a tokenizer call. Always `TOKENIZER_CALL_TIMEOUT`, except in tests.
     pub tokenizer_call_timeout: Duration,
 }
 
