@@ -2,7 +2,7 @@
 
 mod support;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use support::grpc::grpc_error;
 use support::http::{HttpError, completion, expected_error, get, http_error, post};
 use support::{Setup, TestServer, full_speed, grpc};
@@ -11,6 +11,54 @@ use tokenway::proto::v1;
 use tonic::Code;
 use tonic_prost::ProstCodec;
 use tonic_types::StatusExt;
+
+/// Completion requests with an invalid value, and the name of the invalid field.
+fn invalid_values() -> Vec<(Value, &'static str)> {
+    vec![
+        (json!({"prompt": []}), "prompt"),
+        (json!({"prompt": "a", "max_tokens": 0}), "max_tokens"),
+        (json!({"prompt": "a", "max_tokens": -1}), "max_tokens"),
+        (json!({"prompt": "a", "temperature": 2.5}), "temperature"),
+        (json!({"prompt": "a", "temperature": 1e300}), "temperature"),
+        (json!({"prompt": "a", "top_p": 1.5}), "top_p"),
+        (json!({"prompt": "a", "n": 0}), "n"),
+        (json!({"prompt": "a", "n": 129}), "n"),
+        (json!({"prompt": "a", "stop": ""}), "stop"),
+        (json!({"prompt": "a", "logprobs": 6}), "logprobs"),
+        (json!({"prompt": "a", "min_tokens": 17}), "min_tokens"),
+        (json!({"prompt": [1], "suffix": "b"}), "suffix"),
+        (json!({"prompt": "a", "stop": "x".repeat(1_025)}), "stop"),
+        (json!({"prompt": "a", "model": "m".repeat(20_000)}), "model"),
+    ]
+}
+
+/// Other invalid completion requests, with the error code and the field of each.
+fn other_invalid_requests() -> Vec<(Value, &'static str, &'static str)> {
+    vec![
+        (json!({}), "missing_parameter", "prompt"),
+        (json!({"prompt": 1}), "invalid_type", "prompt"),
+        (
+            json!({"prompt": "a", "suffix": "b"}),
+            "unsupported_parameter",
+            "suffix",
+        ),
+        (
+            json!({"prompt": "a", "nonsense": 1}),
+            "unknown_parameter",
+            "nonsense",
+        ),
+        (
+            json!({"prompt": "a", "max_tokens": 2_000_000}),
+            "context_length_exceeded",
+            "max_tokens",
+        ),
+        (
+            json!({"prompt": "a b", "max_tokens": 1_048_575}),
+            "context_length_exceeded",
+            "prompt",
+        ),
+    ]
+}
 
 #[tokio::test]
 async fn invalid_bodies_are_rejected_with_their_field() {
@@ -35,84 +83,9 @@ async fn invalid_bodies_are_rejected_with_their_field() {
             expected
         );
     }
-    for (body, code, param) in [
-        (json!({}), "missing_parameter", "prompt"),
-        (json!({"prompt": 1}), "invalid_type", "prompt"),
-        (json!({"prompt": []}), "invalid_value", "prompt"),
-        (
-            json!({"prompt": "a", "max_tokens": 0}),
-            "invalid_value",
-            "max_tokens",
-        ),
-        (
-            json!({"prompt": "a", "max_tokens": -1}),
-            "invalid_value",
-            "max_tokens",
-        ),
-        (
-            json!({"prompt": "a", "temperature": 2.5}),
-            "invalid_value",
-            "temperature",
-        ),
-        (
-            json!({"prompt": "a", "temperature": 1e300}),
-            "invalid_value",
-            "temperature",
-        ),
-        (
-            json!({"prompt": "a", "top_p": 1.5}),
-            "invalid_value",
-            "top_p",
-        ),
-        (json!({"prompt": "a", "n": 0}), "invalid_value", "n"),
-        (json!({"prompt": "a", "n": 129}), "invalid_value", "n"),
-        (json!({"prompt": "a", "stop": ""}), "invalid_value", "stop"),
-        (
-            json!({"prompt": "a", "suffix": "b"}),
-            "unsupported_parameter",
-            "suffix",
-        ),
-        (
-            json!({"prompt": "a", "logprobs": 6}),
-            "invalid_value",
-            "logprobs",
-        ),
-        (
-            json!({"prompt": "a", "min_tokens": 17}),
-            "invalid_value",
-            "min_tokens",
-        ),
-        (
-            json!({"prompt": [1], "suffix": "b"}),
-            "invalid_value",
-            "suffix",
-        ),
-        (
-            json!({"prompt": "a", "nonsense": 1}),
-            "unknown_parameter",
-            "nonsense",
-        ),
-        (
-            json!({"prompt": "a", "max_tokens": 2_000_000}),
-            "context_length_exceeded",
-            "max_tokens",
-        ),
-        (
-            json!({"prompt": "a b", "max_tokens": 1_048_575}),
-            "context_length_exceeded",
-            "prompt",
-        ),
-        (
-            json!({"prompt": "a", "stop": "x".repeat(1_025)}),
-            "invalid_value",
-            "stop",
-        ),
-        (
-            json!({"prompt": "a", "model": "m".repeat(20_000)}),
-            "invalid_value",
-            "model",
-        ),
-    ] {
+    let invalid_values = invalid_values().into_iter();
+    let invalid_values = invalid_values.map(|(body, param)| (body, "invalid_value", param));
+    for (body, code, param) in invalid_values.chain(other_invalid_requests()) {
         let expected = expected_error(400, code, Some(param));
         assert_eq!(
             http_error(&server, completion(&body)).await,

@@ -155,13 +155,8 @@ impl Connection {
         let mut connection = boxed_out_of_line(|| builder.serve_connection(io, service));
         // HTTP/1.0 has no chunked encoding. After a graceful close, a truncated body would look complete, so the
         // connection is reset instead.
-        let close_mode = || {
-            if is_http_10.load(Ordering::Relaxed) && activity.is_busy() {
-                CloseMode::Reset
-            } else {
-                CloseMode::Graceful
-            }
-        };
+        let close_mode =
+            || CloseMode::after(is_http_10.load(Ordering::Relaxed) && activity.is_busy());
         let mut fired = FiredEvents::default();
         loop {
             let mut next_event = PollOnWake::new(self.next_event(&activity, fired));
@@ -173,11 +168,7 @@ impl Connection {
                         return CloseMode::Graceful;
                     };
                     tracing::debug!(%error, "a connection failed");
-                    return if is_http_10.load(Ordering::Relaxed) {
-                        CloseMode::Reset
-                    } else {
-                        CloseMode::Graceful
-                    };
+                    return CloseMode::after(is_http_10.load(Ordering::Relaxed));
                 }
                 event = next_event.ready() => event,
             };
@@ -364,4 +355,14 @@ enum CloseMode {
     Graceful,
     /// Close with a reset, which tells the peer that data is missing.
     Reset,
+}
+
+impl CloseMode {
+    /// Returns the way to close after a body whose truncation the peer could not detect, or after any other body.
+    fn after(could_look_complete: bool) -> Self {
+        match could_look_complete {
+            true => Self::Reset,
+            false => Self::Graceful,
+        }
+    }
 }

@@ -277,7 +277,7 @@ impl Device<'_> {
         let Some(runnable) = assignment.into_runnable() else {
             return self.report_released(max_tokens);
         };
-        // Log lines of the runner in this call are about this sequence, so they carry its request's id.
+        // The runner's log lines in this call carry the id of this request.
         let assignment = &runnable.assignment;
         let id = assignment.sequence.request_id.0.clone();
         let _span = request_span(&id).entered();
@@ -292,11 +292,8 @@ impl Device<'_> {
             Ok(()) => {
                 tracing::debug!(slot = slot.0, "a sequence starts");
                 self.slots.occupy(slot, runnable);
-                self.worker
-                    .options
-                    .telemetry
-                    .sequences_running
-                    .increment(1.0);
+                let telemetry = &self.worker.options.telemetry;
+                telemetry.sequences_running.increment(1.0);
             }
             Err(error) => {
                 let token_channel = runnable.assignment.token_channel;
@@ -374,14 +371,10 @@ impl Device<'_> {
     }
 
     fn release(&mut self, freed: &FreedSlot) {
-        // Log lines of the runner in this call are about the sequence that had the slot, so they carry its request's
-        // id.
+        // The runner's log lines in this call carry the id of the slot's last request.
         request_span(&freed.request_id.0).in_scope(|| self.runner.release(freed.slot));
-        self.worker
-            .options
-            .telemetry
-            .sequences_running
-            .decrement(1.0);
+        let telemetry = &self.worker.options.telemetry;
+        telemetry.sequences_running.decrement(1.0);
         self.report_cleared();
         self.report_released(freed.max_tokens);
     }

@@ -80,47 +80,43 @@ fn assert_ends(row: &Row, outcome: &Outcome) {
     }
 }
 
+/// A completion of [`PROMPT`] with a temperature of 0, and 12 tokens unless `fields` sets `max_tokens`.
+fn greedy(name: &'static str, mut fields: Value, ends: Ends) -> Row {
+    fields["temperature"] = json!(0);
+    if fields.get("max_tokens").is_none() {
+        fields["max_tokens"] = json!(12);
+    }
+    completion(name, &json!(PROMPT), &fields, ends)
+}
+
+/// A completion of [`PROMPT`] with 12 sampled tokens.
+fn sampled(name: &'static str, mut fields: Value) -> Row {
+    fields["max_tokens"] = json!(12);
+    fields["seed"] = json!(7);
+    fields["ignore_eos"] = json!(true);
+    completion(name, &json!(PROMPT), &fields, LENGTH)
+}
+
 /// Completions that both runners support.
 fn rows(model: &Model) -> Vec<Row> {
-    let prompt = json!(PROMPT);
-    let row = |name, fields: &Value, ends| completion(name, &prompt, fields, ends);
-    let sampled = |name, mut fields: Value| {
-        fields["max_tokens"] = json!(12);
-        fields["seed"] = json!(7);
-        fields["ignore_eos"] = json!(true);
-        row(name, &fields, LENGTH)
-    };
-    let greedy = |name, mut fields: Value, ends| {
-        fields["temperature"] = json!(0);
-        if fields.get("max_tokens").is_none() {
-            fields["max_tokens"] = json!(12);
-        }
-        row(name, &fields, ends)
-    };
-    let bias = json!({model.biased_id.to_string(): 100});
+    let mut rows = greedy_rows(model);
+    rows.extend(echo_rows());
+    rows.extend(sampled_rows(model));
+    rows.push(completion(
+        "token ids",
+        &json!([5, 6, 7]),
+        &json!({"temperature": 0}),
+        LENGTH,
+    ));
+    rows
+}
+
+fn greedy_rows(model: &Model) -> Vec<Row> {
     let (stop, stop_id) = (model.stop, model.stop_id);
     vec![
         greedy("greedy", json!({}), LENGTH),
         greedy("max_tokens by default", json!({"max_tokens": null}), LENGTH),
         greedy("a model by its name", json!({"model": model.name}), LENGTH),
-        sampled("seed", json!({})),
-        sampled("a high temperature", json!({"temperature": 1.7})),
-        sampled("top_p", json!({"top_p": 0.6})),
-        sampled("top_k", json!({"top_k": 5})),
-        sampled("min_p", json!({"min_p": 0.2})),
-        sampled("presence_penalty", json!({"presence_penalty": 1.5})),
-        sampled("frequency_penalty", json!({"frequency_penalty": -1.5})),
-        sampled("repetition_penalty", json!({"repetition_penalty": 1.3})),
-        sampled("n", json!({"n": 3})),
-        sampled("logit_bias", json!({"logit_bias": bias})),
-        sampled(
-            "priority and user",
-            json!({"priority": 3, "user": "somebody"}),
-        ),
-        sampled(
-            "logprobs of sampled tokens",
-            json!({"logprobs": 5, "temperature": 1.7}),
-        ),
         greedy("stop as a string", json!({"stop": stop}), STOP),
         greedy("stop as a list", json!({"stop": ["not there", stop]}), STOP),
         greedy(
@@ -154,6 +150,11 @@ fn rows(model: &Model) -> Vec<Row> {
             json!({"logprobs": 2, "stop": stop}),
             STOP,
         ),
+    ]
+}
+
+fn echo_rows() -> Vec<Row> {
+    vec![
         greedy("echo", json!({"echo": true}), LENGTH),
         greedy(
             "echo with several choices",
@@ -176,16 +177,34 @@ fn rows(model: &Model) -> Vec<Row> {
             json!({"echo": true, "max_tokens": 0, "logprobs": 2}),
             LENGTH,
         ),
+    ]
+}
+
+fn sampled_rows(model: &Model) -> Vec<Row> {
+    let bias = json!({model.biased_id.to_string(): 100});
+    vec![
+        sampled("seed", json!({})),
+        sampled("a high temperature", json!({"temperature": 1.7})),
+        sampled("top_p", json!({"top_p": 0.6})),
+        sampled("top_k", json!({"top_k": 5})),
+        sampled("min_p", json!({"min_p": 0.2})),
+        sampled("presence_penalty", json!({"presence_penalty": 1.5})),
+        sampled("frequency_penalty", json!({"frequency_penalty": -1.5})),
+        sampled("repetition_penalty", json!({"repetition_penalty": 1.3})),
+        sampled("n", json!({"n": 3})),
+        sampled("logit_bias", json!({"logit_bias": bias})),
+        sampled(
+            "priority and user",
+            json!({"priority": 3, "user": "somebody"}),
+        ),
+        sampled(
+            "logprobs of sampled tokens",
+            json!({"logprobs": 5, "temperature": 1.7}),
+        ),
         sampled("best_of", json!({"best_of": 4, "n": 2})),
         sampled(
             "best_of with logprobs",
             json!({"best_of": 3, "logprobs": 1}),
-        ),
-        completion(
-            "token ids",
-            &json!([5, 6, 7]),
-            &json!({"temperature": 0}),
-            LENGTH,
         ),
     ]
 }

@@ -108,85 +108,87 @@ fn a_gateway_takes_a_file_with_models_and_checks_their_keys() {
     assert!(error_of(&arguments(&path)).contains("'model[1].slotz'"));
 }
 
+/// Asserts that `tokenway serve` rejects a settings file with this text, and that the error contains `expected`.
+fn assert_rejected(text: &str, expected: &str) {
+    let (_folder, path) = settings_file(text);
+    let error = error_of(&["serve", "--config", &path]);
+    assert!(
+        error.contains(expected) && error.contains(&path),
+        "{text}: {error}"
+    );
+}
+
 #[test]
 fn errors_in_a_model_table_name_the_key() {
-    let long = "a".repeat(257);
-    let name = format!("[[model]]\nname = \"{long}\"");
-    let alias = format!("[[model]]\naliases = [\"{long}\"]");
-    let a = "[[model]]\nname = \"a\"\n";
-    let same = |second: &str| format!("{a}aliases = [\"x\", \"y\"]\n[[model]]\n{second}");
-    for (text, expected) in [
+    for (setting, expected) in [
         (
-            format!("{a}[[model]]\nslotz = 3"),
+            "[[model]]\nslotz = 3",
             "the key 'model[2].slotz' is unknown; known keys of a model are aliases, context_length, ",
         ),
         (
-            format!("{a}http_listen = \"unix:/a\""),
+            "http_listen = \"unix:/a\"",
             "'model[1].http_listen' is unknown",
         ),
+        ("model_name = \"b\"", "'model[1].model_name' is unknown"),
+        ("slots = 0", "model[1].slots: must be at least 1 (got 0)"),
         (
-            format!("{a}model_name = \"b\""),
-            "'model[1].model_name' is unknown",
-        ),
-        (
-            format!("{a}slots = 0"),
-            "model[1].slots: must be at least 1 (got 0)",
-        ),
-        (
-            format!("{a}aliases = \"b\""),
+            "aliases = \"b\"",
             "model[1].aliases: invalid type: string \"b\", expected a list",
         ),
         (
-            format!("{a}test_runner_frequency_ms = true"),
+            "test_runner_frequency_ms = true",
             "model[1].test_runner_frequency_ms: invalid type: boolean `true`, expected a number",
         ),
         (
-            format!("{a}threads = 2"),
+            "threads = 2",
             "model[1].threads is for the runner llama only (the runner is llm_test)",
         ),
+        ("[[model]]\nslots = 1", "model[2].name is missing"),
+        ("aliases = [\"\"]", "model[1].aliases must not be empty"),
         (
-            format!("{a}[[model]]\nslots = 1"),
-            "model[2].name is missing",
+            "aliases = [\"a\"]",
+            "model[1].name and model[1].aliases[1] are both 'a'",
         ),
+    ] {
+        assert_rejected(&format!("[[model]]\nname = \"a\"\n{setting}"), expected);
+    }
+}
+
+#[test]
+fn invalid_names_of_models_are_rejected() {
+    let long = "a".repeat(257);
+    let name = format!("[[model]]\nname = \"{long}\"");
+    let alias = format!("[[model]]\naliases = [\"{long}\"]");
+    for (text, expected) in [
+        ("[[model]]\nname = \"\"", "model[1].name must not be empty"),
+        (&*name, "model[1].name must be at most 256 bytes"),
+        (&*alias, "model[1].aliases must be at most 256 bytes"),
+        ("[model]\nname = \"a\"", "a table under [[model]]"),
+        ("model = []", "a table under [[model]]"),
+        ("model = [\"a\"]", "a table under [[model]]"),
+    ] {
+        assert_rejected(text, expected);
+    }
+}
+
+#[test]
+fn two_models_must_not_share_a_name_or_an_alias() {
+    let first = "[[model]]\nname = \"a\"\naliases = [\"x\", \"y\"]";
+    for (second, expected) in [
         (
-            "[[model]]\nname = \"\"".to_owned(),
-            "model[1].name must not be empty",
-        ),
-        (name, "model[1].name must be at most 256 bytes"),
-        (
-            format!("{a}aliases = [\"\"]"),
-            "model[1].aliases must not be empty",
-        ),
-        (alias, "model[1].aliases must be at most 256 bytes"),
-        (
-            same("name = \"a\""),
+            "name = \"a\"",
             "model[1].name and model[2].name are both 'a'",
         ),
         (
-            same("name = \"y\""),
+            "name = \"y\"",
             "model[1].aliases[2] and model[2].name are both 'y'",
         ),
         (
-            same("name = \"b\"\naliases = [\"a\"]"),
+            "name = \"b\"\naliases = [\"a\"]",
             "model[1].name and model[2].aliases[1] are both 'a'",
         ),
-        (
-            format!("{a}aliases = [\"a\"]"),
-            "model[1].name and model[1].aliases[1] are both 'a'",
-        ),
-        (
-            "[model]\nname = \"a\"".to_owned(),
-            "a table under [[model]]",
-        ),
-        ("model = []".to_owned(), "a table under [[model]]"),
-        ("model = [\"a\"]".to_owned(), "a table under [[model]]"),
     ] {
-        let (_folder, path) = settings_file(&text);
-        let error = error_of(&["serve", "--config", &path]);
-        assert!(
-            error.contains(expected) && error.contains(&path),
-            "{text}: {error}"
-        );
+        assert_rejected(&format!("{first}\n[[model]]\n{second}"), expected);
     }
 }
 

@@ -24,7 +24,6 @@ impl Session {
         history: &mut SessionHistory,
     ) -> Result<(), SessionEnd> {
         match (message, loaded.as_mut()) {
-            (WorkerMessage::Hello(_), _) => Err(violation("hello must be sent only once")),
             (WorkerMessage::Heartbeat(proto::Heartbeat { step_ms }), _) => {
                 let step = Duration::from_millis(step_ms.into());
                 let limit = self.timeouts.step_limit;
@@ -84,22 +83,7 @@ impl Session {
             (WorkerMessage::Answer(answer), Some(loaded)) => {
                 loaded.calls.close(answer).map_err(SessionEnd::Violation)
             }
-            (
-                WorkerMessage::Ready(_) | WorkerMessage::Loading(_) | WorkerMessage::LoadFailed(_),
-                Some(_),
-            ) => Err(violation(
-                "loading, ready and load_failed must be sent before ready or after crashed",
-            )),
-            (
-                WorkerMessage::Accepted(_)
-                | WorkerMessage::Refused(_)
-                | WorkerMessage::Step(_)
-                | WorkerMessage::Answer(_)
-                | WorkerMessage::Crashed(_),
-                None,
-            ) => Err(violation(
-                "accepted, refused, step, answer and crashed must be sent after ready",
-            )),
+            (message, loaded) => Err(violation(out_of_order(&message, loaded.is_some()))),
         }
     }
 
@@ -172,6 +156,15 @@ impl Session {
         })
         .await?;
         Ok(loaded)
+    }
+}
+
+/// Returns the rule that a message violates because it comes too early or too late.
+fn out_of_order(message: &WorkerMessage, is_loaded: bool) -> &'static str {
+    match (message, is_loaded) {
+        (WorkerMessage::Hello(_), _) => "hello must be sent only once",
+        (_, true) => "loading, ready and load_failed must be sent before ready or after crashed",
+        (_, false) => "accepted, refused, step, answer and crashed must be sent after ready",
     }
 }
 

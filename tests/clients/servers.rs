@@ -1,0 +1,92 @@
+//! The servers that the cases run against.
+
+use std::ops::Deref;
+use std::time::Duration;
+
+use tokenway::proto::v1;
+use tokenway::runner::llm_test::TestRunnerOptions;
+use tonic::Streaming;
+
+use super::support::program::{Running, serving};
+use super::support::{Setup, TestServer, full_speed, grpc, silent_at, with_interval};
+
+/// A server in its own process, which can be killed.
+pub(super) async fn server_process() -> (Running, [String; 2]) {
+    serving(&["--test-runner-frequency-ms", "1", "--drain-grace", "0"]).await
+}
+
+pub(super) async fn server() -> TestServer {
+    Setup::test_runner(full_speed()).start().await
+}
+
+/// A server whose streams all fail instead of emitting token 10.
+pub(super) async fn failing_server() -> TestServer {
+    let options = TestRunnerOptions {
+        fail_at: Some(10),
+        ..full_speed()
+    };
+    Setup::test_runner(options).start().await
+}
+
+/// A server whose model cannot be loaded.
+pub(super) async fn unready_server() -> TestServer {
+    let server = Setup::unloadable().start_loading().await;
+    server.wait_until_load_failed().await;
+    server
+}
+
+/// A server with one slot and one token per millisecond.
+pub(super) async fn server_with_one_slot() -> TestServer {
+    let runner = with_interval(Duration::from_millis(1));
+    Setup::test_runner(runner).slots(1).start().await
+}
+
+/// A server whose only slot is occupied.
+pub(super) struct Busy {
+    server: TestServer,
+    streams: Vec<Streaming<v1::CompletionEvent>>,
+}
+
+impl Deref for Busy {
+    type Target = TestServer;
+
+    fn deref(&self) -> &TestServer {
+        &self.server
+    }
+}
+
+/// A server on which a request waits longer than the test runs.
+pub(super) async fn busy_server() -> Busy {
+    let setup = Setup::test_runner(silent_at(1)).slots(1).queue_depth(2);
+    let server = setup.start().await;
+    let mut running = server.stream(grpc::request("a", 100)).await;
+    let started = running.message().await.expect("the stream continues");
+    assert!(started.is_some());
+    Busy {
+        server,
+        streams: vec![running],
+    }
+}
+
+/// A server with a full queue.
+pub(super) async fn full_server() -> Busy {
+    let mut busy = busy_server().await;
+    for _ in 0..2 {
+        let queued = busy.server.stream(grpc::request("a", 100)).await;
+        busy.streams.push(queued);
+    }
+    busy
+}
+
+/// Asserts that the case's stream counts as one cancellation and has left nothing running.
+pub(super) async fn assert_cancelled(server: TestServer) {
+    let counts = server.drain().await;
+    counts.assert_all_gauges_are_zero();
+    assert_eq!(counts.get("tokenway_cancellations_total"), 1.0);
+}
+
+/// Asserts that the case sent its failing request once.
+pub(super) async fn assert_failed_once(server: TestServer) {
+    let counts = server.drain().await;
+    assert_eq!(counts.ended("http", "internal_error"), 1.0, "{}", counts.0);
+}
