@@ -13,15 +13,15 @@ use tokenway::runner::llm_test::TestRunnerOptions;
 use tokio::time::timeout;
 use tonic::{Request, Status, Streaming};
 
-/// A request with this id, sent to a new server.
-struct Case {
+/// A request with this id, to be sent to a server that no other test uses.
+struct RequestCase {
     id: String,
     setup: Setup,
 }
 
-impl Case {
+impl RequestCase {
     fn new(id: &str, setup: Setup) -> Self {
-        // The log must be started before the server logs anything.
+        // Start the capture of the log before the server logs its first line.
         LOG.lines();
         Self {
             id: id.to_owned(),
@@ -29,7 +29,8 @@ impl Case {
         }
     }
 
-    /// Sends an HTTP request and reads the response. Returns the request's only line in the access log.
+    /// Sends an HTTP request and reads the response. Returns the request's line in the access log. There must be only
+    /// one.
     async fn http(self, request: HttpRequest) -> Value {
         let server = self.setup.start().await;
         request
@@ -39,7 +40,8 @@ impl Case {
         only_line(server, &self.id).await
     }
 
-    /// Sends a completion request over gRPC and reads its stream.
+    /// Sends a completion request over gRPC with this timeout and reads its stream. Returns the request's line in the
+    /// access log.
     async fn grpc(self, request: v1::CompletionRequest, seconds: Option<f64>) -> Value {
         let server = self.setup.start().await;
         let mut request = with_id(request, &self.id);
@@ -60,7 +62,8 @@ fn with_id<T>(message: T, id: &str) -> Request<T> {
     request
 }
 
-/// Drains the server, so that every request has ended, and returns the only line about this request.
+/// Drains the server, so that every request has ended. Returns the access log's line about this request. There must
+/// be only one.
 async fn only_line(server: TestServer, id: &str) -> Value {
     server.drain().await.assert_all_gauges_are_zero();
     let lines = LOG.accesses(id);
@@ -68,7 +71,7 @@ async fn only_line(server: TestServer, id: &str) -> Value {
     lines[0].clone()
 }
 
-/// Asserts the API, the status and the outcome of a line.
+/// Asserts the API, the status and the outcome in a line of the access log.
 fn assert_ended(line: &Value, status: impl Into<Value>, outcome: &str) {
     let status: Value = status.into();
     assert_eq!(
@@ -78,20 +81,22 @@ fn assert_ended(line: &Value, status: impl Into<Value>, outcome: &str) {
     );
 }
 
-fn tokens(count: u32) -> HttpRequest {
+fn completion_of(count: u32) -> HttpRequest {
     completion(&json!({"prompt": "a b c", "max_tokens": count, "stream": true}))
 }
 
 #[tokio::test]
 async fn a_completion_logs_its_model_tokens_and_times() {
     let setup = || Setup::test_runner(full_speed());
-    let http = Case::new("ok-http", setup()).http(tokens(5)).await;
+    let http = RequestCase::new("ok-http", setup())
+        .http(completion_of(5))
+        .await;
     assert_ended(&http, 200, "ok");
     assert_eq!(http["route"], "/v1/completions");
     let unary = completion(&json!({"prompt": "a b c", "max_tokens": 5}));
-    let unary = Case::new("ok-unary", setup()).http(unary).await;
+    let unary = RequestCase::new("ok-unary", setup()).http(unary).await;
     assert_ended(&unary, 200, "ok");
-    let grpc = Case::new("ok-grpc", setup())
+    let grpc = RequestCase::new("ok-grpc", setup())
         .grpc(grpc::request("a b c", 5), None)
         .await;
     assert_ended(&grpc, "OK", "ok");
@@ -128,17 +133,19 @@ async fn a_completion_logs_its_model_tokens_and_times() {
 #[tokio::test]
 async fn a_rejected_request_logs_its_status_and_error_code() {
     let setup = || Setup::test_runner(full_speed());
-    let http = Case::new("400-http", setup()).http(tokens(0)).await;
+    let http = RequestCase::new("400-http", setup())
+        .http(completion_of(0))
+        .await;
     assert_ended(&http, 400, "invalid_value");
     for absent in ["prompt_tokens", "queue_ms", "first_token_ms"] {
         assert!(http.get(absent).is_none(), "{http}");
     }
-    let invalid = Case::new("400-grpc", setup())
+    let invalid = RequestCase::new("400-grpc", setup())
         .grpc(grpc::request("a", 0), None)
         .await;
     assert_ended(&invalid, "INVALID_ARGUMENT", "invalid_value");
     let unknown = completion(&json!({"prompt": "a", "model": "no-such-model"}));
-    let unknown = Case::new("404-http", setup()).http(unknown).await;
+    let unknown = RequestCase::new("404-http", setup()).http(unknown).await;
     assert_ended(&unknown, 404, "model_not_found");
     assert_eq!(
         unknown["model"], "unknown",
@@ -146,25 +153,29 @@ async fn a_rejected_request_logs_its_status_and_error_code() {
     );
     let mut request = grpc::request("a", 1);
     "no-such-model".clone_into(&mut request.model);
-    let unknown = Case::new("404-grpc", setup()).grpc(request, None).await;
+    let unknown = RequestCase::new("404-grpc", setup())
+        .grpc(request, None)
+        .await;
     assert_ended(&unknown, "NOT_FOUND", "model_not_found");
-    let unmatched = Case::new("404-path", setup())
+    let unmatched = RequestCase::new("404-path", setup())
         .http(get("/no/such/path"))
         .await;
     assert_ended(&unmatched, 404, "not_found");
     assert_eq!(unmatched["route"], "unmatched");
     let large = vec![b' '; 5 * 1024 * 1024];
-    let large = Case::new("413-http", setup())
+    let large = RequestCase::new("413-http", setup())
         .http(post("/v1/completions", large))
         .await;
     assert_ended(&large, 413, "request_too_large");
     let large = grpc::request(&"a".repeat(5 * 1024 * 1024), 1);
-    let large = Case::new("413-grpc", setup()).grpc(large, None).await;
+    let large = RequestCase::new("413-grpc", setup())
+        .grpc(large, None)
+        .await;
     assert_ended(&large, "OUT_OF_RANGE", "request_too_large");
     let host = get("/v1/models")
         .without_header("host")
         .header("host", "evil.example");
-    let host = Case::new("403-http", setup()).http(host).await;
+    let host = RequestCase::new("403-http", setup()).http(host).await;
     assert_ended(&host, 403, "host_not_allowed");
 }
 
@@ -177,9 +188,9 @@ async fn a_request_for_a_full_queue_is_logged_while_others_run() {
         .await;
     LOG.lines();
     let running = server.stream(grpc::request("a", 100)).await;
-    let running = started(running).await;
+    let running = wait_until_started(running).await;
     let queued = server.stream(grpc::request("a", 1)).await;
-    tokens(1)
+    completion_of(1)
         .header("x-request-id", "429-http")
         .fetch(&server)
         .await;
@@ -199,7 +210,9 @@ async fn a_request_for_a_full_queue_is_logged_while_others_run() {
     );
 }
 
-async fn started(mut stream: Streaming<v1::CompletionEvent>) -> Streaming<v1::CompletionEvent> {
+async fn wait_until_started(
+    mut stream: Streaming<v1::CompletionEvent>,
+) -> Streaming<v1::CompletionEvent> {
     let event = stream.message().await.expect("the stream continues");
     assert!(event.is_some());
     stream
@@ -211,14 +224,14 @@ async fn a_cancelled_request_is_logged_once_with_the_tokens_it_got() {
     let server = Setup::test_runner(with_interval(Duration::from_millis(1)))
         .start()
         .await;
-    let mut http = tokens(100_000)
+    let mut http = completion_of(100_000)
         .header("x-request-id", "cancelled-http")
         .send(&server)
         .await;
     assert!(http.line().await.is_some());
     drop(http);
     let request = with_id(grpc::request("a", 100_000), "cancelled-grpc");
-    drop(started(server.stream(request).await).await);
+    drop(wait_until_started(server.stream(request).await).await);
     server.drain().await.assert_all_gauges_are_zero();
     let http = LOG.accesses("cancelled-http");
     assert_eq!(http.len(), 1, "{http:?}");
@@ -238,20 +251,22 @@ async fn a_lost_worker_and_a_passed_deadline_are_logged_as_the_outcome() {
         };
         Setup::test_runner(runner).without_resumption()
     };
-    let lost = Case::new("lost-http", panicking()).http(tokens(5)).await;
+    let lost = RequestCase::new("lost-http", panicking())
+        .http(completion_of(5))
+        .await;
     assert_ended(&lost, 200, "worker_lost");
-    let lost = Case::new("lost-grpc", panicking())
+    let lost = RequestCase::new("lost-grpc", panicking())
         .grpc(grpc::request("a", 5), None)
         .await;
     assert_ended(&lost, "ABORTED", "worker_lost");
-    let late = tokens(5).header("x-request-timeout", "0.1");
-    let late = Case::new("late-http", Setup::test_runner(silent_at(3)))
+    let late = completion_of(5).header("x-request-timeout", "0.1");
+    let late = RequestCase::new("late-http", Setup::test_runner(silent_at(3)))
         .http(late)
         .await;
     assert_ended(&late, 200, "deadline_exceeded");
     assert_eq!(late["completion_tokens"], 3);
-    let late = Case::new("late-grpc", Setup::test_runner(silent_at(3)));
-    // tonic's client would end the call itself at the deadline.
+    let late = RequestCase::new("late-grpc", Setup::test_runner(silent_at(3)));
+    // tonic's client would enforce the deadline itself, before the server does.
     let server = late.setup.start().await;
     let mut request = with_id(grpc::request("a", 5), &late.id);
     let timeout = "100m".parse().expect("a metadata value");
@@ -272,7 +287,7 @@ async fn a_request_that_a_draining_server_rejects_is_logged() {
     let draining = tokio::spawn(server.drain());
     // The runtime has one thread, so the drain has started when this task runs again.
     tokio::task::yield_now().await;
-    let http = tokens(1).header("x-request-id", "draining-http");
+    let http = completion_of(1).header("x-request-id", "draining-http");
     http.send_to(&address).await.rest().await;
     let request = with_id(grpc::request("a", 1), "draining-grpc");
     grpc.complete(request).await.expect_err("the engine drains");
@@ -290,14 +305,16 @@ async fn a_slow_reader_is_logged_as_the_outcome() {
         .slow_reader_timeout(Duration::from_millis(100))
         .start()
         .await;
-    let stalled = tokens(1_048_000)
+    let stalled = completion_of(1_048_000)
         .header("x-request-id", "slow-http")
         .send(&server)
         .await;
     let grpc = with_id(grpc::request("a", 1_048_000), "slow-grpc");
-    let grpc = started(server.stream(grpc).await).await;
-    // Both slots are free once both readers were given up.
-    let all = || async { support::Counts::now(&server).get("tokenway_sequences_running") };
+    let grpc = wait_until_started(server.stream(grpc).await).await;
+    // Both sequences have left their slots once both slow readers were dropped.
+    let all = || async {
+        support::metrics::MetricsSnapshot::take(&server).get("tokenway_sequences_running")
+    };
     let freed = async {
         while all().await > 0.0 {
             grpc::collect(server.stream(grpc::request("a", 1_000)).await).await;
@@ -380,7 +397,7 @@ async fn the_access_log_can_be_disabled() {
     let mut setup = Setup::test_runner(full_speed());
     setup.parts.access_log = false;
     let server = setup.start().await;
-    tokens(1)
+    completion_of(1)
         .header("x-request-id", "disabled")
         .fetch(&server)
         .await;

@@ -16,10 +16,10 @@ use tokenway::runner::llm_test::TestRunnerOptions;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixStream};
 
-const PAGE: &str = "http://localhost:3000";
+const PAGE_ORIGIN: &str = "http://localhost:3000";
 
-/// The test runner behind an HTTP API with these entries of `--allowed-hosts` and `--cors-origins`.
-fn allowing(hosts: &[&str], origins: &[&str], options: TestRunnerOptions) -> Setup {
+/// Serves the test runner over an HTTP API with these values of `--allowed-hosts` and `--cors-origins`.
+fn setup_allowing(hosts: &[&str], origins: &[&str], options: TestRunnerOptions) -> Setup {
     let mut setup = Setup::test_runner(options);
     let http = setup.parts.http.as_mut().expect("the HTTP API is enabled");
     http.origins = OriginPolicy {
@@ -33,15 +33,15 @@ fn allowing(hosts: &[&str], origins: &[&str], options: TestRunnerOptions) -> Set
 }
 
 async fn server(hosts: &[&str], origins: &[&str]) -> TestServer {
-    allowing(hosts, origins, full_speed()).start().await
+    setup_allowing(hosts, origins, full_speed()).start().await
 }
 
 fn completion_request() -> Request {
     completion(&json!({"prompt": "a", "max_tokens": 1}))
 }
 
-/// One request per route, without the health routes.
-fn every_kind() -> [Request; 7] {
+/// Returns one request for each route except the health routes.
+fn one_request_per_route() -> [Request; 7] {
     [
         completion_request(),
         post("/tokenize", r#"{"prompt": "a"}"#),
@@ -53,7 +53,7 @@ fn every_kind() -> [Request; 7] {
     ]
 }
 
-fn forbidden(header: &str) -> HttpError {
+fn forbidden_by(header: &str) -> HttpError {
     expected_error(403, "host_not_allowed", Some(header))
 }
 
@@ -75,11 +75,11 @@ async fn foreign_host_names_are_rejected() {
         "localhost, rebound.example",
         "[::1",
     ] {
-        for request in every_kind() {
+        for request in one_request_per_route() {
             let request = request.header("host", host);
             assert_eq!(
                 http_error(&server, request).await,
-                forbidden("host"),
+                forbidden_by("host"),
                 "{host}"
             );
         }
@@ -121,7 +121,7 @@ async fn health_routes_accept_any_host_but_no_foreign_origin() {
         let request = get(route).header("host", "probe.example");
         assert_eq!(status(&server, request).await, 200, "{route}");
         let page = get(route).header("origin", "http://rebound.example");
-        assert_eq!(http_error(&server, page).await, forbidden("origin"));
+        assert_eq!(http_error(&server, page).await, forbidden_by("origin"));
     }
 }
 
@@ -152,9 +152,9 @@ async fn allowed_hosts_are_served_and_a_star_allows_every_host() {
 #[tokio::test]
 async fn every_host_named_by_a_request_must_be_allowed() {
     let server = server(&[], &[]).await;
-    // An absolute URI takes precedence over the `host` header in HTTP/1.1, and so does `:authority` in HTTP/2.
+    // An absolute URI in HTTP/1.1 and `:authority` in HTTP/2 both take precedence over the `host` header.
     let absolute = get("http://rebound.example/v1/models");
-    assert_eq!(http_error(&server, absolute).await, forbidden("host"));
+    assert_eq!(http_error(&server, absolute).await, forbidden_by("host"));
     let connection = Connection::open(&server.http_address(), 65_535).await;
     for (authority, host, expected) in [
         ("localhost:8000", None, 200),
@@ -176,7 +176,7 @@ async fn every_host_named_by_a_request_must_be_allowed() {
 async fn a_unix_socket_accepts_any_host_name() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("http.sock");
-    let mut setup = allowing(&[], &[], full_speed());
+    let mut setup = setup_allowing(&[], &[], full_speed());
     let http = setup.parts.http.as_mut().expect("the HTTP API is enabled");
     http.listen = Address::Unix(path.clone());
     let _server = setup.start().await;
@@ -206,20 +206,20 @@ async fn foreign_origins_and_their_preflights_are_rejected() {
     for origin in [
         "http://evil.example",
         "null",
-        PAGE,
+        PAGE_ORIGIN,
         "http://localhost:1",
         "https://allowed.example",
         "http://allowed.example:8000",
         "chrome-extension://abcdef",
         "http://allowed.example http://evil.example",
     ] {
-        for request in every_kind() {
+        for request in one_request_per_route() {
             let request = request.header("origin", origin);
             let request = request.header("access-control-request-method", "POST");
             let (response, body) = request.fetch(&server).await;
             let (code, param) = body.error();
             let got = (response.status, code, param);
-            assert_eq!(got, forbidden("origin"), "{origin}");
+            assert_eq!(got, forbidden_by("origin"), "{origin}");
             assert_eq!(response.header("access-control-allow-origin"), None);
             assert!(response.header("x-request-id").is_some());
         }
@@ -234,7 +234,7 @@ async fn the_servers_own_origin_is_served() {
     for (host, origin, expected) in [
         (&*address, &*own, 200),
         ("localhost:8000", "http://LOCALHOST:8000", 200),
-        // Behind a proxy that ends TLS.
+        // The origin of a page behind a proxy that terminates TLS.
         ("gateway.example", "https://gateway.example", 200),
         ("gateway.example:443", "https://gateway.example", 200),
         ("gateway.example", "http://gateway.example:8000", 403),
@@ -253,17 +253,17 @@ async fn the_servers_own_origin_is_served() {
 
 #[tokio::test]
 async fn the_preflight_of_an_allowed_origin_is_answered() {
-    let server = server(&[], &[PAGE]).await;
+    let server = server(&[], &[PAGE_ORIGIN]).await;
     let preflight = get("/v1/completions")
         .method("OPTIONS")
-        .header("origin", PAGE)
+        .header("origin", PAGE_ORIGIN)
         .header("access-control-request-method", "POST")
         .header("access-control-request-headers", "authorization,x-anything")
         .header("access-control-request-private-network", "true");
     let (response, body) = preflight.fetch(&server).await;
     assert_eq!((response.status, body.end), (200, End::Clean));
     for (header, value) in [
-        ("access-control-allow-origin", PAGE),
+        ("access-control-allow-origin", PAGE_ORIGIN),
         ("access-control-allow-methods", "GET,POST"),
         ("access-control-allow-headers", "authorization,x-anything"),
         ("access-control-allow-private-network", "true"),
@@ -282,7 +282,7 @@ fn varies_by(response: &Response, header: &str) -> bool {
 
 #[tokio::test]
 async fn an_allowed_origin_can_read_responses_and_errors() {
-    let server = server(&[], &[PAGE]).await;
+    let server = server(&[], &[PAGE_ORIGIN]).await;
     let stream = completion(&json!({"prompt": "a", "max_tokens": 1, "stream": true}));
     for (request, expected) in [
         (completion_request(), 200),
@@ -301,10 +301,10 @@ async fn an_allowed_origin_can_read_responses_and_errors() {
             415,
         ),
     ] {
-        let response = request.header("origin", PAGE).send(&server).await;
+        let response = request.header("origin", PAGE_ORIGIN).send(&server).await;
         assert_eq!(response.status, expected);
         let allowed = response.header("access-control-allow-origin");
-        assert_eq!(allowed, Some(PAGE), "{expected}");
+        assert_eq!(allowed, Some(PAGE_ORIGIN), "{expected}");
         let exposed = response.header("access-control-expose-headers");
         assert_eq!(exposed, Some("*"), "{expected}");
         assert!(varies_by(&response, "origin"), "{expected}");
@@ -317,10 +317,13 @@ async fn an_allowed_origin_can_read_a_stream_up_to_its_error() {
         fail_at: Some(3),
         ..full_speed()
     };
-    let server = allowing(&[], &[PAGE], options).start().await;
+    let server = setup_allowing(&[], &[PAGE_ORIGIN], options).start().await;
     let request = completion(&json!({"prompt": "a", "max_tokens": 5, "stream": true}));
-    let (response, body) = request.header("origin", PAGE).fetch(&server).await;
-    assert_eq!(response.header("access-control-allow-origin"), Some(PAGE));
+    let (response, body) = request.header("origin", PAGE_ORIGIN).fetch(&server).await;
+    assert_eq!(
+        response.header("access-control-allow-origin"),
+        Some(PAGE_ORIGIN)
+    );
     assert!(varies_by(&response, "accept") && varies_by(&response, "origin"));
     let lines = body.lines();
     assert_eq!(lines.len(), 4);
@@ -339,20 +342,20 @@ async fn a_star_allows_every_origin() {
         let allowed = response.header("access-control-allow-origin");
         assert_eq!(allowed, Some(origin));
     }
-    // The host check still applies.
+    // An allowed origin does not disable the check of the host name.
     let rebound = completion_request().header("host", "rebound.example");
-    assert_eq!(http_error(&server, rebound).await, forbidden("host"));
+    assert_eq!(http_error(&server, rebound).await, forbidden_by("host"));
 }
 
-/// The DOM of the page at this URL in Chromium.
-async fn shown(url: &str) -> String {
+/// Loads this URL in Chromium and returns the DOM of the page.
+async fn dom_in_chromium(url: &str) -> String {
     let profile = tempfile::tempdir().expect("a temporary folder");
     chromium(url, profile.path()).run().await.success()
 }
 
-/// The results that a page of the origin `page` reads from a server.
-async fn seen_by_page(page: &str, server: &TestServer) -> Vec<String> {
-    let dom = shown(&format!("{page}/?{}", server.http_url())).await;
+/// Opens a page of the origin `page` in Chromium. Returns the results that its script reads from the server.
+async fn results_in_page(page: &str, server: &TestServer) -> Vec<String> {
+    let dom = dom_in_chromium(&format!("{page}/?{}", server.http_url())).await;
     let seen = dom
         .split_once("<pre id=\"seen\">")
         .and_then(|(_, rest)| rest.split_once("end\n"));
@@ -360,7 +363,7 @@ async fn seen_by_page(page: &str, server: &TestServer) -> Vec<String> {
     seen.lines().map(str::to_owned).collect()
 }
 
-/// Serves the page on every path until the test ends. Returns its origin.
+/// Serves the test page on every path until the test ends. Returns the origin of the page.
 async fn serve_page() -> String {
     let listener = TcpListener::bind("127.0.0.1:0")
         .await
@@ -382,7 +385,7 @@ async fn serve_page() -> String {
                     break;
                 }
             }
-            // The browser may have closed the connection.
+            // Writing fails if the browser has closed the connection.
             let _ = stream.write_all(answer.as_bytes()).await;
         }
     });
@@ -399,7 +402,7 @@ async fn chromium_lets_an_allowed_origin_read_streams_and_errors() {
         "simple: 415, named, lines: 1",
         "models: 200, named, lines: 1",
     ];
-    assert_eq!(seen_by_page(&page, &server).await, seen);
+    assert_eq!(results_in_page(&page, &server).await, seen);
 }
 
 #[tokio::test]
@@ -407,7 +410,7 @@ async fn chromium_lets_a_foreign_origin_read_nothing() {
     let page = serve_page().await;
     let server = server(&[], &[]).await;
     let seen = ["stream", "error", "simple", "models"].map(|it| format!("{it}: TypeError"));
-    assert_eq!(seen_by_page(&page, &server).await, seen);
+    assert_eq!(results_in_page(&page, &server).await, seen);
 }
 
 #[tokio::test]
@@ -415,8 +418,8 @@ async fn chromium_is_rejected_after_dns_rebinding() {
     let server = server(&[], &[]).await;
     let address = server.http_address();
     let (_, port) = address.rsplit_once(':').expect("the address has a port");
-    let dom = shown(&format!("http://rebound.example:{port}/v1/models")).await;
+    let dom = dom_in_chromium(&format!("http://rebound.example:{port}/v1/models")).await;
     assert!(dom.contains("host_not_allowed"), "{dom}");
-    let dom = shown(&format!("http://localhost:{port}/v1/models")).await;
+    let dom = dom_in_chromium(&format!("http://localhost:{port}/v1/models")).await;
     assert!(dom.contains("llm_test"), "{dom}");
 }

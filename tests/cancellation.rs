@@ -1,6 +1,6 @@
-//! A client that disconnects frees its slot at once, whatever the state of its request.
+//! A client that disconnects frees its slot at once, in every state of its request.
 //!
-//! Each server has one slot, so a completion that runs to its end shows that the slot is free.
+//! Each server has only one slot. A completion that finishes afterwards shows that the slot is free.
 
 mod support;
 
@@ -20,7 +20,7 @@ async fn http_stream(server: &TestServer, max_tokens: u32) -> Response {
     completion(&body).send(server).await
 }
 
-/// Runs a completion of this many tokens.
+/// Asserts that the only slot is free, by running a completion of this many tokens.
 async fn assert_slot_is_free(server: &TestServer, tokens: u32) {
     let completion = grpc::collect(server.stream(grpc::request("a", tokens)).await).await;
     assert_eq!(completion.usage().completion_tokens, tokens);
@@ -72,7 +72,7 @@ async fn a_client_that_disconnects_between_tokens_frees_its_slot() {
 
 #[tokio::test]
 async fn a_client_that_disconnects_with_pipelined_bytes_frees_its_slot() {
-    // Without these timeouts, only the end of the connection can wake its task.
+    // Long timeouts: only the end of the connection can wake the task of the connection.
     let setup = Setup::test_runner(silent_at(2)).limits(|limits| {
         limits.header_timeout = Duration::from_secs(3_600);
         limits.keep_alive_timeout = Duration::from_secs(3_600);
@@ -100,7 +100,8 @@ async fn a_client_that_disconnects_after_many_pipelined_requests_does_not_stay_q
     let server = setup.slots(1).start().await;
     let mut running = http_stream(&server, 10).await;
     assert!(running.line().await.is_some());
-    // More than hyper reads at once, and hyper does not notice the end of the connection behind unread bytes.
+    // More bytes than hyper reads at once. hyper does not notice that the connection has ended while bytes are
+    // unread.
     let health_check = support::http::get("/livez").bytes();
     let body = json!({"prompt": "a", "max_tokens": 10, "stream": true});
     let bytes = [
@@ -124,7 +125,7 @@ async fn a_client_that_disconnects_after_many_pipelined_requests_does_not_stay_q
 
 #[tokio::test]
 async fn a_client_that_disconnects_during_prefill_frees_its_slot() {
-    // The first token takes an hour, so both requests are in prefill when they are dropped.
+    // The first token takes an hour, so both requests are still in prefill when they are dropped.
     let options = TestRunnerOptions {
         first_token_delay: Duration::from_secs(3_600),
         ..support::full_speed()
@@ -154,7 +155,7 @@ async fn a_client_that_disconnects_while_queued_never_reaches_the_device() {
     let server = Setup::test_runner(silent_at(1)).slots(1).start().await;
     let mut running = server.stream(grpc::request("a", 2)).await;
     assert!(running.message().await.unwrap().is_some());
-    // `stream` returns when the request is in the queue.
+    // `stream` returns once the request is in the queue.
     let queued = server.stream(grpc::request("a", 1)).await;
     drop(queued);
     let next = server.stream(grpc::request("a", 1)).await;

@@ -6,20 +6,21 @@ use serde_json::{Value, json};
 use support::http::{End, Request, expected_error, http_error, post};
 use support::{Setup, TestServer, full_speed};
 
-/// The test runner's logprob of the sampled token (probability 1/2). `QUARTER` is that of the next id.
+/// Logprob of each token that the test runner emits: its probability is 1/2. `LOGPROB_OF_QUARTER` is the logprob of the token
+/// with the next id.
 #[expect(
     clippy::approx_constant,
     reason = "the value is -ln 2 as an f32 prints it"
 )]
-const HALF: f64 = -0.693_147_2;
-const QUARTER: f64 = -1.386_294_4;
+const LOGPROB_OF_HALF: f64 = -0.693_147_2;
+const LOGPROB_OF_QUARTER: f64 = -1.386_294_4;
 
 fn chat(body: &Value) -> Request {
     post("/v1/chat/completions", body.to_string())
 }
 
-/// A chat request of four words, as the test runner renders it: `user: how are you`.
-fn question(rest: &Value) -> Value {
+/// Returns a chat request whose prompt has four words: the test runner renders it as `user: how are you`.
+fn chat_of_four_words(rest: &Value) -> Value {
     let mut body = json!({"messages": [{"role": "user", "content": "how are you"}]});
     let fields = rest.as_object().expect("fields").clone();
     body.as_object_mut().expect("a body").extend(fields);
@@ -32,7 +33,7 @@ async fn server() -> TestServer {
 
 #[tokio::test]
 async fn a_chat_completion_returns_a_message() {
-    let body = question(&json!({"max_completion_tokens": 3, "n": 2}));
+    let body = chat_of_four_words(&json!({"max_completion_tokens": 3, "n": 2}));
     let request = chat(&body).header("x-request-id", "mine");
     let (response, body) = request.fetch(&server().await).await;
     assert_eq!(response.status, 200);
@@ -57,8 +58,9 @@ async fn a_chat_completion_returns_a_message() {
 #[tokio::test]
 async fn a_stream_is_sse_with_the_role_first_and_one_delta_per_token() {
     let options = json!({"include_usage": true});
-    let body = question(&json!({"max_tokens": 2, "stream": true, "stream_options": options}));
-    // The OpenAI SDKs send the first, browsers the second.
+    let body =
+        chat_of_four_words(&json!({"max_tokens": 2, "stream": true, "stream_options": options}));
+    // OpenAI's SDKs send the first of these headers, and browsers the second.
     for accept in ["application/json", "*/*", "text/event-stream"] {
         let (response, body) = chat(&body).accept(accept).fetch(&server().await).await;
         let content_type = response.header("content-type");
@@ -89,13 +91,13 @@ async fn a_stream_is_sse_with_the_role_first_and_one_delta_per_token() {
 
 #[tokio::test]
 async fn an_ndjson_stream_has_a_role_for_every_choice() {
-    let body = question(&json!({"max_tokens": 1, "stream": true, "n": 3}));
+    let body = chat_of_four_words(&json!({"max_tokens": 1, "stream": true, "n": 3}));
     let request = chat(&body).accept("application/x-ndjson");
     let (response, body) = request.fetch(&server().await).await;
     let content_type = response.header("content-type");
     assert_eq!(content_type, Some("application/x-ndjson"));
     let lines = body.lines();
-    // A role, a token and a finish reason for each choice.
+    // Each of the three choices has a line with the role, a line with a token and a line with the finish reason.
     assert_eq!(lines.len(), 3 + 3 + 3);
     let roles = lines
         .iter()
@@ -121,7 +123,7 @@ async fn the_finish_reason_has_its_own_chunk_also_through_a_gateway() {
         "max_tokens": 2, "stream": true, "stream_options": options,
         "logprobs": true, "top_logprobs": 1,
     });
-    let request = chat(&question(&fields)).accept("application/x-ndjson");
+    let request = chat(&chat_of_four_words(&fields)).accept("application/x-ndjson");
     let (_, body) = request.fetch(&gateway).await;
     let lines = body.lines();
     assert_eq!(lines.len(), 1 + 2 + 1);
@@ -135,7 +137,7 @@ async fn the_finish_reason_has_its_own_chunk_also_through_a_gateway() {
 
 #[tokio::test]
 async fn chat_ignores_the_default_max_tokens_of_completions() {
-    let body = question(&json!({"stop": "token_40", "stream": true}));
+    let body = chat_of_four_words(&json!({"stop": "token_40", "stream": true}));
     let request = chat(&body).accept("application/x-ndjson");
     let (_, body) = request.fetch(&server().await).await;
     let lines = body.lines();
@@ -149,11 +151,11 @@ async fn chat_ignores_the_default_max_tokens_of_completions() {
 async fn each_token_has_its_logprob_and_the_top_logprobs() {
     let server = server().await;
     let mut fields = json!({"max_tokens": 2, "logprobs": true, "top_logprobs": 2});
-    let (_, body) = chat(&question(&fields)).fetch(&server).await;
+    let (_, body) = chat(&chat_of_four_words(&fields)).fetch(&server).await;
     let unary = body.json()["choices"][0]["logprobs"].clone();
     assert_eq!(unary["refusal"], Value::Null);
     fields["stream"] = json!(true);
-    let request = chat(&question(&fields)).accept("application/x-ndjson");
+    let request = chat(&chat_of_four_words(&fields)).accept("application/x-ndjson");
     let (_, body) = request.fetch(&server).await;
     let lines = body.lines();
     let streamed: Vec<Value> = lines[1..3]
@@ -161,7 +163,7 @@ async fn each_token_has_its_logprob_and_the_top_logprobs() {
         .map(|line| line["choices"][0]["logprobs"]["content"][0].clone())
         .collect();
     assert_eq!(unary["content"], json!(streamed));
-    let (half, quarter) = (json!(HALF), json!(QUARTER));
+    let (half, quarter) = (json!(LOGPROB_OF_HALF), json!(LOGPROB_OF_QUARTER));
     let entry = |token: &str, logprob: &Value| json!({"token": token, "logprob": logprob, "bytes": token.as_bytes()});
     let mut expected = entry("token_1", &half);
     expected["top_logprobs"] = json!([entry("token_1", &half), entry("token_2", &quarter)]);
@@ -204,7 +206,7 @@ async fn errors_name_the_field_as_the_client_sent_it() {
             "messages[0].content[0].type",
         ),
     ] {
-        let request = chat(&question(&rest));
+        let request = chat(&chat_of_four_words(&rest));
         let expected = expected_error(400, code, Some(param));
         assert_eq!(http_error(&server, request).await, expected, "{rest}");
     }

@@ -8,10 +8,10 @@ use support::http::{End, completion, get};
 use support::program::{Program, Running, tokenway};
 use support::{Setup, full_speed, silent_at};
 
-const FREE: &str = "127.0.0.1:0";
+const FREE_PORT: &str = "127.0.0.1:0";
 
-/// Starts a server and reads the `listeners` addresses that it prints.
-async fn started(program: Program, listeners: usize) -> (Running, Vec<String>) {
+/// Starts a server. Returns the process and the addresses of its `listeners` listeners, which it prints.
+async fn start_and_read_addresses(program: Program, listeners: usize) -> (Running, Vec<String>) {
     let mut running = program.start();
     let mut addresses = Vec::new();
     for _ in 0..listeners {
@@ -24,11 +24,17 @@ async fn started(program: Program, listeners: usize) -> (Running, Vec<String>) {
 }
 
 fn serve() -> Program {
-    let listen = ["serve", "--http-listen", FREE, "--grpc-listen", FREE];
+    let listen = [
+        "serve",
+        "--http-listen",
+        FREE_PORT,
+        "--grpc-listen",
+        FREE_PORT,
+    ];
     tokenway().args(listen).args(["--drain-grace", "0"])
 }
 
-fn host(url: &str) -> &str {
+fn host_and_port(url: &str) -> &str {
     url.strip_prefix("http://").expect("a TCP address")
 }
 
@@ -40,7 +46,7 @@ async fn complete(arguments: &[&str]) -> String {
 #[tokio::test]
 async fn serve_prints_its_addresses_and_complete_streams_over_both_apis() {
     let program = serve().env("TEST_RUNNER_FREQUENCY_MS", "0");
-    let (running, addresses) = started(program, 2).await;
+    let (running, addresses) = start_and_read_addresses(program, 2).await;
     let [http, grpc] = &addresses[..] else {
         panic!("expected two addresses")
     };
@@ -56,9 +62,9 @@ async fn serve_prints_its_addresses_and_complete_streams_over_both_apis() {
 
 #[tokio::test]
 async fn serve_is_the_default_command() {
-    let program = tokenway().args(["--http-listen", FREE, "--grpc-listen", FREE]);
-    let (running, addresses) = started(program, 2).await;
-    let mut health = get("/health").send_to(host(&addresses[0])).await;
+    let program = tokenway().args(["--http-listen", FREE_PORT, "--grpc-listen", FREE_PORT]);
+    let (running, addresses) = start_and_read_addresses(program, 2).await;
+    let mut health = get("/health").send_to(host_and_port(&addresses[0])).await;
     assert_eq!(health.rest().await.json(), json!({"status": "healthy"}));
     drop(health);
     assert_eq!(running.interrupt().await, Some(0));
@@ -68,7 +74,7 @@ async fn serve_is_the_default_command() {
 async fn a_worker_process_gets_the_settings_of_its_model() {
     let program = serve().args(["--isolation", "process", "--test-runner-fail-at", "2"]);
     let program = program.env("TEST_RUNNER_FREQUENCY_MS", "0");
-    let (running, addresses) = started(program, 2).await;
+    let (running, addresses) = start_and_read_addresses(program, 2).await;
     let arguments = ["complete", "a", "--server", &addresses[0]];
     let outcome = tokenway().args(arguments).run().await;
     assert_eq!(outcome.stdout, "token_0token_1", "{outcome:?}");
@@ -80,7 +86,8 @@ async fn a_gateway_serves_an_engine_behind_a_unix_socket() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let socket = format!("unix:{}", folder.path().join("engine.sock").display());
     let engine = tokenway().args(["engine", "--grpc-listen", &socket, "--drain-grace", "0"]);
-    let (engine, addresses) = started(engine.env("TEST_RUNNER_FREQUENCY_MS", "0"), 1).await;
+    let (engine, addresses) =
+        start_and_read_addresses(engine.env("TEST_RUNNER_FREQUENCY_MS", "0"), 1).await;
     assert_eq!(addresses, [socket.as_str()]);
     let http = format!("unix:{}", folder.path().join("http.sock").display());
     let gateway = tokenway().args(["gateway", "--engine", &socket, "--http-listen", &http]);
@@ -109,8 +116,8 @@ async fn a_gateway_serves_an_engine_behind_a_unix_socket() {
 async fn a_gateway_prints_waiting_until_its_engine_is_up() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let socket = format!("unix:{}", folder.path().join("engine.sock").display());
-    let gateway = tokenway().args(["gateway", "--engine", &socket, "--http-listen", FREE]);
-    let gateway = gateway.args(["--grpc-listen", FREE, "--drain-grace", "0"]);
+    let gateway = tokenway().args(["gateway", "--engine", &socket, "--http-listen", FREE_PORT]);
+    let gateway = gateway.args(["--grpc-listen", FREE_PORT, "--drain-grace", "0"]);
     let mut gateway = gateway.start();
     assert!(gateway.line().await.starts_with("HTTP "));
     assert!(gateway.line().await.starts_with("gRPC "));
@@ -119,7 +126,7 @@ async fn a_gateway_prints_waiting_until_its_engine_is_up() {
         format!("waiting  for an engine: {socket}")
     );
     let engine = tokenway().args(["engine", "--grpc-listen", &socket, "--drain-grace", "0"]);
-    let (engine, _) = started(engine, 1).await;
+    let (engine, _) = start_and_read_addresses(engine, 1).await;
     assert_eq!(
         gateway.line().await,
         format!("ready    in front of {socket}")
@@ -131,9 +138,11 @@ async fn a_gateway_prints_waiting_until_its_engine_is_up() {
 #[tokio::test]
 async fn sigterm_lets_a_running_stream_finish() {
     let program = serve().env("TEST_RUNNER_FREQUENCY_MS", "5");
-    let (mut running, addresses) = started(program, 2).await;
+    let (mut running, addresses) = start_and_read_addresses(program, 2).await;
     let body = json!({"prompt": "a", "max_tokens": 50, "stream": true});
-    let mut stream = completion(&body).send_to(host(&addresses[0])).await;
+    let mut stream = completion(&body)
+        .send_to(host_and_port(&addresses[0]))
+        .await;
     assert!(stream.line().await.is_some());
     running.signal(Signal::TERM);
     assert!(running.line().await.starts_with("draining "));
@@ -147,9 +156,11 @@ async fn sigterm_lets_a_running_stream_finish() {
 async fn a_second_signal_ends_the_server_at_once() {
     let program = serve().args(["--drain-timeout", "3600", "--test-runner-silent-at", "1"]);
     let program = program.env("TEST_RUNNER_FREQUENCY_MS", "0");
-    let (mut running, addresses) = started(program, 2).await;
+    let (mut running, addresses) = start_and_read_addresses(program, 2).await;
     let body = json!({"prompt": "a", "stream": true});
-    let mut stream = completion(&body).send_to(host(&addresses[0])).await;
+    let mut stream = completion(&body)
+        .send_to(host_and_port(&addresses[0]))
+        .await;
     assert!(stream.line().await.is_some());
     running.signal(Signal::TERM);
     assert!(running.line().await.starts_with("draining "));
@@ -212,12 +223,12 @@ async fn an_invalid_log_filter_is_rejected() {
     assert!(outcome.stderr.contains("TOKENWAY_LOG"), "{outcome:?}");
 }
 
-/// A server on free ports, except for this setting.
+/// Returns a server program on free ports, with one more setting.
 fn serve_with(setting: &str, value: &str) -> Program {
     let flags = ["--http-listen", "--grpc-listen"];
     let free = flags.into_iter().filter(|flag| *flag != setting);
     let program = free.fold(tokenway().arg("serve"), |program, flag| {
-        program.args([flag, FREE])
+        program.args([flag, FREE_PORT])
     });
     program.args([setting, value])
 }
@@ -290,23 +301,24 @@ async fn no_prompt_completion_or_user_is_in_any_log_or_metric() {
     let log = folder.path().join("log");
     let program = serve().args(["--test-runner-fail-at", "3"]).log_to(&log);
     let program = program.env("TOKENWAY_LOG", "debug,tokenway=trace");
-    let (running, addresses) = started(program.env("TEST_RUNNER_FREQUENCY_MS", "0"), 2).await;
+    let (running, addresses) =
+        start_and_read_addresses(program.env("TEST_RUNNER_FREQUENCY_MS", "0"), 2).await;
     let [http, grpc] = &addresses[..] else {
         panic!("expected two addresses")
     };
-    // A completion that succeeds, one that fails, and an invalid request.
+    // The requests are: a completion that succeeds, a completion that fails, and an invalid request.
     for body in [
         json!({"prompt": "canary", "user": "canary", "max_tokens": 2}),
         json!({"prompt": "canary", "user": "canary", "max_tokens": 9, "stream": true}),
         json!({"prompt": ["canary", 1]}),
     ] {
-        let mut response = completion(&body).send_to(host(http)).await;
+        let mut response = completion(&body).send_to(host_and_port(http)).await;
         response.rest().await;
     }
     let arguments = ["complete", "canary", "--grpc", "--server", grpc];
     let failed = tokenway().args(arguments).run().await;
     assert_eq!(failed.stdout, "token_0token_1token_2");
-    let mut metrics = get("/metrics").send_to(host(http)).await;
+    let mut metrics = get("/metrics").send_to(host_and_port(http)).await;
     let metrics = metrics.rest().await.text;
     assert_eq!(running.interrupt().await, Some(0));
     let log = std::fs::read_to_string(log).expect("a log");

@@ -13,9 +13,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout};
 
-/// Far above the limits set by these tests and far below the defaults.
-const SOON: Duration = Duration::from_secs(5);
-const LIMIT: Duration = Duration::from_millis(200);
+/// Time within which the server must act: far above the timeouts that these tests set, and far below the defaults.
+const WAIT_LIMIT: Duration = Duration::from_secs(5);
+const SHORT_TIMEOUT: Duration = Duration::from_millis(200);
 
 async fn server(change: impl FnOnce(&mut Limits)) -> TestServer {
     Setup::test_runner(full_speed())
@@ -24,8 +24,8 @@ async fn server(change: impl FnOnce(&mut Limits)) -> TestServer {
         .await
 }
 
-/// Sends these bytes and reads until the server closes the connection, which must happen within `SOON`.
-async fn closed_soon(server: &TestServer, bytes: &[u8]) -> String {
+/// Sends these bytes, and reads until the server closes the connection. The server must do so within `WAIT_LIMIT`.
+async fn send_and_read_until_closed(server: &TestServer, bytes: &[u8]) -> String {
     let connected = TcpStream::connect(server.http_address()).await;
     let mut stream = connected.expect("the server accepts connections");
     stream
@@ -33,7 +33,7 @@ async fn closed_soon(server: &TestServer, bytes: &[u8]) -> String {
         .await
         .expect("the bytes are written");
     let mut answer = Vec::new();
-    let closed = timeout(SOON, stream.read_to_end(&mut answer)).await;
+    let closed = timeout(WAIT_LIMIT, stream.read_to_end(&mut answer)).await;
     closed
         .expect("the server closes the connection")
         .expect("the response can be read");
@@ -42,17 +42,17 @@ async fn closed_soon(server: &TestServer, bytes: &[u8]) -> String {
 
 #[tokio::test]
 async fn a_connection_without_headers_is_closed() {
-    let server = server(|limits| limits.header_timeout = LIMIT).await;
-    closed_soon(&server, b"POST /v1/completions HTTP/1.1\r\nhost: te").await;
-    closed_soon(&server, b"").await;
+    let server = server(|limits| limits.header_timeout = SHORT_TIMEOUT).await;
+    send_and_read_until_closed(&server, b"POST /v1/completions HTTP/1.1\r\nhost: te").await;
+    send_and_read_until_closed(&server, b"").await;
 }
 
 #[tokio::test]
 async fn a_stalled_body_closes_the_connection() {
-    let server = server(|limits| limits.body_timeout = LIMIT).await;
+    let server = server(|limits| limits.body_timeout = SHORT_TIMEOUT).await;
     let mut request = completion(&json!({"prompt": "a"})).bytes();
     request.pop();
-    let answer = closed_soon(&server, &request).await;
+    let answer = send_and_read_until_closed(&server, &request).await;
     assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
 }
 
@@ -62,14 +62,14 @@ async fn a_body_slower_than_its_deadline_is_a_504() {
     let request = completion(&json!({"prompt": "a"})).header("x-request-timeout", "0.1");
     let mut bytes = request.bytes();
     bytes.pop();
-    let answer = closed_soon(&server, &bytes).await;
+    let answer = send_and_read_until_closed(&server, &bytes).await;
     assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
 }
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// Sends a request and reads its whole response. The connection stays open.
-async fn answered_once(server: &TestServer, request: &[u8]) -> (TcpStream, String) {
+/// Sends a request and reads its whole response. Returns the connection, which stays open.
+async fn send_and_read_response(server: &TestServer, request: &[u8]) -> (TcpStream, String) {
     let mut stream = TcpStream::connect(server.http_address())
         .await
         .expect("the server accepts connections");
@@ -86,12 +86,12 @@ async fn answered_once(server: &TestServer, request: &[u8]) -> (TcpStream, Strin
     (stream, answer)
 }
 
-const ALIVE: &[u8] = b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\n";
+const LIVEZ_REQUEST: &[u8] = b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\n";
 
-/// Reads until the server closes the connection, which must happen within `SOON`.
+/// Reads until the server closes the connection. The server must do so within `WAIT_LIMIT`.
 async fn read_until_closed(mut stream: TcpStream) -> String {
     let mut rest = String::new();
-    let closed = timeout(SOON, stream.read_to_string(&mut rest)).await;
+    let closed = timeout(WAIT_LIMIT, stream.read_to_string(&mut rest)).await;
     closed
         .expect("the server closes the connection")
         .expect("the connection is not reset");
@@ -101,25 +101,25 @@ async fn read_until_closed(mut stream: TcpStream) -> String {
 #[tokio::test]
 async fn an_idle_connection_is_closed_after_the_keep_alive_timeout() {
     let server = server(|limits| {
-        limits.header_timeout = LIMIT;
-        limits.keep_alive_timeout = 4 * LIMIT;
+        limits.header_timeout = SHORT_TIMEOUT;
+        limits.keep_alive_timeout = 4 * SHORT_TIMEOUT;
     })
     .await;
-    let (stream, _) = answered_once(&server, ALIVE).await;
+    let (stream, _) = send_and_read_response(&server, LIVEZ_REQUEST).await;
     let idle_since = Instant::now();
     assert_eq!(read_until_closed(stream).await, "");
-    // The server's timer started slightly before the response was read.
-    assert!(idle_since.elapsed() > 3 * LIMIT);
+    // The server's timer started slightly before the test read the response.
+    assert!(idle_since.elapsed() > 3 * SHORT_TIMEOUT);
 }
 
 #[tokio::test]
 async fn the_header_timeout_applies_to_later_requests() {
     let server = server(|limits| {
-        limits.header_timeout = LIMIT;
+        limits.header_timeout = SHORT_TIMEOUT;
         limits.keep_alive_timeout = HOUR;
     })
     .await;
-    let (mut stream, _) = answered_once(&server, ALIVE).await;
+    let (mut stream, _) = send_and_read_response(&server, LIVEZ_REQUEST).await;
     stream
         .write_all(b"GET /livez HTTP/1.1\r\nho")
         .await
@@ -131,38 +131,38 @@ async fn the_header_timeout_applies_to_later_requests() {
 async fn a_pipelined_partial_request_is_bound_by_the_keep_alive_timeout() {
     let server = server(|limits| {
         limits.header_timeout = HOUR;
-        limits.keep_alive_timeout = LIMIT;
+        limits.keep_alive_timeout = SHORT_TIMEOUT;
     })
     .await;
-    let whole_and_half = [ALIVE, b"GET /livez HTTP/1.1\r\nho"].concat();
-    let answers = closed_soon(&server, &whole_and_half).await;
+    let whole_and_half = [LIVEZ_REQUEST, b"GET /livez HTTP/1.1\r\nho"].concat();
+    let answers = send_and_read_until_closed(&server, &whole_and_half).await;
     assert_eq!(answers.matches("HTTP/1.1 200").count(), 1, "{answers}");
 }
 
 #[tokio::test]
 async fn responses_state_the_keep_alive_timeout() {
     let server = server(|_| ()).await;
-    let (_, answer) = answered_once(&server, ALIVE).await;
+    let (_, answer) = send_and_read_response(&server, LIVEZ_REQUEST).await;
     assert!(
         answer.contains("\r\nkeep-alive: timeout=74\r\n"),
         "{answer}"
     );
     let last = b"GET /livez HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
-    let (_, answer) = answered_once(&server, last).await;
+    let (_, answer) = send_and_read_response(&server, last).await;
     assert!(!answer.contains("keep-alive"), "{answer}");
 }
 
 /// HTTP/2 preface and an empty SETTINGS frame.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// Sends the preface and nothing else. Returns what the server sends until it closes the connection.
-async fn closed_soon_after_preface(server: &TestServer) -> Vec<u8> {
+/// Sends the HTTP/2 preface and nothing else. Returns what the server sends until it closes the connection.
+async fn send_preface_and_read_until_closed(server: &TestServer) -> Vec<u8> {
     let connected = TcpStream::connect(server.http_address()).await;
     let mut stream = connected.expect("the server accepts connections");
     let written = stream.write_all(PREFACE).await;
     written.expect("the preface is written");
     let mut received = Vec::new();
-    let closed = timeout(SOON, stream.read_to_end(&mut received)).await;
+    let closed = timeout(WAIT_LIMIT, stream.read_to_end(&mut received)).await;
     closed
         .expect("the server closes the connection")
         .expect("the response can be read");
@@ -171,9 +171,9 @@ async fn closed_soon_after_preface(server: &TestServer) -> Vec<u8> {
 
 #[tokio::test]
 async fn an_idle_http2_connection_is_closed() {
-    let server = server(|limits| limits.keep_alive_timeout = LIMIT).await;
-    let received = closed_soon_after_preface(&server).await;
-    // The last stream id is the maximum: a request that is already on its way would still be served.
+    let server = server(|limits| limits.keep_alive_timeout = SHORT_TIMEOUT).await;
+    let received = send_preface_and_read_until_closed(&server).await;
+    // The GOAWAY frame has the maximum stream id: the server would still serve a request that is already on its way.
     let go_away = b"\0\0\x08\x07\0\0\0\0\0\x7f\xff\xff\xff\0\0\0\0";
     assert!(
         received
@@ -184,8 +184,8 @@ async fn an_idle_http2_connection_is_closed() {
 
 #[tokio::test]
 async fn an_http2_peer_that_ignores_pings_is_disconnected() {
-    let server = server(|limits| limits.ping_interval = LIMIT).await;
-    closed_soon_after_preface(&server).await;
+    let server = server(|limits| limits.ping_interval = SHORT_TIMEOUT).await;
+    send_preface_and_read_until_closed(&server).await;
 }
 
 #[tokio::test]
@@ -195,9 +195,9 @@ async fn a_drain_does_not_wait_for_partial_requests() {
     half.write_all(b"POST /v1/completions HTTP/1.1\r\nho")
         .await
         .unwrap();
-    // A response on a later connection shows that the first connection was accepted.
+    // A response on a second connection shows that the server has accepted the first one.
     assert_eq!(get("/livez").send(&server).await.status, 200);
-    timeout(SOON, server.drain())
+    timeout(WAIT_LIMIT, server.drain())
         .await
         .expect("the drain waits for nothing")
         .assert_all_gauges_are_zero();
@@ -206,15 +206,16 @@ async fn a_drain_does_not_wait_for_partial_requests() {
 
 #[tokio::test]
 async fn a_peer_that_reads_nothing_is_disconnected() {
-    let server = server(|limits| limits.write_timeout = LIMIT).await;
+    let server = server(|limits| limits.write_timeout = SHORT_TIMEOUT).await;
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4_096).unwrap();
     let address = server.http_address().parse().unwrap();
     let mut stalled = socket.connect(address).await.unwrap();
     let body = json!({"prompt": "a", "max_tokens": 1_000_000, "stream": true});
     stalled.write_all(&completion(&body).bytes()).await.unwrap();
-    // The drain timeout is longer than `SOON`, so the drain ends only because the connection is closed.
-    timeout(SOON, server.drain())
+    // The drain timeout is longer than `WAIT_LIMIT`. The drain therefore ends in time only if the server closes the
+    // connection.
+    timeout(WAIT_LIMIT, server.drain())
         .await
         .expect("the stalled connection is closed")
         .assert_all_gauges_are_zero();
@@ -251,7 +252,7 @@ async fn a_truncated_http_1_0_stream_ends_with_a_reset() {
     let server = Setup::test_runner(silent_at(2)).start().await;
     let body = json!({"prompt": "a", "max_tokens": 5, "stream": true});
     let request = String::from_utf8(completion(&body).bytes()).unwrap();
-    // hyper does not notice the end of the connection behind this unread byte.
+    // hyper does not notice that the connection has ended while this byte is unread.
     let request = request.replace("HTTP/1.1", "HTTP/1.0") + "x";
     let mut stream = TcpStream::connect(server.http_address()).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();

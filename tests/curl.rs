@@ -1,11 +1,11 @@
-//! curl as a client of the HTTP API, with command lines as typed in a shell.
+//! curl as a client of the HTTP API, with command lines as a user types them in a shell.
 
 mod support;
 
 use rustix::process::Signal;
 use serde_json::Value;
 use support::http::texts;
-use support::program::{Outcome, Program, curl, serving};
+use support::program::{Outcome, Program, curl, start_server};
 use support::{Setup, TestServer, full_speed};
 use tokenway::runner::llm_test::TestRunnerOptions;
 
@@ -25,7 +25,7 @@ async fn server() -> TestServer {
     Setup::test_runner(full_speed()).start().await
 }
 
-/// A server whose streams all fail instead of emitting token 10.
+/// Starts a server on which every stream fails in place of token 10.
 async fn failing_server() -> TestServer {
     let options = TestRunnerOptions {
         fail_at: Some(10),
@@ -34,7 +34,7 @@ async fn failing_server() -> TestServer {
     Setup::test_runner(options).start().await
 }
 
-/// curl with a completion request of this body.
+/// Returns curl with a completion request that has this body.
 fn completion(url: &str, body: &str) -> Program {
     let program = curl().args(["--no-buffer", "--data", body]);
     let program = program.args(["--header", "content-type: application/json"]);
@@ -125,14 +125,14 @@ async fn a_failing_http2_stream_has_a_failure_exit_code() {
     let request = completion(&server.http_url(), STREAM).arg("--http2-prior-knowledge");
     let outcome = request.run().await;
     assert_eq!(outcome.code, HTTP2_STREAM_ERROR, "{}", outcome.stderr);
-    // curl may receive the error record and the reset together, and then it drops the record.
+    // If curl receives the error record and the reset together, it drops the record.
     assert!(!outcome.stdout.contains("token_10"), "{}", outcome.stdout);
     assert!(!outcome.stdout.contains(r#""finish_reason":"length""#));
 }
 
 #[tokio::test]
 async fn a_truncated_stream_has_a_failure_exit_code() {
-    let (server, [http, _]) = serving(&["--test-runner-frequency-ms", "1"]).await;
+    let (server, [http, _]) = start_server(&["--test-runner-frequency-ms", "1"]).await;
     let mut curl = completion(&http, ENDLESS).start();
     assert!(curl.line().await.contains("token_0"));
     server.signal(Signal::KILL);

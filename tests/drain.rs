@@ -1,4 +1,5 @@
-//! Draining: new requests are rejected, running streams may finish, and streams that take too long end with an error.
+//! Draining: new requests are rejected, running streams may finish, and a stream that takes too long ends with an
+//! error.
 
 mod support;
 
@@ -83,7 +84,7 @@ async fn streams_of_a_gateway_report_that_their_engine_drains() {
     assert_eq!(record["error"]["code"], "draining");
     assert_eq!(record["error"]["tokens_delivered"], 2);
     assert_eq!(response.rest().await.end, End::Unclean);
-    // No engine is left.
+    // The gateway has no engine left that accepts requests.
     let (status, code, _) = http_error(&gateway, completion(&body)).await;
     assert_eq!((status, code.as_str()), (503, "no_worker"));
     gateway.drain().await.assert_all_gauges_are_zero();

@@ -1,4 +1,5 @@
-//! Early response headers for streamed requests that wait in the queue longer than proxies wait for headers.
+//! Early response headers: a streamed request gets its headers while it waits in the queue, before a proxy's timeout
+//! for headers expires.
 
 mod support;
 
@@ -6,20 +7,21 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::http::{End, Request, Response, completion, expected_error, http_error};
-use support::{Counts, Setup, TestServer, grpc, silent_at};
+use support::metrics::MetricsSnapshot;
+use support::{Setup, TestServer, grpc, silent_at};
 use tokenway::proto::v1;
 use tokio::time::timeout;
 use tonic::Streaming;
 
-const SHORT: Duration = Duration::from_millis(50);
+const HEADERS_AFTER: Duration = Duration::from_millis(50);
 
-/// A server with one slot whose sequences stop after their first token.
+/// Returns a server with one slot. A sequence stops after its first token but keeps the slot.
 fn one_slot() -> Setup {
     Setup::test_runner(silent_at(1)).slots(1)
 }
 
 /// Starts a stream that occupies the server's only slot.
-async fn hold_the_slot(server: &TestServer) -> Streaming<v1::CompletionEvent> {
+async fn occupy_slot(server: &TestServer) -> Streaming<v1::CompletionEvent> {
     let mut stream = server.stream(grpc::request("a", 100)).await;
     assert!(
         stream
@@ -35,15 +37,19 @@ fn stream(prompt: &Value, accept: &str) -> Request {
     completion(&json!({"prompt": prompt, "max_tokens": 1, "stream": true})).accept(accept)
 }
 
-/// Waits until a metric has this value.
-async fn counted(server: &TestServer, metric: &str, value: f64) {
+/// Waits until a metric of the server has this value.
+async fn wait_for_metric(server: &TestServer, metric: &str, value: f64) {
     let reached = async {
-        while Counts::now(server).get(metric) != value {
+        while MetricsSnapshot::take(server).get(metric) != value {
             tokio::task::yield_now().await;
         }
     };
     let reached = timeout(Duration::from_secs(10), reached).await;
-    assert!(reached.is_ok(), "{metric}: {}", Counts::now(server).0);
+    assert!(
+        reached.is_ok(),
+        "{metric}: {}",
+        MetricsSnapshot::take(server).0
+    );
 }
 
 fn assert_stream_headers(response: &Response, content_type: &str) {
@@ -60,15 +66,15 @@ fn assert_stream_headers(response: &Response, content_type: &str) {
 
 #[tokio::test]
 async fn a_queued_stream_gets_early_headers_and_then_its_tokens() {
-    let engine = one_slot().headers_after(SHORT).start().await;
-    let gateway = Setup::gateway(&[&engine]).headers_after(SHORT);
+    let engine = one_slot().headers_after(HEADERS_AFTER).start().await;
+    let gateway = Setup::gateway(&[&engine]).headers_after(HEADERS_AFTER);
     let gateway = gateway.start().await;
     for server in [&engine, &gateway] {
         for (accept, content_type) in [
             ("application/x-ndjson", "application/x-ndjson"),
             ("text/event-stream", "text/event-stream; charset=utf-8"),
         ] {
-            let running = hold_the_slot(&engine).await;
+            let running = occupy_slot(&engine).await;
             let mut response = stream(&json!("a"), accept).send(server).await;
             assert_stream_headers(&response, content_type);
             drop(running);
@@ -85,8 +91,8 @@ async fn a_queued_stream_gets_early_headers_and_then_its_tokens() {
 
 #[tokio::test]
 async fn a_queued_list_of_prompts_gets_early_headers() {
-    let server = one_slot().headers_after(SHORT).start().await;
-    let running = hold_the_slot(&server).await;
+    let server = one_slot().headers_after(HEADERS_AFTER).start().await;
+    let running = occupy_slot(&server).await;
     let prompts = json!(["a", "b", "c"]);
     let mut response = stream(&prompts, "application/x-ndjson").send(&server).await;
     assert_eq!(response.status, 200);
@@ -97,8 +103,8 @@ async fn a_queued_list_of_prompts_gets_early_headers() {
 
 #[tokio::test]
 async fn an_error_after_the_headers_is_an_error_record_and_an_unclean_end() {
-    let server = one_slot().headers_after(SHORT).start().await;
-    let running = hold_the_slot(&server).await;
+    let server = one_slot().headers_after(HEADERS_AFTER).start().await;
+    let running = occupy_slot(&server).await;
     for (accept, prefix) in [
         ("application/x-ndjson", ""),
         ("text/event-stream", "data: "),
@@ -116,17 +122,17 @@ async fn an_error_after_the_headers_is_an_error_record_and_an_unclean_end() {
     counts.assert_all_gauges_are_zero();
     let failed = counts.ended("http", "deadline_exceeded");
     assert_eq!(failed, 2.0, "{}", counts.0);
-    // An error after the headers does not count as a rejected request.
+    // An error after the response headers does not count as a rejected request.
     let rejected = "tokenway_requests_rejected_total{api=\"http\",reason=\"deadline_exceeded\"}";
     assert_eq!(counts.get(rejected), 0.0, "{}", counts.0);
 }
 
 #[tokio::test]
 async fn a_queued_stream_reports_draining_after_its_headers() {
-    let setup = one_slot().headers_after(SHORT);
+    let setup = one_slot().headers_after(HEADERS_AFTER);
     let setup = setup.drain(Duration::ZERO, Duration::from_millis(100));
     let server = setup.start().await;
-    let _running = hold_the_slot(&server).await;
+    let _running = occupy_slot(&server).await;
     let mut response = stream(&json!("a"), "*/*").send(&server).await;
     assert_eq!(response.status, 200);
     let draining = tokio::spawn(server.drain());
@@ -141,19 +147,22 @@ async fn a_queued_stream_reports_draining_after_its_headers() {
 
 #[tokio::test]
 async fn a_client_that_disconnects_after_early_headers_leaves_the_queue() {
-    let server = one_slot().headers_after(SHORT).start().await;
-    let running = hold_the_slot(&server).await;
+    let server = one_slot().headers_after(HEADERS_AFTER).start().await;
+    let running = occupy_slot(&server).await;
     let response = stream(&json!("a"), "text/event-stream").send(&server).await;
     assert_eq!(response.status, 200);
-    assert_eq!(Counts::now(&server).get("tokenway_requests_queued"), 1.0);
+    assert_eq!(
+        MetricsSnapshot::take(&server).get("tokenway_requests_queued"),
+        1.0
+    );
     drop(response);
-    counted(&server, "tokenway_cancellations_total", 1.0).await;
-    counted(&server, "tokenway_requests_queued", 0.0).await;
+    wait_for_metric(&server, "tokenway_cancellations_total", 1.0).await;
+    wait_for_metric(&server, "tokenway_requests_queued", 0.0).await;
     drop(running);
     let counts = server.drain().await;
     counts.assert_all_gauges_are_zero();
     assert_eq!(counts.ended("http", "cancelled"), 1.0, "{}", counts.0);
-    // Only the request in the slot generates a token.
+    // Only the request in the slot has generated a token.
     assert_eq!(counts.get("tokenway_tokens_generated_total"), 1.0);
 }
 
@@ -163,7 +172,7 @@ async fn immediate_rejections_and_unary_requests_keep_their_status() {
         .queue_depth(1)
         .headers_after(Duration::from_millis(1));
     let server = server.start().await;
-    let running = hold_the_slot(&server).await;
+    let running = occupy_slot(&server).await;
     let unary = completion(&json!({"prompt": "a"})).header("x-request-timeout", "0.2");
     let expected = expected_error(504, "deadline_exceeded", None);
     assert_eq!(http_error(&server, unary).await, expected);

@@ -156,7 +156,7 @@ async fn invalid_grpc_messages_are_rejected_with_their_field() {
     assert_eq!((code, error.kind), expected);
 }
 
-/// Sends a message of the wrong type to a method. Returns the status code and the error reason.
+/// Sends a message of the wrong type to an RPC. Returns the status code and the error reason.
 async fn error_of_wrong_message(server: &TestServer, method: &str) -> (Code, String) {
     let channel = tonic::transport::Endpoint::from_shared(server.grpc_url());
     let channel = channel.expect("an address").connect().await;
@@ -165,7 +165,7 @@ async fn error_of_wrong_message(server: &TestServer, method: &str) -> (Code, Str
     let path = format!("/tokenway.v1.Inference/{method}")
         .parse()
         .expect("a path");
-    // The first field of this message is a number; that of a completion request is the model name.
+    // The first field of `Usage` is a number. The first field of a completion request is the model's name.
     let message = v1::Usage {
         prompt_tokens: 1,
         ..v1::Usage::default()
@@ -237,7 +237,7 @@ async fn invalid_paths_methods_types_and_sizes_have_an_error_object() {
             expected_error(415, "unsupported_media_type", None),
         ),
         (
-            // Rejected by its declared length, before any of it is read.
+            // The server rejects this request because of its declared length, before it reads the body.
             completion(&body).header("content-length", "67108864"),
             expected_error(413, "request_too_large", None),
         ),

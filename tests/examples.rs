@@ -1,4 +1,4 @@
-//! Every example does what its header says and reports failures with exit code 1.
+//! Every example does what its header says, and reports failures with exit code 1.
 
 mod support;
 
@@ -13,7 +13,7 @@ use tokenway::proto::v1::inference_client::InferenceClient;
 use tokenway::runner::llm_test::TestRunnerOptions;
 use tokio::net::TcpSocket;
 
-/// The text of the test runner's first `count` tokens.
+/// Returns the text of the test runner's first `count` tokens.
 fn tokens(count: usize) -> String {
     (0..count).map(|index| format!("token_{index}")).collect()
 }
@@ -22,7 +22,7 @@ async fn server() -> TestServer {
     Setup::test_runner(full_speed()).start().await
 }
 
-/// A server whose streams all fail instead of emitting token 3.
+/// Starts a server on which every stream fails in place of token 3.
 async fn failing_server() -> TestServer {
     let options = TestRunnerOptions {
         fail_at: Some(3),
@@ -31,7 +31,7 @@ async fn failing_server() -> TestServer {
     Setup::test_runner(options).start().await
 }
 
-/// An address that is bound but on which nothing listens.
+/// Returns an address that refuses connections. The socket keeps the address reserved.
 fn unreachable_address() -> (TcpSocket, String) {
     let socket = TcpSocket::new_v4().expect("a socket");
     let any_port = "127.0.0.1:0".parse().expect("an address");
@@ -43,13 +43,13 @@ fn unreachable_address() -> (TcpSocket, String) {
     (socket, address)
 }
 
-/// A Rust example with the arguments from its header.
+/// Returns a Rust example with the arguments from its header.
 fn rust(name: &str) -> Program {
     let command = format!("cargo run --example {name} -- ");
     example(name).args(header_arguments(&format!("examples/{name}.rs"), &command))
 }
 
-/// A Python example with the arguments from its header.
+/// Returns a Python example with the arguments from its header.
 fn script(name: &str) -> Program {
     let source = format!("examples/{name}.py");
     let arguments = header_arguments(&source, &format!("python {source} "));
@@ -187,7 +187,7 @@ async fn echo() -> (Running, String, String) {
     (running, http, grpc)
 }
 
-/// The request body of the curl command in the custom runner's header.
+/// Returns the request body of the curl command in the custom runner's header.
 fn curl_body() -> String {
     let arguments = header_arguments("examples/custom_runner.rs", "curl ");
     let data = arguments.iter().position(|argument| argument == "-d");
@@ -212,7 +212,7 @@ async fn custom_runner_echoes_the_prompt_over_http_until_interrupted() {
     let last = lines.last().expect("a line");
     assert_eq!(last["choices"][0]["finish_reason"], "stop");
     assert_eq!(last["model"], "echo");
-    // The drain would wait briefly for a client that may still be reading.
+    // Drop the response: the drain waits briefly for a client that may still be reading.
     drop(response);
     assert_eq!(running.interrupt().await, Some(0));
 }

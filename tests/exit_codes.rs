@@ -1,4 +1,4 @@
-//! Processes exit with their documented exit codes, also while their devices compute.
+//! Processes exit with their documented exit codes, even while their devices compute.
 
 mod support;
 
@@ -16,9 +16,9 @@ use tokenway::runner::{
 use tokenway::server::ServerParts;
 use tokenway::server::run::{RunError, until_signalled};
 
-/// A loader with a bug: the first of its models that is dropped panics. The scheduler's task drops it, because only
-/// one model is kept when several workers load the same.
-struct Flawed {
+/// A loader with a planted bug: the first model of this loader that is dropped panics. The scheduler's task drops it,
+/// because the engine keeps only one model if several workers load the same.
+struct FlawedLoader {
     loader: TestRunnerLoader,
     has_panicked: Arc<AtomicBool>,
 }
@@ -28,7 +28,7 @@ struct FlawedModel {
     has_panicked: Arc<AtomicBool>,
 }
 
-impl Loader for Flawed {
+impl Loader for FlawedLoader {
     fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
         let LoadedModel { model, runner } = self.loader.load(slots, progress)?;
         let has_panicked = Arc::clone(&self.has_panicked);
@@ -69,8 +69,8 @@ impl Drop for FlawedModel {
     }
 }
 
-fn flawed() -> ServerParts {
-    let loader = Flawed {
+fn flawed_parts() -> ServerParts {
+    let loader = FlawedLoader {
         loader: TestRunnerLoader::new(TestRunnerOptions::default()),
         has_panicked: Arc::default(),
     };
@@ -86,7 +86,7 @@ async fn a_server_whose_scheduler_panics_drains_and_fails() {
         Output::to_writer("err", std::io::sink()),
     );
     let (out, err) = (out.expect("a thread starts"), err.expect("a thread starts"));
-    let ended = until_signalled(flawed(), &out, &err).await;
+    let ended = until_signalled(flawed_parts(), &out, &err).await;
     let Err(RunError::Panicked(panicked)) = ended else {
         panic!("the server ended with {ended:?}");
     };
@@ -98,7 +98,7 @@ async fn a_server_whose_scheduler_panics_drains_and_fails() {
 
 #[cfg(feature = "llama-cpp")]
 mod real_model {
-    //! llama.cpp computes on its own threads while the process exits.
+    //! Tests with llama.cpp, which computes on its own threads while the process exits.
 
     use rustix::process::Signal;
     use serde_json::json;
@@ -112,7 +112,7 @@ mod real_model {
     /// Number of streams that run while the server exits.
     const STREAMS: usize = 4;
 
-    /// Number of exits of each kind. `scripts/test_long.sh` sets a higher one.
+    /// Number of times that each kind of exit is tested. `scripts/test_long.sh` raises it.
     fn repetitions(default: usize) -> usize {
         let variable = std::env::var("TOKENWAY_TEST_EXITS");
         variable.map_or(default, |count| count.parse().expect("a number"))
@@ -130,14 +130,14 @@ mod real_model {
         program.args(model_arguments())
     }
 
-    /// Reads the address of the HTTP API from the server's first line.
+    /// Reads the address of the HTTP API from the first line that the server prints.
     async fn http_address(server: &mut Running) -> String {
         let line = server.line().await;
         let url = line.split_whitespace().nth(1).expect("a URL");
         url.replace("http://", "")
     }
 
-    /// Streams that have started and run until they are dropped.
+    /// Starts streams, which then run until they are dropped.
     async fn streams(address: &str) -> Vec<Response> {
         let body =
             json!({"prompt": "Once", "max_tokens": 2_000, "ignore_eos": true, "stream": true});
@@ -150,7 +150,7 @@ mod real_model {
         streams
     }
 
-    async fn computing(program: Program) -> (Running, Vec<Response>) {
+    async fn start_and_stream(program: Program) -> (Running, Vec<Response>) {
         let mut server = program.start();
         let address = http_address(&mut server).await;
         while !server.line().await.starts_with("ready ") {}
@@ -158,12 +158,12 @@ mod real_model {
         (server, streams)
     }
 
-    async fn is_draining(server: &mut Running) {
+    async fn wait_until_draining(server: &mut Running) {
         assert!(server.line().await.starts_with("draining "));
     }
 
-    /// Asserts the exit code; a signal's number would show as no code.
-    async fn ends_with(server: Running, code: i32, repetition: usize) {
+    /// Asserts the exit code. A process that a signal ended has no exit code.
+    async fn assert_exit_code(server: Running, code: i32, repetition: usize) {
         let status = server.status().await;
         assert_eq!(status.code(), Some(code), "exit {repetition}: {status}");
     }
@@ -171,16 +171,16 @@ mod real_model {
     #[tokio::test]
     async fn a_second_signal_while_a_model_computes_exits_with_1() {
         for repetition in 0..repetitions(20) {
-            let (mut server, mut streams) = computing(serve()).await;
+            let (mut server, mut streams) = start_and_stream(serve()).await;
             server.signal(Signal::TERM);
-            is_draining(&mut server).await;
-            // Every stream is past prefill now. An ordinary exit would crash about one time in ten.
+            wait_until_draining(&mut server).await;
+            // Every stream has finished its prefill by now. An ordinary exit would crash about one time in ten.
             for _ in 0..7 {
                 assert!(streams[STREAMS - 1].line().await.is_some());
             }
-            // A different signal is never mistaken for a repetition of the first.
+            // A different signal never counts as a repetition of the first signal.
             server.signal(Signal::INT);
-            ends_with(server, 1, repetition).await;
+            assert_exit_code(server, 1, repetition).await;
             drop(streams);
         }
     }
@@ -188,9 +188,9 @@ mod real_model {
     #[tokio::test]
     async fn a_drain_that_cuts_off_running_streams_exits_with_0() {
         for repetition in 0..repetitions(5) {
-            let (server, streams) = computing(serve().args(["--drain-timeout", "0"])).await;
+            let (server, streams) = start_and_stream(serve().args(["--drain-timeout", "0"])).await;
             server.signal(Signal::TERM);
-            ends_with(server, 0, repetition).await;
+            assert_exit_code(server, 0, repetition).await;
             drop(streams);
         }
     }
@@ -202,11 +202,11 @@ mod real_model {
             http_address(&mut server).await;
             assert!(server.line().await.starts_with("gRPC "));
             server.signal(Signal::TERM);
-            // The model may have been loaded just before.
+            // The model may just have been loaded, so the line `ready` may come first.
             while !server.line().await.starts_with("draining ") {}
             server.signal(Signal::INT);
             let status = server.status().await;
-            // The drain may also have finished just before.
+            // The drain may just have been completed, so the exit code is 0 or 1.
             assert!(
                 matches!(status.code(), Some(0 | 1)),
                 "exit {repetition}: {status}"
@@ -249,10 +249,10 @@ mod real_model {
             let listen = ["serve", "--http-listen", free, "--grpc-listen", free];
             let engine = tokenway().args(listen).args(["--runner", "attached"]);
             let engine = engine.args(["--model-name", "m", "--worker-listen", &socket]);
-            // The engine is ready once the worker is.
-            let (engine, streams) = computing(engine.args(["--drain-grace", "0"])).await;
+            // The engine becomes ready only after its worker.
+            let (engine, streams) = start_and_stream(engine.args(["--drain-grace", "0"])).await;
             worker.signal(Signal::TERM);
-            ends_with(worker, 0, repetition).await;
+            assert_exit_code(worker, 0, repetition).await;
             drop(streams);
             assert_eq!(engine.interrupt().await, Some(0));
         }
@@ -269,7 +269,7 @@ mod real_model {
         let server: TestServer = Setup::runner("smollm2", loader, STREAMS).start().await;
         let streams = streams(&server.http_address()).await;
         drop(server);
-        // The device thread holds the loader until it ends.
+        // The device thread holds a reference to the loader until the thread ends.
         assert_eq!(device.strong_count(), 0);
         drop(streams);
     }

@@ -22,7 +22,7 @@ async fn gateway(engines: &[&str]) -> TestServer {
     Setup::gateway_at(engines).start().await
 }
 
-/// Sends a request that must be rejected. Returns the status and the error code.
+/// Sends a request that must be rejected. Returns the status and the error code of the rejection.
 async fn status_and_code(gateway: &TestServer, request: Request) -> (u16, String) {
     let (response, body) = request.fetch(gateway).await;
     (response.status, body.error().0)
@@ -63,7 +63,7 @@ async fn killing_an_engine_ends_its_streams_with_an_error() {
     assert_eq!(record["error"]["retryable"], true);
     assert_eq!(response.rest().await.end, End::Unclean);
     engine.end().await;
-    // The request may use the broken connection or fail to open a new one. Both errors are retryable.
+    // The request either uses the broken connection or fails to open a new one. Both errors are retryable.
     let (status, code) = status_and_code(&gateway, stream()).await;
     let known = [(502, "upstream_error"), (503, "no_worker")];
     assert!(known.contains(&(status, code.as_str())), "{status} {code}");
@@ -214,7 +214,7 @@ async fn the_unknown_model_error_lists_the_models_of_all_engines() {
     let (first, second) = (engine("first").await, engine("second").await);
     let gateway = Setup::gateway(&[&first, &second]).start().await;
     let fetch = async |body: &Value| completion(body).fetch(&gateway).await;
-    // The gateway waits until it knows the models of both engines.
+    // Wait until the gateway knows the models of both engines.
     let (response, body) = fetch(&json!({"prompt": "a", "model": "third"})).await;
     assert_eq!(response.status, 404);
     let message = body.json()["error"]["message"].to_string();

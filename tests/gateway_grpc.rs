@@ -1,4 +1,4 @@
-//! The gRPC API of a gateway, and the engines of its cluster.
+//! The gRPC API of a gateway, and changes to its list of engines.
 
 mod support;
 
@@ -31,7 +31,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-/// The context of a request that no server has received.
+/// Creates a request context without a server.
 fn request_context() -> RequestContext {
     RequestContext::new(Arrival {
         id: RequestId::random(),
@@ -92,7 +92,7 @@ async fn a_gateways_grpc_api_is_the_service_of_its_engines() {
     drop(client);
     let counts = gateway.drain().await;
     counts.assert_all_gauges_are_zero();
-    // The completion and the four other calls.
+    // The five requests are the completion and the four other calls.
     assert_eq!(counts.ended("grpc", "ok"), 5.0, "{}", counts.0);
 }
 
@@ -134,7 +134,7 @@ async fn a_grpc_deadline_reaches_the_engine_through_the_gateway() {
     let mut call = tonic::Request::new(grpc::request("a", 5));
     call.set_timeout(Duration::from_millis(300));
     let stream = gateway.stream(call).await;
-    // Without a deadline from the client, the engine's default of one minute would apply.
+    // Without the client's deadline, the engine would apply its default of one minute.
     let completion = timeout(Duration::from_secs(20), grpc::collect(stream)).await;
     let completion = completion.expect("the client's deadline reaches the engine");
     assert_eq!(completion.count(0), 2);
@@ -241,7 +241,7 @@ async fn a_gateway_that_reaches_itself_under_another_name_sends_itself_no_reques
     let (response, body) = stream().fetch(&gateway).await;
     let error = body.json()["error"].clone();
     let message = error["message"].as_str().expect("a message");
-    // The request may come before or after the gateway finds out.
+    // The request may arrive before or after the gateway has noticed that the engine is gone.
     match (response.status, error["code"].as_str()) {
         (502, Some("upstream_error")) => {
             assert!(message.contains("is an engine of itself"), "{message}");
@@ -286,7 +286,7 @@ async fn an_engine_that_leaves_the_membership_finishes_its_streams() {
         .send(vec![address(&joining)])
         .await
         .expect("it is followed");
-    // The cluster takes the next snapshot only after it has applied this one.
+    // The cluster takes a snapshot from the channel only after it has applied the previous one.
     snapshots
         .send(vec![address(&joining)])
         .await

@@ -1,4 +1,4 @@
-//! HTTP/2: small flow-control windows, unread streams and floods of cancellations.
+//! HTTP/2: small flow-control windows, unread streams, and floods of cancellations.
 
 mod support;
 
@@ -81,11 +81,11 @@ async fn too_many_headers_are_a_431() {
 async fn an_early_response_does_not_reset_the_upload() {
     let server = Setup::test_runner(full_speed()).start().await;
     let connection = Connection::open(&server.http_address(), 65_535).await;
-    let (status, is_taken) = connection.upload_to_nowhere(500_000).await;
+    let (status, is_taken) = connection.upload_to_unknown_path(500_000).await;
     assert_eq!((status.as_u16(), is_taken), (404, true));
 }
 
-/// The body of a request for `max_tokens` tokens.
+/// Returns the body of a request for `max_tokens` tokens.
 fn completion_body(api: Api, max_tokens: u32) -> Vec<u8> {
     match api {
         Api::Http => json!({"prompt": "a", "max_tokens": max_tokens, "stream": true})
@@ -103,7 +103,7 @@ async fn frames_to(server: &TestServer, api: Api) -> Frames {
     Frames::open(&address, api).await
 }
 
-/// Reads until a stream ends cleanly and counts the tokens in its frames.
+/// Reads until a stream ends cleanly. Returns the number of tokens in its frames.
 async fn tokens_of(frames: &mut Frames, stream: u32) -> usize {
     let mut bytes = Vec::new();
     loop {
@@ -136,7 +136,7 @@ async fn a_thousand_cancelled_requests_affect_no_other_stream() {
         assert_eq!(first.stream, 1);
         let cancelled = frames.cancelled(3, 1_000, &completion_body(api, 10));
         frames.write(&cancelled).await.unwrap();
-        // Some clients reset a stream again for each frame that was in flight when they cancelled it.
+        // After some clients have cancelled a stream, they reset it again for each late frame.
         let again = Frames::resets(3, 1_000).repeat(20);
         frames.write(&again).await.unwrap();
         let rest = tokens_of(&mut frames, 1).await;
@@ -158,7 +158,7 @@ async fn endless_cancellation_is_answered_with_enhance_your_calm() {
         let undisturbed = other.request(1, &completion_body(api, 100));
         other.write(&undisturbed).await.unwrap();
         let mut frames = frames_to(&server, api).await;
-        // Short bodies, so that all of them fit the connection window.
+        // The bodies are short, so that all of them fit into the connection's flow-control window.
         let cancelled = frames.cancelled(1, 20_000, b"{}");
         let end = frames.write_until(&cancelled, GO_AWAY).await;
         assert_eq!(end.code(), u32::from(Reason::ENHANCE_YOUR_CALM), "{api:?}");

@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::http::{End, completion, texts};
-use support::{Counts, Setup, TestServer, full_speed, grpc, silent_at, with_interval};
+use support::metrics::MetricsSnapshot;
+use support::{Setup, TestServer, full_speed, grpc, silent_at, with_interval};
 use tokenway::error::{Error, ErrorKind};
 use tokenway::proto::v1;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::{Code, Request, Status, Streaming};
 
 /// Starts a stream that occupies the server's only slot.
-async fn hold_the_slot(server: &TestServer) -> Streaming<v1::CompletionEvent> {
+async fn occupy_slot(server: &TestServer) -> Streaming<v1::CompletionEvent> {
     let mut stream = server.stream(grpc::request("a", 100)).await;
     assert!(
         stream
@@ -25,7 +26,7 @@ async fn hold_the_slot(server: &TestServer) -> Streaming<v1::CompletionEvent> {
     stream
 }
 
-fn kind(status: &Status) -> ErrorKind {
+fn error_kind(status: &Status) -> ErrorKind {
     Error::from(status).kind
 }
 
@@ -36,7 +37,7 @@ async fn a_full_queue_answers_429_or_resource_exhausted_and_says_when_to_retry()
         .queue_depth(1)
         .start()
         .await;
-    let running = hold_the_slot(&server).await;
+    let running = occupy_slot(&server).await;
     let queued = server.stream(grpc::request("a", 1)).await;
     let status = server
         .grpc()
@@ -45,7 +46,7 @@ async fn a_full_queue_answers_429_or_resource_exhausted_and_says_when_to_retry()
         .await
         .unwrap_err();
     assert_eq!(
-        (status.code(), kind(&status)),
+        (status.code(), error_kind(&status)),
         (Code::ResourceExhausted, ErrorKind::QueueFull)
     );
     assert!(Error::from(&status).retry_after.is_some());
@@ -58,7 +59,7 @@ async fn a_full_queue_answers_429_or_resource_exhausted_and_says_when_to_retry()
     );
     assert_eq!(response.header("retry-after"), Some("1"));
     assert_eq!(response.header("retry-after-ms"), Some("1000"));
-    // The earlier requests are not affected.
+    // The earlier requests are not affected by the rejection.
     drop(running);
     assert_eq!(grpc::collect(queued).await.usage().completion_tokens, 1);
     server.drain().await.assert_all_gauges_are_zero();
@@ -67,7 +68,7 @@ async fn a_full_queue_answers_429_or_resource_exhausted_and_says_when_to_retry()
 #[tokio::test]
 async fn a_request_whose_deadline_expires_in_the_queue_never_reaches_the_device() {
     let server = Setup::test_runner(silent_at(1)).slots(1).start().await;
-    let running = hold_the_slot(&server).await;
+    let running = occupy_slot(&server).await;
     let mut request = Request::new(grpc::request("a", 1));
     request
         .metadata_mut()
@@ -109,7 +110,7 @@ async fn a_deadline_that_expires_mid_stream_ends_the_stream_with_an_error() {
     let over_grpc = grpc::collect(stream).await;
     assert_eq!(over_grpc.texts(0).len(), 3);
     assert_eq!(
-        kind(&over_grpc.error.expect("an error")),
+        error_kind(&over_grpc.error.expect("an error")),
         ErrorKind::DeadlineExceeded
     );
     assert!(over_grpc.summary.is_none());
@@ -143,7 +144,7 @@ async fn a_failed_stream_is_counted_by_api_and_error_code() {
     assert_eq!(counts.get("tokenway_cancellations_total"), 0.0);
 }
 
-/// Asserts that the lines are `tokens` tokens without a finish reason, then one error record.
+/// Asserts that the lines are `tokens` tokens without a finish reason, followed by one error record.
 fn assert_is_failed_stream(lines: &[Value], tokens: usize, code: &str) {
     let (last, lines) = lines.split_last().expect("an error record");
     assert_eq!(texts(lines, 0).len(), tokens);
@@ -188,18 +189,19 @@ async fn a_stalled_grpc_reader_is_dropped_without_affecting_others() {
         .slow_reader_timeout(Duration::from_millis(200))
         .start()
         .await;
-    let mut stalled = hold_the_slot_for_long(&server).await;
-    // The other slot keeps serving until the stalled stream no longer runs.
+    let mut stalled = occupy_slot_for_long(&server).await;
+    // The sequence in the other slot continues until the stalled stream is dropped.
     loop {
         let other = grpc::collect(server.stream(grpc::request("a", 100_000)).await).await;
         assert_eq!(other.usage().completion_tokens, 100_000);
-        if Counts::now(&server).get("tokenway_sequences_running") == 0.0 {
+        if MetricsSnapshot::take(&server).get("tokenway_sequences_running") == 0.0 {
             break;
         }
     }
     let lingering = "tokenway_requests_lingering{api=\"grpc\"}";
-    assert_eq!(Counts::now(&server).get(lingering), 1.0);
-    // A reader that resumes gets every token up to the point where it was dropped, and then the error.
+    assert_eq!(MetricsSnapshot::take(&server).get(lingering), 1.0);
+    // A slow client that resumes reading receives every token up to the point where its stream was dropped, and then
+    // the error.
     let error = loop {
         match stalled.message().await {
             Ok(event) => assert!(event.is_some(), "the stream ended without an error"),
@@ -207,13 +209,13 @@ async fn a_stalled_grpc_reader_is_dropped_without_affecting_others() {
         }
     };
     assert_eq!(
-        (error.code(), kind(&error)),
+        (error.code(), error_kind(&error)),
         (Code::Aborted, ErrorKind::SlowReader)
     );
     server.drain().await.assert_all_gauges_are_zero();
 }
 
-async fn hold_the_slot_for_long(server: &TestServer) -> Streaming<v1::CompletionEvent> {
+async fn occupy_slot_for_long(server: &TestServer) -> Streaming<v1::CompletionEvent> {
     let mut stream = server.stream(grpc::request("a", 1_048_000)).await;
     assert!(
         stream
@@ -234,11 +236,11 @@ async fn a_stalled_http_reader_gets_slow_reader_when_it_resumes() {
         .await;
     let body = json!({"prompt": "a", "max_tokens": 1_048_000, "stream": true});
     let mut stalled = completion(&body).send(&server).await;
-    // The only slot is free once the stalled stream is dropped.
+    // The only slot becomes free when the stalled stream is dropped.
     let next = grpc::collect(server.stream(grpc::request("a", 5)).await).await;
     assert_eq!(next.usage().completion_tokens, 5);
-    // The stalled stream is no longer in flight, but its connection is still open.
-    let counts = Counts::now(&server);
+    // The stalled stream is no longer in flight, although its connection is still open.
+    let counts = MetricsSnapshot::take(&server);
     let gauge = |name: &str| counts.get(&format!("tokenway_requests_{name}{{api=\"http\"}}"));
     assert_eq!((gauge("in_flight"), gauge("lingering")), (0.0, 1.0));
     let rest = stalled.rest().await;
@@ -297,13 +299,13 @@ async fn max_tokens_over_the_context_is_a_400_on_both_apis() {
     let request = grpc::request("a", 1_000_000_000);
     let status = server.grpc().await.complete(request).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
-    assert_eq!(kind(&status), ErrorKind::ContextLengthExceeded);
+    assert_eq!(error_kind(&status), ErrorKind::ContextLengthExceeded);
 }
 
 #[tokio::test]
 async fn lower_priority_numbers_are_served_first() {
     let server = Setup::test_runner(silent_at(1)).slots(1).start().await;
-    let running = hold_the_slot(&server).await;
+    let running = occupy_slot(&server).await;
     let mut later = grpc::request("a", 1);
     later.priority = Some(5);
     let mut later = server.stream(later).await;
@@ -311,7 +313,7 @@ async fn lower_priority_numbers_are_served_first() {
     first.priority = Some(-5);
     let mut first = server.stream(first).await;
     drop(running);
-    // The stream that is served first stops after one token and keeps the slot, so the other gets no event.
+    // The stream that is served first keeps the slot after its first token, so the other stream gets no event.
     tokio::select! {
         biased;
         event = later.message() => panic!("the later request was served first: {event:?}"),

@@ -1,4 +1,4 @@
-//! A real model over both APIs: its output, and that it does not depend on other sequences on the device.
+//! A real model over both APIs: its output, and the independence of its output from other sequences on the device.
 
 mod support;
 
@@ -14,10 +14,10 @@ use tokenway::proto::v1::completion_request::Input;
 use tokenway::runner::llama::{LlamaLoader, LlamaOptions};
 use tonic::{Code, Streaming};
 
-const FRANCE: &str = "The capital of France is";
+const PROMPT: &str = "The capital of France is";
 
-/// The greedy completion of `FRANCE`, 16 tokens.
-const PARIS: &str = " Paris.\n\nThe United States has a population of approximately 321";
+/// The greedy completion of `PROMPT`: 16 tokens.
+const GREEDY_TEXT: &str = " Paris.\n\nThe United States has a population of approximately 321";
 
 fn options(model_path: PathBuf) -> LlamaOptions {
     LlamaOptions {
@@ -35,20 +35,20 @@ fn setup(slots: usize) -> Setup {
     setup_with(options(model_path()), slots)
 }
 
-/// A server with eight slots, shared by the tests of this process because loading is slow.
+/// Returns a server with eight slots. All tests of this process share the server, because loading the model is slow.
 fn shared() -> Arc<SharedServer> {
     static SHARED: Mutex<Weak<SharedServer>> = Mutex::new(Weak::new());
     SharedServer::get(&SHARED, || setup(8))
 }
 
-fn greedy(prompt: &str, max_tokens: u32) -> v1::CompletionRequest {
+fn greedy_request(prompt: &str, max_tokens: u32) -> v1::CompletionRequest {
     v1::CompletionRequest {
         temperature: Some(0.0),
         ..grpc::request(prompt, max_tokens)
     }
 }
 
-fn seeded(prompt: &str, max_tokens: u32, n: u32) -> v1::CompletionRequest {
+fn seeded_request(prompt: &str, max_tokens: u32, n: u32) -> v1::CompletionRequest {
     v1::CompletionRequest {
         seed: Some(7),
         n: Some(n),
@@ -71,7 +71,7 @@ fn ids(completion: &grpc::Completion, choice: usize) -> Vec<u32> {
     tokens.iter().map(|token| token.id).collect()
 }
 
-/// Reads from a started stream until it has this many tokens.
+/// Reads from a stream that has started, until the stream has this many tokens.
 async fn read_tokens(stream: &mut Streaming<v1::CompletionEvent>, count: usize) {
     let mut read = grpc::Completion::default();
     while read.choices.first().map_or(0, |choice| choice.tokens.len()) < count {
@@ -87,15 +87,15 @@ fn assert_text(text: &str, completion: &grpc::Completion) {
 async fn greedy_text_is_the_same_over_every_api_and_format() {
     let shared = shared();
     let server: &TestServer = &shared;
-    let over_grpc = complete(server, greedy(FRANCE, 16)).await;
-    assert_text(PARIS, &over_grpc);
+    let over_grpc = complete(server, greedy_request(PROMPT, 16)).await;
+    assert_text(GREEDY_TEXT, &over_grpc);
     assert_eq!(over_grpc.choices[0].finish, v1::FinishReason::Length);
     let usage = over_grpc.usage();
     assert_eq!((usage.prompt_tokens, usage.completion_tokens), (5, 16));
     let tokens = over_grpc.texts(0);
     assert_eq!(tokens.len(), 16);
 
-    let body = json!({"prompt": FRANCE, "max_tokens": 16, "temperature": 0, "stream": true});
+    let body = json!({"prompt": PROMPT, "max_tokens": 16, "temperature": 0, "stream": true});
     let (_, ndjson) = completion(&body).fetch(server).await;
     assert_eq!(ndjson.end, End::Clean);
     assert_eq!(texts(&ndjson.lines(), 0), tokens);
@@ -115,16 +115,16 @@ async fn greedy_text_is_the_same_over_every_api_and_format() {
         .collect();
     assert_eq!(texts(&events, 0), tokens);
 
-    let body = json!({"prompt": FRANCE, "max_tokens": 16, "temperature": 0});
+    let body = json!({"prompt": PROMPT, "max_tokens": 16, "temperature": 0});
     let (_, unary) = completion(&body).fetch(server).await;
-    assert_eq!(unary.json()["choices"][0]["text"], PARIS);
+    assert_eq!(unary.json()["choices"][0]["text"], GREEDY_TEXT);
     assert_eq!(unary.json()["usage"]["completion_tokens"], 16);
 }
 
 #[tokio::test]
 async fn greedy_tokens_do_not_depend_on_the_batch_or_the_slot() {
     let server = setup(8).start().await;
-    let alone = ids(&complete(&server, greedy(FRANCE, 32)).await, 0);
+    let alone = ids(&complete(&server, greedy_request(PROMPT, 32)).await, 0);
     let client = server.grpc().await;
     let start = async |request| {
         let stream = client
@@ -149,11 +149,11 @@ async fn greedy_tokens_do_not_depend_on_the_batch_or_the_slot() {
         "Dear",
         "The",
     ] {
-        others.push(start(seeded(prompt, 80, 1)).await);
+        others.push(start(seeded_request(prompt, 80, 1)).await);
     }
-    let mut cancelled = start(greedy("In the beginning", 80)).await;
+    let mut cancelled = start(greedy_request("In the beginning", 80)).await;
     read_tokens(&mut cancelled, 2).await;
-    let mut in_batch = start(greedy(FRANCE, 32)).await;
+    let mut in_batch = start(greedy_request(PROMPT, 32)).await;
     let mut read = grpc::Completion::default();
     let first = in_batch.message().await.expect("a stream").expect("tokens");
     read.take(first);
@@ -164,10 +164,10 @@ async fn greedy_tokens_do_not_depend_on_the_batch_or_the_slot() {
     );
 
     drop(cancelled);
-    // The long prompt is prefilled in chunks while the others decode. Then its slot is free again.
-    let long = complete(&server, greedy(&"A long prompt. ".repeat(40), 1)).await;
+    // The long prompt is prefilled in chunks while the other sequences decode. Afterwards its slot is free again.
+    let long = complete(&server, greedy_request(&"A long prompt. ".repeat(40), 1)).await;
     assert_eq!(long.choices[0].tokens.len(), 1);
-    let slot_used_before = ids(&complete(&server, greedy(FRANCE, 32)).await, 0);
+    let slot_used_before = ids(&complete(&server, greedy_request(PROMPT, 32)).await, 0);
     while let Some(event) = in_batch.message().await.expect("a stream") {
         read.take(event);
     }
@@ -181,7 +181,7 @@ async fn greedy_tokens_do_not_depend_on_the_batch_or_the_slot() {
 async fn seeded_tokens_do_not_depend_on_the_batch_and_differ_between_choices() {
     let shared = shared();
     let server: &TestServer = &shared;
-    let request = || seeded("The best thing about the sea is", 24, 3);
+    let request = || seeded_request("The best thing about the sea is", 24, 3);
     let first = complete(server, request()).await;
     let others = (0..4).map(|_| complete(server, grpc::request("Once upon a time", 40)));
     let (again, _) = tokio::join!(complete(server, request()), join_all(others));
@@ -197,7 +197,7 @@ async fn seeded_tokens_do_not_depend_on_the_batch_and_differ_between_choices() {
 
 #[tokio::test]
 async fn more_choices_than_slots_give_the_same_tokens() {
-    let request = || seeded("My favourite colour is", 12, 5);
+    let request = || seeded_request("My favourite colour is", 12, 5);
     let expected = complete(&shared(), request()).await;
     let few_slots = setup(2).start().await;
     let in_turn = complete(&few_slots, request()).await;
@@ -216,7 +216,7 @@ async fn a_character_of_several_tokens_is_never_split() {
         ("日本の首都は", true),
         ("Les élèves français ont été", false),
     ] {
-        let completion = complete(server, greedy(prompt, 40)).await;
+        let completion = complete(server, greedy_request(prompt, 40)).await;
         let texts = completion.texts(0);
         let text = texts.concat();
         assert!(!text.is_ascii() && !text.contains('\u{FFFD}'), "{text}");
@@ -236,7 +236,7 @@ async fn a_character_of_several_tokens_is_never_split() {
 
 #[tokio::test]
 async fn a_stop_string_ends_the_choice_and_is_never_sent() {
-    let body = json!({"prompt": FRANCE, "max_tokens": 16, "temperature": 0, "stream": true,
+    let body = json!({"prompt": PROMPT, "max_tokens": 16, "temperature": 0, "stream": true,
         "stop": "has a pop", "stream_options": {"include_usage": true}});
     let (_, body) = completion(&body).fetch(&shared()).await;
     let lines = body.lines();
@@ -244,7 +244,7 @@ async fn a_stop_string_ends_the_choice_and_is_never_sent() {
     assert_eq!(text, " Paris.\n\nThe United States ");
     let (usage, choice) = (&lines[lines.len() - 1], &lines[lines.len() - 2]);
     assert_eq!(choice["choices"][0]["finish_reason"], "stop");
-    // The tokens of the stop string, ` has`, ` a` and ` population`, are counted.
+    // The tokens of the stop string (` has`, ` a` and ` population`) are counted too.
     assert_eq!(usage["usage"]["completion_tokens"], 10);
 }
 
@@ -257,7 +257,7 @@ async fn a_chat_uses_the_models_template_and_ends_at_eos() {
         content: "What is 2+2? Answer with one word.".to_owned(),
         ..v1::ChatMessage::default()
     };
-    let mut request = greedy("", 100);
+    let mut request = greedy_request("", 100);
     let messages = vec![message];
     request.input = Some(Input::Chat(v1::Chat { messages }));
     let chat = complete(server, request).await;
@@ -294,8 +294,8 @@ async fn invalid_prompts_are_rejected_and_the_server_keeps_serving() {
         (json!([1, 49_152]), 4, "invalid_value"),
         (json!([u32::MAX]), 4, "invalid_value"),
         (json!(""), 4, "invalid_value"),
-        (json!(FRANCE), 2044, "context_length_exceeded"),
-        (json!(FRANCE), u32::MAX, "context_length_exceeded"),
+        (json!(PROMPT), 2044, "context_length_exceeded"),
+        (json!(PROMPT), u32::MAX, "context_length_exceeded"),
         (json!(too_many_tokens), 4, "context_length_exceeded"),
         (json!(too_many_bytes), 4, "context_length_exceeded"),
         (json!(one_long_word), 4, "context_length_exceeded"),
@@ -305,7 +305,7 @@ async fn invalid_prompts_are_rejected_and_the_server_keeps_serving() {
         let body = json!({"prompt": prompt, "max_tokens": max_tokens});
         let (response, body) = completion(&body).fetch(server).await;
         assert_eq!(response.status, 400, "{shown}: {}", body.text);
-        // If `max_tokens` alone exceeds the context, the error names `max_tokens`, not the prompt.
+        // If `max_tokens` alone exceeds the context, the error names `max_tokens` instead of the prompt.
         let param = if max_tokens == u32::MAX {
             "max_tokens"
         } else {
@@ -329,7 +329,10 @@ async fn invalid_prompts_are_rejected_and_the_server_keeps_serving() {
     let twelve_megabytes = grpc::request(&"word ".repeat(2_400_000), 4);
     let result = server.grpc().await.complete(twelve_megabytes).await;
     assert_eq!(result.unwrap_err().code(), Code::OutOfRange);
-    assert_text(PARIS, &complete(server, greedy(FRANCE, 16)).await);
+    assert_text(
+        GREEDY_TEXT,
+        &complete(server, greedy_request(PROMPT, 16)).await,
+    );
 }
 
 #[tokio::test]
@@ -337,10 +340,14 @@ async fn a_sequence_may_fill_its_context() {
     let mut options = options(model_path());
     options.context_length = Some(48);
     let server = setup_with(options, 2).start().await;
-    let full = complete(&server, greedy(FRANCE, 43)).await;
+    let full = complete(&server, greedy_request(PROMPT, 43)).await;
     assert_eq!(full.choices[0].tokens.len(), 43);
     assert_eq!(full.choices[0].finish, v1::FinishReason::Length);
-    let over = server.grpc().await.complete(greedy(FRANCE, 44)).await;
+    let over = server
+        .grpc()
+        .await
+        .complete(greedy_request(PROMPT, 44))
+        .await;
     assert_eq!(over.unwrap_err().code(), Code::InvalidArgument);
 }
 

@@ -12,9 +12,9 @@ use tokenway::proto::v1;
 use tokenway::proto::v1::completion_request::Input;
 use tokenway::runner::llama::{LlamaLoader, LlamaOptions};
 
-const FRANCE: &str = "The capital of France is";
+const PROMPT: &str = "The capital of France is";
 
-/// A chat turn that the model answers in a few words before it emits its eos token.
+/// A chat message that the model answers with a few words, followed by its end-of-sequence token.
 const QUESTION: &str = "<|im_start|>user\nSay only: yes<|im_end|>\n<|im_start|>assistant\n";
 
 fn setup(model_path: std::path::PathBuf) -> Setup {
@@ -26,13 +26,13 @@ fn setup(model_path: std::path::PathBuf) -> Setup {
     Setup::runner("smollm2", Arc::new(loader), 4)
 }
 
-/// A server shared by the tests of this process because loading is slow.
+/// Returns a server that all tests of this process share, because loading the model is slow.
 fn shared() -> Arc<SharedServer> {
     static SHARED: Mutex<Weak<SharedServer>> = Mutex::new(Weak::new());
     SharedServer::get(&SHARED, || setup(model_path()))
 }
 
-fn greedy(prompt: &str, max_tokens: u32) -> v1::CompletionRequest {
+fn greedy_request(prompt: &str, max_tokens: u32) -> v1::CompletionRequest {
     v1::CompletionRequest {
         temperature: Some(0.0),
         ..grpc::request(prompt, max_tokens)
@@ -57,11 +57,11 @@ fn logprobs(tokens: &[v1::Token]) -> Vec<&v1::Logprobs> {
 
 #[tokio::test]
 async fn logit_bias_forces_or_forbids_a_token() {
-    let unbiased = ids(&complete(greedy(FRANCE, 3)).await);
+    let unbiased = ids(&complete(greedy_request(PROMPT, 3)).await);
     let biased = async |id, bias| {
         let request = v1::CompletionRequest {
             logit_bias: [(id, bias)].into(),
-            ..greedy(FRANCE, 3)
+            ..greedy_request(PROMPT, 3)
         };
         ids(&complete(request).await)
     };
@@ -70,7 +70,7 @@ async fn logit_bias_forces_or_forbids_a_token() {
     assert!(!without.contains(&unbiased[0]), "{without:?}");
     let unknown = v1::CompletionRequest {
         logit_bias: [(1_000_000, 1.0)].into(),
-        ..greedy(FRANCE, 3)
+        ..greedy_request(PROMPT, 3)
     };
     let (_, error) = grpc_error(&shared(), unknown).await;
     assert_eq!(error.param.as_deref(), Some("logit_bias"));
@@ -80,7 +80,7 @@ async fn logit_bias_forces_or_forbids_a_token() {
 async fn top_logprobs_are_sorted_and_greedy_takes_the_first() {
     let request = v1::CompletionRequest {
         logprobs: Some(20),
-        ..greedy(FRANCE, 4)
+        ..greedy_request(PROMPT, 4)
     };
     let completion = complete(request).await;
     let tokens = &completion.choices[0].tokens;
@@ -102,14 +102,14 @@ async fn top_logprobs_are_sorted_and_greedy_takes_the_first() {
 async fn logprobs_are_taken_before_the_bias() {
     let plain = v1::CompletionRequest {
         logprobs: Some(1),
-        ..greedy(FRANCE, 1)
+        ..greedy_request(PROMPT, 1)
     };
     let plain = complete(plain).await;
     let likeliest = &logprobs(&plain.choices[0].tokens)[0].top[0];
     let forced = v1::CompletionRequest {
         logprobs: Some(1),
         logit_bias: [(100, 100.0)].into(),
-        ..greedy(FRANCE, 1)
+        ..greedy_request(PROMPT, 1)
     };
     let forced = complete(forced).await;
     assert_eq!(ids(&forced), [100]);
@@ -123,7 +123,7 @@ async fn scoring_a_prompt_gives_the_logprobs_of_sampling_it() {
     let written = v1::CompletionRequest {
         logprobs: Some(2),
         echo: true,
-        ..greedy(FRANCE, 100)
+        ..greedy_request(PROMPT, 100)
     };
     let written = complete(written).await;
     let (prompt, completion) = (&written.prompt.tokens, &written.choices[0].tokens);
@@ -136,15 +136,15 @@ async fn scoring_a_prompt_gives_the_logprobs_of_sampling_it() {
         logprobs: Some(2),
         echo: true,
         input: Some(Input::PromptTokenIds(v1::TokenIds { ids: whole })),
-        ..greedy("", 0)
+        ..greedy_request("", 0)
     };
     let read = complete(read).await;
     assert!(read.choices[0].tokens.is_empty());
     assert_eq!(
         read.prompt.text,
-        format!("{FRANCE}{}", written.texts(0).concat())
+        format!("{PROMPT}{}", written.texts(0).concat())
     );
-    // The prompt spans several prefill chunks, and every logprob must be equal to the last bit.
+    // The prompt spans several prefill chunks. Every logprob must be equal to the last bit.
     let expected = [&prompt[..], completion].concat();
     assert_eq!(logprobs(&read.prompt.tokens), logprobs(&expected));
     assert_eq!(prompt[0].logprobs.as_ref().and_then(|it| it.logprob), None);
@@ -171,7 +171,7 @@ async fn ignore_eos_and_min_tokens_suppress_the_eos_token() {
         logprobs: Some(0),
         min_tokens,
         ignore_eos,
-        ..greedy(QUESTION, 40)
+        ..greedy_request(QUESTION, 40)
     };
     let ended = complete(with(0, false)).await;
     let tokens = &ended.choices[0].tokens;
@@ -200,7 +200,7 @@ async fn suffix_requires_fill_in_the_middle_tokens() {
     let request = v1::CompletionRequest {
         suffix: Some(" is the capital of France.".to_owned()),
         echo: true,
-        ..greedy("The city of", 4)
+        ..greedy_request("The city of", 4)
     };
     let (_, error) = grpc_error(&shared(), request.clone()).await;
     assert_eq!(error.kind, ErrorKind::UnsupportedParameter);
@@ -211,12 +211,13 @@ async fn suffix_requires_fill_in_the_middle_tokens() {
     let server = setup(path).start().await;
     let completion = grpc::collect(server.stream(request).await).await;
     assert_eq!(completion.prompt.text, "The city of");
-    // Three fill-in-the-middle tokens, three of the prompt, six of the suffix.
+    // The prompt consists of three fill-in-the-middle tokens, three tokens of the prefix and six of the suffix.
     assert_eq!(completion.usage().prompt_tokens, 3 + 3 + 6);
     assert_eq!(completion.usage().completion_tokens, 4);
 }
 
-/// Copies the model and renames three of its tokens to fill-in-the-middle tokens, which llama.cpp finds by name.
+/// Copies the model, and renames three of its tokens to fill-in-the-middle tokens, which llama.cpp finds by their
+/// names.
 fn write_infill_model(path: &std::path::Path) {
     std::fs::copy(model_path(), path).expect("a copy");
     let file = std::fs::OpenOptions::new()
@@ -239,7 +240,8 @@ fn write_infill_model(path: &std::path::Path) {
     }
 }
 
-/// Tokens of the vocabulary and their new names. Lengths are equal, because each name is stored with its length.
+/// Tokens of the vocabulary and their new names. The lengths are equal, because the file stores each name with its
+/// length.
 const RENAMED: [(&str, &str); 3] = [
     ("inflammatory", "<fim-prefix>"),
     ("disciplinary", "<fim-suffix>"),
@@ -252,7 +254,7 @@ async fn a_single_token_prompt_is_scored_with_any_max_tokens() {
         let request = v1::CompletionRequest {
             echo: true,
             logprobs: Some(0),
-            ..greedy("a", max_tokens)
+            ..greedy_request("a", max_tokens)
         };
         let completion = complete(request).await;
         assert_eq!(completion.prompt.tokens.len(), 1);

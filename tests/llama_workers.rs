@@ -1,4 +1,4 @@
-//! A real model on worker processes that are killed: resumed streams have the tokens of an undisturbed run.
+//! A real model on worker processes that are killed: a resumed stream has the same tokens as an undisturbed one.
 
 mod support;
 
@@ -6,14 +6,15 @@ use futures_util::future::join_all;
 use rustix::process::Signal;
 use support::grpc::{self, collect_from};
 use support::model_path;
-use support::program::serving;
+use support::program::start_server;
 use tokenway::proto::v1;
 use tokenway::proto::v1::inference_client::InferenceClient;
 use tonic::transport::Channel;
 
 const TOKENS: u32 = 60;
 
-/// A request in which each token depends on all tokens before it, through sampling, penalties and a stop string.
+/// Returns a request in which each token depends on all previous tokens, through sampling, penalties and a stop
+/// string.
 fn request(seed: i64) -> v1::CompletionRequest {
     v1::CompletionRequest {
         seed: Some(seed),
@@ -62,7 +63,7 @@ async fn killing_workers_does_not_change_the_tokens_of_a_real_model() {
         "--model-path",
         path,
     ];
-    let (server, [_, grpc_url]) = serving(&arguments).await;
+    let (server, [_, grpc_url]) = start_server(&arguments).await;
     let client = InferenceClient::connect(grpc_url)
         .await
         .expect("the server accepts connections");

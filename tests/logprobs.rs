@@ -6,13 +6,14 @@ use serde_json::{Value, json};
 use support::http::{completion, expected_error, http_error, texts};
 use support::{Setup, TestServer, full_speed};
 
-/// The test runner's logprob of the sampled token (probability 1/2). `QUARTER` is that of the next id.
+/// Logprob of each token that the test runner emits: its probability is 1/2. `LOGPROB_OF_QUARTER` is the logprob of the token
+/// with the next id.
 #[expect(
     clippy::approx_constant,
     reason = "the value is -ln 2 as an f32 prints it"
 )]
-const HALF: f64 = -0.693_147_2;
-const QUARTER: f64 = -1.386_294_4;
+const LOGPROB_OF_HALF: f64 = -0.693_147_2;
+const LOGPROB_OF_QUARTER: f64 = -1.386_294_4;
 
 async fn server() -> TestServer {
     Setup::test_runner(full_speed()).start().await
@@ -32,7 +33,7 @@ async fn lines(server: &TestServer, body: &Value) -> Vec<Value> {
     answer.lines()
 }
 
-/// The logprobs of all lines of a stream, concatenated.
+/// Concatenates the logprobs of all lines of a stream.
 fn joined(lines: &[Value]) -> Value {
     let mut joined = json!({});
     for name in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
@@ -51,10 +52,10 @@ async fn each_token_has_its_logprob_and_the_top_logprobs() {
     let body = json!({"prompt": "a", "max_tokens": 2, "logprobs": 2});
     let expected = json!({
         "tokens": ["token_0", "token_1"],
-        "token_logprobs": [HALF, HALF],
+        "token_logprobs": [LOGPROB_OF_HALF, LOGPROB_OF_HALF],
         "top_logprobs": [
-            {"token_0": HALF, "token_1": QUARTER},
-            {"token_1": HALF, "token_2": QUARTER},
+            {"token_0": LOGPROB_OF_HALF, "token_1": LOGPROB_OF_QUARTER},
+            {"token_1": LOGPROB_OF_HALF, "token_2": LOGPROB_OF_QUARTER},
         ],
         "text_offset": [0, 7],
     });
@@ -66,7 +67,7 @@ async fn each_token_has_its_logprob_and_the_top_logprobs() {
 #[tokio::test]
 async fn an_echoed_prompt_is_one_line_before_each_choices_tokens() {
     let server = server().await;
-    // More tokens than one gRPC message holds.
+    // The prompt has more tokens than one gRPC message holds.
     let body = json!({"prompt": ["é b", "c"], "echo": true, "max_tokens": 600, "n": 2});
     let tokens: Vec<_> = (0..600).map(|index| format!("token_{index}")).collect();
     let lines = lines(&server, &body).await;
@@ -107,8 +108,8 @@ async fn echoed_prompt_tokens_have_logprobs_except_the_first() {
     let body = json!({"prompt": prompt, "echo": true, "max_tokens": 1, "logprobs": 0});
     let expected = json!({
         "tokens": ["token_7", "token_8", "token_0"],
-        "token_logprobs": [null, HALF, HALF],
-        "top_logprobs": [null, {"token_8": HALF}, {"token_0": HALF}],
+        "token_logprobs": [null, LOGPROB_OF_HALF, LOGPROB_OF_HALF],
+        "top_logprobs": [null, {"token_8": LOGPROB_OF_HALF}, {"token_0": LOGPROB_OF_HALF}],
         "text_offset": [0, 7, 14],
     });
     let answer = unary(&server, &body).await;

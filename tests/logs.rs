@@ -1,5 +1,5 @@
-//! The logs of `tokenway` processes: every line about a request carries its id, and no line contains what a client sent
-//! or received.
+//! The logs of `tokenway` processes: every line about a request has the request's id, and no line contains what a
+//! client sent or received.
 
 mod support;
 
@@ -17,9 +17,9 @@ use tokenway::proto::v1;
 use tokenway::proto::v1::inference_client::InferenceClient;
 use tonic::Request;
 
-const FREE: &str = "127.0.0.1:0";
+const FREE_PORT: &str = "127.0.0.1:0";
 
-/// Messages about a process, a worker or a connection as a whole.
+/// Messages that concern a process, a worker or a connection, and therefore no single request.
 const NOT_ABOUT_A_REQUEST: [&str; 10] = [
     "the engine has accepted this worker",
     "an engine is up",
@@ -33,8 +33,8 @@ const NOT_ABOUT_A_REQUEST: [&str; 10] = [
     "a connection failed",
 ];
 
-/// Processes that log to files in one folder.
-struct Fleet {
+/// Several `tokenway` processes, whose logs are files in one folder.
+struct LoggedProcesses {
     folder: TempDir,
     running: Vec<Running>,
     log_filter: &'static str,
@@ -42,7 +42,7 @@ struct Fleet {
     grpc: String,
 }
 
-impl Fleet {
+impl LoggedProcesses {
     fn new(log_filter: &'static str) -> Self {
         Self {
             folder: tempfile::tempdir().expect("a temporary folder"),
@@ -57,7 +57,7 @@ impl Fleet {
         self.folder.path().join(format!("{process}.log"))
     }
 
-    /// Starts a process. Returns the addresses of its `apis` APIs.
+    /// Starts a process with `apis` APIs. Returns the addresses of the APIs.
     async fn start(&mut self, arguments: &[&str], apis: usize) -> Vec<String> {
         let log = self.log(self.running.len());
         let program = tokenway()
@@ -76,25 +76,37 @@ impl Fleet {
         addresses
     }
 
-    /// One process with both APIs.
+    /// Starts one process with both APIs.
     async fn serve(&mut self, arguments: &[&str]) {
-        let serve = ["serve", "--http-listen", FREE, "--grpc-listen", FREE];
+        let serve = [
+            "serve",
+            "--http-listen",
+            FREE_PORT,
+            "--grpc-listen",
+            FREE_PORT,
+        ];
         let addresses = self.start(&[&serve, arguments].concat(), 2).await;
         [self.http, self.grpc] = addresses.try_into().expect("two addresses");
     }
 
-    /// An engine, and a gateway in front of it with both APIs.
+    /// Starts an engine, and a gateway with both APIs in front of it.
     async fn gateway(&mut self, arguments: &[&str]) {
-        let engine = ["engine", "--grpc-listen", FREE];
+        let engine = ["engine", "--grpc-listen", FREE_PORT];
         let engine = self.start(&[&engine, arguments].concat(), 1).await;
         let url = format!("http://{}", engine[0]);
-        let listen = ["gateway", "--http-listen", FREE, "--grpc-listen", FREE];
+        let listen = [
+            "gateway",
+            "--http-listen",
+            FREE_PORT,
+            "--grpc-listen",
+            FREE_PORT,
+        ];
         let gateway = [&listen[..], &["--engine", &url]].concat();
         let addresses = self.start(&gateway, 2).await;
         [self.http, self.grpc] = addresses.try_into().expect("two addresses");
     }
 
-    /// Completes over both APIs. The ids are `http` and `grpc`.
+    /// Completes a prompt over each API. The request ids are `http` and `grpc`.
     async fn complete(&self) {
         self.complete_over_http().await;
         self.complete_over_grpc().await;
@@ -121,7 +133,7 @@ impl Fleet {
         client.expect("the gRPC API accepts connections")
     }
 
-    /// Stops the processes, the last first, and returns their logs.
+    /// Stops all processes, the last one first. Returns their logs.
     async fn stop(mut self) -> Vec<String> {
         let count = self.running.len();
         while let Some(running) = self.running.pop() {
@@ -137,7 +149,8 @@ fn read(log: &Path) -> String {
     std::fs::read_to_string(log).expect("the log is UTF-8")
 }
 
-/// Asserts that every line about a request has its id. Returns the messages of each request's lines.
+/// Asserts that every line about a request has the request's id. Returns the messages of the lines about each
+/// request.
 fn assert_ids(log: &str) -> [BTreeSet<String>; 2] {
     let mut messages = [BTreeSet::new(), BTreeSet::new()];
     for line in parse(log) {
@@ -145,7 +158,7 @@ fn assert_ids(log: &str) -> [BTreeSet<String>; 2] {
         match line["id"].as_str() {
             Some("http") => _ = messages[0].insert(message),
             Some("grpc") => _ = messages[1].insert(message),
-            // The requests of a gateway that watches its engine.
+            // A gateway's own health-check requests to its engine have random ids.
             Some(_) => assert_eq!(message, "request", "{line}"),
             None => assert!(is_about_a_process(&line), "a line without an id: {line}"),
         }
@@ -166,10 +179,10 @@ fn assert_contains(messages: &[BTreeSet<String>; 2], expected: &[&str]) {
     }
 }
 
-const FAILING: [&str; 2] = ["--test-runner-fail-at", "2"];
+const FAILING_RUNNER_FLAGS: [&str; 2] = ["--test-runner-fail-at", "2"];
 
-/// Lines of the step loop and of the stream of a sequence that fails.
-const FAILURE: [&str; 4] = [
+/// Messages that the step loop and the stream log for a sequence that fails.
+const FAILURE_MESSAGES: [&str; 4] = [
     "a sequence starts",
     "a sequence fails",
     "the model failed on a sequence",
@@ -178,23 +191,23 @@ const FAILURE: [&str; 4] = [
 
 #[tokio::test]
 async fn a_failure_on_a_worker_thread_is_logged_with_the_requests_id() {
-    let mut fleet = Fleet::new("tokenway=debug");
-    fleet.serve(&FAILING).await;
+    let mut fleet = LoggedProcesses::new("tokenway=debug");
+    fleet.serve(&FAILING_RUNNER_FLAGS).await;
     fleet.complete().await;
     let logs = fleet.stop().await;
-    assert_contains(&assert_ids(&logs[0]), &FAILURE);
+    assert_contains(&assert_ids(&logs[0]), &FAILURE_MESSAGES);
 }
 
 #[tokio::test]
 async fn a_failure_in_a_worker_process_is_logged_with_the_requests_id_by_both_processes() {
-    let mut fleet = Fleet::new("tokenway=debug");
+    let mut fleet = LoggedProcesses::new("tokenway=debug");
     fleet
-        .serve(&[&FAILING[..], &["--isolation", "process"]].concat())
+        .serve(&[&FAILING_RUNNER_FLAGS[..], &["--isolation", "process"]].concat())
         .await;
     fleet.complete().await;
     let logs = fleet.stop().await;
     let messages = assert_ids(&logs[0]);
-    assert_contains(&messages, &FAILURE);
+    assert_contains(&messages, &FAILURE_MESSAGES);
     assert_contains(&messages, &["a sequence is submitted to a remote worker"]);
     let of_child = |line: &Value| {
         line["worker"] == "worker-0" && line["message"] == "a sequence starts" && line["slot"] == 0
@@ -209,11 +222,11 @@ async fn a_failure_in_a_worker_process_is_logged_with_the_requests_id_by_both_pr
 
 #[tokio::test]
 async fn a_gateway_and_its_engine_log_the_same_id() {
-    let mut fleet = Fleet::new("tokenway=debug");
-    fleet.gateway(&FAILING).await;
+    let mut fleet = LoggedProcesses::new("tokenway=debug");
+    fleet.gateway(&FAILING_RUNNER_FLAGS).await;
     fleet.complete().await;
     let logs = fleet.stop().await;
-    assert_contains(&assert_ids(&logs[0]), &FAILURE);
+    assert_contains(&assert_ids(&logs[0]), &FAILURE_MESSAGES);
     assert_contains(&assert_ids(&logs[1]), &["request"]);
 }
 
@@ -225,19 +238,21 @@ async fn a_lost_worker_process_is_logged_with_the_ids_of_the_requests_it_ran() {
         "resuming a choice on another worker: its worker was lost",
         "request",
     ];
-    // Each API has a server of its own: a second request would find no worker while the first one's restarts.
-    let mut fleet = Fleet::new("tokenway=debug");
+    // Each API has its own server. On a shared server, the second request would find no worker while the worker
+    // restarts.
+    let mut fleet = LoggedProcesses::new("tokenway=debug");
     fleet.serve(&panicking).await;
     fleet.complete_over_http().await;
     let [http, _] = assert_ids(&fleet.stop().await[0]);
-    let mut fleet = Fleet::new("tokenway=debug");
+    let mut fleet = LoggedProcesses::new("tokenway=debug");
     fleet.serve(&panicking).await;
     fleet.complete_over_grpc().await;
     let [_, grpc] = assert_ids(&fleet.stop().await[0]);
     assert_contains(&[http, grpc], &expected);
 }
 
-/// Texts that clients send and receive in the canary test. The test runner's tokens are `token_0`, `token_1`, …
+/// Texts that clients send and receive in the canary test. No log may contain them. The test runner's tokens are
+/// `token_0`, `token_1`, …
 const CANARIES: [&str; 5] = [
     "CanaryPrompt",
     "CanaryKey",
@@ -248,7 +263,7 @@ const CANARIES: [&str; 5] = [
 
 #[tokio::test]
 async fn no_output_contains_a_prompt_a_completion_or_a_key() {
-    let mut fleet = Fleet::new("tokenway=trace");
+    let mut fleet = LoggedProcesses::new("tokenway=trace");
     fleet.gateway(&["--isolation", "process"]).await;
     let body = |stream: bool| {
         json!({
@@ -290,8 +305,14 @@ async fn no_output_contains_a_prompt_a_completion_or_a_key() {
 async fn the_human_log_has_the_id_too() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let log = folder.path().join("log");
-    let program = tokenway().args(["serve", "--http-listen", FREE, "--grpc-listen", FREE]);
-    let mut running = program.args(FAILING).log_to(&log).start();
+    let program = tokenway().args([
+        "serve",
+        "--http-listen",
+        FREE_PORT,
+        "--grpc-listen",
+        FREE_PORT,
+    ]);
+    let mut running = program.args(FAILING_RUNNER_FLAGS).log_to(&log).start();
     let line = running.line().await;
     let address = line.split_whitespace().nth(1).expect("an address");
     while !running.line().await.starts_with("ready ") {}

@@ -1,5 +1,5 @@
-//! Damaged model files: the operator gets an error that says what is wrong, and the process never aborts. llama.cpp's
-//! own checks would abort it.
+//! Damaged model files: the operator gets an error that describes the damage, and the process never aborts.
+//! llama.cpp's own checks would abort the process.
 
 mod support;
 
@@ -15,8 +15,8 @@ use support::http::{completion, post};
 use support::{Setup, program};
 use tokenway::runner::llama::{LlamaLoader, LlamaOptions};
 
-/// Environment variable that passes the folder to the test that runs as its own process.
-const FOLDER: &str = "TOKENWAY_TEST_MODEL_FILES";
+/// Environment variable that passes the folder of model files to the test process that loads them.
+const FOLDER_VARIABLE: &str = "TOKENWAY_TEST_MODEL_FILES";
 
 fn setup(model_path: PathBuf) -> Setup {
     let options = LlamaOptions {
@@ -33,7 +33,7 @@ fn write(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
     path
 }
 
-/// The error with which `tokenway serve` rejects this model.
+/// Returns the error with which `tokenway serve` rejects this model.
 async fn load_error(model: &Gguf) -> String {
     load_error_of(&model.bytes()).await
 }
@@ -107,8 +107,8 @@ async fn a_truncated_file_is_reported_as_truncated() {
     }
 }
 
-/// Loads every file of a folder and generates tokens with it. Prints the name before each file, so that the file that
-/// aborts the process is known.
+/// Loads every model file of a folder and generates tokens with the model. Prints the file's name first, so that the
+/// file that aborts the process is known.
 #[tokio::test]
 #[ignore = "runs as a separate process, started by the tests below"]
 #[expect(
@@ -116,7 +116,7 @@ async fn a_truncated_file_is_reported_as_truncated() {
     reason = "the test that starts this process reads its output"
 )]
 async fn load_every_file_of_the_folder() {
-    let folder = std::env::var_os(FOLDER).expect("a temporary folder");
+    let folder = std::env::var_os(FOLDER_VARIABLE).expect("a temporary folder");
     let mut paths: Vec<PathBuf> = fs::read_dir(folder)
         .expect("a temporary folder")
         .map(|entry| entry.expect("an entry").path())
@@ -141,7 +141,7 @@ async fn load_every_file_of_the_folder() {
     }
 }
 
-/// Returns the files that abort the process. Removes the files that were tried.
+/// Returns the files that abort the process. Removes every file that was tried.
 fn files_that_abort(folder: &Path) -> Vec<String> {
     let mut aborting = Vec::new();
     let count = fs::read_dir(folder).expect("a temporary folder").count();
@@ -153,7 +153,7 @@ fn files_that_abort(folder: &Path) -> Vec<String> {
                 "--ignored",
                 "--nocapture",
             ])
-            .env(FOLDER, folder)
+            .env(FOLDER_VARIABLE, folder)
             .output()
             .expect("the test starts");
         let output = String::from_utf8_lossy(&child.stdout).into_owned();
@@ -173,8 +173,8 @@ fn files_that_abort(folder: &Path) -> Vec<String> {
     aborting
 }
 
-/// Replacement values of the same type.
-fn others(value: &Value) -> Vec<Value> {
+/// Returns other values of the same type.
+fn other_values(value: &Value) -> Vec<Value> {
     match value {
         Value::U32(it) => [
             0,
@@ -197,22 +197,22 @@ fn others(value: &Value) -> Vec<Value> {
         Value::Text(_) => ["", "nonsense"]
             .map(|it| Value::Text(it.to_owned()))
             .to_vec(),
-        Value::Texts(it) => lengths(it).into_iter().map(Value::Texts).collect(),
-        Value::U32s(it) => lengths(it).into_iter().map(Value::U32s).collect(),
-        Value::I32s(it) => lengths(it).into_iter().map(Value::I32s).collect(),
-        Value::F32s(it) => lengths(it).into_iter().map(Value::F32s).collect(),
+        Value::Texts(it) => other_lengths(it).into_iter().map(Value::Texts).collect(),
+        Value::U32s(it) => other_lengths(it).into_iter().map(Value::U32s).collect(),
+        Value::I32s(it) => other_lengths(it).into_iter().map(Value::I32s).collect(),
+        Value::F32s(it) => other_lengths(it).into_iter().map(Value::F32s).collect(),
     }
 }
 
-/// The list with other lengths: 0, 1, one less, and one more by repeating the last value.
-fn lengths<T: Clone>(list: &[T]) -> Vec<Vec<T>> {
+/// Returns the list with other lengths: empty, 1, one less, and one more (by repeating the last value).
+fn other_lengths<T: Clone>(list: &[T]) -> Vec<Vec<T>> {
     let longer = list.iter().chain(list.last()).cloned().collect();
     let shorter = list[..list.len() - 1].to_vec();
     vec![Vec::new(), list[..1].to_vec(), shorter, longer]
 }
 
-/// Keys that the tiny model lacks and other models have.
-fn more_keys() -> Vec<(String, Value)> {
+/// Metadata keys that the tiny model does not have and other models have.
+fn missing_keys() -> Vec<(String, Value)> {
     let number = |key: &str| (format!("llama.{key}"), Value::U32(4));
     let token = |key: &str| (format!("tokenizer.ggml.{key}_token_id"), Value::U32(4));
     vec![
@@ -250,13 +250,13 @@ fn more_keys() -> Vec<(String, Value)> {
 
 fn write_broken_values(folder: &Path) {
     let tiny = Gguf::tiny();
-    for (key, value) in tiny.values.iter().cloned().chain(more_keys()) {
+    for (key, value) in tiny.values.iter().cloned().chain(missing_keys()) {
         write(
             folder,
             &format!("{key} is missing"),
             &tiny.clone().without(&key).bytes(),
         );
-        for (index, other) in others(&value).into_iter().enumerate() {
+        for (index, other) in other_values(&value).into_iter().enumerate() {
             let shown: String = format!("{other:?}").chars().take(40).collect();
             let name = format!("{key} {index} {}", shown.replace(['/', '"'], ""));
             write(folder, &name, &tiny.clone().with(&key, other).bytes());
@@ -295,8 +295,8 @@ fn write_broken_values(folder: &Path) {
     }
 }
 
-/// Tensor types whose blocks fit the tiny model's rows: type, values per block, bytes per block.
-const KINDS: [(u32, u64, u64); 17] = [
+/// Tensor types whose blocks fit into the tiny model's rows: (type, values per block, bytes per block).
+const TENSOR_TYPES: [(u32, u64, u64); 17] = [
     (1, 1, 2),
     (2, 32, 18),
     (3, 32, 20),
@@ -347,7 +347,7 @@ fn write_broken_tensors(folder: &Path) {
         for kind in [4, 10, 31, 45, u32::MAX] {
             change(&format!("kind {kind}"), &|it| it.kind = kind);
         }
-        for (kind, block, bytes) in KINDS {
+        for (kind, block, bytes) in TENSOR_TYPES {
             change(&format!("kind {kind}"), &|it| {
                 it.kind = kind;
                 let blocks = it.dimensions.iter().product::<u64>() / block;

@@ -12,8 +12,9 @@ use tokenway::proto::v1::inference_client::InferenceClient;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
-/// A model without a queue that completes requests, and one with a queue of one whose sequences never end.
-const TWO: &str = r#"
+/// Settings of two models: one without a queue that completes requests, and one with a queue limit of one whose
+/// sequences never end.
+const TWO_MODELS: &str = r#"
 [[model]]
 name = "quick"
 aliases = ["default", "q:latest"]
@@ -29,15 +30,15 @@ test_runner_frequency_ms = 0
 test_runner_silent_at = 1
 "#;
 
-const LISTED: &str = "quick (also default, q:latest, test), stuck (also silent).";
+const MODEL_LIST: &str = "quick (also default, q:latest, test), stuck (also silent).";
 
 /// A running server with several models.
-struct Served {
+struct ServedModels {
     running: Running,
     http: String,
     grpc: InferenceClient<Channel>,
     ready: Vec<String>,
-    /// Holds the settings file.
+    /// Keeps the settings file until the test ends.
     _folder: tempfile::TempDir,
 }
 
@@ -55,15 +56,15 @@ fn program(settings: &str) -> (Program, tempfile::TempDir) {
     (program.arg(path).args(listen), folder)
 }
 
-/// Starts a server of two models and waits until they are ready.
-async fn served(settings: &str) -> Served {
+/// Starts a server with two models and waits until both are ready.
+async fn serve_models(settings: &str) -> ServedModels {
     let (program, folder) = program(settings);
     let mut running = program.start();
     let (http, grpc) = (running.line().await, running.line().await);
     let ready = vec![running.line().await, running.line().await];
     let url = |line: &str| line.split_whitespace().nth(1).expect("a URL").to_owned();
     let client = InferenceClient::connect(url(&grpc)).await;
-    Served {
+    ServedModels {
         running,
         http: url(&http).replace("http://", ""),
         grpc: client.expect("the server accepts connections"),
@@ -72,8 +73,8 @@ async fn served(settings: &str) -> Served {
     }
 }
 
-impl Served {
-    /// Requests one token of this model over the HTTP API.
+impl ServedModels {
+    /// Requests one token of a model over the HTTP API.
     async fn complete(&self, model: Option<&str>) -> (u16, Body) {
         let mut body = json!({"prompt": "a", "max_tokens": 1});
         if let Some(model) = model {
@@ -83,7 +84,7 @@ impl Served {
         (response.status, response.rest().await)
     }
 
-    /// Starts a completion over the gRPC API and waits until it is admitted.
+    /// Starts a completion over the gRPC API. Returns once the request is admitted.
     async fn stream(
         &self,
         model: &str,
@@ -105,7 +106,7 @@ impl Served {
 
 #[tokio::test]
 async fn serve_prints_each_models_slots_and_aliases() {
-    let server = served(TWO).await;
+    let server = serve_models(TWO_MODELS).await;
     assert_eq!(
         server.ready,
         [
@@ -118,7 +119,7 @@ async fn serve_prints_each_models_slots_and_aliases() {
 
 #[tokio::test]
 async fn both_apis_accept_names_and_aliases_and_return_the_name() {
-    let server = served(TWO).await;
+    let server = serve_models(TWO_MODELS).await;
     for (requested, name) in [
         ("quick", "quick"),
         ("default", "quick"),
@@ -146,7 +147,7 @@ async fn both_apis_accept_names_and_aliases_and_return_the_name() {
 
 #[tokio::test]
 async fn every_model_is_listed_once_under_its_name() {
-    let server = served(TWO).await;
+    let server = serve_models(TWO_MODELS).await;
     let (_, list) = server.get("/v1/models").await;
     let data = list["data"].as_array().expect("a list");
     let ids: Vec<_> = data.iter().map(|model| &model["id"]).collect();
@@ -160,7 +161,7 @@ async fn every_model_is_listed_once_under_its_name() {
 
 #[tokio::test]
 async fn missing_and_unknown_names_are_rejected_with_the_list_of_models() {
-    let server = served(TWO).await;
+    let server = serve_models(TWO_MODELS).await;
     let (unnamed, unknown) = (ErrorKind::MissingParameter, ErrorKind::ModelNotFound);
     for (model, http, grpc_code, expected) in [
         (
@@ -177,7 +178,7 @@ async fn missing_and_unknown_names_are_rejected_with_the_list_of_models() {
         ),
     ] {
         let (status, code, kind) = http;
-        let message = format!("{expected}{LISTED}");
+        let message = format!("{expected}{MODEL_LIST}");
         let param = Some("model".to_owned());
         let (answered, body) = server.complete(model).await;
         assert_eq!(answered, status);
@@ -192,12 +193,12 @@ async fn missing_and_unknown_names_are_rejected_with_the_list_of_models() {
     let (status, body) = server.get("/v1/models/nobody").await;
     assert_eq!(status, 404);
     let message = body["error"]["message"].as_str().expect("a message");
-    assert!(message.ends_with(LISTED), "{message}");
+    assert!(message.ends_with(MODEL_LIST), "{message}");
 }
 
 #[tokio::test]
 async fn a_full_queue_of_one_model_does_not_affect_another() {
-    let server = served(TWO).await;
+    let server = serve_models(TWO_MODELS).await;
     let mut running = server.stream("stuck", 9).await.expect("a slot is free");
     assert!(
         running
@@ -235,24 +236,24 @@ async fn single_model_settings_beside_model_tables_are_rejected() {
         ("TOKENWAY_MODEL_NAME", "a"),
         ("TOKENWAY_SLOTS", "1"),
     ] {
-        let (program, _folder) = program(TWO);
+        let (program, _folder) = program(TWO_MODELS);
         let outcome = program.env(variable, value).run().await;
         assert_rejected(&outcome, &beside(variable));
     }
-    let (flag, _folder) = program(TWO);
+    let (flag, _folder) = program(TWO_MODELS);
     let flag = flag.args(["--runner", "llm_test"]);
     let outcome = flag.env("MODEL_RUNNER", "llm_test").run().await;
     assert_rejected(&outcome, &beside("--runner"));
-    let (key, _folder) = program(&format!("workers = 2\n{TWO}"));
+    let (key, _folder) = program(&format!("workers = 2\n{TWO_MODELS}"));
     assert_rejected(&key.run().await, &beside("workers"));
-    let (twice, _folder) = program(&TWO.replace("silent\"", "quick\""));
+    let (twice, _folder) = program(&TWO_MODELS.replace("silent\"", "quick\""));
     let expected = "model[1].name and model[2].aliases[1] are both 'quick'";
     assert_rejected(&twice.run().await, expected);
 }
 
 #[tokio::test]
 async fn the_documented_models_are_served() {
-    let server = served(&documented_file("models.toml")).await;
+    let server = serve_models(&documented_file("models.toml")).await;
     let page =
         std::fs::read_to_string("docs/configuration.md").expect("docs/configuration.md exists");
     for line in &server.ready {

@@ -1,4 +1,4 @@
-//! The HTTP API matches its description in `GET /openapi.json`, checked with schemathesis.
+//! The HTTP API behaves as `GET /openapi.json` describes it. schemathesis generates the requests.
 
 mod support;
 
@@ -15,10 +15,10 @@ use tokenway::runner::{
     BosPolicy, LoadError, LoadedModel, Loader, Model, ModelError, ModelFacts, TokenBytes,
 };
 
-/// Context length of the model, short so that no generated request runs long.
+/// Context length of the model. It is short, so that no generated request runs long.
 const CONTEXT: u32 = 64;
 
-/// A loader of the test runner with a short context.
+/// Loader of a test runner with a short context.
 struct ShortContextLoader(TestRunnerLoader);
 
 struct ShortContextModel {

@@ -1,4 +1,4 @@
-//! Request fields over gRPC: each has its effect, and a field that the model does not support is rejected.
+//! Request fields over gRPC: each field has its effect, and a field that the model does not support is rejected.
 
 mod support;
 
@@ -21,13 +21,13 @@ async fn complete(request: v1::CompletionRequest) -> Completion {
     grpc::collect(answer.expect("the request is admitted").into_inner()).await
 }
 
-/// Sends a request that must be rejected. Returns the kind and the field of the error.
+/// Sends a request that must be rejected. Returns the kind of the error and its field.
 async fn error_of(request: v1::CompletionRequest) -> (ErrorKind, Option<String>) {
     let (_, error) = grpc_error(&server().await, request).await;
     (error.kind, error.param)
 }
 
-/// A chat with one user message.
+/// Returns a chat with one user message.
 fn chat(content: &str) -> v1::Chat {
     let message = v1::ChatMessage {
         role: "user".to_owned(),
@@ -109,7 +109,7 @@ async fn the_prompt_is_echoed_as_it_was_sent() {
 
 #[tokio::test]
 async fn echoed_prompt_tokens_have_logprobs_except_the_first() {
-    // More tokens than the read-ahead limit, and several choices.
+    // The prompt has more tokens than the read-ahead buffer holds, and the request has several choices.
     let prompt = "word ".repeat(1_000);
     let request = v1::CompletionRequest {
         echo: true,

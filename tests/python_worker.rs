@@ -1,4 +1,4 @@
-//! The Python worker of `examples/python_worker`: its own tests, and its two runners behind a real engine.
+//! The Python worker in `examples/python_worker`: its own tests, and its two runners with a real engine.
 
 mod support;
 
@@ -9,10 +9,11 @@ use rustix::process::Signal;
 use serde_json::json;
 use support::grpc::{self, collect_from};
 use support::http::{completion, get, texts};
+use support::metrics::MetricsSnapshot;
 use support::program::{
-    Program, Running, python_worker, python_worker_command, python_worker_tests, serving,
+    Program, Running, python_worker, python_worker_command, python_worker_tests, start_server,
 };
-use support::{Counts, Setup, full_speed, model_path};
+use support::{Setup, full_speed, model_path};
 use tempfile::TempDir;
 use tokenway::proto::v1;
 use tokenway::proto::v1::inference_client::InferenceClient;
@@ -29,12 +30,12 @@ struct Engine {
     _folder: TempDir,
 }
 
-/// Starts an engine and one worker, which is added to `workers`, and waits until the engine is ready.
+/// Starts an engine and one worker, and waits until the engine is ready. Adds the worker's process to `workers`.
 async fn engine(workers: &mut Vec<Running>, worker: impl Fn(&str) -> Program) -> Engine {
     engine_with(&[], workers, worker).await
 }
 
-/// Same as `engine`, with additional engine flags.
+/// Like `engine`, with additional engine flags.
 async fn engine_with(
     settings: &[&str],
     workers: &mut Vec<Running>,
@@ -51,7 +52,7 @@ async fn engine_with(
         "--worker-listen",
         &socket,
     ];
-    let (running, [http, grpc_url]) = serving(&[&attached[..], settings].concat()).await;
+    let (running, [http, grpc_url]) = start_server(&[&attached[..], settings].concat()).await;
     Engine {
         _running: running,
         http: http.replace("http://", ""),
@@ -77,7 +78,7 @@ impl Engine {
         .await
     }
 
-    /// The value of `tokenway_workers_lost_total`.
+    /// Returns the value of `tokenway_workers_lost_total`.
     async fn workers_lost(&self) -> String {
         let metrics = get("/metrics").send_to(&self.http).await.rest().await;
         let lost = metrics
@@ -107,7 +108,7 @@ fn real(socket: &str) -> Program {
     worker.arg("--model-path").arg(model_path())
 }
 
-fn greedy(prompt: &str, max_tokens: u32) -> v1::CompletionRequest {
+fn greedy_request(prompt: &str, max_tokens: u32) -> v1::CompletionRequest {
     v1::CompletionRequest {
         temperature: Some(0.0),
         ..grpc::request(prompt, max_tokens)
@@ -133,7 +134,7 @@ async fn the_packages_own_tests_pass() {
 async fn streams_survive_a_killed_python_worker() {
     let mut workers = Vec::new();
     let engine = engine(&mut workers, echo).await;
-    // The echo runner repeats it byte by byte.
+    // The echo runner repeats the prompt byte by byte.
     let prompt = &"one two three ".repeat(20);
     let undisturbed = engine.stream(grpc::request(prompt, 200), |_| ()).await;
     workers.push(echo(&engine.socket).start());
@@ -155,7 +156,7 @@ async fn streams_survive_a_killed_python_worker() {
     }
 }
 
-/// An echo worker whose device holds Python's GIL for this long after each token.
+/// Returns an echo worker whose device holds Python's interpreter lock for this long after each token.
 fn holding(socket: &str, holds: Duration) -> Program {
     let folder = env!("CARGO_MANIFEST_DIR");
     echo(socket)
@@ -212,7 +213,7 @@ async fn a_real_model_on_a_python_worker_serves_both_apis() {
     let mut response = completion(&body).send_to(&engine.http).await;
     let http = texts(&response.rest().await.lines(), 0).concat();
     let grpc = engine
-        .stream(greedy("The capital of France is", 4), |_| ())
+        .stream(greedy_request("The capital of France is", 4), |_| ())
         .await;
     assert_eq!(grpc.texts(0).concat(), http);
     assert!(http.starts_with(" Paris"), "{http}");
@@ -223,7 +224,7 @@ async fn a_real_model_on_a_python_worker_serves_both_apis() {
 async fn a_disconnect_frees_the_slot_of_a_real_model_on_a_python_worker() {
     let mut workers = Vec::new();
     let engine = engine(&mut workers, |socket| real(socket).args(["--slots", "1"])).await;
-    let long = greedy("Once upon a time", 900);
+    let long = greedy_request("Once upon a time", 900);
     let stream = engine.grpc.clone().complete(long).await;
     let mut stream = stream.expect("the request is admitted").into_inner();
     for _ in 0..5 {
@@ -234,9 +235,9 @@ async fn a_disconnect_frees_the_slot_of_a_real_model_on_a_python_worker() {
             .expect("the stream continues");
     }
     drop(stream);
-    // All 900 tokens would take about 15 seconds.
+    // Generating all 900 tokens would take about 15 seconds.
     let next = engine
-        .stream(greedy("The capital of France is", 1), |_| ())
+        .stream(greedy_request("The capital of France is", 1), |_| ())
         .await;
     assert_eq!(next.texts(0), [" Paris"]);
 }
@@ -255,5 +256,8 @@ async fn a_request_that_crashes_two_processes_is_not_retried_on_a_third() {
     let body = json!({"prompt": "a", "max_tokens": 5});
     let (_, answer) = completion(&body).fetch(&server).await;
     assert_eq!(answer.error().0, "worker_lost");
-    assert_eq!(Counts::now(&server).get("tokenway_workers_lost_total"), 2.0);
+    assert_eq!(
+        MetricsSnapshot::take(&server).get("tokenway_workers_lost_total"),
+        2.0
+    );
 }

@@ -1,5 +1,5 @@
-//! Streams whose worker is lost are resumed on another worker, or on the same one after a restart. Clients only see a
-//! pause.
+//! Streams whose worker is lost are resumed on another worker, or on the same worker after a restart. Clients see
+//! only a pause.
 
 mod support;
 
@@ -11,7 +11,8 @@ use futures_util::future::join_all;
 use serde_json::json;
 use support::grpc::{collect, collect_from, grpc_error};
 use support::http::{completion, texts};
-use support::{Counts, Setup, full_speed, grpc, with_interval};
+use support::metrics::MetricsSnapshot;
+use support::{Setup, full_speed, grpc, with_interval};
 use tokenway::error::ErrorKind;
 use tokenway::proto::v1;
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
@@ -21,27 +22,27 @@ use tokenway::runner::{
 };
 use tonic::Code;
 
-/// A prompt of `POISON_WORDS` words crashes the device in its first step.
+/// A prompt that crashes the device in its first step, because it has `POISON_WORDS` words.
 const POISON: &str = "this prompt has seven words exactly here";
 const POISON_WORDS: usize = 7;
 
-/// A loader of the test runner whose devices crash on demand.
-struct Fragile {
+/// A test runner whose devices crash when the test says so.
+struct CrashingLoader {
     loader: TestRunnerLoader,
-    /// Number of upcoming steps that crash their device.
+    /// Number of the next steps that crash their device.
     crashes: Arc<AtomicUsize>,
 }
 
-struct FragileRunner {
+struct CrashingRunner {
     runner: Box<dyn Runner>,
     crashes: Arc<AtomicUsize>,
     is_poisoned: bool,
 }
 
-impl Loader for Fragile {
+impl Loader for CrashingLoader {
     fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
         let LoadedModel { model, runner } = self.loader.load(slots, progress)?;
-        let runner = Box::new(FragileRunner {
+        let runner = Box::new(CrashingRunner {
             runner,
             crashes: Arc::clone(&self.crashes),
             is_poisoned: false,
@@ -54,7 +55,7 @@ impl Loader for Fragile {
     }
 }
 
-impl Runner for FragileRunner {
+impl Runner for CrashingRunner {
     fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
         self.is_poisoned |= sequence.prompt.len() == POISON_WORDS;
         self.runner.admit(slot, sequence)
@@ -78,10 +79,11 @@ impl Runner for FragileRunner {
     }
 }
 
-/// A server whose workers crash on demand, and the counter of upcoming crashes.
-fn fragile(options: TestRunnerOptions, workers: usize) -> (Setup, Arc<AtomicUsize>) {
+/// Returns a server whose workers crash when the test says so, and the number of upcoming crashes, which the test
+/// sets.
+fn crashing_setup(options: TestRunnerOptions, workers: usize) -> (Setup, Arc<AtomicUsize>) {
     let crashes = Arc::new(AtomicUsize::new(0));
-    let loader = Fragile {
+    let loader = CrashingLoader {
         loader: TestRunnerLoader::new(options),
         crashes: Arc::clone(&crashes),
     };
@@ -96,13 +98,13 @@ fn tokens(from: u32, to: u32) -> Vec<String> {
 
 #[tokio::test]
 async fn a_worker_crash_loses_and_repeats_no_token() {
-    let (setup, crashes) = fragile(with_interval(Duration::from_millis(1)), 2);
+    let (setup, crashes) = crashing_setup(with_interval(Duration::from_millis(1)), 2);
     let server = setup.start().await;
     let body = json!({"prompt": "a", "max_tokens": 300, "stream": true});
     let http = (0..8).map(|_| completion(&body).fetch(&server));
     let grpc =
         (0..8).map(|_| async { collect(server.stream(grpc::request("a", 300)).await).await });
-    // One worker crashes early and one late.
+    // One worker crashes early and the other one late.
     let crash = async {
         let stream = server.stream(grpc::request("a", 300)).await;
         let mut faults = [10, 200].into_iter().peekable();
@@ -133,7 +135,7 @@ async fn a_worker_crash_loses_and_repeats_no_token() {
 
 #[tokio::test]
 async fn a_request_that_crashes_two_workers_fails_and_others_continue() {
-    let (setup, _) = fragile(with_interval(Duration::from_millis(1)), 3);
+    let (setup, _) = crashing_setup(with_interval(Duration::from_millis(1)), 3);
     let server = setup.start().await;
     let others =
         (0..12).map(|_| async { collect(server.stream(grpc::request("a", 200)).await).await });
@@ -148,7 +150,10 @@ async fn a_request_that_crashes_two_workers_fails_and_others_continue() {
     for completion in others {
         assert_eq!(completion.texts(0), tokens(0, 200));
     }
-    assert_eq!(Counts::now(&server).get("tokenway_workers_lost_total"), 2.0);
+    assert_eq!(
+        MetricsSnapshot::take(&server).get("tokenway_workers_lost_total"),
+        2.0
+    );
 }
 
 #[tokio::test]
@@ -184,7 +189,7 @@ async fn delivered_tokens_are_not_resent_and_count_in_the_usage() {
 #[tokio::test]
 async fn a_held_back_token_is_not_sent_twice_after_resuming() {
     let server = Setup::test_runner(full_speed()).start().await;
-    // `token_1` may start the stop string, so it is held back until `token_2` shows that it does not.
+    // `token_1` may be the start of the stop string. It is held back until `token_2` shows that it is not.
     let request = |resume| v1::CompletionRequest {
         stop: vec!["token_1token_3".to_owned()],
         seed: Some(1),

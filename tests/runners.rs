@@ -1,4 +1,5 @@
-//! Runners with scripted behaviour: an eos token, no timestamps, a device failure, or more tokens than there is credit.
+//! Runners with special behaviour: an end-of-sequence token, no timestamps, a failing device, or more tokens than
+//! credit.
 
 mod support;
 
@@ -16,14 +17,14 @@ use tokenway::runner::{
 };
 use tokio::sync::mpsc;
 
-/// The device's behaviour in its first step with a sequence.
+/// Behaviour of the device in its first step with a sequence.
 #[derive(Clone, Copy)]
 enum Behaviour {
-    /// Emits one token, then its eos token.
+    /// Emits one token, then the end-of-sequence token.
     EmitEos,
-    /// Fails, and with it all its sequences.
+    /// Fails, and loses all its sequences.
     Fail,
-    /// Emits more tokens than there is credit.
+    /// Emits more tokens than the sequence has credit for.
     IgnoreCredit,
     /// Emits two tokens without timestamps.
     NoTimestamps,
@@ -34,15 +35,15 @@ struct Device {
     running: Option<Slot>,
 }
 
-/// A loader of a device that reports the caller of each sequence.
-struct ReportsCaller(mpsc::Sender<Caller>);
+/// A loader whose device reports the field `user` of each sequence.
+struct UserReportingLoader(mpsc::Sender<Caller>);
 
-struct ReportingDevice {
+struct UserReportingDevice {
     callers: mpsc::Sender<Caller>,
     device: Device,
 }
 
-struct Facts(ModelFacts);
+struct FactsOnlyModel(ModelFacts);
 
 fn token(id: TokenId) -> Token {
     Token {
@@ -85,7 +86,7 @@ impl Runner for Device {
     }
 }
 
-impl Loader for ReportsCaller {
+impl Loader for UserReportingLoader {
     fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
         let LoadedModel { model, .. } = Behaviour::EmitEos.load(slots, progress)?;
         let device = Device {
@@ -95,7 +96,7 @@ impl Loader for ReportsCaller {
         let callers = self.0.clone();
         Ok(LoadedModel {
             model,
-            runner: Box::new(ReportingDevice { callers, device }),
+            runner: Box::new(UserReportingDevice { callers, device }),
         })
     }
 
@@ -104,7 +105,7 @@ impl Loader for ReportsCaller {
     }
 }
 
-impl Runner for ReportingDevice {
+impl Runner for UserReportingDevice {
     fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
         let caller = sequence.options.caller.clone();
         self.callers
@@ -126,7 +127,7 @@ impl Runner for ReportingDevice {
     }
 }
 
-impl Model for Facts {
+impl Model for FactsOnlyModel {
     fn facts(&self) -> &ModelFacts {
         &self.0
     }
@@ -159,7 +160,7 @@ impl Loader for Behaviour {
             eos_token: None,
         };
         Ok(LoadedModel {
-            model: Arc::new(Facts(facts)),
+            model: Arc::new(FactsOnlyModel(facts)),
             runner: Box::new(Device {
                 behaviour: *self,
                 running: None,
@@ -184,7 +185,7 @@ async fn complete(server: &TestServer, request: v1::CompletionRequest) -> grpc::
     grpc::collect(stream.into_inner()).await
 }
 
-fn kind(completion: &grpc::Completion) -> ErrorKind {
+fn error_kind(completion: &grpc::Completion) -> ErrorKind {
     Error::from(completion.error.as_ref().expect("an error")).kind
 }
 
@@ -209,14 +210,14 @@ async fn an_eos_token_is_a_last_line_without_text_and_counts_in_the_usage() {
 async fn a_device_failure_ends_its_sequences_with_worker_lost() {
     let server = server(Behaviour::Fail).await;
     let completion = complete(&server, grpc::request("a", 9)).await;
-    assert_eq!(kind(&completion), ErrorKind::WorkerLost);
+    assert_eq!(error_kind(&completion), ErrorKind::WorkerLost);
 }
 
 #[tokio::test]
 async fn a_runner_that_ignores_credit_fails_the_sequence() {
     let server = server(Behaviour::IgnoreCredit).await;
     let completion = complete(&server, grpc::request("a", 10_000)).await;
-    assert_eq!(kind(&completion), ErrorKind::Internal);
+    assert_eq!(error_kind(&completion), ErrorKind::Internal);
 }
 
 #[tokio::test]
@@ -251,7 +252,7 @@ async fn an_invalid_prompt_is_rejected() {
 #[tokio::test]
 async fn the_runner_receives_the_user_over_both_apis() {
     let (sender, mut callers) = mpsc::channel(2);
-    let server = Setup::runner("scripted", Arc::new(ReportsCaller(sender)), 1)
+    let server = Setup::runner("scripted", Arc::new(UserReportingLoader(sender)), 1)
         .start()
         .await;
     let over_grpc = v1::CompletionRequest {

@@ -144,7 +144,7 @@ async fn config_check_prints_every_problem_and_exits_with_2() {
         "{outcome:?}"
     );
     std::fs::write(path.to_string(), "slots = 1\n").expect("a file");
-    // Environment variables are not part of the file.
+    // Environment variables do not belong to the file, so `config check` ignores them.
     let outcome = check().env("TOKENWAY_SLOTS", "none").run().await;
     assert_eq!(outcome.success(), format!("{path} is valid\n"));
 }

@@ -1,13 +1,14 @@
-//! Token timings in metrics and responses.
+//! Token timings, in the metrics and in responses.
 
 mod support;
 
 use serde_json::{Value, json};
 use support::grpc;
 use support::http::completion;
-use support::{Counts, Setup, TestServer, full_speed};
+use support::metrics::MetricsSnapshot;
+use support::{Setup, TestServer, full_speed};
 
-/// The objects of a stream of `tokens` tokens for each of two prompts, with these stream options.
+/// Streams `tokens` tokens for each of two prompts, with these stream options. Returns the objects of the stream.
 async fn objects(server: &TestServer, tokens: u32, options: &Value) -> Vec<Value> {
     let body = json!({
         "prompt": ["a", "b"], "max_tokens": tokens, "stream": true, "stream_options": options,
@@ -16,8 +17,8 @@ async fn objects(server: &TestServer, tokens: u32, options: &Value) -> Vec<Value
     body.lines()
 }
 
-/// Number of tokens counted in a stage of a response format.
-fn counted(counts: &Counts, format: &str, stage: &str) -> f64 {
+/// Returns the number of tokens that the metrics count in a stage, for a response format.
+fn counted(counts: &MetricsSnapshot, format: &str, stage: &str) -> f64 {
     let labels = format!("format=\"{format}\",stage=\"{stage}\"");
     counts.get(&format!("tokenway_token_latency_seconds_count{{{labels}}}"))
 }

@@ -4,7 +4,8 @@ mod support;
 
 use serde_json::{Value, json};
 use support::http::{expected_error, get, http_error, post};
-use support::{Counts, Setup, TestServer, full_speed};
+use support::metrics::MetricsSnapshot;
+use support::{Setup, TestServer, full_speed};
 
 async fn answer(server: &TestServer, path: &str, body: &Value) -> Value {
     let (response, answer) = post(path, body.to_string()).fetch(server).await;
@@ -108,7 +109,7 @@ async fn invalid_tokenize_requests_are_rejected_and_counted() {
         let metric = "tokenway_requests_rejected_total";
         format!("{metric}{{api=\"http\",reason=\"{reason}\"}}")
     };
-    let counts = Counts::now(&server);
+    let counts = MetricsSnapshot::take(&server);
     for reason in ["model_not_found", "invalid_value", "unsupported_media_type"] {
         assert_eq!(counts.get(&counted(reason)), 1.0, "{}", counts.0);
     }

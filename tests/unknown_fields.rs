@@ -1,10 +1,11 @@
-//! Request fields without effect: known hints and unknown fields.
+//! Request fields that have no effect: accepted hints, and unknown fields.
 
 mod support;
 
 use serde_json::{Value, json};
 use support::http::{Request, completion, expected_error, http_error, post};
-use support::{Counts, Setup, TestServer, full_speed};
+use support::metrics::MetricsSnapshot;
+use support::{Setup, TestServer, full_speed};
 
 const IGNORED: &str = "tokenway_ignored_fields_total";
 
@@ -68,7 +69,7 @@ async fn an_unknown_field_is_rejected_and_the_error_names_the_setting() {
     assert_eq!(body.error(), expected);
     let message = body.json()["error"]["message"].to_string();
     assert!(message.contains("--unknown-fields ignore"), "{message}");
-    assert_eq!(Counts::now(&server).get(IGNORED), 0.0);
+    assert_eq!(MetricsSnapshot::take(&server).get(IGNORED), 0.0);
 }
 
 #[tokio::test]
@@ -98,7 +99,7 @@ async fn ignored_fields_are_counted_and_listed_in_a_response_header() {
             names.sort_unstable();
             assert_eq!(names.join(","), expected);
         }
-        let counts = Counts::now(&server);
+        let counts = MetricsSnapshot::take(&server);
         assert_eq!(counts.get(IGNORED), 9.0, "{}", counts.0);
         assert!(!counts.0.contains("dog"), "{}", counts.0);
     }

@@ -7,7 +7,7 @@ use support::http::{completion, expected_error, get, http_error};
 use support::{Setup, TestServer, full_speed, grpc};
 use tokenway::proto::v1;
 
-/// The name of the model that serves a request for `model` over the HTTP API.
+/// Returns the name of the model that serves a request for `model` over the HTTP API.
 async fn over_http(server: &TestServer, model: &str) -> String {
     let body = json!({"model": model, "prompt": "a", "max_tokens": 1});
     let (response, body) = completion(&body).fetch(server).await;
@@ -15,7 +15,7 @@ async fn over_http(server: &TestServer, model: &str) -> String {
     body.json()["model"].as_str().expect("a name").to_owned()
 }
 
-/// The name of the model that serves a request for `model` over the gRPC API.
+/// Returns the name of the model that serves a request for `model` over the gRPC API.
 async fn over_grpc(server: &TestServer, model: &str) -> String {
     let request = v1::CompletionRequest {
         model: model.to_owned(),
@@ -58,7 +58,7 @@ async fn a_gateway_prefers_the_engine_that_lists_the_model() {
     for engines in [[&any, &other], [&other, &any]] {
         let gateway = Setup::gateway(&engines).start().await;
         gateway.ready().await.expect("an engine is up");
-        // The model list shows that the gateway knows both engines.
+        // Once the model list is complete, the gateway knows both engines.
         let (_, body) = get("/v1/models").fetch(&gateway).await;
         assert_eq!(body.json()["data"].as_array().map(Vec::len), Some(2));
         assert_eq!(over_http(&gateway, "second").await, "second");

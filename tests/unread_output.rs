@@ -1,4 +1,4 @@
-//! Standard output and standard error that nobody reads: the server keeps serving, drains cleanly and loses no token.
+//! Standard output and standard error that nobody reads. The server keeps serving, drains cleanly and loses no token.
 
 mod support;
 
@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use rustix::process::Signal;
 use serde_json::json;
 use support::http::{End, Response, completion, get};
-use support::program::{Program, Running, gone, serving, tokenway};
+use support::program::{Program, Running, gone, start_server, tokenway};
 use support::{Setup, TestServer, full_speed, grpc};
 use tempfile::TempDir;
 use tokenway::proto::v1::inference_client::InferenceClient;
@@ -17,21 +17,21 @@ use tokenway::server::Source;
 
 const TOKENS: usize = 100;
 
-/// Tokens of a stream that writes megabytes of trace log.
+/// Number of tokens in a stream that makes the server write megabytes of trace log.
 const MANY_TOKENS: u32 = 20_000;
 
 /// The capacity of a pipe on Linux, in bytes.
-const PIPE: usize = 64 * 1024;
+const PIPE_BYTES: usize = 64 * 1024;
 
-/// An engine process behind a Unix socket, and a gateway in the test. The gateway shows when the engine is up, because
-/// the engine's output cannot be read.
-struct Fleet {
+/// An engine process behind a Unix socket, and a gateway inside the test. The engine's output cannot be read, so the
+/// gateway tells when the engine is up.
+struct EngineAndGateway {
     engine: Running,
     gateway: TestServer,
     _folder: TempDir,
 }
 
-async fn fleet(start: impl FnOnce(Program) -> Running) -> Fleet {
+async fn start_engine_and_gateway(start: impl FnOnce(Program) -> Running) -> EngineAndGateway {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let socket = format!("unix:{}", folder.path().join("engine.sock").display());
     let program = tokenway().args(["engine", "--grpc-listen", &socket, "--drain-grace", "0"]);
@@ -42,15 +42,15 @@ async fn fleet(start: impl FnOnce(Program) -> Running) -> Fleet {
     setup.parts.grpc = None;
     let gateway = setup.start_loading().await;
     gateway.ready().await.expect("the engine is up");
-    Fleet {
+    EngineAndGateway {
         engine,
         gateway,
         _folder: folder,
     }
 }
 
-impl Fleet {
-    /// Asserts that a running stream is complete when the engine drains, and that the engine exits with 0.
+impl EngineAndGateway {
+    /// Asserts that a running stream is completed while the engine drains, and that the engine exits with code 0.
     async fn assert_drains_cleanly(self) {
         let body = json!({"prompt": "a", "max_tokens": TOKENS, "stream": true});
         let mut stream = completion(&body).send(&self.gateway).await;
@@ -78,7 +78,10 @@ async fn a_full_disk_loses_output_and_nothing_else() {
             .log_to_file(full_disk())
             .start_with_output(full_disk())
     };
-    fleet(with_full_disk).await.assert_drains_cleanly().await;
+    start_engine_and_gateway(with_full_disk)
+        .await
+        .assert_drains_cleanly()
+        .await;
 }
 
 #[tokio::test]
@@ -89,7 +92,10 @@ async fn closed_pipes_lose_output_and_nothing_else() {
         drop((reader, log));
         program.start_with_output(writer)
     };
-    fleet(with_closed_pipes).await.assert_drains_cleanly().await;
+    start_engine_and_gateway(with_closed_pipes)
+        .await
+        .assert_drains_cleanly()
+        .await;
 }
 
 #[tokio::test]
@@ -99,14 +105,19 @@ async fn full_pipes_lose_output_and_nothing_else() {
         let program = program.log_to_file(log_writer);
         program.start_with_output(writer)
     };
-    fleet(with_full_pipes).await.assert_drains_cleanly().await;
+    start_engine_and_gateway(with_full_pipes)
+        .await
+        .assert_drains_cleanly()
+        .await;
     drop((output, log));
 }
 
-/// A full pipe. It stays open, and full, while the reading end is held.
+/// Creates a full pipe. It stays open and full for as long as the reading end is held.
 fn full_pipe() -> (PipeReader, PipeWriter) {
     let (reader, mut writer) = pipe().expect("a pipe can be created");
-    writer.write_all(&[b'\n'; PIPE]).expect("the pipe has room");
+    writer
+        .write_all(&[b'\n'; PIPE_BYTES])
+        .expect("the pipe has room");
     (reader, writer)
 }
 
@@ -127,7 +138,7 @@ async fn dropped_log_lines_are_counted() {
     assert!(running.line().await.starts_with("ready "));
     let client = InferenceClient::connect(grpc_url).await;
     let client = client.expect("the server accepts connections");
-    // These streams write several megabytes of trace log.
+    // These streams make the server write several megabytes of trace log.
     let streams = (0..8).map(|_| async {
         let stream = client
             .clone()
@@ -169,7 +180,7 @@ async fn a_worker_with_an_unread_log_keeps_serving() {
         "0",
     ];
     let arguments = [&arguments[..], &["--worker-listen", &socket]].concat();
-    let (engine, [http, _]) = serving(&arguments).await;
+    let (engine, [http, _]) = start_server(&arguments).await;
     let body = json!({"prompt": "a", "max_tokens": TOKENS, "stream": true});
     let stream = completion(&body)
         .send_to(&http.replace("http://", ""))
@@ -185,7 +196,7 @@ async fn a_worker_with_an_unread_log_keeps_serving() {
 async fn a_lost_worker_process_is_replaced_with_unread_output() {
     let isolated = ["--isolation", "process", "--drain-grace", "0"];
     let slow = ["--test-runner-frequency-ms", "5", "--slots", "4"];
-    let (mut server, [http, _]) = serving(&[isolated, slow].concat()).await;
+    let (mut server, [http, _]) = start_server(&[isolated, slow].concat()).await;
     server.close_log();
     server.close_output();
     let address = http.replace("http://", "");

@@ -1,4 +1,4 @@
-//! Workers in their own processes, started by the engine or connected to it. Killing or stopping them pauses their
+//! Workers in their own processes, started by the engine or connected to it. Killing or stopping a worker pauses its
 //! streams and loses nothing.
 
 mod support;
@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, getpgid};
 use serde_json::json;
 use support::grpc::{self, collect_from};
 use support::http::{completion, get, texts};
-use support::program::{Running, gone, serving, tokenway};
+use support::program::{Running, gone, start_server, tokenway};
 use support::{Setup, full_speed};
 use tokenway::proto::v1::inference_client::InferenceClient;
 use tokenway::server::Isolation;
@@ -24,7 +24,7 @@ fn tokens() -> Vec<String> {
     (0..TOKENS).map(|index| format!("token_{index}")).collect()
 }
 
-/// Three workers, 2 ms per token, a heartbeat timeout of 0.5 s.
+/// Settings: three workers, one token per 2 ms, and a heartbeat timeout of 0.5 s.
 const THREE_WORKERS: [&str; 8] = [
     "--workers",
     "3",
@@ -36,8 +36,8 @@ const THREE_WORKERS: [&str; 8] = [
     "0.5",
 ];
 
-/// Runs streams over both APIs and sends each signal of `faults` to another child when one stream reaches its token
-/// index. Asserts that every stream is complete. Returns the children that got a signal.
+/// Runs streams over both APIs. `faults` lists signals, each with a token index: when a stream reaches the index, the
+/// signal is sent to another child. Asserts that every stream is complete. Returns the children that got a signal.
 async fn streams_survive(
     server: &Running,
     [http, grpc_url]: &[String; 2],
@@ -107,7 +107,7 @@ async fn metric(http: &str, name: &str) -> f64 {
 #[tokio::test]
 async fn streams_survive_killed_worker_processes() {
     let arguments = [&["--isolation", "process"], &THREE_WORKERS[..]].concat();
-    let (mut server, urls) = serving(&arguments).await;
+    let (mut server, urls) = start_server(&arguments).await;
     let faults = [(20, Signal::KILL), (200, Signal::KILL), (400, Signal::KILL)];
     for _ in streams_survive(&server, &urls, &faults).await {
         server.logs("a worker was lost").await;
@@ -119,7 +119,7 @@ async fn streams_survive_killed_worker_processes() {
 #[tokio::test]
 async fn streams_survive_a_hung_worker_process_and_it_is_replaced() {
     let arguments = [&["--isolation", "process"], &THREE_WORKERS[..]].concat();
-    let (mut server, urls) = serving(&arguments).await;
+    let (mut server, urls) = start_server(&arguments).await;
     for hung in streams_survive(&server, &urls, &[(20, Signal::STOP)]).await {
         server
             .logs("the worker sent no message within its heartbeat timeout")
@@ -131,7 +131,7 @@ async fn streams_survive_a_hung_worker_process_and_it_is_replaced() {
 
 #[tokio::test]
 async fn no_worker_process_outlives_its_engine() {
-    let (server, _) = serving(&["--isolation", "process", "--workers", "2"]).await;
+    let (server, _) = start_server(&["--isolation", "process", "--workers", "2"]).await;
     let children = server.children();
     assert_eq!(children.len(), 2);
     server.signal(Signal::KILL);
@@ -143,7 +143,7 @@ async fn no_worker_process_outlives_its_engine() {
 
 #[tokio::test]
 async fn worker_processes_have_their_own_process_groups() {
-    let (server, _) = serving(&["--isolation", "process"]).await;
+    let (server, _) = start_server(&["--isolation", "process"]).await;
     for child in server.children() {
         assert_eq!(getpgid(Some(child)), Ok(child));
     }
@@ -159,7 +159,7 @@ async fn worker_processes_end_when_the_engine_drains() {
         "--drain-grace",
         "0",
     ];
-    let (server, _) = serving(&arguments).await;
+    let (server, _) = start_server(&arguments).await;
     let children = server.children();
     assert_eq!(server.interrupt().await, Some(0));
     for child in children {
@@ -190,7 +190,7 @@ async fn streams_survive_a_killed_remote_worker_and_a_new_one_may_join() {
         tokenway().args(arguments).start()
     };
     let first = start_worker();
-    let (_server, [http, grpc_url]) = serving(&arguments).await;
+    let (_server, [http, grpc_url]) = start_server(&arguments).await;
     let client = InferenceClient::connect(grpc_url)
         .await
         .expect("the server accepts connections");
@@ -227,8 +227,8 @@ async fn a_remote_worker_reconnects_to_a_restarted_engine() {
     ];
     let arguments = [&attached[..], &["--worker-listen", &socket]].concat();
     for _ in 0..2 {
-        // The engine is ready, so the worker has connected.
-        let (engine, _) = serving(&arguments).await;
+        // The engine is ready only after the worker has connected.
+        let (engine, _) = start_server(&arguments).await;
         assert_eq!(engine.interrupt().await, Some(0));
     }
 }
@@ -236,7 +236,7 @@ async fn a_remote_worker_reconnects_to_a_restarted_engine() {
 #[tokio::test]
 async fn a_worker_process_killed_while_loading_is_restarted() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    // The first process kills itself before it loads anything.
+    // In its first run, the script kills its own process before it loads anything.
     let script = format!(
         "if mkdir {}; then kill -9 $$; fi; exec {} worker --runner llm_test \"$@\"",
         folder.path().join("was-there").display(),

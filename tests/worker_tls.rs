@@ -7,25 +7,25 @@ use std::path::{Path, PathBuf};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use serde_json::json;
 use support::http::{completion, texts};
-use support::program::{serving, tokenway};
+use support::program::{start_server, tokenway};
 use tokenway::proto::worker::device_worker_client::DeviceWorkerClient;
 use tokenway::proto::worker::{AttachRequest, Hello, attach_request};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
 /// A certificate authority and the path of its certificate.
-struct Authority {
+struct CertificateAuthority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     folder: PathBuf,
     path: PathBuf,
 }
 
-/// The files of a certificate and its key.
+/// A certificate file and the file of its private key.
 struct CertificateFiles {
     certificate: PathBuf,
     key: PathBuf,
 }
 
-impl Authority {
+impl CertificateAuthority {
     fn new(folder: &Path, name: &str) -> Self {
         let key = KeyPair::generate().expect("a key");
         let mut parameters = CertificateParams::new(vec![name.to_owned()]).expect("a name");
@@ -40,7 +40,7 @@ impl Authority {
         }
     }
 
-    /// Signs a certificate for this machine.
+    /// Signs a certificate for this host.
     fn sign(&self, name: &str) -> CertificateFiles {
         let key = KeyPair::generate().expect("a key");
         let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
@@ -59,7 +59,7 @@ impl Authority {
 }
 
 impl CertificateFiles {
-    fn flags<'a>(&'a self, ca: &'a Authority) -> [&'a str; 6] {
+    fn flags<'a>(&'a self, ca: &'a CertificateAuthority) -> [&'a str; 6] {
         let text = |path: &'a Path| path.to_str().expect("a path in UTF-8");
         [
             "--worker-tls-ca",
@@ -77,7 +77,7 @@ impl CertificateFiles {
     }
 }
 
-/// A port that was free a moment ago.
+/// Returns a port that was free a moment ago.
 fn free_port() -> u16 {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port exists");
     socket.local_addr().expect("the listener is bound").port()
@@ -87,8 +87,8 @@ fn free_port() -> u16 {
 async fn only_workers_with_a_trusted_certificate_are_accepted() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (ours, theirs) = (
-        Authority::new(folder.path(), "ours"),
-        Authority::new(folder.path(), "theirs"),
+        CertificateAuthority::new(folder.path(), "ours"),
+        CertificateAuthority::new(folder.path(), "theirs"),
     );
     let (engine, worker, stranger) = (
         ours.sign("engine"),
@@ -115,7 +115,7 @@ async fn only_workers_with_a_trusted_certificate_are_accepted() {
         .args(worker_arguments)
         .args(worker.flags(&ours))
         .start();
-    let (_server, [http, _]) = serving(&[&attached[..], &engine.flags(&ours)].concat()).await;
+    let (_server, [http, _]) = start_server(&[&attached[..], &engine.flags(&ours)].concat()).await;
     let body = json!({"prompt": "a", "max_tokens": 3, "stream": true});
     let mut response = completion(&body)
         .send_to(&http.replace("http://", ""))
@@ -131,7 +131,7 @@ async fn only_workers_with_a_trusted_certificate_are_accepted() {
     ] {
         let endpoint = Endpoint::from_shared(format!("https://{address}"));
         let endpoint = endpoint.expect("an address").tls_config(tls).expect("TLS");
-        // In TLS 1.3 the client's handshake can complete before the engine rejects its certificate.
+        // In TLS 1.3, the client's handshake may succeed before the engine rejects the client's certificate.
         let attached = async {
             let channel = endpoint
                 .connect()

@@ -1,4 +1,5 @@
-//! Errors that clients get while a worker loads its model, after it crashes, and when the model fails.
+//! The errors that clients get while a worker loads its model, after the worker has crashed, and when the model
+//! fails.
 
 mod support;
 
@@ -9,7 +10,8 @@ use std::time::Duration;
 use serde_json::json;
 use support::grpc::grpc_error;
 use support::http::{End, completion, expected_error, get, http_error};
-use support::{Counts, Setup, full_speed, grpc};
+use support::metrics::MetricsSnapshot;
+use support::{Setup, full_speed, grpc};
 use tokenway::error::{Error, ErrorKind};
 use tokenway::runner::llm_test::{TestRunnerLoader, TestRunnerOptions};
 use tokenway::runner::{
@@ -18,14 +20,14 @@ use tokenway::runner::{
 };
 use tonic::Code;
 
-/// A loader that waits for a permit before each load. A load fails if the permit sender is dropped.
-struct LoadsOnPermit {
+/// A loader that waits for a permit before each load. If the test drops the sender of permits, the load fails.
+struct PermitLoader {
     loader: TestRunnerLoader,
     permits: Mutex<mpsc::Receiver<()>>,
     loads: AtomicUsize,
 }
 
-impl Loader for LoadsOnPermit {
+impl Loader for PermitLoader {
     fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
         self.loads.fetch_add(1, Ordering::SeqCst);
         let permit = self.permits.lock().expect("no load panics").recv();
@@ -40,7 +42,7 @@ impl Loader for LoadsOnPermit {
 
 fn load_on_permit(options: TestRunnerOptions) -> (Setup, mpsc::Sender<()>) {
     let (permits, receiver) = mpsc::channel();
-    let loader = LoadsOnPermit {
+    let loader = PermitLoader {
         loader: TestRunnerLoader::new(options),
         permits: Mutex::new(receiver),
         loads: AtomicUsize::new(0),
@@ -65,13 +67,13 @@ async fn a_loading_server_is_not_ready_and_says_when_to_retry() {
     assert_eq!((code, error.kind), (Code::Unavailable, ErrorKind::NotReady));
     assert!(error.retry_after.is_some());
     permits.send(()).unwrap();
-    server.loaded().await;
+    server.wait_until_loaded().await;
     let (_, body) = get("/health").fetch(&server).await;
     assert_eq!(body.json(), json!({"status": "healthy"}));
     let (_, body) = get("/readyz").fetch(&server).await;
     let ready = json!({"status": "ready", "workers": {"ready": 1}});
     assert_eq!(body.json(), ready);
-    let ready = Counts::now(&server).get("tokenway_workers{state=\"ready\"}");
+    let ready = MetricsSnapshot::take(&server).get("tokenway_workers{state=\"ready\"}");
     assert_eq!(ready, 1.0);
     drop(permits);
 }
@@ -91,7 +93,7 @@ async fn an_unavailable_model_rejects_only_its_own_requests() {
     let request =
         |model: &str| completion(&json!({"prompt": "a", "model": model, "max_tokens": 1}));
     let health = || async { http_error(&server, get("/health")).await };
-    server.loaded_fraction(0.5).await;
+    server.wait_until_loaded_fraction(0.5).await;
     assert_eq!(
         http_error(&server, request("llm_test")).await,
         expected_error(503, "not_ready", None)
@@ -99,7 +101,7 @@ async fn an_unavailable_model_rejects_only_its_own_requests() {
     assert_eq!(request("other").fetch(&server).await.0.status, 200);
     assert_eq!(health().await, expected_error(503, "not_ready", None));
     permits.send(()).unwrap();
-    server.loaded().await;
+    server.wait_until_loaded().await;
     assert_eq!(get("/health").fetch(&server).await.0.status, 200);
     let lost = request("llm_test").fetch(&server).await.1;
     assert_eq!(lost.error().0, "worker_lost");
@@ -151,7 +153,7 @@ async fn a_crashed_worker_that_cannot_reload_leaves_no_worker() {
     let record = body.lines().pop().expect("an error record");
     assert_eq!(record["error"]["code"], "worker_lost");
     assert_eq!(record["error"]["retryable"], true);
-    // The worker cannot reload its model, so no worker is left.
+    // The worker cannot load its model again, so the model has no worker.
     server.wait_until_load_failed().await;
     let (code, error) = grpc_error(&server, grpc::request("a", 5)).await;
     assert_eq!((code, error.kind), (Code::Unavailable, ErrorKind::NoWorker));
@@ -176,7 +178,7 @@ async fn a_crashed_worker_reloads_its_model() {
         Error::from(&lost.error.expect("an error")).kind,
         ErrorKind::WorkerLost
     );
-    server.restarted().await;
+    server.wait_until_restarted().await;
     let after = grpc::collect(server.stream(grpc::request("a", 2)).await).await;
     assert_eq!(after.usage().completion_tokens, 2);
     server.drain().await.assert_all_gauges_are_zero();
@@ -205,8 +207,8 @@ async fn a_model_failure_affects_only_its_own_request() {
     assert_eq!(after.usage().completion_tokens, 3);
 }
 
-/// The test runner on a device whose calls return only when the test permits it.
-struct Hanging {
+/// A test runner whose device calls return only when the test permits it.
+struct HangingLoader {
     loader: TestRunnerLoader,
     permits: Arc<Mutex<mpsc::Receiver<()>>>,
 }
@@ -216,7 +218,7 @@ struct HangingRunner {
     permits: Arc<Mutex<mpsc::Receiver<()>>>,
 }
 
-impl Loader for Hanging {
+impl Loader for HangingLoader {
     fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
         let LoadedModel { model, runner } = self.loader.load(slots, progress)?;
         let permits = Arc::clone(&self.permits);
@@ -243,7 +245,7 @@ impl Runner for HangingRunner {
     }
 
     fn step(&mut self, step: &mut Step<'_>) -> Result<(), StepError> {
-        // Fails at once, and so does not wait, when the sender is dropped.
+        // If the test drops the sender, the call fails at once instead of waiting.
         let _ = self.permits.lock().expect("no call panics").recv();
         self.runner.step(step)
     }
@@ -252,7 +254,7 @@ impl Runner for HangingRunner {
 #[tokio::test]
 async fn a_hung_device_is_not_ready_until_it_returns_and_keeps_its_streams() {
     let (permits, receiver) = mpsc::channel();
-    let loader = Hanging {
+    let loader = HangingLoader {
         loader: TestRunnerLoader::new(full_speed()),
         permits: Arc::new(Mutex::new(receiver)),
     };
@@ -266,6 +268,6 @@ async fn a_hung_device_is_not_ready_until_it_returns_and_keeps_its_streams() {
     let request = completion(&json!({"prompt": "a"}));
     assert_eq!(http_error(&server, request).await, no_worker);
     drop(permits);
-    server.loaded().await;
+    server.wait_until_loaded().await;
     assert_eq!(grpc::collect(stream).await.usage().completion_tokens, 3);
 }

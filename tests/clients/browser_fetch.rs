@@ -1,4 +1,4 @@
-//! Tests with `fetch` of Node, as browsers have it.
+//! Tests with Node's `fetch`, which has the same interface as the `fetch` of browsers.
 
 use rustix::process::Signal;
 

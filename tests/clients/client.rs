@@ -6,7 +6,7 @@ use super::servers::server_process;
 use super::support::TestServer;
 use super::support::program::Program;
 
-/// A client program in `tests/clients/` and the API that it uses.
+/// A client program in `tests/clients/`, and the API that it uses.
 pub(super) struct Client {
     pub(super) program: fn() -> Program,
     pub(super) api: Api,
@@ -18,7 +18,7 @@ pub(super) enum Api {
 }
 
 impl Client {
-    /// Runs a case against a server and asserts that it passes.
+    /// Runs a case against a server. Asserts that the case passes.
     pub(super) async fn run(&self, case: &str, server: &TestServer) {
         let program = (self.program)().arg(case).arg(self.address(server));
         program.run().await.success();
@@ -31,7 +31,8 @@ impl Client {
         }
     }
 
-    /// Runs a case against a server process, which gets the signal once the case prints that it is reading a stream.
+    /// Runs a case against a server process. Sends the signal to that process once the case reports that it is
+    /// reading a stream.
     pub(super) async fn run_until_signal(&self, case: &str, signal: Signal) {
         let (server, [http, grpc]) = server_process().await;
         let address = match self.api {

@@ -1,13 +1,13 @@
 //! Third-party clients of both APIs: OpenAI's libraries for Python and Node, LangChain, LiteLLM, a plain HTTP client,
 //! `fetch`, and gRPC's libraries for Python and Node.
 //!
-//! The client side of each test is a function of the same name in the script that the file's `Client` names. curl is
-//! in `tests/curl.rs`.
+//! The client's side of each test is a function with the same name as the test, in the script that the file's
+//! `Client` names. The tests with curl are in `tests/curl.rs`.
 
 #[path = "../support/mod.rs"]
 mod support;
 
-/// One test per case, each against its own server.
+/// Defines one test per case. Each runs against its own server.
 macro_rules! cases {
     ($client:ident: $($case:ident($server:expr);)*) => {$(
         #[tokio::test]
@@ -18,8 +18,8 @@ macro_rules! cases {
     )*};
 }
 
-/// One test that runs all cases in one client process, each against its own server: importing such a client takes
-/// seconds of CPU time.
+/// Defines one test that runs all cases in a single client process, each case against its own server. It is for
+/// clients whose import takes seconds of CPU time.
 macro_rules! cases_of_a_heavy_client {
     ($client:ident: $($case:ident($server:expr);)*) => {
         #[tokio::test]

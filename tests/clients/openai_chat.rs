@@ -1,4 +1,4 @@
-//! Tests with chat completions with OpenAI's library for Python.
+//! Tests of chat completions with OpenAI's library for Python.
 
 use rustix::process::Signal;
 

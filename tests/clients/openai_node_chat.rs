@@ -1,4 +1,4 @@
-//! Tests with chat completions with OpenAI's library for Node.
+//! Tests of chat completions with OpenAI's library for Node.
 
 use rustix::process::Signal;
 

@@ -12,7 +12,7 @@ const REFERENCE_PERFORMANCE: Client = Client {
     api: Api::Http,
 };
 
-/// The alias `test` is a default of the command line, so this needs the server program.
+/// The server is a process here, because only the command line adds the alias `test` by default.
 #[tokio::test]
 async fn the_model_test_streams_2048_tokens_at_the_runners_cadence() {
     let (_server, [http, _]) = server_process().await;

@@ -1,4 +1,4 @@
-//! The servers that the cases run against.
+//! The servers that the client cases run against.
 
 use std::ops::Deref;
 use std::time::Duration;
@@ -7,19 +7,19 @@ use tokenway::proto::v1;
 use tokenway::runner::llm_test::TestRunnerOptions;
 use tonic::Streaming;
 
-use super::support::program::{Running, serving};
+use super::support::program::{Running, start_server};
 use super::support::{Setup, TestServer, full_speed, grpc, silent_at, with_interval};
 
-/// A server in its own process, which can be killed.
+/// Starts a server in its own process, so that the test can kill it.
 pub(super) async fn server_process() -> (Running, [String; 2]) {
-    serving(&["--test-runner-frequency-ms", "1", "--drain-grace", "0"]).await
+    start_server(&["--test-runner-frequency-ms", "1", "--drain-grace", "0"]).await
 }
 
 pub(super) async fn server() -> TestServer {
     Setup::test_runner(full_speed()).start().await
 }
 
-/// A server whose streams all fail instead of emitting token 10.
+/// Starts a server on which every stream fails in place of token 10.
 pub(super) async fn failing_server() -> TestServer {
     let options = TestRunnerOptions {
         fail_at: Some(10),
@@ -28,26 +28,26 @@ pub(super) async fn failing_server() -> TestServer {
     Setup::test_runner(options).start().await
 }
 
-/// A server whose model cannot be loaded.
+/// Starts a server whose model cannot be loaded.
 pub(super) async fn unready_server() -> TestServer {
     let server = Setup::unloadable().start_loading().await;
     server.wait_until_load_failed().await;
     server
 }
 
-/// A server with one slot and one token per millisecond.
+/// Starts a server with one slot that generates one token per millisecond.
 pub(super) async fn server_with_one_slot() -> TestServer {
     let runner = with_interval(Duration::from_millis(1));
     Setup::test_runner(runner).slots(1).start().await
 }
 
 /// A server whose only slot is occupied.
-pub(super) struct Busy {
+pub(super) struct OccupiedServer {
     server: TestServer,
     streams: Vec<Streaming<v1::CompletionEvent>>,
 }
 
-impl Deref for Busy {
+impl Deref for OccupiedServer {
     type Target = TestServer;
 
     fn deref(&self) -> &TestServer {
@@ -55,21 +55,21 @@ impl Deref for Busy {
     }
 }
 
-/// A server on which a request waits longer than the test runs.
-pub(super) async fn busy_server() -> Busy {
+/// Starts a server whose only slot stays occupied for the whole test, so that any request waits in the queue.
+pub(super) async fn busy_server() -> OccupiedServer {
     let setup = Setup::test_runner(silent_at(1)).slots(1).queue_depth(2);
     let server = setup.start().await;
     let mut running = server.stream(grpc::request("a", 100)).await;
     let started = running.message().await.expect("the stream continues");
     assert!(started.is_some());
-    Busy {
+    OccupiedServer {
         server,
         streams: vec![running],
     }
 }
 
-/// A server with a full queue.
-pub(super) async fn full_server() -> Busy {
+/// Starts a server whose queue is full.
+pub(super) async fn full_server() -> OccupiedServer {
     let mut busy = busy_server().await;
     for _ in 0..2 {
         let queued = busy.server.stream(grpc::request("a", 100)).await;
@@ -78,14 +78,14 @@ pub(super) async fn full_server() -> Busy {
     busy
 }
 
-/// Asserts that the case's stream counts as one cancellation and has left nothing running.
+/// Asserts that the case's stream was counted as one cancellation, and that nothing is still running.
 pub(super) async fn assert_cancelled(server: TestServer) {
     let counts = server.drain().await;
     counts.assert_all_gauges_are_zero();
     assert_eq!(counts.get("tokenway_cancellations_total"), 1.0);
 }
 
-/// Asserts that the case sent its failing request once.
+/// Asserts that the client sent the failing request only once.
 pub(super) async fn assert_failed_once(server: TestServer) {
     let counts = server.drain().await;
     assert_eq!(counts.ended("http", "internal_error"), 1.0, "{}", counts.0);

@@ -7,7 +7,7 @@ use serde_json::json;
 use tokenway::runner::llama::{LlamaLoader, LlamaOptions};
 
 use crate::support::Setup;
-use crate::table::{Ends, STOP, chat, completion};
+use crate::table::{ExpectedEnd, STOP, chat, completion};
 use crate::transport::{Servers, Transport};
 use crate::{Model, PROMPT, assert_all_transports_agree, assert_ends, assert_table};
 
@@ -55,7 +55,7 @@ async fn the_eos_of_a_real_model_is_the_same_over_every_transport() {
             "an id outside the vocabulary",
             &json!([1, 1_000_000]),
             &json!({}),
-            Ends::Failing("invalid_value"),
+            ExpectedEnd::Failing("invalid_value"),
         ),
     ] {
         assert_all_transports_agree(&servers, &row).await;
@@ -66,9 +66,9 @@ async fn the_eos_of_a_real_model_is_the_same_over_every_transport() {
 async fn an_expired_deadline_on_a_real_model_is_the_same_error_over_every_transport() {
     let servers = servers().await;
     let fields = json!({"max_tokens": 2_000, "ignore_eos": true});
-    let ends = Ends::Failing("deadline_exceeded");
+    let ends = ExpectedEnd::Failing("deadline_exceeded");
     let row = completion("a deadline", &json!(PROMPT), &fields, ends);
-    let row = row.within(Duration::from_millis(300));
+    let row = row.with_deadline(Duration::from_millis(300));
     for transport in Transport::ALL {
         // The number of tokens before the deadline varies, so only the error is compared.
         assert_ends(&row, &servers.run(transport, &row).await);

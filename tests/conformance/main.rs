@@ -1,6 +1,6 @@
-//! One table of requests, sent over every transport: gRPC, and HTTP as NDJSON, as SSE and unary, each in the engine's
-//! process and through a gateway. All transports must return the same text, tokens, logprobs, usage, finish reason or
-//! error.
+//! A table of requests. Each request is sent over every transport: gRPC, and HTTP as NDJSON, as SSE and as one JSON
+//! body; directly to the engine's process, and through a gateway. All transports must return the same text, tokens,
+//! logprobs, usage, finish reason or error.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -21,7 +21,7 @@ use tokenway::runner::llm_test::TestRunnerOptions;
 
 use outcome::Outcome;
 use slot_events::{SlotEvent, slot_events};
-use table::{Ends, LENGTH, Row, STOP, chat, completion};
+use table::{ExpectedEnd, LENGTH, Row, STOP, chat, completion};
 use transport::{Format, Servers, Transport};
 
 const PROMPT: &str = "The capital of France is";
@@ -29,17 +29,18 @@ const PROMPT: &str = "The capital of France is";
 /// Facts about a model that the table needs.
 struct Model {
     name: &'static str,
-    /// A text within the first ten tokens of the greedy completion. `stop_id` is the id of a token there.
+    /// A text that occurs within the first ten tokens of the greedy completion. `stop_id` is the id of a token of
+    /// this text.
     stop: &'static str,
     stop_id: u32,
-    /// A token that a `logit_bias` of 100 forces.
+    /// Id of a token that a `logit_bias` of 100 forces the model to emit.
     biased_id: u32,
     context_length: u32,
 }
 
-/// Sends a row over every transport that supports it and asserts that all outcomes are equal.
+/// Sends a row over every transport that supports it. Asserts that all outcomes are equal.
 async fn assert_all_transports_agree(servers: &Servers, row: &Row) {
-    // Concurrent, because other sequences on the device must not change the result.
+    // The requests run concurrently, because other sequences on the device must not change a result.
     let transports = Transport::ALL
         .into_iter()
         .filter(|transport| transport.supports(row));
@@ -52,7 +53,7 @@ async fn assert_all_transports_agree(servers: &Servers, row: &Row) {
     for (transport, outcome) in outcomes {
         let at = format!("'{}' over {first:?} and over {transport:?}", row.name);
         if matches!(transport, Transport::Http(Format::Unary, _)) {
-            // A unary response is either a whole completion or an error, and has no token ids.
+            // A unary response has no token ids. It is either a whole completion or an error.
             let expected = match &expected.error {
                 Some(error) => Outcome::failed(error.clone()),
                 None => expected.clone().without_token_ids(),
@@ -66,22 +67,22 @@ async fn assert_all_transports_agree(servers: &Servers, row: &Row) {
 
 fn assert_ends(row: &Row, outcome: &Outcome) {
     match row.ends {
-        Ends::With(reason) => {
+        ExpectedEnd::With(reason) => {
             assert_eq!(outcome.error, None, "'{}'", row.name);
             assert!(!outcome.choices.is_empty(), "'{}'", row.name);
             for choice in &outcome.choices {
                 assert_eq!(choice.finish.as_deref(), Some(reason), "'{}'", row.name);
             }
         }
-        Ends::Failing(code) => {
+        ExpectedEnd::Failing(code) => {
             let actual = outcome.error.as_ref().map(|(code, _)| code.as_str());
             assert_eq!(actual, Some(code), "'{}'", row.name);
         }
     }
 }
 
-/// A completion of [`PROMPT`] with a temperature of 0, and 12 tokens unless `fields` sets `max_tokens`.
-fn greedy(name: &'static str, mut fields: Value, ends: Ends) -> Row {
+/// Returns a completion of [`PROMPT`] with temperature 0, and with 12 tokens unless `fields` sets `max_tokens`.
+fn greedy(name: &'static str, mut fields: Value, ends: ExpectedEnd) -> Row {
     fields["temperature"] = json!(0);
     if fields.get("max_tokens").is_none() {
         fields["max_tokens"] = json!(12);
@@ -89,7 +90,7 @@ fn greedy(name: &'static str, mut fields: Value, ends: Ends) -> Row {
     completion(name, &json!(PROMPT), &fields, ends)
 }
 
-/// A completion of [`PROMPT`] with 12 sampled tokens.
+/// Returns a completion of [`PROMPT`] with 12 sampled tokens.
 fn sampled(name: &'static str, mut fields: Value) -> Row {
     fields["max_tokens"] = json!(12);
     fields["seed"] = json!(7);
@@ -98,7 +99,7 @@ fn sampled(name: &'static str, mut fields: Value) -> Row {
 }
 
 /// Completions that both runners support.
-fn rows(model: &Model) -> Vec<Row> {
+fn completion_rows(model: &Model) -> Vec<Row> {
     let mut rows = greedy_rows(model);
     rows.extend(echo_rows());
     rows.extend(sampled_rows(model));
@@ -210,7 +211,7 @@ fn sampled_rows(model: &Model) -> Vec<Row> {
 }
 
 /// Chat completions that both runners support.
-fn conversations(model: &Model) -> Vec<Row> {
+fn chat_rows(model: &Model) -> Vec<Row> {
     let hello = json!("Name the capital of France.");
     let limited = |name, mut fields: Value| {
         fields["max_completion_tokens"] = json!(6);
@@ -254,31 +255,31 @@ fn conversations(model: &Model) -> Vec<Row> {
             "max_completion_tokens over the context",
             &hello,
             &json!({"max_completion_tokens": model.context_length}),
-            Ends::Failing("context_length_exceeded"),
+            ExpectedEnd::Failing("context_length_exceeded"),
         ),
     ]
 }
 
 /// Requests that are rejected.
-fn rejections(model: &Model) -> Vec<Row> {
+fn rejected_rows(model: &Model) -> Vec<Row> {
     let prompt = json!(PROMPT);
-    let invalid = Ends::Failing("invalid_value");
+    let invalid = ExpectedEnd::Failing("invalid_value");
     let row = |name, fields: &Value, ends| completion(name, &prompt, fields, ends);
     vec![
         row(
             "an unknown model",
             &json!({"model": "nobody"}),
-            Ends::Failing("model_not_found"),
+            ExpectedEnd::Failing("model_not_found"),
         ),
         row(
             "max_tokens over the context",
             &json!({"max_tokens": model.context_length}),
-            Ends::Failing("context_length_exceeded"),
+            ExpectedEnd::Failing("context_length_exceeded"),
         ),
         row(
             "a suffix",
             &json!({"suffix": "."}),
-            Ends::Failing("unsupported_parameter"),
+            ExpectedEnd::Failing("unsupported_parameter"),
         ),
         row(
             "a temperature out of range",
@@ -341,10 +342,10 @@ fn test_model() -> Model {
 }
 
 async fn assert_table(servers: &Servers, model: &Model) {
-    for row in rows(model)
+    for row in completion_rows(model)
         .iter()
-        .chain(&conversations(model))
-        .chain(&rejections(model))
+        .chain(&chat_rows(model))
+        .chain(&rejected_rows(model))
     {
         assert_all_transports_agree(servers, row).await;
     }
@@ -363,7 +364,7 @@ async fn a_mid_stream_failure_is_the_same_over_every_transport() {
         ..full_speed()
     };
     let servers = Servers::start(Setup::test_runner(options)).await;
-    let ends = Ends::Failing("internal_error");
+    let ends = ExpectedEnd::Failing("internal_error");
     for row in [
         completion("a failure", &json!(PROMPT), &json!({"max_tokens": 9}), ends),
         completion(
@@ -386,7 +387,7 @@ async fn a_mid_stream_failure_is_the_same_over_every_transport() {
 #[tokio::test]
 async fn an_expired_deadline_is_the_same_over_every_transport() {
     let servers = Servers::start(Setup::test_runner(silent_at(3))).await;
-    let ends = Ends::Failing("deadline_exceeded");
+    let ends = ExpectedEnd::Failing("deadline_exceeded");
     let timeout = Duration::from_millis(300);
     for row in [
         completion(
@@ -402,7 +403,7 @@ async fn an_expired_deadline_is_the_same_over_every_transport() {
             ends,
         ),
     ] {
-        assert_all_transports_agree(&servers, &row.within(timeout)).await;
+        assert_all_transports_agree(&servers, &row.with_deadline(timeout)).await;
     }
 }
 

@@ -1,4 +1,4 @@
-//! The outcome of a request in a form that is the same for all transports.
+//! The outcome of a request, in a form that is the same for all transports.
 
 use serde_json::Value;
 
@@ -8,7 +8,7 @@ use crate::table::Row;
 pub(crate) struct Outcome {
     /// The echoed prompt, if `echo` was set.
     pub(crate) echo: Option<String>,
-    /// The logprobs of the prompt's tokens, if they were requested.
+    /// Logprobs of the prompt's tokens, if the request asks for them.
     pub(crate) scored: Vec<TokenLogprob>,
     pub(crate) choices: Vec<Choice>,
     /// Number of prompt tokens and completion tokens. `None` if the request failed.
@@ -26,7 +26,7 @@ pub(crate) struct Choice {
     pub(crate) logprobs: Vec<TokenLogprob>,
 }
 
-/// The logprob of a token. Tokens that are not UTF-8 are written as in OpenAI's completions: `bytes:\xf0`.
+/// Logprob of a token. A token that is not valid UTF-8 is written as in OpenAI's completions: `bytes:\xf0`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct TokenLogprob {
     token: String,
@@ -50,7 +50,7 @@ impl TokenLogprob {
     }
 }
 
-/// Token bytes as text, or hex-escaped if they are not UTF-8.
+/// Returns a token's bytes as text, or hex-escaped if they are not valid UTF-8.
 fn printable(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => text.to_owned(),
@@ -70,7 +70,7 @@ impl Outcome {
     }
 
     /// Parses a unary response.
-    pub(crate) fn of_body(row: &Row, body: &Value) -> Self {
+    pub(crate) fn from_body(row: &Row, body: &Value) -> Self {
         if let Some(error) = error(body) {
             return Self::failed(error);
         }
@@ -90,7 +90,7 @@ impl Outcome {
         outcome
     }
 
-    /// Adds a choice of a unary response and splits off the echoed prompt.
+    /// Adds a choice of a unary response. Separates the echoed prompt from its text.
     fn add_choice(
         &mut self,
         row: &Row,
@@ -102,7 +102,7 @@ impl Outcome {
         if row.echoes() {
             let rest = text.split_off(row.prompt().len());
             self.echo = Some(std::mem::replace(&mut text, rest));
-            // The logprobs of the prompt come first.
+            // The logprobs of the prompt's tokens come before those of the completion.
             let prompt_tokens = self.usage.expect("a whole response has a usage").0;
             let scored = logprobs
                 .len()
@@ -119,7 +119,7 @@ impl Outcome {
     }
 
     /// Parses the objects of a streamed response.
-    pub(crate) fn of_lines(row: &Row, lines: &[Value]) -> Self {
+    pub(crate) fn from_lines(row: &Row, lines: &[Value]) -> Self {
         let mut outcome = Self::default();
         for line in lines {
             assert!(outcome.error.is_none(), "{line} follows an error");
@@ -162,7 +162,7 @@ impl Outcome {
         choice.finish = object["finish_reason"].as_str().map(str::to_owned);
     }
 
-    /// Removes the token ids, which unary responses do not have.
+    /// Removes the token ids, because unary responses do not have them.
     pub(crate) fn without_token_ids(mut self) -> Self {
         for choice in &mut self.choices {
             choice.ids = None;
@@ -237,7 +237,7 @@ fn objects(list: &Value) -> &[Value] {
     list.as_array().expect("a list")
 }
 
-/// Converts a JSON number back to the `f32` that it was printed from.
+/// Converts a JSON number back to the `f32` from which it was printed.
 #[expect(
     clippy::as_conversions,
     reason = "std has no other conversion that rounds a float"

@@ -1,4 +1,4 @@
-//! The test runner with a record of when its device admits and releases sequences.
+//! A test runner that records when its device admits and releases sequences.
 
 use std::sync::Arc;
 
@@ -11,14 +11,14 @@ use tokio::sync::mpsc;
 
 use crate::support::Setup;
 
-/// An event of the device's only slot.
+/// A change of the device's only slot.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum SlotEvent {
     Admitted,
     Released,
 }
 
-/// A server on the test runner with one slot, and the events of that slot.
+/// Returns the setup of a test runner with one slot, and the events of that slot.
 pub(crate) fn slot_events(options: TestRunnerOptions) -> (Setup, mpsc::Receiver<SlotEvent>) {
     let (sender, events) = mpsc::channel(16);
     let loader = Recording {

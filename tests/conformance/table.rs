@@ -1,4 +1,4 @@
-//! Rows of the conformance table: requests that use every field and end in every way.
+//! The rows of the conformance table. Together they use every request field and end in every possible way.
 
 use std::time::Duration;
 
@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 use tokenway::proto::v1;
 use tokenway::proto::v1::completion_request::Input;
 
-/// A request as an HTTP body, its expected end and its deadline.
+/// A request as an HTTP body, with its expected end and its deadline.
 pub(crate) struct Row {
     pub(crate) name: &'static str,
     route: Route,
     pub(crate) body: Value,
-    pub(crate) ends: Ends,
+    pub(crate) ends: ExpectedEnd,
     pub(crate) timeout: Option<Duration>,
 }
 
@@ -23,18 +23,23 @@ enum Route {
 
 /// Expected end of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ends {
+pub(crate) enum ExpectedEnd {
     /// Every choice has this finish reason.
     With(&'static str),
     /// The request fails with this error code.
     Failing(&'static str),
 }
 
-pub(crate) const LENGTH: Ends = Ends::With("length");
-pub(crate) const STOP: Ends = Ends::With("stop");
+pub(crate) const LENGTH: ExpectedEnd = ExpectedEnd::With("length");
+pub(crate) const STOP: ExpectedEnd = ExpectedEnd::With("stop");
 
-/// A completion of `prompt` with additional fields.
-pub(crate) fn completion(name: &'static str, prompt: &Value, fields: &Value, ends: Ends) -> Row {
+/// Returns a completion of `prompt` with additional fields.
+pub(crate) fn completion(
+    name: &'static str,
+    prompt: &Value,
+    fields: &Value,
+    ends: ExpectedEnd,
+) -> Row {
     row(
         name,
         Route::Completions,
@@ -44,8 +49,8 @@ pub(crate) fn completion(name: &'static str, prompt: &Value, fields: &Value, end
     )
 }
 
-/// A chat completion for `content` with additional fields.
-pub(crate) fn chat(name: &'static str, content: &Value, fields: &Value, ends: Ends) -> Row {
+/// Returns a chat completion with the message `content` and additional fields.
+pub(crate) fn chat(name: &'static str, content: &Value, fields: &Value, ends: ExpectedEnd) -> Row {
     let messages = json!([{"role": "user", "content": content}]);
     row(
         name,
@@ -56,7 +61,13 @@ pub(crate) fn chat(name: &'static str, content: &Value, fields: &Value, ends: En
     )
 }
 
-fn row(name: &'static str, route: Route, mut body: Value, fields: &Value, ends: Ends) -> Row {
+fn row(
+    name: &'static str,
+    route: Route,
+    mut body: Value,
+    fields: &Value,
+    ends: ExpectedEnd,
+) -> Row {
     let all = body.as_object_mut().expect("a body is an object");
     for (name, value) in fields.as_object().expect("fields are an object") {
         all.insert(name.clone(), value.clone());
@@ -71,7 +82,7 @@ fn row(name: &'static str, route: Route, mut body: Value, fields: &Value, ends: 
 }
 
 impl Row {
-    pub(crate) fn within(self, timeout: Duration) -> Self {
+    pub(crate) fn with_deadline(self, timeout: Duration) -> Self {
         Self {
             timeout: Some(timeout),
             ..self
@@ -93,7 +104,7 @@ impl Row {
         self.body["echo"] == json!(true)
     }
 
-    /// True if the request needs a unary response.
+    /// Returns true if the request is possible only without streaming.
     pub(crate) fn needs_unary(&self) -> bool {
         self.body.get("best_of").is_some()
     }
@@ -102,7 +113,7 @@ impl Row {
         self.body["prompt"].as_str().expect("the prompt is text")
     }
 
-    /// The same request over gRPC.
+    /// Returns the same request as a gRPC message.
     pub(crate) fn message(&self) -> v1::CompletionRequest {
         let body = &self.body;
         let int = |name: &str| body[name].as_i64();

@@ -1,4 +1,5 @@
-//! The transports over which a request can reach an engine, and the conversion of their responses into an `Outcome`.
+//! The transports over which a request can reach an engine, and the conversion of each transport's response to an
+//! `Outcome`.
 
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use crate::support::http::{self, End};
 use crate::support::{Setup, TestServer, grpc};
 use crate::table::Row;
 
-/// An API with the place of its server and, for HTTP, the response format.
+/// A way to send a request: the API, the process that serves the API, and for HTTP the response format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transport {
     Grpc(Deployment),
@@ -29,16 +30,16 @@ pub(crate) enum Format {
     Unary,
 }
 
-/// Place of the API: in the engine's process or in a separate gateway.
+/// The process that serves the API: the engine itself, or a gateway in front of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Deployment {
     InProcess,
     Remote,
 }
 
-/// A request whose response is not read.
+/// A request that was sent and whose response is not read.
 #[expect(dead_code, reason = "the value is only held and dropped")]
-pub(crate) enum Open {
+pub(crate) enum UnreadRequest {
     Grpc(Streaming<v1::CompletionEvent>),
     Http(TcpStream),
 }
@@ -61,7 +62,7 @@ impl Transport {
         Self::Http(Format::Unary, Deployment::Remote),
     ];
 
-    /// True if the transport supports the row. `best_of` needs a unary response.
+    /// Returns true if the transport can carry this row. `best_of` requires a unary response.
     pub(crate) fn supports(self, row: &Row) -> bool {
         match self {
             Self::Grpc(_) | Self::Http(Format::Ndjson | Format::Sse, _) => !row.needs_unary(),
@@ -80,18 +81,19 @@ impl Servers {
     /// Sends a row over this transport and reads its outcome.
     pub(crate) async fn run(&self, transport: Transport, row: &Row) -> Outcome {
         match transport {
-            Transport::Grpc(deployment) => over_grpc(row, self.server(deployment)).await,
+            Transport::Grpc(deployment) => run_over_grpc(row, self.server(deployment)).await,
             Transport::Http(format, deployment) => {
-                self.over_http(row, format, self.server(deployment)).await
+                self.run_over_http(row, format, self.server(deployment))
+                    .await
             }
         }
     }
 
-    /// Sends a row without reading its response.
-    pub(crate) async fn begin(&self, transport: Transport, row: &Row) -> Open {
+    /// Sends a row. Does not read the response.
+    pub(crate) async fn begin(&self, transport: Transport, row: &Row) -> UnreadRequest {
         match transport {
             Transport::Grpc(deployment) => {
-                Open::Grpc(self.server(deployment).stream(row.message()).await)
+                UnreadRequest::Grpc(self.server(deployment).stream(row.message()).await)
             }
             Transport::Http(format, deployment) => {
                 let address = self.server(deployment).http_address();
@@ -100,7 +102,7 @@ impl Servers {
                     .expect("the server accepts connections");
                 let bytes = request(row, format).bytes();
                 stream.write_all(&bytes).await.expect("the request is sent");
-                Open::Http(stream)
+                UnreadRequest::Http(stream)
             }
         }
     }
@@ -112,17 +114,17 @@ impl Servers {
         }
     }
 
-    async fn over_http(&self, row: &Row, format: Format, server: &TestServer) -> Outcome {
+    async fn run_over_http(&self, row: &Row, format: Format, server: &TestServer) -> Outcome {
         let (response, body) = request(row, format).fetch(server).await;
         let lines = match format {
             Format::Ndjson if response.status == 200 => body.lines(),
             Format::Sse if response.status == 200 => events(&body),
             Format::Ndjson | Format::Sse | Format::Unary => {
                 assert_eq!(body.end, End::Clean, "{body:?}");
-                return Outcome::of_body(row, &body.json());
+                return Outcome::from_body(row, &body.json());
             }
         };
-        let outcome = Outcome::of_lines(row, &lines);
+        let outcome = Outcome::from_lines(row, &lines);
         let expected_end = if outcome.error.is_some() {
             End::Unclean
         } else {
@@ -133,7 +135,7 @@ impl Servers {
     }
 }
 
-async fn over_grpc(row: &Row, server: &TestServer) -> Outcome {
+async fn run_over_grpc(row: &Row, server: &TestServer) -> Outcome {
     let mut request = Request::new(row.message());
     if let Some(timeout) = row.timeout {
         request.set_timeout(timeout);
@@ -153,7 +155,7 @@ async fn over_grpc(row: &Row, server: &TestServer) -> Outcome {
         choices: completion
             .choices
             .iter()
-            .map(|choice| choice_of(row, choice))
+            .map(|choice| convert_choice(row, choice))
             .collect(),
         ..Outcome::default()
     };
@@ -184,7 +186,7 @@ fn request(row: &Row, format: Format) -> http::Request {
     }
 }
 
-/// The objects of an SSE stream. A stream that ends cleanly must end with `[DONE]`.
+/// Parses the objects of an SSE stream. A stream that ends cleanly must end with `[DONE]`.
 fn events(body: &http::Body) -> Vec<Value> {
     let mut events = body.events();
     if body.end == End::Clean {
@@ -194,7 +196,7 @@ fn events(body: &http::Body) -> Vec<Value> {
     events.into_iter().map(parse).collect()
 }
 
-fn choice_of(row: &Row, choice: &grpc::Choice) -> Choice {
+fn convert_choice(row: &Row, choice: &grpc::Choice) -> Choice {
     Choice {
         text: choice
             .tokens
@@ -223,7 +225,7 @@ fn logprob_of(row: &Row) -> impl Fn(&v1::Token) -> Option<TokenLogprob> {
             .iter()
             .map(|top| (top.token_bytes.clone(), top.logprob));
         let mut top: Vec<_> = top.collect();
-        // OpenAI's completions include the sampled token in `top_logprobs`.
+        // OpenAI's completions also list the sampled token in `top_logprobs`.
         if let Some(sampled) = sampled.filter(|it| adds_sampled && !top.contains(it)) {
             top.push(sampled);
         }
@@ -235,7 +237,7 @@ fn logprob_of(row: &Row) -> impl Fn(&v1::Token) -> Option<TokenLogprob> {
     }
 }
 
-/// The code of an error and its field, with the name that the row's route uses.
+/// Returns an error's code and the name of its field on the row's route.
 fn error_of(row: &Row, status: &Status) -> (String, Option<String>) {
     let error = Error::from(status);
     let param = error.param.map(|param| match param.as_str() {

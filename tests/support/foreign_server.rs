@@ -1,5 +1,5 @@
-//! Servers that are not Tokenway's. One truncates its streams: the body ends cleanly, but without a finish reason or
-//! summary, and clients must report that. The other rejects every completion with a given status.
+//! Servers that are not Tokenway. One truncates its streams: the body ends cleanly, but without a finish reason or a
+//! summary, and clients must report the truncation. The other one rejects every completion with a given status.
 
 use axum::Router;
 use axum::http::HeaderMap;
@@ -21,7 +21,7 @@ const MODELS: &str = r#"{"object":"list","data":[
 const LINE: &str = r#"{"id":"cmpl-1","object":"text_completion","created":0,"model":"short",
     "choices":[{"index":0,"text":"token_0","logprobs":null,"finish_reason":null}]}"#;
 
-/// Starts an HTTP server that truncates its streams and returns its URL. It ends with the test's runtime.
+/// Starts an HTTP server that truncates its streams. Returns its URL. The server ends with the test's runtime.
 pub async fn http() -> String {
     let router = Router::new()
         .route("/v1/models", get(|| async { json(MODELS) }))
@@ -31,18 +31,18 @@ pub async fn http() -> String {
     format!("http://{address}")
 }
 
-/// Starts a gRPC server that truncates its streams and returns its address.
+/// Starts a gRPC server that truncates its streams. Returns its address.
 pub async fn grpc() -> String {
-    engine(Foreign { rejection: None }).await
+    engine(ForeignEngine { rejection: None }).await
 }
 
-/// Starts a gRPC server that rejects every completion with this status and returns its address.
+/// Starts a gRPC server that rejects every completion with this status. Returns its address.
 pub async fn rejecting(status: Status) -> String {
     let rejection = Some(status);
-    engine(Foreign { rejection }).await
+    engine(ForeignEngine { rejection }).await
 }
 
-async fn engine(service: Foreign) -> String {
+async fn engine(service: ForeignEngine) -> String {
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter
         .set_service_status(
@@ -91,12 +91,12 @@ fn json(body: &'static str) -> impl IntoResponse {
     ([(CONTENT_TYPE, "application/json")], body)
 }
 
-struct Foreign {
+struct ForeignEngine {
     rejection: Option<Status>,
 }
 
 #[tonic::async_trait]
-impl Inference for Foreign {
+impl Inference for ForeignEngine {
     type CompleteStream = tokio_stream::Once<Result<v1::CompletionEvent, Status>>;
 
     async fn complete(

@@ -1,4 +1,5 @@
-//! An HTTP/2 client that writes frames by hand, to send many at once and in sequences that no library sends.
+//! An HTTP/2 client that writes frames by hand. It can send many frames at once, and in sequences that no library
+//! sends.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -14,10 +15,10 @@ const WINDOW_UPDATE: u8 = 8;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-/// A connection with a receive window of 1 GiB.
+/// An HTTP/2 connection with a receive window of 1 GiB.
 pub struct Frames {
     stream: TcpStream,
-    /// The API that its requests use.
+    /// The API to which the connection sends requests.
     api: Api,
 }
 
@@ -36,7 +37,7 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// The error code of a GOAWAY frame.
+    /// Returns the error code of a GOAWAY frame.
     pub fn code(&self) -> u32 {
         assert_eq!(self.kind, GO_AWAY);
         u32::from_be_bytes(self.payload[4..8].try_into().expect("four bytes"))
@@ -62,7 +63,7 @@ impl Frames {
         Self { stream, api }
     }
 
-    /// The bytes of a completion request on this stream.
+    /// Returns the bytes of a completion request on this stream.
     pub fn request(&self, stream: u32, body: &[u8]) -> Vec<u8> {
         let (path, kind, prefix) = match self.api {
             Api::Http => ("/v1/completions", "application/json", Vec::new()),
@@ -80,7 +81,8 @@ impl Frames {
             let length = u8::try_from(text.len()).expect("a short text");
             [prefix, &[length], text.as_bytes()].concat()
         };
-        // HPACK: `:method POST` and `:scheme http` are indexed; the others are literals, most with an indexed name.
+        // HPACK: `:method POST` and `:scheme http` are indexed fields. The others are literals, most of them with an
+        // indexed name.
         let head = [
             b"\x83\x86".to_vec(),
             text(b"\x04", path),
@@ -93,7 +95,7 @@ impl Frames {
         [headers, frame(DATA, END_STREAM, stream, &body)].concat()
     }
 
-    /// The bytes of `count` requests, each followed by its RST_STREAM, on the odd streams from `first`.
+    /// Returns the bytes of `count` requests on the odd streams from `first` on, each followed by its RST_STREAM.
     pub fn cancelled(&self, first: u32, count: u32, body: &[u8]) -> Vec<u8> {
         let streams = (0..count).map(|number| first + 2 * number);
         let cancelled =
@@ -101,7 +103,7 @@ impl Frames {
         cancelled.collect()
     }
 
-    /// The RST_STREAM frames of `count` streams from `first`.
+    /// Returns the RST_STREAM frames of `count` streams from `first` on.
     pub fn resets(first: u32, count: u32) -> Vec<u8> {
         let streams = (0..count).map(|number| first + 2 * number);
         streams.flat_map(reset).collect()
@@ -111,16 +113,16 @@ impl Frames {
         self.stream.write_all(bytes).await
     }
 
-    /// The next frame, or `None` at the end of the connection.
+    /// Reads the next frame. Returns `None` at the end of the connection.
     pub async fn next(&mut self) -> Option<Frame> {
         next(&mut self.stream).await
     }
 
-    /// Writes `bytes` and concurrently reads until the first frame of this kind.
+    /// Writes `bytes` and at the same time reads, until the first frame of this kind arrives.
     pub async fn write_until(&mut self, bytes: &[u8], kind: u8) -> Frame {
         let (mut reading, mut writing) = self.stream.split();
         let write = async {
-            // A server that has closed the connection accepts no more bytes.
+            // Writing fails if the server has closed the connection.
             let _ = writing.write_all(bytes).await;
             std::future::pending::<()>().await;
         };

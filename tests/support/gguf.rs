@@ -1,6 +1,7 @@
-//! A tiny GGUF model that llama.cpp can run, built by the test so that it can be damaged in any place.
+//! A tiny GGUF model that llama.cpp can run. The tests build the file themselves, so that they can damage any part of
+//! it.
 
-/// The parts of a model file. A test may change any of them before it writes the file.
+/// The parts of a model file. A test can change each of them before it writes the file.
 #[derive(Clone)]
 pub struct Gguf {
     pub version: u32,
@@ -36,13 +37,13 @@ const WIDTH: u64 = 32;
 const HEAD: u64 = 16;
 const FEED_FORWARD: u64 = 64;
 
-/// Ids of the tokens `<s>` and `</s>`. The ids below 256 are the bytes.
+/// Ids of the special tokens `<s>` and `</s>`. The ids below 256 stand for the bytes.
 pub const BOS: u32 = 256;
 pub const EOS: u32 = 257;
 const TOKENS: u64 = 258;
 
 impl Gguf {
-    /// A model with one layer, an embedding length of 32 and one token per byte. Its output is noise.
+    /// Creates a model with one layer, an embedding length of 32 and one token per byte. Its output is noise.
     pub fn tiny() -> Self {
         let number = |key: &str, value: u32| (format!("llama.{key}"), Value::U32(value));
         let text = |key: &str, value: &str| (key.to_owned(), Value::Text(value.to_owned()));
@@ -105,7 +106,7 @@ impl Gguf {
         }
     }
 
-    /// Sets the value of a key, and adds the key if it is missing.
+    /// Sets the value of a key. Adds the key if it is missing.
     pub fn with(mut self, key: &str, value: Value) -> Self {
         match self.values.iter_mut().find(|(name, _)| name == key) {
             Some((_, old)) => *old = value,
@@ -120,7 +121,7 @@ impl Gguf {
         self
     }
 
-    /// The bytes of the model file.
+    /// Returns the bytes of the model file.
     pub fn bytes(&self) -> Vec<u8> {
         let mut out = b"GGUF".to_vec();
         out.extend(self.version.to_le_bytes());
@@ -202,7 +203,7 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
     out.extend(text.as_bytes());
 }
 
-/// GPT-2's printable character for each byte, followed by the two special tokens.
+/// Returns the vocabulary: GPT-2's printable character for each byte, followed by the two special tokens.
 fn tokens() -> Vec<String> {
     let mut unprintable = (256..).filter_map(char::from_u32);
     let name = |byte: u8| match byte {
@@ -214,7 +215,7 @@ fn tokens() -> Vec<String> {
     bytes.into_iter().chain(special).collect()
 }
 
-/// A tensor of pseudo-random values from -0.5 to 0.5 with a fixed seed.
+/// Creates a tensor of pseudo-random values from -0.5 to 0.5, with a fixed seed.
 fn tensor(name: &str, dimensions: &[u64]) -> Tensor {
     let count: u64 = dimensions.iter().product();
     let mut state = 1_u32;

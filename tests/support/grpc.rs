@@ -1,4 +1,4 @@
-//! Completions over the gRPC API, collected and checked.
+//! Completions over the gRPC API: reads their streams to the end and checks them.
 
 use tokenway::error::Error;
 use tokenway::proto::v1;
@@ -32,7 +32,7 @@ pub struct Choice {
     pub finish: v1::FinishReason,
 }
 
-/// A request for up to `max_tokens` tokens.
+/// Creates a request for up to `max_tokens` tokens.
 pub fn request(prompt: &str, max_tokens: u32) -> v1::CompletionRequest {
     v1::CompletionRequest {
         input: Some(Input::Prompt(prompt.to_owned())),
@@ -41,19 +41,19 @@ pub fn request(prompt: &str, max_tokens: u32) -> v1::CompletionRequest {
     }
 }
 
-/// Sends a request that must be rejected. Returns the status code and the error.
+/// Sends a request that must be rejected. Returns the status code and the error of the rejection.
 pub async fn grpc_error(server: &TestServer, request: v1::CompletionRequest) -> (Code, Error) {
     let response = server.grpc().await.complete(request).await;
     let status = response.expect_err("the request is rejected");
     (status.code(), Error::from(&status))
 }
 
-/// Reads a stream to its end and checks that the token indices have no gap.
+/// Reads a stream to its end. Checks that the token indices have no gap.
 pub async fn collect(stream: Streaming<v1::CompletionEvent>) -> Completion {
     collect_from(stream, |_| ()).await
 }
 
-/// Same as `collect`. Calls `progress` after each event with the number of tokens of the first choice.
+/// Like `collect`. After each event, calls `progress` with the number of tokens that the first choice has.
 pub async fn collect_from(
     mut stream: Streaming<v1::CompletionEvent>,
     mut progress: impl FnMut(u32),
@@ -131,7 +131,7 @@ impl Completion {
         }
     }
 
-    /// The number of tokens received for a choice.
+    /// Returns the number of tokens received for a choice.
     pub fn count(&self, choice: usize) -> usize {
         self.choices.get(choice).map_or(0, |it| it.tokens.len())
     }

@@ -1,4 +1,4 @@
-//! A raw HTTP/1.1 client that shows exactly what was received and how the body ended.
+//! A raw HTTP/1.1 client. It shows exactly what was received, and how the body ended.
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,7 +23,7 @@ pub struct Response {
     raw: Vec<u8>,
     /// Body bytes decoded but not yet returned.
     decoded: Vec<u8>,
-    /// Bytes of the body still to come by `content-length`. `None` if the body is chunked.
+    /// Number of body bytes still to come, from `content-length`. `None` if the body is chunked.
     remaining: Option<usize>,
     end: Option<End>,
 }
@@ -31,7 +31,7 @@ pub struct Response {
 /// The way a body ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// With its last chunk or its full `content-length`.
+    /// The body was complete: its last chunk or its whole `content-length` arrived.
     Clean,
     /// The connection closed before the body was complete.
     Unclean,
@@ -44,7 +44,7 @@ pub struct Body {
     pub end: End,
 }
 
-/// A `POST /v1/completions` with this body.
+/// Creates a `POST /v1/completions` request with this body.
 pub fn completion(body: &Value) -> Request {
     post("/v1/completions", body.to_string())
 }
@@ -74,7 +74,7 @@ impl Request {
         self
     }
 
-    /// Sets a header and replaces any other of the same name.
+    /// Sets a header. Replaces another header of the same name.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.retain(|(known, _)| known != name);
         self.headers.push((name.to_owned(), value.to_owned()));
@@ -90,7 +90,7 @@ impl Request {
         self.header("accept", accept)
     }
 
-    /// The bytes of the request.
+    /// Returns the bytes of the request.
     pub fn bytes(&self) -> Vec<u8> {
         let mut head = format!("{} {} HTTP/1.1\r\n", self.method, self.path);
         if !self.headers.iter().any(|(name, _)| name == "host") {
@@ -110,12 +110,12 @@ impl Request {
         [head.as_bytes(), b"\r\n", &self.body].concat()
     }
 
-    /// Sends the request on a new connection and reads the response head.
+    /// Sends the request on a new connection. Reads the response head.
     pub async fn send(self, server: &TestServer) -> Response {
         self.send_to(&server.http_address()).await
     }
 
-    /// Sends the request to any address.
+    /// Sends the request to this address. Reads the response head.
     pub async fn send_to(self, address: &str) -> Response {
         let mut stream = TcpStream::connect(address)
             .await
@@ -181,13 +181,13 @@ impl Response {
         self.headers_of(name).next()
     }
 
-    /// Every value of a header that may be repeated.
+    /// Returns every value of a header that may be repeated.
     pub fn headers_of(&self, name: &str) -> impl Iterator<Item = &str> {
         let values = self.headers.iter().filter(move |(known, _)| known == name);
         values.map(|(_, value)| value.as_str())
     }
 
-    /// The next line without its line break, or `None` at the end of the body.
+    /// Reads the next line, without its line break. Returns `None` at the end of the body.
     pub async fn line(&mut self) -> Option<String> {
         loop {
             if let Some(at) = self.decoded.iter().position(|byte| *byte == b'\n') {
@@ -201,13 +201,13 @@ impl Response {
         }
     }
 
-    /// The next line, parsed as JSON.
+    /// Reads the next line and parses it as JSON.
     pub async fn json_line(&mut self) -> Option<Value> {
         let line = self.line().await?;
         Some(serde_json::from_str(&line).expect("a line is JSON"))
     }
 
-    /// The rest of the body.
+    /// Reads the rest of the body.
     pub async fn rest(&mut self) -> Body {
         while self.end.is_none() {
             self.receive().await;
@@ -222,7 +222,8 @@ impl Response {
     async fn receive(&mut self) {
         let before = self.decoded.len();
         self.decode();
-        // Bytes that arrived together with the head may be all for a while, so decode before reading.
+        // The bytes that arrived together with the head may be the last for a while, so they are decoded before the
+        // next read.
         if self.end.is_some() || self.decoded.len() > before {
             return;
         }
@@ -264,7 +265,7 @@ impl Body {
         serde_json::from_str(&self.text).expect("the body is JSON")
     }
 
-    /// The NDJSON lines, parsed.
+    /// Parses the lines of an NDJSON body.
     pub fn lines(&self) -> Vec<Value> {
         self.text
             .lines()
@@ -272,7 +273,7 @@ impl Body {
             .collect()
     }
 
-    /// The `data` of each server-sent event, as text.
+    /// Returns the `data` of each server-sent event.
     pub fn events(&self) -> Vec<&str> {
         self.text
             .split_terminator("\n\n")
@@ -280,7 +281,7 @@ impl Body {
             .collect()
     }
 
-    /// `code` and `param` of the error object.
+    /// Returns `code` and `param` of the error object.
     pub fn error(&self) -> (String, Option<String>) {
         let error = &self.json()["error"];
         let text = |name: &str| error[name].as_str().map(str::to_owned);
@@ -288,7 +289,7 @@ impl Body {
     }
 }
 
-/// The text of each line of a choice.
+/// Returns the text of each line of a choice.
 pub fn texts(lines: &[Value], choice: u64) -> Vec<String> {
     let of_choice = lines
         .iter()
@@ -305,10 +306,10 @@ fn find(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
         .position(|window| window == pattern)
 }
 
-/// An HTTP error: status, `code` and `param`.
+/// An HTTP error: (status, `code`, `param`).
 pub type HttpError = (u16, String, Option<String>);
 
-/// Sends a request that must be rejected and returns its error.
+/// Sends a request that must be rejected. Returns the error.
 pub async fn http_error(server: &TestServer, request: Request) -> HttpError {
     let (response, body) = request.fetch(server).await;
     assert_eq!(response.header("content-type"), Some("application/json"));

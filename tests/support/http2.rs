@@ -1,4 +1,4 @@
-//! An HTTP/2 client over one connection, with a flow-control window chosen by the test.
+//! An HTTP/2 client with one connection. The test chooses the flow-control window.
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -19,12 +19,12 @@ pub struct Connection {
 /// A body that was read to its end.
 pub struct Body {
     pub bytes: Vec<u8>,
-    /// The reason if the stream was reset, `None` if it ended cleanly.
+    /// The reason of a stream that was reset. `None` if the stream ended cleanly.
     pub reset: Option<Reason>,
 }
 
 impl Connection {
-    /// Connects with `window` bytes as the initial window of each stream.
+    /// Connects. `window` is the initial flow-control window of each stream, in bytes.
     pub async fn open(address: &str, window: u32) -> Self {
         let socket = TcpStream::connect(address)
             .await
@@ -40,13 +40,13 @@ impl Connection {
         Self { requests, address }
     }
 
-    /// Starts a completion over the HTTP API and reads the response head.
+    /// Starts a completion over the HTTP API. Reads the response head.
     pub async fn completion(&self, body: &Value) -> RecvStream {
         let body = body.to_string().into();
         self.post("/v1/completions", "application/json", body).await
     }
 
-    /// Starts a completion over the gRPC API and reads the response head.
+    /// Starts a completion over the gRPC API. Reads the response head.
     pub async fn grpc_completion(&self, request: &v1::CompletionRequest) -> RecvStream {
         let message = request.encode_to_vec();
         let length = u32::try_from(message.len()).expect("a short message");
@@ -55,7 +55,7 @@ impl Connection {
         self.post(path, "application/grpc", framed.into()).await
     }
 
-    /// Sends a request without a body and returns the response status.
+    /// Sends a request without a body. Returns the status of the response.
     pub async fn status(&self, request: Request<()>) -> StatusCode {
         let requests = self.requests.clone().ready().await;
         let sent = requests
@@ -65,14 +65,14 @@ impl Connection {
         answer.await.expect("the server responds").status()
     }
 
-    /// A `GET` request builder for this path.
+    /// Creates a builder of a `GET` request for this path.
     pub fn get(&self, path: &str) -> Builder {
         Request::get(format!("http://{}{path}", self.address))
     }
 
-    /// Uploads `size` bytes to a path that does not exist. Returns the response status and whether the whole body was
-    /// accepted.
-    pub async fn upload_to_nowhere(&self, mut size: usize) -> (StatusCode, bool) {
+    /// Uploads `size` bytes to a path that does not exist. Returns the status of the response, and true if the server
+    /// accepted the whole body.
+    pub async fn upload_to_unknown_path(&self, mut size: usize) -> (StatusCode, bool) {
         let request = Request::post(format!("http://{}/nowhere", self.address));
         let request = request.body(()).expect("the request is valid");
         let requests = self.requests.clone().ready().await;
@@ -112,7 +112,7 @@ impl Connection {
     }
 }
 
-/// Reads a body to its end and releases window capacity as soon as it is read.
+/// Reads a body to its end. Releases window capacity as soon as data is read.
 pub async fn read(mut stream: RecvStream) -> Body {
     let mut bytes = Vec::new();
     loop {
@@ -133,7 +133,7 @@ pub async fn read(mut stream: RecvStream) -> Body {
     }
 }
 
-/// Waits until a stream is reset, without releasing any window capacity.
+/// Waits until a stream is reset. Never releases window capacity.
 pub async fn reset(mut stream: RecvStream) -> Reason {
     loop {
         match stream.data().await {

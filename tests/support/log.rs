@@ -1,4 +1,4 @@
-//! Log lines: of this process, and of `tokenway` processes.
+//! Captured log lines: of this process, and of `tokenway` processes.
 
 use std::io;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -7,7 +7,8 @@ use serde_json::Value;
 use tokenway::logging::{Timestamps, start_json};
 use tracing_subscriber::EnvFilter;
 
-/// The log of this process, at debug level. All tests of a process share it, so each looks for its own request ids.
+/// The log of this process, at debug level. All tests of a process share it, so each test looks for its own request
+/// ids.
 pub static LOG: LazyLock<Captured> = LazyLock::new(|| {
     let captured = Captured::default();
     let writer = captured.clone();
@@ -21,7 +22,7 @@ pub static LOG: LazyLock<Captured> = LazyLock::new(|| {
 pub struct Captured(Arc<Mutex<Vec<u8>>>);
 
 impl Captured {
-    /// The lines of the access log about the request with this id.
+    /// Returns the lines of the access log about the request with this id.
     pub fn accesses(&self, id: &str) -> Vec<Value> {
         let is_access = |line: &Value| line["target"] == "tokenway::access" && line["id"] == id;
         self.lines().into_iter().filter(is_access).collect()

@@ -1,4 +1,4 @@
-//! Shared by the integration tests: a server on free ports, and clients of the HTTP and gRPC APIs.
+//! Helpers for the integration tests: a server on free ports, and clients of the HTTP and gRPC APIs.
 
 #![allow(
     dead_code,
@@ -34,9 +34,12 @@ pub mod grpc;
 pub mod http;
 pub mod http2;
 pub mod log;
+pub mod metrics;
 pub mod program;
 
-/// Path of the real model's GGUF file.
+use metrics::MetricsSnapshot;
+
+/// Returns the path of the real model's GGUF file.
 pub fn model_path() -> PathBuf {
     let path = std::env::var_os("TOKENWAY_TEST_MODEL").map_or_else(
         || {
@@ -53,10 +56,10 @@ pub fn model_path() -> PathBuf {
     path
 }
 
-/// A server shared by the tests of one process, because loading a model is slow.
+/// A server that the tests of one process share, because loading a model is slow.
 ///
-/// It is dropped with the last test that holds it, never at process exit: a device that still computes while the
-/// process exits would crash.
+/// The last test that uses the server drops it. It must not live until the process exits: a device that computes
+/// during the exit would crash the process.
 pub struct SharedServer(Option<(Runtime, TestServer)>);
 
 impl SharedServer {
@@ -97,7 +100,8 @@ impl Drop for SharedServer {
     }
 }
 
-/// Runs `function` on its own thread, because a runtime can be neither entered nor dropped inside the test's runtime.
+/// Runs `function` on another thread. Inside the test's async runtime, another runtime can be neither entered nor
+/// dropped.
 fn on_another_thread<T: Send>(function: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let joined = scope.spawn(function).join();
@@ -116,12 +120,12 @@ pub struct Setup {
     pub parts: ServerParts,
 }
 
-/// Options of the test runner without any delay between tokens.
+/// Returns options of the test runner without any delay between tokens.
 pub fn full_speed() -> TestRunnerOptions {
     with_interval(Duration::ZERO)
 }
 
-/// Options of the test runner with this time between tokens.
+/// Returns options of the test runner with this time between tokens.
 pub fn with_interval(interval: Duration) -> TestRunnerOptions {
     TestRunnerOptions {
         interval,
@@ -129,7 +133,8 @@ pub fn with_interval(interval: Duration) -> TestRunnerOptions {
     }
 }
 
-/// Options of the test runner that stops emitting before the token of this index.
+/// Returns options of the test runner that stops emitting before the token with this index, without ending the
+/// sequence.
 pub fn silent_at(index: u32) -> TestRunnerOptions {
     TestRunnerOptions {
         silent_at: Some(index),
@@ -138,17 +143,17 @@ pub fn silent_at(index: u32) -> TestRunnerOptions {
 }
 
 impl Setup {
-    /// The test runner, served over HTTP and gRPC.
+    /// Serves the test runner over HTTP and gRPC.
     pub fn test_runner(options: TestRunnerOptions) -> Self {
         Self::runner("llm_test", Arc::new(TestRunnerLoader::new(options)), 1024)
     }
 
-    /// A model that cannot be loaded.
+    /// Serves a model that cannot be loaded.
     pub fn unloadable() -> Self {
         Self::runner("llm_test", Arc::new(Unloadable), 1)
     }
 
-    /// One model on any runner, served over HTTP and gRPC.
+    /// Serves one model on any runner over HTTP and gRPC.
     pub fn runner(name: &str, loader: Arc<dyn Loader>, slots: usize) -> Self {
         let loopback = || Address::Tcp("127.0.0.1:0".to_owned());
         let engine = EngineParts {
@@ -172,13 +177,13 @@ impl Setup {
         }
     }
 
-    /// A gateway that connects to the gRPC APIs of other servers.
+    /// Serves a gateway in front of other servers.
     pub fn gateway(engines: &[&TestServer]) -> Self {
         let addresses: Vec<_> = engines.iter().map(|engine| engine.grpc_url()).collect();
         Self::gateway_at(&addresses)
     }
 
-    /// A gateway that connects to the gRPC APIs at these addresses.
+    /// Serves a gateway in front of the engines at these addresses.
     pub fn gateway_at(engines: &[impl AsRef<str>]) -> Self {
         let address = |engine: &str| engine.parse().expect("an engine's address");
         let engines = engines.iter().map(|engine| address(engine.as_ref()));
@@ -201,19 +206,19 @@ impl Setup {
         self
     }
 
-    /// Requests for an unknown model use the first model.
+    /// Makes requests for an unknown model use the first model.
     pub fn unknown_model_uses_first(mut self) -> Self {
         self.engine().unknown_model = UnknownModel::First;
         self
     }
 
-    /// Ignores unknown request fields instead of rejecting them.
+    /// Makes the server ignore unknown request fields instead of rejecting them.
     pub fn ignoring_unknown_fields(mut self) -> Self {
         self.http().unknown_fields = UnknownFields::Ignore;
         self
     }
 
-    /// Sends the headers of a streamed response after this long in the queue.
+    /// Makes the server send the headers of a streamed response after this time in the queue.
     pub fn headers_after(mut self, after: Duration) -> Self {
         self.http().headers_after = Some(after);
         self
@@ -223,7 +228,7 @@ impl Setup {
         self.parts.http.as_mut().expect("the HTTP API is enabled")
     }
 
-    /// Ends a choice when its worker is lost, instead of resuming it.
+    /// Makes a choice end when its worker is lost, instead of being resumed.
     pub fn without_resumption(mut self) -> Self {
         self.engine().workers.resumption.max_consecutive = 0;
         self
@@ -254,7 +259,7 @@ impl Setup {
         self
     }
 
-    /// Starts the server and waits until its models are loaded. A gateway loads no model, so it is not waited for.
+    /// Starts the server and waits until its models are loaded. A gateway loads no model, so nothing is waited for.
     pub async fn start(self) -> TestServer {
         let has_engine = matches!(self.parts.source, Source::Engine(_));
         let server = self.start_loading().await;
@@ -273,7 +278,7 @@ impl Setup {
 }
 
 impl TestServer {
-    /// Waits until the server is ready. Returns the error if a model cannot be loaded.
+    /// Waits until all models are loaded. Returns the error if a model cannot be loaded.
     pub async fn ready(&self) -> Result<(), StartError> {
         self.server.ready(|_| ()).await
     }
@@ -306,7 +311,7 @@ impl TestServer {
             .expect("the gRPC API accepts connections")
     }
 
-    /// Starts a completion over gRPC and waits until it is admitted.
+    /// Starts a completion over gRPC. Returns once the request is admitted.
     pub async fn stream(
         &self,
         request: impl IntoRequest<v1::CompletionRequest>,
@@ -320,15 +325,15 @@ impl TestServer {
     }
 
     /// Waits until all models are loaded.
-    pub async fn loaded(&self) {
+    pub async fn wait_until_loaded(&self) {
         self.server
             .ready(|_| ())
             .await
             .expect("the model is loaded");
     }
 
-    /// Waits until readiness is exactly `Loading(fraction)`.
-    pub async fn loaded_fraction(&self, fraction: f32) {
+    /// Waits until the server's readiness is exactly `Loading(fraction)`.
+    pub async fn wait_until_loaded_fraction(&self, fraction: f32) {
         let mut readiness = self.server.readiness().expect("the server has an engine");
         let is_loaded = |readiness: &Readiness| *readiness == Readiness::Loading(fraction);
         readiness
@@ -337,7 +342,7 @@ impl TestServer {
             .expect("the engine is running");
     }
 
-    /// Waits until loading has failed.
+    /// Waits until loading a model has failed.
     pub async fn wait_until_load_failed(&self) {
         let mut readiness = self.server.readiness().expect("the server has an engine");
         let failed = |readiness: &Readiness| matches!(readiness, Readiness::Failed { .. });
@@ -357,8 +362,8 @@ impl TestServer {
             .expect("the engine is running");
     }
 
-    /// Waits until a worker is lost and ready again.
-    pub async fn restarted(&self) {
+    /// Waits until a worker was lost and is ready again.
+    pub async fn wait_until_restarted(&self) {
         self.wait_until_not_ready().await;
         let mut readiness = self.server.readiness().expect("the server has an engine");
         let ready = |readiness: &Readiness| *readiness == Readiness::Ready;
@@ -369,10 +374,10 @@ impl TestServer {
     }
 
     /// Drains the server and returns its final metrics.
-    pub async fn drain(self) -> Counts {
+    pub async fn drain(self) -> MetricsSnapshot {
         let telemetry = self.server.telemetry().clone();
         self.server.drain().await;
-        Counts(telemetry.render())
+        MetricsSnapshot(telemetry.render())
     }
 }
 
@@ -398,55 +403,5 @@ impl Loader for Unloadable {
 
     fn name(&self) -> &'static str {
         "unloadable"
-    }
-}
-
-/// A snapshot of a server's metrics, in the Prometheus text format.
-#[derive(Debug)]
-pub struct Counts(pub String);
-
-impl Counts {
-    /// Takes a snapshot.
-    pub fn now(server: &TestServer) -> Self {
-        Self(server.telemetry().render())
-    }
-
-    /// The value of a series, given as `name{labels}`. 0 if the series does not exist.
-    pub fn get(&self, metric: &str) -> f64 {
-        let value = self
-            .0
-            .lines()
-            .find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '));
-        value.map_or(0.0, |value| {
-            value.parse().expect("a metric value is a number")
-        })
-    }
-
-    /// Number of requests of an API, on all routes, that have ended with this outcome.
-    pub fn ended(&self, api: &str, outcome: &str) -> f64 {
-        let series = format!("tokenway_requests_total{{api=\"{api}\",");
-        let outcome = format!("outcome=\"{outcome}\"}} ");
-        let lines = self.0.lines().filter(|line| line.starts_with(&series));
-        let values = lines.filter_map(|line| line.split_once(&outcome));
-        values
-            .map(|(_, value)| value.parse::<f64>().expect("a metric value is a number"))
-            .sum()
-    }
-
-    /// Asserts that every gauge of running work is zero.
-    pub fn assert_all_gauges_are_zero(&self) {
-        for gauge in [
-            "tokenway_requests_in_flight{api=\"grpc\"}",
-            "tokenway_requests_in_flight{api=\"http\"}",
-            "tokenway_requests_lingering{api=\"grpc\"}",
-            "tokenway_requests_lingering{api=\"http\"}",
-            "tokenway_connections_open{listener=\"grpc\"}",
-            "tokenway_connections_open{listener=\"http\"}",
-            "tokenway_sequences_running",
-            "tokenway_requests_queued",
-            "tokenway_workers{state=\"ready\"}",
-        ] {
-            assert_eq!(self.get(gauge), 0.0, "{gauge}\n{}", self.0);
-        }
     }
 }

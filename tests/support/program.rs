@@ -1,5 +1,5 @@
-//! Child processes of the tests: `tokenway`, the examples, and clients in Python, Node, curl and Chromium. They are
-//! killed when the test drops them.
+//! Child processes of the tests: `tokenway`, the examples, and clients in Python, Node, curl and Chromium. A child
+//! process is killed when the test drops it.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{PipeReader, pipe};
@@ -31,7 +31,7 @@ pub struct Running {
     log: Option<Lines<BufReader<ChildStderr>>>,
 }
 
-/// An example of this crate, as `cargo run --example NAME` runs it.
+/// Returns an example of this crate, as `cargo run --example NAME` runs it.
 pub fn example(name: &str) -> Program {
     let binaries = Path::new(env!("CARGO_BIN_EXE_tokenway"))
         .parent()
@@ -45,32 +45,36 @@ pub fn example(name: &str) -> Program {
     Program::new(&binary)
 }
 
-/// `tokenway`, with an empty environment.
+/// Returns the program `tokenway`, with an empty environment.
 pub fn tokenway() -> Program {
     let mut program = Program::new(Path::new(env!("CARGO_BIN_EXE_tokenway")));
     program.0.env_clear();
     program
 }
 
-/// A Python script, given by its path in the repository, in the virtual environment of the examples and tests.
+/// Returns a Python script, in the virtual environment of the examples and tests. `script` is its path in the
+/// repository.
 pub fn python(script: &str) -> Program {
     python_of("TOKENWAY_TEST_PYTHON", ".venv", script)
 }
 
-/// A Python script in the virtual environment of lm-eval, which is separate because it is large.
+/// Returns a Python script in the virtual environment of lm-eval, which is separate because it is large.
 pub fn lm_eval(script: &str) -> Program {
     python_of("TOKENWAY_TEST_LM_EVAL_PYTHON", ".venv-lm-eval", script)
 }
 
-/// The Python worker of the examples.
+/// Returns the Python worker of the examples.
 pub fn python_worker() -> Program {
     python_module("tokenway_worker")
 }
 
-/// Path and arguments with which an engine in the test starts the Python worker. `runners` is a folder that is added
-/// to its module path.
+/// Returns the path and arguments with which an engine starts the Python worker. `runners` is a folder to add to the
+/// worker's module path.
 pub fn python_worker_command(runners: &str) -> (PathBuf, Vec<OsString>) {
-    let paths = [project("examples/python_worker"), project(runners)];
+    let paths = [
+        project_path("examples/python_worker"),
+        project_path(runners),
+    ];
     let paths = std::env::join_paths(paths).expect("the paths contain no colon");
     let mut variable = OsString::from("PYTHONPATH=");
     variable.push(paths);
@@ -80,10 +84,12 @@ pub fn python_worker_command(runners: &str) -> (PathBuf, Vec<OsString>) {
     ("/usr/bin/env".into(), command.collect())
 }
 
-/// The Python worker's own tests.
+/// Returns the Python worker's own tests.
 pub fn python_worker_tests() -> Program {
     let mut program = python_module("pytest").arg("-q");
-    program.0.current_dir(project("examples/python_worker"));
+    program
+        .0
+        .current_dir(project_path("examples/python_worker"));
     program
 }
 
@@ -92,7 +98,7 @@ fn python_module(module: &str) -> Program {
     let mut program = Program::new(&interpreter).without_proxy();
     program
         .0
-        .env("PYTHONPATH", project("examples/python_worker"));
+        .env("PYTHONPATH", project_path("examples/python_worker"));
     program.0.env("PYTHONDONTWRITEBYTECODE", "1");
     program.args(["-m", module])
 }
@@ -100,15 +106,15 @@ fn python_module(module: &str) -> Program {
 fn python_of(variable: &str, venv: &str, script: &str) -> Program {
     let interpreter = interpreter(variable, venv);
     let mut program = Program::new(&interpreter).without_proxy();
-    // The test scripts import the client of the examples.
-    program.0.env("PYTHONPATH", project("examples"));
+    // The test scripts import the client from the examples.
+    program.0.env("PYTHONPATH", project_path("examples"));
     program.0.env("PYTHONDONTWRITEBYTECODE", "1");
-    program.arg(project(script))
+    program.arg(project_path(script))
 }
 
 fn interpreter(variable: &str, venv: &str) -> PathBuf {
-    let interpreter =
-        std::env::var_os(variable).map_or_else(|| project(venv).join("bin/python"), PathBuf::from);
+    let interpreter = std::env::var_os(variable)
+        .map_or_else(|| project_path(venv).join("bin/python"), PathBuf::from);
     assert!(
         interpreter.exists(),
         "{} does not exist: `make test` creates it, or set {variable} to another interpreter",
@@ -117,25 +123,25 @@ fn interpreter(variable: &str, venv: &str) -> PathBuf {
     interpreter
 }
 
-/// A Node script, given by its path in the repository.
+/// Returns a Node script. `script` is its path in the repository.
 pub fn node(script: &str) -> Program {
-    let modules = project("tests/clients/node_modules");
+    let modules = project_path("tests/clients/node_modules");
     assert!(
         modules.exists(),
         "{} does not exist: `scripts/node.sh` creates it",
         modules.display()
     );
     let program = Program::new(Path::new("node")).without_proxy();
-    program.arg(project(script))
+    program.arg(project_path(script))
 }
 
-/// curl, without the machine's configuration file.
+/// Returns curl, which ignores the machine's configuration file.
 pub fn curl() -> Program {
     let program = Program::new(Path::new("curl")).without_proxy();
     program.args(["--disable", "--silent", "--show-error"])
 }
 
-/// Headless Chromium, which prints the DOM of the page at `url` after its scripts have run.
+/// Returns headless Chromium. It prints the DOM of the page at `url` after the page's scripts have run.
 ///
 /// `profile` is an empty folder. Every host name resolves to 127.0.0.1.
 pub fn chromium(url: &str, profile: &Path) -> Program {
@@ -144,13 +150,13 @@ pub fn chromium(url: &str, profile: &Path) -> Program {
     folder.push(profile);
     Program::new(Path::new(&binary)).arg(folder).args([
         "--headless=new",
-        // The tests may run as root, and in containers.
+        // Chromium's sandbox does not work for root and in containers, where the tests may run.
         "--no-sandbox",
         "--disable-gpu",
         "--disable-dev-shm-usage",
         "--no-proxy-server",
         "--host-resolver-rules=MAP * 127.0.0.1",
-        // Virtual time advances only while no request is pending, so scripts may wait for the network.
+        // Virtual time advances only while no request is pending, so the page's scripts may wait for the network.
         "--virtual-time-budget=10000",
         "--dump-dom",
         url,
@@ -158,7 +164,7 @@ pub fn chromium(url: &str, profile: &Path) -> Program {
 }
 
 /// Starts `tokenway serve` on free ports. Returns the process and the URLs of its HTTP and gRPC APIs.
-pub async fn serving(arguments: &[&str]) -> (Running, [String; 2]) {
+pub async fn start_server(arguments: &[&str]) -> (Running, [String; 2]) {
     let free = "127.0.0.1:0";
     let mut program = tokenway().args(["serve", "--http-listen", free, "--grpc-listen", free]);
     program.0.stderr(Stdio::piped());
@@ -171,24 +177,24 @@ pub async fn serving(arguments: &[&str]) -> (Running, [String; 2]) {
             .to_owned()
     };
     let urls = [url().await, url().await];
-    // Lines about workers come first.
+    // Lines about workers come before the line `ready`.
     while !running.line().await.starts_with("ready ") {}
     (running, urls)
 }
 
-/// The arguments after `command` in an example's header, split as a shell splits them (quotes, and a backslash at the
-/// end of a line).
+/// Returns the arguments after `command` in an example's header. They are split as a shell splits them: quotes, and a
+/// backslash at the end of a line.
 pub fn header_arguments(source: &str, command: &str) -> Vec<String> {
-    let text = std::fs::read_to_string(project(source)).expect("the example can be read");
+    let text = std::fs::read_to_string(project_path(source)).expect("the example can be read");
     let text = text.replace("\\\n//!", "");
     let line = text.lines().find_map(|line| line.split_once(command));
     let (_, arguments) = line.unwrap_or_else(|| panic!("'{command}' is not in {source}'s header"));
-    words(arguments)
+    split_words(arguments)
 }
 
-/// The contents of a file that docs/configuration.md tells its reader to write.
+/// Returns the contents of a file that docs/configuration.md asks its reader to write.
 pub fn documented_file(name: &str) -> String {
-    let text = std::fs::read_to_string(project("docs/configuration.md"))
+    let text = std::fs::read_to_string(project_path("docs/configuration.md"))
         .expect("docs/configuration.md exists");
     let begin = format!("cat >{name} <<'END'\n");
     let file = text
@@ -205,7 +211,7 @@ impl Program {
         Self(command)
     }
 
-    /// Sends requests to this machine directly, not through a configured proxy.
+    /// Makes the program send requests to this machine directly, not through a configured proxy.
     fn without_proxy(self) -> Self {
         self.env("NO_PROXY", "127.0.0.1")
             .env("no_proxy", "127.0.0.1")
@@ -225,34 +231,34 @@ impl Program {
         self
     }
 
-    /// Redirects its standard error to a new file at `path`.
+    /// Redirects standard error to a new file at `path`.
     pub fn log_to(mut self, path: &Path) -> Self {
         let file = std::fs::File::create(path).expect("the file can be created");
         self.0.stderr(file);
         self
     }
 
-    /// Redirects its standard error to an open file or pipe.
+    /// Redirects standard error to an open file or pipe.
     pub fn log_to_file(mut self, file: impl Into<Stdio>) -> Self {
         self.0.stderr(file);
         self
     }
 
-    /// Redirects its standard error to a pipe and returns the reading end.
+    /// Redirects standard error to a pipe. Returns the reading end.
     pub fn log_to_pipe(mut self) -> (Self, PipeReader) {
         let (reader, writer) = pipe().expect("a pipe");
         self.0.stderr(writer);
         (self, reader)
     }
 
-    /// Starts it with this standard output. The test keeps no copy of the writing end.
+    /// Starts the program with this standard output. The test keeps no copy of the pipe's writing end.
     pub fn start_with_output(mut self, stdout: impl Into<Stdio>) -> Running {
         let mut child = self
             .0
             .stdout(stdout)
             .spawn()
             .expect("the program can be started");
-        // A copy of the writing end in the test would keep the pipe open.
+        // A copy of the writing end in the test process would keep the pipe open.
         drop(self);
         let stderr = child.stderr.take();
         Running {
@@ -262,7 +268,7 @@ impl Program {
         }
     }
 
-    /// Runs it until it exits.
+    /// Runs the program until it exits.
     pub async fn run(mut self) -> Outcome {
         let output = self.0.output().await.expect("the program can be started");
         let text = |bytes| String::from_utf8(bytes).expect("the output is UTF-8");
@@ -273,7 +279,7 @@ impl Program {
         }
     }
 
-    /// Starts it with its standard output readable line by line.
+    /// Starts the program. The test can read its standard output line by line.
     pub fn start(self) -> Running {
         let mut running = self.start_with_output(Stdio::piped());
         let stdout = running.child.stdout.take().expect("the output is piped");
@@ -283,13 +289,13 @@ impl Program {
 }
 
 impl Outcome {
-    /// Asserts exit code 0 and returns the standard output.
+    /// Asserts exit code 0. Returns the standard output.
     pub fn success(self) -> String {
         assert_eq!(self.code, Some(0), "{}{}", self.stdout, self.stderr);
         self.stdout
     }
 
-    /// Asserts exit code 1 and returns the standard error.
+    /// Asserts exit code 1. Returns the standard error.
     pub fn failure(self) -> String {
         assert_eq!(self.code, Some(1), "{}{}", self.stdout, self.stderr);
         self.stderr
@@ -297,7 +303,7 @@ impl Outcome {
 }
 
 impl Running {
-    /// The next line of its standard output.
+    /// Returns the next line of standard output.
     pub async fn line(&mut self) -> String {
         let lines = self.lines.as_mut().expect("the output is readable");
         let line = lines.next_line().await;
@@ -305,12 +311,12 @@ impl Running {
             .expect("the program prints a line")
     }
 
-    /// Closes the reading end of its standard output.
+    /// Closes the reading end of standard output.
     pub fn close_output(&mut self) {
         self.lines = None;
     }
 
-    /// Closes the reading end of its standard error.
+    /// Closes the reading end of standard error.
     pub fn close_log(&mut self) {
         self.log = None;
     }
@@ -326,12 +332,12 @@ impl Running {
         }
     }
 
-    /// Sends it this signal.
+    /// Sends a signal to the process.
     pub fn signal(&self, signal: Signal) {
         kill_process(self.id(), signal).expect("the process is running");
     }
 
-    /// Suspends it with SIGSTOP and waits until it has stopped.
+    /// Suspends the process with SIGSTOP, and waits until it has stopped.
     pub fn stop(&self) {
         self.signal(Signal::STOP);
         let stopped =
@@ -339,14 +345,14 @@ impl Running {
         assert!(stopped.is_some_and(|(_, status)| status.stopped()));
     }
 
-    /// Its running child processes.
+    /// Returns the running child processes of this process.
     pub fn children(&self) -> Vec<Pid> {
         let tasks = format!("/proc/{}/task", self.id().as_raw_nonzero());
         let tasks = std::fs::read_dir(tasks).expect("the process is running");
         let mut children = Vec::new();
         for task in tasks {
             let path = task.expect("a directory entry").path().join("children");
-            // The thread may have exited meanwhile.
+            // The thread may have exited in the meantime.
             let listed = std::fs::read_to_string(path).unwrap_or_default();
             let ids = listed.split_whitespace().filter_map(|id| id.parse().ok());
             children.extend(ids.filter_map(Pid::from_raw));
@@ -355,7 +361,7 @@ impl Running {
         children
     }
 
-    /// Sends a signal to one of its children, which may already have exited.
+    /// Sends a signal to a child of this process. The child may already have exited.
     pub fn signal_child(&self, child: Pid, signal: Signal) {
         let _ = kill_process(child, signal);
     }
@@ -366,17 +372,17 @@ impl Running {
         id.expect("a process has an id")
     }
 
-    /// Waits until it exits and returns its exit code, or `None` if a signal ended it.
+    /// Waits until the process exits. Returns its exit code, or `None` if a signal ended it.
     pub async fn end(self) -> Option<i32> {
         self.status().await.code()
     }
 
-    /// Waits until it exits.
+    /// Waits until the process exits.
     pub async fn status(mut self) -> ExitStatus {
         self.child.wait().await.expect("the process exits")
     }
 
-    /// Sends SIGINT, as Ctrl-C does, waits until it exits, and returns its exit code.
+    /// Sends SIGINT, as Ctrl-C does, and waits until the process exits. Returns its exit code.
     pub async fn interrupt(self) -> Option<i32> {
         self.signal(Signal::INT);
         self.end().await
@@ -385,7 +391,7 @@ impl Running {
 
 /// Waits until the process has exited.
 pub async fn gone(process: Pid) {
-    // A process that has already exited cannot be opened.
+    // Opening fails if the process has already exited.
     if let Ok(handle) = pidfd_open(process, PidfdFlags::empty()) {
         let ended = tokio::task::spawn_blocking(move || {
             poll(&mut [PollFd::new(&handle, PollFlags::IN)], None)
@@ -395,11 +401,11 @@ pub async fn gone(process: Pid) {
     }
 }
 
-fn project(path: &str) -> PathBuf {
+fn project_path(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-fn words(line: &str) -> Vec<String> {
+fn split_words(line: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     let mut quote = None;
     for character in line.trim().chars() {
@@ -414,7 +420,7 @@ fn words(line: &str) -> Vec<String> {
     words
 }
 
-/// Starts an engine in its own process that stops emitting before token 2. Returns the process and its address.
+/// Starts an engine process on which every sequence stops before token 2. Returns the process and its address.
 pub async fn engine_process() -> (Running, String) {
     let free = "127.0.0.1:0";
     let engine = tokenway().args(["engine", "--grpc-listen", free]);

@@ -1,4 +1,4 @@
-//! A worker connects, violates the protocol, or stops responding.
+//! A worker that connects, violates the protocol, or stops responding.
 
 use super::*;
 
@@ -55,7 +55,7 @@ async fn a_protocol_violation_is_reported_with_its_rule() {
         change(&mut ready);
         Sent::Ready(ready)
     };
-    fn of_model(ready: &mut proto::Ready) -> &mut proto::Model {
+    fn model_mut(ready: &mut proto::Ready) -> &mut proto::Model {
         ready.model.as_mut().expect("the model is set")
     }
     let too_large = proto::Crashed {
@@ -70,15 +70,15 @@ async fn a_protocol_violation_is_reported_with_its_rule() {
             "ready.model is missing",
         ),
         (
-            changed(|ready| of_model(ready).context_length = 1),
+            changed(|ready| model_mut(ready).context_length = 1),
             "context_length",
         ),
         (
-            changed(|ready| of_model(ready).vocabulary_size = 0),
+            changed(|ready| model_mut(ready).vocabulary_size = 0),
             "vocabulary_size",
         ),
         (
-            changed(|ready| of_model(ready).unsupported = vec!["colour".to_owned()]),
+            changed(|ready| model_mut(ready).unsupported = vec!["colour".to_owned()]),
             "'colour'",
         ),
         (Sent::Hello(hello()), "hello must be sent only once"),
@@ -104,7 +104,7 @@ async fn a_protocol_violation_is_reported_with_its_rule() {
         "{status:?}"
     );
     let _first = engine.worker().await;
-    let other = changed(|ready| of_model(ready).context_length = 99);
+    let other = changed(|ready| model_mut(ready).context_length = 99);
     let status = engine.status_after("other", [other]).await;
     assert!(
         status
@@ -177,7 +177,7 @@ async fn every_sequence_reaches_a_worker_with_thousands_of_slots() {
         ..ready()
     };
     worker.send(Sent::Ready(offer)).await;
-    engine.server.loaded().await;
+    engine.server.wait_until_loaded().await;
     let client = engine.server.grpc().await;
     let requests = (0..SLOTS / CHOICES).map(|_| {
         let mut client = client.clone();
@@ -200,7 +200,7 @@ async fn every_sequence_reaches_a_worker_with_thousands_of_slots() {
         }
     }
     assert_eq!(
-        Counts::now(&engine.server).get("tokenway_resumptions_total"),
+        MetricsSnapshot::take(&engine.server).get("tokenway_resumptions_total"),
         0.0
     );
     drop(worker);
@@ -258,7 +258,7 @@ async fn an_out_of_range_heartbeat_timeout_is_rejected_with_its_field() {
 async fn the_declared_heartbeat_timeout_replaces_the_engines() {
     let engine = engine(|setup| {
         setup.engine().workers.timeouts.heartbeat_timeout = Duration::from_millis(100);
-        // A worker's stream is one long request. The limits on client requests must not apply to it.
+        // A worker's stream is one long request. The limits on client requests must not end it.
         setup.parts.limits.body_timeout = Duration::from_millis(500);
         setup.parts.limits.write_timeout = Duration::from_millis(500);
     })
@@ -269,7 +269,7 @@ async fn the_declared_heartbeat_timeout_replaces_the_engines() {
         .connect_with_heartbeat_timeout(1_500)
         .await
         .expect("the worker is accepted");
-    let status = worker.ended().await;
+    let status = worker.wait_for_end().await;
     assert_eq!(status.code(), Code::DeadlineExceeded);
     assert!(status.message().contains("no heartbeat"), "{status:?}");
     assert!(started.elapsed() >= declared, "{:?}", started.elapsed());
@@ -287,13 +287,13 @@ async fn the_declared_heartbeat_timeout_raises_the_step_limit() {
         .expect("the worker is accepted");
     let heartbeat = |step_ms| Sent::Heartbeat(proto::Heartbeat { step_ms });
     worker.send(heartbeat(60_000)).await;
-    // `ready` comes after the heartbeat, so the engine has read both when the worker is ready.
+    // The worker sends `ready` after the heartbeat. When the engine reports the worker as ready, it has read both.
     worker.send(Sent::Ready(ready())).await;
     tokio::select! {
-        () = engine.server.loaded() => {}
-        status = worker.ended() => panic!("{status:?}"),
+        () = engine.server.wait_until_loaded() => {}
+        status = worker.wait_for_end() => panic!("{status:?}"),
     }
     worker.send(heartbeat(60_001)).await;
-    let status = worker.ended().await;
+    let status = worker.wait_for_end().await;
     assert!(status.message().contains("step limit"), "{status:?}");
 }

@@ -1,4 +1,4 @@
-//! The engine's side of the worker protocol, tested with a worker that sends each message by hand.
+//! The engine's side of the worker protocol. The tests play the worker and send each message by hand.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use serde_json::json;
 use support::http::{HttpError, expected_error, get, http_error, post};
-use support::{Counts, Setup, TestServer, full_speed, grpc};
+use support::metrics::MetricsSnapshot;
+use support::{Setup, TestServer, full_speed, grpc};
 use tempfile::TempDir;
 use tokenway::error::{Error, ErrorKind};
 use tokenway::listen::Address;
@@ -30,7 +31,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
-/// An engine whose only model is served by remote workers.
+/// An engine with one model, which remote workers serve.
 struct Engine {
     server: TestServer,
     channel: Channel,
@@ -85,7 +86,7 @@ fn ready() -> proto::Ready {
 }
 
 impl Engine {
-    /// Connects and sends `first` as the first message.
+    /// Connects a worker that sends `first` as its first message.
     async fn connect(&self, first: Sent) -> Result<Worker, Status> {
         let (sender, requests) = mpsc::channel(16);
         let mut worker = DeviceWorkerClient::new(self.channel.clone());
@@ -101,18 +102,18 @@ impl Engine {
         Ok(worker)
     }
 
-    /// Connects a worker that is ready and waits until the engine knows it.
+    /// Connects a worker that is ready, and waits until the engine knows that it is ready.
     async fn worker(&self) -> Worker {
         let worker = self
             .connect(Sent::Hello(hello()))
             .await
             .expect("the worker is accepted");
         worker.send(Sent::Ready(ready())).await;
-        self.server.loaded().await;
+        self.server.wait_until_loaded().await;
         worker
     }
 
-    /// Connects with this heartbeat timeout, in milliseconds.
+    /// Connects a worker that declares this heartbeat timeout, in milliseconds.
     async fn connect_with_heartbeat_timeout(
         &self,
         heartbeat_timeout_ms: u32,
@@ -124,7 +125,7 @@ impl Engine {
         .await
     }
 
-    /// Connects another worker and sends `ready`. Does not wait until the engine has read it.
+    /// Connects another worker, which sends `ready`. Does not wait until the engine has read the message.
     async fn connect_another(&self, name: &str) -> Worker {
         let hello = proto::Hello {
             name: name.to_owned(),
@@ -138,7 +139,7 @@ impl Engine {
         worker
     }
 
-    /// Connects two workers that are ready and idle, and waits until the engine knows both.
+    /// Connects two workers that are ready, and waits until the engine knows both.
     async fn two_workers(&self) -> [Worker; 2] {
         let mut one = self
             .connect(Sent::Hello(hello()))
@@ -149,14 +150,15 @@ impl Engine {
             ..ready()
         };
         one.send(Sent::Ready(ready)).await;
-        self.server.loaded().await;
+        self.server.wait_until_loaded().await;
         let body = json!({"prompt": [5], "max_tokens": 1});
         let mut posts = Vec::new();
-        // The first request takes the only slot of `one`, so the second runs on `two`.
+        // The first request occupies the only slot of worker `one`, so the second request runs on worker `two`.
         for _ in 0..2 {
             posts.push(self.post("/v1/completions", &body));
             let (question, _) = one.next_call().await;
-            one.answer(question, Answer::Pieces(piece())).await;
+            one.answer(question, Answer::Pieces(one_token_piece()))
+                .await;
             if posts.len() == 1 {
                 let sequence = one.next_submit().await.sequence;
                 one.send(Sent::Accepted(proto::Accepted { sequence })).await;
@@ -168,7 +170,7 @@ impl Engine {
         two.send(Sent::Accepted(accepted)).await;
         for (worker, sequence) in [(&one, 1), (&two, second)] {
             worker
-                .send(step(scored(sequence, 7, proto::End::Length)))
+                .send(step(scored_step_entry(sequence, 7, proto::End::Length)))
                 .await;
         }
         for post in posts {
@@ -177,8 +179,13 @@ impl Engine {
         [one, two]
     }
 
-    /// Sends two tokenizer calls, one to each worker. `two` answers; the call to `one` is returned unanswered.
-    async fn call_both(&self, one: &mut Worker, two: &mut Worker) -> (Vec<JoinHandle<u16>>, u64) {
+    /// Makes two tokenizer calls, which go to one worker each. Worker `two` answers its call. Returns the requests,
+    /// and the call that worker `one` has not answered.
+    async fn call_both_workers(
+        &self,
+        one: &mut Worker,
+        two: &mut Worker,
+    ) -> (Vec<JoinHandle<u16>>, u64) {
         let body = json!({"prompt": "hi"});
         let posts = (0..2).map(|_| self.post("/tokenize", &body)).collect();
         let (question, _) = two.next_call().await;
@@ -186,14 +193,15 @@ impl Engine {
         (posts, one.next_call().await.0)
     }
 
-    /// Sends a POST request in the background. Returns its status.
+    /// Sends a POST request in the background. Its result is the status.
     fn post(&self, path: &str, body: &serde_json::Value) -> JoinHandle<u16> {
         let request = post(path, body.to_string());
         let address = self.server.http_address();
         tokio::spawn(async move { request.send_to(&address).await.status })
     }
 
-    /// Connects a worker of this name, sends these messages and returns the status that ends its stream.
+    /// Connects a worker with this name, which sends these messages. Returns the status that ends the worker's
+    /// stream.
     async fn status_after(&self, name: &str, messages: impl IntoIterator<Item = Sent>) -> Status {
         let hello = proto::Hello {
             name: name.to_owned(),
@@ -206,7 +214,7 @@ impl Engine {
         for message in messages {
             worker.send(message).await;
         }
-        worker.ended().await
+        worker.wait_for_end().await
     }
 }
 
@@ -224,7 +232,7 @@ impl Worker {
     }
 
     /// Waits until the engine ends the stream and returns the status.
-    async fn ended(&mut self) -> Status {
+    async fn wait_for_end(&mut self) -> Status {
         loop {
             if let Err(status) = self.receive().await {
                 return status;
@@ -232,8 +240,8 @@ impl Worker {
         }
     }
 
-    /// Ends the stream. The engine has read every message when this returns.
-    async fn leave(self) {
+    /// Ends the worker's stream. Returns after the engine has read every message.
+    async fn end_stream(self) {
         let Self {
             sender,
             mut receiver,
@@ -259,7 +267,7 @@ impl Worker {
         )
     }
 
-    /// Accepts a sequence and emits the token of this index. The index is also the token's id.
+    /// Accepts a sequence, and emits the token with this index. The token's id equals its index.
     async fn emit(&self, sequence: u64, index: u32) {
         self.send(Sent::Accepted(proto::Accepted { sequence }))
             .await;
@@ -286,16 +294,16 @@ fn ids() -> Answer {
     Answer::Ids(v1::TokenIds { ids: vec![7] })
 }
 
-/// An answer with the bytes of one token.
-fn piece() -> proto::Pieces {
+/// Returns an answer that contains the bytes of one token.
+fn one_token_piece() -> proto::Pieces {
     proto::Pieces {
         bytes: b"x".to_vec(),
         lengths: vec![1],
     }
 }
 
-/// A step entry of one token with its logprob.
-fn scored(sequence: u64, id: u32, end: proto::End) -> proto::SequenceStep {
+/// Creates a step entry with one token and its logprob.
+fn scored_step_entry(sequence: u64, id: u32, end: proto::End) -> proto::SequenceStep {
     proto::SequenceStep {
         sequence,
         ids: proto::PackedVarints::from_iter([id]),

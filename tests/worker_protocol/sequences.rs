@@ -1,9 +1,9 @@
-//! A worker runs sequences, loses them, and answers tokenizer calls.
+//! A worker that runs sequences, loses them, and answers tokenizer calls.
 
 use super::*;
 
-/// Runs one request on a series of workers. Each worker runs `before_leaving` and then ends its stream. Returns the
-/// number of resumptions and the request's error.
+/// Runs one request on one worker after the other. Each worker calls `before_leaving` and then ends its stream.
+/// Returns the number of resumptions and the error of the request.
 async fn resumptions(before_leaving: impl AsyncFn(&Worker, u64, u32)) -> (f64, HttpError) {
     let engine = engine(|_| ()).await;
     let mut worker = engine.worker().await;
@@ -15,18 +15,20 @@ async fn resumptions(before_leaving: impl AsyncFn(&Worker, u64, u32)) -> (f64, H
         (response.status, code, param)
     });
     let (question, _) = worker.next_call().await;
-    worker.answer(question, Answer::Pieces(piece())).await;
+    worker
+        .answer(question, Answer::Pieces(one_token_piece()))
+        .await;
     for index in 0.. {
         let sequence = worker.next_submit().await.sequence;
         before_leaving(&worker, sequence, index).await;
-        worker.leave().await;
+        worker.end_stream().await;
         if index == 8 {
             break;
         }
         worker = engine.connect_another(&index.to_string()).await;
     }
     let error = response.await.expect("the task does not panic");
-    let resumptions = Counts::now(&engine.server).get("tokenway_resumptions_total");
+    let resumptions = MetricsSnapshot::take(&engine.server).get("tokenway_resumptions_total");
     (resumptions, error)
 }
 
@@ -92,7 +94,7 @@ async fn worker_messages_become_the_clients_tokens() {
     worker
         .send(Sent::Accepted(proto::Accepted { sequence }))
         .await;
-    // One character in two tokens, then the end-of-sequence token.
+    // One character that is spread over two tokens, followed by the end-of-sequence token.
     let entry = proto::SequenceStep {
         sequence,
         ids: proto::PackedVarints::from_iter([1, 2, 3]),
@@ -138,7 +140,8 @@ async fn crashed_choices_resume_one_at_a_time_and_fail_on_the_second_crash() {
     for message in crashes(2) {
         worker.send(message).await;
     }
-    // Either choice may have caused the crash, so the second is resumed only after the first has a token.
+    // Either choice may have caused the crash. The second choice is therefore resumed only after the first one has a
+    // token.
     let one = worker.next_submit().await;
     worker.emit(one.sequence, 1).await;
     let other = worker.next_submit().await;
@@ -209,15 +212,17 @@ async fn an_invalid_prompt_score_moves_the_request_to_another_worker() {
     let body = json!({"prompt": [5], "max_tokens": 1, "echo": true, "logprobs": 0});
     let response = engine.post("/v1/completions", &body);
     let (question, _) = wrong.next_call().await;
-    wrong.answer(question, Answer::Pieces(piece())).await;
+    wrong
+        .answer(question, Answer::Pieces(one_token_piece()))
+        .await;
     let sequence = wrong.next_submit().await.sequence;
     let mut right = engine.connect_another("right").await;
     wrong
         .send(Sent::Accepted(proto::Accepted { sequence }))
         .await;
-    let completion = scored(sequence, 7, proto::End::Length);
+    let completion = scored_step_entry(sequence, 7, proto::End::Length);
     wrong.send(step(completion)).await;
-    let status = wrong.ended().await;
+    let status = wrong.wait_for_end().await;
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert!(
         status
@@ -233,10 +238,10 @@ async fn an_invalid_prompt_score_moves_the_request_to_another_worker() {
         .await;
     let prompt = proto::SequenceStep {
         is_prompt: true,
-        ..scored(sequence, 5, proto::End::Unspecified)
+        ..scored_step_entry(sequence, 5, proto::End::Unspecified)
     };
     right.send(step(prompt)).await;
-    let completion = scored(sequence, 7, proto::End::Length);
+    let completion = scored_step_entry(sequence, 7, proto::End::Length);
     right.send(step(completion)).await;
     assert_eq!(response.await.expect("the task does not panic"), 200);
 }
@@ -245,10 +250,10 @@ async fn an_invalid_prompt_score_moves_the_request_to_another_worker() {
 async fn a_mismatched_tokenizer_answer_loses_the_worker_and_another_is_asked() {
     let engine = engine(|_| ()).await;
     let [mut wrong, mut right] = engine.two_workers().await;
-    let (posts, question) = engine.call_both(&mut wrong, &mut right).await;
+    let (posts, question) = engine.call_both_workers(&mut wrong, &mut right).await;
     let text = Answer::Text("no ids".to_owned());
     wrong.answer(question, text).await;
-    let status = wrong.ended().await;
+    let status = wrong.wait_for_end().await;
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert!(status.message().contains("does not match"), "{status:?}");
     let (question, _) = right.next_call().await;
@@ -265,13 +270,13 @@ async fn a_tokenizer_call_timeout_loses_the_worker_and_another_is_asked() {
     })
     .await;
     let [mut slow, mut right] = engine.two_workers().await;
-    let (posts, _) = engine.call_both(&mut slow, &mut right).await;
+    let (posts, _) = engine.call_both_workers(&mut slow, &mut right).await;
     let (question, _) = right.next_call().await;
     right.answer(question, ids()).await;
     for post in posts {
         assert_eq!(post.await.expect("the task does not panic"), 200);
     }
-    let status = slow.ended().await;
+    let status = slow.wait_for_end().await;
     assert_eq!(status.code(), Code::DeadlineExceeded);
     let reason = "did not answer its tokenizer calls";
     assert!(status.message().contains(reason), "{status:?}");
