@@ -39,7 +39,7 @@ use tokenway::server::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-/// The eos token: the control character 'end of transmission'.
+/// End-of-sequence token: the control character "end of transmission".
 const END_OF_SEQUENCE: TokenId = 4;
 
 /// Serves the echo runner over HTTP and gRPC.
@@ -51,7 +51,7 @@ struct Args {
     /// Address of the gRPC API.
     #[arg(long, default_value = "127.0.0.1:50051")]
     grpc_listen: Address,
-    /// The time between two tokens of a sequence, in milliseconds.
+    /// Time between two tokens of a sequence, in milliseconds.
     #[arg(long, default_value_t = 20)]
     interval_ms: u64,
 }
@@ -68,9 +68,9 @@ async fn main() -> ExitCode {
 }
 
 async fn serve(args: Args) -> Result<(), Box<dyn Error>> {
-    // From here on Ctrl-C no longer ends the process by itself.
+    // From this line on, Ctrl-C no longer ends the process by itself.
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let server = Server::start(parts(args)).await?;
+    let server = Server::start(server_parts(args)).await?;
     server.ready(|_| ()).await?;
     if let (Some(http), Some(grpc)) = (server.http_address(), server.grpc_address()) {
         println!("echo serves HTTP at http://{http} and gRPC at http://{grpc}");
@@ -80,8 +80,8 @@ async fn serve(args: Args) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// One model on one worker, served over HTTP and gRPC.
-fn parts(args: Args) -> ServerParts {
+/// Builds the parts of a server with one model on one worker, served over HTTP and gRPC.
+fn server_parts(args: Args) -> ServerParts {
     let model = ModelParts {
         name: "echo".to_owned(),
         loader: Arc::new(EchoLoader {
@@ -112,7 +112,7 @@ fn parts(args: Args) -> ServerParts {
     }
 }
 
-/// Creates the runner on its worker's thread, at the start and again after a crash.
+/// Creates the runner on its worker's thread: when the worker starts, and again after a crash.
 struct EchoLoader {
     interval: Duration,
 }
@@ -129,7 +129,7 @@ impl Loader for EchoLoader {
                     context_length: 4096,
                     max_prompt_bytes: 16 * 1024,
                     vocabulary_size: u32::from(char::MAX) + 1,
-                    // The same prompt always gives the same tokens.
+                    // The same prompt always gives the same tokens, so a resumed sequence continues exactly.
                     resumption: Resumption::Exact,
                     // The output does not depend on sampling, so requests with sampling parameters are rejected.
                     unsupported: Parameter::ALL.to_vec(),
@@ -166,7 +166,7 @@ impl Model for EchoModel {
     fn pieces(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
         let no_character =
             |id: &TokenId| ModelError::Invalid(format!("Token id {id} is not a character."));
-        let piece = |id: &TokenId| bytes_of(*id).ok_or_else(|| no_character(id));
+        let piece = |id: &TokenId| character_bytes(*id).ok_or_else(|| no_character(id));
         ids.iter().map(piece).collect()
     }
 
@@ -176,26 +176,27 @@ impl Model for EchoModel {
     }
 }
 
-/// The device, with one optional sequence per slot.
+/// The device: one sequence per slot, or none.
 struct EchoRunner {
     interval_ns: u64,
-    sequences: Vec<Option<Echo>>,
+    sequences: Vec<Option<EchoSequence>>,
 }
 
 /// A running sequence.
-struct Echo {
+struct EchoSequence {
     prompt: Arc<[TokenId]>,
     /// Index of the next token.
     next: usize,
-    /// Time at which the next token is due. Due times are absolute, so a delayed sequence catches up.
+    /// Time at which the next token is due. The times are fixed when the sequence starts, so a delayed sequence
+    /// catches up.
     due_ns: u64,
 }
 
 impl Runner for EchoRunner {
     fn admit(&mut self, slot: Slot, sequence: Sequence) -> Result<(), ModelError> {
-        self.sequences[slot.0] = Some(Echo {
+        self.sequences[slot.0] = Some(EchoSequence {
             prompt: sequence.prompt,
-            // Tokens that the client already has, from before a crash, are not repeated.
+            // The client received these tokens before a crash, so they are not repeated.
             next: sequence.delivered.len(),
             due_ns: monotonic_ns().saturating_add(self.interval_ns),
         });
@@ -234,15 +235,15 @@ impl Runner for EchoRunner {
 fn token(id: TokenId, due_ns: u64) -> Token {
     Token {
         id,
-        bytes: bytes_of(id).unwrap_or_default(),
+        bytes: character_bytes(id).unwrap_or_default(),
         due_ns,
-        // 0: the worker sets the timestamp.
+        // With 0, the worker sets the emission time.
         emitted_ns: 0,
         logprobs: None,
     }
 }
 
-fn bytes_of(id: TokenId) -> Option<TokenBytes> {
+fn character_bytes(id: TokenId) -> Option<TokenBytes> {
     let character = char::from_u32(id)?;
     Some(TokenBytes::from_slice(
         character.encode_utf8(&mut [0; 4]).as_bytes(),

@@ -56,18 +56,18 @@ async fn main() -> ExitCode {
 async fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     let mut client = InferenceClient::connect(args.url.clone())
         .await
-        .map_err(|error| no_answer(&args.url, &error))?;
+        .map_err(|error| no_answer_error(&args.url, &error))?;
     let mut request = Request::new(CompletionRequest {
         input: Some(Input::Prompt(args.prompt.clone())),
         max_tokens: Some(args.max_tokens),
         ..CompletionRequest::default()
     });
-    // The deadline is sent with the request, and the server enforces it for the whole stream.
+    // The deadline is sent with the request. The server enforces it for the whole stream.
     request.set_timeout(Duration::from_secs(args.timeout));
     let response = client
         .complete(request)
         .await
-        .map_err(|status| readable(&status))?;
+        .map_err(|status| format_status(&status))?;
     let summary = print_stream(response.into_inner()).await?;
     print_summary(&summary);
     Ok(())
@@ -78,7 +78,11 @@ async fn run(args: &Args) -> Result<(), Box<dyn Error>> {
 /// Dropping the stream before its end cancels the request, and the server frees its slot at once.
 async fn print_stream(mut stream: Streaming<CompletionEvent>) -> Result<Summary, Box<dyn Error>> {
     let mut next_index = 0;
-    while let Some(event) = stream.message().await.map_err(|status| readable(&status))? {
+    while let Some(event) = stream
+        .message()
+        .await
+        .map_err(|status| format_status(&status))?
+    {
         match event.event {
             Some(Event::Tokens(tokens)) => {
                 if tokens.first_index != next_index {
@@ -90,11 +94,14 @@ async fn print_stream(mut stream: Streaming<CompletionEvent>) -> Result<Summary,
                 }
                 io::stdout().flush()?;
                 if tokens.finish_reason() != FinishReason::Unspecified {
-                    println!("\nfinish reason: {}", name(tokens.finish_reason()));
+                    println!(
+                        "\nfinish reason: {}",
+                        finish_reason_name(tokens.finish_reason())
+                    );
                 }
             }
             Some(Event::Summary(summary)) => return Ok(summary),
-            // `Started` carries the seed. An unknown event comes from a newer server.
+            // `Started` contains the seed. An event of an unknown type comes from a newer server.
             Some(Event::Started(_) | Event::Prompt(_)) | None => {}
         }
     }
@@ -116,7 +123,7 @@ fn print_summary(summary: &Summary) {
     );
 }
 
-fn name(reason: FinishReason) -> &'static str {
+fn finish_reason_name(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Unspecified => "none",
         FinishReason::Stop => "stop",
@@ -124,18 +131,18 @@ fn name(reason: FinishReason) -> &'static str {
     }
 }
 
-/// A status as its user should read it: the message, and the code by which programs know the error.
-fn readable(status: &Status) -> Box<dyn Error> {
+/// Formats a status for the user: the message, and the error code that programs check.
+fn format_status(status: &Status) -> Box<dyn Error> {
     let error = tokenway::error::Error::from(status);
     format!("{} ({})", error.message, error.kind.row().code).into()
 }
 
-fn no_answer(url: &str, error: &dyn Error) -> String {
+fn no_answer_error(url: &str, error: &dyn Error) -> String {
     let causes = with_causes(error);
     format!("no answer from {url}: {causes}\nIs the server running? Start it with `make run`.")
 }
 
-/// Formats an error and its causes on one line.
+/// Formats an error with its causes on one line.
 fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -42,7 +42,7 @@ struct Args {
     url: String,
 }
 
-/// A line of the stream: part of the completion, or the error that ends it.
+/// A line of the stream: either a part of the completion, or the error that ends the stream.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Line {
@@ -56,7 +56,7 @@ struct Choice {
     finish_reason: Option<String>,
 }
 
-/// OpenAI's error object, which is also in the body of every error response.
+/// OpenAI's error object. The body of every error response contains one too.
 #[derive(Deserialize)]
 struct ErrorObject {
     message: String,
@@ -98,14 +98,14 @@ async fn send(args: &Args) -> Result<Response<Incoming>, Box<dyn Error>> {
     let body = json!({"prompt": args.prompt, "max_tokens": args.max_tokens, "stream": true});
     let request = Request::post(format!("{}/v1/completions", args.url))
         .header(CONTENT_TYPE, "application/json")
-        // `text/event-stream` would give the same stream as server-sent events.
+        // With `text/event-stream`, the server would send the same stream as server-sent events.
         .header(ACCEPT, "application/x-ndjson")
         .body(Full::new(Bytes::from(body.to_string())))?;
     let client = Client::builder(TokioExecutor::new()).build_http();
     let response = client
         .request(request)
         .await
-        .map_err(|error| no_answer(&args.url, &error))?;
+        .map_err(|error| no_answer_error(&args.url, &error))?;
     Ok(response)
 }
 
@@ -116,7 +116,7 @@ async fn print_stream(mut body: Incoming) -> Result<String, Box<dyn Error>> {
     let mut received = BytesMut::new();
     let mut finish_reason = None;
     while let Some(frame) = body.frame().await {
-        // A frame may hold many lines, or part of one.
+        // A frame may contain many lines, or only a part of a line.
         if let Ok(data) = frame?.into_data() {
             received.extend_from_slice(&data);
         }
@@ -138,12 +138,12 @@ async fn print_stream(mut body: Incoming) -> Result<String, Box<dyn Error>> {
     finish_reason.ok_or_else(|| "the stream ended without a finish reason: it was truncated".into())
 }
 
-fn no_answer(url: &str, error: &dyn Error) -> String {
+fn no_answer_error(url: &str, error: &dyn Error) -> String {
     let causes = with_causes(error);
     format!("no answer from {url}: {causes}\nIs the server running? Start it with `make run`.")
 }
 
-/// Formats an error and its causes on one line.
+/// Formats an error with its causes on one line.
 fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,4 +1,4 @@
-// `fetch` as in a browser: Node's implementation has the same streams, decoders and abort signals. `tests/clients.rs`
+// `fetch` as in a browser: Node's implementation has the same streams, decoders and abort signals. `tests/clients`
 // starts the servers.
 
 import assert from "node:assert/strict";

@@ -1,4 +1,4 @@
-// gRPC's library for Node with the gRPC API, which it knows only by reflection. `tests/clients.rs` starts the servers.
+// gRPC's library for Node with the gRPC API, which it knows only by reflection. `tests/clients` starts the servers.
 
 import assert from "node:assert/strict";
 import grpc from "@grpc/grpc-js";

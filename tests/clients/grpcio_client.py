@@ -1,5 +1,5 @@
 """Python's grpcio with the gRPC API, which it knows only by reflection, through the `Service` of the example.
-`tests/clients.rs` starts the servers."""
+`tests/clients` starts the servers."""
 
 from typing import Any
 

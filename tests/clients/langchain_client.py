@@ -1,4 +1,4 @@
-"""LangChain's clients for OpenAI. `tests/clients.rs` starts the servers."""
+"""LangChain's clients for OpenAI. `tests/clients` starts the servers."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""LiteLLM's library. `tests/clients.rs` starts the servers."""
+"""LiteLLM's library. `tests/clients` starts the servers."""
 
 import asyncio
 import os

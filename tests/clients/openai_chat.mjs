@@ -1,4 +1,4 @@
-// OpenAI's official library for Node: chat completions. `tests/clients.rs` starts the servers.
+// OpenAI's official library for Node: chat completions. `tests/clients` starts the servers.
 
 import assert from "node:assert/strict";
 import OpenAI from "openai";

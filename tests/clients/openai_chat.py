@@ -1,4 +1,4 @@
-"""OpenAI's official library for Python: chat completions. `tests/clients.rs` starts the servers."""
+"""OpenAI's official library for Python: chat completions. `tests/clients` starts the servers."""
 
 import asyncio
 from collections.abc import Iterable

@@ -1,5 +1,5 @@
 """A client that behaves like the reference system's performance test: it requests the model `test`, accepts
-`application/json`, and reads lines that start with `data: `. `tests/clients.rs` starts the server.
+`application/json`, and reads lines that start with `data: `. `tests/clients` starts the server.
 
 It can also be run alone: `SERVER_BASE_URL=http://127.0.0.1:8000 python reference_performance.py`.
 """
