@@ -21,7 +21,7 @@ use crate::context::RequestContext;
 use crate::error::{Error, ErrorKind};
 use crate::telemetry::{RouteKind, Telemetry, WorkerCounts};
 
-// The modules stand in the order of a request's path. A module uses only modules below it.
+// The modules are listed in the order of a request's path. A module uses only modules below it.
 
 mod openapi;
 
@@ -90,7 +90,7 @@ pub use unknown::UnknownFields;
 /// Maximum number of headers of a request.
 const MAX_HEADERS: usize = 100;
 
-/// A check of the server's state. The error is the response to the client.
+/// A check of the server's state. Its error is the response to the client.
 pub type HealthCheck = Arc<dyn Fn() -> Result<(), Error> + Send + Sync>;
 
 /// Returns the number of workers in each state; `None` if only remote engines are used.
@@ -102,19 +102,19 @@ pub struct Gateway {
     pub cluster: Cluster,
     /// Metrics, shown at `/metrics`.
     pub telemetry: Telemetry,
-    /// Succeeds when every model accepts requests. The result of `/readyz` and `/health`.
+    /// Succeeds if every model accepts requests. `/readyz` and `/health` return this result.
     pub check_ready: HealthCheck,
-    /// Worker counts for `/readyz`.
+    /// Worker counts that `/readyz` shows.
     pub worker_counts: WorkerCountsFn,
-    /// Succeeds unless the server rejects every request, for example because it is draining.
+    /// Fails if the server rejects every request, for example because it is draining.
     pub check_accepting: HealthCheck,
-    /// Format of a `/v1/completions` stream if the client's `Accept` prefers none.
+    /// Format of a `/v1/completions` stream, if the client's `Accept` header has no preference.
     pub stream_format: StreamFormat,
     /// Policy for unknown fields of a request body.
     pub unknown_fields: UnknownFields,
-    /// Time that a streamed request may wait in the queue before its headers are sent. `None`: no limit.
+    /// Maximum time for which a streamed request waits in the queue before its headers are sent. `None`: no maximum.
     pub headers_after: Option<Duration>,
-    /// Cancelled when the server stops waiting for running requests.
+    /// Cancelled when the drain has timed out and running requests must end.
     pub stopping: CancellationToken,
 }
 

@@ -14,17 +14,17 @@ pub enum StreamFormat {
     Sse,
 }
 
-/// Media types that select a format by name, in the server's order of preference. The order breaks ties in quality.
+/// Media types that select a format by their name. Types with the same quality are preferred in this order.
 const NAMED_TYPES: [(&str, StreamFormat); 4] = [
     ("application/x-ndjson", StreamFormat::Ndjson),
     ("application/jsonl", StreamFormat::Ndjson),
     ("text/event-stream", StreamFormat::Sse),
-    // OpenAI's clients send this type although they read only server-sent events.
+    // OpenAI's clients send this type, although they read only server-sent events.
     ("application/json", StreamFormat::Sse),
 ];
 
 impl StreamFormat {
-    /// Media type of this format, then the media ranges that contain it, most specific first.
+    /// Returns the media type of this format, followed by the media ranges that contain it, the most specific first.
     fn media_type(self) -> [&'static str; 3] {
         match self {
             Self::Ndjson => ["application/x-ndjson", "application/*", "*/*"],
@@ -52,7 +52,7 @@ pub(super) fn negotiate(headers: &HeaderMap, default: StreamFormat) -> Result<St
         range.map(|range| range.quality)
     };
     let named = NAMED_TYPES.map(|(name, format)| (quality_of(name), format));
-    // The repetition of the default has no effect: only a higher quality replaces a candidate.
+    // The default may occur twice. That has no effect, because only a higher quality replaces a candidate.
     let by_range = [default, StreamFormat::Ndjson, StreamFormat::Sse].map(|format| {
         let quality = format.media_type().into_iter().find_map(quality_of);
         (quality, format)
@@ -74,8 +74,7 @@ struct MediaRange {
 }
 
 impl MediaRange {
-    /// Parses a media range; `None` if it is empty. An invalid quality is ignored, as an unknown parameter is, and
-    /// counts as 1.
+    /// Parses a media range. Returns `None` if it is empty. An invalid quality counts as 1.
     fn parse(text: &str) -> Option<Self> {
         let mut parts = split(text, ';').map(str::trim);
         let name = parts.next().filter(|name| !name.is_empty())?;

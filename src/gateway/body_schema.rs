@@ -14,23 +14,23 @@ pub(super) type Schemas = BTreeMap<String, RefOr<Schema>>;
 /// Adds to the schema of a body: unsupported fields with the values that are accepted, and null as the only value of
 /// any other field.
 pub(super) fn add_unsupported(schemas: &mut Schemas, name: &str, unsupported: &[Unsupported]) {
-    let body = object(schemas, name);
+    let body = object_schema(schemas, name);
     for (field, no_op_values) in unsupported {
         let schema = unsupported_field(no_op_values);
         body.properties.insert((*field).to_owned(), schema);
     }
-    body.additional_properties = Some(Box::new(null().into()));
+    body.additional_properties = Some(Box::new(null_schema().into()));
 }
 
 /// Returns the schema of a body.
-pub(super) fn object<'a>(schemas: &'a mut Schemas, name: &str) -> &'a mut Object {
+pub(super) fn object_schema<'a>(schemas: &'a mut Schemas, name: &str) -> &'a mut Object {
     match schemas.get_mut(name) {
         Some(RefOr::T(Schema::Object(object))) => object,
         _ => panic!("the schema {name} is not an object"),
     }
 }
 
-pub(super) fn null() -> ObjectBuilder {
+pub(super) fn null_schema() -> ObjectBuilder {
     ObjectBuilder::new().schema_type(Type::Null)
 }
 

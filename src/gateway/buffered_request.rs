@@ -77,7 +77,7 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), Error> {
     Err(Error::new(ErrorKind::UnsupportedMediaType, message))
 }
 
-/// Rejects compressed bodies with an error of their own; as JSON they would only be "invalid".
+/// Rejects compressed bodies. Without this check, the client would only learn that the body is not valid JSON.
 fn check_content_encoding(headers: &HeaderMap) -> Result<(), Error> {
     let mut values = headers.get_all(CONTENT_ENCODING).iter();
     let is_plain = values.all(|value| {

@@ -1,8 +1,8 @@
-//! Completes a request of any dialect.
+//! Handles a completion request of any dialect.
 //!
 //! A request passes through four stages: [`BufferedRequest`], [`ParsedRequest`], [`AdmittedRequest`] and
-//! [`StartedCompletion`]. The last becomes a streamed body or one JSON response. This module must not know how a
-//! dialect reads bodies or writes responses.
+//! [`StartedCompletion`]. The result is a streamed body or one JSON response. This module must not know how a dialect
+//! reads bodies or writes responses.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -36,16 +36,16 @@ use crate::error::Error;
 use crate::proto::v1;
 use crate::telemetry::ResponseFormat;
 
-/// Extra time for the engine to report a passed deadline itself, before the gateway does.
+/// Extra time for the engine to report a passed deadline before the gateway does.
 const DEADLINE_GRACE: Duration = Duration::from_secs(1);
 
-/// The route of a dialect. One code path serves all dialects; each gets its own compiled copy of the handler.
+/// The route of a dialect. The same code handles all dialects; the compiler creates a copy of the handler for each.
 pub(super) struct DialectRoute {
     pub(super) path: &'static str,
     pub(super) handler: fn() -> MethodRouter<Arc<Gateway>>,
     /// Describes the route and its schemas.
     pub(super) describe: fn() -> OpenApi,
-    /// Returns the name of the schema of its errors.
+    /// Returns the name of the OpenAPI schema of the dialect's errors.
     pub(super) error_schema: fn() -> Cow<'static, str>,
 }
 
@@ -60,7 +60,7 @@ impl DialectRoute {
     }
 }
 
-/// Completes prompts.
+/// Handles a completion request.
 async fn complete<D: Dialect>(
     State(gateway): State<Arc<Gateway>>,
     context: RequestContext,
@@ -80,11 +80,11 @@ async fn respond<D: Dialect>(
     let mut parsed = ParsedRequest::<D>::read(gateway, &context, request).await?;
     context.record().set_format(parsed.format());
     let ignored = std::mem::take(&mut parsed.ignored);
-    ignored.count_in(&gateway.telemetry);
+    ignored.add_to_metric(&gateway.telemetry);
     let names = parsed.body.names;
     let response = complete_parsed(gateway, context, parsed).await;
     let response = response.map_err(|error| names.with_client_field_name(error))?;
-    Ok(ignored.name_in(response))
+    Ok(ignored.add_header(response))
 }
 
 async fn complete_parsed<D: Dialect>(
@@ -105,7 +105,7 @@ struct ParsedRequest<D: Dialect> {
     body: ParsedBody<D::StreamOptions>,
     /// Unknown fields of the body.
     ignored: IgnoredFields,
-    /// `None` for a response that is not streamed.
+    /// Options of the stream. `None` for a response that is not streamed.
     stream: Option<StreamRequest<D::StreamOptions>>,
 }
 
@@ -143,12 +143,12 @@ impl<D: Dialect> ParsedRequest<D> {
     }
 }
 
-/// A request whose prompts have all been checked and queued by an engine.
+/// A request whose prompts an engine has checked and queued.
 struct AdmittedRequest<D: Dialect> {
     body: ParsedBody<D::StreamOptions>,
     merged: MergedStreams,
     context: RequestContext,
-    /// Cancelled when the server stops waiting for running requests.
+    /// Cancelled when the drain has timed out and running requests must end.
     stopping: CancellationToken,
 }
 
@@ -169,8 +169,8 @@ impl<D: Dialect> AdmittedRequest<D> {
         })
     }
 
-    /// Responds with a stream. Its headers are returned when a worker has started the request, or when it has been
-    /// queued for `headers_after`.
+    /// Responds with a stream. The headers are sent when a worker has started the request, or when the request has
+    /// waited in the queue for `headers_after`.
     async fn stream(
         self,
         stream: StreamRequest<D::StreamOptions>,
@@ -190,8 +190,8 @@ impl<D: Dialect> AdmittedRequest<D> {
             let keep_alive = body.keep_alive();
             return Ok(stream_body::response(body, keep_alive, format));
         }
-        // The model is not known yet. Keep-alives and error records do not contain it.
-        let writer = D::writer(stream, facts(&context, ""));
+        // The served model is not known yet. Keep-alives and error records do not contain its name.
+        let writer = D::writer(stream, response_facts(&context, ""));
         let parts = StreamParts {
             writer,
             echo: None,
@@ -203,12 +203,12 @@ impl<D: Dialect> AdmittedRequest<D> {
         Ok(stream_body::response(body, keep_alive, format))
     }
 
-    /// Waits until a worker starts one of the prompts. An error before that is a response with its own status;
-    /// afterwards it can only be an error record in the stream.
+    /// Waits until a worker starts one of the prompts. An error before that gets a response with its own status. A
+    /// later error can only be a record in the stream.
     async fn wait_for_start(self) -> Result<StartedCompletion<D>, Error> {
         let stream = wait_for_start(self.merged, &self.context, self.stopping).await?;
         Ok(StartedCompletion {
-            facts: facts(&self.context, &stream.first_started().model),
+            facts: response_facts(&self.context, &stream.first_started().model),
             echo: echo(&self.body, &stream)?,
             body: self.body,
             stream,
@@ -217,7 +217,7 @@ impl<D: Dialect> AdmittedRequest<D> {
     }
 }
 
-/// Opens an RPC for each prompt, one after the other, so that the prompts are queued in order.
+/// Sends one RPC per prompt, one after the other, so that the prompts are queued in order.
 async fn admit(
     gateway: &Gateway,
     context: &RequestContext,
@@ -231,7 +231,7 @@ async fn admit(
         }
         Ok(merged)
     };
-    in_time(context.deadline(), &gateway.stopping, admitting).await
+    until_deadline(context.deadline(), &gateway.stopping, admitting).await
 }
 
 async fn wait_for_start(
@@ -242,16 +242,16 @@ async fn wait_for_start(
     let deadline = context.deadline();
     let stream =
         CompletionStream::wait_for_start(merged, deadline + DEADLINE_GRACE, stopping.clone());
-    let stream = in_time(deadline, &stopping, stream).await?;
+    let stream = until_deadline(deadline, &stopping, stream).await?;
     let started = stream.first_started();
-    // An engine reports the name under which it serves the model.
+    // The engine reports the served name of the model, which may differ from the alias in the request.
     context.record().set_model(&started.model);
     context.started(started.prompt_tokens);
     Ok(stream)
 }
 
-/// Runs `future` until the server stops, or [`DEADLINE_GRACE`] after the deadline.
-async fn in_time<T>(
+/// Runs `future` until the drain has timed out, or until [`DEADLINE_GRACE`] after the deadline.
+async fn until_deadline<T>(
     deadline: Instant,
     stopping: &CancellationToken,
     future: impl Future<Output = Result<T, Error>>,
@@ -264,10 +264,9 @@ async fn in_time<T>(
     }
 }
 
-/// Prepares to repeat the prompts; `None` unless the request sets `echo`.
+/// Prepares to repeat the prompts. Returns `None` unless the request sets `echo`.
 ///
-/// # Errors
-/// If the response would be too large.
+/// # Errors The response would be too large.
 fn echo<O>(body: &ParsedBody<O>, stream: &CompletionStream) -> Result<Option<Echo>, Error> {
     if !body.messages.iter().any(|message| message.echo) {
         return Ok(None);
@@ -285,13 +284,13 @@ struct StartedCompletion<D: Dialect> {
     body: ParsedBody<D::StreamOptions>,
     stream: CompletionStream,
     facts: ResponseFacts,
-    /// Prompts to repeat, if the request sets `echo`.
+    /// The prompts to repeat, if the request sets `echo`.
     echo: Option<Echo>,
     context: RequestContext,
 }
 
 impl<D: Dialect> StartedCompletion<D> {
-    /// The response after the whole completion.
+    /// Collects the whole completion. Returns one JSON response.
     async fn collect(self) -> Result<Response, Error> {
         let collecting = Collecting {
             stream: self.stream,
@@ -308,7 +307,7 @@ impl<D: Dialect> StartedCompletion<D> {
         Ok(response)
     }
 
-    /// The body of the streamed response.
+    /// Returns the body of the streamed response.
     fn into_body(self, stream: StreamRequest<D::StreamOptions>) -> StreamBody<D::Writer> {
         let parts = StreamParts {
             writer: D::writer(stream, self.facts),
@@ -320,7 +319,7 @@ impl<D: Dialect> StartedCompletion<D> {
     }
 }
 
-fn facts(context: &RequestContext, model: &str) -> ResponseFacts {
+fn response_facts(context: &RequestContext, model: &str) -> ResponseFacts {
     let since_epoch = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

@@ -1,4 +1,5 @@
-//! Merges the engine streams of one HTTP request, one per prompt, into one stream of events.
+//! Merges the engine streams of one HTTP request into a single stream of events. There is one engine stream per
+//! prompt.
 //!
 //! Choice indices are made unique across the prompts. This module must not know how events are written.
 
@@ -21,12 +22,12 @@ use crate::request::FinishReason;
 /// The engine streams of a request, one per prompt.
 pub(super) struct MergedStreams {
     streams: Vec<CheckedEvents>,
-    /// For each stream, `true` until it ends.
+    /// For each stream, true until the stream has ended.
     open: Vec<bool>,
-    /// Index of the stream that is polled first. It advances after each event, so that no prompt starves another.
+    /// Index of the stream that is polled first. It advances after each event, so that no prompt starves the others.
     cursor: usize,
     choices_per_prompt: u32,
-    /// Sums over the prompts that have ended.
+    /// Token counts of the prompts that have ended.
     usage: v1::Usage,
     timings: Option<v1::Timings>,
 }
@@ -85,7 +86,7 @@ impl MergedStreams {
         Poll::Ready(Ok(MergedEvent::Ended(self.usage, timings)))
     }
 
-    /// Renumbers an event's choice. Collects a summary instead of returning it.
+    /// Makes the event's choice index unique. Returns `None` for a summary, which is collected instead.
     fn merge(&mut self, prompt: usize, event: Event) -> Option<MergedEvent> {
         let prompt = u32::try_from(prompt).expect("there are at most 128 prompts");
         match event {
@@ -111,15 +112,14 @@ impl MergedStreams {
 pub(super) struct CompletionStream {
     merged: MergedStreams,
     first_started: v1::Started,
-    /// Completes with an error when the server stops or the deadline passes.
+    /// Completes with an error when the drain has timed out or the deadline has passed.
     aborted: PollOnWake<Pin<Box<dyn Future<Output = Error> + Send>>>,
 }
 
 impl CompletionStream {
-    /// Waits until a worker starts any of the prompts.
+    /// Waits until a worker starts one of the prompts.
     ///
-    /// # Errors
-    /// If any prompt is rejected before that.
+    /// # Errors A prompt is rejected before a worker starts one.
     pub(super) async fn wait_for_start(
         mut merged: MergedStreams,
         deadline: Instant,
@@ -139,7 +139,7 @@ impl CompletionStream {
         })
     }
 
-    /// The `started` event of the prompt that a worker started first.
+    /// Returns the `started` event of the prompt that started first.
     pub(super) fn first_started(&self) -> &v1::Started {
         &self.first_started
     }
@@ -150,7 +150,7 @@ impl CompletionStream {
         self.merged.streams.len() * per_prompt
     }
 
-    /// Polls for the next event. Events that are ready come before a deadline or a shutdown.
+    /// Polls for the next event. Returns events that are ready before it reports a deadline or a shutdown.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<MergedEvent, Error>> {
         if let Poll::Ready(event) = self.merged.poll(cx) {
             return Poll::Ready(event);
@@ -164,7 +164,7 @@ impl CompletionStream {
     }
 }
 
-/// Waits until the server stops or the deadline passes.
+/// Waits until the drain has timed out or the deadline has passed. Returns the error for the client.
 async fn aborted(deadline: Instant, stopping: CancellationToken) -> Error {
     tokio::select! {
         biased;
@@ -173,7 +173,7 @@ async fn aborted(deadline: Instant, stopping: CancellationToken) -> Error {
     }
 }
 
-/// Returns the reason why a choice ends with these tokens; `None` if it does not end.
+/// Returns the reason why a choice ends with these tokens, or `None` if it continues.
 pub(super) fn finish_reason(tokens: &v1::Tokens) -> Option<FinishReason> {
     match tokens.finish_reason() {
         v1::FinishReason::Unspecified => None,

@@ -1,4 +1,4 @@
-//! The interface of a dialect: one HTTP API for completions, such as OpenAI's chat completions.
+//! The interface of a dialect. A dialect is one HTTP API for completions, such as OpenAI's chat completions.
 //!
 //! A dialect reads a request's body into requests for the engine, and writes the engine's events as the response. The
 //! code around it is the same for every dialect: `complete.rs` admits the request, `stream_body.rs` sends a stream,
@@ -24,10 +24,10 @@ use crate::tokens::TokenBatch;
 
 /// An HTTP API for completions.
 pub(super) trait Dialect: 'static {
-    /// Path of the route. Its method is `POST`.
+    /// Path of the route. Its HTTP method is `POST`.
     const PATH: &'static str;
 
-    /// The JSON object of an error that is sent instead of a completion.
+    /// The JSON object of an error response.
     type ErrorObject<'a>: From<&'a Error> + Serialize + ToSchema;
 
     /// Options of a streamed response that only this dialect knows.
@@ -36,7 +36,7 @@ pub(super) trait Dialect: 'static {
     /// Writer of a streamed response.
     type Writer: RecordWriter;
 
-    /// Describes the route and its schemas. The headers and errors of every route are added later.
+    /// Describes the route and its schemas for OpenAPI. The headers and errors that all routes share are added later.
     fn describe() -> OpenApi;
 
     /// Reads a body.
@@ -60,22 +60,22 @@ pub(super) trait Dialect: 'static {
 
 /// Writes the records of one streamed response. Each method appends whole records, or nothing.
 pub(super) trait RecordWriter: Send + Unpin + 'static {
-    /// A worker has started a prompt. Called once per prompt, and before all other events of that prompt.
+    /// Called when a worker has started a prompt: once per prompt, before all other events of that prompt.
     fn started(&mut self, out: &mut BytesMut, started: &v1::Started);
 
-    /// A choice starts with its prompt. Only for requests that set `echo`.
+    /// Called when a choice starts, with its prompt. Only for a request that sets `echo`.
     fn prompt(&mut self, out: &mut BytesMut, choice: u32, prompt: &Prompt);
 
-    /// A choice has new tokens, or ends.
+    /// Called when a choice has new tokens or ends.
     fn tokens(&mut self, out: &mut BytesMut, tokens: &ChoiceTokens<'_>);
 
-    /// The completion has succeeded.
+    /// Called when the completion has succeeded.
     fn end(&mut self, out: &mut BytesMut, end: &StreamEnd);
 
-    /// The completion has failed. Writes at least one byte. Nothing follows.
+    /// Called when the completion has failed. Writes at least one byte. No other call follows.
     fn error(&mut self, out: &mut BytesMut, error: &Error, tokens_delivered: u64);
 
-    /// Returns a record that keeps an idle connection open; `None` if the format has none.
+    /// Returns a record that keeps an idle connection open, or `None` if the format has no such record.
     fn keep_alive(&self) -> Option<Bytes>;
 }
 
@@ -84,12 +84,13 @@ pub(super) trait RecordWriter: Send + Unpin + 'static {
 pub(super) struct ParsedBody<O> {
     /// One engine request per prompt.
     pub(super) messages: Vec<v1::CompletionRequest>,
-    /// Choices that the engine generates per prompt. More than the response has with `best_of`.
+    /// Number of choices that the engine generates per prompt. With `best_of`, it is larger than the number in the
+    /// response.
     pub(super) candidates: u32,
     pub(super) response: ResponseOptions,
     /// Options of a streamed response; `None` if the response is not streamed.
     pub(super) stream: Option<O>,
-    /// Maps field names in engine errors to the client's field names.
+    /// The client's names of the fields that the engine's errors name.
     pub(super) names: FieldNames,
 }
 
@@ -104,18 +105,18 @@ pub(super) struct StreamRequest<O> {
 /// Number of choices and log probabilities in the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ResponseOptions {
-    /// Choices to return per prompt. If the engine generated more, the likeliest are returned.
+    /// Number of choices to return per prompt. If the engine generated more, the likeliest are returned.
     pub(super) choices: u32,
-    /// Top log probabilities to return per token; `None` for no log probabilities.
+    /// Number of top log probabilities to return per token. `None` returns no log probabilities.
     pub(super) logprobs: Option<u32>,
 }
 
-/// Facts about a response that every dialect shows.
+/// Facts that every dialect shows in a response.
 pub(super) struct ResponseFacts {
     pub(super) request_id: RequestId,
     /// Creation time, in seconds since the Unix epoch.
     pub(super) created: u64,
-    /// Name of the model; empty if no worker has started the request.
+    /// Name of the model. Empty if no worker has started the request.
     pub(super) model: String,
 }
 
@@ -125,11 +126,11 @@ pub struct ChoiceTokens<'a> {
     pub index: u32,
     /// Tokens, in order.
     pub tokens: &'a TokenBatch,
-    /// Finish reason, if these are the last tokens of the choice.
+    /// Finish reason, if these are the choice's last tokens.
     pub finish_reason: Option<FinishReason>,
 }
 
-/// End of a successful stream.
+/// The end of a successful stream.
 pub(super) struct StreamEnd {
     pub(super) usage: v1::Usage,
     /// Times in the engine.
@@ -144,7 +145,7 @@ pub(super) struct Choice {
     /// Generated text, after the prompt if the request sets `echo`.
     pub(super) text: String,
     pub(super) finish_reason: Option<FinishReason>,
-    /// Tokens with log probabilities; `None` unless the response has them.
+    /// Tokens with their log probabilities. `None` if the response has none.
     pub(super) scored: Option<ScoredTokens>,
 }
 

@@ -1,4 +1,5 @@
-//! Prompts that a response repeats (`echo`): collected from the engine's events and returned once per choice.
+//! The prompts that a response repeats (`echo`). They are collected from the engine's events, and each choice returns
+//! its prompt once.
 
 use std::sync::Arc;
 
@@ -7,13 +8,13 @@ use crate::error::Error;
 use crate::proto::v1;
 use crate::tokens::TokenBatch;
 
-/// The prompts of one request. A prompt is freed once all its choices have started.
+/// The prompts of one request. A prompt is freed once all its choices have returned it.
 pub(super) struct Echo {
     prompts: Vec<SharedPrompt>,
-    /// For each choice, `true` once it has started.
+    /// For each choice, true once the choice has started.
     started: Vec<bool>,
     choices_per_prompt: usize,
-    /// Bytes that all choices together repeat, for the parts received so far.
+    /// Number of bytes that all choices together repeat, for the parts received so far.
     size: usize,
 }
 
@@ -47,26 +48,25 @@ impl Echo {
         }
     }
 
-    /// Checks the size of a prompt of `tokens` tokens, each with `top` top log probabilities, before it arrives.
+    /// Checks the size of a prompt before it arrives. The prompt has `tokens` tokens, each with `top` top log
+    /// probabilities.
     ///
-    /// # Errors
-    /// If the response would be too large.
+    /// # Errors The response would be too large.
     pub(super) fn check_logprobs(&self, tokens: u32, top: u32) -> Result<(), Error> {
         let (tokens, top) = (to_usize(tokens), to_usize(top));
-        let size = size::of_logprobs(tokens, top).saturating_mul(self.choices_per_prompt);
+        let size = size::logprobs_size(tokens, top).saturating_mul(self.choices_per_prompt);
         size::check_echo(size)
     }
 
     /// Appends a part to a prompt.
     ///
-    /// # Errors
-    /// If it makes the response too large.
+    /// # Errors The response would be too large.
     pub(super) fn add(&mut self, prompt: u32, part: v1::EchoedPrompt) -> Result<(), Error> {
         let of_tokens = part
             .tokens
             .iter()
-            .map(|tokens| size::of_tokens(&tokens.tokens));
-        let size = size::of_text(&part.text) + of_tokens.sum::<usize>();
+            .map(|tokens| size::tokens_size(&tokens.tokens));
+        let size = size::text_size(&part.text) + of_tokens.sum::<usize>();
         self.size += size.saturating_mul(self.choices_per_prompt);
         size::check_echo(self.size)?;
         let prompt = Arc::make_mut(&mut self.prompts[to_index(prompt)].prompt);
@@ -78,8 +78,8 @@ impl Echo {
         Ok(())
     }
 
-    /// Returns the prompt on the first call for a choice, then `None`. The engine sends the whole prompt before the
-    /// first token of its choices, so the prompt is complete.
+    /// Returns the prompt of a choice on the first call for the choice, and then `None`. The prompt is complete,
+    /// because the engine sends the whole prompt before the first token of its choices.
     pub(super) fn start_choice(&mut self, choice: u32) -> Option<Arc<Prompt>> {
         let choice = to_index(choice);
         if std::mem::replace(&mut self.started[choice], true) {

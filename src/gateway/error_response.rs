@@ -1,5 +1,5 @@
-//! Converts errors to HTTP responses: an error object, and headers that say whether and when to retry. The object is
-//! OpenAI's, unless a dialect has its own.
+//! Converts errors to HTTP responses. A response has an error object, and headers for a retry. The object is OpenAI's
+//! unless a dialect has its own.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use super::json;
 use crate::error::{Error, ErrorKind};
 
-/// An error response, for a client that has not received any part of a response. The response carries the
+/// An error response. It is possible only before any part of another response was sent. The response has the
 /// [`ErrorKind`] as an extension, for metrics and the access log.
 #[derive(Debug)]
 pub(crate) struct ErrorResponse(Error);
@@ -33,7 +33,7 @@ impl IntoResponse for ErrorResponse {
     }
 }
 
-/// Builds the response for an error. `object` is its body.
+/// Builds the response for an error. `object` becomes the body.
 pub(super) fn with_object(error: &Error, object: &impl Serialize) -> Response<Body> {
     let row = error.kind.row();
     let mut response = Response::new(Body::from(json::to_vec(object)));
@@ -124,7 +124,7 @@ fn code() -> RefOr<Schema> {
         .into()
 }
 
-/// Rounds up, since a client that retries too early is rejected again.
+/// Rounds up, because a client that retries too early is rejected again.
 fn whole_seconds(delay: Duration) -> u64 {
     delay.as_secs() + u64::from(delay.subsec_nanos() > 0)
 }

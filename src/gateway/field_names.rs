@@ -1,8 +1,8 @@
-//! Maps the field names in the engine's errors to the names of the HTTP API's fields.
+//! Maps the field names in the engine's errors to the field names of the HTTP API.
 
 use crate::error::Error;
 
-/// Fields that a route names differently from the engine: pairs of the engine's name and the client's.
+/// Fields whose name on a route differs from the engine's: (engine's name, client's name).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FieldNames(&'static [(&'static str, &'static str)]);
 
@@ -11,7 +11,7 @@ impl FieldNames {
         Self(renamed)
     }
 
-    /// Replaces the engine's field name in an error by the client's.
+    /// Replaces the engine's field name in an error by the client's name.
     pub(super) fn with_client_field_name(self, mut error: Error) -> Error {
         if let Some(param) = &mut error.param {
             let renamed = self.0.iter().find(|(engine_name, _)| engine_name == param);

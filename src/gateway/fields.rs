@@ -1,5 +1,5 @@
-//! Fields of a JSON body, taken one by one with their types checked. Fields that remain at the end are unknown, and
-//! are rejected or ignored.
+//! Reads the fields of a JSON body one by one, and checks their types. Fields that remain at the end are unknown.
+//! They are rejected or ignored.
 
 use serde_json::{Map, Number, Value};
 
@@ -7,21 +7,21 @@ use super::object::{self, json_type_name};
 use super::unknown::{IgnoredFields, UnknownFields};
 use crate::error::{Error, ErrorKind};
 
-/// Fields of a JSON object that have not been taken yet.
+/// The fields of a JSON object that have not been read yet.
 pub(super) struct Fields {
     fields: Map<String, Value>,
     /// Prefix of field names in errors, such as `stream_options.`; empty for the body itself.
     path: String,
-    /// Treatment of the fields that remain at the end.
+    /// Policy for the fields that remain at the end.
     unknown: UnknownFields,
     ignored: IgnoredFields,
-    /// Name of every field that was taken, present or not.
+    /// Names of all fields that were read, present or not.
     #[cfg(test)]
     pub(super) requested: std::collections::BTreeSet<String>,
 }
 
-/// An unsupported field, and a JSON list of the values that are accepted anyway because they have no effect: usually
-/// OpenAI's defaults.
+/// An unsupported field: its name, and a JSON list of values that are accepted anyway because they have no effect.
+/// These are usually OpenAI's defaults.
 pub(super) type Unsupported = (&'static str, &'static str);
 
 impl Fields {
@@ -44,10 +44,9 @@ impl Fields {
         }
     }
 
-    /// Takes a nested object; `None` if it is missing or null.
+    /// Reads a field whose value is an object. Returns `None` if the field is missing or null.
     ///
-    /// # Errors
-    /// The value is not an object.
+    /// # Errors The value is not an object.
     pub(super) fn object(&mut self, name: &str) -> Result<Option<Self>, Error> {
         match self.take(name) {
             None => Ok(None),
@@ -83,19 +82,19 @@ impl Fields {
         self.fields.get(name).is_some_and(|value| !value.is_null())
     }
 
-    /// Takes all remaining fields.
+    /// Removes and returns all remaining fields.
     pub(super) fn take_all(&mut self) -> Map<String, Value> {
         std::mem::take(&mut self.fields)
     }
 
-    /// Takes a field; `None` if it is missing or null.
+    /// Removes and returns a field. Returns `None` if the field is missing or null.
     pub(super) fn take(&mut self, name: &str) -> Option<Value> {
         #[cfg(test)]
         self.requested.insert(name.to_owned());
         self.fields.remove(name).filter(|value| !value.is_null())
     }
 
-    /// Takes a required field.
+    /// Reads a required field.
     pub(super) fn required(&mut self, name: &str) -> Result<Value, Error> {
         self.take(name).ok_or_else(|| self.missing(name))
     }
@@ -115,7 +114,7 @@ impl Fields {
             .transpose()
     }
 
-    /// Takes an integer of type `T`.
+    /// Reads an integer of type `T`.
     pub(super) fn integer<T: TryFrom<i128>>(&mut self, name: &str) -> Result<Option<T>, Error> {
         let value = self.take(name);
         value
@@ -130,7 +129,7 @@ impl Fields {
             .transpose()
     }
 
-    /// Takes a required list.
+    /// Reads a required list.
     pub(super) fn required_list(
         &mut self,
         name: &str,
@@ -142,7 +141,7 @@ impl Fields {
         }
     }
 
-    /// Takes a list; `None` if it is missing or null.
+    /// Reads a list. Returns `None` if the field is missing or null.
     pub(super) fn list(&mut self, name: &str, expected: &str) -> Result<Option<Vec<Value>>, Error> {
         match self.take(name) {
             None => Ok(None),
@@ -191,10 +190,9 @@ impl Fields {
             .ok_or_else(|| self.out_of_range(name))
     }
 
-    /// Takes the unsupported fields of a table.
+    /// Reads the unsupported fields of a table.
     ///
-    /// # Errors
-    /// A field has a value other than null and the values that the table accepts.
+    /// # Errors A field has a value that the table does not accept. Null is always accepted.
     pub(super) fn reject_unsupported(&mut self, table: &[Unsupported]) -> Result<(), Error> {
         for (name, accepted) in table {
             let Some(value) = self.take(name) else {
@@ -233,10 +231,9 @@ impl Fields {
         Ok(())
     }
 
-    /// Finishes a nested object.
+    /// Rejects or ignores the remaining fields of a nested object.
     ///
-    /// # Errors
-    /// The same as [`Self::finish`].
+    /// # Errors The same as [`Self::finish`].
     pub(super) fn finish_nested(&mut self, mut nested: Self) -> Result<(), Error> {
         nested.finish()?;
         self.ignored.append(nested.ignored);
@@ -253,13 +250,13 @@ impl Fields {
         Error::new(ErrorKind::InvalidType, message).with_param(name)
     }
 
-    /// Error for a value that breaks a rule, such as "be at least 1".
+    /// Creates the error for a value that breaks a rule, such as "must be at least 1".
     pub(super) fn invalid(&self, name: &str, rule: &str) -> Error {
         let name = self.full_name(name);
-        Error::invalid_value(&name, format!("{name} must {rule}."))
+        Error::invalid_value(&name, format!("{name} {rule}."))
     }
 
-    /// Error for an unsupported field or value.
+    /// Creates the error for an unsupported field or value.
     pub(super) fn unsupported(&self, name: &str) -> Error {
         let name = self.full_name(name);
         let message = format!("{name} or its value is not supported by this server.");
@@ -282,7 +279,7 @@ impl Fields {
     }
 }
 
-/// Returns true if two values are equal, with `1.0` equal to `1`.
+/// Returns true if two values are equal. `1.0` equals `1`.
 fn is_equal(one: &Value, other: &Value) -> bool {
     match (one, other) {
         (Value::Number(one), Value::Number(other)) => {
@@ -292,8 +289,8 @@ fn is_equal(one: &Value, other: &Value) -> bool {
     }
 }
 
-/// Converts a number without a fraction to an integer; `16.0` and `-0` are integers too. A float beyond the range of
-/// `i128` saturates; it is out of range for every field anyway.
+/// Converts a number without a fraction to an integer. `16.0` and `-0` are integers too. A float beyond the range of
+/// `i128` saturates, which does not matter: it is out of range for every field.
 fn to_integer(number: &Number) -> Option<i128> {
     if let Some(number) = number.as_i64() {
         return Some(number.into());

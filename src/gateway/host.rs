@@ -1,4 +1,4 @@
-//! Parsing and comparison of host names and origins in headers and settings.
+//! Parses and compares host names and origins, from headers and settings.
 //!
 //! As in browsers, comparisons ignore case, a trailing dot and the scheme's default port.
 
@@ -24,7 +24,7 @@ pub(super) enum Host {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Authority {
     pub(super) host: Host,
-    /// `None` means the scheme's default port.
+    /// The port. `None` stands for the scheme's default port.
     pub(super) port: Option<u16>,
 }
 
@@ -54,7 +54,7 @@ impl Authority {
         Some(Self { host, port })
     }
 
-    /// Compares two authorities. An absent port equals the default port of `scheme`.
+    /// Compares two authorities. A missing port equals the default port of `scheme`.
     pub(super) fn is_same(&self, other: &Self, scheme: &str) -> bool {
         let port = |authority: &Self| authority.port.or_else(|| default_port(scheme));
         self.host == other.host && port(self) == port(other)
@@ -138,7 +138,7 @@ impl fmt::Display for Origin {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllowedHost {
     pattern: HostPattern,
-    /// `None` means any port.
+    /// The port. `None` allows any port.
     port: Option<u16>,
 }
 
@@ -153,7 +153,7 @@ enum HostPattern {
 }
 
 impl AllowedHost {
-    /// Entry `*`, which allows every host.
+    /// The entry `*`, which allows every host.
     pub(super) const ANY: Self = Self {
         pattern: HostPattern::Any,
         port: None,
@@ -213,12 +213,13 @@ impl FromStr for AllowedHost {
     }
 }
 
-/// An entry of `--cors-origins`. `None` is `*`, which allows every origin.
+/// An entry of `--cors-origins`. `None` is the entry `*`, which allows every origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllowedOrigin(Option<Origin>);
 
 impl AllowedOrigin {
-    /// Returns true if this entry allows pages of `origin`. `None` is an origin that does not parse, such as `null`.
+    /// Returns true if this entry allows pages of `origin`. `None` stands for an origin that cannot be parsed, such
+    /// as `null`.
     pub(super) fn allows(&self, origin: Option<&Origin>) -> bool {
         match (&self.0, origin) {
             (None, _) => true,

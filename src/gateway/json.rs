@@ -1,7 +1,7 @@
-//! JSON serialization on a single line, for every line reader.
+//! Writes JSON on a single line.
 //!
-//! Some readers (Python's `splitlines`, httpx) also end a line at U+0085, U+2028 and U+2029. JSON allows these
-//! characters unescaped in strings, so this module escapes them. It must not know which objects are written.
+//! Some readers of lines (Python's `splitlines`, httpx) also end a line at U+0085, U+2028 and U+2029. JSON allows
+//! these characters unescaped in strings, so this module escapes them. It must not know which objects are written.
 
 use std::io;
 
@@ -10,10 +10,10 @@ use serde::Serialize;
 use serde_json::ser::{CharEscape, CompactFormatter, Formatter, Serializer};
 
 /// First byte of U+0085 in UTF-8.
-pub(super) const FIRST_OF_TWO: u8 = 0xc2;
+pub(super) const FIRST_BYTE_OF_U0085: u8 = 0xc2;
 
 /// First byte of U+2028 and U+2029 in UTF-8.
-pub(super) const FIRST_OF_THREE: u8 = 0xe2;
+pub(super) const FIRST_BYTE_OF_U2028: u8 = 0xe2;
 
 /// A character that ends a line for some readers: U+0085, U+2028 or U+2029.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,9 +27,9 @@ pub(super) struct LineBreak {
 /// Returns the line break at the start of `bytes`, if there is one.
 pub(super) fn line_break(bytes: &[u8]) -> Option<LineBreak> {
     let (length, escape) = match bytes {
-        [FIRST_OF_TWO, 0x85, ..] => (2, b"\\u0085"),
-        [FIRST_OF_THREE, 0x80, 0xa8, ..] => (3, b"\\u2028"),
-        [FIRST_OF_THREE, 0x80, 0xa9, ..] => (3, b"\\u2029"),
+        [FIRST_BYTE_OF_U0085, 0x85, ..] => (2, b"\\u0085"),
+        [FIRST_BYTE_OF_U2028, 0x80, 0xa8, ..] => (3, b"\\u2028"),
+        [FIRST_BYTE_OF_U2028, 0x80, 0xa9, ..] => (3, b"\\u2029"),
         _ => return None,
     };
     Some(LineBreak { length, escape })
@@ -38,7 +38,7 @@ pub(super) fn line_break(bytes: &[u8]) -> Option<LineBreak> {
 /// Finds the line breaks in a text, each with its byte offset.
 pub(super) fn line_breaks(text: &str) -> impl Iterator<Item = (usize, LineBreak)> {
     let bytes = text.as_bytes();
-    memchr2_iter(FIRST_OF_TWO, FIRST_OF_THREE, bytes)
+    memchr2_iter(FIRST_BYTE_OF_U0085, FIRST_BYTE_OF_U2028, bytes)
         .filter_map(|at| line_break(&bytes[at..]).map(|found| (at, found)))
 }
 

@@ -11,24 +11,24 @@ use bytes::Bytes;
 use http_body::{Body, Frame};
 use tokio::time::{Instant, Sleep, sleep};
 
-/// Time without a frame after which a keep-alive record is sent.
+/// Time without data after which a keep-alive record is sent.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
-/// Sends a keep-alive record whenever its body has sent nothing for an interval.
+/// A body that sends a keep-alive record when the inner body has sent nothing for an interval.
 pub(super) struct KeepAlive<B> {
     body: B,
-    /// `None` for a format without keep-alive records, such as NDJSON.
+    /// Timer for the keep-alive record. `None` for a format without such records, such as NDJSON.
     idle: Option<IdleTimer>,
 }
 
-/// The time since the last frame.
+/// Measures the time since the last frame.
 struct IdleTimer {
     timer: Pin<Box<Sleep>>,
     record: Bytes,
 }
 
 impl<B> KeepAlive<B> {
-    /// Wraps a body. `record` is the keep-alive record; `None` for a format without one.
+    /// Wraps a body. `record` is the keep-alive record, or `None` for a format without such records.
     pub(super) fn new(body: B, record: Option<Bytes>) -> Self {
         let idle = record.map(|record| IdleTimer {
             timer: Box::pin(sleep(KEEP_ALIVE_INTERVAL)),
@@ -44,7 +44,7 @@ impl IdleTimer {
         timer.reset(Instant::now() + KEEP_ALIVE_INTERVAL);
     }
 
-    /// Returns the keep-alive record when the interval has passed.
+    /// Returns the keep-alive record once the interval has passed.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
         ready!(self.timer.as_mut().poll(cx));
         self.reset();

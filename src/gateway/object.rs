@@ -1,4 +1,5 @@
-//! Parses a body as a JSON object. Duplicate keys are rejected, since the client could not know which value is used.
+//! Parses a body as a JSON object. Duplicate keys are rejected, because the client could not know which value is
+//! used.
 
 use std::fmt;
 
@@ -42,7 +43,7 @@ pub(super) fn parse(body: &[u8]) -> Result<Map<String, Value>, Error> {
     }
 }
 
-/// Path of a value in the body. It is formatted only for errors.
+/// Path of a value within the body. It is formatted only for errors.
 #[derive(Clone, Copy)]
 enum Path<'a> {
     Body,
@@ -61,7 +62,7 @@ impl fmt::Display for Path<'_> {
     }
 }
 
-/// Deserializes a value. On a duplicate key, it stores the key's full path in `duplicate` and fails.
+/// Deserializes a value. For a duplicate key, stores the key's full path in `duplicate` and fails.
 struct UniqueKeys<'a> {
     path: Path<'a>,
     duplicate: &'a mut Option<String>,
@@ -139,7 +140,7 @@ impl<'de> Visitor<'de> for UniqueKeys<'_> {
     }
 }
 
-/// Name of a value's JSON type, with its article, for error messages.
+/// Returns the name of a value's JSON type with its article, for error messages.
 pub(super) fn json_type_name(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",

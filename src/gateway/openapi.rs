@@ -1,4 +1,4 @@
-//! `GET /openapi.json`: the API description.
+//! `GET /openapi.json`: the description of the HTTP API.
 //!
 //! It is generated from the structs of request and response bodies, and from the table of errors.
 
@@ -64,7 +64,7 @@ const BODY_ERRORS: [ErrorKind; 14] = [
     ErrorKind::DeadlineExceeded,
 ];
 
-/// Further errors of completion requests.
+/// Additional errors of completion requests.
 const COMPLETION_ERRORS: [ErrorKind; 4] = [
     ErrorKind::NotAcceptable,
     ErrorKind::QueueFull,
@@ -173,7 +173,7 @@ fn describe_operation(path: &str, has_body: bool, operation: &mut Operation) {
     }
 }
 
-/// Returns the dialect of a path; `None` for a path that does not complete prompts.
+/// Returns the dialect of a path, or `None` for a path that does not complete prompts.
 fn dialect(path: &str) -> Option<&'static DialectRoute> {
     super::DIALECTS.iter().find(|dialect| dialect.path == path)
 }
@@ -183,7 +183,7 @@ fn error_schema(path: &str) -> Cow<'static, str> {
     dialect(path).map_or_else(ErrorObject::name, |dialect| (dialect.error_schema)())
 }
 
-/// Errors that a path can return.
+/// Returns the errors that a path can return.
 fn error_kinds(path: &str) -> Vec<ErrorKind> {
     let specific: &[&[ErrorKind]] = match path {
         _ if dialect(path).is_some() => &[&BODY_ERRORS, &COMPLETION_ERRORS, &MODEL_ERRORS],
@@ -201,7 +201,7 @@ fn error_kinds(path: &str) -> Vec<ErrorKind> {
     specific.chain(&COMMON_ERRORS).copied().collect()
 }
 
-/// Error responses of a path, by status.
+/// Returns the error responses of a path, by status.
 fn error_responses(path: &str) -> BTreeMap<String, ResponseObject> {
     let mut codes: BTreeMap<u16, Vec<&str>> = BTreeMap::new();
     for kind in error_kinds(path) {
@@ -304,7 +304,7 @@ mod tests {
     use crate::gateway::openai::{Chat, Completions, StreamOptions};
     use crate::gateway::unknown::UnknownFields;
 
-    /// The names of a schema's fields.
+    /// Returns the names of a schema's fields.
     fn fields_in_schema(name: &str) -> BTreeSet<String> {
         let document = serde_json::to_value(describe()).expect("the description is valid JSON");
         let properties = &document["components"]["schemas"][name]["properties"];
@@ -312,7 +312,7 @@ mod tests {
         properties.keys().cloned().collect()
     }
 
-    /// The names of the fields that `read` looks up in a body.
+    /// Returns the names of the fields that `read` looks up in a body.
     fn fields_read<T>(
         body: &Value,
         read: impl FnOnce(&mut Fields) -> Result<T, Error>,

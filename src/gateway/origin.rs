@@ -29,12 +29,12 @@ use crate::error::{Error, ErrorKind};
 /// Suffix of subdomains of `localhost`, which always resolve to this machine (RFC 6761, section 6.3).
 const LOCALHOST_SUFFIX: &str = ".localhost";
 
-/// Routes without a host check. Probes and load balancers use their own host names, and the responses only contain the
-/// server's state.
+/// Routes without a check of the host. Probes and load balancers use host names of their own, and the responses
+/// contain only the server's state.
 const HEALTH_ROUTES: [&str; 3] = ["/livez", "/readyz", "/health"];
 
-/// Time for which a browser may cache a preflight response. A change of `--cors-origins` may take this long to reach a
-/// browser.
+/// Time for which a browser may cache the response to a preflight request. A change of `--cors-origins` may take this
+/// long to reach a browser.
 const PREFLIGHT_LIFETIME: Duration = Duration::from_secs(600);
 
 /// Allowed host names of the server and allowed origins of web pages.
@@ -47,8 +47,8 @@ pub struct OriginPolicy {
 }
 
 impl OriginPolicy {
-    /// Allows every host name, for a listener that browsers cannot reach by name, such as a Unix socket. Origins are
-    /// still checked, because a proxy may forward `Origin`.
+    /// Allows every host name. This is for a listener that browsers cannot reach by name, such as a Unix socket.
+    /// Origins are still checked, because a proxy may forward `Origin`.
     #[must_use]
     pub fn without_host_check(mut self) -> Self {
         self.allowed_hosts = vec![AllowedHost::ANY];
@@ -65,9 +65,9 @@ impl OriginPolicy {
         let cors = CorsLayer::new()
             .allow_origin(origins)
             .allow_methods([Method::GET, Method::POST])
-            // Any request header is safe: the server ignores headers that it does not know.
+            // Any request header is safe, because the server ignores headers that it does not know.
             .allow_headers(AllowHeaders::mirror_request())
-            // Sends `*`, which browsers honour because credentials are never allowed.
+            // Sends `*`, which browsers accept because credentials are never allowed.
             .expose_headers(Any)
             .allow_private_network(true)
             .max_age(PREFLIGHT_LIFETIME);
@@ -104,7 +104,7 @@ impl OriginPolicy {
             return Err(rejected(&HOST, message));
         };
         let is_own = match &authority.host {
-            // DNS rebinding needs a host name that an attacker controls.
+            // DNS rebinding needs a host name that the attacker controls, so IP addresses are safe.
             Host::Address(_) => true,
             Host::Name(name) => name == &LOCALHOST_SUFFIX[1..] || name.ends_with(LOCALHOST_SUFFIX),
         };
@@ -137,7 +137,8 @@ impl OriginPolicy {
             parse_authority(host)
                 .is_some_and(|host| origin.authority.is_same(&host, &origin.scheme))
         };
-        // If the request names several hosts, each must match: the browser's target is ambiguous.
+        // If the request names several hosts, the origin must match each of them: it is ambiguous which one the
+        // browser meant.
         if !hosts.is_empty() && hosts.iter().all(is_own) {
             return Ok(());
         }
@@ -152,7 +153,7 @@ impl OriginPolicy {
 #[derive(Clone)]
 pub(crate) struct BrowserCheck {
     policy: Arc<OriginPolicy>,
-    /// `None` if no origins are configured.
+    /// The CORS layer. `None` if no origins are configured.
     cors: Option<CorsLayer>,
 }
 

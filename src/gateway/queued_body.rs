@@ -1,8 +1,8 @@
 //! The body of a stream whose headers are sent while the request is still in the queue.
 //!
-//! Proxies close a connection that receives nothing for about a minute. Sending the headers early ends that wait, and
-//! keep-alive records can follow. A rejection after the headers is an error record in the stream. This module must
-//! not know how tokens are written.
+//! Proxies close a connection that receives nothing for about a minute. Early headers end the proxy's wait, and
+//! keep-alive records follow. A rejection after the headers is an error record in the stream. This module must not
+//! know how tokens are written.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -14,7 +14,7 @@ use super::dialect::RecordWriter;
 use super::stream_body::{StreamAborted, StreamBody, StreamParts};
 use crate::error::Error;
 
-/// Completes when a worker has started the request, or the request has failed.
+/// Completes when a worker has started the request or the request has failed.
 pub(super) type StartFuture<W> = Pin<Box<dyn Future<Output = Result<StreamBody<W>, Error>> + Send>>;
 
 /// The body of a stream that a worker may not have started yet. Dropping it cancels the request.
@@ -26,12 +26,12 @@ pub(super) struct QueuedBody<W> {
 /// A queued request.
 struct QueuedStream<W> {
     start: StartFuture<W>,
-    /// Writes the error record if the request fails.
+    /// Parts to write the error record with, if the request fails.
     parts: StreamParts<W>,
 }
 
 impl<W> QueuedBody<W> {
-    /// Waits for `start`. Uses `parts` only if the request fails before it starts.
+    /// Creates a body that waits for `start`. It uses `parts` only if the request fails before it starts.
     pub(super) fn new(start: StartFuture<W>, parts: StreamParts<W>) -> Self {
         Self {
             queued: Some(QueuedStream { start, parts }),

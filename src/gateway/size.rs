@@ -1,4 +1,4 @@
-//! Estimates and limits the size of responses. Parts are counted before they are collected, so that a small request
+//! Estimates and limits the size of responses. Parts are counted before they are collected. A small request therefore
 //! cannot make the server hold an arbitrarily large response.
 
 use super::json;
@@ -8,7 +8,7 @@ use crate::tokens::TokenBatch;
 /// Limit for a unary response, and for the prompts that all choices of a response repeat, in bytes.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
 
-/// Size, in bytes, from which a unary response is encoded on a blocking thread.
+/// Size in bytes from which a unary response is encoded on a blocking thread.
 pub(super) const BLOCKING_THRESHOLD: usize = 1024 * 1024;
 
 /// Estimated JSON size of a token's log probability without its top log probabilities, in bytes.
@@ -17,8 +17,8 @@ const LOGPROB_BYTES: usize = 256;
 /// Estimated JSON size of one top log probability, in bytes.
 const TOP_LOGPROB_BYTES: usize = 64;
 
-/// Size of a text as a JSON string without its quotes, in bytes.
-pub(super) fn of_text(text: &str) -> usize {
+/// Returns the size of a text as a JSON string, without the quotes, in bytes.
+pub(super) fn text_size(text: &str) -> usize {
     let escaped = text.bytes().map(|byte| match byte {
         b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 1,
         0..0x20 => 5,
@@ -29,22 +29,21 @@ pub(super) fn of_text(text: &str) -> usize {
     text.len() + escaped.sum::<usize>() + line_breaks.sum::<usize>()
 }
 
-/// Estimated size of the log probabilities of `tokens` tokens, each with `top` top log probabilities, in bytes.
-pub(super) fn of_logprobs(tokens: usize, top: usize) -> usize {
+/// Estimates the size of the log probabilities of `tokens` tokens with `top` top log probabilities each, in bytes.
+pub(super) fn logprobs_size(tokens: usize, top: usize) -> usize {
     tokens.saturating_mul(LOGPROB_BYTES + top.saturating_mul(TOP_LOGPROB_BYTES))
 }
 
-/// Estimated size of tokens with their log probabilities, in bytes.
-pub(super) fn of_tokens(tokens: &TokenBatch) -> usize {
+/// Estimates the size of tokens with their log probabilities, in bytes.
+pub(super) fn tokens_size(tokens: &TokenBatch) -> usize {
     let logprobs = tokens.iter().filter_map(|token| token.logprobs);
-    let of_logprobs = logprobs.map(|logprobs| of_logprobs(1, logprobs.top.len()));
-    of_text(tokens.text()) + of_logprobs.sum::<usize>()
+    let logprobs_size = logprobs.map(|logprobs| logprobs_size(1, logprobs.top.len()));
+    text_size(tokens.text()) + logprobs_size.sum::<usize>()
 }
 
-/// Checks the size of the prompts that a response repeats.
+/// Checks the total size of the prompts that a response repeats.
 ///
-/// # Errors
-/// If `size` is above the limit.
+/// # Errors `size` is above the limit.
 pub(super) fn check_echo(size: usize) -> Result<(), Error> {
     if size <= MAX_RESPONSE_BYTES {
         return Ok(());
@@ -54,10 +53,9 @@ pub(super) fn check_echo(size: usize) -> Result<(), Error> {
     Err(Error::invalid_value("echo", message))
 }
 
-/// Checks the size that a unary response has reached.
+/// Checks the size of a unary response so far.
 ///
-/// # Errors
-/// If `size` is above the limit.
+/// # Errors `size` is above the limit.
 pub(super) fn check_unary(size: usize) -> Result<(), Error> {
     if size <= MAX_RESPONSE_BYTES {
         return Ok(());
@@ -84,7 +82,7 @@ mod tests {
             "\u{84}\u{85}\u{2027}\u{2028}\u{2029}",
         ] {
             let json = json::to_vec(&text);
-            assert_eq!(of_text(text), json.len() - 2, "{text:?}");
+            assert_eq!(text_size(text), json.len() - 2, "{text:?}");
         }
     }
 }

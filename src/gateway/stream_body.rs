@@ -26,29 +26,29 @@ use crate::delivery::{DeliveryTimer, WriteStart};
 use crate::error::Error;
 use crate::proto::v1;
 
-/// Frame size, in bytes, after which no more records are added. The last event may exceed it.
+/// Frame size in bytes at which no more records are added. The last event may exceed it.
 const TARGET_FRAME_BYTES: usize = 64 * 1024;
 
-/// Time limit for flushing the error record of a failed stream to the socket.
+/// Maximum time for flushing the error record of a failed stream to the socket.
 const ERROR_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Delay between the error record and the reset of an HTTP/2 stream. Some clients, such as curl, discard unread data
-/// of a stream that is reset.
+/// Delay between the error record and the reset of an HTTP/2 stream. Some clients, such as curl, discard the unread
+/// data of a stream that is reset.
 const HTTP2_RESET_DELAY: Duration = Duration::from_millis(100);
 
 /// The body of a streamed completion.
 pub(super) struct StreamBody<W> {
-    /// `None` once the stream has ended or failed.
+    /// The events of the completion. `None` once the stream has ended or failed.
     stream: Option<CompletionStream>,
     writer: W,
-    /// Prompts to repeat, if the request sets `echo`.
+    /// The prompts to repeat, if the request sets `echo`.
     echo: Option<Echo>,
     names: FieldNames,
     /// Records of the next frame. Its memory is reused after the frame has been written to the socket.
     buffer: BytesMut,
     context: RequestContext,
     timer: DeliveryTimer,
-    /// The last poll found nothing to write.
+    /// True if the last poll found nothing to write.
     was_idle: bool,
     tokens_delivered: u64,
     state: StreamState,
@@ -57,32 +57,32 @@ pub(super) struct StreamBody<W> {
 /// The parts with which a [`StreamBody`] writes its events.
 pub(super) struct StreamParts<W> {
     pub(super) writer: W,
-    /// Prompts to repeat, if the request sets `echo`.
+    /// The prompts to repeat, if the request sets `echo`.
     pub(super) echo: Option<Echo>,
-    /// Names that the client uses for the fields in errors.
+    /// The client's names of the fields that errors name.
     pub(super) names: FieldNames,
     pub(super) context: RequestContext,
 }
 
-/// Progress of a stream towards its end.
+/// State of a stream that is ending.
 enum StreamState {
     Open,
-    /// The stream succeeded; its last records are written.
+    /// The stream has succeeded, and its last records are written.
     Finished,
-    /// The stream failed. The body has returned the error record except for this last byte.
+    /// The stream has failed. The body has returned the error record except for this last byte.
     LastByte(Bytes),
     /// The body has returned the whole error record. The future completes once the record is flushed.
     Flushing(Pin<Box<dyn Future<Output = ()> + Send>>),
-    /// The body has returned its error.
+    /// The body has returned its error, so hyper aborts the response.
     Aborted,
 }
 
-/// Error that ends a body after its error record. hyper then closes the connection or resets the stream.
+/// Error that ends a body after its error record. hyper then closes the connection or resets the HTTP/2 stream.
 #[derive(Debug, thiserror::Error)]
 #[error("the completion failed; its last record says why")]
 pub(super) struct StreamAborted;
 
-/// Builds the response around a body: adds keep-alive records, and the headers of a stream.
+/// Builds the response with a streamed body: adds the headers of a stream and keep-alive records.
 pub(super) fn response<B>(
     body: B,
     keep_alive: Option<Bytes>,
@@ -108,15 +108,15 @@ where
 }
 
 impl<W: RecordWriter> StreamBody<W> {
-    /// The body of a request that a worker has started.
+    /// Creates the body of a request that a worker has started.
     pub(super) fn new(stream: CompletionStream, mut parts: StreamParts<W>) -> Self {
         let mut buffer = BytesMut::new();
         parts.writer.started(&mut buffer, stream.first_started());
         Self::build(Some(stream), parts, buffer)
     }
 
-    /// The body of a request that failed before it started, and the first frame: the error record without its last
-    /// byte, which the body sends.
+    /// Creates the body of a request that failed before it started. Also returns the first frame: the error record
+    /// without its last byte, which the body sends.
     pub(super) fn failed(error: &Error, parts: StreamParts<W>) -> (Self, Bytes) {
         let mut body = Self::build(None, parts, BytesMut::new());
         body.fail(error);
@@ -141,16 +141,17 @@ impl<W: RecordWriter> StreamBody<W> {
         }
     }
 
-    /// Returns the record that keeps the connection open while the stream is idle.
+    /// Returns the record that keeps the connection open while the stream is idle, or `None` if the format has no
+    /// such record.
     pub(super) fn keep_alive(&self) -> Option<Bytes> {
         self.writer.keep_alive()
     }
 
-    /// Writes the records of the events that are ready. Pending if there are none.
+    /// Writes the records of all events that are ready. Pending if there are none.
     fn poll_records(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
         let start = WriteStart::begin();
-        // hyper polls again before it flushes. Tokens of that second poll are batched; only a token that hyper was
-        // waiting for is sent alone.
+        // hyper polls once more before it flushes. Tokens that this second poll finds are batched. Only a token that
+        // hyper was waiting for is sent alone.
         let was_idle = std::mem::take(&mut self.was_idle);
         let mut is_single_token = false;
         while self.buffer.len() < TARGET_FRAME_BYTES && !is_single_token {
@@ -223,7 +224,7 @@ impl<W: RecordWriter> StreamBody<W> {
         self.timer.ended(Err(error.kind));
         self.stream = None;
         // On HTTP/2, hyper polls for the next frame as soon as the peer's window has room for one byte of this frame.
-        // A last frame of one byte therefore means that the whole record has been sent.
+        // If the last frame has only one byte, that poll means that the whole record has been sent.
         let last = buffer.split_off(buffer.len() - 1);
         self.state = StreamState::LastByte(last.freeze());
     }
@@ -232,7 +233,7 @@ impl<W: RecordWriter> StreamBody<W> {
     fn wait_for_flush(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         let flush = self.context.flush().clone();
         Box::pin(async move {
-            // First polled after hyper has taken the last byte, so the wait covers that byte.
+            // This future is first polled after hyper has taken the last byte, so the wait includes that byte.
             flush.wait(ERROR_FLUSH_TIMEOUT).await;
             if flush.is_http2() {
                 sleep(HTTP2_RESET_DELAY).await;

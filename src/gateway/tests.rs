@@ -223,7 +223,7 @@ async fn a_queued_sse_stream_sends_headers_after_30_seconds_and_then_keep_alives
 #[tokio::test(start_paused = true)]
 async fn a_start_without_tokens_does_not_postpone_the_keep_alive_of_a_queued_stream() {
     let start = Instant::now();
-    let script = || -> Script {
+    let script = || -> ScriptedStream {
         let delayed = async {
             sleep(Duration::from_secs(40)).await;
             started("m")

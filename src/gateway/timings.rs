@@ -1,9 +1,9 @@
-//! Latencies of a request with several prompts.
+//! Merges the latencies of the prompts of one request.
 
 use crate::proto::v1;
 
-/// Merges the timings of another prompt of the same request. The queue and first-token times are the minimum, the
-/// total is the maximum. The frontend and socket stages stay empty: the gateway measures them itself.
+/// Merges the timings of another prompt of the same request. The queue time and the first-token time are the minimum,
+/// and the total is the maximum. The frontend and socket stages stay empty, because the gateway measures them itself.
 pub(super) fn merge(timings: Option<v1::Timings>, other: v1::Timings) -> v1::Timings {
     let Some(timings) = timings else { return other };
     v1::Timings {
@@ -16,7 +16,7 @@ pub(super) fn merge(timings: Option<v1::Timings>, other: v1::Timings) -> v1::Tim
     }
 }
 
-/// Merges the mean, weighted by tokens, and the maximum of a stage.
+/// Merges a stage: the mean is weighted by the number of tokens, and the longest time is the maximum.
 fn merge_stages(
     one: Option<v1::StageTiming>,
     other: Option<v1::StageTiming>,

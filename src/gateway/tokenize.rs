@@ -114,14 +114,14 @@ pub(super) async fn info(
     Ok(response::json(&TokenizerInfo::from(model)))
 }
 
-/// Counts the ignored fields, and lists them in a header of the response.
+/// Counts the ignored fields, and lists them in a response header.
 fn with_ignored_fields(gateway: &Gateway, fields: Fields, response: Response) -> Response {
     let ignored = fields.into_ignored();
-    ignored.count_in(&gateway.telemetry);
-    ignored.name_in(response)
+    ignored.add_to_metric(&gateway.telemetry);
+    ignored.add_header(response)
 }
 
-/// Runs a handler on the request's body, until the server stops.
+/// Runs a handler on the request's body, until the drain has timed out.
 async fn handle<F>(
     gateway: &Gateway,
     (context, request): (&RequestContext, Request),

@@ -1,4 +1,4 @@
-//! Unary responses: collects a completion and returns it as one JSON body.
+//! Unary responses: a completion is collected and returned as one JSON body.
 
 use std::sync::Arc;
 
@@ -22,16 +22,15 @@ pub(super) struct Collecting {
     pub(super) stream: CompletionStream,
     /// Prompts to repeat, if the request sets `echo`.
     pub(super) echo: Option<Echo>,
-    /// Choices that the engine generates per prompt.
+    /// Number of choices that the engine generates per prompt.
     pub(super) candidates: u32,
     pub(super) response: ResponseOptions,
     pub(super) context: RequestContext,
 }
 
-/// Collects the whole completion, then builds the response: the JSON object that `answer` returns.
+/// Collects the whole completion. Then builds the response with the JSON object that `answer` returns.
 ///
-/// # Errors
-/// If the completion fails or becomes too large. No part of it is sent then.
+/// # Errors The completion fails or becomes too large. Then no part of it is sent.
 pub(super) async fn collect<A: Serialize>(
     collecting: Collecting,
     answer: impl FnOnce(Vec<Choice>, v1::Usage) -> A + Send + 'static,
@@ -42,7 +41,7 @@ pub(super) async fn collect<A: Serialize>(
     if !is_large {
         return Ok(build());
     }
-    // Encoding a large response would block this thread's other tasks.
+    // Encoding a large response would block the other tasks of this thread.
     let response = tokio::task::spawn_blocking(build);
     response.await.map_err(|_| Error::internal())
 }
@@ -86,7 +85,7 @@ impl Collected {
                     }
                     let count = u64::try_from(tokens.tokens.len()).unwrap_or(0);
                     meter.written(tokens.choice, count, monotonic_ns());
-                    total_size += size::of_tokens(&tokens.tokens);
+                    total_size += size::tokens_size(&tokens.tokens);
                     choice.add(tokens);
                     size::check_unary(total_size)?;
                 }
@@ -109,7 +108,7 @@ struct Candidate {
     choice: Choice,
     /// Sum of the log probabilities of the generated tokens.
     total_logprob: f64,
-    /// Number of tokens in `total_logprob`.
+    /// Number of tokens whose log probabilities are in `total_logprob`.
     scored_tokens: u32,
 }
 
@@ -125,7 +124,7 @@ impl Candidate {
         }
     }
 
-    /// Starts the choice with its prompt.
+    /// Puts the prompt before the choice's text.
     fn set_prompt(&mut self, prompt: Arc<Prompt>) {
         self.choice.text.push_str(&prompt.text);
         if let Some(scored) = &mut self.choice.scored {
@@ -151,13 +150,13 @@ impl Candidate {
         }
     }
 
-    /// Mean log probability per token, so that long choices are not at a disadvantage.
+    /// Returns the mean log probability per token. With the mean, long choices are not at a disadvantage.
     fn mean_logprob(&self) -> f64 {
         self.total_logprob / f64::from(self.scored_tokens.max(1))
     }
 }
 
-/// Returns the choices of the response: with `best_of` the `n` likeliest of each prompt, otherwise all.
+/// Returns the choices of the response: the `n` likeliest choices of each prompt with `best_of`, and otherwise all.
 fn select_likeliest(mut choices: Vec<Candidate>, candidates: u32, n: u32) -> Vec<Candidate> {
     if n == candidates {
         return choices;

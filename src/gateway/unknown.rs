@@ -1,4 +1,4 @@
-//! Unknown request fields: the policy for them, and the response header that lists the ignored ones.
+//! Unknown request fields: the policy for them, and the response header that lists those that were ignored.
 //!
 //! This module must not know the fields of any body.
 
@@ -10,13 +10,13 @@ use crate::telemetry::Telemetry;
 /// Response header that lists the ignored fields.
 pub(super) const X_IGNORED_FIELDS: &str = "x-ignored-fields";
 
-/// Maximum number of names in the header. Further fields are only counted: `+3`.
+/// Maximum number of field names in the header. All further fields are only counted, for example `+3`.
 const MAX_NAMES: usize = 16;
 
 /// Maximum length of a name in the header, in bytes. Longer names are truncated.
 const MAX_NAME_BYTES: usize = 64;
 
-/// Treatment of request fields that the HTTP API does not know.
+/// Policy for request fields that the HTTP API does not know.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UnknownFields {
     /// Rejects the request.
@@ -29,7 +29,7 @@ pub enum UnknownFields {
 /// Ignored fields of one request.
 #[derive(Debug, Default)]
 pub(super) struct IgnoredFields {
-    /// Encoded names, at most [`MAX_NAMES`].
+    /// Encoded field names, at most [`MAX_NAMES`].
     names: Vec<String>,
     count: u64,
 }
@@ -50,20 +50,21 @@ impl IgnoredFields {
         self.names.truncate(MAX_NAMES);
     }
 
-    /// Adds the number of fields to the metric. Their names come from the client, so they are not metric labels.
-    pub(super) fn count_in(&self, telemetry: &Telemetry) {
+    /// Adds the number of ignored fields to the metric. The names come from the client, so they must not become
+    /// metric labels.
+    pub(super) fn add_to_metric(&self, telemetry: &Telemetry) {
         telemetry.ignored_fields.increment(self.count);
     }
 
     /// Adds the header to a response if any fields were ignored.
-    pub(super) fn name_in(&self, mut response: Response) -> Response {
+    pub(super) fn add_header(&self, mut response: Response) -> Response {
         if let Some(value) = self.header_value() {
             response.headers_mut().insert(X_IGNORED_FIELDS, value);
         }
         response
     }
 
-    /// Header value, such as `a,b,+3`: two names, and three more fields.
+    /// Returns the value of the header, such as `a,b,+3`: two names, and three more fields.
     fn header_value(&self) -> Option<HeaderValue> {
         if self.count == 0 {
             return None;
@@ -78,8 +79,8 @@ impl IgnoredFields {
     }
 }
 
-/// Encodes a name for the header. ASCII letters, digits and `-_.[]` are kept; any other byte becomes `%XX`, so that a
-/// client cannot add a name or end the header.
+/// Encodes a name for the header. ASCII letters, digits and `-_.[]` are kept. Any other byte becomes `%XX`, so that a
+/// client's field name cannot end the header or add another name.
 fn encode(path: &str) -> String {
     let mut name = String::new();
     for byte in path.bytes() {

@@ -47,7 +47,7 @@ impl Dialect for Chat {
         ChatBody::parse(fields)
     }
 
-    /// Selects server-sent events unless the client prefers another format: chat clients expect them.
+    /// Returns server-sent events unless the client prefers another format, because chat clients expect them.
     fn stream_format(headers: &HeaderMap, _: StreamFormat) -> Result<StreamFormat, Error> {
         negotiate(headers, StreamFormat::Sse)
     }

@@ -13,7 +13,7 @@ use utoipa::{PartialSchema, ToSchema};
 use super::message::Message;
 use super::shared_fields::SharedFields;
 use super::stream_options::StreamOptions;
-use crate::gateway::body_schema::{Schemas, add_unsupported, object};
+use crate::gateway::body_schema::{Schemas, add_unsupported, object_schema};
 use crate::gateway::fields::Unsupported;
 
 /// The route of a dialect.
@@ -94,12 +94,14 @@ fn schemas<B: ToSchema, A: ToSchema>(unsupported: &[Unsupported]) -> Schemas {
     add::<A>(&mut all);
     add::<ServerSentEvent>(&mut all);
     let mut schemas: Schemas = all.into_iter().collect();
-    let shared = object(&mut schemas, "SharedFields").properties.clone();
+    let shared = object_schema(&mut schemas, "SharedFields")
+        .properties
+        .clone();
     schemas.remove("SharedFields");
-    let properties = &mut object(&mut schemas, &B::name()).properties;
+    let properties = &mut object_schema(&mut schemas, &B::name()).properties;
     properties.extend(shared);
     let hints = SharedFields::HINTS;
-    properties.extend(hints.map(|(field, text)| (field.to_owned(), hint(text))));
+    properties.extend(hints.map(|(field, text)| (field.to_owned(), hint_schema(text))));
     add_unsupported(&mut schemas, &B::name(), SharedFields::UNSUPPORTED);
     add_unsupported(&mut schemas, &B::name(), unsupported);
     add_unsupported(&mut schemas, "StreamOptions", StreamOptions::UNSUPPORTED);
@@ -114,7 +116,7 @@ fn add<T: ToSchema>(schemas: &mut Vec<(String, RefOr<Schema>)>) {
 }
 
 /// Schema of a field that is ignored.
-fn hint(description: &str) -> RefOr<Schema> {
+fn hint_schema(description: &str) -> RefOr<Schema> {
     ObjectBuilder::new()
         .schema_type(SchemaType::Array(vec![Type::String, Type::Null]))
         .description(Some(description))

@@ -1,7 +1,6 @@
 //! Writes the lines of a stream: one JSON object per token.
 //!
-//! This runs for every token, so the parts that all objects of a response share are encoded once, and only the rest
-//! is encoded per token.
+//! This code runs for every token. The parts that all objects of a response share are encoded only once.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::Serialize;
@@ -46,17 +45,17 @@ pub struct LineWriter {
     before_text: &'static str,
     /// JSON that closes the object around the text.
     after_text: &'static str,
-    /// JSON after the text of a token that does not end its choice. `None` if that differs per token: with token ids,
-    /// timestamps, usage or log probabilities.
+    /// JSON after the text of a token that does not end its choice. `None` if this part differs per token: with token
+    /// ids, timestamps, usage or log probabilities.
     suffix: Option<Bytes>,
     has_logprobs: bool,
-    /// Number of choices whose first line has the role; 0 for `/v1/completions`.
+    /// Number of choices that start with a line for the role. 0 for `/v1/completions`.
     roles: u32,
-    /// Number of characters written for each choice. Used only for the log probabilities of `/v1/completions`.
+    /// Number of characters written so far for each choice. Used only for the log probabilities of `/v1/completions`.
     offsets: Vec<u64>,
-    /// Tokens of the prompts that workers have started.
+    /// Number of tokens in the prompts that workers have started.
     prompt_tokens: u64,
-    /// Tokens written.
+    /// Number of tokens written so far.
     completion_tokens: u64,
     metadata: ResponseMetadata,
 }
@@ -78,7 +77,7 @@ enum LineLogprobs {
 }
 
 impl LineWriter {
-    /// A writer for the stream that a request asks for.
+    /// Creates the writer of the stream that a request asks for.
     pub(super) fn for_request(
         stream: &StreamRequest<StreamOptions>,
         metadata: ResponseMetadata,
@@ -93,7 +92,7 @@ impl LineWriter {
         writer
     }
 
-    /// A writer for a stream without log probabilities.
+    /// Creates the writer of a stream without log probabilities.
     #[must_use]
     pub fn new(format: StreamFormat, options: StreamOptions, metadata: ResponseMetadata) -> Self {
         let mut prefix = BytesMut::new();
@@ -133,7 +132,7 @@ impl LineWriter {
         writer
     }
 
-    /// Adds log probabilities to each token.
+    /// Makes the writer add log probabilities to each token.
     #[must_use]
     pub fn with_logprobs(mut self) -> Self {
         self.suffix = None;
@@ -141,7 +140,7 @@ impl LineWriter {
         self
     }
 
-    /// Adds a prompt that a worker has started to the usage.
+    /// Adds the tokens of a prompt that a worker has started to the usage.
     fn add_prompt(&mut self, prompt_tokens: u32) {
         self.prompt_tokens += u64::from(prompt_tokens);
     }
@@ -155,9 +154,9 @@ impl LineWriter {
 
     /// Writes one line per token.
     ///
-    /// The last token's line of a `/v1/completions` choice has the finish reason. A chat choice ends with an extra
-    /// line that has the finish reason and no content, because OpenAI clients stop reading content at the finish
-    /// reason. A choice that ends without a further token gets an extra line on both endpoints.
+    /// In `/v1/completions`, the line of a choice's last token has the finish reason. A chat choice ends with an
+    /// extra line that has the finish reason and no content, because OpenAI's clients stop reading content at the
+    /// finish reason. On both routes, a choice that ends without another token gets an extra line.
     pub fn tokens(&mut self, out: &mut BytesMut, choice: &ChoiceTokens<'_>) {
         let on_last_token = match self.metadata.route {
             Route::Completions => choice.finish_reason,
@@ -218,7 +217,7 @@ impl LineWriter {
         self.put_object(out, &object);
     }
 
-    /// Writes the end marker of a successful stream. NDJSON has none.
+    /// Writes the end marker of a successful stream. NDJSON has no end marker.
     fn done(&self, out: &mut BytesMut) {
         if self.format == StreamFormat::Sse {
             out.put_slice(b"data: [DONE]\n\n");
@@ -296,7 +295,7 @@ impl LineWriter {
         &mut self.offsets[at]
     }
 
-    /// Writes everything before the text.
+    /// Writes the part of the line before the text.
     fn put_start(&self, out: &mut BytesMut, index: u32) {
         self.begin_record(out);
         out.put_slice(&self.prefix);
@@ -309,7 +308,7 @@ impl LineWriter {
         out.put_slice(self.after_text.as_bytes());
     }
 
-    /// Writes everything after the text.
+    /// Writes the part of the line after the text.
     fn put_end(&self, out: &mut BytesMut, end: &LineEnd<'_>) {
         out.put_slice(b",\"logprobs\":");
         match &end.logprobs {
@@ -394,7 +393,7 @@ impl RecordWriter for LineWriter {
     }
 
     fn end(&mut self, out: &mut BytesMut, end: &StreamEnd) {
-        let timings = || timings::object(&end.timings, end.delivery);
+        let timings = || timings::timings_object(&end.timings, end.delivery);
         self.usage_and_timings(out, end.usage.into(), timings);
         self.done(out);
     }
@@ -403,7 +402,7 @@ impl RecordWriter for LineWriter {
         self.put_object(out, &ErrorObject::in_stream(error, tokens_delivered));
     }
 
-    /// Returns a comment. NDJSON has no comments.
+    /// Returns a comment as the keep-alive record. NDJSON has no comments.
     fn keep_alive(&self) -> Option<Bytes> {
         match self.format {
             StreamFormat::Sse => Some(Bytes::from_static(b": keep-alive\n\n")),

@@ -57,7 +57,7 @@ struct LikelyToken {
 }
 
 impl CompletionLogprobs {
-    /// Log probabilities of a prompt's tokens.
+    /// Converts the log probabilities of a prompt's tokens.
     pub(super) fn of_prompt(prompt: &Prompt) -> Self {
         let mut logprobs = Self::default();
         let mut offset = 0;
@@ -68,7 +68,8 @@ impl CompletionLogprobs {
         logprobs
     }
 
-    /// Log probabilities of a whole choice, after those of its prompt if the request sets `echo`.
+    /// Converts the log probabilities of a whole choice. They follow those of the choice's prompt, if the request
+    /// sets `echo`.
     pub(super) fn of_choice(tokens: &ScoredTokens) -> Self {
         let prompt = tokens.prompt.as_ref();
         let mut logprobs = prompt.map_or_else(Self::default, |prompt| Self::of_prompt(prompt));
@@ -90,7 +91,7 @@ impl CompletionLogprobs {
         self.top_logprobs.push(logprobs.logprob.map(|logprob| {
             let mut top = BTreeMap::new();
             for likely in &logprobs.top {
-                // Different tokens can have the same text. The first one is the likeliest, and is kept.
+                // Different tokens may have the same text. The first of them is the likeliest, so it is kept.
                 let text = token_text(&likely.token_bytes);
                 top.entry(text).or_insert(likely.logprob);
             }
@@ -108,7 +109,7 @@ impl CompletionLogprobs {
 }
 
 impl ChatLogprobs {
-    /// Log probabilities of a whole choice.
+    /// Converts the log probabilities of a whole choice.
     pub(super) fn of_choice(tokens: &ScoredTokens) -> Self {
         let mut logprobs = Self::default();
         for token in tokens.generated.iter().flat_map(TokenBatch::iter) {

@@ -6,7 +6,7 @@ use utoipa::openapi::schema::{AnyOfBuilder, ArrayBuilder, ObjectBuilder, Type};
 use utoipa::openapi::{RefOr, Schema};
 
 use crate::error::Error;
-use crate::gateway::body_schema::null;
+use crate::gateway::body_schema::null_schema;
 use crate::gateway::fields::{Fields, Unsupported};
 use crate::proto::v1;
 
@@ -43,7 +43,7 @@ impl Message {
         ("function_call", "[]"),
         ("audio", "[]"),
         ("refusal", "[]"),
-        // OpenAI's responses have this field, and clients send those messages back.
+        // OpenAI's responses contain this field, and clients send these messages back in the next request.
         ("annotations", "[[]]"),
     ];
 
@@ -51,7 +51,7 @@ impl Message {
     pub(in crate::gateway) fn read_all(fields: &mut Fields, name: &str) -> Result<v1::Chat, Error> {
         let items = fields.required_list(name, "a list of messages")?;
         if items.is_empty() {
-            return Err(fields.invalid(name, "contain at least one message"));
+            return Err(fields.invalid(name, "must contain at least one message"));
         }
         let read = |(index, item)| {
             let mut message = fields.nested(&format!("{name}[{index}]"), item)?;
@@ -67,12 +67,12 @@ impl Message {
     }
 
     pub(in crate::gateway) fn read(fields: &mut Fields) -> Result<Self, Error> {
-        let role = role(fields)?;
-        // A message with `tool_calls` may lack `content`; the error must name `tool_calls`.
+        let role = read_role(fields)?;
+        // A message with `tool_calls` may have no `content`. The error must then name `tool_calls`.
         fields.reject_unsupported(Self::UNSUPPORTED)?;
         Ok(Self {
             role,
-            content: content(fields)?,
+            content: read_content(fields)?,
             name: fields.string("name")?,
         })
     }
@@ -88,22 +88,22 @@ impl From<Message> for v1::ChatMessage {
     }
 }
 
-fn role(fields: &mut Fields) -> Result<&'static str, Error> {
+fn read_role(fields: &mut Fields) -> Result<&'static str, Error> {
     let role = fields.required("role")?;
     let role = fields.string_value("role", role)?;
     let known = Message::ROLES.iter().find(|(name, _)| *name == role);
     match known {
         Some((_, engine_name)) => Ok(engine_name),
         None if Message::UNSUPPORTED_ROLES.contains(&&*role) => Err(fields.unsupported("role")),
-        None => Err(fields.invalid("role", "be system, developer, user or assistant")),
+        None => Err(fields.invalid("role", "must be system, developer, user or assistant")),
     }
 }
 
-fn content(fields: &mut Fields) -> Result<String, Error> {
+fn read_content(fields: &mut Fields) -> Result<String, Error> {
     match fields.required("content")? {
         Value::String(text) => Ok(text),
         Value::Array(parts) if parts.is_empty() => {
-            Err(fields.invalid("content", "contain at least one part"))
+            Err(fields.invalid("content", "must contain at least one part"))
         }
         Value::Array(parts) => {
             let texts: Result<Vec<_>, _> = parts
@@ -149,7 +149,7 @@ fn content_schema() -> RefOr<Schema> {
         .required("type")
         .property("text", text())
         .required("text")
-        .additional_properties(Some(null()));
+        .additional_properties(Some(null_schema()));
     AnyOfBuilder::new()
         .description(Some(
             "Text, or a list of text parts, which are joined with line breaks.",

@@ -9,7 +9,7 @@ use utoipa::openapi::{RefOr, Schema};
 
 use super::stream_options::StreamOptions;
 use crate::error::Error;
-use crate::gateway::body_schema::null;
+use crate::gateway::body_schema::null_schema;
 use crate::gateway::fields::{Fields, Unsupported};
 use crate::proto::v1;
 use crate::proto::v1::completion_request::Input;
@@ -140,13 +140,13 @@ impl SharedFields {
             user: fields.string("user")?,
         };
         if read.n == Some(0) {
-            return Err(fields.invalid("n", "be at least 1 (got 0)"));
+            return Err(fields.invalid("n", "must be at least 1 (got 0)"));
         }
         read.check_sizes()?;
         Ok(read)
     }
 
-    /// Engine request with these fields set; the caller adds the rest.
+    /// Returns an engine request with these fields. The caller sets all others.
     pub(super) fn message(self) -> v1::CompletionRequest {
         v1::CompletionRequest {
             include_stamps: self.stream().is_some_and(|stream| stream.include_stamps),
@@ -172,13 +172,13 @@ impl SharedFields {
         }
     }
 
-    /// Stream options; `None` if the response is not streamed.
+    /// Returns the stream options, or `None` if the response is not streamed.
     pub(super) fn stream(&self) -> Option<StreamOptions> {
         let is_stream = self.stream.unwrap_or(false);
         is_stream.then(|| self.stream_options.unwrap_or_default())
     }
 
-    /// Bounds the fields that are copied into every prompt's message. The engine validates their values.
+    /// Checks the size of the fields that are copied into the message of each prompt. The engine checks their values.
     fn check_sizes(&self) -> Result<(), Error> {
         let stop: usize = self.stop.iter().map(String::len).sum();
         let bytes = |text: &Option<String>| text.as_ref().map_or(0, String::len);
@@ -254,12 +254,12 @@ fn logit_bias(fields: &mut Fields) -> Result<HashMap<TokenId, f32>, Error> {
     let mut known = HashMap::new();
     for (id, bias) in biases.take_all() {
         let bias = biases.float_value(&id, &bias)?;
-        // `01` and `1` would be two keys for the same token.
+        // The keys `01` and `1` would be two keys for the same token.
         let token = id
             .parse()
             .ok()
             .filter(|token: &TokenId| token.to_string() == id);
-        let token = token.ok_or_else(|| fields.invalid(NAME, "have token ids as keys"))?;
+        let token = token.ok_or_else(|| fields.invalid(NAME, "must have token ids as keys"))?;
         known.insert(token, bias);
     }
     Ok(known)
@@ -281,7 +281,7 @@ fn stop_schema() -> RefOr<Schema> {
         ))
         .item(text())
         .item(many)
-        .item(null())
+        .item(null_schema())
         .into()
 }
 
@@ -303,11 +303,11 @@ fn logit_bias_schema() -> RefOr<Schema> {
             "Values to add to token logits before sampling, by token id.",
         ))
         .item(biases)
-        .item(null())
+        .item(null_schema())
         .into()
 }
 
-/// Copies `message` once per prompt.
+/// Copies `message` once for each prompt.
 pub(super) fn messages(
     prompts: Vec<Input>,
     message: &v1::CompletionRequest,
@@ -319,8 +319,8 @@ pub(super) fn messages(
     prompts.into_iter().map(with_prompt).collect()
 }
 
-/// Rejects a request for more than [`MAX_CHOICES`] choices in total. The error names `param`, the field that set
-/// the choices per prompt, or `prompt` if there are too many prompts for one choice each.
+/// Rejects a request for more than [`MAX_CHOICES`] choices in total. The error names `param`, the field with the
+/// number of choices per prompt. If there are too many prompts even with one choice each, the error names `prompt`.
 pub(super) fn check_choices(
     prompts: usize,
     choices_per_prompt: u32,

@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 use crate::delivery::DeliverySummary;
 use crate::proto::v1;
 
-/// Builds the JSON object `timings`. Its times count from the arrival of the request at the engine. `delivery` has
-/// the time per token in the stages that the gateway measures.
-pub(super) fn object(timings: &v1::Timings, delivery: DeliverySummary) -> Value {
+/// Builds the JSON object `timings`. Its times start with the arrival of the request at the engine. `delivery` has
+/// the times per token in the stages that the gateway measures.
+pub(super) fn timings_object(timings: &v1::Timings, delivery: DeliverySummary) -> Value {
     let engine = timings.engine.unwrap_or_default();
     json!({
         "queue_ns": timings.queue_ns,

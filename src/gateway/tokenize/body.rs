@@ -15,11 +15,11 @@ use crate::request::TokenId;
 #[cfg(test)]
 mod tests;
 
-/// Names of the fields of `/tokenize` that the engine calls otherwise, for text and for chats.
+/// Client's names of fields of `/tokenize` for which the engine has other names, for text and for chats.
 pub(in crate::gateway) const TOKENIZE_NAMES: FieldNames =
     FieldNames::new(&[("text", "prompt"), ("chat", "messages")]);
 
-/// Names of the fields of `/detokenize` that the engine calls otherwise.
+/// Client's names of fields of `/detokenize` for which the engine has other names.
 pub(in crate::gateway) const DETOKENIZE_NAMES: FieldNames =
     FieldNames::new(&[("token_ids", "tokens")]);
 

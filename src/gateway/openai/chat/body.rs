@@ -17,10 +17,10 @@ use crate::request::MAX_LOGPROBS;
 mod tests;
 
 /// Names of the fields that the engine calls otherwise.
-const NAMES: FieldNames = FieldNames::new(&[("chat", "messages"), ("prompt", "messages")]);
+const FIELD_NAMES: FieldNames = FieldNames::new(&[("chat", "messages"), ("prompt", "messages")]);
 
 /// Names if the client sets `max_completion_tokens` instead of `max_tokens`.
-const NEWER_NAMES: FieldNames = FieldNames::new(&[
+const NEWER_FIELD_NAMES: FieldNames = FieldNames::new(&[
     ("chat", "messages"),
     ("prompt", "messages"),
     ("max_tokens", "max_completion_tokens"),
@@ -116,8 +116,8 @@ impl ChatBody {
             }
         }
         let names = match self.max_completion_tokens {
-            Some(_) => NEWER_NAMES,
-            None => NAMES,
+            Some(_) => NEWER_FIELD_NAMES,
+            None => FIELD_NAMES,
         };
         let stream = self.shared_fields.stream();
         let n = self.shared_fields.n.unwrap_or(1);

@@ -6,7 +6,7 @@ use utoipa::openapi::schema::{AnyOfBuilder, ArrayBuilder, ObjectBuilder, Type};
 use utoipa::openapi::{RefOr, Schema};
 
 use crate::error::{Error, ErrorKind};
-use crate::gateway::body_schema::null;
+use crate::gateway::body_schema::null_schema;
 use crate::gateway::buffered_request::MAX_BODY_BYTES;
 use crate::gateway::dialect::{ParsedBody, ResponseOptions};
 use crate::gateway::field_names::FieldNames;
@@ -28,10 +28,11 @@ const MAX_LOGPROBS: u32 = 5;
 const MAX_BEST_OF: u32 = 20;
 
 /// Names of the fields that the engine calls otherwise.
-const NAMES: FieldNames = FieldNames::new(&[("prompt_token_ids", "prompt")]);
+const FIELD_NAMES: FieldNames = FieldNames::new(&[("prompt_token_ids", "prompt")]);
 
-/// Names if the client sets `best_of` but not `logprobs`. `best_of` asks the engine for log probabilities.
-const RANKED_NAMES: FieldNames =
+/// Field names if the client sets `best_of` but not `logprobs`. `best_of` requests log probabilities from the engine,
+/// so errors about them must name `best_of`.
+const RANKED_FIELD_NAMES: FieldNames =
     FieldNames::new(&[("prompt_token_ids", "prompt"), ("logprobs", "best_of")]);
 
 /// Body of a completion request.
@@ -110,7 +111,7 @@ impl CompletionsBody {
         let message = v1::CompletionRequest {
             suffix: self.suffix,
             max_tokens: self.max_tokens,
-            // Ranking candidates needs their log probabilities.
+            // The candidates are ranked by their log probabilities.
             logprobs: self.logprobs.or(is_ranked.then_some(0)),
             echo: self.echo.unwrap_or(false),
             n: Some(candidates),
@@ -125,9 +126,9 @@ impl CompletionsBody {
             },
             stream,
             names: if self.logprobs.is_none() && is_ranked {
-                RANKED_NAMES
+                RANKED_FIELD_NAMES
             } else {
-                NAMES
+                FIELD_NAMES
             },
         })
     }
@@ -146,7 +147,7 @@ fn check_best_of(best_of: u32, n: u32, is_stream: bool) -> Result<(), Error> {
     Err(Error::invalid_value("best_of", message))
 }
 
-/// Bounds the memory for the copies of the suffix: one for each prompt's message.
+/// Checks the size of the suffix, which is copied into the message of each prompt.
 fn check_suffix(suffix: Option<&str>, prompts: usize) -> Result<(), Error> {
     let copies = suffix.map_or(0, str::len).saturating_mul(prompts);
     if copies <= MAX_BODY_BYTES {
@@ -156,14 +157,14 @@ fn check_suffix(suffix: Option<&str>, prompts: usize) -> Result<(), Error> {
     Err(Error::invalid_value("suffix", message))
 }
 
-/// Rejects an echo whose response would be far larger than its request: each choice repeats its prompt, with log
-/// probabilities for each prompt token if requested. The number of tokens of a text prompt is not known yet, so
-/// this check counts a lower bound.
+/// Rejects an echo whose response would be far larger than its request. Each choice repeats its prompt, with the log
+/// probabilities of each prompt token if requested. The number of tokens in a text prompt is not known yet, so this
+/// check uses a lower bound.
 fn check_echo(prompts: &[Input], choices: u32, logprobs: Option<u32>) -> Result<(), Error> {
     let top = logprobs.map(|top| usize::try_from(top).unwrap_or(usize::MAX));
     let size = |prompt: &Input| match prompt {
-        Input::Prompt(text) => size::of_text(text),
-        Input::PromptTokenIds(ids) => top.map_or(0, |top| size::of_logprobs(ids.ids.len(), top)),
+        Input::Prompt(text) => size::text_size(text),
+        Input::PromptTokenIds(ids) => top.map_or(0, |top| size::logprobs_size(ids.ids.len(), top)),
         Input::Chat(_) => 0,
     };
     let total = prompts.iter().map(size).sum::<usize>();
@@ -171,7 +172,7 @@ fn check_echo(prompts: &[Input], choices: u32, logprobs: Option<u32>) -> Result<
     size::check_echo(total.saturating_mul(choices))
 }
 
-/// Reads `logprobs`. `false`, the default of the chat field of that name, is accepted and means none.
+/// Reads `logprobs`. `false` means no log probabilities: it is the default of the chat field with the same name.
 fn logprobs(fields: &mut Fields) -> Result<Option<u32>, Error> {
     const NAME: &str = "logprobs";
     match fields.take(NAME) {
@@ -276,7 +277,7 @@ fn logprobs_schema() -> RefOr<Schema> {
         ))
         .item(count)
         .item(none)
-        .item(null())
+        .item(null_schema())
         .into()
 }
 

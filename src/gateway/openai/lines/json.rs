@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, BytesMut};
 
-use crate::gateway::json::{FIRST_OF_THREE, FIRST_OF_TWO, line_break};
+use crate::gateway::json::{FIRST_BYTE_OF_U0085, FIRST_BYTE_OF_U2028, line_break};
 use crate::tokens::Timestamps;
 
 pub(super) fn put_number(out: &mut BytesMut, number: impl itoa::Integer) {
@@ -25,7 +25,7 @@ fn put_time(out: &mut BytesMut, time_ns: u64) {
     }
 }
 
-/// Writes a JSON string. The stretches between characters that need an escape are copied as a whole.
+/// Writes a JSON string. The text between two characters that need an escape is copied as a whole.
 pub(super) fn put_json_string(out: &mut BytesMut, text: &str) {
     out.put_u8(b'"');
     let bytes = text.as_bytes();
@@ -33,7 +33,7 @@ pub(super) fn put_json_string(out: &mut BytesMut, text: &str) {
     while let Some(next) = bytes[at..].iter().position(|byte| may_need_escape(*byte)) {
         at += next;
         let length = match bytes[at] {
-            FIRST_OF_TWO | FIRST_OF_THREE => match line_break(&bytes[at..]) {
+            FIRST_BYTE_OF_U0085 | FIRST_BYTE_OF_U2028 => match line_break(&bytes[at..]) {
                 Some(found) => {
                     out.put_slice(&bytes[from..at]);
                     out.put_slice(found.escape);
@@ -57,9 +57,13 @@ pub(super) fn put_json_string(out: &mut BytesMut, text: &str) {
     out.put_u8(b'"');
 }
 
-/// Returns true for a byte that needs an escape, and for the first byte of a character that may need one.
+/// Returns true for a byte that needs an escape, and for the first byte of a character that may need an escape.
 fn may_need_escape(byte: u8) -> bool {
-    byte < 0x20 || matches!(byte, b'"' | b'\\' | FIRST_OF_TWO | FIRST_OF_THREE)
+    byte < 0x20
+        || matches!(
+            byte,
+            b'"' | b'\\' | FIRST_BYTE_OF_U0085 | FIRST_BYTE_OF_U2028
+        )
 }
 
 fn put_escape(out: &mut BytesMut, byte: u8) {

@@ -67,7 +67,7 @@ fn ignored_unknown_fields_are_named_in_the_response() {
     let fields = Fields::parse(body.to_string().as_bytes(), UnknownFields::Ignore);
     let mut fields = fields.expect("the body is an object");
     assert!(ChatBody::parse(&mut fields).is_ok());
-    let response = fields.into_ignored().name_in(Default::default());
+    let response = fields.into_ignored().add_header(Default::default());
     let names = response.headers()["x-ignored-fields"]
         .to_str()
         .expect("the header is ASCII");
