@@ -73,7 +73,7 @@ impl CriticalTasks {
         let mut panicked = self.first_panic.subscribe();
         let first = panicked.wait_for(Option::is_some).await;
         let first = first
-            .expect("the sender of the first panic lives as long as `self`")
+            .expect("`self` holds the sender of the first panic")
             .clone();
         first.expect("`wait_for` waits until a panic has been stored")
     }

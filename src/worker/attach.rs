@@ -78,7 +78,7 @@ pub(crate) fn default_name(device: u16) -> String {
 /// The error with which a worker process ends.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
-    /// The kernel cannot be told to kill this worker when its engine ends.
+    /// The kernel cannot be asked to kill this worker when its engine ends.
     #[error("cannot end together with the engine: {0}")]
     ParentDeathSignal(std::io::Error),
     /// The signal handlers cannot be installed.
@@ -131,7 +131,7 @@ fn die_with_parent() -> std::io::Result<()> {
     let parent = std::env::var(PARENT_VARIABLE).ok();
     let parent = parent.and_then(|parent| parent.parse().ok());
     let parent_ended = parent.is_some_and(|parent: i32| {
-        // The parent may have ended before the kernel was told to send the signal.
+        // The parent may have ended before the kernel was asked to send the signal.
         getppid().is_none_or(|now| now.as_raw_nonzero().get() != parent)
     });
     if parent_ended {

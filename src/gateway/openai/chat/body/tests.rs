@@ -115,11 +115,15 @@ fn message_content_is_text_or_a_list_of_text_parts() {
     assert_eq!(body.messages[0].input, Some(Input::Chat(expected)));
 }
 
+/// Asserts that a chat whose second message is `message` is rejected with this error.
+fn assert_second_message_rejected(message: &Value, code: &str, param: &str) {
+    let user = json!({"role": "user", "content": "a"});
+    let body = json!({"messages": [user, message]});
+    assert_eq!(rejected(&body), error(code, param), "{body}");
+}
+
 #[test]
 fn an_invalid_message_is_rejected_and_the_field_path_named() {
-    let user = json!({"role": "user", "content": "a"});
-    let part =
-        |part: Value| json!({"role": "user", "content": [{"type": "text", "text": "a"}, part]});
     for (code, param, message) in [
         ("invalid_type", "messages[1]", json!("a")),
         (
@@ -172,6 +176,16 @@ fn an_invalid_message_is_rejected_and_the_field_path_named() {
             "messages[1].content",
             json!({"role": "user", "content": []}),
         ),
+    ] {
+        assert_second_message_rejected(&message, code, param);
+    }
+}
+
+#[test]
+fn an_invalid_content_part_is_rejected_and_the_field_path_named() {
+    let part =
+        |part: Value| json!({"role": "user", "content": [{"type": "text", "text": "a"}, part]});
+    for (code, param, message) in [
         ("invalid_type", "messages[1].content[1]", part(json!("a"))),
         (
             "missing_parameter",
@@ -194,8 +208,7 @@ fn an_invalid_message_is_rejected_and_the_field_path_named() {
             part(json!({"type": "text", "text": "a", "cat": 1})),
         ),
     ] {
-        let body = json!({"messages": [user, message]});
-        assert_eq!(rejected(&body), error(code, param), "{body}");
+        assert_second_message_rejected(&message, code, param);
     }
 }
 
