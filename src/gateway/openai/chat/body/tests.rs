@@ -116,7 +116,7 @@ fn message_content_is_text_or_a_list_of_text_parts() {
 }
 
 /// Asserts that a chat whose second message is `message` is rejected with this error.
-fn assert_second_message_rejected(message: &Value, code: &str, param: &str) {
+fn assert_second_message_rejected(message: &Value, code: &'static str, param: &str) {
     let user = json!({"role": "user", "content": "a"});
     let body = json!({"messages": [user, message]});
     assert_eq!(rejected(&body), error(code, param), "{body}");
