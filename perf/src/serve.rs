@@ -139,7 +139,7 @@ async fn serve_floor(role: Role, listener: TcpListener, device: Device) -> io::R
 
 /// Starts the log as `tokenway` starts it, with the default filter and format. The lines are formatted but not written.
 fn start_log() -> anyhow::Result<()> {
-    let discarded = Output::to("the log", io::sink())?;
+    let discarded = Output::to_writer("the log", io::sink())?;
     Ok(logging::init(
         &discarded,
         LogFormat::default(),
