@@ -140,10 +140,14 @@ const OTHER_ROUTES: [(&str, RouteKind); 10] = [
 
 /// Paths of all routes.
 pub static ROUTES: LazyLock<Vec<(&'static str, RouteKind)>> = LazyLock::new(|| {
-    let dialects = DIALECTS.iter();
-    let dialects = dialects.map(|dialect| (dialect.path, RouteKind::Completion));
+    let dialects = completion_paths().map(|path| (path, RouteKind::Completion));
     dialects.chain(OTHER_ROUTES).collect()
 });
+
+/// Returns the paths of the dialects.
+pub(crate) fn completion_paths() -> impl Iterator<Item = &'static str> {
+    DIALECTS.iter().map(|dialect| dialect.path)
+}
 
 /// Builds the routes. Each request carries a [`RequestContext`], which `frontend` inserts.
 pub fn routes(gateway: Gateway) -> Router {

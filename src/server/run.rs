@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::{EngineParts, HttpFrontend, ModelParts, Server, ServerParts, Source, StartError};
 use crate::cluster::EngineAddress;
 use crate::critical::TaskPanicked;
+use crate::gateway;
 use crate::listen::Address;
 use crate::output::Output;
 
@@ -156,9 +157,8 @@ fn ready_line(model: &ModelParts) -> String {
     format!("{name} ({runner}; {of_workers}{aliases})")
 }
 
-/// Main paths of the HTTP API. `/openapi.json` lists all of them.
-const HTTP_PATHS: &str = "/v1/completions /v1/chat/completions /v1/models /tokenize /detokenize \
-     /health /metrics /openapi.json";
+/// Main paths of the HTTP API after those that complete prompts. `/openapi.json` lists all paths.
+const OTHER_PATHS: &str = "/v1/models /tokenize /detokenize /health /metrics /openapi.json";
 
 /// Printed when other machines can reach the server only by its IP address.
 const HOSTS_NOTE: &str =
@@ -168,7 +168,8 @@ const HOSTS_NOTE: &str =
 fn print_addresses(server: &Server, out: &Output) {
     for address in server.http_addresses() {
         let url = url(address);
-        out.line(format_args!("HTTP     {url}  {HTTP_PATHS}"));
+        let completions = gateway::completion_paths().collect::<Vec<_>>().join(" ");
+        out.line(format_args!("HTTP     {url}  {completions} {OTHER_PATHS}"));
     }
     for address in server.grpc_addresses() {
         let hint = match address {
