@@ -22,7 +22,7 @@ async fn an_invalid_value_is_reported_with_its_flag_or_variable() {
     for (program, named) in [
         (
             foo(),
-            "'MODEL_RUNNER'\n  [possible values: llm_test, llama, attached]",
+            "'MODEL_RUNNER'\n  [possible values: llm_test, llama",
         ),
         (foo().arg("engine"), "'MODEL_RUNNER'"),
         (foo().args(["--runner", "bar"]), "'--runner <RUNNER>'"),

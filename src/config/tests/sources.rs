@@ -36,10 +36,7 @@ fn errors_in_a_file_name_the_key() {
             "engine = \"http://a:1\"",
             "engine: invalid type: string \"http://a:1\", expected a list",
         ),
-        (
-            "runner = \"magic\"",
-            "runner: must be llm_test, llama or attached",
-        ),
+        ("runner = \"magic\"", "runner: must be llm_test, llama"),
         (
             "isolation = \"jail\"",
             "isolation: must be thread or process",
