@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use tokenway::listen::{Address, Limits};
+use tokenway::listen::Address;
 use tokenway::models::UnknownModel;
 use tokenway::request::{ChatMessage, Parameter, TokenId};
 use tokenway::runner::{
@@ -94,21 +94,19 @@ fn server_parts(args: Args) -> ServerParts {
         queue_depth: 1024,
         slow_reader_timeout: Duration::from_secs(10),
     };
+    let engine = EngineParts {
+        models: vec![model],
+        unknown_model: UnknownModel::Refuse,
+        workers: WorkerParts::default(),
+    };
     ServerParts {
-        source: Source::Engine(EngineParts {
-            models: vec![model],
-            unknown_model: UnknownModel::Refuse,
-            workers: WorkerParts::default(),
-        }),
         http: Some(HttpFrontend::listening_on(args.http_listen)),
         grpc: Some(args.grpc_listen),
-        limits: Limits::default(),
-        request_timeout: Duration::from_secs(600),
-        access_log: true,
         drain: Drain {
             grace: Duration::ZERO,
             timeout: Duration::from_secs(10),
         },
+        ..ServerParts::new(Source::Engine(engine))
     }
 }
 

@@ -158,7 +158,6 @@ fn parts(options: &Options) -> io::Result<ServerParts> {
     let http = HttpFrontend::listening_on(Address::Tcp(ANY_PORT.to_owned()));
     let grpc = options.grpc_listen.parse().map_err(io::Error::other)?;
     Ok(ServerParts {
-        source: source(options)?,
         http: has_http.then_some(http),
         grpc: has_grpc.then_some(grpc),
         limits: Limits {
@@ -175,6 +174,7 @@ fn parts(options: &Options) -> io::Result<ServerParts> {
             grace: Duration::ZERO,
             timeout: Duration::ZERO,
         },
+        ..ServerParts::new(source(options)?)
     })
 }
 

@@ -31,6 +31,23 @@ pub struct ServerParts {
 }
 
 impl ServerParts {
+    /// Creates a server of this source with the defaults of the command line, and without APIs.
+    #[must_use]
+    pub fn new(source: Source) -> Self {
+        Self {
+            source,
+            http: None,
+            grpc: None,
+            limits: Limits::default(),
+            request_timeout: Duration::from_secs(600),
+            access_log: true,
+            drain: Drain {
+                grace: Duration::from_secs(1),
+                timeout: Duration::from_secs(30),
+            },
+        }
+    }
+
     /// Checks that no remote engine is listed twice, and that none is this server itself.
     ///
     /// # Errors
@@ -105,7 +122,7 @@ impl HttpFrontend {
 }
 
 /// Durations of the two phases of a shutdown.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drain {
     /// Time during which the server still listens but reports that it is not ready, so that load balancers stop sending
     /// requests.

@@ -163,16 +163,14 @@ impl Setup {
         };
         Self {
             parts: ServerParts {
-                source: Source::Engine(engine),
                 http: Some(HttpFrontend::listening_on(loopback())),
                 grpc: Some(loopback()),
-                limits: Limits::default(),
                 request_timeout: Duration::from_secs(60),
-                access_log: true,
                 drain: Drain {
                     grace: Duration::ZERO,
                     timeout: Duration::from_secs(10),
                 },
+                ..ServerParts::new(Source::Engine(engine))
             },
         }
     }

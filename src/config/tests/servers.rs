@@ -6,7 +6,7 @@ use crate::gateway::{StreamFormat, UnknownFields};
 use crate::listen::Limits;
 use crate::models::UnknownModel;
 use crate::runner::llm_test::TestRunnerOptions;
-use crate::server::{HttpFrontend, WorkerParts};
+use crate::server::{HttpFrontend, ServerParts, WorkerParts};
 
 #[test]
 fn defaults_match_the_documented_contract() {
@@ -16,6 +16,10 @@ fn defaults_match_the_documented_contract() {
     assert_eq!(http.stream_format, StreamFormat::Ndjson);
     assert_eq!(parts.grpc.as_ref().unwrap().to_string(), "127.0.0.1:50051");
     assert_eq!(parts.request_timeout, Duration::from_secs(600));
+    let embedded = ServerParts::new(parts.source.clone());
+    assert_eq!(parts.request_timeout, embedded.request_timeout);
+    assert_eq!(parts.access_log, embedded.access_log);
+    assert_eq!(parts.drain, embedded.drain);
     let engine = engine(&parts);
     let model = &engine.models[0];
     assert_eq!(model.queue_depth, 1_024);
