@@ -246,7 +246,7 @@ impl Figures {
 }
 
 /// Processor time of the current thread, on which the whole load runs.
-fn thread_cpu() -> Duration {
+pub(crate) fn thread_cpu() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::try_from(time).expect("processor time is not negative")
 }
