@@ -20,10 +20,7 @@ async fn gateway_help_names_required_settings_and_explains_insecure() {
 async fn an_invalid_value_is_reported_with_its_flag_or_variable() {
     let foo = || tokenway().env("MODEL_RUNNER", "foo");
     for (program, named) in [
-        (
-            foo(),
-            "'MODEL_RUNNER'\n  [possible values: llm_test, llama",
-        ),
+        (foo(), "'MODEL_RUNNER'\n  [possible values: llm_test, llama"),
         (foo().arg("engine"), "'MODEL_RUNNER'"),
         (foo().args(["--runner", "bar"]), "'--runner <RUNNER>'"),
         (

@@ -32,7 +32,7 @@ fn every_path_is_measured_under_every_load_and_no_token_is_lost() {
         assert!(ran.out.contains(load), "{ran}");
         for path in paths.split(',') {
             let mut cells = cells.iter();
-            let cell = cells.find(|cell| cell["lane"] == path && cell["load"] == load);
+            let cell = cells.find(|cell| cell["path"] == path && cell["load"] == load);
             let round = &cell.expect("a cell for each path")["rounds"][0];
             assert!(round["tokens"].as_u64() > Some(0), "{round}");
         }

@@ -24,7 +24,7 @@ fn a_short_run_has_every_behavior_and_finds_no_fault_and_no_leak() {
     let kinds = run["kinds"].as_array().expect("kinds");
     assert_eq!(kinds.len(), 18);
     for kind in kinds {
-        assert!(kind["begun"].as_u64() > Some(0), "{kind}");
+        assert!(kind["started"].as_u64() > Some(0), "{kind}");
         let ends = kind["ends"].as_object().expect("ends");
         assert!(ends.keys().any(|end| end != "unfinished"), "{kind}");
     }

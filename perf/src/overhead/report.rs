@@ -46,7 +46,7 @@ fn cells<S: Serializer>(results: &Results, serializer: S) -> Result<S::Ok, S::Er
     serializer.collect_seq(results.cells().map(|(key, cell)| {
         json!({
             "load": key.scenario.title(),
-            "lane": key.path.name(),
+            "path": key.path.name(),
             "floor": key.path.floor().map(MeasuredPath::name),
             "rounds": cell.rounds,
             "histograms": cell.times,

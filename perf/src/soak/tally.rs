@@ -26,7 +26,6 @@ pub(super) struct Tally {
 #[derive(Debug, Serialize)]
 pub(super) struct Kind {
     pub(super) kind: Behavior,
-    #[serde(rename = "begun")]
     pub(super) started: u64,
     pub(super) ends: BTreeMap<End, u64>,
 }
