@@ -250,7 +250,7 @@ fn sequences_that_would_abort_llama_cpp_are_rejected() {
     }
     assert!(rejection(&mut runner, 1, greedy(&[1], 4)).contains("no slot 1"));
     runner.admit(Slot(0), greedy(&text(3), 4)).unwrap();
-    assert!(rejection(&mut runner, 0, greedy(&[1], 4)).contains("not free"));
+    assert!(rejection(&mut runner, 0, greedy(&[1], 4)).contains("already has a sequence"));
     runner.release(Slot(7));
     assert_eq!(run(&mut runner, Slot(0), 4).len(), 4);
 }
