@@ -28,7 +28,7 @@ const NOT_ABOUT_A_REQUEST: [&str; 10] = [
     "an engine is down",
     "a worker was lost and will be restarted",
     "a worker has connected",
-    "a worker took no more work",
+    "a worker's queue did not accept a sequence",
     "no connection to the engine; reconnecting",
     "a connection failed",
 ];
