@@ -4,7 +4,7 @@
 //! sequence. The end of a sequence needs no credit, so even a slow reader learns how its sequence ended.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{self, AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
@@ -19,6 +19,11 @@ use super::waker::WorkerWaker;
 use crate::request::FinishReason;
 use crate::runner::Token;
 use crate::telemetry::StreamCount;
+use credit::Credit;
+
+mod credit;
+#[cfg(test)]
+mod model;
 
 /// Creates a token channel that holds at most `credit` unread tokens.
 ///
@@ -40,9 +45,7 @@ pub fn token_channel(
     // Two more places, for `Accepted` and for the end of the sequence, which need no credit.
     let (outputs, receiver) = mpsc::channel(credit + 2);
     let shared = Arc::new(ChannelState {
-        credit,
-        taken: AtomicUsize::new(0),
-        stalled: AtomicBool::new(false),
+        credit: Credit::new(credit),
         has_crashed: AtomicBool::new(false),
         worker: OnceLock::new(),
         queue,
@@ -64,12 +67,7 @@ pub fn token_channel(
 }
 
 struct ChannelState {
-    /// Maximum number of unread tokens on the channel.
-    credit: usize,
-    /// Number of tokens that the reader has taken so far.
-    taken: AtomicUsize,
-    /// Set while the channel is full. When the reader has made room, it wakes the worker.
-    stalled: AtomicBool,
+    credit: Credit,
     /// True if the channel closed without an end because its worker crashed. False if the worker was killed or became
     /// unreachable.
     has_crashed: AtomicBool,
@@ -207,28 +205,12 @@ impl TokenSender {
 
 impl LocalChannel {
     fn credit(&self) -> usize {
-        match self.free_credit() {
-            0 => self.request_wake(),
-            credit => credit,
-        }
-    }
-
-    fn free_credit(&self) -> usize {
-        // Only this thread sends, so the room cannot shrink between this check and the send.
-        let unread = self.sent.get() - self.shared.taken.load(Ordering::SeqCst);
-        self.shared.credit - unread
-    }
-
-    /// Requests a wake-up, and then checks for room again. A reader that makes room at this moment either sees the
-    /// request, or has made the room before the second check.
-    fn request_wake(&self) -> usize {
-        self.shared.stalled.store(true, Ordering::SeqCst);
-        self.free_credit()
+        self.shared.credit.free_or_request_wake(self.sent.get())
     }
 
     /// Sends an output that needs `tokens` credit.
     fn send(&self, tokens: usize, output: impl FnOnce() -> Output) -> SendOutcome {
-        if self.free_credit() < tokens {
+        if self.shared.credit.free(self.sent.get()) < tokens {
             return SendOutcome::NoCredit;
         }
         self.sent.set(self.sent.get() + tokens);
@@ -294,8 +276,7 @@ impl TokenReceiver {
     }
 
     fn return_credit(&self, tokens: usize) {
-        self.shared.taken.fetch_add(tokens, Ordering::SeqCst);
-        if self.shared.stalled.swap(false, Ordering::SeqCst)
+        if self.shared.credit.give_back(tokens)
             && let Some(worker) = self.shared.worker.get()
         {
             worker.wake();

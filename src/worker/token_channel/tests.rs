@@ -48,7 +48,8 @@ async fn room_made_just_before_the_worker_stalls_is_seen() {
     let TokenDestination::Local(channel) = &sender.0 else {
         panic!("the channel is local");
     };
-    assert_eq!(channel.request_wake(), 2);
+    let credit = &channel.shared.credit;
+    assert_eq!(credit.request_wake(channel.sent.get()), 2);
 }
 
 #[test]
