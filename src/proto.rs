@@ -2,6 +2,8 @@
 //! written by hand, because they dominate the cost of encoding.
 
 mod codec;
+#[cfg(test)]
+mod generated;
 mod packed_varints;
 mod step;
 mod tokens;

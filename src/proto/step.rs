@@ -250,40 +250,7 @@ mod tests {
     use prost::Message;
 
     use super::*;
-
-    /// The message `SequenceStep` as prost would generate it.
-    #[derive(Clone, PartialEq, Message)]
-    struct Generated {
-        #[prost(uint64, tag = "1")]
-        sequence: u64,
-        #[prost(uint32, tag = "2")]
-        first_index: u32,
-        #[prost(uint32, repeated, tag = "3")]
-        ids: Vec<u32>,
-        #[prost(bytes = "vec", tag = "4")]
-        bytes: Vec<u8>,
-        #[prost(uint32, repeated, tag = "5")]
-        lengths: Vec<u32>,
-        #[prost(bool, tag = "6")]
-        is_prompt: bool,
-        #[prost(fixed64, repeated, tag = "7")]
-        due_ns: Vec<u64>,
-        #[prost(fixed64, repeated, tag = "8")]
-        emitted_ns: Vec<u64>,
-        #[prost(message, repeated, tag = "9")]
-        logprobs: Vec<Logprobs>,
-        #[prost(enumeration = "End", tag = "10")]
-        end: i32,
-        #[prost(message, optional, tag = "11")]
-        failure: Option<Failure>,
-    }
-
-    /// The message `Step` as prost would generate it.
-    #[derive(Clone, PartialEq, Message)]
-    struct GeneratedStep {
-        #[prost(message, repeated, tag = "1")]
-        sequences: Vec<Generated>,
-    }
+    use crate::proto::generated::{GeneratedSequenceStep as Generated, GeneratedStep};
 
     /// A `SequenceStep` whose lists are written in the unpacked encoding.
     #[derive(Clone, PartialEq, Message)]
@@ -321,27 +288,11 @@ mod tests {
         }
     }
 
-    fn hand_written(message: Generated) -> SequenceStep {
-        SequenceStep {
-            sequence: message.sequence,
-            first_index: message.first_index,
-            ids: message.ids.into_iter().collect(),
-            bytes: message.bytes,
-            lengths: message.lengths.into_iter().collect(),
-            is_prompt: message.is_prompt,
-            due_ns: message.due_ns,
-            emitted_ns: message.emitted_ns,
-            logprobs: message.logprobs,
-            end: message.end,
-            failure: message.failure,
-        }
-    }
-
     #[test]
     fn a_sequence_step_encodes_like_the_generated_message() {
         for message in [full(), Generated::default()] {
             let wire = message.encode_to_vec();
-            let step = hand_written(message);
+            let step = SequenceStep::from(message);
             assert_eq!(step.encode_to_vec(), wire);
             assert_eq!(SequenceStep::decode(&*wire), Ok(step));
         }
@@ -354,7 +305,7 @@ mod tests {
                 sequences: sequences.clone(),
             };
             let wire = wire.encode_to_vec();
-            let sequences = sequences.into_iter().map(hand_written).collect();
+            let sequences = sequences.into_iter().map(SequenceStep::from).collect();
             let step = Step { sequences };
             assert_eq!(step.encode_to_vec(), wire);
             assert_eq!(Step::decode(&*wire), Ok(step));

@@ -3,19 +3,7 @@
 use prost::Message;
 
 use super::*;
-
-/// The message `Tokens` as prost would generate it.
-#[derive(Clone, PartialEq, Message)]
-struct Generated {
-    #[prost(uint32, tag = "1")]
-    choice: u32,
-    #[prost(uint32, tag = "2")]
-    first_index: u32,
-    #[prost(message, repeated, tag = "3")]
-    tokens: Vec<v1::Token>,
-    #[prost(enumeration = "v1::FinishReason", tag = "4")]
-    finish_reason: i32,
-}
+use crate::proto::generated::GeneratedTokens as Generated;
 
 fn token(id: u32, text: &str, emitted_ns: Option<u64>) -> v1::Token {
     v1::Token {
@@ -74,12 +62,7 @@ fn messages() -> Vec<Generated> {
 }
 
 fn hand_written(message: &Generated) -> Tokens {
-    Tokens {
-        choice: message.choice,
-        first_index: message.first_index,
-        tokens: message.tokens.iter().cloned().collect(),
-        finish_reason: message.finish_reason,
-    }
+    message.clone().into()
 }
 
 #[test]
