@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use support::http::{End, completion, get, http_error};
 use support::{Setup, grpc, silent_at, with_interval};
 use tokenway::error::{Error, ErrorKind};
+use tokio::time::timeout;
 
 #[tokio::test]
 async fn a_drain_rejects_new_requests_and_ends_streams_that_take_too_long() {
@@ -32,7 +33,8 @@ async fn a_drain_rejects_new_requests_and_ends_streams_that_take_too_long() {
             }
         }
     };
-    assert_eq!(rejected_in_grace.await, ErrorKind::Draining);
+    let rejected = timeout(Duration::from_secs(30), rejected_in_grace).await;
+    assert_eq!(rejected.expect("the drain starts"), ErrorKind::Draining);
     assert_eq!(short.rest().await.end, End::Clean);
     let long = long.rest().await;
     assert_eq!(long.end, End::Unclean);

@@ -11,6 +11,7 @@ use support::{Setup, TestServer, full_speed, grpc, silent_at, with_interval};
 use tokenway::error::{Error, ErrorKind};
 use tokenway::proto::v1;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
 use tonic::{Code, Request, Status, Streaming};
 
 /// Starts a stream that occupies the server's only slot.
@@ -191,13 +192,18 @@ async fn a_stalled_grpc_reader_is_dropped_without_affecting_others() {
         .await;
     let mut stalled = occupy_slot_for_long(&server).await;
     // The sequence in the other slot continues until the stalled stream is dropped.
-    loop {
-        let other = grpc::collect(server.stream(grpc::request("a", 100_000)).await).await;
-        assert_eq!(other.usage().completion_tokens, 100_000);
-        if MetricsSnapshot::take(&server).get("tokenway_sequences_running") == 0.0 {
-            break;
+    let other_streams = async {
+        loop {
+            let other = grpc::collect(server.stream(grpc::request("a", 100_000)).await).await;
+            assert_eq!(other.usage().completion_tokens, 100_000);
+            if MetricsSnapshot::take(&server).get("tokenway_sequences_running") == 0.0 {
+                break;
+            }
         }
-    }
+    };
+    timeout(Duration::from_secs(30), other_streams)
+        .await
+        .expect("the stalled stream is dropped");
     let lingering = "tokenway_requests_lingering{api=\"grpc\"}";
     assert_eq!(MetricsSnapshot::take(&server).get(lingering), 1.0);
     // A slow client that resumes reading receives every token up to the point where its stream was dropped, and then

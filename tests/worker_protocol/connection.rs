@@ -1,5 +1,7 @@
 //! A worker that connects, violates the protocol, or stops responding.
 
+use tokio::time::timeout;
+
 use super::*;
 
 #[tokio::test]
@@ -146,19 +148,26 @@ async fn a_worker_that_ignores_a_sequence_is_lost() {
     let address = engine.server.http_address();
     let _response = tokio::spawn(async move { request.send_to(&address).await });
     let mut heartbeat = tokio::time::interval(Duration::from_millis(20));
-    let status = loop {
-        tokio::select! {
-            received = worker.receive() => match received {
-                Ok(Message::Question(proto::Question { question, .. })) => {
-                    let pieces = proto::Pieces { bytes: b"x".to_vec(), lengths: vec![1] };
-                    worker.answer(question, Answer::Pieces(pieces)).await;
+    let status = async {
+        loop {
+            tokio::select! {
+                received = worker.receive() => match received {
+                    Ok(Message::Question(proto::Question { question, .. })) => {
+                        let pieces = proto::Pieces { bytes: b"x".to_vec(), lengths: vec![1] };
+                        worker.answer(question, Answer::Pieces(pieces)).await;
+                    }
+                    Ok(_) => {}
+                    Err(status) => break status,
+                },
+                _ = heartbeat.tick() => {
+                    worker.send(Sent::Heartbeat(proto::Heartbeat::default())).await;
                 }
-                Ok(_) => {}
-                Err(status) => break status,
-            },
-            _ = heartbeat.tick() => worker.send(Sent::Heartbeat(proto::Heartbeat::default())).await,
+            }
         }
     };
+    let status = timeout(Duration::from_secs(30), status)
+        .await
+        .expect("the engine ends the stream");
     let reason = "neither accepted nor rejected a sequence";
     assert!(status.message().contains(reason), "{status:?}");
 }
