@@ -23,6 +23,8 @@ mod choice;
 mod context;
 mod events;
 mod failure;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod local;
 mod membership;
 mod remote;

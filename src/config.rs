@@ -21,6 +21,8 @@ mod commands;
 mod engine;
 mod error;
 mod file;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod grpc;
 mod http;
 mod log;

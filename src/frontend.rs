@@ -16,6 +16,8 @@ mod access_log;
 mod browser;
 mod count;
 mod deadline;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod layers;
 mod panics;
 mod request_id;

@@ -23,6 +23,9 @@ use crate::telemetry::{RouteKind, Telemetry, WorkerCounts};
 
 // The modules are listed in the order of a request's path. A module uses only modules below it.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
+
 mod openapi;
 
 mod origin;

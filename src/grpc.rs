@@ -17,6 +17,8 @@ use crate::telemetry::{Api, RouteKind, Stage, Telemetry};
 use crate::text::completion::Completion;
 
 mod convert;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod stream;
 mod tonic_errors;
 

@@ -3,6 +3,9 @@
 //! The modules are listed in the order in which a token passes through them. A module uses only modules below it,
 //! `error` and `telemetry`. `docs/architecture.md` describes the whole path.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
+
 pub mod config;
 
 pub mod client;

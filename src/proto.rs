@@ -2,7 +2,9 @@
 //! written by hand, because they dominate the cost of encoding.
 
 mod codec;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
+#[cfg(any(test, feature = "fuzzing"))]
 mod generated;
 mod packed_varints;
 mod step;

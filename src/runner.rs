@@ -14,6 +14,14 @@ use crate::tokens::Logprobs;
 
 #[cfg(feature = "llama-cpp")]
 pub mod llama;
+/// The parts of the runner `llama` that read untrusted bytes. They do without llama.cpp, so the fuzz targets do, too.
+#[cfg(all(feature = "fuzzing", not(feature = "llama-cpp")))]
+#[expect(dead_code, reason = "the runner uses the other items")]
+pub(crate) mod llama {
+    mod chat;
+    pub(crate) mod fuzzing;
+    mod gguf;
+}
 pub mod llm_test;
 
 /// The raw bytes of a token, which may end in the middle of a UTF-8 character. Up to 16 bytes need

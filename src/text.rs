@@ -9,6 +9,8 @@ use crate::runner::Token;
 use crate::tokens::{Timestamps, TokenBatch};
 
 pub mod completion;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 pub mod stop;
 pub mod utf8;
 

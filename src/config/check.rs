@@ -71,7 +71,7 @@ fn combination_error<S: ServerCommand>(
 }
 
 /// Returns the default settings of a command, without flags and environment variables.
-fn default_settings<S: ServerCommand>() -> Result<Settings, ConfigError> {
+pub(super) fn default_settings<S: ServerCommand>() -> Result<Settings, ConfigError> {
     let command = S::augment_args(Command::new("settings"));
     let command = command.mut_args(|argument| argument.env(None::<&'static str>));
     Settings::from_matches::<S>(&command.try_get_matches_from(["settings"])?)

@@ -17,7 +17,7 @@ pub struct DeliveryTimer {
 }
 
 /// Summary of the stages that the frontend of a request measures.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct DeliverySummary {
     /// Times in the frontend stage.
     pub frontend: StageSummary,

@@ -60,7 +60,7 @@ pub(super) async fn assign_request_id(
 }
 
 /// Returns the client's request id, or a random one if the client sent none.
-fn request_id(headers: &HeaderMap) -> Result<RequestId, Error> {
+pub(super) fn request_id(headers: &HeaderMap) -> Result<RequestId, Error> {
     let Some(value) = headers.get(&X_REQUEST_ID) else {
         return Ok(RequestId::random());
     };

@@ -85,7 +85,7 @@ impl OriginPolicy {
     ///
     /// # Errors
     /// The host name or the origin is not allowed.
-    fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Error> {
+    pub(super) fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Error> {
         let hosts = hosts(uri, headers);
         if !HEALTH_ROUTES.contains(&uri.path()) {
             hosts.iter().try_for_each(|host| self.check_host(host))?;

@@ -25,7 +25,7 @@ pub(super) fn completion_request(
     convert_with_times(message, context.id().clone(), arrived, deadline)
 }
 
-fn convert_with_times(
+pub(super) fn convert_with_times(
     mut message: v1::CompletionRequest,
     id: RequestId,
     arrived: Instant,

@@ -21,6 +21,8 @@ use model::GgufModel;
 
 mod chat;
 mod device;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod gguf;
 mod logprobs;
 mod model;

@@ -34,6 +34,8 @@ use crate::runner::Loader;
 use crate::telemetry::Telemetry;
 
 mod engine_connection;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 
 /// Delays before a worker reconnects. If the engine had accepted the worker, the next delay is the first one again.
 const RECONNECT_BACKOFF: BackoffPolicy = BackoffPolicy {

@@ -31,6 +31,8 @@ use crate::proto::worker::attach_response::Message as EngineMessage;
 use crate::proto::worker::device_worker_server::{DeviceWorker, DeviceWorkerServer};
 use crate::telemetry::Telemetry;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod heartbeat;
 mod reconnect_penalty;
 mod registration;

@@ -101,7 +101,7 @@ impl Header {
         Self::parse(BufReader::new(file), length)
     }
 
-    fn parse(source: impl Read, length: u64) -> Result<Self, String> {
+    pub(super) fn parse(source: impl Read, length: u64) -> Result<Self, String> {
         let mut input = HeaderReader {
             source,
             position: 0,

@@ -126,7 +126,7 @@ impl EngineConnection {
     }
 
     /// Converts the engine's submission to a sequence. Returns `None` if it belongs to an earlier generation.
-    fn submission(&self, submit: proto::Submit) -> Result<Option<Submission>, String> {
+    pub(super) fn submission(&self, submit: proto::Submit) -> Result<Option<Submission>, String> {
         let (number, generation) = (submit.sequence, Generation(submit.generation));
         let credit = usize::try_from(submit.credit).unwrap_or(usize::MAX);
         let sequence =
@@ -161,7 +161,7 @@ impl EngineConnection {
         }))
     }
 
-    fn grant(&self, grants: &[proto::Grant]) {
+    pub(super) fn grant(&self, grants: &[proto::Grant]) {
         let state = self.state();
         for grant in grants {
             if let Some(reader) = state.readers.get(&grant.sequence) {
@@ -172,7 +172,7 @@ impl EngineConnection {
         self.handle.wake();
     }
 
-    fn cancel(&self, sequences: &[u64]) {
+    pub(super) fn cancel(&self, sequences: &[u64]) {
         let mut state = self.state();
         for sequence in sequences {
             if let Some(reader) = state.readers.remove(sequence) {
@@ -215,7 +215,7 @@ impl EngineConnection {
     }
 }
 
-fn call_model(model: &dyn Model, about: About) -> Answer {
+pub(super) fn call_model(model: &dyn Model, about: About) -> Answer {
     let answered = match about {
         About::Tokenize(proto::Tokenize { text, begins }) => {
             let bos = if begins {

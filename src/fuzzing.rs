@@ -1,0 +1,144 @@
+//! Entry points of the fuzz targets in `fuzz/`. Each gives arbitrary bytes to the code that reads untrusted input, and
+//! panics if an invariant does not hold. The targets themselves are next to the code that they check.
+//!
+//! The module exists in tests and with the feature `fuzzing`. It is no public API.
+
+use crate::{cluster, config, frontend, gateway, grpc, proto, text as completion_text, worker};
+
+/// `Accept` headers.
+pub fn accept(data: &[u8]) {
+    gateway::fuzzing::accept(data);
+}
+
+/// Addresses of engines, and addresses to listen on.
+pub fn addresses(data: &[u8]) {
+    cluster::fuzzing::addresses(data);
+}
+
+/// The body of `POST /v1/chat/completions`.
+pub fn chat_body(data: &[u8]) {
+    gateway::fuzzing::chat_body(data);
+}
+
+/// The chat template of a model, and messages.
+#[cfg(any(feature = "fuzzing", feature = "llama-cpp"))]
+pub fn chat_template(data: &[u8]) {
+    crate::runner::llama::fuzzing::chat_template(data);
+}
+
+/// Events of a remote engine, and their tokens.
+pub fn completion_events(data: &[u8]) {
+    gateway::fuzzing::completion_events(data);
+    proto::fuzzing::tokens(data);
+}
+
+/// Requests of gRPC clients.
+pub fn completion_request(data: &[u8]) {
+    grpc::fuzzing::completion_request(data);
+}
+
+/// The body of `POST /v1/completions`.
+pub fn completions_body(data: &[u8]) {
+    gateway::fuzzing::completions_body(data);
+}
+
+/// Messages of an engine to a worker.
+pub fn engine_messages(data: &[u8]) {
+    worker::attach::fuzzing::engine_messages(data);
+}
+
+/// `Host` and `Origin`, and the settings that allow them.
+pub fn host(data: &[u8]) {
+    gateway::fuzzing::host(data);
+}
+
+/// The header of a model file.
+#[cfg(any(feature = "fuzzing", feature = "llama-cpp"))]
+pub fn model_file(data: &[u8]) {
+    crate::runner::llama::fuzzing::model_file(data);
+}
+
+/// The id and the timeout of a request.
+pub fn request_headers(data: &[u8]) {
+    frontend::fuzzing::request_headers(data);
+}
+
+/// Settings files.
+pub fn settings(data: &[u8]) {
+    config::fuzzing::settings(data);
+}
+
+/// The bytes of tokens, matched against stop strings and written as JSON.
+pub fn text(data: &[u8]) {
+    if let Some(text) = completion_text::fuzzing::text(data) {
+        gateway::fuzzing::json_text(&text);
+    }
+}
+
+/// The bodies of `POST /tokenize` and `POST /detokenize`.
+pub fn tokenize_body(data: &[u8]) {
+    gateway::fuzzing::tokenize_body(data);
+}
+
+/// Messages of a worker to the engine.
+pub fn worker_messages(data: &[u8]) {
+    worker::attached::fuzzing::worker_messages(data);
+}
+
+/// The message with the tokens of a device step.
+pub fn worker_step(data: &[u8]) {
+    proto::fuzzing::step(data);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    /// A target with its name.
+    type Target = (&'static str, fn(&[u8]));
+
+    const TARGETS: [Target; 14] = [
+        ("accept", super::accept),
+        ("addresses", super::addresses),
+        ("chat_body", super::chat_body),
+        ("completion_events", super::completion_events),
+        ("completion_request", super::completion_request),
+        ("completions_body", super::completions_body),
+        ("engine_messages", super::engine_messages),
+        ("host", super::host),
+        ("request_headers", super::request_headers),
+        ("settings", super::settings),
+        ("text", super::text),
+        ("tokenize_body", super::tokenize_body),
+        ("worker_messages", super::worker_messages),
+        ("worker_step", super::worker_step),
+    ];
+
+    #[cfg(feature = "llama-cpp")]
+    const MODEL_TARGETS: [Target; 2] = [
+        ("chat_template", super::chat_template),
+        ("model_file", super::model_file),
+    ];
+    #[cfg(not(feature = "llama-cpp"))]
+    const MODEL_TARGETS: [Target; 0] = [];
+
+    /// The inputs in `fuzz/corpus/`: examples, and inputs that once broke an invariant.
+    #[test]
+    fn every_input_of_the_fuzz_corpus_keeps_the_invariants() {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+        for (name, target) in TARGETS.into_iter().chain(MODEL_TARGETS) {
+            let folder = corpus.join(name);
+            let files =
+                std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{name}: {error}"));
+            let mut count = 0;
+            for file in files {
+                let path = file.expect("the folder can be listed").path();
+                let input = std::fs::read(&path).expect("the file can be read");
+                let checked = std::panic::catch_unwind(|| target(&input));
+                assert!(checked.is_ok(), "{} breaks an invariant", path.display());
+                count += 1;
+            }
+            assert!(count >= 3, "{name} has {count} inputs");
+        }
+    }
+}
