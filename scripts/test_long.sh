@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# `make test-long`: runs each test of tests/exit_codes.rs two hundred times, while the real model computes or loads, and
-# each fuzz target for a minute. TOKENWAY_TEST_EXITS and TOKENWAY_FUZZ_SECONDS set other numbers. Takes about 35 minutes,
-# and ten more to build the fuzz targets for the first time.
+# `make test-long`: runs each test of tests/exit_codes.rs two hundred times, while the real model computes or loads,
+# and each fuzz target for a minute. TOKENWAY_TEST_EXITS and TOKENWAY_FUZZ_SECONDS set other numbers. Takes about 35
+# minutes, and ten more to build the fuzz targets for the first time.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
