@@ -98,8 +98,12 @@ impl MergedStreams {
             }
             Event::Summary(summary) => {
                 let usage = summary.usage.unwrap_or_default();
-                self.usage.prompt_tokens += usage.prompt_tokens;
-                self.usage.completion_tokens += usage.completion_tokens;
+                let total = &mut self.usage;
+                // A remote engine may report any number.
+                total.prompt_tokens = total.prompt_tokens.saturating_add(usage.prompt_tokens);
+                total.completion_tokens = total
+                    .completion_tokens
+                    .saturating_add(usage.completion_tokens);
                 let timings = summary.timings.unwrap_or_default();
                 self.timings = Some(timings::merge(self.timings, timings));
                 None
@@ -187,4 +191,26 @@ pub(super) fn deadline_exceeded() -> Error {
         ErrorKind::DeadlineExceeded,
         "The request's deadline passed.",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_usage_of_several_prompts_is_their_sum_up_to_the_largest_number() {
+        let usage = |prompt_tokens, completion_tokens| v1::Usage {
+            prompt_tokens,
+            completion_tokens,
+        };
+        let mut merged = MergedStreams::new(1);
+        for (prompt, usage) in [usage(3, 4), usage(u32::MAX, 5)].into_iter().enumerate() {
+            let summary = v1::Summary {
+                usage: Some(usage),
+                timings: None,
+            };
+            assert!(merged.merge(prompt, Event::Summary(summary)).is_none());
+        }
+        assert_eq!(merged.usage, usage(u32::MAX, 9));
+    }
 }

@@ -26,7 +26,7 @@ fn merge_stages(
     };
     let tokens = one.tokens.saturating_add(other.tokens);
     let sum = |stage: v1::StageTiming| u128::from(stage.mean_ns) * u128::from(stage.tokens);
-    let mean = (sum(one) + sum(other)) / u128::from(tokens.max(1));
+    let mean = sum(one).saturating_add(sum(other)) / u128::from(tokens.max(1));
     Some(v1::StageTiming {
         tokens,
         mean_ns: u64::try_from(mean).unwrap_or(u64::MAX),
@@ -37,6 +37,19 @@ fn merge_stages(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_largest_timings_of_an_engine_can_be_merged() {
+        let largest = v1::Timings {
+            engine: Some(v1::StageTiming {
+                tokens: u64::MAX,
+                mean_ns: u64::MAX,
+                longest_ns: u64::MAX,
+            }),
+            ..v1::Timings::default()
+        };
+        assert_eq!(merge(Some(largest), largest), largest);
+    }
 
     #[test]
     fn merged_timings_start_with_the_first_prompt_and_end_with_the_last() {
