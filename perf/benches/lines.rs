@@ -1,5 +1,5 @@
-//! Cost of a token's line in the HTTP API: 256 tokens that are ready together, written into reused memory.
-//! The rows of serde_json write the same lines with a serializer, for comparison.
+//! Cost of writing a token's line in the HTTP API: 256 tokens that are ready together, into reused memory. The
+//! `serde_json` benchmarks write the same lines with a serializer, for comparison.
 
 use std::hint::black_box;
 
@@ -10,7 +10,7 @@ use tokenway::gateway::lines::{ChoiceTokens, LineWriter, ResponseMetadata};
 use tokenway::gateway::{Route, StreamFormat, StreamOptions};
 use tokenway::tokens::{TextToken, Timestamps, TokenBatch};
 
-/// Tokens of the largest event.
+/// Number of tokens in the largest event.
 const TOKENS: u32 = 256;
 
 fn main() {
@@ -25,22 +25,27 @@ fn lines(criterion: &mut Criterion) {
         include_stamps: true,
         ..plain
     };
-    let words = batch(|id| format!("token_{id}"));
-    let code = batch(|_| "\t\"name\": \"\\d+\"\n".to_owned());
-    let quotes = batch(|_| "“naïve” – 20 °C".to_owned());
+    let words = make_batch(|id| format!("token_{id}"));
+    let code = make_batch(|_| "\t\"name\": \"\\d+\"\n".to_owned());
+    let quotes = make_batch(|_| "“naïve” – 20 °C".to_owned());
     let cases = [
         ("ndjson", StreamFormat::Ndjson, plain, &words),
-        ("ndjson with stamps", StreamFormat::Ndjson, stamped, &words),
+        (
+            "ndjson with timestamps",
+            StreamFormat::Ndjson,
+            stamped,
+            &words,
+        ),
         ("ndjson with escapes", StreamFormat::Ndjson, plain, &code),
         ("ndjson with quotes", StreamFormat::Ndjson, plain, &quotes),
         ("sse", StreamFormat::Sse, plain, &words),
-        ("sse with stamps", StreamFormat::Sse, stamped, &words),
+        ("sse with timestamps", StreamFormat::Sse, stamped, &words),
         ("sse with escapes", StreamFormat::Sse, plain, &code),
     ];
     let mut group = criterion.benchmark_group("lines");
     group.throughput(Throughput::Elements(u64::from(TOKENS)));
     for (name, format, options, tokens) in cases {
-        let mut lines = LineWriter::new(format, options, head());
+        let mut lines = LineWriter::new(format, options, response_metadata());
         let mut out = BytesMut::new();
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
@@ -59,7 +64,7 @@ fn lines(criterion: &mut Criterion) {
         ("serde_json, ndjson", &words),
         ("serde_json, ndjson with escapes", &code),
     ] {
-        let head = head();
+        let head = response_metadata();
         let mut out = BytesMut::new();
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
@@ -112,8 +117,8 @@ impl<'a> Chunk<'a> {
     }
 }
 
-/// ResponseMetadata of a response, with the lengths of a real one.
-fn head() -> ResponseMetadata {
+/// Returns response metadata with fields as long as those of a real response.
+fn response_metadata() -> ResponseMetadata {
     ResponseMetadata {
         route: Route::Completions,
         id: "cmpl-00000000-0000-4000-8000-000000000000".to_owned(),
@@ -122,7 +127,7 @@ fn head() -> ResponseMetadata {
     }
 }
 
-fn batch(text: impl Fn(u32) -> String) -> TokenBatch {
+fn make_batch(text: impl Fn(u32) -> String) -> TokenBatch {
     // A machine's clock after an hour.
     let timestamps = Timestamps {
         due_ns: 3_600_000_000_000,

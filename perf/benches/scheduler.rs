@@ -1,5 +1,5 @@
-//! Cost of the scheduler's decisions for a request: admission, and the placement on a slot that becomes
-//! free. All requests of an engine pass through them one after the other.
+//! Cost of the scheduler's decisions for a request: admission, and the placement on a slot that becomes free. All
+//! requests of an engine pass through them one after the other.
 
 use std::hint::black_box;
 use std::iter::repeat_with;
@@ -10,19 +10,16 @@ use tokenway::models::{ModelId, ModelSpec, Models, UnknownModel};
 use tokenway::scheduler::plan::{Admission, Job, Placement, Plan};
 use tokenway::worker::{Generation, WorkerId};
 
-/// Capacity of the queue.
+/// Number of requests that the queue can hold.
 const QUEUE_DEPTH: usize = 1_024;
-
-/// Slots of each worker.
+/// Number of slots of each worker.
 const SLOTS: usize = 8;
-
 /// The only generation of every worker.
 const GENERATION: Generation = Generation(1);
-
-/// Tokens of every request.
+/// `max_tokens` of every request.
 const MAX_TOKENS: u32 = 256;
 
-/// A choice whose client waits.
+/// A choice of a request whose client is still connected.
 struct Choice;
 
 impl Job for Choice {
@@ -49,24 +46,24 @@ fn main() {
     criterion.final_summary();
 }
 
-/// Admits and releases one request after the other, each on a free slot.
+/// Measures admitting and releasing one request after the other, each on a free slot.
 fn free_slots(group: &mut BenchmarkGroup<'_, WallTime>) {
     for workers in [1, 8, 256] {
-        let (mut plan, model) = plan(workers);
+        let (mut plan, model) = empty_plan(workers);
         group.bench_function(
             format!("admit and release, workers: {workers}"),
             |bencher| {
                 bencher.iter(|| {
                     let (admission, placements) = plan.admit(model, black_box(0), vec![Choice]);
                     assert_eq!(admission, Admission::Admitted);
-                    release(&mut plan, &placements);
+                    release_slots(&mut plan, &placements);
                 });
             },
         );
     }
 }
 
-/// Measures with all slots occupied and a full queue.
+/// Measures each operation with all slots occupied and a full queue.
 fn full_queue(group: &mut BenchmarkGroup<'_, WallTime>) {
     let same = || 0;
     let mut turn = 0;
@@ -80,27 +77,27 @@ fn full_queue(group: &mut BenchmarkGroup<'_, WallTime>) {
         "release and admit, full queue of 7 priorities",
         different,
     );
-    group.bench_function("refuse, full queue", |bencher| {
-        let (mut plan, model) = full(8, repeat_with(same));
+    group.bench_function("reject, full queue", |bencher| {
+        let (mut plan, model) = full_plan(8, repeat_with(same));
         bencher.iter(|| {
             let (admission, _) = plan.admit(model, black_box(0), vec![Choice]);
             assert_eq!(admission, Admission::QueueFull);
         });
     });
     group.bench_function("sweep, full queue", |bencher| {
-        let (mut plan, _) = full(8, repeat_with(same));
+        let (mut plan, _) = full_plan(8, repeat_with(same));
         bencher.iter(|| plan.sweep());
     });
 }
 
-/// Frees a slot, which the first request of the queue takes, and admits another request to the queue.
+/// Measures one turn: a slot becomes free, the first queued request takes it, and another request is queued.
 fn bench_turns(
     group: &mut BenchmarkGroup<'_, WallTime>,
     name: &str,
     mut priority: impl FnMut() -> i32,
 ) {
     group.bench_function(name, |bencher| {
-        let (mut plan, model) = full(8, repeat_with(&mut priority));
+        let (mut plan, model) = full_plan(8, repeat_with(&mut priority));
         let mut worker = (0..8).cycle().map(WorkerId);
         bencher.iter(|| {
             let worker = worker.next().expect("the cycle is endless");
@@ -112,15 +109,15 @@ fn bench_turns(
     });
 }
 
-fn release(plan: &mut Plan<Choice>, placements: &[Placement<Choice>]) {
+fn release_slots(plan: &mut Plan<Choice>, placements: &[Placement<Choice>]) {
     for placement in placements {
         let next = plan.slot_released(placement.worker, placement.generation, MAX_TOKENS);
         black_box(next);
     }
 }
 
-/// Plan of one model on this many ready workers.
-fn plan(workers: usize) -> (Plan<Choice>, ModelId) {
+/// Returns the plan of one model on this many ready workers, without requests.
+fn empty_plan(workers: usize) -> (Plan<Choice>, ModelId) {
     let spec = ModelSpec {
         name: "model".to_owned(),
         aliases: Vec::new(),
@@ -137,9 +134,9 @@ fn plan(workers: usize) -> (Plan<Choice>, ModelId) {
     (plan, model)
 }
 
-/// The same with every slot occupied and a full queue.
-fn full(workers: usize, priorities: impl Iterator<Item = i32>) -> (Plan<Choice>, ModelId) {
-    let (mut plan, model) = plan(workers);
+/// Returns the plan of one model on this many workers, with every slot occupied and a full queue.
+fn full_plan(workers: usize, priorities: impl Iterator<Item = i32>) -> (Plan<Choice>, ModelId) {
+    let (mut plan, model) = empty_plan(workers);
     for priority in priorities.take(workers * SLOTS + QUEUE_DEPTH) {
         let (admission, _) = plan.admit(model, priority, vec![Choice]);
         assert_eq!(admission, Admission::Admitted);

@@ -1,4 +1,4 @@
-//! Cost of stop strings for a token: a completion of 256 tokens, none of which completes a match.
+//! Cost of matching stop strings against a token: a completion of 256 tokens, none of which completes a match.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -7,11 +7,10 @@ use criterion::{Criterion, Throughput};
 use tokenway::request::{MAX_STOP_BYTES, MAX_STOP_STRINGS};
 use tokenway::text::stop::{StopMatcher, StopStatus, StopStrings};
 
-/// Tokens of the completion.
+/// Number of tokens in the completion.
 const TOKENS: u32 = 256;
-
-/// Stop strings of chat templates and of code. None starts with a letter.
-const USUAL: [&str; 4] = ["<|im_end|>", "</s>", "\n\n", "```"];
+/// Stop strings that chat and code clients use. None starts with a letter.
+const COMMON_STOP_STRINGS: [&str; 4] = ["<|im_end|>", "</s>", "\n\n", "```"];
 
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
@@ -26,20 +25,24 @@ fn stop_strings(criterion: &mut Criterion) {
     let prefixes: Vec<_> = prefixes.into_iter().cycle().take(words.len()).collect();
     // The whole text is a prefix of the stop strings, and is held until the end.
     let repeated = vec!["aaaa".to_owned(); words.len()];
-    let usual = || USUAL.map(str::to_owned).to_vec();
+    let usual = || COMMON_STOP_STRINGS.map(str::to_owned).to_vec();
     let cases = [
         ("none", Vec::new(), &words),
-        ("4 that never match", usual(), &words),
-        ("4 that keep starting a match", usual(), &prefixes),
-        ("16 of 64 bytes that never match", long(64, "#"), &words),
+        ("4 stop strings, never match", usual(), &words),
+        ("4 stop strings, matches start and fail", usual(), &prefixes),
         (
-            "16 of the longest that never match",
-            long(MAX_STOP_BYTES, "#"),
+            "16 stop strings of 64 bytes, never match",
+            long_stop_strings(64, "#"),
             &words,
         ),
         (
-            "16 of the longest that keep starting a match",
-            long(MAX_STOP_BYTES, "a"),
+            "16 longest stop strings, never match",
+            long_stop_strings(MAX_STOP_BYTES, "#"),
+            &words,
+        ),
+        (
+            "16 longest stop strings, matches start and fail",
+            long_stop_strings(MAX_STOP_BYTES, "a"),
             &repeated,
         ),
     ];
@@ -48,14 +51,14 @@ fn stop_strings(criterion: &mut Criterion) {
     for (name, stops, texts) in cases {
         let mut matcher = StopMatcher::new(Arc::new(StopStrings::new(&stops)));
         group.bench_function(name, |bencher| {
-            bencher.iter(|| complete(&mut matcher, black_box(texts)));
+            bencher.iter(|| match_completion(&mut matcher, black_box(texts)));
         });
     }
     group.finish();
 }
 
-/// Passes the whole completion and its end to the matcher.
-fn complete(matcher: &mut StopMatcher<usize>, texts: &[String]) {
+/// Passes the whole completion to the matcher, then ends it.
+fn match_completion(matcher: &mut StopMatcher<usize>, texts: &[String]) {
     let release = |token: usize, text: &str| {
         black_box((token, text));
     };
@@ -65,8 +68,9 @@ fn complete(matcher: &mut StopMatcher<usize>, texts: &[String]) {
     matcher.finish(release);
 }
 
-/// The largest number of stop strings, all of this length and of one letter except for their ends.
-fn long(bytes: usize, letter: &str) -> Vec<String> {
+/// Returns the largest allowed number of stop strings. Each repeats `letter`, differs at its end and has this length
+/// in bytes.
+fn long_stop_strings(bytes: usize, letter: &str) -> Vec<String> {
     let ends = (0..MAX_STOP_STRINGS).map(|end| format!(" end {end:02}"));
     ends.map(|end| letter.repeat(bytes - end.len()) + &end)
         .collect()

@@ -1,5 +1,5 @@
-//! Cost of a token in the gRPC API: encoding and decoding the message `Tokens` with 256 of them, by hand and
-//! with prost's derived code.
+//! Cost of a token in the gRPC API: encoding and decoding a `Tokens` message with 256 tokens, with Tokenway's
+//! hand-written code and with prost's derived code.
 
 use std::hint::black_box;
 
@@ -8,12 +8,12 @@ use criterion::{Criterion, Throughput};
 use prost::Message;
 use tokenway::proto::v1;
 
-/// Tokens of the largest message.
+/// Number of tokens in the largest message.
 const TOKENS: u32 = 256;
 
-/// The message as prost derives it.
+/// The `Tokens` message with the code that prost derives.
 #[derive(Clone, PartialEq, Message)]
-struct Derived {
+struct DerivedTokens {
     #[prost(uint32, tag = "1")]
     choice: u32,
     #[prost(uint32, tag = "2")]
@@ -27,12 +27,12 @@ struct Derived {
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     tokens(&mut criterion, "tokens", false);
-    tokens(&mut criterion, "tokens with stamps", true);
+    tokens(&mut criterion, "tokens with timestamps", true);
     criterion.final_summary();
 }
 
 fn tokens(criterion: &mut Criterion, name: &str, stamps: bool) {
-    let derived = message(stamps);
+    let derived = make_message(stamps);
     let by_hand = v1::Tokens {
         choice: derived.choice,
         first_index: derived.first_index,
@@ -59,7 +59,7 @@ fn tokens(criterion: &mut Criterion, name: &str, stamps: bool) {
         bencher.iter(|| decode::<v1::Tokens>(&bytes));
     });
     group.bench_function("decode as derived", |bencher| {
-        bencher.iter(|| decode::<Derived>(&bytes));
+        bencher.iter(|| decode::<DerivedTokens>(&bytes));
     });
     group.finish();
 }
@@ -78,7 +78,7 @@ fn decode<M: Message + Default>(bytes: &Bytes) {
     black_box(message.expect("it was encoded above"));
 }
 
-fn message(stamps: bool) -> Derived {
+fn make_message(stamps: bool) -> DerivedTokens {
     // A machine's clock after an hour.
     let due_ns = stamps.then_some(3_600_000_000_000);
     let tokens = (0..TOKENS).map(|id| v1::Token {
@@ -88,7 +88,7 @@ fn message(stamps: bool) -> Derived {
         emitted_ns: due_ns,
         logprobs: None,
     });
-    Derived {
+    DerivedTokens {
         choice: 0,
         first_index: TOKENS,
         tokens: tokens.collect(),

@@ -1,11 +1,11 @@
-//! Cost of assembling characters for a token: a completion of 256 tokens.
+//! Cost of assembling UTF-8 characters from a token's bytes: a completion of 256 tokens.
 
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
 use tokenway::text::utf8::Utf8Assembler;
 
-/// Tokens of the completion.
+/// Number of tokens in the completion.
 const TOKENS: u32 = 256;
 
 fn main() {
@@ -16,18 +16,18 @@ fn main() {
 
 fn utf8(criterion: &mut Criterion) {
     let cases = [
-        ("ascii", repeated(&[b"token_1"])),
-        ("whole characters", repeated(&["日本語".as_bytes()])),
-        // A character over two tokens, and over as many tokens as it has bytes.
+        ("ascii", repeat_tokens(&[b"token_1"])),
+        ("whole characters", repeat_tokens(&["日本語".as_bytes()])),
+        // A character split over two tokens, and over as many tokens as it has bytes.
         (
             "characters over 2 tokens",
-            repeated(&[b"\xe6\x97", b"\xa5"]),
+            repeat_tokens(&[b"\xe6\x97", b"\xa5"]),
         ),
         (
             "characters over 4 tokens",
-            repeated(&[b"\xf0", b"\x9f", b"\x98", b"\x80"]),
+            repeat_tokens(&[b"\xf0", b"\x9f", b"\x98", b"\x80"]),
         ),
-        ("no characters", repeated(&[b"a\xff"])),
+        ("no characters", repeat_tokens(&[b"a\xff"])),
     ];
     let mut group = criterion.benchmark_group("utf8");
     group.throughput(Throughput::Elements(u64::from(TOKENS)));
@@ -49,7 +49,7 @@ fn utf8(criterion: &mut Criterion) {
 }
 
 /// Repeats these tokens up to the length of the completion.
-fn repeated(tokens: &[&[u8]]) -> Vec<Vec<u8>> {
+fn repeat_tokens(tokens: &[&[u8]]) -> Vec<Vec<u8>> {
     let tokens = tokens.iter().map(|token| token.to_vec()).cycle();
     tokens.zip(0..TOKENS).map(|(token, _)| token).collect()
 }

@@ -17,15 +17,14 @@ pub(crate) struct ServerUrl {
 }
 
 impl ServerUrl {
-    /// URL of the server at `host:port`.
-    pub(crate) fn at(authority: &str) -> Self {
+    /// Returns the URL of the server at this `host:port`.
+    pub(crate) fn from_authority(authority: &str) -> Self {
         Self {
             authority: authority.to_owned(),
             base_path: String::new(),
         }
     }
 
-    /// A path of this server.
     pub(crate) fn path(&self, path: &str) -> String {
         format!("{}{path}", self.base_path)
     }
@@ -59,7 +58,7 @@ impl fmt::Display for ServerUrl {
 }
 
 /// Parses a gRPC address, with or without `http://` before it.
-pub(crate) fn grpc_address(text: &str) -> Result<ServerUrl, String> {
+pub(crate) fn parse_grpc_address(text: &str) -> Result<ServerUrl, String> {
     if text.contains("://") {
         text.parse()
     } else {
@@ -68,21 +67,21 @@ pub(crate) fn grpc_address(text: &str) -> Result<ServerUrl, String> {
 }
 
 /// Parses a time in milliseconds, which may have a fraction.
-pub(crate) fn duration_ms(text: &str) -> Result<Duration, String> {
-    let ms = number(text)?;
+pub(crate) fn parse_duration_ms(text: &str) -> Result<Duration, String> {
+    let ms = parse_ms(text)?;
     Duration::try_from_secs_f64(ms / 1e3)
         .map_err(|_| "it must be a number of milliseconds, 0 or more".to_owned())
 }
 
 /// Parses a number of milliseconds that may be negative.
-pub(crate) fn number(text: &str) -> Result<f64, String> {
+pub(crate) fn parse_ms(text: &str) -> Result<f64, String> {
     text.parse()
         .ok()
         .filter(|number: &f64| number.is_finite())
         .ok_or_else(|| "it must be a number of milliseconds".to_owned())
 }
 
-/// Writes a time as [`duration_ms`] parses it.
+/// Writes a time as [`parse_duration_ms`] parses it.
 pub(crate) fn to_ms(duration: Duration) -> String {
     (duration.as_secs_f64() * 1e3).to_string()
 }
@@ -97,7 +96,10 @@ mod tests {
         assert_eq!(url.authority, "example.org:80");
         assert_eq!(url.path("/v1/completions"), "/base/v1/completions");
         for text in ["[::1]:50051", "http://[::1]:50051"] {
-            assert_eq!(grpc_address(text).unwrap(), ServerUrl::at("[::1]:50051"));
+            assert_eq!(
+                parse_grpc_address(text).unwrap(),
+                ServerUrl::from_authority("[::1]:50051")
+            );
         }
     }
 
@@ -110,11 +112,11 @@ mod tests {
 
     #[test]
     fn a_time_may_have_a_fraction_and_is_never_negative() {
-        assert_eq!(duration_ms("0.25"), Ok(Duration::from_micros(250)));
+        assert_eq!(parse_duration_ms("0.25"), Ok(Duration::from_micros(250)));
         assert_eq!(to_ms(Duration::from_micros(250)), "0.25");
         for text in ["-1", "NaN", "inf", "1e300", "fast"] {
-            assert!(duration_ms(text).is_err(), "{text}");
+            assert!(parse_duration_ms(text).is_err(), "{text}");
         }
-        assert_eq!(number("-1000"), Ok(-1000.0));
+        assert_eq!(parse_ms("-1000"), Ok(-1000.0));
     }
 }

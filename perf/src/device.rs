@@ -1,4 +1,4 @@
-//! The device behind the floors: the product's own worker over the test runner, read directly.
+//! The device behind the floors: Tokenway's own worker with the test runner. The floors read its token channels.
 
 use std::io;
 use std::sync::Arc;
@@ -15,31 +15,27 @@ use tokenway::worker::{Assignment, Generation, WorkerEvent, WorkerHandle, Worker
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
-/// Outputs that a reader takes at once, as in the product.
-pub(crate) const BATCH: usize = 256;
-
-/// Tokens by which a sequence may be ahead of its reader, as in the product.
+/// Number of outputs that a reader takes at once, as in Tokenway's own streams.
+pub(crate) const READ_BATCH: usize = 256;
+/// Number of tokens by which a sequence may be ahead of its reader, as in Tokenway's own streams.
 const CREDIT: usize = 256;
-
-/// Capacity of the channel with the worker's events.
-const EVENTS: usize = 1024;
-
-/// Longer than any run.
+/// Capacity of the channel for the worker's events.
+const EVENT_CAPACITY: usize = 1024;
+/// Deadline and timeout that no run reaches.
 const DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A worker over the test runner. Its clones share it.
+/// A worker that runs the test runner. Clones of this handle share one worker.
 #[derive(Clone)]
 pub(crate) struct Device {
     worker: WorkerHandle,
     generation: Generation,
-    /// Ends with the last clone.
+    /// Thread of the worker, which ends when the last clone is dropped.
     _thread: Arc<DeviceThread>,
 }
 
 impl Device {
-    /// Starts the worker, and waits until it is ready.
     pub(crate) async fn start(interval: Duration, slots: usize) -> io::Result<Self> {
-        let (sender, mut events) = mpsc::channel(EVENTS);
+        let (sender, mut events) = mpsc::channel(EVENT_CAPACITY);
         let options = TestRunnerOptions {
             interval,
             ..TestRunnerOptions::default()
@@ -71,7 +67,7 @@ impl Device {
     }
 
     /// Assigns a sequence to the worker. The channel closes at once if there is no free slot.
-    pub(crate) fn open(&self, max_tokens: u32, timestamps: bool) -> TokenReceiver {
+    pub(crate) fn open_sequence(&self, max_tokens: u32, timestamps: bool) -> TokenReceiver {
         let (sender, receiver) = token_channel(CREDIT, Arc::new(Notify::new()), Counter::noop());
         let mut sequence = Sequence::new([0], max_tokens);
         sequence.options.timestamps = timestamps;

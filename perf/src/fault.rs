@@ -1,4 +1,4 @@
-//! Everything that can go wrong with one request, for all clients of this program.
+//! Faults of a request, which all clients of this program report.
 
 use std::io;
 
@@ -45,17 +45,17 @@ impl Fault {
         }
     }
 
-    /// An error with all its causes, because hyper's own text names only the outermost.
+    /// Returns a fault with all causes of an error, because hyper's own text names only the outermost cause.
     fn connection(error: impl Into<anyhow::Error>) -> Self {
         Self::Connection(format!("{:#}", error.into()))
     }
 
-    /// A stream that ended after this many tokens without a part of its end.
+    /// Returns the fault of a stream that ended after this many tokens, before `missing` arrived.
     pub(crate) fn cut_off(after: u32, missing: &'static str) -> Self {
         Self::CutOff { after, missing }
     }
 
-    /// Bytes that the protocol does not allow here, shown as text.
+    /// Returns the fault of bytes that the protocol does not allow, shown as text.
     pub(crate) fn malformed(why: &str, bytes: &[u8]) -> Self {
         Self::Malformed(format!("{why}: {:?}", String::from_utf8_lossy(bytes)))
     }

@@ -11,43 +11,41 @@ use crate::fault::Fault;
 use crate::stamp::Stamp;
 use crate::statistics::count;
 
-/// Longest time that a histogram tells from longer ones, and its precision.
-const HIGHEST_NS: u64 = 60_000_000_000;
-const DIGITS: u8 = 3;
-
-/// Distinct faults that are listed; the others are only counted.
+/// Longest time that a histogram records exactly, and number of significant digits that a histogram keeps.
+const MAX_RECORDED_NS: u64 = 60_000_000_000;
+const HISTOGRAM_DIGITS: u8 = 3;
+/// Number of distinct faults that are listed. Further faults are only counted.
 const LISTED_FAULTS: usize = 5;
 
-/// Counts and times of one load.
+/// Counts and times of one load, from its start.
 #[derive(Debug, Default)]
 pub(crate) struct Figures {
     pub(crate) tokens: u64,
-    /// Requests whose tokens all arrived.
+    /// Number of requests whose tokens all arrived.
     pub(crate) requests: u64,
     pub(crate) reads: u64,
     pub(crate) bytes: u64,
-    /// Bytes of the tokens' lines or messages, without heads and frames.
+    /// Total size of the lines or messages with tokens, in bytes, without response heads and HTTP/2 frames.
     pub(crate) token_bytes: u64,
-    /// Requests whose first token arrived.
+    /// Number of requests whose first token arrived.
     pub(crate) started: u64,
-    /// gRPC requests whose response headers arrived, which the server sends before a slot is free.
+    /// Number of gRPC requests whose response headers arrived. The server sends the headers before it has a free slot.
     pub(crate) answered: u64,
-    /// From the start of the load to the last token.
+    /// Time from the start of the load to the last token.
     pub(crate) elapsed_ns: u64,
-    /// Share of one processor that the load took. Near 1 the load itself may be the bottleneck.
+    /// Share of one processor that the load generator used. Near 1, the load generator may be the bottleneck.
     pub(crate) load_share: f64,
     pub(crate) times: Times,
-    /// Tokens stamped by another machine's clock; their times are not counted.
+    /// Number of tokens with a timestamp of another machine's clock. Their times are not recorded.
     pub(crate) foreign_stamps: u64,
     pub(crate) fault_count: u32,
-    /// First distinct faults.
+    /// The first [`LISTED_FAULTS`] distinct faults.
     pub(crate) faults: Vec<String>,
     started_ns: u64,
     started_cpu: Duration,
     last_token_ns: u64,
 }
 
-/// Rates of one load.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Rates {
     pub(crate) tokens: u64,
@@ -57,54 +55,61 @@ pub(crate) struct Rates {
     pub(crate) bytes_per_token: f64,
 }
 
-/// Histograms of times in nanoseconds. In JSON each is a list of times with their numbers of occurrences.
+/// Histograms of times in nanoseconds. In JSON, a histogram is a list of pairs: a time, and the number of its
+/// occurrences.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Times {
-    /// From the device's emission of a token to the read that returned it.
-    #[serde(serialize_with = "pairs")]
+    /// Time from the emission of a token by the device to the read that returned the token.
+    #[serde(serialize_with = "serialize_histogram")]
     pub(crate) one_way: Histogram<u64>,
-    /// From the time at which a token was due to the read that returned it.
-    #[serde(rename = "schedule_lateness", serialize_with = "pairs")]
+    /// Time from the due time of a token to the read that returned the token.
+    #[serde(rename = "schedule_lateness", serialize_with = "serialize_histogram")]
     pub(crate) lateness: Histogram<u64>,
-    /// From the time at which a token was due to its emission, which is the device's own delay.
-    #[serde(rename = "runner_lateness", serialize_with = "pairs")]
+    /// Time from the due time of a token to its emission, which is the device's own delay.
+    #[serde(rename = "runner_lateness", serialize_with = "serialize_histogram")]
     pub(crate) runner: Histogram<u64>,
-    /// From the time at which a stream was due to start to its start, which is the load's own delay.
-    #[serde(rename = "sender_lateness", serialize_with = "pairs")]
+    /// Time from the due time of a stream's start to its start, which is the load generator's own delay.
+    #[serde(rename = "sender_lateness", serialize_with = "serialize_histogram")]
     pub(crate) sender: Histogram<u64>,
-    /// From the time at which a request was due to the read that returned its first token.
-    #[serde(serialize_with = "pairs")]
+    /// Time from the due time of a request to the read that returned its first token.
+    #[serde(serialize_with = "serialize_histogram")]
     pub(crate) ttft: Histogram<u64>,
-    /// Between the reads that returned two consecutive tokens of a stream.
-    #[serde(rename = "inter_token", serialize_with = "pairs")]
+    /// Time between the reads that returned two consecutive tokens of a stream.
+    #[serde(rename = "inter_token", serialize_with = "serialize_histogram")]
     pub(crate) gaps: Histogram<u64>,
-    /// For each request: (last token − first token) / (tokens − 1).
-    #[serde(rename = "time_per_output_token", serialize_with = "pairs")]
+    /// Time per output token of each request: (last token − first token) / (tokens − 1).
+    #[serde(
+        rename = "time_per_output_token",
+        serialize_with = "serialize_histogram"
+    )]
     pub(crate) tpot: Histogram<u64>,
 }
 
-fn pairs<S: Serializer>(times: &Histogram<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+fn serialize_histogram<S: Serializer>(
+    times: &Histogram<u64>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     let recorded = times.iter_recorded();
     serializer
         .collect_seq(recorded.map(|value| (value.value_iterated_to(), value.count_at_value())))
 }
 
-/// Availability of a server's stamps, without which one-way latency is unknown.
+/// Availability of a server's timestamps. One-way latency cannot be computed without them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Stamps {
+pub(crate) enum TimestampStatus {
     #[serde(rename = "not_asked")]
     NotRequested,
-    /// Requested, but the server sends none.
+    /// Timestamps were requested, but the server sent none.
     Absent,
-    /// Taken from another machine's clock.
+    /// The timestamps come from another machine's clock.
     ForeignClock,
     Known,
 }
 
 impl Default for Times {
     fn default() -> Self {
-        let times = Histogram::new_with_bounds(1, HIGHEST_NS, DIGITS);
+        let times = Histogram::new_with_bounds(1, MAX_RECORDED_NS, HISTOGRAM_DIGITS);
         let times = times.expect("the bounds are valid");
         Self {
             one_way: times.clone(),
@@ -119,7 +124,6 @@ impl Default for Times {
 }
 
 impl Times {
-    /// Adds the times of another round.
     pub(crate) fn add(&mut self, other: &Self) {
         for (sum, other) in [
             (&mut self.one_way, &other.one_way),
@@ -134,7 +138,7 @@ impl Times {
         }
     }
 
-    fn stamped(&mut self, stamp: Stamp, received_ns: u64) {
+    fn record_timestamps(&mut self, stamp: Stamp, received_ns: u64) {
         let Stamp { due_ns, emitted_ns } = stamp;
         let since = |ns| received_ns.saturating_sub(ns);
         self.one_way.saturating_record(since(emitted_ns));
@@ -147,39 +151,38 @@ impl Times {
 }
 
 impl Figures {
-    /// Empty figures of a load that starts now.
+    /// Creates empty figures of a load that starts now.
     pub(crate) fn new() -> Self {
         Self {
             started_ns: monotonic_ns(),
-            started_cpu: thread_cpu(),
+            started_cpu: thread_cpu_time(),
             ..Self::default()
         }
     }
 
-    /// Figures of a load that could not start.
-    pub(crate) fn of_fault(fault: &Fault) -> Self {
+    pub(crate) fn from_fault(fault: &Fault) -> Self {
         let mut figures = Self::new();
-        figures.fault(fault.to_string());
+        figures.record_fault(fault.to_string());
         figures
     }
 
-    /// Records that a stream starts now that was due at `due_ns`.
-    pub(crate) fn sent(&mut self, due_ns: u64) {
+    /// Records that a stream starts now, and was due to start at `due_ns`.
+    pub(crate) fn record_start(&mut self, due_ns: u64) {
         let late = monotonic_ns().saturating_sub(due_ns);
         self.times.sender.saturating_record(late);
     }
 
-    pub(crate) fn read(&mut self, bytes: usize) {
+    pub(crate) fn record_read(&mut self, bytes: usize) {
         self.reads += 1;
         self.bytes += u64::try_from(bytes).unwrap_or(0);
     }
 
-    pub(crate) fn token_bytes(&mut self, bytes: usize) {
+    pub(crate) fn record_token_bytes(&mut self, bytes: usize) {
         self.token_bytes += u64::try_from(bytes).unwrap_or(0);
     }
 
     /// Records a request whose tokens have all arrived.
-    pub(crate) fn finished(&mut self, progress: &Progress) {
+    pub(crate) fn record_request(&mut self, progress: &Progress) {
         self.requests += 1;
         let intervals = u64::from(progress.count.saturating_sub(1));
         if let Some(tpot) = progress.streaming_ns().checked_div(intervals) {
@@ -187,30 +190,31 @@ impl Figures {
         }
     }
 
-    pub(crate) fn fault(&mut self, fault: String) {
+    pub(crate) fn record_fault(&mut self, fault: String) {
         self.fault_count += 1;
-        self.list(fault);
+        self.list_fault(fault);
     }
 
-    /// Adds the faults of another part of the run.
     pub(crate) fn add_faults(&mut self, other: &Self) {
         self.fault_count += other.fault_count;
         for fault in &other.faults {
-            self.list(fault.clone());
+            self.list_fault(fault.clone());
         }
     }
 
-    fn list(&mut self, fault: String) {
+    fn list_fault(&mut self, fault: String) {
         if self.faults.len() < LISTED_FAULTS && !self.faults.contains(&fault) {
             self.faults.push(fault);
         }
     }
 
-    /// Adds foreign stamps to the faults, for a server that runs on this machine.
-    pub(crate) fn fault_foreign_stamps(&mut self) {
+    /// Records a fault if timestamps come from another clock. Call it only for a server on this machine.
+    pub(crate) fn record_foreign_timestamps(&mut self) {
         if self.foreign_stamps > 0 {
             let count = self.foreign_stamps;
-            self.fault(format!("{count} stamps are not of this machine's clock"));
+            self.record_fault(format!(
+                "{count} timestamps come from another machine's clock"
+            ));
         }
     }
 
@@ -225,45 +229,44 @@ impl Figures {
         }
     }
 
-    /// Availability of stamps, if they were requested.
-    pub(crate) fn stamps(&self) -> Stamps {
+    /// Returns the availability of the timestamps. Call it only if they were requested.
+    pub(crate) fn timestamp_status(&self) -> TimestampStatus {
         if self.foreign_stamps > 0 {
-            Stamps::ForeignClock
+            TimestampStatus::ForeignClock
         } else if self.times.one_way.is_empty() {
-            Stamps::Absent
+            TimestampStatus::Absent
         } else {
-            Stamps::Known
+            TimestampStatus::Known
         }
     }
 
-    /// Ends the load now.
-    pub(crate) fn end(&mut self) {
+    /// Records that the load ends now.
+    pub(crate) fn finish(&mut self) {
         self.elapsed_ns = self.last_token_ns.saturating_sub(self.started_ns);
         let wall = Duration::from_nanos(monotonic_ns().saturating_sub(self.started_ns));
-        let cpu = thread_cpu().saturating_sub(self.started_cpu);
+        let cpu = thread_cpu_time().saturating_sub(self.started_cpu);
         self.load_share = cpu.div_duration_f64(wall);
     }
 }
 
-/// Processor time of the current thread, on which the whole load runs.
-pub(crate) fn thread_cpu() -> Duration {
+pub(crate) fn thread_cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::try_from(time).expect("processor time is not negative")
 }
 
-/// Progress of one request.
+/// Progress of one request: number and times of the tokens that have arrived.
 pub(crate) struct Progress {
     due_ns: u64,
     first_ns: u64,
     last_ns: u64,
     every_gap: bool,
-    /// Tokens that have arrived.
+    /// Number of tokens that have arrived.
     pub(crate) count: u32,
 }
 
 impl Progress {
-    /// Progress of a request that is due at `due_ns`. Gaps between tokens without stamps are recorded only
-    /// with `every_gap`.
+    /// Creates the progress of a request that is due at `due_ns`. If `every_gap` is false, gaps are recorded only
+    /// between tokens with timestamps.
     pub(crate) fn start(due_ns: u64, every_gap: bool) -> Self {
         Self {
             due_ns,
@@ -274,18 +277,22 @@ impl Progress {
         }
     }
 
-    /// Time from the request to the last token.
+    /// Returns the time from the request to the last token.
     pub(crate) fn total_ns(&self) -> u64 {
         self.last_ns.saturating_sub(self.due_ns)
     }
 
-    /// Time from the first token to the last.
+    /// Returns the time from the first token to the last.
     pub(crate) fn streaming_ns(&self) -> u64 {
         self.last_ns.saturating_sub(self.first_ns)
     }
 
-    /// Records the next token, which a read returned at `received_ns`.
-    pub(crate) fn token(&mut self, figures: &mut Figures, received_ns: u64, stamp: Option<Stamp>) {
+    pub(crate) fn record_token(
+        &mut self,
+        figures: &mut Figures,
+        received_ns: u64,
+        stamp: Option<Stamp>,
+    ) {
         if self.count == 0 {
             let ttft = received_ns.saturating_sub(self.due_ns);
             figures.times.ttft.saturating_record(ttft);
@@ -296,9 +303,9 @@ impl Progress {
             figures.times.gaps.saturating_record(gap);
         }
         if let Some(stamp) = stamp {
-            // On one clock a token is emitted after its request was due and before it arrives.
+            // On this machine's clock, a token is emitted after its request was due and before it arrives.
             if (self.due_ns..=received_ns).contains(&stamp.emitted_ns) {
-                figures.times.stamped(stamp, received_ns);
+                figures.times.record_timestamps(stamp, received_ns);
             } else {
                 figures.foreign_stamps += 1;
             }
@@ -336,23 +343,23 @@ mod tests {
         let started_ns = figures.started_ns;
         let mut progress = Progress::start(started_ns, true);
         for after_ns in [500, 600, 900, 1_100] {
-            progress.token(&mut figures, started_ns + after_ns, None);
+            progress.record_token(&mut figures, started_ns + after_ns, None);
         }
-        figures.finished(&progress);
-        figures.end();
+        figures.record_request(&progress);
+        figures.finish();
         let times = &figures.times;
         assert_eq!((times.ttft.max(), times.tpot.max()), (500, 200));
         let gaps = &times.gaps;
         assert_eq!((gaps.min(), gaps.max(), gaps.len()), (100, 300, 3));
         assert_eq!((figures.elapsed_ns, figures.requests), (1_100, 1));
-        assert_eq!(figures.stamps(), Stamps::Absent);
+        assert_eq!(figures.timestamp_status(), TimestampStatus::Absent);
     }
 
     #[test]
     fn a_single_token_has_no_time_per_output_token() {
         let (mut figures, mut progress) = (Figures::new(), Progress::start(0, false));
-        progress.token(&mut figures, 5, None);
-        figures.finished(&progress);
+        progress.record_token(&mut figures, 5, None);
+        figures.record_request(&progress);
         assert_eq!((figures.requests, figures.times.tpot.len()), (1, 0));
     }
 
@@ -360,7 +367,7 @@ mod tests {
     fn every_token_that_a_stall_delayed_is_late_by_its_own_due_time() {
         let (mut figures, mut progress) = (Figures::new(), Progress::start(0, false));
         for due_ns in (100..=1_000).step_by(100) {
-            progress.token(&mut figures, 1_050, stamp(Some(due_ns), 1_000));
+            progress.record_token(&mut figures, 1_050, stamp(Some(due_ns), 1_000));
         }
         let times = &figures.times;
         assert_eq!(times.lateness.count_between(450, 1_000), 6);
@@ -372,8 +379,8 @@ mod tests {
     #[test]
     fn a_device_without_a_schedule_has_no_lateness() {
         let (mut figures, mut progress) = (Figures::new(), Progress::start(0, false));
-        progress.token(&mut figures, 10, stamp(None, 5));
-        assert_eq!(figures.stamps(), Stamps::Known);
+        progress.record_token(&mut figures, 10, stamp(None, 5));
+        assert_eq!(figures.timestamp_status(), TimestampStatus::Known);
         assert!(figures.times.lateness.is_empty());
     }
 
@@ -381,8 +388,8 @@ mod tests {
     fn stamps_of_another_machines_clock_are_not_counted_as_times() {
         for emitted_ns in [9, 51] {
             let (mut figures, mut progress) = (Figures::new(), Progress::start(10, false));
-            progress.token(&mut figures, 50, stamp(None, emitted_ns));
-            assert_eq!(figures.stamps(), Stamps::ForeignClock);
+            progress.record_token(&mut figures, 50, stamp(None, emitted_ns));
+            assert_eq!(figures.timestamp_status(), TimestampStatus::ForeignClock);
             assert!(figures.times.one_way.is_empty());
         }
     }

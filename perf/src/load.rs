@@ -1,9 +1,9 @@
-//! The load generator: many streams at once, and a client that only reads, checks and times. It runs on
-//! one thread, outside the server's process.
+//! The load generator: runs many concurrent streams, and checks and times each token. It runs on one thread, outside
+//! the server's process.
 //!
-//! The load is open loop: streams start when they are due, and the tokens of a paced stream arrive when
-//! the device makes them, whatever the client does. Each is judged by the time at which it was due, so a
-//! stall counts against everything that it delayed.
+//! The load is open loop: streams start when they are due, and the tokens of a paced stream arrive when the device
+//! makes them, whatever the client does. Each token is timed from its due time, so a stall counts against every token
+//! that it delays.
 
 use std::time::Duration;
 
@@ -17,35 +17,35 @@ mod response;
 mod session;
 
 pub(crate) use consumer::Consumer;
-pub(crate) use session::{Session, Sockets};
+pub(crate) use session::{ConnectionPlan, Session};
 
 use crate::arguments::ServerUrl;
 use crate::device::Device;
 use crate::stream::{CompletionRequest, Format};
 
-/// Work of one load.
+/// Description of one load.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Load {
-    /// Streams at once. If their starts are spread over longer than they last, they follow each other.
+    /// Number of streams. They run concurrently, unless `spread` is longer than a stream lasts.
     pub(crate) streams: u32,
-    /// Requests that each stream makes, one after the other.
+    /// Number of requests that each stream makes, one after the other.
     pub(crate) requests: u32,
-    /// Tokens of each request.
+    /// Number of tokens that each request asks for.
     pub(crate) tokens: u32,
-    /// Requests stamps, and records the tokens' times.
+    /// True if requests ask for timestamps, from which one-way latency is computed.
     #[serde(skip)]
     pub(crate) timed: bool,
-    /// Records the gaps between tokens without stamps too.
+    /// True if gaps between tokens are recorded even if the tokens have no timestamps.
     #[serde(skip)]
     pub(crate) every_gap: bool,
-    /// Time over which the streams' starts are evenly spread.
+    /// Time over which the starts of the streams are evenly spread.
     #[serde(skip)]
     pub(crate) spread: Duration,
-    /// Checks that each stream is `token_0`, `token_1`, … up to the requested number.
+    /// True if each stream must consist of `token_0`, `token_1`, … up to the requested number of tokens.
     pub(crate) expect_test_runner: bool,
-    /// `None` lets the server choose.
+    /// Model to request. `None` lets the server choose.
     pub(crate) model: Option<String>,
-    /// Time limit of a request. `None` waits forever.
+    /// Time limit of a request. `None` means no limit.
     #[serde(skip)]
     pub(crate) timeout: Option<Duration>,
 }
@@ -53,13 +53,13 @@ pub(crate) struct Load {
 /// Destination of a load.
 #[derive(Clone)]
 pub(crate) enum Target {
-    /// A device of this process, through its channels.
+    /// A device in this process, whose token channels are read directly.
     Device(Device),
     Server(ServerUrl, Format),
 }
 
 impl Load {
-    /// Streams of the test runner, each of which makes one request.
+    /// Returns a load of streams from the test runner, each with one request.
     pub(crate) fn of_test_runner(streams: u32, tokens: u32) -> Self {
         Self {
             streams,
@@ -74,8 +74,7 @@ impl Load {
         }
     }
 
-    /// Request of each stream.
-    pub(crate) fn completion(&self) -> CompletionRequest<'_> {
+    pub(crate) fn completion_request(&self) -> CompletionRequest<'_> {
         CompletionRequest {
             model: self.model.as_deref(),
             stamps: self.timed,

@@ -1,5 +1,5 @@
-//! `tokenway-perf` measures what a server adds to the tokens that pass through it. `main` reads the
-//! command line and runs a subcommand; each subcommand is a module of its own.
+//! `tokenway-perf` measures the latency and CPU time that a server adds to the tokens that pass through it. `main`
+//! reads the command line and runs a subcommand; each subcommand is a module of its own.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -30,7 +30,7 @@ mod streaming;
 mod survive;
 mod worker;
 
-/// Measures what a Tokenway server, or another of its kind, adds to the tokens of a stream.
+/// Measures the latency and CPU time that a Tokenway server, or another LLM server, adds to streamed tokens.
 #[derive(Parser)]
 #[command(name = "tokenway-perf", version)]
 struct Cli {
@@ -60,7 +60,7 @@ enum Verdict {
 
 impl Verdict {
     /// Verdict of a run whose report already contains what went wrong.
-    fn reported(has_passed: bool) -> Self {
+    fn from_report(has_passed: bool) -> Self {
         if has_passed {
             Self::Passed
         } else {
@@ -89,7 +89,7 @@ fn main() -> ExitCode {
         Command::Soak(options) => on_this_thread(soak::run(&options, out)),
         Command::Survive(options) => on_this_thread(survive::run(&options, out)),
         Command::Worker(options) => on_this_thread(worker::run(*options)),
-        // A server under test has the threads that the product's own has.
+        // A server under test runs on as many threads as `tokenway serve`.
         Command::Serve(arguments) => {
             run_on(Builder::new_multi_thread(), serve::run(&arguments, out))
         }
@@ -106,7 +106,7 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Runs a client on one thread, so that a token that has been read is processed without waking another.
+/// Runs a client on one thread, so that a token is processed by the thread that read it.
 fn on_this_thread(run: impl Future<Output = Outcome>) -> Outcome {
     run_on(Builder::new_current_thread(), run)
 }

@@ -9,12 +9,11 @@ use crate::arguments::ServerUrl;
 use crate::fault::Fault;
 use crate::stream::{Connection, Protocol};
 
-/// Metrics of a server at a moment.
+/// Snapshot of a server's metrics.
 #[derive(Default)]
 pub(crate) struct Metrics(String);
 
 impl Metrics {
-    /// Fetches the metrics over a connection of its own.
     pub(crate) async fn fetch(url: &ServerUrl) -> Result<Self, Fault> {
         let request = Request::get(format!("{url}/metrics"))
             .header(HOST, &url.authority)
@@ -30,7 +29,7 @@ impl Metrics {
         Ok(Self(String::from_utf8_lossy(&text).into_owned()))
     }
 
-    /// Sum of a metric over its labels; `None` if there is no such metric.
+    /// Returns the sum of a metric over its labels, or `None` if there is no such metric.
     pub(crate) fn sum(&self, name: &str) -> Option<u64> {
         let values = self.0.lines().filter_map(|line| {
             let rest = line.strip_prefix(name)?;

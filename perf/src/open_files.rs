@@ -1,10 +1,10 @@
-//! The limit of open files of a process, of which each socket is one.
+//! The limit of open files of a process. Each socket is an open file.
 
 use anyhow::{Context, ensure};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Allows this process, and each that it starts from now on, to open this many files.
-pub(crate) fn allow(files: u32) -> anyhow::Result<()> {
+/// Raises the limit, so that this process and its future child processes can each open this many files.
+pub(crate) fn raise_limit(files: u32) -> anyhow::Result<()> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let needed = u64::from(files);
     // `None` is unlimited.

@@ -1,4 +1,4 @@
-//! Resources of a process, as Linux counts them.
+//! CPU time, memory and other resources of a process, as Linux reports them.
 
 use std::iter::{Sum, once};
 use std::time::Duration;
@@ -6,31 +6,28 @@ use std::time::Duration;
 use procfs::ProcResult;
 use procfs::process::Process;
 
-/// Prefix of the name of a device's thread.
+/// Prefix of the names of device threads.
 const DEVICE_THREAD_PREFIX: &str = "worker-";
 
 /// Processor time and memory of processes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Usage {
-    /// Processor time of all threads, which the scheduler counts to the nanosecond.
+    /// Processor time of all threads, with a resolution of a nanosecond.
     pub(crate) cpu: Duration,
-    /// Processor time of the devices' threads alone.
+    /// Processor time of the device threads alone.
     pub(crate) device_cpu: Duration,
     pub(crate) rss_bytes: u64,
 }
 
 impl Usage {
-    /// Usage of a process and of its children up to now.
-    ///
-    /// # Errors
-    /// If there is no such process.
+    /// Returns the usage of a process and its children so far.
     pub(crate) fn of(id: u32) -> ProcResult<Self> {
         let mut own = Self {
             rss_bytes: rss_bytes(id)?,
             ..Self::default()
         };
         // A thread or a child may end while it is inspected.
-        for thread in process(id)?.tasks()?.flatten() {
+        for thread in open_process(id)?.tasks()?.flatten() {
             if let (Ok(status), Ok(counts)) = (thread.status(), thread.schedstat()) {
                 let run_time = Duration::from_nanos(counts.sum_exec_runtime);
                 own.cpu += run_time;
@@ -39,7 +36,9 @@ impl Usage {
                 }
             }
         }
-        let of_children = children(id)?.into_iter().filter_map(|id| Self::of(id).ok());
+        let of_children = child_ids(id)?
+            .into_iter()
+            .filter_map(|id| Self::of(id).ok());
         Ok(once(own).chain(of_children).sum())
     }
 }
@@ -54,22 +53,20 @@ impl Sum for Usage {
     }
 }
 
-/// Resources that a process holds at a moment.
+/// Resources that a process holds.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Holdings {
+pub(crate) struct HeldResources {
     pub(crate) rss_bytes: u64,
-    /// Open files, sockets and everything else with a descriptor.
+    /// Number of file descriptors: open files, sockets and others.
     pub(crate) descriptors: u64,
     pub(crate) threads: u64,
 }
 
-impl Holdings {
-    /// Resources that a process holds now.
-    ///
-    /// # Errors
-    /// If there is no such process, or it belongs to another user.
+impl HeldResources {
+    /// Returns the resources that a process holds now.
+    /// Returns an error if there is no such process, or if it belongs to another user.
     pub(crate) fn of(id: u32) -> ProcResult<Self> {
-        let process = process(id)?;
+        let process = open_process(id)?;
         Ok(Self {
             rss_bytes: rss_bytes(id)?,
             descriptors: u64::try_from(process.fd_count()?).unwrap_or(u64::MAX),
@@ -78,41 +75,35 @@ impl Holdings {
     }
 }
 
-/// Running processes that a process has started.
-///
-/// # Errors
-/// If there is no such process.
-pub(crate) fn children(id: u32) -> ProcResult<Vec<u32>> {
-    let threads = process(id)?.tasks()?.flatten();
+/// Returns the ids of the running child processes of a process.
+pub(crate) fn child_ids(id: u32) -> ProcResult<Vec<u32>> {
+    let threads = open_process(id)?.tasks()?.flatten();
     Ok(threads
         .flat_map(|thread| thread.children().unwrap_or_default())
         .collect())
 }
 
-/// Resident memory of a process.
-///
-/// # Errors
-/// If there is no such process.
+/// Returns the resident memory of a process.
 pub(crate) fn rss_bytes(id: u32) -> ProcResult<u64> {
-    // A process that has ended and not been waited for has none.
-    Ok(process(id)?.status()?.vmrss.unwrap_or(0) * 1024)
+    // A process that has exited, but was not waited for, has no memory.
+    Ok(open_process(id)?.status()?.vmrss.unwrap_or(0) * 1024)
 }
 
-fn process(id: u32) -> ProcResult<Process> {
+fn open_process(id: u32) -> ProcResult<Process> {
     Process::new(id.try_into().unwrap_or(i32::MAX))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::figures::thread_cpu;
+    use crate::figures::thread_cpu_time;
 
     #[test]
     fn the_time_of_a_devices_thread_is_counted_apart() {
         let busy = || {
-            // Not a time on the wall, of which a busy machine gives this thread next to nothing.
-            let end = thread_cpu() + Duration::from_millis(20);
-            while thread_cpu() < end {}
+            // Spend CPU time, not wall-clock time: on a busy machine, a thread gets little CPU time in a second.
+            let end = thread_cpu_time() + Duration::from_millis(20);
+            while thread_cpu_time() < end {}
             Usage::of(std::process::id()).unwrap()
         };
         let before = busy();

@@ -1,10 +1,10 @@
-//! The progress bar of a run. It draws on standard error, and only if that is a terminal.
+//! The progress bar of a run. It is drawn on standard error, and only if standard error is a terminal.
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Creates a bar of `length` steps, laid out by an indicatif template.
-pub(crate) fn bar(length: u64, template: &str) -> ProgressBar {
+/// Creates a progress bar of `length` steps with the layout of an indicatif template.
+pub(crate) fn create_bar(length: u64, template: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(template).expect("the template is valid");
-    // Its default target is standard error, and is hidden if that is no terminal.
+    // The default target is standard error. Nothing is drawn if standard error is not a terminal.
     ProgressBar::new(length).with_style(style)
 }

@@ -1,5 +1,5 @@
-//! Reports of `overhead`, `soak` and `compare`: the page, its charts, the tables and the JSON file. It
-//! does not know which of them it reports.
+//! Parts that the reports of `overhead`, `soak` and `compare` share: the HTML page, its charts, the tables and the
+//! JSON file.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,21 +16,21 @@ mod table;
 
 pub(crate) use charts::{Axis, Bar, COLORS, Curve, QUANTILES, quantiles};
 pub(crate) use machine::Machine;
-pub(crate) use table::{cell, head, number, row};
+pub(crate) use table::{format_cell, format_head, format_number, format_row};
 
-/// Files of a report.
+/// Files to which a report is written.
 #[derive(Args)]
-pub(crate) struct Files {
+pub(crate) struct ReportFiles {
     /// Write all measurements to this file, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Write a page with charts to this file, as HTML in one piece
+    /// Write a self-contained HTML page with charts to this file
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
 }
 
-impl Files {
-    /// Writes the files that were asked for. The page is a template, and the values in it.
+impl ReportFiles {
+    /// Writes the files that the flags name. `page` returns the values for the HTML template.
     pub(crate) fn write(
         &self,
         measurements: &impl Serialize,
@@ -39,16 +39,16 @@ impl Files {
     ) -> anyhow::Result<()> {
         if let Some(path) = &self.json {
             let json = serde_json::to_string(measurements)? + "\n";
-            write("--json", path, &json)?;
+            write_file("--json", path, &json)?;
         }
         if let Some(path) = &self.html {
-            write("--html", path, &page::render(template, &values())?)?;
+            write_file("--html", path, &page::render(template, &values())?)?;
         }
         Ok(())
     }
 }
 
-/// Writes the file of a flag.
-pub(crate) fn write(flag: &str, path: &Path, text: &str) -> anyhow::Result<()> {
+/// Writes the file that a flag names. The error names the flag.
+pub(crate) fn write_file(flag: &str, path: &Path, text: &str) -> anyhow::Result<()> {
     fs::write(path, text).with_context(|| format!("{flag} {}", path.display()))
 }

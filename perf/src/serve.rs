@@ -1,5 +1,5 @@
-//! One server under test, of the product or a floor, as a process of its own. It prints its addresses on
-//! one line, and ends when its standard input closes, so that it never outlives its parent.
+//! The hidden subcommand `serve`: one server under test, either Tokenway or a floor, in its own process. It prints its
+//! addresses on one line, and ends when its standard input closes, so that it never outlives its parent.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -32,28 +32,28 @@ mod lines;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Role {
-    /// The product: HTTP API and gRPC API over an engine in the same process.
+    /// Tokenway with its HTTP API, its gRPC API and its engine in one process.
     Product,
-    /// The product without spans and access log.
+    /// Tokenway without spans and access log.
     Unlogged,
-    /// The product with its worker in a process of its own.
+    /// Tokenway with its worker in a separate process.
     Isolated,
-    /// The product's engine behind its gRPC API.
+    /// A Tokenway engine with its gRPC API.
     Engine,
-    /// The product's gateway in front of an engine.
+    /// A Tokenway gateway in front of an engine.
     Gateway,
-    /// The floor of every API: lines over a socket.
+    /// The floor of every API: NDJSON lines over a raw socket.
     Tcp,
-    /// The floor of the HTTP API.
+    /// The floor of the HTTP API: axum with one handler.
     Axum,
-    /// The floor of the gRPC API.
+    /// The floor of the gRPC API: tonic with one handler.
     Tonic,
 }
 
 /// Serve until standard input closes; the addresses are printed on one line.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Configuration, as JSON
+    /// Configuration of the server, as JSON
     #[arg(value_parser = |text: &str| serde_json::from_str::<Options>(text))]
     options: Options,
 }
@@ -64,24 +64,24 @@ pub(crate) struct Options {
     pub(crate) role: Role,
     /// Time between two tokens of a stream.
     pub(crate) interval: Duration,
-    /// Streams that run at once.
+    /// Number of streams that run concurrently.
     pub(crate) slots: usize,
-    /// Requests that may wait for a slot.
+    /// Number of requests that may wait for a slot.
     pub(crate) queue: usize,
-    /// Listening address of the gRPC API.
+    /// Address on which the gRPC API listens.
     pub(crate) grpc_listen: String,
     /// Address of the engine behind the gateway.
     pub(crate) engine: Option<String>,
-    /// Time until the product gives up a peer that sends no headers or reads too slowly. For bodies, and for
-    /// sockets that accept nothing, it is three times as long.
+    /// Time after which the server gives up a peer that sends no headers or reads too slowly. The timeout for bodies,
+    /// and for sockets that accept nothing, is three times as long.
     pub(crate) peer_timeout: Duration,
 }
 
-/// Listening address on a free port.
+/// Address to listen on any free port.
 const ANY_PORT: &str = "127.0.0.1:0";
 
 impl Options {
-    /// A server on any free ports, with the product's default timeouts.
+    /// Creates the configuration of a server on free ports, with Tokenway's default timeouts.
     pub(crate) fn new(role: Role, interval: Duration, slots: usize, queue: usize) -> Self {
         Self {
             role,
@@ -95,21 +95,20 @@ impl Options {
     }
 }
 
-/// Serves, in the process that was started for it.
 pub(crate) async fn run(Arguments { options }: &Arguments, out: &mut dyn Write) -> Outcome {
     match options.role {
         Role::Product | Role::Unlogged | Role::Isolated | Role::Engine | Role::Gateway => {
             if options.role != Role::Unlogged {
                 start_log()?;
             }
-            let server = Server::start(parts(options)?).await?;
+            let server = Server::start(server_parts(options)?).await?;
             server.ready(|_| ()).await?;
             let http = server.http_address().map(|http| format!("http={http}"));
             let grpc = server.grpc_address().map(|grpc| format!("grpc={grpc}"));
             let addresses: Vec<_> = http.into_iter().chain(grpc).collect();
             writeln!(out, "{}", addresses.join(" "))?;
             out.flush()?;
-            stdin_closed().await;
+            wait_for_stdin_close().await;
         }
         Role::Tcp | Role::Axum | Role::Tonic => {
             let device = Device::start(options.interval, options.slots).await?;
@@ -120,7 +119,7 @@ pub(crate) async fn run(Arguments { options }: &Arguments, out: &mut dyn Write) 
             out.flush()?;
             tokio::select! {
                 ended = serve_floor(options.role, listener, device) => ended?,
-                () = stdin_closed() => {}
+                () = wait_for_stdin_close() => {}
             }
         }
     }
@@ -147,12 +146,11 @@ fn start_log() -> anyhow::Result<()> {
     )?)
 }
 
-/// Waits until standard input closes. Nothing is ever written to it.
-async fn stdin_closed() {
+async fn wait_for_stdin_close() {
     let _ = tokio::io::stdin().read(&mut [0]).await;
 }
 
-fn parts(options: &Options) -> io::Result<ServerParts> {
+fn server_parts(options: &Options) -> io::Result<ServerParts> {
     let has_http = options.role != Role::Engine;
     let has_grpc = options.role != Role::Gateway;
     let http = HttpFrontend::listening_on(Address::Tcp(ANY_PORT.to_owned()));
@@ -167,18 +165,18 @@ fn parts(options: &Options) -> io::Result<ServerParts> {
             write_timeout: options.peer_timeout * 3,
             ..Limits::default()
         },
-        // A run may be long, and ends by itself.
+        // No stream of a run may be cut off by a deadline.
         request_timeout: Duration::from_secs(24 * 60 * 60),
         access_log: options.role != Role::Unlogged,
         drain: Drain {
             grace: Duration::ZERO,
             timeout: Duration::ZERO,
         },
-        ..ServerParts::new(source(options)?)
+        ..ServerParts::new(server_source(options)?)
     })
 }
 
-fn source(options: &Options) -> io::Result<Source> {
+fn server_source(options: &Options) -> io::Result<Source> {
     if options.role == Role::Gateway {
         let engine = options.engine.iter().map(|address| address.parse());
         let engines = engine.collect::<Result<_, _>>().map_err(io::Error::other)?;
@@ -193,7 +191,7 @@ fn source(options: &Options) -> io::Result<Source> {
         loader: Arc::new(TestRunnerLoader::new(runner)),
         aliases: Vec::new(),
         workers: 1,
-        isolation: isolation(options)?,
+        isolation: worker_isolation(options)?,
         slots: options.slots,
         queue_depth: options.queue,
         slow_reader_timeout: options.peer_timeout,
@@ -205,8 +203,8 @@ fn source(options: &Options) -> io::Result<Source> {
     }))
 }
 
-/// Runs an isolated worker with this executable.
-fn isolation(options: &Options) -> io::Result<Isolation> {
+/// Returns the isolation of the worker: with the role `Child`, this executable runs it as a process.
+fn worker_isolation(options: &Options) -> io::Result<Isolation> {
     if options.role != Role::Isolated {
         return Ok(Isolation::Thread);
     }

@@ -1,5 +1,4 @@
-//! A server under test, in a process of its own so that clients do not share its runtime. It never
-//! outlives the process that started it.
+//! Starts a server under test in its own process, so that clients do not share its runtime.
 
 use std::process::Stdio;
 
@@ -11,15 +10,15 @@ use crate::arguments::ServerUrl;
 use crate::process::Usage;
 use crate::serve::Options;
 
-/// A server in a process of its own. The process ends when this is dropped. It also ends however the
-/// process that holds this ends, because its standard input closes then.
+/// A server in its own process. The process ends when this is dropped, and also when this program ends in any way,
+/// because its standard input closes then.
 pub(crate) struct OwnServer {
     child: Child,
     addresses: String,
 }
 
 impl OwnServer {
-    /// Starts the server, and waits until it serves.
+    /// Starts the server, and waits until it has printed its addresses.
     pub(crate) async fn start(options: &Options) -> anyhow::Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
             .args(["serve", &serde_json::to_string(options)?])
@@ -35,35 +34,32 @@ impl OwnServer {
         Ok(Self { child, addresses })
     }
 
-    /// Address of its HTTP API.
-    pub(crate) fn http(&self) -> anyhow::Result<ServerUrl> {
+    pub(crate) fn http_url(&self) -> anyhow::Result<ServerUrl> {
         self.address("http=")
     }
 
-    /// Address of its gRPC API.
-    pub(crate) fn grpc(&self) -> anyhow::Result<ServerUrl> {
+    pub(crate) fn grpc_url(&self) -> anyhow::Result<ServerUrl> {
         self.address("grpc=")
     }
 
-    /// Usage of the process so far.
     pub(crate) fn usage(&self) -> anyhow::Result<Usage> {
-        Ok(Usage::of(self.id()?)?)
+        Ok(Usage::of(self.process_id()?)?)
     }
 
-    pub(crate) fn id(&self) -> anyhow::Result<u32> {
+    pub(crate) fn process_id(&self) -> anyhow::Result<u32> {
         self.child.id().context("the server's process has ended")
     }
 
     fn address(&self, label: &str) -> anyhow::Result<ServerUrl> {
         let mut addresses = self.addresses.split_whitespace();
         let address = addresses.find_map(|address| address.strip_prefix(label));
-        // If the process ended before it printed them, the reason is on standard error.
+        // If the process ended before it printed the addresses, it wrote the reason to standard error.
         let missing = || {
             format!(
                 "the server's process did not print its addresses: {:?}",
                 self.addresses
             )
         };
-        address.map(ServerUrl::at).with_context(missing)
+        address.map(ServerUrl::from_authority).with_context(missing)
     }
 }

@@ -1,8 +1,9 @@
-//! The subcommand `soak`: a mixed load of good and bad clients for as long as requested, and a check that
-//! the server releases everything afterwards.
+//! The subcommand `soak`: runs good and bad clients against a server for a while, and checks that the server releases
+//! all resources afterwards.
 //!
-//! First the clients connect for a warm-up, after which the server has allocated everything that it keeps.
-//! They leave; the resources that it holds then are those that it may hold at the end.
+//! A warm-up with the same clients comes first, so that the server has made all its lasting allocations. After the
+//! warm-up all clients leave. The resources that the server holds then are the resources that it may still hold at the
+//! end of the run.
 
 use std::cell::RefCell;
 use std::io::{self, Write};
@@ -28,102 +29,92 @@ mod table;
 mod tally;
 mod verdict;
 
-use client::{Crowd, Server, Shared};
+use client::{Crowd, Server, SharedState};
 use outcome::SoakOutcome;
 use sample::{Sample, Sampler};
 use tally::Tally;
 
-use crate::arguments::{ServerUrl, duration_ms, grpc_address};
+use crate::arguments::{ServerUrl, parse_duration_ms, parse_grpc_address};
 use crate::fault::Fault;
 use crate::progress;
-use crate::report::Files;
+use crate::report::ReportFiles;
 use crate::serve::{self, Role};
 use crate::server::OwnServer;
 use crate::{Outcome, Verdict};
 
-/// Peer timeout of the run's own server, and of a server with the defaults.
+/// Peer timeout of the server that the run starts, and default peer timeout of any other server.
 const OWN_PEER_TIMEOUT: Duration = Duration::from_secs(1);
 const DEFAULT_PEER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Share of the run that is the warm-up, and its upper bound.
+/// The warm-up takes one part in this many of the run, but not longer than `LONGEST_WARM_UP`.
 const WARM_UP_SHARE: u32 = 6;
 const LONGEST_WARM_UP: Duration = Duration::from_secs(60);
-
-/// Samples in a short run, and the interval of samples in a long one.
-const SAMPLES: u32 = 50;
+/// Number of samples in a short run, and time between two samples in a long run.
+const SHORT_RUN_SAMPLES: u32 = 50;
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Samples of the idle server, of which the lowest number of descriptors counts.
+/// Number of samples of the idle server. The sample with the fewest descriptors counts.
 const IDLE_SAMPLES: u32 = 6;
-
-/// Rows of the printed table.
-const ROWS: u32 = 20;
-
-/// Time in which the server must release everything, in addition to four times its peer timeout.
+/// Number of rows in the printed table.
+const TABLE_ROWS: u32 = 20;
+/// Time, in addition to four peer timeouts, within which the server must release all resources.
 const RELEASE_GRACE: Duration = Duration::from_secs(10);
-
-/// Requests that may wait for a slot, as in the product by default.
-const QUEUE: usize = 1_024;
-
+/// Number of requests that may wait for a slot, as in Tokenway by default.
+const QUEUE_DEPTH: usize = 1_024;
 const MIB: u64 = 1024 * 1024;
 
-/// Put a mixed load on a server for a while, and check that it releases everything.
+/// Put a mixed load on a server for a while, and check that the server releases all resources.
 ///
-/// Complete streams through both APIs, every token of which is checked; unary requests; streams that their
-/// clients leave with FIN, RST and RST_STREAM; readers that stop reading; stalled windows; bad requests,
-/// garbage and silence. A sixth of the time, at most a minute, is a warm-up; then all clients leave, and
-/// the server's resources are recorded; then the load continues for the rest of the time, and all leave
-/// again.
+/// The load consists of complete streams through both APIs, with a check of every token; unary requests; streams that
+/// clients leave with FIN, RST or RST_STREAM; readers that stop reading; stalled windows; bad requests, garbage and
+/// silence. A sixth of the time, at most a minute, is a warm-up; then all clients leave, and the server's resources
+/// are recorded; then the load continues for the rest of the time, and all leave again.
 ///
-/// Memory is judged under load: the median of the last quarter of its samples may exceed the median of the
-/// first by --rss-allowance-mib, because allocators keep the memory of a peak. There must be no more
-/// descriptors and threads after the load than before it, and no slot, request or connection may be left.
+/// Memory is judged under load: the median of the last quarter of the samples may exceed the median of the first
+/// quarter by --rss-allowance-mib, because allocators keep the memory of a peak. After the load there must be no more
+/// descriptors and threads than before it, and no slot, request or connection may be in use.
 ///
 /// Exit codes: 0 if nothing leaked and every answer was right; 1 if not; 2 if the arguments are wrong.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Length of the run in minutes; fractions are allowed
-    #[arg(long, value_name = "N", default_value = "10", value_parser = minutes)]
+    /// Duration of the run, in minutes; fractions are allowed
+    #[arg(long, value_name = "N", default_value = "10", value_parser = parse_minutes)]
     minutes: Duration,
-    /// Seed of the random numbers: the same seed has the same clients [default: random]
+    /// Seed of the random numbers; the same seed gives the same clients [default: random]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Clients at once
+    /// Number of concurrent clients
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
     clients: u16,
-    /// Interval of the tokens of the run's own server, in milliseconds
-    #[arg(long, value_name = "MS", default_value = "1", value_parser = duration_ms, conflicts_with = "http")]
+    /// Time between two tokens of a stream on the server that the run starts, in milliseconds
+    #[arg(long, value_name = "MS", default_value = "1", value_parser = parse_duration_ms, conflicts_with = "http")]
     interval_ms: Duration,
-    /// Time until the server gives up an unresponsive peer, in milliseconds; a running server must have been
-    /// started with the same time [default: 1000, or 10000 with --http]
-    #[arg(long, value_name = "MS", value_parser = duration_ms)]
+    /// Time after which the server gives up an unresponsive peer, in milliseconds; the server given by --http must use
+    /// the same time [default: 1000, or 10000 with --http]
+    #[arg(long, value_name = "MS", value_parser = parse_duration_ms)]
     peer_timeout_ms: Option<Duration>,
-    /// Limit of the memory that is added under load, in MiB
+    /// Memory by which the server may grow under load, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 8)]
     rss_allowance_mib: u64,
-    /// HTTP API of a running server with the test runner and no other clients
+    /// URL of a running server with the test runner and without other clients [default: start a server]
     #[arg(long, value_name = "URL", requires_all = ["grpc", "pid"])]
     http: Option<ServerUrl>,
-    /// Its gRPC API, as `host:port`
-    #[arg(long, value_name = "ADDR", value_parser = grpc_address, requires = "http")]
+    /// gRPC API of the server given by --http, as `host:port`
+    #[arg(long, value_name = "ADDR", value_parser = parse_grpc_address, requires = "http")]
     grpc: Option<ServerUrl>,
-    /// Its process, on this machine and of this user
+    /// Process id of the server given by --http; it must run on this machine as the same user
     #[arg(long, value_name = "PID", requires = "http")]
     pid: Option<u32>,
     #[command(flatten)]
-    files: Files,
+    files: ReportFiles,
 }
 
-/// A run in progress.
 struct Soak<'a> {
     options: &'a Options,
     seed: u64,
-    shared: Shared,
+    shared: SharedState,
     sampler: Sampler,
     bar: ProgressBar,
 }
 
-/// Soaks a server, and prints the table and the verdict.
 pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
     let soak = soak_and_report(options, out);
     LocalSet::new().run_until(soak).await
@@ -135,8 +126,8 @@ async fn soak_and_report(options: &Options, out: &mut dyn Write) -> Outcome {
     let (http, grpc, process) = match (&options.http, &options.grpc, options.pid) {
         (Some(http), Some(grpc), Some(process)) => (http.clone(), grpc.clone(), process),
         _ => {
-            let own = own.insert(own_server(options).await?);
-            (own.http()?, own.grpc()?, own.id()?)
+            let own = own.insert(start_own_server(options).await?);
+            (own.http_url()?, own.grpc_url()?, own.process_id()?)
         }
     };
     let server = Server {
@@ -145,22 +136,22 @@ async fn soak_and_report(options: &Options, out: &mut dyn Write) -> Outcome {
         peer_timeout: options.peer_timeout(),
     };
     let outcome = Soak::new(options, server, process).run(out).await?;
-    writeln!(out, "\n{}\n", table::totals(&outcome.tally))?;
-    for line in outcome.verdict() {
+    writeln!(out, "\n{}\n", table::behavior_totals(&outcome.tally))?;
+    for line in outcome.verdict_lines() {
         writeln!(out, "{line}")?;
     }
     out.flush()?;
-    let page = || page::values(&outcome);
+    let page = || page::page_values(&outcome);
     options.files.write(&outcome, "soak.html", page)?;
-    Ok(Verdict::reported(outcome.is_good()))
+    Ok(Verdict::from_report(outcome.has_passed()))
 }
 
-async fn own_server(options: &Options) -> anyhow::Result<OwnServer> {
+async fn start_own_server(options: &Options) -> anyhow::Result<OwnServer> {
     // Fewer slots than clients, so that some of them wait.
     let slots = usize::from(options.clients) * 3 / 4 + 1;
     let start = serve::Options {
         peer_timeout: options.peer_timeout(),
-        ..serve::Options::new(Role::Product, options.interval_ms, slots, QUEUE)
+        ..serve::Options::new(Role::Product, options.interval_ms, slots, QUEUE_DEPTH)
     };
     OwnServer::start(&start).await
 }
@@ -190,11 +181,11 @@ impl<'a> Soak<'a> {
                 start: Instant::now(),
                 tally: Rc::clone(&tally),
             },
-            shared: Shared {
+            shared: SharedState {
                 server: Rc::new(server),
                 tally,
             },
-            bar: progress::bar(options.minutes.as_secs(), template),
+            bar: progress::create_bar(options.minutes.as_secs(), template),
         }
     }
 
@@ -202,48 +193,53 @@ impl<'a> Soak<'a> {
         let (server, clients) = (&self.shared.server, usize::from(self.options.clients));
         writeln!(
             out,
-            "{clients} clients at {} and {} for {:.1} min, --seed {}\n\n{}",
+            "{clients} clients on {} and {} for {:.1} min, --seed {}\n\n{}",
             server.http,
             server.grpc,
             self.options.minutes.as_secs_f64() / 60.0,
             self.seed,
-            table::head()
+            table::sample_head()
         )?;
         let mut random = StdRng::seed_from_u64(self.seed);
         let end = Instant::now() + self.options.minutes;
-        let crowd = Crowd::enter(&self.shared, clients, &mut random);
+        let crowd = Crowd::start_clients(&self.shared, clients, &mut random);
         self.bar.set_message("warm-up");
         sleep((self.options.minutes / WARM_UP_SHARE).min(LONGEST_WARM_UP)).await;
-        crowd.leave().await;
-        let before = self.idle().await?;
-        self.row(&before, out)?;
+        crowd.stop_clients().await;
+        let before = self.sample_idle().await?;
+        self.write_row(&before, out)?;
 
-        let crowd = Crowd::enter(&self.shared, clients, &mut random);
+        let crowd = Crowd::start_clients(&self.shared, clients, &mut random);
         self.bar.set_message("load");
         let steady = self.sample_until(end, out).await?;
-        crowd.leave().await;
+        crowd.stop_clients().await;
         self.bar.set_message("all clients have left");
         let has_released = |now: &Sample| verdict::has_released(&before, now);
-        let releasing = self.sampler.wait(self.release_timeout(), has_released);
+        let releasing = self
+            .sampler
+            .sample_until(self.release_timeout(), has_released);
         let after = releasing.await?;
-        self.row(&after, out)?;
+        self.write_row(&after, out)?;
         self.bar.finish_and_clear();
         let allowance = self.options.rss_allowance_mib.saturating_mul(MIB);
         Ok(SoakOutcome {
-            format: outcome::FORMAT,
+            format: outcome::JSON_FORMAT_VERSION,
             seed: self.seed,
             tally: self.shared.tally.take(),
-            leaks: verdict::leaks(&before, &steady, &after, allowance),
+            leaks: verdict::find_leaks(&before, &steady, &after, allowance),
             before,
             steady,
             after,
         })
     }
 
-    /// Samples the server without clients. A socket may still be closing, so the lowest number of
-    /// descriptors of several samples counts.
-    async fn idle(&self) -> Result<Sample, Fault> {
-        let sample = || self.sampler.wait(self.release_timeout(), Sample::is_idle);
+    /// Takes a sample of the server without clients. A socket may still be closing, so several samples are taken, and
+    /// the lowest number of descriptors counts.
+    async fn sample_idle(&self) -> Result<Sample, Fault> {
+        let sample = || {
+            self.sampler
+                .sample_until(self.release_timeout(), Sample::is_idle)
+        };
         let mut idle = sample().await?;
         for _ in 1..IDLE_SAMPLES {
             let next = sample().await?;
@@ -255,10 +251,10 @@ impl<'a> Soak<'a> {
         Ok(idle)
     }
 
-    /// Samples the server until `end`, and prints a row now and then.
+    /// Takes samples of the server until `end`, and prints some of them as rows.
     async fn sample_until(&self, end: Instant, out: &mut dyn Write) -> anyhow::Result<Vec<Sample>> {
-        let interval = (self.options.minutes / SAMPLES).min(SAMPLE_INTERVAL);
-        let between_rows = self.options.minutes / ROWS;
+        let interval = (self.options.minutes / SHORT_RUN_SAMPLES).min(SAMPLE_INTERVAL);
+        let between_rows = self.options.minutes / TABLE_ROWS;
         let (mut samples, mut next_row) = (Vec::new(), Instant::now());
         while Instant::now() < end {
             sleep_until((Instant::now() + interval).min(end)).await;
@@ -266,8 +262,8 @@ impl<'a> Soak<'a> {
                 Ok(sample) => samples.push(sample),
                 Err(gone @ Fault::Process(_)) => return Err(gone.into()),
                 Err(fault) => {
-                    let fault = format!("the metrics: {fault}");
-                    self.shared.tally.borrow_mut().fault(fault);
+                    let fault = format!("cannot read the metrics: {fault}");
+                    self.shared.tally.borrow_mut().record_fault(fault);
                 }
             }
             let elapsed = self.sampler.start.elapsed();
@@ -276,15 +272,15 @@ impl<'a> Soak<'a> {
                 && Instant::now() >= next_row
             {
                 next_row += between_rows;
-                self.row(last, out)?;
+                self.write_row(last, out)?;
             }
         }
         Ok(samples)
     }
 
-    fn row(&self, sample: &Sample, out: &mut dyn Write) -> io::Result<()> {
+    fn write_row(&self, sample: &Sample, out: &mut dyn Write) -> io::Result<()> {
         self.bar.suspend(|| {
-            writeln!(out, "{}", table::row(sample))?;
+            writeln!(out, "{}", table::sample_row(sample))?;
             out.flush()
         })
     }
@@ -294,8 +290,7 @@ impl<'a> Soak<'a> {
     }
 }
 
-/// Parses a time in minutes, which may have a fraction.
-fn minutes(text: &str) -> Result<Duration, String> {
+fn parse_minutes(text: &str) -> Result<Duration, String> {
     let minutes: Option<f64> = text.parse().ok();
     minutes
         .and_then(|minutes| Duration::try_from_secs_f64(minutes * 60.0).ok())

@@ -2,10 +2,10 @@
 
 use serde::Deserialize;
 
-/// Times of one token, in nanoseconds of the server's CLOCK_MONOTONIC.
+/// Timestamps of one token, in nanoseconds of the server's CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub(crate) struct Stamp {
-    /// Scheduled emission; only a device with a schedule has one.
+    /// Time at which the token was due. `None` if the device has no schedule.
     pub(crate) due_ns: Option<u64>,
     pub(crate) emitted_ns: u64,
 }

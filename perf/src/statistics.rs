@@ -1,12 +1,12 @@
-//! Percentiles of times, and medians over rounds. Every report takes them from here.
+//! Percentiles of times, and medians over rounds, for all reports.
 
 use std::fmt;
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-/// Percentiles of a time, in microseconds. The p-th percentile of n values is the one at rank
-/// ⌈p·n/100⌉ in ascending order, to the three digits that a histogram keeps.
+/// Percentiles of a time, in microseconds. The p-th percentile of n values is the one at rank ⌈p·n/100⌉ in ascending
+/// order, to the three digits that a histogram keeps.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Percentiles {
     pub(crate) p50: f64,
@@ -17,7 +17,7 @@ pub(crate) struct Percentiles {
 }
 
 impl Percentiles {
-    /// Percentiles of times in nanoseconds; all are 0 if the histogram is empty.
+    /// Returns the percentiles of times in nanoseconds. All are 0 if the histogram is empty.
     pub(crate) fn of(times: &Histogram<u64>) -> Self {
         let at = |percent| percentile_us(times, percent);
         Self {
@@ -42,27 +42,27 @@ impl fmt::Display for Percentiles {
     }
 }
 
-/// One percentile of times in nanoseconds, in microseconds.
+/// Returns a percentile of times in nanoseconds, in microseconds.
 pub(crate) fn percentile_us(times: &Histogram<u64>, percent: f64) -> f64 {
     us(times.value_at_quantile(percent / 100.0))
 }
 
-/// Nanoseconds as microseconds.
+/// Converts nanoseconds to microseconds.
 pub(crate) fn us(ns: u64) -> f64 {
     count(ns) / 1e3
 }
 
-/// Median of a value over the rounds of a run, with its range.
+/// Median, lowest and highest of a value over the rounds of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 pub(crate) struct Spread {
-    /// Mean of the two middle values if the number of rounds is even.
+    /// Median. If the number of rounds is even, it is the mean of the two middle values.
     pub(crate) median: f64,
     pub(crate) lowest: f64,
     pub(crate) highest: f64,
 }
 
 impl Spread {
-    /// Spread of these values; `None` if there are none or one is not finite.
+    /// Returns the spread of these values. `None` if there are no values, or if a value is not finite.
     pub(crate) fn of(mut values: Vec<f64>) -> Option<Self> {
         if values.iter().any(|value| !value.is_finite()) {
             return None;
@@ -82,13 +82,13 @@ impl Spread {
         })
     }
 
-    /// Distance between the lowest and the highest round.
+    /// Returns the difference between the highest and the lowest value.
     pub(crate) fn width(self) -> f64 {
         self.highest - self.lowest
     }
 }
 
-/// A count as `f64`, exact up to 2^53.
+/// Converts a count to `f64`, exactly up to 2^53.
 pub(crate) fn count(count: u64) -> f64 {
     let (high, low) = (count >> 32, count & u64::from(u32::MAX));
     let part = |part: u64| f64::from(u32::try_from(part).expect("half of a u64 fits into a u32"));

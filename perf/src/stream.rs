@@ -1,7 +1,7 @@
-//! The one reader of completion streams: NDJSON and server-sent events over HTTP/1.1 and HTTP/2, and
-//! gRPC. The load generator reads HTTP/1.1 with a smaller client, and decodes with the same decoder.
+//! Reads completion streams: NDJSON and server-sent events over HTTP/1.1 and HTTP/2, and gRPC. The load generator
+//! reads HTTP/1.1 with a smaller client, but with the same decoder.
 //!
-//! The reader knows when a stream is complete. Which tokens are right is for its users to judge.
+//! The reader checks that a stream is complete. Its callers check the tokens.
 
 use clap::ValueEnum;
 use http::header::CONTENT_TYPE;
@@ -21,13 +21,13 @@ pub(crate) use connection::{Connection, Protocol, connect, reset_on_close};
 #[cfg(test)]
 pub(crate) use decoder::Token;
 pub(crate) use decoder::{Decoder, Event};
-pub(crate) use request::{CompletionRequest, grpc, http};
+pub(crate) use request::{CompletionRequest, grpc_request, http_request};
 
 use crate::fault::Fault;
-use connection::{ReadClock, Response, piece};
+use connection::{ReadClock, Response, next_piece};
 use failure::Failure;
 
-/// Longest refusal that is shown.
+/// Maximum number of body bytes that are read from a refusal.
 const LONGEST_REFUSAL: usize = 64 * 1024;
 
 /// Wire format of a stream.
@@ -57,18 +57,17 @@ pub(crate) struct Stream {
 #[derive(Debug)]
 pub(crate) enum Ending {
     Complete,
-    /// The server sent an error.
+    /// The server sent an error in the stream.
     Failed {
         failure: Failure,
-        /// Set if the body ended as if the stream had succeeded.
+        /// True if the body ended cleanly, as if the stream had succeeded.
         is_clean: bool,
     },
-    /// The stream broke off, or its end is missing.
+    /// The stream broke, or its end is missing.
     Incomplete(Fault),
 }
 
 impl Format {
-    /// Content type of a stream in this format.
     pub(crate) fn content_type(self) -> &'static str {
         match self {
             Self::Raw | Self::Ndjson => "application/x-ndjson",
@@ -77,7 +76,7 @@ impl Format {
         }
     }
 
-    /// Protocol that servers of this format speak at least.
+    /// Returns a protocol that every server of this format supports.
     pub(crate) fn protocol(self) -> Protocol {
         match self {
             Self::Raw | Self::Ndjson | Self::Sse => Protocol::Http1,
@@ -87,7 +86,6 @@ impl Format {
 }
 
 impl Stream {
-    /// Requests a stream, and waits for the head of its response.
     pub(crate) async fn open(
         connection: &mut Connection,
         format: Format,
@@ -96,13 +94,13 @@ impl Stream {
         let url = &connection.url;
         let request = match format {
             Format::Raw | Format::Ndjson | Format::Sse => {
-                http(url, format.content_type(), completion)
+                http_request(url, format.content_type(), completion)
             }
-            Format::Grpc => request::grpc_completion(url, completion),
+            Format::Grpc => request::grpc_completion_request(url, completion),
         };
         let response = connection.send(request).await?;
         if response.status() != StatusCode::OK {
-            return Err(refusal(response).await);
+            return Err(read_refusal(response).await);
         }
         if let Some(status) = failed_status(response.headers()) {
             return Err(Fault::Refused(Failure::of_status(&status).message));
@@ -126,18 +124,17 @@ impl Stream {
         })
     }
 
-    /// Number of tokens that have arrived.
-    pub(crate) fn count(&self) -> u32 {
+    pub(crate) fn token_count(&self) -> u32 {
         self.count
     }
 
-    /// Reads the next piece, and passes its events to `take` with the time at which they were read, in
-    /// nanoseconds of CLOCK_MONOTONIC. Returns false at the end of the body.
+    /// Reads the next piece of the body. Passes its events to `take`, with the time of the read in nanoseconds of
+    /// CLOCK_MONOTONIC. Returns false at the end of the body.
     pub(crate) async fn read(
         &mut self,
         mut take: impl FnMut(Event<'_>, u64) -> Result<(), Fault>,
     ) -> Result<bool, Fault> {
-        let Some(piece) = piece(&mut self.body, &mut self.trailers).await? else {
+        let Some(piece) = next_piece(&mut self.body, &mut self.trailers).await? else {
             return Ok(false);
         };
         self.decode(&piece, &mut take)?;
@@ -145,16 +142,14 @@ impl Stream {
     }
 
     /// Reads to the end.
-    ///
-    /// # Errors
-    /// Those of `take`, and if the body is not a completion. A stream that breaks off is no error but an
-    /// [`Ending`].
+    /// Returns the errors of `take`, and an error if the body is not a completion. A broken stream is not an error but
+    /// an [`Ending`].
     pub(crate) async fn read_to_end(
         &mut self,
         mut take: impl FnMut(Event<'_>, u64) -> Result<(), Fault>,
     ) -> Result<Ending, Fault> {
         let broken = loop {
-            match piece(&mut self.body, &mut self.trailers).await {
+            match next_piece(&mut self.body, &mut self.trailers).await {
                 Ok(Some(piece)) => self.decode(&piece, &mut take)?,
                 Ok(None) => break None,
                 Err(fault) => break Some(fault),
@@ -178,7 +173,7 @@ impl Stream {
                 is_clean: false,
             });
         }
-        Ok(match self.decoder.missing() {
+        Ok(match self.decoder.missing_part() {
             None => Ending::Complete,
             Some(missing) => Ending::Incomplete(Fault::cut_off(after, missing)),
         })
@@ -209,7 +204,7 @@ impl Stream {
 }
 
 impl Ending {
-    /// The stream must be complete.
+    /// Returns a fault unless the stream ended completely. `after` is the number of tokens that arrived.
     pub(crate) fn complete(self, after: u32) -> Result<(), Fault> {
         match self {
             Self::Complete => Ok(()),
@@ -222,12 +217,12 @@ impl Ending {
     }
 }
 
-/// Status of a gRPC call that failed; `None` if it succeeded or has not ended.
+/// Returns the status of a failed gRPC call, or `None` if the call succeeded or has not ended.
 pub(crate) fn failed_status(headers: &HeaderMap) -> Option<Status> {
     Status::from_header_map(headers).filter(|status| status.code() != Code::Ok)
 }
 
-async fn refusal(response: Response) -> Fault {
+async fn read_refusal(response: Response) -> Fault {
     let status = response.status();
     let body = Limited::new(response.into_body(), LONGEST_REFUSAL)
         .collect()

@@ -1,5 +1,5 @@
-//! The subcommand `streaming`: one stream at a time through each API, as the reference system's
-//! performance test does it. It prints the reference's figures, and the real latency of each token.
+//! The subcommand `streaming`: measures one stream through each API, as the reference system's performance test does.
+//! It prints the figures of that test, and the one-way latency of the tokens.
 //!
 //! The APIs are measured one after the other, so that neither disturbs the other.
 
@@ -13,53 +13,51 @@ mod measurement;
 
 use measurement::Measurement;
 
-use crate::arguments::{ServerUrl, duration_ms, grpc_address, number};
+use crate::arguments::{ServerUrl, parse_duration_ms, parse_grpc_address, parse_ms};
 use crate::serve::{self, Role};
 use crate::server::OwnServer;
 use crate::stream::Format;
 use crate::{Outcome, Verdict};
 
-/// Slots of the test's own server.
+/// Number of slots of the server that the test starts.
 const SLOTS: usize = 64;
 
-/// Stream one completion through each API, and compare the intervals of its tokens with those of the
-/// test runner.
+/// Stream one completion through each API, and compare the intervals of its tokens with those of the test runner.
 ///
-/// Exit codes: 0 if every token arrived once and in order, and the overhead is within the limit; 1 if
-/// not; 2 if the arguments are wrong.
+/// Exit codes: 0 if every token arrived once and in order, and the overhead is within the limit; 1 if not; 2 if the
+/// arguments are wrong.
 #[derive(Args)]
 pub(crate) struct Options {
     /// Number of tokens to request, 2 or more.
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(2..))]
     tokens: u32,
-    /// Interval of the test runner's tokens, in milliseconds; 0 is full speed. A running server must have
-    /// been started with the same interval.
+    /// Time between two tokens of the test runner, in milliseconds; 0 is full speed. A running server must have been
+    /// started with the same interval.
     #[arg(
         long,
         value_name = "MS",
         env = "TEST_RUNNER_FREQUENCY_MS",
         default_value = "20",
-        value_parser = duration_ms
+        value_parser = parse_duration_ms
     )]
     interval_ms: Duration,
-    /// Limit of the difference between the mean interval and the test runner's, in milliseconds.
+    /// Maximum overhead: mean time between two tokens minus --interval-ms, in milliseconds.
     #[arg(
         long,
         value_name = "MS",
         env = "TEST_RUNNER_MAX_PER_TOKEN_OVERHEAD_MS",
         default_value = "3",
         allow_negative_numbers = true,
-        value_parser = number
+        value_parser = parse_ms
     )]
     max_overhead_ms: f64,
-    /// HTTP API of a running server, without `/v1`. With neither this nor --grpc, a server is started for
-    /// the test.
+    /// URL of a running server, without `/v1`. Without --http and --grpc, the test starts a server.
     #[arg(long, value_name = "URL", env = "SERVER_BASE_URL")]
     http: Option<ServerUrl>,
-    /// gRPC API of a running server, as `host:port`.
-    #[arg(long, value_name = "ADDR", value_parser = grpc_address)]
+    /// gRPC address of a running server, as `host:port`.
+    #[arg(long, value_name = "ADDR", value_parser = parse_grpc_address)]
     grpc: Option<ServerUrl>,
-    /// Model to request. Without it the server chooses, if it has only one.
+    /// Model to request [default: the only model of the server].
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
     /// APIs to measure.
@@ -74,7 +72,6 @@ enum ApiChoice {
     Both,
 }
 
-/// Measures, and prints the figures to `out`.
 pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
     let (mut http, mut grpc) = (options.http.clone(), options.grpc.clone());
     // The server ends when this is dropped.
@@ -82,8 +79,8 @@ pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
     if http.is_none() && grpc.is_none() {
         let start = serve::Options::new(Role::Product, options.interval_ms, SLOTS, SLOTS);
         let server = own.insert(OwnServer::start(&start).await?);
-        (http, grpc) = (Some(server.http()?), Some(server.grpc()?));
-        writeln!(out, "Measuring a server of this test's own.")?;
+        (http, grpc) = (Some(server.http_url()?), Some(server.grpc_url()?));
+        writeln!(out, "Measuring a server that this test started.")?;
         out.flush()?;
     }
     let apis = [
@@ -92,7 +89,7 @@ pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
     ];
     for (api, url, _, name) in &apis {
         match url {
-            None if options.api == *api => missing(name).exit(),
+            None if options.api == *api => missing_address_error(name).exit(),
             None if options.api == ApiChoice::Both => {
                 writeln!(out, "The {name} API is not measured: no address was given.")?;
             }
@@ -116,8 +113,8 @@ pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
     Ok(Verdict::of_failures(failures))
 }
 
-/// Error for an API that was chosen and has no address, beside an address of the other one.
-fn missing(name: &str) -> clap::Error {
+/// Returns the error for an API that --api selects and that has no address, while the other API has one.
+fn missing_address_error(name: &str) -> clap::Error {
     let api = name.to_lowercase();
     let why = format!("--api {api} needs --{api} if another flag names a running server\n");
     clap::Error::raw(ErrorKind::MissingRequiredArgument, why)

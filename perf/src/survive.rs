@@ -1,5 +1,5 @@
-//! The subcommand `survive`: streams on a server whose worker processes are killed and stopped at random
-//! moments. Every stream is compared token by token with the same stream on undisturbed workers.
+//! The subcommand `survive`: runs streams on a server while its worker processes are killed and stopped at random
+//! times. Every stream is compared, token by token, with the same stream on undisturbed workers.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -20,79 +20,77 @@ mod tally;
 
 use faults::FaultInjector;
 use server::Server;
-use stream::{Planned, Texts};
+use stream::{StreamPlan, Texts};
 use tally::Tally;
 
-use crate::arguments::duration_ms;
+use crate::arguments::parse_duration_ms;
 use crate::progress;
 use crate::stream::Format;
 use crate::{Outcome, Verdict};
 
-/// Time in which the last streams must end, after the last fault.
+/// Time within which the last streams must end after the last fault.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Run streams on worker processes that are killed (SIGKILL) and stopped (SIGSTOP) at random moments, and
-/// compare each with an undisturbed one.
+/// Run streams on worker processes that are killed (SIGKILL) and stopped (SIGSTOP) at random times, and compare each
+/// stream with an undisturbed stream.
 ///
-/// The server is `tokenway serve --isolation process`, of the executable beside this one. Half of the
-/// streams use gRPC, half HTTP with NDJSON; each starts again when it has ended, until the time is over.
-/// Before the first fault every prompt is completed once: each stream must repeat that completion, token
-/// by token.
+/// The server is `tokenway serve --isolation process`, from the directory of this program. Half of the streams use
+/// gRPC, half use HTTP with NDJSON. A stream that has ended starts again until the time is over. Before the first
+/// fault, each prompt is completed once. Each stream must repeat that completion, token by token.
 ///
-/// Exit codes: 0 if no token was lost, repeated or different; 1 if one was, or a stream failed; 2 if the
-/// arguments are wrong.
+/// Exit codes: 0 if no token was lost, repeated or different; 1 if one was, or a stream failed; 2 if the arguments are
+/// wrong.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Time during which workers are killed, in seconds
+    /// Time during which workers are killed and stopped, in seconds
     #[arg(long, value_name = "N", default_value_t = 60)]
     seconds: u32,
-    /// Streams at once
+    /// Number of concurrent streams
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u16).range(1..))]
     streams: u16,
-    /// Tokens of each stream
+    /// Number of tokens of each stream
     #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(2..))]
     tokens: u32,
     /// Number of worker processes
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
     workers: u16,
     /// Shortest time between two faults, in milliseconds
-    #[arg(long, value_name = "MS", default_value = "500", value_parser = duration_ms)]
+    #[arg(long, value_name = "MS", default_value = "500", value_parser = parse_duration_ms)]
     least_ms: Duration,
     /// Longest time between two faults, in milliseconds
-    #[arg(long, value_name = "MS", default_value = "3000", value_parser = duration_ms)]
+    #[arg(long, value_name = "MS", default_value = "3000", value_parser = parse_duration_ms)]
     most_ms: Duration,
-    /// Interval of the test runner's tokens, in milliseconds
-    #[arg(long, value_name = "MS", default_value = "10", value_parser = duration_ms, conflicts_with = "model_path")]
+    /// Time between two tokens of the test runner, in milliseconds
+    #[arg(long, value_name = "MS", default_value = "10", value_parser = parse_duration_ms, conflicts_with = "model_path")]
     interval_ms: Duration,
-    /// A GGUF model, on one thread for each worker, instead of the test runner
+    /// GGUF model to use instead of the test runner, with one thread per worker
     #[arg(long, value_name = "FILE")]
     model_path: Option<PathBuf>,
-    /// Seed of the random numbers: the same seed has the same faults [default: random]
+    /// Seed of the random numbers; the same seed gives the same faults [default: random]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 }
 
-/// Runs the streams, and prints the counts.
 pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
-    let tally = LocalSet::new().run_until(survive(options)).await?;
+    let tally = LocalSet::new().run_until(run_with_faults(options)).await?;
     tally.write(out)?;
-    Ok(Verdict::reported(tally.is_good()))
+    Ok(Verdict::from_report(tally.has_passed()))
 }
 
-async fn survive(options: &Options) -> anyhow::Result<Tally> {
+async fn run_with_faults(options: &Options) -> anyhow::Result<Tally> {
     let seed = options.seed.unwrap_or_else(rand::random);
     let server = Rc::new(Server::start(options).await?);
-    let expected = undisturbed(&server, options).await?;
+    let expected = complete_undisturbed(&server, options).await?;
     let tally = Tally::new(options.workers, seed);
     let end = Instant::now() + Duration::from_secs(options.seconds.into());
     let mut streams = JoinSet::new();
     for number in 0..options.streams {
-        let planned = Planned::of(number, options.tokens);
+        let planned = StreamPlan::for_number(number, options.tokens);
         let (server, tally) = (Rc::clone(&server), tally.clone());
-        let expected = Rc::clone(&expected[planned.prompt()]);
+        let expected = Rc::clone(&expected[planned.prompt_index()]);
         streams.spawn_local(async move {
             while Instant::now() < end {
-                tally.ended(planned.run(&server, Some(&expected), &tally).await);
+                tally.record_end(planned.run(&server, Some(&expected), &tally).await);
             }
         });
     }
@@ -100,7 +98,7 @@ async fn survive(options: &Options) -> anyhow::Result<Tally> {
         random: StdRng::seed_from_u64(seed),
         pause: options.least_ms..options.most_ms,
     };
-    let bar = progress::bar(options.seconds.into(), "killing  {bar:40} {pos}/{len} s");
+    let bar = progress::create_bar(options.seconds.into(), "killing  {bar:40} {pos}/{len} s");
     let watching = async {
         let mut seconds = interval(Duration::from_secs(1));
         loop {
@@ -116,20 +114,23 @@ async fn survive(options: &Options) -> anyhow::Result<Tally> {
     }
     bar.finish_and_clear();
     if timeout(DRAIN_TIMEOUT, streams.join_all()).await.is_err() {
-        tally.fault("streams hang".to_owned());
+        tally.record_fault("some streams did not end after the last fault".to_owned());
     }
     tally.sample_memory(&server);
-    tally.metrics(server.metrics().await?);
-    server.stop()?;
+    tally.set_metrics(server.fetch_metrics().await?);
+    server.kill()?;
     Ok(tally)
 }
 
-/// Completes each prompt without faults.
-async fn undisturbed(server: &Server, options: &Options) -> anyhow::Result<Vec<Rc<Texts>>> {
+/// Completes each prompt on undisturbed workers. Returns the expected texts of each prompt.
+async fn complete_undisturbed(
+    server: &Server,
+    options: &Options,
+) -> anyhow::Result<Vec<Rc<Texts>>> {
     let uncounted = Tally::new(options.workers, 0);
     let mut all = Vec::new();
-    for prompt in 0..stream::PROMPTS {
-        let planned = Planned {
+    for prompt in 0..stream::PROMPT_COUNT {
+        let planned = StreamPlan {
             format: Format::Grpc,
             prompt,
             tokens: options.tokens,

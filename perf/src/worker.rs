@@ -1,4 +1,4 @@
-//! The worker process of a server that isolates its worker. The server starts it.
+//! The hidden subcommand `worker`: the worker process that a server under test starts.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,35 +11,34 @@ use tokenway::worker::child::TOKEN_VARIABLE;
 use tokenway::worker::engine_address::EngineAddress;
 use tokio_util::sync::CancellationToken;
 
-use crate::arguments::duration_ms;
+use crate::arguments::parse_duration_ms;
 use crate::{Outcome, Verdict};
 
 /// Run the test runner for the server that started this process.
 #[derive(Args)]
 pub(crate) struct Options {
     /// Time between two tokens of a stream, in milliseconds.
-    #[arg(long, value_name = "MS", value_parser = duration_ms)]
+    #[arg(long, value_name = "MS", value_parser = parse_duration_ms)]
     interval_ms: Duration,
-    /// Streams that run at once.
+    /// Number of streams that run concurrently.
     #[arg(long)]
     slots: usize,
-    /// The server's worker socket.
-    #[arg(long, value_parser = socket)]
+    /// Unix socket on which the server accepts workers.
+    #[arg(long, value_parser = parse_socket)]
     engine: PathBuf,
-    /// Number of the device. There is one.
+    /// Number of the device, which is always 0.
     #[arg(long)]
     device: u16,
-    /// Name of the worker.
+    /// Name of the worker in the server's log.
     #[arg(long)]
     name: String,
 }
 
-fn socket(text: &str) -> Result<PathBuf, &'static str> {
+fn parse_socket(text: &str) -> Result<PathBuf, &'static str> {
     let path = text.strip_prefix("unix:").map(PathBuf::from);
     path.ok_or("it must be unix:/path")
 }
 
-/// Runs the worker until it is signalled.
 pub(crate) async fn run(options: Options) -> Outcome {
     let runner = TestRunnerOptions {
         interval: options.interval_ms,

@@ -1,29 +1,29 @@
-//! Requests, output, files and exit codes of `tokenway-perf compare`, over servers that stream in any format
-//! and end in any way. `planted` tests its figures.
+//! Requests, output, files and exit codes of `tokenway-perf compare`, over servers that stream in any format and end
+//! in any way. `planted` tests its figures.
 
 use std::fs;
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
-use support::planted::{PlantedServer, record};
-use support::{assert_self_contained, comparison::compare, text_of, words};
+use support::planted::{PlantedServer, token_record};
+use support::{assert_self_contained, comparison::compare, path_text, split_words};
 
 mod support;
 
-/// Four tokens as server-sent events.
-fn events() -> String {
-    let events = (0..4).map(|index| format!("data: {}\n\n", record(index, index == 3, None)));
+/// Returns a body with four tokens as server-sent events.
+fn sse_body() -> String {
+    let events = (0..4).map(|index| format!("data: {}\n\n", token_record(index, index == 3, None)));
     events.chain(["data: [DONE]\n\n".to_owned()]).collect()
 }
 
-/// Four tokens as NDJSON.
-fn lines() -> String {
-    let lines = (0..4).map(|index| format!("{}\n", record(index, index == 3, None)));
+/// Returns a body with four tokens as NDJSON.
+fn ndjson_body() -> String {
+    let lines = (0..4).map(|index| format!("{}\n", token_record(index, index == 3, None)));
     lines.collect()
 }
 
-/// A response in chunks of this size, with extensions and trailers.
-fn in_chunks(body: &str, size: usize) -> Vec<u8> {
+/// Returns a response whose body is sent in chunks of this size, with extensions and trailers.
+fn chunked_response(body: &str, size: usize) -> Vec<u8> {
     let mut response = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
     for chunk in body.as_bytes().chunks(size) {
         response.extend_from_slice(format!("{:X};at=\"x\"\r\n", chunk.len()).as_bytes());
@@ -40,32 +40,32 @@ fn without_last_chunk(response: &[u8]) -> Vec<u8> {
     cut.expect("it has a last chunk").to_vec()
 }
 
-fn of_length(body: &str) -> Vec<u8> {
+fn response_of_length(body: &str) -> Vec<u8> {
     let length = body.len();
     format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{body}").into_bytes()
 }
 
-fn until_close(body: &str) -> Vec<u8> {
+fn response_until_close(body: &str) -> Vec<u8> {
     format!("HTTP/1.0 200 OK\r\n\r\n{body}").into_bytes()
 }
 
 #[test]
 fn a_stream_is_read_in_every_format_and_every_framing() {
-    let with_returns = format!(": hello\n\n{}", events()).replace('\n', "\r\n");
-    for body in [events(), lines(), with_returns] {
+    let with_returns = format!(": hello\n\n{}", sse_body()).replace('\n', "\r\n");
+    for body in [sse_body(), ndjson_body(), with_returns] {
         let length = body.len();
         for response in [
-            in_chunks(&body, 7),
-            in_chunks(&body, length),
-            of_length(&body),
-            until_close(&body),
+            chunked_response(&body, 7),
+            chunked_response(&body, length),
+            response_of_length(&body),
+            response_until_close(&body),
         ] {
             let url = PlantedServer::answering(response).url();
             let comparison = compare(&["--http", &url, "--expect-test-runner"]);
-            comparison.assert_whole();
-            assert_eq!(comparison.number("tokens"), 4, "{comparison}");
+            comparison.assert_complete();
+            assert_eq!(comparison.round_number("tokens"), 4, "{comparison}");
             let times = ["inter_token", "ttft", "time_per_output_token"];
-            let counts = times.map(|time| comparison.values(time).len());
+            let counts = times.map(|time| comparison.time_values(time).len());
             assert_eq!(counts, [3, 1, 1], "{comparison}");
         }
     }
@@ -73,14 +73,14 @@ fn a_stream_is_read_in_every_format_and_every_framing() {
 
 #[test]
 fn without_stamps_one_way_latency_is_reported_as_unknown() {
-    let url = PlantedServer::answering(of_length(&events())).url();
-    let absent = "--stamps requested stamps, and the server sends none";
+    let url = PlantedServer::answering(response_of_length(&sse_body())).url();
+    let absent = "timestamps were requested, but the server sends none";
     for (flags, why) in [
-        (&[][..], "no stamps were requested (--stamps)"),
+        (&[][..], "timestamps were not requested (use --stamps)"),
         (&["--stamps"], absent),
     ] {
         let comparison = compare(&[&["--http", &url, "--name", "it"], flags].concat());
-        comparison.assert_whole();
+        comparison.assert_complete();
         let reason = format!("it: one-way latency is unknown: {why}");
         assert!(comparison.ran.out.contains(&reason), "{comparison}");
     }
@@ -90,38 +90,44 @@ fn without_stamps_one_way_latency_is_reported_as_unknown() {
 fn a_stream_without_its_end_is_a_fault() {
     let cut = |body: &str, end: &str| body.strip_suffix(end).expect(end).to_owned();
     let unfinished = |body: &str| body.replace("\"length\"", "null");
-    let no_done = cut(&events(), "data: [DONE]\n\n");
-    let (cut_event, cut_line) = (cut(&events(), "\n"), cut(&lines(), "}\n"));
+    let no_done = cut(&sse_body(), "data: [DONE]\n\n");
+    let (cut_event, cut_line) = (cut(&sse_body(), "\n"), cut(&ndjson_body(), "}\n"));
     let after_error = no_done.clone() + "data: {\"error\":\"no\"}\n\n";
     let in_event = "event: error\ndata: gone\n\n";
-    let no_last_chunk = without_last_chunk(&in_chunks(&lines(), 9));
+    let no_last_chunk = without_last_chunk(&chunked_response(&ndjson_body(), 9));
     let refusal = b"HTTP/1.1 503 Busy\r\ncontent-length: 5\r\n\r\nlater".to_vec();
     let ended = |reason: &str| format!("the stream ended {reason}");
     let no_reason = ended("after 4 tokens without a finish_reason");
     let no_end = "without the end of its last record";
     for (response, reason) in [
-        (of_length(&no_done), ended("after 4 tokens without [DONE]")),
         (
-            of_length(&cut_event),
+            response_of_length(&no_done),
+            ended("after 4 tokens without [DONE]"),
+        ),
+        (
+            response_of_length(&cut_event),
             ended(&format!("after 4 tokens {no_end}")),
         ),
-        (of_length(&unfinished(&events())), no_reason.clone()),
-        (until_close(&unfinished(&lines())), no_reason),
         (
-            until_close(&cut_line),
+            response_of_length(&unfinished(&sse_body())),
+            no_reason.clone(),
+        ),
+        (response_until_close(&unfinished(&ndjson_body())), no_reason),
+        (
+            response_until_close(&cut_line),
             ended(&format!("after 3 tokens {no_end}")),
         ),
         (
-            of_length(""),
+            response_of_length(""),
             ended("after 0 tokens without a finish_reason"),
         ),
         (no_last_chunk, ended("after 4 tokens without its end")),
         (
-            of_length(&after_error),
+            response_of_length(&after_error),
             ended("with an error after 4 tokens: no"),
         ),
         (
-            of_length(in_event),
+            response_of_length(in_event),
             ended("with an error after 0 tokens: gone"),
         ),
         (refusal, "the server refused: 503 Busy: later".to_owned()),
@@ -129,16 +135,16 @@ fn a_stream_without_its_end_is_a_fault() {
         let url = PlantedServer::answering(response).url();
         let comparison = compare(&["--http", &url]);
         comparison.assert_failed(&reason);
-        assert_eq!(comparison.number("lost_requests"), 1, "{comparison}");
+        assert_eq!(comparison.round_number("lost_requests"), 1, "{comparison}");
     }
 }
 
 #[test]
 fn a_stream_that_hangs_is_reported_after_its_time_limit() {
     let server = PlantedServer::start(|_, response| {
-        response.start();
-        response.record(&record(0, false, None));
-        response.stall();
+        response.write_head();
+        response.write_record(&token_record(0, false, None));
+        response.wait_for_close();
     });
     let comparison = compare(&["--http", &server.url(), "--timeout-ms", "1000"]);
     comparison.assert_failed("the stream hangs: 1 tokens arrived within 1 s");
@@ -146,11 +152,12 @@ fn a_stream_that_hangs_is_reported_after_its_time_limit() {
 
 #[test]
 fn the_request_has_what_the_arguments_ask_for() {
-    let server = PlantedServer::start(|_, response| response.raw(&of_length(&events())));
+    let server =
+        PlantedServer::start(|_, response| response.write_bytes(&response_of_length(&sse_body())));
     let url = format!("{}/base/", server.url());
     let model = "a \"model\"";
-    compare(&["--http", &url, "--model", model, "--stamps"]).assert_whole();
-    compare(&["--http", &url, "--form", "ndjson"]).assert_whole();
+    compare(&["--http", &url, "--model", model, "--stamps"]).assert_complete();
+    compare(&["--http", &url, "--form", "ndjson"]).assert_complete();
     let requests = server.requests();
     let parsed = requests.iter().map(|request| {
         let (head, body) = request.split_once("\r\n\r\n").expect("a head");
@@ -180,17 +187,17 @@ fn servers_take_turns_and_an_open_connection_is_used_again() {
         PlantedServer::start(move |_, response| {
             let mut turns = turns.lock().expect("no panic");
             turns.push(format!("{name}{}", response.number));
-            response.raw(&answer);
+            response.write_bytes(&answer);
             if closes {
                 response.close();
             }
         })
     };
-    let kept = start('A', of_length(&events()), false).url();
-    let closed = start('B', until_close(&lines()), true).url();
+    let kept = start('A', response_of_length(&sse_body()), false).url();
+    let closed = start('B', response_until_close(&ndjson_body()), true).url();
     let servers = ["--http", &kept, "--http", &closed];
     let comparison = compare(&[&servers[..], &["--rounds", "2", "--requests", "2"]].concat());
-    comparison.assert_whole();
+    comparison.assert_complete();
     let turns = turns.lock().expect("no panic").concat();
     assert_eq!(turns, "A1A2B1B1A1A2B1B1");
     for server in comparison.json["servers"].as_array().expect("servers") {
@@ -207,15 +214,15 @@ fn a_failed_request_does_not_end_its_stream() {
     let server = PlantedServer::start(move |_, response| {
         let mut count = count.lock().expect("no panic");
         *count += 1;
-        let whole = of_length(&lines());
-        response.raw(if *count == 1 { &whole[..40] } else { &whole });
+        let whole = response_of_length(&ndjson_body());
+        response.write_bytes(if *count == 1 { &whole[..40] } else { &whole });
         if *count == 1 {
             response.close();
         }
     });
     let comparison = compare(&["--http", &server.url(), "--requests", "3"]);
     assert_eq!(comparison.ran.code, Some(1), "{comparison}");
-    let numbers = ["requests", "lost_requests"].map(|name| comparison.number(name));
+    let numbers = ["requests", "lost_requests"].map(|name| comparison.round_number(name));
     assert_eq!(numbers, [2, 1], "{comparison}");
 }
 
@@ -223,12 +230,12 @@ fn a_failed_request_does_not_end_its_stream() {
 fn the_page_has_every_server_and_is_self_contained() {
     let folder = tempfile::tempdir().expect("a folder");
     let html = folder.path().join("page.html");
-    let url = PlantedServer::answering(of_length(&events())).url();
+    let url = PlantedServer::answering(response_of_length(&sse_body())).url();
     let names = [
         "--http", &url, "--name", "<ours>", "--http", &url, "--name", "theirs",
     ];
-    let comparison = compare(&[&names[..], &["--html", text_of(&html)]].concat());
-    comparison.assert_whole();
+    let comparison = compare(&[&names[..], &["--html", path_text(&html)]].concat());
+    comparison.assert_complete();
     let page = fs::read_to_string(html).expect("a page");
     for name in ["&lt;ours&gt;", "theirs"] {
         assert!(page.contains(name), "{page}");
@@ -250,7 +257,7 @@ fn wrong_arguments_are_refused_with_their_flag() {
         ("--http http://a --streams 0", "--streams"),
         ("--http http://a --timeout-ms never", "--timeout-ms"),
     ] {
-        let comparison = compare(&words(arguments).collect::<Vec<_>>());
+        let comparison = compare(&split_words(arguments).collect::<Vec<_>>());
         assert_eq!(comparison.ran.code, Some(2), "{comparison}");
         assert!(comparison.ran.err.contains(flag), "{comparison}");
         assert_eq!(comparison.ran.out, "", "{comparison}");

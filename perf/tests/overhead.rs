@@ -1,15 +1,19 @@
-//! Output, files and exit codes of `tokenway-perf overhead`: a short run over servers of its own. A test
-//! does not judge its figures.
+//! Output, files and exit codes of `tokenway-perf overhead`, in short runs with few streams. The tests do not judge
+//! the figures.
 
 use std::fs;
 
-use support::{Ran, assert_self_contained, program, read_json, run, text_of, words};
+use support::{
+    RunOutput, assert_self_contained, path_text, perf_command, read_json, run, split_words,
+};
 
 mod support;
 
-/// Runs one round of these paths with few streams.
-fn overhead(paths: &str, arguments: &[&str]) -> Ran {
-    let mut command = program(words("overhead --quick --rounds 1 --streams 2 --paths"));
+/// Runs one round of these paths with two streams.
+fn run_overhead(paths: &str, arguments: &[&str]) -> RunOutput {
+    let mut command = perf_command(split_words(
+        "overhead --quick --rounds 1 --streams 2 --paths",
+    ));
     command.arg(paths).args(arguments);
     run(command)
 }
@@ -19,7 +23,10 @@ fn every_path_is_measured_under_every_load_and_no_token_is_lost() {
     let paths = "mpsc,raw-tcp,bare-tonic,bare-axum,grpc,ndjson,sse,two-tcp,two-unix";
     let folder = tempfile::tempdir().expect("a folder");
     let [json, html] = ["run.json", "run.html"].map(|name| folder.path().join(name));
-    let ran = overhead(paths, &["--json", text_of(&json), "--html", text_of(&html)]);
+    let ran = run_overhead(
+        paths,
+        &["--json", path_text(&json), "--html", path_text(&html)],
+    );
     ran.assert_succeeded();
     let run = read_json(&json);
     let cells = run["cells"].as_array().expect("cells");
@@ -44,7 +51,7 @@ fn every_path_is_measured_under_every_load_and_no_token_is_lost() {
 fn the_targets_are_listed_with_value_limit_and_verdict() {
     let folder = tempfile::tempdir().expect("a folder");
     let json = folder.path().join("run.json");
-    let ran = overhead("bare-axum,ndjson", &["--json", text_of(&json)]);
+    let ran = run_overhead("bare-axum,ndjson", &["--json", path_text(&json)]);
     ran.assert_succeeded();
     // With two streams only the short requests have targets.
     let run = read_json(&json);
@@ -62,14 +69,14 @@ fn the_targets_are_listed_with_value_limit_and_verdict() {
     let is_missed = targets.iter().any(|target| target["pass"] == false);
     assert_eq!(ran.out.contains("FAIL"), is_missed, "{ran}");
     // A floor alone has no target, so it can neither miss one nor be worse than the baseline.
-    overhead("bare-axum", &["--check", "--baseline", text_of(&json)]).assert_succeeded();
+    run_overhead("bare-axum", &["--check", "--baseline", path_text(&json)]).assert_succeeded();
 }
 
 #[test]
 fn many_streams_are_open_at_once_and_their_memory_is_measured() {
     let folder = tempfile::tempdir().expect("a folder");
     let json = folder.path().join("run.json");
-    overhead("grpc", &["--loads", "scale", "--json", text_of(&json)]).assert_succeeded();
+    run_overhead("grpc", &["--loads", "scale", "--json", path_text(&json)]).assert_succeeded();
     let run = read_json(&json);
     let cells = run["cells"].as_array().expect("cells").iter();
     let measured: Vec<_> = cells
@@ -95,14 +102,14 @@ fn many_streams_are_open_at_once_and_their_memory_is_measured() {
 fn the_headline_chart_is_refused_at_once_without_its_64_paced_streams() {
     let folder = tempfile::tempdir().expect("a folder");
     let picture = folder.path().join("run.svg");
-    let picture_of = ["--loads", "paced", "--picture", text_of(&picture)];
-    let refused = overhead("bare-axum,ndjson", &picture_of);
+    let picture_of = ["--loads", "paced", "--picture", path_text(&picture)];
+    let refused = run_overhead("bare-axum,ndjson", &picture_of);
     assert_eq!(refused.code, Some(1), "{refused}");
     let reason = "--picture shows 64 streams";
     assert!(refused.err.contains(reason), "{refused}");
     assert!(refused.out.is_empty() && !picture.exists());
     let paths = "overhead --quick --rounds 1 --paths bare-axum,ndjson";
-    let mut command = program(words(paths));
+    let mut command = perf_command(split_words(paths));
     command.args(["--streams", "64"]).args(picture_of);
     run(command).assert_succeeded();
     let svg = fs::read_to_string(picture).expect("a chart");
@@ -112,7 +119,7 @@ fn the_headline_chart_is_refused_at_once_without_its_64_paced_streams() {
 
 #[test]
 fn a_wrong_baseline_is_refused_before_anything_is_measured() {
-    let ran = overhead("bare-axum", &["--baseline", "/nowhere.json"]);
+    let ran = run_overhead("bare-axum", &["--baseline", "/nowhere.json"]);
     assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""), "{ran}");
     assert!(ran.err.contains("--baseline /nowhere.json"), "{ran}");
 }

@@ -1,8 +1,8 @@
-//! Output, files and exit codes of `tokenway-perf soak`: a short run over a server of its own.
+//! Output, files and exit codes of `tokenway-perf soak`, in a short run.
 
 use std::fs;
 
-use support::{assert_self_contained, program, read_json, run, text_of, words};
+use support::{assert_self_contained, path_text, perf_command, read_json, run, split_words};
 
 mod support;
 
@@ -10,10 +10,10 @@ mod support;
 fn a_short_run_has_every_behavior_and_finds_no_fault_and_no_leak() {
     let folder = tempfile::tempdir().expect("a folder");
     let [json, html] = ["run.json", "run.html"].map(|name| folder.path().join(name));
-    // The allocator does not reach its plateau in six seconds, so the allowance is large.
+    // Memory still grows in the first six seconds, so the allowance is large.
     let arguments = "soak --minutes 0.1 --seed 7 --peer-timeout-ms 300 --rss-allowance-mib 200";
-    let mut command = program(words(arguments));
-    command.args(["--json", text_of(&json), "--html", text_of(&html)]);
+    let mut command = perf_command(split_words(arguments));
+    command.args(["--json", path_text(&json), "--html", path_text(&html)]);
     let ran = run(command);
     ran.assert_succeeded();
     for text in ["--seed 7", "\nno leak"] {
@@ -42,9 +42,9 @@ fn a_short_run_has_every_behavior_and_finds_no_fault_and_no_leak() {
 #[test]
 fn a_server_that_does_not_exist_is_an_error_and_not_a_leak() {
     let apis = "soak --http http://127.0.0.1:9 --grpc 127.0.0.1:9 --minutes 0.01";
-    let ran = run(program(words(&format!("{apis} --pid 4194304"))));
+    let ran = run(perf_command(split_words(&format!("{apis} --pid 4194304"))));
     assert_eq!(ran.code, Some(1), "{ran}");
     assert!(ran.err.starts_with("error: the server's process"), "{ran}");
-    let without_process = run(program(words(apis)));
+    let without_process = run(perf_command(split_words(apis)));
     assert_eq!(without_process.code, Some(2), "{without_process}");
 }

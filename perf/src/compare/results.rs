@@ -3,15 +3,14 @@
 use serde::Serialize;
 
 use super::servers::Server;
-use crate::figures::{Figures, Rates, Stamps, Times};
+use crate::figures::{Figures, Rates, Times, TimestampStatus};
 use crate::load::Load;
 use crate::report::Machine;
 use crate::statistics::Spread;
 
-/// Version of the JSON file's format.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const JSON_FORMAT_VERSION: u32 = 1;
 
-/// One run of `compare`, as it is in the JSON file.
+/// Results of one run of `compare`, as the JSON file contains them.
 #[derive(Serialize)]
 pub(super) struct Comparison {
     pub(super) format: u32,
@@ -20,34 +19,34 @@ pub(super) struct Comparison {
     pub(super) servers: Vec<ServerResults>,
 }
 
-/// Rounds of one server.
+/// Results of one server.
 #[derive(Serialize)]
 pub(super) struct ServerResults {
     #[serde(flatten)]
     pub(super) server: Server,
-    /// In the order in which they were measured.
+    /// Rounds in the order in which they were measured.
     pub(super) rounds: Vec<Round>,
-    /// Times of all rounds.
+    /// Token times of all rounds together.
     #[serde(rename = "histograms")]
     pub(super) times: Times,
-    stamps: Stamps,
-    /// Distinct faults of each round, with its number.
+    stamps: TimestampStatus,
+    /// Distinct faults of each round, each with the number of its round.
     faults: Vec<String>,
 }
 
-/// Result of one round.
+/// Result of one round of one server.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Round {
     #[serde(flatten)]
     pub(super) rates: Rates,
-    /// Requests whose streams were complete.
+    /// Number of requests whose streams were complete.
     requests: u64,
-    /// Requests that were refused, broke off, or had wrong tokens.
+    /// Number of requests that were refused, broke off, or had wrong tokens.
     lost_requests: u64,
 }
 
 impl Comparison {
-    /// Title of the load in reports.
+    /// Returns a description of the load, as the title of reports.
     pub(super) fn title(&self) -> String {
         let some = |number: u32, what: &str| match number {
             1 => format!("1 {what}"),
@@ -61,7 +60,6 @@ impl Comparison {
         )
     }
 
-    /// Faults of all servers, with their names.
     pub(super) fn faults(&self) -> Vec<String> {
         let of_server = |results: &ServerResults| {
             let name = results.server.name.clone();
@@ -78,12 +76,11 @@ impl ServerResults {
             server: server.clone(),
             rounds: Vec::new(),
             times: Times::default(),
-            stamps: Stamps::NotRequested,
+            stamps: TimestampStatus::NotRequested,
             faults: Vec::new(),
         }
     }
 
-    /// Adds the next round.
     pub(super) fn add(&mut self, figures: &Figures, load: &Load) {
         let number = self.rounds.len() + 1;
         let listed = u32::try_from(figures.faults.len()).unwrap_or(0);
@@ -99,34 +96,33 @@ impl ServerResults {
             requests: figures.requests,
             lost_requests: made.saturating_sub(figures.requests),
         });
-        self.stamps = match (load.timed, self.stamps, figures.stamps()) {
-            (false, ..) => Stamps::NotRequested,
-            (true, Stamps::ForeignClock, _) | (true, _, Stamps::ForeignClock) => {
-                Stamps::ForeignClock
+        self.stamps = match (load.timed, self.stamps, figures.timestamp_status()) {
+            (false, ..) => TimestampStatus::NotRequested,
+            (true, TimestampStatus::ForeignClock, _) | (true, _, TimestampStatus::ForeignClock) => {
+                TimestampStatus::ForeignClock
             }
-            (true, ..) if self.times.one_way.is_empty() => Stamps::Absent,
-            (true, ..) => Stamps::Known,
+            (true, ..) if self.times.one_way.is_empty() => TimestampStatus::Absent,
+            (true, ..) => TimestampStatus::Known,
         };
     }
 
-    /// Spread of a value over the rounds.
     pub(super) fn spread(&self, value: fn(&Rates) -> f64) -> Option<Spread> {
         let rates = self.rounds.iter().map(|round| &round.rates);
         Spread::of(rates.map(value).collect())
     }
 
-    /// Number of lost requests in all rounds.
     pub(super) fn lost_requests(&self) -> u64 {
         self.rounds.iter().map(|round| round.lost_requests).sum()
     }
 
-    /// Reason why one-way latency is unknown; `None` if it is known.
-    pub(super) fn why_unknown(&self) -> Option<&'static str> {
+    pub(super) fn why_latency_unknown(&self) -> Option<&'static str> {
         match self.stamps {
-            Stamps::NotRequested => Some("no stamps were requested (--stamps)"),
-            Stamps::Absent => Some("--stamps requested stamps, and the server sends none"),
-            Stamps::ForeignClock => Some("the server's stamps are not of this machine's clock"),
-            Stamps::Known => None,
+            TimestampStatus::NotRequested => Some("timestamps were not requested (use --stamps)"),
+            TimestampStatus::Absent => Some("timestamps were requested, but the server sends none"),
+            TimestampStatus::ForeignClock => {
+                Some("the server's timestamps come from another machine's clock")
+            }
+            TimestampStatus::Known => None,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The servers on the command line: each address, and the name that follows it.
+//! Parses the servers on the command line: each address, and the name that follows it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,18 +7,18 @@ use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 use serde::Serialize;
 
-use crate::arguments::{ServerUrl, grpc_address};
+use crate::arguments::{ServerUrl, parse_grpc_address};
 
 /// A server to compare.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Server {
-    /// Name in reports; its address if it has no name.
+    /// Name of the server in reports, which is its address unless --name sets another.
     pub(super) name: String,
-    /// Address as it is given on the command line.
+    /// Address, as written on the command line.
     address: String,
     #[serde(skip)]
     pub(super) url: ServerUrl,
-    /// Set for Tokenway's gRPC API, and not for OpenAI's completions over HTTP.
+    /// True for Tokenway's gRPC API, false for OpenAI's completions over HTTP.
     #[serde(skip)]
     pub(super) is_grpc: bool,
 }
@@ -28,31 +28,31 @@ pub(super) struct Server {
 pub(super) struct Servers(pub(super) Vec<Server>);
 
 #[derive(Args)]
-struct Flags {
-    /// A server with OpenAI's completions, without `/v1`. May be given again
+struct ServerFlags {
+    /// URL of a server with OpenAI's completions, without `/v1`. May be repeated
     #[arg(long, value_name = "URL")]
     http: Vec<ServerUrl>,
-    /// gRPC API of a Tokenway server, as `host:port`. May be given again
-    #[arg(long, value_name = "ADDR", value_parser = grpc_address)]
+    /// gRPC address of a Tokenway server, as `host:port`. May be repeated
+    #[arg(long, value_name = "ADDR", value_parser = parse_grpc_address)]
     grpc: Vec<ServerUrl>,
-    /// Name in the report of the server before it [default: its address]
+    /// Name, in the report, of the server that the preceding --http or --grpc names [default: that address]
     #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     name: Vec<String>,
 }
 
 impl Args for Servers {
     fn augment_args(command: Command) -> Command {
-        Flags::augment_args(command)
+        ServerFlags::augment_args(command)
     }
 
     fn augment_args_for_update(command: Command) -> Command {
-        Flags::augment_args_for_update(command)
+        ServerFlags::augment_args_for_update(command)
     }
 }
 
 impl FromArgMatches for Servers {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let Flags { http, grpc, name } = Flags::from_arg_matches(matches)?;
+        let ServerFlags { http, grpc, name } = ServerFlags::from_arg_matches(matches)?;
         // The positions of all three flags show which name follows which address.
         let places = |flag| matches.indices_of(flag).into_iter().flatten();
         let server = |address: String, url, is_grpc| Server {
@@ -73,12 +73,12 @@ impl FromArgMatches for Servers {
         for (place, name) in places("name").zip(name) {
             let Some((at, server)) = servers.range_mut(..place).next_back() else {
                 let why = format!("--name {name} must follow the --http or --grpc that it names");
-                return Err(wrong(&why));
+                return Err(argument_error(&why));
             };
             if !named.insert(*at) {
                 let known = &server.name;
                 let why = format!("--name {name} follows --name {known}: a server has one name");
-                return Err(wrong(&why));
+                return Err(argument_error(&why));
             }
             server.name = name;
         }
@@ -87,11 +87,11 @@ impl FromArgMatches for Servers {
         if let Some(Server { name, .. }) = servers.iter().find(|server| !names.insert(&server.name))
         {
             let why = format!("two servers have the name {name}: use --name to tell them apart");
-            return Err(wrong(&why));
+            return Err(argument_error(&why));
         }
         if servers.is_empty() {
-            return Err(wrong(
-                "there is no server to measure: name one with --http or --grpc",
+            return Err(argument_error(
+                "there is no server to measure: add one with --http or --grpc",
             ));
         }
         Ok(Self(servers))
@@ -103,7 +103,7 @@ impl FromArgMatches for Servers {
     }
 }
 
-fn wrong(why: &str) -> clap::Error {
+fn argument_error(why: &str) -> clap::Error {
     clap::Error::raw(ErrorKind::ArgumentConflict, format!("{why}\n"))
 }
 

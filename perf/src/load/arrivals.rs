@@ -1,5 +1,5 @@
-//! The start times of streams: evenly spaced on an absolute schedule, so that neither a late sender nor a
-//! slow response moves the later ones.
+//! The start times of streams. They are evenly spaced on an absolute schedule, so that neither a late sender nor a
+//! slow response delays the following starts.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,8 +12,7 @@ use rustix::time::{
 use tokenway::runner::monotonic_ns;
 use tokio::io::unix::AsyncFd;
 
-/// Waits for each start time. The kernel's timer is late by microseconds, the runtime's by up to a
-/// millisecond.
+/// Waits for each start time. The kernel's timer is late by microseconds, the runtime's by up to a millisecond.
 pub(super) struct Arrivals {
     /// Start of the first stream, in nanoseconds of CLOCK_MONOTONIC.
     first_ns: u64,
@@ -24,7 +23,7 @@ pub(super) struct Arrivals {
 }
 
 impl Arrivals {
-    /// Schedule whose first stream is due now.
+    /// Creates a schedule whose first stream is due now.
     pub(super) fn start(streams: u32, spread: Duration) -> io::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
@@ -43,7 +42,7 @@ impl Arrivals {
     }
 
     /// Waits until the next stream is due, and returns its start time; `None` after the last.
-    pub(super) async fn next(&mut self) -> io::Result<Option<u64>> {
+    pub(super) async fn wait_for_next(&mut self) -> io::Result<Option<u64>> {
         if self.next == self.streams {
             return Ok(None);
         }
@@ -52,7 +51,7 @@ impl Arrivals {
         let due_ns = self.first_ns + after_ns;
         self.next += 1;
         if monotonic_ns() < due_ns {
-            self.set(due_ns)?;
+            self.set_timer(due_ns)?;
         }
         while monotonic_ns() < due_ns {
             let mut expired = self.timer.readable().await?;
@@ -62,7 +61,7 @@ impl Arrivals {
     }
 
     /// Sets the timer, which also clears an earlier expiration.
-    fn set(&self, due_ns: u64) -> io::Result<()> {
+    fn set_timer(&self, due_ns: u64) -> io::Result<()> {
         let due = Timespec::try_from(Duration::from_nanos(due_ns)).map_err(io::Error::other)?;
         let once = Itimerspec {
             it_interval: Timespec::default(),
@@ -81,14 +80,14 @@ mod tests {
     async fn no_stream_starts_early_and_a_late_one_delays_no_other() {
         let spread = Duration::from_millis(8);
         let mut arrivals = Arrivals::start(4, spread).unwrap();
-        let first = arrivals.next().await.unwrap().unwrap();
-        // Hold up the sender until two more are due.
+        let first = arrivals.wait_for_next().await.unwrap().unwrap();
+        // Delay the sender until two more streams are due.
         while monotonic_ns() < first + 4_000_000 {}
         for stream in 1..4 {
-            let due_ns = arrivals.next().await.unwrap().unwrap();
+            let due_ns = arrivals.wait_for_next().await.unwrap().unwrap();
             assert_eq!(due_ns, first + stream * 2_000_000);
             assert!(monotonic_ns() >= due_ns);
         }
-        assert_eq!(arrivals.next().await.unwrap(), None);
+        assert_eq!(arrivals.wait_for_next().await.unwrap(), None);
     }
 }

@@ -1,4 +1,4 @@
-//! A stream from a device in this process: the cost of a token without any server.
+//! Reads a stream from a device in this process, which shows the cost of a token without any server.
 
 use std::future::poll_fn;
 
@@ -7,34 +7,34 @@ use tokenway::worker::token_channel::Output;
 
 use super::Load;
 use super::consumer::Consumer;
-use super::session::Shared;
-use crate::device::{BATCH, Device};
+use super::session::SharedLoad;
+use crate::device::{Device, READ_BATCH};
 use crate::fault::Fault;
 use crate::stamp::Stamp;
 
-/// Makes a request.
-pub(super) async fn request(
+/// Runs a sequence on the device, and passes its tokens to `consumer`.
+pub(super) async fn run_request(
     device: &Device,
-    shared: &Shared,
+    shared: &SharedLoad,
     consumer: &mut Consumer,
 ) -> Result<(), Fault> {
     let Load { tokens, timed, .. } = shared.load;
-    let mut receiver = device.open(tokens, timed);
+    let mut receiver = device.open_sequence(tokens, timed);
     let mut outputs = Vec::new();
-    while consumer.count() < tokens {
-        if poll_fn(|cx| receiver.poll_recv_many(cx, &mut outputs, BATCH)).await == 0 {
-            return Err(Fault::cut_off(consumer.count(), "its last token"));
+    while consumer.token_count() < tokens {
+        if poll_fn(|cx| receiver.poll_recv_many(cx, &mut outputs, READ_BATCH)).await == 0 {
+            return Err(Fault::cut_off(consumer.token_count(), "its last token"));
         }
         let received_ns = monotonic_ns();
         let mut figures = shared.figures.borrow_mut();
-        figures.read(0);
+        figures.record_read(0);
         for output in outputs.drain(..) {
             if let Output::Token(token) | Output::Finished(Some(token), _) = output {
                 let stamp = timed.then_some(Stamp {
                     due_ns: Some(token.due_ns),
                     emitted_ns: token.emitted_ns,
                 });
-                consumer.token(Some(token.id), stamp, received_ns, &mut figures)?;
+                consumer.consume_token(Some(token.id), stamp, received_ns, &mut figures)?;
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The consumer of one request's stream: it times and checks the tokens.
+//! Times and checks the tokens of one request's stream.
 
 use super::Load;
 use crate::fault::Fault;
@@ -11,12 +11,12 @@ pub(crate) struct Consumer {
     pub(crate) progress: Progress,
     expect_test_runner: bool,
     requested: u32,
-    /// Indices of the tokens, if they are known.
+    /// Indices of the tokens received so far. Empty if the tokens have no index.
     indices: Vec<u32>,
 }
 
 impl Consumer {
-    /// Consumer for a request of this load that is due at `due_ns`.
+    /// Creates the consumer of a request of this load that is due at `due_ns`.
     pub(crate) fn start(due_ns: u64, load: &Load) -> Self {
         Self {
             progress: Progress::start(due_ns, load.every_gap),
@@ -26,16 +26,13 @@ impl Consumer {
         }
     }
 
-    /// Number of tokens that have arrived.
-    pub(crate) fn count(&self) -> u32 {
+    pub(crate) fn token_count(&self) -> u32 {
         self.progress.count
     }
 
     /// Consumes the next event.
-    ///
-    /// # Errors
-    /// If it is wrong, and reading must stop.
-    pub(crate) fn event(
+    /// Returns the fault if the event is wrong. The caller must then stop reading.
+    pub(crate) fn consume_event(
         &mut self,
         event: Event<'_>,
         received_ns: u64,
@@ -44,27 +41,27 @@ impl Consumer {
         match event {
             Event::Token(token) => {
                 let index = if self.expect_test_runner {
-                    Some(order::agreed_index(&token.text, token.index)?)
+                    Some(order::check_index(&token.text, token.index)?)
                 } else {
                     token.index
                 };
-                figures.token_bytes(token.bytes);
-                self.token(index, token.stamp, received_ns, figures)
+                figures.record_token_bytes(token.bytes);
+                self.consume_token(index, token.stamp, received_ns, figures)
             }
             Event::Piece(bytes) => {
-                figures.read(bytes);
+                figures.record_read(bytes);
                 Ok(())
             }
             Event::Error(failure) => Err(Fault::Error {
-                after: self.count(),
+                after: self.token_count(),
                 message: failure.to_string(),
             }),
             Event::Started | Event::Finished | Event::Done | Event::Other => Ok(()),
         }
     }
 
-    /// Consumes the next token. Its index is `None` if it is unknown.
-    pub(crate) fn token(
+    /// Consumes the next token. `index` is `None` if the server does not send the token's index.
+    pub(crate) fn consume_token(
         &mut self,
         index: Option<u32>,
         stamp: Option<Stamp>,
@@ -72,26 +69,25 @@ impl Consumer {
         figures: &mut Figures,
     ) -> Result<(), Fault> {
         self.indices.extend(index);
-        self.progress.token(figures, received_ns, stamp);
-        if self.expect_test_runner && self.count() > self.requested {
+        self.progress.record_token(figures, received_ns, stamp);
+        if self.expect_test_runner && self.token_count() > self.requested {
             return Err(Fault::TooMany(self.requested));
         }
         Ok(())
     }
 
-    /// Records the result of the request.
-    pub(crate) fn ended(&self, ended: Result<(), Fault>, figures: &mut Figures) {
+    pub(crate) fn record_end(&self, ended: Result<(), Fault>, figures: &mut Figures) {
         let expected = if self.expect_test_runner {
             self.requested
         } else {
             u32::try_from(self.indices.len()).unwrap_or(u32::MAX)
         };
-        let faults = order::faults(&self.indices, expected, ended);
+        let faults = order::stream_faults(&self.indices, expected, ended);
         if faults.is_empty() {
-            figures.finished(&self.progress);
+            figures.record_request(&self.progress);
         }
         for fault in faults {
-            figures.fault(fault.to_string());
+            figures.record_fault(fault.to_string());
         }
     }
 }

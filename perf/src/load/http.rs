@@ -1,4 +1,4 @@
-//! A stream over HTTP/1.1, or over a raw socket: the smallest client that can check what it reads.
+//! A minimal client that reads and checks a stream over HTTP/1.1 or over a raw socket.
 
 use std::future::poll_fn;
 use std::io;
@@ -12,12 +12,12 @@ use tokio::net::TcpStream;
 
 use super::consumer::Consumer;
 use super::response::Response;
-use super::session::Shared;
+use super::session::SharedLoad;
 use crate::arguments::ServerUrl;
 use crate::fault::Fault;
 use crate::stream::{CompletionRequest, Decoder, Format, connect};
 
-/// A connection that is reused as long as the server keeps it open.
+/// A connection that is reused for as long as the server keeps it open.
 pub(super) struct Connection {
     socket: TcpStream,
     format: Format,
@@ -33,16 +33,16 @@ impl Connection {
         })
     }
 
-    /// Reports if another request can be made: the last response has ended, and did not announce that the
-    /// server closes the connection.
+    /// Returns true if another request can be sent: the last response has ended, and the server keeps the connection
+    /// open.
     pub(super) fn is_idle(&self) -> bool {
         self.is_idle
     }
 
-    /// Makes a request.
-    pub(super) async fn request(
+    /// Sends a request and passes the events of its stream to `consumer`.
+    pub(super) async fn run_request(
         &mut self,
-        shared: &Shared,
+        shared: &SharedLoad,
         consumer: &mut Consumer,
     ) -> Result<(), Fault> {
         self.is_idle = false;
@@ -58,33 +58,32 @@ impl Connection {
             let read = self.read(shared).await?;
             let received_ns = monotonic_ns();
             if read == 0 {
-                response.closed()?;
+                response.handle_close()?;
                 if is_raw || !response.has_ended() {
-                    return Err(Fault::cut_off(consumer.count(), "its end"));
+                    return Err(Fault::cut_off(consumer.token_count(), "its end"));
                 }
                 break;
             }
             let mut figures = shared.figures.borrow_mut();
-            figures.read(read);
+            figures.record_read(read);
             let piece = &shared.buffer.borrow()[..read];
-            response.read(piece, |data| {
+            response.read_response(piece, |data| {
                 decoder.read(data, |event| {
-                    consumer.event(event, received_ns, &mut figures)
+                    consumer.consume_event(event, received_ns, &mut figures)
                 })
             })?;
-            if is_raw && decoder.missing().is_none() {
+            if is_raw && decoder.missing_part().is_none() {
                 break;
             }
         }
         self.is_idle = response.keeps_connection();
-        match decoder.missing() {
+        match decoder.missing_part() {
             None => Ok(()),
-            Some(missing) => Err(Fault::cut_off(consumer.count(), missing)),
+            Some(missing) => Err(Fault::cut_off(consumer.token_count(), missing)),
         }
     }
 
-    /// Reads into the buffer that all streams share.
-    async fn read(&mut self, shared: &Shared) -> io::Result<usize> {
+    async fn read(&mut self, shared: &SharedLoad) -> io::Result<usize> {
         let socket = &mut self.socket;
         poll_fn(|cx| {
             let mut buffer = shared.buffer.borrow_mut();
@@ -96,13 +95,13 @@ impl Connection {
     }
 }
 
-/// The request as it is written to a connection.
-pub(super) fn request(
+/// Returns the request as the bytes that are written to a connection.
+pub(super) fn encode_request(
     url: &ServerUrl,
     format: Format,
     completion: &CompletionRequest<'_>,
 ) -> Bytes {
-    let body = completion.json();
+    let body = completion.to_json();
     if format == Format::Raw {
         return format!("{body}\n").into();
     }

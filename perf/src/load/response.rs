@@ -1,5 +1,5 @@
-//! Parses a response over HTTP/1.1 wherever its reads are cut: its head, and its body in any framing of
-//! RFC 9112, section 6. It does not know what a body means.
+//! Parses an HTTP/1.1 response that arrives in pieces of any size: its head, and its body in any framing of RFC 9112,
+//! section 6. Bodies are passed on without being interpreted.
 
 use std::mem::take;
 
@@ -7,34 +7,33 @@ use httparse::{EMPTY_HEADER, Status, parse_chunk_size, parse_headers};
 
 use crate::fault::Fault;
 
-/// Upper bounds of a head.
+/// Limits of a response head: its size in bytes, and its number of headers.
 const LONGEST_HEAD: usize = 64 * 1024;
 const MOST_HEADERS: usize = 128;
-
-/// Longest part of a refusal's body that is shown.
+/// Maximum number of body bytes that the error for a refusal shows.
 const LONGEST_REFUSAL: usize = 1024;
 
-/// A response as it arrives.
+/// Parser of one response.
 pub(crate) struct Response {
     framing: Framing,
-    /// Part of a head, of a chunk's size or of a trailer that is not complete.
+    /// Bytes of a head, a chunk size or a trailer that has not arrived completely.
     unparsed: Vec<u8>,
     refusal: Option<Refusal>,
     closes: bool,
 }
 
-/// Next part of a response.
+/// The part of a response that the next bytes belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Framing {
     Head,
     ChunkSize,
-    /// Remaining bytes of a chunk.
+    /// A chunk, with the number of its bytes that are still to come.
     Chunk(usize),
     ChunkEnd,
     Trailer,
-    /// Remaining bytes of the body.
+    /// The body, with the number of its bytes that are still to come.
     Length(usize),
-    /// A body that ends with the connection.
+    /// A body that ends when the connection closes.
     UntilClose,
     Ended,
 }
@@ -42,12 +41,12 @@ enum Framing {
 /// A response whose status is not 200.
 struct Refusal {
     status: String,
-    /// Start of its body.
+    /// First bytes of the response body.
     body: Vec<u8>,
 }
 
-/// A complete part: its length in bytes, and what follows it.
-type Parsed = Option<(usize, Framing)>;
+/// Length of a complete part, in bytes, and the part that follows it. `None` if the part is not complete.
+type ParsedPart = Option<(usize, Framing)>;
 
 impl Response {
     pub(crate) fn new() -> Self {
@@ -59,7 +58,7 @@ impl Response {
         }
     }
 
-    /// A response over a raw socket: a body without a head, whose end only its consumer knows.
+    /// Creates the parser of a response over a raw socket, which has no head. Only the consumer knows its end.
     pub(crate) fn without_head() -> Self {
         Self {
             framing: Framing::UntilClose,
@@ -71,16 +70,14 @@ impl Response {
         self.framing == Framing::Ended
     }
 
-    /// Reports if the server accepts another request on the connection.
+    /// Returns true if the server accepts another request on the connection.
     pub(crate) fn keeps_connection(&self) -> bool {
         !self.closes
     }
 
     /// Reads the next piece, and passes the parts of the body to `consume`.
-    ///
-    /// # Errors
-    /// Those of `consume`, if the response is a refusal that has ended, and if it is not HTTP/1.1.
-    pub(crate) fn read(
+    /// Returns the errors of `consume`, an error if the response is not HTTP/1.1, and one at the end of a refusal.
+    pub(crate) fn read_response(
         &mut self,
         mut piece: &[u8],
         mut consume: impl FnMut(&[u8]) -> Result<(), Fault>,
@@ -94,38 +91,36 @@ impl Response {
                     self.framing = match (self.framing, left - data.len()) {
                         (Framing::Chunk(_), 0) => Framing::ChunkEnd,
                         (Framing::Chunk(_), left) => Framing::Chunk(left),
-                        (_, left) => of_length(left),
+                        (_, left) => framing_of_length(left),
                     };
                 }
                 Framing::UntilClose => {
                     self.data(piece, &mut consume)?;
                     piece = &[];
                 }
-                Framing::Head => piece = self.parse(piece, Self::head)?,
-                Framing::ChunkSize => piece = self.parse(piece, Self::chunk_size)?,
-                Framing::ChunkEnd => piece = self.parse(piece, Self::chunk_end)?,
-                Framing::Trailer => piece = self.parse(piece, Self::trailer)?,
+                Framing::Head => piece = self.parse(piece, Self::parse_head)?,
+                Framing::ChunkSize => piece = self.parse(piece, Self::parse_chunk_size)?,
+                Framing::ChunkEnd => piece = self.parse(piece, Self::parse_chunk_end)?,
+                Framing::Trailer => piece = self.parse(piece, Self::skip_trailer)?,
                 Framing::Ended => {
                     return Err(Fault::malformed("data after the response's end", piece));
                 }
             }
         }
         if self.has_ended() {
-            self.refused()
+            self.refusal_fault()
         } else {
             Ok(())
         }
     }
 
-    /// Handles the end of the connection, which ends some responses.
-    ///
-    /// # Errors
-    /// If the response is a refusal.
-    pub(crate) fn closed(&mut self) -> Result<(), Fault> {
+    /// Handles the end of the connection, which also ends a response without a declared length.
+    /// Returns an error if the response is a refusal.
+    pub(crate) fn handle_close(&mut self) -> Result<(), Fault> {
         if self.framing == Framing::UntilClose {
             self.framing = Framing::Ended;
         }
-        self.refused()
+        self.refusal_fault()
     }
 
     fn data(
@@ -143,7 +138,7 @@ impl Response {
         }
     }
 
-    fn refused(&mut self) -> Result<(), Fault> {
+    fn refusal_fault(&mut self) -> Result<(), Fault> {
         let Some(Refusal { status, body }) = self.refusal.take() else {
             return Ok(());
         };
@@ -154,11 +149,11 @@ impl Response {
         }))
     }
 
-    /// Parses a part that may have started in an earlier piece. Returns the rest of the piece.
+    /// Parses a part that may have started in an earlier piece. Returns the rest of this piece.
     fn parse<'a>(
         &mut self,
         piece: &'a [u8],
-        part: fn(&mut Self, &[u8]) -> Result<Parsed, Fault>,
+        part: fn(&mut Self, &[u8]) -> Result<ParsedPart, Fault>,
     ) -> Result<&'a [u8], Fault> {
         let mut unparsed = take(&mut self.unparsed);
         let before = unparsed.len();
@@ -183,7 +178,7 @@ impl Response {
         Ok(&[])
     }
 
-    fn head(&mut self, bytes: &[u8]) -> Result<Parsed, Fault> {
+    fn parse_head(&mut self, bytes: &[u8]) -> Result<ParsedPart, Fault> {
         let mut headers = [EMPTY_HEADER; MOST_HEADERS];
         let mut head = httparse::Response::new(&mut headers);
         let parsed = head.parse(bytes);
@@ -221,7 +216,7 @@ impl Response {
         let framing = match length {
             _ if code == 204 || code == 304 => Framing::Ended,
             _ if is_chunked => Framing::ChunkSize,
-            Some(length) => of_length(content_length(&length)?),
+            Some(length) => framing_of_length(parse_content_length(&length)?),
             None => {
                 self.closes = true;
                 Framing::UntilClose
@@ -230,7 +225,7 @@ impl Response {
         Ok(Some((end, framing)))
     }
 
-    fn chunk_size(&mut self, bytes: &[u8]) -> Result<Parsed, Fault> {
+    fn parse_chunk_size(&mut self, bytes: &[u8]) -> Result<ParsedPart, Fault> {
         match parse_chunk_size(bytes) {
             Ok(Status::Partial) => Ok(None),
             Ok(Status::Complete((end, 0))) => Ok(Some((end, Framing::Trailer))),
@@ -243,7 +238,7 @@ impl Response {
         }
     }
 
-    fn chunk_end(&mut self, bytes: &[u8]) -> Result<Parsed, Fault> {
+    fn parse_chunk_end(&mut self, bytes: &[u8]) -> Result<ParsedPart, Fault> {
         match bytes {
             [b'\r', b'\n', ..] => Ok(Some((2, Framing::ChunkSize))),
             [b'\r'] => Ok(None),
@@ -252,7 +247,7 @@ impl Response {
     }
 
     /// Skips the fields after the last chunk, up to and including the empty line.
-    fn trailer(&mut self, bytes: &[u8]) -> Result<Parsed, Fault> {
+    fn skip_trailer(&mut self, bytes: &[u8]) -> Result<ParsedPart, Fault> {
         match parse_headers(bytes, &mut [EMPTY_HEADER; MOST_HEADERS]) {
             Ok(Status::Partial) => Ok(None),
             Ok(Status::Complete((end, _))) => Ok(Some((end, Framing::Ended))),
@@ -261,14 +256,14 @@ impl Response {
     }
 }
 
-fn of_length(left: usize) -> Framing {
+fn framing_of_length(left: usize) -> Framing {
     match left {
         0 => Framing::Ended,
         left => Framing::Length(left),
     }
 }
 
-fn content_length(value: &str) -> Result<usize, Fault> {
+fn parse_content_length(value: &str) -> Result<usize, Fault> {
     // `parse` also accepts a sign.
     let is_number = value.bytes().all(|byte| byte.is_ascii_digit());
     let parsed = value.parse().ok().filter(|_| is_number);
@@ -279,21 +274,21 @@ fn content_length(value: &str) -> Result<usize, Fault> {
 mod tests {
     use super::*;
 
-    /// Body of a response that arrives in these pieces, after which the connection closes.
-    fn read(pieces: &[&str]) -> Result<(String, Response), Fault> {
+    /// Parses a response that arrives in these pieces, after which the connection closes. Returns its body.
+    fn read_response(pieces: &[&str]) -> Result<(String, Response), Fault> {
         let (mut response, mut body) = (Response::new(), Vec::new());
         for piece in pieces {
-            response.read(piece.as_bytes(), |data| {
+            response.read_response(piece.as_bytes(), |data| {
                 body.extend_from_slice(data);
                 Ok(())
             })?;
         }
-        response.closed()?;
+        response.handle_close()?;
         Ok((String::from_utf8(body).unwrap(), response))
     }
 
-    fn fault(response: &str) -> String {
-        let read = read(&[response]).map(|(body, _)| body);
+    fn fault_of(response: &str) -> String {
+        let read = read_response(&[response]).map(|(body, _)| body);
         read.expect_err("the response is wrong").to_string()
     }
 
@@ -310,7 +305,7 @@ mod tests {
             let response =
                 format!("HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n{head}\r\n\r\n{body}");
             for cut in 1..response.len() {
-                let (read, response) = read(&[&response[..cut], &response[cut..]])
+                let (read, response) = read_response(&[&response[..cut], &response[cut..]])
                     .unwrap_or_else(|fault| panic!("{head} cut at {cut}: {fault}"));
                 assert_eq!(read, "hello", "{head} cut at {cut}");
                 assert!(response.has_ended(), "{head} cut at {cut}");
@@ -326,7 +321,7 @@ mod tests {
             ("HTTP/1.1 200 OK", false),
             ("HTTP/1.0 200 OK\r\ncontent-length: 0", false),
         ] {
-            let (_, response) = read(&[&format!("{head}\r\n\r\n")]).unwrap();
+            let (_, response) = read_response(&[&format!("{head}\r\n\r\n")]).unwrap();
             assert_eq!(response.keeps_connection(), is_kept, "{head}");
         }
     }
@@ -345,7 +340,7 @@ mod tests {
             format!("{chunked}5\r\nhello!\r\n"),
             format!("{chunked}fffffffffffffffff\r\n"),
         ] {
-            let found = fault(&wrong);
+            let found = fault_of(&wrong);
             assert!(found.starts_with("unexpected data"), "{wrong:?}: {found}");
         }
     }

@@ -1,4 +1,4 @@
-//! Connections to one target, which carry one load after the other, so that the second finds them warm.
+//! Connections to one target. Several loads reuse them one after the other, so that later loads need not connect.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -18,19 +18,19 @@ use crate::fault::Fault;
 use crate::figures::Figures;
 use crate::stream::{self, Format, Protocol, Stream};
 
-/// Largest read.
-const READ: usize = 64 * 1024;
+/// Size of the read buffer that all streams share, in bytes.
+const READ_BUFFER_BYTES: usize = 64 * 1024;
 
-/// Connections that are opened before the first request.
+/// Connections to open before the first request.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Sockets {
-    /// Streams at once.
+pub(crate) struct ConnectionPlan {
+    /// Number of concurrent streams.
     pub(crate) streams: u32,
-    /// gRPC streams that share a connection.
+    /// Number of gRPC streams that share a connection.
     pub(crate) sharing: u32,
 }
 
-impl Sockets {
+impl ConnectionPlan {
     pub(crate) fn of(streams: u32) -> Self {
         Self {
             streams,
@@ -46,18 +46,17 @@ pub(crate) struct Session {
     figures: Rc<RefCell<Figures>>,
 }
 
-/// State that the streams of a load share.
-pub(super) struct Shared {
+/// State that all streams of a load share.
+pub(super) struct SharedLoad {
     pub(super) load: Load,
-    /// The request as it is written to an HTTP connection or a raw socket.
+    /// Bytes of the request that is written to an HTTP connection or a raw socket.
     pub(super) request: Bytes,
     pub(super) figures: Rc<RefCell<Figures>>,
     /// Bytes of the last read. Its reader consumes them before any other task runs.
     pub(super) buffer: RefCell<Vec<u8>>,
 }
 
-/// Idle connections. The one that has been idle for longest is used first, so that no server closes one
-/// for being idle.
+/// Idle connections. The one that has been idle longest is used first, so that no server closes an idle connection.
 struct Pool {
     target: Target,
     idle: RefCell<VecDeque<Connection>>,
@@ -71,9 +70,9 @@ enum Connection {
 
 impl Session {
     /// Opens the connections one by one, so that the server sees no connection storm.
-    pub(crate) async fn open(target: &Target, sockets: Sockets) -> Result<Self, Fault> {
+    pub(crate) async fn open(target: &Target, sockets: ConnectionPlan) -> Result<Self, Fault> {
         let tasks = LocalSet::new();
-        let idle = tasks.run_until(connect(target, sockets)).await?;
+        let idle = tasks.run_until(open_connections(target, sockets)).await?;
         Ok(Self {
             tasks,
             pool: Rc::new(Pool {
@@ -84,40 +83,40 @@ impl Session {
         })
     }
 
-    /// Runs a load.
     pub(crate) async fn run(&self, load: &Load) -> Figures {
         self.figures.replace(Figures::new());
-        let ran = self.tasks.run_until(self.streams(load)).await;
-        let mut figures = self.take();
+        let ran = self.tasks.run_until(self.run_streams(load)).await;
+        let mut figures = self.take_figures();
         if let Err(fault) = ran {
-            figures.fault(fault.to_string());
+            figures.record_fault(fault.to_string());
         }
         figures
     }
 
-    /// Takes the figures of a running [`Self::run`] so far. Its own result will not contain them.
-    pub(crate) fn take(&self) -> Figures {
+    /// Takes the figures of the running [`Self::run`] so far. They are not part of the result of `run`.
+    pub(crate) fn take_figures(&self) -> Figures {
         let mut figures = self.figures.replace(Figures::new());
-        figures.end();
+        figures.finish();
         figures
     }
 
-    /// Runs the streams as tasks of this thread.
-    async fn streams(&self, load: &Load) -> Result<(), Fault> {
-        let shared = Rc::new(Shared {
+    async fn run_streams(&self, load: &Load) -> Result<(), Fault> {
+        let shared = Rc::new(SharedLoad {
             load: load.clone(),
             request: match &self.pool.target {
-                Target::Server(url, format) => http::request(url, *format, &load.completion()),
+                Target::Server(url, format) => {
+                    http::encode_request(url, *format, &load.completion_request())
+                }
                 Target::Device(_) => Bytes::new(),
             },
             figures: Rc::clone(&self.figures),
-            buffer: RefCell::new(vec![0; READ]),
+            buffer: RefCell::new(vec![0; READ_BUFFER_BYTES]),
         });
         let mut streams = JoinSet::new();
         let mut arrivals = Arrivals::start(load.streams, load.spread)?;
-        while let Some(due_ns) = arrivals.next().await? {
+        while let Some(due_ns) = arrivals.wait_for_next().await? {
             let (pool, shared) = (Rc::clone(&self.pool), Rc::clone(&shared));
-            streams.spawn_local(async move { pool.stream(due_ns, &shared).await });
+            streams.spawn_local(async move { pool.run_stream(due_ns, &shared).await });
             while streams.try_join_next().is_some() {}
         }
         // A stream panics only by a bug of this program, and the panic is printed.
@@ -127,16 +126,16 @@ impl Session {
 }
 
 impl Pool {
-    /// Makes a stream's requests one after the other. The first is due at `due_ns`; each of the others is
-    /// due once the response before it has ended and a connection is open.
-    async fn stream(&self, due_ns: u64, shared: &Shared) {
-        shared.figures.borrow_mut().sent(due_ns);
+    /// Makes a stream's requests one after the other. The first request is due at `due_ns`. Each further request is
+    /// due once the previous response has ended and a connection is open.
+    async fn run_stream(&self, due_ns: u64, shared: &SharedLoad) {
+        shared.figures.borrow_mut().record_start(due_ns);
         let mut first_due_ns = Some(due_ns);
         let mut kept = self.idle.borrow_mut().pop_front();
         for _ in 0..shared.load.requests {
             let connection = match kept.take() {
                 Some(connection) => Ok(Ok(connection)),
-                None => shared.in_time(open(&self.target)).await,
+                None => shared.with_timeout(open_connection(&self.target)).await,
             };
             let due_ns = first_due_ns.take().unwrap_or_else(monotonic_ns);
             let mut consumer = Consumer::start(due_ns, &shared.load);
@@ -144,27 +143,26 @@ impl Pool {
                 Ok(Ok(connection)) => {
                     let connection = kept.insert(connection);
                     shared
-                        .in_time(connection.request(shared, &mut consumer))
+                        .with_timeout(connection.run_request(shared, &mut consumer))
                         .await
                 }
                 Ok(Err(fault)) => Ok(Err(fault)),
                 Err(late) => Err(late),
             };
-            kept = kept.filter(Connection::takes_another);
+            kept = kept.filter(Connection::accepts_another_request);
             let hangs = |_| Fault::Hangs {
-                after: consumer.count(),
+                after: consumer.token_count(),
                 seconds: shared.load.timeout.unwrap_or_default().as_secs(),
             };
             let ended = ended.map_err(hangs).flatten();
-            consumer.ended(ended, &mut shared.figures.borrow_mut());
+            consumer.record_end(ended, &mut shared.figures.borrow_mut());
         }
         self.idle.borrow_mut().extend(kept);
     }
 }
 
-impl Shared {
-    /// Limits a part of a request to the timeout.
-    async fn in_time<O>(&self, work: impl Future<Output = O>) -> Result<O, Elapsed> {
+impl SharedLoad {
+    async fn with_timeout<O>(&self, work: impl Future<Output = O>) -> Result<O, Elapsed> {
         match self.load.timeout {
             Some(longest) => timeout(longest, work).await,
             None => Ok(work.await),
@@ -173,46 +171,53 @@ impl Shared {
 }
 
 impl Connection {
-    fn takes_another(&self) -> bool {
+    fn accepts_another_request(&self) -> bool {
         match self {
             Self::Device(_) | Self::Grpc(_) => true,
             Self::Http(connection) => connection.is_idle(),
         }
     }
 
-    async fn request(&mut self, shared: &Shared, consumer: &mut Consumer) -> Result<(), Fault> {
+    async fn run_request(
+        &mut self,
+        shared: &SharedLoad,
+        consumer: &mut Consumer,
+    ) -> Result<(), Fault> {
         let connection = match self {
-            Self::Device(device) => return channel::request(device, shared, consumer).await,
-            Self::Http(connection) => return connection.request(shared, consumer).await,
+            Self::Device(device) => return channel::run_request(device, shared, consumer).await,
+            Self::Http(connection) => return connection.run_request(shared, consumer).await,
             Self::Grpc(connection) => connection,
         };
-        let completion = shared.load.completion();
+        let completion = shared.load.completion_request();
         let mut stream = Stream::open(connection, Format::Grpc, &completion).await?;
         let figures = &shared.figures;
         figures.borrow_mut().answered += 1;
         let reading = stream.read_to_end(|event, received_ns| {
-            consumer.event(event, received_ns, &mut figures.borrow_mut())
+            consumer.consume_event(event, received_ns, &mut figures.borrow_mut())
         });
-        reading.await?.complete(consumer.count())
+        reading.await?.complete(consumer.token_count())
     }
 }
 
-async fn connect(target: &Target, sockets: Sockets) -> Result<VecDeque<Connection>, Fault> {
+async fn open_connections(
+    target: &Target,
+    sockets: ConnectionPlan,
+) -> Result<VecDeque<Connection>, Fault> {
     let mut connections = VecDeque::new();
     for stream in 0..sockets.streams {
         let shared = match connections.back() {
-            Some(Connection::Grpc(last)) if stream % sockets.sharing != 0 => last.shared(),
+            Some(Connection::Grpc(last)) if stream % sockets.sharing != 0 => last.share(),
             _ => None,
         };
         connections.push_back(match shared {
             Some(connection) => Connection::Grpc(connection),
-            None => open(target).await?,
+            None => open_connection(target).await?,
         });
     }
     Ok(connections)
 }
 
-async fn open(target: &Target) -> Result<Connection, Fault> {
+async fn open_connection(target: &Target) -> Result<Connection, Fault> {
     Ok(match target {
         Target::Device(device) => Connection::Device(device.clone()),
         Target::Server(url, Format::Grpc) => {

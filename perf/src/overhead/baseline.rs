@@ -1,4 +1,4 @@
-//! Comparison with an older run: ratios that got worse by more than the spread of the rounds in either.
+//! Comparison with an older run: finds ratios that got worse by more than the spread of the rounds in either run.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::targets::{Bound, Target};
 use crate::statistics::Spread;
 
-/// Targets of an older run.
+/// Targets and values of an older run.
 #[derive(Deserialize)]
 pub(super) struct Baseline {
     targets: Vec<OldTarget>,
@@ -22,7 +22,6 @@ struct OldTarget {
 }
 
 impl Baseline {
-    /// Reads a run that was written with `--json`.
     pub(super) fn read(path: &Path) -> anyhow::Result<Self> {
         let flag = format!("--baseline {}", path.display());
         let text = fs::read_to_string(path).with_context(|| flag.clone())?;
@@ -30,8 +29,7 @@ impl Baseline {
             .with_context(|| format!("{flag} was not written by `overhead --json`"))
     }
 
-    /// One line for each target that got worse.
-    pub(super) fn worse(&self, targets: &[Target]) -> Vec<String> {
+    pub(super) fn list_worse(&self, targets: &[Target]) -> Vec<String> {
         let worse = targets.iter().filter_map(|target| {
             let mut old = self.targets.iter();
             let old = old.find(|old| old.target == target.target)?.spread;
@@ -77,7 +75,7 @@ mod tests {
             (Bound::AtMost, spread(0.5, 0.5, 0.5), false),
         ] {
             let target = Target::new("it".to_owned(), now, bound, 0.0, "×");
-            let worse = baseline.worse(&[target]);
+            let worse = baseline.list_worse(&[target]);
             assert_eq!(!worse.is_empty(), is_worse, "{bound:?} {now:?}");
         }
     }

@@ -1,4 +1,4 @@
-//! The charts of a run, as SVG.
+//! Draws the charts of a run, as SVG.
 
 use hdrhistogram::Histogram;
 use plotters::style::RGBColor;
@@ -10,34 +10,34 @@ use crate::figures::Times;
 use crate::report::{Axis, Bar, Curve, QUANTILES, quantiles};
 use crate::statistics::percentile_us;
 
-/// Distribution of one-way latency, path by path.
-pub(super) fn latency(results: &Results, scenario: Scenario) -> String {
+/// Draws the distribution of one-way latency, with one curve for each path.
+pub(super) fn latency_chart(results: &Results, scenario: Scenario) -> String {
     let x_name = "one-way latency, µs (logarithmic)";
-    let y_name = "tokens that came within it, %";
-    distribution(results, scenario, [x_name, y_name], |times| &times.one_way)
+    let y_name = "tokens within that latency, %";
+    distribution_chart(results, scenario, [x_name, y_name], |times| &times.one_way)
 }
 
-/// Distribution of the time to the first token, path by path.
-pub(super) fn ttft(results: &Results, scenario: Scenario) -> String {
+/// Draws the distribution of the time to the first token, with one curve for each path.
+pub(super) fn ttft_chart(results: &Results, scenario: Scenario) -> String {
     let x_name = "time to the first token, µs (logarithmic)";
-    let y_name = "requests that had it within that, %";
-    distribution(results, scenario, [x_name, y_name], |times| &times.ttft)
+    let y_name = "requests within that time, %";
+    distribution_chart(results, scenario, [x_name, y_name], |times| &times.ttft)
 }
 
-fn distribution(
+fn distribution_chart(
     results: &Results,
     scenario: Scenario,
     names: [&str; 2],
     of: fn(&Times) -> &Histogram<u64>,
 ) -> String {
-    let cells = results.of_scenario(scenario);
+    let cells = results.cells_of(scenario);
     let curves = cells.map(|(path, cell)| curve(path, quantiles(of(&cell.times))));
-    Axis::Logarithmic.draw(names, &curves.collect::<Vec<_>>())
+    Axis::Logarithmic.draw_svg(names, &curves.collect::<Vec<_>>())
 }
 
-/// Latency that each path adds to its floor's, quantile by quantile.
-pub(super) fn added(results: &Results, scenario: Scenario) -> String {
-    let curves = results.of_scenario(scenario).filter_map(|(path, cell)| {
+/// Draws, over the quantiles, the latency that each path adds to the latency of its floor.
+pub(super) fn added_latency_chart(results: &Results, scenario: Scenario) -> String {
+    let curves = results.cells_of(scenario).filter_map(|(path, cell)| {
         let floor = CellKey::new(scenario, path.floor()?);
         let floor = &results.cell(floor)?.times.one_way;
         // Beyond the 99th percentile a quiet machine's own stalls are larger than any server's.
@@ -48,12 +48,12 @@ pub(super) fn added(results: &Results, scenario: Scenario) -> String {
         });
         Some(curve(path, points.collect()))
     });
-    let names = ["quantile, %", "added to its floor, µs"];
-    Axis::Linear.draw(names, &curves.collect::<Vec<_>>())
+    let names = ["quantile, %", "added to the floor, µs"];
+    Axis::Linear.draw_svg(names, &curves.collect::<Vec<_>>())
 }
 
-/// A value over the number of streams, path by path.
-pub(super) fn over_streams(
+/// Draws a value over the number of streams, with one curve for each path.
+pub(super) fn chart_over_streams(
     results: &Results,
     name: &str,
     streams_of: fn(Scenario) -> Option<u32>,
@@ -72,36 +72,36 @@ pub(super) fn over_streams(
     }
     // A single number of streams is not a curve.
     curves.retain(|curve| curve.points.len() > 1);
-    Axis::Logarithmic.draw(["streams (logarithmic)", name], &curves)
+    Axis::Logarithmic.draw_svg(["streams (logarithmic)", name], &curves)
 }
 
-/// A value of each path as a bar, with the spread of the rounds.
-pub(super) fn bars(
+/// Draws a value of each path as a bar, with the spread of the rounds.
+pub(super) fn bar_chart(
     results: &Results,
     scenario: Scenario,
     name: &str,
     value: fn(&Round) -> Option<f64>,
 ) -> String {
-    let bars = results.of_scenario(scenario).filter_map(|(path, cell)| {
+    let bars = results.cells_of(scenario).filter_map(|(path, cell)| {
         Some(Bar {
             title: path.title(),
-            color: color(path),
+            color: path_color(path),
             spread: cell.spread(value)?,
         })
     });
-    Bar::draw(&bars.collect::<Vec<_>>(), name)
+    Bar::draw_svg(&bars.collect::<Vec<_>>(), name)
 }
 
 fn curve(path: MeasuredPath, points: Vec<(f64, f64)>) -> Curve<'static> {
     Curve {
         title: path.title(),
-        color: color(path),
+        color: path_color(path),
         points,
     }
 }
 
-/// Color of a path: pale for a floor, and strong for the paths above it.
-fn color(path: MeasuredPath) -> RGBColor {
+/// Returns the color of a path: pale for a floor, strong for the paths that are compared with it.
+fn path_color(path: MeasuredPath) -> RGBColor {
     match path {
         MeasuredPath::Mpsc => RGBColor(150, 150, 150),
         MeasuredPath::RawTcp => RGBColor(90, 90, 90),

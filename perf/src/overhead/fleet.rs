@@ -1,5 +1,5 @@
-//! The servers of all measured paths, each in a process of its own. They start before the measurement, and
-//! are idle while other paths are measured.
+//! The servers of all measured paths, each in its own process. They start before the measurement, and are idle while
+//! other paths are measured.
 
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
@@ -12,22 +12,21 @@ use crate::serve::{self, Role};
 use crate::server::OwnServer;
 use crate::stream::Format;
 
-/// Servers of one configuration. Their processes end when this is dropped.
+/// Servers with one configuration. Their processes end when the fleet is dropped.
 pub(super) struct Fleet {
-    destinations: HashMap<MeasuredPath, Destination>,
-    /// Configuration of each, but for its role.
+    destinations: HashMap<MeasuredPath, PathServers>,
+    /// Configuration of each server, except for its role.
     options: serve::Options,
-    /// Folder of the engines' Unix sockets.
+    /// Folder for the Unix sockets of the engines.
     folder: tempfile::TempDir,
 }
 
-struct Destination {
+struct PathServers {
     target: Target,
     processes: Vec<Rc<OwnServer>>,
 }
 
 impl Fleet {
-    /// Starts the servers of these paths.
     pub(super) async fn start(
         paths: &BTreeSet<MeasuredPath>,
         options: serve::Options,
@@ -38,7 +37,7 @@ impl Fleet {
             folder: tempfile::tempdir()?,
         };
         for path in paths {
-            let destination = fleet.destination(*path).await?;
+            let destination = fleet.start_destination(*path).await?;
             fleet.destinations.insert(*path, destination);
         }
         Ok(fleet)
@@ -48,7 +47,7 @@ impl Fleet {
         &self.destinations[&path].target
     }
 
-    /// Usage of a path's servers so far; `None` for a path without a server.
+    /// Returns the CPU time and memory of a path's servers so far, or `None` for a path without a server.
     pub(super) fn usage(&self, path: MeasuredPath) -> anyhow::Result<Option<Usage>> {
         let processes = self.destinations[&path].processes.iter();
         let usages = processes.map(|process| process.usage());
@@ -56,28 +55,28 @@ impl Fleet {
         Ok((!usages.is_empty()).then(|| usages.into_iter().sum()))
     }
 
-    async fn destination(&self, path: MeasuredPath) -> anyhow::Result<Destination> {
+    async fn start_destination(&self, path: MeasuredPath) -> anyhow::Result<PathServers> {
         let Some((role, format)) = path.server() else {
             let device = Device::start(self.options.interval, self.options.slots).await?;
-            return Ok(Destination {
+            return Ok(PathServers {
                 target: Target::Device(device),
                 processes: Vec::new(),
             });
         };
         let processes = match (role, self.shared_product()) {
-            (Role::Gateway, _) => self.gateway(path).await?.to_vec(),
+            (Role::Gateway, _) => self.start_gateway(path).await?.to_vec(),
             (Role::Product, Some(product)) => vec![product],
-            _ => vec![start(&self.options_of(role)).await?],
+            _ => vec![start_server(&self.server_options(role)).await?],
         };
         let url = match format {
-            Format::Grpc => processes[0].grpc()?,
-            Format::Raw | Format::Ndjson | Format::Sse => processes[0].http()?,
+            Format::Grpc => processes[0].grpc_url()?,
+            Format::Raw | Format::Ndjson | Format::Sse => processes[0].http_url()?,
         };
         let target = Target::Server(url, format);
-        Ok(Destination { target, processes })
+        Ok(PathServers { target, processes })
     }
 
-    /// The product's process, which serves three paths.
+    /// Returns the process in the role `Product`, which serves three paths, if it runs.
     fn shared_product(&self) -> Option<Rc<OwnServer>> {
         let mut destinations = self.destinations.iter();
         let is_product = |path: &MeasuredPath| matches!(path.server(), Some((Role::Product, _)));
@@ -85,30 +84,29 @@ impl Fleet {
         product.processes.first().cloned()
     }
 
-    /// A gateway, and the engine behind it.
-    async fn gateway(&self, path: MeasuredPath) -> anyhow::Result<[Rc<OwnServer>; 2]> {
+    async fn start_gateway(&self, path: MeasuredPath) -> anyhow::Result<[Rc<OwnServer>; 2]> {
         let socket = (path == MeasuredPath::TwoUnix)
             .then(|| format!("unix:{}", self.folder.path().join("engine.sock").display()));
-        let mut engine = self.options_of(Role::Engine);
+        let mut engine = self.server_options(Role::Engine);
         if let Some(socket) = &socket {
             engine.grpc_listen.clone_from(socket);
         }
-        let engine = start(&engine).await?;
+        let engine = start_server(&engine).await?;
         let address = match socket {
             Some(socket) => socket,
-            None => engine.grpc()?.to_string(),
+            None => engine.grpc_url()?.to_string(),
         };
-        let mut gateway = self.options_of(Role::Gateway);
+        let mut gateway = self.server_options(Role::Gateway);
         gateway.engine = Some(address);
-        Ok([start(&gateway).await?, engine])
+        Ok([start_server(&gateway).await?, engine])
     }
 
-    fn options_of(&self, role: Role) -> serve::Options {
+    fn server_options(&self, role: Role) -> serve::Options {
         let options = self.options.clone();
         serve::Options { role, ..options }
     }
 }
 
-async fn start(options: &serve::Options) -> anyhow::Result<Rc<OwnServer>> {
+async fn start_server(options: &serve::Options) -> anyhow::Result<Rc<OwnServer>> {
     Ok(Rc::new(OwnServer::start(options).await?))
 }

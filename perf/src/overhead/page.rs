@@ -1,19 +1,21 @@
-//! The values of a run's page, for readers who do not know the project.
+//! The values that the HTML template of a run shows, for readers who do not know the project.
 
 use serde_json::{Value, json};
 
-use super::charts::{added, bars, latency, over_streams, ttft};
+use super::charts::{
+    added_latency_chart, bar_chart, chart_over_streams, latency_chart, ttft_chart,
+};
 use super::report::Report;
 use super::results::Round;
 use super::scale::Scale;
-use super::scenario::{Scenario, Size};
+use super::scenario::{RunSize, Scenario};
 use super::table;
 
-pub(super) fn values(report: &Report) -> Value {
+pub(super) fn page_values(report: &Report) -> Value {
     let results = &report.results;
     let (paced, full) = (Scenario::Paced(64), Scenario::Full(64));
     let cpu = |scenario| {
-        bars(results, scenario, "CPU per token, µs", |round| {
+        bar_chart(results, scenario, "CPU per token, µs", |round| {
             round.cpu_us_per_token
         })
     };
@@ -21,10 +23,10 @@ pub(super) fn values(report: &Report) -> Value {
     let tokens_name = "million tokens per second";
     let p99 = |round: &Round| Some(round.one_way_p99_us);
     let p99_name = "one-way latency at p99, µs";
-    let [many, _, slow, queued] = Scale::all(Size::WHOLE.crowd).map(Scenario::Scale);
+    let [many, _, slow, queued] = Scale::all(RunSize::WHOLE.crowd).map(Scenario::Scale);
     let memory_of = |scenario: Scenario| {
         let kib = |round: &Round| Some(round.rss_per_stream? / 1024.0);
-        let chart = bars(results, scenario, "memory, KiB", kib);
+        let chart = bar_chart(results, scenario, "memory, KiB", kib);
         json!({ "chart": chart, "title": scenario.title() })
     };
     let memory = [many, slow, queued].map(memory_of);
@@ -32,16 +34,16 @@ pub(super) fn values(report: &Report) -> Value {
         "machine": report.machine,
         "faults": report.faults,
         "targets": report.targets,
-        "latency": latency(results, paced),
-        "added": added(results, paced),
+        "latency": latency_chart(results, paced),
+        "added": added_latency_chart(results, paced),
         "paced_cpu": cpu(paced),
-        "throughput": bars(results, full, tokens_name, tokens),
+        "throughput": bar_chart(results, full, tokens_name, tokens),
         "full_cpu": cpu(full),
-        "ttft": ttft(results, Scenario::OpenLoop),
-        "scaling_throughput": over_streams(results, tokens_name, Scenario::full_streams, tokens),
-        "scaling_latency": over_streams(results, p99_name, Scenario::paced_streams, p99),
-        "many_latency": latency(results, many),
+        "ttft": ttft_chart(results, Scenario::OpenLoop),
+        "scaling_throughput": chart_over_streams(results, tokens_name, Scenario::full_streams, tokens),
+        "scaling_latency": chart_over_streams(results, p99_name, Scenario::paced_streams, p99),
+        "many_latency": latency_chart(results, many),
         "memory": memory,
-        "text": table::text(results),
+        "text": table::render_tables(results),
     })
 }

@@ -1,40 +1,39 @@
-//! The measured paths: ways from the test runner to a client, through the product's APIs and through the
-//! floors beneath them.
+//! The measured paths: ways from the test runner to a client, through Tokenway's APIs and through the floors (minimal
+//! servers) with which they are compared.
 
 use clap::ValueEnum;
 
 use crate::serve::Role;
 use crate::stream::Format;
 
-/// One way from the device to a client.
+/// A way of a token from the device to a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum)]
 pub(crate) enum MeasuredPath {
-    /// Channel of a worker in the client's own process.
+    /// Token channel of a worker in the client's own process.
     Mpsc,
-    /// Lines over a raw socket.
+    /// NDJSON lines over a raw socket.
     RawTcp,
-    /// tonic with one handler over the worker.
+    /// tonic with one handler that reads from the worker.
     BareTonic,
-    /// axum with one handler over the worker.
+    /// axum with one handler that reads from the worker.
     BareAxum,
-    /// gRPC API.
+    /// Tokenway's gRPC API.
     Grpc,
-    /// HTTP API, as NDJSON.
+    /// Tokenway's HTTP API, as NDJSON.
     Ndjson,
-    /// HTTP API, as server-sent events.
+    /// Tokenway's HTTP API, as server-sent events.
     Sse,
-    /// HTTP API, as NDJSON, without spans and access log.
+    /// Tokenway's HTTP API, as NDJSON, without spans and access log.
     Unlogged,
-    /// HTTP API, with the worker in a process of its own.
+    /// Tokenway's HTTP API, with the worker in its own process.
     Child,
-    /// HTTP API of a gateway, in front of an engine over TCP.
+    /// HTTP API of a gateway that reaches its engine over TCP.
     TwoTcp,
-    /// HTTP API of a gateway, in front of an engine over a Unix socket.
+    /// HTTP API of a gateway that reaches its engine over a Unix socket.
     TwoUnix,
 }
 
 impl MeasuredPath {
-    /// Name in reports.
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Mpsc => "channel (mpsc)",
@@ -51,13 +50,12 @@ impl MeasuredPath {
         }
     }
 
-    /// Name on the command line and in JSON.
+    /// Returns the name of the path on the command line and in JSON.
     pub(crate) fn name(self) -> String {
         let value = self.to_possible_value().expect("no path is hidden");
         value.get_name().to_owned()
     }
 
-    /// Floor with which it is compared.
     pub(crate) fn floor(self) -> Option<Self> {
         match self.server()? {
             (Role::Tcp | Role::Tonic | Role::Axum, _) => None,
@@ -66,12 +64,13 @@ impl MeasuredPath {
         }
     }
 
-    /// Format of the stream between its server and the client; `None` without a server.
-    pub(super) fn format(self) -> Option<Format> {
+    /// Returns the format of the stream between the path's server and the client, or `None` without a server.
+    pub(super) fn stream_format(self) -> Option<Format> {
         self.server().map(|(_, format)| format)
     }
 
-    /// Process that serves it, and the format of its stream; `None` without a server. A gateway has an engine too.
+    /// Returns the role of the process that serves the path and the format of its stream, or `None` without a server.
+    /// The engine behind a gateway is not included.
     pub(super) fn server(self) -> Option<(Role, Format)> {
         let server = match self {
             Self::Mpsc => return None,

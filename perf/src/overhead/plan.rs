@@ -1,33 +1,33 @@
-//! The plan of a run: the paths under each load, the number of rounds, and the order of turns.
+//! The plan of a run: the paths to measure under each load, the number of rounds, and the order of turns.
 
 use clap::ValueEnum;
 
 use super::Options;
 use super::path::MeasuredPath;
 use super::scale::Shape;
-use super::scenario::{Scenario, Size};
+use super::scenario::{RunSize, Scenario};
 use super::targets;
 
-/// Kind of load, by which loads are selected.
+/// Kind of load, by which `--loads` selects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LoadKind {
-    /// Streams of 50 tokens a second.
+    /// Streams of 50 tokens/s.
     Paced,
-    /// Streams as fast as they are read.
+    /// Streams whose tokens are generated as fast as the client reads.
     Full,
-    /// Short requests, as fast as they are answered.
+    /// Short requests, each sent as soon as the previous one is answered.
     Short,
-    /// Short requests, 1,000 a second.
+    /// Short requests, sent at a rate of 1,000 per second.
     OpenLoop,
-    /// Thousands of streams, and of requests that wait.
+    /// Thousands of concurrent streams, and thousands of queued requests.
     Scale,
 }
 
-/// Loads of a run.
+/// The loads of a run, with their paths.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) loads: Vec<PlannedLoad>,
-    pub(super) size: Size,
+    pub(super) size: RunSize,
 }
 
 /// A load, and the paths that take turns under it.
@@ -38,29 +38,29 @@ pub(super) struct PlannedLoad {
     pub(super) rounds: u32,
 }
 
-const ROUNDS: u32 = 5;
-
-/// Factor for rounds with a single stream. Its latency is mostly a processor's wake-up, which changes from
-/// second to second by more than an API adds: so its turns are short and many.
+const DEFAULT_ROUNDS: u32 = 5;
+/// Factor by which loads with a single stream have more rounds. The latency of a single stream is mostly the time that
+/// a processor needs to wake up. That time varies by more than an API adds, so many short turns are measured.
 const SINGLE_STREAM_ROUNDS_FACTOR: u32 = 3;
-
-/// Upper bound of the rounds with thousands of streams. A turn takes a quarter of a minute, and its limits
-/// are wide.
+/// Maximum number of rounds with thousands of streams. A turn takes 15 seconds, and its targets have wide margins.
 const MAX_SCALE_ROUNDS: u32 = 3;
-
-/// Open files of a process besides the sockets of its streams.
-const OTHER_FILES: u32 = 256;
+/// Number of files that a process may have open in addition to the sockets of its streams.
+const OTHER_OPEN_FILES: u32 = 256;
 
 impl Plan {
-    pub(super) fn of(options: &Options) -> Self {
+    pub(super) fn from_options(options: &Options) -> Self {
         let quick = options.quick;
-        let size = if quick { Size::QUICK } else { Size::WHOLE };
-        let rounds = options.rounds.unwrap_or(ROUNDS);
+        let size = if quick {
+            RunSize::QUICK
+        } else {
+            RunSize::WHOLE
+        };
+        let rounds = options.rounds.unwrap_or(DEFAULT_ROUNDS);
         let loads = scenarios(options, size)
             .into_iter()
             .map(|scenario| PlannedLoad {
                 scenario,
-                paths: paths(options, scenario),
+                paths: paths_under(options, scenario),
                 rounds: match scenario {
                     Scenario::Paced(1) => rounds * SINGLE_STREAM_ROUNDS_FACTOR,
                     Scenario::Scale(_) => rounds.min(MAX_SCALE_ROUNDS),
@@ -76,12 +76,11 @@ impl Plan {
         }
     }
 
-    /// Number of rounds.
+    /// Returns the largest number of rounds of any load.
     pub(super) fn rounds(&self) -> u32 {
         self.loads.iter().map(|load| load.rounds).max().unwrap_or(0)
     }
 
-    /// Number of turns in all rounds.
     pub(super) fn turns(&self) -> u64 {
         let turns = self.loads.iter().map(|load| {
             let paths = u64::try_from(load.paths.len()).unwrap_or(0);
@@ -90,30 +89,30 @@ impl Plan {
         turns.sum()
     }
 
-    /// Files that a process of this run may have open at once.
+    /// Returns the number of files that a process of this run may have open at the same time.
     pub(super) fn open_files(&self) -> u32 {
         let loads = self.loads.iter();
         let sockets = loads.map(|load| load.scenario.sockets().streams);
-        sockets.max().unwrap_or(0) + OTHER_FILES
+        sockets.max().unwrap_or(0) + OTHER_OPEN_FILES
     }
 }
 
-fn paths(options: &Options, scenario: Scenario) -> Vec<MeasuredPath> {
+fn paths_under(options: &Options, scenario: Scenario) -> Vec<MeasuredPath> {
     let is_queue = matches!(scenario, Scenario::Scale(scale) if scale.shape == Shape::Queued);
     match (&options.paths, scenario) {
-        // Only a gRPC client can see that its request waits.
+        // Only a gRPC client can see that its request is queued.
         (Some(paths), _) if is_queue => {
             let paths = paths.iter().copied();
             paths.filter(|path| *path == MeasuredPath::Grpc).collect()
         }
         (Some(paths), _) => paths.clone(),
         (None, Scenario::Scale(scale)) => scale.paths().to_vec(),
-        (None, _) if options.quick => targets::needed(scenario),
+        (None, _) if options.quick => targets::paths_needed(scenario),
         (None, _) => MeasuredPath::value_variants().to_vec(),
     }
 }
 
-fn scenarios(options: &Options, size: Size) -> Vec<Scenario> {
+fn scenarios(options: &Options, size: RunSize) -> Vec<Scenario> {
     let quick = options.quick;
     let default: &[u32] = if quick { &[1, 64] } else { &[1, 64, 512] };
     let streams = options.streams.as_deref().unwrap_or(default).iter();
@@ -137,10 +136,10 @@ fn scenarios(options: &Options, size: Size) -> Vec<Scenario> {
 }
 
 impl PlannedLoad {
-    /// Order of the paths in a round. Over the rounds each path follows each other one equally often: in
-    /// twice as many rounds as there are paths, or in as many if their number is even. The orders are a
-    /// Latin square of E. J. Williams (1949).
-    pub(super) fn order(&self, round: u32) -> Vec<MeasuredPath> {
+    /// Returns the order of the paths in a round. The orders are a Latin square of E. J. Williams (1949): over twice
+    /// as many rounds as there are paths (or as many rounds, if the number of paths is even), each path directly
+    /// follows each other path equally often.
+    pub(super) fn turn_order(&self, round: u32) -> Vec<MeasuredPath> {
         let paths = self.paths.len();
         let round = usize::try_from(round).unwrap_or(0);
         // 0, 1, -1, 2, -2, …: each step has another length.
@@ -175,7 +174,7 @@ mod tests {
             let rounds = if paths % 2 == 0 { paths } else { 2 * paths };
             let mut followed: HashMap<_, usize> = HashMap::new();
             for round in 0..u32::try_from(rounds).unwrap() {
-                let order = load.order(round);
+                let order = load.turn_order(round);
                 assert_eq!(order.iter().collect::<BTreeSet<_>>().len(), paths);
                 for pair in order.windows(2) {
                     *followed.entry((pair[0], pair[1])).or_default() += 1;

@@ -1,4 +1,4 @@
-//! The result of a run, in the form that the table, the page and the JSON file share.
+//! The result of a run, which the tables, the HTML page and the JSON file show.
 
 use serde::{Serialize, Serializer};
 use serde_json::json;
@@ -8,17 +8,16 @@ use super::results::Results;
 use super::targets::{self, Target};
 use crate::report::Machine;
 
-/// Version of the JSON file's format.
-const FORMAT: u32 = 1;
+const JSON_FORMAT_VERSION: u32 = 1;
 
-/// Result of a run, as it is in the JSON file.
+/// Result of a run, as the JSON file contains it.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     format: u32,
     pub(super) machine: Machine,
     #[serde(rename = "cells", serialize_with = "cells")]
     pub(super) results: Results,
-    /// Targets that the run can judge.
+    /// Targets whose values the run has measured.
     pub(super) targets: Vec<Target>,
     /// Faults of streams, and paths that cannot be compared.
     pub(super) faults: Vec<String>,
@@ -26,17 +25,16 @@ pub(super) struct Report {
 
 impl Report {
     pub(super) fn of(machine: Machine, results: Results, mut faults: Vec<String>) -> Self {
-        faults.extend(results.unlike_floors());
+        faults.extend(results.find_unlike_floors());
         Self {
-            format: FORMAT,
+            format: JSON_FORMAT_VERSION,
             machine,
-            targets: targets::judge(&results),
+            targets: targets::judge_targets(&results),
             results,
             faults,
         }
     }
 
-    /// Reports if a target was missed.
     pub(super) fn has_missed(&self) -> bool {
         self.targets.iter().any(|target| !target.pass)
     }

@@ -1,4 +1,4 @@
-//! Results of all rounds, cell by cell: one measured path under one load.
+//! Results of all rounds. A cell is one measured path under one load.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -12,19 +12,19 @@ use super::timing::TimingCost;
 use crate::figures::{Figures, Rates, Times};
 use crate::statistics::{Percentiles, Spread, count};
 
-/// Difference in bytes that tokens of the same format may have. Ids and creation times have the same length
-/// on every path, but a stamp may gain a digit between two turns.
-const SAME_BYTES: f64 = 0.5;
+/// Maximum difference between the bytes per token of two paths with the same format. Ids and creation times have the
+/// same length on every path, but a timestamp may gain a digit between two turns.
+const MAX_BYTES_DIFFERENCE: f64 = 0.5;
 
 /// Results of one run.
 #[derive(Debug, Default)]
 pub(crate) struct Results {
     cells: BTreeMap<CellKey, Cell>,
-    /// Cost of timing the stages of tokens, in each round.
+    /// Cost of timing the stages of a token, for each round.
     timing: Vec<TimingCost>,
 }
 
-/// Load and path of a cell.
+/// Load and path that identify a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct CellKey {
     pub(crate) scenario: Scenario,
@@ -37,7 +37,7 @@ impl CellKey {
     }
 }
 
-/// Result of one turn.
+/// Result of one turn: one round of one cell.
 #[derive(Debug)]
 pub(super) struct TurnResult {
     pub(super) round: Round,
@@ -45,42 +45,46 @@ pub(super) struct TurnResult {
     pub(super) faults: Vec<String>,
 }
 
-/// Rounds of one path under one load.
+/// Results of one path under one load.
 #[derive(Debug)]
 pub(crate) struct Cell {
-    /// In the order in which they were measured.
+    /// Rounds in the order in which they were measured.
     pub(crate) rounds: Vec<Round>,
-    /// Times of all rounds.
+    /// Token times of all rounds together.
     pub(crate) times: Times,
 }
 
-/// Result of one round.
+/// Result of one round of a cell.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Round {
     #[serde(flatten)]
     pub(crate) rates: Rates,
-    /// Length of a token's line or message, without heads and frames.
+    /// Length of a token's line or message in bytes, without response heads and HTTP/2 frames.
     pub(crate) line_bytes_per_token: f64,
-    /// Processor time of the server's processes for each token; `None` without a server.
+    /// Processor time of the server's processes per token. `None` without a server.
     pub(crate) cpu_us_per_token: Option<f64>,
-    /// Resident memory of the server's processes after the round.
+    /// Resident memory of the server's processes after the round. `None` without a server.
     pub(crate) rss_bytes: Option<u64>,
     pub(crate) one_way_p50_us: f64,
     pub(crate) one_way_p99_us: f64,
     pub(crate) ttft_p50_us: f64,
     pub(crate) ttft_p99_us: f64,
-    /// Delay of the load itself in starting its streams.
+    /// Median delay of the load generator in starting its streams.
     pub(crate) sender_p50_us: f64,
-    /// Share of one processor that the load took, which is one thread.
+    /// Share of one processor that the load generator used, which is a single thread.
     pub(crate) load_share: f64,
-    /// Growth of the servers' memory for each stream, in bytes; `None` if it was not measured.
+    /// Growth of the server's memory per stream, in bytes. `None` if it was not measured.
     pub(crate) rss_per_stream: Option<f64>,
     /// Number of streams that failed.
     pub(crate) faults: u32,
 }
 
 impl Round {
-    pub(super) fn of(figures: &Figures, cpu: Option<Duration>, rss_bytes: Option<u64>) -> Self {
+    pub(super) fn from_figures(
+        figures: &Figures,
+        cpu: Option<Duration>,
+        rss_bytes: Option<u64>,
+    ) -> Self {
         let tokens = count(figures.tokens);
         let one_way = Percentiles::of(&figures.times.one_way);
         let ttft = Percentiles::of(&figures.times.ttft);
@@ -118,12 +122,12 @@ impl Results {
         }
     }
 
-    /// Adds the cost of timing the stages of tokens in a round.
+    /// Adds the cost of timing the stages of a token, as measured in a round.
     pub(super) fn add_timing(&mut self, cost: TimingCost) {
         self.timing.push(cost);
     }
 
-    /// Cost of timing the stages of tokens, in percent of a token's whole cost in this cell.
+    /// Returns the cost of timing the stages of a token, in percent of the CPU time per token in this cell.
     pub(super) fn timing_share(&self, key: CellKey, of: fn(&TimingCost) -> f64) -> Option<Spread> {
         let rounds = self.timing.iter().zip(&self.cell(key)?.rounds);
         let shares = rounds.map(|(cost, round)| {
@@ -134,13 +138,11 @@ impl Results {
         Spread::of(shares?)
     }
 
-    /// All cells, load by load.
     pub(crate) fn cells(&self) -> impl Iterator<Item = (CellKey, &Cell)> {
         self.cells.iter().map(|(key, cell)| (*key, cell))
     }
 
-    /// Cells of one load, path by path.
-    pub(super) fn of_scenario(
+    pub(super) fn cells_of(
         &self,
         scenario: Scenario,
     ) -> impl Iterator<Item = (MeasuredPath, &Cell)> {
@@ -154,8 +156,8 @@ impl Results {
         self.cells.get(&key)
     }
 
-    /// Paths whose lines or messages differ from their floors', so that they cannot be compared.
-    pub(super) fn unlike_floors(&self) -> Vec<String> {
+    /// Describes the paths whose tokens have another length than those of their floors. They cannot be compared.
+    pub(super) fn find_unlike_floors(&self) -> Vec<String> {
         let bytes = |cell: &Cell| {
             let spread = cell.spread(|round| Some(round.line_bytes_per_token));
             spread.map(|spread| spread.median)
@@ -163,19 +165,19 @@ impl Results {
         let unlike = |(CellKey { scenario, path }, cell): (CellKey, &Cell)| {
             let floor = path
                 .floor()
-                .filter(|floor| floor.format() == path.format())?;
+                .filter(|floor| floor.stream_format() == path.stream_format())?;
             let of_floor = self.cell(CellKey::new(scenario, floor))?;
             let (own, of_floor) = (bytes(cell)?, bytes(of_floor)?);
             let (title, path, floor) = (scenario.title(), path.title(), floor.title());
             let why = format!(
                 "{title}: a token is {own:.1} bytes on {path} and {of_floor:.1} on {floor}"
             );
-            ((own - of_floor).abs() > SAME_BYTES).then_some(why)
+            ((own - of_floor).abs() > MAX_BYTES_DIFFERENCE).then_some(why)
         };
         self.cells().filter_map(unlike).collect()
     }
 
-    /// Compares a value with that of another cell, round by round. Both were measured soon after each
+    /// Compares a value with the value of another cell, round by round. In a round, both were measured soon after each
     /// other, so a longer disturbance of the machine disturbs both.
     pub(super) fn compare(
         &self,
@@ -193,7 +195,6 @@ impl Results {
 }
 
 impl Cell {
-    /// Spread of a value over the rounds.
     pub(crate) fn spread(&self, value: impl Fn(&Round) -> Option<f64>) -> Option<Spread> {
         let values: Option<Vec<_>> = self.rounds.iter().map(value).collect();
         Spread::of(values?)
@@ -216,7 +217,7 @@ mod tests {
                 let key = CellKey::new(Scenario::Short, path);
                 results.add(key, round, &Times::default());
             }
-            results.unlike_floors().concat()
+            results.find_unlike_floors().concat()
         };
         assert_eq!(unlike(MeasuredPath::Ndjson, 190.4), "");
         // A floor of another format is not comparable.

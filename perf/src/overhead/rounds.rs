@@ -1,4 +1,4 @@
-//! The rounds of a run: in each, the paths take turns under one load after the other.
+//! Runs the rounds: in each round, the paths take turns under one load after the other.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use super::path::MeasuredPath;
 use super::plan::Plan;
 use super::results::{CellKey, Results, Round, TurnResult};
 use super::scale;
-use super::scenario::{PACED, Scenario, Size};
+use super::scenario::{PACED_INTERVAL, RunSize, Scenario};
 use super::timing::TimingCost;
 use crate::fault::Fault;
 use crate::load::Session;
@@ -15,30 +15,29 @@ use crate::open_files;
 use crate::progress;
 use crate::serve::{self, Role};
 
-/// Interval at full speed.
-const FULL: Duration = Duration::ZERO;
-
-/// Streams that each server runs at once, and requests that may wait.
+/// Interval between tokens at full speed.
+const FULL_SPEED: Duration = Duration::ZERO;
+/// Number of slots, and of requests that may wait in the queue, of each server.
 const SLOTS: usize = 1024;
 
-/// Runs all rounds. Returns the faults of streams beside the results.
-pub(super) async fn measure(plan: &Plan) -> anyhow::Result<(Results, Vec<String>)> {
-    open_files::allow(plan.open_files())?;
+/// Runs all rounds. Returns the results and the faults of streams.
+pub(super) async fn measure_rounds(plan: &Plan) -> anyhow::Result<(Results, Vec<String>)> {
+    open_files::raise_limit(plan.open_files())?;
     let fleets = Fleets {
-        paced: fleet(plan, PACED).await?,
-        full: fleet(plan, FULL).await?,
+        paced: start_fleet(plan, PACED_INTERVAL).await?,
+        full: start_fleet(plan, FULL_SPEED).await?,
     };
     let (mut results, mut faults) = (Results::default(), Vec::new());
-    let bar = progress::bar(plan.turns(), "{bar:30} {pos}/{len} {elapsed} {msg}");
+    let bar = progress::create_bar(plan.turns(), "{bar:30} {pos}/{len} {elapsed} {msg}");
     for round in 0..plan.rounds() {
         results.add_timing(TimingCost::measure());
         for load in plan.loads.iter().filter(|load| round < load.rounds) {
             let scenario = load.scenario;
-            for path in load.order(round) {
+            for path in load.turn_order(round) {
                 let title = format!("{}, {}", scenario.title(), path.title());
                 bar.set_message(title.clone());
                 bar.inc(1);
-                let of_turn = match fleets.turn(scenario, path, plan.size).await {
+                let of_turn = match fleets.run_turn(scenario, path, plan.size).await {
                     Ok(turn) => {
                         let key = CellKey::new(scenario, path);
                         results.add(key, turn.round, &turn.times);
@@ -56,22 +55,21 @@ pub(super) async fn measure(plan: &Plan) -> anyhow::Result<(Results, Vec<String>
     Ok((results, faults))
 }
 
-/// Servers that take turns.
+/// The servers that take turns, paced and at full speed.
 struct Fleets {
     paced: Fleet,
     full: Fleet,
 }
 
 impl Fleets {
-    /// Measures one path under one load.
-    async fn turn(
+    async fn run_turn(
         &self,
         scenario: Scenario,
         path: MeasuredPath,
-        size: Size,
+        size: RunSize,
     ) -> anyhow::Result<TurnResult> {
         let fleet = match scenario {
-            Scenario::Scale(scale) => return scale::turn(scale, path, size).await,
+            Scenario::Scale(scale) => return scale::run_turn(scale, path, size).await,
             Scenario::Paced(_) => &self.paced,
             Scenario::Full(_) | Scenario::Short | Scenario::OpenLoop => &self.full,
         };
@@ -79,21 +77,21 @@ impl Fleets {
         let mut faults = session.run(&scenario.warm_up(size)).await.faults;
         let before = fleet.usage(path)?;
         let mut figures = session.run(&scenario.load(size)).await;
-        figures.fault_foreign_stamps();
+        figures.record_foreign_timestamps();
         let after = fleet.usage(path)?;
         let usage = before.zip(after);
-        let cpu = usage.map(|(before, after)| scenario.cpu(before, after));
+        let cpu = usage.map(|(before, after)| scenario.counted_cpu(before, after));
         faults.extend(figures.faults.clone());
         Ok(TurnResult {
-            round: Round::of(&figures, cpu, after.map(|after| after.rss_bytes)),
+            round: Round::from_figures(&figures, cpu, after.map(|after| after.rss_bytes)),
             times: figures.times,
             faults,
         })
     }
 }
 
-/// Servers of the paths under loads of this interval, with so many slots that no stream waits.
-async fn fleet(plan: &Plan, interval: Duration) -> anyhow::Result<Fleet> {
+/// Starts the servers of the paths whose loads have this interval between tokens. No stream waits for a slot.
+async fn start_fleet(plan: &Plan, interval: Duration) -> anyhow::Result<Fleet> {
     let loads = plan.loads.iter();
     let loads = loads.filter(|load| load.scenario.interval() == Some(interval));
     let paths = loads.flat_map(|load| load.paths.iter().copied()).collect();

@@ -1,51 +1,48 @@
-//! Loads of thousands of streams, and of thousands of requests that wait, with the servers that they need.
+//! Loads of thousands of concurrent streams or queued requests, and the configuration of the servers for them.
 
 use std::time::Duration;
 
 use super::path::MeasuredPath;
-use super::scenario::{LONGEST, Size};
-use crate::load::{Load, Sockets};
+use super::scenario::{MAX_REQUEST_TOKENS, RunSize};
+use crate::load::{ConnectionPlan, Load};
 use crate::serve::{self, Role};
 
 mod turn;
 
-pub(super) use turn::turn;
+pub(super) use turn::run_turn;
 
-/// Many streams or requests at once.
+/// A load of many concurrent streams or queued requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Scale {
     pub(super) shape: Shape,
-    /// Number of streams, or of queued requests.
+    /// Number of streams or queued requests.
     pub(super) size: u32,
 }
 
 /// Shape of a load of many streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Shape {
-    /// Streams of 20 tokens a second.
+    /// Streams of 20 tokens/s.
     Many,
-    /// Streams of 200 tokens a second. A tenth of [`Shape::Many`]'s make as many tokens a second, so the
-    /// difference in cost is due to the number of streams alone: with fewer tokens a second each would cost
-    /// more, because fewer are processed at once.
+    /// A tenth as many streams as [`Shape::Many`], each of 200 tokens/s. The total token rate is the same, so a
+    /// difference in the cost per token is due to the number of streams alone.
     Few,
-    /// Streams of one token in two seconds.
+    /// Streams of one token every two seconds.
     Slow,
     /// gRPC requests that wait for the only slot.
     Queued,
 }
 
-/// Time between two starts. A client that connects and sends requests faster than a server on two cores can
-/// answer measures the storm, not the streams.
+/// Time between the starts of two streams. If a client connects faster than a server on two cores can accept, it
+/// measures the connection storm instead of the streams.
 const START_INTERVAL: Duration = Duration::from_micros(400);
-
-/// Time for which all streams run before the window, and after it.
-const SETTLE: Duration = Duration::from_millis(300);
-
-/// More tokens than a stream makes in any run.
-const ENDLESS: u32 = LONGEST;
+/// Time for which all streams run before the measured window, and again after it.
+const SETTLE_TIME: Duration = Duration::from_millis(300);
+/// Number of tokens that no stream reaches in a run.
+const ENDLESS_TOKENS: u32 = MAX_REQUEST_TOKENS;
 
 impl Scale {
-    /// Loads that are measured, for a number of streams of 20 tokens a second.
+    /// Returns the loads to measure. `crowd` is the number of streams of 20 tokens/s.
     pub(super) fn all(crowd: u32) -> [Self; 4] {
         let of = |shape, size| Self { shape, size };
         [
@@ -56,7 +53,6 @@ impl Scale {
         ]
     }
 
-    /// Name in reports.
     pub(super) fn title(self) -> String {
         let size = self.size;
         match self.shape {
@@ -67,7 +63,6 @@ impl Scale {
         }
     }
 
-    /// Paths that are measured. The floors have no queue, and would show only the machine's limits again.
     pub(super) fn paths(self) -> &'static [MeasuredPath] {
         if self.is_queue() {
             &[MeasuredPath::Grpc]
@@ -80,7 +75,7 @@ impl Scale {
         self.shape == Shape::Queued
     }
 
-    /// Streams that are open at once: those that wait, and the one that runs.
+    /// Returns the number of concurrently open streams: the queued requests plus the one that runs.
     fn streams(self) -> u32 {
         self.size + u32::from(self.is_queue())
     }
@@ -94,61 +89,60 @@ impl Scale {
         })
     }
 
-    pub(super) fn sockets(self) -> Sockets {
-        let sockets = Sockets::of(self.streams());
+    pub(super) fn sockets(self) -> ConnectionPlan {
+        let sockets = ConnectionPlan::of(self.streams());
         if !self.is_queue() {
             return sockets;
         }
-        // So few connections that the waiting requests are most of the server's memory.
-        Sockets {
+        // With few connections, the queued requests account for most of the server's memory.
+        ConnectionPlan {
             sharing: 1_000,
             ..sockets
         }
     }
 
-    /// Configuration of its servers.
-    fn servers(self) -> serve::Options {
+    fn server_options(self) -> serve::Options {
         let streams = usize::try_from(self.streams()).unwrap_or(usize::MAX);
         let slots = if self.is_queue() { 1 } else { streams };
         serve::Options::new(Role::Product, self.interval(), slots, streams)
     }
 
-    /// Time that the starts of all streams take.
-    fn ramp(self) -> Duration {
+    fn ramp_time(self) -> Duration {
         START_INTERVAL * self.streams()
     }
 
-    /// Time from the first start until every stream has had its first token.
+    /// Returns the time from the first start until every stream has its first token.
     fn settled_after(self) -> Duration {
-        self.ramp() + self.interval() + SETTLE
+        self.ramp_time() + self.interval() + SETTLE_TIME
     }
 
-    /// Length of the window in which all streams are open and measured.
-    fn window(self, size: Size) -> Duration {
+    /// Returns the length of the measured window, in which all streams are open.
+    fn window_length(self, size: RunSize) -> Duration {
         match self.shape {
             Shape::Many | Shape::Few | Shape::Queued => size.window,
-            // These start slowly, and a longer window would not change their memory.
+            // These streams take long to start, and a longer window would not change their memory.
             Shape::Slow => size.window / 2,
         }
     }
 
-    /// Load under which all streams are open from the time at which they have settled to the window's end.
-    pub(super) fn load(self, size: Size) -> Load {
-        let lasts = self.settled_after() + self.window(size) + SETTLE;
+    /// Returns a load whose streams, once settled, all stay open until the window ends.
+    pub(super) fn load(self, size: RunSize) -> Load {
+        let lasts = self.settled_after() + self.window_length(size) + SETTLE_TIME;
         let tokens = lasts.as_nanos().div_ceil(self.interval().as_nanos());
         let tokens = if self.is_queue() {
-            ENDLESS
+            ENDLESS_TOKENS
         } else {
             u32::try_from(tokens).expect("a run lasts minutes")
         };
         Load {
             timed: true,
-            spread: self.ramp(),
+            spread: self.ramp_time(),
             ..Load::of_test_runner(self.streams(), tokens)
         }
     }
 
-    /// A few streams of one token, so that the server's first allocations are not counted as the streams'.
+    /// Returns a load of a few streams of one token. It makes the server's first allocations, so that they are not
+    /// counted as memory of the measured streams.
     pub(super) fn warm_up(self) -> Load {
         Load::of_test_runner(8, 1)
     }
@@ -160,12 +154,12 @@ mod tests {
 
     #[test]
     fn no_stream_ends_before_the_windows_end() {
-        for size in [Size::QUICK, Size::WHOLE] {
+        for size in [RunSize::QUICK, RunSize::WHOLE] {
             for scale in Scale::all(size.crowd) {
                 let load = scale.load(size);
                 // The last stream starts at the ramp's end, and the first ends after its tokens.
                 let first_ends = scale.interval() * load.tokens;
-                let window_ends = scale.settled_after() + scale.window(size);
+                let window_ends = scale.settled_after() + scale.window_length(size);
                 assert!(first_ends > window_ends, "{scale:?}");
                 assert!(scale.settled_after() > load.spread + scale.interval());
             }
@@ -174,7 +168,7 @@ mod tests {
 
     #[test]
     fn few_streams_make_as_many_tokens_a_second_as_many() {
-        let [many, few, ..] = Scale::all(Size::WHOLE.crowd);
+        let [many, few, ..] = Scale::all(RunSize::WHOLE.crowd);
         let rate = |scale: Scale| f64::from(scale.streams()) / scale.interval().as_secs_f64();
         assert_eq!(rate(many), rate(few));
     }

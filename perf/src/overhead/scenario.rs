@@ -1,49 +1,44 @@
-//! The loads under which paths are compared.
+//! Scenarios: the loads under which paths are compared.
 
 use std::time::Duration;
 
 use tokenway::runner::llm_test::CONTEXT_LENGTH;
 
 use super::scale::{Scale, Shape};
-use crate::load::{Load, Sockets};
+use crate::load::{ConnectionPlan, Load};
 use crate::process::Usage;
 
-/// Interval of paced streams: 50 tokens a second.
-pub(super) const PACED: Duration = Duration::from_millis(20);
-
-/// Tokens of the longest request, which fits into the device's context together with its prompt.
-pub(super) const LONGEST: u32 = CONTEXT_LENGTH / 16 * 15;
-
-/// Tokens of a short request.
-const SHORT: u32 = 16;
-
-/// Short requests at once, and connections that wait for open-loop requests.
+/// Time between two tokens of a paced stream: 50 tokens/s.
+pub(super) const PACED_INTERVAL: Duration = Duration::from_millis(20);
+/// Maximum number of tokens that a request asks for. With the prompt, they fit into the device's context.
+pub(super) const MAX_REQUEST_TOKENS: u32 = CONTEXT_LENGTH / 16 * 15;
+/// Number of tokens of a short request.
+const SHORT_TOKENS: u32 = 16;
+/// Number of concurrent short requests, and of connections that are opened for open-loop requests.
 const SHORT_STREAMS: u32 = 32;
 
-/// A load.
+/// A load under which paths are measured. The number is the number of streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Scenario {
-    /// Streams as fast as they are read.
+    /// Streams whose tokens are generated as fast as the client reads them.
     Full(u32),
-    /// Streams of 50 tokens a second, whose starts are spread over one interval.
+    /// Streams of 50 tokens/s, whose starts are spread over one interval.
     Paced(u32),
-    /// Requests of 16 tokens, 32 at a time, as fast as they are answered. The time of one says only how
-    /// many are answered in a second.
+    /// Requests of 16 tokens, 32 at a time, each sent as soon as the previous one is answered. This load measures the
+    /// rate of requests, not their latency.
     Short,
-    /// Requests of 16 tokens, 1,000 a second, independent of the answers. Every path can answer many times
-    /// more, so the time of a request is its own.
+    /// Requests of 16 tokens, sent at a rate of 1,000 per second, whether or not the previous requests were answered.
+    /// Every path can answer many more, so this load measures the latency of a request.
     OpenLoop,
-    /// Thousands of streams at once.
+    /// Thousands of concurrent streams or queued requests.
     Scale(Scale),
 }
 
 impl Scenario {
-    /// Loads of thousands of streams.
-    pub(super) fn scales(size: Size) -> [Self; 4] {
+    pub(super) fn scales(size: RunSize) -> [Self; 4] {
         Scale::all(size.crowd).map(Self::Scale)
     }
 
-    /// Name in reports.
     pub(crate) fn title(self) -> String {
         match self {
             Self::Full(1) => "1 stream, full speed".to_owned(),
@@ -56,7 +51,7 @@ impl Scenario {
         }
     }
 
-    /// Number of streams at full speed.
+    /// Returns the number of streams at full speed, or `None` for another load.
     pub(super) fn full_streams(self) -> Option<u32> {
         match self {
             Self::Full(streams) => Some(streams),
@@ -64,7 +59,7 @@ impl Scenario {
         }
     }
 
-    /// Number of paced streams.
+    /// Returns the number of paced streams, or `None` for another load.
     pub(super) fn paced_streams(self) -> Option<u32> {
         match self {
             Self::Paced(streams) => Some(streams),
@@ -73,19 +68,18 @@ impl Scenario {
         }
     }
 
-    /// Interval of the tokens of servers that take turns under this load; `None` if each turn has servers
-    /// of its own.
+    /// Returns the time between two tokens of a stream. `None` if each turn starts its own servers.
     pub(super) fn interval(self) -> Option<Duration> {
         match self {
             Self::Full(_) | Self::Short | Self::OpenLoop => Some(Duration::ZERO),
-            Self::Paced(_) => Some(PACED),
+            Self::Paced(_) => Some(PACED_INTERVAL),
             Self::Scale(_) => None,
         }
     }
 
-    /// Processor time that counts under this load. A paced device spins before each token, in the floors as
-    /// much as in the product, which says nothing about an API: so its thread does not count.
-    pub(super) fn cpu(self, before: Usage, after: Usage) -> Duration {
+    /// Returns the processor time that counts as cost under this load. A paced device spins before each token, which
+    /// is no cost of an API, so the device's thread is left out then.
+    pub(super) fn counted_cpu(self, before: Usage, after: Usage) -> Duration {
         let all = after.cpu - before.cpu;
         match self {
             Self::Paced(_) | Self::Scale(_) => {
@@ -95,13 +89,12 @@ impl Scenario {
         }
     }
 
-    /// Work of one round.
-    pub(super) fn load(self, size: Size) -> Load {
-        let at_once = Load::of_test_runner(SHORT_STREAMS, SHORT);
+    pub(super) fn load(self, size: RunSize) -> Load {
+        let at_once = Load::of_test_runner(SHORT_STREAMS, SHORT_TOKENS);
         match self {
             Self::Full(streams) => Load {
                 streams,
-                tokens: (size.full_tokens / streams).min(LONGEST),
+                tokens: (size.full_tokens / streams).min(MAX_REQUEST_TOKENS),
                 ..at_once
             },
             Self::Paced(streams) => Load {
@@ -112,7 +105,7 @@ impl Scenario {
                     size.paced_tokens
                 },
                 timed: true,
-                spread: PACED,
+                spread: PACED_INTERVAL,
                 ..at_once
             },
             Self::Short => Load {
@@ -128,8 +121,8 @@ impl Scenario {
         }
     }
 
-    /// Work before the first measurement: the same load for a short time.
-    pub(super) fn warm_up(self, size: Size) -> Load {
+    /// Returns the load that warms up a path before its first measurement: the same load for a short time.
+    pub(super) fn warm_up(self, size: RunSize) -> Load {
         let load = self.load(size);
         match self {
             Self::Full(_) => Load {
@@ -150,11 +143,10 @@ impl Scenario {
         }
     }
 
-    /// Connections that are open before the first request.
-    pub(super) fn sockets(self) -> Sockets {
+    pub(super) fn sockets(self) -> ConnectionPlan {
         match self {
-            Self::Full(streams) | Self::Paced(streams) => Sockets::of(streams),
-            Self::Short | Self::OpenLoop => Sockets::of(SHORT_STREAMS),
+            Self::Full(streams) | Self::Paced(streams) => ConnectionPlan::of(streams),
+            Self::Short | Self::OpenLoop => ConnectionPlan::of(SHORT_STREAMS),
             Self::Scale(scale) => scale.sockets(),
         }
     }
@@ -162,26 +154,26 @@ impl Scenario {
 
 /// Amount of work in one round.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Size {
-    /// Tokens of all streams at full speed.
+pub(super) struct RunSize {
+    /// Total number of tokens of all streams at full speed.
     pub(super) full_tokens: u32,
-    /// Tokens of each of several paced streams: enough for a 99th percentile.
+    /// Number of tokens of each paced stream, if there are several: enough for a 99th percentile.
     pub(super) paced_tokens: u32,
-    /// Tokens of a single paced stream, of which only the median is judged.
+    /// Number of tokens of a single paced stream, for which only the median latency is judged.
     pub(super) single_tokens: u32,
-    /// Short requests, as fast as they are answered.
+    /// Total number of short requests under [`Scenario::Short`].
     pub(super) short_requests: u32,
-    /// Short requests, one each millisecond.
+    /// Total number of short requests under [`Scenario::OpenLoop`].
     pub(super) open_loop_requests: u32,
-    /// Number of streams of 20 tokens a second.
+    /// Number of streams of 20 tokens/s under [`Scenario::Scale`].
     pub(super) crowd: u32,
-    /// Length of the window in which they are measured.
+    /// Length of the window in which these streams are measured.
     pub(super) window: Duration,
 }
 
-impl Size {
-    /// Five rounds in under a minute on two cores: half of it for 64 paced streams. The crowd is small, for
-    /// a test that loads of many streams work.
+impl RunSize {
+    /// Size for five rounds in under a minute on two cores, half of which the 64 paced streams take. `crowd` is small:
+    /// it only tests that loads of many streams work.
     pub(super) const QUICK: Self = Self {
         full_tokens: 1_200_000,
         paced_tokens: 45,
@@ -191,7 +183,7 @@ impl Size {
         crowd: 50,
         window: Duration::from_millis(500),
     };
-    /// Five rounds of all paths, and three with thousands of streams, in under a quarter of an hour.
+    /// Size for five rounds of all paths, three of them with thousands of streams, in under 15 minutes.
     pub(super) const WHOLE: Self = Self {
         full_tokens: 4_000_000,
         paced_tokens: 80,
@@ -209,7 +201,7 @@ mod tests {
 
     #[test]
     fn every_request_fits_into_the_devices_context() {
-        for size in [Size::QUICK, Size::WHOLE] {
+        for size in [RunSize::QUICK, RunSize::WHOLE] {
             let streams = [1, 64, 512];
             let all = [Scenario::Short, Scenario::OpenLoop]
                 .into_iter()
@@ -218,7 +210,10 @@ mod tests {
                 .chain(streams.map(Scenario::Paced));
             for scenario in all {
                 let tokens = scenario.load(size).tokens;
-                assert!((1..=LONGEST).contains(&tokens), "{scenario:?}: {tokens}");
+                assert!(
+                    (1..=MAX_REQUEST_TOKENS).contains(&tokens),
+                    "{scenario:?}: {tokens}"
+                );
             }
         }
     }

@@ -1,4 +1,4 @@
-//! A run on a terminal: one table for each load, and the targets.
+//! Prints a run: one table for each load, and the targets.
 
 use std::io::{self, Write};
 
@@ -7,10 +7,10 @@ use super::results::{Cell, CellKey, Results, Round};
 use super::scale::Shape;
 use super::scenario::Scenario;
 use super::targets::Target;
-use crate::report::{head, number, row};
+use crate::report::{format_head, format_number, format_row};
 use crate::statistics::percentile_us;
 
-/// A column with a value of each cell.
+/// A column of a table, with one value for each cell of the results.
 struct Column {
     name: &'static str,
     decimals: usize,
@@ -19,9 +19,8 @@ struct Column {
 
 type CellValue = dyn Fn(&Cell) -> Option<f64>;
 
-/// Writes the tables, the targets and the faults.
-pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
-    writeln!(out, "{}", text(&report.results))?;
+pub(super) fn write_report(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "{}", render_tables(&report.results))?;
     write_targets(&report.targets, out)?;
     for fault in &report.faults {
         writeln!(out, "FAULT {fault}")?;
@@ -29,25 +28,23 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
-/// Tables of all loads.
-pub(super) fn text(results: &Results) -> String {
+pub(super) fn render_tables(results: &Results) -> String {
     let (mut lines, mut last) = (Vec::new(), None);
     for (CellKey { scenario, path }, cell) in results.cells() {
         let columns = columns(scenario);
         if last != Some(scenario) {
             let names: Vec<_> = columns.iter().map(|column| column.name).collect();
-            lines.extend([String::new(), scenario.title(), head("path", &names)]);
+            lines.extend([String::new(), scenario.title(), format_head("path", &names)]);
             last = Some(scenario);
         }
         let cells = columns
             .iter()
-            .map(|column| number((column.value)(cell), column.decimals));
-        lines.push(row(path.title(), &cells.collect::<Vec<_>>()));
+            .map(|column| format_number((column.value)(cell), column.decimals));
+        lines.push(format_row(path.title(), &cells.collect::<Vec<_>>()));
     }
     lines.join("\n")
 }
 
-/// Writes the targets, one a line.
 fn write_targets(targets: &[Target], out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "\nTargets (median of the rounds, lowest to highest)")?;
     for target in targets {
@@ -78,7 +75,7 @@ fn columns(scenario: Scenario) -> Vec<Column> {
             load_cpu,
         ],
         Scenario::Paced(_) => {
-            // A round has too few tokens for this percentile, so it is of all rounds together.
+            // One round has too few tokens for this percentile, so it is computed from all rounds together.
             let p999 = Column {
                 name: "p99.9 µs",
                 decimals: 1,
@@ -103,7 +100,7 @@ fn columns(scenario: Scenario) -> Vec<Column> {
     }
 }
 
-/// A column with the median of the rounds.
+/// Returns a column that shows the median of a value over the rounds.
 fn median<V: Into<Option<f64>> + 'static>(
     name: &'static str,
     decimals: usize,

@@ -1,4 +1,4 @@
-//! The targets of a run: the cost that the product may add to its floors, and the verdicts.
+//! The targets of a run: limits on the cost that Tokenway adds to its floors, and a verdict on each.
 
 use serde::Serialize;
 
@@ -6,27 +6,27 @@ use super::path::MeasuredPath;
 use super::results::{CellKey, Results, Round};
 use crate::statistics::Spread;
 
-mod wanted;
+mod specs;
 
-pub(super) use wanted::needed;
-use wanted::{FULL, ONE, PACED, wanted};
+pub(super) use specs::paths_needed;
+use specs::{FULL, ONE, PACED, target_specs};
 
 /// One target and its verdict.
 #[derive(Debug, Serialize)]
 pub(crate) struct Target {
-    /// Name of the limited value.
+    /// Name of the value that has a limit.
     pub(crate) target: String,
-    /// Median of the rounds.
+    /// Median of the value over the rounds.
     pub(crate) value: f64,
     pub(crate) spread: Spread,
     pub(crate) limit: f64,
     pub(crate) bound: Bound,
-    /// `×` is a ratio, `%` a share.
+    /// Unit of the value. `×` stands for a ratio, `%` for a share.
     pub(crate) unit: &'static str,
     pub(crate) pass: bool,
 }
 
-/// Side of the limit on which a value must be.
+/// Side of the limit on which the value must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Bound {
@@ -67,9 +67,8 @@ impl Target {
     }
 }
 
-/// Judges the targets whose values were measured.
-pub(super) fn judge(results: &Results) -> Vec<Target> {
-    let judged = wanted().into_iter().filter_map(|wanted| {
+pub(super) fn judge_targets(results: &Results) -> Vec<Target> {
+    let judged = target_specs().into_iter().filter_map(|wanted| {
         let value = wanted.value;
         let spread = match wanted.beside {
             None => results.cell(wanted.key)?.spread(|round| value.of(round)),
@@ -83,14 +82,14 @@ pub(super) fn judge(results: &Results) -> Vec<Target> {
         let (bound, unit) = (value.bound(), value.unit());
         Some(Target::new(wanted.name, spread?, bound, wanted.limit, unit))
     });
-    let judged = judged.chain(in_wake_ups(results));
-    judged.chain(timing(results)).collect()
+    let judged = judged.chain(wake_up_target(results));
+    judged.chain(timing_targets(results)).collect()
 }
 
-/// Median latency that a second process adds, in units of a thread's wake-up on this machine in this run: a
-/// token needs two more of them. A wake-up is the channel's latency with one stream, whose reader sleeps
-/// before each token; with 64 streams it is mostly awake.
-fn in_wake_ups(results: &Results) -> Option<Target> {
+/// Judges the median latency that a second process adds, in units of a thread's wake-up time, because each token wakes
+/// two more threads. The wake-up time is the latency of the token channel with one stream in this run, whose reader
+/// sleeps before each token.
+fn wake_up_target(results: &Results) -> Option<Target> {
     let one_way = |round: &Round| Some(round.one_way_p50_us);
     let paced = |path| CellKey::new(PACED, path);
     let channel = CellKey::new(ONE, MeasuredPath::Mpsc);
@@ -101,37 +100,37 @@ fn in_wake_ups(results: &Results) -> Option<Target> {
         one_way,
         |two, floor| (two - floor) / wake_up,
     );
-    let name = "gateway | engine: added at p50, in channel wake-ups".to_owned();
+    let name = "gateway | engine: latency added at p50, in thread wake-ups".to_owned();
     Some(Target::new(name, added?, Bound::AtMost, 2.0, "×"))
 }
 
-/// Cost of timing the stages of tokens, as a share of a token's whole cost.
-fn timing(results: &Results) -> impl Iterator<Item = Target> {
+/// Judges the cost of timing the stages of a token, as a share of the CPU time per token.
+fn timing_targets(results: &Results) -> impl Iterator<Item = Target> {
     let ndjson = |scenario| CellKey::new(scenario, MeasuredPath::Ndjson);
     let paced = results.timing_share(ndjson(PACED), |cost| cost.lone_ns);
     let full = results.timing_share(ndjson(FULL), |cost| cost.batched_ns);
     let shares = [("paced", paced), ("full speed", full)].into_iter();
     shares.filter_map(|(load, share)| {
-        let name = format!("HTTP: timing of stages, of CPU per token, {load}");
+        let name = format!("HTTP: share of CPU per token for timing stages, {load}");
         Some(Target::new(name, share?, Bound::AtMost, 2.0, "%"))
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::scenario::{Scenario, Size};
+    use super::super::scenario::{RunSize, Scenario};
     use super::super::timing::TimingCost;
     use super::*;
     use crate::figures::Times;
 
-    fn add(results: &mut Results, scenario: Scenario, path: MeasuredPath, round: Round) {
+    fn add_round(results: &mut Results, scenario: Scenario, path: MeasuredPath, round: Round) {
         results.add(CellKey::new(scenario, path), round, &Times::default());
     }
 
-    /// Name, value and verdict of each target.
-    fn judged(results: &Results) -> Vec<(String, f64, bool)> {
+    /// Returns the name, value and verdict of each target.
+    fn judge_all(results: &Results) -> Vec<(String, f64, bool)> {
         let of = |target: Target| (target.target, target.value, target.pass);
-        judge(results).into_iter().map(of).collect()
+        judge_targets(results).into_iter().map(of).collect()
     }
 
     #[test]
@@ -140,14 +139,14 @@ mod tests {
         let mut short = |path, requests_per_second| {
             let mut round = Round::default();
             round.rates.requests_per_second = requests_per_second;
-            add(&mut results, Scenario::Short, path, round);
+            add_round(&mut results, Scenario::Short, path, round);
         };
         for (floor, own) in [(10.0, 9.0), (20.0, 8.0), (40.0, 8.0)] {
             short(MeasuredPath::BareAxum, floor);
             short(MeasuredPath::Ndjson, own);
         }
-        let name = "HTTP: requests/s of bare axum".to_owned();
-        assert_eq!(judged(&results), [(name, 0.4, false)]);
+        let name = "HTTP: requests/s relative to bare axum".to_owned();
+        assert_eq!(judge_all(&results), [(name, 0.4, false)]);
     }
 
     #[test]
@@ -159,15 +158,15 @@ mod tests {
                 ttft_p50_us,
                 ..Round::default()
             };
-            add(&mut results, Scenario::OpenLoop, path, round);
+            add_round(&mut results, Scenario::OpenLoop, path, round);
         }
-        let name = "gRPC: added to TTFT at p50, 1,000 requests/s".to_owned();
-        assert_eq!(judged(&results), [(name, 150.0, true)]);
+        let name = "gRPC: TTFT added at p50, 1,000 requests/s".to_owned();
+        assert_eq!(judge_all(&results), [(name, 150.0, true)]);
     }
 
     #[test]
     fn thousands_of_streams_are_judged_alone_and_against_fewer_with_as_many_tokens() {
-        let [many, few, slow, queued] = Scenario::scales(Size::WHOLE);
+        let [many, few, slow, queued] = Scenario::scales(RunSize::WHOLE);
         let round = Round {
             one_way_p99_us: 50_100.0,
             cpu_us_per_token: Some(11.0),
@@ -180,18 +179,21 @@ mod tests {
             ..round.clone()
         };
         let mut results = Results::default();
-        add(&mut results, many, MeasuredPath::Grpc, round.clone());
-        add(&mut results, few, MeasuredPath::Grpc, fewer.clone());
-        add(&mut results, slow, MeasuredPath::Grpc, fewer);
-        add(&mut results, queued, MeasuredPath::Grpc, round);
-        let verdicts = judged(&results);
+        add_round(&mut results, many, MeasuredPath::Grpc, round.clone());
+        add_round(&mut results, few, MeasuredPath::Grpc, fewer.clone());
+        add_round(&mut results, slow, MeasuredPath::Grpc, fewer);
+        add_round(&mut results, queued, MeasuredPath::Grpc, round);
+        let verdicts = judge_all(&results);
         let failed = verdicts.iter().filter(|(.., pass)| !pass);
         let failed = failed.map(|(name, value, _)| (name.as_str(), *value));
         let failed: Vec<_> = failed.collect();
         let expected = [
             ("gRPC: p99, 5000 streams × 20 tokens/s", 50.1),
             ("gRPC: faults, 10000 streams × 1 token in 2 s", 1.0),
-            ("gRPC: memory for each of 4000 queued requests", 40.0),
+            (
+                "gRPC: memory per queued request, 4000 queued requests",
+                40.0,
+            ),
         ];
         assert_eq!(failed, expected);
         assert_eq!(verdicts.len(), 7);
@@ -209,9 +211,9 @@ mod tests {
                 cpu_us_per_token: Some(cpu),
                 ..Round::default()
             };
-            add(&mut results, scenario, MeasuredPath::Ndjson, round);
+            add_round(&mut results, scenario, MeasuredPath::Ndjson, round);
         }
-        let targets = judge(&results).into_iter();
+        let targets = judge_targets(&results).into_iter();
         let shares: Vec<_> = targets
             .map(|target| (target.value, target.unit, target.pass))
             .collect();
@@ -220,12 +222,12 @@ mod tests {
 
     #[test]
     fn a_value_that_was_not_measured_is_not_judged() {
-        let [small, ..] = Scenario::scales(Size::QUICK);
+        let [small, ..] = Scenario::scales(RunSize::QUICK);
         for scenario in [Scenario::Short, small] {
             let mut results = Results::default();
             let round = Round::default();
-            add(&mut results, scenario, MeasuredPath::Ndjson, round);
-            assert_eq!(judged(&results), []);
+            add_round(&mut results, scenario, MeasuredPath::Ndjson, round);
+            assert_eq!(judge_all(&results), []);
         }
     }
 }

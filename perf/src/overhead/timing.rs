@@ -1,5 +1,5 @@
-//! The cost of timing a token's stages, which a running server does for all its tokens: the same calls as on
-//! a token's way through the HTTP API, timed alone on this machine in this run.
+//! Measures the cost of timing a token's stages, which a server does for every token. It makes the same calls that the
+//! HTTP API makes for a token, and nothing else.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -15,47 +15,44 @@ use tokenway::worker::token_channel::Output;
 
 use crate::statistics::count;
 
-/// Tokens that are timed for a round.
-const TOKENS: u32 = 32 * 1_024;
-
-/// Tokens that are read at once at full speed.
+/// Number of tokens that are timed in a round.
+const TIMED_TOKENS: u32 = 32 * 1_024;
+/// Number of tokens that are read together at full speed.
 const BATCH: u32 = 256;
+/// Typical time between the emissions of two tokens of a batch, in nanoseconds.
+const EMISSION_GAP_NS: u64 = 5_000;
 
-/// Typical distance between the emissions of a batch's tokens, in nanoseconds.
-const APART_NS: u64 = 5_000;
-
-/// Cost for each token, in nanoseconds.
+/// Cost of timing the stages of one token, in nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TimingCost {
-    /// Of tokens that are read, written and flushed alone.
+    /// Cost of a token that is read, written and flushed alone.
     pub(super) lone_ns: f64,
-    /// Of 256 tokens that are read, written and flushed together.
+    /// Cost per token if 256 tokens are read, written and flushed together.
     pub(super) batched_ns: f64,
 }
 
 impl TimingCost {
-    /// Measures the cost now.
     pub(super) fn measure() -> Self {
         Self {
-            lone_ns: for_each_token(1),
-            batched_ns: for_each_token(BATCH),
+            lone_ns: cost_per_token(1),
+            batched_ns: cost_per_token(BATCH),
         }
     }
 }
 
-fn for_each_token(batch: u32) -> f64 {
+fn cost_per_token(batch: u32) -> f64 {
     let mut timed = TimedStream::open();
-    let outputs = outputs(batch);
-    let times = TOKENS / batch;
+    let outputs = make_outputs(batch);
+    let times = TIMED_TOKENS / batch;
     let start_ns = monotonic_ns();
     for _ in 0..times {
-        timed.pass(black_box(&outputs));
+        timed.pass_outputs(black_box(&outputs));
     }
     let took_ns = monotonic_ns() - start_ns;
     count(took_ns) / f64::from(times * batch)
 }
 
-/// Clocks of one stream's stages.
+/// Timers of the stages of one stream.
 struct TimedStream {
     engine: StageTimes,
     api: DeliveryTimer,
@@ -76,25 +73,25 @@ impl TimedStream {
         }
     }
 
-    /// Passes tokens that are ready together through all stages.
-    fn pass(&mut self, outputs: &[Output]) {
+    /// Passes tokens that are ready at the same time through all stages.
+    fn pass_outputs(&mut self, outputs: &[Output]) {
         let turn = WriteStart::begin();
         record_engine_latency(outputs, &self.engine);
         self.api
-            .written(turn, 0, u64::try_from(outputs.len()).unwrap_or(0));
+            .record_written(turn, 0, u64::try_from(outputs.len()).unwrap_or(0));
         // The connection polls once more, without a result, before it flushes.
         black_box(WriteStart::begin());
         self.flushes.flushed();
     }
 }
 
-fn outputs(batch: u32) -> Vec<Output> {
+fn make_outputs(batch: u32) -> Vec<Output> {
     let now_ns = monotonic_ns();
     let token = |id: u32| Token {
         id,
         bytes: TokenBytes::from_slice(b" token"),
         due_ns: now_ns,
-        emitted_ns: now_ns - u64::from(batch - id) * APART_NS,
+        emitted_ns: now_ns - u64::from(batch - id) * EMISSION_GAP_NS,
         logprobs: None,
     };
     (0..batch).map(token).map(Output::Token).collect()
@@ -107,7 +104,7 @@ mod tests {
     #[test]
     fn every_stage_is_timed() {
         let mut timed = TimedStream::open();
-        timed.pass(&outputs(3));
+        timed.pass_outputs(&make_outputs(3));
         let delivery = timed.api.summary();
         let tokens =
             [timed.engine.summary(), delivery.frontend, delivery.socket].map(|stage| stage.tokens);

@@ -1,4 +1,4 @@
-//! Curves and bars as SVG. It does not know what they show.
+//! Draws curves and bars as SVG.
 
 use hdrhistogram::Histogram;
 use plotters::coord::Shift;
@@ -7,9 +7,8 @@ use plotters::prelude::*;
 use crate::statistics::{Spread, percentile_us};
 
 /// Width and height of a chart, in pixels.
-const SIZE: (u32, u32) = (860, 420);
-
-/// Colors that most people with a color vision deficiency can tell apart.
+const CHART_SIZE: (u32, u32) = (860, 420);
+/// Colors that most people with a color vision deficiency can distinguish.
 pub(crate) const COLORS: [RGBColor; 6] = [
     RGBColor(20, 90, 200),
     RGBColor(215, 95, 0),
@@ -20,8 +19,7 @@ pub(crate) const COLORS: [RGBColor; 6] = [
 ];
 
 const FONT: (&str, i32) = ("sans-serif", 14);
-
-/// Quantiles of latency curves, in percent.
+/// Quantiles that latency curves show, in percent.
 pub(crate) const QUANTILES: [f64; 13] = [
     1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 98.0, 99.0, 99.5, 99.8, 99.9,
 ];
@@ -42,12 +40,12 @@ pub(crate) struct Bar<'a> {
 /// Scale of the horizontal axis.
 #[derive(Clone, Copy)]
 pub(crate) enum Axis {
-    /// From zero, with the legend on the left.
+    /// Linear scale that starts at zero.
     Linear,
     Logarithmic,
 }
 
-/// Quantiles of a time in nanoseconds, as points in microseconds and percent.
+/// Returns the quantiles of times in nanoseconds, as pairs of microseconds and percent.
 pub(crate) fn quantiles(times: &Histogram<u64>) -> Vec<(f64, f64)> {
     if times.is_empty() {
         return Vec::new();
@@ -57,21 +55,21 @@ pub(crate) fn quantiles(times: &Histogram<u64>) -> Vec<(f64, f64)> {
 }
 
 impl Axis {
-    /// Draws curves with their legend, over axes with these names. Returns an empty string without points.
-    pub(crate) fn draw(self, [x_name, y_name]: [&str; 2], curves: &[Curve<'_>]) -> String {
+    /// Draws curves and their legend over axes with these names. Returns an empty string if there are no points.
+    pub(crate) fn draw_svg(self, [x_name, y_name]: [&str; 2], curves: &[Curve<'_>]) -> String {
         let axis = self;
         let points = || {
             let points = curves.iter().flat_map(|curve| &curve.points);
-            points.map(|(x, y)| (axis.place(*x), *y))
+            points.map(|(x, y)| (axis.to_position(*x), *y))
         };
         if points().next().is_none() {
             return String::new();
         }
         let (left, right) = axis.range(points().map(|(x, _)| x));
-        let (low, high) = ends(points().map(|(_, y)| y));
-        // A curve needs a margin above and below, also if all points are the same.
+        let (low, high) = min_and_max(points().map(|(_, y)| y));
+        // Leave a margin above and below the curves, even if all points are equal.
         let margin = ((high - low) * 0.04).max(0.5);
-        draw(|area| {
+        draw_svg(|area| {
             let mut chart = ChartBuilder::on(area)
                 .margin(10)
                 .x_label_area_size(50)
@@ -86,7 +84,7 @@ impl Axis {
                 .draw()?;
             for curve in curves {
                 let style = curve.color.stroke_width(2);
-                let points = curve.points.iter().map(|(x, y)| (axis.place(*x), *y));
+                let points = curve.points.iter().map(|(x, y)| (axis.to_position(*x), *y));
                 let line = LineSeries::new(points, style).point_size(axis.point_size());
                 chart
                     .draw_series(line)?
@@ -98,7 +96,7 @@ impl Axis {
                 .background_style(WHITE.mix(0.8))
                 .border_style(BLACK.mix(0.3))
                 .label_font(FONT)
-                .position(axis.legend())
+                .position(axis.legend_position())
                 .draw()?;
             Ok(())
         })
@@ -106,15 +104,15 @@ impl Axis {
 }
 
 impl Bar<'_> {
-    /// Draws bars, one below the other. Returns an empty string without bars.
-    pub(crate) fn draw(bars: &[Bar<'_>], name: &str) -> String {
+    /// Draws bars, one below the other. Returns an empty string if there are no bars.
+    pub(crate) fn draw_svg(bars: &[Bar<'_>], name: &str) -> String {
         let highest = bars.iter().map(|bar| bar.spread.highest);
         let highest = highest.fold(0.0, f64::max) * 1.1;
         let titles: Vec<_> = bars.iter().map(|bar| bar.title).collect();
         let Some(last) = bars.len().checked_sub(1) else {
             return String::new();
         };
-        draw(|area| {
+        draw_svg(|area| {
             let mut chart = ChartBuilder::on(area)
                 .margin(10)
                 .x_label_area_size(50)
@@ -148,7 +146,7 @@ impl Bar<'_> {
 }
 
 impl Axis {
-    fn place(self, value: f64) -> f64 {
+    fn to_position(self, value: f64) -> f64 {
         match self {
             Self::Linear => value,
             Self::Logarithmic => value.max(0.1).log10(),
@@ -163,7 +161,7 @@ impl Axis {
     }
 
     fn range(self, places: impl Iterator<Item = f64>) -> (f64, f64) {
-        let (left, right) = ends(places);
+        let (left, right) = min_and_max(places);
         let left = match self {
             Self::Linear => 0.0,
             Self::Logarithmic => left,
@@ -178,20 +176,20 @@ impl Axis {
         }
     }
 
-    fn legend(self) -> SeriesLabelPosition {
+    fn legend_position(self) -> SeriesLabelPosition {
         match self {
             Self::Logarithmic => SeriesLabelPosition::LowerRight,
-            // The warm-up has no samples, and the lowest quantiles are low, so the legend covers none.
+            // The curves leave this corner free, so the legend covers no point.
             Self::Linear => SeriesLabelPosition::UpperLeft,
         }
     }
 }
 
-fn draw(
+fn draw_svg(
     paint: impl FnOnce(&DrawingArea<SVGBackend<'_>, Shift>) -> Result<(), Box<dyn std::error::Error>>,
 ) -> String {
     let mut svg = String::new();
-    let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+    let area = SVGBackend::with_string(&mut svg, CHART_SIZE).into_drawing_area();
     let painted = area.fill(&WHITE).map_err(Into::into);
     let painted = painted.and_then(|()| paint(&area));
     let painted = painted.and_then(|()| Ok(area.present()?));
@@ -200,7 +198,7 @@ fn draw(
     svg
 }
 
-fn ends(values: impl Iterator<Item = f64>) -> (f64, f64) {
+fn min_and_max(values: impl Iterator<Item = f64>) -> (f64, f64) {
     values.fold((f64::MAX, f64::MIN), |(low, high), value| {
         (low.min(value), high.max(value))
     })

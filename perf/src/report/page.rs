@@ -14,7 +14,7 @@ const TEMPLATES: [(&str, &str); 4] = [
     ("soak.html", include_str!("../../templates/soak.html")),
 ];
 
-/// Renders a template. All text is escaped.
+/// Renders a template. Text values are escaped.
 pub(super) fn render(template: &str, values: &impl Serialize) -> Result<String, minijinja::Error> {
     let mut environment = Environment::new();
     for (name, source) in TEMPLATES {

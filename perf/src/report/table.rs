@@ -1,28 +1,29 @@
-//! Rows of a table on a terminal: a name, and numbers in columns.
+//! Formats the rows of a text table: a name, and numbers in columns.
 
 use std::fmt::Display;
 
-/// Width of the name's column, and of each other column.
-const NAME: usize = 30;
-const COLUMN: usize = 15;
+/// Width of the column of names, and of each other column, in characters.
+const NAME_WIDTH: usize = 30;
+const COLUMN_WIDTH: usize = 15;
 
-/// A row with a name and cells.
-pub(crate) fn row(name: &str, cells: &[String]) -> String {
-    format!("  {name:<NAME$}{}", cells.concat())
+pub(crate) fn format_row(name: &str, cells: &[String]) -> String {
+    format!("  {name:<NAME_WIDTH$}{}", cells.concat())
 }
 
-/// A row with the names of columns.
-pub(crate) fn head(name: &str, columns: &[&str]) -> String {
-    let columns: Vec<_> = columns.iter().map(cell).collect();
-    row(name, &columns)
+pub(crate) fn format_head(name: &str, columns: &[&str]) -> String {
+    let columns: Vec<_> = columns.iter().map(format_cell).collect();
+    format_row(name, &columns)
 }
 
-/// A text, or a number without decimals, aligned in its column.
-pub(crate) fn cell(value: impl Display) -> String {
-    format!("{value:>COLUMN$}")
+/// Formats a text, or a number without decimals, as a cell.
+pub(crate) fn format_cell(value: impl Display) -> String {
+    format!("{value:>COLUMN_WIDTH$}")
 }
 
-/// A number with decimals, or a dash if it is unknown.
-pub(crate) fn number(value: Option<f64>, decimals: usize) -> String {
-    value.map_or_else(|| cell("–"), |value| format!("{value:>COLUMN$.decimals$}"))
+/// Formats a number with decimals as a cell. An unknown number is a dash.
+pub(crate) fn format_number(value: Option<f64>, decimals: usize) -> String {
+    value.map_or_else(
+        || format_cell("–"),
+        |value| format!("{value:>COLUMN_WIDTH$.decimals$}"),
+    )
 }

@@ -1,5 +1,5 @@
-//! The floors: a raw socket, axum and tonic, each with one handler over the device. Each sends the bytes
-//! that the product sends, in as many pieces.
+//! The floors: minimal servers with a raw socket, axum or tonic, and one handler that reads from the device. They send
+//! the same bytes as Tokenway, in as many pieces.
 
 use std::io;
 use std::pin::Pin;
@@ -27,12 +27,12 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
 use super::lines::{LineStream, RequestBody};
-use crate::device::{BATCH, Device};
+use crate::device::{Device, READ_BATCH};
 
-/// Estimate of a token's text, in bytes.
+/// Estimated length of a token's text, in bytes.
 const TEXT_BYTES: usize = 8;
 
-/// Serves lines over raw sockets: each request is a line of JSON, and the connection stays open.
+/// Serves NDJSON lines over raw sockets. Each request is a line of JSON, and connections stay open.
 pub(super) async fn serve_tcp(listener: TcpListener, device: Device) -> io::Result<()> {
     loop {
         let (socket, _) = listener.accept().await?;
@@ -55,13 +55,12 @@ async fn answer_lines(mut socket: TcpStream, device: Device) -> io::Result<()> {
     Ok(())
 }
 
-/// Serves lines with axum and one handler.
 pub(super) async fn serve_axum(listener: TcpListener, device: Device) -> io::Result<()> {
     let router = Router::new()
         .route("/v1/completions", post(stream_lines))
         .with_state(device);
     let listener = listener.tap_io(|socket| {
-        // A socket that refuses this option is only slower, and the report shows it.
+        // If setting this option fails, the connection is only slower, which the report shows.
         let _ = socket.set_nodelay(true);
     });
     axum::serve(listener, router).await
@@ -76,7 +75,6 @@ async fn stream_lines(State(device): State<Device>, body: Bytes) -> HttpResponse
     (content_type, lines).into_response()
 }
 
-/// Serves events with tonic and one handler.
 pub(super) async fn serve_tonic(listener: TcpListener, device: Device) -> io::Result<()> {
     tonic::transport::Server::builder()
         .add_service(InferenceServer::new(BareTonic(device)))
@@ -108,7 +106,7 @@ impl Inference for BareTonic {
         let request = request.into_inner();
         let stamps = request.include_stamps;
         Ok(Response::new(EventStream {
-            tokens: Some(self.0.open(request.max_tokens(), stamps)),
+            tokens: Some(self.0.open_sequence(request.max_tokens(), stamps)),
             outputs: Vec::new(),
             next_index: 0,
             stamps,
@@ -121,48 +119,48 @@ impl Inference for BareTonic {
         &self,
         _request: Request<v1::ListModelsRequest>,
     ) -> Result<Response<v1::ListModelsResponse>, Status> {
-        Err(Status::unimplemented("a floor only streams"))
+        Err(Status::unimplemented("a floor has only `Complete`"))
     }
 
     async fn get_model(
         &self,
         _request: Request<v1::GetModelRequest>,
     ) -> Result<Response<v1::GetModelResponse>, Status> {
-        Err(Status::unimplemented("a floor only streams"))
+        Err(Status::unimplemented("a floor has only `Complete`"))
     }
 
     async fn tokenize(
         &self,
         _request: Request<v1::TokenizeRequest>,
     ) -> Result<Response<v1::TokenizeResponse>, Status> {
-        Err(Status::unimplemented("a floor only streams"))
+        Err(Status::unimplemented("a floor has only `Complete`"))
     }
 
     async fn detokenize(
         &self,
         _request: Request<v1::DetokenizeRequest>,
     ) -> Result<Response<v1::DetokenizeResponse>, Status> {
-        Err(Status::unimplemented("a floor only streams"))
+        Err(Status::unimplemented("a floor has only `Complete`"))
     }
 }
 
 impl EventStream {
-    /// Turns the outputs that were received into an event.
-    fn event(&mut self) -> Event {
+    /// Converts the received outputs into an event.
+    fn take_event(&mut self) -> Event {
         let mut tokens = TokenBatch::default();
         tokens.reserve(self.outputs.len(), self.outputs.len() * TEXT_BYTES);
         for output in self.outputs.drain(..) {
             match output {
                 Output::Accepted => return Event::Started(v1::Started::default()),
-                Output::Token(token) => push(&mut tokens, &token, self.stamps),
+                Output::Token(token) => push_token(&mut tokens, &token, self.stamps),
                 Output::Tokens(made) => {
                     for token in &made {
-                        push(&mut tokens, token, self.stamps);
+                        push_token(&mut tokens, token, self.stamps);
                     }
                 }
                 Output::Finished(token, _) => {
                     if let Some(token) = token {
-                        push(&mut tokens, &token, self.stamps);
+                        push_token(&mut tokens, &token, self.stamps);
                     }
                     self.has_finished = true;
                 }
@@ -199,18 +197,18 @@ impl Stream for EventStream {
             Event::Summary(v1::Summary::default())
         } else {
             // The start is an event of its own.
-            let limit = if this.has_started { BATCH } else { 1 };
+            let limit = if this.has_started { READ_BATCH } else { 1 };
             if ready!(tokens.poll_recv_many(cx, &mut this.outputs, limit)) == 0 {
                 return Poll::Ready(None);
             }
             this.has_started = true;
-            this.event()
+            this.take_event()
         };
         Poll::Ready(Some(Ok(v1::CompletionEvent { event: Some(event) })))
     }
 }
 
-fn push(tokens: &mut TokenBatch, token: &Token, stamps: bool) {
+fn push_token(tokens: &mut TokenBatch, token: &Token, stamps: bool) {
     let timestamps = if stamps {
         Timestamps {
             due_ns: token.due_ns,

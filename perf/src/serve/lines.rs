@@ -1,4 +1,4 @@
-//! A sequence as NDJSON lines with the same bytes as the product's, written by a floor.
+//! Writes the NDJSON lines of the floors, with the same bytes as Tokenway's lines.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -10,13 +10,12 @@ use serde::Deserialize;
 use tokenway::runner::Token;
 use tokenway::worker::token_channel::{Output, TokenReceiver};
 
-use crate::device::{BATCH, Device};
+use crate::device::{Device, READ_BATCH};
 
-/// Estimate of a line, in bytes.
+/// Estimated length of a line, in bytes.
 const LINE_BYTES: usize = 320;
-
-/// A line up to its text. The id is as long as the product's.
-const PREFIX: &[u8] = b"{\"id\":\"cmpl-0123456789abcdef0123456789abcdef\",\
+/// Start of a line, up to the token's text. The id is as long as Tokenway's ids.
+const LINE_PREFIX: &[u8] = b"{\"id\":\"cmpl-0123456789abcdef0123456789abcdef\",\
     \"object\":\"text_completion\",\"created\":1795551613,\"model\":\"llm_test\",\
     \"choices\":[{\"index\":0,\"text\":\"";
 
@@ -34,7 +33,7 @@ struct StreamOptions {
     include_stamps: bool,
 }
 
-/// Lines of one sequence. Lines that are ready together are one piece.
+/// Stream of the lines of one sequence. Lines that are ready together are sent as one piece.
 pub(super) struct LineStream {
     tokens: Option<TokenReceiver>,
     outputs: Vec<Output>,
@@ -45,26 +44,26 @@ impl LineStream {
     pub(super) fn open(device: &Device, request: &RequestBody) -> Self {
         let stamps = request.stream_options.include_stamps;
         Self {
-            tokens: Some(device.open(request.max_tokens, stamps)),
+            tokens: Some(device.open_sequence(request.max_tokens, stamps)),
             outputs: Vec::new(),
             stamps,
         }
     }
 
-    fn write(&mut self) -> BytesMut {
+    fn write_lines(&mut self) -> BytesMut {
         let mut out = BytesMut::with_capacity(self.outputs.len() * LINE_BYTES);
         for output in self.outputs.drain(..) {
             match output {
                 Output::Accepted => {}
-                Output::Token(token) => line(&mut out, &token, "null", self.stamps),
+                Output::Token(token) => write_line(&mut out, &token, "null", self.stamps),
                 Output::Tokens(made) => {
                     for token in &made {
-                        line(&mut out, token, "null", self.stamps);
+                        write_line(&mut out, token, "null", self.stamps);
                     }
                 }
                 Output::Finished(token, _) => {
                     if let Some(token) = token {
-                        line(&mut out, &token, "\"length\"", self.stamps);
+                        write_line(&mut out, &token, "\"length\"", self.stamps);
                     }
                     self.tokens = None;
                 }
@@ -85,11 +84,11 @@ impl Stream for LineStream {
             let Some(tokens) = &mut this.tokens else {
                 return Poll::Ready(None);
             };
-            match tokens.poll_recv_many(cx, &mut this.outputs, BATCH) {
+            match tokens.poll_recv_many(cx, &mut this.outputs, READ_BATCH) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(0) => this.tokens = None,
                 Poll::Ready(_) => {
-                    let lines = this.write();
+                    let lines = this.write_lines();
                     if !lines.is_empty() {
                         return Poll::Ready(Some(Ok(lines.freeze())));
                     }
@@ -99,8 +98,8 @@ impl Stream for LineStream {
     }
 }
 
-fn line(out: &mut BytesMut, token: &Token, finish_reason: &str, stamps: bool) {
-    out.put_slice(PREFIX);
+fn write_line(out: &mut BytesMut, token: &Token, finish_reason: &str, stamps: bool) {
+    out.put_slice(LINE_PREFIX);
     out.put_slice(&token.bytes);
     out.put_slice(b"\",\"logprobs\":null,\"finish_reason\":");
     out.put_slice(finish_reason.as_bytes());
@@ -124,25 +123,25 @@ mod tests {
     use tokenway::server::Server;
     use tokio::net::TcpListener;
 
-    use super::super::{Options, Role, bare, parts};
+    use super::super::{Options, Role, bare, server_parts};
     use crate::arguments::ServerUrl;
     use crate::device::Device;
-    use crate::stream::{CompletionRequest, Connection, Protocol, http};
+    use crate::stream::{CompletionRequest, Connection, Protocol, http_request};
 
-    async fn body(address: &str, stamps: bool) -> String {
-        let url = ServerUrl::at(address);
+    async fn read_body(address: &str, stamps: bool) -> String {
+        let url = ServerUrl::from_authority(address);
         let completion = CompletionRequest {
             stamps,
             ..CompletionRequest::of_tokens(12)
         };
-        let request = http(&url, "application/x-ndjson", &completion);
+        let request = http_request(&url, "application/x-ndjson", &completion);
         let mut connection = Connection::open(&url, Protocol::Http1).await.unwrap();
         let body = connection.send(request).await.unwrap().collect().await;
         String::from_utf8(body.unwrap().to_bytes().to_vec()).unwrap()
     }
 
-    /// Replaces each digit that differs between responses: those of ids and of times.
-    fn masked(body: &str) -> String {
+    /// Replaces the digits that differ between responses: the digits of ids and times.
+    fn mask_digits(body: &str) -> String {
         let own = ["\"id\":\"cmpl-", "\"created\":", "_ns\":"];
         let mut rest = body;
         let mut masked = String::new();
@@ -163,7 +162,9 @@ mod tests {
     #[tokio::test]
     async fn the_floor_writes_the_products_lines_byte_for_byte() {
         let options = Options::new(Role::Product, Duration::ZERO, 1, 1);
-        let product = Server::start(parts(&options).unwrap()).await.unwrap();
+        let product = Server::start(server_parts(&options).unwrap())
+            .await
+            .unwrap();
         product.ready(|_| ()).await.unwrap();
         let product_address = product.http_address().unwrap().to_string();
         let device = Device::start(Duration::ZERO, 1).await.unwrap();
@@ -171,9 +172,9 @@ mod tests {
         let floor_address = listener.local_addr().unwrap().to_string();
         tokio::spawn(bare::serve_axum(listener, device));
         for stamps in [false, true] {
-            let lines = masked(&body(&product_address, stamps).await);
+            let lines = mask_digits(&read_body(&product_address, stamps).await);
             assert_eq!(lines.lines().count(), 12, "{lines}");
-            assert_eq!(masked(&body(&floor_address, stamps).await), lines);
+            assert_eq!(mask_digits(&read_body(&floor_address, stamps).await), lines);
         }
         product.drain().await;
     }

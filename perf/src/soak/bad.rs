@@ -1,4 +1,4 @@
-//! Clients that send what no client should, or nothing, and the answers that they must get.
+//! Clients that send invalid data or nothing at all, and checks of the server's answers.
 
 use std::time::Duration;
 
@@ -19,43 +19,40 @@ use tokio::time::{sleep, timeout};
 use tonic::Code;
 
 use super::client::Server;
-use super::readers::protocol;
+use super::readers::random_protocol;
 use super::tally::End;
 use crate::fault::Fault;
 use crate::stream::{
-    CompletionRequest, Connection, Protocol, connect, failed_status, grpc, reset_on_close,
+    CompletionRequest, Connection, Protocol, connect, failed_status, grpc_request, reset_on_close,
 };
 
-/// Upper bound of the time that a client without a request stays.
-const LONGEST_STAY: Duration = Duration::from_millis(100);
-
-/// Time by which a server on a busy machine may exceed its timeouts.
-const GRACE: Duration = Duration::from_secs(10);
-
-/// More tokens than any model's context.
+/// Maximum time that a client without a request stays connected.
+const MAX_STAY: Duration = Duration::from_millis(100);
+/// Time by which a server may exceed its timeouts on a busy machine.
+const TIMEOUT_GRACE: Duration = Duration::from_secs(10);
+/// Number of tokens that exceeds the context of every model.
 const TOO_MANY_TOKENS: u32 = 1_000_000_000;
-
-/// Bodies that must be refused, and the error of each.
-const BODIES: [(&[u8], ErrorKind); 8] = [
+/// Request bodies that the server must reject, each with the expected error.
+const BAD_BODIES: [(&[u8], ErrorKind); 8] = [
     (br#"{"prompt":"#, ErrorKind::InvalidJson),
     (b"\xff\xfe{}", ErrorKind::InvalidJson),
     (b"{}", ErrorKind::MissingParameter),
     (br#"{"prompt":true}"#, ErrorKind::InvalidType),
-    (MANY_TOKENS, ErrorKind::InvalidType),
+    (TEXT_AS_MAX_TOKENS, ErrorKind::InvalidType),
     (
         br#"{"prompt":"a","temperature":9}"#,
         ErrorKind::InvalidValue,
     ),
     (br#"{"prompt":"a","colour":1}"#, ErrorKind::UnknownParameter),
-    (TOO_LONG, ErrorKind::ContextLengthExceeded),
+    (EXCESSIVE_MAX_TOKENS, ErrorKind::ContextLengthExceeded),
 ];
 
-const MANY_TOKENS: &[u8] = br#"{"prompt":"a","max_tokens":"many"}"#;
-const TOO_LONG: &[u8] = br#"{"prompt":"a","max_tokens":1000000000}"#;
+const TEXT_AS_MAX_TOKENS: &[u8] = br#"{"prompt":"a","max_tokens":"many"}"#;
+const EXCESSIVE_MAX_TOKENS: &[u8] = br#"{"prompt":"a","max_tokens":1000000000}"#;
 
-/// Makes a request over HTTP that must be refused.
-pub(super) async fn request(server: &Server, random: &mut StdRng) -> Result<End, Fault> {
-    let (body, of_body) = *BODIES.choose(random).expect("the list is not empty");
+/// Sends an HTTP request that the server must reject.
+pub(super) async fn send_bad_request(server: &Server, random: &mut StdRng) -> Result<End, Fault> {
+    let (body, of_body) = *BAD_BODIES.choose(random).expect("the list is not empty");
     let (mut method, mut path, mut content_type) =
         (Method::POST, "/v1/completions", "application/json");
     let kind = match random.random_range(0..8) {
@@ -80,7 +77,7 @@ pub(super) async fn request(server: &Server, random: &mut StdRng) -> Result<End,
         .header(CONTENT_TYPE, content_type)
         .body(Bytes::from_static(body))
         .expect("the request is valid");
-    let mut connection = Connection::open(&server.http, protocol(random)).await?;
+    let mut connection = Connection::open(&server.http, random_protocol(random)).await?;
     let response = connection.send(request).await?;
     let status = response.status();
     let body = response.collect().await?.to_bytes();
@@ -96,8 +93,8 @@ pub(super) async fn request(server: &Server, random: &mut StdRng) -> Result<End,
     ))
 }
 
-/// Makes a call over gRPC that must be refused.
-pub(super) async fn message(server: &Server, random: &mut StdRng) -> Result<End, Fault> {
+/// Sends a gRPC message that the server must reject.
+pub(super) async fn send_bad_message(server: &Server, random: &mut StdRng) -> Result<End, Fault> {
     let valid = CompletionRequest::of_tokens(1);
     let with_model = CompletionRequest {
         model: Some("nobody"),
@@ -105,7 +102,7 @@ pub(super) async fn message(server: &Server, random: &mut StdRng) -> Result<End,
     };
     let too_long = CompletionRequest::of_tokens(TOO_MANY_TOKENS);
     let too_long_kind = ErrorKind::ContextLengthExceeded;
-    let encoded = |completion: CompletionRequest<'_>| completion.message().encode_to_vec();
+    let encoded = |completion: CompletionRequest<'_>| completion.to_message().encode_to_vec();
     let (method, message, kind) = match random.random_range(0..5) {
         0 => ("Nothing", encoded(valid), ErrorKind::NotFound),
         1 => ("Complete", encoded(with_model), ErrorKind::ModelNotFound),
@@ -115,7 +112,7 @@ pub(super) async fn message(server: &Server, random: &mut StdRng) -> Result<End,
         _ => ("Complete", vec![0x07, 0xff, 0xff], ErrorKind::Internal),
     };
     let mut connection = Connection::open(&server.grpc, Protocol::Http2).await?;
-    let call = grpc(&server.grpc, method, &message);
+    let call = grpc_request(&server.grpc, method, &message);
     let response = connection.send(call).await?;
     let in_headers = failed_status(response.headers());
     let body = response.collect().await?;
@@ -133,8 +130,8 @@ pub(super) async fn message(server: &Server, random: &mut StdRng) -> Result<End,
     Err(Fault::unexpected(expected, format!("{status:?}")))
 }
 
-/// Makes a request with too many headers, or one that is too long.
-pub(super) async fn headers(server: &Server, random: &mut StdRng) -> Result<End, Fault> {
+/// Sends an HTTP request with too many headers, or with a header that is too long.
+pub(super) async fn send_large_head(server: &Server, random: &mut StdRng) -> Result<End, Fault> {
     let url = &server.http;
     let mut request = Request::get(format!("{url}/livez")).header(HOST, &url.authority);
     let (protocol, count, size) = match random.random_range(0..3) {
@@ -153,18 +150,18 @@ pub(super) async fn headers(server: &Server, random: &mut StdRng) -> Result<End,
     }
 }
 
-/// Sends random bytes: the server must close the connection.
-pub(super) async fn garbage(server: &Server, random: &mut StdRng) -> Result<End, Fault> {
+/// Sends random bytes. The server must close the connection.
+pub(super) async fn send_garbage(server: &Server, random: &mut StdRng) -> Result<End, Fault> {
     let mut bytes = vec![0; random.random_range(1..2_000)];
     random.fill_bytes(&mut bytes);
-    let mut stream = connect(server.any_api(random)).await?;
-    // The server may close the connection before it has received them all.
+    let mut stream = connect(server.random_api(random)).await?;
+    // The server may close the connection before it has received all bytes.
     let _ = stream.write_all(&bytes).await;
-    closed(stream, server.peer_timeout).await
+    wait_for_close(stream, server.peer_timeout).await
 }
 
-/// Sends the start of a request, and then nothing, until the server closes or the client leaves.
-pub(super) async fn half(server: &Server, random: &mut StdRng) -> Result<End, Fault> {
+/// Sends the start of a request and then nothing, until the server closes the connection or the client leaves.
+pub(super) async fn send_half_request(server: &Server, random: &mut StdRng) -> Result<End, Fault> {
     const HEAD: &[u8] = b"POST /v1/completions HTTP/1.1\r\nhost: te";
     const BODY: &[u8] = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n\
         content-type: application/json\r\ncontent-length: 100\r\n\r\n{\"prompt\":";
@@ -183,24 +180,27 @@ pub(super) async fn half(server: &Server, random: &mut StdRng) -> Result<End, Fa
         leave(stream, random);
         return Ok("left");
     }
-    closed(stream, server.peer_timeout).await
+    wait_for_close(stream, server.peer_timeout).await
 }
 
-/// Opens a connection and closes it again.
-pub(super) async fn nothing(server: &Server, random: &mut StdRng) -> Result<End, Fault> {
-    let stream = connect(server.any_api(random)).await?;
+pub(super) async fn send_nothing(server: &Server, random: &mut StdRng) -> Result<End, Fault> {
+    let stream = connect(server.random_api(random)).await?;
     if random.random() {
-        sleep(random.random_range(Duration::ZERO..LONGEST_STAY)).await;
+        sleep(random.random_range(Duration::ZERO..MAX_STAY)).await;
     }
     leave(stream, random);
     Ok("left")
 }
 
-/// Waits until the server closes the connection. It must not answer with a success before that.
-async fn closed(mut stream: TcpStream, peer_timeout: Duration) -> Result<End, Fault> {
+/// Waits until the server closes the connection. The server may send an error before, but no success.
+async fn wait_for_close(mut stream: TcpStream, peer_timeout: Duration) -> Result<End, Fault> {
     let mut answer = Vec::new();
-    // The server's longest timeout is that of bodies, three times its peer timeout.
-    let closed = timeout(peer_timeout * 4 + GRACE, stream.read_to_end(&mut answer)).await;
+    // The server's longest timeout is the timeout of bodies: three peer timeouts.
+    let closed = timeout(
+        peer_timeout * 4 + TIMEOUT_GRACE,
+        stream.read_to_end(&mut answer),
+    )
+    .await;
     if closed.is_err() {
         return Err(Fault::unexpected("an end of the connection", "nothing"));
     }
@@ -214,7 +214,6 @@ async fn closed(mut stream: TcpStream, peer_timeout: Duration) -> Result<End, Fa
     }
 }
 
-/// Closes a connection with a FIN or a RST.
 fn leave(stream: TcpStream, random: &mut StdRng) {
     if random.random() {
         reset_on_close(&SockRef::from(&stream));

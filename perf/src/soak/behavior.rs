@@ -5,7 +5,7 @@ use rand::Rng;
 use rand::seq::SliceRandom;
 use serde::Serialize;
 
-/// One thing that a client does.
+/// One action of a client, such as reading a stream or sending a bad request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
@@ -35,14 +35,13 @@ impl Behavior {
         Self::value_variants()
     }
 
-    /// Name in reports.
     pub(super) fn name(self) -> String {
         let value = self.to_possible_value();
         let value = value.expect("no behavior is hidden");
         value.get_name().to_owned()
     }
 
-    /// Relative frequency. Behaviors that take long are rare.
+    /// Returns the relative frequency of the behavior. Behaviors that take long are rare.
     fn weight(self) -> usize {
         match self {
             Self::Unary => 12,
@@ -56,12 +55,12 @@ impl Behavior {
     }
 }
 
-/// Behaviors of one client in a random order, each as often as its weight.
-pub(super) struct Deck {
+/// Shuffled deck from which a client draws its behaviors. It contains each behavior as often as its weight.
+pub(super) struct BehaviorDeck {
     left: Vec<Behavior>,
 }
 
-impl Deck {
+impl BehaviorDeck {
     pub(super) fn starting_with(first: Behavior) -> Self {
         Self { left: vec![first] }
     }
@@ -87,7 +86,7 @@ mod tests {
     use super::*;
 
     fn draws(seed: u64) -> Vec<Behavior> {
-        let mut deck = Deck::starting_with(Behavior::Garbage);
+        let mut deck = BehaviorDeck::starting_with(Behavior::Garbage);
         let mut random = StdRng::seed_from_u64(seed);
         (0..101).map(|_| deck.draw(&mut random)).collect()
     }

@@ -1,4 +1,4 @@
-//! A stream of the test runner, read as far as its client wants. Every token is checked.
+//! A stream of the test runner that checks every token while it is read.
 
 use tokenway::error::ErrorKind;
 
@@ -14,8 +14,8 @@ pub(super) struct CheckedStream {
 
 /// End of a stream.
 #[derive(Debug)]
-pub(super) enum Ended {
-    /// All tokens and the end arrived.
+pub(super) enum StreamEnd {
+    /// The stream was complete.
     Whole,
     /// The server sent an error, and ended the stream uncleanly.
     Failed(ErrorKind),
@@ -24,7 +24,7 @@ pub(super) enum Ended {
 }
 
 impl CheckedStream {
-    /// Requests a stream.
+    /// Requests a stream and waits for the head of its response.
     pub(super) async fn open(
         connection: &mut Connection,
         format: Format,
@@ -37,38 +37,38 @@ impl CheckedStream {
         })
     }
 
-    /// Reads until this many tokens have arrived, or the end.
+    /// Reads until this many tokens have arrived, or until the stream ends.
     pub(super) async fn read_until(&mut self, count: u32) -> Result<(), Fault> {
         let Self { stream, next_index } = self;
         while *next_index < count {
-            if !stream.read(|event, _| check(event, next_index)).await? {
+            if !stream
+                .read(|event, _| check_event(event, next_index))
+                .await?
+            {
                 break;
             }
         }
         Ok(())
     }
 
-    /// Number of tokens that have arrived.
-    pub(super) fn count(&self) -> u32 {
+    pub(super) fn token_count(&self) -> u32 {
         self.next_index
     }
 
     /// Reads to the end.
-    ///
-    /// # Errors
-    /// If a token is not in its place, or the body is not a completion.
-    pub(super) async fn read_to_end(&mut self) -> Result<Ended, Fault> {
+    /// Returns a fault if a token is out of order, or if the body is not a completion.
+    pub(super) async fn read_to_end(&mut self) -> Result<StreamEnd, Fault> {
         let Self { stream, next_index } = self;
         match stream
-            .read_to_end(|event, _| check(event, next_index))
+            .read_to_end(|event, _| check_event(event, next_index))
             .await?
         {
-            Ending::Complete => Ok(Ended::Whole),
-            Ending::Incomplete(fault) => Ok(Ended::CutOff(fault)),
+            Ending::Complete => Ok(StreamEnd::Whole),
+            Ending::Incomplete(fault) => Ok(StreamEnd::CutOff(fault)),
             Ending::Failed { failure, is_clean } => {
                 let kind = failure.code.as_deref().and_then(ErrorKind::from_code);
                 let kind = kind.ok_or_else(|| Fault::Malformed(failure.to_string()))?;
-                // A client that ignores the error record must still see that the stream failed.
+                // A client that ignores the error record must still notice that the stream failed.
                 if is_clean {
                     let code = kind.row().code;
                     return Err(Fault::unexpected(
@@ -76,38 +76,37 @@ impl CheckedStream {
                         format!("a clean one after {code}"),
                     ));
                 }
-                Ok(Ended::Failed(kind))
+                Ok(StreamEnd::Failed(kind))
             }
         }
     }
 
-    /// Reads to the end, which must be that of a complete stream of this many tokens.
-    pub(super) async fn read_whole(mut self, tokens: u32) -> Result<(), Fault> {
+    /// Reads to the end. The stream must be complete and have this many tokens.
+    pub(super) async fn read_complete(mut self, tokens: u32) -> Result<(), Fault> {
         match self.read_to_end().await? {
-            Ended::Whole => self.check_count(tokens),
-            Ended::Failed(kind) => Err(Fault::unexpected("a complete stream", kind.row().code)),
-            Ended::CutOff(fault) => Err(fault),
+            StreamEnd::Whole => self.check_count(tokens),
+            StreamEnd::Failed(kind) => Err(Fault::unexpected("a complete stream", kind.row().code)),
+            StreamEnd::CutOff(fault) => Err(fault),
         }
     }
 
-    /// Checks the number of tokens of a complete stream.
     pub(super) fn check_count(&self, tokens: u32) -> Result<(), Fault> {
-        if self.count() == tokens {
+        if self.token_count() == tokens {
             return Ok(());
         }
         Err(Fault::unexpected(
             format!("{tokens} tokens"),
-            self.count().to_string(),
+            self.token_count().to_string(),
         ))
     }
 }
 
 /// Checks one event: each token must be the next one.
-fn check(event: Event<'_>, next_index: &mut u32) -> Result<(), Fault> {
+fn check_event(event: Event<'_>, next_index: &mut u32) -> Result<(), Fault> {
     let expected = *next_index;
     match event {
         Event::Token(token) => {
-            let index = order::agreed_index(&token.text, token.index)?;
+            let index = order::check_index(&token.text, token.index)?;
             if index != expected {
                 let found = token.text.into_owned();
                 return Err(Fault::Order { expected, found });
@@ -130,7 +129,7 @@ mod tests {
     use super::*;
     use crate::stream::Token;
 
-    fn token(text: &'static str, index: Option<u32>) -> Event<'static> {
+    fn token_event(text: &'static str, index: Option<u32>) -> Event<'static> {
         Event::Token(Token {
             text: Cow::Borrowed(text),
             index,
@@ -144,20 +143,20 @@ mod tests {
         let mut next = 0;
         for event in [
             Event::Started,
-            token("token_0", Some(0)),
-            token("token_1", None),
+            token_event("token_0", Some(0)),
+            token_event("token_1", None),
         ] {
-            check(event, &mut next).unwrap();
+            check_event(event, &mut next).unwrap();
         }
         for wrong in [
-            token("token_1", None),
-            token("token_3", None),
-            token("Paris", None),
-            token("token_2", Some(3)),
+            token_event("token_1", None),
+            token_event("token_3", None),
+            token_event("Paris", None),
+            token_event("token_2", Some(3)),
             Event::Started,
             Event::Other,
         ] {
-            assert!(check(wrong, &mut next).is_err());
+            assert!(check_event(wrong, &mut next).is_err());
         }
         assert_eq!(next, 2);
     }

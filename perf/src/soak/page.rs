@@ -1,4 +1,4 @@
-//! The values of a run's page.
+//! The values that the HTML template of a soak run shows.
 
 use serde_json::{Value, json};
 
@@ -8,39 +8,40 @@ use super::table;
 use crate::report::{Axis, COLORS, Curve};
 use crate::statistics::count;
 
-/// A curve: its title, and its value in a sample.
-type Line = (&'static str, fn(&Sample) -> f64);
+/// A curve over time: its title, and the value that it shows of a sample.
+type SampleCurve = (&'static str, fn(&Sample) -> f64);
 
-const MEMORY: [Line; 1] = [("RSS", |sample| count(sample.rss_bytes) / (1024.0 * 1024.0))];
-const HELD: [Line; 3] = [
+const MEMORY_CURVES: [SampleCurve; 1] =
+    [("RSS", |sample| count(sample.rss_bytes) / (1024.0 * 1024.0))];
+const RESOURCE_CURVES: [SampleCurve; 3] = [
     ("descriptors", |sample| count(sample.descriptors)),
     ("connections", |sample| count(sample.connections)),
     ("threads", |sample| count(sample.threads)),
 ];
-const REQUESTS: [Line; 3] = [
+const REQUEST_CURVES: [SampleCurve; 3] = [
     ("requests in flight", |sample| count(sample.in_flight)),
     ("occupied slots", |sample| count(sample.sequences)),
     ("queued", |sample| count(sample.queued)),
 ];
 
-pub(super) fn values(outcome: &SoakOutcome) -> Value {
+pub(super) fn page_values(outcome: &SoakOutcome) -> Value {
     let rows = [
-        table::head(),
-        table::row(&outcome.before),
-        table::row(&outcome.after),
+        table::sample_head(),
+        table::sample_row(&outcome.before),
+        table::sample_row(&outcome.after),
     ];
     json!({
-        "class": if outcome.is_good() { "pass" } else { "fail" },
-        "verdict": outcome.verdict(),
-        "memory": over_time(outcome, "MiB", &MEMORY),
-        "held": over_time(outcome, "count", &HELD),
-        "requests": over_time(outcome, "count", &REQUESTS),
-        "totals": table::totals(&outcome.tally),
+        "class": if outcome.has_passed() { "pass" } else { "fail" },
+        "verdict": outcome.verdict_lines(),
+        "memory": chart_over_time(outcome, "MiB", &MEMORY_CURVES),
+        "held": chart_over_time(outcome, "count", &RESOURCE_CURVES),
+        "requests": chart_over_time(outcome, "count", &REQUEST_CURVES),
+        "totals": table::behavior_totals(&outcome.tally),
         "idle": rows.join("\n"),
     })
 }
 
-fn over_time(outcome: &SoakOutcome, y_name: &str, lines: &[Line]) -> String {
+fn chart_over_time(outcome: &SoakOutcome, y_name: &str, lines: &[SampleCurve]) -> String {
     let curves = lines.iter().zip(COLORS).map(|((title, value), color)| {
         let samples = outcome.steady.iter();
         let points = samples.map(|sample| (sample.seconds, value(sample)));
@@ -50,5 +51,5 @@ fn over_time(outcome: &SoakOutcome, y_name: &str, lines: &[Line]) -> String {
             points: points.collect(),
         }
     });
-    Axis::Linear.draw(["seconds", y_name], &curves.collect::<Vec<_>>())
+    Axis::Linear.draw_svg(["seconds", y_name], &curves.collect::<Vec<_>>())
 }

@@ -1,4 +1,4 @@
-//! Samples of the server: memory, descriptors and threads as Linux counts them, and its own gauges.
+//! Samples of the server: its memory, descriptors and threads from Linux, and its own gauges.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -11,39 +11,36 @@ use super::tally::Tally;
 use crate::arguments::ServerUrl;
 use crate::fault::Fault;
 use crate::metrics::Metrics;
-use crate::process::Holdings;
+use crate::process::HeldResources;
 
-/// The server's gauges, by their names in `src/telemetry.rs`.
-const SEQUENCES: &str = "tokenway_sequences_running";
-const QUEUE_DEPTH: &str = "tokenway_requests_queued";
-const CONNECTIONS: &str = "tokenway_connections_open";
-const IN_FLIGHT: &str = "tokenway_requests_in_flight";
-
-/// Time limit of reading the gauges.
+/// Names of the server's gauges, as in `src/telemetry.rs`.
+const SEQUENCES_METRIC: &str = "tokenway_sequences_running";
+const QUEUE_DEPTH_METRIC: &str = "tokenway_requests_queued";
+const CONNECTIONS_METRIC: &str = "tokenway_connections_open";
+const IN_FLIGHT_METRIC: &str = "tokenway_requests_in_flight";
+/// Time limit for reading the gauges.
 const GAUGES_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Interval of the samples while the server becomes idle.
+/// Time between two samples while the run waits for a condition.
 const WAIT_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Resources of the server, and counts of its clients so far.
+/// Resources that the server holds, and counts of the clients so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub(super) struct Sample {
-    /// Since the start of the run.
+    /// Time since the start of the run, in seconds.
     pub(super) seconds: f64,
     pub(super) rss_bytes: u64,
     pub(super) descriptors: u64,
     pub(super) threads: u64,
-    /// Occupied slots.
+    /// Number of occupied slots.
     pub(super) sequences: u64,
     pub(super) queued: u64,
-    /// Without the connection over which the gauges are read.
+    /// Number of connections, without the one over which the gauges are read.
     pub(super) connections: u64,
     pub(super) in_flight: u64,
     pub(super) streams_done: u64,
     pub(super) faults: u64,
 }
 
-/// Sampler of one server.
 pub(super) struct Sampler {
     pub(super) http: ServerUrl,
     pub(super) process: u32,
@@ -53,7 +50,7 @@ pub(super) struct Sampler {
 
 impl Sampler {
     pub(super) async fn sample(&self) -> Result<Sample, Fault> {
-        let holdings = Holdings::of(self.process).map_err(Fault::Process)?;
+        let holdings = HeldResources::of(self.process).map_err(Fault::Process)?;
         let gauges = timeout(GAUGES_TIMEOUT, Metrics::fetch(&self.http)).await;
         let timed_out = Err(Fault::TimedOut(GAUGES_TIMEOUT.as_secs()));
         let gauges = gauges.unwrap_or(timed_out)?;
@@ -67,17 +64,17 @@ impl Sampler {
             rss_bytes: holdings.rss_bytes,
             descriptors: holdings.descriptors,
             threads: holdings.threads,
-            sequences: gauge(SEQUENCES)?,
-            queued: gauge(QUEUE_DEPTH)?,
-            connections: gauge(CONNECTIONS)?.saturating_sub(1),
-            in_flight: gauge(IN_FLIGHT)?,
+            sequences: gauge(SEQUENCES_METRIC)?,
+            queued: gauge(QUEUE_DEPTH_METRIC)?,
+            connections: gauge(CONNECTIONS_METRIC)?.saturating_sub(1),
+            in_flight: gauge(IN_FLIGHT_METRIC)?,
             streams_done: tally.streams,
             faults: tally.fault_count,
         })
     }
 
-    /// Samples until the condition holds or the time is over. Returns the last sample.
-    pub(super) async fn wait(
+    /// Takes samples until the condition holds or the time is over. Returns the last sample.
+    pub(super) async fn sample_until(
         &self,
         at_most: Duration,
         condition: impl Fn(&Sample) -> bool,
@@ -94,7 +91,6 @@ impl Sampler {
 }
 
 impl Sample {
-    /// Reports if the server serves no client.
     pub(super) fn is_idle(&self) -> bool {
         self.sequences + self.queued + self.connections + self.in_flight == 0
     }

@@ -1,16 +1,16 @@
-//! A run on a terminal: rows over time, and the totals of each behavior at the end.
+//! Prints a soak run: one row for each printed sample, and the totals of each behavior at the end.
 
 use super::sample::Sample;
-use super::tally::{Kind, Tally};
-use super::verdict::mib;
-use crate::report::cell;
+use super::tally::{BehaviorCounts, Tally};
+use super::verdict::format_mib;
+use crate::report::format_cell;
 
-/// A column of the table over time.
+/// A column of the table of samples: its title, and the text of a sample.
 type Column = (&'static str, fn(&Sample) -> String);
 
 const COLUMNS: [Column; 9] = [
     ("time s", |sample| format!("{:.1}", sample.seconds)),
-    ("RSS MiB", |sample| mib(sample.rss_bytes)),
+    ("RSS MiB", |sample| format_mib(sample.rss_bytes)),
     ("descriptors", |sample| sample.descriptors.to_string()),
     ("threads", |sample| sample.threads.to_string()),
     ("slots", |sample| sample.sequences.to_string()),
@@ -20,20 +20,20 @@ const COLUMNS: [Column; 9] = [
     ("faults", |sample| sample.faults.to_string()),
 ];
 
-/// Head of the table over time.
-pub(super) fn head() -> String {
-    COLUMNS.map(|(name, _)| cell(name)).concat()
+pub(super) fn sample_head() -> String {
+    COLUMNS.map(|(name, _)| format_cell(name)).concat()
 }
 
-/// A row of the table over time.
-pub(super) fn row(sample: &Sample) -> String {
-    COLUMNS.map(|(_, value)| cell(value(sample))).concat()
+pub(super) fn sample_row(sample: &Sample) -> String {
+    COLUMNS
+        .map(|(_, value)| format_cell(value(sample)))
+        .concat()
 }
 
-/// Number of starts of each behavior, and of its ends.
-pub(super) fn totals(tally: &Tally) -> String {
+/// Formats, for each behavior, the number of its starts and of its different ends.
+pub(super) fn behavior_totals(tally: &Tally) -> String {
     let lines = tally.kinds.iter().map(
-        |Kind {
+        |BehaviorCounts {
              kind,
              started,
              ends,

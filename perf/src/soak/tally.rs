@@ -1,4 +1,4 @@
-//! Counts of each behavior, of its ends, and of faults.
+//! Counts how often each behavior started, how it ended, and the faults.
 
 use std::collections::BTreeMap;
 
@@ -7,38 +7,38 @@ use serde::Serialize;
 use super::behavior::Behavior;
 use crate::fault::Fault;
 
-/// Faults that are listed; the others are only counted.
+/// Number of faults that are listed. Further faults are only counted.
 const LISTED_FAULTS: usize = 20;
 
 /// Counts of a run.
 #[derive(Debug, Serialize)]
 pub(super) struct Tally {
-    pub(super) kinds: Vec<Kind>,
+    pub(super) kinds: Vec<BehaviorCounts>,
     pub(super) fault_count: u64,
-    /// First faults.
+    /// The first [`LISTED_FAULTS`] faults.
     pub(super) faults: Vec<String>,
-    /// Streams that were read to their end with every token in its place.
+    /// Number of streams that were read to their end, with every token in order.
     #[serde(skip)]
     pub(super) streams: u64,
 }
 
 /// Counts of one behavior.
 #[derive(Debug, Serialize)]
-pub(super) struct Kind {
+pub(super) struct BehaviorCounts {
     pub(super) kind: Behavior,
     pub(super) started: u64,
     pub(super) ends: BTreeMap<End, u64>,
 }
 
-/// End of a behavior that is not a fault.
+/// Description of the way in which a behavior ended without a fault.
 pub(super) type End = &'static str;
 
-/// End of a behavior whose client has not finished, or had to leave.
+/// Description of a behavior that has not ended, or whose client was stopped.
 const UNFINISHED: End = "unfinished";
 
 impl Default for Tally {
     fn default() -> Self {
-        let kinds = Behavior::all().iter().map(|&kind| Kind {
+        let kinds = Behavior::all().iter().map(|&kind| BehaviorCounts {
             kind,
             started: 0,
             ends: BTreeMap::new(),
@@ -53,31 +53,31 @@ impl Default for Tally {
 }
 
 impl Tally {
-    pub(super) fn start(&mut self, behavior: Behavior) {
-        let kind = self.kind(behavior);
+    pub(super) fn record_start(&mut self, behavior: Behavior) {
+        let kind = self.counts_of(behavior);
         kind.started += 1;
         *kind.ends.entry(UNFINISHED).or_default() += 1;
     }
 
-    pub(super) fn end(&mut self, behavior: Behavior, ended: Result<End, Fault>) {
+    pub(super) fn record_end(&mut self, behavior: Behavior, ended: Result<End, Fault>) {
         let end = ended.unwrap_or_else(|fault| {
-            self.fault(format!("{}: {fault}", behavior.name()));
+            self.record_fault(format!("{}: {fault}", behavior.name()));
             "fault"
         });
-        let ends = &mut self.kind(behavior).ends;
+        let ends = &mut self.counts_of(behavior).ends;
         *ends.entry(end).or_default() += 1;
         *ends.entry(UNFINISHED).or_default() -= 1;
         ends.retain(|_, count| *count > 0);
     }
 
-    pub(super) fn fault(&mut self, fault: String) {
+    pub(super) fn record_fault(&mut self, fault: String) {
         self.fault_count += 1;
         if self.faults.len() < LISTED_FAULTS {
             self.faults.push(fault);
         }
     }
 
-    fn kind(&mut self, behavior: Behavior) -> &mut Kind {
+    fn counts_of(&mut self, behavior: Behavior) -> &mut BehaviorCounts {
         let mut kinds = self.kinds.iter_mut();
         let kind = kinds.find(|kind| kind.kind == behavior);
         kind.expect("every behavior is counted")
@@ -92,13 +92,13 @@ mod tests {
     fn every_start_has_an_end_or_is_unfinished() {
         let mut tally = Tally::default();
         for ended in [Some(Ok("whole")), Some(Err(Fault::TimedOut(1))), None] {
-            tally.start(Behavior::Unary);
+            tally.record_start(Behavior::Unary);
             if let Some(ended) = ended {
-                tally.end(Behavior::Unary, ended);
+                tally.record_end(Behavior::Unary, ended);
             }
         }
         let ends = BTreeMap::from([("fault", 1), ("whole", 1), ("unfinished", 1)]);
-        assert_eq!(tally.kind(Behavior::Unary).ends, ends);
+        assert_eq!(tally.counts_of(Behavior::Unary).ends, ends);
         assert_eq!((tally.fault_count, tally.faults.len()), (1, 1));
     }
 }

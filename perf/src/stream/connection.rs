@@ -1,5 +1,5 @@
-//! One client connection over HTTP/1.1 or HTTP/2. Its buffers can be narrow, so that a reader that stops
-//! reading soon stops the server, and it can end with a reset.
+//! A client connection over HTTP/1.1 or HTTP/2. With small buffers, a reader that stops reading soon blocks the
+//! server. The connection can also be ended with a reset.
 
 use std::io;
 use std::net::Shutdown;
@@ -23,11 +23,10 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::arguments::ServerUrl;
 use crate::fault::Fault;
 
-/// HTTP/2 windows that never hold up a client that keeps reading.
+/// HTTP/2 windows that are large enough for a client that keeps reading, in bytes.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 1 << 24;
-
-/// A window, a receive buffer and segments that are soon full.
+/// Sizes of the HTTP/2 window, the receive buffer and the TCP segments of a narrow connection, in bytes.
 const NARROW_WINDOW: u32 = 1_000;
 const NARROW_BUFFER: u32 = 4_096;
 const NARROW_SEGMENT: u32 = 1_000;
@@ -40,37 +39,37 @@ pub(crate) enum Protocol {
 
 pub(crate) type Response = http::Response<Incoming>;
 
-/// A connection. It closes once it is dropped.
+/// A connection. It closes when it is dropped.
 pub(crate) struct Connection {
     pub(super) url: ServerUrl,
     pub(super) clock: ReadClock,
-    requests: Requests,
-    /// A second handle of the same socket, to end it abruptly.
+    requests: RequestSender,
+    /// A second handle of the same socket, for ending the connection abruptly.
     socket: Arc<Socket>,
     _driver: Arc<AbortOnDropHandle<()>>,
 }
 
-enum Requests {
+enum RequestSender {
     Http1(http1::SendRequest<Full<Bytes>>),
     Http2(http2::SendRequest<Full<Bytes>>),
 }
 
 /// Time of a socket's last read.
 ///
-/// A protocol implementation may read ahead of its user, never behind: the time is that of the read
-/// which returned a token, or of a later one.
+/// hyper may read ahead of its user. So the time may be that of a later read than the one that returned a token, but
+/// never of an earlier read.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ReadClock(Arc<AtomicU64>);
 
 impl ReadClock {
-    /// Time right after the last read that returned bytes, in nanoseconds of CLOCK_MONOTONIC.
+    /// Returns the time right after the last read that returned bytes, in nanoseconds of CLOCK_MONOTONIC.
     pub(super) fn last_read_ns(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Records the time of each read of a socket, so that parsing and waking up in the client are not
-    /// counted as the server's latency.
-    fn timing(&self, socket: TcpStream) -> impl AsyncRead + AsyncWrite + Unpin + use<> {
+    /// Wraps a socket so that the time of each read is recorded. The client's own parsing and wake-ups are then not
+    /// counted as latency of the server.
+    fn wrap_socket(&self, socket: TcpStream) -> impl AsyncRead + AsyncWrite + Unpin + use<> {
         let clock = self.clone();
         InspectReader::new(socket, move |read: &[u8]| {
             if !read.is_empty() {
@@ -82,15 +81,15 @@ impl ReadClock {
 
 impl Connection {
     pub(crate) async fn open(url: &ServerUrl, protocol: Protocol) -> Result<Self, Fault> {
-        Self::over(connect(url).await?, url, protocol, STREAM_WINDOW).await
+        Self::handshake(connect(url).await?, url, protocol, STREAM_WINDOW).await
     }
 
-    /// Opens a connection on which the server can send little ahead of the reader.
+    /// Opens a connection with small buffers, so that the server cannot send far ahead of the reader.
     pub(crate) async fn open_narrow(url: &ServerUrl, protocol: Protocol) -> Result<Self, Fault> {
-        Self::over(connect_narrow(url).await?, url, protocol, NARROW_WINDOW).await
+        Self::handshake(connect_narrow(url).await?, url, protocol, NARROW_WINDOW).await
     }
 
-    async fn over(
+    async fn handshake(
         stream: TcpStream,
         url: &ServerUrl,
         protocol: Protocol,
@@ -98,13 +97,13 @@ impl Connection {
     ) -> Result<Self, Fault> {
         let socket = Arc::new(SockRef::from(&stream).try_clone()?);
         let clock = ReadClock::default();
-        let stream = TokioIo::new(clock.timing(stream));
-        // The driver's own result is dropped: the responses under way report a broken connection.
+        let stream = TokioIo::new(clock.wrap_socket(stream));
+        // Ignore the result of this task: the pending responses also report a broken connection.
         let (requests, driver) = match protocol {
             Protocol::Http1 => {
                 let (sender, connection) = http1::handshake(stream).await?;
                 let driver = tokio::spawn(async { drop(connection.await) });
-                (Requests::Http1(sender), driver)
+                (RequestSender::Http1(sender), driver)
             }
             Protocol::Http2 => {
                 let mut settings = http2::Builder::new(TokioExecutor::new());
@@ -113,7 +112,7 @@ impl Connection {
                     .initial_connection_window_size(CONNECTION_WINDOW);
                 let (sender, connection) = settings.handshake(stream).await?;
                 let driver = tokio::spawn(async { drop(connection.await) });
-                (Requests::Http2(sender), driver)
+                (RequestSender::Http2(sender), driver)
             }
         };
         Ok(Self {
@@ -125,11 +124,11 @@ impl Connection {
         })
     }
 
-    /// Another handle of a connection that streams can share, which those of HTTP/2 are.
-    pub(crate) fn shared(&self) -> Option<Self> {
+    /// Returns another handle of an HTTP/2 connection, or `None` for HTTP/1.1, which streams cannot share.
+    pub(crate) fn share(&self) -> Option<Self> {
         let requests = match &self.requests {
-            Requests::Http1(_) => return None,
-            Requests::Http2(sender) => Requests::Http2(sender.clone()),
+            RequestSender::Http1(_) => return None,
+            RequestSender::Http2(sender) => RequestSender::Http2(sender.clone()),
         };
         Some(Self {
             url: self.url.clone(),
@@ -144,7 +143,7 @@ impl Connection {
     pub(crate) async fn send(&mut self, request: Request<Bytes>) -> Result<Response, Fault> {
         let mut request = request.map(Full::new);
         match &mut self.requests {
-            Requests::Http1(sender) => {
+            RequestSender::Http1(sender) => {
                 // HTTP/1.1 has only the path in the request line; the host is a header.
                 if let Some(path) = request.uri().path_and_query() {
                     *request.uri_mut() = path.clone().into();
@@ -152,26 +151,23 @@ impl Connection {
                 sender.ready().await?;
                 Ok(sender.send_request(request).await?)
             }
-            Requests::Http2(sender) => {
+            RequestSender::Http2(sender) => {
                 sender.ready().await?;
                 Ok(sender.send_request(request).await?)
             }
         }
     }
 
-    /// Closes the sending half with a FIN.
     pub(crate) fn end_sending(&self) {
-        // A connection that the server has closed has no half left to end.
+        // This fails if the server has already closed the connection.
         let _ = self.socket.shutdown(Shutdown::Write);
     }
 
-    /// Makes the socket send a RST when it closes.
     pub(crate) fn close_with_reset(&self) {
         reset_on_close(&SockRef::from(&*self.socket));
     }
 }
 
-/// Opens a socket to a server.
 pub(crate) async fn connect(url: &ServerUrl) -> Result<TcpStream, Fault> {
     let socket = TcpStream::connect(&url.authority).await;
     let socket = socket.map_err(|why| Fault::Connect {
@@ -182,7 +178,7 @@ pub(crate) async fn connect(url: &ServerUrl) -> Result<TcpStream, Fault> {
     Ok(socket)
 }
 
-/// Opens a socket that holds few bytes in flight.
+/// Opens a socket with a small receive buffer and small segments.
 async fn connect_narrow(url: &ServerUrl) -> io::Result<TcpStream> {
     let address = lookup_host(&url.authority).await?.next();
     let address = address.ok_or_else(|| io::Error::other("the host has no address"))?;
@@ -192,19 +188,18 @@ async fn connect_narrow(url: &ServerUrl) -> io::Result<TcpStream> {
         TcpSocket::new_v6()?
     };
     socket.set_recv_buffer_size(NARROW_BUFFER)?;
-    // The server's send buffer holds a few segments, and those of the loopback interface are huge.
+    // The server's send buffer holds several segments, and segments of the loopback interface are large.
     SockRef::from(&socket).set_tcp_mss(NARROW_SEGMENT)?;
     socket.connect(address).await
 }
 
-/// Makes a socket send a RST when it closes.
 pub(crate) fn reset_on_close(socket: &SockRef<'_>) {
-    // A socket that refuses this option closes with a FIN instead.
+    // If setting this option fails, the socket closes with a FIN instead.
     let _ = socket.set_linger(Some(Duration::ZERO));
 }
 
-/// Next piece of a body; `None` at its end. Trailers that follow it are stored.
-pub(super) async fn piece(
+/// Returns the next piece of a body, or `None` at its end. Stores the trailers that follow the body.
+pub(super) async fn next_piece(
     body: &mut Incoming,
     trailers: &mut HeaderMap,
 ) -> Result<Option<Bytes>, Fault> {

@@ -1,5 +1,4 @@
-//! Decodes a stream's body into events: tokens, the end, an error. It does not know how the body is
-//! transported.
+//! Decodes a stream's body into events: tokens, the end of the stream, an error.
 
 use std::borrow::Cow;
 
@@ -17,88 +16,87 @@ use crate::stamp::Stamp;
 /// One event of a completion.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Event<'a> {
-    /// A read of this many bytes, which bring the next events.
+    /// A read of this many bytes. The events that these bytes contain follow.
     Piece(usize),
-    /// First event of a gRPC stream.
+    /// The first event of a gRPC stream.
     Started,
     Token(Token<'a>),
-    /// The finish reason. No token follows.
+    /// The finish reason. No token follows it.
     Finished,
     /// The end of the stream itself: `[DONE]`, or the summary.
     Done,
     Error(Failure),
-    /// A record beside the tokens, such as usage.
+    /// A record that is not a token, such as usage.
     Other,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Token<'a> {
     pub(crate) text: Cow<'a, str>,
-    /// Index that gRPC sends beside the text.
+    /// Index of the token, which only gRPC sends.
     pub(crate) index: Option<u32>,
     pub(crate) stamp: Option<Stamp>,
-    /// Length of its record or message, without heads and frames.
+    /// Length of the token's record or message in bytes, without HTTP/2 frames.
     pub(crate) bytes: usize,
 }
 
-/// Consumer of events.
-pub(crate) trait Take: FnMut(Event<'_>) -> Result<(), Fault> {}
-impl<F: FnMut(Event<'_>) -> Result<(), Fault>> Take for F {}
+/// Callback that consumes events.
+pub(crate) trait TakeEvent: FnMut(Event<'_>) -> Result<(), Fault> {}
+impl<F: FnMut(Event<'_>) -> Result<(), Fault>> TakeEvent for F {}
 
 /// Decoder of one stream.
 #[derive(Default)]
 pub(crate) struct Decoder {
     records: Records,
-    completion: Completion,
+    completion: CompletionState,
 }
 
-/// State of a completion, record by record.
+/// State of a completion while its records are decoded.
 ///
-/// The records of an HTTP stream mostly differ in nothing but the token's text and its stamp. A record that
-/// equals the one before in everything else means the same, so only these two are parsed: the client then
-/// costs little beside any server.
+/// Most records of an HTTP stream differ only in the token's text and timestamps. In a record that otherwise equals
+/// the previous one, only these two are parsed, so that the client uses little CPU time.
 #[derive(Default)]
-struct Completion {
+struct CompletionState {
     before_text: Vec<u8>,
-    /// From the text to the stamp, or to the end of a record without a stamp.
+    /// Bytes between the text and the timestamps, or from the text to the end of a record without timestamps.
     after_text: Vec<u8>,
     has_finished: bool,
     is_done: bool,
     has_failed: bool,
 }
 
-/// Name of the field in which a record has its stamp.
-const STAMP: &[u8] = b"\"stamp\":";
+/// Key of the timestamps in a record.
+const STAMP_KEY: &[u8] = b"\"stamp\":";
 
 impl Decoder {
     pub(crate) fn of(format: Format) -> Self {
         Self {
             records: Records::in_format(format),
-            completion: Completion::default(),
+            completion: CompletionState::default(),
         }
     }
 
-    /// Decoder of an HTTP body whose first line shows if it is NDJSON or server-sent events.
+    /// Creates the decoder of an HTTP body. Its first line shows whether it is NDJSON or server-sent events.
     pub(crate) fn of_http() -> Self {
         Self::default()
     }
 
     /// Decodes the next piece, and passes its events to `take`.
-    ///
-    /// # Errors
-    /// Those of `take`, and if the piece is not part of a completion.
-    pub(crate) fn read(&mut self, piece: &[u8], mut take: impl Take) -> Result<(), Fault> {
+    /// Returns the errors of `take`, and an error if the piece is not part of a completion.
+    pub(crate) fn read(&mut self, piece: &[u8], mut take: impl TakeEvent) -> Result<(), Fault> {
         let Self {
             records,
             completion,
         } = self;
-        records.read(piece, &mut |record| completion.record(record, &mut take))
+        records.read(piece, &mut |record| {
+            completion.decode_record(record, &mut take)
+        })
     }
 
-    /// Part of a complete stream that has not arrived; `None` if the stream is complete.
-    pub(crate) fn missing(&self) -> Option<&'static str> {
+    /// Returns the part of the stream that has not arrived, or `None` if the stream is complete.
+    pub(crate) fn missing_part(&self) -> Option<&'static str> {
         let format = self.records.format();
-        if self.records.is_within_one() {
+        if self.records.is_within_record() {
             Some("the end of its last record")
         } else if format == Some(Format::Grpc) && !self.completion.is_done {
             Some("its summary")
@@ -112,31 +110,37 @@ impl Decoder {
     }
 }
 
-impl Completion {
-    fn record(&mut self, record: Record<'_>, take: &mut impl Take) -> Result<(), Fault> {
+impl CompletionState {
+    fn decode_record(
+        &mut self,
+        record: Record<'_>,
+        take: &mut impl TakeEvent,
+    ) -> Result<(), Fault> {
         if self.is_done || self.has_failed {
             return Err(Fault::Malformed("a record after the end".to_owned()));
         }
         match record {
-            Record::Message(message) => messages::decode(message, |event| self.event(event, take)),
-            Record::Object(object) => self.object(object, take),
+            Record::Message(message) => {
+                messages::decode(message, |event| self.emit_event(event, take))
+            }
+            Record::Object(object) => self.decode_object(object, take),
             Record::Error(data) => {
                 let message = String::from_utf8_lossy(data).into_owned();
                 let code = None;
-                self.event(Event::Error(Failure { message, code }), take)
+                self.emit_event(Event::Error(Failure { message, code }), take)
             }
-            Record::Done => self.event(Event::Done, take),
+            Record::Done => self.emit_event(Event::Done, take),
         }
     }
 
-    fn object(&mut self, object: &[u8], take: &mut impl Take) -> Result<(), Fault> {
-        if let Some(token) = self.known(object) {
-            return self.event(Event::Token(token), take);
+    fn decode_object(&mut self, object: &[u8], take: &mut impl TakeEvent) -> Result<(), Fault> {
+        if let Some(token) = self.match_known(object) {
+            return self.emit_event(Event::Token(token), take);
         }
         let parsed: RecordObject<'_> = serde_json::from_slice(object)
             .map_err(|error| Fault::malformed(&error.to_string(), object))?;
         if let Some(error) = parsed.error {
-            return self.event(Event::Error(Failure::of(&error)), take);
+            return self.emit_event(Event::Error(Failure::of(&error)), take);
         }
         let choices = parsed.choices;
         let choices = choices.ok_or_else(|| Fault::malformed("no choices", object))?;
@@ -148,9 +152,9 @@ impl Completion {
             return take(Event::Other);
         };
         if let (Cow::Borrowed(text), None) = (&text, &finish_reason) {
-            self.learn(object, text);
+            self.learn_record(object, text);
         }
-        // A finish reason that is known only after the last token has a record without a text.
+        // If the finish reason becomes known only after the last token, its record has no text.
         if finish_reason.is_none() || !text.is_empty() {
             let token = Token {
                 text,
@@ -158,16 +162,16 @@ impl Completion {
                 stamp: parsed.stamp,
                 bytes: object.len(),
             };
-            self.event(Event::Token(token), take)?;
+            self.emit_event(Event::Token(token), take)?;
         }
         match finish_reason {
-            Some(_) => self.event(Event::Finished, take),
+            Some(_) => self.emit_event(Event::Finished, take),
             None => Ok(()),
         }
     }
 
-    /// Passes an event on, unless no such event may follow those before it.
-    fn event(&mut self, event: Event<'_>, take: &mut impl Take) -> Result<(), Fault> {
+    /// Passes an event to `take`. Returns an error if the event must not follow the previous events.
+    fn emit_event(&mut self, event: Event<'_>, take: &mut impl TakeEvent) -> Result<(), Fault> {
         match &event {
             Event::Token(_) if self.has_finished => {
                 return Err(Fault::Malformed("a token after the last".to_owned()));
@@ -180,8 +184,8 @@ impl Completion {
         take(event)
     }
 
-    /// Token of a record that equals a known one in everything but the text and the stamp.
-    fn known<'a>(&self, object: &'a [u8]) -> Option<Token<'a>> {
+    /// Returns the token of a record that equals the learned record except in its text and timestamps.
+    fn match_known<'a>(&self, object: &'a [u8]) -> Option<Token<'a>> {
         if self.before_text.is_empty() {
             return None;
         }
@@ -191,7 +195,7 @@ impl Completion {
             return None;
         }
         let rest = rest.strip_prefix(self.after_text.as_slice())?;
-        let stamp = if self.after_text.ends_with(STAMP) {
+        let stamp = if self.after_text.ends_with(STAMP_KEY) {
             let mut stamps = Deserializer::from_slice(rest).into_iter::<Stamp>();
             let stamp = stamps.next()?.ok()?;
             (&rest[stamps.byte_offset()..] == b"}").then_some(Some(stamp))?
@@ -206,11 +210,11 @@ impl Completion {
         })
     }
 
-    /// Remembers the bytes around a text that is a slice of its record.
-    fn learn(&mut self, object: &[u8], text: &str) {
+    /// Remembers the bytes of a record around its text, for [`Self::match_known`].
+    fn learn_record(&mut self, object: &[u8], text: &str) {
         let start = text.as_ptr().addr() - object.as_ptr().addr();
         let (before, after) = (&object[..start], &object[start + text.len()..]);
-        let stamp = memmem::find(after, STAMP).map(|at| at + STAMP.len());
+        let stamp = memmem::find(after, STAMP_KEY).map(|at| at + STAMP_KEY.len());
         let after = &after[..stamp.unwrap_or(after.len())];
         for (known, bytes) in [
             (&mut self.before_text, before),
@@ -243,10 +247,10 @@ mod tests {
     use tokenway::proto::v1;
     use tokenway::proto::v1::completion_event::Event as ProtoEvent;
 
-    use super::super::request::framed;
+    use super::super::request::frame_message;
     use super::*;
 
-    /// Events of a body that arrives byte by byte, as text, and the part that is missing.
+    /// Decodes a body that arrives byte by byte. Returns its events as text, and the part that is missing.
     fn decode(
         mut decoder: Decoder,
         body: &[u8],
@@ -270,7 +274,7 @@ mod tests {
                 Ok(())
             })?;
         }
-        Ok((events, decoder.missing()))
+        Ok((events, decoder.missing_part()))
     }
 
     fn decode_http(body: &str) -> Result<(Vec<String>, Option<&'static str>), Fault> {
@@ -292,7 +296,7 @@ mod tests {
     fn a_record_that_differs_in_more_than_its_text_is_parsed() {
         let escaped = line("a", "") + &line("\\n\\u00df", "");
         assert_eq!(decode_http(&escaped).unwrap().0, ["a", "\nß"]);
-        // Another field in the place of the text's end.
+        // Another field follows the text.
         let last = line("a", "") + &line("b\",\"finish_reason\":\"stop", "");
         assert_eq!(decode_http(&last).unwrap().0, ["a", "b", "Finished"]);
         assert!(decode_http(&(line("a", "") + &line("\t", ""))).is_err());
@@ -319,7 +323,7 @@ mod tests {
         ] {
             let body = format!("{{\"error\":{error}}}\n");
             assert_eq!(decode_http(&body).unwrap().0, [text]);
-            // An error is the end.
+            // Nothing may follow an error.
             assert!(decode_http(&(body + &line("a", ""))).is_err());
         }
     }
@@ -332,7 +336,7 @@ mod tests {
             );
             let emitted_ns = 4;
             let text = format!("a None {:?}", Some(Stamp { due_ns, emitted_ns }));
-            // The second record equals the first, and is not parsed as a whole.
+            // The second record equals the first, so only its text and timestamps are parsed.
             assert_eq!(decode_http(&body.repeat(2)).unwrap().0, [&text[..]; 2]);
         }
     }
@@ -368,7 +372,7 @@ mod tests {
             tokens(2, v1::FinishReason::Length),
             ProtoEvent::Summary(v1::Summary::default()),
         ]
-        .map(|event| framed(&v1::CompletionEvent { event: Some(event) }.encode_to_vec()))
+        .map(|event| frame_message(&v1::CompletionEvent { event: Some(event) }.encode_to_vec()))
         .to_vec();
         let decode = |events: usize| decode(Decoder::of(Format::Grpc), &body[..events].concat());
         let (events, missing) = decode(4).unwrap();

@@ -1,4 +1,4 @@
-//! Errors that a server reports: in a record, in the body of a refusal, or as a gRPC status.
+//! Errors that a server reports in a record, in the body of a rejection, or as a gRPC status.
 
 use std::fmt;
 
@@ -14,7 +14,7 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// Failure in an error object, or in whatever a foreign server sends instead.
+    /// Returns the failure in an error object. Servers other than Tokenway may send any JSON value.
     pub(super) fn of(error: &Value) -> Self {
         let message = error.get("message").unwrap_or(error);
         let text = message.as_str().map(str::to_owned);
@@ -24,13 +24,11 @@ impl Failure {
         }
     }
 
-    /// Failure in the body of a response that refuses a request.
     pub(super) fn of_body(body: &[u8]) -> Option<Self> {
         let parsed: Value = serde_json::from_slice(body).ok()?;
         parsed.get("error").map(Self::of)
     }
 
-    /// Failure in the status of a gRPC call.
     pub(super) fn of_status(status: &Status) -> Self {
         Self {
             message: format!("{:?}: {}", status.code(), status.message()),

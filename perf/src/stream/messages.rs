@@ -1,9 +1,9 @@
-//! Decodes the events of a gRPC stream. Only the fields that a client needs are parsed, because the load
-//! generator shares its processors with the servers that it measures.
+//! Decodes the events of a gRPC stream. Only the fields that a client needs are parsed, because the load generator
+//! shares its processors with the servers that it measures.
 
 use std::borrow::Cow;
 
-use super::decoder::{Event, Take, Token};
+use super::decoder::{Event, TakeEvent, Token};
 use crate::fault::Fault;
 use crate::stamp::Stamp;
 
@@ -21,29 +21,31 @@ mod field {
     pub(super) const TOKEN_EMITTED_NS: u64 = 4;
 }
 
-/// A field's value, of the two wire types that events have.
-enum Value<'a> {
+/// Value of a field. Events have only these two wire types.
+enum FieldValue<'a> {
     Number(u64),
     Bytes(&'a [u8]),
 }
 
 /// Decodes a `CompletionEvent`, and passes its events to `take`.
-pub(super) fn decode(mut message: &[u8], mut take: impl Take) -> Result<(), Fault> {
+pub(super) fn decode(mut message: &[u8], mut take: impl TakeEvent) -> Result<(), Fault> {
     let malformed = || Fault::Malformed("a message that is not a completion event".to_owned());
     loop {
-        match next(&mut message).ok_or_else(malformed)? {
-            (field::STARTED, Value::Bytes(_)) => take(Event::Started)?,
-            (field::TOKENS, Value::Bytes(mut tokens)) => {
+        match next_field(&mut message).ok_or_else(malformed)? {
+            (field::STARTED, FieldValue::Bytes(_)) => take(Event::Started)?,
+            (field::TOKENS, FieldValue::Bytes(mut tokens)) => {
                 // The wire format leaves out a number that is 0.
                 let (mut index, mut has_finished) = (0, false);
                 while !tokens.is_empty() {
-                    match next(&mut tokens).ok_or_else(malformed)? {
-                        (field::TOKENS_FIRST_INDEX, Value::Number(first)) => index = first,
-                        (field::TOKENS_TOKENS, Value::Bytes(message)) => {
-                            take(Event::Token(token(message, index).ok_or_else(malformed)?))?;
+                    match next_field(&mut tokens).ok_or_else(malformed)? {
+                        (field::TOKENS_FIRST_INDEX, FieldValue::Number(first)) => index = first,
+                        (field::TOKENS_TOKENS, FieldValue::Bytes(message)) => {
+                            take(Event::Token(
+                                decode_token(message, index).ok_or_else(malformed)?,
+                            ))?;
                             index += 1;
                         }
-                        (field::TOKENS_FINISH_REASON, Value::Number(reason)) => {
+                        (field::TOKENS_FINISH_REASON, FieldValue::Number(reason)) => {
                             has_finished = reason != 0;
                         }
                         _ => {}
@@ -53,8 +55,8 @@ pub(super) fn decode(mut message: &[u8], mut take: impl Take) -> Result<(), Faul
                     take(Event::Finished)?;
                 }
             }
-            (field::SUMMARY, Value::Bytes(_)) => take(Event::Done)?,
-            (field::PROMPT, Value::Bytes(_)) => take(Event::Other)?,
+            (field::SUMMARY, FieldValue::Bytes(_)) => take(Event::Done)?,
+            (field::PROMPT, FieldValue::Bytes(_)) => take(Event::Other)?,
             _ => return Err(malformed()),
         }
         if message.is_empty() {
@@ -63,15 +65,15 @@ pub(super) fn decode(mut message: &[u8], mut take: impl Take) -> Result<(), Faul
     }
 }
 
-/// Decodes a token; `None` if it is malformed.
-fn token(mut message: &[u8], index: u64) -> Option<Token<'_>> {
+/// Decodes a token. Returns `None` if it is malformed.
+fn decode_token(mut message: &[u8], index: u64) -> Option<Token<'_>> {
     let bytes = message.len();
     let (mut text, mut due_ns, mut emitted_ns) = (&[][..], None, None);
     while !message.is_empty() {
-        match next(&mut message)? {
-            (field::TOKEN_TEXT, Value::Bytes(bytes)) => text = bytes,
-            (field::TOKEN_DUE_NS, Value::Number(ns)) => due_ns = Some(ns),
-            (field::TOKEN_EMITTED_NS, Value::Number(ns)) => emitted_ns = Some(ns),
+        match next_field(&mut message)? {
+            (field::TOKEN_TEXT, FieldValue::Bytes(bytes)) => text = bytes,
+            (field::TOKEN_DUE_NS, FieldValue::Number(ns)) => due_ns = Some(ns),
+            (field::TOKEN_EMITTED_NS, FieldValue::Number(ns)) => emitted_ns = Some(ns),
             _ => {}
         }
     }
@@ -83,25 +85,25 @@ fn token(mut message: &[u8], index: u64) -> Option<Token<'_>> {
     })
 }
 
-/// Splits the next field off a message.
-fn next<'a>(message: &mut &'a [u8]) -> Option<(u64, Value<'a>)> {
-    let key = varint(message)?;
-    let number = varint(message)?;
+/// Removes the next field from the message and returns its number and value.
+fn next_field<'a>(message: &mut &'a [u8]) -> Option<(u64, FieldValue<'a>)> {
+    let key = read_varint(message)?;
+    let number = read_varint(message)?;
     let value = match key & 7 {
-        0 => Value::Number(number),
+        0 => FieldValue::Number(number),
         2 => {
             let (bytes, rest) = message.split_at_checked(usize::try_from(number).ok()?)?;
             *message = rest;
-            Value::Bytes(bytes)
+            FieldValue::Bytes(bytes)
         }
         _ => return None,
     };
     Some((key >> 3, value))
 }
 
-/// Splits a number off a message. prost's own takes longer, because it accepts any buffer.
+/// Removes a varint from the start of the message and returns it. prost's own function is slower.
 #[inline]
-fn varint(message: &mut &[u8]) -> Option<u64> {
+fn read_varint(message: &mut &[u8]) -> Option<u64> {
     let mut value = 0;
     for shift in (0..64).step_by(7) {
         let (byte, rest) = message.split_first()?;

@@ -1,45 +1,44 @@
-//! Splits a stream's body into records wherever its pieces are cut: lines of NDJSON, the data of
-//! server-sent events, or gRPC messages. Lines end with a line feed, alone or after a carriage return.
+//! Splits a stream's body, which arrives in pieces of any size, into records: NDJSON lines, the data of server-sent
+//! events, or gRPC messages. Lines end with LF or CRLF.
 
 use memchr::memchr;
 
 use super::Format;
 use crate::fault::Fault;
 
-/// Upper bound of a record, far above any that a stream has.
-const LONGEST: usize = 16 * 1024 * 1024;
-
-/// Head of a gRPC message: a flag and its length.
+/// Maximum length of a record in bytes, which no correct stream reaches.
+const MAX_RECORD_BYTES: usize = 16 * 1024 * 1024;
+/// Length of a gRPC message's head, in bytes: a flag and the length of the message.
 const MESSAGE_HEAD: usize = 5;
 
 /// One record of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Record<'a> {
-    /// A line of NDJSON, or the data of an event.
+    /// An NDJSON line, or the data of a server-sent event.
     Object(&'a [u8]),
-    /// Data of an event whose type is `error`.
+    /// The data of a server-sent event of type `error`.
     Error(&'a [u8]),
-    /// The event `[DONE]`, which ends a stream of events.
+    /// The event `[DONE]`, which ends a stream of server-sent events.
     Done,
     /// A gRPC message.
     Message(&'a [u8]),
 }
 
-/// Consumer of records.
+/// Callback that consumes records.
 pub(super) trait TakeRecord: FnMut(Record<'_>) -> Result<(), Fault> {}
 impl<F: FnMut(Record<'_>) -> Result<(), Fault>> TakeRecord for F {}
 
-/// Records of one body.
+/// Splits one body into records.
 #[derive(Default)]
 pub(super) struct Records {
-    /// `None` until the first line shows if it is NDJSON or server-sent events.
+    /// Format of the body. `None` until the first line shows whether it is NDJSON or server-sent events.
     format: Option<Format>,
-    /// Start of a line or message whose end has not arrived.
+    /// Bytes of a line or message whose end has not arrived.
     unfinished: Vec<u8>,
     event: Event,
 }
 
-/// An event whose blank line has not arrived. No client may use it before that.
+/// A server-sent event whose blank line has not arrived. A client must not use the event before.
 #[derive(Default)]
 struct Event {
     data: Vec<u8>,
@@ -60,23 +59,20 @@ impl Records {
     }
 
     /// Reads the next piece, and passes every complete record to `take`.
-    ///
-    /// # Errors
-    /// Those of `take`, and if a record is too long.
+    /// Returns the errors of `take`, and an error if a record is too long.
     pub(super) fn read(&mut self, piece: &[u8], take: &mut impl TakeRecord) -> Result<(), Fault> {
         if self.format == Some(Format::Grpc) {
             self.read_messages(piece, take)?;
         } else {
             self.read_lines(piece, take)?;
         }
-        if self.unfinished.len().max(self.event.data.len()) > LONGEST {
+        if self.unfinished.len().max(self.event.data.len()) > MAX_RECORD_BYTES {
             return Err(Fault::Malformed("a record without an end".to_owned()));
         }
         Ok(())
     }
 
-    /// Reports if a record has started and not ended.
-    pub(super) fn is_within_one(&self) -> bool {
+    pub(super) fn is_within_record(&self) -> bool {
         self.event.has_data || !self.unfinished.is_empty()
     }
 
@@ -98,11 +94,11 @@ impl Records {
     fn read_lines(&mut self, mut piece: &[u8], take: &mut impl TakeRecord) -> Result<(), Fault> {
         while let Some(end) = memchr(b'\n', piece) {
             if self.unfinished.is_empty() {
-                self.line(&piece[..end], take)?;
+                self.process_line(&piece[..end], take)?;
             } else {
                 let mut line = std::mem::take(&mut self.unfinished);
                 line.extend_from_slice(&piece[..end]);
-                self.line(&line, take)?;
+                self.process_line(&line, take)?;
                 line.clear();
                 self.unfinished = line;
             }
@@ -112,7 +108,7 @@ impl Records {
         Ok(())
     }
 
-    fn line(&mut self, line: &[u8], take: &mut impl TakeRecord) -> Result<(), Fault> {
+    fn process_line(&mut self, line: &[u8], take: &mut impl TakeRecord) -> Result<(), Fault> {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if self.format.is_none() {
             // No field of an event starts with a brace.
@@ -149,12 +145,12 @@ impl Event {
                 self.has_data = true;
             }
             b"event" => self.is_error = value == b"error",
-            // Comments, ids and reconnection times carry nothing of a completion.
+            // Comments, ids and reconnection times are not part of a completion.
             _ => {}
         }
     }
 
-    /// Passes the event on, unless it had only comments.
+    /// Passes the event to `take`, unless it has only comments.
     fn end(&mut self, take: &mut impl TakeRecord) -> Result<(), Fault> {
         let record = match (self.is_error, self.data.as_slice()) {
             (true, data) => Record::Error(data),
@@ -168,7 +164,7 @@ impl Event {
     }
 }
 
-/// Splits the first message off, if it is complete.
+/// Splits the bytes after the first message, if the message is complete.
 fn split_message(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (head, rest) = bytes.split_first_chunk::<MESSAGE_HEAD>()?;
     let [_, length @ ..] = *head;
@@ -201,7 +197,7 @@ mod tests {
             if body.is_char_boundary(cut) {
                 let (read, records) = read(&[&body[..cut], &body[cut..]]);
                 assert_eq!(read, expected, "{body:?} cut at {cut}");
-                assert!(!records.is_within_one(), "{body:?} cut at {cut}");
+                assert!(!records.is_within_record(), "{body:?} cut at {cut}");
             }
         }
     }
@@ -231,7 +227,7 @@ mod tests {
     fn a_record_without_its_end_is_not_passed_on() {
         for body in ["{\"a\":1}", "data: {}\n", "data: {}", "data: [DONE]\n"] {
             let (read, records) = read(&[body]);
-            assert!(read.is_empty() && records.is_within_one(), "{body:?}");
+            assert!(read.is_empty() && records.is_within_record(), "{body:?}");
         }
     }
 }

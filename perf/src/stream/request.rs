@@ -27,7 +27,7 @@ pub(crate) struct CompletionRequest<'a> {
     pub(crate) stamps: bool,
 }
 
-/// Writes the option by which a server is asked for stamps.
+/// Writes the request option that asks the server for timestamps.
 fn stream_options<S: serde::Serializer>(stamps: &bool, serializer: S) -> Result<S::Ok, S::Error> {
     #[derive(Serialize)]
     struct StreamOptions {
@@ -38,7 +38,7 @@ fn stream_options<S: serde::Serializer>(stamps: &bool, serializer: S) -> Result<
 }
 
 impl CompletionRequest<'_> {
-    /// A stream of this many tokens. The test runner's tokens do not depend on the prompt.
+    /// Returns a request for a stream of this many tokens. The test runner's tokens do not depend on the prompt.
     pub(crate) fn of_tokens(max_tokens: u32) -> Self {
         Self {
             model: None,
@@ -51,13 +51,11 @@ impl CompletionRequest<'_> {
         }
     }
 
-    /// The HTTP request body.
-    pub(crate) fn json(&self) -> String {
+    pub(crate) fn to_json(&self) -> String {
         serde_json::to_string(self).expect("a request has no keys that JSON cannot have")
     }
 
-    /// The gRPC request message.
-    pub(crate) fn message(&self) -> v1::CompletionRequest {
+    pub(crate) fn to_message(&self) -> v1::CompletionRequest {
         v1::CompletionRequest {
             model: self.model.unwrap_or_default().to_owned(),
             input: Some(Input::Prompt(self.prompt.to_owned())),
@@ -70,8 +68,8 @@ impl CompletionRequest<'_> {
     }
 }
 
-/// A `POST /v1/completions` that accepts this content type.
-pub(crate) fn http(
+/// Returns a `POST /v1/completions` request that accepts this content type.
+pub(crate) fn http_request(
     url: &ServerUrl,
     accept: &str,
     completion: &CompletionRequest<'_>,
@@ -80,29 +78,28 @@ pub(crate) fn http(
         .header(HOST, &url.authority)
         .header(CONTENT_TYPE, "application/json")
         .header(ACCEPT, accept)
-        .body(completion.json().into())
+        .body(completion.to_json().into())
         .expect("the request is valid")
 }
 
-/// A call of a method of the inference service.
-pub(crate) fn grpc(url: &ServerUrl, method: &str, message: &[u8]) -> Request<Bytes> {
+/// Returns the HTTP/2 request of a gRPC call to a method of the inference service.
+pub(crate) fn grpc_request(url: &ServerUrl, method: &str, message: &[u8]) -> Request<Bytes> {
     Request::post(format!("{url}/tokenway.v1.Inference/{method}"))
         .header(CONTENT_TYPE, "application/grpc")
         .header(TE, "trailers")
-        .body(framed(message))
+        .body(frame_message(message))
         .expect("the request is valid")
 }
 
-/// A call of `Complete`.
-pub(crate) fn grpc_completion(
+pub(crate) fn grpc_completion_request(
     url: &ServerUrl,
     completion: &CompletionRequest<'_>,
 ) -> Request<Bytes> {
-    grpc(url, "Complete", &completion.message().encode_to_vec())
+    grpc_request(url, "Complete", &completion.to_message().encode_to_vec())
 }
 
-/// A gRPC message behind its five-byte head: a flag and its length.
-pub(crate) fn framed(message: &[u8]) -> Bytes {
+/// Returns a gRPC message with its five-byte head: a flag and the length.
+pub(crate) fn frame_message(message: &[u8]) -> Bytes {
     let length = u32::try_from(message.len()).expect("a message is short");
     [&[0][..], &length.to_be_bytes(), message].concat().into()
 }

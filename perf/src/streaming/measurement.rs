@@ -1,4 +1,4 @@
-//! The measurement of one API: a stream, the figures of its tokens, and the faults in it.
+//! Measures one API: runs a stream, computes the figures of its tokens, and lists its faults.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -11,45 +11,44 @@ use tokio::time::timeout;
 use super::Options;
 use crate::arguments::ServerUrl;
 use crate::fault::Fault;
-use crate::figures::{Figures, Progress, Stamps};
+use crate::figures::{Figures, Progress, TimestampStatus};
 use crate::load::{Consumer, Load};
 use crate::progress;
 use crate::statistics::{Percentiles, count};
 use crate::stream::{Connection, Event, Format, Stream};
 
-/// Time that a stream may take in addition to that of its tokens. After that it hangs.
+/// Time that a stream may take in addition to the time of its tokens. A stream that takes longer hangs.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Interval at which the progress bar is drawn.
+/// Time between two updates of the progress bar.
 const REDRAW: Duration = Duration::from_millis(100);
 
-/// Result of one API.
+/// Result of the measurement of one API.
 pub(super) struct Measurement {
-    /// `None` if the stream was not complete: figures of other tokens would mean nothing.
-    report: Option<Report>,
+    /// Figures of the stream. `None` if the stream was not complete.
+    report: Option<ApiReport>,
     pub(super) failures: Vec<String>,
 }
 
-struct Report {
+struct ApiReport {
     metrics: StreamingMetrics,
     overhead_ms: f64,
     figures: Figures,
 }
 
-/// Figures of the reference system's performance test, by its names and definitions.
+/// Figures with the names and definitions of the reference system's performance test.
 #[derive(Debug, PartialEq)]
 struct StreamingMetrics {
     received_token_count: u32,
-    /// From the request to the last token.
+    /// Time from the request to the last token.
     total_streaming_time_ms: f64,
-    /// (last token − first token) / (tokens − 1). A delay that is the same for all tokens cancels out.
+    /// Mean time between tokens: (last token − first token) / (tokens − 1). A constant delay cancels out.
     mean_receive_interval_ms: f64,
-    /// (tokens − 1) / total time.
+    /// Tokens per second: (tokens − 1) / total time.
     throughput_tokens_per_second: f64,
 }
 
 impl Measurement {
-    /// Streams through an API, and judges the tokens.
+    /// Runs a stream through an API, and checks its tokens and its overhead.
     pub(super) async fn of(
         options: &Options,
         url: &ServerUrl,
@@ -62,34 +61,34 @@ impl Measurement {
             model: options.model.clone(),
             ..Load::of_test_runner(1, options.tokens)
         };
-        let mut received = Received {
+        let mut received = StreamProgress {
             consumer: Consumer::start(0, &load),
             figures: Figures::new(),
-            bar: bar(api, options.tokens),
+            bar: stream_bar(api, options.tokens),
         };
         let limit = time_limit(options);
-        let streamed = timeout(limit, received.stream(&load, url, format)).await;
+        let streamed = timeout(limit, received.run_stream(&load, url, format)).await;
         received.bar.finish_and_clear();
-        let Received {
+        let StreamProgress {
             consumer,
             mut figures,
             ..
         } = received;
         let hangs = Fault::Hangs {
-            after: consumer.count(),
+            after: consumer.token_count(),
             seconds: limit.as_secs(),
         };
-        consumer.ended(streamed.unwrap_or(Err(hangs)), &mut figures);
+        consumer.record_end(streamed.unwrap_or(Err(hangs)), &mut figures);
         let mut failures = figures.faults.clone();
         let mut report = None;
         if failures.is_empty() {
-            report = Report::of(&consumer.progress, options.interval_ms, figures);
+            report = ApiReport::of(&consumer.progress, options.interval_ms, figures);
         }
         let limit_ms = options.max_overhead_ms;
-        if let Some(Report { overhead_ms, .. }) = report
+        if let Some(ApiReport { overhead_ms, .. }) = report
             && overhead_ms > limit_ms
         {
-            let overhead = hundredths(overhead_ms);
+            let overhead = format_hundredths(overhead_ms);
             failures.push(format!(
                 "the overhead of {overhead} ms per token is above the {limit_ms} ms of --max-overhead-ms"
             ));
@@ -97,7 +96,6 @@ impl Measurement {
         Self { report, failures }
     }
 
-    /// Prints the figures, if there are any.
     pub(super) fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         match &self.report {
             Some(report) => report.write(out),
@@ -106,29 +104,35 @@ impl Measurement {
     }
 }
 
-/// Tokens of a stream as they arrive.
-struct Received {
+/// Counts and times of a stream while it is read.
+struct StreamProgress {
     consumer: Consumer,
     figures: Figures,
     bar: ProgressBar,
 }
 
-impl Received {
-    async fn stream(&mut self, load: &Load, url: &ServerUrl, format: Format) -> Result<(), Fault> {
+impl StreamProgress {
+    async fn run_stream(
+        &mut self,
+        load: &Load,
+        url: &ServerUrl,
+        format: Format,
+    ) -> Result<(), Fault> {
         let mut connection = Connection::open(url, format.protocol()).await?;
         self.consumer = Consumer::start(monotonic_ns(), load);
-        let mut stream = Stream::open(&mut connection, format, &load.completion()).await?;
+        let mut stream = Stream::open(&mut connection, format, &load.completion_request()).await?;
         let reading = stream.read_to_end(|event, received_ns| {
             if let Event::Token(_) = event {
                 self.bar.inc(1);
             }
-            self.consumer.event(event, received_ns, &mut self.figures)
+            self.consumer
+                .consume_event(event, received_ns, &mut self.figures)
         });
-        reading.await?.complete(stream.count())
+        reading.await?.complete(stream.token_count())
     }
 }
 
-/// Time after which a stream hangs. A slower stream is above the overhead's limit anyway.
+/// Returns the time after which a stream counts as hanging. Such a stream exceeds the limit of the overhead anyway.
 fn time_limit(options: &Options) -> Duration {
     let overhead = Duration::try_from_secs_f64(options.max_overhead_ms / 1e3).unwrap_or_default();
     let interval = options.interval_ms.saturating_add(overhead);
@@ -137,9 +141,9 @@ fn time_limit(options: &Options) -> Duration {
         .saturating_add(STREAM_TIMEOUT)
 }
 
-/// A progress bar whose thread draws it, so that no token waits for the terminal.
-fn bar(api: &'static str, tokens: u32) -> ProgressBar {
-    let bar = progress::bar(
+/// Creates a progress bar that its own thread draws, so that no token waits for the terminal.
+fn stream_bar(api: &'static str, tokens: u32) -> ProgressBar {
+    let bar = progress::create_bar(
         tokens.into(),
         "{prefix} {bar:40} {pos}/{len} tokens, {eta} left",
     );
@@ -150,7 +154,7 @@ fn bar(api: &'static str, tokens: u32) -> ProgressBar {
     bar
 }
 
-impl Report {
+impl ApiReport {
     fn of(progress: &Progress, interval: Duration, figures: Figures) -> Option<Self> {
         let metrics = StreamingMetrics::of(progress)?;
         Some(Self {
@@ -162,12 +166,16 @@ impl Report {
 
     fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "{}", self.metrics)?;
-        let overhead = hundredths(self.overhead_ms);
+        let overhead = format_hundredths(self.overhead_ms);
         writeln!(out, "Overhead per token: {overhead}ms")?;
-        let why = match self.figures.stamps() {
-            Stamps::Known => return self.write_times(out),
-            Stamps::NotRequested | Stamps::Absent => "the server sends no stamps",
-            Stamps::ForeignClock => "the server's stamps are not of this machine's clock",
+        let why = match self.figures.timestamp_status() {
+            TimestampStatus::Known => return self.write_times(out),
+            TimestampStatus::NotRequested | TimestampStatus::Absent => {
+                "the server sends no timestamps"
+            }
+            TimestampStatus::ForeignClock => {
+                "the server's timestamps come from another machine's clock"
+            }
         };
         writeln!(out, "One-way latency: unknown, {why}")
     }
@@ -178,7 +186,7 @@ impl Report {
         let one_way = Percentiles::of(&times.one_way);
         writeln!(out, "One-way latency (received - emitted): {one_way}")?;
         if stamped != tokens {
-            writeln!(out, "Only {stamped} of {tokens} tokens have stamps")?;
+            writeln!(out, "Only {stamped} of {tokens} tokens have timestamps")?;
         }
         if times.lateness.is_empty() {
             return writeln!(out, "Lateness: unknown, the server sends no due times");
@@ -191,7 +199,7 @@ impl Report {
 }
 
 impl StreamingMetrics {
-    /// Figures of a stream; `None` with fewer than two tokens, which have no interval.
+    /// Returns the figures of a stream. `None` with fewer than two tokens, between which there is no interval.
     fn of(progress: &Progress) -> Option<Self> {
         let intervals = f64::from(progress.count.checked_sub(1).filter(|count| *count > 0)?);
         let total_ms = count(progress.total_ns()) / 1e6;
@@ -218,8 +226,8 @@ impl fmt::Display for StreamingMetrics {
     }
 }
 
-/// Formats with two decimals, and never as `-0.00`.
-fn hundredths(number: f64) -> String {
+/// Formats a number with two decimals, but never as `-0.00`.
+fn format_hundredths(number: f64) -> String {
     let text = format!("{number:.2}");
     if text == "-0.00" {
         "0.00".to_owned()
@@ -251,7 +259,7 @@ mod tests {
     async fn a_stream_that_hangs_is_reported_after_its_time_limit() {
         // The kernel accepts the connection, and nothing answers.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = ServerUrl::at(&listener.local_addr().unwrap().to_string());
+        let url = ServerUrl::from_authority(&listener.local_addr().unwrap().to_string());
         let result = Measurement::of(&options(3.0), &url, Format::Ndjson, "HTTP").await;
         assert!(result.report.is_none());
         let reason = "the stream hangs: 0 tokens arrived within 83 s";
@@ -265,18 +273,18 @@ mod tests {
 
     #[test]
     fn zero_has_no_sign() {
-        let texts = [-0.004, 0.004, -0.006].map(hundredths);
+        let texts = [-0.004, 0.004, -0.006].map(format_hundredths);
         assert_eq!(texts, ["0.00", "0.00", "-0.01"]);
     }
 
     #[test]
     fn the_references_figures_are_as_it_defines_them() {
         let (mut figures, mut progress) = (Figures::new(), Progress::start(100 * MS, true));
-        progress.token(&mut figures, 130 * MS, None);
-        // One token has no interval.
+        progress.record_token(&mut figures, 130 * MS, None);
+        // A single token has no interval.
         assert_eq!(StreamingMetrics::of(&progress), None);
-        progress.token(&mut figures, 151 * MS, None);
-        progress.token(&mut figures, 175 * MS, None);
+        progress.record_token(&mut figures, 151 * MS, None);
+        progress.record_token(&mut figures, 175 * MS, None);
         let metrics = StreamingMetrics::of(&progress).unwrap();
         assert_eq!(
             metrics.to_string(),

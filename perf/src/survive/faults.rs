@@ -1,4 +1,4 @@
-//! Faults of worker processes at random moments.
+//! Kills and stops worker processes at random times.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -11,18 +11,17 @@ use tokio::time::sleep;
 use super::server::Server;
 use super::tally::Tally;
 
-/// One in this many faults stops its worker, which then hangs until the engine detects it.
-const STOPS: u32 = 4;
+/// One fault in this many stops its worker instead of killing it. The worker then hangs until the engine notices.
+const STOP_ONE_IN: u32 = 4;
 
-/// Kills and stops workers.
 pub(super) struct FaultInjector {
     pub(super) random: StdRng,
-    /// Time between two faults.
+    /// Range of the random time between two faults.
     pub(super) pause: Range<Duration>,
 }
 
 impl FaultInjector {
-    /// Injects faults until it is dropped.
+    /// Injects faults until the future is dropped.
     pub(super) async fn run(mut self, server: &Server, tally: &Tally) {
         loop {
             let pause = if self.pause.is_empty() {
@@ -31,8 +30,8 @@ impl FaultInjector {
                 self.random.random_range(self.pause.clone())
             };
             sleep(pause).await;
-            let workers = server.workers();
-            let signal = match self.random.random_range(0..STOPS) {
+            let workers = server.worker_processes();
+            let signal = match self.random.random_range(0..STOP_ONE_IN) {
                 0 => Signal::STOP,
                 _ => Signal::KILL,
             };
@@ -40,8 +39,8 @@ impl FaultInjector {
                 continue;
             }
             let victim = workers[self.random.random_range(..workers.len())];
-            Server::signal(victim, signal);
-            tally.signalled(signal);
+            Server::send_signal(victim, signal);
+            tally.record_signal(signal);
         }
     }
 }

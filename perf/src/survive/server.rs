@@ -1,4 +1,4 @@
-//! The server whose workers are killed: the product's own executable, in a process of its own.
+//! The server whose workers are killed: the executable `tokenway`, in its own process.
 
 use std::cell::RefCell;
 use std::io;
@@ -13,12 +13,11 @@ use tokio::process::{Child, ChildStdout, Command};
 use super::Options;
 use crate::arguments::{ServerUrl, to_ms};
 use crate::metrics::Metrics;
-use crate::process::{children, rss_bytes};
+use crate::process::{child_ids, rss_bytes};
 
-/// Time between two checks if all workers are ready.
+/// Time between two checks whether all workers are ready.
 const READY_POLL: Duration = Duration::from_millis(50);
 
-/// A running server.
 pub(super) struct Server {
     process: u32,
     child: RefCell<Child>,
@@ -30,16 +29,15 @@ pub(super) struct Server {
 /// Resident memory in bytes.
 pub(super) struct Memory {
     pub(super) engine: u64,
-    /// Sum over all workers.
+    /// Sum over all worker processes.
     pub(super) workers: u64,
 }
 
 impl Server {
-    /// Starts the server, and waits until all its workers are ready.
     pub(super) async fn start(options: &Options) -> anyhow::Result<Self> {
         let missing =
             "cannot run `tokenway` from the directory of this program; `make build` builds it";
-        let mut child = command(options)?.spawn().context(missing)?;
+        let mut child = server_command(options)?.spawn().context(missing)?;
         let stdout = child.stdout.take().expect("its output is piped");
         let mut lines = BufReader::new(stdout).lines();
         let mut next = async || {
@@ -68,48 +66,45 @@ impl Server {
         Ok(server)
     }
 
-    /// Processes of the workers.
-    pub(super) fn workers(&self) -> Vec<u32> {
-        children(self.process).unwrap_or_default()
+    pub(super) fn worker_processes(&self) -> Vec<u32> {
+        child_ids(self.process).unwrap_or_default()
     }
 
-    /// Sends a signal to a worker, which may have ended.
-    pub(super) fn signal(worker: u32, signal: Signal) {
+    pub(super) fn send_signal(worker: u32, signal: Signal) {
         let id = i32::try_from(worker).ok().and_then(Pid::from_raw);
         if let Some(id) = id {
             let _ = kill_process(id, signal);
         }
     }
 
-    pub(super) fn memory(&self) -> Memory {
+    pub(super) fn measure_memory(&self) -> Memory {
         let rss = |id| rss_bytes(id).unwrap_or(0);
         Memory {
             engine: rss(self.process),
-            workers: self.workers().into_iter().map(rss).sum(),
+            workers: self.worker_processes().into_iter().map(rss).sum(),
         }
     }
 
-    pub(super) async fn metrics(&self) -> anyhow::Result<Metrics> {
+    pub(super) async fn fetch_metrics(&self) -> anyhow::Result<Metrics> {
         let metrics = Metrics::fetch(&self.http).await;
         metrics.context("cannot read the server's metrics")
     }
 
     async fn ready_workers(&self) -> anyhow::Result<u64> {
         let ready = "tokenway_workers{state=\"ready\"}";
-        Ok(self.metrics().await?.sum(ready).unwrap_or(0))
+        Ok(self.fetch_metrics().await?.sum(ready).unwrap_or(0))
     }
 
-    /// Kills the server.
-    pub(super) fn stop(&self) -> io::Result<()> {
+    pub(super) fn kill(&self) -> io::Result<()> {
         self.child.borrow_mut().start_kill()
     }
 }
 
-fn command(options: &Options) -> io::Result<Command> {
+fn server_command(options: &Options) -> io::Result<Command> {
     let program = std::env::current_exe()?.with_file_name("tokenway");
     let mut command = Command::new(program);
     let workers = options.workers.to_string();
-    // A single worker that is left could run all streams.
+    // Each worker has a slot for every stream, so a single remaining worker can run all streams.
     let slots = options.streams.to_string();
     command
         .args(["serve", "--isolation", "process", "--drain-grace", "0"])

@@ -1,4 +1,4 @@
-//! One stream, compared token by token with its undisturbed completion.
+//! Runs one stream and compares it, token by token, with the undisturbed completion of its prompt.
 
 use tokio::time::Instant;
 
@@ -7,7 +7,7 @@ use super::tally::Tally;
 use crate::fault::Fault;
 use crate::stream::{CompletionRequest, Connection, Event, Format, Stream};
 
-const OPENINGS: [&str; 8] = [
+const PROMPT_OPENINGS: [&str; 8] = [
     "The capital of France is",
     "Once upon a time",
     "Water boils when",
@@ -19,39 +19,40 @@ const OPENINGS: [&str; 8] = [
 ];
 
 /// Number of different prompts.
-pub(super) const PROMPTS: u16 = 8;
+pub(super) const PROMPT_COUNT: u16 = 8;
 
-/// Texts of a stream's tokens.
+/// Text of each token of a stream.
 pub(super) type Texts = Vec<String>;
 
-/// Request of a stream.
+/// Request of a stream: its format, its prompt and its number of tokens.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Planned {
+pub(super) struct StreamPlan {
     pub(super) format: Format,
     pub(super) prompt: u16,
     pub(super) tokens: u32,
 }
 
-/// Tokens of a stream as they arrive.
-struct Received<'a> {
+/// Compares the tokens of a stream, as they arrive, with the expected tokens.
+struct StreamChecker<'a> {
     texts: Texts,
     expected: Option<&'a Texts>,
     last: Option<Instant>,
     tally: &'a Tally,
 }
 
-impl Planned {
-    /// Request of the stream with this number: gRPC and HTTP in turn, over all prompts.
-    pub(super) fn of(number: u16, tokens: u32) -> Self {
+impl StreamPlan {
+    /// Returns the request of the stream with this number. Streams alternate between gRPC and HTTP, and use all
+    /// prompts in turn.
+    pub(super) fn for_number(number: u16, tokens: u32) -> Self {
         let formats = [Format::Grpc, Format::Ndjson];
         Self {
             format: formats[usize::from(number % 2)],
-            prompt: number / 2 % PROMPTS,
+            prompt: number / 2 % PROMPT_COUNT,
             tokens,
         }
     }
 
-    pub(super) fn prompt(&self) -> usize {
+    pub(super) fn prompt_index(&self) -> usize {
         usize::from(self.prompt)
     }
 
@@ -68,16 +69,16 @@ impl Planned {
         };
         let mut connection = Connection::open(url, self.format.protocol()).await?;
         let completion = CompletionRequest {
-            prompt: OPENINGS[self.prompt()],
+            prompt: PROMPT_OPENINGS[self.prompt_index()],
             seed: Some(self.prompt.into()),
             ignore_eos: true,
             ..CompletionRequest::of_tokens(self.tokens)
         };
         let mut stream = Stream::open(&mut connection, self.format, &completion).await?;
-        let mut received = Received::new(expected, tally);
+        let mut received = StreamChecker::new(expected, tally);
         let ending = stream
             .read_to_end(|event, _| match event {
-                Event::Token(token) => received.token(&token.text, token.index),
+                Event::Token(token) => received.check_token(&token.text, token.index),
                 Event::Other => Err(Fault::Malformed("a record without a token".to_owned())),
                 Event::Piece(_)
                 | Event::Started
@@ -86,12 +87,12 @@ impl Planned {
                 | Event::Error(_) => Ok(()),
             })
             .await?;
-        ending.complete(stream.count())?;
-        received.complete()
+        ending.complete(stream.token_count())?;
+        received.finish()
     }
 }
 
-impl<'a> Received<'a> {
+impl<'a> StreamChecker<'a> {
     fn new(expected: Option<&'a Texts>, tally: &'a Tally) -> Self {
         Self {
             texts: Vec::new(),
@@ -101,10 +102,10 @@ impl<'a> Received<'a> {
         }
     }
 
-    fn token(&mut self, text: &str, index: Option<u32>) -> Result<(), Fault> {
+    fn check_token(&mut self, text: &str, index: Option<u32>) -> Result<(), Fault> {
         let now = Instant::now();
         let gap = self.last.replace(now).map(|last| now - last);
-        self.tally.token(gap.unwrap_or_default());
+        self.tally.record_token(gap.unwrap_or_default());
         let at = self.texts.len();
         if let Some(index) = index
             && usize::try_from(index) != Ok(at)
@@ -126,7 +127,7 @@ impl<'a> Received<'a> {
         }
     }
 
-    fn complete(self) -> Result<Texts, Fault> {
+    fn finish(self) -> Result<Texts, Fault> {
         let count = self.texts.len();
         match self.expected.map(Vec::len) {
             Some(expected) if count < expected => {
@@ -142,15 +143,15 @@ impl<'a> Received<'a> {
 mod tests {
     use super::*;
 
-    /// Result of a stream with these tokens, of which `a`, `b` and `c` are expected.
+    /// Returns the result of a stream with these tokens. The expected tokens are `a`, `b` and `c`.
     fn receive(texts: &[&str]) -> Result<Texts, Fault> {
         let expected = ["a", "b", "c"].map(str::to_owned).to_vec();
         let tally = Tally::new(1, 0);
-        let mut received = Received::new(Some(&expected), &tally);
+        let mut received = StreamChecker::new(Some(&expected), &tally);
         for (index, text) in (0..).zip(texts) {
-            received.token(text, Some(index))?;
+            received.check_token(text, Some(index))?;
         }
-        received.complete()
+        received.finish()
     }
 
     #[test]
@@ -169,7 +170,9 @@ mod tests {
     #[test]
     fn an_index_that_leaves_a_gap_is_a_fault() {
         let tally = Tally::new(1, 0);
-        let fault = Received::new(None, &tally).token("a", Some(1)).unwrap_err();
+        let fault = StreamChecker::new(None, &tally)
+            .check_token("a", Some(1))
+            .unwrap_err();
         assert_eq!(fault.to_string(), "expected index 0, got 1");
     }
 }

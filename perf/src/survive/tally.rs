@@ -1,4 +1,4 @@
-//! Counts of all streams, and of the faults that were injected.
+//! Counts the streams, their tokens and the injected faults.
 
 use std::cell::RefCell;
 use std::io::{self, Write};
@@ -14,15 +14,13 @@ use crate::fault::Fault;
 use crate::metrics::Metrics;
 use crate::statistics::Percentiles;
 
-/// Faults that are listed; the others are only counted.
+/// Number of faults that are listed. Further faults are only counted.
 const LISTED_FAULTS: usize = 10;
-
 const MIB: u64 = 1024 * 1024;
-
-/// Longest gap that the histogram tells from longer ones: an hour.
+/// Longest gap that the histogram records exactly: an hour.
 const LONGEST_NS: u64 = 3_600_000_000_000;
 
-/// Shared counts.
+/// Counts that all streams share.
 #[derive(Clone)]
 pub(super) struct Tally(Rc<RefCell<Counts>>);
 
@@ -34,13 +32,13 @@ struct Counts {
     kills: u64,
     stops: u64,
     faults: Vec<String>,
-    /// Times between two tokens of a stream, in nanoseconds.
+    /// Histogram of the times between two tokens of a stream, in nanoseconds.
     gaps: Histogram<u64>,
     memory: Option<MemoryRange>,
     metrics: Metrics,
 }
 
-/// Range of the memory over all samples, in bytes.
+/// Lowest and highest memory over all samples, in bytes.
 struct MemoryRange {
     least_engine: u64,
     most_engine: u64,
@@ -65,28 +63,26 @@ impl Tally {
     }
 
     /// Counts a token that arrived this long after the one before it.
-    pub(super) fn token(&self, gap: Duration) {
+    pub(super) fn record_token(&self, gap: Duration) {
         let mut counts = self.0.borrow_mut();
         counts.tokens += 1;
         let gap = u64::try_from(gap.as_nanos()).unwrap_or(u64::MAX);
         counts.gaps.saturating_record(gap);
     }
 
-    /// Counts a stream that has ended.
-    pub(super) fn ended(&self, stream: Result<Texts, Fault>) {
+    pub(super) fn record_end(&self, stream: Result<Texts, Fault>) {
         self.0.borrow_mut().streams += 1;
         if let Err(fault) = stream {
-            self.fault(fault.to_string());
+            self.record_fault(fault.to_string());
         }
     }
 
-    /// Counts a fault that is not of a single stream.
-    pub(super) fn fault(&self, fault: String) {
+    /// Counts a fault that does not belong to a single stream.
+    pub(super) fn record_fault(&self, fault: String) {
         self.0.borrow_mut().faults.push(fault);
     }
 
-    /// Counts a worker that was killed or stopped.
-    pub(super) fn signalled(&self, signal: Signal) {
+    pub(super) fn record_signal(&self, signal: Signal) {
         let mut counts = self.0.borrow_mut();
         if signal == Signal::STOP {
             counts.stops += 1;
@@ -96,7 +92,7 @@ impl Tally {
     }
 
     pub(super) fn sample_memory(&self, server: &Server) {
-        let Memory { engine, workers } = server.memory();
+        let Memory { engine, workers } = server.measure_memory();
         let memory = &mut self.0.borrow_mut().memory;
         let range = memory.get_or_insert(MemoryRange {
             least_engine: engine,
@@ -108,13 +104,13 @@ impl Tally {
         range.most_workers = range.most_workers.max(workers);
     }
 
-    /// Keeps the server's metrics for the report.
-    pub(super) fn metrics(&self, metrics: Metrics) {
+    /// Sets the server's metrics, which the report shows.
+    pub(super) fn set_metrics(&self, metrics: Metrics) {
         self.0.borrow_mut().metrics = metrics;
     }
 
-    /// Reports if every stream repeated its undisturbed completion.
-    pub(super) fn is_good(&self) -> bool {
+    /// Returns true if every stream repeated its undisturbed completion.
+    pub(super) fn has_passed(&self) -> bool {
         self.0.borrow().faults.is_empty()
     }
 

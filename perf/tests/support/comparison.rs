@@ -4,20 +4,20 @@ use std::fmt;
 
 use serde_json::Value;
 
-use super::{Ran, program, read_json, run};
+use super::{RunOutput, perf_command, read_json, run};
 
-/// Result of `tokenway-perf compare`.
+/// Output and JSON file of a run of `tokenway-perf compare`.
 pub(crate) struct Comparison {
-    pub(crate) ran: Ran,
-    /// File that was written with `--json`; null if there is none.
+    pub(crate) ran: RunOutput,
+    /// Contents of the file that `--json` wrote. Null if there is no file.
     pub(crate) json: Value,
 }
 
-/// Compares with one round of one stream of four tokens, unless the arguments differ.
+/// Runs `compare`. Unless the arguments say otherwise, there is one round with one stream of four tokens.
 pub(crate) fn compare(arguments: &[&str]) -> Comparison {
     let folder = tempfile::tempdir().expect("a folder");
     let json = folder.path().join("comparison.json");
-    let mut command = program(["compare"]);
+    let mut command = perf_command(["compare"]);
     for (flag, value) in [("--streams", "1"), ("--tokens", "4"), ("--rounds", "1")] {
         if !arguments.contains(&flag) {
             command.args([flag, value]);
@@ -35,8 +35,8 @@ pub(crate) fn compare(arguments: &[&str]) -> Comparison {
 }
 
 impl Comparison {
-    /// Values of a time over the first server's tokens, in ascending order.
-    pub(crate) fn values(&self, time: &str) -> Vec<u64> {
+    /// Returns the recorded values of a time of the first server, in ascending order.
+    pub(crate) fn time_values(&self, time: &str) -> Vec<u64> {
         let pairs = self.json["servers"][0]["histograms"][time].as_array();
         let pairs = pairs.unwrap_or_else(|| panic!("no {time}: {self}")).iter();
         let numbers = pairs.map(|pair| (pair[0].as_u64(), pair[1].as_u64()));
@@ -48,22 +48,21 @@ impl Comparison {
             .collect()
     }
 
-    /// A number of the first server's first round.
-    pub(crate) fn number(&self, name: &str) -> u64 {
+    /// Returns a number from the first round of the first server.
+    pub(crate) fn round_number(&self, name: &str) -> u64 {
         let number = &self.json["servers"][0]["rounds"][0][name];
         number
             .as_u64()
             .unwrap_or_else(|| panic!("no {name}: {self}"))
     }
 
-    /// Asserts that all streams were complete.
-    pub(crate) fn assert_whole(&self) {
+    pub(crate) fn assert_complete(&self) {
         self.ran.assert_succeeded();
     }
 
-    /// Asserts that the run failed with one line, which ends with this reason.
+    /// Asserts that the run failed with a single line on standard error, which ends with this reason.
     pub(crate) fn assert_failed(&self, reason: &str) {
-        let Ran { code, err, .. } = &self.ran;
+        let RunOutput { code, err, .. } = &self.ran;
         assert_eq!((*code, err.lines().count()), (Some(1), 1), "{self}");
         assert!(err.starts_with("error: "), "{self}");
         assert!(err.ends_with(&format!(", round 1: {reason}\n")), "{self}");

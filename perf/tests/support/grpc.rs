@@ -1,5 +1,4 @@
-//! A gRPC server that streams given tokens, on a thread of its own. It shares no code with the client under
-//! test.
+//! A gRPC server that streams given tokens. It runs on its own thread and shares no code with the client under test.
 
 use std::net::{SocketAddr, TcpListener};
 use std::thread;
@@ -11,13 +10,13 @@ use prost::Message;
 use tokenway::proto::v1;
 use tokenway::proto::v1::completion_event::Event;
 
-/// End of the server's streams.
+/// The way in which the server ends its streams.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum End {
+pub(crate) enum StreamEnd {
     Summary,
-    /// A clean end without a summary.
+    /// The stream ends cleanly, but without a summary.
     Missing,
-    /// A status.
+    /// The stream ends with the status `Internal`.
     Error,
 }
 
@@ -25,8 +24,8 @@ pub(crate) enum End {
 pub(crate) struct PlantedGrpcServer(SocketAddr);
 
 impl PlantedGrpcServer {
-    /// Answers every request with the tokens of these indices.
-    pub(crate) fn streaming(indices: &'static [u32], end: End) -> Self {
+    /// Starts a server that answers every request with the tokens of these indices.
+    pub(crate) fn streaming(indices: &'static [u32], end: StreamEnd) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let address = listener.local_addr().expect("it is bound");
         listener.set_nonblocking(true).expect("it is a socket");
@@ -40,7 +39,7 @@ impl PlantedGrpcServer {
                     tokio::spawn(async move {
                         let mut connection = h2::server::handshake(socket).await?;
                         while let Some(request) = connection.accept().await {
-                            answer(indices, end, request?.1)?;
+                            send_answer(indices, end, request?.1)?;
                         }
                         Ok::<_, h2::Error>(())
                     });
@@ -55,7 +54,11 @@ impl PlantedGrpcServer {
     }
 }
 
-fn answer(indices: &[u32], end: End, mut respond: SendResponse<Bytes>) -> Result<(), h2::Error> {
+fn send_answer(
+    indices: &[u32],
+    end: StreamEnd,
+    mut respond: SendResponse<Bytes>,
+) -> Result<(), h2::Error> {
     let head = Response::builder().header("content-type", "application/grpc");
     let mut stream = respond.send_response(head.body(()).expect("a response"), false)?;
     let mut send = |event| {
@@ -66,7 +69,7 @@ fn answer(indices: &[u32], end: End, mut respond: SendResponse<Bytes>) -> Result
     };
     send(Event::Started(v1::Started::default()))?;
     for (place, &index) in (1..).zip(indices) {
-        let is_last = place == indices.len() && end != End::Error;
+        let is_last = place == indices.len() && end != StreamEnd::Error;
         let token = v1::Token {
             id: index,
             text: format!("token_{index}"),
@@ -83,11 +86,11 @@ fn answer(indices: &[u32], end: End, mut respond: SendResponse<Bytes>) -> Result
             ..v1::Tokens::default()
         }))?;
     }
-    if end == End::Summary {
+    if end == StreamEnd::Summary {
         send(Event::Summary(v1::Summary::default()))?;
     }
     let mut trailers = HeaderMap::new();
-    let status = if end == End::Error { "13" } else { "0" };
+    let status = if end == StreamEnd::Error { "13" } else { "0" };
     trailers.insert("grpc-status", status.parse().expect("a number"));
     trailers.insert("grpc-message", "planted".parse().expect("a text"));
     stream.send_trailers(trailers)

@@ -1,4 +1,4 @@
-//! Runs `tokenway-perf`, its own server, and servers with planted faults.
+//! Helpers that run `tokenway-perf`, its own server, and servers with planted faults.
 
 #![allow(
     dead_code,
@@ -18,7 +18,7 @@ pub(crate) mod comparison;
 pub(crate) mod grpc;
 pub(crate) mod planted;
 
-/// Indices sent in the place of 0, 1, 2, 3, and the fault that must be reported.
+/// Token indices that a server sends instead of 0, 1, 2, 3, each with the fault that must be reported.
 pub(crate) const WRONG_ORDERS: [(&[u32], &str); 5] = [
     (&[0, 1, 3], "token_2 is lost: token_3 arrived in its place"),
     (&[0, 1, 2], "token_3 is lost: 3 of 4 tokens arrived"),
@@ -32,37 +32,36 @@ pub(crate) const WRONG_ORDERS: [(&[u32], &str); 5] = [
     ),
     (
         &[0, 1, 2, 3, 4],
-        "token_4 is extra: it arrived at place 4, and 4 were requested",
+        "token_4 is unexpected: only 4 tokens were requested (it arrived in the place of token_4)",
     ),
 ];
 
-/// Result of a run of the program.
-pub(crate) struct Ran {
+/// Exit code and output of a run of `tokenway-perf`.
+pub(crate) struct RunOutput {
     pub(crate) code: Option<i32>,
     pub(crate) out: String,
     pub(crate) err: String,
 }
 
-impl Ran {
+impl RunOutput {
     pub(crate) fn assert_succeeded(&self) {
         assert_eq!((self.code, self.err.as_str()), (Some(0), ""), "{self}");
     }
 
-    /// Asserts that the run failed with this one line on standard error.
     pub(crate) fn assert_failed(&self, reason: &str) {
         assert_eq!(self.code, Some(1), "{self}");
         assert_eq!(self.err, format!("error: {reason}\n"), "{self}");
     }
 }
 
-impl fmt::Display for Ran {
+impl fmt::Display for RunOutput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}\n{}\n{}", self.code, self.out, self.err)
     }
 }
 
-/// The program with these arguments, without the environment variables that it reads.
-pub(crate) fn program(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
+/// Returns the command `tokenway-perf` with these arguments. The environment variables that it reads are unset.
+pub(crate) fn perf_command(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tokenway-perf"));
     command.args(arguments).stdin(Stdio::null());
     for variable in [
@@ -75,24 +74,21 @@ pub(crate) fn program(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) ->
     command
 }
 
-/// Runs a command to its end.
-pub(crate) fn run(mut command: Command) -> Ran {
+pub(crate) fn run(mut command: Command) -> RunOutput {
     let output = command.output().expect("the program runs");
     let text = |bytes| String::from_utf8(bytes).expect("the program prints text");
-    Ran {
+    RunOutput {
         code: output.status.code(),
         out: text(output.stdout),
         err: text(output.stderr),
     }
 }
 
-/// Arguments in one text, separated by spaces.
-pub(crate) fn words(arguments: &str) -> impl Iterator<Item = &str> {
+pub(crate) fn split_words(arguments: &str) -> impl Iterator<Item = &str> {
     arguments.split_whitespace()
 }
 
-/// A path as an argument.
-pub(crate) fn text_of(path: &Path) -> &str {
+pub(crate) fn path_text(path: &Path) -> &str {
     path.to_str().expect("the path is ASCII")
 }
 
@@ -101,14 +97,14 @@ pub(crate) fn read_json(path: &Path) -> Value {
     serde_json::from_str(&text).expect("the file is JSON")
 }
 
-/// Asserts that a page loads nothing from other places.
+/// Asserts that an HTML page loads no other file.
 pub(crate) fn assert_self_contained(page: &str) {
     for reference in ["src=", "href=", "@import", "url("] {
         assert!(!page.contains(reference), "the page has {reference}");
     }
 }
 
-/// The program's own server in a process of its own, which ends when this is dropped.
+/// A server that `tokenway-perf serve` runs in its own process. The process ends when this is dropped.
 pub(crate) struct ServerProcess {
     child: Child,
     pub(crate) http: String,
@@ -116,14 +112,14 @@ pub(crate) struct ServerProcess {
 }
 
 impl ServerProcess {
-    /// Starts the product on the test runner, with four slots.
+    /// Starts Tokenway with the test runner and four slots.
     pub(crate) fn start(interval_ms: u32) -> Self {
         let options = json!({
             "role": "product", "slots": 4, "queue": 4, "grpc_listen": "127.0.0.1:0",
             "interval": {"secs": 0, "nanos": interval_ms * 1_000_000},
             "peer_timeout": {"secs": 10, "nanos": 0},
         });
-        let mut command = program(["serve", &options.to_string()]);
+        let mut command = perf_command(["serve", &options.to_string()]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("the program runs");
         let mut addresses = String::new();

@@ -1,5 +1,5 @@
-//! An HTTP server of blocking threads that answers by a script, fault by fault and nanosecond by nanosecond.
-//! It shares no code with the client under test.
+//! An HTTP server that answers each request as a script says, with exact delays and faults. It uses blocking threads
+//! and shares no code with the client under test.
 
 #![allow(dead_code, reason = "each crate that includes it uses a part of it")]
 
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokenway::runner::monotonic_ns;
 
-/// Head of a response in chunks.
+/// Head of a response with a chunked body.
 const CHUNKED: &str =
     "HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n";
 
@@ -22,7 +22,7 @@ pub(crate) struct PlantedServer {
 }
 
 impl PlantedServer {
-    /// Answers each request by a script, which also gets the request.
+    /// Starts a server. For each request, it calls `script` with the request and the response to write.
     pub(crate) fn start(script: impl Fn(&str, &mut Response) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let address = listener.local_addr().expect("it is bound");
@@ -35,30 +35,30 @@ impl PlantedServer {
         thread::spawn(move || {
             for socket in listener.incoming() {
                 let (socket, script) = (socket.expect("a client"), Arc::clone(&script));
-                thread::spawn(move || answer(socket, &*script));
+                thread::spawn(move || answer_connection(socket, &*script));
             }
         });
         Self { address, requests }
     }
 
-    /// Answers every request with these bytes, and closes the connection.
+    /// Starts a server that answers every request with these bytes and closes the connection.
     pub(crate) fn answering(response: impl Into<Vec<u8>>) -> Self {
         let bytes = response.into();
         Self::start(move |_, response| {
-            response.raw(&bytes);
+            response.write_bytes(&bytes);
             response.close();
         })
     }
 
-    /// Answers every request with the tokens of these indices as NDJSON, without stamps.
+    /// Starts a server that answers every request with the tokens of these indices as NDJSON, without timestamps.
     pub(crate) fn streaming(indices: &'static [u32]) -> Self {
         Self::start(move |_, response| {
-            response.start();
+            response.write_head();
             for (place, index) in indices.iter().enumerate() {
                 let is_last = place + 1 == indices.len();
-                response.record(&record(*index, is_last, None));
+                response.write_record(&token_record(*index, is_last, None));
             }
-            response.end();
+            response.write_last_chunk();
         })
     }
 
@@ -70,21 +70,21 @@ impl PlantedServer {
         format!("http://{}", self.address)
     }
 
-    /// Requests that have arrived, each with its head and body.
+    /// Returns the head and body of each request that has arrived.
     pub(crate) fn requests(&self) -> Vec<String> {
         self.requests.lock().expect("no panic").clone()
     }
 }
 
-/// Times of a token, in nanoseconds of CLOCK_MONOTONIC.
+/// Timestamps of a token, in nanoseconds of CLOCK_MONOTONIC.
 #[derive(Clone, Copy)]
 pub(crate) struct Stamp {
     pub(crate) due_ns: u64,
     pub(crate) emitted_ns: u64,
 }
 
-/// A record with the test runner's token of this index.
-pub(crate) fn record(index: u32, is_last: bool, stamp: Option<Stamp>) -> String {
+/// Returns the NDJSON record of the test runner's token with this index.
+pub(crate) fn token_record(index: u32, is_last: bool, stamp: Option<Stamp>) -> String {
     let reason = if is_last { "\"length\"" } else { "null" };
     let stamp = stamp.map_or_else(String::new, |Stamp { due_ns, emitted_ns }| {
         format!(",\"stamp\":{{\"due_ns\":{due_ns},\"emitted_ns\":{emitted_ns}}}")
@@ -94,7 +94,7 @@ pub(crate) fn record(index: u32, is_last: bool, stamp: Option<Stamp>) -> String 
     )
 }
 
-/// Blocks until then: a planted delay is never shorter than it claims to be.
+/// Blocks until `then_ns`, so that a planted delay is never too short.
 pub(crate) fn wait_until(then_ns: u64) {
     loop {
         let left = then_ns.saturating_sub(monotonic_ns());
@@ -108,34 +108,30 @@ pub(crate) fn wait_until(then_ns: u64) {
 /// A response that is being written.
 pub(crate) struct Response {
     socket: TcpStream,
-    /// Number of its request on the connection, from 1.
+    /// Number of the request on its connection. The first request has number 1.
     pub(crate) number: u32,
 }
 
 impl Response {
-    /// Writes the head of a response in chunks.
-    pub(crate) fn start(&mut self) {
-        self.raw(CHUNKED.as_bytes());
+    pub(crate) fn write_head(&mut self) {
+        self.write_bytes(CHUNKED.as_bytes());
     }
 
-    /// Writes a line as a chunk of its own.
-    pub(crate) fn record(&mut self, record: &str) {
+    pub(crate) fn write_record(&mut self, record: &str) {
         let length = record.len() + 1;
-        self.raw(format!("{length:x}\r\n{record}\n\r\n").as_bytes());
+        self.write_bytes(format!("{length:x}\r\n{record}\n\r\n").as_bytes());
     }
 
-    /// Writes the last chunk.
-    pub(crate) fn end(&mut self) {
-        self.raw(b"0\r\n\r\n");
+    pub(crate) fn write_last_chunk(&mut self) {
+        self.write_bytes(b"0\r\n\r\n");
     }
 
-    /// Writes bytes. The client may have closed the connection.
-    pub(crate) fn raw(&mut self, bytes: &[u8]) {
+    /// Writes these bytes. Ignores errors, because the client may have closed the connection.
+    pub(crate) fn write_bytes(&mut self, bytes: &[u8]) {
         let _ = self.socket.write_all(bytes);
     }
 
-    /// Writes nothing until the client closes the connection.
-    pub(crate) fn stall(&mut self) {
+    pub(crate) fn wait_for_close(&mut self) {
         let _ = self.socket.read(&mut [0]);
     }
 
@@ -145,17 +141,17 @@ impl Response {
 }
 
 /// Answers the requests of a connection until the client closes it.
-fn answer(socket: TcpStream, script: &(impl Fn(&str, &mut Response) + ?Sized)) {
+fn answer_connection(socket: TcpStream, script: &(impl Fn(&str, &mut Response) + ?Sized)) {
     socket.set_nodelay(true).expect("it is a socket");
     let reader = socket.try_clone().expect("it is a socket");
     let (mut reader, mut response) = (BufReader::new(reader), Response { socket, number: 0 });
-    while let Some(request) = request(&mut reader) {
+    while let Some(request) = read_request(&mut reader) {
         response.number += 1;
         script(&request, &mut response);
     }
 }
 
-fn request(reader: &mut impl BufRead) -> Option<String> {
+fn read_request(reader: &mut impl BufRead) -> Option<String> {
     let (mut head, mut length) = (String::new(), 0);
     loop {
         let mut line = String::new();

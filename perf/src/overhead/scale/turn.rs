@@ -1,62 +1,62 @@
-//! One path's turn with thousands of streams, on servers of its own that have served nothing before: the
-//! growth of their memory is due to the streams.
+//! Measures one path with thousands of streams. The turn starts new servers, so that the growth of their memory is due
+//! to the streams.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use super::{SETTLE, Scale};
+use super::{SETTLE_TIME, Scale};
 use crate::figures::Figures;
-use crate::load::{Session, Sockets};
+use crate::load::{ConnectionPlan, Session};
 use crate::overhead::fleet::Fleet;
 use crate::overhead::path::MeasuredPath;
 use crate::overhead::results::{Round, TurnResult};
-use crate::overhead::scenario::{Scenario, Size};
+use crate::overhead::scenario::{RunSize, Scenario};
 use crate::process::Usage;
 use crate::statistics::count;
 
-/// Time by which streams may end late.
-const GRACE: Duration = Duration::from_secs(30);
+/// Time that streams may need to end, in addition to their planned duration.
+const END_GRACE: Duration = Duration::from_secs(30);
 
-/// Takes the turn. Only a window counts, in which all streams are open.
-pub(in crate::overhead) async fn turn(
+/// Runs one turn of `path`. Only the window in which all streams are open is measured.
+pub(in crate::overhead) async fn run_turn(
     scale: Scale,
     path: MeasuredPath,
-    size: Size,
+    size: RunSize,
 ) -> anyhow::Result<TurnResult> {
-    let fleet = Fleet::start(&BTreeSet::from([path]), scale.servers()).await?;
-    let turn = Turn {
+    let fleet = Fleet::start(&BTreeSet::from([path]), scale.server_options()).await?;
+    let turn = ScaleTurn {
         scale,
         path,
         size,
         fleet,
     };
-    turn.take().await
+    turn.run().await
 }
 
-struct Turn {
+struct ScaleTurn {
     scale: Scale,
     path: MeasuredPath,
-    size: Size,
+    size: RunSize,
     fleet: Fleet,
 }
 
-/// Figures of a turn.
-struct Observed {
-    /// Up to the window.
+/// Figures of a turn, before and in the measured window.
+struct TurnFigures {
+    /// Figures from the start of the load to the start of the window.
     early: Figures,
-    /// In the window.
+    /// Figures of the window.
     steady: Figures,
-    /// Usage of the servers at the window's start and end.
+    /// CPU time and memory of the servers at the start and at the end of the window.
     usage: Option<(Usage, Usage)>,
 }
 
-impl Turn {
-    async fn take(&self) -> anyhow::Result<TurnResult> {
+impl ScaleTurn {
+    async fn run(&self) -> anyhow::Result<TurnResult> {
         let target = self.fleet.target(self.path);
         let warm_up = self.scale.warm_up();
-        let session = Session::open(target, Sockets::of(warm_up.streams)).await?;
+        let session = Session::open(target, ConnectionPlan::of(warm_up.streams)).await?;
         let mut faults = session.run(&warm_up).await.faults;
         drop(session);
         let unconnected = self.fleet.usage(self.path)?;
@@ -64,17 +64,17 @@ impl Turn {
         let connected = self.fleet.usage(self.path)?;
         let load = self.scale.load(self.size);
         let running = timeout(self.time_limit(), session.run(&load));
-        let (observed, ended) = tokio::join!(self.observe(&session), running);
+        let (observed, ended) = tokio::join!(self.measure_window(&session), running);
         let mut observed = observed?;
-        observed.steady.fault_foreign_stamps();
+        observed.steady.record_foreign_timestamps();
         observed.early.add_faults(&observed.steady);
         match &ended {
             Ok(rest) => observed.early.add_faults(rest),
-            // Queued requests would wait forever, and end with the session.
+            // Queued requests would wait forever. They end when the session is dropped.
             Err(_) if self.scale.is_queue() => {}
             Err(_) => {
-                let fault = "streams have not ended in time".to_owned();
-                observed.early.fault(fault);
+                let fault = "streams did not end within their time limit".to_owned();
+                observed.early.record_fault(fault);
             }
         }
         self.check_open(&mut observed);
@@ -85,37 +85,37 @@ impl Turn {
         };
         faults.extend(observed.early.faults.clone());
         Ok(TurnResult {
-            round: self.round(&observed, before),
+            round: self.to_round(&observed, before),
             times: observed.steady.times,
             faults,
         })
     }
 
-    /// Time limit of the load.
     fn time_limit(&self) -> Duration {
-        let measured = self.scale.settled_after() + self.scale.window(self.size) + SETTLE;
+        let measured =
+            self.scale.settled_after() + self.scale.window_length(self.size) + SETTLE_TIME;
         if self.scale.is_queue() {
             measured
         } else {
-            measured + self.scale.ramp() + GRACE
+            measured + self.scale.ramp_time() + END_GRACE
         }
     }
 
-    async fn observe(&self, session: &Session) -> anyhow::Result<Observed> {
+    async fn measure_window(&self, session: &Session) -> anyhow::Result<TurnFigures> {
         sleep(self.scale.settled_after()).await;
-        let early = session.take();
+        let early = session.take_figures();
         let first = self.fleet.usage(self.path)?;
-        sleep(self.scale.window(self.size)).await;
+        sleep(self.scale.window_length(self.size)).await;
         let second = self.fleet.usage(self.path)?;
-        Ok(Observed {
+        Ok(TurnFigures {
             early,
-            steady: session.take(),
+            steady: session.take_figures(),
             usage: first.zip(second),
         })
     }
 
-    /// Checks that all streams were open in the window.
-    fn check_open(&self, observed: &mut Observed) {
+    /// Records a fault unless all streams were open during the whole window.
+    fn check_open(&self, observed: &mut TurnFigures) {
         let (early, steady) = (&observed.early, &observed.steady);
         let open = if self.scale.is_queue() {
             early.answered + steady.answered
@@ -125,22 +125,23 @@ impl Turn {
         };
         let streams = self.scale.streams();
         if open != u64::from(streams) {
-            let fault = format!("{open} of {streams} streams were open all the time");
-            observed.early.fault(fault);
+            let fault =
+                format!("only {open} of {streams} streams were open during the whole window");
+            observed.early.record_fault(fault);
         }
     }
 
-    fn round(&self, observed: &Observed, before: Option<Usage>) -> Round {
+    fn to_round(&self, observed: &TurnFigures, before: Option<Usage>) -> Round {
         let scenario = Scenario::Scale(self.scale);
         let usage = observed.usage;
-        let cpu = usage.map(|(first, second)| scenario.cpu(first, second));
+        let cpu = usage.map(|(first, second)| scenario.counted_cpu(first, second));
         let rss_bytes = usage.map(|(_, second)| second.rss_bytes);
         let growth = |(after, before): (u64, Usage)| count(after) - count(before.rss_bytes);
         let grown = rss_bytes.zip(before).map(growth);
         Round {
             rss_per_stream: grown.map(|bytes| bytes / f64::from(self.scale.size)),
             faults: observed.early.fault_count,
-            ..Round::of(&observed.steady, cpu, rss_bytes)
+            ..Round::from_figures(&observed.steady, cpu, rss_bytes)
         }
     }
 }
