@@ -161,7 +161,7 @@ impl Model for EchoModel {
         Ok(text.chars().map(TokenId::from).collect())
     }
 
-    fn pieces(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
+    fn token_bytes(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
         let no_character =
             |id: &TokenId| ModelError::Invalid(format!("Token id {id} is not a character."));
         let piece = |id: &TokenId| character_bytes(*id).ok_or_else(|| no_character(id));

@@ -88,7 +88,7 @@ impl RequestId {
     /// Accepts a client's request id if it consists of 1 to [`MAX_REQUEST_ID_BYTES`] visible ASCII characters. Other
     /// characters could forge log lines.
     #[must_use]
-    pub(crate) fn from_client(id: &str) -> Option<Self> {
+    pub(crate) fn parse(id: &str) -> Option<Self> {
         let is_valid = (1..=MAX_REQUEST_ID_BYTES).contains(&id.len())
             && id.bytes().all(|byte| byte.is_ascii_graphic());
         is_valid.then(|| Self(id.into()))

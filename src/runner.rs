@@ -80,7 +80,7 @@ pub trait Model: Send + Sync {
     ///
     /// # Errors
     /// The model cannot decode the tokens.
-    fn pieces(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError>;
+    fn token_bytes(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError>;
 
     /// Renders messages into a prompt with the model's chat template.
     ///

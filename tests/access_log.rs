@@ -31,18 +31,18 @@ impl RequestCase {
 
     /// Sends an HTTP request and reads the response. Returns the request's line in the access log. There must be only
     /// one.
-    async fn http(self, request: HttpRequest) -> Value {
+    async fn run_http(self, request: HttpRequest) -> Value {
         let server = self.setup.start().await;
         request
             .header("x-request-id", &self.id)
             .fetch(&server)
             .await;
-        only_line(server, &self.id).await
+        access_log_line(server, &self.id).await
     }
 
     /// Sends a completion request over gRPC with this timeout and reads its stream. Returns the request's line in the
     /// access log.
-    async fn grpc(self, request: v1::CompletionRequest, seconds: Option<f64>) -> Value {
+    async fn run_grpc(self, request: v1::CompletionRequest, seconds: Option<f64>) -> Value {
         let server = self.setup.start().await;
         let mut request = with_id(request, &self.id);
         if let Some(seconds) = seconds {
@@ -51,7 +51,7 @@ impl RequestCase {
         if let Ok(response) = server.grpc().await.complete(request).await {
             grpc::collect(response.into_inner()).await;
         }
-        only_line(server, &self.id).await
+        access_log_line(server, &self.id).await
     }
 }
 
@@ -64,9 +64,9 @@ fn with_id<T>(message: T, id: &str) -> Request<T> {
 
 /// Drains the server, so that every request has ended. Returns the access log's line about this request. There must
 /// be only one.
-async fn only_line(server: TestServer, id: &str) -> Value {
+async fn access_log_line(server: TestServer, id: &str) -> Value {
     server.drain().await.assert_all_gauges_are_zero();
-    let lines = LOG.accesses(id);
+    let lines = LOG.access_lines(id);
     assert_eq!(lines.len(), 1, "{id}: {lines:?}");
     lines[0].clone()
 }
@@ -89,15 +89,15 @@ fn completion_of(count: u32) -> HttpRequest {
 async fn a_completion_logs_its_model_tokens_and_times() {
     let setup = || Setup::test_runner(full_speed());
     let http = RequestCase::new("ok-http", setup())
-        .http(completion_of(5))
+        .run_http(completion_of(5))
         .await;
     assert_ended(&http, 200, "ok");
     assert_eq!(http["route"], "/v1/completions");
     let unary = completion(&json!({"prompt": "a b c", "max_tokens": 5}));
-    let unary = RequestCase::new("ok-unary", setup()).http(unary).await;
+    let unary = RequestCase::new("ok-unary", setup()).run_http(unary).await;
     assert_ended(&unary, 200, "ok");
     let grpc = RequestCase::new("ok-grpc", setup())
-        .grpc(grpc::request("a b c", 5), None)
+        .run_grpc(grpc::request("a b c", 5), None)
         .await;
     assert_ended(&grpc, "OK", "ok");
     assert_eq!(grpc["route"], "tokenway.v1.Inference/Complete");
@@ -134,18 +134,18 @@ async fn a_completion_logs_its_model_tokens_and_times() {
 async fn a_rejected_request_logs_its_status_and_error_code() {
     let setup = || Setup::test_runner(full_speed());
     let http = RequestCase::new("400-http", setup())
-        .http(completion_of(0))
+        .run_http(completion_of(0))
         .await;
     assert_ended(&http, 400, "invalid_value");
     for absent in ["prompt_tokens", "queue_ms", "first_token_ms"] {
         assert!(http.get(absent).is_none(), "{http}");
     }
     let invalid = RequestCase::new("400-grpc", setup())
-        .grpc(grpc::request("a", 0), None)
+        .run_grpc(grpc::request("a", 0), None)
         .await;
     assert_ended(&invalid, "INVALID_ARGUMENT", "invalid_value");
     let unknown = completion(&json!({"prompt": "a", "model": "no-such-model"}));
-    let unknown = RequestCase::new("404-http", setup()).http(unknown).await;
+    let unknown = RequestCase::new("404-http", setup()).run_http(unknown).await;
     assert_ended(&unknown, 404, "model_not_found");
     assert_eq!(
         unknown["model"], "unknown",
@@ -154,28 +154,28 @@ async fn a_rejected_request_logs_its_status_and_error_code() {
     let mut request = grpc::request("a", 1);
     "no-such-model".clone_into(&mut request.model);
     let unknown = RequestCase::new("404-grpc", setup())
-        .grpc(request, None)
+        .run_grpc(request, None)
         .await;
     assert_ended(&unknown, "NOT_FOUND", "model_not_found");
     let unmatched = RequestCase::new("404-path", setup())
-        .http(get("/no/such/path"))
+        .run_http(get("/no/such/path"))
         .await;
     assert_ended(&unmatched, 404, "not_found");
     assert_eq!(unmatched["route"], "unmatched");
     let large = vec![b' '; 5 * 1024 * 1024];
     let large = RequestCase::new("413-http", setup())
-        .http(post("/v1/completions", large))
+        .run_http(post("/v1/completions", large))
         .await;
     assert_ended(&large, 413, "request_too_large");
     let large = grpc::request(&"a".repeat(5 * 1024 * 1024), 1);
     let large = RequestCase::new("413-grpc", setup())
-        .grpc(large, None)
+        .run_grpc(large, None)
         .await;
     assert_ended(&large, "OUT_OF_RANGE", "request_too_large");
     let host = get("/v1/models")
         .without_header("host")
         .header("host", "evil.example");
-    let host = RequestCase::new("403-http", setup()).http(host).await;
+    let host = RequestCase::new("403-http", setup()).run_http(host).await;
     assert_ended(&host, 403, "host_not_allowed");
 }
 
@@ -202,9 +202,9 @@ async fn a_request_for_a_full_queue_is_logged_while_others_run() {
     rejected.expect_err("the queue is full");
     drop((running, queued));
     server.drain().await.assert_all_gauges_are_zero();
-    assert_ended(&LOG.accesses("429-http")[0], 429, "queue_full");
+    assert_ended(&LOG.access_lines("429-http")[0], 429, "queue_full");
     assert_ended(
-        &LOG.accesses("429-grpc")[0],
+        &LOG.access_lines("429-grpc")[0],
         "RESOURCE_EXHAUSTED",
         "queue_full",
     );
@@ -228,16 +228,16 @@ async fn a_cancelled_request_is_logged_once_with_the_tokens_it_got() {
         .header("x-request-id", "cancelled-http")
         .send(&server)
         .await;
-    assert!(http.line().await.is_some());
+    assert!(http.read_line().await.is_some());
     drop(http);
     let request = with_id(grpc::request("a", 100_000), "cancelled-grpc");
     drop(wait_until_started(server.stream(request).await).await);
     server.drain().await.assert_all_gauges_are_zero();
-    let http = LOG.accesses("cancelled-http");
+    let http = LOG.access_lines("cancelled-http");
     assert_eq!(http.len(), 1, "{http:?}");
     assert_ended(&http[0], 200, "cancelled");
     assert!(http[0]["completion_tokens"].as_u64() > Some(0), "{http:?}");
-    let grpc = LOG.accesses("cancelled-grpc");
+    let grpc = LOG.access_lines("cancelled-grpc");
     assert_eq!(grpc.len(), 1, "{grpc:?}");
     assert_eq!(grpc[0]["outcome"], "cancelled", "{grpc:?}");
 }
@@ -252,16 +252,16 @@ async fn a_lost_worker_and_a_passed_deadline_are_logged_as_the_outcome() {
         Setup::test_runner(runner).without_resumption()
     };
     let lost = RequestCase::new("lost-http", panicking())
-        .http(completion_of(5))
+        .run_http(completion_of(5))
         .await;
     assert_ended(&lost, 200, "worker_lost");
     let lost = RequestCase::new("lost-grpc", panicking())
-        .grpc(grpc::request("a", 5), None)
+        .run_grpc(grpc::request("a", 5), None)
         .await;
     assert_ended(&lost, "ABORTED", "worker_lost");
     let late = completion_of(5).header("x-request-timeout", "0.1");
     let late = RequestCase::new("late-http", Setup::test_runner(silent_at(3)))
-        .http(late)
+        .run_http(late)
         .await;
     assert_ended(&late, 200, "deadline_exceeded");
     assert_eq!(late["completion_tokens"], 3);
@@ -272,7 +272,7 @@ async fn a_lost_worker_and_a_passed_deadline_are_logged_as_the_outcome() {
     let timeout = "100m".parse().expect("a metadata value");
     request.metadata_mut().insert("grpc-timeout", timeout);
     grpc::collect(server.stream(request).await).await;
-    let late = only_line(server, &late.id).await;
+    let late = access_log_line(server, &late.id).await;
     assert_ended(&late, "DEADLINE_EXCEEDED", "deadline_exceeded");
 }
 
@@ -288,11 +288,11 @@ async fn a_request_that_a_draining_server_rejects_is_logged() {
     // The runtime has one thread, so the drain has started when this task runs again.
     tokio::task::yield_now().await;
     let http = completion_of(1).header("x-request-id", "draining-http");
-    http.send_to(&address).await.rest().await;
+    http.send_to(&address).await.read_rest().await;
     let request = with_id(grpc::request("a", 1), "draining-grpc");
     grpc.complete(request).await.expect_err("the engine drains");
-    assert_ended(&LOG.accesses("draining-http")[0], 503, "draining");
-    let line = &LOG.accesses("draining-grpc")[0];
+    assert_ended(&LOG.access_lines("draining-http")[0], 503, "draining");
+    let line = &LOG.access_lines("draining-grpc")[0];
     assert_ended(line, "UNAVAILABLE", "draining");
     draining.abort();
 }
@@ -325,8 +325,8 @@ async fn a_slow_reader_is_logged_as_the_outcome() {
         .expect("the readers are given up");
     drop((stalled, grpc));
     server.drain().await.assert_all_gauges_are_zero();
-    assert_ended(&LOG.accesses("slow-http")[0], 200, "slow_reader");
-    assert_eq!(LOG.accesses("slow-grpc")[0]["outcome"], "slow_reader");
+    assert_ended(&LOG.access_lines("slow-http")[0], 200, "slow_reader");
+    assert_eq!(LOG.access_lines("slow-grpc")[0]["outcome"], "slow_reader");
 }
 
 #[tokio::test]
@@ -381,14 +381,14 @@ async fn every_rpc_is_logged_and_probes_are_logged_at_debug() {
             "model_not_found",
         ),
     ] {
-        let lines = LOG.accesses(id);
+        let lines = LOG.access_lines(id);
         assert_eq!(lines.len(), 1, "{lines:?}");
         assert_ended(&lines[0], status, outcome);
         assert_eq!(lines[0]["route"], format!("tokenway.v1.Inference/{rpc}"));
         assert_eq!(counted(rpc, outcome), 1.0, "{}", counts.0);
     }
-    assert_eq!(LOG.accesses("rpc-get")[0]["model"], "llm_test");
-    assert_eq!(LOG.accesses("probe")[0]["level"], "DEBUG");
+    assert_eq!(LOG.access_lines("rpc-get")[0]["model"], "llm_test");
+    assert_eq!(LOG.access_lines("probe")[0]["level"], "DEBUG");
 }
 
 #[tokio::test]
@@ -402,5 +402,5 @@ async fn the_access_log_can_be_disabled() {
         .fetch(&server)
         .await;
     server.drain().await;
-    assert!(LOG.accesses("disabled").is_empty());
+    assert!(LOG.access_lines("disabled").is_empty());
 }

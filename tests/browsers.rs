@@ -5,7 +5,7 @@ mod support;
 
 use serde_json::json;
 use support::http::{
-    End, HttpError, Request, Response, completion, expected_error, get, http_error, post,
+    BodyEnd, HttpError, Request, Response, completion, expected_error, get, http_error, post,
 };
 use support::http2::Connection;
 use support::program::chromium;
@@ -53,11 +53,11 @@ fn one_request_per_route() -> [Request; 7] {
     ]
 }
 
-fn forbidden_by(header: &str) -> HttpError {
+fn forbidden_error(header: &str) -> HttpError {
     expected_error(403, "host_not_allowed", Some(header))
 }
 
-async fn status(server: &TestServer, request: Request) -> u16 {
+async fn request_status(server: &TestServer, request: Request) -> u16 {
     request.fetch(server).await.0.status
 }
 
@@ -79,7 +79,7 @@ async fn foreign_host_names_are_rejected() {
             let request = request.header("host", host);
             assert_eq!(
                 http_error(&server, request).await,
-                forbidden_by("host"),
+                forbidden_error("host"),
                 "{host}"
             );
         }
@@ -100,7 +100,7 @@ async fn localhost_names_and_ip_addresses_are_served() {
         "0.0.0.0",
         "",
     ] {
-        let served = status(&server, completion_request().header("host", host)).await;
+        let served = request_status(&server, completion_request().header("host", host)).await;
         assert_eq!(served, 200, "{host}");
     }
 }
@@ -119,9 +119,9 @@ async fn health_routes_accept_any_host_but_no_foreign_origin() {
     let server = server(&[], &[]).await;
     for route in ["/livez", "/readyz", "/health"] {
         let request = get(route).header("host", "probe.example");
-        assert_eq!(status(&server, request).await, 200, "{route}");
+        assert_eq!(request_status(&server, request).await, 200, "{route}");
         let page = get(route).header("origin", "http://rebound.example");
-        assert_eq!(http_error(&server, page).await, forbidden_by("origin"));
+        assert_eq!(http_error(&server, page).await, forbidden_error("origin"));
     }
 }
 
@@ -137,13 +137,13 @@ async fn allowed_hosts_are_served_and_a_star_allows_every_host() {
         ("a.internal.example:8001", 403),
         ("localhost", 200),
     ] {
-        let got = status(&listed, completion_request().header("host", host)).await;
+        let got = request_status(&listed, completion_request().header("host", host)).await;
         assert_eq!(got, expected, "{host}");
     }
     let any = server(&["*"], &[]).await;
     for host in ["rebound.example", "what is this"] {
         assert_eq!(
-            status(&any, completion_request().header("host", host)).await,
+            request_status(&any, completion_request().header("host", host)).await,
             200
         );
     }
@@ -154,7 +154,7 @@ async fn every_host_named_by_a_request_must_be_allowed() {
     let server = server(&[], &[]).await;
     // An absolute URI in HTTP/1.1 and `:authority` in HTTP/2 both take precedence over the `host` header.
     let absolute = get("http://rebound.example/v1/models");
-    assert_eq!(http_error(&server, absolute).await, forbidden_by("host"));
+    assert_eq!(http_error(&server, absolute).await, forbidden_error("host"));
     let connection = Connection::open(&server.http_address(), 65_535).await;
     for (authority, host, expected) in [
         ("localhost:8000", None, 200),
@@ -219,7 +219,7 @@ async fn foreign_origins_and_their_preflights_are_rejected() {
             let (response, body) = request.fetch(&server).await;
             let (code, param) = body.error();
             let got = (response.status, code, param);
-            assert_eq!(got, forbidden_by("origin"), "{origin}");
+            assert_eq!(got, forbidden_error("origin"), "{origin}");
             assert_eq!(response.header("access-control-allow-origin"), None);
             assert!(response.header("x-request-id").is_some());
         }
@@ -246,7 +246,7 @@ async fn the_servers_own_origin_is_served() {
         let request = completion_request()
             .header("host", host)
             .header("origin", origin);
-        let got = status(&server, request).await;
+        let got = request_status(&server, request).await;
         assert_eq!(got, expected, "{host} {origin}");
     }
 }
@@ -261,7 +261,7 @@ async fn the_preflight_of_an_allowed_origin_is_answered() {
         .header("access-control-request-headers", "authorization,x-anything")
         .header("access-control-request-private-network", "true");
     let (response, body) = preflight.fetch(&server).await;
-    assert_eq!((response.status, body.end), (200, End::Clean));
+    assert_eq!((response.status, body.end), (200, BodyEnd::Clean));
     for (header, value) in [
         ("access-control-allow-origin", PAGE_ORIGIN),
         ("access-control-allow-methods", "GET,POST"),
@@ -344,13 +344,13 @@ async fn a_star_allows_every_origin() {
     }
     // An allowed origin does not disable the check of the host name.
     let rebound = completion_request().header("host", "rebound.example");
-    assert_eq!(http_error(&server, rebound).await, forbidden_by("host"));
+    assert_eq!(http_error(&server, rebound).await, forbidden_error("host"));
 }
 
 /// Loads this URL in Chromium and returns the DOM of the page.
 async fn dom_in_chromium(url: &str) -> String {
     let profile = tempfile::tempdir().expect("a temporary folder");
-    chromium(url, profile.path()).run().await.success()
+    chromium(url, profile.path()).run().await.expect_success()
 }
 
 /// Opens a page of the origin `page` in Chromium. Returns the results that its script reads from the server.

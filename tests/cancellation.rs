@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-async fn http_stream(server: &TestServer, max_tokens: u32) -> Response {
+async fn start_http_stream(server: &TestServer, max_tokens: u32) -> Response {
     let body = json!({"prompt": "a", "max_tokens": max_tokens, "stream": true});
     completion(&body).send(server).await
 }
@@ -29,7 +29,7 @@ async fn assert_slot_is_free(server: &TestServer, tokens: u32) {
 async fn assert_one_cancellation(server: TestServer, api: &str) {
     let counts = server.drain().await;
     counts.assert_all_gauges_are_zero();
-    assert_eq!(counts.ended(api, "cancelled"), 1.0, "{}", counts.0);
+    assert_eq!(counts.ended_requests(api, "cancelled"), 1.0, "{}", counts.0);
     assert_eq!(counts.get("tokenway_cancellations_total"), 1.0);
 }
 
@@ -39,8 +39,8 @@ async fn a_client_that_disconnects_mid_stream_frees_its_slot() {
         let runner = with_interval(Duration::from_millis(1));
         let server = Setup::test_runner(runner).slots(1).start().await;
         if api == "http" {
-            let mut stream = http_stream(&server, 100_000).await;
-            assert!(stream.line().await.is_some());
+            let mut stream = start_http_stream(&server, 100_000).await;
+            assert!(stream.read_line().await.is_some());
         } else {
             let mut stream = server.stream(grpc::request("a", 100_000)).await;
             assert!(stream.message().await.unwrap().is_some());
@@ -55,14 +55,14 @@ async fn a_client_that_disconnects_between_tokens_frees_its_slot() {
     for api in ["http", "grpc"] {
         let server = Setup::test_runner(silent_at(2)).slots(1).start().await;
         if api == "http" {
-            let mut stream = http_stream(&server, 10).await;
-            assert!(stream.line().await.is_some());
-            assert!(stream.line().await.is_some());
+            let mut stream = start_http_stream(&server, 10).await;
+            assert!(stream.read_line().await.is_some());
+            assert!(stream.read_line().await.is_some());
         } else {
             let mut stream = server.stream(grpc::request("a", 10)).await;
             let mut completion = grpc::Completion::default();
             while completion.choices.is_empty() || completion.choices[0].tokens.len() < 2 {
-                completion.take(stream.message().await.unwrap().expect("two tokens"));
+                completion.add_event(stream.message().await.unwrap().expect("two tokens"));
             }
         }
         assert_slot_is_free(&server, 2).await;
@@ -84,8 +84,8 @@ async fn a_client_that_disconnects_with_pipelined_bytes_frees_its_slot() {
     let mut stream = TcpStream::connect(server.http_address()).await.unwrap();
     stream.write_all(&bytes).await.unwrap();
     let mut response = Response::read_head(stream).await;
-    assert!(response.line().await.is_some());
-    assert!(response.line().await.is_some());
+    assert!(response.read_line().await.is_some());
+    assert!(response.read_line().await.is_some());
     drop(response);
     assert_slot_is_free(&server, 2).await;
     assert_one_cancellation(server, "http").await;
@@ -98,8 +98,8 @@ async fn a_client_that_disconnects_after_many_pipelined_requests_does_not_stay_q
         limits.keep_alive_timeout = Duration::from_secs(3_600);
     });
     let server = setup.slots(1).start().await;
-    let mut running = http_stream(&server, 10).await;
-    assert!(running.line().await.is_some());
+    let mut running = start_http_stream(&server, 10).await;
+    assert!(running.read_line().await.is_some());
     // More bytes than hyper reads at once. hyper does not notice that the connection has ended while bytes are
     // unread.
     let health_check = support::http::get("/livez").bytes();
@@ -192,7 +192,7 @@ async fn a_disconnect_with_several_prompts_counts_as_one_cancellation() {
     let server = Setup::test_runner(silent_at(1)).slots(2).start().await;
     let body = json!({"prompt": ["a", "b"], "max_tokens": 10, "stream": true});
     let mut stream = completion(&body).send(&server).await;
-    assert!(stream.line().await.is_some());
+    assert!(stream.read_line().await.is_some());
     drop(stream);
     assert_slot_is_free(&server, 1).await;
     assert_one_cancellation(server, "http").await;

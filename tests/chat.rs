@@ -3,7 +3,7 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::http::{End, Request, expected_error, http_error, post};
+use support::http::{BodyEnd, Request, expected_error, http_error, post};
 use support::{Setup, TestServer, full_speed};
 
 /// Logprob of each token that the test runner emits: its probability is 1/2. `LOGPROB_OF_QUARTER` is the logprob of the token
@@ -15,12 +15,12 @@ use support::{Setup, TestServer, full_speed};
 const LOGPROB_OF_HALF: f64 = -0.693_147_2;
 const LOGPROB_OF_QUARTER: f64 = -1.386_294_4;
 
-fn chat(body: &Value) -> Request {
+fn chat_request(body: &Value) -> Request {
     post("/v1/chat/completions", body.to_string())
 }
 
 /// Returns a chat request whose prompt has four words: the test runner renders it as `user: how are you`.
-fn chat_of_four_words(rest: &Value) -> Value {
+fn four_word_chat(rest: &Value) -> Value {
     let mut body = json!({"messages": [{"role": "user", "content": "how are you"}]});
     let fields = rest.as_object().expect("fields").clone();
     body.as_object_mut().expect("a body").extend(fields);
@@ -33,8 +33,8 @@ async fn server() -> TestServer {
 
 #[tokio::test]
 async fn a_chat_completion_returns_a_message() {
-    let body = chat_of_four_words(&json!({"max_completion_tokens": 3, "n": 2}));
-    let request = chat(&body).header("x-request-id", "mine");
+    let body = four_word_chat(&json!({"max_completion_tokens": 3, "n": 2}));
+    let request = chat_request(&body).header("x-request-id", "mine");
     let (response, body) = request.fetch(&server().await).await;
     assert_eq!(response.status, 200);
     let body = body.json();
@@ -59,13 +59,13 @@ async fn a_chat_completion_returns_a_message() {
 async fn a_stream_is_sse_with_the_role_first_and_one_delta_per_token() {
     let options = json!({"include_usage": true});
     let body =
-        chat_of_four_words(&json!({"max_tokens": 2, "stream": true, "stream_options": options}));
+        four_word_chat(&json!({"max_tokens": 2, "stream": true, "stream_options": options}));
     // OpenAI's SDKs send the first of these headers, and browsers the second.
     for accept in ["application/json", "*/*", "text/event-stream"] {
-        let (response, body) = chat(&body).accept(accept).fetch(&server().await).await;
+        let (response, body) = chat_request(&body).accept(accept).fetch(&server().await).await;
         let content_type = response.header("content-type");
         assert_eq!(content_type, Some("text/event-stream; charset=utf-8"));
-        assert_eq!(body.end, End::Clean);
+        assert_eq!(body.end, BodyEnd::Clean);
         let mut events = body.events();
         assert_eq!(events.pop(), Some("[DONE]"));
         let objects: Vec<Value> = events
@@ -91,8 +91,8 @@ async fn a_stream_is_sse_with_the_role_first_and_one_delta_per_token() {
 
 #[tokio::test]
 async fn an_ndjson_stream_has_a_role_for_every_choice() {
-    let body = chat_of_four_words(&json!({"max_tokens": 1, "stream": true, "n": 3}));
-    let request = chat(&body).accept("application/x-ndjson");
+    let body = four_word_chat(&json!({"max_tokens": 1, "stream": true, "n": 3}));
+    let request = chat_request(&body).accept("application/x-ndjson");
     let (response, body) = request.fetch(&server().await).await;
     let content_type = response.header("content-type");
     assert_eq!(content_type, Some("application/x-ndjson"));
@@ -123,7 +123,7 @@ async fn the_finish_reason_has_its_own_chunk_also_through_a_gateway() {
         "max_tokens": 2, "stream": true, "stream_options": options,
         "logprobs": true, "top_logprobs": 1,
     });
-    let request = chat(&chat_of_four_words(&fields)).accept("application/x-ndjson");
+    let request = chat_request(&four_word_chat(&fields)).accept("application/x-ndjson");
     let (_, body) = request.fetch(&gateway).await;
     let lines = body.lines();
     assert_eq!(lines.len(), 1 + 2 + 1);
@@ -137,8 +137,8 @@ async fn the_finish_reason_has_its_own_chunk_also_through_a_gateway() {
 
 #[tokio::test]
 async fn chat_ignores_the_default_max_tokens_of_completions() {
-    let body = chat_of_four_words(&json!({"stop": "token_40", "stream": true}));
-    let request = chat(&body).accept("application/x-ndjson");
+    let body = four_word_chat(&json!({"stop": "token_40", "stream": true}));
+    let request = chat_request(&body).accept("application/x-ndjson");
     let (_, body) = request.fetch(&server().await).await;
     let lines = body.lines();
     assert_eq!(lines.len(), 1 + 40 + 1);
@@ -151,11 +151,11 @@ async fn chat_ignores_the_default_max_tokens_of_completions() {
 async fn each_token_has_its_logprob_and_the_top_logprobs() {
     let server = server().await;
     let mut fields = json!({"max_tokens": 2, "logprobs": true, "top_logprobs": 2});
-    let (_, body) = chat(&chat_of_four_words(&fields)).fetch(&server).await;
+    let (_, body) = chat_request(&four_word_chat(&fields)).fetch(&server).await;
     let unary = body.json()["choices"][0]["logprobs"].clone();
     assert_eq!(unary["refusal"], Value::Null);
     fields["stream"] = json!(true);
-    let request = chat(&chat_of_four_words(&fields)).accept("application/x-ndjson");
+    let request = chat_request(&four_word_chat(&fields)).accept("application/x-ndjson");
     let (_, body) = request.fetch(&server).await;
     let lines = body.lines();
     let streamed: Vec<Value> = lines[1..3]
@@ -206,7 +206,7 @@ async fn errors_name_the_field_as_the_client_sent_it() {
             "messages[0].content[0].type",
         ),
     ] {
-        let request = chat(&chat_of_four_words(&rest));
+        let request = chat_request(&four_word_chat(&rest));
         let expected = expected_error(400, code, Some(param));
         assert_eq!(http_error(&server, request).await, expected, "{rest}");
     }

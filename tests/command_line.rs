@@ -4,26 +4,26 @@ mod support;
 
 use rustix::process::Signal;
 use serde_json::json;
-use support::http::{End, completion, get};
-use support::program::{Program, Running, tokenway};
+use support::http::{BodyEnd, completion, get};
+use support::program::{Program, RunningProgram, tokenway};
 use support::{Setup, full_speed, silent_at};
 
 const FREE_PORT: &str = "127.0.0.1:0";
 
 /// Starts a server. Returns the process and the addresses of its `listeners` listeners, which it prints.
-async fn start_and_read_addresses(program: Program, listeners: usize) -> (Running, Vec<String>) {
+async fn start_and_read_addresses(program: Program, listeners: usize) -> (RunningProgram, Vec<String>) {
     let mut running = program.start();
     let mut addresses = Vec::new();
     for _ in 0..listeners {
-        let line = running.line().await;
+        let line = running.read_line().await;
         let address = line.split_whitespace().nth(1).expect("an address");
         addresses.push(address.to_owned());
     }
-    assert!(running.line().await.starts_with("ready "));
+    assert!(running.read_line().await.starts_with("ready "));
     (running, addresses)
 }
 
-fn serve() -> Program {
+fn serve_program() -> Program {
     let listen = [
         "serve",
         "--http-listen",
@@ -40,12 +40,12 @@ fn host_and_port(url: &str) -> &str {
 
 async fn complete(arguments: &[&str]) -> String {
     let program = tokenway().args(["complete", "one two"]).args(arguments);
-    program.run().await.success()
+    program.run().await.expect_success()
 }
 
 #[tokio::test]
 async fn serve_prints_its_addresses_and_complete_streams_over_both_apis() {
-    let program = serve().env("TEST_RUNNER_FREQUENCY_MS", "0");
+    let program = serve_program().env("TEST_RUNNER_FREQUENCY_MS", "0");
     let (running, addresses) = start_and_read_addresses(program, 2).await;
     let [http, grpc] = &addresses[..] else {
         panic!("expected two addresses")
@@ -65,14 +65,14 @@ async fn serve_is_the_default_command() {
     let program = tokenway().args(["--http-listen", FREE_PORT, "--grpc-listen", FREE_PORT]);
     let (running, addresses) = start_and_read_addresses(program, 2).await;
     let mut health = get("/health").send_to(host_and_port(&addresses[0])).await;
-    assert_eq!(health.rest().await.json(), json!({"status": "healthy"}));
+    assert_eq!(health.read_rest().await.json(), json!({"status": "healthy"}));
     drop(health);
     assert_eq!(running.interrupt().await, Some(0));
 }
 
 #[tokio::test]
 async fn a_worker_process_gets_the_settings_of_its_model() {
-    let program = serve().args(["--isolation", "process", "--test-runner-fail-at", "2"]);
+    let program = serve_program().args(["--isolation", "process", "--test-runner-fail-at", "2"]);
     let program = program.env("TEST_RUNNER_FREQUENCY_MS", "0");
     let (running, addresses) = start_and_read_addresses(program, 2).await;
     let arguments = ["complete", "a", "--server", &addresses[0]];
@@ -94,12 +94,12 @@ async fn a_gateway_serves_an_engine_behind_a_unix_socket() {
     let grpc = format!("unix:{}", folder.path().join("grpc.sock").display());
     let gateway = gateway.args(["--grpc-listen", &grpc, "--drain-grace", "0"]);
     let mut gateway = gateway.start();
-    assert!(gateway.line().await.starts_with("HTTP "));
-    let line = gateway.line().await;
+    assert!(gateway.read_line().await.starts_with("HTTP "));
+    let line = gateway.read_line().await;
     assert!(line.starts_with(&format!("gRPC     {grpc} ")), "{line}");
-    assert!(gateway.line().await.starts_with("waiting "));
+    assert!(gateway.read_line().await.starts_with("waiting "));
     assert_eq!(
-        gateway.line().await,
+        gateway.read_line().await,
         format!("ready    in front of {socket}")
     );
     let printed = complete(&["--max-tokens", "2", "--server", &http]).await;
@@ -119,16 +119,16 @@ async fn a_gateway_prints_waiting_until_its_engine_is_up() {
     let gateway = tokenway().args(["gateway", "--engine", &socket, "--http-listen", FREE_PORT]);
     let gateway = gateway.args(["--grpc-listen", FREE_PORT, "--drain-grace", "0"]);
     let mut gateway = gateway.start();
-    assert!(gateway.line().await.starts_with("HTTP "));
-    assert!(gateway.line().await.starts_with("gRPC "));
+    assert!(gateway.read_line().await.starts_with("HTTP "));
+    assert!(gateway.read_line().await.starts_with("gRPC "));
     assert_eq!(
-        gateway.line().await,
+        gateway.read_line().await,
         format!("waiting  for an engine: {socket}")
     );
     let engine = tokenway().args(["engine", "--grpc-listen", &socket, "--drain-grace", "0"]);
     let (engine, _) = start_and_read_addresses(engine, 1).await;
     assert_eq!(
-        gateway.line().await,
+        gateway.read_line().await,
         format!("ready    in front of {socket}")
     );
     assert_eq!(gateway.interrupt().await, Some(0));
@@ -137,35 +137,35 @@ async fn a_gateway_prints_waiting_until_its_engine_is_up() {
 
 #[tokio::test]
 async fn sigterm_lets_a_running_stream_finish() {
-    let program = serve().env("TEST_RUNNER_FREQUENCY_MS", "5");
+    let program = serve_program().env("TEST_RUNNER_FREQUENCY_MS", "5");
     let (mut running, addresses) = start_and_read_addresses(program, 2).await;
     let body = json!({"prompt": "a", "max_tokens": 50, "stream": true});
     let mut stream = completion(&body)
         .send_to(host_and_port(&addresses[0]))
         .await;
-    assert!(stream.line().await.is_some());
+    assert!(stream.read_line().await.is_some());
     running.signal(Signal::TERM);
     assert!(running.line().await.starts_with("draining "));
-    let rest = stream.rest().await;
-    assert_eq!((rest.end, rest.lines().len()), (End::Clean, 49));
+    let rest = stream.read_rest().await;
+    assert_eq!((rest.end, rest.lines().len()), (BodyEnd::Clean, 49));
     drop(stream);
     assert_eq!(running.end().await, Some(0));
 }
 
 #[tokio::test]
 async fn a_second_signal_ends_the_server_at_once() {
-    let program = serve().args(["--drain-timeout", "3600", "--test-runner-silent-at", "1"]);
+    let program = serve_program().args(["--drain-timeout", "3600", "--test-runner-silent-at", "1"]);
     let program = program.env("TEST_RUNNER_FREQUENCY_MS", "0");
     let (mut running, addresses) = start_and_read_addresses(program, 2).await;
     let body = json!({"prompt": "a", "stream": true});
     let mut stream = completion(&body)
         .send_to(host_and_port(&addresses[0]))
         .await;
-    assert!(stream.line().await.is_some());
+    assert!(stream.read_line().await.is_some());
     running.signal(Signal::TERM);
     assert!(running.line().await.starts_with("draining "));
     assert_eq!(running.interrupt().await, Some(1));
-    assert_eq!(stream.rest().await.end, End::Unclean);
+    assert_eq!(stream.read_rest().await.end, BodyEnd::Unclean);
 }
 
 #[tokio::test]
@@ -206,7 +206,7 @@ async fn an_unusable_model_is_rejected_before_anything_listens() {
         ),
         (&["--model-path", &gguf, "--slots", "257"], "--slots"),
     ] {
-        let outcome = serve().args(arguments).run().await;
+        let outcome = serve_program().args(arguments).run().await;
         assert_eq!(
             (outcome.code, &*outcome.stdout),
             (Some(2), ""),
@@ -218,7 +218,7 @@ async fn an_unusable_model_is_rejected_before_anything_listens() {
 
 #[tokio::test]
 async fn an_invalid_log_filter_is_rejected() {
-    let outcome = serve().env("TOKENWAY_LOG", "tokenway=loud").run().await;
+    let outcome = serve_program().env("TOKENWAY_LOG", "tokenway=loud").run().await;
     assert_eq!(outcome.code, Some(2), "{outcome:?}");
     assert!(outcome.stderr.contains("TOKENWAY_LOG"), "{outcome:?}");
 }
@@ -238,7 +238,7 @@ async fn an_address_in_use_is_reported_with_its_flag() {
     let server = Setup::test_runner(full_speed()).start().await;
     let taken = server.http_address();
     for setting in ["--http-listen", "--grpc-listen"] {
-        let failure = serve_with(setting, &taken).run().await.failure();
+        let failure = serve_with(setting, &taken).run().await.expect_failure();
         assert!(failure.contains(&taken), "{failure}");
         let expected = format!("choose another address with {setting}");
         assert!(failure.contains(&expected), "{failure}");
@@ -268,7 +268,7 @@ async fn complete_reports_every_failure_with_exit_code_1() {
         ),
     ] {
         let program = tokenway().args(["complete", "a"]).args(arguments);
-        let failure = program.run().await.failure();
+        let failure = program.run().await.expect_failure();
         assert!(failure.contains(expected), "{failure}");
     }
 }
@@ -291,7 +291,7 @@ async fn complete_prints_the_tokens_before_a_failure_and_then_the_error() {
             .args(api);
         let outcome = program.run().await;
         assert_eq!(outcome.stdout, "token_0token_1");
-        assert!(outcome.failure().contains("internal_error"));
+        assert!(outcome.expect_failure().contains("internal_error"));
     }
 }
 
@@ -299,7 +299,7 @@ async fn complete_prints_the_tokens_before_a_failure_and_then_the_error() {
 async fn no_prompt_completion_or_user_is_in_any_log_or_metric() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let log = folder.path().join("log");
-    let program = serve().args(["--test-runner-fail-at", "3"]).log_to(&log);
+    let program = serve_program().args(["--test-runner-fail-at", "3"]).log_to(&log);
     let program = program.env("TOKENWAY_LOG", "debug,tokenway=trace");
     let (running, addresses) =
         start_and_read_addresses(program.env("TEST_RUNNER_FREQUENCY_MS", "0"), 2).await;
@@ -313,13 +313,13 @@ async fn no_prompt_completion_or_user_is_in_any_log_or_metric() {
         json!({"prompt": ["canary", 1]}),
     ] {
         let mut response = completion(&body).send_to(host_and_port(http)).await;
-        response.rest().await;
+        response.read_rest().await;
     }
     let arguments = ["complete", "canary", "--grpc", "--server", grpc];
     let failed = tokenway().args(arguments).run().await;
     assert_eq!(failed.stdout, "token_0token_1token_2");
     let mut metrics = get("/metrics").send_to(host_and_port(http)).await;
-    let metrics = metrics.rest().await.text;
+    let metrics = metrics.read_rest().await.text;
     assert_eq!(running.interrupt().await, Some(0));
     let log = std::fs::read_to_string(log).expect("a log");
     assert!(

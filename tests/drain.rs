@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::http::{End, completion, get, http_error};
+use support::http::{BodyEnd, completion, get, http_error};
 use support::{Setup, grpc, silent_at, with_interval};
 use tokenway::error::{Error, ErrorKind};
 use tokio::time::timeout;
@@ -20,7 +20,7 @@ async fn a_drain_rejects_new_requests_and_ends_streams_that_take_too_long() {
     let long = json!({"prompt": "a", "max_tokens": 100_000, "stream": true});
     let mut short = completion(&short).send(&server).await;
     let mut long = completion(&long).send(&server).await;
-    assert!(short.line().await.is_some() && long.line().await.is_some());
+    assert!(short.read_line().await.is_some() && long.read_line().await.is_some());
     let client = server.grpc().await;
     let address = server.http_address();
     let draining = tokio::spawn(server.drain());
@@ -35,9 +35,9 @@ async fn a_drain_rejects_new_requests_and_ends_streams_that_take_too_long() {
     };
     let rejected = timeout(Duration::from_secs(30), rejected_in_grace).await;
     assert_eq!(rejected.expect("the drain starts"), ErrorKind::Draining);
-    assert_eq!(short.rest().await.end, End::Clean);
-    let long = long.rest().await;
-    assert_eq!(long.end, End::Unclean);
+    assert_eq!(short.read_rest().await.end, BodyEnd::Clean);
+    let long = long.read_rest().await;
+    assert_eq!(long.end, BodyEnd::Unclean);
     let record = long.lines().pop().expect("an error record");
     assert_eq!(record["error"]["code"], "draining");
     draining.await.unwrap().assert_all_gauges_are_zero();
@@ -62,7 +62,7 @@ async fn engines_and_gateways_report_draining_over_http() {
         let body = json!({"prompt": "a", "max_tokens": 1});
         for request in [completion(&body), get("/readyz"), get("/health")] {
             let mut response = request.send_to(&address).await;
-            let code = response.rest().await.error().0;
+            let code = response.read_rest().await.error().0;
             assert_eq!((response.status, code.as_str()), (503, "draining"));
         }
         draining.abort();
@@ -79,13 +79,13 @@ async fn streams_of_a_gateway_report_that_their_engine_drains() {
     let gateway = Setup::gateway(&[&engine]).start().await;
     let body = json!({"prompt": "a", "max_tokens": 5, "stream": true});
     let mut response = completion(&body).send(&gateway).await;
-    assert!(response.line().await.is_some());
-    assert!(response.line().await.is_some());
+    assert!(response.read_line().await.is_some());
+    assert!(response.read_line().await.is_some());
     engine.drain().await;
-    let record: Value = response.json_line().await.expect("an error record");
+    let record: Value = response.read_json_line().await.expect("an error record");
     assert_eq!(record["error"]["code"], "draining");
     assert_eq!(record["error"]["tokens_delivered"], 2);
-    assert_eq!(response.rest().await.end, End::Unclean);
+    assert_eq!(response.read_rest().await.end, BodyEnd::Unclean);
     // The gateway has no engine left that accepts requests.
     let (status, code, _) = http_error(&gateway, completion(&body)).await;
     assert_eq!((status, code.as_str()), (503, "no_worker"));

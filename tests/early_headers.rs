@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::http::{End, Request, Response, completion, expected_error, http_error};
+use support::http::{BodyEnd, Request, Response, completion, expected_error, http_error};
 use support::metrics::MetricsSnapshot;
 use support::{Setup, TestServer, grpc, silent_at};
 use tokenway::proto::v1;
@@ -15,8 +15,8 @@ use tonic::Streaming;
 
 const HEADERS_AFTER: Duration = Duration::from_millis(50);
 
-/// Returns a server with one slot. A sequence stops after its first token but keeps the slot.
-fn one_slot() -> Setup {
+/// Returns the setup of a server with one slot. Every sequence stops after its first token but keeps the slot.
+fn one_slot_setup() -> Setup {
     Setup::test_runner(silent_at(1)).slots(1)
 }
 
@@ -33,7 +33,7 @@ async fn occupy_slot(server: &TestServer) -> Streaming<v1::CompletionEvent> {
     stream
 }
 
-fn stream(prompt: &Value, accept: &str) -> Request {
+fn stream_request(prompt: &Value, accept: &str) -> Request {
     completion(&json!({"prompt": prompt, "max_tokens": 1, "stream": true})).accept(accept)
 }
 
@@ -66,7 +66,7 @@ fn assert_stream_headers(response: &Response, content_type: &str) {
 
 #[tokio::test]
 async fn a_queued_stream_gets_early_headers_and_then_its_tokens() {
-    let engine = one_slot().headers_after(HEADERS_AFTER).start().await;
+    let engine = one_slot_setup().headers_after(HEADERS_AFTER).start().await;
     let gateway = Setup::gateway(&[&engine]).headers_after(HEADERS_AFTER);
     let gateway = gateway.start().await;
     for server in [&engine, &gateway] {
@@ -75,43 +75,43 @@ async fn a_queued_stream_gets_early_headers_and_then_its_tokens() {
             ("text/event-stream", "text/event-stream; charset=utf-8"),
         ] {
             let running = occupy_slot(&engine).await;
-            let mut response = stream(&json!("a"), accept).send(server).await;
+            let mut response = stream_request(&json!("a"), accept).send(server).await;
             assert_stream_headers(&response, content_type);
             drop(running);
-            let line = response.line().await.expect("a token");
+            let line = response.read_line().await.expect("a token");
             let line: Value =
                 serde_json::from_str(line.trim_start_matches("data: ")).expect("JSON");
             assert_eq!(line["model"], "llm_test");
             assert_eq!(line["choices"][0]["text"], "token_0");
             assert_eq!(line["choices"][0]["finish_reason"], "length");
-            assert_eq!(response.rest().await.end, End::Clean);
+            assert_eq!(response.read_rest().await.end, BodyEnd::Clean);
         }
     }
 }
 
 #[tokio::test]
 async fn a_queued_list_of_prompts_gets_early_headers() {
-    let server = one_slot().headers_after(HEADERS_AFTER).start().await;
+    let server = one_slot_setup().headers_after(HEADERS_AFTER).start().await;
     let running = occupy_slot(&server).await;
     let prompts = json!(["a", "b", "c"]);
-    let mut response = stream(&prompts, "application/x-ndjson").send(&server).await;
+    let mut response = stream_request(&prompts, "application/x-ndjson").send(&server).await;
     assert_eq!(response.status, 200);
     drop(running);
-    let body = response.rest().await;
-    assert_eq!((body.lines().len(), body.end), (3, End::Clean));
+    let body = response.read_rest().await;
+    assert_eq!((body.lines().len(), body.end), (3, BodyEnd::Clean));
 }
 
 #[tokio::test]
 async fn an_error_after_the_headers_is_an_error_record_and_an_unclean_end() {
-    let server = one_slot().headers_after(HEADERS_AFTER).start().await;
+    let server = one_slot_setup().headers_after(HEADERS_AFTER).start().await;
     let running = occupy_slot(&server).await;
     for (accept, prefix) in [
         ("application/x-ndjson", ""),
         ("text/event-stream", "data: "),
     ] {
-        let request = stream(&json!("a"), accept).header("x-request-timeout", "0.5");
+        let request = stream_request(&json!("a"), accept).header("x-request-timeout", "0.5");
         let (response, body) = request.fetch(&server).await;
-        assert_eq!((response.status, body.end), (200, End::Unclean));
+        assert_eq!((response.status, body.end), (200, BodyEnd::Unclean));
         let record = body.text.strip_prefix(prefix).expect("an error record");
         let record: Value = serde_json::from_str(record).expect("JSON");
         assert_eq!(record["error"]["code"], "deadline_exceeded", "{record}");
@@ -120,7 +120,7 @@ async fn an_error_after_the_headers_is_an_error_record_and_an_unclean_end() {
     drop(running);
     let counts = server.drain().await;
     counts.assert_all_gauges_are_zero();
-    let failed = counts.ended("http", "deadline_exceeded");
+    let failed = counts.ended_requests("http", "deadline_exceeded");
     assert_eq!(failed, 2.0, "{}", counts.0);
     // An error after the response headers does not count as a rejected request.
     let rejected = "tokenway_requests_rejected_total{api=\"http\",reason=\"deadline_exceeded\"}";
@@ -129,15 +129,15 @@ async fn an_error_after_the_headers_is_an_error_record_and_an_unclean_end() {
 
 #[tokio::test]
 async fn a_queued_stream_reports_draining_after_its_headers() {
-    let setup = one_slot().headers_after(HEADERS_AFTER);
+    let setup = one_slot_setup().headers_after(HEADERS_AFTER);
     let setup = setup.drain(Duration::ZERO, Duration::from_millis(100));
     let server = setup.start().await;
     let _running = occupy_slot(&server).await;
-    let mut response = stream(&json!("a"), "*/*").send(&server).await;
+    let mut response = stream_request(&json!("a"), "*/*").send(&server).await;
     assert_eq!(response.status, 200);
     let draining = tokio::spawn(server.drain());
-    let body = response.rest().await;
-    assert_eq!(body.end, End::Unclean);
+    let body = response.read_rest().await;
+    assert_eq!(body.end, BodyEnd::Unclean);
     assert_eq!(body.json()["error"]["code"], "draining");
     draining
         .await
@@ -147,9 +147,9 @@ async fn a_queued_stream_reports_draining_after_its_headers() {
 
 #[tokio::test]
 async fn a_client_that_disconnects_after_early_headers_leaves_the_queue() {
-    let server = one_slot().headers_after(HEADERS_AFTER).start().await;
+    let server = one_slot_setup().headers_after(HEADERS_AFTER).start().await;
     let running = occupy_slot(&server).await;
-    let response = stream(&json!("a"), "text/event-stream").send(&server).await;
+    let response = stream_request(&json!("a"), "text/event-stream").send(&server).await;
     assert_eq!(response.status, 200);
     assert_eq!(
         MetricsSnapshot::take(&server).get("tokenway_requests_queued"),
@@ -161,14 +161,14 @@ async fn a_client_that_disconnects_after_early_headers_leaves_the_queue() {
     drop(running);
     let counts = server.drain().await;
     counts.assert_all_gauges_are_zero();
-    assert_eq!(counts.ended("http", "cancelled"), 1.0, "{}", counts.0);
+    assert_eq!(counts.ended_requests("http", "cancelled"), 1.0, "{}", counts.0);
     // Only the request in the slot has generated a token.
     assert_eq!(counts.get("tokenway_tokens_generated_total"), 1.0);
 }
 
 #[tokio::test]
 async fn immediate_rejections_and_unary_requests_keep_their_status() {
-    let server = one_slot()
+    let server = one_slot_setup()
         .queue_depth(1)
         .headers_after(Duration::from_millis(1));
     let server = server.start().await;
@@ -182,7 +182,7 @@ async fn immediate_rejections_and_unary_requests_keep_their_status() {
     let queued = server.stream(grpc::request("a", 1)).await;
     let expected = expected_error(429, "queue_full", None);
     assert_eq!(
-        http_error(&server, stream(&json!("a"), "*/*")).await,
+        http_error(&server, stream_request(&json!("a"), "*/*")).await,
         expected
     );
     drop((running, queued));

@@ -53,8 +53,8 @@ impl Model for FlawedModel {
         self.model.tokenize(text, bos)
     }
 
-    fn pieces(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
-        self.model.pieces(ids)
+    fn token_bytes(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
+        self.model.token_bytes(ids)
     }
 
     fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, ModelError> {
@@ -138,7 +138,7 @@ mod real_model {
     }
 
     /// Starts streams, which then run until they are dropped.
-    async fn streams(address: &str) -> Vec<Response> {
+    async fn start_streams(address: &str) -> Vec<Response> {
         let body =
             json!({"prompt": "Once", "max_tokens": 2_000, "ignore_eos": true, "stream": true});
         let mut streams = Vec::new();
@@ -154,7 +154,7 @@ mod real_model {
         let mut server = program.start();
         let address = http_address(&mut server).await;
         while !server.line().await.starts_with("ready ") {}
-        let streams = streams(&address).await;
+        let streams = start_streams(&address).await;
         (server, streams)
     }
 
@@ -267,7 +267,7 @@ mod real_model {
         }));
         let device = Arc::downgrade(&loader);
         let server: TestServer = Setup::runner("smollm2", loader, STREAMS).start().await;
-        let streams = streams(&server.http_address()).await;
+        let streams = start_streams(&server.http_address()).await;
         drop(server);
         // The device thread holds a reference to the loader until the thread ends.
         assert_eq!(device.strong_count(), 0);

@@ -7,18 +7,18 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use support::http::{End, Request, completion, get};
+use support::http::{BodyEnd, Request, completion, get};
 use support::program::engine_process;
 use support::{Setup, TestServer, foreign_server, full_speed, silent_at};
 use tokenway::runner::llm_test::TestRunnerLoader;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-fn stream() -> Request {
+fn stream_request() -> Request {
     completion(&json!({"prompt": "a", "max_tokens": 5, "stream": true}))
 }
 
-async fn gateway(engines: &[&str]) -> TestServer {
+async fn start_gateway(engines: &[&str]) -> TestServer {
     Setup::gateway_at(engines).start().await
 }
 
@@ -52,19 +52,19 @@ async fn models_of_all_engines_are_listed_and_served() {
 #[tokio::test]
 async fn killing_an_engine_ends_its_streams_with_an_error() {
     let (engine, address) = engine_process().await;
-    let gateway = gateway(&[&address]).await;
-    let mut response = stream().send(&gateway).await;
-    assert!(response.line().await.is_some());
-    assert!(response.line().await.is_some());
+    let gateway = start_gateway(&[&address]).await;
+    let mut response = stream_request().send(&gateway).await;
+    assert!(response.read_line().await.is_some());
+    assert!(response.read_line().await.is_some());
     engine.signal(Signal::KILL);
-    let record: Value = response.json_line().await.expect("an error record");
+    let record: Value = response.read_json_line().await.expect("an error record");
     assert_eq!(record["error"]["code"], "upstream_error");
     assert_eq!(record["error"]["tokens_delivered"], 2);
     assert_eq!(record["error"]["retryable"], true);
-    assert_eq!(response.rest().await.end, End::Unclean);
-    engine.end().await;
+    assert_eq!(response.read_rest().await.end, BodyEnd::Unclean);
+    engine.wait_for_exit_code().await;
     // The request either uses the broken connection or fails to open a new one. Both errors are retryable.
-    let (status, code) = status_and_code(&gateway, stream()).await;
+    let (status, code) = status_and_code(&gateway, stream_request()).await;
     let known = [(502, "upstream_error"), (503, "no_worker")];
     assert!(known.contains(&(status, code.as_str())), "{status} {code}");
     let (models, _) = get("/v1/models").fetch(&gateway).await;
@@ -76,26 +76,26 @@ async fn killing_an_engine_ends_its_streams_with_an_error() {
 async fn a_dead_engine_is_skipped() {
     let (gone, address) = engine_process().await;
     let there = Setup::test_runner(full_speed()).start().await;
-    let gateway = gateway(&[&address, &there.grpc_url()]).await;
+    let gateway = start_gateway(&[&address, &there.grpc_url()]).await;
     gone.signal(Signal::KILL);
-    gone.end().await;
+    gone.wait_for_exit_code().await;
     for _ in 0..10 {
-        let (response, body) = stream().fetch(&gateway).await;
+        let (response, body) = stream_request().fetch(&gateway).await;
         assert_eq!((response.status, body.lines().len()), (200, 5));
-        assert_eq!(body.end, End::Clean);
+        assert_eq!(body.end, BodyEnd::Clean);
     }
 }
 
 #[tokio::test]
 async fn a_hung_engine_is_a_504_at_the_deadline() {
     let (engine, address) = engine_process().await;
-    let gateway = gateway(&[&address]).await;
+    let gateway = start_gateway(&[&address]).await;
     engine.stop();
-    let request = stream().header("x-request-timeout", "0.2");
+    let request = stream_request().header("x-request-timeout", "0.2");
     let expected = (504, "deadline_exceeded".to_owned());
     assert_eq!(status_and_code(&gateway, request).await, expected);
     engine.signal(Signal::KILL);
-    engine.end().await;
+    engine.wait_for_exit_code().await;
 }
 
 #[tokio::test]
@@ -104,14 +104,14 @@ async fn a_draining_gateway_ends_its_streams_with_draining() {
     let timeout = Duration::from_millis(1);
     let gateway = Setup::gateway(&[&engine]).drain(Duration::ZERO, timeout);
     let gateway = gateway.start().await;
-    let mut response = stream().send(&gateway).await;
-    assert!(response.line().await.is_some());
-    assert!(response.line().await.is_some());
+    let mut response = stream_request().send(&gateway).await;
+    assert!(response.read_line().await.is_some());
+    assert!(response.read_line().await.is_some());
     gateway.drain().await.assert_all_gauges_are_zero();
-    let record: Value = response.json_line().await.expect("an error record");
+    let record: Value = response.read_json_line().await.expect("an error record");
     assert_eq!(record["error"]["code"], "draining");
     assert_eq!(record["error"]["tokens_delivered"], 2);
-    assert_eq!(response.rest().await.end, End::Unclean);
+    assert_eq!(response.read_rest().await.end, BodyEnd::Unclean);
 }
 
 #[tokio::test]
@@ -120,25 +120,25 @@ async fn a_gateways_health_watch_does_not_delay_the_engines_drain() {
     let engine = Setup::test_runner(full_speed()).drain(Duration::ZERO, long);
     let engine = engine.start().await;
     let gateway = Setup::gateway(&[&engine]).start().await;
-    assert_eq!(stream().fetch(&gateway).await.1.end, End::Clean);
+    assert_eq!(stream_request().fetch(&gateway).await.1.end, BodyEnd::Clean);
     engine.drain().await.assert_all_gauges_are_zero();
 }
 
 #[tokio::test]
 async fn streams_of_a_hung_engine_fail_long_before_their_deadline() {
     let (engine, address) = engine_process().await;
-    let gateway = gateway(&[&address]).await;
-    let mut response = stream()
+    let gateway = start_gateway(&[&address]).await;
+    let mut response = stream_request()
         .header("x-request-timeout", "20")
         .send(&gateway)
         .await;
-    assert!(response.line().await.is_some());
-    assert!(response.line().await.is_some());
+    assert!(response.read_line().await.is_some());
+    assert!(response.read_line().await.is_some());
     engine.stop();
-    let record: Value = response.json_line().await.expect("an error record");
+    let record: Value = response.read_json_line().await.expect("an error record");
     assert_eq!(record["error"]["code"], "upstream_error");
     engine.signal(Signal::KILL);
-    engine.end().await;
+    engine.wait_for_exit_code().await;
 }
 
 #[tokio::test]
@@ -170,7 +170,7 @@ async fn thousands_of_disconnects_affect_no_other_stream() {
             let body = json!({"prompt": "a", "max_tokens": 100_000, "stream": true});
             for _ in 0..300 {
                 let mut stream = completion(&body).send(&gateway).await;
-                let line = stream.json_line().await.expect("a first line");
+                let line = stream.read_json_line().await.expect("a first line");
                 assert_eq!(line["choices"][0]["text"], "token_0", "{line}");
             }
         })
@@ -189,7 +189,7 @@ async fn error_details_of_an_engine_reach_the_client() {
     let invalid = Status::with_error_details(Code::InvalidArgument, "Not that.", details);
     let rejected = async |status| {
         let engine = format!("http://{}", foreign_server::rejecting(status).await);
-        let gateway = gateway(&[&engine]).await;
+        let gateway = start_gateway(&[&engine]).await;
         completion(&json!({"prompt": "a"})).fetch(&gateway).await
     };
     let (response, body) = rejected(full).await;

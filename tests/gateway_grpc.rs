@@ -42,7 +42,7 @@ fn request_context() -> RequestContext {
     })
 }
 
-fn stream() -> Request {
+fn stream_request() -> Request {
     completion(&json!({"prompt": "a", "max_tokens": 5, "stream": true}))
 }
 
@@ -93,7 +93,7 @@ async fn a_gateways_grpc_api_is_the_service_of_its_engines() {
     let counts = gateway.drain().await;
     counts.assert_all_gauges_are_zero();
     // The five requests are the completion and the four other calls.
-    assert_eq!(counts.ended("grpc", "ok"), 5.0, "{}", counts.0);
+    assert_eq!(counts.ended_requests("grpc", "ok"), 5.0, "{}", counts.0);
 }
 
 #[tokio::test]
@@ -137,13 +137,13 @@ async fn a_grpc_deadline_reaches_the_engine_through_the_gateway() {
     // Without the client's deadline, the engine would apply its default of one minute.
     let completion = timeout(Duration::from_secs(20), grpc::collect(stream)).await;
     let completion = completion.expect("the client's deadline reaches the engine");
-    assert_eq!(completion.count(0), 2);
+    assert_eq!(completion.token_count(0), 2);
     let status = completion.error.expect("the deadline passes");
     assert_eq!(status.code(), Code::DeadlineExceeded);
     assert!(!status.details().is_empty(), "it is the engine's error");
     let counts = engine.drain().await;
     assert_eq!(
-        counts.ended("grpc", "deadline_exceeded"),
+        counts.ended_requests("grpc", "deadline_exceeded"),
         1.0,
         "{}",
         counts.0
@@ -164,7 +164,7 @@ async fn killing_an_engine_ends_grpc_streams_with_an_error() {
         }
     });
     let completion = completion.await;
-    assert_eq!(completion.count(0), 2);
+    assert_eq!(completion.token_count(0), 2);
     let status = completion.error.expect("the engine is dead");
     assert_eq!(Error::from(&status).kind.row().code, "upstream_error");
 }
@@ -222,7 +222,7 @@ async fn a_gateways_grpc_health_follows_its_engines() {
     assert_eq!(next().await, ServingStatus::Serving);
     engine.signal(Signal::KILL);
     assert_eq!(next().await, ServingStatus::NotServing);
-    engine.end().await;
+    engine.wait_for_exit_code().await;
 }
 
 #[tokio::test]
@@ -238,7 +238,7 @@ async fn a_gateway_that_reaches_itself_under_another_name_sends_itself_no_reques
         setup.start().await
     };
     let gateway = start(&[&itself]).await;
-    let (response, body) = stream().fetch(&gateway).await;
+    let (response, body) = stream_request().fetch(&gateway).await;
     let error = body.json()["error"].clone();
     let message = error["message"].as_str().expect("a message");
     // The request may arrive before or after the gateway has noticed that the engine is gone.
@@ -254,7 +254,7 @@ async fn a_gateway_that_reaches_itself_under_another_name_sends_itself_no_reques
     let engine = Setup::test_runner(full_speed()).start().await;
     let gateway = start(&[&itself, &engine.grpc_url()]).await;
     for _ in 0..10 {
-        let (response, body) = stream().fetch(&gateway).await;
+        let (response, body) = stream_request().fetch(&gateway).await;
         assert_eq!((response.status, body.lines().len()), (200, 5));
     }
     gateway.drain().await.assert_all_gauges_are_zero();

@@ -8,7 +8,7 @@ use h2::Reason;
 use prost::Message;
 use serde_json::{Value, json};
 use support::frames::{Api, DATA, Frames, GO_AWAY};
-use support::http2::{Connection, read, reset};
+use support::http2::{Connection, read_body, wait_for_reset};
 use support::{Setup, TestServer, full_speed, grpc, with_interval};
 use tokenway::runner::llm_test::TestRunnerOptions;
 
@@ -22,7 +22,7 @@ async fn a_failed_streams_error_record_is_complete_with_any_window_size() {
     let body = json!({"prompt": "a", "max_tokens": 5, "stream": true});
     for window in [1, 3, 100, 65_535] {
         let connection = Connection::open(&server.http_address(), window).await;
-        let failed = read(connection.completion(&body).await).await;
+        let failed = read_body(connection.completion(&body).await).await;
         assert_eq!(failed.reset, Some(Reason::INTERNAL_ERROR));
         let text = String::from_utf8(failed.bytes).unwrap();
         assert!(text.ends_with('\n'), "window {window}: {text}");
@@ -47,7 +47,7 @@ async fn an_unread_stream_is_reset_without_affecting_others() {
         http.completion(&endless).await,
         http.completion(&body).await,
     );
-    let (reason, steady) = tokio::join!(reset(stalled), read(steady));
+    let (reason, steady) = tokio::join!(wait_for_reset(stalled), read_body(steady));
     assert_eq!((reason, steady.reset), (Reason::CANCEL, None));
     let lines = String::from_utf8(steady.bytes).unwrap();
     assert_eq!(lines.lines().count(), tokens);
@@ -59,7 +59,7 @@ async fn an_unread_stream_is_reset_without_affecting_others() {
     let steady = grpc_connection
         .grpc_completion(&grpc::request("a", 10_000))
         .await;
-    let (reason, steady) = tokio::join!(reset(stalled), read(steady));
+    let (reason, steady) = tokio::join!(wait_for_reset(stalled), read_body(steady));
     assert_eq!((reason, steady.reset), (Reason::CANCEL, None));
     server.drain().await.assert_all_gauges_are_zero();
 }
@@ -95,7 +95,7 @@ fn completion_body(api: Api, max_tokens: u32) -> Vec<u8> {
     }
 }
 
-async fn frames_to(server: &TestServer, api: Api) -> Frames {
+async fn connect_frames(server: &TestServer, api: Api) -> Frames {
     let address = match api {
         Api::Http => server.http_address(),
         Api::Grpc => server.grpc_address(),
@@ -104,22 +104,22 @@ async fn frames_to(server: &TestServer, api: Api) -> Frames {
 }
 
 /// Reads until a stream ends cleanly. Returns the number of tokens in its frames.
-async fn tokens_of(frames: &mut Frames, stream: u32) -> usize {
+async fn read_token_count(frames: &mut Frames, stream: u32) -> usize {
     let mut bytes = Vec::new();
     loop {
-        let frame = frames.next().await.expect("the connection stays open");
+        let frame = frames.read_frame().await.expect("the connection stays open");
         assert_ne!(frame.kind, GO_AWAY, "{frame:?}");
         let is_last = frame.ends_stream(stream);
         if frame.stream == stream && frame.kind == DATA {
             bytes.extend(frame.payload);
         }
         if is_last {
-            return tokens_in(&bytes);
+            return count_tokens(&bytes);
         }
     }
 }
 
-fn tokens_in(bytes: &[u8]) -> usize {
+fn count_tokens(bytes: &[u8]) -> usize {
     memchr::memmem::find_iter(bytes, b"token_").count()
 }
 
@@ -129,21 +129,21 @@ async fn a_thousand_cancelled_requests_affect_no_other_stream() {
         let server = Setup::test_runner(with_interval(Duration::from_millis(2)))
             .start()
             .await;
-        let mut frames = frames_to(&server, api).await;
-        let undisturbed = frames.request(1, &completion_body(api, 100));
+        let mut frames = connect_frames(&server, api).await;
+        let undisturbed = frames.encode_request(1, &completion_body(api, 100));
         frames.write(&undisturbed).await.unwrap();
         let first = frames.write_until(&[], DATA).await;
         assert_eq!(first.stream, 1);
-        let cancelled = frames.cancelled(3, 1_000, &completion_body(api, 10));
+        let cancelled = frames.encode_cancelled_requests(3, 1_000, &completion_body(api, 10));
         frames.write(&cancelled).await.unwrap();
         // After some clients have cancelled a stream, they reset it again for each late frame.
-        let again = Frames::resets(3, 1_000).repeat(20);
+        let again = Frames::encode_resets(3, 1_000).repeat(20);
         frames.write(&again).await.unwrap();
-        let rest = tokens_of(&mut frames, 1).await;
-        assert_eq!(tokens_in(&first.payload) + rest, 100, "{api:?}");
-        let later = frames.request(2_003, &completion_body(api, 10));
+        let rest = read_token_count(&mut frames, 1).await;
+        assert_eq!(count_tokens(&first.payload) + rest, 100, "{api:?}");
+        let later = frames.encode_request(2_003, &completion_body(api, 10));
         frames.write(&later).await.unwrap();
-        assert_eq!(tokens_of(&mut frames, 2_003).await, 10, "{api:?}");
+        assert_eq!(read_token_count(&mut frames, 2_003).await, 10, "{api:?}");
         server.drain().await.assert_all_gauges_are_zero();
     }
 }
@@ -154,15 +154,15 @@ async fn endless_cancellation_is_answered_with_enhance_your_calm() {
         let server = Setup::test_runner(with_interval(Duration::from_millis(2)))
             .start()
             .await;
-        let mut other = frames_to(&server, api).await;
-        let undisturbed = other.request(1, &completion_body(api, 100));
+        let mut other = connect_frames(&server, api).await;
+        let undisturbed = other.encode_request(1, &completion_body(api, 100));
         other.write(&undisturbed).await.unwrap();
-        let mut frames = frames_to(&server, api).await;
+        let mut frames = connect_frames(&server, api).await;
         // The bodies are short, so that all of them fit into the connection's flow-control window.
-        let cancelled = frames.cancelled(1, 20_000, b"{}");
+        let cancelled = frames.encode_cancelled_requests(1, 20_000, b"{}");
         let end = frames.write_until(&cancelled, GO_AWAY).await;
-        assert_eq!(end.code(), u32::from(Reason::ENHANCE_YOUR_CALM), "{api:?}");
-        assert_eq!(tokens_of(&mut other, 1).await, 100, "{api:?}");
+        assert_eq!(end.error_code(), u32::from(Reason::ENHANCE_YOUR_CALM), "{api:?}");
+        assert_eq!(read_token_count(&mut other, 1).await, 100, "{api:?}");
         drop(frames);
         server.drain().await.assert_all_gauges_are_zero();
     }

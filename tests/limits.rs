@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::http::{End, completion, texts};
+use support::http::{BodyEnd, completion, texts};
 use support::metrics::MetricsSnapshot;
 use support::{Setup, TestServer, full_speed, grpc, silent_at, with_interval};
 use tokenway::error::{Error, ErrorKind};
@@ -121,7 +121,7 @@ async fn a_deadline_that_expires_mid_stream_ends_the_stream_with_an_error() {
         .header("x-request-timeout", "0.1")
         .fetch(&server)
         .await;
-    assert_eq!((response.status, body.end), (200, End::Unclean));
+    assert_eq!((response.status, body.end), (200, BodyEnd::Unclean));
     assert_is_failed_stream(&body.lines(), 3, "deadline_exceeded");
     server.drain().await.assert_all_gauges_are_zero();
 }
@@ -136,10 +136,10 @@ async fn a_failed_stream_is_counted_by_api_and_error_code() {
     assert!(over_grpc.error.is_some());
     let over_http = completion(&json!({"prompt": "a", "max_tokens": 10, "stream": true}));
     let over_http = over_http.header("x-request-timeout", "0.1");
-    assert_eq!(over_http.fetch(&server).await.1.end, End::Unclean);
+    assert_eq!(over_http.fetch(&server).await.1.end, BodyEnd::Unclean);
     let counts = server.drain().await;
     for api in ["grpc", "http"] {
-        let ended = |outcome: &str| counts.ended(api, outcome);
+        let ended = |outcome: &str| counts.ended_requests(api, outcome);
         assert_eq!((ended("deadline_exceeded"), ended("cancelled")), (1.0, 0.0));
     }
     assert_eq!(counts.get("tokenway_cancellations_total"), 0.0);
@@ -249,8 +249,8 @@ async fn a_stalled_http_reader_gets_slow_reader_when_it_resumes() {
     let counts = MetricsSnapshot::take(&server);
     let gauge = |name: &str| counts.get(&format!("tokenway_requests_{name}{{api=\"http\"}}"));
     assert_eq!((gauge("in_flight"), gauge("lingering")), (0.0, 1.0));
-    let rest = stalled.rest().await;
-    assert_eq!(rest.end, End::Unclean);
+    let rest = stalled.read_rest().await;
+    assert_eq!(rest.end, BodyEnd::Unclean);
     let lines = rest.lines();
     let delivered = lines.len() - 1;
     assert_is_failed_stream(&lines, delivered, "slow_reader");

@@ -36,7 +36,7 @@ fn setup(slots: usize) -> Setup {
 }
 
 /// Returns a server with eight slots. All tests of this process share the server, because loading the model is slow.
-fn shared() -> Arc<SharedServer> {
+fn shared_server() -> Arc<SharedServer> {
     static SHARED: Mutex<Weak<SharedServer>> = Mutex::new(Weak::new());
     SharedServer::get(&SHARED, || setup(8))
 }
@@ -66,7 +66,7 @@ async fn complete(server: &TestServer, request: v1::CompletionRequest) -> grpc::
     grpc::collect(stream.into_inner()).await
 }
 
-fn ids(completion: &grpc::Completion, choice: usize) -> Vec<u32> {
+fn token_ids(completion: &grpc::Completion, choice: usize) -> Vec<u32> {
     let tokens = &completion.choices[choice].tokens;
     tokens.iter().map(|token| token.id).collect()
 }
@@ -85,7 +85,7 @@ fn assert_text(text: &str, completion: &grpc::Completion) {
 
 #[tokio::test]
 async fn greedy_text_is_the_same_over_every_api_and_format() {
-    let shared = shared();
+    let shared = shared_server();
     let server: &TestServer = &shared;
     let over_grpc = complete(server, greedy_request(PROMPT, 16)).await;
     assert_text(GREEDY_TEXT, &over_grpc);
@@ -124,7 +124,7 @@ async fn greedy_text_is_the_same_over_every_api_and_format() {
 #[tokio::test]
 async fn greedy_tokens_do_not_depend_on_the_batch_or_the_slot() {
     let server = setup(8).start().await;
-    let alone = ids(&complete(&server, greedy_request(PROMPT, 32)).await, 0);
+    let alone = token_ids(&complete(&server, greedy_request(PROMPT, 32)).await, 0);
     let client = server.grpc().await;
     let start = async |request| {
         let stream = client
@@ -167,11 +167,11 @@ async fn greedy_tokens_do_not_depend_on_the_batch_or_the_slot() {
     // The long prompt is prefilled in chunks while the other sequences decode. Afterwards its slot is free again.
     let long = complete(&server, greedy_request(&"A long prompt. ".repeat(40), 1)).await;
     assert_eq!(long.choices[0].tokens.len(), 1);
-    let slot_used_before = ids(&complete(&server, greedy_request(PROMPT, 32)).await, 0);
+    let slot_used_before = token_ids(&complete(&server, greedy_request(PROMPT, 32)).await, 0);
     while let Some(event) = in_batch.message().await.expect("a stream") {
         read.take(event);
     }
-    assert_eq!(ids(&read, 0), alone);
+    assert_eq!(token_ids(&read, 0), alone);
     assert_eq!(slot_used_before, alone);
     join_all(others.into_iter().map(grpc::collect)).await;
     server.drain().await.assert_all_gauges_are_zero();
@@ -179,37 +179,37 @@ async fn greedy_tokens_do_not_depend_on_the_batch_or_the_slot() {
 
 #[tokio::test]
 async fn seeded_tokens_do_not_depend_on_the_batch_and_differ_between_choices() {
-    let shared = shared();
+    let shared = shared_server();
     let server: &TestServer = &shared;
     let request = || seeded_request("The best thing about the sea is", 24, 3);
     let first = complete(server, request()).await;
     let others = (0..4).map(|_| complete(server, grpc::request("Once upon a time", 40)));
     let (again, _) = tokio::join!(complete(server, request()), join_all(others));
-    let choices: Vec<_> = (0..3).map(|choice| ids(&first, choice)).collect();
+    let choices: Vec<_> = (0..3).map(|choice| token_ids(&first, choice)).collect();
     for (choice, tokens) in choices.iter().enumerate() {
-        assert_eq!(ids(&again, choice), *tokens);
+        assert_eq!(token_ids(&again, choice), *tokens);
     }
     assert!(choices[0] != choices[1] && choices[1] != choices[2] && choices[0] != choices[2]);
     let mut other_seed = request();
     other_seed.seed = Some(8);
-    assert_ne!(ids(&complete(server, other_seed).await, 0), choices[0]);
+    assert_ne!(token_ids(&complete(server, other_seed).await, 0), choices[0]);
 }
 
 #[tokio::test]
 async fn more_choices_than_slots_give_the_same_tokens() {
     let request = || seeded_request("My favourite colour is", 12, 5);
-    let expected = complete(&shared(), request()).await;
+    let expected = complete(&shared_server(), request()).await;
     let few_slots = setup(2).start().await;
     let in_turn = complete(&few_slots, request()).await;
     assert_eq!(in_turn.choices.len(), 5);
     for choice in 0..5 {
-        assert_eq!(ids(&in_turn, choice), ids(&expected, choice));
+        assert_eq!(token_ids(&in_turn, choice), token_ids(&expected, choice));
     }
 }
 
 #[tokio::test]
 async fn a_character_of_several_tokens_is_never_split() {
-    let shared = shared();
+    let shared = shared_server();
     let server: &TestServer = &shared;
     for (prompt, several) in [
         ("List of emoji: 😀 😃 😄 😁 😆", true),
@@ -226,7 +226,7 @@ async fn a_character_of_several_tokens_is_never_split() {
             "{texts:?}"
         );
         let request = v1::DetokenizeRequest {
-            token_ids: ids(&completion, 0),
+            token_ids: token_ids(&completion, 0),
             ..v1::DetokenizeRequest::default()
         };
         let detokenized = server.grpc().await.detokenize(request).await.unwrap();
@@ -238,7 +238,7 @@ async fn a_character_of_several_tokens_is_never_split() {
 async fn a_stop_string_ends_the_choice_and_is_never_sent() {
     let body = json!({"prompt": PROMPT, "max_tokens": 16, "temperature": 0, "stream": true,
         "stop": "has a pop", "stream_options": {"include_usage": true}});
-    let (_, body) = completion(&body).fetch(&shared()).await;
+    let (_, body) = completion(&body).fetch(&shared_server()).await;
     let lines = body.lines();
     let text = texts(&lines, 0).concat();
     assert_eq!(text, " Paris.\n\nThe United States ");
@@ -250,7 +250,7 @@ async fn a_stop_string_ends_the_choice_and_is_never_sent() {
 
 #[tokio::test]
 async fn a_chat_uses_the_models_template_and_ends_at_eos() {
-    let shared = shared();
+    let shared = shared_server();
     let server: &TestServer = &shared;
     let message = v1::ChatMessage {
         role: "user".to_owned(),
@@ -285,7 +285,7 @@ async fn a_chat_uses_the_models_template_and_ends_at_eos() {
 
 #[tokio::test]
 async fn invalid_prompts_are_rejected_and_the_server_keeps_serving() {
-    let shared = shared();
+    let shared = shared_server();
     let server: &TestServer = &shared;
     let too_many_tokens = "word ".repeat(3000);
     let too_many_bytes = "word ".repeat(80_000);

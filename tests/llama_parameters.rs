@@ -27,7 +27,7 @@ fn setup(model_path: std::path::PathBuf) -> Setup {
 }
 
 /// Returns a server that all tests of this process share, because loading the model is slow.
-fn shared() -> Arc<SharedServer> {
+fn shared_server() -> Arc<SharedServer> {
     static SHARED: Mutex<Weak<SharedServer>> = Mutex::new(Weak::new());
     SharedServer::get(&SHARED, || setup(model_path()))
 }
@@ -40,10 +40,10 @@ fn greedy_request(prompt: &str, max_tokens: u32) -> v1::CompletionRequest {
 }
 
 async fn complete(request: v1::CompletionRequest) -> Completion {
-    grpc::collect(shared().stream(request).await).await
+    grpc::collect(shared_server().stream(request).await).await
 }
 
-fn ids(completion: &Completion) -> Vec<u32> {
+fn token_ids(completion: &Completion) -> Vec<u32> {
     let tokens = &completion.choices[0].tokens;
     tokens.iter().map(|token| token.id).collect()
 }
@@ -57,13 +57,13 @@ fn logprobs(tokens: &[v1::Token]) -> Vec<&v1::Logprobs> {
 
 #[tokio::test]
 async fn logit_bias_forces_or_forbids_a_token() {
-    let unbiased = ids(&complete(greedy_request(PROMPT, 3)).await);
+    let unbiased = token_ids(&complete(greedy_request(PROMPT, 3)).await);
     let biased = async |id, bias| {
         let request = v1::CompletionRequest {
             logit_bias: [(id, bias)].into(),
             ..greedy_request(PROMPT, 3)
         };
-        ids(&complete(request).await)
+        token_ids(&complete(request).await)
     };
     assert_eq!(biased(unbiased[1], 100.0).await, [unbiased[1]; 3]);
     let without = biased(unbiased[0], -100.0).await;
@@ -72,7 +72,7 @@ async fn logit_bias_forces_or_forbids_a_token() {
         logit_bias: [(1_000_000, 1.0)].into(),
         ..greedy_request(PROMPT, 3)
     };
-    let (_, error) = grpc_error(&shared(), unknown).await;
+    let (_, error) = grpc_error(&shared_server(), unknown).await;
     assert_eq!(error.param.as_deref(), Some("logit_bias"));
 }
 
@@ -112,7 +112,7 @@ async fn logprobs_are_taken_before_the_bias() {
         ..greedy_request(PROMPT, 1)
     };
     let forced = complete(forced).await;
-    assert_eq!(ids(&forced), [100]);
+    assert_eq!(token_ids(&forced), [100]);
     let reported = logprobs(&forced.choices[0].tokens)[0];
     assert_eq!(&reported.top[0], likeliest);
     assert!(reported.logprob() < likeliest.logprob);
@@ -189,10 +189,10 @@ async fn ignore_eos_and_min_tokens_suppress_the_eos_token() {
     assert!(count < 30, "{count}");
     let ignoring = complete(with(0, true)).await;
     assert_eq!(ignoring.choices[0].finish, v1::FinishReason::Length);
-    assert_eq!(ids(&ignoring)[..count], ids(&ended));
+    assert_eq!(token_ids(&ignoring)[..count], token_ids(&ended));
     let longer = complete(with(30, false)).await;
     assert!(longer.choices[0].tokens.len() > 30);
-    assert!(!ids(&longer)[..30].contains(&end));
+    assert!(!token_ids(&longer)[..30].contains(&end));
 }
 
 #[tokio::test]
@@ -202,7 +202,7 @@ async fn suffix_requires_fill_in_the_middle_tokens() {
         echo: true,
         ..greedy_request("The city of", 4)
     };
-    let (_, error) = grpc_error(&shared(), request.clone()).await;
+    let (_, error) = grpc_error(&shared_server(), request.clone()).await;
     assert_eq!(error.kind, ErrorKind::UnsupportedParameter);
     assert_eq!(error.param.as_deref(), Some("suffix"));
     let folder = tempfile::tempdir().expect("a temporary folder");

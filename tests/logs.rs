@@ -10,8 +10,8 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::grpc;
 use support::http::{completion, post};
-use support::log::parse;
-use support::program::{Running, tokenway};
+use support::log::parse_log;
+use support::program::{RunningProgram, tokenway};
 use tempfile::TempDir;
 use tokenway::proto::v1;
 use tokenway::proto::v1::inference_client::InferenceClient;
@@ -36,7 +36,7 @@ const NOT_ABOUT_A_REQUEST: [&str; 10] = [
 /// Several `tokenway` processes, whose logs are files in one folder.
 struct LoggedProcesses {
     folder: TempDir,
-    running: Vec<Running>,
+    running: Vec<RunningProgram>,
     log_filter: &'static str,
     http: String,
     grpc: String,
@@ -67,11 +67,11 @@ impl LoggedProcesses {
         let mut running = program.log_to(&log).start();
         let mut addresses = Vec::new();
         for _ in 0..apis {
-            let line = running.line().await;
+            let line = running.read_line().await;
             let url = line.split_whitespace().nth(1).expect("an address");
             addresses.push(url.trim_start_matches("http://").to_owned());
         }
-        while !running.line().await.starts_with("ready ") {}
+        while !running.read_line().await.starts_with("ready ") {}
         self.running.push(running);
         addresses
     }
@@ -115,7 +115,7 @@ impl LoggedProcesses {
     async fn complete_over_http(&self) {
         let body = json!({"prompt": "a", "max_tokens": 4, "stream": true});
         let http = completion(&body).header("x-request-id", "http");
-        http.send_to(&self.http).await.rest().await;
+        http.send_to(&self.http).await.read_rest().await;
     }
 
     async fn complete_over_grpc(&self) {
@@ -140,12 +140,12 @@ impl LoggedProcesses {
             running.signal(Signal::TERM);
             assert_eq!(running.end().await, Some(0));
         }
-        let read = |process| read(&self.log(process));
+        let read = |process| read_log(&self.log(process));
         (0..count).map(read).collect()
     }
 }
 
-fn read(log: &Path) -> String {
+fn read_log(log: &Path) -> String {
     std::fs::read_to_string(log).expect("the log is UTF-8")
 }
 
@@ -153,7 +153,7 @@ fn read(log: &Path) -> String {
 /// request.
 fn assert_ids(log: &str) -> [BTreeSet<String>; 2] {
     let mut messages = [BTreeSet::new(), BTreeSet::new()];
-    for line in parse(log) {
+    for line in parse_log(log) {
         let message = line["message"].as_str().expect("a message").to_owned();
         match line["id"].as_str() {
             Some("http") => _ = messages[0].insert(message),
@@ -212,7 +212,7 @@ async fn a_failure_in_a_worker_process_is_logged_with_the_requests_id_by_both_pr
     let of_child = |line: &Value| {
         line["worker"] == "worker-0" && line["message"] == "a sequence starts" && line["slot"] == 0
     };
-    let lines = parse(&logs[0]);
+    let lines = parse_log(&logs[0]);
     assert!(
         lines.iter().any(of_child),
         "the child's fields are kept: {}",
@@ -282,7 +282,7 @@ async fn no_output_contains_a_prompt_a_completion_or_a_key() {
         completion(&invalid),
     ] {
         let request = request.header("authorization", "Bearer CanaryKey");
-        request.send_to(&fleet.http).await.rest().await;
+        request.send_to(&fleet.http).await.read_rest().await;
     }
     let mut request = Request::new(v1::CompletionRequest {
         user: "CanaryUser".to_owned(),
@@ -313,16 +313,16 @@ async fn the_human_log_has_the_id_too() {
         FREE_PORT,
     ]);
     let mut running = program.args(FAILING_RUNNER_FLAGS).log_to(&log).start();
-    let line = running.line().await;
+    let line = running.read_line().await;
     let address = line.split_whitespace().nth(1).expect("an address");
-    while !running.line().await.starts_with("ready ") {}
+    while !running.read_line().await.starts_with("ready ") {}
     let body = json!({"prompt": "a", "max_tokens": 4});
     let request = completion(&body).header("x-request-id", "my-id");
     let response = request.send_to(address.trim_start_matches("http://")).await;
     assert_eq!(response.status, 500);
     running.signal(Signal::TERM);
-    assert_eq!(running.end().await, Some(0));
-    let log = read(&log);
+    assert_eq!(running.wait_for_exit_code().await, Some(0));
+    let log = read_log(&log);
     for part in [
         "request{id=my-id",
         "the model failed on a sequence",

@@ -27,7 +27,7 @@ fn setup(model_path: PathBuf) -> Setup {
     Setup::runner("tiny", Arc::new(LlamaLoader::new(options)), 2)
 }
 
-fn write(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
+fn write_file(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
     let path = folder.join(name);
     fs::write(&path, bytes).expect("the file can be written");
     path
@@ -40,7 +40,7 @@ async fn load_error(model: &Gguf) -> String {
 
 async fn load_error_of(bytes: &[u8]) -> String {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let path = write(folder.path(), "model.gguf", bytes);
+    let path = write_file(folder.path(), "model.gguf", bytes);
     let outcome = program::tokenway()
         .args([
             "serve",
@@ -60,7 +60,7 @@ async fn load_error_of(bytes: &[u8]) -> String {
 #[tokio::test]
 async fn a_tiny_model_completes_text_and_renders_chats() {
     let folder = tempfile::tempdir().unwrap();
-    let path = write(folder.path(), "tiny.gguf", &Gguf::tiny().bytes());
+    let path = write_file(folder.path(), "tiny.gguf", &Gguf::tiny().bytes());
     let server = setup(path).start().await;
     let body = json!({"prompt": "abc", "max_tokens": 4, "temperature": 0, "ignore_eos": true});
     let (_, body) = completion(&body).fetch(&server).await;
@@ -75,7 +75,7 @@ async fn a_template_exception_is_a_400_with_its_message() {
     let template = "{{ raise_exception('Roles must alternate, not ' ~ messages[0].role) }}";
     let model = Gguf::tiny().with("tokenizer.chat_template", Value::Text(template.to_owned()));
     let folder = tempfile::tempdir().unwrap();
-    let server = setup(write(folder.path(), "tiny.gguf", &model.bytes()))
+    let server = setup(write_file(folder.path(), "tiny.gguf", &model.bytes()))
         .start()
         .await;
     let chat = json!({"messages": [{"role": "user", "content": "Hi"}]});
@@ -251,7 +251,7 @@ fn missing_keys() -> Vec<(String, Value)> {
 fn write_broken_values(folder: &Path) {
     let tiny = Gguf::tiny();
     for (key, value) in tiny.values.iter().cloned().chain(missing_keys()) {
-        write(
+        write_file(
             folder,
             &format!("{key} is missing"),
             &tiny.clone().without(&key).bytes(),
@@ -259,14 +259,14 @@ fn write_broken_values(folder: &Path) {
         for (index, other) in other_values(&value).into_iter().enumerate() {
             let shown: String = format!("{other:?}").chars().take(40).collect();
             let name = format!("{key} {index} {}", shown.replace(['/', '"'], ""));
-            write(folder, &name, &tiny.clone().with(&key, other).bytes());
+            write_file(folder, &name, &tiny.clone().with(&key, other).bytes());
         }
         let per_layer = tiny.clone().with(&key, Value::U32s(vec![0]));
-        write(folder, &format!("{key} is a list"), &per_layer.bytes());
+        write_file(folder, &format!("{key} is a list"), &per_layer.bytes());
         let text = tiny.clone().with(&key, Value::Text("1".to_owned()));
-        write(folder, &format!("{key} is a text"), &text.bytes());
+        write_file(folder, &format!("{key} is a text"), &text.bytes());
         let long = tiny.clone().with(&key, Value::U64(1));
-        write(folder, &format!("{key} is of 64 bits"), &long.bytes());
+        write_file(folder, &format!("{key} is of 64 bits"), &long.bytes());
     }
     for count in [1, 2, 1024, 1025] {
         for used in [0, 1, 2, 3] {
@@ -274,7 +274,7 @@ fn write_broken_values(folder: &Path) {
                 .clone()
                 .with("llama.expert_count", Value::U32(count))
                 .with("llama.expert_used_count", Value::U32(used));
-            write(folder, &format!("experts {count} {used}"), &experts.bytes());
+            write_file(folder, &format!("experts {count} {used}"), &experts.bytes());
         }
     }
     for model in [
@@ -291,7 +291,7 @@ fn write_broken_values(folder: &Path) {
         let other = tiny
             .clone()
             .with("tokenizer.ggml.model", Value::Text(model.to_owned()));
-        write(folder, &format!("tokenizer {model}"), &other.bytes());
+        write_file(folder, &format!("tokenizer {model}"), &other.bytes());
     }
 }
 
@@ -323,7 +323,7 @@ fn write_broken_tensors(folder: &Path) {
             let mut model = tiny.clone();
             let name = model.tensors[index].name.clone();
             change(&mut model.tensors[index]);
-            write(folder, &format!("{name} {what}"), &model.bytes());
+            write_file(folder, &format!("{name} {what}"), &model.bytes());
         };
         for axis in 0..tiny.tensors[index].dimensions.len() {
             for size in [0, 1, 16, 64, u64::MAX / 2, u64::MAX] {
@@ -357,7 +357,7 @@ fn write_broken_tensors(folder: &Path) {
         }
         let mut model = tiny.clone();
         let removed = model.tensors.remove(index);
-        write(
+        write_file(
             folder,
             &format!("{} is missing", removed.name),
             &model.bytes(),

@@ -5,7 +5,7 @@ mod support;
 use serde_json::{Value, json};
 use support::grpc;
 use support::http::{Body, completion, get};
-use support::program::{Outcome, Program, Running, documented_file, tokenway};
+use support::program::{Outcome, Program, RunningProgram, documented_file, tokenway};
 use tokenway::error::{Error, ErrorKind};
 use tokenway::proto::v1;
 use tokenway::proto::v1::inference_client::InferenceClient;
@@ -34,7 +34,7 @@ const MODEL_LIST: &str = "quick (also default, q:latest, test), stuck (also sile
 
 /// A running server with several models.
 struct ServedModels {
-    running: Running,
+    running: RunningProgram,
     http: String,
     grpc: InferenceClient<Channel>,
     ready: Vec<String>,
@@ -60,8 +60,8 @@ fn program(settings: &str) -> (Program, tempfile::TempDir) {
 async fn serve_models(settings: &str) -> ServedModels {
     let (program, folder) = program(settings);
     let mut running = program.start();
-    let (http, grpc) = (running.line().await, running.line().await);
-    let ready = vec![running.line().await, running.line().await];
+    let (run_http, run_grpc) = (running.read_line().await, running.read_line().await);
+    let ready = vec![running.read_line().await, running.read_line().await];
     let url = |line: &str| line.split_whitespace().nth(1).expect("a URL").to_owned();
     let client = InferenceClient::connect(url(&grpc)).await;
     ServedModels {
@@ -81,7 +81,7 @@ impl ServedModels {
             body["model"] = json!(model);
         }
         let mut response = completion(&body).send_to(&self.http).await;
-        (response.status, response.rest().await)
+        (response.status, response.read_rest().await)
     }
 
     /// Starts a completion over the gRPC API. Returns once the request is admitted.
@@ -100,7 +100,7 @@ impl ServedModels {
 
     async fn get(&self, path: &str) -> (u16, Value) {
         let mut response = get(path).send_to(&self.http).await;
-        (response.status, response.rest().await.json())
+        (response.status, response.read_rest().await.json())
     }
 }
 

@@ -16,7 +16,7 @@ use tokenway::runner::{
 };
 
 /// Context length of the model. It is short, so that no generated request runs long.
-const CONTEXT: u32 = 64;
+const CONTEXT_LENGTH: u32 = 64;
 
 /// Loader of a test runner with a short context.
 struct ShortContextLoader(TestRunnerLoader);
@@ -30,7 +30,7 @@ impl Loader for ShortContextLoader {
     fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
         let LoadedModel { model, runner } = self.0.load(slots, progress)?;
         let facts = ModelFacts {
-            context_length: CONTEXT,
+            context_length: CONTEXT_LENGTH,
             ..model.facts().clone()
         };
         Ok(LoadedModel {
@@ -53,8 +53,8 @@ impl Model for ShortContextModel {
         self.model.tokenize(text, bos)
     }
 
-    fn pieces(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
-        self.model.pieces(ids)
+    fn token_bytes(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
+        self.model.token_bytes(ids)
     }
 
     fn render_chat(&self, messages: &[ChatMessage]) -> Result<String, ModelError> {
@@ -69,7 +69,7 @@ async fn every_response_matches_the_openapi_description() {
         .start()
         .await;
     let program = python("tests/clients/openapi.py").arg(server.http_url());
-    program.run().await.success();
+    program.run().await.expect_success();
 }
 
 #[tokio::test]

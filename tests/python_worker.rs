@@ -31,12 +31,12 @@ struct Engine {
 }
 
 /// Starts an engine and one worker, and waits until the engine is ready. Adds the worker's process to `workers`.
-async fn engine(workers: &mut Vec<Running>, worker: impl Fn(&str) -> Program) -> Engine {
-    engine_with(&[], workers, worker).await
+async fn start_engine(workers: &mut Vec<Running>, worker: impl Fn(&str) -> Program) -> Engine {
+    start_engine_with(&[], workers, worker).await
 }
 
-/// Like `engine`, with additional engine flags.
-async fn engine_with(
+/// Starts an engine with additional flags, and one worker. Waits until the engine is ready.
+async fn start_engine_with(
     settings: &[&str],
     workers: &mut Vec<Running>,
     worker: impl Fn(&str) -> Program,
@@ -89,7 +89,7 @@ impl Engine {
     }
 }
 
-fn echo(socket: &str) -> Program {
+fn echo_worker(socket: &str) -> Program {
     python_worker().args([
         "--engine",
         socket,
@@ -102,7 +102,7 @@ fn echo(socket: &str) -> Program {
     ])
 }
 
-fn real(socket: &str) -> Program {
+fn real_model_worker(socket: &str) -> Program {
     let worker = python_worker().args(["--engine", socket, "--runner", "xllamacpp"]);
     let worker = worker.args(["--slots", "2", "--threads", "1", "--context-length", "1024"]);
     worker.arg("--model-path").arg(model_path())
@@ -133,11 +133,11 @@ async fn the_packages_own_tests_pass() {
 #[tokio::test]
 async fn streams_survive_a_killed_python_worker() {
     let mut workers = Vec::new();
-    let engine = engine(&mut workers, echo).await;
+    let engine = start_engine(&mut workers, echo).await;
     // The echo runner repeats the prompt byte by byte.
     let prompt = &"one two three ".repeat(20);
     let undisturbed = engine.stream(grpc::request(prompt, 200), |_| ()).await;
-    workers.push(echo(&engine.socket).start());
+    workers.push(echo_worker(&engine.socket).start());
     let others = (0..8).map(|_| engine.stream(grpc::request(prompt, 200), |_| ()));
     let mut first = Some(workers.swap_remove(0));
     let with_fault = engine.stream(grpc::request(prompt, 200), |count| {
@@ -157,9 +157,9 @@ async fn streams_survive_a_killed_python_worker() {
 }
 
 /// Returns an echo worker whose device holds Python's interpreter lock for this long after each token.
-fn holding(socket: &str, holds: Duration) -> Program {
+fn lock_holding_worker(socket: &str, holds: Duration) -> Program {
     let folder = env!("CARGO_MANIFEST_DIR");
-    echo(socket)
+    echo_worker(socket)
         .args(["--runner", "holding_runner:HoldingRunner"])
         .env("HOLDS_MS", holds.as_millis().to_string())
         .env(
@@ -172,8 +172,8 @@ fn holding(socket: &str, holds: Duration) -> Program {
 async fn a_device_call_that_holds_the_gil_does_not_lose_the_worker() {
     let mut workers = Vec::new();
     let gil_held = Duration::from_secs(1);
-    let engine = engine_with(&["--heartbeat-timeout", "0.2"], &mut workers, |socket| {
-        holding(socket, gil_held)
+    let engine = start_engine_with(&["--heartbeat-timeout", "0.2"], &mut workers, |socket| {
+        lock_holding_worker(socket, gil_held)
     })
     .await;
     let completion = engine.stream(grpc::request("abc", 3), |_| ()).await;
@@ -185,15 +185,15 @@ async fn a_device_call_that_holds_the_gil_does_not_lose_the_worker() {
 #[tokio::test]
 async fn killing_a_worker_that_holds_the_gil_is_detected_at_once() {
     let mut workers = Vec::new();
-    let engine = engine_with(&[], &mut workers, |socket| {
+    let engine = start_engine_with(&[], &mut workers, |socket| {
         let hour = ["--heartbeat-timeout", "3600"];
-        holding(socket, Duration::from_secs(1_800)).args(hour)
+        lock_holding_worker(socket, Duration::from_secs(1_800)).args(hour)
     })
     .await;
     let stream = engine.stream(grpc::request("abc", 3), |_| ());
     let killed = async {
         assert_eq!(workers[0].line().await, "holding");
-        workers.push(echo(&engine.socket).start());
+        workers.push(echo_worker(&engine.socket).start());
         let killed_at = Instant::now();
         workers[0].signal(Signal::KILL);
         killed_at
@@ -208,7 +208,7 @@ async fn killing_a_worker_that_holds_the_gil_is_detected_at_once() {
 #[tokio::test]
 async fn a_real_model_on_a_python_worker_serves_both_apis() {
     let mut workers = Vec::new();
-    let engine = engine(&mut workers, real).await;
+    let engine = start_engine(&mut workers, real).await;
     let body = json!({"prompt": "The capital of France is", "max_tokens": 4, "temperature": 0, "stream": true});
     let mut response = completion(&body).send_to(&engine.http).await;
     let http = texts(&response.rest().await.lines(), 0).concat();
@@ -223,7 +223,7 @@ async fn a_real_model_on_a_python_worker_serves_both_apis() {
 #[tokio::test]
 async fn a_disconnect_frees_the_slot_of_a_real_model_on_a_python_worker() {
     let mut workers = Vec::new();
-    let engine = engine(&mut workers, |socket| real(socket).args(["--slots", "1"])).await;
+    let engine = start_engine(&mut workers, |socket| real_model_worker(socket).args(["--slots", "1"])).await;
     let long = greedy_request("Once upon a time", 900);
     let stream = engine.grpc.clone().complete(long).await;
     let mut stream = stream.expect("the request is admitted").into_inner();

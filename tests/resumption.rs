@@ -26,7 +26,7 @@ use tonic::Code;
 const POISON: &str = "this prompt has seven words exactly here";
 const POISON_WORDS: usize = 7;
 
-/// A test runner whose devices crash when the test says so.
+/// Loader of a test runner whose devices crash when the test requests it.
 struct CrashingLoader {
     loader: TestRunnerLoader,
     /// Number of the next steps that crash their device.
@@ -92,7 +92,7 @@ fn crashing_setup(options: TestRunnerOptions, workers: usize) -> (Setup, Arc<Ato
     (setup, crashes)
 }
 
-fn tokens(from: u32, to: u32) -> Vec<String> {
+fn token_texts(from: u32, to: u32) -> Vec<String> {
     (from..to).map(|index| format!("token_{index}")).collect()
 }
 
@@ -119,10 +119,10 @@ async fn a_worker_crash_loses_and_repeats_no_token() {
     grpc.push(last);
     for (response, answer) in http {
         assert_eq!(response.status, 200);
-        assert_eq!(texts(&answer.lines(), 0), tokens(0, 300));
+        assert_eq!(texts(&answer.lines(), 0), token_texts(0, 300));
     }
     for completion in grpc {
-        assert_eq!(completion.texts(0), tokens(0, 300));
+        assert_eq!(completion.texts(0), token_texts(0, 300));
         let usage = completion.usage();
         assert_eq!((usage.prompt_tokens, usage.completion_tokens), (1, 300));
     }
@@ -148,7 +148,7 @@ async fn a_request_that_crashes_two_workers_fails_and_others_continue() {
     let (others, code) = tokio::join!(join_all(others), poison);
     assert_eq!(code, "worker_lost");
     for completion in others {
-        assert_eq!(completion.texts(0), tokens(0, 200));
+        assert_eq!(completion.texts(0), token_texts(0, 200));
     }
     assert_eq!(
         MetricsSnapshot::take(&server).get("tokenway_workers_lost_total"),
@@ -209,7 +209,7 @@ async fn a_held_back_token_is_not_sent_twice_after_resuming() {
             }
         }
     }
-    let expected: Vec<_> = (2..5).zip(tokens(2, 5)).collect();
+    let expected: Vec<_> = (2..5).zip(token_texts(2, 5)).collect();
     assert_eq!(received, expected);
 }
 

@@ -17,9 +17,9 @@ use tokenway::runner::{
 };
 use tokio::sync::mpsc;
 
-/// Behaviour of the device in its first step with a sequence.
+/// DeviceBehaviour of the device in its first step with a sequence.
 #[derive(Clone, Copy)]
-enum Behaviour {
+enum DeviceBehaviour {
     /// Emits one token, then the end-of-sequence token.
     EmitEos,
     /// Fails, and loses all its sequences.
@@ -31,7 +31,7 @@ enum Behaviour {
 }
 
 struct Device {
-    behaviour: Behaviour,
+    behaviour: DeviceBehaviour,
     running: Option<Slot>,
 }
 
@@ -74,13 +74,13 @@ impl Runner for Device {
             return Ok(());
         };
         match self.behaviour {
-            Behaviour::EmitEos => {
+            DeviceBehaviour::EmitEos => {
                 step.emit(slot, token(0));
                 step.end(slot, token(1));
             }
-            Behaviour::Fail => return Err(StepError("the device is gone".to_owned())),
-            Behaviour::IgnoreCredit => (0..10_000).for_each(|id| step.emit(slot, token(id))),
-            Behaviour::NoTimestamps => (0..2).for_each(|id| step.emit(slot, token(id))),
+            DeviceBehaviour::Fail => return Err(StepError("the device is gone".to_owned())),
+            DeviceBehaviour::IgnoreCredit => (0..10_000).for_each(|id| step.emit(slot, token(id))),
+            DeviceBehaviour::NoTimestamps => (0..2).for_each(|id| step.emit(slot, token(id))),
         }
         Ok(())
     }
@@ -88,9 +88,9 @@ impl Runner for Device {
 
 impl Loader for UserReportingLoader {
     fn load(&self, slots: usize, progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
-        let LoadedModel { model, .. } = Behaviour::EmitEos.load(slots, progress)?;
+        let LoadedModel { model, .. } = DeviceBehaviour::EmitEos.load(slots, progress)?;
         let device = Device {
-            behaviour: Behaviour::EmitEos,
+            behaviour: DeviceBehaviour::EmitEos,
             running: None,
         };
         let callers = self.0.clone();
@@ -136,7 +136,7 @@ impl Model for FactsOnlyModel {
         Ok(vec![0])
     }
 
-    fn pieces(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
+    fn token_bytes(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
         Ok(vec![TokenBytes::new(); ids.len()])
     }
 
@@ -147,7 +147,7 @@ impl Model for FactsOnlyModel {
     }
 }
 
-impl Loader for Behaviour {
+impl Loader for DeviceBehaviour {
     fn load(&self, _slots: usize, _progress: &dyn Fn(f32)) -> Result<LoadedModel, LoadError> {
         let facts = ModelFacts {
             name: "scripted".to_owned(),
@@ -173,7 +173,7 @@ impl Loader for Behaviour {
     }
 }
 
-async fn server(behaviour: Behaviour) -> TestServer {
+async fn server(behaviour: DeviceBehaviour) -> TestServer {
     Setup::runner("scripted", Arc::new(behaviour), 1)
         .start()
         .await
@@ -191,7 +191,7 @@ fn error_kind(completion: &grpc::Completion) -> ErrorKind {
 
 #[tokio::test]
 async fn an_eos_token_is_a_last_line_without_text_and_counts_in_the_usage() {
-    let server = server(Behaviour::EmitEos).await;
+    let server = server(DeviceBehaviour::EmitEos).await;
     let options = json!({"include_usage": true});
     let body = json!({"prompt": "a", "max_tokens": 9, "stream": true, "stream_options": options});
     let (_, body) = completion(&body).fetch(&server).await;
@@ -208,21 +208,21 @@ async fn an_eos_token_is_a_last_line_without_text_and_counts_in_the_usage() {
 
 #[tokio::test]
 async fn a_device_failure_ends_its_sequences_with_worker_lost() {
-    let server = server(Behaviour::Fail).await;
+    let server = server(DeviceBehaviour::Fail).await;
     let completion = complete(&server, grpc::request("a", 9)).await;
     assert_eq!(error_kind(&completion), ErrorKind::WorkerLost);
 }
 
 #[tokio::test]
 async fn a_runner_that_ignores_credit_fails_the_sequence() {
-    let server = server(Behaviour::IgnoreCredit).await;
+    let server = server(DeviceBehaviour::IgnoreCredit).await;
     let completion = complete(&server, grpc::request("a", 10_000)).await;
     assert_eq!(error_kind(&completion), ErrorKind::Internal);
 }
 
 #[tokio::test]
 async fn the_worker_sets_timestamps_that_the_runner_leaves_out() {
-    let server = server(Behaviour::NoTimestamps).await;
+    let server = server(DeviceBehaviour::NoTimestamps).await;
     let mut request = grpc::request("a", 2);
     request.include_stamps = true;
     let completion = complete(&server, request).await;
@@ -232,7 +232,7 @@ async fn the_worker_sets_timestamps_that_the_runner_leaves_out() {
 
 #[tokio::test]
 async fn an_invalid_prompt_is_rejected() {
-    let server = server(Behaviour::EmitEos).await;
+    let server = server(DeviceBehaviour::EmitEos).await;
     let mut client = server.grpc().await;
     let too_long = client.complete(grpc::request("123456789", 1)).await;
     let kind = |status: &tonic::Status| Error::from(status).kind;

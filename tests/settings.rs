@@ -6,7 +6,7 @@ use support::program::tokenway;
 
 #[tokio::test]
 async fn gateway_help_names_required_settings_and_explains_insecure() {
-    let help = tokenway().args(["gateway", "--help"]).run().await.success();
+    let help = tokenway().args(["gateway", "--help"]).run().await.expect_success();
     for expected in [
         "Usage: tokenway gateway --engine <ADDRESS> [OPTIONS]",
         "Required, here or in the settings file",
@@ -110,7 +110,7 @@ async fn help_groups_the_settings_under_headings() {
             ],
         ),
     ] {
-        let help = tokenway().args([command, "--help"]).run().await.success();
+        let help = tokenway().args([command, "--help"]).run().await.expect_success();
         let lines = help.lines().filter(|line| !line.starts_with([' ', '-']));
         let found: Vec<_> = lines.filter_map(|line| line.strip_suffix(':')).collect();
         for heading in headings {
@@ -143,13 +143,13 @@ async fn config_check_prints_every_problem_and_exits_with_2() {
     std::fs::write(path.to_string(), "slots = 1\n").expect("a file");
     // Environment variables do not belong to the file, so `config check` ignores them.
     let outcome = check().env("TOKENWAY_SLOTS", "none").run().await;
-    assert_eq!(outcome.success(), format!("{path} is valid\n"));
+    assert_eq!(outcome.expect_success(), format!("{path} is valid\n"));
 }
 
 #[tokio::test]
 async fn config_show_names_the_variable_that_set_a_value() {
     let show = tokenway().args(["config", "show", "--drain-grace", "0"]);
-    let shown = show.env("TOKENWAY_SLOTS", "3").run().await.success();
+    let shown = show.env("TOKENWAY_SLOTS", "3").run().await.expect_success();
     let line = |key| shown.lines().find(|line| line.starts_with(key));
     let expected = "slots = 3 # environment variable TOKENWAY_SLOTS";
     let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -3,13 +3,13 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::http::{End, completion, texts};
+use support::http::{BodyEnd, completion, texts};
 use support::{Setup, full_speed, grpc, with_interval};
 use tokenway::proto::v1;
 
 use std::time::Duration;
 
-fn tokens(count: usize) -> Vec<String> {
+fn expected_tokens(count: usize) -> Vec<String> {
     (0..count).map(|index| format!("token_{index}")).collect()
 }
 
@@ -25,9 +25,9 @@ async fn ndjson_has_one_line_per_token() {
     );
     assert_eq!(response.header("vary"), Some("accept"));
     assert_eq!(response.header("x-request-id"), Some("mine"));
-    assert_eq!(body.end, End::Clean);
+    assert_eq!(body.end, BodyEnd::Clean);
     let lines = body.lines();
-    assert_eq!(texts(&lines, 0), tokens(2048));
+    assert_eq!(texts(&lines, 0), expected_tokens(2048));
     let mut expected = json!({
         "id": "cmpl-mine", "object": "text_completion", "created": lines[0]["created"],
         "model": "llm_test",
@@ -54,7 +54,7 @@ async fn sse_has_one_event_per_token_and_then_done() {
         response.header("content-type"),
         Some("text/event-stream; charset=utf-8")
     );
-    assert_eq!(body.end, End::Clean);
+    assert_eq!(body.end, BodyEnd::Clean);
     let events = body.events();
     assert_eq!(events.len(), 2048 + 2);
     assert_eq!(events[2049], "[DONE]");
@@ -62,7 +62,7 @@ async fn sse_has_one_event_per_token_and_then_done() {
         .iter()
         .map(|event| serde_json::from_str(event).unwrap())
         .collect();
-    assert_eq!(texts(&objects, 0), tokens(2048));
+    assert_eq!(texts(&objects, 0), expected_tokens(2048));
     assert_eq!(objects[2048]["choices"], json!([]));
     let usage = json!({"prompt_tokens": 3, "completion_tokens": 2048, "total_tokens": 2051});
     assert_eq!(objects[2048]["usage"], usage);
@@ -96,7 +96,7 @@ async fn a_grpc_stream_has_a_start_each_token_once_and_a_summary() {
     let response = server.grpc().await.complete(request).await.unwrap();
     assert!(response.metadata().get("x-request-id").is_some());
     let completion = grpc::collect(response.into_inner()).await;
-    assert_eq!(completion.texts(0), tokens(2048));
+    assert_eq!(completion.texts(0), expected_tokens(2048));
     assert_eq!(completion.choices[0].finish, v1::FinishReason::Length);
     let started = completion.started.as_ref().expect("a `started` event");
     assert_eq!((started.prompt_tokens, started.seed), (3, -5));
@@ -139,7 +139,7 @@ async fn two_hundred_concurrent_streams_lose_nothing() {
     let over_http = (0..100).map(|_| async {
         let body = json!({"prompt": "a", "max_tokens": 200, "stream": true});
         let (_, body) = completion(&body).fetch(&server).await;
-        assert_eq!(body.end, End::Clean);
+        assert_eq!(body.end, BodyEnd::Clean);
         texts(&body.lines(), 0)
     });
     let over_grpc = (0..100).map(|_| {
@@ -163,7 +163,7 @@ async fn two_hundred_concurrent_streams_lose_nothing() {
         futures_util::future::join_all(over_grpc)
     );
     for texts in over_http.into_iter().chain(over_grpc) {
-        assert_eq!(texts, tokens(200));
+        assert_eq!(texts, expected_tokens(200));
     }
     server.drain().await.assert_all_gauges_are_zero();
 }
@@ -176,7 +176,7 @@ async fn the_same_request_has_the_same_tokens_over_every_api_and_format() {
         json!({"prompt": ["a", "b c"], "max_tokens": 40, "n": 2, "stop": "token_37",
             "stream": stream})
     };
-    let expected = tokens(37);
+    let expected = expected_tokens(37);
     for server in [&engine, &gateway] {
         let (_, ndjson) = completion(&body(true)).fetch(server).await;
         let sse = completion(&body(true)).accept("text/event-stream");
@@ -216,9 +216,9 @@ async fn more_choices_than_slots_run_in_turn() {
     let server = Setup::test_runner(full_speed()).slots(2).start().await;
     let body = json!({"prompt": ["a", "b", "c"], "max_tokens": 300, "n": 3, "stream": true});
     let (response, body) = completion(&body).fetch(&server).await;
-    assert_eq!((response.status, body.end), (200, End::Clean));
+    assert_eq!((response.status, body.end), (200, BodyEnd::Clean));
     let lines = body.lines();
     for choice in 0..9 {
-        assert_eq!(texts(&lines, choice), tokens(300));
+        assert_eq!(texts(&lines, choice), expected_tokens(300));
     }
 }

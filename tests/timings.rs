@@ -9,7 +9,7 @@ use support::metrics::MetricsSnapshot;
 use support::{Setup, TestServer, full_speed};
 
 /// Streams `tokens` tokens for each of two prompts, with these stream options. Returns the objects of the stream.
-async fn objects(server: &TestServer, tokens: u32, options: &Value) -> Vec<Value> {
+async fn stream_objects(server: &TestServer, tokens: u32, options: &Value) -> Vec<Value> {
     let body = json!({
         "prompt": ["a", "b"], "max_tokens": tokens, "stream": true, "stream_options": options,
     });
@@ -18,7 +18,7 @@ async fn objects(server: &TestServer, tokens: u32, options: &Value) -> Vec<Value
 }
 
 /// Returns the number of tokens that the metrics count in a stage, for a response format.
-fn counted(counts: &MetricsSnapshot, format: &str, stage: &str) -> f64 {
+fn counted_tokens(counts: &MetricsSnapshot, format: &str, stage: &str) -> f64 {
     let labels = format!("format=\"{format}\",stage=\"{stage}\"");
     counts.get(&format!("tokenway_token_latency_seconds_count{{{labels}}}"))
 }
@@ -41,22 +41,22 @@ async fn each_token_is_counted_once_per_stage() {
         ("grpc", 4_000.0),
     ] {
         for stage in ["engine", "frontend", "socket"] {
-            assert_eq!(counted(&metrics, format, stage), tokens, "{format} {stage}");
+            assert_eq!(counted_tokens(&metrics, format, stage), tokens, "{format} {stage}");
         }
     }
-    assert_eq!(counted(&metrics, "http_unary", "engine"), 3_000.0);
-    assert_eq!(counted(&metrics, "http_unary", "frontend"), 0.0);
+    assert_eq!(counted_tokens(&metrics, "http_unary", "engine"), 3_000.0);
+    assert_eq!(counted_tokens(&metrics, "http_unary", "frontend"), 0.0);
 }
 
 #[tokio::test]
 async fn gateway_and_engine_each_count_their_own_stages() {
     let engine = Setup::test_runner(full_speed()).start().await;
     let gateway = Setup::gateway(&[&engine]).start().await;
-    objects(&gateway, 100, &json!({})).await;
+    stream_objects(&gateway, 100, &json!({})).await;
     let (gateway, engine) = (gateway.drain().await, engine.drain().await);
-    assert_eq!(counted(&gateway, "http_ndjson", "engine"), 0.0);
-    assert_eq!(counted(&gateway, "http_ndjson", "frontend"), 200.0);
-    assert_eq!(counted(&engine, "grpc", "engine"), 200.0);
+    assert_eq!(counted_tokens(&gateway, "http_ndjson", "engine"), 0.0);
+    assert_eq!(counted_tokens(&gateway, "http_ndjson", "frontend"), 200.0);
+    assert_eq!(counted_tokens(&engine, "grpc", "engine"), 200.0);
 }
 
 #[tokio::test]
@@ -65,7 +65,7 @@ async fn include_timings_adds_timings_to_the_last_object() {
     let gateway = Setup::gateway(&[&engine]).start().await;
     for server in [&engine, &gateway] {
         let options = json!({"include_timings": true, "include_usage": true});
-        let objects = objects(server, 3, &options).await;
+        let objects = stream_objects(server, 3, &options).await;
         let (last, tokens) = objects.split_last().expect("objects");
         assert!(tokens.iter().all(|token| token.get("timings").is_none()));
         assert_eq!(last["choices"], json!([]));
@@ -88,11 +88,11 @@ async fn include_timings_adds_timings_to_the_last_object() {
 #[tokio::test]
 async fn timings_are_sent_only_on_request() {
     let server = Setup::test_runner(full_speed()).start().await;
-    let with_usage = objects(&server, 3, &json!({"include_usage": true})).await;
+    let with_usage = stream_objects(&server, 3, &json!({"include_usage": true})).await;
     assert!(with_usage[6].get("timings").is_none());
-    let with_times = objects(&server, 3, &json!({"include_timings": true})).await;
+    let with_times = stream_objects(&server, 3, &json!({"include_timings": true})).await;
     assert!(with_times[6].get("usage").is_none());
-    assert_eq!(objects(&server, 3, &json!({})).await.len(), 6);
+    assert_eq!(stream_objects(&server, 3, &json!({})).await.len(), 6);
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use support::http::{expected_error, get, http_error, post};
 use support::metrics::MetricsSnapshot;
 use support::{Setup, TestServer, full_speed};
 
-async fn answer(server: &TestServer, path: &str, body: &Value) -> Value {
+async fn post_and_parse(server: &TestServer, path: &str, body: &Value) -> Value {
     let (response, answer) = post(path, body.to_string()).fetch(server).await;
     assert_eq!(response.status, 200, "{}", answer.text);
     answer.json()
@@ -23,12 +23,12 @@ async fn text_and_chats_are_tokenized_and_tokens_detokenized() {
     };
     for server in [&engine, &gateway] {
         let text = json!({"prompt": "a b c", "model": "llm_test"});
-        assert_eq!(answer(server, "/tokenize", &text).await, tokens(3));
+        assert_eq!(post_and_parse(server, "/tokenize", &text).await, tokens(3));
         let chat = json!({"messages": [{"role": "user", "content": "a b c"}]});
-        assert_eq!(answer(server, "/tokenize", &chat).await, tokens(4));
+        assert_eq!(post_and_parse(server, "/tokenize", &chat).await, tokens(4));
         let ids = json!({"tokens": [7, 8]});
         let expected = json!({"prompt": "token_7token_8"});
-        assert_eq!(answer(server, "/detokenize", &ids).await, expected);
+        assert_eq!(post_and_parse(server, "/detokenize", &ids).await, expected);
     }
 }
 
@@ -43,9 +43,9 @@ async fn tokenize_reaches_the_engine_that_serves_the_model() {
     let gateway = Setup::gateway(&[&first, &second]).start().await;
     for model in ["first", "second"] {
         let body = json!({"prompt": "a", "model": model});
-        assert_eq!(answer(&gateway, "/tokenize", &body).await["count"], 1);
+        assert_eq!(post_and_parse(&gateway, "/tokenize", &body).await["count"], 1);
         let body = json!({"tokens": [1], "model": model});
-        let answer = answer(&gateway, "/detokenize", &body).await;
+        let answer = post_and_parse(&gateway, "/detokenize", &body).await;
         assert_eq!(answer["prompt"], "token_1");
     }
 }

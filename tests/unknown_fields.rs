@@ -7,7 +7,7 @@ use support::http::{Request, completion, expected_error, http_error, post};
 use support::metrics::MetricsSnapshot;
 use support::{Setup, TestServer, full_speed};
 
-const IGNORED: &str = "tokenway_ignored_fields_total";
+const IGNORED_FIELDS_METRIC: &str = "tokenway_ignored_fields_total";
 
 async fn server() -> TestServer {
     Setup::test_runner(full_speed()).start().await
@@ -18,20 +18,20 @@ async fn server_ignoring_unknown_fields() -> TestServer {
     setup.ignoring_unknown_fields().start().await
 }
 
-fn with(body: &Value, fields: &Value) -> Value {
+fn with_fields(body: &Value, fields: &Value) -> Value {
     let mut body = body.clone();
     let fields = fields.as_object().expect("fields").clone();
     body.as_object_mut().expect("a body").extend(fields);
     body
 }
 
-fn chat(fields: &Value) -> Request {
+fn chat_request(fields: &Value) -> Request {
     let body = json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2});
-    post("/v1/chat/completions", with(&body, fields).to_string())
+    post("/v1/chat/completions", with_fields(&body, fields).to_string())
 }
 
-fn text(fields: &Value) -> Request {
-    completion(&with(&json!({"prompt": "hi", "max_tokens": 2}), fields))
+fn completion_request(fields: &Value) -> Request {
+    completion(&with_fields(&json!({"prompt": "hi", "max_tokens": 2}), fields))
 }
 
 #[tokio::test]
@@ -45,7 +45,7 @@ async fn hints_without_effect_are_accepted_on_both_routes() {
         json!({"store": false, "metadata": {}}),
         json!({"logprobs": false}),
     ] {
-        for request in [chat(&hint), text(&hint)] {
+        for request in [chat_request(&hint), completion_request(&hint)] {
             let (response, body) = request.fetch(&server).await;
             assert_eq!(response.status, 200, "{hint}: {}", body.text);
             assert_eq!(response.header("x-ignored-fields"), None);
@@ -53,14 +53,14 @@ async fn hints_without_effect_are_accepted_on_both_routes() {
     }
     let wrong = json!({"prompt_cache_key": 1});
     let expected = expected_error(400, "invalid_type", Some("prompt_cache_key"));
-    assert_eq!(http_error(&server, chat(&wrong)).await, expected);
-    assert_eq!(http_error(&server, text(&wrong)).await, expected);
+    assert_eq!(http_error(&server, chat_request(&wrong)).await, expected);
+    assert_eq!(http_error(&server, completion_request(&wrong)).await, expected);
 }
 
 #[tokio::test]
 async fn an_unknown_field_is_rejected_and_the_error_names_the_setting() {
     let server = server().await;
-    let (response, body) = text(&json!({"no_stop_trim": false})).fetch(&server).await;
+    let (response, body) = completion_request(&json!({"no_stop_trim": false})).fetch(&server).await;
     assert_eq!(response.status, 400);
     let expected = (
         "unknown_parameter".to_owned(),
@@ -69,7 +69,7 @@ async fn an_unknown_field_is_rejected_and_the_error_names_the_setting() {
     assert_eq!(body.error(), expected);
     let message = body.json()["error"]["message"].to_string();
     assert!(message.contains("--unknown-fields ignore"), "{message}");
-    assert_eq!(MetricsSnapshot::take(&server).get(IGNORED), 0.0);
+    assert_eq!(MetricsSnapshot::take(&server).get(IGNORED_FIELDS_METRIC), 0.0);
 }
 
 #[tokio::test]
@@ -82,13 +82,13 @@ async fn ignored_fields_are_counted_and_listed_in_a_response_header() {
     ] {
         let stream = json!({"cat": 1, "stream": true, "stream_options": {"dog": 2}});
         for (request, expected) in [
-            (text(&json!({"cat": 1})), "cat"),
+            (completion_request(&json!({"cat": 1})), "cat"),
             (
-                chat(&json!({"cat": 1, "a\r\nb: c,d": 1})),
+                chat_request(&json!({"cat": 1, "a\r\nb: c,d": 1})),
                 "a%0D%0Ab%3A%20c%2Cd,cat",
             ),
-            (text(&stream), "cat,stream_options.dog"),
-            (chat(&stream), "cat,stream_options.dog"),
+            (completion_request(&stream), "cat,stream_options.dog"),
+            (chat_request(&stream), "cat,stream_options.dog"),
             (post("/tokenize", r#"{"prompt": "a", "cat": 1}"#), "cat"),
             (post("/detokenize", r#"{"tokens": [1], "cat": 1}"#), "cat"),
         ] {
@@ -100,7 +100,7 @@ async fn ignored_fields_are_counted_and_listed_in_a_response_header() {
             assert_eq!(names.join(","), expected);
         }
         let counts = MetricsSnapshot::take(&server);
-        assert_eq!(counts.get(IGNORED), 9.0, "{}", counts.0);
+        assert_eq!(counts.get(IGNORED_FIELDS_METRIC), 9.0, "{}", counts.0);
         assert!(!counts.0.contains("dog"), "{}", counts.0);
     }
 }
@@ -110,10 +110,10 @@ async fn unsupported_fields_are_rejected_even_when_unknown_fields_are_ignored() 
     let server = server_ignoring_unknown_fields().await;
     let tools = json!({"tools": [{"type": "function"}], "cat": 1});
     let expected = expected_error(400, "unsupported_parameter", Some("tools"));
-    assert_eq!(http_error(&server, chat(&tools)).await, expected);
+    assert_eq!(http_error(&server, chat_request(&tools)).await, expected);
     let expected = expected_error(400, "unsupported_parameter", Some("suffix"));
     assert_eq!(
-        http_error(&server, text(&json!({"suffix": "a"}))).await,
+        http_error(&server, completion_request(&json!({"suffix": "a"}))).await,
         expected
     );
 }

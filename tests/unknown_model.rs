@@ -8,7 +8,7 @@ use support::{Setup, TestServer, full_speed, grpc};
 use tokenway::proto::v1;
 
 /// Returns the name of the model that serves a request for `model` over the HTTP API.
-async fn over_http(server: &TestServer, model: &str) -> String {
+async fn model_over_http(server: &TestServer, model: &str) -> String {
     let body = json!({"model": model, "prompt": "a", "max_tokens": 1});
     let (response, body) = completion(&body).fetch(server).await;
     assert_eq!(response.status, 200, "{}", body.text);
@@ -16,7 +16,7 @@ async fn over_http(server: &TestServer, model: &str) -> String {
 }
 
 /// Returns the name of the model that serves a request for `model` over the gRPC API.
-async fn over_grpc(server: &TestServer, model: &str) -> String {
+async fn model_over_grpc(server: &TestServer, model: &str) -> String {
     let request = v1::CompletionRequest {
         model: model.to_owned(),
         ..grpc::request("a", 1)
@@ -36,9 +36,9 @@ async fn unknown_model_names_are_served_by_the_first_model_when_configured() {
         ("llm_test", "llm_test"),
         ("second", "second"),
     ] {
-        assert_eq!(over_grpc(&engine, requested).await, served);
-        assert_eq!(over_http(&engine, requested).await, served);
-        assert_eq!(over_http(&gateway, requested).await, served);
+        assert_eq!(model_over_grpc(&engine, requested).await, served);
+        assert_eq!(model_over_http(&engine, requested).await, served);
+        assert_eq!(model_over_http(&gateway, requested).await, served);
     }
     let (response, body) = get("/v1/models/gpt-4o").fetch(&gateway).await;
     assert_eq!(response.status, 200);
@@ -61,8 +61,8 @@ async fn a_gateway_prefers_the_engine_that_lists_the_model() {
         // Once the model list is complete, the gateway knows both engines.
         let (_, body) = get("/v1/models").fetch(&gateway).await;
         assert_eq!(body.json()["data"].as_array().map(Vec::len), Some(2));
-        assert_eq!(over_http(&gateway, "second").await, "second");
-        assert_eq!(over_http(&gateway, "gpt-4o").await, "llm_test");
+        assert_eq!(model_over_http(&gateway, "second").await, "second");
+        assert_eq!(model_over_http(&gateway, "gpt-4o").await, "llm_test");
     }
 }
 

@@ -8,8 +8,8 @@ use std::io::{PipeReader, PipeWriter, Write, pipe};
 use futures_util::future::join_all;
 use rustix::process::Signal;
 use serde_json::json;
-use support::http::{End, Response, completion, get};
-use support::program::{Program, Running, gone, start_server, tokenway};
+use support::http::{BodyEnd, Response, completion, get};
+use support::program::{Program, RunningProgram, wait_until_gone, start_server, tokenway};
 use support::{Setup, TestServer, full_speed, grpc};
 use tempfile::TempDir;
 use tokenway::proto::v1::inference_client::InferenceClient;
@@ -23,15 +23,15 @@ const MANY_TOKENS: u32 = 20_000;
 /// The capacity of a pipe on Linux, in bytes.
 const PIPE_BYTES: usize = 64 * 1024;
 
-/// An engine process behind a Unix socket, and a gateway inside the test. The engine's output cannot be read, so the
-/// gateway tells when the engine is up.
+/// An engine process with a Unix socket, and a gateway inside the test. The engine's output cannot be read, so the
+/// gateway's health shows when the engine is ready.
 struct EngineAndGateway {
-    engine: Running,
+    engine: RunningProgram,
     gateway: TestServer,
     _folder: TempDir,
 }
 
-async fn start_engine_and_gateway(start: impl FnOnce(Program) -> Running) -> EngineAndGateway {
+async fn start_engine_and_gateway(start: impl FnOnce(Program) -> RunningProgram) -> EngineAndGateway {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let socket = format!("unix:{}", folder.path().join("engine.sock").display());
     let program = tokenway().args(["engine", "--grpc-listen", &socket, "--drain-grace", "0"]);
@@ -54,7 +54,7 @@ impl EngineAndGateway {
     async fn assert_drains_cleanly(self) {
         let body = json!({"prompt": "a", "max_tokens": TOKENS, "stream": true});
         let mut stream = completion(&body).send(&self.gateway).await;
-        assert!(stream.line().await.is_some());
+        assert!(stream.read_line().await.is_some());
         self.engine.signal(Signal::TERM);
         assert_rest_is_complete(stream, TOKENS - 1).await;
         assert_eq!(self.engine.end().await, Some(0));
@@ -62,8 +62,8 @@ impl EngineAndGateway {
 }
 
 async fn assert_rest_is_complete(mut stream: Response, left: usize) {
-    let rest = stream.rest().await;
-    assert_eq!((rest.end, rest.lines().len()), (End::Clean, left));
+    let rest = stream.read_rest().await;
+    assert_eq!((rest.end, rest.lines().len()), (BodyEnd::Clean, left));
 }
 
 fn full_disk() -> File {
@@ -131,11 +131,11 @@ async fn dropped_log_lines_are_counted() {
     let program = program.env("TEST_RUNNER_FREQUENCY_MS", "0");
     let mut running = program.log_to_file(writer).start();
     let mut url = async || {
-        let line = running.line().await;
+        let line = running.read_line().await;
         line.split_whitespace().nth(1).expect("a URL").to_owned()
     };
     let (http, grpc_url) = (url().await, url().await);
-    assert!(running.line().await.starts_with("ready "));
+    assert!(running.read_line().await.starts_with("ready "));
     let client = InferenceClient::connect(grpc_url).await;
     let client = client.expect("the server accepts connections");
     // These streams make the server write several megabytes of trace log.
@@ -150,7 +150,7 @@ async fn dropped_log_lines_are_counted() {
         assert_eq!(completion.usage().completion_tokens, MANY_TOKENS);
     }
     let mut metrics = get("/metrics").send_to(&http.replace("http://", "")).await;
-    let metrics = metrics.rest().await.text;
+    let metrics = metrics.read_rest().await.text;
     let dropped = metrics
         .lines()
         .find_map(|line| line.strip_prefix("tokenway_log_lines_dropped_total "));
@@ -187,7 +187,7 @@ async fn a_worker_with_an_unread_log_keeps_serving() {
         .await;
     assert_rest_is_complete(stream, TOKENS).await;
     worker.signal(Signal::TERM);
-    assert_eq!(worker.end().await, Some(0));
+    assert_eq!(worker.wait_for_exit_code().await, Some(0));
     assert_eq!(engine.interrupt().await, Some(0));
     drop(log);
 }
@@ -202,12 +202,12 @@ async fn a_lost_worker_process_is_replaced_with_unread_output() {
     let address = http.replace("http://", "");
     let body = json!({"prompt": "a", "max_tokens": TOKENS, "stream": true});
     let mut stream = completion(&body).send_to(&address).await;
-    assert!(stream.line().await.is_some());
+    assert!(stream.read_line().await.is_some());
     let [child] = server.children()[..] else {
         panic!("expected one worker process")
     };
     server.signal_child(child, Signal::KILL);
-    gone(child).await;
+    wait_until_gone(child).await;
     assert_rest_is_complete(stream, TOKENS - 1).await;
     assert_eq!(server.interrupt().await, Some(0));
 }
@@ -218,7 +218,7 @@ async fn help_into_a_closed_pipe_exits_with_0() {
     drop(reader);
     let (program, log) = tokenway().arg("--help").log_to_pipe();
     let running = program.start_with_output(writer);
-    assert_eq!(running.end().await, Some(0));
+    assert_eq!(running.wait_for_exit_code().await, Some(0));
     let log = std::io::read_to_string(log).expect("the log is UTF-8");
     assert_eq!(log, "");
 }

@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, getpgid};
 use serde_json::json;
 use support::grpc::{self, collect_from};
 use support::http::{completion, get, texts};
-use support::program::{Running, gone, start_server, tokenway};
+use support::program::{RunningProgram, wait_until_gone, start_server, tokenway};
 use support::{Setup, full_speed};
 use tokenway::proto::v1::inference_client::InferenceClient;
 use tokenway::server::Isolation;
@@ -20,7 +20,7 @@ use tokenway::worker::child;
 const STREAMS: usize = 32;
 const TOKENS: u32 = 600;
 
-fn tokens() -> Vec<String> {
+fn expected_tokens() -> Vec<String> {
     (0..TOKENS).map(|index| format!("token_{index}")).collect()
 }
 
@@ -39,7 +39,7 @@ const THREE_WORKERS: [&str; 8] = [
 /// Runs streams over both APIs. `faults` lists signals, each with a token index: when a stream reaches the index, the
 /// signal is sent to another child. Asserts that every stream is complete. Returns the children that got a signal.
 async fn streams_survive(
-    server: &Running,
+    server: &RunningProgram,
     [http, grpc_url]: &[String; 2],
     faults: &[(u32, Signal)],
 ) -> Vec<Pid> {
@@ -47,7 +47,7 @@ async fn streams_survive(
     let body = json!({"prompt": "a", "max_tokens": TOKENS, "stream": true});
     let over_http = (0..STREAMS).map(|_| async {
         let mut response = completion(&body).send_to(&address).await;
-        (response.status, response.rest().await)
+        (response.status, response.read_rest().await)
     });
     let client = InferenceClient::connect(grpc_url.clone()).await;
     let client = client.expect("the server accepts connections");
@@ -80,21 +80,21 @@ async fn streams_survive(
         tokio::join!(join_all(over_http), join_all(over_grpc), with_faults);
     for (status, body) in over_http {
         assert_eq!(status, 200, "{}", body.text);
-        assert_eq!(texts(&body.lines(), 0), tokens());
+        assert_eq!(texts(&body.lines(), 0), expected_tokens());
     }
     over_grpc.push(with_faults);
     for completion in over_grpc {
         assert!(completion.error.is_none(), "{:?}", completion.error);
-        assert_eq!(completion.texts(0), tokens());
+        assert_eq!(completion.texts(0), expected_tokens());
         assert_eq!(completion.usage().completion_tokens, TOKENS);
     }
     children.truncate(faults_count);
     children
 }
 
-async fn metric(http: &str, name: &str) -> f64 {
+async fn metric_value(http: &str, name: &str) -> f64 {
     let mut response = get("/metrics").send_to(&http.replace("http://", "")).await;
-    let text = response.rest().await.text;
+    let text = response.read_rest().await.text;
     let value = text
         .lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -110,10 +110,10 @@ async fn streams_survive_killed_worker_processes() {
     let (mut server, urls) = start_server(&arguments).await;
     let faults = [(20, Signal::KILL), (200, Signal::KILL), (400, Signal::KILL)];
     for _ in streams_survive(&server, &urls, &faults).await {
-        server.logs("a worker was lost").await;
+        server.wait_for_log("a worker was lost").await;
     }
-    assert!(metric(&urls[0], "tokenway_resumptions_total").await > 0.0);
-    assert_eq!(metric(&urls[0], "tokenway_workers_lost_total").await, 3.0);
+    assert!(metric_value(&urls[0], "tokenway_resumptions_total").await > 0.0);
+    assert_eq!(metric_value(&urls[0], "tokenway_workers_lost_total").await, 3.0);
 }
 
 #[tokio::test]
@@ -122,10 +122,10 @@ async fn streams_survive_a_hung_worker_process_and_it_is_replaced() {
     let (mut server, urls) = start_server(&arguments).await;
     for hung in streams_survive(&server, &urls, &[(20, Signal::STOP)]).await {
         server
-            .logs("the worker sent no message within its heartbeat timeout")
+            .wait_for_log("the worker sent no message within its heartbeat timeout")
             .await;
-        gone(hung).await;
-        server.logs("a worker has connected").await;
+        wait_until_gone(hung).await;
+        server.wait_for_log("a worker has connected").await;
     }
 }
 
@@ -135,9 +135,9 @@ async fn no_worker_process_outlives_its_engine() {
     let children = server.children();
     assert_eq!(children.len(), 2);
     server.signal(Signal::KILL);
-    let _ = server.end().await;
+    let _ = server.wait_for_exit_code().await;
     for child in children {
-        gone(child).await;
+        wait_until_gone(child).await;
     }
 }
 
@@ -163,7 +163,7 @@ async fn worker_processes_end_when_the_engine_drains() {
     let children = server.children();
     assert_eq!(server.interrupt().await, Some(0));
     for child in children {
-        gone(child).await;
+        wait_until_gone(child).await;
     }
 }
 
@@ -208,8 +208,8 @@ async fn streams_survive_a_killed_remote_worker_and_a_new_one_may_join() {
         }
     })
     .await;
-    assert_eq!(completion.texts(0), tokens());
-    assert_eq!(metric(&http, "tokenway_resumptions_total").await, 1.0);
+    assert_eq!(completion.texts(0), expected_tokens());
+    assert_eq!(metric_value(&http, "tokenway_resumptions_total").await, 1.0);
 }
 
 #[tokio::test]

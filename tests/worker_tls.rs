@@ -120,7 +120,7 @@ async fn only_workers_with_a_trusted_certificate_are_accepted() {
     let mut response = completion(&body)
         .send_to(&http.replace("http://", ""))
         .await;
-    let lines = response.rest().await.lines();
+    let lines = response.read_rest().await.lines();
     assert_eq!(texts(&lines, 0), ["token_0", "token_1", "token_2"]);
 
     let ca = Certificate::from_pem(ours.issuer.pem());

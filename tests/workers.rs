@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use support::grpc::grpc_error;
-use support::http::{End, completion, expected_error, get, http_error};
+use support::http::{BodyEnd, completion, expected_error, get, http_error};
 use support::metrics::MetricsSnapshot;
 use support::{Setup, full_speed, grpc};
 use tokenway::error::{Error, ErrorKind};
@@ -149,7 +149,7 @@ async fn a_crashed_worker_that_cannot_reload_leaves_no_worker() {
     drop(permits);
     let body = json!({"prompt": "a", "max_tokens": 5, "stream": true});
     let (response, body) = completion(&body).fetch(&server).await;
-    assert_eq!((response.status, body.end), (200, End::Unclean));
+    assert_eq!((response.status, body.end), (200, BodyEnd::Unclean));
     let record = body.lines().pop().expect("an error record");
     assert_eq!(record["error"]["code"], "worker_lost");
     assert_eq!(record["error"]["retryable"], true);

@@ -23,12 +23,12 @@ impl TokenMeter {
     }
 
     /// Records that `tokens` tokens of a choice were written at `now_ns`, in nanoseconds of CLOCK_MONOTONIC.
-    pub(crate) fn written(&mut self, choice: u32, tokens: u64, now_ns: u64) {
+    pub(crate) fn record_written(&mut self, choice: u32, tokens: u64, now_ns: u64) {
         self.gaps.record(choice, tokens, now_ns);
     }
 
     /// Reports the outcome of the request to its record.
-    pub(crate) fn ended(&mut self, outcome: Outcome) {
+    pub(crate) fn record_end(&mut self, outcome: Outcome) {
         self.record.add_gaps(&mut self.gaps);
         self.record.ended(outcome, monotonic_ns());
     }

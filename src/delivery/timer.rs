@@ -51,19 +51,19 @@ impl DeliveryTimer {
     }
 
     /// Records that `tokens` tokens of a choice have been written. `start` is when their frontend stage began.
-    pub fn written(&mut self, start: WriteStart, choice: u32, tokens: u64) {
+    pub fn record_written(&mut self, start: WriteStart, choice: u32, tokens: u64) {
         if tokens == 0 {
             return;
         }
         let now_ns = monotonic_ns();
         self.frontend.record(tokens, now_ns.saturating_sub(start.0));
         self.flush.record_socket_time(&self.socket, tokens, now_ns);
-        self.meter.written(choice, tokens, now_ns);
+        self.meter.record_written(choice, tokens, now_ns);
     }
 
     /// Reports the outcome of the request to its record.
-    pub fn ended(&mut self, outcome: Outcome) {
-        self.meter.ended(outcome);
+    pub fn record_end(&mut self, outcome: Outcome) {
+        self.meter.record_end(outcome);
     }
 
     /// Returns the summary so far.
@@ -100,7 +100,7 @@ mod tests {
         let flushes = Arc::new(FlushTracker::default());
         let mut timer = timer(&flushes, http::Version::HTTP_11);
         flushes.flushed();
-        timer.written(WriteStart(monotonic_ns() - SECOND_NS), 0, 3);
+        timer.record_written(WriteStart(monotonic_ns() - SECOND_NS), 0, 3);
         let DeliverySummary { frontend, socket } = timer.summary();
         assert_summary(3, SECOND_NS, frontend);
         assert_summary(0, 0, socket);
@@ -115,7 +115,7 @@ mod tests {
         let flushes = Arc::new(FlushTracker::default());
         let mut timer = timer(&flushes, http::Version::HTTP_2);
         for _ in 0..1_000 {
-            timer.written(WriteStart::begin(), 0, 1);
+            timer.record_written(WriteStart::begin(), 0, 1);
         }
         flushes.flushed();
         let DeliverySummary { frontend, socket } = timer.summary();

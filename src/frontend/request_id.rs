@@ -64,7 +64,7 @@ pub(super) fn request_id(headers: &HeaderMap) -> Result<RequestId, Error> {
     let Some(value) = headers.get(&X_REQUEST_ID) else {
         return Ok(RequestId::random());
     };
-    let id = value.to_str().ok().and_then(RequestId::from_client);
+    let id = value.to_str().ok().and_then(RequestId::parse);
     id.ok_or_else(|| {
         let message =
             format!("x-request-id must have 1 to {MAX_REQUEST_ID_BYTES} visible ASCII characters.");

@@ -37,7 +37,7 @@ pub(super) fn null_schema() -> ObjectBuilder {
 /// Schema of an unsupported field. `no_op_values` is a JSON list of the values that have no effect.
 fn unsupported_field(no_op_values: &str) -> RefOr<Schema> {
     let mut values: Vec<Value> =
-        serde_json::from_str(no_op_values).expect("the tables hold JSON lists");
+        serde_json::from_str(no_op_values).expect("no_op_values is a JSON list");
     values.push(Value::Null);
     ObjectBuilder::new()
         .schema_type(SchemaType::AnyValue)

@@ -28,7 +28,7 @@ use super::error_response;
 use super::fields::Fields;
 use super::queued_body::{QueuedBody, StartFuture};
 use super::stream_body::{self, StreamBody, StreamParts};
-use super::unary::{self, Collecting};
+use super::unary::{self, ResponseCollector};
 use super::unknown::IgnoredFields;
 use crate::cluster::CallContext;
 use crate::context::RequestContext;
@@ -292,7 +292,7 @@ struct StartedCompletion<D: Dialect> {
 impl<D: Dialect> StartedCompletion<D> {
     /// Collects the whole completion. Returns one JSON response.
     async fn collect(self) -> Result<Response, Error> {
-        let collecting = Collecting {
+        let collecting = ResponseCollector {
             stream: self.stream,
             echo: self.echo,
             candidates: self.body.candidates,

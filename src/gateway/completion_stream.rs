@@ -148,7 +148,7 @@ impl CompletionStream {
         &self.first_started
     }
 
-    /// Number of choices of all prompts.
+    /// Total number of choices, over all prompts.
     pub(super) fn choices(&self) -> usize {
         let per_prompt = usize::try_from(self.merged.choices_per_prompt).unwrap_or(1);
         self.merged.streams.len() * per_prompt

@@ -198,7 +198,7 @@ impl<W: RecordWriter> StreamBody<W> {
         self.writer.tokens(&mut self.buffer, &choice);
         let count = u64::try_from(tokens.tokens.len()).unwrap_or(0);
         self.tokens_delivered += count;
-        self.timer.written(start, tokens.choice, count);
+        self.timer.record_written(start, tokens.choice, count);
     }
 
     fn end(&mut self, usage: v1::Usage, timings: v1::Timings) {
@@ -211,7 +211,7 @@ impl<W: RecordWriter> StreamBody<W> {
         self.writer.end(&mut self.buffer, &end);
         self.context
             .set_usage(usage.prompt_tokens, usage.completion_tokens);
-        self.timer.ended(Ok(()));
+        self.timer.record_end(Ok(()));
         self.stream = None;
         self.state = StreamState::Finished;
     }
@@ -221,7 +221,7 @@ impl<W: RecordWriter> StreamBody<W> {
         let client_error = self.names.with_client_field_name(error.clone());
         self.writer
             .error(buffer, &client_error, self.tokens_delivered);
-        self.timer.ended(Err(error.kind));
+        self.timer.record_end(Err(error.kind));
         self.stream = None;
         // On HTTP/2, hyper polls for the next frame as soon as the peer's window has room for one byte of this frame.
         // If the last frame has only one byte, that poll means that the whole record has been sent.

@@ -18,7 +18,7 @@ use crate::runner::monotonic_ns;
 use crate::tokens::TextToken;
 
 /// A completion to collect, and its response options.
-pub(super) struct Collecting {
+pub(super) struct ResponseCollector {
     pub(super) stream: CompletionStream,
     /// Prompts to repeat, if the request sets `echo`.
     pub(super) echo: Option<Echo>,
@@ -32,10 +32,10 @@ pub(super) struct Collecting {
 ///
 /// # Errors The completion fails or becomes too large. Then no part of it is sent.
 pub(super) async fn collect<A: Serialize>(
-    collecting: Collecting,
+    collecting: ResponseCollector,
     answer: impl FnOnce(Vec<Choice>, v1::Usage) -> A + Send + 'static,
 ) -> Result<Response, Error> {
-    let collected = Collected::read(collecting).await?;
+    let collected = CollectedResponse::read(collecting).await?;
     let is_large = collected.size >= size::BLOCKING_THRESHOLD;
     let build = move || response::json(&answer(collected.choices, collected.usage));
     if !is_large {
@@ -47,16 +47,16 @@ pub(super) async fn collect<A: Serialize>(
 }
 
 /// A completion that has ended.
-struct Collected {
+struct CollectedResponse {
     choices: Vec<Choice>,
     usage: v1::Usage,
     /// Estimated size of the response, in bytes.
     size: usize,
 }
 
-impl Collected {
-    async fn read(collecting: Collecting) -> Result<Self, Error> {
-        let Collecting {
+impl CollectedResponse {
+    async fn read(collecting: ResponseCollector) -> Result<Self, Error> {
+        let ResponseCollector {
             mut stream,
             mut echo,
             candidates,
@@ -84,7 +84,7 @@ impl Collected {
                         choice.set_prompt(prompt);
                     }
                     let count = u64::try_from(tokens.tokens.len()).unwrap_or(0);
-                    meter.written(tokens.choice, count, monotonic_ns());
+                    meter.record_written(tokens.choice, count, monotonic_ns());
                     total_size += size::tokens_size(&tokens.tokens);
                     choice.add(tokens);
                     size::check_unary(total_size)?;
@@ -93,7 +93,7 @@ impl Collected {
             }
         };
         context.set_usage(usage.prompt_tokens, usage.completion_tokens);
-        meter.ended(Ok(()));
+        meter.record_end(Ok(()));
         let choices = select_likeliest(choices, candidates, response.choices);
         Ok(Self {
             choices: choices.into_iter().map(|one| one.choice).collect(),

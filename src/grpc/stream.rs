@@ -103,7 +103,7 @@ impl Stream for EventStream {
             Ok(event) => this.message(event),
             Err(error) => {
                 if let Some(delivery) = &mut this.delivery {
-                    delivery.timer.ended(Err(error.kind));
+                    delivery.timer.record_end(Err(error.kind));
                 }
                 return Poll::Ready(Some(Err(error.into())));
             }
@@ -126,13 +126,13 @@ impl Delivery {
             Event::Prompt(_) => {}
             Event::Tokens(tokens) => {
                 let count = u64::try_from(tokens.tokens.len()).unwrap_or(0);
-                self.timer.written(start, tokens.choice, count);
+                self.timer.record_written(start, tokens.choice, count);
             }
             Event::Summary(summary) => {
                 let usage = summary.usage.unwrap_or_default();
                 self.context
                     .set_usage(usage.prompt_tokens, usage.completion_tokens);
-                self.timer.ended(Ok(()));
+                self.timer.record_end(Ok(()));
             }
         }
     }

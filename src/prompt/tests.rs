@@ -17,7 +17,7 @@ impl Model for ByteModel {
         Ok(text.bytes().map(u32::from).collect())
     }
 
-    fn pieces(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
+    fn token_bytes(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
         let byte = |id: &TokenId| u8::try_from(*id).expect("the vocabulary is the bytes");
         Ok(ids.iter().map(|id| [byte(id)][..].into()).collect())
     }

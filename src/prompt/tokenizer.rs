@@ -90,7 +90,7 @@ impl Tokenizer {
     ) -> Result<Vec<TokenBytes>, Error> {
         self.check_vocabulary(&ids, param)?;
         let bytes = ids.len().saturating_mul(BYTES_PER_TOKEN);
-        let pieces = self.call_model(bytes, move |model| model.pieces(&ids));
+        let pieces = self.call_model(bytes, move |model| model.token_bytes(&ids));
         pieces.await?.map_err(|error| prompt_error(error, param))
     }
 

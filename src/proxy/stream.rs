@@ -61,7 +61,7 @@ impl ForwardedEvents {
             Event::Prompt(_) => {}
             Event::Tokens(tokens) => {
                 let count = u64::try_from(tokens.tokens.len()).unwrap_or(0);
-                self.timer.written(start, tokens.choice, count);
+                self.timer.record_written(start, tokens.choice, count);
             }
             Event::Summary(summary) => {
                 if let Some(timings) = &mut summary.timings {
@@ -72,7 +72,7 @@ impl ForwardedEvents {
                 let usage = summary.usage.unwrap_or_default();
                 self.context
                     .set_usage(usage.prompt_tokens, usage.completion_tokens);
-                self.timer.ended(Ok(()));
+                self.timer.record_end(Ok(()));
             }
         }
     }
@@ -98,7 +98,7 @@ impl Stream for ForwardedEvents {
             }
             Some(Err(failure)) => {
                 this.ended = true;
-                this.timer.ended(Err(failure.error().kind));
+                this.timer.record_end(Err(failure.error().kind));
                 Some(Err(failure.into()))
             }
         })

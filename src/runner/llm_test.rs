@@ -120,7 +120,7 @@ impl Model for TestModel {
         Ok((0..words).collect())
     }
 
-    fn pieces(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
+    fn token_bytes(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
         Ok(ids.iter().map(|id| token_text(*id)).collect())
     }
 

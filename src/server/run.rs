@@ -157,7 +157,7 @@ fn ready_line(model: &ModelParts) -> String {
     format!("{name} ({runner}; {of_workers}{aliases})")
 }
 
-/// Main paths of the HTTP API after those that complete prompts. `/openapi.json` lists all paths.
+/// HTTP paths that the start-up line prints after the completion paths. For all paths see `/openapi.json`.
 const OTHER_PATHS: &str = "/v1/models /tokenize /detokenize /health /metrics /openapi.json";
 
 /// Printed when other machines can reach the server only by its IP address.

@@ -258,11 +258,11 @@ impl RemoteChannel {
         SendOutcome::Delivered
     }
 
-    pub(super) fn prompt(&self, token: Token) -> SendOutcome {
+    pub(super) fn send_prompt_token(&self, token: Token) -> SendOutcome {
         self.send(token, true, proto::End::Unspecified)
     }
 
-    pub(super) fn token(&self, token: Token) -> SendOutcome {
+    pub(super) fn send_token(&self, token: Token) -> SendOutcome {
         self.send(token, false, proto::End::Unspecified)
     }
 

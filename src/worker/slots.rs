@@ -158,11 +158,11 @@ impl Slots {
     }
 
     /// Sends a prompt token to its reader. Returns the slot if the sequence has ended.
-    pub(super) fn prompt(&mut self, slot: Slot, token: Token) -> Option<FreedSlot> {
+    pub(super) fn send_prompt_token(&mut self, slot: Slot, token: Token) -> Option<FreedSlot> {
         let occupant = self.occupants.get_mut(slot.0)?.as_mut()?;
         occupant.prompt_left = occupant.prompt_left.saturating_sub(1);
         let is_last = occupant.prompt_left == 0 && occupant.max_tokens == 0;
-        let outcome = occupant.token_channel.prompt(token);
+        let outcome = occupant.token_channel.send_prompt_token(token);
         if is_last && outcome == SendOutcome::Delivered {
             return self.finish(slot, None, FinishReason::Length);
         }
@@ -170,20 +170,20 @@ impl Slots {
     }
 
     /// Sends a completion token to its reader. Returns the slot if the sequence has ended.
-    pub(super) fn token(&mut self, slot: Slot, token: Token) -> Option<FreedSlot> {
+    pub(super) fn send_token(&mut self, slot: Slot, token: Token) -> Option<FreedSlot> {
         let occupant = self.occupants.get_mut(slot.0)?.as_mut()?;
         occupant.token_count += 1;
         self.cleared += usize::from(std::mem::take(&mut occupant.is_suspect));
         if occupant.token_count >= occupant.max_tokens {
             return self.finish(slot, Some(token), FinishReason::Length);
         }
-        let outcome = occupant.token_channel.token(token);
+        let outcome = occupant.token_channel.send_token(token);
         self.handle_outcome(slot, outcome)
     }
 
     /// Sends the completion tokens of one step to their reader. If `ends` is true, the last token stops the sequence.
     /// Returns the slot if the sequence has ended.
-    pub(super) fn tokens(
+    pub(super) fn send_tokens(
         &mut self,
         slot: Slot,
         mut tokens: impl ExactSizeIterator<Item = Token>,
@@ -208,7 +208,7 @@ impl Slots {
         } else {
             let outcome = occupant
                 .token_channel
-                .tokens(tokens.by_ref().take(count_before_end));
+                .send_tokens(tokens.by_ref().take(count_before_end));
             self.handle_outcome(slot, outcome)
         };
         match reason {
@@ -393,7 +393,7 @@ mod tests {
             deadline_ns: NO_DEADLINE,
         };
         slots.occupy(Slot(0), runnable);
-        assert!(slots.token(Slot(0), token()).is_none());
+        assert!(slots.send_token(Slot(0), token()).is_none());
         assert_eq!(slots.credit(Slot(0)), 0);
         (slots, receiver)
     }

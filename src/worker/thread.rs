@@ -327,10 +327,10 @@ impl Device<'_> {
         let now_ns = monotonic_ns();
         for emission in emissions.drain(..) {
             let freed = match emission {
-                Emission::Prompt(slot, token) => self.slots.prompt(slot, token),
+                Emission::Prompt(slot, token) => self.slots.send_prompt_token(slot, token),
                 Emission::Token(slot, token) => {
                     tokens += 1;
-                    self.slots.token(slot, with_timestamp(token, now_ns))
+                    self.slots.send_token(slot, with_timestamp(token, now_ns))
                 }
                 Emission::EndOfSequence(slot, token) => {
                     tokens += 1;

@@ -129,23 +129,23 @@ impl TokenSender {
     }
 
     /// Sends the next token of the prompt.
-    pub(crate) fn prompt(&self, token: Token) -> SendOutcome {
+    pub(crate) fn send_prompt_token(&self, token: Token) -> SendOutcome {
         match &self.0 {
             TokenDestination::Local(channel) => channel.send(1, || Output::Prompt(token)),
-            TokenDestination::Remote(channel) => channel.prompt(token),
+            TokenDestination::Remote(channel) => channel.send_prompt_token(token),
         }
     }
 
     /// Sends the next token of the completion.
-    pub(crate) fn token(&self, token: Token) -> SendOutcome {
+    pub(crate) fn send_token(&self, token: Token) -> SendOutcome {
         match &self.0 {
             TokenDestination::Local(channel) => channel.send(1, || Output::Token(token)),
-            TokenDestination::Remote(channel) => channel.token(token),
+            TokenDestination::Remote(channel) => channel.send_token(token),
         }
     }
 
     /// Sends several completion tokens together. On `NoCredit`, some of them may have been sent.
-    pub(super) fn tokens(&self, mut tokens: impl ExactSizeIterator<Item = Token>) -> SendOutcome {
+    pub(super) fn send_tokens(&self, mut tokens: impl ExactSizeIterator<Item = Token>) -> SendOutcome {
         match &self.0 {
             TokenDestination::Local(channel) => {
                 channel.send(tokens.len(), || match (tokens.len(), tokens.next()) {
@@ -155,7 +155,7 @@ impl TokenSender {
             }
             TokenDestination::Remote(channel) => tokens
                 .find_map(|token| {
-                    Some(channel.token(token)).filter(|sent| *sent != SendOutcome::Delivered)
+                    Some(channel.send_token(token)).filter(|sent| *sent != SendOutcome::Delivered)
                 })
                 .unwrap_or(SendOutcome::Delivered),
         }
@@ -205,12 +205,12 @@ impl TokenSender {
 
 impl LocalChannel {
     fn credit(&self) -> usize {
-        self.shared.credit.free_or_request_wake(self.sent.get())
+        self.shared.credit.available_or_request_wake(self.sent.get())
     }
 
     /// Sends an output that needs `tokens` credit.
     fn send(&self, tokens: usize, output: impl FnOnce() -> Output) -> SendOutcome {
-        if self.shared.credit.free(self.sent.get()) < tokens {
+        if self.shared.credit.available(self.sent.get()) < tokens {
             return SendOutcome::NoCredit;
         }
         self.sent.set(self.sent.get() + tokens);

@@ -120,7 +120,7 @@ fn request_id(id: &str) -> Result<RequestId, Violation> {
     if id.is_empty() {
         return Ok(RequestId::random());
     }
-    RequestId::from_client(id).ok_or_else(|| {
+    RequestId::parse(id).ok_or_else(|| {
         let rule = "submit.request_id must have at most 128 visible ASCII characters";
         Violation(rule.to_owned())
     })

@@ -21,7 +21,7 @@ impl Client {
     /// Runs a case against a server. Asserts that the case passes.
     pub(super) async fn run(&self, case: &str, server: &TestServer) {
         let program = (self.program)().arg(case).arg(self.address(server));
-        program.run().await.success();
+        program.run().await.expect_success();
     }
 
     pub(super) fn address(&self, server: &TestServer) -> String {
@@ -40,8 +40,8 @@ impl Client {
             Api::Grpc => grpc.replace("http://", ""),
         };
         let mut client = (self.program)().arg(case).arg(address).start();
-        assert_eq!(client.line().await, "reading");
+        assert_eq!(client.read_line().await, "reading");
         server.signal(signal);
-        assert_eq!(client.end().await, Some(0));
+        assert_eq!(client.wait_for_exit_code().await, Some(0));
     }
 }

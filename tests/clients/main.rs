@@ -29,7 +29,7 @@ macro_rules! cases_of_a_heavy_client {
                 let server = $server.await;
                 let program = program.arg(stringify!($case)).arg($client.address(&server));
             )*
-            program.run().await.success();
+            program.run().await.expect_success();
         }
     };
 }

@@ -18,5 +18,5 @@ async fn the_model_test_streams_2048_tokens_at_the_runners_cadence() {
     let (_server, [http, _]) = server_process().await;
     let case = "the_model_test_streams_2048_tokens_at_the_runners_cadence";
     let client = (REFERENCE_PERFORMANCE.program)().arg(case).arg(http);
-    client.run().await.success();
+    client.run().await.expect_success();
 }

@@ -7,11 +7,11 @@ use tokenway::proto::v1;
 use tokenway::runner::llm_test::TestRunnerOptions;
 use tonic::Streaming;
 
-use super::support::program::{Running, start_server};
+use super::support::program::{RunningProgram, start_server};
 use super::support::{Setup, TestServer, full_speed, grpc, silent_at, with_interval};
 
 /// Starts a server in its own process, so that the test can kill it.
-pub(super) async fn server_process() -> (Running, [String; 2]) {
+pub(super) async fn server_process() -> (RunningProgram, [String; 2]) {
     start_server(&["--test-runner-frequency-ms", "1", "--drain-grace", "0"]).await
 }
 
@@ -88,5 +88,5 @@ pub(super) async fn assert_cancelled(server: TestServer) {
 /// Asserts that the client sent the failing request only once.
 pub(super) async fn assert_failed_once(server: TestServer) {
     let counts = server.drain().await;
-    assert_eq!(counts.ended("http", "internal_error"), 1.0, "{}", counts.0);
+    assert_eq!(counts.ended_requests("http", "internal_error"), 1.0, "{}", counts.0);
 }

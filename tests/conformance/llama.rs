@@ -1,4 +1,4 @@
-//! The conformance table on a real model.
+//! Runs every row of the conformance table (`table.rs`) against a real model.
 
 use std::sync::Arc;
 use std::time::Duration;

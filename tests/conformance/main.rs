@@ -27,7 +27,7 @@ use transport::{Format, Servers, Transport};
 const PROMPT: &str = "The capital of France is";
 
 /// Facts about a model that the table needs.
-struct Model {
+struct TableModel {
     name: &'static str,
     /// A text that occurs within the first ten tokens of the greedy completion. `stop_id` is the id of a token of
     /// this text.
@@ -49,7 +49,7 @@ async fn assert_all_transports_agree(servers: &Servers, row: &Row) {
     let (first, expected) = &outcomes
         .next()
         .expect("at least one transport supports the row");
-    assert_ends(row, expected);
+    assert_expected_end(row, expected);
     for (transport, outcome) in outcomes {
         let at = format!("'{}' over {first:?} and over {transport:?}", row.name);
         if matches!(transport, Transport::Http(Format::Unary, _)) {
@@ -65,7 +65,7 @@ async fn assert_all_transports_agree(servers: &Servers, row: &Row) {
     }
 }
 
-fn assert_ends(row: &Row, outcome: &Outcome) {
+fn assert_expected_end(row: &Row, outcome: &Outcome) {
     match row.ends {
         ExpectedEnd::With(reason) => {
             assert_eq!(outcome.error, None, "'{}'", row.name);
@@ -82,7 +82,7 @@ fn assert_ends(row: &Row, outcome: &Outcome) {
 }
 
 /// Returns a completion of [`PROMPT`] with temperature 0, and with 12 tokens unless `fields` sets `max_tokens`.
-fn greedy(name: &'static str, mut fields: Value, ends: ExpectedEnd) -> Row {
+fn greedy_row(name: &'static str, mut fields: Value, ends: ExpectedEnd) -> Row {
     fields["temperature"] = json!(0);
     if fields.get("max_tokens").is_none() {
         fields["max_tokens"] = json!(12);
@@ -91,7 +91,7 @@ fn greedy(name: &'static str, mut fields: Value, ends: ExpectedEnd) -> Row {
 }
 
 /// Returns a completion of [`PROMPT`] with 12 sampled tokens.
-fn sampled(name: &'static str, mut fields: Value) -> Row {
+fn sampled_row(name: &'static str, mut fields: Value) -> Row {
     fields["max_tokens"] = json!(12);
     fields["seed"] = json!(7);
     fields["ignore_eos"] = json!(true);
@@ -99,7 +99,7 @@ fn sampled(name: &'static str, mut fields: Value) -> Row {
 }
 
 /// Completions that both runners support.
-fn completion_rows(model: &Model) -> Vec<Row> {
+fn completion_rows(model: &TableModel) -> Vec<Row> {
     let mut rows = greedy_rows(model);
     rows.extend(echo_rows());
     rows.extend(sampled_rows(model));
@@ -112,41 +112,41 @@ fn completion_rows(model: &Model) -> Vec<Row> {
     rows
 }
 
-fn greedy_rows(model: &Model) -> Vec<Row> {
+fn greedy_rows(model: &TableModel) -> Vec<Row> {
     let (stop, stop_id) = (model.stop, model.stop_id);
     vec![
-        greedy("greedy", json!({}), LENGTH),
-        greedy("max_tokens by default", json!({"max_tokens": null}), LENGTH),
-        greedy("a model by its name", json!({"model": model.name}), LENGTH),
-        greedy("stop as a string", json!({"stop": stop}), STOP),
-        greedy("stop as a list", json!({"stop": ["not there", stop]}), STOP),
-        greedy(
+        greedy_row("greedy", json!({}), LENGTH),
+        greedy_row("max_tokens by default", json!({"max_tokens": null}), LENGTH),
+        greedy_row("a model by its name", json!({"model": model.name}), LENGTH),
+        greedy_row("stop as a string", json!({"stop": stop}), STOP),
+        greedy_row("stop as a list", json!({"stop": ["not there", stop]}), STOP),
+        greedy_row(
             "stop shown",
             json!({"stop": stop, "include_stop_str_in_output": true}),
             STOP,
         ),
-        greedy(
+        greedy_row(
             "stop after min_tokens",
             json!({"stop": stop, "min_tokens": 11}),
             LENGTH,
         ),
-        greedy("stop_token_ids", json!({"stop_token_ids": [stop_id]}), STOP),
-        greedy(
+        greedy_row("stop_token_ids", json!({"stop_token_ids": [stop_id]}), STOP),
+        greedy_row(
             "a stop token shown",
             json!({"stop_token_ids": [stop_id], "include_stop_str_in_output": true}),
             STOP,
         ),
-        greedy(
+        greedy_row(
             "min_tokens",
             json!({"stop_token_ids": [stop_id], "min_tokens": 12}),
             LENGTH,
         ),
-        greedy(
+        greedy_row(
             "logprobs of the sampled tokens only",
             json!({"logprobs": 0}),
             LENGTH,
         ),
-        greedy(
+        greedy_row(
             "logprobs and a stop",
             json!({"logprobs": 2, "stop": stop}),
             STOP,
@@ -156,24 +156,24 @@ fn greedy_rows(model: &Model) -> Vec<Row> {
 
 fn echo_rows() -> Vec<Row> {
     vec![
-        greedy("echo", json!({"echo": true}), LENGTH),
-        greedy(
+        greedy_row("echo", json!({"echo": true}), LENGTH),
+        greedy_row(
             "echo with several choices",
             json!({"echo": true, "n": 2}),
             LENGTH,
         ),
-        greedy(
+        greedy_row(
             "echo with logprobs",
             json!({"echo": true, "logprobs": 3}),
             LENGTH,
         ),
-        greedy(
+        greedy_row(
             "echo with logprobs and several choices",
             json!({"echo": true, "logprobs": 1, "n": 2}),
             LENGTH,
         ),
-        greedy("echo alone", json!({"echo": true, "max_tokens": 0}), LENGTH),
-        greedy(
+        greedy_row("echo alone", json!({"echo": true, "max_tokens": 0}), LENGTH),
+        greedy_row(
             "the prompt's logprobs alone",
             json!({"echo": true, "max_tokens": 0, "logprobs": 2}),
             LENGTH,
@@ -181,29 +181,29 @@ fn echo_rows() -> Vec<Row> {
     ]
 }
 
-fn sampled_rows(model: &Model) -> Vec<Row> {
+fn sampled_rows(model: &TableModel) -> Vec<Row> {
     let bias = json!({model.biased_id.to_string(): 100});
     vec![
-        sampled("seed", json!({})),
-        sampled("a high temperature", json!({"temperature": 1.7})),
-        sampled("top_p", json!({"top_p": 0.6})),
-        sampled("top_k", json!({"top_k": 5})),
-        sampled("min_p", json!({"min_p": 0.2})),
-        sampled("presence_penalty", json!({"presence_penalty": 1.5})),
-        sampled("frequency_penalty", json!({"frequency_penalty": -1.5})),
-        sampled("repetition_penalty", json!({"repetition_penalty": 1.3})),
-        sampled("n", json!({"n": 3})),
-        sampled("logit_bias", json!({"logit_bias": bias})),
-        sampled(
+        sampled_row("seed", json!({})),
+        sampled_row("a high temperature", json!({"temperature": 1.7})),
+        sampled_row("top_p", json!({"top_p": 0.6})),
+        sampled_row("top_k", json!({"top_k": 5})),
+        sampled_row("min_p", json!({"min_p": 0.2})),
+        sampled_row("presence_penalty", json!({"presence_penalty": 1.5})),
+        sampled_row("frequency_penalty", json!({"frequency_penalty": -1.5})),
+        sampled_row("repetition_penalty", json!({"repetition_penalty": 1.3})),
+        sampled_row("n", json!({"n": 3})),
+        sampled_row("logit_bias", json!({"logit_bias": bias})),
+        sampled_row(
             "priority and user",
             json!({"priority": 3, "user": "somebody"}),
         ),
-        sampled(
+        sampled_row(
             "logprobs of sampled tokens",
             json!({"logprobs": 5, "temperature": 1.7}),
         ),
-        sampled("best_of", json!({"best_of": 4, "n": 2})),
-        sampled(
+        sampled_row("best_of", json!({"best_of": 4, "n": 2})),
+        sampled_row(
             "best_of with logprobs",
             json!({"best_of": 3, "logprobs": 1}),
         ),
@@ -211,7 +211,7 @@ fn sampled_rows(model: &Model) -> Vec<Row> {
 }
 
 /// Chat completions that both runners support.
-fn chat_rows(model: &Model) -> Vec<Row> {
+fn chat_rows(model: &TableModel) -> Vec<Row> {
     let hello = json!("Name the capital of France.");
     let limited = |name, mut fields: Value| {
         fields["max_completion_tokens"] = json!(6);
@@ -261,7 +261,7 @@ fn chat_rows(model: &Model) -> Vec<Row> {
 }
 
 /// Requests that are rejected.
-fn rejected_rows(model: &Model) -> Vec<Row> {
+fn rejected_rows(model: &TableModel) -> Vec<Row> {
     let prompt = json!(PROMPT);
     let invalid = ExpectedEnd::Failing("invalid_value");
     let row = |name, fields: &Value, ends| completion(name, &prompt, fields, ends);
@@ -331,8 +331,8 @@ fn rejected_rows(model: &Model) -> Vec<Row> {
     ]
 }
 
-fn test_model() -> Model {
-    Model {
+fn test_model() -> TableModel {
+    TableModel {
         name: "llm_test",
         stop: "token_5",
         stop_id: 5,
@@ -341,7 +341,7 @@ fn test_model() -> Model {
     }
 }
 
-async fn assert_table(servers: &Servers, model: &Model) {
+async fn assert_table(servers: &Servers, model: &TableModel) {
     for row in completion_rows(model)
         .iter()
         .chain(&chat_rows(model))
@@ -418,7 +418,7 @@ async fn a_disconnect_frees_the_slot_over_every_transport() {
         LENGTH,
     );
     for transport in Transport::ALL {
-        let open = servers.begin(transport, &row).await;
+        let open = servers.send_unread(transport, &row).await;
         assert_eq!(
             events.recv().await,
             Some(SlotEvent::Admitted),

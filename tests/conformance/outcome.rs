@@ -75,10 +75,10 @@ impl Outcome {
             return Self::failed(error);
         }
         let mut outcome = Self {
-            usage: usage(body),
+            usage: usage_of(body),
             ..Self::default()
         };
-        for object in objects(&body["choices"]) {
+        for object in as_objects(&body["choices"]) {
             let text = if row.is_chat() {
                 &object["message"]["content"]
             } else {
@@ -124,7 +124,7 @@ impl Outcome {
         for line in lines {
             assert!(outcome.error.is_none(), "{line} follows an error");
             outcome.error = error(line);
-            outcome.usage = outcome.usage.or_else(|| usage(line));
+            outcome.usage = outcome.usage.or_else(|| usage_of(line));
             for object in line["choices"].as_array().into_iter().flatten() {
                 outcome.add_line(row, object);
             }
@@ -177,7 +177,7 @@ fn error(object: &Value) -> Option<(String, Option<String>)> {
     Some((text("code").expect("a code"), text("param")))
 }
 
-fn usage(object: &Value) -> Option<(u32, u32)> {
+fn usage_of(object: &Value) -> Option<(u32, u32)> {
     let usage = object.get("usage").filter(|usage| !usage.is_null())?;
     let count = |field: &str| {
         let count = usage[field].as_u64().expect("a count");
@@ -193,13 +193,13 @@ fn logprobs_of(row: &Row, logprobs: &Value) -> Vec<TokenLogprob> {
         return Vec::new();
     }
     if row.is_chat() {
-        return objects(&logprobs["content"])
+        return as_objects(&logprobs["content"])
             .iter()
             .map(chat_logprob)
             .collect();
     }
     let columns = ["tokens", "token_logprobs", "top_logprobs", "text_offset"];
-    let [tokens, sampled, top, offsets] = columns.map(|column| objects(&logprobs[column]));
+    let [tokens, sampled, top, offsets] = columns.map(|column| as_objects(&logprobs[column]));
     assert!(
         [sampled, top, offsets]
             .iter()
@@ -220,20 +220,20 @@ fn logprobs_of(row: &Row, logprobs: &Value) -> Vec<TokenLogprob> {
 
 fn chat_logprob(object: &Value) -> TokenLogprob {
     let bytes = |object: &Value| -> Vec<u8> {
-        let bytes = objects(&object["bytes"]).iter();
+        let bytes = as_objects(&object["bytes"]).iter();
         bytes
             .map(|byte| u8::try_from(byte.as_u64().expect("a byte")).expect("a byte"))
             .collect()
     };
     let logprob = |object: &Value| object["logprob"].as_f64().map(as_f32);
-    let top = objects(&object["top_logprobs"]).iter();
+    let top = as_objects(&object["top_logprobs"]).iter();
     let top = top
         .map(|top| (bytes(top), logprob(top).expect("a number")))
         .collect();
     TokenLogprob::new(&bytes(object), logprob(object), top)
 }
 
-fn objects(list: &Value) -> &[Value] {
+fn as_objects(list: &Value) -> &[Value] {
     list.as_array().expect("a list")
 }
 

@@ -152,7 +152,7 @@ impl Row {
             logit_bias: self.logit_bias(),
             min_tokens: count("min_tokens").unwrap_or(0),
             ignore_eos: flag("ignore_eos"),
-            stop_token_ids: ids(&body["stop_token_ids"]),
+            stop_token_ids: token_ids(&body["stop_token_ids"]),
             include_stop_str_in_output: flag("include_stop_str_in_output"),
         }
     }
@@ -161,7 +161,7 @@ impl Row {
         if let Some(messages) = self.body["messages"].as_array() {
             let message = |message: &Value| v1::ChatMessage {
                 role: message["role"].as_str().expect("a role").to_owned(),
-                content: content(&message["content"]),
+                content: content_text(&message["content"]),
                 name: message["name"].as_str().unwrap_or_default().to_owned(),
             };
             return Some(Input::Chat(v1::Chat {
@@ -171,7 +171,7 @@ impl Row {
         let prompt = &self.body["prompt"];
         Some(match prompt.as_str() {
             Some(text) => Input::Prompt(text.to_owned()),
-            None => Input::PromptTokenIds(v1::TokenIds { ids: ids(prompt) }),
+            None => Input::PromptTokenIds(v1::TokenIds { ids: token_ids(prompt) }),
         })
     }
 
@@ -195,7 +195,7 @@ impl Row {
     }
 }
 
-fn content(content: &Value) -> String {
+fn content_text(content: &Value) -> String {
     if let Some(text) = content.as_str() {
         return text.to_owned();
     }
@@ -206,7 +206,7 @@ fn content(content: &Value) -> String {
     texts.join("\n")
 }
 
-fn ids(list: &Value) -> Vec<u32> {
+fn token_ids(list: &Value) -> Vec<u32> {
     let ids = list.as_array().into_iter().flatten();
     ids.map(|id| u32::try_from(id.as_u64().expect("an id")).expect("an id"))
         .collect()

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tonic::{Request, Status, Streaming};
 
 use crate::outcome::{Choice, Outcome, TokenLogprob};
-use crate::support::http::{self, End};
+use crate::support::http::{self, BodyEnd};
 use crate::support::{Setup, TestServer, grpc};
 use crate::table::Row;
 
@@ -90,7 +90,7 @@ impl Servers {
     }
 
     /// Sends a row. Does not read the response.
-    pub(crate) async fn begin(&self, transport: Transport, row: &Row) -> UnreadRequest {
+    pub(crate) async fn send_unread(&self, transport: Transport, row: &Row) -> UnreadRequest {
         match transport {
             Transport::Grpc(deployment) => {
                 UnreadRequest::Grpc(self.server(deployment).stream(row.message()).await)
@@ -118,17 +118,17 @@ impl Servers {
         let (response, body) = request(row, format).fetch(server).await;
         let lines = match format {
             Format::Ndjson if response.status == 200 => body.lines(),
-            Format::Sse if response.status == 200 => events(&body),
+            Format::Sse if response.status == 200 => sse_events(&body),
             Format::Ndjson | Format::Sse | Format::Unary => {
-                assert_eq!(body.end, End::Clean, "{body:?}");
+                assert_eq!(body.end, BodyEnd::Clean, "{body:?}");
                 return Outcome::from_body(row, &body.json());
             }
         };
         let outcome = Outcome::from_lines(row, &lines);
         let expected_end = if outcome.error.is_some() {
-            End::Unclean
+            BodyEnd::Unclean
         } else {
-            End::Clean
+            BodyEnd::Clean
         };
         assert_eq!(body.end, expected_end, "{}", body.text);
         outcome
@@ -182,14 +182,14 @@ fn request(row: &Row, format: Format) -> http::Request {
     });
     match row.timeout {
         None => request,
-        Some(timeout) => request.header("x-request-timeout", &seconds(timeout)),
+        Some(timeout) => request.header("x-request-timeout", &format_seconds(timeout)),
     }
 }
 
 /// Parses the objects of an SSE stream. A stream that ends cleanly must end with `[DONE]`.
-fn events(body: &http::Body) -> Vec<Value> {
+fn sse_events(body: &http::Body) -> Vec<Value> {
     let mut events = body.events();
-    if body.end == End::Clean {
+    if body.end == BodyEnd::Clean {
         assert_eq!(events.pop(), Some("[DONE]"));
     }
     let parse = |event| serde_json::from_str(event).expect("an event is JSON");
@@ -251,6 +251,6 @@ fn error_of(row: &Row, status: &Status) -> (String, Option<String>) {
     (error.kind.row().code.to_owned(), param)
 }
 
-fn seconds(timeout: Duration) -> String {
+fn format_seconds(timeout: Duration) -> String {
     timeout.as_secs_f64().to_string()
 }

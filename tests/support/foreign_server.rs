@@ -1,4 +1,4 @@
-//! Servers that are not Tokenway. One truncates its streams: the body ends cleanly, but without a finish reason or a
+//! Servers that are not Tokenway. The first truncates its streams: the body ends cleanly, but without a finish reason or a
 //! summary, and clients must report the truncation. The other one rejects every completion with a given status.
 
 use axum::Router;

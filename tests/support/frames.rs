@@ -38,7 +38,7 @@ pub struct Frame {
 
 impl Frame {
     /// Returns the error code of a GOAWAY frame.
-    pub fn code(&self) -> u32 {
+    pub fn error_code(&self) -> u32 {
         assert_eq!(self.kind, GO_AWAY);
         u32::from_be_bytes(self.payload[4..8].try_into().expect("four bytes"))
     }
@@ -54,8 +54,8 @@ impl Frames {
         let mut stream = TcpStream::connect(address)
             .await
             .expect("the server accepts connections");
-        let window = frame(WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes());
-        let opening = [PREFACE, &frame(SETTINGS, 0, 0, &[]), &window].concat();
+        let window = encode_frame(WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes());
+        let opening = [PREFACE, &encode_frame(SETTINGS, 0, 0, &[]), &window].concat();
         stream
             .write_all(&opening)
             .await
@@ -64,7 +64,7 @@ impl Frames {
     }
 
     /// Returns the bytes of a completion request on this stream.
-    pub fn request(&self, stream: u32, body: &[u8]) -> Vec<u8> {
+    pub fn encode_request(&self, stream: u32, body: &[u8]) -> Vec<u8> {
         let (path, kind, prefix) = match self.api {
             Api::Http => ("/v1/completions", "application/json", Vec::new()),
             Api::Grpc => {
@@ -90,23 +90,23 @@ impl Frames {
             text(b"\x0f\x10", kind),
             text(b"\x00\x02te", "trailers"),
         ];
-        let headers = frame(HEADERS, END_HEADERS, stream, &head.concat());
+        let headers = encode_frame(HEADERS, END_HEADERS, stream, &head.concat());
         let body = [&prefix, body].concat();
-        [headers, frame(DATA, END_STREAM, stream, &body)].concat()
+        [headers, encode_frame(DATA, END_STREAM, stream, &body)].concat()
     }
 
     /// Returns the bytes of `count` requests on the odd streams from `first` on, each followed by its RST_STREAM.
-    pub fn cancelled(&self, first: u32, count: u32, body: &[u8]) -> Vec<u8> {
+    pub fn encode_cancelled_requests(&self, first: u32, count: u32, body: &[u8]) -> Vec<u8> {
         let streams = (0..count).map(|number| first + 2 * number);
         let cancelled =
-            streams.flat_map(|stream| [self.request(stream, body), reset(stream)].concat());
+            streams.flat_map(|stream| [self.encode_request(stream, body), encode_reset(stream)].concat());
         cancelled.collect()
     }
 
     /// Returns the RST_STREAM frames of `count` streams from `first` on.
-    pub fn resets(first: u32, count: u32) -> Vec<u8> {
+    pub fn encode_resets(first: u32, count: u32) -> Vec<u8> {
         let streams = (0..count).map(|number| first + 2 * number);
-        streams.flat_map(reset).collect()
+        streams.flat_map(encode_reset).collect()
     }
 
     pub async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
@@ -114,8 +114,8 @@ impl Frames {
     }
 
     /// Reads the next frame. Returns `None` at the end of the connection.
-    pub async fn next(&mut self) -> Option<Frame> {
-        next(&mut self.stream).await
+    pub async fn read_frame(&mut self) -> Option<Frame> {
+        read_next_frame(&mut self.stream).await
     }
 
     /// Writes `bytes` and at the same time reads, until the first frame of this kind arrives.
@@ -128,7 +128,7 @@ impl Frames {
         };
         let read = async {
             loop {
-                let frame = next(&mut reading)
+                let frame = read_next_frame(&mut reading)
                     .await
                     .expect("the frame arrives before the connection ends");
                 if frame.kind == kind {
@@ -143,7 +143,7 @@ impl Frames {
     }
 }
 
-async fn next(stream: &mut (impl AsyncReadExt + Unpin)) -> Option<Frame> {
+async fn read_next_frame(stream: &mut (impl AsyncReadExt + Unpin)) -> Option<Frame> {
     let mut head = [0; 9];
     stream.read_exact(&mut head).await.ok()?;
     let [high, middle, low, kind, flags, stream_id @ ..] = head;
@@ -159,12 +159,12 @@ async fn next(stream: &mut (impl AsyncReadExt + Unpin)) -> Option<Frame> {
     })
 }
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+fn encode_frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("a short frame");
     let head = [&length.to_be_bytes()[1..], &[kind, flags]].concat();
     [&head, &stream.to_be_bytes()[..], payload].concat()
 }
 
-fn reset(stream: u32) -> Vec<u8> {
-    frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())
+fn encode_reset(stream: u32) -> Vec<u8> {
+    encode_frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())
 }

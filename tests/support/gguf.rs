@@ -76,7 +76,7 @@ impl Gguf {
                 text("llama.rope.scaling.type", "none"),
                 text("tokenizer.ggml.model", "gpt2"),
                 text("tokenizer.ggml.pre", "default"),
-                tokenizer("tokens", Value::Texts(tokens())),
+                tokenizer("tokens", Value::Texts(vocabulary())),
                 tokenizer("token_type", Value::I32s(types)),
                 tokenizer("scores", Value::F32s(vec![0.0; 258])),
                 tokenizer("merges", Value::Texts(vec!["a b".to_owned()])),
@@ -91,17 +91,17 @@ impl Gguf {
                 ),
             ],
             tensors: vec![
-                tensor("token_embd.weight", &[WIDTH, TOKENS]),
-                tensor("output_norm.weight", &[WIDTH]),
-                tensor("blk.0.attn_norm.weight", &[WIDTH]),
-                tensor("blk.0.attn_q.weight", &[WIDTH, 2 * HEAD]),
-                tensor("blk.0.attn_k.weight", &[WIDTH, HEAD]),
-                tensor("blk.0.attn_v.weight", &[WIDTH, HEAD]),
-                tensor("blk.0.attn_output.weight", &[2 * HEAD, WIDTH]),
-                tensor("blk.0.ffn_norm.weight", &[WIDTH]),
-                tensor("blk.0.ffn_gate.weight", &[WIDTH, FEED_FORWARD]),
-                tensor("blk.0.ffn_up.weight", &[WIDTH, FEED_FORWARD]),
-                tensor("blk.0.ffn_down.weight", &[FEED_FORWARD, WIDTH]),
+                random_tensor("token_embd.weight", &[WIDTH, TOKENS]),
+                random_tensor("output_norm.weight", &[WIDTH]),
+                random_tensor("blk.0.attn_norm.weight", &[WIDTH]),
+                random_tensor("blk.0.attn_q.weight", &[WIDTH, 2 * HEAD]),
+                random_tensor("blk.0.attn_k.weight", &[WIDTH, HEAD]),
+                random_tensor("blk.0.attn_v.weight", &[WIDTH, HEAD]),
+                random_tensor("blk.0.attn_output.weight", &[2 * HEAD, WIDTH]),
+                random_tensor("blk.0.ffn_norm.weight", &[WIDTH]),
+                random_tensor("blk.0.ffn_gate.weight", &[WIDTH, FEED_FORWARD]),
+                random_tensor("blk.0.ffn_up.weight", &[WIDTH, FEED_FORWARD]),
+                random_tensor("blk.0.ffn_down.weight", &[FEED_FORWARD, WIDTH]),
             ],
         }
     }
@@ -125,15 +125,15 @@ impl Gguf {
     pub fn bytes(&self) -> Vec<u8> {
         let mut out = b"GGUF".to_vec();
         out.extend(self.version.to_le_bytes());
-        out.extend(length(&self.tensors));
-        out.extend(length(&self.values));
+        out.extend(encode_length(&self.tensors));
+        out.extend(encode_length(&self.values));
         for (key, value) in &self.values {
-            put_text(&mut out, key);
+            write_text(&mut out, key);
             value.put(&mut out);
         }
         let mut offset = 0_usize;
         for tensor in &self.tensors {
-            put_text(&mut out, &tensor.name);
+            write_text(&mut out, &tensor.name);
             let count = u32::try_from(tensor.dimensions.len()).expect("few dimensions");
             out.extend(count.to_le_bytes());
             for dimension in &tensor.dimensions {
@@ -164,47 +164,47 @@ impl Value {
             Self::U64(value) => scalar(out, 10, &value.to_le_bytes()),
             Self::Text(value) => {
                 out.extend(8_u32.to_le_bytes());
-                put_text(out, value);
+                write_text(out, value);
             }
             Self::Texts(values) => {
-                put_list(out, 8, values);
-                values.iter().for_each(|it| put_text(out, it));
+                write_list(out, 8, values);
+                values.iter().for_each(|it| write_text(out, it));
             }
             Self::U32s(values) => {
-                put_list(out, 4, values);
+                write_list(out, 4, values);
                 values.iter().for_each(|it| out.extend(it.to_le_bytes()));
             }
             Self::I32s(values) => {
-                put_list(out, 5, values);
+                write_list(out, 5, values);
                 values.iter().for_each(|it| out.extend(it.to_le_bytes()));
             }
             Self::F32s(values) => {
-                put_list(out, 6, values);
+                write_list(out, 6, values);
                 values.iter().for_each(|it| out.extend(it.to_le_bytes()));
             }
         }
     }
 }
 
-fn length<T>(items: &[T]) -> [u8; 8] {
+fn encode_length<T>(items: &[T]) -> [u8; 8] {
     u64::try_from(items.len())
         .expect("a small file")
         .to_le_bytes()
 }
 
-fn put_list<T>(out: &mut Vec<u8>, kind: u32, items: &[T]) {
+fn write_list<T>(out: &mut Vec<u8>, kind: u32, items: &[T]) {
     out.extend(9_u32.to_le_bytes());
     out.extend(kind.to_le_bytes());
-    out.extend(length(items));
+    out.extend(encode_length(items));
 }
 
-fn put_text(out: &mut Vec<u8>, text: &str) {
-    out.extend(length(text.as_bytes()));
+fn write_text(out: &mut Vec<u8>, text: &str) {
+    out.extend(encode_length(text.as_bytes()));
     out.extend(text.as_bytes());
 }
 
 /// Returns the vocabulary: GPT-2's printable character for each byte, followed by the two special tokens.
-fn tokens() -> Vec<String> {
+fn vocabulary() -> Vec<String> {
     let mut unprintable = (256..).filter_map(char::from_u32);
     let name = |byte: u8| match byte {
         b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => char::from(byte),
@@ -216,7 +216,7 @@ fn tokens() -> Vec<String> {
 }
 
 /// Creates a tensor of pseudo-random values from -0.5 to 0.5, with a fixed seed.
-fn tensor(name: &str, dimensions: &[u64]) -> Tensor {
+fn random_tensor(name: &str, dimensions: &[u64]) -> Tensor {
     let count: u64 = dimensions.iter().product();
     let mut state = 1_u32;
     let mut number = || {

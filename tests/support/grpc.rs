@@ -66,8 +66,8 @@ pub async fn collect_from(
                     completion.summary.is_none(),
                     "an event follows the summary: {event:?}"
                 );
-                completion.take(event);
-                progress(u32::try_from(completion.count(0)).expect("the count fits in u32"));
+                completion.add_event(event);
+                progress(u32::try_from(completion.token_count(0)).expect("the count fits in u32"));
             }
             Ok(None) => return completion,
             Err(status) => {
@@ -79,7 +79,7 @@ pub async fn collect_from(
 }
 
 impl Completion {
-    pub fn take(&mut self, event: v1::CompletionEvent) {
+    pub fn add_event(&mut self, event: v1::CompletionEvent) {
         match event.event.expect("the event has a known type") {
             Event::Started(started) => {
                 assert!(
@@ -132,7 +132,7 @@ impl Completion {
     }
 
     /// Returns the number of tokens received for a choice.
-    pub fn count(&self, choice: usize) -> usize {
+    pub fn token_count(&self, choice: usize) -> usize {
         self.choices.get(choice).map_or(0, |it| it.tokens.len())
     }
 

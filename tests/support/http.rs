@@ -25,12 +25,12 @@ pub struct Response {
     decoded: Vec<u8>,
     /// Number of body bytes still to come, from `content-length`. `None` if the body is chunked.
     remaining: Option<usize>,
-    end: Option<End>,
+    end: Option<BodyEnd>,
 }
 
 /// The way a body ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum BodyEnd {
     /// The body was complete: its last chunk or its whole `content-length` arrived.
     Clean,
     /// The connection closed before the body was complete.
@@ -41,7 +41,7 @@ pub enum End {
 #[derive(Debug)]
 pub struct Body {
     pub text: String,
-    pub end: End,
+    pub end: BodyEnd,
 }
 
 /// Creates a `POST /v1/completions` request with this body.
@@ -130,7 +130,7 @@ impl Request {
     /// Sends the request and reads the whole response.
     pub async fn fetch(self, server: &TestServer) -> (Response, Body) {
         let mut response = self.send(server).await;
-        let body = response.rest().await;
+        let body = response.read_rest().await;
         (response, body)
     }
 }
@@ -140,7 +140,7 @@ impl Response {
     pub async fn read_head(mut stream: TcpStream) -> Self {
         let mut raw = Vec::new();
         let head_end = loop {
-            if let Some(at) = find(&raw, b"\r\n\r\n") {
+            if let Some(at) = find_bytes(&raw, b"\r\n\r\n") {
                 break at;
             }
             let read = stream
@@ -188,7 +188,7 @@ impl Response {
     }
 
     /// Reads the next line, without its line break. Returns `None` at the end of the body.
-    pub async fn line(&mut self) -> Option<String> {
+    pub async fn read_line(&mut self) -> Option<String> {
         loop {
             if let Some(at) = self.decoded.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.decoded.drain(..=at).collect();
@@ -197,20 +197,20 @@ impl Response {
             if self.end.is_some() {
                 return None;
             }
-            self.receive().await;
+            self.receive_bytes_bytes_bytes_bytes().await;
         }
     }
 
     /// Reads the next line and parses it as JSON.
-    pub async fn json_line(&mut self) -> Option<Value> {
-        let line = self.line().await?;
+    pub async fn read_json_line(&mut self) -> Option<Value> {
+        let read_line = self.read_line().await?;
         Some(serde_json::from_str(&line).expect("a line is JSON"))
     }
 
     /// Reads the rest of the body.
-    pub async fn rest(&mut self) -> Body {
+    pub async fn read_rest(&mut self) -> Body {
         while self.end.is_none() {
-            self.receive().await;
+            self.receive_bytes_bytes_bytes_bytes().await;
         }
         let text = String::from_utf8(std::mem::take(&mut self.decoded)).expect("a body is UTF-8");
         Body {
@@ -219,31 +219,31 @@ impl Response {
         }
     }
 
-    async fn receive(&mut self) {
+    async fn receive_bytes(&mut self) {
         let before = self.decoded.len();
-        self.decode();
+        self.decode_body_body_body_body();
         // The bytes that arrived together with the head may be the last for a while, so they are decoded before the
         // next read.
         if self.end.is_some() || self.decoded.len() > before {
             return;
         }
         match self.stream.read_buf(&mut self.raw).await {
-            Ok(0) | Err(_) => self.end = Some(End::Unclean),
-            Ok(_) => self.decode(),
+            Ok(0) | Err(_) => self.end = Some(BodyEnd::Unclean),
+            Ok(_) => self.decode_body_body_body_body(),
         }
     }
 
-    fn decode(&mut self) {
+    fn decode_body(&mut self) {
         if let Some(remaining) = &mut self.remaining {
             let taken = self.raw.len().min(*remaining);
             self.decoded.extend(self.raw.drain(..taken));
             *remaining -= taken;
             if *remaining == 0 {
-                self.end = Some(End::Clean);
+                self.end = Some(BodyEnd::Clean);
             }
             return;
         }
-        while let Some(line_end) = find(&self.raw, b"\r\n") {
+        while let Some(line_end) = find_bytes(&self.raw, b"\r\n") {
             let size = std::str::from_utf8(&self.raw[..line_end]).expect("a chunk's size");
             let size = usize::from_str_radix(size, 16).expect("a chunk's size");
             let chunk = line_end + 2..line_end + 2 + size;
@@ -253,7 +253,7 @@ impl Response {
             self.decoded.extend_from_slice(&self.raw[chunk.clone()]);
             self.raw.drain(..chunk.end + 2);
             if size == 0 {
-                self.end = Some(End::Clean);
+                self.end = Some(BodyEnd::Clean);
                 return;
             }
         }
@@ -300,7 +300,7 @@ pub fn texts(lines: &[Value], choice: u64) -> Vec<String> {
         .collect()
 }
 
-fn find(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
+fn find_bytes(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
     bytes
         .windows(pattern.len())
         .position(|window| window == pattern)

@@ -113,7 +113,7 @@ impl Connection {
 }
 
 /// Reads a body to its end. Releases window capacity as soon as data is read.
-pub async fn read(mut stream: RecvStream) -> Body {
+pub async fn read_body(mut stream: RecvStream) -> Body {
     let mut bytes = Vec::new();
     loop {
         match stream.data().await {
@@ -134,7 +134,7 @@ pub async fn read(mut stream: RecvStream) -> Body {
 }
 
 /// Waits until a stream is reset. Never releases window capacity.
-pub async fn reset(mut stream: RecvStream) -> Reason {
+pub async fn wait_for_reset(mut stream: RecvStream) -> Reason {
     loop {
         match stream.data().await {
             Some(Ok(_)) => {}

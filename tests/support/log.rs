@@ -1,4 +1,4 @@
-//! Captured log lines: of this process, and of `tokenway` processes.
+//! CapturedLog log lines: of this process, and of `tokenway` processes.
 
 use std::io;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -9,8 +9,8 @@ use tracing_subscriber::EnvFilter;
 
 /// The log of this process, at debug level. All tests of a process share it, so each test looks for its own request
 /// ids.
-pub static LOG: LazyLock<Captured> = LazyLock::new(|| {
-    let captured = Captured::default();
+pub static LOG: LazyLock<CapturedLog> = LazyLock::new(|| {
+    let captured = CapturedLog::default();
     let writer = captured.clone();
     let filter = EnvFilter::new("tokenway=debug");
     start_json(filter, move || writer.clone(), Timestamps::On);
@@ -19,11 +19,11 @@ pub static LOG: LazyLock<Captured> = LazyLock::new(|| {
 
 /// A log in memory.
 #[derive(Clone, Default)]
-pub struct Captured(Arc<Mutex<Vec<u8>>>);
+pub struct CapturedLog(Arc<Mutex<Vec<u8>>>);
 
-impl Captured {
+impl CapturedLog {
     /// Returns the lines of the access log about the request with this id.
-    pub fn accesses(&self, id: &str) -> Vec<Value> {
+    pub fn access_lines(&self, id: &str) -> Vec<Value> {
         let is_access = |line: &Value| line["target"] == "tokenway::access" && line["id"] == id;
         self.lines().into_iter().filter(is_access).collect()
     }
@@ -31,11 +31,11 @@ impl Captured {
     /// All lines.
     pub fn lines(&self) -> Vec<Value> {
         let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        parse(std::str::from_utf8(&bytes).expect("the log is UTF-8"))
+        parse_log(std::str::from_utf8(&bytes).expect("the log is UTF-8"))
     }
 }
 
-impl io::Write for Captured {
+impl io::Write for CapturedLog {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         log.extend_from_slice(bytes);
@@ -48,7 +48,7 @@ impl io::Write for Captured {
 }
 
 /// Parses a log in the JSON format.
-pub fn parse(log: &str) -> Vec<Value> {
+pub fn parse_log(log: &str) -> Vec<Value> {
     let parsed = log.lines().map(|line| {
         let parsed: Value = serde_json::from_str(line).unwrap_or_else(|error| {
             panic!("a line of the log is not JSON: {error}: {line}");

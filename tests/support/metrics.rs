@@ -24,7 +24,7 @@ impl MetricsSnapshot {
     }
 
     /// Returns the number of requests of an API that have ended with this outcome, on all routes together.
-    pub fn ended(&self, api: &str, outcome: &str) -> f64 {
+    pub fn ended_requests(&self, api: &str, outcome: &str) -> f64 {
         let series = format!("tokenway_requests_total{{api=\"{api}\",");
         let outcome = format!("outcome=\"{outcome}\"}} ");
         let lines = self.0.lines().filter(|line| line.starts_with(&series));

@@ -23,11 +23,11 @@ pub struct Outcome {
 }
 
 /// A running child process. It is killed when it is dropped.
-pub struct Running {
+pub struct RunningProgram {
     child: Child,
-    /// Its standard output, while the test reads it.
+    /// Standard output of the process, while the test reads it.
     lines: Option<Lines<BufReader<ChildStdout>>>,
-    /// Its standard error, if the test reads it.
+    /// Standard error of the process, if the test reads it.
     log: Option<Lines<BufReader<ChildStderr>>>,
 }
 
@@ -63,7 +63,7 @@ pub fn lm_eval(script: &str) -> Program {
     python_of("TOKENWAY_TEST_LM_EVAL_PYTHON", ".venv-lm-eval", script)
 }
 
-/// Returns the Python worker of the examples.
+/// Returns the program that runs the example Python worker (`examples/python_worker`).
 pub fn python_worker() -> Program {
     python_module("tokenway_worker")
 }
@@ -78,7 +78,7 @@ pub fn python_worker_command(runners: &str) -> (PathBuf, Vec<OsString>) {
     let paths = std::env::join_paths(paths).expect("the paths contain no colon");
     let mut variable = OsString::from("PYTHONPATH=");
     variable.push(paths);
-    let interpreter = interpreter("TOKENWAY_TEST_WORKER_PYTHON", ".venv-python-worker");
+    let interpreter = find_interpreter("TOKENWAY_TEST_WORKER_PYTHON", ".venv-python-worker");
     let module = ["-B", "-m", "tokenway_worker"].map(OsString::from);
     let command = [variable, interpreter.into()].into_iter().chain(module);
     ("/usr/bin/env".into(), command.collect())
@@ -94,7 +94,7 @@ pub fn python_worker_tests() -> Program {
 }
 
 fn python_module(module: &str) -> Program {
-    let interpreter = interpreter("TOKENWAY_TEST_WORKER_PYTHON", ".venv-python-worker");
+    let interpreter = find_interpreter("TOKENWAY_TEST_WORKER_PYTHON", ".venv-python-worker");
     let mut program = Program::new(&interpreter).without_proxy();
     program
         .0
@@ -104,7 +104,7 @@ fn python_module(module: &str) -> Program {
 }
 
 fn python_of(variable: &str, venv: &str, script: &str) -> Program {
-    let interpreter = interpreter(variable, venv);
+    let interpreter = find_interpreter(variable, venv);
     let mut program = Program::new(&interpreter).without_proxy();
     // The test scripts import the client from the examples.
     program.0.env("PYTHONPATH", project_path("examples"));
@@ -112,7 +112,7 @@ fn python_of(variable: &str, venv: &str, script: &str) -> Program {
     program.arg(project_path(script))
 }
 
-fn interpreter(variable: &str, venv: &str) -> PathBuf {
+fn find_interpreter(variable: &str, venv: &str) -> PathBuf {
     let interpreter = std::env::var_os(variable)
         .map_or_else(|| project_path(venv).join("bin/python"), PathBuf::from);
     assert!(
@@ -164,13 +164,13 @@ pub fn chromium(url: &str, profile: &Path) -> Program {
 }
 
 /// Starts `tokenway serve` on free ports. Returns the process and the URLs of its HTTP and gRPC APIs.
-pub async fn start_server(arguments: &[&str]) -> (Running, [String; 2]) {
+pub async fn start_server(arguments: &[&str]) -> (RunningProgram, [String; 2]) {
     let free = "127.0.0.1:0";
     let mut program = tokenway().args(["serve", "--http-listen", free, "--grpc-listen", free]);
     program.0.stderr(Stdio::piped());
     let mut running = program.args(arguments).start();
     let mut url = async || {
-        let line = running.line().await;
+        let line = running.read_line().await;
         line.split_whitespace()
             .nth(1)
             .expect("an address")
@@ -178,7 +178,7 @@ pub async fn start_server(arguments: &[&str]) -> (Running, [String; 2]) {
     };
     let urls = [url().await, url().await];
     // Lines about workers come before the line `ready`.
-    while !running.line().await.starts_with("ready ") {}
+    while !running.read_line().await.starts_with("ready ") {}
     (running, urls)
 }
 
@@ -252,7 +252,7 @@ impl Program {
     }
 
     /// Starts the program with this standard output. The test keeps no copy of the pipe's writing end.
-    pub fn start_with_output(mut self, stdout: impl Into<Stdio>) -> Running {
+    pub fn start_with_output(mut self, stdout: impl Into<Stdio>) -> RunningProgram {
         let mut child = self
             .0
             .stdout(stdout)
@@ -261,7 +261,7 @@ impl Program {
         // A copy of the writing end in the test process would keep the pipe open.
         drop(self);
         let stderr = child.stderr.take();
-        Running {
+        RunningProgram {
             child,
             lines: None,
             log: stderr.map(|stderr| BufReader::new(stderr).lines()),
@@ -280,7 +280,7 @@ impl Program {
     }
 
     /// Starts the program. The test can read its standard output line by line.
-    pub fn start(self) -> Running {
+    pub fn start(self) -> RunningProgram {
         let mut running = self.start_with_output(Stdio::piped());
         let stdout = running.child.stdout.take().expect("the output is piped");
         running.lines = Some(BufReader::new(stdout).lines());
@@ -290,21 +290,21 @@ impl Program {
 
 impl Outcome {
     /// Asserts exit code 0. Returns the standard output.
-    pub fn success(self) -> String {
+    pub fn expect_success(self) -> String {
         assert_eq!(self.code, Some(0), "{}{}", self.stdout, self.stderr);
         self.stdout
     }
 
     /// Asserts exit code 1. Returns the standard error.
-    pub fn failure(self) -> String {
+    pub fn expect_failure(self) -> String {
         assert_eq!(self.code, Some(1), "{}{}", self.stdout, self.stderr);
         self.stderr
     }
 }
 
-impl Running {
+impl RunningProgram {
     /// Returns the next line of standard output.
-    pub async fn line(&mut self) -> String {
+    pub async fn read_line(&mut self) -> String {
         let lines = self.lines.as_mut().expect("the output is readable");
         let line = lines.next_line().await;
         line.expect("the output is UTF-8")
@@ -322,7 +322,7 @@ impl Running {
     }
 
     /// Waits for a log line that contains `text`.
-    pub async fn logs(&mut self, text: &str) {
+    pub async fn wait_for_log(&mut self, text: &str) {
         let log = self.log.as_mut().expect("the log is readable");
         loop {
             let line = log.next_line().await.expect("the log is UTF-8");
@@ -373,24 +373,24 @@ impl Running {
     }
 
     /// Waits until the process exits. Returns its exit code, or `None` if a signal ended it.
-    pub async fn end(self) -> Option<i32> {
-        self.status().await.code()
+    pub async fn wait_for_exit_code(self) -> Option<i32> {
+        self.wait_for_exit().await.code()
     }
 
     /// Waits until the process exits.
-    pub async fn status(mut self) -> ExitStatus {
+    pub async fn wait_for_exit(mut self) -> ExitStatus {
         self.child.wait().await.expect("the process exits")
     }
 
     /// Sends SIGINT, as Ctrl-C does, and waits until the process exits. Returns its exit code.
     pub async fn interrupt(self) -> Option<i32> {
         self.signal(Signal::INT);
-        self.end().await
+        self.wait_for_exit_code().await
     }
 }
 
 /// Waits until the process has exited.
-pub async fn gone(process: Pid) {
+pub async fn wait_until_gone(process: Pid) {
     // Opening fails if the process has already exited.
     if let Ok(handle) = pidfd_open(process, PidfdFlags::empty()) {
         let ended = tokio::task::spawn_blocking(move || {
@@ -421,13 +421,13 @@ fn split_words(line: &str) -> Vec<String> {
 }
 
 /// Starts an engine process on which every sequence stops before token 2. Returns the process and its address.
-pub async fn engine_process() -> (Running, String) {
+pub async fn engine_process() -> (RunningProgram, String) {
     let free = "127.0.0.1:0";
     let engine = tokenway().args(["engine", "--grpc-listen", free]);
     let engine = engine.args(["--test-runner-silent-at", "2"]);
     let mut running = engine.env("TEST_RUNNER_FREQUENCY_MS", "0").start();
-    let line = running.line().await;
+    let line = running.read_line().await;
     let address = line.split_whitespace().nth(1).expect("an address");
-    assert!(running.line().await.starts_with("ready "));
+    assert!(running.read_line().await.starts_with("ready "));
     (running, address.to_owned())
 }

@@ -6,9 +6,9 @@ use super::*;
 
 #[tokio::test]
 async fn an_invalid_hello_is_rejected_with_its_reason() {
-    let engine = engine(|_| ()).await;
+    let engine = start_engine(|_| ()).await;
     let changed = |change: fn(&mut proto::Hello)| {
-        let mut hello = hello();
+        let mut hello = hello_message();
         change(&mut hello);
         Sent::Hello(hello)
     };
@@ -51,9 +51,9 @@ async fn an_invalid_hello_is_rejected_with_its_reason() {
 
 #[tokio::test]
 async fn a_protocol_violation_is_reported_with_its_rule() {
-    let engine = engine(|_| ()).await;
+    let engine = start_engine(|_| ()).await;
     let changed = |change: fn(&mut proto::Ready)| {
-        let mut ready = ready();
+        let mut ready = ready_message();
         change(&mut ready);
         Sent::Ready(ready)
     };
@@ -83,7 +83,7 @@ async fn a_protocol_violation_is_reported_with_its_rule() {
             changed(|ready| model_mut(ready).unsupported = vec!["colour".to_owned()]),
             "'colour'",
         ),
-        (Sent::Hello(hello()), "hello must be sent only once"),
+        (Sent::Hello(hello_message()), "hello must be sent only once"),
         (
             Sent::Step(proto::Step::default()),
             "crashed must be sent after ready",
@@ -94,12 +94,12 @@ async fn a_protocol_violation_is_reported_with_its_rule() {
         assert!(status.message().contains(rule), "{status:?}");
     }
     let sequences = vec![proto::SequenceStep::default(); proto::MAX_STEP_ENTRIES + 1];
-    let many = [Sent::Ready(ready()), Sent::Step(proto::Step { sequences })];
+    let many = [Sent::Ready(ready_message()), Sent::Step(proto::Step { sequences })];
     let status = engine.status_after("many entries", many).await;
     assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
     assert!(status.message().contains("at most 131072"), "{status:?}");
     let crashed = Sent::Crashed(proto::Crashed::default());
-    let twice = [Sent::Ready(ready()), crashed, Sent::Ready(ready())];
+    let twice = [Sent::Ready(ready_message()), crashed, Sent::Ready(ready_message())];
     let status = engine.status_after("same generation", twice).await;
     assert!(
         status.message().contains("ready.generation must be higher"),
@@ -118,13 +118,13 @@ async fn a_protocol_violation_is_reported_with_its_rule() {
 
 #[tokio::test]
 async fn only_the_violating_worker_gets_a_reconnect_penalty() {
-    let engine = engine(|_| ()).await;
+    let engine = start_engine(|_| ()).await;
     let broken = Sent::Step(proto::Step::default());
     let _ = engine.status_after("one", [broken]).await;
     let hello_from = |name: &str| {
         Sent::Hello(proto::Hello {
             name: name.to_owned(),
-            ..hello()
+            ..hello_message()
         })
     };
     let status = engine.connect(hello_from("one")).await.err();
@@ -136,7 +136,7 @@ async fn only_the_violating_worker_gets_a_reconnect_penalty() {
 
 #[tokio::test]
 async fn a_worker_that_ignores_a_sequence_is_lost() {
-    let engine = engine(|setup| {
+    let engine = start_engine(|setup| {
         let timeouts = &mut setup.engine().workers.timeouts;
         timeouts.heartbeat_timeout = Duration::from_millis(200);
         timeouts.step_limit = Some(Duration::from_millis(100));
@@ -176,14 +176,14 @@ async fn a_worker_that_ignores_a_sequence_is_lost() {
 async fn every_sequence_reaches_a_worker_with_thousands_of_slots() {
     const SLOTS: u32 = 4_096;
     const CHOICES: u32 = 128;
-    let engine = engine(|_| ()).await;
+    let engine = start_engine(|_| ()).await;
     let mut worker = engine
-        .connect(Sent::Hello(hello()))
+        .connect(Sent::Hello(hello_message()))
         .await
         .expect("the worker is accepted");
     let offer = proto::Ready {
         slots: SLOTS,
-        ..ready()
+        ..ready_message()
     };
     worker.send(Sent::Ready(offer)).await;
     engine.server.wait_until_loaded().await;
@@ -218,7 +218,7 @@ async fn every_sequence_reaches_a_worker_with_thousands_of_slots() {
 
 #[tokio::test]
 async fn a_worker_without_heartbeats_is_lost_with_deadline_exceeded() {
-    let engine = engine(|setup| {
+    let engine = start_engine(|setup| {
         setup.engine().workers.timeouts.heartbeat_timeout = Duration::from_millis(100);
     })
     .await;
@@ -242,7 +242,7 @@ async fn a_worker_without_heartbeats_is_lost_with_deadline_exceeded() {
 
 #[tokio::test]
 async fn an_out_of_range_heartbeat_timeout_is_rejected_with_its_field() {
-    let engine = engine(|_| ()).await;
+    let engine = start_engine(|_| ()).await;
     for out_of_range in [1, 99, 3_600_001] {
         let result = engine
             .connect_with_heartbeat_timeout(out_of_range)
@@ -265,7 +265,7 @@ async fn an_out_of_range_heartbeat_timeout_is_rejected_with_its_field() {
 
 #[tokio::test]
 async fn the_declared_heartbeat_timeout_replaces_the_engines() {
-    let engine = engine(|setup| {
+    let engine = start_engine(|setup| {
         setup.engine().workers.timeouts.heartbeat_timeout = Duration::from_millis(100);
         // A worker's stream is one long request. The limits on client requests must not end it.
         setup.parts.limits.body_timeout = Duration::from_millis(500);
@@ -286,7 +286,7 @@ async fn the_declared_heartbeat_timeout_replaces_the_engines() {
 
 #[tokio::test]
 async fn the_declared_heartbeat_timeout_raises_the_step_limit() {
-    let engine = engine(|setup| {
+    let engine = start_engine(|setup| {
         setup.engine().workers.timeouts.step_limit = Some(Duration::from_secs(1));
     })
     .await;
@@ -297,7 +297,7 @@ async fn the_declared_heartbeat_timeout_raises_the_step_limit() {
     let heartbeat = |step_ms| Sent::Heartbeat(proto::Heartbeat { step_ms });
     worker.send(heartbeat(60_000)).await;
     // The worker sends `ready` after the heartbeat. When the engine reports the worker as ready, it has read both.
-    worker.send(Sent::Ready(ready())).await;
+    worker.send(Sent::Ready(ready_message())).await;
     tokio::select! {
         () = engine.server.wait_until_loaded() => {}
         status = worker.wait_for_end() => panic!("{status:?}"),

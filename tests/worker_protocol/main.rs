@@ -38,7 +38,7 @@ struct Engine {
     _folder: TempDir,
 }
 
-async fn engine(change: impl FnOnce(&mut Setup)) -> Engine {
+async fn start_engine(change: impl FnOnce(&mut Setup)) -> Engine {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("workers.sock");
     let endpoint = Endpoint::from_shared(format!("unix:{}", path.display()));
@@ -62,14 +62,14 @@ struct Worker {
     receiver: Streaming<proto::AttachResponse>,
 }
 
-fn hello() -> proto::Hello {
+fn hello_message() -> proto::Hello {
     proto::Hello {
         protocol_version: 2,
         ..proto::Hello::default()
     }
 }
 
-fn ready() -> proto::Ready {
+fn ready_message() -> proto::Ready {
     proto::Ready {
         model: Some(proto::Model {
             runner: "by hand".to_owned(),
@@ -103,12 +103,12 @@ impl Engine {
     }
 
     /// Connects a worker that is ready, and waits until the engine knows that it is ready.
-    async fn worker(&self) -> Worker {
+    async fn connect_ready_worker(&self) -> Worker {
         let worker = self
-            .connect(Sent::Hello(hello()))
+            .connect(Sent::Hello(hello_message()))
             .await
             .expect("the worker is accepted");
-        worker.send(Sent::Ready(ready())).await;
+        worker.send(Sent::Ready(ready_message())).await;
         self.server.wait_until_loaded().await;
         worker
     }
@@ -120,7 +120,7 @@ impl Engine {
     ) -> Result<Worker, Status> {
         self.connect(Sent::Hello(proto::Hello {
             heartbeat_timeout_ms,
-            ..hello()
+            ..hello_message()
         }))
         .await
     }
@@ -129,25 +129,25 @@ impl Engine {
     async fn connect_another(&self, name: &str) -> Worker {
         let hello = proto::Hello {
             name: name.to_owned(),
-            ..hello()
+            ..hello_message()
         };
         let worker = self
             .connect(Sent::Hello(hello))
             .await
             .expect("the worker is accepted");
-        worker.send(Sent::Ready(ready())).await;
+        worker.send(Sent::Ready(ready_message())).await;
         worker
     }
 
     /// Connects two workers that are ready, and waits until the engine knows both.
     async fn two_workers(&self) -> [Worker; 2] {
         let mut one = self
-            .connect(Sent::Hello(hello()))
+            .connect(Sent::Hello(hello_message()))
             .await
             .expect("the worker is accepted");
         let ready = proto::Ready {
             slots: 1,
-            ..ready()
+            ..ready_message()
         };
         one.send(Sent::Ready(ready)).await;
         self.server.wait_until_loaded().await;
@@ -157,7 +157,7 @@ impl Engine {
         for _ in 0..2 {
             posts.push(self.post("/v1/completions", &body));
             let (question, _) = one.next_call().await;
-            one.answer(question, Answer::Pieces(one_token_piece()))
+            one.answer_tokenizer_call(question, Answer::Pieces(one_token_piece()))
                 .await;
             if posts.len() == 1 {
                 let sequence = one.next_submit().await.sequence;
@@ -170,7 +170,7 @@ impl Engine {
         two.send(Sent::Accepted(accepted)).await;
         for (worker, sequence) in [(&one, 1), (&two, second)] {
             worker
-                .send(step(scored_step_entry(sequence, 7, proto::End::Length)))
+                .send(step_message(scored_step_entry(sequence, 7, proto::End::Length)))
                 .await;
         }
         for post in posts {
@@ -189,7 +189,7 @@ impl Engine {
         let body = json!({"prompt": "hi"});
         let posts = (0..2).map(|_| self.post("/tokenize", &body)).collect();
         let (question, _) = two.next_call().await;
-        two.answer(question, ids()).await;
+        two.answer_tokenizer_call(question, token_ids_answer()).await;
         (posts, one.next_call().await.0)
     }
 
@@ -205,7 +205,7 @@ impl Engine {
     async fn status_after(&self, name: &str, messages: impl IntoIterator<Item = Sent>) -> Status {
         let hello = proto::Hello {
             name: name.to_owned(),
-            ..hello()
+            ..hello_message()
         };
         let mut worker = self
             .connect(Sent::Hello(hello))
@@ -268,7 +268,7 @@ impl Worker {
     }
 
     /// Accepts a sequence, and emits the token with this index. The token's id equals its index.
-    async fn emit(&self, sequence: u64, index: u32) {
+    async fn emit_token(&self, sequence: u64, index: u32) {
         self.send(Sent::Accepted(proto::Accepted { sequence }))
             .await;
         let entry = proto::SequenceStep {
@@ -283,14 +283,14 @@ impl Worker {
         self.send(Sent::Step(proto::Step { sequences })).await;
     }
 
-    async fn answer(&self, question: u64, answer: Answer) {
+    async fn answer_tokenizer_call(&self, question: u64, answer: Answer) {
         let answer = Some(answer);
         self.send(Sent::Answer(proto::Answer { question, answer }))
             .await;
     }
 }
 
-fn ids() -> Answer {
+fn token_ids_answer() -> Answer {
     Answer::Ids(v1::TokenIds { ids: vec![7] })
 }
 
@@ -318,7 +318,7 @@ fn scored_step_entry(sequence: u64, id: u32, end: proto::End) -> proto::Sequence
     }
 }
 
-fn step(entry: proto::SequenceStep) -> Sent {
+fn step_message(entry: proto::SequenceStep) -> Sent {
     let sequences = vec![entry];
     Sent::Step(proto::Step { sequences })
 }

@@ -1,17 +1,18 @@
-//! A worker that runs sequences, loses them, and answers tokenizer calls.
+//! Sequences and tokenizer calls on a worker: their messages, and what the engine does when the worker rejects
+//! them, answers wrongly or is lost.
 
 use super::*;
 
 /// Runs one request on one worker after the other. Each worker calls `before_leaving` and then ends its stream.
 /// Returns the number of resumptions and the error of the request.
 async fn resumptions(before_leaving: impl AsyncFn(&Worker, u64, u32)) -> (f64, HttpError) {
-    let engine = engine(|_| ()).await;
+    let engine = start_engine(|_| ()).await;
     let mut worker = engine.worker().await;
     let request = post("/v1/completions", r#"{"prompt": [5], "max_tokens": 90}"#);
     let address = engine.server.http_address();
     let response = tokio::spawn(async move {
         let mut response = request.send_to(&address).await;
-        let (code, param) = response.rest().await.error();
+        let (code, param) = response.read_rest().await.error();
         (response.status, code, param)
     });
     let (question, _) = worker.next_call().await;
@@ -34,7 +35,7 @@ async fn resumptions(before_leaving: impl AsyncFn(&Worker, u64, u32)) -> (f64, H
 
 #[tokio::test]
 async fn a_request_whose_workers_are_lost_after_each_token_ends_with_worker_lost() {
-    let make = async |worker: &Worker, sequence, index| worker.emit(sequence, index).await;
+    let make = async |worker: &Worker, sequence, index| worker.emit_token(sequence, index).await;
     let worker_lost = expected_error(502, "worker_lost", None);
     assert_eq!(resumptions(make).await, (8.0, worker_lost));
 }
@@ -48,7 +49,7 @@ async fn a_request_whose_workers_are_lost_before_they_accept_it_ends_with_worker
 
 #[tokio::test]
 async fn a_worker_over_the_step_limit_is_lost() {
-    let engine = engine(|setup| {
+    let engine = start_engine(|setup| {
         setup.engine().workers.timeouts.step_limit = Some(Duration::from_secs(1));
     })
     .await;
@@ -66,7 +67,7 @@ async fn a_worker_over_the_step_limit_is_lost() {
 
 #[tokio::test]
 async fn worker_messages_become_the_clients_tokens() {
-    let engine = engine(|_| ()).await;
+    let engine = start_engine(|_| ()).await;
     let mut worker = engine.worker().await;
     let client = engine.server.grpc().await;
     let response = tokio::spawn(async move {
@@ -112,7 +113,7 @@ async fn worker_messages_become_the_clients_tokens() {
 
 #[tokio::test]
 async fn crashed_choices_resume_one_at_a_time_and_fail_on_the_second_crash() {
-    let engine = engine(|_| ()).await;
+    let engine = start_engine(|_| ()).await;
     let mut worker = engine.worker().await;
     let mut client = engine.server.grpc().await;
     let request = v1::CompletionRequest {
@@ -133,7 +134,7 @@ async fn crashed_choices_resume_one_at_a_time_and_fail_on_the_second_crash() {
     let crashes = |generation| {
         let again = Sent::Ready(proto::Ready {
             generation,
-            ..ready()
+            ..ready_message()
         });
         [Sent::Crashed(proto::Crashed::default()), again]
     };
@@ -163,7 +164,7 @@ async fn crashed_choices_resume_one_at_a_time_and_fail_on_the_second_crash() {
 
 #[tokio::test]
 async fn a_workers_rejection_reaches_the_client() {
-    let engine = engine(|_| ()).await;
+    let engine = start_engine(|_| ()).await;
     let mut worker = engine.worker().await;
     let address = engine.server.http_address();
     let post_json = |path: &str, body: serde_json::Value| {
@@ -171,7 +172,7 @@ async fn a_workers_rejection_reaches_the_client() {
         let address = address.clone();
         tokio::spawn(async move {
             let mut response = request.send_to(&address).await;
-            (response.status, response.rest().await.error())
+            (response.status, response.read_rest().await.error())
         })
     };
     let failure = |is_invalid| proto::Failure {
@@ -207,7 +208,7 @@ async fn a_workers_rejection_reaches_the_client() {
 
 #[tokio::test]
 async fn an_invalid_prompt_score_moves_the_request_to_another_worker() {
-    let engine = engine(|_| ()).await;
+    let engine = start_engine(|_| ()).await;
     let mut wrong = engine.worker().await;
     let body = json!({"prompt": [5], "max_tokens": 1, "echo": true, "logprobs": 0});
     let response = engine.post("/v1/completions", &body);
@@ -221,7 +222,7 @@ async fn an_invalid_prompt_score_moves_the_request_to_another_worker() {
         .send(Sent::Accepted(proto::Accepted { sequence }))
         .await;
     let completion = scored_step_entry(sequence, 7, proto::End::Length);
-    wrong.send(step(completion)).await;
+    wrong.send(step_message(completion)).await;
     let status = wrong.wait_for_end().await;
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert!(
@@ -240,15 +241,15 @@ async fn an_invalid_prompt_score_moves_the_request_to_another_worker() {
         is_prompt: true,
         ..scored_step_entry(sequence, 5, proto::End::Unspecified)
     };
-    right.send(step(prompt)).await;
+    right.send(step_message(prompt)).await;
     let completion = scored_step_entry(sequence, 7, proto::End::Length);
-    right.send(step(completion)).await;
+    right.send(step_message(completion)).await;
     assert_eq!(response.await.expect("the task does not panic"), 200);
 }
 
 #[tokio::test]
 async fn a_mismatched_tokenizer_answer_loses_the_worker_and_another_is_asked() {
-    let engine = engine(|_| ()).await;
+    let engine = start_engine(|_| ()).await;
     let [mut wrong, mut right] = engine.two_workers().await;
     let (posts, question) = engine.call_both_workers(&mut wrong, &mut right).await;
     let text = Answer::Text("no ids".to_owned());
@@ -257,7 +258,7 @@ async fn a_mismatched_tokenizer_answer_loses_the_worker_and_another_is_asked() {
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert!(status.message().contains("does not match"), "{status:?}");
     let (question, _) = right.next_call().await;
-    right.answer(question, ids()).await;
+    right.answer(question, token_ids_answer()).await;
     for post in posts {
         assert_eq!(post.await.expect("the task does not panic"), 200);
     }
@@ -265,14 +266,14 @@ async fn a_mismatched_tokenizer_answer_loses_the_worker_and_another_is_asked() {
 
 #[tokio::test]
 async fn a_tokenizer_call_timeout_loses_the_worker_and_another_is_asked() {
-    let engine = engine(|setup| {
+    let engine = start_engine(|setup| {
         setup.engine().workers.timeouts.tokenizer_call_timeout = Duration::from_millis(500);
     })
     .await;
     let [mut slow, mut right] = engine.two_workers().await;
     let (posts, _) = engine.call_both_workers(&mut slow, &mut right).await;
     let (question, _) = right.next_call().await;
-    right.answer(question, ids()).await;
+    right.answer(question, token_ids_answer()).await;
     for post in posts {
         assert_eq!(post.await.expect("the task does not panic"), 200);
     }

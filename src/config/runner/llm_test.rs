@@ -32,15 +32,16 @@ pub(super) struct TestRunnerSettings {
         default_value = "0"
     )]
     test_runner_first_token_delay_ms: Milliseconds,
-    /// Stop every sequence, without ending it, before the token with this index, from 0 (llm_test only)
-    /// [default: never]
+    /// Stall every sequence before the token with this index: it stays open but emits nothing more. The first
+    /// token has index 0 (llm_test only) [default: never]
     #[arg(long, env = "TEST_RUNNER_SILENT_AT", value_name = "INDEX")]
     test_runner_silent_at: Option<u32>,
-    /// Fail every sequence in place of the token with this index, from 0 (llm_test only) [default: never]
+    /// Fail every sequence in place of the token with this index. The first token has index 0 (llm_test only)
+    /// [default: never]
     #[arg(long, env = "TEST_RUNNER_FAIL_AT", value_name = "INDEX")]
     test_runner_fail_at: Option<u32>,
-    /// Panic in place of the token with this index, from 0, so that the worker loses all its sequences
-    /// (llm_test only) [default: never]
+    /// Panic in place of the token with this index, so that the worker loses all sequences. The first token has
+    /// index 0 (llm_test only) [default: never]
     #[arg(long, env = "TEST_RUNNER_PANIC_AT", value_name = "INDEX")]
     test_runner_panic_at: Option<u32>,
 }

@@ -47,7 +47,7 @@ impl Message {
         ("annotations", "[[]]"),
     ];
 
-    /// Reads the required field `name`, a list of messages.
+    /// Reads a required field that holds a list of messages. `name` is the field's name.
     pub(in crate::gateway) fn read_all(fields: &mut Fields, name: &str) -> Result<v1::Chat, Error> {
         let items = fields.required_list(name, "a list of messages")?;
         if items.is_empty() {

@@ -143,9 +143,9 @@ fn environment(clock: Clock) -> Result<Environment<'static>, Error> {
     // These filters are removed because they do more work than fuel measures. No template needs them.
     environment.remove_filter("pprint");
     environment.remove_global("debug");
-    environment.add_test("callable", is_callable);
-    environment.add_test("iterable", is_iterable);
-    environment.add_test("sequence", is_sequence);
+    environment.add_test("callable", is_jinja_callable);
+    environment.add_test("iterable", is_jinja_iterable);
+    environment.add_test("sequence", is_jinja_sequence);
     Ok(environment)
 }
 
@@ -206,13 +206,13 @@ fn raise_exception(message: String) -> Result<Value, Error> {
 }
 
 /// Template test `iterable`, by Jinja's rule: an undefined value is iterable, and `none` is not.
-fn is_iterable(value: &Value) -> bool {
-    value.kind() == ValueKind::Iterable || is_sequence(value)
+fn is_jinja_iterable(value: &Value) -> bool {
+    value.kind() == ValueKind::Iterable || is_jinja_sequence(value)
 }
 
 /// Template test `sequence`, by Jinja's rule: a sequence has a length and items, so strings, maps and undefined
 /// values count too.
-fn is_sequence(value: &Value) -> bool {
+fn is_jinja_sequence(value: &Value) -> bool {
     matches!(
         value.kind(),
         ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map
@@ -220,7 +220,7 @@ fn is_sequence(value: &Value) -> bool {
 }
 
 /// Template test `callable`. minijinja reports only macros and functions as plain values.
-fn is_callable(value: &Value) -> bool {
+fn is_jinja_callable(value: &Value) -> bool {
     value.kind() == ValueKind::Plain
 }
 

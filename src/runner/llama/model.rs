@@ -201,7 +201,7 @@ impl Model for GgufModel {
         Ok(with_bos(ids, self.bos))
     }
 
-    fn pieces(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
+    fn token_bytes(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
         let bytes = |id: &TokenId| {
             let unknown =
                 || ModelError::Failed(format!("Token id {id} is not in this model's vocabulary."));

@@ -18,7 +18,7 @@ fn send(sender: &TokenSender, text: &str) {
         emitted_ns: 0,
         logprobs: None,
     };
-    assert_eq!(sender.token(token), SendOutcome::Delivered);
+    assert_eq!(sender.send_token(token), SendOutcome::Delivered);
 }
 
 /// Creates a completion, and returns it with the senders of its choices.
@@ -75,7 +75,7 @@ async fn the_engine_stage_ends_when_the_completion_takes_the_token() {
             emitted_ns: monotonic_ns() - seconds_ago * 1_000_000_000,
             logprobs: None,
         };
-        assert_eq!(senders[0].token(token), SendOutcome::Delivered);
+        assert_eq!(senders[0].send_token(token), SendOutcome::Delivered);
     }
     next_choice(&mut completion).await;
     let StageSummary {

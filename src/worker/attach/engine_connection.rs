@@ -231,8 +231,8 @@ pub(super) fn call_model(model: &dyn Model, about: About) -> Answer {
             ids.map(|ids| Answer::Ids(v1::TokenIds { ids }))
         }
         About::Detokenize(proto::Detokenize { ids }) => {
-            let pieces = model.pieces(&ids);
-            pieces.map(|pieces| Answer::Pieces(wire::pieces_message(&pieces)))
+            let pieces = model.token_bytes(&ids);
+            pieces.map(|token_bytes| Answer::Pieces(wire::pieces_message(&token_bytes)))
         }
         About::RenderChat(proto::RenderChat { messages }) => {
             let message = |message: v1::ChatMessage| ChatMessage {

@@ -183,7 +183,7 @@ impl Running {
                 emitted_ns: 0,
                 logprobs: None,
             };
-            match channel.token(token) {
+            match channel.send_token(token) {
                 SendOutcome::Delivered => self.emitted += 1,
                 SendOutcome::Closed => return,
                 SendOutcome::NoCredit => panic!("the channel has credit"),

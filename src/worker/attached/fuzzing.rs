@@ -112,9 +112,9 @@ impl Worker {
                 assert!(!wire::sanitize(&reason).contains(char::is_control));
             }
             WorkerMessage::Accepted(proto::Accepted { sequence }) => {
-                self.sequences.accepted(sequence);
+                self.sequences.handle_accepted(sequence);
             }
-            WorkerMessage::Refused(refused) => self.sequences.refused(refused),
+            WorkerMessage::Refused(refused) => self.sequences.handle_refused(refused),
             WorkerMessage::Step(step) => self.sequences.step(step, 1)?,
             WorkerMessage::Answer(answer) => self.calls.close(answer)?,
             WorkerMessage::Loading(_) | WorkerMessage::Heartbeat(_) => self.sequences.sweep(1),

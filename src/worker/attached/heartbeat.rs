@@ -40,7 +40,7 @@ impl HeartbeatMonitor {
     }
 
     /// Restarts the timeout, because a message has arrived.
-    pub(super) fn message_received(&mut self, now: Instant) {
+    pub(super) fn record_message(&mut self, now: Instant) {
         self.deadline = now + self.timeout;
         self.was_extended = false;
     }
@@ -87,7 +87,7 @@ mod tests {
         let start = Instant::now();
         let mut monitor = monitor(start);
         assert!(!monitor.has_expired(start, start));
-        monitor.message_received(start + TIMEOUT / 2);
+        monitor.record_message(start + TIMEOUT / 2);
         let due = monitor.deadline;
         assert_eq!(due, start + TIMEOUT * 3 / 2);
         let a_moment_later = due + Duration::from_millis(1);
@@ -112,7 +112,7 @@ mod tests {
         for _ in 0..2 {
             let due = monitor.deadline;
             assert!(!monitor.has_expired(due, due + TIMEOUT));
-            monitor.message_received(due + TIMEOUT);
+            monitor.record_message(due + TIMEOUT);
         }
         let due = monitor.deadline;
         assert!(!monitor.has_expired(due, due + TIMEOUT));

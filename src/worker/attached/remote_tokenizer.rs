@@ -133,7 +133,7 @@ impl Model for RemoteModel {
         }))
     }
 
-    fn pieces(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
+    fn token_bytes(&self, ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
         let about = About::Detokenize(proto::Detokenize { ids: ids.to_vec() });
         match self.call(&about)? {
             Answer::Pieces(pieces) => {

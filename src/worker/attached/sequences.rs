@@ -158,7 +158,7 @@ impl Sequences {
     }
 
     /// Handles the message `accepted`. An unknown number is ignored, because the sequence may have been cancelled.
-    pub(super) fn accepted(&mut self, number: u64) {
+    pub(super) fn handle_accepted(&mut self, number: u64) {
         let Some(&slot) = self.by_number.get(&number) else {
             return;
         };
@@ -171,7 +171,7 @@ impl Sequences {
     }
 
     /// Handles the message `refused`: the worker does not run the sequence.
-    pub(super) fn refused(&mut self, refused: proto::Refused) {
+    pub(super) fn handle_refused(&mut self, refused: proto::Refused) {
         if let Some(&slot) = self.by_number.get(&refused.sequence) {
             let failure = Failure::Model(wire::model_error(refused.failure));
             let freed = self.slots.fail(slot, failure);
@@ -204,16 +204,16 @@ impl Sequences {
         let sequence = self.by_slot[slot.0]
             .as_mut()
             .expect("each sequence in `by_number` occupies its slot");
-        sequence.check(&entry)?;
+        sequence.apply_step(&entry)?;
         let (end, is_prompt) = (entry.end(), entry.is_prompt);
         let failure = entry.failure.take();
         let tokens = wire::decode_tokens(&mut entry, self.vocabulary_size, now_ns)?;
         let freed = if is_prompt {
             let mut tokens = tokens;
-            tokens.find_map(|token| self.slots.prompt(slot, token))
+            tokens.find_map(|token| self.slots.send_prompt_token(slot, token))
         } else {
             self.effects.tokens += u64::try_from(tokens.len()).unwrap_or(u64::MAX);
-            self.slots.tokens(slot, tokens, end == proto::End::Stop)
+            self.slots.send_tokens(slot, tokens, end == proto::End::Stop)
         };
         let freed = freed.or_else(|| match end {
             proto::End::Unspecified | proto::End::Stop => None,
@@ -297,7 +297,7 @@ impl Sequences {
 
 impl RemoteSequence {
     /// Checks that a step's entry continues the sequence and stays within its credit. Records the progress.
-    fn check(&mut self, entry: &proto::SequenceStep) -> Result<(), Violation> {
+    fn apply_step(&mut self, entry: &proto::SequenceStep) -> Result<(), Violation> {
         if !self.is_accepted {
             return Err(self.violation("has tokens before it was accepted"));
         }

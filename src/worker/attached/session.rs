@@ -75,7 +75,7 @@ impl Session {
             let event = self.next_event(&mut inbound, loaded.as_mut(), timer.as_mut());
             let result = match event.await {
                 SessionEvent::Message(message) => {
-                    heartbeat.message_received(Instant::now());
+                    heartbeat.record_message(Instant::now());
                     self.handle_message(message, &mut loaded, &mut history)
                         .await
                 }

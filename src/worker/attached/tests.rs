@@ -55,7 +55,7 @@ fn accepted(assignment: Assignment) -> (Sequences, u64, u32) {
         .submit(assignment)
         .expect("the sequence is runnable");
     assert_eq!(submit.generation, 3);
-    sequences.accepted(submit.sequence);
+    sequences.handle_accepted(submit.sequence);
     (sequences, submit.sequence, submit.credit)
 }
 
@@ -324,7 +324,7 @@ async fn a_rejection_and_a_failure_end_only_their_own_sequence() {
         .submit(assignment)
         .expect("the sequence is runnable")
         .sequence;
-    sequences.refused(proto::Refused {
+    sequences.handle_refused(proto::Refused {
         sequence: refused,
         failure: Some(failure(true)),
     });
@@ -337,7 +337,7 @@ async fn a_rejection_and_a_failure_end_only_their_own_sequence() {
         .submit(assignment)
         .expect("the sequence is runnable")
         .sequence;
-    sequences.accepted(failed);
+    sequences.handle_accepted(failed);
     let mut step = step(failed, 0, 1, proto::End::Failed);
     step.sequences[0].failure = Some(failure(false));
     sequences.step(step, 1).unwrap();
@@ -358,7 +358,7 @@ fn an_accepted_sequence_no_longer_awaits_acceptance() {
         .submit(assignment)
         .expect("the sequence is runnable");
     assert!(sequences.oldest_unaccepted_ns().is_some());
-    sequences.accepted(submit.sequence);
+    sequences.handle_accepted(submit.sequence);
     assert_eq!(sequences.oldest_unaccepted_ns(), None);
 }
 

@@ -57,7 +57,7 @@ fn steps(outbox: &Outbox) -> Vec<proto::Step> {
 #[test]
 fn a_last_token_and_its_end_share_one_entry() {
     let (channel, outbox) = remote_channel(8);
-    assert_eq!(channel.token(token(0)), SendOutcome::Delivered);
+    assert_eq!(channel.send_token(token(0)), SendOutcome::Delivered);
     outbox.send(Message::Loading(proto::Loading { fraction: 0.0 }));
     channel.finish(Some(token(1)), FinishReason::Stop);
     let steps = steps(&outbox);
@@ -73,7 +73,7 @@ fn a_large_backlog_is_split_into_messages_below_the_size_limit() {
     let (channel, outbox) = remote_channel(2_000);
     for id in 0..COUNT {
         assert_eq!(
-            channel.token(token_with_logprobs(id)),
+            channel.send_token(token_with_logprobs(id)),
             SendOutcome::Delivered
         );
     }
@@ -93,9 +93,9 @@ fn a_large_backlog_is_split_into_messages_below_the_size_limit() {
 #[test]
 fn prompt_tokens_and_completion_tokens_have_separate_entries() {
     let (channel, outbox) = remote_channel(8);
-    assert_eq!(channel.prompt(token(7)), SendOutcome::Delivered);
-    assert_eq!(channel.token(token(8)), SendOutcome::Delivered);
-    assert_eq!(channel.token(token(9)), SendOutcome::Delivered);
+    assert_eq!(channel.send_prompt_token(token(7)), SendOutcome::Delivered);
+    assert_eq!(channel.send_token(token(8)), SendOutcome::Delivered);
+    assert_eq!(channel.send_token(token(9)), SendOutcome::Delivered);
     let steps = steps(&outbox);
     let entries = steps.iter().flat_map(|step| &step.sequences);
     let shapes: Vec<_> = entries
@@ -107,7 +107,7 @@ fn prompt_tokens_and_completion_tokens_have_separate_entries() {
 #[test]
 fn a_message_is_sent_after_the_tokens_gathered_before_it() {
     let (channel, outbox) = remote_channel(8);
-    assert_eq!(channel.token(token(0)), SendOutcome::Delivered);
+    assert_eq!(channel.send_token(token(0)), SendOutcome::Delivered);
     outbox.send(Message::Crashed(proto::Crashed::default()));
     let mut messages = VecDeque::new();
     outbox.take_messages(&mut messages);
@@ -123,6 +123,6 @@ fn a_cancelled_sequence_sends_nothing() {
     let (channel, outbox) = remote_channel(8);
     channel.reader.cancel();
     assert_eq!(channel.accept(), SendOutcome::Closed);
-    assert_eq!(channel.token(token(0)), SendOutcome::Closed);
+    assert_eq!(channel.send_token(token(0)), SendOutcome::Closed);
     assert!(!outbox.has_tokens_or_messages());
 }

@@ -69,7 +69,7 @@ impl Model for NoModel {
         Ok(Vec::new())
     }
 
-    fn pieces(&self, _ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
+    fn token_bytes(&self, _ids: &[TokenId]) -> Result<Vec<TokenBytes>, ModelError> {
         Ok(Vec::new())
     }
 

@@ -26,15 +26,15 @@ impl Credit {
 
     /// Number of tokens that can be sent now, after `sent` tokens. Only the caller sends, so the room cannot shrink
     /// until it does.
-    pub(super) fn free(&self, sent: usize) -> usize {
+    pub(super) fn available(&self, sent: usize) -> usize {
         let unread = sent - self.taken.load(Ordering::SeqCst);
         self.limit - unread
     }
 
     /// Number of tokens that can be sent now, after `sent` tokens. If it is 0, the reader wakes the worker once it has
     /// made room.
-    pub(super) fn free_or_request_wake(&self, sent: usize) -> usize {
-        match self.free(sent) {
+    pub(super) fn available_or_request_wake(&self, sent: usize) -> usize {
+        match self.available(sent) {
             0 => self.request_wake(sent),
             free => free,
         }
@@ -44,7 +44,7 @@ impl Credit {
     /// request, or has made the room before the second check.
     pub(super) fn request_wake(&self, sent: usize) -> usize {
         self.stalled.store(true, Ordering::SeqCst);
-        self.free(sent)
+        self.available(sent)
     }
 
     /// Returns the credit of tokens that the reader has taken. Returns true if the caller has to wake the worker.

@@ -78,7 +78,7 @@ impl Worker {
             if self.shared.is_closed.load(Ordering::SeqCst) {
                 break;
             }
-            match self.shared.credit.free_or_request_wake(sent) {
+            match self.shared.credit.available_or_request_wake(sent) {
                 0 => self.wait(),
                 free => {
                     let step = free.min(count - sent);
@@ -138,7 +138,7 @@ fn a_worker_without_credit_is_woken_when_the_reader_takes_tokens_and_none_is_los
         // A lost wake-up leaves both threads waiting, which shuttle reports as a deadlock.
         assert_eq!(worker.send(COUNT), COUNT);
         reader.join().expect("the reader does not panic");
-        assert_eq!(shared.credit.free(COUNT), LIMIT, "all credit is back");
+        assert_eq!(shared.credit.available(COUNT), LIMIT, "all credit is back");
     };
     check_dfs(model, None);
 }

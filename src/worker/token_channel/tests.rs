@@ -28,10 +28,10 @@ async fn receive(receiver: &mut TokenReceiver) -> Vec<Output> {
 #[tokio::test]
 async fn a_full_channel_still_has_room_for_its_end() {
     let (sender, mut receiver) = new_channel(2);
-    assert_eq!(sender.token(token(0)), SendOutcome::Delivered);
-    assert_eq!(sender.token(token(1)), SendOutcome::Delivered);
+    assert_eq!(sender.send_token(token(0)), SendOutcome::Delivered);
+    assert_eq!(sender.send_token(token(1)), SendOutcome::Delivered);
     assert_eq!(sender.credit(), 0);
-    assert_eq!(sender.token(token(2)), SendOutcome::NoCredit);
+    assert_eq!(sender.send_token(token(2)), SendOutcome::NoCredit);
     sender.fail(Failure::SlowReader);
     let outputs = receive(&mut receiver).await;
     assert_eq!(outputs.len(), 3);
@@ -41,8 +41,8 @@ async fn a_full_channel_still_has_room_for_its_end() {
 #[tokio::test]
 async fn room_made_just_before_the_worker_stalls_is_seen() {
     let (sender, mut receiver) = new_channel(2);
-    assert_eq!(sender.token(token(0)), SendOutcome::Delivered);
-    assert_eq!(sender.token(token(1)), SendOutcome::Delivered);
+    assert_eq!(sender.send_token(token(0)), SendOutcome::Delivered);
+    assert_eq!(sender.send_token(token(1)), SendOutcome::Delivered);
     // The worker has found the channel full but has not requested a wake-up yet, so this read does not wake it.
     assert_eq!(receive(&mut receiver).await.len(), 2);
     let TokenDestination::Local(channel) = &sender.0 else {
@@ -58,8 +58,8 @@ fn unread_tokens_are_counted_as_wasted() {
     let wasted = telemetry.tokens_wasted.clone();
     let (sender, receiver) = token_channel(3, Arc::new(Notify::new()), wasted);
     assert_eq!(sender.accept(), SendOutcome::Delivered);
-    assert_eq!(sender.token(token(0)), SendOutcome::Delivered);
-    assert_eq!(sender.token(token(1)), SendOutcome::Delivered);
+    assert_eq!(sender.send_token(token(0)), SendOutcome::Delivered);
+    assert_eq!(sender.send_token(token(1)), SendOutcome::Delivered);
     sender.finish(Some(token(2)), FinishReason::Length);
     drop(receiver);
     let metrics = telemetry.render();

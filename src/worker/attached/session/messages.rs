@@ -66,11 +66,11 @@ impl Session {
                 .await
             }
             (WorkerMessage::Accepted(proto::Accepted { sequence }), Some(loaded)) => {
-                loaded.sequences.accepted(sequence);
+                loaded.sequences.handle_accepted(sequence);
                 Ok(())
             }
             (WorkerMessage::Refused(refused), Some(loaded)) => {
-                loaded.sequences.refused(refused);
+                loaded.sequences.handle_refused(refused);
                 self.apply_effects(loaded).await
             }
             (WorkerMessage::Step(step), Some(loaded)) => {
