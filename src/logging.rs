@@ -8,6 +8,7 @@ use std::io::{self, IsTerminal};
 use std::sync::OnceLock;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::output::Output;
@@ -28,6 +29,10 @@ pub(crate) const WORKER_FIELDS: &str = "worker_fields";
 
 /// Log filter that applies if [`FILTER_VARIABLE`] is not set. llama.cpp logs a lot at `info` while it loads a model.
 const DEFAULT_FILTER: &str = "info,llama-cpp-2=warn";
+
+/// Tracing target of the span of a request. No module has this name, so a log filter that selects modules neither
+/// enables nor disables the span.
+pub(crate) const REQUEST_SPAN_TARGET: &str = "tokenway::request_span";
 
 /// Log format of this process. Unset until the log is started.
 static FORMAT: OnceLock<LogFormat> = OnceLock::new();
@@ -87,12 +92,23 @@ pub fn init(
         Err(VarError::NotPresent) => EnvFilter::new(DEFAULT_FILTER),
         Err(error) => return Err(invalid(&error)),
     };
+    let filter = with_request_span(filter);
     FORMAT.get_or_init(|| format);
     match format {
         LogFormat::Human => start_human(filter, stderr, timestamps),
         LogFormat::Json => start_json(filter, stderr.clone(), timestamps),
     }
     Ok(())
+}
+
+/// Adds the spans of requests to a filter, so that every line about a request has the request's id. A filter that
+/// disables all lines is returned unchanged.
+fn with_request_span(filter: EnvFilter) -> EnvFilter {
+    if filter.max_level_hint() == Some(LevelFilter::OFF) {
+        return filter;
+    }
+    let directive = format!("{REQUEST_SPAN_TARGET}=error");
+    filter.add_directive(directive.parse().expect("the directive is valid"))
 }
 
 /// Starts the log of this process in JSON format.
@@ -129,4 +145,19 @@ fn start_human(filter: EnvFilter, stderr: &Output, timestamps: Timestamps) {
 #[must_use]
 pub fn format() -> LogFormat {
     FORMAT.get().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_that_disables_all_lines_stays_off() {
+        for filter in ["off", "off,tokenway=off"] {
+            let filter = with_request_span(EnvFilter::new(filter));
+            assert_eq!(filter.max_level_hint(), Some(LevelFilter::OFF));
+        }
+        let filter = with_request_span(EnvFilter::new("tokenway::text=info"));
+        assert!(filter.to_string().contains(REQUEST_SPAN_TARGET), "{filter}");
+    }
 }

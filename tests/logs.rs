@@ -199,6 +199,15 @@ async fn a_failure_on_a_worker_thread_is_logged_with_the_requests_id() {
 }
 
 #[tokio::test]
+async fn a_filter_for_one_module_does_not_remove_the_requests_id() {
+    let mut fleet = LoggedProcesses::new("tokenway::text=info");
+    fleet.serve(&FAILING_RUNNER_FLAGS).await;
+    fleet.complete().await;
+    let logs = fleet.stop().await;
+    assert_contains(&assert_ids(&logs[0]), &["the model failed on a sequence"]);
+}
+
+#[tokio::test]
 async fn a_failure_in_a_worker_process_is_logged_with_the_requests_id_by_both_processes() {
     let mut fleet = LoggedProcesses::new("tokenway=debug");
     fleet

@@ -18,6 +18,7 @@ use tracing::{Instrument, Span, Value};
 use super::layers::Layers;
 use super::response;
 use crate::context::RequestContext;
+use crate::logging::REQUEST_SPAN_TARGET;
 use crate::runner::monotonic_ns;
 use crate::telemetry::{Api, RouteKind, outcome_label};
 
@@ -31,9 +32,9 @@ pub(super) async fn log_request(
     request: Request,
     next: Next,
 ) -> Response {
-    // The span has the highest level, so that no log filter removes it. Log lines of every level then have the
-    // request's id.
+    // `logging` enables this target in every log filter, so every line about the request has the request's id.
     let span = tracing::error_span!(
+        target: REQUEST_SPAN_TARGET,
         "request",
         id = %context.id().0,
         api = context.api().label(),

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::backoff::{Backoff, BackoffPolicy};
 use crate::critical::panic_message;
+use crate::logging::REQUEST_SPAN_TARGET;
 use crate::request::FinishReason;
 use crate::runner::{
     Emission, LoadedModel, Loader, NextStep, Runner, Slot, Step, StepError, Token, monotonic_ns,
@@ -431,7 +432,7 @@ fn wait_backoff(delay: Duration, is_ending: impl Fn() -> bool) -> bool {
 
 /// Creates the tracing span for a call of the runner about one sequence.
 fn request_span(id: &str) -> tracing::Span {
-    tracing::error_span!("request", id)
+    tracing::error_span!(target: REQUEST_SPAN_TARGET, "request", id)
 }
 
 fn with_timestamp(mut token: Token, now_ns: u64) -> Token {
