@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::http::{Request as HttpRequest, completion, get, post};
+use support::http2::Connection;
 use support::log::LOG;
 use support::{Setup, TestServer, full_speed, grpc, silent_at, with_interval};
 use tokenway::proto::v1;
@@ -240,6 +241,33 @@ async fn a_cancelled_request_is_logged_once_with_the_tokens_it_got() {
     let grpc = LOG.access_lines("cancelled-grpc");
     assert_eq!(grpc.len(), 1, "{grpc:?}");
     assert_eq!(grpc[0]["outcome"], "cancelled", "{grpc:?}");
+}
+
+#[tokio::test]
+async fn a_client_that_disconnects_during_its_upload_is_logged_as_cancelled() {
+    LOG.lines();
+    for id in ["upload-fin", "upload-rst", "upload-http2"] {
+        let server = Setup::test_runner(full_speed()).start().await;
+        let upload = completion_of(1).header("x-request-id", id);
+        match id {
+            "upload-fin" => drop(upload.upload_unfinished(&server).await),
+            "upload-rst" => {
+                let stream = upload.upload_unfinished(&server).await;
+                stream.set_zero_linger().expect("the option is set");
+            }
+            _ => {
+                let connection = Connection::open(&server.http_address(), 65_535).await;
+                connection.reset_upload(id).await;
+            }
+        }
+        let counts = server.drain().await;
+        counts.assert_all_gauges_are_zero();
+        let lines = LOG.accesses(id);
+        assert_eq!(lines.len(), 1, "{id}: {lines:?}");
+        assert_ended(&lines[0], 499, "cancelled");
+        assert_eq!(counts.get("tokenway_cancellations_total"), 1.0, "{id}");
+        assert!(!counts.0.contains("reason="), "{id}: {}", counts.0);
+    }
 }
 
 #[tokio::test]

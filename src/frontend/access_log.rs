@@ -18,6 +18,7 @@ use tracing::{Instrument, Span, Value};
 use super::layers::Layers;
 use super::response;
 use crate::context::RequestContext;
+use crate::error::ErrorKind;
 use crate::logging::REQUEST_SPAN_TARGET;
 use crate::runner::monotonic_ns;
 use crate::telemetry::{Api, RouteKind, outcome_label};
@@ -83,6 +84,8 @@ impl RequestEnd {
             Api::Grpc => response::grpc_status(response.headers()).map(StatusSent::Grpc),
         };
         match response::rejection(context.api(), response) {
+            // The client has disconnected. The end of the response counts the cancellation.
+            Some(ErrorKind::Cancelled) => {}
             Some(kind) => context.rejected(kind),
             None if context.route().kind == RouteKind::Completion => {}
             None => context.ended(Ok(())),
@@ -94,6 +97,14 @@ impl RequestEnd {
             return;
         }
         self.context.closed();
+        let cancelled = ErrorKind::Cancelled;
+        if self.status.is_none()
+            && self.context.api() == Api::Http
+            && self.context.record().outcome() == Some(Err(cancelled))
+        {
+            // The client disconnected before it got a status.
+            self.status = Some(StatusSent::Http(cancelled.row().http.as_u16()));
+        }
         if self.is_logged {
             self.log();
         }

@@ -2,12 +2,16 @@
 //!
 //! It checks the headers that describe the body. It does not parse the body.
 
+use std::error::Error as StdError;
+use std::io;
+
 use axum::extract::Request;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::time::timeout_at;
+use tower_http::timeout::TimeoutError;
 
 use super::completion_stream::deadline_exceeded;
 use crate::context::RequestContext;
@@ -26,7 +30,8 @@ impl BufferedRequest {
     /// Reads the body.
     ///
     /// # Errors
-    /// If the body is too large or not declared as JSON, or the deadline passes.
+    /// If the body is too large or not declared as JSON, the client disconnects, or the deadline or the body timeout
+    /// passes.
     pub(super) async fn read(context: &RequestContext, request: Request) -> Result<Self, Error> {
         let headers = request.headers().clone();
         let body = timeout_at(context.deadline(), read_body(request)).await;
@@ -55,12 +60,42 @@ async fn read_body(request: Request) -> Result<Bytes, Error> {
         Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
         Err(error) => {
             tracing::debug!(%error, "failed to read a request body");
-            Err(Error::new(
-                ErrorKind::InvalidJson,
-                "The body could not be read to its end.",
-            ))
+            Err(unfinished_body(&*error))
         }
     }
+}
+
+/// Converts the error of a body that could not be read to its end.
+fn unfinished_body(error: &(dyn StdError + 'static)) -> Error {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.is::<TimeoutError>() {
+            let message = "The body made no progress for the server's body timeout.";
+            return Error::new(ErrorKind::DeadlineExceeded, message);
+        }
+        if is_disconnect(error) {
+            let message = "The client disconnected before the end of the body.";
+            return Error::new(ErrorKind::Cancelled, message);
+        }
+        cause = error.source();
+    }
+    let message = "The body could not be read to its end.";
+    Error::new(ErrorKind::InvalidJson, message)
+}
+
+/// Returns true for the error of a connection that the client has closed, or of an HTTP/2 stream that it has reset.
+fn is_disconnect(error: &(dyn StdError + 'static)) -> bool {
+    if let Some(error) = error.downcast_ref::<io::Error>() {
+        return matches!(
+            error.kind(),
+            io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::BrokenPipe
+        );
+    }
+    let error = error.downcast_ref::<h2::Error>();
+    error.is_some_and(|error| error.is_remote() || error.is_io())
 }
 
 fn is_too_large(length: u64) -> bool {

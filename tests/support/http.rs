@@ -6,6 +6,9 @@ use tokio::net::TcpStream;
 
 use super::TestServer;
 
+/// Interim response of a server that begins to read the body of a request with `expect: 100-continue`.
+const CONTINUE: &[u8; 25] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
 /// A request that has not been sent.
 pub struct Request {
     method: &'static str,
@@ -113,6 +116,32 @@ impl Request {
     /// Sends the request on a new connection. Reads the response head.
     pub async fn send(self, server: &TestServer) -> Response {
         self.send_to(&server.http_address()).await
+    }
+
+    /// Sends the request without the last byte of its body. Returns the connection, once the server has begun to read
+    /// the body.
+    pub async fn upload_unfinished(self, server: &TestServer) -> TcpStream {
+        let bytes = self.header("expect", "100-continue").bytes();
+        let text = str::from_utf8(&bytes).expect("the request is UTF-8");
+        let body = text.find("\r\n\r\n").expect("the request has a head") + 4;
+        let mut stream = TcpStream::connect(server.http_address())
+            .await
+            .expect("the server accepts connections");
+        stream
+            .write_all(&bytes[..body])
+            .await
+            .expect("the head is sent");
+        let mut answer = [0; CONTINUE.len()];
+        stream
+            .read_exact(&mut answer)
+            .await
+            .expect("the server responds");
+        assert_eq!(&answer, CONTINUE);
+        stream
+            .write_all(&bytes[body..bytes.len() - 1])
+            .await
+            .expect("the body is sent");
+        stream
     }
 
     /// Sends the request to this address. Reads the response head.

@@ -96,6 +96,26 @@ impl Connection {
         (answer, true)
     }
 
+    /// Starts to upload the body of a completion with this request id, and resets the stream. Returns once the server
+    /// has received the reset.
+    pub async fn reset_upload(&self, id: &str) {
+        let request = Request::post(format!("http://{}/v1/completions", self.address))
+            .header("content-type", "application/json")
+            .header("x-request-id", id);
+        let requests = self.requests.clone().ready().await;
+        let sent = requests
+            .expect("the connection is open")
+            .send_request(request.body(()).expect("the request is valid"), false);
+        let (answer, mut upload) = sent.expect("the request is sent");
+        let piece = Bytes::from_static(b"{");
+        upload.send_data(piece, false).expect("the body is sent");
+        upload.send_reset(Reason::CANCEL);
+        answer.await.expect_err("the stream was reset");
+        // The server receives the frames of a connection in order.
+        let probe = self.get("/livez").body(()).expect("the request is valid");
+        assert_eq!(self.status(probe).await, StatusCode::OK);
+    }
+
     async fn post(&self, path: &str, content_type: &str, body: Bytes) -> RecvStream {
         let request = Request::post(format!("http://{}{path}", self.address))
             .header("content-type", content_type)
