@@ -36,7 +36,7 @@ mod upstream;
 mod via;
 
 pub use address::EngineAddress;
-pub(crate) use address::{check_engines, check_listen_address};
+pub(crate) use address::{check_engines, check_listen_address, without_secrets};
 use choice::{another_engine_may_accept, has_name, more_informative, name_with_aliases};
 pub use context::CallContext;
 pub use events::CheckedEvents;

@@ -45,6 +45,20 @@ impl EngineAddress {
         &self.text
     }
 
+    /// Returns true if both addresses reach the same server.
+    fn reaches_same_server(&self, other: &Self) -> bool {
+        match (&self.target, &other.target) {
+            (
+                Target::Tcp { host, port },
+                Target::Tcp {
+                    host: other,
+                    port: other_port,
+                },
+            ) => port == other_port && (host.accepts(other) || other.accepts(host)),
+            (one, other) => one == other,
+        }
+    }
+
     /// Returns true if a server that listens on `listen` can be reached at this address.
     fn matches_listener(&self, listen: &str) -> bool {
         match (&self.target, listen.strip_prefix("unix:")) {
@@ -78,30 +92,65 @@ impl FromStr for EngineAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let target = parse_target(text).filter(|_| Endpoint::from_shared(text.to_owned()).is_ok());
-        let target = target.ok_or_else(|| {
-            format!("'{text}' is not a valid engine address; use http://host:port or unix:/path")
+        let target = parse_target(text).and_then(|target| {
+            let endpoint = Endpoint::from_shared(text.to_owned());
+            endpoint.map(|_| target).map_err(|_| "")
+        });
+        let target = target.map_err(|problem| {
+            let shown = without_secrets(text);
+            format!(
+                "'{shown}' is not a valid engine address{problem}; use http://host:port or unix:/path"
+            )
         })?;
         let text = text.to_owned();
         Ok(Self { text, target })
     }
 }
 
-fn parse_target(text: &str) -> Option<Target> {
+/// Parses an address. The error is the end of the sentence "this is not a valid engine address".
+fn parse_target(text: &str) -> Result<Target, &'static str> {
     if let Some(path) = text.strip_prefix("unix:") {
         let path = Path::new(path.strip_prefix("//").unwrap_or(path));
-        return path.is_absolute().then(|| Target::Unix(normalized(path)));
+        let target = path.is_absolute().then(|| Target::Unix(normalized(path)));
+        return target.ok_or(": the path must be absolute");
     }
-    let rest = text.strip_prefix("http://")?;
-    // gRPC itself defines the path of each call, so tonic would ignore a path in the address.
-    if rest.trim_end_matches('/').contains('/') {
-        return None;
+    let rest = text.strip_prefix("http://").ok_or("")?;
+    // tonic ignores the user name, the path, the query string and the fragment of an address. gRPC itself defines the
+    // path of each call.
+    if rest.contains('@') {
+        return Err(": it must not have a user name or a password");
     }
-    let uri: Uri = text.parse().ok()?;
-    Some(Target::Tcp {
-        host: Host::from(uri.host()?),
-        port: uri.port_u16().unwrap_or(HTTP_PORT),
+    if rest.contains(['?', '#']) {
+        return Err(": it must not have a query string or a fragment");
+    }
+    let authority = rest.trim_end_matches('/');
+    if authority.contains('/') {
+        return Err(": it must not have a path");
+    }
+    let uri: Uri = text.parse().map_err(|_| "")?;
+    let host = uri.host().ok_or("")?;
+    let port = match authority.strip_prefix(host).unwrap_or_default() {
+        "" => HTTP_PORT,
+        _ => uri
+            .port_u16()
+            .ok_or(": the port must be a number from 0 to 65535")?,
+    };
+    Ok(Target::Tcp {
+        host: Host::from(host),
+        port,
     })
+}
+
+/// Returns an address for an error message. An address with a user name, a password or a query string is reduced to
+/// its scheme.
+pub(crate) fn without_secrets(address: &str) -> String {
+    if !address.contains(['@', '?', '#']) {
+        return address.to_owned();
+    }
+    let scheme = ["http://", "https://", "unix:"]
+        .into_iter()
+        .find(|scheme| address.starts_with(scheme));
+    format!("{}…", scheme.unwrap_or_default())
 }
 
 /// Removes `.` and repeated slashes from a path.
@@ -158,7 +207,8 @@ fn is_unusual_loopback(ip: IpAddr) -> bool {
 /// Returns a message that names the setting and both entries.
 pub(crate) fn check_engines(engines: &[EngineAddress]) -> Result<(), String> {
     for (at, engine) in engines.iter().enumerate() {
-        if let Some(first) = engines[..at].iter().find(|earlier| *earlier == engine) {
+        let earlier = &engines[..at];
+        if let Some(first) = earlier.iter().find(|it| it.reaches_same_server(engine)) {
             return Err(format!(
                 "--engine lists the same engine twice: {first} and {engine}. Remove one of them."
             ));
@@ -198,6 +248,48 @@ mod tests {
     }
 
     #[test]
+    fn an_error_names_the_invalid_part_of_an_address_and_hides_secrets() {
+        for (text, shown, problem) in [
+            (
+                "http://user:secret@a:1",
+                "http://…",
+                "a user name or a password",
+            ),
+            ("http://secret@a:1", "http://…", "a user name or a password"),
+            (
+                "http://a:1?key=secret",
+                "http://…",
+                "a query string or a fragment",
+            ),
+            (
+                "http://a:1/#secret",
+                "http://…",
+                "a query string or a fragment",
+            ),
+            (
+                "https://user:secret@a:1",
+                "https://…",
+                "use http://host:port",
+            ),
+            ("user:secret@a:1", "'…", "use http://host:port"),
+            ("http://a:1/b", "http://a:1/b", "a path"),
+            ("http://a:65536", "http://a:65536", "from 0 to 65535"),
+            (
+                "http://[::1]:65536/",
+                "http://[::1]:65536/",
+                "from 0 to 65535",
+            ),
+            ("http://a:b", "http://a:b", "from 0 to 65535"),
+            ("unix:a", "unix:a", "absolute"),
+        ] {
+            let error = text.parse::<EngineAddress>().expect_err(text);
+            assert!(error.contains(shown) && error.contains(problem), "{error}");
+            assert!(!error.contains("secret"), "{error}");
+        }
+        assert!("http://a:65535/".parse::<EngineAddress>().is_ok());
+    }
+
+    #[test]
     fn one_engine_written_in_two_ways_is_listed_twice() {
         for (one, other) in [
             ("http://a:1", "http://a:1/"),
@@ -205,6 +297,10 @@ mod tests {
             ("http://a", "http://a:80"),
             ("http://[::1]:1", "http://[0:0::1]:1"),
             ("unix:/a/b", "unix:///a//./b"),
+            ("http://127.0.0.1:1", "http://localhost:1"),
+            ("http://localhost:1", "http://127.0.0.1:1"),
+            ("http://[::1]:1", "http://localhost:1"),
+            ("http://0.0.0.0:1", "http://127.0.0.1:1"),
         ] {
             let error = check_engines(&[engine(one), engine("http://b:1"), engine(other)]);
             let error = error.expect_err("the engine is listed twice");

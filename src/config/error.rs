@@ -2,13 +2,17 @@
 
 use std::fmt;
 
+use clap::error::{ContextKind, ContextValue};
+
+use crate::cluster::without_secrets;
+
 /// The error of invalid settings.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// An error from clap, about the command line or the environment. clap also returns the output of `--help` and
     /// `--version` as such an error.
     #[error(transparent)]
-    CommandLine(#[from] clap::Error),
+    CommandLine(clap::Error),
     /// The settings file cannot be read or is invalid.
     #[error("settings file {0}")]
     File(FileError),
@@ -18,6 +22,20 @@ pub enum ConfigError {
     /// `tokenway config check` found problems.
     #[error("{}", error_lines(.0))]
     Check(Vec<FileError>),
+}
+
+impl From<clap::Error> for ConfigError {
+    /// Removes the passwords from an invalid address of an engine, which clap repeats in its error.
+    fn from(mut error: clap::Error) -> Self {
+        if let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg)
+            && argument.starts_with("--engine ")
+            && let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue)
+        {
+            let value = ContextValue::String(without_secrets(value));
+            error.insert(ContextKind::InvalidValue, value);
+        }
+        Self::CommandLine(error)
+    }
 }
 
 /// An error about a settings file.

@@ -55,6 +55,17 @@ fn each_command_opens_its_own_apis() {
 }
 
 #[test]
+fn an_error_about_an_engine_does_not_repeat_its_password() {
+    let engine = "http://user:secret@a:1";
+    let (_folder, path) = settings_file(&format!("engine = [\"{engine}\"]"));
+    for arguments in [["--engine", engine], ["--config", &path]] {
+        let error = error_of(&[&["gateway"], &arguments[..]].concat());
+        assert!(error.contains("must not have a user name"), "{error}");
+        assert!(!error.contains("secret"), "{error}");
+    }
+}
+
+#[test]
 fn one_file_serves_every_command() {
     let (_folder, path) = settings_file("engine = [\"http://a:1\"]\nslots = 3");
     let Source::Remote(engines) = server_parts(&["gateway", "--config", &path]).source else {
