@@ -132,6 +132,15 @@ async fn a_completion_logs_its_model_tokens_and_times() {
 }
 
 #[tokio::test]
+async fn the_size_of_all_frames_of_a_stream_is_logged() {
+    LOG.lines();
+    let server = Setup::test_runner(full_speed()).start().await;
+    let stream = completion_of(2_000).header("x-request-id", "bytes");
+    let (_, body) = stream.fetch(&server).await;
+    assert_eq!(only_line(server, "bytes").await["bytes"], body.text.len());
+}
+
+#[tokio::test]
 async fn a_rejected_request_logs_its_status_and_error_code() {
     let setup = || Setup::test_runner(full_speed());
     let http = RequestCase::new("400-http", setup())

@@ -60,3 +60,19 @@ impl Via {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_gateway_adds_itself_to_those_that_passed_a_request_on_before() {
+        let [first, second, third] = [(); 3].map(|()| GatewayId::random());
+        let [mut to_second, mut to_third] = [(); 2].map(|()| MetadataMap::new());
+        Via::default().write_with(&first, &mut to_second);
+        Via::of(&to_second).write_with(&second, &mut to_third);
+        let via = Via::of(&to_third);
+        let passed = [&first, &second, &third].map(|gateway| via.contains(gateway));
+        assert_eq!(passed, [true, true, false]);
+    }
+}

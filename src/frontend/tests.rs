@@ -1,19 +1,28 @@
 //! The layers, around routes that the tests define.
 
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Version};
 use axum::routing::{any, get};
+use http_body::Frame;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
+use tempfile::NamedTempFile;
 use tonic::Status;
 use tower::ServiceExt;
+use tracing::subscriber::DefaultGuard;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use super::*;
 use crate::context::RequestContext;
 use crate::delivery::FlushHandle;
 use crate::error::{Error, ErrorKind};
+use crate::logging::{JsonFields, JsonLines, Timestamps};
 use crate::telemetry::Telemetry;
 
 const APIS: [Api; 2] = Api::ALL;
@@ -35,7 +44,9 @@ impl TestApi {
             )
             .route(panicking(api), any(async || -> String { panic!("a bug") }))
             .route(pending(api), any(std::future::pending::<String>))
-            .route(probe(api), any(async || "alive"));
+            .route(probe(api), any(async || "alive"))
+            .route("/dropped", any(async || Body::new(LogsDrop)))
+            .fallback(async || "no such route");
         let layers = Layers {
             api,
             browser_check: None,
@@ -91,6 +102,58 @@ impl TestApi {
             .collect();
         counts.sort();
         counts
+    }
+}
+
+/// A body that never ends, and logs a line when it is dropped.
+struct LogsDrop;
+
+impl http_body::Body for LogsDrop {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Pending
+    }
+}
+
+impl Drop for LogsDrop {
+    fn drop(&mut self) {
+        tracing::warn!("the body is dropped");
+    }
+}
+
+/// The log of this thread.
+struct ThreadLog {
+    file: NamedTempFile,
+    _guard: DefaultGuard,
+}
+
+impl ThreadLog {
+    fn start() -> Self {
+        let file = NamedTempFile::new().expect("a temporary file");
+        let writer = file.reopen().expect("the file can be opened");
+        let timestamps = Timestamps::Off;
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(Arc::new(writer))
+            .fmt_fields(JsonFields)
+            .event_format(JsonLines { timestamps });
+        Self {
+            file,
+            _guard: subscriber.set_default(),
+        }
+    }
+
+    /// The request id in the line with this message.
+    fn id_of(&self, message: &str) -> Value {
+        let text = std::fs::read_to_string(self.file.path()).expect("the log is UTF-8");
+        let lines = text.lines().map(serde_json::from_str::<Value>);
+        let mut lines = lines.map(|line| line.expect("each line is JSON"));
+        let line = lines.find(|line| line["message"] == message);
+        line.unwrap_or_else(|| panic!("no line '{message}': {text}"))["id"].clone()
     }
 }
 
@@ -165,6 +228,28 @@ async fn a_panic_in_a_handler_answers_internal_error_and_is_counted() {
                 format!("total{{api=\"{label}\",route=\"{route}\",outcome=\"internal_error\"}} 1"),
             ],
         );
+    }
+}
+
+#[tokio::test]
+async fn a_panic_in_a_handler_is_logged_with_the_requests_id() {
+    for api in APIS {
+        let log = ThreadLog::start();
+        TestApi::new(api)
+            .send(panicking(api), &[("x-request-id", "mine")])
+            .await;
+        assert_eq!(log.id_of("the handler of a request panicked"), "mine");
+    }
+}
+
+#[tokio::test]
+async fn a_line_that_a_dropped_body_logs_has_the_requests_id() {
+    for api in APIS {
+        let log = ThreadLog::start();
+        let request = TestApi::request("/dropped", &[("x-request-id", "mine")]);
+        let response = TestApi::new(api).router.oneshot(request).await;
+        drop(response.unwrap_or_else(|never| match never {}));
+        assert_eq!(log.id_of("the body is dropped"), "mine");
     }
 }
 
@@ -255,14 +340,22 @@ async fn an_invalid_timeout_is_rejected_except_by_probes() {
 async fn every_request_is_in_flight_from_its_arrival_until_it_is_dropped() {
     for api in APIS {
         let tested = TestApi::new(api);
+        let unmatched = TestApi::request("/no/such", &[]);
+        let unmatched = tested.router.clone().oneshot(unmatched).await;
+        let label = api.label();
+        let in_flight = format!("in_flight{{api=\"{label}\"}} 1");
+        assert!(tested.counts().contains(&in_flight), "{api:?}");
+        drop(unmatched);
+        assert!(!tested.counts().contains(&in_flight), "{api:?}");
+
+        let tested = TestApi::new(api);
         let handled = tested
             .router
             .clone()
             .oneshot(TestApi::request(pending(api), &[]));
         let mut handled = Box::pin(handled);
         assert!(futures_util::poll!(&mut handled).is_pending());
-        let label = api.label();
-        assert_eq!(tested.counts(), [format!("in_flight{{api=\"{label}\"}} 1")]);
+        assert_eq!(tested.counts(), [in_flight]);
         drop(handled);
         let counts = tested.counts();
         assert_eq!(counts.len(), 1, "{counts:?}");

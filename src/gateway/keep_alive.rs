@@ -74,3 +74,38 @@ impl<B: Body<Data = Bytes> + Unpin> Body for KeepAlive<B> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use futures_util::{StreamExt, stream};
+    use http_body_util::{BodyExt, StreamBody};
+    use tokio::time::sleep;
+
+    use super::*;
+
+    /// Returns the frames of a body that sends one frame after each of these delays, in seconds.
+    async fn frames(delays: [u64; 4]) -> Vec<Bytes> {
+        let body = stream::iter(delays).then(async |seconds| {
+            sleep(Duration::from_secs(seconds)).await;
+            Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"data")))
+        });
+        let body = StreamBody::new(Box::pin(body));
+        let mut body = KeepAlive::new(body, Some(Bytes::from_static(b"alive")));
+        let mut frames = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.unwrap_or_else(|never| match never {});
+            frames.extend(frame.into_data());
+        }
+        frames
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_record_is_sent_only_after_an_interval_without_data() {
+        let busy = frames([10, 10, 10, 10]).await;
+        assert_eq!(busy, ["data"; 4]);
+        let idle = frames([10, 20, 10, 10]).await;
+        assert_eq!(idle, ["data", "alive", "data", "data", "data"]);
+    }
+}

@@ -272,6 +272,19 @@ async fn a_deadline_that_passes_after_the_headers_sends_an_error_record_and_abor
     assert!(body.frame().await.expect("an error").is_err());
 }
 
+#[tokio::test]
+async fn an_error_in_a_stream_names_the_field_as_the_client_names_it() {
+    let failing = || -> ScriptedStream {
+        let error = Error::invalid_value("prompt_token_ids", "a token id is invalid");
+        Box::pin(tokio_stream::iter([started("m"), Err(error.into())]))
+    };
+    let response = stream(&json!([[1]]), "*/*", failing).await;
+    let mut body = response.into_body();
+    let record = next_frame(&mut body).await.expect("a record");
+    let object: Value = serde_json::from_str(&record).expect("JSON");
+    assert_eq!(object["error"]["param"], "prompt");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_unary_response_never_sends_its_headers_early() {
     let nothing = || -> ScriptedStream { Box::pin(tokio_stream::pending()) };

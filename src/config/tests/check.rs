@@ -79,4 +79,8 @@ fn a_combination_that_no_command_accepts_is_a_problem() {
         "runner = \"attached\"\nmodel_name = \"m\"",
         &[": --worker-listen is required"],
     );
+    assert_problems(
+        "drain_grace = 1\nengine = [\"http://a:1\", \"http://A:1\"]",
+        &[":2:1: --engine lists the same engine twice: http://a:1 and http://A:1"],
+    );
 }
