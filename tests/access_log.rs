@@ -155,7 +155,9 @@ async fn a_rejected_request_logs_its_status_and_error_code() {
         .await;
     assert_ended(&invalid, "INVALID_ARGUMENT", "invalid_value");
     let unknown = completion(&json!({"prompt": "a", "model": "no-such-model"}));
-    let unknown = RequestCase::new("404-http", setup()).run_http(unknown).await;
+    let unknown = RequestCase::new("404-http", setup())
+        .run_http(unknown)
+        .await;
     assert_ended(&unknown, 404, "model_not_found");
     assert_eq!(
         unknown["model"], "unknown",

@@ -58,11 +58,13 @@ async fn a_chat_completion_returns_a_message() {
 #[tokio::test]
 async fn a_stream_is_sse_with_the_role_first_and_one_delta_per_token() {
     let options = json!({"include_usage": true});
-    let body =
-        four_word_chat(&json!({"max_tokens": 2, "stream": true, "stream_options": options}));
+    let body = four_word_chat(&json!({"max_tokens": 2, "stream": true, "stream_options": options}));
     // OpenAI's SDKs send the first of these headers, and browsers the second.
     for accept in ["application/json", "*/*", "text/event-stream"] {
-        let (response, body) = chat_request(&body).accept(accept).fetch(&server().await).await;
+        let (response, body) = chat_request(&body)
+            .accept(accept)
+            .fetch(&server().await)
+            .await;
         let content_type = response.header("content-type");
         assert_eq!(content_type, Some("text/event-stream; charset=utf-8"));
         assert_eq!(body.end, BodyEnd::Clean);

@@ -11,7 +11,10 @@ use support::{Setup, full_speed, silent_at};
 const FREE_PORT: &str = "127.0.0.1:0";
 
 /// Starts a server. Returns the process and the addresses of its `listeners` listeners, which it prints.
-async fn start_and_read_addresses(program: Program, listeners: usize) -> (RunningProgram, Vec<String>) {
+async fn start_and_read_addresses(
+    program: Program,
+    listeners: usize,
+) -> (RunningProgram, Vec<String>) {
     let mut running = program.start();
     let mut addresses = Vec::new();
     for _ in 0..listeners {
@@ -65,7 +68,10 @@ async fn serve_is_the_default_command() {
     let program = tokenway().args(["--http-listen", FREE_PORT, "--grpc-listen", FREE_PORT]);
     let (running, addresses) = start_and_read_addresses(program, 2).await;
     let mut health = get("/health").send_to(host_and_port(&addresses[0])).await;
-    assert_eq!(health.read_rest().await.json(), json!({"status": "healthy"}));
+    assert_eq!(
+        health.read_rest().await.json(),
+        json!({"status": "healthy"})
+    );
     drop(health);
     assert_eq!(running.interrupt().await, Some(0));
 }
@@ -145,11 +151,11 @@ async fn sigterm_lets_a_running_stream_finish() {
         .await;
     assert!(stream.read_line().await.is_some());
     running.signal(Signal::TERM);
-    assert!(running.line().await.starts_with("draining "));
+    assert!(running.read_line().await.starts_with("draining "));
     let rest = stream.read_rest().await;
     assert_eq!((rest.end, rest.lines().len()), (BodyEnd::Clean, 49));
     drop(stream);
-    assert_eq!(running.end().await, Some(0));
+    assert_eq!(running.wait_for_exit_code().await, Some(0));
 }
 
 #[tokio::test]
@@ -163,7 +169,7 @@ async fn a_second_signal_ends_the_server_at_once() {
         .await;
     assert!(stream.read_line().await.is_some());
     running.signal(Signal::TERM);
-    assert!(running.line().await.starts_with("draining "));
+    assert!(running.read_line().await.starts_with("draining "));
     assert_eq!(running.interrupt().await, Some(1));
     assert_eq!(stream.read_rest().await.end, BodyEnd::Unclean);
 }
@@ -218,7 +224,10 @@ async fn an_unusable_model_is_rejected_before_anything_listens() {
 
 #[tokio::test]
 async fn an_invalid_log_filter_is_rejected() {
-    let outcome = serve_program().env("TOKENWAY_LOG", "tokenway=loud").run().await;
+    let outcome = serve_program()
+        .env("TOKENWAY_LOG", "tokenway=loud")
+        .run()
+        .await;
     assert_eq!(outcome.code, Some(2), "{outcome:?}");
     assert!(outcome.stderr.contains("TOKENWAY_LOG"), "{outcome:?}");
 }
@@ -299,7 +308,9 @@ async fn complete_prints_the_tokens_before_a_failure_and_then_the_error() {
 async fn no_prompt_completion_or_user_is_in_any_log_or_metric() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let log = folder.path().join("log");
-    let program = serve_program().args(["--test-runner-fail-at", "3"]).log_to(&log);
+    let program = serve_program()
+        .args(["--test-runner-fail-at", "3"])
+        .log_to(&log);
     let program = program.env("TOKENWAY_LOG", "debug,tokenway=trace");
     let (running, addresses) =
         start_and_read_addresses(program.env("TEST_RUNNER_FREQUENCY_MS", "0"), 2).await;

@@ -57,7 +57,11 @@ async fn a_stream_has_one_line_per_token() {
         let request = curl_completion(&server.http_url(), STREAM).arg(version);
         let outcome = request.run().await;
         assert_eq!(outcome.code, Some(0), "{version}: {}", outcome.stderr);
-        assert_eq!(texts(&parse_lines(&outcome), 0), expected_tokens(256), "{version}");
+        assert_eq!(
+            texts(&parse_lines(&outcome), 0),
+            expected_tokens(256),
+            "{version}"
+        );
     }
 }
 
@@ -80,7 +84,10 @@ async fn an_sse_stream_has_one_event_per_token_and_done() {
 #[tokio::test]
 async fn a_unary_response_is_one_object() {
     let server = server().await;
-    let printed = curl_completion(&server.http_url(), UNARY).run().await.expect_success();
+    let printed = curl_completion(&server.http_url(), UNARY)
+        .run()
+        .await
+        .expect_success();
     let answer: Value = serde_json::from_str(&printed).expect("the output is JSON");
     assert_eq!(answer["choices"][0]["text"], expected_tokens(3).concat());
 }

@@ -94,7 +94,9 @@ async fn a_queued_list_of_prompts_gets_early_headers() {
     let server = one_slot_setup().headers_after(HEADERS_AFTER).start().await;
     let running = occupy_slot(&server).await;
     let prompts = json!(["a", "b", "c"]);
-    let mut response = stream_request(&prompts, "application/x-ndjson").send(&server).await;
+    let mut response = stream_request(&prompts, "application/x-ndjson")
+        .send(&server)
+        .await;
     assert_eq!(response.status, 200);
     drop(running);
     let body = response.read_rest().await;
@@ -149,7 +151,9 @@ async fn a_queued_stream_reports_draining_after_its_headers() {
 async fn a_client_that_disconnects_after_early_headers_leaves_the_queue() {
     let server = one_slot_setup().headers_after(HEADERS_AFTER).start().await;
     let running = occupy_slot(&server).await;
-    let response = stream_request(&json!("a"), "text/event-stream").send(&server).await;
+    let response = stream_request(&json!("a"), "text/event-stream")
+        .send(&server)
+        .await;
     assert_eq!(response.status, 200);
     assert_eq!(
         MetricsSnapshot::take(&server).get("tokenway_requests_queued"),
@@ -161,7 +165,12 @@ async fn a_client_that_disconnects_after_early_headers_leaves_the_queue() {
     drop(running);
     let counts = server.drain().await;
     counts.assert_all_gauges_are_zero();
-    assert_eq!(counts.ended_requests("http", "cancelled"), 1.0, "{}", counts.0);
+    assert_eq!(
+        counts.ended_requests("http", "cancelled"),
+        1.0,
+        "{}",
+        counts.0
+    );
     // Only the request in the slot has generated a token.
     assert_eq!(counts.get("tokenway_tokens_generated_total"), 1.0);
 }

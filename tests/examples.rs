@@ -59,7 +59,9 @@ fn python_example(name: &str) -> Program {
 #[tokio::test]
 async fn http_stream_prints_every_token_and_the_finish_reason() {
     let server = server().await;
-    let example = rust_example("http_stream").arg("--url").arg(server.http_url());
+    let example = rust_example("http_stream")
+        .arg("--url")
+        .arg(server.http_url());
     let printed = example.run().await.expect_success();
     assert_eq!(printed, expected_text(32) + "\nfinish reason: length\n");
 }
@@ -67,7 +69,9 @@ async fn http_stream_prints_every_token_and_the_finish_reason() {
 #[tokio::test]
 async fn http_stream_reports_an_error_record_after_its_last_token() {
     let server = failing_server().await;
-    let example = rust_example("http_stream").arg("--url").arg(server.http_url());
+    let example = rust_example("http_stream")
+        .arg("--url")
+        .arg(server.http_url());
     let outcome = example.run().await;
     assert_eq!(outcome.stdout, expected_text(3));
     assert!(outcome.expect_failure().contains("(internal_error)"));
@@ -113,7 +117,9 @@ async fn http_stream_reports_an_unreachable_server() {
 #[tokio::test]
 async fn grpc_stream_prints_every_token_and_then_usage_and_timings() {
     let server = server().await;
-    let example = rust_example("grpc_stream").arg("--url").arg(server.grpc_url());
+    let example = rust_example("grpc_stream")
+        .arg("--url")
+        .arg(server.grpc_url());
     let printed = example.run().await.expect_success();
     let lines: Vec<_> = printed.lines().collect();
     let expected = [
@@ -129,7 +135,9 @@ async fn grpc_stream_prints_every_token_and_then_usage_and_timings() {
 #[tokio::test]
 async fn grpc_stream_reports_an_error_after_its_last_token() {
     let server = failing_server().await;
-    let example = rust_example("grpc_stream").arg("--url").arg(server.grpc_url());
+    let example = rust_example("grpc_stream")
+        .arg("--url")
+        .arg(server.grpc_url());
     let outcome = example.run().await;
     assert_eq!(outcome.stdout, expected_text(3));
     assert!(outcome.expect_failure().contains("(internal_error)"));
@@ -138,7 +146,11 @@ async fn grpc_stream_reports_an_error_after_its_last_token() {
 #[tokio::test]
 async fn grpc_stream_reports_a_stream_without_a_summary() {
     let url = format!("http://{}", foreign_server::grpc().await);
-    let outcome = rust_example("grpc_stream").arg("--url").arg(url).run().await;
+    let outcome = rust_example("grpc_stream")
+        .arg("--url")
+        .arg(url)
+        .run()
+        .await;
     assert_eq!(outcome.stdout, expected_text(1));
     assert!(outcome.expect_failure().contains("it was truncated"));
 }
@@ -148,7 +160,9 @@ async fn grpc_stream_sends_its_deadline() {
     let mut setup = Setup::test_runner(support::silent_at(3));
     setup.parts.request_timeout = Duration::from_secs(3_600);
     let server = setup.start().await;
-    let example = rust_example("grpc_stream").arg("--url").arg(server.grpc_url());
+    let example = rust_example("grpc_stream")
+        .arg("--url")
+        .arg(server.grpc_url());
     let outcome = example.arg("--timeout=1").run().await;
     assert_eq!(outcome.stdout, expected_text(3));
     assert!(outcome.expect_failure().contains("(deadline_exceeded)"));
@@ -198,7 +212,7 @@ fn curl_body() -> String {
 async fn custom_runner_echoes_the_prompt_over_http_until_interrupted() {
     let (running, run_http, _) = start_custom_runner().await;
     let request = post("/v1/completions", curl_body()).accept("*/*");
-    let mut response = request.send_to(&http).await;
+    let mut response = request.send_to(&run_http).await;
     assert_eq!(response.status, 200);
     let body = response.read_rest().await;
     assert_eq!(body.end, BodyEnd::Clean);
@@ -244,7 +258,7 @@ async fn custom_runner_ends_a_request_at_max_tokens() {
     let (_running, run_http, _) = start_custom_runner().await;
     let body = json!({"prompt": "The capital", "max_tokens": 3});
     let mut response = post("/v1/completions", body.to_string())
-        .send_to(&http)
+        .send_to(&run_http)
         .await;
     let answer = response.read_rest().await.json();
     assert_eq!(answer["choices"][0]["text"], "The");
@@ -255,10 +269,10 @@ async fn custom_runner_ends_a_request_at_max_tokens() {
 async fn custom_runner_reports_an_address_in_use() {
     let (_running, run_http, _) = start_custom_runner().await;
     let second =
-        example("custom_runner").args(["--http-listen", &http, "--grpc-listen", "127.0.0.1:0"]);
+        example("custom_runner").args(["--http-listen", &run_http, "--grpc-listen", "127.0.0.1:0"]);
     let failure = second.run().await.expect_failure();
     assert!(
-        failure.contains(&format!("cannot listen on {http}")),
+        failure.contains(&format!("cannot listen on {run_http}")),
         "{failure}"
     );
 }
@@ -267,9 +281,16 @@ async fn custom_runner_reports_an_address_in_use() {
 async fn the_python_grpc_client_prints_every_token_and_then_usage_and_timings() {
     let server = server().await;
     let example = python_example("python_grpc_client").arg("--address");
-    let printed = example.arg(server.grpc_address()).run().await.expect_success();
+    let printed = example
+        .arg(server.grpc_address())
+        .run()
+        .await
+        .expect_success();
     let lines: Vec<_> = printed.lines().collect();
-    let expected = [&*expected_text(32), "usage: 5 prompt tokens, 32 completion tokens"];
+    let expected = [
+        &*expected_text(32),
+        "usage: 5 prompt tokens, 32 completion tokens",
+    ];
     assert_eq!(lines[..2], expected);
     assert!(lines[2].starts_with("timings: "), "{printed}");
     assert_eq!(lines.len(), 3);
@@ -297,14 +318,20 @@ async fn the_python_grpc_client_sends_no_request_to_a_server_that_is_not_serving
     let server = Setup::unloadable().start_loading().await;
     server.wait_until_load_failed().await;
     let example = python_example("python_grpc_client").arg("--address");
-    let failure = example.arg(server.grpc_address()).run().await.expect_failure();
+    let failure = example
+        .arg(server.grpc_address())
+        .run()
+        .await
+        .expect_failure();
     assert_eq!(failure, "error: the server is NOT_SERVING\n");
 }
 
 #[tokio::test]
 async fn the_python_grpc_client_reports_an_unreachable_server() {
     let (_socket, address) = unreachable_address();
-    let example = python_example("python_grpc_client").arg("--address").arg(&address);
+    let example = python_example("python_grpc_client")
+        .arg("--address")
+        .arg(&address);
     let failure = example.run().await.expect_failure();
     assert!(failure.contains(&address), "{failure}");
     assert!(failure.contains("(UNAVAILABLE)"), "{failure}");
@@ -347,7 +374,9 @@ async fn the_python_openai_client_reports_a_truncated_stream() {
 async fn the_python_openai_client_reports_an_unreachable_server() {
     let (_socket, address) = unreachable_address();
     let url = format!("http://{address}");
-    let example = python_example("python_openai_client").arg("--url").arg(&url);
+    let example = python_example("python_openai_client")
+        .arg("--url")
+        .arg(&url);
     let failure = example.run().await.expect_failure();
     assert!(
         failure.contains(&format!("the connection to {url} failed")),

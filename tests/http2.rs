@@ -107,7 +107,10 @@ async fn connect_frames(server: &TestServer, api: Api) -> Frames {
 async fn read_token_count(frames: &mut Frames, stream: u32) -> usize {
     let mut bytes = Vec::new();
     loop {
-        let frame = frames.read_frame().await.expect("the connection stays open");
+        let frame = frames
+            .read_frame()
+            .await
+            .expect("the connection stays open");
         assert_ne!(frame.kind, GO_AWAY, "{frame:?}");
         let is_last = frame.ends_stream(stream);
         if frame.stream == stream && frame.kind == DATA {
@@ -161,7 +164,11 @@ async fn endless_cancellation_is_answered_with_enhance_your_calm() {
         // The bodies are short, so that all of them fit into the connection's flow-control window.
         let cancelled = frames.encode_cancelled_requests(1, 20_000, b"{}");
         let end = frames.write_until(&cancelled, GO_AWAY).await;
-        assert_eq!(end.error_code(), u32::from(Reason::ENHANCE_YOUR_CALM), "{api:?}");
+        assert_eq!(
+            end.error_code(),
+            u32::from(Reason::ENHANCE_YOUR_CALM),
+            "{api:?}"
+        );
         assert_eq!(read_token_count(&mut other, 1).await, 100, "{api:?}");
         drop(frames);
         server.drain().await.assert_all_gauges_are_zero();

@@ -192,7 +192,10 @@ async fn seeded_tokens_do_not_depend_on_the_batch_and_differ_between_choices() {
     assert!(choices[0] != choices[1] && choices[1] != choices[2] && choices[0] != choices[2]);
     let mut other_seed = request();
     other_seed.seed = Some(8);
-    assert_ne!(token_ids(&complete(server, other_seed).await, 0), choices[0]);
+    assert_ne!(
+        token_ids(&complete(server, other_seed).await, 0),
+        choices[0]
+    );
 }
 
 #[tokio::test]

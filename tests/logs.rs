@@ -138,7 +138,7 @@ impl LoggedProcesses {
         let count = self.running.len();
         while let Some(running) = self.running.pop() {
             running.signal(Signal::TERM);
-            assert_eq!(running.end().await, Some(0));
+            assert_eq!(running.wait_for_exit_code().await, Some(0));
         }
         let read = |process| read_log(&self.log(process));
         (0..count).map(read).collect()

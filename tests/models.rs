@@ -63,10 +63,10 @@ async fn serve_models(settings: &str) -> ServedModels {
     let (run_http, run_grpc) = (running.read_line().await, running.read_line().await);
     let ready = vec![running.read_line().await, running.read_line().await];
     let url = |line: &str| line.split_whitespace().nth(1).expect("a URL").to_owned();
-    let client = InferenceClient::connect(url(&grpc)).await;
+    let client = InferenceClient::connect(url(&run_grpc)).await;
     ServedModels {
         running,
-        http: url(&http).replace("http://", ""),
+        http: url(&run_http).replace("http://", ""),
         grpc: client.expect("the server accepts connections"),
         ready,
         _folder: folder,

@@ -223,7 +223,10 @@ async fn a_real_model_on_a_python_worker_serves_both_apis() {
 #[tokio::test]
 async fn a_disconnect_frees_the_slot_of_a_real_model_on_a_python_worker() {
     let mut workers = Vec::new();
-    let engine = start_engine(&mut workers, |socket| real_model_worker(socket).args(["--slots", "1"])).await;
+    let engine = start_engine(&mut workers, |socket| {
+        real_model_worker(socket).args(["--slots", "1"])
+    })
+    .await;
     let long = greedy_request("Once upon a time", 900);
     let stream = engine.grpc.clone().complete(long).await;
     let mut stream = stream.expect("the request is admitted").into_inner();

@@ -6,7 +6,11 @@ use support::program::tokenway;
 
 #[tokio::test]
 async fn gateway_help_names_required_settings_and_explains_insecure() {
-    let help = tokenway().args(["gateway", "--help"]).run().await.expect_success();
+    let help = tokenway()
+        .args(["gateway", "--help"])
+        .run()
+        .await
+        .expect_success();
     for expected in [
         "Usage: tokenway gateway --engine <ADDRESS> [OPTIONS]",
         "Required, here or in the settings file",
@@ -110,7 +114,11 @@ async fn help_groups_the_settings_under_headings() {
             ],
         ),
     ] {
-        let help = tokenway().args([command, "--help"]).run().await.expect_success();
+        let help = tokenway()
+            .args([command, "--help"])
+            .run()
+            .await
+            .expect_success();
         let lines = help.lines().filter(|line| !line.starts_with([' ', '-']));
         let found: Vec<_> = lines.filter_map(|line| line.strip_suffix(':')).collect();
         for heading in headings {

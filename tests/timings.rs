@@ -41,7 +41,11 @@ async fn each_token_is_counted_once_per_stage() {
         ("grpc", 4_000.0),
     ] {
         for stage in ["engine", "frontend", "socket"] {
-            assert_eq!(counted_tokens(&metrics, format, stage), tokens, "{format} {stage}");
+            assert_eq!(
+                counted_tokens(&metrics, format, stage),
+                tokens,
+                "{format} {stage}"
+            );
         }
     }
     assert_eq!(counted_tokens(&metrics, "http_unary", "engine"), 3_000.0);

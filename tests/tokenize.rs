@@ -43,7 +43,10 @@ async fn tokenize_reaches_the_engine_that_serves_the_model() {
     let gateway = Setup::gateway(&[&first, &second]).start().await;
     for model in ["first", "second"] {
         let body = json!({"prompt": "a", "model": model});
-        assert_eq!(post_and_parse(&gateway, "/tokenize", &body).await["count"], 1);
+        assert_eq!(
+            post_and_parse(&gateway, "/tokenize", &body).await["count"],
+            1
+        );
         let body = json!({"tokens": [1], "model": model});
         let answer = post_and_parse(&gateway, "/detokenize", &body).await;
         assert_eq!(answer["prompt"], "token_1");

@@ -27,11 +27,17 @@ fn with_fields(body: &Value, fields: &Value) -> Value {
 
 fn chat_request(fields: &Value) -> Request {
     let body = json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2});
-    post("/v1/chat/completions", with_fields(&body, fields).to_string())
+    post(
+        "/v1/chat/completions",
+        with_fields(&body, fields).to_string(),
+    )
 }
 
 fn completion_request(fields: &Value) -> Request {
-    completion(&with_fields(&json!({"prompt": "hi", "max_tokens": 2}), fields))
+    completion(&with_fields(
+        &json!({"prompt": "hi", "max_tokens": 2}),
+        fields,
+    ))
 }
 
 #[tokio::test]
@@ -54,13 +60,18 @@ async fn hints_without_effect_are_accepted_on_both_routes() {
     let wrong = json!({"prompt_cache_key": 1});
     let expected = expected_error(400, "invalid_type", Some("prompt_cache_key"));
     assert_eq!(http_error(&server, chat_request(&wrong)).await, expected);
-    assert_eq!(http_error(&server, completion_request(&wrong)).await, expected);
+    assert_eq!(
+        http_error(&server, completion_request(&wrong)).await,
+        expected
+    );
 }
 
 #[tokio::test]
 async fn an_unknown_field_is_rejected_and_the_error_names_the_setting() {
     let server = server().await;
-    let (response, body) = completion_request(&json!({"no_stop_trim": false})).fetch(&server).await;
+    let (response, body) = completion_request(&json!({"no_stop_trim": false}))
+        .fetch(&server)
+        .await;
     assert_eq!(response.status, 400);
     let expected = (
         "unknown_parameter".to_owned(),
@@ -69,7 +80,10 @@ async fn an_unknown_field_is_rejected_and_the_error_names_the_setting() {
     assert_eq!(body.error(), expected);
     let message = body.json()["error"]["message"].to_string();
     assert!(message.contains("--unknown-fields ignore"), "{message}");
-    assert_eq!(MetricsSnapshot::take(&server).get(IGNORED_FIELDS_METRIC), 0.0);
+    assert_eq!(
+        MetricsSnapshot::take(&server).get(IGNORED_FIELDS_METRIC),
+        0.0
+    );
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use rustix::process::Signal;
 use serde_json::json;
 use support::http::{BodyEnd, Response, completion, get};
-use support::program::{Program, RunningProgram, wait_until_gone, start_server, tokenway};
+use support::program::{Program, RunningProgram, start_server, tokenway, wait_until_gone};
 use support::{Setup, TestServer, full_speed, grpc};
 use tempfile::TempDir;
 use tokenway::proto::v1::inference_client::InferenceClient;
@@ -31,7 +31,9 @@ struct EngineAndGateway {
     _folder: TempDir,
 }
 
-async fn start_engine_and_gateway(start: impl FnOnce(Program) -> RunningProgram) -> EngineAndGateway {
+async fn start_engine_and_gateway(
+    start: impl FnOnce(Program) -> RunningProgram,
+) -> EngineAndGateway {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let socket = format!("unix:{}", folder.path().join("engine.sock").display());
     let program = tokenway().args(["engine", "--grpc-listen", &socket, "--drain-grace", "0"]);
@@ -57,7 +59,7 @@ impl EngineAndGateway {
         assert!(stream.read_line().await.is_some());
         self.engine.signal(Signal::TERM);
         assert_rest_is_complete(stream, TOKENS - 1).await;
-        assert_eq!(self.engine.end().await, Some(0));
+        assert_eq!(self.engine.wait_for_exit_code().await, Some(0));
     }
 }
 

@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, getpgid};
 use serde_json::json;
 use support::grpc::{self, collect_from};
 use support::http::{completion, get, texts};
-use support::program::{RunningProgram, wait_until_gone, start_server, tokenway};
+use support::program::{RunningProgram, start_server, tokenway, wait_until_gone};
 use support::{Setup, full_speed};
 use tokenway::proto::v1::inference_client::InferenceClient;
 use tokenway::server::Isolation;
@@ -113,7 +113,10 @@ async fn streams_survive_killed_worker_processes() {
         server.wait_for_log("a worker was lost").await;
     }
     assert!(metric_value(&urls[0], "tokenway_resumptions_total").await > 0.0);
-    assert_eq!(metric_value(&urls[0], "tokenway_workers_lost_total").await, 3.0);
+    assert_eq!(
+        metric_value(&urls[0], "tokenway_workers_lost_total").await,
+        3.0
+    );
 }
 
 #[tokio::test]

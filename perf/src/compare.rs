@@ -82,9 +82,7 @@ pub(crate) async fn run(options: &Options, out: &mut dyn Write) -> Outcome {
     };
     writeln!(out, "{}", table::render_tables(&comparison))?;
     let page = || page::page_values(&comparison);
-    options
-        .files
-        .write_file(&comparison, "compare.html", page)?;
+    options.files.write(&comparison, "compare.html", page)?;
     out.flush()?;
     Ok(Verdict::of_failures(comparison.faults()))
 }

@@ -145,7 +145,10 @@ impl TokenSender {
     }
 
     /// Sends several completion tokens together. On `NoCredit`, some of them may have been sent.
-    pub(super) fn send_tokens(&self, mut tokens: impl ExactSizeIterator<Item = Token>) -> SendOutcome {
+    pub(super) fn send_tokens(
+        &self,
+        mut tokens: impl ExactSizeIterator<Item = Token>,
+    ) -> SendOutcome {
         match &self.0 {
             TokenDestination::Local(channel) => {
                 channel.send(tokens.len(), || match (tokens.len(), tokens.next()) {
@@ -205,7 +208,9 @@ impl TokenSender {
 
 impl LocalChannel {
     fn credit(&self) -> usize {
-        self.shared.credit.available_or_request_wake(self.sent.get())
+        self.shared
+            .credit
+            .available_or_request_wake(self.sent.get())
     }
 
     /// Sends an output that needs `tokens` credit.

@@ -88,5 +88,10 @@ pub(super) async fn assert_cancelled(server: TestServer) {
 /// Asserts that the client sent the failing request only once.
 pub(super) async fn assert_failed_once(server: TestServer) {
     let counts = server.drain().await;
-    assert_eq!(counts.ended_requests("http", "internal_error"), 1.0, "{}", counts.0);
+    assert_eq!(
+        counts.ended_requests("http", "internal_error"),
+        1.0,
+        "{}",
+        counts.0
+    );
 }

@@ -171,7 +171,9 @@ impl Row {
         let prompt = &self.body["prompt"];
         Some(match prompt.as_str() {
             Some(text) => Input::Prompt(text.to_owned()),
-            None => Input::PromptTokenIds(v1::TokenIds { ids: token_ids(prompt) }),
+            None => Input::PromptTokenIds(v1::TokenIds {
+                ids: token_ids(prompt),
+            }),
         })
     }
 

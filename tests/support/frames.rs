@@ -98,8 +98,8 @@ impl Frames {
     /// Returns the bytes of `count` requests on the odd streams from `first` on, each followed by its RST_STREAM.
     pub fn encode_cancelled_requests(&self, first: u32, count: u32, body: &[u8]) -> Vec<u8> {
         let streams = (0..count).map(|number| first + 2 * number);
-        let cancelled =
-            streams.flat_map(|stream| [self.encode_request(stream, body), encode_reset(stream)].concat());
+        let cancelled = streams
+            .flat_map(|stream| [self.encode_request(stream, body), encode_reset(stream)].concat());
         cancelled.collect()
     }
 

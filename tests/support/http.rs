@@ -226,20 +226,20 @@ impl Response {
             if self.end.is_some() {
                 return None;
             }
-            self.receive_bytes_bytes_bytes_bytes().await;
+            self.receive_bytes().await;
         }
     }
 
     /// Reads the next line and parses it as JSON.
     pub async fn read_json_line(&mut self) -> Option<Value> {
         let read_line = self.read_line().await?;
-        Some(serde_json::from_str(&line).expect("a line is JSON"))
+        Some(serde_json::from_str(&read_line).expect("a line is JSON"))
     }
 
     /// Reads the rest of the body.
     pub async fn read_rest(&mut self) -> Body {
         while self.end.is_none() {
-            self.receive_bytes_bytes_bytes_bytes().await;
+            self.receive_bytes().await;
         }
         let text = String::from_utf8(std::mem::take(&mut self.decoded)).expect("a body is UTF-8");
         Body {
@@ -250,7 +250,7 @@ impl Response {
 
     async fn receive_bytes(&mut self) {
         let before = self.decoded.len();
-        self.decode_body_body_body_body();
+        self.decode_body();
         // The bytes that arrived together with the head may be the last for a while, so they are decoded before the
         // next read.
         if self.end.is_some() || self.decoded.len() > before {
@@ -258,7 +258,7 @@ impl Response {
         }
         match self.stream.read_buf(&mut self.raw).await {
             Ok(0) | Err(_) => self.end = Some(BodyEnd::Unclean),
-            Ok(_) => self.decode_body_body_body_body(),
+            Ok(_) => self.decode_body(),
         }
     }
 

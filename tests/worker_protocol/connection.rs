@@ -94,18 +94,25 @@ async fn a_protocol_violation_is_reported_with_its_rule() {
         assert!(status.message().contains(rule), "{status:?}");
     }
     let sequences = vec![proto::SequenceStep::default(); proto::MAX_STEP_ENTRIES + 1];
-    let many = [Sent::Ready(ready_message()), Sent::Step(proto::Step { sequences })];
+    let many = [
+        Sent::Ready(ready_message()),
+        Sent::Step(proto::Step { sequences }),
+    ];
     let status = engine.status_after("many entries", many).await;
     assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
     assert!(status.message().contains("at most 131072"), "{status:?}");
     let crashed = Sent::Crashed(proto::Crashed::default());
-    let twice = [Sent::Ready(ready_message()), crashed, Sent::Ready(ready_message())];
+    let twice = [
+        Sent::Ready(ready_message()),
+        crashed,
+        Sent::Ready(ready_message()),
+    ];
     let status = engine.status_after("same generation", twice).await;
     assert!(
         status.message().contains("ready.generation must be higher"),
         "{status:?}"
     );
-    let _first = engine.worker().await;
+    let _first = engine.connect_ready_worker().await;
     let other = changed(|ready| model_mut(ready).context_length = 99);
     let status = engine.status_after("other", [other]).await;
     assert!(
@@ -142,7 +149,7 @@ async fn a_worker_that_ignores_a_sequence_is_lost() {
         timeouts.step_limit = Some(Duration::from_millis(100));
     })
     .await;
-    let mut worker = engine.worker().await;
+    let mut worker = engine.connect_ready_worker().await;
     let body = json!({"prompt": [5], "max_tokens": 2});
     let request = post("/v1/completions", body.to_string());
     let address = engine.server.http_address();
@@ -154,7 +161,7 @@ async fn a_worker_that_ignores_a_sequence_is_lost() {
                 received = worker.receive() => match received {
                     Ok(Message::Question(proto::Question { question, .. })) => {
                         let pieces = proto::Pieces { bytes: b"x".to_vec(), lengths: vec![1] };
-                        worker.answer(question, Answer::Pieces(pieces)).await;
+                        worker.answer_tokenizer_call(question, Answer::Pieces(pieces)).await;
                     }
                     Ok(_) => {}
                     Err(status) => break status,
@@ -203,7 +210,9 @@ async fn every_sequence_reaches_a_worker_with_thousands_of_slots() {
             Message::Submit(_) => submitted += 1,
             Message::Question(proto::Question { question, .. }) => {
                 let ids = v1::TokenIds { ids: vec![1] };
-                worker.answer(question, Answer::Ids(ids)).await;
+                worker
+                    .answer_tokenizer_call(question, Answer::Ids(ids))
+                    .await;
             }
             Message::Welcome(_) | Message::Credit(_) | Message::Cancel(_) | Message::Drain(_) => {}
         }
@@ -222,7 +231,7 @@ async fn a_worker_without_heartbeats_is_lost_with_deadline_exceeded() {
         setup.engine().workers.timeouts.heartbeat_timeout = Duration::from_millis(100);
     })
     .await;
-    let mut worker = engine.worker().await;
+    let mut worker = engine.connect_ready_worker().await;
     let status = worker
         .receive()
         .await

@@ -170,7 +170,11 @@ impl Engine {
         two.send(Sent::Accepted(accepted)).await;
         for (worker, sequence) in [(&one, 1), (&two, second)] {
             worker
-                .send(step_message(scored_step_entry(sequence, 7, proto::End::Length)))
+                .send(step_message(scored_step_entry(
+                    sequence,
+                    7,
+                    proto::End::Length,
+                )))
                 .await;
         }
         for post in posts {
@@ -189,7 +193,8 @@ impl Engine {
         let body = json!({"prompt": "hi"});
         let posts = (0..2).map(|_| self.post("/tokenize", &body)).collect();
         let (question, _) = two.next_call().await;
-        two.answer_tokenizer_call(question, token_ids_answer()).await;
+        two.answer_tokenizer_call(question, token_ids_answer())
+            .await;
         (posts, one.next_call().await.0)
     }
 

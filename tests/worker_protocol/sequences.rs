@@ -7,7 +7,7 @@ use super::*;
 /// Returns the number of resumptions and the error of the request.
 async fn resumptions(before_leaving: impl AsyncFn(&Worker, u64, u32)) -> (f64, HttpError) {
     let engine = start_engine(|_| ()).await;
-    let mut worker = engine.worker().await;
+    let mut worker = engine.connect_ready_worker().await;
     let request = post("/v1/completions", r#"{"prompt": [5], "max_tokens": 90}"#);
     let address = engine.server.http_address();
     let response = tokio::spawn(async move {
@@ -17,7 +17,7 @@ async fn resumptions(before_leaving: impl AsyncFn(&Worker, u64, u32)) -> (f64, H
     });
     let (question, _) = worker.next_call().await;
     worker
-        .answer(question, Answer::Pieces(one_token_piece()))
+        .answer_tokenizer_call(question, Answer::Pieces(one_token_piece()))
         .await;
     for index in 0.. {
         let sequence = worker.next_submit().await.sequence;
@@ -53,7 +53,7 @@ async fn a_worker_over_the_step_limit_is_lost() {
         setup.engine().workers.timeouts.step_limit = Some(Duration::from_secs(1));
     })
     .await;
-    let mut worker = engine.worker().await;
+    let mut worker = engine.connect_ready_worker().await;
     worker
         .send(Sent::Heartbeat(proto::Heartbeat { step_ms: 1_001 }))
         .await;
@@ -68,7 +68,7 @@ async fn a_worker_over_the_step_limit_is_lost() {
 #[tokio::test]
 async fn worker_messages_become_the_clients_tokens() {
     let engine = start_engine(|_| ()).await;
-    let mut worker = engine.worker().await;
+    let mut worker = engine.connect_ready_worker().await;
     let client = engine.server.grpc().await;
     let response = tokio::spawn(async move {
         let mut client = client;
@@ -83,7 +83,7 @@ async fn worker_messages_become_the_clients_tokens() {
     assert_eq!(about, About::Tokenize(tokenize));
     let ids = vec![7, 8];
     worker
-        .answer(question, Answer::Ids(v1::TokenIds { ids }))
+        .answer_tokenizer_call(question, Answer::Ids(v1::TokenIds { ids }))
         .await;
     let submit = worker.next_submit().await;
     assert_eq!((submit.generation, submit.credit), (1, 3));
@@ -114,7 +114,7 @@ async fn worker_messages_become_the_clients_tokens() {
 #[tokio::test]
 async fn crashed_choices_resume_one_at_a_time_and_fail_on_the_second_crash() {
     let engine = start_engine(|_| ()).await;
-    let mut worker = engine.worker().await;
+    let mut worker = engine.connect_ready_worker().await;
     let mut client = engine.server.grpc().await;
     let request = v1::CompletionRequest {
         n: Some(2),
@@ -126,10 +126,12 @@ async fn crashed_choices_resume_one_at_a_time_and_fail_on_the_second_crash() {
     });
     let (question, _) = worker.next_call().await;
     let ids = v1::TokenIds { ids: vec![7] };
-    worker.answer(question, Answer::Ids(ids)).await;
+    worker
+        .answer_tokenizer_call(question, Answer::Ids(ids))
+        .await;
     let (first, second) = (worker.next_submit().await, worker.next_submit().await);
     for submit in [&first, &second] {
-        worker.emit(submit.sequence, 0).await;
+        worker.emit_token(submit.sequence, 0).await;
     }
     let crashes = |generation| {
         let again = Sent::Ready(proto::Ready {
@@ -144,7 +146,7 @@ async fn crashed_choices_resume_one_at_a_time_and_fail_on_the_second_crash() {
     // Either choice may have caused the crash. The second choice is therefore resumed only after the first one has a
     // token.
     let one = worker.next_submit().await;
-    worker.emit(one.sequence, 1).await;
+    worker.emit_token(one.sequence, 1).await;
     let other = worker.next_submit().await;
     for again in [&one, &other] {
         assert_eq!((&*again.delivered, again.generation), (&[0][..], 2));
@@ -165,7 +167,7 @@ async fn crashed_choices_resume_one_at_a_time_and_fail_on_the_second_crash() {
 #[tokio::test]
 async fn a_workers_rejection_reaches_the_client() {
     let engine = start_engine(|_| ()).await;
-    let mut worker = engine.worker().await;
+    let mut worker = engine.connect_ready_worker().await;
     let address = engine.server.http_address();
     let post_json = |path: &str, body: serde_json::Value| {
         let request = post(path, body.to_string());
@@ -184,7 +186,7 @@ async fn a_workers_rejection_reaches_the_client() {
         let response = post_json("/tokenize", json!({"prompt": "hi"}));
         let (question, _) = worker.next_call().await;
         worker
-            .answer(question, Answer::Failure(failure(is_invalid)))
+            .answer_tokenizer_call(question, Answer::Failure(failure(is_invalid)))
             .await;
         let (actual_status, (actual_code, _)) = response.await.expect("the task does not panic");
         assert_eq!((actual_status, &*actual_code), (status, code));
@@ -196,7 +198,9 @@ async fn a_workers_rejection_reaches_the_client() {
         bytes: b"x".to_vec(),
         lengths: vec![1],
     };
-    worker.answer(question, Answer::Pieces(pieces)).await;
+    worker
+        .answer_tokenizer_call(question, Answer::Pieces(pieces))
+        .await;
     let sequence = worker.next_submit().await.sequence;
     let failure = Some(failure(true));
     worker
@@ -209,12 +213,12 @@ async fn a_workers_rejection_reaches_the_client() {
 #[tokio::test]
 async fn an_invalid_prompt_score_moves_the_request_to_another_worker() {
     let engine = start_engine(|_| ()).await;
-    let mut wrong = engine.worker().await;
+    let mut wrong = engine.connect_ready_worker().await;
     let body = json!({"prompt": [5], "max_tokens": 1, "echo": true, "logprobs": 0});
     let response = engine.post("/v1/completions", &body);
     let (question, _) = wrong.next_call().await;
     wrong
-        .answer(question, Answer::Pieces(one_token_piece()))
+        .answer_tokenizer_call(question, Answer::Pieces(one_token_piece()))
         .await;
     let sequence = wrong.next_submit().await.sequence;
     let mut right = engine.connect_another("right").await;
@@ -253,12 +257,14 @@ async fn a_mismatched_tokenizer_answer_loses_the_worker_and_another_is_asked() {
     let [mut wrong, mut right] = engine.two_workers().await;
     let (posts, question) = engine.call_both_workers(&mut wrong, &mut right).await;
     let text = Answer::Text("no ids".to_owned());
-    wrong.answer(question, text).await;
+    wrong.answer_tokenizer_call(question, text).await;
     let status = wrong.wait_for_end().await;
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert!(status.message().contains("does not match"), "{status:?}");
     let (question, _) = right.next_call().await;
-    right.answer(question, token_ids_answer()).await;
+    right
+        .answer_tokenizer_call(question, token_ids_answer())
+        .await;
     for post in posts {
         assert_eq!(post.await.expect("the task does not panic"), 200);
     }
@@ -273,7 +279,9 @@ async fn a_tokenizer_call_timeout_loses_the_worker_and_another_is_asked() {
     let [mut slow, mut right] = engine.two_workers().await;
     let (posts, _) = engine.call_both_workers(&mut slow, &mut right).await;
     let (question, _) = right.next_call().await;
-    right.answer(question, token_ids_answer()).await;
+    right
+        .answer_tokenizer_call(question, token_ids_answer())
+        .await;
     for post in posts {
         assert_eq!(post.await.expect("the task does not panic"), 200);
     }

@@ -213,7 +213,8 @@ impl Sequences {
             tokens.find_map(|token| self.slots.send_prompt_token(slot, token))
         } else {
             self.effects.tokens += u64::try_from(tokens.len()).unwrap_or(u64::MAX);
-            self.slots.send_tokens(slot, tokens, end == proto::End::Stop)
+            self.slots
+                .send_tokens(slot, tokens, end == proto::End::Stop)
         };
         let freed = freed.or_else(|| match end {
             proto::End::Unspecified | proto::End::Stop => None,
