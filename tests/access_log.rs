@@ -137,7 +137,10 @@ async fn the_size_of_all_frames_of_a_stream_is_logged() {
     let server = Setup::test_runner(full_speed()).start().await;
     let stream = completion_of(2_000).header("x-request-id", "bytes");
     let (_, body) = stream.fetch(&server).await;
-    assert_eq!(only_line(server, "bytes").await["bytes"], body.text.len());
+    assert_eq!(
+        access_log_line(server, "bytes").await["bytes"],
+        body.text.len()
+    );
 }
 
 #[tokio::test]
@@ -273,7 +276,7 @@ async fn a_client_that_disconnects_during_its_upload_is_logged_as_cancelled() {
         }
         let counts = server.drain().await;
         counts.assert_all_gauges_are_zero();
-        let lines = LOG.accesses(id);
+        let lines = LOG.access_lines(id);
         assert_eq!(lines.len(), 1, "{id}: {lines:?}");
         assert_ended(&lines[0], 499, "cancelled");
         assert_eq!(counts.get("tokenway_cancellations_total"), 1.0, "{id}");

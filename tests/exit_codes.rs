@@ -106,7 +106,7 @@ mod real_model {
 
     use super::Arc;
     use crate::support::http::{Response, completion};
-    use crate::support::program::{Program, Running, tokenway};
+    use crate::support::program::{Program, RunningProgram, tokenway};
     use crate::support::{Setup, TestServer, model_path};
 
     /// Number of streams that run while the server exits.
@@ -131,8 +131,8 @@ mod real_model {
     }
 
     /// Reads the address of the HTTP API from the first line that the server prints.
-    async fn http_address(server: &mut Running) -> String {
-        let line = server.line().await;
+    async fn http_address(server: &mut RunningProgram) -> String {
+        let line = server.read_line().await;
         let url = line.split_whitespace().nth(1).expect("a URL");
         url.replace("http://", "")
     }
@@ -144,27 +144,27 @@ mod real_model {
         let mut streams = Vec::new();
         for _ in 0..STREAMS {
             let mut stream = completion(&body).send_to(address).await;
-            assert!(stream.line().await.is_some());
+            assert!(stream.read_line().await.is_some());
             streams.push(stream);
         }
         streams
     }
 
-    async fn start_and_stream(program: Program) -> (Running, Vec<Response>) {
+    async fn start_and_stream(program: Program) -> (RunningProgram, Vec<Response>) {
         let mut server = program.start();
         let address = http_address(&mut server).await;
-        while !server.line().await.starts_with("ready ") {}
+        while !server.read_line().await.starts_with("ready ") {}
         let streams = start_streams(&address).await;
         (server, streams)
     }
 
-    async fn wait_until_draining(server: &mut Running) {
-        assert!(server.line().await.starts_with("draining "));
+    async fn wait_until_draining(server: &mut RunningProgram) {
+        assert!(server.read_line().await.starts_with("draining "));
     }
 
     /// Asserts the exit code. A process that a signal ended has no exit code.
-    async fn assert_exit_code(server: Running, code: i32, repetition: usize) {
-        let status = server.status().await;
+    async fn assert_exit_code(server: RunningProgram, code: i32, repetition: usize) {
+        let status = server.wait_for_exit().await;
         assert_eq!(status.code(), Some(code), "exit {repetition}: {status}");
     }
 
@@ -176,7 +176,7 @@ mod real_model {
             wait_until_draining(&mut server).await;
             // Every stream has finished its prefill by now. An ordinary exit would crash about one time in ten.
             for _ in 0..7 {
-                assert!(streams[STREAMS - 1].line().await.is_some());
+                assert!(streams[STREAMS - 1].read_line().await.is_some());
             }
             // A different signal never counts as a repetition of the first signal.
             server.signal(Signal::INT);
@@ -200,12 +200,12 @@ mod real_model {
         for repetition in 0..repetitions(5) {
             let mut server = serve().start();
             http_address(&mut server).await;
-            assert!(server.line().await.starts_with("gRPC "));
+            assert!(server.read_line().await.starts_with("gRPC "));
             server.signal(Signal::TERM);
             // The model may just have been loaded, so the line `ready` may come first.
-            while !server.line().await.starts_with("draining ") {}
+            while !server.read_line().await.starts_with("draining ") {}
             server.signal(Signal::INT);
-            let status = server.status().await;
+            let status = server.wait_for_exit().await;
             // The drain may just have been completed, so the exit code is 0 or 1.
             assert!(
                 matches!(status.code(), Some(0 | 1)),

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use support::http::{End, completion, post, texts};
+use support::http::{BodyEnd, completion, post, texts};
 use support::{Setup, SharedServer, TestServer, grpc, model_path};
 use tokenway::proto::v1;
 use tokenway::proto::v1::completion_request::Input;
@@ -75,7 +75,7 @@ fn token_ids(completion: &grpc::Completion, choice: usize) -> Vec<u32> {
 async fn read_tokens(stream: &mut Streaming<v1::CompletionEvent>, count: usize) {
     let mut read = grpc::Completion::default();
     while read.choices.first().map_or(0, |choice| choice.tokens.len()) < count {
-        read.take(stream.message().await.expect("a stream").expect("an event"));
+        read.add_event(stream.message().await.expect("a stream").expect("an event"));
     }
 }
 
@@ -97,7 +97,7 @@ async fn greedy_text_is_the_same_over_every_api_and_format() {
 
     let body = json!({"prompt": PROMPT, "max_tokens": 16, "temperature": 0, "stream": true});
     let (_, ndjson) = completion(&body).fetch(server).await;
-    assert_eq!(ndjson.end, End::Clean);
+    assert_eq!(ndjson.end, BodyEnd::Clean);
     assert_eq!(texts(&ndjson.lines(), 0), tokens);
     assert_eq!(ndjson.lines().len(), 16);
 
@@ -156,7 +156,7 @@ async fn greedy_tokens_do_not_depend_on_the_batch_or_the_slot() {
     let mut in_batch = start(greedy_request(PROMPT, 32)).await;
     let mut read = grpc::Completion::default();
     let first = in_batch.message().await.expect("a stream").expect("tokens");
-    read.take(first);
+    read.add_event(first);
     let counts = server.telemetry().render();
     assert!(
         counts.contains("tokenway_sequences_running 8\n"),
@@ -169,7 +169,7 @@ async fn greedy_tokens_do_not_depend_on_the_batch_or_the_slot() {
     assert_eq!(long.choices[0].tokens.len(), 1);
     let slot_used_before = token_ids(&complete(&server, greedy_request(PROMPT, 32)).await, 0);
     while let Some(event) = in_batch.message().await.expect("a stream") {
-        read.take(event);
+        read.add_event(event);
     }
     assert_eq!(token_ids(&read, 0), alone);
     assert_eq!(slot_used_before, alone);

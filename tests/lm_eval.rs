@@ -20,7 +20,7 @@ async fn run(case: &str) {
     let cache = tempfile::tempdir().expect("a temporary folder");
     let program = lm_eval("tests/clients/lm_eval_client.py").arg(case);
     let program = program.arg(server.http_url()).env("HF_HOME", cache.path());
-    program.run().await.success();
+    program.run().await.expect_success();
 }
 
 #[tokio::test]

@@ -11,7 +11,8 @@ use support::grpc::{self, collect_from};
 use support::http::{completion, get, texts};
 use support::metrics::MetricsSnapshot;
 use support::program::{
-    Program, Running, python_worker, python_worker_command, python_worker_tests, start_server,
+    Program, RunningProgram, python_worker, python_worker_command, python_worker_tests,
+    start_server,
 };
 use support::{Setup, full_speed, model_path};
 use tempfile::TempDir;
@@ -23,7 +24,7 @@ use tonic::transport::Channel;
 
 /// An engine with remote workers, and the path of its worker socket.
 struct Engine {
-    _running: Running,
+    _running: RunningProgram,
     http: String,
     grpc: InferenceClient<Channel>,
     socket: String,
@@ -31,14 +32,17 @@ struct Engine {
 }
 
 /// Starts an engine and one worker, and waits until the engine is ready. Adds the worker's process to `workers`.
-async fn start_engine(workers: &mut Vec<Running>, worker: impl Fn(&str) -> Program) -> Engine {
+async fn start_engine(
+    workers: &mut Vec<RunningProgram>,
+    worker: impl Fn(&str) -> Program,
+) -> Engine {
     start_engine_with(&[], workers, worker).await
 }
 
 /// Starts an engine with additional flags, and one worker. Waits until the engine is ready.
 async fn start_engine_with(
     settings: &[&str],
-    workers: &mut Vec<Running>,
+    workers: &mut Vec<RunningProgram>,
     worker: impl Fn(&str) -> Program,
 ) -> Engine {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -80,7 +84,7 @@ impl Engine {
 
     /// Returns the value of `tokenway_workers_lost_total`.
     async fn workers_lost(&self) -> String {
-        let metrics = get("/metrics").send_to(&self.http).await.rest().await;
+        let metrics = get("/metrics").send_to(&self.http).await.read_rest().await;
         let lost = metrics
             .text
             .lines()
@@ -133,7 +137,7 @@ async fn the_packages_own_tests_pass() {
 #[tokio::test]
 async fn streams_survive_a_killed_python_worker() {
     let mut workers = Vec::new();
-    let engine = start_engine(&mut workers, echo).await;
+    let engine = start_engine(&mut workers, echo_worker).await;
     // The echo runner repeats the prompt byte by byte.
     let prompt = &"one two three ".repeat(20);
     let undisturbed = engine.stream(grpc::request(prompt, 200), |_| ()).await;
@@ -149,7 +153,7 @@ async fn streams_survive_a_killed_python_worker() {
     });
     let (mut all, with_fault) = tokio::join!(join_all(others), with_fault);
     all.push(with_fault);
-    assert_eq!(undisturbed.count(0), 200);
+    assert_eq!(undisturbed.token_count(0), 200);
     for completion in all {
         assert!(completion.error.is_none(), "{:?}", completion.error);
         assert_eq!(completion.texts(0), undisturbed.texts(0));
@@ -192,7 +196,7 @@ async fn killing_a_worker_that_holds_the_gil_is_detected_at_once() {
     .await;
     let stream = engine.stream(grpc::request("abc", 3), |_| ());
     let killed = async {
-        assert_eq!(workers[0].line().await, "holding");
+        assert_eq!(workers[0].read_line().await, "holding");
         workers.push(echo_worker(&engine.socket).start());
         let killed_at = Instant::now();
         workers[0].signal(Signal::KILL);
@@ -208,10 +212,10 @@ async fn killing_a_worker_that_holds_the_gil_is_detected_at_once() {
 #[tokio::test]
 async fn a_real_model_on_a_python_worker_serves_both_apis() {
     let mut workers = Vec::new();
-    let engine = start_engine(&mut workers, real).await;
+    let engine = start_engine(&mut workers, real_model_worker).await;
     let body = json!({"prompt": "The capital of France is", "max_tokens": 4, "temperature": 0, "stream": true});
     let mut response = completion(&body).send_to(&engine.http).await;
-    let http = texts(&response.rest().await.lines(), 0).concat();
+    let http = texts(&response.read_rest().await.lines(), 0).concat();
     let grpc = engine
         .stream(greedy_request("The capital of France is", 4), |_| ())
         .await;

@@ -69,7 +69,7 @@ impl TestApi {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let flush = FlushHandle::new(std::sync::Arc::default(), Version::HTTP_2);
+        let flush = FlushHandle::new(Arc::default(), Version::HTTP_2);
         request
             .extension(flush)
             .body(Body::empty())

@@ -9,7 +9,7 @@ use tokenway::runner::llama::{LlamaLoader, LlamaOptions};
 use crate::support::Setup;
 use crate::table::{ExpectedEnd, STOP, chat, completion};
 use crate::transport::{Servers, Transport};
-use crate::{Model, PROMPT, assert_all_transports_agree, assert_ends, assert_table};
+use crate::{PROMPT, TableModel, assert_all_transports_agree, assert_expected_end, assert_table};
 
 const CONTEXT_LENGTH: u32 = 2_048;
 
@@ -22,8 +22,8 @@ async fn servers() -> Servers {
     Servers::start(Setup::runner("smollm2", Arc::new(loader), 4)).await
 }
 
-fn model() -> Model {
-    Model {
+fn model() -> TableModel {
+    TableModel {
         name: "smollm2",
         stop: " United",
         stop_id: 30,
@@ -71,6 +71,6 @@ async fn an_expired_deadline_on_a_real_model_is_the_same_error_over_every_transp
     let row = row.with_deadline(Duration::from_millis(300));
     for transport in Transport::ALL {
         // The number of tokens before the deadline varies, so only the error is compared.
-        assert_ends(&row, &servers.run(transport, &row).await);
+        assert_expected_end(&row, &servers.run(transport, &row).await);
     }
 }
