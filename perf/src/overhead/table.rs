@@ -53,7 +53,7 @@ fn write_targets(targets: &[Target], out: &mut dyn Write) -> io::Result<()> {
         let bound = target.bound.sign();
         writeln!(
             out,
-            "  {verdict}  {:<54}{:>8.2} {unit:<3} ({:.2} to {:.2}), {bound} {:.2}",
+            "  {verdict}  {:<72}{:>8.2} {unit:<3} ({:.2} to {:.2}), {bound} {:.2}",
             target.target, spread.median, spread.lowest, spread.highest, target.limit
         )?;
     }
