@@ -118,8 +118,8 @@ impl Request {
         self.send_to(&server.http_address()).await
     }
 
-    /// Sends the request without the last byte of its body. Returns the connection, once the server has begun to read
-    /// the body.
+    /// Sends the request without the last byte of its body. Returns the connection once the server reads the
+    /// body.
     pub async fn upload_unfinished(self, server: &TestServer) -> TcpStream {
         let bytes = self.header("expect", "100-continue").bytes();
         let text = str::from_utf8(&bytes).expect("the request is UTF-8");
@@ -232,8 +232,8 @@ impl Response {
 
     /// Reads the next line and parses it as JSON.
     pub async fn read_json_line(&mut self) -> Option<Value> {
-        let read_line = self.read_line().await?;
-        Some(serde_json::from_str(&read_line).expect("a line is JSON"))
+        let line = self.read_line().await?;
+        Some(serde_json::from_str(&line).expect("a line is JSON"))
     }
 
     /// Reads the rest of the body.
