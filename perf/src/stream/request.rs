@@ -51,11 +51,11 @@ impl CompletionRequest<'_> {
         }
     }
 
-    pub(crate) fn to_json(&self) -> String {
-        serde_json::to_string(self).expect("a request has no keys that JSON cannot have")
+    pub(crate) fn to_json(self) -> String {
+        serde_json::to_string(&self).expect("a request has no keys that JSON cannot have")
     }
 
-    pub(crate) fn to_message(&self) -> v1::CompletionRequest {
+    pub(crate) fn to_message(self) -> v1::CompletionRequest {
         v1::CompletionRequest {
             model: self.model.unwrap_or_default().to_owned(),
             input: Some(Input::Prompt(self.prompt.to_owned())),

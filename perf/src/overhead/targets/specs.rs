@@ -76,10 +76,12 @@ pub(super) fn target_specs() -> Vec<TargetSpec> {
                 ("×", Some(floor)) => format!(" {}", floor.title()),
                 _ => String::new(),
             };
-            let api = match path {
-                Grpc => "gRPC",
-                TwoTcp => "gateway | engine",
-                _ => "HTTP",
+            let api = if path == Grpc {
+                "gRPC"
+            } else if path == TwoTcp {
+                "gateway | engine"
+            } else {
+                "HTTP"
             };
             let name = format!("{api}: {}{floor}{load}", value.title());
             relative_target(&name, scenario, path, value).with_limit(limit)
