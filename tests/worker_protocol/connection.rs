@@ -49,38 +49,41 @@ async fn an_invalid_hello_is_rejected_with_its_reason() {
     }
 }
 
+/// Returns a valid `ready` message with this change.
+fn ready_with(change: fn(&mut proto::Ready)) -> Sent {
+    let mut ready = ready_message();
+    change(&mut ready);
+    Sent::Ready(ready)
+}
+
+fn model_mut(ready: &mut proto::Ready) -> &mut proto::Model {
+    ready.model.as_mut().expect("the model is set")
+}
+
 #[tokio::test]
 async fn a_protocol_violation_is_reported_with_its_rule() {
     let engine = start_engine(|_| ()).await;
-    let changed = |change: fn(&mut proto::Ready)| {
-        let mut ready = ready_message();
-        change(&mut ready);
-        Sent::Ready(ready)
-    };
-    fn model_mut(ready: &mut proto::Ready) -> &mut proto::Model {
-        ready.model.as_mut().expect("the model is set")
-    }
     let too_large = proto::Crashed {
         reason: "x".repeat(17 * 1024 * 1024),
     };
     for (message, rule) in [
         (Sent::Crashed(too_large), "too large"),
-        (changed(|ready| ready.slots = 0), "ready.slots"),
-        (changed(|ready| ready.generation = 0), "ready.generation"),
+        (ready_with(|ready| ready.slots = 0), "ready.slots"),
+        (ready_with(|ready| ready.generation = 0), "ready.generation"),
         (
-            changed(|ready| ready.model = None),
+            ready_with(|ready| ready.model = None),
             "ready.model is missing",
         ),
         (
-            changed(|ready| model_mut(ready).context_length = 1),
+            ready_with(|ready| model_mut(ready).context_length = 1),
             "context_length",
         ),
         (
-            changed(|ready| model_mut(ready).vocabulary_size = 0),
+            ready_with(|ready| model_mut(ready).vocabulary_size = 0),
             "vocabulary_size",
         ),
         (
-            changed(|ready| model_mut(ready).unsupported = vec!["colour".to_owned()]),
+            ready_with(|ready| model_mut(ready).unsupported = vec!["colour".to_owned()]),
             "'colour'",
         ),
         (Sent::Hello(hello_message()), "hello must be sent only once"),
@@ -112,8 +115,13 @@ async fn a_protocol_violation_is_reported_with_its_rule() {
         status.message().contains("ready.generation must be higher"),
         "{status:?}"
     );
+}
+
+#[tokio::test]
+async fn a_worker_whose_model_differs_from_that_of_another_worker_is_rejected() {
+    let engine = start_engine(|_| ()).await;
     let _first = engine.connect_ready_worker().await;
-    let other = changed(|ready| model_mut(ready).context_length = 99);
+    let other = ready_with(|ready| model_mut(ready).context_length = 99);
     let status = engine.status_after("other", [other]).await;
     assert!(
         status
