@@ -18,8 +18,7 @@ use crate::telemetry::{RequestRecord, RouteKind};
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Creates the context of the request, and returns the id in the response. An invalid id is replaced by a random one
-/// here. An inner layer then rejects the request, unless it is a probe, so that the rejection is logged and browsers can
-/// read it.
+/// here. An inner layer then rejects the request, so that the rejection is logged and browsers can read it.
 pub(super) async fn assign_request_id(
     State(layers): State<Layers>,
     mut request: Request,
@@ -42,9 +41,7 @@ pub(super) async fn assign_request_id(
         }
         RouteKind::Probe | RouteKind::Unmatched => Ok(None),
     };
-    // A load balancer may send its own ids with a probe, and the answer to a probe must not depend on them.
-    let invalid_id = valid_id.err().filter(|_| route.kind != RouteKind::Probe);
-    let invalid = invalid_id.or(timeout.as_ref().err().cloned());
+    let invalid = valid_id.err().or(timeout.as_ref().err().cloned());
     let timeout = timeout.ok().flatten().unwrap_or(settings.request_timeout);
     let echoed =
         HeaderValue::from_str(&id.0).expect("a request id contains only visible ASCII characters");

@@ -44,7 +44,7 @@ impl TestApi {
             )
             .route(panicking(api), any(async || -> String { panic!("a bug") }))
             .route(pending(api), any(std::future::pending::<String>))
-            .route(probe(api), any(async || "alive"))
+            .route("/livez", any(async || "alive"))
             .route("/dropped", any(async || Body::new(LogsDrop)))
             .fallback(async || "no such route");
         let layers = Layers {
@@ -202,13 +202,6 @@ fn pending(api: Api) -> &'static str {
     }
 }
 
-fn probe(api: Api) -> &'static str {
-    match api {
-        Api::Http => "/livez",
-        Api::Grpc => "/grpc.health.v1.Health/Check",
-    }
-}
-
 #[tokio::test]
 async fn a_panic_in_a_handler_answers_internal_error_and_is_counted() {
     for api in APIS {
@@ -287,16 +280,6 @@ async fn an_invalid_request_id_is_rejected_and_replaced() {
             );
             assert_eq!(answer.id().len(), 32, "a random id");
         }
-    }
-}
-
-#[tokio::test]
-async fn a_probe_with_an_invalid_request_id_is_answered_with_a_random_id() {
-    for api in APIS {
-        let answer = TestApi::new(api)
-            .send(probe(api), &[("x-request-id", "a b")])
-            .await;
-        assert_eq!((&*answer.body, answer.id().len()), ("alive", 32), "{api:?}");
     }
 }
 
