@@ -102,6 +102,8 @@ pub enum ErrorKind {
     HeadersTooLarge,
     /// The body or message exceeds the size limit.
     RequestTooLarge,
+    /// The client stopped sending the body.
+    BodyTimeout,
     /// The queue is full.
     QueueFull,
     /// The client exceeded a rate or concurrency limit.
@@ -145,7 +147,7 @@ const RETRY_SOON: Option<Duration> = Some(Duration::from_secs(1));
 
 impl ErrorKind {
     /// Every kind, in the order of the enum.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::InvalidJson,
         Self::InvalidType,
         Self::InvalidValue,
@@ -163,6 +165,7 @@ impl ErrorKind {
         Self::UnsupportedMediaType,
         Self::HeadersTooLarge,
         Self::RequestTooLarge,
+        Self::BodyTimeout,
         Self::QueueFull,
         Self::RateLimited,
         Self::Cancelled,
@@ -186,7 +189,8 @@ impl ErrorKind {
     #[must_use]
     pub(crate) fn is_retryable(self) -> bool {
         match self {
-            Self::QueueFull
+            Self::BodyTimeout
+            | Self::QueueFull
             | Self::RateLimited
             | Self::WorkerLost
             | Self::UpstreamError
@@ -251,6 +255,7 @@ impl ErrorKind {
                 Http::PAYLOAD_TOO_LARGE,
                 Grpc::OutOfRange,
             ),
+            Self::BodyTimeout => http_only("body_timeout", Http::REQUEST_TIMEOUT),
             Self::QueueFull => too_many_requests("queue_full"),
             Self::RateLimited => too_many_requests("rate_limited"),
             Self::Cancelled => {

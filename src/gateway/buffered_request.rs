@@ -70,8 +70,8 @@ fn unfinished_body(error: &(dyn StdError + 'static)) -> Error {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if error.is::<TimeoutError>() {
-            let message = "The body made no progress for the server's body timeout.";
-            return Error::new(ErrorKind::DeadlineExceeded, message);
+            let message = "No part of the body arrived within the server's body timeout.";
+            return Error::new(ErrorKind::BodyTimeout, message);
         }
         if is_disconnect(error) {
             let message = "The client disconnected before the end of the body.";

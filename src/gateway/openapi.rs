@@ -47,7 +47,7 @@ use crate::error::ErrorKind;
 struct Api;
 
 /// Errors of all requests with a body.
-const BODY_ERRORS: [ErrorKind; 14] = [
+const BODY_ERRORS: [ErrorKind; 15] = [
     ErrorKind::InvalidJson,
     ErrorKind::InvalidType,
     ErrorKind::InvalidValue,
@@ -58,6 +58,7 @@ const BODY_ERRORS: [ErrorKind; 14] = [
     ErrorKind::ModelNotFound,
     ErrorKind::UnsupportedMediaType,
     ErrorKind::RequestTooLarge,
+    ErrorKind::BodyTimeout,
     ErrorKind::UpstreamError,
     ErrorKind::NotReady,
     ErrorKind::Draining,
