@@ -11,8 +11,8 @@ use super::fields::Unsupported;
 /// Schemas by name.
 pub(super) type Schemas = BTreeMap<String, RefOr<Schema>>;
 
-/// Adds to the schema of a body: unsupported fields with the values that are accepted, and null as the only value of
-/// any other field.
+/// Adds the accepted but unsupported fields to a body's schema: each unsupported field with the values that have no
+/// effect, and any unknown field if it is null.
 pub(super) fn add_unsupported(schemas: &mut Schemas, name: &str, unsupported: &[Unsupported]) {
     let body = object_schema(schemas, name);
     for (field, no_op_values) in unsupported {

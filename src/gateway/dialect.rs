@@ -105,7 +105,7 @@ pub(super) struct StreamRequest<O> {
 /// Number of choices and log probabilities in the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ResponseOptions {
-    /// Number of choices to return per prompt. If the engine generated more, the likeliest are returned.
+    /// Number of choices to return per prompt. If the engine generated more, the most likely ones are returned.
     pub(super) choices: u32,
     /// Number of top log probabilities to return per token. `None` returns no log probabilities.
     pub(super) logprobs: Option<u32>,

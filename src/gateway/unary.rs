@@ -94,7 +94,7 @@ impl CollectedResponse {
         };
         context.set_usage(usage.prompt_tokens, usage.completion_tokens);
         meter.record_end(Ok(()));
-        let choices = select_likeliest(choices, candidates, response.choices);
+        let choices = select_most_likely(choices, candidates, response.choices);
         Ok(Self {
             choices: choices.into_iter().map(|one| one.choice).collect(),
             usage,
@@ -156,8 +156,8 @@ impl Candidate {
     }
 }
 
-/// Returns the choices of the response: the `n` likeliest choices of each prompt with `best_of`, and otherwise all.
-fn select_likeliest(mut choices: Vec<Candidate>, candidates: u32, n: u32) -> Vec<Candidate> {
+/// Returns the choices of the response: the `n` most likely choices of each prompt with `best_of`, and otherwise all.
+fn select_most_likely(mut choices: Vec<Candidate>, candidates: u32, n: u32) -> Vec<Candidate> {
     if n == candidates {
         return choices;
     }

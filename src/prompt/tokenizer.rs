@@ -11,7 +11,7 @@ use crate::runner::{BosPolicy, Model, ModelError, ModelFacts, TokenBytes};
 
 /// Texts up to this size in bytes are processed on the calling thread, because passing them to another thread takes
 /// longer.
-const MAX_INLINE_BYTES: usize = 4 * 1024;
+const MAX_BYTES_TOKENIZED_BY_TASK: usize = 4 * 1024;
 
 /// Estimated length of one token's text in bytes.
 const BYTES_PER_TOKEN: usize = 4;
@@ -122,7 +122,7 @@ impl Tokenizer {
         bytes: usize,
         call: impl FnOnce(&dyn Model) -> T + Send + 'static,
     ) -> Result<T, Error> {
-        if bytes <= MAX_INLINE_BYTES && self.0.tokenizes_inline() {
+        if bytes <= MAX_BYTES_TOKENIZED_BY_TASK && self.0.tokenizes_inline() {
             return Ok(call(&*self.0));
         }
         let model = Arc::clone(&self.0);

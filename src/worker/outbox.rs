@@ -45,8 +45,8 @@ struct PendingMessages {
     step: proto::Step,
     /// Approximate size of `step`, in bytes.
     step_bytes: usize,
-    /// Number of step messages closed so far. A token channel compares it with the number of its last entry, to find
-    /// out whether that entry is still in `step`.
+    /// Number of step messages closed so far, so that it identifies the message in `step`. A token channel remembers
+    /// the number under which it added its last entry. If the two are equal, that entry is still in `step`.
     step_number: u64,
     /// The latest heartbeat, if it is unsent.
     heartbeat: Option<proto::Heartbeat>,

@@ -86,7 +86,7 @@ impl FromArgMatches for Servers {
         let mut names = BTreeSet::new();
         if let Some(Server { name, .. }) = servers.iter().find(|server| !names.insert(&server.name))
         {
-            let why = format!("two servers have the name {name}: use --name to tell them apart");
+            let why = format!("two servers have the name {name}: give each another --name");
             return Err(argument_error(&why));
         }
         if servers.is_empty() {
@@ -140,7 +140,7 @@ mod tests {
         let same = "--http http://a --http http://a:80";
         for (arguments, why) in [
             (twice, "--name b follows --name a"),
-            (same, "use --name to tell them apart"),
+            (same, "give each another --name"),
             ("--http a:80", "--http <URL>"),
             ("--http http://a --name ", "--name <NAME>"),
         ] {

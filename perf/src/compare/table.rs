@@ -24,11 +24,11 @@ pub(super) struct TimeFigure {
     pub(super) of: fn(&Times) -> &Histogram<u64>,
 }
 
-/// Times that reports show. The last three can be computed only from timestamps.
+/// Times shown in a report. The last three need the server's timestamps.
 pub(super) const TIMES: [TimeFigure; 6] = [
     TimeFigure {
         name: "TTFT",
-        definition: "from the time at which a request was due to the read that returned its first token",
+        definition: "from a request's scheduled start until the read that returned its first token",
         of: |times| &times.ttft,
     },
     TimeFigure {
@@ -48,12 +48,12 @@ pub(super) const TIMES: [TimeFigure; 6] = [
     },
     TimeFigure {
         name: "Schedule lateness",
-        definition: "from the time at which a token was due to the read that returned it",
+        definition: "from a token's scheduled time until the read that returned it",
         of: |times| &times.lateness,
     },
     TimeFigure {
         name: "Runner lateness",
-        definition: "from the time at which a token was due to its emission, the device's own delay",
+        definition: "from a token's scheduled time until the device emitted it",
         of: |times| &times.runner,
     },
 ];

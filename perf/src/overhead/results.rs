@@ -50,7 +50,7 @@ pub(super) struct TurnResult {
 pub(crate) struct Cell {
     /// Rounds in the order in which they were measured.
     pub(crate) rounds: Vec<Round>,
-    /// Token times of all rounds together.
+    /// Latency histograms, merged over all rounds.
     pub(crate) times: Times,
 }
 

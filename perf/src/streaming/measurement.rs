@@ -132,7 +132,7 @@ impl StreamProgress {
     }
 }
 
-/// Returns the time after which a stream counts as hanging. Such a stream exceeds the limit of the overhead anyway.
+/// Returns the time after which a stream counts as hung. A stream within `--max-overhead-ms` ends before it.
 fn time_limit(options: &Options) -> Duration {
     let overhead = Duration::try_from_secs_f64(options.max_overhead_ms / 1e3).unwrap_or_default();
     let interval = options.interval_ms.saturating_add(overhead);

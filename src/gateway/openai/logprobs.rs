@@ -16,7 +16,7 @@ pub(super) struct CompletionLogprobs {
     tokens: Vec<String>,
     /// Log probability of each token; null for the first token of a prompt, which has no context.
     token_logprobs: Vec<Option<f32>>,
-    /// Likeliest tokens at each position, and the token itself.
+    /// Most likely tokens at each position, and the token itself.
     top_logprobs: Vec<Option<BTreeMap<String, f32>>>,
     /// Offset of each token's text within its choice, in characters.
     text_offset: Vec<u64>,
@@ -41,11 +41,11 @@ struct TokenLogprob {
     logprob: f32,
     /// Bytes of the token.
     bytes: Vec<u8>,
-    /// Likeliest tokens at this position.
+    /// Most likely tokens at this position.
     top_logprobs: Vec<LikelyToken>,
 }
 
-/// One of the likeliest tokens at a position.
+/// One of the most likely tokens at a position.
 #[derive(Debug, PartialEq, Serialize, ToSchema)]
 struct LikelyToken {
     /// Text of the token, with invalid UTF-8 replaced by U+FFFD.
@@ -91,7 +91,7 @@ impl CompletionLogprobs {
         self.top_logprobs.push(logprobs.logprob.map(|logprob| {
             let mut top = BTreeMap::new();
             for likely in &logprobs.top {
-                // Different tokens may have the same text. The first of them is the likeliest, so it is kept.
+                // Different tokens may have the same text. The first of them is the most likely one, so it is kept.
                 let text = token_text(&likely.token_bytes);
                 top.entry(text).or_insert(likely.logprob);
             }

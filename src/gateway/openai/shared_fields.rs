@@ -27,16 +27,16 @@ pub(super) struct SharedFields {
     /// Number of choices to generate per prompt. Prompts times choices must be at most 128.
     #[schema(minimum = 1, maximum = 128, default = 1)]
     pub(super) n: Option<u32>,
-    /// Sampling temperature. At 0 the likeliest token is always chosen.
+    /// Sampling temperature. At 0 the most likely token is always chosen.
     #[schema(minimum = 0, maximum = 2, default = 1)]
     pub(super) temperature: Option<f32>,
-    /// Samples only from the likeliest tokens whose probabilities add up to this value.
+    /// Samples only from the most likely tokens whose probabilities add up to this value.
     #[schema(minimum = 0, maximum = 1, default = 1)]
     pub(super) top_p: Option<f32>,
-    /// Samples only from this many of the likeliest tokens; 0 or -1 means all.
+    /// Samples only from this many of the most likely tokens; 0 or -1 means all.
     #[schema(minimum = -1, default = 0)]
     pub(super) top_k: Option<i32>,
-    /// Samples only from tokens whose probability is at least this fraction of the likeliest token's.
+    /// Samples only from tokens whose probability is at least this fraction of the most likely token's.
     #[schema(minimum = 0, maximum = 1, default = 0)]
     pub(super) min_p: Option<f32>,
     /// Subtracted from the logit of each token that the completion already contains.

@@ -14,7 +14,7 @@ use crate::runner::{BosPolicy, LoadError, Model, ModelError, ModelFacts, Resumpt
 const MAX_PROMPT_BYTES: usize = 4 * 1024 * 1024;
 
 /// Texts longer than this many bytes are tokenized on a separate thread with a large stack; see [`stack_for`].
-const MAX_INLINE_BYTES: usize = 1024;
+const MAX_BYTES_TOKENIZED_BY_CALLER: usize = 1024;
 
 /// A model file in memory, with its vocabulary.
 pub(super) struct GgufModel {
@@ -160,7 +160,7 @@ impl GgufModel {
 
     /// Tokenizes a text without the BOS token. Long texts are tokenized on a thread with a large stack.
     fn tokenize_without_bos(&self, text: &str) -> Result<Vec<TokenId>, ModelError> {
-        if text.len() <= MAX_INLINE_BYTES {
+        if text.len() <= MAX_BYTES_TOKENIZED_BY_CALLER {
             return self.token_ids(text);
         }
         std::thread::scope(|scope| {

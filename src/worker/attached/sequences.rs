@@ -363,8 +363,8 @@ impl RemoteSequence {
             proto::End::Stop | proto::End::Length if self.scoring.is_some() => {
                 "before the last of its prompt tokens"
             }
-            proto::End::Stop if entry.is_prompt => "with END_STOP and a prompt token",
-            proto::End::Stop if entry.ids.is_empty() => "with END_STOP and no token",
+            proto::End::Stop if entry.is_prompt => "with END_STOP on a prompt token",
+            proto::End::Stop if entry.ids.is_empty() => "with END_STOP but without a token",
             proto::End::Stop if self.next_index < self.min_tokens => {
                 "with END_STOP before it has min_tokens"
             }

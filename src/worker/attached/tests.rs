@@ -179,7 +179,7 @@ fn an_inconsistent_step_is_a_violation() {
         ("emitted_ns must have as many entries as ids", |entry| {
             entry.emitted_ns = vec![1, 2]
         }),
-        ("END_STOP and no token", |entry| {
+        ("END_STOP but without a token", |entry| {
             *entry = proto::SequenceStep {
                 sequence: entry.sequence,
                 end: proto::End::Stop.into(),

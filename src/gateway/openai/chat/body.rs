@@ -41,7 +41,7 @@ pub(in crate::gateway) struct ChatBody {
     /// Returns each token's log probability.
     #[schema(default = false)]
     logprobs: Option<bool>,
-    /// Also returns the log probabilities of this many of the likeliest tokens at each position. Only allowed with
+    /// Also returns the log probabilities of this many of the most likely tokens at each position. Only allowed with
     /// `logprobs: true`.
     #[schema(maximum = 20)]
     top_logprobs: Option<u32>,

@@ -53,7 +53,7 @@ pub(in crate::gateway) struct CompletionsBody {
     /// times candidates must be at most 128. The usage counts every candidate.
     #[schema(minimum = 1, maximum = 128)]
     best_of: Option<u32>,
-    /// Returns each token's log probability, and those of this many of the likeliest tokens at its position.
+    /// Returns each token's log probability, and those of this many of the most likely tokens at its position.
     #[schema(schema_with = logprobs_schema, required = false)]
     logprobs: Option<u32>,
     /// Returns the prompt before each choice.
@@ -272,7 +272,7 @@ fn logprobs_schema() -> RefOr<Schema> {
         .enum_values(Some([false]));
     AnyOfBuilder::new()
         .description(Some(
-            "Returns each token's log probability, and those of this many of the likeliest tokens at its \
+            "Returns each token's log probability, and those of this many of the most likely tokens at its \
              position. `false` means none.",
         ))
         .item(count)

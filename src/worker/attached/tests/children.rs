@@ -1,4 +1,4 @@
-//! Tests of child registration: the token of a child worker admits one stream only.
+//! Tests of child registration: a child worker's secret (`child_token`) is valid for one connection only.
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
@@ -49,7 +49,7 @@ fn hello(child_token: &str) -> proto::Hello {
 }
 
 #[test]
-fn a_child_token_admits_one_stream_only() {
+fn a_child_token_is_valid_for_one_connection_only() {
     let (service, model) = service();
     let (_exit_sender, exit) = watch::channel(None);
     let register = |token| {

@@ -98,7 +98,7 @@ fn prompt_tokens_must_match_the_prompt() {
             with_other_ids(prompt_step(number, 2, 2, CONTINUES))
         }),
         (not_requested, |number| prompt_step(number, 2, 3, CONTINUES)),
-        ("ends with END_STOP and a prompt token", |number| {
+        ("ends with END_STOP on a prompt token", |number| {
             prompt_step(number, 2, 2, proto::End::Stop)
         }),
     ];
