@@ -47,7 +47,7 @@ pub struct LlamaOptions {
     /// for the server: compute threads that compete for a core wait for each other, which is slower.
     pub threads: usize,
     /// Maximum number of tokens in one sequence (prompt plus completion), from 1 to the length that the model was
-    /// trained on. `None` selects the trained length, but at most [`DEFAULT_CONTEXT_LENGTH`]. Every slot uses memory
+    /// trained on. `None` selects the trained length, but at most 2,048. Every slot uses memory
     /// for this many tokens.
     pub context_length: Option<u32>,
 }
